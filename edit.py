@@ -1,0 +1,7 @@
+"""`python edit.py ...` is `unwrap edit ...`."""
+
+import sys
+
+from editors.cli import main
+
+sys.exit(main(["edit", *sys.argv[1:]]))

@@ -1,0 +1,7 @@
+"""`python render.py ...` is `unwrap render ...`."""
+
+import sys
+
+from editors.cli import main
+
+sys.exit(main(["render", *sys.argv[1:]]))

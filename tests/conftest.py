@@ -1,0 +1,100 @@
+"""What every test shares: one thread, no network, real clips where they are, a GPU where there is one."""
+
+from __future__ import annotations
+
+import os
+
+# Both must be in place before torch is imported: small operators on two busy cores run up to 150 times slower without.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+import functools
+import socket
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import jaxtyping
+import pytest
+import torch
+
+torch.set_num_threads(1)
+hypothesis.settings.register_profile("unwrap", deadline=None, derandomize=True, max_examples=50, database=None)
+hypothesis.settings.load_profile("unwrap")
+
+_compile = torch.compile
+
+
+def _compile_unchecked(function: Callable | None = None, **options: Any) -> Callable:
+    """`torch.compile`, with the checks of annotations off inside: the compiler cannot trace through them."""
+    if function is None:
+        return functools.partial(_compile_unchecked, **options)
+    compiled = _compile(function, **options)
+    if isinstance(function, torch.nn.Module):
+        return compiled
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        before = jaxtyping.config.jaxtyping_disable
+        jaxtyping.config.update("jaxtyping_disable", True)
+        try:
+            return compiled(*args, **kwargs)
+        finally:
+            jaxtyping.config.update("jaxtyping_disable", before)
+
+    return call
+
+
+torch.compile = _compile_unchecked
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def _beside_the_checkout(name: str) -> Path:
+    folder = SHARED / name
+    if not folder.is_dir():
+        pytest.skip(f"../shared/{name} is not beside the checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real clips beside the checkout; the test is skipped where it is missing."""
+    return _beside_the_checkout("data")
+
+
+@pytest.fixture(scope="session")
+def shared_weights() -> Path:
+    """The folder of real network weights beside the checkout; the test is skipped where it is missing."""
+    return _beside_the_checkout("weights")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips tests marked `gpu` where there is no CUDA device."""
+    if item.get_closest_marker("gpu") is None:
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of a missing or old driver, which is the answer sought
+        available = torch.cuda.is_available()
+    if not available:
+        pytest.skip("no CUDA device")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_network() -> Iterator[None]:
+    """Fails a test that would leave the machine; sockets between local processes still work."""
+    connect = socket.socket.connect
+
+    def refuse(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6):
+            self.close()
+            raise AssertionError(f"a test opened a network connection to {address}")
+        connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", refuse)
+        patch.setattr(socket.socket, "connect_ex", refuse)
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield

@@ -1,0 +1,7 @@
+"""`python train.py ...` is `unwrap train ...`."""
+
+import sys
+
+from editors.cli import main
+
+sys.exit(main(["train", *sys.argv[1:]]))
