@@ -1,0 +1,69 @@
+"""Ctrl-C and its relatives: the first one asks the work to save and stop, the second one stops it at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+from neural_fields.errors import ExitCode
+
+
+@dataclass
+class StopRequest:
+    """Whether the user, or the system, has asked the work to stop. Loops look at it once per step."""
+
+    requested: int | None = None
+    """Number of the first signal received, or None."""
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """Exit status of a command that saved and stopped: 130 after Ctrl-C, 143 after another signal, else 0."""
+        return ExitCode.OK if self.requested is None else _exit_code(self.requested)
+
+
+def _exit_code(number: int) -> ExitCode:
+    return ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.TERMINATED
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Turns the first SIGINT, SIGTERM or SIGHUP inside the block into a flag; the second ends the process at once.
+
+    It then exits with 130 (SIGINT) or 143. The former handlers are back when the block ends. A signal that the process
+    ignores (`nohup`) stays ignored. Only the main thread can receive signals: in another one the flag is never set.
+
+        with stop_on_signals() as stop:
+            for step in range(steps):
+                ...
+                if stop.requested is not None:
+                    break
+    """
+    request = StopRequest()
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        if request.requested is not None:
+            # Not sys.exit: no clean-up may delay or swallow it. Files are atomic, so what was saved stays whole.
+            os._exit(_exit_code(number))
+        request.requested = number
+
+    former = {}
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for number in _stop_signals():
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    former[number] = signal.signal(number, receive)
+        yield request
+    finally:
+        for number, handler in former.items():
+            # None stands for a handler that was not set from Python and cannot be set again from here.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _stop_signals() -> list[signal.Signals]:
+    names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+    return [getattr(signal, name) for name in names if hasattr(signal, name)]
