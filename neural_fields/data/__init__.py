@@ -1,0 +1,1 @@
+"""Video, flow, masks and synthetic clips."""

@@ -1,0 +1,378 @@
+"""Video files in, through PyAV: what a file holds, and its frames upright as 8 bit RGB.
+
+A foreign file meets FFmpeg only here (and its sound in `encode.py`), behind three fences: an allow-list of demuxers
+and of the one protocol "file" (a script of other files, renamed to .mp4, is refused), the declared lengths checked
+before anything is decoded (FFmpeg reads a cut Matroska file as a shorter film without a word), and one border that
+turns every exception of the parser into a `UserError`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from neural_fields.data.facts import SoundTrack, VideoFacts, check_size, even_timestamps, steady_rate
+from neural_fields.data.lengths import missing_bytes
+from neural_fields.data.tags import SPACES, TRANSFERS, color_tags, to_rgb
+from neural_fields.errors import ExitCode, UserError, bad_input
+
+DEMUXERS = (
+    "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,gif,apng,mxf,nut,ivf,yuv4mpegpipe,h264,hevc,m4v,mpegvideo,dv"
+)
+NO_ROOM_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# These formats count time from wherever the broadcast was; everyone else means zero as zero.
+ARBITRARY_START = {"mpegts", "mpeg"}
+
+
+@contextmanager
+def parser_border(path: str | Path, doing: str) -> Iterator[None]:
+    """Turn whatever FFmpeg raises while `doing` something into a `UserError` that names the file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except MemoryError as error:
+        raise UserError(
+            ExitCode.NO_ROOM, f"not enough memory while {doing}", where=str(path), fix="use a smaller video or --size"
+        ) from error
+    # The border around a foreign parser: mutated files make PyAV raise ten unrelated types, ValueError among them.
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM_ERRNOS:
+            raise UserError(
+                ExitCode.NO_ROOM, f"no space left while {doing}", where=str(path), why=str(error), fix="free some space"
+            ) from error
+        reason = getattr(error, "strerror", None) or str(error) or "no reason given"
+        raise bad_input(
+            f"failed while {doing}",
+            where=str(path),
+            why=f"{type(error).__name__}: {reason}",
+            fix="check that a video player plays it to the end, or convert it again from its origin",
+        ) from error
+
+
+def check_regular(path: Path) -> os.stat_result:
+    """The stat of a file that can be read as a video; `UserError` for anything that cannot (missing, pipe, empty)."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as error:
+        why = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise bad_input(
+            "cannot find the video", where=str(path), why=why, fix="check the name and the folder"
+        ) from error
+    if not stat.S_ISREG(found.st_mode):
+        raise bad_input("the video is not a regular file", where=str(path), fix="save it to a file first")
+    if found.st_size == 0:
+        raise bad_input("the video is empty (0 bytes)", where=str(path), fix="copy or download it again")
+    if not os.access(path, os.R_OK):
+        raise bad_input("no permission to read the video", where=str(path), fix="change its permissions")
+    return found
+
+
+def open_container(path: str | Path) -> Any:
+    """The PyAV container of a local video file; the caller closes it. Raises `UserError`."""
+    # The explicit "file:" keeps names such as "http:x.mp4" or "-i" from meaning anything.
+    with parser_border(path, "opening it as a video"):
+        return av.open(
+            "file:" + os.path.abspath(path),
+            container_options={"format_whitelist": DEMUXERS, "protocol_whitelist": "file"},
+            metadata_errors="replace",
+        )
+
+
+def _is_film(stream: Any) -> bool:
+    """Whether a video stream is a film, not the cover art of a song."""
+    return not bool(stream.disposition & av.stream.Disposition.attached_pic)
+
+
+def _film_stream(container: Any, path: str | Path) -> Any:
+    """The first video stream that is a film."""
+    for stream in container.streams.video:
+        if _is_film(stream) and stream.codec_context is not None:
+            # Slices, not frames: the same frames come out with less delay, and faster at these sizes.
+            stream.thread_type = "SLICE"
+            # A damaged frame is an error to report, not something to paint over.
+            stream.codec_context.options = {"err_detect": "explode"}
+            return stream
+    if len(container.streams) == 0:
+        why = "the file has no index of its streams: its end is missing or the recording was not closed"
+    else:
+        why = "it holds " + ", ".join(f"{s.type} stream {s.index}" for s in container.streams)
+    raise bad_input("no video in the file", where=str(path), why=why, fix="copy or record the file again")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What the packets of a file say without decoding it."""
+
+    pts: tuple[int, ...] | None  # sorted, in ticks; None when only decoding can tell the frames
+    end: Fraction  # seconds: the latest end of any stream
+    sound: tuple[SoundTrack, ...]
+
+
+def _scan_packets(container: Any, film: Any) -> Scan:
+    """Read every packet once."""
+    pts: list[int | None] = []
+    certain = film.codec_context.name != "vp8"  # VP8 stores hidden frames as packets of their own
+    ends: dict[int, Fraction] = {}
+    for packet in container.demux():
+        if packet.size == 0:
+            continue
+        if packet.pts is not None:
+            end = (packet.pts + (packet.duration or 0)) * packet.time_base
+            ends[packet.stream_index] = max(ends.get(packet.stream_index, end), end)
+        if packet.stream_index == film.index:
+            pts.append(packet.pts)
+            certain = certain and packet.pts is not None and not packet.is_discard
+    known = sorted(p for p in pts if p is not None)
+    if not certain or len(set(known)) != len(pts):
+        known = []
+    sound = tuple(
+        SoundTrack(s.index, s.codec_context.codec.canonical_name, float(ends.get(s.index, 0)))
+        for s in container.streams.audio
+        if s.codec_context is not None
+    )
+    return Scan(tuple(known) or None, max(ends.values(), default=Fraction(0)), sound)
+
+
+def _check_length(container: Any, scan: Scan, path: Path, frame: Fraction) -> None:
+    """Refuse a file whose packets end well before its header says: the second fence, for files without lengths."""
+    if container.duration is None or container.format.name.split(",")[0] not in (
+        "mov",
+        "matroska",
+        "avi",
+        "flv",
+        "asf",
+    ):
+        return
+    start = Fraction(container.start_time or 0, 1_000_000)
+    declared = start + Fraction(container.duration, 1_000_000)
+    # Two frames and a tenth: sound frames and rounding to milliseconds make honest files differ by less.
+    if declared - scan.end > 2 * frame + Fraction(1, 10):
+        raise cut_error(path, f"it declares {float(declared):.2f} s and holds {float(scan.end):.2f} s")
+
+
+def cut_error(path: str | Path, why: str) -> UserError:
+    """The error for a file that lacks its end."""
+    return bad_input("the video is cut short", where=str(path), why=why, fix="copy or download the whole file again")
+
+
+def upright(picture: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
+    """The picture [H, W, C] turned as the display matrix (a, b, c, d) asks: x' = a x + c y, y' = b x + d y, y down.
+
+    Only the eight turns and mirrorings that keep pixels whole exist here.
+    """
+    a, b, c, d = matrix
+    if a == 0 and d == 0:
+        picture = picture.swapaxes(0, 1)
+        flip_x, flip_y = c < 0, b < 0
+    else:
+        flip_x, flip_y = a < 0, d < 0
+    return np.ascontiguousarray(picture[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
+
+
+def display_matrix(frame: Any, path: str | Path) -> tuple[int, int, int, int]:
+    """The turn (a, b, c, d) that a frame asks for, each -1, 0 or 1."""
+    for data in frame.side_data:
+        if data.type.name == "DISPLAYMATRIX":
+            values = np.frombuffer(bytes(data), np.int32)
+            a, b, c, d = (int(v) for v in np.rint(values[[0, 1, 3, 4]] / 65536))
+            if sorted((abs(a * d), abs(b * c))) != [0, 1] or max(map(abs, (a, b, c, d))) > 1:
+                raise bad_input(
+                    "the video is turned by an angle that is not a quarter turn",
+                    where=str(path),
+                    why=f"its display matrix is {values.tolist()}",
+                    fix="turn it in a video editor first",
+                )
+            return a, b, c, d
+    return 1, 0, 0, 1
+
+
+def _clockwise(matrix: tuple[int, int, int, int]) -> int:
+    """Degrees clockwise of a turn; of a mirrored one, the turn that follows a left-right mirroring."""
+    a, b, c, d = matrix
+    if a * d - b * c < 0:  # undo the mirroring of x
+        a, b = -a, -b
+    return {(1, 0): 0, (0, 1): 90, (-1, 0): 180, (0, -1): 270}[(a, b)]
+
+
+def _frames(decoder: Iterator[Any], path: str | Path, count: int = 0) -> Iterator[Any]:
+    """Decoded frames in display order, of which the first is number `count`; the last leave the flushed decoder."""
+    while True:
+        with parser_border(path, f"decoding frame {count}"):
+            frame = next(decoder, None)
+        if frame is None:
+            return
+        if frame.is_corrupt:
+            raise bad_input(
+                f"frame {count} of the video is damaged",
+                where=str(path),
+                why="the decoder cannot rebuild it",
+                fix=f"use the frames before it: --frames 0:{count}" if count else "copy the file again",
+            )
+        yield frame
+        count += 1
+
+
+def origin(container: Any) -> Fraction:
+    """The time in seconds that counts as zero."""
+    if container.format.name in ARBITRARY_START and container.start_time:
+        return Fraction(container.start_time, 1_000_000)
+    return Fraction(0)
+
+
+def probe_file(path: Path, sha256: str) -> VideoFacts:
+    """The facts of a video file. Frames are decoded only where packets cannot tell their times. Raises `UserError`."""
+    found = check_regular(path)
+    with open_container(path) as container:
+        film = _film_stream(container, path)
+        if lacking := missing_bytes(path):
+            raise cut_error(path, f"by its own header it lacks {lacking} bytes")
+        check_size(film.codec_context.width, film.codec_context.height, where=str(path))
+        with parser_border(path, "reading the video"):
+            scan = _scan_packets(container, film)
+    with open_container(path) as container:
+        film = _film_stream(container, path)
+        frames = _frames(container.decode(film), path)
+        first = next(frames, None)
+        if first is None:
+            raise bad_input(
+                "the video has no frames", where=str(path), why="at least one is needed", fix="record it again"
+            )
+        trusted = scan.pts is not None and first.pts == scan.pts[0] and not first.interlaced_frame
+        pts = scan.pts if trusted else (first.pts, *(frame.pts for frame in frames))
+        zero, tick = origin(container), Fraction(film.time_base)
+        declared = Fraction(film.average_rate or film.guessed_rate or 0) or None
+        timestamps, time_notes = _timestamps(pts or (), tick, zero, declared)
+        rate, variable = steady_rate(timestamps, tick, declared)
+        _check_length(container, scan, path, 1 / rate)
+        matrix = display_matrix(first, path)
+        notes = (*_notes(container, film, first, matrix), *time_notes)
+        width, height = (first.width, first.height) if matrix[0] else (first.height, first.width)
+        check_size(width, height, where=str(path))
+        return VideoFacts(
+            path=os.path.abspath(path),
+            kind="file",
+            sha256=sha256,
+            bytes=found.st_size,
+            width=width,
+            height=height,
+            frame_count=len(timestamps),
+            rate=rate,
+            time_base=tick,
+            timestamps=timestamps,
+            variable_rate=variable,
+            rotation=_clockwise(matrix),
+            codec=film.codec_context.name,
+            pixel_format=first.format.name,
+            **color_tags(first),
+            sound=scan.sound,
+            notes=notes,
+            pixel_aspect=_pixel_aspect(film, matrix),
+        )
+
+
+def _timestamps(
+    pts: tuple[int | None, ...], tick: Fraction, zero: Fraction, declared: Fraction | None
+) -> tuple[tuple[Fraction, ...], tuple[str, ...]]:
+    """Times in seconds, and what had to be assumed."""
+    known = [p * tick - zero for p in pts if p is not None]
+    if len(known) == len(pts) and all(a < b for a, b in pairwise(known)):
+        return tuple(known), ()
+    rate = declared or Fraction(24)
+    note = f"the file does not give every frame its own time: frames are spaced evenly at {rate} frames a second"
+    return even_timestamps(len(pts), rate), (note,)
+
+
+def _pixel_aspect(film: Any, matrix: tuple[int, int, int, int]) -> Fraction:
+    """Width over height of an upright pixel."""
+    aspect = Fraction(film.sample_aspect_ratio or 1)
+    if aspect <= 0:
+        return Fraction(1)
+    return aspect if matrix[0] else 1 / aspect
+
+
+def _notes(container: Any, film: Any, first: Any, matrix: tuple[int, int, int, int]) -> tuple[str, ...]:
+    """What 8 bit RGB frames of the first film lose against the file, one sentence each."""
+    notes = []
+    depth = max(component.bits for component in first.format.components)
+    if depth > 8:
+        notes.append(f"{depth} bit colour is read as 8 bit")
+    has_alpha = any(component.is_alpha for component in first.format.components)
+    if has_alpha or film.metadata.get("alpha_mode") == "1":
+        notes.append("transparency is left out: the colours under it are read")
+    transfer = TRANSFERS.get(int(first.color_trc))
+    if transfer in ("smpte2084", "arib-std-b67"):
+        notes.append(f"high dynamic range ({transfer}) is read as coded, without tone mapping")
+    if SPACES.get(int(first.colorspace)) in ("ycgco", "bt2020c"):
+        notes.append("its colour matrix is rare and is read as the nearest common one")
+    if first.interlaced_frame:
+        notes.append("it is interlaced: both fields are read as one frame")
+    if matrix[0] * matrix[3] - matrix[1] * matrix[2] < 0:
+        notes.append("it is stored mirrored: frames are read as players show them")
+    if (film.sample_aspect_ratio or 1) not in (0, 1):
+        notes.append(f"its pixels are not square ({film.sample_aspect_ratio}): frames are read pixel for pixel")
+    films = sum(_is_film(s) for s in container.streams.video)
+    if films > 1:
+        notes.append(f"it holds {films} films: the first is read")
+    others = [s.type for s in container.streams if s.type not in ("video", "audio")]
+    if others:
+        notes.append(f"tracks of other kinds are left out: {', '.join(sorted(set(others)))}")
+    return tuple(notes)
+
+
+def file_frames(facts: VideoFacts, frames: range) -> Iterator[np.ndarray]:
+    """Stream the chosen frames, upright uint8 [H, W, 3] at the source's size. Raises `UserError` on a short read."""
+    wanted = iter(frames)
+    target = next(wanted, None)
+    reformatter = VideoReformatter()
+    for index, frame in _from(facts, frames.start):
+        if target is None:
+            return
+        if index < target:
+            continue
+        picture = upright(to_rgb(frame, reformatter), display_matrix(frame, facts.path))
+        if picture.shape[:2] != (facts.height, facts.width):
+            raise bad_input(
+                f"the picture size changes at frame {index}",
+                where=facts.path,
+                why=f"{picture.shape[1]}x{picture.shape[0]} after {facts.width}x{facts.height}",
+                fix=f"use the frames before it: --frames 0:{index}",
+            )
+        yield picture
+        target = next(wanted, None)
+        if target is None:
+            return
+    if target is not None:
+        raise cut_error(facts.path, f"frame {target} of {facts.frame_count} cannot be decoded")
+
+
+def _from(facts: VideoFacts, start: int) -> Iterator[tuple[int, Any]]:
+    """Decoded frames with their index, beginning at or before `start`: a jump to the key frame before it, if exact."""
+    with open_container(facts.path) as container:
+        film = _film_stream(container, facts.path)
+        # Nearer starts are decoded through faster than looked for, and other formats have no list of key frames.
+        if start > 32 and container.format.name.split(",")[0] in ("mov", "matroska"):
+            zero, tick = origin(container), Fraction(film.time_base)
+            with parser_border(facts.path, f"looking for frame {start}"):
+                container.seek(int((facts.timestamps[start] + zero) / tick), stream=film, backward=True)
+                decoder = container.decode(film)
+                first = next(decoder, None)
+            time = first.pts * tick - zero if first is not None and first.pts is not None else None
+            if time in facts.timestamps[: start + 1]:
+                at = facts.timestamps.index(time)
+                yield from enumerate(_frames(chain([first], decoder), facts.path, at), at)
+                return
+    with open_container(facts.path) as container:
+        yield from enumerate(_frames(container.decode(_film_stream(container, facts.path)), facts.path))

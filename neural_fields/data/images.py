@@ -1,0 +1,282 @@
+"""Folders of numbered pictures as video: 00000.png, 00001.png, ... in the order of their numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from neural_fields.data.decode import parser_border
+from neural_fields.data.facts import DEFAULT_RATE, LARGEST_AREA, VideoFacts, check_size, even_timestamps
+from neural_fields.errors import bad_input
+from neural_fields.pictures import FORMATS, read_picture
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
+_ORIENTATION = 0x0112
+_DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+def is_image(path: Path) -> bool:
+    """Whether the name is that of a picture we read."""
+    return path.suffix.lower() in SUFFIXES
+
+
+def list_images(source: Path) -> list[Path]:
+    """The pictures of a folder in the order of their numbers; a picture alone is a list of one.
+
+    Raises `UserError` when there is none, when numbers are missing or double, or when two sequences share the folder.
+    """
+    if not source.is_dir():
+        return [source]
+    try:
+        found = [p for p in source.iterdir() if is_image(p) and not p.name.startswith(".") and p.is_file()]
+    except OSError as error:
+        raise bad_input("the folder cannot be read", where=str(source), why=str(error)) from error
+    if not found:
+        raise bad_input(
+            "no pictures in the folder",
+            where=str(source),
+            why=f"expected numbered files ending in {', '.join(sorted(SUFFIXES))}",
+            fix="name the folder that holds the frames",
+        )
+    if len(found) == 1:
+        return found
+    numbers = {path: _number(path) for path in found}
+    _check_names(source, numbers)
+    return sorted(found, key=lambda path: numbers[path][1])
+
+
+def _number(path: Path) -> tuple[str, int]:
+    """The text before the last number in a file name, and that number."""
+    match = re.fullmatch(r"(.*?)([0-9]+)", path.stem, flags=re.DOTALL)
+    if match is None:
+        raise bad_input(
+            f"the picture {path.name!r} has no number at the end of its name",
+            where=str(path.parent),
+            why="frames are ordered by their numbers, as in 00000.png, 00001.png",
+            fix="rename it, or move it out of the folder",
+        )
+    return match[1], int(match[2])
+
+
+def _check_names(source: Path, numbers: dict[Path, tuple[str, int]]) -> None:
+    """Refuse two sequences in one folder, double numbers and gaps, naming the files."""
+    prefixes = {prefix: path.name for path, (prefix, _) in sorted(numbers.items())}
+    if len(prefixes) > 1:
+        raise bad_input(
+            "several sequences of pictures in one folder",
+            where=str(source),
+            why="for example " + " and ".join(repr(name) for name in list(prefixes.values())[:3]),
+            fix="put each sequence into a folder of its own",
+        )
+    by_number: dict[int, str] = {}
+    for path, (_, number) in sorted(numbers.items()):
+        if number in by_number:
+            raise bad_input(
+                f"two pictures have the number {number}",
+                where=str(source),
+                why=f"{by_number[number]!r} and {path.name!r}",
+                fix="move one of them out of the folder",
+            )
+        by_number[number] = path.name
+    order = sorted(by_number)
+    gaps = [(a, b) for a, b in pairwise(order) if b != a + 1]
+    if gaps:
+        shown = "; ".join(f"between {by_number[a]!r} and {by_number[b]!r}, {b - a - 1} missing" for a, b in gaps[:5])
+        raise bad_input(
+            f"pictures are missing in the sequence ({len(gaps)} gap{'s' if len(gaps) > 1 else ''})",
+            where=str(source),
+            why=shown,
+            fix="add the missing frames, or renumber the files without gaps",
+        )
+
+
+def _upright_size(path: Path) -> tuple[int, int]:
+    """Width and height of a picture as it will be read, from its header alone."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            return (height, width) if turned else (width, height)
+    except (*_DAMAGED, UnidentifiedImageError):
+        picture = read_picture(path, LARGEST_AREA)  # says in a sentence what is wrong
+        return picture.size
+
+
+def _check_sizes(paths: Sequence[Path]) -> tuple[int, int]:
+    """The size that all pictures share."""
+    sizes = [_upright_size(path) for path in paths]
+    common, _ = Counter(sizes).most_common(1)[0]
+    others = [f"{p.name!r} is {w}x{h}" for p, (w, h) in zip(paths, sizes, strict=True) if (w, h) != common]
+    if others:
+        raise bad_input(
+            f"the pictures differ in size ({len(others)} of {len(paths)})",
+            where=str(paths[0].parent),
+            why=f"{', '.join(others[:5])}; the others are {common[0]}x{common[1]}",
+            fix="scale them to one size",
+        )
+    check_size(*common, where=str(paths[0]))
+    return common
+
+
+def hash_images(paths: Sequence[Path]) -> str:
+    """SHA-256 of the list of names and contents."""
+    whole = hashlib.sha256()
+    for path in paths:
+        try:
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise bad_input("a picture cannot be read", where=str(path), why=str(error)) from error
+        whole.update(os.fsencode(path.name) + b"\0" + content.encode() + b"\n")
+    return whole.hexdigest()
+
+
+def read_frame(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    """A picture as uint8 [H, W, 3], upright, and what was lost on the way. Raises `UserError`."""
+    plain = _plain_rgb(path)
+    if plain is not None:
+        return plain, ()
+    picture = read_picture(path, LARGEST_AREA)
+    notes = list(picture.notes)
+    if picture.bits > 8:
+        notes.append(f"{picture.bits} bit colour is read as 8 bit")
+    if picture.had_alpha:
+        notes.append("transparency is left out: the colours under it are read")
+    return np.rint(picture.rgba[..., :3] * 255).astype(np.uint8), tuple(notes)
+
+
+def _plain_rgb(path: Path) -> np.ndarray | None:
+    """The quick way for 8 bit RGB without profile or rotation; None for every other picture."""
+    try:
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
+            if image.mode != "RGB" or image.info.get("icc_profile") or getattr(image, "n_frames", 1) > 1:
+                return None
+            if image.width * image.height > LARGEST_AREA or image.getexif().get(_ORIENTATION, 1) != 1:
+                return None
+            if image.has_transparency_data or (image.format == "PNG" and _png_depth(path) != 8):
+                return None
+            return np.array(image)
+    except (*_DAMAGED, UnidentifiedImageError):
+        return None  # `read_picture` looks again and says what is wrong
+
+
+def _png_depth(path: Path) -> int:
+    with path.open("rb") as file:
+        return file.read(25)[24]
+
+
+def probe_images(source: Path, rate: Fraction | None) -> VideoFacts:
+    """The facts of a folder of numbered pictures (or of one picture). Raises `UserError`."""
+    paths = list_images(source)
+    width, height = _check_sizes(paths)
+    _, notes = read_frame(paths[0])
+    if rate is None:
+        notes = (*notes, f"pictures carry no rate: {DEFAULT_RATE} frames a second are assumed")
+    rate = rate or DEFAULT_RATE
+    return VideoFacts(
+        path=os.path.abspath(source),
+        kind="images",
+        sha256=hash_images(paths),
+        bytes=sum(path.stat().st_size for path in paths),
+        width=width,
+        height=height,
+        frame_count=len(paths),
+        rate=rate,
+        time_base=1 / rate,
+        timestamps=even_timestamps(len(paths), rate),
+        variable_rate=False,
+        rotation=0,
+        codec=paths[0].suffix.lower().lstrip("."),
+        pixel_format="rgb24",
+        color_space=None,
+        primaries=None,
+        transfer=None,
+        range=None,
+        sound=(),
+        notes=notes,
+    )
+
+
+def image_frames(facts: VideoFacts, frames: range) -> Iterator[np.ndarray]:
+    """Stream the chosen pictures, upright uint8 [H, W, 3]. Raises `UserError` when the folder changed since."""
+    paths = list_images(Path(facts.path))
+    if len(paths) != facts.frame_count:
+        raise bad_input(
+            "the folder of frames changed",
+            where=facts.path,
+            why=f"{len(paths)} pictures now, {facts.frame_count} before",
+            fix="put the frames back, or train again with --out NEW",
+        )
+    for index in frames:
+        picture, _ = read_frame(paths[index])
+        if picture.shape[:2] != (facts.height, facts.width):
+            raise bad_input(
+                "a picture has another size",
+                where=str(paths[index]),
+                why=f"{picture.shape[1]}x{picture.shape[0]} instead of {facts.width}x{facts.height}",
+                fix="scale it to the size of the others",
+            )
+        yield picture
+
+
+def write_images(path: Path, pictures: Iterator[np.ndarray]) -> None:
+    """A folder of 00000.png, 00001.png, ...; an earlier one is replaced only if it holds nothing else.
+
+    `pictures` are uint8 [H, W, 3 or 4]. Raises `UserError`.
+    """
+    if path.exists():
+        foreign = sorted(p.name for p in path.iterdir() if not re.fullmatch(r"\d{5,}\.png", p.name))
+        if foreign:
+            raise bad_input(
+                "the folder holds other files too", where=str(path), why=repr(foreign[0]), fix="use another --out"
+            )
+    with parser_border(path, "writing pictures"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=".unwrap-part-", dir=path.parent))
+    try:
+        for index, picture in enumerate(pictures):
+            order = cv2.COLOR_RGBA2BGRA if picture.shape[2] == 4 else cv2.COLOR_RGB2BGR
+            _, data = cv2.imencode(".png", cv2.cvtColor(picture, order), [cv2.IMWRITE_PNG_COMPRESSION, 1])
+            with parser_border(path, "writing pictures"), (part / f"{index:05d}.png").open("wb") as file:
+                file.write(data)
+        with parser_border(path, "writing pictures"):
+            for done in part.iterdir():  # together at the end, so that the disk can order them
+                _sync(done)
+            part.chmod(0o755)
+            _put_in_place(part, path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _sync(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _put_in_place(part: Path, path: Path) -> None:
+    """Rename a folder to `path`; the one that was there goes only after the new one stands."""
+    if not path.exists():
+        os.replace(part, path)
+        return
+    old = part.with_name(part.name + "-old")
+    os.replace(path, old)
+    try:
+        os.replace(part, path)
+    except OSError:
+        os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

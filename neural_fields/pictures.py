@@ -1,0 +1,320 @@
+"""Reading pictures that other programs wrote: the one place where a foreign picture file is parsed.
+
+A picture is checked before it is decoded (format, pixel count), decoded at its full depth, turned upright once, and
+brought to sRGB with straight alpha. Whatever was converted on the way is said in `Picture.notes`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import Float, Shaped
+from PIL import Image, ImageCms, JpegImagePlugin, UnidentifiedImageError
+
+from neural_fields.errors import ExitCode, UserError, bad_input
+
+FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP")
+MAX_PIXELS = 256_000_000
+MAX_BYTES = 1 << 30
+_ORIENTATION = 0x0112
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_EXTRA, _TIFF_PLANAR, _TIFF_FORMAT = 258, 262, 338, 284, 339
+_SAVE_AGAIN = "save it again as PNG, JPEG, TIFF or WebP with 8 or 16 bits per channel"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture: sRGB colours and straight alpha.
+
+    Attributes:
+        rgba: float32 [h, w, 4] in [0, 1].
+        had_alpha: whether the file stores alpha (otherwise alpha is one).
+        lossy: whether the file's compression changes colours (JPEG, lossy WebP).
+        bits: bits per channel that were kept (8 or 16).
+        quantisation: the JPEG quantisation tables, when the file is a JPEG that can be imitated exactly.
+        subsampling: the JPEG chroma subsampling as Pillow numbers it (0 is 4:4:4), -1 where unknown.
+        notes: what was converted or dropped, one sentence each.
+        source: file name; sha256: of the file; kind: "PNG", "JPEG", "TIFF", "WEBP" or "BMP".
+    """
+
+    rgba: Float[np.ndarray, "height width 4"]
+    had_alpha: bool
+    lossy: bool
+    bits: int = 8
+    quantisation: dict[int, tuple[int, ...]] | None = None
+    subsampling: int = -1
+    notes: tuple[str, ...] = ()
+    source: str = ""
+    sha256: str = ""
+    kind: str = ""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height)."""
+        return self.rgba.shape[1], self.rgba.shape[0]
+
+
+def read_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
+    """The picture in a PNG, JPEG, TIFF, WebP or BMP file.
+
+    Args:
+        path: the file.
+        max_pixels: refuse a larger picture before decoding it. A caller that knows what to expect should say so.
+
+    Raises:
+        UserError: missing, empty, damaged or unsupported file (exit 3), too many pixels (7), not enough memory (4).
+    """
+    path = Path(path)
+    data = _read_bytes(path)
+    # The one border around foreign parsers: Pillow and OpenCV answer damaged files with a dozen exception types.
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                _check_pixels(path, image.size, max_pixels)
+                return _decode(image, data, path)
+    except UserError:
+        raise
+    except Image.DecompressionBombError as problem:
+        raise _too_large(path, str(problem), max_pixels) from problem
+    except MemoryError as problem:
+        raise UserError(
+            ExitCode.NO_ROOM, f"not enough memory to open {path.name}", where=str(path), fix="save it at a smaller size"
+        ) from problem
+    except UnidentifiedImageError as problem:
+        raise bad_input(
+            f"{path.name} is not a picture that can be read",
+            where=str(path),
+            why=f"expected one of {', '.join(FORMATS)}; its content is none of them, whatever its name says",
+            fix=_SAVE_AGAIN,
+        ) from problem
+    except Exception as problem:
+        raise bad_input(
+            f"{path.name} is damaged and cannot be read",
+            where=str(path),
+            why=str(problem).splitlines()[0] if str(problem) else type(problem).__name__,
+            fix=_SAVE_AGAIN,
+        ) from problem
+
+
+def png_bytes(rgba: Float[np.ndarray, "height width channels"], bits: int = 8) -> bytes:
+    """A PNG file of an RGB or RGBA picture in [0, 1] (straight alpha) with 8 or 16 bits per channel."""
+    scale = 255 if bits == 8 else 65535
+    values = np.rint(np.clip(rgba, 0, 1) * scale).astype(np.uint8 if bits == 8 else np.uint16)
+    order = cv2.COLOR_RGBA2BGRA if rgba.shape[2] == 4 else cv2.COLOR_RGB2BGR
+    done, encoded = cv2.imencode(".png", cv2.cvtColor(values, order), [cv2.IMWRITE_PNG_COMPRESSION, 4])
+    if not done:
+        raise ValueError(f"a picture of shape {rgba.shape} cannot be written as PNG")
+    return encoded.tobytes()
+
+
+def premultiplied(rgba: Float[np.ndarray, "height width 4"]) -> Float[np.ndarray, "height width 4"]:
+    """Colours multiplied by alpha: the only form that may be averaged or resampled."""
+    return np.concatenate([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], axis=-1)
+
+
+def straight(rgba: Float[np.ndarray, "height width 4"]) -> Float[np.ndarray, "height width 4"]:
+    """The inverse of `premultiplied`; where alpha is zero the colour is black."""
+    alpha = rgba[..., 3:]
+    colour = np.where(alpha > 1e-6, rgba[..., :3] / np.maximum(alpha, 1e-6), 0)
+    return np.concatenate([np.clip(colour, 0, 1), np.clip(alpha, 0, 1)], axis=-1).astype(np.float32)
+
+
+def resize(
+    image: Float[np.ndarray, "height width channels"], size: tuple[int, int]
+) -> Float[np.ndarray, "rows columns channels"]:
+    """Resample to (width, height) keeping the extent: averaging when smaller, bilinear when larger.
+
+    A picture with alpha has to be premultiplied before.
+    """
+    height, width = image.shape[:2]
+    if (width, height) == size:
+        return image
+    shrinks = size[0] * size[1] < width * height
+    resized = cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return resized.reshape(size[1], size[0], -1)  # OpenCV drops a single channel
+
+
+def _read_bytes(path: Path) -> bytes:
+    if not path.exists():
+        raise bad_input(f"there is no file {path}", where=str(path), fix="check the spelling of the path")
+    if not path.is_file():
+        raise bad_input(f"{path} is not a file", where=str(path), why="expected one picture file")
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise UserError(
+                ExitCode.UNSAFE_FILE,
+                f"{path.name} has {size} bytes, more than the {MAX_BYTES} that are accepted",
+                where=str(path),
+                fix=_SAVE_AGAIN,
+            )
+        data = path.read_bytes()
+    except OSError as problem:
+        raise bad_input(f"{path.name} cannot be read: {problem.strerror}", where=str(path)) from problem
+    if not data:
+        raise bad_input(f"{path.name} is empty", where=str(path), fix=_SAVE_AGAIN)
+    return data
+
+
+def _too_large(path: Path, size: str, limit: int) -> UserError:
+    return UserError(
+        ExitCode.UNSAFE_FILE,
+        f"{path.name} was not opened: its pixel count is over the limit",
+        where=str(path),
+        why=f"{size}; at most {limit / 1e6:.4g} megapixels are accepted here",
+        fix="save it at a smaller size",
+    )
+
+
+def _check_pixels(path: Path, size: tuple[int, int], limit: int) -> None:
+    width, height = size
+    if width * height > limit:
+        raise _too_large(path, f"the file declares {width} x {height} = {width * height / 1e6:.4g} megapixels", limit)
+
+
+def _decode(image: Image.Image, data: bytes, path: Path) -> Picture:
+    notes: list[str] = []
+    kind = image.format
+    if getattr(image, "n_frames", 1) > 1:
+        notes.append(f"{image.n_frames} pictures in the file: the first is used")  # type: ignore[attr-defined]
+    bits = _bits(image, data)
+    if bits > 16 or image.mode in ("I", "F"):
+        raise bad_input(
+            f"{path.name} stores {max(bits, 32)} bits per channel",
+            where=str(path),
+            why="expected 8 or 16 whole-number bits per channel",
+            fix=_SAVE_AGAIN,
+        )
+    # Pillow and OpenCV both turn a TIFF upright while they decode it, and no other format.
+    orientation = image.getexif().get(_ORIENTATION, 1) if kind != "TIFF" else 1
+    tables, subsampling = _jpeg_tables(image)
+    # Pillow decodes everything first, 16 bit included: it notices a file that ends early, OpenCV does not.
+    image.load()
+    rgba = _deep_rgba(image, data, notes) if bits == 16 else None
+    if rgba is None:
+        rgba, bits = _pillow_rgba(image, notes), 8
+    if orientation in range(2, 9):
+        rgba = _upright(rgba, orientation)
+        notes.append("turned upright as its EXIF orientation asks")
+        tables = None  # the blocks of the file are not the blocks of the upright picture
+    return Picture(
+        rgba=np.ascontiguousarray(rgba, dtype=np.float32),
+        had_alpha=image.has_transparency_data,
+        lossy=kind in ("JPEG", "MPO") or (kind == "WEBP" and b"VP8 " in data[12:4096]),
+        bits=bits,
+        quantisation=tables,
+        subsampling=subsampling,
+        notes=tuple(notes),
+        source=path.name,
+        sha256=hashlib.sha256(data).hexdigest(),
+        kind="JPEG" if kind == "MPO" else str(kind),
+    )
+
+
+def _bits(image: Image.Image, data: bytes) -> int:
+    """Bits per channel as the file states them."""
+    if image.format == "PNG" and data[12:16] == b"IHDR":
+        return data[24]
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(_TIFF_BITS, (1,)))  # type: ignore[attr-defined]
+    return 8
+
+
+def _jpeg_tables(image: Image.Image) -> tuple[dict[int, tuple[int, ...]] | None, int]:
+    if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
+        return None, -1
+    tables = {index: tuple(table) for index, table in image.quantization.items()}  # type: ignore[attr-defined]
+    return tables, JpegImagePlugin.get_sampling(image)
+
+
+def _deep_rgba(image: Image.Image, data: bytes, notes: list[str]) -> np.ndarray | None:
+    """All 16 bits of a PNG or TIFF; None where only 8 bits can be read (said in the notes)."""
+    if image.info.get("icc_profile") and not _is_srgb(image.info["icc_profile"]):
+        notes.append("16-bit picture with a colour profile: converted to sRGB at 8 bits per channel")
+        return None
+    if image.mode.startswith("I;16"):
+        gray = np.asarray(image).astype(np.float32) / 65535
+        clear = image.info.get("transparency")
+        alpha = np.ones_like(gray) if clear is None else (np.asarray(image) != clear).astype(np.float32)
+        notes.append("gray picture: used as RGB")
+        return np.stack([gray, gray, gray, alpha], axis=-1)
+    plain = image.format == "PNG" or (
+        image.tag_v2.get(_TIFF_PHOTOMETRIC) == 2 and image.tag_v2.get(_TIFF_PLANAR, 1) == 1  # type: ignore[attr-defined]
+    )
+    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if plain else None
+    if values is None or values.dtype != np.uint16 or values.ndim != 3 or values.shape[2] not in (3, 4):
+        notes.append("16-bit picture of an unusual layout: read at 8 bits per channel")
+        return None
+    rgba = cv2.cvtColor(values, cv2.COLOR_BGRA2RGBA if values.shape[2] == 4 else cv2.COLOR_BGR2RGBA)
+    rgba = rgba.astype(np.float32) / 65535
+    associated = image.format == "TIFF" and 1 in image.tag_v2.get(_TIFF_EXTRA, ())  # type: ignore[attr-defined]
+    return straight(rgba) if associated else rgba
+
+
+def _pillow_rgba(image: Image.Image, notes: list[str]) -> np.ndarray:
+    """The 8-bit picture as RGBA in sRGB, from any mode Pillow reads."""
+    if image.mode not in ("RGB", "RGBA"):
+        names = {"1": "1-bit", "L": "gray", "LA": "gray", "P": "palette", "PA": "palette", "I;16": "gray"}
+        notes.append(f"{names.get(image.mode, image.mode)} picture: used as RGB")
+    if image.mode.startswith("I;16"):
+        gray = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        gray.info = dict(image.info)
+        image = gray
+    profile = image.info.get("icc_profile")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        alpha = np.asarray(image.getchannel("A"))
+    else:
+        alpha = np.full((image.height, image.width), 255, np.uint8)
+    rgb = np.asarray(_to_srgb(image, profile, notes))
+    return np.concatenate([rgb, alpha[..., None]], axis=-1).astype(np.float32) / 255
+
+
+def _is_srgb(profile: bytes) -> bool:
+    try:
+        return "srgb" in ImageCms.getProfileDescription(io.BytesIO(profile)).lower()
+    except (ImageCms.PyCMSError, OSError):
+        return False
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
+    """An RGB image in sRGB. A profile that cannot be used is ignored with a note."""
+    if image.mode == "LAB":
+        return _through_profiles(image, ImageCms.createProfile("LAB"))
+    plain = image if image.mode in ("L", "CMYK") else image.convert("RGB")
+    if not profile or _is_srgb(profile):
+        return plain.convert("RGB")
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        name = ImageCms.getProfileDescription(source).strip() or "unnamed"
+        space = source.profile.xcolor_space.strip()
+        ready = plain if (plain.mode, space) in (("L", "GRAY"), ("CMYK", "CMYK")) else plain.convert("RGB")
+        result = _through_profiles(ready, source)
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        notes.append("its colour profile is damaged or does not fit the picture: ignored, taken as sRGB")
+        return plain.convert("RGB")
+    notes.append(f"converted from its colour profile '{name}' to sRGB")
+    return result
+
+
+def _through_profiles(image: Image.Image, source: ImageCms.ImageCmsProfile | ImageCms.core.CmsProfile) -> Image.Image:
+    result = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    if result is None:
+        raise ValueError("the colours were not converted")
+    return result
+
+
+def _upright(pixels: Shaped[np.ndarray, "height width channels"], orientation: int) -> np.ndarray:
+    """The picture turned as EXIF orientation 2 to 8 asks."""
+    turned = pixels.transpose(1, 0, 2) if orientation >= 5 else pixels
+    if orientation in (2, 3, 6, 7):
+        turned = turned[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        turned = turned[::-1]
+    return turned
