@@ -1,0 +1,95 @@
+"""The hash grid on tiny-cuda-nn: the only file that imports `tinycudann`, and only when a grid runs on a GPU.
+
+The native encoding is used as a function: it is built once for each shape, its own parameters are dropped, and the flat
+vector of `HashGrid` is handed in at every call. So the state dict is the same with and without tiny-cuda-nn.
+"""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from neural_fields.encodings.hash_layout import HashGridConfig
+from neural_fields.errors import ExitCode, UserError
+
+NEEDED_DEVICE = "cuda"
+
+
+def _options(config: HashGridConfig) -> dict[str, Any]:
+    """The `encoding_config` of tiny-cuda-nn."""
+    return {
+        "otype": "HashGrid",
+        "n_levels": config.n_levels,
+        "n_features_per_level": config.n_features,
+        "log2_hashmap_size": config.log2_table,
+        "base_resolution": config.base_resolution,
+        "per_level_scale": config.growth,
+        "interpolation": config.interpolation.capitalize(),
+    }
+
+
+@functools.cache
+def _probe() -> tuple[ModuleType | None, str]:
+    """The imported module, or the reason why there is none. Asked once in a process."""
+    try:
+        import tinycudann
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "tinycudann":
+            return None, "tiny-cuda-nn is not installed"
+        return None, f"tiny-cuda-nn is installed but does not load: {error}"
+    except OSError as error:  # what it raises without a GPU, or when built for another GPU
+        return None, f"tiny-cuda-nn is installed but does not work here: {error}"
+    return tinycudann, ""
+
+
+def unavailable_reason(device: torch.device) -> str:
+    """One sentence on why tiny-cuda-nn cannot run on `device`; empty when it can.
+
+    On any device but a GPU the answer is given without importing tiny-cuda-nn.
+    """
+    if device.type != NEEDED_DEVICE:
+        return "tiny-cuda-nn needs a CUDA GPU"
+    return _probe()[1]
+
+
+@functools.lru_cache(maxsize=32)
+def _native(in_dim: int, config: HashGridConfig, device: torch.device) -> tuple[nn.Module, int]:
+    """The native encoding without its parameters, and how many it wants. One for each shape and device."""
+    module, reason = _probe()
+    if module is None:
+        what, fix = "the hash grid back end 'tcnn' does not work here", "set the back end to auto"
+        raise UserError(ExitCode.USAGE, what, where="encoding.backend", why=reason, fix=fix)
+    with torch.inference_mode(False):  # kept for later calls, which may need gradients
+        native = module.Encoding(in_dim, _options(config), dtype=torch.float32)
+        wanted = native.params.numel()
+        native.params = nn.Parameter(torch.empty(0, device=device))
+    return native, wanted
+
+
+def encode(
+    x: Float[Tensor, "points in_dim"], params: Float[Tensor, " size"], in_dim: int, config: HashGridConfig
+) -> Float[Tensor, "points features"]:
+    """Features of the points in [0, 1] from the flat `params`, in float32.
+
+    Gradients reach x and params. Gradients of the gradient by x exist, those of the gradient by params do not.
+
+    Raises:
+        UserError: this build of tiny-cuda-nn lays the grid out in another way.
+    """
+    with torch.cuda.device_of(x):  # the native code works on the current device
+        native, wanted = _native(in_dim, config, x.device)
+        if wanted != params.numel():
+            raise UserError(
+                ExitCode.USAGE,
+                f"this tiny-cuda-nn wants {wanted:,} parameters for the grid, the fit has {params.numel():,}",
+                where="encoding.backend",
+                why="the two lay out some level with different resolutions",
+                fix="set the back end to torch",
+            )
+        features = torch.func.functional_call(native, {"params": params}, (x.float(),))
+    return features[: len(x), : config.n_levels * config.n_features].float()
