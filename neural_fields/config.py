@@ -1,7 +1,7 @@
 """Every setting of a fit: defaults here, what a method changes in `configs/<preset>.yaml`, experiments as flags.
 
 Lengths called "pixels" are pixels of the frames at the size of the fit; times are steps of the `final` quality and are
-scaled with the number of steps for the others. This module imports no heavy package.
+fitted to the number of steps for the others (`scale_steps`). This module imports no heavy package.
 """
 
 from __future__ import annotations
@@ -298,18 +298,25 @@ def frames_per_step(training: Training, frame_count: int, pixels_a_frame: int) -
 
 
 def scale_steps(config: Config, total: int) -> Config:
-    """The config with every `..._until` and release step scaled from the `final` number of steps to `total`."""
+    """The config for a fit of `total` steps instead of the `final` number.
+
+    A release is scaled with the steps. An `..._until` stays, but comes at the latest after a quarter of the fit: what
+    these terms teach in the beginning takes its steps, and a fit that scaled them down would swap its layers.
+    """
     final = config.training.quality_steps[2]
     if not final or final == total:
         return config
 
     def scaled(step: int) -> int:
-        return max(1, round(step * total / final)) if step else 0  # an end at 0 would mean: never
+        return round(step * total / final)
+
+    def within_a_quarter(step: int) -> int:
+        return min(step, -(-total // 4))
 
     terms = replace(
         config.terms,
-        mask_until=scaled(config.terms.mask_until),
-        global_rigidity_until=scaled(config.terms.global_rigidity_until),
+        mask_until=within_a_quarter(config.terms.mask_until),
+        global_rigidity_until=within_a_quarter(config.terms.global_rigidity_until),
     )
     mapping = config.mapping
     if isinstance(mapping, HashMapping):

@@ -263,6 +263,7 @@ def _add_film(out: Any, job: _Job, first: np.ndarray) -> tuple[Any, ColorTags]:
         options = {"crf": str(job.crf), "preset": job.preset}
     stream = out.add_stream(codec.encoder, rate=facts.rate, options=options)
     context = stream.codec_context
+    context.thread_type = "FRAME" if codec.encoder == "libx264" else "AUTO"  # x264 is slower with threads by slices
     context.width, context.height = width, height
     context.pix_fmt = codec.alpha_pixels if channels == 4 else codec.pixels
     if context.pix_fmt == "yuv420p" and (width % 2 or height % 2):

@@ -1,0 +1,116 @@
+"""Editing a run from Python: what `unwrap edit` does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from editors.frame import FrameMaps, lift_frame
+from editors.image import overlay_from_canonical
+from editors.stack import add_edit
+from neural_fields import canonical
+from neural_fields.baking import Maps
+from neural_fields.canonical import Overlay
+from neural_fields.data.video import source_frames
+from neural_fields.edits import Edit
+from neural_fields.errors import bad_input
+from neural_fields.locking import lock
+from neural_fields.output import source_facts
+from neural_fields.pictures import Picture, read_picture
+from neural_fields.run import Run
+
+
+@dataclass(frozen=True)
+class Made:
+    """An edit that was added, and what the user should know about it."""
+
+    edit: Edit
+    notes: tuple[str, ...]
+
+
+def edit(
+    run: Run | str | Path,
+    image: str | Path,
+    *,
+    layer: str | None = None,
+    frame: int | None = None,
+    name: str | None = None,
+) -> Made:
+    """Adds an edit to a run's stack: a painted canonical picture of `layer`, or a painted `frame` of the video.
+
+    Args:
+        image: a picture in any common format, of the aspect of the canonical picture or of the frame.
+        layer: the layer it belongs to; with `frame` it may be left out, then the layer that shows most is taken.
+        frame: number of the frame in the source video, 0 is the first.
+        name: of the edit; by default that of the picture.
+
+    Raises:
+        UserError: unknown layer or frame, a picture that does not fit or shows no change, a damaged run.
+    """
+    run = run if isinstance(run, Run) else Run.open(Path(run))
+    maps = Maps.open(run)
+    if layer is not None and layer not in maps.layers:
+        raise bad_input(
+            f"there is no layer '{layer}'",
+            where=str(run.canonical),
+            why=f"the layers of this run, front to back: {', '.join(maps.layers)}",
+            fix=f"--layer {maps.layers[0]}",
+        )
+    painted = read_picture(image, max_pixels=_most_pixels(run, maps, layer if frame is None else None))
+    if frame is not None:
+        overlays = dict(_from_frame(run, maps, painted, frame, layer))
+    elif layer is not None:
+        base = canonical.base_for(run.canonical, layer, painted)
+        overlays = {layer: overlay_from_canonical(painted, base)}
+    else:
+        raise ValueError("an edit needs a layer, a frame, or both")
+    notes = tuple(dict.fromkeys(note for overlay in overlays.values() for note in overlay.notes))
+    facts = {
+        "editor": "image" if frame is None else "frame",
+        "source": {"file": Path(image).name, "sha256": painted.sha256},
+        "frame": frame,
+        "notes": list(notes),
+    }
+    with lock(run):
+        return Made(add_edit(run, name or Path(image).stem, overlays, facts), notes)
+
+
+def _most_pixels(run: Run, maps: Maps, layer: str | None) -> int:
+    """How large a painted picture may be: 16 times the picture it was painted on, so that bombs are refused early."""
+    if layer is not None:
+        width, height = canonical.pristine(run.canonical, layer).size
+    else:
+        facts, _ = source_facts(run)
+        width, height = facts.width, facts.height
+    return max(16_000_000, 16 * width * height)
+
+
+def _from_frame(run: Run, maps: Maps, painted: Picture, frame: int, layer: str | None) -> dict[str, Overlay]:
+    """The overlay that a painted frame of the source asks for."""
+    facts, chosen = source_facts(run)
+    if frame not in chosen:
+        raise bad_input(
+            f"frame {frame} is not part of this run",
+            why=f"it was fitted to frames {chosen[0]} to {chosen[-1]}"
+            + (f", every {chosen.step}th" if chosen.step > 1 else ""),
+            fix=f"--frame {min(chosen, key=lambda k: abs(k - frame))}",
+        )
+    source = next(iter(source_frames(facts, range(frame, frame + 1))))
+    return dict(lift_frame(painted, source, frame_maps(run, maps, chosen.index(frame), source), layer))
+
+
+def frame_maps(run: Run, maps: Maps, t: int, source: np.ndarray) -> FrameMaps:
+    """The baked maps of the run's frame `t` at the size of its source frame."""
+    size = (source.shape[1], source.shape[0])
+    layers = range(len(maps.layers))
+    pictures = [canonical.pristine(run.canonical, name) for name in maps.layers]
+    return FrameMaps(
+        names=maps.layers,
+        uv=np.stack([maps.uv(t, i, size) for i in layers]),
+        weight=maps.weight(t, size),
+        gain=np.stack([maps.gain(t, i, size) for i in layers]),
+        boxes=[picture.box for picture in pictures],
+        sizes=[picture.size for picture in pictures],
+    )

@@ -1,0 +1,239 @@
+"""`unwrap`: all commands in one program. The editing ones are here, the others in `neural_fields.cli`."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import Positional
+
+from neural_fields import cli as base
+from neural_fields.config_loader import nearest
+from neural_fields.errors import ExitCode, UserError
+from neural_fields.threads import prepare_threads
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Take an edit: a painted canonical picture (--layer) or a painted frame of the video (--frame)."""
+
+    run: Positional[Path]
+    """The run's folder."""
+    image: Positional[Path]
+    """The picture, in any common format."""
+    layer: str | None = None
+    """The layer whose canonical picture was painted; with --frame, the layer that takes the change."""
+    frame: int | None = None
+    """The number of the painted frame; 0 is the first."""
+    name: str | None = None
+    """Name of the edit (default: that of the picture)."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True)
+class Edits:
+    """List the edits of a run, oldest first."""
+
+    run: Positional[Path]
+    """The run's folder."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True)
+class Undo:
+    """Take the newest edit off. It stays on disk."""
+
+    run: Positional[Path]
+    """The run's folder."""
+
+
+@dataclass(frozen=True)
+class Redo:
+    """Bring the edit back that was undone last."""
+
+    run: Positional[Path]
+    """The run's folder."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The whole job on a clip that the program makes itself: fit, paint, render, and measure the drift of the mark."""
+
+    out: Path = Path("demo")
+    """Where the demonstration goes."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def run_edit(command: Edit, extra: list[str]) -> int:
+    """`unwrap edit`."""
+    base.overrides_refused(extra, command)
+    from editors.api import edit
+    from neural_fields.run import Run
+
+    if command.layer is None and command.frame is None:
+        raise UserError(
+            ExitCode.USAGE,
+            "is the picture a canonical picture or a frame?",
+            why="an edit needs --layer NAME, or --frame K, or both",
+            fix=f"unwrap edit {command.run} {command.image} --layer NAME",
+        )
+    made = edit(Run.open(command.run), command.image, layer=command.layer, frame=command.frame, name=command.name)
+    for note in made.notes:
+        base.say(f"note: {note}")
+    if command.json:
+        base.print_json({"edit": made.edit.folder.name, "layers": list(made.edit.layers), "notes": list(made.notes)})
+    else:
+        print(made.edit.folder)
+        base.say(f"next: unwrap render {command.run}")
+    return ExitCode.OK
+
+
+def run_edits(command: Edits, extra: list[str]) -> int:
+    """`unwrap edits`."""
+    base.overrides_refused(extra, command)
+    from neural_fields.edits import list_edits
+    from neural_fields.run import Run
+
+    found = list_edits(Run.open(command.run))
+    if command.json:
+        rows = [{"edit": e.folder.name, "layers": list(e.layers), "active": e.active} for e in found]
+        base.print_json({"edits": rows})
+    for item in [] if command.json else found:
+        print(f"{item.folder.name}  {', '.join(item.layers)}{'' if item.active else '  (undone)'}")
+    return ExitCode.OK
+
+
+def run_undo(command: Undo, extra: list[str]) -> int:
+    """`unwrap undo`."""
+    base.overrides_refused(extra, command)
+    from editors.stack import undo
+    from neural_fields.locking import lock
+    from neural_fields.run import Run
+
+    run = Run.open(command.run)
+    with lock(run):
+        print(f"undone: {undo(run).folder.name}")
+    return ExitCode.OK
+
+
+def run_redo(command: Redo, extra: list[str]) -> int:
+    """`unwrap redo`."""
+    base.overrides_refused(extra, command)
+    from editors.stack import redo
+    from neural_fields.locking import lock
+    from neural_fields.run import Run
+
+    run = Run.open(command.run)
+    with lock(run):
+        print(f"again: {redo(run).folder.name}")
+    return ExitCode.OK
+
+
+def run_demo(command: Demo, extra: list[str]) -> int:
+    """`unwrap demo`."""
+    base.overrides_refused(extra, command)
+    prepare_threads()
+    from editors.demo import demonstrate
+
+    facts = demonstrate(command.out, base.LiveLine())
+    if command.json:
+        base.print_json(facts)
+    else:
+        for name, value in facts.items():
+            print(f"{name:<22}{value}")
+    return ExitCode.OK
+
+
+COMMANDS: dict[str, type] = {
+    "train": base.Train,
+    "edit": Edit,
+    "edits": Edits,
+    "undo": Undo,
+    "redo": Redo,
+    "render": base.Render,
+    "eval": base.Eval,
+    "info": base.Info,
+    "doctor": base.Doctor,
+    "demo": Demo,
+}
+HANDLERS: dict[type, Any] = {
+    **base.HANDLERS,
+    Edit: run_edit,
+    Edits: run_edits,
+    Undo: run_undo,
+    Redo: run_redo,
+    Demo: run_demo,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit status. `--debug` shows where an error came from."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if "--version" in words[:1]:
+        from neural_fields import __version__
+
+        print(__version__)
+        return ExitCode.OK
+    base.show_warnings()
+    try:
+        command, extra = parse(words)
+        return int(HANDLERS[type(command)](command, extra))
+    except UserError as error:
+        return _failed(str(error), error.code, debug)
+    except KeyboardInterrupt:
+        return _failed("interrupted", ExitCode.INTERRUPTED, debug)
+    except BrokenPipeError:
+        return ExitCode.OK  # the reader of our output has had enough
+    except MemoryError:
+        return _failed("error: out of memory\n  try   a smaller --size", ExitCode.NO_ROOM, debug)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _failed(f"error: the disk is full\n  where {error.filename or ''}", ExitCode.NO_ROOM, debug)
+        return _failed(f"error: {error}", ExitCode.BAD_INPUT, debug)
+    except Exception as error:  # the last border: whatever gets here is our mistake, and is said to be
+        text = f"bug: {type(error).__name__}: {error}\n  try   the same command with --debug, and report what it prints"
+        return _failed(text, ExitCode.BUG, debug)
+
+
+def parse(words: Sequence[str]) -> tuple[Any, list[str]]:
+    """The command and what is left of the line (dotted settings of the config).
+
+    Raises:
+        UserError: there is no such command.
+        SystemExit: the help was asked for (0), or an argument is missing or of the wrong kind (2).
+    """
+    if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+        guess = nearest(words[0], COMMANDS)
+        why = f"did you mean {guess}?" if guess else f"commands: {', '.join(COMMANDS)}"
+        raise UserError(ExitCode.USAGE, f"unknown command {words[0]}", why=why, fix="unwrap --help")
+    members = [Annotated[kind, tyro.conf.subcommand(name, prefix_name=False)] for name, kind in COMMANDS.items()]
+    union: Any = members[0]
+    for member in members[1:]:
+        union = union | member
+    described = Annotated[union, tyro.conf.FlagCreatePairsOff]
+    command, extra = tyro.cli(
+        described,
+        prog="unwrap",
+        description="Unwrap turns a video into a few still pictures, lets you change them, and puts the change back.",
+        args=list(words),
+        return_unknown_args=True,
+    )
+    return command, extra
+
+
+def _failed(text: str, code: ExitCode, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    base.say(text)
+    return int(code)

@@ -1,0 +1,185 @@
+"""`unwrap demo`: the main job from end to end on a clip whose truth is known, so that the result can be measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+
+from editors.api import edit
+from neural_fields import canonical, coords, metrics
+from neural_fields.baking import Maps
+from neural_fields.data.facts import VideoFacts, even_timestamps
+from neural_fields.data.synthetic import Mark, SyntheticClip, demo_clip
+from neural_fields.data.video import probe, source_frames, write
+from neural_fields.evaluation import contact_sheet, evaluate
+from neural_fields.files import atomic_write
+from neural_fields.fit_options import FitOptions, Progress
+from neural_fields.fitting import fit
+from neural_fields.output import RenderOptions, open_renderer, render, source_facts
+from neural_fields.pictures import png_bytes, read_picture
+from neural_fields.rendering import Renderer
+from neural_fields.run import Run
+
+FRAMES, WIDTH, HEIGHT = 48, 640, 360
+FIT_SIZE = "240p"
+STAR = (0.93, 0.16, 0.22)  # RGB of the painted star
+RADIUS = 0.085  # of the star, in units of which the longer side of the frame has 2
+
+
+@dataclass(frozen=True)
+class Star:
+    """Where the star was painted."""
+
+    frame: int
+    position: tuple[float, float]  # pixel position of its centre in that frame
+    picture: Path
+
+
+def demonstrate(out: Path, report: Callable[[Progress], None] = lambda progress: None) -> dict[str, Any]:
+    """Makes a clip, fits it, paints a star on the object's canonical picture, renders, and measures.
+
+    Args:
+        out: folder for the clip, the run, the painted picture, the edited video and `overview.png`.
+
+    Returns:
+        The figures: drift of the star in pixels of the clip, PSNR against the true edited clip, times.
+    """
+    begin = time.monotonic()
+    clip = demo_clip(FRAMES, WIDTH, HEIGHT)
+    source = out / "clip.mp4"
+    write(source, clip.render(), new_facts(clip), overwrite=True)
+    report(Progress("clip", FRAMES, FRAMES, note=f"made {source}: {FRAMES} frames of {WIDTH}x{HEIGHT}"))
+    run = fit(source, FitOptions(out=out / "run", size=FIT_SIZE, quality="normal"), report).run
+    fitted = time.monotonic()
+    star = paint_star(run, clip, out)
+    if not any(run.edits.glob("*-painted*")):
+        edit(run, star.picture, layer="foreground")
+    (video,) = render(run, RenderOptions(out=out / "edited.mp4", overwrite=True))
+    rendered = time.monotonic()
+    figures = measure(run, clip, star, video)
+    overview(run, star, video, out / "overview.png")
+    quality = evaluate(run)
+    return {
+        "edited video": str(video),
+        "pictures": str(out / "overview.png"),
+        **figures,
+        "fit PSNR (dB)": quality["psnr"],
+        "fit (s)": round(fitted - begin, 1),
+        "edit and render (s)": round(rendered - fitted, 1),
+    }
+
+
+def new_facts(clip: SyntheticClip, rate: Fraction = Fraction(24)) -> VideoFacts:
+    """Facts of a clip that no file holds yet."""
+    return VideoFacts(
+        path="",
+        kind="images",
+        sha256="",
+        bytes=0,
+        width=clip.width,
+        height=clip.height,
+        frame_count=clip.count,
+        rate=rate,
+        time_base=1 / rate,
+        timestamps=even_timestamps(clip.count, rate),
+        variable_rate=False,
+        rotation=0,
+        codec="",
+        pixel_format="rgb24",
+        color_space=None,
+        primaries=None,
+        transfer=None,
+        range=None,
+        sound=(),
+        notes=(),
+    )
+
+
+def paint_star(run: Run, clip: SyntheticClip, out: Path) -> Star:
+    """Paints a star on the object's canonical picture, as a person would in an image tool, and saves it."""
+    frame = clip.count // 2
+    box = clip.boxes[0]
+    centre = ((box.u0 + box.u1) / 2, (box.v0 + box.v1) / 2)
+    x, y = (float(value) for value in clip.mark_positions("foreground", centre)[frame])
+    maps = Maps.open(run)
+    exported = canonical.pristine(run.canonical, "foreground")
+    size = (clip.width, clip.height)
+    uv = maps.at(frame, np.array([x - 0.5], np.float32), np.array([y - 0.5], np.float32), size).uv[0, 0]
+    texel = coords.uv_to_texels(torch.from_numpy(uv), exported.box, *exported.size).numpy()
+    radius = RADIUS * exported.size[0] / exported.box.width
+    picture = exported.array().copy()
+    cover = star_cover(exported.size, (float(texel[0]), float(texel[1])), radius)[..., None]
+    picture[..., :3] = picture[..., :3] * (1 - cover) + np.array(STAR, np.float32) * cover
+    path = out / "painted.png"
+    with atomic_write(path) as part:
+        part.write_bytes(png_bytes(picture))
+    return Star(frame, (x, y), path)
+
+
+def star_cover(size: tuple[int, int], centre: tuple[float, float], radius: float) -> Float[np.ndarray, "height width"]:
+    """How much of each pixel a five-pointed star covers, 0 to 1."""
+    turns = np.pi * np.arange(10) / 5 - np.pi / 2
+    reach = radius * np.where(np.arange(10) % 2, 0.45, 1.0)
+    points = np.stack([centre[0] + reach * np.cos(turns), centre[1] + reach * np.sin(turns)], axis=-1)
+    canvas = np.zeros((size[1], size[0]), np.uint8)
+    # Points are given in 1/256 of a pixel; OpenCV counts from pixel centres.
+    cv2.fillPoly(canvas, [np.round((points - 0.5) * 256).astype(np.int32)], 255, cv2.LINE_AA, 8)
+    return canvas.astype(np.float32) / 255
+
+
+def measure(run: Run, clip: SyntheticClip, star: Star, video: Path) -> dict[str, Any]:
+    """Compares the edited video with what the camera would have seen, had the star been on the object.
+
+    The truth is anchored at one frame: the star as it looks there is carried to all other frames by the true motion.
+    """
+    renderer = open_renderer(run, Maps.open(run))
+    truth = clip.edited([true_mark(renderer, clip, star)])
+    edited = list(source_frames(probe(video), range(clip.count)))
+    positions = metrics.mark_centroids(truth, clip.frames, STAR)
+    # The source as it was decoded: its coding errors are in the edited frames too and must not count as paint.
+    facts, chosen = source_facts(run)
+    drift = metrics.mark_drift(edited, source_frames(facts, chosen), positions, STAR)
+    return {
+        "mean drift (px)": round(float(np.nanmean(drift)), 3),
+        "worst drift (px)": round(float(np.nanmax(drift)), 3),
+        "edit PSNR (dB)": round(float(np.mean(metrics.psnr_per_frame(edited, truth))), 2),
+    }
+
+
+def true_mark(renderer: Renderer, clip: SyntheticClip, star: Star) -> Mark:
+    """The star as it looks in the frame at which the truth is anchored, without the light of that frame."""
+    maps, frame, size = renderer.maps, star.frame, (clip.width, clip.height)
+    rgba, lit = renderer.overlay_in_frame(frame, maps.layers.index("foreground"), size)
+    colour = np.clip(lit / clip.gain[frame], 0, 1)
+    box = coords.frame_box(*size)
+    return Mark(np.concatenate([colour, rgba[..., 3:]], axis=-1), box, "foreground", frame)
+
+
+def overview(run: Run, star: Star, video: Path, path: Path) -> None:
+    """One picture of the job: the canonical picture, the painted one, and three edited frames."""
+    facts = probe(video)
+    chosen = [round(share * (facts.frame_count - 1)) for share in (0.1, 0.5, 0.9)]
+    frames = [next(iter(source_frames(facts, range(k, k + 1)))) for k in chosen]
+    exported = canonical.pristine(run.canonical, "foreground").array()
+    pictures = [on_checks(exported), on_checks(read_picture(star.picture).rgba)]
+    height = round(480 * exported.shape[0] / exported.shape[1])
+    top = [cv2.resize(picture, (480, height), interpolation=cv2.INTER_AREA) for picture in pictures]
+    rows = [np.concatenate(top, axis=1), contact_sheet(frames, 3, 320)]
+    with atomic_write(path) as part:
+        part.write_bytes(png_bytes(np.concatenate(rows).astype(np.float32) / 255))
+
+
+def on_checks(rgba: Float[np.ndarray, "h w 4"], cell: int = 12) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture over the grey squares that stand for transparency."""
+    rows, columns = np.indices(rgba.shape[:2]) // cell
+    ground = np.where((rows + columns) % 2, 0.8, 0.62)[..., None]
+    return (255 * (rgba[..., :3] * rgba[..., 3:] + ground * (1 - rgba[..., 3:]))).round().astype(np.uint8)

@@ -1,0 +1,140 @@
+"""The append-only stack of edits of a run: `edits/0001-name/` with `edit.json` and one RGBA overlay a layer.
+
+An edit is written once and never changed. `edits/journal.jsonl` says what was done with the edits: one line for each
+"add", "undo" and "redo". An edit that is added after an undo ends the redo chain; the undone edits stay on disk, and
+their numbers are not used again. A folder that the journal does not mention (copied from another run, or written just
+before a power cut) counts as added.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from neural_fields.canonical import Overlay
+from neural_fields.edits import SCHEMA, Edit, journal_path, list_edits, number_of, numbered_folders, replay
+from neural_fields.errors import bad_input
+from neural_fields.files import atomic_write, disk_errors, make_folder, sha256_file, write_json
+from neural_fields.pictures import png_bytes
+from neural_fields.run import Run
+
+
+def add_edit(run: Run, name: str, overlays: Mapping[str, Overlay], facts: Mapping[str, Any]) -> Edit:
+    """Puts an edit on top of the stack.
+
+    Args:
+        run: the run.
+        name: any text; it is reduced to a-z, 0-9 and hyphens.
+        overlays: by layer name, at least one.
+        facts: what to keep in edit.json: "editor", "source" (file and sha256), "opacity" in [0, 1], ...
+
+    Raises:
+        UserError: no room on the disk (exit 4), or nothing to add (exit 3).
+    """
+    if not overlays:
+        raise bad_input("the edit changes no layer", where=str(run.edits))
+    make_folder(run.edits)
+    part = run.edits / f".part-{uuid.uuid4().hex[:12]}"
+    part.mkdir()
+    try:
+        with disk_errors(part):
+            _write_edit(part, clean_name(name), overlays, facts)
+            folder = _move_into_place(part, clean_name(name))
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    _append(run, "add", folder.name)
+    return next(edit for edit in list_edits(run) if edit.folder == folder)
+
+
+def undo(run: Run) -> Edit:
+    """Takes the newest active edit off. It stays on disk.
+
+    Raises:
+        UserError: nothing to undo (exit 3).
+    """
+    active, _ = replay(run)
+    if not active:
+        fix = f"unwrap edit {run.path} IMAGE --layer NAME"
+        raise bad_input("there is no edit to undo", where=str(run.edits), fix=fix)
+    _append(run, "undo", active[-1])
+    return _by_folder(run, active[-1])
+
+
+def redo(run: Run) -> Edit:
+    """Brings the edit back that was undone last.
+
+    Raises:
+        UserError: nothing to redo (exit 3).
+    """
+    _, undone = replay(run)
+    if not undone:
+        raise bad_input(
+            "there is no edit to bring back",
+            where=str(run.edits),
+            why="nothing was undone since the last edit was added",
+            fix=f"unwrap edits {run.path}",
+        )
+    _append(run, "redo", undone[-1])
+    return _by_folder(run, undone[-1])
+
+
+def clean_name(name: str) -> str:
+    """The name reduced to a-z, 0-9 and hyphens, at most 40 characters; "edit" if nothing is left."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-") or "edit"
+
+
+def _write_edit(part: Path, name: str, overlays: Mapping[str, Overlay], facts: Mapping[str, Any]) -> None:
+    layers = {}
+    for number, (layer, overlay) in enumerate(overlays.items()):
+        file = f"{layer}.png" if re.fullmatch(r"[A-Za-z0-9_-]{1,100}", layer) else f"layer{number}.png"
+        with atomic_write(part / file) as temporary:
+            temporary.write_bytes(png_bytes(overlay.rgba, bits=16))
+        layers[layer] = {
+            "file": file,
+            "sha256": sha256_file(part / file),
+            "size": list(overlay.size),
+            "box": list(overlay.box.as_tuple()),
+            "notes": list(overlay.notes),
+        }
+    write_json(part / "edit.json", {"schema": SCHEMA, "opacity": 1.0, **facts, "name": name, "layers": layers})
+
+
+def _move_into_place(part: Path, name: str) -> Path:
+    number = 1 + max((number_of(folder) for folder in numbered_folders(part.parent)), default=0)
+    while True:
+        folder = part.parent / f"{number:04d}-{name}"
+        try:
+            # Renaming onto a folder that holds something fails, so two writers never share a number and a name.
+            os.rename(part, folder)
+        except OSError:
+            if not folder.exists():
+                raise
+            number += 1
+            continue
+        return folder
+
+
+def _append(run: Run, operation: str, folder: str) -> None:
+    """Adds a line to the journal. What is there is never rewritten, but for a last line that a power cut left torn."""
+    path = journal_path(run)
+    with disk_errors(path):
+        kept = path.read_bytes() if path.exists() else b""
+        line = json.dumps({"op": operation, "edit": folder}).encode() + b"\n"
+        if kept and not kept.endswith(b"\n"):
+            with atomic_write(path) as part:
+                part.write_bytes(kept[: kept.rfind(b"\n") + 1] + line)
+            return
+        with path.open("ab") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _by_folder(run: Run, name: str) -> Edit:
+    return next(edit for edit in list_edits(run) if edit.folder.name == name)

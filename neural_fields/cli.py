@@ -1,0 +1,400 @@
+"""The commands of the representation: train, render, eval, info, doctor. `editors.cli` adds the editing ones.
+
+stdout is data, stderr is talk. Heavy packages are imported inside the functions that need them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+import time
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from neural_fields.config import Quality
+from neural_fields.config_loader import nearest, parse_yaml
+from neural_fields.errors import ExitCode, UserError
+from neural_fields.threads import prepare_threads
+
+if TYPE_CHECKING:
+    from neural_fields.fit_options import Progress
+
+from tyro.conf import Positional, UseAppendAction, arg
+
+Yes = Annotated[bool, arg(aliases=["-y"])]
+
+
+@dataclass(frozen=True)
+class Train:
+    """Fit a representation to a video, or continue a fit. Settings of the config are flags too: --texture.density 2"""
+
+    video: Positional[Path]
+    """A video file, or a folder of numbered images."""
+    out: Path | None = None
+    """The run's folder (default: runs/ and the name of the video)."""
+    config: str = "atlas"
+    """A preset, or a YAML file."""
+    quality: Quality = "normal"
+    """How long to refine."""
+    size: str = "480p"
+    """Size of the fit: 240p, 480p, Np, WxH or source. Never enlarges; rendering is at the source's size anyway."""
+    seconds: float | None = None
+    """Stop well after this time, everything included, and keep the result."""
+    frames: str | None = None
+    """Frames to use: A:B or A:B:STEP."""
+    masks: UseAppendAction[tuple[str, ...]] = ()
+    """[NAME=]PATH for each front layer, front first; or auto (segment by motion, the default), or none."""
+    flow: str = "auto"
+    """auto, dis, raft, raft-large, a RAFT .pth file, or a folder of flow files."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train."""
+    seed: int = 0
+    """Seed of everything random."""
+    json: bool = False
+    """Print the result as one JSON object."""
+
+
+@dataclass(frozen=True)
+class Render:
+    """Render the edited video (or what the model shows) with the source's size, rate, times and sound."""
+
+    run: Positional[Path]
+    """The run's folder."""
+    edit: UseAppendAction[tuple[str, ...]] = ()
+    """Name or number of an edit (may be repeated; default: all active edits)."""
+    out: Path | None = None
+    """The file to write (default: renders/<edit> in the run)."""
+    what: Literal["edit", "reconstruction", "compare", "layers"] = "edit"
+    """What to show."""
+    size: str = "source"
+    """Size of the output: source, 240p, Np or WxH."""
+    codec: Literal["h264", "ffv1", "prores4444", "png"] = "h264"
+    """ffv1 is lossless; ffv1, prores4444 and png carry alpha."""
+    yes: Yes = False
+    """Replace an output that exists."""
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Measure how well a run shows its video."""
+
+    run: Positional[Path]
+    """The run's folder."""
+    masks: UseAppendAction[tuple[str, ...]] = ()
+    """True masks, [NAME=]PATH for each front layer, front first."""
+    lpips: Path | None = None
+    """Weights of an LPIPS backbone (SqueezeNet 1.1, AlexNet or VGG-16)."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """Show the facts of a video or of a run."""
+
+    path: Positional[Path]
+    """A video, a folder of images, or a run."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Show the environment: versions, devices, active back ends, and why others are not used."""
+
+    json: bool = False
+    """Print one JSON object."""
+
+
+COMMANDS = {"train": Train, "render": Render, "eval": Eval, "info": Info, "doctor": Doctor}
+
+
+# --- talk -----------------------------------------------------------------------------------------------------------
+
+
+def say(text: str) -> None:
+    """One line for the person, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class Notes(logging.Handler):
+    """What the modules warn of, as notes on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(("\r\x1b[K" if sys.stderr.isatty() else "") + f"note: {record.getMessage()}")
+
+
+def show_warnings() -> None:
+    """Warnings of our own modules go to the person; once is enough."""
+    for name in ("neural_fields", "editors"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(handler, Notes) for handler in logger.handlers):
+            logger.addHandler(Notes(logging.WARNING))
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout; numbers that are not finite become null."""
+    print(json.dumps(_finite(value), allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def overrides_from(extra: list[str]) -> dict[str, object]:
+    """Dotted flags that follow the fixed ones: `--texture.density 2` or `--texture.density=2`.
+
+    Raises:
+        UserError: something that is not a dotted flag with a value.
+    """
+    found: dict[str, object] = {}
+    rest = list(extra)
+    while rest:
+        flag = rest.pop(0)
+        name, has_value, value = flag.removeprefix("--").partition("=")
+        if not flag.startswith("--") or "." not in name or (not has_value and not rest):
+            why = "settings of the config are dotted flags with a value: --texture.density 2"
+            raise unknown_option(flag, Train, why)
+        found[name.replace("-", "_")] = parse_yaml(value if has_value else rest.pop(0), "the command line")
+    return found
+
+
+@dataclass
+class LiveLine:
+    """Progress on stderr: one line that renews itself on a terminal, one line every few seconds elsewhere."""
+
+    every: float = 10.0  # seconds between lines where stderr is not a terminal
+    shown: float = field(default=-math.inf)
+    stage: str = ""
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.note:
+            self._print(f"note: {progress.note}", permanent=True)
+            return
+        now = time.monotonic()
+        renewed = sys.stderr.isatty()
+        last = progress.done == progress.total
+        if progress.stage == self.stage and not last and now - self.shown < (0.1 if renewed else self.every):
+            return
+        self.stage, self.shown = progress.stage, now
+        self._print(describe(progress), permanent=not renewed or last)
+
+    def _print(self, text: str, permanent: bool) -> None:
+        if sys.stderr.isatty():
+            sys.stderr.write("\r\x1b[K" + text + ("\n" if permanent else ""))
+            sys.stderr.flush()
+        else:
+            say(text)
+
+
+def describe(progress: Progress) -> str:
+    """A progress as one line: step, time a step, time left, PSNR, memory."""
+    parts = [f"{progress.stage:<9}", f"{progress.done}/{progress.total}"]
+    if progress.seconds_a_step is not None:
+        parts.append(f"{1000 * progress.seconds_a_step:.0f} ms/step")
+    if progress.seconds_left is not None:
+        parts.append(f"{clock(progress.seconds_left)} left")
+    if progress.psnr is not None:
+        parts.append(f"PSNR {progress.psnr:.2f} dB")
+    if progress.peak_mib:
+        parts.append(f"{progress.peak_mib:.0f} MiB")
+    return "  ".join(parts)
+
+
+def clock(seconds: float) -> str:
+    """A duration for people: 75 becomes 1:15."""
+    whole = max(0, round(seconds))
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
+# --- commands -------------------------------------------------------------------------------------------------------
+
+
+def run_train(command: Train, extra: list[str]) -> int:
+    """`unwrap train`."""
+    overrides = overrides_from(extra)
+    prepare_threads()
+    from neural_fields.fit_options import FitOptions
+    from neural_fields.fitting import fit
+
+    options = FitOptions(
+        out=command.out,
+        config=command.config,
+        overrides=overrides,
+        quality=command.quality,
+        size=command.size,
+        seconds=command.seconds,
+        frames=command.frames,
+        masks=command.masks or ("auto",),
+        flow=command.flow,
+        device=command.device,
+        seed=command.seed,
+    )
+    result = fit(command.video, options, LiveLine())
+    path = result.run.path
+    if result.was_finished:
+        say(f"{path} is finished: {result.step} of {result.total} steps (--quality final refines it further)")
+    elif result.exit_code != ExitCode.OK:
+        say(f"saved at step {result.step} of {result.total}; the same command continues")
+    else:
+        say(f"done: {result.step} steps. Paint on a picture in {path / 'canonical'}, then")
+        say(f"  unwrap edit {path} PAINTED.png --layer NAME && unwrap render {path}")
+    if command.json:
+        facts = {"run": path, "step": result.step, "steps": result.total, "finished": result.exit_code == ExitCode.OK}
+        print_json({**facts, "notes": list(result.notes)})
+    else:
+        print(path)
+    return result.exit_code
+
+
+def run_render(command: Render, extra: list[str]) -> int:
+    """`unwrap render`."""
+    overrides_refused(extra, command)
+    prepare_threads()
+    from neural_fields.output import RenderOptions, render
+    from neural_fields.run import Run
+
+    line = LiveLine()
+    options = RenderOptions(command.edit, command.out, command.what, command.size, command.codec, command.yes)
+
+    def report(done: int, total: int) -> None:
+        from neural_fields.fit_options import Progress
+
+        line(Progress("rendering", done, total))
+
+    for path in render(Run.open(command.run), options, report):
+        print(path)
+    return ExitCode.OK
+
+
+def run_eval(command: Eval, extra: list[str]) -> int:
+    """`unwrap eval`."""
+    overrides_refused(extra, command)
+    prepare_threads()
+    from neural_fields.evaluation import evaluate
+    from neural_fields.run import Run
+
+    result = evaluate(Run.open(command.run), command.masks, command.lpips)
+    if command.json:
+        print_json(result)
+        return ExitCode.OK
+    for name in ("psnr", "ssim", "lpips", "warp_error", "steps", "train_seconds", "peak_mib"):
+        if result[name] is not None:
+            print(f"{name:<16}{result[name]}")
+    for name in ("psnr_per_layer", "alpha_iou"):
+        for layer, value in (result[name] or {}).items():
+            print(f"{name:<16}{value}  {layer}")
+    if result["lpips"] is None:
+        say(f"note: {result['lpips_note']}")
+    return ExitCode.OK
+
+
+def run_info(command: Info, extra: list[str]) -> int:
+    """`unwrap info`."""
+    overrides_refused(extra, command)
+    facts = run_facts(command.path) if (command.path / "run.yaml").is_file() else video_facts(command.path)
+    if command.json:
+        print_json(facts)
+    else:
+        for name, value in facts.items():
+            text = ", ".join(str(item) for item in value) if isinstance(value, list) else value
+            print(f"{name:<16}{text}")
+    return ExitCode.OK
+
+
+def video_facts(path: Path) -> dict[str, Any]:
+    """Facts of a video, for people and for JSON."""
+    from neural_fields.data.video import probe
+
+    facts = probe(path)
+    plain = facts.to_json()
+    times = facts.timestamps
+    shown = ("path", "kind", "width", "height", "frame_count", "codec", "pixel_format", "color_space", "range")
+    return {
+        **{name: plain[name] for name in shown},
+        "seconds": round(float(times[-1] - times[0]) + 1 / float(facts.rate), 3),
+        "rate": plain["rate"],
+        "variable_rate": facts.variable_rate,
+        "rotation": facts.rotation,
+        "sound": [f"{track.codec} {track.seconds:.1f} s" for track in facts.sound],
+        "notes": list(facts.notes),
+    }
+
+
+def run_facts(path: Path) -> dict[str, Any]:
+    """Facts of a run, for people and for JSON."""
+    from neural_fields.edits import list_edits
+    from neural_fields.fit_record import read_fit_record
+    from neural_fields.run import Run, read_metrics
+
+    run = Run.open(path)
+    record = read_fit_record(run)
+    lines = read_metrics(run)
+    steps = [value for line in lines for name in ("step", "steps") if isinstance(value := line.get(name), int)]
+    psnr = [line["psnr"] for line in lines if line.get("psnr") is not None]
+    return {
+        "run": str(path),
+        "video": str(record.video),
+        "preset": record.preset,
+        "quality": record.quality,
+        "size": list(record.size),
+        "frames": f"{record.frames.start}:{record.frames.stop}:{record.frames.step}",
+        "masks": list(record.masks),
+        "steps": max(steps, default=0),
+        "last_psnr": psnr[-1] if psnr else None,
+        "layers": sorted(p.stem for p in run.canonical.glob("*.json")),
+        "edits": [f"{edit.folder.name}{'' if edit.active else ' (undone)'}" for edit in list_edits(run)],
+    }
+
+
+def run_doctor(command: Doctor, extra: list[str]) -> int:
+    """`unwrap doctor`."""
+    overrides_refused(extra, command)
+    prepare_threads()
+    from neural_fields.doctor import examine
+
+    facts = examine()
+    if command.json:
+        print_json(facts)
+    else:
+        for name, value in facts.items():
+            print(f"{name:<24}{value}")
+    return ExitCode.OK
+
+
+def overrides_refused(extra: list[str], command: object) -> None:
+    """Only `train` takes settings of the config.
+
+    Raises:
+        UserError: there is something left on the command line.
+    """
+    if extra:
+        raise unknown_option(extra[0], type(command))
+
+
+def unknown_option(flag: str, command: type, why: str = "") -> UserError:
+    """An error that names the option of `command` that was probably meant."""
+    known = ["--" + entry.name.replace("_", "-") for entry in fields(command)] + ["--help"]
+    guess = nearest(flag.partition("=")[0], known) if flag.startswith("-") else None
+    why = f"did you mean {guess}?" if guess else why or f"options: {', '.join(known)}"
+    line = f"unwrap {command.__name__.lower()}"
+    return UserError(ExitCode.USAGE, f"unknown option {flag}", where=line, why=why, fix=f"{line} --help")
+
+
+HANDLERS: dict[type, Any] = {
+    Train: run_train,
+    Render: run_render,
+    Eval: run_eval,
+    Info: run_info,
+    Doctor: run_doctor,
+}

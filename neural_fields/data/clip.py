@@ -1,0 +1,124 @@
+"""What a fit learns from: frames, masks and flow, and the batches drawn from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from neural_fields import coords
+from neural_fields.data.flow import FlowField
+from neural_fields.data.masks import LayerMasks
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip at the size of the fit."""
+
+    frames: UInt8[np.ndarray, "time height width 3"]
+    masks: LayerMasks
+    flow: FlowField | None
+
+    @property
+    def frame_count(self) -> int:
+        return self.frames.shape[0]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height)."""
+        return (self.frames.shape[2], self.frames.shape[1])
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Layer names, front to back; the last is the background."""
+        return (*self.masks.names, "background")
+
+    def colors(self, index: Int[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
+        """RGB in [0, 1] at (frame, row, column); positions beyond the edge read the edge."""
+        t, row, column = self._clamped(index)
+        return torch.from_numpy(self.frames[t, row, column]).float() / 255
+
+    def mask_at(self, index: Int[Tensor, "n 3"]) -> Bool[Tensor, "n layers"]:
+        """The masks of the front layers at (frame, row, column)."""
+        t, row, column = self._clamped(index)
+        return torch.from_numpy(np.ascontiguousarray(self.masks.masks[:, t, row, column].T))
+
+    def _clamped(self, index: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        width, height = self.size
+        t, row, column = index.numpy().T
+        return t, row.clip(0, height - 1), column.clip(0, width - 1)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The points of one training step: whole frames (`index` is None) or pixels scattered over the clip."""
+
+    clip: Clip
+    frames: Int[Tensor, " frames"]  # the frames that the points lie in, each once
+    index: Int[Tensor, "n 3"] | None  # (frame, row, column) of scattered pixels
+
+    @cached_property
+    def positions(self) -> Int[Tensor, "n 3"]:
+        """(frame, row, column) of every point; whole frames in row-major order."""
+        if self.index is not None:
+            return self.index
+        width, height = self.clip.size
+        axes = (self.frames, torch.arange(height), torch.arange(width))
+        return torch.cartesian_prod(*axes)
+
+    @cached_property
+    def xyt(self) -> Float[Tensor, "n 3"]:
+        """Network coordinates of every point."""
+        return self.normalise(self.positions[:, [2, 1]] + 0.5, self.positions[:, 0])
+
+    @cached_property
+    def rgb(self) -> Float[Tensor, "n 3"]:
+        """Colours in [0, 1] of every point."""
+        if self.index is not None:
+            return self.clip.colors(self.index)
+        frames = np.stack([self.clip.frames[t] for t in self.frames.tolist()])
+        return torch.from_numpy(frames).float().div_(255).reshape(-1, 3)
+
+    @cached_property
+    def mask(self) -> Float[Tensor, "n layers"]:
+        """The masks of the front layers (0 or 1) at every point."""
+        if self.index is not None:
+            return self.clip.mask_at(self.index).float()
+        masks = torch.from_numpy(self.clip.masks.masks[:, self.frames.numpy()])
+        return masks.flatten(1).T.float()
+
+    def normalise(self, xy: Float[Tensor, "n 2"], t: Tensor) -> Float[Tensor, "n 3"]:
+        """Pixel coordinates of frame indices `t` to xyt."""
+        unit = coords.normalise_pixels(xy.float(), *self.clip.size)
+        time = coords.normalise_time(t.float(), self.clip.frame_count)
+        return torch.cat([unit, torch.as_tensor(time)[:, None]], dim=1)
+
+
+def draw_frames(clip: Clip, count: int, step: int, seed: int) -> Batch:
+    """Whole frames for a step: each frame comes once before any comes again."""
+    per_round = -(-clip.frame_count // count)
+    order = torch.randperm(clip.frame_count, generator=_generator(seed, step // per_round))
+    first = step % per_round * count
+    chosen = order[first : first + count]
+    if len(chosen) < count:  # the last step of a round is filled up from its beginning
+        chosen = torch.cat([chosen, order[: count - len(chosen)]])
+    return Batch(clip, chosen.sort().values, None)
+
+
+def draw_pixels(clip: Clip, count: int, step: int, seed: int) -> Batch:
+    """Pixels for a step, uniform over the clip."""
+    generator = _generator(seed, step)
+    width, height = clip.size
+    highest = (clip.frame_count, height, width)
+    index = torch.stack([torch.randint(high, (count,), generator=generator) for high in highest], dim=1)
+    return Batch(clip, index[:, 0].unique(), index)
+
+
+def _generator(seed: int, number: int) -> torch.Generator:
+    """Randomness from (seed, number) alone, so that a resumed run repeats the uninterrupted one."""
+    mixed = np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(mixed >> np.uint64(1)))

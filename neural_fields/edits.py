@@ -1,0 +1,238 @@
+"""Reading the stack of edits of a run: which edits there are, which are active, and what they put on a layer.
+
+The folders and the journal are those that `editors/stack.py` writes: `edits/0001-name/` with `edit.json` and one RGBA
+overlay a layer. The renderer needs no more than this of an edit.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from neural_fields.canonical import Overlay, are_numbers, fit
+from neural_fields.coords import Box
+from neural_fields.errors import ExitCode, UserError, bad_input
+from neural_fields.files import read_json, sha256_file
+from neural_fields.pictures import premultiplied, read_picture, straight
+from neural_fields.run import Run
+
+SCHEMA = 1
+_FOLDER = re.compile(r"(\d{4,})-([a-z0-9-]+)")
+_OPERATIONS = ("add", "undo", "redo")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One edit on disk.
+
+    Attributes:
+        folder: where it lies; its name is the number and the name, as in "0001-logo".
+        number, name: the two parts of the folder's name.
+        layers: the layers it changes.
+        active: whether it is rendered; an undone edit is not.
+        redoable: whether `redo` can bring it back.
+        facts: the whole of edit.json.
+    """
+
+    folder: Path
+    number: int
+    name: str
+    layers: tuple[str, ...]
+    active: bool
+    redoable: bool
+    facts: Mapping[str, Any]
+
+    @property
+    def opacity(self) -> float:
+        return float(self.facts.get("opacity", 1.0))
+
+
+def list_edits(run: Run) -> list[Edit]:
+    """Every edit of the run, oldest first, with its state.
+
+    Raises:
+        UserError: a damaged edit folder or journal (exit 5), named.
+    """
+    active, undone = replay(run)
+    return [_read_edit(folder, folder.name in active, folder.name in undone) for folder in _folders(run)]
+
+
+def active_edits(run: Run, names: Sequence[str] = ()) -> list[Edit]:
+    """The edits to render, oldest first: the active ones, or those asked for by name, number or folder name.
+
+    Raises:
+        UserError: an unknown name (exit 3, lists the edits), a damaged edit (exit 5).
+    """
+    edits = list_edits(run)
+    if not names:
+        return [edit for edit in edits if edit.active]
+    chosen = {_find(edits, name, run).folder for name in names}
+    return [edit for edit in edits if edit.folder in chosen]
+
+
+def read_overlay(edit: Edit, layer: str) -> Overlay:
+    """The overlay of one layer, checked against its hash.
+
+    Raises:
+        UserError: a missing, damaged or changed overlay (exit 5).
+    """
+    entry = edit.facts["layers"][layer]
+    path = edit.folder / entry["file"]
+    try:
+        changed = sha256_file(path) != entry["sha256"]
+        picture = read_picture(path)
+    except (OSError, UserError) as problem:
+        raise _damaged(edit.folder, f"{entry['file']} cannot be read") from problem
+    if changed or list(picture.size) != list(entry["size"]):
+        raise _damaged(edit.folder, f"{entry['file']} is not the file that was added")
+    return Overlay(picture.rgba, Box(*map(float, entry["box"])))
+
+
+def flatten(
+    edits: Sequence[Edit], layer: str, size: tuple[int, int] | None = None, box: Box | None = None
+) -> Overlay | None:
+    """The given edits of one layer in order, as one overlay with straight alpha; None where none touches the layer.
+
+    Args:
+        edits: oldest first; the later is on top.
+        layer: the layer's name.
+        size: (width, height) of the result; by default the largest overlay's.
+        box: what the result covers; by default the newest overlay's box.
+    """
+    parts = [(read_overlay(edit, layer), edit.opacity) for edit in edits if layer in edit.layers]
+    if not parts:
+        return None
+    box = box or parts[-1][0].box
+    size = size or max((overlay.size for overlay, _ in parts), key=lambda pair: pair[0] * pair[1])
+    result: Float[np.ndarray, "height width 4"] = np.zeros((size[1], size[0], 4), np.float32)
+    for overlay, opacity in parts:
+        top = premultiplied(fit(overlay, size, box)) * np.float32(opacity)
+        result = top + result * (1 - top[..., 3:])
+    return Overlay(straight(result), box)
+
+
+def numbered_folders(edits: Path) -> list[Path]:
+    """The edit folders, in no order."""
+    paths = edits.iterdir() if edits.is_dir() else ()
+    return [path for path in paths if path.is_dir() and _FOLDER.fullmatch(path.name)]
+
+
+def number_of(folder: Path) -> int:
+    """The number in the name of an edit folder."""
+    return int(folder.name.partition("-")[0])
+
+
+def replay(run: Run) -> tuple[list[str], list[str]]:
+    """Folder names: the active edits in order, and those that `redo` can bring back, the last undone last."""
+    present = [folder.name for folder in _folders(run)]
+    journal = _read_journal(run)
+    mentioned = {name for _, name in journal}
+    active: list[str] = []
+    undone: list[str] = []
+    for operation, name in [*journal, *(("add", name) for name in present if name not in mentioned)]:
+        if operation == "add":
+            active.append(name)
+            undone.clear()
+        elif operation == "undo" and name in active:
+            active.remove(name)
+            undone.append(name)
+        elif operation == "redo" and name in undone:
+            undone.remove(name)
+            active.append(name)
+    # A folder that the user took away is no longer part of the story.
+    return [name for name in active if name in present], [name for name in undone if name in present]
+
+
+def journal_path(run: Run) -> Path:
+    """Where the journal of the stack lies."""
+    return run.edits / "journal.jsonl"
+
+
+def _folders(run: Run) -> list[Path]:
+    return sorted(numbered_folders(run.edits), key=lambda folder: (number_of(folder), folder.name))
+
+
+def _read_journal(run: Run) -> list[tuple[str, str]]:
+    path = journal_path(run)
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    steps = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            step = json.loads(line)
+            operation, name = step["op"], step["edit"]
+        except (ValueError, KeyError, TypeError) as problem:
+            if number == len(lines):
+                break  # a last line without its end was cut by a power cut, or is the empty rest after the last end
+            raise _damaged(path, f"line {number} cannot be read") from problem
+        if operation not in _OPERATIONS or not isinstance(name, str):
+            raise _damaged(path, f"line {number} says {operation!r}")
+        steps.append((operation, name))
+    return steps
+
+
+def _read_edit(folder: Path, active: bool, redoable: bool) -> Edit:
+    match = _FOLDER.fullmatch(folder.name)
+    assert match, "only numbered folders are listed"
+    try:
+        facts = read_json(folder / "edit.json")
+    except (OSError, UserError) as problem:
+        raise _damaged(folder, "edit.json is missing or cannot be read") from problem
+    if not isinstance(facts, dict) or not _is_complete(facts):
+        raise _damaged(folder, "edit.json is incomplete")
+    missing = [entry["file"] for entry in facts["layers"].values() if not (folder / entry["file"]).is_file()]
+    if missing:
+        raise _damaged(folder, f"{missing[0]} is missing")
+    return Edit(folder, int(match[1]), match[2], tuple(facts["layers"]), active, redoable, facts)
+
+
+def _is_complete(facts: Mapping[str, Any]) -> bool:
+    layers = facts.get("layers")
+    opacity = facts.get("opacity", 1.0)
+    if facts.get("schema") != SCHEMA or not isinstance(layers, dict) or not layers:
+        return False
+    if not isinstance(opacity, int | float) or not 0 <= opacity <= 1:
+        return False
+    return all(_is_layer(entry) for entry in layers.values())
+
+
+def _is_layer(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("file", "sha256")):
+        return False
+    # A file name, and never a way out of the folder.
+    return (
+        are_numbers(entry.get("box"), 4)
+        and are_numbers(entry.get("size"), 2)
+        and Path(entry["file"]).name == entry["file"]
+    )
+
+
+def _find(edits: Sequence[Edit], wanted: str, run: Run) -> Edit:
+    for edit in reversed(edits):
+        if wanted in (edit.name, edit.folder.name, str(edit.number), f"{edit.number:04d}"):
+            return edit
+    names = ", ".join(edit.folder.name for edit in edits)
+    raise bad_input(
+        f"there is no edit {wanted!r}",
+        where=str(run.edits),
+        why=f"the edits are: {names}" if names else "the run has no edit yet",
+        fix=f"unwrap edits {run.path}",
+    )
+
+
+def _damaged(path: Path, why: str) -> UserError:
+    return UserError(
+        ExitCode.DAMAGED_RUN,
+        f"the edit {path.name} is damaged" if path.is_dir() else f"{path.name} is damaged",
+        where=str(path),
+        why=why,
+        fix=f"move {path} out of the run, or put the original file back",
+    )

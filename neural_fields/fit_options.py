@@ -1,0 +1,48 @@
+"""What a fit is asked for, and what it says while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from neural_fields.config import Quality
+from neural_fields.errors import bad_input
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a fit is doing now, for the live line of the command."""
+
+    stage: str  # "reading", "flow", "masks", "geometry", "training", "baking"
+    done: int
+    total: int
+    psnr: float | None = None  # of the last steps, in dB
+    seconds_a_step: float | None = None
+    seconds_left: float | None = None
+    peak_mib: float = 0.0
+    note: str = ""
+
+
+Reporter = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """What a fit is asked for; the defaults are those of the command."""
+
+    out: Path | None = None  # default: runs/<name of the video>
+    config: str = "atlas"  # a preset or a YAML file
+    overrides: dict[str, object] = field(default_factory=dict)  # dotted keys: {"training.steps": 50}
+    quality: Quality = "normal"
+    size: str = "480p"  # never enlarges
+    seconds: float | None = None  # end after this time, everything included
+    frames: str | None = None  # A:B[:STEP]
+    masks: tuple[str, ...] = ("auto",)  # [NAME=]PATH, front first; "auto" or "none"
+    flow: str = "auto"
+    device: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.seconds is not None and not self.seconds > 0:
+            raise bad_input(f"--seconds {self.seconds:g}", why="a fit takes some time: above 0", fix="--seconds 90")

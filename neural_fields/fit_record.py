@@ -1,0 +1,96 @@
+"""What run.yaml says of a fit, checked: whatever works from a run that exists reads it here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neural_fields.config import Config
+from neural_fields.config_loader import from_mapping
+from neural_fields.errors import ExitCode, UserError, bad_input
+from neural_fields.run import Run, read_run_yaml
+
+
+@dataclass(frozen=True)
+class FitRecord:
+    """What a run was fitted to, and how."""
+
+    video: Path
+    sha256: str
+    frames: range  # of the source that were fitted
+    size: tuple[int, int]  # (width, height) of the fit
+    preset: str
+    quality: str
+    masks: tuple[str, ...]
+    flow: str
+    config: Config
+
+
+def read_fit_record(run: Run) -> FitRecord:
+    """The record of a run.
+
+    Raises:
+        UserError: run.yaml is missing, or does not hold what `unwrap train` writes (exit 5), or is unsafe (7).
+    """
+    values = read_run_yaml(run)
+    texts = {
+        name: _typed(run, values, name, str) for name in ("video", "sha256", "frames", "preset", "quality", "flow")
+    }
+    masks, size = _typed(run, values, "masks", list), _typed(run, values, "size", list)
+    try:
+        start, stop, step = (int(part) for part in texts["frames"].split(":"))
+        frames = range(start, stop, step)
+        width, height = (int(side) for side in size)
+    except (ValueError, TypeError) as error:
+        raise _damaged(run, f"frames {texts['frames']!r} and size {size!r} are not a range and a size") from error
+    if not len(frames) or min(width, height, start + 1) < 1:
+        raise _damaged(run, f"frames {texts['frames']!r} or size {size!r} is empty")
+    config = _typed(run, values, "config", dict)
+    try:
+        settings = from_mapping(Config, config, where=str(run.run_yaml))
+    except UserError as error:
+        raise _damaged(run, error.what) from error
+    return FitRecord(
+        video=Path(texts["video"]),
+        sha256=texts["sha256"],
+        frames=frames,
+        size=(width, height),
+        preset=texts["preset"],
+        quality=texts["quality"],
+        masks=tuple(map(str, masks)),
+        flow=texts["flow"],
+        config=settings,
+    )
+
+
+def require_source(run: Run, record: FitRecord) -> Path:
+    """Where the source video of a run lies.
+
+    Raises:
+        UserError: it is not there any more (exit 3).
+    """
+    if not record.video.exists():
+        raise bad_input(
+            f"the source video {record.video.name} is not there any more",
+            where=str(record.video),
+            why="a run refers to its source and does not copy it; an edit is put onto the source itself",
+            fix=f"put it back, or change 'video' in {run.run_yaml}",
+        )
+    return record.video
+
+
+def _typed(run: Run, values: dict[str, Any], name: str, kind: type) -> Any:
+    if not isinstance(values.get(name), kind):
+        raise _damaged(run, f"{name} is {values.get(name)!r}, expected a {kind.__name__}")
+    return values[name]
+
+
+def _damaged(run: Run, why: str) -> UserError:
+    return UserError(
+        ExitCode.DAMAGED_RUN,
+        "run.yaml is damaged",
+        where=str(run.run_yaml),
+        why=why,
+        fix=f"restore {run.run_yaml} from a copy, or start another run with unwrap train --out",
+    )

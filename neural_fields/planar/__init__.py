@@ -1,0 +1,1 @@
+"""The planar family: mapping, texture, opacity and gain, joined into one model."""

@@ -1,0 +1,78 @@
+"""A small picture per frame, read at any point of the clip: the explicit parts of the planar model are made of it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from neural_fields import coords
+
+
+class FrameTable(nn.Module):
+    """Values [T, C, h, w] that span the frame; linear between cells and between frames, constant beyond the edge.
+
+    Args:
+        values: the start values.
+        size: (width, height) of the frames in pixels; only the aspect matters.
+        learning_rate: step of the optimiser, in the unit of the values.
+    """
+
+    def __init__(
+        self, values: Float[Tensor, "time channel rows columns"], size: tuple[int, int], learning_rate: float
+    ) -> None:
+        super().__init__()
+        self.shape = tuple(values.shape)
+        self.flat = nn.Parameter(values.flatten(1).clone())  # a row per frame: sparse gradients need the table flat
+        self.learning_rate = learning_rate
+        box = coords.frame_box(*size)
+        self.extent = (box.u1, box.v1)
+
+    @property
+    def values(self) -> Float[Tensor, "time channel rows columns"]:
+        """The whole table, as a view of the parameter."""
+        return self.flat.view(self.shape)
+
+    def rows(self, frames: Int[Tensor, " frames"]) -> Float[Tensor, "frames channel rows columns"]:
+        """The pictures of some frames. Their gradient is sparse: a step touches only the frames it saw."""
+        return F.embedding(frames, self.flat, sparse=self.training).view(len(frames), *self.shape[1:])
+
+    def frames(
+        self, frames: Int[Tensor, " frames"], size: tuple[int, int]
+    ) -> Float[Tensor, "frames channel height width"]:
+        """The values at every pixel centre of some frames of `size` (width, height)."""
+        if not self.shape[1]:  # a single layer has no opacities; torch refuses pictures without channels
+            return self.flat.new_zeros(len(frames), 0, size[1], size[0])
+        if tuple(self.shape[2:]) == (size[1], size[0]):
+            return self.rows(frames)
+        return F.interpolate(self.rows(frames), (size[1], size[0]), mode="bilinear", align_corners=False)
+
+    def forward(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n channel"]:
+        """The values at any points."""
+        if not self.shape[1]:
+            return self.flat.new_zeros(len(xyt), 0)
+        grid = xyt / xyt.new_tensor([*self.extent, 1.0])
+        volume = self.values.transpose(0, 1)[None]  # [1, C, T, h, w]
+        found = F.grid_sample(volume, grid[None, :, None, None], padding_mode="border", align_corners=False)
+        return found[0, :, :, 0, 0].T
+
+    def param_groups(self) -> list[dict]:
+        return [{"params": [self.flat], "lr": self.learning_rate, "sparse": True}]
+
+
+def table_size(size: tuple[int, int], cell: float) -> tuple[int, int]:
+    """(columns, rows) of a table with about one cell every `cell` pixels, at least 2 x 2."""
+    return (max(2, round(size[0] / cell) + 1), max(2, round(size[1] / cell) + 1))
+
+
+def squared_steps(values: Float[Tensor, "frames channel rows columns"]) -> Float[Tensor, ""]:
+    """Mean squared difference between neighbouring cells, both axes added."""
+    across = (values[..., 1:] - values[..., :-1]).square().mean()
+    return across + (values[..., 1:, :] - values[..., :-1, :]).square().mean()
+
+
+def zeros_table(frame_count: int, channels: int, size: tuple[int, int], cell: float) -> Tensor:
+    """An empty table for `frame_count` frames."""
+    columns, rows = table_size(size, cell)
+    return torch.zeros(frame_count, channels, rows, columns)

@@ -1,0 +1,187 @@
+"""Mappings: where on the canonical plane a point of the video lies, (x, y, t) -> (u, v)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from neural_fields import config, coords
+from neural_fields.encodings.hash_grid import HashGrid, HashGridConfig, release_weights
+from neural_fields.encodings.mlp import MLP
+from neural_fields.planar.frame_table import FrameTable, squared_steps, zeros_table
+from neural_fields.planar.points import evaluate, frame_points
+
+PAPER_ADAM = {"betas": (0.9, 0.999), "eps": 1e-8}  # what the papers' code leaves at torch's defaults
+
+
+class Mapping(nn.Module):
+    """From points of the video to the canonical plane of one layer."""
+
+    uv_scale = 1.0  # how many uv units one xy unit becomes where nothing is warped
+
+    @abstractmethod
+    def forward(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n 2"]:
+        """uv of any points."""
+
+    def frames(
+        self, frames: Int[Tensor, " frames"], frame_count: int, size: tuple[int, int]
+    ) -> Float[Tensor, "frames height width 2"]:
+        """uv of every pixel of whole frames."""
+        points = frame_points(frames, frame_count, size)
+        return self(points).view(len(frames), size[1], size[0], 2)
+
+    def at_step(self, step: int) -> None:
+        """Called before each training step: what the mapping does by schedule moves on here."""
+
+    @abstractmethod
+    def param_groups(self) -> list[dict]:
+        """What the optimiser changes, with learning rates."""
+
+
+class GridMapping(Mapping):
+    """uv = homography_t(x, y) + residual_t(x, y): the homography is geometry, the residual a grid of small shifts.
+
+    Between frames both neighbours' uv are blended linearly.
+    """
+
+    def __init__(self, settings: config.GridMapping, frame_count: int, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.register_buffer("homography", torch.eye(3).repeat(frame_count, 1, 1))  # xy units to uv units
+        self.homography: Tensor
+        self.pixel = 2 / max(size)  # one pixel of the fit in uv units
+        table = zeros_table(frame_count, 2, size, settings.cell)
+        self.residual = FrameTable(table, size, settings.learning_rate * self.pixel)
+        self.register_buffer("placed", self.residual.flat.detach().clone())  # the shifts that geometry found
+        self.placed: Tensor
+
+    def forward(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n 2"]:
+        count = len(self.homography)
+        t = coords.denormalise_time(xyt[:, 2], count)
+        before = torch.as_tensor(t).floor().clamp(0, count - 1).long()
+        after = (before + 1).clamp(max=count - 1)
+        share = (t - before).clamp(0, 1)[:, None]
+        start, end = (self._project(self.homography[index], xyt[:, :2]) for index in (before, after))
+        return start + share * (end - start) + self.residual(xyt)
+
+    def frames(
+        self, frames: Int[Tensor, " frames"], frame_count: int, size: tuple[int, int]
+    ) -> Float[Tensor, "frames height width 2"]:
+        xy = coords.frame_xy(*size, device=frames.device).view(-1, 2).T
+        moved = self.homography[frames] @ torch.cat([xy, torch.ones_like(xy[:1])])
+        plane = (moved[:, :2] / moved[:, 2:]).view(len(frames), 2, size[1], size[0])
+        return (plane + self.residual.frames(frames, size)).permute(0, 2, 3, 1)
+
+    def place(self, homography: Float[Tensor, "time 3 3"], shifts: Float[Tensor, "time 2 rows columns"]) -> None:
+        """Starts the mapping from geometry."""
+        with torch.no_grad():
+            self.homography.copy_(homography)
+            self.residual.values.copy_(shifts)
+            self.placed.copy_(self.residual.flat)
+
+    def residual_anchor(self, frames: Int[Tensor, " frames"]) -> Float[Tensor, ""]:
+        """Mean squared distance of the shifts from where geometry put them, in pixels of the fit.
+
+        Where the picture is flat the colours say nothing; without this the shifts would wander there.
+        """
+        rows = self.residual.rows(frames)
+        return (rows - self.placed[frames].view_as(rows)).square().mean() / self.pixel**2
+
+    def residual_smoothness(self, frames: Int[Tensor, " frames"]) -> Float[Tensor, ""]:
+        """Mean squared difference of neighbouring shifts, in pixels of the fit."""
+        return squared_steps(self.residual.rows(frames)) / self.pixel**2
+
+    def param_groups(self) -> list[dict]:
+        return self.residual.param_groups()
+
+    @staticmethod
+    def _project(matrix: Float[Tensor, "*#n 3 3"], xy: Float[Tensor, "*#n 2"]) -> Float[Tensor, "*n 2"]:
+        x, y = xy[..., 0], xy[..., 1]
+        row = [matrix[..., i, 0] * x + matrix[..., i, 1] * y + matrix[..., i, 2] for i in range(3)]
+        return torch.stack([row[0] / row[2], row[1] / row[2]], dim=-1)
+
+
+class MlpMapping(Mapping):
+    """A ReLU network of (x, y, t) with tanh at the end and no encoding, so that it stays smooth.
+
+    Kasten et al., "Layered Neural Atlases" (2021), section 3.1. uv lies in (-1, 1); `warm_up.warm_up` starts it at
+    `uv_scale` times the identity.
+    """
+
+    def __init__(self, settings: config.MlpMapping, layers: int) -> None:
+        super().__init__()
+        self.settings = settings
+        self.uv_scale = settings.uv_scale
+        self.network = MLP(3, 2, settings.width, layers, output="tanh")
+
+    def forward(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n 2"]:
+        return evaluate(self.network, xyt)
+
+    def param_groups(self) -> list[dict]:
+        return [{"params": list(self.parameters()), "lr": self.settings.learning_rate, **PAPER_ADAM}]
+
+
+class HashMapping(Mapping):
+    """uv = xy plus a displacement: a 3-D hash grid whose levels come in over the run, and a small network behind it.
+
+    Ouyang et al., "CoDeF" (2024), section 3.2. The network also reads the raw coordinates, each from 0 to 1 across the
+    frame or the clip; its output times `output_scale` is the displacement in widths and heights of the frame. Levels
+    that are still shut are not computed. How far the release is travels with the weights (`released`).
+    """
+
+    def __init__(self, settings: config.HashMapping, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.settings = settings
+        self.grid = HashGrid(3, hash_config(settings))
+        self.network = small_network(3 + self.grid.out_dim, 2, settings.width, settings.hidden_layers)
+        self.register_buffer("released", torch.zeros(()))
+        self.released: Tensor
+        box = coords.frame_box(*size)
+        self.extent = (box.u1, box.v1)
+
+    def at_step(self, step: int) -> None:
+        begin, end = self.settings.release
+        share = float(step >= begin) if end <= begin else (step - begin) / (end - begin)
+        self.released.fill_(min(1.0, max(0.0, share)))
+
+    def forward(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n 2"]:
+        released = float(self.released)
+
+        def moved(points: Tensor) -> Tensor:
+            extent = points.new_tensor(self.extent)
+            place = (points / torch.cat([extent, extent.new_ones(1)]) + 1) / 2  # each axis from 0 to 1
+            shift = self.settings.output_scale * self.network(torch.cat([place, self._features(place, released)], 1))
+            return points[:, :2] + 2 * extent * shift
+
+        return evaluate(moved, xyt)
+
+    def _features(self, place: Float[Tensor, "n 3"], released: float) -> Float[Tensor, "n features"]:
+        if released == 0:
+            return place.new_zeros(len(place), self.grid.out_dim)
+        weights = None if released == 1 else release_weights(self.settings.levels, released)
+        return self.grid(place, weights)
+
+    def param_groups(self) -> list[dict]:
+        return [{"params": list(self.parameters()), "lr": self.settings.learning_rate, **PAPER_ADAM}]
+
+
+def hash_config(settings: config.HashMapping | config.HashTexture) -> HashGridConfig:
+    """The shape of the hash grid that the settings ask for."""
+    return HashGridConfig(
+        n_levels=settings.levels,
+        n_features=settings.features,
+        log2_table=settings.log2_table,
+        base_resolution=settings.base_resolution,
+        growth=settings.growth,
+    )
+
+
+def small_network(inputs: int, outputs: int, width: int, hidden_layers: int) -> MLP:
+    """The network behind a hash grid, started as tiny-cuda-nn starts its own: Glorot's uniform weights, no offset."""
+    network = MLP(inputs, outputs, width, hidden_layers + 1)
+    for layer in network.layers:
+        nn.init.xavier_uniform_(layer.weight)  # type: ignore[arg-type]
+        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return network

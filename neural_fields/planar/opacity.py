@@ -1,0 +1,111 @@
+"""Opacity: how much of each front layer is seen at a point, before the layers in front of it are taken off."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from neural_fields import config, coords
+from neural_fields.encodings.fourier import Fourier
+from neural_fields.encodings.mlp import MLP
+from neural_fields.planar.frame_table import FrameTable
+from neural_fields.planar.mapping import PAPER_ADAM
+from neural_fields.planar.points import evaluate, frame_points
+
+
+class Opacity(nn.Module):
+    """Alphas in [0, 1] of the front layers, front to back, each as if it stood alone."""
+
+    @abstractmethod
+    def forward(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n front"]:
+        """Alphas at any points."""
+
+    def frames(
+        self, frames: Int[Tensor, " frames"], frame_count: int, size: tuple[int, int]
+    ) -> Float[Tensor, "frames height width front"]:
+        """Alphas at every pixel of whole frames."""
+        points = frame_points(frames, frame_count, size)
+        return self(points).view(len(frames), size[1], size[0], -1)
+
+    @abstractmethod
+    def param_groups(self) -> list[dict]:
+        """What the optimiser changes, with learning rates."""
+
+
+class PixelOpacity(Opacity):
+    """A logit per pixel, frame and front layer; long clips get a coarser grid so that memory stays bounded."""
+
+    def __init__(self, settings: config.PixelOpacity, front: int, frame_count: int, size: tuple[int, int]) -> None:
+        super().__init__()
+        texels = front * frame_count * size[0] * size[1]
+        shrink = max(1.0, texels / (settings.max_megapixels * 1e6)) ** 0.5
+        columns, rows = (max(2, round(side / shrink)) for side in size)
+        self.table = FrameTable(torch.zeros(frame_count, front, rows, columns), size, settings.learning_rate)
+
+    def forward(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n front"]:
+        return torch.sigmoid(self.table(xyt))
+
+    def frames(
+        self, frames: Int[Tensor, " frames"], frame_count: int, size: tuple[int, int]
+    ) -> Float[Tensor, "frames height width front"]:
+        return torch.sigmoid(self.table.frames(frames, size).permute(0, 2, 3, 1))
+
+    def param_groups(self) -> list[dict]:
+        return self.table.param_groups()
+
+
+class MlpOpacity(Opacity):
+    """A ReLU network over Fourier features of (x, y, t); alphas from 0.001 to 0.991.
+
+    Kasten et al., "Layered Neural Atlases" (2021), section 3.1: alpha = 0.99 (tanh + 1) / 2 + 0.001, so that no layer
+    ever stops getting a gradient.
+    """
+
+    def __init__(self, settings: config.MlpOpacity, front: int) -> None:
+        super().__init__()
+        self.learning_rate = settings.learning_rate
+        self.network: nn.Module | None = None
+        if front:
+            fourier = Fourier(3, settings.octaves)
+            network = MLP(fourier.out_dim, front, settings.width, settings.layers, output="tanh")
+            self.network = nn.Sequential(fourier, network)
+
+    def forward(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n front"]:
+        if self.network is None:
+            return xyt.new_ones(len(xyt), 0)
+        return 0.99 * 0.5 * (evaluate(self.network, xyt) + 1) + 0.001
+
+    def param_groups(self) -> list[dict]:
+        return [{"params": list(self.parameters()), "lr": self.learning_rate, **PAPER_ADAM}]
+
+
+class MaskOpacity(Opacity):
+    """The masks as they are, each pixel either in or out; between pixels and frames the nearest one counts (CoDeF)."""
+
+    def __init__(self, front: int, frame_count: int, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.register_buffer("masks", torch.zeros(front, frame_count, size[1], size[0], dtype=torch.bool))
+        self.masks: Tensor
+        self.size = size
+
+    def forward(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n front"]:
+        count = self.masks.shape[1]
+        pixel = coords.denormalise_pixels(xyt[:, :2], *self.size).floor().long()
+        column, row = pixel[:, 0].clamp(0, self.size[0] - 1), pixel[:, 1].clamp(0, self.size[1] - 1)
+        t = torch.as_tensor(coords.denormalise_time(xyt[:, 2], count)).round().long().clamp(0, count - 1)
+        return self.masks[:, t, row, column].T.to(xyt.dtype)
+
+    def param_groups(self) -> list[dict]:
+        return []
+
+
+def layer_weights(alphas: Float[Tensor, "*n front"]) -> Float[Tensor, "*n layers"]:
+    """Weights that sum to one: each layer shows through what the layers in front of it leave."""
+    left, weights = alphas.new_ones(alphas.shape[:-1]), []
+    for alpha in alphas.unbind(-1):
+        weights.append(alpha * left)
+        left = left * (1 - alpha)
+    return torch.stack([*weights, left]).movedim(0, -1)  # planes in memory, as everything that is multiplied with them

@@ -1,0 +1,138 @@
+"""Textures: the colour of the canonical plane, (u, v) -> rgb."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from neural_fields import config, coords
+from neural_fields.coords import Box
+from neural_fields.encodings.fourier import Fourier
+from neural_fields.encodings.hash_grid import HashGrid
+from neural_fields.encodings.mlp import MLP
+from neural_fields.planar.mapping import PAPER_ADAM, hash_config, small_network
+from neural_fields.planar.points import evaluate
+
+
+class Texture(nn.Module):
+    """The colours of one layer's canonical plane."""
+
+    @abstractmethod
+    def forward(self, uv: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n 3"]:
+        """RGB at any points; [0, 1] is the displayable range."""
+
+    @abstractmethod
+    def param_groups(self) -> list[dict]:
+        """What the optimiser changes, with learning rates."""
+
+
+class ImageTexture(Texture):
+    """A picture of `width` x `height` texels that covers `box`; beyond it the edge goes on."""
+
+    def __init__(self, box: Box, width: int, height: int, learning_rate: float) -> None:
+        super().__init__()
+        self.box = box
+        self.learning_rate = learning_rate
+        self.image = nn.Parameter(torch.full((3, height, width), 0.5))
+
+    def forward(self, uv: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n 3"]:
+        # One picture per frame of the batch: grid_sample works on them in parallel.
+        batch = uv if uv.ndim == 4 else uv.reshape(1, 1, -1, 2)
+        images = self.image.expand(len(batch), -1, -1, -1)
+        return coords.sample(images, self.box, batch).permute(0, 2, 3, 1).reshape(*uv.shape[:-1], 3)
+
+    def param_groups(self) -> list[dict]:
+        return [{"params": [self.image], "lr": self.learning_rate}]
+
+
+class MlpTexture(Texture):
+    """One layer's square of a plane that all layers share: a ReLU network over Fourier features of the place in it.
+
+    Kasten et al., "Layered Neural Atlases" (2021), section 3.1. `mlp_textures` makes one for each layer; only the first
+    of them registers the network, so that a checkpoint holds it once.
+
+    Args:
+        centre, half_side: the middle and half the side of the square; uv in [-1, 1]^2 fill it.
+        owner: this layer registers and trains the network.
+    """
+
+    def __init__(
+        self,
+        settings: config.MlpTexture,
+        network: nn.Module,
+        centre: tuple[float, float],
+        half_side: float,
+        owner: bool,
+    ) -> None:
+        super().__init__()
+        self.learning_rate = settings.learning_rate
+        self.centre = centre
+        self.half_side = half_side
+        if owner:
+            self.network = network
+        self._shared = (network,)  # a module inside a tuple is not registered
+
+    def forward(self, uv: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n 3"]:
+        place = uv.reshape(-1, 2) * self.half_side + uv.new_tensor(self.centre)
+        return ((evaluate(self._shared[0], place) + 1) / 2).view(*uv.shape[:-1], 3)
+
+    def param_groups(self) -> list[dict]:
+        return [{"params": list(self.parameters()), "lr": self.learning_rate, **PAPER_ADAM}]
+
+
+def mlp_textures(settings: config.MlpTexture, layers: int) -> list[MlpTexture]:
+    """A texture for each layer, front to back, over one network.
+
+    The paper's two layers lie in the quadrants 0.5 uv + 0.5 (foreground) and 0.5 uv - 0.5 (background). Two more fit
+    beside them; beyond four layers the squares get smaller.
+    """
+    fourier = Fourier(2, settings.octaves)
+    skips = tuple(settings.skips)
+    network = nn.Sequential(
+        fourier, MLP(fourier.out_dim, 3, settings.width, settings.layers, skips=skips, output="tanh")
+    )
+    squares = _squares(layers)
+    half_side = 1 / _squares_a_side(layers)
+    return [MlpTexture(settings, network, centre, half_side, number == 0) for number, centre in enumerate(squares)]
+
+
+def _squares(layers: int) -> list[tuple[float, float]]:
+    """Centres of the layers' squares, front to back; the background's is nearest to (-1, -1)."""
+    side = _squares_a_side(layers)
+    middles = [(2 * index + 1) / side - 1 for index in reversed(range(side))]
+    places = [(u, v) for v in middles for u in middles]
+    return [*places[: layers - 1], places[-1]]
+
+
+def _squares_a_side(layers: int) -> int:
+    side = 2
+    while side * side < layers:
+        side += 1
+    return side
+
+
+class HashTexture(Texture):
+    """A 2-D hash grid over `box` and a small network, which also reads the raw place; beyond the box the tables repeat.
+
+    Ouyang et al., "CoDeF" (2024), section 3.1. Nothing bounds the colours; they are cut to [0, 1] where they are shown.
+    """
+
+    def __init__(self, settings: config.HashTexture, box: Box) -> None:
+        super().__init__()
+        self.box = box
+        self.learning_rate = settings.learning_rate
+        self.grid = HashGrid(2, hash_config(settings))
+        self.network = small_network(2 + self.grid.out_dim, 3, settings.width, settings.hidden_layers)
+
+    def forward(self, uv: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n 3"]:
+        place = coords.box_to_unit(uv.reshape(-1, 2), self.box)
+        return evaluate(self._colors, place).view(*uv.shape[:-1], 3)
+
+    def _colors(self, place: Float[Tensor, "n 2"]) -> Float[Tensor, "n 3"]:
+        return self.network(torch.cat([place, self.grid(place)], dim=1))
+
+    def param_groups(self) -> list[dict]:
+        return [{"params": list(self.parameters()), "lr": self.learning_rate, **PAPER_ADAM}]

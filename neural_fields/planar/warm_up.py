@@ -1,0 +1,70 @@
+"""The start of a mapping that is a network: it is taught the identity before the fit begins."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from neural_fields import coords
+from neural_fields.planar.mapping import MlpMapping
+
+POINTS = 10_000  # of a frame, for each step; no more than the frame has pixels
+REPORT_EVERY = 20  # steps
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """How warm-ups are run. Without `seconds` and `stop`, the same seed gives the same weights."""
+
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # where the steps are computed
+    seconds: float | None = None  # after which a warm-up ends, finished or not
+    stop: Callable[[], bool] = lambda: False  # asked before each step; True ends the warm-up
+    progress: Callable[[int, int], None] = lambda done, total: None  # steps done and all steps
+
+    def for_layer(self, number: int, layers: int) -> WarmUp:
+        """The same for one of several layers: its own random points, its share of the time."""
+        seconds = None if self.seconds is None else self.seconds / layers
+        return replace(self, seed=self.seed * layers + number, seconds=seconds)
+
+
+def warm_up(mapping: MlpMapping, frame_count: int, size: tuple[int, int], how: WarmUp) -> float:
+    """Teaches `mapping` that uv = uv_scale * xy, and returns the mean distance that is left, in uv units.
+
+    As the code of Kasten et al., "Layered Neural Atlases" (2021): `warm_up` rounds of one step for each frame, Adam,
+    the mean distance over random pixels of that frame. The mapping comes back to the device where it was.
+    """
+    settings = mapping.settings
+    home = next(mapping.parameters()).device
+    mapping.to(how.device)
+    generator = torch.Generator().manual_seed(int(np.random.SeedSequence([how.seed, 1]).generate_state(1)[0]))
+    optimiser = torch.optim.Adam(mapping.parameters(), lr=settings.learning_rate)
+    total = settings.warm_up * frame_count
+    begin = time.monotonic()
+    distance = torch.zeros(())
+    with torch.enable_grad():
+        for step in range(total):
+            if how.stop() or (how.seconds is not None and time.monotonic() - begin > how.seconds):
+                break
+            xyt = _points(step % frame_count, frame_count, size, generator).to(how.device)
+            distance = (mapping(xyt) - settings.uv_scale * xyt[:, :2]).norm(dim=1).mean()
+            optimiser.zero_grad()
+            distance.backward()
+            optimiser.step()
+            if step % REPORT_EVERY == 0:
+                how.progress(step, total)
+    mapping.to(home)
+    return float(distance.detach())
+
+
+def _points(frame: int, frame_count: int, size: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
+    """xyt of random pixels of a frame."""
+    count = min(POINTS, size[0] * size[1])
+    pixel = (torch.rand(count, 2, generator=generator) * torch.tensor(size)).floor()
+    xy = coords.normalise_pixels(pixel + 0.5, *size)
+    t = float(coords.normalise_time(float(frame), frame_count))
+    return torch.cat([xy, torch.full((count, 1), t)], dim=1)
