@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shlex
 import sys
 import time
 from dataclasses import dataclass, field, fields
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from neural_fields.config import Quality
 from neural_fields.config_loader import nearest, parse_yaml
 from neural_fields.errors import ExitCode, UserError
+from neural_fields.files import plain
 from neural_fields.threads import prepare_threads
 
 if TYPE_CHECKING:
@@ -137,17 +139,7 @@ def show_warnings() -> None:
 
 def print_json(value: Any) -> None:
     """One JSON object on stdout; numbers that are not finite become null."""
-    print(json.dumps(_finite(value), allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
+    print(json.dumps(plain(value), allow_nan=False))
 
 
 def overrides_from(extra: list[str]) -> dict[str, object]:
@@ -248,7 +240,8 @@ def run_train(command: Train, extra: list[str]) -> int:
         say(f"saved at step {result.step} of {result.total}; the same command continues")
     else:
         say(f"done: {result.step} steps. Paint on a picture in {path / 'canonical'}, then")
-        say(f"  unwrap edit {path} PAINTED.png --layer NAME && unwrap render {path}")
+        name = shlex.quote(str(path))
+        say(f"  unwrap edit {name} PAINTED.png --layer NAME && unwrap render {name}")
     if command.json:
         facts = {"run": path, "step": result.step, "steps": result.total, "finished": result.exit_code == ExitCode.OK}
         print_json({**facts, "notes": list(result.notes)})

@@ -23,7 +23,7 @@ class GridMapping:
 
     kind: ClassVar[str] = "grid"
     cell: float = 8.0  # pixels between the knots of the residual grid
-    learning_rate: float = 0.12  # pixels a step
+    learning_rate: float = 0.25  # pixels a step
     flow_size: int = 480  # pixels on the longer side at which flow is computed: enough for geometry, flat memory
 
     def __post_init__(self) -> None:
@@ -77,7 +77,10 @@ class ImageTexture:
     kind: ClassVar[str] = "image"
     density: float = 1.25  # texels a pixel where the layer is seen largest
     max_megatexels: float = 16.0
-    learning_rate: float = 0.006
+    learning_rate: float = 0.012
+
+    def __post_init__(self) -> None:
+        _require(min(self.density, self.max_megatexels) > 0, "density and max_megatexels must be above 0")
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,9 @@ class PixelOpacity:
     max_megapixels: float = 25.0  # of all frames together; longer clips get a coarser grid
     learning_rate: float = 0.1
 
+    def __post_init__(self) -> None:
+        _require(self.max_megapixels > 0, "max_megapixels must be above 0")
+
 
 @dataclass(frozen=True)
 class MlpOpacity:
@@ -155,7 +161,7 @@ class GridGain:
 
     kind: ClassVar[str] = "grid"
     cell: float = 16.0  # pixels between knots
-    learning_rate: float = 0.01
+    learning_rate: float = 0.05
 
     def __post_init__(self) -> None:
         _require(self.cell >= 2, "cell must be at least 2 pixels")
@@ -190,6 +196,7 @@ class Terms:
     background_color: float = 0.0  # colour error of a layer where it is not seen, so that unseen texels stay natural
     residual_smoothness: float = 0.0  # squared differences of the residual grid in pixels
     residual_anchor: float = 0.0  # squared distance of the residual grid from its start in pixels
+    texture_smoothness: float = 0.0  # squared differences of neighbouring texels
     gain_size: float = 0.0  # squared logarithm of the gain
     gain_smoothness: float = 0.0  # squared differences of the logarithm of the gain
 
@@ -217,7 +224,8 @@ class Training:
     preview_every: int = 500  # steps
 
     def __post_init__(self) -> None:
-        _require(min(self.pixels, self.frame_pixels, self.checkpoint_every, self.preview_every) > 0, "must be above 0")
+        for name in ("pixels", "frame_pixels", "checkpoint_every", "preview_every"):
+            _require(getattr(self, name) > 0, f"{name} must be above 0")
         _require(self.steps >= 0, "steps must not be negative")
 
 

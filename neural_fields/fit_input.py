@@ -125,7 +125,7 @@ def check_same(run: Run, record: dict[str, Any]) -> None:
             changed[changed.index("config")] = "config." + ", config.".join(parts)
     if changed:
         raise bad_input(
-            f"{run.path} was begun with other settings: {', '.join(changed)}",
+            f"{run.path} was begun with other settings: {', '.join(changed).replace('sha256', 'another video')}",
             where=str(run.run_yaml),
             why="a run has one video, size, frame range, set of masks and config from beginning to end",
             fix=f"another folder: --out {run.path}-2",

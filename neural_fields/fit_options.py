@@ -46,3 +46,5 @@ class FitOptions:
     def __post_init__(self) -> None:
         if self.seconds is not None and not self.seconds > 0:
             raise bad_input(f"--seconds {self.seconds:g}", why="a fit takes some time: above 0", fix="--seconds 90")
+        if not 0 <= self.seed < 2**32:
+            raise bad_input(f"--seed {self.seed}", why="expected a whole number from 0 to 2^32 - 1", fix="--seed 0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
@@ -68,7 +69,7 @@ def fit(video: str | Path, options: FitOptions | None = None, report: Reporter =
     options = options or FitOptions()
     config = settings.load_config(options.config, options.overrides)
     device = choose_device(options.device)
-    run_path = options.out or Path("runs") / Path(video).stem
+    run_path = options.out or default_run(video)
     first = read(video, _scratch(run_path), options.size, options.frames) if not run_path.exists() else None
     run = Run.create(run_path)
     with lock(run) as note, stop_on_signals() as stop:
@@ -100,6 +101,11 @@ def fit(video: str | Path, options: FitOptions | None = None, report: Reporter =
             finish(run, model, step, report)
         _close(run, step, total, time.monotonic() - started, stop.requested)
         return FitResult(run, step, total, stop.exit_code, tuple(notes))
+
+
+def default_run(video: str | Path) -> Path:
+    """Where the run of a video goes: `runs/` and the name of the video, also for "." and ".."."""
+    return Path("runs") / (Path(os.path.abspath(video)).stem or "video")
 
 
 def _is_whole(run: Run) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
 
+from neural_fields.adam import Adam
 from neural_fields.checkpoints import load_latest_checkpoint, save_checkpoint
 from neural_fields.config import Training, frames_per_step
 from neural_fields.data.clip import Batch, Clip, draw_frames, draw_pixels
@@ -17,7 +18,6 @@ from neural_fields.planar.model import VideoModel
 from neural_fields.run import Run
 
 MAX_BAD_STEPS = 50  # non-finite steps in a row after which the fit is given up
-ADAM_BETAS = (0.9, 0.99)
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class LoopState:
     """What changes while a fit runs, beside the parameters."""
 
     step: int = 0
+    loaded: bool = False  # from a checkpoint
     skipped: int = 0
     batch_divisor: int = 1  # doubled when memory runs out
     train_seconds: float = 0.0
@@ -85,25 +86,25 @@ def train_steps(
     Raises:
         UserError: too many non-finite steps in a row (exit 8), no room (4), damaged checkpoints (5).
     """
-    optimisers = make_optimisers(model.param_groups())
-    state = restore(model, optimisers, run)
+    adam = Adam(model.param_groups())
+    state = restore(model, adam, run)
     budget = replace(budget, started=budget.started or time.monotonic())
-    saved_at = state.step if state.step else -1
+    saved_at = state.step if state.loaded else -1
     model.train()
     while not budget.is_over(state.step) and not stop():
         begin = time.perf_counter()
-        set_rates(optimisers, settings.schedule, budget.progress(state.step))
-        terms = _attempt(model, optimisers, clip, settings, state, seed)
+        adam.factor = rate_factor(settings.schedule, budget.progress(state.step))
+        terms = _attempt(model, adam, clip, settings, state, seed)
         seconds = time.perf_counter() - begin
         state.step += 1
         state.train_seconds += seconds
         if settings.checkpoint_every and state.step % settings.checkpoint_every == 0:
-            _save(model, optimisers, run, state, facts)
+            _save(model, adam, run, state, facts)
             saved_at = state.step
         notes, state.notes = tuple(state.notes), []
         yield StepRecord(state.step, sum(terms.values()), terms, seconds, state.skipped, notes=notes)
     if saved_at != state.step:
-        _save(model, optimisers, run, state, facts)
+        _save(model, adam, run, state, facts)
     model.eval()
 
 
@@ -118,7 +119,7 @@ def draw(clip: Clip, settings: Training, step: int, seed: int, divisor: int = 1)
 
 def _attempt(
     model: VideoModel,
-    optimisers: list[torch.optim.Optimizer],
+    adam: Adam,
     clip: Clip,
     settings: Training,
     state: LoopState,
@@ -127,7 +128,7 @@ def _attempt(
     """One step; out of memory halves the batch and tries again, numbers that are not finite skip the step."""
     while True:
         try:
-            return _step(model, optimisers, draw(clip, settings, state.step, seed, state.batch_divisor), state)
+            return _step(model, adam, draw(clip, settings, state.step, seed, state.batch_divisor), state)
         except torch.OutOfMemoryError as error:
             smallest = settings.pixels if settings.batch == "pixels" else clip.frame_count
             if state.batch_divisor >= smallest:
@@ -141,12 +142,9 @@ def _attempt(
             state.notes.append(f"out of memory: the batch is now 1/{state.batch_divisor} of its size")
 
 
-def _step(
-    model: VideoModel, optimisers: list[torch.optim.Optimizer], batch: Batch, state: LoopState
-) -> dict[str, float]:
+def _step(model: VideoModel, adam: Adam, batch: Batch, state: LoopState) -> dict[str, float]:
     """One optimiser step on one batch; returns the weighted terms."""
-    for optimiser in optimisers:
-        optimiser.zero_grad(set_to_none=True)
+    adam.zero_grad()
     model.at_step(state.step)
     samples = model.batch(batch)
     terms = model.terms(batch, samples, state.step)
@@ -156,11 +154,11 @@ def _step(
         _count_bad(state, values)
         return values
     loss.backward()
-    if not _finite_gradients(optimisers):
+    # One sum per tensor: cheap beside the step itself.
+    if not all(bool(torch.isfinite(gradient.sum())) for gradient in adam.gradients()):
         _count_bad(state, values)
         return values
-    for optimiser in optimisers:
-        optimiser.step()
+    adam.step()
     state.bad_in_a_row = 0
     return values
 
@@ -173,93 +171,34 @@ def _count_bad(state: LoopState, values: dict[str, float]) -> None:
             ExitCode.NOT_CONVERGED,
             f"{MAX_BAD_STEPS} steps in a row gave numbers that are not finite",
             where=f"step {state.step}, terms {values}",
-            why="the newest checkpoint holds the last good state",
-            fix="a smaller learning rate, for example --texture.learning-rate 0.001",
+            why="checkpoints saved before that are kept",
+            fix="smaller learning rates, for example --mapping.learning-rate 0.05 --texture.learning-rate 0.001",
         )
-
-
-def _finite_gradients(optimisers: list[torch.optim.Optimizer]) -> bool:
-    """Whether every gradient is finite (one sum per tensor: cheap beside the step itself)."""
-    gradients = (p.grad for o in optimisers for group in o.param_groups for p in group["params"] if p.grad is not None)
-    dense = (g.coalesce().values() if g.is_sparse else g for g in gradients)
-    return all(bool(torch.isfinite(g.sum())) for g in dense)
-
-
-# --- optimisers -----------------------------------------------------------------------------------------------------
-
-
-def make_optimisers(groups: list[dict]) -> list[torch.optim.Optimizer]:
-    """Adam for the dense parameters and SparseAdam for tables of which a step touches a few rows.
-
-    A group may bring its own `betas` and `eps`.
-    """
-    plain = [{key: value for key, value in g.items() if key != "sparse"} for g in groups if not g.get("sparse")]
-    sparse = [{"params": g["params"], "lr": g["lr"]} for g in groups if g.get("sparse")]
-    made: list[torch.optim.Optimizer] = []
-    if plain:
-        made.append(torch.optim.Adam(plain, betas=ADAM_BETAS, eps=1e-10))
-    if sparse:
-        made.append(torch.optim.SparseAdam(sparse, betas=ADAM_BETAS, eps=1e-10))
-    for optimiser in made:
-        for group in optimiser.param_groups:
-            group["start_rate"] = group["lr"]
-    return made
 
 
 def rate_factor(schedule: str, progress: float) -> float:
     """The learning rate at a point of the run, relative to its start."""
     if schedule == "cosine":
-        return 0.05 + 0.95 * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * progress, dtype=torch.float64))))
+        return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress))
     if schedule == "halving":
         return 0.5 ** sum(progress >= mark for mark in (0.25, 0.5, 0.75))
     return 1.0
 
 
-def set_rates(optimisers: list[torch.optim.Optimizer], schedule: str, progress: float) -> None:
-    """Sets every learning rate for a point of the run."""
-    factor = rate_factor(schedule, progress)
-    for optimiser in optimisers:
-        for group in optimiser.param_groups:
-            group["lr"] = group["start_rate"] * factor
-
-
 # --- checkpoints ----------------------------------------------------------------------------------------------------
 
 
-def optimiser_tensors(optimisers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """The optimisers' memory as named tensors."""
-    tensors = {}
-    for number, optimiser in enumerate(optimisers):
-        for index, values in optimiser.state_dict()["state"].items():
-            for name, value in values.items():
-                tensors[f"{number}.{index}.{name}"] = torch.as_tensor(value)
-    return tensors
-
-
-def restore_optimisers(optimisers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
-    """Puts `optimiser_tensors` back."""
-    for number, optimiser in enumerate(optimisers):
-        state: dict[int, dict[str, Tensor | int]] = {}
-        for key, value in tensors.items():
-            owner, index, name = key.split(".", 2)
-            if int(owner) == number:
-                # SparseAdam counts its steps in a plain integer, Adam in a tensor.
-                counts_plainly = name == "step" and isinstance(optimiser, torch.optim.SparseAdam)
-                state.setdefault(int(index), {})[name] = int(value) if counts_plainly else value
-        if state:
-            optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
-
-
-def restore(model: VideoModel, optimisers: list[torch.optim.Optimizer], run: Run) -> LoopState:
+def restore(model: VideoModel, adam: Adam, run: Run) -> LoopState:
     """The state to go on from: that of the newest good checkpoint, or the beginning."""
     checkpoint = load_latest_checkpoint(run)
     if checkpoint is None:
         return LoopState()
     model.load_state_dict({name: torch.as_tensor(value) for name, value in checkpoint.model.items()})
-    restore_optimisers(optimisers, {name: torch.as_tensor(value) for name, value in checkpoint.state.items()})
+    adam.restore({name: torch.as_tensor(value) for name, value in checkpoint.state.items()})
     loop = checkpoint.facts.get("loop", {})
     return LoopState(
         step=checkpoint.step,
+        loaded=True,
         skipped=int(loop.get("skipped", 0)),
         batch_divisor=int(loop.get("batch_divisor", 1)),
         train_seconds=float(loop.get("train_seconds", 0.0)),
@@ -269,11 +208,11 @@ def restore(model: VideoModel, optimisers: list[torch.optim.Optimizer], run: Run
 
 def _save(
     model: VideoModel,
-    optimisers: list[torch.optim.Optimizer],
+    adam: Adam,
     run: Run,
     state: LoopState,
     facts: dict | None,
 ) -> None:
     loop = {"skipped": state.skipped, "batch_divisor": state.batch_divisor, "train_seconds": state.train_seconds}
     kept = {**(facts or {}), "loop": loop, "threads": torch.get_num_threads()}
-    save_checkpoint(run, state.step, dict(model.state_dict()), optimiser_tensors(optimisers), kept)
+    save_checkpoint(run, state.step, dict(model.state_dict()), adam.tensors(), kept)

@@ -34,7 +34,7 @@ ROWS = {
         "threads.py",
     ],
     "input": ["data/*", "encodings/*", "pictures.py"],
-    "models": ["planar/*", "volume/*", "canonical.py", "metrics.py"],
+    "models": ["planar/*", "volume/*", "adam.py", "canonical.py", "metrics.py"],
     "work": ["training.py", "baking.py", "rendering.py", "export/*"],
     "rest": ["*"],
     "commands": ["api.py", "cli.py"],  # `editors`, with the whole program in its cli.py, is on top of all

@@ -47,7 +47,7 @@ def plan(config: Config, clip: Clip) -> Plan:
     for number, name in enumerate(clip.layers):
         box = geometry[number].box if geometry else _box(config, clip.size)
         finer = geometry[number].magnification if geometry else 1 / _uv_scale(config)
-        layers.append(LayerShape(name, box, *_texels(config, box, finer, clip.size)))
+        layers.append(_whole_cells(LayerShape(name, box, *_texels(config, box, finer, clip.size)), config))
     return Plan(ModelShape(*clip.size, clip.frame_count, tuple(layers)), geometry)
 
 
@@ -157,6 +157,21 @@ def _texels(config: Config, box: Box, finer: float, size: tuple[int, int]) -> tu
     texels = box.width * box.height * per_unit**2
     per_unit *= min(1.0, limit / texels) ** 0.5
     return (max(2, round(box.width * per_unit)), max(2, round(box.height * per_unit)))
+
+
+def _whole_cells(layer: LayerShape, config: Config) -> LayerShape:
+    """The layer with its box enlarged until its sides can be halved evenly as often as an image texture does."""
+    if not isinstance(config.texture, ImageTexture):
+        return layer
+    cell = 2**texture.LEVELS
+    width, height = (-(-side // cell) * cell for side in (layer.width, layer.height))
+    box = layer.box
+    return LayerShape(
+        layer.name,
+        Box(box.u0, box.v0, box.u0 + box.width * width / layer.width, box.v0 + box.height * height / layer.height),
+        width,
+        height,
+    )
 
 
 def _fill_opacity(part: opacity.PixelOpacity, clip: Clip) -> None:

@@ -26,7 +26,7 @@ from neural_fields.data.flow import FlowField
 from neural_fields.planar.placement import make_view, place, project
 
 MIN_MATCHES = 24  # fewer flow vectors than this place no transform
-MAX_MATCHES = 3000
+MAX_MATCHES = 1500
 MAX_REACH = 5.0  # a chained frame may reach this many frame lengths from the reference frame
 MAX_MAGNIFICATION = 5.0  # and be this much larger or smaller than it
 
@@ -55,7 +55,9 @@ def layer_geometry(
         return _still(visible, grid)
     reference = _reference_frame(visible, is_background)
     kind, pairs = choose_transforms(clip.flow, visible, reference, is_background)
-    placed = place(lambda t: make_view(clip.frames[t], visible[t]), pairs, reference, _fit_or_keep(kind, clip.flow.size))
+    placed = place(
+        lambda t: make_view(clip.frames[t], visible[t]), pairs, reference, _fit_or_keep(kind, clip.flow.size)
+    )
     transforms = np.stack([frame.transform for frame in placed])
     if not _is_sane(transforms, clip.flow.size):
         transforms = _without_zoom(transforms)
@@ -66,7 +68,7 @@ def layer_geometry(
 
 def _still(visible: np.ndarray, grid: tuple[int, int]) -> LayerGeometry:
     """The geometry of a clip without motion: every frame lies where the first does."""
-    count, height, width = visible.shape
+    count = len(visible)
     identity = np.tile(np.eye(3, dtype=np.float32), (count, 1, 1))
     residual = np.zeros((count, grid[1], grid[0], 2), np.float32)
     return LayerGeometry(identity, residual, _box(visible, identity, residual), 1.0)
@@ -124,7 +126,7 @@ def _pair_transform(flow: FlowField, visible: np.ndarray, t: int, kind: str) -> 
 def _fit(start: np.ndarray, end: np.ndarray, kind: str, pixel: float) -> np.ndarray:
     """RANSAC fit of one kind of transform; the identity where it fails."""
     if kind == "homography":
-        found, _ = cv2.findHomography(start, end, cv2.USAC_MAGSAC, pixel, maxIters=2000)
+        found, _ = cv2.findHomography(start, end, cv2.USAC_MAGSAC, pixel, maxIters=1000)
         return np.eye(3) if found is None else found
     estimate = cv2.estimateAffine2D if kind == "affine" else cv2.estimateAffinePartial2D
     found, _ = estimate(start, end, method=cv2.RANSAC, ransacReprojThreshold=pixel)
@@ -171,7 +173,7 @@ def _is_sane(chained: np.ndarray, size: tuple[int, int]) -> bool:
 
 
 def _without_zoom(chained: np.ndarray) -> np.ndarray:
-    """Chained similarities with their zoom limited and their reach bounded: the last resort for a clip that moves far."""
+    """Chained similarities with their zoom limited and their reach bounded: for clips that move far."""
     linear = chained[:, :2, :2]
     zoom = np.sqrt(np.abs(np.linalg.det(linear))).clip(1e-9)
     limited = zoom.clip(1 / MAX_MAGNIFICATION, MAX_MAGNIFICATION)
@@ -228,11 +230,13 @@ class TextureMean:
     ) -> None:
         """Adds the pixels of a frame. A splat is the transpose of a lookup, so it is the lookup's gradient."""
         canvas = torch.zeros_like(self.total, requires_grad=True)
+        values = torch.cat([rgb * weight[..., None], weight[..., None]], dim=-1)
         with torch.enable_grad():
             seen = coords.sample(canvas, self.box, uv[None], padding="zeros")
-        values = torch.cat([rgb * weight[..., None], weight[..., None]], dim=-1)
-        (splat,) = torch.autograd.grad(seen, canvas, values.permute(2, 0, 1)[None])
-        self.total += splat
+            # A scalar's backward: torch.autograd.grad with weights imports two seconds of symbolic mathematics.
+            (seen * values.permute(2, 0, 1)[None]).sum().backward()
+        assert canvas.grad is not None
+        self.total += canvas.grad
 
     def image(self) -> Float[Tensor, "3 height width"]:
         """The mean; a texel that nothing fell on takes the colour of its surroundings."""

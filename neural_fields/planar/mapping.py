@@ -33,6 +33,10 @@ class Mapping(nn.Module):
         points = frame_points(frames, frame_count, size)
         return self(points).view(len(frames), size[1], size[0], 2)
 
+    def pixel_step(self, t: Float[Tensor, " n"]) -> Float[Tensor, "n 2"] | None:
+        """How far apart along u and v neighbouring pixels of the fit lie in frame `t`; None where that is not known."""
+        return None
+
     def at_step(self, step: int) -> None:
         """Called before each training step: what the mapping does by schedule moves on here."""
 
@@ -73,6 +77,10 @@ class GridMapping(Mapping):
         moved = self.homography[frames] @ torch.cat([xy, torch.ones_like(xy[:1])])
         plane = (moved[:, :2] / moved[:, 2:]).view(len(frames), 2, size[1], size[0])
         return (plane + self.residual.frames(frames, size)).permute(0, 2, 3, 1)
+
+    def pixel_step(self, t: Float[Tensor, " n"]) -> Float[Tensor, "n 2"]:
+        nearest = t.round().long().clamp(0, len(self.homography) - 1)
+        return self.homography[:, :2, :2].norm(dim=2)[nearest] * self.pixel
 
     def place(self, homography: Float[Tensor, "time 3 3"], shifts: Float[Tensor, "time 2 rows columns"]) -> None:
         """Starts the mapping from geometry."""

@@ -1,4 +1,4 @@
-"""The planar model: for each layer a mapping, a texture and a gain, joined by one opacity. The papers are presets of it."""
+"""The planar model: a mapping, a texture and a gain for each layer, joined by one opacity. The papers are presets."""
 
 from __future__ import annotations
 
@@ -128,7 +128,8 @@ class PlanarModel(VideoModel):
     def forward(self, xyt: Float[Tensor, "n 3"]) -> LayerSamples:
         uv = [mapping(xyt) for mapping in self.mappings]
         gains = [gain(xyt) for gain in self.gains]
-        return self._samples(uv, gains, self.opacity(xyt))
+        time = torch.as_tensor(coords.denormalise_time(xyt[:, 2], self.shape.frame_count))
+        return self._samples(uv, gains, self.opacity(xyt), time)
 
     def frame(self, t: int, size: tuple[int, int]) -> LayerSamples:
         return self.frames(torch.tensor([t]), size)
@@ -138,7 +139,7 @@ class PlanarModel(VideoModel):
         count, frames = self.shape.frame_count, frames.to(self.device)
         uv = [mapping.frames(frames, count, size) for mapping in self.mappings]  # type: ignore[operator]
         gains = [gain.frames(frames, count, size) for gain in self.gains]  # type: ignore[operator]
-        return self._samples(uv, gains, self.opacity.frames(frames, count, size))
+        return self._samples(uv, gains, self.opacity.frames(frames, count, size), frames.float())
 
     def batch(self, batch: Batch) -> LayerSamples:
         return self.frames(batch.frames, batch.clip.size) if batch.index is None else self(batch.xyt.to(self.device))
@@ -186,9 +187,12 @@ class PlanarModel(VideoModel):
                 kept.append({**group, "params": params})
         return kept
 
-    def _samples(self, uv: list[Tensor], gains: list[Tensor], alphas: Tensor) -> LayerSamples:
-        """Joins the parts; each is [..., channels] over the same points."""
-        color = [texture(points) for texture, points in zip(self.textures, uv, strict=True)]
+    def _samples(self, uv: list[Tensor], gains: list[Tensor], alphas: Tensor, time: Tensor) -> LayerSamples:
+        """Joins the parts, each [..., channels] over the same points; `time` are the frame indices of their first axis."""
+        color = [
+            texture.seen(points, mapping.pixel_step(time))  # type: ignore[operator]
+            for texture, mapping, points in zip(self.textures, self.mappings, uv, strict=True)
+        ]
         return LayerSamples(
             color=_points_first(color),
             weight=layer_weights(alphas).movedim(-1, 0).flatten(1).T,

@@ -1,9 +1,9 @@
 """Placing frames on a canonical plane by long-range flow, so that errors do not add up from frame to frame.
 
 Going outwards from the reference frame, every frame is matched with an *anchor*: the reference frame itself, as long as
-enough of the layer is seen in both, then the last frame that was placed. The anchor is warped by the predicted transform
-first, so that the flow between the two is small; what the layer does not cover is filled with its own colours in both,
-so that no other layer's motion bleeds in. A frame's place is then the anchor's place, looked up through that flow.
+enough of the layer is seen in both, then the last frame that was placed. The anchor is first warped by the predicted
+transform, so that the flow between the two is small; what the layer does not cover is filled with its own colours in
+both, so that no other layer's motion bleeds in. A frame's place is then the anchor's place, looked up through that flow.
 """
 
 from __future__ import annotations
@@ -131,6 +131,7 @@ def _to_pixels(
 
 def project(matrix: Float[np.ndarray, "3 3"], xy: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n 2"]:
     """Points through a 3 x 3 transform."""
+    matrix = np.asarray(matrix, xy.dtype)
     moved = xy @ matrix[:, :2].T + matrix[:, 2]
     return moved[..., :2] / moved[..., 2:]
 
@@ -168,7 +169,8 @@ def pull_push(values: Float[np.ndarray, "h w c"], known: Bool[np.ndarray, "h w"]
         rows, columns = levels[-1][0].shape[:2]
         half = ((columns + 1) // 2, (rows + 1) // 2)
         # Area means halve sums and weights alike, so that their ratio stays the mean.
-        levels.append(tuple(_with_channels(cv2.resize(p, half, interpolation=cv2.INTER_AREA)) for p in levels[-1]))
+        sums, weights = (_with_channels(cv2.resize(p, half, interpolation=cv2.INTER_AREA)) for p in levels[-1])
+        levels.append((sums, weights))
     filled = levels[-1][0] / np.maximum(levels[-1][1], 1e-9)
     for sums, weights in reversed(levels[:-1]):
         size = (sums.shape[1], sums.shape[0])

@@ -50,6 +50,7 @@ def weighted_terms(model: PlanarModel, batch: Batch, samples: LayerSamples, step
         ("background_color", weights.background_color * has_front, lambda: background_color(samples, batch)),
         ("residual_smoothness", weights.residual_smoothness, lambda: residual_smoothness(model, batch)),
         ("residual_anchor", weights.residual_anchor, lambda: residual_anchor(model, batch)),
+        ("texture_smoothness", weights.texture_smoothness, lambda: texture_smoothness(model)),
     ]
     found = {name: weight * term() for name, weight, term in candidates if weight}
     if model.gains and (weights.gain_size or weights.gain_smoothness):
@@ -123,6 +124,11 @@ def background_color(samples: LayerSamples, batch: Batch) -> Float[Tensor, ""]:
     outside = 1 - weight
     per_layer = (error * outside).sum(0) / outside.sum(0).clamp(min=1)
     return (per_layer * weight.mean(0)).sum()
+
+
+def texture_smoothness(model: PlanarModel) -> Float[Tensor, ""]:
+    """Squared differences of neighbouring texels, layers added: texels between pixels follow their neighbours."""
+    return torch.stack([texture.roughness() for texture in model.textures]).sum()  # type: ignore[operator]
 
 
 def residual_anchor(model: PlanarModel, batch: Batch) -> Float[Tensor, ""]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -13,8 +14,12 @@ from neural_fields.coords import Box
 from neural_fields.encodings.fourier import Fourier
 from neural_fields.encodings.hash_grid import HashGrid
 from neural_fields.encodings.mlp import MLP
+from neural_fields.planar.frame_table import squared_steps
 from neural_fields.planar.mapping import PAPER_ADAM, hash_config, small_network
 from neural_fields.planar.points import evaluate
+
+LEVELS = 4  # how often the sides of an image texture can be halved
+SLACK = 0.6  # pixels may lie 2^0.6 = 1.5 texels apart before the next smaller picture is taken
 
 
 class Texture(nn.Module):
@@ -24,13 +29,17 @@ class Texture(nn.Module):
     def forward(self, uv: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n 3"]:
         """RGB at any points; [0, 1] is the displayable range."""
 
+    def seen(self, uv: Float[Tensor, "*n 2"], step: Float[Tensor, "m 2"] | None) -> Float[Tensor, "*n 3"]:
+        """RGB as pixels see it that lie `step` apart along u and v, one for each entry of the first axis of `uv`."""
+        return self(uv)
+
     @abstractmethod
     def param_groups(self) -> list[dict]:
         """What the optimiser changes, with learning rates."""
 
 
 class ImageTexture(Texture):
-    """A picture of `width` x `height` texels that covers `box`; beyond it the edge goes on."""
+    """A picture of `width` x `height` texels (multiples of 2^LEVELS) that covers `box`; beyond it the edge goes on."""
 
     def __init__(self, box: Box, width: int, height: int, learning_rate: float) -> None:
         super().__init__()
@@ -39,10 +48,44 @@ class ImageTexture(Texture):
         self.image = nn.Parameter(torch.full((3, height, width), 0.5))
 
     def forward(self, uv: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n 3"]:
+        return self._lookup(self.image, uv)
+
+    def seen(self, uv: Float[Tensor, "*n 2"], step: Float[Tensor, "m 2"] | None) -> Float[Tensor, "*n 3"]:
+        """RGB as pixels see it: where they lie more than a texel apart, from a picture with fewer texels.
+
+        Otherwise a frame that shows the layer small would look at single texels with gaps between them, and training
+        would press its colours into just these: a pattern of dots in the picture that people paint on.
+        """
+        if step is None:
+            return self(uv)
+        height, width = self.image.shape[1:]
+        texels = step * step.new_tensor([width / self.box.width, height / self.box.height])  # between two pixels
+        levels = (texels.clamp_min(1.0).log2() - SLACK).ceil().long().clamp(0, LEVELS)
+        parts = levels.unique(dim=0)
+        if len(parts) == 1:
+            return self._lookup(self._level(*parts[0].tolist()), uv)
+        color = uv.new_zeros(*uv.shape[:-1], 3)
+        for part in parts:
+            chosen = torch.nonzero((levels == part).all(1))[:, 0]
+            color = color.index_copy(0, chosen, self._lookup(self._level(*part.tolist()), uv[chosen]))
+        return color
+
+    def _level(self, across: int, down: int) -> Float[Tensor, "3 height width"]:
+        """The picture with its width halved `across` times and its height `down` times."""
+        if across == down == 0:
+            return self.image
+        # Even cells only: cells that share texels would give these more of the gradient, which shows as a pattern.
+        return F.avg_pool2d(self.image, (2**down, 2**across))
+
+    def _lookup(self, image: Float[Tensor, "3 height width"], uv: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n 3"]:
         # One picture per frame of the batch: grid_sample works on them in parallel.
         batch = uv if uv.ndim == 4 else uv.reshape(1, 1, -1, 2)
-        images = self.image.expand(len(batch), -1, -1, -1)
+        images = image.expand(len(batch), -1, -1, -1)
         return coords.sample(images, self.box, batch).permute(0, 2, 3, 1).reshape(*uv.shape[:-1], 3)
+
+    def roughness(self) -> Float[Tensor, ""]:
+        """Mean squared difference between neighbouring texels."""
+        return squared_steps(self.image[None])
 
     def param_groups(self) -> list[dict]:
         return [{"params": [self.image], "lr": self.learning_rate}]

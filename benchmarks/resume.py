@@ -1,0 +1,164 @@
+"""Kills a fit with SIGKILL at random moments, continues it, and compares what it ends with: bit for bit, on the CPU.
+
+    python benchmarks/resume.py [--kills 20] [--video CLIP --size 240p --masks MASKS] [--steps 40]
+
+OMP_NUM_THREADS sets the threads (1 without it).
+
+Every kill has a run of its own, begun afresh, killed at a moment drawn evenly over the time that the uninterrupted fit
+took, and then continued to its end. Compared are the weights and the optimiser's memory of the last checkpoint, the
+baked maps and the canonical pictures, byte for byte. Exit status 0 if all are equal.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Chosen before torch is imported: sums of floating point numbers depend on how many threads share them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import argparse
+import json
+import platform
+import random
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+# This process only imports and forks: what it has loaded, every child has at once, and no pool of threads is torn.
+import numpy as np
+import torch
+
+from neural_fields.data.synthetic import demo_clip
+from neural_fields.fit_options import FitOptions
+from neural_fields.fitting import fit
+from neural_fields.pictures import png_bytes
+
+CHECKPOINT_EVERY = 5  # steps
+
+
+@dataclass(frozen=True)
+class Job:
+    """The fit that is killed."""
+
+    video: Path
+    masks: tuple[str, ...]
+    size: str
+    steps: int
+
+    def run(self, out: Path) -> None:
+        overrides: dict[str, object] = {
+            "training.steps": self.steps,
+            "training.checkpoint_every": CHECKPOINT_EVERY,
+            "training.preview_every": 3 * CHECKPOINT_EVERY,
+        }
+        fit(self.video, FitOptions(out=out, overrides=overrides, size=self.size, masks=self.masks, device="cpu"))
+
+
+def forked(work, *arguments) -> int:
+    """Starts `work` in a child of this process and returns the child's id."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        work(*arguments)
+        status = 0
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def finished(child: int) -> int:
+    """Waits for a child; its exit status, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def results(run: Path) -> dict[str, bytes]:
+    """What a fit ends with."""
+    newest = max((run / "checkpoints").iterdir())
+    files = [*newest.glob("*.safetensors"), *(run / "maps").iterdir(), *(run / "canonical").glob("*.png")]
+    return {path.relative_to(newest if newest in path.parents else run).as_posix(): path.read_bytes() for path in files}
+
+
+def newest_checkpoint(run: Path) -> str:
+    """The newest checkpoint of a run that was killed, for the report."""
+    names = [path.name for path in (run / "checkpoints").glob("0*")]
+    return max(names) if names else "none"
+
+
+def write_clip(folder: Path) -> None:
+    """The synthetic clip as numbered pictures, and its mask."""
+    clip = demo_clip(8, 96, 54)
+    (folder / "frames").mkdir()
+    for number, frame in enumerate(clip.frames):
+        (folder / "frames" / f"{number:05d}.png").write_bytes(png_bytes(frame.astype(np.float32) / 255))
+    np.save(folder / "mask.npy", clip.masks[0])
+
+
+def kill_and_continue(job: Job, run: Path, delay: float) -> tuple[str, int]:
+    """Kills a new fit after `delay` seconds and continues it: newest checkpoint at the kill, and the exit status."""
+    child = forked(job.run, run)
+    time.sleep(delay)
+    os.kill(child, signal.SIGKILL)
+    was_killed = finished(child) == -signal.SIGKILL
+    state = newest_checkpoint(run) if was_killed else "ended"
+    return state, finished(forked(job.run, run))
+
+
+def measure(job: Job, folder: Path, kills: int, seed: int) -> dict[str, object]:
+    """Runs the whole comparison, printing a line a kill."""
+    began = time.monotonic()
+    if finished(forked(job.run, folder / "whole")) != 0:
+        raise SystemExit("the uninterrupted fit failed")
+    seconds = time.monotonic() - began
+    whole = results(folder / "whole")
+    moments = random.Random(seed)
+    equal = killed = attempts = 0
+    while killed < kills:
+        attempts += 1
+        run, delay = folder / f"killed-{attempts}", moments.uniform(0, seconds)
+        state, status = kill_and_continue(job, run, delay)
+        if state == "ended" and attempts < 5 * kills:
+            continue  # this fit was faster than the one that set the time
+        now = results(run) if status == 0 else {}
+        different = sorted(name for name in whole.keys() | now.keys() if whole.get(name) != now.get(name))
+        litter = [path.name for path in run.rglob(".unwrap-part*")]
+        killed += 1
+        equal += not different and not litter
+        verdict = "equal" if not different and not litter else f"different: {', '.join(different + litter)[:200]}"
+        print(f"kill {killed:2d} after {delay:6.2f} s, newest checkpoint {state:>6}: {verdict}", flush=True)
+    return {"kills": kills, "equal": equal, "seconds_uninterrupted": round(seconds, 2)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--video", type=Path, help="a clip of yours (default: a small synthetic one)")
+    parser.add_argument("--masks", action="append", default=[])
+    parser.add_argument("--size", default="240p")
+    options = parser.parse_args()
+    torch.optim.Adam([torch.zeros(1)])  # the first optimiser imports torch's compiler, which takes seconds
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        job = Job(options.video, tuple(options.masks) or ("auto",), options.size, options.steps)
+        if options.video is None:
+            finished(forked(write_clip, folder))
+            job = Job(folder / "frames", (str(folder / "mask.npy"),), "source", options.steps)
+        facts = measure(job, folder, options.kills, options.seed)
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    machine = f"{platform.machine()}, threads: {torch.get_num_threads()}, {versions}"
+    print(f"{facts['equal']} of {facts['kills']} equal bit for bit ({machine})")
+    print(json.dumps({**facts, "machine": machine}))
+    return 0 if facts["equal"] == facts["kills"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
