@@ -188,7 +188,7 @@ class PlanarModel(VideoModel):
         return kept
 
     def _samples(self, uv: list[Tensor], gains: list[Tensor], alphas: Tensor, time: Tensor) -> LayerSamples:
-        """Joins the parts, each [..., channels] over the same points; `time` are the frame indices of their first axis."""
+        """Joins parts, each [..., channels] over the same points; `time` has a frame index for each first entry."""
         color = [
             texture.seen(points, mapping.pixel_step(time))  # type: ignore[operator]
             for texture, mapping, points in zip(self.textures, self.mappings, uv, strict=True)

@@ -3,7 +3,7 @@
 Going outwards from the reference frame, every frame is matched with an *anchor*: the reference frame itself, as long as
 enough of the layer is seen in both, then the last frame that was placed. The anchor is first warped by the predicted
 transform, so that the flow between the two is small; what the layer does not cover is filled with its own colours in
-both, so that no other layer's motion bleeds in. A frame's place is then the anchor's place, looked up through that flow.
+both, so that no other layer's motion bleeds in. A frame's place is then the anchor's, looked up through that flow.
 """
 
 from __future__ import annotations
