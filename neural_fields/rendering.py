@@ -9,7 +9,7 @@ it stays the source's, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -69,19 +69,21 @@ class Renderer:
 
     def render_frame(self, t: int, source: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
         """One frame with the overlays on it, at the size of `source`."""
-        change: np.ndarray | None = None
+        changes = []
         for layer, edit in self.edits.items():
             part = self._touched(t, layer, edit, source.shape)
-            if part is None:
-                continue
-            if change is None:
-                change = np.zeros(source.shape, np.float32)
-            change[part] += self._change(t, layer, edit, source, part)
-        if change is None or not change.any():
+            if part is not None:
+                changes.append((part, self._change(t, layer, edit, source, part)))
+        if not any(change.any() for _, change in changes):
             return source
-        changed = source + 255 * change
-        # Rounding an unchanged pixel gives the pixel itself: 8-bit values are exact in float32.
-        return np.rint(changed, out=changed).clip(0, 255).astype(np.uint8)
+        rows, columns = (_hull([part[axis] for part, _ in changes]) for axis in (0, 1))
+        total = np.zeros((rows.stop - rows.start, columns.stop - columns.start, 3), np.float32)
+        for (own_rows, own_columns), change in changes:
+            total[_inside(own_rows, rows), _inside(own_columns, columns)] += change
+        result = source.copy()
+        # Rounds and saturates; 8-bit values are exact in float32, so a change of zero gives the pixel itself.
+        result[rows, columns] = cv2.add(np.ascontiguousarray(source[rows, columns]), total, dtype=cv2.CV_8U)
+        return result
 
     def overlay_in_frame(
         self, t: int, layer: int, size: tuple[int, int]
@@ -103,23 +105,31 @@ class Renderer:
     def _change(
         self, t: int, layer: int, edit: EditTexture, source: np.ndarray, part: tuple[slice, slice]
     ) -> Float[np.ndarray, "rows columns 3"]:
-        """What one layer's edit adds to a part of the source, in [0, 1] units."""
+        """What one layer's edit adds to a part of the source, in 8-bit units.
+
+        Colour planes are kept apart: numpy and OpenCV run along whole planes much faster than along three channels.
+        """
         size = (source.shape[1], source.shape[0])
-        uv = self.maps.uv_part(t, layer, size, part)
-        found = _lookup(edit, uv)
+        *colors, alpha = cv2.split(_lookup(edit, self.maps.uv_part(t, layer, size, part)))
         weight = self.maps.layer_weight(t, layer, size, part)
-        strength = weight * found[..., 3]
-        strength[strength < INVISIBLE] = 0
-        observed = source[part].astype(np.float32) * np.float32(1 / 255)
+        strength = weight * alpha
+        unseen = strength < INVISIBLE
+        strength[unseen] = 0
+        light = weight * np.float32(255)
+        light[unseen] = 0
+        gains = cv2.split(self.maps.gain(t, layer, size, part)) if self.maps.has_gain else ()
+        changes = []
+        for number, observed in enumerate(cv2.split(source[part])):
+            lit = light * colors[number]
+            if gains:
+                lit *= gains[number]
+            changes.append(lit - cv2.multiply(observed, strength, dtype=cv2.CV_32F))
         shared = np.nonzero((strength > 0) & (weight < ALONE))
         if len(shared[0]):
-            observed[shared] += self._unmixed(t, layer, shared, part, size)
-        lit = found[..., :3] * weight[..., None]
-        if self.maps.has_gain:
-            lit *= self.maps.gain(t, layer, size, part)
-        change = lit - strength[..., None] * observed
-        change[strength == 0] = 0
-        return change
+            excess = 255 * strength[shared][:, None] * self._unmixed(t, layer, shared, part, size)
+            for number, change in enumerate(changes):
+                change[shared] -= excess[:, number]
+        return cv2.merge(changes)
 
     def _unmixed(
         self, t: int, layer: int, pixels: tuple[np.ndarray, ...], part: tuple[slice, slice], size: tuple[int, int]
@@ -134,6 +144,16 @@ class Renderer:
             ]
         )
         return lit[layer] - (lit * samples.weight[..., None]).sum(0)
+
+
+def _hull(parts: Sequence[slice]) -> slice:
+    """The smallest range that holds all of `parts`."""
+    return slice(min(part.start for part in parts), max(part.stop for part in parts))
+
+
+def _inside(part: slice, whole: slice) -> slice:
+    """Where `part` lies within `whole`."""
+    return slice(part.start - whole.start, part.stop - whole.start)
 
 
 def _scaled(indices: np.ndarray, stored: int, wanted: int) -> slice:

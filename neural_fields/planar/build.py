@@ -32,6 +32,9 @@ from neural_fields.planar.model import LayerShape, ModelShape, PlanarModel
 from neural_fields.planar.warm_up import WarmUp, warm_up
 
 
+CERTAIN = 0.001  # a mask's inside starts with this much less than full opacity, so that it can still learn
+
+
 @dataclass(frozen=True)
 class Plan:
     """The sizes of a model, and the geometry it starts from where its mapping takes one."""
@@ -183,7 +186,7 @@ def _fill_opacity(part: opacity.PixelOpacity, clip: Clip) -> None:
                 share = cv2.resize(
                     clip.masks.masks[layer, t].astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA
                 )
-                part.table.values[t, layer] = torch.logit(torch.from_numpy(share), eps=0.01)
+                part.table.values[t, layer] = torch.logit(torch.from_numpy(share), eps=CERTAIN)
 
 
 def _fill_textures(model: PlanarModel, clip: Clip) -> None:
