@@ -2,8 +2,8 @@
 
     python benchmarks/main_job.py [--only fit auto demo render memory] [--json FILE]
 
-The real clips lie in ../shared/data beside the checkout; rows whose clip is missing are left out with a word. Prints a
-table and then one line of JSON with the machine and the versions. Kills and continuations are in `benchmarks/resume.py`.
+The real clips lie in ../shared/data beside the checkout; rows whose clip is missing are left out with a word. Prints
+a table, then one line of JSON with the machine and the versions. Kills and continuations: `benchmarks/resume.py`.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def memory_rows(work: Path) -> Iterator[Row]:
     write_pan(clip, 240, 1280, 720)
     out = work / "pan"
     for masks in ("auto", "none"):
-        unwrap("train", clip, "--size", "480p", "--masks", masks, "--seconds", "240", "--out", f"{out}-{masks}")
+        unwrap("train", clip, "--size", "480p", "--masks", masks, "--seconds", "150", "--out", f"{out}-{masks}")
         found = json.loads(unwrap("eval", f"{out}-{masks}", "--json"))
         measured = f"{found['peak_mib'] / 1024:.2f} GiB ({found['steps']} steps, {found['psnr']:.1f} dB)"
         yield Row(f"240 frames of 1280x720 at 480p, --masks {masks}", "peak memory", "2.5 GiB", measured)

@@ -143,11 +143,12 @@ def measure(run: Run, clip: SyntheticClip, star: Star, video: Path) -> dict[str,
     """
     renderer = open_renderer(run, Maps.open(run))
     truth = clip.edited([true_mark(renderer, clip, star)])
-    edited = list(source_frames(probe(video), range(clip.count)))
-    positions = metrics.mark_centroids(truth, clip.frames, STAR)
-    # The source as it was decoded: its coding errors are in the edited frames too and must not count as paint.
     facts, chosen = source_facts(run)
-    drift = metrics.mark_drift(edited, source_frames(facts, chosen), positions, STAR)
+    source = list(source_frames(facts, chosen))
+    # Drift is measured before the encoder, whose errors would count as paint elsewhere in the frame.
+    positions = metrics.mark_centroids(truth, clip.frames, STAR)
+    drift = metrics.mark_drift(renderer.render(enumerate(source)), source, positions, STAR)
+    edited = source_frames(probe(video), range(clip.count))
     return {
         "mean drift (px)": round(float(np.nanmean(drift)), 3),
         "worst drift (px)": round(float(np.nanmax(drift)), 3),

@@ -31,8 +31,7 @@ from neural_fields.planar.initialise import LayerGeometry, TextureMean, layer_ge
 from neural_fields.planar.model import LayerShape, ModelShape, PlanarModel
 from neural_fields.planar.warm_up import WarmUp, warm_up
 
-
-CERTAIN = 0.001  # a mask's inside starts with this much less than full opacity, so that it can still learn
+OUTLINE = 0.7  # pixels, Gaussian: how soft the outline of a mask is taken to be
 
 
 @dataclass(frozen=True)
@@ -178,15 +177,14 @@ def _whole_cells(layer: LayerShape, config: Config) -> LayerShape:
 
 
 def _fill_opacity(part: opacity.PixelOpacity, clip: Clip) -> None:
-    """Logits from the masks, with the share of each cell that the mask fills."""
+    """Logits from the masks: soft at their outlines, where masks know least, and sure elsewhere."""
     count, front, rows, columns = part.table.values.shape
     with torch.no_grad():
         for t in range(count):
             for layer in range(front):
-                share = cv2.resize(
-                    clip.masks.masks[layer, t].astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA
-                )
-                part.table.values[t, layer] = torch.logit(torch.from_numpy(share), eps=CERTAIN)
+                mask = cv2.GaussianBlur(clip.masks.masks[layer, t].astype(np.float32), (0, 0), OUTLINE)
+                share = cv2.resize(mask, (columns, rows), interpolation=cv2.INTER_AREA)
+                part.table.values[t, layer] = torch.logit(torch.from_numpy(share), eps=opacity.DOUBT)
 
 
 def _fill_textures(model: PlanarModel, clip: Clip) -> None:

@@ -15,6 +15,8 @@ from neural_fields.planar.frame_table import FrameTable
 from neural_fields.planar.mapping import PAPER_ADAM
 from neural_fields.planar.points import evaluate, frame_points
 
+DOUBT = 0.02  # sigmoids this near to 0 or 1 mean 0 or 1
+
 
 class Opacity(nn.Module):
     """Alphas in [0, 1] of the front layers, front to back, each as if it stood alone."""
@@ -46,15 +48,25 @@ class PixelOpacity(Opacity):
         self.table = FrameTable(torch.zeros(frame_count, front, rows, columns), size, settings.learning_rate)
 
     def forward(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n front"]:
-        return torch.sigmoid(self.table(xyt))
+        return certain(torch.sigmoid(self.table(xyt)))
 
     def frames(
         self, frames: Int[Tensor, " frames"], frame_count: int, size: tuple[int, int]
     ) -> Float[Tensor, "frames height width front"]:
-        return torch.sigmoid(self.table.frames(frames, size).permute(0, 2, 3, 1))
+        return certain(torch.sigmoid(self.table.frames(frames, size).permute(0, 2, 3, 1)))
 
     def param_groups(self) -> list[dict]:
         return self.table.param_groups()
+
+
+def certain(alpha: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """Alphas stretched until what is nearly 0 or 1 is exactly that, with the gradient of the stretched line everywhere.
+
+    A sigmoid never ends: edits of the background would shimmer faintly through every object. And a clamp has no
+    gradient where it clamps: a wrong mask could never be mended.
+    """
+    stretched = (alpha - DOUBT) / (1 - 2 * DOUBT)
+    return stretched + (stretched.clamp(0, 1) - stretched).detach()
 
 
 class MlpOpacity(Opacity):
