@@ -27,6 +27,8 @@ from neural_fields.planar.placement import make_view, place, project
 
 MIN_MATCHES = 24  # fewer flow vectors than this place no transform
 MAX_MATCHES = 1500
+WORTH = 0.95  # how much closer to the matches a freer transform must lie to be taken
+FAR = 8.0  # pixels: matches further away than this from a transform are none of its business
 MAX_REACH = 5.0  # a chained frame may reach this many frame lengths from the reference frame
 MAX_MAGNIFICATION = 5.0  # and be this much larger or smaller than it
 
@@ -124,6 +126,20 @@ def _pair_transform(flow: FlowField, visible: np.ndarray, t: int, kind: str) -> 
 
 
 def _fit(start: np.ndarray, end: np.ndarray, kind: str, pixel: float) -> np.ndarray:
+    """The transform of `kind` between matched points, or a similarity where that lies nearly as close to them.
+
+    A freer transform always comes a little closer: to parts of an object that no mask names, say, and drifts with them.
+    """
+    stiff = _ransac(start, end, "similarity", pixel)
+    if kind == "similarity":
+        return stiff
+    free = _ransac(start, end, kind, pixel)
+    distances = (np.linalg.norm(project(m, start[:, 0]) - end[:, 0], axis=1) for m in (stiff, free))
+    far_stiff, far_free = (np.minimum(distance, FAR * pixel).mean() for distance in distances)
+    return free if far_free < WORTH * far_stiff else stiff
+
+
+def _ransac(start: np.ndarray, end: np.ndarray, kind: str, pixel: float) -> np.ndarray:
     """RANSAC fit of one kind of transform; the identity where it fails."""
     if kind == "homography":
         found, _ = cv2.findHomography(start, end, cv2.USAC_MAGSAC, pixel, maxIters=1000)

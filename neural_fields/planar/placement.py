@@ -18,7 +18,8 @@ from jaxtyping import Bool, Float, UInt8
 from neural_fields import coords
 from neural_fields.data.flow import consistency_mask
 
-KEEP_ANCHOR = 0.5  # an anchor is left when less than this share of the layer can be matched with it
+KEEP_ANCHOR = 0.5  # an anchor may be left when less than this share of the layer can be matched with it,
+WORTH_LEAVING = 1.3  # and is left when a nearer frame matches so many times more: things in the way hide both alike
 MARGIN = 16  # pixels around the layer that flow is computed on
 SMALLEST = 64  # pixels: DIS needs some surroundings
 SMOOTHING = 3.0  # pixels, Gaussian, of the shifts that flow adds to the transforms
@@ -65,8 +66,9 @@ def place(views: Callable[[int], View], pairs: list[np.ndarray], reference: int,
             view = views(t)
             found, share = _match(view, predicted, anchor_view, placed[anchor], fit)
             if share < KEEP_ANCHOR and anchor != t + step:
-                anchor, anchor_view = t + step, previous_view
-                found, _ = _match(view, predicted, anchor_view, placed[anchor], fit)
+                nearer, nearer_share = _match(view, predicted, previous_view, before, fit)
+                if nearer_share > WORTH_LEAVING * share:
+                    anchor, anchor_view, found = t + step, previous_view, nearer
             placed[t] = found
             previous_view = view
     return [placed[t] for t in range(count)]
@@ -92,7 +94,8 @@ def _match(
     trusted = ok & inside & seen & own
     shift = cv2.remap(anchor.shift, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     uv = project(anchor.transform, moved) + shift
-    transform = fit(xy[trusted], uv[trusted], predicted)
+    # The shifts stay out of the fit: where they were only carried to, they would bend the next transform.
+    transform = fit(xy[trusted], project(anchor.transform, moved)[trusted], predicted)
     full = np.zeros((height, width, 2), np.float32)
     known = np.zeros((height, width), bool)
     full[window], known[window] = uv - project(transform, xy), trusted
