@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,7 +22,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from neural_fields import coords
 from neural_fields.coords import Box
 from neural_fields.errors import ExitCode, UserError
 from neural_fields.files import atomic_write, read_json, require_room, write_json
@@ -45,8 +43,18 @@ class MapSamples:
 
 
 @dataclass(frozen=True)
+class _StoredFrames:
+    """An .npy file read a frame at a time. It is mapped for one read only, so that a long clip does not fill memory."""
+
+    path: Path
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return np.array(np.load(self.path, mmap_mode="r", allow_pickle=False)[index])
+
+
+@dataclass(frozen=True)
 class Maps:
-    """The baked maps of a run, memory-mapped. Sizes are (width, height)."""
+    """The baked maps of a run, on disk. Sizes are (width, height)."""
 
     folder: Path
     layers: tuple[str, ...]
@@ -129,17 +137,17 @@ class Maps:
             gain = np.ones((*uv.shape[:2], 3), np.float32)
         return MapSamples(uv, weight / weight.sum(0).clip(1), gain)
 
-    @cached_property
-    def _uv(self) -> list[np.ndarray]:
-        return [np.load(self.folder / f"uv-{name}.npy", mmap_mode="r", allow_pickle=False) for name in self.layers]
+    @property
+    def _uv(self) -> list[_StoredFrames]:
+        return [_StoredFrames(self.folder / f"uv-{name}.npy") for name in self.layers]
 
-    @cached_property
-    def _weight(self) -> np.ndarray:
-        return np.load(self.folder / "weight.npy", mmap_mode="r", allow_pickle=False)
+    @property
+    def _weight(self) -> _StoredFrames:
+        return _StoredFrames(self.folder / "weight.npy")
 
-    @cached_property
-    def _gain(self) -> list[np.ndarray]:
-        return [np.load(self.folder / f"gain-{name}.npy", mmap_mode="r", allow_pickle=False) for name in self.layers]
+    @property
+    def _gain(self) -> list[_StoredFrames]:
+        return [_StoredFrames(self.folder / f"gain-{name}.npy") for name in self.layers]
 
     def _check(self) -> None:
         """Opens every file and compares its shape."""
@@ -220,29 +228,24 @@ def gain_size(size: tuple[int, int]) -> tuple[int, int]:
 @torch.no_grad()
 def _frame_maps(model: PlanarModel, t: int) -> dict[str, np.ndarray]:
     """The maps of one frame, with their rim."""
-    size, count = model.shape.size, model.shape.frame_count
-    time = float(coords.normalise_time(t, count))
-    fine = _with_rim(size, size, time)
-    width, height = size[0] + 2 * RIM, size[1] + 2 * RIM
+    size, count, frame = model.shape.size, model.shape.frame_count, torch.tensor([t])
     maps: dict[str, np.ndarray] = {}
     for name, mapping in zip(model.layers, model.mappings, strict=True):
-        maps[f"uv-{name}"] = mapping(fine).view(height, width, 2).numpy()
-    weights = layer_weights(model.opacity(fine)).view(height, width, -1).permute(2, 0, 1)
-    maps["weight"] = (weights * 255).round().to(torch.uint8).numpy()
-    small = gain_size(size)
-    coarse = _with_rim(small, size, time)
+        maps[f"uv-{name}"] = _rimmed(mapping.frames(frame, count, size)[0].numpy())  # type: ignore[operator]
+    weights = layer_weights(model.opacity.frames(frame, count, size)[0]).numpy()
+    maps["weight"] = (255 * _rimmed(weights)).round().clip(0, 255).astype(np.uint8).transpose(2, 0, 1)
     for name, gain in zip(model.layers, model.gains, strict=False):
-        values = gain(coarse).view(small[1] + 2 * RIM, small[0] + 2 * RIM, 3)
-        maps[f"gain-{name}"] = values.to(torch.float16).numpy()
+        maps[f"gain-{name}"] = _rimmed(gain.frames(frame, count, gain_size(size))[0].numpy())  # type: ignore[operator]
     return maps
 
 
-def _with_rim(grid: tuple[int, int], size: tuple[int, int], time: float) -> Float[torch.Tensor, "n 3"]:
-    """xyt of the centres of a `grid` (columns, rows) that spans the frame, with a rim of cells around it."""
-    inner = coords.pixel_centres(grid[0] + 2 * RIM, grid[1] + 2 * RIM) - RIM
-    pixels = inner * torch.tensor([size[0] / grid[0], size[1] / grid[1]])
-    xy = coords.normalise_pixels(pixels, *size).view(-1, 2)
-    return torch.cat([xy, torch.full((len(xy), 1), time)], dim=1)
+def _rimmed(values: Float[np.ndarray, "h w c"]) -> Float[np.ndarray, "hh ww c"]:
+    """Values with a rim of one pixel that goes on as the last two pixels do."""
+    for axis in (0, 1):
+        first, second = (np.take(values, [i], axis) for i in (0, min(1, values.shape[axis] - 1)))
+        last, before = (np.take(values, [i], axis) for i in (-1, max(-2, -values.shape[axis])))
+        values = np.concatenate([2 * first - second, values, 2 * last - before], axis)
+    return values
 
 
 def _enlarge(

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,7 @@ from neural_fields.run import Run, append_metrics, read_metrics, write_run_yaml
 from neural_fields.training import Budget, StepRecord, train_steps
 
 REPORT_EVERY = 20  # steps between two lines of metrics.jsonl
-MEGAPIXELS_A_SECOND = 2.5  # a careful guess of how fast maps are baked, to end a fit inside its time
+MEGAPIXELS_A_SECOND = 5.0  # a careful guess of how fast maps are baked, to end a fit inside its time
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,8 @@ def fit(video: str | Path, options: FitOptions | None = None, report: Reporter =
         if checkpoint is None and stop.requested is not None:  # its start is not whole: nothing is kept of it
             _close(run, 0, total, time.monotonic() - started, stop.requested)
             return FitResult(run, 0, total, stop.exit_code, tuple(notes))
+        if not config.terms.use_flow:
+            clip = replace(clip, flow=None)  # it has served its purpose: unmapped, it takes no memory
         budget = _budget(options, total, started, clip)
         step = _train(run, model, clip, config, budget, options, report, lambda: stop.requested is not None)
         if stop.requested is None:
