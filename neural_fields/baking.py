@@ -11,9 +11,11 @@ mapping is smooth, so nothing is lost, and a 4K source costs no more disk than i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -42,14 +44,27 @@ class MapSamples:
     gain: Float[np.ndarray, "layers n 3"]
 
 
-@dataclass(frozen=True)
 class _StoredFrames:
-    """An .npy file read a frame at a time. It is mapped for one read only, so that a long clip does not fill memory."""
+    """An .npy file read a frame at a time, remembering the last one: mapped, a long clip would fill memory."""
 
-    path: Path
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)
+            shape, _, self.dtype = np.lib.format.read_array_header_1_0(file)
+            self.start = file.tell()
+        self.shape: tuple[int, ...] = shape[1:]
+        self.last: tuple[int, np.ndarray] | None = None
 
-    def __getitem__(self, index: Any) -> np.ndarray:
-        return np.array(np.load(self.path, mmap_mode="r", allow_pickle=False)[index])
+    def __getitem__(self, index: int | tuple[Any, ...]) -> np.ndarray:
+        t, *rest = index if isinstance(index, tuple) else (index,)
+        last = self.last
+        if last is None or last[0] != t:
+            count = math.prod(self.shape)
+            offset = self.start + t * count * self.dtype.itemsize
+            last = (t, np.fromfile(self.path, self.dtype, count, offset=offset).reshape(self.shape))
+            self.last = last
+        return last[1][tuple(rest)]
 
 
 @dataclass(frozen=True)
@@ -137,15 +152,15 @@ class Maps:
             gain = np.ones((*uv.shape[:2], 3), np.float32)
         return MapSamples(uv, weight / weight.sum(0).clip(1), gain)
 
-    @property
+    @cached_property
     def _uv(self) -> list[_StoredFrames]:
         return [_StoredFrames(self.folder / f"uv-{name}.npy") for name in self.layers]
 
-    @property
+    @cached_property
     def _weight(self) -> _StoredFrames:
         return _StoredFrames(self.folder / "weight.npy")
 
-    @property
+    @cached_property
     def _gain(self) -> list[_StoredFrames]:
         return [_StoredFrames(self.folder / f"gain-{name}.npy") for name in self.layers]
 

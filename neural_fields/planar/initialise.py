@@ -203,7 +203,7 @@ def _without_zoom(chained: np.ndarray) -> np.ndarray:
 
 
 def _box(visible: np.ndarray, homography: np.ndarray, residual: np.ndarray) -> Box:
-    """The box that holds the layer in all frames, less the outermost thousandth, plus a margin of a few pixels."""
+    """The box that holds the layer in all frames, less the outermost points, plus a margin of a few pixels."""
     count, height, width = visible.shape
     xy = coords.frame_xy(width, height).numpy()
     kept = []
@@ -214,8 +214,8 @@ def _box(visible: np.ndarray, homography: np.ndarray, residual: np.ndarray) -> B
     points = np.concatenate(kept)
     if not len(points):
         return coords.frame_box(width, height)
-    margin = 12 / max(width, height)
-    low, high = np.percentile(points, [0.05, 99.95], axis=0)
+    margin = 16 / max(width, height)
+    low, high = np.percentile(points, [0.01, 99.99], axis=0)
     reach = 2 * MAX_REACH
     low, high = np.clip(low - margin, -reach, reach), np.clip(high + margin, -reach, reach)
     return Box(float(low[0]), float(low[1]), float(high[0]), float(high[1]))
