@@ -11,6 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -141,8 +142,9 @@ def test_untouched_pixels_are_the_sources_in_a_lossless_rendering(place: Path, h
     before, after = decoded(home / "turtle.mp4", place), decoded(place / "out.mkv", place)
     same = (before == after).all(-1)
     assert 0.5 < same.mean() < 0.999
-    background = ~np.load(home / "mask.npy")
-    assert same[background].mean() > 0.97
+    # Outlines are soft: next to one, a little of the object shows in a pixel of the background.
+    near = np.stack([cv2.dilate(m.astype(np.uint8), np.ones((9, 9), np.uint8)) for m in np.load(home / "mask.npy")])
+    assert same[near == 0].all()
 
 
 def test_the_edit_stack_steps_back_and_forward(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,6 +31,7 @@ from neural_fields.planar.initialise import LayerGeometry, TextureMean, layer_ge
 from neural_fields.planar.model import LayerShape, ModelShape, PlanarModel
 from neural_fields.planar.warm_up import WarmUp, warm_up
 
+SURE = 0.005  # of a sigmoid: away from outlines it takes steady evidence to leave what `opacity.certain` calls certain
 OUTLINE = 0.7  # pixels, Gaussian: how soft the outline of a mask is taken to be
 
 
@@ -184,7 +185,7 @@ def _fill_opacity(part: opacity.PixelOpacity, clip: Clip) -> None:
             for layer in range(front):
                 mask = cv2.GaussianBlur(clip.masks.masks[layer, t].astype(np.float32), (0, 0), OUTLINE)
                 share = cv2.resize(mask, (columns, rows), interpolation=cv2.INTER_AREA)
-                part.table.values[t, layer] = torch.logit(torch.from_numpy(share), eps=opacity.DOUBT)
+                part.table.values[t, layer] = torch.logit(torch.from_numpy(share), eps=SURE)
 
 
 def _fill_textures(model: PlanarModel, clip: Clip) -> None:
