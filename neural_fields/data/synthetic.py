@@ -1,8 +1,9 @@
 """Clips whose uv, opacity, lighting and flow are known, so that every claim about a fit can be measured.
 
-Each layer is a painted texture, a distance field (negative inside the shape) and one affine map a frame from xy units
-to uv. uv are the xy of frame 0: what is seen at a point of frame 0 has that point as its uv. Frames are rendered by
-supersampling: a mean over `supersample(size)`^2 points of gain * (foreground over background).
+Each layer is a painted texture, a distance field (negative inside the shape) and a map a frame from xy units to uv
+(`surfaces.py`). uv are the xy of frame 0: what is seen at a point of frame 0 has that point as its uv. Frames are
+rendered by supersampling: a mean over `supersample(size)`^2 points of gain * (foreground over background), and over
+`SHUTTER_STEPS` moments where the shutter stays open.
 """
 
 from __future__ import annotations
@@ -20,21 +21,14 @@ from torch import Tensor
 
 from neural_fields import coords
 from neural_fields.coords import Box
-from neural_fields.data import painting
+from neural_fields.data import painting, surfaces
+from neural_fields.data.surfaces import Surface, Time
 
 LARGE = 640  # pixels of the longer side from which the paint is smoother than the pixels
 TEXELS_PER_PIXEL = 2.0  # textures are finer than the frames that show them, up to LARGE
+SHUTTER_STEPS = 7  # moments of an open shutter that a frame is the mean of
 
-
-@dataclass(frozen=True, eq=False)
-class Surface:
-    """One painted layer of a synthetic clip."""
-
-    name: str
-    texture: Float[ndarray, "h w 3"]  # RGB in [0, 1], covers `box`
-    box: Box
-    distance: Float[ndarray, "h w"] | None  # to the outline in uv units, negative inside; None: covers everything
-    to_uv: Float[ndarray, "frames 2 3"]  # xy units of each frame to uv
+__all__ = ["Lighting", "Mark", "Surface", "SyntheticClip", "demo_clip", "translation_clip", "without_lighting"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,14 +47,17 @@ class Lighting:
 
     strength: float = 0.18  # largest change of the gain; 0 is none
     period: float = 72.0  # frames until the wave comes back
+    flashes: tuple[tuple[int, float], ...] = ()  # frames with a gain of their own, on top of the wave
+    exposure: float = 1.0  # a gain of every frame; below 1 leaves room for flashes
 
-    def at(self, xy: Float[Tensor, "*n 2"], frame: int) -> Float[Tensor, "*n 3"]:
+    def at(self, xy: Float[Tensor, "*n 2"], frame: Time) -> Float[Tensor, "*n 3"]:
         """Gain of each colour channel at xy units."""
         phase = 2 * np.pi * frame / self.period
         wave = torch.sin(1.9 * xy[..., 0] + 1.3 * xy[..., 1] - phase + 0.6)
         breath = 0.35 * np.sin(phase * 0.5 + 0.4)
         channels = xy.new_tensor([1.0, 0.9, 0.7])
-        return 1 + self.strength * (0.65 * wave + breath)[..., None] * channels
+        flash = self.exposure * dict(self.flashes).get(round(frame), 1.0)
+        return (1 + self.strength * (0.65 * wave + breath)[..., None] * channels) * flash
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +72,7 @@ class SyntheticClip:
     count: int  # frames
     surfaces: tuple[Surface, ...]
     lighting: Lighting
+    shutter: float = 0.0  # share of the time between frames that the shutter is open; the truth is of the middle
 
     @property
     def layer_names(self) -> tuple[str, ...]:
@@ -96,9 +94,9 @@ class SyntheticClip:
     @cached_property
     def uv(self) -> Float[ndarray, "layers frames height width 2"]:
         """True uv of every pixel centre in every layer, also where another layer hides it."""
-        xy = coords.frame_xy(self.width, self.height).numpy()
-        maps = [[_apply(matrix, xy) for matrix in surface.to_uv] for surface in self.surfaces]
-        return np.array(maps, dtype=np.float32)
+        xy = coords.frame_xy(self.width, self.height).double()
+        maps = [[surface.uv_at(t, xy).float().numpy() for t in range(self.count)] for surface in self.surfaces]
+        return np.array(maps)
 
     @cached_property
     def alpha(self) -> Float[ndarray, "fronts frames height width"]:
@@ -107,8 +105,9 @@ class SyntheticClip:
         result = np.zeros((len(self.surfaces) - 1, self.count, self.height, self.width), np.float32)
         for layer, surface in enumerate(self.surfaces[:-1]):
             for t in range(self.count):
-                cover = _coverage(surface, t, _to_uv(surface, t, xy), max(self.width, self.height))
-                result[layer, t] = _shrink(cover[None], self.width)[0].numpy()
+                for moment in self._moments(t):
+                    cover = _coverage(surface, moment, xy, max(self.width, self.height))
+                    result[layer, t] += _shrink(cover[None], self.width)[0].numpy() / len(self._moments(t))
         return result
 
     @cached_property
@@ -148,7 +147,9 @@ class SyntheticClip:
             self._index(mark.layer)
         xy = _points(self.width, self.height)
         for t in range(self.count):
-            colour = self._colour(t, xy, marks) * self.lighting.at(xy, t).permute(2, 0, 1)
+            moments = [self._colour(moment, xy, marks) for moment in self._moments(t)]
+            seen = moments[0] if len(moments) == 1 else torch.stack(moments).mean(0)
+            colour = seen * self.lighting.at(xy, t).permute(2, 0, 1)
             yield (_shrink(colour, self.width).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
     def edited(self, marks: Sequence[Mark]) -> UInt8[ndarray, "frames height width 3"]:
@@ -157,7 +158,31 @@ class SyntheticClip:
 
     def mark_positions(self, layer: str | int, uv_point: Sequence[float | int]) -> Float[ndarray, "frames 2"]:
         """Pixel position, frame by frame, of the point of a layer whose uv is `uv_point`."""
-        return _pixels(self._invert(self._index(layer), np.asarray(uv_point, float)[None])[:, 0], self)
+        surface, uv = self.surfaces[self._index(layer)], torch.tensor([list(map(float, uv_point))], dtype=torch.float64)
+        return np.stack([self.to_pixels(surface.xy_at(t, uv))[0].numpy() for t in range(self.count)])
+
+    def to_pixels(self, xy: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n 2"]:
+        """xy units to pixels of this clip."""
+        return coords.denormalise_pixels(xy, self.width, self.height)
+
+    def covers(self, layer: int, t: int, xy: Float[Tensor, "*n 2"]) -> Bool[Tensor, "*n"]:
+        """Whether points lie inside the outline of a layer, whatever is in front of it."""
+        distance = _distance(self.surfaces[layer], t, xy)
+        return torch.ones(xy.shape[:-1], dtype=torch.bool) if distance is None else distance < 0
+
+    def labels(self) -> Shaped[ndarray, "frames height width"]:
+        """Index of the layer seen most in each pixel."""
+        weights, rest = [], np.ones((self.count, self.height, self.width), np.float32)
+        for alpha in self.alpha:
+            weights.append(rest * alpha)
+            rest = rest * (1 - alpha)
+        return np.argmax(np.stack([*weights, rest]), axis=0)
+
+    def _moments(self, t: int) -> tuple[Time, ...]:
+        """The moments that a frame is the mean of."""
+        if not self.shutter:
+            return (t,)
+        return tuple(t + self.shutter * ((k + 0.5) / SHUTTER_STEPS - 0.5) for k in range(SHUTTER_STEPS))
 
     def _index(self, layer: str | int) -> int:
         if isinstance(layer, int):
@@ -166,22 +191,19 @@ class SyntheticClip:
             raise ValueError(f"no layer {layer!r} in this clip; it has {', '.join(self.layer_names)}")
         return self.layer_names.index(layer)
 
-    def _invert(self, layer: int, uv: Float[ndarray, "n 2"]) -> Float[ndarray, "frames n 2"]:
-        matrices = self.surfaces[layer].to_uv
-        offsets = uv[None] - matrices[:, None, :, 2]
-        return np.linalg.solve(matrices[:, None, :, :2], offsets[..., None])[..., 0]
-
-    def _colour(self, t: int, xy: Float[Tensor, "h w 2"], marks: Sequence[Mark]) -> Float[Tensor, "3 h w"]:
+    def _colour(self, t: Time, xy: Float[Tensor, "h w 2"], marks: Sequence[Mark]) -> Float[Tensor, "3 h w"]:
         """Unlit colour of frame t at the points xy."""
         result = xy.new_zeros(3, *xy.shape[:2])
         for surface in reversed(self.surfaces):
             rows, columns = _window(surface, t, xy)
-            uv = _to_uv(surface, t, xy[rows, columns])
+            uv = surface.uv_at(t, xy[rows, columns])
             colour = coords.sample(_picture(surface.texture), surface.box, uv[None])[0]
             for mark in marks:
                 if mark.layer == surface.name:
-                    colour = _paint(colour, mark, _apply_torch(_inverse(surface.to_uv[mark.frame]), uv))
-            alpha = _coverage(surface, t, uv, max(self.width, self.height))
+                    at = surface.xy_at(mark.frame, uv)
+                    hidden = ~surface.facing(mark.frame, uv)  # nobody can paint on what is turned away
+                    colour = _paint(colour, mark, at.masked_fill(hidden[..., None], 1e3) if hidden.any() else at)
+            alpha = _coverage(surface, t, xy[rows, columns], max(self.width, self.height))
             result[:, rows, columns] += alpha * (colour - result[:, rows, columns])
         return result
 
@@ -189,24 +211,18 @@ class SyntheticClip:
         """Flow and visibility from each frame to its neighbour `step` frames later."""
         shape = (max(self.count - 1, 0), self.height, self.width)
         flow, ok = np.zeros((*shape, 2), np.float32), np.zeros(shape, bool)
-        xy = coords.frame_xy(self.width, self.height).numpy().astype(float)
-        labels = self._labels()
+        xy = coords.frame_xy(self.width, self.height).double()
+        labels = self.labels()
         for n in range(shape[0]):
             source, target = (n, n + 1) if step > 0 else (n + 1, n)
             for layer, surface in enumerate(self.surfaces):
-                there = _apply(_inverse(surface.to_uv[target]), _apply(surface.to_uv[source], xy))
+                uv = surface.uv_at(source, xy)
+                there = surface.xy_at(target, uv)
                 seen = labels[source] == layer
-                flow[n][seen] = ((there - xy) * max(self.width, self.height) / 2)[seen]
-                ok[n] |= seen & (_label_at(labels[target], _pixels(there, self)) == layer)
+                flow[n][seen] = ((there - xy) * max(self.width, self.height) / 2).numpy()[seen]
+                same = _label_at(labels[target], self.to_pixels(there).numpy()) == layer
+                ok[n] |= seen & same & surface.facing(target, uv).numpy()
         return flow, ok
-
-    def _labels(self) -> Shaped[ndarray, "frames height width"]:
-        """Index of the layer seen most in each pixel."""
-        weights, rest = [], np.ones((self.count, self.height, self.width), np.float32)
-        for alpha in self.alpha:
-            weights.append(rest * alpha)
-            rest = rest * (1 - alpha)
-        return np.argmax(np.stack([*weights, rest]), axis=0)
 
 
 def demo_clip(frames: int = 48, width: int = 320, height: int = 180, seed: int = 0) -> SyntheticClip:
@@ -220,12 +236,11 @@ def demo_clip(frames: int = 48, width: int = 320, height: int = 180, seed: int =
     path = _swim_path(frames, half, radius, upright=height > width)
     centre = path[0, :2]
     body = Box(*(centre - 1.6 * radius), *(centre + 1.6 * radius))
-    texels = _texels(body, long)
-    texture, distance = painting.turtle(body, *texels, radius, seed, upright=height > width)
+    texture, distance = painting.turtle(body, *texels(body, long), radius, seed, upright=height > width)
     turtle = Surface("foreground", texture, body, distance, _object_to_uv(path))
     camera = _camera_to_uv(frames, upright=height > width)
     box = _seen_box(camera, half)
-    floor = Surface("background", painting.sea_floor(box, *_texels(box, long), seed), box, None, camera)
+    floor = Surface("background", painting.sea_floor(box, *texels(box, long), seed), box, None, camera)
     return SyntheticClip(width, height, frames, (turtle, floor), Lighting())
 
 
@@ -236,7 +251,7 @@ def translation_clip(
     matrices = np.tile(np.eye(2, 3), (frames, 1, 1))
     matrices[:, :, 2] = -np.arange(frames)[:, None] * np.array(velocity) * 2 / max(width, height)
     box = _seen_box(matrices, np.array([width, height]) / max(width, height))
-    texture = painting.sea_floor(box, *_texels(box, max(width, height)), seed)
+    texture = painting.sea_floor(box, *texels(box, max(width, height)), seed)
     surface = Surface("background", texture, box, None, matrices)
     return SyntheticClip(width, height, frames, (surface,), Lighting(strength=0.0))
 
@@ -278,14 +293,14 @@ def _camera_to_uv(count: int, upright: bool) -> Float[ndarray, "frames 2 3"]:
     return np.concatenate([linear, shift[..., None]], axis=2)
 
 
-def _seen_box(to_uv: Float[ndarray, "frames 2 3"], half: Float[ndarray, "2"]) -> Box:
+def _seen_box(to_uv: Float[ndarray, "frames rows 3"], half: Float[ndarray, "2"]) -> Box:
     """The box that holds everything the frames see of a layer, with a little margin."""
-    corners = np.array([[-1, -1], [1, -1], [-1, 1], [1, 1]]) * half
-    seen = np.concatenate([_apply(matrix, corners) for matrix in to_uv])
+    corners = torch.from_numpy(np.array([[-1, -1], [1, -1], [-1, 1], [1, 1]]) * half)
+    seen = np.concatenate([surfaces.apply(matrix, corners).numpy() for matrix in to_uv])
     return Box(*(float(x) for x in (*(seen.min(axis=0) - 0.02), *(seen.max(axis=0) + 0.02))))
 
 
-def _texels(box: Box, long: int) -> tuple[int, int]:
+def texels(box: Box, long: int) -> tuple[int, int]:
     """Width and height of a texture that covers `box` for frames whose longer side is `long`."""
     density = max(TEXELS_PER_PIXEL * min(long, LARGE), long) / 2
     return max(2, round(box.width * density)), max(2, round(box.height * density))
@@ -307,52 +322,45 @@ def _shrink(image: Float[Tensor, "channel h w"], width: int) -> Float[Tensor, "c
     return F.avg_pool2d(image[None], image.shape[-1] // width)[0]
 
 
-def _apply(matrix: Float[ndarray, "2 3"], xy: Float[ndarray, "*n 2"]) -> Float[ndarray, "*n 2"]:
-    return xy @ matrix[:, :2].T + matrix[:, 2]
-
-
-def _apply_torch(matrix: Float[ndarray, "2 3"], xy: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n 2"]:
-    affine = torch.from_numpy(matrix).to(xy.dtype)
-    return xy @ affine[:, :2].T + affine[:, 2]
-
-
-def _to_uv(surface: Surface, t: int, xy: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n 2"]:
-    return _apply_torch(surface.to_uv[t], xy)
-
-
-def _inverse(matrix: Float[ndarray, "2 3"]) -> Float[ndarray, "2 3"]:
-    linear = np.linalg.inv(matrix[:, :2])
-    return np.concatenate([linear, -(linear @ matrix[:, 2])[:, None]], axis=1)
-
-
-def _pixels(xy: Float[ndarray, "*n 2"], clip: SyntheticClip) -> Float[ndarray, "*n 2"]:
-    return coords.denormalise_pixels(torch.from_numpy(xy), clip.width, clip.height).numpy()
-
-
 def _picture(image: Float[ndarray, "h w channel"]) -> Float[Tensor, "1 channel h w"]:
     return torch.from_numpy(image).permute(2, 0, 1)[None]
 
 
-def _window(surface: Surface, t: int, xy: Float[Tensor, "h w 2"]) -> tuple[slice, slice]:
+def _window(surface: Surface, t: Time, xy: Float[Tensor, "h w 2"]) -> tuple[slice, slice]:
     """Rows and columns of the sampling grid that can see the surface in frame t."""
-    if surface.distance is None:
+    if surface.distance is None or surface.warp is not None:
         return slice(None), slice(None)
     box = surface.box
-    corners = np.array([[u, v] for u in (box.u0, box.u1) for v in (box.v0, box.v1)])
-    seen = _apply(_inverse(surface.to_uv[t]), corners)
+    corners = torch.tensor([[u, v] for u in (box.u0, box.u1) for v in (box.v0, box.v1)], dtype=torch.float64)
+    seen = surface.xy_at(t, corners).numpy()
     low, high = seen.min(axis=0), seen.max(axis=0)
     columns = np.searchsorted(xy[0, :, 0].numpy(), [low[0], high[0]])
     rows = np.searchsorted(xy[:, 0, 1].numpy(), [low[1], high[1]])
     return slice(*rows), slice(*columns)
 
 
-def _coverage(surface: Surface, t: int, uv: Float[Tensor, "h w 2"], long: int) -> Float[Tensor, "h w"]:
-    """Opacity at sampling points: a ramp as wide as the distance between two points, across the outline."""
+def _distance(surface: Surface, t: Time, xy: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n"] | None:
+    """Distance to the outline, negative inside, on the plane or in uv; None where there is no outline."""
+    if surface.warp is not None:
+        on_plane = surface.warp.distance(surface.plane_at(t, xy), t)
+        if on_plane is not None:
+            return on_plane
     if surface.distance is None:
-        return uv.new_ones(uv.shape[:2])
-    distance = coords.sample(_picture(surface.distance[..., None]), surface.box, uv[None])[0, 0]
-    points_per_uv = supersample(long) * long / 2 / float(np.sqrt(np.linalg.det(surface.to_uv[t][:, :2])))
-    return (0.5 - distance * points_per_uv).clamp(0, 1)
+        return None
+    picture, uv = _picture(surface.distance[..., None]).to(xy.dtype), surface.uv_at(t, xy)
+    return coords.sample(picture, surface.box, uv.reshape(1, 1, -1, 2)).view(uv.shape[:-1])
+
+
+def _coverage(surface: Surface, t: Time, xy: Float[Tensor, "h w 2"], long: int) -> Float[Tensor, "h w"]:
+    """Opacity at sampling points: a ramp as wide as the distance between two points, across the outline."""
+    distance = _distance(surface, t, xy)
+    if distance is None:
+        return xy.new_ones(xy.shape[:2])
+    if surface.warp is None and len(surface.to_uv[0]) == 2:
+        points_per_uv = supersample(long) * long / 2 / float(np.sqrt(np.linalg.det(surface.matrix(t)[:, :2])))
+        return (0.5 - distance * points_per_uv).clamp(0, 1)
+    slope = torch.stack(torch.gradient(distance)).norm(dim=0)  # of the distance from one sampling point to the next
+    return (0.5 - distance / slope.clamp_min(1e-6)).clamp(0, 1)
 
 
 def _paint(colour: Float[Tensor, "3 h w"], mark: Mark, at: Float[Tensor, "h w 2"]) -> Float[Tensor, "3 h w"]:

@@ -1,0 +1,111 @@
+"""Carries the first frame's true mask to all frames of the DAVIS clips and compares with the true masks.
+
+    python benchmarks/labels.py [--clips davis-blackswan ...] [--masks truth osvos auto] [--size 240p]
+                                [--quality draft] [--config PRESET] [--frames A:B] [--json FILE]
+
+The clips lie in ../shared/data beside the checkout. Each row says which masks the fit was given: with the true masks of
+all frames the task is an easy one, for the fit was told the answer; `osvos` are imperfect masks, `auto` are found by
+motion. IoU is the mean over all frames but the first, at the size of the fit; beside it the same label chained by the
+same optical flow, and the masks that the fit was given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from main_job import DATA, versions
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from neural_fields.data.flow import compute_flow
+from neural_fields.data.masks import load_masks, mask_iou
+from neural_fields.evaluation import read_source
+from neural_fields.fit_options import FitOptions
+from neural_fields.fitting import fit, load_model
+from neural_fields.labels import chain_labels, propagate
+
+GIVEN = {"truth": "masks", "osvos": "masks_osvos"}
+
+
+def measure(clip: Path, masks: str, chosen: argparse.Namespace, out: Path) -> dict[str, Any]:
+    """Fits one clip and carries its first mask through it."""
+    begin = time.monotonic()
+    specs = ("auto",) if masks == "auto" else (str(clip / GIVEN[masks]),)
+    options = FitOptions(
+        out=out, config=chosen.config, quality=chosen.quality, size=chosen.size, masks=specs, frames=chosen.frames,
+        flow="dis",
+    )  # fmt: skip
+    run = fit(clip / "frames", options).run
+    seconds = time.monotonic() - begin
+    model, _ = load_model(run)
+    source = read_source(run)
+    frames = range(*source.frame_range)
+    size = model.shape.size
+
+    def masks_of(folder: str) -> np.ndarray:
+        facts = source.facts
+        return load_masks([str(clip / folder)], facts.frame_count, size, frames, (facts.width, facts.height)).masks[0]
+
+    truth = masks_of("masks")
+    first = truth[0].astype(np.int32)
+    flow = compute_flow(source.frames, run.cache, "dis", size)
+    return {
+        "clip": clip.name,
+        "masks_given": masks,
+        "iou": iou(propagate(model.eval(), first, 0), truth),
+        "iou_chained_flow": iou(chain_labels(flow, first, 0), truth),
+        "iou_given": None if masks == "auto" else iou(iter(masks_of(GIVEN[masks])), truth),
+        "layers": list(model.layers),
+        "frames": len(truth),
+        "seconds": round(seconds, 1),
+    }
+
+
+def iou(labels: Any, truth: np.ndarray) -> float:
+    """Mean over all frames but the first."""
+    each = [mask_iou(np.asarray(found) > 0, true) for found, true in zip(labels, truth, strict=True)]
+    return round(float(np.mean(each[1:])), 4)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clips", nargs="+")
+    parser.add_argument("--masks", nargs="+", choices=(*GIVEN, "auto"), default=["truth", "osvos"])
+    parser.add_argument("--size", default="240p")
+    parser.add_argument("--quality", choices=("draft", "normal", "final"), default="draft")
+    parser.add_argument("--config", default="atlas")
+    parser.add_argument("--frames")
+    parser.add_argument("--json", type=Path)
+    chosen = parser.parse_args()
+    if not DATA.is_dir():
+        raise SystemExit("the real clips are not beside the checkout: ../shared/data")
+    clips = chosen.clips or sorted(path.name for path in DATA.glob("davis-*"))
+    print(f"{'clip':<18}{'masks given to the fit':<24}{'IoU':>7}{'chained flow':>14}{'masks given':>13}{'s':>7}")
+    rows = []
+    for masks in chosen.masks:
+        for clip in clips:
+            with tempfile.TemporaryDirectory() as folder:
+                row = measure(DATA / clip, masks, chosen, Path(folder) / "run")
+            rows.append(row)
+            given = "-" if row["iou_given"] is None else f"{row['iou_given']:.3f}"
+            print(f"{clip:<18}{masks:<24}{row['iou']:>7.3f}{row['iou_chained_flow']:>14.3f}{given:>13}"
+                  f"{row['seconds']:>7.1f}", flush=True)  # fmt: skip
+        own = [row for row in rows if row["masks_given"] == masks]
+        ours, chained = (float(np.mean([row[key] for row in own])) for key in ("iou", "iou_chained_flow"))
+        print(f"{'mean':<18}{masks:<24}{ours:>7.3f}{chained:>14.3f}   asked 0.85, above chained flow", flush=True)
+    settings = {key: getattr(chosen, key) for key in ("config", "quality", "size", "frames")}
+    result = json.dumps({**versions(), **settings, "rows": rows})
+    print(result)
+    if chosen.json:
+        chosen.json.write_text(result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""Painted surfaces of synthetic clips, and where they lie: a transform a frame, and a smooth warp where one is wanted.
+
+    plane = transform_t(xy),  uv = warp(plane, t)
+
+The transform is affine or a homography. Warps know both ways: the way to uv in closed form and the way back by a
+contraction, or the other way round. Times are frame numbers; fractions lie between frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy import ndarray
+from torch import Tensor
+
+from neural_fields.coords import Box
+
+ROUNDS = 100  # of a contraction, at most; it ends when nothing moves any more
+
+Time = float | int
+Points = Float[Tensor, "*n 2"]
+
+
+class Warp:
+    """A smooth change of a surface over time, in its own plane; this one changes nothing."""
+
+    def to_uv(self, plane: Points, t: Time) -> Points:
+        """Plane to uv."""
+        return plane
+
+    def to_plane(self, uv: Points, t: Time) -> Points:
+        """uv to plane."""
+        return uv
+
+    def facing(self, uv: Points, t: Time) -> Bool[Tensor, "*n"]:
+        """Whether a point of the surface is turned to the camera."""
+        return torch.ones(uv.shape[:-1], dtype=torch.bool)
+
+    def distance(self, plane: Points, t: Time) -> Float[Tensor, "*n"] | None:
+        """Distance to the outline on the plane, negative inside; None where the outline is painted on the surface."""
+        return None
+
+
+@dataclass(frozen=True)
+class Wave(Warp):
+    """A flag in the wind: uv = plane + s(plane, t) - s(plane, 0), two crossing waves s of plane units that travel."""
+
+    size: float = 0.03  # amplitude in uv units
+    length: float = 1.0  # of a wave, in uv units
+    period: float = 20.0  # frames
+
+    def to_uv(self, plane: Points, t: Time) -> Points:
+        return plane + self._shift(plane, t) - self._shift(plane, 0)
+
+    def to_plane(self, uv: Points, t: Time) -> Points:
+        return _solve(uv, lambda plane: self._shift(plane, t) - self._shift(plane, 0))
+
+    def _shift(self, plane: Points, t: Time) -> Points:
+        k, phase = 2 * np.pi / self.length, 2 * np.pi * t / self.period
+        x, y = plane.unbind(-1)
+        along = torch.sin(k * (0.8 * y + 0.3 * x) + phase)
+        across = torch.sin(k * (0.9 * x - 0.2 * y) - phase + 1.0)
+        return self.size * torch.stack([along, across], -1)
+
+
+@dataclass(frozen=True)
+class Relief(Warp):
+    """Hills seen by a camera that moves sideways: what is nearer moves further.
+
+    plane = uv + t * velocity * depth(uv), with a smooth depth from -1 to 1.
+    """
+
+    velocity: tuple[float, float]  # uv units a frame of the nearest points against those of depth 0
+    hill: float = 1.3  # from one hill to the next, in uv units
+
+    def to_uv(self, plane: Points, t: Time) -> Points:
+        return _solve(plane, lambda uv: self._shift(uv, t))
+
+    def to_plane(self, uv: Points, t: Time) -> Points:
+        return uv + self._shift(uv, t)
+
+    def _shift(self, uv: Points, t: Time) -> Points:
+        k = 2 * np.pi / self.hill
+        depth = torch.sin(k * uv[..., 0] + 0.7) * torch.cos(k * uv[..., 1])
+        return t * uv.new_tensor(self.velocity) * depth[..., None]
+
+
+@dataclass(frozen=True)
+class Turn(Warp):
+    """An upright cylinder that turns about its axis: uv is its wall, unrolled; what turns away is hidden by itself.
+
+    In frame 0, u differs from x towards the rims: a point at the angle a is seen at x = radius * sin(a) and has
+    u = radius * a.
+    """
+
+    centre: tuple[float, float]
+    radius: float
+    half_height: float
+    rate: float  # radians a frame
+
+    def to_uv(self, plane: Points, t: Time) -> Points:
+        angle = ((plane[..., 0] - self.centre[0]) / self.radius).clamp(-1, 1).asin()
+        return torch.stack([self.centre[0] + self.radius * (angle - self.rate * t), plane[..., 1]], -1)
+
+    def to_plane(self, uv: Points, t: Time) -> Points:
+        return torch.stack([self.centre[0] + self.radius * self._angle(uv, t).sin(), uv[..., 1]], -1)
+
+    def facing(self, uv: Points, t: Time) -> Bool[Tensor, "*n"]:
+        return self._angle(uv, t).abs() < np.pi / 2
+
+    def distance(self, plane: Points, t: Time) -> Float[Tensor, "*n"]:
+        x, y = (plane - plane.new_tensor(self.centre)).abs().unbind(-1)
+        return torch.maximum(x - self.radius, y - self.half_height)
+
+    def box(self, frames: int) -> Box:
+        """The part of the wall that is seen within so many frames, with a margin."""
+        turned, rim = self.rate * frames, np.pi / 2 + 0.2
+        (x, y), tall = self.centre, self.half_height + 0.05
+        left, right = x - self.radius * (rim + max(0.0, turned)), x + self.radius * (rim - min(0.0, turned))
+        return Box(float(left), y - tall, float(right), y + tall)
+
+    def _angle(self, uv: Points, t: Time) -> Float[Tensor, "*n"]:
+        return (uv[..., 0] - self.centre[0]) / self.radius + self.rate * t
+
+
+def _solve(target: Points, shift: Callable[[Points], Points]) -> Points:
+    """The x with x + shift(x) = target, for a shift that contracts."""
+    x = target
+    for _ in range(ROUNDS):
+        before, x = x, target - shift(x)
+        if not len(x) or (x - before).abs().max() < 4 * torch.finfo(x.dtype).eps:
+            break
+    return x
+
+
+@dataclass(frozen=True, eq=False)
+class Surface:
+    """One painted layer of a synthetic clip."""
+
+    name: str
+    texture: Float[ndarray, "h w 3"]  # RGB in [0, 1], covers `box`
+    box: Box
+    distance: (
+        Float[ndarray, "rows columns"] | None
+    )  # to the outline in uv units, negative inside; None: covers everything
+    to_uv: Float[ndarray, "frames numbers 3"]  # xy units of each frame to the plane: affine (2 rows) or homography (3)
+    warp: Warp | None = None  # plane to uv; without one they are the same
+
+    def matrix(self, t: Time) -> Float[ndarray, "rows 3"]:
+        """The transform at a time; between frames, and beyond the outermost, its numbers go on linearly."""
+        if (t == int(t) and 0 <= t < len(self.to_uv)) or len(self.to_uv) == 1:
+            return self.to_uv[min(int(t), len(self.to_uv) - 1)]
+        before = min(max(0, int(np.floor(t))), len(self.to_uv) - 2)
+        return self.to_uv[before] + (t - before) * (self.to_uv[before + 1] - self.to_uv[before])
+
+    def plane_at(self, t: Time, xy: Points) -> Points:
+        """Points of the plane at xy units of a time."""
+        return apply(self.matrix(t), xy)
+
+    def uv_at(self, t: Time, xy: Points) -> Points:
+        """uv at xy units of a time."""
+        plane = self.plane_at(t, xy)
+        return plane if self.warp is None else self.warp.to_uv(plane, t)
+
+    def xy_at(self, t: Time, uv: Points) -> Points:
+        """Where points of the surface lie at a time, in xy units; also those that are hidden or beyond the frame."""
+        plane = uv if self.warp is None else self.warp.to_plane(uv, t)
+        return apply(inverse(self.matrix(t)), plane)
+
+    def facing(self, t: Time, uv: Points) -> Bool[Tensor, "*n"]:
+        """Whether points of the surface are turned to the camera."""
+        return (self.warp or Warp()).facing(uv, t)
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether the surface has no outline."""
+        return self.distance is None and not isinstance(self.warp, Turn)
+
+
+def apply(matrix: Float[ndarray, "rows 3"], xy: Points) -> Points:
+    """Points through an affine map (2 rows) or a homography (3 rows)."""
+    numbers = torch.from_numpy(np.ascontiguousarray(matrix)).to(xy.dtype)
+    moved = xy @ numbers[:, :2].T + numbers[:, 2]
+    return moved if len(numbers) == 2 else moved[..., :2] / moved[..., 2:]
+
+
+def inverse(matrix: Float[ndarray, "rows 3"]) -> Float[ndarray, "rows 3"]:
+    """The inverse of an affine map or a homography, in the same form."""
+    if len(matrix) == 3:
+        return np.linalg.inv(matrix)
+    linear = np.linalg.inv(matrix[:, :2])
+    return np.concatenate([linear, -(linear @ matrix[:, 2])[:, None]], axis=1)

@@ -1,0 +1,68 @@
+"""Points followed over a clip, and where the points of a synthetic clip truly go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+
+from neural_fields import coords
+from neural_fields.data.synthetic import SyntheticClip
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """Where points are in every frame."""
+
+    positions: Float[np.ndarray, "points frames 2"]  # pixels; also where a point is hidden or beyond the frame
+    visible: Bool[np.ndarray, "points frames"]
+
+
+def true_tracks(
+    clip: SyntheticClip,
+    points: Shaped[np.ndarray, "points 2"],
+    frame: int,
+    layers: Int[np.ndarray, " points"] | None = None,
+) -> Tracks:
+    """Where the surface points seen at pixels of one frame are in every frame.
+
+    Args:
+        points: pixel positions (x, y).
+        layers: the layer that each point is taken on, also where it is hidden; by default the one seen there.
+
+    Returns:
+        A point is visible where it lies in the frame, is turned to the camera, and no layer in front covers it.
+    """
+    start = coords.normalise_pixels(torch.from_numpy(np.asarray(points, np.float64)), clip.width, clip.height)
+    layer = torch.from_numpy(seen_layer(clip, frame, points) if layers is None else layers)
+    positions = np.zeros((len(points), clip.count, 2))
+    visible = np.zeros((len(points), clip.count), bool)
+    for number, surface in enumerate(clip.surfaces):
+        own = layer == number
+        uv = surface.uv_at(frame, start[own])
+        for t in range(clip.count):
+            xy = surface.xy_at(t, uv)
+            pixels = clip.to_pixels(xy).numpy()
+            positions[own.numpy(), t] = pixels
+            free = surface.facing(t, uv) & clip.covers(number, t, xy)
+            for front in range(number):
+                free &= ~clip.covers(front, t, xy)
+            inside = np.all((pixels >= 0) & (pixels < (clip.width, clip.height)), axis=-1)
+            visible[own.numpy(), t] = free.numpy() & inside
+    return Tracks(positions, visible)
+
+
+def seen_layer(clip: SyntheticClip, frame: int, points: Shaped[np.ndarray, "points 2"]) -> Int[np.ndarray, " points"]:
+    """Index of the layer that is seen at each pixel position of a frame."""
+    xy = coords.normalise_pixels(torch.from_numpy(np.asarray(points, np.float64)), clip.width, clip.height)
+    covered = torch.stack([clip.covers(layer, frame, xy) for layer in range(len(clip.surfaces))])
+    return covered.int().argmax(0).numpy()  # the first that covers; the background covers everything
+
+
+def grid_points(clip: SyntheticClip, frame: int, step: int) -> Float[np.ndarray, "points 2"]:
+    """Pixel centres of a frame, every `step`th both ways, where one layer alone is seen."""
+    centres = coords.pixel_centres(clip.width, clip.height).numpy()[step // 2 :: step, step // 2 :: step]
+    mixed = np.any((clip.alpha[:, frame] > 0.01) & (clip.alpha[:, frame] < 0.99), axis=0)
+    return centres[~np.asarray(mixed)[step // 2 :: step, step // 2 :: step]].astype(float)

@@ -1,0 +1,192 @@
+"""Labels carried from one frame to all others: a mask, or any picture of classes, painted once.
+
+Through a fitted model: the labels of a frame are laid on the canonical planes of the layers that show there, and every
+frame looks up the label of the layer it shows. Plain flow chaining, which the model has to beat, stands beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+
+from neural_fields import coords
+from neural_fields.coords import Box
+from neural_fields.data.flow import FlowField
+from neural_fields.planar.model import PlanarModel
+
+FINENESS = 2.0  # label texels per pixel of the fit, along each side
+MOST_TEXELS = 16_000_000  # of one layer's labels; a larger canonical plane gets coarser ones
+SURE = 0.5  # a layer with more weight than this is what a pixel shows
+RIM = 2  # pixels: so near to a layer's outline, a label may be that of the layer beside it
+AT_HOME = 0.2  # share of a layer that makes a label belong to it, slivers and all
+SQUARE = np.ones((2 * RIM + 1, 2 * RIM + 1), np.uint8)
+
+
+@dataclass(frozen=True)
+class LabelPlane:
+    """The labels of one layer's canonical plane."""
+
+    labels: Int[np.ndarray, "rows columns"]
+    box: Box
+
+    def at(self, uv: Float[np.ndarray, "*n 2"]) -> Int[np.ndarray, "*n"]:
+        """The label of the nearest texel; beyond the box that of its rim."""
+        row, column = _texels(uv, self.box, self.labels.shape)
+        return self.labels[row, column]
+
+
+def propagate(model: PlanarModel, labels: Int[np.ndarray, "h w"], frame: int) -> Iterator[Int[np.ndarray, "h w"]]:
+    """The labels of every frame, given those of one.
+
+    Args:
+        labels: whole numbers at the size of the fit.
+        frame: the frame that they belong to.
+
+    Returns:
+        Frame by frame: each pixel has the label that its strongest layer has at the pixel's uv. A canonical point that
+        `frame` does not show has the label of the nearest point of its layer that it shows well inside the layer's
+        outline; a layer that `frame` does not show at all has label 0. `frame` itself keeps what it was given.
+    """
+    planes = lift_labels(model, labels, frame)
+    for t in range(model.shape.frame_count):
+        if t == frame:
+            yield labels
+            continue
+        weight, uv = _maps(model, t)
+        seen = weight.argmax(-1)
+        found = np.zeros(seen.shape, labels.dtype)
+        for layer, plane in enumerate(planes):
+            own = seen == layer
+            found[own] = plane.at(uv[layer][own])
+        yield found
+
+
+def lift_labels(model: PlanarModel, labels: Int[np.ndarray, "h w"], frame: int) -> list[LabelPlane]:
+    """The labels of a frame laid on the canonical plane of every layer, front to back.
+
+    Where a label reaches over the outline of its layer, the sliver is left out: the outlines of labels and of layers
+    never agree to the pixel, and a sliver of the object left on the ground would stay behind when the object moves.
+    """
+    weight, uv = _maps(model, frame)
+    if labels.shape != weight.shape[:2]:
+        raise ValueError(f"labels of {labels.shape} for frames of {weight.shape[:2]}: resize them first")
+    seen = [weight[..., layer] > SURE for layer in range(weight.shape[-1])]
+    planes = []
+    for layer, shape in enumerate(model.shape.layers):
+        trusted = seen[layer] & ~_strays(labels, seen, layer)
+        core = cv2.erode(trusted.astype(np.uint8), SQUARE) > 0
+        inner = core if core.any() else trusted
+        plane = _plane(uv[layer][inner], labels[inner], shape.box, model.shape.size)
+        planes.append(_with_rim(plane, uv[layer][trusted], labels[trusted]))
+    return planes
+
+
+def _strays(labels: Int[np.ndarray, "h w"], seen: list[Bool[np.ndarray, "h w"]], layer: int) -> Bool[np.ndarray, "h w"]:
+    """Pixels of a layer whose label is at home on another layer and nothing but slivers on this one."""
+    strays = np.zeros(labels.shape, bool)
+    for label in np.unique(labels[seen[layer]]):
+        parts = [part & (labels == label) for part in seen]
+        home = max(range(len(parts)), key=lambda number: int(parts[number].sum()))
+        thick = cv2.morphologyEx(parts[layer].astype(np.uint8), cv2.MORPH_OPEN, SQUARE) > 0
+        if home != layer and thick.sum() < AT_HOME * seen[layer].sum():
+            strays |= parts[layer] & ~thick
+    return strays
+
+
+def chain_labels(flow: FlowField, labels: Int[np.ndarray, "h w"], frame: int) -> Iterator[Int[np.ndarray, "h w"]]:
+    """The same by plain flow: every pixel follows the flow back, pair by pair, to the frame that has labels.
+
+    A pixel whose way back is broken somewhere, by the masks of the flow, has label 0: that does better than going on.
+
+    Args:
+        labels: at the size of the flow.
+        frame: the frame that they belong to.
+    """
+    height, width = labels.shape
+    count = len(flow.forward) + 1
+    own = coords.pixel_centres(width, height).numpy()
+    origins, known = {frame: own}, {frame: np.ones((height, width), bool)}
+    for t in range(frame + 1, count):
+        steps = own + np.asarray(flow.backward[t - 1], np.float32)
+        origins[t] = _looked_up(origins[t - 1], steps)
+        known[t] = flow.backward_ok[t - 1] & (_looked_up(known[t - 1].astype(np.float32), steps) > 0.5)
+    for t in range(frame - 1, -1, -1):
+        steps = own + np.asarray(flow.forward[t], np.float32)
+        origins[t] = _looked_up(origins[t + 1], steps)
+        known[t] = flow.forward_ok[t] & (_looked_up(known[t + 1].astype(np.float32), steps) > 0.5)
+    for t in range(count):
+        column, row = np.floor(origins[t]).astype(int).transpose(2, 0, 1)
+        found = labels[row.clip(0, height - 1), column.clip(0, width - 1)]
+        yield np.where(known[t], found, 0)
+
+
+def _plane(
+    uv: Float[np.ndarray, "n 2"], labels: Shaped[np.ndarray, " n"], box: Box, size: tuple[int, int]
+) -> LabelPlane:
+    """Labels at scattered points, each spread to the texels that are nearest to it."""
+    density = min(FINENESS * max(size) / 2, (MOST_TEXELS / max(box.width * box.height, 1e-9)) ** 0.5)
+    shape = (max(1, round(box.height * density)), max(1, round(box.width * density)))
+    if not len(labels):
+        return LabelPlane(np.zeros(shape, labels.dtype), box)
+    row, column = _texels(uv, box, shape)
+    unknown = np.ones(shape, bool)
+    unknown[row, column] = False
+    return LabelPlane(_nearest(unknown, (row, column), labels), box)
+
+
+def _with_rim(plane: LabelPlane, uv: Float[np.ndarray, "n 2"], labels: Shaped[np.ndarray, " n"]) -> LabelPlane:
+    """The plane with the labels of all points that were seen, each as large as a pixel."""
+    result = plane.labels.copy()
+    row, column = _texels(uv, plane.box, result.shape)
+    known = np.zeros(result.shape, np.uint8)
+    known[row, column] = 1
+    near = cv2.dilate(known, np.ones((3, 3), np.uint8)) > 0
+    if len(uv):
+        result[near] = _nearest(known == 0, (row, column), labels)[near]
+    return LabelPlane(result, plane.box)
+
+
+def _nearest(
+    unknown: Bool[np.ndarray, "rows columns"], places: tuple[np.ndarray, np.ndarray], labels: Shaped[np.ndarray, " n"]
+) -> Shaped[np.ndarray, "rows columns"]:
+    """The label of the nearest known place, everywhere."""
+    values = np.zeros(unknown.shape, labels.dtype)
+    values[places] = labels
+    _, nearest = cv2.distanceTransformWithLabels(
+        unknown.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    of_seed = np.zeros(int(nearest.max()) + 1, labels.dtype)
+    of_seed[nearest[~unknown]] = values[~unknown]
+    return of_seed[nearest]
+
+
+def _texels(
+    uv: Float[np.ndarray, "*n 2"], box: Box, shape: tuple[int, int]
+) -> tuple[Int[np.ndarray, "*n"], Int[np.ndarray, "*n"]]:
+    """Row and column of the texel that holds each uv."""
+    column = np.floor((uv[..., 0] - box.u0) / box.width * shape[1]).astype(int).clip(0, shape[1] - 1)
+    row = np.floor((uv[..., 1] - box.v0) / box.height * shape[0]).astype(int).clip(0, shape[0] - 1)
+    return row, column
+
+
+@torch.no_grad()
+def _maps(model: PlanarModel, t: int) -> tuple[Float[np.ndarray, "h w layers"], Float[np.ndarray, "layers h w 2"]]:
+    """Weights and uv of a whole frame."""
+    width, height = model.shape.size
+    samples = model.frame(t, (width, height))
+    assert samples.uv is not None
+    weight = samples.weight.reshape(height, width, -1).numpy()
+    return weight, samples.uv.movedim(1, 0).reshape(-1, height, width, 2).numpy()
+
+
+def _looked_up(
+    field: Float[np.ndarray, "h w *channels"], points: Float[np.ndarray, "h w 2"]
+) -> Float[np.ndarray, "h w *channels"]:
+    """Bilinear values of a field at pixel positions; beyond the rim the rim goes on."""
+    x, y = (np.ascontiguousarray(points[..., axis] - 0.5, np.float32) for axis in (0, 1))
+    return cv2.remap(field, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
