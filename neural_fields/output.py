@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -92,9 +93,12 @@ def source_facts(run: Run) -> tuple[VideoFacts, range]:
 def open_renderer(run: Run, maps: Maps, names: Sequence[str] = ()) -> Renderer:
     """A renderer for the active edits of a run, or for those named."""
     edits = active_edits(run, names)
-    overlays = {name: overlay for name in maps.layers if (overlay := flatten(edits, name)) is not None}
-    pictures = {name: canonical.pristine(run.canonical, name) for name in maps.layers}
-    return Renderer(maps, pictures, overlays)
+    # Unpacking pictures leaves Python's lock: in turn they would hold up the first frame.
+    with ThreadPoolExecutor(2) as pool:
+        overlays = pool.map(lambda name: flatten(edits, name), maps.layers)
+        pictures = pool.map(lambda name: canonical.pristine(run.canonical, name), maps.layers)
+        found = {name: overlay for name, overlay in zip(maps.layers, overlays, strict=True) if overlay is not None}
+        return Renderer(maps, dict(zip(maps.layers, pictures, strict=True)), found)
 
 
 def _edited(

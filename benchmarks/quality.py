@@ -1,0 +1,125 @@
+"""Quality, time and memory of `unwrap train` on the real clips, beside what is asked for.
+
+    python benchmarks/quality.py [--quality draft normal final] [--clips davis-blackswan ...] [--size 240p]
+                                 [--masks truth|osvos|auto|none] [--config PRESET] [--frames A:B] [--asked]
+                                 [--json FILE]
+
+--asked runs just the rows for which a figure is asked. Every row is a fit by the command in a process of its own, on a
+machine that should have nothing else to do: seconds are from the start of the process to its end, peak memory is that
+process's. PSNR (mean and worst frame, and over the pixels of each layer) is of the 8-bit reconstruction at the size of
+the fit; IoU is that of the opacity against the true masks, whichever masks the fit was given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common import DATA, GIVEN, finish, masks_of, missing, parser, table, unwrap, unwrap_json
+
+DAVIS = ("davis-blackswan", "davis-car-shadow", "davis-kite-surf", "davis-parkour")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a fit with the true masks has to reach on two cores."""
+
+    psnr: float  # dB, mean over the frames
+    seconds: float  # of the whole command
+    foreground: float | None = None  # dB, over the pixels of the front layer
+
+
+ASKED = {
+    ("davis-blackswan", "240p", "draft"): Asked(30, 60),
+    ("davis-car-shadow", "240p", "draft"): Asked(30, 60),
+    ("davis-kite-surf", "240p", "draft"): Asked(27, 60),
+    ("davis-parkour", "240p", "draft"): Asked(25, 60),
+    **{(clip, "240p", "final"): Asked(31, 600, 27) for clip in DAVIS},
+    ("davis-blackswan", "480p", "normal"): Asked(30, 360),
+}
+COLUMNS = (
+    "clip", "size", "quality", "asked", "reached", "psnr", "worst", "front", "back", "iou", "seconds", "peak MiB",
+    "steps",
+)  # fmt: skip
+
+
+def measure(clip: str, size: str, quality: str, chosen: argparse.Namespace, out: Path) -> dict[str, Any]:
+    """Fits a clip and measures the run."""
+    words: list[str | Path] = ["--size", size, "--quality", quality, "--config", chosen.config, "--out", out]
+    if chosen.frames:
+        words += ["--frames", chosen.frames]
+    frames = DATA / clip / "frames"
+    done = unwrap("train", frames, *words, "--masks", masks_of(clip, chosen.masks))
+    found = evaluated(out, clip, chosen.masks)
+    layers, iou = found["psnr_per_layer"], found["alpha_iou"]
+    row = {
+        "clip": clip,
+        "size": size,
+        "quality": quality,
+        "psnr": found["psnr"],
+        "worst": min(value for value in found["psnr_per_frame"] if value is not None),
+        "front": next(iter(layers.values())) if len(layers) > 1 else None,
+        "back": layers["background"],
+        "iou": next(iter(iou.values())) if iou else None,
+        "seconds": round(done.seconds, 1),
+        "peak MiB": done.peak_mib,
+        "steps": found["steps"],
+    }
+    asked = ASKED.get((clip, size, quality)) if chosen.masks == "truth" and not chosen.frames else None
+    return {**row, **({} if asked is None else verdict(row, asked))}
+
+
+def evaluated(run: Path, clip: str, masks: str) -> dict[str, Any]:
+    """What `unwrap eval` says of a run, against the true masks if it has the one front layer that they show."""
+    truth = DATA / clip / "masks"
+    if masks not in GIVEN:
+        found = unwrap_json("eval", run)
+        if len(found["layers"]) != 2 or not truth.is_dir():
+            return found
+    return unwrap_json("eval", run, "--masks", truth)
+
+
+def verdict(row: dict[str, Any], asked: Asked) -> dict[str, Any]:
+    """What was asked for in words, and whether it was reached."""
+    text = f">= {asked.psnr:g} dB in {asked.seconds:g} s"
+    reached = row["psnr"] >= asked.psnr and row["seconds"] <= asked.seconds
+    if asked.foreground is not None:
+        text += f", front {asked.foreground:g}"
+        reached = reached and row["front"] is not None and row["front"] >= asked.foreground
+    return {"asked": text, "reached": reached}
+
+
+def jobs(chosen: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
+    """(clip, size, quality) of every fit."""
+    wanted = ASKED if chosen.asked else ((c, chosen.size, q) for q in chosen.quality for c in chosen.clips)
+    gone = missing(chosen.clips)
+    for clip, size, quality in wanted:
+        if clip in chosen.clips and clip not in gone and (not chosen.asked or quality in chosen.quality):
+            yield clip, size, quality
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--quality", nargs="+", default=["draft"], choices=["draft", "normal", "final"])
+    options.add_argument("--clips", nargs="+", default=list(DAVIS))
+    options.add_argument("--size", default="240p")
+    options.add_argument("--masks", default="truth", choices=["truth", "osvos", "auto", "none"])
+    options.add_argument("--config", default="atlas")
+    options.add_argument("--frames")
+    options.add_argument("--asked", action="store_true", help="only the rows for which a figure is asked")
+    chosen = options.parse_args()
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, job in enumerate(jobs(chosen)):
+            rows.append(measure(*job, chosen, Path(folder) / str(number)))
+            print("\n".join(table(COLUMNS, rows[-1:])), flush=True)
+    print("\n".join(table(COLUMNS, rows)))
+    finish(rows, chosen.json, masks=chosen.masks, config=chosen.config)
+
+
+if __name__ == "__main__":
+    main()

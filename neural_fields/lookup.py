@@ -1,0 +1,119 @@
+"""Linear interpolation of what is stored at one size and wanted at another: whole parts of a frame, or single points.
+
+A map that was stored with a rim of one sample around the frame needs no extrapolation at the frame's edges. OpenCV (5)
+looks up four channels exactly and fast, two in steps of 1/32 and slowly: so two or three are filled up to four.
+"""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+from jaxtyping import Float
+
+RIM = 1  # samples around the frame
+
+
+def enlarge(
+    values: np.ndarray, stored: tuple[int, int], size: tuple[int, int], part: tuple[slice, slice] | None = None
+) -> np.ndarray:
+    """Linear interpolation of a rimmed map to pixel centres of `size`, or of a part (rows, columns) of it."""
+    part = part or (slice(0, size[1]), slice(0, size[0]))
+    rows, columns = window(stored, size, part)
+    return interpolated(values[rows, columns], (rows.start, columns.start), stored, size, part)
+
+
+def window(stored: tuple[int, int], size: tuple[int, int], part: tuple[slice, slice]) -> tuple[slice, slice]:
+    """The rows and columns of a rimmed map that a part (rows, columns) of a frame of `size` is interpolated from."""
+    found = []
+    for wanted, kept, full in zip(part, stored[::-1], size[::-1], strict=True):
+        if kept == full:
+            found.append(slice(wanted.start + RIM, wanted.stop + RIM))
+            continue
+        first, last = (math.floor((pixel + 0.5) * kept / full - 0.5) + RIM for pixel in (wanted.start, wanted.stop - 1))
+        # One sample more on each side: what OpenCV rounds must not fall over the edge.
+        found.append(slice(max(0, first - 1), min(kept + 2 * RIM, last + 3)))
+    return found[0], found[1]
+
+
+def interpolated(
+    values: np.ndarray,
+    origin: tuple[int, int],
+    stored: tuple[int, int],
+    size: tuple[int, int],
+    part: tuple[slice, slice],
+) -> np.ndarray:
+    """A part (rows, columns) of a frame of `size` from the window of a rimmed map that `window` found for it."""
+    if stored == size:
+        return np.ascontiguousarray(values)
+    return warped(values, origin, stored, size, part)
+
+
+def warped(
+    values: np.ndarray,
+    origin: tuple[int, int],
+    stored: tuple[int, int],
+    size: tuple[int, int],
+    part: tuple[slice, slice],
+) -> np.ndarray:
+    """A part (rows, columns) of a frame of `size` from values that begin at `origin` (row, column) of a rimmed map.
+
+    Beyond their edges the last values go on.
+    """
+    scale_x, scale_y = stored[0] / size[0], stored[1] / size[1]
+    rows, columns = part
+    # Pixel j of the result has its centre at stored sample (j + 0.5) * scale - 0.5 + RIM.
+    matrix = np.array(
+        [
+            [scale_x, 0, (columns.start + 0.5) * scale_x - 0.5 + RIM - origin[1]],
+            [0, scale_y, (rows.start + 0.5) * scale_y - 0.5 + RIM - origin[0]],
+        ]
+    )
+    target = (columns.stop - columns.start, rows.stop - rows.start)
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    found = cv2.warpAffine(_padded(values), matrix, target, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    return _unpadded(found, values.shape[2:])
+
+
+def _padded(values: np.ndarray) -> np.ndarray:
+    """An image of two or three channels with four."""
+    if values.shape[2:] == (2,):
+        return cv2.merge([values, values])
+    return cv2.cvtColor(values, cv2.COLOR_RGB2RGBA) if values.shape[2:] == (3,) else values
+
+
+def _unpadded(found: np.ndarray, channels: tuple[int, ...]) -> np.ndarray:
+    """What `_padded` was given, after a lookup."""
+    if found.shape[2:] == channels:
+        return found
+    kept = np.empty((*found.shape[:2], *channels), found.dtype)
+    cv2.mixChannels([found], [kept], [i for number in range(channels[0]) for i in (number, number)])
+    return kept
+
+
+def at_points(
+    values: np.ndarray, x: np.ndarray, y: np.ndarray, stored: tuple[int, int], size: tuple[int, int]
+) -> np.ndarray:
+    """Linear interpolation of a rimmed map at scattered pixels of `size`; [n] or [n, channels]."""
+    column = ((x + 0.5) * (stored[0] / size[0]) - 0.5 + RIM).astype(np.float32)
+    row = ((y + 0.5) * (stored[1] / size[1]) - 0.5 + RIM).astype(np.float32)
+    if not len(x):
+        return np.zeros((0, *values.shape[2:]), values.dtype)
+    left, top = max(0, int(column.min()) - 1), max(0, int(row.min()) - 1)
+    near = values[top : int(row.max()) + 3, left : int(column.max()) + 3]
+    return scattered(near, column - left, row - top)
+
+
+def scattered(image: np.ndarray, x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> np.ndarray:
+    """Bilinear lookup of an image at sample positions (0 is the centre of the first pixel); [n] or [n, channels]."""
+    side = 1 << 14  # OpenCV's remap takes images below 32768 on a side
+    padded, mode = _padded(image), cv2.BORDER_REPLICATE
+    parts = [
+        cv2.remap(padded, x[i : i + side, None], y[i : i + side, None], cv2.INTER_LINEAR, borderMode=mode)
+        for i in range(0, len(x), side)
+    ]
+    channels = image.shape[2:]
+    if not parts:
+        return np.zeros((0, *channels), image.dtype)
+    return _unpadded(np.concatenate(parts), channels).reshape(len(x), *channels)
