@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from editors.carry import carry
 from editors.frame import FrameMaps, lift_frame
 from editors.image import overlay_from_canonical
 from editors.stack import add_edit
@@ -66,7 +67,8 @@ def edit(
         overlays = {layer: overlay_from_canonical(painted, base)}
     else:
         raise ValueError("an edit needs a layer, a frame, or both")
-    notes = tuple(dict.fromkeys(note for overlay in overlays.values() for note in overlay.notes))
+    overlays, carried = carry(run, maps, overlays)
+    notes = tuple(dict.fromkeys([*(note for overlay in overlays.values() for note in overlay.notes), *carried]))
     facts = {
         "editor": "image" if frame is None else "frame",
         "source": {"file": Path(image).name, "sha256": painted.sha256},

@@ -72,7 +72,7 @@ def lift_frame(
         raise no_change(painted, "the frame of the video", change.notes)
     rgba = straight(resize(premultiplied(change.rgba), (width, height)))
     index, shares = _choose_layer(rgba[..., 3], maps, layer)
-    overlay, lost, clipped = _lift(rgba, observed, maps, index)
+    overlay, lost, clipped = lift(rgba, observed, maps, index)
     notes = [*painted.notes, *change.notes]
     if layer is None and len(maps.names) > 1:
         notes.append(f"lifted into {maps.names[index]}, which makes up {shares[index]:.0%} of what is under the paint")
@@ -104,7 +104,7 @@ def _choose_layer(
     return names.index(layer), shares
 
 
-def _lift(
+def lift(
     rgba: Float[np.ndarray, "height width 4"],
     observed: Float[np.ndarray, "height width 3"],
     maps: FrameMaps,

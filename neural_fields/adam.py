@@ -33,8 +33,25 @@ class _Memory:
         self.steps = torch.zeros(len(self.parameter) if self.by_rows else 1, dtype=torch.int64)
 
 
+@dataclass(frozen=True)
+class Patch:
+    """The gradient of a rectangle of a picture [channels, rows, columns]; the rest of the picture has none."""
+
+    top: int
+    left: int
+    gradient: Float[Tensor, "channel height width"]
+
+    def of(self, picture: Float[Tensor, "channel rows columns"]) -> Float[Tensor, "channel height width"]:
+        """The rectangle, as a view."""
+        height, width = self.gradient.shape[1:]
+        return picture[:, self.top : self.top + height, self.left : self.left + width]
+
+
 class Adam:
     """The optimiser of a fit.
+
+    A parameter whose attribute `patches` is a list of `Patch` that do not overlap is moved there only: a step sees a
+    small part of a large picture.
 
     Args:
         groups: dictionaries with "params" and "lr", and maybe "betas", "eps" and "sparse" (tables [rows, values] whose
@@ -54,6 +71,7 @@ class Adam:
         """Forgets all gradients."""
         for memory in self._memories:
             memory.parameter.grad = None
+            memory.parameter.patches = []  # type: ignore[attr-defined]
 
     def gradients(self) -> Iterator[Tensor]:
         """The values of every gradient there is."""
@@ -61,12 +79,15 @@ class Adam:
             gradient = memory.parameter.grad
             if gradient is not None:
                 yield gradient.coalesce().values() if gradient.is_sparse else gradient
+            yield from (patch.gradient for patch in _patches(memory.parameter))
 
     @torch.no_grad()
     def step(self) -> None:
         """One step along the gradients."""
         for memory in self._memories:
             gradient = memory.parameter.grad
+            if patches := _patches(memory.parameter):
+                _step_patches(memory, patches, self.factor)
             if gradient is None:
                 continue
             if gradient.is_sparse:
@@ -85,6 +106,23 @@ class Adam:
         for number, memory in enumerate(self._memories):
             for name in ("mean", "square", "steps"):
                 getattr(memory, name).copy_(tensors[f"{number}.{name}"])
+
+
+def _patches(parameter: Tensor) -> list[Patch]:
+    return getattr(parameter, "patches", [])
+
+
+def _step_patches(memory: _Memory, patches: list[Patch], factor: float) -> None:
+    """Moves rectangles of a picture, which remembers one count of steps: memory starts at zero everywhere, so a texel
+    that is first seen late moves by about the learning rate all the same."""
+    (first, second), memory.steps = memory.betas, memory.steps + 1
+    count = int(memory.steps)
+    for patch in patches:
+        mean, square, gradient = patch.of(memory.mean), patch.of(memory.square), patch.gradient
+        mean.lerp_(gradient, 1 - first)
+        square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
+        scale = square.div(1 - second**count).sqrt_().add_(memory.eps)
+        patch.of(memory.parameter).addcdiv_(mean, scale, value=-memory.rate * factor / (1 - first**count))
 
 
 def _step_whole(memory: _Memory, gradient: Float[Tensor, "*shape"], factor: float) -> None:

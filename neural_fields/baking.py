@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,17 +22,18 @@ from typing import Any, BinaryIO
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, UInt8
 
 from neural_fields.coords import Box
 from neural_fields.errors import ExitCode, UserError
 from neural_fields.files import atomic_write, read_json, require_room, write_json
+from neural_fields.lookup import RIM, at_points, enlarge, interpolated, warped, window
 from neural_fields.planar.model import PlanarModel
 from neural_fields.planar.opacity import layer_weights
+from neural_fields.planar.sheets import Chart
 from neural_fields.run import Run
 
 GAIN_STRIDE = 4
-RIM = 1  # pixels around the frame, so that enlarging needs no extrapolation
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,10 @@ class MapSamples:
 
 
 class _StoredFrames:
-    """An .npy file read a frame at a time, remembering the last one: mapped, a long clip would fill memory."""
+    """An .npy file read a frame at a time, remembering the last one: mapped, a long clip would fill memory.
+
+    What is stored as float16 comes as float32.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -62,7 +66,8 @@ class _StoredFrames:
         if last is None or last[0] != t:
             count = math.prod(self.shape)
             offset = self.start + t * count * self.dtype.itemsize
-            last = (t, np.fromfile(self.path, self.dtype, count, offset=offset).reshape(self.shape))
+            values = np.fromfile(self.path, self.dtype, count, offset=offset).reshape(self.shape)
+            last = (t, values.astype(np.float32) if self.dtype == np.float16 else values)
             self.last = last
         return last[1][tuple(rest)]
 
@@ -77,6 +82,7 @@ class Maps:
     size: tuple[int, int]
     frame_count: int
     has_gain: bool
+    charts: tuple[tuple[Chart, ...], ...] = ()  # parts of canonical planes that go on from one another
 
     @staticmethod
     def open(run: Run) -> Maps:
@@ -103,7 +109,7 @@ class Maps:
 
     def uv(self, t: int, layer: int, size: tuple[int, int]) -> Float[np.ndarray, "height width 2"]:
         """Canonical coordinates of every pixel of frame `t`."""
-        return _enlarge(self._uv[layer][t], self.size, size)
+        return enlarge(self._uv[layer][t], self.size, size)
 
     def uv_small(self, t: int, layer: int) -> Float[np.ndarray, "height width 2"]:
         """Canonical coordinates at the size of the fit."""
@@ -111,7 +117,7 @@ class Maps:
 
     def weight(self, t: int, size: tuple[int, int]) -> Float[np.ndarray, "layers height width"]:
         """How much of each pixel each layer fills; sums to one."""
-        planes = [_enlarge(plane, self.size, size) for plane in self._weight[t]]
+        planes = [enlarge(plane, self.size, size) for plane in self._weight[t]]
         weights = np.stack(planes).astype(np.float32) / 255
         return weights / weights.sum(0).clip(1e-3)
 
@@ -119,17 +125,21 @@ class Maps:
         self, t: int, layer: int, size: tuple[int, int], part: tuple[slice, slice] | None = None
     ) -> Float[np.ndarray, "height width"]:
         """The weight of one layer; `part` (rows, columns) asks for a part of the frame."""
-        return _enlarge(self._weight[t, layer], self.size, size, part).astype(np.float32) / 255
+        return enlarge(self._weight[t, layer], self.size, size, part).astype(np.float32) / 255
 
     def layer_weight_small(self, t: int, layer: int) -> Float[np.ndarray, "height width"]:
         """The weight of one layer at the size of the fit."""
-        return self._weight[t, layer, RIM:-RIM, RIM:-RIM].astype(np.float32) / 255
+        return self.weight_bytes(t, layer).astype(np.float32) / 255
+
+    def weight_bytes(self, t: int, layer: int) -> UInt8[np.ndarray, "height width"]:
+        """The weight of one layer at the size of the fit as it is stored: 255 is one."""
+        return self._weight[t, layer, RIM:-RIM, RIM:-RIM]
 
     def uv_part(
         self, t: int, layer: int, size: tuple[int, int], part: tuple[slice, slice]
     ) -> Float[np.ndarray, "height width 2"]:
         """Canonical coordinates in a part (rows, columns) of the frame."""
-        return _enlarge(self._uv[layer][t], self.size, size, part)
+        return enlarge(self._uv[layer][t], self.size, size, part)
 
     def gain(
         self, t: int, layer: int, size: tuple[int, int], part: tuple[slice, slice] | None = None
@@ -138,19 +148,56 @@ class Maps:
         if not self.has_gain:
             rows, columns = part or (slice(0, size[1]), slice(0, size[0]))
             return np.ones((rows.stop - rows.start, columns.stop - columns.start, 3), np.float32)
-        small = gain_size(self.size)
-        return _enlarge(self._gain[layer][t].astype(np.float32), small, size, part)
+        return enlarge(self._gain[layer][t], gain_size(self.size), size, part)
+
+    def light(
+        self, t: int, layer: int, size: tuple[int, int], part: tuple[slice, slice]
+    ) -> Float[np.ndarray, "height width 4"]:
+        """Weight times gain (RGB), and the weight, in a part (rows, columns) of the frame.
+
+        The product is made at the size of the fit, where there is less of it, and then enlarged.
+        """
+        rows, columns = window(self.size, size, part)
+        weight = cv2.multiply(self._weight[t, layer][rows, columns], 1 / 255, dtype=cv2.CV_32F)
+        if self.has_gain:
+            here = (slice(rows.start - RIM, rows.stop - RIM), slice(columns.start - RIM, columns.stop - RIM))
+            lit = enlarge(self._gain[layer][t], gain_size(self.size), self.size, here)
+            light = cv2.cvtColor(cv2.multiply(cv2.cvtColor(weight, cv2.COLOR_GRAY2RGB), lit), cv2.COLOR_RGB2RGBA)
+            cv2.insertChannel(weight, light, 3)
+        else:
+            light = cv2.merge([weight] * 4)
+        return interpolated(light, (rows.start, columns.start), self.size, size, part)
 
     def at(self, t: int, x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], size: tuple[int, int]) -> MapSamples:
         """All layers at scattered pixels (column x, row y) of a frame of `size`."""
-        uv = np.stack([_at(plane[t], x, y, self.size, size) for plane in self._uv])
-        weight = np.stack([_at(plane, x, y, self.size, size) for plane in self._weight[t]]).astype(np.float32)
-        if self.has_gain:
-            small = gain_size(self.size)
-            gain = np.stack([_at(plane[t].astype(np.float32), x, y, small, size) for plane in self._gain])
-        else:
-            gain = np.ones((*uv.shape[:2], 3), np.float32)
-        return MapSamples(uv, weight / weight.sum(0).clip(1), gain)
+        uv = np.stack([at_points(plane[t], x, y, self.size, size) for plane in self._uv])
+        weight = np.stack([at_points(plane, x, y, self.size, size) for plane in self._weight[t]]).astype(np.float32)
+        return MapSamples(uv, weight / weight.sum(0).clip(1), self._gain_at(t, x, y, size))
+
+    def at_pixels(self, t: int, x: Int[np.ndarray, " n"], y: Int[np.ndarray, " n"]) -> MapSamples:
+        """All layers at some pixels (column x, row y) of a frame of the size of the fit."""
+        place = (y + RIM) * (self.size[0] + 2 * RIM) + x + RIM
+        uv = np.stack([plane[t].reshape(-1, 2)[place] for plane in self._uv])
+        weight = self._weight[t].reshape(len(self.layers), -1)[:, place].astype(np.float32)
+        return MapSamples(uv, weight / weight.sum(0).clip(1), self._gain_at(t, x, y, self.size))
+
+    def enlarged(
+        self,
+        values: Float[np.ndarray, "h w c"],
+        corner: tuple[int, int],
+        size: tuple[int, int],
+        part: tuple[slice, slice],
+    ) -> Float[np.ndarray, "rows columns c"]:
+        """Values at the size of the fit, of which the first lies at pixel `corner` (row, column), in a part of a frame.
+
+        Beyond their edges the last ones go on.
+        """
+        return warped(values, (corner[0] + RIM, corner[1] + RIM), self.size, size, part)
+
+    def _gain_at(self, t: int, x: np.ndarray, y: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        if not self.has_gain:
+            return np.ones((len(self.layers), len(x), 3), np.float32)
+        return np.stack([at_points(plane[t], x, y, gain_size(self.size), size) for plane in self._gain])
 
     @cached_property
     def _uv(self) -> list[_StoredFrames]:
@@ -190,7 +237,8 @@ def _described(folder: Path, facts: Any) -> Maps:
     if len(boxes) != len(layers):
         raise ValueError(f"{len(boxes)} boxes for {len(layers)} layers")
     width, height = map(int, facts["size"])
-    return Maps(folder, layers, boxes, (width, height), int(facts["frame_count"]), bool(facts["has_gain"]))
+    charts = tuple(tuple(Chart.from_json(chart) for chart in series) for series in facts.get("charts", ()))
+    return Maps(folder, layers, boxes, (width, height), int(facts["frame_count"]), bool(facts["has_gain"]), charts)
 
 
 def _unreadable(folder: Path, why: str) -> UserError:
@@ -231,7 +279,8 @@ def bake(run: Run, model: PlanarModel, step: int, progress: Callable[[int, int],
                 progress(t + 1, count)
     boxes = [model.canonical_box(name).as_tuple() for name in names]
     facts = {"layers": names, "boxes": boxes, "size": shape.size, "frame_count": count, "has_gain": has_gain}
-    write_json(run.maps / "maps.json", {**facts, "step": step})
+    charts = [[asdict(chart) for chart in series] for series in model.charts()]
+    write_json(run.maps / "maps.json", {**facts, "charts": charts, "step": step})
     return Maps.open(run)
 
 
@@ -245,13 +294,24 @@ def _frame_maps(model: PlanarModel, t: int) -> dict[str, np.ndarray]:
     """The maps of one frame, with their rim."""
     size, count, frame = model.shape.size, model.shape.frame_count, torch.tensor([t])
     maps: dict[str, np.ndarray] = {}
-    for name, mapping in zip(model.layers, model.mappings, strict=True):
-        maps[f"uv-{name}"] = _rimmed(mapping.frames(frame, count, size)[0].numpy())  # type: ignore[operator]
+    places = [mapping.frames(frame, count, size) for mapping in model.mappings]  # type: ignore[operator]
+    for name, uv in zip(model.layers, places, strict=True):
+        maps[f"uv-{name}"] = _rimmed(uv[0].numpy())
     weights = layer_weights(model.opacity.frames(frame, count, size)[0]).numpy()
     maps["weight"] = (255 * _rimmed(weights)).round().clip(0, 255).astype(np.uint8).transpose(2, 0, 1)
-    for name, gain in zip(model.layers, model.gains, strict=False):
-        maps[f"gain-{name}"] = _rimmed(gain.frames(frame, count, gain_size(size))[0].numpy())  # type: ignore[operator]
+    for number, gain in enumerate(model.gains):
+        maps[f"gain-{model.layers[number]}"] = _rimmed(_small_gain(gain, frame, count, size, places[number]))
     return maps
+
+
+def _small_gain(
+    gain: torch.nn.Module, frame: torch.Tensor, count: int, size: tuple[int, int], uv: torch.Tensor
+) -> Float[np.ndarray, "h w 3"]:
+    """The gain of a frame at `gain_size`: its points there, or the means of their surroundings where it has detail."""
+    small = gain_size(size)
+    if not gain.on_canonical:
+        return gain.frames(frame, count, small)[0].numpy()  # type: ignore[operator]
+    return cv2.resize(gain.frames(frame, count, size, uv)[0].numpy(), small, interpolation=cv2.INTER_AREA)  # type: ignore[operator]
 
 
 def _rimmed(values: Float[np.ndarray, "h w c"]) -> Float[np.ndarray, "hh ww c"]:
@@ -261,49 +321,6 @@ def _rimmed(values: Float[np.ndarray, "h w c"]) -> Float[np.ndarray, "hh ww c"]:
         last, before = (np.take(values, [i], axis) for i in (-1, max(-2, -values.shape[axis])))
         values = np.concatenate([2 * first - second, values, 2 * last - before], axis)
     return values
-
-
-def _enlarge(
-    values: np.ndarray, stored: tuple[int, int], size: tuple[int, int], part: tuple[slice, slice] | None = None
-) -> np.ndarray:
-    """Linear interpolation of a rimmed map to pixel centres of `size`, or of a part (rows, columns) of it."""
-    rows, columns = part or (slice(0, size[1]), slice(0, size[0]))
-    if stored == size:
-        return np.ascontiguousarray(
-            values[rows.start + RIM : rows.stop + RIM, columns.start + RIM : columns.stop + RIM]
-        )
-    scale_x, scale_y = stored[0] / size[0], stored[1] / size[1]
-    # Pixel j of the result has its centre at stored sample (j + 0.5) * scale - 0.5 + RIM.
-    matrix = np.array(
-        [
-            [scale_x, 0, (columns.start + 0.5) * scale_x - 0.5 + RIM],
-            [0, scale_y, (rows.start + 0.5) * scale_y - 0.5 + RIM],
-        ]
-    )
-    target = (columns.stop - columns.start, rows.stop - rows.start)
-    return cv2.warpAffine(
-        values, matrix, target, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
-    )
-
-
-def _at(values: np.ndarray, x: np.ndarray, y: np.ndarray, stored: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """Linear interpolation of a rimmed map at scattered pixels of `size`; [n] or [n, channels]."""
-    column = ((x + 0.5) * (stored[0] / size[0]) - 0.5 + RIM).astype(np.float32)
-    row = ((y + 0.5) * (stored[1] / size[1]) - 0.5 + RIM).astype(np.float32)
-    return scattered(values, column, row)
-
-
-def scattered(image: np.ndarray, x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> np.ndarray:
-    """Bilinear lookup of an image at sample positions (0 is the centre of the first pixel); [n] or [n, channels]."""
-    side = 1 << 14  # OpenCV's remap takes images below 32768 on a side
-    parts = [
-        cv2.remap(
-            image, x[i : i + side, None], y[i : i + side, None], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-        )
-        for i in range(0, len(x), side)
-    ]
-    channels = image.shape[2:]
-    return np.concatenate(parts).reshape(len(x), *channels) if parts else np.zeros((0, *channels), image.dtype)
 
 
 @contextmanager

@@ -49,6 +49,8 @@ class Train:
     """Frames to use: A:B or A:B:STEP."""
     masks: UseAppendAction[tuple[str, ...]] = ()
     """[NAME=]PATH for each front layer, front first; or auto (segment by motion, the default), or none."""
+    roi: str | None = None
+    """A region of frame K to follow, its corners in pixels: "K:x,y x,y x,y x,y". It becomes the front layer."""
     flow: str = "auto"
     """auto, dis, raft, raft-large, a RAFT .pth file, or a folder of flow files."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -89,6 +91,8 @@ class Eval:
     """True masks, [NAME=]PATH for each front layer, front first."""
     lpips: Path | None = None
     """Weights of an LPIPS backbone (SqueezeNet 1.1, AlexNet or VGG-16)."""
+    html: bool = False
+    """Also write report.html into the run: a page with pictures that says whether the clip suits the model."""
     json: bool = False
     """Print one JSON object."""
 
@@ -228,6 +232,7 @@ def run_train(command: Train, extra: list[str]) -> int:
         seconds=command.seconds,
         frames=command.frames,
         masks=command.masks or ("auto",),
+        roi=command.roi,
         flow=command.flow,
         device=command.device,
         seed=command.seed,
@@ -277,7 +282,7 @@ def run_eval(command: Eval, extra: list[str]) -> int:
     from neural_fields.evaluation import evaluate
     from neural_fields.run import Run
 
-    result = evaluate(Run.open(command.run), command.masks, command.lpips)
+    result = evaluate(Run.open(command.run), command.masks, command.lpips, command.html)
     if command.json:
         print_json(result)
         return ExitCode.OK
@@ -287,6 +292,8 @@ def run_eval(command: Eval, extra: list[str]) -> int:
     for name in ("psnr_per_layer", "alpha_iou"):
         for layer, value in (result[name] or {}).items():
             print(f"{name:<16}{value}  {layer}")
+    if command.html:
+        print(f"{'report':<16}{result['report']['path']}  {result['report']['title']}")
     if result["lpips"] is None:
         say(f"note: {result['lpips_note']}")
     return ExitCode.OK

@@ -9,169 +9,67 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from neural_fields.config_loader import from_mapping, load_yaml, nearest, nest, to_mapping
+from neural_fields.config_parts import (
+    BoundedHashTexture,
+    GridGain,
+    GridMapping,
+    HashGain,
+    HashMapping,
+    HashNetwork,
+    HashOpacity,
+    HashTexture,
+    HomographyMlpMapping,
+    ImageTexture,
+    MaskOpacity,
+    MlpMapping,
+    MlpOpacity,
+    MlpTexture,
+    NoGain,
+    PixelOpacity,
+    SirenTexture,
+    SplineMapping,
+    WindowOpacity,
+    require,
+)
 from neural_fields.errors import ExitCode, UserError
 
+__all__ = [
+    "BoundedHashTexture",
+    "Config",
+    "GridGain",
+    "GridMapping",
+    "HashGain",
+    "HashMapping",
+    "HashNetwork",
+    "HashOpacity",
+    "HashTexture",
+    "HomographyMlpMapping",
+    "ImageTexture",
+    "MaskOpacity",
+    "MlpMapping",
+    "MlpOpacity",
+    "MlpTexture",
+    "NoGain",
+    "PixelOpacity",
+    "Quality",
+    "SirenTexture",
+    "SplineMapping",
+    "Terms",
+    "Training",
+    "WindowOpacity",
+    "config_to_mapping",
+    "frames_per_step",
+    "load_config",
+    "preset_folder",
+    "preset_names",
+    "preset_path",
+    "scale_steps",
+    "steps_for",
+]
 Quality = Literal["draft", "normal", "final"]
-
-
-@dataclass(frozen=True)
-class GridMapping:
-    """A homography per frame plus a smooth residual grid per frame, both started from optical flow."""
-
-    kind: ClassVar[str] = "grid"
-    cell: float = 8.0  # pixels between the knots of the residual grid
-    learning_rate: float = 0.25  # pixels a step
-    flow_size: int = 480  # pixels on the longer side at which flow is computed: enough for geometry, flat memory
-
-    def __post_init__(self) -> None:
-        _require(self.cell >= 2, "cell must be at least 2 pixels")
-        _require(self.flow_size >= 64, "flow_size must be at least 64 pixels")
-
-
-@dataclass(frozen=True)
-class MlpMapping:
-    """A plain MLP of (x, y, t) without encoding, warmed up to a scaled identity (Layered Neural Atlases)."""
-
-    kind: ClassVar[str] = "mlp"
-    layers: tuple[int, ...] = (6, 4)  # foreground layers, background (the first serves every foreground layer)
-    width: int = 256
-    uv_scale: float = 0.8  # the warm-up target is uv_scale * (x, y)
-    warm_up: int = 100  # warm-up steps for each frame
-    learning_rate: float = 1e-4
-
-    def __post_init__(self) -> None:
-        _require(len(self.layers) == 2, "layers takes two numbers: front layers, background")
-        _require(min(self.layers) >= 1 and self.width >= 1, "layers and width must be at least 1")
-        _require(0 < self.uv_scale < 1, "uv_scale must lie between 0 and 1: the network cannot reach beyond 1")
-        _require(self.warm_up >= 0, "warm_up must not be negative")
-
-
-@dataclass(frozen=True)
-class HashMapping:
-    """Identity plus a hash-grid deformation whose levels are released over the run (CoDeF, section 3.2)."""
-
-    kind: ClassVar[str] = "hash"
-    levels: int = 16
-    features: int = 2
-    log2_table: int = 19
-    base_resolution: int = 16
-    growth: float = 1.38
-    width: int = 64
-    hidden_layers: int = 8
-    output_scale: float = 0.2  # the network's output times this is the displacement in frame widths and heights
-    release: tuple[int, int] = (4000, 8000)  # steps between which the levels come in, coarse ones first
-    learning_rate: float = 1e-3
-
-    def __post_init__(self) -> None:
-        _require(min(self.width, self.hidden_layers) >= 1, "width and hidden_layers must be at least 1")
-        _require(0 <= self.release[0] <= self.release[1], "release takes two steps, the earlier one first")
-
-
-@dataclass(frozen=True)
-class ImageTexture:
-    """One picture per layer, started in closed form as the weighted mean of the frames it is seen in."""
-
-    kind: ClassVar[str] = "image"
-    density: float = 1.25  # texels a pixel where the layer is seen largest
-    max_megatexels: float = 16.0
-    learning_rate: float = 0.012
-
-    def __post_init__(self) -> None:
-        _require(min(self.density, self.max_megatexels) > 0, "density and max_megatexels must be above 0")
-
-
-@dataclass(frozen=True)
-class MlpTexture:
-    """One MLP for all layers, each in its own quadrant of the unit square (Layered Neural Atlases)."""
-
-    kind: ClassVar[str] = "mlp"
-    layers: int = 8
-    width: int = 256
-    octaves: int = 10
-    skips: tuple[int, ...] = (4, 7)  # layers, counted from 0, that read the input again
-    learning_rate: float = 1e-4
-
-    def __post_init__(self) -> None:
-        _require(min(self.layers, self.width, self.octaves) >= 1, "layers, width and octaves must be at least 1")
-        _require(
-            all(0 < skip < self.layers for skip in self.skips),
-            f"skips must lie between 1 and {self.layers - 1}, the last of the layers",
-        )
-
-
-@dataclass(frozen=True)
-class HashTexture:
-    """A two-dimensional hash grid and a small MLP per layer (CoDeF, section 3.1)."""
-
-    kind: ClassVar[str] = "hash"
-    levels: int = 16
-    features: int = 2
-    log2_table: int = 19
-    base_resolution: int = 16
-    growth: float = 1.44
-    width: int = 64
-    hidden_layers: int = 2
-    margin: float = 0.3  # the canonical image reaches this share of the frame beyond each side
-    learning_rate: float = 1e-3
-
-    def __post_init__(self) -> None:
-        _require(min(self.width, self.hidden_layers) >= 1, "width and hidden_layers must be at least 1")
-        _require(self.margin >= 0, "margin must not be negative")
-
-
-@dataclass(frozen=True)
-class PixelOpacity:
-    """A logit per pixel, frame and layer, started from the masks."""
-
-    kind: ClassVar[str] = "pixel"
-    max_megapixels: float = 25.0  # of all frames together; longer clips get a coarser grid
-    learning_rate: float = 0.1
-
-    def __post_init__(self) -> None:
-        _require(self.max_megapixels > 0, "max_megapixels must be above 0")
-
-
-@dataclass(frozen=True)
-class MlpOpacity:
-    """An MLP of (x, y, t) with Fourier features (Layered Neural Atlases)."""
-
-    kind: ClassVar[str] = "mlp"
-    layers: int = 8
-    width: int = 256
-    octaves: int = 5
-    learning_rate: float = 1e-4
-
-    def __post_init__(self) -> None:
-        _require(min(self.layers, self.width, self.octaves) >= 1, "layers, width and octaves must be at least 1")
-
-
-@dataclass(frozen=True)
-class MaskOpacity:
-    """The given masks as they are, without soft edges (CoDeF)."""
-
-    kind: ClassVar[str] = "mask"
-
-
-@dataclass(frozen=True)
-class GridGain:
-    """A smooth multiplicative lighting gain on a coarse grid over (x, y, t)."""
-
-    kind: ClassVar[str] = "grid"
-    cell: float = 16.0  # pixels between knots
-    learning_rate: float = 0.05
-
-    def __post_init__(self) -> None:
-        _require(self.cell >= 2, "cell must be at least 2 pixels")
-
-
-@dataclass(frozen=True)
-class NoGain:
-    """No lighting: the texture's colour is the layer's colour."""
-
-    kind: ClassVar[str] = "none"
 
 
 @dataclass(frozen=True)
@@ -182,6 +80,7 @@ class Terms:
     """
 
     color: float = 0.0  # mean squared error of the colour
+    color_l1: float = 0.0  # mean absolute error of each layer's own colour where it is seen at all; layers are added
     gradient: float = 0.0  # mean squared error of the forward differences of the colour, x and y added
     sobel: float = 0.0  # mean absolute error of the grey Sobel gradients, each layer where it is seen
     mask: float = 0.0  # binary cross-entropy of the opacities against the masks
@@ -192,16 +91,24 @@ class Terms:
     global_rigidity_until: int = 0  # 0: to the end
     flow: float = 0.0  # distance in the canonical of the points that optical flow matches
     flow_l1: float = 0.0  # the same, forward only, mean of |du| and |dv| in widths and heights of the frame
+    decisive_opacity: float = 0.0  # mean of -log of the largest weight: a pixel belongs to one layer
     alpha_flow: float = 0.0  # change of opacity along the flow
     background_color: float = 0.0  # colour error of a layer where it is not seen, so that unseen texels stay natural
+    residual_jacobian: float = 0.0  # mean size of the derivatives of the residual by x, y and t
     residual_smoothness: float = 0.0  # squared differences of the residual grid in pixels
     residual_anchor: float = 0.0  # squared distance of the residual grid from its start in pixels
     texture_smoothness: float = 0.0  # squared differences of neighbouring texels
     gain_size: float = 0.0  # squared logarithm of the gain
     gain_smoothness: float = 0.0  # squared differences of the logarithm of the gain
+    composite_l1: float = 0.0  # mean absolute error of the colour
+    laplacian: float = 0.0  # mean absolute error of the levels of a Laplacian pyramid of the colour, levels added
+    contrast: float = 0.0  # mean product of the colours that different layers have at a point
+    opacity_from: int = 0  # step from which colours move the opacity; before, only terms that are about masks do
+    gain_deviation: float = 0.0  # squared difference of the gain from 1
+    gain_consistency: float = 0.0  # where a texel is out of view, its gain has the pattern it had in view, and is flat
 
     def __post_init__(self) -> None:
-        _require(len(self.global_rigidity) in (0, 2), "global_rigidity takes two numbers: front layers, background")
+        require(len(self.global_rigidity) in (0, 2), "global_rigidity takes two numbers: front layers, background")
 
     @property
     def use_flow(self) -> bool:
@@ -216,17 +123,18 @@ class Training:
     batch: Literal["frames", "pixels"] = "frames"
     pixels: int = 10_000  # points a step, with batch: pixels
     frame_pixels: int = 220_000  # about this many pixels of whole frames a step, with batch: frames; at least one frame
-    passes: tuple[int, int, int] = (12, 40, 120)  # visits to each frame at draft, normal, final, with batch: frames
+    passes: tuple[int, int, int] = (10, 40, 120)  # visits to each frame at draft, normal, final, with batch: frames
     steps: int = 0  # steps at any quality; 0 takes them from `passes` or `quality_steps`
     quality_steps: tuple[int, int, int] = (0, 0, 0)  # steps at draft, normal, final; 0 0 0 takes `passes`
-    schedule: Literal["cosine", "constant", "halving"] = "cosine"  # halving: at 1/4, 1/2 and 3/4 of the run
+    # halving: at 1/4, 1/2 and 3/4 of the run; tenths: a tenth at 0.16, again at 0.64 and at 0.8 (NaRCan)
+    schedule: Literal["cosine", "constant", "halving", "tenths"] = "cosine"
     checkpoint_every: int = 500  # steps
     preview_every: int = 500  # steps
 
     def __post_init__(self) -> None:
         for name in ("pixels", "frame_pixels", "checkpoint_every", "preview_every"):
-            _require(getattr(self, name) > 0, f"{name} must be above 0")
-        _require(self.steps >= 0, "steps must not be negative")
+            require(getattr(self, name) > 0, f"{name} must be above 0")
+        require(self.steps >= 0, "steps must not be negative")
 
 
 @dataclass(frozen=True)
@@ -234,19 +142,24 @@ class Config:
     """A planar model and how it is fitted."""
 
     paper: str = ""  # the publication that a preset follows
-    mapping: GridMapping | MlpMapping | HashMapping = field(default_factory=GridMapping)
-    texture: ImageTexture | MlpTexture | HashTexture = field(default_factory=ImageTexture)
-    opacity: PixelOpacity | MlpOpacity | MaskOpacity = field(default_factory=PixelOpacity)
-    gain: GridGain | NoGain = field(default_factory=GridGain)
+    region: bool = False  # one region of a frame is followed, which `--roi` names
+    mapping: GridMapping | SplineMapping | MlpMapping | HashMapping | HomographyMlpMapping = field(
+        default_factory=GridMapping
+    )
+    texture: ImageTexture | MlpTexture | HashTexture | BoundedHashTexture | SirenTexture = field(
+        default_factory=ImageTexture
+    )
+    opacity: PixelOpacity | MlpOpacity | MaskOpacity | HashOpacity | WindowOpacity = field(default_factory=PixelOpacity)
+    gain: GridGain | HashGain | NoGain = field(default_factory=GridGain)
     terms: Terms = field(default_factory=Terms)
     training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:
         for message in (*_batch_contradictions(self), *_term_contradictions(self)):
             raise ValueError(message)
-        _require(
-            not isinstance(self.texture, MlpTexture) or isinstance(self.mapping, MlpMapping),
-            "texture kind mlp needs mapping kind mlp, whose uv stay inside the layer's square of the shared plane",
+        require(
+            not isinstance(self.texture, MlpTexture | BoundedHashTexture) or isinstance(self.mapping, MlpMapping),
+            f"texture kind {self.texture.kind} needs mapping kind mlp, whose uv stay inside the layer's square",
         )
 
 
@@ -258,8 +171,9 @@ def _batch_contradictions(config: Config) -> Iterator[str]:
         chosen = getattr(config, part)
         if isinstance(chosen, (PixelOpacity, GridMapping, GridGain)):
             yield f"{part} kind {chosen.kind} needs training.batch: frames (it is trained a frame at a time)"
-    if config.terms.sobel:
-        yield "terms.sobel needs training.batch: frames"
+    for name in ("sobel", "laplacian"):
+        if getattr(config.terms, name):
+            yield f"terms.{name} needs training.batch: frames"
 
 
 def _term_contradictions(config: Config) -> Iterator[str]:
@@ -279,14 +193,19 @@ def _term_contradictions(config: Config) -> Iterator[str]:
         if weight and isinstance(config.opacity, PixelOpacity):
             yield f"terms.{name} needs opacity kind mlp or mask"
     if terms.gradient and isinstance(config.gain, GridGain):
-        yield "terms.gradient needs gain kind none"
+        yield "terms.gradient needs gain kind none or hash"
+    if terms.gain_deviation and isinstance(config.gain, NoGain):
+        yield "terms.gain_deviation needs gain kind grid or hash"
+    if terms.gain_consistency and not isinstance(config.gain, HashGain):
+        yield "terms.gain_consistency needs gain kind hash"
+    if (terms.gain_size or terms.gain_smoothness) and isinstance(config.gain, HashGain):
+        yield "terms.gain_size and terms.gain_smoothness need gain kind grid (gain_deviation is what kind hash takes)"
+    if terms.color_l1 and not isinstance(config.opacity, MaskOpacity | WindowOpacity):
+        yield "terms.color_l1 needs opacity kind mask or window, which say where a layer is seen at all"
+    if terms.residual_jacobian and not isinstance(config.mapping, HomographyMlpMapping):
+        yield "terms.residual_jacobian needs mapping kind homography_mlp"
     if terms.residual_smoothness and not isinstance(config.mapping, GridMapping):
         yield "terms.residual_smoothness needs mapping kind grid"
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(message)
 
 
 def steps_for(training: Training, quality: Quality, frame_count: int, pixels_a_frame: int) -> int:
@@ -309,7 +228,8 @@ def scale_steps(config: Config, total: int) -> Config:
     """The config for a fit of `total` steps instead of the `final` number.
 
     A release is scaled with the steps. An `..._until` stays, but comes at the latest after a quarter of the fit: what
-    these terms teach in the beginning takes its steps, and a fit that scaled them down would swap its layers.
+    these terms teach in the beginning takes its steps, and a fit that scaled them down would swap its layers. So do the
+    steps that teach homographies.
     """
     final = config.training.quality_steps[2]
     if not final or final == total:
@@ -325,11 +245,14 @@ def scale_steps(config: Config, total: int) -> Config:
         config.terms,
         mask_until=within_a_quarter(config.terms.mask_until),
         global_rigidity_until=within_a_quarter(config.terms.global_rigidity_until),
+        opacity_from=scaled(config.terms.opacity_from),
     )
     mapping = config.mapping
     if isinstance(mapping, HashMapping):
         begin, end = mapping.release
         mapping = replace(mapping, release=(scaled(begin), scaled(end)))
+    if isinstance(mapping, HomographyMlpMapping):
+        mapping = replace(mapping, pretrain=within_a_quarter(mapping.pretrain))
     return replace(config, terms=terms, mapping=mapping)
 
 

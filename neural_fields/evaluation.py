@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,26 @@ from jaxtyping import UInt8
 
 from neural_fields import metrics
 from neural_fields.data.facts import Video
-from neural_fields.data.flow import FlowField, compute_flow, resize_mask, resize_vectors
+from neural_fields.data.flow import FlowField, resize_mask, resize_vectors
 from neural_fields.data.masks import LayerMasks, load_masks
+from neural_fields.data.memory import LET_GO_EVERY, let_go
 from neural_fields.data.video import read
 from neural_fields.errors import bad_input
 from neural_fields.fit_record import read_fit_record, require_source
 from neural_fields.fitting import load_model
 from neural_fields.planar.model import LayerSamples, PlanarModel, composite
+from neural_fields.report import FitCost, survey_all, write_report
+from neural_fields.report.steadiness import run_flow
 from neural_fields.run import Run, read_metrics
 
 
-def evaluate(run: Run, masks: Sequence[str] = (), lpips: Path | None = None) -> dict[str, Any]:
+def evaluate(run: Run, masks: Sequence[str] = (), lpips: Path | None = None, html: bool = False) -> dict[str, Any]:
     """Measures a run against its source at the size of the fit; plain values for JSON.
 
     Args:
         masks: true masks, "[NAME=]PATH" for each front layer, front first; without them `alpha_iou` is null.
         lpips: weights of an LPIPS backbone; without them the one in the torch hub's cache, if any.
+        html: also writes `report.html` into the run, and adds its numbers as `report`.
 
     Returns:
         `psnr` and `ssim` are means over the frames of 8-bit reconstructions; `psnr_per_layer` is over the pixels in
@@ -43,17 +48,24 @@ def evaluate(run: Run, masks: Sequence[str] = (), lpips: Path | None = None) -> 
     model, step = load_model(run)
     source = read_source(run)
     truth = _truth(masks, source, model)
+    survey = survey_all(run, model) if html else None
     per_frame, ssim, layers, ious = [], [], [], []
     for t, (shown, samples) in enumerate(_reconstructions(model)):
         frame = np.asarray(source.frames[t])
+        if t % LET_GO_EVERY == 0:
+            let_go(source.frames)
         per_frame.append(metrics.psnr(shown, frame))
         ssim.append(metrics.ssim(shown, frame))
+        if survey is not None:
+            survey.add(t, frame, shown, samples)
         weight = samples.weight.view(*frame.shape[:2], -1).numpy()
         layers.append([_psnr_where(shown, frame, weight[..., i] >= 0.5) for i in range(len(model.layers))])
         if truth is not None:
             ious.append([metrics.alpha_iou([weight[..., i]], [mask[t]]) for i, mask in enumerate(truth.masks)])
     perceptual = metrics.lpips_distance((shown for shown, _ in _reconstructions(model)), source.frames, lpips)
-    flow = _flow(run, source, model)
+    flow = run_flow(run, read_fit_record(run), source.frames)
+    cost = _cost(run, step)
+    report = write_report(run, survey, source.frames, cost) if survey is not None else None
     return {
         "run": str(run.path),
         "psnr": _mean(per_frame),
@@ -68,7 +80,8 @@ def evaluate(run: Run, masks: Sequence[str] = (), lpips: Path | None = None) -> 
         "frames": model.shape.frame_count,
         "size": list(model.shape.size),
         "layers": list(model.layers),
-        **_cost(run, step),
+        **asdict(cost),
+        **({"report": report.to_json()} if report is not None else {}),
     }
 
 
@@ -118,17 +131,6 @@ def _truth(specs: Sequence[str], source: Video, model: PlanarModel) -> LayerMask
     return LayerMasks(front, found.masks)
 
 
-def _flow(run: Run, source: Video, model: PlanarModel) -> FlowField | None:
-    """The flow of the source that the fit left in the cache, or computes it again at the same size."""
-    if model.shape.frame_count < 2:
-        return None
-    record = read_fit_record(run)
-    longest = getattr(record.config.mapping, "flow_size", max(model.shape.size))
-    shrink = min(1.0, longest / max(model.shape.size))
-    width, height = model.shape.size
-    return compute_flow(source.frames, run.cache, record.flow, (round(width * shrink), round(height * shrink)))
-
-
 def _warp_error(frames: Iterator[np.ndarray], flow: FlowField | None, model: PlanarModel) -> float | None:
     if flow is None:
         return None
@@ -142,11 +144,11 @@ def _psnr_where(shown: np.ndarray, frame: np.ndarray, mask: np.ndarray) -> float
     return metrics.psnr(shown, frame, mask) if mask.any() else math.nan
 
 
-def _cost(run: Run, step: int) -> dict[str, Any]:
+def _cost(run: Run, step: int) -> FitCost:
     """Steps, time and memory of the fit."""
     events = [line for line in read_metrics(run) if "train_seconds" in line]
     last = events[-1] if events else {}
-    return {"steps": step, "train_seconds": last.get("train_seconds"), "peak_mib": last.get("peak_mib")}
+    return FitCost(step, last.get("train_seconds"), last.get("peak_mib"))
 
 
 def _mean(values: Sequence[float]) -> float | None:

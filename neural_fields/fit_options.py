@@ -14,7 +14,7 @@ from neural_fields.errors import bad_input
 class Progress:
     """What a fit is doing now, for the live line of the command."""
 
-    stage: str  # "reading", "flow", "masks", "geometry", "training", "baking"
+    stage: str  # "reading", "flow", "masks", "following", "geometry", "training", "baking", "report"
     done: int
     total: int
     psnr: float | None = None  # of the last steps, in dB
@@ -40,6 +40,7 @@ class FitOptions:
     frames: str | None = None  # A:B[:STEP]
     masks: tuple[str, ...] = ("auto",)  # [NAME=]PATH, front first; "auto" or "none"
     flow: str = "auto"
+    roi: str | None = None  # "K:x,y x,y x,y x,y": a region of frame K, in pixels of the source, as the front layer
     device: str = "auto"
     seed: int = 0
 

@@ -35,6 +35,7 @@ from neural_fields.planar.extent import measured_shape
 from neural_fields.planar.model import ModelShape, PlanarModel
 from neural_fields.planar.warm_up import WarmUp
 from neural_fields.previews import save_previews
+from neural_fields.report import FitCost, report_of_fit
 from neural_fields.run import Run, append_metrics, read_metrics, write_run_yaml
 from neural_fields.training import Budget, StepRecord, train_steps
 
@@ -95,12 +96,17 @@ def fit(video: str | Path, options: FitOptions | None = None, report: Reporter =
         if checkpoint is None and stop.requested is not None:  # its start is not whole: nothing is kept of it
             _close(run, 0, total, time.monotonic() - started, stop.requested)
             return FitResult(run, 0, total, stop.exit_code, tuple(notes))
+        had_flow = clip.flow is not None
         if not config.terms.use_flow:
             clip = replace(clip, flow=None)  # it has served its purpose: unmapped, it takes no memory
+        if device.type == "cuda":
+            clip = clip.resident(device)
         budget = _budget(options, total, started, clip)
         step = _train(run, model, clip, config, budget, options, report, lambda: stop.requested is not None)
         if stop.requested is None:
             finish(run, model, step, report)
+            cost = FitCost(step, _in_all(run, time.monotonic() - started), peak_mib())
+            _write_report(run, model, clip, cost, had_flow, report)
         _close(run, step, total, time.monotonic() - started, stop.requested)
         return FitResult(run, step, total, stop.exit_code, tuple(notes))
 
@@ -201,7 +207,7 @@ def _budget(options: FitOptions, total: int, started: float, clip: Clip) -> Budg
     if options.seconds is None:
         return Budget(total)
     width, height = clip.size
-    reserve = 1.5 + clip.frame_count * width * height * len(clip.layers) / (MEGAPIXELS_A_SECOND * 1e6)
+    reserve = 3.0 + clip.frame_count * width * height * len(clip.layers) / (MEGAPIXELS_A_SECOND * 1e6)
     gone = time.monotonic() - started
     return Budget(total, max(0.1, options.seconds - gone - min(reserve, options.seconds / 2)), time.monotonic())
 
@@ -243,7 +249,7 @@ def _train(
             append_metrics(
                 run,
                 {"step": step, "psnr": line.psnr, "terms": terms, "seconds_a_step": line.seconds_a_step,
-                 "skipped": record.skipped, "peak_mib": line.peak_mib},
+                 "seconds": round(time.monotonic() - begin, 3), "skipped": record.skipped, "peak_mib": line.peak_mib},
             )  # fmt: skip
         if step % config.training.preview_every == 0:
             save_previews(run, model, clip)
@@ -267,16 +273,31 @@ def finish(run: Run, model: PlanarModel, step: int, report: Reporter = lambda pr
     return notes
 
 
+def _write_report(run: Run, model: PlanarModel, clip: Clip, cost: FitCost, had_flow: bool, report: Reporter) -> None:
+    """Writes report.html and says its verdict."""
+
+    def progress(done: int, total: int) -> None:
+        report(Progress("report", done, total))
+
+    made = report_of_fit(run, model, clip.frames, cost, had_flow, progress)
+    report(Progress("report", 1, 1, note=f"{made.sentence} See {run.report}"))
+
+
+def _in_all(run: Run, seconds: float) -> float:
+    """How long a fit took with the times before it was continued."""
+    before = [line["train_seconds"] for line in read_metrics(run) if "train_seconds" in line]
+    return round(seconds + (before[-1] if before else 0.0), 3)
+
+
 def _close(run: Run, step: int, total: int, seconds: float, stopped: int | None) -> None:
     """The last line of metrics.jsonl: how long it took in all, over every time it was continued."""
-    before = [line["train_seconds"] for line in read_metrics(run) if "train_seconds" in line]
     append_metrics(
         run,
         {
             "event": "stopped" if stopped is not None else "finished",
             "steps": step,
             "total_steps": total,
-            "train_seconds": round(seconds + (before[-1] if before else 0.0), 3),
+            "train_seconds": _in_all(run, seconds),
             "peak_mib": peak_mib(),
         },
     )

@@ -13,6 +13,7 @@ from neural_fields.adam import Adam
 from neural_fields.checkpoints import load_latest_checkpoint, save_checkpoint
 from neural_fields.config import Training, frames_per_step
 from neural_fields.data.clip import Batch, Clip, draw_frames, draw_pixels
+from neural_fields.data.memory import LET_GO_EVERY, let_go
 from neural_fields.errors import ExitCode, UserError
 from neural_fields.planar.model import VideoModel
 from neural_fields.run import Run
@@ -101,6 +102,9 @@ def train_steps(
         if settings.checkpoint_every and state.step % settings.checkpoint_every == 0:
             _save(model, adam, run, state, facts)
             saved_at = state.step
+        if state.step % LET_GO_EVERY == 0:
+            let_go(clip.frames)
+            let_go(clip.masks.masks)
         notes, state.notes = tuple(state.notes), []
         yield StepRecord(state.step, sum(terms.values()), terms, seconds, state.skipped, notes=notes)
     if saved_at != state.step:
@@ -146,14 +150,10 @@ def _step(model: VideoModel, adam: Adam, batch: Batch, state: LoopState) -> dict
     """One optimiser step on one batch; returns the weighted terms."""
     adam.zero_grad()
     model.at_step(state.step)
-    samples = model.batch(batch)
-    terms = model.terms(batch, samples, state.step)
-    loss = torch.stack(list(terms.values())).sum()
-    values = {name: float(value.detach()) for name, value in terms.items()}
-    if not torch.isfinite(loss):
+    values = {name: float(value) for name, value in model.accumulate(batch, state.step).items()}
+    if not all(map(math.isfinite, values.values())):
         _count_bad(state, values)
         return values
-    loss.backward()
     # One sum per tensor: cheap beside the step itself.
     if not all(bool(torch.isfinite(gradient.sum())) for gradient in adam.gradients()):
         _count_bad(state, values)
@@ -182,6 +182,8 @@ def rate_factor(schedule: str, progress: float) -> float:
         return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress))
     if schedule == "halving":
         return 0.5 ** sum(progress >= mark for mark in (0.25, 0.5, 0.75))
+    if schedule == "tenths":
+        return 0.1 ** sum(progress >= mark for mark in (0.16, 0.64, 0.8))
     return 1.0
 
 

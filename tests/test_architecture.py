@@ -33,8 +33,8 @@ ROWS = {
         "interrupt.py",
         "threads.py",
     ],
-    "input": ["data/*", "encodings/*", "pictures.py"],
-    "models": ["planar/*", "volume/*", "adam.py", "canonical.py", "metrics.py"],
+    "input": ["data/*", "encodings/*", "pictures.py", "lookup.py"],
+    "models": ["planar/*", "volume/*", "adam.py", "canonical.py", "metrics*.py"],
     "work": ["training.py", "baking.py", "rendering.py", "export/*"],
     "rest": ["*"],
     "commands": ["api.py", "cli.py"],  # `editors`, with the whole program in its cli.py, is on top of all

@@ -295,7 +295,7 @@ CONFIGS = [
         "YAML that builds objects", FIT + "--config my.yaml", UNSAFE, ("my.yaml:1", "not allowed"),
         text("my.yaml", "paper: !!python/object/apply:os.system [ls]\n"),
     ),
-    Row("unknown preset", FIT + "--config atals", BAD, ("atals", "atlas, codef, lna", "--config atlas")),
+    Row("unknown preset", FIT + "--config atals", BAD, ("atals", "atlas, codef, deformable_sprites", "--config atlas")),
     Row("missing config", FIT + "--config my.yaml", BAD, ("my.yaml",)),
     Row("wrong dotted flag", FIT + "--training.step 9", BAD, ("training.step", "did you mean 'steps'")),
     Row("wrong dotted group", FIT + "--trainin.steps 9", BAD, ("trainin", "did you mean 'training'")),

@@ -67,8 +67,7 @@ def test_maps_brought_to_any_size_agree_with_the_model_at_that_size(
             truth = model(points_of(size, fit, t)).uv.view(size[1], size[0], len(NAMES), 2).numpy()
         for layer in range(len(NAMES)):
             off = np.abs(maps.uv(t, layer, size) - truth[:, :, layer]).max() / pixel
-            # OpenCV interpolates in steps of 1/32 of a pixel of the fit.
-            assert off < max(0.03, times / 50), f"frame {t} layer {layer}: {off} pixels"
+            assert off < 2e-3, f"frame {t} layer {layer}: {off} pixels"
 
 
 def test_maps_hold_weight_and_gain_of_the_model_at_the_size_of_the_fit(run: Run) -> None:

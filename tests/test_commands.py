@@ -343,6 +343,16 @@ def test_eval_prints_one_object_with_every_figure(place: Path, home: Path, capsy
     assert any(line.split()[:1] == ["psnr"] for line in capsys.readouterr().out.splitlines())
 
 
+def test_eval_writes_the_report_and_says_where(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "turtle/report.html").unlink()  # that of train
+    report = result("eval turtle --html --json", capsys)["report"]
+    assert report["path"] == "turtle/report.html" and report["verdict"] in ("good", "care", "bad")
+    assert report["reasons"] and set(report["layers"]) == {"turtle", "background"}
+    assert report["title"].encode() in (place / report["path"]).read_bytes()
+    assert command("eval turtle --html") == 0
+    assert f"{report['path']}  {report['title']}" in capsys.readouterr().out
+
+
 def test_info_tells_of_a_video_and_of_a_run(place: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     video = result("info {home}/turtle.mp4 --json", capsys, home=home)
     assert (video["width"], video["height"], video["frame_count"]) == (WIDTH, HEIGHT, FRAMES)

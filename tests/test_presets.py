@@ -28,6 +28,8 @@ from neural_fields.training import Budget, draw, train_steps
 
 SMALL: dict[str, dict[str, object]] = {
     "atlas": {"training.frame_pixels": 1200},
+    "roi": {"training.frame_pixels": 1200},
+    "deformable_sprites": {"training.frame_pixels": 1200, "texture.learning_rate": 0.02},
     "lna": {
         "mapping.layers": [3, 3], "mapping.width": 32, "mapping.warm_up": 8, "mapping.learning_rate": 2e-3,
         "texture.layers": 4, "texture.width": 32, "texture.octaves": 4, "texture.skips": [2],
@@ -38,6 +40,17 @@ SMALL: dict[str, dict[str, object]] = {
         "mapping.levels": 4, "mapping.log2_table": 10, "mapping.width": 16, "mapping.hidden_layers": 3,
         "mapping.release": [10, 30], "texture.levels": 6, "texture.growth": 1.6, "texture.log2_table": 11,
         "texture.width": 32, "texture.learning_rate": 1e-2,
+    },
+    "hashing_nvd": {
+        "mapping.layers": [3, 3], "mapping.width": 32, "mapping.warm_up": 8, "mapping.learning_rate": 2e-3,
+        "texture.levels": 6, "texture.log2_table": 11, "texture.growth": 1.5, "texture.learning_rate": 2e-3,
+        "opacity.levels": 4, "opacity.log2_table": 10, "opacity.learning_rate": 2e-3, "gain.levels": 3,
+        "gain.log2_table": 9, "gain.width": 16, "gain.learning_rate": 2e-3, "training.pixels": 300,
+    },
+    "narcan": {
+        "mapping.pretrain": 20, "mapping.homography_width": 16, "mapping.width": 32, "mapping.hidden_layers": 1,
+        "mapping.learning_rate": 1e-3, "texture.width": 32, "texture.hidden_layers": 1, "texture.learning_rate": 2e-3,
+        "training.pixels": 300,
     },
 }  # fmt: skip
 
@@ -122,7 +135,7 @@ def test_each_preset_asks_for_every_term_of_its_paper(preset: str) -> None:
         assert any(g is not None and float(g.abs().sum()) > 0 for g in gradients), name
 
 
-@pytest.mark.parametrize("preset", ["lna", "codef"])
+@pytest.mark.parametrize("preset", ["lna", "codef", "hashing_nvd"])
 def test_a_fit_ends_in_maps_and_canonical_images_of_what_it_uses(preset: str, tmp_path: Path) -> None:
     truth = demo_clip(3, 48, 27)
     for kind, pictures in (("frames", truth.frames), ("masks", truth.masks[0] * np.uint8(255))):

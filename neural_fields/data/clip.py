@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -13,6 +13,15 @@ from torch import Tensor
 from neural_fields import coords
 from neural_fields.data.flow import FlowField
 from neural_fields.data.masks import LayerMasks
+from neural_fields.data.region import RegionTrack
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Frames and masks of a clip as tensors on one device."""
+
+    frames: UInt8[Tensor, "time height width 3"]
+    masks: Bool[Tensor, "layers time height width"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +31,8 @@ class Clip:
     frames: UInt8[np.ndarray, "time height width 3"]
     masks: LayerMasks
     flow: FlowField | None
+    regions: dict[str, RegionTrack] = field(default_factory=dict)  # layers whose canonical plane is that of a frame
+    pixels: Pixels | None = None  # frames and masks where the steps are computed; see `resident`
 
     @property
     def frame_count(self) -> int:
@@ -37,13 +48,46 @@ class Clip:
         """Layer names, front to back; the last is the background."""
         return (*self.masks.names, "background")
 
+    @property
+    def reference(self) -> dict[str, int]:
+        """The frame whose coordinates the canonical plane of a layer has, for layers that have one."""
+        return {name: track.frame for name, track in self.regions.items()}
+
+    def resident(self, device: torch.device) -> Clip:
+        """This clip with its frames and masks on `device` too, a byte a value, where batches then read them.
+
+        On a GPU without room for them, twice over, the clip comes back as it is and frames travel with every step.
+        """
+        size = self.frames.nbytes + self.masks.masks.nbytes
+        if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < 2 * size:
+            return self
+        frames = torch.from_numpy(np.array(self.frames)).to(device)
+        return replace(self, pixels=Pixels(frames, torch.from_numpy(np.array(self.masks.masks)).to(device)))
+
+    def frame_colors(self, frames: Int[Tensor, " frames"]) -> Float[Tensor, "n 3"]:
+        """RGB in [0, 1] of every pixel of whole frames, in row-major order."""
+        if self.pixels is not None:
+            return self.pixels.frames[frames.to(self.pixels.frames.device)].float().div_(255).reshape(-1, 3)
+        stacked = np.stack([self.frames[t] for t in frames.tolist()])
+        return torch.from_numpy(stacked).float().div_(255).reshape(-1, 3)
+
+    def frame_masks(self, frames: Int[Tensor, " frames"]) -> Bool[Tensor, "n layers"]:
+        """The masks of the front layers in every pixel of whole frames, in row-major order."""
+        if self.pixels is not None:
+            return self.pixels.masks[:, frames.to(self.pixels.masks.device)].flatten(1).T
+        return torch.from_numpy(self.masks.masks[:, frames.numpy()]).flatten(1).T
+
     def colors(self, index: Int[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
         """RGB in [0, 1] at (frame, row, column); positions beyond the edge read the edge."""
+        if self.pixels is not None:
+            return self.pixels.frames[self._clamped_there(index.to(self.pixels.frames.device))].float() / 255
         t, row, column = self._clamped(index)
         return torch.from_numpy(self.frames[t, row, column]).float() / 255
 
     def mask_at(self, index: Int[Tensor, "n 3"]) -> Bool[Tensor, "n layers"]:
         """The masks of the front layers at (frame, row, column)."""
+        if self.pixels is not None:
+            return self.pixels.masks[(slice(None), *self._clamped_there(index.to(self.pixels.masks.device)))].T
         t, row, column = self._clamped(index)
         return torch.from_numpy(np.ascontiguousarray(self.masks.masks[:, t, row, column].T))
 
@@ -51,6 +95,10 @@ class Clip:
         width, height = self.size
         t, row, column = index.numpy().T
         return t, row.clip(0, height - 1), column.clip(0, width - 1)
+
+    def _clamped_there(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        width, height = self.size
+        return index[:, 0], index[:, 1].clamp(0, height - 1), index[:, 2].clamp(0, width - 1)
 
 
 @dataclass(frozen=True)
@@ -80,16 +128,14 @@ class Batch:
         """Colours in [0, 1] of every point."""
         if self.index is not None:
             return self.clip.colors(self.index)
-        frames = np.stack([self.clip.frames[t] for t in self.frames.tolist()])
-        return torch.from_numpy(frames).float().div_(255).reshape(-1, 3)
+        return self.clip.frame_colors(self.frames)
 
     @cached_property
     def mask(self) -> Float[Tensor, "n layers"]:
         """The masks of the front layers (0 or 1) at every point."""
         if self.index is not None:
             return self.clip.mask_at(self.index).float()
-        masks = torch.from_numpy(self.clip.masks.masks[:, self.frames.numpy()])
-        return masks.flatten(1).T.float()
+        return self.clip.frame_masks(self.frames).float()
 
     def normalise(self, xy: Float[Tensor, "n 2"], t: Tensor) -> Float[Tensor, "n 3"]:
         """Pixel coordinates of frame indices `t` to xyt."""

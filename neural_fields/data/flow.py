@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,6 +31,7 @@ from neural_fields.data.flow_files import (
     read_user_flow,
     write_flo,
 )
+from neural_fields.data.memory import one_by_one
 from neural_fields.data.raft import hub_weights, raft_flow, raft_network, read_raft_state
 from neural_fields.errors import bad_input
 from neural_fields.files import disk_errors
@@ -216,7 +218,7 @@ def _pair_source(
 
 def _add_frames(digest: Any, frames: np.ndarray) -> None:
     digest.update(str(frames.shape).encode())
-    for frame in frames:
+    for frame in one_by_one(frames):
         digest.update(np.ascontiguousarray(frame))
 
 
@@ -238,7 +240,7 @@ def _dis(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def _dis_pairs(frames: np.ndarray, size: tuple[int, int]) -> Iterator[Pair]:
     previous = cv2.cvtColor(_at_size(frames[0], size), cv2.COLOR_RGB2GRAY)
-    for frame in frames[1:]:
+    for frame in islice(one_by_one(frames), 1, None):
         current = cv2.cvtColor(_at_size(frame, size), cv2.COLOR_RGB2GRAY)
         yield _dis(previous, current), _dis(current, previous), None, None
         previous = current
@@ -267,7 +269,7 @@ def _raft_pairs(
 ) -> Iterator[Pair]:
     network = raft_network(state, where, device)
     previous = _at_size(frames[0], size)
-    for frame in frames[1:]:
+    for frame in islice(one_by_one(frames), 1, None):
         current = _at_size(frame, size)
         yield raft_flow(network, previous, current), raft_flow(network, current, previous), None, None
         previous = current

@@ -15,6 +15,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from neural_fields.data.flow import FlowField, resize_mask
+from neural_fields.data.memory import zeros
 from neural_fields.data.motion import segment_motion
 from neural_fields.errors import bad_input
 
@@ -64,7 +65,7 @@ def load_masks(
     pairs = [_split_spec(spec, name) for spec, name in zip(specs, fallback, strict=True)]
     names = tuple(name for name, _ in pairs)
     _check_names(names)
-    out = np.zeros((len(pairs), len(chosen), size[1], size[0]), bool)
+    out = zeros((len(pairs), len(chosen), size[1], size[0]), bool)
     for layer, (_, path) in enumerate(pairs):
         source = _open_masks(path)
         indices = _matching_frames(source, frame_count, chosen)

@@ -21,6 +21,7 @@ from jaxtyping import Bool, UInt8
 from scipy import ndimage
 
 from neural_fields.data.flow import FlowField, resize_mask, resize_vectors
+from neural_fields.data.memory import let_go, zeros
 
 REFERENCE_SIDE = 240  # Shorter side that speeds are measured at, and that edges are cut at.
 WORK_SIDE = 120  # Shorter side of the volumes of odds.
@@ -46,7 +47,7 @@ def segment_motion(
     `flow` may be at another size than `frames`. `progress` is called with (frames done, frames in all).
     """
     count, height, width = frames.shape[:3]
-    out = np.zeros((count, height, width), bool)
+    out = zeros((count, height, width), bool)
     found = False
     for part in np.array_split(np.arange(count), -(-count // CHUNK)):
         first, stop = int(part[0]), int(part[-1]) + 1
@@ -55,6 +56,8 @@ def segment_motion(
             found = True
             for index, mask in enumerate(masks):
                 out[first + index] = resize_mask(mask, (width, height))
+        let_go(out)
+        let_go(frames)
         if progress is not None:
             progress(stop, count)
     return out if found else None

@@ -2,36 +2,52 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from neural_fields import coords
 from neural_fields.config import (
+    BoundedHashTexture,
     Config,
     GridGain,
     GridMapping,
+    HashGain,
     HashMapping,
+    HashOpacity,
     HashTexture,
+    HomographyMlpMapping,
     ImageTexture,
     MlpMapping,
     MlpOpacity,
     MlpTexture,
     PixelOpacity,
+    SirenTexture,
+    SplineMapping,
+    WindowOpacity,
 )
 from neural_fields.coords import Box
 from neural_fields.data.clip import Clip
-from neural_fields.planar import gain, mapping, opacity, texture
+from neural_fields.data.cuts import find_cuts
+from neural_fields.data.memory import LET_GO_EVERY, let_go
+from neural_fields.planar import gain, hash_parts, mapping, opacity, siren, spline_mapping, texture, window_opacity
 from neural_fields.planar.extent import export_size
+from neural_fields.planar.following import region_geometry
 from neural_fields.planar.frame_table import table_size
-from neural_fields.planar.initialise import LayerGeometry, TextureMean, layer_geometry
+from neural_fields.planar.homography_mlp import HomographyNetwork, SegmentMapping, segment_box, teach_homographies
+from neural_fields.planar.initialise import LayerGeometry, layer_geometry
+from neural_fields.planar.lighting import fill_gain, seen_part
 from neural_fields.planar.model import LayerShape, ModelShape, PlanarModel
+from neural_fields.planar.texture_mean import TextureMean
+from neural_fields.planar.visible import Visible
 from neural_fields.planar.warm_up import WarmUp, warm_up
 
 SURE = 0.005  # of a sigmoid: away from outlines it takes steady evidence to leave what `opacity.certain` calls certain
+ROOM = 0.06  # of the longer side of the frame: so far beyond its mask a layer may be found
 OUTLINE = 0.7  # pixels, Gaussian: how soft the outline of a mask is taken to be
 
 
@@ -45,12 +61,14 @@ class Plan:
 
 def plan(config: Config, clip: Clip) -> Plan:
     """Looks at the clip: sizes, canonical boxes and, for mappings that start from it, geometry."""
-    geometry = _geometry(config.mapping, clip) if isinstance(config.mapping, GridMapping) else None
+    geometry = _geometry(config.mapping, clip) if isinstance(config.mapping, GridMapping | SplineMapping) else None
     layers = []
     for number, name in enumerate(clip.layers):
         box = geometry[number].box if geometry else _box(config, clip.size)
         finer = geometry[number].magnification if geometry else 1 / _uv_scale(config)
-        layers.append(_whole_cells(LayerShape(name, box, *_texels(config, box, finer, clip.size)), config))
+        texels = _texels(config, box, finer, clip.size)
+        sheets = geometry[number].sheets if geometry else ()
+        layers.append(_whole_cells(LayerShape(name, box, *texels, clip.reference.get(name), sheets), config))
     return Plan(ModelShape(*clip.size, clip.frame_count, tuple(layers)), geometry)
 
 
@@ -60,9 +78,7 @@ def build(config: Config, shape: ModelShape, seed: int = 0) -> PlanarModel:
         torch.manual_seed(seed)
         mappings, textures = _mappings(config, shape), _textures(config, shape)
         alphas = _opacity(config, shape)
-    gains = []
-    if isinstance(config.gain, GridGain):
-        gains = [gain.GridGain(config.gain, shape.frame_count, shape.size) for _ in shape.layers]
+        gains = _gains(config, shape)
     return PlanarModel(shape, mappings, textures, gains, alphas, config.terms)
 
 
@@ -79,21 +95,43 @@ def fill(model: PlanarModel, plan: Plan, clip: Clip, how: WarmUp | None = None) 
     for number, part in enumerate(model.mappings):
         if isinstance(part, mapping.MlpMapping):
             warm_up(part, clip.frame_count, clip.size, (how or WarmUp()).for_layer(number, len(model.layers)))
+        if isinstance(part, spline_mapping.SplineMapping) and plan.geometry:
+            part.place(torch.from_numpy(plan.geometry[number].homography))
         if isinstance(part, mapping.GridMapping) and plan.geometry:
             geometry = plan.geometry[number]
             part.place(torch.from_numpy(geometry.homography), torch.from_numpy(geometry.residual).permute(0, 3, 1, 2))
+    if isinstance(model.mappings[0], SegmentMapping):
+        teach_homographies(model.mappings[0], clip, how or WarmUp())
+        if isinstance(model.textures[0], siren.SirenTexture):  # other textures keep the box they were made for
+            model.shape = _seen_by_segments(model)
     if all(isinstance(part, texture.ImageTexture) for part in model.textures):
         _fill_textures(model, clip)
+        _fill_gains(model, clip)
 
 
 def _mappings(config: Config, shape: ModelShape) -> list[mapping.Mapping]:
     """A mapping for each layer, front to back."""
     settings, count = config.mapping, len(shape.layers)
     if isinstance(settings, MlpMapping):
-        return [mapping.MlpMapping(settings, settings.layers[number == count - 1]) for number in range(count)]
+        back = replace(settings, uv_scale=settings.background_uv_scale or settings.uv_scale)
+        fronts = [mapping.MlpMapping(settings, settings.layers[0]) for _ in range(count - 1)]
+        return [*fronts, mapping.MlpMapping(back, settings.layers[1])]
     if isinstance(settings, HashMapping):
         return [mapping.HashMapping(settings, shape.size) for _ in shape.layers]
-    return [mapping.GridMapping(settings, shape.frame_count, shape.size) for _ in shape.layers]
+    if isinstance(settings, HomographyMlpMapping):
+        network, times = HomographyNetwork(settings), shape.frame_count
+        spans = [(0, times - 1)] * count  # each layer lasts as long as the clip, unless its opacity says otherwise
+        if isinstance(config.opacity, WindowOpacity):
+            spans = list(_segments(config.opacity, shape).spans)
+        return [SegmentMapping(settings, network, number == 0, span, times) for number, span in enumerate(spans)]
+    if isinstance(settings, SplineMapping):
+        return [spline_mapping.SplineMapping(settings, shape.frame_count, shape.size) for _ in shape.layers]
+    return [
+        mapping.GridMapping(
+            settings, shape.frame_count, shape.size, layer.reference, [sheet.first for sheet in layer.sheets[1:]]
+        )
+        for layer in shape.layers
+    ]
 
 
 def _textures(config: Config, shape: ModelShape) -> list[texture.Texture]:
@@ -103,6 +141,10 @@ def _textures(config: Config, shape: ModelShape) -> list[texture.Texture]:
         return list(texture.mlp_textures(settings, len(shape.layers)))
     if isinstance(settings, HashTexture):
         return [texture.HashTexture(settings, layer.box) for layer in shape.layers]
+    if isinstance(settings, BoundedHashTexture):
+        return [hash_parts.BoundedHashTexture(settings) for _ in shape.layers]
+    if isinstance(settings, SirenTexture):
+        return [siren.SirenTexture(settings) for _ in shape.layers]
     rate = settings.learning_rate
     return [texture.ImageTexture(layer.box, layer.width, layer.height, rate) for layer in shape.layers]
 
@@ -114,7 +156,35 @@ def _opacity(config: Config, shape: ModelShape) -> opacity.Opacity:
         return opacity.MlpOpacity(config.opacity, front)
     if isinstance(config.opacity, PixelOpacity):
         return opacity.PixelOpacity(config.opacity, front, shape.frame_count, shape.size)
+    if isinstance(config.opacity, HashOpacity):
+        return hash_parts.HashOpacity(config.opacity, front)
+    if isinstance(config.opacity, WindowOpacity):
+        return window_opacity.WindowOpacity(_segments(config.opacity, shape))
     return opacity.MaskOpacity(front, shape.frame_count, shape.size)
+
+
+def _gains(config: Config, shape: ModelShape) -> list[gain.Gain]:
+    """A gain for each layer, front to back, or none at all."""
+    if isinstance(config.gain, GridGain):
+        return [gain.GridGain(config.gain, shape.frame_count, shape.size) for _ in shape.layers]
+    if isinstance(config.gain, HashGain):
+        return [hash_parts.HashGain(config.gain) for _ in shape.layers]
+    return []
+
+
+def _segments(settings: WindowOpacity, shape: ModelShape) -> window_opacity.Segments:
+    """The stretch of the clip that each layer shows."""
+    return window_opacity.Segments(shape.frame_count, len(shape.layers), settings.overlap)
+
+
+def _seen_by_segments(model: PlanarModel) -> ModelShape:
+    """The model's shape with the boxes that the homographies give the frames of each segment."""
+    layers = []
+    for shape, part in zip(model.shape.layers, model.mappings, strict=True):
+        assert isinstance(part, SegmentMapping)
+        box = segment_box(part, model.shape.size)
+        layers.append(LayerShape(shape.name, box, *export_size(box)))
+    return replace(model.shape, layers=tuple(layers))
 
 
 def _box(config: Config, size: tuple[int, int]) -> Box:
@@ -130,15 +200,27 @@ def _uv_scale(config: Config) -> float:
     return config.mapping.uv_scale if isinstance(config.mapping, MlpMapping) else 1.0
 
 
-def _geometry(settings: GridMapping, clip: Clip) -> tuple[LayerGeometry, ...]:
+def _geometry(settings: GridMapping | SplineMapping, clip: Clip) -> tuple[LayerGeometry, ...]:
     """The geometry of every layer, front to back."""
     size = clip.flow.size if clip.flow else clip.size
-    grid = table_size(clip.size, settings.cell)
+    grid = table_size(clip.size, settings.cell, clip.frame_count)
+    cuts = find_cuts(clip.frames, clip.flow)
     found = []
     for number in range(len(clip.layers)):
-        visible = np.stack([visible_share(clip, number, t, size) for t in range(clip.frame_count)])
-        found.append(layer_geometry(clip, visible, number == len(clip.layers) - 1, grid))
+        visible = Visible(partial(visible_share, clip, number, size=size), range(clip.frame_count), size)
+        track = clip.regions.get(clip.layers[number])
+        if track:
+            found.append(region_geometry(clip, np.stack([visible[t] for t in range(len(visible))]), track, grid))
+        else:
+            found.append(layer_geometry(clip, visible, number == len(clip.layers) - 1, grid, cuts))
     return tuple(found)
+
+
+def _let_go_sometimes(clip: Clip, t: int) -> None:
+    """Keeps memory flat with the length of the clip."""
+    if t % LET_GO_EVERY == 0:
+        let_go(clip.frames)
+        let_go(clip.masks.masks)
 
 
 def visible_share(clip: Clip, layer: int, t: int, size: tuple[int, int]) -> Float[np.ndarray, "h w"]:
@@ -152,7 +234,7 @@ def visible_share(clip: Clip, layer: int, t: int, size: tuple[int, int]) -> Floa
 
 def _texels(config: Config, box: Box, finer: float, size: tuple[int, int]) -> tuple[int, int]:
     """(width, height) of a layer's canonical image."""
-    if isinstance(config.texture, MlpTexture):
+    if isinstance(config.texture, MlpTexture | BoundedHashTexture | SirenTexture):
         return export_size(box)
     density = config.texture.density if isinstance(config.texture, ImageTexture) else 1.0
     limit = (config.texture if isinstance(config.texture, ImageTexture) else ImageTexture()).max_megatexels * 1e6
@@ -169,12 +251,8 @@ def _whole_cells(layer: LayerShape, config: Config) -> LayerShape:
     cell = 2**texture.LEVELS
     width, height = (-(-side // cell) * cell for side in (layer.width, layer.height))
     box = layer.box
-    return LayerShape(
-        layer.name,
-        Box(box.u0, box.v0, box.u0 + box.width * width / layer.width, box.v0 + box.height * height / layer.height),
-        width,
-        height,
-    )
+    u1, v1 = box.u0 + box.width * width / layer.width, box.v0 + box.height * height / layer.height
+    return replace(layer, box=Box(box.u0, box.v0, u1, v1), width=width, height=height)
 
 
 def _fill_opacity(part: opacity.PixelOpacity, clip: Clip) -> None:
@@ -182,10 +260,21 @@ def _fill_opacity(part: opacity.PixelOpacity, clip: Clip) -> None:
     count, front, rows, columns = part.table.values.shape
     with torch.no_grad():
         for t in range(count):
+            part.windows[t] = torch.tensor(_window(np.asarray(clip.masks.masks[:, t].any(0))))
             for layer in range(front):
                 mask = cv2.GaussianBlur(clip.masks.masks[layer, t].astype(np.float32), (0, 0), OUTLINE)
                 share = cv2.resize(mask, (columns, rows), interpolation=cv2.INTER_AREA)
                 part.table.values[t, layer] = torch.logit(torch.from_numpy(share), eps=SURE)
+
+
+def _window(mask: Bool[np.ndarray, "height width"]) -> tuple[int, int, int, int]:
+    """The part (top, bottom, left, right) of a frame in which front layers may be seen: the mask and room around it."""
+    sides = []
+    for axis in (1, 0):
+        used = np.flatnonzero(mask.any(axis))
+        room = round(ROOM * max(mask.shape))
+        sides += [max(0, used[0] - room), min(mask.shape[1 - axis], used[-1] + 1 + room)] if len(used) else [0, 0]
+    return tuple(map(int, sides))  # type: ignore[return-value]
 
 
 def _fill_textures(model: PlanarModel, clip: Clip) -> None:
@@ -193,14 +282,27 @@ def _fill_textures(model: PlanarModel, clip: Clip) -> None:
     for number, shape in enumerate(model.shape.layers):
         mean = TextureMean(shape.box, shape.width, shape.height)
         for t in range(clip.frame_count):
+            _let_go_sometimes(clip, t)
             share = visible_share(clip, number, t, clip.size)
             inner = cv2.erode(share, np.ones((5, 5), np.uint8))
             with torch.no_grad():
                 uv = model.mappings[number].frames(torch.tensor([t]), clip.frame_count, clip.size)[0]  # type: ignore[operator]
-            mean.add(
-                uv, torch.from_numpy(np.array(clip.frames[t])).float() / 255, torch.from_numpy(inner + 0.01 * share)
-            )
+            seen = seen_part(share).slices
+            rgb = torch.from_numpy(np.array(clip.frames[t][seen])).float() / 255
+            if rgb.numel():
+                mean.add(uv[seen], rgb, torch.from_numpy(inner + 0.01 * share)[seen])
         part = model.textures[number]
         assert isinstance(part, texture.ImageTexture)
         with torch.no_grad():
             part.image.copy_(mean.image())
+
+
+def _fill_gains(model: PlanarModel, clip: Clip) -> None:
+    """Each lighting gain in closed form, given the textures."""
+    for number, (part, where, picture) in enumerate(zip(model.gains, model.mappings, model.textures, strict=False)):
+        if not (isinstance(part, gain.GridGain) and isinstance(where, mapping.GridMapping)):
+            continue
+        for t in range(clip.frame_count):
+            _let_go_sometimes(clip, t)
+            share = cv2.erode(visible_share(clip, number, t, clip.size), np.ones((3, 3), np.uint8))
+            fill_gain(part, where, picture, t, np.float32(1 / 255) * clip.frames[t], share)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from neural_fields import coords
 from neural_fields.coords import Box
+from neural_fields.planar.hash_parts import BoundedHashTexture
 from neural_fields.planar.model import LayerShape, ModelShape, PlanarModel
 from neural_fields.planar.opacity import layer_weights
 from neural_fields.planar.texture import MlpTexture
@@ -26,7 +27,7 @@ def measured_shape(model: PlanarModel) -> ModelShape:
     Textures that cover a box of their own (pictures, hash grids) keep it; a texture that is a network is defined
     everywhere, and is exported where the frames show it. A layer that is never seen keeps its box too.
     """
-    if not all(isinstance(texture, MlpTexture) for texture in model.textures):
+    if not all(isinstance(texture, MlpTexture | BoundedHashTexture) for texture in model.textures):
         return model.shape
     boxes = _seen_boxes(model)
     layers = [_with_box(layer, box) if box else layer for layer, box in zip(model.shape.layers, boxes, strict=True)]

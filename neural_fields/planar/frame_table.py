@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from neural_fields import coords
 
+MOST_CELLS = 1.6e6  # of all frames of a table
+
 
 class FrameTable(nn.Module):
     """Values [T, C, h, w] that span the frame; linear between cells and between frames, constant beyond the edge.
@@ -61,8 +63,12 @@ class FrameTable(nn.Module):
         return [{"params": [self.flat], "lr": self.learning_rate, "sparse": True}]
 
 
-def table_size(size: tuple[int, int], cell: float) -> tuple[int, int]:
-    """(columns, rows) of a table with about one cell every `cell` pixels, at least 2 x 2."""
+def table_size(size: tuple[int, int], cell: float, frame_count: int = 1) -> tuple[int, int]:
+    """(columns, rows) of a table with about one cell every `cell` pixels, at least 2 x 2.
+
+    Very long clips get larger cells, so that all frames together have no more than about `MOST_CELLS`.
+    """
+    cell *= max(1.0, frame_count * size[0] * size[1] / cell**2 / MOST_CELLS) ** 0.5
     return (max(2, round(size[0] / cell) + 1), max(2, round(size[1] / cell) + 1))
 
 
@@ -72,7 +78,25 @@ def squared_steps(values: Float[Tensor, "frames channel rows columns"]) -> Float
     return across + (values[..., 1:, :] - values[..., :-1, :]).square().mean()
 
 
+def add_squared_steps(
+    values: Float[Tensor, "frames channel rows columns"],
+    weight: float,
+    gradient: Float[Tensor, "frames channel rows columns"],
+) -> Float[Tensor, ""]:
+    """`weight` times `squared_steps`; its gradient is added to `gradient`."""
+    total = values.new_zeros(())
+    for axis in (2, 3):
+        length = values.shape[axis] - 1
+        step = values.narrow(axis, 1, length) - values.narrow(axis, 0, length)
+        scale = weight / step.numel()
+        total = total + scale * torch.dot(step.reshape(-1), step.reshape(-1))
+        step *= 2 * scale
+        gradient.narrow(axis, 1, length).add_(step)
+        gradient.narrow(axis, 0, length).sub_(step)
+    return total
+
+
 def zeros_table(frame_count: int, channels: int, size: tuple[int, int], cell: float) -> Tensor:
     """An empty table for `frame_count` frames."""
-    columns, rows = table_size(size, cell)
+    columns, rows = table_size(size, cell, frame_count)
     return torch.zeros(frame_count, channels, rows, columns)

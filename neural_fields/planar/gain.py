@@ -1,6 +1,8 @@
-"""Gain: smooth multiplicative lighting on top of a layer's texture."""
+"""Gain: multiplicative lighting on top of a layer's texture."""
 
 from __future__ import annotations
+
+from abc import abstractmethod
 
 import torch
 from jaxtyping import Float, Int
@@ -10,22 +12,48 @@ from neural_fields import config
 from neural_fields.planar.frame_table import FrameTable, squared_steps, zeros_table
 
 
-class GridGain(nn.Module):
-    """exp of a coarse grid over (x, y, t), one factor per colour channel; 1 at the start."""
+class Gain(nn.Module):
+    """A factor for each colour channel of one layer, at points of the video."""
+
+    on_canonical = False  # asks for the uv of the points, and has detail like a texture
+
+    @abstractmethod
+    def forward(self, xyt: Float[Tensor, "n 3"], uv: Float[Tensor, "n 2"] | None = None) -> Float[Tensor, "n 3"]:
+        """Gains at any points."""
+
+    @abstractmethod
+    def frames(
+        self,
+        frames: Int[Tensor, " frames"],
+        frame_count: int,
+        size: tuple[int, int],
+        uv: Float[Tensor, "frames height width 2"] | None = None,
+    ) -> Float[Tensor, "frames height width 3"]:
+        """Gains at every pixel of whole frames."""
+
+    @abstractmethod
+    def param_groups(self) -> list[dict]:
+        """What the optimiser changes, with learning rates."""
+
+
+class GridGain(Gain):
+    """exp of a coarse grid over (x, y, t); 1 at the start."""
 
     def __init__(self, settings: config.GridGain, frame_count: int, size: tuple[int, int]) -> None:
         super().__init__()
         table = zeros_table(frame_count, 3, size, settings.cell)
         self.table = FrameTable(table, size, settings.learning_rate)
 
-    def forward(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
-        """Gains at any points."""
+    def forward(self, xyt: Float[Tensor, "n 3"], uv: Float[Tensor, "n 2"] | None = None) -> Float[Tensor, "n 3"]:
         return torch.exp(self.table(xyt))
 
     def frames(
-        self, frames: Int[Tensor, " frames"], frame_count: int, size: tuple[int, int]
+        self,
+        frames: Int[Tensor, " frames"],
+        frame_count: int,
+        size: tuple[int, int],
+        uv: Float[Tensor, "frames height width 2"] | None = None,
     ) -> Float[Tensor, "frames height width 3"]:
-        """Gains at every pixel of whole frames."""
         return torch.exp(self.table.frames(frames, size).permute(0, 2, 3, 1))
 
     def size_and_steps(self, frames: Int[Tensor, " frames"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:

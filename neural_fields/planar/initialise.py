@@ -11,24 +11,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import cv2
 import numpy as np
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
 
 from neural_fields import coords
 from neural_fields.coords import Box
 from neural_fields.data.clip import Clip
 from neural_fields.data.flow import FlowField
-from neural_fields.planar.placement import make_view, place, project
+from neural_fields.data.memory import LET_GO_EVERY, let_go
+from neural_fields.planar.placement import View, make_view, place, project
+from neural_fields.planar.sheets import GAP, Sheet, Span, SpanGeometry, divide, lay_out, unexplained
+from neural_fields.planar.visible import Visible
 
 MIN_MATCHES = 24  # fewer flow vectors than this place no transform
 MAX_MATCHES = 1500
 WORTH = 0.95  # how much closer to the matches a freer transform must lie to be taken
 FAR = 8.0  # pixels: matches further away than this from a transform are none of its business
+COARSELY = 2  # every so many frames are enough to see what one picture can explain
+MOST_POINTS = 4e6  # that a canonical box is measured from
 MAX_REACH = 5.0  # a chained frame may reach this many frame lengths from the reference frame
 MAX_MAGNIFICATION = 5.0  # and be this much larger or smaller than it
 
@@ -41,34 +44,82 @@ class LayerGeometry:
     residual: Float[np.ndarray, "time rows columns 2"]  # uv units, spans the frame
     box: Box
     magnification: float  # uv units a texel must resolve, relative to one pixel of the reference frame (>= 1: finer)
+    sheets: tuple[Sheet, ...] = ()  # the parts of the plane that belong to spans of frames; none: one for all
 
 
 def layer_geometry(
-    clip: Clip, visible: Float[np.ndarray, "time h w"], is_background: bool, grid: tuple[int, int]
+    clip: Clip,
+    visible: Visible,
+    is_background: bool,
+    grid: tuple[int, int],
+    cuts: tuple[int, ...] = (),
 ) -> LayerGeometry:
     """The geometry of one layer.
 
     Args:
-        visible: 0 to 1, where the layer is seen, at the size of `clip.flow` (or of the frames, without flow).
+        visible: where the layer is seen, at the size of `clip.flow` (or of the frames, without flow).
         is_background: the background may be warped by a homography, a front layer by an affine map.
         grid: (columns, rows) of the residual.
+        cuts: the first frames of all shots but the first.
     """
     if clip.flow is None or len(visible) < 2:
         return _still(visible, grid)
-    reference = _reference_frame(visible, is_background)
-    kind, pairs = choose_transforms(clip.flow, visible, reference, is_background)
-    placed = place(
-        lambda t: make_view(clip.frames[t], visible[t]), pairs, reference, _fit_or_keep(kind, clip.flow.size)
-    )
+    pairs = _Pairs(clip.flow, visible)
+    coarse = visible.at_half_size()  # enough to see what one picture can explain
+
+    def place_coarsely(span: Span) -> SpanGeometry:
+        stride = 1 if span[1] - span[0] < 3 * COARSELY else COARSELY
+        return _place_span(clip.frames, pairs, coarse, is_background, grid, span, stride)
+
+    def error(part: SpanGeometry) -> float:
+        return unexplained(part, lambda t: clip.frames[t], coarse)
+
+    shots = list(zip((0, *cuts), (*(cut - 1 for cut in cuts), len(visible) - 1), strict=True))
+    spans = [
+        _place_span(clip.frames, pairs, visible, is_background, grid, span)
+        for span in divide(shots, place_coarsely, error)
+    ]
+    finer = [_magnification(visible.span(span.first, span.last), span.homography) for span in spans]
+    spans, sheets, box = lay_out(spans, finer, GAP * 2 / max(clip.flow.size))
+    homography = np.concatenate([span.homography for span in spans]).astype(np.float32)
+    residual = np.concatenate([span.residual for span in spans])
+    return LayerGeometry(homography, residual, box, finer[0] if len(spans) == 1 else 1.0, sheets)
+
+
+def _place_span(
+    frames: np.ndarray,
+    pairs: _Pairs,
+    visible: Visible,
+    is_background: bool,
+    grid: tuple[int, int],
+    span: Span,
+    stride: int = 1,
+) -> SpanGeometry:
+    """Places every `stride`-th frame of a span on a plane of their own, looking at them at the size of `visible`."""
+    first, last = span
+    seen = visible.span(first, last, stride)
+    if len(seen) == 1:
+        still = _still(seen, grid)
+        return SpanGeometry(first, still.homography, still.residual, still.box)
+    reference = _reference_frame(seen, is_background)
+    kind, steps = choose_transforms(pairs, seen.frames, reference, is_background)
+    fit = _fit_or_keep(kind, pairs.flow.size)
+    placed = place(lambda index: _view(frames, seen.frames[index], seen[index]), steps, reference, fit, grid)
     transforms = np.stack([frame.transform for frame in placed])
-    if not _is_sane(transforms, clip.flow.size):
+    if not _is_sane(transforms, pairs.flow.size):
         transforms = _without_zoom(transforms)
-    residual = np.stack([cv2.resize(frame.shift, grid, interpolation=cv2.INTER_AREA) for frame in placed])
-    box = _box(visible, transforms, residual)
-    return LayerGeometry(transforms.astype(np.float32), residual, box, _magnification(visible, transforms))
+    residual = np.stack([frame.shift for frame in placed])
+    return SpanGeometry(first, transforms, residual, _box(seen, transforms, residual), stride)
 
 
-def _still(visible: np.ndarray, grid: tuple[int, int]) -> LayerGeometry:
+def _view(frames: np.ndarray, t: int, share: np.ndarray) -> View:
+    """The layer as a frame shows it."""
+    if t % LET_GO_EVERY == 0:
+        let_go(frames)
+    return make_view(frames[t], share)
+
+
+def _still(visible: Visible, grid: tuple[int, int]) -> LayerGeometry:
     """The geometry of a clip without motion: every frame lies where the first does."""
     count = len(visible)
     identity = np.tile(np.eye(3, dtype=np.float32), (count, 1, 1))
@@ -76,7 +127,7 @@ def _still(visible: np.ndarray, grid: tuple[int, int]) -> LayerGeometry:
     return LayerGeometry(identity, residual, _box(visible, identity, residual), 1.0)
 
 
-def _reference_frame(visible: np.ndarray, is_background: bool) -> int:
+def _reference_frame(visible: Visible, is_background: bool) -> int:
     """The frame that a layer's canonical image looks like: the middle one, or where a front layer is seen largest.
 
     Among the frames in which a front layer has at least 0.9 of its largest area, the one nearest the middle.
@@ -84,7 +135,7 @@ def _reference_frame(visible: np.ndarray, is_background: bool) -> int:
     middle = len(visible) // 2
     if is_background:
         return middle
-    area = visible.sum((1, 2))
+    area = visible.area
     if area.max() <= 0:
         return middle
     large = np.flatnonzero(area >= 0.9 * area.max())
@@ -94,26 +145,54 @@ def _reference_frame(visible: np.ndarray, is_background: bool) -> int:
 # --- transforms between frames --------------------------------------------------------------------------------------
 
 
+class _Pairs:
+    """Transforms from each frame of a clip to the next, in xy units, each found once for each kind."""
+
+    def __init__(self, flow: FlowField, visible: Visible) -> None:
+        self.flow = flow
+        self.visible = visible
+        self.found: dict[tuple[int, str], np.ndarray] = {}
+
+    def __call__(self, t: int, kind: str) -> Float[np.ndarray, "3 3"]:
+        if t % LET_GO_EVERY == 0:
+            let_go(self.flow.forward)
+            let_go(self.flow.forward_ok)
+        if (t, kind) not in self.found:
+            self.found[t, kind] = _pair_transform(self.flow, self.visible[t], t, kind)
+        return self.found[t, kind]
+
+
 def choose_transforms(
-    flow: FlowField, visible: np.ndarray, reference: int, is_background: bool
+    pairs: _Pairs, frames: range, reference: int, is_background: bool
 ) -> tuple[str, list[np.ndarray]]:
-    """The kind of transform for a layer, and the transforms [3, 3] from each frame to the next, in xy units.
+    """The kind of transform for a layer, and the transforms [3, 3] from each of `frames` to the next, in xy units.
 
     The richest kind whose chain stays sane is taken: small errors of a homography's perspective part multiply along a
     chain until a frame is torn apart, which a similarity cannot do.
+
+    Args:
+        reference: which of the frames the others are placed around.
     """
     kinds = ("homography", "affine", "similarity") if is_background else ("affine", "similarity")
     for kind in kinds:
-        pairs = [_pair_transform(flow, visible, t, kind) for t in range(len(visible) - 1)]
-        if _is_sane(_chain(pairs, reference), flow.size):
+        steps = [_joined([pairs(t, kind) for t in range(a, b)]) for a, b in pairwise(frames)]
+        if _is_sane(_chain(steps, reference), pairs.flow.size):
             break
-    return kind, pairs
+    return kind, steps
+
+
+def _joined(steps: list[np.ndarray]) -> Float[np.ndarray, "3 3"]:
+    """One transform for several, the first one first."""
+    whole = np.eye(3)
+    for step in steps:
+        whole = step @ whole
+    return whole
 
 
 def _pair_transform(flow: FlowField, visible: np.ndarray, t: int, kind: str) -> np.ndarray:
     """The transform from frame t to frame t + 1 in xy units; the identity where too few vectors can be trusted."""
     width, height = flow.size
-    rows, columns = np.nonzero(flow.forward_ok[t] & (visible[t] > 0.9))
+    rows, columns = np.nonzero(flow.forward_ok[t] & (visible > 0.9))
     if len(rows) < MIN_MATCHES:
         return np.eye(3)
     chosen = np.random.default_rng(t).permutation(len(rows))[:MAX_MATCHES]
@@ -202,15 +281,16 @@ def _without_zoom(chained: np.ndarray) -> np.ndarray:
 # --- the canonical box ----------------------------------------------------------------------------------------------
 
 
-def _box(visible: np.ndarray, homography: np.ndarray, residual: np.ndarray) -> Box:
+def _box(visible: Visible, homography: np.ndarray, residual: np.ndarray) -> Box:
     """The box that holds the layer in all frames, less the outermost points, plus a margin of a few pixels."""
-    count, height, width = visible.shape
+    width, height = visible.size
     xy = coords.frame_xy(width, height).numpy()
+    step = max(2, round((len(visible) * width * height / MOST_POINTS) ** 0.5))
     kept = []
-    for t in range(count):
+    for t in range(len(visible)):
         shift = cv2.resize(residual[t], (width, height), interpolation=cv2.INTER_LINEAR)
         seen = visible[t] > 0.5
-        kept.append((project(homography[t], xy) + shift)[::2, ::2][seen[::2, ::2]])
+        kept.append((project(homography[t], xy) + shift)[::step, ::step][seen[::step, ::step]])
     points = np.concatenate(kept)
     if not len(points):
         return coords.frame_box(width, height)
@@ -221,53 +301,8 @@ def _box(visible: np.ndarray, homography: np.ndarray, residual: np.ndarray) -> B
     return Box(float(low[0]), float(low[1]), float(high[0]), float(high[1]))
 
 
-def _magnification(visible: np.ndarray, homography: np.ndarray) -> float:
+def _magnification(visible: Visible, homography: np.ndarray) -> float:
     """How much finer than the reference frame the layer is seen where it is seen largest (1 to MAX_MAGNIFICATION)."""
-    seen = visible.sum((1, 2)) > 0
+    seen = visible.area > 0
     zoom = np.sqrt(np.abs(np.linalg.det(homography[seen, :2, :2]))) if seen.any() else np.ones(1)
     return float((1 / np.percentile(zoom, 10)).clip(1, MAX_MAGNIFICATION))
-
-
-# --- closed-form textures -------------------------------------------------------------------------------------------
-
-
-class TextureMean:
-    """The weighted mean of frames splatted onto a canonical image, with holes filled smoothly."""
-
-    def __init__(self, box: Box, width: int, height: int) -> None:
-        self.box = box
-        self.total = torch.zeros(1, 4, height, width)
-
-    def add(
-        self,
-        uv: Float[Tensor, "rows columns 2"],
-        rgb: Float[Tensor, "rows columns 3"],
-        weight: Float[Tensor, "rows columns"],
-    ) -> None:
-        """Adds the pixels of a frame. A splat is the transpose of a lookup, so it is the lookup's gradient."""
-        canvas = torch.zeros_like(self.total, requires_grad=True)
-        values = torch.cat([rgb * weight[..., None], weight[..., None]], dim=-1)
-        with torch.enable_grad():
-            seen = coords.sample(canvas, self.box, uv[None], padding="zeros")
-            # A scalar's backward: torch.autograd.grad with weights imports two seconds of symbolic mathematics.
-            (seen * values.permute(2, 0, 1)[None]).sum().backward()
-        assert canvas.grad is not None
-        self.total += canvas.grad
-
-    def image(self) -> Float[Tensor, "3 height width"]:
-        """The mean; a texel that nothing fell on takes the colour of its surroundings."""
-        return fill_holes(self.total[:, :3], self.total[:, 3:])[0]
-
-
-def fill_holes(
-    total: Float[Tensor, "batch channel height width"], weight: Float[Tensor, "batch 1 height width"]
-) -> Float[Tensor, "batch channel height width"]:
-    """total / weight, and where the weight is small the mean of ever larger surroundings (pull-push)."""
-    pyramid = [(total, weight)]
-    while max(pyramid[-1][0].shape[-2:]) > 1:
-        pyramid.append(tuple(F.avg_pool2d(part, 2, ceil_mode=True) for part in pyramid[-1]))  # type: ignore[arg-type]
-    filled = pyramid[-1][0] / pyramid[-1][1].clamp_min(1e-6)
-    for sums, weights in reversed(pyramid[:-1]):
-        coarse = F.interpolate(filled, sums.shape[-2:], mode="bilinear", align_corners=False)
-        filled = (sums + 0.02 * coarse) / (weights + 0.02)
-    return filled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -45,14 +46,34 @@ class Mapping(nn.Module):
         """What the optimiser changes, with learning rates."""
 
 
+def project(matrix: Float[Tensor, "*#n 3 3"], xy: Float[Tensor, "*#n 2"]) -> Float[Tensor, "*n 2"]:
+    """Points through homographies."""
+    x, y = xy[..., 0], xy[..., 1]
+    row = [matrix[..., i, 0] * x + matrix[..., i, 1] * y + matrix[..., i, 2] for i in range(3)]
+    return torch.stack([row[0] / row[2], row[1] / row[2]], dim=-1)
+
+
 class GridMapping(Mapping):
     """uv = homography_t(x, y) + residual_t(x, y): the homography is geometry, the residual a grid of small shifts.
 
     Between frames both neighbours' uv are blended linearly.
+
+    Args:
+        pinned: a frame that keeps the uv it is placed with.
+        starts: the first frames of the sheets after the first; nothing is blended across them.
     """
 
-    def __init__(self, settings: config.GridMapping, frame_count: int, size: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        settings: config.GridMapping,
+        frame_count: int,
+        size: tuple[int, int],
+        pinned: int | None = None,
+        starts: Sequence[int] = (),
+    ) -> None:
         super().__init__()
+        self.starts = tuple(starts)
+        self.pinned = pinned
         self.register_buffer("homography", torch.eye(3).repeat(frame_count, 1, 1))  # xy units to uv units
         self.homography: Tensor
         self.pixel = 2 / max(size)  # one pixel of the fit in uv units
@@ -67,7 +88,9 @@ class GridMapping(Mapping):
         before = torch.as_tensor(t).floor().clamp(0, count - 1).long()
         after = (before + 1).clamp(max=count - 1)
         share = (t - before).clamp(0, 1)[:, None]
-        start, end = (self._project(self.homography[index], xyt[:, :2]) for index in (before, after))
+        for first in self.starts:
+            share = torch.where((after == first)[:, None] & (before != after)[:, None], share.round(), share)
+        start, end = (project(self.homography[index], xyt[:, :2]) for index in (before, after))
         return start + share * (end - start) + self.residual(xyt)
 
     def frames(
@@ -77,6 +100,11 @@ class GridMapping(Mapping):
         moved = self.homography[frames] @ torch.cat([xy, torch.ones_like(xy[:1])])
         plane = (moved[:, :2] / moved[:, 2:]).view(len(frames), 2, size[1], size[0])
         return (plane + self.residual.frames(frames, size)).permute(0, 2, 3, 1)
+
+    def at_step(self, step: int) -> None:
+        if self.pinned is not None:  # what the step before moved by less than a learning rate goes back
+            with torch.no_grad():
+                self.residual.flat[self.pinned] = self.placed[self.pinned]
 
     def pixel_step(self, t: Float[Tensor, " n"]) -> Float[Tensor, "n 2"]:
         nearest = t.round().long().clamp(0, len(self.homography) - 1)
@@ -98,17 +126,15 @@ class GridMapping(Mapping):
         return (rows - self.placed[frames].view_as(rows)).square().mean() / self.pixel**2
 
     def residual_smoothness(self, frames: Int[Tensor, " frames"]) -> Float[Tensor, ""]:
-        """Mean squared difference of neighbouring shifts, in pixels of the fit."""
-        return squared_steps(self.residual.rows(frames)) / self.pixel**2
+        """Mean squared difference of what neighbouring shifts have moved since geometry put them, in pixels of the fit.
+
+        What geometry found is evidence: parallax and bending are not smoothed away.
+        """
+        rows = self.residual.rows(frames)
+        return squared_steps(rows - self.placed[frames].view_as(rows)) / self.pixel**2
 
     def param_groups(self) -> list[dict]:
         return self.residual.param_groups()
-
-    @staticmethod
-    def _project(matrix: Float[Tensor, "*#n 3 3"], xy: Float[Tensor, "*#n 2"]) -> Float[Tensor, "*n 2"]:
-        x, y = xy[..., 0], xy[..., 1]
-        row = [matrix[..., i, 0] * x + matrix[..., i, 1] * y + matrix[..., i, 2] for i in range(3)]
-        return torch.stack([row[0] / row[2], row[1] / row[2]], dim=-1)
 
 
 class MlpMapping(Mapping):
@@ -175,7 +201,7 @@ class HashMapping(Mapping):
         return [{"params": list(self.parameters()), "lr": self.settings.learning_rate, **PAPER_ADAM}]
 
 
-def hash_config(settings: config.HashMapping | config.HashTexture) -> HashGridConfig:
+def hash_config(settings: config.HashMapping | config.HashTexture | config.HashNetwork) -> HashGridConfig:
     """The shape of the hash grid that the settings ask for."""
     return HashGridConfig(
         n_levels=settings.levels,

@@ -13,11 +13,14 @@ from neural_fields import coords
 from neural_fields.config import Terms
 from neural_fields.coords import Box
 from neural_fields.data.clip import Batch
+from neural_fields.planar import explicit
 from neural_fields.planar import terms as term_functions
-from neural_fields.planar.gain import GridGain
+from neural_fields.planar.gain import Gain
 from neural_fields.planar.mapping import Mapping
 from neural_fields.planar.opacity import Opacity, layer_weights
+from neural_fields.planar.sheets import Chart, Sheet
 from neural_fields.planar.texture import Texture
+from neural_fields.planar.window_opacity import WindowOpacity
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,14 @@ class VideoModel(nn.Module):
     def terms(self, batch: Batch, samples: LayerSamples, step: int) -> dict[str, Float[Tensor, ""]]:
         """The weighted loss terms of a step; their sum is minimised."""
 
+    def accumulate(self, batch: Batch, step: int) -> dict[str, Float[Tensor, ""]]:
+        """The weighted terms of a step, with their gradients left in the parameters unless a term is not finite."""
+        terms = self.terms(batch, self.batch(batch), step)
+        loss = torch.stack(list(terms.values())).sum()
+        if torch.isfinite(loss):
+            loss.backward()
+        return {name: value.detach() for name, value in terms.items()}
+
     @abstractmethod
     def param_groups(self) -> list[dict]:
         """Parameters with learning rates; `sparse: True` marks tables of which a step touches a few rows."""
@@ -73,6 +84,8 @@ class LayerShape:
     box: Box
     width: int
     height: int
+    reference: int | None = None  # the frame whose own coordinates the canonical plane has, where it has to
+    sheets: tuple[Sheet, ...] = ()  # parts of the plane that belong to spans of frames; none: all of it to all frames
 
 
 @dataclass(frozen=True)
@@ -93,7 +106,16 @@ class ModelShape:
 
     @staticmethod
     def from_json(value: dict) -> ModelShape:
-        layers = tuple(LayerShape(**{**layer, "box": Box(**layer["box"])}) for layer in value["layers"])
+        layers = tuple(
+            LayerShape(
+                **{
+                    **layer,
+                    "box": Box(**layer["box"]),
+                    "sheets": tuple(Sheet.from_json(sheet) for sheet in layer.get("sheets", ())),
+                }
+            )
+            for layer in value["layers"]
+        )
         return ModelShape(int(value["width"]), int(value["height"]), int(value["frame_count"]), layers)
 
 
@@ -112,7 +134,7 @@ class PlanarModel(VideoModel):
         shape: ModelShape,
         mappings: list[Mapping],
         textures: list[Texture],
-        gains: list[GridGain],
+        gains: list[Gain],
         opacity: Opacity,
         weights: Terms,
     ) -> None:
@@ -127,7 +149,7 @@ class PlanarModel(VideoModel):
 
     def forward(self, xyt: Float[Tensor, "n 3"]) -> LayerSamples:
         uv = [mapping(xyt) for mapping in self.mappings]
-        gains = [gain(xyt) for gain in self.gains]
+        gains = [gain(xyt, points) for gain, points in zip(self.gains, uv, strict=False)]  # there may be none
         time = torch.as_tensor(coords.denormalise_time(xyt[:, 2], self.shape.frame_count))
         return self._samples(uv, gains, self.opacity(xyt), time)
 
@@ -138,7 +160,10 @@ class PlanarModel(VideoModel):
         """The layers at every pixel of some frames, frame by frame in row-major order."""
         count, frames = self.shape.frame_count, frames.to(self.device)
         uv = [mapping.frames(frames, count, size) for mapping in self.mappings]  # type: ignore[operator]
-        gains = [gain.frames(frames, count, size) for gain in self.gains]  # type: ignore[operator]
+        gains = [
+            gain.frames(frames, count, size, points)  # type: ignore[operator]
+            for gain, points in zip(self.gains, uv, strict=False)  # there may be none
+        ]
         return self._samples(uv, gains, self.opacity.frames(frames, count, size), frames.float())
 
     def batch(self, batch: Batch) -> LayerSamples:
@@ -161,6 +186,18 @@ class PlanarModel(VideoModel):
         """The box that a layer's canonical image covers."""
         return self.shape.layers[self.layers.index(layer)].box
 
+    def charts(self) -> list[list[Chart]]:
+        """Series of charts, in the order of time: an edit of one is carried to the others of its series."""
+        series = [
+            [Chart(layer.name, sheet.first, sheet.last, sheet.box) for sheet in layer.sheets]
+            for layer in self.shape.layers
+            if len(layer.sheets) > 1
+        ]
+        if isinstance(self.opacity, WindowOpacity) and len(self.layers) > 1:
+            spans = zip(self.shape.layers, self.opacity.segments.spans, strict=True)
+            series.append([Chart(layer.name, *span, layer.box) for layer, span in spans])
+        return series
+
     def inverse(
         self, layer: str, uv: Float[Tensor, "n 2"], t: int, rounds: int = 20
     ) -> tuple[Float[Tensor, "n 2"], Float[Tensor, " n"]]:
@@ -174,8 +211,13 @@ class PlanarModel(VideoModel):
     def terms(self, batch: Batch, samples: LayerSamples, step: int) -> dict[str, Float[Tensor, ""]]:
         return term_functions.weighted_terms(self, batch, samples, step)
 
+    def accumulate(self, batch: Batch, step: int) -> dict[str, Float[Tensor, ""]]:
+        if batch.index is None and explicit.supports(self):
+            return explicit.accumulate(self, batch)
+        return super().accumulate(batch, step)
+
     def param_groups(self) -> list[dict]:
-        parts: list[Mapping | Texture | GridGain | Opacity] = [*self.mappings, *self.gains, self.opacity]
+        parts: list[Mapping | Texture | Gain | Opacity] = [*self.mappings, *self.gains, self.opacity]
         unique_textures = {id(texture): texture for texture in self.textures}
         groups = [group for part in [*parts, *unique_textures.values()] for group in part.param_groups()]  # type: ignore[operator]
         seen: set[int] = set()
@@ -189,16 +231,25 @@ class PlanarModel(VideoModel):
 
     def _samples(self, uv: list[Tensor], gains: list[Tensor], alphas: Tensor, time: Tensor) -> LayerSamples:
         """Joins parts, each [..., channels] over the same points; `time` has a frame index for each first entry."""
+        weights = layer_weights(alphas)
         color = [
-            texture.seen(points, mapping.pixel_step(time))  # type: ignore[operator]
-            for texture, mapping, points in zip(self.textures, self.mappings, uv, strict=True)
+            self._color(number, points, mapping.pixel_step(time), weights[..., number])  # type: ignore[operator]
+            for number, (mapping, points) in enumerate(zip(self.mappings, uv, strict=True))
         ]
         return LayerSamples(
             color=_points_first(color),
-            weight=layer_weights(alphas).movedim(-1, 0).flatten(1).T,
+            weight=weights.movedim(-1, 0).flatten(1).T,
             uv=_points_first(uv),
             gain=_points_first(gains) if gains else None,
         )
+
+    def _color(self, layer: int, uv: Tensor, step: Tensor | None, weight: Tensor) -> Tensor:
+        """A layer's colours at its uv; black where an opacity that leaves layers out for good has left it out."""
+        texture = self.textures[layer]
+        if not self.opacity.leaves_out or step is not None:
+            return texture.seen(uv, step)  # type: ignore[operator]
+        seen = weight > 0
+        return uv.new_zeros(*uv.shape[:-1], 3).index_put((seen,), texture(uv[seen]))
 
 
 def _points_first(parts: list[Float[Tensor, "*n channels"]]) -> Float[Tensor, "n layers channels"]:

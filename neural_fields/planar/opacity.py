@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -21,6 +22,8 @@ DOUBT = 0.02  # sigmoids this near to 0 or 1 mean 0 or 1
 class Opacity(nn.Module):
     """Alphas in [0, 1] of the front layers, front to back, each as if it stood alone."""
 
+    leaves_out = False  # a weight of 0 is never anything else: nobody has to know what the layer looks like there
+
     @abstractmethod
     def forward(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n front"]:
         """Alphas at any points."""
@@ -38,25 +41,46 @@ class Opacity(nn.Module):
 
 
 class PixelOpacity(Opacity):
-    """A logit per pixel, frame and front layer; long clips get a coarser grid so that memory stays bounded."""
+    """A logit per pixel, frame and front layer; long clips get a coarser grid so that memory stays bounded.
+
+    Front layers are seen only inside `windows`: (top, bottom, left, right) of each frame, in pixels of the fit; at the
+    start the whole frame.
+    """
 
     def __init__(self, settings: config.PixelOpacity, front: int, frame_count: int, size: tuple[int, int]) -> None:
         super().__init__()
         texels = front * frame_count * size[0] * size[1]
         shrink = max(1.0, texels / (settings.max_megapixels * 1e6)) ** 0.5
         columns, rows = (max(2, round(side / shrink)) for side in size)
+        self.size = size
         self.table = FrameTable(torch.zeros(frame_count, front, rows, columns), size, settings.learning_rate)
+        self.register_buffer("windows", torch.tensor([0, size[1], 0, size[0]]).repeat(frame_count, 1))
+        self.windows: Tensor
 
     def forward(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n front"]:
-        return certain(torch.sigmoid(self.table(xyt)))
+        count = len(self.windows)
+        t = torch.as_tensor(coords.denormalise_time(xyt[:, 2], count)).round().long().clamp(0, count - 1)
+        top, bottom, left, right = self.windows[t].T
+        x, y = coords.denormalise_pixels(xyt[:, :2], *self.size).T
+        inside = (x >= left) & (x < right) & (y >= top) & (y < bottom)
+        return certain(torch.sigmoid(self.table(xyt))) * inside[:, None]
 
     def frames(
         self, frames: Int[Tensor, " frames"], frame_count: int, size: tuple[int, int]
     ) -> Float[Tensor, "frames height width front"]:
-        return certain(torch.sigmoid(self.table.frames(frames, size).permute(0, 2, 3, 1)))
+        alphas = certain(torch.sigmoid(self.table.frames(frames, size).permute(0, 2, 3, 1)))
+        x, y = ((torch.arange(side, device=frames.device) + 0.5) / side for side in size)
+        top, bottom, left, right = self.windows[frames].T[..., None]
+        down = (y * self.size[1] >= top) & (y * self.size[1] < bottom)
+        across = (x * self.size[0] >= left) & (x * self.size[0] < right)
+        return alphas * (down[:, :, None] & across[:, None, :])[..., None]
 
     def param_groups(self) -> list[dict]:
         return self.table.param_groups()
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *more: Any) -> None:
+        state_dict.setdefault(prefix + "windows", self.windows)  # fits of the first versions have none
+        super()._load_from_state_dict(state_dict, prefix, *more)
 
 
 def certain(alpha: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:

@@ -9,6 +9,7 @@ both, so that no other layer's motion bleeds in. A frame's place is then the anc
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import cv2
@@ -43,7 +44,13 @@ class View:
     visible: Float[np.ndarray, "height width"]
 
 
-def place(views: Callable[[int], View], pairs: list[np.ndarray], reference: int, fit: Fit) -> list[Placed]:
+def place(
+    views: Callable[[int], View],
+    pairs: list[np.ndarray],
+    reference: int,
+    fit: Fit,
+    grid: tuple[int, int] | None = None,
+) -> list[Placed]:
     """Places every frame relative to the reference frame.
 
     Args:
@@ -51,27 +58,52 @@ def place(views: Callable[[int], View], pairs: list[np.ndarray], reference: int,
         pairs: for each frame but the last, the transform to the next one in xy units: a prediction.
         reference: the frame whose own coordinates the canonical plane has.
         fit: finds the transform of a frame from matched points.
+        grid: (columns, rows) to which the shifts are brought; by default they have the size of the views.
     """
     count = len(pairs) + 1
     first = views(reference)
-    height, width = first.gray.shape
-    placed: dict[int, Placed] = {reference: Placed(np.eye(3), np.zeros((height, width, 2), np.float32))}
-    for order, step in ((range(reference + 1, count), -1), (range(reference - 1, -1, -1), 1)):
-        anchor, anchor_view = reference, first
-        previous_view = first
-        for t in order:
-            before = placed[t + step]
-            pair = np.linalg.pinv(pairs[t - 1]) if step < 0 else pairs[t]
-            predicted = before.transform @ pair
-            view = views(t)
-            found, share = _match(view, predicted, anchor_view, placed[anchor], fit)
-            if share < KEEP_ANCHOR and anchor != t + step:
-                nearer, nearer_share = _match(view, predicted, previous_view, before, fit)
-                if nearer_share > WORTH_LEAVING * share:
-                    anchor, anchor_view, found = t + step, previous_view, nearer
-            placed[t] = found
-            previous_view = view
-    return [placed[t] for t in range(count)]
+    start = Placed(np.eye(3), np.zeros((*first.gray.shape, 2), np.float32))
+
+    def outwards(order: range) -> list[Placed]:
+        return _outwards(views, pairs, order, first, start, fit, grid)
+
+    # The two ways know nothing of each other; OpenCV lets other threads run.
+    with ThreadPoolExecutor(2) as pool:
+        after, before = pool.map(outwards, (range(reference + 1, count), range(reference - 1, -1, -1)))
+    return [*reversed(before), _shrunk(start, grid), *after]
+
+
+def _outwards(
+    views: Callable[[int], View],
+    pairs: list[np.ndarray],
+    order: range,
+    first: View,
+    start: Placed,
+    fit: Fit,
+    grid: tuple[int, int] | None,
+) -> list[Placed]:
+    """Places the frames on one side of the reference frame, the nearest first."""
+    anchor, anchor_view, previous, previous_view = start, first, start, first
+    found = []
+    for t in order:
+        pair = np.linalg.pinv(pairs[t - 1]) if order.step > 0 else pairs[t]
+        predicted = previous.transform @ pair
+        view = views(t)
+        placed, share = _match(view, predicted, anchor_view, anchor, fit)
+        if share < KEEP_ANCHOR and anchor is not previous:
+            nearer, nearer_share = _match(view, predicted, previous_view, previous, fit)
+            if nearer_share > WORTH_LEAVING * share:
+                anchor, anchor_view, placed = previous, previous_view, nearer
+        found.append(_shrunk(placed, grid))
+        previous, previous_view = placed, view
+    return found
+
+
+def _shrunk(placed: Placed, grid: tuple[int, int] | None) -> Placed:
+    """With the shifts at the size of a grid."""
+    if grid is None:
+        return placed
+    return Placed(placed.transform, cv2.resize(placed.shift, grid, interpolation=cv2.INTER_AREA))
 
 
 def _match(
@@ -134,9 +166,15 @@ def _to_pixels(
 
 def project(matrix: Float[np.ndarray, "3 3"], xy: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n 2"]:
     """Points through a 3 x 3 transform."""
-    matrix = np.asarray(matrix, xy.dtype)
-    moved = xy @ matrix[:, :2].T + matrix[:, 2]
-    return moved[..., :2] / moved[..., 2:]
+    x, y = xy[..., 0], xy[..., 1]
+    rows = np.asarray(matrix, xy.dtype)
+    moved = np.empty_like(xy)  # a product of matrices would be slower: they are small
+    for axis in (0, 1):
+        moved[..., axis] = rows[axis, 0] * x + (rows[axis, 1] * y + rows[axis, 2])
+    if rows[2, 0] == 0 and rows[2, 1] == 0:
+        return moved if rows[2, 2] == 1 else moved / rows[2, 2]
+    moved /= (rows[2, 0] * x + (rows[2, 1] * y + rows[2, 2]))[..., None]
+    return moved
 
 
 # --- filling --------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ other points than the batch's own (a pixel further, where the flow leads) are in
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neural_fields.data.clip import Batch
-from neural_fields.planar import neighbours
+from neural_fields.planar import light_terms, neighbours, sprite_terms
 
 if TYPE_CHECKING:
     from neural_fields.planar.model import LayerSamples, PlanarModel
@@ -32,25 +33,36 @@ def weighted_terms(model: PlanarModel, batch: Batch, samples: LayerSamples, step
     matches = neighbours.flow_matches(batch) if needs_flow else []
     has_front = len(model.layers) > 1
     wide = weights.global_rigidity if _is_on(step, weights.global_rigidity_until) else ()
+    held = samples
+    if step < weights.opacity_from:
+        held = replace(samples, weight=samples.weight.detach())
     candidates: list[tuple[str, float, Callable[[], Tensor]]] = [
-        ("color", weights.color, lambda: color(samples, batch)),
+        ("color", weights.color, lambda: color(held, batch)),
+        ("composite_l1", weights.composite_l1, lambda: sprite_terms.composite_l1(held, batch)),
+        ("laplacian", weights.laplacian, lambda: sprite_terms.laplacian(held, batch)),
+        ("contrast", weights.contrast * has_front, lambda: sprite_terms.contrast(samples)),
+        ("color_l1", weights.color_l1, lambda: color_l1(samples, batch)),
         ("gradient", weights.gradient, lambda: neighbours.gradient(model, batch, samples)),
         ("sobel", weights.sobel, lambda: sobel(samples, batch)),
         ("mask", weights.mask * has_front * _is_on(step, weights.mask_until), lambda: mask(samples, batch.mask)),
         ("sparsity", weights.sparsity * has_front, lambda: sparsity(samples)),
         ("rigidity", weights.rigidity, lambda: neighbours.rigidity(model, batch, samples, 1.0)),
         ("global_rigidity", float(any(wide)), lambda: neighbours.rigidity(model, batch, samples, 100.0, wide)),
-        ("flow", weights.flow * bool(matches), lambda: neighbours.flow(model, batch, samples, matches)),
+        ("flow", weights.flow * bool(matches), lambda: neighbours.flow(model, batch, held, matches)),
         ("flow_l1", weights.flow_l1 * bool(matches), lambda: neighbours.flow_l1(model, batch, samples, matches)),
         (
             "alpha_flow",
             weights.alpha_flow * has_front * bool(matches),
             lambda: neighbours.alpha_flow(model, samples, matches),
         ),
+        ("decisive_opacity", weights.decisive_opacity * has_front, lambda: light_terms.decisive_opacity(samples)),
         ("background_color", weights.background_color * has_front, lambda: background_color(samples, batch)),
+        ("residual_jacobian", weights.residual_jacobian, lambda: residual_jacobian(model, batch)),
         ("residual_smoothness", weights.residual_smoothness, lambda: residual_smoothness(model, batch)),
         ("residual_anchor", weights.residual_anchor, lambda: residual_anchor(model, batch)),
         ("texture_smoothness", weights.texture_smoothness, lambda: texture_smoothness(model)),
+        ("gain_deviation", weights.gain_deviation, lambda: light_terms.gain_deviation(samples)),
+        ("gain_consistency", weights.gain_consistency, lambda: light_terms.gain_consistency(model, batch)),
     ]
     found = {name: weight * term() for name, weight, term in candidates if weight}
     if model.gains and (weights.gain_size or weights.gain_smoothness):
@@ -71,6 +83,15 @@ def color(samples: LayerSamples, batch: Batch) -> Float[Tensor, ""]:
     return F.mse_loss(composite(samples), batch.rgb.to(samples.color.device))
 
 
+def color_l1(samples: LayerSamples, batch: Batch) -> Float[Tensor, ""]:
+    """Mean absolute error, over points and channels, of each layer's own colour where it is seen at all; layers added.
+
+    Layers that fade into each other each have to show the frame alone, as segments that are fitted one by one do.
+    """
+    error = (_lit(samples) - batch.rgb.to(samples.color.device)[:, None]).abs().mean(dim=2)
+    return (error * (samples.weight > 0)).sum() / len(error)
+
+
 def mask(samples: LayerSamples, masks: Float[Tensor, "n front"]) -> Float[Tensor, ""]:
     """Binary cross-entropy of the front layers' weights against what is visible of their masks (LNA)."""
     masks = masks.to(samples.weight.device)
@@ -83,12 +104,12 @@ def mask(samples: LayerSamples, masks: Float[Tensor, "n front"]) -> Float[Tensor
 def sparsity(samples: LayerSamples) -> Float[Tensor, ""]:
     """Mean square, over points and channels, of each front layer's colour where light passes it (LNA).
 
-    With one front layer that is (1 - alpha) times its colour; a layer further back counts where those before it let
-    light pass. Layers are added.
+    With one front layer that is (1 - alpha) times its colour, without its gain; a layer further back counts where those
+    before it let light pass. Layers are added.
     """
     front = samples.weight[:, :-1]
     passed = 1 - torch.cumsum(front, dim=1)  # what is left behind each front layer
-    return (_lit(samples)[:, :-1] * passed[..., None]).square().mean(dim=(0, 2)).sum()
+    return (samples.color[:, :-1] * passed[..., None]).square().mean(dim=(0, 2)).sum()
 
 
 def sobel(samples: LayerSamples, batch: Batch) -> Float[Tensor, ""]:
@@ -135,6 +156,12 @@ def residual_anchor(model: PlanarModel, batch: Batch) -> Float[Tensor, ""]:
     """Mean squared distance of the residual grids from their start in pixels of the fit; layers are added."""
     frames = batch.frames.to(model.device)
     return torch.stack([mapping.residual_anchor(frames) for mapping in model.mappings]).sum()  # type: ignore[operator]
+
+
+def residual_jacobian(model: PlanarModel, batch: Batch) -> Float[Tensor, ""]:
+    """Mean absolute derivative of the residuals by x, y and t, each in its segment; layers are added (NaRCan)."""
+    xyt = batch.xyt.to(model.device)
+    return torch.stack([mapping.residual_jacobian(xyt) for mapping in model.mappings]).sum()  # type: ignore[operator]
 
 
 def residual_smoothness(model: PlanarModel, batch: Batch) -> Float[Tensor, ""]:

@@ -6,7 +6,7 @@ from abc import abstractmethod
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from neural_fields import config, coords
@@ -58,19 +58,23 @@ class ImageTexture(Texture):
         """
         if step is None:
             return self(uv)
-        height, width = self.image.shape[1:]
-        texels = step * step.new_tensor([width / self.box.width, height / self.box.height])  # between two pixels
-        levels = (texels.clamp_min(1.0).log2() - SLACK).ceil().long().clamp(0, LEVELS)
+        levels = self.levels(step)
         parts = levels.unique(dim=0)
         if len(parts) == 1:
-            return self._lookup(self._level(*parts[0].tolist()), uv)
+            return self._lookup(self.level(*parts[0].tolist()), uv)
         color = uv.new_zeros(*uv.shape[:-1], 3)
         for part in parts:
             chosen = torch.nonzero((levels == part).all(1))[:, 0]
-            color = color.index_copy(0, chosen, self._lookup(self._level(*part.tolist()), uv[chosen]))
+            color = color.index_copy(0, chosen, self._lookup(self.level(*part.tolist()), uv[chosen]))
         return color
 
-    def _level(self, across: int, down: int) -> Float[Tensor, "3 height width"]:
+    def levels(self, step: Float[Tensor, "m 2"]) -> Int[Tensor, "m 2"]:
+        """How often to halve the picture across and down for pixels that lie `step` apart along u and v."""
+        height, width = self.image.shape[1:]
+        texels = step * step.new_tensor([width / self.box.width, height / self.box.height])  # between two pixels
+        return (texels.clamp_min(1.0).log2() - SLACK).ceil().long().clamp(0, LEVELS)
+
+    def level(self, across: int, down: int) -> Float[Tensor, "3 height width"]:
         """The picture with its width halved `across` times and its height `down` times."""
         if across == down == 0:
             return self.image

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from neural_fields import coords
-from neural_fields.planar.mapping import MlpMapping
+from neural_fields.adam import Adam
+from neural_fields.planar.mapping import PAPER_ADAM, MlpMapping
 
 POINTS = 10_000  # of a frame, for each step; no more than the frame has pixels
 REPORT_EVERY = 20  # steps
@@ -42,7 +43,7 @@ def warm_up(mapping: MlpMapping, frame_count: int, size: tuple[int, int], how: W
     home = next(mapping.parameters()).device
     mapping.to(how.device)
     generator = torch.Generator().manual_seed(int(np.random.SeedSequence([how.seed, 1]).generate_state(1)[0]))
-    optimiser = torch.optim.Adam(mapping.parameters(), lr=settings.learning_rate)
+    optimiser = Adam([{"params": list(mapping.parameters()), "lr": settings.learning_rate, **PAPER_ADAM}])
     total = settings.warm_up * frame_count
     begin = time.monotonic()
     distance = torch.zeros(())

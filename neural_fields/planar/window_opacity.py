@@ -1,0 +1,89 @@
+"""Segments of a clip as layers: each has its stretch of the frames and fades into the next one.
+
+Chen et al., "NaRCan: Natural Refined Canonical Image with Integration of Diffusion Prior for Video Editing" (2024):
+several canonical images, blended linearly where the segments overlap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from neural_fields import config, coords
+from neural_fields.data.masks import LayerMasks
+from neural_fields.planar.opacity import Opacity
+
+
+@dataclass(frozen=True)
+class Segments:
+    """`count` stretches of equal length, neighbours sharing `overlap` frames, as the paper's code cuts a clip."""
+
+    frame_count: int
+    count: int
+    overlap: int
+
+    @cached_property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """(first, last) frame of each segment. The last takes what is left over; three never share a frame."""
+        length = self.frame_count // self.count
+        overlap = min(self.overlap, length)
+        before, after = overlap // 2, overlap - overlap // 2
+        last = self.count - 1
+        return tuple(
+            (
+                length * number - before if number else 0,
+                length * (number + 1) + after - 1 if number < last else self.frame_count - 1,
+            )
+            for number in range(self.count)
+        )
+
+    def left(self, frame: Float[Tensor, " n"]) -> Float[Tensor, "n front"]:
+        """How much of each segment but the last is left at a frame: 1 until the next one begins, then less, then 0.
+
+        Seen as opacities of layers in front of one another these give the linear blend.
+        """
+        first = frame.new_tensor([span[0] for span in self.spans[1:]])
+        last = frame.new_tensor([span[1] for span in self.spans[:-1]])
+        return ((last + 1 - frame[:, None]) / (last - first + 2)).clamp(0, 1)
+
+
+def segments_of(settings: config.WindowOpacity, frame_count: int) -> Segments:
+    """The segments of a clip: as many as asked for, but none shorter than two frames."""
+    return Segments(frame_count, max(1, min(settings.segments, frame_count // 2)), settings.overlap)
+
+
+def segment_masks(settings: config.WindowOpacity, frame_count: int, size: tuple[int, int]) -> LayerMasks:
+    """The segments but the last as mask layers "segment1", "segment2", ...; the last one is the background.
+
+    A mask is the whole frame where the segment fills at least half of the picture. The arrays take no memory.
+    """
+    segments = segments_of(settings, frame_count)
+    left = segments.left(torch.arange(frame_count).float())
+    begun = torch.cat([torch.ones(frame_count, 1), 1 - left[:, :-1]], dim=1)[:, : left.shape[1]]
+    whole = (left * begun >= 0.5).T.numpy()
+    masks = np.broadcast_to(whole[:, :, None, None], (*whole.shape, size[1], size[0]))
+    return LayerMasks(tuple(f"segment{number + 1}" for number in range(len(whole))), masks)
+
+
+class WindowOpacity(Opacity):
+    """Whole frames of one layer after the other; nothing is trained."""
+
+    leaves_out = True
+
+    def __init__(self, segments: Segments) -> None:
+        super().__init__()
+        self.segments = segments
+
+    def forward(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n front"]:
+        frame = torch.as_tensor(coords.denormalise_time(xyt[:, 2], self.segments.frame_count))
+        # Frame indices come back from normalised times with a rounding error that must not leave a sliver of a layer.
+        nearest = frame.round()
+        return self.segments.left(torch.where((frame - nearest).abs() < 1e-3, nearest, frame))
+
+    def param_groups(self) -> list[dict]:
+        return []
