@@ -3,6 +3,9 @@
 Where a layer has several sheets (`planar/sheets.py`) or a clip several segments, neighbours meet in time: the edit is
 rendered into the last frame of the one, follows the optical flow into the first frame of the other, and is lifted from
 there into its sheet. Segments that overlap share a frame; no flow is needed then.
+
+What hides a layer there does not hide the edit: the maps know where the layer lies behind it, and the flow is carried
+on.
 """
 
 from __future__ import annotations
@@ -27,7 +30,9 @@ from neural_fields.rendering import Renderer
 from neural_fields.run import Run
 
 FAINT = 0.02  # less of an edit than this in a frame is not worth carrying on
-REACH = 9  # pixels around matched ones to which the flow is trusted to go on
+SHOWN = 0.5  # a pixel with less of the layer shows something else
+REACH = 0.1  # of the longer side: so far from matched pixels the flow is trusted to go on as they do
+MATCHED = 0.02  # of a frame: with less in common with the next one it is another shot
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ def carry(run: Run, maps: Maps, overlays: Mapping[str, Overlay]) -> tuple[dict[s
         done, short = list(painted), 0
         for step in _steps(series, painted):
             seen = _rendered(run, maps, result, step.start, step.from_frame)
-            arrived = _followed(seen, frames, step) if step.from_frame != step.to_frame else seen
+            arrived = _followed(maps, seen, frames, step) if step.from_frame != step.to_frame else seen
             lifted = _lifted(run, maps, arrived, frames[step.to_frame], step)
             if lifted is None:
                 short += 1
@@ -118,22 +123,30 @@ def _rendered(
     index = maps.layers.index(chart.layer)
     pictures = {name: canonical.pristine(run.canonical, name) for name in maps.layers}
     rgba, _ = Renderer(maps, pictures, {chart.layer: overlays[chart.layer]}).overlay_in_frame(t, index, maps.size)
-    seen = maps.layer_weight(t, index, maps.size) >= MIN_WEIGHT
-    return rgba * np.where(seen[..., None], np.ones(4, np.float32), np.array([1, 1, 1, 0], np.float32))
+    return rgba
 
 
 def _followed(
-    rgba: Float[np.ndarray, "height width 4"], frames: UInt8[np.ndarray, "time height width 3"], step: _Step
+    maps: Maps,
+    rgba: Float[np.ndarray, "height width 4"],
+    frames: UInt8[np.ndarray, "time height width 3"],
+    step: _Step,
 ) -> Float[np.ndarray, "height width 4"]:
     """The edit moved along the flow from one frame to another; transparent where nothing matches."""
     start, end = (cv2.cvtColor(np.array(frames[t]), cv2.COLOR_RGB2GRAY) for t in (step.from_frame, step.to_frame))
     dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     back, there = dis.calc(end, start, None), dis.calc(start, end, None)
-    trusted: Bool[np.ndarray, "height width"] = consistency_mask(back, there)
-    reached = cv2.dilate(trusted.astype(np.uint8), np.ones((REACH, REACH), np.uint8)) > 0
-    flow = np.where(trusted[..., None], back, spread(back, trusted))
     height, width = end.shape
     x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    here = maps.layer_weight(step.to_frame, maps.layers.index(step.end.layer), maps.size) >= SHOWN
+    before = maps.layer_weight(step.from_frame, maps.layers.index(step.start.layer), maps.size)
+    both = here & (cv2.remap(before, x + back[..., 0], y + back[..., 1], cv2.INTER_LINEAR) >= SHOWN)
+    trusted: Bool[np.ndarray, "height width"] = consistency_mask(back, there) & both
+    # Where something is in front, the flow is that thing's: the layer's own goes on smoothly behind it.
+    if trusted.mean() < MATCHED:
+        return np.zeros_like(rgba)
+    reached = cv2.distanceTransform((~trusted).astype(np.uint8), cv2.DIST_L2, 3) <= REACH * max(width, height)
+    flow = np.where(trusted[..., None], back, spread(back, trusted))
     moved = cv2.remap(premultiplied(rgba), x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR)
     return straight(np.where(reached[..., None], moved, np.float32(0)).astype(np.float32))
 
@@ -143,27 +156,23 @@ def _lifted(
 ) -> Overlay | None:
     """The edit of a frame as an overlay of the chart's layer; None where there is none to speak of."""
     index, t = maps.layers.index(step.end.layer), step.to_frame
-    weight = maps.weight(t, maps.size)
-    own = (rgba[..., 3] > FAINT) & (weight[index] >= MIN_WEIGHT)
-    if own.sum() < 4:
+    seen = maps.layer_weight(t, index, maps.size) >= MIN_WEIGHT
+    if ((rgba[..., 3] > FAINT) & seen).sum() < 4:
         return None
-    picture = canonical.pristine(run.canonical, step.end.layer)
     gain = maps.gain(t, index, maps.size)
-    observed = np.asarray(frame, np.float32) / 255
-    # Lifting looks for the colour that renders as the painted one; what is wanted here is the edit under this light.
-    shown = weight[index][..., None] * (rgba[..., :3] * gain - observed) + observed
-    painted = np.concatenate([shown, np.where(own, rgba[..., 3], 0)[..., None]], axis=-1).astype(np.float32)
-    every = range(len(maps.layers))
-    frame_maps = FrameMaps(
+    # As if the layer were alone: then the colour that renders as the painted one is the edit's own.
+    painted = np.concatenate([rgba[..., :3] * gain, np.where(rgba[..., 3:] > FAINT, rgba[..., 3:], 0)], axis=-1)
+    pictures = [canonical.pristine(run.canonical, name) for name in maps.layers]
+    alone = FrameMaps(
         names=maps.layers,
-        uv=np.stack([maps.uv(t, i, maps.size) for i in every]),
-        weight=weight,
-        gain=np.stack([maps.gain(t, i, maps.size) for i in every]),
-        boxes=[canonical.pristine(run.canonical, name).box for name in maps.layers],
-        sizes=[canonical.pristine(run.canonical, name).size for name in maps.layers],
+        uv=np.stack([maps.uv(t, i, maps.size) for i in range(len(maps.layers))]),
+        weight=np.stack([np.full(rgba.shape[:2], float(i == index), np.float32) for i in range(len(maps.layers))]),
+        gain=np.stack([gain] * len(maps.layers)),
+        boxes=[picture.box for picture in pictures],
+        sizes=[picture.size for picture in pictures],
     )
-    overlay, _, _ = lift(painted, observed, frame_maps, index)
-    return Overlay(overlay, picture.box) if (overlay[..., 3] > 0).any() else None
+    overlay, _, _ = lift(painted.astype(np.float32), np.asarray(frame, np.float32) / 255, alone, index)
+    return Overlay(overlay, pictures[index].box) if (overlay[..., 3] > 0).any() else None
 
 
 def _joined(overlay: Overlay | None, lifted: Overlay, chart: Chart) -> Overlay:
