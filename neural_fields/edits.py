@@ -111,6 +111,9 @@ def flatten(
         return None
     box = box or parts[-1][0].box
     size = size or max((overlay.size for overlay, _ in parts), key=lambda pair: pair[0] * pair[1])
+    overlay, opacity = parts[0]
+    if len(parts) == 1 and opacity == 1 and overlay.size == size and overlay.box == box:
+        return Overlay(overlay.rgba, box)
     result: Float[np.ndarray, "height width 4"] = np.zeros((size[1], size[0], 4), np.float32)
     for overlay, opacity in parts:
         top = premultiplied(fit(overlay, size, box)) * np.float32(opacity)

@@ -115,7 +115,10 @@ def png_bytes(rgba: Float[np.ndarray, "height width channels"], bits: int = 8) -
 
 def premultiplied(rgba: Float[np.ndarray, "height width 4"]) -> Float[np.ndarray, "height width 4"]:
     """Colours multiplied by alpha: the only form that may be averaged or resampled."""
-    return np.concatenate([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], axis=-1)
+    result = rgba.copy()
+    for channel in range(3):  # plane by plane: many times faster than broadcasting over four channels
+        result[..., channel] *= rgba[..., 3]
+    return result
 
 
 def straight(rgba: Float[np.ndarray, "height width 4"]) -> Float[np.ndarray, "height width 4"]:
