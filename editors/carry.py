@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, UInt8
 from editors.frame import MIN_WEIGHT, FrameMaps, lift
 from neural_fields import canonical
 from neural_fields.baking import Maps
-from neural_fields.canonical import Overlay
+from neural_fields.canonical import CanonicalImage, Overlay
 from neural_fields.data.flow import consistency_mask
 from neural_fields.evaluation import read_source
 from neural_fields.pictures import premultiplied, resize, straight
@@ -57,11 +57,12 @@ def carry(run: Run, maps: Maps, overlays: Mapping[str, Overlay]) -> tuple[dict[s
         if not any(painted) or all(painted):
             continue
         frames = read_source(run).frames
+        pictures = {name: canonical.pristine(run.canonical, name) for name in maps.layers}
         done, short = list(painted), 0
         for step in _steps(series, painted):
-            seen = _rendered(run, maps, result, step.start, step.from_frame)
+            seen = _rendered(pictures, maps, result, step.start, step.from_frame)
             arrived = _followed(maps, seen, frames, step) if step.from_frame != step.to_frame else seen
-            lifted = _lifted(run, maps, arrived, frames[step.to_frame], step)
+            lifted = _lifted(pictures, maps, arrived, frames[step.to_frame], step)
             if lifted is None:
                 short += 1
                 continue
@@ -115,13 +116,12 @@ def _part(overlay: Overlay, chart: Chart) -> Float[np.ndarray, "rows columns 4"]
 
 
 def _rendered(
-    run: Run, maps: Maps, overlays: Mapping[str, Overlay], chart: Chart, t: int
+    pictures: Mapping[str, CanonicalImage], maps: Maps, overlays: Mapping[str, Overlay], chart: Chart, t: int
 ) -> Float[np.ndarray, "height width 4"]:
     """The edit as it lies in a frame at the size of the fit: straight RGBA, without light."""
     if chart.layer not in overlays:
         return np.zeros((maps.size[1], maps.size[0], 4), np.float32)
     index = maps.layers.index(chart.layer)
-    pictures = {name: canonical.pristine(run.canonical, name) for name in maps.layers}
     rgba, _ = Renderer(maps, pictures, {chart.layer: overlays[chart.layer]}).overlay_in_frame(t, index, maps.size)
     return rgba
 
@@ -152,7 +152,11 @@ def _followed(
 
 
 def _lifted(
-    run: Run, maps: Maps, rgba: Float[np.ndarray, "height width 4"], frame: UInt8[np.ndarray, "h w 3"], step: _Step
+    pictures: Mapping[str, CanonicalImage],
+    maps: Maps,
+    rgba: Float[np.ndarray, "height width 4"],
+    frame: UInt8[np.ndarray, "h w 3"],
+    step: _Step,
 ) -> Overlay | None:
     """The edit of a frame as an overlay of the chart's layer; None where there is none to speak of."""
     index, t = maps.layers.index(step.end.layer), step.to_frame
@@ -162,17 +166,16 @@ def _lifted(
     gain = maps.gain(t, index, maps.size)
     # As if the layer were alone: then the colour that renders as the painted one is the edit's own.
     painted = np.concatenate([rgba[..., :3] * gain, np.where(rgba[..., 3:] > FAINT, rgba[..., 3:], 0)], axis=-1)
-    pictures = [canonical.pristine(run.canonical, name) for name in maps.layers]
     alone = FrameMaps(
         names=maps.layers,
         uv=np.stack([maps.uv(t, i, maps.size) for i in range(len(maps.layers))]),
         weight=np.stack([np.full(rgba.shape[:2], float(i == index), np.float32) for i in range(len(maps.layers))]),
         gain=np.stack([gain] * len(maps.layers)),
-        boxes=[picture.box for picture in pictures],
-        sizes=[picture.size for picture in pictures],
+        boxes=[pictures[name].box for name in maps.layers],
+        sizes=[pictures[name].size for name in maps.layers],
     )
     overlay, _, _ = lift(painted.astype(np.float32), np.asarray(frame, np.float32) / 255, alone, index)
-    return Overlay(overlay, pictures[index].box) if (overlay[..., 3] > 0).any() else None
+    return Overlay(overlay, pictures[step.end.layer].box) if (overlay[..., 3] > 0).any() else None
 
 
 def _joined(overlay: Overlay | None, lifted: Overlay, chart: Chart) -> Overlay:

@@ -24,7 +24,7 @@ from neural_fields.data.clip import Clip
 from neural_fields.data.flow import FlowField
 from neural_fields.data.region import Corners, RegionTrack, carried, pixel_xy, quad_area, quad_mask
 from neural_fields.planar.covering import WEAK, around, in_front, light, mapped, without_specks
-from neural_fields.planar.initialise import MAX_MAGNIFICATION, LayerGeometry
+from neural_fields.planar.initialise import MAX_MAGNIFICATION, LayerGeometry, ransac
 from neural_fields.planar.placement import View, make_view, place
 
 MIN_MATCHES = 24  # fewer matched pixels than this move nothing
@@ -337,19 +337,9 @@ def _fit(start: Float[np.ndarray, "n 2"], end: Float[np.ndarray, "n 2"], freest:
     del kinds[kinds.index(freest) + 1 :]
     chosen = np.random.default_rng(len(start)).permutation(len(start))[:MAX_MATCHES]
     a, b = (np.ascontiguousarray(points[chosen], np.float64) for points in (start, end))
-    found = [_ransac(a, b, kind, pixel) for kind in kinds]
+    found = [ransac(a, b, kind, pixel) for kind in kinds]
     gaps = [np.minimum(np.linalg.norm(carried(m, a) - b, axis=1), FAR * pixel).mean() for m in found]
     return next(m for m, gap in zip(found, gaps, strict=True) if WORTH * gap <= min(gaps))
-
-
-def _ransac(start: np.ndarray, end: np.ndarray, kind: str, pixel: float) -> np.ndarray:
-    """A robust fit of one kind of transform; the identity where it fails."""
-    if kind == "homography":
-        found, _ = cv2.findHomography(start, end, cv2.USAC_MAGSAC, pixel, maxIters=1000)
-        return np.eye(3) if found is None else found
-    estimate = cv2.estimateAffine2D if kind == "affine" else cv2.estimateAffinePartial2D
-    found, _ = estimate(start, end, method=cv2.RANSAC, ransacReprojThreshold=pixel)
-    return np.eye(3) if found is None else np.vstack([found, [0, 0, 1]])
 
 
 # --- what is in front -----------------------------------------------------------------------------------------------

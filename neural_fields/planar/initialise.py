@@ -209,17 +209,17 @@ def _fit(start: np.ndarray, end: np.ndarray, kind: str, pixel: float) -> np.ndar
 
     A freer transform always comes a little closer: to parts of an object that no mask names, say, and drifts with them.
     """
-    stiff = _ransac(start, end, "similarity", pixel)
+    stiff = ransac(start, end, "similarity", pixel)
     if kind == "similarity":
         return stiff
-    free = _ransac(start, end, kind, pixel)
+    free = ransac(start, end, kind, pixel)
     distances = (np.linalg.norm(project(m, start[:, 0]) - end[:, 0], axis=1) for m in (stiff, free))
     far_stiff, far_free = (np.minimum(distance, FAR * pixel).mean() for distance in distances)
     return free if far_free < WORTH * far_stiff else stiff
 
 
-def _ransac(start: np.ndarray, end: np.ndarray, kind: str, pixel: float) -> np.ndarray:
-    """RANSAC fit of one kind of transform; the identity where it fails."""
+def ransac(start: np.ndarray, end: np.ndarray, kind: str, pixel: float) -> Float[np.ndarray, "3 3"]:
+    """A robust fit of one kind of transform to matched points, true to a pixel; the identity where it fails."""
     if kind == "homography":
         found, _ = cv2.findHomography(start, end, cv2.USAC_MAGSAC, pixel, maxIters=1000)
         return np.eye(3) if found is None else found
