@@ -21,8 +21,10 @@ from neural_fields.data.video import write
 from neural_fields.fit_options import FitOptions
 from neural_fields.fitting import fit
 from neural_fields.planar import sheets
+from neural_fields.planar.initialise import _magnification
 from neural_fields.planar.mapping import GridMapping
 from neural_fields.planar.sheets import SpanGeometry, divide, lay_out
+from neural_fields.planar.visible import Visible
 from neural_fields.rendering import Renderer
 
 PLANE = Box(-1.0, -0.5, 1.0, 0.5)
@@ -88,6 +90,23 @@ def test_sheets_lie_apart_and_hold_what_their_frames_show() -> None:
         corner = after.homography[0] @ np.array([before.box.u0, before.box.v0, 1.0])
         assert corner[:2] / corner[2] == pytest.approx([sheet.box.u0, sheet.box.v0])
         assert sheet.box.width == pytest.approx(scale * before.box.width)
+
+
+@pytest.mark.parametrize("far", [0.0, 3.0, 8.0])
+def test_how_finely_a_frame_reads_its_sheet_does_not_depend_on_where_the_sheet_lies(far: float) -> None:
+    tilted = torch.tensor([[0.5, 0.05, 0.1], [-0.02, 0.5, 0.1], [0.15, -0.1, 1.0]])
+    aside = torch.eye(3)
+    aside[0, 2], aside[1, 2] = far, 0.7 * far
+    mapping = GridMapping(GridSettings(), 2, (64, 36))
+    mapping.place((aside @ tilted).repeat(2, 1, 1), torch.zeros(2, 2, *mapping.residual.shape[2:]))
+    uv = mapping.frames(torch.tensor([1]), 2, (64, 36))[0].detach()
+    between = torch.stack([uv[17:19, 32] - uv[17:19, 31], uv[18, 31:33] - uv[17, 31:33]]).mean(1)  # across, down
+    along = mapping.pixel_step(torch.tensor([1.0]))[0]
+    torch.testing.assert_close(along, between.T.norm(dim=1), rtol=1e-3, atol=1e-6)
+    everywhere = Visible(lambda t: np.ones((36, 64), np.float32), range(2), (64, 36))
+    pixel = 2 / 64
+    area = float(torch.linalg.det(between)) / pixel**2
+    assert _magnification(everywhere, mapping.homography.numpy()) == pytest.approx(area**-0.5, rel=1e-3)
 
 
 def test_nothing_is_blended_across_two_sheets() -> None:

@@ -24,7 +24,7 @@ from neural_fields.data.clip import Clip
 from neural_fields.data.flow import FlowField
 from neural_fields.data.region import Corners, RegionTrack, carried, pixel_xy, quad_area, quad_mask
 from neural_fields.planar.covering import WEAK, around, in_front, light, mapped, without_specks
-from neural_fields.planar.initialise import MAX_MAGNIFICATION, LayerGeometry, ransac
+from neural_fields.planar.initialise import MAX_MAGNIFICATION, LayerGeometry, ransac, scale
 from neural_fields.planar.placement import View, make_view, place
 
 MIN_MATCHES = 24  # fewer matched pixels than this move nothing
@@ -112,7 +112,7 @@ def region_geometry(
     placed = place(lambda t: make_view(clip.frames[t], visible[t]), steps, track.frame, lambda xy, uv, before: before)
     residual = np.stack([cv2.resize(one.shift, grid, interpolation=cv2.INTER_AREA) for one in placed])
     seen = visible.any((1, 2))
-    zoom = np.sqrt(np.abs(np.linalg.det(transforms[seen, :2, :2]))) if seen.any() else np.ones(1)
+    zoom = scale(transforms[seen]) if seen.any() else np.ones(1)
     finer = float((1 / np.percentile(zoom, 10)).clip(1, MAX_MAGNIFICATION))
     return LayerGeometry(transforms.astype(np.float32), residual, box, finer)
 

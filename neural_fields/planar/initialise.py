@@ -301,8 +301,13 @@ def _box(visible: Visible, homography: np.ndarray, residual: np.ndarray) -> Box:
     return Box(float(low[0]), float(low[1]), float(high[0]), float(high[1]))
 
 
+def scale(matrix: Float[np.ndarray, "n 3 3"]) -> Float[np.ndarray, " n"]:
+    """How many times larger transforms make what lies at the centre of the frame."""
+    return np.sqrt(np.abs(np.linalg.det(matrix) / matrix[:, 2, 2] ** 3))
+
+
 def _magnification(visible: Visible, homography: np.ndarray) -> float:
     """How much finer than the reference frame the layer is seen where it is seen largest (1 to MAX_MAGNIFICATION)."""
     seen = visible.area > 0
-    zoom = np.sqrt(np.abs(np.linalg.det(homography[seen, :2, :2]))) if seen.any() else np.ones(1)
+    zoom = scale(homography[seen]) if seen.any() else np.ones(1)
     return float((1 / np.percentile(zoom, 10)).clip(1, MAX_MAGNIFICATION))

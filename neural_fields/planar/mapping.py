@@ -53,6 +53,16 @@ def project(matrix: Float[Tensor, "*#n 3 3"], xy: Float[Tensor, "*#n 2"]) -> Flo
     return torch.stack([row[0] / row[2], row[1] / row[2]], dim=-1)
 
 
+def slope(matrix: Float[Tensor, "*n 3 3"]) -> Float[Tensor, "*n 2 2"]:
+    """The derivatives of u and v (rows) by x and y that homographies have at the centre of the frame.
+
+    Where there is perspective these are not the numbers of the matrix: those change with where on the plane the frame
+    lies, which says nothing about its scale.
+    """
+    depth = matrix[..., 2:, 2:]
+    return (matrix[..., :2, :2] - matrix[..., :2, 2:] / depth * matrix[..., 2:, :2]) / depth
+
+
 class GridMapping(Mapping):
     """uv = homography_t(x, y) + residual_t(x, y): the homography is geometry, the residual a grid of small shifts.
 
@@ -108,7 +118,7 @@ class GridMapping(Mapping):
 
     def pixel_step(self, t: Float[Tensor, " n"]) -> Float[Tensor, "n 2"]:
         nearest = t.round().long().clamp(0, len(self.homography) - 1)
-        return self.homography[:, :2, :2].norm(dim=2)[nearest] * self.pixel
+        return slope(self.homography[nearest]).norm(dim=2) * self.pixel
 
     def place(self, homography: Float[Tensor, "time 3 3"], shifts: Float[Tensor, "time 2 rows columns"]) -> None:
         """Starts the mapping from geometry."""

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from neural_fields import config, coords
-from neural_fields.planar.mapping import PAPER_ADAM, Mapping
+from neural_fields.planar.mapping import PAPER_ADAM, Mapping, slope
 
 FEW = 32  # moments for which the grid is made once for all points of a moment
 
@@ -97,7 +97,7 @@ class SplineMapping(Mapping):
             self.motion.copy_(found)
 
     def pixel_step(self, t: Float[Tensor, " n"]) -> Float[Tensor, "n 2"]:
-        return self.homography(t.detach())[:, :2, :2].detach().norm(dim=2) * self.pixel
+        return slope(self.homography(t.detach()).detach()).norm(dim=2) * self.pixel
 
     def param_groups(self) -> list[dict]:
         settings = self.settings
