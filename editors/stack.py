@@ -1,4 +1,4 @@
-"""The append-only stack of edits of a run: `edits/0001-name/` with `edit.json` and one RGBA overlay a layer.
+"""The append-only stack of edits of a run: `edits/0001-name/` with `edit.json`, and of a layer an overlay or a shape.
 
 An edit is written once and never changed. `edits/journal.jsonl` says what was done with the edits: one line for each
 "add", "undo" and "redo". An edit that is added after an undo ends the redo chain; the undone edits stay on disk, and
@@ -17,34 +17,53 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from neural_fields.canonical import Overlay
-from neural_fields.edits import SCHEMA, Edit, journal_path, list_edits, number_of, numbered_folders, replay
+from neural_fields.edits import (
+    SCHEMA,
+    WITH_SHAPES,
+    Edit,
+    journal_path,
+    list_edits,
+    number_of,
+    numbered_folders,
+    replay,
+)
 from neural_fields.errors import bad_input
 from neural_fields.files import atomic_write, disk_errors, make_folder, sha256_file, write_json
 from neural_fields.pictures import png_bytes
+from neural_fields.reshaping import Shape
 from neural_fields.run import Run
 
 
-def add_edit(run: Run, name: str, overlays: Mapping[str, Overlay], facts: Mapping[str, Any]) -> Edit:
+def add_edit(
+    run: Run,
+    name: str,
+    overlays: Mapping[str, Overlay],
+    facts: Mapping[str, Any],
+    shapes: Mapping[str, Shape] | None = None,
+) -> Edit:
     """Puts an edit on top of the stack.
 
     Args:
         run: the run.
         name: any text; it is reduced to a-z, 0-9 and hyphens.
-        overlays: by layer name, at least one.
+        overlays: what is painted, by layer name.
         facts: what to keep in edit.json: "editor", "source" (file and sha256), "opacity" in [0, 1], ...
+        shapes: how layers are deformed, by layer name. With the overlays there is at least one.
 
     Raises:
         UserError: no room on the disk (exit 4), or nothing to add (exit 3).
     """
-    if not overlays:
+    if not overlays and not shapes:
         raise bad_input("the edit changes no layer", where=str(run.edits))
     make_folder(run.edits)
     part = run.edits / f".part-{uuid.uuid4().hex[:12]}"
     part.mkdir()
     try:
         with disk_errors(part):
-            _write_edit(part, clean_name(name), overlays, facts)
+            _write_edit(part, clean_name(name), overlays, facts, shapes or {})
             folder = _move_into_place(part, clean_name(name))
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -89,10 +108,12 @@ def clean_name(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-") or "edit"
 
 
-def _write_edit(part: Path, name: str, overlays: Mapping[str, Overlay], facts: Mapping[str, Any]) -> None:
+def _write_edit(
+    part: Path, name: str, overlays: Mapping[str, Overlay], facts: Mapping[str, Any], shapes: Mapping[str, Shape]
+) -> None:
     layers = {}
     for number, (layer, overlay) in enumerate(overlays.items()):
-        file = f"{layer}.png" if re.fullmatch(r"[A-Za-z0-9_-]{1,100}", layer) else f"layer{number}.png"
+        file = f"{_file_stem(layer, number)}.png"
         with atomic_write(part / file) as temporary:
             temporary.write_bytes(png_bytes(overlay.rgba, bits=16))
         layers[layer] = {
@@ -102,7 +123,30 @@ def _write_edit(part: Path, name: str, overlays: Mapping[str, Overlay], facts: M
             "box": list(overlay.box.as_tuple()),
             "notes": list(overlay.notes),
         }
-    write_json(part / "edit.json", {"schema": SCHEMA, "opacity": 1.0, **facts, "name": name, "layers": layers})
+    described: dict[str, Any] = {"schema": SCHEMA, "opacity": 1.0, **facts, "name": name, "layers": layers}
+    if shapes:
+        written = {layer: _write_shape(part, _file_stem(layer, n), shapes[layer]) for n, layer in enumerate(shapes)}
+        described |= {"schema": WITH_SHAPES, "shapes": written}
+    write_json(part / "edit.json", described)
+
+
+def _write_shape(part: Path, stem: str, shape: Shape) -> dict[str, Any]:
+    """Writes the displacement of one layer, and says what is kept of it in edit.json."""
+    from safetensors.numpy import save
+
+    path = part / f"{stem}.safetensors"
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(save({"displacement": np.ascontiguousarray(shape.field, np.float32)}))
+    return {
+        "file": path.name,
+        "sha256": sha256_file(path),
+        "size": [shape.field.shape[2], shape.field.shape[1]],
+        "box": list(shape.box.as_tuple()),
+    }
+
+
+def _file_stem(layer: str, number: int) -> str:
+    return layer if re.fullmatch(r"[A-Za-z0-9_-]{1,100}", layer) else f"layer{number}"
 
 
 def _move_into_place(part: Path, name: str) -> Path:

@@ -27,7 +27,7 @@ from jaxtyping import Float, Int, UInt8
 from neural_fields.coords import Box
 from neural_fields.errors import ExitCode, UserError
 from neural_fields.files import atomic_write, read_json, require_room, write_json
-from neural_fields.lookup import RIM, at_points, enlarge, interpolated, warped, window
+from neural_fields.lookup import RIM, at_points, enlarge, warped
 from neural_fields.planar.model import PlanarModel
 from neural_fields.planar.opacity import layer_weights
 from neural_fields.planar.sheets import Chart
@@ -129,11 +129,7 @@ class Maps:
 
     def layer_weight_small(self, t: int, layer: int) -> Float[np.ndarray, "height width"]:
         """The weight of one layer at the size of the fit."""
-        return self.weight_bytes(t, layer).astype(np.float32) / 255
-
-    def weight_bytes(self, t: int, layer: int) -> UInt8[np.ndarray, "height width"]:
-        """The weight of one layer at the size of the fit as it is stored: 255 is one."""
-        return self._weight[t, layer, RIM:-RIM, RIM:-RIM]
+        return self._weight[t, layer, RIM:-RIM, RIM:-RIM].astype(np.float32) / 255
 
     def uv_part(
         self, t: int, layer: int, size: tuple[int, int], part: tuple[slice, slice]
@@ -150,36 +146,44 @@ class Maps:
             return np.ones((rows.stop - rows.start, columns.stop - columns.start, 3), np.float32)
         return enlarge(self._gain[layer][t], gain_size(self.size), size, part)
 
-    def light(
-        self, t: int, layer: int, size: tuple[int, int], part: tuple[slice, slice]
-    ) -> Float[np.ndarray, "height width 4"]:
-        """Weight times gain (RGB), and the weight, in a part (rows, columns) of the frame.
+    def rimmed(
+        self, t: int, layer: int
+    ) -> tuple[Float[np.ndarray, "height width 2"], UInt8[np.ndarray, "height width"]]:
+        """Canonical coordinates and weight (255 is one) of a layer as they are stored, with their rim."""
+        return self._uv[layer][t], self._weight[t, layer]
 
-        The product is made at the size of the fit, where there is less of it, and then enlarged.
-        """
-        rows, columns = window(self.size, size, part)
+    def light(self, t: int, layer: int, rows: slice, columns: slice) -> Float[np.ndarray, "height width 4"]:
+        """Weight times gain (RGB), and the weight, at some rows and columns of the rimmed maps."""
         weight = cv2.multiply(self._weight[t, layer][rows, columns], 1 / 255, dtype=cv2.CV_32F)
-        if self.has_gain:
-            here = (slice(rows.start - RIM, rows.stop - RIM), slice(columns.start - RIM, columns.stop - RIM))
-            lit = enlarge(self._gain[layer][t], gain_size(self.size), self.size, here)
-            light = cv2.cvtColor(cv2.multiply(cv2.cvtColor(weight, cv2.COLOR_GRAY2RGB), lit), cv2.COLOR_RGB2RGBA)
-            cv2.insertChannel(weight, light, 3)
-        else:
-            light = cv2.merge([weight] * 4)
-        return interpolated(light, (rows.start, columns.start), self.size, size, part)
+        weights = cv2.merge([weight] * 4)
+        if not self.has_gain:
+            return weights
+        here = (slice(rows.start - RIM, rows.stop - RIM), slice(columns.start - RIM, columns.stop - RIM))
+        # The fourth channel that comes with the others is one.
+        gain = cv2.cvtColor(self._gain[layer][t], cv2.COLOR_RGB2RGBA)
+        return cv2.multiply(weights, enlarge(gain, gain_size(self.size), self.size, here), dst=weights)
 
     def at(self, t: int, x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], size: tuple[int, int]) -> MapSamples:
         """All layers at scattered pixels (column x, row y) of a frame of `size`."""
-        uv = np.stack([at_points(plane[t], x, y, self.size, size) for plane in self._uv])
-        weight = np.stack([at_points(plane, x, y, self.size, size) for plane in self._weight[t]]).astype(np.float32)
+        uv = at_points([plane[t] for plane in self._uv], x, y, self.size, size)
+        weight = at_points(list(self._weight[t]), x, y, self.size, size).astype(np.float32)
         return MapSamples(uv, weight / weight.sum(0).clip(1), self._gain_at(t, x, y, size))
 
-    def at_pixels(self, t: int, x: Int[np.ndarray, " n"], y: Int[np.ndarray, " n"]) -> MapSamples:
-        """All layers at some pixels (column x, row y) of a frame of the size of the fit."""
-        place = (y + RIM) * (self.size[0] + 2 * RIM) + x + RIM
-        uv = np.stack([plane[t].reshape(-1, 2)[place] for plane in self._uv])
-        weight = self._weight[t].reshape(len(self.layers), -1)[:, place].astype(np.float32)
-        return MapSamples(uv, weight / weight.sum(0).clip(1), self._gain_at(t, x, y, self.size))
+    def at_samples(
+        self, t: int, x: Int[np.ndarray, " n"], y: Int[np.ndarray, " n"]
+    ) -> tuple[Float[np.ndarray, "layers n 2"], Float[np.ndarray, "layers n"], Float[np.ndarray, "layers n 4"]]:
+        """Canonical coordinates, weight (sums to one) and gain of all layers at some samples of the rimmed maps.
+
+        They lie at column x and row y. The fourth channel of the gain is one.
+        """
+        place = y * (self.size[0] + 2 * RIM) + x
+        uv = np.stack([plane[t].reshape(-1, 2).take(place, axis=0) for plane in self._uv])
+        weight = np.stack([plane.reshape(-1).take(place) for plane in self._weight[t]]).astype(np.float32)
+        weight /= np.maximum(weight.sum(0), 1)
+        if not self.has_gain:
+            return uv, weight, np.ones((len(uv), len(x), 4), np.float32)
+        gains = [cv2.cvtColor(plane[t], cv2.COLOR_RGB2RGBA) for plane in self._gain]
+        return uv, weight, at_points(gains, x - RIM, y - RIM, gain_size(self.size), self.size)
 
     def enlarged(
         self,
@@ -188,16 +192,16 @@ class Maps:
         size: tuple[int, int],
         part: tuple[slice, slice],
     ) -> Float[np.ndarray, "rows columns c"]:
-        """Values at the size of the fit, of which the first lies at pixel `corner` (row, column), in a part of a frame.
+        """Values at the size of the fit in a part (rows, columns) of a frame of `size`.
 
-        Beyond their edges the last ones go on.
+        The first of them lies at `corner` (row, column) of the rimmed maps. Beyond their edges the last ones go on.
         """
-        return warped(values, (corner[0] + RIM, corner[1] + RIM), self.size, size, part)
+        return warped(values, corner, self.size, size, part)
 
     def _gain_at(self, t: int, x: np.ndarray, y: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         if not self.has_gain:
             return np.ones((len(self.layers), len(x), 3), np.float32)
-        return np.stack([at_points(plane[t], x, y, gain_size(self.size), size) for plane in self._gain])
+        return at_points([plane[t] for plane in self._gain], x, y, gain_size(self.size), size)
 
     @cached_property
     def _uv(self) -> list[_StoredFrames]:

@@ -1,7 +1,7 @@
 """Reading the stack of edits of a run: which edits there are, which are active, and what they put on a layer.
 
-The folders and the journal are those that `editors/stack.py` writes: `edits/0001-name/` with `edit.json` and one RGBA
-overlay a layer. The renderer needs no more than this of an edit.
+The folders and the journal are those that `editors/stack.py` writes: `edits/0001-name/` with `edit.json`, and for a
+layer one RGBA overlay, one shape or both. The renderer needs no more than this of an edit.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from neural_fields.coords import Box
 from neural_fields.errors import ExitCode, UserError, bad_input
 from neural_fields.files import read_json, sha256_file
 from neural_fields.pictures import premultiplied, read_picture, straight
+from neural_fields.reshaping import Shape
 from neural_fields.run import Run
 
 SCHEMA = 1
+WITH_SHAPES = 2  # the schema of an edit that an older program must not show without its shapes
 _FOLDER = re.compile(r"(\d{4,})-([a-z0-9-]+)")
 _OPERATIONS = ("add", "undo", "redo")
 
@@ -95,6 +97,40 @@ def read_overlay(edit: Edit, layer: str) -> Overlay:
     return Overlay(picture.rgba, Box(*map(float, entry["box"])))
 
 
+def read_shape(edit: Edit, layer: str) -> Shape:
+    """The shape of one layer, checked against its hash.
+
+    Raises:
+        UserError: a missing, damaged or changed file (exit 5).
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    entry = edit.facts["shapes"][layer]
+    path = edit.folder / entry["file"]
+    try:
+        changed = sha256_file(path) != entry["sha256"]
+        field = None if changed else load_file(path)["displacement"]
+    except (OSError, SafetensorError, KeyError) as problem:
+        raise _damaged(edit.folder, f"{entry['file']} cannot be read") from problem
+    if field is None or list(field.shape) != [2, *reversed(entry["size"])] or not np.isfinite(field).all():
+        raise _damaged(edit.folder, f"{entry['file']} is not the file that was added")
+    return Shape(field.astype(np.float32), Box(*map(float, entry["box"])))
+
+
+def read_shapes(edits: Sequence[Edit]) -> dict[str, tuple[Shape, ...]]:
+    """The shapes of some edits by layer, in their order.
+
+    Raises:
+        UserError: a missing, damaged or changed file (exit 5).
+    """
+    found: dict[str, tuple[Shape, ...]] = {}
+    for edit in edits:
+        for layer in edit.facts.get("shapes", {}):
+            found[layer] = (*found.get(layer, ()), read_shape(edit, layer))
+    return found
+
+
 def flatten(
     edits: Sequence[Edit], layer: str, size: tuple[int, int] | None = None, box: Box | None = None
 ) -> Overlay | None:
@@ -106,7 +142,7 @@ def flatten(
         size: (width, height) of the result; by default the largest overlay's.
         box: what the result covers; by default the newest overlay's box.
     """
-    parts = [(read_overlay(edit, layer), edit.opacity) for edit in edits if layer in edit.layers]
+    parts = [(read_overlay(edit, layer), edit.opacity) for edit in edits if layer in edit.facts["layers"]]
     if not parts:
         return None
     box = box or parts[-1][0].box
@@ -191,20 +227,25 @@ def _read_edit(folder: Path, active: bool, redoable: bool) -> Edit:
         raise _damaged(folder, "edit.json is missing or cannot be read") from problem
     if not isinstance(facts, dict) or not _is_complete(facts):
         raise _damaged(folder, "edit.json is incomplete")
-    missing = [entry["file"] for entry in facts["layers"].values() if not (folder / entry["file"]).is_file()]
+    shapes = facts.get("shapes", {})
+    entries = [*facts["layers"].values(), *shapes.values()]
+    missing = [entry["file"] for entry in entries if not (folder / entry["file"]).is_file()]
     if missing:
         raise _damaged(folder, f"{missing[0]} is missing")
-    return Edit(folder, int(match[1]), match[2], tuple(facts["layers"]), active, redoable, facts)
+    layers = tuple(dict.fromkeys([*facts["layers"], *shapes]))
+    return Edit(folder, int(match[1]), match[2], layers, active, redoable, facts)
 
 
 def _is_complete(facts: Mapping[str, Any]) -> bool:
-    layers = facts.get("layers")
+    layers, shapes = facts.get("layers"), facts.get("shapes", {})
     opacity = facts.get("opacity", 1.0)
-    if facts.get("schema") != SCHEMA or not isinstance(layers, dict) or not layers:
+    if facts.get("schema") not in (SCHEMA, WITH_SHAPES) or not isinstance(layers, dict) or not isinstance(shapes, dict):
+        return False
+    if not layers and not shapes:
         return False
     if not isinstance(opacity, int | float) or not 0 <= opacity <= 1:
         return False
-    return all(_is_layer(entry) for entry in layers.values())
+    return all(_is_layer(entry) for entry in (*layers.values(), *shapes.values()))
 
 
 def _is_layer(entry: Any) -> bool:

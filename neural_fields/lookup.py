@@ -7,6 +7,7 @@ looks up four channels exactly and fast, two in steps of 1/32 and slowly: so two
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -21,7 +22,9 @@ def enlarge(
     """Linear interpolation of a rimmed map to pixel centres of `size`, or of a part (rows, columns) of it."""
     part = part or (slice(0, size[1]), slice(0, size[0]))
     rows, columns = window(stored, size, part)
-    return interpolated(values[rows, columns], (rows.start, columns.start), stored, size, part)
+    if stored == size:
+        return np.ascontiguousarray(values[rows, columns])
+    return warped(values[rows, columns], (rows.start, columns.start), stored, size, part)
 
 
 def window(stored: tuple[int, int], size: tuple[int, int], part: tuple[slice, slice]) -> tuple[slice, slice]:
@@ -35,19 +38,6 @@ def window(stored: tuple[int, int], size: tuple[int, int], part: tuple[slice, sl
         # One sample more on each side: what OpenCV rounds must not fall over the edge.
         found.append(slice(max(0, first - 1), min(kept + 2 * RIM, last + 3)))
     return found[0], found[1]
-
-
-def interpolated(
-    values: np.ndarray,
-    origin: tuple[int, int],
-    stored: tuple[int, int],
-    size: tuple[int, int],
-    part: tuple[slice, slice],
-) -> np.ndarray:
-    """A part (rows, columns) of a frame of `size` from the window of a rimmed map that `window` found for it."""
-    if stored == size:
-        return np.ascontiguousarray(values)
-    return warped(values, origin, stored, size, part)
 
 
 def warped(
@@ -85,24 +75,28 @@ def _padded(values: np.ndarray) -> np.ndarray:
 
 def _unpadded(found: np.ndarray, channels: tuple[int, ...]) -> np.ndarray:
     """What `_padded` was given, after a lookup."""
-    if found.shape[2:] == channels:
-        return found
-    kept = np.empty((*found.shape[:2], *channels), found.dtype)
-    cv2.mixChannels([found], [kept], [i for number in range(channels[0]) for i in (number, number)])
+    return found if found.shape[2:] == channels else first_channels(found, channels[0])
+
+
+def first_channels(image: np.ndarray, count: int) -> np.ndarray:
+    """An image of the first channels of another; many times as fast as copying a slice."""
+    kept = np.empty((*image.shape[:2], count), image.dtype)
+    cv2.mixChannels([image], [kept], [i for number in range(count) for i in (number, number)])
     return kept
 
 
 def at_points(
-    values: np.ndarray, x: np.ndarray, y: np.ndarray, stored: tuple[int, int], size: tuple[int, int]
+    maps: Sequence[np.ndarray], x: np.ndarray, y: np.ndarray, stored: tuple[int, int], size: tuple[int, int]
 ) -> np.ndarray:
-    """Linear interpolation of a rimmed map at scattered pixels of `size`; [n] or [n, channels]."""
+    """Linear interpolation of rimmed maps at scattered pixels of `size`; [maps, n] or [maps, n, channels]."""
+    if not len(x):
+        return np.stack([np.zeros((0, *values.shape[2:]), values.dtype) for values in maps])
     column = ((x + 0.5) * (stored[0] / size[0]) - 0.5 + RIM).astype(np.float32)
     row = ((y + 0.5) * (stored[1] / size[1]) - 0.5 + RIM).astype(np.float32)
-    if not len(x):
-        return np.zeros((0, *values.shape[2:]), values.dtype)
     left, top = max(0, int(column.min()) - 1), max(0, int(row.min()) - 1)
-    near = values[top : int(row.max()) + 3, left : int(column.max()) + 3]
-    return scattered(near, column - left, row - top)
+    near = (slice(top, int(row.max()) + 3), slice(left, int(column.max()) + 3))
+    column, row = column - left, row - top
+    return np.stack([scattered(values[near], column, row) for values in maps])
 
 
 def scattered(image: np.ndarray, x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> np.ndarray:
@@ -110,10 +104,11 @@ def scattered(image: np.ndarray, x: Float[np.ndarray, " n"], y: Float[np.ndarray
     side = 1 << 14  # OpenCV's remap takes images below 32768 on a side
     padded, mode = _padded(image), cv2.BORDER_REPLICATE
     parts = [
-        cv2.remap(padded, x[i : i + side, None], y[i : i + side, None], cv2.INTER_LINEAR, borderMode=mode)
+        cv2.remap(padded, x[None, i : i + side], y[None, i : i + side], cv2.INTER_LINEAR, borderMode=mode)
         for i in range(0, len(x), side)
     ]
     channels = image.shape[2:]
     if not parts:
         return np.zeros((0, *channels), image.dtype)
-    return _unpadded(np.concatenate(parts), channels).reshape(len(x), *channels)
+    # As one row, which takes a third of the time of one column.
+    return _unpadded(np.concatenate(parts, axis=1), channels).reshape(len(x), *channels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +18,7 @@ from neural_fields import canonical
 from neural_fields.baking import Maps
 from neural_fields.data.facts import VideoFacts, parse_size
 from neural_fields.data.video import CODECS, source_frames, write
-from neural_fields.edits import active_edits, flatten
+from neural_fields.edits import active_edits, flatten, read_shapes
 from neural_fields.errors import ExitCode, UserError, bad_input
 from neural_fields.files import read_json
 from neural_fields.fit_record import read_fit_record, require_source
@@ -25,7 +26,9 @@ from neural_fields.fitting import load_model
 from neural_fields.planar.model import composite
 from neural_fields.prefetch import prefetch
 from neural_fields.rendering import Renderer
+from neural_fields.reshaping import Reshaper
 from neural_fields.run import Run
+from neural_fields.threads import available_cores
 
 What = Literal["edit", "reconstruction", "compare", "layers"]
 
@@ -57,16 +60,31 @@ def render(run: Run, options: RenderOptions | None = None, report: Reporter = la
     if options.codec not in CODECS:
         raise bad_input(f"unknown codec '{options.codec}'", why=f"codecs: {', '.join(CODECS)}", fix="--codec h264")
     size = parse_size(options.size, facts.width, facts.height)
-    if options.what == "layers":
-        return [_render_layer(run, maps, facts, chosen, size, options, name) for name in maps.layers]
-    if options.what == "edit":
-        frames = _edited(run, maps, facts, chosen, size, options)
-    elif options.what == "reconstruction":
-        frames = _reconstructed(run, size, maps.frame_count)
-    else:
-        frames = _compared(run, maps, facts, chosen, size, options)
-    path = options.out or run.renders / f"{_stem(run, options)}{_suffix(options.codec)}"
-    return [_write(path, frames, facts, chosen, options, report, maps.frame_count)]
+    with _shared_cores():
+        if options.what == "layers":
+            return [_render_layer(run, maps, facts, chosen, size, options, name) for name in maps.layers]
+        if options.what == "edit":
+            frames = _edited(run, maps, facts, chosen, size, options)
+        elif options.what == "reconstruction":
+            frames = _reconstructed(run, size, maps.frame_count)
+        else:
+            frames = _compared(run, maps, facts, chosen, size, options)
+        path = options.out or run.renders / f"{_stem(run, options)}{_suffix(options.codec)}"
+        return [_write(path, frames, facts, chosen, options, report, maps.frame_count)]
+
+
+@contextmanager
+def _shared_cores() -> Iterator[None]:
+    """Leaves half of the cores to the decoder and the encoder while OpenCV works beside them.
+
+    On two cores all are busy anyway, and splitting a lookup once more only costs time.
+    """
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(max(1, min(before, available_cores() // 2)))
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
 
 
 def source_facts(run: Run) -> tuple[VideoFacts, range]:
@@ -98,7 +116,9 @@ def open_renderer(run: Run, maps: Maps, names: Sequence[str] = ()) -> Renderer:
         overlays = pool.map(lambda name: flatten(edits, name), maps.layers)
         pictures = pool.map(lambda name: canonical.pristine(run.canonical, name), maps.layers)
         found = {name: overlay for name, overlay in zip(maps.layers, overlays, strict=True) if overlay is not None}
-        return Renderer(maps, dict(zip(maps.layers, pictures, strict=True)), found)
+        images = dict(zip(maps.layers, pictures, strict=True))
+    shapes = read_shapes(edits)
+    return Reshaper(maps, images, found, shapes) if shapes else Renderer(maps, images, found)
 
 
 def _edited(
@@ -106,7 +126,7 @@ def _edited(
 ) -> Iterator[np.ndarray]:
     """The source with the edits on it."""
     renderer = open_renderer(run, maps, options.edits)
-    if not renderer.edits:
+    if not renderer.changes_something:
         raise bad_input(
             "there is no edit to render",
             where=str(run.edits),
@@ -142,7 +162,7 @@ def _compared(
     renderer = open_renderer(run, maps, options.edits)
     sources = _at_size(source_frames(facts, chosen), size)
     for t, (source, shown) in enumerate(zip(sources, _reconstructed(run, size, maps.frame_count), strict=True)):
-        parts = [source, shown] + ([renderer.render_frame(t, source)] if renderer.edits else [])
+        parts = [source, shown] + ([renderer.render_frame(t, source)] if renderer.changes_something else [])
         yield np.concatenate(parts, axis=1)
 
 

@@ -23,12 +23,13 @@ from jaxtyping import Float, UInt8
 from neural_fields.baking import Maps
 from neural_fields.canonical import CanonicalImage, Overlay
 from neural_fields.coords import Box
-from neural_fields.lookup import scattered
+from neural_fields.lookup import RIM, first_channels, scattered
 from neural_fields.pictures import straight
 
 ALONE = 0.996  # a layer with this weight or more is all there is in a pixel
 BAND = 64
 REACH = 2  # pixels of the fit around those touched that are looked at too
+MARGIN = REACH + 1  # those that are kept around them: what the outermost is interpolated from
 
 Part = tuple[slice, slice]  # rows and columns of a frame
 
@@ -56,26 +57,27 @@ def prepare(overlay: Overlay) -> EditTexture:
 
 
 @dataclass(frozen=True)
+class Look:
+    """What is known of a layer's edit in a frame, at the size of the fit and around what it touches."""
+
+    layer: int
+    corner: tuple[int, int]  # (row, column) in the rimmed maps of the first value of each of these:
+    touched: UInt8[np.ndarray, "height width"]  # other than zero where the edit may change the frame
+    mixed: UInt8[np.ndarray, "height width"]  # other than zero where layers share such a pixel, and around it
+    light: Float[np.ndarray, "height width 4"]  # of the layer: weight times gain, and the weight
+    texels: Float[np.ndarray, "height width 4"]  # positions (x, y, x, y) in
+    image: Float[np.ndarray, "_ _ 4"]  # the copy of the overlay to look up
+
+
+@dataclass(frozen=True)
 class Excess:
-    """In pixels that layers share: the model's colour of one layer less the model's colour of the pixel.
+    """In pixels that layers share: the model's colour of each layer less the model's colour of the pixel.
 
     At the size of the fit, where it is smooth enough, and in 8-bit units.
     """
 
-    values: Float[np.ndarray, "height width 4"]  # the fourth channel is empty
-    corner: tuple[int, int]  # (row, column) of the first value in the frame
-
-
-@dataclass(frozen=True)
-class Look:
-    """What is known of a layer's edit in a frame, at the size of the fit."""
-
-    t: int
-    layer: int
-    level: int  # which copy of the overlay to look up
-    touched: UInt8[np.ndarray, "height width"]  # other than zero where the edit may change the frame
-    mixed: UInt8[np.ndarray, "height width"]  # other than zero where layers share such a pixel, and around it
-    excess: Excess | None
+    corner: tuple[int, int]  # (row, column) in the rimmed maps of the first values
+    of_layer: Mapping[int, Float[np.ndarray, "height width 4"]]  # the fourth channel is empty
 
 
 class Renderer:
@@ -92,6 +94,11 @@ class Renderer:
         self.edits = {maps.layers.index(name): prepare(overlay) for name, overlay in overlays.items()}
         self.canonicals = [(canonicals[name].array(), canonicals[name].box) for name in maps.layers]
 
+    @property
+    def changes_something(self) -> bool:
+        """Whether a frame can come out different."""
+        return bool(self.edits)
+
     def render(
         self, frames: Iterable[tuple[int, UInt8[np.ndarray, "height width 3"]]]
     ) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
@@ -103,17 +110,16 @@ class Renderer:
         """One frame with the overlays on it, at the size of `source`."""
         size = (source.shape[1], source.shape[0])
         looks = [look for layer in self.edits if (look := self._look(t, layer, size)) is not None]
+        excess = self._excess(t, looks)
         result = source
-        for band, rows in _bands(self.maps.size[1], size[1]):
-            changes = []
-            for look in looks:
-                columns = _columns(look.touched[band], size[0])
-                change = self._change(look, size, band, (rows, columns)) if columns else None
-                if columns and change is not None:
-                    changes.append(((rows, columns), change))
+        for rows in _bands(self.maps.size[1], size[1]):
+            found = [(self._part(look.touched, look.corner, size, rows), look) for look in looks]
+            changes = [(part, self._change(look, excess, size, part)) for part, look in found if part is not None]
             for part, change in _apart(changes):
-                result = source.copy() if result is source else result
-                result[part] = _over(source[part], change)
+                changed = _over(source[part], change)
+                if changed is not None:
+                    result = source.copy() if result is source else result
+                    result[part] = changed
         return result
 
     def overlay_in_frame(
@@ -127,66 +133,107 @@ class Renderer:
 
     def _look(self, t: int, layer: int, size: tuple[int, int]) -> Look | None:
         """What is known of a layer's edit in a frame before any pixel of it is made; None if it changes no pixel."""
-        edit = self.edits[layer]
-        texels = _texel_positions(self.maps.uv_small(t, layer), edit.box, edit.reach.shape)
+        edit, (uv, weight) = self.edits[layer], self.maps.rimmed(t, layer)
+        seen = _around(weight)
+        if seen is None:
+            return None
+        texels = _texel_positions(uv[seen], edit.box, edit.reach.shape)
         reach = cv2.remap(edit.reach, texels, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
-        weight = self.maps.weight_bytes(t, layer)
-        touched = cv2.bitwise_and(reach, weight)  # of a byte that is 0 or 255 and another: zero where either is
-        left, top, width, height = cv2.boundingRect(touched)
-        if not width:
+        touched = cv2.bitwise_and(reach, weight[seen])  # of a byte that is 0 or 255 and another: zero where either is
+        near = _around(touched)
+        if near is None:
             return None
-        level = _level(texels[top : top + height, left : left + width] * np.float32(self.maps.size[0] / size[0]))
-        mixed = cv2.bitwise_and(touched, cv2.compare(weight, round(255 * ALONE), cv2.CMP_LT))
+        touched, texels = touched[near], texels[near]
+        level = min(len(edit.levels) - 1, _level(texels, self.maps.size[0] / size[0]))
+        if level:
+            texels = _texel_positions(uv[seen][near], edit.box, edit.levels[level].shape)
+        rows, columns = (_outside(inner, outer) for inner, outer in zip(near, seen, strict=True))
+        mixed = cv2.bitwise_and(touched, cv2.compare(weight[rows, columns], round(255 * ALONE), cv2.CMP_LT))
         mixed = cv2.dilate(mixed, np.ones((3, 3), np.uint8))  # enlarging looks at the neighbours too
-        return Look(t, layer, level, touched, mixed, self._excess(t, layer, mixed))
+        light = self.maps.light(t, layer, rows, columns)
+        corner = (rows.start, columns.start)
+        return Look(layer, corner, touched, mixed, light, cv2.merge([texels, texels]), edit.levels[level])
 
-    def _excess(self, t: int, layer: int, mixed: UInt8[np.ndarray, "height width"]) -> Excess | None:
-        """What `mixed` pixels need to be told apart into layers; None if there are none."""
-        left, top, width, height = cv2.boundingRect(mixed)
-        if not width:
+    def _excess(self, t: int, looks: Sequence[Look]) -> Excess | None:
+        """What is needed to tell apart the layers of the pixels that they share; None if they share none."""
+        width, height = (side + 2 * RIM for side in self.maps.size)
+        own = np.zeros((len(looks), height, width), np.uint8)
+        for plane, look in zip(own, looks, strict=True):
+            (row, column), (rows, columns) = look.corner, look.mixed.shape
+            plane[row : row + rows, column : column + columns] = look.mixed
+        mixed = own.max(axis=0, initial=0)
+        near = _around(mixed)
+        if near is None:
             return None
-        values = np.zeros((height, width, 4), np.float32)
-        x, y = cv2.findNonZero(mixed[top : top + height, left : left + width]).reshape(-1, 2).T
-        samples = self.maps.at_pixels(t, x + left, y + top)
+        rows, columns = near
+        x, y = cv2.findNonZero(mixed[near]).reshape(-1, 2).T
+        uvs, weights, gains = self.maps.at_samples(t, x + columns.start, y + rows.start)
         lit = [
             _canonical_colors(image, box, uv) * gain
-            for (image, box), uv, gain in zip(self.canonicals, samples.uv, samples.gain, strict=True)
+            for (image, box), uv, gain in zip(self.canonicals, uvs, gains, strict=True)
         ]
-        seen = sum(color * weight[:, None] for color, weight in zip(lit, samples.weight, strict=True))
-        values[y, x, :3] = 255 * (lit[layer] - seen)
-        return Excess(values, (top, left))
+        seen = sum(color * _four_times(weight) for color, weight in zip(lit, weights, strict=True))
+        of_layer, place = {}, y * (columns.stop - columns.start) + x
+        for plane, look in zip(own, looks, strict=True):
+            values = np.zeros((*mixed[near].shape, 4), np.float32)
+            shared = (plane[near].reshape(-1).take(place) > 0).astype(np.float32)
+            values.reshape(-1, 4)[place] = (lit[look.layer] - seen) * _four_times(255 * shared)
+            cv2.insertChannel(np.zeros(values.shape[:2], np.float32), values, 3)
+            of_layer[look.layer] = values
+        return Excess((rows.start, columns.start), of_layer)
+
+    def _part(
+        self, touched: UInt8[np.ndarray, "height width"], corner: tuple[int, int], size: tuple[int, int], rows: slice
+    ) -> Part | None:
+        """The part of a band of rows of a frame that may change, by what is touched at the size of the fit."""
+        scale_x, scale_y = (wanted / stored for wanted, stored in zip(size, self.maps.size, strict=True))
+        # Where the first value lies in the frame without its rim, and the values that may reach into the band.
+        down, across = corner[0] - RIM, corner[1] - RIM
+        first = max(0, int(rows.start / scale_y) - REACH - down)
+        last = max(first, math.ceil(rows.stop / scale_y) + REACH - down)
+        left, top, width, height = cv2.boundingRect(touched[first:last]) if first < len(touched) else (0, 0, 0, 0)
+        if not width:
+            return None
+        left, top = left + across, top + first + down
+        return (
+            slice(
+                max(rows.start, int((top - REACH) * scale_y)),
+                min(rows.stop, math.ceil((top + height + REACH) * scale_y)),
+            ),
+            slice(max(0, int((left - REACH) * scale_x)), min(size[0], math.ceil((left + width + REACH) * scale_x))),
+        )
 
     def _change(
-        self, look: Look, size: tuple[int, int], band: slice, part: Part
-    ) -> Float[np.ndarray, "rows columns 4"] | None:
+        self, look: Look, excess: Excess | None, size: tuple[int, int], part: Part
+    ) -> Float[np.ndarray, "rows columns 4"]:
         """What an edit does to a part of the source: what it adds (RGB), and how much of the source it hides.
 
-        None if it does nothing. Colours are in 8-bit units. Four channels at a time are what OpenCV is quickest at.
+        Colours are in 8-bit units. Four channels at a time are what OpenCV is quickest at.
         """
-        uv = self.maps.uv_part(look.t, look.layer, size, part)
-        light = self.maps.light(look.t, look.layer, size, part)
-        change = cv2.multiply(_lookup(self.edits[look.layer], uv, look.level), light)
-        strength = cv2.extractChannel(change, 3)
-        if not cv2.countNonZero(strength):
-            return None
-        columns = _columns(look.mixed[band], size[0])
-        if look.excess is not None and columns is not None:
-            columns = slice(max(columns.start, part[1].start), min(columns.stop, part[1].stop))
-            excess = self.maps.enlarged(look.excess.values, look.excess.corner, size, (part[0], columns))
-            here = change[:, _inside(columns, part[1])]
-            shares = cv2.cvtColor(strength[:, _inside(columns, part[1])], cv2.COLOR_GRAY2RGBA)
-            here -= cv2.multiply(excess, shares)
+        texels = first_channels(self.maps.enlarged(look.texels, look.corner, size, part), 2)
+        light = self.maps.enlarged(look.light, look.corner, size, part)
+        change = cv2.remap(look.image, texels, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
+        change = cv2.multiply(change, light, dst=change)
+        mixed = self._part(look.mixed, look.corner, size, part[0])
+        if excess is not None and mixed is not None and _overlap(mixed, part):
+            rows, columns = mixed[0], slice(max(mixed[1].start, part[1].start), min(mixed[1].stop, part[1].stop))
+            more = self.maps.enlarged(excess.of_layer[look.layer], excess.corner, size, (rows, columns))
+            here = change[_inside(rows, part[0]), _inside(columns, part[1])]
+            here -= cv2.multiply(more, cv2.cvtColor(cv2.extractChannel(here, 3), cv2.COLOR_GRAY2RGBA))
         return change
 
 
 def _over(
     source: UInt8[np.ndarray, "rows columns 3"], change: Float[np.ndarray, "rows columns 4"]
-) -> UInt8[np.ndarray, "rows columns 3"]:
-    """The source under a change.
+) -> UInt8[np.ndarray, "rows columns 3"] | None:
+    """The source under a change; None if nothing of it is hidden.
 
     Rounds and saturates; 8-bit values are exact in float32, so where the change is zero the source comes back.
     """
-    kept = cv2.cvtColor(cv2.subtract(1.0, cv2.extractChannel(change, 3)), cv2.COLOR_GRAY2RGB)
+    strength = cv2.extractChannel(change, 3)
+    if not cv2.countNonZero(strength):
+        return None
+    kept = cv2.cvtColor(cv2.subtract(1.0, strength), cv2.COLOR_GRAY2RGB)
     seen = cv2.multiply(source, kept, dtype=cv2.CV_32F)
     return cv2.add(seen, cv2.cvtColor(change, cv2.COLOR_RGBA2RGB), dtype=cv2.CV_8U)
 
@@ -216,27 +263,33 @@ def _inside(part: slice, whole: slice) -> slice:
     return slice(part.start - whole.start, part.stop - whole.start)
 
 
-def _bands(stored: int, wanted: int) -> Iterator[tuple[slice, slice]]:
-    """Bands of rows: rows of the fit that may reach into one, and the rows of the frame that it has.
+def _outside(part: slice, whole: slice) -> slice:
+    """A part of `whole`, in terms of what `whole` is a part of."""
+    return slice(part.start + whole.start, part.stop + whole.start)
+
+
+def _around(touched: UInt8[np.ndarray, "height width"]) -> Part | None:
+    """The rows and columns of what is other than zero and its surroundings; None if everything is zero."""
+    left, top, width, height = cv2.boundingRect(touched)
+    if not width:
+        return None
+    rows, columns = touched.shape
+    return (
+        slice(max(0, top - MARGIN), min(rows, top + height + MARGIN)),
+        slice(max(0, left - MARGIN), min(columns, left + width + MARGIN)),
+    )
+
+
+def _bands(stored: int, wanted: int) -> Iterator[slice]:
+    """Bands of rows of a frame, each made of whole rows of the fit.
 
     What is looked up and blended for one band stays in the processor's cache; whole frames do not.
     """
-    scale = wanted / stored
-    height = max(1, round(BAND / scale))
+    height = max(1, round(BAND * stored / wanted))
     for start in range(0, stored, height):
-        stop = min(stored, start + height)
-        rows = slice(round(start * scale), round(stop * scale))
+        rows = slice(round(start * wanted / stored), round(min(stored, start + height) * wanted / stored))
         if rows.stop > rows.start:
-            yield slice(max(0, start - REACH), stop + REACH), rows
-
-
-def _columns(touched: UInt8[np.ndarray, "rows columns"], wanted: int) -> slice | None:
-    """The columns of a frame that may change, from those touched at the size of the fit."""
-    left, _, width, _ = cv2.boundingRect(touched)
-    if not width:
-        return None
-    scale = wanted / touched.shape[1]
-    return slice(max(0, int((left - REACH) * scale)), min(wanted, math.ceil((left + width + REACH) * scale)))
+            yield rows
 
 
 def _texel_positions(uv: Float[np.ndarray, "*n 2"], box: Box, shape: tuple[int, ...]) -> Float[np.ndarray, "*n 2"]:
@@ -255,18 +308,29 @@ def _lookup(
     return cv2.remap(image, texels, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
 
 
-def _level(texels: Float[np.ndarray, "rows columns 2"]) -> int:
-    """How often to halve the overlay so that neighbouring pixels are at most about 1.5 texels apart."""
+def _level(texels: Float[np.ndarray, "rows columns 2"], step: float = 1.0) -> int:
+    """How often to halve the overlay so that neighbouring pixels are at most about 1.5 texels apart.
+
+    Args:
+        texels: positions of neighbouring samples.
+        step: samples from one pixel to the next.
+    """
     if texels.shape[1] < 2:
         return 0
     rows, columns = (max(1, side // 16) for side in texels.shape[:2])
     x, y = (texels[::rows, 1::columns] - texels[::rows, :-1:columns]).reshape(-1, 2).T
     squares = np.sort(x * x + y * y)  # np.median takes longer than a remap
-    return max(0, round(0.5 * math.log2(max(1e-12, float(squares[len(squares) // 2])))))
+    return max(0, round(0.5 * math.log2(max(1e-12, step**2 * float(squares[len(squares) // 2])))))
 
 
 def _canonical_colors(
     image: Float[np.ndarray, "height width 4"], box: Box, uv: Float[np.ndarray, "n 2"]
-) -> Float[np.ndarray, "n 3"]:
-    texels = _texel_positions(uv[:, None], box, image.shape)[:, 0]
-    return scattered(image, texels[:, 0], texels[:, 1])[:, :3]
+) -> Float[np.ndarray, "n 4"]:
+    texels = _texel_positions(uv[None], box, image.shape)
+    x, y = (plane.reshape(-1) for plane in cv2.split(texels))
+    return scattered(image, x, y)
+
+
+def _four_times(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n 4"]:
+    """One value for each of four channels; multiplying by them takes a tenth of the time of broadcasting."""
+    return cv2.merge([values] * 4).reshape(-1, 4)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
-from neural_fields import coords, rendering
+from neural_fields import coords, output, rendering
 from neural_fields.baking import Maps, bake
 from neural_fields.canonical import CanonicalImage, Overlay
 from neural_fields.config import Config
@@ -18,6 +19,7 @@ from neural_fields.planar.build import build
 from neural_fields.planar.model import LayerShape, ModelShape, PlanarModel
 from neural_fields.rendering import Renderer
 from neural_fields.run import Run
+from neural_fields.threads import available_cores
 
 WIDTH, HEIGHT, FRAMES = 48, 32, 5
 NAMES = ("foreground", "background")
@@ -99,18 +101,30 @@ def test_one_painted_texel_under_an_identity_mapping_changes_one_pixel_to_that_c
         assert np.array_equal(shown, expected)
 
 
-def test_pixels_without_an_edit_under_them_are_the_sources_bit_for_bit(run: Run) -> None:
+@pytest.mark.parametrize("size", [(WIDTH, HEIGHT), (2 * WIDTH, 2 * HEIGHT), (107, 71)])
+def test_pixels_without_an_edit_under_them_are_the_sources_bit_for_bit(run: Run, size: tuple[int, int]) -> None:
     model = two_layers()
     maps = bake(run, model, 1)
     overlay = filled(Box(-1.4, -1.2, 1.4, 1.2), (60, 50), (slice(20, 26), slice(24, 33)), (*RED, 0.7))
     renderer = Renderer(maps, pictures(model), {"foreground": overlay})
     for t in range(FRAMES):
-        texels = coords.uv_to_texels(torch.from_numpy(maps.uv(t, 0, (WIDTH, HEIGHT))), overlay.box, 60, 50).numpy()
+        texels = coords.uv_to_texels(torch.from_numpy(maps.uv(t, 0, size)), overlay.box, 60, 50).numpy()
         # A bilinear lookup reaches less than one texel beyond the painted ones' centres.
-        outside = (texels < [23.5, 19.5]).any(-1) | (texels > [33.5, 26.5]).any(-1)
-        shown, source = renderer.render_frame(t, noise(seed=t)), noise(seed=t)
+        outside = (texels < [23.49, 19.49]).any(-1) | (texels > [33.51, 26.51]).any(-1)
+        shown, source = renderer.render_frame(t, noise(size, t)), noise(size, t)
         assert np.array_equal(shown[outside], source[outside])
         assert (shown != source).any(-1)[~outside].mean() > 0.3
+
+
+@pytest.mark.parametrize("size", [(WIDTH, HEIGHT), (2 * WIDTH, 2 * HEIGHT), (107, 71), (50, 32), (31, 21)])
+def test_an_edit_of_the_whole_layer_leaves_no_pixel_out_not_even_at_the_edges(run: Run, size: tuple[int, int]) -> None:
+    box = Box(-3.0, -2.0, 3.0, 2.0)
+    overlay = filled(box, (90, 60), (slice(None), slice(None)), (*RED, 1))
+    renderer = Renderer(
+        shifted_maps(run, (2.5, -1.5), box), {"background": blank("background", box)}, {"background": overlay}
+    )
+    for t in range(FRAMES):
+        assert (renderer.render_frame(t, noise(size, t)) == np.rint(255 * np.array(RED))).all()
 
 
 def test_a_frame_that_does_not_show_the_edit_is_the_very_source_frame(run: Run) -> None:
@@ -328,14 +342,19 @@ def test_painting_both_layers_in_their_own_colour_changes_nothing_but_rounding(r
     assert difference.max() <= 6 and difference.mean() < 0.5
 
 
-def test_a_frame_of_many_bands_is_the_frame_of_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("edited", [NAMES, NAMES[:1]])
+def test_a_frame_of_many_bands_is_the_frame_of_one(
+    run: Run, monkeypatch: pytest.MonkeyPatch, edited: tuple[str, ...]
+) -> None:
     model = two_layers()
     maps, box = bake(run, model, 1), Box(-1.4, -1.2, 1.4, 1.2)
-    overlays = {name: filled(box, (60, 50), (slice(15, 35), slice(10, 50)), (*RED, 0.7)) for name in NAMES}
+    overlays = {name: filled(box, (60, 50), (slice(15, 35), slice(10, 50)), (*RED, 0.7)) for name in edited}
     renderer, source = Renderer(maps, pictures(model), overlays), noise((107, 71))
     whole = renderer.render_frame(1, source)
-    monkeypatch.setattr(rendering, "BAND", 5)
-    assert np.array_equal(renderer.render_frame(1, source), whole)
+    assert not np.array_equal(whole, source)
+    for rows in (1, 5, 17):
+        monkeypatch.setattr(rendering, "BAND", rows)
+        assert np.array_equal(renderer.render_frame(1, source), whole)
 
 
 def test_an_edit_on_a_hidden_part_of_a_layer_is_not_seen(run: Run) -> None:
@@ -346,3 +365,11 @@ def test_an_edit_on_a_hidden_part_of_a_layer_is_not_seen(run: Run) -> None:
     overlay = filled(box, (60, 50), (slice(10, 40), slice(10, 50)), (*RED, 1))
     source = noise()
     assert Renderer(bake(run, model, 1), pictures(model), {"background": overlay}).render_frame(0, source) is source
+
+
+def test_opencv_has_its_threads_back_after_a_rendering_that_fails() -> None:
+    before = cv2.getNumThreads()
+    with pytest.raises(KeyError), output._shared_cores():
+        assert cv2.getNumThreads() <= max(1, available_cores() // 2)
+        raise KeyError("a frame")
+    assert cv2.getNumThreads() == before

@@ -1,0 +1,147 @@
+"""What every editor is given and what it returns.
+
+An editor is a frozen dataclass of its settings that can be called: it looks at the still pictures of a run, and through
+the baked maps at its frames, and returns an overlay for each layer that it changes. It writes nothing: `editors/api.py`
+carries the overlays over cuts and puts them on the stack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from editors.frame import FrameMaps
+from editors.image import check_size
+from neural_fields import canonical
+from neural_fields.baking import Maps
+from neural_fields.canonical import CanonicalImage, Overlay
+from neural_fields.data.video import source_frames
+from neural_fields.edits import active_edits, flatten
+from neural_fields.errors import bad_input
+from neural_fields.output import source_facts
+from neural_fields.pictures import read_picture, resize
+from neural_fields.reshaping import Shape
+from neural_fields.run import Run
+
+CHOSEN = 0.5  # brightness of a mask from which it chooses something
+
+Report = Callable[[str, int, int], None]  # what is going on, steps done, steps in all
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run as an editor sees it.
+
+    Attributes:
+        run, maps: the run and its baked maps.
+        layers: the layers to edit, front to back.
+        mask: a picture that is bright where the edit may go, of the shape of the layer's canonical picture; None for
+            the whole layer. Only with a single layer.
+    """
+
+    run: Run
+    maps: Maps
+    layers: tuple[str, ...]
+    mask: Path | None = None
+
+    @cached_property
+    def pictures(self) -> Mapping[str, CanonicalImage]:
+        """The canonical pictures of all layers as they look now: with the active edits painted on."""
+        edits = active_edits(self.run)
+        found = {}
+        for layer in self.maps.layers:
+            picture = canonical.pristine(self.run.canonical, layer)
+            overlay = flatten(edits, layer, picture.size, picture.box)
+            found[layer] = picture if overlay is None else picture.over(overlay)
+        return found
+
+    def region(self, layer: str) -> Float[np.ndarray, "height width"]:
+        """Where the edit of a layer may go, in [0, 1], at the size of its picture: the mask, or all that was seen.
+
+        Raises:
+            UserError: the mask has another shape than the picture, or chooses nothing that the video shows (exit 3).
+        """
+        picture = self.pictures[layer]
+        # Not the coverage of `picture`: edits may have painted a little beyond what was seen.
+        seen = (canonical.pristine(self.run.canonical, layer).rgba[3].numpy() > 0).astype(np.float32)
+        region = seen if self.mask is None else seen * _mask(self.mask, picture)
+        if region.max(initial=0) < CHOSEN:
+            raise bad_input(
+                "there is nothing to edit",
+                where=str(self.mask or self.run.canonical),
+                why=f"the mask chooses no texel of the layer {layer} that the video shows"
+                if self.mask
+                else f"the video shows no texel of the layer {layer}",
+                fix=f"paint the mask white on black over {self.run.canonical / layer}.png",
+            )
+        return region
+
+    @property
+    def frame_count(self) -> int:
+        """How many frames the run was fitted to."""
+        return len(source_facts(self.run)[1])
+
+    def frame(self, t: int) -> UInt8[np.ndarray, "height width 3"]:
+        """The source's frame at index `t` of the run, as it was."""
+        facts, chosen = source_facts(self.run)
+        k = chosen[t]
+        return next(iter(source_frames(facts, range(k, k + 1))))
+
+    def frame_maps(self, t: int, size: tuple[int, int]) -> FrameMaps:
+        """Where frame `t` of the run lies in the canonical pictures, at `size` (width, height)."""
+        layers = range(len(self.maps.layers))
+        pictures = [self.pictures[name] for name in self.maps.layers]
+        return FrameMaps(
+            names=self.maps.layers,
+            uv=np.stack([self.maps.uv(t, i, size) for i in layers]),
+            weight=self.maps.weight(t, size),
+            gain=np.stack([self.maps.gain(t, i, size) for i in layers]),
+            boxes=[picture.box for picture in pictures],
+            sizes=[picture.size for picture in pictures],
+        )
+
+
+@dataclass(frozen=True)
+class EditorResult:
+    """What an editor made.
+
+    Attributes:
+        overlays: what it painted, by layer.
+        notes: what the user should know, one sentence each.
+        facts: what is kept in edit.json beside the editor's settings.
+        shapes: how it deformed layers, with what is painted on them.
+    """
+
+    overlays: Mapping[str, Overlay]
+    notes: tuple[str, ...] = ()
+    facts: Mapping[str, object] = field(default_factory=dict)
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Editor(Protocol):
+    """A dataclass of settings that makes an edit."""
+
+    name: ClassVar[str]
+
+    def __call__(self, source: Source, report: Report) -> EditorResult:
+        """Makes the edit; changes nothing on disk."""
+        ...
+
+
+def quiet(stage: str, done: int, total: int) -> None:
+    """A `Report` that says nothing."""
+
+
+def _mask(path: Path, picture: CanonicalImage) -> Float[np.ndarray, "height width"]:
+    """How bright a mask picture is, at the size of a canonical picture."""
+    painted = read_picture(path, max_pixels=max(16_000_000, 16 * picture.size[0] * picture.size[1]))
+    check_size(painted, picture.size, f"the picture of the layer {picture.layer}")
+    bright = painted.rgba[..., :3].mean(axis=-1, keepdims=True) * painted.rgba[..., 3:]
+    return np.clip(resize(np.ascontiguousarray(bright), picture.size)[..., 0], 0, 1)

@@ -1,0 +1,122 @@
+"""Points of an object and where they shall be: from words, a table or a flow file, and whether they tell enough."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from neural_fields.data.flow_files import FILE_SUFFIXES, read_user_flow
+from neural_fields.errors import UserError, bad_input
+
+FEWEST = 3  # an affine map takes three points
+THIN = 0.03  # points whose spread across is less of that along lie on a line
+FROM_FLOW = 300  # points that are taken from a flow file
+STILL = 0.05  # pixels; a point that moves less holds the object in place
+
+Points = Float[np.ndarray, "n 2"]
+
+
+def parse_pairs(words: tuple[str, ...]) -> Float[np.ndarray, "n 4"]:
+    """Pairs of points from text such as "12,30>15,30".
+
+    Raises:
+        UserError: text that is not such a pair (exit 3).
+    """
+    rows = []
+    for word in words:
+        points = [point.split(",") for point in word.split(">")]
+        try:
+            row = [float(number) for point in points for number in point]
+        except ValueError:
+            row = []
+        if [len(point) for point in points] != [2, 2] or not row or not np.isfinite(row).all():
+            raise bad_input(f"--pairs {word!r} is not a pair of points", fix='--pairs "120,80>140,80"')
+        rows.append(row)
+    return np.array(rows, np.float64)
+
+
+def read_pairs(path: Path) -> Float[np.ndarray, "n 4"]:
+    """Pairs of points from a CSV file; a first line without numbers is a heading.
+
+    Raises:
+        UserError: a file that cannot be read, or other than four numbers in a line (exit 3).
+    """
+    fix = "four numbers a line: 120,80,140,80"
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise bad_input(f"{path.name} cannot be read: {problem}", where=str(path), fix=fix) from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = [float(cell) for cell in line.replace(";", ",").split(",")]
+        except ValueError:
+            if number == 1:
+                continue
+            row = []
+        if len(row) != 4 or not np.isfinite(row).all():
+            raise bad_input(f"line {number} of {path.name} is not a pair of points", where=str(path), fix=fix)
+        rows.append(row)
+    if not rows:
+        raise bad_input(f"{path.name} holds no pair of points", where=str(path), fix=fix)
+    return np.array(rows, np.float64)
+
+
+def read_flow(path: Path, size: tuple[int, int], weight: Bool[np.ndarray, "height width"]) -> Float[np.ndarray, "n 4"]:
+    """Points of an object and where a flow file takes them, spread over the object evenly.
+
+    Args:
+        path: a .flo or .npy file of (dx, dy) in its own pixels, of the frame's aspect.
+        size: (width, height) of the frame.
+        weight: where the frame shows the object, at that size.
+
+    Raises:
+        UserError: a file that cannot be read or does not fit, or knows nothing of the object (exit 3).
+    """
+    fix = "a .flo file, or an .npy file of height x width x 2 numbers, as large as the frame"
+    if not path.is_file() or path.suffix.lower() not in FILE_SUFFIXES:
+        raise bad_input(f"{path.name} is no flow file", where=str(path), fix=fix)
+    try:
+        vectors, known = read_user_flow(path, 0, size)
+    except UserError as problem:
+        raise bad_input(problem.what, where=problem.where, why=problem.why, fix=fix) from None
+    height, width = known.shape
+    scale = np.array(size) / (width, height)
+    rows, columns = np.nonzero(known)
+    places = (np.stack([columns, rows], axis=-1) + 0.5) * scale
+    column, row = places.astype(int).T
+    shown = weight[row.clip(0, size[1] - 1), column.clip(0, size[0] - 1)]
+    if not shown.any():
+        raise bad_input("the flow says nothing of the layer", where=str(path), fix="--layer with another, or --pairs")
+    step = max(1, int(np.ceil(np.sqrt(shown.sum() / FROM_FLOW))))
+    kept = shown & (rows % step == 0) & (columns % step == 0)
+    start = places[kept]
+    return np.concatenate([start, start + vectors[rows[kept], columns[kept]] * scale], axis=1)
+
+
+def check_spread(start: Points, end: Points) -> None:
+    """Refuses points that do not tell a deformation.
+
+    Raises:
+        UserError: too few, on one line, none that moves, or one place for two points (exit 3).
+    """
+    if len(start) < FEWEST:
+        raise bad_input(
+            f"{len(start)} pair{'' if len(start) == 1 else 's'} of points",
+            why=f"a deformation takes {FEWEST}: points that shall stay are given with the same place twice",
+            fix='--pairs "120,80>140,80" --pairs "200,80>200,80" --pairs "160,140>160,140"',
+        )
+    if np.linalg.norm(end - start, axis=1).max() < STILL:
+        raise bad_input("no point is moved", fix='--pairs "120,80>140,80"')
+    for points, what in ((start, "points"), (end, "places the points shall go to")):
+        spread = np.linalg.svd(points - points.mean(axis=0), compute_uv=False)
+        if spread[1] < THIN * max(spread[0], 1e-9):
+            raise bad_input(
+                f"the {what} lie on one line", why="what lies beside it is not told", fix="add one beside it"
+            )
+        if len(np.unique(np.round(points, 3), axis=0)) < len(points):
+            raise bad_input(f"two of the {what} are the same", fix="leave one of them out")
