@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
+from editors.base import Editor, Report, Source, quiet
 from editors.carry import carry
 from editors.frame import FrameMaps, lift_frame
 from editors.image import overlay_from_canonical
@@ -52,13 +55,8 @@ def edit(
     """
     run = run if isinstance(run, Run) else Run.open(Path(run))
     maps = Maps.open(run)
-    if layer is not None and layer not in maps.layers:
-        raise bad_input(
-            f"there is no layer '{layer}'",
-            where=str(run.canonical),
-            why=f"the layers of this run, front to back: {', '.join(maps.layers)}",
-            fix=f"--layer {maps.layers[0]}",
-        )
+    if layer is not None:
+        _check_layer(run, maps, layer)
     painted = read_picture(image, max_pixels=_most_pixels(run, maps, layer if frame is None else None))
     if frame is not None:
         overlays = dict(_from_frame(run, maps, painted, frame, layer))
@@ -77,6 +75,59 @@ def edit(
     }
     with lock(run):
         return Made(add_edit(run, name or Path(image).stem, overlays, facts), notes)
+
+
+def edit_with(
+    run: Run | str | Path,
+    editor: Editor,
+    *,
+    layers: Sequence[str] = (),
+    mask: str | Path | None = None,
+    name: str | None = None,
+    report: Report = quiet,
+) -> Made:
+    """Adds the edit that an editor makes to a run's stack.
+
+    Args:
+        editor: an editor with its settings, such as `Inpaint(model=..., prompt="blue dots")`.
+        layers: the layers it edits; by default the front one.
+        mask: a picture, bright where the edit may go, of the shape of the layer's canonical picture.
+        name: of the edit; by default that of the editor.
+        report: told what is going on.
+
+    Raises:
+        UserError: unknown layer, a mask that does not fit, what the editor cannot do, a damaged run.
+    """
+    run = run if isinstance(run, Run) else Run.open(Path(run))
+    maps = Maps.open(run)
+    for layer in layers:
+        _check_layer(run, maps, layer)
+    chosen = tuple(layer for layer in maps.layers if layer in layers) or maps.layers[:1]
+    if mask is not None and len(chosen) > 1:
+        raise bad_input("one mask for several layers", why="a mask belongs to one picture", fix=f"--layer {chosen[0]}")
+    result = editor(Source(run, maps, chosen, None if mask is None else Path(mask)), report)
+    overlays, carried = carry(run, maps, result.overlays)
+    own = (*result.notes, *(note for overlay in overlays.values() for note in overlay.notes))
+    notes = tuple(dict.fromkeys([*own, *carried]))
+    settings = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(cast(Any, editor)).items()}
+    facts = {"editor": editor.name, "settings": settings, "notes": list(notes), **result.facts}
+    with lock(run):
+        return Made(add_edit(run, name or editor.name, overlays, facts, result.shapes), notes)
+
+
+def _check_layer(run: Run, maps: Maps, layer: str) -> None:
+    """Refuses a layer that a run does not have.
+
+    Raises:
+        UserError: with the layers that there are (exit 3).
+    """
+    if layer not in maps.layers:
+        raise bad_input(
+            f"there is no layer '{layer}'",
+            where=str(run.canonical),
+            why=f"the layers of this run, front to back: {', '.join(maps.layers)}",
+            fix=f"--layer {maps.layers[0]}",
+        )
 
 
 def _most_pixels(run: Run, maps: Maps, layer: str | None) -> int:

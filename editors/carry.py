@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, UInt8
 from editors.frame import MIN_WEIGHT, FrameMaps, lift
 from neural_fields import canonical
 from neural_fields.baking import Maps
-from neural_fields.canonical import CanonicalImage, Overlay
+from neural_fields.canonical import CanonicalImage, Overlay, fit
 from neural_fields.data.flow import consistency_mask
 from neural_fields.evaluation import read_source
 from neural_fields.pictures import premultiplied, resize, straight
@@ -182,6 +182,10 @@ def _joined(overlay: Overlay | None, lifted: Overlay, chart: Chart) -> Overlay:
     """An overlay with the carried edit in a chart that had none."""
     if overlay is None:
         return lifted
+    if overlay.box != lifted.box:  # it covers only a part of the picture
+        finer = overlay.box.width / overlay.size[0], overlay.box.height / overlay.size[1]
+        size = (round(lifted.box.width / finer[0]), round(lifted.box.height / finer[1]))
+        overlay = Overlay(fit(overlay, size, lifted.box), lifted.box, overlay.notes)
     height, width = overlay.rgba.shape[:2]
     larger = straight(resize(premultiplied(lifted.rgba), (width, height)))
     rgba = overlay.rgba.copy()

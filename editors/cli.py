@@ -8,20 +8,27 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from tyro.conf import Positional
+from tyro.conf import Positional, UseAppendAction
 
+from editors.cli_editors import MakeEdit, command_of
 from neural_fields import cli as base
 from neural_fields.config_loader import nearest
 from neural_fields.errors import ExitCode, UserError
 from neural_fields.threads import prepare_threads
 
+if TYPE_CHECKING:
+    from editors.api import Made
+
 
 @dataclass(frozen=True)
 class Edit:
-    """Take an edit: a painted canonical picture (--layer) or a painted frame of the video (--frame)."""
+    """Take an edit: a painted canonical picture (--layer), a painted frame (--frame), or one that an editor makes.
+
+    `unwrap edit RUN --editor NAME --help` shows the settings of an editor.
+    """
 
     run: Positional[Path]
     """The run's folder."""
@@ -35,6 +42,20 @@ class Edit:
     """Name of the edit (default: that of the picture)."""
     json: bool = False
     """Print one JSON object."""
+
+
+@dataclass(frozen=True)
+class Eval(base.Eval):
+    """Measure how well a run shows its video, or with --edit what an edit does to it."""
+
+    edit: UseAppendAction[tuple[str, ...]] = ()
+    """Edits to measure, by name or number: what they leave untouched, and how steady they are."""
+    prompt: str | None = None
+    """What the edit was asked for; with --clip-model, how well the frames show it."""
+    clip_model: str | None = None
+    """A CLIP, in a folder of transformers or on the hub: do the frames agree with each other and with the prompt?"""
+    pickscore_model: str | None = None
+    """A CLIP tuned to people's choices (PickScore); with --prompt."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +108,31 @@ def run_edit(command: Edit, extra: list[str]) -> int:
             fix=f"unwrap edit {command.run} {command.image} --layer NAME",
         )
     made = edit(Run.open(command.run), command.image, layer=command.layer, frame=command.frame, name=command.name)
+    return _told(made, command)
+
+
+def run_editor(command: Any, extra: list[str]) -> int:
+    """`unwrap edit RUN --editor NAME`."""
+    base.overrides_refused(extra, command)
+    prepare_threads()
+    from editors.api import edit_with
+    from neural_fields.fit_options import Progress
+    from neural_fields.run import Run
+
+    line = base.LiveLine()
+    made = edit_with(
+        Run.open(command.run),
+        command.settings,
+        layers=command.layer,
+        mask=command.mask,
+        name=command.name,
+        report=lambda stage, done, total: line(Progress(stage, done, total)),
+    )
+    return _told(made, command)
+
+
+def _told(made: Made, command: Any) -> int:
+    """Says which edit was added."""
     for note in made.notes:
         base.say(f"note: {note}")
     if command.json:
@@ -94,6 +140,31 @@ def run_edit(command: Edit, extra: list[str]) -> int:
     else:
         print(made.edit.folder)
         base.say(f"next: unwrap render {command.run}")
+    return ExitCode.OK
+
+
+def run_eval(command: Eval, extra: list[str]) -> int:
+    """`unwrap eval`."""
+    asked = [name for name in ("prompt", "clip_model", "pickscore_model") if getattr(command, name) is not None]
+    if not command.edit:
+        if asked:
+            flag = "--" + asked[0].replace("_", "-")
+            raise UserError(
+                ExitCode.USAGE, f"{flag} measures an edit", fix=f"unwrap eval {command.run} --edit NAME {flag} ..."
+            )
+        return base.run_eval(command, extra)
+    base.overrides_refused(extra, command)
+    prepare_threads()
+    from editors.edit_measures import measure
+    from neural_fields.run import Run
+
+    found = measure(Run.open(command.run), command.edit, command.prompt, command.clip_model, command.pickscore_model)
+    if command.json:
+        base.print_json(found)
+    else:
+        for name, value in found.items():
+            if value is not None:
+                print(f"{name:<30}{value:.6g}" if isinstance(value, float) else f"{name:<30}{value}")
     return ExitCode.OK
 
 
@@ -160,7 +231,7 @@ COMMANDS: dict[str, type] = {
     "undo": Undo,
     "redo": Redo,
     "render": base.Render,
-    "eval": base.Eval,
+    "eval": Eval,
     "info": base.Info,
     "doctor": base.Doctor,
     "demo": Demo,
@@ -168,6 +239,7 @@ COMMANDS: dict[str, type] = {
 HANDLERS: dict[type, Any] = {
     **base.HANDLERS,
     Edit: run_edit,
+    Eval: run_eval,
     Edits: run_edits,
     Undo: run_undo,
     Redo: run_redo,
@@ -188,7 +260,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     base.show_warnings()
     try:
         command, extra = parse(words)
-        return int(HANDLERS[type(command)](command, extra))
+        handler = run_editor if isinstance(command, MakeEdit) else HANDLERS[type(command)]
+        return int(handler(command, extra))
     except UserError as error:
         return _failed(str(error), error.code, debug)
     except KeyboardInterrupt:
@@ -217,7 +290,8 @@ def parse(words: Sequence[str]) -> tuple[Any, list[str]]:
         guess = nearest(words[0], COMMANDS)
         why = f"did you mean {guess}?" if guess else f"commands: {', '.join(COMMANDS)}"
         raise UserError(ExitCode.USAGE, f"unknown command {words[0]}", why=why, fix="unwrap --help")
-    members = [Annotated[kind, tyro.conf.subcommand(name, prefix_name=False)] for name, kind in COMMANDS.items()]
+    commands = COMMANDS | {"edit": (command_of(words) if words[:1] == ["edit"] else None) or Edit}
+    members = [Annotated[kind, tyro.conf.subcommand(name, prefix_name=False)] for name, kind in commands.items()]
     union: Any = members[0]
     for member in members[1:]:
         union = union | member

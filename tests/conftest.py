@@ -9,6 +9,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 import functools
+import importlib.util
 import socket
 import warnings
 from collections.abc import Callable, Iterator
@@ -98,3 +99,38 @@ def _no_network() -> Iterator[None]:
         patch.setattr(socket.socket, "connect_ex", refuse)
         patch.setenv("HF_HUB_OFFLINE", "1")
         yield
+
+
+@pytest.fixture(scope="session")
+def tiny_models() -> Any:
+    """The module that makes tiny random diffusion models (tests/tiny_diffusion.py)."""
+    pytest.importorskip("diffusers", reason="diffusers is not installed: the extra `diffusion`")
+    return _beside_this_file("tiny_diffusion")
+
+
+@pytest.fixture(scope="session")
+def moving_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A quick run of a foreground that moves over a background: six frames of 64 x 36. Tests do not change it."""
+    import numpy as np
+
+    from editors.demo import new_facts
+    from neural_fields.data.synthetic import demo_clip
+    from neural_fields.data.video import write
+    from neural_fields.fit_options import FitOptions
+    from neural_fields.fitting import fit
+
+    home = tmp_path_factory.mktemp("moving")
+    clip = demo_clip(6, 64, 36)
+    write(home / "clip.mkv", clip.render(), new_facts(clip), codec="ffv1")
+    np.save(home / "mask.npy", clip.masks[0])
+    masks = (f"foreground={home / 'mask.npy'}",)
+    return fit(home / "clip.mkv", FitOptions(home / "run", masks=masks, overrides={"training.steps": 8})).run
+
+
+def _beside_this_file(name: str) -> Any:
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -43,12 +43,12 @@ ROWS = {
 HOMES = {
     "av": ["neural_fields/data/*"],
     "yaml": ["neural_fields/config*.py"],
-    "tyro": ["neural_fields/config*.py", "neural_fields/cli*.py", "editors/cli*.py"],
+    "tyro": ["neural_fields/config*.py", "neural_fields/cli*.py", "editors/cli*.py", "editors/diffusion/settings.py"],
     "tinycudann": ["neural_fields/encodings/tcnn.py"],
     "lpips": ["neural_fields/metrics.py"],
     "torchvision": ["neural_fields/data/raft.py"],
     "pytorch3d": ["neural_fields/volume/body.py"],
-    "diffusers": ["editors/diffusion/*"],
+    "diffusers": ["editors/diffusion/wrapper.py"],
     "transformers": ["editors/diffusion/*"],
     "pickle": ["neural_fields/data/raft.py"],  # to name the error that torch.load raises; calls are checked below
     "dill": [],

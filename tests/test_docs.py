@@ -16,6 +16,7 @@ import pytest
 
 import neural_fields.data.synthetic as synthetic
 from editors.cli import COMMANDS, parse
+from editors.cli_editors import EDITORS, MakeEdit, editor_kind
 from neural_fields.cli import Train, overrides_from
 from neural_fields.config import load_config
 from neural_fields.data.encode import CODECS
@@ -96,6 +97,7 @@ def test_there_are_commands_to_check() -> None:
 def test_commands_and_options_inside_sentences_exist(page: str) -> None:
     """The design names what is still to come; all other pages speak of what there is."""
     known = {"--help", "--version", "--debug"}.union(*(options(command) for command in COMMANDS.values()))
+    known = known.union(options(MakeEdit), *(options(editor_kind(name)) for name in EDITORS))
     for code in re.findall(r"`([^`\n]+)`", without_fences(PAGES[page])):
         if match := re.match(r"unwrap ([a-z]+)", code):
             assert match[1] in COMMANDS, code

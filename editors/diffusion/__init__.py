@@ -1,0 +1,1 @@
+"""Diffusion editors: each published method is a file over the one wrapper of diffusers (`wrapper.py`)."""

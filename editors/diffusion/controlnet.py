@@ -1,0 +1,97 @@
+"""The region made anew so that it follows edges, depth, a pose or another picture.
+
+ControlNet (Zhang, Rao and Agrawala, ICCV 2023): a copy of the denoiser's first half reads the picture and adds to what
+the denoiser computes, each times its scale (section 3.4; several are summed).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from editors.base import EditorResult, Report, Source
+from editors.diffusion.canvas import Canvas
+from editors.diffusion.conditions import (
+    Follow,
+    control_picture,
+    controls_for,
+    depth_by,
+    edges,
+    follow_of,
+    pictures_of,
+    soft_edges,
+)
+from editors.diffusion.inpaint import repaint
+from editors.diffusion.region import Regional, open_regions
+from editors.diffusion.settings import Repeated, wrong_setting
+from editors.diffusion.weights import Weights
+from editors.diffusion.wrapper import Images, load_model
+from neural_fields.errors import bad_input
+
+FOUND = ("edges", "soft-edges")  # kinds that are found in the canonical picture itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlNet(Regional):
+    """ControlNet (Zhang et al., 2023): the layer made anew along its edges, its depth or a picture of yours."""
+
+    name: ClassVar[str] = "controlnet"
+
+    control: Repeated = ()
+    """A ControlNet: KIND=FOLDER or KIND=FOLDER@SCALE; KIND is edges, soft-edges, depth, pose, picture. Repeatable."""
+    control_picture: Repeated = ()
+    """KIND=FILE: follow this picture, of the shape of the canonical picture. May be repeated."""
+    depth_model: str = ""
+    """A folder of a network of transformers that estimates depth."""
+    edge_thresholds: tuple[int, int] = (100, 200)
+    """Canny's thresholds: lower ones find more lines."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.control:
+            raise wrong_setting("control", "", "there is nothing to follow", "--control edges=FOLDER")
+        given = pictures_of(self.control_picture)
+        follows = [follow_of(text) for text in self.control]
+        for follow in follows:
+            if follow.kind in given or follow.kind in FOUND or (follow.kind == "depth" and self.depth_model):
+                continue
+            other = ", or --depth-model FOLDER" if follow.kind == "depth" else ""
+            fix = f"--control-picture {follow.kind}=FILE{other}"
+            raise wrong_setting("control", f"{follow.kind}={follow.model}", f"there is no {follow.kind} to follow", fix)
+        if unused := given.keys() - {follow.kind for follow in follows}:
+            kind = min(unused)
+            fix = f"--control {kind}=FOLDER"
+            raise wrong_setting("control-picture", f"{kind}={given[kind]}", "no ControlNet follows it", fix)
+        if not 0 <= self.edge_thresholds[0] <= self.edge_thresholds[1]:
+            why = "the first is 0 or more and not above the second"
+            raise wrong_setting("edge-thresholds", self.edge_thresholds, why, "--edge-thresholds 100 200")
+
+    def __call__(self, source: Source, report: Report) -> EditorResult:
+        """The region of each layer, made anew along what it has to follow."""
+        given = pictures_of(self.control_picture)
+        if given and len(source.layers) > 1:
+            why = "a control picture belongs to one canonical picture"
+            raise bad_input("one control picture for several layers", why=why, fix=f"--layer {source.layers[0]}")
+        model = load_model(self.weights())
+        canvases, notes = open_regions(model, source, self, report)
+        follows = [follow_of(text) for text in self.control]
+        controls = controls_for(model, canvases, follows, self._shown(source, given), self.unsafe_weights)
+        return repaint(model, canvases, self, report, controls, notes)
+
+    def _shown(self, source: Source, given: dict[str, Path]):
+        """What a ControlNet is shown of a canvas, as a function of both."""
+        estimate = None
+        if self.depth_model and "depth" not in given:
+            estimate = depth_by(Weights(self.depth_model, "cpu", self.unsafe_weights))
+
+        def shown(follow: Follow, canvas: Canvas) -> Images:
+            if follow.kind in given:
+                return control_picture(given[follow.kind], source, canvas)
+            if follow.kind == "edges":
+                return edges(canvas.image, *self.edge_thresholds)
+            if follow.kind == "soft-edges" or estimate is None:
+                return soft_edges(canvas.image)
+            return estimate(canvas.image)
+
+        return shown

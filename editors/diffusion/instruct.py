@@ -1,0 +1,176 @@
+"""Instructions: the layer is changed as a sentence says, by a model that was trained to do so.
+
+Brooks, Holynski and Efros, InstructPix2Pix, CVPR 2023, section 3.2 and equation 3: the denoiser sees the latents of the
+picture beside the noised ones and knows the instruction, and two guidances say how strongly each of them counts.
+Such models, of Stable Diffusion 1 and of XL, run in a loop of this project, in which what lies around the region stays
+at every step. Others run in their own loop (`pipelines.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from editors.base import EditorResult, Report, Source
+from editors.diffusion.canvas import Canvas, apart, open_canvases, side_by_side
+from editors.diffusion.pipelines import Instruction, check_call, instructed
+from editors.diffusion.sampling import Step, denoise_region, region_of
+from editors.diffusion.schedule import Denoised, Latents, Schedule
+from editors.diffusion.settings import Prompted, wrong_setting
+from editors.diffusion.wrapper import DiffusionModel, Images, Text, arguments_of, load_pipeline
+from neural_fields.errors import bad_input
+
+GUIDANCE = 7.5  # of the instruction, as the authors of InstructPix2Pix chose
+SIDE = 1024  # pixels at which models with a loop of their own work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instruct(Prompted):
+    """InstructPix2Pix (Brooks et al., 2023), FLUX.1 Kontext, Qwen-Image-Edit: the layer, changed as a sentence says."""
+
+    name: ClassVar[str] = "instruct"
+
+    prompt: str
+    """What to do, such as "turn the car into a taxi"."""
+    steps: int = 50
+    """Steps of a whole run from noise to a picture."""
+    guidance: float = 0.0
+    """How strongly the instruction is followed (0: as the model's authors chose; 7.5 for InstructPix2Pix)."""
+    image_guidance: float = 1.5
+    """How strongly InstructPix2Pix keeps to the picture; 1 to 2."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.image_guidance < float("inf"):
+            raise wrong_setting("image-guidance", self.image_guidance, "it is 0 or more", "--image-guidance 1.5")
+
+    def __call__(self, source: Source, report: Report) -> EditorResult:
+        """The region of each layer, changed."""
+        pipeline, device, notes = load_pipeline(self.weights(), self._check)
+        step: Step = lambda done, total: report("denoising", done, total)  # noqa: E731
+        if getattr(pipeline, "unet", None) is not None:
+            model = DiffusionModel(pipeline, device, notes)
+            _check_inputs(model, self.model)
+            canvases, image, region = self._open(source, model.size, model.multiple)
+            picture = self._denoised(model, image.to(device), region.to(device), step)
+            multiple = model.multiple
+        else:
+            multiple = 2 * int(getattr(pipeline, "vae_scale_factor", 8))
+            canvases, image, _ = self._open(source, SIDE, multiple)
+            picture = instructed(pipeline, image, self._instruction(), step)
+        parts = apart(picture.cpu(), canvases, multiple)
+        overlays = {canvas.layer: canvas.overlay(part) for canvas, part in zip(canvases, parts, strict=True)}
+        return EditorResult(overlays, notes)
+
+    def _open(self, source: Source, side: int, multiple: int) -> tuple[list[Canvas], Tensor, Tensor]:
+        """The canvases of the layers, and side by side their picture and region."""
+        regions = {layer: source.region(layer) for layer in source.layers}
+        canvases = open_canvases(source.pictures, regions, self.side or side, multiple, self.feather)
+        return canvases, *side_by_side(canvases, multiple)
+
+    @torch.no_grad()
+    def _denoised(
+        self, model: DiffusionModel, image: Images, region: Float[Tensor, "1 1 height width"], step: Step
+    ) -> Images:
+        """A picture, changed in a region by the loop of this project."""
+        original = model.encode(image)
+        # The model was trained to see latents as the encoder says them, not at the scale that is noised.
+        shown = original / model.vae.config.scaling_factor
+        noise, text = model.noise(original, self.seed), model.text(self.prompt, self.negative)
+        times, inside = model.schedule.times(self.steps), region_of(region, original)
+        first = inside * noise + (1 - inside) * model.schedule.add_noise(original, noise, times[0])
+        guides = (self.guidance or GUIDANCE, self.image_guidance)
+        latents = denoise_region(
+            first,
+            times,
+            model.schedule,
+            lambda noised, time: guided(model, noised, time, text, shown, *guides),
+            original=original,
+            noise=noise,
+            region=inside,
+            step=step,
+        )
+        return model.decode(latents)
+
+    def _instruction(self) -> Instruction:
+        return Instruction(
+            self.prompt,
+            self.negative,
+            self.steps,
+            self.guidance or None,
+            self.image_guidance,
+            self.seed,
+            own_size=self.side is None,
+        )
+
+    def _check(self, kind: str) -> None:
+        """Refuses a model that follows no instructions, before its weights are read."""
+        if not kind.startswith(("StableDiffusionPipeline", "StableDiffusionXLPipeline")):
+            check_call(self.model, kind, arguments_of(kind))
+
+
+def guided(
+    model: DiffusionModel,
+    latents: Latents,
+    time: int,
+    text: Text,
+    shown: Latents,
+    guidance: float,
+    image_guidance: float,
+) -> Denoised:
+    """A prediction with guidance by the instruction and by the picture (Brooks et al., 2023, equation 3).
+
+    Args:
+        text: the instruction, and what it leads away from.
+        shown: latents of the picture, as the denoiser sees them.
+        guidance: of the instruction, s_T in the paper.
+        image_guidance: of the picture, s_I in the paper.
+    """
+    with_image, with_both = model.outputs(latents, time, text, extra=shown)
+    nothing = Text(text.states[:1].repeat(2, 1, 1), None if text.pooled is None else text.pooled[:1].repeat(2, 1))
+    neither = model.predict(latents, time, nothing, 1.0, extra=torch.zeros_like(shown))
+    return combined(model.schedule, latents, time, neither, with_image, with_both, (guidance, image_guidance))
+
+
+def combined(
+    schedule: Schedule,
+    latents: Latents,
+    time: int,
+    neither: Denoised,
+    with_image: Latents,
+    with_both: Latents,
+    guides: Sequence[float],
+) -> Denoised:
+    """Equation 3 of three answers: to neither, to the picture alone, to picture and instruction.
+
+    What is predicted depends on the network's output by a line, and the factors of the three answers add up to 1: so
+    they are added up as well in clean pictures and in noise as in outputs, whatever it is that the network predicts.
+    """
+    by_text, by_image = guides
+    told = schedule.split(latents, with_image + by_text * (with_both - with_image), time)
+    plain = schedule.split(latents, with_image, time)
+    return Denoised(
+        told.clean + (by_image - 1) * (plain.clean - neither.clean),
+        told.noise + (by_image - 1) * (plain.noise - neither.noise),
+    )
+
+
+def _check_inputs(model: DiffusionModel, name: str) -> None:
+    """Refuses a UNet that does not see the picture.
+
+    Raises:
+        UserError: it has other inputs than the latents twice (exit 3).
+    """
+    wanted = int(model.denoiser.config.in_channels)
+    if wanted != 2 * model.channels:
+        raise bad_input(
+            f"{name} follows no instructions",
+            why=f"its denoiser takes {wanted} channels; that of InstructPix2Pix takes the latents and those of the "
+            f"picture, {2 * model.channels} channels",
+            fix="--editor inpaint" if wanted > 2 * model.channels else "--editor img2img",
+        )

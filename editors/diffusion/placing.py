@@ -1,0 +1,64 @@
+"""Fetching a model, adding to it what a user trained, and putting it where it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from editors.diffusion.weights import Plan, Weights, parameter_counts, plan
+from neural_fields.errors import bad_input
+
+
+def fetched(weights: Weights) -> Path:
+    """The folder of a model of the hub, from the cache or fetched into it."""
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]
+    unwanted = ["*.fp16.*", "*.non_ema.*", "*onnx*", "*flax*", "*openvino*"]
+    if weights.unsafe:
+        patterns += ["*.bin"]
+    return Path(snapshot_download(weights.model, allow_patterns=patterns, ignore_patterns=unwanted))
+
+
+def placed(weights: Weights, folder: Path) -> tuple[torch.device, Plan]:
+    """Where a model goes, and how it fits there."""
+    has_gpu = torch.cuda.is_available()
+    if weights.device == "cuda" and not has_gpu:
+        raise bad_input("--device cuda, but there is no CUDA device", fix="--device cpu")
+    name = "cpu" if weights.device == "cpu" or not has_gpu else "cuda"
+    free = float(torch.cuda.mem_get_info()[0]) if name == "cuda" else float(_free_memory())
+    return torch.device(name), plan(parameter_counts(folder), name, free)
+
+
+def _free_memory() -> int:
+    """Bytes of main memory that are free."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def add_extras(pipeline: Any, weights: Weights) -> None:
+    """Low-rank changes and words of textual inversion."""
+    names = []
+    for number, (path, _) in enumerate(weights.lora_files()):
+        names.append(f"lora{number}")
+        pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=names[-1])
+    if names:
+        pipeline.set_adapters(names, [strength for _, strength in weights.lora_files()])
+    for path in weights.embedding_files():
+        pipeline.load_textual_inversion(str(path.parent), weight_name=path.name, token=path.stem)
+
+
+def settle(pipeline: Any, device: torch.device, chosen: Plan) -> None:
+    """Puts a pipeline where it runs."""
+    if chosen.offload == "parts":
+        pipeline.enable_model_cpu_offload(device=device)
+    elif chosen.offload == "layers":
+        pipeline.enable_sequential_cpu_offload(device=device)
+    else:
+        pipeline.to(device)
+    if chosen.tiled:
+        pipeline.vae.enable_tiling()
+        pipeline.vae.enable_slicing()

@@ -1,0 +1,199 @@
+"""Plug-and-play: what the layer shows stays in place, because the model is given the features it had of the original.
+
+Tumanyan, Geyer, Bagon and Dekel, Plug-and-Play Diffusion Features, CVPR 2023, section 4 and algorithm 1. The canvas is
+taken to noise by DDIM run backwards and denoised again with the prompt. At each step the denoiser first sees the
+original at that time; for the first share of the steps, the output of one convolution in its decoder and the queries
+and keys of self-attention from there on are put into the pass that makes the edit: where things are comes from the
+original, how they look from the prompt. The layers are counted from the coarse end of the decoder; a third of the way
+in is layer 4 of Stable Diffusion 1.5, the one of the paper.
+
+The original's features come from the very latents of the way to noise, not from a denoising of its own beside the edit,
+so that they do not drift from it (Direct Inversion, Ju et al., 2024, does this for its source branch).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from editors.base import EditorResult, Report, Source
+from editors.diffusion.attention import Features, self_attention
+from editors.diffusion.canvas import Canvas, apart, side_by_side
+from editors.diffusion.region import Regional, open_regions
+from editors.diffusion.sampling import Step, invert, region_of
+from editors.diffusion.schedule import Denoised, Latents, Schedule, following
+from editors.diffusion.settings import wrong_setting
+from editors.diffusion.wrapper import DiffusionModel, Text, load_model
+
+Redo = Callable[[Latents, Latents, int], Denoised]  # latents, those of the original at the same time, steps done
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inverted(Regional):
+    """What editors share that take the picture to noise and back, seeing at each step what the original was there."""
+
+    strength: float = 1.0
+    """How far back to noise the picture is taken, in (0, 1]; less stays closer to it."""
+    steps: int = 50
+    """Steps of a whole run from noise to a picture; the way there takes as many."""
+    refine: int = 1
+    """Passes more for each step of the way to noise, so that the way back without an edit ends nearer the original."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.refine < 0:
+            raise wrong_setting("refine", self.refine, "it counts passes", "--refine 1")
+
+    def check_share(self, flag: str, value: float, default: float) -> None:
+        """Refuses what is no share of the steps.
+
+        Raises:
+            UserError: the value is outside [0, 1] (exit 2).
+        """
+        if not 0 <= value <= 1:
+            raise wrong_setting(flag, value, "it is a share of the steps, from 0 to 1", f"--{flag} {default}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlugAndPlay(Inverted):
+    """Plug-and-Play (Tumanyan et al., 2023): other looks on the same layout, by features of the original."""
+
+    name: ClassVar[str] = "pnp"
+
+    source_prompt: str = ""
+    """What the layer shows now (default: no words, as in the paper)."""
+    features: float = 0.8
+    """Share of the steps, from the first on, in which one convolution's output is the original's."""
+    attention: float = 0.5
+    """Share of the steps, from the first on, in which self-attention looks where it looked in the original."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_share("features", self.features, 0.8)
+        self.check_share("attention", self.attention, 0.5)
+
+    def __call__(self, source: Source, report: Report) -> EditorResult:
+        """The region of each layer in the look that the prompt asks for, its parts where they were."""
+        model = load_model(self.weights())
+        kept = decoder_features(model.unet)
+        canvases, notes = open_regions(model, source, self, report)
+        now, wanted = model.text(self.source_prompt), model.text(self.prompt, self.negative)
+        redo = partial(self._step, model, now, wanted, kept)
+        return remade(model, canvases, self, now, redo, report, notes=notes)
+
+    def _step(
+        self,
+        model: DiffusionModel,
+        now: Text,
+        wanted: Text,
+        kept: Features,
+        latents: Latents,
+        original: Latents,
+        done: int,
+    ) -> Denoised:
+        """One prediction with the original's features, for as long as each of them is used."""
+        times = model.schedule.times(self.steps, self.strength)
+        share, time = done / len(times), times[done]
+        if share >= max(self.features, self.attention):
+            return model.predict(latents, time, wanted, self.guidance)
+        with kept.recording(model):
+            model.predict(original, time, now, 1.0)
+        attention = kept.replayed(kept.layers) if share < self.attention else {}
+        with kept.injecting(model, attention, outputs=share < self.features):
+            return model.predict(latents, time, wanted, self.guidance)
+
+
+def decoder_features(unet: Any) -> Features:
+    """The features that are put into the edit: those of a UNet's decoder from a third of its layers on.
+
+    Raises:
+        UserError: the model is no UNet with self-attention there (exit 3).
+    """
+    names = self_attention(unet)
+    layers = [(f"up_blocks.{b}", i) for b, block in enumerate(unet.up_blocks) for i in range(len(block.resnets))]
+    first = len(layers) // 3
+    starts = tuple(f"{block}.attentions.{i}." for block, i in layers[first:])
+    block, i = layers[first]
+    # The branch beside the shortcut: the shortcut itself, from the encoder and the coarser layers, stays the edit's.
+    convolution = f"{block}.resnets.{i}.conv2"
+    return Features([name for name in names if name.startswith(starts)], {convolution: unet.get_submodule(convolution)})
+
+
+@torch.no_grad()
+def remade(
+    model: DiffusionModel,
+    canvases: Sequence[Canvas],
+    settings: Inverted,
+    now: Text,
+    redo: Redo,
+    report: Report,
+    where: Callable[[], Float[Tensor, "#n 1 rows columns"]] | None = None,
+    notes: Sequence[str] = (),
+) -> EditorResult:
+    """The regions of canvases, taken to noise and back.
+
+    Args:
+        canvases: one a layer.
+        now: what they show, for the way to noise.
+        redo: what is predicted on the way back.
+        where: asked after each step for where in the region the picture may change (default: all of it).
+        notes: what the user should know of the regions.
+    """
+    image, region = (part.to(model.device) for part in side_by_side(canvases, model.multiple))
+    original = model.encode(image)
+    inside = region_of(region, original)
+    times = model.schedule.times(settings.steps, settings.strength)
+    path = invert(
+        original,
+        times,
+        model.schedule,
+        lambda noised, time: model.predict(noised, time, now, 1.0),
+        settings.refine,
+        lambda done, total: report("going to noise", done, total),
+    )
+    latents = way_back(
+        path,
+        times,
+        model.schedule,
+        redo,
+        original=original,
+        region=lambda: inside if where is None else inside * where(),
+        step=lambda done, total: report("denoising", done, total),
+    )
+    parts = apart(model.decode(latents).cpu(), canvases, model.multiple)
+    overlays = {canvas.layer: canvas.overlay(part) for canvas, part in zip(canvases, parts, strict=True)}
+    return EditorResult(overlays, (*model.notes, *notes))
+
+
+def way_back(
+    path: Sequence[Latents],
+    times: Sequence[int],
+    schedule: Schedule,
+    redo: Redo,
+    *,
+    original: Latents,
+    region: Callable[[], Float[Tensor, "#n 1 rows columns"]],
+    step: Step | None = None,
+) -> Latents:
+    """Clean latents from the noisy end of a path: denoised anew in a region, those of the path elsewhere.
+
+    Args:
+        path: what `invert` returns: the original's latents at each of `times`, noisiest first.
+        redo: called with latents, those of the path, and the number of steps done.
+        original: the clean latents at the other end of the path.
+        region: called after each prediction: 1 where the picture may change.
+    """
+    latents = path[0]
+    for done, (_, after) in enumerate(following(times)):
+        made = schedule.join(redo(latents, path[done], done), after)
+        outside, inside = original if after is None else path[done + 1], region()
+        latents = inside * made + (1 - inside) * outside
+        if step is not None:
+            step(done + 1, len(times))
+    return latents

@@ -1,0 +1,205 @@
+"""Score distillation on the texture of a region: its texels are optimised until a diffusion model likes what they show.
+
+DreamFusion (Poole et al., 2023) optimises a scene in this way; DynVideo-E (Liu et al., 2024) and shape-aware layered
+editing (Lee et al., 2023) the texture of a video. Nothing is generated at once, so that other losses can pull too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from editors.base import EditorResult, Report, Source, quiet
+from editors.diffusion.canvas import apart, open_canvases, side_by_side
+from editors.diffusion.distillation import Sample, Score, Variant, Words, draw_time, finite, pull, score_of
+from editors.diffusion.schedule import Latents, Schedule
+from editors.diffusion.settings import Prompted, wrong_setting
+from editors.diffusion.wrapper import Images, load_model
+
+LEVELS = 4  # scales of the texture: whole texels, and 2, 4 and 8 of them
+EDGE = 0.02  # colours are optimised between these distances from black and white, where a sigmoid still moves
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sds(Prompted):
+    """DreamFusion's score distillation (Poole et al., 2023) on the texels of the region."""
+
+    name: ClassVar[str] = "sds"
+
+    variant: Variant = "sds"
+    """sds, csd (the prompt alone), nfsd (noise-free, for a guidance of 7.5) or dds (what the two prompts differ in)."""
+    source_prompt: str = ""
+    """What the layer shows now; only dds uses it."""
+    steps: int = 300
+    """Steps of the optimisation."""
+    keep: float = 0.0
+    """How strongly the region's colours are held at the source's: 0 leaves them free, 0.1 can be seen."""
+    rate: float = 0.05
+    """Learning rate of Adam."""
+    anneal: bool = True
+    """Looks at less and less noise as the run goes on: large shapes first, details after them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.keep < math.inf:
+            raise wrong_setting("keep", self.keep, "it is 0 or more", "--keep 0.1")
+        if not 0 < self.rate < math.inf:
+            raise wrong_setting("rate", self.rate, "it is above 0", "--rate 0.05")
+
+    def __call__(self, source: Source, report: Report) -> EditorResult:
+        """The region of each layer, repainted texel by texel."""
+        model = load_model(self.weights())
+        side = self.side or model.size
+        regions = {layer: source.region(layer) for layer in source.layers}
+        canvases = open_canvases(source.pictures, regions, side, model.multiple, self.feather)
+        image, region = (part.to(model.device) for part in side_by_side(canvases, model.multiple))
+        words = Words(self.prompt, self.negative, self.source_prompt)
+        with torch.no_grad():
+            score = score_of(model, self.variant, words, self.guidance)
+        picture = optimise(
+            Texture(image, region),
+            Objective(model.encode, score, model.schedule, compares=self.variant == "dds"),
+            Descent(self.steps, self.rate, self.keep, max(1.0, self.guidance), self.anneal, self.seed),
+            window=model.size if side > model.size else None,
+            multiple=model.multiple,
+            report=report,
+        )
+        parts = apart(picture.cpu(), canvases, model.multiple)
+        overlays = {canvas.layer: canvas.overlay(part) for canvas, part in zip(canvases, parts, strict=True)}
+        return EditorResult(overlays, model.notes)
+
+
+class Texture(torch.nn.Module):
+    """A picture whose region is free: the source, changed by the sum of pictures of falling size.
+
+    The coarse ones let large parts change colour together in few steps, the fine ones add the detail. All are added
+    before a sigmoid, so that colours stay in (0, 1). Outside the region it is the source, exactly.
+
+    Args:
+        original: the picture before the edit, in [0, 1].
+        region: 1 where it may change, 0 where not.
+    """
+
+    def __init__(self, original: Images, region: Float[Tensor, "#n 1 height width"]) -> None:
+        super().__init__()
+        self.original, self.region = original, region
+        self.start = original.clamp(EDGE, 1 - EDGE).logit()
+        sides = [[max(1, side >> level) for side in original.shape[-2:]] for level in range(LEVELS)]
+        self.levels = torch.nn.ParameterList(torch.zeros(*original.shape[:2], *size).to(original) for size in sides)
+
+    def colours(self) -> Images:
+        """The colours as they are now, of the region and of what it touches."""
+        size = self.start.shape[-2:]
+        change = sum(torch.nn.functional.interpolate(level, size, mode="bilinear") for level in self.levels)
+        return (self.start + change).sigmoid()
+
+    def forward(self) -> Images:
+        """The picture as it is now."""
+        return self.region * self.colours() + (1 - self.region) * self.original
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a picture is held against.
+
+    Attributes:
+        encode: pictures in [0, 1] to latents, differentiable.
+        score: the gradient in the latents.
+        schedule: from which times are drawn.
+        compares: whether `score` wants the source's latents too.
+    """
+
+    encode: Callable[[Images], Latents]
+    score: Score
+    schedule: Schedule
+    compares: bool = False
+
+    def loss(self, picture: Images, source: Images, time: int, generator: torch.Generator) -> Float[Tensor, ""]:
+        """A number whose gradient leads `picture` where the score points, with noise drawn anew.
+
+        Its gradient is that for the mean over all latents: it means the same whatever the size.
+        """
+        seen = picture.detach().requires_grad_(True)
+        latents = self.encode(seen)
+        with torch.no_grad():
+            noise = torch.randn(latents.shape, generator=generator).to(latents)
+            before = self.encode(source) if self.compares else None
+            gradient = finite(self.score(Sample(latents.detach(), time, noise, before)).to(latents))
+        # The encoder is gone through backwards before the mean is taken, whose small numbers half precision would lose.
+        (pixels,) = torch.autograd.grad(latents, seen, gradient)
+        return pull(picture, pixels / latents.numel())
+
+
+@dataclass(frozen=True)
+class Descent:
+    """How the texture is optimised.
+
+    Attributes:
+        steps, rate: of Adam.
+        keep: weight of the mean absolute change of colour.
+        scale: the gradient of the score is divided by this, so that `keep` means the same at every guidance.
+        anneal: as in `draw_time`.
+        seed: of times, noise and windows.
+    """
+
+    steps: int
+    rate: float
+    keep: float = 0.0
+    scale: float = 1.0
+    anneal: bool = True
+    seed: int = 0
+
+
+def optimise(
+    texture: Texture,
+    objective: Objective,
+    descent: Descent,
+    *,
+    window: int | None = None,
+    multiple: int = 1,
+    report: Report = quiet,
+) -> Images:
+    """Optimises a texture by Adam (Kingma and Ba, 2015); returns its colours at the end.
+
+    Args:
+        window: side of the random square that each step looks at; the whole picture where it is None.
+        multiple: windows start at multiples of this.
+    """
+    generator = torch.Generator().manual_seed(descent.seed)
+    levels = list(texture.levels)
+    # Details of pictures are weaker the finer they are, about as their size (Field, 1987). With one rate for all, the
+    # finest level fills with specks that only the encoder sees.
+    groups = [{"params": [level], "lr": descent.rate / 2**fineness} for fineness, level in enumerate(levels[::-1])]
+    adam = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-12)
+    for step in range(descent.steps):
+        picture = texture()
+        rows, columns = _window(texture.region, window, multiple, generator)
+        time = draw_time(objective.schedule, step / descent.steps, descent.anneal, generator)
+        seen, before = picture[..., rows, columns], texture.original[..., rows, columns]
+        loss = objective.loss(seen, before, time, generator) / descent.scale
+        loss = loss + descent.keep * (picture - texture.original).abs().sum() / (3 * texture.region.sum())
+        for level, gradient in zip(levels, torch.autograd.grad(loss, levels), strict=True):
+            level.grad = gradient
+        adam.step()
+        report("distilling", step + 1, descent.steps)
+    return texture.colours().detach()
+
+
+def _window(region: Tensor, side: int | None, multiple: int, generator: torch.Generator) -> tuple[slice, slice]:
+    """The rows and columns of a square around a random pixel of the region; all of them where there is no side."""
+    height, width = region.shape[-2:]
+    if side is None:
+        return slice(0, height), slice(0, width)
+    inside = (region[0, 0] > 0).nonzero()
+    centre = inside[int(torch.randint(len(inside), (), generator=generator))].tolist()
+    starts = [
+        min(max(0, place - side // 2), max(0, limit - side)) // multiple * multiple
+        for place, limit in zip(centre, (height, width), strict=True)
+    ]
+    return slice(starts[0], starts[0] + side), slice(starts[1], starts[1] + side)

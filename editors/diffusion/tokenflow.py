@@ -1,0 +1,294 @@
+"""TokenFlow: frames take over from keyframes what self-attention makes of the points that both show.
+
+Geyer, Bar-Tal, Bagon and Dekel, ICLR 2024, section 4. The frames are inverted to noise (4, "preprocessing"). At each
+step one keyframe is drawn from each block of frames; the keyframes are denoised together, with attention over all of
+their tokens (4.1); and in the pass over the other frames each token becomes a mixture of the tokens of the two nearest
+keyframes at the corresponding places, the nearer in time counting more (4.2, eq. 4). The correspondences of the paper
+are nearest neighbours among the features of the source, inverted to the same time. Our maps say the same without
+features, and know which keyframe does not show a point: then the other one counts alone. Either can be asked for.
+
+The paper's result are the frames. Here they are merged in the canonical pictures like all keyframes, and become an
+overlay, so that what the decoder makes to flicker is gone, and all frames of the clip follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.spatial import cKDTree
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from editors.base import EditorResult, Report, Source
+from editors.diffusion.attention import CrossFrame, Heads, Processor, plain, seen_by, self_attention
+from editors.diffusion.fusing import completed, fused
+from editors.diffusion.keyframes import Keyed, Keyframes, choose_evenly, frame_numbers, open_keyframes
+from editors.diffusion.region import inpainting_inputs
+from editors.diffusion.sampling import Predict, denoise_region, invert, region_of
+from editors.diffusion.schedule import Denoised, Latents
+from editors.diffusion.settings import wrong_setting
+from editors.diffusion.tiles import STRETCH
+from editors.diffusion.wrapper import DiffusionModel, load_model
+
+REACH = 0.8  # of the spacing of tokens: the nearest one of a frame that shows a point lies no further from it
+FAR = 1e3  # in units of uv: no token of one layer is the nearest of another's while there are others
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenFlow(Keyed):
+    """TokenFlow (Geyer et al., 2024): frames are edited together, and share the tokens of what they both show."""
+
+    name: ClassVar[str] = "tokenflow"
+
+    count: int = 12
+    """How many frames are edited where none are named; they are spread evenly over those that show the layers."""
+    block: int = 4
+    """Of so many frames in a row one is drawn as a keyframe at each step; the model sees no more than these at once."""
+    correspondences: Literal["maps", "features"] = "maps"
+    """What joins the frames: our maps, or, as in the paper, nearest neighbours among features of the source."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.block < 1:
+            raise wrong_setting("block", self.block, "at least one frame makes a block", "--block 4")
+
+    def numbers(self, source: Source) -> list[int]:
+        """The frames of the run to edit, in time.
+
+        Raises:
+            UserError: frames that the run does not have (exit 3).
+        """
+        named = frame_numbers(source, self.keyframes) if self.keyframes else choose_evenly(source, self.count)
+        return sorted(named)
+
+    def __call__(self, source: Source, report: Report) -> EditorResult:
+        """The layers as the edited frames show them."""
+        numbers = self.numbers(source)  # a wrong one is told before a large model is read
+        model = load_model(self.weights())
+        layers = self_attention(model.unet)
+        keyframes = open_keyframes(source, numbers, self.side or model.size, model.multiple, self.feather)
+        if max(keyframes.images.shape[2:]) > STRETCH * model.size:
+            raise wrong_setting("side", self.side, "the model sees whole pictures here", f"--side {model.size}")
+        with torch.no_grad():
+            edited = self._edited(model, layers, keyframes, report)
+            text = model.text(self.prompt, self.negative)
+            return completed(model, text, self, keyframes, fused(keyframes, edited), report)
+
+    def _edited(
+        self, model: DiffusionModel, layers: Sequence[str], keyframes: Keyframes, report: Report
+    ) -> Float[Tensor, "n 3 height width"]:
+        """The frames, inverted and denoised together."""
+        schedule, images = model.schedule, keyframes.images.to(model.device)
+        original = torch.cat([model.encode(part) for part in images.split(self.block)])
+        inside = region_of(keyframes.region.to(model.device), original)
+        extra = inpainting_inputs(model, images, inside)
+        text, empty = model.text(self.prompt, self.negative), model.text("")
+
+        def asked(latents: Latents, time: int, chosen: Sequence[int], plainly: bool) -> Denoised:
+            shown = None if extra is None else extra[list(chosen)]
+            return model.predict(latents, time, *((empty, 1.0) if plainly else (text, self.guidance)), extra=shown)
+
+        times = schedule.times(self.steps, self.strength)
+        path = invert(
+            original,
+            times,
+            schedule,
+            in_blocks(lambda latents, time, chosen: asked(latents, time, chosen, True), self.block),
+            step=lambda done, total: report("inverting frames", done, total),
+        )
+        sourced = dict(zip(times, path, strict=True)) if self.correspondences == "features" else {}
+        flow = Flow(None if sourced else Joined.by_maps(keyframes, model.scale))
+        with model.attention({layer: Processor(Tokens(flow)) for layer in layers}):
+            latents = denoise_region(
+                path[0],
+                times,
+                schedule,
+                flowing(flow, asked, self.block, self.seed, sourced),
+                original=original,
+                noise=schedule.with_clean(path[0], original, times[0]).noise,
+                region=inside,
+                step=lambda done, total: report("denoising frames", done, total),
+            )
+        return torch.cat([model.decode(part).cpu() for part in latents.split(self.block)])
+
+
+# A prediction for some of the frames; the last is whether it is for the source, without the prompt.
+Asked = Callable[[Latents, int, Sequence[int], bool], Denoised]
+
+
+def in_blocks(predict: Callable[[Latents, int, Sequence[int]], Denoised], block: int) -> Predict:
+    """A prediction made for so many pictures at a time."""
+
+    def predicted(latents: Latents, time: int) -> Denoised:
+        parts = [predict(latents[part], time, part) for part in _blocks(len(latents), block)]
+        return Denoised(torch.cat([part.clean for part in parts]), torch.cat([part.noise for part in parts]))
+
+    return predicted
+
+
+def flowing(flow: Flow, asked: Asked, block: int, seed: int, sourced: Mapping[int, Latents]) -> Predict:
+    """A prediction for all frames: of keyframes drawn from each block together, then of the others from their tokens.
+
+    Args:
+        sourced: by time, the latents of the source, where correspondences come from its features.
+    """
+    generator = np.random.default_rng(seed)
+
+    def predicted(latents: Latents, time: int) -> Denoised:
+        blocks = _blocks(len(latents), block)
+        if sourced:
+            for part in blocks:
+                with flow.step("source", (), part):
+                    asked(sourced[time][part], time, part, True)
+        keys = [int(generator.choice(part)) for part in blocks]
+        with flow.step("keyframes", keys, keys):
+            found = asked(latents[keys], time, keys, False)
+        clean, noise = latents.clone(), latents.clone()
+        clean[keys], noise[keys] = found.clean, found.noise
+        for part in blocks:
+            others = [i for i in part if i not in keys]
+            if others:
+                with flow.step("others", keys, others):
+                    found = asked(latents[others], time, others, False)
+                clean[others], noise[others] = found.clean, found.noise
+        return Denoised(clean, noise)
+
+    return predicted
+
+
+@dataclass
+class Joined:
+    """Which tokens of frames show the same, from the maps.
+
+    Attributes:
+        tokens: by how many there are of a picture, the canonical coordinates of each, with the layer far apart.
+        reach: by the same, how far tokens that show the same may lie apart.
+    """
+
+    tokens: Mapping[int, Float[np.ndarray, "frames tokens 3"]]
+    reach: Mapping[int, float]
+    known: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    @staticmethod
+    def by_maps(keyframes: Keyframes, shrink: int) -> Joined:
+        """For the sizes that latents have in a UNet's layers."""
+        tokens, reach = {}, {}
+        height, width = keyframes.tokens.shape[1:3]
+        for factor in (shrink, 2 * shrink, 4 * shrink, 8 * shrink):
+            if height % factor or width % factor:
+                continue
+            # The pixel in the middle: a mean over two layers lies in neither.
+            middle = keyframes.tokens[:, factor // 2 :: factor, factor // 2 :: factor].numpy().copy()
+            steps = np.linalg.norm(np.diff(middle[..., :2], axis=2), axis=-1)
+            middle[..., 2] *= FAR
+            count = middle.shape[1] * middle.shape[2]
+            tokens[count] = middle.reshape(len(middle), count, 3)
+            reach[count] = REACH * float(np.median(steps)) if steps.size else 0.0
+        return Joined(tokens, reach)
+
+    def between(self, count: int, frame: int, key: int) -> tuple[Int[Tensor, " tokens"], Float[Tensor, " tokens"]]:
+        """For each token of a frame the nearest of a keyframe, and whether that shows the same."""
+        if (count, frame, key) not in self.known:
+            points = self.tokens[count]
+            distance, nearest = cKDTree(points[key]).query(points[frame])
+            shown = torch.from_numpy((distance <= self.reach[count]).astype(np.float32))
+            self.known[count, frame, key] = torch.from_numpy(nearest.astype(np.int64)), shown
+        return self.known[count, frame, key]
+
+
+@dataclass
+class Flow:
+    """What all layers need to know of the pass of the denoiser that runs.
+
+    Attributes:
+        joined: correspondences from the maps; None to look for them among the features of the source.
+        stage: what the pass is for.
+        keys: the keyframes of this step, in time.
+        shown: the frames of this pass.
+    """
+
+    joined: Joined | None
+    stage: Literal["plain", "source", "keyframes", "others"] = "plain"
+    keys: Sequence[int] = ()
+    shown: Sequence[int] = ()
+
+    @contextmanager
+    def step(
+        self, stage: Literal["source", "keyframes", "others"], keys: Sequence[int], shown: Sequence[int]
+    ) -> Iterator[None]:
+        """A pass over the frames `shown`."""
+        self.stage, self.keys, self.shown = stage, keys, shown
+        try:
+            yield
+        finally:
+            self.stage = "plain"
+
+    def around(self, frame: int) -> list[tuple[int, float]]:
+        """The places in `keys` of the keyframes before and after a frame, and how much each counts (eq. 4)."""
+        before = [place for place, key in enumerate(self.keys) if key <= frame]
+        after = [place for place, key in enumerate(self.keys) if key > frame]
+        if not before or not after:
+            return [(before[-1] if before else after[0], 1.0)]
+        first, last = self.keys[before[-1]], self.keys[after[0]]
+        share = (last - frame) / (last - first)
+        return [(before[-1], share), (after[0], 1 - share)]
+
+
+@dataclass
+class Tokens:
+    """The inner part of one self-attention layer: keeps the tokens of keyframes, and gives them to other frames.
+
+    A token is what attention answers. The layer's output is linear in it, so mixing before or after is the same.
+    """
+
+    flow: Flow
+    kept: Heads | None = None
+    features: dict[int, Float[Tensor, "tokens width"]] = field(default_factory=dict)
+
+    def __call__(self, query: Heads, key: Heads, value: Heads, mask: Tensor | None) -> Heads:
+        """Attention as the pass asks for it."""
+        flow = self.flow
+        if flow.stage == "others":
+            return self._taken(len(query) // len(flow.shown)).to(query)
+        if flow.stage == "source":
+            # Keys are a linear map of the normalised states that the paper compares.
+            for row, frame in enumerate(flow.shown):
+                self.features[frame] = normalize(key[row].transpose(0, 1).flatten(1), dim=1)
+        if flow.stage != "keyframes":
+            return plain(query, key, value, mask)
+        self.kept = CrossFrame(tuple(seen_by("all", len(flow.keys))), {})(query, key, value, mask)
+        return self.kept
+
+    def _taken(self, groups: int) -> Heads:
+        """The tokens of the frames of this pass, from those of the keyframes."""
+        assert self.kept is not None, "keyframes come first"
+        kept = self.kept.unflatten(0, (groups, len(self.flow.keys)))
+        rows = []
+        for frame in self.flow.shown:
+            around = self.flow.around(frame)
+            matches = [self._match(frame, self.flow.keys[place]) for place, _ in around]
+            trust = torch.stack([share * shown for (_, share), (_, shown) in zip(around, matches, strict=True)])
+            even = torch.tensor([share for _, share in around])[:, None].expand_as(trust)
+            weight = torch.where(trust.sum(dim=0) > 0, trust, even)
+            weight = (weight / weight.sum(dim=0)).to(kept)[..., None]
+            parts = zip(around, matches, weight, strict=True)
+            rows.append(sum(w * kept[:, place][:, :, found.to(kept.device)] for (place, _), (found, _), w in parts))
+        return torch.stack(rows, dim=1).flatten(0, 1)
+
+    def _match(self, frame: int, key: int) -> tuple[Int[Tensor, " tokens"], Float[Tensor, " tokens"]]:
+        """The nearest token of a keyframe to each of a frame, and whether it shows the same."""
+        assert self.kept is not None, "keyframes come first"
+        if self.flow.joined is not None:
+            return self.flow.joined.between(self.kept.shape[2], frame, key)
+        nearest = (self.features[frame] @ self.features[key].T).argmax(dim=1).cpu()
+        return nearest, torch.ones(len(nearest))
+
+
+def _blocks(count: int, block: int) -> list[range]:
+    return [range(start, min(count, start + block)) for start in range(0, count, block)]

@@ -1,0 +1,329 @@
+"""Where the weights of a network come from, whether they may be read, and how they fit into memory.
+
+Nothing here imports diffusers: folders are checked before any of their content is used. Weights are safetensors, which
+hold numbers only; other formats can run code when they are read.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import json
+import math
+import re
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neural_fields.errors import ExitCode, UserError, bad_input
+
+INSTALL = "pip install 'unwrap-video[diffusion]'"
+GIB = 2**30
+WORKING = 1.5 * GIB  # of memory beside the parameters: activations of a 512 x 512 picture, and some
+SLACK = 2 * GIB  # with less than this left over, pictures are encoded and decoded in tiles
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+LIBRARIES = ("diffusers", "transformers")  # from which a folder may name classes
+CODE_FORMATS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+MOST_HEADER = 100_000_000  # bytes of a safetensors header, as the format limits it
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A network to read.
+
+    Attributes:
+        model: a folder in diffusers' layout, or the name of one on the hub.
+        device: "auto", "cpu" or "cuda".
+        unsafe: also reads weights that are not safetensors, which can run code.
+        loras: safetensors files of low-rank changes, each with an optional strength: "style.safetensors@0.7".
+        embeddings: safetensors files of textual inversion; a file's name is the word it teaches.
+    """
+
+    model: str
+    device: str = "auto"
+    unsafe: bool = False
+    loras: tuple[str, ...] = ()
+    embeddings: tuple[str, ...] = ()
+
+    @property
+    def local(self) -> Path | None:
+        """The folder, where the model is one."""
+        path = Path(self.model).expanduser()
+        return path if self.model and path.is_dir() else None
+
+    def check_name(self) -> None:
+        """Refuses what is neither a folder nor a hub name.
+
+        Raises:
+            UserError: with what it looks like (exit 3).
+        """
+        if self.local is not None:
+            return
+        if Path(self.model).expanduser().is_file():
+            raise bad_input(
+                f"{self.model} is a file",
+                why="a model is a folder in diffusers' layout, with model_index.json or config.json in it",
+                fix="convert the file with diffusers (from_single_file, save_pretrained) and name the folder",
+            )
+        if not HUB_NAME.fullmatch(self.model) or self.model.startswith("."):
+            raise bad_input(
+                f"there is no model {self.model!r}",
+                why="expected a folder in diffusers' layout, or a name on the hub such as owner/name",
+                fix="check the path of the folder",
+            )
+
+    def lora_files(self) -> list[tuple[Path, float]]:
+        """The low-rank changes with their strengths.
+
+        Raises:
+            UserError: a strength that is no number, a missing file, or one that is not safetensors.
+        """
+        found = []
+        for text in self.loras:
+            name, at, number = text.rpartition("@")
+            path, strength = (name, number) if at else (text, "1")
+            try:
+                found.append((_numbers_only(Path(path).expanduser(), "--lora"), float(strength)))
+            except ValueError as problem:
+                raise bad_input(f"--lora {text}", why="expected FILE or FILE@STRENGTH", fix=f"{path}@0.7") from problem
+        return found
+
+    def embedding_files(self) -> list[Path]:
+        """The files of textual inversion.
+
+        Raises:
+            UserError: a missing file, or one that is not safetensors.
+        """
+        return [_numbers_only(Path(text).expanduser(), "--embedding") for text in self.embeddings]
+
+
+def check_folder(folder: Path, unsafe: bool = False) -> dict[str, Any]:
+    """Looks at a folder before anything in it is used; returns what its model_index.json or config.json says.
+
+    Raises:
+        UserError: it is not in diffusers' layout or names classes of other libraries (exit 3), or its weights could run
+            code (exit 7).
+    """
+    index = _index(folder)
+    named = index.items() if (folder / "model_index.json").is_file() else ()
+    for name, value in named:
+        if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and not _is_known(value[0]):
+            raise UserError(
+                ExitCode.UNSAFE_FILE,
+                f"the model {folder} asks for code of its own",
+                where=str(folder / "model_index.json"),
+                why=f"its {name} is a class of {value[0]!r}, which is none of {', '.join(LIBRARIES)}",
+                fix="use a model that diffusers knows by itself",
+            )
+    parts = [folder, *(path for path in folder.iterdir() if path.is_dir())]
+    numbers_missing = [part for part in parts if not any(part.glob("*.safetensors"))]
+    coded = [path for part in numbers_missing for form in CODE_FORMATS for path in part.glob(form)]
+    if coded and not unsafe:
+        raise UserError(
+            ExitCode.UNSAFE_FILE,
+            f"{coded[0].name} could run code when it is read",
+            where=str(coded[0]),
+            why="only safetensors are read unless you say otherwise",
+            fix="use the model's safetensors, or add --unsafe-weights if you trust whoever made the file",
+        )
+    return index
+
+
+def parameter_counts(folder: Path) -> dict[str, int]:
+    """How many parameters each part of a model has, from the headers of its files.
+
+    Raises:
+        UserError: a damaged safetensors file (exit 3), named.
+    """
+    counts: dict[str, int] = {}
+    for path in sorted(folder.rglob("*.safetensors")):
+        if ".fp16." in path.name or ".non_ema." in path.name:
+            continue
+        part = path.parent.name if path.parent != folder else "."
+        counts[part] = counts.get(part, 0) + sum(math.prod(shape) for shape in _shapes(path))
+    return counts
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a model is put into memory.
+
+    Attributes:
+        dtype: "float32", "float16" or "bfloat16".
+        offload: "none"; "parts": each part visits the GPU when it is needed; "layers": each layer does.
+        tiled: whether pictures are encoded and decoded in tiles.
+        note: what is unusual about it, for the user; empty where nothing is.
+    """
+
+    dtype: str
+    offload: str = "none"
+    tiled: bool = False
+    note: str = ""
+
+
+def plan(counts: dict[str, int], device: str, free: float) -> Plan:
+    """The quickest way to hold a model that fits.
+
+    Args:
+        counts: parameters of each part.
+        device: "cpu" or "cuda".
+        free: bytes of memory of the device that are free.
+
+    Raises:
+        UserError: it does not fit in any way (exit 4).
+    """
+    half, largest = 2 * sum(counts.values()), 2 * max(counts.values(), default=0)
+    if device == "cpu":
+        if 2 * half + WORKING <= free:
+            return Plan("float32")
+        if half + WORKING <= free:
+            return Plan("bfloat16", tiled=True, note="memory is short: half precision, which is slow on a CPU")
+        raise _no_room(half + WORKING, free, "use a smaller model, or a machine with more memory")
+    if half + WORKING <= free:
+        return Plan("float16", tiled=half + WORKING + SLACK > free)
+    if largest + WORKING <= free:
+        return Plan("float16", "parts", True, "GPU memory is short: parts of the model wait in main memory (slower)")
+    if free >= WORKING / 2:
+        return Plan("float16", "layers", True, "GPU memory is very short: layers wait in main memory (much slower)")
+    raise _no_room(largest + WORKING, free, "--device cpu, or close what else uses the GPU")
+
+
+@contextmanager
+def loading(weights: Weights) -> Iterator[None]:
+    """Turns what fails while a model is fetched and read into one sentence with what to do."""
+    if importlib.util.find_spec("diffusers") is None or importlib.util.find_spec("transformers") is None:
+        raise bad_input(
+            "this editor needs diffusers, which is not installed",
+            why="it comes with the extra 'diffusion'",
+            fix=INSTALL,
+        )
+    try:
+        yield
+    except UserError:
+        raise
+    except (ImportError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as problem:
+        raise _explained(weights, problem) from problem
+
+
+# What fails at the hub, by the names of the errors that huggingface_hub raises: what it is, why, and what to do.
+HUB_FAILURES = {
+    "GatedRepoError": (
+        "the model {} is gated",
+        "its owner lets only people read it who have accepted a licence",
+        "accept the licence on the model's page, then: hf auth login",
+    ),
+    "RepositoryNotFoundError": (
+        "there is no model {} on the hub",
+        "or it is private",
+        "check the name; for a private model: hf auth login",
+    ),
+    "LocalEntryNotFoundError": (
+        "the model {} is not on this machine",
+        "it is not in the cache, and the hub cannot be reached",
+        "run the same command once with a network, or name a folder",
+    ),
+}
+SAME_AS = {name: "LocalEntryNotFoundError" for name in ("OfflineModeIsEnabled", "ConnectError", "ConnectionError")}
+
+
+def _explained(weights: Weights, problem: Exception) -> UserError:
+    """The sentence for what went wrong, by the kinds of the errors that led to it."""
+    chain, link = [], problem
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__  # type: ignore[assignment]
+    name, why = weights.model, _first_line(problem)
+    kinds = [type(link).__name__ for link in chain]
+    if any(isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT) for link in chain):
+        fix = "free some space, or point HF_HOME to another disk"
+        return UserError(ExitCode.NO_ROOM, f"the disk is full: {name} cannot be stored", why=why, fix=fix)
+    if "OutOfMemoryError" in kinds:
+        fix = "--device cpu, or a smaller model"
+        return UserError(ExitCode.NO_ROOM, f"not enough memory for {name}", why=why, fix=fix)
+    for kind in kinds:
+        if SAME_AS.get(kind, kind) in HUB_FAILURES:
+            what, why, fix = HUB_FAILURES[SAME_AS.get(kind, kind)]
+            return bad_input(what.format(name), why=why, fix=fix)
+    if isinstance(problem, ImportError):
+        return bad_input(
+            f"{name} needs a package that is missing", why=why, fix="pip install 'unwrap-video[diffusion]'"
+        )
+    return bad_input(
+        f"the model {name} cannot be read", where=name, why=why, fix="fetch it again, or use another model"
+    )
+
+
+def _is_known(library: str) -> bool:
+    """Whether diffusers reads classes of this name from itself or from transformers, and from nowhere else."""
+    if library in LIBRARIES:
+        return True
+    found = importlib.util.find_spec("diffusers")
+    homes = (found.submodule_search_locations or []) if found else []
+    return library.isidentifier() and any((Path(home) / "pipelines" / library).is_dir() for home in homes)
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    """The file that says what a folder holds."""
+    for name in ("model_index.json", "config.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            found = json.loads(path.read_bytes())
+        except ValueError as problem:
+            raise bad_input(f"{path} is damaged", why=_first_line(problem), fix="fetch the model again") from problem
+        if isinstance(found, dict):
+            return found
+    raise bad_input(
+        f"{folder} is not a model in diffusers' layout",
+        why="there is no model_index.json or config.json in it",
+        fix="name the folder that holds model_index.json",
+    )
+
+
+def _numbers_only(path: Path, flag: str) -> Path:
+    """A file of weights that holds numbers only.
+
+    Raises:
+        UserError: it is missing (exit 3) or of a format that can run code (exit 7).
+    """
+    if path.is_dir():
+        inside = sorted(path.glob("*.safetensors"))
+        if not inside:
+            raise bad_input(
+                f"{flag} {path}", why="there is no safetensors file in the folder", fix=f"{flag} FILE.safetensors"
+            )
+        return inside[0]
+    if not path.is_file():
+        raise bad_input(f"{flag} {path}", why="there is no such file", fix=f"{flag} FILE.safetensors")
+    if path.suffix != ".safetensors":
+        raise UserError(
+            ExitCode.UNSAFE_FILE, f"{flag} {path}", why="only safetensors are read: other formats can run code",
+            fix="save it as safetensors",
+        )  # fmt: skip
+    return path
+
+
+def _shapes(path: Path) -> list[list[int]]:
+    """The shapes in the header of a safetensors file."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > MOST_HEADER:
+                raise ValueError("its header is too long")
+            header = json.loads(file.read(length))
+        return [list(entry["shape"]) for name, entry in header.items() if name != "__metadata__"]
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise bad_input(f"{path} is damaged", why=_first_line(problem), fix="fetch the model again") from problem
+
+
+def _no_room(needed: float, free: float, fix: str) -> UserError:
+    why = f"it needs about {needed / GIB:.1f} GiB, {free / GIB:.1f} GiB are free"
+    return UserError(ExitCode.NO_ROOM, "not enough memory for this model", why=why, fix=fix)
+
+
+def _first_line(problem: BaseException) -> str:
+    return next(iter(str(problem).strip().splitlines()), type(problem).__name__)

@@ -1,0 +1,366 @@
+"""The one file that imports diffusers: a text-to-image model as the editors need it.
+
+Reads any folder in diffusers' layout, or a hub name, whose denoiser is a UNet (Stable Diffusion 1, 2 and XL) or the
+transformer of Stable Diffusion 3. The loops over time are the editors' own, over `schedule.py`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from editors.diffusion.placing import add_extras, fetched, placed, settle
+from editors.diffusion.schedule import Denoised, Latents, Schedule
+from editors.diffusion.tiles import Window, in_windows
+from editors.diffusion.weights import Weights, check_folder, loading
+from neural_fields.errors import bad_input
+
+Images = Float[Tensor, "n 3 height width"]
+Further = Float[Tensor, "_ _ rows columns"]  # channels beside those of latents, for one picture or for each
+
+MODEL_KINDS = ("StableDiffusion", "LatentConsistency")  # classes that a folder's model_index.json may begin with
+# Read as another class with the same parts: this one encodes prompts for its own loop only.
+PLAIN = {"StableDiffusionInstructPix2PixPipeline": "StableDiffusionPipeline"}
+# Parts of a folder that are not loaded: the filter of whole pictures has nothing to say about canonical images.
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+OPTIONAL = ("text_encoder_3", "tokenizer_3")  # of Stable Diffusion 3, which works without, in a tenth of the memory
+
+
+@dataclass(frozen=True)
+class Text:
+    """What the text encoders make of a prompt: row 0 is the negative prompt, row 1 the prompt.
+
+    Attributes:
+        states: for the cross-attention.
+        pooled: one vector a prompt, for models that want it.
+    """
+
+    states: Float[Tensor, "2 tokens width"]
+    pooled: Float[Tensor, "2 features"] | None = None
+
+
+@dataclass(frozen=True)
+class Control:
+    """A picture that a ControlNet (Zhang et al., 2023) makes the result follow.
+
+    Attributes:
+        network: the ControlNet, as `load_control` returns it.
+        picture: edges, depth or pose, in [0, 1], at the size of the pictures that are made.
+        scale: how strongly; 1 as trained.
+    """
+
+    network: Any
+    picture: Images
+    scale: float = 1.0
+
+
+class DiffusionModel:
+    """A text-to-image model: pictures to latents and back, prompts to text, and one prediction of the denoiser.
+
+    Args:
+        pipeline: a loaded diffusers pipeline with a `unet` or a `transformer`, a `vae` and a `scheduler`.
+        device: where it runs.
+        notes: what was chosen at loading (offload, precision), one sentence each.
+
+    Attributes:
+        schedule: the noise levels it was trained with.
+        size: the side in pixels of the square pictures it was trained on.
+        multiple: sides of pictures in pixels must be multiples of this.
+        scale: pixels a latent.
+        channels: of the latents.
+    """
+
+    def __init__(self, pipeline: Any, device: torch.device, notes: tuple[str, ...] = ()) -> None:
+        self.pipeline, self.device, self.notes = pipeline, device, notes
+        self.vae = pipeline.vae
+        self.unet = getattr(pipeline, "unet", None)
+        self.denoiser = self.unet if self.unet is not None else pipeline.transformer
+        scheduler = pipeline.scheduler
+        self.schedule = Schedule.of(scheduler.config, getattr(scheduler, "alphas_cumprod", None))
+        self.scale = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.channels = int(self.vae.config.latent_channels)
+        side = self.denoiser.config.sample_size or 64
+        self.size = self.scale * int(side if isinstance(side, int) else min(side))
+        self.multiple = self.scale * self._latent_multiple()
+
+    def text(self, prompt: str, negative: str = "") -> Text:
+        """Encodes a prompt and the negative prompt that guidance leads away from."""
+        with torch.no_grad():
+            if self._has_pooled:
+                negative_or_none = negative or None
+                more = {} if self.unet is not None else {"prompt_2": None, "prompt_3": None}
+                states, other, pooled, other_pooled = self.pipeline.encode_prompt(
+                    prompt, device=self.device, negative_prompt=negative_or_none, **({"prompt_2": None} | more)
+                )
+                return Text(torch.cat([other, states]).float(), torch.cat([other_pooled, pooled]).float())
+            states, other = self.pipeline.encode_prompt(prompt, self.device, 1, True, negative)
+            return Text(torch.cat([other, states]).float())
+
+    def encode(self, images: Images) -> Latents:
+        """Latents of pictures in [0, 1] whose sides are multiples of `multiple`. Differentiable."""
+        device, dtype = self._vae_place()
+        encoded = self.vae.encode((2 * images - 1).to(device, dtype)).latent_dist.mean.float()
+        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+        return (encoded - shift) * self.vae.config.scaling_factor
+
+    def decode(self, latents: Latents) -> Images:
+        """Pictures, clipped to [0, 1]. Differentiable."""
+        device, dtype = self._vae_place()
+        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+        decoded = self.vae.decode((latents / self.vae.config.scaling_factor + shift).to(device, dtype)).sample
+        return (decoded.float() / 2 + 0.5).clamp(0, 1)
+
+    def noise(self, like: Latents, seed: int) -> Latents:
+        """Gaussian noise of the shape of `like`: the same for a seed on every device."""
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(like.shape, generator=generator).to(like.device)
+
+    def predict(
+        self,
+        latents: Latents,
+        time: int,
+        text: Text,
+        guidance: float = 7.5,
+        *,
+        controls: Sequence[Control] = (),
+        extra: Further | None = None,
+    ) -> Denoised:
+        """The clean picture and the noise in latents of a time, with classifier-free guidance (Ho and Salimans, 2022).
+
+        Args:
+            latents: noised, any number of pictures.
+            time: as the schedule counts.
+            text: one prompt for all of the pictures.
+            guidance: 1 is the prompt alone; more leads away from the negative prompt.
+            controls: pictures to follow; each holds one picture, or one for each of the latents.
+            extra: channels that the denoiser sees beside the latents (those of inpainting models).
+        """
+        if guidance == 1:
+            output = self._run(latents, time, text.states[1:], _row(text.pooled, 1), controls, extra)
+            return self.schedule.split(latents, output, time)
+        without, with_text = self.outputs(latents, time, text, controls=controls, extra=extra)
+        return self.schedule.split(latents, without + guidance * (with_text - without), time)
+
+    def outputs(
+        self,
+        latents: Latents,
+        time: int,
+        text: Text,
+        *,
+        controls: Sequence[Control] = (),
+        extra: Further | None = None,
+    ) -> tuple[Latents, Latents]:
+        """What the denoiser says itself for the negative prompt and for the prompt, as `predict`."""
+        n = len(latents)
+        twice = torch.cat([latents, latents])
+        states = text.states.repeat_interleave(n, dim=0)
+        pooled = None if text.pooled is None else text.pooled.repeat_interleave(n, dim=0)
+        both_extra = None if extra is None else torch.cat([extra, extra])
+        doubled = [Control(c.network, _for_each(c.picture, n).repeat(2, 1, 1, 1), c.scale) for c in controls]
+        output = self._run(twice, time, states, pooled, doubled, both_extra)
+        return output[:n], output[n:]
+
+    @contextmanager
+    def attention(self, processors: Mapping[str, Any]) -> Iterator[None]:
+        """Runs with other attention processors: by name as in `unet.attn_processors`; what is not named stays."""
+        before = dict(self.denoiser.attn_processors)
+        self.denoiser.set_attn_processor({**before, **processors})
+        try:
+            yield
+        finally:
+            self.denoiser.set_attn_processor(before)
+
+    @property
+    def _has_pooled(self) -> bool:
+        return self.unet is None or self.unet.config.addition_embed_type == "text_time"
+
+    def _latent_multiple(self) -> int:
+        """The denoiser halves the latents, or cuts them into patches."""
+        if self.unet is None:
+            return int(self.denoiser.config.patch_size)
+        return 2 ** (len(self.unet.config.block_out_channels) - 1)
+
+    def _vae_place(self) -> tuple[torch.device, torch.dtype]:
+        return self.device, next(self.vae.parameters()).dtype
+
+    def _run(
+        self,
+        latents: Latents,
+        time: int,
+        states: Float[Tensor, "m tokens depth"],
+        pooled: Float[Tensor, "m features"] | None,
+        controls: Sequence[Control],
+        extra: Further | None,
+    ) -> Latents:
+        """What the denoiser says of latents of any size."""
+        n = len(latents)
+        given = latents if extra is None else torch.cat([latents, extra.expand(n, -1, -1, -1)], dim=1)
+        states = states.expand(n, -1, -1).to(self.device, self.denoiser.dtype)
+        pooled = None if pooled is None else pooled.expand(n, -1).to(self.device, self.denoiser.dtype)
+        when = self.schedule.network_time[time].to(self.device)
+
+        def run(shown: Further, window: Window) -> Latents:
+            parts = [replace(control, picture=self._part(control.picture, window)) for control in controls]
+            return self._run_window(shown.to(self.device, self.denoiser.dtype), when, states, pooled, parts).to(latents)
+
+        return in_windows(given, self.size // self.scale, self.multiple // self.scale, run)
+
+    def _run_window(
+        self, shown: Tensor, when: Tensor, states: Tensor, pooled: Tensor | None, controls: Sequence[Control]
+    ) -> Tensor:
+        """One pass of the denoiser."""
+        if self.unet is None:
+            return self.denoiser(
+                hidden_states=shown,
+                encoder_hidden_states=states,
+                pooled_projections=pooled,
+                timestep=when.expand(len(shown)),
+                return_dict=False,
+            )[0]
+        added = self._added(pooled, shown)
+        residuals = self._residuals(shown[:, : self.channels], when, states, added, controls)
+        return self.unet(
+            shown, when, encoder_hidden_states=states, added_cond_kwargs=added, **residuals, return_dict=False
+        )[0]
+
+    def _part(self, picture: Images, window: Window) -> Float[Tensor, "n 3 rows columns"]:
+        """The part of a picture that a window of latents shows."""
+        rows, columns = (slice(self.scale * span.start, self.scale * span.stop) for span in window)
+        return picture[..., rows, columns]
+
+    def _added(self, pooled: Tensor | None, shown: Tensor) -> dict[str, Tensor]:
+        """What SDXL wants to know beside the prompt: its size and where it was cropped (Podell et al., 2023, 2.2)."""
+        if pooled is None:
+            return {}
+        height, width = (self.scale * side for side in shown.shape[-2:])
+        sizes = torch.tensor([[height, width, 0, 0, height, width]], device=self.device, dtype=shown.dtype)
+        return {"text_embeds": pooled, "time_ids": sizes.expand(len(shown), -1)}
+
+    def _residuals(
+        self, latents: Tensor, when: Tensor, states: Tensor, added: dict[str, Tensor], controls: Sequence[Control]
+    ) -> dict[str, Any]:
+        """What ControlNets add to the UNet, summed over several."""
+        down: list[Tensor] | None = None
+        middle: Tensor | None = None
+        for control in controls:
+            network = control.network
+            more, more_middle = network(
+                latents.to(network.dtype),
+                when,
+                encoder_hidden_states=states.to(network.dtype),
+                controlnet_cond=_for_each(control.picture, len(latents)).to(self.device, network.dtype),
+                conditioning_scale=control.scale,
+                added_cond_kwargs={name: value.to(network.dtype) for name, value in added.items()},
+                return_dict=False,
+            )
+            down = list(more) if down is None else [a + b for a, b in zip(down, more, strict=True)]
+            middle = more_middle if middle is None else middle + more_middle
+        if down is None or middle is None:
+            return {}
+        dtype = latents.dtype
+        return {
+            "down_block_additional_residuals": [value.to(dtype) for value in down],
+            "mid_block_additional_residual": middle.to(dtype),
+        }
+
+
+def load_model(weights: Weights) -> DiffusionModel:
+    """Reads a text-to-image model.
+
+    Raises:
+        UserError: diffusers is not installed, there is no such model, or it is of a kind that cannot be used (exit 3);
+            no room (exit 4); weights in a format that can run code (exit 7).
+    """
+
+    def check(kind: str) -> None:
+        if not kind.startswith(MODEL_KINDS):
+            raise bad_input(
+                f"{weights.model} is a {kind or 'part of a model'}",
+                why="this editor needs a text-to-image model of Stable Diffusion 1, 2, 3 or XL",
+                fix="--model FOLDER with such a model",
+            )
+
+    return DiffusionModel(*load_pipeline(weights, check))
+
+
+def load_pipeline(weights: Weights, check: Callable[[str], None]) -> tuple[Any, torch.device, tuple[str, ...]]:
+    """Reads a pipeline of diffusers; with the device it runs on, and what was chosen, one sentence each.
+
+    Args:
+        check: called with the name of its class before weights are read; raises where that cannot be used.
+
+    Raises:
+        UserError: as `load_model`.
+    """
+    weights.check_name()
+    with loading(weights):
+        import diffusers
+
+        _be_quiet()
+        folder = weights.local or fetched(weights)
+        index = check_folder(folder, weights.unsafe)
+        kind = str(index.get("_class_name", ""))
+        check(kind)
+        device, chosen = placed(weights, folder)
+        options: dict[str, Any] = {"dtype": getattr(torch, chosen.dtype), "use_safetensors": not weights.unsafe or None}
+        options |= {name: None for name in UNUSED if name in index}
+        if kind.startswith("StableDiffusion3"):
+            options |= {name: None for name in OPTIONAL if index.get(name) in (None, [None, None])}
+        maker = getattr(diffusers, PLAIN.get(kind, "DiffusionPipeline"))
+        pipeline = maker.from_pretrained(folder, **options)
+        add_extras(pipeline, weights)
+        settle(pipeline, device, chosen)
+    return pipeline, device, (chosen.note,) if chosen.note else ()
+
+
+def arguments_of(kind: str) -> Mapping[str, Any]:
+    """The arguments that a pipeline of diffusers takes with their defaults; none for an unknown class."""
+    import diffusers
+
+    pipeline = getattr(diffusers, kind, None)
+    if not (isinstance(pipeline, type) and issubclass(pipeline, diffusers.DiffusionPipeline)):
+        return {}
+    return {name: given.default for name, given in inspect.signature(pipeline.__call__).parameters.items()}
+
+
+def load_control(weights: Weights, model: DiffusionModel) -> Any:
+    """Reads a ControlNet for a model.
+
+    Raises:
+        UserError: as `load_model`.
+    """
+    weights.check_name()
+    with loading(weights):
+        from diffusers import ControlNetModel
+
+        folder = weights.local or fetched(weights)
+        if check_folder(folder, weights.unsafe).get("_class_name") != "ControlNetModel":
+            raise bad_input(f"{weights.model} is no ControlNet", fix="name the folder of a ControlNetModel")
+        network = ControlNetModel.from_pretrained(
+            folder, dtype=model.denoiser.dtype, use_safetensors=not weights.unsafe or None
+        )
+        return network.eval().to(model.device)
+
+
+def _row(values: Tensor | None, row: int) -> Tensor | None:
+    return None if values is None else values[row : row + 1]
+
+
+def _for_each(picture: Tensor, n: int) -> Tensor:
+    return picture if len(picture) == n else picture.expand(n, -1, -1, -1)
+
+
+def _be_quiet() -> None:
+    """No progress bars of other packages between ours."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()

@@ -1,0 +1,57 @@
+"""`unwrap eval --edit`: every measure of an edit that its run, and the networks at hand, allow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from neural_fields.edit_quality import edited_frames, measure_edit
+from neural_fields.errors import bad_input
+from neural_fields.run import Run
+
+
+def measure(
+    run: Run,
+    edits: Sequence[str],
+    prompt: str | None = None,
+    clip_model: str | None = None,
+    pickscore_model: str | None = None,
+) -> dict[str, Any]:
+    """What edits do to the video of a run; plain values for JSON.
+
+    Args:
+        edits: names or numbers.
+        prompt: what they were asked for.
+        clip_model, pickscore_model: folders of transformers, or names on the hub; without them those measures are null.
+
+    Raises:
+        UserError: an unknown edit, a damaged run, a prompt without a network that reads it, unusable networks.
+    """
+    if prompt is not None and clip_model is None and pickscore_model is None:
+        raise bad_input(
+            "--prompt without a network that reads it",
+            why="a CLIP says how well a picture shows a text; none is part of Unwrap",
+            fix=f"unwrap eval {run.path} --edit {edits[0]} --prompt TEXT --clip-model FOLDER",
+        )
+    if pickscore_model is not None and prompt is None:
+        raise bad_input("--pickscore-model needs a prompt", fix=f"--prompt TEXT --pickscore-model {pickscore_model}")
+    found: dict[str, Any] = {"run": str(run.path), "edits": list(edits), **measure_edit(run, edits)}
+    if clip_model is not None:
+        found |= _with_clip(run, edits, prompt, clip_model)
+    if pickscore_model is not None and prompt is not None:
+        from editors.diffusion.measures import pick_score
+        from editors.diffusion.weights import Weights
+
+        shown = (frame.edited for frame in edited_frames(run, edits))
+        found["pick_score"] = pick_score(shown, Weights(pickscore_model), prompt)
+    return found
+
+
+def _with_clip(run: Run, edits: Sequence[str], prompt: str | None, model: str) -> dict[str, Any]:
+    """CLIP's measures of the edited video, and the consistency of the source beside them."""
+    from editors.diffusion.measures import measure_with_clip
+    from editors.diffusion.weights import Weights
+
+    found = measure_with_clip((frame.edited for frame in edited_frames(run, edits)), Weights(model), prompt)
+    source = measure_with_clip((frame.source for frame in edited_frames(run, edits)), Weights(model), prompt)
+    return {**found, **{f"source_{name}": value for name, value in source.items()}}

@@ -1,0 +1,196 @@
+"""Several pictures of frames and one canonical picture: looking it up in all of them, and merging all of them into it.
+
+A lookup is bilinear, as in rendering. Its way back spreads each pixel over the four texels around it; where several
+pixels meet, a texel takes their weighted mean, or, frame against frame, their weighted median (StableVideo, Chai et
+al., ICCV 2023, 3.3, merges its keyframes by the median of atlases). Either is softer than what was given: a texel
+between pixels is a mixture of them. Going back and forth, and adding what is still missing (iterative back-projection,
+Irani and Peleg, 1991), ends at the picture that shows all pixels best.
+
+Values may be anything that has channels: colours, the latents of a diffusion model, premultiplied paint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import max_pool2d
+
+from neural_fields import coords
+from neural_fields.coords import Box
+
+ROUNDS = 6  # of back-projection: then 99% of a smooth picture is within 1/255 of what was given
+SLACK = 0.25  # of the range of the pixels around a texel: between them its colour may be a little stronger than theirs
+LEAST = 1e-3  # of a pixel's weight in a texel; less than this is as good as nothing
+ROBUST = 3  # frames that must show a texel before one of them can be told to be wrong
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the pixels of several pictures lie among the texels of one canonical picture.
+
+    Attributes:
+        texels: texel coordinates (x, y); the centre of texel (i, j) is (j + 0.5, i + 0.5).
+        weight: how much each pixel counts, in [0, 1]; 0 where it shows something else.
+        size: (width, height) of the canonical picture.
+    """
+
+    texels: Float[Tensor, "n rows columns 2"]
+    weight: Float[Tensor, "n rows columns"]
+    size: tuple[int, int]
+
+    def to(self, device: torch.device) -> Places:
+        """The same on another device."""
+        return Places(self.texels.to(device), self.weight.to(device), self.size)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Several pictures made one.
+
+    Attributes:
+        values: zero where nothing is known.
+        weight: how much was seen of each texel, summed over the pictures; zero where none shows it.
+        spread: how far the pictures lie from `values`, as a weighted mean over them of the largest channel.
+    """
+
+    values: Float[Tensor, "channels height width"]
+    weight: Float[Tensor, "height width"]
+    spread: Float[Tensor, "height width"]
+
+    @property
+    def seen(self) -> Bool[Tensor, "height width"]:
+        """Texels that some picture shows."""
+        return self.weight > LEAST
+
+    def conflicts(self, limit: float = 0.1) -> Bool[Tensor, "height width"]:
+        """Texels where the pictures disagree by more than `limit`, in units of their values."""
+        return self.seen & (self.spread > limit)
+
+
+def pull(values: Float[Tensor, "channels height width"], places: Places) -> Float[Tensor, "n channels rows columns"]:
+    """A canonical picture looked up in every frame; beyond its edges the edge goes on."""
+    width, height = places.size
+    image = values[None].expand(len(places.texels), -1, -1, -1)
+    return coords.sample(image, Box(0.0, 0.0, float(width), float(height)), places.texels.to(values))
+
+
+def push_each(
+    values: Float[Tensor, "n channels rows columns"], places: Places
+) -> tuple[Float[Tensor, "n channels height width"], Float[Tensor, "n height width"]]:
+    """The canonical picture that each frame makes alone, and how much it saw of each texel (in pixels)."""
+    width, height = places.size
+    n, channels = values.shape[:2]
+    texels = places.texels.reshape(n, -1, 2) - 0.5
+    corner = texels.floor()
+    part = texels - corner
+    flat = torch.cat([values, torch.ones_like(values[:, :1])], dim=1).reshape(n, channels + 1, -1)
+    total = flat.new_zeros(n, channels + 1, height * width)
+    for right in (0, 1):
+        for below in (0, 1):
+            x, y = corner[..., 0] + right, corner[..., 1] + below
+            share = (1 - right - part[..., 0]).abs() * (1 - below - part[..., 1]).abs() * places.weight.reshape(n, -1)
+            share = share * ((x >= 0) & (x < width) & (y >= 0) & (y < height))
+            index = (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).long()
+            total.scatter_add_(2, index[:, None].expand(-1, channels + 1, -1), flat * share.to(flat)[:, None])
+    weight = total[:, channels]
+    known = weight > LEAST
+    mean = torch.where(known[:, None], total[:, :channels] / weight.clamp(min=LEAST)[:, None], 0)
+    return mean.view(n, channels, height, width), (weight * known).view(n, height, width)
+
+
+def push(values: Float[Tensor, "n channels rows columns"], places: Places) -> Merged:
+    """The weighted mean of all frames in every texel."""
+    each, weight = push_each(values, places)
+    total = weight.sum(dim=0)
+    mean = (each * weight[:, None]).sum(dim=0) / total.clamp(min=LEAST)
+    return Merged(mean, total, _spread(each, weight, mean))
+
+
+def merge(values: Float[Tensor, "n channels rows columns"], places: Places, rounds: int = ROUNDS) -> Merged:
+    """The weighted median of all frames in every texel, as sharp as they are.
+
+    A frame that shows something else than the others there leaves no trace, as long as they weigh more.
+
+    Args:
+        rounds: of back-projection. What a frame has beyond the merged picture is merged by the median as well, so
+            that a wrong frame stays without a trace. Texels stay in the range of the pixels around them, so that none
+            rings where few pixels tell.
+    """
+    each, weight = push_each(values, places)
+    found = weighted_median(each, weight)
+    first = Merged(found, weight.sum(dim=0), _spread(each, weight, found))
+    low, high = _range(values, places)
+    for _ in range(rounds):
+        rest, _ = push_each(values - pull(found, places), places)
+        found = torch.where(first.seen, (found + weighted_median(rest, weight)).clamp(low, high), 0)
+    return Merged(found, first.weight, first.spread)
+
+
+def fit(
+    values: Float[Tensor, "n channels rows columns"], places: Places, rounds: int = ROUNDS
+) -> Float[Tensor, "channels height width"]:
+    """The canonical picture whose lookup is nearest to all frames, in weighted squares: linear in the values."""
+    found = push(values, places).values
+    for _ in range(rounds):
+        found = found + push(values - pull(found, places), places).values
+    return found
+
+
+def agreed(
+    values: Float[Tensor, "n channels rows columns"], places: Places, rounds: int = ROUNDS
+) -> Float[Tensor, "n channels rows columns"]:
+    """The frames nearest to those given that one canonical picture shows; pixels without weight stay as they are."""
+    seen = pull(fit(values, places, rounds), places)
+    return values + places.weight[:, None].to(values) * (seen - values)
+
+
+def weighted_median(
+    values: Float[Tensor, "n channels height width"], weight: Float[Tensor, "n height width"]
+) -> Float[Tensor, "channels height width"]:
+    """The median over n, by channel: half of the weight lies on either side. Zero where there is no weight.
+
+    With fewer than three frames there is no majority: then it is the weighted mean.
+    """
+    total = weight.sum(dim=0)
+    mean = (values * weight[:, None]).sum(dim=0) / total.clamp(min=LEAST)
+    order = values.argsort(dim=0)
+    ranked = values.gather(0, order)
+    share = weight[:, None].expand_as(values).gather(0, order).cumsum(dim=0)
+    half = total / 2
+    # Of an even number of equals there are two in the middle; rounding must not decide between them.
+    slack = 1e-4 * total
+    lower = ranked.gather(0, (share < half - slack).sum(dim=0, keepdim=True).clamp(max=len(values) - 1))[0]
+    upper = ranked.gather(0, (share <= half + slack).sum(dim=0, keepdim=True).clamp(max=len(values) - 1))[0]
+    robust = (weight > LEAST).sum(dim=0) >= ROBUST
+    return torch.where(robust, (lower + upper) / 2, mean)
+
+
+def _range(
+    values: Float[Tensor, "n channels rows columns"], places: Places
+) -> tuple[Float[Tensor, "channels height width"], Float[Tensor, "channels height width"]]:
+    """What a texel may be: the range of the pixels in and next to it, and a little more; zero where there are none."""
+    width, height = places.size
+    column, row = (places.texels[..., axis].floor().long() for axis in (0, 1))
+    known = (places.weight > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    index = (row * width + column)[known].expand(values.shape[1], -1)
+    pixels = values.movedim(1, 0)[:, known]
+    ends = []
+    for sign in (-1, 1):  # the smallest, the largest
+        empty = values.new_full((values.shape[1], height * width), -torch.inf)
+        most = empty.scatter_reduce(1, index, sign * pixels, "amax").view(1, -1, height, width)
+        around = sign * max_pool2d(most, 3, stride=1, padding=1)[0]
+        ends.append(torch.where(around.isfinite(), around, 0.0))
+    slack = SLACK * (ends[1] - ends[0])
+    return ends[0] - slack, ends[1] + slack
+
+
+def _spread(
+    each: Float[Tensor, "n channels height width"],
+    weight: Float[Tensor, "n height width"],
+    merged: Float[Tensor, "channels height width"],
+) -> Float[Tensor, "height width"]:
+    off = (each - merged).abs().amax(dim=1)
+    return (off * weight).sum(dim=0) / weight.sum(dim=0).clamp(min=LEAST)

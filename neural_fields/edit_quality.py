@@ -1,0 +1,140 @@
+"""How an edit behaves in the video: what it leaves untouched, and how steady it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from neural_fields import metrics
+from neural_fields.baking import Maps
+from neural_fields.data.flow import FlowField, resize_mask, resize_vectors
+from neural_fields.data.video import source_frames
+from neural_fields.errors import bad_input
+from neural_fields.evaluation import read_source
+from neural_fields.fit_record import read_fit_record
+from neural_fields.output import open_renderer, source_facts
+from neural_fields.rendering import Renderer
+from neural_fields.report.steadiness import run_flow
+from neural_fields.reshaping import Reshaper
+from neural_fields.run import Run
+
+RIM = 4  # pixels inside the outline of an edit from which the source's flow is trusted for it
+
+
+@dataclass(frozen=True)
+class EditedFrame:
+    """A frame before and after an edit.
+
+    Attributes:
+        source, edited: RGB at the size of the source.
+        reach: where the edit may have changed something: its overlay is not transparent and its layer is seen.
+    """
+
+    source: UInt8[np.ndarray, "height width 3"]
+    edited: UInt8[np.ndarray, "height width 3"]
+    reach: Bool[np.ndarray, "height width"]
+
+
+def edited_frames(run: Run, names: Sequence[str] = ()) -> Iterator[EditedFrame]:
+    """The frames of a run with its active edits, or those named, put on.
+
+    Raises:
+        UserError: there is no such edit, a damaged run, or the source is gone.
+    """
+    maps = Maps.open(run)
+    renderer = open_renderer(run, maps, names)
+    if not renderer.changes_something:
+        raise bad_input(
+            "there is no edit to measure", where=str(run.edits), fix=f"unwrap edit {run.path} IMAGE --layer NAME"
+        )
+    facts, chosen = source_facts(run)
+    for t, source in enumerate(source_frames(facts, chosen)):
+        yield EditedFrame(source, renderer.render_frame(t, source), _reach(renderer, t, source))
+
+
+def measure_edit(run: Run, names: Sequence[str] = ()) -> dict[str, Any]:
+    """What an edit leaves untouched and how steady it is; plain values for JSON.
+
+    Returns:
+        `edited_share`: of the pixels of all frames, how many the edit reaches; `changed_outside`: of the others, how
+        many differ from the source in any bit; `change_outside`: by how much they differ, in levels of 255;
+        `warp_error` and `source_warp_error`: mean squared difference of neighbouring frames along the source's flow,
+        over the whole frame, and `..._inside` only a few pixels inside the edit's outline: at outlines the flow is
+        wrong by parts of a pixel, so an edit that stands out more from what is behind it has a larger error there,
+        however steady it is; `warp_error_ratio` and `warp_error_ratio_inside`: edited over source.
+
+    Raises:
+        UserError: as `edited_frames`.
+    """
+    size = read_fit_record(run).size
+    flow = run_flow(run, read_fit_record(run), read_source(run).frames)
+    reached = outside = changed = 0
+    difference = 0.0
+    before, after, inside = [], [], []
+    for frame in edited_frames(run, names):
+        delta = cv2.absdiff(frame.source, frame.edited)[~frame.reach]
+        reached, outside = reached + int(frame.reach.sum()), outside + len(delta)
+        changed += int((delta.max(axis=-1, initial=0) > 0).sum()) if len(delta) else 0
+        difference += float(delta.sum()) / 3
+        before.append(cv2.resize(frame.source, size, interpolation=cv2.INTER_AREA))
+        after.append(cv2.resize(frame.edited, size, interpolation=cv2.INTER_AREA))
+        inside.append(resize_mask(_well_inside(frame.reach), size))
+    return {
+        "edited_share": reached / max(1, reached + outside),
+        "changed_outside": changed / max(1, outside),
+        "change_outside": difference / max(1, outside),
+        **_steadiness(before, after, inside, flow),
+    }
+
+
+def _reach(renderer: Renderer, t: int, source: UInt8[np.ndarray, "h w 3"]) -> Bool[np.ndarray, "h w"]:
+    """Where an edit may change a frame, with the pixel around that interpolation reaches."""
+    size = (source.shape[1], source.shape[0])
+    found = np.zeros(source.shape[:2], bool)
+    for layer in renderer.edits:
+        overlay, _ = renderer.overlay_in_frame(t, layer, size)
+        found |= (overlay[..., 3] > 0) & (renderer.maps.weight(t, size)[layer] > 0)
+    if isinstance(renderer, Reshaper):
+        found |= renderer.reach(t, size)
+    return cv2.dilate(found.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+
+
+def _steadiness(
+    before: list[np.ndarray], after: list[np.ndarray], inside: list[np.ndarray], flow: FlowField | None
+) -> dict[str, float | None]:
+    """Warp errors of the source and of the edited video."""
+    if flow is None or len(before) < 2:
+        return dict.fromkeys(("warp_error", "source_warp_error", "warp_error_ratio"))
+    size = (before[0].shape[1], before[0].shape[0])
+    ok = [resize_mask(mask, size) for mask in flow.forward_ok]
+    reached = [valid & mask for valid, mask in zip(ok, inside, strict=False)]
+
+    def error(frames: list[np.ndarray], where: list[np.ndarray]) -> float | None:
+        return metrics.warp_error(iter(frames), (resize_vectors(v, size) for v in flow.forward), iter(where))
+
+    found = {
+        "warp_error": error(after, ok),
+        "source_warp_error": error(before, ok),
+        "warp_error_inside": error(after, reached),
+        "source_warp_error_inside": error(before, reached),
+    }
+    ratios = {
+        f"warp_error_ratio{where}": _ratio(found[f"warp_error{where}"], found[f"source_warp_error{where}"])
+        for where in ("", "_inside")
+    }
+    return {**found, **ratios}
+
+
+def _ratio(one: float | None, other: float | None) -> float | None:
+    return one / other if one is not None and other else None
+
+
+def _well_inside(reach: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """What lies at least `RIM` pixels inside a region; the frame's own border is no edge of it."""
+    side = 2 * RIM + 1
+    return cv2.erode(reach.astype(np.uint8), np.ones((side, side), np.uint8), borderValue=1) > 0
