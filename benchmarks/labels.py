@@ -59,7 +59,7 @@ def measure(clip: Path, masks: str, chosen: argparse.Namespace, out: Path) -> di
     return {
         "clip": clip.name,
         "masks_given": masks,
-        "iou": iou(propagate(model.eval(), first, 0), truth),
+        "iou": iou(propagate(model.eval(), first, 0, flow), truth),
         "iou_chained_flow": iou(chain_labels(flow, first, 0), truth),
         "iou_given": None if masks == "auto" else iou(iter(masks_of(GIVEN[masks])), truth),
         "layers": list(model.layers),

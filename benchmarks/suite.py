@@ -142,7 +142,7 @@ def points(clip: SyntheticClip, run: Run, model: PlanarModel) -> dict[str, Any]:
     ours, chained, truths, queries, layers = [], [], [], [], []
     for frame in sorted({0, clip.count // 2, clip.count - 1}):
         start = grid_points(clip, frame, STEP)
-        ours.append(track(model, start, frame))
+        ours.append(track(model, start, frame, flow=flow))
         chained.append(chain_flow(flow, start, frame))
         truths.append(true_tracks(clip, start, frame))
         layers.append(seen_layer(clip, frame, start))

@@ -1,13 +1,15 @@
 """Labels carried from one frame to all others: a mask, or any picture of classes, painted once.
 
 Through a fitted model: the labels of a frame are laid on the canonical planes of the layers that show there, and every
-frame looks up the label of the layer it shows. Plain flow chaining, which the model has to beat, stands beside it.
+frame looks up the label of the layer it shows. Where one sheet of a layer, or one segment of the clip, ends, the labels
+go over to the next as points do (`tracking.py`). Plain flow chaining, which the model has to beat, stands beside it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -16,8 +18,9 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from neural_fields import coords
 from neural_fields.coords import Box
-from neural_fields.data.flow import FlowField
+from neural_fields.data.flow import FlowField, resize_mask, resize_vectors
 from neural_fields.planar.model import PlanarModel
+from neural_fields.tracking import carried, hand_over, series_of
 
 FINENESS = 2.0  # label texels per pixel of the fit, along each side
 MOST_TEXELS = 16_000_000  # of one layer's labels; a larger canonical plane gets coarser ones
@@ -40,19 +43,22 @@ class LabelPlane:
         return self.labels[row, column]
 
 
-def propagate(model: PlanarModel, labels: Int[np.ndarray, "h w"], frame: int) -> Iterator[Int[np.ndarray, "h w"]]:
+def propagate(
+    model: PlanarModel, labels: Int[np.ndarray, "h w"], frame: int, flow: FlowField | None = None
+) -> Iterator[Int[np.ndarray, "h w"]]:
     """The labels of every frame, given those of one.
 
     Args:
         labels: whole numbers at the size of the fit.
         frame: the frame that they belong to.
+        flow: takes labels from one sheet of a layer to the next; without it those of the first one's rim go on.
 
     Returns:
         Frame by frame: each pixel has the label that its strongest layer has at the pixel's uv. A canonical point that
         `frame` does not show has the label of the nearest point of its layer that it shows well inside the layer's
         outline; a layer that `frame` does not show at all has label 0. `frame` itself keeps what it was given.
     """
-    planes = lift_labels(model, labels, frame)
+    planes = _planes_of_frames(model, lift_labels(model, labels, frame), frame, flow)
     for t in range(model.shape.frame_count):
         if t == frame:
             yield labels
@@ -60,7 +66,7 @@ def propagate(model: PlanarModel, labels: Int[np.ndarray, "h w"], frame: int) ->
         weight, uv = _maps(model, t)
         seen = weight.argmax(-1)
         found = np.zeros(seen.shape, labels.dtype)
-        for layer, plane in enumerate(planes):
+        for layer, plane in enumerate(planes[t]):
             own = seen == layer
             found[own] = plane.at(uv[layer][own])
         yield found
@@ -75,15 +81,94 @@ def lift_labels(model: PlanarModel, labels: Int[np.ndarray, "h w"], frame: int) 
     weight, uv = _maps(model, frame)
     if labels.shape != weight.shape[:2]:
         raise ValueError(f"labels of {labels.shape} for frames of {weight.shape[:2]}: resize them first")
-    seen = [weight[..., layer] > SURE for layer in range(weight.shape[-1])]
-    planes = []
-    for layer, shape in enumerate(model.shape.layers):
-        trusted = seen[layer] & ~_strays(labels, seen, layer)
-        core = cv2.erode(trusted.astype(np.uint8), SQUARE) > 0
-        inner = core if core.any() else trusted
-        plane = _plane(uv[layer][inner], labels[inner], shape.box, model.shape.size)
-        planes.append(_with_rim(plane, uv[layer][trusted], labels[trusted]))
-    return planes
+    seen = [_seen(model, weight, layer, frame) for layer in range(len(model.layers))]
+    return [
+        _lifted(model, labels, uv[layer], seen[layer] & ~_strays(labels, seen, layer), _box(model, layer, frame))
+        for layer in range(len(model.layers))
+    ]
+
+
+def _lifted(
+    model: PlanarModel,
+    labels: Int[np.ndarray, "h w"],
+    uv: Float[np.ndarray, "h w 2"],
+    trusted: Bool[np.ndarray, "h w"],
+    box: Box,
+) -> LabelPlane:
+    """The labels of some pixels laid on one plane: those well inside spread, those of the rim stay where they are."""
+    core = cv2.erode(trusted.astype(np.uint8), SQUARE) > 0
+    inner = core if core.any() else trusted
+    plane = _plane(uv[inner], labels[inner], box, model.shape.size)
+    return _with_rim(plane, uv[trusted], labels[trusted])
+
+
+def _seen(model: PlanarModel, weight: Float[np.ndarray, "h w layers"], layer: int, t: int) -> Bool[np.ndarray, "h w"]:
+    """Where a layer shows in a frame; segments that fade into each other show the same, so they count as one."""
+    series = series_of(model, layer)
+    if not any(chart.layer == model.layers[layer] and chart.first <= t <= chart.last for chart in series):
+        return np.zeros(weight.shape[:2], bool)
+    return weight[..., sorted({model.layers.index(chart.layer) for chart in series})].sum(-1) > SURE
+
+
+def _box(model: PlanarModel, layer: int, t: int) -> Box:
+    """What a layer's canonical plane holds for a frame: one of its sheets, or all of it."""
+    own = [chart for chart in series_of(model, layer) if chart.layer == model.layers[layer]]
+    return next((chart.box for chart in own if chart.first <= t <= chart.last), model.shape.layers[layer].box)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """From one chart to the next: the layers that they belong to, and the frames by which to go."""
+
+    start: int
+    end: int
+    source: int
+    target: int
+
+
+def _ways(model: PlanarModel, step: int) -> list[_Way]:
+    """All ways between charts, forwards (1) or backwards (-1) in time."""
+    every = [series_of(model, layer) for layer in range(len(model.layers))]
+    unique = [series for index, series in enumerate(every) if series not in every[:index]]
+    pairs = [pair for series in unique for pair in pairwise(series[::step])]
+    number = model.layers.index
+    return [_Way(number(start.layer), number(end.layer), *hand_over(start, end)) for start, end in pairs]
+
+
+def _planes_of_frames(
+    model: PlanarModel, planes: list[LabelPlane], frame: int, flow: FlowField | None
+) -> list[list[LabelPlane]]:
+    """The planes of all layers for every frame, from those for `frame` outwards; charts that begin get new ones."""
+    count = model.shape.frame_count
+    result = [planes] * count
+    for step, order in ((1, range(frame, count)), (-1, range(frame, -1, -1))):
+        ways, now = _ways(model, step), planes
+        for t in order:
+            for way in ways:
+                if way.target == t != frame and (way.source - frame) * step >= 0:
+                    now = _gone_over(model, now, way, flow)
+            result[t] = now
+    return result
+
+
+def _gone_over(model: PlanarModel, planes: list[LabelPlane], way: _Way, flow: FlowField | None) -> list[LabelPlane]:
+    """The planes with that of a chart which begins: it has the labels that the chart before it shows beside it."""
+    both = sorted({way.start, way.end})
+    _, before = _maps(model, way.source)
+    weight, uv = _maps(model, way.target)
+    labels, seen = planes[way.start].at(before[way.start]), _seen(model, weight, way.end, way.target)
+    if way.source != way.target:
+        if flow is None:
+            return planes
+        vectors, near = carried(model, both, flow, way.target, way.source)
+        vectors = resize_vectors(vectors, model.shape.size)
+        place = coords.pixel_centres(*model.shape.size).numpy() + vectors
+        column, row = np.floor(place).astype(int).transpose(2, 0, 1)
+        height, width = labels.shape
+        seen &= resize_mask(near, model.shape.size) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        labels = labels[row.clip(0, height - 1), column.clip(0, width - 1)]
+    plane = _lifted(model, labels, uv[way.end], seen, _box(model, way.end, way.target))
+    return [plane if layer == way.end else other for layer, other in enumerate(planes)]
 
 
 def _strays(labels: Int[np.ndarray, "h w"], seen: list[Bool[np.ndarray, "h w"]], layer: int) -> Bool[np.ndarray, "h w"]:
@@ -93,7 +178,7 @@ def _strays(labels: Int[np.ndarray, "h w"], seen: list[Bool[np.ndarray, "h w"]],
         parts = [part & (labels == label) for part in seen]
         home = max(range(len(parts)), key=lambda number: int(parts[number].sum()))
         thick = cv2.morphologyEx(parts[layer].astype(np.uint8), cv2.MORPH_OPEN, SQUARE) > 0
-        if home != layer and thick.sum() < AT_HOME * seen[layer].sum():
+        if parts[home].sum() > parts[layer].sum() and thick.sum() < AT_HOME * seen[layer].sum():
             strays |= parts[layer] & ~thick
     return strays
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import cv2
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from neural_fields import coords
+from neural_fields.config import GridMapping as GridSettings
 from neural_fields.config import load_config
 from neural_fields.data.clip import Clip
 from neural_fields.data.flow import FlowField
@@ -20,9 +22,13 @@ from neural_fields.data.synthetic import SyntheticClip, translation_clip
 from neural_fields.data.tracks import grid_points, seen_layer, true_tracks
 from neural_fields.labels import chain_labels, lift_labels, propagate
 from neural_fields.metrics_tracking import tracking_score, uv_error, uv_slip
+from neural_fields.planar import sheets
 from neural_fields.planar.build import build, fill, plan
-from neural_fields.planar.mapping import Mapping
-from neural_fields.planar.model import PlanarModel
+from neural_fields.planar.mapping import GridMapping, Mapping
+from neural_fields.planar.model import LayerShape, ModelShape, PlanarModel
+from neural_fields.planar.texture import ImageTexture
+from neural_fields.planar.window_opacity import Segments
+from neural_fields.planar.window_opacity import WindowOpacity as WindowedOpacity
 from neural_fields.tracking import chain_flow, solve_near, track, uv_at
 
 SIZE = (96, 54)
@@ -131,6 +137,98 @@ def test_flow_of_another_size_is_scaled() -> None:
     clip = translation_clip(4, 64, 36, velocity=(2.0, -1.0))
     found = chain_flow(true_flow(clip), np.array([[40.0, 40.0]]), 0, (128, 72))
     np.testing.assert_allclose(found.positions[0, 3], [52.0, 34.0], atol=1e-3)
+
+
+# --- from sheet to sheet --------------------------------------------------------------------------------------------
+
+
+def long_truth(name: str) -> SyntheticClip:
+    return suite_clip(name, frames=12, size=SIZE)
+
+
+@cache
+def divided(name: str) -> tuple[SyntheticClip, FlowField, PlanarModel]:
+    """A clip whose layers all have three sheets of four frames, and the start of their model."""
+    clip = long_truth(name)
+    labels = clip.labels()
+    masks = np.stack([labels == layer for layer in range(len(clip.surfaces) - 1)])
+    given = Clip(clip.frames, LayerMasks(clip.layer_names[:-1], masks), true_flow(clip))
+    with pytest.MonkeyPatch.context() as patch:
+        for name_of, value in (("USUAL", 4), ("EXPLAINED", 99.0), ("WORTH", -99.0), ("NEARLY", -99.0)):
+            patch.setattr(sheets, name_of, value)
+        start = plan(load_config("atlas"), given)
+    model = build(load_config("atlas"), start.shape)
+    fill(model, start, given)
+    assert all([chart.first for chart in series] == [0, 4, 8] for series in model.charts())
+    return clip, true_flow(clip), model.eval()
+
+
+@pytest.mark.parametrize("name", ["rotation", "occlusion"])
+@pytest.mark.parametrize("frame", [0, 5, 11])
+def test_points_go_over_from_sheet_to_sheet(name: str, frame: int) -> None:
+    clip, flow, model = divided(name)
+    points = grid_points(clip, frame, 5)
+    found, true = track(model, points, frame, flow=flow), true_tracks(clip, points, frame)
+    both = found.visible & true.visible
+    assert both.sum() > 0.98 * true.visible.sum()
+    assert np.linalg.norm(found.positions - true.positions, axis=-1)[both].max() < 1.5
+    assert (found.visible == true.visible).mean() > 0.98
+
+
+def test_without_flow_and_across_a_cut_points_end_where_their_sheet_does() -> None:
+    clip, flow, model = divided("rotation")
+    points = grid_points(clip, 5, 9)
+    nothing = np.zeros_like(flow.forward_ok)
+    for given in (None, replace(flow, forward_ok=nothing, backward_ok=nothing)):
+        visible = track(model, points, 5, flow=given).visible
+        assert visible[:, 4:8].mean() > 0.9
+        assert not visible[:, :4].any() and not visible[:, 8:].any()
+
+
+@pytest.mark.parametrize("frame", [0, 5])
+def test_labels_go_over_from_sheet_to_sheet(frame: int) -> None:
+    clip, flow, model = divided("rotation")
+    xy = coords.frame_xy(*SIZE).double()
+    u = np.stack([clip.surfaces[1].uv_at(t, xy)[..., 0].numpy() for t in range(clip.count)])
+    classes = np.where(clip.labels() == 0, 3, np.where(u > u[frame].mean(), 2, 1))
+    found = np.stack(list(propagate(model, classes[frame], frame, flow)))
+    assert ((found == classes).mean((1, 2)) > 0.98).all()
+    none = np.zeros_like(flow.forward_ok)
+    cut = list(propagate(model, classes[frame], frame, replace(flow, forward_ok=none, backward_ok=none)))
+    assert not cut[11].any(), "nothing is known of what comes after a cut"
+
+
+def segmented(clip: SyntheticClip) -> PlanarModel:
+    """Two segments of a clip with one layer, each with a plane of its own that is placed exactly; they share frames."""
+    segments = Segments(clip.count, 2, 4)
+    names, homography = ("segment1", "background"), torch.from_numpy(clip.surfaces[0].to_uv).float()
+    homography = torch.cat([homography, homography.new_tensor([0.0, 0.0, 1.0]).expand(clip.count, 1, 3)], 1)
+    mappings = [GridMapping(GridSettings(), clip.count, SIZE) for _ in names]
+    for number, mapping in enumerate(mappings):
+        other = torch.tensor([[1.0, 0.0, 7.0], [0.0, 1.0, -3.0], [0.0, 0.0, 1.0]]) if number else torch.eye(3)
+        mapping.place(other @ homography, torch.zeros_like(mapping.residual.values))
+    box = clip.boxes[0]
+    moved = [box, coords.Box(box.u0 + 7, box.v0 - 3, box.u1 + 7, box.v1 - 3)]
+    shape = ModelShape(*SIZE, clip.count, tuple(LayerShape(*pair, 64, 64) for pair in zip(names, moved, strict=True)))
+    textures = [ImageTexture(one, 64, 64, 0.01) for one in moved]
+    return PlanarModel(shape, mappings, textures, [], WindowedOpacity(segments), load_config("atlas").terms).eval()
+
+
+@pytest.mark.parametrize("frame", [0, 4, 5, 11])
+def test_segments_hand_over_in_a_frame_that_both_have(frame: int) -> None:
+    clip = translation_clip(12, *SIZE, velocity=(1.5, 0.5))
+    model = segmented(clip)
+    points = grid_points(clip, frame, 9)
+    found, true = track(model, points, frame), true_tracks(clip, points, frame)
+    assert np.abs(found.positions - true.positions)[true.visible].max() < 0.05
+    assert (found.visible == true.visible).mean() > 0.97  # some come to lie on the rim of the frame
+    stripes = (np.arange(SIZE[0]) // 12 % 3 + 1)[None].repeat(SIZE[1], 0)
+    labels = list(propagate(model, stripes, frame))
+    for t in range(12):
+        shift = round(1.5 * (t - frame))
+        rows = slice(max(0, round(0.5 * (t - frame))), SIZE[1] + min(0, round(0.5 * (t - frame))))
+        inner = slice(max(0, shift), SIZE[0] + min(0, shift))
+        assert (labels[t] == np.roll(stripes, shift, 1))[rows, inner].mean() > 0.9, t
 
 
 # --- labels ---------------------------------------------------------------------------------------------------------
