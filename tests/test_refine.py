@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-import torch
 
-from neural_fields.config import load_config, scale_steps
 from neural_fields.data import refine
-from neural_fields.data.clip import Clip
-from neural_fields.data.edges import align_outline, covered_share, near_outline
+from neural_fields.data.edges import align_outline, signed_distance, soft_share
 from neural_fields.data.flow import FlowField, compute_flow
 from neural_fields.data.masks import LayerMasks, load_masks, mask_iou
 from neural_fields.data.refine import refine_masks
-from neural_fields.data.suite import suite_clip
-from neural_fields.data.synthetic import SyntheticClip
 from neural_fields.data.video import read
 from neural_fields.data.votes import Motion, flow_votes, object_votes
-from neural_fields.fitting import make_model
-from neural_fields.planar import build, terms
-from neural_fields.run import Run
-from neural_fields.training import Budget, train_steps
 
 COUNT, HEIGHT, WIDTH = 14, 90, 160
 CAMERA, OWN = (-2, 0), (3, 1)  # pixels a frame: of the background, of the object
@@ -220,85 +209,26 @@ def test_a_hidden_mask_does_not_vote() -> None:
 # --- softness ------------------------------------------------------------------------------------------------------
 
 
-def test_both_sides_of_an_outline_are_near_it_and_nothing_else_is() -> None:
-    _, masks, _ = scene()
-    found = near_outline(torch.from_numpy(masks[:3])).numpy()
-    for near, mask in zip(found, masks, strict=False):
-        grown, core = (
-            change(mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0 for change in (cv2.dilate, cv2.erode)
-        )
-        assert np.array_equal(near, grown & ~core)
-    assert not near_outline(torch.zeros(2, 30, 40, dtype=torch.bool)).any()
-    assert not near_outline(torch.ones(2, 30, 40, dtype=torch.bool)).any()
+def test_motion_blur_makes_outlines_as_soft_as_they_are() -> None:
+    """An upright edge between two plain colours that moves by 12 pixels a frame, half of it exposed."""
+    x = np.arange(WIDTH) + 0.5
+    share = np.tile(((x - 80) / 6 + 0.5).clip(0, 1), (HEIGHT, 1)).astype(np.float32)
+    colours = np.float32([[40, 60, 150], [200, 170, 90]])
+    frame = (share[..., None] * colours[1] + (1 - share[..., None]) * colours[0]).round().astype(np.uint8)
+    motion = np.tile(np.float32([12, 0]), (HEIGHT, WIDTH, 1))
+    found = soft_share(frame, share >= 0.5, motion)
+    assert np.abs(found - share).mean() < 0.1 * np.abs((share >= 0.5) - share).mean()
+    along = soft_share(noise(2, (90, 90, 90)), share >= 0.5, motion[..., ::-1].copy())
+    assert np.abs(along - (share >= 0.5)).mean() < 0.005, "motion along an outline smears nothing"
 
 
-def test_mixed_colours_give_their_share_and_like_sides_keep_the_prior() -> None:
-    band = torch.zeros(30, 40, dtype=torch.bool)
-    band[10:20, 5:35] = True
-    count = int(band.sum())
-
-    def spread(*colour: float) -> torch.Tensor:
-        return torch.tensor(colour).expand(count, 3)
-
-    front, behind, prior = spread(1.0, 0.9, 0.1), spread(0.0, 0.1, 0.9), torch.full((count,), 0.6)
-    found = covered_share(0.3 * front + 0.7 * behind, front, behind, prior, band)
-    picture = torch.zeros(30, 40)
-    picture[band] = found
-    assert picture[14, 20] == pytest.approx(0.3, abs=0.03), "nearly what colours say, drawn to the prior"
-    grey = spread(0.5, 0.5, 0.5)
-    assert covered_share(0.3 * front, grey, grey, prior, band).tolist() == pytest.approx([0.6] * count)
-    assert covered_share(3 * front, front, behind, prior, band).max() <= 1
-    rough = front * (0.3 + 0.2 * torch.randn(count, 1, generator=torch.Generator().manual_seed(0)))
-    smooth = covered_share(rough + 0.7 * behind, front, behind, prior, band)
-    assert smooth.std() < 0.12, "noise of single pixels is shared"
-
-
-@cache
-def blurred() -> tuple[SyntheticClip, Clip]:
-    """A clip with motion blur, and what a fit of it is given: hard masks."""
-    truth = suite_clip("blur", frames=8, size=(128, 72))
-    flow = FlowField(truth.forward, truth.backward, truth.forward_ok, truth.backward_ok)
-    return truth, Clip(truth.frames, LayerMasks(truth.layer_names[:-1], truth.masks), flow)
-
-
-def fitted_alpha(clip: Clip, run: Path) -> np.ndarray:
-    """Opacity of the front layer after a short fit."""
-    steps = 30
-    config = scale_steps(load_config("atlas"), steps)
-    model = make_model(config, clip, None)
-    for _ in train_steps(model, replace(clip, flow=None), config.training, Run.create(run), Budget(steps)):
-        pass
-    with torch.no_grad():
-        return model.opacity.frames(torch.arange(clip.frame_count), clip.frame_count, clip.size)[..., 0].numpy()
-
-
-def test_a_fit_finds_how_soft_outlines_are_where_hard_masks_would_hold_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    truth, clip = blurred()
-    near = near_outline(torch.from_numpy(truth.masks[0])).numpy()
-    soft = fitted_alpha(clip, tmp_path / "soft")
-    monkeypatch.setattr(terms, "OUTLINE_PULL", 1.0)
-    monkeypatch.setattr(build, "_soften_opacity", lambda model, part, clip: None)
-    hard = fitted_alpha(clip, tmp_path / "hard")
-    error = [float(np.abs(alpha - truth.alpha[0])[near].mean()) for alpha in (soft, hard)]
-    assert error[0] < 0.85 * error[1]
-    sure = ~near & ~truth.masks[0] & (truth.alpha[0] == 0)
-    assert soft[sure].max() < 0.05, "nothing of the object is put where it surely is not"
-    assert mask_iou(soft > 0.5, truth.masks[0]) > 0.97
-
-
-def test_masks_that_are_a_pixel_off_are_mended_by_the_start() -> None:
-    truth, clip = blurred()
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3))
-    wrong = np.stack(
-        [(cv2.dilate, cv2.erode)[t % 2](mask.astype(np.uint8), disc) > 0 for t, mask in enumerate(truth.masks[0])]
-    )
-    model = make_model(load_config("atlas"), replace(clip, masks=LayerMasks(clip.masks.names, wrong[None])), None)
-    with torch.no_grad():
-        start = model.opacity.frames(torch.arange(8), 8, clip.size)[..., 0].numpy()
-    assert np.abs(start - truth.alpha[0]).mean() < 0.9 * np.abs(wrong - truth.alpha[0]).mean()
-    assert mask_iou(start > 0.5, truth.masks[0]) > mask_iou(wrong, truth.masks[0]) + 0.005
+def test_shares_are_certain_away_from_the_outline() -> None:
+    frames, masks, _ = scene()
+    share = soft_share(frames[3], masks[3])
+    distance = signed_distance(masks[3])
+    assert share.dtype == np.float32 and share.min() >= 0 and share.max() <= 1
+    assert (share[distance > 3] == 1).all() and (share[distance < -3] == 0).all()
+    assert not soft_share(frames[3], np.zeros_like(masks[3])).any()
 
 
 # --- real clips ----------------------------------------------------------------------------------------------------

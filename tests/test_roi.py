@@ -247,11 +247,8 @@ def test_an_edit_drawn_on_the_region_lies_there_on_every_frame_and_on_nothing_el
     left = (truth.frames.astype(float) - wanted).reshape(FRAMES, -1)
     assert 10 * np.log10(255**2 / np.square(error).mean()) > 38
     assert np.square(error).mean() < 0.05 * np.square(left).mean()
-    # Outlines may be soft over two pixels to either side; beyond, the pole in front is the source's, bit for bit.
-    inside = np.stack([cv2.erode(pole, np.ones((5, 5))) == 1 for pole in truth.pole])
+    inside = np.stack([cv2.erode(pole, np.ones((3, 3))) == 1 for pole in truth.pole])
     assert np.array_equal(shown[inside], truth.frames[inside])
-    near = np.abs(shown.astype(int) - truth.frames)[np.stack([cv2.erode(p, np.ones((3, 3))) == 1 for p in truth.pole])]
-    assert (near > 0).mean() < 0.005
     assert np.array_equal(shown[truth.sign == 0], truth.frames[truth.sign == 0])
 
     assert read_run_yaml(result.run)["roi"] == parse_region(str(options.roi), WIDTH, HEIGHT, range(FRAMES)).text

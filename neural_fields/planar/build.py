@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
 
 from neural_fields import coords
 from neural_fields.config import (
@@ -32,9 +31,8 @@ from neural_fields.config import (
     WindowOpacity,
 )
 from neural_fields.coords import Box
-from neural_fields.data.clip import Batch, Clip
+from neural_fields.data.clip import Clip
 from neural_fields.data.cuts import find_cuts
-from neural_fields.data.edges import covered_share, near_outline
 from neural_fields.data.memory import LET_GO_EVERY, let_go
 from neural_fields.planar import gain, hash_parts, mapping, opacity, siren, spline_mapping, texture, window_opacity
 from neural_fields.planar.extent import export_size
@@ -109,8 +107,6 @@ def fill(model: PlanarModel, plan: Plan, clip: Clip, how: WarmUp | None = None) 
     if all(isinstance(part, texture.ImageTexture) for part in model.textures):
         _fill_textures(model, clip)
         _fill_gains(model, clip)
-        if isinstance(model.opacity, opacity.PixelOpacity) and not model.weights.opacity_from:
-            _soften_opacity(model, model.opacity, clip)
 
 
 def _mappings(config: Config, shape: ModelShape) -> list[mapping.Mapping]:
@@ -269,45 +265,6 @@ def _fill_opacity(part: opacity.PixelOpacity, clip: Clip) -> None:
                 mask = cv2.GaussianBlur(clip.masks.masks[layer, t].astype(np.float32), (0, 0), OUTLINE)
                 share = cv2.resize(mask, (columns, rows), interpolation=cv2.INTER_AREA)
                 part.table.values[t, layer] = torch.logit(torch.from_numpy(share), eps=SURE)
-
-
-@torch.no_grad()
-def _soften_opacity(model: PlanarModel, part: opacity.PixelOpacity, clip: Clip) -> None:
-    """Gives the outlines of front layers the opacity that the frames' colours ask for, now that textures are known."""
-    for t in range(clip.frame_count):
-        _let_go_sometimes(clip, t)
-        masks = torch.from_numpy(np.array(clip.masks.masks[:, t]))
-        in_front = masks.new_zeros(masks.shape[1:])
-        for layer in range(len(masks)):
-            clear = ~(in_front | near_outline(in_front))  # elsewhere colours are also those of a layer in front
-            band = near_outline(masks[layer] & ~in_front) & clear
-            if band.any():
-                _soften_outline(model, part, clip, t, layer, band)
-            in_front = in_front | masks[layer]
-
-
-def _soften_outline(
-    model: PlanarModel, part: opacity.PixelOpacity, clip: Clip, t: int, layer: int, band: Bool[Tensor, "height width"]
-) -> None:
-    """Solves for the opacity of a layer in some pixels of a frame."""
-    row, column = band.nonzero().T
-    batch = Batch(clip, torch.tensor([t]), torch.stack([torch.full_like(row, t), row, column], 1))
-    samples, alphas = model(batch.xyt), model.opacity(batch.xyt)
-    lit = samples.color if samples.gain is None else samples.color * samples.gain
-    behind = lit[:, -1]
-    for other in reversed(range(layer + 1, alphas.shape[1])):
-        behind = torch.lerp(behind, lit[:, other], alphas[:, other, None])
-    share = torch.zeros(band.shape)
-    found = covered_share(batch.rgb, lit[:, layer], behind, alphas[:, layer], band)
-    share[band] = opacity.DOUBT + (1 - 2 * opacity.DOUBT) * found
-    table = part.table.values[t, layer]
-    rows, columns = table.shape
-    known, share = (
-        torch.from_numpy(cv2.resize(picture.float().numpy(), (columns, rows), interpolation=cv2.INTER_AREA))
-        for picture in (band, share)
-    )
-    mixed = torch.logit(share + (1 - known) * torch.sigmoid(table), eps=SURE)
-    table.copy_(torch.where(known > 0, mixed, table))
 
 
 def _window(mask: Bool[np.ndarray, "height width"]) -> tuple[int, int, int, int]:

@@ -27,7 +27,6 @@ from neural_fields.planar.gain import GridGain
 from neural_fields.planar.mapping import GridMapping
 from neural_fields.planar.opacity import DOUBT, PixelOpacity
 from neural_fields.planar.patches import Found, Layer, Looked, Patch, Weave, backward, look
-from neural_fields.planar.terms import outline_pull, visible_parts
 from neural_fields.planar.texture import ImageTexture
 
 if TYPE_CHECKING:
@@ -89,7 +88,6 @@ class Task:
     rgb: Tensor  # [3, h, w] of the patch, 0 to 1
     levels: list[tuple[int, int]]  # how often each layer's texture is halved for this frame, across and down
     masks: Tensor | None  # [front, h, w] of the window, visible parts, 0 or 1; None: no mask term
-    pull: Tensor | None  # [front, h, w] of the window, weights of the mask term's summands
 
 
 @dataclass
@@ -134,7 +132,7 @@ def _over(model: PlanarModel, task: Task, looked: list[Looked], color: float, ma
     inside.of(error, task.patch).copy_(stages[-1] - inside.of(task.rgb, task.patch))
     squared = float(torch.dot(error.reshape(-1), error.reshape(-1)))
     gradient = error.mul_(2 * color)
-    entropy, alpha_gradient = _mask_gradient(alpha, task.masks, task.pull, mask)
+    entropy, alpha_gradient = _mask_gradient(alpha, task.masks, mask)
     flowing = inside.of(gradient, task.patch).clone()
     found: list[Found | None] = []
     for number, front in enumerate(fronts):
@@ -155,17 +153,17 @@ def _alphas(model: PlanarModel, task: Task) -> tuple[Weave, Tensor, Tensor]:
     return weave, sigmoid, ((sigmoid - DOUBT) / (1 - 2 * DOUBT)).clamp_(0, 1)
 
 
-def _mask_gradient(alpha: Tensor, visible: Tensor | None, pull: Tensor | None, scale: float) -> tuple[float, Tensor]:
+def _mask_gradient(alpha: Tensor, visible: Tensor | None, scale: float) -> tuple[float, Tensor]:
     """Sum of the cross-entropies of the front layers' weights, and the gradient of `scale` times it for the alphas."""
     gradient = torch.zeros_like(alpha)
-    if visible is None or pull is None:
+    if visible is None:
         return 0.0, gradient
     left = torch.ones_like(alpha)  # what the layers in front leave
     for number in range(1, len(alpha)):
         left[number] = left[number - 1] * (1 - alpha[number - 1])
     weight = (alpha * left).clamp(SUREST, 1 - SUREST)
-    entropy = -float(torch.where(visible > 0, weight, 1 - weight).log().mul_(pull).sum())
-    slope = torch.where(visible > 0, -1 / weight, 1 / (1 - weight)) * (scale * pull)
+    entropy = -float(torch.where(visible > 0, weight, 1 - weight).log().sum())
+    slope = torch.where(visible > 0, -1 / weight, 1 / (1 - weight)) * scale
     raw = alpha * left
     slope *= (raw >= SUREST) & (raw <= 1 - SUREST)
     for number in range(len(alpha)):  # each alpha moves its own weight and those of the layers behind it
@@ -237,18 +235,20 @@ def _tasks(model: PlanarModel, batch: Batch, frames: list[int], with_mask: bool)
     for t in frames:
         frame = torch.from_numpy(np.array(batch.clip.frames[t]))
         window = Patch(*_opacity(model).windows[t].tolist())
-        masks = pull = None
-        if with_mask:
-            masks = visible_parts(torch.from_numpy(np.array(batch.clip.masks.masks[:, t])).float(), 0)
-            pull = outline_pull(masks)
+        masks = torch.from_numpy(np.array(batch.clip.masks.masks[:, t])) if with_mask else None
         levels = _levels(model, t)
         for top, bottom in pairwise(edges):
             patch = Patch(top, bottom, 0, width)
             inside = window.cut(patch) if len(model.layers) > 1 else Patch(0, 0, 0, 0)
             rgb = frame[top:bottom].permute(2, 0, 1).float().div_(255)
-            seen, weight = (None if part is None else inside.of(part) for part in (masks, pull))
-            tasks.append(Task(t, patch, inside, rgb, levels, seen, weight))
+            tasks.append(Task(t, patch, inside, rgb, levels, None if masks is None else _visible(inside.of(masks))))
     return tasks
+
+
+def _visible(masks: Tensor) -> Tensor:
+    """The parts of the masks that no mask in front of them hides."""
+    masks = masks.float()
+    return masks * (torch.cumsum(masks, dim=0) - masks == 0)
 
 
 def _collect_tables(model: PlanarModel, frames: list[int], results: list[Result]) -> None:

@@ -18,14 +18,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neural_fields.data.clip import Batch
-from neural_fields.data.edges import near_outline
 from neural_fields.planar import light_terms, neighbours, sprite_terms
-from neural_fields.planar.opacity import PixelOpacity
 
 if TYPE_CHECKING:
     from neural_fields.planar.model import LayerSamples, PlanarModel
 
-OUTLINE_PULL = 0.2  # of the mask term near outlines
 GREY = (0.299, 0.587, 0.114)  # Rec. 601 luma, as CoDeF's code has it
 
 
@@ -47,11 +44,7 @@ def weighted_terms(model: PlanarModel, batch: Batch, samples: LayerSamples, step
         ("color_l1", weights.color_l1, lambda: color_l1(samples, batch)),
         ("gradient", weights.gradient, lambda: neighbours.gradient(model, batch, samples)),
         ("sobel", weights.sobel, lambda: sobel(samples, batch)),
-        (
-            "mask",
-            weights.mask * has_front * _is_on(step, weights.mask_until),
-            lambda: mask(samples, batch.mask, _pull(model, batch)),
-        ),
+        ("mask", weights.mask * has_front * _is_on(step, weights.mask_until), lambda: mask(samples, batch.mask)),
         ("sparsity", weights.sparsity * has_front, lambda: sparsity(samples)),
         ("rigidity", weights.rigidity, lambda: neighbours.rigidity(model, batch, samples, 1.0)),
         ("global_rigidity", float(any(wide)), lambda: neighbours.rigidity(model, batch, samples, 100.0, wide)),
@@ -99,36 +92,13 @@ def color_l1(samples: LayerSamples, batch: Batch) -> Float[Tensor, ""]:
     return (error * (samples.weight > 0)).sum() / len(error)
 
 
-def mask(
-    samples: LayerSamples, masks: Float[Tensor, "n front"], pull: Float[Tensor, "n front"] | None = None
-) -> Float[Tensor, ""]:
-    """Binary cross-entropy of the front layers' weights against what is visible of their masks (LNA).
-
-    Args:
-        pull: weights of its summands.
-    """
-    visible = visible_parts(masks.to(samples.weight.device), 1)
+def mask(samples: LayerSamples, masks: Float[Tensor, "n front"]) -> Float[Tensor, ""]:
+    """Binary cross-entropy of the front layers' weights against what is visible of their masks (LNA)."""
+    masks = masks.to(samples.weight.device)
+    hidden = torch.cumsum(masks, dim=1) - masks  # masks of the layers in front
+    visible = masks * (hidden == 0)
     weight = samples.weight[:, : masks.shape[1]].clamp(1e-4, 1 - 1e-4)
-    return F.binary_cross_entropy(weight, visible, pull)
-
-
-def visible_parts(masks: Float[Tensor, "*n"], dim: int) -> Float[Tensor, "*n"]:
-    """The parts of masks (0 or 1, front to back along `dim`) that no mask in front of them hides."""
-    return masks * (torch.cumsum(masks, dim) - masks == 0)
-
-
-def outline_pull(visible: Float[Tensor, "*n height width"]) -> Float[Tensor, "*n height width"]:
-    """The mask term's pull on each pixel: less near outlines, where masks are right to a pixel or two."""
-    return 1 - (1 - OUTLINE_PULL) * near_outline(visible > 0).float()
-
-
-def _pull(model: PlanarModel, batch: Batch) -> Float[Tensor, "n front"] | None:
-    """The same for the points of a batch; opacity that is a network, and scattered pixels, are pulled evenly (LNA)."""
-    if not isinstance(model.opacity, PixelOpacity) or batch.index is not None:
-        return None
-    width, height = batch.clip.size
-    masks = batch.mask.to(model.device).T.reshape(-1, len(batch.frames), height, width)
-    return outline_pull(visible_parts(masks, 0)).flatten(1).T
+    return F.binary_cross_entropy(weight, visible)
 
 
 def sparsity(samples: LayerSamples) -> Float[Tensor, ""]:
