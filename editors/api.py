@@ -7,11 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-
 from editors.base import Editor, Report, Source, quiet
 from editors.carry import carry
-from editors.frame import FrameMaps, lift_frame
+from editors.frame import frame_maps, lift_frame
 from editors.image import overlay_from_canonical
 from editors.stack import add_edit
 from neural_fields import canonical
@@ -151,19 +149,6 @@ def _from_frame(run: Run, maps: Maps, painted: Picture, frame: int, layer: str |
             fix=f"--frame {min(chosen, key=lambda k: abs(k - frame))}",
         )
     source = next(iter(source_frames(facts, range(frame, frame + 1))))
-    return dict(lift_frame(painted, source, frame_maps(run, maps, chosen.index(frame), source), layer))
-
-
-def frame_maps(run: Run, maps: Maps, t: int, source: np.ndarray) -> FrameMaps:
-    """The baked maps of the run's frame `t` at the size of its source frame."""
-    size = (source.shape[1], source.shape[0])
-    layers = range(len(maps.layers))
-    pictures = [canonical.pristine(run.canonical, name) for name in maps.layers]
-    return FrameMaps(
-        names=maps.layers,
-        uv=np.stack([maps.uv(t, i, size) for i in layers]),
-        weight=maps.weight(t, size),
-        gain=np.stack([maps.gain(t, i, size) for i in layers]),
-        boxes=[picture.box for picture in pictures],
-        sizes=[picture.size for picture in pictures],
-    )
+    pictures = {name: canonical.pristine(run.canonical, name) for name in maps.layers}
+    here = frame_maps(maps, pictures, chosen.index(frame), (source.shape[1], source.shape[0]))
+    return dict(lift_frame(painted, source, here, layer))

@@ -16,7 +16,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from editors.frame import FrameMaps
+from editors.frame import FrameMaps, frame_maps
 from editors.image import check_size
 from neural_fields import canonical
 from neural_fields.baking import Maps
@@ -95,16 +95,7 @@ class Source:
 
     def frame_maps(self, t: int, size: tuple[int, int]) -> FrameMaps:
         """Where frame `t` of the run lies in the canonical pictures, at `size` (width, height)."""
-        layers = range(len(self.maps.layers))
-        pictures = [self.pictures[name] for name in self.maps.layers]
-        return FrameMaps(
-            names=self.maps.layers,
-            uv=np.stack([self.maps.uv(t, i, size) for i in layers]),
-            weight=self.maps.weight(t, size),
-            gain=np.stack([self.maps.gain(t, i, size) for i in layers]),
-            boxes=[picture.box for picture in pictures],
-            sizes=[picture.size for picture in pictures],
-        )
+        return frame_maps(self.maps, self.pictures, t, size)
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ on.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from editors.frame import MIN_WEIGHT, FrameMaps, lift
+from editors.frame import MIN_WEIGHT, frame_maps, lift
 from neural_fields import canonical
 from neural_fields.baking import Maps
 from neural_fields.canonical import CanonicalImage, Overlay, fit
@@ -28,11 +28,9 @@ from neural_fields.planar.placement import spread
 from neural_fields.planar.sheets import Chart
 from neural_fields.rendering import Renderer
 from neural_fields.run import Run
+from neural_fields.tracking import MATCHED, REACH, SHOWN, hand_over
 
 FAINT = 0.02  # less of an edit than this in a frame is not worth carrying on
-SHOWN = 0.5  # a pixel with less of the layer shows something else
-REACH = 0.1  # of the longer side: so far from matched pixels the flow is trusted to go on as they do
-MATCHED = 0.02  # of a frame: with less in common with the next one it is another shot
 
 
 @dataclass(frozen=True)
@@ -92,13 +90,7 @@ def _steps(series: tuple[Chart, ...], painted: list[bool]) -> Iterator[_Step]:
     for index in sorted((i for i in range(count) if not painted[i]), key=lambda i: abs(nearest[i] - i)):
         before = index - 1 if nearest[index] < index else index + 1
         start, end = series[before], series[index]
-        if before < index:
-            shared = (end.first + start.last) // 2 if end.first <= start.last else None
-            frames = (start.last, end.first)
-        else:
-            shared = (start.first + end.last) // 2 if start.first <= end.last else None
-            frames = (start.first, end.last)
-        yield _Step(start, end, *(frames if shared is None else (shared, shared)))
+        yield _Step(start, end, *hand_over(start, end))
 
 
 def _is_painted(overlays: Mapping[str, Overlay], chart: Chart) -> bool:
@@ -163,18 +155,13 @@ def _lifted(
     seen = maps.layer_weight(t, index, maps.size) >= MIN_WEIGHT
     if ((rgba[..., 3] > FAINT) & seen).sum() < 4:
         return None
-    gain = maps.gain(t, index, maps.size)
+    here = frame_maps(maps, pictures, t, maps.size)
     # As if the layer were alone: then the colour that renders as the painted one is the edit's own.
-    painted = np.concatenate([rgba[..., :3] * gain, np.where(rgba[..., 3:] > FAINT, rgba[..., 3:], 0)], axis=-1)
-    alone = FrameMaps(
-        names=maps.layers,
-        uv=np.stack([maps.uv(t, i, maps.size) for i in range(len(maps.layers))]),
-        weight=np.stack([np.full(rgba.shape[:2], float(i == index), np.float32) for i in range(len(maps.layers))]),
-        gain=np.stack([gain] * len(maps.layers)),
-        boxes=[pictures[name].box for name in maps.layers],
-        sizes=[pictures[name].size for name in maps.layers],
-    )
-    overlay, _, _ = lift(painted.astype(np.float32), np.asarray(frame, np.float32) / 255, alone, index)
+    alone = np.zeros_like(here.weight)
+    alone[index] = 1
+    lit = rgba[..., :3] * here.gain[index]
+    painted = np.concatenate([lit, np.where(rgba[..., 3:] > FAINT, rgba[..., 3:], 0)], axis=-1).astype(np.float32)
+    overlay, _, _ = lift(painted, np.asarray(frame, np.float32) / 255, replace(here, weight=alone), index)
     return Overlay(overlay, pictures[step.end.layer].box) if (overlay[..., 3] > 0).any() else None
 
 

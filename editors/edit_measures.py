@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from neural_fields.data.video import source_frames
 from neural_fields.edit_quality import edited_frames, measure_edit
 from neural_fields.errors import bad_input
+from neural_fields.output import source_facts
 from neural_fields.run import Run
 
 
@@ -39,19 +41,22 @@ def measure(
     if clip_model is not None:
         found |= _with_clip(run, edits, prompt, clip_model)
     if pickscore_model is not None and prompt is not None:
+        from editors.diffusion.clip import load_clip
         from editors.diffusion.measures import pick_score
         from editors.diffusion.weights import Weights
 
         shown = (frame.edited for frame in edited_frames(run, edits))
-        found["pick_score"] = pick_score(shown, Weights(pickscore_model), prompt)
+        found["pick_score"] = pick_score(shown, load_clip(Weights(pickscore_model)), prompt)
     return found
 
 
 def _with_clip(run: Run, edits: Sequence[str], prompt: str | None, model: str) -> dict[str, Any]:
     """CLIP's measures of the edited video, and the consistency of the source beside them."""
+    from editors.diffusion.clip import load_clip
     from editors.diffusion.measures import measure_with_clip
     from editors.diffusion.weights import Weights
 
-    found = measure_with_clip((frame.edited for frame in edited_frames(run, edits)), Weights(model), prompt)
-    source = measure_with_clip((frame.source for frame in edited_frames(run, edits)), Weights(model), prompt)
+    clip = load_clip(Weights(model))
+    found = measure_with_clip((frame.edited for frame in edited_frames(run, edits)), clip, prompt)
+    source = measure_with_clip(source_frames(*source_facts(run)), clip, prompt)
     return {**found, **{f"source_{name}": value for name, value in source.items()}}

@@ -17,7 +17,8 @@ from jaxtyping import Float, UInt8
 
 from editors.image import LEVEL, check_size, find_change, no_change
 from neural_fields import coords
-from neural_fields.canonical import Overlay
+from neural_fields.baking import Maps
+from neural_fields.canonical import CanonicalImage, Overlay
 from neural_fields.coords import Box
 from neural_fields.errors import bad_input
 from neural_fields.pictures import Picture, premultiplied, resize, straight
@@ -44,6 +45,19 @@ class FrameMaps:
     gain: Float[np.ndarray, "layers height width 3"]
     boxes: Sequence[Box]
     sizes: Sequence[tuple[int, int]]
+
+
+def frame_maps(maps: Maps, pictures: Mapping[str, CanonicalImage], t: int, size: tuple[int, int]) -> FrameMaps:
+    """Where frame `t` of a run lies in the canonical pictures of its layers, at `size` (width, height)."""
+    layers = range(len(maps.layers))
+    return FrameMaps(
+        names=maps.layers,
+        uv=np.stack([maps.uv(t, i, size) for i in layers]),
+        weight=maps.weight(t, size),
+        gain=np.stack([maps.gain(t, i, size) for i in layers]),
+        boxes=[pictures[name].box for name in maps.layers],
+        sizes=[pictures[name].size for name in maps.layers],
+    )
 
 
 def lift_frame(

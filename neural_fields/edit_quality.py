@@ -74,21 +74,18 @@ def measure_edit(run: Run, names: Sequence[str] = ()) -> dict[str, Any]:
     size = read_fit_record(run).size
     flow = run_flow(run, read_fit_record(run), read_source(run).frames)
     reached = outside = changed = 0
-    difference = 0.0
-    before, after, inside = [], [], []
+    difference, steadiness = 0.0, _Steadiness(flow, size)
     for frame in edited_frames(run, names):
         delta = cv2.absdiff(frame.source, frame.edited)[~frame.reach]
         reached, outside = reached + int(frame.reach.sum()), outside + len(delta)
         changed += int((delta.max(axis=-1, initial=0) > 0).sum()) if len(delta) else 0
         difference += float(delta.sum()) / 3
-        before.append(cv2.resize(frame.source, size, interpolation=cv2.INTER_AREA))
-        after.append(cv2.resize(frame.edited, size, interpolation=cv2.INTER_AREA))
-        inside.append(resize_mask(_well_inside(frame.reach), size))
+        steadiness.add(frame)
     return {
         "edited_share": reached / max(1, reached + outside),
         "changed_outside": changed / max(1, outside),
         "change_outside": difference / max(1, outside),
-        **_steadiness(before, after, inside, flow),
+        **steadiness.found(),
     }
 
 
@@ -104,30 +101,46 @@ def _reach(renderer: Renderer, t: int, source: UInt8[np.ndarray, "h w 3"]) -> Bo
     return cv2.dilate(found.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
 
 
-def _steadiness(
-    before: list[np.ndarray], after: list[np.ndarray], inside: list[np.ndarray], flow: FlowField | None
-) -> dict[str, float | None]:
-    """Warp errors of the source and of the edited video."""
-    if flow is None or len(before) < 2:
-        return dict.fromkeys(("warp_error", "source_warp_error", "warp_error_ratio"))
-    size = (before[0].shape[1], before[0].shape[0])
-    ok = [resize_mask(mask, size) for mask in flow.forward_ok]
-    reached = [valid & mask for valid, mask in zip(ok, inside, strict=False)]
+class _Steadiness:
+    """Warp errors of the source and of the edited video, added up frame by frame.
 
-    def error(frames: list[np.ndarray], where: list[np.ndarray]) -> float | None:
-        return metrics.warp_error(iter(frames), (resize_vectors(v, size) for v in flow.forward), iter(where))
+    Args:
+        flow: None for a clip of one frame.
+        size: (width, height) at which frames are compared.
+    """
 
-    found = {
-        "warp_error": error(after, ok),
-        "source_warp_error": error(before, ok),
-        "warp_error_inside": error(after, reached),
-        "source_warp_error_inside": error(before, reached),
-    }
-    ratios = {
-        f"warp_error_ratio{where}": _ratio(found[f"warp_error{where}"], found[f"source_warp_error{where}"])
-        for where in ("", "_inside")
-    }
-    return {**found, **ratios}
+    def __init__(self, flow: FlowField | None, size: tuple[int, int]) -> None:
+        self._flow, self._size = flow, size
+        self._errors = {(whose, part): metrics.WarpError() for part in ("", "_inside") for whose in ("", "source_")}
+        self._pair = 0
+        self._before: tuple[dict[str, np.ndarray], np.ndarray] | None = None  # the last frames, and the edit's inside
+
+    def add(self, frame: EditedFrame) -> None:
+        """The next frame of the clip."""
+        if self._flow is None:
+            return
+        shown = {"": frame.edited, "source_": frame.source}
+        shown = {whose: cv2.resize(rgb, self._size, interpolation=cv2.INTER_AREA) for whose, rgb in shown.items()}
+        if self._before is not None:
+            before, inside = self._before
+            flow = resize_vectors(self._flow.forward[self._pair], self._size)
+            ok = resize_mask(self._flow.forward_ok[self._pair], self._size)
+            where = {"": ok, "_inside": ok & inside}
+            for (whose, part), error in self._errors.items():
+                error.add(before[whose], shown[whose], flow, where[part])
+            self._pair += 1
+        self._before = shown, resize_mask(_well_inside(frame.reach), self._size)
+
+    def found(self) -> dict[str, float | None]:
+        """The errors, and the ratios of edited to source."""
+        if self._flow is None:
+            return dict.fromkeys(("warp_error", "source_warp_error", "warp_error_ratio"))
+        values = {f"{whose}warp_error{part}": error.value for (whose, part), error in self._errors.items()}
+        ratios = {
+            f"warp_error_ratio{part}": _ratio(values[f"warp_error{part}"], values[f"source_warp_error{part}"])
+            for part in ("", "_inside")
+        }
+        return {**values, **ratios}
 
 
 def _ratio(one: float | None, other: float | None) -> float | None:

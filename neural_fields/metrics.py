@@ -92,27 +92,48 @@ def boundary_f(alpha: Iterable[Mask], truth: Iterable[Mask], threshold: float = 
     return float(np.mean(scores)) if scores else math.nan
 
 
+class WarpError:
+    """Mean squared difference in [0, 1] between frame t and frame t+1 brought back along the forward flow.
+
+    The mean runs over channels and over all pixels of the pairs added that `ok` marks and whose target pixel centre
+    lies inside frame t+1; lookup is bilinear (Lai et al. 2018, section 4.2, with plain means).
+    """
+
+    def __init__(self) -> None:
+        self._total, self._count = 0.0, 0
+
+    def add(
+        self,
+        first: Frame,
+        second: Shaped[ndarray, "rows columns 3"],
+        flow: Float[ndarray, "flow_rows flow_columns 2"],
+        ok: Bool[ndarray, "ok_rows ok_columns"],
+    ) -> None:
+        """Adds a pair of neighbouring frames. Flow is in pixels of these frames."""
+        if not flow.shape[:2] == ok.shape == first.shape[:2]:
+            sizes = f"flow of {flow.shape[:2]} and mask of {ok.shape} for frames of {first.shape[:2]}"
+            raise ValueError(f"{sizes}: resize the flow first")
+        warped, inside = _warp(_unit(second), np.asarray(flow, np.float32))
+        use = inside & ok
+        self._total += float(((warped - _unit(first)) ** 2).mean(axis=-1, dtype=np.float64)[use].sum())
+        self._count += int(use.sum())
+
+    @property
+    def value(self) -> float | None:
+        """None where no pixel qualifies, such as in a clip of one frame."""
+        return self._total / self._count if self._count else None
+
+
 def warp_error(
     frames: Iterable[Frame],
     forward: Iterable[Float[ndarray, "rows columns 2"]],
     ok: Iterable[Bool[ndarray, "ok_rows ok_columns"]],
 ) -> float | None:
-    """Mean squared difference in [0, 1] between frame t and frame t+1 brought back along the forward flow.
-
-    The mean runs over channels and over all pixels of the clip that `ok` marks and whose target pixel centre lies
-    inside frame t+1; lookup is bilinear. None where no pixel qualifies, such as in a clip of one frame. Flow is in
-    pixels of these frames, one less than there are frames (Lai et al. 2018, section 4.2, with plain means).
-    """
-    total, count = 0.0, 0
+    """`WarpError` of a clip: flow and masks are one less than there are frames."""
+    error = WarpError()
     for (first, second), flow, valid in zip(pairwise(frames), forward, ok, strict=True):
-        if not flow.shape[:2] == valid.shape == first.shape[:2]:
-            sizes = f"flow of {flow.shape[:2]} and mask of {valid.shape} for frames of {first.shape[:2]}"
-            raise ValueError(f"{sizes}: resize the flow first")
-        warped, inside = _warp(_unit(second), np.asarray(flow, np.float32))
-        use = inside & valid
-        total += float(((warped - _unit(first)) ** 2).mean(axis=-1, dtype=np.float64)[use].sum())
-        count += int(use.sum())
-    return total / count if count else None
+        error.add(first, second, flow, valid)
+    return error.value
 
 
 def mark_centroids(

@@ -1,4 +1,4 @@
-"""Masks that get better: what goes, what stays, where outlines go, and how soft they are."""
+"""Masks that get better: what goes, what stays, and where outlines go."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from neural_fields.data import refine
-from neural_fields.data.edges import align_outline, signed_distance, soft_share
+from neural_fields.data.edges import align_outline
 from neural_fields.data.flow import FlowField, compute_flow
 from neural_fields.data.masks import LayerMasks, load_masks, mask_iou
 from neural_fields.data.refine import refine_masks
@@ -204,31 +204,6 @@ def test_a_hidden_mask_does_not_vote() -> None:
     shift = np.array([[1.0, 0, OWN[0]], [0, 1, OWN[1]], [0, 0, 1]])
     nobody = object_votes(masks, np.zeros_like(masks), [shift] * (COUNT - 1))
     assert np.allclose(nobody, 0.5)
-
-
-# --- softness ------------------------------------------------------------------------------------------------------
-
-
-def test_motion_blur_makes_outlines_as_soft_as_they_are() -> None:
-    """An upright edge between two plain colours that moves by 12 pixels a frame, half of it exposed."""
-    x = np.arange(WIDTH) + 0.5
-    share = np.tile(((x - 80) / 6 + 0.5).clip(0, 1), (HEIGHT, 1)).astype(np.float32)
-    colours = np.float32([[40, 60, 150], [200, 170, 90]])
-    frame = (share[..., None] * colours[1] + (1 - share[..., None]) * colours[0]).round().astype(np.uint8)
-    motion = np.tile(np.float32([12, 0]), (HEIGHT, WIDTH, 1))
-    found = soft_share(frame, share >= 0.5, motion)
-    assert np.abs(found - share).mean() < 0.1 * np.abs((share >= 0.5) - share).mean()
-    along = soft_share(noise(2, (90, 90, 90)), share >= 0.5, motion[..., ::-1].copy())
-    assert np.abs(along - (share >= 0.5)).mean() < 0.005, "motion along an outline smears nothing"
-
-
-def test_shares_are_certain_away_from_the_outline() -> None:
-    frames, masks, _ = scene()
-    share = soft_share(frames[3], masks[3])
-    distance = signed_distance(masks[3])
-    assert share.dtype == np.float32 and share.min() >= 0 and share.max() <= 1
-    assert (share[distance > 3] == 1).all() and (share[distance < -3] == 0).all()
-    assert not soft_share(frames[3], np.zeros_like(masks[3])).any()
 
 
 # --- real clips ----------------------------------------------------------------------------------------------------

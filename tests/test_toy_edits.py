@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from jaxtyping import Float
 from PIL import Image
 
 from editors.api import edit_with
@@ -28,6 +28,8 @@ from neural_fields.run import Run
 
 TOY = Path(__file__).resolve().parents[1] / "examples" / "toy_diffusion"
 HUES = {"red": 0, "green": 120, "blue": 240}  # degrees
+
+HueShare = Callable[[np.ndarray, float], float]
 
 
 @pytest.fixture(scope="module")
@@ -55,18 +57,13 @@ def editors(prompt: str) -> dict[str, Editor]:
     }
 
 
-def hue_share(rgb: Float[np.ndarray, "n 3"], hue: float) -> float:
-    """The share of colours within 40 degrees of a hue and of some saturation."""
-    high, low = rgb.max(axis=1), rgb.min(axis=1)
-    chroma = np.maximum(high - low, 1e-9)
-    red, green, blue = rgb.T
-    found = np.select(
-        [high == red, high == green],
-        [(green - blue) / chroma % 6, (blue - red) / chroma + 2],
-        (red - green) / chroma + 4,
-    )
-    apart = np.abs((60 * found - hue + 180) % 360 - 180)
-    return float(((apart <= 40) & (chroma > 0.15 * np.maximum(high, 1e-9))).mean())
+@pytest.fixture(scope="module")
+def hue_share() -> HueShare:
+    """The share of colours within 40 degrees of a hue and of some saturation: the example's own rule."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(TOY))
+        from pictures import hue_share
+    return hue_share
 
 
 @pytest.mark.parametrize(
@@ -81,7 +78,7 @@ def hue_share(rgb: Float[np.ndarray, "n 3"], hue: float) -> float:
     ],
 )
 def test_the_layer_shows_what_was_asked_for_in_every_frame_and_nothing_else_changes(
-    run: Run, name: str, prompt: str
+    run: Run, hue_share: HueShare, name: str, prompt: str
 ) -> None:
     edit_with(run, editors(prompt)[name], layers=["turtle"])
     maps = Maps.open(run)
@@ -95,7 +92,7 @@ def test_the_layer_shows_what_was_asked_for_in_every_frame_and_nothing_else_chan
     assert found["warp_error_ratio_inside"] < 1.1
 
 
-def test_an_edit_painted_elsewhere_is_left_by_an_edit_of_a_part(run: Run, tmp_path: Path) -> None:
+def test_an_edit_painted_elsewhere_is_left_by_an_edit_of_a_part(run: Run, hue_share: HueShare, tmp_path: Path) -> None:
     source = Source(run, Maps.open(run), ("turtle",))
     picture = source.pictures["turtle"]
     left = np.zeros((picture.size[1], picture.size[0]), np.uint8)

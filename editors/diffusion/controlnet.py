@@ -6,6 +6,7 @@ the denoiser computes, each times its scale (section 3.4; several are summed).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -79,7 +80,7 @@ class ControlNet(Regional):
         controls = controls_for(model, canvases, follows, self._shown(source, given), self.unsafe_weights)
         return repaint(model, canvases, self, report, controls, notes)
 
-    def _shown(self, source: Source, given: dict[str, Path]):
+    def _shown(self, source: Source, given: dict[str, Path]) -> Callable[[Follow, Canvas], Images]:
         """What a ControlNet is shown of a canvas, as a function of both."""
         estimate = None
         if self.depth_model and "depth" not in given:

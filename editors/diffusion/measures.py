@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from editors.diffusion.clip import Clip, load_clip
-from editors.diffusion.weights import Weights
+from editors.diffusion.clip import Clip
 
 BATCH = 8  # frames looked at together
 
@@ -18,23 +17,19 @@ Features = Float[Tensor, "frames features"]
 
 
 def measure_with_clip(
-    frames: Iterable[UInt8[np.ndarray, "height width 3"]], weights: Weights, prompt: str | None = None
+    frames: Iterable[UInt8[np.ndarray, "height width 3"]], clip: Clip, prompt: str | None = None
 ) -> dict[str, float | None]:
     """CLIP's view of an edited video.
 
     Args:
         frames: of the video.
-        weights: a CLIP.
         prompt: what the edit was asked for.
 
     Returns:
         `clip_consistency_all_pairs` and `clip_consistency_consecutive` (see below), and with a prompt
         `clip_text_alignment`, the mean cosine between the frames and the prompt.
-
-    Raises:
-        UserError: as `load_clip`.
     """
-    clip, features = _seen(frames, weights)
+    features = _seen(frames, clip)
     return {
         "clip_consistency_all_pairs": consistency_all_pairs(features),
         "clip_consistency_consecutive": consistency_consecutive(features),
@@ -42,14 +37,9 @@ def measure_with_clip(
     }
 
 
-def pick_score(frames: Iterable[UInt8[np.ndarray, "height width 3"]], weights: Weights, prompt: str) -> float:
-    """PickScore (Kirstain et al., 2023): the scaled cosine of a CLIP tuned to people's choices, mean over the frames.
-
-    Raises:
-        UserError: as `load_clip`.
-    """
-    clip, features = _seen(frames, weights)
-    return float(clip.network.logit_scale.exp()) * text_alignment(clip, features, prompt)
+def pick_score(frames: Iterable[UInt8[np.ndarray, "height width 3"]], clip: Clip, prompt: str) -> float:
+    """PickScore (Kirstain et al., 2023): the scaled cosine of a CLIP tuned to people's choices, mean over frames."""
+    return float(clip.network.logit_scale.exp()) * text_alignment(clip, _seen(frames, clip), prompt)
 
 
 def consistency_all_pairs(features: Features) -> float | None:
@@ -71,9 +61,8 @@ def text_alignment(clip: Clip, features: Features, prompt: str) -> float:
 
 
 @torch.no_grad()
-def _seen(frames: Iterable[UInt8[np.ndarray, "height width 3"]], weights: Weights) -> tuple[Clip, Features]:
-    """A CLIP, and what it makes of each frame."""
-    clip = load_clip(weights)
+def _seen(frames: Iterable[UInt8[np.ndarray, "height width 3"]], clip: Clip) -> Features:
+    """What a CLIP makes of each frame."""
     found: list[Tensor] = []
     waiting: list[Tensor] = []
     for frame in frames:
@@ -83,4 +72,4 @@ def _seen(frames: Iterable[UInt8[np.ndarray, "height width 3"]], weights: Weight
             waiting = []
     if waiting:
         found.append(clip.images(torch.stack(waiting)))
-    return clip, torch.cat(found)
+    return torch.cat(found)

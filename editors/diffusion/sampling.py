@@ -12,20 +12,29 @@ from editors.diffusion.schedule import Denoised, Latents, Schedule, following
 
 Predict = Callable[[Latents, int], Denoised]  # noised latents and their time
 Step = Callable[[int, int], None]  # steps done, steps in all
+Mend = Callable[[Latents, int | None], Latents]  # latents after a step and their time, None for clean ones
 
 
 def denoise(
-    latents: Latents, times: Sequence[int], schedule: Schedule, predict: Predict, step: Step | None = None
+    latents: Latents,
+    times: Sequence[int],
+    schedule: Schedule,
+    predict: Predict,
+    step: Step | None = None,
+    mend: Mend | None = None,
 ) -> Latents:
     """Clean latents from noised ones: DDIM without randomness (Song et al., 2021), Euler for flow matching.
 
     Args:
         latents: of the time `times[0]`.
         times: noisiest first.
+        mend: what becomes of the latents after each step.
     """
     pairs = following(times)
     for done, (time, after) in enumerate(pairs, start=1):
         latents = schedule.join(predict(latents, time), after)
+        if mend is not None:
+            latents = mend(latents, after)
         if step is not None:
             step(done, len(pairs))
     return latents
@@ -49,14 +58,12 @@ def denoise_region(
         noise: that `latents` were noised with, so that the outside is one path through time.
         region: 1 where the picture may change.
     """
-    pairs = following(times)
-    for done, (time, after) in enumerate(pairs, start=1):
-        latents = schedule.join(predict(latents, time), after)
-        outside = original if after is None else schedule.add_noise(original, noise, after)
-        latents = region * latents + (1 - region) * outside
-        if step is not None:
-            step(done, len(pairs))
-    return latents
+
+    def blended(inside: Latents, time: int | None) -> Latents:
+        outside = original if time is None else schedule.add_noise(original, noise, time)
+        return region * inside + (1 - region) * outside
+
+    return denoise(latents, times, schedule, predict, step, blended)
 
 
 def invert(

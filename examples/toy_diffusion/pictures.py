@@ -106,14 +106,20 @@ def colour_share(rgb: UInt8[np.ndarray, "height width 3"], colour: str) -> float
     A hue is met within 30 degrees at a saturation and a value above 0.15; white, grey and black are met where
     the channels differ by less than 0.15 and the value is within 0.1 of their range.
     """
-    hue, saturation, value = np.moveaxis(cv2.cvtColor(rgb.astype(np.float32) / 255, cv2.COLOR_RGB2HSV), 2, 0)
+    unit = rgb.astype(np.float32) / 255
     if colour in HUES:
-        apart = np.abs((hue - HUES[colour] + 180) % 360 - 180)
-        met = (apart <= 30) & (saturation > 0.15) & (value > 0.15)
-    else:
-        (lowest, _), (_, highest) = GREYS[colour]
-        met = (saturation * value < 0.15) & (value >= lowest - 0.1) & (value <= highest + 0.1)
+        return hue_share(unit, HUES[colour], within=30, darkest=0.15)
+    _, saturation, value = _hsv(unit)
+    (lowest, _), (_, highest) = GREYS[colour]
+    met = (saturation * value < 0.15) & (value >= lowest - 0.1) & (value <= highest + 0.1)
     return float(met.mean())
+
+
+def hue_share(rgb: Float[np.ndarray, "*colours 3"], hue: float, within: float = 40.0, darkest: float = 0.0) -> float:
+    """Share of colours, RGB in [0, 1], near a hue in degrees, of a saturation above 0.15 and lighter than `darkest`."""
+    found, saturation, value = _hsv(rgb)
+    apart = np.abs((found - hue + 180) % 360 - 180)
+    return float(((apart <= within) & (saturation > 0.15) & (value > darkest)).mean())
 
 
 def seen_pattern(rgb: UInt8[np.ndarray, "height width 3"]) -> str:
@@ -175,6 +181,11 @@ def _plain_tone(random: np.random.Generator, colour: str) -> Float[np.ndarray, "
     deep, light = _tones(random, colour)
     part = np.float32(random.random())
     return part * deep + (1 - part) * light
+
+
+def _hsv(rgb: Float[np.ndarray, "*colours 3"]) -> Float[np.ndarray, "3 n"]:
+    """Hue in degrees, saturation and value of colours."""
+    return cv2.cvtColor(rgb.reshape(1, -1, 3).astype(np.float32), cv2.COLOR_RGB2HSV)[0].T
 
 
 def _grid(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,9 +1,8 @@
-"""Outlines of masks, moved to where the colours change and made as soft as the picture is there.
+"""Outlines of masks, moved to where the colours change.
 
 In a narrow band around the outline, the colours of both sides nearby (mean and spread, in boxes, as Bai et al. 2009,
 "Video SnapCut", do with mixtures) say how likely a pixel is the object's; the distance to the given outline says how
-likely it was. Both add up in log odds. A soft share is where a pixel's colour lies between the two mean colours: the
-compositing equation solved for alpha. Where the two sides look alike, the given outline stands.
+likely it was. Both add up in log odds. Where the two sides look alike, the given outline stands.
 
 Distances are pixels of a picture whose shorter side is 240; larger pictures have them in proportion.
 """
@@ -22,8 +21,6 @@ LEAST_PIXELS = 10  # that must teach a side
 SPREAD = 6.0  # least standard deviation of a side's colour, in CIELAB steps of 8-bit pictures: compression and noise
 COLOUR_WEIGHT = 0.3  # neighbouring pixels repeat each other, so each says less than it seems to
 MOST_ODDS = 6.0  # of one pixel's colour
-APART = 2.0  # times the variance of both: how far apart mean colours must lie for colour to say more than distance
-SHUTTER = 0.25  # half of the share of the frame's motion that an open shutter smears to each side
 
 
 def align_outline(
@@ -44,44 +41,6 @@ def align_outline(
     return np.where(np.abs(distance) <= BAND * unit, moved, mask)
 
 
-def soft_share(
-    frame: UInt8[np.ndarray, "height width 3"],
-    mask: Bool[np.ndarray, "height width"],
-    motion: Float[np.ndarray, "height width 2"] | None = None,
-) -> Float[np.ndarray, "height width"]:
-    """How much of each pixel (0 to 1) the masked object covers: 0 and 1 but for a band around the outline.
-
-    Args:
-        motion: how far the picture moves within the time of a frame, in pixels; it widens the band by what an open
-            shutter smears.
-    """
-    if not mask.any() or mask.all():
-        return mask.astype(np.float32)
-    unit = max(1.0, min(mask.shape) / REFERENCE_SIDE)
-    distance = signed_distance(mask)
-    smear = 0.0 if motion is None else SHUTTER * _across(motion, distance)
-    band = np.minimum(1.5 * unit + smear, 2 * REACH * unit)
-    # Both sides are learnt from beyond the band: inside it colours are mixed already.
-    inside, outside, lab = _sides(frame, distance, unit, np.maximum(band, SURE * unit))
-    step = inside[1] - outside[1]
-    apart = (step**2).sum(-1)
-    share = (((lab - outside[1]) * step).sum(-1) / np.maximum(apart, 1e-3)).clip(0, 1)
-    known = (inside[0] >= LEAST_PIXELS) & (outside[0] >= LEAST_PIXELS)
-    blurred = APART * (inside[2] + outside[2]).sum(-1)
-    trust = np.where(known, apart**2 / (apart**2 + blurred**2), 0)
-    plain = (0.5 + distance / np.maximum(1, 2 * smear)).clip(0, 1)
-    mixed = trust * share + (1 - trust) * plain
-    return np.where(np.abs(distance) <= band, mixed, mask).astype(np.float32)
-
-
-def _across(motion: np.ndarray, distance: np.ndarray) -> np.ndarray:
-    """How fast the picture moves across the outline: motion along it smears nothing."""
-    smooth = cv2.GaussianBlur(distance, (0, 0), 2.0)
-    normal = np.stack([cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)], -1)
-    normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-6)
-    return np.abs((np.asarray(motion, np.float32) * normal).sum(-1))
-
-
 def signed_distance(mask: Bool[np.ndarray, "height width"]) -> Float[np.ndarray, "height width"]:
     """Distance of each pixel centre to the outline in pixels, positive inside."""
     inside, outside = (cv2.distanceTransform(part.astype(np.uint8), cv2.DIST_L2, 5) for part in (mask, ~mask))
@@ -89,13 +48,11 @@ def signed_distance(mask: Bool[np.ndarray, "height width"]) -> Float[np.ndarray,
 
 
 def _sides(
-    frame: np.ndarray, distance: np.ndarray, unit: float, sure: np.ndarray | float | None = None
+    frame: np.ndarray, distance: np.ndarray, unit: float
 ) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
     """(pixels, mean colour, variance) around every pixel on the object's side and on the other; the frame in CIELAB."""
     lab = cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2LAB).astype(np.float32)
-    least = SURE * unit if sure is None else sure
-    reach = REACH * unit + (float(np.max(least)) - SURE * unit)
-    box = (2 * max(1, round(reach)) + 1,) * 2
+    box = (2 * max(1, round(REACH * unit)) + 1,) * 2
 
     def learn(where: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         weight = where.astype(np.float32)[..., None]
@@ -105,4 +62,4 @@ def _sides(
         square = cv2.boxFilter(lab * lab * weight, -1, box, normalize=False) / least_one
         return count, mean, np.maximum(square - mean * mean, 0) + SPREAD**2
 
-    return learn(distance > least), learn(distance < -least), lab
+    return learn(distance > SURE * unit), learn(distance < -SURE * unit), lab

@@ -6,10 +6,12 @@ Nothing else about a body is needed: no body model, no licence-bound file.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 ROOT = -1  # the parent of a joint that has none
 
@@ -53,6 +55,51 @@ class Motion:
         """Joint positions in the world of a frame."""
         placed = self.transforms[frame]
         return np.einsum("bij,bj->bi", placed[:, :3, :3], self.skeleton.rest) + placed[:, :3, 3]
+
+
+def build_skeleton(
+    names: Sequence[str],
+    parents: Sequence[int],
+    rest: Shaped[np.ndarray, "bones 3"],
+    objects: Sequence[int] = (),
+) -> tuple[Skeleton, list[int]]:
+    """A skeleton from joints in any order, and which joint of that order each of its bones is.
+
+    Raises:
+        ValueError: no joint, a name twice, parents in a circle, or a joint where its parent is (a bone of no length).
+    """
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if not names or twice:
+        raise ValueError(f"two joints are called {twice[0]!r}" if twice else "there is no joint")
+    order = _parents_first(names, parents)
+    place = {joint: index for index, joint in enumerate(order)} | {ROOT: ROOT}
+    extent = float(np.ptp(np.asarray(rest, np.float64), axis=0).max(initial=0))
+    for joint, parent in enumerate(parents):
+        if parent != ROOT and np.linalg.norm(rest[joint] - rest[parent]) <= 1e-6 * extent:
+            raise ValueError(f"the joint {names[joint]!r} is at rest where its parent {names[parent]!r} is")
+    skeleton = Skeleton(
+        tuple(names[joint] for joint in order),
+        tuple(place[parents[joint]] for joint in order),
+        np.asarray(rest, np.float64)[order],
+        tuple(sorted(place[joint] for joint in objects)),
+    )
+    return skeleton, order
+
+
+def _parents_first(names: Sequence[str], parents: Sequence[int]) -> list[int]:
+    """The joints in their order, but none before its parent."""
+    order: list[int] = []
+    placed = {ROOT}
+    for start in range(len(parents)):
+        chain, joint = [], start
+        while joint not in placed:
+            if len(chain) > len(parents):
+                raise ValueError(f"the parents of {names[start]!r} go round in a circle")
+            chain.append(joint)
+            joint = parents[joint]
+        order += reversed(chain)
+        placed.update(chain)
+    return order
 
 
 def local_rotations(
