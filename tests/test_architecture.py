@@ -50,13 +50,14 @@ HOMES = {
     "pytorch3d": ["neural_fields/volume/body.py"],
     "diffusers": ["editors/diffusion/wrapper.py"],
     "transformers": ["editors/diffusion/*"],
+    "smplx": ["neural_fields/data/smpl.py"],
     "pickle": ["neural_fields/data/raft.py"],  # to name the error that torch.load raises; calls are checked below
     "dill": [],
     "joblib": [],
     "marshal": [],
     "shelve": [],
 }
-NEVER_AT_THE_TOP = ["torchvision", "lpips", "tinycudann", "diffusers", "transformers", "pytorch3d"]
+NEVER_AT_THE_TOP = ["torchvision", "lpips", "tinycudann", "diffusers", "transformers", "pytorch3d", "smplx"]
 STARTS_FAST = [
     "editors/cli.py",
     "__init__.py",

@@ -22,6 +22,7 @@ class Capture:
         masks: where the person and what they carry are seen; None where nobody is.
         motion: the bones at every moment; None for a scene without a person.
         switches: moments from which the carried object is in its next state, rising; state k begins at switches[k - 1].
+        notes: what a user should know about how it was read, one sentence each.
     """
 
     cameras: tuple[Camera, ...]
@@ -30,6 +31,7 @@ class Capture:
     masks: Bool[np.ndarray, "views height width"] | None = None
     motion: Motion | None = None
     switches: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def view_count(self) -> int:

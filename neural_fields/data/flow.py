@@ -238,6 +238,15 @@ def _dis(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return engine.calc(first, second, None)[:height, :width]
 
 
+def flow_between(
+    first: UInt8[np.ndarray, "height width 3"], second: UInt8[np.ndarray, "height width 3"]
+) -> tuple[Vectors, Bool[np.ndarray, "height width"]]:
+    """Flow from one picture to another by DIS, and where the way back agrees with it."""
+    one, other = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in (first, second))
+    there, back = _dis(one, other), _dis(other, one)
+    return there, consistency_mask(there, back)
+
+
 def _dis_pairs(frames: np.ndarray, size: tuple[int, int]) -> Iterator[Pair]:
     previous = cv2.cvtColor(_at_size(frames[0], size), cv2.COLOR_RGB2GRAY)
     for frame in islice(one_by_one(frames), 1, None):

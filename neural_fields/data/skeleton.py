@@ -91,7 +91,8 @@ def _parents_first(names: Sequence[str], parents: Sequence[int]) -> list[int]:
     order: list[int] = []
     placed = {ROOT}
     for start in range(len(parents)):
-        chain, joint = [], start
+        chain: list[int] = []
+        joint = start
         while joint not in placed:
             if len(chain) > len(parents):
                 raise ValueError(f"the parents of {names[start]!r} go round in a circle")

@@ -1,0 +1,148 @@
+"""bones.json and states.json: our own files for where the bones are and when the carried object changes.
+
+bones.json: {"schema": 1, "joints": [{"name", "parent": name or null, "rest": [x, y, z], "object": true}, ...],
+"frames": [{"transforms": [16 numbers row by row, or 4 rows of 4, for each joint]}, ...]}; transforms take the rest pose
+to the world. states.json: {"schema": 1, "switches": [12, 30]}.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from neural_fields.data.rigid import NotRigid, rigid
+from neural_fields.data.skeleton import ROOT, Motion, Skeleton, build_skeleton
+from neural_fields.data.user_files import Malformed, numbers, part_of, read_json_object, shown
+from neural_fields.errors import bad_input
+from neural_fields.files import atomic_write, write_json, write_synced
+
+SCHEMA = 1
+
+
+def read_bones(path: Path | str) -> Motion:
+    """The bones in a bones.json; joints come in its order, children behind their parents.
+
+    Raises:
+        UserError: not such a file; a parent that is no joint or its own ancestor; a bone of no length; a frame that
+            does not give one rigid transform for each joint.
+    """
+    path = Path(path)
+    data = read_json_object(path, SCHEMA)
+    with part_of(path, fix="give every joint a name, a parent (or null) and a place of its own at rest"):
+        skeleton, order = _skeleton(data.get("joints"))
+    frames = data.get("frames")
+    with part_of(path):
+        if not isinstance(frames, list) or not frames:
+            raise Malformed('"frames" is not a list with at least one frame')
+    names = [skeleton.names[order.index(joint)] for joint in range(len(order))]  # as the file has them
+    transforms = np.empty((len(frames), skeleton.count, 4, 4))
+    for index, frame in enumerate(frames):
+        with part_of(path, f"frame {index}", fix="write one rotation and translation, rest to world, for each joint"):
+            transforms[index] = _frame(frame, names)[order]
+    return Motion(skeleton, transforms)
+
+
+def _skeleton(joints: Any) -> tuple[Skeleton, list[int]]:
+    if not isinstance(joints, list) or not all(isinstance(joint, dict) for joint in joints):
+        raise Malformed('"joints" is not a list of objects')
+    names, rest = [], np.empty((len(joints), 3))
+    for index, joint in enumerate(joints):
+        if not isinstance(joint.get("name"), str) or not joint["name"]:
+            raise Malformed(f"joint {index} has no name")
+        names.append(joint["name"])
+        try:
+            rest[index] = numbers(joint.get("rest"), 3)
+        except Malformed as problem:
+            raise Malformed(f"the place at rest of the joint {shown(joint['name'])}: {problem}") from None
+    parents = [_parent(joint, names) for joint in joints]
+    objects = [index for index, joint in enumerate(joints) if joint.get("object") is True]
+    try:
+        return build_skeleton(names, parents, rest, objects)
+    except ValueError as problem:
+        raise Malformed(str(problem)) from None
+
+
+def _parent(joint: dict[str, Any], names: Sequence[str]) -> int:
+    parent = joint.get("parent")
+    if parent is None:
+        return ROOT
+    if parent not in names:
+        raise Malformed(f"the parent of the joint {shown(joint['name'])} is {shown(parent)}, which is no joint")
+    return names.index(parent)
+
+
+def _frame(frame: Any, names: Sequence[str]) -> Float[np.ndarray, "joints 4 4"]:
+    """The transforms of a frame, in the order of the file's joints."""
+    listed = frame.get("transforms") if isinstance(frame, dict) else None
+    if not isinstance(listed, list):
+        raise Malformed('it has no list "transforms"')
+    if len(listed) != len(names):
+        raise Malformed(f"{len(listed)} transforms for {len(names)} joints")
+    matrices = np.empty((len(names), 4, 4))
+    for index, (name, entry) in enumerate(zip(names, listed, strict=True)):
+        flat = isinstance(entry, list) and len(entry) == 16
+        try:
+            matrices[index] = numbers(entry, 16).reshape(4, 4) if flat else numbers(entry, 4, 4)
+        except Malformed as problem:
+            raise Malformed(f"joint {shown(name)}: {problem}") from None
+    try:
+        return rigid(matrices)
+    except NotRigid as problem:
+        raise Malformed(f"joint {shown(names[problem.index])}: {problem}") from None
+
+
+def write_bones(path: Path | str, motion: Motion) -> None:
+    """Writes a bones.json, atomically; `read_bones` gives the same motion back, to the last digit."""
+    skeleton = motion.skeleton
+    joints = []
+    for index, (name, parent) in enumerate(zip(skeleton.names, skeleton.parents, strict=True)):
+        joint = {"name": name, "parent": None if parent == ROOT else skeleton.names[parent]}
+        carried = {"object": True} if index in skeleton.objects else {}
+        joints.append({**joint, "rest": skeleton.rest[index].tolist(), **carried})
+    frames = [{"transforms": frame.reshape(-1, 16).tolist()} for frame in np.asarray(motion.transforms)]
+    data = {"schema": SCHEMA, "joints": joints, "frames": frames}
+    with atomic_write(path) as part:
+        write_synced(part, json.dumps(data, allow_nan=False).encode() + b"\n")
+
+
+def read_states(path: Path | str, moments: int | None = None) -> tuple[int, ...]:
+    """The moments of a states.json at which the carried object enters its next state.
+
+    Args:
+        moments: how many there are.
+
+    Raises:
+        UserError: not such a file; switches that do not rise, or one before moment 1 or beyond the end.
+    """
+    path = Path(path)
+    data = read_json_object(path, SCHEMA)
+    with part_of(path):
+        switches = data.get("switches")
+        if not isinstance(switches, list) or not all(type(switch) is int for switch in switches):
+            raise Malformed('"switches" is not a list of whole numbers')
+    _check_switches(path, switches, moments)
+    return tuple(switches)
+
+
+def _check_switches(path: Path, switches: list[int], moments: int | None) -> None:
+    fix = "list the moments in rising order, each once"
+    for before, after in pairwise(switches):
+        if after <= before:
+            raise bad_input(f"the switches of {path.name} do not rise: {before}, {after}", where=str(path), fix=fix)
+    if switches and switches[0] < 1:
+        why = "moments are counted from 0, and what is there at 0 is the first state"
+        raise bad_input(f"a switch at {switches[0]} in {path.name}", where=str(path), why=why, fix=fix)
+    if switches and moments is not None and switches[-1] >= moments:
+        why = f"there are {moments} moments, 0 to {moments - 1}"
+        raise bad_input(f"a switch at {switches[-1]} in {path.name}, beyond the end", where=str(path), why=why)
+
+
+def write_states(path: Path | str, switches: Sequence[int]) -> None:
+    """Writes a states.json, atomically."""
+    write_json(path, {"schema": SCHEMA, "switches": [int(switch) for switch in switches]})

@@ -1,0 +1,88 @@
+"""Calibrations of several fixed cameras as TOML tables, as Pose2Sim and anipose write them.
+
+A table has `size` (width, height), `matrix`, `distortions`, `rotation` and `translation`; the last two (the first an
+axis times an angle) take the world to the camera. As in OpenCV, pixel (0, 0) has its centre at (0, 0).
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neural_fields.data.cameras import Camera, Lens
+from neural_fields.data.facts import check_size
+from neural_fields.data.rigid import from_axis_angle
+from neural_fields.data.user_files import Malformed, numbers, part_of, read_text, shown, whole
+from neural_fields.errors import bad_input
+
+_LIMIT = 4 << 20  # bytes
+_NEEDED = ("size", "matrix", "distortions", "rotation", "translation")
+_OFF_CENTRE = 0.1  # share of the picture; a middle this far off that fits the other way round gives a swap away
+
+
+def read_calibration(path: Path | str) -> dict[str, Camera]:
+    """The cameras in a calibration file by their names, in its order.
+
+    Raises:
+        UserError: not TOML; no camera in it; numbers missing, not finite, or not those of a lens; a size whose width
+            and height are swapped.
+    """
+    path = Path(path)
+    try:
+        data = tomllib.loads(read_text(path, _LIMIT))
+    except RecursionError:
+        raise bad_input(f"{path.name} is nested too deeply", where=str(path)) from None
+    except tomllib.TOMLDecodeError as error:
+        raise bad_input(f"{path.name} is not TOML", where=str(path), why=str(error)) from None
+    cameras: dict[str, Camera] = {}
+    for title, table in data.items():
+        if not isinstance(table, dict) or not {"matrix", "rotation", "translation"} & table.keys():
+            continue
+        name = table.get("name", title)
+        with part_of(path, f"camera {shown(name)}"):
+            if not isinstance(name, str) or name in cameras:
+                raise Malformed("another camera has this name" if name in cameras else "the name is not text")
+            cameras[name] = _camera(table, str(path))
+    if not cameras:
+        raise bad_input(
+            f"{path.name} is not a calibration",
+            where=str(path),
+            why=f"no table in it has {', '.join(_NEEDED)}",
+            fix="name the Calib_*.toml of a Pose2Sim session",
+        )
+    return cameras
+
+
+def _camera(table: dict[str, Any], where: str) -> Camera:
+    missing = [key for key in _NEEDED if key not in table]
+    if missing:
+        raise Malformed(f"there is no {missing[0]}")
+    width, height = (whole(value, "size") for value in numbers(table["size"], 2).tolist())
+    check_size(width, height, where=where)
+    matrix = numbers(table["matrix"], 3, 3)
+    skewed = np.any(matrix[(0, 1, 2, 2), (1, 0, 0, 1)] != 0) or matrix[2, 2] != 1
+    if skewed or min(matrix[0, 0], matrix[1, 1]) <= 0:
+        raise Malformed("its matrix is not that of a lens: [[fx, 0, cx], [0, fy, cy], [0, 0, 1]], fx and fy above 0")
+    centre = matrix[:2, 2] + 0.5
+    if _swapped(centre / (width, height), centre / (height, width)):
+        raise Malformed(f"its size is {width} x {height}, but its matrix is for {height} x {width}: swap the numbers")
+    listed = table["distortions"]
+    fisheye = table.get("fisheye") is True
+    allowed = (0, 4) if fisheye else (0, 4, 5, 8)
+    if not isinstance(listed, list) or len(listed) not in allowed:
+        raise Malformed(f"distortions are {shown(listed)}; {' or '.join(map(str, allowed))} numbers were expected")
+    pose = np.eye(4)
+    pose[:3, :3] = from_axis_angle(numbers(table["rotation"], 3)).T
+    pose[:3, 3] = -pose[:3, :3] @ numbers(table["translation"], 3)
+    distortion = tuple(numbers(listed, len(listed)).tolist())
+    focal = float(matrix[0, 0]), float(matrix[1, 1])
+    lens: Lens = "fisheye" if fisheye else "perspective"
+    return Camera(width, height, focal, (float(centre[0]), float(centre[1])), pose, distortion, lens)
+
+
+def _swapped(middle: np.ndarray, other: np.ndarray) -> bool:
+    """Whether the lens's middle is near the picture's only when width and height change places."""
+    return bool(np.abs(middle - 0.5).max() > _OFF_CENTRE and np.abs(other - 0.5).max() < _OFF_CENTRE / 2)

@@ -1,0 +1,192 @@
+"""SMPL parameters as bones, with a body model that the user has: its files are bound to a licence and not part of this.
+
+Of SMPL all 24 joints are taken; of SMPL-H and SMPL-X the 22 of the body, without fingers and face. The package `smplx`
+reads the model file, which may be a pickle: name only one that came from the model's makers.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from neural_fields.data.rigid import from_axis_angle
+from neural_fields.data.skeleton import ROOT, Motion, build_skeleton, from_local
+from neural_fields.data.user_files import LIMIT, Malformed, check_finite, part_of, read_json_object
+from neural_fields.errors import bad_input
+
+JOINTS = (
+    "pelvis", "left_hip", "right_hip", "spine1", "left_knee", "right_knee", "spine2", "left_ankle",
+    "right_ankle", "spine3", "left_foot", "right_foot", "neck", "left_collar", "right_collar", "head",
+    "left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hand",
+    "right_hand",
+)  # fmt: skip
+# Class in the package smplx and joints that are taken, by the numbers that a file has for each frame.
+_KINDS = {72: ("SMPL", 24), 156: ("SMPLH", 22), 165: ("SMPLX", 22)}
+_DAMAGED = (OSError, ValueError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error)
+_KEYS = ("poses", "global_orient", "body_pose", "trans", "transl", "betas")
+
+
+@dataclass(frozen=True)
+class SmplPoses:
+    """What a tracker or a data set says about a body.
+
+    Attributes:
+        kind: class of the body model in the package smplx.
+        turns: axis times angle in radians of each joint against its parent.
+        translation: added to the body after it is turned around its root.
+        betas: of the body's shape.
+    """
+
+    kind: str
+    turns: Float[np.ndarray, "frames joints 3"]
+    translation: Float[np.ndarray, "frames 3"]
+    betas: Float[np.ndarray, " count"]
+
+
+def read_smpl(path: Path | str) -> SmplPoses:
+    """The parameters in an .npz or a .json file, under the names of AMASS or of smplx.
+
+    Those are poses [frames, 72, 156 or 165], or global_orient and body_pose; trans or transl [frames, 3]; and betas,
+    one set for all frames or one for each, of which the mean is taken.
+
+    Raises:
+        UserError: no such file, not readable as such, or arrays that do not go together.
+    """
+    path = Path(path)
+    found = read_json_object(path) if path.suffix.lower() == ".json" else _read_arrays(path)
+    with part_of(path, fix="write poses, trans and betas with numpy.savez"):
+        turns = _array(found, "poses") if "poses" in found else _joined(found)
+        count = len(turns)
+        if turns.size // max(count, 1) not in _KINDS or not count:
+            raise Malformed(
+                f"poses have the shape {turns.shape}; frames x {' or '.join(map(str, _KINDS))} was expected"
+            )
+        kind, joints = _KINDS[turns.size // count]
+        places = next((key for key in ("trans", "transl") if key in found), None)
+        translation = np.zeros((count, 3)) if places is None else _array(found, places)
+        if translation.shape != (count, 3):
+            raise Malformed(f"{places} has the shape {translation.shape} for {count} frames")
+        betas = _array(found, "betas") if "betas" in found else np.zeros(10)
+        betas = betas.mean(axis=0) if betas.ndim == 2 and len(betas) else betas
+        if betas.ndim != 1:
+            raise Malformed(f"betas have the shape {betas.shape}")
+    return SmplPoses(kind, turns.reshape(count, -1, 3)[:, :joints], translation, betas)
+
+
+def _joined(found: Mapping[str, Any]) -> Float[np.ndarray, "frames numbers"]:
+    """Poses from the root's and the body's; without hands and face, the body decides what kind of model it is."""
+    root, body = (_array(found, key) for key in ("global_orient", "body_pose"))
+    if not len(root) or len(root) != len(body):
+        raise Malformed(f"global_orient has {len(root)} frames, body_pose {len(body)}")
+    root, body = root.reshape(len(root), -1), body.reshape(len(body), -1)
+    if root.shape[1] + body.shape[1] == 66:  # SMPL-X without hands and face
+        body = np.concatenate([body, np.zeros((len(body), 165 - 66))], axis=1)
+    return np.concatenate([root, body], axis=1)
+
+
+def _array(found: Mapping[str, Any], key: str) -> Float[np.ndarray, "..."]:
+    try:
+        values = np.asarray(found[key], np.float64)
+    except KeyError:
+        raise Malformed(f"there is no {key}") from None
+    except (ValueError, TypeError, OverflowError):
+        raise Malformed(f"{key} are not numbers in even rows") from None
+    if values.ndim == 0:
+        raise Malformed(f"{key} is no list")
+    check_finite(values, key)
+    return values
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz that are of use, none larger unpacked than a file may be."""
+    try:
+        with zipfile.ZipFile(path) as packed:
+            largest = max((entry.file_size for entry in packed.infolist()), default=0)
+        if largest > LIMIT:
+            raise bad_input(f"{path.name} holds an array of {largest} bytes", where=str(path), why=f"at most {LIMIT}")
+        with np.load(path, allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in _KEYS if key in arrays}
+    except _DAMAGED as error:
+        fix = "name an .npz with poses, trans and betas, or a .json"
+        raise bad_input(f"{path.name} cannot be read", where=str(path), why=str(error), fix=fix) from None
+
+
+def smpl_motion(poses: SmplPoses, model: Path | str) -> Motion:
+    """The bones of a body.
+
+    Args:
+        model: file of the body model, as its makers' site gives it: SMPL_NEUTRAL.pkl, SMPLX_NEUTRAL.npz, ...
+
+    Raises:
+        UserError: the package smplx is not installed; no such model file; one that is not of the poses' kind.
+    """
+    parents, rest = _rest(poses, Path(model))
+    count = poses.turns.shape[1]
+    return motion_from_turns(JOINTS[:count], parents[:count], rest[:count], poses.turns, poses.translation)
+
+
+def motion_from_turns(
+    names: Sequence[str],
+    parents: Sequence[int],
+    rest: Float[np.ndarray, "joints 3"],
+    turns: Float[np.ndarray, "frames joints 3"],
+    translation: Float[np.ndarray, "frames 3"],
+) -> Motion:
+    """Bones from joints at rest and what each is turned by against its parent.
+
+    Args:
+        turns: axis times angle in radians.
+        translation: of the root from its place at rest.
+
+    Raises:
+        ValueError: as `build_skeleton`.
+    """
+    skeleton, order = build_skeleton(names, parents, rest)
+    rotations = from_axis_angle(turns[:, order])
+    transforms = np.empty((len(turns), skeleton.count, 4, 4))
+    for frame, shift in enumerate(translation):
+        shifts = np.where((np.array(skeleton.parents) == ROOT)[:, None], skeleton.rest + shift, 0.0)
+        transforms[frame] = from_local(skeleton, rotations[frame], shifts)
+    return Motion(skeleton, transforms)
+
+
+def _rest(poses: SmplPoses, model: Path) -> tuple[list[int], Float[np.ndarray, "joints 3"]]:
+    """Parents and joints of the body in its rest pose, from the model's own package."""
+    try:
+        import smplx
+    except ImportError:
+        raise bad_input(
+            "SMPL parameters need the package smplx",
+            why="it is not installed",
+            fix="pip install 'unwrap-video[human]', or give the bones as bones.json, BVH or TRC",
+        ) from None
+    if not model.is_file():
+        raise bad_input(
+            "there is no SMPL model file",
+            where=str(model),
+            why="the model's licence does not let others hand it on",
+            fix="register with the makers of the model, download it, and name the file",
+        )
+    options: dict[str, Any] = {"num_betas": len(poses.betas), "batch_size": 1}
+    if poses.kind != "SMPL":
+        options |= {"use_pca": False, "flat_hand_mean": True, "ext": model.suffix.lstrip(".")}
+    # The border around a foreign reader: wrong and damaged model files make it raise whatever comes first.
+    try:
+        import torch
+
+        body = getattr(smplx, poses.kind)(str(model), **options)
+        with torch.no_grad():
+            joints = body(betas=torch.as_tensor(poses.betas, dtype=torch.float32)[None]).joints[0]
+        parents = [int(parent) for parent in body.parents]
+    except Exception as error:
+        why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
+        fix = f"name a model file of the kind {poses.kind} whose arrays are those of numpy"
+        raise bad_input("the SMPL model file cannot be used", where=str(model), why=why, fix=fix) from error
+    return [ROOT if parent < 0 else parent for parent in parents], joints.double().numpy()

@@ -1,0 +1,378 @@
+"""A person walks through a painted room and carries something that changes: a 3D scene whose truth is known.
+
+Every picture is cast ray by ray from closed forms, so depth, masks, flow, uncovered background, other cameras, other
+moments and other poses are exact. Surfaces of the person are painted in the rest space of their bones: whatever the
+pose, a point of the body keeps its colour. Metres, z up; the ground is z = 0 and the room is centred on the origin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+
+from neural_fields.data import walking
+from neural_fields.data.cameras import Camera, look_at
+from neural_fields.data.capture import Capture, state_at
+from neural_fields.data.paint3d import Paint
+from neural_fields.data.painted_room import UP, room_parts
+from neural_fields.data.shapes3d import Shape, Vector, meets_ball
+from neural_fields.data.skeleton import Motion
+
+WORLD = -1  # the bone of what stands still
+SUN: Vector = (0.36, -0.48, 0.8)  # where the light comes from
+SHADE = 0.72  # brightness of what is turned away from the light
+CHUNK = 1 << 16  # rays cast at once
+OBJECT_SIZE = 0.15  # radius of the carried ball
+
+__all__ = ["Flow", "Surface", "SyntheticScene", "TrueView", "make_scene", "orbit", "walking_scene"]
+
+
+@dataclass(frozen=True)
+class Surface:
+    """A painted shape, and the bone whose rest space both are given in; `WORLD` for what stands still."""
+
+    shape: Shape
+    paint: Paint
+    bone: int = WORLD
+
+
+@dataclass(frozen=True, eq=False)
+class TrueView:
+    """What a camera sees. `rgb`, `cover` and `object_cover` are means over a pixel, all else is of its centre.
+
+    Attributes:
+        rgb: in [0, 1]; black where nothing is seen.
+        cover, object_cover: share of the pixel that the person (with the object), or the object, covers.
+        mask, object_mask: whether the pixel's centre shows them.
+        depth: distance along the unit ray of the centre; infinite where nothing is seen.
+        z_depth: the same along the camera's z.
+        bone: that carries the surface seen; `WORLD` for the room and where nothing is seen.
+        rest: the point seen, in the rest space of its bone; in the world for the room; 0 where nothing is seen.
+        normal: outward unit normals in the world; 0 where nothing is seen.
+    """
+
+    camera: Camera
+    time: int
+    transforms: Float[ndarray, "bones 4 4"]
+    person: bool
+    background: bool
+    rgb: Float[ndarray, "h w 3"]
+    cover: Float[ndarray, "h w"]
+    object_cover: Float[ndarray, "h w"]
+    mask: Bool[ndarray, "h w"]
+    object_mask: Bool[ndarray, "h w"]
+    depth: Float[ndarray, "h w"]
+    z_depth: Float[ndarray, "h w"]
+    bone: Int[ndarray, "h w"]
+    rest: Float[ndarray, "h w 3"]
+    normal: Float[ndarray, "h w 3"]
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """Where the surface points of one view are seen in another.
+
+    Attributes:
+        pixels: how far each pixel's centre moves, in pixels of the other view; 0 where nothing is seen.
+        visible: whether the other view shows the same point: in its picture, and nothing in front of it.
+    """
+
+    pixels: Float[ndarray, "h w 2"]
+    visible: Bool[ndarray, "h w"]
+
+
+@dataclass(frozen=True, eq=False)
+class SyntheticScene:
+    """The scene and its truth.
+
+    Attributes:
+        motion: the bones at every moment.
+        cameras, times: of the training views.
+        switches: moments from which the object is in its next state.
+        room, body: surfaces that do not change.
+        objects: the carried surfaces, one group a state.
+        supersample: a pixel's colour is the mean over `supersample`^2 points.
+        lit_person: whether the world's light falls on the person too; else its colours are those of its paint.
+    """
+
+    motion: Motion
+    cameras: tuple[Camera, ...]
+    times: tuple[int, ...]
+    switches: tuple[int, ...]
+    room: tuple[Surface, ...]
+    body: tuple[Surface, ...]
+    objects: tuple[tuple[Surface, ...], ...]
+    supersample: int = 2
+    lit_person: bool = False
+
+    @cached_property
+    def views(self) -> tuple[TrueView, ...]:
+        """The truth of every training view."""
+        return tuple(self.view(camera, time) for camera, time in zip(self.cameras, self.times, strict=True))
+
+    @cached_property
+    def capture(self) -> Capture:
+        """What a fit is given."""
+        frames = np.stack([np.round(view.rgb * 255).astype(np.uint8) for view in self.views])
+        masks = np.stack([view.mask for view in self.views])
+        return Capture(self.cameras, frames, self.times, masks, self.motion, self.switches)
+
+    def view(
+        self,
+        camera: Camera,
+        time: int,
+        motion_transforms: Float[ndarray, "bones 4 4"] | None = None,
+        person: bool = True,
+        background: bool = True,
+    ) -> TrueView:
+        """What a camera sees at a moment.
+
+        Args:
+            time: a moment of the motion, which also says in which state the object is.
+            motion_transforms: another pose, rest to world; None for that of the moment.
+            person, background: whether the person with the object, and the room, are there.
+        """
+        transforms = self.motion.transforms[time] if motion_transforms is None else motion_transforms
+        surfaces = self._surfaces(time, person, background)
+        fine, covers, object_covers = self._colours(camera, surfaces, transforms)
+        directions = camera.directions(_points(camera, 1))
+        depth, which = _cast(surfaces, transforms, camera.position, directions)
+        rest, normal, bone = np.zeros((len(depth), 3)), np.zeros((len(depth), 3)), np.full(len(depth), WORLD)
+        for index, seen in _seen(which):
+            surface = surfaces[index]
+            turn, shift = _pose(surface, transforms)
+            bone[seen] = surface.bone
+            rest[seen] = (camera.position + depth[seen, None] * directions[seen] - shift) @ turn
+            normal[seen] = surface.shape.normal(rest[seen]) @ turn.T
+        shape = (camera.height, camera.width)
+        z_depth = depth * (directions @ camera.pose[:3, 2])
+        return TrueView(
+            camera,
+            time,
+            transforms,
+            person,
+            background,
+            rgb=fine.reshape(*shape, 3).astype(np.float32),
+            cover=covers.reshape(shape).astype(np.float32),
+            object_cover=object_covers.reshape(shape).astype(np.float32),
+            mask=(bone != WORLD).reshape(shape),
+            object_mask=np.isin(bone, self.motion.skeleton.objects).reshape(shape),
+            depth=depth.reshape(shape),
+            z_depth=z_depth.reshape(shape),
+            bone=bone.reshape(shape),
+            rest=rest.reshape(*shape, 3),
+            normal=normal.reshape(*shape, 3),
+        )
+
+    def flow(self, first: TrueView, second: TrueView) -> Flow:
+        """Where every point seen in `first` is in `second`, whatever moments, poses and cameras these are of."""
+        shape, camera = first.mask.shape, second.camera
+        bone, rest = first.bone.ravel(), first.rest.reshape(-1, 3)
+        placed = np.where(bone == WORLD, 0, bone)
+        moved = np.einsum("nij,nj->ni", second.transforms[placed, :3, :3], rest) + second.transforms[placed, :3, 3]
+        points = np.where((bone == WORLD)[:, None], rest, moved)
+        found, _, inside = camera.project(points)
+        there = np.isfinite(first.depth).ravel() & np.where(bone == WORLD, second.background, second.person)
+        same = state_at(self.switches, first.time) == state_at(self.switches, second.time)
+        there &= same | ~np.isin(bone, self.motion.skeleton.objects)  # what has changed is gone
+        away = points - camera.position
+        distance = np.linalg.norm(away, axis=1)
+        surfaces = self._surfaces(second.time, second.person, second.background)
+        hit, _ = _cast(surfaces, second.transforms, camera.position, away / np.maximum(distance, 1e-9)[:, None])
+        visible = there & inside & (hit > distance - 1e-5)
+        pixels = np.where(np.isfinite(first.depth).ravel()[:, None], found - _points(first.camera, 1), 0)
+        return Flow(pixels.reshape(*shape, 2), visible.reshape(shape))
+
+    def holdout_camera(self, time: int, angle: float = 30.0, rise: float = 0.4) -> Camera:
+        """A viewpoint of a moment that no training view has: further around the person, and higher.
+
+        It turns towards the middle of the clip, so that the room behind the person is one that other views show.
+
+        Args:
+            angle: degrees around the person.
+            rise: metres upwards.
+        """
+        index = self.times.index(time)
+        camera, target = self.cameras[index], _target(self.motion, time)
+        last = len(self.cameras) - 1
+        other = self.cameras[min(index + 1, last) if index < last / 2 else max(index - 1, 0)]
+        away, beside = camera.position - target, other.position - target
+        side = -1.0 if away[0] * beside[1] < away[1] * beside[0] else 1.0
+        place = target + walking.rotation(UP, side * np.deg2rad(angle)) @ away + (0.0, 0.0, rise)
+        return camera.moved(look_at(place, target, np.asarray(UP)))
+
+    def new_pose(self) -> Float[ndarray, "bones 4 4"]:
+        """Transforms of a pose that the clip does not have: the walker throws up its arms.
+
+        Raises:
+            ValueError: the scene's skeleton is not the walker's.
+        """
+        if self.motion.skeleton.names != walking.walker_skeleton().names:
+            raise ValueError("only the walker has a pose of its own; give view() transforms of your skeleton")
+        return walking.arms_up()
+
+    def _surfaces(self, time: int, person: bool, background: bool) -> tuple[Surface, ...]:
+        carried = self.objects[state_at(self.switches, time)] if self.objects else ()
+        return (self.room if background else ()) + (self.body + carried if person else ())
+
+    def _colours(
+        self, camera: Camera, surfaces: tuple[Surface, ...], transforms: Float[ndarray, "bones 4 4"]
+    ) -> tuple[Float[ndarray, "n 3"], Float[ndarray, " n"], Float[ndarray, " n"]]:
+        """Means over the pixels: colour, cover of the person, cover of the object."""
+        directions = camera.directions(_points(camera, self.supersample))
+        colours, bones = np.zeros((len(directions), 3)), np.full(len(directions), WORLD)
+        depth, which = _cast(surfaces, transforms, camera.position, directions)
+        for index, seen in _seen(which):
+            surface = surfaces[index]
+            turn, shift = _pose(surface, transforms)
+            points = (camera.position + depth[seen, None] * directions[seen] - shift) @ turn
+            bones[seen] = surface.bone
+            colours[seen] = surface.paint(points)
+            if surface.bone == WORLD or self.lit_person:
+                colours[seen] *= _light(surface.shape.normal(points) @ turn.T)[:, None]
+        inner = (-1, self.supersample**2)
+        person, held = bones != WORLD, np.isin(bones, self.motion.skeleton.objects)
+        return (
+            colours.reshape(*inner, 3).mean(1),
+            person.reshape(inner).mean(1),
+            held.reshape(inner).mean(1),
+        )
+
+
+def walking_scene(
+    count: int = 40,
+    size: tuple[int, int] = (128, 96),
+    switches: tuple[int, ...] = (20,),
+    seed: int = 0,
+    lit_person: bool = False,
+) -> SyntheticScene:
+    """The standard scene: a walker on a small circle, one camera on an arc around it, one view a moment.
+
+    Args:
+        count: of moments and views.
+        size: width and height of the pictures.
+        switches: moments at which what is carried changes: a blue ball, an orange box, a green roll, a ball again.
+        seed: changes the colours of person and room.
+    """
+    motion = walking.walk(count)
+    return make_scene(motion, orbit(motion, size), switches=switches, seed=seed, lit_person=lit_person)
+
+
+def make_scene(
+    motion: Motion,
+    cameras: Sequence[Camera],
+    times: Sequence[int] | None = None,
+    switches: tuple[int, ...] = (),
+    seed: int = 0,
+    lit_person: bool = False,
+) -> SyntheticScene:
+    """A scene in which any body moves. `walking.in_room` brings a motion of other units or places into the room.
+
+    Args:
+        motion: in metres, z up; joints that are objects of its skeleton carry the object.
+        times: the moment that each camera shows; None for one view a moment, in order.
+        switches: moments at which the object enters its next state.
+
+    Raises:
+        ValueError: not one time a camera, or a time that the motion does not have.
+    """
+    times = tuple(range(len(cameras))) if times is None else tuple(times)
+    if len(times) != len(cameras) or not all(0 <= time < motion.frame_count for time in times):
+        raise ValueError(f"{len(cameras)} cameras need as many times within {motion.frame_count} moments")
+    skeleton = motion.skeleton
+    own = skeleton.names == walking.walker_skeleton().names
+    parts = walking.walker_parts(seed) if own else walking.dressed(skeleton, seed)
+    room = tuple(Surface(shape, paint) for shape, paint in room_parts(seed))
+    body = tuple(Surface(shape, paint, skeleton.names.index(name)) for name, shape, paint in parts)
+    objects = tuple(
+        tuple(
+            Surface(*walking.carried(skeleton.rest[bone], state, OBJECT_SIZE, seed), bone) for bone in skeleton.objects
+        )
+        for state in range(len(switches) + 1)
+    )
+    return SyntheticScene(motion, tuple(cameras), times, switches, room, body, objects, lit_person=lit_person)
+
+
+def orbit(
+    motion: Motion,
+    size: tuple[int, int] = (128, 96),
+    arc: float = 230.0,
+    radius: float = 2.9,
+    heights: tuple[float, float] = (0.9, 1.9),
+) -> tuple[Camera, ...]:
+    """One camera a moment on an arc around the middle of the room, looking at the person.
+
+    Args:
+        size: width and height in pixels.
+        arc: degrees from the first camera to the last.
+        radius: metres.
+        heights: lowest and highest, in metres, between which the camera goes up and down one and a half times.
+    """
+    width, height = size
+    cameras = []
+    for time in range(motion.frame_count):
+        share = time / max(motion.frame_count - 1, 1)
+        angle = np.deg2rad(arc * share - 70)
+        rise = np.mean(heights) + np.ptp(heights) / 2 * np.sin(3 * np.pi * share + 0.5)
+        place = np.array([radius * np.cos(angle), radius * np.sin(angle), rise])
+        pose = look_at(place, _target(motion, time), np.asarray(UP))
+        focal = 1.13 * height
+        cameras.append(Camera(width, height, (focal, focal), (width / 2, height / 2), pose))
+    return tuple(cameras)
+
+
+def _target(motion: Motion, time: int) -> Float[ndarray, "3"]:
+    """What the cameras look at: the middle of the height above where the person stands."""
+    return np.array([*motion.joints(time)[0, :2], 0.93])
+
+
+def _light(normals: Float[ndarray, "n 3"]) -> Float[ndarray, " n"]:
+    """Brightness of surfaces by where they face: soft, never dark."""
+    return SHADE + (1 - SHADE) * (0.5 + 0.5 * normals @ np.asarray(SUN)) ** 2
+
+
+def _points(camera: Camera, fine: int) -> Float[ndarray, "n 2"]:
+    """Pixel positions: the centres of `fine` x `fine` parts of every pixel, those of one pixel together."""
+    inner = (np.arange(fine) + 0.5) / fine
+    rows, columns = np.arange(camera.height)[:, None, None, None], np.arange(camera.width)[:, None, None]
+    y, x = np.broadcast_arrays(rows + inner[:, None], columns + inner)
+    return np.stack([x.ravel(), y.ravel()], axis=1)
+
+
+def _pose(
+    surface: Surface, transforms: Float[ndarray, "bones 4 4"]
+) -> tuple[Float[ndarray, "3 3"], Float[ndarray, "3"]]:
+    """Turn and shift that take the surface's space to the world."""
+    if surface.bone == WORLD:
+        return np.eye(3), np.zeros(3)
+    return transforms[surface.bone, :3, :3], transforms[surface.bone, :3, 3]
+
+
+def _cast(
+    surfaces: tuple[Surface, ...],
+    transforms: Float[ndarray, "bones 4 4"],
+    origin: Float[ndarray, "3"],
+    directions: Float[ndarray, "n 3"],
+) -> tuple[Float[ndarray, " n"], Int[ndarray, " n"]]:
+    """Distance along unit rays to what is hit first, and which surface that is; infinity and -1 for nothing."""
+    distance, which = np.full(len(directions), np.inf), np.full(len(directions), -1)
+    for start in range(0, len(directions), CHUNK):
+        part = slice(start, start + CHUNK)
+        for index, surface in enumerate(surfaces):
+            turn, shift = _pose(surface, transforms)
+            centre, radius = surface.shape.ball()
+            near = meets_ball(origin, directions[part], turn @ np.asarray(centre) + shift, radius)
+            found = surface.shape.hit((origin - shift) @ turn, directions[part][near] @ turn)
+            near, found = start + near[found < distance[part][near]], found[found < distance[part][near]]
+            distance[near], which[near] = found, index
+    return distance, which
+
+
+def _seen(which: Int[ndarray, " n"]) -> list[tuple[int, Int[ndarray, " k"]]]:
+    """Index of every surface that is seen, and of the rays that see it."""
+    return [(int(index), np.flatnonzero(which == index)) for index in np.unique(which[which >= 0])]

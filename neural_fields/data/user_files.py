@@ -1,0 +1,168 @@
+"""Text, JSON and TOML that users wrote: read within limits, with every value checked before it is used.
+
+Readers of one format raise `Malformed` with a sentence; `part_of` makes of it a `UserError` that names file and part.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from neural_fields.errors import bad_input
+from neural_fields.files import Damage, read_limited, reason
+
+LARGEST = 1e15  # of a number: squares and products of such still are numbers
+LIMIT = 64 << 20  # bytes; bones of 26 joints over 5000 frames take about half of it
+
+
+class Malformed(ValueError):
+    """A part of a file is not what its format asks for; the text says how, in words that follow a colon."""
+
+
+@contextmanager
+def part_of(path: Path, part: str = "", fix: str = "") -> Iterator[None]:
+    """Turns `Malformed` into a `UserError` that names the file and the part of it that was being read."""
+    try:
+        yield
+    except Malformed as problem:
+        what = f"{path.name}, {part}" if part else path.name
+        raise bad_input(f"{what}: {problem}", where=str(path), fix=fix) from None
+
+
+def read_bytes(path: Path, limit: int = LIMIT) -> bytes:
+    """The bytes of a file of at most `limit` of them. Raises `UserError`."""
+    try:
+        return read_limited(path, limit)
+    except (Damage, OSError, ValueError) as error:
+        why = reason(error)
+        raise bad_input(f"{path.name} cannot be read", where=str(path), why=why, fix="check the path") from None
+
+
+def read_text(path: Path, limit: int = LIMIT) -> str:
+    """The text of a file in UTF-8. Raises `UserError`."""
+    try:
+        return read_bytes(path, limit).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise bad_input(f"{path.name} is not text", where=str(path), why=str(error)) from None
+
+
+def read_json_object(path: Path, schema: int | None = None) -> dict[str, Any]:
+    """The object in a JSON file; of our own formats with its `schema` checked.
+
+    Raises:
+        UserError: no such file, too large, not JSON, too deeply nested, NaN or infinity, or another schema.
+    """
+    text = read_text(path)
+    try:
+        found = json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise bad_input(f"{path.name} is nested too deeply", where=str(path)) from None
+    except ValueError as error:
+        raise bad_input(f"{path.name} is not JSON", where=str(path), why=str(error)) from None
+    with part_of(path):
+        if not isinstance(found, dict):
+            raise Malformed("an object with names was expected at the top")
+        if schema is not None and (type(found.get("schema")) is not int or found["schema"] != schema):
+            raise Malformed(f'"schema" is {shown(found.get("schema"))}; this version reads {schema}')
+    return found
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number that a place or a lens can have")
+
+
+def shown(value: object) -> str:
+    """A value as it stands in a message, cut short."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def numbers(value: object, *shape: int) -> Float[np.ndarray, "..."]:
+    """Nested lists of finite numbers as an array of that shape. Raises `Malformed`."""
+    flat: list[float] = []
+    _gather(value, shape, flat)
+    return np.array(flat, np.float64).reshape(shape)
+
+
+def _gather(value: object, shape: Sequence[int], flat: list[float]) -> None:
+    if not shape:
+        flat.append(number(value))
+        return
+    if not isinstance(value, list) or len(value) != shape[0]:
+        got = f"a list of {len(value)}" if isinstance(value, list) else shown(value)
+        raise Malformed(f"{' x '.join(map(str, shape))} numbers were expected, not {got}")
+    for item in value:
+        _gather(item, shape[1:], flat)
+
+
+def number(value: object) -> float:
+    """A finite number up to `LARGEST`. Raises `Malformed`."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise Malformed(f"{shown(value)} is not a number")
+    try:
+        found = float(value)
+    except OverflowError:
+        found = math.inf
+    if not abs(found) <= LARGEST:
+        raise Malformed(f"{shown(value)} is not a finite number of a scene's size")
+    return found
+
+
+def whole(value: object, name: str) -> int:
+    """A whole number; 8.0 is one too. Raises `Malformed`."""
+    found = number(value)
+    if found != int(found):
+        raise Malformed(f"{name} is {shown(value)}, which is not a whole number")
+    return int(found)
+
+
+def words_to_numbers(words: Sequence[str], name: str) -> Float[np.ndarray, " count"]:
+    """Words of a text file as finite numbers. Raises `Malformed`."""
+    try:
+        found = np.array([float(word) for word in words], np.float64)
+    except ValueError as error:
+        raise Malformed(f"{name}: {error}") from None
+    check_finite(found, name)
+    return found
+
+
+def check_finite(values: Shaped[np.ndarray, "..."], name: str) -> None:
+    """Raises `Malformed` with the first number that is not finite, or beyond `LARGEST`."""
+    wrong = ~(np.abs(values) <= LARGEST)
+    if wrong.any():
+        raise Malformed(f"{name}: {values[wrong][0]:g} is not a finite number of a scene's size")
+
+
+def inside(folder: Path, name: object) -> Path:
+    """The path of a file that another file names, which may only lie below `folder`. Raises `Malformed`.
+
+    A scene that came from elsewhere could otherwise name any file of this machine.
+    """
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise Malformed(f"{shown(name)} is not the name of a file")
+    plain = name.replace("\\", "/")
+    steps: list[str] = []
+    for step in plain.split("/"):
+        if step == "..":
+            if not steps:
+                raise Malformed(f"{shown(name)} leads out of the folder; put the file below {folder}")
+            steps.pop()
+        elif step not in ("", "."):
+            steps.append(step)
+    if plain.startswith("/") or re.match(r"[A-Za-z]:", plain) or not steps:
+        raise Malformed(f"{shown(name)} is not a path inside the folder; put the file below {folder}")
+    return folder.joinpath(*steps)
+
+
+def natural(name: str) -> tuple[tuple[bool, int | str], ...]:
+    """A key that sorts names with numbers in them by the numbers: r_2 before r_10."""
+    parts = re.split(r"([0-9]+)", name)
+    return tuple((part.isdigit(), int(part[:1000]) if part.isdigit() else part) for part in parts)

@@ -1,0 +1,285 @@
+"""The person of the synthetic scene: a skeleton of 18 bones, what it wears, how it walks, and a pose of its own.
+
+Metres, z up. At rest the person stands with arms held out, faces -y, and has its left at +x. In the right hand it
+carries an object on a bone of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from neural_fields.data.paint3d import Bands, Checks, Clouds, Flat, Paint, Split, Spots, hue
+from neural_fields.data.rigid import from_axis_angle
+from neural_fields.data.shapes3d import Box, Ellipsoid, RoundCone, Shape, Vector
+from neural_fields.data.skeleton import ROOT, Motion, Skeleton, from_local
+
+ANKLE = 0.09  # height of the foot joint over the ground
+FRONT: Vector = (0.0, -1.0, 0.0)
+UP: Vector = (0.0, 0.0, 1.0)
+SKIN: Vector = (0.86, 0.66, 0.52)
+
+Part = tuple[str, Shape, Paint]  # name of the bone that carries it, at rest
+
+_JOINTS: tuple[tuple[str, str | None, Vector], ...] = (
+    ("pelvis", None, (0.0, 0.0, 0.95)),
+    ("spine", "pelvis", (0.0, 0.0, 1.08)),
+    ("chest", "spine", (0.0, 0.0, 1.26)),
+    ("neck", "chest", (0.0, 0.0, 1.47)),
+    ("head", "neck", (0.0, 0.0, 1.55)),
+    ("left_shoulder", "chest", (0.19, 0.0, 1.41)),
+    ("left_elbow", "left_shoulder", (0.46, 0.0, 1.41)),
+    ("left_hand", "left_elbow", (0.71, 0.0, 1.41)),
+    ("right_shoulder", "chest", (-0.19, 0.0, 1.41)),
+    ("right_elbow", "right_shoulder", (-0.46, 0.0, 1.41)),
+    ("right_hand", "right_elbow", (-0.71, 0.0, 1.41)),
+    ("left_hip", "pelvis", (0.1, 0.0, 0.92)),
+    ("left_knee", "left_hip", (0.11, 0.0, 0.5)),
+    ("left_foot", "left_knee", (0.11, 0.0, ANKLE)),
+    ("right_hip", "pelvis", (-0.1, 0.0, 0.92)),
+    ("right_knee", "right_hip", (-0.11, 0.0, 0.5)),
+    ("right_foot", "right_knee", (-0.11, 0.0, ANKLE)),
+    ("object", "right_hand", (-0.93, 0.0, 1.41)),
+)
+_NAMES = tuple(name for name, _, _ in _JOINTS)
+
+
+def rotation(axis: Vector, angle: float) -> Float[ndarray, "3 3"]:
+    """A turn by `angle` radians about a unit axis."""
+    return from_axis_angle(np.asarray(axis, np.float64) * angle)
+
+
+def walker_skeleton() -> Skeleton:
+    """The walker's bones; the last is the object's."""
+    parents = tuple(ROOT if parent is None else _NAMES.index(parent) for _, parent, _ in _JOINTS)
+    return Skeleton(_NAMES, parents, np.array([place for _, _, place in _JOINTS]), objects=(len(_NAMES) - 1,))
+
+
+def walk(count: int, turn: float = -200.0, steps: float = 4.0, circle: float = 0.5) -> Motion:
+    """A walk over `count` moments.
+
+    Args:
+        turn: degrees by which the walker turns from the first moment to the last, positive to its left.
+        steps: how many it takes in all.
+        circle: radius in metres of the circle around the origin that it walks on.
+    """
+    skeleton = walker_skeleton()
+    share = np.arange(count) / max(count - 1, 1)
+    poses = [_stride(np.pi * steps * moment, np.deg2rad(turn) * moment, circle, turn) for moment in share]
+    return Motion(skeleton, np.stack([_placed(skeleton, *pose) for pose in poses]))
+
+
+def arms_up() -> Float[ndarray, "bones 4 4"]:
+    """Transforms of a pose that no walk has: arms thrown up, one knee raised, trunk leaning, head turned."""
+    turns = {
+        "pelvis": rotation(UP, 0.5),
+        "spine": rotation((0.0, 1.0, 0.0), 0.12),
+        "head": rotation(UP, -0.5),
+        "left_shoulder": rotation((0.0, 1.0, 0.0), -0.75),
+        "left_elbow": rotation((0.0, 1.0, 0.0), -0.5),
+        "right_shoulder": rotation((0.0, 1.0, 0.0), 0.2),
+        "right_elbow": rotation(UP, 0.5) @ rotation((0.0, 1.0, 0.0), 0.6),
+        "left_hip": rotation((1.0, 0.0, 0.0), -0.9) @ rotation((0.0, 1.0, 0.0), -0.25),
+        "left_knee": rotation((1.0, 0.0, 0.0), 1.2),
+        "right_hip": rotation((0.0, 1.0, 0.0), 0.12),
+    }
+    return _placed(walker_skeleton(), turns, (0.0, 0.0), 0.0)
+
+
+def in_room(motion: Motion, height: float = 1.7, reach: float = 0.8) -> Motion:
+    """A motion of any unit and place, z up, as one that fits the room: metres, feet on the ground, around the middle.
+
+    Args:
+        height: in metres, of the joints of the body as it stands (the median over the moments).
+        reach: metres from the middle beyond which the root does not go; a longer way is made shorter, feet slide.
+    """
+    body = [bone for bone in range(motion.skeleton.count) if bone not in motion.skeleton.objects]
+    joints = np.stack([motion.joints(time)[body] for time in range(motion.frame_count)])
+    scale = height / float(np.median(np.ptp(joints[..., 2], axis=1)))
+    roots = scale * joints[:, 0]
+    middle = (roots.min(0) + roots.max(0)) / 2
+    shorter = min(1.0, reach / max(float(np.linalg.norm((roots - middle)[:, :2], axis=1).max()), 1e-9))
+    shift = (shorter - 1) * (roots - middle) - middle
+    shift[:, 2] = ANKLE / 2 - scale * joints[..., 2].min()
+    transforms = motion.transforms.copy()
+    transforms[..., :3, 3] = scale * transforms[..., :3, 3] + shift[:, None]
+    return Motion(replace(motion.skeleton, rest=scale * motion.skeleton.rest), transforms)
+
+
+def walker_parts(seed: int) -> list[Part]:
+    """What the walker's bones carry at rest, the object not among it. `seed` turns the colour circle and the clouds."""
+    spin = np.random.default_rng(seed).uniform() if seed else 0.0
+
+    def worn(first: float, second: float, along: Vector, period: float) -> Paint:
+        bands = Bands(Flat(hue(first + spin, 0.7, 0.72)), Flat(hue(second + spin, 0.4, 0.92)), along, period)
+        return Clouds(bands, 0.08, 0.2, seed + int(100 * first))
+
+    parts = [*_trunk(spin, worn), ("head", Ellipsoid((0.0, -0.01, 1.64), (0.095, 0.115, 0.135)), _head())]
+    parts.append(("neck", RoundCone((0.0, 0.01, 1.45), (0.0, 0.0, 1.56), (0.058, 0.052)), Flat(SKIN)))
+    for name, side, first in (("left", 1.0, 0.05), ("right", -1.0, 0.48)):
+        parts += _arm(name, side, first, worn) + _leg(name, side, first, worn)
+    return parts
+
+
+def dressed(skeleton: Skeleton, seed: int) -> list[Part]:
+    """Simple clothes for any skeleton: a banded limb from every joint to each of its children, a ball at the ends.
+
+    The way from the root to the topmost end (the head, z up) is a thick trunk; sizes follow from the body's.
+    """
+    body = [bone for bone in range(skeleton.count) if bone not in skeleton.objects]
+    size = float(np.ptp(skeleton.rest[body], axis=0).max())
+    ends = [bone for bone in body if not set(skeleton.children(bone)) - set(skeleton.objects)]
+    top = max(ends, key=lambda bone: float(skeleton.rest[bone, 2]))
+    trunk, bone = set(), top
+    while bone != ROOT:
+        trunk.add(bone)
+        bone = skeleton.parents[bone]
+    parts: list[Part] = []
+    for order, bone in enumerate(body):
+        start = _vector(skeleton.rest[bone])
+        for child in sorted(set(skeleton.children(bone)) - set(skeleton.objects)):
+            away = skeleton.rest[child] - skeleton.rest[bone]
+            length, wide = float(np.linalg.norm(away)), 0.065 if {bone, child} <= trunk else 0.032
+            if length > 1e-3 * size:
+                limb = RoundCone(start, _vector(skeleton.rest[child]), (wide * size,) * 2)
+                parts.append((skeleton.names[bone], limb, _banded(order, start, away / length, size, seed)))
+        if bone in ends:
+            ball = Ellipsoid(start, ((0.07 if bone == top else 0.03) * size,) * 3)
+            parts.append((skeleton.names[bone], ball, _banded(order, start, np.asarray(UP), size, seed)))
+    return parts
+
+
+def _banded(order: int, start: Vector, along: Float[ndarray, "3"], size: float, seed: int) -> Paint:
+    """Bands across a limb, in a pair of colours for its front and another behind; `order` chooses the hues."""
+    across = np.cross(np.cross(along, FRONT if abs(along[1]) < 0.9 else UP), along)
+    sides: list[Paint] = []
+    for angle in (0.382 * order + 0.11 * seed, 0.382 * order + 0.11 * seed + 0.5):
+        pair = Flat(hue(angle, 0.7, 0.72)), Flat(hue(angle + 0.1, 0.4, 0.92))
+        sides.append(Clouds(Bands(*pair, _vector(along), 0.09 * size), 0.08, 0.1 * size, seed + order))
+    facing = across / np.linalg.norm(across)
+    return Split(sides[0], sides[1], _vector(facing), float(facing @ start), 0.02 * size)
+
+
+def carried(place: Float[ndarray, "3"], state: int, size: float, seed: int) -> tuple[Shape, Paint]:
+    """The object in one of its states: a blue ball, an orange box, a green roll, and these again.
+
+    Args:
+        place: of the object's joint at rest.
+        size: of the ball's radius, in metres.
+    """
+    middle = _vector(place)
+    if state % 3 == 0:
+        ball = Bands(Flat((0.1, 0.25, 0.85)), Flat((0.75, 0.9, 1.0)), (0.6, 0.0, 0.8), 0.9 * size)
+        return Ellipsoid(middle, (size,) * 3), Clouds(ball, 0.05, 2 * size, seed + 31)
+    if state % 3 == 1:
+        box = Checks(Flat((0.95, 0.5, 0.05)), Flat((0.6, 0.1, 0.05)), (1.7 * size, 1.7 * size, 1.7 * size))
+        return Box(middle, (0.95 * size, 0.75 * size, 1.1 * size)), Clouds(box, 0.05, 2 * size, seed + 32)
+    roll = Bands(Flat((0.15, 0.65, 0.2)), Flat((0.95, 0.95, 0.4)), UP, 0.9 * size)
+    low, high = (middle[0], middle[1], middle[2] - 1.2 * size), (middle[0], middle[1], middle[2] + 1.2 * size)
+    return RoundCone(low, high, (0.6 * size, 0.6 * size)), roll
+
+
+def _stride(
+    phase: float, angle: float, circle: float, turn: float
+) -> tuple[dict[str, Float[ndarray, "3 3"]], tuple[float, float], float]:
+    """Local turns of the walker in a phase of its step, its place on the ground, and how far the object swings."""
+    swing, lift = np.sin(phase), np.cos(phase)
+    aside, upright, ahead = (1.0, 0.0, 0.0), UP, (0.0, 1.0, 0.0)
+    way = 1.0 if turn > 0 else -1.0
+    turns = {
+        "pelvis": rotation(upright, angle + 0.08 * swing),
+        "spine": rotation(upright, -0.08 * swing) @ rotation(aside, -0.04),
+        "chest": rotation(upright, -0.1 * swing),
+        "head": rotation(upright, 0.12 * np.sin(0.5 * phase)),
+        "left_shoulder": rotation(aside, 0.5 * swing) @ rotation(ahead, 1.25),
+        "left_elbow": rotation(upright, -0.4 + 0.25 * swing),
+        "right_shoulder": rotation(upright, -0.6) @ rotation(aside, -0.12 * swing) @ rotation(ahead, -1.1),
+        "right_elbow": rotation(upright, 1.1 + 0.12 * lift),
+        "left_hip": rotation(aside, -0.45 * swing),
+        "left_knee": rotation(aside, 0.12 + 0.6 * (0.5 + 0.5 * lift) ** 2),
+        "left_foot": rotation(aside, 0.2 * swing - 0.1),
+        "right_hip": rotation(aside, 0.45 * swing),
+        "right_knee": rotation(aside, 0.12 + 0.6 * (0.5 - 0.5 * lift) ** 2),
+        "right_foot": rotation(aside, -0.2 * swing - 0.1),
+        "object": rotation(ahead, 0.25 * lift) @ rotation(aside, 0.3 * swing),
+    }
+    # Facing (sin, -cos) of its angle, it walks along the circle's tangent, whichever way that turns.
+    place = (-way * circle * float(np.cos(angle)), -way * circle * float(np.sin(angle)))
+    return turns, place, 0.015 * float(swing)
+
+
+def _placed(
+    skeleton: Skeleton, turns: dict[str, Float[ndarray, "3 3"]], place: tuple[float, float], swing: float
+) -> Float[ndarray, "bones 4 4"]:
+    """Transforms of a pose whose lower foot stands on the ground at `place`."""
+    rotations = np.stack([turns.get(name, np.eye(3)) for name in skeleton.names])
+    shifts = np.zeros((skeleton.count, 3))
+    shifts[0] = (*place, 0.0)
+    shifts[skeleton.names.index("object")] = (0.0, 0.0, swing)
+    transforms = from_local(skeleton, rotations, shifts)
+    feet = [skeleton.names.index(name) for name in ("left_foot", "right_foot")]
+    heights = [transforms[foot, 2, :3] @ skeleton.rest[foot] + transforms[foot, 2, 3] for foot in feet]
+    transforms[:, 2, 3] += ANKLE - min(heights)
+    return transforms
+
+
+def _trunk(spin: float, worn: Callable[[float, float, Vector, float], Paint]) -> list[Part]:
+    """Pelvis, waist and chest; the shirt's front is banded and its back has a badge."""
+    shirt_back = Spots(
+        Flat(hue(0.62 + spin, 0.7, 0.6)),
+        (((0.0, 0.12, 1.34), 0.085, hue(0.15 + spin, 0.8, 0.95)), ((0.0, 0.11, 1.12), 0.05, (0.95, 0.95, 0.95))),
+    )
+    shirt = Split(worn(0.0, 0.1, UP, 0.15), shirt_back, FRONT)
+    trousers = Split(worn(0.33, 0.3, (1.0, 0.0, 0.0), 0.2), Flat(hue(0.36 + spin, 0.6, 0.4)), FRONT)
+    return [
+        ("pelvis", Ellipsoid((0.0, 0.0, 0.965), (0.175, 0.12, 0.13)), trousers),
+        ("spine", Ellipsoid((0.0, 0.0, 1.12), (0.16, 0.11, 0.15)), shirt),
+        ("chest", Ellipsoid((0.0, 0.0, 1.3), (0.2, 0.125, 0.19)), shirt),
+    ]
+
+
+def _head() -> Paint:
+    """A face in front; hair behind and on top."""
+    dark, lips = (0.1, 0.08, 0.1), (0.75, 0.2, 0.2)
+    face = Spots(
+        Flat(SKIN),
+        (
+            ((0.042, -0.115, 1.665), 0.026, dark),
+            ((-0.042, -0.115, 1.665), 0.026, dark),
+            ((0.0, -0.12, 1.575), 0.032, lips),
+        ),
+    )
+    hair = Bands(Flat((0.25, 0.12, 0.05)), Flat((0.5, 0.28, 0.1)), (0.8, 0.6, 0.0), 0.09)
+    return Split(face, hair, (0.0, -0.8, -0.6), at=-0.985)
+
+
+def _arm(name: str, side: float, first: float, worn: Callable[[float, float, Vector, float], Paint]) -> list[Part]:
+    """Sleeve, forearm and hand of one side (+1: left)."""
+    across = (1.0, 0.0, 0.0)
+    sleeve, lower = worn(first, first + 0.1, across, 0.15), worn(first + 0.2, first + 0.12, across, 0.14)
+    return [
+        (f"{name}_shoulder", RoundCone((0.18 * side, 0.0, 1.4), (0.46 * side, 0.0, 1.41), (0.066, 0.048)), sleeve),
+        (f"{name}_elbow", RoundCone((0.46 * side, 0.0, 1.41), (0.71 * side, 0.0, 1.41), (0.047, 0.036)), lower),
+        (f"{name}_hand", Ellipsoid((0.77 * side, 0.0, 1.41), (0.085, 0.04, 0.05)), Flat(SKIN)),
+    ]
+
+
+def _leg(name: str, side: float, first: float, worn: Callable[[float, float, Vector, float], Paint]) -> list[Part]:
+    """Thigh, shin and shoe of one side (+1: left)."""
+    x = 0.11 * side
+    thigh, shin = worn(first + 0.28, first + 0.4, UP, 0.18), worn(first + 0.65, first + 0.6, UP, 0.16)
+    shoe = Split(Flat(hue(first + 0.9, 0.9, 0.75)), Flat((0.15, 0.13, 0.13)), UP, at=0.045, width=0.02)
+    return [
+        (f"{name}_hip", RoundCone((0.1 * side, 0.0, 0.91), (x, 0.0, 0.5), (0.09, 0.062)), thigh),
+        (f"{name}_knee", RoundCone((x, 0.0, 0.5), (x, 0.0, 0.1), (0.062, 0.044)), shin),
+        (f"{name}_foot", RoundCone((x, 0.025, 0.052), (x, -0.15, 0.04), (0.052, 0.04)), shoe),
+    ]
+
+
+def _vector(values: Float[ndarray, "3"]) -> Vector:
+    x, y, z = values.tolist()
+    return x, y, z
