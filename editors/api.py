@@ -11,10 +11,12 @@ from editors.base import Editor, Report, Source, quiet
 from editors.carry import carry
 from editors.frame import frame_maps, lift_frame
 from editors.image import overlay_from_canonical
-from editors.stack import add_edit
+from editors.stack import add_edit, add_scene_edit
+from editors.volume.edit import VolumeEditor, VolumeSource
 from neural_fields import canonical
 from neural_fields.baking import Maps
 from neural_fields.canonical import Overlay
+from neural_fields.data.capture_folder import read_capture
 from neural_fields.data.video import source_frames
 from neural_fields.edits import Edit
 from neural_fields.errors import bad_input
@@ -22,6 +24,7 @@ from neural_fields.locking import lock
 from neural_fields.output import source_facts
 from neural_fields.pictures import Picture, read_picture
 from neural_fields.run import Run
+from neural_fields.volume_run import is_volume_run, load_scene, read_record, require_planar, with_edits
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def edit(
 
 def edit_with(
     run: Run | str | Path,
-    editor: Editor,
+    editor: Editor | VolumeEditor,
     *,
     layers: Sequence[str] = (),
     mask: str | Path | None = None,
@@ -97,6 +100,9 @@ def edit_with(
         UserError: unknown layer, a mask that does not fit, what the editor cannot do, a damaged run.
     """
     run = run if isinstance(run, Run) else Run.open(Path(run))
+    if isinstance(editor, VolumeEditor):
+        return _edit_scene(run, editor, (*layers, *([str(mask)] if mask else [])), name, report)
+    require_planar(run, f"the editor {editor.name}")
     maps = Maps.open(run)
     for layer in layers:
         _check_layer(run, maps, layer)
@@ -107,10 +113,46 @@ def edit_with(
     overlays, carried = carry(run, maps, result.overlays)
     own = (*result.notes, *(note for overlay in overlays.values() for note in overlay.notes))
     notes = tuple(dict.fromkeys([*own, *carried]))
-    settings = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(cast(Any, editor)).items()}
-    facts = {"editor": editor.name, "settings": settings, "notes": list(notes), **result.facts}
+    facts = {"editor": editor.name, "settings": _settings(editor), "notes": list(notes), **result.facts}
     with lock(run):
         return Made(add_edit(run, name or editor.name, overlays, facts, result.shapes), notes)
+
+
+def _edit_scene(run: Run, editor: VolumeEditor, planar: Sequence[str], name: str | None, report: Report) -> Made:
+    """Adds the edit that an editor of scenes in space makes to a run's stack.
+
+    Args:
+        planar: layers and masks that were named, which a scene has not.
+    """
+    if not is_volume_run(run):
+        raise bad_input(
+            f"the editor {editor.name} is for scenes in space",
+            where=str(run.path),
+            why="the run has still pictures of a video",
+            fix="unwrap train SCENE --config dynvideo_e, or an editor such as inpaint",
+        )
+    if planar:
+        raise bad_input(
+            f"{planar[0]} is no part of a scene in space",
+            where=str(run.path),
+            why="its parts are the background and the person, and each editor says which it changes",
+            fix="leave out --layer and --mask",
+        )
+    record = read_record(run)
+    scene, _ = load_scene(run, record)
+    edited, _ = with_edits(run, scene)
+    masks = read_capture(record.source, record.size).masks if record.source.is_dir() else None
+    source = VolumeSource(edited, record.moments(), record.cameras, record.times, record.motion, masks)
+    result = editor(source, report)
+    facts = {"editor": editor.name, "settings": _settings(editor), "notes": list(result.notes), **result.facts}
+    with lock(run):
+        made = add_scene_edit(run, name or editor.name, result.weights, facts, result.parts, result.hidden)
+    return Made(made, result.notes)
+
+
+def _settings(editor: Editor | VolumeEditor) -> dict[str, Any]:
+    """The settings of an editor as plain values."""
+    return {key: str(v) if isinstance(v, Path) else v for key, v in asdict(cast(Any, editor)).items()}
 
 
 def _check_layer(run: Run, maps: Maps, layer: str) -> None:

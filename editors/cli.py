@@ -15,6 +15,7 @@ from tyro.conf import Positional, UseAppendAction
 
 from editors.cli_editors import MakeEdit, command_of
 from neural_fields import cli as base
+from neural_fields import cli_capture
 from neural_fields.config_loader import nearest
 from neural_fields.errors import ExitCode, UserError
 from neural_fields.threads import prepare_threads
@@ -225,6 +226,7 @@ def run_demo(command: Demo, extra: list[str]) -> int:
 
 
 COMMANDS: dict[str, type] = {
+    "capture": cli_capture.Capture,
     "train": base.Train,
     "edit": Edit,
     "edits": Edits,
@@ -238,6 +240,7 @@ COMMANDS: dict[str, type] = {
 }
 HANDLERS: dict[type, Any] = {
     **base.HANDLERS,
+    cli_capture.Capture: cli_capture.run_capture,
     Edit: run_edit,
     Eval: run_eval,
     Edits: run_edits,

@@ -29,6 +29,10 @@ EDITORS = {
     "p2p": "editors.diffusion.p2p.PromptToPrompt",
     "shape": "editors.shape.ShapeEdit",
     "shape_aware": "editors.diffusion.shape_aware.ShapeAware",
+    "dynvideo_e": "editors.volume.dynvideo_e.DynVideoE",
+    "volume_style": "editors.volume.style.VolumeStyle",
+    "remove": "editors.volume.whole.Remove",
+    "replace": "editors.volume.whole.Replace",
 }
 
 

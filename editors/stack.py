@@ -13,9 +13,9 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from neural_fields.canonical import Overlay
 from neural_fields.edits import (
     SCHEMA,
     WITH_SHAPES,
+    WITH_WEIGHTS,
     Edit,
     journal_path,
     list_edits,
@@ -35,6 +36,9 @@ from neural_fields.files import atomic_write, disk_errors, make_folder, sha256_f
 from neural_fields.pictures import png_bytes
 from neural_fields.reshaping import Shape
 from neural_fields.run import Run
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def add_edit(
@@ -58,12 +62,42 @@ def add_edit(
     """
     if not overlays and not shapes:
         raise bad_input("the edit changes no layer", where=str(run.edits))
+    return _add(run, name, lambda part: _write_edit(part, clean_name(name), overlays, facts, shapes or {}))
+
+
+def add_scene_edit(
+    run: Run,
+    name: str,
+    weights: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
+    parts: Sequence[str] = (),
+    hidden: Sequence[str] = (),
+) -> Edit:
+    """Puts an edit of a scene in space on top of the stack.
+
+    Args:
+        weights: parameters by the names that the scene has for them; they take the fitted ones' place.
+        facts: as for `add_edit`.
+        parts: the parts of the scene that it changes.
+        hidden: the parts that it takes away.
+
+    Raises:
+        UserError: no room on the disk (exit 4), or nothing to add (exit 3).
+    """
+    if not weights and not hidden:
+        raise bad_input("the edit changes no part of the scene", where=str(run.edits))
+    kept = {**facts, "parts": [*parts], "hidden": [*hidden]}
+    return _add(run, name, lambda part: _write_scene_edit(part, clean_name(name), weights, kept))
+
+
+def _add(run: Run, name: str, write: Callable[[Path], None]) -> Edit:
+    """An edit whose folder `write` fills."""
     make_folder(run.edits)
     part = run.edits / f".part-{uuid.uuid4().hex[:12]}"
     part.mkdir()
     try:
         with disk_errors(part):
-            _write_edit(part, clean_name(name), overlays, facts, shapes or {})
+            write(part)
             folder = _move_into_place(part, clean_name(name))
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -127,6 +161,18 @@ def _write_edit(
     if shapes:
         written = {layer: _write_shape(part, _file_stem(layer, n), shapes[layer]) for n, layer in enumerate(shapes)}
         described |= {"schema": WITH_SHAPES, "shapes": written}
+    write_json(part / "edit.json", described)
+
+
+def _write_scene_edit(part: Path, name: str, weights: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    from safetensors.torch import save
+
+    described = {"opacity": 1.0, **facts, "schema": WITH_WEIGHTS, "name": name, "layers": {}}
+    if weights:
+        path = part / "weights.safetensors"
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(save({key: value.detach().cpu().contiguous() for key, value in weights.items()}))
+        described["weights"] = {"file": path.name, "sha256": sha256_file(path)}
     write_json(part / "edit.json", described)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import shlex
 import sys
 import time
 from dataclasses import dataclass, field, fields
@@ -34,7 +33,7 @@ class Train:
     """Fit a representation to a video, or continue a fit. Settings of the config are flags too: --texture.density 2"""
 
     video: Positional[Path]
-    """A video file, or a folder of numbered images."""
+    """A video file, or a folder of numbered images; for a scene in space a folder with a transforms.json."""
     out: Path | None = None
     """The run's folder (default: runs/ and the name of the video)."""
     config: str = "atlas"
@@ -71,8 +70,14 @@ class Render:
     """Name or number of an edit (may be repeated; default: all active edits)."""
     out: Path | None = None
     """The file to write (default: renders/<edit> in the run)."""
-    what: Literal["edit", "reconstruction", "compare", "layers"] = "edit"
-    """What to show."""
+    what: Literal["edit", "reconstruction", "compare", "layers", "depth", "opacity"] = "edit"
+    """What to show; depth and opacity are those of a scene in space."""
+    camera: str = "source"
+    """Of a scene in space: source (the views that were filmed), orbit, or a transforms.json."""
+    time: int | None = None
+    """Of a scene in space: the moment at which time stands still."""
+    pose: Path | None = None
+    """Of a scene in space: a bones.json whose poses the person takes."""
     size: str = "source"
     """Size of the output: source, 240p, Np or WxH."""
     codec: Literal["h264", "ffv1", "prores4444", "png"] = "h264"
@@ -220,8 +225,8 @@ def run_train(command: Train, extra: list[str]) -> int:
     """`unwrap train`."""
     overrides = overrides_from(extra)
     prepare_threads()
+    from neural_fields.families import fit_any, next_step
     from neural_fields.fit_options import FitOptions
-    from neural_fields.fitting import fit
 
     options = FitOptions(
         out=command.out,
@@ -237,16 +242,15 @@ def run_train(command: Train, extra: list[str]) -> int:
         device=command.device,
         seed=command.seed,
     )
-    result = fit(command.video, options, LiveLine())
+    result = fit_any(command.video, options, LiveLine())
     path = result.run.path
     if result.was_finished:
         say(f"{path} is finished: {result.step} of {result.total} steps (--quality final refines it further)")
     elif result.exit_code != ExitCode.OK:
         say(f"saved at step {result.step} of {result.total}; the same command continues")
     else:
-        say(f"done: {result.step} steps. Paint on a picture in {path / 'canonical'}, then")
-        name = shlex.quote(str(path))
-        say(f"  unwrap edit {name} PAINTED.png --layer NAME && unwrap render {name}")
+        for line in next_step(result):
+            say(line)
     if command.json:
         facts = {"run": path, "step": result.step, "steps": result.total, "finished": result.exit_code == ExitCode.OK}
         print_json({**facts, "notes": list(result.notes)})
@@ -259,18 +263,27 @@ def run_render(command: Render, extra: list[str]) -> int:
     """`unwrap render`."""
     overrides_refused(extra, command)
     prepare_threads()
-    from neural_fields.output import RenderOptions, render
-    from neural_fields.run import Run
+    from neural_fields.families import RenderAsked, render_run
 
     line = LiveLine()
-    options = RenderOptions(command.edit, command.out, command.what, command.size, command.codec, command.yes)
+    asked = RenderAsked(
+        edits=command.edit,
+        out=command.out,
+        what=command.what,
+        size=command.size,
+        codec=command.codec,
+        overwrite=command.yes,
+        camera=command.camera,
+        time=command.time,
+        pose=command.pose,
+    )
 
     def report(done: int, total: int) -> None:
         from neural_fields.fit_options import Progress
 
         line(Progress("rendering", done, total))
 
-    for path in render(Run.open(command.run), options, report):
+    for path in render_run(command.run, asked, report):
         print(path)
     return ExitCode.OK
 
@@ -279,22 +292,21 @@ def run_eval(command: Eval, extra: list[str]) -> int:
     """`unwrap eval`."""
     overrides_refused(extra, command)
     prepare_threads()
-    from neural_fields.evaluation import evaluate
-    from neural_fields.run import Run
+    from neural_fields.families import evaluate_run
 
-    result = evaluate(Run.open(command.run), command.masks, command.lpips, command.html)
+    result = evaluate_run(command.run, command.masks, command.lpips, command.html)
     if command.json:
         print_json(result)
         return ExitCode.OK
-    for name in ("psnr", "ssim", "lpips", "warp_error", "steps", "train_seconds", "peak_mib"):
-        if result[name] is not None:
-            print(f"{name:<16}{result[name]}")
+    for name, value in result.items():
+        if isinstance(value, int | float):
+            print(f"{name:<16}{value}")
     for name in ("psnr_per_layer", "alpha_iou"):
-        for layer, value in (result[name] or {}).items():
+        for layer, value in (result.get(name) or {}).items():
             print(f"{name:<16}{value}  {layer}")
     if command.html:
         print(f"{'report':<16}{result['report']['path']}  {result['report']['title']}")
-    if result["lpips"] is None:
+    if result.get("lpips_note") and result["lpips"] is None:
         say(f"note: {result['lpips_note']}")
     return ExitCode.OK
 
@@ -302,6 +314,8 @@ def run_eval(command: Eval, extra: list[str]) -> int:
 def run_info(command: Info, extra: list[str]) -> int:
     """`unwrap info`."""
     overrides_refused(extra, command)
+    from neural_fields.families import run_facts, video_facts
+
     facts = run_facts(command.path) if (command.path / "run.yaml").is_file() else video_facts(command.path)
     if command.json:
         print_json(facts)
@@ -310,51 +324,6 @@ def run_info(command: Info, extra: list[str]) -> int:
             text = ", ".join(str(item) for item in value) if isinstance(value, list) else value
             print(f"{name:<16}{text}")
     return ExitCode.OK
-
-
-def video_facts(path: Path) -> dict[str, Any]:
-    """Facts of a video, for people and for JSON."""
-    from neural_fields.data.video import probe
-
-    facts = probe(path)
-    plain = facts.to_json()
-    times = facts.timestamps
-    shown = ("path", "kind", "width", "height", "frame_count", "codec", "pixel_format", "color_space", "range")
-    return {
-        **{name: plain[name] for name in shown},
-        "seconds": round(float(times[-1] - times[0]) + 1 / float(facts.rate), 3),
-        "rate": plain["rate"],
-        "variable_rate": facts.variable_rate,
-        "rotation": facts.rotation,
-        "sound": [f"{track.codec} {track.seconds:.1f} s" for track in facts.sound],
-        "notes": list(facts.notes),
-    }
-
-
-def run_facts(path: Path) -> dict[str, Any]:
-    """Facts of a run, for people and for JSON."""
-    from neural_fields.edits import list_edits
-    from neural_fields.fit_record import read_fit_record
-    from neural_fields.run import Run, read_metrics
-
-    run = Run.open(path)
-    record = read_fit_record(run)
-    lines = read_metrics(run)
-    steps = [value for line in lines for name in ("step", "steps") if isinstance(value := line.get(name), int)]
-    psnr = [line["psnr"] for line in lines if line.get("psnr") is not None]
-    return {
-        "run": str(path),
-        "video": str(record.video),
-        "preset": record.preset,
-        "quality": record.quality,
-        "size": list(record.size),
-        "frames": f"{record.frames.start}:{record.frames.stop}:{record.frames.step}",
-        "masks": list(record.masks),
-        "steps": max(steps, default=0),
-        "last_psnr": psnr[-1] if psnr else None,
-        "layers": sorted(p.stem for p in run.canonical.glob("*.json")),
-        "edits": [f"{edit.folder.name}{'' if edit.active else ' (undone)'}" for edit in list_edits(run)],
-    }
 
 
 def run_doctor(command: Doctor, extra: list[str]) -> int:

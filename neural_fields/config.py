@@ -60,6 +60,7 @@ __all__ = [
     "Terms",
     "Training",
     "WindowOpacity",
+    "all_presets",
     "config_to_mapping",
     "frames_per_step",
     "load_config",
@@ -262,9 +263,14 @@ def preset_folder() -> Path:
     return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
 
 
-def preset_names() -> list[str]:
+def all_presets() -> list[str]:
     """The names of the presets that come with the program."""
     return sorted(path.stem for path in preset_folder().glob("*.yaml"))
+
+
+def preset_names() -> list[str]:
+    """Those of planar models; the others are of scenes in space."""
+    return [name for name in all_presets() if "kind" not in load_yaml(preset_folder() / f"{name}.yaml")]
 
 
 def preset_path(name: str) -> Path:
@@ -274,13 +280,13 @@ def preset_path(name: str) -> Path:
         UserError: there is no preset of that name.
     """
     path = preset_folder() / f"{name}.yaml"
-    if name in preset_names():
+    if name in all_presets():
         return path
-    guess = nearest(name, preset_names())
+    guess = nearest(name, all_presets())
     raise UserError(
         ExitCode.BAD_INPUT,
         f"no preset is called '{name}'",
-        why=f"presets: {', '.join(preset_names())}; anything else must be a .yaml file",
+        why=f"presets: {', '.join(all_presets())}; anything else must be a .yaml file",
         fix=f"--config {guess or 'atlas'}",
     )
 
@@ -293,7 +299,16 @@ def load_config(name: str, overrides: dict[str, object] | None = None) -> Config
     """
     is_file = name.endswith((".yaml", ".yml"))
     path = Path(name) if is_file else preset_path(name)
-    config = from_mapping(Config, load_yaml(path), where=str(path))
+    values = load_yaml(path)
+    if values.get("kind") == "volume":
+        raise UserError(
+            ExitCode.BAD_INPUT,
+            f"'{name}' fits a scene in space",
+            where=str(path),
+            why="still pictures of a video were asked for",
+            fix=f"unwrap train SCENE --config {name}, where SCENE is a folder with a transforms.json",
+        )
+    config = from_mapping(Config, values, where=str(path))
     return from_mapping(Config, nest(overrides), base=config, where="the command line") if overrides else config
 
 

@@ -1,7 +1,8 @@
 """Reading the stack of edits of a run: which edits there are, which are active, and what they put on a layer.
 
 The folders and the journal are those that `editors/stack.py` writes: `edits/0001-name/` with `edit.json`, and for a
-layer one RGBA overlay, one shape or both. The renderer needs no more than this of an edit.
+layer one RGBA overlay, one shape or both; for a scene in space, tuned weights and the parts that are not shown any
+more. The renderer needs no more than this of an edit.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
@@ -24,8 +25,12 @@ from neural_fields.pictures import premultiplied, read_picture, straight
 from neural_fields.reshaping import Shape
 from neural_fields.run import Run
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 SCHEMA = 1
 WITH_SHAPES = 2  # the schema of an edit that an older program must not show without its shapes
+WITH_WEIGHTS = 3  # of a scene in space
 _FOLDER = re.compile(r"(\d{4,})-([a-z0-9-]+)")
 _OPERATIONS = ("add", "undo", "redo")
 
@@ -131,6 +136,32 @@ def read_shapes(edits: Sequence[Edit]) -> dict[str, tuple[Shape, ...]]:
     return found
 
 
+def read_weights(edit: Edit) -> dict[str, Tensor]:
+    """The tuned parameters of a scene by name, checked against their hash; none where the edit has none.
+
+    Raises:
+        UserError: a missing, damaged or changed file (exit 5).
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    entry = edit.facts.get("weights")
+    if entry is None:
+        return {}
+    path = edit.folder / entry["file"]
+    try:
+        if sha256_file(path) != entry["sha256"]:
+            raise _damaged(edit.folder, f"{entry['file']} is not the file that was added")
+        return load_file(path)
+    except (OSError, SafetensorError) as problem:
+        raise _damaged(edit.folder, f"{entry['file']} cannot be read") from problem
+
+
+def hidden_parts(edits: Sequence[Edit]) -> frozenset[str]:
+    """The parts of a scene that some of the edits take away."""
+    return frozenset(part for edit in edits for part in edit.facts.get("hidden", ()))
+
+
 def flatten(
     edits: Sequence[Edit], layer: str, size: tuple[int, int] | None = None, box: Box | None = None
 ) -> Overlay | None:
@@ -228,35 +259,48 @@ def _read_edit(folder: Path, active: bool, redoable: bool) -> Edit:
     if not isinstance(facts, dict) or not _is_complete(facts):
         raise _damaged(folder, "edit.json is incomplete")
     shapes = facts.get("shapes", {})
-    entries = [*facts["layers"].values(), *shapes.values()]
+    entries = [*facts["layers"].values(), *shapes.values(), *([facts["weights"]] if "weights" in facts else [])]
     missing = [entry["file"] for entry in entries if not (folder / entry["file"]).is_file()]
     if missing:
         raise _damaged(folder, f"{missing[0]} is missing")
-    layers = tuple(dict.fromkeys([*facts["layers"], *shapes]))
+    parts = facts.get("parts", ())
+    layers = tuple(dict.fromkeys([*facts["layers"], *shapes, *parts]))
     return Edit(folder, int(match[1]), match[2], layers, active, redoable, facts)
 
 
 def _is_complete(facts: Mapping[str, Any]) -> bool:
     layers, shapes = facts.get("layers"), facts.get("shapes", {})
     opacity = facts.get("opacity", 1.0)
-    if facts.get("schema") not in (SCHEMA, WITH_SHAPES) or not isinstance(layers, dict) or not isinstance(shapes, dict):
+    known = facts.get("schema") in (SCHEMA, WITH_SHAPES, WITH_WEIGHTS)
+    if not known or not isinstance(layers, dict) or not isinstance(shapes, dict):
         return False
     if not layers and not shapes:
-        return False
+        return _is_of_a_scene(facts)
     if not isinstance(opacity, int | float) or not 0 <= opacity <= 1:
         return False
     return all(_is_layer(entry) for entry in (*layers.values(), *shapes.values()))
 
 
-def _is_layer(entry: Any) -> bool:
-    if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("file", "sha256")):
+def _is_of_a_scene(facts: Mapping[str, Any]) -> bool:
+    """Whether an edit without layers has what an edit of a scene in space needs."""
+    weights, names = facts.get("weights"), [facts.get("parts", []), facts.get("hidden", [])]
+    if not all(isinstance(part, list) and all(isinstance(name, str) for name in part) for part in names):
         return False
-    # A file name, and never a way out of the folder.
-    return (
-        are_numbers(entry.get("box"), 4)
-        and are_numbers(entry.get("size"), 2)
-        and Path(entry["file"]).name == entry["file"]
-    )
+    if weights is None:
+        return bool(names[1])
+    return isinstance(weights, dict) and _is_file(weights)
+
+
+def _is_file(entry: Mapping[str, Any]) -> bool:
+    """A file name, and never a way out of the folder."""
+    named = all(isinstance(entry.get(key), str) for key in ("file", "sha256"))
+    return named and Path(entry["file"]).name == entry["file"]
+
+
+def _is_layer(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not _is_file(entry):
+        return False
+    return are_numbers(entry.get("box"), 4) and are_numbers(entry.get("size"), 2)
 
 
 def _find(edits: Sequence[Edit], wanted: str, run: Run) -> Edit:

@@ -55,6 +55,7 @@ class Run:
     metrics = _Inside("metrics.jsonl")
     canonical = _Inside("canonical")
     maps = _Inside("maps")
+    scene = _Inside("scene")
     edits = _Inside("edits")
     renders = _Inside("renders")
     exports = _Inside("exports")

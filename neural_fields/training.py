@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import nn
 
 from neural_fields.adam import Adam
 from neural_fields.checkpoints import load_latest_checkpoint, save_checkpoint
@@ -100,7 +101,7 @@ def train_steps(
         state.step += 1
         state.train_seconds += seconds
         if settings.checkpoint_every and state.step % settings.checkpoint_every == 0:
-            _save(model, adam, run, state, facts)
+            save(model, adam, run, state, facts)
             saved_at = state.step
         if state.step % LET_GO_EVERY == 0:
             let_go(clip.frames)
@@ -108,7 +109,7 @@ def train_steps(
         notes, state.notes = tuple(state.notes), []
         yield StepRecord(state.step, sum(terms.values()), terms, seconds, state.skipped, notes=notes)
     if saved_at != state.step:
-        _save(model, adam, run, state, facts)
+        save(model, adam, run, state, facts)
     model.eval()
 
 
@@ -152,18 +153,23 @@ def _step(model: VideoModel, adam: Adam, batch: Batch, state: LoopState) -> dict
     model.at_step(state.step)
     values = {name: float(value) for name, value in model.accumulate(batch, state.step).items()}
     if not all(map(math.isfinite, values.values())):
-        _count_bad(state, values)
+        count_bad(state, values)
         return values
     # One sum per tensor: cheap beside the step itself.
     if not all(bool(torch.isfinite(gradient.sum())) for gradient in adam.gradients()):
-        _count_bad(state, values)
+        count_bad(state, values)
         return values
     adam.step()
     state.bad_in_a_row = 0
     return values
 
 
-def _count_bad(state: LoopState, values: dict[str, float]) -> None:
+def count_bad(state: LoopState, values: dict[str, float]) -> None:
+    """Notes a step that was left out because a number was not finite.
+
+    Raises:
+        UserError: too many of them in a row (exit 8).
+    """
     state.skipped += 1
     state.bad_in_a_row += 1
     if state.bad_in_a_row >= MAX_BAD_STEPS:
@@ -190,7 +196,7 @@ def rate_factor(schedule: str, progress: float) -> float:
 # --- checkpoints ----------------------------------------------------------------------------------------------------
 
 
-def restore(model: VideoModel, adam: Adam, run: Run) -> LoopState:
+def restore(model: nn.Module, adam: Adam, run: Run) -> LoopState:
     """The state to go on from: that of the newest good checkpoint, or the beginning."""
     checkpoint = load_latest_checkpoint(run)
     if checkpoint is None:
@@ -208,13 +214,14 @@ def restore(model: VideoModel, adam: Adam, run: Run) -> LoopState:
     )
 
 
-def _save(
-    model: VideoModel,
+def save(
+    model: nn.Module,
     adam: Adam,
     run: Run,
     state: LoopState,
     facts: dict | None,
 ) -> None:
+    """Saves a checkpoint of the loop's state; `facts` as for `train_steps`."""
     loop = {"skipped": state.skipped, "batch_divisor": state.batch_divisor, "train_seconds": state.train_seconds}
     kept = {**(facts or {}), "loop": loop, "threads": torch.get_num_threads()}
     save_checkpoint(run, state.step, dict(model.state_dict()), adam.tensors(), kept)

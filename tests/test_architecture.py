@@ -37,7 +37,7 @@ ROWS = {
     "models": ["planar/*", "volume/*", "adam.py", "canonical.py", "metrics*.py"],
     "work": ["training.py", "baking.py", "rendering.py", "export/*"],
     "rest": ["*"],
-    "commands": ["api.py", "cli.py"],  # `editors`, with the whole program in its cli.py, is on top of all
+    "commands": ["api.py", "cli*.py"],  # `editors`, with the whole program in its cli.py, is on top of all
 }
 
 HOMES = {
@@ -51,13 +51,25 @@ HOMES = {
     "diffusers": ["editors/diffusion/wrapper.py"],
     "transformers": ["editors/diffusion/*"],
     "smplx": ["neural_fields/data/smpl.py"],
+    "ai_edge_litert": ["neural_fields/data/pose_network.py"],
+    "nerfstudio": ["neural_fields/nerfstudio_plugin.py"],
     "pickle": ["neural_fields/data/raft.py"],  # to name the error that torch.load raises; calls are checked below
     "dill": [],
     "joblib": [],
     "marshal": [],
     "shelve": [],
 }
-NEVER_AT_THE_TOP = ["torchvision", "lpips", "tinycudann", "diffusers", "transformers", "pytorch3d", "smplx"]
+NEVER_AT_THE_TOP = [
+    "torchvision",
+    "lpips",
+    "tinycudann",
+    "diffusers",
+    "transformers",
+    "pytorch3d",
+    "smplx",
+    "ai_edge_litert",
+    "nerfstudio",
+]
 STARTS_FAST = [
     "editors/cli.py",
     "__init__.py",

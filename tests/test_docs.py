@@ -19,6 +19,7 @@ from editors.cli import COMMANDS, parse
 from editors.cli_editors import EDITORS, MakeEdit, editor_kind
 from neural_fields.cli import Train, overrides_from
 from neural_fields.config import load_config
+from neural_fields.config_volume import is_volume, load_volume_config
 from neural_fields.data.encode import CODECS
 from neural_fields.errors import ExitCode
 
@@ -82,7 +83,8 @@ def slug(heading: str) -> str:
 def test_a_command_that_is_shown_is_one_that_the_program_takes(page: str, line: str) -> None:
     command, extra = parse(shlex.split(line, comments=True)[1:])
     if isinstance(command, Train):
-        load_config(command.config, overrides_from(extra))  # dotted settings exist and fit the preset
+        load = load_volume_config if is_volume(command.config) else load_config
+        load(command.config, overrides_from(extra))  # dotted settings exist and fit the preset
     else:
         assert not extra
 

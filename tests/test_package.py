@@ -74,9 +74,10 @@ def test_every_module_of_the_checkout_travels(wheel: Path) -> None:
 def test_presets_are_read_from_the_installed_package(installed: Path, tmp_path: Path) -> None:
     code = """if True:
         import json, sys
-        from neural_fields.config import load_config, preset_names, preset_path
-        configs = [load_config(name) for name in preset_names()]
-        print(json.dumps([preset_names(), str(preset_path("atlas")), "torch" in sys.modules]))
+        from neural_fields.config import all_presets, load_config, preset_names, preset_path
+        from neural_fields.config_volume import load_volume_config, volume_presets
+        configs = [load_config(name) for name in preset_names()] + [load_volume_config(n) for n in volume_presets()]
+        print(json.dumps([all_presets(), str(preset_path("atlas")), "torch" in sys.modules]))
     """
     names, path, torch_loaded = json.loads(run(installed / "python", "-c", code, cwd=tmp_path))
     assert names == sorted(preset.stem for preset in (ROOT / "configs").glob("*.yaml"))

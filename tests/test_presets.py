@@ -14,6 +14,7 @@ from neural_fields import coords
 from neural_fields.baking import Maps
 from neural_fields.canonical import CanonicalImage
 from neural_fields.config import Config, load_config, preset_names
+from neural_fields.config_volume import volume_presets
 from neural_fields.data.clip import Clip
 from neural_fields.data.flow import FlowField, compute_flow
 from neural_fields.data.masks import LayerMasks
@@ -81,7 +82,8 @@ def whole_loss(model: PlanarModel, clip: Clip) -> float:
 
 def test_the_presets_are_those_that_are_documented() -> None:
     pages = Path(__file__).parents[1] / "docs" / "presets"
-    assert set(preset_names()) == set(SMALL) == {page.stem for page in pages.glob("*.md")}
+    assert set(preset_names()) == set(SMALL)
+    assert {*preset_names(), *volume_presets()} == {page.stem for page in pages.glob("*.md")}
 
 
 @pytest.mark.parametrize("preset", SMALL)

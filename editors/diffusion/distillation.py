@@ -157,16 +157,24 @@ def score_of(model: DiffusionModel, variant: Variant, words: Words, guidance: fl
     return delta_denoising(wanted, outputs(words.source, words.negative), model.schedule, guidance)
 
 
-def draw_time(schedule: Schedule, done: float, anneal: bool, generator: torch.Generator) -> int:
+def draw_time(
+    schedule: Schedule,
+    done: float,
+    anneal: bool,
+    generator: torch.Generator,
+    span: tuple[float, float] = (FIRST, LAST),
+) -> int:
     """A random time for a step.
 
     Args:
         done: share of the run that is behind, in [0, 1].
         anneal: lets the noisiest time fall evenly over the run to the middle of all: large shapes are settled first,
             details after them (after DreamTime, Huang et al., 2024, whose times fall as well).
+        span: from which times are drawn, in parts of all.
     """
-    last = LAST - (LAST - 0.5) * done * anneal
-    share = FIRST + (last - FIRST) * torch.rand((), generator=generator).item()
+    first, last = span
+    last -= (last - first) / 2 * done * anneal
+    share = first + (last - first) * torch.rand((), generator=generator).item()
     return min(int(share * len(schedule.signal)), len(schedule.signal) - 1)
 
 

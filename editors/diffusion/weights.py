@@ -100,8 +100,11 @@ class Weights:
         return [_numbers_only(Path(text).expanduser(), "--embedding") for text in self.embeddings]
 
 
-def check_folder(folder: Path, unsafe: bool = False) -> dict[str, Any]:
+def check_folder(folder: Path, unsafe: bool = False, plain: tuple[str, ...] = ()) -> dict[str, Any]:
     """Looks at a folder before anything in it is used; returns what its model_index.json or config.json says.
+
+    Args:
+        plain: parts of which only the numbers are read, so that it does not matter whose class they name.
 
     Raises:
         UserError: it is not in diffusers' layout or names classes of other libraries (exit 3), or its weights could run
@@ -110,6 +113,8 @@ def check_folder(folder: Path, unsafe: bool = False) -> dict[str, Any]:
     index = _index(folder)
     named = index.items() if (folder / "model_index.json").is_file() else ()
     for name, value in named:
+        if name in plain:
+            continue
         if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and not _is_known(value[0]):
             raise UserError(
                 ExitCode.UNSAFE_FILE,

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -156,13 +157,20 @@ class DiffusionModel:
         *,
         controls: Sequence[Control] = (),
         extra: Further | None = None,
+        blank: Further | None = None,
     ) -> tuple[Latents, Latents]:
-        """What the denoiser says itself for the negative prompt and for the prompt, as `predict`."""
+        """What the denoiser says itself for the negative prompt and for the prompt, as `predict`.
+
+        Args:
+            blank: what it sees in place of `extra` with the negative prompt; by default the same.
+        """
         n = len(latents)
         twice = torch.cat([latents, latents])
         states = text.states.repeat_interleave(n, dim=0)
         pooled = None if text.pooled is None else text.pooled.repeat_interleave(n, dim=0)
-        both_extra = None if extra is None else torch.cat([extra, extra])
+        both_extra = None
+        if extra is not None:
+            both_extra = torch.cat([_for_each(extra if blank is None else blank, n), _for_each(extra, n)])
         doubled = [Control(c.network, _for_each(c.picture, n).repeat(2, 1, 1, 1), c.scale) for c in controls]
         output = self._run(twice, time, states, pooled, doubled, both_extra)
         return output[:n], output[n:]
@@ -318,6 +326,14 @@ def load_pipeline(weights: Weights, check: Callable[[str], None]) -> tuple[Any, 
         add_extras(pipeline, weights)
         settle(pipeline, device, chosen)
     return pipeline, device, (chosen.note,) if chosen.note else ()
+
+
+def read_part(folder: Path, kind: str, **options: Any) -> Any:
+    """One network or scheduler of a model that has no pipeline here; `kind` is its class in diffusers."""
+    import diffusers
+
+    _be_quiet()
+    return getattr(diffusers, kind).from_pretrained(folder, **options)
 
 
 def arguments_of(kind: str) -> Mapping[str, Any]:

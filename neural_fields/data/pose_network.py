@@ -2,13 +2,11 @@
 Bazarevsky et al. 2020) and selfie segmentation, as .tflite files, run by LiteRT where that package is installed.
 
 A detector finds the person once; then each frame is cropped where the frame before showed them, upright and square, and
-the landmark network says where 33 points are, which are seen, and which pixels are the person. Several calibrated
-cameras give points in space; what the network itself says of depth is a guess, in metres around the hips.
+the landmark network says where 33 points are, which are seen, and which pixels are the person.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,68 +14,15 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 
-from neural_fields.data.cameras import Camera
-from neural_fields.data.skeleton import ROOT
-from neural_fields.errors import ExitCode, UserError, bad_input
-from neural_fields.files import atomic_write, write_synced
-
-_SIDES = ("left", "right")
-LANDMARKS = (
-    "nose",
-    *(f"{side}_eye_{part}" for side in _SIDES for part in ("inner", "middle", "outer")),
-    *(f"{side}_ear" for side in _SIDES),
-    "mouth_left",
-    "mouth_right",
-    *(f"{side}_{joint}" for joint in ("shoulder", "elbow", "wrist", "little", "index", "thumb") for side in _SIDES),
-    *(f"{side}_{joint}" for joint in ("hip", "knee", "ankle", "heel", "toe") for side in _SIDES),
-)
-# Joints of the bones that are made of them: (name, parent, landmarks whose middle it is).
-_JOINTS: tuple[tuple[str, str | None, tuple[str, ...]], ...] = (
-    ("pelvis", None, ("left_hip", "right_hip")),
-    ("neck", "pelvis", ("left_shoulder", "right_shoulder")),
-    ("head", "neck", ("left_ear", "right_ear")),
-    *(
-        (f"{side}_{joint}", parent if joint in ("shoulder", "hip") else f"{side}_{parent}", marks)
-        for side in _SIDES
-        for joint, parent, marks in (
-            ("shoulder", "neck", (f"{side}_shoulder",)),
-            ("elbow", "shoulder", (f"{side}_elbow",)),
-            ("wrist", "elbow", (f"{side}_wrist",)),
-            ("hand", "wrist", (f"{side}_little", f"{side}_index")),
-            ("hip", "pelvis", (f"{side}_hip",)),
-            ("knee", "hip", (f"{side}_knee",)),
-            ("ankle", "knee", (f"{side}_ankle",)),
-            ("toe", "ankle", (f"{side}_toe",)),
-        )
-    ),
-)
-_NAMES = tuple(name for name, _, _ in _JOINTS)
-SKELETON = _NAMES, tuple(ROOT if parent is None else _NAMES.index(parent) for _, parent, _ in _JOINTS)
+from neural_fields.data.landmarks import LANDMARKS, Sighting
+from neural_fields.errors import bad_input
 
 _DETECTOR_SIDE, _LANDMARK_SIDE, _SELFIE_SIDE = 224, 256, 256
 _STRIDES = ((8, 2), (16, 2), (32, 6))  # of the detector's cells, and guesses a cell
-_ENOUGH = 0.5  # probability from which something counts as there
+_ENOUGH = 0.5  # probability that somebody is there
 _AROUND = 1.25  # side of the crop against twice the way from the hips to the network's edge point
-_MISFIT = 0.02  # of the picture's longer side: a camera that is farther off than this is left out, where others are
-
-
-@dataclass(frozen=True)
-class Sighting:
-    """A person in one picture.
-
-    Attributes:
-        pixels: of the landmarks; none where only the outline is known.
-        visible: probability that each is in the picture and not hidden.
-        world: metres around the middle of the hips, x right, y down, z away from the camera: a guess, not measured.
-        mask: which pixels are the person.
-    """
-
-    pixels: Float[np.ndarray, "landmarks 2"]
-    visible: Float[np.ndarray, " landmarks"]
-    world: Float[np.ndarray, "landmarks 3"]
-    mask: Bool[np.ndarray, "height width"] | None
 
 
 @dataclass(frozen=True)
@@ -215,8 +160,7 @@ def _interpreter(path: Path, shapes: Sequence[tuple[int, ...]]) -> Any:
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
-        raise UserError(
-            ExitCode.BAD_INPUT,
+        raise bad_input(
             "the pose networks need LiteRT, which is not installed",
             where="--pose-model",
             fix="pip install 'unwrap-video[pose]'",
@@ -272,112 +216,3 @@ def _mapped(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 def _sigmoid(values: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-values.clip(-50, 50)))
-
-
-# --- points in space ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SpacePoints:
-    """Landmarks in the world.
-
-    Attributes:
-        error: how far they are from where the cameras see them, the median in pixels.
-        filled: landmarks that fewer than two cameras see, filled in from the frames around them.
-    """
-
-    points: Float[np.ndarray, "moments landmarks 3"]
-    error: float
-    filled: int
-
-
-def triangulate(views: Sequence[Sequence[tuple[Camera, Sighting | None]]]) -> SpacePoints:
-    """Points nearest to the rays along which the cameras see them, each as sure as it is visible.
-
-    A camera that is far off the others' point, where there are at least two others, does not count.
-
-    Args:
-        views: for each camera, what it sees at every moment.
-
-    Raises:
-        UserError: a landmark is seen by two cameras at no moment.
-    """
-    moments, marks = len(views[0]), len(LANDMARKS)
-    points, errors = np.full((moments, marks, 3), np.nan), []
-    for moment in range(moments):
-        seen = [(camera, s) for camera, s in (view[moment] for view in views) if s is not None and len(s.pixels)]
-        directions = [camera.directions(s.pixels) for camera, s in seen]
-        for mark in range(marks):
-            rays = [
-                (camera, s.pixels[mark], ray[mark], float(s.visible[mark]))
-                for (camera, s), ray in zip(seen, directions, strict=True)
-                if s.visible[mark] >= _ENOUGH
-            ]
-            if len(rays) < 2:
-                continue
-            point, off = _nearest(rays)
-            if len(rays) > 2 and off.max() > _MISFIT * max(rays[0][0].width, rays[0][0].height):
-                without = [_nearest(rays[:out] + rays[out + 1 :]) for out in range(len(rays))]
-                point, off = min(without, key=lambda found: float(found[1].max()))
-            points[moment, mark] = point
-            errors += off.tolist()
-    gone = np.isnan(points[..., 0])
-    if gone.all(axis=0).any():
-        mark = int(gone.all(axis=0).argmax())
-        raise bad_input(
-            f"the landmark {LANDMARKS[mark]} is seen by two cameras at no moment",
-            where="--pose-model",
-            fix="give bones or joints from elsewhere: --bones FILE or --joints FILE.trc",
-        )
-    time = np.arange(moments)
-    for mark in np.flatnonzero(gone.any(axis=0)):
-        there = ~gone[:, mark]
-        for axis in range(3):
-            points[:, mark, axis] = np.interp(time, time[there], points[there, mark, axis])
-    return SpacePoints(points, float(np.median(errors)), int(gone.sum()))
-
-
-def _nearest(rays: Sequence[tuple[Camera, np.ndarray, np.ndarray, float]]) -> tuple[np.ndarray, np.ndarray]:
-    """The point nearest to rays, weighted, and how many pixels each camera sees it off."""
-    left, right = np.zeros((3, 3)), np.zeros(3)
-    for camera, _, ray, weight in rays:
-        across = weight * (np.eye(3) - np.outer(ray, ray))
-        left, right = left + across, right + across @ camera.position
-    point = np.linalg.lstsq(left, right, rcond=None)[0]
-    off = [float(np.linalg.norm(camera.project(point[None])[0][0] - pixel)) for camera, pixel, _, _ in rays]
-    return point, np.array(off)
-
-
-def skeleton_joints(points: Float[np.ndarray, "moments landmarks 3"]) -> Float[np.ndarray, "moments joints 3"]:
-    """The joints of `SKELETON` among landmarks."""
-    picked = [[LANDMARKS.index(mark) for mark in marks] for _, _, marks in _JOINTS]
-    return np.stack([points[:, some].mean(axis=1) for some in picked], axis=1)
-
-
-# --- file -----------------------------------------------------------------------------------------------------------
-
-
-def write_landmarks(path: Path | str, videos: Sequence[tuple[str, Sequence[int], Sequence[Sighting | None]]]) -> None:
-    """Writes what was seen as JSON, atomically: of each video its name, and of each frame its number and landmarks.
-
-    A landmark is [x, y, probability of being seen], in pixels of the scene's pictures; "world" has the network's guess
-    of [x, y, z]. Where nobody is seen both are null.
-    """
-    listed = []
-    for name, numbers, sightings in videos:
-        frames = [
-            {"frame": number, "points": _points(seen), "world": None if seen is None else _rounded(seen.world)}
-            for number, seen in zip(numbers, sightings, strict=True)
-        ]
-        listed.append({"video": name, "frames": frames})
-    data = {"schema": 1, "landmarks": list(LANDMARKS), "videos": listed}
-    with atomic_write(path) as part:
-        write_synced(part, json.dumps(data, allow_nan=False).encode() + b"\n")
-
-
-def _points(seen: Sighting | None) -> list[list[float]] | None:
-    return None if seen is None else _rounded(np.concatenate([seen.pixels, seen.visible[:, None]], axis=1))
-
-
-def _rounded(values: np.ndarray) -> list[list[float]]:
-    return np.round(values.astype(np.float64), 4).tolist()

@@ -1,0 +1,109 @@
+"""Reading a model of the Zero-1-to-3 kind (Liu et al., ICCV 2023), whose pipeline diffusers does not have itself.
+
+Its folder is in diffusers' layout: a UNet that takes the latents of a picture beside the noised ones, an autoencoder, a
+CLIP image encoder, and one linear layer from the picture's embedding and the camera to a token. The layer's class is
+code of its owner's in every such folder: only its numbers are read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from editors.diffusion.placing import fetched, placed
+from editors.diffusion.weights import Weights, check_folder, loading
+from editors.diffusion.wrapper import DiffusionModel, read_part
+from neural_fields.errors import bad_input
+
+PROJECTIONS = ("cc_projection", "clip_camera_projection")  # what converters call the folder of the linear layer
+PARTS = ("unet", "vae", "image_encoder", "scheduler")
+CAMERA = 4  # numbers that say how a camera has moved
+
+
+@dataclass(frozen=True)
+class ViewNetworks:
+    """The networks of such a model.
+
+    Attributes:
+        model: its denoiser and autoencoder; it has no text encoder.
+        image_encoder: a transformers `CLIPVisionModelWithProjection`.
+        projection: from an embedding and the four numbers of a camera to a token.
+    """
+
+    model: DiffusionModel
+    image_encoder: Any
+    projection: torch.nn.Linear
+
+
+def load_view_networks(weights: Weights) -> ViewNetworks:
+    """Reads a folder, or a model by its name on the hub.
+
+    Raises:
+        UserError: there is no such model, or it is another kind (exit 3); no room (exit 4); weights in a format that
+            can run code (exit 7).
+    """
+    weights.check_name()
+    with loading(weights):
+        from transformers import CLIPVisionModelWithProjection
+
+        folder = weights.local or fetched(weights)
+        check_folder(folder, weights.unsafe, plain=PROJECTIONS)
+        layer = _layer(folder, weights.model)
+        device, chosen = placed(weights, folder)
+        dtype = getattr(torch, chosen.dtype)
+        options: dict[str, Any] = {"dtype": dtype, "use_safetensors": not weights.unsafe or None}
+        unet = read_part(folder / "unet", "UNet2DConditionModel", **options)
+        vae = read_part(folder / "vae", "AutoencoderKL", **options)
+        _check_inputs(unet, vae, layer, weights.model)
+        encoder = CLIPVisionModelWithProjection.from_pretrained(folder / "image_encoder", **options)
+        scheduler = read_part(folder / "scheduler", "DDPMScheduler")
+        for network in (unet, vae, encoder, layer.to(dtype=dtype)):
+            network.eval().requires_grad_(False).to(device)
+        parts = SimpleNamespace(unet=unet, vae=vae, scheduler=scheduler)
+        return ViewNetworks(DiffusionModel(parts, device), encoder, layer)
+
+
+def _layer(folder: Path, name: str) -> torch.nn.Linear:
+    """The linear layer, from its two tensors, whatever they are called."""
+    from safetensors.torch import load_file
+
+    missing = [part for part in PARTS if not (folder / part).is_dir()]
+    files = [path for part in PROJECTIONS for path in sorted((folder / part).glob("*.safetensors"))]
+    if missing or not files:
+        raise bad_input(
+            f"{name} is no model of the Zero-1-to-3 kind",
+            where=str(folder),
+            why=f"it has no {missing[0] if missing else ' or '.join(PROJECTIONS)} with safetensors in it",
+            fix="--view-model FOLDER with unet, vae, image_encoder, scheduler and cc_projection",
+        )
+    tensors = load_file(files[0])
+    weight = next((value for key, value in tensors.items() if key.endswith("weight") and value.dim() == 2), None)
+    bias = next((value for key, value in tensors.items() if key.endswith("bias") and value.dim() == 1), None)
+    if weight is None or bias is None or len(tensors) != 2:
+        raise bad_input(
+            f"{files[0].name} holds no linear layer", where=str(files[0]), fix="fetch the model again, or use another"
+        )
+    layer = torch.nn.Linear(weight.shape[1], weight.shape[0])
+    layer.load_state_dict({"weight": weight, "bias": bias})
+    return layer
+
+
+def _check_inputs(unet: Any, vae: Any, layer: torch.nn.Linear, name: str) -> None:
+    """Refuses networks that do not belong together.
+
+    Raises:
+        UserError: the UNet does not see a picture, or the layer does not make its tokens (exit 3).
+    """
+    wanted, given = 2 * int(vae.config.latent_channels), int(unet.config.in_channels)
+    token = int(unet.config.cross_attention_dim)
+    if given != wanted or layer.out_features != token or layer.in_features <= CAMERA:
+        raise bad_input(
+            f"{name} is no model of the Zero-1-to-3 kind",
+            why=f"its denoiser takes {given} channels and tokens of {token}; expected {wanted} channels, and a layer "
+            f"that makes such tokens, which makes {layer.out_features}",
+            fix="--view-model FOLDER with a model converted from Zero-1-to-3",
+        )

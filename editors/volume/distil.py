@@ -1,0 +1,224 @@
+"""Score distillation into a person: views of them are optimised until diffusion models like what they show.
+
+The parts of DynVideo-E (Liu et al., 2024, section 3) that edit the person, each a loss on a view: a reference picture,
+a text-to-image model that may know the subject (a LoRA), a model that turns the reference (Zero-1-to-3), and the
+text-to-image model again on zoomed views of parts of the body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from editors.base import Report, quiet
+from editors.diffusion.distillation import Score, draw_time
+from editors.diffusion.schedule import Latents, Schedule
+from editors.diffusion.sds import Objective
+from editors.diffusion.wrapper import DiffusionModel
+from editors.volume.edit import Tuned, VolumeSource
+from editors.volume.parts import outline
+from editors.volume.poses import Pose, PoseSampler
+from editors.volume.reference import Reference, ReferenceWeights, Wanted, drawn, reference_loss
+from editors.volume.views import Orbit, Picture, as_picture, framing, one_moment, random_direction, shaken_rays
+from editors.volume.zero123 import ViewModel, move_between
+from neural_fields.adam import Adam
+from neural_fields.data.cameras import Camera
+from neural_fields.data.skeleton import Motion
+from neural_fields.volume.scene import Seen
+
+WHOLE = ""  # the name that stands for the whole body among its parts
+WHITE = 1.0
+REFERENCE_RAYS = 1024  # of the reference picture that a step looks at
+
+
+class Chance:
+    """The random numbers of an edit: the same for a seed, whatever device the scene is on but for its samples."""
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self.random = np.random.default_rng(seed)
+        self.noise = torch.Generator().manual_seed(seed)
+        self.samples = torch.Generator(device).manual_seed(seed)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The person of a scene, ready to be looked at in any pose."""
+
+    source: VolumeSource
+    motion: Motion
+
+    def outline(self, pose: Pose, joints: Sequence[int] | None = None) -> Float[np.ndarray, "points 3"]:
+        """Points that hold the body, or some of its bones."""
+        return outline(self.motion.skeleton, pose.transforms, joints)
+
+    def orbit(self, pose: Pose) -> Orbit:
+        """Where cameras stand that see all of the body."""
+        return Orbit.around(self.outline(pose), self.source.up)
+
+    def picture(self, camera: Camera, pose: Pose, grey: float, chance: Chance) -> Picture:
+        """The person before a grey, from black (0) to white (1)."""
+        device = self.source.device
+        moment = one_moment(pose.transforms, self.source.moments.state[pose.time], device)
+        rays = shaken_rays(camera, chance.noise, device)
+        behind = torch.full((3,), grey, device=device)
+        return as_picture(self.source.scene.person_look(rays, moment, behind, chance.samples).color, camera)
+
+    def at_reference(self, reference: Reference, chance: Chance) -> tuple[Seen, Wanted]:
+        """What random rays of the reference see of the person before black, and what they should see."""
+        device = self.source.device
+        rays, wanted = drawn(reference, REFERENCE_RAYS, chance.random, device)
+        pose = self.motion.transforms[reference.time]
+        moment = one_moment(pose, self.source.moments.state[reference.time], device)
+        return self.source.scene.person_look(rays, moment, None, chance.samples), wanted
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What a diffusion model wants of pictures.
+
+    Attributes:
+        encode: pictures in [0, 1] to latents, differentiable.
+        size: side in pixels of the pictures it knows.
+        latents: how many numbers it makes of one.
+        weight: the gradient in the latents is multiplied by this; it is their sum that counts, as in DreamFusion.
+    """
+
+    encode: Callable[[Picture], Latents]
+    schedule: Schedule
+    score: Score
+    size: int
+    latents: int
+    weight: float
+
+    @staticmethod
+    def of(model: DiffusionModel, score: Score, weight: float) -> Teacher:
+        """A loaded model with a score."""
+        latents = model.channels * (model.size // model.scale) ** 2
+        return Teacher(model.encode, model.schedule, score, model.size, latents, weight)
+
+    def loss(self, picture: Picture, time: int, generator: torch.Generator) -> Float[Tensor, ""]:
+        """A number whose gradient leads a square picture where the score points."""
+        if picture.shape[-1] != self.size:
+            picture = torch.nn.functional.interpolate(picture, (self.size, self.size), mode="bilinear")
+        mean = Objective(self.encode, self.score, self.schedule).loss(picture, picture, time, generator)
+        return self.weight * self.latents * mean
+
+
+@dataclass(frozen=True)
+class Turned:
+    """A model that turns the reference, and from where it sees it.
+
+    Attributes:
+        place: of the reference's camera, at the distance of the orbit's cameras.
+    """
+
+    views: ViewModel
+    orbit: Orbit
+    place: Float[np.ndarray, "3"]
+    guidance: float
+    weight: float
+
+    def teacher(self, camera: Camera) -> Teacher:
+        """What it wants to see from a camera of the orbit."""
+        move = move_between(self.orbit, self.place, camera.position)
+        return Teacher.of(self.views.model, self.views.score(move, self.guidance), self.weight)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """All that pulls at a person. What is None or empty does not.
+
+    Attributes:
+        words: the text-to-image model's teacher for each part of the body, and for `WHOLE`.
+        parts: the joints of each part.
+        zoom: how often a part is shown instead of the whole body: more and more over the run, as details come last.
+        side: of the square views in pixels.
+        span: times that are drawn, in parts of all.
+        shape: whether outlines may change.
+    """
+
+    subject: Subject
+    poses: PoseSampler
+    side: int
+    weights: ReferenceWeights
+    reference: Reference | None = None
+    words: Mapping[str, Teacher] | None = None
+    parts: Mapping[str, tuple[int, ...]] | None = None
+    turned: Turned | None = None
+    zoom: float = 0.0
+    span: tuple[float, float] = (0.02, 0.98)
+    shape: bool = False
+
+    def loss(self, done: float, chance: Chance) -> Float[Tensor, ""] | None:
+        """The loss of one step in a random pose; None where nothing speaks of the pose that was drawn.
+
+        Args:
+            done: share of the run that is behind.
+        """
+        pose = self.poses(chance.random)
+        found = []
+        if pose.kind == "reference" and self.reference is not None:
+            seen, wanted = self.subject.at_reference(self.reference, chance)
+            found.append(reference_loss(seen, wanted, self.weights, self.shape))
+            if self.turned is not None:
+                found.append(self._turned(pose, done, chance))
+        if self.words:
+            found.append(self._words(pose, done, chance))
+        return torch.stack(found).sum() if found else None
+
+    def _words(self, pose: Pose, done: float, chance: Chance) -> Float[Tensor, ""]:
+        """The prompt, on a view of the whole body or of a part of it."""
+        part = WHOLE
+        if self.parts and chance.random.random() < 2 * self.zoom * done:
+            part = str(chance.random.choice(sorted(self.parts)))
+        joints = self.parts[part] if self.parts and part != WHOLE else None
+        orbit = self.subject.orbit(pose)
+        place = orbit.place(*random_direction(chance.random), orbit.distance)
+        camera = framing(self.subject.outline(pose, joints), place, orbit.up, self.side)
+        # Any grey may lie behind: what is learnt is about the person, and no colour of a background seeps into them.
+        picture = self.subject.picture(camera, pose, float(chance.random.random()), chance)
+        assert self.words is not None
+        return self._taught(self.words[part], picture, done, chance)
+
+    def _turned(self, pose: Pose, done: float, chance: Chance) -> Float[Tensor, ""]:
+        """The turned reference, from a random place around the person in the reference's pose."""
+        assert self.turned is not None
+        camera = self.turned.orbit.camera(*random_direction(chance.random), self.side)
+        picture = self.subject.picture(camera, pose, WHITE, chance)
+        return self._taught(self.turned.teacher(camera), picture, done, chance)
+
+    def _taught(self, teacher: Teacher, picture: Picture, done: float, chance: Chance) -> Float[Tensor, ""]:
+        time = draw_time(teacher.schedule, done, True, chance.noise, self.span)
+        return teacher.loss(picture, time, chance.noise)
+
+
+@dataclass(frozen=True)
+class Descent:
+    """How parameters are optimised: steps and rates of Adam (Kingma and Ba, 2015)."""
+
+    steps: int
+    rate: float
+    shape_rate: float = 0.0
+
+
+def descend(
+    chosen: Tuned,
+    loss: Callable[[float], Float[Tensor, ""] | None],
+    descent: Descent,
+    report: Report = quiet,
+    stage: str = "distilling",
+) -> None:
+    """Moves parameters down a random loss, which is told the share of the run that is behind."""
+    adam = Adam(chosen.groups(descent.rate, descent.shape_rate), betas=(0.9, 0.99), eps=1e-15)
+    for step in range(descent.steps):
+        found = loss(step / descent.steps)
+        if found is not None and found.requires_grad:
+            adam.zero_grad()
+            found.backward()
+            adam.step()
+        report(stage, step + 1, descent.steps)

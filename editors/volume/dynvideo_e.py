@@ -1,0 +1,205 @@
+"""The person of a scene, repainted or reshaped from a prompt, a reference picture, or both.
+
+Liu et al., "DynVideo-E: Harnessing Dynamic NeRF for Large-Scale Motion- and View-Change Human-Centric Video Editing",
+CVPR 2024, section 3. Because the person is edited at rest and carried to every frame by their bones, an edit is the
+same in all frames, from all sides and in new poses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+
+from editors.base import Report
+from editors.diffusion.conditions import depth_by
+from editors.diffusion.distillation import Words, score_of
+from editors.diffusion.settings import Repeated, wrong_setting
+from editors.diffusion.weights import Weights
+from editors.diffusion.wrapper import DiffusionModel, load_model
+from editors.volume.distil import WHOLE, Chance, Descent, Lesson, Subject, Teacher, Turned, descend
+from editors.volume.edit import VolumeEditor, VolumeSource, WeightEdit, tuned
+from editors.volume.parts import body_parts
+from editors.volume.poses import Pose, PoseSampler
+from editors.volume.reference import Reference, ReferenceWeights, read_reference
+from editors.volume.zero123 import load_view_model
+from neural_fields.data.skeleton import Motion
+from neural_fields.errors import ExitCode, UserError
+from neural_fields.volume.scene import PERSON
+
+MOST_SIDE = 128  # pixels of a view; what a model was trained on where that is less
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynVideoE(VolumeEditor):
+    """DynVideo-E (Liu et al., 2024): the person, from a prompt and a reference picture, from all sides at once."""
+
+    name: ClassVar[str] = "dynvideo_e"
+
+    prompt: str = ""
+    """What the person should look like; needs --model."""
+    model: str = ""
+    """A text-to-image model: a folder in diffusers' layout, or the name of one on the hub."""
+    negative: str = ""
+    """What they should not look like."""
+    lora: Repeated = ()
+    """A safetensors file of low-rank changes of the model (of the very person), FILE or FILE@STRENGTH. Repeatable."""
+    reference: Path | None = None
+    """A picture of one of the capture's views as it should become."""
+    reference_view: int = 0
+    """Which of the views that is."""
+    reference_mask: Path | None = None
+    """A picture, white where the person of the reference is (default: its transparency, or the view's mask)."""
+    reference_depth: Path | None = None
+    """A picture of the reference that is brighter where things are nearer; only with --shape."""
+    depth_model: str = ""
+    """A network of transformers that estimates the reference's depth, instead; only with --shape."""
+    view_model: str = ""
+    """A model converted from Zero-1-to-3: makes the other sides look as the reference lets one expect."""
+    shape: bool = False
+    """Also changes the shape of the person, and not their colours alone."""
+    steps: int = 300
+    """Steps of the optimisation."""
+    rate: float = 0.05
+    """Learning rate of the colours."""
+    shape_rate: float = 0.002
+    """Learning rate of the shape."""
+    guidance: float = 100.0
+    """How strongly the prompt is followed."""
+    view_guidance: float = 5.0
+    """How strongly the reference is followed by --view-model."""
+    times: tuple[float, float] = (0.02, 0.98)
+    """Shares of noise under which the models look at views, in parts of their times."""
+    zoom: float = 0.5
+    """How often a view shows a part of the body instead of all of it, in [0, 1]; more and more over the run."""
+    part_prompt: str = "{prompt}"
+    """What is asked of a part; {part} stands for its name and {prompt} for the prompt."""
+    random_poses: float = 0.25
+    """Share of the views in poses of no frame, in [0, 1]."""
+    source_poses: float = 0.25
+    """Share of the views in poses of the video; what is left is for the reference, or all poses without one."""
+    rgb_weight: float = 1000.0
+    """Weight of the reference's colours."""
+    mask_weight: float = 100.0
+    """Weight of the reference's outline."""
+    depth_weight: float = 10.0
+    """Weight of the reference's depth."""
+    prompt_weight: float = 0.025
+    """Weight of the prompt."""
+    view_weight: float = 1.0
+    """Weight of --view-model."""
+    side: int | None = None
+    """Pixels of a view's side (default: 128, or what the model was trained on where that is less)."""
+    seed: int = 0
+    """Another seed makes another edit."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the models run."""
+    unsafe_weights: bool = False
+    """Also read weights that are not safetensors. Such files can run code: only from people you trust."""
+
+    def __post_init__(self) -> None:
+        if not self.prompt.strip() and self.reference is None:
+            fix = '--prompt "a person in a blue coat" --model MODEL'
+            raise UserError(ExitCode.USAGE, "nothing says what the person should become", fix=fix)
+        if bool(self.prompt.strip()) != bool(self.model):
+            have, miss = ("prompt", "model MODEL") if self.prompt.strip() else ("model", 'prompt "..."')
+            raise UserError(ExitCode.USAGE, f"--{have} needs --{miss.split()[0]}", fix=f"--{miss}")
+        first, last = self.times
+        shares = self.source_poses + self.random_poses
+        weights = (self.rgb_weight, self.mask_weight, self.depth_weight, self.prompt_weight, self.view_weight)
+        for wrong, flag, value, why, fix in (
+            (self.steps < 1, "steps", self.steps, "at least one is needed", "--steps 300"),
+            (not 0 < self.rate < math.inf, "rate", self.rate, "it is above 0", "--rate 0.05"),
+            (not 0 < self.shape_rate < math.inf, "shape-rate", self.shape_rate, "it is above 0", "--shape-rate 0.002"),
+            (not 0 <= self.guidance < math.inf, "guidance", self.guidance, "it is 0 or more", "--guidance 100"),
+            (not 0 <= first < last <= 1, "times", self.times, "they rise from 0 to 1", "--times 0.02 0.98"),
+            (not 0 <= self.zoom <= 1, "zoom", self.zoom, "it is a share", "--zoom 0.5"),
+            (min(self.source_poses, self.random_poses) < 0 or shares > 1, "source-poses", self.source_poses,
+             "with --random-poses it is a share of all views", "--source-poses 0.25 --random-poses 0.25"),
+            (min(weights) < 0 or max(weights) == math.inf, "rgb-weight", self.rgb_weight,
+             "no weight is below 0 or without end", "--rgb-weight 1000"),
+            (bool(self.view_model) and self.reference is None, "view-model", self.view_model,
+             "it turns a reference picture", "--reference PICTURE.png"),
+            (self.side is not None and self.side < 8, "side", self.side, "it counts pixels", "leave --side out"),
+        ):  # fmt: skip
+            if wrong:
+                raise wrong_setting(flag, value, why, fix)
+
+    def __call__(self, source: VolumeSource, report: Report) -> WeightEdit:
+        """The person of the scene, edited."""
+        motion = source.person()
+        subject = Subject(source, motion)
+        reference = self._reference(source)
+        model = load_model(self._weights(self.model)) if self.prompt else None
+        side = self.side or min(MOST_SIDE, model.size if model is not None else MOST_SIDE)
+        parts = body_parts(motion.skeleton) if self.zoom > 0 else {}
+        lesson = Lesson(
+            subject,
+            PoseSampler(motion, self._shares(), 0 if reference is None else reference.time),
+            side,
+            ReferenceWeights(self.rgb_weight, self.mask_weight, self.depth_weight),
+            reference=reference,
+            words=None if model is None else self._teachers(model, parts),
+            parts=parts,
+            turned=None if reference is None else self._turned(subject, motion, reference),
+            zoom=self.zoom,
+            span=self.times,
+            shape=self.shape,
+        )
+        chance = Chance(self.seed, source.device)
+        with tuned(source.scene, PERSON, self.shape) as chosen:
+            descent = Descent(self.steps, self.rate, self.shape_rate)
+            descend(chosen, lambda done: lesson.loss(done, chance), descent, report)
+            return WeightEdit(chosen.weights(), (PERSON,), notes=() if model is None else model.notes)
+
+    def _weights(self, name: str) -> Weights:
+        return Weights(name, self.device, self.unsafe_weights, self.lora if name == self.model else ())
+
+    def _shares(self) -> tuple[float, float, float]:
+        """How often each kind of pose comes."""
+        if not self.prompt:
+            return 1.0, 0.0, 0.0  # nothing but the reference says anything, and of its own pose alone
+        total = self.source_poses + self.random_poses
+        if self.reference is not None:
+            return max(0.0, 1 - total), self.source_poses, self.random_poses
+        return (0.0, self.source_poses / total, self.random_poses / total) if total else (0.0, 1.0, 0.0)
+
+    def _reference(self, source: VolumeSource) -> Reference | None:
+        """The reference with what is known of its depth."""
+        if self.reference is None:
+            return None
+        depth = self.reference_depth if self.shape else None
+        found = read_reference(source, self.reference, self.reference_view, self.reference_mask, depth)
+        if not self.shape or not self.depth_model or depth is not None:
+            return found
+        near = depth_by(self._weights(self.depth_model))(found.on_white())[0].mean(dim=0)
+        return replace(found, nearness=near.numpy().astype(np.float32))
+
+    @torch.no_grad()
+    def _teachers(self, model: DiffusionModel, parts: Mapping[str, tuple[int, ...]]) -> dict[str, Teacher]:
+        """What the text-to-image model wants of the whole body and of every part."""
+        asked = {part: self._asked(part) for part in parts} | {WHOLE: self.prompt}
+        scores = {
+            prompt: score_of(model, "sds", Words(prompt, self.negative), self.guidance)
+            for prompt in sorted(set(asked.values()))
+        }
+        return {part: Teacher.of(model, scores[prompt], self.prompt_weight) for part, prompt in asked.items()}
+
+    def _asked(self, part: str) -> str:
+        named = self.part_prompt.replace("{part}", part.replace("_", " "))
+        return named.replace("{prompt}", self.prompt)
+
+    def _turned(self, subject: Subject, motion: Motion, reference: Reference) -> Turned | None:
+        """The model that turns the reference, where one is named."""
+        if not self.view_model:
+            return None
+        orbit = subject.orbit(Pose("reference", motion.transforms[reference.time], reference.time))
+        views = load_view_model(self._weights(self.view_model), reference.square(orbit, 2 * MOST_SIDE))
+        azimuth, elevation, _ = orbit.direction(reference.camera.position)
+        place = orbit.place(azimuth, elevation, orbit.distance)
+        return Turned(views, orbit, place, self.view_guidance, self.view_weight)

@@ -1,0 +1,159 @@
+"""What an editor of a scene in space is given and what it returns.
+
+As in two dimensions, an editor is a frozen dataclass of its settings that can be called. It looks at the fitted scene
+from wherever it likes and returns new values for some of the scene's parameters, by their names in its state dict.
+Whatever it does not name stays, bit for bit: an edit of the person cannot touch the background.
+
+Colours are edited through a `Paint` that lies over a part's own colours. Density does not depend on it, so that an edit
+of colours keeps every outline where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from editors.base import Report
+from editors.volume.views import upwards
+from neural_fields.data.cameras import Camera
+from neural_fields.data.skeleton import Motion
+from neural_fields.errors import bad_input
+from neural_fields.volume.paint import FIELDS, open_paint
+from neural_fields.volume.scene import Moments, Scene
+
+
+@dataclass(frozen=True)
+class VolumeSource:
+    """A fitted scene as an editor sees it.
+
+    Attributes:
+        scene: with the active edits in it. An editor leaves it as it was.
+        moments: poses and states of the capture.
+        cameras, times: one a view; the moment of each is an index into `moments`.
+        motion: the bones; None for a scene without a person.
+        masks: where the person is seen in the views, if that is known.
+    """
+
+    scene: Scene
+    moments: Moments
+    cameras: tuple[Camera, ...]
+    times: tuple[int, ...]
+    motion: Motion | None = None
+    masks: Bool[np.ndarray, "views height width"] | None = None
+
+    @cached_property
+    def up(self) -> Float[np.ndarray, "3"]:
+        """Which way is up in the world."""
+        return upwards(self.cameras)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the scene is."""
+        return self.moments.transforms.device
+
+    def person(self) -> Motion:
+        """The bones of the person.
+
+        Raises:
+            UserError: there is nobody in the scene (exit 3).
+        """
+        if self.motion is None or self.scene.person is None:
+            raise bad_input(
+                "there is no person in this scene",
+                why="it was fitted without bones and masks, as background alone",
+                fix="--editor volume_style",
+            )
+        return self.motion
+
+
+@dataclass(frozen=True)
+class WeightEdit:
+    """What an editor made.
+
+    Attributes:
+        weights: new values of parameters, by their names in the scene's state dict.
+        parts: the parts of the scene that it changes.
+        hidden: the parts that it takes away.
+        notes: what the user should know, one sentence each.
+        facts: what is kept in edit.json beside the editor's settings.
+    """
+
+    weights: Mapping[str, Tensor]
+    parts: tuple[str, ...]
+    hidden: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    facts: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeEditor:
+    """What all editors of scenes in space are: a dataclass of settings that can be called."""
+
+    name: ClassVar[str]
+
+    def __call__(self, source: VolumeSource, report: Report) -> WeightEdit:
+        """Makes the edit; changes nothing on disk, and the scene not for longer than it takes."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Parameters of a part that an editor may change, by name.
+
+    Attributes:
+        paint: of its colours.
+        shape: of its density and own colours; empty where the shape is to stay.
+    """
+
+    paint: Mapping[str, nn.Parameter]
+    shape: Mapping[str, nn.Parameter]
+
+    def groups(self, rate: float, shape_rate: float) -> list[dict]:
+        """What an optimiser is given, with a learning rate for each kind."""
+        kinds = ((self.paint, rate), (self.shape, shape_rate))
+        return [{"params": list(kind.values()), "lr": lr} for kind, lr in kinds if kind]
+
+    def weights(self) -> dict[str, Tensor]:
+        """The values as they are now, copied."""
+        return {name: value.detach().cpu().clone() for name, value in {**self.paint, **self.shape}.items()}
+
+
+@contextmanager
+def tuned(scene: Scene, part: str, shape: bool = False) -> Iterator[Tuned]:
+    """Lets the paint of a part learn, and its shape if that is wanted; puts the scene back as it was at the end."""
+    holder = scene.get_submodule(FIELDS[part])
+    had = holder.paint is not None
+    learning = {name: parameter.requires_grad for name, parameter in scene.named_parameters()}
+    open_paint(scene, part)
+    chosen = _chosen(scene, part, shape)
+    before = chosen.weights()
+    open_ones = {*chosen.paint, *chosen.shape}
+    for name, parameter in scene.named_parameters():
+        parameter.requires_grad_(name in open_ones)
+    try:
+        yield chosen
+    finally:
+        with torch.no_grad():
+            for name, parameter in scene.named_parameters():
+                if name in before:
+                    parameter.copy_(before[name])
+                parameter.grad = None
+                parameter.requires_grad_(learning.get(name, True))
+        if not had:
+            holder.paint = None  # type: ignore[assignment]
+
+
+def _chosen(scene: Scene, part: str, shape: bool) -> Tuned:
+    """The parameters of a part: those of its paint, and those of its density and own colours."""
+    own = {name: value for name, value in scene.named_parameters() if name.startswith(FIELDS[part] + ".")}
+    paint = {name: value for name, value in own.items() if name.startswith(FIELDS[part] + ".paint.")}
+    rest = {name: value for name, value in own.items() if name not in paint}
+    return Tuned(paint, rest if shape else {})

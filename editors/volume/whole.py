@@ -1,0 +1,86 @@
+"""A part of a scene as a whole: taken away, or put in the place of that of another scene."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from editors.base import Report
+from editors.volume.edit import VolumeEditor, VolumeSource, WeightEdit
+from neural_fields.errors import bad_input
+from neural_fields.volume.scene import PERSON, Scene
+
+Part = Literal["person", "background"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remove(VolumeEditor):
+    """Takes the person or the background away; what was behind them is what the capture showed of it."""
+
+    name: ClassVar[str] = "remove"
+
+    part: Part = "person"
+    """What goes."""
+
+    def __call__(self, source: VolumeSource, report: Report) -> WeightEdit:
+        """The scene without the part."""
+        if self.part == PERSON:
+            source.person()
+        return WeightEdit({}, (self.part,), hidden=(self.part,))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replace(VolumeEditor):
+    """Puts the person or the background of another fit in the place of this one's, moved as this one was."""
+
+    name: ClassVar[str] = "replace"
+
+    part: Part = "person"
+    """What is replaced."""
+    weights: Path
+    """A safetensors file of the other scene's parameters, fitted with the same bones and the same sizes."""
+
+    def __call__(self, source: VolumeSource, report: Report) -> WeightEdit:
+        """The scene with the other part."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        if self.part == PERSON:
+            source.person()
+        try:
+            found = load_file(self.weights)
+        except (OSError, SafetensorError) as problem:
+            raise bad_input(
+                f"{self.weights} cannot be read", why=str(problem).splitlines()[0], fix="--weights FILE.safetensors"
+            ) from problem
+        return WeightEdit(part_of(source.scene, self.part, found, str(self.weights)), (self.part,))
+
+
+def part_of(scene: Scene, part: str, weights: Mapping[str, Tensor], where: str = "") -> dict[str, Tensor]:
+    """The parameters of a part among those of another scene, as this scene can hold them.
+
+    Raises:
+        UserError: there is nothing of the part, or it does not fit into this scene (exit 3).
+    """
+    own = {name: value for name, value in scene.state_dict().items() if name.startswith(part + ".")}
+    wanted = {name: value for name, value in own.items() if ".paint." not in name}
+    missing = [name for name in wanted if name not in weights]
+    other = [name for name in wanted if name in weights and weights[name].shape != wanted[name].shape]
+    if missing or other:
+        name = (missing or other)[0]
+        why = (
+            "it is missing there" if missing else f"{list(weights[name].shape)} there, {list(wanted[name].shape)} here"
+        )
+        raise bad_input(
+            f"the {part} does not fit into this scene",
+            where=where,
+            why=f"of {name}: {why}",
+            fix="fit both scenes with the same bones and the same settings",
+        )
+    cleared = {name: torch.zeros_like(value) for name, value in own.items() if name not in wanted}  # old paint is gone
+    return cleared | {name: value for name, value in weights.items() if name.startswith(part + ".")}

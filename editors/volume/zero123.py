@@ -1,0 +1,108 @@
+"""A model that knows how an object looks from the side when it is shown from the front, as a score for renders.
+
+Liu et al., "Zero-1-to-3: Zero-shot One Image to 3D Object", ICCV 2023, section 3.2: the denoiser sees the latents of
+the reference beside the noised ones, and in place of a prompt one token made of the reference's CLIP embedding and the
+four numbers of how the camera has moved. DynVideo-E distils it into the person in the pose of the reference.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Shaped
+from numpy import ndarray
+from torch import Tensor
+
+from editors.diffusion.clip import PIXEL_MEAN, PIXEL_SPREAD
+from editors.diffusion.distillation import Score, score_distillation
+from editors.diffusion.novel_view import ViewNetworks, load_view_networks
+from editors.diffusion.schedule import Latents
+from editors.diffusion.weights import Weights
+from editors.diffusion.wrapper import Text
+from editors.volume.views import Orbit, Picture
+
+Images = Float[Tensor, "n 3 height width"]
+
+
+@dataclass(frozen=True)
+class Move:
+    """How a camera has moved around what it looks at, from where the reference was taken.
+
+    Attributes:
+        polar: radians by which it has come down: the angle against the way up has grown.
+        azimuth: radians by which it has gone to its own right.
+        distance: by how much it is farther away, in sizes of the object.
+    """
+
+    polar: float
+    azimuth: float
+    distance: float
+
+    def code(self) -> Float[Tensor, "4"]:
+        """The four numbers that the network is told."""
+        return torch.tensor([self.polar, math.sin(self.azimuth), math.cos(self.azimuth), self.distance])
+
+
+def move_between(orbit: Orbit, reference: Shaped[ndarray, "3"], place: Shaped[ndarray, "3"]) -> Move:
+    """How a camera moves that goes from one place to another and always looks at the middle of an orbit.
+
+    The network's objects fit into a ball of radius 1 / 2: that is the size that distances are told in.
+    """
+    first, second = orbit.direction(reference), orbit.direction(place)
+    turn = (second[0] - first[0] + math.pi) % (2 * math.pi) - math.pi
+    return Move(first[1] - second[1], turn, (second[2] - first[2]) / (2 * orbit.radius))
+
+
+class ViewModel:
+    """A loaded model with its reference.
+
+    Args:
+        networks: as `load_view_networks` reads them.
+        reference: the object before white, square, in [0, 1].
+    """
+
+    def __init__(self, networks: ViewNetworks, reference: Picture) -> None:
+        self.model, self.projection = networks.model, networks.projection
+        side = self.model.size
+        shown = torch.nn.functional.interpolate(reference, (side, side), mode="bilinear", antialias=True)
+        with torch.no_grad():
+            # The network was trained to see latents as the encoder says them, not at the scale that is noised.
+            self.latents = self.model.encode(shown.clamp(0, 1)) / self.model.vae.config.scaling_factor
+            self.embedding = networks.image_encoder(pixel_values=self._pixels(shown, networks)).image_embeds.float()
+
+    def text(self, move: Move) -> Text:
+        """The token for a camera, and the zeros that stand for no reference."""
+        told = torch.cat([self.embedding, move.code().to(self.embedding)[None]], dim=1)
+        with torch.no_grad():
+            token = self.projection(told.to(self.projection.weight.dtype)).float()[:, None]
+        return Text(torch.cat([torch.zeros_like(token), token]))
+
+    def outputs(self, latents: Latents, time: int, move: Move) -> tuple[Latents, Latents]:
+        """What the denoiser says without the reference, and with it for a camera."""
+        blank = torch.zeros_like(self.latents)
+        return self.model.outputs(latents, time, self.text(move), extra=self.latents, blank=blank)
+
+    def score(self, move: Move, guidance: float) -> Score:
+        """Score distillation towards how the object looks for a camera."""
+        return score_distillation(
+            lambda latents, time: self.outputs(latents, time, move), self.model.schedule, guidance
+        )
+
+    def _pixels(self, picture: Images, networks: ViewNetworks) -> Float[Tensor, "n 3 side side"]:
+        """A picture as the image encoder was shown it in training: resampled between its corners, nothing blurred."""
+        side = int(networks.image_encoder.config.image_size)
+        parameter = next(networks.image_encoder.parameters())
+        small = torch.nn.functional.interpolate(picture, (side, side), mode="bicubic", align_corners=True)
+        mean, spread = (torch.tensor(values)[:, None, None] for values in (PIXEL_MEAN, PIXEL_SPREAD))
+        return ((small.cpu() - mean) / spread).to(parameter.device, parameter.dtype)
+
+
+def load_view_model(weights: Weights, reference: Picture) -> ViewModel:
+    """Reads a model of the Zero-1-to-3 kind, for a reference.
+
+    Raises:
+        UserError: there is no such model or it is another kind (exit 3); weights that could run code (exit 7).
+    """
+    return ViewModel(load_view_networks(weights), reference)

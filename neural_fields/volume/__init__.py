@@ -1,0 +1,1 @@
+"""Scenes in space: rays, a background field, a person and what they carry; fields on hash grids."""

@@ -1,0 +1,112 @@
+"""What a fit of the person is taught with: colours, masks, flow, and skinning that leads back to where it came from.
+
+HOSNeRF (Liu et al. 2023), section 3.4. N rays, S samples of a ray, K samples of the person that were looked up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from neural_fields.data.cameras import Camera
+from neural_fields.volume.body import Skinning
+from neural_fields.volume.human import Carried
+from neural_fields.volume.rays import Rays, Shown, camera_rays
+
+# Weights of the terms in the paper; its LPIPS has 1.
+COLOR, FLOW, CYCLE = 0.2, 0.01, 0.01
+_SURE = 1e-4  # an opacity is never surer than this
+
+
+def color_term(
+    shown: Shown, rgb: Float[Tensor, "rays 3"], mask: Bool[Tensor, " rays"], behind: Float[Tensor, "3"]
+) -> Float[Tensor, ""]:
+    """Mean squared error of the person in front of one colour, against the picture cut out by the mask.
+
+    Args:
+        behind: another colour every step: else the field may paint the background instead of leaving it open.
+    """
+    wanted = torch.where(mask[:, None], rgb, behind)
+    return (shown.over(behind.expand_as(rgb)) - wanted).square().mean()
+
+
+def mask_term(opacity: Float[Tensor, " rays"], mask: Bool[Tensor, " rays"]) -> Float[Tensor, ""]:
+    """How unlikely the masks are by the opacities: binary cross entropy."""
+    sure = opacity.clamp(_SURE, 1 - _SURE)
+    return torch.nn.functional.binary_cross_entropy(sure, mask.to(sure))
+
+
+def perceptual_term(
+    seen: Float[Tensor, "patches 3 height width"],
+    wanted: Float[Tensor, "patches 3 height width"],
+    distance: Callable[[Tensor, Tensor], Tensor],
+) -> Float[Tensor, ""]:
+    """Mean distance of patches, in RGB from -1 to 1, by a network whose weights the user has (LPIPS in the paper)."""
+    return distance(seen * 2 - 1, wanted * 2 - 1).mean()
+
+
+def flow_rays(
+    camera: Camera, other: Camera, flow: Float[NDArray, "height width 2"], time: int, device: torch.device | None = None
+) -> Rays:
+    """The rays of another view along which the pixels of a view are seen there, row by row.
+
+    Args:
+        camera: of the view itself.
+        other, time: camera and moment of the view that the flow leads to.
+        flow: in pixels.
+    """
+    columns, rows = np.meshgrid(np.arange(camera.width) + 0.5, np.arange(camera.height) + 0.5)
+    pixels = np.stack([columns, rows], axis=-1) + flow
+    return camera_rays(other, pixels.reshape(-1, 2), time, device)
+
+
+def flow_term(
+    skinning: Skinning,
+    carried: Carried,
+    weights: Float[Tensor, "rays samples"],
+    seen: Rays,
+    valid: Bool[Tensor, " rays"],
+    transforms: Float[Tensor, "moments bones 4 4"],
+    focal: float,
+) -> Float[Tensor, ""]:
+    """How far, in pixels, samples are from where the flow sees them at another moment, by how much they are seen here.
+
+    The samples go forward to the bones of `seen.time`, which is the moment that the flow leads to and no other. The
+    paper projects them and compares pixels. Here the distance from the ray of the flow's pixel, over the depth and
+    times the focal length, is the same on the axis of every lens, needs no model of any, and has no fold behind the
+    camera.
+
+    Args:
+        weights: how much the samples of the person are seen, after merging where there is a background.
+        seen: rays of the pixels the flow leads to, one for each ray.
+        valid: rays whose flow can be trusted.
+    """
+    chosen = valid[carried.ray].nonzero()[:, 0]
+    ray = carried.ray[chosen]
+    there = skinning.forward_skinning(carried.weights, carried.rest[chosen], seen.time[ray], transforms).points
+    towards = there - seen.origin[ray]
+    ahead = (towards * seen.direction[ray]).sum(dim=1)
+    aside = (towards - ahead[:, None] * seen.direction[ray]).square().sum(dim=1)
+    pixels = focal * (aside + 1e-12).sqrt() / ahead.abs().clamp_min(1e-6)
+    amount = weights.reshape(-1)[carried.slot[chosen]]
+    return (amount * pixels).sum() / valid.sum().clamp_min(1)
+
+
+def cycle_term(
+    skinning: Skinning, carried: Carried, transforms: Float[Tensor, "moments bones 4 4"], span: float
+) -> Float[Tensor, ""]:
+    """Squared distance between samples and where skinning back and forth puts them, in spans of the body, halved."""
+    back = skinning.forward_skinning(carried.weights, carried.rest, carried.moment, transforms).points
+    return ((back - carried.world) / span).square().sum(dim=1).mean() / 2 if len(back) else back.sum()
+
+
+def offset_term(carried: Carried, span: float) -> Float[Tensor, ""]:
+    """Mean square of the offsets, in spans of the body; 0 while they are closed."""
+    if carried.offset is None or not len(carried.offset):
+        return carried.likelihood.new_zeros(())
+    return (carried.offset / span).square().sum(dim=1).mean()

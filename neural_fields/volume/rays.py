@@ -1,0 +1,270 @@
+"""Rays through a scene, what a field says along them, and the picture that makes. Pure functions on torch tensors.
+
+Distances are along unit directions and in the units of the world. "mip-NeRF 360" is Barron et al., "Mip-NeRF 360:
+Unbounded Anti-Aliased Neural Radiance Fields" (2022); the sums along a ray are those of Max, "Optical Models for Direct
+Volume Rendering" (1995), sections 2 and 3. N rays, S samples of a ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from neural_fields.data.cameras import Camera
+
+_TINY = 1e-10
+
+
+@dataclass(frozen=True)
+class Rays:
+    """Half lines, each at one moment.
+
+    Attributes:
+        direction: unit vectors.
+        time: the moment, an index into the frames of a motion.
+    """
+
+    origin: Float[Tensor, "rays 3"]
+    direction: Float[Tensor, "rays 3"]
+    time: Int[Tensor, " rays"]
+
+    def __len__(self) -> int:
+        return len(self.origin)
+
+    def __getitem__(self, pick: Tensor | slice) -> Rays:
+        """Some of the rays, by index, slice or mask."""
+        return Rays(self.origin[pick], self.direction[pick], self.time[pick])
+
+    def at(self, distance: Float[Tensor, "rays samples"]) -> Float[Tensor, "rays samples 3"]:
+        """The points at these distances."""
+        return torch.addcmul(self.origin[:, None], self.direction[:, None], distance[..., None])
+
+
+@dataclass(frozen=True)
+class Marched:
+    """What one field says along rays, from near to far.
+
+    Attributes:
+        depth: distance of each sample, in the middle of its stretch of the ray.
+        interval: length of that stretch.
+        density: optical thickness of a unit of length, at least 0.
+        color: RGB in [0, 1].
+        inside: samples that count; the others only fill the rectangle.
+    """
+
+    depth: Float[Tensor, "rays samples"]
+    interval: Float[Tensor, "rays samples"]
+    density: Float[Tensor, "rays samples"]
+    color: Float[Tensor, "rays samples 3"]
+    inside: Bool[Tensor, "rays samples"]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What rays see.
+
+    Attributes:
+        color: RGB premultiplied by the opacity.
+        opacity: in [0, 1]; the rest of the light comes from behind.
+        depth: mean distance at which the light left, 0 where nothing is hit.
+        weights: how much each sample is seen; they add up to the opacity.
+    """
+
+    color: Float[Tensor, "rays 3"]
+    opacity: Float[Tensor, " rays"]
+    depth: Float[Tensor, " rays"]
+    weights: Float[Tensor, "rays samples"]
+
+    def over(self, behind: Float[Tensor, "*rays 3"]) -> Float[Tensor, "rays 3"]:
+        """The colours in front of other colours."""
+        return self.color + (1 - self.opacity)[:, None] * behind
+
+
+def camera_rays(
+    camera: Camera, pixels: Float[NDArray, "rays 2"] | None = None, time: int = 0, device: torch.device | None = None
+) -> Rays:
+    """The rays of pixel positions at a moment; without positions those of all pixel centres, row by row."""
+    if pixels is None:
+        pixels = _pixel_centres(camera.width, camera.height)
+    direction = torch.tensor(camera.directions(pixels), dtype=torch.float32, device=device)
+    origin = torch.tensor(camera.position, dtype=torch.float32, device=device).expand_as(direction)
+    return Rays(origin, direction, torch.full((len(direction),), time, device=device))
+
+
+def _pixel_centres(width: int, height: int) -> NDArray[np.float64]:
+    columns, rows = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    return np.stack([columns.ravel(), rows.ravel()], axis=1)
+
+
+class ViewRays:
+    """The rays of all pixels of many views of one size, made when they are asked for.
+
+    Views with one lens share one table of directions, so that long captures take little memory.
+    """
+
+    def __init__(self, cameras: Sequence[Camera], times: Sequence[int], device: torch.device | None = None) -> None:
+        lenses: dict[tuple, int] = {}
+        tables, chosen = [], []
+        for camera in cameras:
+            key = (camera.width, camera.height, camera.focal, camera.centre, camera.distortion, camera.lens)
+            if key not in lenses:
+                lenses[key] = len(lenses)
+                centres = _pixel_centres(camera.width, camera.height)
+                tables.append(camera.moved(np.eye(4)).directions(centres))
+            chosen.append(lenses[key])
+        poses = np.stack([camera.pose for camera in cameras])
+        self.width, self.height = cameras[0].width, cameras[0].height
+        self._local = torch.tensor(np.stack(tables), dtype=torch.float32, device=device)
+        self._lens = torch.tensor(chosen, device=device)
+        self._pose = torch.tensor(poses, dtype=torch.float32, device=device)
+        self._time = torch.tensor(list(times), device=device)
+
+    def __call__(self, view: Int[Tensor, " rays"], pixel: Int[Tensor, " rays"]) -> Rays:
+        """Rays of pixels (row times width, plus column) of views."""
+        pose, local = self._pose[view], self._local[self._lens[view], pixel]
+        direction = (pose[:, :3, :3] * local[:, None]).sum(dim=-1)
+        return Rays(pose[:, :3, 3], direction, self._time[view])
+
+
+@runtime_checkable
+class Field(Protocol):
+    """What a picture can be made of."""
+
+    def look(self, rays: Rays, state: Tensor) -> tuple[Tensor, Shown]:
+        """Colours [rays, 3] along rays in states [rays], and what they are made of."""
+        ...
+
+    def parameters(self) -> Iterator[Any]: ...
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A whole view; `depth` is along the rays and in the units of the world, 0 where nothing is hit."""
+
+    rgb: Float[Tensor, "height width 3"]
+    opacity: Float[Tensor, "height width"]
+    depth: Float[Tensor, "height width"]
+
+
+@torch.no_grad()
+def render_view(field: Field, camera: Camera, state: int = 0, time: int = 0, chunk: int = 8192) -> Picture:
+    """What a camera sees of a field, `chunk` rays at once."""
+    rays = camera_rays(camera, time=time, device=next(field.parameters()).device)
+    colors, opacities, depths = [], [], []
+    for start in range(0, len(rays), chunk):
+        part = rays[start : start + chunk]
+        color, shown = field.look(part, torch.full_like(part.time, state))
+        colors.append(color)
+        opacities.append(shown.opacity)
+        depths.append(shown.depth)
+    shape = (camera.height, camera.width)
+    return Picture(torch.cat(colors).view(*shape, 3), torch.cat(opacities).view(shape), torch.cat(depths).view(shape))
+
+
+def optical_thickness(marched: Marched) -> Float[Tensor, "rays samples"]:
+    """Density times length of every sample that counts."""
+    return marched.density * marched.interval * marched.inside
+
+
+def march_weights(thickness: Float[Tensor, "rays samples"]) -> Float[Tensor, "rays samples"]:
+    """How much each sample is seen: what is not yet absorbed in front of it, times what it absorbs itself."""
+    behind = thickness.cumsum(dim=1) - thickness
+    return torch.exp(-behind) * -torch.expm1(-thickness)
+
+
+def render_marched(marched: Marched) -> Shown:
+    """Sums a field up along rays."""
+    thickness = optical_thickness(marched)
+    weights = march_weights(thickness)
+    opacity = -torch.expm1(-thickness.sum(dim=1))
+    color = torch.einsum("ns,nsc->nc", weights, marched.color)
+    depth = (weights * marched.depth).sum(dim=1) / opacity.clamp_min(_TINY)
+    return Shown(color, opacity, depth, weights)
+
+
+def merge(first: Marched, second: Marched) -> tuple[Marched, Bool[Tensor, "rays samples"]]:
+    """Two fields along the same rays as one, sorted by distance, and which of its samples are the first field's.
+
+    Every sample keeps its own length, so the light that both absorb together is exact. Samples that do not count go to
+    the end.
+    """
+    depth = torch.cat([first.depth, second.depth], dim=1)
+    inside = torch.cat([first.inside, second.inside], dim=1)
+    order = torch.where(inside, depth, torch.inf).argsort(dim=1, stable=True)
+    merged = Marched(
+        depth.gather(1, order),
+        torch.cat([first.interval, second.interval], dim=1).gather(1, order),
+        torch.cat([first.density, second.density], dim=1).gather(1, order),
+        torch.cat([first.color, second.color], dim=1).gather(1, order[..., None].expand(-1, -1, 3)),
+        inside.gather(1, order),
+    )
+    return merged, order < first.depth.shape[1]
+
+
+def contract(points: Float[Tensor, "*points 3"]) -> Float[Tensor, "*points 3"]:
+    """Space in a ball of radius 2: the unit ball stays, infinity is the surface. mip-NeRF 360, equation 10."""
+    length = points.norm(dim=-1, keepdim=True).clamp_min(1)
+    return points * ((2 - 1 / length) / length)
+
+
+def uncontract(points: Float[Tensor, "*points 3"]) -> Float[Tensor, "*points 3"]:
+    """The inverse of `contract`, inside the ball of radius 2."""
+    length = points.norm(dim=-1, keepdim=True).clamp_min(1)
+    return points / (length * (2 - length).clamp_min(_TINY))
+
+
+def sample_pdf(
+    edges: Float[Tensor, "rays edges"],
+    weights: Float[Tensor, "rays stretches"],
+    count: int,
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "rays {count}"]:
+    """Places from near to far, as dense as a histogram is high (inverse of its cumulative sum).
+
+    Args:
+        edges: of the histogram's stretches, rising; one more than weights.
+        weights: of the stretches, at least 0; a ray of zeros counts as even.
+        generator: moves all places of a ray by one random part of a step; without one they are in the steps' middles.
+    """
+    rays, stretches = weights.shape
+    cumulative = (weights + _TINY).cumsum(dim=1)
+    cumulative = torch.cat([torch.zeros_like(cumulative[:, :1]), cumulative / cumulative[:, -1:]], dim=1)
+    steps = torch.arange(count, dtype=edges.dtype, device=edges.device)
+    if generator is None:
+        wanted = ((steps + 0.5) / count).expand(rays, count).contiguous()
+    else:
+        moved = torch.rand(rays, 1, dtype=edges.dtype, generator=generator, device=generator.device).to(edges.device)
+        wanted = (steps + moved) / count
+    upper = torch.searchsorted(cumulative, wanted, right=True).clamp(1, stretches)
+    below, above = cumulative.gather(1, upper - 1), cumulative.gather(1, upper)
+    start, end = edges.gather(1, upper - 1), edges.gather(1, upper)
+    part = ((wanted - below) / (above - below).clamp_min(_TINY)).clamp(0, 1)
+    return torch.lerp(start, end, part)
+
+
+def edges_around(
+    places: Float[Tensor, "rays samples"], low: float, high: float
+) -> Float[Tensor, "rays samples_and_one"]:
+    """Edges of stretches with one place in each: midway between neighbours, and as far beyond the outer ones."""
+    middle = (places[:, 1:] + places[:, :-1]) / 2
+    first, last = 2 * places[:, :1] - middle[:, :1], 2 * places[:, -1:] - middle[:, -1:]
+    return torch.cat([first, middle, last], dim=1).clamp(low, high)
+
+
+def box_span(
+    rays: Rays, low: Float[Tensor, "#rays 3"], high: Float[Tensor, "#rays 3"]
+) -> tuple[Float[Tensor, " rays"], Float[Tensor, " rays"], Bool[Tensor, " rays"]]:
+    """Distances at which rays enter and leave boxes, and which rays meet theirs in front of the origin."""
+    parallel = rays.direction.abs() < 1e-9
+    slope = torch.where(parallel, torch.full_like(rays.direction, 1e-9), rays.direction)
+    one, two = (low - rays.origin) / slope, (high - rays.origin) / slope
+    enter = torch.minimum(one, two).amax(dim=1).clamp_min(0)
+    leave = torch.maximum(one, two).amin(dim=1)
+    return enter, leave, leave > enter

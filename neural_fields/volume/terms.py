@@ -1,0 +1,56 @@
+"""Losses of rays. "mip-NeRF 360" is Barron et al., "Unbounded Anti-Aliased Neural Radiance Fields" (2022).
+
+Each function returns one unweighted scalar. Edges are those of the stretches of a ray, places from 0 to 1 as
+`proposal.squeeze` has them.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+_CHARBONNIER = 1e-3  # padding of mip-NeRF 360 and HOSNeRF
+_TINY = 1e-7
+
+
+def charbonnier(found: Float[Tensor, "rays 3"], wanted: Float[Tensor, "rays 3"]) -> Float[Tensor, ""]:
+    """Mean distance of colours, a parabola below a thousandth: Charbonnier et al. (1994)."""
+    return ((found - wanted).square() + _CHARBONNIER**2).sqrt().mean()
+
+
+def squared(found: Float[Tensor, "rays 3"], wanted: Float[Tensor, "rays 3"]) -> Float[Tensor, ""]:
+    """Mean squared difference of colours."""
+    return (found - wanted).square().mean()
+
+
+def distortion(edges: Float[Tensor, "rays edges"], weights: Float[Tensor, "rays stretches"]) -> Float[Tensor, ""]:
+    """How far the weights of a ray are spread: mip-NeRF 360, equation 15.
+
+    The double sum over pairs is written with running sums: its cost grows with the number of stretches, not its square.
+    """
+    middle = (edges[:, 1:] + edges[:, :-1]) / 2
+    weight_before = weights.cumsum(dim=1) - weights
+    moment_before = (weights * middle).cumsum(dim=1) - weights * middle
+    between = 2 * (weights * (middle * weight_before - moment_before)).sum(dim=1)
+    within = (weights.square() * edges.diff(dim=1)).sum(dim=1) / 3
+    return (between + within).mean()
+
+
+def interlevel(
+    edges: Float[Tensor, "rays edges"],
+    weights: Float[Tensor, "rays stretches"],
+    proposed_edges: Float[Tensor, "rays proposed_edges"],
+    proposed_weights: Float[Tensor, "rays proposed_stretches"],
+) -> Float[Tensor, ""]:
+    """By how much a field's weights exceed what was proposed there: mip-NeRF 360, equation 13.
+
+    Only the proposal learns from it: the field's weights pass no gradient.
+    """
+    weights, edges = weights.detach(), edges.detach()
+    total = torch.cat([torch.zeros_like(proposed_weights[:, :1]), proposed_weights.cumsum(dim=1)], dim=1)
+    last = proposed_weights.shape[1]
+    start = torch.searchsorted(proposed_edges, edges[:, :-1].contiguous(), right=True).sub(1).clamp(0, last)
+    end = torch.searchsorted(proposed_edges, edges[:, 1:].contiguous()).clamp(0, last)
+    bound = total.gather(1, end) - total.gather(1, start)
+    return ((weights - bound).clamp_min(0).square() / (weights + _TINY)).sum(dim=1).mean()

@@ -1,0 +1,51 @@
+"""Pictures of a fitted scene in space beside what was filmed."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+
+from neural_fields.data.capture import Capture
+from neural_fields.files import atomic_write
+from neural_fields.pictures import png_bytes
+from neural_fields.run import Run
+from neural_fields.volume.scene import BACKGROUND, PERSON, Scene
+from neural_fields.volume_run import VolumeRecord
+
+LONGEST = 640  # pixels: enough to see, quick to write
+PREVIEWS = 4  # views that are shown
+
+
+def save_volume_previews(run: Run, scene: Scene, record: VolumeRecord, capture: Capture) -> None:
+    """Writes `previews/scene.png`: some views, from above what was filmed, the scene, its parts alone and its depth."""
+    device = next(scene.parameters()).device
+    moments = record.moments(device)
+    columns = []
+    for view in np.linspace(0, capture.view_count - 1, min(PREVIEWS, capture.view_count)).round().astype(int):
+        camera, time = capture.cameras[view], capture.times[view]
+        whole = scene.view(camera, time, moments)
+        rows = [torch.from_numpy(capture.frames[view].astype(np.float32) / 255).to(device), whole.color]
+        rows.append(scene.view(camera, time, moments, parts=frozenset({BACKGROUND})).color)
+        if scene.person is not None:
+            grey = torch.full((3,), 0.5, device=device)
+            rows.append(scene.view(camera, time, moments, parts=frozenset({PERSON}), behind=grey).color)
+        rows.append(depth_picture(whole.depth))
+        columns.append(torch.cat(rows))
+    shown = torch.cat(columns, dim=1).cpu().numpy()
+    scale = min(1.0, LONGEST * PREVIEWS / max(shown.shape[:2]))
+    if scale < 1:
+        shown = cv2.resize(shown, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    with atomic_write(run.previews / "scene.png") as part:
+        part.write_bytes(png_bytes(np.ascontiguousarray(shown)))
+
+
+def depth_picture(depth: torch.Tensor) -> torch.Tensor:
+    """Depth [height, width] as grey [height, width, 3]: near is bright, by disparity; what hits nothing is black."""
+    hit = depth > 0
+    if not hit.any():
+        return depth[..., None].expand(*depth.shape, 3) * 0
+    disparity = torch.where(hit, 1 / depth.clamp_min(1e-6), 0)
+    low, high = disparity[hit].quantile(0.02), disparity[hit].quantile(0.98)
+    grey = torch.where(hit, 0.1 + 0.9 * ((disparity - low) / (high - low).clamp_min(1e-9)).clamp(0, 1), 0)
+    return grey[..., None].expand(*depth.shape, 3)

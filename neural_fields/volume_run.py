@@ -1,0 +1,210 @@
+"""A run of a scene in space on disk: what run.yaml says of it, its cameras and bones, and its model.
+
+Beside what every run has there is `scene/`: `transforms.json`, `bones.json` and `states.json`, so that a run shows its
+scene without the pictures that it was fitted to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from neural_fields.checkpoints import Checkpoint, load_latest_checkpoint
+from neural_fields.config_loader import from_mapping
+from neural_fields.config_volume import KIND, VolumeConfig, volume_config_to_mapping
+from neural_fields.data.bones_file import read_bones, read_states, write_bones, write_states
+from neural_fields.data.camera_files import PosedPicture, read_transforms, write_transforms
+from neural_fields.data.cameras import Camera
+from neural_fields.data.skeleton import Motion
+from neural_fields.edits import active_edits, hidden_parts, read_weights
+from neural_fields.errors import ExitCode, UserError, bad_input
+from neural_fields.files import make_folder
+from neural_fields.run import Run, read_run_yaml
+from neural_fields.volume.background import Background, Frame
+from neural_fields.volume.human import Human
+from neural_fields.volume.paint import open_paints
+from neural_fields.volume.scene import Moments, Scene
+
+
+@dataclass(frozen=True)
+class VolumeRecord:
+    """What a run was fitted to, and how.
+
+    Attributes:
+        source: the folder or video of the capture.
+        config: all settings.
+        size: (width, height) of the fit.
+        frame: the part of the world that is not contracted.
+        cameras, times: of all views; `held_out` are the indices of those that the fit did not see.
+        motion: None without a person.
+    """
+
+    source: Path
+    preset: str
+    quality: str
+    config: VolumeConfig
+    size: tuple[int, int]
+    frame: Frame
+    cameras: tuple[Camera, ...]
+    times: tuple[int, ...]
+    held_out: tuple[int, ...]
+    motion: Motion | None
+    switches: tuple[int, ...]
+
+    @property
+    def state_count(self) -> int:
+        return len(self.switches) + 1
+
+    def moments(self, device: torch.device | None = None) -> Moments:
+        return Moments.of(self.motion, self.switches, max(self.times) + 1, device)
+
+
+def write_record(run: Run, record: VolumeRecord) -> dict[str, Any]:
+    """Writes `scene/`, and returns what run.yaml has to say."""
+    pictures = [
+        PosedPicture(run.scene / f"view{index:05d}.png", camera, time=time)
+        for index, (camera, time) in enumerate(zip(record.cameras, record.times, strict=True))
+    ]
+    make_folder(run.scene)
+    write_transforms(run.scene / "transforms.json", pictures)
+    if record.motion is not None:
+        write_bones(run.scene / "bones.json", record.motion)
+    write_states(run.scene / "states.json", record.switches)
+    return {
+        "kind": KIND,
+        "source": str(record.source),
+        "preset": record.preset,
+        "quality": record.quality,
+        "size": list(record.size),
+        "centre": list(record.frame.centre),
+        "radius": record.frame.radius,
+        "held_out": list(record.held_out),
+        "config": volume_config_to_mapping(record.config),
+    }
+
+
+def is_volume_run(run: Run) -> bool:
+    """Whether a run is of a scene in space.
+
+    Raises:
+        UserError: as `read_run_yaml`.
+    """
+    return read_run_yaml(run).get("kind") == KIND
+
+
+def require_planar(run: Run, what: str) -> None:
+    """Refuses a scene in space where only still pictures will do.
+
+    Raises:
+        UserError: the run is of a scene in space (exit 3).
+    """
+    if is_volume_run(run):
+        raise bad_input(
+            f"{what} needs the still pictures of a video, and {run.path} is a scene in space",
+            where=str(run.run_yaml),
+            why="its preset fits a background and a person in 3D, which are edited by tuning them",
+            fix=f"unwrap edit {run.path} --editor dynvideo_e --prompt TEXT --model FOLDER",
+        )
+
+
+def read_record(run: Run) -> VolumeRecord:
+    """The record of a run.
+
+    Raises:
+        UserError: run.yaml or the files in scene/ are missing or damaged (exit 5).
+    """
+    values = read_run_yaml(run)
+    try:
+        pictures = read_transforms(run.scene / "transforms.json")
+        bones = run.scene / "bones.json"
+        kept = {key: value for key, value in dict(values["config"]).items() if key != "kind"}
+        x, y, z = (float(value) for value in values["centre"])
+        return VolumeRecord(
+            source=Path(values["source"]),
+            preset=str(values["preset"]),
+            quality=str(values["quality"]),
+            config=from_mapping(VolumeConfig, kept, where=str(run.run_yaml)),
+            size=(int(values["size"][0]), int(values["size"][1])),
+            frame=Frame((x, y, z), float(values["radius"])),
+            cameras=tuple(picture.camera for picture in pictures),
+            times=tuple(picture.time or 0 for picture in pictures),
+            held_out=tuple(int(index) for index in values["held_out"]),
+            motion=read_bones(bones) if bones.is_file() else None,
+            switches=read_states(run.scene / "states.json"),
+        )
+    except (KeyError, IndexError, TypeError, ValueError, UserError) as error:
+        raise UserError(
+            ExitCode.DAMAGED_RUN,
+            f"the scene of {run.path} cannot be read",
+            where=str(run.scene),
+            why=error.what if isinstance(error, UserError) else f"run.yaml is incomplete ({error!r})",
+            fix=f"restore {run.scene} and run.yaml from a copy, or start another run with unwrap train --out",
+        ) from error
+
+
+def build_scene(record: VolumeRecord, seed: int = 0) -> Scene:
+    """A scene before its fit."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        background = Background(record.frame, record.state_count, record.config.background)
+        person = None
+        if record.motion is not None:
+            person = Human(
+                record.motion.skeleton, record.state_count, record.config.person, poses=record.motion.transforms
+            )
+        return Scene(background, person)
+
+
+def load_scene(run: Run, record: VolumeRecord) -> tuple[Scene, Checkpoint]:
+    """The scene of a run as its newest checkpoint has it.
+
+    Raises:
+        UserError: no checkpoint yet, or all are damaged.
+    """
+    checkpoint = load_latest_checkpoint(run)
+    if checkpoint is None:
+        raise UserError(
+            ExitCode.DAMAGED_RUN,
+            f"{run.path} has no checkpoint",
+            where=str(run.checkpoints),
+            why="the fit was stopped before its first checkpoint",
+            fix=f"unwrap train {record.source} --config {record.preset} --out {run.path}",
+        )
+    scene = build_scene(record)
+    scene.load_state_dict({name: torch.as_tensor(value) for name, value in checkpoint.model.items()})
+    return scene.eval(), checkpoint
+
+
+def with_edits(run: Run, scene: Scene, names: Sequence[str] = ()) -> tuple[Scene, frozenset[str]]:
+    """A copy of a scene with the active edits of its run, or those named, and the parts that are left.
+
+    Raises:
+        UserError: there is no such edit, a damaged edit, or one of another scene.
+    """
+    edits = active_edits(run, names)
+    edited, found = deepcopy(scene), [(edit, read_weights(edit)) for edit in edits]
+    open_paints(edited, [name for _, weights in found for name in weights])
+    state = dict(edited.state_dict())
+    for edit, weights in found:
+        for name, value in weights.items():
+            if name not in state or state[name].shape != value.shape:
+                raise UserError(
+                    ExitCode.DAMAGED_RUN,
+                    f"the edit {edit.folder.name} is of another scene",
+                    where=str(edit.folder),
+                    why=f"{name} is not a parameter of this scene, or of another shape",
+                    fix=f"move {edit.folder} out of the run",
+                )
+            state[name] = value
+    edited.load_state_dict(state)
+    return edited, scene.parts - hidden_parts(edits)
+
+
+def held_out_views(count: int, every: int) -> tuple[int, ...]:
+    """The views that a fit leaves out: one in the middle of every so many; none for 0."""
+    return tuple(range(every // 2, count, every)) if every else ()
