@@ -55,6 +55,7 @@ def edit(
         UserError: unknown layer or frame, a picture that does not fit or shows no change, a damaged run.
     """
     run = run if isinstance(run, Run) else Run.open(Path(run))
+    require_planar(run, "a painted picture")
     maps = Maps.open(run)
     if layer is not None:
         _check_layer(run, maps, layer)

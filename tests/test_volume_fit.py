@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from editors.cli import main
+from editors.stack import add_scene_edit, undo
 from neural_fields.config_volume import load_volume_config, stages
 from neural_fields.data.bones_file import write_bones
 from neural_fields.data.camera_files import read_transforms
@@ -22,7 +25,7 @@ from neural_fields.training import Budget
 from neural_fields.volume.stages import Fit
 from neural_fields.volume_fit import make_fit, train_volume_steps
 from neural_fields.volume_output import orbit_cameras, put_on
-from neural_fields.volume_run import held_out_views, load_scene, read_record
+from neural_fields.volume_run import held_out_views, load_scene, read_record, with_edits
 
 SHORT = (
     "--training.background_steps", "[6, 6, 6]", "--training.person_steps", "[6, 6, 6]",
@@ -102,7 +105,7 @@ def test_renders_the_filmed_views_other_cameras_frozen_time_and_poses(
     wanted = {
         "reconstruction": [],
         "depth": ["--what", "depth"],
-        "orbit": ["--camera", "orbit", "--time", "2"],
+        "orbit": ["--camera", "orbit", "--time", "2", "--size", "16x16"],
         "file": ["--camera", str(cameras), "--size", "64x48"],
         "pose": ["--pose", str(bones)],
     }
@@ -142,11 +145,6 @@ def test_what_an_edit_does_not_change_stays_the_sources() -> None:
 
 
 def test_edits_of_a_scene_are_weights_on_the_same_stack(run: Run, folder: Path, tmp_path: Path) -> None:
-    import shutil
-
-    from editors.stack import add_scene_edit, undo
-    from neural_fields.volume_run import with_edits
-
     own = Run(tmp_path / "copy")
     shutil.copytree(run.path, own.path)
     scene, _ = load_scene(own, read_record(own))
@@ -200,3 +198,25 @@ def test_a_run_keeps_the_cameras_and_bones_it_was_fitted_to(run: Run, folder: Pa
     for one, other in zip(record.cameras, capture.cameras, strict=True):
         assert np.allclose(one.pose, other.pose) and np.allclose(one.focal, other.focal)
     assert record.switches == (3,) and record.state_count == 2
+
+
+def test_editors_of_scenes_and_of_pictures_are_not_mixed_up(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "copy"
+    shutil.copytree(run.path, own)
+    assert main(["edit", str(own), "--editor", "remove"]) == 0
+    assert "0001-remove" in capsys.readouterr().out
+    scene, _ = load_scene(Run(own), read_record(Run(own)))
+    assert with_edits(Run(own), scene)[1] == {"background"}
+    assert main(["render", str(own), "--what", "compare", "--out", str(tmp_path / "both.mp4")]) == 0
+    capsys.readouterr()
+    assert main(["edit", str(own), "--editor", "remove", "--layer", "person"]) == 3
+    assert "no part of a scene" in capsys.readouterr().err
+    points = ("--editor", "shape", "--frame", "0", "--points", "1,1>2,2")
+    assert main(["edit", str(own), *points]) in (2, 3)
+    picture = tmp_path / "painted.png"
+    Image.new("RGB", (48, 36)).save(picture)
+    capsys.readouterr()
+    assert main(["edit", str(own), str(picture), "--layer", "person"]) == 3
+    assert "scene in space" in capsys.readouterr().err
