@@ -10,6 +10,7 @@ from neural_fields.edit_quality import edited_frames, measure_edit
 from neural_fields.errors import bad_input
 from neural_fields.output import source_facts
 from neural_fields.run import Run
+from neural_fields.volume_run import require_planar
 
 
 def measure(
@@ -37,6 +38,7 @@ def measure(
         )
     if pickscore_model is not None and prompt is None:
         raise bad_input("--pickscore-model needs a prompt", fix=f"--prompt TEXT --pickscore-model {pickscore_model}")
+    require_planar(run, "--edit")
     found: dict[str, Any] = {"run": str(run.path), "edits": list(edits), **measure_edit(run, edits)}
     if clip_model is not None:
         found |= _with_clip(run, edits, prompt, clip_model)

@@ -225,7 +225,7 @@ def run_train(command: Train, extra: list[str]) -> int:
     """`unwrap train`."""
     overrides = overrides_from(extra)
     prepare_threads()
-    from neural_fields.families import fit_any, next_step
+    from neural_fields.families import fit, next_step
     from neural_fields.fit_options import FitOptions
 
     options = FitOptions(
@@ -242,7 +242,7 @@ def run_train(command: Train, extra: list[str]) -> int:
         device=command.device,
         seed=command.seed,
     )
-    result = fit_any(command.video, options, LiveLine())
+    result = fit(command.video, options, LiveLine())
     path = result.run.path
     if result.was_finished:
         say(f"{path} is finished: {result.step} of {result.total} steps (--quality final refines it further)")

@@ -23,7 +23,7 @@ class BackgroundConfig:
 
     n_levels: int = 8  # grids, from coarse to fine
     n_features: int = 2  # of a vertex
-    log2_table: int = 15  # entries of a grid at most, as a power of two
+    log2_table: int = 17  # entries of a grid at most, as a power of two
     base_resolution: int = 16  # vertices of the coarsest grid along each axis; the grid spans four radii
     finest: int = 256  # of the finest
     width: int = 32  # neurons of a hidden layer
@@ -57,7 +57,7 @@ class VolumeTerms:
 
     interlevel: float = 0.1  # the proposal encloses the background's field (mip-NeRF 360, equation 13)
     distortion: float = 0.01  # weights of a ray are together (mip-NeRF 360, equation 15)
-    opacity: float = 0.01  # rays end on something rather than on the sky
+    opacity: float = 0.03  # rays end on something rather than on the sky
     clearance: float = 0.01  # nothing is between a camera and the near plane
     mask: float = 0.05  # cross-entropy of the person's opacity against the masks; a tenth of it from half of the stage
     flow: float = 0.003  # pixels between where flow and where bones carry the person; 0.01 in the paper
@@ -70,9 +70,9 @@ class VolumeTerms:
 class VolumeTraining:
     """The loop: three stages, one after the other, in one count of steps."""
 
-    background_steps: tuple[int, int, int] = (500, 1500, 6000)  # at draft, normal, final
-    person_steps: tuple[int, int, int] = (400, 1200, 5000)
-    joint_steps: tuple[int, int, int] = (100, 300, 2000)
+    background_steps: tuple[int, int, int] = (500, 1000, 6000)  # at draft, normal, final
+    person_steps: tuple[int, int, int] = (400, 1000, 5000)
+    joint_steps: tuple[int, int, int] = (100, 200, 2000)
     rays: int = 2048  # a step, of the background's and of the joint stage
     person_rays: int = 1024  # a step, of the person's stage
     poses_from: float = 0.2  # part of the person's stage after which poses are corrected

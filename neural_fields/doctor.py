@@ -13,7 +13,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "av", "pi
 OPTIONAL = {
     "lpips": "LPIPS in unwrap eval: pip install 'unwrap-video[metrics]'",
     "diffusers": "diffusion editors: pip install 'unwrap-video[diffusion]'",
-    "pytorch3d": "built from source by its own instructions; used where present",
+    "pytorch3d": "built from source by its own instructions; finds neighbours in volume_style",
     "ai_edge_litert": "pose networks of unwrap capture: pip install 'unwrap-video[pose]'",
     "nerfstudio": "pip install nerfstudio, in an environment of its own; ns-train then knows unwrap-background",
 }

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from neural_fields import fitting
 from neural_fields.config_volume import is_volume
 from neural_fields.errors import bad_input
 from neural_fields.fit_options import FitOptions, Reporter
-from neural_fields.fitting import FitResult, fit
+from neural_fields.fitting import FitResult
 from neural_fields.output import RenderOptions, render
 from neural_fields.run import Run, read_metrics
 from neural_fields.volume_run import is_volume_run, read_record
@@ -32,8 +33,9 @@ class RenderAsked:
     pose: Path | None = None
 
 
-def fit_any(source: str | Path, options: FitOptions, report: Reporter = lambda progress: None) -> FitResult:
+def fit(source: str | Path, options: FitOptions | None = None, report: Reporter = lambda progress: None) -> FitResult:
     """`fitting.fit`, or `volume_fit.fit_volume` where the config is that of a scene in space."""
+    options = options or FitOptions()
     if is_volume(options.config):
         from neural_fields.volume_fit import fit_volume
 
@@ -45,7 +47,7 @@ def fit_any(source: str | Path, options: FitOptions, report: Reporter = lambda p
             why=f"{options.config} fits still pictures to the frames of one video",
             fix=f"unwrap train {source} --config hosnerf, or unwrap train {Path(source) / 'images'}",
         )
-    return fit(source, options, report)
+    return fitting.fit(source, options, report)
 
 
 def next_step(result: FitResult) -> list[str]:
@@ -102,6 +104,14 @@ def evaluate_run(path: Path, masks: Sequence[str], lpips: Path | None, html: boo
     if is_volume_run(run):
         from neural_fields.volume_eval import evaluate_volume
 
+        for flag, value in {"--masks": masks, "--lpips": lpips, "--html": html}.items():
+            if value:
+                raise bad_input(
+                    flag,
+                    where=str(run.path),
+                    why="it is about the still pictures of a video, and the run is of a scene in space",
+                    fix=f"unwrap eval {run.path} --json, and look at previews/scene.png",
+                )
         return evaluate_volume(run)
     from neural_fields.evaluation import evaluate
 

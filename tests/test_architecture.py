@@ -47,7 +47,7 @@ HOMES = {
     "tinycudann": ["neural_fields/encodings/tcnn.py"],
     "lpips": ["neural_fields/metrics.py"],
     "torchvision": ["neural_fields/data/raft.py"],
-    "pytorch3d": ["neural_fields/volume/body.py"],
+    "pytorch3d": ["neural_fields/volume/neighbours.py"],
     "diffusers": ["editors/diffusion/wrapper.py"],
     "transformers": ["editors/diffusion/*"],
     "smplx": ["neural_fields/data/smpl.py"],

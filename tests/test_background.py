@@ -206,6 +206,28 @@ def test_a_view_from_inside_something_is_found_and_clearance_empties_its_near_pl
     assert field.geometry.bias.grad[0] > 0  # a step against it thins the fog
 
 
+def test_a_box_can_be_there_in_one_state_only() -> None:
+    torch.manual_seed(0)
+    made = torch.Generator().manual_seed(0)
+    field = Background(FRAME, states=2, config=SMALL)
+    optimiser = Adam(field.parameter_groups())
+
+    def wrong(points: Tensor, state: Tensor) -> Tensor:
+        """How far the light that a short way takes away is from all in the box and in the ground, else none."""
+        full = (points[:, 2] < 0) | ((points - 1).abs().amax(dim=1) < 0.6) & (state == 1)
+        passed = torch.exp(-0.3 * field.density(points * FRAME.radius + field.centre, state))
+        return 1 - passed - full.float()
+
+    for _ in range(200):
+        points, state = torch.rand(1500, 3, generator=made) * 4 - 2, torch.randint(2, (1500,), generator=made)
+        optimiser.zero_grad()
+        wrong(points, state).square().mean().backward()
+        optimiser.step()
+    box = torch.rand(500, 3, generator=made) + 0.5
+    for state in (0, 1):  # a field without states is wrong by a half in the mean of both
+        assert wrong(box, states(500, state)).abs().mean() < 0.1
+
+
 def fitted(capture: Capture, shape: BackgroundConfig, steps: int) -> Background:
     torch.manual_seed(0)
     made = torch.Generator().manual_seed(0)

@@ -28,9 +28,9 @@ from editors.volume.views import Picture, as_picture, shaken_rays
 from neural_fields.data.cameras import Camera
 from neural_fields.errors import bad_input
 from neural_fields.pictures import premultiplied, read_picture, resize
+from neural_fields.volume.neighbours import nearest
 from neural_fields.volume.scene import BACKGROUND
 
-ROWS = 1024  # features that are compared with all of the style's at once
 MOST_VIEWS = 60  # of the capture that are looked at, evenly spread
 BACKGROUND_ALONE = frozenset({BACKGROUND})
 
@@ -152,8 +152,8 @@ def nearest_features(
     """
     unit, target = (F.normalize(features, dim=0) for features in (found, style))
     with torch.no_grad():
-        nearest = torch.cat([(part.t() @ target).argmax(dim=1) for part in unit.split(ROWS, dim=1)])
-    return 1 - (unit * target[:, nearest]).sum(dim=0).mean()
+        found_at = nearest(unit.t(), target.t())  # of unit vectors the nearest has the largest cosine
+    return 1 - (unit * target[:, found_at]).sum(dim=0).mean()
 
 
 def palette(picture: Picture) -> tuple[Float[Tensor, "3"], Float[Tensor, "3 3"]]:

@@ -110,10 +110,12 @@ def _of_person(fit: Fit, seen: Seen, batch: RayBatch) -> dict[str, Tensor]:
         found["cycle"] = weight.cycle * human_terms.cycle_term(person.skinning, carried, seen.bones, span)
     if fit.pixels.flow is not None and seen.weights is not None:
         there, valid = fit.pixels.flow(batch.places)
-        pixels = human_terms.flow_term(
-            person.skinning, carried, seen.weights, there, valid & batch.person, seen.bones, fit.focal
-        )
-        found["flow"] = weight.flow * pixels
+        valid &= batch.person
+        # Flow teaches which bone carries what. Through the weights it would only make the person transparent; through
+        # the poses it would move those of moments that no view of the fit shows, by the errors of the flow.
+        weights, bones = seen.weights.detach(), seen.bones.detach()
+        pixels = human_terms.flow_term(person.skinning, carried, weights, there, valid, bones, fit.focal)
+        found["flow"] = weight.flow * valid.float().mean() * pixels
     if weight.offset and carried.offset is not None:
         found["offset"] = weight.offset * human_terms.offset_term(carried, span)
     if weight.pose and seen.pose_change is not None:
