@@ -12,7 +12,7 @@ from neural_fields.data.capture_folder import read_capture
 from neural_fields.run import Run, read_metrics
 from neural_fields.volume_run import load_scene, read_record
 
-MOST = 40  # views that were fitted, and views that were left out, that are measured
+MOST = 16  # views that were fitted, and views that were left out, that are measured
 
 
 def measured_views(count: int, held_out: Sequence[int]) -> list[int]:

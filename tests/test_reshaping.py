@@ -316,7 +316,7 @@ def test_a_damaged_shape_is_reported_by_name(run: Run, harm: str) -> None:
     elif harm == "escape":
         facts.write_text(text.replace('"foreground.safetensors"', '"../secret.safetensors"'))
     elif harm == "newer":
-        facts.write_text(text.replace('"schema": 2', '"schema": 3'))
+        facts.write_text(text.replace('"schema": 2', '"schema": 4'))
     elif harm != "not finite":
         described = json.loads(text)
         described["shapes"] = (
