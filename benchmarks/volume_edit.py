@@ -143,7 +143,20 @@ def styled(run: Run, record: VolumeRecord, scene: Scene, folder: Path, features:
     Image.fromarray(random.integers(0, 255, (12, 16, 3), np.uint8) // np.array([1, 2, 4], np.uint8)).resize(
         (128, 96)
     ).save(style)
-    unwrap("edit", run.path, "--editor", "volume_style", "--style", style, "--features", features)
+    unwrap(
+        "edit",
+        run.path,
+        "--editor",
+        "volume_style",
+        "--style",
+        style,
+        "--features",
+        features,
+        "--steps",
+        "60",
+        "--side",
+        "64",
+    )
     edited, _ = with_edits(run, scene)
     rooms = [float((room(record, scene, now) - room(record, edited, now)).abs().mean()) for now in (0, VIEWS // 2)]
     assert record.motion is not None, "the scene has a person"
