@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 from editors.api import edit
 from neural_fields import canonical, coords, metrics
 from neural_fields.baking import Maps
-from neural_fields.data.facts import VideoFacts, even_timestamps
+from neural_fields.data.facts import VideoFacts, made_facts
 from neural_fields.data.synthetic import Mark, SyntheticClip, demo_clip
 from neural_fields.data.video import probe, source_frames, write
 from neural_fields.evaluation import contact_sheet, evaluate
@@ -80,28 +80,7 @@ def demonstrate(out: Path, report: Callable[[Progress], None] = lambda progress:
 
 def new_facts(clip: SyntheticClip, rate: Fraction = Fraction(24)) -> VideoFacts:
     """Facts of a clip that no file holds yet."""
-    return VideoFacts(
-        path="",
-        kind="images",
-        sha256="",
-        bytes=0,
-        width=clip.width,
-        height=clip.height,
-        frame_count=clip.count,
-        rate=rate,
-        time_base=1 / rate,
-        timestamps=even_timestamps(clip.count, rate),
-        variable_rate=False,
-        rotation=0,
-        codec="",
-        pixel_format="rgb24",
-        color_space=None,
-        primaries=None,
-        transfer=None,
-        range=None,
-        sound=(),
-        notes=(),
-    )
+    return made_facts((clip.width, clip.height), clip.count, rate)
 
 
 def paint_star(run: Run, clip: SyntheticClip, out: Path) -> Star:

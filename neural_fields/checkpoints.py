@@ -138,6 +138,27 @@ def load_latest_checkpoint(run: Run, framework: Literal["torch", "numpy"] = "tor
     raise UserError(ExitCode.DAMAGED_RUN, what, where=str(run.checkpoints), why="; ".join(passed_over), fix=fix)
 
 
+def require_checkpoint(run: Run, fix: str) -> Checkpoint:
+    """The newest good checkpoint of a run that is to be looked at.
+
+    Args:
+        fix: the command that goes on with the fit.
+
+    Raises:
+        UserError: no checkpoint yet, or all are damaged.
+    """
+    checkpoint = load_latest_checkpoint(run)
+    if checkpoint is None:
+        raise UserError(
+            ExitCode.DAMAGED_RUN,
+            f"{run.path} has no checkpoint",
+            where=str(run.checkpoints),
+            why="the fit was stopped before its first checkpoint",
+            fix=fix,
+        )
+    return checkpoint
+
+
 def _manifest(step: int, written: Mapping[str, tuple[int, str]], facts: Mapping[str, Any]) -> bytes:
     files = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in written.items()}
     manifest = {"schema": SCHEMA, "version": __version__, "step": step, "files": files, "facts": plain(facts)}

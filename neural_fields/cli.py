@@ -263,27 +263,20 @@ def run_render(command: Render, extra: list[str]) -> int:
     """`unwrap render`."""
     overrides_refused(extra, command)
     prepare_threads()
-    from neural_fields.families import RenderAsked, render_run
+    from neural_fields.families import render_run
+    from neural_fields.output import RenderOptions
+    from neural_fields.volume_output import VolumeRenderOptions
 
     line = LiveLine()
-    asked = RenderAsked(
-        edits=command.edit,
-        out=command.out,
-        what=command.what,
-        size=command.size,
-        codec=command.codec,
-        overwrite=command.yes,
-        camera=command.camera,
-        time=command.time,
-        pose=command.pose,
-    )
+    common = RenderOptions(command.edit, command.out, "edit", command.size, command.codec, command.yes)
+    options = VolumeRenderOptions(common, command.what, command.camera, command.time, command.pose)
 
     def report(done: int, total: int) -> None:
         from neural_fields.fit_options import Progress
 
         line(Progress("rendering", done, total))
 
-    for path in render_run(command.run, asked, report):
+    for path in render_run(command.run, options, report):
         print(path)
     return ExitCode.OK
 

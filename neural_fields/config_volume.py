@@ -81,11 +81,10 @@ class VolumeTraining:
     joint_rate: float = 0.1  # learning rates of the joint stage, in parts of those before; the paper's number
     holdout: int = 0  # every so many views one is left out of the fit, to be measured; 0 leaves out none
     checkpoint_every: int = 500  # steps
-    preview_every: int = 500
 
     def __post_init__(self) -> None:
-        require(min(self.rays, self.person_rays, self.checkpoint_every, self.preview_every) > 0, "rays, person_rays, "
-                "checkpoint_every and preview_every must be above 0")  # fmt: skip
+        counts = min(self.rays, self.person_rays, self.checkpoint_every)
+        require(counts > 0, "rays, person_rays and checkpoint_every must be above 0")
         require(self.holdout == 0 or self.holdout >= 2, "holdout must be 0 or at least 2")
         steps = (*self.background_steps, *self.person_steps, *self.joint_steps)
         require(min(steps) >= 0, "steps must not be negative")

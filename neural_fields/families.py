@@ -4,33 +4,19 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from neural_fields import fitting
 from neural_fields.config_volume import is_volume
-from neural_fields.errors import bad_input
+from neural_fields.errors import UserError, bad_input
 from neural_fields.fit_options import FitOptions, Reporter
 from neural_fields.fitting import FitResult
-from neural_fields.output import RenderOptions, render
+from neural_fields.output import render
 from neural_fields.run import Run, read_metrics
+from neural_fields.volume_output import VolumeRenderOptions, render_volume
 from neural_fields.volume_run import is_volume_run, read_record
-
-
-@dataclass(frozen=True)
-class RenderAsked:
-    """All that `unwrap render` can be asked for; see `RenderOptions` and `VolumeRenderOptions`."""
-
-    edits: tuple[str, ...] = ()
-    out: Path | None = None
-    what: Any = "edit"
-    size: str = "source"
-    codec: str = "h264"
-    overwrite: bool = False
-    camera: str = "source"
-    time: int | None = None
-    pose: Path | None = None
 
 
 def fit(source: str | Path, options: FitOptions | None = None, report: Reporter = lambda progress: None) -> FitResult:
@@ -60,38 +46,40 @@ def next_step(result: FitResult) -> list[str]:
     return [first, f"  unwrap edit {name} PAINTED.png --layer NAME && unwrap render {name}"]
 
 
-def render_run(path: Path, asked: RenderAsked, report: Callable[[int, int], None]) -> list[Path]:
+def render_run(path: Path, options: VolumeRenderOptions, report: Callable[[int, int], None]) -> list[Path]:
     """Renders a run; returns the files written.
 
     Raises:
         UserError: as `output.render` and `volume_output.render_volume`; an option that the run's family has not.
     """
     run = Run.open(path)
-    common = RenderOptions(asked.edits, asked.out, "edit", asked.size, asked.codec, asked.overwrite)
     if is_volume_run(run):
-        from neural_fields.volume_output import VolumeRenderOptions, render_volume
+        return render_volume(run, options, report)
+    if options.what == "depth" or options.what == "opacity":
+        raise _of_space(run, f"--what {options.what}")
+    _refuse(run, options)
+    return render(run, replace(options.common, what=options.what), report)
 
-        return render_volume(run, VolumeRenderOptions(common, asked.what, asked.camera, asked.time, asked.pose), report)
-    _refuse(run, asked)
-    return render(run, replace(common, what=asked.what), report)
 
-
-def _refuse(run: Run, asked: RenderAsked) -> None:
+def _refuse(run: Run, options: VolumeRenderOptions) -> None:
     """Options of scenes in space on a run of still pictures."""
     given = {
-        f"--camera {asked.camera}": asked.camera != "source",
-        f"--time {asked.time}": asked.time is not None,
-        f"--pose {asked.pose}": asked.pose is not None,
-        f"--what {asked.what}": asked.what in ("depth", "opacity"),
+        f"--camera {options.camera}": options.camera != "source",
+        f"--time {options.time}": options.time is not None,
+        f"--pose {options.pose}": options.pose is not None,
     }
     for flag, is_there in given.items():
         if is_there:
-            raise bad_input(
-                flag,
-                where=str(run.path),
-                why="the run has still pictures of a video, not a scene in space with cameras and bones",
-                fix="leave it out, or fit a scene: unwrap train SCENE --config hosnerf",
-            )
+            raise _of_space(run, flag)
+
+
+def _of_space(run: Run, flag: str) -> UserError:
+    return bad_input(
+        flag,
+        where=str(run.path),
+        why="the run has still pictures of a video, not a scene in space with cameras and bones",
+        fix="leave it out, or fit a scene: unwrap train SCENE --config hosnerf",
+    )
 
 
 def evaluate_run(path: Path, masks: Sequence[str], lpips: Path | None, html: bool) -> dict[str, Any]:

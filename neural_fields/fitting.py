@@ -17,7 +17,7 @@ import torch
 from neural_fields import config as settings
 from neural_fields.baking import Maps, bake
 from neural_fields.canonical import export, pristine
-from neural_fields.checkpoints import Checkpoint, load_latest_checkpoint
+from neural_fields.checkpoints import Checkpoint, load_latest_checkpoint, require_checkpoint
 from neural_fields.config import Config
 from neural_fields.coverage import canonical_images
 from neural_fields.data.clip import Clip
@@ -185,15 +185,7 @@ def load_model(run: Run) -> tuple[PlanarModel, int]:
     Raises:
         UserError: no checkpoint yet, or all are damaged.
     """
-    checkpoint = load_latest_checkpoint(run)
-    if checkpoint is None:
-        raise UserError(
-            ExitCode.DAMAGED_RUN,
-            f"{run.path} has no checkpoint",
-            where=str(run.checkpoints),
-            why="the fit was stopped before its first checkpoint",
-            fix=f"unwrap train <the video> --out {run.path}",
-        )
+    checkpoint = require_checkpoint(run, f"unwrap train <the video> --out {run.path}")
     model = build(read_fit_record(run).config, ModelShape.from_json(checkpoint.facts["shape"]))
     model.load_state_dict({name: torch.as_tensor(value) for name, value in checkpoint.model.items()})
     return model.eval(), checkpoint.step

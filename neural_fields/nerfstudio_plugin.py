@@ -143,13 +143,7 @@ def _kinds() -> SimpleNamespace:
     """
     from dataclasses import dataclass, field
 
-    from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
-    from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
-    from nerfstudio.engine.optimizers import AdamOptimizerConfig
-    from nerfstudio.engine.trainer import TrainerConfig
     from nerfstudio.models.base_model import Model, ModelConfig
-    from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
-    from nerfstudio.plugins.types import MethodSpecification
 
     class BackgroundModel(Model):
         """Our background field where nerfstudio has its scene: cameras within the unit cube."""
@@ -196,7 +190,23 @@ def _kinds() -> SimpleNamespace:
 
     for kind in (BackgroundModel, BackgroundModelConfig):
         kind.__module__, kind.__qualname__ = __name__, kind.__name__
-    method = MethodSpecification(
+    return SimpleNamespace(
+        method=_method(BackgroundModelConfig()),
+        BackgroundModel=BackgroundModel,
+        BackgroundModelConfig=BackgroundModelConfig,
+    )
+
+
+def _method(model: Any) -> Any:
+    """The method by which nerfstudio trains a model of this configuration."""
+    from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
+    from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+    from nerfstudio.engine.optimizers import AdamOptimizerConfig
+    from nerfstudio.engine.trainer import TrainerConfig
+    from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
+    from nerfstudio.plugins.types import MethodSpecification
+
+    return MethodSpecification(
         config=TrainerConfig(
             method_name="unwrap-background",
             max_num_iterations=STEPS,
@@ -205,13 +215,12 @@ def _kinds() -> SimpleNamespace:
                 datamanager=VanillaDataManagerConfig(
                     dataparser=NerfstudioDataParserConfig(), train_num_rays_per_batch=RAYS
                 ),
-                model=BackgroundModelConfig(),
+                model=model,
             ),
             optimizers={"fields": {"optimizer": AdamOptimizerConfig(lr=RATE, eps=1e-15), "scheduler": None}},
         ),
         description="The background of Unwrap's 3D route: a hash grid with a dense proposal.",
     )
-    return SimpleNamespace(method=method, BackgroundModel=BackgroundModel, BackgroundModelConfig=BackgroundModelConfig)
 
 
 def _psnr(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

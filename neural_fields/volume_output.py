@@ -21,7 +21,7 @@ from neural_fields.data.bones_file import read_bones
 from neural_fields.data.camera_files import read_transforms
 from neural_fields.data.cameras import Camera, look_at
 from neural_fields.data.capture_folder import read_capture
-from neural_fields.data.facts import VideoFacts, parse_size
+from neural_fields.data.facts import made_facts, parse_size
 from neural_fields.data.skeleton import Motion
 from neural_fields.data.video import CODECS, write
 from neural_fields.edits import active_edits
@@ -35,10 +35,7 @@ from neural_fields.volume_run import VolumeRecord, load_scene, read_record, with
 What = Literal["edit", "reconstruction", "compare", "layers", "depth", "opacity"]
 ORBIT = 60  # pictures of a turn around
 RATE = 24  # pictures a second of what has no rate of its own
-SLIGHT, CLEAR = (
-    1 / 255,
-    8 / 255,
-)  # changes of a pixel: below the first the source stays, from the second the scene shows
+SLIGHT, CLEAR = 1 / 255, 8 / 255  # changes of a pixel up to which the source stays, and from which the scene shows
 
 
 @dataclass(frozen=True)
@@ -318,34 +315,9 @@ def _write(
 
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        return write(path, counted(), made_here(size, len(shots)), codec=options.codec, overwrite=options.overwrite)
+        facts = made_facts(size, len(shots), Fraction(RATE))
+        return write(path, counted(), facts, codec=options.codec, overwrite=options.overwrite)
     except UserError as error:
         if path.exists() and not options.overwrite and not error.fix:
             error.fix = "add -y to replace it, or --out with another name"
         raise
-
-
-def made_here(size: tuple[int, int], count: int) -> VideoFacts:
-    """Facts of a video that no camera made: `RATE` pictures a second, silent."""
-    return VideoFacts(
-        path="",
-        kind="images",
-        sha256="",
-        bytes=0,
-        width=size[0],
-        height=size[1],
-        frame_count=count,
-        rate=Fraction(RATE),
-        time_base=Fraction(1, RATE),
-        timestamps=tuple(Fraction(index, RATE) for index in range(count)),
-        variable_rate=False,
-        rotation=0,
-        codec="",
-        pixel_format="rgb24",
-        color_space=None,
-        primaries=None,
-        transfer=None,
-        range=None,
-        sound=(),
-        notes=(),
-    )

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from neural_fields.checkpoints import Checkpoint, load_latest_checkpoint
+from neural_fields.checkpoints import Checkpoint, require_checkpoint
 from neural_fields.config_loader import from_mapping
 from neural_fields.config_volume import KIND, VolumeConfig, volume_config_to_mapping
 from neural_fields.data.bones_file import read_bones, read_states, write_bones, write_states
@@ -166,15 +166,7 @@ def load_scene(run: Run, record: VolumeRecord) -> tuple[Scene, Checkpoint]:
     Raises:
         UserError: no checkpoint yet, or all are damaged.
     """
-    checkpoint = load_latest_checkpoint(run)
-    if checkpoint is None:
-        raise UserError(
-            ExitCode.DAMAGED_RUN,
-            f"{run.path} has no checkpoint",
-            where=str(run.checkpoints),
-            why="the fit was stopped before its first checkpoint",
-            fix=f"unwrap train {record.source} --config {record.preset} --out {run.path}",
-        )
+    checkpoint = require_checkpoint(run, f"unwrap train {record.source} --config {record.preset} --out {run.path}")
     scene = build_scene(record)
     scene.load_state_dict({name: torch.as_tensor(value) for name, value in checkpoint.model.items()})
     return scene.eval(), checkpoint

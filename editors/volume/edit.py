@@ -10,6 +10,7 @@ of colours keeps every outline where it was.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -94,14 +95,14 @@ class WeightEdit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VolumeEditor:
+class VolumeEditor(ABC):
     """What all editors of scenes in space are: a dataclass of settings that can be called."""
 
     name: ClassVar[str]
 
+    @abstractmethod
     def __call__(self, source: VolumeSource, report: Report) -> WeightEdit:
         """Makes the edit; changes nothing on disk, and the scene not for longer than it takes."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -187,3 +187,29 @@ def steady_rate(timestamps: Sequence[Fraction], tick: Fraction, declared: Fracti
         if rate and all(abs(t - timestamps[0] - i / rate) <= tick for i, t in enumerate(timestamps)):
             return rate, False
     return mean, True
+
+
+def made_facts(size: tuple[int, int], count: int, rate: Fraction) -> VideoFacts:
+    """Facts of a silent video of `size` (width, height) that no camera made and no file holds yet."""
+    return VideoFacts(
+        path="",
+        kind="images",
+        sha256="",
+        bytes=0,
+        width=size[0],
+        height=size[1],
+        frame_count=count,
+        rate=rate,
+        time_base=1 / rate,
+        timestamps=even_timestamps(count, rate),
+        variable_rate=False,
+        rotation=0,
+        codec="",
+        pixel_format="rgb24",
+        color_space=None,
+        primaries=None,
+        transfer=None,
+        range=None,
+        sound=(),
+        notes=(),
+    )

@@ -25,7 +25,6 @@ from neural_fields.volume.proposal import Proposal, Stretches, annealing, positi
 from neural_fields.volume.rays import (
     Marched,
     Rays,
-    Shown,
     ViewRays,
     contract,
     march_weights,
@@ -34,7 +33,6 @@ from neural_fields.volume.rays import (
 )
 from neural_fields.volume.terms import distortion, interlevel, squared
 
-_UNSEEN = 1e-3  # samples seen less than this get no colour when a picture is made
 _HARMONICS = 9  # of degree 0 to 2
 _CODE = 0.1  # spread of the numbers of a state's code at the start
 
@@ -156,12 +154,6 @@ class Background(nn.Module):
         """Colours behind everything."""
         raw = self.sky_color(harmonics(rays.direction)) + self.sky_state(self.codes)[state]
         return torch.sigmoid(raw if self.paint is None else raw + self.paint(rays.direction / 2 + 0.5))
-
-    def look(self, rays: Rays, state: Int[Tensor, " rays"]) -> tuple[Float[Tensor, "rays 3"], Shown]:
-        """Colours that a picture shows, and what they are made of."""
-        marched, _ = self.march(rays, state, unseen=_UNSEEN)
-        shown = render_marched(marched)
-        return shown.over(self.sky(rays, state)), shown
 
     def density(self, points: Float[Tensor, "points 3"], state: Int[Tensor, " points"]) -> Float[Tensor, " points"]:
         """Density at points of the world, for a unit of its length."""

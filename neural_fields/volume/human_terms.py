@@ -5,8 +5,6 @@ HOSNeRF (Liu et al. 2023), section 3.4. N rays, S samples of a ray, K samples of
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
@@ -16,38 +14,27 @@ from torch import Tensor
 from neural_fields.data.cameras import Camera
 from neural_fields.volume.body import Skinning
 from neural_fields.volume.human import Carried
-from neural_fields.volume.rays import Rays, Shown, camera_rays
+from neural_fields.volume.rays import Rays, camera_rays
 
-# Weights of the terms in the paper; its LPIPS has 1.
-COLOR, FLOW, CYCLE = 0.2, 0.01, 0.01
 _SURE = 1e-4  # an opacity is never surer than this
 
 
 def color_term(
-    shown: Shown, rgb: Float[Tensor, "rays 3"], mask: Bool[Tensor, " rays"], behind: Float[Tensor, "3"]
+    seen: Float[Tensor, "rays 3"], rgb: Float[Tensor, "rays 3"], mask: Bool[Tensor, " rays"], behind: Float[Tensor, "3"]
 ) -> Float[Tensor, ""]:
     """Mean squared error of the person in front of one colour, against the picture cut out by the mask.
 
     Args:
+        seen: the person in front of `behind`.
         behind: another colour every step: else the field may paint the background instead of leaving it open.
     """
-    wanted = torch.where(mask[:, None], rgb, behind)
-    return (shown.over(behind.expand_as(rgb)) - wanted).square().mean()
+    return (seen - torch.where(mask[:, None], rgb, behind)).square().mean()
 
 
 def mask_term(opacity: Float[Tensor, " rays"], mask: Bool[Tensor, " rays"]) -> Float[Tensor, ""]:
     """How unlikely the masks are by the opacities: binary cross entropy."""
     sure = opacity.clamp(_SURE, 1 - _SURE)
     return torch.nn.functional.binary_cross_entropy(sure, mask.to(sure))
-
-
-def perceptual_term(
-    seen: Float[Tensor, "patches 3 height width"],
-    wanted: Float[Tensor, "patches 3 height width"],
-    distance: Callable[[Tensor, Tensor], Tensor],
-) -> Float[Tensor, ""]:
-    """Mean distance of patches, in RGB from -1 to 1, by a network whose weights the user has (LPIPS in the paper)."""
-    return distance(seen * 2 - 1, wanted * 2 - 1).mean()
 
 
 def flow_rays(

@@ -7,9 +7,8 @@ Volume Rendering" (1995), sections 2 and 3. N rays, S samples of a ray.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -133,41 +132,6 @@ class ViewRays:
         return Rays(pose[:, :3, 3], direction, self._time[view])
 
 
-@runtime_checkable
-class Field(Protocol):
-    """What a picture can be made of."""
-
-    def look(self, rays: Rays, state: Tensor) -> tuple[Tensor, Shown]:
-        """Colours [rays, 3] along rays in states [rays], and what they are made of."""
-        ...
-
-    def parameters(self) -> Iterator[Any]: ...
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A whole view; `depth` is along the rays and in the units of the world, 0 where nothing is hit."""
-
-    rgb: Float[Tensor, "height width 3"]
-    opacity: Float[Tensor, "height width"]
-    depth: Float[Tensor, "height width"]
-
-
-@torch.no_grad()
-def render_view(field: Field, camera: Camera, state: int = 0, time: int = 0, chunk: int = 8192) -> Picture:
-    """What a camera sees of a field, `chunk` rays at once."""
-    rays = camera_rays(camera, time=time, device=next(field.parameters()).device)
-    colors, opacities, depths = [], [], []
-    for start in range(0, len(rays), chunk):
-        part = rays[start : start + chunk]
-        color, shown = field.look(part, torch.full_like(part.time, state))
-        colors.append(color)
-        opacities.append(shown.opacity)
-        depths.append(shown.depth)
-    shape = (camera.height, camera.width)
-    return Picture(torch.cat(colors).view(*shape, 3), torch.cat(opacities).view(shape), torch.cat(depths).view(shape))
-
-
 def optical_thickness(marched: Marched) -> Float[Tensor, "rays samples"]:
     """Density times length of every sample that counts."""
     return marched.density * marched.interval * marched.inside
@@ -214,12 +178,6 @@ def contract(points: Float[Tensor, "*points 3"]) -> Float[Tensor, "*points 3"]:
     return points * ((2 - 1 / length) / length)
 
 
-def uncontract(points: Float[Tensor, "*points 3"]) -> Float[Tensor, "*points 3"]:
-    """The inverse of `contract`, inside the ball of radius 2."""
-    length = points.norm(dim=-1, keepdim=True).clamp_min(1)
-    return points / (length * (2 - length).clamp_min(_TINY))
-
-
 def sample_pdf(
     edges: Float[Tensor, "rays edges"],
     weights: Float[Tensor, "rays stretches"],
@@ -256,15 +214,3 @@ def edges_around(
     middle = (places[:, 1:] + places[:, :-1]) / 2
     first, last = 2 * places[:, :1] - middle[:, :1], 2 * places[:, -1:] - middle[:, -1:]
     return torch.cat([first, middle, last], dim=1).clamp(low, high)
-
-
-def box_span(
-    rays: Rays, low: Float[Tensor, "#rays 3"], high: Float[Tensor, "#rays 3"]
-) -> tuple[Float[Tensor, " rays"], Float[Tensor, " rays"], Bool[Tensor, " rays"]]:
-    """Distances at which rays enter and leave boxes, and which rays meet theirs in front of the origin."""
-    parallel = rays.direction.abs() < 1e-9
-    slope = torch.where(parallel, torch.full_like(rays.direction, 1e-9), rays.direction)
-    one, two = (low - rays.origin) / slope, (high - rays.origin) / slope
-    enter = torch.minimum(one, two).amax(dim=1).clamp_min(0)
-    leave = torch.maximum(one, two).amin(dim=1)
-    return enter, leave, leave > enter

@@ -89,8 +89,7 @@ def _person(fit: Fit, stage: Stage, step: int, generator: torch.Generator) -> di
         opened=opening(fit, stage, step),
         corrected=stage.progress(step) >= settings.poses_from,
     )
-    wanted = torch.where(batch.person[:, None], batch.color, behind)
-    found = {"color": (seen.color - wanted).square().mean()}
+    found = {"color": human_terms.color_term(seen.color, batch.color, batch.person, behind)}
     sure = 1.0 if stage.progress(step) < 0.5 else 0.1  # masks say where the person is; their outlines are not exact
     return found | _of_mask(fit, seen.opacity, batch, sure) | _of_person(fit, seen, batch)
 

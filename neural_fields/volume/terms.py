@@ -14,11 +14,6 @@ _CHARBONNIER = 1e-3  # padding of mip-NeRF 360 and HOSNeRF
 _TINY = 1e-7
 
 
-def charbonnier(found: Float[Tensor, "rays 3"], wanted: Float[Tensor, "rays 3"]) -> Float[Tensor, ""]:
-    """Mean distance of colours, a parabola below a thousandth: Charbonnier et al. (1994)."""
-    return ((found - wanted).square() + _CHARBONNIER**2).sqrt().mean()
-
-
 def squared(found: Float[Tensor, "rays 3"], wanted: Float[Tensor, "rays 3"]) -> Float[Tensor, ""]:
     """Mean squared difference of colours."""
     return (found - wanted).square().mean()
