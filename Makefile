@@ -25,7 +25,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing uv, then unwrap with the versions of constraints.txt (several GB the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
 	@$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --build-constraint constraints.txt \
-		--editable '.[dev,diffusion,metrics]'
+		--editable '.[dev,diffusion,exr,metrics,psd]'
 	@touch $@
 
 # Two workers of one thread each: with more threads than free cores, small operators run far slower.

@@ -31,6 +31,15 @@ EDITORS = {
     "shape_aware": "editors.diffusion.shape_aware.ShapeAware",
     "dynvideo_e": "editors.volume.dynvideo_e.DynVideoE",
     "volume_style": "editors.volume.style.VolumeStyle",
+    "place": "editors.place.Place",
+    "drag": "editors.drag.Drag",
+    "style": "editors.style.Style",
+    "adjust": "editors.adjust.Adjust",
+    "lift": "editors.function.Lift",
+    "remove": "editors.remove.Remove",
+    "replace": "editors.replace.Replace",
+}
+OF_SCENES = {
     "remove": "editors.volume.whole.Remove",
     "replace": "editors.volume.whole.Replace",
 }

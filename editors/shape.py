@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from editors.base import EditorResult, Report, Source
-from editors.diffusion.settings import Repeated
 from editors.shape_points import STILL, Points, check_spread, parse_pairs, read_flow, read_pairs
+from neural_fields.config_flags import Repeated
 from neural_fields.coords import Box
 from neural_fields.errors import bad_input
 from neural_fields.extended_map import ExtendedMap

@@ -11,6 +11,7 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 import functools
 import importlib.util
 import socket
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -127,10 +128,17 @@ def moving_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return fit(home / "clip.mkv", FitOptions(home / "run", masks=masks, overrides={"training.steps": 8})).run
 
 
+@pytest.fixture(scope="session")
+def true_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run (`.run`) with the exact maps of a clip (`.clip`): 12 frames of 192 x 108. Tests do not change it."""
+    return _beside_this_file("true_run").make(tmp_path_factory.mktemp("true"))
+
+
 def _beside_this_file(name: str) -> Any:
     path = Path(__file__).with_name(f"{name}.py")
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module

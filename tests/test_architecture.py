@@ -35,7 +35,7 @@ ROWS = {
     ],
     "input": ["data/*", "encodings/*", "pictures.py", "lookup.py"],
     "models": ["planar/*", "volume/*", "adam.py", "canonical.py", "metrics*.py"],
-    "work": ["training.py", "baking.py", "rendering.py", "export/*"],
+    "work": ["training.py", "baking.py", "rendering.py"],
     "rest": ["*"],
     "commands": ["api.py", "cli*.py"],  # `editors`, with the whole program in its cli.py, is on top of all
 }
@@ -53,6 +53,9 @@ HOMES = {
     "smplx": ["neural_fields/data/smpl.py"],
     "ai_edge_litert": ["neural_fields/data/pose_network.py"],
     "nerfstudio": ["neural_fields/nerfstudio_plugin.py"],
+    "OpenEXR": ["neural_fields/export/exr.py"],
+    "psd_tools": ["neural_fields/export/psd.py"],
+    "watchfiles": ["editors/watch.py"],
     "pickle": ["neural_fields/data/raft.py"],  # to name the error that torch.load raises; calls are checked below
     "dill": [],
     "joblib": [],
@@ -69,6 +72,9 @@ NEVER_AT_THE_TOP = [
     "smplx",
     "ai_edge_litert",
     "nerfstudio",
+    "OpenEXR",
+    "psd_tools",
+    "watchfiles",
 ]
 STARTS_FAST = [
     "editors/cli.py",

@@ -25,9 +25,10 @@ from editors.diffusion.conditions import (
 )
 from editors.diffusion.inpaint import repaint
 from editors.diffusion.region import Regional, open_regions
-from editors.diffusion.settings import Repeated, wrong_setting
+from editors.diffusion.settings import wrong_setting
 from editors.diffusion.weights import Weights
 from editors.diffusion.wrapper import Images, load_model
+from neural_fields.config_flags import Repeated
 from neural_fields.errors import bad_input
 
 FOUND = ("edges", "soft-edges")  # kinds that are found in the canonical picture itself

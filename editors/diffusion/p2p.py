@@ -36,8 +36,9 @@ from editors.diffusion.attention import (
 from editors.diffusion.pnp import Inverted, remade
 from editors.diffusion.region import open_regions
 from editors.diffusion.schedule import Denoised, Latents
-from editors.diffusion.settings import Repeated, wrong_setting
+from editors.diffusion.settings import wrong_setting
 from editors.diffusion.wrapper import DiffusionModel, Text, load_model
+from neural_fields.config_flags import Repeated
 
 COARSE = 4  # self-attention is the original's in layers with so many times fewer tokens than latents, and with less
 PLACE = 16  # where a word is, is read in layers with so many times fewer tokens than latents, and with less

@@ -6,12 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from tyro.conf import UseAppendAction
-
 from editors.diffusion.weights import Weights
+from neural_fields.config_flags import Repeated
 from neural_fields.errors import ExitCode, UserError
-
-Repeated = UseAppendAction[tuple[str, ...]]  # a flag that may be given several times
 
 
 @dataclass(frozen=True, kw_only=True)

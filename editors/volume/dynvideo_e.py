@@ -19,7 +19,7 @@ import torch
 from editors.base import Report
 from editors.diffusion.conditions import depth_by
 from editors.diffusion.distillation import Words, score_of
-from editors.diffusion.settings import Repeated, wrong_setting
+from editors.diffusion.settings import wrong_setting
 from editors.diffusion.weights import Weights
 from editors.diffusion.wrapper import DiffusionModel, load_model
 from editors.volume.distil import WHOLE, Chance, Descent, Lesson, Subject, Teacher, Turned, descend
@@ -28,6 +28,7 @@ from editors.volume.parts import body_parts
 from editors.volume.poses import Pose, PoseSampler
 from editors.volume.reference import Reference, ReferenceWeights, read_reference
 from editors.volume.zero123 import load_view_model
+from neural_fields.config_flags import Repeated
 from neural_fields.data.skeleton import Motion
 from neural_fields.errors import ExitCode, UserError
 from neural_fields.volume.scene import PERSON

@@ -1,0 +1,108 @@
+"""`unwrap export RUN WHAT`: each name leads to a class whose fields are the command's flags."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, make_dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import Positional
+
+from neural_fields import cli as base
+from neural_fields.config_loader import nearest
+from neural_fields.errors import ExitCode, UserError
+from neural_fields.threads import prepare_threads
+
+EXPORTS = {
+    "canonical": "neural_fields.export.canonical.Canonical",
+    "stmap": "neural_fields.export.stmap.STMap",
+    "matte": "neural_fields.export.mattes.Matte",
+    "layers": "neural_fields.export.mattes.Layers",
+    "unwrapped": "neural_fields.export.unwrapped.Unwrapped",
+    "tracks": "neural_fields.export.tracks.TrackPoints",
+    "labels": "neural_fields.export.labels.Labels",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write files for other programs: canonical, stmap, matte, layers, unwrapped, tracks or labels.
+
+    `unwrap export RUN WHAT --help` shows the settings of each.
+    """
+
+    run: Positional[Path]
+    """The run's folder."""
+    what: Positional[str]
+    """canonical, stmap, matte, layers, unwrapped, tracks or labels."""
+    out: Path | None = None
+    """The folder to write (default: exports/WHAT in the run)."""
+    no_metadata: base.Yes = False
+    """Leave out of the files what made them."""
+    yes: base.Yes = False
+    """Replace a folder that exists."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def command_of(words: Sequence[str]) -> type | None:
+    """The command that takes the settings of the export named on a command line; None where none is named.
+
+    Raises:
+        UserError: there is no such export (exit 2).
+    """
+    plain = [word for word in words[1:3] if not word.startswith("-")]
+    if len(plain) < 2:
+        return None
+    kind = export_kind(plain[1])
+    settings: Any = Annotated[kind, tyro.conf.arg(name="")]
+    made = make_dataclass("Export", [("settings", settings)], bases=(Export,), frozen=True, kw_only=True)
+    made.__doc__ = kind.__doc__
+    return made
+
+
+def export_kind(name: str) -> type:
+    """The class of an export.
+
+    Raises:
+        UserError: there is no such export (exit 2).
+    """
+    if name not in EXPORTS:
+        guess = nearest(name, EXPORTS)
+        raise UserError(
+            ExitCode.USAGE,
+            f"there is no export {name!r}",
+            why=f"did you mean {guess}?" if guess else f"there are: {', '.join(EXPORTS)}",
+            fix=f"unwrap export RUN {guess or 'stmap'} --help",
+        )
+    module, _, kind = EXPORTS[name].rpartition(".")
+    return getattr(import_module(module), kind)
+
+
+def run_export(command: Any, extra: list[str]) -> int:
+    """`unwrap export`."""
+    base.overrides_refused(extra, command)
+    prepare_threads()
+    from neural_fields.export.base import export
+    from neural_fields.fit_options import Progress
+    from neural_fields.run import Run
+
+    line = base.LiveLine()
+    found = export(
+        Run.open(command.run),
+        command.settings,
+        out=command.out,
+        overwrite=command.yes,
+        metadata=not command.no_metadata,
+        report=lambda stage, done, total: line(Progress(stage, done, total)),
+    )
+    for note in found.notes:
+        base.say(f"note: {note}")
+    if command.json:
+        base.print_json({"files": [str(path) for path in found.paths], "notes": list(found.notes)})
+    else:
+        print(*found.paths, sep="\n")
+    return ExitCode.OK

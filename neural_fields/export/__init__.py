@@ -1,0 +1,1 @@
+"""Files for other programs: maps, mattes, layered pictures, flattened clips, tracks and labels."""

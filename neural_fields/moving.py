@@ -1,0 +1,28 @@
+"""Changes of a layer that are another in every frame: an edited flat clip, a video as a background."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import UInt8
+
+from neural_fields.coords import Box
+
+
+@dataclass(frozen=True)
+class Moving:
+    """An overlay for every frame of a run.
+
+    Attributes:
+        frames: gives them anew each time, frame by frame of the run: RGBA with straight alpha, all of one size.
+        count: how many there are: as many as the run has frames.
+        box: the part of the canonical plane that they cover; None: each covers the video's frame itself.
+        notes: what the user should know about how they were made.
+    """
+
+    frames: Callable[[], Iterator[UInt8[np.ndarray, "height width 4"]]]
+    count: int
+    box: Box | None
+    notes: tuple[str, ...] = ()
