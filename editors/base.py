@@ -18,11 +18,13 @@ from jaxtyping import Float, UInt8
 
 from editors.frame import FrameMaps, frame_maps
 from editors.image import check_size
+from editors.stack import Effects
 from neural_fields import canonical
 from neural_fields.baking import Maps
 from neural_fields.canonical import CanonicalImage, Overlay
+from neural_fields.compositing import painters
 from neural_fields.data.video import source_frames
-from neural_fields.edits import active_edits, flatten
+from neural_fields.edits import active_edits
 from neural_fields.errors import bad_input
 from neural_fields.output import source_facts
 from neural_fields.pictures import read_picture, resize
@@ -53,12 +55,10 @@ class Source:
     @cached_property
     def pictures(self) -> Mapping[str, CanonicalImage]:
         """The canonical pictures of all layers as they look now: with the active edits painted on."""
-        edits = active_edits(self.run)
-        found = {}
-        for layer in self.maps.layers:
-            picture = canonical.pristine(self.run.canonical, layer)
-            overlay = flatten(edits, layer, picture.size, picture.box)
-            found[layer] = picture if overlay is None else picture.over(overlay)
+        found = {layer: canonical.pristine(self.run.canonical, layer) for layer in self.maps.layers}
+        for edit in active_edits(self.run):
+            for painter in painters(edit):
+                found[painter.layer] = painter.paint(found[painter.layer])
         return found
 
     def region(self, layer: str) -> Float[np.ndarray, "height width"]:
@@ -107,12 +107,14 @@ class EditorResult:
         notes: what the user should know, one sentence each.
         facts: what is kept in edit.json beside the editor's settings.
         shapes: how it deformed layers, with what is painted on them.
+        effects: what else it does to layers.
     """
 
     overlays: Mapping[str, Overlay]
     notes: tuple[str, ...] = ()
     facts: Mapping[str, object] = field(default_factory=dict)
     shapes: Mapping[str, Shape] = field(default_factory=dict)
+    effects: Effects = field(default_factory=Effects)
 
 
 @runtime_checkable

@@ -22,6 +22,7 @@ from neural_fields.threads import prepare_threads
 
 if TYPE_CHECKING:
     from editors.api import Made
+    from editors.stack import Stepped
 
 
 @dataclass(frozen=True)
@@ -193,8 +194,14 @@ def run_undo(command: Undo, extra: list[str]) -> int:
 
     run = Run.open(command.run)
     with lock(run):
-        print(f"undone: {undo(run).folder.name}")
+        print(f"undone: {_step(undo(run))}")
     return ExitCode.OK
+
+
+def _step(found: Stepped) -> str:
+    """What was taken back or brought back."""
+    change = "how it lies in " if found.operation == "set" else ""
+    return f"{change}{found.edit.folder.name}"
 
 
 def run_redo(command: Redo, extra: list[str]) -> int:
@@ -206,7 +213,7 @@ def run_redo(command: Redo, extra: list[str]) -> int:
 
     run = Run.open(command.run)
     with lock(run):
-        print(f"again: {redo(run).folder.name}")
+        print(f"again: {_step(redo(run))}")
     return ExitCode.OK
 
 

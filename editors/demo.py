@@ -121,6 +121,7 @@ def measure(run: Run, clip: SyntheticClip, star: Star, video: Path) -> dict[str,
     The truth is anchored at one frame: the star as it looks there is carried to all other frames by the true motion.
     """
     renderer = open_renderer(run, Maps.open(run))
+    assert isinstance(renderer, Renderer), "the only edit is plain paint"
     truth = clip.edited([true_mark(renderer, clip, star)])
     facts, chosen = source_facts(run)
     source = list(source_frames(facts, chosen))

@@ -1,44 +1,77 @@
-"""The append-only stack of edits of a run: `edits/0001-name/` with `edit.json`, and of a layer an overlay or a shape.
+"""The append-only stack of edits of a run: `edits/0001-name/` with `edit.json` and what the edit puts on layers.
 
-An edit is written once and never changed. `edits/journal.jsonl` says what was done with the edits: one line for each
-"add", "undo" and "redo". An edit that is added after an undo ends the redo chain; the undone edits stay on disk, and
-their numbers are not used again. A folder that the journal does not mention (copied from another run, or written just
-before a power cut) counts as added.
+An edit is written once and never changed. `edits/journal.jsonl` (`neural_fields/journal.py`) says what was done with
+the edits: added, arranged, undone, brought back. What is done after an undo ends the redo chain; undone edits stay on
+disk, and their numbers are not used again.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from neural_fields.arrangement import Arrangement
 from neural_fields.canonical import Overlay
+from neural_fields.data.facts import made_facts
+from neural_fields.data.video import write
 from neural_fields.edits import (
     SCHEMA,
+    WITH_MORE,
     WITH_SHAPES,
     WITH_WEIGHTS,
     Edit,
-    journal_path,
+    edit_history,
+    find_edit,
     list_edits,
     number_of,
     numbered_folders,
-    replay,
 )
 from neural_fields.errors import bad_input
 from neural_fields.files import atomic_write, disk_errors, make_folder, sha256_file, write_json
+from neural_fields.grading import Grade
+from neural_fields.journal import WHERE, Step, append
+from neural_fields.moving import Moving
 from neural_fields.pictures import png_bytes
 from neural_fields.reshaping import Shape
 from neural_fields.run import Run
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_RATE = Fraction(24)  # of stored overlays, which are read by their order
+
+
+@dataclass(frozen=True)
+class Effects:
+    """What an edit does to layers beyond overlays and shapes.
+
+    Attributes:
+        moving: overlays that are another in every frame, by layer.
+        grades: how colours change, by layer; masks: where, as the alpha of an overlay; without one everywhere.
+        hidden: layers that are not shown any more; grow: by how many pixels of the frame that is widened.
+        lit: whether the light of the layer falls on what is painted.
+    """
+
+    moving: Mapping[str, Moving] = field(default_factory=dict)
+    grades: Mapping[str, Grade] = field(default_factory=dict)
+    masks: Mapping[str, Overlay] = field(default_factory=dict)
+    hidden: tuple[str, ...] = ()
+    grow: float = 0.0
+    lit: bool = True
+
+    @property
+    def does_nothing(self) -> bool:
+        """Whether there is nothing beyond overlays and shapes."""
+        return not (self.moving or self.grades or self.hidden) and self.lit
 
 
 def add_edit(
@@ -47,6 +80,8 @@ def add_edit(
     overlays: Mapping[str, Overlay],
     facts: Mapping[str, Any],
     shapes: Mapping[str, Shape] | None = None,
+    effects: Effects | None = None,
+    arrangement: Arrangement | None = None,
 ) -> Edit:
     """Puts an edit on top of the stack.
 
@@ -54,15 +89,22 @@ def add_edit(
         run: the run.
         name: any text; it is reduced to a-z, 0-9 and hyphens.
         overlays: what is painted, by layer name.
-        facts: what to keep in edit.json: "editor", "source" (file and sha256), "opacity" in [0, 1], ...
-        shapes: how layers are deformed, by layer name. With the overlays there is at least one.
+        facts: what to keep in edit.json: "editor", "source" (file and sha256), ...
+        shapes: how layers are deformed, by layer name.
+        effects: what else it does. Overlays, shapes and effects together do something.
+        arrangement: how it lies in time and in the mixture.
 
     Raises:
         UserError: no room on the disk (exit 4), or nothing to add (exit 3).
     """
-    if not overlays and not shapes:
+    effects = effects or Effects()
+    if not overlays and not shapes and not (effects.moving or effects.grades or effects.hidden):
         raise bad_input("the edit changes no layer", where=str(run.edits))
-    return _add(run, name, lambda part: _write_edit(part, clean_name(name), overlays, facts, shapes or {}))
+    lies = (arrangement or Arrangement()).to_json()
+    plain = effects.does_nothing and not set(lies) - {"opacity"}
+    schema = WITH_SHAPES if shapes else SCHEMA
+    described = {**facts, **lies, "schema": schema if plain else WITH_MORE}
+    return _add(run, name, lambda part: _write_edit(part, clean_name(name), overlays, described, shapes or {}, effects))
 
 
 def add_scene_edit(
@@ -101,31 +143,39 @@ def _add(run: Run, name: str, write: Callable[[Path], None]) -> Edit:
             folder = _move_into_place(part, clean_name(name))
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    _append(run, "add", folder.name)
+    append(run, Step("add", folder.name))
     return next(edit for edit in list_edits(run) if edit.folder == folder)
 
 
-def undo(run: Run) -> Edit:
-    """Takes the newest active edit off. It stays on disk.
+@dataclass(frozen=True)
+class Stepped:
+    """A step taken back or again: the edit that it was about, and what it had done: "add" or "set"."""
+
+    edit: Edit
+    operation: str
+
+
+def undo(run: Run) -> Stepped:
+    """Takes back what was done last: an edit that was added, or a change of how one lies. Everything stays on disk.
 
     Raises:
         UserError: nothing to undo (exit 3).
     """
-    active, _ = replay(run)
-    if not active:
+    done = edit_history(run).done
+    if not done:
         fix = f"unwrap edit {run.path} IMAGE --layer NAME"
         raise bad_input("there is no edit to undo", where=str(run.edits), fix=fix)
-    _append(run, "undo", active[-1])
-    return _by_folder(run, active[-1])
+    append(run, Step("undo", done[-1].edit))
+    return Stepped(_by_folder(run, done[-1].edit), done[-1].operation)
 
 
-def redo(run: Run) -> Edit:
-    """Brings the edit back that was undone last.
+def redo(run: Run) -> Stepped:
+    """Brings back what was undone last.
 
     Raises:
         UserError: nothing to redo (exit 3).
     """
-    _, undone = replay(run)
+    undone = edit_history(run).undone
     if not undone:
         raise bad_input(
             "there is no edit to bring back",
@@ -133,8 +183,44 @@ def redo(run: Run) -> Edit:
             why="nothing was undone since the last edit was added",
             fix=f"unwrap edits {run.path}",
         )
-    _append(run, "redo", undone[-1])
-    return _by_folder(run, undone[-1])
+    append(run, Step("redo", undone[-1].edit))
+    return Stepped(_by_folder(run, undone[-1].edit), undone[-1].operation)
+
+
+def arrange(run: Run, name: str, values: Mapping[str, Any], move: tuple[str, str] | None = None) -> Edit:
+    """Changes how an active edit lies; `undo` takes the change back.
+
+    Args:
+        name: of the edit, its number or its folder.
+        values: new values of `Arrangement`, by name.
+        move: to another place in the stack: ("above", name), ("below", name), ("top", "") or ("bottom", "").
+
+    Raises:
+        UserError: an unknown or undone edit, a value that cannot be, or nothing to change (exit 3).
+    """
+    edits = list_edits(run)
+    found = find_edit(edits, name, run)
+    if not found.active:
+        raise bad_input(f"the edit {found.folder.name} is undone", where=str(run.edits), fix=f"unwrap redo {run.path}")
+    changes: dict[str, Any] = dict(values)
+    if move is not None:
+        where, other = move
+        if where not in WHERE:
+            raise ValueError(f"an edit moves {', '.join(WHERE)}, not {where}")
+        target = find_edit(edits, other, run).folder.name if where in ("above", "below") else ""
+        if target == found.folder.name:
+            raise bad_input(f"the edit {found.folder.name} cannot be {where} itself", fix=f"--{where} with another")
+        changes["move"] = [where, target]
+    if not changes:
+        raise bad_input(
+            "nothing to change", where=str(found.folder), fix=f"unwrap arrange {run.path} {name} --opacity 0.5"
+        )
+    try:
+        found.arrangement.changed(values)
+    except ValueError as problem:
+        raise bad_input(f"{found.folder.name} cannot lie so: {problem}", where=str(run.edits)) from None
+    append(run, Step("set", found.folder.name, changes))
+    return _by_folder(run, found.folder.name)
 
 
 def clean_name(name: str) -> str:
@@ -143,25 +229,73 @@ def clean_name(name: str) -> str:
 
 
 def _write_edit(
-    part: Path, name: str, overlays: Mapping[str, Overlay], facts: Mapping[str, Any], shapes: Mapping[str, Shape]
+    part: Path,
+    name: str,
+    overlays: Mapping[str, Overlay],
+    facts: Mapping[str, Any],
+    shapes: Mapping[str, Shape],
+    effects: Effects,
 ) -> None:
-    layers = {}
-    for number, (layer, overlay) in enumerate(overlays.items()):
-        file = f"{_file_stem(layer, number)}.png"
-        with atomic_write(part / file) as temporary:
-            temporary.write_bytes(png_bytes(overlay.rgba, bits=16))
-        layers[layer] = {
-            "file": file,
-            "sha256": sha256_file(part / file),
-            "size": list(overlay.size),
-            "box": list(overlay.box.as_tuple()),
-            "notes": list(overlay.notes),
-        }
-    described: dict[str, Any] = {"schema": SCHEMA, "opacity": 1.0, **facts, "name": name, "layers": layers}
+    layers = {
+        layer: _write_overlay(part, _file_stem(layer, number), overlay)
+        for number, (layer, overlay) in enumerate(overlays.items())
+    }
+    described: dict[str, Any] = {"opacity": 1.0, **facts, "name": name, "layers": layers}
     if shapes:
-        written = {layer: _write_shape(part, _file_stem(layer, n), shapes[layer]) for n, layer in enumerate(shapes)}
-        described |= {"schema": WITH_SHAPES, "shapes": written}
+        described["shapes"] = {
+            layer: _write_shape(part, _file_stem(layer, number), shape)
+            for number, (layer, shape) in enumerate(shapes.items())
+        }
+    if effects.moving:
+        described["moving"] = {
+            layer: _write_moving(part, f"{_file_stem(layer, number)}-moving", moving)
+            for number, (layer, moving) in enumerate(effects.moving.items())
+        }
+    if effects.grades:
+        described["grades"] = {layer: grade.to_json() for layer, grade in effects.grades.items()}
+        described["masks"] = {
+            layer: _write_overlay(part, f"{_file_stem(layer, number)}-mask", mask)
+            for number, (layer, mask) in enumerate(effects.masks.items())
+        }
+    if effects.hidden:
+        described |= {"hidden": list(effects.hidden), "grow": effects.grow}
+    if not effects.lit:
+        described["lit"] = False
     write_json(part / "edit.json", described)
+
+
+def _write_overlay(part: Path, stem: str, overlay: Overlay) -> dict[str, Any]:
+    """Writes an overlay, and says what is kept of it in edit.json."""
+    path = part / f"{stem}.png"
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(png_bytes(overlay.rgba, bits=16))
+    return {**_entry(path, overlay.size, overlay.box.as_tuple()), "notes": list(overlay.notes)}
+
+
+def _write_moving(part: Path, stem: str, moving: Moving) -> dict[str, Any]:
+    """Writes the overlays of all frames as one lossless film, and says what is kept of it in edit.json."""
+    size: tuple[int, int] | None = None
+
+    def frames() -> Any:
+        nonlocal size
+        for frame in moving.frames():
+            size = (frame.shape[1], frame.shape[0])
+            yield np.ascontiguousarray(frame)
+
+    path = part / f"{stem}.mkv"
+    write(path, frames(), made_facts((16, 16), moving.count, _RATE), codec="ffv1")
+    assert size is not None, "write refuses a film without frames"
+    box = None if moving.box is None else moving.box.as_tuple()
+    return {**_entry(path, size, box), "count": moving.count, "notes": list(moving.notes)}
+
+
+def _entry(path: Path, size: tuple[int, int], box: Sequence[float] | None) -> dict[str, Any]:
+    return {
+        "file": path.name,
+        "sha256": sha256_file(path),
+        "size": list(size),
+        "box": None if box is None else list(box),
+    }
 
 
 def _write_scene_edit(part: Path, name: str, weights: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -183,12 +317,7 @@ def _write_shape(part: Path, stem: str, shape: Shape) -> dict[str, Any]:
     path = part / f"{stem}.safetensors"
     with atomic_write(path) as temporary:
         temporary.write_bytes(save({"displacement": np.ascontiguousarray(shape.field, np.float32)}))
-    return {
-        "file": path.name,
-        "sha256": sha256_file(path),
-        "size": [shape.field.shape[2], shape.field.shape[1]],
-        "box": list(shape.box.as_tuple()),
-    }
+    return _entry(path, (shape.field.shape[2], shape.field.shape[1]), shape.box.as_tuple())
 
 
 def _file_stem(layer: str, number: int) -> str:
@@ -208,22 +337,6 @@ def _move_into_place(part: Path, name: str) -> Path:
             number += 1
             continue
         return folder
-
-
-def _append(run: Run, operation: str, folder: str) -> None:
-    """Adds a line to the journal. What is there is never rewritten, but for a last line that a power cut left torn."""
-    path = journal_path(run)
-    with disk_errors(path):
-        kept = path.read_bytes() if path.exists() else b""
-        line = json.dumps({"op": operation, "edit": folder}).encode() + b"\n"
-        if kept and not kept.endswith(b"\n"):
-            with atomic_write(path) as part:
-                part.write_bytes(kept[: kept.rfind(b"\n") + 1] + line)
-            return
-        with path.open("ab") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
 
 
 def _by_folder(run: Run, name: str) -> Edit:

@@ -152,11 +152,13 @@ class Maps:
         """Canonical coordinates and weight (255 is one) of a layer as they are stored, with their rim."""
         return self._uv[layer][t], self._weight[t, layer]
 
-    def light(self, t: int, layer: int, rows: slice, columns: slice) -> Float[np.ndarray, "height width 4"]:
-        """Weight times gain (RGB), and the weight, at some rows and columns of the rimmed maps."""
+    def light(
+        self, t: int, layer: int, rows: slice, columns: slice, lit: bool = True
+    ) -> Float[np.ndarray, "height width 4"]:
+        """Weight times gain (RGB; without `lit` the weight), and the weight, at a part of the rimmed maps."""
         weight = cv2.multiply(self._weight[t, layer][rows, columns], 1 / 255, dtype=cv2.CV_32F)
         weights = cv2.merge([weight] * 4)
-        if not self.has_gain:
+        if not self.has_gain or not lit:
             return weights
         here = (slice(rows.start - RIM, rows.stop - RIM), slice(columns.start - RIM, columns.stop - RIM))
         # The fourth channel that comes with the others is one.

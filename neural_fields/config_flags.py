@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
-from tyro.conf import UseAppendAction
+from typing import Annotated, Literal
+
+from tyro.conf import UseAppendAction, arg
 
 Repeated = UseAppendAction[tuple[str, ...]]  # a flag that may be given several times
+MapProgram = Annotated[  # `for` is a word of Python's own
+    Literal["nuke", "fusion", "blender", "after_effects", "opencv"], arg(name="for")
+]

@@ -18,9 +18,8 @@ from neural_fields.errors import bad_input
 from neural_fields.evaluation import read_source
 from neural_fields.fit_record import read_fit_record
 from neural_fields.output import open_renderer, source_facts
-from neural_fields.rendering import Renderer
+from neural_fields.rendering import FrameChanger
 from neural_fields.report.steadiness import run_flow
-from neural_fields.reshaping import Reshaper
 from neural_fields.run import Run
 
 RIM = 4  # pixels inside the outline of an edit from which the source's flow is trusted for it
@@ -89,15 +88,9 @@ def measure_edit(run: Run, names: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
-def _reach(renderer: Renderer, t: int, source: UInt8[np.ndarray, "h w 3"]) -> Bool[np.ndarray, "h w"]:
+def _reach(changer: FrameChanger, t: int, source: UInt8[np.ndarray, "h w 3"]) -> Bool[np.ndarray, "h w"]:
     """Where an edit may change a frame, with the pixel around that interpolation reaches."""
-    size = (source.shape[1], source.shape[0])
-    found = np.zeros(source.shape[:2], bool)
-    for layer in renderer.edits:
-        overlay, _ = renderer.overlay_in_frame(t, layer, size)
-        found |= (overlay[..., 3] > 0) & (renderer.maps.weight(t, size)[layer] > 0)
-    if isinstance(renderer, Reshaper):
-        found |= renderer.reach(t, size)
+    found = changer.reach(t, (source.shape[1], source.shape[0]))
     return cv2.dilate(found.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
 
 

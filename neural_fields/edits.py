@@ -1,38 +1,41 @@
-"""Reading the stack of edits of a run: which edits there are, which are active, and what they put on a layer.
+"""Reading the stack of edits of a run: which edits there are, which are active, and how they lie.
 
-The folders and the journal are those that `editors/stack.py` writes: `edits/0001-name/` with `edit.json`, and for a
-layer one RGBA overlay, one shape or both; for a scene in space, tuned weights and the parts that are not shown any
-more. The renderer needs no more than this of an edit.
+The folders and the journal are those that `editors/stack.py` writes: `edits/0001-name/` with `edit.json`, whose keys
+say by layer what there is beside it:
+
+    layers    an RGBA overlay: a PNG file, its box and size
+    shapes    a deformation: a safetensors file
+    moving    an overlay for every frame: an FFV1 file; without a box it covers the frame instead of the plane
+    grades    how colours change, as numbers; with "masks" only there, a PNG file whose alpha says where
+    hidden    layers that are not shown any more, and what is behind them is; "grow" widens them by pixels
+    lit       false: the light of the layer does not fall on what is painted
+    weights   of a scene in space: tuned parameters; "parts", "hidden": the parts that it changes and takes away
+
+`edit_files.py` reads those files. The renderer needs no more than this of an edit.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-from jaxtyping import Float
-
-from neural_fields.canonical import Overlay, are_numbers, fit
-from neural_fields.coords import Box
+from neural_fields.arrangement import Arrangement
+from neural_fields.canonical import are_numbers
 from neural_fields.errors import ExitCode, UserError, bad_input
-from neural_fields.files import read_json, sha256_file
-from neural_fields.pictures import premultiplied, read_picture, straight
-from neural_fields.reshaping import Shape
+from neural_fields.files import read_json
+from neural_fields.grading import Grade
+from neural_fields.journal import History, history
 from neural_fields.run import Run
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 SCHEMA = 1
 WITH_SHAPES = 2  # the schema of an edit that an older program must not show without its shapes
 WITH_WEIGHTS = 3  # of a scene in space
+WITH_MORE = 4  # with a place in time or in the mixture, or one of: moving, grades, hidden
 _FOLDER = re.compile(r"(\d{4,})-([a-z0-9-]+)")
-_OPERATIONS = ("add", "undo", "redo")
+_FILES = ("layers", "shapes", "moving", "masks")  # entries that name a file for each layer
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Edit:
         active: whether it is rendered; an undone edit is not.
         redoable: whether `redo` can bring it back.
         facts: the whole of edit.json.
+        arrangement: how it lies in time and in the mixture: as it was added, and as changed since.
     """
 
     folder: Path
@@ -55,24 +59,35 @@ class Edit:
     active: bool
     redoable: bool
     facts: Mapping[str, Any]
-
-    @property
-    def opacity(self) -> float:
-        return float(self.facts.get("opacity", 1.0))
+    arrangement: Arrangement
 
 
 def list_edits(run: Run) -> list[Edit]:
-    """Every edit of the run, oldest first, with its state.
+    """Every edit of the run with its state: active ones from the lowest to the highest, undone ones where they were.
 
     Raises:
         UserError: a damaged edit folder or journal (exit 5), named.
     """
-    active, undone = replay(run)
-    return [_read_edit(folder, folder.name in active, folder.name in undone) for folder in _folders(run)]
+    found = edit_history(run)
+    order = iter(found.active)
+    active = set(found.active)
+    folders = {folder.name: folder for folder in _folders(run)}
+    names = [next(order) if name in active else name for name in folders]
+    redoable = {step.edit for step in found.undone if step.operation == "add"}
+    return [_read_edit(folders[name], name in active, name in redoable, found.values(name)) for name in names]
+
+
+def edit_history(run: Run) -> History:
+    """What was done with the edits of a run.
+
+    Raises:
+        UserError: a damaged journal (exit 5).
+    """
+    return history(run, [folder.name for folder in _folders(run)])
 
 
 def active_edits(run: Run, names: Sequence[str] = ()) -> list[Edit]:
-    """The edits to render, oldest first: the active ones, or those asked for by name, number or folder name.
+    """The edits to render, the lowest first: the active ones, or those asked for by name, number or folder name.
 
     Raises:
         UserError: an unknown name (exit 3, lists the edits), a damaged edit (exit 5).
@@ -80,112 +95,13 @@ def active_edits(run: Run, names: Sequence[str] = ()) -> list[Edit]:
     edits = list_edits(run)
     if not names:
         return [edit for edit in edits if edit.active]
-    chosen = {_find(edits, name, run).folder for name in names}
+    chosen = {find_edit(edits, name, run).folder for name in names}
     return [edit for edit in edits if edit.folder in chosen]
-
-
-def read_overlay(edit: Edit, layer: str) -> Overlay:
-    """The overlay of one layer, checked against its hash.
-
-    Raises:
-        UserError: a missing, damaged or changed overlay (exit 5).
-    """
-    entry = edit.facts["layers"][layer]
-    path = edit.folder / entry["file"]
-    try:
-        changed = sha256_file(path) != entry["sha256"]
-        picture = read_picture(path)
-    except (OSError, UserError) as problem:
-        raise _damaged(edit.folder, f"{entry['file']} cannot be read") from problem
-    if changed or list(picture.size) != list(entry["size"]):
-        raise _damaged(edit.folder, f"{entry['file']} is not the file that was added")
-    return Overlay(picture.rgba, Box(*map(float, entry["box"])))
-
-
-def read_shape(edit: Edit, layer: str) -> Shape:
-    """The shape of one layer, checked against its hash.
-
-    Raises:
-        UserError: a missing, damaged or changed file (exit 5).
-    """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    entry = edit.facts["shapes"][layer]
-    path = edit.folder / entry["file"]
-    try:
-        changed = sha256_file(path) != entry["sha256"]
-        field = None if changed else load_file(path)["displacement"]
-    except (OSError, SafetensorError, KeyError) as problem:
-        raise _damaged(edit.folder, f"{entry['file']} cannot be read") from problem
-    if field is None or list(field.shape) != [2, *reversed(entry["size"])] or not np.isfinite(field).all():
-        raise _damaged(edit.folder, f"{entry['file']} is not the file that was added")
-    return Shape(field.astype(np.float32), Box(*map(float, entry["box"])))
-
-
-def read_shapes(edits: Sequence[Edit]) -> dict[str, tuple[Shape, ...]]:
-    """The shapes of some edits by layer, in their order.
-
-    Raises:
-        UserError: a missing, damaged or changed file (exit 5).
-    """
-    found: dict[str, tuple[Shape, ...]] = {}
-    for edit in edits:
-        for layer in edit.facts.get("shapes", {}):
-            found[layer] = (*found.get(layer, ()), read_shape(edit, layer))
-    return found
-
-
-def read_weights(edit: Edit) -> dict[str, Tensor]:
-    """The tuned parameters of a scene by name, checked against their hash; none where the edit has none.
-
-    Raises:
-        UserError: a missing, damaged or changed file (exit 5).
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    entry = edit.facts.get("weights")
-    if entry is None:
-        return {}
-    path = edit.folder / entry["file"]
-    try:
-        if sha256_file(path) != entry["sha256"]:
-            raise _damaged(edit.folder, f"{entry['file']} is not the file that was added")
-        return load_file(path)
-    except (OSError, SafetensorError) as problem:
-        raise _damaged(edit.folder, f"{entry['file']} cannot be read") from problem
 
 
 def hidden_parts(edits: Sequence[Edit]) -> frozenset[str]:
     """The parts of a scene that some of the edits take away."""
     return frozenset(part for edit in edits for part in edit.facts.get("hidden", ()))
-
-
-def flatten(
-    edits: Sequence[Edit], layer: str, size: tuple[int, int] | None = None, box: Box | None = None
-) -> Overlay | None:
-    """The given edits of one layer in order, as one overlay with straight alpha; None where none touches the layer.
-
-    Args:
-        edits: oldest first; the later is on top.
-        layer: the layer's name.
-        size: (width, height) of the result; by default the largest overlay's.
-        box: what the result covers; by default the newest overlay's box.
-    """
-    parts = [(read_overlay(edit, layer), edit.opacity) for edit in edits if layer in edit.facts["layers"]]
-    if not parts:
-        return None
-    box = box or parts[-1][0].box
-    size = size or max((overlay.size for overlay, _ in parts), key=lambda pair: pair[0] * pair[1])
-    overlay, opacity = parts[0]
-    if len(parts) == 1 and opacity == 1 and overlay.size == size and overlay.box == box:
-        return Overlay(overlay.rgba, box)
-    result: Float[np.ndarray, "height width 4"] = np.zeros((size[1], size[0], 4), np.float32)
-    for overlay, opacity in parts:
-        top = premultiplied(fit(overlay, size, box)) * np.float32(opacity)
-        result = top + result * (1 - top[..., 3:])
-    return Overlay(straight(result), box)
 
 
 def numbered_folders(edits: Path) -> list[Path]:
@@ -199,96 +115,68 @@ def number_of(folder: Path) -> int:
     return int(folder.name.partition("-")[0])
 
 
-def replay(run: Run) -> tuple[list[str], list[str]]:
-    """Folder names: the active edits in order, and those that `redo` can bring back, the last undone last."""
-    present = [folder.name for folder in _folders(run)]
-    journal = _read_journal(run)
-    mentioned = {name for _, name in journal}
-    active: list[str] = []
-    undone: list[str] = []
-    for operation, name in [*journal, *(("add", name) for name in present if name not in mentioned)]:
-        if operation == "add":
-            active.append(name)
-            undone.clear()
-        elif operation == "undo" and name in active:
-            active.remove(name)
-            undone.append(name)
-        elif operation == "redo" and name in undone:
-            undone.remove(name)
-            active.append(name)
-    # A folder that the user took away is no longer part of the story.
-    return [name for name in active if name in present], [name for name in undone if name in present]
-
-
-def journal_path(run: Run) -> Path:
-    """Where the journal of the stack lies."""
-    return run.edits / "journal.jsonl"
-
-
 def _folders(run: Run) -> list[Path]:
     return sorted(numbered_folders(run.edits), key=lambda folder: (number_of(folder), folder.name))
 
 
-def _read_journal(run: Run) -> list[tuple[str, str]]:
-    path = journal_path(run)
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")
-    steps = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            step = json.loads(line)
-            operation, name = step["op"], step["edit"]
-        except (ValueError, KeyError, TypeError) as problem:
-            if number == len(lines):
-                break  # a last line without its end was cut by a power cut, or is the empty rest after the last end
-            raise _damaged(path, f"line {number} cannot be read") from problem
-        if operation not in _OPERATIONS or not isinstance(name, str):
-            raise _damaged(path, f"line {number} says {operation!r}")
-        steps.append((operation, name))
-    return steps
-
-
-def _read_edit(folder: Path, active: bool, redoable: bool) -> Edit:
+def _read_edit(folder: Path, active: bool, redoable: bool, changes: Mapping[str, Any]) -> Edit:
     match = _FOLDER.fullmatch(folder.name)
     assert match, "only numbered folders are listed"
     try:
         facts = read_json(folder / "edit.json")
     except (OSError, UserError) as problem:
-        raise _damaged(folder, "edit.json is missing or cannot be read") from problem
+        raise damaged_edit(folder, "edit.json is missing or cannot be read") from problem
     if not isinstance(facts, dict) or not _is_complete(facts):
-        raise _damaged(folder, "edit.json is incomplete")
-    shapes = facts.get("shapes", {})
-    entries = [*facts["layers"].values(), *shapes.values(), *([facts["weights"]] if "weights" in facts else [])]
-    missing = [entry["file"] for entry in entries if not (folder / entry["file"]).is_file()]
+        raise damaged_edit(folder, "edit.json is incomplete")
+    missing = [entry["file"] for entry in _entries(facts) if not (folder / entry["file"]).is_file()]
     if missing:
-        raise _damaged(folder, f"{missing[0]} is missing")
-    parts = facts.get("parts", ())
-    layers = tuple(dict.fromkeys([*facts["layers"], *shapes, *parts]))
-    return Edit(folder, int(match[1]), match[2], layers, active, redoable, facts)
+        raise damaged_edit(folder, f"{missing[0]} is missing")
+    try:
+        arrangement = Arrangement().changed(facts).changed(changes)
+    except ValueError as problem:
+        raise damaged_edit(folder, str(problem)) from problem
+    named = [name for kind in (*_FILES, "grades") for name in facts.get(kind, {})]
+    layers = tuple(dict.fromkeys([*named, *facts.get("parts", ()), *facts.get("hidden", ())]))
+    return Edit(folder, int(match[1]), match[2], layers, active, redoable, facts, arrangement)
+
+
+def _entries(facts: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """All parts of an edit.json that name a file."""
+    for kind in _FILES:
+        yield from facts.get(kind, {}).values()
+    if "weights" in facts:
+        yield facts["weights"]
 
 
 def _is_complete(facts: Mapping[str, Any]) -> bool:
-    layers, shapes = facts.get("layers"), facts.get("shapes", {})
-    opacity = facts.get("opacity", 1.0)
-    known = facts.get("schema") in (SCHEMA, WITH_SHAPES, WITH_WEIGHTS)
-    if not known or not isinstance(layers, dict) or not isinstance(shapes, dict):
+    parts = [facts.get(kind, {}) for kind in (*_FILES, "grades")]
+    known = facts.get("schema") in (SCHEMA, WITH_SHAPES, WITH_WEIGHTS, WITH_MORE)
+    if not known or "layers" not in facts or not all(isinstance(part, dict) for part in parts):
         return False
-    if not layers and not shapes:
-        return _is_of_a_scene(facts)
-    if not isinstance(opacity, int | float) or not 0 <= opacity <= 1:
+    if not any(parts):
+        return _is_of_a_scene_or_hides(facts)
+    try:
+        for value in facts.get("grades", {}).values():
+            Grade.from_json(value)
+    except ValueError:
         return False
-    return all(_is_layer(entry) for entry in (*layers.values(), *shapes.values()))
+    if not _are_names(facts.get("hidden", [])) or not isinstance(facts.get("lit", True), bool):
+        return False
+    return all(_is_layer(entry, kind == "moving") for kind in _FILES for entry in facts.get(kind, {}).values())
 
 
-def _is_of_a_scene(facts: Mapping[str, Any]) -> bool:
-    """Whether an edit without layers has what an edit of a scene in space needs."""
-    weights, names = facts.get("weights"), [facts.get("parts", []), facts.get("hidden", [])]
-    if not all(isinstance(part, list) and all(isinstance(name, str) for name in part) for part in names):
+def _is_of_a_scene_or_hides(facts: Mapping[str, Any]) -> bool:
+    """Whether an edit without layers has what an edit of a scene in space, or one that only hides layers, needs."""
+    weights, hidden, grow = facts.get("weights"), facts.get("hidden", []), facts.get("grow", 0)
+    if not _are_names(facts.get("parts", [])) or not _are_names(hidden) or not isinstance(grow, int | float):
         return False
     if weights is None:
-        return bool(names[1])
+        return bool(hidden)
     return isinstance(weights, dict) and _is_file(weights)
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _is_file(entry: Mapping[str, Any]) -> bool:
@@ -297,13 +185,20 @@ def _is_file(entry: Mapping[str, Any]) -> bool:
     return named and Path(entry["file"]).name == entry["file"]
 
 
-def _is_layer(entry: Any) -> bool:
+def _is_layer(entry: Any, may_be_free: bool) -> bool:
+    """Whether an entry names a file with its box and size; one that covers the frame has no box."""
     if not isinstance(entry, dict) or not _is_file(entry):
         return False
-    return are_numbers(entry.get("box"), 4) and are_numbers(entry.get("size"), 2)
+    free = may_be_free and entry.get("box") is None
+    return (free or are_numbers(entry.get("box"), 4)) and are_numbers(entry.get("size"), 2)
 
 
-def _find(edits: Sequence[Edit], wanted: str, run: Run) -> Edit:
+def find_edit(edits: Sequence[Edit], wanted: str, run: Run) -> Edit:
+    """The edit of a name, number or folder name; the newest of several.
+
+    Raises:
+        UserError: there is none (exit 3, lists the edits).
+    """
     for edit in reversed(edits):
         if wanted in (edit.name, edit.folder.name, str(edit.number), f"{edit.number:04d}"):
             return edit
@@ -316,7 +211,8 @@ def _find(edits: Sequence[Edit], wanted: str, run: Run) -> Edit:
     )
 
 
-def _damaged(path: Path, why: str) -> UserError:
+def damaged_edit(path: Path, why: str) -> UserError:
+    """The error for an edit whose files are not what was added."""
     return UserError(
         ExitCode.DAMAGED_RUN,
         f"the edit {path.name} is damaged" if path.is_dir() else f"{path.name} is damaged",

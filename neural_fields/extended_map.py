@@ -21,6 +21,7 @@ NEAR = 0.5  # of the radius of a disc as large as what is seen: how far around a
 PRIOR = 1e-3  # share of the fit to all pixels in every local one
 FLAT = 0.05  # of the area of the fit to all pixels: a local one that shrinks more is not believed
 ROUNDS = 12
+EXACT = 1e-3  # pixels: nearer than that is the place itself
 FARTHEST = 0.25  # of the longer side: the longest step of a round
 LEAST = 12  # pixels that must show the layer
 
@@ -39,9 +40,7 @@ class ExtendedMap:
 
     def at(self, points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
         """uv of any positions; beyond the frame it goes on with the slope at its edge."""
-        inside = self._inside(points)
-        beyond = np.einsum("nij,nj->ni", self.slope_at(inside), points - inside)
-        return _look_up(self.uv, inside) + beyond
+        return self._with_slope(points)[0]
 
     def slope_at(self, points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2 2"]:
         """The smooth derivative at any positions."""
@@ -58,20 +57,40 @@ class ExtendedMap:
         points, best = start.astype(np.float64), start.astype(np.float64)
         least = np.full(len(points), np.inf)
         longest = FARTHEST * max(self.uv.shape[:2])
+        left = np.arange(len(points))
         for _ in range(ROUNDS):
-            rest = uv - self.at(points)
-            step = np.linalg.solve(self.slope_at(points).astype(np.float64), rest[..., None])[..., 0]
+            here = points[left]
+            found, slope = self._with_slope(here)
+            step = divided(uv[left] - found, slope)
             error = np.linalg.norm(step, axis=1)
-            better = error < least
-            best, least = np.where(better[:, None], points, best), np.where(better, error, least)
-            if least.max(initial=0) < 1e-3:
+            better = error < least[left]
+            best[left[better]], least[left[better]] = here[better], error[better]
+            points[left] = here + step * np.minimum(1, longest / np.maximum(error, 1e-9))[:, None]
+            left = left[least[left] >= EXACT]
+            if not len(left):
                 break
-            points = points + step * np.minimum(1, longest / np.maximum(error, 1e-9))[:, None]
         return best, least
+
+    def _with_slope(
+        self, points: Float[np.ndarray, "n 2"]
+    ) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "n 2 2"]]:
+        inside = self._inside(points)
+        slope = self.slope_at(inside)
+        x, y = (points - inside).T
+        beyond = np.stack([slope[:, i, 0] * x + slope[:, i, 1] * y for i in (0, 1)], axis=-1)
+        return _look_up(self.uv, inside) + beyond, slope
 
     def _inside(self, points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
         height, width = self.uv.shape[:2]
         return np.clip(points, 0.5, np.array([width - 0.5, height - 0.5]))
+
+
+def divided(values: Float[np.ndarray, "n 2"], slope: Float[np.ndarray, "n 2 2"]) -> Float[np.ndarray, "n 2"]:
+    """The x with slope @ x = values."""
+    (a, b), (c, d) = np.moveaxis(slope.astype(np.float64), 0, -1)
+    u, v = values.T
+    area = a * d - b * c
+    return np.stack([d * u - b * v, a * v - c * u], axis=-1) / np.where(area == 0, 1e-12, area)[:, None]
 
 
 def extend(uv: Float[np.ndarray, "height width 2"], seen: Bool[np.ndarray, "height width"]) -> ExtendedMap | None:

@@ -16,17 +16,17 @@ import torch
 
 from neural_fields import canonical
 from neural_fields.baking import Maps
+from neural_fields.compositing import changer_of
 from neural_fields.data.facts import VideoFacts, parse_size
 from neural_fields.data.video import CODECS, source_frames, write
-from neural_fields.edits import active_edits, flatten, read_shapes
+from neural_fields.edits import active_edits
 from neural_fields.errors import ExitCode, UserError, bad_input
 from neural_fields.files import read_json
 from neural_fields.fit_record import read_fit_record, require_source
 from neural_fields.fitting import load_model
 from neural_fields.planar.model import composite
 from neural_fields.prefetch import prefetch
-from neural_fields.rendering import Renderer
-from neural_fields.reshaping import Reshaper
+from neural_fields.rendering import FrameChanger
 from neural_fields.run import Run
 from neural_fields.threads import available_cores
 
@@ -108,17 +108,13 @@ def source_facts(run: Run) -> tuple[VideoFacts, range]:
     return facts, record.frames
 
 
-def open_renderer(run: Run, maps: Maps, names: Sequence[str] = ()) -> Renderer:
-    """A renderer for the active edits of a run, or for those named."""
-    edits = active_edits(run, names)
+def open_renderer(run: Run, maps: Maps, names: Sequence[str] = ()) -> FrameChanger:
+    """What puts the active edits of a run, or those named, on its frames."""
     # Unpacking pictures leaves Python's lock: in turn they would hold up the first frame.
     with ThreadPoolExecutor(2) as pool:
-        overlays = pool.map(lambda name: flatten(edits, name), maps.layers)
         pictures = pool.map(lambda name: canonical.pristine(run.canonical, name), maps.layers)
-        found = {name: overlay for name, overlay in zip(maps.layers, overlays, strict=True) if overlay is not None}
         images = dict(zip(maps.layers, pictures, strict=True))
-    shapes = read_shapes(edits)
-    return Reshaper(maps, images, found, shapes) if shapes else Renderer(maps, images, found)
+    return changer_of(maps, images, active_edits(run, names), read_fit_record(run).frames)
 
 
 def _edited(

@@ -12,26 +12,26 @@ A frame is worked on in bands of rows, and of a band only the columns that the e
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from neural_fields.baking import Maps
+from neural_fields.blending import Blend
 from neural_fields.canonical import CanonicalImage, Overlay
 from neural_fields.coords import Box
+from neural_fields.frame_parts import Part, around, bands, hull, inside, outside, overlap
 from neural_fields.lookup import RIM, first_channels, scattered
 from neural_fields.pictures import straight
 
 ALONE = 0.996  # a layer with this weight or more is all there is in a pixel
-BAND = 64
 REACH = 2  # pixels of the fit around those touched that are looked at too
 MARGIN = REACH + 1  # those that are kept around them: what the outermost is interpolated from
-
-Part = tuple[slice, slice]  # rows and columns of a frame
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,54 @@ class Excess:
     of_layer: Mapping[int, Float[np.ndarray, "height width 4"]]  # the fourth channel is empty
 
 
-class Renderer:
+class FrameChanger(ABC):
+    """Changes frames of a run."""
+
+    maps: Maps
+
+    @property
+    @abstractmethod
+    def changes_something(self) -> bool:
+        """Whether a frame can come out different."""
+
+    @abstractmethod
+    def render_frame(self, t: int, source: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
+        """Frame `t` of the run changed, at the size of `source`."""
+
+    @abstractmethod
+    def reach(self, t: int, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
+        """Where frame `t` at `size` (width, height) may be changed."""
+
+    def render(
+        self, frames: Iterable[tuple[int, UInt8[np.ndarray, "height width 3"]]]
+    ) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
+        """Changed frames for (frame index of the run, source frame) pairs."""
+        for t, frame in frames:
+            yield self.render_frame(t, frame)
+
+
+Canonicals = Sequence[tuple[Float[np.ndarray, "_ _ 4"], Box]]  # pictures of all layers, front to back
+
+
+@dataclass(frozen=True)
+class How:
+    """How overlays are put on frames.
+
+    Attributes:
+        strength: how much of them frame `t` of the run shows, 0 to 1.
+        blend: what paint and the layer make together; None: the paint alone. Blended paint is not lit: what is under it
+            has the light already.
+        lit: whether the layer's light falls on plain paint.
+        looks: how the layers look in frame `t` before the overlays, where that is not as their canonical pictures.
+    """
+
+    strength: Callable[[int], float] = lambda t: 1.0
+    blend: Blend | None = None
+    lit: bool = True
+    looks: Callable[[int], Canonicals] | None = None
+
+
+class Renderer(FrameChanger):
     """Puts overlays on source frames.
 
     Args:
@@ -89,32 +136,47 @@ class Renderer:
         overlays: what to put on, by layer.
     """
 
-    def __init__(self, maps: Maps, canonicals: Mapping[str, CanonicalImage], overlays: Mapping[str, Overlay]) -> None:
+    def __init__(
+        self,
+        maps: Maps,
+        canonicals: Mapping[str, CanonicalImage],
+        overlays: Mapping[str, Overlay],
+        how: How | None = None,
+    ) -> None:
         self.maps = maps
+        self.how = how or How()
         self.edits = {maps.layers.index(name): prepare(overlay) for name, overlay in overlays.items()}
         self.canonicals = [(canonicals[name].array(), canonicals[name].box) for name in maps.layers]
 
     @property
     def changes_something(self) -> bool:
-        """Whether a frame can come out different."""
         return bool(self.edits)
 
-    def render(
-        self, frames: Iterable[tuple[int, UInt8[np.ndarray, "height width 3"]]]
-    ) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
-        """Edited frames for (frame index of the run, source frame) pairs."""
-        for t, frame in frames:
-            yield self.render_frame(t, frame)
+    @property
+    def mixes(self) -> bool:
+        """Whether what the layer shows under paint decides what is seen; it has the light already."""
+        return self.how.blend is not None
+
+    def reach(self, t: int, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
+        """Where an overlay is not transparent and its layer is seen."""
+        found = np.zeros((size[1], size[0]), bool)
+        for layer in self.edits if self.how.strength(t) > 0 else ():
+            overlay, _ = self.overlay_in_frame(t, layer, size)
+            found |= (overlay[..., 3] > 0) & (self.maps.weight(t, size)[layer] > 0)
+        return found
 
     def render_frame(self, t: int, source: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
         """One frame with the overlays on it, at the size of `source`."""
+        strength = self.how.strength(t)
+        if strength <= 0:
+            return source
         size = (source.shape[1], source.shape[0])
-        looks = [look for layer in self.edits if (look := self._look(t, layer, size)) is not None]
+        looks = [look for layer in self.edits if (look := self._look(t, layer, size, strength)) is not None]
         excess = self._excess(t, looks)
         result = source
-        for rows in _bands(self.maps.size[1], size[1]):
+        for rows in bands(self.maps.size[1], size[1]):
             found = [(self._part(look.touched, look.corner, size, rows), look) for look in looks]
-            changes = [(part, self._change(look, excess, size, part)) for part, look in found if part is not None]
+            changes = [(part, self._change(look, excess, source, part)) for part, look in found if part is not None]
             for part, change in _apart(changes):
                 changed = _over(source[part], change)
                 if changed is not None:
@@ -131,26 +193,28 @@ class Renderer:
         rgba = straight(_lookup(edit, uv, level) / np.array([255, 255, 255, 1], np.float32))
         return rgba, rgba[..., :3] * self.maps.gain(t, layer, size)
 
-    def _look(self, t: int, layer: int, size: tuple[int, int]) -> Look | None:
+    def _look(self, t: int, layer: int, size: tuple[int, int], strength: float) -> Look | None:
         """What is known of a layer's edit in a frame before any pixel of it is made; None if it changes no pixel."""
         edit, (uv, weight) = self.edits[layer], self.maps.rimmed(t, layer)
-        seen = _around(weight)
+        seen = around(weight, MARGIN)
         if seen is None:
             return None
         texels = _texel_positions(uv[seen], edit.box, edit.reach.shape)
         reach = cv2.remap(edit.reach, texels, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
         touched = cv2.bitwise_and(reach, weight[seen])  # of a byte that is 0 or 255 and another: zero where either is
-        near = _around(touched)
+        near = around(touched, MARGIN)
         if near is None:
             return None
         touched, texels = touched[near], texels[near]
         level = min(len(edit.levels) - 1, _level(texels, self.maps.size[0] / size[0]))
         if level:
             texels = _texel_positions(uv[seen][near], edit.box, edit.levels[level].shape)
-        rows, columns = (_outside(inner, outer) for inner, outer in zip(near, seen, strict=True))
+        rows, columns = (outside(inner, outer) for inner, outer in zip(near, seen, strict=True))
         mixed = cv2.bitwise_and(touched, cv2.compare(weight[rows, columns], round(255 * ALONE), cv2.CMP_LT))
         mixed = cv2.dilate(mixed, np.ones((3, 3), np.uint8))  # enlarging looks at the neighbours too
-        light = self.maps.light(t, layer, rows, columns)
+        light = self.maps.light(t, layer, rows, columns, lit=self.how.lit and not self.mixes)
+        if strength < 1:
+            light = cv2.multiply(light, (strength,) * 4)
         corner = (rows.start, columns.start)
         return Look(layer, corner, touched, mixed, light, cv2.merge([texels, texels]), edit.levels[level])
 
@@ -162,15 +226,16 @@ class Renderer:
             (row, column), (rows, columns) = look.corner, look.mixed.shape
             plane[row : row + rows, column : column + columns] = look.mixed
         mixed = own.max(axis=0, initial=0)
-        near = _around(mixed)
+        near = around(mixed, MARGIN)
         if near is None:
             return None
         rows, columns = near
         x, y = cv2.findNonZero(mixed[near]).reshape(-1, 2).T
         uvs, weights, gains = self.maps.at_samples(t, x + columns.start, y + rows.start)
+        canonicals = self.canonicals if self.how.looks is None else self.how.looks(t)
         lit = [
             _canonical_colors(image, box, uv) * gain
-            for (image, box), uv, gain in zip(self.canonicals, uvs, gains, strict=True)
+            for (image, box), uv, gain in zip(canonicals, uvs, gains, strict=True)
         ]
         seen = sum(color * _four_times(weight) for color, weight in zip(lit, weights, strict=True))
         of_layer, place = {}, y * (columns.stop - columns.start) + x
@@ -204,23 +269,48 @@ class Renderer:
         )
 
     def _change(
-        self, look: Look, excess: Excess | None, size: tuple[int, int], part: Part
+        self, look: Look, excess: Excess | None, source: UInt8[np.ndarray, "height width 3"], part: Part
     ) -> Float[np.ndarray, "rows columns 4"]:
         """What an edit does to a part of the source: what it adds (RGB), and how much of the source it hides.
 
         Colours are in 8-bit units. Four channels at a time are what OpenCV is quickest at.
         """
+        size = (source.shape[1], source.shape[0])
         texels = first_channels(self.maps.enlarged(look.texels, look.corner, size, part), 2)
         light = self.maps.enlarged(look.light, look.corner, size, part)
         change = cv2.remap(look.image, texels, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
+        more = self._excess_in(look, excess, size, part)
+        if self.mixes:
+            under = source[part].astype(np.float32)
+            if more is not None:
+                under[more[0]] += more[1][..., :3]
+            change = self._blended(change, under, part)
         change = cv2.multiply(change, light, dst=change)
-        mixed = self._part(look.mixed, look.corner, size, part[0])
-        if excess is not None and mixed is not None and _overlap(mixed, part):
-            rows, columns = mixed[0], slice(max(mixed[1].start, part[1].start), min(mixed[1].stop, part[1].stop))
-            more = self.maps.enlarged(excess.of_layer[look.layer], excess.corner, size, (rows, columns))
-            here = change[_inside(rows, part[0]), _inside(columns, part[1])]
-            here -= cv2.multiply(more, cv2.cvtColor(cv2.extractChannel(here, 3), cv2.COLOR_GRAY2RGBA))
+        if more is not None:
+            here = change[more[0]]
+            here -= cv2.multiply(more[1], cv2.cvtColor(cv2.extractChannel(here, 3), cv2.COLOR_GRAY2RGBA))
         return change
+
+    def _excess_in(
+        self, look: Look, excess: Excess | None, size: tuple[int, int], part: Part
+    ) -> tuple[Part, Float[np.ndarray, "_ _ 4"]] | None:
+        """The excess of a layer where a part of a frame has any: where in that part, and the values."""
+        mixed = self._part(look.mixed, look.corner, size, part[0])
+        if excess is None or mixed is None or not overlap(mixed, part):
+            return None
+        rows, columns = mixed[0], slice(max(mixed[1].start, part[1].start), min(mixed[1].stop, part[1].stop))
+        values = self.maps.enlarged(excess.of_layer[look.layer], excess.corner, size, (rows, columns))
+        return (inside(rows, part[0]), inside(columns, part[1])), values
+
+    def _blended(
+        self, paint: Float[np.ndarray, "rows columns 4"], under: Float[np.ndarray, "rows columns 3"], part: Part
+    ) -> Float[np.ndarray, "rows columns 4"]:
+        """Premultiplied paint in 8-bit units, mixed with what the layer shows under it in a part of the frame."""
+        assert self.how.blend is not None
+        alpha = paint[..., 3:]
+        top = np.clip(paint[..., :3] / np.maximum(255 * alpha, 1e-3), 0, 1)
+        mixed = 255 * self.how.blend(top, np.clip(under / 255, 0, 1))
+        return np.concatenate([mixed * alpha, alpha], axis=-1).astype(np.float32)
 
 
 def _over(
@@ -240,56 +330,13 @@ def _over(
 
 def _apart(changes: Sequence[tuple[Part, np.ndarray]]) -> Sequence[tuple[Part, np.ndarray]]:
     """The changes if their parts lie apart; their sum over the whole of it where some overlap."""
-    if not any(_overlap(one, other) for (one, _), (other, _) in combinations(changes, 2)):
+    if not any(overlap(one, other) for (one, _), (other, _) in combinations(changes, 2)):
         return changes
-    rows, columns = (_hull([part[axis] for part, _ in changes]) for axis in (0, 1))
+    rows, columns = (hull([part[axis] for part, _ in changes]) for axis in (0, 1))
     total = np.zeros((rows.stop - rows.start, columns.stop - columns.start, 4), np.float32)
     for (own_rows, own_columns), change in changes:
-        total[_inside(own_rows, rows), _inside(own_columns, columns)] += change
+        total[inside(own_rows, rows), inside(own_columns, columns)] += change
     return [((rows, columns), total)]
-
-
-def _overlap(one: Part, other: Part) -> bool:
-    return all(a.start < b.stop and b.start < a.stop for a, b in zip(one, other, strict=True))
-
-
-def _hull(parts: Sequence[slice]) -> slice:
-    """The smallest range that holds all of `parts`."""
-    return slice(min(part.start for part in parts), max(part.stop for part in parts))
-
-
-def _inside(part: slice, whole: slice) -> slice:
-    """Where `part` lies within `whole`."""
-    return slice(part.start - whole.start, part.stop - whole.start)
-
-
-def _outside(part: slice, whole: slice) -> slice:
-    """A part of `whole`, in terms of what `whole` is a part of."""
-    return slice(part.start + whole.start, part.stop + whole.start)
-
-
-def _around(touched: UInt8[np.ndarray, "height width"]) -> Part | None:
-    """The rows and columns of what is other than zero and its surroundings; None if everything is zero."""
-    left, top, width, height = cv2.boundingRect(touched)
-    if not width:
-        return None
-    rows, columns = touched.shape
-    return (
-        slice(max(0, top - MARGIN), min(rows, top + height + MARGIN)),
-        slice(max(0, left - MARGIN), min(columns, left + width + MARGIN)),
-    )
-
-
-def _bands(stored: int, wanted: int) -> Iterator[slice]:
-    """Bands of rows of a frame, each made of whole rows of the fit.
-
-    What is looked up and blended for one band stays in the processor's cache; whole frames do not.
-    """
-    height = max(1, round(BAND * stored / wanted))
-    for start in range(0, stored, height):
-        rows = slice(round(start * wanted / stored), round(min(stored, start + height) * wanted / stored))
-        if rows.stop > rows.start:
-            yield rows
 
 
 def _texel_positions(uv: Float[np.ndarray, "*n 2"], box: Box, shape: tuple[int, ...]) -> Float[np.ndarray, "*n 2"]:

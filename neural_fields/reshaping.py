@@ -13,7 +13,7 @@ reaches stay the source's, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -24,14 +24,15 @@ from neural_fields.baking import Maps
 from neural_fields.canonical import CanonicalImage, Overlay
 from neural_fields.coords import Box
 from neural_fields.extended_map import ExtendedMap, extend
+from neural_fields.frame_parts import Part
 from neural_fields.lookup import scattered
 from neural_fields.planar.placement import pull_push
-from neural_fields.rendering import Part, Renderer
+from neural_fields.rendering import Canonicals, How, Renderer
+from neural_fields.taking_apart import FREE, Scene, TakingApart, picture_at
 
 SEEN = 0.5  # weight from which a pixel says where its layer lies
 STILL = 0.02  # pixels; what moves less stays as it is
 LOST = 1.0  # pixels; a position that is further off was not found
-FREE = 0.5  # of a pixel: with less of it in front of an object, the frame shows how the object looks there
 TOUCHED = 0.5 / 255  # less of a layer than this is not in a pixel
 
 
@@ -42,10 +43,17 @@ class Shape:
     Attributes:
         field: displacement in uv units at the middles of equal cells of `box`; zero at its rim, and beyond.
         box: the part of the canonical plane that is deformed.
+        strength: how much of it frame `t` of a run shows, 0 to 1.
     """
 
     field: Float[np.ndarray, "2 height width"]
     box: Box
+    strength: Callable[[int], float] = lambda t: 1.0
+
+    def in_frame(self, t: int) -> Shape:
+        """As much of it as frame `t` shows."""
+        strength = self.strength(t)
+        return self if strength == 1 else Shape(np.float32(strength) * self.field, self.box)
 
     def at(self, uv: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
         """The displacement at any uv."""
@@ -91,6 +99,7 @@ class Reshaper(Renderer):
     Args:
         maps, canonicals, overlays: as `Renderer`.
         shapes: by layer, oldest first.
+        looks: how the layers look in frame `t` before the overlays; by default as their canonical pictures.
     """
 
     def __init__(
@@ -99,11 +108,13 @@ class Reshaper(Renderer):
         canonicals: Mapping[str, CanonicalImage],
         overlays: Mapping[str, Overlay],
         shapes: Mapping[str, Sequence[Shape]],
+        looks: Callable[[int], Canonicals] | None = None,
     ) -> None:
-        super().__init__(maps, canonicals, overlays)
+        super().__init__(maps, canonicals, overlays, How(looks=looks))
         self.shapes = {maps.layers.index(name): tuple(parts) for name, parts in shapes.items()}
-        looks = {name: image.over(overlays[name]) if name in overlays else image for name, image in canonicals.items()}
-        self.painted = [(looks[name].array(), looks[name].box) for name in maps.layers]
+        images = {name: image.over(overlays[name]) if name in overlays else image for name, image in canonicals.items()}
+        painted = [(images[name].array(), images[name].box) for name in maps.layers]
+        self.apart = TakingApart(maps, looks or (lambda t: painted))
 
     @property
     def changes_something(self) -> bool:
@@ -127,8 +138,8 @@ class Reshaper(Renderer):
         return frame, weights
 
     def reach(self, t: int, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
-        """Where the shapes change a frame of `size` (width, height)."""
-        result = np.zeros((size[1], size[0]), bool)
+        """Where overlays and shapes change a frame of `size` (width, height)."""
+        result = super().reach(t, size)
         weights = self.maps.weight(t, size)
         for layer in self.shapes:
             move = self._move(t, layer, size)
@@ -146,7 +157,7 @@ class Reshaper(Renderer):
         found = frame_map(self.maps, t, layer)
         if found is None:
             return None
-        move = moves(found, self.shapes[layer])
+        move = moves(found, [shape.in_frame(t) for shape in self.shapes[layer]])
         if np.abs(move).max() < STILL:
             return None
         scale = np.array(size, np.float32) / np.array(self.maps.size, np.float32)
@@ -166,7 +177,8 @@ class Reshaper(Renderer):
         if part is None:
             return frame
         size = (frame.shape[1], frame.shape[0])
-        scene = self._scene(t, layer, frame[part].astype(np.float32), weights[(slice(None), *part)], size, part)
+        seen = frame[part].astype(np.float32)
+        scene = self.apart.scene(t, layer, seen, weights[(slice(None), *part)], size, part)
         places = _pixels(part) - move[part]
         body, opacity = self._body(t, layer, scene, places, size, part)
         free = 1 - scene.front_weight
@@ -179,33 +191,8 @@ class Reshaper(Renderer):
             weights[number][part][here] = plane[here]
         return result
 
-    def _scene(
-        self, t: int, layer: int, seen: np.ndarray, weights: np.ndarray, size: tuple[int, int], part: Part
-    ) -> _Scene:
-        """A part of a frame taken apart into what is in front of a layer, the layer, and what is behind it."""
-        lit = np.stack([self._lit(t, number, size, part) for number in range(len(weights))])
-        weight = weights[..., None]
-        missed = seen - (weight * lit).sum(axis=0)
-        premultiplied = weight * (lit + missed)
-        behind = weight[layer + 1 :].sum(axis=0)
-        shares = _shares(weights[layer + 1 :], behind[..., 0])
-        filled = lit[layer] + missed
-        if len(shares):
-            # In the hole the light is that of the pixels around it, which the pictures alone do not know.
-            around = behind[..., 0] > 0.9
-            light = pull_push(missed, around) if around.any() else np.zeros_like(missed)
-            filled = (shares[..., None] * lit[layer + 1 :]).sum(axis=0) + light
-        return _Scene(
-            own=np.concatenate([premultiplied[layer], weight[layer]], axis=-1),
-            front=premultiplied[:layer].sum(axis=0),
-            front_weight=weight[:layer].sum(axis=0),
-            rest=premultiplied[layer + 1 :].sum(axis=0) + weight[layer] * filled,
-            weights=weights,
-            shares=shares,
-        )
-
     def _body(
-        self, t: int, layer: int, scene: _Scene, places: np.ndarray, size: tuple[int, int], part: Part
+        self, t: int, layer: int, scene: Scene, places: np.ndarray, size: tuple[int, int], part: Part
     ) -> tuple[Float[np.ndarray, "rows columns 3"], Float[np.ndarray, "rows columns 1"]]:
         """The deformed layer, premultiplied, and its opacity, as if nothing were in front of it.
 
@@ -232,36 +219,10 @@ class Reshaper(Renderer):
         found = frame_map(self.maps, t, layer)
         assert found is not None, "nothing moves where nothing is seen"
         small = places * (np.array(self.maps.size) / np.array(size))
-        image, box = self.painted[layer]
-        colour = _picture_at(image, box, found.at(small))
+        image, box = self.apart.looks(t)[layer]
+        colour = picture_at(image, box, found.at(small))
         x, y = (np.clip(places[:, axis], 0, size[axis] - 1).astype(np.float32) for axis in (0, 1))
         return 255 * colour[:, :3] * self.maps.at(t, x, y, size).gain[layer], colour[:, 3:]
-
-    def _lit(self, t: int, layer: int, size: tuple[int, int], part: Part) -> Float[np.ndarray, "rows columns 3"]:
-        """What the model shows of a layer in a part of a frame, in 8-bit units."""
-        image, box = self.painted[layer]
-        uv = self.maps.uv_part(t, layer, size, part)
-        colour = _picture_at(image, box, uv.reshape(-1, 2))[:, :3].reshape(*uv.shape[:2], 3)
-        return 255 * colour * self.maps.gain(t, layer, size, part)
-
-
-@dataclass(frozen=True)
-class _Scene:
-    """A part of a frame around a layer. Colours are in 8-bit units and premultiplied."""
-
-    own: Float[np.ndarray, "rows columns 4"]  # what the layer adds, and its weight
-    front: Float[np.ndarray, "rows columns 3"]  # what the layers in front add
-    front_weight: Float[np.ndarray, "rows columns 1"]
-    rest: Float[np.ndarray, "rows columns 3"]  # what would be seen behind those in front without the layer
-    weights: Float[np.ndarray, "layers rows columns"]
-    shares: Float[np.ndarray, "behind rows columns"]  # of the layers behind in what would be seen of them; sums to one
-
-    def weights_with(
-        self, layer: int, own: Float[np.ndarray, "rows columns"]
-    ) -> Float[np.ndarray, "layers rows columns"]:
-        """The weights of all layers with a new one of the layer."""
-        left = 1 - self.front_weight[..., 0] - own
-        return np.concatenate([self.weights[:layer], own[None], self.shares * left])
 
 
 def _changed(
@@ -291,19 +252,6 @@ def _window(changed: Bool[np.ndarray, "height width"], move: Float[np.ndarray, "
     return slice(max(0, int(low[0])), min(height, int(high[0]))), slice(max(0, int(low[1])), min(width, int(high[1])))
 
 
-def _shares(
-    weights: Float[np.ndarray, "behind rows columns"], total: Float[np.ndarray, "rows columns"]
-) -> Float[np.ndarray, "behind rows columns"]:
-    """Of which layers the background is made, also where it is hidden: as around."""
-    if len(weights) < 2:
-        return np.ones_like(weights)
-    parts = np.moveaxis(weights, 0, -1) / np.maximum(total, 1e-3)[..., None]
-    known = total > FREE
-    if not known.any():
-        return np.concatenate([np.zeros_like(weights[:-1]), np.ones_like(weights[-1:])])
-    return np.moveaxis(pull_push(parts.astype(np.float32), known), -1, 0)
-
-
 def _pixels(part: Part) -> Float[np.ndarray, "rows columns 2"]:
     """Positions of the pixel centres of a part of a frame."""
     rows, columns = part
@@ -319,10 +267,3 @@ def _take(image: Float[np.ndarray, "h w c"], places: Float[np.ndarray, "rows col
         for c in range(image.shape[2])
     ]
     return np.stack(planes, axis=-1)
-
-
-def _picture_at(image: Float[np.ndarray, "h w 4"], box: Box, uv: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 4"]:
-    """A canonical picture at any uv; beyond its box the edge goes on."""
-    x = (uv[:, 0] - box.u0) / box.width * image.shape[1] - 0.5
-    y = (uv[:, 1] - box.v0) / box.height * image.shape[0] - 0.5
-    return scattered(image, x.astype(np.float32), y.astype(np.float32))

@@ -21,7 +21,8 @@ from neural_fields.data.bones_file import read_bones, read_states, write_bones, 
 from neural_fields.data.camera_files import PosedPicture, read_transforms, write_transforms
 from neural_fields.data.cameras import Camera
 from neural_fields.data.skeleton import Motion
-from neural_fields.edits import active_edits, hidden_parts, read_weights
+from neural_fields.edit_files import read_weights
+from neural_fields.edits import active_edits, hidden_parts
 from neural_fields.errors import ExitCode, UserError, bad_input
 from neural_fields.files import make_folder
 from neural_fields.run import Run, read_run_yaml

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from editors import stack
-from neural_fields import edits
+from neural_fields import edit_files, edits
 from neural_fields.canonical import Overlay
 from neural_fields.coords import Box
 from neural_fields.errors import ExitCode, UserError
@@ -46,7 +46,7 @@ def test_an_edit_is_a_folder_with_its_facts_and_a_16_bit_overlay(run: Run) -> No
     edit = stack.add_edit(run, "My Logo!", {"foreground": Overlay(rgba, BOX, ("note",))}, {"source": {"file": "p.png"}})
     assert edit.folder == run.edits / "0001-my-logo" and edit.layers == ("foreground",)
     assert json.loads((edit.folder / "edit.json").read_text())["source"] == {"file": "p.png"}
-    back = edits.read_overlay(edit, "foreground")
+    back = edit_files.read_overlay(edit, "foreground")
     assert back.box == BOX
     np.testing.assert_allclose(back.rgba, rgba, atol=0.6 / 65535)
 
@@ -54,9 +54,9 @@ def test_an_edit_is_a_folder_with_its_facts_and_a_16_bit_overlay(run: Run) -> No
 def test_undo_and_redo_walk_the_stack_and_nothing_is_deleted(run: Run) -> None:
     for name in ("a", "b", "c"):
         add(run, name)
-    assert [stack.undo(run).name, stack.undo(run).name] == ["c", "b"]
+    assert [stack.undo(run).edit.name, stack.undo(run).edit.name] == ["c", "b"]
     assert states(run) == [("a", True, False), ("b", False, True), ("c", False, True)]
-    assert stack.redo(run).name == "b"
+    assert stack.redo(run).edit.name == "b"
     add(run, "d")
     assert states(run) == [("a", True, False), ("b", True, False), ("c", False, False), ("d", True, False)]
     with pytest.raises(UserError, match="bring back"):
@@ -92,16 +92,16 @@ def test_the_stack_equals_a_list_with_a_redo_list(tmp_path_factory: pytest.TempP
 def test_a_later_edit_lies_over_an_earlier_one_and_opacity_scales_it(run: Run) -> None:
     stack.add_edit(run, "red", {"foreground": patch((1, 0, 0, 1))}, {})
     stack.add_edit(run, "blue", {"foreground": patch((0, 0, 1, 1), slice(2, 4))}, {"opacity": 0.25})
-    flat = edits.flatten(edits.active_edits(run), "foreground")
+    flat = edit_files.flatten(edits.active_edits(run), "foreground")
     assert flat is not None
     np.testing.assert_allclose(flat.rgba[0, 0], [1, 0, 0, 1], atol=1e-4)
     np.testing.assert_allclose(flat.rgba[3, 0], [0.75, 0, 0.25, 1], atol=1e-4)
-    assert edits.flatten(edits.active_edits(run), "background") is None
+    assert edit_files.flatten(edits.active_edits(run), "background") is None
 
 
 def test_flatten_moves_an_overlay_to_another_box_and_size(run: Run) -> None:
     stack.add_edit(run, "red", {"foreground": patch((1, 0, 0, 1), slice(0, 2))}, {})
-    flat = edits.flatten(edits.active_edits(run), "foreground", (16, 16), Box(-1.0, -1.0, 1.0, 1.0))
+    flat = edit_files.flatten(edits.active_edits(run), "foreground", (16, 16), Box(-1.0, -1.0, 1.0, 1.0))
     assert flat is not None
     alpha = flat.rgba[:, 8, 3]
     assert alpha[5:7].min() > 0.99 and alpha[:3].max() == 0 and alpha[9:].max() == 0
@@ -164,7 +164,7 @@ def test_damage_is_reported_by_name(run: Run, harm: str) -> None:
         journal.write_text("nonsense\n" + journal.read_text())
     with pytest.raises(UserError) as caught:
         for found in edits.list_edits(run):
-            edits.read_overlay(found, "foreground")
+            edit_files.read_overlay(found, "foreground")
     assert caught.value.code == ExitCode.DAMAGED_RUN
     assert ("journal.jsonl" if harm == "journal" else "0001-a") in str(caught.value)
 

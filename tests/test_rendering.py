@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from neural_fields import coords, output, rendering
+from neural_fields import coords, frame_parts, output
 from neural_fields.baking import Maps, bake
 from neural_fields.canonical import CanonicalImage, Overlay
 from neural_fields.config import Config
@@ -353,7 +353,7 @@ def test_a_frame_of_many_bands_is_the_frame_of_one(
     whole = renderer.render_frame(1, source)
     assert not np.array_equal(whole, source)
     for rows in (1, 5, 17):
-        monkeypatch.setattr(rendering, "BAND", rows)
+        monkeypatch.setattr(frame_parts, "BAND", rows)
         assert np.array_equal(renderer.render_frame(1, source), whole)
 
 

@@ -16,11 +16,13 @@ from editors import stack
 from neural_fields import coords
 from neural_fields.baking import Maps, gain_size
 from neural_fields.canonical import CanonicalImage, Overlay
+from neural_fields.compositing import shapes_of
 from neural_fields.coords import Box
 from neural_fields.data.suite import suite_clip
 from neural_fields.data.surfaces import Surface
 from neural_fields.data.synthetic import SyntheticClip, demo_clip
-from neural_fields.edits import active_edits, flatten, read_shape, read_shapes
+from neural_fields.edit_files import flatten, read_shape
+from neural_fields.edits import active_edits
 from neural_fields.errors import ExitCode, UserError
 from neural_fields.extended_map import extend
 from neural_fields.reshaping import Reshaper, Shape
@@ -290,11 +292,11 @@ def test_an_edit_keeps_its_shape_beside_its_overlays(run: Run) -> None:
     assert both.layers == ("foreground", "back ground") and alone.layers == ("foreground",)
     back = read_shape(both, "back ground")
     assert back.box == shape().box and np.array_equal(back.field, shape(0.2).field)
-    found = read_shapes(active_edits(run))
+    found = shapes_of(active_edits(run))
     assert [float(part.field[0, 0, 1]) for part in found["foreground"]] == pytest.approx([0.1, 0.3])
     assert flatten([alone], "foreground") is None and flatten([plain, both, alone], "foreground") is not None
     stack.undo(run)
-    assert len(read_shapes(active_edits(run))["foreground"]) == 1
+    assert len(shapes_of(active_edits(run))["foreground"]) == 1
 
 
 def test_an_edit_without_anything_is_refused(run: Run) -> None:
@@ -316,7 +318,7 @@ def test_a_damaged_shape_is_reported_by_name(run: Run, harm: str) -> None:
     elif harm == "escape":
         facts.write_text(text.replace('"foreground.safetensors"', '"../secret.safetensors"'))
     elif harm == "newer":
-        facts.write_text(text.replace('"schema": 2', '"schema": 4'))
+        facts.write_text(text.replace('"schema": 2', '"schema": 5'))
     elif harm != "not finite":
         described = json.loads(text)
         described["shapes"] = (
@@ -324,5 +326,5 @@ def test_a_damaged_shape_is_reported_by_name(run: Run, harm: str) -> None:
         )
         facts.write_text(json.dumps(described))
     with pytest.raises(UserError) as caught:
-        read_shapes(active_edits(run))
+        shapes_of(active_edits(run))
     assert caught.value.code == ExitCode.DAMAGED_RUN and "0001-a" in str(caught.value)

@@ -33,7 +33,7 @@ from editors.frame import MIN_WEIGHT, lift
 from editors.image import check_size
 from editors.shape import LOOSE, ShapeEdit, only_layer, run_frame, shape_of
 from neural_fields.canonical import Overlay, fit
-from neural_fields.edits import active_edits, read_shapes
+from neural_fields.edits import active_edits
 from neural_fields.errors import UserError, bad_input
 from neural_fields.output import open_renderer
 from neural_fields.pictures import Picture, premultiplied, read_picture, resize, straight
@@ -91,7 +91,7 @@ class ShapeAware(Prompted):
         """
         layer = only_layer(source)
         number, t = run_frame(source, self.frame)
-        if layer in read_shapes(active_edits(source.run)):
+        if any(layer in edit.facts.get("shapes", {}) for edit in active_edits(source.run)):
             raise bad_input(f"the layer {layer} has a shape already", fix=f"unwrap undo {source.run.path}")
         frame = open_renderer(source.run, source.maps).render_frame(t, source.frame(t))
         size = (frame.shape[1], frame.shape[0])

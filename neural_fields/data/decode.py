@@ -91,6 +91,15 @@ def open_container(path: str | Path) -> Any:
         )
 
 
+def rgba_frames(path: str | Path) -> Iterator[np.ndarray]:
+    """Every frame of a film as stored, with its transparency: uint8 [H, W, 4], straight alpha. Raises `UserError`."""
+    with open_container(path) as container:
+        stream = _film_stream(container, path)
+        with parser_border(path, "decoding"):
+            for frame in container.decode(stream):
+                yield frame.to_ndarray(format="rgba")
+
+
 def _is_film(stream: Any) -> bool:
     """Whether a video stream is a film, not the cover art of a song."""
     return not bool(stream.disposition & av.stream.Disposition.attached_pic)

@@ -18,7 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from neural_fields.data.decode import check_regular, file_frames, probe_file
+from neural_fields.data.decode import check_regular, file_frames, probe_file, rgba_frames
 from neural_fields.data.encode import CODECS, write
 from neural_fields.data.facts import SoundTrack, Video, VideoFacts, parse_frames, parse_size
 from neural_fields.data.images import image_frames, is_image, probe_images
@@ -34,6 +34,7 @@ __all__ = [
     "parse_size",
     "probe",
     "read",
+    "rgba_frames",
     "source_frames",
     "write",
 ]

@@ -1,0 +1,140 @@
+"""What an edit puts on layers, read from its folder and checked against the hashes that edit.json has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+
+from neural_fields.canonical import Overlay, fit
+from neural_fields.coords import Box
+from neural_fields.data.video import rgba_frames
+from neural_fields.edits import Edit, damaged_edit
+from neural_fields.errors import UserError
+from neural_fields.files import sha256_file
+from neural_fields.moving import Moving
+from neural_fields.pictures import premultiplied, read_picture, straight
+from neural_fields.reshaping import Shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def read_overlay(edit: Edit, layer: str) -> Overlay:
+    """The overlay of one layer, checked against its hash.
+
+    Raises:
+        UserError: a missing, damaged or changed overlay (exit 5).
+    """
+    return _overlay(edit, edit.facts["layers"][layer])
+
+
+def read_mask(edit: Edit, layer: str) -> Overlay | None:
+    """Where a grade of a layer is, as the alpha of an overlay; None: everywhere.
+
+    Raises:
+        UserError: a missing, damaged or changed file (exit 5).
+    """
+    entry = edit.facts.get("masks", {}).get(layer)
+    return None if entry is None else _overlay(edit, entry)
+
+
+def _overlay(edit: Edit, entry: Mapping[str, Any]) -> Overlay:
+    path = edit.folder / entry["file"]
+    try:
+        changed = sha256_file(path) != entry["sha256"]
+        picture = read_picture(path)
+    except (OSError, UserError) as problem:
+        raise damaged_edit(edit.folder, f"{entry['file']} cannot be read") from problem
+    if changed or list(picture.size) != list(entry["size"]):
+        raise damaged_edit(edit.folder, f"{entry['file']} is not the file that was added")
+    return Overlay(picture.rgba, Box(*map(float, entry["box"])))
+
+
+def read_moving(edit: Edit, layer: str, count: int) -> Moving:
+    """The overlays of a layer that are another in every frame, checked against their hash.
+
+    Args:
+        count: frames of the run.
+
+    Raises:
+        UserError: a missing, damaged or changed file, or one for another number of frames (exit 5).
+    """
+    entry = edit.facts["moving"][layer]
+    path = edit.folder / entry["file"]
+    if sha256_file(path) != entry["sha256"]:
+        raise damaged_edit(edit.folder, f"{entry['file']} is not the file that was added")
+    if entry.get("count") != count:
+        raise damaged_edit(edit.folder, f"{entry['file']} has {entry.get('count')} frames, and the run {count}")
+    box = None if entry["box"] is None else Box(*map(float, entry["box"]))
+    return Moving(lambda: rgba_frames(path), count, box)
+
+
+def read_shape(edit: Edit, layer: str) -> Shape:
+    """The shape of one layer, checked against its hash.
+
+    Raises:
+        UserError: a missing, damaged or changed file (exit 5).
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    entry = edit.facts["shapes"][layer]
+    path = edit.folder / entry["file"]
+    try:
+        changed = sha256_file(path) != entry["sha256"]
+        field = None if changed else load_file(path)["displacement"]
+    except (OSError, SafetensorError, KeyError) as problem:
+        raise damaged_edit(edit.folder, f"{entry['file']} cannot be read") from problem
+    if field is None or list(field.shape) != [2, *reversed(entry["size"])] or not np.isfinite(field).all():
+        raise damaged_edit(edit.folder, f"{entry['file']} is not the file that was added")
+    return Shape(field.astype(np.float32), Box(*map(float, entry["box"])))
+
+
+def read_weights(edit: Edit) -> dict[str, Tensor]:
+    """The tuned parameters of a scene by name, checked against their hash; none where the edit has none.
+
+    Raises:
+        UserError: a missing, damaged or changed file (exit 5).
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    entry = edit.facts.get("weights")
+    if entry is None:
+        return {}
+    path = edit.folder / entry["file"]
+    try:
+        if sha256_file(path) != entry["sha256"]:
+            raise damaged_edit(edit.folder, f"{entry['file']} is not the file that was added")
+        return load_file(path)
+    except (OSError, SafetensorError) as problem:
+        raise damaged_edit(edit.folder, f"{entry['file']} cannot be read") from problem
+
+
+def flatten(
+    edits: Sequence[Edit], layer: str, size: tuple[int, int] | None = None, box: Box | None = None
+) -> Overlay | None:
+    """The given edits of one layer in order, as one overlay with straight alpha; None where none touches the layer.
+
+    Args:
+        edits: oldest first; the later is on top.
+        layer: the layer's name.
+        size: (width, height) of the result; by default the largest overlay's.
+        box: what the result covers; by default the newest overlay's box.
+    """
+    parts = [(read_overlay(edit, layer), edit.arrangement.opacity) for edit in edits if layer in edit.facts["layers"]]
+    if not parts:
+        return None
+    box = box or parts[-1][0].box
+    size = size or max((overlay.size for overlay, _ in parts), key=lambda pair: pair[0] * pair[1])
+    overlay, opacity = parts[0]
+    if len(parts) == 1 and opacity == 1 and overlay.size == size and overlay.box == box:
+        return Overlay(overlay.rgba, box)
+    result: Float[np.ndarray, "height width 4"] = np.zeros((size[1], size[0], 4), np.float32)
+    for overlay, opacity in parts:
+        top = premultiplied(fit(overlay, size, box)) * np.float32(opacity)
+        result = top + result * (1 - top[..., 3:])
+    return Overlay(straight(result), box)

@@ -1,0 +1,163 @@
+"""Grades: how what a frame shows of a layer changes, pixel by pixel of the frame itself.
+
+A grade works on what a frame shows of the layer, so grain, detail and light stay the frame's own. Colours are display
+referred, in [0, 1]; exposure alone is worked out in linear light (the sRGB curve, IEC 61966-2-1), as a camera would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import cv2
+import numpy as np
+from jaxtyping import Float
+
+CURVES = ("curve", "curve_red", "curve_green", "curve_blue")
+STEPS = 4096  # of a tabulated curve; between them it is linear
+LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)  # of Rec. 709
+
+Rgb = Float[np.ndarray, "*pixels 3"]
+Curve = tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Grade:
+    """What is done to colours: first blur and sharpen, then the others in their order. The defaults do nothing.
+
+    Attributes:
+        exposure: stops of light.
+        curve, curve_red, curve_green, curve_blue: points (in, out) from 0 to 1 that a smooth curve goes through, for
+            all channels and for single ones; before the first and after the last point it goes on level.
+        hue: degrees by which colours turn around grey.
+        saturation: 0 is grey, 1 as it was, 2 twice as strong.
+        blur: deviation of a Gaussian, as a share of the frame's longer side. Only pixels of the layer are averaged.
+        sharpen: how much of the detail finer than `radius` is added; radius: as `blur`.
+    """
+
+    exposure: float = 0.0
+    curve: Curve = ()
+    curve_red: Curve = ()
+    curve_green: Curve = ()
+    curve_blue: Curve = ()
+    hue: float = 0.0
+    saturation: float = 1.0
+    blur: float = 0.0
+    sharpen: float = 0.0
+    radius: float = 0.002
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("exposure", -10, 10),
+            ("hue", -360, 360),
+            ("saturation", 0, 10),
+            ("sharpen", 0, 10),
+            ("radius", 1e-4, 0.1),
+            ("blur", 0, 0.1),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+                raise ValueError(f"{name} is {value!r}; it is {low} to {high}")
+        for name in CURVES:
+            _check_curve(name, getattr(self, name))
+
+    @property
+    def does_nothing(self) -> bool:
+        """Whether colours stay as they are."""
+        return not set(self.to_json()) - {"radius"}
+
+    @property
+    def looks_around(self) -> bool:
+        """Whether a pixel's colour depends on its neighbours."""
+        return self.sharpen > 0 or self.blur > 0
+
+    def apply(self, rgb: Rgb) -> Rgb:
+        """Colours after the grade, without `blur` and `sharpen`."""
+        shape = rgb.shape
+        result = np.ascontiguousarray(rgb.reshape(-1, 3), np.float32)
+        if self.exposure or any(getattr(self, name) for name in CURVES):
+            places = np.clip(result, 0, 1) * (STEPS - 1)
+            below = np.minimum(places.astype(np.int32), STEPS - 2)
+            part = places - below
+            columns = np.arange(3)
+            result = self._table[below, columns] * (1 - part) + self._table[below + 1, columns] * part
+        if self.hue or self.saturation != 1:
+            result = np.clip(result @ self._mixing.T, 0, 1)
+        return result.reshape(shape).astype(np.float32)
+
+    @cached_property
+    def _table(self) -> Float[np.ndarray, "steps 3"]:
+        """Exposure and curves at even steps of a channel's value."""
+        values = np.linspace(0, 1, STEPS)
+        linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4) * 2.0**self.exposure
+        shown = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * np.maximum(linear, 1e-9) ** (1 / 2.4) - 0.055)
+        values = np.clip(shown, 0, 1) if self.exposure else values
+        values = _along(self.curve, values)
+        single = [_along(getattr(self, name), values) for name in CURVES[1:]]
+        return np.stack(single, axis=1).astype(np.float32)
+
+    @cached_property
+    def _mixing(self) -> Float[np.ndarray, "3 3"]:
+        """Hue and saturation as one linear map that keeps luma: a turn around grey in YIQ, and a scale about luma."""
+        yiq = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+        angle = np.deg2rad(self.hue)
+        cos, sin = np.cos(angle), np.sin(angle)
+        turned = np.linalg.inv(yiq) @ np.array([[1, 0, 0], [0, cos, sin], [0, -sin, cos]]) @ yiq
+        grey = np.broadcast_to(LUMA, (3, 3))
+        return ((self.saturation * np.eye(3) + (1 - self.saturation) * grey) @ turned).astype(np.float32)
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings that do something."""
+        plain = Grade()
+        found = {
+            f.name: getattr(self, f.name) for f in fields(Grade) if getattr(self, f.name) != getattr(plain, f.name)
+        }
+        return {name: [list(point) for point in value] if name in CURVES else value for name, value in found.items()}
+
+    @staticmethod
+    def from_json(value: Any) -> Grade:
+        """What `to_json` wrote.
+
+        Raises:
+            ValueError: something else.
+        """
+        names = {entry.name for entry in fields(Grade)}
+        if not isinstance(value, Mapping) or set(value) - names:
+            raise ValueError("a grade has other settings than those known")
+        try:
+            curves = {name: tuple((float(x), float(y)) for x, y in value[name]) for name in CURVES if name in value}
+        except TypeError as problem:
+            raise ValueError(f"a curve is a list of pairs of numbers ({problem})") from problem
+        return Grade(**{**value, **curves})
+
+
+def smoothed(
+    rgb: Float[np.ndarray, "height width 3"], weight: Float[np.ndarray, "height width"], radius: float
+) -> Float[np.ndarray, "height width 3"]:
+    """Colours averaged by a Gaussian of `radius` pixels over the pixels that have weight (normalised convolution)."""
+    total = cv2.GaussianBlur(weight, (0, 0), radius)
+    sums = cv2.GaussianBlur(rgb * weight[..., None], (0, 0), radius)
+    return np.where(total[..., None] > 1e-4, sums / np.maximum(total, 1e-4)[..., None], rgb).astype(np.float32)
+
+
+def _check_curve(name: str, points: Curve) -> None:
+    if not points:
+        return
+    xs = [x for x, _ in points]
+    if len(points) < 2 or any(not (0 <= x <= 1 and 0 <= y <= 1) for x, y in points):
+        raise ValueError(f"{name} takes two points or more, in and out from 0 to 1")
+    if any(later <= earlier for earlier, later in pairwise(xs)):
+        raise ValueError(f"the points of {name} do not go from left to right: {', '.join(f'{x:g}' for x in xs)}")
+
+
+def _along(points: Curve, values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Values after a curve, which neither overshoots its points nor goes back between rising ones."""
+    if not points:
+        return values
+    from scipy.interpolate import PchipInterpolator
+
+    x, y = np.array(points).T
+    return np.clip(PchipInterpolator(x, y)(np.clip(values, x[0], x[-1])), 0, 1)

@@ -1,0 +1,154 @@
+"""The journal of a run's edits: one line for each "add", "set", "undo" and "redo", and what they amount to.
+
+"set" changes how an edit lies (`arrangement.py`), or moves it above or below another. What is undone is undone step by
+step, the last first; a new step ends what could be redone. An edit folder that the journal does not mention counts as
+added: it was copied from another run, or written just before a power cut.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from neural_fields.errors import ExitCode, UserError
+from neural_fields.files import atomic_write, disk_errors
+from neural_fields.run import Run
+
+OPERATIONS = ("add", "set", "undo", "redo")
+WHERE = ("above", "below", "top", "bottom")  # where an edit can be moved to
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line: what was done with which edit folder; of "set" also the new values."""
+
+    operation: str
+    edit: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class History:
+    """What a journal amounts to.
+
+    Attributes:
+        done: steps "add" and "set" that are in force, oldest first.
+        undone: those that `redo` can bring back, the last undone last.
+    """
+
+    done: Sequence[Step]
+    undone: Sequence[Step]
+
+    @property
+    def active(self) -> list[str]:
+        """Folder names of the edits that are shown, the lowest first."""
+        names: list[str] = []
+        for step in self.done:
+            if step.operation == "add":
+                names.append(step.edit)
+            elif "move" in step.values and step.edit in names:
+                names.remove(step.edit)
+                names.insert(_place(names, *step.values["move"]), step.edit)
+        return names
+
+    def values(self, edit: str) -> dict[str, Any]:
+        """The values that steps "set" gave an edit, the newest of each."""
+        found: dict[str, Any] = {}
+        for step in self.done:
+            if step.operation == "set" and step.edit == edit:
+                found |= step.values
+        return found
+
+
+def _place(names: Sequence[str], where: str, other: str) -> int:
+    if where == "bottom":
+        return 0
+    if where == "top" or other not in names:
+        return len(names)
+    return names.index(other) + (where == "above")
+
+
+def history(run: Run, present: Sequence[str]) -> History:
+    """What the journal of a run says of the edit folders that are there, in the order of their numbers.
+
+    Raises:
+        UserError: a damaged journal (exit 5).
+    """
+    steps = _read(run)
+    mentioned = {step.edit for step in steps}
+    done: list[Step] = []
+    undone: list[Step] = []
+    for step in [*steps, *(Step("add", name) for name in present if name not in mentioned)]:
+        if step.operation in ("add", "set"):
+            done.append(step)
+            undone.clear()
+            continue
+        taken, given = (done, undone) if step.operation == "undo" else (undone, done)
+        last = next((index for index in reversed(range(len(taken))) if taken[index].edit == step.edit), None)
+        if last is not None:
+            given.append(taken.pop(last))
+    # A folder that the user took away is no longer part of the story.
+    return History([s for s in done if s.edit in present], [s for s in undone if s.edit in present])
+
+
+def journal_path(run: Run) -> Path:
+    """Where the journal lies."""
+    return run.edits / "journal.jsonl"
+
+
+def append(run: Run, step: Step) -> None:
+    """Adds a line. What is there is never rewritten, but for a last line that a power cut left torn."""
+    path = journal_path(run)
+    described = {"op": step.operation, "edit": step.edit, **({"set": dict(step.values)} if step.values else {})}
+    with disk_errors(path):
+        kept = path.read_bytes() if path.exists() else b""
+        line = json.dumps(described).encode() + b"\n"
+        if kept and not kept.endswith(b"\n"):
+            with atomic_write(path) as part:
+                part.write_bytes(kept[: kept.rfind(b"\n") + 1] + line)
+            return
+        with path.open("ab") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _read(run: Run) -> list[Step]:
+    path = journal_path(run)
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    steps = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            found = json.loads(line)
+            step = Step(found["op"], found["edit"], found.get("set", {}))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
+            if number == len(lines):
+                break  # a last line without its end was cut by a power cut, or is the empty rest after the last end
+            raise _damaged(path, f"line {number} cannot be read") from problem
+        if step.operation not in OPERATIONS or not isinstance(step.edit, str) or not _is_change(step.values):
+            raise _damaged(path, f"line {number} says {step.operation!r}")
+        steps.append(step)
+    return steps
+
+
+def _is_change(values: Any) -> bool:
+    if not isinstance(values, dict):
+        return False
+    move = values.get("move", ["top", ""])
+    return isinstance(move, list) and len(move) == 2 and move[0] in WHERE and isinstance(move[1], str)
+
+
+def _damaged(path: Path, why: str) -> UserError:
+    return UserError(
+        ExitCode.DAMAGED_RUN,
+        f"{path.name} is damaged",
+        where=str(path),
+        why=why,
+        fix=f"move {path} out of the run, or put the original file back",
+    )
