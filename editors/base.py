@@ -119,7 +119,10 @@ class EditorResult:
 
 @runtime_checkable
 class Editor(Protocol):
-    """A dataclass of settings that makes an edit."""
+    """A dataclass of settings that makes an edit.
+
+    One that does not work on the front layer unless told so says with `starts_with` what it works on: "back" or "all".
+    """
 
     name: ClassVar[str]
 

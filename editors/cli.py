@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from tyro.conf import Positional, UseAppendAction
 
-from editors.cli_editors import MakeEdit, command_of
+from editors.cli_arrange import Arrange, Lies, arrangement_of, described, run_arrange
+from editors.cli_editors import MakeEdit, check_edit, command_of
 from neural_fields import cli as base
-from neural_fields import cli_capture
+from neural_fields import cli_capture, cli_export
 from neural_fields.config_loader import nearest
 from neural_fields.errors import ExitCode, UserError
 from neural_fields.threads import prepare_threads
@@ -25,21 +26,29 @@ if TYPE_CHECKING:
     from editors.stack import Stepped
 
 
-@dataclass(frozen=True)
-class Edit:
-    """Take an edit: a painted canonical picture (--layer), a painted frame (--frame), or one that an editor makes.
+@dataclass(frozen=True, kw_only=True)
+class Edit(Lies):
+    """Take an edit: a painted canonical picture (--layer), painted frames (--frame), or one that an editor makes.
 
     `unwrap edit RUN --editor NAME --help` shows the settings of an editor.
     """
 
     run: Positional[Path]
     """The run's folder."""
-    image: Positional[Path]
-    """The picture, in any common format."""
+    images: Positional[tuple[Path, ...]] = ()
+    """The picture, in any common format; several with as many --frame; or an .ora or .psd that was exported."""
     layer: str | None = None
     """The layer whose canonical picture was painted; with --frame, the layer that takes the change."""
-    frame: int | None = None
-    """The number of the painted frame; 0 is the first."""
+    frame: UseAppendAction[tuple[int, ...]] = ()
+    """The number of the painted frame; 0 is the first. Once for each picture."""
+    frames: Path | None = None
+    """Instead of pictures: a folder or video of frames that another program edited, to be made consistent."""
+    strength: float = 1.0
+    """With --frames: how much of them is shown, 0 to 1."""
+    unwrapped: Path | None = None
+    """Instead of pictures: an edited version of the flat clip that unwrap export RUN unwrapped wrote."""
+    upscaled: bool = False
+    """The picture is an enlarged canonical picture that is shown as a whole, not only what was painted on it."""
     name: str | None = None
     """Name of the edit (default: that of the picture)."""
     json: bool = False
@@ -62,7 +71,7 @@ class Eval(base.Eval):
 
 @dataclass(frozen=True)
 class Edits:
-    """List the edits of a run, oldest first."""
+    """List the edits of a run, the lowest first."""
 
     run: Positional[Path]
     """The run's folder."""
@@ -72,7 +81,7 @@ class Edits:
 
 @dataclass(frozen=True)
 class Undo:
-    """Take the newest edit off. It stays on disk."""
+    """Take back what was done last: an edit, or a change of how one lies. Everything stays on disk."""
 
     run: Positional[Path]
     """The run's folder."""
@@ -80,7 +89,7 @@ class Undo:
 
 @dataclass(frozen=True)
 class Redo:
-    """Bring the edit back that was undone last."""
+    """Bring back what was undone last."""
 
     run: Positional[Path]
     """The run's folder."""
@@ -99,17 +108,28 @@ class Demo:
 def run_edit(command: Edit, extra: list[str]) -> int:
     """`unwrap edit`."""
     base.overrides_refused(extra, command)
-    from editors.api import edit
+    check_edit(command)
+    prepare_threads()
+    from editors.api import edit, edit_painted_frames, edit_unwrapped, edit_with
     from neural_fields.run import Run
 
-    if command.layer is None and command.frame is None:
-        raise UserError(
-            ExitCode.USAGE,
-            "is the picture a canonical picture or a frame?",
-            why="an edit needs --layer NAME, or --frame K, or both",
-            fix=f"unwrap edit {command.run} {command.image} --layer NAME",
-        )
-    made = edit(Run.open(command.run), command.image, layer=command.layer, frame=command.frame, name=command.name)
+    run = Run.open(command.run)
+    lies, report = arrangement_of(command, run), _reporter()
+    more: dict[str, Any] = {"name": command.name, "arrangement": lies}
+    if command.frames is not None:
+        from editors.frames import Frames
+
+        frames = Frames(frames=command.frames, strength=command.strength)
+        layers = (command.layer,) if command.layer else ()
+        made = edit_with(run, frames, layers=layers, report=report, **more)
+    elif command.unwrapped is not None:
+        made = edit_unwrapped(run, command.unwrapped, layer=command.layer, report=report, **more)
+    elif len(command.images) > 1:
+        painted = dict(zip(command.frame, command.images, strict=True))
+        made = edit_painted_frames(run, painted, layer=command.layer, **more)
+    else:
+        frame = command.frame[0] if command.frame else None
+        made = edit(run, command.images[0], layer=command.layer, frame=frame, upscaled=command.upscaled, **more)
     return _told(made, command)
 
 
@@ -118,19 +138,27 @@ def run_editor(command: Any, extra: list[str]) -> int:
     base.overrides_refused(extra, command)
     prepare_threads()
     from editors.api import edit_with
-    from neural_fields.fit_options import Progress
     from neural_fields.run import Run
 
-    line = base.LiveLine()
+    run = Run.open(command.run)
     made = edit_with(
-        Run.open(command.run),
+        run,
         command.settings,
         layers=command.layer,
         mask=command.mask,
         name=command.name,
-        report=lambda stage, done, total: line(Progress(stage, done, total)),
+        arrangement=arrangement_of(command, run),
+        report=_reporter(),
     )
     return _told(made, command)
+
+
+def _reporter() -> Any:
+    """Progress of an editor as a line that renews itself."""
+    from neural_fields.fit_options import Progress
+
+    line = base.LiveLine()
+    return lambda stage, done, total: line(Progress(stage, done, total))
 
 
 def _told(made: Made, command: Any) -> int:
@@ -178,10 +206,19 @@ def run_edits(command: Edits, extra: list[str]) -> int:
 
     found = list_edits(Run.open(command.run))
     if command.json:
-        rows = [{"edit": e.folder.name, "layers": list(e.layers), "active": e.active} for e in found]
+        rows = [
+            {"edit": e.folder.name, "layers": list(e.layers), "active": e.active, **e.arrangement.to_json()}
+            for e in found
+        ]
         base.print_json({"edits": rows})
     for item in [] if command.json else found:
-        print(f"{item.folder.name}  {', '.join(item.layers)}{'' if item.active else '  (undone)'}")
+        parts = [
+            item.folder.name,
+            ", ".join(item.layers),
+            described(item.arrangement),
+            "" if item.active else "(undone)",
+        ]
+        print("  ".join(part for part in parts if part))
     return ExitCode.OK
 
 
@@ -237,9 +274,11 @@ COMMANDS: dict[str, type] = {
     "train": base.Train,
     "edit": Edit,
     "edits": Edits,
+    "arrange": Arrange,
     "undo": Undo,
     "redo": Redo,
     "render": base.Render,
+    "export": cli_export.Export,
     "eval": Eval,
     "info": base.Info,
     "doctor": base.Doctor,
@@ -251,10 +290,14 @@ HANDLERS: dict[type, Any] = {
     Edit: run_edit,
     Eval: run_eval,
     Edits: run_edits,
+    Arrange: run_arrange,
     Undo: run_undo,
     Redo: run_redo,
     Demo: run_demo,
 }
+
+
+FAMILIES: list[tuple[type, Any]] = [(MakeEdit, run_editor), (cli_export.Export, cli_export.run_export)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -270,7 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     base.show_warnings()
     try:
         command, extra = parse(words)
-        handler = run_editor if isinstance(command, MakeEdit) else HANDLERS[type(command)]
+        handler = next((run for kind, run in FAMILIES if isinstance(command, kind)), None) or HANDLERS[type(command)]
         return int(handler(command, extra))
     except UserError as error:
         return _failed(str(error), error.code, debug)
@@ -300,7 +343,11 @@ def parse(words: Sequence[str]) -> tuple[Any, list[str]]:
         guess = nearest(words[0], COMMANDS)
         why = f"did you mean {guess}?" if guess else f"commands: {', '.join(COMMANDS)}"
         raise UserError(ExitCode.USAGE, f"unknown command {words[0]}", why=why, fix="unwrap --help")
-    commands = COMMANDS | {"edit": (command_of(words) if words[:1] == ["edit"] else None) or Edit}
+    commands = dict(COMMANDS)
+    if words[:1] == ["edit"]:
+        commands["edit"] = command_of(words) or Edit
+    if words[:1] == ["export"]:
+        commands["export"] = cli_export.command_of(words) or cli_export.Export
     members = [Annotated[kind, tyro.conf.subcommand(name, prefix_name=False)] for name, kind in commands.items()]
     union: Any = members[0]
     for member in members[1:]:

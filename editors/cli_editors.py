@@ -11,8 +11,11 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional
 
+from editors.cli_arrange import Lies
 from neural_fields.config_loader import nearest
+from neural_fields.config_volume import KIND
 from neural_fields.errors import ExitCode, UserError
+from neural_fields.run import Run, read_run_yaml
 
 EDITORS = {
     "sds": "editors.diffusion.sds.Sds",
@@ -46,7 +49,7 @@ OF_SCENES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class MakeEdit:
+class MakeEdit(Lies):
     """Let an editor make an edit."""
 
     run: Positional[Path]
@@ -54,7 +57,7 @@ class MakeEdit:
     editor: str
     """The editor's name."""
     layer: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """The layers to edit, made together so that they agree (default: the front one)."""
+    """The layers to edit, made together so that they agree (default: the front one; of replace the back one)."""
     mask: Path | None = None
     """A picture, bright where the edit may go, of the shape of the layer's canonical picture."""
     name: str | None = None
@@ -72,15 +75,15 @@ def command_of(words: Sequence[str]) -> type | None:
     name = _named(words)
     if name is None:
         return None
-    kind = editor_kind(name)
+    kind = editor_kind(name, of_scene=_is_scene(words))
     settings: Any = Annotated[kind, tyro.conf.arg(name="")]
     made = make_dataclass("MakeEdit", [("settings", settings)], bases=(MakeEdit,), frozen=True, kw_only=True)
     made.__doc__ = kind.__doc__
     return made
 
 
-def editor_kind(name: str) -> type:
-    """The class of an editor.
+def editor_kind(name: str, of_scene: bool = False) -> type:
+    """The class of an editor; some names mean another one on a scene in space.
 
     Raises:
         UserError: there is no such editor (exit 2).
@@ -93,8 +96,52 @@ def editor_kind(name: str) -> type:
             why=f"did you mean {guess}?" if guess else f"the editors are: {', '.join(sorted(EDITORS))}",
             fix=f"unwrap edit RUN --editor {guess or 'inpaint'} --help",
         )
-    module, _, kind = EDITORS[name].rpartition(".")
+    module, _, kind = (OF_SCENES if of_scene and name in OF_SCENES else EDITORS)[name].rpartition(".")
     return getattr(import_module(module), kind)
+
+
+def check_edit(command: Any) -> None:
+    """Refuses an `unwrap edit` without an editor that does not say what it takes.
+
+    Raises:
+        UserError: nothing to take, or several things at once (exit 2).
+    """
+    ways = {
+        "a picture": bool(command.images),
+        "--frames": command.frames is not None,
+        "--unwrapped": command.unwrapped is not None,
+    }
+    given, line = [name for name, is_given in ways.items() if is_given], f"unwrap edit {command.run}"
+    if len(given) != 1:
+        what = " and ".join(given) + " at once" if given else "what is the edit?"
+        why = "an edit is a picture, --frames, --unwrapped, or made by --editor NAME"
+        raise UserError(ExitCode.USAGE, what, why=why, fix=f"{line} painted.png --layer NAME")
+    frame, images = command.frame, command.images
+    if images and (frame or len(images) > 1) and len(frame) != len(images):
+        what = f"{len(images)} pictures and {len(frame)} frames"
+        flags = " ".join(f"--frame {k}" for k in range(len(images)))
+        names = " ".join(map(str, images))
+        raise UserError(
+            ExitCode.USAGE, what, why="each painted frame has its own --frame", fix=f"{line} {names} {flags}"
+        )
+    if len(set(frame)) < len(frame):
+        raise UserError(ExitCode.USAGE, "two pictures of one frame", why=f"--frame {', '.join(map(str, frame))}")
+    is_document = bool(images) and images[0].suffix.lower() in (".ora", ".psd")
+    if images and command.layer is None and not frame and not is_document:
+        raise UserError(
+            ExitCode.USAGE,
+            "is the picture a canonical picture or a frame?",
+            why="an edit needs --layer NAME, or --frame K, or both",
+            fix=f"{line} {images[0]} --layer NAME",
+        )
+
+
+def _is_scene(words: Sequence[str]) -> bool:
+    """Whether the run that a command line names is a scene in space."""
+    try:
+        return len(words) > 1 and read_run_yaml(Run(Path(words[1]))).get("kind") == KIND
+    except UserError:
+        return False  # what is wrong with the run is said when the command opens it
 
 
 def _named(words: Sequence[str]) -> str | None:

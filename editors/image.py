@@ -77,6 +77,20 @@ def overlay_from_canonical(painted: Picture, canonical: CanonicalImage) -> Overl
     return Overlay(rgba, canonical.box, tuple(notes))
 
 
+def whole_picture(painted: Picture, canonical: CanonicalImage) -> Overlay:
+    """All of a picture, wherever the video shows the layer: for one that an upscaler enlarged.
+
+    Raises:
+        UserError: another aspect, or more than four times larger or smaller (exit 3).
+    """
+    check_size(painted, canonical.size, f"the exported picture of the layer {canonical.layer}")
+    own = canonical.array()[..., 3:]
+    seen = np.clip(resize(np.ascontiguousarray((own > 0).astype(np.float32)), painted.size)[..., :1], 0, 1)
+    rgba = np.concatenate([painted.rgba[..., :3], seen], axis=-1) * (seen > 0)
+    note = f"{_text(painted.size)} instead of {_text(canonical.size)}: shown as a whole, in place of the video's pixels"
+    return Overlay(rgba.astype(np.float32), canonical.box, (*painted.notes, note))
+
+
 def check_size(painted: Picture, size: tuple[int, int], base: str) -> None:
     """Refuses a picture whose aspect is not that of `size`, or that was scaled by more than four.
 

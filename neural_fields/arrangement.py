@@ -65,8 +65,17 @@ class Arrangement:
             ValueError: a value that cannot be; the text says which, in words that follow a colon.
         """
         known = {entry.name for entry in fields(Arrangement)}
-        found = replace(self, **{name: value for name, value in values.items() if name in known})
-        found._check()
+        given = {name: value for name, value in values.items() if name in known}
+        for name, value in given.items():
+            _check(name, value)
+        if "opacity" in given:
+            given["opacity"] = float(given["opacity"])
+        found = replace(self, **given)
+        if found.start is not None and found.end is not None and found.end < found.start:
+            raise ValueError(f"it ends at frame {found.end} and starts at frame {found.start}")
+        for fade, side in (("fade_in", "start"), ("fade_out", "end")):
+            if getattr(found, fade) and getattr(found, side) is None:
+                raise ValueError(f"{fade} without {side}: a fade needs the frame that it belongs to")
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -78,19 +87,16 @@ class Arrangement:
             if getattr(self, entry.name) != getattr(plain, entry.name)
         }
 
-    def _check(self) -> None:
-        if not isinstance(self.opacity, int | float) or isinstance(self.opacity, bool) or not 0 <= self.opacity <= 1:
-            raise ValueError(f"opacity is {self.opacity!r}; it is 0 to 1")
-        if self.blend not in BLENDS:
-            raise ValueError(f"blend is {self.blend!r}; there are {', '.join(BLENDS)}")
-        for name in ("start", "end", "fade_in", "fade_out"):
-            value = getattr(self, name)
-            if value is None and name in ("start", "end"):
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 1 << 31:
-                raise ValueError(f"{name} is {value!r}; it counts frames from 0")
-        if self.start is not None and self.end is not None and self.end < self.start:
-            raise ValueError(f"it ends at frame {self.end} and starts at frame {self.start}")
-        for fade, side in (("fade_in", "start"), ("fade_out", "end")):
-            if getattr(self, fade) and getattr(self, side) is None:
-                raise ValueError(f"{fade} without {side}: a fade needs the frame that it belongs to")
+
+def _check(name: str, value: Any) -> None:
+    """Raises `ValueError` for a value that a name cannot have, whatever the others are."""
+    if name == "opacity":
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+            raise ValueError(f"opacity is {value!r}; it is 0 to 1")
+    elif name == "blend":
+        if value not in BLENDS:
+            raise ValueError(f"blend is {value!r}; there are {', '.join(BLENDS)}")
+    elif value is None and name in ("start", "end"):
+        return
+    elif not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 1 << 31:
+        raise ValueError(f"{name} is {value!r}; it counts frames from 0")

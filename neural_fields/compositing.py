@@ -100,9 +100,9 @@ def changer_of(
 
 def painters(edit: Edit, frames: Sequence[int] = ()) -> Iterator[Painter]:
     """What an edit does to canonical pictures, by layer. Without `frames`, its place in time does not count."""
-    strength, opacity = _strength(edit, frames), edit.arrangement.opacity
+    strength, opacity = _strength(edit.paint, frames), edit.paint.opacity
     for layer in edit.facts["layers"]:
-        overlay, blend = read_overlay(edit, layer), blend_of(edit.arrangement.blend)
+        overlay, blend = read_overlay(edit, layer), blend_of(edit.paint.blend)
         yield Painter(layer, strength, partial(_painted, overlay, blend, opacity))
     for layer, value in edit.facts.get("grades", {}).items():
         mask, grade = read_mask(edit, layer), Grade.from_json(value)
@@ -148,7 +148,7 @@ def _groups(edits: Sequence[Edit]) -> Iterator[list[Edit]]:
 
 
 def _is_plain(edit: Edit) -> bool:
-    lies, facts = edit.arrangement, edit.facts
+    lies, facts = edit.paint, edit.facts
     more = any(facts.get(key) for key in ("moving", "grades"))
     return lies.blend == "normal" and not lies.changes_in_time and not more and facts.get("lit", True)
 
@@ -166,8 +166,8 @@ def _of_one(
     edit: Edit, maps: Maps, pictures: Mapping[str, CanonicalImage], looks: _Looks, frames: Sequence[int]
 ) -> Iterator[FrameChanger]:
     """The passes of an edit that is not plain."""
-    seen, shown = looks.at_this_point(), _strength(edit, frames, edit.arrangement.opacity)
-    how = How(shown, blend_of(edit.arrangement.blend), bool(edit.facts.get("lit", True)), seen)
+    seen, shown = looks.at_this_point(), _strength(edit.paint, frames, edit.paint.opacity)
+    how = How(shown, blend_of(edit.paint.blend), bool(edit.facts.get("lit", True)), seen)
     if overlays := {layer: read_overlay(edit, layer) for layer in edit.facts["layers"]}:
         yield Renderer(maps, pictures, overlays, how)
     for layer, value in edit.facts.get("grades", {}).items():
@@ -176,9 +176,9 @@ def _of_one(
         yield Mover(maps, pictures, layer, read_moving(edit, layer, len(frames)), how)
 
 
-def _strength(edit: Edit, frames: Sequence[int], opacity: float = 1.0) -> Strength:
-    """How much of an edit each frame of the run shows, times an opacity."""
-    return partial(_shown, edit.arrangement, frames, opacity)
+def _strength(lies: Arrangement, frames: Sequence[int], opacity: float = 1.0) -> Strength:
+    """How much of an edit that lies so each frame of the run shows, times an opacity."""
+    return partial(_shown, lies, frames, opacity)
 
 
 def _shown(lies: Arrangement, frames: Sequence[int], opacity: float, t: int) -> float:
@@ -190,7 +190,7 @@ def _hidden(edits: Sequence[Edit], frames: Sequence[int]) -> dict[str, list[tupl
     found: dict[str, list[tuple[Strength, float]]] = {}
     for edit in edits:
         for layer in edit.facts.get("hidden", ()):
-            how = (_strength(edit, frames, edit.arrangement.opacity), float(edit.facts.get("grow", 0)))
+            how = (_strength(edit.arrangement, frames, edit.arrangement.opacity), float(edit.facts.get("grow", 0)))
             found.setdefault(layer, []).append(how)
     return found
 
@@ -205,7 +205,7 @@ def shapes_of(edits: Sequence[Edit], frames: Sequence[int] = ()) -> dict[str, li
     for edit in edits:
         for layer in edit.facts.get("shapes", {}):
             shape = read_shape(edit, layer)
-            shown = _strength(edit, frames, edit.arrangement.opacity)
+            shown = _strength(edit.paint, frames, edit.paint.opacity)
             found.setdefault(layer, []).append(Shape(shape.field, shape.box, shown))
     return found
 

@@ -66,10 +66,11 @@ def read_moving(edit: Edit, layer: str, count: int) -> Moving:
     path = edit.folder / entry["file"]
     if sha256_file(path) != entry["sha256"]:
         raise damaged_edit(edit.folder, f"{entry['file']} is not the file that was added")
-    if entry.get("count") != count:
-        raise damaged_edit(edit.folder, f"{entry['file']} has {entry.get('count')} frames, and the run {count}")
+    stored = entry.get("count")
+    if stored not in (1, count):
+        raise damaged_edit(edit.folder, f"{entry['file']} has {stored} frames, and the run {count}")
     box = None if entry["box"] is None else Box(*map(float, entry["box"]))
-    return Moving(lambda: rgba_frames(path), count, box)
+    return Moving(lambda: rgba_frames(path), stored, box)
 
 
 def read_shape(edit: Edit, layer: str) -> Shape:
@@ -125,7 +126,7 @@ def flatten(
         size: (width, height) of the result; by default the largest overlay's.
         box: what the result covers; by default the newest overlay's box.
     """
-    parts = [(read_overlay(edit, layer), edit.arrangement.opacity) for edit in edits if layer in edit.facts["layers"]]
+    parts = [(read_overlay(edit, layer), edit.paint.opacity) for edit in edits if layer in edit.facts["layers"]]
     if not parts:
         return None
     box = box or parts[-1][0].box

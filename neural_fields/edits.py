@@ -61,6 +61,11 @@ class Edit:
     facts: Mapping[str, Any]
     arrangement: Arrangement
 
+    @property
+    def paint(self) -> Arrangement:
+        """How its overlays lie: those behind a hidden layer are there always, and seen as far as it is hidden."""
+        return Arrangement() if self.facts.get("hidden") else self.arrangement
+
 
 def list_edits(run: Run) -> list[Edit]:
     """Every edit of the run with its state: active ones from the lowest to the highest, undone ones where they were.

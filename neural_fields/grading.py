@@ -59,8 +59,8 @@ class Grade:
             ("blur", 0, 0.1),
         ):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
-                raise ValueError(f"{name} is {value!r}; it is {low} to {high}")
+            if not low <= value <= high:
+                raise ValueError(f"{name} is {value:g}; it is {low} to {high}")
         for name in CURVES:
             _check_curve(name, getattr(self, name))
 
@@ -101,11 +101,13 @@ class Grade:
 
     @cached_property
     def _mixing(self) -> Float[np.ndarray, "3 3"]:
-        """Hue and saturation as one linear map that keeps luma: a turn around grey in YIQ, and a scale about luma."""
-        yiq = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+        """Hue and saturation as one linear map that keeps luma: a turn around grey, and a scale about luma."""
         angle = np.deg2rad(self.hue)
         cos, sin = np.cos(angle), np.sin(angle)
-        turned = np.linalg.inv(yiq) @ np.array([[1, 0, 0], [0, cos, sin], [0, -sin, cos]]) @ yiq
+        axis = np.full((3, 3), 1 / 3)
+        across = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
+        turned = cos * np.eye(3) + sin * across + (1 - cos) * axis  # Rodrigues: a third of a turn swaps channels
+        turned = turned + np.ones((3, 1)) * (LUMA - LUMA @ turned)
         grey = np.broadcast_to(LUMA, (3, 3))
         return ((self.saturation * np.eye(3) + (1 - self.saturation) * grey) @ turned).astype(np.float32)
 
@@ -131,7 +133,11 @@ class Grade:
             curves = {name: tuple((float(x), float(y)) for x, y in value[name]) for name in CURVES if name in value}
         except TypeError as problem:
             raise ValueError(f"a curve is a list of pairs of numbers ({problem})") from problem
-        return Grade(**{**value, **curves})
+        plain = {name: number for name, number in value.items() if name not in CURVES}
+        for name, number in plain.items():
+            if not isinstance(number, int | float) or isinstance(number, bool):
+                raise ValueError(f"{name} is {number!r}, which is not a number")
+        return Grade(**{name: float(number) for name, number in plain.items()}, **curves)
 
 
 def smoothed(

@@ -58,7 +58,7 @@ def propagate(
         `frame` does not show has the label of the nearest point of its layer that it shows well inside the layer's
         outline; a layer that `frame` does not show at all has label 0. `frame` itself keeps what it was given.
     """
-    planes = _planes_of_frames(model, lift_labels(model, labels, frame), frame, flow)
+    planes = label_planes(model, labels, frame, flow)
     for t in range(model.shape.frame_count):
         if t == frame:
             yield labels
@@ -72,20 +72,38 @@ def propagate(
         yield found
 
 
+def label_planes(
+    model: PlanarModel, labels: Int[np.ndarray, "h w"], frame: int, flow: FlowField | None = None
+) -> list[list[LabelPlane]]:
+    """For every frame the labels of the canonical planes of all layers, front to back; arguments as of `propagate`."""
+    return _planes_of_frames(model, lift_labels(model, labels, frame), frame, flow)
+
+
+def resize_labels(labels: Int[np.ndarray, "h w"], size: tuple[int, int]) -> Int[np.ndarray, "rows columns"]:
+    """Labels at another size (width, height): each pixel has the label of the one that holds its centre."""
+    row, column = (
+        np.minimum(((np.arange(to) + 0.5) * (side / to)).astype(int), side - 1)
+        for side, to in zip(labels.shape, size[::-1], strict=True)
+    )
+    return labels[row[:, None], column]
+
+
 def lift_labels(model: PlanarModel, labels: Int[np.ndarray, "h w"], frame: int) -> list[LabelPlane]:
     """The labels of a frame laid on the canonical plane of every layer, front to back.
 
     Where a label reaches over the outline of its layer, the sliver is left out: the outlines of labels and of layers
     never agree to the pixel, and a sliver of the object left on the ground would stay behind when the object moves.
+    What reaches further over stays where it was drawn, and does not go on into what is hidden there.
     """
     weight, uv = _maps(model, frame)
     if labels.shape != weight.shape[:2]:
         raise ValueError(f"labels of {labels.shape} for frames of {weight.shape[:2]}: resize them first")
     seen = [_seen(model, weight, layer, frame) for layer in range(len(model.layers))]
-    return [
-        _lifted(model, labels, uv[layer], seen[layer] & ~_strays(labels, seen, layer), _box(model, layer, frame))
-        for layer in range(len(model.layers))
-    ]
+    planes = []
+    for layer in range(len(model.layers)):
+        slivers, guests = _strays(labels, seen, layer)
+        planes.append(_lifted(model, labels, uv[layer], seen[layer] & ~slivers, _box(model, layer, frame), guests))
+    return planes
 
 
 def _lifted(
@@ -94,9 +112,15 @@ def _lifted(
     uv: Float[np.ndarray, "h w 2"],
     trusted: Bool[np.ndarray, "h w"],
     box: Box,
+    guests: Bool[np.ndarray, "h w"] | None = None,
 ) -> LabelPlane:
-    """The labels of some pixels laid on one plane: those well inside spread, those of the rim stay where they are."""
-    core = cv2.erode(trusted.astype(np.uint8), SQUARE) > 0
+    """The labels of some pixels laid on one plane: those well inside spread, those of the rim stay where they are.
+
+    Args:
+        guests: pixels whose labels stay where they are in any case.
+    """
+    at_home = trusted if guests is None else trusted & ~guests
+    core = cv2.erode(at_home.astype(np.uint8), SQUARE) > 0
     inner = core if core.any() else trusted
     plane = _plane(uv[inner], labels[inner], box, model.shape.size)
     return _with_rim(plane, uv[trusted], labels[trusted])
@@ -171,16 +195,19 @@ def _gone_over(model: PlanarModel, planes: list[LabelPlane], way: _Way, flow: Fl
     return [plane if layer == way.end else other for layer, other in enumerate(planes)]
 
 
-def _strays(labels: Int[np.ndarray, "h w"], seen: list[Bool[np.ndarray, "h w"]], layer: int) -> Bool[np.ndarray, "h w"]:
-    """Pixels of a layer whose label is at home on another layer and nothing but slivers on this one."""
-    strays = np.zeros(labels.shape, bool)
+def _strays(
+    labels: Int[np.ndarray, "h w"], seen: list[Bool[np.ndarray, "h w"]], layer: int
+) -> tuple[Bool[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]:
+    """Pixels of a layer whose label is at home on another one: slivers of it, and all that it has here."""
+    slivers, guests = np.zeros(labels.shape, bool), np.zeros(labels.shape, bool)
     for label in np.unique(labels[seen[layer]]):
         parts = [part & (labels == label) for part in seen]
         home = max(range(len(parts)), key=lambda number: int(parts[number].sum()))
         thick = cv2.morphologyEx(parts[layer].astype(np.uint8), cv2.MORPH_OPEN, SQUARE) > 0
         if parts[home].sum() > parts[layer].sum() and thick.sum() < AT_HOME * seen[layer].sum():
-            strays |= parts[layer] & ~thick
-    return strays
+            slivers |= parts[layer] & ~thick
+            guests |= parts[layer]
+    return slivers, guests
 
 
 def chain_labels(flow: FlowField, labels: Int[np.ndarray, "h w"], frame: int) -> Iterator[Int[np.ndarray, "h w"]]:

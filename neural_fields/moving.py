@@ -17,7 +17,7 @@ class Moving:
 
     Attributes:
         frames: gives them anew each time, frame by frame of the run: RGBA with straight alpha, all of one size.
-        count: how many there are: as many as the run has frames.
+        count: how many there are: as many as the run has frames, or one that is the same in all of them.
         box: the part of the canonical plane that they cover; None: each covers the video's frame itself.
         notes: what the user should know about how they were made.
     """

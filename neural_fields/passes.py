@@ -120,6 +120,7 @@ class Mover(FrameChanger):
 
     def _frame(self, t: int) -> UInt8[np.ndarray, "h w 4"]:
         """The overlay of a frame; quick where frames are asked for in their order."""
+        t = min(t, self.moving.count - 1)
         if self._last is not None and self._last[0] == t:
             return self._last[1]
         if t < self._next:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,12 +71,28 @@ def read_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
         UserError: missing, empty, damaged or unsupported file (exit 3), too many pixels (7), not enough memory (4).
     """
     path = Path(path)
-    data = _read_bytes(path)
+    return read_picture_bytes(file_bytes(path), path, max_pixels)
+
+
+def read_picture_bytes(
+    data: bytes, path: Path, max_pixels: int = MAX_PIXELS, formats: Sequence[str] = FORMATS
+) -> Picture:
+    """The picture in the bytes of a file, such as one inside an archive.
+
+    Args:
+        data: of the whole file.
+        path: names it in messages; nothing is read there.
+        max_pixels: as for `read_picture`.
+        formats: those of `FORMATS` that are accepted.
+
+    Raises:
+        UserError: as `read_picture`.
+    """
     # The one border around foreign parsers: Pillow and OpenCV answer damaged files with a dozen exception types.
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(data), formats=formats) as image:
                 _check_pixels(path, image.size, max_pixels)
                 return _decode(image, data, path)
     except UserError:
@@ -90,7 +107,7 @@ def read_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
         raise bad_input(
             f"{path.name} is not a picture that can be read",
             where=str(path),
-            why=f"expected one of {', '.join(FORMATS)}; its content is none of them, whatever its name says",
+            why=f"expected one of {', '.join(formats)}; its content is none of them, whatever its name says",
             fix=_SAVE_AGAIN,
         ) from problem
     except Exception as problem:
@@ -143,7 +160,12 @@ def resize(
     return resized.reshape(size[1], size[0], -1)  # OpenCV drops a single channel
 
 
-def _read_bytes(path: Path) -> bytes:
+def file_bytes(path: Path) -> bytes:
+    """The bytes of a picture file of a user.
+
+    Raises:
+        UserError: missing, empty or unreadable file (exit 3), more than `MAX_BYTES` (7).
+    """
     if not path.exists():
         raise bad_input(f"there is no file {path}", where=str(path), fix="check the spelling of the path")
     if not path.is_file():

@@ -1,0 +1,134 @@
+"""How an edit lies in time and in the mixture, on the command line: flags of `unwrap edit`, and `unwrap arrange`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tyro.conf import Positional
+
+from neural_fields import cli as base
+from neural_fields.errors import ExitCode, UserError, bad_input
+from neural_fields.threads import prepare_threads
+
+if TYPE_CHECKING:
+    from neural_fields.arrangement import Arrangement
+    from neural_fields.run import Run
+
+Blend = Literal[
+    "normal", "multiply", "screen", "overlay", "soft_light", "darken", "lighten", "add", "color", "luminosity"
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lies:
+    """How an edit lies; each command that adds an edit has these flags."""
+
+    opacity: float | None = None
+    """How strongly it shows, 0 to 1 (default: 1)."""
+    blend: Blend | None = None
+    """How paint and what is under it mix (default: normal)."""
+    start: str | None = None
+    """The first frame that shows it: a number, or seconds such as 1.5s (default: from the beginning)."""
+    end: str | None = None
+    """The last frame that shows it (default: to the end)."""
+    fade_in: str | None = None
+    """Frames, or seconds, over which it comes after its start."""
+    fade_out: str | None = None
+    """Frames, or seconds, over which it goes before its end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrange(Lies):
+    """Change how an edit lies: its opacity, blend mode, time, and place in the stack. `unwrap undo` takes it back."""
+
+    run: Positional[Path]
+    """The run's folder."""
+    edit: Positional[str]
+    """Name or number of the edit."""
+    always: bool = False
+    """Forget start, end and fades."""
+    above: str | None = None
+    """Put it right above another edit."""
+    below: str | None = None
+    """Put it right below another edit."""
+    top: bool = False
+    """Put it above all others."""
+    bottom: bool = False
+    """Put it below all others."""
+
+
+def values_of(command: Lies, run: Run) -> dict[str, Any]:
+    """The values that were given, as those of an `Arrangement`.
+
+    Raises:
+        UserError: a moment that is none, or outside of the video (exit 3).
+    """
+    found: dict[str, Any] = {name: getattr(command, name) for name in ("opacity", "blend")}
+    if any(getattr(command, name) is not None for name in ("start", "end", "fade_in", "fade_out")):
+        from neural_fields.moments import frame_at, frame_count
+        from neural_fields.output import source_facts
+        from neural_fields.volume_run import require_planar
+
+        require_planar(run, "an edit with a place in time")
+        facts, _ = source_facts(run)
+        for name in ("start", "end"):
+            text = getattr(command, name)
+            found[name] = None if text is None else frame_at(text, facts, f"--{name}")
+        for name in ("fade_in", "fade_out"):
+            text = getattr(command, name)
+            found[name] = None if text is None else frame_count(text, facts, "--" + name.replace("_", "-"))
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def arrangement_of(command: Lies, run: Run) -> Arrangement:
+    """How a new edit lies.
+
+    Raises:
+        UserError: values that cannot be (exit 3).
+    """
+    from neural_fields.arrangement import Arrangement
+
+    try:
+        return Arrangement().changed(values_of(command, run))
+    except ValueError as problem:
+        raise bad_input(f"the edit cannot lie so: {problem}", fix="--start 24 --fade-in 12") from None
+
+
+def run_arrange(command: Arrange, extra: list[str]) -> int:
+    """`unwrap arrange`."""
+    base.overrides_refused(extra, command)
+    prepare_threads()
+    from editors.stack import arrange
+    from neural_fields.locking import lock
+    from neural_fields.run import Run
+
+    run = Run.open(command.run)
+    moves = [
+        (name, getattr(command, name) or "") for name in ("above", "below", "top", "bottom") if getattr(command, name)
+    ]
+    if len(moves) > 1:
+        where = " and ".join(f"--{name}" for name, _ in moves)
+        raise UserError(ExitCode.USAGE, f"{where} at once", why="an edit has one place in the stack", fix="--top")
+    values = values_of(command, run)
+    if command.always:
+        values = {"start": None, "end": None, "fade_in": 0, "fade_out": 0} | values
+    with lock(run):
+        found = arrange(run, command.edit, values, moves[0] if moves else None)
+    print(f"{found.folder.name}  {described(found.arrangement)}")
+    return ExitCode.OK
+
+
+def described(lies: Arrangement) -> str:
+    """How an edit lies, in a few words; empty for one that is shown plainly, fully and always."""
+    parts = []
+    if lies.opacity != 1:
+        parts.append(f"{lies.opacity:.0%}")
+    if lies.blend != "normal":
+        parts.append(lies.blend)
+    if lies.changes_in_time:
+        parts.append(f"frames {'' if lies.start is None else lies.start}-{'' if lies.end is None else lies.end}")
+    if lies.fade_in or lies.fade_out:
+        parts.append(f"fades {lies.fade_in}, {lies.fade_out}")
+    return ", ".join(parts)
