@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from editors.base import Editor, Report, Source, quiet
 from editors.carry import carry
+from editors.document import is_document, overlays_from_document
 from editors.image import overlay_from_canonical, whole_picture
 from editors.stack import Effects, add_edit, add_scene_edit
 from editors.volume.edit import VolumeEditor, VolumeSource
@@ -25,8 +26,6 @@ from neural_fields.output import source_facts
 from neural_fields.pictures import read_picture
 from neural_fields.run import Run
 from neural_fields.volume_run import is_volume_run, load_scene, read_record, require_planar, with_edits
-
-DOCUMENTS = (".ora", ".psd")
 
 
 @dataclass(frozen=True)
@@ -66,9 +65,7 @@ def edit(
     maps = Maps.open(run)
     if layer is not None:
         _check_layer(run, maps, layer)
-    if Path(image).suffix.lower() in DOCUMENTS and frame is None:
-        from editors.document import overlays_from_document
-
+    if is_document(Path(image)) and frame is None:
         overlays = dict(overlays_from_document(run, maps, Path(image), layer))
         return _added(run, maps, overlays, _from_file("document", Path(image)), name or Path(image).stem, arrangement)
     painted = read_picture(image, max_pixels=_most_pixels(run, maps, layer if frame is None else None))

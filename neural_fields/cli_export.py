@@ -40,7 +40,7 @@ class Export:
     """canonical, stmap, matte, layers, unwrapped, tracks or labels."""
     out: Path | None = None
     """The folder to write (default: exports/WHAT in the run)."""
-    no_metadata: base.Yes = False
+    no_metadata: bool = False
     """Leave out of the files what made them."""
     yes: base.Yes = False
     """Replace a folder that exists."""

@@ -63,8 +63,9 @@ class Edit:
 
     @property
     def paint(self) -> Arrangement:
-        """How its overlays lie: those behind a hidden layer are there always, and seen as far as it is hidden."""
-        return Arrangement() if self.facts.get("hidden") else self.arrangement
+        """How its overlays lie: those behind a hidden layer are there fully while it is, and seen as far as it is."""
+        lies = self.arrangement
+        return Arrangement(start=lies.start, end=lies.end) if self.facts.get("hidden") else lies
 
 
 def list_edits(run: Run) -> list[Edit]:

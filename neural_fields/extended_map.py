@@ -154,7 +154,8 @@ def _affine(moments: Float[np.ndarray, "n 12"]) -> Float[np.ndarray, "n 3 2"] | 
     normal = values[:, [0, 1, 2, 1, 3, 4, 2, 4, 5]].reshape(-1, 3, 3)
     trace = np.trace(normal, axis1=1, axis2=2)
     normal = normal + 1e-9 * trace[:, None, None] * np.eye(3)
-    if np.linalg.cond(normal).max() > 1e8:
+    least, _, most = np.linalg.eigvalsh(normal).T
+    if (most > 1e8 * least).any():
         return None
     return np.linalg.solve(normal, values[:, 6:].reshape(-1, 3, 2))
 

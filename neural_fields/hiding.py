@@ -24,6 +24,7 @@ from neural_fields.taking_apart import TakingApart, shares_behind
 Hidden = Mapping[
     str, Sequence[tuple[Callable[[int], float], float]]
 ]  # by layer: how much in frame t, widened by pixels
+DOUBT = 0.008  # of the frame's longer side: so near to a hidden layer its halo colours the pixels
 LIGHT = 0.06  # of the frame's longer side: so far around a hidden layer pixels tell the light behind it
 
 
@@ -94,7 +95,9 @@ class Hider(FrameChanger):
         if part is None:
             return frame
         here, widened = weights[(slice(None), *part)], rim[part][..., None]
-        scene = self.apart.scene(t, layer, frame[part].astype(np.float32), here, size, part, rim[part] > 0)
+        side = 2 * round(DOUBT * max(size)) + 1
+        doubtful = cv2.dilate(touched[part].astype(np.uint8), np.ones((side, side), np.uint8)) > 0
+        scene = self.apart.scene(t, layer, frame[part].astype(np.float32), here, size, part, doubtful)
         shown = scene.front + scene.rest
         shown += widened * (scene.front + (1 - scene.front_weight) * scene.filled - shown)
         seen = frame[part].astype(np.float32)

@@ -22,7 +22,7 @@ from neural_fields.retiming import Plan
 ROUNDS = 6  # to find what passes a pixel at a moment
 PURE = 0.98  # weight from which a pixel shows a layer's own colour
 FREE = 0.5  # of a pixel: with less of it in front of a layer, the pixel does not tell how opaque the layer is
-NEAR = 5  # pixels: so near to something in front, outlines are not sure
+NEAR = 0.015  # of the longer side: so near to something in front, outlines are not sure
 HIDDEN = 1e-3  # how much a frame counts where it hides a layer: only if the other does too
 
 Frame = UInt8[np.ndarray, "height width 3"]
@@ -115,6 +115,7 @@ class Retimer:
         missed = seen - sum(plane[..., None] * colour for plane, colour in zip(weights, colours, strict=True))
         missed /= (weights**2).sum(axis=0)[..., None]
         found, free = [], np.ones(frame.shape[:2], np.float32)
+        near = (2 * round(NEAR * max(frame.shape[:2]) / 2) + 1,) * 2
         for layer, (plane, colour) in enumerate(zip(weights, colours, strict=True)):
             opacity = np.ones_like(plane)
             if layer < len(weights) - 1:
@@ -122,7 +123,7 @@ class Retimer:
                 if (hidden := free < FREE).any() and not hidden.all():
                     opacity = pull_push(opacity[..., None], ~hidden)[..., 0]
             own = np.clip(colour + missed * plane[..., None], 0, 255)
-            sure = cv2.blur(cv2.erode(free, np.ones((NEAR, NEAR))), (NEAR, NEAR)) if layer else free
+            sure = cv2.blur(cv2.erode(free, np.ones(near)), near) if layer else free
             found.append(Part(np.dstack([own * opacity[..., None], opacity]), sure))
             free = np.clip(free - plane, 0, 1)
         return found

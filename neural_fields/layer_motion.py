@@ -25,7 +25,8 @@ STEP = 6  # pixels of the fit from one point to the next where motion is worked 
 BEYOND = 0.1  # of the longer side: how far beyond the frame that is done
 SAMPLES = 320  # of a map along the longer side that are looked at: it is smoother than that
 BENT = 0.5  # of the way to the next frame: a path is not bent more
-AROUND = 9  # pixels that are compared at once
+COMPARED = 480  # pixels along the longer side at which frames are compared
+AROUND = 7  # pixels that are compared at once
 UNLIKE = 16.0  # of 255: a mean difference from which a motion is not believed
 BETTER = 0.85  # of the difference: what flow leaves of it, to be believed
 GREY = 128.0  # behind what a layer shows, while it is compared
@@ -93,6 +94,8 @@ class Motions:
     def __init__(self, maps: Maps) -> None:
         self.maps = maps
         self.grid = Grid(maps.size)
+        shrink = min(1.0, COMPARED / max(maps.size))
+        self.compared = (max(1, round(maps.size[0] * shrink)), max(1, round(maps.size[1] * shrink)))
         self._map = lru_cache(maxsize=5 * len(maps.layers))(self._extended)
 
     def between(self, layer: int, t: int, share: float, parts: tuple[Part, Part]) -> Motion:
@@ -106,35 +109,40 @@ class Motions:
         if self._same_chart(layer, t, t + 1):
             return self._seen(layer, t, parts)
         if share < 0.5:
-            return Motion(self._by_maps(layer, t - 1)[0], self._still(), (1.0, 0.0))
-        return Motion(self._by_maps(layer, t + 1)[0], self._still(), (0.0, 1.0))
+            return Motion(self._alone(layer, t - 1), self._still(), (1.0, 0.0))
+        return Motion(self._alone(layer, t + 1), self._still(), (0.0, 1.0))
+
+    def _alone(self, layer: int, t: int) -> np.ndarray:
+        """The step from a frame to the next by the maps alone; at rest where they do not tell."""
+        step, known, _ = self._by_maps(layer, t)
+        return self._goes_on(step, known)
 
     def _seen(self, layer: int, t: int, parts: tuple[Part, Part]) -> Motion:
-        """The motion by the maps, where the frames look alike along it, and by them elsewhere."""
+        """The motion by the maps where the frames look alike along it, else as around; refined by flow."""
         step, known, bend = self._by_maps(layer, t)
         if not known.any():
             return Motion(step, bend)
-        one, other = (part.at_size(self.maps.size) for part in parts)
-        unlike = self._unlike(one, other, step)
-        believed = known & (self._on_grid(unlike) < UNLIKE)
-        if not believed.all():
-            step = self._goes_on(step, believed)
-            bend = bend * believed[..., None]
-            unlike = self._unlike(one, other, step)
-        rest, ok = flow_between(_shown(one), _shown(self._moved(other, step)))
+        one, other = (part.at_size(self.compared) for part in parts)
+        believed = known & (self._on_grid(self._unlike(one, self._moved(other, step))) < UNLIKE)
+        step, bend = self._goes_on(step, believed), bend * believed[..., None]
+        moved = self._moved(other, step)
+        rest, ok = flow_between(_shown(one), _shown(moved))
         ok &= (one.sure > 0.5) & (one.look[..., 3] > SEEN)
         if not ok.any():
             return Motion(step, bend)
-        rest = cv2.blur(pull_push(rest, ok), (5, 5))
-        refined = step + self._on_grid(rest)
-        better = self._on_grid(self._unlike(one, other, refined)) < BETTER * self._on_grid(unlike)
-        better = cv2.blur(better.astype(np.float32), (3, 3))[..., None]
+        rest *= np.array(self.maps.size, np.float32) / np.array(self.compared, np.float32)
+        refined = step + self._on_grid(cv2.blur(pull_push(rest, ok), (5, 5)))
+        left = self._unlike(one, self._moved(other, refined))
+        better = self._on_grid((left < BETTER * self._unlike(one, moved)).astype(np.float32))
+        better = cv2.blur(better, (3, 3))[..., None]
         return Motion((step + better * (refined - step)).astype(np.float32), bend)
 
     def _by_maps(self, layer: int, t: int) -> tuple[np.ndarray, Bool[np.ndarray, "rows columns"], np.ndarray]:
         """The step from frame `t` to the next, where it is known, and the bend; at rest where the maps do not tell."""
         still, nowhere = self._still(), np.zeros(self.grid.points.shape[:2], bool)
-        frames = [k if 0 <= k < self.maps.frame_count and self._same_chart(layer, t, k) else None for k in range(t - 1, t + 3)]
+        frames = [
+            k if 0 <= k < self.maps.frame_count and self._same_chart(layer, t, k) else None for k in range(t - 1, t + 3)
+        ]
         found = [None if k is None else self._map(layer, k) for k in frames]
         before, one, other, after = found
         if one is None or other is None:
@@ -157,27 +165,28 @@ class Motions:
         bend *= np.minimum(1, BENT * np.linalg.norm(step, axis=1) / np.maximum(length, 1e-9))[:, None]
         steps, bent, mask = still.copy(), still.copy(), nowhere.copy()
         steps[seen], bent[seen], mask[seen] = step, bend, known
-        return self._goes_on(steps, mask), mask, pull_push(bent, mask)
+        return pull_push(steps, mask), mask, pull_push(bent, mask)
 
-    def _unlike(self, one: Part, other: Part, step: np.ndarray) -> Float[np.ndarray, "height width"]:
-        """How much two frames differ along a motion, as a mean around each pixel of the first, in 8-bit units."""
-        moved = self._moved(other, step)
-        both = one.sure * moved.sure * np.maximum(one.look[..., 3], moved.look[..., 3])
-        off = np.abs(cv2.blur(_over_grey(one), (3, 3)) - cv2.blur(_over_grey(moved), (3, 3))).mean(axis=-1)
+    def _unlike(self, one: Part, other: Part) -> Float[np.ndarray, "height width"]:
+        """How much two looks differ, as a mean around each pixel, in 8-bit units."""
+        both = one.sure * other.sure * np.maximum(one.look[..., 3], other.look[..., 3])
+        off = cv2.absdiff(cv2.blur(_over_grey(one), (3, 3)), cv2.blur(_over_grey(other), (3, 3)))
+        off = cv2.transform(off, np.full((1, 3), 1 / 3, np.float32))
         near = (AROUND, AROUND)
         return cv2.blur(off * both, near) / np.maximum(cv2.blur(both, near), 0.1)
 
     def _moved(self, part: Part, step: np.ndarray) -> Part:
-        """What the later frame shows, where the earlier one has it."""
-        width, height = self.maps.size
-        centres = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1) + 0.5
-        places = (centres + self.grid.at(step, centres) - 0.5).astype(np.float32)
+        """What the later frame shows, where the earlier one has it; at the size of comparing."""
+        (width, height), scale = self.compared, np.array(self.compared) / self.maps.size
+        centres = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), axis=-1)
+        places = (centres + self.grid.at(step, centres / scale) * scale - 0.5).astype(np.float32)
         look = cv2.remap(part.look, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         return Part(look, cv2.remap(part.sure, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT))
 
     def _on_grid(self, plane: np.ndarray, beyond: int = cv2.BORDER_REPLICATE) -> np.ndarray:
-        """Values at the size of the fit, at the points of the grid."""
-        return cv2.remap(plane, (self.grid.points - 0.5).astype(np.float32), None, cv2.INTER_LINEAR, borderMode=beyond)
+        """Values of a frame of any size, at the points of the grid."""
+        places = self.grid.points * (np.array([plane.shape[1], plane.shape[0]]) / self.maps.size) - 0.5
+        return cv2.remap(plane, places.astype(np.float32), None, cv2.INTER_LINEAR, borderMode=beyond)
 
     def _goes_on(self, step: np.ndarray, known: Bool[np.ndarray, "rows columns"]) -> np.ndarray:
         """A step where it is known, going on smoothly elsewhere."""
@@ -226,7 +235,7 @@ class _Sampled:
 
 
 def _over_grey(part: Part) -> Float[np.ndarray, "height width 3"]:
-    return part.look[..., :3] + GREY * (1 - part.look[..., 3:])
+    return cv2.transform(part.look, np.hstack([np.eye(3), np.full((3, 1), -GREY), np.full((3, 1), GREY)]))
 
 
 def _shown(part: Part) -> np.ndarray:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image, ImageCms, JpegImagePlugin, UnidentifiedImageError
 
 from neural_fields.errors import ExitCode, UserError, bad_input
@@ -25,6 +24,7 @@ MAX_PIXELS = 256_000_000
 MAX_BYTES = 1 << 30
 _ORIENTATION = 0x0112
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_EXTRA, _TIFF_PLANAR, _TIFF_FORMAT = 258, 262, 338, 284, 339
+_AS_FLOAT = np.arange(256, dtype=np.float32) / 255
 _SAVE_AGAIN = "save it again as PNG, JPEG, TIFF or WebP with 8 or 16 bits per channel"
 
 
@@ -41,6 +41,7 @@ class Picture:
         subsampling: the JPEG chroma subsampling as Pillow numbers it (0 is 4:4:4), -1 where unknown.
         notes: what was converted or dropped, one sentence each.
         source: file name; sha256: of the file; kind: "PNG", "JPEG", "TIFF", "WEBP" or "BMP".
+        pixels: `rgba` as the bytes that it was made from; None where more than 8 bits were kept.
     """
 
     rgba: Float[np.ndarray, "height width 4"]
@@ -53,6 +54,7 @@ class Picture:
     source: str = ""
     sha256: str = ""
     kind: str = ""
+    pixels: UInt8[np.ndarray, "height width 4"] | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -75,7 +77,7 @@ def read_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
 
 
 def read_picture_bytes(
-    data: bytes, path: Path, max_pixels: int = MAX_PIXELS, formats: Sequence[str] = FORMATS
+    data: bytes, path: Path, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS
 ) -> Picture:
     """The picture in the bytes of a file, such as one inside an archive.
 
@@ -222,12 +224,14 @@ def _decode(image: Image.Image, data: bytes, path: Path) -> Picture:
     # Pillow decodes everything first, 16 bit included: it notices a file that ends early, OpenCV does not.
     image.load()
     rgba = _deep_rgba(image, data, notes) if bits == 16 else None
-    if rgba is None:
-        rgba, bits = _pillow_rgba(image, notes), 8
+    pixels = _pillow_rgba(image, notes) if rgba is None else None
     if orientation in range(2, 9):
-        rgba = _upright(rgba, orientation)
+        rgba, pixels = (None if values is None else _upright(values, orientation) for values in (rgba, pixels))
         notes.append("turned upright as its EXIF orientation asks")
         tables = None  # the blocks of the file are not the blocks of the upright picture
+    if pixels is not None:
+        pixels, bits = np.ascontiguousarray(pixels), 8
+        rgba = cv2.LUT(pixels, _AS_FLOAT)
     return Picture(
         rgba=np.ascontiguousarray(rgba, dtype=np.float32),
         had_alpha=image.has_transparency_data,
@@ -239,6 +243,7 @@ def _decode(image: Image.Image, data: bytes, path: Path) -> Picture:
         source=path.name,
         sha256=hashlib.sha256(data).hexdigest(),
         kind="JPEG" if kind == "MPO" else str(kind),
+        pixels=pixels,
     )
 
 
@@ -282,7 +287,7 @@ def _deep_rgba(image: Image.Image, data: bytes, notes: list[str]) -> np.ndarray 
     return straight(rgba) if associated else rgba
 
 
-def _pillow_rgba(image: Image.Image, notes: list[str]) -> np.ndarray:
+def _pillow_rgba(image: Image.Image, notes: list[str]) -> UInt8[np.ndarray, "height width 4"]:
     """The 8-bit picture as RGBA in sRGB, from any mode Pillow reads."""
     if image.mode not in ("RGB", "RGBA"):
         names = {"1": "1-bit", "L": "gray", "LA": "gray", "P": "palette", "PA": "palette", "I;16": "gray"}
@@ -292,13 +297,12 @@ def _pillow_rgba(image: Image.Image, notes: list[str]) -> np.ndarray:
         gray.info = dict(image.info)
         image = gray
     profile = image.info.get("icc_profile")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        alpha = np.asarray(image.getchannel("A"))
-    else:
-        alpha = np.full((image.height, image.width), 255, np.uint8)
-    rgb = np.asarray(_to_srgb(image, profile, notes))
-    return np.concatenate([rgb, alpha[..., None]], axis=-1).astype(np.float32) / 255
+    has_alpha = image.has_transparency_data
+    image = image.convert("RGBA") if has_alpha else image
+    if has_alpha and (not profile or _is_srgb(profile)):
+        return np.asarray(image)
+    rgba = cv2.cvtColor(np.asarray(_to_srgb(image, profile, notes)), cv2.COLOR_RGB2RGBA)
+    return cv2.insertChannel(np.asarray(image.getchannel("A")), rgba, 3) if has_alpha else rgba
 
 
 def _is_srgb(profile: bytes) -> bool:

@@ -15,10 +15,12 @@ from jaxtyping import Bool, Float
 from neural_fields.baking import Maps
 from neural_fields.coords import Box
 from neural_fields.frame_parts import Part
+from neural_fields.grading import smoothed
 from neural_fields.lookup import scattered
 from neural_fields.planar.placement import pull_push
 from neural_fields.rendering import Canonicals
 
+SMOOTH = 0.01  # of the frame's longer side: over so much light is averaged where it goes on into a hole
 FREE = 0.5  # of a pixel: with less of it in front of an object, the frame shows how the object looks there
 
 
@@ -70,7 +72,8 @@ class TakingApart:
             seen: the part of the frame, in 8-bit units.
             weights: of all layers there.
             size: (width, height) of the whole frame.
-            doubtful: pixels that say nothing of the light behind the layer.
+            doubtful: pixels on and around the layer that say nothing of the light behind it: the light there is then
+                that of the others, and smooth. Without them every pixel without the layer says its own.
         """
         lit = np.stack([self.lit(t, number, size, part) for number in range(len(weights))])
         weight = weights[..., None]
@@ -82,10 +85,15 @@ class TakingApart:
         if len(shares):
             # In the hole the light is that of the pixels around it, which the pictures alone do not know.
             around = behind[..., 0] > 0.9
+            seen_behind = lit[layer + 1 :]
             if doubtful is not None:
                 around &= ~doubtful
+                missed = smoothed(missed, around.astype(np.float32), max(1.0, SMOOTH * max(size)))
+                seen_behind = np.stack(
+                    [self.lit(t, number, size, part, around) for number in range(layer + 1, len(weights))]
+                )
             light = pull_push(missed, around) if around.any() else np.zeros_like(missed)
-            filled = (shares[..., None] * lit[layer + 1 :]).sum(axis=0) + light
+            filled = (shares[..., None] * seen_behind).sum(axis=0) + light
         return Scene(
             own=np.concatenate([premultiplied[layer], weight[layer]], axis=-1),
             front=premultiplied[:layer].sum(axis=0),
@@ -96,12 +104,26 @@ class TakingApart:
             shares=shares,
         )
 
-    def lit(self, t: int, layer: int, size: tuple[int, int], part: Part) -> Float[np.ndarray, "rows columns 3"]:
-        """What the model shows of a layer in a part of a frame, in 8-bit units."""
+    def lit(
+        self,
+        t: int,
+        layer: int,
+        size: tuple[int, int],
+        part: Part,
+        trusted: Bool[np.ndarray, "rows columns"] | None = None,
+    ) -> Float[np.ndarray, "rows columns 3"]:
+        """What the model shows of a layer in a part of a frame, in 8-bit units.
+
+        Args:
+            trusted: pixels whose light goes on smoothly into all others; by default each has its own.
+        """
         image, box = self.looks(t)[layer]
         uv = self.maps.uv_part(t, layer, size, part)
         colour = picture_at(image, box, uv.reshape(-1, 2))[:, :3].reshape(*uv.shape[:2], 3)
-        return 255 * colour * self.maps.gain(t, layer, size, part)
+        gain = self.maps.gain(t, layer, size, part)
+        if trusted is not None and trusted.any() and self.maps.has_gain:
+            gain = pull_push(np.ascontiguousarray(gain), trusted)
+        return 255 * colour * gain
 
 
 def shares_behind(

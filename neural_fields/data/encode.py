@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import chain, pairwise
 from pathlib import Path
@@ -100,6 +100,7 @@ def write(
     overwrite: bool = False,
     crf: int = 16,
     preset: str = "veryfast",
+    metadata: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a video that mirrors the source: its rate, times, colour tags and sound.
 
@@ -114,6 +115,8 @@ def write(
         overwrite: whether an existing output may be replaced (never the source itself).
         crf: quality of H.264 (0 is lossless, 16 looks lossless, 23 is x264's default).
         preset: speed of H.264 by x264's names.
+        metadata: texts by name that go into the file, such as "comment"; MP4 and MOV keep that and a few other names,
+            Matroska and PNG keep all.
 
     Returns:
         The path.
@@ -131,11 +134,11 @@ def write(
     first = next(pictures)
     check_size(first.shape[1], first.shape[0], where=str(path))
     if codec == "png":
-        write_images(path, chain([first], pictures))
+        write_images(path, chain([first], pictures), metadata)
         if facts.sound and sound:
             log.warning("%s holds pictures: the sound is left out", path)
         return path
-    job = _Job(path, kind, facts, times, sound, crf, preset)
+    job = _Job(path, kind, facts, times, sound, crf, preset, metadata or {})
     with atomic_write(path) as part:
         _write_file(part, job, first, pictures)
     return path
@@ -212,6 +215,7 @@ class _Job:
     sound: bool
     crf: int
     preset: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def shift(self) -> Fraction:
@@ -243,6 +247,7 @@ def _write_file(part: Path, job: _Job, first: np.ndarray, pictures: Iterator[np.
         with ExitStack() as stack:
             with decode.parser_border(job.path, "starting the encoder"):
                 stream, colors = _add_film(out, job, first)
+                out.metadata.update(job.metadata)
                 sound = _open_sound(stack, out, job)  # all tracks must be there before the first packet
             _encode(out, stream, colors, job, chain([first], pictures), sound)
     except BaseException:

@@ -6,9 +6,11 @@ import hashlib
 import os
 import re
 import shutil
+import struct
 import tempfile
+import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -230,10 +232,22 @@ def image_frames(facts: VideoFacts, frames: range) -> Iterator[np.ndarray]:
         yield picture
 
 
-def write_images(path: Path, pictures: Iterator[np.ndarray]) -> None:
+def png_with_texts(png: bytes, texts: Mapping[str, str] | None) -> bytes:
+    """A PNG file with texts by keyword ("Comment" and the like) in it, right after its header."""
+    end = 8 + 25  # of the signature and the header
+    return png[:end] + b"".join(_text_chunk(*entry) for entry in (texts or {}).items()) + png[end:]
+
+
+def _text_chunk(keyword: str, text: str) -> bytes:
+    """A text as PNG stores it (section 11.3.3 of its specification): Latin-1, other characters as their numbers."""
+    data = b"tEXt" + keyword.capitalize().encode("ascii") + b"\0" + text.encode("latin-1", "backslashreplace")
+    return struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
+
+
+def write_images(path: Path, pictures: Iterator[np.ndarray], texts: Mapping[str, str] | None = None) -> None:
     """A folder of 00000.png, 00001.png, ...; an earlier one is replaced only if it holds nothing else.
 
-    `pictures` are uint8 [H, W, 3 or 4]. Raises `UserError`.
+    `pictures` are uint8 [H, W, 3 or 4], `texts` go into each file. Raises `UserError`.
     """
     if path.exists():
         foreign = sorted(p.name for p in path.iterdir() if not re.fullmatch(r"\d{5,}\.png", p.name))
@@ -249,7 +263,7 @@ def write_images(path: Path, pictures: Iterator[np.ndarray]) -> None:
             order = cv2.COLOR_RGBA2BGRA if picture.shape[2] == 4 else cv2.COLOR_RGB2BGR
             _, data = cv2.imencode(".png", cv2.cvtColor(picture, order), [cv2.IMWRITE_PNG_COMPRESSION, 1])
             with parser_border(path, "writing pictures"), (part / f"{index:05d}.png").open("wb") as file:
-                file.write(data)
+                file.write(png_with_texts(data.tobytes(), texts))
         with parser_border(path, "writing pictures"):
             for done in part.iterdir():  # together at the end, so that the disk can order them
                 _sync(done)

@@ -1,0 +1,177 @@
+"""`unwrap export RUN canonical`: a canonical picture as a layered document to paint on, or alone for other programs.
+
+A document has, from the top down: guides, an empty layer to paint on, the edits so far and the picture itself, both
+locked. What is painted comes back through `unwrap edit` (`editors/document.py`).
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from neural_fields import canonical
+from neural_fields.canonical import CanonicalImage
+from neural_fields.compositing import painters
+from neural_fields.config_flags import Repeated
+from neural_fields.data.facts import VideoFacts
+from neural_fields.data.images import png_with_texts
+from neural_fields.edits import active_edits
+from neural_fields.export import guides
+from neural_fields.export.base import Report, Target, chosen_layers
+from neural_fields.export.exr import write_exr
+from neural_fields.export.guides import Plane
+from neural_fields.export.layered import BASE, EDITS, GUIDE, GUIDES, PAINT, Document, Layer, Rgba, still
+from neural_fields.export.openraster import write_ora
+from neural_fields.export.provenance import provenance
+from neural_fields.export.psd import write_psd
+from neural_fields.files import atomic_write, read_json
+from neural_fields.fit_record import read_fit_record
+from neural_fields.pictures import png_bytes, premultiplied
+from neural_fields.run import Run
+
+SHOWN = 0.5 / 255  # an edit that changes less than this is not seen in 8 bits
+HEAT = 0.7  # opacity of the coverage guide
+COLOURS = "display-referred sRGB as in the video; nothing was made linear"
+Format = Literal["ora", "psd", "png", "exr"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Canonical:
+    """Write canonical pictures for paint programs: layered with guides and a layer to paint on, or the picture alone.
+
+    `unwrap edit RUN FILE` takes a painted document back.
+    """
+
+    name: ClassVar[str] = "canonical"
+
+    layer: Repeated = ()
+    """The layers to write (default: all). Repeatable."""
+    format: Format = "ora"
+    """ora: layered, for Krita, GIMP and MyPaint; psd: layered, for Photoshop and others; png: the picture alone, with
+    16 bits and straight alpha; exr: the picture alone, 32-bit float, premultiplied."""
+
+    def __call__(self, target: Target, report: Report) -> Sequence[str]:
+        """Writes a file for each layer, and a README.
+
+        Raises:
+            UserError: an unknown layer, a package that is not installed (exit 3), no room (4).
+        """
+        numbers = chosen_layers(target.maps, self.layer)
+        names = []
+        for done, number in enumerate(numbers):
+            report("drawing layers", done, len(numbers))
+            names.append(self._write(target, number))
+        report("drawing layers", len(numbers), len(numbers))
+        with atomic_write(target.folder / "README.txt") as part:
+            part.write_text(_readme(names, self.format), encoding="utf-8")
+        again = f"unwrap edit {target.run.path} {names[0]}"
+        if self.format in ("ora", "psd"):
+            return [f"paint on the layer {PAINT!r}, save, and give the file back: {again}"]
+        return ["the picture has the 8 bits per channel of the fit; the file leaves room for what you do with it"]
+
+    def _write(self, target: Target, number: int) -> str:
+        picture = canonical.pristine(target.run.canonical, target.maps.layers[number])
+        path = target.folder / f"{picture.layer}.{self.format}"
+        box = list(picture.box.as_tuple())
+        made = provenance(target.run, "canonical", layer=picture.layer, box=box) if target.metadata else {}
+        if self.format == "png":
+            with atomic_write(path) as part:
+                part.write_bytes(png_with_texts(png_bytes(picture.array(), bits=16), made))
+        elif self.format == "exr":
+            planes = dict(zip("RGBA", np.moveaxis(premultiplied(picture.array()), -1, 0), strict=True))
+            header = {"alpha": "premultiplied, the share of the texel that is seen", "colours": COLOURS}
+            write_exr(path, planes, {**header, "layer": picture.layer, **made})
+        else:
+            document = document_of(target, number, picture, made)
+            write_ora(path, document) if self.format == "ora" else write_psd(path, document)
+        return path.name
+
+
+def document_of(target: Target, number: int, picture: CanonicalImage, made: dict[str, str]) -> Document:
+    """The layered document of a canonical picture.
+
+    Args:
+        number: of the layer in the maps.
+        made: texts that say what made it; without them nothing of ours is put beside the layers.
+    """
+    maps, plane = target.maps, Plane(number, picture.box, picture.size)
+    facts = VideoFacts.from_json(read_json(target.run.source_json))
+    drawn: list[tuple[str, guides.Guide, bool, float]] = [
+        ("frame outlines", guides.outlines(maps, plane, read_fit_record(target.run).frames), True, 1.0),
+        ("stretch", guides.stretch(maps, plane, facts.width / maps.size[0]), False, 1.0),
+        ("coverage", guides.coverage(maps, plane), False, HEAT),
+    ]
+    shown = tuple(
+        Layer(GUIDE + name, still(guide.astype(np.float32) / 255), visible=visible, opacity=opacity, locked=True)
+        for name, guide, visible, opacity in drawn
+    )
+    empty: Rgba = np.zeros_like(picture.array())
+    changed = edits_so_far(target.run, picture)
+    layers = [
+        Layer(GUIDES, layers=shown),
+        Layer(PAINT, still(empty)),
+        *([] if changed is None else [Layer(EDITS, still(changed), locked=True)]),
+        Layer(f"{BASE}: {picture.layer}", still(picture.array()), locked=True),
+    ]
+    ties: dict[str, Any] = {
+        "layer": picture.layer,
+        "box": list(picture.box.as_tuple()),
+        "size": list(picture.size),
+        "sha256": exported_versions(target.run, picture.layer)[-1],
+    }
+    return Document(picture.size, tuple(layers), ties if made else {}, made)
+
+
+def edits_so_far(run: Run, picture: CanonicalImage) -> Rgba | None:
+    """What the active edits make of a canonical picture where they change it, clear elsewhere; None if they do not.
+
+    Edits that bend a layer, or show something else in every frame, are not seen in a still picture.
+    """
+    now = picture
+    for edit in active_edits(run):
+        for painter in painters(edit):
+            now = painter.paint(now) if painter.layer == picture.layer else now
+    after = now.array()
+    changed = (np.abs(after - picture.array()) > SHOWN).any(axis=-1, keepdims=True)
+    return np.where(changed, after, np.float32(0)) if changed.any() else None
+
+
+def exported_versions(run: Run, layer: str) -> list[str]:
+    """SHA-256 of the canonical pictures of a layer that were ever written, the newest last.
+
+    Raises:
+        UserError: damaged facts (exit 5).
+    """
+    versions = read_json(run.canonical / f"{layer}.json").get("versions", [])
+    return [str(version["sha256"]) for version in versions]
+
+
+def _readme(names: Sequence[str], kind: Format) -> str:
+    """What the files are and how to give them back."""
+    if kind in ("ora", "psd"):
+        parts = [
+            f"{', '.join(names)}: a layered document for each layer of the video.",
+            f'Paint on the layer "{PAINT}", or on new layers above the picture; mode Normal, any opacity. The picture '
+            f'itself ("{BASE}"), the edits so far and the guides are locked and are never taken for paint.',
+            "Do not crop, turn or stretch the canvas. It may be made up to four times as large or as small.",
+            'Guides: "frame outlines" are where the first, the middle and the last frame lie on the picture, or what '
+            'they show of it; "stretch" is red where a texel covers more than one pixel of the video, so that paint '
+            'gets blurred, and blue where fine detail is lost; "coverage" is how many frames show a place. Hide and '
+            "show them as you like.",
+            "Save in the same format and give the file back:",
+            f"    unwrap edit RUN {names[0]}",
+        ]
+    else:
+        alpha = "premultiplied: colours are multiplied by it" if kind == "exr" else "straight"
+        parts = [
+            f"{', '.join(names)}: the canonical picture of each layer, as the fit gave it, without edits.",
+            f"Alpha is {alpha}. It says how much of a texel the video shows. Colours are {COLOURS}.",
+        ]
+        if kind == "png":
+            parts += ["Paint on it and give it back:", f"    unwrap edit RUN {names[0]} --layer {names[0][:-4]}"]
+    texts = [part if part.startswith("    ") else textwrap.fill(part, 100) for part in parts]
+    return "\n\n".join(texts) + "\n"

@@ -1,0 +1,104 @@
+"""What the scripts and the README beside exported maps say: layers, frames, files, and where the source lies.
+
+Nothing that comes from a user gets into a script unless it is made of letters, digits and a few harmless signs: scripts
+are programs, and a file name must not become a part of them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from neural_fields.data.facts import VideoFacts
+from neural_fields.data.images import list_images
+from neural_fields.export.conventions import Convention
+
+_HARMLESS = re.compile(r"[\w ./+,=@~()-]+")
+
+
+@dataclass(frozen=True)
+class CompLayer:
+    """A layer: the (width, height) of its canonical picture, and of its inverse maps."""
+
+    name: str
+    size: tuple[int, int]
+    flat_size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class SourceFrames:
+    """Where a script finds the source.
+
+    Attributes:
+        file: relative to the folder of the export; numbered pictures have %0Nd in it.
+        first: the number that the program gives the first frame of the source.
+        is_video: a video file instead of numbered pictures.
+        count: frames in all.
+    """
+
+    file: str
+    first: int
+    is_video: bool
+    count: int
+
+
+@dataclass(frozen=True)
+class Comp:
+    """What was exported, as far as it stands in a text.
+
+    Attributes:
+        layers: front to back.
+        size: (width, height) of the frames.
+        frames: numbers of the frames that have maps.
+        digits: of a number in a file name.
+        source: None where it cannot be named.
+        forward, inverse, light: which kinds of files there are.
+    """
+
+    convention: Convention
+    layers: tuple[CompLayer, ...]
+    size: tuple[int, int]
+    frames: tuple[int, ...]
+    digits: int
+    rate: Fraction
+    pixel_aspect: float
+    source: SourceFrames | None
+    forward: bool
+    inverse: bool
+    light: bool
+
+    @property
+    def kinds(self) -> list[str]:
+        """The folders of numbered files."""
+        return [kind for kind in ("forward", "inverse", "light") if getattr(self, kind)]
+
+    def files(self, kind: str, layer: CompLayer) -> str:
+        """The numbered files of a layer, as C writes a number."""
+        return f"{kind}/{layer.name}.%0{self.digits}d{self.convention.suffix}"
+
+
+def source_frames_in(facts: VideoFacts, folder: Path) -> SourceFrames | None:
+    """Where the source lies, seen from `folder`; None where no script can name it.
+
+    Raises:
+        UserError: the pictures that the source is made of are not there any more.
+    """
+    path, first = Path(facts.path).resolve(), 1
+    number = ""
+    if facts.kind == "images":
+        images = list_images(path)
+        match = re.fullmatch(r"([^%#]*?)(\d+)(\.\w+)", images[0].name)
+        if match is None or len({(len(image.stem), image.suffix) for image in images}) > 1:
+            return None
+        first, number = int(match[2]), f"%0{len(match[2])}d"
+        path = images[0].parent / f"{match[1]}{number}{match[3]}"
+    try:
+        where = Path(os.path.relpath(path, folder.resolve())).as_posix()
+    except ValueError:  # another drive of Windows
+        return None
+    if not _HARMLESS.fullmatch(where.removesuffix(path.name) + path.name.replace(number, "", 1)):
+        return None
+    return SourceFrames(where, first, facts.kind == "file", facts.frame_count)

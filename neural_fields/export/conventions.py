@@ -1,0 +1,120 @@
+"""How programs write down where a picture is looked up, and the files that hold it.
+
+Everywhere in Unwrap a place in a picture is a share of its width and height counted from the top left corner; only
+here does it become what a program expects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from neural_fields.export.exr import write_exr
+from neural_fields.files import atomic_write
+
+
+@dataclass(frozen=True)
+class Convention:
+    """What a map holds for one program.
+
+    Attributes:
+        program: its name for people.
+        pixels: places are pixels, 0 the centre of the first, instead of shares in [0, 1].
+        from_bottom: the second number counts up from the bottom edge.
+        mask_in_blue: the blue channel repeats A, which the program takes as the mask.
+        suffix: ".exr", or ".npy" for an array [3, height, width] of x, y and A.
+    """
+
+    program: str
+    pixels: bool = False
+    from_bottom: bool = True
+    mask_in_blue: bool = False
+    suffix: str = ".exr"
+
+    @property
+    def origin(self) -> str:
+        """Which corner of the picture is (0, 0)."""
+        return "bottom-left" if self.from_bottom else "top-left"
+
+    @property
+    def unit(self) -> str:
+        """What the numbers count."""
+        return "pixels" if self.pixels else "normalised"
+
+    def numbers(
+        self, place: Float[np.ndarray, "height width 2"], size: tuple[int, int]
+    ) -> Float[np.ndarray, "height width 2"]:
+        """Places, in shares from the top left corner, as the program writes them.
+
+        Args:
+            size: (width, height) of the picture that they point into.
+        """
+        if self.from_bottom:
+            place = place * [1, -1] + [0, 1]
+        return (place * size - 0.5 if self.pixels else place).astype(np.float32)
+
+
+CONVENTIONS = {
+    "nuke": Convention("Nuke"),
+    "fusion": Convention("Fusion"),
+    "blender": Convention("Blender", mask_in_blue=True),
+    "after_effects": Convention("After Effects", from_bottom=False),
+    "opencv": Convention("OpenCV", pixels=True, from_bottom=False, suffix=".npy"),
+}
+
+
+def write_map(
+    path: Path,
+    convention: Convention,
+    place: Float[np.ndarray, "height width 2"],
+    strength: Float[np.ndarray, "height width"],
+    size: tuple[int, int],
+    header: Mapping[str, Any],
+) -> int:
+    """Writes one map; returns the bytes of the file.
+
+    Args:
+        path: with the convention's suffix.
+        place: shares of the picture from its top left corner.
+        strength: what becomes A.
+        size: (width, height) of the picture that the places point into.
+        header: attributes of an .exr file.
+
+    Raises:
+        UserError: OpenEXR is not installed (exit 3), no room (4).
+    """
+    numbers = convention.numbers(place, size)
+    strength = strength.astype(np.float32)
+    if convention.suffix == ".npy":
+        _write_array(path, np.stack([numbers[..., 0], numbers[..., 1], strength]))
+    else:
+        blue = strength if convention.mask_in_blue else np.zeros_like(strength)
+        write_exr(path, {"R": numbers[..., 0], "G": numbers[..., 1], "B": blue, "A": strength}, header)
+    return path.stat().st_size
+
+
+def write_light(
+    path: Path, convention: Convention, gain: Float[np.ndarray, "height width 3"], header: Mapping[str, Any]
+) -> int:
+    """Writes the light of a layer in one frame, RGB in half floats with A = 1; returns the bytes of the file.
+
+    Raises:
+        UserError: as `write_map`.
+    """
+    half = gain.astype(np.float16)  # as the baked maps keep it
+    if convention.suffix == ".npy":
+        _write_array(path, half)
+    else:
+        planes = {name: half[..., number] for number, name in enumerate("RGB")}
+        write_exr(path, {**planes, "A": np.ones_like(half[..., 0])}, header)
+    return path.stat().st_size
+
+
+def _write_array(path: Path, values: np.ndarray) -> None:
+    with atomic_write(path) as part:
+        np.save(part, values, allow_pickle=False)

@@ -1,0 +1,167 @@
+"""Layered pictures as data: what an OpenRaster and a Photoshop document of a canonical layer hold, from the top down.
+
+The names of the layers are what survives every paint program, so they alone tell paint from everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from neural_fields.errors import ExitCode, UserError, bad_input
+
+PAINT = "paint here"
+BASE = "base (locked)"  # followed by ": " and the name of the canonical layer
+EDITS = "edits so far (locked)"
+GUIDES = "guides"
+GUIDE = "guide: "
+MOST_LAYERS, MOST_NESTED = 500, 30
+MOST_OFFSET = 1 << 20  # pixels; a layer that starts further away is no painter's
+
+Rgba = Float[np.ndarray, "height width 4"]
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a document, or a group of them.
+
+    Attributes:
+        name: as programs show it.
+        pixels: gives float32 RGBA in [0, 1] with straight alpha; None for a group. Reading them may raise `UserError`.
+        layers: of a group, the top one first.
+        corner: (x, y) of its upper left pixel on the canvas.
+        opacity: 0 to 1.
+        visible: without regard to the groups it is in.
+        locked: asks programs not to change it.
+        blend: "normal", or a mode as the file names it.
+        trouble: what else than its pixels decides about what it shows, in a few words; such a layer is not understood.
+    """
+
+    name: str
+    pixels: Callable[[], Rgba] | None = None
+    layers: tuple[Layer, ...] = ()
+    corner: tuple[int, int] = (0, 0)
+    opacity: float = 1.0
+    visible: bool = True
+    locked: bool = False
+    blend: str = "normal"
+    trouble: str = ""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A layered picture.
+
+    Attributes:
+        size: (width, height) of the canvas.
+        layers: the top one first.
+        facts: what ties it to a run: "layer", "box", "sha256" of the canonical picture as exported. Empty where a
+            program has dropped them.
+        metadata: texts about what made it.
+    """
+
+    size: Size
+    layers: tuple[Layer, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def still(picture: Rgba) -> Callable[[], Rgba]:
+    """The `pixels` of a layer whose picture is at hand."""
+    return lambda: picture
+
+
+def over(top: Rgba, under: Rgba) -> Rgba:
+    """One picture over another, straight alpha. Where either is alone or the upper one is opaque, its values stay."""
+    share, below = top[..., 3:], under[..., 3:]
+    alpha = share + below * (1 - share)
+    mixed = (top[..., :3] * share + under[..., :3] * below * (1 - share)) / np.maximum(alpha, np.float32(1e-6))
+    alone = np.where(share > 0, top[..., :3], under[..., :3])
+    colour = np.where((share > 0) & (share < 1) & (below > 0), mixed, alone)
+    return np.concatenate([colour, alpha], axis=-1).astype(np.float32)
+
+
+def placed(layer: Layer, size: Size) -> Rgba:
+    """The pixels of a layer at its place on a canvas of (width, height), without its opacity.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    assert layer.pixels is not None, "a group has no pixels of its own"
+    pixels, (x, y), (width, height) = layer.pixels(), layer.corner, size
+    if (x, y) == (0, 0) and pixels.shape[:2] == (height, width):
+        return pixels
+    canvas = np.zeros((height, width, 4), np.float32)
+    rows, columns = slice(max(0, y), max(0, y + pixels.shape[0])), slice(max(0, x), max(0, x + pixels.shape[1]))
+    target = canvas[rows, columns]
+    target[...] = pixels[max(0, -y) :, max(0, -x) :][: target.shape[0], : target.shape[1]]
+    return canvas
+
+
+def flattened(layers: Sequence[Layer], size: Size) -> Rgba:
+    """What is visible of some layers of normal blend mode, the top one first.
+
+    Raises:
+        UserError: pixels that cannot be read.
+    """
+    found = np.zeros((size[1], size[0], 4), np.float32)
+    for layer in reversed(layers):
+        if layer.visible and layer.opacity > 0:
+            picture = flattened(layer.layers, size) if layer.pixels is None else placed(layer, size)
+            found = over(faded(picture, layer.opacity), found)
+    return found
+
+
+def faded(picture: Rgba, opacity: float) -> Rgba:
+    """A picture with an opacity."""
+    if opacity == 1:
+        return picture
+    return np.concatenate([picture[..., :3], picture[..., 3:] * np.float32(opacity)], axis=-1)
+
+
+def every(layers: Sequence[Layer]) -> Iterator[Layer]:
+    """All layers and groups in the order of drawing reversed: a group before what is in it."""
+    for layer in layers:
+        yield layer
+        yield from every(layer.layers)
+
+
+def unsafe(path: Path, why: str) -> UserError:
+    """The error for a document that is not opened because of what it claims (exit 7)."""
+    return UserError(
+        ExitCode.UNSAFE_FILE,
+        f"{path.name} was not opened",
+        where=str(path),
+        why=why,
+        fix="save the picture alone as PNG, and give that",
+    )
+
+
+def broken(path: Path, why: str) -> UserError:
+    """The error for a document that cannot be read (exit 3)."""
+    return bad_input(
+        f"{path.name} is damaged or not written to its end",
+        where=str(path),
+        why=why,
+        fix="save it again, as .ora, .psd or .png",
+    )
+
+
+def check_canvas(path: Path, size: Size, most: int) -> None:
+    """Refuses a canvas without pixels or with more than `most`.
+
+    Raises:
+        UserError: see above (exit 3 or 7).
+    """
+    if min(size) < 1:
+        raise broken(path, f"its canvas has {size[0]} x {size[1]} pixels")
+    if size[0] * size[1] > most:
+        raise unsafe(
+            path, f"it declares {size[0]} x {size[1]} pixels; at most {most / 1e6:.4g} megapixels are accepted here"
+        )

@@ -1,0 +1,238 @@
+"""Mattes and layers: what other programs need to put a video together again from its layers.
+
+A matte is how much of each pixel a layer fills; the mattes of all layers add up to one. A layer has its colour as well,
+and its alpha is what "over" asks for: how much the layer fills of what those in front of it leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from neural_fields import canonical
+from neural_fields.config_flags import Repeated
+from neural_fields.data.facts import VideoFacts, parse_size
+from neural_fields.data.images import png_with_texts
+from neural_fields.data.video import source_frames, write
+from neural_fields.edits import active_edits
+from neural_fields.errors import bad_input
+from neural_fields.export.base import Report, Target, chosen_layers
+from neural_fields.export.exr import write_exr
+from neural_fields.export.provenance import provenance
+from neural_fields.export.unmixing import Unmixing, edited_layers, weights_of
+from neural_fields.files import write_synced
+from neural_fields.output import open_renderer, source_facts
+from neural_fields.pictures import premultiplied
+
+Format = Literal["png", "exr", "prores4444"]
+Picture = Float[np.ndarray, "height width channels"]  # one channel: a matte; four: straight RGBA
+Frames = Callable[[], Iterator[tuple[int, Sequence[Picture]]]]  # index in the run, and a picture of each layer
+
+COLOURS = "display-referred (sRGB, Rec. 709 primaries), as in the source; nothing was made linear"
+STORED = {
+    ("matte", "png"): "16-bit grey PNG files: 65535 where the layer fills the pixel.",
+    ("matte", "exr"): "32-bit float OpenEXR files with the channels A and Y, both the matte.",
+    ("matte", "prores4444"): "one ProRes 4444 film a layer: white, with the matte as its alpha.",
+    ("layers", "png"): "16-bit RGBA PNG files. Alpha is straight: colours are not multiplied by it.",
+    ("layers", "exr"): "32-bit float OpenEXR files. Alpha is premultiplied: colours are multiplied by it.",
+    ("layers", "prores4444"): "one ProRes 4444 film a layer. Alpha is straight: colours are not multiplied by it.",
+}
+MEANING = {
+    "matte": "A matte is how much of each pixel of the frame the layer fills. In each pixel the mattes of all layers add "
+    "up to one: a layer behind others has only what they leave.",
+    "layers": 'Put together with "over", the last on the bottom, the layers give the frame. Alpha is how much a layer '
+    "fills of what those in front of it leave. The last layer goes on behind the others where some frame shows it: with "
+    "the colours of its canonical picture in the light around.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matte:
+    """Write how much of each pixel each layer fills: one sequence a layer."""
+
+    name: ClassVar[str] = "matte"
+
+    layer: Repeated = ()
+    """Layers to write, repeatable (default: all)."""
+    format: Format = "png"
+    """png: 16-bit grey; exr: 32-bit float, channels A and Y; prores4444: white with alpha, one film a layer."""
+    size: str = "source"
+    """Size of the pictures: source, 480p, Np or WxH."""
+    every: int = 1
+    """Write only every so manieth frame."""
+
+    def __call__(self, target: Target, report: Report) -> Sequence[str]:
+        """Fills the folder of `target`.
+
+        Raises:
+            UserError: an unknown layer, a size or a step out of range, a missing package, no room.
+        """
+        job = _job(target, "matte", self.layer, self.format, self.size, self.every)
+
+        def pictures() -> Iterator[tuple[int, Sequence[Picture]]]:
+            for t in job.frames:
+                yield t, [plane[..., None] for plane in weights_of(target.maps, t, job.size)]
+
+        return job.write(pictures, report)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layers:
+    """Write every layer with colour and alpha, so that "over", the last layer on the bottom, gives the frame."""
+
+    name: ClassVar[str] = "layers"
+
+    layer: Repeated = ()
+    """Layers to write, repeatable (default: all)."""
+    format: Format = "png"
+    """png: 16-bit RGBA, straight; exr: 32-bit float, premultiplied; prores4444: straight, one film a layer."""
+    what: Literal["source", "model"] = "source"
+    """source: the frame's own pixels; model: the canonical pictures in the frame's light."""
+    edited: bool = False
+    """With the active edits on the frames."""
+    size: str = "source"
+    """Size of the pictures: source, 480p, Np or WxH."""
+    every: int = 1
+    """Write only every so manieth frame."""
+
+    def __call__(self, target: Target, report: Report) -> Sequence[str]:
+        """Fills the folder of `target`.
+
+        Raises:
+            UserError: an unknown layer, a size or a step out of range, a missing package, no room, no edit to show.
+        """
+        _check_word("--what", self.what, ("source", "model"))
+        if self.edited and self.what == "model":
+            raise bad_input("edits are put on the source's own pixels", fix="leave out --what model, or --edited")
+        edits = active_edits(target.run) if self.edited else []
+        if self.edited and not edits:
+            raise bad_input("no edit is active in this run", where=str(target.run.edits), fix="leave out --edited")
+        job = _job(target, "layers", self.layer, self.format, self.size, self.every, edits=edits, colours=self.what)
+        changer = open_renderer(target.run, target.maps) if edits else None
+        images = [canonical.pristine(target.run.canonical, name) for name in target.maps.layers]
+        unmixing = Unmixing(target.maps, [(image.array(), image.box) for image in images])
+
+        def pictures() -> Iterator[tuple[int, Sequence[Picture]]]:
+            for t, frame in job.source_frames():
+                whole = changer is None
+                yield t, unmixing.layers(t, frame, self.what == "model") if whole else edited_layers(changer, t, frame)
+
+        return job.write(pictures, report)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is written, and how."""
+
+    target: Target
+    kind: str  # "matte" or "layers"
+    facts: VideoFacts
+    chosen: range  # number in the source of each frame of the run
+    layers: list[int]
+    format: str
+    size: tuple[int, int]
+    every: int
+    words: Mapping[str, str]  # metadata
+
+    @property
+    def frames(self) -> range:
+        """The frames of the run that are written."""
+        return range(0, len(self.chosen), self.every)
+
+    def source_frames(self) -> Iterator[tuple[int, UInt8[np.ndarray, "height width 3"]]]:
+        """Index in the run and frame of the source, at the size that is asked for."""
+        for t, frame in zip(self.frames, source_frames(self.facts, self.chosen[:: self.every]), strict=True):
+            mode = cv2.INTER_AREA if self.size[0] < frame.shape[1] else cv2.INTER_CUBIC
+            is_so = frame.shape[1::-1] == self.size
+            yield t, frame if is_so else cv2.resize(frame, self.size, interpolation=mode)
+
+    def write(self, pictures: Frames, report: Report) -> list[str]:
+        """Writes all files; gives what the user should know."""
+        names = self.target.maps.layers
+        if self.format == "prores4444":
+            for layer in self.layers:
+                self._write_film(self.target.folder / f"{names[layer]}.mov", pictures, layer, report)
+        else:
+            for layer in self.layers:
+                (self.target.folder / names[layer]).mkdir()
+            for done, (t, found) in enumerate(pictures(), start=1):
+                for layer in self.layers:
+                    file = f"{names[layer]}.{self.chosen[t]:05d}.{self.format}"
+                    self._write_picture(self.target.folder / names[layer] / file, found[layer])
+                report(f"writing {self.kind}", done, len(self.frames))
+        stored = f"{self.kind} of a video: {STORED[self.kind, self.format]}"
+        write_synced(self.target.folder / "README.txt", self._text(stored).encode())
+        return [stored]
+
+    def _write_film(self, path: Path, pictures: Frames, layer: int, report: Report) -> None:
+        """One layer as a film of straight RGBA."""
+        times = [self.facts.timestamps[self.chosen[t]] for t in self.frames]
+        facts = replace(self.facts, rate=self.facts.rate / (self.every * self.chosen.step))
+
+        def shown() -> Iterator[UInt8[np.ndarray, "height width 4"]]:
+            for done, (_, found) in enumerate(pictures(), start=1):
+                one = found[layer]
+                rgba = np.dstack([np.ones((*one.shape[:2], 3), np.float32), one]) if one.shape[2] == 1 else one
+                yield np.rint(255 * rgba).astype(np.uint8)
+                report(f"writing {path.name}", done, len(self.frames))
+
+        write(path, shown(), facts, codec="prores4444", timestamps=times, sound=False, metadata=self.words)
+
+    def _write_picture(self, path: Path, picture: Picture) -> None:
+        """A picture as PNG (16 bits, straight) or OpenEXR (float, premultiplied)."""
+        is_matte = picture.shape[2] == 1
+        if self.format == "exr":
+            planes = picture[..., 0] if is_matte else np.moveaxis(premultiplied(picture), -1, 0)
+            channels = dict.fromkeys("AY", planes) if is_matte else dict(zip("RGBA", planes, strict=True))
+            header = {} if is_matte else {"alpha": "premultiplied", "colour": COLOURS}
+            write_exr(path, channels, {**header, **self.words})
+            return
+        values = np.rint(65535 * picture).astype(np.uint16)
+        done, png = cv2.imencode(
+            ".png", values if is_matte else cv2.cvtColor(values, cv2.COLOR_RGBA2BGRA), [cv2.IMWRITE_PNG_COMPRESSION, 2]
+        )
+        assert done, "16-bit pictures of one or four channels can be written"
+        write_synced(path, png_with_texts(png.tobytes(), self.words))
+
+    def _text(self, stored: str) -> str:
+        """What stands in README.txt."""
+        names = self.target.maps.layers
+        width, height = self.size
+        numbers = f"Numbers are those of the frames in the source, {self.chosen[0]} the first; every file is one frame."
+        if self.format == "prores4444":
+            numbers = f"The first frame is number {self.chosen[0]} of the source."
+        lines = [
+            stored,
+            MEANING[self.kind],
+            f"Layers, front to back: {', '.join(names)}. Written: {', '.join(names[n] for n in self.layers)}.",
+            f"{width}x{height} pixels. {numbers}",
+        ]
+        if self.kind == "layers":
+            lines.insert(2, f"Colours are {COLOURS}.")
+        return "\n\n".join(lines) + "\n"
+
+
+def _job(
+    target: Target, kind: str, layers: Sequence[str], format: str, size: str, every: int, **more: Any
+) -> _Job:
+    """What is asked for, checked before anything is written."""
+    _check_word("--format", format, ("png", "exr", "prores4444"))
+    numbers = chosen_layers(target.maps, layers)
+    facts, chosen = source_facts(target.run)
+    if not 1 <= every <= len(chosen):
+        why = f"the run has {len(chosen)} frames; a step of 1 to {len(chosen)} is possible"
+        raise bad_input(f"--every {every} is out of range", why=why, fix="--every 1")
+    wanted = parse_size(size, facts.width, facts.height)
+    words = provenance(target.run, kind, **more) if target.metadata else {}
+    return _Job(target, kind, facts, chosen, numbers, format, wanted, every, words)
+
+
+def _check_word(flag: str, word: str, known: Sequence[str]) -> None:
+    if word not in known:
+        raise bad_input(f"{flag} {word!r} is unknown", why=f"there are {', '.join(known)}", fix=f"{flag} {known[0]}")

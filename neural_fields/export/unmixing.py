@@ -1,0 +1,124 @@
+"""Frames un-mixed into layers that "over", back to front, mixes again.
+
+Colours are those of rendering (`rendering.py`): what the model shows of a layer, plus what the model missed of the
+pixel. What then lies outside of [0, 1] is shared out, so that all layers together still give the frame.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from neural_fields.baking import Maps
+from neural_fields.compositing import Passes
+from neural_fields.hiding import Hider, without_hidden
+from neural_fields.lookup import enlarge
+from neural_fields.planar.placement import pull_push
+from neural_fields.rendering import ALONE, Canonicals, FrameChanger
+from neural_fields.reshaping import Reshaper
+from neural_fields.taking_apart import TakingApart, picture_at
+
+NOTHING = 1e-4  # of a pixel: less than this is not left behind other layers
+LIGHT = 0.9  # with this weight a layer tells the light around a pixel
+
+Frame = UInt8[np.ndarray, "height width 3"]
+Rgb = Float[np.ndarray, "height width 3"]
+Rgba = Float[np.ndarray, "height width 4"]  # straight
+Planes = Float[np.ndarray, "layers height width"]
+Colours = Float[np.ndarray, "layers height width 3"]
+
+
+@dataclass(frozen=True)
+class Unmixing:
+    """Takes the frames of a run apart.
+
+    Attributes:
+        maps: its baked maps.
+        looks: the canonical pictures of its layers, front to back.
+    """
+
+    maps: Maps
+    looks: Canonicals
+
+    def layers(self, t: int, frame: Frame, model: bool = False) -> list[Rgba]:
+        """The layers of frame `t`, front to back: together the frame, or what the model shows of it.
+
+        The last one goes on behind the others, with the colours of its canonical picture, where some frame shows it.
+        """
+        size = (frame.shape[1], frame.shape[0])
+        part = (slice(0, size[1]), slice(0, size[0]))
+        weights, plain = weights_of(self.maps, t, size), frame / np.float32(255)
+        apart = TakingApart(self.maps, lambda t: self.looks)
+        lit = np.stack([apart.lit(t, layer, size, part) for layer in range(len(weights))]) / np.float32(255)
+        missed = plain - (weights[..., None] * lit).sum(axis=0)
+        colours = lit.clip(0, 1) if model else unmixed(lit + missed, weights, plain)
+        alphas = over_alphas(weights)
+        clear, hidden = weights[-1] > LIGHT, weights[-1] <= 0
+        if clear.any() and hidden.any():
+            behind = lit[-1] if model else lit[-1] + pull_push(missed, clear)
+            colours[-1][hidden] = behind[hidden].clip(0, 1)
+            uv = self.maps.uv(t, len(weights) - 1, size)[hidden]
+            alphas[-1][hidden] = picture_at(*self.looks[-1], uv)[:, 3]
+        return [rgba_of(*pair) for pair in zip(colours, alphas, strict=True)]
+
+
+def weights_of(maps: Maps, t: int, size: tuple[int, int]) -> Planes:
+    """How much of each pixel each layer fills; sums to one. Enlarged, it has finer steps than what is stored."""
+    stored = [maps.rimmed(t, layer)[1].astype(np.float32) for layer in range(len(maps.layers))]
+    planes = np.stack([enlarge(plane, maps.size, size) for plane in stored])
+    return planes / planes.sum(axis=0).clip(1e-3)
+
+
+def over_alphas(weights: Planes) -> Planes:
+    """Alphas, front to back, with which "over" mixes layers by their weights; 0 where nothing is left for a layer."""
+    left = 1 - np.cumsum(np.concatenate([np.zeros_like(weights[:1]), weights[:-1]]), axis=0)
+    alphas = np.where(left > NOTHING, weights / np.maximum(left, NOTHING), 0).clip(0, 1)
+    alphas[-1] = weights[-1] > 0  # nothing lies behind the last
+    return alphas.astype(np.float32)
+
+
+def unmixed(colours: Colours, weights: Planes, frame: Rgb) -> Colours:
+    """Colours of layers in [0, 1] that mix to a frame, near some that may lie beyond.
+
+    What clipping takes off the mixture goes to the layers that have room for it. That is always enough: with all of
+    them at one end of the range the mixture is at that end, and the frame is not beyond it.
+    """
+    inside, shares = colours.clip(0, 1), weights[..., None]
+    rest = frame - (shares * inside).sum(axis=0)
+    room = np.where(rest > 0, 1 - inside, -inside)
+    total = (shares * room).sum(axis=0)
+    used = np.divide(rest, total, out=np.zeros_like(rest), where=np.abs(total) > 1e-9)
+    return (inside + room * used.clip(0, 1)).astype(np.float32)
+
+
+def edited_layers(changer: FrameChanger, t: int, source: Frame) -> list[Rgba]:
+    """The layers of a frame with edits on it, front to back.
+
+    In pixels that layers share, the colour of each goes on from those that it has alone.
+    """
+    frame, weights = _edited(changer, t, source)
+    plain, alone = frame / np.float32(255), weights >= ALONE
+    guess = np.stack([pull_push(plain, here) if here.any() else plain for here in alone])
+    colours = unmixed(guess, weights, plain)
+    return [rgba_of(*pair) for pair in zip(colours, over_alphas(weights), strict=True)]
+
+
+def _edited(changer: FrameChanger, t: int, frame: Frame) -> tuple[Frame, Planes]:
+    """A frame with edits on it, and how much of each pixel each layer then fills."""
+    *first, last = changer.passes if isinstance(changer, Passes) else [changer]
+    for step in first:
+        frame = step.render_frame(t, frame)
+    if isinstance(last, Reshaper):
+        return last.deformed(t, frame)
+    maps = last.maps
+    if isinstance(last, Hider):
+        maps = without_hidden(maps, {maps.layers[layer]: how for layer, how in last.hidden.items()})
+    return last.render_frame(t, frame), weights_of(maps, t, (frame.shape[1], frame.shape[0]))
+
+
+def rgba_of(colour: Rgb, alpha: Float[np.ndarray, "height width"]) -> Rgba:
+    """Straight RGBA, black where there is nothing."""
+    return cv2.merge([*cv2.split(np.where(alpha[..., None] > 0, colour, np.float32(0))), alpha])

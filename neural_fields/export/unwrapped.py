@@ -1,0 +1,130 @@
+"""A layer laid flat, frame by frame: a clip in which the layer stands still, to paint on in any video program.
+
+What comes back is compared with this clip and put on the frames again (`editors/unwrapped.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from neural_fields import canonical
+from neural_fields.canonical import CanonicalImage
+from neural_fields.data.encode import CODECS
+from neural_fields.data.facts import check_size, parse_size
+from neural_fields.data.images import hash_images, list_images
+from neural_fields.data.video import source_frames, write
+from neural_fields.errors import bad_input
+from neural_fields.export.base import Report, Target, chosen_layers
+from neural_fields.export.provenance import provenance
+from neural_fields.files import sha256_file, write_json
+from neural_fields.output import source_facts
+from neural_fields.pictures import premultiplied, resize, straight
+from neural_fields.unwrapping import Flat, Plane
+
+SCHEMA = 1
+FORMATS = ("ffv1", "prores4444", "png")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unwrapped:
+    """Write a layer laid flat as a clip: what you paint on it goes back on every frame with `unwrap edit --unwrapped`."""
+
+    name: ClassVar[str] = "unwrapped"
+
+    layer: str | None = None
+    """The layer (default: the front one)."""
+    format: Literal["ffv1", "prores4444", "png"] = "ffv1"
+    """ffv1: lossless, .mkv; prores4444: .mov; png: a folder of numbered pictures. All have alpha."""
+    size: str = "canonical"
+    """Size of the frames: canonical, 480p, Np or WxH of the same shape."""
+    fill: bool = False
+    """Show the canonical picture where a frame does not show the layer; alpha is the same with and without."""
+
+    def __call__(self, target: Target, report: Report) -> Sequence[str]:
+        """Writes the clip and unwrapped.json, which says what it is.
+
+        Raises:
+            UserError: an unknown layer, a size of another shape or out of range, no room.
+        """
+        if self.format not in FORMATS:
+            why = f"formats: {', '.join(FORMATS)}"
+            raise bad_input(f"unknown format {self.format!r}", why=why, fix=f"--format {FORMATS[0]}")
+        (number,) = chosen_layers(target.maps, (self.layer or target.maps.layers[0],))
+        name = target.maps.layers[number]
+        picture = canonical.pristine(target.run.canonical, name)
+        plane = Plane(target.maps, number, picture.box, flat_size(self.size, picture.size))
+        behind = Filling.of(picture, plane.size) if self.fill else None
+        facts, chosen = source_facts(target.run)
+        words = provenance(target.run, "unwrapped", layer=name) if target.metadata else None
+
+        def frames() -> Iterator[UInt8[np.ndarray, "height width 4"]]:
+            for t, frame in enumerate(source_frames(facts, chosen)):
+                flat = plane.flat(t, frame)
+                colour = flat.colour if behind is None else behind.around(flat)
+                yield np.dstack([colour, np.rint(255 * flat.seen).astype(np.uint8)])
+                report(f"laying {name} flat", t + 1, len(chosen))
+
+        path = target.folder / (name if self.format == "png" else name + CODECS[self.format].suffixes[0])
+        like = replace(facts, rate=facts.rate / chosen.step)
+        times = [facts.timestamps[i] for i in chosen]
+        write(path, frames(), like, codec=self.format, timestamps=times, sound=False, metadata=words)
+        described = {
+            "schema": SCHEMA,
+            "layer": name,
+            "box": picture.box.as_tuple(),
+            "size": plane.size,
+            "frames": list(chosen),
+            "fill": self.fill,
+            "file": path.name,
+            "sha256": hash_images(list_images(path)) if path.is_dir() else sha256_file(path),
+        }
+        write_json(target.folder / "unwrapped.json", described)
+        return [f"after painting: unwrap edit {target.run.path} --unwrapped FILE --layer {name}"]
+
+
+@dataclass(frozen=True)
+class Filling:
+    """The canonical picture of a layer, for where a frame does not show it."""
+
+    rgb: Float[np.ndarray, "height width 3"]
+
+    @staticmethod
+    def of(picture: CanonicalImage, size: tuple[int, int]) -> Filling:
+        """A canonical picture at a size (width, height)."""
+        return Filling(straight(resize(premultiplied(picture.array()), size))[..., :3])
+
+    def around(self, flat: Flat) -> UInt8[np.ndarray, "height width 3"]:
+        """A flat frame with the picture, in the frame's light, where the frame does not show the layer."""
+        share = flat.seen[..., None]
+        lit = 255 * np.clip(self.rgb * flat.gain, 0, 1)
+        return np.rint(share * flat.colour + (1 - share) * lit).astype(np.uint8)
+
+
+def flat_size(text: str, size: tuple[int, int]) -> tuple[int, int]:
+    """The (width, height) of a flat clip, given that of the canonical picture: even numbers, which codecs ask for.
+
+    Raises:
+        UserError: a text that is no size, another shape, or out of range (exit 3).
+    """
+    wanted = size if text == "canonical" else parse_size(text, *size)
+    width, height = (side + side % 2 for side in wanted)
+    if not same_shape((width, height), size):
+        raise bad_input(
+            f"{text} has another shape than the canonical picture",
+            where="--size",
+            why=f"that has {size[0]}x{size[1]} pixels",
+            fix=f"--size {size[0] // 2}x{size[1] // 2}",
+        )
+    check_size(width, height, where="--size")
+    return width, height
+
+
+def same_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two pictures are of the same shape, up to two pixels of rounding."""
+    scale = (size[0] + size[1]) / (other[0] + other[1])
+    return all(abs(side - scale * of) <= 2 for side, of in zip(size, other, strict=True))
