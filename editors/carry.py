@@ -30,6 +30,7 @@ from neural_fields.rendering import Renderer
 from neural_fields.run import Run
 from neural_fields.tracking import MATCHED, REACH, SHOWN, hand_over
 
+MOST_TEXELS = 16_000_000  # of an overlay that covers a part and is carried beyond it
 FAINT = 0.02  # less of an edit than this in a frame is not worth carrying on
 
 
@@ -171,7 +172,9 @@ def _joined(overlay: Overlay | None, lifted: Overlay, chart: Chart) -> Overlay:
         return lifted
     if overlay.box != lifted.box:  # it covers only a part of the picture
         finer = overlay.box.width / overlay.size[0], overlay.box.height / overlay.size[1]
-        size = (round(lifted.box.width / finer[0]), round(lifted.box.height / finer[1]))
+        width, height = lifted.box.width / finer[0], lifted.box.height / finer[1]
+        share = min(1.0, (MOST_TEXELS / (width * height)) ** 0.5)
+        size = (max(1, round(share * width)), max(1, round(share * height)))
         overlay = Overlay(fit(overlay, size, lifted.box), lifted.box, overlay.notes)
     height, width = overlay.rgba.shape[:2]
     larger = straight(resize(premultiplied(lifted.rgba), (width, height)))

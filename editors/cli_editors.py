@@ -57,7 +57,7 @@ class MakeEdit(Lies):
     editor: str
     """The editor's name."""
     layer: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """The layers to edit, made together so that they agree (default: the front one; of replace the back one)."""
+    """The layers to edit, made together (default: the front one; of replace the back one, of place what it is on)."""
     mask: Path | None = None
     """A picture, bright where the edit may go, of the shape of the layer's canonical picture."""
     name: str | None = None

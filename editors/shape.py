@@ -7,6 +7,7 @@ as in Lee et al., "Shape-aware Text-driven Layered Video Editing" (CVPR 2023, 3.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -59,7 +60,7 @@ class ShapeEdit:
         shape = shape_of(source, layer, t, start, end, loose)
         report("deforming", 1, 1)
         facts = {"frame": number, "points": np.round(np.concatenate([start, end], axis=1), 2).tolist()}
-        return EditorResult({}, tuple(_notes(source, layer)), facts, {layer: shape})
+        return EditorResult({}, tuple(parts_note(source, layer)), facts, {layer: shape})
 
     def points(self, source: Source, layer: str, t: int) -> tuple[Points, Points, float]:
         """Points in pixels of the source, where they shall be, and how loosely the spline may hold them.
@@ -93,24 +94,51 @@ def shape_of(source: Source, layer: str, t: int, start: Points, end: Points, loo
     Raises:
         UserError: points that do not tell a deformation, or tell one that folds (exit 3).
     """
-    facts, _ = source_facts(source.run)
-    index, maps = source.maps.layers.index(layer), source.maps
-    seen = maps.layer_weight_small(t, index) >= SEEN
-    found = frame_map(maps, t, index)
-    if found is None:
-        raise bad_input(f"the layer {layer} is not seen in that frame", fix="--frame with one that shows it")
-    scale = np.array(maps.size) / (facts.width, facts.height)
-    _check_places(start, end, (facts.width, facts.height), scale, seen, layer)
+    here = layer_in_frame(source, layer, t)
+    check_places(here, start, np.linalg.norm(end - start, axis=1) >= STILL)
     check_spread(start, end)
     try:
-        return deform(found, seen, start * scale, end * scale, loose)
+        return deform(here.found, here.seen, start * here.scale, end * here.scale, loose)
     except Folded as fold:
-        x, y = fold.place / scale
+        x, y = fold.place / here.scale
         raise bad_input(
             f"the deformation folds the layer {layer} near {x:.0f},{y:.0f}",
             why="points next to each other there go past one another",
             fix="move the points there less, or take one of them away",
         ) from None
+
+
+@dataclass(frozen=True)
+class LayerInFrame:
+    """Where a frame shows a layer.
+
+    Attributes:
+        layer: its name.
+        found: uv at the size of the fit, also beyond what is seen.
+        seen: the pixels of the fit that show it.
+        size: (width, height) of a frame of the source.
+        scale: pixels of the fit in one of the source, along x and y.
+    """
+
+    layer: str
+    found: ExtendedMap
+    seen: Bool[np.ndarray, "height width"]
+    size: tuple[int, int]
+    scale: Float[np.ndarray, "2"]
+
+
+def layer_in_frame(source: Source, layer: str, t: int) -> LayerInFrame:
+    """Where frame `t` of the run shows a layer.
+
+    Raises:
+        UserError: too little of it is seen (exit 3).
+    """
+    facts, _ = source_facts(source.run)
+    index, maps, size = source.maps.layers.index(layer), source.maps, (facts.width, facts.height)
+    found = frame_map(maps, t, index)
+    if found is None:
+        raise bad_input(f"the layer {layer} is not seen in that frame", fix="--frame with one that shows it")
+    return LayerInFrame(layer, found, maps.layer_weight_small(t, index) >= SEEN, size, np.array(maps.size) / size)
 
 
 class Folded(Exception):
@@ -144,6 +172,22 @@ def deform(
         inside = ((points > low) & (points < high)).all(axis=1, keepdims=True)
         return points - np.where(inside, moved, 0)
 
+    return carried(found, low, high, source_of)
+
+
+def carried(
+    found: ExtendedMap,
+    low: Float[np.ndarray, "2"],
+    high: Float[np.ndarray, "2"],
+    source_of: Callable[[Points], Points],
+) -> Shape:
+    """The deformation of the canonical plane that is a given one in a frame.
+
+    Args:
+        found: uv of the layer in that frame.
+        low, high: corners of a rectangle of the frame, in pixels of it, beyond which nothing moves.
+        source_of: where what a position shall show lay before.
+    """
     rim = np.stack(np.meshgrid(np.linspace(low[0], high[0], 33), np.linspace(low[1], high[1], 33)), -1).reshape(-1, 2)
     uv = found.at(rim)
     box = Box(*(float(v) for v in (*uv.min(axis=0), *uv.max(axis=0))))
@@ -258,31 +302,30 @@ def run_frame(source: Source, frame: int | None) -> tuple[int, int]:
     return frame, chosen.index(frame)
 
 
-def _check_places(
-    start: Points,
-    end: Points,
-    size: tuple[int, int],
-    scale: Float[np.ndarray, "2"],
-    seen: Bool[np.ndarray, "height width"],
-    layer: str,
-) -> None:
-    near = cv2.dilate(seen.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0  # nobody points more exactly
-    rows, columns = np.nonzero(seen)
-    own = (np.stack([columns, rows], axis=-1) + 0.5) / scale
-    for point, place in zip(start, end, strict=True):
+def check_places(here: LayerInFrame, points: Points, moving: Bool[np.ndarray, " n"]) -> None:
+    """Refuses points, in pixels of the source, that are not in the frame, and those that move and are not on the layer.
+
+    Raises:
+        UserError: names the point, and the nearest one that would do (exit 3).
+    """
+    near = cv2.dilate(here.seen.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0  # nobody points more exactly
+    rows, columns = np.nonzero(here.seen)
+    own, (width, height) = (np.stack([columns, rows], axis=-1) + 0.5) / here.scale, here.size
+    for point, moves in zip(points, moving, strict=True):
         shown = f"{point[0]:g},{point[1]:g}"
-        if not ((point >= 0) & (point <= size)).all():
-            raise bad_input(f"the point {shown} is outside the frame", why=f"a frame has {size[0]}x{size[1]} pixels")
-        if np.linalg.norm(place - point) >= STILL and not _on_object(near, (point * scale)[None, None]).all():
+        if not ((point >= 0) & (point <= here.size)).all():
+            raise bad_input(f"the point {shown} is outside the frame", why=f"a frame has {width}x{height} pixels")
+        if moves and not _on_object(near, (point * here.scale)[None, None]).all():
             x, y = own[np.argmin(((own - point) ** 2).sum(axis=1))]
             raise bad_input(
-                f"the point {shown} is not on the layer {layer}",
+                f"the point {shown} is not on the layer {here.layer}",
                 why=f"the nearest point on it is {x:.0f},{y:.0f}",
                 fix="take that, or --layer with another",
             )
 
 
-def _notes(source: Source, layer: str) -> list[str]:
+def parts_note(source: Source, layer: str) -> list[str]:
+    """What to tell of a layer that the clip has in several parts."""
     parts = next((series for series in source.maps.charts if any(chart.layer == layer for chart in series)), ())
     if len(parts) < 2:
         return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,23 +19,40 @@ STILL = 0.05  # pixels; a point that moves less holds the object in place
 Points = Float[np.ndarray, "n 2"]
 
 
-def parse_pairs(words: tuple[str, ...]) -> Float[np.ndarray, "n 4"]:
-    """Pairs of points from text such as "12,30>15,30".
+def parse_pairs(words: Sequence[str], flag: str = "--pairs") -> Float[np.ndarray, "n 4"]:
+    """Pairs of points from text such as "12,30>15,30", given behind a flag.
 
     Raises:
         UserError: text that is not such a pair (exit 3).
     """
-    rows = []
-    for word in words:
-        points = [point.split(",") for point in word.split(">")]
-        try:
-            row = [float(number) for point in points for number in point]
-        except ValueError:
-            row = []
-        if [len(point) for point in points] != [2, 2] or not row or not np.isfinite(row).all():
-            raise bad_input(f"--pairs {word!r} is not a pair of points", fix='--pairs "120,80>140,80"')
-        rows.append(row)
-    return np.array(rows, np.float64)
+    rows = [_numbers(word, 2) for word in words]
+    for word, row in zip(words, rows, strict=True):
+        if not row:
+            raise bad_input(f"{flag} {word!r} is not a pair of points", fix=f'{flag} "120,80>140,80"')
+    return np.array(rows, np.float64).reshape(-1, 4)
+
+
+def parse_points(words: Sequence[str], flag: str) -> Points:
+    """Points from text such as "12,30", given behind a flag.
+
+    Raises:
+        UserError: text that is not a point (exit 3).
+    """
+    rows = [_numbers(word, 1) for word in words]
+    for word, row in zip(words, rows, strict=True):
+        if not row:
+            raise bad_input(f"{flag} {word!r} is not a point", fix=f'{flag} "120,80"')
+    return np.array(rows, np.float64).reshape(-1, 2)
+
+
+def _numbers(word: str, count: int) -> list[float]:
+    """The numbers of a text of so many points; none where it is something else."""
+    points = [point.split(",") for point in word.split(">")]
+    try:
+        row = [float(number) for point in points for number in point]
+    except ValueError:
+        return []
+    return row if [len(point) for point in points] == [2] * count and np.isfinite(row).all() else []
 
 
 def read_pairs(path: Path) -> Float[np.ndarray, "n 4"]:

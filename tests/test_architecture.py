@@ -44,7 +44,7 @@ ROWS = {
 HOMES = {
     "av": ["neural_fields/data/*"],
     "yaml": ["neural_fields/config*.py"],
-    "tyro": ["neural_fields/config*.py", "neural_fields/cli*.py", "editors/cli*.py", "editors/diffusion/settings.py"],
+    "tyro": ["neural_fields/config*.py", "neural_fields/cli*.py", "editors/cli*.py"],
     "tinycudann": ["neural_fields/encodings/tcnn.py"],
     "lpips": ["neural_fields/metrics.py"],
     "torchvision": ["neural_fields/data/raft.py"],

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from editors import stack
 from neural_fields import edit_files, edits
-from neural_fields.canonical import Overlay
+from neural_fields.canonical import Overlay, fit
 from neural_fields.coords import Box
 from neural_fields.errors import ExitCode, UserError
 from neural_fields.run import Run
@@ -174,3 +174,11 @@ def test_any_name_becomes_a_safe_folder_name(name: str) -> None:
     clean = stack.clean_name(name)
     assert clean and len(clean) <= 40 and set(clean) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
     assert stack.clean_name(clean) == clean
+
+
+def test_a_fine_overlay_on_a_part_is_averaged_not_skipped_through_when_it_is_fitted_to_the_whole() -> None:
+    checks = np.zeros((64, 128, 4), np.float32)
+    checks[..., 3] = 1
+    checks[(np.indices((64, 128)).sum(0) % 2) > 0, :3] = 1
+    shown = fit(Overlay(checks, Box(-0.5, -0.25, 0.5, 0.25)), (32, 16), BOX)
+    np.testing.assert_allclose(shown[6:10, 12:20, :3], 0.5, atol=0.02)
