@@ -12,7 +12,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from compose import canonical, row, save
+from compose import row, save
 from PIL import Image
 
 from editors.adjust import Adjust
@@ -41,7 +41,9 @@ class Bench:
     """A copy of the demo's run, to edit."""
 
     def __init__(self, demo: Path, home: Path) -> None:
-        self.run = Run.open(shutil.copytree(demo / "run", home / "run", ignore=shutil.ignore_patterns("edits", "renders")))
+        self.run = Run.open(
+            shutil.copytree(demo / "run", home / "run", ignore=shutil.ignore_patterns("edits", "renders"))
+        )
         facts, chosen = source_facts(self.run)
         self.sources = list(source_frames(facts, chosen))
         self.home = home
@@ -73,9 +75,14 @@ def sheet(name: str, *rows: Sequence[Panel]) -> None:
 
 def adjusting(bench: Bench) -> None:
     """adjust.png"""
-    (floor,) = bench.after(lambda run: edit_with(run, Adjust(exposure=-0.8, saturation=0.2), layers=("background",)), [24])
+    (floor,) = bench.after(
+        lambda run: edit_with(run, Adjust(exposure=-0.8, saturation=0.2), layers=("background",)), [24]
+    )
     (turtle,) = bench.after(lambda run: edit_with(run, Adjust(hue=150.0)), [24])
-    sheet("adjust.png", [("The source", bench.source(24)), ("--exposure -0.8 --saturation 0.2", floor), ("--hue 150", turtle)])
+    sheet(
+        "adjust.png",
+        [("The source", bench.source(24)), ("--exposure -0.8 --saturation 0.2", floor), ("--hue 150", turtle)],
+    )
 
 
 def lifting(bench: Bench) -> None:
@@ -85,7 +92,11 @@ def lifting(bench: Bench) -> None:
     frames = bench.after(lambda run: edit_with(run, Lift(function=f"{looks}:poster"), layers=("background",)), [2, 45])
     picture = pristine(bench.run.canonical, "background").array()
     rgb = Image.fromarray((255 * (picture[..., :3] * 4).round() / 4).clip(0, 255).astype(np.uint8))
-    sheet("lift.png", [("The picture through the function", rgb)], [("Two frames of the video", frames[0]), ("", frames[1])])
+    sheet(
+        "lift.png",
+        [("The picture through the function", rgb)],
+        [("Two frames of the video", frames[0]), ("", frames[1])],
+    )
 
 
 def removing(bench: Bench) -> None:
@@ -142,7 +153,10 @@ def dragging(bench: Bench) -> None:
     x, y = bench.middle(24)
     drag = Drag(drag=(f"{x + 40:.0f},{y:.0f}>{x + 75:.0f},{y - 12:.0f}",), frame=24)
     frames = bench.after(lambda run: edit_with(run, drag), [24, 45])
-    sheet("drag.png", [("The source", bench.source(24)), ("A point of the shell, dragged", frames[0]), ("Later", frames[1])])
+    sheet(
+        "drag.png",
+        [("The source", bench.source(24)), ("A point of the shell, dragged", frames[0]), ("Later", frames[1])],
+    )
 
 
 def painting(bench: Bench) -> None:
@@ -151,7 +165,9 @@ def painting(bench: Bench) -> None:
     for t in (2, 24, 45):
         frame = bench.sources[t].copy()
         x, y = bench.middle(t)
-        cv2.putText(frame, f"{t}", (round(x) - 20, round(y) + 12), cv2.FONT_HERSHEY_DUPLEX, 1.4, (255, 240, 120), 3, cv2.LINE_AA)
+        cv2.putText(
+            frame, f"{t}", (round(x) - 20, round(y) + 12), cv2.FONT_HERSHEY_DUPLEX, 1.4, (255, 240, 120), 3, cv2.LINE_AA
+        )
         path = bench.home / f"frame-{t}.png"
         Image.fromarray(frame).save(path)
         painted[t] = path
@@ -176,7 +192,10 @@ def styling(bench: Bench, weights: Path) -> None:
     fused = bench.after(lambda run: edit_with(run, Frames(frames=folder)), [24])
     with Image.open(folder / "00024.png") as picture:
         alone = picture.convert("RGB")
-    sheet("fused-frames.png", [("The source", bench.source(24)), ("Styled alone: it flickers", alone), ("Fused", fused[0])])
+    sheet(
+        "fused-frames.png",
+        [("The source", bench.source(24)), ("Styled alone: it flickers", alone), ("Fused", fused[0])],
+    )
 
 
 def main(demo: Path, weights: Path | None) -> None:
@@ -187,7 +206,6 @@ def main(demo: Path, weights: Path | None) -> None:
             make(bench)
         if weights is not None:
             styling(bench, weights)
-    assert canonical
 
 
 if __name__ == "__main__":

@@ -1,0 +1,239 @@
+"""Edits that need no model, and files for other programs, on a fitted synthetic clip against what is true.
+
+    python benchmarks/edits.py [--frames 24] [--size 320 180] [--quality draft] [--json FILE]
+
+The demo's clip is fitted once with its true masks. Rows, each over all frames: a logo placed on the object and on the
+background in one frame, against the clip rendered with it on the surface (least PSNR of a frame); the background
+adjusted, against the adjusted clip; the object removed, against the clip without it, where some frame shows what is
+behind it; end-point error of a dragged point, against where its surface carries it; a forward STMap, read back from its
+EXR and turned into uv by its README's formula, against the baked maps, in pixels of the canonical picture; pixels
+painted into an .ora and a .psd document and read back, against what was painted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import ROOT, finish, parser, table
+
+sys.path.insert(0, str(ROOT))
+
+from PIL import Image, ImageDraw
+
+from editors.adjust import Adjust
+from editors.api import edit_with
+from editors.demo import new_facts
+from editors.document import overlays_from_document
+from editors.drag import Drag
+from editors.place import Place
+from editors.remove import Remove
+from editors.stack import undo
+from neural_fields import canonical, coords
+from neural_fields.baking import Maps
+from neural_fields.coords import Box
+from neural_fields.data.synthetic import Mark, SyntheticClip, demo_clip
+from neural_fields.data.video import write
+from neural_fields.export.base import export
+from neural_fields.export.canonical import Canonical
+from neural_fields.export.exr import read_exr
+from neural_fields.export.layered import PAINT, Layer, placed
+from neural_fields.export.openraster import read_ora, write_ora
+from neural_fields.export.psd import read_psd, write_psd
+from neural_fields.export.stmap import STMap
+from neural_fields.fit_options import FitOptions
+from neural_fields.fitting import fit
+from neural_fields.grading import Grade
+from neural_fields.output import open_renderer
+from neural_fields.reshaping import Reshaper
+from neural_fields.run import Run
+
+
+def row(what: str, worst: float, mean: float, unit: str, asked: float | None) -> dict[str, Any]:
+    """A line of the table."""
+    return {"what": what, "worst": float(worst), "mean": float(mean), "unit": unit, "asked": asked}
+
+
+def psnr(shown: np.ndarray, truth: np.ndarray) -> float:
+    """Of 8-bit colours."""
+    return float(-10 * np.log10(max(1e-12, (((shown.astype(float) - truth) / 255) ** 2).mean())))
+
+
+def middle_of(box: Box) -> tuple[float, float]:
+    """The middle of a box, in uv."""
+    return (box.u0 + box.u1) / 2, (box.v0 + box.v1) / 2
+
+
+def fitted(home: Path, clip: SyntheticClip, quality: Any) -> Run:
+    """A run of the clip with its true masks."""
+    write(home / "clip.mkv", clip.render(), new_facts(clip), codec="ffv1")
+    np.save(home / "mask.npy", clip.masks[0])
+    options = FitOptions(home / "run", quality=quality, size="source", masks=(f"foreground={home / 'mask.npy'}",))
+    return fit(home / "clip.mkv", options).run
+
+
+def frames_with(run: Run, clip: SyntheticClip) -> list[np.ndarray]:
+    """All frames with the active edits; afterwards the last one is undone."""
+    changer = open_renderer(run, Maps.open(run))
+    shown = [changer.render_frame(t, clip.frames[t]) for t in range(clip.count)]
+    undo(run)
+    return shown
+
+
+def logo(home: Path) -> Path:
+    """A picture with letters, an edge and transparent corners."""
+    picture = Image.new("RGBA", (240, 120))
+    pen = ImageDraw.Draw(picture)
+    pen.rounded_rectangle((4, 4, 235, 115), 30, fill=(200, 40, 50, 255), outline=(250, 240, 220, 255), width=8)
+    pen.text((60, 25), "Logo", font_size=60, fill=(250, 240, 220, 255))
+    picture.save(home / "logo.png")
+    return home / "logo.png"
+
+
+def placing(run: Run, clip: SyntheticClip, home: Path, layer: int, at: tuple[float, float], t: int) -> dict[str, Any]:
+    """A logo 0.2 of the frame wide, placed on a layer in frame t."""
+    path, name = logo(home), clip.layer_names[layer]
+    width = 0.2 * clip.width
+    height = width / 2
+    edit_with(
+        run,
+        Place(image=path, box=f"{at[0] - width / 2},{at[1] - height / 2},{width},{height}", frame=t),
+        layers=(name,),
+    )
+    low, high = (
+        coords.normalise_pixels(torch.tensor([at[0] + s * width / 2, at[1] + s * height / 2]), clip.width, clip.height)
+        for s in (-1, 1)
+    )
+    box = Box(*(float(v) for v in (*low, *high)))
+    truth = clip.edited([Mark(np.asarray(Image.open(path)), box, name, t)])
+    values = [psnr(a, b) for a, b in zip(frames_with(run, clip), truth, strict=True)]
+    return row(f"logo on the {name}", min(values), np.mean(values), "dB", 32)
+
+
+def adjusting(run: Run, clip: SyntheticClip) -> dict[str, Any]:
+    """Exposure and saturation of the background."""
+    edit_with(run, Adjust(exposure=-0.7, saturation=0.3), layers=("background",))
+    grade = Grade(exposure=-0.7, saturation=0.3)
+    values = []
+    for t, shown in enumerate(frames_with(run, clip)):
+        front, frame = clip.alpha[0, t][..., None], clip.frames[t].astype(np.float32)
+        alone = (front < 1e-3)[..., 0]  # where the true answer is known without un-mixing
+        values.append(psnr(shown[alone], 255 * grade.apply(frame[alone] / 255)))
+    return row("background adjusted", min(values), np.mean(values), "dB", None)
+
+
+def removing(run: Run, clip: SyntheticClip) -> dict[str, Any]:
+    """The object taken off."""
+    edit_with(run, Remove())
+    empty = dataclasses.replace(clip, surfaces=clip.surfaces[1:]).frames
+    picture = canonical.pristine(run.canonical, "background")
+    maps, values = Maps.open(run), []
+    for t, shown in enumerate(frames_with(run, clip)):
+        uv = torch.from_numpy(maps.uv(t, 1, (clip.width, clip.height)))
+        known = (picture.sample(uv)[..., 3] > 0.99).numpy() & (clip.alpha[0, t] > 0)
+        values.append(psnr(shown[known], empty[t][known]))
+    return row("object removed", min(values), np.mean(values), "dB", None)
+
+
+def dragging(run: Run, clip: SyntheticClip, t: int) -> dict[str, Any]:
+    """A point of the object dragged by 4 % of the frame's width."""
+    start = clip.mark_positions(0, middle_of(clip.boxes[0]))
+    end = start[t] + np.array([0.04 * clip.width, -0.01 * clip.width])
+    edit_with(run, Drag(drag=(f"{start[t][0]},{start[t][1]}>{end[0]},{end[1]}",), frame=t))
+    changer = open_renderer(run, Maps.open(run))
+    assert isinstance(changer, Reshaper)
+    there = clip.surfaces[0].uv_at(t, coords.normalise_pixels(torch.tensor(end)[None], clip.width, clip.height))
+    wanted = clip.mark_positions(0, there[0].tolist())
+    errors = [
+        float(np.linalg.norm(_came_from(changer, k, start[k], (clip.width, clip.height)) - wanted[k]))
+        for k in range(clip.count)
+    ]
+    undo(run)
+    return row("drag, end point", max(errors), np.mean(errors), "px", 1.5)
+
+
+def _came_from(changer: Reshaper, t: int, place: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Where in the changed frame t the pixel is that lay at a place before."""
+    places = changer.places(t, 0, size)
+    row, column = np.unravel_index(((places - place) ** 2).sum(-1).argmin(), places.shape[:2])
+    here = places[row - 1 : row + 2, column - 1 : column + 2]
+    jacobian = np.stack([(here[1, 2] - here[1, 0]) / 2, (here[2, 1] - here[0, 1]) / 2], axis=1)
+    return np.array([column + 0.5, row + 0.5]) + np.linalg.solve(jacobian, place - here[1, 1])
+
+
+def mapping(run: Run, home: Path) -> dict[str, Any]:
+    """Forward STMaps read back."""
+    maps = Maps.open(run)
+    export(run, STMap(direction="forward"), out=home / "stmap")
+    errors = []
+    for number, name in enumerate(maps.layers):
+        picture = canonical.pristine(run.canonical, name)
+        (width, height), box = picture.size, picture.box
+        for t, path in enumerate(sorted((home / "stmap" / "forward").glob(f"{name}.*.exr"))):
+            planes, _ = read_exr(path)
+            x, y = planes["R"] * width, (1 - planes["G"]) * height
+            uv = maps.uv(t, number, maps.size)
+            shown = maps.layer_weight(t, number, maps.size) > 0
+            true_x, true_y = (uv[..., 0] - box.u0) / box.width * width, (uv[..., 1] - box.v0) / box.height * height
+            errors.append(np.hypot(x - true_x, y - true_y)[shown].max())
+    return row("STMap, read back", max(errors), np.mean(errors), "px", 0.02)
+
+
+def documents(run: Run, home: Path) -> list[dict[str, Any]]:
+    """Random pixels painted into a document, as a paint program would, and read back."""
+    rows = []
+    for suffix, write_file, read_file in (("ora", write_ora, read_ora), ("psd", write_psd, read_psd)):
+        export(run, Canonical(layer=("foreground",), format=suffix), out=home / suffix)
+        path = home / suffix / f"foreground.{suffix}"
+        document = read_file(path, 64_000_000)
+        width, height = document.size
+        paint = np.random.default_rng(0).integers(0, 256, (height, width, 4), np.uint8)
+        layers = [_painted(layer, paint) if layer.name.startswith(PAINT) else layer for layer in document.layers]
+        write_file(path, dataclasses.replace(document, layers=layers))
+        found = overlays_from_document(run, Maps.open(run), path)["foreground"].rgba
+        wrong = np.abs(np.rint(found * 255) - paint)[paint[..., 3] > 0].max()
+        rows.append(row(f"painted .{suffix}, read back", wrong, wrong, "levels", 0))
+    return rows
+
+
+def _painted(layer: Layer, paint: np.ndarray) -> Layer:
+    rgba = paint.astype(np.float32) / 255
+    assert placed(layer, (paint.shape[1], paint.shape[0])).shape == rgba.shape
+    return dataclasses.replace(layer, pixels=lambda: rgba)
+
+
+def main() -> None:
+    """Prints the table and one line of JSON."""
+    arguments = parser(__doc__ or "")
+    arguments.add_argument("--frames", type=int, default=24)
+    arguments.add_argument("--size", type=int, nargs=2, default=(320, 180))
+    arguments.add_argument("--quality", default="draft")
+    chosen: argparse.Namespace = arguments.parse_args()
+    clip = demo_clip(chosen.frames, *chosen.size)
+    middle = clip.mark_positions(
+        0, [(clip.boxes[0].u0 + clip.boxes[0].u1) / 2, (clip.boxes[0].v0 + clip.boxes[0].v1) / 2]
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        home, t = Path(folder), chosen.frames // 3
+        run = fitted(home, clip, chosen.quality)
+        rows = [
+            placing(run, clip, home, 0, (float(middle[t][0]), float(middle[t][1])), t),
+            placing(run, clip, home, 1, (0.8 * clip.width, 0.75 * clip.height), t),
+            adjusting(run, clip),
+            removing(run, clip),
+            dragging(run, clip, t),
+            mapping(run, home),
+            *documents(run, home),
+        ]
+    print(*table(["what", "worst", "mean", "unit", "asked"], rows), sep="\n")
+    finish(rows, chosen.json, frames=chosen.frames, size=list(chosen.size), quality=chosen.quality)
+
+
+if __name__ == "__main__":
+    main()
