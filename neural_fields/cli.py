@@ -82,6 +82,14 @@ class Render:
     """Size of the output: source, 240p, Np or WxH."""
     codec: Literal["h264", "ffv1", "prores4444", "png"] = "h264"
     """ffv1 is lossless; ffv1, prores4444 and png carry alpha."""
+    speed: str = "1"
+    """How fast: 0.5 or 1/2 is slow motion, half as fast; frames between frames are made."""
+    rate: str = ""
+    """Frames a second, such as 60 or 30000/1001 (default: the source's)."""
+    freeze: UseAppendAction[tuple[str, ...]] = ()
+    """FRAME:SECONDS, such as 20:2: a frame of the source that stands still for so long. May be repeated."""
+    no_metadata: bool = False
+    """Leave out of the file what made it."""
     yes: Yes = False
     """Replace an output that exists."""
 
@@ -268,7 +276,17 @@ def run_render(command: Render, extra: list[str]) -> int:
     from neural_fields.volume_output import VolumeRenderOptions
 
     line = LiveLine()
-    common = RenderOptions(command.edit, command.out, "edit", command.size, command.codec, command.yes)
+    common = RenderOptions(
+        command.edit,
+        command.out,
+        size=command.size,
+        codec=command.codec,
+        overwrite=command.yes,
+        speed=command.speed,
+        rate=command.rate,
+        freeze=command.freeze,
+        metadata=not command.no_metadata,
+    )
     options = VolumeRenderOptions(common, command.what, command.camera, command.time, command.pose)
 
     def report(done: int, total: int) -> None:

@@ -23,7 +23,7 @@ from neural_fields.canonical import CanonicalImage, Overlay, fit
 from neural_fields.edit_files import flatten, read_mask, read_moving, read_overlay, read_shape
 from neural_fields.edits import Edit
 from neural_fields.grading import Grade
-from neural_fields.hiding import Hider, without_hidden
+from neural_fields.hiding import Hider
 from neural_fields.passes import Grader, Mover
 from neural_fields.pictures import premultiplied, straight
 from neural_fields.rendering import Canonicals, FrameChanger, How, Renderer
@@ -48,6 +48,10 @@ class Passes(FrameChanger):
         for step in self.passes:
             source = step.render_frame(t, source)
         return source
+
+    def weights(self, t: int, size: tuple[int, int]) -> Float[np.ndarray, "layers height width"]:
+        """How much of each pixel each layer fills after the last change; sums to one."""
+        return self.passes[-1].weights(t, size) if self.passes else super().weights(t, size)
 
     def reach(self, t: int, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
         """Where any of the changes may change a frame."""
@@ -80,10 +84,10 @@ def changer_of(
         UserError: a missing, damaged or changed file of an edit (exit 5).
     """
     hidden = _hidden(edits, frames)
-    hides = [Hider(maps, pictures, hidden)] if hidden else []
-    shown_maps = without_hidden(maps, hidden) if hidden else maps
+    hider = Hider(maps, pictures, hidden) if hidden else None
+    shown_maps = maps if hider is None else hider.shown
     looks = _Looks(maps.layers, pictures)
-    passes: list[FrameChanger] = [*hides]
+    passes: list[FrameChanger] = [] if hider is None else [hider]
     for group in _groups(edits):
         if _is_plain(group[0]):
             found = {name: flat for name in maps.layers if (flat := flatten(group, name)) is not None}

@@ -14,6 +14,7 @@ from neural_fields.errors import UserError, bad_input
 from neural_fields.fit_options import FitOptions, Reporter
 from neural_fields.fitting import FitResult
 from neural_fields.output import render
+from neural_fields.retiming import parse_timing
 from neural_fields.run import Run, read_metrics
 from neural_fields.volume_output import VolumeRenderOptions, render_volume
 from neural_fields.volume_run import is_volume_run, read_record
@@ -54,6 +55,14 @@ def render_run(path: Path, options: VolumeRenderOptions, report: Callable[[int, 
     """
     run = Run.open(path)
     if is_volume_run(run):
+        common = options.common
+        if parse_timing(common.speed, common.rate, common.freeze).changes_something:
+            raise bad_input(
+                "a scene in space has no --speed, --rate or --freeze",
+                where=str(run.path),
+                why="its frames are views of their own moments",
+                fix="--time 20 shows one moment all along",
+            )
         return render_volume(run, options, report)
     if options.what == "depth" or options.what == "opacity":
         raise _of_space(run, f"--what {options.what}")

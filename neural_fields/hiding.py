@@ -47,6 +47,7 @@ class Hider(FrameChanger):
         self.hidden = {maps.layers.index(name): how for name, how in hidden.items() if name != maps.layers[-1]}
         looks = [(canonicals[name].array(), canonicals[name].box) for name in maps.layers]
         self.apart = TakingApart(maps, lambda t: looks)
+        self.shown = without_hidden(maps, hidden)
 
     @property
     def changes_something(self) -> bool:
@@ -70,6 +71,10 @@ class Hider(FrameChanger):
             if hidden_share(how, t) > 0:
                 found |= (weights[layer] > 0) | (self._rim(t, layer, weights[layer]) > 0)
         return found
+
+    def weights(self, t: int, size: tuple[int, int]) -> Float[np.ndarray, "layers height width"]:
+        """How much of each pixel each layer fills without the hidden ones; sums to one."""
+        return self.shown.weight(t, size)
 
     def _rim(self, t: int, layer: int, weight: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, "rows columns"]:
         """How much of what is around a layer goes with it: one on the layer, falling to zero."""

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from neural_fields.baking import Maps
-from neural_fields.layer_motion import Motion, Motions, Part
+from neural_fields.layer_motion import LayerLook, Motion, Motions
 from neural_fields.planar.placement import pull_push
 from neural_fields.retiming import Plan
 
@@ -52,7 +52,7 @@ class Retimer:
         source = iter(edited)
         number, here = 0, next(source)
         following: Frame | None = None
-        parts: dict[int, list[Part]] = {}
+        parts: dict[int, list[LayerLook]] = {}
         motions: dict[tuple[int, int, bool], Motion] = {}
         for position in plan.positions:
             t, share = int(position), float(position - int(position))
@@ -76,7 +76,9 @@ class Retimer:
                 result = result * (1 - look[..., 3:]) + look[..., :3]
             yield np.clip(np.rint(result), 0, 255).astype(np.uint8)
 
-    def _look(self, motion: Motion, share: float, pair: tuple[Part, Part]) -> Float[np.ndarray, "height width 4"]:
+    def _look(
+        self, motion: Motion, share: float, pair: tuple[LayerLook, LayerLook]
+    ) -> Float[np.ndarray, "height width 4"]:
         """A layer at a share of the time from one frame to the next: premultiplied colour and opacity."""
         height, width = pair[0].sure.shape
         total, counts = np.zeros((height, width, 4), np.float32), np.zeros((height, width), np.float32)
@@ -84,7 +86,7 @@ class Retimer:
             if not factor:
                 continue
             places = self._places(motion, share, k, (width, height))
-            look = cv2.remap(part.look, places, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+            look = cv2.remap(part.rgba, places, None, cv2.INTER_LANCZOS4, borderMode=cv2.BORDER_REPLICATE)
             sure = cv2.remap(part.sure, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
             sure = (time * factor) * (sure + HIDDEN)
             total += sure[..., None] * look
@@ -106,7 +108,7 @@ class Retimer:
         centres = np.stack(np.meshgrid(x, y), axis=-1)
         return ((centres + grid.at(away, centres)) * scale - 0.5).astype(np.float32)
 
-    def _parts(self, t: int, frame: Frame) -> list[Part]:
+    def _parts(self, t: int, frame: Frame) -> list[LayerLook]:
         """A frame taken apart: every layer with a colour of its own, also where others cover it or share the pixel."""
         weights = self.weights(t, (frame.shape[1], frame.shape[0])).astype(np.float32)
         seen = frame.astype(np.float32)
@@ -124,6 +126,6 @@ class Retimer:
                     opacity = pull_push(opacity[..., None], ~hidden)[..., 0]
             own = np.clip(colour + missed * plane[..., None], 0, 255)
             sure = cv2.blur(cv2.erode(free, np.ones(near)), near) if layer else free
-            found.append(Part(np.dstack([own * opacity[..., None], opacity]), sure))
+            found.append(LayerLook(np.dstack([own * opacity[..., None], opacity]), sure))
             free = np.clip(free - plane, 0, 1)
         return found

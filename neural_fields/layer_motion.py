@@ -48,17 +48,17 @@ class Motion:
 
 
 @dataclass(frozen=True)
-class Part:
+class LayerLook:
     """What a frame shows of a layer: premultiplied colour in 8-bit units and opacity, and how sure they are."""
 
-    look: Float[np.ndarray, "height width 4"]
+    rgba: Float[np.ndarray, "height width 4"]
     sure: Float[np.ndarray, "height width"]
 
-    def at_size(self, size: tuple[int, int]) -> Part:
+    def at_size(self, size: tuple[int, int]) -> LayerLook:
         """The same at a smaller size (width, height)."""
         if (self.sure.shape[1], self.sure.shape[0]) == size:
             return self
-        return Part(*(cv2.resize(plane, size, interpolation=cv2.INTER_AREA) for plane in (self.look, self.sure)))
+        return LayerLook(*(cv2.resize(plane, size, interpolation=cv2.INTER_AREA) for plane in (self.rgba, self.sure)))
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Motions:
         self.compared = (max(1, round(maps.size[0] * shrink)), max(1, round(maps.size[1] * shrink)))
         self._map = lru_cache(maxsize=5 * len(maps.layers))(self._extended)
 
-    def between(self, layer: int, t: int, share: float, parts: tuple[Part, Part]) -> Motion:
+    def between(self, layer: int, t: int, share: float, parts: tuple[LayerLook, LayerLook]) -> Motion:
         """How a layer moves from frame `t` to the next, to be looked at after a share of the time.
 
         Across a change of charts the maps say nothing: it goes on as in the frames before, or comes as in those after.
@@ -117,25 +117,28 @@ class Motions:
         step, known, _ = self._by_maps(layer, t)
         return self._goes_on(step, known)
 
-    def _seen(self, layer: int, t: int, parts: tuple[Part, Part]) -> Motion:
+    def _seen(self, layer: int, t: int, parts: tuple[LayerLook, LayerLook]) -> Motion:
         """The motion by the maps where the frames look alike along it, else as around; refined by flow."""
         step, known, bend = self._by_maps(layer, t)
         if not known.any():
             return Motion(step, bend)
         one, other = (part.at_size(self.compared) for part in parts)
-        believed = known & (self._on_grid(self._unlike(one, self._moved(other, step))) < UNLIKE)
-        step, bend = self._goes_on(step, believed), bend * believed[..., None]
+        doubtful = known & (self._on_grid(_unlike(one, self._moved(other, step))) > UNLIKE)
+        believed = known & (cv2.dilate(doubtful.astype(np.uint8), np.ones((3, 3))) == 0)
+        step, bend = self._goes_on(step, believed if believed.any() else known), bend * believed[..., None]
         moved = self._moved(other, step)
         rest, ok = flow_between(_shown(one), _shown(moved))
-        ok &= (one.sure > 0.5) & (one.look[..., 3] > SEEN)
+        ok &= (one.sure > 0.5) & (one.rgba[..., 3] > SEEN)
         if not ok.any():
             return Motion(step, bend)
         rest *= np.array(self.maps.size, np.float32) / np.array(self.compared, np.float32)
-        refined = step + self._on_grid(cv2.blur(pull_push(rest, ok), (5, 5)))
-        left = self._unlike(one, self._moved(other, refined))
-        better = self._on_grid((left < BETTER * self._unlike(one, moved)).astype(np.float32))
-        better = cv2.blur(better, (3, 3))[..., None]
-        return Motion((step + better * (refined - step)).astype(np.float32), bend)
+        rest = self._on_grid(cv2.blur(pull_push(rest, ok), (5, 5)))
+        again = self._moved(other, step + rest)
+        better = self._on_grid((_unlike(one, again) < BETTER * _unlike(one, moved)).astype(np.float32))
+        known = self._on_grid(_shared(one, again), cv2.BORDER_CONSTANT) > 0.5
+        if known.any():
+            better = cv2.blur(pull_push(better[..., None], known)[..., 0], (5, 5))
+        return Motion((step + better[..., None] * rest).astype(np.float32), bend)
 
     def _by_maps(self, layer: int, t: int) -> tuple[np.ndarray, Bool[np.ndarray, "rows columns"], np.ndarray]:
         """The step from frame `t` to the next, where it is known, and the bend; at rest where the maps do not tell."""
@@ -147,7 +150,6 @@ class Motions:
         before, one, other, after = found
         if one is None or other is None:
             return still, nowhere, still
-        shape = still.shape[:2]
         seen = self._on_grid(self.maps.layer_weight_small(t, layer), cv2.BORDER_CONSTANT) >= SEEN
         points = self.grid.points[seen]
         uv = one.at(points)
@@ -167,21 +169,13 @@ class Motions:
         steps[seen], bent[seen], mask[seen] = step, bend, known
         return pull_push(steps, mask), mask, pull_push(bent, mask)
 
-    def _unlike(self, one: Part, other: Part) -> Float[np.ndarray, "height width"]:
-        """How much two looks differ, as a mean around each pixel, in 8-bit units."""
-        both = one.sure * other.sure * np.maximum(one.look[..., 3], other.look[..., 3])
-        off = cv2.absdiff(cv2.blur(_over_grey(one), (3, 3)), cv2.blur(_over_grey(other), (3, 3)))
-        off = cv2.transform(off, np.full((1, 3), 1 / 3, np.float32))
-        near = (AROUND, AROUND)
-        return cv2.blur(off * both, near) / np.maximum(cv2.blur(both, near), 0.1)
-
-    def _moved(self, part: Part, step: np.ndarray) -> Part:
+    def _moved(self, part: LayerLook, step: np.ndarray) -> LayerLook:
         """What the later frame shows, where the earlier one has it; at the size of comparing."""
         (width, height), scale = self.compared, np.array(self.compared) / self.maps.size
         centres = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), axis=-1)
         places = (centres + self.grid.at(step, centres / scale) * scale - 0.5).astype(np.float32)
-        look = cv2.remap(part.look, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        return Part(look, cv2.remap(part.sure, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT))
+        look = cv2.remap(part.rgba, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        return LayerLook(look, cv2.remap(part.sure, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT))
 
     def _on_grid(self, plane: np.ndarray, beyond: int = cv2.BORDER_REPLICATE) -> np.ndarray:
         """Values of a frame of any size, at the points of the grid."""
@@ -234,9 +228,22 @@ class _Sampled:
         return (points - 0.5 - self.stride // 2) / self.stride + 0.5
 
 
-def _over_grey(part: Part) -> Float[np.ndarray, "height width 3"]:
-    return cv2.transform(part.look, np.hstack([np.eye(3), np.full((3, 1), -GREY), np.full((3, 1), GREY)]))
+def _shared(one: LayerLook, other: LayerLook) -> Float[np.ndarray, "height width"]:
+    """How much of each pixel both looks know, and one of them shows."""
+    return one.sure * other.sure * np.maximum(one.rgba[..., 3], other.rgba[..., 3])
 
 
-def _shown(part: Part) -> np.ndarray:
+def _unlike(one: LayerLook, other: LayerLook) -> Float[np.ndarray, "height width"]:
+    """How much two looks differ, as a mean around each pixel, in 8-bit units."""
+    shared, near = _shared(one, other), (AROUND, AROUND)
+    off = cv2.absdiff(cv2.blur(_over_grey(one), (3, 3)), cv2.blur(_over_grey(other), (3, 3)))
+    off = cv2.transform(off, np.full((1, 3), 1 / 3, np.float32))
+    return cv2.blur(off * shared, near) / np.maximum(cv2.blur(shared, near), 0.1)
+
+
+def _over_grey(part: LayerLook) -> Float[np.ndarray, "height width 3"]:
+    return cv2.transform(part.rgba, np.hstack([np.eye(3), np.full((3, 1), -GREY), np.full((3, 1), GREY)]))
+
+
+def _shown(part: LayerLook) -> np.ndarray:
     return np.clip(_over_grey(part), 0, 255).astype(np.uint8)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
@@ -21,14 +23,19 @@ from neural_fields.data.facts import VideoFacts, parse_size
 from neural_fields.data.video import CODECS, source_frames, write
 from neural_fields.edits import active_edits
 from neural_fields.errors import ExitCode, UserError, bad_input
+from neural_fields.export.provenance import provenance
 from neural_fields.files import read_json
 from neural_fields.fit_record import read_fit_record, require_source
 from neural_fields.fitting import load_model
+from neural_fields.in_between import Retimer
 from neural_fields.planar.model import composite
 from neural_fields.prefetch import prefetch
 from neural_fields.rendering import FrameChanger
+from neural_fields.retiming import Plan, Timing, parse_timing, plan
 from neural_fields.run import Run
 from neural_fields.threads import available_cores
+
+log = logging.getLogger(__name__)
 
 What = Literal["edit", "reconstruction", "compare", "layers"]
 
@@ -43,6 +50,10 @@ class RenderOptions:
     size: str = "source"
     codec: str = "h264"
     overwrite: bool = False
+    speed: str = "1"  # "0.5" is half as fast
+    rate: str = ""  # frames a second; default: the source's
+    freeze: tuple[str, ...] = ()  # "20:2": frame 20 of the source stands still for two seconds more
+    metadata: bool = True  # whether the file says what made it
 
 
 Reporter = Callable[[int, int], None]
@@ -60,17 +71,44 @@ def render(run: Run, options: RenderOptions | None = None, report: Reporter = la
     if options.codec not in CODECS:
         raise bad_input(f"unknown codec '{options.codec}'", why=f"codecs: {', '.join(CODECS)}", fix="--codec h264")
     size = parse_size(options.size, facts.width, facts.height)
+    timing = parse_timing(options.speed, options.rate, options.freeze)
+    if timing.changes_something and options.what not in ("edit", "reconstruction"):
+        raise bad_input(
+            f"--what {options.what} has the source's time",
+            why="--speed, --rate and --freeze are for one picture that fills the frame",
+            fix="leave them out, or --what edit",
+        )
+    asked = plan(facts, chosen, timing) if timing.changes_something else _as_filmed(facts, chosen)
     with _shared_cores():
         if options.what == "layers":
-            return [_render_layer(run, maps, facts, chosen, size, options, name) for name in maps.layers]
-        if options.what == "edit":
-            frames = _edited(run, maps, facts, chosen, size, options)
-        elif options.what == "reconstruction":
+            return [_render_layer(run, maps, asked, size, options, name) for name in maps.layers]
+        changer = open_renderer(run, maps, options.edits) if options.what in ("edit", "compare") else None
+        if options.what == "edit" and changer is not None:
+            if not changer.changes_something and not timing.changes_something:
+                raise _nothing_to_render(run, maps)
+            frames = _edited(changer, facts, chosen, size)
+        elif changer is None:
             frames = _reconstructed(run, size, maps.frame_count)
         else:
-            frames = _compared(run, maps, facts, chosen, size, options)
-        path = options.out or run.renders / f"{_stem(run, options)}{_suffix(options.codec)}"
-        return [_write(path, frames, facts, chosen, options, report, maps.frame_count)]
+            frames = _compared(run, changer, facts, chosen, size)
+        if timing.changes_something:
+            frames = Retimer(maps, None if changer is None else changer.weights).frames(frames, asked)
+        path = options.out or run.renders / f"{_stem(run, options, timing)}{_suffix(options.codec)}"
+        return [_write(run, path, frames, asked, options, report)]
+
+
+def _as_filmed(facts: VideoFacts, chosen: range) -> Plan:
+    """All frames of the run at their own times."""
+    return Plan(tuple(facts.timestamps[k] for k in chosen), tuple(map(Fraction, range(len(chosen)))), facts)
+
+
+def _nothing_to_render(run: Run, maps: Maps) -> UserError:
+    return bad_input(
+        "there is no edit to render",
+        where=str(run.edits),
+        why="no edit is active in this run",
+        fix=f"unwrap edit {run.path} IMAGE --layer {maps.layers[0]}, or --what reconstruction",
+    )
 
 
 @contextmanager
@@ -117,19 +155,9 @@ def open_renderer(run: Run, maps: Maps, names: Sequence[str] = ()) -> FrameChang
     return changer_of(maps, images, active_edits(run, names), read_fit_record(run).frames)
 
 
-def _edited(
-    run: Run, maps: Maps, facts: VideoFacts, chosen: range, size: tuple[int, int], options: RenderOptions
-) -> Iterator[np.ndarray]:
+def _edited(changer: FrameChanger, facts: VideoFacts, chosen: range, size: tuple[int, int]) -> Iterator[np.ndarray]:
     """The source with the edits on it."""
-    renderer = open_renderer(run, maps, options.edits)
-    if not renderer.changes_something:
-        raise bad_input(
-            "there is no edit to render",
-            where=str(run.edits),
-            why="no edit is active in this run",
-            fix=f"unwrap edit {run.path} IMAGE --layer {maps.layers[0]}, or --what reconstruction",
-        )
-    return prefetch(renderer.render(enumerate(prefetch(_at_size(source_frames(facts, chosen), size)))))
+    return prefetch(changer.render(enumerate(prefetch(_at_size(source_frames(facts, chosen), size)))))
 
 
 def _at_size(frames: Iterator[np.ndarray], size: tuple[int, int]) -> Iterator[np.ndarray]:
@@ -152,30 +180,22 @@ def _reconstructed(run: Run, size: tuple[int, int], count: int) -> Iterator[np.n
 
 
 def _compared(
-    run: Run, maps: Maps, facts: VideoFacts, chosen: range, size: tuple[int, int], options: RenderOptions
+    run: Run, changer: FrameChanger, facts: VideoFacts, chosen: range, size: tuple[int, int]
 ) -> Iterator[np.ndarray]:
     """Source, reconstruction and, where there is one, the edit, side by side."""
-    renderer = open_renderer(run, maps, options.edits)
     sources = _at_size(source_frames(facts, chosen), size)
-    for t, (source, shown) in enumerate(zip(sources, _reconstructed(run, size, maps.frame_count), strict=True)):
-        parts = [source, shown] + ([renderer.render_frame(t, source)] if renderer.changes_something else [])
+    shown_frames = _reconstructed(run, size, len(chosen))
+    for t, (source, shown) in enumerate(zip(sources, shown_frames, strict=True)):
+        parts = [source, shown] + ([changer.render_frame(t, source)] if changer.changes_something else [])
         yield np.concatenate(parts, axis=1)
 
 
-def _render_layer(
-    run: Run,
-    maps: Maps,
-    facts: VideoFacts,
-    chosen: range,
-    size: tuple[int, int],
-    options: RenderOptions,
-    name: str,
-) -> Path:
+def _render_layer(run: Run, maps: Maps, asked: Plan, size: tuple[int, int], options: RenderOptions, name: str) -> Path:
     """One layer alone: with alpha where the codec carries it, otherwise over grey."""
     base = options.out or run.renders / f"layers{_suffix(options.codec)}"
     path = base.with_name(f"{base.stem}-{name}{base.suffix}")
     frames = _layer_frames(run, maps.layers.index(name), size, CODECS[options.codec].alpha_pixels is not None)
-    return _write(path, frames, facts, chosen, options, lambda done, total: None, maps.frame_count)
+    return _write(run, path, frames, asked, options, lambda done, total: None)
 
 
 def _layer_frames(run: Run, layer: int, size: tuple[int, int], with_alpha: bool) -> Iterator[np.ndarray]:
@@ -191,32 +211,28 @@ def _layer_frames(run: Run, layer: int, size: tuple[int, int], with_alpha: bool)
 
 
 def _write(
-    path: Path,
-    frames: Iterator[np.ndarray],
-    facts: VideoFacts,
-    chosen: range,
-    options: RenderOptions,
-    report: Reporter,
-    count: int,
+    run: Run, path: Path, frames: Iterator[np.ndarray], asked: Plan, options: RenderOptions, report: Reporter
 ) -> Path:
     """Encodes frames like the source, counting them."""
 
     def counted() -> Iterator[np.ndarray]:
         for done, frame in enumerate(frames, start=1):
             yield frame
-            report(done, count)
+            report(done, len(asked.timestamps))
 
-    times = [facts.timestamps[i] for i in chosen]
-    whole = len(times) == facts.frame_count
+    for note in asked.notes:
+        log.warning("%s", note)
+    edits = active_edits(run, options.edits) if options.what in ("edit", "compare") else []
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         return write(
             path,
             counted(),
-            facts,
+            asked.facts,
             codec=options.codec,
-            timestamps=None if whole else times,
+            timestamps=None if asked.timestamps == asked.facts.timestamps else asked.timestamps,
             overwrite=options.overwrite,
+            metadata=provenance(run, options.what, edits) if options.metadata else None,
         )
     except UserError as error:
         if path.exists() and not options.overwrite and not error.fix:
@@ -224,12 +240,12 @@ def _write(
         raise
 
 
-def _stem(run: Run, options: RenderOptions) -> str:
+def _stem(run: Run, options: RenderOptions, timing: Timing) -> str:
     """The default name of the output: what it shows."""
     if options.what != "edit":
         return options.what
     edits = active_edits(run, options.edits)
-    names = [edit.name for edit in edits] or ["edit"]
+    names = [edit.name for edit in edits] or ["retimed" if timing.changes_something else "edit"]
     return re.sub(r"[^a-z0-9+-]", "-", "+".join(names))[:80]
 
 

@@ -132,6 +132,11 @@ def png_bytes(rgba: Float[np.ndarray, "height width channels"], bits: int = 8) -
     return encoded.tobytes()
 
 
+def as_floats(pixels: UInt8[np.ndarray, "_ _ 4"] | Float[np.ndarray, "_ _ 4"]) -> Float[np.ndarray, "_ _ 4"]:
+    """Bytes as float32 in [0, 1]; floats as they are."""
+    return cv2.LUT(pixels, _AS_FLOAT) if pixels.dtype == np.uint8 else pixels
+
+
 def premultiplied(rgba: Float[np.ndarray, "height width 4"]) -> Float[np.ndarray, "height width 4"]:
     """Colours multiplied by alpha: the only form that may be averaged or resampled."""
     result = rgba.copy()
@@ -231,7 +236,7 @@ def _decode(image: Image.Image, data: bytes, path: Path) -> Picture:
         tables = None  # the blocks of the file are not the blocks of the upright picture
     if pixels is not None:
         pixels, bits = np.ascontiguousarray(pixels), 8
-        rgba = cv2.LUT(pixels, _AS_FLOAT)
+        rgba = as_floats(pixels)
     return Picture(
         rgba=np.ascontiguousarray(rgba, dtype=np.float32),
         had_alpha=image.has_transparency_data,

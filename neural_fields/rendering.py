@@ -98,6 +98,10 @@ class FrameChanger(ABC):
     def reach(self, t: int, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
         """Where frame `t` at `size` (width, height) may be changed."""
 
+    def weights(self, t: int, size: tuple[int, int]) -> Float[np.ndarray, "layers height width"]:
+        """How much of each pixel of the changed frame `t` each layer fills; sums to one."""
+        return self.maps.weight(t, size)
+
     def render(
         self, frames: Iterable[tuple[int, UInt8[np.ndarray, "height width 3"]]]
     ) -> Iterator[UInt8[np.ndarray, "height width 3"]]:

@@ -137,6 +137,10 @@ class Reshaper(Renderer):
                 frame = self._reshaped(t, layer, frame, weights, move)
         return frame, weights
 
+    def weights(self, t: int, size: tuple[int, int]) -> Float[np.ndarray, "layers height width"]:
+        """How much of each pixel each layer fills after it was deformed; sums to one."""
+        return self.deformed(t, np.zeros((size[1], size[0], 3), np.uint8))[1]
+
     def reach(self, t: int, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
         """Where overlays and shapes change a frame of `size` (width, height)."""
         result = super().reach(t, size)

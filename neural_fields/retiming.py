@@ -112,9 +112,8 @@ def plan(facts: VideoFacts, chosen: range, timing: Timing) -> Plan:
         )
     times = list(course.evenly(rate) if timing.rate else course.frame_by_frame(timing.speed, rate))
     stamps = tuple(course.source[0] + time for time in times)
-    notes = ()
-    if facts.sound and not timing.keeps_sound:
-        notes = ("the sound is left out: it would not be in step with what is seen",)
+    silent = bool(facts.sound) and not timing.keeps_sound
+    notes = ("the sound is left out: it would not be in step with what is seen",) if silent else ()
     return Plan(
         stamps, tuple(course.position(time) for time in times), _mirrored(facts, chosen, timing, rate, stamps), notes
     )
@@ -189,7 +188,9 @@ def _course(facts: VideoFacts, chosen: range, timing: Timing) -> _Course:
         if pauses[number]:
             raise bad_input(f"frame {number} stands still twice", fix=f"--freeze {number}:{pauses[number] + seconds}")
         pauses[number] = seconds
-    times = [facts.timestamps[k] for k in chosen]
+    # The ticks of a container round the times of a steady film; drawn out, they would be seen as another rate.
+    first = facts.timestamps[0]
+    times = [facts.timestamps[k] if facts.variable_rate else first + k / facts.rate for k in chosen]
     source = (*times, times[-1] + (times[-1] - times[-2] if len(times) > 1 else 1 / facts.rate))
     starts, late = [], Fraction(0)
     for time, pause in zip(source, (*pauses.values(), Fraction(0)), strict=True):

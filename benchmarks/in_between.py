@@ -1,0 +1,83 @@
+"""Frames between frames, against those the camera saw: every second frame of a fitted clip is left out and made again.
+
+    python benchmarks/in_between.py RUN [RUN ...] [--frames 31] [--json FILE]
+
+A run is any planar one. Its maps of the frames that are left out are not read. Beside the frames that are made stand
+the mean of the two neighbours (blend) and the earlier one alone (repeat), all as the mean PSNR of the frames that were
+left out. Seconds are of one frame that is made, without decoding and encoding.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import ROOT, finish, parser, table
+
+sys.path.insert(0, str(ROOT))
+
+from neural_fields.baking import Maps
+from neural_fields.data.video import source_frames
+from neural_fields.in_between import Retimer
+from neural_fields.output import source_facts
+from neural_fields.retiming import Plan
+from neural_fields.run import Run
+
+
+def every_second(maps: Maps, folder: Path) -> Maps:
+    """The maps of the even frames of a run."""
+    for path in maps.folder.glob("*.npy"):
+        np.save(folder / path.name, np.load(path, mmap_mode="r", allow_pickle=False)[::2])
+    facts = json.loads((maps.folder / "maps.json").read_text())
+    (folder / "maps.json").write_text(json.dumps({**facts, "frame_count": (maps.frame_count + 1) // 2}))
+    return replace(maps, folder=folder, frame_count=(maps.frame_count + 1) // 2)
+
+
+def decibels(one: np.ndarray, other: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / max(1e-9, ((one.astype(np.float32) - other) ** 2).mean())))
+
+
+def measured(run: Run, most: int) -> dict[str, Any]:
+    """PSNR of the frames left out, made in each of three ways."""
+    maps, (facts, chosen) = Maps.open(run), source_facts(run)
+    count = (min(most, maps.frame_count) - 1) // 2 * 2 + 1
+    frames = list(source_frames(facts, chosen[:count]))
+    times = tuple(map(Fraction, range(count)))
+    plan = Plan(times, tuple(time / 2 for time in times), facts)
+    with tempfile.TemporaryDirectory() as folder:
+        retimer = Retimer(every_second(maps, Path(folder)))
+        begin = time.monotonic()
+        made = list(retimer.frames(iter(frames[::2]), plan))
+        seconds = (time.monotonic() - begin) / (count // 2)
+    odd = range(1, count, 2)
+    blends = [(frames[k - 1].astype(np.float32) + frames[k + 1]) / 2 for k in odd]
+    return {
+        "run": run.path.name,
+        "size": f"{facts.width}x{facts.height}",
+        "made": float(np.mean([decibels(made[k], frames[k]) for k in odd])),
+        "least": min(decibels(made[k], frames[k]) for k in odd),
+        "blend": float(np.mean([decibels(blend, frames[k]) for blend, k in zip(blends, odd, strict=True)])),
+        "repeat": float(np.mean([decibels(frames[k - 1], frames[k]) for k in odd])),
+        "seconds": seconds,
+    }
+
+
+def main() -> None:
+    command = parser(__doc__)
+    command.add_argument("runs", nargs="+", type=Path)
+    command.add_argument("--frames", type=int, default=31, help="frames of each clip, at most")
+    chosen = command.parse_args()
+    rows = [measured(Run.open(path), chosen.frames) for path in chosen.runs]
+    print("\n".join(table(list(rows[0]), rows)))
+    finish(rows, chosen.json)
+
+
+if __name__ == "__main__":
+    main()
