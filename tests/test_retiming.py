@@ -115,7 +115,9 @@ def test_times_rounded_to_ticks_still_give_whole_frames() -> None:
 
 def test_an_uneven_source_keeps_its_rhythm() -> None:
     times = tuple(map(Fraction, (0, 1, 3, 4)))
-    made = plan(replace(facts_of(4), timestamps=times, rate=Fraction(1)), range(4), parse_timing("0.5"))
+    made = plan(
+        replace(facts_of(4), timestamps=times, rate=Fraction(1), variable_rate=True), range(4), parse_timing("0.5")
+    )
     assert made.timestamps == (0, 1, 2, 4, 6, 7, 8, 9)
     assert made.positions[1::2] == (Fraction(1, 2), Fraction(3, 2), Fraction(5, 2), 3)
 

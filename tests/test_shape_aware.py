@@ -75,7 +75,7 @@ def painted(run: Run, folder: Path) -> tuple[Path, list[np.ndarray]]:
     )
     edit_with(run, ShapeEdit(frame=FRAME, pairs=words))
     renderer = open_renderer(run, Maps.open(run))
-    both = [renderer.deformed(t, frame) for t, frame in enumerate(frames(run))]
+    both = [(renderer.render_frame(t, frame), renderer.weights(t, SIZE)) for t, frame in enumerate(frames(run))]
     undo(run)
     shown, weights = both[FRAME]
     edited = weights[0][..., None] * np.array([30, 200, 40]) + (1 - weights[0][..., None]) * shown
@@ -163,7 +163,7 @@ def test_a_frame_painted_by_hand_gives_its_shape_and_colours_to_all_frames(
     renderer = open_renderer(run, Maps.open(run))
     for t, frame in enumerate(frames(run)):
         shown = renderer.render_frame(t, frame)
-        _, weights = renderer.deformed(t, frame)
+        weights = renderer.weights(t, SIZE)
         assert iou(weights[0] > 0.5, truth[t]) > (0.85 if masked else 0.78)
         inner = cv2.erode(truth[t].astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
         off = np.abs(shown[inner].astype(float) - [30, 200, 40]).mean(axis=1)
