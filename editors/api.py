@@ -147,9 +147,8 @@ def edit_unwrapped(
     found, moving = moving_from_unwrapped(run, maps, Path(video), layer, report)
     facts = _from_file("unwrapped", Path(video)) | {"notes": list(moving.notes)}
     with lock(run):
-        made = add_edit(
-            run, name or Path(video).stem, {}, facts, effects=Effects(moving={found: moving}), arrangement=arrangement
-        )
+        painted = Effects(moving={found: moving}, lit=False)  # a flat frame has the light already
+        made = add_edit(run, name or Path(video).stem, {}, facts, effects=painted, arrangement=arrangement)
     return Made(made, moving.notes)
 
 

@@ -15,6 +15,7 @@ from tyro.conf import Positional, UseAppendAction
 
 from editors.cli_arrange import Arrange, Lies, arrangement_of, described, run_arrange
 from editors.cli_editors import MakeEdit, check_edit, command_of
+from editors.cli_watch import Watch, run_watch
 from neural_fields import cli as base
 from neural_fields import cli_capture, cli_export
 from neural_fields.config_loader import nearest
@@ -277,6 +278,7 @@ COMMANDS: dict[str, type] = {
     "arrange": Arrange,
     "undo": Undo,
     "redo": Redo,
+    "watch": Watch,
     "render": base.Render,
     "export": cli_export.Export,
     "eval": Eval,
@@ -291,6 +293,7 @@ HANDLERS: dict[type, Any] = {
     Eval: run_eval,
     Edits: run_edits,
     Arrange: run_arrange,
+    Watch: run_watch,
     Undo: run_undo,
     Redo: run_redo,
     Demo: run_demo,

@@ -176,7 +176,7 @@ class _Level:
             candidates.append(best + generator.integers(-spread, spread + 1, size=best.shape))
             candidates.append(self.sources[generator.integers(len(self.sources), size=len(best))])
             for candidate in candidates:
-                inside = ((candidate >= 0) & (candidate < self.known.shape)).all(axis=1)
+                inside: np.ndarray = np.all((candidate >= 0) & (candidate < self.known.shape), axis=1)
                 candidate = np.where(inside[:, None], candidate, best)
                 candidate = np.where(allowed[candidate[:, 0], candidate[:, 1]][:, None], candidate, best)
                 unlike = self._unlike(current, wanted, candidate)

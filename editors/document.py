@@ -80,7 +80,13 @@ def is_document(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES or _head(path).startswith((_ZIP, SIGNATURE, _XCF))
 
 
-def overlays_from_document(run: Run, maps: Maps, path: Path, layer: str | None = None) -> Mapping[str, Overlay]:
+def overlays_from_document(
+    run: Run,
+    maps: Maps,
+    path: Path,
+    layer: str | None = None,
+    pictures: Mapping[str, CanonicalImage] | None = None,
+) -> Mapping[str, Overlay]:
     """What was painted in a layered document, as the overlay of one canonical layer.
 
     All visible layers above the picture count as paint but for those that we put there: the one to paint on, whatever
@@ -89,12 +95,13 @@ def overlays_from_document(run: Run, maps: Maps, path: Path, layer: str | None =
     Args:
         path: an .ora or .psd file.
         layer: the canonical layer; by default the one that the document or its file name tells.
+        pictures: the exported pictures, where they are at hand.
 
     Raises:
         UserError: a file that cannot be read or is not safe to open, a canvas that was cropped or turned, a layer with
             a blend mode, nothing painted, a layer that the run does not have (exit 3 or 7).
     """
-    pictures = {name: canonical.pristine(run.canonical, name) for name in maps.layers}
+    pictures = pictures or {name: canonical.pristine(run.canonical, name) for name in maps.layers}
     most = max(LARGE, *(16 * picture.size[0] * picture.size[1] for picture in pictures.values()))
     document = _read(path, most)
     leaves = list(_leaves(document.layers, ()))

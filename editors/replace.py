@@ -96,11 +96,13 @@ class _Timed:
 
     def frames(self) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
         """The frames for each frame of the run."""
-        run: Iterator[np.ndarray] = iter(())
-        at, last = -1, None
+        every = range(self.facts.frame_count)
+        run, at = source_frames(self.facts, every), 0
+        last = next(run)
         for number in self.shown:
-            if last is None or number < at:
-                run, at = source_frames(self.facts, range(self.facts.frame_count)), -1
+            if number < at:
+                run, at = source_frames(self.facts, every), 0
+                last = next(run)
             while at < number:
                 last = next(run)
                 at += 1

@@ -156,7 +156,7 @@ def show_warnings() -> None:
 
 def print_json(value: Any) -> None:
     """One JSON object on stdout; numbers that are not finite become null."""
-    print(json.dumps(plain(value), allow_nan=False))
+    print(json.dumps(plain(value), allow_nan=False), flush=True)
 
 
 def overrides_from(extra: list[str]) -> dict[str, object]:

@@ -137,7 +137,8 @@ class Grade:
         for name, number in plain.items():
             if not isinstance(number, int | float) or isinstance(number, bool):
                 raise ValueError(f"{name} is {number!r}, which is not a number")
-        return Grade(**{name: float(number) for name, number in plain.items()}, **curves)
+        settings: dict[str, Any] = {name: float(number) for name, number in plain.items()} | curves
+        return Grade(**settings)
 
 
 def smoothed(

@@ -80,6 +80,8 @@ def still(picture: Rgba) -> Callable[[], Rgba]:
 def over(top: Rgba, under: Rgba) -> Rgba:
     """One picture over another, straight alpha. Where either is alone or the upper one is opaque, its values stay."""
     share, below = top[..., 3:], under[..., 3:]
+    if not below.any():
+        return np.where(share > 0, top, np.concatenate([under[..., :3], share], axis=-1)).astype(np.float32)
     alpha = share + below * (1 - share)
     mixed = (top[..., :3] * share + under[..., :3] * below * (1 - share)) / np.maximum(alpha, np.float32(1e-6))
     alone = np.where(share > 0, top[..., :3], under[..., :3])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import fill
 from typing import Any, ClassVar, Literal
 
 import cv2
@@ -34,21 +35,22 @@ Format = Literal["png", "exr", "prores4444"]
 Picture = Float[np.ndarray, "height width channels"]  # one channel: a matte; four: straight RGBA
 Frames = Callable[[], Iterator[tuple[int, Sequence[Picture]]]]  # index in the run, and a picture of each layer
 
+WIDTH = 100  # letters in a line of README.txt
 COLOURS = "display-referred (sRGB, Rec. 709 primaries), as in the source; nothing was made linear"
 STORED = {
     ("matte", "png"): "16-bit grey PNG files: 65535 where the layer fills the pixel.",
     ("matte", "exr"): "32-bit float OpenEXR files with the channels A and Y, both the matte.",
-    ("matte", "prores4444"): "one ProRes 4444 film a layer: white, with the matte as its alpha.",
+    ("matte", "prores4444"): "One ProRes 4444 film a layer: white, with the matte as its alpha.",
     ("layers", "png"): "16-bit RGBA PNG files. Alpha is straight: colours are not multiplied by it.",
     ("layers", "exr"): "32-bit float OpenEXR files. Alpha is premultiplied: colours are multiplied by it.",
-    ("layers", "prores4444"): "one ProRes 4444 film a layer. Alpha is straight: colours are not multiplied by it.",
+    ("layers", "prores4444"): "One ProRes 4444 film a layer. Alpha is straight: colours are not multiplied by it.",
 }
 MEANING = {
-    "matte": "A matte is how much of each pixel of the frame the layer fills. In each pixel the mattes of all layers add "
-    "up to one: a layer behind others has only what they leave.",
+    "matte": "A matte is how much of each pixel of the frame the layer fills. In each pixel the mattes of all layers "
+    "add up to one: a layer behind others has only what they leave.",
     "layers": 'Put together with "over", the last on the bottom, the layers give the frame. Alpha is how much a layer '
-    "fills of what those in front of it leave. The last layer goes on behind the others where some frame shows it: with "
-    "the colours of its canonical picture in the light around.",
+    "fills of what those in front of it leave. The last layer goes on behind the others, where some frame shows it, "
+    "with the colours of its canonical picture in the light around.",
 }
 
 
@@ -65,7 +67,7 @@ class Matte:
     size: str = "source"
     """Size of the pictures: source, 480p, Np or WxH."""
     every: int = 1
-    """Write only every so manieth frame."""
+    """Write every n-th frame only."""
 
     def __call__(self, target: Target, report: Report) -> Sequence[str]:
         """Fills the folder of `target`.
@@ -99,7 +101,7 @@ class Layers:
     size: str = "source"
     """Size of the pictures: source, 480p, Np or WxH."""
     every: int = 1
-    """Write only every so manieth frame."""
+    """Write every n-th frame only."""
 
     def __call__(self, target: Target, report: Report) -> Sequence[str]:
         """Fills the folder of `target`.
@@ -107,7 +109,6 @@ class Layers:
         Raises:
             UserError: an unknown layer, a size or a step out of range, a missing package, no room, no edit to show.
         """
-        _check_word("--what", self.what, ("source", "model"))
         if self.edited and self.what == "model":
             raise bad_input("edits are put on the source's own pixels", fix="leave out --what model, or --edited")
         edits = active_edits(target.run) if self.edited else []
@@ -120,8 +121,10 @@ class Layers:
 
         def pictures() -> Iterator[tuple[int, Sequence[Picture]]]:
             for t, frame in job.source_frames():
-                whole = changer is None
-                yield t, unmixing.layers(t, frame, self.what == "model") if whole else edited_layers(changer, t, frame)
+                if changer is None:
+                    yield t, unmixing.layers(t, frame, self.what == "model")
+                else:
+                    yield t, edited_layers(changer, t, frame)
 
         return job.write(pictures, report)
 
@@ -148,9 +151,10 @@ class _Job:
     def source_frames(self) -> Iterator[tuple[int, UInt8[np.ndarray, "height width 3"]]]:
         """Index in the run and frame of the source, at the size that is asked for."""
         for t, frame in zip(self.frames, source_frames(self.facts, self.chosen[:: self.every]), strict=True):
-            mode = cv2.INTER_AREA if self.size[0] < frame.shape[1] else cv2.INTER_CUBIC
-            is_so = frame.shape[1::-1] == self.size
-            yield t, frame if is_so else cv2.resize(frame, self.size, interpolation=mode)
+            if frame.shape[1::-1] != self.size:
+                mode = cv2.INTER_AREA if self.size[0] < frame.shape[1] else cv2.INTER_CUBIC
+                frame = cv2.resize(frame, self.size, interpolation=mode)
+            yield t, frame
 
     def write(self, pictures: Frames, report: Report) -> list[str]:
         """Writes all files; gives what the user should know."""
@@ -163,10 +167,10 @@ class _Job:
                 (self.target.folder / names[layer]).mkdir()
             for done, (t, found) in enumerate(pictures(), start=1):
                 for layer in self.layers:
-                    file = f"{names[layer]}.{self.chosen[t]:05d}.{self.format}"
+                    file = f"{names[layer]}.{self.chosen[t]:04d}.{self.format}"
                     self._write_picture(self.target.folder / names[layer] / file, found[layer])
                 report(f"writing {self.kind}", done, len(self.frames))
-        stored = f"{self.kind} of a video: {STORED[self.kind, self.format]}"
+        stored = STORED[self.kind, self.format]
         write_synced(self.target.folder / "README.txt", self._text(stored).encode())
         return [stored]
 
@@ -194,9 +198,8 @@ class _Job:
             write_exr(path, channels, {**header, **self.words})
             return
         values = np.rint(65535 * picture).astype(np.uint16)
-        done, png = cv2.imencode(
-            ".png", values if is_matte else cv2.cvtColor(values, cv2.COLOR_RGBA2BGRA), [cv2.IMWRITE_PNG_COMPRESSION, 2]
-        )
+        values = values if is_matte else cv2.cvtColor(values, cv2.COLOR_RGBA2BGRA)
+        done, png = cv2.imencode(".png", values, [cv2.IMWRITE_PNG_COMPRESSION, 2])
         assert done, "16-bit pictures of one or four channels can be written"
         write_synced(path, png_with_texts(png.tobytes(), self.words))
 
@@ -215,14 +218,11 @@ class _Job:
         ]
         if self.kind == "layers":
             lines.insert(2, f"Colours are {COLOURS}.")
-        return "\n\n".join(lines) + "\n"
+        return "\n\n".join(fill(line, WIDTH) for line in lines) + "\n"
 
 
-def _job(
-    target: Target, kind: str, layers: Sequence[str], format: str, size: str, every: int, **more: Any
-) -> _Job:
+def _job(target: Target, kind: str, layers: Sequence[str], format: str, size: str, every: int, **more: Any) -> _Job:
     """What is asked for, checked before anything is written."""
-    _check_word("--format", format, ("png", "exr", "prores4444"))
     numbers = chosen_layers(target.maps, layers)
     facts, chosen = source_facts(target.run)
     if not 1 <= every <= len(chosen):
@@ -231,8 +231,3 @@ def _job(
     wanted = parse_size(size, facts.width, facts.height)
     words = provenance(target.run, kind, **more) if target.metadata else {}
     return _Job(target, kind, facts, chosen, numbers, format, wanted, every, words)
-
-
-def _check_word(flag: str, word: str, known: Sequence[str]) -> None:
-    if word not in known:
-        raise bad_input(f"{flag} {word!r} is unknown", why=f"there are {', '.join(known)}", fix=f"{flag} {known[0]}")

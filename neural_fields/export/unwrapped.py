@@ -27,12 +27,11 @@ from neural_fields.pictures import premultiplied, resize, straight
 from neural_fields.unwrapping import Flat, Plane
 
 SCHEMA = 1
-FORMATS = ("ffv1", "prores4444", "png")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unwrapped:
-    """Write a layer laid flat as a clip: what you paint on it goes back on every frame with `unwrap edit --unwrapped`."""
+    """Write a layer laid flat as a clip to paint on; `unwrap edit RUN --unwrapped FILE` puts the paint on frames."""
 
     name: ClassVar[str] = "unwrapped"
 
@@ -51,9 +50,6 @@ class Unwrapped:
         Raises:
             UserError: an unknown layer, a size of another shape or out of range, no room.
         """
-        if self.format not in FORMATS:
-            why = f"formats: {', '.join(FORMATS)}"
-            raise bad_input(f"unknown format {self.format!r}", why=why, fix=f"--format {FORMATS[0]}")
         (number,) = chosen_layers(target.maps, (self.layer or target.maps.layers[0],))
         name = target.maps.layers[number]
         picture = canonical.pristine(target.run.canonical, name)

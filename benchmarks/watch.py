@@ -1,0 +1,214 @@
+"""`unwrap watch`: from the save of a painted picture to the preview, at 1080p with canonical pictures of 2048 x 2048.
+
+    python benchmarks/watch.py [--saves 30] [--json FILE]
+
+Makes a run of a synthetic clip (its maps are those of a fit at 480p that took one step: how good it is does not matter
+here), watches it in a process of its own, and saves pictures: in place, by a temporary file and a rename, and with a
+backup, with small and large strokes in turn. A save counts from its end to the moment when the preview was put in its
+place. Below are pictures that have to be compared as a whole, and layered documents.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from common import ROOT, Row, finish, parser, print_row
+
+SIDE = 2048  # texels
+ASKED = 1.0  # seconds, for 95 of 100 saves
+PROGRAM = """
+import json, sys
+from neural_fields.threads import prepare_threads
+prepare_threads()
+from editors.watch import watch
+for update in watch(sys.argv[1]):
+    print(json.dumps(update.to_json()), flush=True)
+"""
+
+Save = Callable[[Path, bytes], None]
+
+
+def made_run(work: Path) -> Path:
+    """A run of a clip of 1920 x 1080 whose canonical pictures have `SIDE` x `SIDE` texels."""
+    import cv2
+    import numpy as np
+    import torch
+
+    from editors.demo import new_facts
+    from neural_fields import canonical
+    from neural_fields.data.synthetic import demo_clip
+    from neural_fields.data.video import write
+    from neural_fields.fit_options import FitOptions
+    from neural_fields.fitting import fit
+
+    clip = demo_clip(4, 640, 360)
+    large = [cv2.resize(frame, (1920, 1080), interpolation=cv2.INTER_CUBIC) for frame in clip.frames]
+    write(work / "clip.mkv", iter(large), replace(new_facts(clip), width=1920, height=1080), codec="ffv1")
+    masks = [cv2.resize(mask.astype(np.uint8), (1920, 1080)) > 0 for mask in clip.masks[0]]
+    np.save(work / "mask.npy", np.stack(masks))
+    options = FitOptions(
+        work / "run", size="480p", masks=(f"foreground={work / 'mask.npy'}",), overrides={"training.steps": 1}
+    )
+    run = fit(work / "clip.mkv", options).run
+    pictures = [canonical.pristine(run.canonical, name) for name in canonical.layer_names(run.canonical)]
+    shutil.rmtree(run.canonical)
+    for picture in pictures:
+        rgba = cv2.resize(picture.array(), (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+        rgba[..., :3] += 0.02 * np.random.default_rng(0).standard_normal((SIDE, SIDE, 3))  # as hard to pack as a photo
+        tensor = torch.from_numpy(rgba.clip(0, 1)).permute(2, 0, 1).contiguous()
+        canonical.export(run.canonical, replace(picture, rgba=tensor))
+    return run.path
+
+
+def in_place(path: Path, data: bytes) -> None:
+    """As GIMP and most small programs save."""
+    path.write_bytes(data)
+
+
+def by_rename(path: Path, data: bytes) -> None:
+    """As Krita and programs with a portal save."""
+    part = path.with_name(f".{path.name}.kra-1234")
+    part.write_bytes(data)
+    os.replace(part, path)
+
+
+def with_backup(path: Path, data: bytes) -> None:
+    """As programs save that keep the file as it was."""
+    os.replace(path, path.with_name(path.name + "~"))
+    path.write_bytes(data)
+
+
+class Watched:
+    """A watch in a process of its own."""
+
+    def __init__(self, run: Path) -> None:
+        self.preview = run / "previews" / "watch.jpg"
+        command = [sys.executable, "-c", PROGRAM, str(run)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        self.next()
+
+    def next(self) -> dict[str, Any]:
+        """The next update."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit("the watch ended")
+        return json.loads(line)
+
+    def shown(self, save: Save, path: Path, data: bytes) -> tuple[float, dict[str, float]]:
+        """Seconds from the end of a save to its preview, and what they were spent on."""
+        save(path, data)
+        saved = time.time()
+        while (update := self.next())["event"] in ("hint", "waiting"):
+            pass
+        if update["event"] != "painted":
+            raise SystemExit(f"not shown: {update}")
+        return max(0.0, self.preview.stat().st_mtime - saved), update["stages"]
+
+
+def strokes(run: Path, layer: str) -> Iterator[Any]:
+    """The picture of a layer with a stroke, a small and a large one in turn, each another."""
+    import cv2
+    import numpy as np
+    from PIL import Image
+
+    base = np.asarray(Image.open(run / "canonical" / f"{layer}.png")).copy()
+    generator = np.random.default_rng(1)
+    number = 0
+    while True:
+        pixels, (x, y) = base.copy(), generator.integers(SIDE // 3, 2 * SIDE // 3, 2).tolist()
+        colour = (*generator.integers(0, 256, 3).tolist(), 255)
+        cv2.circle(pixels, (x, y), (40, 400)[number % 2], colour, -1, cv2.LINE_AA)
+        number += 1
+        yield Image.fromarray(pixels)
+
+
+def encoded(image: Any, kind: str, **options: Any) -> bytes:
+    """The file that a program would save."""
+    import io
+
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def documents(run: Path, work: Path, pictures: Iterator[Any]) -> Iterator[bytes]:
+    """OpenRaster documents with strokes on the layer to paint on."""
+    import numpy as np
+
+    from neural_fields.export.base import export
+    from neural_fields.export.canonical import Canonical
+    from neural_fields.export.layered import PAINT, still
+    from neural_fields.export.openraster import read_ora, write_ora
+    from neural_fields.run import Run
+
+    export(Run.open(run), Canonical(format="ora"), out=work / "ora")
+    document = read_ora(next((work / "ora").rglob("*background*.ora")), 16 * SIDE * SIDE)
+    base = np.asarray(next(pictures))
+    for picture in pictures:
+        pixels = np.asarray(picture)
+        stroke = np.where((pixels != base).any(-1, keepdims=True), pixels, 0).astype(np.float32) / 255
+        layers = tuple(replace(la, pixels=still(stroke)) if la.name == PAINT else la for la in document.layers)
+        write_ora(work / "painted.ora", replace(document, layers=layers))
+        yield (work / "painted.ora").read_bytes()
+
+
+def measured(on: str, watched: Watched, save: Save, path: Path, files: Iterator[bytes], count: int) -> Row:
+    """A row of a kind of saves."""
+    taken = [watched.shown(save, path, next(files)) for _ in range(count)]
+    seconds = sorted(value for value, _ in taken)
+    late = seconds[min(len(seconds) - 1, int(0.95 * len(seconds)))]
+    stages = ", ".join(f"{name} {statistics.median(parts[name] for _, parts in taken):.2f}" for name in taken[0][1])
+    text = f"{statistics.median(seconds):.2f} s, 95 %: {late:.2f} s, worst {seconds[-1]:.2f} s ({stages})"
+    return Row(on, "save to preview", f"{ASKED:g} s for 95 %", text, late <= ASKED)
+
+
+def rows(work: Path, saves: int) -> Iterator[Row]:
+    """All rows."""
+    run = made_run(work)
+    pictures = strokes(run, "background")
+    watched = Watched(run)
+    path = run / "canonical" / "background.png"
+    try:
+        packed = (encoded(picture, "PNG", compress_level=4) for picture in pictures)
+        ways: dict[str, Save] = {"in place": in_place, "by a rename": by_rename, "with a backup": with_backup}
+        for name, save in ways.items():
+            yield measured(f"{saves} PNG, {name}", watched, save, path, packed, saves)
+        few = max(3, saves // 6)
+        flat = (encoded(picture.convert("RGB"), "PNG", compress_level=4) for picture in pictures)
+        yield measured(f"{few} PNG without alpha", watched, by_rename, path, flat, few)
+        lossy = (encoded(picture.convert("RGB"), "JPEG", quality=90) for picture in pictures)
+        yield measured(f"{few} JPEG", watched, by_rename, path.with_suffix(".jpg"), lossy, few)
+        layered = documents(run, work, pictures)
+        yield measured(f"{few} OpenRaster", watched, by_rename, path.with_suffix(".ora"), layered, few)
+    finally:
+        watched.process.terminate()
+        watched.process.wait()
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--saves", type=int, default=30, help="saves of each way")
+    chosen = options.parse_args()
+    found: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for row in rows(Path(folder), chosen.saves):
+            found.append(row)
+            print_row(row)
+    finish(found, chosen.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""`unwrap watch`: the command line of `watch.py`."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional, UseAppendAction
+
+from neural_fields import cli as base
+from neural_fields.errors import ExitCode, UserError
+from neural_fields.interrupt import stop_on_signals
+from neural_fields.threads import prepare_threads
+
+LONGEST = 4096  # pixels of a preview
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """Show on a frame of the video what you paint, whenever you save. Ctrl-C ends it.
+
+    Pictures in the run's canonical/ are watched, named after their layers. The preview is previews/watch.jpg;
+    previews/watch.html shows it and renews itself. Nothing is added to the edits.
+    """
+
+    run: Positional[Path]
+    """The run's folder."""
+    frame: UseAppendAction[tuple[int, ...]] = ()
+    """The frame to show; several stand side by side (default: the middle one). May be repeated."""
+    picture: UseAppendAction[tuple[str, ...]] = ()
+    """A picture elsewhere, FILE or LAYER=FILE. May be repeated."""
+    size: int = 1280
+    """Longer side of the preview in pixels."""
+    json: bool = False
+    """Print each update as one JSON object a line."""
+
+
+def run_watch(command: Watch, extra: list[str]) -> int:
+    """`unwrap watch`."""
+    base.overrides_refused(extra, command)
+    if not 64 <= command.size <= LONGEST:
+        why = f"the longer side of the preview has 64 to {LONGEST} pixels"
+        raise UserError(ExitCode.USAGE, f"--size {command.size}", why=why, fix="--size 1280")
+    prepare_threads()
+    from editors.watch import watch
+
+    with stop_on_signals() as asked:
+        updates = watch(
+            command.run,
+            frames=command.frame,
+            pictures=command.picture,
+            size=command.size,
+            stop=lambda: asked.requested is not None,
+        )
+        for update in updates:
+            for line in update.lines():
+                base.say(line)
+            if command.json:
+                base.print_json(update.to_json())
+            elif update.kind == "start":
+                page = command.run / "previews" / "watch.html"
+                print(page, flush=True)
+                base.say(f"open {page} in a browser, paint on a picture in {command.run / 'canonical'}, and save")
+    return ExitCode.OK if asked.requested == signal.SIGINT else asked.exit_code
