@@ -19,6 +19,7 @@ LOWEST, HIGHEST = 0.3, 2.5  # 8-bit levels: usual means of the best and the wors
 BESIDE = 48.0  # levels of contrast that make an edge lose one, however good the file: its colour is stored coarsely
 FAR, FAR_LARGE = 21.0, 11.0  # times the usual, for means of either window: no codec does that
 NEAR = 10.0  # times the usual: what goes on from there is paint too
+LEAST = 9  # texels so far out that make a spot of paint
 WHOLE = 0.5  # of what is seen: who painted so much painted all of it
 
 Frame = UInt8[np.ndarray, "height width 3"]
@@ -53,15 +54,14 @@ def _out_of_noise(painted: Frame, base: Frame) -> Bool[np.ndarray, "height width
     # Codecs store brightness well and colour roughly; as RGB, noise of colour would look three times as strong.
     after, before = (cv2.cvtColor(frame, cv2.COLOR_RGB2YCrCb).astype(np.float32) for frame in (painted, base))
     off = after - before
-    smooth = cv2.blur(off, (LARGE, LARGE))
+    smooth = _mean(off, LARGE)
     usual = _usual(off - smooth, before)
-    far = (_largest(cv2.blur(off, (SMALL, SMALL))) > FAR * usual) | (_largest(smooth) > FAR_LARGE * usual)
+    far = (_largest(_mean(off, SMALL)) > FAR * usual) | (_largest(smooth) > FAR_LARGE * usual)
     if not far.any():
         return None
-    near = _largest(cv2.blur(off, (NARROW, NARROW))) > NEAR * usual
+    near = _largest(_mean(off, NARROW)) > NEAR * usual
     _, labels = cv2.connectedComponents(near.astype(np.uint8), connectivity=8)
-    chosen = np.zeros(labels.max() + 1, bool)
-    chosen[labels[far & near]] = True
+    chosen = np.bincount(labels[far & near], minlength=int(labels.max()) + 1) >= LEAST
     chosen[0] = False
     found = chosen[labels]
     return found if found.any() else None
@@ -76,7 +76,7 @@ def _usual(rough: Float[np.ndarray, "height width 3"], before: Float[np.ndarray,
     mean = cv2.blur(before, (LARGE, LARGE))
     square = cv2.blur(before * before, (LARGE, LARGE))
     contrast = np.sqrt(np.maximum(_largest(square - mean * mean), 0))
-    off = _largest(cv2.blur(rough, (SMALL, SMALL)))
+    off = _largest(_mean(rough, SMALL))
     every = (slice(None, None, 2), slice(None, None, 2))  # enough to tell
     some, kind = off[every], np.digitize(contrast[every], BUSY)
     textured = some[contrast[every] > TEXTURED]
@@ -88,6 +88,11 @@ def _usual(rough: Float[np.ndarray, "height width 3"], before: Float[np.ndarray,
             table[number] = max(overall, float(np.median(same)))
     # Beyond the highest no file would be looked at: it is paint that differs so much everywhere.
     return np.maximum(table.clip(LOWEST, HIGHEST)[np.digitize(contrast, BUSY)], contrast / BESIDE)
+
+
+def _mean(off: Float[np.ndarray, "height width 3"], side: int) -> Float[np.ndarray, "height width 3"]:
+    """The mean of the texels around; beyond the edge nothing differs, or an edge alone would count twice."""
+    return cv2.blur(off, (side, side), borderType=cv2.BORDER_CONSTANT)
 
 
 def _largest(values: Float[np.ndarray, "height width 3"]) -> Float[np.ndarray, "height width"]:

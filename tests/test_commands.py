@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import shutil
@@ -432,3 +433,13 @@ def test_on_a_terminal_one_line_renews_itself(monkeypatch: pytest.MonkeyPatch) -
 def test_times_are_said_as_people_say_them() -> None:
     assert [clock(seconds) for seconds in (0.4, 75.0, 3600.0, 86399.6)] == ["0:00", "1:15", "1:00:00", "24:00:00"]
     assert describe(Progress("flow", 1, 5)) == "flow       1/5"
+
+
+def test_no_editor_has_a_setting_of_a_name_that_all_edits_have() -> None:
+    from editors.cli_editors import EDITORS, OF_SCENES, MakeEdit, editor_kind
+
+    common = {entry.name for entry in dataclasses.fields(MakeEdit)}
+    for name in EDITORS:
+        for of_scene in {False, name in OF_SCENES}:
+            own = {entry.name for entry in dataclasses.fields(editor_kind(name, of_scene))}
+            assert not own & common, name

@@ -255,10 +255,10 @@ def test_words_can_be_weighted_and_bound_to_their_place(folders: dict[str, str])
     }
     alike = shown(PromptToPrompt(**common)(Still(), quiet))
     stronger = shown(PromptToPrompt(**common, weight=("Blue=5",))(Still(), quiet))
-    bound = shown(PromptToPrompt(**common, blend=("dots",))(Still(), quiet))
+    bound = shown(PromptToPrompt(**common, local_blend=("dots",))(Still(), quiet))
     assert (stronger - alike).abs().max() > 1e-3 and torch.isfinite(bound).all()
     with pytest.raises(UserError, match="blend"):
-        PromptToPrompt(**common, blend=("dots",), side=64)(Still(), quiet)
+        PromptToPrompt(**common, local_blend=("dots",), side=64)(Still(), quiet)
 
 
 # What users get wrong
@@ -276,7 +276,7 @@ def test_words_can_be_weighted_and_bound_to_their_place(folders: dict[str, str])
         (PromptToPrompt, {"weight": ("dots",)}, "weight"),
         (PromptToPrompt, {"weight": ("dots=much",)}, "weight"),
         (PromptToPrompt, {"weight": ("stripes=2",)}, "no word of the prompt|weight"),
-        (PromptToPrompt, {"blend": ("stripes",)}, "blend"),
+        (PromptToPrompt, {"local_blend": ("stripes",)}, "blend"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_with_a_flag_to_try(kind: Any, settings: Any, word: str) -> None:

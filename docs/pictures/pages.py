@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -17,19 +18,34 @@ from PIL import Image
 
 from editors.adjust import Adjust
 from editors.api import edit_painted_frames, edit_with
+from editors.demo import on_checks
 from editors.drag import Drag
 from editors.frames import Frames
 from editors.function import Lift
 from editors.place import Place
+from editors.preview import open_easel
 from editors.remove import Remove
 from editors.replace import Replace
 from editors.stack import add_edit
 from editors.style import Style
+from editors.style_network import read_style, stylised
 from neural_fields.arrangement import Arrangement
 from neural_fields.baking import Maps
 from neural_fields.canonical import Overlay, pristine
-from neural_fields.data.video import source_frames
+from neural_fields.data.video import rgba_frames, source_frames
+from neural_fields.export.base import export
+from neural_fields.export.canonical import Canonical
+from neural_fields.export.labels import Labels
+from neural_fields.export.layered import Layer, flattened, placed, still
+from neural_fields.export.mattes import Layers, Matte
+from neural_fields.export.openraster import read_ora
+from neural_fields.export.stmap import STMap
+from neural_fields.export.tracks import track_points
+from neural_fields.export.unwrapped import Unwrapped
+from neural_fields.in_between import Retimer
 from neural_fields.output import open_renderer, source_facts
+from neural_fields.pictures import read_picture
+from neural_fields.retiming import parse_timing, plan
 from neural_fields.run import Run
 
 HERE = Path(__file__).parent
@@ -178,24 +194,125 @@ def painting(bench: Bench) -> None:
     sheet("painted-frames.png", [("Frame 2, painted on", shown), ("Rendered", frames[0]), ("Frame 45", frames[1])])
 
 
+def guiding(bench: Bench) -> None:
+    """guides.png"""
+    out = bench.home / "documents"
+    export(bench.run, Canonical(layer=("background",)), out=out)
+    document = read_ora(out / "background.ora", 64_000_000)
+    outlines, _, coverage = document.layers[0].layers
+    panels = []
+    for label, top in (("guide: frame outlines", outlines), ("guide: coverage", coverage)):
+        guide = Layer("guide", still(placed(top, document.size)), opacity=top.opacity)
+        seen = flattened([guide, document.layers[-1]], document.size)
+        panels.append((label, Image.fromarray(on_checks(seen, cell=8))))
+    sheet("guides.png", panels)
+
+
+def mapping(bench: Bench) -> None:
+    """stmap.png"""
+    export(bench.run, STMap(layer=("background",), convention="opencv", every=24), out=bench.home / "stmap")
+    x, y, _ = np.load(bench.home / "stmap" / "forward" / "background.0024.npy")
+    width, height = pristine(bench.run.canonical, "background").size
+    shown = np.dstack([x / width, y / height, np.full(x.shape, 0.25)])
+    x, y, seen = np.load(bench.home / "stmap" / "inverse" / "background.0024.npy")
+    flat = cv2.remap(bench.sources[24], x, y, cv2.INTER_LINEAR)
+    flat[seen < 0.5] = 255
+    panels = [bench.source(24), Image.fromarray((255 * shown.clip(0, 1)).astype(np.uint8)), Image.fromarray(flat)]
+    labels = ("A frame", "Its map of the sea floor", "Laid flat by the inverse")
+    sheet("stmap.png", list(zip(labels, panels, strict=True)))
+
+
+def laying_flat(bench: Bench) -> None:
+    """unwrapped.png, mattes.png"""
+    export(bench.run, Unwrapped(layer="foreground"), out=bench.home / "flat")
+    (film,) = (bench.home / "flat").glob("*.mkv")
+    flat = [frame for t, frame in enumerate(rgba_frames(film)) if t in FRAMES]
+    pictures = [Image.fromarray(on_checks(frame.astype(np.float32) / 255, cell=8)) for frame in flat]
+    labels = ("The turtle laid flat, frame 2", "Frame 24", "Frame 45")
+    sheet("unwrapped.png", [(f"Frame {t}", bench.source(t)) for t in FRAMES], list(zip(labels, pictures, strict=True)))
+    export(bench.run, Matte(layer=("foreground",), every=24), out=bench.home / "matte")
+    export(bench.run, Layers(every=24), out=bench.home / "layers")
+    matte = Image.open(sorted((bench.home / "matte").rglob("*0024.png"))[0])
+    matte = Image.fromarray((np.asarray(matte, np.float32) / 257).astype(np.uint8)).convert("RGB")
+    layer = {path.parent.name: path for path in (bench.home / "layers").rglob("*0024.png")}
+    shown = {name: Image.fromarray(on_checks(read_picture(path).rgba, cell=8)) for name, path in layer.items()}
+    sheet(
+        "mattes.png",
+        [("Matte of the turtle", matte), ("Its layer", shown["foreground"]), ("The layer behind", shown["background"])],
+    )
+
+
+def following(bench: Bench) -> None:
+    """tracks.png, labels.png"""
+    x, y = bench.middle(24)
+    points = [(x + dx, y + dy) for dx in (-40, 0, 40) for dy in (-30, 0, 30)] + [(80 + 60 * k, 300.0) for k in range(8)]
+    tracks = track_points(bench.run, np.array(points), 24)
+    panels = []
+    for t in FRAMES:
+        frame = bench.sources[t].copy()
+        for k, (place, seen) in enumerate(zip(tracks.positions[:, t], tracks.visible[:, t], strict=True)):
+            if seen:
+                colour = tuple(int(v) for v in cv2.cvtColor(np.uint8([[[k * 10, 220, 255]]]), cv2.COLOR_HSV2RGB)[0, 0])
+                cv2.circle(frame, (round(place[0] * 16), round(place[1] * 16)), 5 * 16, colour, -1, cv2.LINE_AA, 4)
+                cv2.circle(frame, (round(place[0] * 16), round(place[1] * 16)), 5 * 16, (0, 0, 0), 1, cv2.LINE_AA, 4)
+        panels.append((f"Frame {t}", Image.fromarray(frame)))
+    sheet("tracks.png", panels)
+    height, width = bench.sources[24].shape[:2]
+    classes = np.zeros((height, width, 3), np.uint8)
+    classes[Maps.open(bench.run).layer_weight(24, 0, (width, height)) > 0.5] = (230, 70, 60)
+    classes[(np.arange(height)[:, None] > 0.8 * height) & (classes.max(-1) == 0)] = (60, 120, 230)
+    Image.fromarray(classes).save(bench.home / "classes.png")
+    export(bench.run, Labels(labels=bench.home / "classes.png", frame=24), out=bench.home / "labels")
+    files = [path for path in sorted((bench.home / "labels").rglob("*.png"))]
+    panels = []
+    for t in FRAMES:
+        label = np.asarray(Image.open(files[t]).convert("RGB"), np.float32)
+        mixed = 0.5 * bench.sources[t] + 0.5 * label
+        panels.append((f"Frame {t}" + (", labelled" if t == 24 else ""), Image.fromarray(mixed.astype(np.uint8))))
+    sheet("labels.png", panels)
+
+
+def watching(bench: Bench) -> None:
+    """watch.png"""
+    painted = np.asarray(Image.open(bench.run.canonical / "foreground.png")).copy()
+    height, width = painted.shape[:2]
+    cv2.circle(painted, (width // 2, height // 2), height // 9, (225, 40, 50, 255), -1, cv2.LINE_AA)
+    path = bench.home / "foreground-painted.png"
+    Image.fromarray(painted).save(path)
+    easel = open_easel(bench.run, (FRAMES[0], FRAMES[-1]), 480)
+    strip = Image.fromarray(easel.picture(easel.overlays(path, "foreground")))
+    picture = Image.fromarray(on_checks(painted.astype(np.float32) / 255, cell=8))
+    sheet("watch.png", [("Painted and saved", picture), ("previews/watch.jpg", strip)])
+
+
+def slowing(bench: Bench) -> None:
+    """slow-motion.png"""
+    facts, chosen = source_facts(bench.run)
+    maps = Maps.open(bench.run)
+    asked = plan(facts, chosen, parse_timing("1/2"))
+    made = list(islice(Retimer(maps).frames(iter(bench.sources), asked), 50))
+    labels = ("Frame 24", "Made in between", "Frame 25")
+    sheet("slow-motion.png", [(label, Image.fromarray(made[k])) for label, k in zip(labels, (48, 49, 48), strict=True)])
+
+
 def styling(bench: Bench, weights: Path) -> None:
     """style.png, fused-frames.png"""
-    from editors.style_network import load_network
-
     frames = bench.after(lambda run: edit_with(run, Style(weights=weights), layers=("background",)), [2, 45])
     sheet("style.png", [("The source", bench.source(2)), ("The sea floor in a style", frames[0]), ("Later", frames[1])])
-    network = load_network(weights)
-    folder = bench.home / "styled"
+    network, folder = read_style(weights), bench.home / "styled"
     folder.mkdir()
     for t, source in enumerate(bench.sources):
-        Image.fromarray(network.styled(source)).save(folder / f"{t:05d}.png")
+        shown = stylised(network, source.astype(np.float32) / 255)
+        Image.fromarray((255 * shown.clip(0, 1)).astype(np.uint8)).save(folder / f"{t:05d}.png")
     fused = bench.after(lambda run: edit_with(run, Frames(frames=folder)), [24])
     with Image.open(folder / "00024.png") as picture:
         alone = picture.convert("RGB")
-    sheet(
-        "fused-frames.png",
-        [("The source", bench.source(24)), ("Styled alone: it flickers", alone), ("Fused", fused[0])],
-    )
+    panels = [
+        ("The source", bench.source(24)),
+        ("Painted on its own: it flickers", alone),
+        ("Fused with the others", fused[0]),
+    ]
+    sheet("fused-frames.png", panels)
 
 
 def main(demo: Path, weights: Path | None) -> None:
@@ -203,6 +320,8 @@ def main(demo: Path, weights: Path | None) -> None:
     with tempfile.TemporaryDirectory() as home:
         bench = Bench(demo, Path(home))
         for make in (adjusting, lifting, removing, replacing, arranging, placing, dragging, painting):
+            make(bench)
+        for make in (guiding, mapping, laying_flat, following, watching, slowing):
             make(bench)
         if weights is not None:
             styling(bench, weights)

@@ -62,7 +62,7 @@ class PromptToPrompt(Inverted):
     """Share of the steps, from the first on, in which coarse self-attention looks where it looked in the original."""
     weight: Repeated = ()
     """WORD=FACTOR: more (above 1) or less of a word of the prompt. May be repeated."""
-    blend: Repeated = ()
+    local_blend: Repeated = ()
     """A word of either prompt: the picture changes only where such words show. May be repeated."""
 
     def __post_init__(self) -> None:
@@ -73,9 +73,11 @@ class PromptToPrompt(Inverted):
             raise wrong_setting("source-prompt", self.source_prompt, "it says what is there", '--source-prompt "a car"')
         self._factors()
         both = {*_words(self.prompt), *_words(self.source_prompt)}
-        for word in self.blend:
+        for word in self.local_blend:
             if word.lower() not in both:
-                raise wrong_setting("blend", word, "it is in neither prompt", f"--blend {_words(self.prompt)[-1]}")
+                raise wrong_setting(
+                    "local_blend", word, "it is in neither prompt", f"--local-blend {_words(self.prompt)[-1]}"
+                )
 
     def __call__(self, source: Source, report: Report) -> EditorResult:
         """The region of each layer, changed as the words of its prompt are."""
@@ -85,10 +87,12 @@ class PromptToPrompt(Inverted):
         now, wanted = model.text(self.source_prompt), model.text(self.prompt, self.negative)
         tokenizer = model.pipeline.tokenizer
         exchange = Exchange.of(tokenizer, self.source_prompt, self.prompt, self._factors(), now.states.shape[1])
-        before, after = (token_numbers(tokenizer, words, self.blend) for words in (self.source_prompt, self.prompt))
+        before, after = (
+            token_numbers(tokenizer, words, self.local_blend) for words in (self.source_prompt, self.prompt)
+        )
         places = Places(before, after)
         redo = partial(self._step, model, now, wanted, kept, exchange, places)
-        return remade(model, canvases, self, now, redo, report, places.mask if self.blend else None, notes)
+        return remade(model, canvases, self, now, redo, report, places.mask if self.local_blend else None, notes)
 
     def _step(
         self,
@@ -217,7 +221,9 @@ class Places:
         if not (self.before or self.after):
             return
         if any(len(kept.held[name]) > 1 for name in words):
-            raise wrong_setting("blend", "set", "it needs a picture that the model sees at once", "leave --side out")
+            raise wrong_setting(
+                "local_blend", "set", "it needs a picture that the model sees at once", "leave --side out"
+            )
         tokens = {name: kept.held[name][0][0].shape[2] for name in words}
         most = max(self._size[0] * self._size[1] // PLACE, min(tokens.values()))
         self.layers = frozenset(name for name in words if tokens[name] <= most)
