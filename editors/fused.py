@@ -42,8 +42,9 @@ RIM = 0.03  # of the frame's longer side: so far from where a layer ends, edits 
 CLEAR = 4  # power by which pixels there count less; CLEARER: in a start from the middle, where few frames are heard
 CLEARER = 16
 DARKEST = 0.05  # gain under which light is not divided out
+GREY = np.full(3, 1 / 3, np.float32)
 COARSE = 160  # pixels along the longer side at which light is looked at
-GAINED = 0.3  # of what still pictures miss: so much the light must explain before it is put on
+GAINED = 0.35  # of what still pictures miss: so much the light must explain before it is put on
 GLANCES = 24  # frames that are looked at for it
 
 
@@ -121,10 +122,10 @@ def fuse(
             for number, view in enumerate(shot.views):
                 missing[number].add(view, off[view.pixels] / view.gain, view.trust * _within(off, width)[view.pixels])
                 middle[number].add(view, less[view.pixels] / view.gain, shot.nearness(view))
-                grey, gone = shot.frame[view.pixels].mean(axis=1), off[view.pixels].mean(axis=1)
+                grey, gone = shot.frame[view.pixels] @ GREY, off[view.pixels] @ GREY
                 rests[number].add(view, np.column_stack([grey, grey**2, gone**2]), view.trust)
         common, anew = _added(common, missing), _added(anew, middle)
-    agree = [_agreement(*sums, there) for *sums, there in zip(missing, rests, known, strict=True)]
+    agree = [_agreement(one, rest, there) for one, rest, there in zip(missing, rests, known, strict=True)]
     pictures = [new + a[..., None] * (old - new) for old, new, a in zip(common, anew, agree, strict=True)]
     for width in ANEW:
         missing = _Sums.for_all(grounds)
@@ -159,10 +160,10 @@ def follows_light(frames: Frames, maps: Maps, grounds: Sequence[Ground], size: t
         for number, ground in enumerate(small):
             view = _View.of(maps, t, ground, (width, height), lit=True)
             colours = shown[view.pixels]
-            plain[number].add(view, colours, view.weight)
-            under[number].add(view, colours * view.gain, view.weight)
-            light[number].add(view, view.gain**2, view.weight)
-            squares += float((view.weight[:, None] * colours**2).sum())
+            plain[number].add(view, colours, view.trust)
+            under[number].add(view, colours * view.gain, view.trust)
+            light[number].add(view, view.gain**2, view.trust)
+            squares += float((view.trust[:, None] * colours**2).sum())
     # sum s (o - g c)^2 = sum s o^2 - (sum s g o)^2 / sum s g^2 at its least.
     without = squares - sum(float((one.mean**2 * one.weight[..., None]).sum()) for one in plain)
     lit = squares - sum(
@@ -219,7 +220,8 @@ class _View:
         """Frame `t` at `size`."""
         places = places_of(maps, t, ground.layer, size, ground.box, ground.size)
         weight = maps.weight(t, size)[ground.layer]
-        inside = (places > -1).all(axis=-1) & (places < np.array(ground.size)).all(axis=-1)
+        x, y = places[..., 0], places[..., 1]
+        inside = (x > -1) & (x < ground.size[0]) & (y > -1) & (y < ground.size[1])
         pixels = np.flatnonzero((weight > LEAST) & inside)
         side = 2 * max(1, round(RIM * max(size))) + 1
         around = cv2.blur((weight > 0.5).astype(np.float32), (side, side), borderType=cv2.BORDER_CONSTANT)
@@ -230,7 +232,7 @@ class _View:
         else:
             gain = np.ones((len(pixels), 3), np.float32)
         # A colour shows as much as there is light on it.
-        return cls(pixels, places, own, clear, trust * (gain**2).mean(axis=1), gain)
+        return cls(pixels, places, own, clear, trust * np.einsum("ij,ij->i", gain, gain) / 3, gain)
 
 
 @dataclass(frozen=True)
@@ -296,7 +298,7 @@ class _Shot:
 
 def _within(rest: Float[np.ndarray, "pixels 3"], width: float) -> Float[np.ndarray, " pixels"]:
     """How much pixels count that are off by so much."""
-    return (1 + (rest**2).sum(axis=1) / width**2) ** -2
+    return (1 + np.einsum("ij,ij->i", rest, rest) / width**2) ** -2
 
 
 def _added(

@@ -112,7 +112,8 @@ def _sight(maps: FrameMaps, index: int) -> tuple[Float[np.ndarray, "rows columns
     width, height = maps.sizes[index]
     uv = torch.from_numpy(np.asarray(maps.uv[index], np.float32))
     texels = coords.uv_to_texels(uv, maps.boxes[index], width, height).numpy()
-    inside: np.ndarray = np.logical_and(texels >= 0, texels < np.array([width, height])).all(axis=-1)
+    column, row = texels[..., 0], texels[..., 1]
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
     x, y = texels[inside].astype(np.int64).T
     # Where layers share a pixel, colours of one are told badly: such pixels count much less.
     trust = maps.weight[index][inside] ** CLEAR

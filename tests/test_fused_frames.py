@@ -39,7 +39,7 @@ def run(true_run: Any, tmp_path: Path) -> Run:
 def truth(true_run: Any) -> np.ndarray:
     """The true clip with the whole foreground and background painted over, under the light of the clip."""
     y, x = np.mgrid[:160, :160] / 160
-    waves = np.stack([0.5 + 0.35 * np.sin(40 * x), 0.5 + 0.35 * np.cos(31 * y), 0.4 + 0.3 * x], axis=-1)
+    waves = np.stack([0.5 + 0.35 * np.sin(20 * x), 0.5 + 0.35 * np.cos(16 * y), 0.4 + 0.3 * x], axis=-1)
     over = np.concatenate([waves, np.ones_like(x)[..., None]], axis=-1).astype(np.float32)
     under = np.concatenate([1 - waves[::-1], np.ones_like(x)[..., None]], axis=-1).astype(np.float32)
     boxes = {surface.name: surface.box for surface in true_run.clip.surfaces}
