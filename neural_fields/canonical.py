@@ -25,7 +25,7 @@ from neural_fields.files import atomic_write, read_json, write_json
 from neural_fields.pictures import Picture, png_bytes, premultiplied, read_picture, resize, straight
 
 VERSION = 1
-FINER = 1.5  # an overlay with more texels to one of the result is averaged before it is looked up
+FINER = 4.0  # an overlay with more texels to one of the result is averaged before it is looked up
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,8 @@ def fit(overlay: Overlay, size: tuple[int, int], box: Box) -> Float[np.ndarray, 
     rgba = premultiplied(overlay.rgba)
     finer = (box.width / size[0]) / (overlay.box.width / overlay.size[0])  # texels of the overlay to one of the result
     if finer > FINER:
-        smaller = (max(1, round(overlay.size[0] / finer)), max(1, round(overlay.size[1] / finer)))
+        halved = 2.0 ** np.floor(np.log2(finer / 2))
+        smaller = (max(1, round(overlay.size[0] / halved)), max(1, round(overlay.size[1] / halved)))
         rgba = np.ascontiguousarray(resize(rgba, smaller))
     image = torch.from_numpy(rgba).permute(2, 0, 1)[None]
     uv = coords.texel_centres(box, *size)[None]

@@ -72,6 +72,6 @@ def test_a_clip_is_fitted_edited_rendered_and_measured(tmp_path: Path) -> None:
     before, after = (np.asarray(read(path, tmp_path / "seen").frames, float) for path in (tmp_path / "clip.mp4", video))
     assert (np.abs(after - before).max(-1) > 100).sum((1, 2)).min() > 30  # in every frame
     assert evaluate(run)["psnr"] > 25
-    assert undo(run).name == "painted" and redo(run).name == "painted"
+    assert undo(run).edit.name == "painted" and redo(run).edit.name == "painted"
     with pytest.raises(UserError, match="no layer 'sky'"):
         edit(run, tmp_path / "painted.png", layer="sky")

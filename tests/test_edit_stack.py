@@ -177,8 +177,8 @@ def test_any_name_becomes_a_safe_folder_name(name: str) -> None:
 
 
 def test_a_fine_overlay_on_a_part_is_averaged_not_skipped_through_when_it_is_fitted_to_the_whole() -> None:
-    checks = np.zeros((64, 128, 4), np.float32)
+    checks = np.zeros((80, 160, 4), np.float32)
     checks[..., 3] = 1
-    checks[(np.indices((64, 128)).sum(0) % 2) > 0, :3] = 1
+    checks[(np.indices((80, 160)).sum(0) % 2) > 0, :3] = 1
     shown = fit(Overlay(checks, Box(-0.5, -0.25, 0.5, 0.25)), (32, 16), BOX)
     np.testing.assert_allclose(shown[6:10, 12:20, :3], 0.5, atol=0.02)
