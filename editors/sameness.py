@@ -58,7 +58,10 @@ class Sameness:
         if resampled:
             local = np.maximum(local, 0.1 * _range(plain, window))
         smooth_threshold = np.maximum(np.maximum(3 * LEVEL, 0.8 * local), ringing)
-        return cls(np.maximum(distance, smooth * threshold / smooth_threshold), threshold, exact=False)
+        distance = np.maximum(distance, smooth * threshold / smooth_threshold)
+        # A frame that is itself such a compressed file may come back as it is, without a second compression.
+        same = np.abs(rgb - plain).max(axis=-1) < LEVEL / 2
+        return cls(np.where(same, np.float32(0), distance), threshold, exact=False)
 
 
 def _recompressed(rgb: Rgb, painted: Picture) -> Rgb:

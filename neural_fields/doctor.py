@@ -13,6 +13,8 @@ PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "av", "pi
 OPTIONAL = {
     "lpips": "LPIPS in unwrap eval: pip install 'unwrap-video[metrics]'",
     "diffusers": "diffusion editors: pip install 'unwrap-video[diffusion]'",
+    "OpenEXR": "EXR files of unwrap export: pip install 'unwrap-video[exr]'",
+    "psd_tools": ".psd documents: pip install 'unwrap-video[psd]'",
     "pytorch3d": "built from source by its own instructions; finds neighbours in volume_style",
     "ai_edge_litert": "pose networks of unwrap capture: pip install 'unwrap-video[pose]'",
     "nerfstudio": "pip install nerfstudio, in an environment of its own; ns-train then knows unwrap-background",

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 import torch
 
 from editors.frame import FrameMaps, lift_frame
+from editors.image import find_change
 from neural_fields import coords
 from neural_fields.canonical import Overlay
 from neural_fields.coords import Box
 from neural_fields.errors import UserError
-from neural_fields.pictures import Picture, premultiplied
+from neural_fields.pictures import Picture, premultiplied, read_picture
 
 WIDTH, HEIGHT = 80, 60
 BOX = Box(-1.5, -1.2, 1.5, 1.2)
@@ -106,3 +109,11 @@ def test_a_layer_that_is_unknown_or_not_seen_and_an_untouched_frame_are_refused(
         lift_frame(paint(), SOURCE, maps, "foreground")
     with pytest.raises(UserError, match="no change found"):
         lift_frame(paint(np.zeros_like(DISC)), SOURCE, maps)
+
+
+def test_a_frame_that_is_a_jpeg_file_and_comes_back_as_it_is_has_no_change(tmp_path: Path) -> None:
+    noisy = np.random.default_rng(0).integers(0, 256, (128, 192, 3)).astype(np.uint8)
+    noisy[40:90, 60:120] = (250, 20, 20)  # an edge of clipped colour, which a second compression moves
+    cv2.imwrite(str(tmp_path / "frame.jpg"), cv2.GaussianBlur(noisy, (0, 0), 1.0), [cv2.IMWRITE_JPEG_QUALITY, 75])
+    painted = read_picture(tmp_path / "frame.jpg")
+    assert find_change(painted, painted.rgba).is_empty
