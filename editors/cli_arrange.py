@@ -105,9 +105,8 @@ def run_arrange(command: Arrange, extra: list[str]) -> int:
     from neural_fields.run import Run
 
     run = Run.open(command.run)
-    moves = [
-        (name, getattr(command, name) or "") for name in ("above", "below", "top", "bottom") if getattr(command, name)
-    ]
+    named = {name: getattr(command, name) for name in ("above", "below", "top", "bottom")}
+    moves = [(name, value if isinstance(value, str) else "") for name, value in named.items() if value]
     if len(moves) > 1:
         where = " and ".join(f"--{name}" for name, _ in moves)
         raise UserError(ExitCode.USAGE, f"{where} at once", why="an edit has one place in the stack", fix="--top")

@@ -26,6 +26,7 @@ from editors.place import Place
 from editors.preview import open_easel
 from editors.remove import Remove
 from editors.replace import Replace
+from editors.shape import ShapeEdit
 from editors.stack import add_edit
 from editors.style import Style
 from editors.style_network import read_style, stylised
@@ -175,6 +176,15 @@ def dragging(bench: Bench) -> None:
     )
 
 
+def shaping(bench: Bench) -> None:
+    """shape.png"""
+    x, y = bench.middle(24)
+    around = [(-60, 0, -85, 0), (60, 0, 85, 0), (0, -55, 0, -40), (0, 55, 0, 40)]
+    pairs = tuple(f"{x + a:.0f},{y + b:.0f}>{x + c:.0f},{y + d:.0f}" for a, b, c, d in around)
+    frames = bench.after(lambda run: edit_with(run, ShapeEdit(pairs=pairs, frame=24)), [24, 45])
+    sheet("shape.png", [("The source", bench.source(24)), ("Four points moved", frames[0]), ("Later", frames[1])])
+
+
 def painting(bench: Bench) -> None:
     """frames.png"""
     painted = {}
@@ -319,7 +329,7 @@ def main(demo: Path, weights: Path | None) -> None:
     """All pictures."""
     with tempfile.TemporaryDirectory() as home:
         bench = Bench(demo, Path(home))
-        for make in (adjusting, lifting, removing, replacing, arranging, placing, dragging, painting):
+        for make in (adjusting, lifting, removing, replacing, arranging, placing, dragging, shaping, painting):
             make(bench)
         for make in (guiding, mapping, laying_flat, following, watching, slowing):
             make(bench)

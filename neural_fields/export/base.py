@@ -10,7 +10,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
@@ -105,6 +105,7 @@ def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
         raise bad_input(f"{folder} is a file", where=str(folder), why="an export is a folder", fix="--out FOLDER")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise bad_input(f"{folder} exists already", where=str(folder), fix=fix)
+    missing = [parent for parent in folder.parents if not parent.exists()]
     with disk_errors(folder):
         make_folder(folder.parent)
         part = folder.parent / f".part-{uuid.uuid4().hex[:12]}"
@@ -119,6 +120,9 @@ def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+        for parent in missing:  # made for an export that failed, and empty again
+            with suppress(OSError):
+                parent.rmdir()
 
 
 def chosen_layers(maps: Maps, names: Sequence[str]) -> list[int]:
