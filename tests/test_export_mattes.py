@@ -220,7 +220,7 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(run: Run, exporter
     with pytest.raises(UserError) as caught:
         export(run, exporter, out=run.path / "out" / "here")
     assert words in str(caught.value) and caught.value.code == ExitCode.BAD_INPUT
-    assert list((run.path / "out").iterdir()) == []
+    assert not (run.path / "out").exists()
 
 
 def test_a_missing_package_is_named_and_leaves_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,4 +234,4 @@ def test_a_missing_package_is_named_and_leaves_nothing(run: Run, monkeypatch: py
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match="OpenEXR"):
         export(run, Layers(format="exr"), out=run.path / "out" / "here")
-    assert list((run.path / "out").iterdir()) == []
+    assert not (run.path / "out").exists()
