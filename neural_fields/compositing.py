@@ -18,8 +18,8 @@ from jaxtyping import Bool, Float, UInt8
 
 from neural_fields.arrangement import Arrangement
 from neural_fields.baking import Maps
-from neural_fields.blending import Blend, blend_of
-from neural_fields.canonical import CanonicalImage, Overlay, fit
+from neural_fields.blending import blend_of
+from neural_fields.canonical import CanonicalImage, fit
 from neural_fields.edit_files import flatten, read_mask, read_moving, read_overlay, read_shape
 from neural_fields.edits import Edit
 from neural_fields.grading import Grade
@@ -104,18 +104,18 @@ def changer_of(
 
 def painters(edit: Edit, frames: Sequence[int] = ()) -> Iterator[Painter]:
     """What an edit does to canonical pictures, by layer. Without `frames`, its place in time does not count."""
-    strength, opacity = _strength(edit.paint, frames), edit.paint.opacity
+    # Files are read where a picture is painted: most stacks never need to, and have read them once for their passes.
+    strength = _strength(edit.paint, frames)
     for layer in edit.facts["layers"]:
-        overlay, blend = read_overlay(edit, layer), blend_of(edit.paint.blend)
-        yield Painter(layer, strength, partial(_painted, overlay, blend, opacity))
-    for layer, value in edit.facts.get("grades", {}).items():
-        mask, grade = read_mask(edit, layer), Grade.from_json(value)
-        yield Painter(layer, strength, partial(_graded, mask, grade, opacity))
+        yield Painter(layer, strength, partial(_painted, edit, layer))
+    for layer in edit.facts.get("grades", {}):
+        yield Painter(layer, strength, partial(_graded, edit, layer))
 
 
-def _painted(overlay: Overlay, blend: Blend | None, opacity: float, picture: CanonicalImage) -> CanonicalImage:
-    """A picture with an overlay on it."""
-    paint, under = fit(overlay, picture.size, picture.box), picture.array()
+def _painted(edit: Edit, layer: str, picture: CanonicalImage) -> CanonicalImage:
+    """A picture with the overlay of an edit on it."""
+    blend, opacity = blend_of(edit.paint.blend), edit.paint.opacity
+    paint, under = fit(read_overlay(edit, layer), picture.size, picture.box), picture.array()
     colour = paint[..., :3] if blend is None else blend(paint[..., :3], under[..., :3])
     share = opacity * paint[..., 3:]
     mixed = straight(
@@ -125,10 +125,10 @@ def _painted(overlay: Overlay, blend: Blend | None, opacity: float, picture: Can
     return _with_pixels(picture, mixed)
 
 
-def _graded(mask: Overlay | None, grade: Grade, opacity: float, picture: CanonicalImage) -> CanonicalImage:
-    """A picture with its colours graded where the mask says; its coverage stays."""
-    under = picture.array()
-    share = opacity * (1.0 if mask is None else fit(mask, picture.size, picture.box)[..., 3:])
+def _graded(edit: Edit, layer: str, picture: CanonicalImage) -> CanonicalImage:
+    """A picture with its colours graded where the edit's mask says; its coverage stays."""
+    mask, grade, under = read_mask(edit, layer), Grade.from_json(edit.facts["grades"][layer]), picture.array()
+    share = edit.paint.opacity * (1.0 if mask is None else fit(mask, picture.size, picture.box)[..., 3:])
     colour = under[..., :3] + share * (grade.apply(under[..., :3]) - under[..., :3])
     return _with_pixels(picture, np.concatenate([colour, under[..., 3:]], axis=-1).astype(np.float32))
 

@@ -11,9 +11,10 @@ from jaxtyping import Float
 from neural_fields.canonical import Overlay, fit
 from neural_fields.coords import Box
 from neural_fields.data.video import rgba_frames
-from neural_fields.edits import Edit, damaged_edit
+from neural_fields.edits import Edit
 from neural_fields.errors import UserError
 from neural_fields.files import sha256_file
+from neural_fields.journal import damaged_edit
 from neural_fields.moving import Moving
 from neural_fields.pictures import premultiplied, read_picture, straight
 from neural_fields.reshaping import Shape

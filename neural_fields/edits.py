@@ -24,10 +24,10 @@ from typing import Any
 
 from neural_fields.arrangement import Arrangement
 from neural_fields.canonical import are_numbers
-from neural_fields.errors import ExitCode, UserError, bad_input
+from neural_fields.errors import UserError, bad_input
 from neural_fields.files import read_json
 from neural_fields.grading import Grade
-from neural_fields.journal import History, history
+from neural_fields.journal import History, damaged_edit, history
 from neural_fields.run import Run
 
 SCHEMA = 1
@@ -214,15 +214,4 @@ def find_edit(edits: Sequence[Edit], wanted: str, run: Run) -> Edit:
         where=str(run.edits),
         why=f"the edits are: {names}" if names else "the run has no edit yet",
         fix=f"unwrap edits {run.path}",
-    )
-
-
-def damaged_edit(path: Path, why: str) -> UserError:
-    """The error for an edit whose files are not what was added."""
-    return UserError(
-        ExitCode.DAMAGED_RUN,
-        f"the edit {path.name} is damaged" if path.is_dir() else f"{path.name} is damaged",
-        where=str(path),
-        why=why,
-        fix=f"move {path} out of the run, or put the original file back",
     )

@@ -130,9 +130,9 @@ def _read(run: Run) -> list[Step]:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
             if number == len(lines):
                 break  # a last line without its end was cut by a power cut, or is the empty rest after the last end
-            raise _damaged(path, f"line {number} cannot be read") from problem
+            raise damaged_edit(path, f"line {number} cannot be read") from problem
         if step.operation not in OPERATIONS or not isinstance(step.edit, str) or not _is_change(step.values):
-            raise _damaged(path, f"line {number} says {step.operation!r}")
+            raise damaged_edit(path, f"line {number} says {step.operation!r}")
         steps.append(step)
     return steps
 
@@ -144,10 +144,11 @@ def _is_change(values: Any) -> bool:
     return isinstance(move, list) and len(move) == 2 and move[0] in WHERE and isinstance(move[1], str)
 
 
-def _damaged(path: Path, why: str) -> UserError:
+def damaged_edit(path: Path, why: str) -> UserError:
+    """The error for an edit, or a journal, whose files are not what was written."""
     return UserError(
         ExitCode.DAMAGED_RUN,
-        f"{path.name} is damaged",
+        f"the edit {path.name} is damaged" if path.is_dir() else f"{path.name} is damaged",
         where=str(path),
         why=why,
         fix=f"move {path} out of the run, or put the original file back",
