@@ -1,5 +1,8 @@
 # Needs only make and Python 3.11 or newer; everything is installed into .venv beside this file.
-#   make setup   install            make test   all checks            make demo   the main job on a clip made here
+#   make setup      what a user needs             make demo     the main job on a clip made here
+#   make setup-all  also developers' tools        make check    style, types, fast tests
+#                   and diffusion                 make test     style, types, all tests, coverage
+#                                                 make lowest   fast tests with the oldest packages allowed
 
 # The first interpreter on the path that is new enough; choose another with: make setup PYTHON=/path/to/python
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
@@ -8,34 +11,65 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python;
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+INSTALLED_ALL := $(VENV)/.installed-all
+INSTALL = $(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --build-constraint constraints.txt
 
-.PHONY: setup test demo
+# Without an NVIDIA GPU, a torch without CUDA saves 4 GB; its own index has it. Where that cannot be reached (or has not
+# these versions), the torch of the package index is taken, which runs everywhere.
+define install
+	@backend=$$(UV_HTTP_RETRIES=0 $(INSTALL) --torch-backend=auto --dry-run --quiet torch torchvision \
+		>/dev/null 2>&1 && echo --torch-backend=auto); $(INSTALL) $$backend --editable '.[$(1)]'
+endef
+
+.PHONY: setup setup-all check test demo lowest
 .DEFAULT_GOAL := setup
 
 setup: $(INSTALLED)
 	@echo "unwrap is installed: $(BIN)/unwrap --help"
 
-$(INSTALLED): pyproject.toml constraints.txt
+setup-all: $(INSTALLED_ALL)
+	@echo "unwrap is installed with everything: $(BIN)/unwrap --help"
+
+$(BIN)/uv:
 	@test -n "$(PYTHON)" || { echo "unwrap needs Python 3.11 or newer, and none is on the path."; exit 1; }
 	@"$(PYTHON)" -c '$(NEW_ENOUGH)' || { echo "unwrap needs Python 3.11 or newer, which $(PYTHON) is not."; exit 1; }
 	@if ! $(BIN)/python -c '$(NEW_ENOUGH)' 2>/dev/null; then \
 		echo "creating $(VENV) with $$("$(PYTHON)" --version)"; \
 		"$(PYTHON)" -m venv --clear $(VENV) || { rm -rf $(VENV); \
 			echo "$(PYTHON) cannot create environments; on Debian and Ubuntu install the package python3-venv."; exit 1; }; fi
-	@echo "installing uv, then unwrap with the versions of constraints.txt (several GB the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
-	@$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --build-constraint constraints.txt \
-		--editable '.[dev,diffusion,exr,metrics,psd]'
+
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/uv
+	@echo "installing unwrap with the versions of constraints.txt (the first time takes minutes)"
+	$(call install,exr,psd)
 	@touch $@
 
+$(INSTALLED_ALL): pyproject.toml constraints.txt | $(BIN)/uv
+	@echo "installing unwrap and the developers' tools with the versions of constraints.txt (the first time takes minutes)"
+	$(call install,dev,diffusion,exr,metrics,psd)
+	@touch $@ $(INSTALLED)
+
 # Two workers of one thread each: with more threads than free cores, small operators run far slower.
-test: export OMP_NUM_THREADS := 1
-test: export OMP_WAIT_POLICY := PASSIVE
-test: $(INSTALLED)
+check test lowest: export OMP_NUM_THREADS := 1
+check test lowest: export OMP_WAIT_POLICY := PASSIVE
+
+check: $(INSTALLED_ALL)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test: $(INSTALLED_ALL)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2 --cov
+
+# The lower bounds of pyproject.toml, installed as they stand in an environment of their own.
+lowest: | $(BIN)/uv
+	"$(PYTHON)" -m venv --clear .venv-lowest
+	$(BIN)/uv pip install --python .venv-lowest/bin/python --resolution lowest-direct --editable '.[dev,exr,metrics,psd]'
+	.venv-lowest/bin/python -m pytest -n 2 -m "not slow" -W default
 
 demo: $(INSTALLED)
 	$(BIN)/unwrap demo

@@ -34,8 +34,8 @@ def autograd(grid: HashGrid) -> Run:
     """The plain operators behind the grid, differentiated by autograd."""
 
     def run(x: Tensor) -> Tensor:
-        layout = hash_grid._layout(grid.config, grid.in_dim, x.device, x.dtype, "autograd", True)
-        return hash_grid._encode(x, grid.params, layout)
+        layout = hash_grid._make_layout(grid.config, grid.in_dim, x.device, x.dtype, "autograd", True)
+        return hash_grid._encode_points(x, grid.params, layout)
 
     return run
 

@@ -181,7 +181,7 @@ def render_edit(job: dict[str, Any]) -> dict[str, Any]:
     from neural_fields.data.video import source_frames, write
     from neural_fields.fitting import load_model
     from neural_fields.output import RenderOptions, render, source_facts
-    from neural_fields.planar.model import composite
+    from neural_fields.planar.samples import composite
     from neural_fields.prefetch import prefetch
     from neural_fields.run import Run
     from neural_fields.threads import prepare_threads

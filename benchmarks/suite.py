@@ -40,7 +40,8 @@ from neural_fields.errors import ExitCode, UserError
 from neural_fields.fit_options import FitOptions
 from neural_fields.fitting import fit, load_model
 from neural_fields.metrics_tracking import tracking_score, uv_error, uv_slip
-from neural_fields.planar.model import PlanarModel, composite
+from neural_fields.planar.model import PlanarModel
+from neural_fields.planar.samples import composite
 from neural_fields.rendering import Renderer
 from neural_fields.run import Run
 from neural_fields.tracking import chain_flow, track, uv_at

@@ -21,7 +21,7 @@ _HOMES = {"edit": "api", "redo": "stack", "undo": "stack"}
 
 
 def __getattr__(name: str) -> object:
-    """A public name of the package, imported now."""
+    """Imports a public name of the package."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if "torch" not in sys.modules:  # a program that has torch already chose its threads itself

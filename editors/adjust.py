@@ -1,7 +1,7 @@
-"""Adjust: exposure, curves, hue, saturation, blur and sharpness of a layer, or of a region painted on its picture.
+"""`adjust`: exposure, curves, hue, saturation, blur and sharpness of a layer, or of a region painted on its picture.
 
-The adjustment is kept as numbers and done on the frames themselves, on what they show of the layer: grain and detail
-stay those of the video, and a pixel that the layer does not show is not touched.
+The adjustment is stored as numbers and applied to the frames themselves, to what they show of the layer: grain and
+detail stay those of the video, and pixels that do not show the layer are not touched.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class Adjust:
     """Detail finer than so many pixels is sharpened."""
 
     def __call__(self, source: Source, report: Report) -> EditorResult:
-        """The adjustment of the chosen layers.
+        """Makes the adjustment of the chosen layers.
 
         Raises:
-            UserError: a setting out of range, a curve that is none, or nothing that would change.
+            UserError: a setting out of range, a bad curve, or nothing that would change.
         """
         grade = self.grade(source)
         masks = {}
@@ -62,18 +62,22 @@ class Adjust:
         return EditorResult({}, effects=Effects(grades=dict.fromkeys(source.layers, grade), masks=masks))
 
     def grade(self, source: Source) -> Grade:
-        """The settings as a grade of the run's frames. Raises `UserError` for those that cannot be."""
+        """Converts the settings to a grade of the run's frames.
+
+        Raises:
+            UserError: a setting out of range, a bad curve, or nothing that would change.
+        """
         facts, _ = source_facts(source.run)
         longer = max(facts.width, facts.height)
         try:
-            curves = {name: _curve(name, getattr(self, name)) for name in CURVES}
+            curves = {name: _parse_curve(name, getattr(self, name)) for name in CURVES}
             found = Grade(
                 exposure=self.exposure,
                 hue=self.hue,
                 saturation=self.saturation,
                 sharpen=self.sharpen,
-                blur=_share("blur", self.blur, longer),
-                radius=_share("radius", self.radius, longer),
+                blur=_to_frame_share("blur", self.blur, longer),
+                radius=_to_frame_share("radius", self.radius, longer),
                 **curves,
             )
         except ValueError as problem:
@@ -84,15 +88,15 @@ class Adjust:
         return found
 
 
-def _share(name: str, pixels: float, longer: int) -> float:
-    """Pixels as a share of the frame's longer side."""
+def _to_frame_share(name: str, pixels: float, longer: int) -> float:
+    """Converts pixels to a share of the frame's longer side."""
     if not 0 <= pixels <= longer / 10:
         raise ValueError(f"{name} is {pixels:g} pixels; it is 0 to {longer // 10}")
     return pixels / longer
 
 
-def _curve(name: str, text: str) -> Curve:
-    """Points from text such as "0,0 0.5,0.6 1,1"."""
+def _parse_curve(name: str, text: str) -> Curve:
+    """Reads points from text such as "0,0 0.5,0.6 1,1"."""
     try:
         points = [tuple(float(number) for number in word.split(",")) for word in text.split()]
     except ValueError:

@@ -10,7 +10,7 @@ from typing import Any, cast
 from editors.base import Editor, Report, Source, quiet
 from editors.carry import carry
 from editors.document import is_document, overlays_from_document
-from editors.image import overlay_from_canonical, whole_picture
+from editors.image import overlay_from_canonical, pixel_limit, whole_picture
 from editors.stack import Effects, add_edit, add_scene_edit
 from editors.volume.edit import VolumeEditor, VolumeSource
 from neural_fields import canonical
@@ -49,41 +49,45 @@ def edit(
     """Adds an edit to a run's stack: a painted canonical picture of `layer`, or a painted `frame` of the video.
 
     Args:
+        run: the run, or its folder.
         image: a picture in any common format, of the aspect of the canonical picture or of the frame; or an .ora or
             .psd document that `unwrap export RUN canonical` wrote.
         layer: the layer it belongs to; with `frame` and documents it may be left out, then it is found out.
         frame: number of the frame in the source video, 0 is the first.
         upscaled: the picture is an enlarged canonical picture that is shown as a whole, not only what was painted.
         name: of the edit; by default that of the picture.
-        arrangement: how the edit lies in time and in the mixture.
+        arrangement: when it is shown, and how it is blended.
 
     Raises:
-        UserError: unknown layer or frame, a picture that does not fit or shows no change, a damaged run.
+        UserError: unknown layer or frame or neither, a picture that does not fit or shows no change, a damaged run.
     """
-    run = run if isinstance(run, Run) else Run.open(Path(run))
-    require_planar(run, "a painted picture")
-    maps = Maps.open(run)
-    if layer is not None:
-        _check_layer(run, maps, layer)
+    run, maps = _open_planar(run, "a painted picture", () if layer is None else (layer,))
     if is_document(Path(image)) and frame is None:
         overlays = dict(overlays_from_document(run, maps, Path(image), layer))
-        return _added(run, maps, overlays, _from_file("document", Path(image)), name or Path(image).stem, arrangement)
-    painted = read_picture(image, max_pixels=_most_pixels(run, maps, layer if frame is None else None))
+        metadata = _describe_file("document", Path(image))
+        return _add_overlays(run, maps, overlays, metadata, name or Path(image).stem, arrangement)
+    if layer is None and frame is None:
+        raise bad_input(
+            "the edit names neither a layer nor a frame",
+            where=str(image),
+            why="a picture does not tell whether it was painted on a canonical picture or on a frame",
+            fix=f"edit(run, image, layer={maps.layers[0]!r}), or frame=0",
+        )
+    painted = read_picture(image, max_pixels=_find_pixel_limit(run, layer if frame is None else None))
     if frame is not None:
         from editors.painted_frames import lift_frames
 
         overlays = dict(lift_frames(run, maps, {frame: painted}, layer))
-    elif layer is not None:
-        base = canonical.base_for(run.canonical, layer, painted)
-        overlays = {layer: (whole_picture if upscaled else overlay_from_canonical)(painted, base)}
     else:
-        raise ValueError("an edit needs a layer, a frame, or both")
-    facts = {
+        assert layer is not None, "without a frame there is a layer"
+        base = canonical.base_for(run.canonical, layer, painted)
+        overlays = {layer: whole_picture(painted, base) if upscaled else overlay_from_canonical(painted, base)}
+    metadata = {
         "editor": "image" if frame is None else "frame",
         "source": {"file": Path(image).name, "sha256": painted.sha256},
         "frame": frame,
     }
-    return _added(run, maps, overlays, facts, name or Path(image).stem, arrangement)
+    return _add_overlays(run, maps, overlays, metadata, name or Path(image).stem, arrangement)
 
 
 def edit_painted_frames(
@@ -97,26 +101,25 @@ def edit_painted_frames(
     """Adds one edit from several painted frames of the video: they are lifted, and merged where they overlap.
 
     Args:
+        run: the run, or its folder.
         painted: pictures by the number of their frame in the source, 0 is the first.
         layer: the layer that takes the change; by default the one that shows most under each.
+        name: of the edit; by default that of the first picture.
+        arrangement: when it is shown, and how it is blended.
 
     Raises:
         UserError: as `edit`.
     """
-    run = run if isinstance(run, Run) else Run.open(Path(run))
-    require_planar(run, "a painted picture")
-    maps = Maps.open(run)
-    if layer is not None:
-        _check_layer(run, maps, layer)
-    most = _most_pixels(run, maps, None)
+    run, maps = _open_planar(run, "a painted picture", () if layer is None else (layer,))
+    most = _find_pixel_limit(run, None)
     from editors.painted_frames import lift_frames
 
     pictures = {frame: read_picture(path, max_pixels=most) for frame, path in sorted(painted.items())}
     overlays = dict(lift_frames(run, maps, pictures, layer))
     files = [{"file": Path(painted[frame]).name, "sha256": picture.sha256} for frame, picture in pictures.items()]
-    facts = {"editor": "frame", "source": files, "frame": list(pictures)}
+    metadata = {"editor": "frame", "source": files, "frame": list(pictures)}
     first = Path(painted[next(iter(pictures))]).stem
-    return _added(run, maps, overlays, facts, name or first, arrangement)
+    return _add_overlays(run, maps, overlays, metadata, name or first, arrangement)
 
 
 def edit_unwrapped(
@@ -131,44 +134,44 @@ def edit_unwrapped(
     """Adds an edit of the flat clip that `unwrap export RUN unwrapped` wrote: what was changed, frame by frame.
 
     Args:
+        run: the run, or its folder.
         video: the edited clip, a file or a folder of numbered pictures.
         layer: the layer it shows; by default it is found out.
+        name: of the edit; by default that of the clip.
+        arrangement: when it is shown, and how it is blended.
+        report: told what is going on.
 
     Raises:
         UserError: a clip of another size or length, or one that shows no change.
     """
-    run = run if isinstance(run, Run) else Run.open(Path(run))
-    require_planar(run, "an unwrapped clip")
-    maps = Maps.open(run)
-    if layer is not None:
-        _check_layer(run, maps, layer)
+    run, maps = _open_planar(run, "an unwrapped clip", () if layer is None else (layer,))
     from editors.unwrapped import moving_from_unwrapped
 
     found, moving = moving_from_unwrapped(run, maps, Path(video), layer, report)
-    facts = _from_file("unwrapped", Path(video)) | {"notes": list(moving.notes)}
+    metadata = _describe_file("unwrapped", Path(video)) | {"notes": list(moving.notes)}
     with lock(run):
         painted = Effects(moving={found: moving}, lit=False)  # a flat frame has the light already
-        made = add_edit(run, name or Path(video).stem, {}, facts, effects=painted, arrangement=arrangement)
+        made = add_edit(run, name or Path(video).stem, {}, metadata, effects=painted, arrangement=arrangement)
     return Made(made, moving.notes)
 
 
-def _added(
+def _add_overlays(
     run: Run,
     maps: Maps,
     overlays: Mapping[str, Overlay],
-    facts: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     name: str,
     arrangement: Arrangement | None,
 ) -> Made:
-    """The edit of some overlays, carried to all parts of their layers."""
+    """Adds the edit of some overlays, carried to all parts of their layers."""
     overlays, carried = carry(run, maps, overlays)
     notes = tuple(dict.fromkeys([*(note for overlay in overlays.values() for note in overlay.notes), *carried]))
     with lock(run):
-        return Made(add_edit(run, name, overlays, {**facts, "notes": list(notes)}, arrangement=arrangement), notes)
+        return Made(add_edit(run, name, overlays, {**metadata, "notes": list(notes)}, arrangement=arrangement), notes)
 
 
-def _from_file(editor: str, path: Path) -> dict[str, Any]:
-    """What is kept of where an edit came from."""
+def _describe_file(editor: str, path: Path) -> dict[str, Any]:
+    """Returns what edit.json keeps of the file that an edit came from."""
     source = {"file": path.name, **({"sha256": sha256_file(path)} if path.is_file() else {})}
     return {"editor": editor, "source": source}
 
@@ -186,11 +189,12 @@ def edit_with(
     """Adds the edit that an editor makes to a run's stack.
 
     Args:
+        run: the run, or its folder.
         editor: an editor with its settings, such as `Inpaint(model=..., prompt="blue dots")`.
         layers: the layers it edits; by default the front one, unless the editor starts with others.
         mask: a picture, bright where the edit may go, of the shape of the layer's canonical picture.
         name: of the edit; by default that of the editor.
-        arrangement: how the edit lies in time and in the mixture; not for scenes in space.
+        arrangement: when it is shown, and how it is blended; not for 3D scenes.
         report: told what is going on.
 
     Raises:
@@ -198,17 +202,8 @@ def edit_with(
     """
     run = run if isinstance(run, Run) else Run.open(Path(run))
     if isinstance(editor, VolumeEditor):
-        if arrangement is not None and arrangement != Arrangement():
-            raise bad_input(
-                "an edit of a scene in space has no place in time or in the mixture",
-                where=str(run.path),
-                fix="leave out --opacity, --blend, --start, --end and fades",
-            )
-        return _edit_scene(run, editor, (*layers, *([str(mask)] if mask else [])), name, report)
-    require_planar(run, f"the editor {editor.name}")
-    maps = Maps.open(run)
-    for layer in layers:
-        _check_layer(run, maps, layer)
+        return _edit_scene(run, editor, (*layers, *([str(mask)] if mask else [])), name, arrangement, report)
+    run, maps = _open_planar(run, f"the editor {editor.name}", layers)
     usual = {"back": maps.layers[-1:], "all": maps.layers}.get(getattr(editor, "starts_with", ""), maps.layers[:1])
     chosen = tuple(layer for layer in maps.layers if layer in layers) or usual
     if mask is not None and len(chosen) > 1:
@@ -217,28 +212,46 @@ def edit_with(
     overlays, carried = carry(run, maps, result.overlays)
     own = (*result.notes, *(note for overlay in overlays.values() for note in overlay.notes))
     notes = tuple(dict.fromkeys([*own, *carried]))
-    facts = {"editor": editor.name, "settings": _settings(editor), "notes": list(notes), **result.facts}
+    metadata = {"editor": editor.name, "settings": _plain_settings(editor), "notes": list(notes), **result.facts}
     with lock(run):
-        made = add_edit(run, name or editor.name, overlays, facts, result.shapes, result.effects, arrangement)
+        made = add_edit(run, name or editor.name, overlays, metadata, result.shapes, result.effects, arrangement)
     return Made(made, notes)
 
 
-def _edit_scene(run: Run, editor: VolumeEditor, planar: Sequence[str], name: str | None, report: Report) -> Made:
-    """Adds the edit that an editor of scenes in space makes to a run's stack.
+def _edit_scene(
+    run: Run,
+    editor: VolumeEditor,
+    planar: Sequence[str],
+    name: str | None,
+    arrangement: Arrangement | None,
+    report: Report,
+) -> Made:
+    """Adds the edit that an editor of 3D scenes makes to a run's stack.
 
     Args:
-        planar: layers and masks that were named, which a scene has not.
+        run: the run.
+        editor: an editor with its settings.
+        planar: layers and masks that were named; a 3D scene has none.
+        name: of the edit; by default that of the editor.
+        arrangement: refused unless it is the default one.
+        report: told what is going on.
     """
+    if arrangement is not None and arrangement != Arrangement():
+        raise bad_input(
+            "an edit of a 3D scene cannot be arranged in time or blended",
+            where=str(run.path),
+            fix="leave out --opacity, --blend, --start, --end and fades",
+        )
     if not is_volume_run(run):
         raise bad_input(
-            f"the editor {editor.name} is for scenes in space",
+            f"the editor {editor.name} is for 3D scenes",
             where=str(run.path),
-            why="the run has still pictures of a video",
+            why="the run has canonical pictures of a video",
             fix="unwrap train SCENE --config dynvideo_e, or an editor such as inpaint",
         )
     if planar:
         raise bad_input(
-            f"{planar[0]} is no part of a scene in space",
+            f"{planar[0]} is no part of a 3D scene",
             where=str(run.path),
             why="its parts are the background and the person, and each editor says which it changes",
             fix="leave out --layer and --mask",
@@ -249,37 +262,45 @@ def _edit_scene(run: Run, editor: VolumeEditor, planar: Sequence[str], name: str
     masks = read_capture(record.source, record.size).masks if record.source.is_dir() else None
     source = VolumeSource(edited, record.moments(), record.cameras, record.times, record.motion, masks)
     result = editor(source, report)
-    facts = {"editor": editor.name, "settings": _settings(editor), "notes": list(result.notes), **result.facts}
+    metadata = {"editor": editor.name, "settings": _plain_settings(editor), "notes": list(result.notes), **result.facts}
     with lock(run):
-        made = add_scene_edit(run, name or editor.name, result.weights, facts, result.parts, result.hidden)
+        made = add_scene_edit(run, name or editor.name, result.weights, metadata, result.parts, result.hidden)
     return Made(made, result.notes)
 
 
-def _settings(editor: Editor | VolumeEditor) -> dict[str, Any]:
-    """The settings of an editor as plain values."""
+def _open_planar(run: Run | str | Path, what: str, layers: Sequence[str]) -> tuple[Run, Maps]:
+    """Opens a run of a video and its maps.
+
+    Args:
+        run: the run, or its folder.
+        what: what needs such a run, for the message.
+        layers: that the run must have.
+
+    Raises:
+        UserError: a run of a 3D scene, a damaged run, or an unknown layer.
+    """
+    run = run if isinstance(run, Run) else Run.open(Path(run))
+    require_planar(run, what)
+    maps = Maps.open(run)
+    for layer in layers:
+        if layer not in maps.layers:
+            raise bad_input(
+                f"there is no layer '{layer}'",
+                where=str(run.canonical),
+                why=f"the layers of this run, front to back: {', '.join(maps.layers)}",
+                fix=f"--layer {maps.layers[0]}",
+            )
+    return run, maps
+
+
+def _plain_settings(editor: Editor | VolumeEditor) -> dict[str, Any]:
+    """Returns the settings of an editor as plain values."""
     return {key: str(v) if isinstance(v, Path) else v for key, v in asdict(cast(Any, editor)).items()}
 
 
-def _check_layer(run: Run, maps: Maps, layer: str) -> None:
-    """Refuses a layer that a run does not have.
-
-    Raises:
-        UserError: with the layers that there are (exit 3).
-    """
-    if layer not in maps.layers:
-        raise bad_input(
-            f"there is no layer '{layer}'",
-            where=str(run.canonical),
-            why=f"the layers of this run, front to back: {', '.join(maps.layers)}",
-            fix=f"--layer {maps.layers[0]}",
-        )
-
-
-def _most_pixels(run: Run, maps: Maps, layer: str | None) -> int:
-    """How large a painted picture may be: 16 times the picture it was painted on, so that bombs are refused early."""
+def _find_pixel_limit(run: Run, layer: str | None) -> int:
+    """Finds how many pixels a painted canonical picture of `layer`, or else a painted frame, may have."""
     if layer is not None:
-        width, height = canonical.pristine(run.canonical, layer).size
-    else:
-        facts, _ = source_facts(run)
-        width, height = facts.width, facts.height
-    return max(16_000_000, 16 * width * height)
+        return pixel_limit(canonical.pristine(run.canonical, layer).size)
+    metadata, _ = source_facts(run)
+    return pixel_limit((metadata.width, metadata.height))

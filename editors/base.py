@@ -1,8 +1,8 @@
 """What every editor is given and what it returns.
 
-An editor is a frozen dataclass of its settings that can be called: it looks at the still pictures of a run, and through
-the baked maps at its frames, and returns an overlay for each layer that it changes. It writes nothing: `editors/api.py`
-carries the overlays over cuts and puts them on the stack.
+An editor is a frozen dataclass of its settings that can be called: it reads the canonical pictures of a run, its frames
+and its baked maps, and returns an overlay for each layer that it changes. It writes nothing: `editors/api.py` carries
+the overlays over cuts and puts them on the stack.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from editors.frame import FrameMaps, frame_maps
-from editors.image import check_size
+from editors.image import check_size, pixel_limit
 from editors.stack import Effects
 from neural_fields import canonical
 from neural_fields.baking import Maps
@@ -30,8 +30,6 @@ from neural_fields.output import source_facts
 from neural_fields.pictures import read_picture, resize
 from neural_fields.reshaping import Shape
 from neural_fields.run import Run
-
-CHOSEN = 0.5  # brightness of a mask from which it chooses something
 
 Report = Callable[[str, int, int], None]  # what is going on, steps done, steps in all
 
@@ -62,16 +60,23 @@ class Source:
         return found
 
     def region(self, layer: str) -> Float[np.ndarray, "height width"]:
-        """Where the edit of a layer may go, in [0, 1], at the size of its picture: the mask, or all that was seen.
+        """Reads where the edit of a layer may go: the mask, or all that was seen.
+
+        Returns:
+            A mask in [0, 1] at the size of the layer's picture.
 
         Raises:
             UserError: the mask has another shape than the picture, or chooses nothing that the video shows (exit 3).
         """
         picture = self.pictures[layer]
         # Not the coverage of `picture`: edits may have painted a little beyond what was seen.
-        seen = (canonical.pristine(self.run.canonical, layer).rgba[3].numpy() > 0).astype(np.float32)
-        region = seen if self.mask is None else seen * _mask(self.mask, picture)
-        if region.max(initial=0) < CHOSEN:
+        region = (canonical.pristine(self.run.canonical, layer).rgba[3].numpy() > 0).astype(np.float32)
+        if self.mask is not None:
+            painted = read_picture(self.mask, max_pixels=pixel_limit(picture.size))
+            check_size(painted, picture.size, f"the picture of the layer {picture.layer}")
+            bright = painted.rgba[..., :3].mean(axis=-1, keepdims=True) * painted.rgba[..., 3:]
+            region = region * np.clip(resize(np.ascontiguousarray(bright), picture.size)[..., 0], 0, 1)
+        if region.max(initial=0) < 0.5:
             raise bad_input(
                 "there is nothing to edit",
                 where=str(self.mask or self.run.canonical),
@@ -84,17 +89,17 @@ class Source:
 
     @property
     def frame_count(self) -> int:
-        """How many frames the run was fitted to."""
+        """How many frames the run was trained on."""
         return len(source_facts(self.run)[1])
 
     def frame(self, t: int) -> UInt8[np.ndarray, "height width 3"]:
-        """The source's frame at index `t` of the run, as it was."""
-        facts, chosen = source_facts(self.run)
+        """Reads the source's frame at index `t` of the run, as it was."""
+        metadata, chosen = source_facts(self.run)
         k = chosen[t]
-        return next(iter(source_frames(facts, range(k, k + 1))))
+        return next(iter(source_frames(metadata, range(k, k + 1))))
 
     def frame_maps(self, t: int, size: tuple[int, int]) -> FrameMaps:
-        """Where frame `t` of the run lies in the canonical pictures, at `size` (width, height)."""
+        """Reads where frame `t` of the run lies in the canonical pictures, at `size` (width, height)."""
         return frame_maps(self.maps, self.pictures, t, size)
 
 
@@ -105,7 +110,7 @@ class EditorResult:
     Attributes:
         overlays: what it painted, by layer.
         notes: what the user should know, one sentence each.
-        facts: what is kept in edit.json beside the editor's settings.
+        facts: metadata that is kept in edit.json beside the editor's settings.
         shapes: how it deformed layers, with what is painted on them.
         effects: what else it does to layers.
     """
@@ -132,12 +137,4 @@ class Editor(Protocol):
 
 
 def quiet(stage: str, done: int, total: int) -> None:
-    """A `Report` that says nothing."""
-
-
-def _mask(path: Path, picture: CanonicalImage) -> Float[np.ndarray, "height width"]:
-    """How bright a mask picture is, at the size of a canonical picture."""
-    painted = read_picture(path, max_pixels=max(16_000_000, 16 * picture.size[0] * picture.size[1]))
-    check_size(painted, picture.size, f"the picture of the layer {picture.layer}")
-    bright = painted.rgba[..., :3].mean(axis=-1, keepdims=True) * painted.rgba[..., 3:]
-    return np.clip(resize(np.ascontiguousarray(bright), picture.size)[..., 0], 0, 1)
+    """Reports nothing: a `Report` for those who do not want to know."""

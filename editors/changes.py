@@ -1,7 +1,7 @@
 """The texels of a painted picture that differ from the picture it was painted on, whatever a tool did to the others.
 
 A lossless picture that was changed in places is compared there only (`quick_change`); where noise has to be told from
-paint, or nearly all was painted over, all of it is looked at (`whole_change`). Both find the same.
+paint, or nearly all was painted over, all of it is compared (`whole_change`). Both find the same.
 """
 
 from __future__ import annotations
@@ -13,20 +13,42 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from editors.sameness import EXACT, LEVEL, NOISE_WINDOW, Gray, Rgb, Sameness, distance_from, largest
-from neural_fields.frame_parts import inside
+from editors.sameness import DEFAULTS as NOISE_DEFAULTS
+from editors.sameness import LEVEL, Gray, NoiseModelSettings, Rgb, Sameness, distance_from, largest
+from neural_fields.frame_parts import Part, around, inside
 from neural_fields.pictures import Picture, as_floats, premultiplied, resize, straight
-
-FILL_LEVELS = 24  # where nothing was ever seen, paint differs at least this much from a flat fill
-WHOLE_GAP = 17  # texels; gaps up to this size are closed in a picture that changed nearly everywhere
-TILE = 256  # texels of a side of what is compared at a time
-HALO = 4  # texels around a tile that are looked at too: gaps are closed by their neighbours
-FILL_SHARE = 0.3  # a second colour is a fill (a checkerboard) from this share of the unseen texels on
 
 Rgba = Float[np.ndarray, "height width 4"]
 Pixels = UInt8[np.ndarray, "_ _ 4"] | Float[np.ndarray, "_ _ 4"]
-Colours = Float[np.ndarray, "colours 3"]
-Part = tuple[slice, slice]  # rows and columns
+Colors = Float[np.ndarray, "colors 3"]
+
+
+@dataclass(frozen=True)
+class ChangeSettings:
+    """Settings of the search for paint. Levels are 8-bit levels of a color; alpha and coverage are in [0, 1]."""
+
+    noise: NoiseModelSettings = NOISE_DEFAULTS
+    opaque_alpha: float = 0.999  # from here on a texel counts as opaque
+    min_alpha: float = 0.5  # strength of a change from which a texel counts as painted
+    min_coverage: float = 0.5  # of texels that count as seen
+    fill_levels: float = 24.0  # where nothing was ever seen, paint differs at least this much from a flat fill
+    min_fill_share: float = 0.3  # of the unseen texels: a second color with so many is a fill (a checkerboard)
+    max_fill_distance: float = 0.1  # a texel farther from a fill than this is paint, and tells nothing of the fill
+    soft_levels: float = 1.5  # least threshold of texels that are not opaque: they are rounded
+    erased_alpha: float = 0.25  # alpha taken away from which a texel counts as erased
+    min_erased_texels: int = 16  # from here on the user is told
+    min_speck_texels: int = 5  # fewer changed texels that lie together are noise
+    speck_reach_px: int = 5  # window around what is no speck in which faint texels are kept
+    exact_gap_px: int = 3  # gaps in paint up to this size are closed
+    noisy_gap_px: int = 5  # the same on noisy input
+    whole_gap_px: int = 17  # the same in a picture that changed nearly everywhere
+    whole_share: float = 0.6  # of what is seen: with more, a picture changed nearly everywhere
+    unseen_reach_px: int = 5  # window around seen texels in which texels count as seen
+    tile_px: int = 256  # side of what is compared at a time
+    halo_px: int = 4  # around a tile: gaps are closed by their neighbors
+
+
+DEFAULTS = ChangeSettings()
 
 
 @dataclass(frozen=True)
@@ -34,7 +56,7 @@ class Change:
     """Where a painted picture differs from its base.
 
     Attributes:
-        rgba: the painted colours with the strength of the change as straight alpha, at the painted picture's size.
+        rgba: the painted colors with the strength of the change as straight alpha, at the painted picture's size.
         notes: what was left out, one sentence each.
     """
 
@@ -47,19 +69,19 @@ class Change:
 
 
 @dataclass(frozen=True)
-class _Ground:
+class _Backdrop:
     """What a tool put behind transparent texels when it dropped the alpha.
 
     Attributes:
-        fills: the flat colours that may be there.
-        fill: the one that is blended with the picture; None: the picture's hidden colours are shown.
+        fills: the flat colors that may be there.
+        fill: the one that is blended with the picture; None: the picture's hidden colors are shown.
     """
 
-    fills: Colours
+    fills: Colors
     fill: Float[np.ndarray, "3"] | None
 
-    def under(self, rgba: Rgba, hidden: Rgb) -> Rgb:
-        """A picture on this ground."""
+    def composite(self, rgba: Rgba, hidden: Rgb) -> Rgb:
+        """Blends a picture with this backdrop."""
         if self.fill is None:
             return hidden
         coverage = rgba[..., 3]
@@ -67,11 +89,13 @@ class _Ground:
         return cv2.merge([plane * coverage + value * (1 - coverage) for plane, value in planes])
 
 
-def quick_change(painted: Pixels, base: Pixels) -> tuple[Part, Change] | None:
-    """The change of a lossless picture that was painted in places: the part of it that changed, and how.
+def quick_change(painted: Pixels, base: Pixels, settings: ChangeSettings = DEFAULTS) -> tuple[Part, Change] | None:
+    """Finds the change of a lossless picture that was painted in places: the part of it that changed, and how.
 
     Args:
-        painted, base: straight RGBA, both as bytes or both as float32 in [0, 1].
+        painted: straight RGBA, as bytes or as float32 in [0, 1].
+        base: what it was painted on, of the same type.
+        settings: of the search.
 
     Returns:
         The rows and columns that hold all that changed (none of them where nothing did) and the change there; None
@@ -80,201 +104,218 @@ def quick_change(painted: Pixels, base: Pixels) -> tuple[Part, Change] | None:
     if painted.shape != base.shape or not painted.size:
         return None
     one = 255 if base.dtype == np.uint8 else 1
+    opaque = settings.opaque_alpha * one
     alpha, coverage = cv2.extractChannel(painted, 3), cv2.extractChannel(base, 3)
-    ground = None
-    if cv2.minMaxLoc(alpha)[0] > 0.999 * one and cv2.minMaxLoc(coverage)[0] < 0.999 * one:
-        ground = _ground_of(painted, base, coverage, one)
-    differs = _differing(painted, base, alpha, coverage, ground, one)
-    seen = cv2.compare(coverage, 0.5 * one, cv2.CMP_GT)
-    near = cv2.dilate(differs, np.ones((NOISE_WINDOW,) * 2, np.uint8)) & seen
-    # Fewer than half: then the median of what differs is zero, and there is no noise.
+
+    # Did the tool drop the alpha?
+    backdrop = None
+    if cv2.minMaxLoc(alpha)[0] > opaque and cv2.minMaxLoc(coverage)[0] < opaque:
+        fills = _find_fills(_floats_at(painted, coverage < LEVEL * one)[:, :3], settings)
+        soft = coverage < opaque
+        shown, own = _floats_at(painted, soft), _floats_at(base, soft)
+        backdrop = _Backdrop(fills, _choose_fill(shown[:, :3], own, own[:, :3], fills, settings))
+
+    # Nonzero where texels are not what they would be without paint.
+    differs = np.zeros(alpha.shape, np.uint8)
+    for channel in range(3):
+        differs |= cv2.compare(cv2.extractChannel(painted, channel), cv2.extractChannel(base, channel), cv2.CMP_NE)
+    if backdrop is None:  # a clear texel may have any hidden color
+        differs &= cv2.compare(cv2.max(alpha, coverage), 0, cv2.CMP_GT)
+        differs |= cv2.compare(alpha, coverage, cv2.CMP_NE)
+    elif backdrop.fill is not None:  # on a flat fill soft texels are rounded
+        differs |= cv2.compare(coverage, opaque, cv2.CMP_LT)
+
+    # Fewer than half of those seen: then the median of what differs is zero, and there is no noise.
+    noise_window = settings.noise.noise_window_px
+    seen = cv2.compare(coverage, settings.min_coverage * one, cv2.CMP_GT)
+    near = cv2.dilate(differs, np.ones((noise_window,) * 2, np.uint8)) & seen
     if near.any() and 2 * cv2.countNonZero(near) >= cv2.countNonZero(seen):
         return None
-    part = _around(differs)
-    change = _in_tiles(painted[part], base[part], differs[part], ground)
-    notes = _erased(alpha[part], coverage[part], one) if ground is None and change.size else ()
+
+    part = around(differs, noise_window) or (slice(0, 0), slice(0, 0))
+    change = _compare_tiles(painted[part], base[part], differs[part], backdrop, settings)
+    notes: tuple[str, ...] = ()
+    if backdrop is None and change.size:
+        notes = _erasure_notes(alpha[part], coverage[part], one, settings)
     return part, Change(change, notes)
 
 
-def _ground_of(painted: Pixels, base: Pixels, coverage: np.ndarray, one: int) -> _Ground:
-    fills = _fills(_chosen(painted, coverage < LEVEL * one)[:, :3])
-    soft = coverage < 0.999 * one
-    seen, own = (_chosen(pixels, soft) for pixels in (painted, base))
-    return _Ground(fills, _best_fill(seen[:, :3], own, own[:, :3], fills))
-
-
-def _chosen(pixels: Pixels, mask: np.ndarray) -> Float[np.ndarray, "n 4"]:
+def _floats_at(pixels: Pixels, mask: np.ndarray) -> Float[np.ndarray, "n 4"]:
     return as_floats(pixels[mask][None])[0]
 
 
-def _differing(
-    painted: Pixels, base: Pixels, alpha: np.ndarray, coverage: np.ndarray, ground: _Ground | None, one: int
-) -> UInt8[np.ndarray, "height width"]:
-    """Other than zero where texels are not what they would be without paint; of clear ones the hidden colour is free.
-
-    On a flat ground soft texels count too: they are rounded.
-    """
-    differs = np.zeros(alpha.shape, np.uint8)
-    for channel in range(3):
-        one_channel, other = (cv2.extractChannel(pixels, channel) for pixels in (painted, base))
-        differs |= cv2.compare(one_channel, other, cv2.CMP_NE)
-    if ground is not None:
-        return differs if ground.fill is None else differs | cv2.compare(coverage, 0.999 * one, cv2.CMP_LT)
-    differs &= cv2.compare(cv2.max(alpha, coverage), 0, cv2.CMP_GT)
-    return differs | cv2.compare(alpha, coverage, cv2.CMP_NE)
-
-
-def _around(differs: UInt8[np.ndarray, "height width"]) -> Part:
-    """The rows and columns that differ, with some more around."""
-    left, top, width, height = cv2.boundingRect(differs)
-    if not width:
-        return slice(0, 0), slice(0, 0)
-    spans = zip((top, left), (height, width), differs.shape, strict=True)
-    rows, columns = (slice(max(0, a - NOISE_WINDOW), min(n, a + b + NOISE_WINDOW)) for a, b, n in spans)
-    return rows, columns
-
-
-def _in_tiles(
-    painted: Pixels, base: Pixels, differs: UInt8[np.ndarray, "height width"], ground: _Ground | None
+def _compare_tiles(
+    painted: Pixels,
+    base: Pixels,
+    differs: UInt8[np.ndarray, "height width"],
+    backdrop: _Backdrop | None,
+    settings: ChangeSettings,
 ) -> Rgba:
-    """The change where nothing is noise. What is equal is passed over; tiles stay in the processor's cache."""
+    """Computes the change where nothing is noise. What is equal is passed over; tiles stay in the processor's cache."""
     height, width = differs.shape
+    side, halo = settings.tile_px, settings.halo_px
     result = np.zeros((height, width, 4), np.float32)
-    for top, left in product(range(0, height, TILE), range(0, width, TILE)):
-        inner = (slice(top, min(height, top + TILE)), slice(left, min(width, left + TILE)))
-        rows, columns = (slice(max(0, span.start - HALO), span.stop + HALO) for span in inner)
+    for top, left in product(range(0, height, side), range(0, width, side)):
+        inner = (slice(top, min(height, top + side)), slice(left, min(width, left + side)))
+        rows, columns = (slice(max(0, span.start - halo), span.stop + halo) for span in inner)
         if not differs[rows, columns].any():
             continue
-        rgba, under = (as_floats(pixels[rows, columns]) for pixels in (painted, base))
-        found = _in_tile(rgba, under, ground)
+        rgba, under = as_floats(painted[rows, columns]), as_floats(base[rows, columns])
+        plain, coverage = np.ascontiguousarray(under[..., :3]), under[..., 3]
+        threshold = np.full(coverage.shape, settings.noise.exact_levels * LEVEL, np.float32)
+        if backdrop is None:
+            distance = distance_from(_blend_as_shown(rgba, plain, coverage), plain)
+            same = Sameness(distance, threshold, exact=True)
+            found = _extract_change_by_alpha(rgba, coverage, same, 0.0, False, settings)
+        else:
+            rgb = np.ascontiguousarray(rgba[..., :3])
+            same = Sameness(distance_from(rgb, backdrop.composite(under, plain)), threshold, exact=True)
+            same = _compare_unseen_with_fills(rgb, coverage, backdrop.fills, plain, same, settings)
+            found = _extract_change(rgba, coverage, same, None, False, settings)
         result[inner] = found[inside(inner[0], rows), inside(inner[1], columns)]
     return result
 
 
-def _in_tile(rgba: Rgba, base: Rgba, ground: _Ground | None) -> Rgba:
-    plain, coverage = np.ascontiguousarray(base[..., :3]), base[..., 3]
-    threshold = np.full(coverage.shape, EXACT * LEVEL, np.float32)
-    if ground is None:
-        distance = distance_from(_as_shown(rgba, plain, coverage), plain)
-        return _against_alpha(rgba, coverage, Sameness(distance, threshold, exact=True))
-    rgb = np.ascontiguousarray(rgba[..., :3])
-    distance = distance_from(rgb, ground.under(base, plain))
-    distance, threshold = _outside(rgb, coverage, ground.fills, plain, distance, threshold)
-    return _change(rgba, coverage, Sameness(distance, threshold, exact=True), None, whole=False)
+def whole_change(painted: Picture, base: Rgba, settings: ChangeSettings = DEFAULTS) -> Change:
+    """Finds the change of a picture of any size of the aspect of `base`, lossy or not.
 
-
-def whole_change(painted: Picture, base: Rgba) -> Change:
-    """The change of a picture of any size of the aspect of `base`, lossy or not."""
+    Args:
+        painted: the painted picture.
+        base: what it was painted on, float32 in [0, 1] with straight alpha.
+        settings: of the search.
+    """
     exact_size = painted.size == (base.shape[1], base.shape[0])
     ground = base if exact_size else straight(resize(premultiplied(base), painted.size))
     rgba, coverage = painted.rgba, ground[..., 3]
     scale = painted.size[0] / base.shape[1]
-    if (rgba[..., 3] > 0.999).all() and (coverage < 0.999).any():
+    soft = coverage < settings.opaque_alpha
+    if (rgba[..., 3] > settings.opaque_alpha).all() and soft.any():  # the tool dropped the alpha
         rgb = np.ascontiguousarray(rgba[..., :3])
         hidden = np.ascontiguousarray(base[..., :3])
         hidden = hidden if exact_size else resize(hidden, painted.size)
-        fills, soft = _fills(rgb[coverage < LEVEL]), coverage < 0.999
-        behind = _Ground(fills, _best_fill(rgb[soft], ground[soft], hidden[soft], fills))
-        same = Sameness.of(painted, rgb, behind.under(ground, hidden), coverage, scale)
-        distance, threshold = _outside(rgb, coverage, fills, hidden, same.distance, same.threshold)
-        return Change(_change(rgba, coverage, Sameness(distance, threshold, same.exact), None, whole=True), ())
+        fills = _find_fills(rgb[coverage < LEVEL], settings)
+        backdrop = _Backdrop(fills, _choose_fill(rgb[soft], ground[soft], hidden[soft], fills, settings))
+        same = Sameness.of(painted, rgb, backdrop.composite(ground, hidden), coverage, scale, settings.noise)
+        same = _compare_unseen_with_fills(rgb, coverage, fills, hidden, same, settings)
+        return Change(_extract_change(rgba, coverage, same, None, True, settings), ())
     plain = np.ascontiguousarray(ground[..., :3])
-    same = Sameness.of(painted, _as_shown(rgba, plain, coverage), plain, coverage, scale)
-    found = _against_alpha(rgba, coverage, same, 0.0 if exact_size else scale, whole=True)
-    return Change(found, _erased(rgba[..., 3], coverage))
+    same = Sameness.of(painted, _blend_as_shown(rgba, plain, coverage), plain, coverage, scale, settings.noise)
+    found = _extract_change_by_alpha(rgba, coverage, same, 0.0 if exact_size else scale, True, settings)
+    return Change(found, _erasure_notes(rgba[..., 3], coverage, 1, settings))
 
 
-def _as_shown(rgba: Rgba, plain: Rgb, coverage: Gray) -> Rgb:
-    """Painted colours, of faint texels only as far as they show: straight ones are mostly rounding there."""
+def _blend_as_shown(rgba: Rgba, plain: Rgb, coverage: Gray) -> Rgb:
+    """Takes painted colors of faint texels only as far as they show: straight ones are mostly rounding there."""
     share = np.minimum(rgba[..., 3], coverage)
     return plain + (rgba[..., :3] - plain) * cv2.merge([share] * 3)
 
 
-def _erased(alpha: np.ndarray, coverage: np.ndarray, one: int = 1) -> tuple[str, ...]:
-    """A note where alpha was taken away; `one` is what stands for opaque."""
-    if np.count_nonzero(cv2.subtract(coverage, alpha) > 0.25 * one) < 16:
+def _erasure_notes(alpha: np.ndarray, coverage: np.ndarray, one: int, settings: ChangeSettings) -> tuple[str, ...]:
+    """Makes a note where alpha was taken away; `one` is what stands for opaque."""
+    if np.count_nonzero(cv2.subtract(coverage, alpha) > settings.erased_alpha * one) < settings.min_erased_texels:
         return ()
     return ("erased places are left as they are in the video: paint over what should change",)
 
 
-def _against_alpha(rgba: Rgba, coverage: Gray, same: Sameness, scale: float = 0.0, whole: bool = False) -> Rgba:
-    """The change by what differs in colour and by what was added where the base was transparent."""
-    gained, strength = _added(rgba[..., 3], coverage, scale)
+def _extract_change_by_alpha(
+    rgba: Rgba, coverage: Gray, same: Sameness, scale: float, whole: bool, settings: ChangeSettings
+) -> Rgba:
+    """Extracts the change by what differs in color and by what was added where the base was transparent."""
+    alpha = rgba[..., 3]
+    reach = np.ones((2 * int(np.ceil(scale)) + 1,) * 2, np.uint8)
+    gained = np.clip(alpha - cv2.dilate(coverage, reach), 0, 1)
+    # How opaque the paint is: on soft coverage, alpha as before means that it is opaque.
+    kept = np.minimum(alpha / np.maximum(coverage, LEVEL), 1)
+    trust = np.minimum(4 * coverage, 1)
+    strength = alpha * (1 - trust) + kept * trust
     distance = np.maximum(same.distance, gained)
-    threshold = np.where(coverage < 0.999, np.maximum(same.threshold, 1.5 * LEVEL), same.threshold)
-    return _change(rgba, coverage, Sameness(distance, threshold, same.exact), strength, whole)
+    soft_threshold = np.maximum(same.threshold, settings.soft_levels * LEVEL)
+    threshold = np.where(coverage < settings.opaque_alpha, soft_threshold, same.threshold)
+    return _extract_change(rgba, coverage, Sameness(distance, threshold, same.exact), strength, whole, settings)
 
 
-def _change(rgba: Rgba, coverage: Gray, same: Sameness, strength: Gray | None, whole: bool) -> Rgba:
+def _extract_change(
+    rgba: Rgba, coverage: Gray, same: Sameness, strength: Gray | None, whole: bool, settings: ChangeSettings
+) -> Rgba:
+    """Extracts the painted colors with the strength of the change as alpha.
+
+    Fills pinholes where paint happens to have the base's color and, on noisy input, drops single specks.
+
+    Args:
+        rgba: the painted picture.
+        coverage: alpha of the base.
+        same: how far texels are from the base, and how far they may be.
+        strength: how opaque the paint is; None: opaque.
+        whole: whether these are all of the texels, so that nearly all may have changed.
+        settings: of the search.
+    """
     alpha = np.clip((same.distance - same.threshold) / (same.threshold + LEVEL), 0, 1)
-    alpha = _tidy(alpha, coverage, same.exact, whole)
+    mask = (alpha > settings.min_alpha).astype(np.uint8)
+    if not same.exact:
+        _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+        speck = stats[:, cv2.CC_STAT_AREA] < settings.min_speck_texels
+        mask[speck[labels]] = 0
+        # What is left of noise lies alone; a soft edge of paint touches it.
+        alpha = np.where(cv2.dilate(mask, np.ones((settings.speck_reach_px,) * 2, np.uint8)) > 0, alpha, 0)
+    gap = settings.exact_gap_px if same.exact else settings.noisy_gap_px
+    seen = coverage > settings.min_coverage
+    if whole and bool(seen.any()) and bool(mask[seen].mean() > settings.whole_share):
+        # Who repaints most of a picture has repainted its little-changed places too: a style, a grade.
+        gap = settings.whole_gap_px
+    closed = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (gap, gap)))
+    alpha = np.maximum(alpha, closed).astype(np.float32)
     alpha = alpha if strength is None else alpha * strength
     alpha[alpha < 0.5 * LEVEL] = 0
-    seen = alpha > 0
-    return cv2.merge([*(plane * seen for plane in cv2.split(rgba)[:3]), alpha])
+    changed = alpha > 0
+    return cv2.merge([*(plane * changed for plane in cv2.split(rgba)[:3]), alpha])
 
 
-def _fills(unseen: Float[np.ndarray, "n 3"]) -> Colours:
-    """The flat colours a tool put behind transparent texels: the most frequent, and others with a large share."""
+def _find_fills(unseen: Float[np.ndarray, "n 3"], settings: ChangeSettings) -> Colors:
+    """Finds the flat colors a tool put behind transparent texels: the most frequent, and others with a large share."""
     if len(unseen) == 0:
         return np.array([[1, 1, 1], [0, 0, 0]], np.float32)
-    bins = np.rint(unseen * 31).astype(np.int64) @ np.array([1024, 32, 1])
+    bins = np.rint(unseen * 31).astype(np.int64) @ np.array([1024, 32, 1])  # 32 steps a channel
     counts = np.bincount(bins, minlength=32**3)
-    frequent = [
-        place for rank, place in enumerate(np.argsort(counts)[:-4:-1])
-        if rank == 0 or counts[place] >= FILL_SHARE * len(unseen)
-    ]  # fmt: skip
-    return np.stack([np.median(unseen[bins == place], axis=0) for place in frequent]).astype(np.float32)
+    first, *others = np.argsort(counts)[:-4:-1]  # three at most
+    frequent = [first, *(color for color in others if counts[color] >= settings.min_fill_share * len(unseen))]
+    return np.stack([np.median(unseen[bins == color], axis=0) for color in frequent]).astype(np.float32)
 
 
-def _best_fill(
-    seen: Float[np.ndarray, "n 3"], own: Float[np.ndarray, "n 4"], hidden: Float[np.ndarray, "n 3"], fills: Colours
+def _choose_fill(
+    seen: Float[np.ndarray, "n 3"],
+    own: Float[np.ndarray, "n 4"],
+    hidden: Float[np.ndarray, "n 3"],
+    fills: Colors,
+    settings: ChangeSettings,
 ) -> Float[np.ndarray, "3"] | None:
-    """The flat colour on which soft texels of the base look most like those that are seen; None: their own, hidden."""
+    """Chooses the flat color on which soft texels of the base look most like those that are seen.
+
+    Args:
+        seen: the painted colors of soft texels.
+        own: the base's colors there, with alpha.
+        hidden: the base's colors there as they are under the alpha.
+        fills: the flat colors to choose from.
+        settings: of the search.
+
+    Returns:
+        The color; None where the base's own, hidden colors are shown.
+    """
     candidates = [hidden, *(own[:, :3] * own[:, 3:] + fill * (1 - own[:, 3:]) for fill in fills)]
-    best = int(np.argmin([np.minimum(np.abs(seen - candidate), 0.1).mean() for candidate in candidates]))
+    limit = settings.max_fill_distance
+    best = int(np.argmin([np.minimum(np.abs(seen - candidate), limit).mean() for candidate in candidates]))
     return None if best == 0 else fills[best - 1]
 
 
-def _outside(
-    rgb: Rgb, coverage: Gray, fills: Float[np.ndarray, "colours 3"], hidden: Rgb, distance: Gray, threshold: Gray
-) -> tuple[Gray, Gray]:
-    """Distance and threshold with the texels that no frame shows measured against the flat fills instead."""
-    seen = cv2.dilate((coverage >= LEVEL).astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+def _compare_unseen_with_fills(
+    rgb: Rgb, coverage: Gray, fills: Colors, hidden: Rgb, same: Sameness, settings: ChangeSettings
+) -> Sameness:
+    """Measures the texels that no frame shows against the flat fills instead of the base."""
+    reach = np.ones((settings.unseen_reach_px,) * 2, np.uint8)
+    seen = cv2.dilate((coverage >= LEVEL).astype(np.uint8), reach) > 0
     to_fill = largest(np.abs(rgb - hidden))
     for fill in fills:
         to_fill = np.minimum(to_fill, largest(np.abs(rgb - fill)))
-    distance = np.where(seen, distance, np.minimum(distance, to_fill))
-    return distance, np.where(seen, threshold, np.maximum(threshold, FILL_LEVELS * LEVEL)).astype(np.float32)
-
-
-def _added(alpha: Gray, coverage: Gray, scale: float) -> tuple[Gray, Gray]:
-    """The alpha that was added where the base was transparent, and how opaque the paint is.
-
-    On soft coverage, alpha as before means that the paint is opaque.
-    """
-    around = np.ones((2 * int(np.ceil(scale)) + 1,) * 2, np.uint8)
-    gained = np.clip(alpha - cv2.dilate(coverage, around), 0, 1)
-    kept = np.minimum(alpha / np.maximum(coverage, LEVEL), 1)
-    trust = np.minimum(4 * coverage, 1)
-    return gained, alpha * (1 - trust) + kept * trust
-
-
-def _tidy(alpha: Gray, coverage: Gray, exact: bool, whole: bool) -> Gray:
-    """Fills pinholes where paint happens to have the base's colour and, on noisy input, drops single specks.
-
-    With `whole`, these are all of the texels, and nearly all may have changed.
-    """
-    mask = (alpha > 0.5).astype(np.uint8)
-    if not exact:
-        _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-        speck = stats[:, cv2.CC_STAT_AREA] < 5
-        mask[speck[labels]] = 0
-        # What is left of noise lies alone; a soft edge of paint touches it.
-        alpha = np.where(cv2.dilate(mask, np.ones((5, 5), np.uint8)) > 0, alpha, 0)
-    seen = coverage > 0.5
-    whole = whole and bool(seen.any()) and bool(mask[seen].mean() > 0.6)
-    # Who repaints most of a picture has repainted its little-changed places too: a style, a grade.
-    size = WHOLE_GAP if whole else 3 if exact else 5
-    closed = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size)))
-    return np.maximum(alpha, closed).astype(np.float32)
+    distance = np.where(seen, same.distance, np.minimum(same.distance, to_fill))
+    fill_threshold = np.maximum(same.threshold, settings.fill_levels * LEVEL)
+    threshold = np.where(seen, same.threshold, fill_threshold).astype(np.float32)
+    return Sameness(distance, threshold, same.exact)

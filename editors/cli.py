@@ -82,7 +82,7 @@ class Edits:
 
 @dataclass(frozen=True)
 class Undo:
-    """Take back what was done last: an edit, or a change of how one lies. Everything stays on disk."""
+    """Take back what was done last: an edit, or a change of its arrangement. Everything stays on disk."""
 
     run: Positional[Path]
     """The run's folder."""
@@ -98,7 +98,7 @@ class Redo:
 
 @dataclass(frozen=True)
 class Demo:
-    """The whole job on a clip that the program makes itself: fit, paint, render, and measure the drift of the mark."""
+    """The whole job on a clip that the program makes itself: train, paint, render, measure the drift of the mark."""
 
     out: Path = Path("demo")
     """Where the demonstration goes."""
@@ -115,8 +115,8 @@ def run_edit(command: Edit, extra: list[str]) -> int:
     from neural_fields.run import Run
 
     run = Run.open(command.run)
-    lies, report = arrangement_of(command, run), _reporter()
-    more: dict[str, Any] = {"name": command.name, "arrangement": lies}
+    report = _make_report()
+    more: dict[str, Any] = {"name": command.name, "arrangement": arrangement_of(command, run)}
     if command.frames is not None:
         from editors.frames import Frames
 
@@ -131,7 +131,7 @@ def run_edit(command: Edit, extra: list[str]) -> int:
     else:
         frame = command.frame[0] if command.frame else None
         made = edit(run, command.images[0], layer=command.layer, frame=frame, upscaled=command.upscaled, **more)
-    return _told(made, command)
+    return _print_added(made, command)
 
 
 def run_editor(command: Any, extra: list[str]) -> int:
@@ -149,21 +149,21 @@ def run_editor(command: Any, extra: list[str]) -> int:
         mask=command.mask,
         name=command.name,
         arrangement=arrangement_of(command, run),
-        report=_reporter(),
+        report=_make_report(),
     )
-    return _told(made, command)
+    return _print_added(made, command)
 
 
-def _reporter() -> Any:
-    """Progress of an editor as a line that renews itself."""
+def _make_report() -> Any:
+    """Makes a report of an editor's progress: a line that renews itself."""
     from neural_fields.fit_options import Progress
 
     line = base.LiveLine()
     return lambda stage, done, total: line(Progress(stage, done, total))
 
 
-def _told(made: Made, command: Any) -> int:
-    """Says which edit was added."""
+def _print_added(made: Made, command: Any) -> int:
+    """Prints which edit was added."""
     for note in made.notes:
         base.say(f"note: {note}")
     if command.json:
@@ -212,7 +212,8 @@ def run_edits(command: Edits, extra: list[str]) -> int:
             for e in found
         ]
         base.print_json({"edits": rows})
-    for item in [] if command.json else found:
+        return ExitCode.OK
+    for item in found:
         parts = [
             item.folder.name,
             ", ".join(item.layers),
@@ -232,13 +233,13 @@ def run_undo(command: Undo, extra: list[str]) -> int:
 
     run = Run.open(command.run)
     with lock(run):
-        print(f"undone: {_step(undo(run))}")
+        print(f"undone: {_describe_step(undo(run))}")
     return ExitCode.OK
 
 
-def _step(found: Stepped) -> str:
-    """What was taken back or brought back."""
-    change = "how it lies in " if found.operation == "set" else ""
+def _describe_step(found: Stepped) -> str:
+    """Describes what was taken back or brought back."""
+    change = "the arrangement of " if found.operation == "set" else ""
     return f"{change}{found.edit.folder.name}"
 
 
@@ -251,7 +252,7 @@ def run_redo(command: Redo, extra: list[str]) -> int:
 
     run = Run.open(command.run)
     with lock(run):
-        print(f"again: {_step(redo(run))}")
+        print(f"again: {_describe_step(redo(run))}")
     return ExitCode.OK
 
 
@@ -261,11 +262,11 @@ def run_demo(command: Demo, extra: list[str]) -> int:
     prepare_threads()
     from editors.demo import demonstrate
 
-    facts = demonstrate(command.out, base.LiveLine())
+    figures = demonstrate(command.out, base.LiveLine())
     if command.json:
-        base.print_json(facts)
+        base.print_json(figures)
     else:
-        for name, value in facts.items():
+        for name, value in figures.items():
             print(f"{name:<22}{value}")
     return ExitCode.OK
 
@@ -298,9 +299,8 @@ HANDLERS: dict[type, Any] = {
     Redo: run_redo,
     Demo: run_demo,
 }
-
-
-FAMILIES: list[tuple[type, Any]] = [(MakeEdit, run_editor), (cli_export.Export, cli_export.run_export)]
+# Commands whose classes are made with the settings of an editor or an export.
+BASE_HANDLERS: list[tuple[type, Any]] = [(MakeEdit, run_editor), (cli_export.Export, cli_export.run_export)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -316,27 +316,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     base.show_warnings()
     try:
         command, extra = parse(words)
-        handler = next((run for kind, run in FAMILIES if isinstance(command, kind)), None) or HANDLERS[type(command)]
+        made = next((run for kind, run in BASE_HANDLERS if isinstance(command, kind)), None)
+        handler = made or HANDLERS[type(command)]
         return int(handler(command, extra))
     except UserError as error:
-        return _failed(str(error), error.code, debug)
+        return _print_failure(str(error), error.code, debug)
     except KeyboardInterrupt:
-        return _failed("interrupted", ExitCode.INTERRUPTED, debug)
+        return _print_failure("interrupted", ExitCode.INTERRUPTED, debug)
     except BrokenPipeError:
         return ExitCode.OK  # the reader of our output has had enough
     except MemoryError:
-        return _failed("error: out of memory\n  try   a smaller --size", ExitCode.NO_ROOM, debug)
+        return _print_failure("error: out of memory\n  try   a smaller --size", ExitCode.NO_ROOM, debug)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return _failed(f"error: the disk is full\n  where {error.filename or ''}", ExitCode.NO_ROOM, debug)
-        return _failed(f"error: {error}", ExitCode.BAD_INPUT, debug)
+            return _print_failure(f"error: the disk is full\n  where {error.filename or ''}", ExitCode.NO_ROOM, debug)
+        return _print_failure(f"error: {error}", ExitCode.BAD_INPUT, debug)
     except Exception as error:  # the last border: whatever gets here is our mistake, and is said to be
         text = f"bug: {type(error).__name__}: {error}\n  try   the same command with --debug, and report what it prints"
-        return _failed(text, ExitCode.BUG, debug)
+        return _print_failure(text, ExitCode.BUG, debug)
 
 
 def parse(words: Sequence[str]) -> tuple[Any, list[str]]:
-    """The command and what is left of the line (dotted settings of the config).
+    """Parses a command line: the command and what is left of the line (dotted settings of the config).
 
     Raises:
         UserError: there is no such command.
@@ -355,9 +356,8 @@ def parse(words: Sequence[str]) -> tuple[Any, list[str]]:
     union: Any = members[0]
     for member in members[1:]:
         union = union | member
-    described = Annotated[union, tyro.conf.FlagCreatePairsOff]
     command, extra = tyro.cli(
-        described,
+        Annotated[union, tyro.conf.FlagCreatePairsOff],
         prog="unwrap",
         description="Unwrap turns a video into a few still pictures, lets you change them, and puts the change back.",
         args=list(words),
@@ -366,7 +366,8 @@ def parse(words: Sequence[str]) -> tuple[Any, list[str]]:
     return command, extra
 
 
-def _failed(text: str, code: ExitCode, debug: bool) -> int:
+def _print_failure(text: str, code: ExitCode, debug: bool) -> int:
+    """Prints an error; returns the exit status."""
     if debug:
         traceback.print_exc()
     base.say(text)

@@ -1,4 +1,7 @@
-"""How an edit lies in time and in the mixture, on the command line: flags of `unwrap edit`, and `unwrap arrange`."""
+"""The arrangement of an edit on the command line: flags of `unwrap edit`, and `unwrap arrange`.
+
+It is the opacity, the blend mode, the time, and the place in the stack.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ Blend = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class Lies:
-    """How an edit lies; each command that adds an edit has these flags."""
+    """The arrangement of an edit; each command that adds an edit has these flags."""
 
     opacity: float | None = None
     """How strongly it shows, 0 to 1 (default: 1)."""
@@ -41,7 +44,7 @@ class Lies:
 
 @dataclass(frozen=True, kw_only=True)
 class Arrange(Lies):
-    """Change how an edit lies: its opacity, blend mode, time, and place in the stack. `unwrap undo` takes it back."""
+    """Change the arrangement of an edit: opacity, blend mode, time, place in the stack. `unwrap undo` takes it back."""
 
     run: Positional[Path]
     """The run's folder."""
@@ -60,10 +63,10 @@ class Arrange(Lies):
 
 
 def values_of(command: Lies, run: Run) -> dict[str, Any]:
-    """The values that were given, as those of an `Arrangement`.
+    """Reads the values that were given, as those of an `Arrangement`.
 
     Raises:
-        UserError: a moment that is none, or outside of the video (exit 3).
+        UserError: a timecode that cannot be read, or is outside of the video (exit 3).
     """
     found: dict[str, Any] = {name: getattr(command, name) for name in ("opacity", "blend")}
     if any(getattr(command, name) is not None for name in ("start", "end", "fade_in", "fade_out")):
@@ -72,18 +75,18 @@ def values_of(command: Lies, run: Run) -> dict[str, Any]:
         from neural_fields.volume_run import require_planar
 
         require_planar(run, "an edit with a place in time")
-        facts, _ = source_facts(run)
+        metadata, _ = source_facts(run)
         for name in ("start", "end"):
             text = getattr(command, name)
-            found[name] = None if text is None else frame_at(text, facts, f"--{name}")
+            found[name] = None if text is None else frame_at(text, metadata, f"--{name}")
         for name in ("fade_in", "fade_out"):
             text = getattr(command, name)
-            found[name] = None if text is None else frame_count(text, facts, "--" + name.replace("_", "-"))
+            found[name] = None if text is None else frame_count(text, metadata, "--" + name.replace("_", "-"))
     return {name: value for name, value in found.items() if value is not None}
 
 
 def arrangement_of(command: Lies, run: Run) -> Arrangement:
-    """How a new edit lies.
+    """Reads the arrangement of a new edit.
 
     Raises:
         UserError: values that cannot be (exit 3).
@@ -93,7 +96,7 @@ def arrangement_of(command: Lies, run: Run) -> Arrangement:
     try:
         return Arrangement().changed(values_of(command, run))
     except ValueError as problem:
-        raise bad_input(f"the edit cannot lie so: {problem}", fix="--start 24 --fade-in 12") from None
+        raise bad_input(f"the edit cannot be arranged so: {problem}", fix="--start 24 --fade-in 12") from None
 
 
 def run_arrange(command: Arrange, extra: list[str]) -> int:
@@ -119,15 +122,17 @@ def run_arrange(command: Arrange, extra: list[str]) -> int:
     return ExitCode.OK
 
 
-def described(lies: Arrangement) -> str:
-    """How an edit lies, in a few words; empty for one that is shown plainly, fully and always."""
+def described(arrangement: Arrangement) -> str:
+    """Describes an arrangement in a few words; empty for an edit that is shown plainly, fully and always."""
     parts = []
-    if lies.opacity != 1:
-        parts.append(f"{lies.opacity:.0%}")
-    if lies.blend != "normal":
-        parts.append(lies.blend)
-    if lies.changes_in_time:
-        parts.append(f"frames {'' if lies.start is None else lies.start}-{'' if lies.end is None else lies.end}")
-    if lies.fade_in or lies.fade_out:
-        parts.append(f"fades {lies.fade_in}, {lies.fade_out}")
+    if arrangement.opacity != 1:
+        parts.append(f"{arrangement.opacity:.0%}")
+    if arrangement.blend != "normal":
+        parts.append(arrangement.blend)
+    if arrangement.changes_in_time:
+        start = "" if arrangement.start is None else arrangement.start
+        end = "" if arrangement.end is None else arrangement.end
+        parts.append(f"frames {start}-{end}")
+    if arrangement.fade_in or arrangement.fade_out:
+        parts.append(f"fades {arrangement.fade_in}, {arrangement.fade_out}")
     return ", ".join(parts)

@@ -12,6 +12,7 @@ import tyro
 from tyro.conf import Positional
 
 from editors.cli_arrange import Lies
+from editors.watched import DOCUMENTS
 from neural_fields.config_loader import nearest
 from neural_fields.config_volume import KIND
 from neural_fields.errors import ExitCode, UserError
@@ -67,12 +68,19 @@ class MakeEdit(Lies):
 
 
 def command_of(words: Sequence[str]) -> type | None:
-    """The command that takes the settings of the editor named on a command line; None where none is named.
+    """Makes the command that takes the settings of the editor named on a command line; None where none is named.
 
     Raises:
         UserError: there is no such editor (exit 2).
     """
-    name = _named(words)
+    name = None
+    for index, word in enumerate(words):
+        if word.startswith("--editor="):
+            name = word.partition("=")[2]
+            break
+        if word == "--editor":
+            name = words[index + 1] if index + 1 < len(words) else ""
+            break
     if name is None:
         return None
     kind = editor_kind(name, of_scene=_is_scene(words))
@@ -83,7 +91,7 @@ def command_of(words: Sequence[str]) -> type | None:
 
 
 def editor_kind(name: str, of_scene: bool = False) -> type:
-    """The class of an editor; some names mean another one on a scene in space.
+    """Finds the class of an editor; some names mean another one on a 3D scene.
 
     Raises:
         UserError: there is no such editor (exit 2).
@@ -126,7 +134,7 @@ def check_edit(command: Any) -> None:
         )
     if len(set(frame)) < len(frame):
         raise UserError(ExitCode.USAGE, "two pictures of one frame", why=f"--frame {', '.join(map(str, frame))}")
-    is_document = bool(images) and images[0].suffix.lower() in (".ora", ".psd")
+    is_document = bool(images) and images[0].suffix.lower() in DOCUMENTS
     if images and command.layer is None and not frame and not is_document:
         raise UserError(
             ExitCode.USAGE,
@@ -137,17 +145,8 @@ def check_edit(command: Any) -> None:
 
 
 def _is_scene(words: Sequence[str]) -> bool:
-    """Whether the run that a command line names is a scene in space."""
+    """Tells whether the run that a command line names is of a 3D scene."""
     try:
         return len(words) > 1 and read_run_yaml(Run(Path(words[1]))).get("kind") == KIND
     except UserError:
         return False  # what is wrong with the run is said when the command opens it
-
-
-def _named(words: Sequence[str]) -> str | None:
-    for index, word in enumerate(words):
-        if word.startswith("--editor="):
-            return word.partition("=")[2]
-        if word == "--editor":
-            return words[index + 1] if index + 1 < len(words) else ""
-    return None

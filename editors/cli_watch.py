@@ -8,12 +8,11 @@ from pathlib import Path
 
 from tyro.conf import Positional, UseAppendAction
 
+from editors.watched import DEFAULTS
 from neural_fields import cli as base
 from neural_fields.errors import ExitCode, UserError
 from neural_fields.interrupt import stop_on_signals
 from neural_fields.threads import prepare_threads
-
-LONGEST = 4096  # pixels of a preview
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +29,7 @@ class Watch:
     """The frame to show; several stand side by side (default: the middle one). May be repeated."""
     picture: UseAppendAction[tuple[str, ...]] = ()
     """A picture elsewhere, FILE or LAYER=FILE. May be repeated."""
-    size: int = 1280
+    size: int = DEFAULTS.size_px
     """Longer side of the preview in pixels."""
     json: bool = False
     """Print each update as one JSON object a line."""
@@ -39,9 +38,9 @@ class Watch:
 def run_watch(command: Watch, extra: list[str]) -> int:
     """`unwrap watch`."""
     base.overrides_refused(extra, command)
-    if not 64 <= command.size <= LONGEST:
-        why = f"the longer side of the preview has 64 to {LONGEST} pixels"
-        raise UserError(ExitCode.USAGE, f"--size {command.size}", why=why, fix="--size 1280")
+    if not DEFAULTS.min_size_px <= command.size <= DEFAULTS.max_size_px:
+        why = f"the longer side of the preview has {DEFAULTS.min_size_px} to {DEFAULTS.max_size_px} pixels"
+        raise UserError(ExitCode.USAGE, f"--size {command.size}", why=why, fix=f"--size {DEFAULTS.size_px}")
     prepare_threads()
     from editors.watch import watch
 

@@ -29,10 +29,20 @@ from neural_fields.pictures import png_bytes, read_picture
 from neural_fields.rendering import Renderer
 from neural_fields.run import Run
 
-FRAMES, WIDTH, HEIGHT = 48, 640, 360
-FIT_SIZE = "240p"
-STAR = (0.93, 0.16, 0.22)  # RGB of the painted star
-RADIUS = 0.085  # of the star, in units of which the longer side of the frame has 2
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """Settings of `unwrap demo`."""
+
+    frames: int = 48
+    width: int = 640  # of the clip, in pixels
+    height: int = 360
+    training_size: str = "240p"
+    star_rgb: tuple[float, float, float] = (0.93, 0.16, 0.22)
+    star_radius: float = 0.085  # in units of which the longer side of the frame has 2
+
+
+DEFAULTS = DemoSettings()
 
 
 @dataclass(frozen=True)
@@ -41,26 +51,32 @@ class Star:
 
     frame: int
     position: tuple[float, float]  # pixel position of its centre in that frame
+    rgb: tuple[float, float, float]
     picture: Path
 
 
-def demonstrate(out: Path, report: Callable[[Progress], None] = lambda progress: None) -> dict[str, Any]:
-    """Makes a clip, fits it, paints a star on the object's canonical picture, renders, and measures.
+def demonstrate(
+    out: Path, report: Callable[[Progress], None] = lambda progress: None, settings: DemoSettings = DEFAULTS
+) -> dict[str, Any]:
+    """Makes a clip, trains on it, paints a star on the object's canonical picture, renders, and measures.
 
     Args:
         out: folder for the clip, the run, the painted picture, the edited video and `overview.png`.
+        report: told how far it is.
+        settings: of the demonstration.
 
     Returns:
         The figures: drift of the star in pixels of the clip, PSNR against the true edited clip, times.
     """
     begin = time.monotonic()
-    clip = demo_clip(FRAMES, WIDTH, HEIGHT)
+    clip = demo_clip(settings.frames, settings.width, settings.height)
     source = out / "clip.mp4"
     write(source, clip.render(), new_facts(clip), overwrite=True)
-    report(Progress("clip", FRAMES, FRAMES, note=f"made {source}: {FRAMES} frames of {WIDTH}x{HEIGHT}"))
-    run = fit(source, FitOptions(out=out / "run", size=FIT_SIZE, quality="normal"), report).run
-    fitted = time.monotonic()
-    star = paint_star(run, clip, out)
+    note = f"made {source}: {clip.count} frames of {clip.width}x{clip.height}"
+    report(Progress("clip", clip.count, clip.count, note=note))
+    run = fit(source, FitOptions(out=out / "run", size=settings.training_size, quality="normal"), report).run
+    trained = time.monotonic()
+    star = paint_star(run, clip, out, settings)
     if not any(run.edits.glob("*-painted*")):
         edit(run, star.picture, layer="foreground")
     (video,) = render(run, RenderOptions(out=out / "edited.mp4", overwrite=True))
@@ -73,18 +89,25 @@ def demonstrate(out: Path, report: Callable[[Progress], None] = lambda progress:
         "pictures": str(out / "overview.png"),
         **figures,
         "fit PSNR (dB)": quality["psnr"],
-        "fit (s)": round(fitted - begin, 1),
-        "edit and render (s)": round(rendered - fitted, 1),
+        "fit (s)": round(trained - begin, 1),
+        "edit and render (s)": round(rendered - trained, 1),
     }
 
 
 def new_facts(clip: SyntheticClip, rate: Fraction = Fraction(24)) -> VideoFacts:
-    """Facts of a clip that no file holds yet."""
+    """Makes the metadata of a clip that no file holds yet."""
     return made_facts((clip.width, clip.height), clip.count, rate)
 
 
-def paint_star(run: Run, clip: SyntheticClip, out: Path) -> Star:
-    """Paints a star on the object's canonical picture, as a person would in an image tool, and saves it."""
+def paint_star(run: Run, clip: SyntheticClip, out: Path, settings: DemoSettings = DEFAULTS) -> Star:
+    """Paints a star on the object's canonical picture, as a person would in an image tool, and saves it.
+
+    Args:
+        run: the run.
+        clip: the clip it was trained on.
+        out: folder for the painted picture.
+        settings: color and size of the star.
+    """
     frame = clip.count // 2
     box = clip.boxes[0]
     centre = ((box.u0 + box.u1) / 2, (box.v0 + box.v1) / 2)
@@ -94,21 +117,27 @@ def paint_star(run: Run, clip: SyntheticClip, out: Path) -> Star:
     size = (clip.width, clip.height)
     uv = maps.at(frame, np.array([x - 0.5], np.float32), np.array([y - 0.5], np.float32), size).uv[0, 0]
     texel = coords.uv_to_texels(torch.from_numpy(uv), exported.box, *exported.size).numpy()
-    radius = RADIUS * exported.size[0] / exported.box.width
+    radius = settings.star_radius * exported.size[0] / exported.box.width
     picture = exported.array().copy()
     cover = star_cover(exported.size, (float(texel[0]), float(texel[1])), radius)[..., None]
-    picture[..., :3] = picture[..., :3] * (1 - cover) + np.array(STAR, np.float32) * cover
+    picture[..., :3] = picture[..., :3] * (1 - cover) + np.array(settings.star_rgb, np.float32) * cover
     path = out / "painted.png"
     with atomic_write(path) as part:
         part.write_bytes(png_bytes(picture))
-    return Star(frame, (x, y), path)
+    return Star(frame, (x, y), settings.star_rgb, path)
 
 
 def star_cover(size: tuple[int, int], centre: tuple[float, float], radius: float) -> Float[np.ndarray, "height width"]:
-    """How much of each pixel a five-pointed star covers, 0 to 1."""
-    turns = np.pi * np.arange(10) / 5 - np.pi / 2
+    """Draws a five-pointed star: how much of each pixel it covers, 0 to 1.
+
+    Args:
+        size: (width, height) in pixels.
+        centre: (x, y) in pixels.
+        radius: in pixels, from the center to the outer points.
+    """
+    angles = np.pi * np.arange(10) / 5 - np.pi / 2
     reach = radius * np.where(np.arange(10) % 2, 0.45, 1.0)
-    points = np.stack([centre[0] + reach * np.cos(turns), centre[1] + reach * np.sin(turns)], axis=-1)
+    points = np.stack([centre[0] + reach * np.cos(angles), centre[1] + reach * np.sin(angles)], axis=-1)
     canvas = np.zeros((size[1], size[0]), np.uint8)
     # Points are given in 1/256 of a pixel; OpenCV counts from pixel centres.
     cv2.fillPoly(canvas, [np.round((points - 0.5) * 256).astype(np.int32)], 255, cv2.LINE_AA, 8)
@@ -119,15 +148,21 @@ def measure(run: Run, clip: SyntheticClip, star: Star, video: Path) -> dict[str,
     """Compares the edited video with what the camera would have seen, had the star been on the object.
 
     The truth is anchored at one frame: the star as it looks there is carried to all other frames by the true motion.
+
+    Args:
+        run: the run.
+        clip: the clip it was trained on.
+        star: the star that was painted.
+        video: the edited video.
     """
     renderer = open_renderer(run, Maps.open(run))
     assert isinstance(renderer, Renderer), "the only edit is plain paint"
     truth = clip.edited([true_mark(renderer, clip, star)])
-    facts, chosen = source_facts(run)
-    source = list(source_frames(facts, chosen))
+    metadata, chosen = source_facts(run)
+    source = list(source_frames(metadata, chosen))
     # Drift is measured before the encoder, whose errors would count as paint elsewhere in the frame.
-    positions = metrics.mark_centroids(truth, clip.frames, STAR)
-    drift = metrics.mark_drift(renderer.render(enumerate(source)), source, positions, STAR)
+    positions = metrics.mark_centroids(truth, clip.frames, star.rgb)
+    drift = metrics.mark_drift(renderer.render(enumerate(source)), source, positions, star.rgb)
     edited = source_frames(probe(video), range(clip.count))
     return {
         "mean drift (px)": round(float(np.nanmean(drift)), 3),
@@ -137,19 +172,32 @@ def measure(run: Run, clip: SyntheticClip, star: Star, video: Path) -> dict[str,
 
 
 def true_mark(renderer: Renderer, clip: SyntheticClip, star: Star) -> Mark:
-    """The star as it looks in the frame at which the truth is anchored, without the light of that frame."""
+    """Renders the star as it looks in the frame at which the truth is anchored, without the light of that frame.
+
+    Args:
+        renderer: of the run with the star on it.
+        clip: the clip it was trained on.
+        star: the star that was painted.
+    """
     maps, frame, size = renderer.maps, star.frame, (clip.width, clip.height)
     rgba, lit = renderer.overlay_in_frame(frame, maps.layers.index("foreground"), size)
-    colour = np.clip(lit / clip.gain[frame], 0, 1)
+    color = np.clip(lit / clip.gain[frame], 0, 1)
     box = coords.frame_box(*size)
-    return Mark(np.concatenate([colour, rgba[..., 3:]], axis=-1), box, "foreground", frame)
+    return Mark(np.concatenate([color, rgba[..., 3:]], axis=-1), box, "foreground", frame)
 
 
 def overview(run: Run, star: Star, video: Path, path: Path) -> None:
-    """One picture of the job: the canonical picture, the painted one, and three edited frames."""
-    facts = probe(video)
-    chosen = [round(share * (facts.frame_count - 1)) for share in (0.1, 0.5, 0.9)]
-    frames = [next(iter(source_frames(facts, range(k, k + 1)))) for k in chosen]
+    """Writes one picture of the job: the canonical picture, the painted one, and three edited frames.
+
+    Args:
+        run: the run.
+        star: the star that was painted.
+        video: the edited video.
+        path: of the picture.
+    """
+    metadata = probe(video)
+    chosen = [round(share * (metadata.frame_count - 1)) for share in (0.1, 0.5, 0.9)]
+    frames = [next(iter(source_frames(metadata, range(k, k + 1)))) for k in chosen]
     exported = canonical.pristine(run.canonical, "foreground").array()
     pictures = [on_checks(exported), on_checks(read_picture(star.picture).rgba)]
     height = round(480 * exported.shape[0] / exported.shape[1])
@@ -160,7 +208,7 @@ def overview(run: Run, star: Star, video: Path, path: Path) -> None:
 
 
 def on_checks(rgba: Float[np.ndarray, "h w 4"], cell: int = 12) -> UInt8[np.ndarray, "h w 3"]:
-    """A picture over the grey squares that stand for transparency."""
+    """Blends a picture with the gray squares that stand for transparency."""
     rows, columns = np.indices(rgba.shape[:2]) // cell
     ground = np.where((rows + columns) % 2, 0.8, 0.62)[..., None]
     return (255 * (rgba[..., :3] * rgba[..., 3:] + ground * (1 - rgba[..., 3:]))).round().astype(np.uint8)

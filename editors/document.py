@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from editors.image import check_size, find_change
+from editors.image import check_size, find_change, pixel_limit
+from editors.watched import DOCUMENTS, ELSEWHERE, match_layer
 from neural_fields import canonical
 from neural_fields.baking import Maps
 from neural_fields.canonical import CanonicalImage, Overlay
@@ -35,12 +36,20 @@ from neural_fields.export.psd import SIGNATURE, read_psd
 from neural_fields.pictures import Picture, premultiplied, resize, straight
 from neural_fields.run import Run
 
-ELSEWHERE = (".kra", ".xcf", ".psb")  # layered formats of programs, which change with them
-SUFFIXES = (".ora", ".psd", *ELSEWHERE)
+SUFFIXES = (*DOCUMENTS, *ELSEWHERE)
 _ZIP, _XCF = b"PK", b"gimp xcf"
-ANOTHER = 0.5  # of the picture; a base that differs in more of it is another picture, or a part of this one
-ROUNDING = 2.5 / 255  # programs that keep premultiplied colours in 8 bits give them back about so well
-LARGE = 16_000_000  # pixels; a document may always have so many, and 16 times those of the picture
+
+
+@dataclass(frozen=True)
+class DocumentSettings:
+    """Settings of reading paint from layered documents."""
+
+    max_rounding: float = 2.5 / 255  # programs that keep premultiplied colors in 8 bits give them back about so well
+    min_coverage: float = 0.5  # of texels of the picture that count as seen
+    max_changed_share: float = 0.5  # of what is seen; a base that differs in more is another picture, or a part of it
+
+
+DEFAULTS = DocumentSettings()
 
 
 @dataclass(frozen=True)
@@ -51,16 +60,17 @@ class _Leaf:
     groups: tuple[Layer, ...]
 
     @property
-    def visible(self) -> bool:
+    def is_visible(self) -> bool:
         return all(item.visible and item.opacity > 0 for item in (*self.groups, self.layer))
 
-    def says(self, name: str) -> bool:
+    def has_name(self, name: str) -> bool:
+        """Tells whether its name contains `name`."""
         return name.casefold() in self.layer.name.casefold()
 
     @property
-    def ours(self) -> bool:
+    def is_ours(self) -> bool:
         """Whether it is a layer that we put there to be looked at."""
-        return any(self.says(name) for name in (BASE, EDITS, GUIDE))
+        return any(self.has_name(name) for name in (BASE, EDITS, GUIDE))
 
     @property
     def trouble(self) -> str:
@@ -68,16 +78,16 @@ class _Leaf:
         for item in (self.layer, *self.groups):
             if item.trouble:
                 return item.trouble
+            if item.blend != "normal" and item is self.layer:
+                return f"its blend mode is {item.blend}"
             if item.blend != "normal":
-                return (
-                    f"its blend mode is {item.blend}" if item is self.layer else f"it is in a group with {item.blend}"
-                )
+                return f"it is in a group with {item.blend}"
         return ""
 
 
 def is_document(path: Path) -> bool:
-    """Whether a file is a layered document, by its name or its first bytes; other files are read as plain pictures."""
-    return path.suffix.lower() in SUFFIXES or _head(path).startswith((_ZIP, SIGNATURE, _XCF))
+    """Tells whether a file is a layered document, by its name or its first bytes; others are read as plain pictures."""
+    return path.suffix.lower() in SUFFIXES or _read_head(path).startswith((_ZIP, SIGNATURE, _XCF))
 
 
 def overlays_from_document(
@@ -86,39 +96,63 @@ def overlays_from_document(
     path: Path,
     layer: str | None = None,
     pictures: Mapping[str, CanonicalImage] | None = None,
+    settings: DocumentSettings = DEFAULTS,
 ) -> Mapping[str, Overlay]:
-    """What was painted in a layered document, as the overlay of one canonical layer.
+    """Reads what was painted in a layered document, as the overlay of one canonical layer.
 
     All visible layers above the picture count as paint but for those that we put there: the one to paint on, whatever
     it is called now, and those that a painter added, in their order and with their opacity.
 
     Args:
+        run: the run.
+        maps: its baked maps.
         path: an .ora or .psd file.
         layer: the canonical layer; by default the one that the document or its file name tells.
         pictures: the exported pictures, where they are at hand.
+        settings: of the reading.
 
     Raises:
         UserError: a file that cannot be read or is not safe to open, a canvas that was cropped or turned, a layer with
             a blend mode, nothing painted, a layer that the run does not have (exit 3 or 7).
     """
     pictures = pictures or {name: canonical.pristine(run.canonical, name) for name in maps.layers}
-    most = max(LARGE, *(16 * picture.size[0] * picture.size[1] for picture in pictures.values()))
-    document = _read(path, most)
-    leaves = list(_leaves(document.layers, ()))
+    document = _read_document(path, max(pixel_limit(picture.size) for picture in pictures.values()))
+    leaves = list(_iterate_leaves(document.layers, ()))
     name = layer_of(document, path, list(maps.layers), layer)
-    _check_origin(run, document, path, name)
-    base = next((leaf for leaf in leaves if leaf.says(BASE)), None)
-    under = None if base is None else _picture(placed(base.layer, document.size), path)
+    digest = document.facts.get("sha256")
+    if isinstance(digest, str) and digest not in exported_versions(run, name):
+        raise bad_input(
+            f"{path.name} was exported from another run",
+            where=str(path),
+            why=f"it was made from a picture of the layer {name} that this run never had: paint would lie elsewhere",
+            fix=f"unwrap export {run.path} canonical, and copy the painted layer into that document",
+        )
+
+    # The picture that the canvas shows, and whether it was painted on itself.
+    base = next((leaf for leaf in leaves if leaf.has_name(BASE)), None)
+    under = None if base is None else _as_picture(placed(base.layer, document.size), path)
     picture = pictures[name] if under is None else canonical.base_for(run.canonical, name, under)
-    paint = _picture(np.zeros((document.size[1], document.size[0], 4), np.float32), path)
-    check_size(paint, picture.size, f"the exported picture of the layer {name}")
-    touched = under is not None and _was_painted(under, picture, path)
-    chosen = _painted(leaves, path)
-    rgba = flattened(_only(document.layers, [leaf.layer for leaf in chosen]), document.size)
+    canvas = _as_picture(np.zeros((document.size[1], document.size[0], 4), np.float32), path)
+    check_size(canvas, picture.size, f"the exported picture of the layer {name}")
+    touched = under is not None and _is_base_painted(under, picture, path, settings)
+
+    # The paint: all that is visible above it and not ours.
+    paint = _find_paint_leaves(leaves, path)
+    rgba = flattened(_keep_layers(document.layers, [leaf.layer for leaf in paint]), document.size)
     if not (rgba[..., 3] > 0).any():
-        raise _nothing(run, path, name, leaves, document, touched)
+        raise _no_paint_error(run, path, name, leaves, document, touched)
     rgba = np.where(rgba[..., 3:] > 0, rgba, np.float32(0))
-    notes = _notes(leaves, chosen, touched)
+
+    # What was taken and what was left, where that is not plain.
+    notes = []
+    names = [leaf.layer.name for leaf in reversed(paint)]
+    if names != [PAINT]:
+        notes.append(f"taken as paint, from the lowest: {', '.join(names)}")
+    if touched:
+        notes.append(f"{BASE!r} was painted on too: that is left out; save the picture flattened as PNG to have it")
+    below = leaves[_find_lowest_base(leaves) :]
+    if lower := [leaf.layer.name for leaf in below if leaf.is_visible and not leaf.is_ours]:
+        notes.append(f"below the picture, and left out: {', '.join(lower)}")
     if document.size != picture.size:
         notes.append(f"the canvas has {document.size[0]}x{document.size[1]} pixels: taken at that size")
     if document.size[0] < picture.size[0]:
@@ -127,11 +161,13 @@ def overlays_from_document(
 
 
 def layer_of(document: Document, path: Path, layers: Sequence[str], asked: str | None = None) -> str:
-    """The canonical layer that a document belongs to.
+    """Finds the canonical layer that a document belongs to.
 
     It is told by the name of the layer with the picture, else by what we stored in the file, else by the file's name.
 
     Args:
+        document: the document.
+        path: its file.
         layers: those of the run.
         asked: what the user says; it must not contradict the document.
 
@@ -144,7 +180,7 @@ def layer_of(document: Document, path: Path, layers: Sequence[str], asked: str |
     told = [item.name.partition(f"{BASE}: ")[2] for item in every(document.layers)]
     told.append(str(document.facts.get("layer", "")))
     for text in told:
-        found = _longest(text, layers)
+        found = match_layer(text, layers)
         if found is None and text.strip():
             raise bad_input(
                 f"{path.name} belongs to the layer {text.strip()[:80]!r}, which the run does not have",
@@ -158,7 +194,7 @@ def layer_of(document: Document, path: Path, layers: Sequence[str], asked: str |
             )
         if found is not None:
             return found
-    name = asked or _longest(path.stem, layers) or (layers[0] if len(layers) == 1 else None)
+    name = asked or match_layer(path.stem, layers) or (layers[0] if len(layers) == 1 else None)
     if name is None:
         raise bad_input(
             f"{path.name} does not tell which layer it belongs to", where=str(path), why=every_name, fix="--layer NAME"
@@ -166,8 +202,8 @@ def layer_of(document: Document, path: Path, layers: Sequence[str], asked: str |
     return name
 
 
-def _read(path: Path, most: int) -> Document:
-    head, suffix = _head(path), path.suffix.lower()
+def _read_document(path: Path, max_pixels: int) -> Document:
+    head, suffix = _read_head(path), path.suffix.lower()
     if suffix in ELSEWHERE or head.startswith(_XCF):
         raise bad_input(
             f"{path.name} is a file that only its own program reads well",
@@ -176,11 +212,11 @@ def _read(path: Path, most: int) -> Document:
             fix="export it from your program as .ora, .psd or .png",
         )
     if head.startswith(SIGNATURE) or (suffix == ".psd" and not head.startswith(_ZIP)):
-        return read_psd(path, most)
-    return read_ora(path, most)
+        return read_psd(path, max_pixels)
+    return read_ora(path, max_pixels)
 
 
-def _head(path: Path) -> bytes:
+def _read_head(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             return file.read(16)
@@ -188,24 +224,32 @@ def _head(path: Path) -> bytes:
         return b""  # whoever reads the file says why it cannot be read
 
 
-def _leaves(layers: Sequence[Layer], groups: tuple[Layer, ...]) -> Iterator[_Leaf]:
-    """All layers that are no groups, the top one first."""
+def _iterate_leaves(layers: Sequence[Layer], groups: tuple[Layer, ...]) -> Iterator[_Leaf]:
+    """Yields all layers that are no groups, the top one first."""
     for layer in layers:
         if layer.pixels is not None or layer.trouble:
             yield _Leaf(layer, groups)
-        yield from _leaves(layer.layers, (*groups, layer))
+        yield from _iterate_leaves(layer.layers, (*groups, layer))
 
 
-def _only(layers: Sequence[Layer], kept: Sequence[Layer]) -> tuple[Layer, ...]:
-    """Layers, and groups, with all others but `kept` taken out."""
-    groups = [replace(item, layers=_only(item.layers, kept)) for item in layers]
-    pairs = zip(layers, groups, strict=True)
-    return tuple(made for item, made in pairs if made.layers or any(item is other for other in kept))
+def _keep_layers(layers: Sequence[Layer], kept: Sequence[Layer]) -> tuple[Layer, ...]:
+    """Takes all layers but `kept` out of layers and groups."""
+    found = []
+    for item in layers:
+        item_kept = any(item is other for other in kept)
+        group = replace(item, layers=_keep_layers(item.layers, kept))
+        if item_kept or group.layers:
+            found.append(group)
+    return tuple(found)
 
 
-def _painted(leaves: Sequence[_Leaf], path: Path) -> list[_Leaf]:
-    """The layers that are paint, checked to be understood."""
-    known = [leaf for leaf in leaves if leaf.ours or leaf.says(PAINT)]
+def _find_paint_leaves(leaves: Sequence[_Leaf], path: Path) -> list[_Leaf]:
+    """Finds the layers that are paint.
+
+    Raises:
+        UserError: nothing tells paint from what was there, or a layer cannot be taken as it is (exit 3).
+    """
+    known = [leaf for leaf in leaves if leaf.is_ours or leaf.has_name(PAINT)]
     if not known:
         raise bad_input(
             f"{path.name} has no layer {PAINT!r} and no picture {BASE!r}",
@@ -213,7 +257,7 @@ def _painted(leaves: Sequence[_Leaf], path: Path) -> list[_Leaf]:
             why="without them nothing tells paint from what was there before",
             fix=f"name the layer with the paint {PAINT!r}, or save the whole picture flattened as PNG",
         )
-    chosen = [leaf for leaf in leaves[: _lowest_base(leaves)] if leaf.visible and not leaf.ours]
+    chosen = [leaf for leaf in leaves[: _find_lowest_base(leaves)] if leaf.is_visible and not leaf.is_ours]
     for leaf in chosen:
         if leaf.trouble and (leaf.layer.pixels is None or (leaf.layer.pixels()[..., 3] > 0).any()):
             raise bad_input(
@@ -225,28 +269,29 @@ def _painted(leaves: Sequence[_Leaf], path: Path) -> list[_Leaf]:
     return [leaf for leaf in chosen if not leaf.trouble]
 
 
-def _lowest_base(leaves: Sequence[_Leaf]) -> int:
-    """The place of the picture among the layers; after the last one where it is gone."""
-    return max((place for place, leaf in enumerate(leaves) if leaf.says(BASE)), default=len(leaves))
+def _find_lowest_base(leaves: Sequence[_Leaf]) -> int:
+    """Finds the place of the picture among the layers; after the last one where it is gone."""
+    return max((place for place, leaf in enumerate(leaves) if leaf.has_name(BASE)), default=len(leaves))
 
 
-def _picture(rgba: Rgba, path: Path) -> Picture:
+def _as_picture(rgba: Rgba, path: Path) -> Picture:
     return Picture(rgba, had_alpha=True, lossy=False, source=path.name)
 
 
-def _was_painted(under: Picture, picture: CanonicalImage, path: Path) -> bool:
-    """Whether the picture in a document is not what was exported any more.
+def _is_base_painted(under: Picture, picture: CanonicalImage, path: Path, settings: DocumentSettings) -> bool:
+    """Tells whether the picture in a document is not what was exported any more.
 
     Raises:
         UserError: it is another picture altogether (exit 3).
     """
     check_size(under, picture.size, f"the exported picture of the layer {picture.layer}")
     if under.size == picture.size:
-        changed = np.abs(premultiplied(under.rgba) - premultiplied(picture.array())).max(axis=-1) > ROUNDING
+        off = np.abs(premultiplied(under.rgba) - premultiplied(picture.array())).max(axis=-1)
+        changed = off > settings.max_rounding
     else:
         changed = find_change(under, picture.array()).rgba[..., 3] > 0
-    seen = resize(picture.array()[..., 3:], under.size)[..., 0] > 0.5
-    if seen.any() and changed[seen].mean() > ANOTHER:
+    seen = resize(picture.array()[..., 3:], under.size)[..., 0] > settings.min_coverage
+    if seen.any() and changed[seen].mean() > settings.max_changed_share:
         raise bad_input(
             f"the picture in {path.name} is not that of the layer {picture.layer}",
             where=str(path),
@@ -256,27 +301,12 @@ def _was_painted(under: Picture, picture: CanonicalImage, path: Path) -> bool:
     return bool(changed.any())
 
 
-def _check_origin(run: Run, document: Document, path: Path, layer: str) -> None:
-    """Refuses a document that says it was made from a picture which this run never exported."""
-    digest = document.facts.get("sha256")
-    if isinstance(digest, str) and digest not in exported_versions(run, layer):
-        raise bad_input(
-            f"{path.name} was exported from another run",
-            where=str(path),
-            why=f"it was made from a picture of the layer {layer} that this run never had: paint would lie elsewhere",
-            fix=f"unwrap export {run.path} canonical, and copy the painted layer into that document",
-        )
-
-
-def _longest(text: str, layers: Sequence[str]) -> str | None:
-    """The longest name of a layer that a text starts with, as a whole word."""
-    fits = [name for name in layers if text.startswith(name) and not text[len(name) : len(name) + 1].isalnum()]
-    return max(fits, key=len, default=None)
-
-
-def _nothing(run: Run, path: Path, layer: str, leaves: Sequence[_Leaf], document: Document, touched: bool) -> UserError:
-    """The error for a document without paint, with what was done instead."""
-    hidden = [leaf for leaf in leaves[: _lowest_base(leaves)] if not (leaf.visible or leaf.ours or leaf.trouble)]
+def _no_paint_error(
+    run: Run, path: Path, layer: str, leaves: Sequence[_Leaf], document: Document, touched: bool
+) -> UserError:
+    """Makes the error for a document without paint, with what was done instead."""
+    above = leaves[: _find_lowest_base(leaves)]
+    hidden = [leaf for leaf in above if not (leaf.is_visible or leaf.is_ours or leaf.trouble)]
     names = [leaf.layer.name for leaf in hidden if (placed(leaf.layer, document.size)[..., 3] > 0).any()]
     why, fix = f"the layer {PAINT!r} is empty", f"paint on the layer {PAINT!r}, save, and run the same command again"
     if names:
@@ -286,16 +316,3 @@ def _nothing(run: Run, path: Path, layer: str, leaves: Sequence[_Leaf], document
         flat = f"{layer}.png"
         fix = f"save it flattened, without guides, as {flat}: unwrap edit {run.path} {flat} --layer {layer}"
     return bad_input(f"no change found in {path.name}", where=str(path), why=why, fix=fix)
-
-
-def _notes(leaves: Sequence[_Leaf], chosen: Sequence[_Leaf], touched: bool) -> list[str]:
-    """What was taken and what was left, where that is not plain."""
-    notes = []
-    names = [leaf.layer.name for leaf in reversed(chosen)]
-    if names != [PAINT]:
-        notes.append(f"taken as paint, from the lowest: {', '.join(names)}")
-    if touched:
-        notes.append(f"{BASE!r} was painted on too: that is left out; save the picture flattened as PNG to have it")
-    if lower := [leaf.layer.name for leaf in leaves[_lowest_base(leaves) :] if leaf.visible and not leaf.ours]:
-        notes.append(f"below the picture, and left out: {', '.join(lower)}")
-    return notes

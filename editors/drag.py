@@ -1,9 +1,9 @@
-"""Drag edits: points of an object are dragged in one frame, and what is around them goes along, in all frames.
+"""`drag`: moves points of an object in one frame, and with them what is around them, in all frames.
 
-As the dragged points of Gu et al., "VideoSwap" (CVPR 2024, 3.3): the displacement is carried from the frame to the
-canonical plane by the frame's map, and from there to every frame through the inverse of its map. Around a point the
-displacement falls off as Wendland's compactly supported function phi(r) = (1 - r)^4 (4 r + 1) ("Piecewise polynomial,
-positive definite and compactly supported radial functions of minimal degree", 1995): beyond the radius nothing moves.
+As the dragged points of Gu et al., "VideoSwap" (CVPR 2024, 3.3): the frame's map transfers the displacement to the
+canonical plane, and the inverse maps of the other frames transfer it to these. Around a point the displacement falls
+off as Wendland's compactly supported function phi(r) = (1 - r)^4 (4 r + 1) ("Piecewise polynomial, positive definite
+and compactly supported radial functions of minimal degree", 1995): beyond the radius nothing moves.
 """
 
 from __future__ import annotations
@@ -17,22 +17,31 @@ from jaxtyping import Float
 
 from editors.base import EditorResult, Report, Source
 from editors.shape import LayerInFrame, carried, check_places, layer_in_frame, only_layer, parts_note, run_frame
-from editors.shape_points import STILL, Points, parse_pairs, parse_points
+from editors.shape_points import DEFAULTS as POINTS
+from editors.shape_points import Points, parse_pairs, parse_points
 from neural_fields.config_flags import Repeated
-from neural_fields.errors import UserError, bad_input
-
-LENGTHS = 4.0  # of the longest drag: how far around a point the object goes along, unless the object is larger
-SHARE = 0.3  # of the object's size: the same
-LARGER = (1.0, 1.5, 2.25, 3.5)  # times that, where several drags leave no other way
-FARTHEST = 4.0  # times the longer side of the frame: a larger radius is no radius
-APART = 0.5  # pixels; points nearer than that are the same
-THINNEST = 0.1  # of its area: what a drag squeezes or stretches more counts as folded
-SIDE = 160  # of the grid that is looked at for folds
-HALVINGS = 12  # to find the largest length that does not fold
+from neural_fields.errors import bad_input
 
 Held = Float[np.ndarray, "held 2"]
 
 EXAMPLE = '--drag "120,80>140,80"'
+
+
+@dataclass(frozen=True)
+class DragSettings:
+    """Settings of the radius within which an object moves with a dragged point, and of the check for folds."""
+
+    radius_lengths: float = 4.0  # in lengths of the longest drag: the radius, unless that by the object is larger
+    radius_object_share: float = 0.3  # of the object's size: the radius by the object
+    radius_factors: tuple[float, ...] = (1.0, 1.5, 2.25, 3.5)  # tried in turn until several drags do not fold
+    max_radius_share: float = 4.0  # of the longer side of the frame
+    min_distance_px: float = 0.5  # points nearer than that are the same
+    min_area_change: float = 0.1  # of an area, or of its inverse: what a drag squeezes or stretches more has folded
+    grid_side: int = 160  # points along a side of the grid that is searched for folds
+    halvings: int = 12  # to find the largest length that does not fold
+
+
+DEFAULTS = DragSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +59,13 @@ class Drag:
     radius: float | None = None
     """How many pixels around a point go along, the less the farther (default: by the object and the longest drag)."""
 
-    def __call__(self, source: Source, report: Report) -> EditorResult:
-        """The deformation of one layer.
+    def __call__(self, source: Source, report: Report, settings: DragSettings = DEFAULTS) -> EditorResult:
+        """Makes the deformation of one layer.
+
+        Args:
+            source: the run, and the layer to deform.
+            report: told about progress.
+            settings: of the radius, and of the check for folds.
 
         Raises:
             UserError: no drag, points that contradict each other or are not on the layer, a drag that folds.
@@ -59,51 +73,74 @@ class Drag:
         layer = only_layer(source)
         rows, held = parse_pairs(self.drag, "--drag"), parse_points(self.hold, "--hold")
         start, end = rows[:, :2], rows[:, 2:]
-        check_drags(start, end, held)
+        check_drags(start, end, held, settings)
         number, t = run_frame(source, self.frame)
         report("dragging", 0, 1)
         here = layer_in_frame(source, layer, t)
         check_places(here, start, np.ones(len(start), bool))
         check_places(here, np.concatenate([end, held]), np.zeros(len(end) + len(held), bool))
-        field = self._field(here, start, end, held)
+        field = self._choose_field(here, start, end, held, settings)
         scale = here.scale
         low, high = (corner * scale for corner in field.rectangle)
         shape = carried(here.found, low, high, lambda places: places - field.at(places / scale) * scale)
         report("dragging", 1, 1)
         facts = {"frame": number, "points": np.round(rows, 2).tolist(), "radius": round(field.radius, 1)}
-        note = f"what lies within {field.radius:.0f} pixels of a point goes along; --radius changes that"
+        note = f"what lies within {field.radius:.0f} pixels of a point moves with it; --radius changes that"
         return EditorResult(
             {}, (*([note] if self.radius is None else []), *parts_note(source, layer)), facts, {layer: shape}
         )
 
-    def _field(self, here: LayerInFrame, start: Points, end: Points, held: Held) -> Field:
-        """The displacement in pixels of the source.
+    def _choose_field(
+        self, here: LayerInFrame, start: Points, end: Points, held: Held, settings: DragSettings
+    ) -> Field:
+        """Computes the displacement in pixels of the source, with the smallest radius that does not fold.
 
         Raises:
             UserError: a bad radius, or one with which the drags fold (exit 3).
         """
-        longest = float(np.linalg.norm(end - start, axis=1).max())
+        lengths = np.linalg.norm(end - start, axis=1)
+        longest = float(lengths.max())
         if self.radius is None:
-            own = max(LENGTHS * longest, SHARE * float(np.sqrt(here.seen.sum() / here.scale.prod())))
-            radii = [factor * own for factor in LARGER]
+            object_size = float(np.sqrt(here.seen.sum() / here.scale.prod()))
+            own = max(settings.radius_lengths * longest, settings.radius_object_share * object_size)
+            radii = [factor * own for factor in settings.radius_factors]
         else:
-            most = FARTHEST * max(here.size)
+            most = settings.max_radius_share * max(here.size)
             if not longest < self.radius <= most:
                 raise bad_input(
                     f"--radius {self.radius:g} does not fit the drags",
                     why=f"the longest is {longest:.1f} pixels, and at most {most:.0f} make sense",
-                    fix=f"--radius {LENGTHS * longest:.0f}, or leave it out",
+                    fix=f"--radius {settings.radius_lengths * longest:.0f}, or leave it out",
                 )
             radii = [self.radius]
         for radius in radii:
-            field = field_of(start, end, held, radius)
-            if field.least_area() >= THINNEST:
+            field = field_of(start, end, held, radius, settings)
+            if field.least_area() >= settings.min_area_change:
                 return field
-        raise _folded(here.layer, start, end, held, radii)
+
+        # All of them fold: the message says where, and how far the drags may go.
+        best = max(_find_longest_share(start, end, held, radius, settings) for radius in radii)
+        number = int(lengths.argmax())
+        x, y = field_of(start, end, held, radii[-1], settings).worst()
+        allowed = np.floor(10 * best * lengths[number]) / 10
+        place = start[number] + (end - start)[number] * allowed / lengths[number]
+        lengths_text = f"{allowed:g} of its {lengths[number]:.1f} pixels"
+        shorter = f'--drag "{_format_point(start[number])}>{_format_point(place)}"'
+        raise bad_input(
+            f"the drags fold the layer {here.layer} near {x:.0f},{y:.0f}",
+            why=f"with a radius of {radii[-1]:.0f} pixels the longest drag may be {lengths_text}",
+            fix=shorter + (" and the others shorter alike" if len(start) > 1 else ""),
+        )
 
 
-def check_drags(start: Points, end: Points, held: Held) -> None:
-    """Refuses drags that tell nothing, or contradict each other.
+def check_drags(start: Points, end: Points, held: Held, settings: DragSettings = DEFAULTS) -> None:
+    """Refuses drags that move nothing, or contradict each other.
+
+    Args:
+        start: where drags start, in pixels.
+        end: where they end.
+        held: points that stay where they are.
+        settings: how near points are the same.
 
     Raises:
         UserError: no drag, one that moves nothing, or one place for two points (exit 3).
@@ -111,33 +148,38 @@ def check_drags(start: Points, end: Points, held: Held) -> None:
     if not len(start):
         raise bad_input("no point is dragged", fix=EXAMPLE)
     for point, length in zip(start, np.linalg.norm(end - start, axis=1), strict=True):
-        if length < STILL:
+        if length < POINTS.min_move_px:
             raise bad_input(
-                f"the drag of {_shown(point)} moves nothing", fix=f'--hold "{_shown(point)}", or another place for it'
+                f"the drag of {_format_point(point)} moves nothing",
+                fix=f'--hold "{_format_point(point)}", or another place for it',
             )
     for points, what in ((start, "two drags start at"), (end, "two drags end at"), (held, "two points are held at")):
         for one, other in combinations(points, 2):
-            if np.linalg.norm(one - other) < APART:
-                raise bad_input(f"{what} {_shown(one)}", fix="leave one of them out")
+            if np.linalg.norm(one - other) < settings.min_distance_px:
+                raise bad_input(f"{what} {_format_point(one)}", fix="leave one of them out")
     for point in held:
         for places, what in ((start, "dragged away"), (end, "the end of a drag")):
-            if len(places) and np.linalg.norm(places - point, axis=1).min() < APART:
-                raise bad_input(f"the point {_shown(point)} is held, and {what} too", fix="leave one of them out")
+            if len(places) and np.linalg.norm(places - point, axis=1).min() < settings.min_distance_px:
+                raise bad_input(
+                    f"the point {_format_point(point)} is held, and {what} too", fix="leave one of them out"
+                )
 
 
 @dataclass(frozen=True)
 class Field:
-    """A backward displacement: what is shown at x lay at x minus this. Everything is in pixels.
+    """A backward displacement: what is shown at x comes from x minus this. Everything is in pixels.
 
     Attributes:
         centres: where drags end, and points that are held.
-        weights: of the falling-off functions around them.
+        weights: of the radial functions around them.
         radius: beyond which they are zero.
+        grid_side: points along a side of the grid that is searched for folds.
     """
 
     centres: Float[np.ndarray, "n 2"]
     weights: Float[np.ndarray, "n 2"]
     radius: float
+    grid_side: int = DEFAULTS.grid_side
 
     @property
     def rectangle(self) -> tuple[Float[np.ndarray, "2"], Float[np.ndarray, "2"]]:
@@ -146,28 +188,30 @@ class Field:
         return self.centres.min(axis=0) - margin, self.centres.max(axis=0) + margin
 
     def at(self, points: Points) -> Points:
-        """The displacement at any points."""
-        return sum(_wendland(np.linalg.norm(points - centre, axis=1) / self.radius)[:, None] * weight
-                   for centre, weight in zip(self.centres, self.weights, strict=True))  # fmt: skip
+        """Computes the displacement at any points."""
+        total = np.zeros_like(points)
+        for centre, weight in zip(self.centres, self.weights, strict=True):
+            total = total + _evaluate_wendland(np.linalg.norm(points - centre, axis=1) / self.radius)[:, None] * weight
+        return total
 
     def least_area(self) -> float:
-        """The smallest or, if that is less, the inverse of the largest share by which a small area changes."""
-        areas = self._areas()
+        """Computes the smallest factor by which a small area changes or, if less, the inverse of the largest."""
+        areas = self._compute_areas()
         return float(min(areas.min(), 1 / max(areas.max(), 1e-9)))
 
     def worst(self) -> Float[np.ndarray, "2"]:
-        """Where the area changes most."""
-        areas = self._areas()
-        return self._grid()[np.argmin(np.minimum(areas, 1 / np.maximum(areas, 1e-9)))]
+        """Finds where the area changes most."""
+        areas = self._compute_areas()
+        return self._make_grid()[np.argmin(np.minimum(areas, 1 / np.maximum(areas, 1e-9)))]
 
-    def _grid(self) -> Points:
+    def _make_grid(self) -> Points:
         low, high = self.rectangle
-        x, y = (np.linspace(low[axis], high[axis], SIDE) for axis in (0, 1))
+        x, y = (np.linspace(low[axis], high[axis], self.grid_side) for axis in (0, 1))
         return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
 
-    def _areas(self) -> Float[np.ndarray, " m"]:
-        """Area of the source of a small square, over its own: below zero where it is turned over."""
-        points = self._grid()
+    def _compute_areas(self) -> Float[np.ndarray, " m"]:
+        """Computes the area of the source of small squares, over their own: below zero where they are turned over."""
+        points = self._make_grid()
         slope = np.zeros((len(points), 2, 2))
         for centre, weight in zip(self.centres, self.weights, strict=True):
             away = (points - centre) / self.radius
@@ -178,44 +222,38 @@ class Field:
         return (1 - slope[:, 0, 0]) * (1 - slope[:, 1, 1]) - slope[:, 0, 1] * slope[:, 1, 0]
 
 
-def field_of(start: Points, end: Points, held: Held, radius: float) -> Field:
-    """The displacement that takes `start` to `end` and leaves `held` where it is."""
+def field_of(start: Points, end: Points, held: Held, radius: float, settings: DragSettings = DEFAULTS) -> Field:
+    """Computes the displacement that moves points and holds others.
+
+    Args:
+        start: points in pixels.
+        end: where they go.
+        held: points that stay where they are.
+        radius: in pixels, beyond which nothing moves.
+        settings: the grid that is searched for folds.
+    """
     centres = np.concatenate([end, held])
-    apart = np.linalg.norm(centres[:, None] - centres[None], axis=-1) / radius
+    distances = np.linalg.norm(centres[:, None] - centres[None], axis=-1) / radius
     values = np.concatenate([end - start, np.zeros_like(held)])
-    return Field(centres, np.linalg.solve(_wendland(apart), values), radius)
+    return Field(centres, np.linalg.solve(_evaluate_wendland(distances), values), radius, settings.grid_side)
 
 
-def _wendland(r: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
+def _evaluate_wendland(r: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
     return np.maximum(0, 1 - r) ** 4 * (4 * r + 1)
 
 
-def _folded(layer: str, start: Points, end: Points, held: Held, radii: list[float]) -> UserError:
-    """What to say where drags fold: where, and how far they may go."""
-    best = max(_longest_share(start, end, held, radius) for radius in radii)
-    lengths = np.linalg.norm(end - start, axis=1)
-    number = int(lengths.argmax())
-    x, y = field_of(start, end, held, radii[-1]).worst()
-    most = np.floor(10 * best * lengths[number]) / 10
-    place = start[number] + (end - start)[number] * most / lengths[number]
-    why = (
-        f"with a radius of {radii[-1]:.0f} pixels the longest drag may be {most:g} of its {lengths[number]:.1f} pixels"
-    )
-    shorter = f'--drag "{_shown(start[number])}>{_shown(place)}"' + (" and the others shorter alike" * (len(start) > 1))
-    return bad_input(f"the drags fold the layer {layer} near {x:.0f},{y:.0f}", why=why, fix=shorter)
-
-
-def _longest_share(start: Points, end: Points, held: Held, radius: float) -> float:
-    """The largest part of all drags that does not fold."""
+def _find_longest_share(start: Points, end: Points, held: Held, radius: float, settings: DragSettings) -> float:
+    """Finds the largest share of all drags that does not fold, by bisection."""
     good, bad = 0.0, 1.0
-    for _ in range(HALVINGS):
+    for _ in range(settings.halvings):
         share = (good + bad) / 2
-        if field_of(start, start + share * (end - start), held, radius).least_area() >= THINNEST:
+        field = field_of(start, start + share * (end - start), held, radius, settings)
+        if field.least_area() >= settings.min_area_change:
             good = share
         else:
             bad = share
     return good
 
 
-def _shown(point: Float[np.ndarray, "2"]) -> str:
+def _format_point(point: Float[np.ndarray, "2"]) -> str:
     return f"{point[0]:.4g},{point[1]:.4g}"

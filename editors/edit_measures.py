@@ -20,9 +20,10 @@ def measure(
     clip_model: str | None = None,
     pickscore_model: str | None = None,
 ) -> dict[str, Any]:
-    """What edits do to the video of a run; plain values for JSON.
+    """Measures what edits do to the video of a run; plain values for JSON.
 
     Args:
+        run: the run.
         edits: names or numbers.
         prompt: what they were asked for.
         clip_model, pickscore_model: folders of transformers, or names on the hub; without them those measures are null.
@@ -41,24 +42,20 @@ def measure(
     require_planar(run, "--edit")
     found: dict[str, Any] = {"run": str(run.path), "edits": list(edits), **measure_edit(run, edits)}
     if clip_model is not None:
-        found |= _with_clip(run, edits, prompt, clip_model)
+        from editors.diffusion.clip import load_clip
+        from editors.diffusion.measures import measure_with_clip
+        from editors.diffusion.weights import Weights
+
+        # CLIP's measures of the edited video, and the consistency of the source beside them.
+        clip = load_clip(Weights(clip_model))
+        found |= measure_with_clip((frame.edited for frame in edited_frames(run, edits)), clip, prompt)
+        source = measure_with_clip(source_frames(*source_facts(run)), clip, prompt)
+        found |= {f"source_{name}": value for name, value in source.items()}
     if pickscore_model is not None and prompt is not None:
         from editors.diffusion.clip import load_clip
         from editors.diffusion.measures import pick_score
         from editors.diffusion.weights import Weights
 
-        shown = (frame.edited for frame in edited_frames(run, edits))
-        found["pick_score"] = pick_score(shown, load_clip(Weights(pickscore_model)), prompt)
+        edited = (frame.edited for frame in edited_frames(run, edits))
+        found["pick_score"] = pick_score(edited, load_clip(Weights(pickscore_model)), prompt)
     return found
-
-
-def _with_clip(run: Run, edits: Sequence[str], prompt: str | None, model: str) -> dict[str, Any]:
-    """CLIP's measures of the edited video, and the consistency of the source beside them."""
-    from editors.diffusion.clip import load_clip
-    from editors.diffusion.measures import measure_with_clip
-    from editors.diffusion.weights import Weights
-
-    clip = load_clip(Weights(model))
-    found = measure_with_clip((frame.edited for frame in edited_frames(run, edits)), clip, prompt)
-    source = measure_with_clip(source_frames(*source_facts(run)), clip, prompt)
-    return {**found, **{f"source_{name}": value for name, value in source.items()}}

@@ -1,7 +1,7 @@
-"""`frames`: a video that was edited frame by frame becomes one steady edit.
+"""`frames`: makes one steady edit of a video that was edited frame by frame.
 
-What the frames show of each layer is fused into its canonical picture (`fused.py`), so that every place has one colour
-in all frames. How much steadier that is, is measured along the source's flow before and after.
+What the frames show of each layer is fused into its canonical picture (`fused.py`), so that every place has one color
+in all frames. The warp error along the source's flow, before and after, tells how much steadier the result is.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from editors.base import EditorResult, Report, Source
-from editors.fused import Fused, Ground, follows_light, fuse, looked_up, places_of
+from editors.fused import DEFAULTS as FUSION
+from editors.fused import Fused, FusionSettings, Ground, follows_light, fuse, looked_up, places_of
 from editors.stack import Effects
 from editors.style import check_strength
 from neural_fields import canonical, metrics
@@ -36,10 +37,19 @@ from neural_fields.pictures import resize
 from neural_fields.rendering import How, Renderer
 from neural_fields.report.steadiness import run_flow
 
-MOST_TEXELS = 24_000_000  # of an overlay
-GOAL = 0.45  # of the warp error of the frames: no more shall be left, so that it is surely halved
-FAINT = 0.1  # less of what frames do not have in common is as good as none
-SWIM = 0.05  # of a layer: frames that disagree on less of it are not worth telling
+
+@dataclass(frozen=True)
+class FramesEditSettings:
+    """Settings of the edit that is made of edited frames."""
+
+    max_texels: int = 24_000_000  # of an overlay
+    max_warp_error_ratio: float = 0.45  # of the result to the frames: below a half, so that it is surely halved
+    min_detail_share: float = 0.1  # less of what frames do not have in common is as good as none
+    min_disagreement_share: float = 0.05  # of a layer: frames that disagree on less of it are not mentioned
+    fusion: FusionSettings = FUSION
+
+
+DEFAULTS = FramesEditSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,22 +67,63 @@ class Frames:
     def __post_init__(self) -> None:
         check_strength(self.strength)
 
-    def __call__(self, source: Source, report: Report) -> EditorResult:
-        """One overlay a layer.
+    def __call__(self, source: Source, report: Report, settings: FramesEditSettings = DEFAULTS) -> EditorResult:
+        """Fuses the frames into one overlay a layer.
+
+        Args:
+            source: the run, and the layers to edit.
+            report: told about progress.
+            settings: limits of the overlays, and of the warp error.
+
+        Returns:
+            The overlays, with notes on the warp error, the light, and where frames disagree.
 
         Raises:
             UserError: frames that cannot be read, that are too few or too many, or of another shape (exit 3).
         """
         edited = open_edited(source, self.frames)
         flow = run_flow(source.run, read_fit_record(source.run), read_source(source.run).frames)
-        before = _flicker(_reported(edited, report), flow, source.maps.size)
-        grounds = [_ground(source, layer, edited.size) for layer in source.layers]
-        lit = follows_light(edited.targets, source.maps, grounds, edited.size)
+        before = _measure_flicker(_report_frames(edited, report), flow, source.maps.size)
+
+        # Canonical pictures have texels as much smaller as the pixels of the edited frames are.
+        grids = []
+        for layer in source.layers:
+            picture = canonical.pristine(source.run.canonical, layer)
+            scale = edited.size[0] / source.maps.size[0]
+            scale = min(scale, math.sqrt(settings.max_texels / (picture.size[0] * picture.size[1])))
+            width, height = (max(8, round(side * scale)) for side in picture.size)
+            grids.append(Ground(source.maps.layers.index(layer), picture.box, (width, height)))
+
+        lit = follows_light(edited.targets, source.maps, grids, edited.size, settings.fusion)
         found = fuse(
-            edited.targets, source.maps, grounds, edited.size, lit, lambda done, total: report("fusing", done, total)
+            edited.targets,
+            source.maps,
+            grids,
+            edited.size,
+            lit,
+            lambda done, total: report("fusing", done, total),
+            settings.fusion,
         )
-        overlays, after, share = self._steady(source, grounds, found, lit, flow, before)
-        notes = [*edited.notes, *_told(source.layers, found, before, after, lit, share)]
+        overlays, after, share = self._limit_flicker(source, grids, found, lit, flow, before, settings)
+
+        notes = list(edited.notes)
+        if before and after is not None:
+            ratio = after / before
+            figures = f"{before:.5f} frame by frame, {after:.5f} fused ({ratio:.0%} of it)"
+            notes.append(f"warp error along the source's flow: {figures}")
+        if not lit:
+            notes.append("the edited frames do not follow the light of the source, so it is not put on them")
+        apart = [
+            f"{1 - one.agreed:.0%} of {name}"
+            for name, one in zip(source.layers, found, strict=True)
+            if 1 - one.agreed > settings.min_disagreement_share
+        ]
+        if apart:
+            how = "looks as in those around the middle of the clip"
+            faint = "" if share == 1 else f", {share:.0%} as strong, or it would not be steady" if share else ""
+            where = f"there it {how}{faint}" if share else "there it is softer than they are, or it would not be steady"
+            notes.append(f"the frames do not agree on {' and '.join(apart)}: {where}")
+
         facts = {
             "frames": {"file": self.frames.name, "sha256": edited.facts.sha256, "size": list(edited.size)},
             "warp_error_of_frames": before,
@@ -81,54 +132,59 @@ class Frames:
         }
         return EditorResult(overlays, tuple(notes), facts, effects=Effects(lit=lit))
 
-    def _steady(
+    def _limit_flicker(
         self,
         source: Source,
-        grounds: list[Ground],
+        grids: list[Ground],
         found: list[Fused],
         lit: bool,
         flow: FlowField | None,
         before: float | None,
+        settings: FramesEditSettings,
     ) -> tuple[dict[str, Overlay], float | None, float]:
-        """Overlays, their warp error, and how much they show of what not all frames have in common.
+        """Builds overlays that show as much of what not all frames have in common as the warp error allows.
 
-        All of it, unless that is not steady enough. A mixture's error grows with the square of the share, so that two
-        errors tell how much may be shown.
+        The error of a mixture grows with the square of the share, so that two errors tell how much may be shown.
+
+        Returns:
+            The overlays, their warp error, and the share: 1 for all, 0 for what all frames have in common alone.
         """
-        overlays = self._overlays(source, grounds, found, 1.0)
-        error = _flicker(_rendered(source, overlays, lit), flow, source.maps.size)
-        if before is None or error is None or error <= GOAL * before:
+        overlays = self._build_overlays(source, grids, found, 1.0)
+        error = _measure_flicker(_render_frames(source, overlays, lit), flow, source.maps.size)
+        if before is None or error is None or error <= settings.max_warp_error_ratio * before:
             return overlays, error, 1.0
-        overlays = self._overlays(source, grounds, found, 0.0)
-        least = _flicker(_rendered(source, overlays, lit), flow, source.maps.size)
+        overlays = self._build_overlays(source, grids, found, 0.0)
+        least = _measure_flicker(_render_frames(source, overlays, lit), flow, source.maps.size)
         assert least is not None, "there is a flow"
-        share = math.sqrt(max(0.0, GOAL * before - least) / max(error - least, 1e-12))
-        if least >= error or share < FAINT:
+        share = math.sqrt(max(0.0, settings.max_warp_error_ratio * before - least) / max(error - least, 1e-12))
+        if least >= error or share < settings.min_detail_share:
             return overlays, least, 0.0
-        overlays = self._overlays(source, grounds, found, share)
-        return overlays, _flicker(_rendered(source, overlays, lit), flow, source.maps.size), share
+        overlays = self._build_overlays(source, grids, found, share)
+        return overlays, _measure_flicker(_render_frames(source, overlays, lit), flow, source.maps.size), share
 
-    def _overlays(self, source: Source, grounds: list[Ground], found: list[Fused], share: float) -> dict[str, Overlay]:
+    def _build_overlays(
+        self, source: Source, grids: list[Ground], found: list[Fused], share: float
+    ) -> dict[str, Overlay]:
         result = {}
-        for layer, ground, one in zip(source.layers, grounds, found, strict=True):
+        for layer, grid, one in zip(source.layers, grids, found, strict=True):
             alpha = one.seen.astype(np.float32)
             if source.mask is not None:
-                alpha *= resize(source.region(layer)[..., None], ground.size)[..., 0]
-            colour = np.where(alpha[..., None] > 0, one.common + share * (one.colour - one.common), 0)
-            rgba = np.concatenate([colour, self.strength * alpha[..., None]], axis=-1)
-            result[layer] = Overlay(rgba.astype(np.float32), ground.box)
+                alpha *= resize(source.region(layer)[..., None], grid.size)[..., 0]
+            color = np.where(alpha[..., None] > 0, one.common + share * (one.colour - one.common), 0)
+            rgba = np.concatenate([color, self.strength * alpha[..., None]], axis=-1)
+            result[layer] = Overlay(rgba.astype(np.float32), grid.box)
         return result
 
 
 @dataclass(frozen=True)
 class EditedFrames:
-    """Edited frames of a run, that are read anew for every pass.
+    """Edited frames of a run, which are read anew for every pass.
 
     Attributes:
         source: the run, and the layers to edit.
-        facts: of the edited frames.
+        facts: metadata of the edited frames.
         chosen: which of them belong to the frames of the run.
-        size: (width, height) at which they are worked on: theirs, or that of the source if that is smaller.
+        size: (width, height) at which they are processed: theirs, or that of the source if that is smaller.
         notes: what the user should know.
     """
 
@@ -140,42 +196,50 @@ class EditedFrames:
 
     def __iter__(self) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
         for frame in source_frames(self.facts, self.chosen):
-            yield _at(frame, self.size)
+            yield _resize_frame(frame, self.size)
 
     def targets(self) -> Iterator[Float[np.ndarray, "height width 3"]]:
-        """What the layers to edit add to each frame: all of it, or what the other layers leave."""
-        others = [i for i, name in enumerate(self.source.maps.layers) if name not in self.source.layers]
+        """Yields what the layers to edit add to each frame: all of it, or what the other layers leave."""
+        source, maps, size = self.source, self.source.maps, self.size
+        others = [i for i, name in enumerate(maps.layers) if name not in source.layers]
         if not others:
             yield from (frame.astype(np.float32) / 255 for frame in self)
             return
-        for t, (frame, plain) in enumerate(zip(self, source_frames(*source_facts(self.source.run)), strict=True)):
-            yield frame.astype(np.float32) / 255 - self._added_by(others, t, _at(plain, self.size))
-
-    def _added_by(
-        self, others: list[int], t: int, frame: UInt8[np.ndarray, "height width 3"]
-    ) -> Float[np.ndarray, "height width 3"]:
-        """What layers that are not edited show of a frame of the source, as rendering takes it apart."""
-        maps, weight = self.source.maps, self.source.maps.weight(t, self.size)
-        shown = []
-        for layer, name in enumerate(maps.layers):
-            picture = canonical.pristine(self.source.run.canonical, name)
-            places = places_of(maps, t, layer, self.size, picture.box, picture.size)
-            colour = looked_up(picture.array()[..., :3], places) * maps.gain(t, layer, self.size)
-            shown.append(weight[layer][..., None] * colour)
-        missed = frame.astype(np.float32) / 255 - np.sum(shown, axis=0)
-        return sum((shown[i] + weight[i][..., None] * missed for i in others), np.zeros_like(missed))
+        for t, (frame, plain) in enumerate(zip(self, source_frames(*source_facts(source.run)), strict=True)):
+            # What the other layers show of a frame of the source, by the decomposition that rendering uses.
+            weight = maps.weight(t, size)
+            shown = []
+            for layer, name in enumerate(maps.layers):
+                picture = canonical.pristine(source.run.canonical, name)
+                places = places_of(maps, t, layer, size, picture.box, picture.size)
+                color = looked_up(picture.array()[..., :3], places) * maps.gain(t, layer, size)
+                shown.append(weight[layer][..., None] * color)
+            missed = _resize_frame(plain, size).astype(np.float32) / 255 - np.sum(shown, axis=0)
+            added = sum((shown[i] + weight[i][..., None] * missed for i in others), np.zeros_like(missed))
+            yield frame.astype(np.float32) / 255 - added
 
 
 def open_edited(source: Source, path: Path) -> EditedFrames:
-    """The edited frames in a folder or video, checked against the run without decoding them.
+    """Opens the edited frames in a folder or video, and checks them against the run without decoding them.
 
     Raises:
-        UserError: what `Frames` raises.
+        UserError: as `Frames` does.
     """
     if not path.exists():
         raise bad_input(f"there is no file or folder {path}", where="--frames", fix="check the spelling of the path")
     if path.is_dir():
-        _check_gaps(path)
+        # The first number that is missing is named here; whatever else is odd shows later.
+        found = [re.fullmatch(r"(.*?)([0-9]+)", file.stem, re.DOTALL) for file in path.iterdir() if is_image(file)]
+        numbers = sorted({int(match[2]): match[2] for match in found if match}.items())
+        for (one, text), (other, _) in pairwise(numbers):
+            if other > one + 1:
+                missing = f"{one + 1:0{len(text)}d}"
+                raise bad_input(
+                    f"the picture number {missing} is missing",
+                    where=str(path),
+                    why=f"{text} is followed by {other:0{len(text)}d}, and every frame is needed",
+                    fix="add the frames that are missing, in the order of the source",
+                )
     facts = probe(path)
     had, run_frames = source_facts(source.run)
     if facts.frame_count not in (len(run_frames), had.frame_count):
@@ -194,52 +258,33 @@ def open_edited(source: Source, path: Path) -> EditedFrames:
     scale = sum(size) / sum(full)
     if max(abs(one - other * scale) for one, other in zip(size, full, strict=True)) > 1:
         raise bad_input(
-            f"{path.name} has frames of another shape: {_text(size)} instead of {_text(full)}",
+            f"{path.name} has frames of another shape: {_format_size(size)} instead of {_format_size(full)}",
             where=str(path),
-            why="they seem to be cropped, stretched or turned",
-            fix="edit the frames without cropping or turning them",
+            why="they seem to be cropped, stretched or rotated",
+            fix="edit the frames without cropping or rotating them",
         )
     # "carry no rate" says nothing here: frames go by their order.
     notes = [note for note in facts.notes if "rate" not in note]
     if size != full:
         sharp = "the edit is as sharp as they are" if sum(size) < sum(full) else "they are brought to that size"
-        notes.append(f"the edited frames have {_text(size)} pixels instead of {_text(full)}: {sharp}")
+        notes.append(f"the edited frames have {_format_size(size)} pixels instead of {_format_size(full)}: {sharp}")
     return EditedFrames(source, facts, chosen, min(size, full), tuple(notes))
 
 
-def _check_gaps(folder: Path) -> None:
-    """Names the first picture that is missing in a folder of numbered ones; whatever else is odd shows later."""
-    found = [re.fullmatch(r"(.*?)([0-9]+)", path.stem, re.DOTALL) for path in folder.iterdir() if is_image(path)]
-    numbers = sorted({int(match[2]): match[2] for match in found if match}.items())
-    for (one, text), (other, _) in pairwise(numbers):
-        if other > one + 1:
-            missing = f"{one + 1:0{len(text)}d}"
-            raise bad_input(
-                f"the picture number {missing} is missing",
-                where=str(folder),
-                why=f"{text} is followed by {other:0{len(text)}d}, and every frame is needed",
-                fix="add the frames that are missing, in the order of the source",
-            )
-
-
-def _ground(source: Source, layer: str, size: tuple[int, int]) -> Ground:
-    """The layer's canonical picture with texels as much smaller as the pixels of the edited frames are."""
-    picture = canonical.pristine(source.run.canonical, layer)
-    scale = size[0] / source.maps.size[0]
-    scale = min(scale, math.sqrt(MOST_TEXELS / (picture.size[0] * picture.size[1])))
-    width, height = (max(8, round(side * scale)) for side in picture.size)
-    return Ground(source.maps.layers.index(layer), picture.box, (width, height))
-
-
-def _reported(edited: EditedFrames, report: Report) -> Iterator[np.ndarray]:
+def _report_frames(edited: EditedFrames, report: Report) -> Iterator[np.ndarray]:
+    """Yields the frames and reports how many are read."""
     for t, frame in enumerate(edited):
         yield frame
         report("reading the frames", t + 1, len(edited.chosen))
 
 
-def _flicker(frames: Iterator[np.ndarray], flow: FlowField | None, size: tuple[int, int]) -> float | None:
-    """Warp error of frames along the source's flow at the size of the fit; None for a clip of one frame."""
-    small = (_at(frame, size) for frame in frames)
+def _measure_flicker(frames: Iterator[np.ndarray], flow: FlowField | None, size: tuple[int, int]) -> float | None:
+    """Computes the warp error of frames along the source's flow, at the size of the training.
+
+    Returns:
+        The error; None for a clip of one frame.
+    """
+    small = (_resize_frame(frame, size) for frame in frames)
     if flow is None:
         for _ in small:  # all frames are read once before any work
             pass
@@ -248,40 +293,20 @@ def _flicker(frames: Iterator[np.ndarray], flow: FlowField | None, size: tuple[i
     return metrics.warp_error(small, forward, (resize_mask(mask, size) for mask in flow.forward_ok))
 
 
-def _rendered(source: Source, overlays: dict[str, Overlay], lit: bool) -> Iterator[np.ndarray]:
-    """The frames of the source at the size of the fit, with the overlays on them."""
+def _render_frames(source: Source, overlays: dict[str, Overlay], lit: bool) -> Iterator[np.ndarray]:
+    """Renders the frames of the source with the overlays on them, at the size of the training."""
     pictures = {name: canonical.pristine(source.run.canonical, name) for name in source.maps.layers}
     renderer = Renderer(source.maps, pictures, overlays, How(lit=lit))
     for t, frame in enumerate(read_source(source.run).frames):
         yield renderer.render_frame(t, np.asarray(frame))
 
 
-def _told(
-    layers: tuple[str, ...], found: list[Fused], before: float | None, after: float | None, lit: bool, share: float
-) -> Iterator[str]:
-    """What the user should know of a result; `share`: how much it shows where frames have nothing in common."""
-    if before and after is not None:
-        ratio = after / before
-        yield f"warp error along the source's flow: {before:.5f} frame by frame, {after:.5f} fused ({ratio:.0%} of it)"
-    if not lit:
-        yield "the edited frames do not follow the light of the source, so it is not put on them"
-    apart = [
-        f"{1 - one.agreed:.0%} of {name}" for name, one in zip(layers, found, strict=True) if 1 - one.agreed > SWIM
-    ]
-    if apart:
-        how = "looks as in those around the middle of the clip"
-        faint = "" if share == 1 else f", {share:.0%} as strong, or it would not be steady" if share else ""
-        where = f"there it {how}{faint}" if share else "there it is softer than they are, or it would not be steady"
-        yield f"the frames do not agree on {' and '.join(apart)}: {where}"
-
-
-def _at(frame: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "height width 3"]:
-    """A frame at another size."""
+def _resize_frame(frame: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "height width 3"]:
     if (frame.shape[1], frame.shape[0]) == size:
         return frame
     mode = cv2.INTER_AREA if size[0] < frame.shape[1] else cv2.INTER_LINEAR
     return cv2.resize(frame, size, interpolation=mode)
 
 
-def _text(size: tuple[int, int]) -> str:
+def _format_size(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"

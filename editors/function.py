@@ -1,6 +1,6 @@
-"""Lift: any Python function on an image becomes one on the video: it is called once, on the layer's still picture.
+"""`lift`: applies any Python function on images to the video: it is called once, on the layer's canonical picture.
 
-The function is code that the user names and runs as their own: nothing in a run or in a file given as data leads here.
+The function is code that the user names and runs as their own: no data in a run or in a file can name one.
 """
 
 from __future__ import annotations
@@ -13,14 +13,11 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Float
 
 from editors.base import EditorResult, Report, Source
-from neural_fields.canonical import CanonicalImage, Overlay
+from neural_fields.canonical import Overlay
 from neural_fields.errors import ExitCode, UserError, bad_input
 from neural_fields.planar.placement import pull_push
-
-SAME = 0.5 / 255  # a texel that changes less is not edited
 
 ImageFunction = Callable[[np.ndarray], np.ndarray]
 
@@ -35,7 +32,7 @@ class Lift:
     """FILE.py:NAME or MODULE:NAME of a function from float32 [height, width, 3] in [0, 1] to the same. It is run."""
 
     def __call__(self, source: Source, report: Report) -> EditorResult:
-        """What the function changes.
+        """Calls the function and makes overlays of what it changes.
 
         Raises:
             UserError: there is no such function, it fails, or what it returns is no such picture.
@@ -43,12 +40,18 @@ class Lift:
         return lifted(source, load_function(self.function), self.function, report)
 
 
-def lifted(source: Source, function: ImageFunction, called: str, report: Report) -> EditorResult:
-    """The edit that a function of a picture makes of the pictures of the chosen layers.
+def lifted(
+    source: Source, function: ImageFunction, called: str, report: Report, min_change: float = 0.5 / 255
+) -> EditorResult:
+    """Makes the edit that a function of a picture makes of the pictures of the chosen layers.
 
     Args:
-        function: float32 [height, width, 3] in [0, 1] to the same. Where nothing was ever seen, colours go on smoothly.
+        source: the run, and the layers to edit.
+        function: float32 [height, width, 3] in [0, 1] to the same. Where nothing was ever visible, colors are
+            extrapolated.
         called: its name, for messages.
+        report: told about progress.
+        min_change: a texel that changes less is not edited.
 
     Raises:
         UserError: it fails, returns something else, or changes nothing (exit 3).
@@ -56,42 +59,37 @@ def lifted(source: Source, function: ImageFunction, called: str, report: Report)
     overlays = {}
     for number, layer in enumerate(source.layers):
         report("running", number, len(source.layers))
-        overlay = _on_picture(source.pictures[layer], source.region(layer), function, called)
-        if (overlay.rgba[..., 3] > 0).any():
-            overlays[layer] = overlay
+        picture, region = source.pictures[layer], source.region(layer)
+        rgba = picture.array()
+        seen = rgba[..., 3] > 0
+        rgb = pull_push(np.ascontiguousarray(rgba[..., :3]), seen) if not seen.all() else rgba[..., :3].copy()
+        # The border around foreign code: whatever it raises is reported to the user.
+        try:
+            found = np.asarray(function(rgb.copy()))
+        except Exception as problem:
+            raise bad_input(f"{called} failed: {type(problem).__name__}: {problem}", where=layer) from problem
+        if found.shape != rgb.shape or found.dtype.kind not in "fui":
+            raise bad_input(
+                f"{called} returned {found.dtype} {list(found.shape)}",
+                where=layer,
+                why=f"it is given float32 {list(rgb.shape)} and has to return as much",
+            )
+        result = found.astype(np.float32) / (255 if found.dtype == np.uint8 else 1)
+        if not np.isfinite(result).all():
+            raise bad_input(f"{called} returned values that are not finite", where=layer)
+        result = np.clip(result, 0, 1)
+        alpha = region * (np.abs(result - rgb).max(axis=-1) > min_change)
+        if (alpha > 0).any():
+            painted = np.concatenate([result, alpha[..., None]], axis=-1) * (alpha[..., None] > 0)
+            overlays[layer] = Overlay(painted, picture.box)
     report("running", len(source.layers), len(source.layers))
     if not overlays:
         raise bad_input(f"{called} changes nothing", where=", ".join(source.layers), fix="check what it returns")
     return EditorResult(overlays)
 
 
-def _on_picture(
-    picture: CanonicalImage, region: Float[np.ndarray, "height width"], function: ImageFunction, called: str
-) -> Overlay:
-    rgba = picture.array()
-    seen = rgba[..., 3] > 0
-    rgb = pull_push(np.ascontiguousarray(rgba[..., :3]), seen) if not seen.all() else rgba[..., :3].copy()
-    # The border around foreign code: whatever it raises is the user's to know.
-    try:
-        found = np.asarray(function(rgb.copy()))
-    except Exception as problem:
-        raise bad_input(f"{called} failed: {type(problem).__name__}: {problem}", where=picture.layer) from problem
-    if found.shape != rgb.shape or found.dtype.kind not in "fui":
-        raise bad_input(
-            f"{called} returned {found.dtype} {list(found.shape)}",
-            where=picture.layer,
-            why=f"it is given float32 {list(rgb.shape)} and has to return as much",
-        )
-    result = found.astype(np.float32) / (255 if found.dtype == np.uint8 else 1)
-    if not np.isfinite(result).all():
-        raise bad_input(f"{called} returned values that are not finite", where=picture.layer)
-    result = np.clip(result, 0, 1)
-    alpha = region * (np.abs(result - rgb).max(axis=-1) > SAME)
-    return Overlay(np.concatenate([result, alpha[..., None]], axis=-1) * (alpha[..., None] > 0), picture.box)
-
-
 def load_function(called: str) -> ImageFunction:
-    """The function of a name such as "looks.py:warm" or "package.looks:warm". Its module is run.
+    """Loads the function of a name such as "looks.py:warm" or "package.looks:warm". Its module is run.
 
     Raises:
         UserError: no such file, module or function (exit 2).
@@ -104,7 +102,16 @@ def load_function(called: str) -> ImageFunction:
         )
     # The border around foreign code, as above.
     try:
-        module = _from_file(Path(home)) if home.endswith(".py") else importlib.import_module(home)
+        if home.endswith(".py"):
+            path = Path(home)
+            if not path.is_file():
+                raise FileNotFoundError(f"there is no file {path}")
+            spec = importlib.util.spec_from_file_location(path.stem, path)
+            assert spec is not None and spec.loader is not None, "a .py file has a loader"
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(home)
     except Exception as problem:
         why = f"{type(problem).__name__}: {problem}"
         raise UserError(ExitCode.USAGE, f"{home} cannot be loaded", why=why, fix=fix) from problem
@@ -114,13 +121,3 @@ def load_function(called: str) -> ImageFunction:
         why = f"it has {', '.join(known[:10])}" if known else "it has no function"
         raise UserError(ExitCode.USAGE, f"{home} has no function {name}", why=why, fix=fix)
     return function
-
-
-def _from_file(path: Path) -> object:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None, "a .py file has a loader"
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -1,12 +1,12 @@
-"""Several pictures of frames and one canonical picture: looking it up in all of them, and merging all of them into it.
+"""Several pictures of frames and one canonical picture: sampling it for all of them, and merging all of them into it.
 
-A lookup is bilinear, as in rendering. Its way back spreads each pixel over the four texels around it; where several
+Sampling is bilinear, as in rendering. Its way back splats each pixel onto the four texels around it; where several
 pixels meet, a texel takes their weighted mean, or, frame against frame, their weighted median (StableVideo, Chai et
 al., ICCV 2023, 3.3, merges its keyframes by the median of atlases). Either is softer than what was given: a texel
 between pixels is a mixture of them. Going back and forth, and adding what is still missing (iterative back-projection,
 Irani and Peleg, 1991), ends at the picture that shows all pixels best.
 
-Values may be anything that has channels: colours, the latents of a diffusion model, premultiplied paint.
+Values may be anything that has channels: colors, the latents of a diffusion model, premultiplied paint.
 """
 
 from __future__ import annotations
@@ -21,10 +21,19 @@ from torch.nn.functional import max_pool2d
 from neural_fields import coords
 from neural_fields.coords import Box
 
-ROUNDS = 6  # of back-projection: then 99% of a smooth picture is within 1/255 of what was given
-SLACK = 0.25  # of the range of the pixels around a texel: between them its colour may be a little stronger than theirs
-LEAST = 1e-3  # of a pixel's weight in a texel; less than this is as good as nothing
-ROBUST = 3  # frames that must show a texel before one of them can be told to be wrong
+
+@dataclass(frozen=True)
+class FrameMergingSettings:
+    """Settings of merging frames into a canonical picture."""
+
+    rounds: int = 6  # of back-projection: then 99% of a smooth picture is within 1/255 of what was given
+    range_slack: float = 0.25  # of the range of the pixels around a texel, by which its color may be beyond theirs
+    min_weight: float = 1e-3  # of a pixel in a texel; less than this is as good as nothing
+    min_votes: int = 3  # frames that must show a texel before one of them can be told to be wrong
+    tie_share: float = 1e-4  # of the weight of a texel: frames that differ by less weigh the same
+
+
+DEFAULTS = FrameMergingSettings()
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,7 @@ class Places:
     size: tuple[int, int]
 
     def to(self, device: torch.device) -> Places:
-        """The same on another device."""
+        """Moves the footprints to another device."""
         return Places(self.texels.to(device), self.weight.to(device), self.size)
 
 
@@ -63,24 +72,33 @@ class Merged:
     @property
     def seen(self) -> Bool[Tensor, "height width"]:
         """Texels that some picture shows."""
-        return self.weight > LEAST
+        return self.weight > 0
 
-    def conflicts(self, limit: float = 0.1) -> Bool[Tensor, "height width"]:
-        """Texels where the pictures disagree by more than `limit`, in units of their values."""
+    def conflicts(self, limit: float) -> Bool[Tensor, "height width"]:
+        """Finds texels where the pictures disagree by more than `limit`, in units of their values."""
         return self.seen & (self.spread > limit)
 
 
 def pull(values: Float[Tensor, "channels height width"], places: Places) -> Float[Tensor, "n channels rows columns"]:
-    """A canonical picture looked up in every frame; beyond its edges the edge goes on."""
+    """Samples a canonical picture for every frame; beyond its edges the edge goes on."""
     width, height = places.size
     image = values[None].expand(len(places.texels), -1, -1, -1)
     return coords.sample(image, Box(0.0, 0.0, float(width), float(height)), places.texels.to(values))
 
 
 def push_each(
-    values: Float[Tensor, "n channels rows columns"], places: Places
+    values: Float[Tensor, "n channels rows columns"], places: Places, settings: FrameMergingSettings = DEFAULTS
 ) -> tuple[Float[Tensor, "n channels height width"], Float[Tensor, "n height width"]]:
-    """The canonical picture that each frame makes alone, and how much it saw of each texel (in pixels)."""
+    """Splats each frame into a canonical picture of its own.
+
+    Args:
+        values: the frames.
+        places: where their pixels lie.
+        settings: of the merging.
+
+    Returns:
+        The pictures, zero where their frame shows nothing, and how much it saw of each texel (in pixels).
+    """
     width, height = places.size
     n, channels = values.shape[:2]
     texels = places.texels.reshape(n, -1, 2) - 0.5
@@ -96,82 +114,46 @@ def push_each(
             index = (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).long()
             total.scatter_add_(2, index[:, None].expand(-1, channels + 1, -1), flat * share.to(flat)[:, None])
     weight = total[:, channels]
-    known = weight > LEAST
-    mean = torch.where(known[:, None], total[:, :channels] / weight.clamp(min=LEAST)[:, None], 0)
+    known = weight > settings.min_weight
+    mean = torch.where(known[:, None], total[:, :channels] / weight.clamp(min=settings.min_weight)[:, None], 0)
     return mean.view(n, channels, height, width), (weight * known).view(n, height, width)
 
 
-def push(values: Float[Tensor, "n channels rows columns"], places: Places) -> Merged:
-    """The weighted mean of all frames in every texel."""
-    each, weight = push_each(values, places)
-    total = weight.sum(dim=0)
-    mean = (each * weight[:, None]).sum(dim=0) / total.clamp(min=LEAST)
-    return Merged(mean, total, _spread(each, weight, mean))
-
-
-def merge(values: Float[Tensor, "n channels rows columns"], places: Places, rounds: int = ROUNDS) -> Merged:
-    """The weighted median of all frames in every texel, as sharp as they are.
-
-    A frame that shows something else than the others there leaves no trace, as long as they weigh more.
+def push(
+    values: Float[Tensor, "n channels rows columns"], places: Places, settings: FrameMergingSettings = DEFAULTS
+) -> Merged:
+    """Merges all frames by their weighted mean in every texel.
 
     Args:
-        rounds: of back-projection. What a frame has beyond the merged picture is merged by the median as well, so
-            that a wrong frame stays without a trace. Texels stay in the range of the pixels around them, so that none
-            rings where few pixels tell.
+        values: the frames.
+        places: where their pixels lie.
+        settings: of the merging.
     """
-    each, weight = push_each(values, places)
-    found = weighted_median(each, weight)
-    first = Merged(found, weight.sum(dim=0), _spread(each, weight, found))
-    low, high = _range(values, places)
-    for _ in range(rounds):
-        rest, _ = push_each(values - pull(found, places), places)
-        found = torch.where(first.seen, (found + weighted_median(rest, weight)).clamp(low, high), 0)
-    return Merged(found, first.weight, first.spread)
-
-
-def fit(
-    values: Float[Tensor, "n channels rows columns"], places: Places, rounds: int = ROUNDS
-) -> Float[Tensor, "channels height width"]:
-    """The canonical picture whose lookup is nearest to all frames, in weighted squares: linear in the values."""
-    found = push(values, places).values
-    for _ in range(rounds):
-        found = found + push(values - pull(found, places), places).values
-    return found
-
-
-def agreed(
-    values: Float[Tensor, "n channels rows columns"], places: Places, rounds: int = ROUNDS
-) -> Float[Tensor, "n channels rows columns"]:
-    """The frames nearest to those given that one canonical picture shows; pixels without weight stay as they are."""
-    seen = pull(fit(values, places, rounds), places)
-    return values + places.weight[:, None].to(values) * (seen - values)
-
-
-def weighted_median(
-    values: Float[Tensor, "n channels height width"], weight: Float[Tensor, "n height width"]
-) -> Float[Tensor, "channels height width"]:
-    """The median over n, by channel: half of the weight lies on either side. Zero where there is no weight.
-
-    With fewer than three frames there is no majority: then it is the weighted mean.
-    """
+    each, weight = push_each(values, places, settings)
     total = weight.sum(dim=0)
-    mean = (values * weight[:, None]).sum(dim=0) / total.clamp(min=LEAST)
-    order = values.argsort(dim=0)
-    ranked = values.gather(0, order)
-    share = weight[:, None].expand_as(values).gather(0, order).cumsum(dim=0)
-    half = total / 2
-    # Of an even number of equals there are two in the middle; rounding must not decide between them.
-    slack = 1e-4 * total
-    lower = ranked.gather(0, (share < half - slack).sum(dim=0, keepdim=True).clamp(max=len(values) - 1))[0]
-    upper = ranked.gather(0, (share <= half + slack).sum(dim=0, keepdim=True).clamp(max=len(values) - 1))[0]
-    robust = (weight > LEAST).sum(dim=0) >= ROBUST
-    return torch.where(robust, (lower + upper) / 2, mean)
+    mean = (each * weight[:, None]).sum(dim=0) / total.clamp(min=settings.min_weight)
+    return Merged(mean, total, _compute_spread(each, weight, mean, settings))
 
 
-def _range(
-    values: Float[Tensor, "n channels rows columns"], places: Places
-) -> tuple[Float[Tensor, "channels height width"], Float[Tensor, "channels height width"]]:
-    """What a texel may be: the range of the pixels in and next to it, and a little more; zero where there are none."""
+def merge(
+    values: Float[Tensor, "n channels rows columns"], places: Places, settings: FrameMergingSettings = DEFAULTS
+) -> Merged:
+    """Merges all frames by their weighted median in every texel, as sharp as they are.
+
+    A frame that shows something else than the others there leaves no trace, as long as they weigh more: what a frame
+    has beyond the merged picture is merged by the median as well. Texels stay in the range of the pixels around them,
+    so that none rings where few pixels tell.
+
+    Args:
+        values: the frames.
+        places: where their pixels lie.
+        settings: of the merging.
+    """
+    each, weight = push_each(values, places, settings)
+    found = weighted_median(each, weight, settings)
+    first = Merged(found, weight.sum(dim=0), _compute_spread(each, weight, found, settings))
+
+    # The range of the pixels in and next to each texel, and a little more; zero where there are none.
     width, height = places.size
     column, row = (places.texels[..., axis].floor().long() for axis in (0, 1))
     known = (places.weight > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
@@ -183,14 +165,81 @@ def _range(
         most = empty.scatter_reduce(1, index, sign * pixels, "amax").view(1, -1, height, width)
         around = sign * max_pool2d(most, 3, stride=1, padding=1)[0]
         ends.append(torch.where(around.isfinite(), around, 0.0))
-    slack = SLACK * (ends[1] - ends[0])
-    return ends[0] - slack, ends[1] + slack
+    slack = settings.range_slack * (ends[1] - ends[0])
+    low, high = ends[0] - slack, ends[1] + slack
+
+    for _ in range(settings.rounds):
+        rest, _ = push_each(values - pull(found, places), places, settings)
+        found = torch.where(first.seen, (found + weighted_median(rest, weight, settings)).clamp(low, high), 0)
+    return Merged(found, first.weight, first.spread)
 
 
-def _spread(
+def fit(
+    values: Float[Tensor, "n channels rows columns"], places: Places, settings: FrameMergingSettings = DEFAULTS
+) -> Float[Tensor, "channels height width"]:
+    """Fits the canonical picture whose samples are nearest to all frames, in weighted squares: linear in the values.
+
+    Args:
+        values: the frames.
+        places: where their pixels lie.
+        settings: of the merging.
+    """
+    found = push(values, places, settings).values
+    for _ in range(settings.rounds):
+        found = found + push(values - pull(found, places), places, settings).values
+    return found
+
+
+def agreed(
+    values: Float[Tensor, "n channels rows columns"], places: Places, settings: FrameMergingSettings = DEFAULTS
+) -> Float[Tensor, "n channels rows columns"]:
+    """Projects frames to the nearest ones that one canonical picture shows.
+
+    Args:
+        values: the frames.
+        places: where their pixels lie; those without weight stay as they are.
+        settings: of the merging.
+    """
+    seen = pull(fit(values, places, settings), places)
+    return values + places.weight[:, None].to(values) * (seen - values)
+
+
+def weighted_median(
+    values: Float[Tensor, "n channels height width"],
+    weight: Float[Tensor, "n height width"],
+    settings: FrameMergingSettings = DEFAULTS,
+) -> Float[Tensor, "channels height width"]:
+    """Computes the median over n, by channel: half of the weight lies on either side.
+
+    With fewer than `min_votes` frames there is no majority: then it is the weighted mean.
+
+    Args:
+        values: of each frame.
+        weight: of each frame, not below zero.
+        settings: of the merging.
+
+    Returns:
+        The median; zero where there is no weight.
+    """
+    total = weight.sum(dim=0)
+    mean = (values * weight[:, None]).sum(dim=0) / total.clamp(min=settings.min_weight)
+    order = values.argsort(dim=0)
+    ranked = values.gather(0, order)
+    share = weight[:, None].expand_as(values).gather(0, order).cumsum(dim=0)
+    half = total / 2
+    # Of an even number of equals there are two in the middle; rounding must not decide between them.
+    slack = settings.tie_share * total
+    lower = ranked.gather(0, (share < half - slack).sum(dim=0, keepdim=True).clamp(max=len(values) - 1))[0]
+    upper = ranked.gather(0, (share <= half + slack).sum(dim=0, keepdim=True).clamp(max=len(values) - 1))[0]
+    robust = (weight > settings.min_weight).sum(dim=0) >= settings.min_votes
+    return torch.where(robust, (lower + upper) / 2, mean)
+
+
+def _compute_spread(
     each: Float[Tensor, "n channels height width"],
     weight: Float[Tensor, "n height width"],
     merged: Float[Tensor, "channels height width"],
+    settings: FrameMergingSettings,
 ) -> Float[Tensor, "height width"]:
     off = (each - merged).abs().amax(dim=1)
-    return (off * weight).sum(dim=0) / weight.sum(dim=0).clamp(min=LEAST)
+    return (off * weight).sum(dim=0) / weight.sum(dim=0).clamp(min=settings.min_weight)

@@ -8,7 +8,7 @@ trace; of two, the one of the frame that sees the patch of paint better.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import cv2
@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from editors.frame import FrameMaps, frame_maps, lift_frame
-from editors.lift import ROBUST, weighted_median
+from editors.frame import frame_maps, lift_frame
+from editors.lift import DEFAULTS as MERGING
+from editors.lift import FrameMergingSettings, weighted_median
 from neural_fields import canonical, coords
 from neural_fields.baking import Maps
 from neural_fields.canonical import Overlay
@@ -28,50 +29,81 @@ from neural_fields.pictures import Picture
 from neural_fields.planar.placement import pull_push
 from neural_fields.run import Run
 
-RIM = 2  # pixels around paint in which a frame says that there is none
-CLEAR = 4  # power by which pixels count less that show other layers too
-FAIR = 0.3  # of the usual sight of its paint: where a frame sees less, its colours are not held against it
-LEAST = 1e-3  # pixels to a texel: a frame with less does not see it
-OPAQUE = 0.5  # alpha of paint whose colours are compared: edges are mixtures
-APART = 0.1  # of a colour's range; paint that differs by more is other paint
-WORTH = 0.01  # of what frames share: disagreeing on less of it is not worth telling
+
+@dataclass(frozen=True)
+class FrameVoteSettings:
+    """Settings of merging what several painted frames say of a canonical picture."""
+
+    rim_px: float = 2.0  # around paint, in pixels of the frame, in which a frame says that there is none
+    weight_power: float = 4.0  # by which pixels count less that show other layers too
+    min_sight: float = 1e-3  # pixels to a texel: a frame with less does not see it
+    min_sight_share: float = 0.3  # of the usual sight of its paint: with less, its colors are not held against a frame
+    min_alpha: float = 0.5  # of paint whose colors are compared: edges are mixtures
+    max_color_difference: float = 0.1  # of a color's range; paint that differs by more is other paint
+    told_share: float = 0.01  # of the paint that frames share: where they disagree on more, it is told
+    merging: FrameMergingSettings = MERGING
+
+
+DEFAULTS = FrameVoteSettings()
 
 
 def lift_frames(
-    run: Run, maps: Maps, painted: Mapping[int, Picture], layer: str | None = None
+    run: Run,
+    maps: Maps,
+    painted: Mapping[int, Picture],
+    layer: str | None = None,
+    settings: FrameVoteSettings = DEFAULTS,
 ) -> Mapping[str, Overlay]:
-    """The changes a user made to several frames of a clip, as one overlay a layer.
+    """Lifts the changes a user made to several frames of a clip into one overlay a layer.
 
     Args:
+        run: the run.
+        maps: its baked maps.
         painted: the painted frames by their number in the source, 0 is the first.
         layer: the layer that takes the changes; by default, for each frame the one that shows most under its paint.
+        settings: of the merging.
 
     Raises:
         UserError: frames that the run does not have, or what `lift_frame` raises; before any work where it can be.
     """
-    facts, chosen = source_facts(run)
+    metadata, chosen = source_facts(run)
     for number in painted:
         if number not in chosen:
             some = f", every {chosen.step}th" if chosen.step > 1 else ""
             raise bad_input(
                 f"frame {number} is not part of this run",
-                why=f"it was fitted to frames {chosen[0]} to {chosen[-1]}{some}",
+                why=f"it was trained on frames {chosen[0]} to {chosen[-1]}{some}",
                 fix=f"--frame {min(chosen, key=lambda k: abs(k - number))}",
             )
     pictures = {name: canonical.pristine(run.canonical, name) for name in maps.layers}
-    lifted: dict[str, list[_Lifted]] = {}
+    lifted: dict[str, list[_LiftedFrame]] = {}
     for number, picture in sorted(painted.items()):
-        source = next(iter(source_frames(facts, range(number, number + 1))))
+        source = next(iter(source_frames(metadata, range(number, number + 1))))
         here = frame_maps(maps, pictures, chosen.index(number), (source.shape[1], source.shape[0]))
         for name, overlay in lift_frame(picture, source, here, layer).items():
-            sight, step = _sight(here, maps.layers.index(name))
-            lifted.setdefault(name, []).append(_Lifted(number, overlay, sight, max(1, round(RIM * step))))
+            index = maps.layers.index(name)
+            width, height = here.sizes[index]
+            uv = torch.from_numpy(np.asarray(here.uv[index], np.float32))
+            texels = coords.uv_to_texels(uv, here.boxes[index], width, height).numpy()
+            column, row = texels[..., 0], texels[..., 1]
+            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            # How many texels lie between pixels.
+            steps = np.abs(np.diff(texels, axis=1)).max(axis=-1)[(inside & (here.weight[index] > 0))[:, 1:]]
+            step = float(np.median(steps)) if len(steps) else 1.0
+            # How many pixels there are to each texel. Where layers share a pixel, colors of one are told badly: such
+            # pixels count much less. Over some pixels: how they fall on single texels is chance.
+            x, y = texels[inside].astype(np.int64).T
+            trust = here.weight[index][inside] ** settings.weight_power
+            count = np.bincount(y * width + x, trust, width * height).reshape(height, width)
+            sight = cv2.GaussianBlur(count.astype(np.float32), (0, 0), 2 * max(1.0, step))
+            rim = max(1, round(settings.rim_px * step))
+            lifted.setdefault(name, []).append(_LiftedFrame(number, overlay, sight, rim))
     alone = len(painted) == 1
-    return {name: votes[0].overlay if alone else _merged(name, votes) for name, votes in lifted.items()}
+    return {name: votes[0].overlay if alone else _merge_votes(name, votes, settings) for name, votes in lifted.items()}
 
 
 @dataclass(frozen=True)
-class _Lifted:
+class _LiftedFrame:
     """What one frame says of a layer.
 
     Attributes:
@@ -87,103 +119,74 @@ class _Lifted:
     rim: int
 
     @property
-    def painted(self) -> Bool[np.ndarray, "height width"]:
+    def paint_mask(self) -> Bool[np.ndarray, "height width"]:
         return self.overlay.rgba[..., 3] > 0
 
-    @property
-    def colours(self) -> tuple[Float[np.ndarray, "height width 3"], Bool[np.ndarray, "height width"]]:
-        """Its colours, and where it has any: also in pinholes, where paint happened to be as what is under it."""
-        closed = cv2.morphologyEx(
-            self.painted.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((2 * self.rim + 1,) * 2, np.uint8)
-        )
-        known = self.painted
+    def fill_colors(self) -> tuple[Float[np.ndarray, "height width 3"], Bool[np.ndarray, "height width"]]:
+        """Returns its colors, and where it has any: also in pinholes, where paint happened to be as what is below."""
+        window = np.ones((2 * self.rim + 1,) * 2, np.uint8)
+        closed = cv2.morphologyEx(self.paint_mask.astype(np.uint8), cv2.MORPH_CLOSE, window)
+        known = self.paint_mask
         filled = pull_push(self.overlay.rgba[..., :3], known) if known.any() else self.overlay.rgba[..., :3]
         return filled, closed > 0
 
-    @property
-    def reach(self) -> Bool[np.ndarray, "height width"]:
-        """Where it votes: on its paint, and around it where it sees the layer."""
-        around = cv2.dilate(self.painted.astype(np.uint8), np.ones((2 * self.rim + 1,) * 2, np.uint8)) > 0
-        return self.painted | (around & (self.sight > LEAST))
+    def vote_mask(self, min_sight: float) -> Bool[np.ndarray, "height width"]:
+        """Returns where it votes: on its paint, and around it where it sees the layer."""
+        window = np.ones((2 * self.rim + 1,) * 2, np.uint8)
+        around = cv2.dilate(self.paint_mask.astype(np.uint8), window) > 0
+        return self.paint_mask | (around & (self.sight > min_sight))
 
 
-def _sight(maps: FrameMaps, index: int) -> tuple[Float[np.ndarray, "rows columns"], float]:
-    """How many pixels of a frame there are to each texel of a layer, and how many texels lie between pixels."""
-    width, height = maps.sizes[index]
-    uv = torch.from_numpy(np.asarray(maps.uv[index], np.float32))
-    texels = coords.uv_to_texels(uv, maps.boxes[index], width, height).numpy()
-    column, row = texels[..., 0], texels[..., 1]
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    x, y = texels[inside].astype(np.int64).T
-    # Where layers share a pixel, colours of one are told badly: such pixels count much less.
-    trust = maps.weight[index][inside] ** CLEAR
-    count = np.bincount(y * width + x, trust, width * height).reshape(height, width)
-    steps = np.abs(np.diff(texels, axis=1)).max(axis=-1)[(inside & (maps.weight[index] > 0))[:, 1:]]
-    step = float(np.median(steps)) if len(steps) else 1.0
-    # Over some pixels: how they fall on single texels is chance.
-    return cv2.GaussianBlur(count.astype(np.float32), (0, 0), 2 * max(1.0, step)), step
-
-
-def _merged(layer: str, votes: list[_Lifted]) -> Overlay:
-    """The overlay that several frames ask for together."""
+def _merge_votes(layer: str, votes: list[_LiftedFrame], settings: FrameVoteSettings) -> Overlay:
+    """Merges the overlays of several frames, and notes which frames were painted differently from others."""
     rgba = np.stack([one.overlay.rgba for one in votes])
-    weight = np.stack([np.where(one.reach, np.maximum(one.sight, LEAST), 0) for one in votes])
+    min_sight = settings.min_sight
+    weight = np.stack([np.where(one.vote_mask(min_sight), np.maximum(one.sight, min_sight), 0) for one in votes])
     alpha = rgba[..., 3] * (weight > 0)
-    # Colours are asked only of frames that painted there; how opaque the paint is, of all that vote.
-    colours, coloured = (np.stack(part) for part in zip(*(one.colours for one in votes), strict=True))
+    # Colors are asked only of frames that painted there; how opaque the paint is, of all that vote.
+    filled = [one.fill_colors() for one in votes]
+    colors, colored = np.stack([color for color, _ in filled]), np.stack([known for _, known in filled])
     patches = cv2.connectedComponents((alpha.max(axis=0) > 0).astype(np.uint8))[1]
-    merged = np.concatenate(
-        [_decided(colours, weight * coloured, patches), _decided(alpha[..., None], weight, patches)], axis=-1
-    )
+    merged_color = _decide_votes(colors, weight * colored, patches, settings.merging)
+    merged_alpha = _decide_votes(alpha[..., None], weight, patches, settings.merging)
+    merged = np.concatenate([merged_color, merged_alpha], axis=-1)
     merged[merged[..., 3] <= 0] = 0
-    own = [f"frame {one.number}: {note}" for one in votes for note in one.overlay.notes]
-    notes = tuple(dict.fromkeys([*own, *_conflicts(layer, votes, rgba, merged)]))
-    return Overlay(merged.astype(np.float32), votes[0].overlay.box, notes)
+    notes = [f"frame {one.number}: {note}" for one in votes for note in one.overlay.notes]
+
+    # Which frames were painted differently where others were painted too?
+    usual = [np.median(one.sight[one.paint_mask]) if one.paint_mask.any() else 0 for one in votes]
+    fair = np.stack([one.sight >= settings.min_sight_share * level for one, level in zip(votes, usual, strict=True)])
+    opaque = (rgba[..., 3] > settings.min_alpha) & fair
+    shared = opaque.sum(axis=0) > 1
+    for one, own, color in zip(votes, opaque & shared, rgba[..., :3], strict=True):
+        # A mean over some texels: detail finer than the pixels comes out a little different in every frame.
+        side = (2 * one.rim + 1,) * 2
+        total = cv2.blur((color - merged[..., :3]) * own[..., None], side)
+        mean = total / np.maximum(cv2.blur(own.astype(np.float32), side), 1e-3)[..., None]
+        off = own & (np.abs(mean).max(axis=-1) > settings.max_color_difference)
+        if off.sum() > settings.told_share * own.sum():
+            there = [str(v.number) for v, o in zip(votes, opaque, strict=True) if v is not one and (o & off).any()]
+            others = f"frame {there[0]}"
+            if len(there) > 1:
+                others = f"frames {', '.join(there[:-1])} and {there[-1]}"
+            notes.append(
+                f"frame {one.number} differs from {others} on {off.sum() / own.sum():.0%} of the paint that "
+                f"they share in {layer}: there the others are followed"
+            )
+    return Overlay(merged.astype(np.float32), votes[0].overlay.box, tuple(dict.fromkeys(notes)))
 
 
-def _decided(
+def _decide_votes(
     values: Float[np.ndarray, "n height width channels"],
     weight: Float[np.ndarray, "n height width"],
     patches: Int[np.ndarray, "height width"],
+    settings: FrameMergingSettings,
 ) -> Float[np.ndarray, "height width channels"]:
-    """The weighted median of three votes or more; of fewer, that of the frame with most weight in the patch."""
+    """Takes the weighted median of three votes or more; of fewer, that of the frame with most weight in the patch."""
     flat = [np.bincount(patches.ravel(), one.ravel().astype(np.float64)) for one in weight]
     standing = np.where(weight > 0, np.stack(flat)[:, patches], -1)
     best = np.take_along_axis(values, standing.argmax(axis=0)[None, ..., None], axis=0)[0]
     tensor = torch.from_numpy(np.ascontiguousarray(np.moveaxis(values, -1, 1), np.float32))
-    median = weighted_median(tensor, torch.from_numpy(np.ascontiguousarray(weight, np.float32)))
-    many = (weight > 0).sum(axis=0) >= ROBUST
+    median = weighted_median(tensor, torch.from_numpy(np.ascontiguousarray(weight, np.float32)), settings)
+    many = (weight > 0).sum(axis=0) >= settings.min_votes
     return np.where(many[..., None], np.moveaxis(median.numpy(), 0, -1), best)
-
-
-def _conflicts(
-    layer: str,
-    votes: list[_Lifted],
-    rgba: Float[np.ndarray, "n height width 4"],
-    merged: Float[np.ndarray, "height width 4"],
-) -> Iterator[str]:
-    """Which frames were painted differently where others were painted too."""
-    usual = [np.median(one.sight[one.painted]) if one.painted.any() else 0 for one in votes]
-    fair = np.stack([one.sight >= FAIR * level for one, level in zip(votes, usual, strict=True)])
-    opaque = (rgba[..., 3] > OPAQUE) & fair
-    shared = opaque.sum(axis=0) > 1
-    for one, own, colour in zip(votes, opaque & shared, rgba[..., :3], strict=True):
-        # A mean over some texels: detail finer than the pixels comes out a little different in every frame.
-        side = (2 * one.rim + 1,) * 2
-        mean = (
-            cv2.blur((colour - merged[..., :3]) * own[..., None], side)
-            / np.maximum(cv2.blur(own.astype(np.float32), side), 1e-3)[..., None]
-        )
-        off = own & (np.abs(mean).max(axis=-1) > APART)
-        if off.sum() > WORTH * own.sum():
-            there = [v.number for v, o in zip(votes, opaque, strict=True) if v is not one and (o & off).any()]
-            yield (
-                f"frame {one.number} differs from {_listed(there)} on {off.sum() / own.sum():.0%} of the paint that "
-                f"they share in {layer}: there the others are followed"
-            )
-
-
-def _listed(numbers: list[int]) -> str:
-    if len(numbers) == 1:
-        return f"frame {numbers[0]}"
-    return f"frames {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"

@@ -1,7 +1,7 @@
-"""Replace: the background, or any layer's texture, by a picture or a video.
+"""`replace`: puts a picture or a video in the place of the background, or of any layer's texture.
 
-It follows the layer, as if the layer were made of it, or with --still it stays where it is in the frame, like a
-backdrop behind everything that is in front.
+The new texture follows the layer, as if the layer were made of it, or with --still it stays where it is in the frame,
+like a backdrop behind everything that is in front.
 """
 
 from __future__ import annotations
@@ -27,9 +27,16 @@ from neural_fields.moving import Moving
 from neural_fields.output import source_facts
 from neural_fields.pictures import premultiplied, read_picture, resize, straight
 
-PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
-MOST_TEXELS = 16_000_000  # of a picture that becomes a texture
-LONGEST = 1920  # pixels of a video that becomes a texture: it is kept a frame at a time, without loss
+
+@dataclass(frozen=True)
+class ReplaceSettings:
+    """Limits on the size of textures."""
+
+    max_texels: int = 16_000_000  # of a picture
+    max_video_side_px: int = 1920  # of a video (as the area of a square): it is kept a frame at a time, without loss
+
+
+DEFAULTS = ReplaceSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +55,13 @@ class Replace:
     lit: bool = False
     """The light and shade of the layer fall on it."""
 
-    def __call__(self, source: Source, report: Report) -> EditorResult:
-        """The overlay of one layer.
+    def __call__(self, source: Source, report: Report, settings: ReplaceSettings = DEFAULTS) -> EditorResult:
+        """Makes the overlay of one layer.
+
+        Args:
+            source: the run, and the layer to replace.
+            report: told about progress.
+            settings: limits on the size of textures.
 
         Raises:
             UserError: several layers, a mask, or a file that cannot be read.
@@ -58,44 +70,71 @@ class Replace:
             raise bad_input("one whole layer is replaced at a time", fix=f"--layer {source.layers[0]}")
         layer = source.layers[0]
         facts, _ = source_facts(source.run)
-        box, notes = (None, []) if self.still else _room(source, layer)
+        overlays, moving, notes = {}, {}, []
+
+        # The area to cover: the frame, all of the layer's plane, or its first chart, from which edits are transferred.
+        box = None
+        if not self.still:
+            box = source.pictures[layer].box
+            for charts in source.maps.charts:
+                own = [chart for chart in charts if chart.layer == layer]
+                if own:
+                    box = own[0].box
+                    notes.append(f"{layer} has {len(charts)} parts: the first is covered, and carried to the others")
+                    break
         aspect = facts.width / facts.height if box is None else box.width / box.height
-        if self.picture.suffix.lower() in PICTURES:
+
+        if self.picture.suffix.lower() in (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp"):
             read = read_picture(self.picture)
             notes += read.notes
-            rgba = _bounded(_fitted(read.rgba, aspect, self.fit), MOST_TEXELS)
-            result = {"overlays": {layer: Overlay(rgba, box)}} if box is not None else {}
-            moving = {} if box is not None else {layer: _standing(rgba)}
+            rgba = _limit_size(_change_aspect(read.rgba, aspect, self.fit), settings.max_texels)
+            if box is not None:
+                overlays[layer] = Overlay(rgba, box)
+            else:  # the same picture in every frame
+                frame = _as_bytes(_limit_size(rgba, settings.max_video_side_px**2))
+                moving[layer] = Moving(lambda: iter([frame]), 1, None)
         else:
-            video, more = _video(self.picture, source, facts)
+            video, more = _open_in_step(self.picture, source, facts)
             notes += more
-            result, moving = {}, {layer: self._moving(video, source, aspect, box, report)}
+            moving[layer] = self._animate_video(video, source, aspect, box, report, settings)
         effects = Effects(moving=moving, lit=self.lit)
-        source_file = {"source": {"file": self.picture.name}}
-        return EditorResult(result.get("overlays", {}), tuple(notes), source_file, effects=effects)
+        return EditorResult(overlays, tuple(notes), {"source": {"file": self.picture.name}}, effects=effects)
 
-    def _moving(self, video: _Timed, source: Source, aspect: float, box: Box | None, report: Report) -> Moving:
-        """A frame of the video for each of the run."""
+    def _animate_video(
+        self,
+        video: _TimedVideo,
+        source: Source,
+        aspect: float,
+        box: Box | None,
+        report: Report,
+        settings: ReplaceSettings,
+    ) -> Moving:
+        """Makes an animated overlay with a frame of the video for each of the run."""
         count = source.maps.frame_count
 
-        def frames() -> Iterator[UInt8[np.ndarray, "height width 4"]]:
-            for number, frame in enumerate(video.frames()):
+        def iterate_overlays() -> Iterator[UInt8[np.ndarray, "height width 4"]]:
+            for number, frame in enumerate(video.iterate_frames()):
                 report("taking frames", number + 1, count)
                 rgba = np.dstack([frame, np.full(frame.shape[:2], 255, np.uint8)]).astype(np.float32) / 255
-                yield _as_bytes(_bounded(_fitted(rgba, aspect, self.fit), LONGEST**2))
+                yield _as_bytes(_limit_size(_change_aspect(rgba, aspect, self.fit), settings.max_video_side_px**2))
 
-        return Moving(frames, count, box)
+        return Moving(iterate_overlays, count, box)
 
 
 @dataclass(frozen=True)
-class _Timed:
-    """A video, and which of its frames each frame of a run shows; rising, but where it begins anew."""
+class _TimedVideo:
+    """A video, and which of its frames each frame of a run shows.
+
+    Attributes:
+        facts: metadata of the video.
+        shown: frame numbers; they rise, except where the video begins again.
+    """
 
     facts: VideoFacts
     shown: tuple[int, ...]
 
-    def frames(self) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
-        """The frames for each frame of the run."""
+    def iterate_frames(self) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
+        """Yields the frames for each frame of the run."""
         every = range(self.facts.frame_count)
         run, at = source_frames(self.facts, every), 0
         last = next(run)
@@ -109,8 +148,16 @@ class _Timed:
             yield last
 
 
-def _video(path: Path, source: Source, facts: VideoFacts) -> tuple[_Timed, list[str]]:
-    """A video in step with the run's, again from its start where it is shorter.
+def _open_in_step(path: Path, source: Source, facts: VideoFacts) -> tuple[_TimedVideo, list[str]]:
+    """Opens a video in step with that of the run; it starts again where it is shorter.
+
+    Args:
+        path: the video.
+        source: the run.
+        facts: metadata of the run's video.
+
+    Returns:
+        The video, and notes for the user.
 
     Raises:
         UserError: it cannot be read (exit 3).
@@ -126,27 +173,17 @@ def _video(path: Path, source: Source, facts: VideoFacts) -> tuple[_Timed, list[
         shown.append(max(i for i, t in enumerate(own.timestamps) if t - own.timestamps[0] <= time))
     if facts.timestamps[chosen[-1]] - start >= length:
         notes.append(f"{path.name} is shorter than the clip: it begins again")
-    return _Timed(own, tuple(shown)), notes
+    return _TimedVideo(own, tuple(shown)), notes
 
 
-def _room(source: Source, layer: str) -> tuple[Box, list[str]]:
-    """The part of a layer's plane to cover: all of it, or the first of its parts, from which edits are carried on."""
-    for series in source.maps.charts:
-        own = [chart for chart in series if chart.layer == layer]
-        if own:
-            return own[0].box, [f"{layer} has {len(series)} parts: the first is covered, and carried to the others"]
-    return source.pictures[layer].box, []
-
-
-def _fitted(rgba: Float[np.ndarray, "h w 4"], aspect: float, how: str) -> Float[np.ndarray, "height width 4"]:
-    """A picture of another aspect (width / height): cropped, with transparent room around it, or stretched."""
+def _change_aspect(rgba: Float[np.ndarray, "h w 4"], aspect: float, how: str) -> Float[np.ndarray, "height width 4"]:
+    """Changes the aspect (width / height) of a picture: crops it, pads it with transparency, or stretches it."""
     height, width = rgba.shape[:2]
     if how == "stretch":
-        size = (
-            (max(1, round(height * aspect)), height)
-            if width < height * aspect
-            else (width, max(1, round(width / aspect)))
-        )
+        if width < height * aspect:
+            size = (max(1, round(height * aspect)), height)
+        else:
+            size = (width, max(1, round(width / aspect)))
         return straight(resize(premultiplied(rgba), size))
     if how == "cover":
         wide, high = min(width, round(height * aspect)), min(height, round(width / aspect))
@@ -154,23 +191,16 @@ def _fitted(rgba: Float[np.ndarray, "h w 4"], aspect: float, how: str) -> Float[
         return np.ascontiguousarray(rgba[top : top + max(1, high), left : left + max(1, wide)])
     wide, high = max(width, round(height * aspect)), max(height, round(width / aspect))
     left, top = (wide - width) // 2, (high - height) // 2
-    room = ((top, high - height - top), (left, wide - width - left), (0, 0))
-    return np.pad(rgba, room)
+    return np.pad(rgba, ((top, high - height - top), (left, wide - width - left), (0, 0)))
 
 
-def _bounded(rgba: Float[np.ndarray, "h w 4"], most: int) -> Float[np.ndarray, "height width 4"]:
-    """A picture of at most so many pixels."""
+def _limit_size(rgba: Float[np.ndarray, "h w 4"], most: int) -> Float[np.ndarray, "height width 4"]:
+    """Makes a picture of more than so many pixels smaller."""
     height, width = rgba.shape[:2]
     scale = min(1.0, (most / (width * height)) ** 0.5)
     if scale == 1:
         return rgba
     return straight(resize(premultiplied(rgba), (max(1, round(width * scale)), max(1, round(height * scale)))))
-
-
-def _standing(rgba: Float[np.ndarray, "h w 4"]) -> Moving:
-    """The same picture in every frame, laid over the frame itself."""
-    frame = _as_bytes(_bounded(rgba, LONGEST**2))
-    return Moving(lambda: iter([frame]), 1, None)
 
 
 def _as_bytes(rgba: Float[np.ndarray, "h w 4"]) -> UInt8[np.ndarray, "h w 4"]:

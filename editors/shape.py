@@ -1,7 +1,7 @@
-"""Shape edits: points of an object are moved in one frame, and the object is deformed in all of them.
+"""`shape`: deforms an object in all frames by points of it that are moved in one frame.
 
 Between the points the deformation is a thin-plate spline (Bookstein, "Principal Warps", PAMI 1989); beyond the object
-it fades out. It is carried to the canonical plane by the uv map of the frame, and from there to every frame by theirs,
+it fades out. The uv map of the frame transfers it to the canonical plane, and the maps of the other frames to these,
 as in Lee et al., "Shape-aware Text-driven Layered Video Editing" (CVPR 2023, 3.2).
 """
 
@@ -17,19 +17,31 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from editors.base import EditorResult, Report, Source
-from editors.shape_points import STILL, Points, check_spread, parse_pairs, read_flow, read_pairs
+from editors.shape_points import DEFAULTS as POINTS
+from editors.shape_points import PointPairSettings, Points, check_spread, parse_pairs, read_flow, read_pairs
 from neural_fields.config_flags import Repeated
 from neural_fields.coords import Box
 from neural_fields.errors import bad_input
-from neural_fields.extended_map import ExtendedMap
+from neural_fields.extended_map import DEFAULTS as EXTRAPOLATION
+from neural_fields.extended_map import ExtendedMap, frame_map
 from neural_fields.lookup import scattered
 from neural_fields.output import source_facts
-from neural_fields.reshaping import SEEN, Shape, frame_map
+from neural_fields.reshaping import Shape
 
-SIDE = 200  # of the grid on which the spline is worked out
-TEXELS = 320  # along the longer side of a stored displacement
-FADES = (3.0, 6.0, 12.0)  # the deformation fades out over so many times its size
-LOOSE = 2.0  # of the spline for flow, whose vectors are noisy
+
+@dataclass(frozen=True)
+class ShapeEditSettings:
+    """Settings of the deformation between and beyond the points that are moved."""
+
+    grid_side: int = 200  # intervals along the longer side of the grid on which the spline is evaluated
+    texels: int = 320  # along the longer side of a stored displacement
+    fade_lengths: tuple[float, ...] = (3.0, 6.0, 12.0)  # widths of the fade-out to try, in longest moves of a point
+    margin_share: float = 0.5  # of the object's size: margin of the grid around the object, besides the fade-out
+    flow_smoothing: float = 2.0  # of the spline for flow, whose vectors are noisy
+    points: PointPairSettings = POINTS
+
+
+DEFAULTS = ShapeEditSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +59,13 @@ class ShapeEdit:
     flow: Path | None = None
     """Instead of points: a .flo or .npy file of that frame's size that says by how much each pixel shall move."""
 
-    def __call__(self, source: Source, report: Report) -> EditorResult:
-        """The deformation of one layer.
+    def __call__(self, source: Source, report: Report, settings: ShapeEditSettings = DEFAULTS) -> EditorResult:
+        """Makes the deformation of one layer.
+
+        Args:
+            source: the run, and the layer to deform.
+            report: told about progress.
+            settings: resolution and fade-out of the deformation.
 
         Raises:
             UserError: no points or not enough of them, points that are not on the layer, a deformation that folds.
@@ -56,17 +73,28 @@ class ShapeEdit:
         layer = only_layer(source)
         number, t = run_frame(source, self.frame)
         report("deforming", 0, 1)
-        start, end, loose = self.points(source, layer, t)
-        shape = shape_of(source, layer, t, start, end, loose)
+        start, end, loose = self.points(source, layer, t, settings)
+        shape = shape_of(source, layer, t, start, end, loose, settings)
         report("deforming", 1, 1)
         facts = {"frame": number, "points": np.round(np.concatenate([start, end], axis=1), 2).tolist()}
         return EditorResult({}, tuple(parts_note(source, layer)), facts, {layer: shape})
 
-    def points(self, source: Source, layer: str, t: int) -> tuple[Points, Points, float]:
-        """Points in pixels of the source, where they shall be, and how loosely the spline may hold them.
+    def points(
+        self, source: Source, layer: str, t: int, settings: ShapeEditSettings = DEFAULTS
+    ) -> tuple[Points, Points, float]:
+        """Reads the points to move.
+
+        Args:
+            source: the run.
+            layer: name of the layer that they lie on.
+            t: frame of the run.
+            settings: how many points are taken from a flow file, and the smoothing for them.
+
+        Returns:
+            Points in pixels of the source, their targets, and the smoothing of the spline.
 
         Raises:
-            UserError: nothing or several things given, or what cannot be read (exit 3).
+            UserError: no source of points or several, or one that cannot be read (exit 3).
         """
         if sum([bool(self.pairs), self.pairs_file is not None, self.flow is not None]) != 1:
             raise bad_input(
@@ -77,28 +105,40 @@ class ShapeEdit:
             facts, _ = source_facts(source.run)
             size = (facts.width, facts.height)
             weight = source.maps.layer_weight(t, source.maps.layers.index(layer), size)
-            rows = read_flow(self.flow, size, weight >= SEEN)
+            rows = read_flow(self.flow, size, weight >= EXTRAPOLATION.min_map_weight, settings.points)
         else:
             rows = parse_pairs(self.pairs) if self.pairs_file is None else read_pairs(self.pairs_file)
-        return rows[:, :2], rows[:, 2:], 0.0 if self.flow is None else LOOSE
+        return rows[:, :2], rows[:, 2:], 0.0 if self.flow is None else settings.flow_smoothing
 
 
-def shape_of(source: Source, layer: str, t: int, start: Points, end: Points, loose: float = 0.0) -> Shape:
-    """The deformation of a layer that takes points of frame `t` to where they shall be.
+def shape_of(
+    source: Source,
+    layer: str,
+    t: int,
+    start: Points,
+    end: Points,
+    loose: float = 0.0,
+    settings: ShapeEditSettings = DEFAULTS,
+) -> Shape:
+    """Computes the deformation of a layer that moves points of frame `t`.
 
     Args:
+        source: the run.
+        layer: its name.
         t: frame of the run.
-        start, end: pixels of the source.
+        start: points in pixels of the source.
+        end: their targets.
         loose: smoothing of the spline; 0 goes through all points.
+        settings: which points are accepted, and resolution and fade-out of the deformation.
 
     Raises:
-        UserError: points that do not tell a deformation, or tell one that folds (exit 3).
+        UserError: points that do not define a deformation, or define one that folds (exit 3).
     """
     here = layer_in_frame(source, layer, t)
-    check_places(here, start, np.linalg.norm(end - start, axis=1) >= STILL)
-    check_spread(start, end)
+    check_places(here, start, np.linalg.norm(end - start, axis=1) >= settings.points.min_move_px)
+    check_spread(start, end, settings.points)
     try:
-        return deform(here.found, here.seen, start * here.scale, end * here.scale, loose)
+        return deform(here.found, here.seen, start * here.scale, end * here.scale, loose, settings)
     except Folded as fold:
         x, y = fold.place / here.scale
         raise bad_input(
@@ -114,10 +154,10 @@ class LayerInFrame:
 
     Attributes:
         layer: its name.
-        found: uv at the size of the fit, also beyond what is seen.
-        seen: the pixels of the fit that show it.
+        found: uv map at the size of the training, extrapolated beyond the visible part.
+        seen: the pixels at that size that show the layer.
         size: (width, height) of a frame of the source.
-        scale: pixels of the fit in one of the source, along x and y.
+        scale: pixels of the training in one of the source, along x and y.
     """
 
     layer: str
@@ -128,21 +168,22 @@ class LayerInFrame:
 
 
 def layer_in_frame(source: Source, layer: str, t: int) -> LayerInFrame:
-    """Where frame `t` of the run shows a layer.
+    """Finds where frame `t` of the run shows a layer.
 
     Raises:
-        UserError: too little of it is seen (exit 3).
+        UserError: too little of it is visible (exit 3).
     """
     facts, _ = source_facts(source.run)
     index, maps, size = source.maps.layers.index(layer), source.maps, (facts.width, facts.height)
     found = frame_map(maps, t, index)
     if found is None:
-        raise bad_input(f"the layer {layer} is not seen in that frame", fix="--frame with one that shows it")
-    return LayerInFrame(layer, found, maps.layer_weight_small(t, index) >= SEEN, size, np.array(maps.size) / size)
+        raise bad_input(f"the layer {layer} is not visible in that frame", fix="--frame with one that shows it")
+    seen = maps.layer_weight_small(t, index) >= EXTRAPOLATION.min_map_weight
+    return LayerInFrame(layer, found, seen, size, np.array(maps.size) / size)
 
 
 class Folded(Exception):
-    """A deformation turns a part of the object over."""
+    """A deformation turns a part of the object over; `place` is a pixel position there."""
 
     def __init__(self, place: Float[np.ndarray, "2"]) -> None:
         super().__init__(f"near {place}")
@@ -150,19 +191,27 @@ class Folded(Exception):
 
 
 def deform(
-    found: ExtendedMap, seen: Bool[np.ndarray, "height width"], start: Points, end: Points, loose: float = 0.0
+    found: ExtendedMap,
+    seen: Bool[np.ndarray, "height width"],
+    start: Points,
+    end: Points,
+    loose: float = 0.0,
+    settings: ShapeEditSettings = DEFAULTS,
 ) -> Shape:
-    """The deformation of the canonical plane that takes points of a frame to where they shall be.
+    """Computes the deformation of the canonical plane that moves points of a frame.
 
     Args:
-        found: uv of the layer in that frame.
+        found: uv map of the layer in that frame.
         seen: where the frame shows the layer.
-        start, end: pixels of the frame at that size.
+        start: points in pixels of the frame at that size.
+        end: their targets.
+        loose: smoothing of the spline; 0 goes through all points.
+        settings: resolution and fade-out.
 
     Raises:
         Folded: a part of the object would be turned over.
     """
-    corner, step, backward = _on_grid(seen, start, end, loose)
+    corner, step, backward = _displace_on_grid(seen, start, end, loose, settings)
     low = corner - step / 2
     high = low + step * np.array(backward.shape[1::-1])
 
@@ -172,7 +221,7 @@ def deform(
         inside = ((points > low) & (points < high)).all(axis=1, keepdims=True)
         return points - np.where(inside, moved, 0)
 
-    return carried(found, low, high, source_of)
+    return carried(found, low, high, source_of, settings.texels)
 
 
 def carried(
@@ -180,34 +229,41 @@ def carried(
     low: Float[np.ndarray, "2"],
     high: Float[np.ndarray, "2"],
     source_of: Callable[[Points], Points],
+    texels: int = DEFAULTS.texels,
 ) -> Shape:
-    """The deformation of the canonical plane that is a given one in a frame.
+    """Transfers a deformation of a frame to the canonical plane.
 
     Args:
-        found: uv of the layer in that frame.
-        low, high: corners of a rectangle of the frame, in pixels of it, beyond which nothing moves.
-        source_of: where what a position shall show lay before.
+        found: uv map of the layer in that frame.
+        low: corner of a rectangle of the frame, in pixels, beyond which nothing moves.
+        high: the opposite corner.
+        source_of: gives the pixel positions from which the deformed frame takes what it shows at some positions.
+        texels: along the longer side of the result.
     """
     rim = np.stack(np.meshgrid(np.linspace(low[0], high[0], 33), np.linspace(low[1], high[1], 33)), -1).reshape(-1, 2)
     uv = found.at(rim)
     box = Box(*(float(v) for v in (*uv.min(axis=0), *uv.max(axis=0))))
-    texel = max(box.width, box.height) / TEXELS
+    texel = max(box.width, box.height) / texels
     width, height = (max(3, round(side / texel)) for side in (box.width, box.height))
     u = box.u0 + (np.arange(width) + 0.5) * box.width / width
     v = box.v0 + (np.arange(height) + 0.5) * box.height / height
     wanted = np.stack(np.meshgrid(u, v), axis=-1).reshape(-1, 2)
     back = np.linalg.lstsq(np.column_stack([uv, np.ones(len(uv))]), rim, rcond=None)[0]
     places, _ = found.solve(wanted, np.column_stack([wanted, np.ones(len(wanted))]) @ back)
-    # What is asked for is where the pixel's source lies on the plane, not where its first-order neighbour does.
+    # The difference of the uv of a pixel and of its source, not its first-order approximation.
     field = (found.at(places) - found.at(source_of(places))).reshape(height, width, 2)
     field[[0, -1]] = field[:, [0, -1]] = 0
     return Shape(np.ascontiguousarray(np.moveaxis(field, -1, 0), np.float32), box)
 
 
-def _on_grid(
-    seen: Bool[np.ndarray, "height width"], start: Points, end: Points, loose: float
+def _displace_on_grid(
+    seen: Bool[np.ndarray, "height width"], start: Points, end: Points, loose: float, settings: ShapeEditSettings
 ) -> tuple[Float[np.ndarray, "2"], float, Float[np.ndarray, "rows columns 2"]]:
-    """Backward displacement in pixels on a grid around the object, zero at its rim: first position, step, values."""
+    """Computes the backward displacement in pixels on a grid around the object, zero at its rim.
+
+    Returns:
+        The first position of the grid and its step, in pixels, and the displacements.
+    """
     from scipy.interpolate import RBFInterpolator
 
     spline = RBFInterpolator(end, end - start, kernel="thin_plate_spline", smoothing=loose * len(end), degree=1)
@@ -216,32 +272,30 @@ def _on_grid(
     largest = float(np.linalg.norm(end - start, axis=1).max())
     around = np.concatenate([object_points, object_points + (end - start).mean(axis=0), end])
     extent = float(np.ptp(object_points, axis=0).max())
-    for fade in FADES:
-        margin = fade * largest + 0.5 * extent
+    for lengths in settings.fade_lengths:
+        fade = lengths * largest
+        margin = fade + settings.margin_share * extent
         low, high = around.min(axis=0) - margin, around.max(axis=0) + margin
-        step = max(0.5, float((high - low).max()) / SIDE)
+        step = max(0.5, float((high - low).max()) / settings.grid_side)
         columns, rows = np.ceil((high - low) / step).astype(int) + 1
         grid = low + step * np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1)
         moved = spline(grid.reshape(-1, 2)).reshape(rows, columns, 2)
-        before, after = (_on_object(seen, places) for places in (grid, grid - moved))
+        before, after = (_is_on_object(seen, places) for places in (grid, grid - moved))
         _check_folds(grid, moved, after)
-        window = _window(before | after, step, fade * largest)
-        backward = moved * window[..., None]
+
+        # A window: one on the convex hull of the object before and after, falling smoothly to zero around it.
+        hull_rows, hull_columns = np.nonzero(before | after)
+        hull = cv2.convexHull(np.stack([hull_columns, hull_rows], axis=-1).astype(np.int32))
+        inside = cv2.fillConvexPoly(np.zeros(before.shape, np.uint8), hull, 1)
+        distance = step * np.maximum(0, cv2.distanceTransform(1 - inside, cv2.DIST_L2, 5) - 2)
+        part = np.clip(distance / max(fade, step), 0, 1)
+        backward = moved * (1 - part**2 * (3 - 2 * part))[..., None]
         backward[[0, -1]] = backward[:, [0, -1]] = 0
-        stray = _on_object(seen, grid - backward) & ~after
+
+        stray = _is_on_object(seen, grid - backward) & ~after
         if not stray.any():
             return low, step, backward.astype(np.float32)
     raise Folded(grid[stray].mean(axis=0))
-
-
-def _window(core: Bool[np.ndarray, "rows columns"], step: float, fade: float) -> Float[np.ndarray, "rows columns"]:
-    """One on the convex hull of some places, falling to zero over `fade` pixels around it."""
-    rows, columns = np.nonzero(core)
-    hull = cv2.convexHull(np.stack([columns, rows], axis=-1).astype(np.int32))
-    inside = cv2.fillConvexPoly(np.zeros(core.shape, np.uint8), hull, 1)
-    distance = step * np.maximum(0, cv2.distanceTransform(1 - inside, cv2.DIST_L2, 5) - 2)
-    part = np.clip(distance / max(fade, step), 0, 1)
-    return 1 - part**2 * (3 - 2 * part)
 
 
 def _check_folds(
@@ -249,7 +303,13 @@ def _check_folds(
     moved: Float[np.ndarray, "rows columns 2"],
     after: Bool[np.ndarray, "rows columns"],
 ) -> None:
-    """Refuses a deformation that turns a part of the object over, or leaves nothing of it, or blows it up."""
+    """Refuses a deformation that turns a part of the object over, or leaves nothing of it, or enlarges it too far.
+
+    Args:
+        grid: pixel positions.
+        moved: their backward displacements.
+        after: which of them show the object after the deformation.
+    """
     step = grid[0, 1, 0] - grid[0, 0, 0]
     places = grid - moved
     down, right = (np.gradient(places, step, axis=axis) for axis in (0, 1))
@@ -263,8 +323,8 @@ def _check_folds(
         raise Folded(grid[wrong if wrong.any() else rim].mean(axis=0))
 
 
-def _on_object(seen: Bool[np.ndarray, "height width"], places: Float[np.ndarray, "rows columns 2"]) -> np.ndarray:
-    """Whether positions in pixels lie on what is seen of the object."""
+def _is_on_object(seen: Bool[np.ndarray, "height width"], places: Float[np.ndarray, "rows columns 2"]) -> np.ndarray:
+    """Tells which positions in pixels lie on the visible part of the object."""
     height, width = seen.shape
     column, row = (np.floor(places[..., axis]).astype(int) for axis in (0, 1))
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
@@ -272,10 +332,10 @@ def _on_object(seen: Bool[np.ndarray, "height width"], places: Float[np.ndarray,
 
 
 def only_layer(source: Source) -> str:
-    """The one layer to deform.
+    """Returns the one layer to deform.
 
     Raises:
-        UserError: several layers, or a mask, which a deformation has no use for (exit 3).
+        UserError: several layers, or a mask, which a deformation does not use (exit 3).
     """
     if len(source.layers) > 1:
         raise bad_input("one layer is deformed at a time", fix=f"--layer {source.layers[0]}")
@@ -285,10 +345,10 @@ def only_layer(source: Source) -> str:
 
 
 def run_frame(source: Source, frame: int | None) -> tuple[int, int]:
-    """The number of a frame in the source, and in the run; by default of the middle one.
+    """Returns the number of a frame in the source, and in the run; by default of the middle one.
 
     Raises:
-        UserError: a frame that the run was not fitted to (exit 3).
+        UserError: a frame that the run was not trained on (exit 3).
     """
     _, chosen = source_facts(source.run)
     if frame is None:
@@ -296,14 +356,19 @@ def run_frame(source: Source, frame: int | None) -> tuple[int, int]:
     if frame not in chosen:
         raise bad_input(
             f"frame {frame} is not part of this run",
-            why=f"it was fitted to frames {chosen[0]} to {chosen[-1]}",
+            why=f"it was trained on frames {chosen[0]} to {chosen[-1]}",
             fix=f"--frame {min(chosen, key=lambda k: abs(k - frame))}",
         )
     return frame, chosen.index(frame)
 
 
 def check_places(here: LayerInFrame, points: Points, moving: Bool[np.ndarray, " n"]) -> None:
-    """Refuses points, in pixels of the source, that are not in the frame, and those that move and are not on the layer.
+    """Refuses points that are not in the frame, and those that move and are not on the layer.
+
+    Args:
+        here: the layer in the frame.
+        points: in pixels of the source.
+        moving: which of them move.
 
     Raises:
         UserError: names the point, and the nearest one that would do (exit 3).
@@ -315,7 +380,7 @@ def check_places(here: LayerInFrame, points: Points, moving: Bool[np.ndarray, " 
         shown = f"{point[0]:g},{point[1]:g}"
         if not ((point >= 0) & (point <= here.size)).all():
             raise bad_input(f"the point {shown} is outside the frame", why=f"a frame has {width}x{height} pixels")
-        if moves and not _on_object(near, (point * here.scale)[None, None]).all():
+        if moves and not _is_on_object(near, (point * here.scale)[None, None]).all():
             x, y = own[np.argmin(((own - point) ** 2).sum(axis=1))]
             raise bad_input(
                 f"the point {shown} is not on the layer {here.layer}",
@@ -325,7 +390,7 @@ def check_places(here: LayerInFrame, points: Points, moving: Bool[np.ndarray, " 
 
 
 def parts_note(source: Source, layer: str) -> list[str]:
-    """What to tell of a layer that the clip has in several parts."""
+    """Makes the note on a layer that the clip has in several charts."""
     parts = next((series for series in source.maps.charts if any(chart.layer == layer for chart in series)), ())
     if len(parts) < 2:
         return []

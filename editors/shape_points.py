@@ -1,8 +1,9 @@
-"""Points of an object and where they shall be: from words, a table or a flow file, and whether they tell enough."""
+"""Reads points of an object and their targets from words, a table or a flow file, and checks that they suffice."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +12,29 @@ from jaxtyping import Bool, Float
 from neural_fields.data.flow_files import FILE_SUFFIXES, read_user_flow
 from neural_fields.errors import UserError, bad_input
 
-FEWEST = 3  # an affine map takes three points
-THIN = 0.03  # points whose spread across is less of that along lie on a line
-FROM_FLOW = 300  # points that are taken from a flow file
-STILL = 0.05  # pixels; a point that moves less holds the object in place
+
+@dataclass(frozen=True)
+class PointPairSettings:
+    """Settings of point pairs that define a deformation."""
+
+    min_points: int = 3  # an affine map takes three
+    min_spread_ratio: float = 0.03  # of points, across over along: below that they lie on one line
+    max_flow_points: int = 300  # about, that are taken from a flow file
+    min_move_px: float = 0.05  # a point that moves less holds the object in place
+
+
+DEFAULTS = PointPairSettings()
 
 Points = Float[np.ndarray, "n 2"]
 
 
 def parse_pairs(words: Sequence[str], flag: str = "--pairs") -> Float[np.ndarray, "n 4"]:
-    """Pairs of points from text such as "12,30>15,30", given behind a flag.
+    """Reads pairs of points from text such as "12,30>15,30", given behind a flag.
 
     Raises:
         UserError: text that is not such a pair (exit 3).
     """
-    rows = [_numbers(word, 2) for word in words]
+    rows = [_parse_numbers(word, 2) for word in words]
     for word, row in zip(words, rows, strict=True):
         if not row:
             raise bad_input(f"{flag} {word!r} is not a pair of points", fix=f'{flag} "120,80>140,80"')
@@ -33,20 +42,20 @@ def parse_pairs(words: Sequence[str], flag: str = "--pairs") -> Float[np.ndarray
 
 
 def parse_points(words: Sequence[str], flag: str) -> Points:
-    """Points from text such as "12,30", given behind a flag.
+    """Reads points from text such as "12,30", given behind a flag.
 
     Raises:
         UserError: text that is not a point (exit 3).
     """
-    rows = [_numbers(word, 1) for word in words]
+    rows = [_parse_numbers(word, 1) for word in words]
     for word, row in zip(words, rows, strict=True):
         if not row:
             raise bad_input(f"{flag} {word!r} is not a point", fix=f'{flag} "120,80"')
     return np.array(rows, np.float64).reshape(-1, 2)
 
 
-def _numbers(word: str, count: int) -> list[float]:
-    """The numbers of a text of so many points; none where it is something else."""
+def _parse_numbers(word: str, count: int) -> list[float]:
+    """Reads the numbers of a text of `count` points; none where it is something else."""
     points = [point.split(",") for point in word.split(">")]
     try:
         row = [float(number) for point in points for number in point]
@@ -56,7 +65,7 @@ def _numbers(word: str, count: int) -> list[float]:
 
 
 def read_pairs(path: Path) -> Float[np.ndarray, "n 4"]:
-    """Pairs of points from a CSV file; a first line without numbers is a heading.
+    """Reads pairs of points from a CSV file; a first line without numbers is a heading.
 
     Raises:
         UserError: a file that cannot be read, or other than four numbers in a line (exit 3).
@@ -84,13 +93,22 @@ def read_pairs(path: Path) -> Float[np.ndarray, "n 4"]:
     return np.array(rows, np.float64)
 
 
-def read_flow(path: Path, size: tuple[int, int], weight: Bool[np.ndarray, "height width"]) -> Float[np.ndarray, "n 4"]:
-    """Points of an object and where a flow file takes them, spread over the object evenly.
+def read_flow(
+    path: Path,
+    size: tuple[int, int],
+    weight: Bool[np.ndarray, "height width"],
+    settings: PointPairSettings = DEFAULTS,
+) -> Float[np.ndarray, "n 4"]:
+    """Samples points of an object evenly, and reads from a flow file where they move.
 
     Args:
         path: a .flo or .npy file of (dx, dy) in its own pixels, of the frame's aspect.
         size: (width, height) of the frame.
         weight: where the frame shows the object, at that size.
+        settings: how many points are taken.
+
+    Returns:
+        x, y of each point and of its target, in pixels of the frame.
 
     Raises:
         UserError: a file that cannot be read or does not fit, or knows nothing of the object (exit 3).
@@ -110,31 +128,36 @@ def read_flow(path: Path, size: tuple[int, int], weight: Bool[np.ndarray, "heigh
     shown = weight[row.clip(0, size[1] - 1), column.clip(0, size[0] - 1)]
     if not shown.any():
         raise bad_input("the flow says nothing of the layer", where=str(path), fix="--layer with another, or --pairs")
-    step = max(1, int(np.ceil(np.sqrt(shown.sum() / FROM_FLOW))))
+    step = max(1, int(np.ceil(np.sqrt(shown.sum() / settings.max_flow_points))))
     kept = shown & (rows % step == 0) & (columns % step == 0)
     start = places[kept]
     return np.concatenate([start, start + vectors[rows[kept], columns[kept]] * scale], axis=1)
 
 
-def check_spread(start: Points, end: Points) -> None:
-    """Refuses points that do not tell a deformation.
+def check_spread(start: Points, end: Points, settings: PointPairSettings = DEFAULTS) -> None:
+    """Refuses points that do not define a deformation.
+
+    Args:
+        start: points of the object, in pixels.
+        end: their targets.
+        settings: how many points, how far apart, and how far they move at least.
 
     Raises:
         UserError: too few, on one line, none that moves, or one place for two points (exit 3).
     """
-    if len(start) < FEWEST:
+    if len(start) < settings.min_points:
         raise bad_input(
             f"{len(start)} pair{'' if len(start) == 1 else 's'} of points",
-            why=f"a deformation takes {FEWEST}: points that shall stay are given with the same place twice",
+            why=f"a deformation takes {settings.min_points}: give points that shall stay with the same place twice",
             fix='--pairs "120,80>140,80" --pairs "200,80>200,80" --pairs "160,140>160,140"',
         )
-    if np.linalg.norm(end - start, axis=1).max() < STILL:
+    if np.linalg.norm(end - start, axis=1).max() < settings.min_move_px:
         raise bad_input("no point is moved", fix='--pairs "120,80>140,80"')
     for points, what in ((start, "points"), (end, "places the points shall go to")):
         spread = np.linalg.svd(points - points.mean(axis=0), compute_uv=False)
-        if spread[1] < THIN * max(spread[0], 1e-9):
+        if spread[1] < settings.min_spread_ratio * max(spread[0], 1e-9):
             raise bad_input(
-                f"the {what} lie on one line", why="what lies beside it is not told", fix="add one beside it"
+                f"the {what} lie on one line", why="they do not say what happens beside it", fix="add one beside it"
             )
         if len(np.unique(np.round(points, 3), axis=0)) < len(points):
             raise bad_input(f"two of the {what} are the same", fix="leave one of them out")

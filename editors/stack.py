@@ -11,7 +11,8 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -24,11 +25,8 @@ from neural_fields.canonical import Overlay
 from neural_fields.data.facts import made_facts
 from neural_fields.data.video import write
 from neural_fields.edits import (
-    SCHEMA,
-    WITH_MORE,
-    WITH_SHAPES,
-    WITH_WEIGHTS,
     Edit,
+    EditSchema,
     edit_history,
     find_edit,
     list_edits,
@@ -47,16 +45,14 @@ from neural_fields.run import Run
 if TYPE_CHECKING:
     from torch import Tensor
 
-_RATE = Fraction(24)  # of stored overlays, which are read by their order
-
 
 @dataclass(frozen=True)
 class Effects:
     """What an edit does to layers beyond overlays and shapes.
 
     Attributes:
-        moving: overlays that are another in every frame, by layer.
-        grades: how colours change, by layer; masks: where, as the alpha of an overlay; without one everywhere.
+        moving: animated overlays, which differ from frame to frame, by layer.
+        grades: how colors change, by layer; masks: where, as the alpha of an overlay; without one everywhere.
         hidden: layers that are not shown any more; grow: by how many pixels of the frame that is widened.
         lit: whether the light of the layer falls on what is painted.
     """
@@ -89,10 +85,10 @@ def add_edit(
         run: the run.
         name: any text; it is reduced to a-z, 0-9 and hyphens.
         overlays: what is painted, by layer name.
-        facts: what to keep in edit.json: "editor", "source" (file and sha256), ...
+        facts: metadata to keep in edit.json: "editor", "source" (file and sha256), ...
         shapes: how layers are deformed, by layer name.
         effects: what else it does. Overlays, shapes and effects together do something.
-        arrangement: how it lies in time and in the mixture.
+        arrangement: when it is shown, and how it is blended.
 
     Raises:
         UserError: no room on the disk (exit 4), or nothing to add (exit 3).
@@ -100,11 +96,39 @@ def add_edit(
     effects = effects or Effects()
     if not overlays and not shapes and not (effects.moving or effects.grades or effects.hidden):
         raise bad_input("the edit changes no layer", where=str(run.edits))
-    lies = (arrangement or Arrangement()).to_json()
-    plain = effects.does_nothing and not set(lies) - {"opacity"}
-    schema = WITH_SHAPES if shapes else SCHEMA
-    described = {**facts, **lies, "schema": schema if plain else WITH_MORE}
-    return _add(run, name, lambda part: _write_edit(part, clean_name(name), overlays, described, shapes or {}, effects))
+    arranged = (arrangement or Arrangement()).to_json()
+    is_plain = effects.does_nothing and not set(arranged) - {"opacity"}
+    schema = EditSchema.SHAPES if shapes else EditSchema.OVERLAYS
+    schema = schema if is_plain else EditSchema.ARRANGED
+    layers: dict[str, Any] = {}
+    described: dict[str, Any] = {"opacity": 1.0, **facts, **arranged, "schema": schema}
+    described |= {"name": clean_name(name), "layers": layers}
+    with _part_folder(run) as part:
+        for number, (layer, overlay) in enumerate(overlays.items()):
+            layers[layer] = _write_overlay(part, _file_stem(layer, number), overlay)
+        if shapes:
+            described["shapes"] = {
+                layer: _write_shape(part, _file_stem(layer, number), shape)
+                for number, (layer, shape) in enumerate(shapes.items())
+            }
+        if effects.moving:
+            described["moving"] = {
+                layer: _write_moving(part, f"{_file_stem(layer, number)}-moving", moving)
+                for number, (layer, moving) in enumerate(effects.moving.items())
+            }
+        if effects.grades:
+            described["grades"] = {layer: grade.to_json() for layer, grade in effects.grades.items()}
+            described["masks"] = {
+                layer: _write_overlay(part, f"{_file_stem(layer, number)}-mask", mask)
+                for number, (layer, mask) in enumerate(effects.masks.items())
+            }
+        if effects.hidden:
+            described |= {"hidden": list(effects.hidden), "grow": effects.grow}
+        if not effects.lit:
+            described["lit"] = False
+        write_json(part / "edit.json", described)
+        folder = _move_into_place(part, clean_name(name))
+    return _log_added(run, folder)
 
 
 def add_scene_edit(
@@ -115,10 +139,12 @@ def add_scene_edit(
     parts: Sequence[str] = (),
     hidden: Sequence[str] = (),
 ) -> Edit:
-    """Puts an edit of a scene in space on top of the stack.
+    """Puts an edit of a 3D scene on top of the stack.
 
     Args:
-        weights: parameters by the names that the scene has for them; they take the fitted ones' place.
+        run: the run.
+        name: any text; it is reduced to a-z, 0-9 and hyphens.
+        weights: parameters by the names that the scene has for them; they take the trained ones' place.
         facts: as for `add_edit`.
         parts: the parts of the scene that it changes.
         hidden: the parts that it takes away.
@@ -128,23 +154,38 @@ def add_scene_edit(
     """
     if not weights and not hidden:
         raise bad_input("the edit changes no part of the scene", where=str(run.edits))
-    kept = {**facts, "parts": [*parts], "hidden": [*hidden]}
-    return _add(run, name, lambda part: _write_scene_edit(part, clean_name(name), weights, kept))
+    from safetensors.torch import save
+
+    described = {"opacity": 1.0, **facts, "parts": [*parts], "hidden": [*hidden], "schema": EditSchema.WEIGHTS}
+    described |= {"name": clean_name(name), "layers": {}}
+    with _part_folder(run) as part:
+        if weights:
+            path = part / "weights.safetensors"
+            with atomic_write(path) as temporary:
+                temporary.write_bytes(save({key: value.detach().cpu().contiguous() for key, value in weights.items()}))
+            described["weights"] = {"file": path.name, "sha256": sha256_file(path)}
+        write_json(part / "edit.json", described)
+        folder = _move_into_place(part, clean_name(name))
+    return _log_added(run, folder)
 
 
-def _add(run: Run, name: str, write: Callable[[Path], None]) -> Edit:
-    """An edit whose folder `write` fills."""
+@contextmanager
+def _part_folder(run: Run) -> Iterator[Path]:
+    """Makes a folder beside the edits to be filled and moved into place; what is left of it in the end is removed."""
     make_folder(run.edits)
     part = run.edits / f".part-{uuid.uuid4().hex[:12]}"
     part.mkdir()
     try:
         with disk_errors(part):
-            write(part)
-            folder = _move_into_place(part, clean_name(name))
+            yield part
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _log_added(run: Run, folder: Path) -> Edit:
+    """Writes to the journal that an edit was added, and reads it."""
     append(run, Step("add", folder.name))
-    return next(edit for edit in list_edits(run) if edit.folder == folder)
+    return _find_by_folder(run, folder.name)
 
 
 @dataclass(frozen=True)
@@ -156,7 +197,7 @@ class Stepped:
 
 
 def undo(run: Run) -> Stepped:
-    """Takes back what was done last: an edit that was added, or a change of how one lies. Everything stays on disk.
+    """Takes back what was done last: an edit that was added, or a change of its arrangement. Everything stays on disk.
 
     Raises:
         UserError: nothing to undo (exit 3).
@@ -166,7 +207,7 @@ def undo(run: Run) -> Stepped:
         fix = f"unwrap edit {run.path} IMAGE --layer NAME"
         raise bad_input("there is no edit to undo", where=str(run.edits), fix=fix)
     append(run, Step("undo", done[-1].edit))
-    return Stepped(_by_folder(run, done[-1].edit), done[-1].operation)
+    return Stepped(_find_by_folder(run, done[-1].edit), done[-1].operation)
 
 
 def redo(run: Run) -> Stepped:
@@ -184,13 +225,14 @@ def redo(run: Run) -> Stepped:
             fix=f"unwrap edits {run.path}",
         )
     append(run, Step("redo", undone[-1].edit))
-    return Stepped(_by_folder(run, undone[-1].edit), undone[-1].operation)
+    return Stepped(_find_by_folder(run, undone[-1].edit), undone[-1].operation)
 
 
 def arrange(run: Run, name: str, values: Mapping[str, Any], move: tuple[str, str] | None = None) -> Edit:
-    """Changes how an active edit lies; `undo` takes the change back.
+    """Changes the arrangement of an active edit; `undo` takes the change back.
 
     Args:
+        run: the run.
         name: of the edit, its number or its folder.
         values: new values of `Arrangement`, by name.
         move: to another place in the stack: ("above", name), ("below", name), ("top", "") or ("bottom", "").
@@ -206,7 +248,8 @@ def arrange(run: Run, name: str, values: Mapping[str, Any], move: tuple[str, str
     if move is not None:
         where, other = move
         if where not in WHERE:
-            raise ValueError(f"an edit moves {', '.join(WHERE)}, not {where}")
+            why = f"an edit moves to one of: {', '.join(WHERE)}"
+            raise bad_input(f"the edit {found.folder.name} cannot move {where!r}", why=why, fix="('top', '')")
         target = find_edit(edits, other, run).folder.name if where in ("above", "below") else ""
         if target == found.folder.name:
             raise bad_input(f"the edit {found.folder.name} cannot be {where} itself", fix=f"--{where} with another")
@@ -218,78 +261,43 @@ def arrange(run: Run, name: str, values: Mapping[str, Any], move: tuple[str, str
     try:
         found.arrangement.changed(values)
     except ValueError as problem:
-        raise bad_input(f"{found.folder.name} cannot lie so: {problem}", where=str(run.edits)) from None
+        raise bad_input(f"{found.folder.name} cannot be arranged so: {problem}", where=str(run.edits)) from None
     append(run, Step("set", found.folder.name, changes))
-    return _by_folder(run, found.folder.name)
+    return _find_by_folder(run, found.folder.name)
 
 
 def clean_name(name: str) -> str:
-    """The name reduced to a-z, 0-9 and hyphens, at most 40 characters; "edit" if nothing is left."""
+    """Reduces a name to a-z, 0-9 and hyphens, at most 40 characters; "edit" if nothing is left."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-") or "edit"
 
 
-def _write_edit(
-    part: Path,
-    name: str,
-    overlays: Mapping[str, Overlay],
-    facts: Mapping[str, Any],
-    shapes: Mapping[str, Shape],
-    effects: Effects,
-) -> None:
-    layers = {
-        layer: _write_overlay(part, _file_stem(layer, number), overlay)
-        for number, (layer, overlay) in enumerate(overlays.items())
-    }
-    described: dict[str, Any] = {"opacity": 1.0, **facts, "name": name, "layers": layers}
-    if shapes:
-        described["shapes"] = {
-            layer: _write_shape(part, _file_stem(layer, number), shape)
-            for number, (layer, shape) in enumerate(shapes.items())
-        }
-    if effects.moving:
-        described["moving"] = {
-            layer: _write_moving(part, f"{_file_stem(layer, number)}-moving", moving)
-            for number, (layer, moving) in enumerate(effects.moving.items())
-        }
-    if effects.grades:
-        described["grades"] = {layer: grade.to_json() for layer, grade in effects.grades.items()}
-        described["masks"] = {
-            layer: _write_overlay(part, f"{_file_stem(layer, number)}-mask", mask)
-            for number, (layer, mask) in enumerate(effects.masks.items())
-        }
-    if effects.hidden:
-        described |= {"hidden": list(effects.hidden), "grow": effects.grow}
-    if not effects.lit:
-        described["lit"] = False
-    write_json(part / "edit.json", described)
-
-
 def _write_overlay(part: Path, stem: str, overlay: Overlay) -> dict[str, Any]:
-    """Writes an overlay, and says what is kept of it in edit.json."""
+    """Writes an overlay; returns what edit.json keeps of it."""
     path = part / f"{stem}.png"
     with atomic_write(path) as temporary:
         temporary.write_bytes(png_bytes(overlay.rgba, bits=16))
-    return {**_entry(path, overlay.size, overlay.box.as_tuple()), "notes": list(overlay.notes)}
+    return {**_describe_file(path, overlay.size, overlay.box.as_tuple()), "notes": list(overlay.notes)}
 
 
 def _write_moving(part: Path, stem: str, moving: Moving) -> dict[str, Any]:
-    """Writes the overlays of all frames as one lossless film, and says what is kept of it in edit.json."""
+    """Writes the overlays of all frames as one lossless video; returns what edit.json keeps of it."""
     size: tuple[int, int] | None = None
 
-    def frames() -> Any:
+    def iterate_frames() -> Any:
         nonlocal size
         for frame in moving.frames():
             size = (frame.shape[1], frame.shape[0])
             yield np.ascontiguousarray(frame)
 
     path = part / f"{stem}.mkv"
-    write(path, frames(), made_facts((16, 16), moving.count, _RATE), codec="ffv1")
-    assert size is not None, "write refuses a film without frames"
+    # The frames are read by their order, so that their rate means nothing; their size is that of the first.
+    write(path, iterate_frames(), made_facts((16, 16), moving.count, Fraction(24)), codec="ffv1")
+    assert size is not None, "write refuses a video without frames"
     box = None if moving.box is None else moving.box.as_tuple()
-    return {**_entry(path, size, box), "count": moving.count, "notes": list(moving.notes)}
+    return {**_describe_file(path, size, box), "count": moving.count, "notes": list(moving.notes)}
 
 
-def _entry(path: Path, size: tuple[int, int], box: Sequence[float] | None) -> dict[str, Any]:
+def _describe_file(path: Path, size: tuple[int, int], box: Sequence[float] | None) -> dict[str, Any]:
     return {
         "file": path.name,
         "sha256": sha256_file(path),
@@ -298,26 +306,14 @@ def _entry(path: Path, size: tuple[int, int], box: Sequence[float] | None) -> di
     }
 
 
-def _write_scene_edit(part: Path, name: str, weights: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    from safetensors.torch import save
-
-    described = {"opacity": 1.0, **facts, "schema": WITH_WEIGHTS, "name": name, "layers": {}}
-    if weights:
-        path = part / "weights.safetensors"
-        with atomic_write(path) as temporary:
-            temporary.write_bytes(save({key: value.detach().cpu().contiguous() for key, value in weights.items()}))
-        described["weights"] = {"file": path.name, "sha256": sha256_file(path)}
-    write_json(part / "edit.json", described)
-
-
 def _write_shape(part: Path, stem: str, shape: Shape) -> dict[str, Any]:
-    """Writes the displacement of one layer, and says what is kept of it in edit.json."""
+    """Writes the displacement of one layer; returns what edit.json keeps of it."""
     from safetensors.numpy import save
 
     path = part / f"{stem}.safetensors"
     with atomic_write(path) as temporary:
         temporary.write_bytes(save({"displacement": np.ascontiguousarray(shape.field, np.float32)}))
-    return _entry(path, (shape.field.shape[2], shape.field.shape[1]), shape.box.as_tuple())
+    return _describe_file(path, (shape.field.shape[2], shape.field.shape[1]), shape.box.as_tuple())
 
 
 def _file_stem(layer: str, number: int) -> str:
@@ -325,6 +321,7 @@ def _file_stem(layer: str, number: int) -> str:
 
 
 def _move_into_place(part: Path, name: str) -> Path:
+    """Gives a filled folder its name, with the next free number."""
     number = 1 + max((number_of(folder) for folder in numbered_folders(part.parent)), default=0)
     while True:
         folder = part.parent / f"{number:04d}-{name}"
@@ -339,5 +336,5 @@ def _move_into_place(part: Path, name: str) -> Path:
         return folder
 
 
-def _by_folder(run: Run, name: str) -> Edit:
+def _find_by_folder(run: Run, name: str) -> Edit:
     return next(edit for edit in list_edits(run) if edit.folder.name == name)

@@ -9,16 +9,17 @@ from __future__ import annotations
 import tempfile
 import weakref
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
-from editors.flat_change import find_paint
+from editors.flat_change import DEFAULTS as PAINT_DEFAULTS
+from editors.flat_change import FramePaintSettings, find_paint
 from editors.image import MAX_SCALE
 from neural_fields import canonical
 from neural_fields.baking import Maps
@@ -27,15 +28,15 @@ from neural_fields.data.user_files import read_json_object
 from neural_fields.data.video import probe, source_frames
 from neural_fields.errors import bad_input
 from neural_fields.export.base import Report, chosen_layers, quiet
-from neural_fields.export.unwrapped import SCHEMA, Filling, flat_size, same_shape
+from neural_fields.export.unwrapped import Filling, flat_size, same_shape
 from neural_fields.files import disk_errors
-from neural_fields.frame_parts import Part
+from neural_fields.frame_parts import Part, around
 from neural_fields.moving import Moving
 from neural_fields.output import source_facts
 from neural_fields.run import Run
 from neural_fields.unwrapping import Flat, Plane
 
-LOSSLESS = (
+LOSSLESS_CODECS = (
     "ffv1",
     "png",
     "apng",
@@ -49,63 +50,57 @@ LOSSLESS = (
     "magicyuv",
     "rawvideo",
 )
-COLOURS_AS_THEY_ARE = ("rgb", "bgr", "gbr", "argb", "abgr", "0rgb", "0bgr")  # pixel formats without a colour matrix
-BEYOND = 16  # texels around what a frame shows of the layer; paint farther off would not be seen
-SAMPLE = 64  # texels where a frame does not show the layer that tell what was put there
-OTHER = 24  # 8-bit levels: what differs more is paint, and tells nothing of what was put behind
+RGB_FORMATS = ("rgb", "bgr", "gbr", "argb", "abgr", "0rgb", "0bgr")  # pixel formats without a color matrix
+
+
+@dataclass(frozen=True)
+class UnwrappedEditSettings:
+    """Settings of the comparison of an edited unwrapped clip with the exported one."""
+
+    margin_texels: int = 16  # around what a frame shows of the layer; paint farther off would not be seen
+    min_unseen_texels: int = 64  # where a frame does not show the layer: so many tell what was put there
+    max_fill_levels: int = 24  # 8-bit levels: what differs more is paint, and tells nothing of what was put there
+    paint: FramePaintSettings = PAINT_DEFAULTS
+
+
+DEFAULTS = UnwrappedEditSettings()
 
 Frame = UInt8[np.ndarray, "height width 3"]
 
 
 def moving_from_unwrapped(
-    run: Run, maps: Maps, path: Path, layer: str | None = None, report: Report = quiet
+    run: Run,
+    maps: Maps,
+    path: Path,
+    layer: str | None = None,
+    report: Report = quiet,
+    settings: UnwrappedEditSettings = DEFAULTS,
 ) -> tuple[str, Moving]:
-    """The layer, and what was painted on its unwrapped clip, for every frame of the run.
+    """Finds what was painted on the unwrapped clip of a layer, for every frame of the run.
 
-    The colours are those of the painted frames, under whose light they were painted: the layer's light must not fall
+    The colors are those of the painted frames, under whose light they were painted: the layer's light must not fall
     on them again.
 
     Args:
+        run: the run.
+        maps: its baked maps.
         path: the edited clip, in any format that is read, or a folder of numbered pictures; as many frames as the run
             has, of the shape of the canonical picture.
         layer: the layer; by default the one that unwrapped.json beside the clip, or in the run, names.
+        report: told how far it is.
+        settings: of the comparison.
+
+    Returns:
+        The name of the layer, and its paint.
 
     Raises:
         UserError: another number of frames or shape, an unknown layer, a clip that cannot be read, no change (exit 3).
     """
-    number = maps.layers.index(layer) if layer in maps.layers else _layer_of(run, maps, path, layer)
-    picture = canonical.pristine(run.canonical, maps.layers[number])
-    source, chosen = source_facts(run)
-    edited = probe(path)
-    _check(edited, path, picture.size, len(chosen))
-    plane = Plane(maps, number, picture.box, (edited.width, edited.height))
-    # At another size no program makes the very texels that are made here.
-    is_lossy = _is_lossy(edited) or plane.size != flat_size("canonical", picture.size)
-    ground = _Ground(Filling.of(picture, plane.size), is_lossy)
-    pairs = zip(source_frames(source, chosen), source_frames(edited, range(len(chosen))), strict=True)
-    with disk_errors(run.path):
-        found = _Frames(run.path, plane.size)
-        for t, (frame, painted) in enumerate(pairs):
-            found.add(ground.paint(plane.flat(t, frame), painted))
-            report("comparing", t + 1, len(chosen))
-    if not found.painted:
-        raise bad_input(
-            f"no change found in {path.name}",
-            where=str(path),
-            why=f"its frames equal the unwrapped clip of the layer {maps.layers[number]} where they show it",
-            fix="paint on it, save it, and run the same command again",
-        )
-    notes = (f"{found.painted} of {len(chosen)} frames were painted on",)
-    return maps.layers[number], Moving(found.read, len(chosen), picture.box, notes)
-
-
-def _layer_of(run: Run, maps: Maps, path: Path, layer: str | None) -> int:
-    """The number of the layer that was named, or else the layer that a clip was exported from."""
-    known = (path.parent / "unwrapped.json", run.exports / "unwrapped" / "unwrapped.json")
-    for file in known if layer is None else ():
-        if file.is_file():
-            layer = str(read_json_object(file, SCHEMA).get("layer"))
-            break
+    if layer is None:
+        for file in (path.parent / "unwrapped.json", run.exports / "unwrapped" / "unwrapped.json"):
+            if file.is_file():
+                layer = str(read_json_object(file, schema=1).get("layer"))
+                break
     if layer is None and len(maps.layers) > 1:
         raise bad_input(
             f"{path.name} does not tell its layer",
@@ -113,10 +108,35 @@ def _layer_of(run: Run, maps: Maps, path: Path, layer: str | None) -> int:
             why=f"there is no unwrapped.json beside it; the layers are: {', '.join(maps.layers)}",
             fix=f"--layer {maps.layers[0]}",
         )
-    return chosen_layers(maps, (layer or maps.layers[0],))[0]
+    number = chosen_layers(maps, (layer or maps.layers[0],))[0]
+    picture = canonical.pristine(run.canonical, maps.layers[number])
+    source, chosen = source_facts(run)
+    edited = probe(path)
+    _check_clip(edited, path, picture.size, len(chosen))
+    plane = Plane(maps, number, picture.box, (edited.width, edited.height))
+    # Saving a clip may change its colors; and at another size no program makes the very texels that are made here.
+    plain_colors = edited.kind == "images" or edited.pixel_format.startswith(RGB_FORMATS)
+    same_size = plane.size == flat_size("canonical", picture.size)
+    is_lossy = not plain_colors or edited.codec not in LOSSLESS_CODECS or not same_size
+    comparison = _FrameComparison(Filling.of(picture, plane.size), is_lossy, settings)
+    pairs = zip(source_frames(source, chosen), source_frames(edited, range(len(chosen))), strict=True)
+    with disk_errors(run.path):
+        found = _PackedFrames(run.path, plane.size)
+        for t, (frame, painted) in enumerate(pairs):
+            found.append(comparison.find_paint(plane.flat(t, frame), painted))
+            report("comparing", t + 1, len(chosen))
+    if not found.painted_count:
+        raise bad_input(
+            f"no change found in {path.name}",
+            where=str(path),
+            why=f"its frames equal the unwrapped clip of the layer {maps.layers[number]} where they show it",
+            fix="paint on it, save it, and run the same command again",
+        )
+    notes = (f"{found.painted_count} of {len(chosen)} frames were painted on",)
+    return maps.layers[number], Moving(found.read_frames, len(chosen), picture.box, notes)
 
 
-def _check(edited: VideoFacts, path: Path, size: tuple[int, int], count: int) -> None:
+def _check_clip(edited: VideoFacts, path: Path, size: tuple[int, int], count: int) -> None:
     """Refuses a clip that cannot be an edited unwrapped one."""
     if edited.frame_count != count:
         raise bad_input(
@@ -137,27 +157,37 @@ def _check(edited: VideoFacts, path: Path, size: tuple[int, int], count: int) ->
         )
 
 
-def _is_lossy(facts: VideoFacts) -> bool:
-    """Whether saving a clip as it was may have changed its colours."""
-    plain = facts.kind == "images" or facts.pixel_format.startswith(COLOURS_AS_THEY_ARE)
-    return not plain or facts.codec not in LOSSLESS
-
-
 @dataclass
-class _Ground:
-    """What the painted frames were before they were painted on."""
+class _FrameComparison:
+    """Compares painted frames with what they were before they were painted on.
+
+    Attributes:
+        filling: what stands where a frame does not show the layer.
+        is_lossy: whether saving alone may have changed colors.
+        settings: of the comparison.
+        base: what the clip was painted on, as a number of `_make_base`; None: not known yet.
+    """
 
     filling: Filling
     is_lossy: bool
-    ground: int | None = None  # which of `_grounds` it is; None: not known yet
+    settings: UnwrappedEditSettings
+    base: int | None = None
 
-    def paint(self, flat: Flat, painted: Frame) -> tuple[Part, np.ndarray] | None:
-        """Where a frame was painted on, and the paint there (uint8 RGBA, straight); None where it was not."""
-        shown = _window(flat.seen)
+    def find_paint(self, flat: Flat, painted: Frame) -> tuple[Part, np.ndarray] | None:
+        """Finds where a frame was painted on, and the paint there (uint8 RGBA, straight); None where it was not."""
+        shown = around((flat.seen > 0).astype(np.uint8), self.settings.margin_texels)
         if shown is None:
             return None
-        base = self._before(flat, painted)[shown]
-        found = find_paint(painted[shown], base, flat.seen[shown] > 0.5, self.is_lossy)
+        # The flat frame as it was exported, or as a program lays it on a background of its own. The first frame that
+        # tells which of them it was decides for all frames.
+        if self.base is None:
+            unseen, soft = flat.seen == 0, flat.seen < 1
+            if unseen.sum() >= self.settings.min_unseen_texels:
+                limit = self.settings.max_fill_levels
+                off = [cv2.absdiff(self._make_base(index, flat, painted), painted)[soft] for index in range(4)]
+                self.base = int(np.argmin([np.minimum(values, limit).mean() for values in off]))
+        base = flat.colour if self.base is None else self._make_base(self.base, flat, painted)
+        found = find_paint(painted[shown], base[shown], flat.seen[shown] > 0.5, self.is_lossy, self.settings.paint)
         if found is None:
             return None
         alpha = np.rint(255 * found).astype(np.uint8)
@@ -169,66 +199,42 @@ class _Ground:
             slice(shown[1].start + left, shown[1].start + left + width),
         )
         alpha = alpha[top : top + height, left : left + width]
-        colour = cv2.bitwise_and(painted[part], painted[part], mask=alpha)
-        return part, np.dstack([colour, alpha])
+        color = cv2.bitwise_and(painted[part], painted[part], mask=alpha)
+        return part, np.dstack([color, alpha])
 
-    def _before(self, flat: Flat, painted: Frame) -> Frame:
-        """The flat frame as it was exported, or as a program lays it on a background of its own."""
-        if self.ground is None:
-            unseen = flat.seen == 0
-            if unseen.sum() < SAMPLE:
-                return flat.colour
-            soft = flat.seen < 1
-            grounds = [ground(flat, painted) for ground in self._grounds]
-            self.ground = int(np.argmin([np.minimum(cv2.absdiff(g, painted)[soft], OTHER).mean() for g in grounds]))
-        return self._grounds[self.ground](flat, painted)
+    def _make_base(self, number: int, flat: Flat, painted: Frame) -> Frame:
+        """Makes what a frame may have been before it was painted on.
 
-    @property
-    def _grounds(self) -> tuple[Callable[[Flat, Frame], Frame], ...]:
-        """What a frame may have been: without or with the canonical picture, as exported or on a flat colour."""
-        return (
-            lambda flat, painted: flat.colour,
-            lambda flat, painted: self.filling.around(flat),
-            lambda flat, painted: _laid(flat.colour, flat.seen, painted),
-            lambda flat, painted: _laid(self.filling.around(flat), flat.seen, painted),
-        )
+        Args:
+            number: 0 as exported, 1 with the canonical picture around it; 2 and 3 the same on a flat color.
+            flat: the flat frame.
+            painted: the painted frame, which tells the flat color where the layer is not seen.
+        """
+        frame = self.filling.around(flat) if number in (1, 3) else flat.colour
+        if number < 2:
+            return frame
+        seen = flat.seen
+        color = np.median(painted[seen == 0], axis=0) if (seen == 0).any() else np.zeros(3)
+        return np.rint(seen[..., None] * frame + (1 - seen[..., None]) * color).astype(np.uint8)
 
 
-def _laid(frame: Frame, seen: Float[np.ndarray, "height width"], painted: Frame) -> Frame:
-    """A flat frame laid, by its alpha, on the colour that a painted one has where the layer is not seen."""
-    colour = np.median(painted[seen == 0], axis=0) if (seen == 0).any() else np.zeros(3)
-    return np.rint(seen[..., None] * frame + (1 - seen[..., None]) * colour).astype(np.uint8)
-
-
-def _window(seen: Float[np.ndarray, "height width"]) -> Part | None:
-    """The rows and columns of what a frame shows of the layer, and some around them."""
-    left, top, width, height = cv2.boundingRect((seen > 0).astype(np.uint8))
-    if not width:
-        return None
-    return (
-        slice(max(0, top - BEYOND), min(seen.shape[0], top + height + BEYOND)),
-        slice(max(0, left - BEYOND), min(seen.shape[1], left + width + BEYOND)),
-    )
-
-
-class _Frames:
+class _PackedFrames:
     """Overlays of frames, packed in a file in `folder` that goes with them: a long clip would fill memory."""
 
     def __init__(self, folder: Path, size: tuple[int, int]) -> None:
         self.size = size
         self.file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  open as long as frames are asked for
         weakref.finalize(self, self.file.close)
-        self.places: list[
-            tuple[Part, int] | None
-        ] = []  # of each frame: where its paint is, and how many bytes it takes
+        # Of each frame: where its paint is, and how many bytes it takes.
+        self.places: list[tuple[Part, int] | None] = []
 
     @property
-    def painted(self) -> int:
+    def painted_count(self) -> int:
         """How many frames have paint."""
         return sum(place is not None for place in self.places)
 
-    def add(self, paint: tuple[Part, UInt8[np.ndarray, "rows columns 4"]] | None) -> None:
-        """The paint of one more frame."""
+    def append(self, paint: tuple[Part, UInt8[np.ndarray, "rows columns 4"]] | None) -> None:
+        """Stores the paint of one more frame."""
         if paint is None:
             self.places.append(None)
             return
@@ -237,8 +243,8 @@ class _Frames:
         self.file.write(packed)
         self.places.append((part, len(packed)))
 
-    def read(self) -> Iterator[UInt8[np.ndarray, "height width 4"]]:
-        """All frames from the first on."""
+    def read_frames(self) -> Iterator[UInt8[np.ndarray, "height width 4"]]:
+        """Reads all frames from the first on."""
         start = 0
         for place in self.places:
             rgba = np.zeros((*self.size[::-1], 4), np.uint8)

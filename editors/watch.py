@@ -22,17 +22,16 @@ from typing import Any, Literal
 import numpy as np
 
 from editors.carry import carry
-from editors.preview import SIZE, Easel, Frame, open_easel, stamp_of, write_page, write_preview
+from editors.preview import Easel, open_easel, stamp_of, write_page, write_preview
 from editors.watched import (
+    DEFAULTS,
     DOCUMENTS,
     ELSEWHERE,
-    GIVE_UP,
-    GONE,
-    PATIENCE,
     PICTURES,
     Incomplete,
     Stat,
     Watched,
+    WatchSettings,
     given_file,
     is_watched,
     layer_of,
@@ -40,8 +39,6 @@ from editors.watched import (
 from neural_fields.canonical import Overlay
 from neural_fields.errors import UserError
 from neural_fields.run import Run
-
-BUSY, IDLE = 0.02, 0.5  # seconds between two looks at the files
 
 Kind = Literal["start", "painted", "no change", "removed", "edits", "carried", "hint", "waiting", "error", "end"]
 
@@ -71,7 +68,7 @@ class Update:
     error: UserError | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The update in the words of JSON."""
+        """Returns the update as plain values for JSON."""
         problem = self.error
         names = ("what", "where", "why", "fix")
         return {
@@ -85,7 +82,7 @@ class Update:
         }
 
     def lines(self) -> list[str]:
-        """The update in lines for a person."""
+        """Returns the update in lines for a person."""
         name = "" if self.picture is None else self.picture.name
         took = "" if self.seconds is None else f" after {self.seconds:.2f} s"
         if self.error is not None:
@@ -97,7 +94,7 @@ class Update:
             "painted": f"{name}: shown{took}",
             "no change": f"{name}: nothing on it that the video does not show already{took}",
             "removed": f"{name}: removed",
-            "edits": "the edits of the run, or its fit, changed: shown",
+            "edits": "the edits of the run, or its maps, changed: shown",
             "carried": f"shown in all parts of its layer{took}",
             "waiting": f"{name}: waiting for the save to finish",
         }
@@ -109,8 +106,9 @@ def watch(
     *,
     frames: Sequence[int] = (),
     pictures: Sequence[str | Path] = (),
-    size: int = SIZE,
+    size: int = DEFAULTS.size_px,
     stop: Callable[[], bool] = lambda: False,
+    settings: WatchSettings = DEFAULTS,
 ) -> Iterator[Update]:
     """Shows what is painted in `previews/watch.jpg` of a run, and in the page beside it, until it is told to stop.
 
@@ -118,27 +116,29 @@ def watch(
     picture that was saved last is the one of its layer. Nothing is added to the run's edits.
 
     Args:
+        run: the run, or its folder.
         frames: numbers of frames of the source to show side by side; by default the middle one.
         pictures: more files to watch, "[LAYER=]FILE"; the layer is that of the file's name by default.
         size: pixels of the longer side of each frame.
         stop: asked twice a second, and more often while something is saved.
+        settings: of the watching.
 
     Raises:
         UserError: what cannot be watched (exit 3), a damaged run (5). What is wrong with a picture is an update.
     """
     run = run if isinstance(run, Run) else Run.open(Path(run))
-    session = _Session(run, frames, size, open_easel(run, frames, size))
+    session = _Session(run, frames, size, settings)
     session.given = dict(given_file(text, session.easel.maps.layers) for text in pictures)
-    folders = [session.folder, *(path.parent for path in session.given)]
-    with _woken(list(dict.fromkeys(folders))) as wake, ThreadPoolExecutor(1) as session.workers:
-        yield session.start()
+    folders = list(dict.fromkeys([session.folder, *(path.parent for path in session.given)]))
+    with _wake_on_changes(folders, settings) as wake, ThreadPoolExecutor(1) as session.workers:
+        yield session.show_first()
         while not stop():
-            wake.wait(BUSY if session.is_busy else IDLE)
+            wake.wait(settings.busy_s if session.is_busy else settings.idle_s)
             wake.clear()
-            yield from session.look()
+            yield from session.poll_files()
         if session.carrying is not None:
             session.carrying.cancel()
-        yield session.update("end", notes=session.commands())
+        yield session.make_update("end", notes=session.edit_commands())
 
 
 class _Session:
@@ -146,16 +146,17 @@ class _Session:
 
     workers: ThreadPoolExecutor
 
-    def __init__(self, run: Run, frames: Sequence[int], size: int, easel: Easel) -> None:
+    def __init__(self, run: Run, frames: Sequence[int], size: int, settings: WatchSettings) -> None:
         self.run = run
         self.folder = Path(os.path.abspath(run.canonical))
         self.frames = frames
         self.size = size
-        self.easel = easel
+        self.settings = settings
+        self.easel: Easel = open_easel(run, frames, size, settings)
         self.given: dict[Path, str | None] = {}
         self.files: dict[Path, Watched] = {}
         self.painted: dict[str, tuple[Path, Overlay]] = {}
-        self.stamp = stamp_of(run, easel.maps.layers)
+        self.stamp = stamp_of(run, self.easel.maps.layers)
         self.is_whole = True  # the run can be read as it is
         self.carrying: Future[tuple[dict[str, Overlay], list[str]]] | None = None
         self.saved = 0.0
@@ -170,136 +171,156 @@ class _Session:
     def overlays(self) -> dict[str, Overlay]:
         return {layer: overlay for layer, (_, overlay) in self.painted.items()}
 
-    def update(self, kind: Kind, picture: Path | None = None, **more: Any) -> Update:
-        """An update; notes are given once."""
+    def make_update(self, kind: Kind, picture: Path | None = None, **more: Any) -> Update:
+        """Makes an update; notes are given once."""
         notes = tuple(note for note in dict.fromkeys(more.pop("notes", ())) if note not in self.notes)
         self.notes.update(notes)
         return Update(kind, picture, tuple(self.painted), notes=notes, **more)
 
-    def start(self) -> Update:
+    def show_first(self) -> Update:
         """Shows what is painted already."""
         write_page(self.run)
-        notes = self._take_all()
-        write_preview(self.run, self.easel.picture(self.overlays))
-        self._carry()
-        return self.update("start", notes=notes)
+        notes = self._read_all()
+        self._write_preview(self.overlays)
+        self._start_carrying()
+        return self.make_update("start", notes=notes)
 
-    def look(self) -> Iterator[Update]:
-        """Looks at everything once, and shows what is new."""
-        if (stamp := stamp_of(self.run, self.easel.maps.layers)) != self.stamp:
-            yield from self._renew(stamp)
+    def poll_files(self) -> Iterator[Update]:
+        """Looks once at the run and at all files, and shows what is new."""
+        stamp = stamp_of(self.run, self.easel.maps.layers)
+        if stamp != self.stamp:
+            yield from self._reopen_run(stamp)
         if not self.is_whole:
             return
         now = time.monotonic()
-        self._find(now)
+        self._scan_files(now)
         for file in sorted(self.files.values(), key=lambda file: file.stat[1] if file.stat else 0):
             if file.is_new:
-                yield from self._attend(file, now)
+                yield from self._handle_change(file, now)
         if self.carrying is not None and self.carrying.done():
-            yield from self._carried(self.carrying)
+            done, self.carrying = self.carrying, None
+            try:
+                overlays, notes = done.result()
+            except UserError as error:
+                yield self.make_update("error", error=error)
+                return
+            self._write_preview(overlays)
+            yield self.make_update("carried", seconds=time.time() - self.saved if self.saved else None, notes=notes)
 
-    def commands(self) -> list[str]:
-        """What makes edits of the pictures that are shown."""
+    def edit_commands(self) -> list[str]:
+        """Makes the commands that make edits of the pictures that are shown."""
         run = shlex.quote(str(self.run.path))
         return [
             f"unwrap edit {run} {shlex.quote(str(path))} --layer {layer}" for layer, (path, _) in self.painted.items()
         ]
 
-    def _find(self, now: float) -> None:
-        """Looks at all files, new ones too."""
+    def _scan_files(self, now: float) -> None:
+        """Observes all files, new ones too."""
         found = set(self.files) | set(self.given)
         with suppress(OSError), os.scandir(self.folder) as entries:
             found |= {self.folder / entry.name for entry in entries if is_watched(entry.name)}
         for path in found:
             self.files.setdefault(path, Watched(path)).observe(now)
 
-    def _take_all(self) -> list[str]:
-        """Takes all files that can be read, the one saved last at the end; gives notes."""
-        self._find(time.monotonic())
+    def _read_all(self) -> list[str]:
+        """Reads all files that can be read, the one saved last at the end; returns notes."""
+        self._scan_files(time.monotonic())
         notes: list[str] = []
         for file in sorted(self.files.values(), key=lambda file: file.stat[1] if file.stat else 0):
             file.done = None
-            known = file.stat is not None and self._belongs(file.path)
-            with suppress(Incomplete, UserError):  # then it is looked at again, and said
-                notes += self._take(file)[1] if known else ()
+            known = file.stat is not None and self._has_layer(file.path)
+            with suppress(Incomplete, UserError):  # then it is read again, and said
+                if known:
+                    notes += self._read_paint(file)[1]
                 file.done = file.stat
         return notes
 
-    def _renew(self, stamp: tuple[Stat | None, ...]) -> Iterator[Update]:
+    def _reopen_run(self, stamp: tuple[Stat | None, ...]) -> Iterator[Update]:
         """Reads the run again after its edits, maps or exported pictures changed."""
         self.stamp = stamp
         try:
-            self.easel = open_easel(self.run, self.frames, self.size)
+            self.easel = open_easel(self.run, self.frames, self.size, self.settings)
             self.is_whole = True
-        except UserError as error:  # such as a fit that goes on and bakes just now; then the stamp changes again
+        except UserError as error:  # such as a training that goes on and bakes just now; then the stamp changes again
             self.is_whole = False
-            yield self.update("error", error=error)
+            yield self.make_update("error", error=error)
             return
         self.painted = {}
-        notes = self._take_all()
-        write_preview(self.run, self.easel.picture(self.overlays))
-        self._carry()
-        yield self.update("edits", notes=notes)
+        notes = self._read_all()
+        self._write_preview(self.overlays)
+        self._start_carrying()
+        yield self.make_update("edits", notes=notes)
 
-    def _attend(self, file: Watched, now: float) -> Iterator[Update]:
-        """Takes a file that changed, if it is ready."""
+    def _handle_change(self, file: Watched, now: float) -> Iterator[Update]:
+        """Shows a file that changed, if it is ready."""
         if file.stat is None:
-            if now - file.since >= GONE:
-                yield from self._removed(file)
+            if now - file.since >= self.settings.gone_s:
+                file.done = None
+                shown = [layer for layer, (path, _) in self.painted.items() if path == file.path]
+                for layer in shown:
+                    del self.painted[layer]
+                if file.path not in self.given:
+                    del self.files[file.path]
+                if shown:
+                    self._write_preview(self.overlays)
+                yield self.make_update("removed", file.path)
             return
-        if not self._belongs(file.path):
+        if not self._has_layer(file.path):
             file.done = file.stat
-            yield from self._stranger(file.path)
+            if file.path not in self.hinted:  # say once why it is left alone
+                self.hinted.add(file.path)
+                text = f"{file.path.name} belongs to no layer: begin its name with one of "
+                text += ", ".join(self.easel.maps.layers)
+                if file.path.suffix.lower() in ELSEWHERE:
+                    text = f"{file.path.name} can be read by its own program only: export it as .ora or .png"
+                yield self.make_update("hint", file.path, notes=[text])
             return
-        if file.failed is None and file.is_still(now):
+        if file.failed is None and file.is_still(now, self.settings.still_s):
             try:
-                yield from self._show(file)
+                yield from self._show_file(file)
                 return
             except Incomplete as problem:
                 file.failed = problem.error
             except UserError as error:
                 file.done = file.stat
-                yield self.update("error", file.path, error=error)
+                yield self.make_update("error", file.path, error=error)
                 return
-        if file.failed is not None and now - file.since >= GIVE_UP:
+        if file.failed is not None and now - file.since >= self.settings.give_up_s:
             file.done = file.stat
-            yield self.update("error", file.path, error=file.failed)
-        elif now - file.begun >= PATIENCE and not file.told:
+            yield self.make_update("error", file.path, error=file.failed)
+        elif now - file.begun >= self.settings.patience_s and not file.told:
             file.told = True
-            yield self.update("waiting", file.path)
+            yield self.make_update("waiting", file.path)
 
-    def _show(self, file: Watched) -> Iterator[Update]:
-        """Takes a file and renews the preview."""
-        stat, saved, times = file.stat, file.saved(), [time.time()]
-        kind, notes = self._take(file)
-        times.append(time.time())
+    def _show_file(self, file: Watched) -> Iterator[Update]:
+        """Reads a file and renews the preview."""
+        stat, saved, begin = file.stat, file.saved(self.settings.patience_s), time.time()
+        kind, notes = self._read_paint(file)
+        read = time.time()
         picture = self.easel.picture(self.overlays)
-        times.append(time.time())
-        write_preview(self.run, picture)
-        times.append(time.time())
-        stages = {"settle": times[0] - saved, "read": times[1] - times[0], "render": times[2] - times[1]}
-        stages["write"] = times[3] - times[2]
+        rendered = time.time()
+        write_preview(self.run, picture, self.settings.jpeg_quality)
+        written = time.time()
+        stages = {"settle": begin - saved, "read": read - begin, "render": rendered - read, "write": written - rendered}
         self.saved, file.done = saved, stat
-        yield self.update(kind, file.path, seconds=times[3] - saved, stages=stages, notes=notes)
-        self._carry()
-        if kind == "painted" and file.path not in self.hinted:
-            yield from self._hint(file.path, picture)
-
-    def _hint(self, path: Path, picture: Frame) -> Iterator[Update]:
-        """Says once which frame shows what was painted, if the preview does not."""
-        own = {layer: overlay for layer, (known, overlay) in self.painted.items() if known == path}
+        yield self.make_update(kind, file.path, seconds=written - saved, stages=stages, notes=notes)
+        self._start_carrying()
+        if kind != "painted" or file.path in self.hinted:
+            return
+        # Say once which frame shows what was painted, if the preview does not.
+        own = {layer: overlay for layer, (path, overlay) in self.painted.items() if path == file.path}
         others = {layer: overlay for layer, overlay in self.overlays.items() if layer not in own}
         if not np.array_equal(picture, self.easel.picture(others)):
             return
-        self.hinted.add(path)
+        self.hinted.add(file.path)
         number = self.easel.best_frame(own)
         text = "no frame of the video shows the place that was painted"
         if number is not None:
             shown = ", ".join(str(shot.number) for shot in self.easel.shots)
             text = f"the place that was painted is not seen in frame {shown}: unwrap watch --frame {number} shows it"
-        yield self.update("hint", path, notes=[text])
+        yield self.make_update("hint", file.path, notes=[text])
 
-    def _take(self, file: Watched) -> tuple[Kind, Sequence[str]]:
+    def _read_paint(self, file: Watched) -> tuple[Kind, Sequence[str]]:
         """Reads a file and keeps what was painted; the notes are of the picture.
 
         Raises:
@@ -307,7 +328,7 @@ class _Session:
             UserError: it can, but does not fit.
         """
         path = file.path
-        found = self.easel.overlays(path, self._layer(path))
+        found = self.easel.overlays(path, self._find_layer(path))
         before = [layer for layer, (known, _) in self.painted.items() if known == path]
         for layer in before:
             del self.painted[layer]
@@ -315,83 +336,57 @@ class _Session:
         notes = [note for overlay in found.values() for note in overlay.notes]
         return ("painted" if found else "no change"), notes
 
-    def _removed(self, file: Watched) -> Iterator[Update]:
-        file.done = None
-        shown = [layer for layer, (path, _) in self.painted.items() if path == file.path]
-        for layer in shown:
-            del self.painted[layer]
-        if file.path not in self.given:
-            del self.files[file.path]
-        if shown:
-            write_preview(self.run, self.easel.picture(self.overlays))
-        yield self.update("removed", file.path)
-
-    def _layer(self, path: Path) -> str | None:
-        """The layer of a file as the user says, or else as its name does; a document tells its own."""
+    def _find_layer(self, path: Path) -> str | None:
+        """Finds the layer of a file as the user says, or else as its name does; a document tells its own."""
         named = None if path.suffix.lower() in DOCUMENTS else layer_of(path.name, self.easel.maps.layers)
         return self.given.get(path) or named
 
-    def _belongs(self, path: Path) -> bool:
+    def _has_layer(self, path: Path) -> bool:
+        """Tells whether a file can be read and belongs to a layer."""
         suffix = path.suffix.lower()
-        return suffix in DOCUMENTS or (suffix in PICTURES and self._layer(path) is not None)
+        return suffix in DOCUMENTS or (suffix in PICTURES and self._find_layer(path) is not None)
 
-    def _stranger(self, path: Path) -> Iterator[Update]:
-        """Says once why a file is left alone."""
-        layers = ", ".join(self.easel.maps.layers)
-        text = f"{path.name} belongs to no layer: begin its name with one of {layers}"
-        if path.suffix.lower() in ELSEWHERE:
-            text = f"{path.name} can be read by its own program only: export it as .ora or .png"
-        if path not in self.hinted:
-            self.hinted.add(path)
-            yield self.update("hint", path, notes=[text])
-
-    def _carry(self) -> None:
+    def _start_carrying(self) -> None:
         """Begins to carry what was painted to all parts of its layers, beside everything else: it takes seconds."""
         if self.carrying is not None:
             self.carrying.cancel()
         wanted = bool(self.easel.maps.charts) and bool(self.painted)
         self.carrying = self.workers.submit(carry, self.run, self.easel.maps, self.overlays) if wanted else None
 
-    def _carried(self, done: Future[tuple[dict[str, Overlay], list[str]]]) -> Iterator[Update]:
-        """Shows what was carried."""
-        self.carrying = None
-        try:
-            overlays, notes = done.result()
-        except UserError as error:
-            yield self.update("error", error=error)
-            return
-        write_preview(self.run, self.easel.picture(overlays))
-        yield self.update("carried", seconds=time.time() - self.saved if self.saved else None, notes=notes)
+    def _write_preview(self, overlays: Mapping[str, Overlay]) -> None:
+        write_preview(self.run, self.easel.picture(overlays), self.settings.jpeg_quality)
 
 
 @contextmanager
-def _woken(folders: Sequence[Path]) -> Iterator[threading.Event]:
-    """An event that is set when something in one of the folders changed."""
-    from watchfiles import watch as changes
+def _wake_on_changes(folders: Sequence[Path], settings: WatchSettings) -> Iterator[threading.Event]:
+    """Opens an event that is set when something in one of the folders changed."""
+    from watchfiles import watch as watch_folders
 
     wake, end = threading.Event(), threading.Event()
-
-    def listen() -> None:
-        try:
-            for _ in changes(
-                *folders,
-                watch_filter=None,
-                debounce=2 * int(1000 * BUSY),
-                step=int(1000 * BUSY),
-                rust_timeout=int(1000 * IDLE),
-                stop_event=end,
-                raise_interrupt=False,
-                recursive=False,
-            ):
-                wake.set()
-        except OSError:  # such as no more watches: then the files are looked at more often
-            while not end.wait(5 * BUSY):
-                wake.set()
-
-    thread = threading.Thread(target=listen, name="watch", daemon=True)
+    changes = watch_folders(
+        *folders,
+        watch_filter=None,
+        debounce=2 * int(1000 * settings.busy_s),
+        step=int(1000 * settings.busy_s),
+        rust_timeout=int(1000 * settings.idle_s),
+        stop_event=end,
+        raise_interrupt=False,
+        recursive=False,
+    )
+    thread = threading.Thread(target=_listen, args=(changes, wake, end, 5 * settings.busy_s), name="watch", daemon=True)
     thread.start()
     try:
         yield wake
     finally:
         end.set()
-        thread.join(2 * IDLE)
+        thread.join(2 * settings.idle_s)
+
+
+def _listen(changes: Iterator[Any], wake: threading.Event, end: threading.Event, retry_s: float) -> None:
+    """Sets `wake` at each change, until `end` is set."""
+    try:
+        for _ in changes:
+            wake.set()
+    except OSError:  # such as no more watches: then the files are looked at more often
+        while not end.wait(retry_s):
+            wake.set()

@@ -15,36 +15,66 @@ from neural_fields.errors import UserError, bad_input
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
 DOCUMENTS = (".ora", ".psd")
 ELSEWHERE = (".kra", ".xcf", ".psb")  # files that only their own program reads well
-STILL = 0.08  # seconds without a change after which a file is read
-GONE = 0.7  # seconds after which a missing file is not about to come back under its name
-PATIENCE = 1.0  # seconds after which it is said that a save is waited for
-GIVE_UP = 2.0  # seconds without a change after which a file that cannot be read is damaged
 _BACKUP = re.compile(r"(^|[-_. ])(bak|backup)([-_. ]|$)", re.IGNORECASE)
 
 Stat = tuple[int, int, int]  # size, time of the last change in nanoseconds, number of the file
 
 
-def layer_of(name: str, layers: Sequence[str]) -> str | None:
-    """The layer that a file belongs to by its name: the longest that it begins with, as a whole word."""
-    stem = Path(name).stem
-    fits = [layer for layer in layers if stem.startswith(layer) and not stem[len(layer) : len(layer) + 1].isalnum()]
+@dataclass(frozen=True)
+class WatchSettings:
+    """Settings of `unwrap watch`."""
+
+    busy_s: float = 0.02  # between two looks at the files while something is saved or carried
+    idle_s: float = 0.5  # between two looks otherwise
+    still_s: float = 0.08  # without a change after which a file is read
+    gone_s: float = 0.7  # after which a missing file is not about to come back under its name
+    patience_s: float = 1.0  # after which it is said that a save is waited for
+    give_up_s: float = 2.0  # without a change after which a file that cannot be read is damaged
+    size_px: int = 1280  # longer side of a frame in the preview
+    min_size_px: int = 64
+    max_size_px: int = 4096
+    jpeg_quality: int = 90  # of the preview, 0 to 100
+    tried_frames: int = 40  # about so many are tried for the one that shows most
+    part_divisor: int = 3  # at least 1/3 of a side of a picture is made ready: overlays are widened by their own size
+    part_step_texels: int = 16  # parts, as exported pictures, have sides that can be halved four times
+
+
+DEFAULTS = WatchSettings()
+
+
+def match_layer(text: str, layers: Sequence[str]) -> str | None:
+    """Finds the longest name of a layer that a text begins with, as a whole word."""
+    fits = [name for name in layers if text.startswith(name) and not text[len(name) : len(name) + 1].isalnum()]
     return max(fits, key=len, default=None)
 
 
+def layer_of(name: str, layers: Sequence[str]) -> str | None:
+    """Finds the layer that a file belongs to by its name: the longest that it begins with, as a whole word."""
+    return match_layer(Path(name).stem, layers)
+
+
 def is_watched(name: str) -> bool:
-    """Whether a file of that name may be a picture or a document, and is not one that programs make while they save."""
+    """Tells whether a file may be a picture or a document by its name, and is none that programs make to save."""
     path = Path(name)
     known = path.suffix.lower() in (*PICTURES, *DOCUMENTS, *ELSEWHERE)
     return known and not name.startswith((".", "~", "#")) and not _BACKUP.search(path.stem)
 
 
 def given_file(text: str | Path, layers: Sequence[str]) -> tuple[Path, str | None]:
-    """A file to watch, and its layer; a document tells its own."""
+    """Reads "[LAYER=]FILE": a file to watch, and its layer; a document tells its own.
+
+    Raises:
+        UserError: no such folder, a file that cannot be watched, or one that tells no layer (exit 3).
+    """
     name, has_name, file = str(text).partition("=")
-    named = bool(has_name) and name in layers
-    path = Path(os.path.abspath(file if named else text))
-    document = path.suffix.lower() in DOCUMENTS
-    layer = name if named else None if document else layer_of(path.name, layers)
+    is_named = bool(has_name) and name in layers
+    path = Path(os.path.abspath(file if is_named else text))
+    is_document = path.suffix.lower() in DOCUMENTS
+    layer = None
+    if is_named:
+        layer = name
+    elif not is_document:
+        layer = layer_of(path.name, layers)
     if not path.parent.is_dir():
         raise bad_input(f"there is no folder {path.parent}", where=str(text), fix="check the spelling of the path")
     if path.suffix.lower() not in (*PICTURES, *DOCUMENTS):
@@ -54,9 +84,9 @@ def given_file(text: str | Path, layers: Sequence[str]) -> tuple[Path, str | Non
             why=f"expected {', '.join((*PICTURES, *DOCUMENTS))}",
             fix="export it from your program as .png or .ora",
         )
-    if layer is None and not document and len(layers) == 1:
+    if layer is None and not is_document and len(layers) == 1:
         layer = layers[0]
-    if layer is None and not document:
+    if layer is None and not is_document:
         raise bad_input(
             f"{path.name} does not tell which layer it belongs to",
             where=str(path),
@@ -91,16 +121,20 @@ class Watched:
     def is_new(self) -> bool:
         return self.stat != self.done
 
-    def is_still(self, now: float) -> bool:
-        """Whether it has not changed for a moment, as far as was seen or as the file itself says."""
+    def is_still(self, now: float, still_s: float) -> bool:
+        """Tells whether it has not changed for `still_s` seconds, as far as was seen or as the file itself says."""
         since_change = time.time() - self.stat[1] / 1e9 if self.stat else 0.0
-        return now - self.since >= STILL or since_change >= STILL
+        return now - self.since >= still_s or since_change >= still_s
 
-    def saved(self) -> float:
-        """When it was saved, in seconds since the epoch: what the file says, if that is about when it was noticed."""
+    def saved(self, patience_s: float) -> float:
+        """Returns when it was saved, in seconds since the epoch: what the file says, if that is about when it was seen.
+
+        Args:
+            patience_s: by how many seconds the file may say an earlier time.
+        """
         noticed = time.time() - (time.monotonic() - self.since)
         changed = self.stat[1] / 1e9 if self.stat else noticed
-        return changed if 0 <= noticed - changed < PATIENCE else noticed
+        return changed if 0 <= noticed - changed < patience_s else noticed
 
 
 class Incomplete(Exception):
@@ -112,7 +146,7 @@ class Incomplete(Exception):
 
 
 def stat_of(path: Path) -> Stat | None:
-    """What tells two states of a file apart; None where there is none."""
+    """Reads what tells two states of a file apart; None where there is none."""
     try:
         found = path.stat()
     except OSError:

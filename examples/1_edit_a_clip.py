@@ -1,4 +1,4 @@
-"""The whole job from Python: make a clip, fit it, paint on the object's picture, render, measure.
+"""The whole job from Python: make a clip, train on it, paint on the object's picture, render, measure.
 
 python examples/1_edit_a_clip.py [FOLDER]     (default: example; about half a minute on two cores)
 """
@@ -17,14 +17,14 @@ from neural_fields.data.video import write
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else "example")
 folder.mkdir(parents=True, exist_ok=True)
 
-# A turtle over a sea floor, with light that changes. Take your own video here and leave out these two lines.
+# A turtle over a sea floor, with changing light. To use your own video, remove these two lines.
 clip = demo_clip(frames=24, width=320, height=180)
 write(folder / "clip.mp4", clip.render(), new_facts(clip), overwrite=True)
 
-# Running this again continues the fit, or finds it finished.
+# A second run of this script continues the training, or finds it finished.
 run = fit(folder / "clip.mp4", FitOptions(out=folder / "run", quality="draft")).run
 
-# Any image tool can do this part. The picture has the alpha channel that says where the video shows the object.
+# Any image tool can do this part. The alpha channel of the picture says where the video shows the object.
 with Image.open(run.canonical / "foreground.png") as exported:
     picture = exported.convert("RGBA")
 x, y, radius = picture.width / 2, picture.height / 2, picture.width / 10

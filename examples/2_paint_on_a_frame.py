@@ -1,4 +1,4 @@
-"""Paint on one frame of the video instead: the paint goes where the scene goes, and behind what passes in front.
+"""Paint on one frame of the video instead: the paint moves with the surface, and goes behind things that pass in front.
 
 python examples/2_paint_on_a_frame.py [FOLDER]     (a folder that example 1 or `unwrap demo` made; default: example)
 """
@@ -16,7 +16,7 @@ folder = Path(sys.argv[1] if len(sys.argv) > 1 else "example")
 run = Run.open(folder / "run")
 facts = probe(folder / "clip.mp4")
 
-# One frame as a picture. Any program that saves a still of the video will do, as long as its size is the video's.
+# One frame as a picture. Any program that saves a still of the video works, if the still has the size of the video.
 number = facts.frame_count // 10
 (frame,) = source_frames(facts, range(number, number + 1))
 picture = Image.fromarray(frame)
@@ -25,7 +25,7 @@ place = (0.66 * facts.width, 0.42 * facts.height)
 ImageDraw.Draw(picture).text(place, "hello", fill=(250, 246, 220), anchor="mm", font=font)
 picture.save(folder / "painted-frame.png")
 
-# Without a layer the one that shows most under the paint takes it; here the sea floor would be found anyway.
+# Without `layer`, the layer that fills most of the painted pixels takes the paint; here that is the sea floor anyway.
 made = edit(run, folder / "painted-frame.png", frame=number, layer="background")
 for note in made.notes:
     print("note:", note)

@@ -1,4 +1,4 @@
-"""Unwrap: a video as a few still pictures that can be edited.
+"""Unwrap: layered atlases for video editing; a video becomes a few still images that can be edited.
 
 The verbs of the command, from Python:
 
@@ -35,7 +35,7 @@ _HEAVY = {"RenderOptions": "output", "evaluate": "evaluation", "fit": "families"
 
 
 def __getattr__(name: str) -> object:
-    """A public name of the package, imported now."""
+    """Imports a public name of the package when it is first used."""
     home = (_LIGHT | _HEAVY).get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
-"""How an edit lies in the video: how strongly, mixed in which way, and when.
+"""The arrangement of an edit in the video: its opacity, its blend mode, and the frames that show it.
 
-Frames are numbers of the source, 0 is the first. An edit is written once; how it lies can be changed later by a line in
-the journal (`journal.py`), and an undo takes that back.
+Frames are numbers of the source, 0 is the first. An edit is written once; its arrangement can be changed later by a
+line in the journal (`journal.py`), and an undo reverts that.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ BLENDS = (
 
 @dataclass(frozen=True)
 class Arrangement:
-    """The place of an edit in time and in the mixture.
+    """Opacity, blend mode and times of an edit.
 
     Attributes:
         opacity: 0 to 1.
         blend: one of `BLENDS`.
         start, end: the first and the last frame that show it; None: from the beginning, to the end.
-        fade_in, fade_out: over so many frames it comes from `start` on, and goes before `end`.
+        fade_in, fade_out: frames over which it appears from `start` on, and disappears before `end`.
     """
 
     opacity: float = 1.0
@@ -43,7 +43,7 @@ class Arrangement:
     fade_out: int = 0
 
     def strength(self, frame: int) -> float:
-        """How much of the edit a frame of the source shows, 0 to 1, without its opacity.
+        """Returns how much of the edit a frame of the source shows, 0 to 1, without its opacity.
 
         A fade of n frames shows 1/(n + 1) of it in its first frame, and all of it after n.
         """
@@ -55,19 +55,28 @@ class Arrangement:
 
     @property
     def changes_in_time(self) -> bool:
-        """Whether frames show it differently."""
+        """Whether some frames show the edit and others do not."""
         return self.start is not None or self.end is not None
 
     def changed(self, values: Mapping[str, Any]) -> Arrangement:
-        """This with some of its values replaced.
+        """Returns a copy with some of its values replaced; names that are no field are ignored.
 
         Raises:
-            ValueError: a value that cannot be; the text says which, in words that follow a colon.
+            ValueError: an invalid value; the text names it, in words that can follow a colon.
         """
         known = {entry.name for entry in fields(Arrangement)}
         given = {name: value for name, value in values.items() if name in known}
         for name, value in given.items():
-            _check(name, value)
+            if name == "opacity":
+                if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+                    raise ValueError(f"opacity is {value!r}; it is 0 to 1")
+            elif name == "blend":
+                if value not in BLENDS:
+                    raise ValueError(f"blend is {value!r}; there are {', '.join(BLENDS)}")
+            elif value is None and name in ("start", "end"):
+                continue
+            elif not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 1 << 31:
+                raise ValueError(f"{name} is {value!r}; it counts frames from 0")
         if "opacity" in given:
             given["opacity"] = float(given["opacity"])
         found = replace(self, **given)
@@ -79,24 +88,10 @@ class Arrangement:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """What differs from an edit that is shown always, fully and plainly."""
+        """Returns the values that differ from the default arrangement."""
         plain = Arrangement()
         return {
             entry.name: getattr(self, entry.name)
             for entry in fields(Arrangement)
             if getattr(self, entry.name) != getattr(plain, entry.name)
         }
-
-
-def _check(name: str, value: Any) -> None:
-    """Raises `ValueError` for a value that a name cannot have, whatever the others are."""
-    if name == "opacity":
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
-            raise ValueError(f"opacity is {value!r}; it is 0 to 1")
-    elif name == "blend":
-        if value not in BLENDS:
-            raise ValueError(f"blend is {value!r}; there are {', '.join(BLENDS)}")
-    elif value is None and name in ("start", "end"):
-        return
-    elif not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 1 << 31:
-        raise ValueError(f"{name} is {value!r}; it counts frames from 0")

@@ -1,12 +1,12 @@
-"""Baked maps: where every pixel of every frame lies on each canonical image, so that rendering runs no network.
+"""Baked uv maps: the canonical position of every pixel of every frame, so that rendering runs no network.
 
-Maps are kept at the size of the fit, with a rim of one pixel, and brought to any larger size when they are read: the
-mapping is smooth, so nothing is lost, and a 4K source costs no more disk than its fit. They lie under `maps/`:
+Maps are kept at the size of training, with a rim of one pixel, and resampled to any larger size when they are read: the
+mapping is smooth, so nothing is lost, and a 4K source costs no more disk than its model. They are under `maps/`:
 
     maps.json               layers, boxes, size, frame count, and the checkpoint they were baked from
     uv-<layer>.npy          float32 [T, H + 2, W + 2, 2]
     weight.npy              uint8   [T, L, H + 2, W + 2], 255 is one
-    gain-<layer>.npy        float16 [T, h + 2, w + 2, 3], one value every GAIN_STRIDE pixels
+    gain-<layer>.npy        float16 [T, h + 2, w + 2, 3], one value every 4 pixels (`gain_size`)
 """
 
 from __future__ import annotations
@@ -33,19 +33,17 @@ from neural_fields.planar.opacity import layer_weights
 from neural_fields.planar.sheets import Chart
 from neural_fields.run import Run
 
-GAIN_STRIDE = 4
-
 
 @dataclass(frozen=True)
 class MapSamples:
-    """The maps at scattered pixels; one row per layer."""
+    """Samples of the maps at scattered pixels; one row per layer."""
 
     uv: Float[np.ndarray, "layers n 2"]
     weight: Float[np.ndarray, "layers n"]  # sums to one
     gain: Float[np.ndarray, "layers n 3"]
 
 
-class _StoredFrames:
+class _FrameFile:
     """An .npy file read a frame at a time, remembering the last one: mapped, a long clip would fill memory.
 
     What is stored as float16 comes as float32.
@@ -86,7 +84,7 @@ class Maps:
 
     @staticmethod
     def open(run: Run) -> Maps:
-        """The maps of a fitted run.
+        """Opens the maps of a trained run.
 
         Raises:
             UserError: the run has no maps yet, or they are damaged.
@@ -97,94 +95,133 @@ class Maps:
                 ExitCode.DAMAGED_RUN,
                 f"{run.path} has no baked maps",
                 where=str(path),
-                why="the fit did not finish, or the folder maps/ was removed",
+                why="training did not finish, or the folder maps/ was removed",
                 fix=f"unwrap train <the video> --out {run.path} (it continues and bakes)",
             )
         try:
-            maps = _described(run.maps, read_json(path))
+            metadata: Any = read_json(path)
+            layers = tuple(map(str, metadata["layers"]))
+            boxes = tuple(Box(*map(float, box)) for box in metadata["boxes"])
+            if len(boxes) != len(layers):
+                raise ValueError(f"{len(boxes)} boxes for {len(layers)} layers")
+            width, height = map(int, metadata["size"])
+            count, has_gain = int(metadata["frame_count"]), bool(metadata["has_gain"])
+            charts = tuple(tuple(map(Chart.from_json, series)) for series in metadata.get("charts", ()))
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise _unreadable(run.maps, f"maps.json does not say what lies there ({error!r})") from error
-        maps._check()
-        return maps
+            raise _damaged_error(run.maps, f"maps.json does not describe them ({error!r})") from error
+
+        # Every file is opened, and its shape compared.
+        rows, columns = height + 2 * RIM, width + 2 * RIM
+        expected: dict[str, tuple[int, ...]] = {f"uv-{name}": (count, rows, columns, 2) for name in layers}
+        expected["weight"] = (count, len(layers), rows, columns)
+        if has_gain:
+            gain_width, gain_height = gain_size((width, height))
+            gain_shape = (count, gain_height + 2 * RIM, gain_width + 2 * RIM, 3)
+            expected |= {f"gain-{name}": gain_shape for name in layers}
+        for name, shape in expected.items():
+            try:
+                found = np.load(run.maps / f"{name}.npy", mmap_mode="r", allow_pickle=False).shape
+            except (OSError, ValueError) as error:
+                raise _damaged_error(run.maps, f"{name}.npy cannot be read: {error}") from error
+            if found != shape:
+                raise _damaged_error(run.maps, f"{name}.npy has the shape {found}, not {shape}")
+        return Maps(run.maps, layers, boxes, (width, height), count, has_gain, charts)
 
     def uv(self, t: int, layer: int, size: tuple[int, int]) -> Float[np.ndarray, "height width 2"]:
-        """Canonical coordinates of every pixel of frame `t`."""
-        return enlarge(self._uv[layer][t], self.size, size)
+        """Returns the canonical coordinates of every pixel of frame `t` at `size`."""
+        return enlarge(self._uv_files[layer][t], self.size, size)
 
     def uv_small(self, t: int, layer: int) -> Float[np.ndarray, "height width 2"]:
-        """Canonical coordinates at the size of the fit."""
-        return self._uv[layer][t, RIM:-RIM, RIM:-RIM]
+        """Returns the canonical coordinates at the size of the maps."""
+        return self._uv_files[layer][t, RIM:-RIM, RIM:-RIM]
 
     def weight(self, t: int, size: tuple[int, int]) -> Float[np.ndarray, "layers height width"]:
-        """How much of each pixel each layer fills; sums to one."""
-        planes = [enlarge(plane, self.size, size) for plane in self._weight[t]]
+        """Returns the share of each pixel that each layer fills; sums to one."""
+        planes = [enlarge(plane, self.size, size) for plane in self._weight_file[t]]
         weights = np.stack(planes).astype(np.float32) / 255
         return weights / weights.sum(0).clip(1e-3)
 
     def layer_weight(
         self, t: int, layer: int, size: tuple[int, int], part: tuple[slice, slice] | None = None
     ) -> Float[np.ndarray, "height width"]:
-        """The weight of one layer; `part` (rows, columns) asks for a part of the frame."""
-        return enlarge(self._weight[t, layer], self.size, size, part).astype(np.float32) / 255
+        """Returns the weight of one layer at `size`; `part` (rows, columns) asks for a part of the frame."""
+        return enlarge(self._weight_file[t, layer], self.size, size, part).astype(np.float32) / 255
 
     def layer_weight_small(self, t: int, layer: int) -> Float[np.ndarray, "height width"]:
-        """The weight of one layer at the size of the fit."""
-        return self._weight[t, layer, RIM:-RIM, RIM:-RIM].astype(np.float32) / 255
+        """Returns the weight of one layer at the size of the maps."""
+        return self._weight_file[t, layer, RIM:-RIM, RIM:-RIM].astype(np.float32) / 255
 
     def uv_part(
         self, t: int, layer: int, size: tuple[int, int], part: tuple[slice, slice]
     ) -> Float[np.ndarray, "height width 2"]:
-        """Canonical coordinates in a part (rows, columns) of the frame."""
-        return enlarge(self._uv[layer][t], self.size, size, part)
+        """Returns the canonical coordinates in a part (rows, columns) of the frame at `size`."""
+        return enlarge(self._uv_files[layer][t], self.size, size, part)
 
     def gain(
         self, t: int, layer: int, size: tuple[int, int], part: tuple[slice, slice] | None = None
     ) -> Float[np.ndarray, "height width 3"]:
-        """The lighting gain of a layer; ones where the model has none."""
+        """Returns the lighting gain of a layer; ones where the model has none."""
         if not self.has_gain:
             rows, columns = part or (slice(0, size[1]), slice(0, size[0]))
             return np.ones((rows.stop - rows.start, columns.stop - columns.start, 3), np.float32)
-        return enlarge(self._gain[layer][t], gain_size(self.size), size, part)
+        return enlarge(self._gain_files[layer][t], gain_size(self.size), size, part)
 
     def rimmed(
         self, t: int, layer: int
     ) -> tuple[Float[np.ndarray, "height width 2"], UInt8[np.ndarray, "height width"]]:
-        """Canonical coordinates and weight (255 is one) of a layer as they are stored, with their rim."""
-        return self._uv[layer][t], self._weight[t, layer]
+        """Returns the canonical coordinates and weight (255 is one) of a layer as they are stored, with their rim."""
+        return self._uv_files[layer][t], self._weight_file[t, layer]
 
     def light(
         self, t: int, layer: int, rows: slice, columns: slice, lit: bool = True
     ) -> Float[np.ndarray, "height width 4"]:
-        """Weight times gain (RGB; without `lit` the weight), and the weight, at a part of the rimmed maps."""
-        weight = cv2.multiply(self._weight[t, layer][rows, columns], 1 / 255, dtype=cv2.CV_32F)
+        """Returns weight times gain (RGB; without `lit` the weight), and the weight, in a part of the rimmed maps.
+
+        Args:
+            t: the frame.
+            layer: number of the layer.
+            rows: of the rimmed maps.
+            columns: of the rimmed maps.
+            lit: whether the weight is multiplied by the gain.
+        """
+        weight = cv2.multiply(self._weight_file[t, layer][rows, columns], 1 / 255, dtype=cv2.CV_32F)
         weights = cv2.merge([weight] * 4)
         if not self.has_gain or not lit:
             return weights
         here = (slice(rows.start - RIM, rows.stop - RIM), slice(columns.start - RIM, columns.stop - RIM))
         # The fourth channel that comes with the others is one.
-        gain = cv2.cvtColor(self._gain[layer][t], cv2.COLOR_RGB2RGBA)
+        gain = cv2.cvtColor(self._gain_files[layer][t], cv2.COLOR_RGB2RGBA)
         return cv2.multiply(weights, enlarge(gain, gain_size(self.size), self.size, here), dst=weights)
 
     def at(self, t: int, x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], size: tuple[int, int]) -> MapSamples:
-        """All layers at scattered pixels (column x, row y) of a frame of `size`."""
-        uv = at_points([plane[t] for plane in self._uv], x, y, self.size, size)
-        weight = at_points(list(self._weight[t]), x, y, self.size, size).astype(np.float32)
-        return MapSamples(uv, weight / weight.sum(0).clip(1), self._gain_at(t, x, y, size))
+        """Samples all layers at scattered pixels (column x, row y) of a frame of `size`."""
+        uv = at_points([plane[t] for plane in self._uv_files], x, y, self.size, size)
+        weight = at_points(list(self._weight_file[t]), x, y, self.size, size).astype(np.float32)
+        gain = np.ones((len(self.layers), len(x), 3), np.float32)
+        if self.has_gain:
+            gain = at_points([plane[t] for plane in self._gain_files], x, y, gain_size(self.size), size)
+        return MapSamples(uv, weight / weight.sum(0).clip(1), gain)
 
     def at_samples(
         self, t: int, x: Int[np.ndarray, " n"], y: Int[np.ndarray, " n"]
     ) -> tuple[Float[np.ndarray, "layers n 2"], Float[np.ndarray, "layers n"], Float[np.ndarray, "layers n 4"]]:
-        """Canonical coordinates, weight (sums to one) and gain of all layers at some samples of the rimmed maps.
+        """Returns uv, weight (sums to one) and gain of all layers at some samples of the rimmed maps.
 
-        They lie at column x and row y. The fourth channel of the gain is one.
+        Args:
+            t: the frame.
+            x: columns of the rimmed maps.
+            y: rows of the rimmed maps.
+
+        Returns:
+            The fourth channel of the gain is one.
         """
         place = y * (self.size[0] + 2 * RIM) + x
-        uv = np.stack([plane[t].reshape(-1, 2).take(place, axis=0) for plane in self._uv])
-        weight = np.stack([plane.reshape(-1).take(place) for plane in self._weight[t]]).astype(np.float32)
+        uv = np.stack([plane[t].reshape(-1, 2).take(place, axis=0) for plane in self._uv_files])
+        weight = np.stack([plane.reshape(-1).take(place) for plane in self._weight_file[t]]).astype(np.float32)
         weight /= np.maximum(weight.sum(0), 1)
         if not self.has_gain:
             return uv, weight, np.ones((len(uv), len(x), 4), np.float32)
-        gains = [cv2.cvtColor(plane[t], cv2.COLOR_RGB2RGBA) for plane in self._gain]
+        gains = [cv2.cvtColor(plane[t], cv2.COLOR_RGB2RGBA) for plane in self._gain_files]
         return uv, weight, at_points(gains, x - RIM, y - RIM, gain_size(self.size), self.size)
 
     def enlarged(
@@ -194,60 +231,30 @@ class Maps:
         size: tuple[int, int],
         part: tuple[slice, slice],
     ) -> Float[np.ndarray, "rows columns c"]:
-        """Values at the size of the fit in a part (rows, columns) of a frame of `size`.
+        """Resamples values at the size of the maps in a part of a frame; beyond their edges the last ones go on.
 
-        The first of them lies at `corner` (row, column) of the rimmed maps. Beyond their edges the last ones go on.
+        Args:
+            values: a rectangle of the rimmed maps.
+            corner: (row, column) of the rimmed maps where it begins.
+            size: (width, height) of the frame.
+            part: rows and columns of the frame.
         """
         return warped(values, corner, self.size, size, part)
 
-    def _gain_at(self, t: int, x: np.ndarray, y: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        if not self.has_gain:
-            return np.ones((len(self.layers), len(x), 3), np.float32)
-        return at_points([plane[t] for plane in self._gain], x, y, gain_size(self.size), size)
+    @cached_property
+    def _uv_files(self) -> list[_FrameFile]:
+        return [_FrameFile(self.folder / f"uv-{name}.npy") for name in self.layers]
 
     @cached_property
-    def _uv(self) -> list[_StoredFrames]:
-        return [_StoredFrames(self.folder / f"uv-{name}.npy") for name in self.layers]
+    def _weight_file(self) -> _FrameFile:
+        return _FrameFile(self.folder / "weight.npy")
 
     @cached_property
-    def _weight(self) -> _StoredFrames:
-        return _StoredFrames(self.folder / "weight.npy")
-
-    @cached_property
-    def _gain(self) -> list[_StoredFrames]:
-        return [_StoredFrames(self.folder / f"gain-{name}.npy") for name in self.layers]
-
-    def _check(self) -> None:
-        """Opens every file and compares its shape."""
-        width, height = self.size
-        expected = (self.frame_count, height + 2 * RIM, width + 2 * RIM)
-        small = gain_size(self.size)
-        wanted = {f"uv-{name}": (*expected, 2) for name in self.layers}
-        wanted["weight"] = (self.frame_count, len(self.layers), *expected[1:])
-        if self.has_gain:
-            rimmed = (self.frame_count, small[1] + 2 * RIM, small[0] + 2 * RIM, 3)
-            wanted |= {f"gain-{name}": rimmed for name in self.layers}
-        for name, shape in wanted.items():
-            try:
-                found = np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False).shape
-            except (OSError, ValueError) as error:
-                raise _unreadable(self.folder, f"{name}.npy cannot be read: {error}") from error
-            if found != shape:
-                raise _unreadable(self.folder, f"{name}.npy has the shape {found}, not {shape}")
+    def _gain_files(self) -> list[_FrameFile]:
+        return [_FrameFile(self.folder / f"gain-{name}.npy") for name in self.layers]
 
 
-def _described(folder: Path, facts: Any) -> Maps:
-    """The maps that maps.json speaks of; any built-in error of a wrong key or value goes through."""
-    boxes = tuple(Box(*map(float, box)) for box in facts["boxes"])
-    layers = tuple(map(str, facts["layers"]))
-    if len(boxes) != len(layers):
-        raise ValueError(f"{len(boxes)} boxes for {len(layers)} layers")
-    width, height = map(int, facts["size"])
-    charts = tuple(tuple(Chart.from_json(chart) for chart in series) for series in facts.get("charts", ()))
-    return Maps(folder, layers, boxes, (width, height), int(facts["frame_count"]), bool(facts["has_gain"]), charts)
-
-
-def _unreadable(folder: Path, why: str) -> UserError:
+def _damaged_error(folder: Path, why: str) -> UserError:
     return UserError(
         ExitCode.DAMAGED_RUN,
         "the baked maps cannot be read",
@@ -257,71 +264,77 @@ def _unreadable(folder: Path, why: str) -> UserError:
     )
 
 
+@torch.no_grad()
 def bake(run: Run, model: PlanarModel, step: int, progress: Callable[[int, int], None] | None = None) -> Maps:
     """Evaluates the model once per frame and writes the maps.
+
+    Args:
+        run: the run that the model belongs to.
+        model: a trained model, on the CPU.
+        step: of the checkpoint that the model was loaded from.
+        progress: called with (frames done, frames in all).
 
     Raises:
         UserError: not enough room on the disk.
     """
-    shape = model.shape
-    width, height = (side + 2 * RIM for side in shape.size)
-    small_width, small_height = (side + 2 * RIM for side in gain_size(shape.size))
-    count, names = shape.frame_count, model.layers
+    size, count, names = model.shape.size, model.shape.frame_count, model.layers
+    width, height = (side + 2 * RIM for side in size)
+    small = gain_size(size)
     has_gain = len(model.gains) > 0
-    sizes: dict[str, tuple[tuple[int, ...], type[np.generic]]]
-    sizes = {f"uv-{name}": ((count, height, width, 2), np.float32) for name in names}
-    sizes["weight"] = ((count, len(names), height, width), np.uint8)
+    formats: dict[str, tuple[tuple[int, ...], type[np.generic]]]
+    formats = {f"uv-{name}": ((count, height, width, 2), np.float32) for name in names}
+    formats["weight"] = ((count, len(names), height, width), np.uint8)
     if has_gain:
-        sizes |= {f"gain-{name}": ((count, small_height, small_width, 3), np.float16) for name in names}
+        gain_shape = (count, small[1] + 2 * RIM, small[0] + 2 * RIM, 3)
+        formats |= {f"gain-{name}": (gain_shape, np.float16) for name in names}
     run.maps.mkdir(parents=True, exist_ok=True)
-    require_room(run.maps, sum(int(np.prod(s)) * np.dtype(d).itemsize for s, d in sizes.values()))
-    (run.maps / "maps.json").unlink(missing_ok=True)  # what lies there is stale from here on
+    require_room(run.maps, sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in formats.values()))
+    (run.maps / "maps.json").unlink(missing_ok=True)  # what is there is stale from here on
     with ExitStack() as stack:
-        files = {name: stack.enter_context(_appending(run.maps / f"{name}.npy", *spec)) for name, spec in sizes.items()}
+        files = {}
+        for name, (shape, dtype) in formats.items():
+            files[name] = stack.enter_context(_append_to_array(run.maps / f"{name}.npy", shape, dtype))
         for t in range(count):
-            for name, value in _frame_maps(model, t).items():
-                files[name].write(np.ascontiguousarray(value, sizes[name][1]).tobytes())
+            frame = torch.tensor([t])
+            arrays: dict[str, np.ndarray] = {}
+            places = [mapping.frames(frame, count, size) for mapping in model.mappings]
+            for name, uv in zip(names, places, strict=True):
+                arrays[f"uv-{name}"] = _add_rim(uv[0].numpy())
+            weights = layer_weights(model.opacity.frames(frame, count, size)[0]).numpy()
+            packed = (255 * _add_rim(weights)).round().clip(0, 255).astype(np.uint8)
+            arrays["weight"] = packed.transpose(2, 0, 1)
+            for name, gain, uv in zip(names, model.gains, places, strict=False):
+                if gain.on_canonical:  # it has detail: the means of the pixels around each point
+                    values = gain.frames(frame, count, size, uv)[0].numpy()
+                    values = cv2.resize(values, small, interpolation=cv2.INTER_AREA)
+                else:
+                    values = gain.frames(frame, count, small)[0].numpy()
+                arrays[f"gain-{name}"] = _add_rim(values)
+            for name, array in arrays.items():
+                files[name].write(np.ascontiguousarray(array, formats[name][1]).tobytes())
             if progress:
                 progress(t + 1, count)
-    boxes = [model.canonical_box(name).as_tuple() for name in names]
-    facts = {"layers": names, "boxes": boxes, "size": shape.size, "frame_count": count, "has_gain": has_gain}
-    charts = [[asdict(chart) for chart in series] for series in model.charts()]
-    write_json(run.maps / "maps.json", {**facts, "charts": charts, "step": step})
+    metadata = {
+        "layers": names,
+        "boxes": [model.canonical_box(name).as_tuple() for name in names],
+        "size": size,
+        "frame_count": count,
+        "has_gain": has_gain,
+        "charts": [[asdict(chart) for chart in series] for series in model.charts()],
+        "step": step,
+    }
+    write_json(run.maps / "maps.json", metadata)
     return Maps.open(run)
 
 
 def gain_size(size: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) of a baked gain map."""
-    return (max(2, size[0] // GAIN_STRIDE), max(2, size[1] // GAIN_STRIDE))
+    """Returns the (width, height) of a baked gain map, without its rim, for maps of `size`."""
+    stride = 4  # pixels
+    return (max(2, size[0] // stride), max(2, size[1] // stride))
 
 
-@torch.no_grad()
-def _frame_maps(model: PlanarModel, t: int) -> dict[str, np.ndarray]:
-    """The maps of one frame, with their rim."""
-    size, count, frame = model.shape.size, model.shape.frame_count, torch.tensor([t])
-    maps: dict[str, np.ndarray] = {}
-    places = [mapping.frames(frame, count, size) for mapping in model.mappings]  # type: ignore[operator]
-    for name, uv in zip(model.layers, places, strict=True):
-        maps[f"uv-{name}"] = _rimmed(uv[0].numpy())
-    weights = layer_weights(model.opacity.frames(frame, count, size)[0]).numpy()
-    maps["weight"] = (255 * _rimmed(weights)).round().clip(0, 255).astype(np.uint8).transpose(2, 0, 1)
-    for number, gain in enumerate(model.gains):
-        maps[f"gain-{model.layers[number]}"] = _rimmed(_small_gain(gain, frame, count, size, places[number]))
-    return maps
-
-
-def _small_gain(
-    gain: torch.nn.Module, frame: torch.Tensor, count: int, size: tuple[int, int], uv: torch.Tensor
-) -> Float[np.ndarray, "h w 3"]:
-    """The gain of a frame at `gain_size`: its points there, or the means of their surroundings where it has detail."""
-    small = gain_size(size)
-    if not gain.on_canonical:
-        return gain.frames(frame, count, small)[0].numpy()  # type: ignore[operator]
-    return cv2.resize(gain.frames(frame, count, size, uv)[0].numpy(), small, interpolation=cv2.INTER_AREA)  # type: ignore[operator]
-
-
-def _rimmed(values: Float[np.ndarray, "h w c"]) -> Float[np.ndarray, "hh ww c"]:
-    """Values with a rim of one pixel that goes on as the last two pixels do."""
+def _add_rim(values: Float[np.ndarray, "h w c"]) -> Float[np.ndarray, "hh ww c"]:
+    """Adds a rim of one pixel that goes on as the last two pixels do."""
     for axis in (0, 1):
         first, second = (np.take(values, [i], axis) for i in (0, min(1, values.shape[axis] - 1)))
         last, before = (np.take(values, [i], axis) for i in (-1, max(-2, -values.shape[axis])))
@@ -330,8 +343,8 @@ def _rimmed(values: Float[np.ndarray, "h w c"]) -> Float[np.ndarray, "hh ww c"]:
 
 
 @contextmanager
-def _appending(path: Path, shape: tuple[int, ...], dtype: type) -> Iterator[BinaryIO]:
-    """An .npy file to which frames are appended under a temporary name, so that no frame stays in memory."""
+def _append_to_array(path: Path, shape: tuple[int, ...], dtype: type) -> Iterator[BinaryIO]:
+    """Opens an .npy file to which frames are appended under a temporary name, so that no frame stays in memory."""
     with atomic_write(path) as part, part.open("wb") as file:
         header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)

@@ -1,4 +1,4 @@
-"""Blend modes: what paint and what is under it make together, before the paint's opacity.
+"""Blend modes: how paint and the colour under it are combined, before the paint's opacity.
 
 The formulas are those of the W3C's "Compositing and Blending Level 1" (sections 10.1 and 10.2), which paint programs
 share; "add" is its plus-lighter. Colours are display referred, in [0, 1], without alpha.
@@ -14,27 +14,27 @@ from jaxtyping import Float
 from neural_fields.arrangement import BLENDS
 
 Rgb = Float[np.ndarray, "*pixels 3"]
-Blend = Callable[[Rgb, Rgb], Rgb]  # paint, what is under it
+Blend = Callable[[Rgb, Rgb], Rgb]  # paint, colour under it: the blended colour
 _LUMA = np.array([0.3, 0.59, 0.11], np.float32)  # of the standard's non-separable modes
 
 
 def multiply(top: Rgb, under: Rgb) -> Rgb:
-    """Darker: like glass of that colour."""
+    """Darkens: like a filter of that colour."""
     return top * under
 
 
 def screen(top: Rgb, under: Rgb) -> Rgb:
-    """Lighter: like light thrown onto it."""
+    """Lightens: like light projected onto it."""
     return top + under - top * under
 
 
 def overlay(top: Rgb, under: Rgb) -> Rgb:
-    """Multiply where it is dark, screen where it is light."""
+    """Multiplies where it is dark, screens where it is light."""
     return np.where(under <= 0.5, multiply(top, 2 * under), screen(top, 2 * under - 1))
 
 
 def soft_light(top: Rgb, under: Rgb) -> Rgb:
-    """A gentle overlay, by the paint's own lightness."""
+    """Darkens or lightens gently, by the paint's own lightness."""
     root = np.where(under <= 0.25, ((16 * under - 12) * under + 4) * under, np.sqrt(np.maximum(under, 0)))
     dark = under - (1 - 2 * top) * under * (1 - under)
     light = under + (2 * top - 1) * (root - under)
@@ -42,32 +42,32 @@ def soft_light(top: Rgb, under: Rgb) -> Rgb:
 
 
 def darken(top: Rgb, under: Rgb) -> Rgb:
-    """The darker of both, by channel."""
+    """Takes the darker of both, by channel."""
     return np.minimum(top, under)
 
 
 def lighten(top: Rgb, under: Rgb) -> Rgb:
-    """The lighter of both, by channel."""
+    """Takes the lighter of both, by channel."""
     return np.maximum(top, under)
 
 
 def add(top: Rgb, under: Rgb) -> Rgb:
-    """The sum, up to white."""
+    """Adds both, up to white."""
     return np.minimum(top + under, 1)
 
 
 def color(top: Rgb, under: Rgb) -> Rgb:
-    """Hue and saturation of the paint, lightness of what is under it: recolouring."""
-    return _with_luma(top, under @ _LUMA)
+    """Recolours: hue and saturation of the paint, lightness of the colour under it."""
+    return _set_luma(top, under @ _LUMA)
 
 
 def luminosity(top: Rgb, under: Rgb) -> Rgb:
-    """Lightness of the paint, hue and saturation of what is under it."""
-    return _with_luma(under, top @ _LUMA)
+    """Takes the lightness of the paint, hue and saturation of the colour under it."""
+    return _set_luma(under, top @ _LUMA)
 
 
 def blend_of(name: str) -> Blend | None:
-    """The function of one of `BLENDS`; None for "normal", which takes the paint as it is.
+    """Returns the function of one of `BLENDS`; None for "normal", which takes the paint as it is.
 
     Raises:
         ValueError: there is no such mode.
@@ -81,8 +81,8 @@ def blend_of(name: str) -> Blend | None:
     return functions.get(name)
 
 
-def _with_luma(rgb: Rgb, luma: Float[np.ndarray, "*pixels"]) -> Rgb:
-    """Colours moved along grey to a luma, and then towards grey until every channel is within 0 and 1."""
+def _set_luma(rgb: Rgb, luma: Float[np.ndarray, "*pixels"]) -> Rgb:
+    """Moves colours along grey to a luma, and then towards grey until every channel is within 0 and 1."""
     moved = rgb + (luma - rgb @ _LUMA)[..., None]
     grey, low, high = luma[..., None], moved.min(axis=-1, keepdims=True), moved.max(axis=-1, keepdims=True)
     shrink = np.where(low < 0, grey / np.maximum(grey - low, 1e-6), 1)

@@ -1,6 +1,6 @@
 """Canonical images: the still pictures a video is turned into, and the overlays that change them.
 
-In a run `canonical/<layer>.png` is made to be painted on, `canonical/<layer>.json` says what it is, and
+In a run `canonical/<layer>.png` is made to be painted on, `canonical/<layer>.json` holds its metadata, and
 `canonical/pristine/` keeps every version the tool has written, so that a painted picture can be compared with exactly
 the one it started from. A picture that somebody painted over is never written again.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,6 @@ from neural_fields.coords import Box
 from neural_fields.errors import ExitCode, UserError, bad_input
 from neural_fields.files import atomic_write, read_json, write_json
 from neural_fields.pictures import Picture, png_bytes, premultiplied, read_picture, resize, straight
-
-VERSION = 1
-FINER = 4.0  # an overlay with more texels to one of the result is averaged before it is looked up
 
 
 @dataclass(frozen=True)
@@ -68,54 +66,25 @@ class CanonicalImage:
         return self.rgba.shape[2], self.rgba.shape[1]
 
     def array(self) -> Float[np.ndarray, "height width 4"]:
-        """The picture as a numpy array, colours last."""
+        """Returns the picture as a numpy array, channels last."""
         return self.rgba.permute(1, 2, 0).contiguous().cpu().numpy()
 
     def sample(self, uv: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n 4"]:
-        """Bilinear lookup: straight colours and alpha at any uv. Outside the box alpha is zero."""
+        """Samples straight colors and alpha bilinearly at any uv. Outside the box alpha is zero."""
         alpha = self.rgba[3:]
         flat = uv.reshape(1, 1, -1, 2).to(self.rgba)
         image = torch.cat([self.rgba[:3] * alpha, alpha])[None]
         found = coords.sample(image, self.box, flat, padding="zeros")[0, :, 0].T
-        colour = torch.where(found[:, 3:] > 1e-6, found[:, :3] / found[:, 3:].clamp(min=1e-6), 0.0)
-        return torch.cat([colour, found[:, 3:]], dim=1).reshape(*uv.shape[:-1], 4)
+        color = torch.where(found[:, 3:] > 1e-6, found[:, :3] / found[:, 3:].clamp(min=1e-6), 0.0)
+        return torch.cat([color, found[:, 3:]], dim=1).reshape(*uv.shape[:-1], 4)
 
     def over(self, overlay: Overlay) -> CanonicalImage:
-        """This picture with the overlay painted on it, at this picture's size."""
+        """Composites an overlay over this picture, at this picture's size."""
         on_top = torch.from_numpy(fit(overlay, self.size, self.box)).to(self.rgba).permute(2, 0, 1)
         below = torch.cat([self.rgba[:3] * self.rgba[3:], self.rgba[3:]])
         mixed = torch.cat([on_top[:3] * on_top[3:], on_top[3:]]) + below * (1 - on_top[3:])
-        colour = torch.where(mixed[3:] > 1e-6, mixed[:3] / mixed[3:].clamp(min=1e-6), self.rgba[:3])
-        return CanonicalImage(torch.cat([colour, mixed[3:]]), self.box, self.layer)
-
-    def save(self, path: Path, frames_seen: Int[Tensor, "height width"] | None = None, bits: int = 8) -> None:
-        """Writes `path` (PNG) and the facts beside it as JSON, both atomically."""
-        data = png_bytes(self.array(), bits)
-        with atomic_write(path) as part:
-            part.write_bytes(data)
-        write_json(path.with_suffix(".json"), self.facts(data, frames_seen))
-
-    def facts(self, png: bytes, frames_seen: Int[Tensor, "height width"] | None = None) -> dict[str, Any]:
-        """What the sidecar says about the picture stored as `png`."""
-        return {
-            "version": VERSION,
-            "layer": self.layer,
-            "box": list(self.box.as_tuple()),
-            "size": list(self.size),
-            "alpha": "coverage, straight",
-            "frames_seen": None if frames_seen is None else _summary(frames_seen),
-            "sha256": hashlib.sha256(png).hexdigest(),
-        }
-
-    @classmethod
-    def load(cls, path: Path) -> CanonicalImage:
-        """The picture at `path` with the facts beside it.
-
-        Raises:
-            UserError: damaged picture or facts, or a picture whose size is not the one in the facts (exit 5).
-        """
-        facts = _read_facts(path.with_suffix(".json"))
-        return _load(path, facts["layer"], Box(*map(float, facts["box"])), tuple(facts["size"]))
+        color = torch.where(mixed[3:] > 1e-6, mixed[:3] / mixed[3:].clamp(min=1e-6), self.rgba[:3])
+        return CanonicalImage(torch.cat([color, mixed[3:]]), self.box, self.layer)
 
 
 @dataclass(frozen=True)
@@ -127,23 +96,46 @@ class Export:
 
 
 def export(folder: Path, image: CanonicalImage, frames_seen: Int[Tensor, "height width"] | None = None) -> Export:
-    """Writes one layer into `run.canonical`: the picture to paint on, its facts, and a pristine copy.
+    """Writes one layer into `run.canonical`: the picture to paint on, its metadata, and a pristine copy.
 
     A picture there that is not one of ours, byte for byte, belongs to the user: it stays, and the new one goes to
     `<layer>.new.png` (`<layer>.new2.png` and so on).
+
+    Args:
+        folder: `run.canonical`.
+        image: the layer.
+        frames_seen: in how many frames each texel is seen.
     """
     data = png_bytes(image.array())
     digest = hashlib.sha256(data).hexdigest()
     sidecar = folder / f"{image.layer}.json"
-    versions = _versions(sidecar)
-    version = {"sha256": digest, "box": list(image.box.as_tuple()), "size": list(image.size)}
-    versions = [old for old in versions if old["sha256"] != digest] + [version]
-    # The pristine copy first and the facts before the picture: a stop in between never makes our picture a stranger.
+    version: dict[str, Any] = {"sha256": digest, "box": list(image.box.as_tuple()), "size": list(image.size)}
+    versions = [old for old in _read_versions(sidecar) if old["sha256"] != digest] + [version]
+    counts: dict[str, Any] | None = None
+    if frames_seen is not None:
+        seen = frames_seen[frames_seen > 0]
+        counts = {"share": round(float((frames_seen > 0).float().mean()), 6), "min": 0, "median": 0, "max": 0}
+        if seen.numel():
+            counts |= {"min": int(seen.min()), "median": int(seen.median()), "max": int(seen.max())}
+    metadata = {
+        "version": 1,  # of this format
+        "layer": image.layer,
+        "box": version["box"],
+        "size": version["size"],
+        "alpha": "coverage, straight",
+        "frames_seen": counts,
+        "sha256": digest,
+        "versions": versions,
+    }
+    # The pristine copy first and the metadata before the picture: a stop in between never makes our picture a stranger.
     with atomic_write(folder / "pristine" / _pristine_name(image.layer, digest)) as part:
         part.write_bytes(data)
-    write_json(sidecar, {**image.facts(data, frames_seen), "versions": versions})
+    write_json(sidecar, metadata)
     ours = {old["sha256"] for old in versions}
-    path = next(place for place in _places(folder, image.layer) if _is_free(place, ours))
+    for ending in chain(("", ".new"), (f".new{n}" for n in count(2))):
+        path = folder / f"{image.layer}{ending}.png"
+        if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() in ours:
+            break
     with atomic_write(path) as part:
         part.write_bytes(data)
     if path.name == f"{image.layer}.png":
@@ -152,45 +144,59 @@ def export(folder: Path, image: CanonicalImage, frames_seen: Int[Tensor, "height
 
 
 def layer_names(folder: Path) -> list[str]:
-    """The layers exported into `run.canonical`."""
+    """Lists the layers exported into `run.canonical`."""
     return sorted(path.stem for path in folder.glob("*.json"))
 
 
 def pristine(folder: Path, layer: str) -> CanonicalImage:
-    """The newest picture of a layer as the tool wrote it.
+    """Reads the newest picture of a layer as the tool wrote it.
 
     Raises:
         UserError: unknown layer (exit 3, lists the layers), damaged file (exit 5).
     """
-    return _pristine(folder, layer, _known_versions(folder, layer)[-1])
+    return _read_pristine_version(folder, layer, _known_versions(folder, layer)[-1])
 
 
 def base_for(folder: Path, layer: str, painted: Picture) -> CanonicalImage:
-    """The version of a layer that a painted picture started from: the one that most of its texels still equal.
+    """Finds the version of a layer that a painted picture started from: the one that most of its texels still equal.
 
-    A fit that goes on exports the layer again; a picture painted before that has to be compared with the older version.
+    Training that goes on exports the layer again; a picture painted before has to be compared with the older version.
+
+    Args:
+        folder: `run.canonical`.
+        layer: the layer's name.
+        painted: the picture.
 
     Raises:
         UserError: as `pristine`.
     """
     versions = _known_versions(folder, layer)
-    newest = _pristine(folder, layer, versions[-1])
+    newest = _read_pristine_version(folder, layer, versions[-1])
     if len(versions) == 1:
         return newest
-    candidates = [newest] + [_pristine(folder, layer, version) for version in reversed(versions[:-1])]
-    same = [image for image in candidates if image.size == painted.size]
-    return min(same, key=lambda image: _median_difference(image, painted)) if same else newest
+    candidates = [newest] + [_read_pristine_version(folder, layer, version) for version in reversed(versions[:-1])]
+    same_size = [image for image in candidates if image.size == painted.size]
+    return min(same_size, key=lambda image: _median_difference(image, painted)) if same_size else newest
 
 
 def fit(overlay: Overlay, size: tuple[int, int], box: Box) -> Float[np.ndarray, "height width 4"]:
-    """The overlay resampled to (width, height) texels over `box`; transparent where it does not reach."""
+    """Resamples an overlay to `size` texels over a box; transparent where it does not reach.
+
+    Args:
+        overlay: any overlay of the same canonical plane.
+        size: (width, height) of the result in texels.
+        box: that the result covers.
+
+    Returns:
+        RGBA in [0, 1], straight alpha.
+    """
     if overlay.box == box:
         if overlay.size == size:
             return overlay.rgba
         return straight(resize(premultiplied(overlay.rgba), size))
     rgba = premultiplied(overlay.rgba)
     finer = (box.width / size[0]) / (overlay.box.width / overlay.size[0])  # texels of the overlay to one of the result
-    if finer > FINER:
+    if finer > 4.0:  # averaged before it is sampled, so that no texel is missed
         halved = 2.0 ** np.floor(np.log2(finer / 2))
         smaller = (max(1, round(overlay.size[0] / halved)), max(1, round(overlay.size[1] / halved)))
         rgba = np.ascontiguousarray(resize(rgba, smaller))
@@ -201,7 +207,7 @@ def fit(overlay: Overlay, size: tuple[int, int], box: Box) -> Float[np.ndarray, 
 
 
 def are_numbers(value: Any, count: int) -> bool:
-    """Whether a value read from JSON is a list of `count` numbers."""
+    """Tells whether a value read from JSON is a list of `count` numbers."""
     return isinstance(value, list) and len(value) == count and all(isinstance(item, int | float) for item in value)
 
 
@@ -212,32 +218,27 @@ def _median_difference(image: CanonicalImage, painted: Picture) -> float:
     return float(np.median(np.abs(base - other)[..., :3][seen])) if seen.any() else 0.0
 
 
-def _summary(frames_seen: Int[Tensor, "height width"]) -> dict[str, Any]:
-    seen = frames_seen[frames_seen > 0]
-    share = round(float((frames_seen > 0).float().mean()), 6)
-    if seen.numel() == 0:
-        return {"share": share, "min": 0, "median": 0, "max": 0}
-    return {"share": share, "min": int(seen.min()), "median": int(seen.median()), "max": int(seen.max())}
-
-
-def _places(folder: Path, layer: str) -> list[Path]:
-    return [folder / f"{layer}{end}.png" for end in ("", ".new", *(f".new{n}" for n in range(2, 1000)))]
-
-
-def _is_free(path: Path, ours: set[str]) -> bool:
-    return not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() in ours
-
-
 def _pristine_name(layer: str, digest: str) -> str:
     return f"{layer}-{digest[:12]}.png"
 
 
-def _pristine(folder: Path, layer: str, version: Mapping[str, Any]) -> CanonicalImage:
+def _read_pristine_version(folder: Path, layer: str, version: Mapping[str, Any]) -> CanonicalImage:
+    """Reads an exported picture, and refuses one of another size than its metadata says."""
     path = folder / "pristine" / _pristine_name(layer, version["sha256"])
-    return _load(path, layer, Box(*map(float, version["box"])), tuple(version["size"]))
+    width, height = version["size"]
+    try:
+        picture = read_picture(path)
+    except UserError as problem:
+        raise _damaged_error(path, problem.what) from problem
+    if picture.size != (width, height):
+        texels = f"{picture.size[0]}x{picture.size[1]} texels"
+        raise _damaged_error(path, f"it has {texels}, its metadata says {width}x{height}")
+    box = Box(*map(float, version["box"]))
+    return CanonicalImage(torch.from_numpy(picture.rgba).permute(2, 0, 1).contiguous(), box, layer)
 
 
 def _known_versions(folder: Path, layer: str) -> list[dict[str, Any]]:
+    """Returns the exported versions of a layer, the newest last; refuses a layer that has none."""
     names = layer_names(folder)
     if layer not in names:
         raise bad_input(
@@ -246,40 +247,28 @@ def _known_versions(folder: Path, layer: str) -> list[dict[str, Any]]:
             why=f"the layers are: {', '.join(names)}" if names else "no layer has been exported yet",
             fix=f"--layer {names[0]}" if names else "unwrap train to the end first",
         )
-    versions = _versions(folder / f"{layer}.json")
+    versions = _read_versions(folder / f"{layer}.json")
     if not versions:
-        raise _damaged(folder / f"{layer}.json", "it lists no exported picture")
+        raise _damaged_error(folder / f"{layer}.json", "it lists no exported picture")
     return versions
 
 
-def _versions(sidecar: Path) -> list[dict[str, Any]]:
-    return list(_read_facts(sidecar).get("versions", [])) if sidecar.exists() else []
+def _read_versions(sidecar: Path) -> list[dict[str, Any]]:
+    """Reads the versions that a sidecar lists, none where there is no sidecar; checks what the code relies on."""
+    if not sidecar.exists():
+        return []
+    metadata = read_json(sidecar)
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("layer"), str):
+        raise _damaged_error(sidecar, "its metadata is incomplete")
+    versions = metadata.get("versions", [])
+    for entry in (metadata, *versions):
+        is_known = isinstance(entry, dict) and isinstance(entry.get("sha256"), str)
+        if not (is_known and are_numbers(entry.get("box"), 4) and are_numbers(entry.get("size"), 2)):
+            raise _damaged_error(sidecar, "its metadata is incomplete")
+    return list(versions)
 
 
-def _read_facts(path: Path) -> dict[str, Any]:
-    facts = read_json(path)
-    entries = [facts, *facts.get("versions", [])] if isinstance(facts, dict) else []
-    if not entries or not all(_is_entry(entry) for entry in entries) or not isinstance(facts.get("layer"), str):
-        raise _damaged(path, "its facts are incomplete")
-    return facts
-
-
-def _is_entry(entry: Any) -> bool:
-    known = isinstance(entry, dict) and isinstance(entry.get("sha256"), str)
-    return known and are_numbers(entry.get("box"), 4) and are_numbers(entry.get("size"), 2)
-
-
-def _load(path: Path, layer: str, box: Box, size: tuple[int, ...]) -> CanonicalImage:
-    try:
-        picture = read_picture(path)
-    except UserError as problem:
-        raise _damaged(path, problem.what) from problem
-    if picture.size != size:
-        raise _damaged(path, f"it has {picture.size[0]}x{picture.size[1]} texels, its facts say {size[0]}x{size[1]}")
-    return CanonicalImage(torch.from_numpy(picture.rgba).permute(2, 0, 1).contiguous(), box, layer)
-
-
-def _damaged(path: Path, why: str) -> UserError:
+def _damaged_error(path: Path, why: str) -> UserError:
     return UserError(
         ExitCode.DAMAGED_RUN,
         f"{path.name} is damaged",

@@ -1,4 +1,4 @@
-"""From videos to a scene folder that a 3D fit reads: frames with cameras, masks of the person, and their bones.
+"""Builds a scene folder for 3D training from videos: frames with cameras, masks of the person, and their bones.
 
 Videos that were filmed together share moments: frame k of each shows moment k.
 """
@@ -13,8 +13,9 @@ import numpy as np
 
 from neural_fields.data.bones_file import read_bones, read_states
 from neural_fields.data.bvh import read_bvh
+from neural_fields.data.cameras import Camera
 from neural_fields.data.capture import Capture
-from neural_fields.data.capture_folder import write_capture
+from neural_fields.data.capture_folder import check_new_folder, write_capture
 from neural_fields.data.facts import VideoFacts, parse_frames, parse_size
 from neural_fields.data.flow import compute_flow
 from neural_fields.data.joints import body_motion, motion_from_joints, read_trc
@@ -31,18 +32,17 @@ from neural_fields.files import disk_errors, make_folder, temporary
 from neural_fields.fit_options import Progress, Reporter
 
 LANDMARKS = "landmarks.json"
-SEEN = 0.05  # of the joints, over all views: bones of which less is in the pictures are not of this scene
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What a scene is made from; the defaults are those of the command.
+    """The inputs of a scene folder; the defaults are those of the command.
 
     Attributes:
         cameras: a calibration (.toml), a transforms.json, or the folder of a COLMAP model.
         bones: bones.json or .bvh.
         joints: .trc, tracked joints.
-        axes, scale: how the world's axes lie in a .bvh or .trc ("zxy"), and world units for one of the file's.
+        axes, scale: the world's axes in those of a .bvh or .trc ("zxy"), and world units for one of the file's.
         masks: "auto", "none", or one path a video.
         frames: A:B[:STEP].
         size: of the pictures; never enlarges.
@@ -64,7 +64,7 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class Built:
-    """A scene folder that was made, and what a user should know about it."""
+    """A scene folder that was built, with notes for the user."""
 
     folder: Path
     views: int
@@ -78,73 +78,82 @@ class _Film:
     """One video at the size of the scene.
 
     Attributes:
+        metadata: metadata of the video.
+        film: the frames that have a camera, and their cameras.
         frames: uint8 [chosen frames with a camera, height, width, 3].
-        moments: that they show.
+        moments: the moment that each frame shows.
     """
 
-    facts: VideoFacts
+    metadata: VideoFacts
     film: FilmedFrames
     frames: np.ndarray
     moments: tuple[int, ...]
 
     @property
     def name(self) -> str:
-        return Path(self.facts.path).name
+        return Path(self.metadata.path).name
 
 
 def build_capture(
     out: Path | str, videos: Sequence[Path], options: BuildOptions, report: Reporter = lambda progress: None
 ) -> Built:
-    """Makes a scene folder, all of it or nothing.
+    """Builds a scene folder, all of it or nothing.
+
+    Args:
+        out: the new folder.
+        videos: files that were filmed together.
+        options: the other inputs.
+        report: takes the progress.
 
     Raises:
         UserError: `out` is there and not empty; videos of different lengths or none; cameras, masks or bones that do
             not fit them; bones that no camera sees; what the readers of the files raise.
     """
     out, notes = Path(out), list[str]()
-    _check_new(out)
-    _check_asked(videos, options)
-    facts = [probe(video) for video in videos]
-    chosen = _chosen(facts, options.frames)
-    films = film_cameras(options.cameras, facts, chosen, notes)
-    size = _size(facts, options.size)
-    motion = _given_motion(options, facts[0].frame_count, chosen)
-    switches = _switches(options.states, facts[0].frame_count, chosen, notes)
+    check_new_folder(out)  # before an hour's work
+    _check_options(videos, options)
+    metadata = [probe(video) for video in videos]
+    chosen = _select_frames(metadata, options.frames)
+    filmed = film_cameras(options.cameras, metadata, chosen, notes)
+    size = _choose_size(metadata, options.size)
+    motion = _read_motion(options, metadata[0].frame_count, chosen)
+    switches = _read_switches(options.states, metadata[0].frame_count, chosen, notes)
     with disk_errors(out):
         make_folder(out.absolute().parent)
         with temporary(out.absolute().parent) as work:
             parts = []
-            for index, film in enumerate(films):
-                report(Progress("reading", index, len(films)))
-                parts.append(_film(facts[index], film, chosen, size, work))
-            report(Progress("reading", len(films), len(films)))
-            seen = _sightings(parts, options, report)
-            if motion is None and seen:
-                motion = _triangulated(parts, seen, len(chosen), notes)
+            for index, film in enumerate(filmed):
+                report(Progress("reading", index, len(filmed)))
+                text = f"{chosen.start}:{chosen.stop}:{chosen.step}"
+                frames = read(metadata[index].path, work, f"{size[0]}x{size[1]}", text).frames
+                moments = tuple(chosen.index(frame) for frame in film.frames)
+                if len(moments) < len(chosen):
+                    frames = frames[list(moments)]
+                cameras = tuple(camera.resized(*size) for camera in film.cameras)
+                parts.append(_Film(metadata[index], FilmedFrames(film.frames, cameras), frames, moments))
+            report(Progress("reading", len(filmed), len(filmed)))
+            sightings = _find_people(parts, options, report)
+            if motion is None and sightings:
+                motion = _triangulate_motion(parts, sightings, len(chosen), notes)
             if motion is not None:
-                _check_seen(parts, motion)
-            masks = _masks(parts, options, motion, chosen, seen, work, notes, report)
+                _check_motion_in_view(parts, motion)
+            masks = _make_masks(parts, options, motion, chosen, sightings, work, notes, report)
             if motion is not None and masks is None:
-                raise _boneless(options)
+                raise _make_missing_masks_error(options)
             report(Progress("writing", 0, 1))
-            write_capture(out, _capture(parts, masks, motion, switches))
-            if seen:
-                write_landmarks(out / LANDMARKS, [(p.name, p.film.frames, s) for p, s in zip(parts, seen, strict=True)])
+            write_capture(out, _join_films(parts, masks, motion, switches))
+            if sightings:
+                seen = [(part.name, part.film.frames, some) for part, some in zip(parts, sightings, strict=True)]
+                write_landmarks(out / LANDMARKS, seen)
             report(Progress("writing", 1, 1))
     return Built(out, sum(len(part.frames) for part in parts), len(chosen), size, tuple(notes))
 
 
-# --- what is asked for ----------------------------------------------------------------------------------------------
+# --- options --------------------------------------------------------------------------------------------------------
 
 
-def _check_new(out: Path) -> None:
-    """As `write_capture` will, but before an hour's work."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        why = "a scene is written into a new folder, so that no file of another one stays in it"
-        raise bad_input(f"{out} is there already", where=str(out), why=why, fix="name a new folder")
-
-
-def _check_asked(videos: Sequence[Path], options: BuildOptions) -> None:
+def _check_options(videos: Sequence[Path], options: BuildOptions) -> None:
+    """Refuses options that contradict one another."""
     if not videos:
         raise UserError(ExitCode.USAGE, "no video is named", fix="unwrap capture OUT VIDEO --cameras FILE")
     if options.bones is not None and options.joints is not None:
@@ -163,10 +172,11 @@ def _check_asked(videos: Sequence[Path], options: BuildOptions) -> None:
             fix="--masks auto",
         )
     if options.masks == ("none",) and (options.bones or options.joints):
-        raise _boneless(options)
+        raise _make_missing_masks_error(options)
 
 
-def _boneless(options: BuildOptions) -> UserError:
+def _make_missing_masks_error(options: BuildOptions) -> UserError:
+    """Returns the error of bones without masks."""
     return bad_input(
         "there are bones but no masks",
         where=str(options.bones or options.joints or options.pose_model),
@@ -175,12 +185,12 @@ def _boneless(options: BuildOptions) -> UserError:
     )
 
 
-def _chosen(facts: Sequence[VideoFacts], frames: str | None) -> range:
-    """The frames that are used of every video."""
-    counts = [f.frame_count for f in facts]
+def _select_frames(metadata: Sequence[VideoFacts], frames: str | None) -> range:
+    """Selects the frames that are used of every video."""
+    counts = [f.frame_count for f in metadata]
     shortest = min(counts)
     if frames is None and max(counts) != shortest:
-        short, long = facts[counts.index(shortest)], facts[counts.index(max(counts))]
+        short, long = metadata[counts.index(shortest)], metadata[counts.index(max(counts))]
         raise bad_input(
             f"{Path(short.path).name} has {shortest} frames, {Path(long.path).name} has {max(counts)}",
             where=short.path,
@@ -190,14 +200,14 @@ def _chosen(facts: Sequence[VideoFacts], frames: str | None) -> range:
     return parse_frames(frames, shortest) if frames else range(shortest)
 
 
-def _size(facts: Sequence[VideoFacts], text: str) -> tuple[int, int]:
-    """The size of all pictures of the scene."""
-    size = parse_size(text, facts[0].width, facts[0].height)
-    for f in facts:
+def _choose_size(metadata: Sequence[VideoFacts], text: str) -> tuple[int, int]:
+    """Returns the size of all pictures of the scene."""
+    size = parse_size(text, metadata[0].width, metadata[0].height)
+    for f in metadata:
         if "x" not in text and abs(f.width * size[1] / (f.height * size[0]) - 1) > 2 * ASPECT_SLACK:
             raise bad_input(
-                f"{Path(f.path).name} is {f.width}x{f.height}, {Path(facts[0].path).name} "
-                f"{facts[0].width}x{facts[0].height}",
+                f"{Path(f.path).name} is {f.width}x{f.height}, {Path(metadata[0].path).name} "
+                f"{metadata[0].width}x{metadata[0].height}",
                 where=f.path,
                 why="all pictures of a scene have one size; their cameras are stretched with them",
                 fix=f"name it: --size {size[0]}x{size[1]}",
@@ -205,8 +215,8 @@ def _size(facts: Sequence[VideoFacts], text: str) -> tuple[int, int]:
     return size
 
 
-def _given_motion(options: BuildOptions, count: int, chosen: range) -> Motion | None:
-    """The bones of the chosen frames, from the file that was named."""
+def _read_motion(options: BuildOptions, count: int, chosen: range) -> Motion | None:
+    """Reads the bones of the chosen frames from the given file; None if there is none."""
     path = options.bones or options.joints
     if path is None:
         return None
@@ -232,34 +242,23 @@ def _given_motion(options: BuildOptions, count: int, chosen: range) -> Motion | 
     )
 
 
-def _switches(path: Path | None, count: int, chosen: range, notes: list[str]) -> tuple[int, ...]:
-    """The moments at which the carried object changes."""
+def _read_switches(path: Path | None, count: int, chosen: range, notes: list[str]) -> tuple[int, ...]:
+    """Reads the moments at which the held object changes, among the chosen frames."""
     if path is None:
         return ()
     given = read_states(path, count)
     moments = [sum(frame < switch for frame in chosen) for switch in given]
     kept = tuple(sorted({moment for moment in moments if 0 < moment < len(chosen)}))
     if len(kept) < len(given):
-        notes.append(f"{len(given) - len(kept)} of {len(given)} switches of {path.name} lie outside of the frames used")
+        notes.append(f"{len(given) - len(kept)} of {len(given)} switches of {path.name} are outside of the frames used")
     return kept
 
 
 # --- frames, bones, masks -------------------------------------------------------------------------------------------
 
 
-def _film(facts: VideoFacts, film: FilmedFrames, chosen: range, size: tuple[int, int], work: Path) -> _Film:
-    """The frames of a video that have a camera, at the scene's size."""
-    text = f"{chosen.start}:{chosen.stop}:{chosen.step}"
-    frames = read(facts.path, work, f"{size[0]}x{size[1]}", text).frames
-    moments = tuple(chosen.index(frame) for frame in film.frames)
-    if len(moments) < len(chosen):
-        frames = frames[list(moments)]
-    cameras = tuple(camera.resized(*size) for camera in film.cameras)
-    return _Film(facts, FilmedFrames(film.frames, cameras), frames, moments)
-
-
-def _sightings(parts: Sequence[_Film], options: BuildOptions, report: Reporter) -> list[list[Sighting | None]]:
-    """What the pose networks see in every frame of every video; nothing if there are none."""
+def _find_people(parts: Sequence[_Film], options: BuildOptions, report: Reporter) -> list[list[Sighting | None]]:
+    """Runs the pose networks on every frame of every video; returns an empty list if there are none."""
     if options.pose_model is None:
         return []
     network = PoseNetwork.open(options.pose_model)
@@ -274,11 +273,11 @@ def _sightings(parts: Sequence[_Film], options: BuildOptions, report: Reporter) 
     return found
 
 
-def _triangulated(
-    parts: Sequence[_Film], seen: list[list[Sighting | None]], moments: int, notes: list[str]
+def _triangulate_motion(
+    parts: Sequence[_Film], sightings: list[list[Sighting | None]], moments: int, notes: list[str]
 ) -> Motion | None:
-    """Bones from what several cameras see; None where only one does."""
-    if not any(sighting is not None and len(sighting.pixels) for some in seen for sighting in some):
+    """Fits bones to the landmarks of several cameras; None where only one camera has any."""
+    if not any(sighting is not None and len(sighting.pixels) for some in sightings for sighting in some):
         return None
     if len(parts) < 2:
         notes.append(
@@ -287,22 +286,25 @@ def _triangulated(
         )
         return None
     views = []
-    for part, some in zip(parts, seen, strict=True):
-        at = dict(zip(part.moments, zip(part.film.cameras, some, strict=True), strict=True))
-        views.append([at.get(moment, (part.film.cameras[0], None)) for moment in range(moments)])
+    for part, some in zip(parts, sightings, strict=True):
+        view: list[tuple[Camera, Sighting | None]] = [(part.film.cameras[0], None)] * moments
+        for moment, camera, sighting in zip(part.moments, part.film.cameras, some, strict=True):
+            view[moment] = camera, sighting
+        views.append(view)
     found = triangulate(views)
     notes.append(f"joints from {len(parts)} cameras: {found.error:.1f} pixels off in the middle, {found.filled} filled")
     names, parents = SKELETON
     return motion_from_joints(names, parents, skeleton_joints(found.points))
 
 
-def _check_seen(parts: Sequence[_Film], motion: Motion) -> None:
-    """Refuses bones that lie outside of the pictures: most likely their axes or units are not those of the cameras."""
+def _check_motion_in_view(parts: Sequence[_Film], motion: Motion) -> None:
+    """Refuses bones outside of the pictures: most likely their axes or units are not those of the cameras."""
+    min_share = 0.05  # of the joints, over all views
     shares = []
     for part in parts:
         for camera, moment in zip(part.film.cameras, part.moments, strict=True):
             shares.append(float(camera.project(motion.joints(moment))[2].mean()))
-    if float(np.mean(shares)) < SEEN:
+    if float(np.mean(shares)) < min_share:
         raise bad_input(
             f"{100 * float(np.mean(shares)):.0f} % of the bones' joints are in the pictures",
             where=parts[0].name,
@@ -311,81 +313,79 @@ def _check_seen(parts: Sequence[_Film], motion: Motion) -> None:
         )
 
 
-def _masks(
+def _make_masks(
     parts: Sequence[_Film],
     options: BuildOptions,
     motion: Motion | None,
     chosen: range,
-    seen: list[list[Sighting | None]],
+    sightings: list[list[Sighting | None]],
     work: Path,
     notes: list[str],
     report: Reporter,
 ) -> list[np.ndarray] | None:
-    """Masks of every video; None for a scene without a person."""
+    """Reads or makes the masks of every video; None for a scene without a person."""
     if options.masks == ("none",):
         return None
     if options.masks != ("auto",):
-        return [_loaded(part, spec, chosen) for part, spec in zip(parts, options.masks, strict=True)]
-    found = []
+        given = []
+        for part, spec in zip(parts, options.masks, strict=True):
+            source, size = part.metadata, (part.frames.shape[2], part.frames.shape[1])
+            source_size = source.width, source.height
+            masks = load_masks((f"person={spec}",), source.frame_count, size, chosen, source_size).masks[0]
+            given.append(masks[list(part.moments)] if len(part.moments) < len(chosen) else masks)
+        return given
+    found: list[np.ndarray | None] = []
     for index, part in enumerate(parts):
-        shown = _shown(part, seen[index]) if seen and motion is None else None
-        found.append(_own_masks(part, motion, work, report) if shown is None else shown)
-        if found[-1] is None:
+        own: np.ndarray | None = None
+        if sightings and motion is None:  # those of the networks, if there are any
+            from_networks = zeros(part.frames.shape[:3], bool)
+            for frame, sighting in enumerate(sightings[index]):
+                if sighting is not None and sighting.mask is not None:
+                    from_networks[frame] = sighting.mask
+            own = from_networks if from_networks.any() else None
+        if own is None:
+            own = _segment_person(part, motion, work, report)
+        found.append(own)
+        if own is None:
             reason = "nothing differs from the background" if part.film.still else "nothing moves clearly on its own"
             notes.append(f"{part.name}: {reason}; nobody is marked in it")
-    if all(masks is None for masks in found):
+    if all(each is None for each in found):
         return None
     return [zeros(part.frames.shape[:3], bool) if m is None else m for part, m in zip(parts, found, strict=True)]
 
 
-def _loaded(part: _Film, spec: str, chosen: range) -> np.ndarray:
-    """The user's masks of a video."""
-    facts, size = part.facts, (part.frames.shape[2], part.frames.shape[1])
-    masks = load_masks((f"person={spec}",), facts.frame_count, size, chosen, (facts.width, facts.height)).masks[0]
-    return masks[list(part.moments)] if len(part.moments) < len(chosen) else masks
+def _segment_person(part: _Film, motion: Motion | None, work: Path, report: Reporter) -> np.ndarray | None:
+    """Makes masks without a network: by the bones, by a static background, or by motion; None if nobody is found."""
 
-
-def _shown(part: _Film, seen: Sequence[Sighting | None]) -> np.ndarray | None:
-    """The masks that the networks give."""
-    out = zeros(part.frames.shape[:3], bool)
-    for index, sighting in enumerate(seen):
-        if sighting is not None and sighting.mask is not None:
-            out[index] = sighting.mask
-    return out if out.any() else None
-
-
-def _own_masks(part: _Film, motion: Motion | None, work: Path, report: Reporter) -> np.ndarray | None:
-    """Masks without a network: by the bones, by a background that stands still, or by motion."""
-
-    def told(done: int, total: int) -> None:
+    def report_masks(done: int, total: int) -> None:
         report(Progress("masks", done, total))
 
     if motion is not None:
         body = BodyViews(part.film.cameras, replace(motion, transforms=motion.transforms[list(part.moments)]))
-        return person_masks(part.frames, body, part.film.still, told)
+        return person_masks(part.frames, body, part.film.still, report_masks)
     if part.film.still:
-        return person_masks(part.frames, None, True, told)
+        return person_masks(part.frames, None, True, report_masks)
     if len(part.frames) < 2:
         return None
     flow = compute_flow(part.frames, work, progress=lambda done, all_: report(Progress("flow", done, all_)))
-    found = auto_masks(part.frames, flow, told)
+    found = auto_masks(part.frames, flow, report_masks)
     return found.masks[0] if found.names else None
 
 
-def _capture(
+def _join_films(
     parts: Sequence[_Film], masks: list[np.ndarray] | None, motion: Motion | None, switches: tuple[int, ...]
 ) -> Capture:
-    """Everything together, one video after the other."""
+    """Joins the films to a capture, one video after the other."""
     count = sum(len(part.frames) for part in parts)
     frames = zeros((count, *parts[0].frames.shape[1:]), np.uint8)
-    together = None if masks is None else zeros(frames.shape[:3], bool)
+    all_masks = None if masks is None else zeros(frames.shape[:3], bool)
     start = 0
     for index, part in enumerate(parts):
         for offset, frame in enumerate(one_by_one(part.frames)):
             frames[start + offset] = frame
-        if together is not None and masks is not None:
-            together[start : start + len(part.frames)] = masks[index]
+        if all_masks is not None and masks is not None:
+            all_masks[start : start + len(part.frames)] = masks[index]
         start += len(part.frames)
     cameras = tuple(camera for part in parts for camera in part.film.cameras)
     times = tuple(moment for part in parts for moment in part.moments)
-    return Capture(cameras, frames, times, together, motion, switches)
+    return Capture(cameras, frames, times, all_masks, motion, switches)

@@ -1,7 +1,7 @@
-"""Checkpoints of a fit: folders whose manifest holds the SHA-256 of their files, so that damage is always noticed.
+"""Checkpoints of a training: folders whose manifest holds the SHA-256 of their files, so that damage is always noticed.
 
-A checkpoint is written beside the others under a temporary name, flushed to the disk and then renamed; the previous one
-goes last. Loading passes over what is damaged and says so.
+A checkpoint is written beside the others under a temporary name, flushed to the disk and then renamed; old ones are
+removed last. Loading skips damaged ones and says so.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from neural_fields import __version__
 from neural_fields.errors import ExitCode, UserError, bad_input
 from neural_fields.files import (
     DESKTOP_LITTER,
-    JSON_LIMIT,
     Damage,
     clean_litter,
     disk_errors,
@@ -42,7 +41,7 @@ Arrays = Mapping[str, Any]  # of torch tensors or numpy arrays, neither of which
 
 _NAME = re.compile(r"([0-9]{6,})(?:-([0-9]+))?")
 _FILES = ("model.safetensors", "state.safetensors", "manifest.json")
-_GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)
+_DAMAGE_ERRORS = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)
 _TYPE_NAMES = {  # of torch and numpy, and of safetensors
     "float64": "F64",
     "float32": "F32",
@@ -59,36 +58,44 @@ _TYPE_NAMES = {  # of torch and numpy, and of safetensors
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One saved moment of a fit, verified against its manifest."""
+    """One saved state of a training, verified against its manifest."""
 
     step: int
     model: dict[str, Any]  # name -> tensor
-    state: dict[str, Any]  # name -> tensor: optimiser moments and what else resuming needs
-    facts: dict[str, Any]  # whatever JSON the caller gave
+    state: dict[str, Any]  # name -> tensor: moments of the optimiser and what else resuming needs
+    facts: dict[str, Any]  # metadata that the caller gave: any JSON
     path: Path
-    warnings: tuple[str, ...]  # newer checkpoints that were passed over, and why
+    warnings: tuple[str, ...]  # newer checkpoints that were skipped, and why
 
 
-def save_checkpoint(run: Run, step: int, model: Arrays, state: Arrays, facts: Mapping[str, Any], keep: int = 2) -> Path:
-    """Saves a checkpoint so that at every moment, a power cut included, the previous or the new one is whole.
+def save_checkpoint(run: Run, step: int, model: Arrays, state: Arrays, facts: Mapping[str, Any]) -> Path:
+    """Saves a checkpoint so that at every moment, even in a power cut, the previous or the new one is whole.
 
-    Of the checkpoints of later steps, damaged ones are removed and whole ones stay (and remain the latest).
+    The two newest checkpoints stay: the newest may be the one that the disk has damaged. Of the checkpoints of later
+    steps, damaged ones are removed and whole ones stay (and remain the latest).
 
     Args:
+        run: the run that is trained.
+        step: steps done so far.
         model, state: tensors or numpy arrays by name; shared and strided ones are stored as separate plain ones.
-        facts: JSON values (thread count, versions, seconds trained, ...); non-finite numbers become null.
-        keep: how many checkpoints stay, at least 2: the newest may be the one that the disk has damaged.
+        facts: metadata as JSON values (thread count, versions, seconds trained, ...); non-finite numbers become null.
+
+    Returns:
+        The folder of the checkpoint.
 
     Raises:
         UserError: NO_ROOM if it does not fit, BAD_INPUT where writing is not allowed. Earlier ones are untouched.
     """
-    if step < 0 or keep < 2:
-        raise ValueError(f"step must be 0 or more and keep 2 or more, got step={step} and keep={keep}")
+    if step < 0:
+        raise ValueError(f"step must be 0 or more, got {step}")
     folder = run.checkpoints
     arrays = dict(zip(_FILES, (model, state), strict=False))
-    sizes = {name: _size(tensors) for name, tensors in arrays.items()}
-    # As long as the real one, and made before anything is written: facts that are no JSON are a mistake of ours.
-    manifest = _manifest(step, {name: (size, "0" * 64) for name, size in sizes.items()}, facts)
+    sizes = {
+        name: len(_encode_header(tensors)) + sum(tensor.nbytes for tensor in tensors.values())
+        for name, tensors in arrays.items()
+    }
+    # As long as the real one, and made before anything is written: metadata that is no JSON is a mistake of ours.
+    manifest = _encode_manifest(step, {name: (size, "0" * 64) for name, size in sizes.items()}, facts)
     needed = sum(sizes.values()) + len(manifest)
     with disk_errors(folder, needed):
         make_folder(folder)
@@ -96,53 +103,57 @@ def save_checkpoint(run: Run, step: int, model: Arrays, state: Arrays, facts: Ma
         require_room(folder, needed)
         with temporary(folder) as temp:
             os.mkdir(temp)
-            written = {name: write_pieces(temp / name, _pieces(tensors)) for name, tensors in arrays.items()}
-            write_synced(temp / _FILES[2], _manifest(step, written, facts))
+            written = {name: write_pieces(temp / name, _encode_tensors(tensors)) for name, tensors in arrays.items()}
+            write_synced(temp / _FILES[2], _encode_manifest(step, written, facts))
             sync(temp)
-            final = _free_name(folder, step)
+            # 000500, or 000500-2 and so on where that step was saved before: a folder cannot be replaced in one move.
+            revision = max((past for saved, past, _ in _list_checkpoints(folder) if saved == step), default=0) + 1
+            while os.path.lexists(final := folder / (f"{step:06d}" + (f"-{revision}" if revision > 1 else ""))):
+                revision += 1
             os.rename(temp, final)
         sync(folder)
-        _prune(folder, final, keep)
+        _remove_old_checkpoints(folder, newest=final, keep=2)
     return final
 
 
 def load_latest_checkpoint(run: Run, framework: Literal["torch", "numpy"] = "torch") -> Checkpoint | None:
-    """The newest checkpoint, by step, whose bytes are those that were saved; None if the run has none.
+    """Loads the newest checkpoint, by step, whose bytes are those that were saved; None if the run has none.
 
-    Safe while another process saves. Damaged ones are passed over and named in `warnings`.
+    Safe while another process saves. Damaged ones are skipped and named in `warnings`.
 
     Raises:
         UserError: DAMAGED_RUN if there are checkpoints and all are damaged, BAD_INPUT if they may not be read.
     """
     names: list[str] = []
-    passed_over: list[str] = []
-    for _ in range(5):  # a writer may prune what we are about to read; then look again
-        found = _checkpoints(run.checkpoints)
-        names, passed_over = [path.name for _, _, path in found], []
+    skipped: list[str] = []
+    for _ in range(5):  # a writer may remove the one that we are about to read; then look again
+        found = _list_checkpoints(run.checkpoints)
+        names, skipped = [path.name for _, _, path in found], []
         for step, _, path in reversed(found):
             try:
-                facts = _verified(path, step)
+                metadata = _verify_checkpoint(path, step)
                 model, state = (_read_tensors(path / name, framework) for name in _FILES[:2])
             except Damage as damage:
                 if path.exists():
-                    passed_over.append(f"checkpoint {path.name} is damaged ({damage})")
+                    skipped.append(f"checkpoint {path.name} is damaged ({damage})")
                 continue
-            warnings = tuple(f"{text}: {path.name} is used instead" for text in passed_over)
-            return Checkpoint(step, model, state, facts, path, warnings)
-        if names == [path.name for _, _, path in _checkpoints(run.checkpoints)]:
+            warnings = tuple(f"{text}: {path.name} is used instead" for text in skipped)
+            return Checkpoint(step, model, state, metadata, path, warnings)
+        if names == [path.name for _, _, path in _list_checkpoints(run.checkpoints)]:
             break
     if not names:
         return None
     fix = f"mv {run.checkpoints} {run.path / 'checkpoints-damaged'} and run unwrap train again: pictures and edits stay"
     what = f"no checkpoint of {run.path} can be used"
-    raise UserError(ExitCode.DAMAGED_RUN, what, where=str(run.checkpoints), why="; ".join(passed_over), fix=fix)
+    raise UserError(ExitCode.DAMAGED_RUN, what, where=str(run.checkpoints), why="; ".join(skipped), fix=fix)
 
 
 def require_checkpoint(run: Run, fix: str) -> Checkpoint:
-    """The newest good checkpoint of a run that is to be looked at.
+    """Loads the newest good checkpoint of a run that is only read.
 
     Args:
-        fix: the command that goes on with the fit.
+        run: the run.
+        fix: the command that continues the training, for the message.
 
     Raises:
         UserError: no checkpoint yet, or all are damaged.
@@ -153,51 +164,49 @@ def require_checkpoint(run: Run, fix: str) -> Checkpoint:
             ExitCode.DAMAGED_RUN,
             f"{run.path} has no checkpoint",
             where=str(run.checkpoints),
-            why="the fit was stopped before its first checkpoint",
+            why="the training was stopped before its first checkpoint",
             fix=fix,
         )
     return checkpoint
 
 
-def _manifest(step: int, written: Mapping[str, tuple[int, str]], facts: Mapping[str, Any]) -> bytes:
+def _encode_manifest(step: int, written: Mapping[str, tuple[int, str]], metadata: Mapping[str, Any]) -> bytes:
+    """Returns the JSON of a manifest: size and SHA-256 of each file, and a checksum of the manifest itself."""
     files = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in written.items()}
-    manifest = {"schema": SCHEMA, "version": __version__, "step": step, "files": files, "facts": plain(facts)}
-    return json.dumps({**manifest, "check": _check(manifest)}, indent=2, allow_nan=False).encode() + b"\n"
+    manifest = {"schema": SCHEMA, "version": __version__, "step": step, "files": files, "facts": plain(metadata)}
+    return json.dumps({**manifest, "check": _hash_manifest(manifest)}, indent=2, allow_nan=False).encode() + b"\n"
 
 
-def _check(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of what a manifest says, so that a flipped bit in its step or facts is seen as well."""
+def _hash_manifest(manifest: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of a manifest's content, so that a flipped bit in its step or metadata is noticed as well."""
     rest = {key: value for key, value in manifest.items() if key != "check"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def _verified(path: Path, step: int) -> dict[str, Any]:
-    """The facts of one checkpoint; raises `Damage` if a byte of it is not what was saved."""
+def _verify_checkpoint(path: Path, step: int) -> dict[str, Any]:
+    """Returns the metadata of one checkpoint; raises `Damage` if a byte of it is not what was saved."""
     try:
-        manifest = json.loads(read_limited(path / _FILES[2], JSON_LIMIT))
-        if manifest["check"] != _check(manifest) or manifest["step"] != step:
+        manifest = json.loads(read_limited(path / _FILES[2]))
+        if manifest["check"] != _hash_manifest(manifest) or manifest["step"] != step:
             raise Damage("manifest.json is not as it was saved")
         for name in _FILES[:2]:
-            _verify_file(path / name, manifest["files"][name])
+            file, expected = path / name, manifest["files"][name]
+            size = file.stat().st_size
+            if size != expected["bytes"]:
+                raise Damage(f"{file.name} has {size} bytes, expected {expected['bytes']}")
+            if sha256_file(file) != expected["sha256"]:
+                raise Damage(f"{file.name} has the wrong SHA-256")
         return dict(manifest["facts"])
     except OSError as error:
-        if error.errno in _GONE:
+        if error.errno in _DAMAGE_ERRORS:
             raise Damage(reason(error)) from error
         raise bad_input(f"cannot read the checkpoint {path}", why=reason(error).lower()) from error
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise Damage(f"manifest.json: {error}") from error  # not JSON, or JSON of another form
 
 
-def _verify_file(path: Path, expected: Mapping[str, Any]) -> None:
-    size = path.stat().st_size
-    if size != expected["bytes"]:
-        raise Damage(f"{path.name} has {size} bytes, expected {expected['bytes']}")
-    if sha256_file(path) != expected["sha256"]:
-        raise Damage(f"{path.name} has the wrong SHA-256")
-
-
-def _checkpoints(folder: Path) -> list[tuple[int, int, Path]]:
-    """(step, revision, path) of each folder that is named like a checkpoint, oldest first."""
+def _list_checkpoints(folder: Path) -> list[tuple[int, int, Path]]:
+    """Lists (step, revision, path) of each folder that is named like a checkpoint, oldest first."""
     found = []
     for path in folder.iterdir() if folder.is_dir() else ():
         match = _NAME.fullmatch(path.name)
@@ -206,22 +215,14 @@ def _checkpoints(folder: Path) -> list[tuple[int, int, Path]]:
     return sorted(found)
 
 
-def _free_name(folder: Path, step: int) -> Path:
-    """000500, or 000500-2 and so on where that step was saved before: replacing a folder cannot be done in one move."""
-    revision = max((revision for saved, revision, _ in _checkpoints(folder) if saved == step), default=0) + 1
-    while os.path.lexists(path := folder / (f"{step:06d}" + (f"-{revision}" if revision > 1 else ""))):
-        revision += 1
-    return path
-
-
-def _prune(folder: Path, newest: Path, keep: int) -> None:
-    """Removes our own checkpoints, but the `keep` newest up to `newest`, and those of later steps that are damaged."""
-    found = [(step, path) for step, _, path in _checkpoints(folder)]
-    place = [path for _, path in found].index(newest)
-    doomed = [path for _, path in found[: max(0, place + 1 - keep)]]
-    for step, path in found[place + 1 :]:  # passed over when this run was resumed; a whole one is somebody's work
+def _remove_old_checkpoints(folder: Path, newest: Path, keep: int) -> None:
+    """Removes our own checkpoints except the `keep` latest up to `newest`, and damaged ones of later steps."""
+    found = [(step, path) for step, _, path in _list_checkpoints(folder)]
+    position = [path for _, path in found].index(newest)
+    doomed = [path for _, path in found[: max(0, position + 1 - keep)]]
+    for step, path in found[position + 1 :]:  # skipped when this run was resumed; a whole one is somebody's work
         try:
-            _verified(path, step)
+            _verify_checkpoint(path, step)
         except Damage:
             doomed.append(path)
     for path in doomed:
@@ -233,57 +234,52 @@ def _prune(folder: Path, newest: Path, keep: int) -> None:
 # --- tensors, one at a time -----------------------------------------------------------------------------------------
 
 
-def _pieces(arrays: Arrays) -> Iterator[bytes | memoryview]:
-    """A safetensors file, piece by piece: beside the model itself no more than one tensor is held in memory.
+def _encode_tensors(arrays: Arrays) -> Iterator[bytes | memoryview]:
+    """Yields the bytes of a safetensors file: beside the model itself no more than one tensor is held in memory.
 
-    The library's own `save` returns all bytes at once and refuses tensors that share memory.
+    The library's own `save` returns all bytes at once and refuses tensors that share memory. Tensors are written row
+    by row and copied only if they are strided or on a GPU.
     """
-    yield _header(arrays)
-    for name in _order(arrays):
-        yield _bytes(arrays[name])
+    import numpy as np
 
-
-def _size(arrays: Arrays) -> int:
-    return len(_header(arrays)) + sum(array.nbytes for array in arrays.values())
-
-
-def _header(arrays: Arrays) -> bytes:
-    """Length and JSON of names, types, shapes and places; spaces fill it up so that the tensors are aligned."""
-    entries, start = {}, 0
-    for name in _order(arrays):
+    yield _encode_header(arrays)
+    for name in _storage_order(arrays):
         array = arrays[name]
+        if isinstance(array, np.ndarray):
+            yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+        else:
+            import torch
+
+            yield array.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _encode_header(arrays: Arrays) -> bytes:
+    """Returns the length and the JSON of names, types, shapes and offsets, padded with spaces to align the tensors."""
+    entries, start = {}, 0
+    for name in _storage_order(arrays):
+        array = arrays[name]
+        type_name = str(array.dtype).removeprefix("torch.")
+        if type_name not in _TYPE_NAMES:
+            raise ValueError(f"a checkpoint holds no tensors of type {type_name}")
         end = start + array.nbytes
-        entries[name] = {"dtype": _type_name(array), "shape": list(array.shape), "data_offsets": [start, end]}
+        entries[name] = {
+            "dtype": _TYPE_NAMES[type_name],
+            "shape": list(array.shape),
+            "data_offsets": [start, end],
+        }
         start = end
     text = json.dumps(entries).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text
 
 
-def _order(arrays: Arrays) -> list[str]:
-    """Wide numbers first: then every tensor starts at a multiple of its number's width."""
+def _storage_order(arrays: Arrays) -> list[str]:
+    """Sorts names by the width of their numbers, wide first: every tensor starts at a multiple of that width."""
     return sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
 
 
-def _type_name(array: Any) -> str:
-    name = str(array.dtype).removeprefix("torch.")
-    if name not in _TYPE_NAMES:
-        raise ValueError(f"a checkpoint holds no tensors of type {name}")
-    return _TYPE_NAMES[name]
-
-
-def _bytes(array: Any) -> memoryview:
-    """The bytes of a tensor or numpy array, row by row; copied only if it is strided or on a GPU."""
-    import numpy as np
-
-    if isinstance(array, np.ndarray):
-        return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-    import torch
-
-    return array.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
 def _read_tensors(path: Path, framework: str) -> dict[str, Any]:
+    """Reads a safetensors file; raises `Damage` where it is none."""
     from safetensors import SafetensorError
 
     try:

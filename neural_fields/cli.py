@@ -1,6 +1,6 @@
-"""The commands of the representation: train, render, eval, info, doctor. `editors.cli` adds the editing ones.
+"""The commands train, render, eval, info and doctor. `editors.cli` adds the editing ones.
 
-stdout is data, stderr is talk. Heavy packages are imported inside the functions that need them.
+stdout is for data, stderr for messages. Heavy packages are imported inside the functions that need them.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import sys
 import time
 from dataclasses import dataclass, field, fields
@@ -30,10 +31,10 @@ Yes = Annotated[bool, arg(aliases=["-y"])]
 
 @dataclass(frozen=True)
 class Train:
-    """Fit a representation to a video, or continue a fit. Settings of the config are flags too: --texture.density 2"""
+    """Train a model on a video, or continue a training. Settings of the config are flags too: --texture.density 2"""
 
     video: Positional[Path]
-    """A video file, or a folder of numbered images; for a scene in space a folder with a transforms.json."""
+    """A video file, or a folder of numbered images; for a 3D scene a folder with a transforms.json."""
     out: Path | None = None
     """The run's folder (default: runs/ and the name of the video)."""
     config: str = "atlas"
@@ -41,7 +42,7 @@ class Train:
     quality: Quality = "normal"
     """How long to refine."""
     size: str = "480p"
-    """Size of the fit: 240p, 480p, Np, WxH or source. Never enlarges; rendering is at the source's size anyway."""
+    """Size of training: 240p, 480p, Np, WxH or source. Never enlarges; rendering is at the source's size anyway."""
     seconds: float | None = None
     """Stop well after this time, everything included, and keep the result."""
     frames: str | None = None
@@ -49,7 +50,7 @@ class Train:
     masks: UseAppendAction[tuple[str, ...]] = ()
     """[NAME=]PATH for each front layer, front first; or auto (segment by motion, the default), or none."""
     roi: str | None = None
-    """A region of frame K to follow, its corners in pixels: "K:x,y x,y x,y x,y". It becomes the front layer."""
+    """A region of frame K to track, its corners in pixels: "K:x,y x,y x,y x,y". It becomes the front layer."""
     flow: str = "auto"
     """auto, dis, raft, raft-large, a RAFT .pth file, or a folder of flow files."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -71,13 +72,13 @@ class Render:
     out: Path | None = None
     """The file to write (default: renders/<edit> in the run)."""
     what: Literal["edit", "reconstruction", "compare", "layers", "depth", "opacity"] = "edit"
-    """What to show; depth and opacity are those of a scene in space."""
+    """What to show; depth and opacity are those of a 3D scene."""
     camera: str = "source"
-    """Of a scene in space: source (the views that were filmed), orbit, or a transforms.json."""
+    """Of a 3D scene: source (the views that were filmed), orbit, or a transforms.json."""
     time: int | None = None
-    """Of a scene in space: the moment at which time stands still."""
+    """Of a 3D scene: the moment at which time stands still."""
     pose: Path | None = None
-    """Of a scene in space: a bones.json whose poses the person takes."""
+    """Of a 3D scene: a bones.json whose poses the person takes."""
     size: str = "source"
     """Size of the output: source, 240p, Np or WxH."""
     codec: Literal["h264", "ffv1", "prores4444", "png"] = "h264"
@@ -112,7 +113,7 @@ class Eval:
 
 @dataclass(frozen=True)
 class Info:
-    """Show the facts of a video or of a run."""
+    """Show the metadata of a video or of a run."""
 
     path: Positional[Path]
     """A video, a folder of images, or a run."""
@@ -131,23 +132,23 @@ class Doctor:
 COMMANDS = {"train": Train, "render": Render, "eval": Eval, "info": Info, "doctor": Doctor}
 
 
-# --- talk -----------------------------------------------------------------------------------------------------------
+# --- messages -------------------------------------------------------------------------------------------------------
 
 
 def say(text: str) -> None:
-    """One line for the person, on stderr."""
+    """Prints one line for the user, on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 class Notes(logging.Handler):
-    """What the modules warn of, as notes on stderr."""
+    """Shows warnings of the modules as notes on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
         say(("\r\x1b[K" if sys.stderr.isatty() else "") + f"note: {record.getMessage()}")
 
 
 def show_warnings() -> None:
-    """Warnings of our own modules go to the person; once is enough."""
+    """Shows warnings of our own modules to the user; a second call changes nothing."""
     for name in ("neural_fields", "editors"):
         logger = logging.getLogger(name)
         if not any(isinstance(handler, Notes) for handler in logger.handlers):
@@ -155,12 +156,12 @@ def show_warnings() -> None:
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on stdout; numbers that are not finite become null."""
+    """Prints one JSON object on stdout; numbers that are not finite become null."""
     print(json.dumps(plain(value), allow_nan=False), flush=True)
 
 
 def overrides_from(extra: list[str]) -> dict[str, object]:
-    """Dotted flags that follow the fixed ones: `--texture.density 2` or `--texture.density=2`.
+    """Parses dotted flags that follow the fixed ones: `--texture.density 2` or `--texture.density=2`.
 
     Raises:
         UserError: something that is not a dotted flag with a value.
@@ -179,25 +180,27 @@ def overrides_from(extra: list[str]) -> dict[str, object]:
 
 @dataclass
 class LiveLine:
-    """Progress on stderr: one line that renews itself on a terminal, one line every few seconds elsewhere."""
+    """Shows progress on stderr: one line that renews itself on a terminal, one line every few seconds elsewhere."""
 
     every: float = 10.0  # seconds between lines where stderr is not a terminal
-    shown: float = field(default=-math.inf)
-    stage: str = ""
+    every_on_terminal: float = 0.1  # seconds between two renewals on a terminal
+    shown: float = field(default=-math.inf)  # when the last line was printed, in seconds
+    stage: str = ""  # of the last line
 
     def __call__(self, progress: Progress) -> None:
         if progress.note:
-            self._print(f"note: {progress.note}", permanent=True)
+            self._print_line(f"note: {progress.note}", permanent=True)
             return
         now = time.monotonic()
-        renewed = sys.stderr.isatty()
+        on_terminal = sys.stderr.isatty()
         last = progress.done == progress.total
-        if progress.stage == self.stage and not last and now - self.shown < (0.1 if renewed else self.every):
+        interval = self.every_on_terminal if on_terminal else self.every
+        if progress.stage == self.stage and not last and now - self.shown < interval:
             return
         self.stage, self.shown = progress.stage, now
-        self._print(describe(progress), permanent=not renewed or last)
+        self._print_line(describe(progress), permanent=not on_terminal or last)
 
-    def _print(self, text: str, permanent: bool) -> None:
+    def _print_line(self, text: str, permanent: bool) -> None:
         if sys.stderr.isatty():
             sys.stderr.write("\r\x1b[K" + text + ("\n" if permanent else ""))
             sys.stderr.flush()
@@ -206,7 +209,7 @@ class LiveLine:
 
 
 def describe(progress: Progress) -> str:
-    """A progress as one line: step, time a step, time left, PSNR, memory."""
+    """Formats a progress as one line: step, time a step, time left, PSNR, memory."""
     parts = [f"{progress.stage:<9}", f"{progress.done}/{progress.total}"]
     if progress.seconds_a_step is not None:
         parts.append(f"{1000 * progress.seconds_a_step:.0f} ms/step")
@@ -220,7 +223,7 @@ def describe(progress: Progress) -> str:
 
 
 def clock(seconds: float) -> str:
-    """A duration for people: 75 becomes 1:15."""
+    """Formats a duration for people: 75 becomes 1:15."""
     whole = max(0, round(seconds))
     hours, minutes = divmod(whole // 60, 60)
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
@@ -230,7 +233,7 @@ def clock(seconds: float) -> str:
 
 
 def run_train(command: Train, extra: list[str]) -> int:
-    """`unwrap train`."""
+    """Runs `unwrap train` and returns the exit status."""
     overrides = overrides_from(extra)
     prepare_threads()
     from neural_fields.families import fit, next_step
@@ -260,15 +263,22 @@ def run_train(command: Train, extra: list[str]) -> int:
         for line in next_step(result):
             say(line)
     if command.json:
-        facts = {"run": path, "step": result.step, "steps": result.total, "finished": result.exit_code == ExitCode.OK}
-        print_json({**facts, "notes": list(result.notes)})
+        print_json(
+            {
+                "run": path,
+                "step": result.step,
+                "steps": result.total,
+                "finished": result.exit_code == ExitCode.OK,
+                "notes": list(result.notes),
+            }
+        )
     else:
         print(path)
     return result.exit_code
 
 
 def run_render(command: Render, extra: list[str]) -> int:
-    """`unwrap render`."""
+    """Runs `unwrap render` and returns the exit status."""
     overrides_refused(extra, command)
     prepare_threads()
     from neural_fields.families import render_run
@@ -289,18 +299,18 @@ def run_render(command: Render, extra: list[str]) -> int:
     )
     options = VolumeRenderOptions(common, command.what, command.camera, command.time, command.pose)
 
-    def report(done: int, total: int) -> None:
+    def show_progress(done: int, total: int) -> None:
         from neural_fields.fit_options import Progress
 
         line(Progress("rendering", done, total))
 
-    for path in render_run(command.run, options, report):
+    for path in render_run(command.run, options, show_progress):
         print(path)
     return ExitCode.OK
 
 
 def run_eval(command: Eval, extra: list[str]) -> int:
-    """`unwrap eval`."""
+    """Runs `unwrap eval` and returns the exit status."""
     overrides_refused(extra, command)
     prepare_threads()
     from neural_fields.families import evaluate_run
@@ -323,37 +333,38 @@ def run_eval(command: Eval, extra: list[str]) -> int:
 
 
 def run_info(command: Info, extra: list[str]) -> int:
-    """`unwrap info`."""
+    """Runs `unwrap info` and returns the exit status."""
     overrides_refused(extra, command)
     from neural_fields.families import run_facts, video_facts
 
-    facts = run_facts(command.path) if (command.path / "run.yaml").is_file() else video_facts(command.path)
+    is_run = (command.path / "run.yaml").is_file()
+    metadata = run_facts(command.path) if is_run else video_facts(command.path)
     if command.json:
-        print_json(facts)
+        print_json(metadata)
     else:
-        for name, value in facts.items():
+        for name, value in metadata.items():
             text = ", ".join(str(item) for item in value) if isinstance(value, list) else value
             print(f"{name:<16}{text}")
     return ExitCode.OK
 
 
 def run_doctor(command: Doctor, extra: list[str]) -> int:
-    """`unwrap doctor`."""
+    """Runs `unwrap doctor` and returns the exit status."""
     overrides_refused(extra, command)
     prepare_threads()
     from neural_fields.doctor import examine
 
-    facts = examine()
+    environment = examine()
     if command.json:
-        print_json(facts)
+        print_json(environment)
     else:
-        for name, value in facts.items():
+        for name, value in environment.items():
             print(f"{name:<24}{value}")
     return ExitCode.OK
 
 
 def overrides_refused(extra: list[str], command: object) -> None:
-    """Only `train` takes settings of the config.
+    """Refuses what is left on the command line: only `train` takes settings of the config.
 
     Raises:
         UserError: there is something left on the command line.
@@ -363,11 +374,19 @@ def overrides_refused(extra: list[str], command: object) -> None:
 
 
 def unknown_option(flag: str, command: type, why: str = "") -> UserError:
-    """An error that names the option of `command` that was probably meant."""
+    """Makes an error that names the option of `command` that was probably meant.
+
+    Args:
+        flag: what was given.
+        command: the class of the command; its name begins with the word of the command line.
+        why: what to say where no option is similar.
+    """
     known = ["--" + entry.name.replace("_", "-") for entry in fields(command)] + ["--help"]
     guess = nearest(flag.partition("=")[0], known) if flag.startswith("-") else None
     why = f"did you mean {guess}?" if guess else why or f"options: {', '.join(known)}"
-    line = f"unwrap {command.__name__.lower()}"
+    # Every command is one word, the first of its class's name: TrainCommand is "train", EvalEditCommand is "eval".
+    word = re.match("[A-Z][a-z]*", command.__name__)
+    line = f"unwrap {word[0].lower()}" if word else "unwrap"
     return UserError(ExitCode.USAGE, f"unknown option {flag}", where=line, why=why, fix=f"{line} --help")
 
 

@@ -29,7 +29,7 @@ class Capture:
     joints: Path | None = None
     """Tracked joints of the person: .trc."""
     joints_axes: str = "xyz"
-    """How the world's axes lie in a .trc or .bvh: zxy for a file with y up and cameras with z up."""
+    """Order of the world's axes in a .trc or .bvh: zxy for a file with y up and cameras with z up."""
     joints_scale: float = 1.0
     """World units for one of the file's: 0.01 for a .bvh in centimetres and cameras in metres."""
     masks: UseAppendAction[tuple[str, ...]] = ()
@@ -47,7 +47,7 @@ class Capture:
 
 
 def run_capture(command: Capture, extra: list[str]) -> int:
-    """`unwrap capture`."""
+    """Runs `unwrap capture` and returns the exit status."""
     base.overrides_refused(extra, command)
     prepare_threads()
     from neural_fields.capture_build import BuildOptions, build_capture
@@ -68,8 +68,15 @@ def run_capture(command: Capture, extra: list[str]) -> int:
     for note in built.notes:
         base.say(f"note: {note}")
     if command.json:
-        facts = {"scene": built.folder, "views": built.views, "moments": built.moments, "size": list(built.size)}
-        base.print_json({**facts, "notes": list(built.notes)})
+        base.print_json(
+            {
+                "scene": built.folder,
+                "views": built.views,
+                "moments": built.moments,
+                "size": list(built.size),
+                "notes": list(built.notes),
+            }
+        )
     else:
         print(built.folder)
         base.say(f"{built.views} views of {built.moments} moments, {built.size[0]}x{built.size[1]}. Next:")

@@ -49,7 +49,7 @@ class Export:
 
 
 def command_of(words: Sequence[str]) -> type | None:
-    """The command that takes the settings of the export named on a command line; None where none is named.
+    """Makes the command class with the settings of the export that a command line names; None where none is named.
 
     Raises:
         UserError: there is no such export (exit 2).
@@ -59,13 +59,13 @@ def command_of(words: Sequence[str]) -> type | None:
         return None
     kind = export_kind(plain[1])
     settings: Any = Annotated[kind, tyro.conf.arg(name="")]
-    made = make_dataclass("Export", [("settings", settings)], bases=(Export,), frozen=True, kw_only=True)
+    made = make_dataclass(Export.__name__, [("settings", settings)], bases=(Export,), frozen=True, kw_only=True)
     made.__doc__ = kind.__doc__
     return made
 
 
 def export_kind(name: str) -> type:
-    """The class of an export.
+    """Returns the class of an export.
 
     Raises:
         UserError: there is no such export (exit 2).
@@ -83,7 +83,7 @@ def export_kind(name: str) -> type:
 
 
 def run_export(command: Any, extra: list[str]) -> int:
-    """`unwrap export`."""
+    """Runs `unwrap export` and returns the exit status."""
     base.overrides_refused(extra, command)
     prepare_threads()
     from neural_fields.export.base import export

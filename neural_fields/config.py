@@ -1,12 +1,11 @@
-"""Every setting of a fit: defaults here, what a method changes in `configs/<preset>.yaml`, experiments as flags.
+"""Settings of planar training: defaults here, what a method changes in `configs/<preset>.yaml`, experiments as flags.
 
-Lengths called "pixels" are pixels of the frames at the size of the fit; times are steps of the `final` quality and are
-fitted to the number of steps for the others (`scale_steps`). This module imports no heavy package.
+Lengths called "pixels" are pixels of the frames at the size of the training; times are steps at `final` quality and
+are scaled to the number of steps of the others (`scale_steps`). This module imports no heavy package.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -81,9 +80,9 @@ class Terms:
     """
 
     color: float = 0.0  # mean squared error of the colour
-    color_l1: float = 0.0  # mean absolute error of each layer's own colour where it is seen at all; layers are added
+    color_l1: float = 0.0  # mean absolute error of each layer's own colour where it is visible at all; layers are added
     gradient: float = 0.0  # mean squared error of the forward differences of the colour, x and y added
-    sobel: float = 0.0  # mean absolute error of the grey Sobel gradients, each layer where it is seen
+    sobel: float = 0.0  # mean absolute error of the grey Sobel gradients, each layer where it is visible
     mask: float = 0.0  # binary cross-entropy of the opacities against the masks
     mask_until: int = 0  # 0: to the end
     sparsity: float = 0.0  # squared colour of front layers where they are transparent
@@ -94,11 +93,11 @@ class Terms:
     flow_l1: float = 0.0  # the same, forward only, mean of |du| and |dv| in widths and heights of the frame
     decisive_opacity: float = 0.0  # mean of -log of the largest weight: a pixel belongs to one layer
     alpha_flow: float = 0.0  # change of opacity along the flow
-    background_color: float = 0.0  # colour error of a layer where it is not seen, so that unseen texels stay natural
+    background_color: float = 0.0  # colour error of a layer where it is hidden, so that hidden texels stay natural
     residual_jacobian: float = 0.0  # mean size of the derivatives of the residual by x, y and t
     residual_smoothness: float = 0.0  # squared differences of the residual grid in pixels
     residual_anchor: float = 0.0  # squared distance of the residual grid from its start in pixels
-    texture_smoothness: float = 0.0  # squared differences of neighbouring texels
+    texture_smoothness: float = 0.0  # squared differences of neighboring texels
     gain_size: float = 0.0  # squared logarithm of the gain
     gain_smoothness: float = 0.0  # squared differences of the logarithm of the gain
     composite_l1: float = 0.0  # mean absolute error of the colour
@@ -113,13 +112,13 @@ class Terms:
 
     @property
     def use_flow(self) -> bool:
-        """Whether a term looks at optical flow."""
+        """Whether a term uses optical flow."""
         return bool(self.flow or self.flow_l1 or self.alpha_flow)
 
 
 @dataclass(frozen=True)
 class Training:
-    """The loop: what a step sees and how many steps there are."""
+    """Settings of the training loop: what a step samples and how many steps there are."""
 
     batch: Literal["frames", "pixels"] = "frames"
     pixels: int = 10_000  # points a step, with batch: pixels
@@ -140,10 +139,10 @@ class Training:
 
 @dataclass(frozen=True)
 class Config:
-    """A planar model and how it is fitted."""
+    """A planar model and its training."""
 
     paper: str = ""  # the publication that a preset follows
-    region: bool = False  # one region of a frame is followed, which `--roi` names
+    region: bool = False  # one region of a frame is tracked, which `--roi` names
     mapping: GridMapping | SplineMapping | MlpMapping | HashMapping | HomographyMlpMapping = field(
         default_factory=GridMapping
     )
@@ -156,61 +155,70 @@ class Config:
     training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:
-        for message in (*_batch_contradictions(self), *_term_contradictions(self)):
-            raise ValueError(message)
+        terms, mapping, opacity, gain = self.terms, self.mapping, self.opacity, self.gain
+        if self.training.batch == "pixels":  # scattered pixels, without their neighbors
+            for name, part in (("opacity", opacity), ("mapping", mapping), ("gain", gain)):
+                require(
+                    not isinstance(part, PixelOpacity | GridMapping | GridGain),
+                    f"{name} kind {part.kind} needs training.batch: frames (it is trained a frame at a time)",
+                )
+            require(not terms.sobel, "terms.sobel needs training.batch: frames")
+            require(not terms.laplacian, "terms.laplacian needs training.batch: frames")
+
+        # Terms that compare different points need parts that are functions of any point.
+        pairwise = {
+            "gradient": terms.gradient,
+            "rigidity": terms.rigidity,
+            "global_rigidity": any(terms.global_rigidity),
+            "flow": terms.flow,
+            "flow_l1": terms.flow_l1,
+        }
+        for name, weight in pairwise.items():
+            require(
+                not weight or not isinstance(mapping, GridMapping),
+                f"terms.{name} needs mapping kind mlp or hash (residual_smoothness is what kind grid takes)",
+            )
+        for name, weight in (("gradient", terms.gradient), ("alpha_flow", terms.alpha_flow)):
+            require(not weight or not isinstance(opacity, PixelOpacity), f"terms.{name} needs opacity kind mlp or mask")
+
+        # Terms that are about one kind of part.
+        require(not terms.gradient or not isinstance(gain, GridGain), "terms.gradient needs gain kind none or hash")
         require(
-            not isinstance(self.texture, MlpTexture | BoundedHashTexture) or isinstance(self.mapping, MlpMapping),
+            not terms.gain_deviation or not isinstance(gain, NoGain),
+            "terms.gain_deviation needs gain kind grid or hash",
+        )
+        require(not terms.gain_consistency or isinstance(gain, HashGain), "terms.gain_consistency needs gain kind hash")
+        require(
+            not (terms.gain_size or terms.gain_smoothness) or not isinstance(gain, HashGain),
+            "terms.gain_size and terms.gain_smoothness need gain kind grid (gain_deviation is what kind hash takes)",
+        )
+        require(
+            not terms.color_l1 or isinstance(opacity, MaskOpacity | WindowOpacity),
+            "terms.color_l1 needs opacity kind mask or window, which say where a layer is visible at all",
+        )
+        require(
+            not terms.residual_jacobian or isinstance(mapping, HomographyMlpMapping),
+            "terms.residual_jacobian needs mapping kind homography_mlp",
+        )
+        require(
+            not terms.residual_smoothness or isinstance(mapping, GridMapping),
+            "terms.residual_smoothness needs mapping kind grid",
+        )
+        require(
+            not isinstance(self.texture, MlpTexture | BoundedHashTexture) or isinstance(mapping, MlpMapping),
             f"texture kind {self.texture.kind} needs mapping kind mlp, whose uv stay inside the layer's square",
         )
 
 
-def _batch_contradictions(config: Config) -> Iterator[str]:
-    """What cannot be trained on scattered pixels."""
-    if config.training.batch == "frames":
-        return
-    for part in ("opacity", "mapping", "gain"):
-        chosen = getattr(config, part)
-        if isinstance(chosen, (PixelOpacity, GridMapping, GridGain)):
-            yield f"{part} kind {chosen.kind} needs training.batch: frames (it is trained a frame at a time)"
-    for name in ("sobel", "laplacian"):
-        if getattr(config.terms, name):
-            yield f"terms.{name} needs training.batch: frames"
-
-
-def _term_contradictions(config: Config) -> Iterator[str]:
-    """Terms that look beyond the batch's own points need parts that are functions of any point."""
-    terms = config.terms
-    pairwise = {
-        "gradient": terms.gradient,
-        "rigidity": terms.rigidity,
-        "global_rigidity": any(terms.global_rigidity),
-        "flow": terms.flow,
-        "flow_l1": terms.flow_l1,
-    }
-    for name in (name for name, weight in pairwise.items() if weight):
-        if isinstance(config.mapping, GridMapping):
-            yield f"terms.{name} needs mapping kind mlp or hash (residual_smoothness is what kind grid takes)"
-    for name, weight in (("gradient", terms.gradient), ("alpha_flow", terms.alpha_flow)):
-        if weight and isinstance(config.opacity, PixelOpacity):
-            yield f"terms.{name} needs opacity kind mlp or mask"
-    if terms.gradient and isinstance(config.gain, GridGain):
-        yield "terms.gradient needs gain kind none or hash"
-    if terms.gain_deviation and isinstance(config.gain, NoGain):
-        yield "terms.gain_deviation needs gain kind grid or hash"
-    if terms.gain_consistency and not isinstance(config.gain, HashGain):
-        yield "terms.gain_consistency needs gain kind hash"
-    if (terms.gain_size or terms.gain_smoothness) and isinstance(config.gain, HashGain):
-        yield "terms.gain_size and terms.gain_smoothness need gain kind grid (gain_deviation is what kind hash takes)"
-    if terms.color_l1 and not isinstance(config.opacity, MaskOpacity | WindowOpacity):
-        yield "terms.color_l1 needs opacity kind mask or window, which say where a layer is seen at all"
-    if terms.residual_jacobian and not isinstance(config.mapping, HomographyMlpMapping):
-        yield "terms.residual_jacobian needs mapping kind homography_mlp"
-    if terms.residual_smoothness and not isinstance(config.mapping, GridMapping):
-        yield "terms.residual_smoothness needs mapping kind grid"
-
-
 def steps_for(training: Training, quality: Quality, frame_count: int, pixels_a_frame: int) -> int:
-    """How many steps a fit takes at a quality."""
+    """Returns the number of steps that training takes.
+
+    Args:
+        training: settings of the loop.
+        quality: "draft", "normal" or "final".
+        frame_count: frames of the clip.
+        pixels_a_frame: width times height of a frame.
+    """
     if training.steps:
         return training.steps
     index = ("draft", "normal", "final").index(quality)
@@ -221,60 +229,54 @@ def steps_for(training: Training, quality: Quality, frame_count: int, pixels_a_f
 
 
 def frames_per_step(training: Training, frame_count: int, pixels_a_frame: int) -> int:
-    """How many whole frames one step sees: at least one, at most all."""
+    """Returns how many whole frames one step samples: at least one, at most all."""
     return max(1, min(frame_count, round(training.frame_pixels / pixels_a_frame)))
 
 
 def scale_steps(config: Config, total: int) -> Config:
-    """The config for a fit of `total` steps instead of the `final` number.
+    """Returns the config for a training of `total` steps instead of the number at `final` quality.
 
-    A release is scaled with the steps. An `..._until` stays, but comes at the latest after a quarter of the fit: what
-    these terms teach in the beginning takes its steps, and a fit that scaled them down would swap its layers. So do the
-    steps that teach homographies.
+    A release is scaled with the steps. An `..._until` stays, but comes at the latest after a quarter of the training:
+    what these terms teach in the beginning takes its steps, and a training that scaled them down would swap its
+    layers. So do the steps that teach homographies.
     """
     final = config.training.quality_steps[2]
     if not final or final == total:
         return config
-
-    def scaled(step: int) -> int:
-        return round(step * total / final)
-
-    def within_a_quarter(step: int) -> int:
-        return min(step, -(-total // 4))
-
+    quarter = -(-total // 4)
     terms = replace(
         config.terms,
-        mask_until=within_a_quarter(config.terms.mask_until),
-        global_rigidity_until=within_a_quarter(config.terms.global_rigidity_until),
-        opacity_from=scaled(config.terms.opacity_from),
+        mask_until=min(config.terms.mask_until, quarter),
+        global_rigidity_until=min(config.terms.global_rigidity_until, quarter),
+        opacity_from=round(config.terms.opacity_from * total / final),
     )
     mapping = config.mapping
     if isinstance(mapping, HashMapping):
         begin, end = mapping.release
-        mapping = replace(mapping, release=(scaled(begin), scaled(end)))
+        mapping = replace(mapping, release=(round(begin * total / final), round(end * total / final)))
     if isinstance(mapping, HomographyMlpMapping):
-        mapping = replace(mapping, pretrain=within_a_quarter(mapping.pretrain))
+        mapping = replace(mapping, pretrain=min(mapping.pretrain, quarter))
     return replace(config, terms=terms, mapping=mapping)
 
 
 def preset_folder() -> Path:
-    """Where the presets lie: inside an installed package, or `configs/` of a source checkout."""
+    """Returns the folder of the presets: inside an installed package, or `configs/` of a source checkout."""
     inside = Path(__file__).parent / "configs"
     return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
 
 
 def all_presets() -> list[str]:
-    """The names of the presets that come with the program."""
+    """Lists the names of the presets that come with the program."""
     return sorted(path.stem for path in preset_folder().glob("*.yaml"))
 
 
 def preset_names() -> list[str]:
-    """Those of planar models; the others are of scenes in space."""
+    """Lists the presets of planar models; the others are of 3D scenes."""
     return [name for name in all_presets() if "kind" not in load_yaml(preset_folder() / f"{name}.yaml")]
 
 
 def preset_path(name: str) -> Path:
-    """The file of a preset.
+    """Returns the file of a preset.
 
     Raises:
         UserError: there is no preset of that name.
@@ -292,7 +294,7 @@ def preset_path(name: str) -> Path:
 
 
 def load_config(name: str, overrides: dict[str, object] | None = None) -> Config:
-    """The config of a preset or of a YAML file, with dotted overrides ({"training.steps": 50}) on top.
+    """Loads the config of a preset or of a YAML file, with dotted overrides ({"training.steps": 50}) on top.
 
     Raises:
         UserError: an unknown preset or key (the nearest is named), a wrong type, a contradiction.
@@ -303,9 +305,9 @@ def load_config(name: str, overrides: dict[str, object] | None = None) -> Config
     if values.get("kind") == "volume":
         raise UserError(
             ExitCode.BAD_INPUT,
-            f"'{name}' fits a scene in space",
+            f"'{name}' is for a 3D scene",
             where=str(path),
-            why="still pictures of a video were asked for",
+            why="a planar model of a video was asked for",
             fix=f"unwrap train SCENE --config {name}, where SCENE is a folder with a transforms.json",
         )
     config = from_mapping(Config, values, where=str(path))
@@ -313,5 +315,5 @@ def load_config(name: str, overrides: dict[str, object] | None = None) -> Config
 
 
 def config_to_mapping(config: Config) -> dict[str, Any]:
-    """The config as plain values for run.yaml."""
+    """Converts the config to plain values for run.yaml."""
     return to_mapping(config)

@@ -1,4 +1,4 @@
-"""Kinds of flags that dataclasses of settings share; the command lines are made of those dataclasses."""
+"""Types of flags that dataclasses of settings share; the command lines are made from those dataclasses."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from typing import Annotated, Literal
 from tyro.conf import UseAppendAction, arg
 
 Repeated = UseAppendAction[tuple[str, ...]]  # a flag that may be given several times
-MapProgram = Annotated[  # `for` is a word of Python's own
+MapProgram = Annotated[  # `for` is a keyword of Python
     Literal["nuke", "fusion", "blender", "after_effects", "opencv"], arg(name="for")
 ]

@@ -22,22 +22,26 @@ import yaml
 
 from neural_fields.errors import ExitCode, UserError, bad_input
 
-MAX_YAML_BYTES = 1 << 20  # no config is near this size, and parsing a larger file would cost minutes
-
 T = TypeVar("T")
 
 
 def nearest(key: str, known: Iterable[str]) -> str | None:
-    """The known word most like `key`, or None when none is near. Case and the choice of - or _ do not count."""
-    by_plain_form = {_plain_form(word): word for word in known}
-    matches = get_close_matches(_plain_form(key), by_plain_form, n=1, cutoff=0.6)
-    return by_plain_form[matches[0]] if matches else None
+    """Returns the known word most like `key`, or None when none is near. Case and the choice of - or _ do not count."""
+    by_normal_form = {_normalize_word(word): word for word in known}
+    matches = get_close_matches(_normalize_word(key), by_normal_form, n=1, cutoff=0.6)
+    return by_normal_form[matches[0]] if matches else None
+
+
+def _normalize_word(word: str) -> str:
+    return word.lower().replace("-", "_")
 
 
 def from_mapping(cls: type[T], mapping: object, path: str = "", *, base: T | None = None, where: str = "") -> T:
-    """An instance of the dataclass `cls` holding the values of `mapping`.
+    """Makes an instance of the dataclass `cls` that holds the values of `mapping`.
 
     Args:
+        cls: the dataclass.
+        mapping: plain values by field name, as YAML gives them.
         path: dotted name of the mapping in messages ("atlas.mapping").
         base: values for the keys that `mapping` leaves out (default: the defaults of the fields).
         where: the file the mapping came from, for messages.
@@ -46,23 +50,23 @@ def from_mapping(cls: type[T], mapping: object, path: str = "", *, base: T | Non
         UserError: an unknown key, a wrong type, a missing value, an unknown `kind`, or a contradiction.
     """
     try:
-        return _build(cls, mapping, path, base)
+        return _build_dataclass(cls, mapping, path, base)
     except UserError as error:
         error.where = error.where or where
         raise
 
 
 def to_mapping(instance: object) -> dict[str, Any]:
-    """The plain mapping that `from_mapping` reads back to an equal instance; `kind` comes first."""
+    """Converts an instance to the plain mapping that `from_mapping` reads back to an equal one; `kind` comes first."""
     if not is_dataclass(instance) or isinstance(instance, type):
         raise TypeError(f"expected a dataclass instance, got {instance!r}")
-    kind = _kind(type(instance))
+    kind = _kind_of(type(instance))
     head = {} if kind is None else {"kind": kind}
-    return head | {field.name: _plain(getattr(instance, field.name)) for field in fields(instance) if field.init}
+    return head | {field.name: _to_plain(getattr(instance, field.name)) for field in fields(instance) if field.init}
 
 
 def nest(dotted: Mapping[str, object]) -> dict[str, Any]:
-    """Dotted keys as nested mappings: {"training.steps": 5} becomes {"training": {"steps": 5}}.
+    """Turns dotted keys into nested mappings: {"training.steps": 5} becomes {"training": {"steps": 5}}.
 
     Raises:
         UserError: one key is both a value and a group ("training" and "training.steps").
@@ -85,7 +89,7 @@ def nest(dotted: Mapping[str, object]) -> dict[str, Any]:
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a plain YAML file: no tags, no aliases, no repeated keys, at most 1 MiB, UTF-8.
+    """Reads the mapping in a plain YAML file: no tags, no aliases, no repeated keys, at most 1 MiB, UTF-8.
 
     Scalars follow YAML 1.2: `1e-3` is a number, `0:50` is text, only true and false are truth values.
 
@@ -93,12 +97,13 @@ def load_yaml(path: Path) -> dict[str, Any]:
         UserError: the file cannot be read (exit 3) or asks to build an object (exit 7).
     """
     where = str(path)
+    max_bytes = 1 << 20  # no config is near this size, and parsing a larger file would cost minutes
     try:
         with path.open("rb") as file:
-            content = file.read(MAX_YAML_BYTES + 1)
+            content = file.read(max_bytes + 1)
     except OSError as error:
         raise bad_input(f"cannot read {path.name}: {error.strerror or error}", where=where) from error
-    if len(content) > MAX_YAML_BYTES:
+    if len(content) > max_bytes:
         raise bad_input(f"{path.name} is larger than 1 MiB", where=where, why="a config is a page of plain YAML")
     try:
         text = content.decode("utf-8-sig")
@@ -108,124 +113,137 @@ def load_yaml(path: Path) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise bad_input(f"{path.name} holds {_shown(value)}", where=where, why="expected lines of the form key: value")
+        raise bad_input(
+            f"{path.name} holds {_describe_value(value)}", where=where, why="expected lines of the form key: value"
+        )
     return value
 
 
 def parse_yaml(text: str, where: str = "") -> Any:
-    """The value of a YAML text under the rules of `load_yaml`; "5" gives 5, as dotted flags need it."""
+    """Returns the value of a YAML text under the rules of `load_yaml`; "5" gives 5, as dotted flags need it."""
     try:
         return yaml.load(text, Loader=_PlainLoader)
     except _TagRefused as error:
         why = "a config holds plain values only; a tag asks to build an object"
-        raise UserError(ExitCode.UNSAFE_FILE, str(error.problem), where=where + _place(error), why=why) from error
+        raise UserError(
+            ExitCode.UNSAFE_FILE, str(error.problem), where=where + _error_position(error), why=why
+        ) from error
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or error
-        raise bad_input(f"not valid YAML: {problem}", where=where + _place(error)) from error
+        raise bad_input(f"not valid YAML: {problem}", where=where + _error_position(error)) from error
     except RecursionError as error:
         raise bad_input("values are nested too deeply", where=where) from error
 
 
 def dump_yaml(mapping: Mapping[str, Any]) -> str:
-    """YAML text that `load_yaml`, and a YAML 1.1 parser alike, reads back to an equal mapping."""
+    """Returns YAML text that `load_yaml`, and a YAML 1.1 parser alike, reads back to an equal mapping."""
     return yaml.dump(dict(mapping), Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 # --- values ---------------------------------------------------------------------------------------------------------
 
 
-def _build(cls: type[T], mapping: object, path: str, base: T | None) -> T:
-    """An instance of one dataclass; see `from_mapping`."""
+def _build_dataclass(cls: type[T], mapping: object, path: str, base: T | None) -> T:
+    """Makes an instance of one dataclass; see `from_mapping`."""
     if not isinstance(mapping, Mapping):
-        raise bad_input(f"{_label(path)}expected {_name(cls)}, got {_shown(mapping)}")
-    kind, given = _kind(cls), dict(mapping)
+        raise bad_input(f"{_path_prefix(path)}expected {_describe_type(cls)}, got {_describe_value(mapping)}")
+    kind, given = _kind_of(cls), dict(mapping)
     known = [field.name for field in fields(cls) if field.init and field.name != "kind"]  # type: ignore[arg-type]
     if kind is not None and given.pop("kind", kind) != kind:
-        raise bad_input(f"{_join(path, 'kind')}: expected '{kind}', got {_shown(mapping['kind'])}")
+        raise bad_input(f"{_join_path(path, 'kind')}: expected '{kind}', got {_describe_value(mapping['kind'])}")
     for key in given:
         if key not in known:
-            raise _unknown_key(str(key), known, path)
-    values, hints = {}, _hints(cls)
+            what = f"{_join_path(path, str(key))}: unknown key{_suggest_nearest(str(key), known)}"
+            raise bad_input(what, why=f"known keys here: {', '.join(known) or 'none'}")
+    values, hints = {}, get_type_hints(cls)
     for field in fields(cls):  # type: ignore[arg-type]
-        before = getattr(base, field.name) if base is not None else _default(field)
+        if base is not None:
+            before = getattr(base, field.name)
+        else:
+            before = field.default_factory() if field.default_factory is not MISSING else field.default
         if field.name in given:
-            here = _join(path, field.name)
-            values[field.name] = _convert(hints[field.name], given[field.name], here, before)
+            here = _join_path(path, field.name)
+            values[field.name] = _convert_value(hints[field.name], given[field.name], here, before)
         elif field.init and before is not MISSING:
             values[field.name] = before
         elif field.init:
-            raise bad_input(f"{_join(path, field.name)}: missing; expected {_name(hints[field.name])}")
+            raise bad_input(f"{_join_path(path, field.name)}: missing; expected {_describe_type(hints[field.name])}")
     try:
         return cls(**values)
     except ValueError as error:
-        raise bad_input(f"{_label(path)}{error}") from error
+        raise bad_input(f"{_path_prefix(path)}{error}") from error
 
 
-def _convert(expected: Any, value: object, path: str, before: object = MISSING) -> Any:
-    """`value` as the annotated type `expected`; `before` is what it replaces."""
+def _convert_value(expected: Any, value: object, path: str, before: object = MISSING) -> Any:
+    """Converts `value` to the annotated type `expected`; `before` is the value that it replaces."""
     if expected is Any:
         return value
     if isinstance(expected, type) and is_dataclass(expected):
-        return _build(expected, value, path, before if type(before) is expected else None)
+        return _build_dataclass(expected, value, path, before if type(before) is expected else None)
     origin, arguments = get_origin(expected), get_args(expected)
     if origin in (Union, UnionType):
         return _convert_union(arguments, value, path, before)
     if origin is Literal:
-        return _convert_literal(expected, value, path)
+        for choice in arguments:
+            if type(choice) is type(value) and choice == value:  # types count, so that true is not 1
+                return choice
+        words = [choice for choice in arguments if isinstance(choice, str)]
+        wanted = f"{_path_prefix(path)}expected {_describe_type(expected)}"
+        raise bad_input(f"{wanted}, got {_describe_value(value)}{_suggest_nearest(str(value), words)}")
     if origin is tuple and isinstance(value, list | tuple):
-        return _convert_tuple(arguments, value, path)
+        if len(arguments) == 2 and arguments[1] is Ellipsis:  # tuple[X, ...] takes a list of any length
+            arguments = (arguments[0],) * len(value)
+        if len(arguments) != len(value):
+            raise bad_input(f"{_path_prefix(path)}expected {len(arguments)} items, got {len(value)}")
+        items = []
+        for index, (item_type, item) in enumerate(zip(arguments, value, strict=True)):
+            items.append(_convert_value(item_type, item, f"{path}[{index}]"))
+        return tuple(items)
     if origin is dict and isinstance(value, Mapping):
-        keys, items = arguments
-        return {_convert(keys, k, path): _convert(items, v, _join(path, str(k))) for k, v in value.items()}
+        key_type, item_type = arguments
+        converted = {}
+        for key, item in value.items():
+            new_key = _convert_value(key_type, key, path)
+            converted[new_key] = _convert_value(item_type, item, _join_path(path, str(key)))
+        return converted
     if expected in _SCALARS:
-        accepted, convert, _ = _SCALARS[expected]
-        if accepted(value):
+        accepts, convert, _ = _SCALARS[expected]
+        if accepts(value):
             return convert(value)
     elif origin not in (tuple, dict):
         raise TypeError(f"{path}: config fields of type {expected!r} are not supported")
-    raise bad_input(f"{_label(path)}expected {_name(expected)}, got {_shown(value)}")
+    raise bad_input(f"{_path_prefix(path)}expected {_describe_type(expected)}, got {_describe_value(value)}")
 
 
 def _convert_union(members: tuple[Any, ...], value: object, path: str, before: object) -> Any:
-    """The member chosen by `kind` for a mapping, otherwise the first that takes the value (its own type goes first)."""
-    variants: dict[str, type] = {_kind(m) or m.__name__: m for m in members if isinstance(m, type) and is_dataclass(m)}
+    """Converts to the member that `kind` names in a mapping, otherwise to the first that takes the value.
+
+    The member that is the value's own type goes first.
+    """
+    variants: dict[str, type] = {}
+    for member in members:
+        if isinstance(member, type) and is_dataclass(member):
+            variants[_kind_of(member) or member.__name__] = member
     if variants and isinstance(value, Mapping):
         if len(variants) == 1:
-            return _convert(next(iter(variants.values())), value, path, before)
-        current = _kind(type(before)) if type(before) in variants.values() else None
+            return _convert_value(next(iter(variants.values())), value, path, before)
+        current = _kind_of(type(before)) if type(before) in variants.values() else None
         kind = value.get("kind", current)
         if kind is None:
-            raise bad_input(f"{_label(path)}needs 'kind', one of {_listed(variants)}")
+            raise bad_input(f"{_path_prefix(path)}needs 'kind', one of {_list_words(variants)}")
         if not isinstance(kind, str) or kind not in variants:
-            raise _unknown_kind(kind, variants, path)
-        return _convert(variants[kind], value, path, before)
+            expected = f"{_join_path(path, 'kind')}: expected one of {_list_words(variants)}"
+            suggestion = _suggest_nearest(str(kind), variants)
+            raise bad_input(f"{expected}, got {_describe_value(kind)}{suggestion}")
+        return _convert_value(variants[kind], value, path, before)
     # None stands for itself only, and 5 given to `float | int` stays an integer.
-    for member in sorted(members, key=lambda m: m is not type(value)):
+    for member in sorted(members, key=lambda member: member is not type(value)):
         try:
-            return _convert(member, value, path, before)
+            return _convert_value(member, value, path, before)
         except UserError:
             continue
-    raise bad_input(f"{_label(path)}expected {' or '.join(map(_name, members))}, got {_shown(value)}")
-
-
-def _convert_literal(expected: Any, value: object, path: str) -> Any:
-    """A value of a `Literal`; types count, so that true is not 1."""
-    choices = get_args(expected)
-    for choice in choices:
-        if type(choice) is type(value) and choice == value:
-            return choice
-    tail = _suggestion(str(value), [choice for choice in choices if isinstance(choice, str)])
-    raise bad_input(f"{_label(path)}expected {_name(expected)}, got {_shown(value)}{tail}")
-
-
-def _convert_tuple(arguments: tuple[Any, ...], value: list | tuple, path: str) -> tuple:
-    """A list of any length for `tuple[X, ...]`, of the exact length otherwise."""
-    if len(arguments) == 2 and arguments[1] is Ellipsis:
-        arguments = (arguments[0],) * len(value)
-    if len(arguments) != len(value):
-        raise bad_input(f"{_label(path)}expected {len(arguments)} items, got {len(value)}")
-    pairs = enumerate(zip(arguments, value, strict=True))
-    return tuple(_convert(expected, item, f"{path}[{index}]") for index, (expected, item) in pairs)
+    expected = " or ".join(map(_describe_type, members))
+    raise bad_input(f"{_path_prefix(path)}expected {expected}, got {_describe_value(value)}")
 
 
 def _is_number(value: object) -> bool:
@@ -234,81 +252,59 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63
 
 
-def _is_whole(value: Any) -> bool:
-    # Above 2^53 a float no longer tells neighbouring integers apart.
+def _is_whole_number(value: Any) -> bool:
+    # Above 2^53 a float no longer tells neighboring integers apart.
     return _is_number(value) and (isinstance(value, int) or (value.is_integer() and abs(value) < 1 << 53))
 
 
+# Of each type: whether a value is accepted, its conversion, and the type in words.
 _SCALARS: dict[Any, tuple[Callable[[Any], bool], Callable[[Any], Any], str]] = {
     bool: (lambda value: isinstance(value, bool), bool, "true or false"),
-    int: (_is_whole, int, "a whole number"),
+    int: (_is_whole_number, int, "a whole number"),
     float: (_is_number, float, "a finite number"),
     str: (lambda value: isinstance(value, str), str, "text"),
     NoneType: (lambda value: value is None, lambda value: None, "null"),
 }
 
 
-def _plain(value: object) -> Any:
-    """A config value as YAML knows it."""
+def _to_plain(value: object) -> Any:
+    """Converts a config value to the types of YAML."""
     if is_dataclass(value):
         return to_mapping(value)
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_to_plain(item) for item in value]
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _to_plain(item) for key, item in value.items()}
     return str(value) if isinstance(value, PurePath) else value
 
 
-# --- what a class says about itself, and words for messages ---------------------------------------------------------
-
-
-def _hints(cls: Any) -> dict[str, Any]:
-    return get_type_hints(cls)
-
-
-def _kind(cls: Any) -> str | None:
-    """The tag of a dataclass: its class variable `kind`, or the default of its field `kind`."""
+def _kind_of(cls: Any) -> str | None:
+    """Returns the tag of a dataclass: its class variable `kind`, or the default of its field `kind`."""
     declared = [field.default for field in fields(cls) if field.name == "kind"]
     kind = declared[0] if declared else getattr(cls, "kind", None)
     return kind if isinstance(kind, str) else None
 
 
-def _default(field: Any) -> Any:
-    return field.default_factory() if field.default_factory is not MISSING else field.default
+# --- words for messages ---------------------------------------------------------------------------------------------
 
 
-def _name(expected: Any) -> str:
-    """A type in words."""
+def _describe_type(expected: Any) -> str:
+    """Returns a type in words."""
     origin, arguments = get_origin(expected), get_args(expected)
     if expected in _SCALARS:
         return _SCALARS[expected][2]
     if origin in (Union, UnionType):
-        return " or ".join(map(_name, arguments))
+        return " or ".join(map(_describe_type, arguments))
     if origin is Literal:
-        return "one of " + _listed(arguments)
+        return "one of " + _list_words(arguments)
     if origin is tuple:
         many = len(arguments) == 2 and arguments[1] is Ellipsis
         return "a list" if many else f"a list of {len(arguments)} items"
     return "a group of keys" if origin is dict or is_dataclass(expected) else str(expected)
 
 
-def _unknown_key(key: str, known: list[str], path: str) -> UserError:
-    why = f"known keys here: {', '.join(known) or 'none'}"
-    return bad_input(f"{_join(path, key)}: unknown key{_suggestion(key, known)}", why=why)
-
-
-def _unknown_kind(kind: object, variants: Iterable[str], path: str) -> UserError:
-    tail = _suggestion(str(kind), variants)
-    return bad_input(f"{_join(path, 'kind')}: expected one of {_listed(variants)}, got {_shown(kind)}{tail}")
-
-
-def _suggestion(word: str, known: Iterable[str]) -> str:
-    hint = nearest(word, known)
-    return f"; did you mean '{hint}'?" if hint else ""
-
-
-def _shown(value: object) -> str:
-    """The value received, short enough for one line."""
+def _describe_value(value: object) -> str:
+    """Returns the text of a value that was received, short enough for one line."""
     if isinstance(value, Mapping):
         return "a group of keys"
     if value is None or isinstance(value, bool):
@@ -317,23 +313,24 @@ def _shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _listed(words: Iterable[Any]) -> str:
-    return "[" + ", ".join(_shown(word) if not isinstance(word, str) else word for word in words) + "]"
+def _suggest_nearest(word: str, known: Iterable[str]) -> str:
+    hint = nearest(word, known)
+    return f"; did you mean '{hint}'?" if hint else ""
 
 
-def _join(path: str, key: str) -> str:
+def _list_words(words: Iterable[Any]) -> str:
+    return "[" + ", ".join(_describe_value(word) if not isinstance(word, str) else word for word in words) + "]"
+
+
+def _join_path(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
 
 
-def _label(path: str) -> str:
+def _path_prefix(path: str) -> str:
     return f"{path}: " if path else ""
 
 
-def _plain_form(word: str) -> str:
-    return word.lower().replace("-", "_")
-
-
-def _place(error: yaml.YAMLError) -> str:
+def _error_position(error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     return "" if mark is None else f":{mark.line + 1}:{mark.column + 1}"
 

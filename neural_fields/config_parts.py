@@ -1,7 +1,7 @@
-"""The parts a model is composed of, as settings: each kind of mapping, texture, opacity and gain with its defaults.
+"""Settings of the parts of a planar model: each kind of mapping, texture, opacity and gain with its defaults.
 
-Lengths called "pixels" are pixels of the frames at the size of the fit; times are steps of the `final` quality. This
-module imports no heavy package; `config` joins the parts and gives them on.
+Lengths called "pixels" are pixels of the frames at the size of the training; times are steps at `final` quality. This
+module imports no heavy package; `config` combines the parts and re-exports them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import ClassVar
 
 @dataclass(frozen=True)
 class GridMapping:
-    """A homography per frame plus a smooth residual grid per frame, both started from optical flow."""
+    """A homography per frame plus a smooth residual grid per frame, both initialised from optical flow."""
 
     kind: ClassVar[str] = "grid"
     cell: float = 8.0  # pixels between the knots of the residual grid
@@ -26,14 +26,14 @@ class GridMapping:
 
 @dataclass(frozen=True)
 class SplineMapping:
-    """A homography along a spline in time and a spline grid of bounded shifts (Deformable Sprites)."""
+    """A homography along a spline in time and a spline grid of bounded displacements (Deformable Sprites)."""
 
     kind: ClassVar[str] = "spline"
     time_step: int = 2  # frames between knots
-    cell: float = 16.0  # pixels between the knots of the shifts
+    cell: float = 16.0  # pixels between the knots of the displacements
     max_shift: float = 0.1  # uv units; half the longer side of a frame is 1
-    motion_rate: float = 5e-4  # learning rate of the homography's numbers
-    learning_rate: float = 1e-3  # of the shifts, before they are bounded
+    motion_rate: float = 5e-4  # learning rate of the homography's parameters
+    learning_rate: float = 1e-3  # of the displacements, before they are bounded
     flow_size: int = 480  # pixels on the longer side at which flow is computed
 
     def __post_init__(self) -> None:
@@ -65,7 +65,7 @@ class MlpMapping:
 
 @dataclass(frozen=True)
 class HashMapping:
-    """Identity plus a hash-grid deformation whose levels are released over the run (CoDeF, section 3.2)."""
+    """Identity plus a hash-grid deformation whose levels are released during training (CoDeF, section 3.2)."""
 
     kind: ClassVar[str] = "hash"
     levels: int = 16
@@ -86,15 +86,15 @@ class HashMapping:
 
 @dataclass(frozen=True)
 class HomographyMlpMapping:
-    """A network t -> homography, one for all segments, and a sine network of shifts for each segment (NaRCan)."""
+    """A network t -> homography, one for all charts, and a sine network of displacements for each chart (NaRCan)."""
 
     kind: ClassVar[str] = "homography_mlp"
     homography_width: int = 256
     homography_layers: int = 2  # hidden layers between the first and the last
-    pretrain: int = 3000  # steps that teach the homographies before the fit, which leaves them as they are
+    pretrain: int = 3000  # steps that teach the homographies before the training, which leaves them as they are
     width: int = 256
     hidden_layers: int = 5  # between the first sine layer and the last linear one
-    omega: float = 30.0  # radians a unit: how fast a sine layer turns
+    omega: float = 30.0  # radians a unit: frequency of a sine layer
     learning_rate: float = 1e-4
 
     def __post_init__(self) -> None:
@@ -108,10 +108,10 @@ class HomographyMlpMapping:
 
 @dataclass(frozen=True)
 class ImageTexture:
-    """One picture per layer, started in closed form as the weighted mean of the frames it is seen in."""
+    """One image per layer, initialised in closed form as the weighted mean of the frames it is visible in."""
 
     kind: ClassVar[str] = "image"
-    density: float = 1.25  # texels a pixel where the layer is seen largest
+    density: float = 1.25  # texels a pixel where the layer appears largest
     max_megatexels: float = 16.0
     learning_rate: float = 0.012
 
@@ -165,7 +165,7 @@ class SirenTexture:
     kind: ClassVar[str] = "siren"
     width: int = 256
     hidden_layers: int = 5  # between the first sine layer and the last linear one
-    omega: float = 30.0  # radians a unit: how fast a sine layer turns
+    omega: float = 30.0  # radians a unit: frequency of a sine layer
     learning_rate: float = 1e-4
 
     def __post_init__(self) -> None:
@@ -207,11 +207,11 @@ class HashOpacity(HashNetwork):
 
 @dataclass(frozen=True)
 class WindowOpacity:
-    """Layers are stretches of the clip, one after the other, each fading into the next (NaRCan)."""
+    """Layers are time windows of the clip (charts), one after the other, each fading into the next (NaRCan)."""
 
     kind: ClassVar[str] = "window"
-    segments: int = 3  # fewer where the clip has less than two frames for each
-    overlap: int = 10  # frames that two segments share; fewer where segments are shorter
+    segments: int = 3  # number of charts; fewer where the clip has less than two frames for each
+    overlap: int = 10  # frames that two charts share; fewer where charts are shorter
 
     def __post_init__(self) -> None:
         require(self.segments >= 1, "segments must be at least 1")
@@ -220,7 +220,7 @@ class WindowOpacity:
 
 @dataclass(frozen=True)
 class PixelOpacity:
-    """A logit per pixel, frame and layer, started from the masks."""
+    """A logit per pixel, frame and layer, initialised from the masks."""
 
     kind: ClassVar[str] = "pixel"
     max_megapixels: float = 25.0  # of all frames together; longer clips get a coarser grid
@@ -272,12 +272,12 @@ class HashGain(HashNetwork):
 
 @dataclass(frozen=True)
 class NoGain:
-    """No lighting: the texture's colour is the layer's colour."""
+    """No gain: the texture's colour is the layer's colour."""
 
     kind: ClassVar[str] = "none"
 
 
 def require(holds: bool, message: str) -> None:
-    """Refuses settings that cannot be meant; the loader puts the dotted path before the message."""
+    """Raises `ValueError` for settings that cannot be meant; the loader puts the dotted path before the message."""
     if not holds:
         raise ValueError(message)

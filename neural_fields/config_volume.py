@@ -1,6 +1,6 @@
-"""Every setting of a fit of a scene in space: defaults here, what a method changes in `configs/<preset>.yaml`.
+"""Settings of 3D scene training: defaults here, what a method changes in `configs/<preset>.yaml`.
 
-Steps of a stage are given for draft, normal and final. This module imports no heavy package.
+Steps of a stage are given at draft, normal and final quality. This module imports no heavy package.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ STAGES = ("background", "person", "joint")
 
 @dataclass(frozen=True)
 class BackgroundConfig:
-    """Shape of the background's field. Lengths are in units of the scene's radius."""
+    """Sizes of the background field. Lengths are in units of the scene's radius."""
 
     n_levels: int = 8  # grids, from coarse to fine
-    n_features: int = 2  # of a vertex
+    n_features: int = 2  # features of a vertex
     log2_table: int = 17  # entries of a grid at most, as a power of two
     base_resolution: int = 16  # vertices of the coarsest grid along each axis; the grid spans four radii
-    finest: int = 256  # of the finest
+    finest: int = 256  # vertices of the finest grid along each axis
     width: int = 32  # neurons of a hidden layer
-    geometry: int = 15  # features that the colour is told of the place
-    state_code: int = 64  # numbers of the code of a state of the carried object; 64 in the paper
-    proposed: int = 48  # stretches of a ray that the proposal weighs
-    samples: int = 16  # stretches of a ray that the field is asked for
+    geometry: int = 15  # geometry features that the colour network gets beside the direction
+    state_code: int = 64  # length of the code of a state of the carried object; 64 in the paper
+    proposed: int = 48  # intervals of a ray whose weights the proposal computes
+    samples: int = 16  # intervals of a ray at which the field is evaluated
     proposal_resolution: int = 64  # vertices of the proposal's grid along each axis
     near: float = 0.05  # distance from the camera at which rays start; nothing is nearer
     far: float = 100.0  # distance at which rays end
@@ -42,13 +42,13 @@ class HumanConfig:
 
     n_levels: int = 8  # grids, from coarse to fine
     log2_table: int = 15  # entries of a grid at most, as a power of two
-    base_resolution: int = 12  # vertices of the coarsest grid along each axis of the box at rest
-    finest: int = 160  # of the finest
+    base_resolution: int = 12  # vertices of the coarsest grid along each axis of the box in rest pose
+    finest: int = 160  # vertices of the finest grid along each axis
     width: int = 64  # neurons of a hidden layer, here and in the networks of pose and offset
-    state_size: int = 64  # numbers of the code of a state of the carried object; 64 in the paper
-    samples: int = 24  # of a ray, over what of it lies within reach of the bones
+    state_size: int = 64  # length of the code of a state of the carried object; 64 in the paper
+    samples: int = 24  # samples of a ray, in the part of it that is within reach of the bones
     voxels: int = 48  # of the skinning volume along the longest side of the box; 32 in the paper
-    octaves: int = 6  # frequencies with which the offset sees a place; the paper's number
+    octaves: int = 6  # frequencies of the positional encoding of the offset network; the paper's number
 
 
 @dataclass(frozen=True)
@@ -56,30 +56,30 @@ class VolumeTerms:
     """Weights of the loss terms beside the mean squared difference of colours; a term of weight 0 is not computed."""
 
     interlevel: float = 0.1  # the proposal encloses the background's field (mip-NeRF 360, equation 13)
-    distortion: float = 0.01  # weights of a ray are together (mip-NeRF 360, equation 15)
-    opacity: float = 0.03  # rays end on something rather than on the sky
-    clearance: float = 0.01  # nothing is between a camera and the near plane
+    distortion: float = 0.01  # the weights of a ray are close together (mip-NeRF 360, equation 15)
+    opacity: float = 0.03  # rays end on a surface rather than on the sky
+    clearance: float = 0.01  # the space between a camera and the near plane is empty
     mask: float = 0.05  # cross-entropy of the person's opacity against the masks; a tenth of it from half of the stage
-    flow: float = 0.003  # pixels between where flow and where bones carry the person; 0.01 in the paper
+    flow: float = 0.003  # distance in pixels between the person's motion by flow and by bones; 0.01 in the paper
     cycle: float = 0.01  # skinning back and forth leads to the same place; the paper's weight
-    offset: float = 1.0  # squared size of the pose's offset, in spans of the body
+    offset: float = 1.0  # squared length of the pose-dependent offset, in units of the body's span
     pose: float = 3.0  # mean square of the poses' corrections
 
 
 @dataclass(frozen=True)
 class VolumeTraining:
-    """The loop: three stages, one after the other, in one count of steps."""
+    """Settings of the training loop: three stages, one after the other, in one count of steps."""
 
     background_steps: tuple[int, int, int] = (500, 1000, 6000)  # at draft, normal, final
     person_steps: tuple[int, int, int] = (400, 1000, 5000)
     joint_steps: tuple[int, int, int] = (100, 200, 2000)
     rays: int = 2048  # a step, of the background's and of the joint stage
     person_rays: int = 1024  # a step, of the person's stage
-    poses_from: float = 0.2  # part of the person's stage after which poses are corrected
-    offsets_from: float = 0.4  # part after which the pose's offset comes in, one frequency after the other
-    offsets_full: float = 0.8  # part at which all of it counts
-    joint_rate: float = 0.1  # learning rates of the joint stage, in parts of those before; the paper's number
-    holdout: int = 0  # every so many views one is left out of the fit, to be measured; 0 leaves out none
+    poses_from: float = 0.2  # share of the person's stage after which poses are corrected
+    offsets_from: float = 0.4  # share after which the pose-dependent offset starts, one frequency after the other
+    offsets_full: float = 0.8  # share at which all frequencies are on
+    joint_rate: float = 0.1  # learning rates of the joint stage relative to those before; the paper's number
+    holdout: int = 0  # every n-th view is left out of the training, to be measured; 0 leaves out none
     checkpoint_every: int = 500  # steps
 
     def __post_init__(self) -> None:
@@ -94,7 +94,7 @@ class VolumeTraining:
 
 @dataclass(frozen=True)
 class VolumeConfig:
-    """A scene in space and how it is fitted."""
+    """The model of a 3D scene and its training."""
 
     kind: ClassVar[str] = KIND
     paper: str = ""  # the publication that a preset follows
@@ -114,12 +114,12 @@ class Stage:
     last: int
 
     def progress(self, step: int) -> float:
-        """How much of the stage is over, 0 to 1."""
+        """Returns how much of the stage is over, 0 to 1."""
         return min(1.0, max(0.0, (step - self.first) / max(1, self.last - self.first)))
 
 
 def stages(training: VolumeTraining, quality: str, with_person: bool) -> tuple[Stage, ...]:
-    """The stages of a fit, those of no steps left out; without a person there is the first only."""
+    """Returns the stages of a training without those of no steps; without a person there is only the first."""
     index = ("draft", "normal", "final").index(quality)
     counts = (training.background_steps, training.person_steps, training.joint_steps)
     found, first = [], 0
@@ -131,34 +131,34 @@ def stages(training: VolumeTraining, quality: str, with_person: bool) -> tuple[S
 
 
 def is_volume(name: str) -> bool:
-    """Whether a preset or a YAML file is of a scene in space.
+    """Whether a preset or a YAML file is of a 3D scene.
 
     Raises:
         UserError: there is no such preset or file.
     """
-    return _read(name).get("kind") == KIND
+    return _load_values(name).get("kind") == KIND
 
 
 def volume_presets() -> list[str]:
-    """The presets of scenes in space."""
+    """Lists the presets of 3D scenes."""
     return [name for name in all_presets() if is_volume(name)]
 
 
 def load_volume_config(name: str, overrides: dict[str, object] | None = None) -> VolumeConfig:
-    """The config of a preset or of a YAML file, with dotted overrides on top.
+    """Loads the config of a preset or of a YAML file, with dotted overrides on top.
 
     Raises:
         UserError: an unknown preset or key (the nearest is named), a wrong type, a contradiction.
     """
-    values = {key: value for key, value in _read(name).items() if key != "kind"}
+    values = {key: value for key, value in _load_values(name).items() if key != "kind"}
     config = from_mapping(VolumeConfig, values, where=name)
     return from_mapping(VolumeConfig, nest(overrides), base=config, where="the command line") if overrides else config
 
 
 def volume_config_to_mapping(config: VolumeConfig) -> dict[str, Any]:
-    """The config as plain values for run.yaml."""
+    """Converts the config to plain values for run.yaml."""
     return to_mapping(config)
 
 
-def _read(name: str) -> dict[str, Any]:
+def _load_values(name: str) -> dict[str, Any]:
     return load_yaml(Path(name) if name.endswith((".yaml", ".yml")) else preset_path(name))

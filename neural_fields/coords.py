@@ -1,4 +1,4 @@
-"""The one place that knows coordinates.
+"""Coordinate conventions and conversions, all in one place.
 
 Pixels: x right, y down, the centre of pixel (row i, column j) is (j + 0.5, i + 0.5); a frame spans [0, W] x [0, H].
 Network input xyt: ((2x - W)/L, (2y - H)/L, 2(t + 0.5)/T - 1) with L = max(W, H), so one unit is the same length on
@@ -38,61 +38,56 @@ class Box:
 
 
 def frame_box(width: int, height: int) -> Box:
-    """The box that a frame of `width` x `height` pixels covers in xy units."""
+    """Returns the box that a frame of `width` x `height` pixels covers in xy units."""
     long = max(width, height)
     return Box(-width / long, -height / long, width / long, height / long)
 
 
 def normalise_pixels(xy: Float[Tensor, "*n 2"], width: int, height: int) -> Float[Tensor, "*n 2"]:
-    """Pixel coordinates to xy units."""
+    """Converts pixel coordinates to xy units."""
     return (2 * xy - xy.new_tensor([width, height])) / max(width, height)
 
 
 def denormalise_pixels(xy: Float[Tensor, "*n 2"], width: int, height: int) -> Float[Tensor, "*n 2"]:
-    """xy units to pixel coordinates."""
+    """Converts xy units to pixel coordinates."""
     return (xy * max(width, height) + xy.new_tensor([width, height])) / 2
 
 
 def normalise_time(frame: Tensor | float | int, count: int) -> Tensor | float:
-    """Frame index (0 is the first; fractions lie between frames) to the time coordinate in (-1, 1)."""
+    """Converts a frame index (0 is the first; fractions lie between frames) to the time coordinate in (-1, 1)."""
     return 2 * (frame + 0.5) / count - 1
 
 
 def denormalise_time(time: Tensor | float, count: int) -> Tensor | float:
-    """Time coordinate to frame index."""
+    """Converts a time coordinate to a frame index."""
     return (time + 1) * count / 2 - 0.5
 
 
-def normalise_flow(flow: Float[Tensor, "*n 2"], width: int, height: int) -> Float[Tensor, "*n 2"]:
-    """A displacement in pixels to xy units: both axes divide by the same length."""
-    return flow * (2 / max(width, height))
-
-
 def pixel_centres(width: int, height: int, device: torch.device | None = None) -> Float[Tensor, "height width 2"]:
-    """Pixel coordinates of every pixel centre of a frame."""
+    """Returns the pixel coordinates of every pixel centre of a frame."""
     y = torch.arange(height, dtype=torch.float32, device=device) + 0.5
     x = torch.arange(width, dtype=torch.float32, device=device) + 0.5
     return torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=-1)
 
 
 def frame_xy(width: int, height: int, device: torch.device | None = None) -> Float[Tensor, "height width 2"]:
-    """xy units of every pixel centre of a frame."""
+    """Returns the centre of every pixel of a frame in xy units."""
     return normalise_pixels(pixel_centres(width, height, device), width, height)
 
 
 def texel_centres(box: Box, width: int, height: int) -> Float[Tensor, "height width 2"]:
-    """uv of every texel centre of a canonical image of `width` x `height` that covers `box`."""
+    """Returns the uv of every texel centre of a canonical image of `width` x `height` texels that covers `box`."""
     step = torch.tensor([box.width / width, box.height / height])
     return pixel_centres(width, height) * step + torch.tensor([box.u0, box.v0])
 
 
 def box_to_unit(uv: Float[Tensor, "*n 2"], box: Box) -> Float[Tensor, "*n 2"]:
-    """uv to [0, 1]^2 over the box (top left is 0, 0)."""
+    """Converts uv to [0, 1]^2 over the box (top left is 0, 0)."""
     return (uv - uv.new_tensor([box.u0, box.v0])) / uv.new_tensor([box.width, box.height])
 
 
 def uv_to_texels(uv: Float[Tensor, "*n 2"], box: Box, width: int, height: int) -> Float[Tensor, "*n 2"]:
-    """uv to texel coordinates (the centre of texel (i, j) is (j + 0.5, i + 0.5))."""
+    """Converts uv to texel coordinates (the centre of texel (i, j) is (j + 0.5, i + 0.5))."""
     return box_to_unit(uv, box) * uv.new_tensor([width, height])
 
 
@@ -102,9 +97,16 @@ def sample(
     uv: Float[Tensor, "batch rows columns 2"],
     padding: str = "border",
 ) -> Float[Tensor, "batch channel rows columns"]:
-    """Bilinear lookup of uv in images that cover `box`: the only use of `grid_sample` on canonical images.
+    """Samples canonical images bilinearly at uv positions: the only use of `grid_sample` on canonical images.
 
-    `padding` is "border" (the edge goes on) or "zeros".
+    Args:
+        image: images that cover `box`.
+        box: the rectangle of the canonical plane, in uv units.
+        uv: positions to sample at, in uv units.
+        padding: what lies outside the image: "border" (the edge goes on) or "zeros".
+
+    Returns:
+        The sampled values, one for each position and channel.
     """
     grid = box_to_unit(uv, box) * 2 - 1
     return F.grid_sample(image, grid, mode="bilinear", padding_mode=padding, align_corners=False)

@@ -1,4 +1,4 @@
-"""What an edit puts on layers, read from its folder and checked against the hashes that edit.json has."""
+"""Reads the payloads of an edit from its folder, and checks them against the hashes in edit.json."""
 
 from __future__ import annotations
 
@@ -24,25 +24,26 @@ if TYPE_CHECKING:
 
 
 def read_overlay(edit: Edit, layer: str) -> Overlay:
-    """The overlay of one layer, checked against its hash.
+    """Reads the overlay of one layer.
 
     Raises:
         UserError: a missing, damaged or changed overlay (exit 5).
     """
-    return _overlay(edit, edit.facts["layers"][layer])
+    return _read_overlay_entry(edit, edit.facts["layers"][layer])
 
 
 def read_mask(edit: Edit, layer: str) -> Overlay | None:
-    """Where a grade of a layer is, as the alpha of an overlay; None: everywhere.
+    """Reads the mask of a layer's grade, the alpha of an overlay; None: the grade is everywhere.
 
     Raises:
         UserError: a missing, damaged or changed file (exit 5).
     """
     entry = edit.facts.get("masks", {}).get(layer)
-    return None if entry is None else _overlay(edit, entry)
+    return None if entry is None else _read_overlay_entry(edit, entry)
 
 
-def _overlay(edit: Edit, entry: Mapping[str, Any]) -> Overlay:
+def _read_overlay_entry(edit: Edit, entry: Mapping[str, Any]) -> Overlay:
+    """Reads the overlay that an entry of edit.json names."""
     path = edit.folder / entry["file"]
     try:
         changed = sha256_file(path) != entry["sha256"]
@@ -55,9 +56,11 @@ def _overlay(edit: Edit, entry: Mapping[str, Any]) -> Overlay:
 
 
 def read_moving(edit: Edit, layer: str, count: int) -> Moving:
-    """The overlays of a layer that are another in every frame, checked against their hash.
+    """Opens the animated overlay of a layer.
 
     Args:
+        edit: the edit.
+        layer: name of the layer.
         count: frames of the run.
 
     Raises:
@@ -75,7 +78,7 @@ def read_moving(edit: Edit, layer: str, count: int) -> Moving:
 
 
 def read_shape(edit: Edit, layer: str) -> Shape:
-    """The shape of one layer, checked against its hash.
+    """Reads the shape of one layer.
 
     Raises:
         UserError: a missing, damaged or changed file (exit 5).
@@ -96,7 +99,7 @@ def read_shape(edit: Edit, layer: str) -> Shape:
 
 
 def read_weights(edit: Edit) -> dict[str, Tensor]:
-    """The tuned parameters of a scene by name, checked against their hash; none where the edit has none.
+    """Reads the tuned parameters of a 3D scene by name; empty where the edit has none.
 
     Raises:
         UserError: a missing, damaged or changed file (exit 5).
@@ -119,10 +122,10 @@ def read_weights(edit: Edit) -> dict[str, Tensor]:
 def flatten(
     edits: Sequence[Edit], layer: str, size: tuple[int, int] | None = None, box: Box | None = None
 ) -> Overlay | None:
-    """The given edits of one layer in order, as one overlay with straight alpha; None where none touches the layer.
+    """Composites the overlays of one layer into one with straight alpha; None where no edit has one for the layer.
 
     Args:
-        edits: oldest first; the later is on top.
+        edits: oldest first; later ones are on top.
         layer: the layer's name.
         size: (width, height) of the result; by default the largest overlay's.
         box: what the result covers; by default the newest overlay's box.

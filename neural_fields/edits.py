@@ -1,15 +1,15 @@
-"""Reading the stack of edits of a run: which edits there are, which are active, and how they lie.
+"""Reads the stack of edits of a run: which edits there are, which are active, and their arrangement.
 
 The folders and the journal are those that `editors/stack.py` writes: `edits/0001-name/` with `edit.json`, whose keys
-say by layer what there is beside it:
+name by layer what is stored beside it:
 
     layers    an RGBA overlay: a PNG file, its box and size
     shapes    a deformation: a safetensors file
-    moving    an overlay for every frame: an FFV1 file; without a box it covers the frame instead of the plane
-    grades    how colours change, as numbers; with "masks" only there, a PNG file whose alpha says where
-    hidden    layers that are not shown any more, and what is behind them is; "grow" widens them by pixels
-    lit       false: the light of the layer does not fall on what is painted
-    weights   of a scene in space: tuned parameters; "parts", "hidden": the parts that it changes and takes away
+    moving    an animated overlay: an FFV1 file; without a box it covers the frame instead of the plane
+    grades    changes of colours, as numbers; with "masks" they are limited to the alpha of a PNG file
+    hidden    layers that are removed, so that what is behind them is visible; "grow" widens them by pixels
+    lit       false: the layer's gain is not applied to the paint
+    weights   of a 3D scene: tuned parameters; "parts", "hidden": the parts that it changes and removes
 
 `edit_files.py` reads those files. The renderer needs no more than this of an edit.
 """
@@ -17,8 +17,9 @@ say by layer what there is beside it:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,16 @@ from neural_fields.grading import Grade
 from neural_fields.journal import History, damaged_edit, history
 from neural_fields.run import Run
 
-SCHEMA = 1
-WITH_SHAPES = 2  # the schema of an edit that an older program must not show without its shapes
-WITH_WEIGHTS = 3  # of a scene in space
-WITH_MORE = 4  # with a place in time or in the mixture, or one of: moving, grades, hidden
+
+class EditSchema(IntEnum):
+    """The schema of an edit.json: an older program refuses an edit whose contents it cannot show."""
+
+    OVERLAYS = 1
+    SHAPES = 2
+    WEIGHTS = 3  # of a 3D scene
+    ARRANGED = 4  # with times, an opacity or a blend mode, or one of: moving, grades, hidden
+
+
 _FOLDER = re.compile(r"(\d{4,})-([a-z0-9-]+)")
 _FILES = ("layers", "shapes", "moving", "masks")  # entries that name a file for each layer
 
@@ -43,13 +50,13 @@ class Edit:
     """One edit on disk.
 
     Attributes:
-        folder: where it lies; its name is the number and the name, as in "0001-logo".
+        folder: its name is the number and the name, as in "0001-logo".
         number, name: the two parts of the folder's name.
         layers: the layers it changes.
         active: whether it is rendered; an undone edit is not.
-        redoable: whether `redo` can bring it back.
+        redoable: whether `redo` can restore it.
         facts: the whole of edit.json.
-        arrangement: how it lies in time and in the mixture: as it was added, and as changed since.
+        arrangement: opacity, blend mode and times: as it was added, and as changed since.
     """
 
     folder: Path
@@ -63,13 +70,15 @@ class Edit:
 
     @property
     def paint(self) -> Arrangement:
-        """How its overlays lie: those behind a hidden layer are there fully while it is, and seen as far as it is."""
-        lies = self.arrangement
-        return Arrangement(start=lies.start, end=lies.end) if self.facts.get("hidden") else lies
+        """The arrangement of its overlays: those behind a hidden layer are opaque while it is hidden."""
+        arrangement = self.arrangement
+        if self.facts.get("hidden"):
+            return Arrangement(start=arrangement.start, end=arrangement.end)
+        return arrangement
 
 
 def list_edits(run: Run) -> list[Edit]:
-    """Every edit of the run with its state: active ones from the lowest to the highest, undone ones where they were.
+    """Lists every edit of the run: active ones from the lowest to the highest, undone ones at their former places.
 
     Raises:
         UserError: a damaged edit folder or journal (exit 5), named.
@@ -77,23 +86,23 @@ def list_edits(run: Run) -> list[Edit]:
     found = edit_history(run)
     order = iter(found.active)
     active = set(found.active)
-    folders = {folder.name: folder for folder in _folders(run)}
+    folders = {folder.name: folder for folder in _sorted_folders(run)}
     names = [next(order) if name in active else name for name in folders]
     redoable = {step.edit for step in found.undone if step.operation == "add"}
     return [_read_edit(folders[name], name in active, name in redoable, found.values(name)) for name in names]
 
 
 def edit_history(run: Run) -> History:
-    """What was done with the edits of a run.
+    """Reads what was done with the edits of a run.
 
     Raises:
         UserError: a damaged journal (exit 5).
     """
-    return history(run, [folder.name for folder in _folders(run)])
+    return history(run, [folder.name for folder in _sorted_folders(run)])
 
 
 def active_edits(run: Run, names: Sequence[str] = ()) -> list[Edit]:
-    """The edits to render, the lowest first: the active ones, or those asked for by name, number or folder name.
+    """Lists the edits to render, the lowest first: the active ones, or those given by name, number or folder name.
 
     Raises:
         UserError: an unknown name (exit 3, lists the edits), a damaged edit (exit 5).
@@ -106,26 +115,27 @@ def active_edits(run: Run, names: Sequence[str] = ()) -> list[Edit]:
 
 
 def hidden_parts(edits: Sequence[Edit]) -> frozenset[str]:
-    """The parts of a scene that some of the edits take away."""
+    """Returns the parts of a 3D scene that some of the edits remove."""
     return frozenset(part for edit in edits for part in edit.facts.get("hidden", ()))
 
 
 def numbered_folders(edits: Path) -> list[Path]:
-    """The edit folders, in no order."""
+    """Lists the edit folders, in no order."""
     paths = edits.iterdir() if edits.is_dir() else ()
     return [path for path in paths if path.is_dir() and _FOLDER.fullmatch(path.name)]
 
 
 def number_of(folder: Path) -> int:
-    """The number in the name of an edit folder."""
+    """Returns the number in the name of an edit folder."""
     return int(folder.name.partition("-")[0])
 
 
-def _folders(run: Run) -> list[Path]:
+def _sorted_folders(run: Run) -> list[Path]:
     return sorted(numbered_folders(run.edits), key=lambda folder: (number_of(folder), folder.name))
 
 
 def _read_edit(folder: Path, active: bool, redoable: bool, changes: Mapping[str, Any]) -> Edit:
+    """Reads and checks one edit; `changes` are the values that the journal sets."""
     match = _FOLDER.fullmatch(folder.name)
     assert match, "only numbered folders are listed"
     try:
@@ -134,9 +144,10 @@ def _read_edit(folder: Path, active: bool, redoable: bool, changes: Mapping[str,
         raise damaged_edit(folder, "edit.json is missing or cannot be read") from problem
     if not isinstance(facts, dict) or not _is_complete(facts):
         raise damaged_edit(folder, "edit.json is incomplete")
-    missing = [entry["file"] for entry in _entries(facts) if not (folder / entry["file"]).is_file()]
-    if missing:
-        raise damaged_edit(folder, f"{missing[0]} is missing")
+    entries = [entry for kind in _FILES for entry in facts.get(kind, {}).values()]
+    for entry in (*entries, facts["weights"]) if "weights" in facts else entries:
+        if not (folder / entry["file"]).is_file():
+            raise damaged_edit(folder, f"{entry['file']} is missing")
     try:
         arrangement = Arrangement().changed(facts).changed(changes)
     except ValueError as problem:
@@ -146,21 +157,20 @@ def _read_edit(folder: Path, active: bool, redoable: bool, changes: Mapping[str,
     return Edit(folder, int(match[1]), match[2], layers, active, redoable, facts, arrangement)
 
 
-def _entries(facts: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """All parts of an edit.json that name a file."""
-    for kind in _FILES:
-        yield from facts.get(kind, {}).values()
-    if "weights" in facts:
-        yield facts["weights"]
-
-
 def _is_complete(facts: Mapping[str, Any]) -> bool:
+    """Returns whether an edit.json has all that its kind of edit needs."""
     parts = [facts.get(kind, {}) for kind in (*_FILES, "grades")]
-    known = facts.get("schema") in (SCHEMA, WITH_SHAPES, WITH_WEIGHTS, WITH_MORE)
+    known = facts.get("schema") in tuple(EditSchema)
     if not known or "layers" not in facts or not all(isinstance(part, dict) for part in parts):
         return False
     if not any(parts):
-        return _is_of_a_scene_or_hides(facts)
+        # An edit of a 3D scene, or one that only hides layers.
+        weights, hidden, grow = facts.get("weights"), facts.get("hidden", []), facts.get("grow", 0)
+        if not _are_names(facts.get("parts", [])) or not _are_names(hidden) or not isinstance(grow, int | float):
+            return False
+        if weights is None:
+            return bool(hidden)
+        return isinstance(weights, dict) and _is_file_entry(weights)
     try:
         for value in facts.get("grades", {}).values():
             Grade.from_json(value)
@@ -168,39 +178,33 @@ def _is_complete(facts: Mapping[str, Any]) -> bool:
         return False
     if not _are_names(facts.get("hidden", [])) or not isinstance(facts.get("lit", True), bool):
         return False
-    return all(_is_layer(entry, kind == "moving") for kind in _FILES for entry in facts.get(kind, {}).values())
-
-
-def _is_of_a_scene_or_hides(facts: Mapping[str, Any]) -> bool:
-    """Whether an edit without layers has what an edit of a scene in space, or one that only hides layers, needs."""
-    weights, hidden, grow = facts.get("weights"), facts.get("hidden", []), facts.get("grow", 0)
-    if not _are_names(facts.get("parts", [])) or not _are_names(hidden) or not isinstance(grow, int | float):
-        return False
-    if weights is None:
-        return bool(hidden)
-    return isinstance(weights, dict) and _is_file(weights)
+    for kind in _FILES:
+        for entry in facts.get(kind, {}).values():
+            if not isinstance(entry, dict) or not _is_file_entry(entry):
+                return False
+            covers_frame = kind == "moving" and entry.get("box") is None  # the only kind that needs no box
+            if not (covers_frame or are_numbers(entry.get("box"), 4)) or not are_numbers(entry.get("size"), 2):
+                return False
+    return True
 
 
 def _are_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
-def _is_file(entry: Mapping[str, Any]) -> bool:
-    """A file name, and never a way out of the folder."""
+def _is_file_entry(entry: Mapping[str, Any]) -> bool:
+    """Returns whether an entry has a hash and a file name that does not lead out of the folder."""
     named = all(isinstance(entry.get(key), str) for key in ("file", "sha256"))
     return named and Path(entry["file"]).name == entry["file"]
 
 
-def _is_layer(entry: Any, may_be_free: bool) -> bool:
-    """Whether an entry names a file with its box and size; one that covers the frame has no box."""
-    if not isinstance(entry, dict) or not _is_file(entry):
-        return False
-    free = may_be_free and entry.get("box") is None
-    return (free or are_numbers(entry.get("box"), 4)) and are_numbers(entry.get("size"), 2)
-
-
 def find_edit(edits: Sequence[Edit], wanted: str, run: Run) -> Edit:
-    """The edit of a name, number or folder name; the newest of several.
+    """Finds an edit by its name, number or folder name; the newest of several.
+
+    Args:
+        edits: where to look.
+        wanted: the name or number.
+        run: is named in the error.
 
     Raises:
         UserError: there is none (exit 3, lists the edits).

@@ -22,7 +22,7 @@ class ExitCode(IntEnum):
 
 
 class UserError(Exception):
-    """Something a user caused and can put right.
+    """An error that the user caused and can correct.
 
     Args:
         code: the exit status the command ends with.
@@ -46,5 +46,5 @@ class UserError(Exception):
 
 
 def bad_input(what: str, *, where: str = "", why: str = "", fix: str = "") -> UserError:
-    """A `UserError` for input that cannot be used (exit status 3)."""
+    """Makes a `UserError` for input that cannot be used (exit status 3)."""
     return UserError(ExitCode.BAD_INPUT, what, where=where, why=why, fix=fix)

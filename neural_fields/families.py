@@ -1,4 +1,4 @@
-"""What the commands ask for, of whichever family a run is: still pictures of a video, or a scene in space."""
+"""The commands for runs of both families: planar models (canonical images of a video) and 3D scenes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from neural_fields.volume_run import is_volume_run, read_record
 
 
 def fit(source: str | Path, options: FitOptions | None = None, report: Reporter = lambda progress: None) -> FitResult:
-    """`fitting.fit`, or `volume_fit.fit_volume` where the config is that of a scene in space."""
+    """Trains a planar model with `fitting.fit`, or a 3D scene with `volume_fit.fit_volume`, as the config says."""
     options = options or FitOptions()
     if is_volume(options.config):
         from neural_fields.volume_fit import fit_volume
@@ -29,16 +29,16 @@ def fit(source: str | Path, options: FitOptions | None = None, report: Reporter 
         return fit_volume(source, options, report)
     if (Path(source) / "transforms.json").is_file():
         raise bad_input(
-            f"{source} is a scene in space",
+            f"{source} is a 3D scene",
             where=str(Path(source) / "transforms.json"),
-            why=f"{options.config} fits still pictures to the frames of one video",
+            why=f"{options.config} makes canonical images of the frames of one video",
             fix=f"unwrap train {source} --config hosnerf, or unwrap train {Path(source) / 'images'}",
         )
     return fitting.fit(source, options, report)
 
 
 def next_step(result: FitResult) -> list[str]:
-    """What a user can do with a finished fit, in lines."""
+    """Returns lines that say what a user can do with a finished training."""
     path, name = result.run.path, shlex.quote(str(result.run.path))
     if is_volume_run(result.run):
         first = f"done: {result.step} steps. Look at {path / 'previews' / 'scene.png'}, then"
@@ -48,51 +48,61 @@ def next_step(result: FitResult) -> list[str]:
 
 
 def render_run(path: Path, options: VolumeRenderOptions, report: Callable[[int, int], None]) -> list[Path]:
-    """Renders a run; returns the files written.
+    """Renders a run.
+
+    Args:
+        path: the run's folder.
+        options: those of both families; what the run's family does not have must be left at its default.
+        report: called with the frames done and all frames.
+
+    Returns:
+        The files written.
 
     Raises:
-        UserError: as `output.render` and `volume_output.render_volume`; an option that the run's family has not.
+        UserError: as `output.render` and `volume_output.render_volume`; an option that the run's family does not have.
     """
     run = Run.open(path)
     if is_volume_run(run):
         common = options.common
         if parse_timing(common.speed, common.rate, common.freeze).changes_something:
             raise bad_input(
-                "a scene in space has no --speed, --rate or --freeze",
+                "a 3D scene has no --speed, --rate or --freeze",
                 where=str(run.path),
-                why="its frames are views of their own moments",
+                why="its frames are views, each at its own moment",
                 fix="--time 20 shows one moment all along",
             )
         return render_volume(run, options, report)
     if options.what == "depth" or options.what == "opacity":
-        raise _of_space(run, f"--what {options.what}")
-    _refuse(run, options)
+        raise _volume_option_error(run, f"--what {options.what}")
+    if options.camera != "source":
+        raise _volume_option_error(run, f"--camera {options.camera}")
+    if options.time is not None:
+        raise _volume_option_error(run, f"--time {options.time}")
+    if options.pose is not None:
+        raise _volume_option_error(run, f"--pose {options.pose}")
     return render(run, replace(options.common, what=options.what), report)
 
 
-def _refuse(run: Run, options: VolumeRenderOptions) -> None:
-    """Options of scenes in space on a run of still pictures."""
-    given = {
-        f"--camera {options.camera}": options.camera != "source",
-        f"--time {options.time}": options.time is not None,
-        f"--pose {options.pose}": options.pose is not None,
-    }
-    for flag, is_there in given.items():
-        if is_there:
-            raise _of_space(run, flag)
-
-
-def _of_space(run: Run, flag: str) -> UserError:
+def _volume_option_error(run: Run, flag: str) -> UserError:
     return bad_input(
         flag,
         where=str(run.path),
-        why="the run has still pictures of a video, not a scene in space with cameras and bones",
-        fix="leave it out, or fit a scene: unwrap train SCENE --config hosnerf",
+        why="the run has canonical images of a video, not a 3D scene with cameras and bones",
+        fix="leave it out, or train on a 3D scene: unwrap train SCENE --config hosnerf",
     )
 
 
 def evaluate_run(path: Path, masks: Sequence[str], lpips: Path | None, html: bool) -> dict[str, Any]:
-    """Measures a run against its source; plain values for JSON.
+    """Measures a run against its source.
+
+    Args:
+        path: the run's folder.
+        masks: true masks, "[NAME=]PATH" for each front layer; of planar runs only.
+        lpips: weights of an LPIPS backbone; of planar runs only.
+        html: whether to write report.html as well; of planar runs only.
+
+    Returns:
+        Plain values for JSON.
 
     Raises:
         UserError: as `evaluation.evaluate` and `volume_eval.evaluate_volume`.
@@ -106,7 +116,7 @@ def evaluate_run(path: Path, masks: Sequence[str], lpips: Path | None, html: boo
                 raise bad_input(
                     flag,
                     where=str(run.path),
-                    why="it is about the still pictures of a video, and the run is of a scene in space",
+                    why="it is about the canonical images of a video, and the run is of a 3D scene",
                     fix=f"unwrap eval {run.path} --json, and look at previews/scene.png",
                 )
         return evaluate_volume(run)
@@ -116,35 +126,48 @@ def evaluate_run(path: Path, masks: Sequence[str], lpips: Path | None, html: boo
 
 
 def video_facts(path: Path) -> dict[str, Any]:
-    """Facts of a video, for people and for JSON."""
+    """Returns the metadata of a video, for people and for JSON."""
     from neural_fields.data.video import probe
 
-    facts = probe(path)
-    plain = facts.to_json()
-    times = facts.timestamps
-    shown = ("path", "kind", "width", "height", "frame_count", "codec", "pixel_format", "color_space", "range")
+    metadata = probe(path)
+    plain = metadata.to_json()
+    times = metadata.timestamps
+    copied = ("path", "kind", "width", "height", "frame_count", "codec", "pixel_format", "color_space", "range")
     return {
-        **{name: plain[name] for name in shown},
-        "seconds": round(float(times[-1] - times[0]) + 1 / float(facts.rate), 3),
+        **{name: plain[name] for name in copied},
+        "seconds": round(float(times[-1] - times[0]) + 1 / float(metadata.rate), 3),
         "rate": plain["rate"],
-        "variable_rate": facts.variable_rate,
-        "rotation": facts.rotation,
-        "sound": [f"{track.codec} {track.seconds:.1f} s" for track in facts.sound],
-        "notes": list(facts.notes),
+        "variable_rate": metadata.variable_rate,
+        "rotation": metadata.rotation,
+        "sound": [f"{track.codec} {track.seconds:.1f} s" for track in metadata.sound],
+        "notes": list(metadata.notes),
     }
 
 
 def run_facts(path: Path) -> dict[str, Any]:
-    """Facts of a run, for people and for JSON."""
+    """Returns the metadata of a run, for people and for JSON."""
     from neural_fields.edits import list_edits
     from neural_fields.fit_record import read_fit_record
 
     run = Run.open(path)
     if is_volume_run(run):
-        return _volume_facts(run)
+        scene = read_record(run)
+        return {
+            "run": str(run.path),
+            "source": str(scene.source),
+            "preset": scene.preset,
+            "quality": scene.quality,
+            "size": list(scene.size),
+            "views": len(scene.cameras),
+            "held_out": len(scene.held_out),
+            "moments": max(scene.times) + 1,
+            "bones": 0 if scene.motion is None else scene.motion.skeleton.count,
+            "states": scene.state_count,
+            "steps": _count_steps(read_metrics(run)),
+            "edits": [f"{edit.folder.name}{'' if edit.active else ' (undone)'}" for edit in list_edits(run)],
+        }
     record = read_fit_record(run)
     lines = read_metrics(run)
-    steps = [value for line in lines for name in ("step", "steps") if isinstance(value := line.get(name), int)]
     psnr = [line["psnr"] for line in lines if line.get("psnr") is not None]
     return {
         "run": str(path),
@@ -154,32 +177,16 @@ def run_facts(path: Path) -> dict[str, Any]:
         "size": list(record.size),
         "frames": f"{record.frames.start}:{record.frames.stop}:{record.frames.step}",
         "masks": list(record.masks),
-        "steps": max(steps, default=0),
+        "steps": _count_steps(lines),
         "last_psnr": psnr[-1] if psnr else None,
-        "layers": sorted(p.stem for p in run.canonical.glob("*.json")),
+        "layers": sorted(sidecar.stem for sidecar in run.canonical.glob("*.json")),
         "edits": [f"{edit.folder.name}{'' if edit.active else ' (undone)'}" for edit in list_edits(run)],
     }
 
 
-def _volume_facts(run: Run) -> dict[str, Any]:
-    """Facts of a run of a scene in space."""
-    from neural_fields.edits import list_edits
-
-    record = read_record(run)
-    steps = [
-        value for line in read_metrics(run) for name in ("step", "steps") if isinstance(value := line.get(name), int)
-    ]
-    return {
-        "run": str(run.path),
-        "source": str(record.source),
-        "preset": record.preset,
-        "quality": record.quality,
-        "size": list(record.size),
-        "views": len(record.cameras),
-        "held_out": len(record.held_out),
-        "moments": max(record.times) + 1,
-        "bones": 0 if record.motion is None else record.motion.skeleton.count,
-        "states": record.state_count,
-        "steps": max(steps, default=0),
-        "edits": [f"{edit.folder.name}{'' if edit.active else ' (undone)'}" for edit in list_edits(run)],
-    }
+def _count_steps(metrics: list[dict[str, Any]]) -> int:
+    """Returns the number of steps done, as the lines of metrics.jsonl say; 0 without any."""
+    counts = [0]
+    for line in metrics:
+        counts += [line[name] for name in ("step", "steps") if isinstance(line.get(name), int)]
+    return max(counts)

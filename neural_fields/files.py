@@ -22,12 +22,11 @@ from typing import Any
 
 from neural_fields.errors import ExitCode, UserError, bad_input
 
-JSON_LIMIT = 256 << 20  # bytes; a source.json with a million timestamps is far below
-CHUNK = 8 << 20  # bytes given to one write call
+WRITE_CHUNK_BYTES = 8 << 20  # given to one write call
 DESKTOP_LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")  # left by file managers in any folder they show
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_REFUSED = (
+_DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
+_WRITE_REFUSED_ERRORS = (
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
@@ -43,38 +42,39 @@ _in_use: set[str] = set()  # temporary names that this process is writing now
 
 @contextmanager
 def disk_errors(path: Path, needed: int | None = None) -> Iterator[None]:
-    """Turns a refusal of the disk that holds `path` into a `UserError`.
+    """Turns an error of the disk that holds `path` into a `UserError`.
+
+    Args:
+        path: the file or folder that the block writes.
+        needed: the bytes that the block writes, for the message; None where they are not known.
 
     Raises:
-        UserError: NO_ROOM with the `needed` and the free bytes, or BAD_INPUT with the reason.
+        UserError: NO_ROOM with the needed and the free bytes, or BAD_INPUT with the reason.
     """
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
-            raise _no_room(path, needed) from error
-        about = "" if error.filename is None else str(error.filename)
-        if error.errno in _REFUSED and _concerns(about, path):
+        if error.errno in _DISK_FULL_ERRORS:
+            raise _disk_full_error(path, needed) from error
+        failed = "" if error.filename is None else str(error.filename)
+        # The block may also read other files meanwhile; an error about those is not an error of writing `path`.
+        is_about_path = not failed or Path(failed) in path.parents or path.parent in Path(failed).parents
+        if error.errno in _WRITE_REFUSED_ERRORS and is_about_path:
             why = (error.strerror or type(error).__name__).lower()
             fix = "choose a folder you may write to"
-            raise bad_input(f"cannot write {path}", where=about, why=why, fix=fix) from error
+            raise bad_input(f"cannot write {path}", where=failed, why=why, fix=fix) from error
         raise
 
 
-def _concerns(about: str, path: Path) -> bool:
-    """Whether an error about the file `about` came from writing `path`, not from something read meanwhile."""
-    return not about or Path(about) in path.parents or path.parent in Path(about).parents
-
-
 def volume_of(path: Path) -> Path:
-    """The nearest folder of `path` that exists, resolved."""
+    """Returns the nearest parent folder of `path` (or `path` itself) that exists, resolved."""
     path = path.absolute()
     while not path.is_dir() and path != path.parent:
         path = path.parent
     return path.resolve()
 
 
-def _no_room(path: Path, needed: int | None) -> UserError:
+def _disk_full_error(path: Path, needed: int | None) -> UserError:
     folder = mount = volume_of(path)
     while not os.path.ismount(mount):
         mount = mount.parent
@@ -85,7 +85,7 @@ def _no_room(path: Path, needed: int | None) -> UserError:
 
 
 def require_room(path: Path, bytes: int) -> None:
-    """Checks before a long job that the volume which holds `path` (existing or not) has `bytes` free.
+    """Checks before a long job that the volume that holds `path` (existing or not) has `bytes` free.
 
     Raises:
         UserError: NO_ROOM with the volume, the needed and the free bytes.
@@ -93,7 +93,7 @@ def require_room(path: Path, bytes: int) -> None:
     usage = shutil.disk_usage(volume_of(path))
     # Some network volumes report nothing at all; then only the write itself can tell.
     if usage.total > 0 and usage.free < bytes:
-        raise _no_room(path, bytes)
+        raise _disk_full_error(path, bytes)
 
 
 def make_folder(path: Path) -> None:
@@ -105,7 +105,7 @@ def make_folder(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flushes a file, or the names in a folder, to the disk."""
+    """Flushes the content of a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -122,11 +122,15 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def write_pieces(path: Path, pieces: Iterable[bytes | memoryview]) -> tuple[int, str]:
-    """Like `write_synced`, for bytes that are made piece by piece; gives their number and SHA-256."""
+    """Writes a new file like `write_synced` from bytes that are made piece by piece.
+
+    Returns:
+        The number of bytes and their SHA-256 in hexadecimal.
+    """
     digest, size = hashlib.sha256(), 0
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        for chunk in _chunks(pieces):
+        for chunk in _join_into_chunks(pieces):
             digest.update(chunk)
             size += len(chunk)
             write_all(descriptor, chunk)
@@ -136,16 +140,16 @@ def write_pieces(path: Path, pieces: Iterable[bytes | memoryview]) -> tuple[int,
     return size, digest.hexdigest()
 
 
-def _chunks(pieces: Iterable[bytes | memoryview]) -> Iterator[bytearray]:
-    """The same bytes in chunks of `CHUNK`, so that many small pieces need few calls of the system."""
+def _join_into_chunks(pieces: Iterable[bytes | memoryview]) -> Iterator[bytearray]:
+    """Yields the same bytes in chunks of `WRITE_CHUNK_BYTES`, so that many small pieces need few system calls."""
     chunk = bytearray()
     for piece in pieces:
         rest = memoryview(piece)
         while len(rest):
-            taken = rest[: CHUNK - len(chunk)]
+            taken = rest[: WRITE_CHUNK_BYTES - len(chunk)]
             chunk += taken
             rest = rest[len(taken) :]
-            if len(chunk) == CHUNK:
+            if len(chunk) == WRITE_CHUNK_BYTES:
                 yield chunk
                 chunk = bytearray()
     if chunk:
@@ -153,30 +157,30 @@ def _chunks(pieces: Iterable[bytes | memoryview]) -> Iterator[bytearray]:
 
 
 def write_all(descriptor: int, data: bytes | bytearray) -> None:
-    """Writes all bytes, however few of them one call of the system takes."""
+    """Writes all bytes, however few of them one system call takes."""
     rest = memoryview(data)
     while len(rest):
-        rest = rest[os.write(descriptor, rest[:CHUNK]) :]
+        rest = rest[os.write(descriptor, rest[:WRITE_CHUNK_BYTES]) :]
 
 
 def host_id() -> str:
-    """This machine in eight hexadecimal digits, for names of temporary files on shared volumes."""
+    """Returns this machine in eight hexadecimal digits, for names of temporary files on shared volumes."""
     return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 @contextmanager
 def temporary(folder: Path, suffix: str = "") -> Iterator[Path]:
-    """A free name in `folder` that tells which process uses it; whatever is left at that name at the end is removed."""
+    """Gives a free path in `folder`, named after the process that uses it; what is left there at the end is removed."""
     part = folder / f".unwrap-part-{host_id()}-{os.getpid()}-{uuid.uuid4().hex[:8]}{suffix}"
     _in_use.add(part.name)
     try:
         yield part
     finally:
-        _remove_own(part)
+        _remove_temporary(part)
         _in_use.discard(part.name)
 
 
-def _remove_own(part: Path) -> None:
+def _remove_temporary(part: Path) -> None:
     with suppress(FileNotFoundError):
         if part.is_dir() and not part.is_symlink():
             shutil.rmtree(part)
@@ -190,13 +194,13 @@ def is_temporary(name: str) -> bool:
 
 
 def clean_litter(folder: Path) -> None:
-    """Removes the temporary files in `folder` whose writer, on this machine, is gone. Anything else stays."""
+    """Removes the temporary files in `folder` whose writer, a process of this machine, is gone. The rest stays."""
     for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
         match = _TEMP_NAME.fullmatch(entry.name)
         if match and match[1] == host_id() and entry.name not in _in_use:
             pid = int(match[2])
             if pid == os.getpid() or not is_alive(pid):
-                _remove_own(entry)
+                _remove_temporary(entry)
 
 
 def is_alive(pid: int) -> bool:
@@ -240,7 +244,7 @@ def write_json(path: Path | str, obj: Any) -> None:
 
 
 def plain(value: Any, finite: bool = True) -> Any:
-    """`value` in the words of JSON or, with `finite` off, of YAML, which has infinity and not-a-number."""
+    """Converts `value` to the types of JSON or, with `finite` off, of YAML, which has infinity and not-a-number."""
     if isinstance(value, Mapping):
         return {str(key): plain(item, finite) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -255,14 +259,14 @@ def plain(value: Any, finite: bool = True) -> Any:
 
 
 def read_json(path: Path | str) -> Any:
-    """The value in a JSON file of a run.
+    """Reads the value in a JSON file of a run.
 
     Raises:
         UserError: DAMAGED_RUN if the file is missing, too large or not JSON; BAD_INPUT if it may not be read.
     """
     path = Path(path)
     try:
-        return json.loads(read_limited(path, JSON_LIMIT))
+        return json.loads(read_limited(path))
     except PermissionError as error:
         raise bad_input(f"cannot read {path}", why="permission denied") from error
     except (Damage, OSError, ValueError, RecursionError) as error:
@@ -272,18 +276,21 @@ def read_json(path: Path | str) -> Any:
 
 
 class Damage(Exception):
-    """A file is not what was written; the text says how."""
+    """A file is not what was written; the text says what is wrong with it."""
 
 
 def reason(error: Exception) -> str:
-    """Why a file could not be read, in words for a user."""
+    """Says in words for a user why a file could not be read."""
     if isinstance(error, FileNotFoundError):
         return f"{Path(str(error.filename)).name} is missing"
     return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
 
 
-def read_limited(path: Path, limit: int) -> bytes:
-    """The bytes of a file; raises `Damage` without reading it if it has more than `limit`."""
+def read_limited(path: Path, limit: int = 256 << 20) -> bytes:
+    """Reads the bytes of a file; raises `Damage` without reading it if it has more than `limit`.
+
+    The default is for our own JSON files: a source.json with a million timestamps is far below.
+    """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size > limit:
@@ -292,6 +299,6 @@ def read_limited(path: Path, limit: int) -> bytes:
 
 
 def sha256_file(path: Path | str) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """Returns the SHA-256 of a file's bytes, in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""What a fit is asked for, and what it says while it runs."""
+"""Options of a training, and the progress that it reports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from neural_fields.errors import bad_input
 
 @dataclass(frozen=True)
 class Progress:
-    """What a fit is doing now, for the live line of the command."""
+    """What a training is doing now, for the live line of the command."""
 
     stage: str  # "reading", "flow", "masks", "following", "geometry", "training", "baking", "report"
     done: int
@@ -29,7 +29,7 @@ Reporter = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class FitOptions:
-    """What a fit is asked for; the defaults are those of the command."""
+    """Options of a training; the defaults are those of the command."""
 
     out: Path | None = None  # default: runs/<name of the video>
     config: str = "atlas"  # a preset or a YAML file
@@ -46,6 +46,6 @@ class FitOptions:
 
     def __post_init__(self) -> None:
         if self.seconds is not None and not self.seconds > 0:
-            raise bad_input(f"--seconds {self.seconds:g}", why="a fit takes some time: above 0", fix="--seconds 90")
+            raise bad_input(f"--seconds {self.seconds:g}", why="training takes some time: above 0", fix="--seconds 90")
         if not 0 <= self.seed < 2**32:
             raise bad_input(f"--seed {self.seed}", why="expected a whole number from 0 to 2^32 - 1", fix="--seed 0")

@@ -1,4 +1,4 @@
-"""What run.yaml says of a fit, checked: whatever works from a run that exists reads it here."""
+"""The record of a planar training in run.yaml, checked when it is read."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from neural_fields.run import Run, read_run_yaml
 
 @dataclass(frozen=True)
 class FitRecord:
-    """What a run was fitted to, and how."""
+    """What a run was trained on, and how."""
 
     video: Path
     sha256: str
-    frames: range  # of the source that were fitted
-    size: tuple[int, int]  # (width, height) of the fit
+    frames: range  # of the source that were used
+    size: tuple[int, int]  # (width, height) of the frames in training, pixels
     preset: str
     quality: str
     masks: tuple[str, ...]
@@ -28,29 +28,29 @@ class FitRecord:
 
 
 def read_fit_record(run: Run) -> FitRecord:
-    """The record of a run.
+    """Reads the record of a run.
 
     Raises:
         UserError: run.yaml is missing, or does not hold what `unwrap train` writes (exit 5), or is unsafe (7).
     """
     values = read_run_yaml(run)
-    texts = {
-        name: _typed(run, values, name, str) for name in ("video", "sha256", "frames", "preset", "quality", "flow")
-    }
-    masks, size = _typed(run, values, "masks", list), _typed(run, values, "size", list)
+    texts = {}
+    for name in ("video", "sha256", "frames", "preset", "quality", "flow"):
+        texts[name] = _require_type(run, values, name, str)
+    masks, size = _require_type(run, values, "masks", list), _require_type(run, values, "size", list)
     try:
         start, stop, step = (int(part) for part in texts["frames"].split(":"))
         frames = range(start, stop, step)
         width, height = (int(side) for side in size)
     except (ValueError, TypeError) as error:
-        raise _damaged(run, f"frames {texts['frames']!r} and size {size!r} are not a range and a size") from error
+        raise _damaged_error(run, f"frames {texts['frames']!r} and size {size!r} are not a range and a size") from error
     if not len(frames) or min(width, height, start + 1) < 1:
-        raise _damaged(run, f"frames {texts['frames']!r} or size {size!r} is empty")
-    config = _typed(run, values, "config", dict)
+        raise _damaged_error(run, f"frames {texts['frames']!r} or size {size!r} is empty")
+    config = _require_type(run, values, "config", dict)
     try:
         settings = from_mapping(Config, config, where=str(run.run_yaml))
     except UserError as error:
-        raise _damaged(run, error.what) from error
+        raise _damaged_error(run, error.what) from error
     return FitRecord(
         video=Path(texts["video"]),
         sha256=texts["sha256"],
@@ -65,7 +65,7 @@ def read_fit_record(run: Run) -> FitRecord:
 
 
 def require_source(run: Run, record: FitRecord) -> Path:
-    """Where the source video of a run lies.
+    """Returns the path of the source video of a run.
 
     Raises:
         UserError: it is not there any more (exit 3).
@@ -80,13 +80,14 @@ def require_source(run: Run, record: FitRecord) -> Path:
     return record.video
 
 
-def _typed(run: Run, values: dict[str, Any], name: str, kind: type) -> Any:
+def _require_type(run: Run, values: dict[str, Any], name: str, kind: type) -> Any:
+    """Returns the value called `name`; raises `UserError` (exit 5) if it is missing or not of type `kind`."""
     if not isinstance(values.get(name), kind):
-        raise _damaged(run, f"{name} is {values.get(name)!r}, expected a {kind.__name__}")
+        raise _damaged_error(run, f"{name} is {values.get(name)!r}, expected a {kind.__name__}")
     return values[name]
 
 
-def _damaged(run: Run, why: str) -> UserError:
+def _damaged_error(run: Run, why: str) -> UserError:
     return UserError(
         ExitCode.DAMAGED_RUN,
         "run.yaml is damaged",

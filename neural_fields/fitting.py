@@ -1,4 +1,4 @@
-"""`unwrap train`: from a video to a fitted run. Run again, it continues; a finished run says so."""
+"""`unwrap train` for planar models: from a video to a trained run. It continues a run that was stopped."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from neural_fields import config as settings
 from neural_fields.baking import Maps, bake
 from neural_fields.canonical import export, pristine
 from neural_fields.checkpoints import Checkpoint, load_latest_checkpoint, require_checkpoint
-from neural_fields.config import Config
+from neural_fields.config import Config, load_config, scale_steps, steps_for
 from neural_fields.coverage import canonical_images
 from neural_fields.data.clip import Clip
 from neural_fields.data.facts import VideoFacts
@@ -28,7 +27,7 @@ from neural_fields.files import read_json, write_json
 from neural_fields.fit_input import check_same, make_clip, record_of
 from neural_fields.fit_options import FitOptions, Progress, Reporter
 from neural_fields.fit_record import read_fit_record
-from neural_fields.interrupt import StopRequest, stop_on_signals
+from neural_fields.interrupt import stop_on_signals
 from neural_fields.locking import lock
 from neural_fields.planar.build import Plan, build, fill, plan
 from neural_fields.planar.extent import measured_shape
@@ -39,13 +38,24 @@ from neural_fields.report import FitCost, report_of_fit
 from neural_fields.run import Run, append_metrics, read_metrics, write_run_yaml
 from neural_fields.training import Budget, StepRecord, train_steps
 
-REPORT_EVERY = 20  # steps between two lines of metrics.jsonl
-MEGAPIXELS_A_SECOND = 5.0  # a careful guess of how fast maps are baked, to end a fit inside its time
+
+@dataclass(frozen=True)
+class TimeBudgetSettings:
+    """Settings of how `--seconds` is divided among warm-up, training steps and baking."""
+
+    max_warm_up_share: float = 1 / 3  # of the time, for the warm-up of mappings that are networks
+    baked_megapixels_per_second: float = 5.0  # a careful guess of how fast maps are baked
+    extra_reserve_seconds: float = 3.0  # kept beside the time for baking
+    max_reserve_share: float = 0.5  # of the time, that is kept at most for what comes after the steps
+    min_step_seconds: float = 0.1  # for the steps, however little time is left
+
+
+DEFAULTS = TimeBudgetSettings()
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """How a fit ended."""
+    """How a training ended."""
 
     run: Run
     step: int
@@ -55,69 +65,94 @@ class FitResult:
     was_finished: bool = False  # nothing was left to do
 
 
-def fit(video: str | Path, options: FitOptions | None = None, report: Reporter = lambda progress: None) -> FitResult:
-    """Fits a representation to a video, or continues a fit that was stopped.
+def fit(
+    video: str | Path,
+    options: FitOptions | None = None,
+    report: Reporter = lambda progress: None,
+    settings: TimeBudgetSettings = DEFAULTS,
+) -> FitResult:
+    """Trains a planar model on a video, or continues a training that was stopped.
 
     Args:
         video: a video file or a folder of numbered images.
-        options: what is asked for.
+        options: what the user asks for.
         report: called with the progress, often.
+        settings: how a time limit is divided.
+
+    Returns:
+        The run, the number of steps and how the training ended.
 
     Raises:
         UserError: bad input (3), no room (4), damaged run (5), another process at work (6), not converged (8).
     """
     started = time.monotonic()
     options = options or FitOptions()
-    config = settings.load_config(options.config, options.overrides)
+    config = load_config(options.config, options.overrides)
     device = choose_device(options.device)
     run_path = options.out or default_run(video)
-    first = read(video, _scratch(run_path), options.size, options.frames) if not run_path.exists() else None
+    # Before the run exists, frames are decoded into its cache alone, so that a bad video leaves no run behind.
+    decoded = read(video, run_path / "cache", options.size, options.frames) if not run_path.exists() else None
     run = Run.create(run_path)
     with lock(run) as note, stop_on_signals() as stop:
+        # The input, checked against what the run was begun with.
         notes = [note] if note else []
         report(Progress("reading", 0, 1))
-        source = first or read(video, run.cache, options.size, options.frames)
+        source = decoded or read(video, run.cache, options.size, options.frames)
         record = record_of(options, config, source)
         check_same(run, record)
         checkpoint = load_latest_checkpoint(run)
-        clip, clip_notes = make_clip(run, source, options, config, report)
+        clip, clip_notes = make_clip(run, source, options, config, report, device)
         notes += [*clip_notes, *source.facts.notes, *(checkpoint.warnings if checkpoint else ())]
         width, height = clip.size
-        total = settings.steps_for(config.training, options.quality, clip.frame_count, width * height)
-        config = settings.scale_steps(config, total)
-        if checkpoint and checkpoint.step >= total and _is_whole(run):
+        total = steps_for(config.training, options.quality, clip.frame_count, width * height)
+        config = scale_steps(config, total)
+        if checkpoint and checkpoint.step >= total and _has_valid_results(run):
             return FitResult(run, checkpoint.step, total, ExitCode.OK, tuple(notes), was_finished=True)
         write_run_yaml(run, record)
         write_json(run.source_json, source.facts.to_json())
         for text in notes:
             report(Progress("reading", 1, 1, note=text))
+
+        # The model, initialised from the clip or of the checkpoint's shape.
         report(Progress("geometry", 0, 1))
-        model = make_model(config, clip, checkpoint, _warm_up(options, device, stop, report)).to(device)
-        if checkpoint is None and stop.requested is not None:  # its start is not whole: nothing is kept of it
-            _close(run, 0, total, time.monotonic() - started, stop.requested)
+        warm_up = WarmUp(
+            options.seed,
+            device,
+            None if options.seconds is None else options.seconds * settings.max_warm_up_share,
+            lambda: stop.requested is not None,
+            lambda done, all_: report(Progress("geometry", done, all_)),
+        )
+        model = make_model(config, clip, checkpoint, warm_up).to(device)
+        if checkpoint is None and stop.requested is not None:  # initialised in part only: nothing of it is kept
+            _append_final_metrics(run, 0, total, time.monotonic() - started, stop.requested)
             return FitResult(run, 0, total, stop.exit_code, tuple(notes))
+
+        # Training, then maps, canonical images and the report.
         had_flow = clip.flow is not None
         if not config.terms.use_flow:
             clip = replace(clip, flow=None)  # it has served its purpose: unmapped, it takes no memory
         if device.type == "cuda":
             clip = clip.resident(device)
-        budget = _budget(options, total, started, clip)
-        step = _train(run, model, clip, config, budget, options, report, lambda: stop.requested is not None)
+        budget = _make_budget(options, total, started, clip, settings)
+        step = _run_steps(run, model, clip, config, budget, options, report, lambda: stop.requested is not None)
         if stop.requested is None:
             finish(run, model, step, report)
-            cost = FitCost(step, _in_all(run, time.monotonic() - started), peak_mib())
-            _write_report(run, model, clip, cost, had_flow, report)
-        _close(run, step, total, time.monotonic() - started, stop.requested)
+            cost = FitCost(step, sum_train_seconds(run, time.monotonic() - started), peak_mib())
+            made = report_of_fit(
+                run, model, clip.frames, cost, had_flow, lambda done, all_: report(Progress("report", done, all_))
+            )
+            report(Progress("report", 1, 1, note=f"{made.sentence} See {run.report}"))
+        _append_final_metrics(run, step, total, time.monotonic() - started, stop.requested)
         return FitResult(run, step, total, stop.exit_code, tuple(notes))
 
 
 def default_run(video: str | Path) -> Path:
-    """Where the run of a video goes: `runs/` and the name of the video, also for "." and ".."."""
+    """Returns the folder of a video's run: `runs/` and the name of the video, also for "." and ".."."""
     return Path("runs") / (Path(os.path.abspath(video)).stem or "video")
 
 
-def _is_whole(run: Run) -> bool:
-    """Whether what a fit leaves beside its weights can be read; otherwise a finished fit writes it again."""
+def _has_valid_results(run: Run) -> bool:
+    """Whether what a training leaves beside its weights can be read; otherwise a finished training writes it again."""
     try:
         VideoFacts.from_json(read_json(run.source_json))
         for layer in Maps.open(run).layers:
@@ -127,13 +162,8 @@ def _is_whole(run: Run) -> bool:
     return True
 
 
-def _scratch(run_path: Path) -> Path:
-    """Where frames are decoded before the run exists: its own cache, so that a bad video leaves no run behind."""
-    return run_path / "cache"
-
-
 def choose_device(name: str) -> torch.device:
-    """The device that "auto", "cpu" or "cuda" stands for.
+    """Returns the device that "auto", "cpu" or "cuda" stands for.
 
     Raises:
         UserError: an unknown name, or cuda where there is none.
@@ -154,10 +184,13 @@ def choose_device(name: str) -> torch.device:
 
 
 def make_model(config: Config, clip: Clip, checkpoint: Checkpoint | None, how: WarmUp | None = None) -> PlanarModel:
-    """A new model with its start, or an empty one of the checkpoint's shape (its weights come later); on the CPU.
+    """Makes an initialised model, or one of the checkpoint's shape whose weights are loaded later; on the CPU.
 
     Args:
-        how: seed of the weights; device and patience of the warm-up, which mappings that are networks start with.
+        config: the parts of the model.
+        clip: frames, masks and flow that a new model is initialised from.
+        checkpoint: the one to continue from, or None.
+        how: seed of the weights; device and time limit of the warm-up that mappings which are networks begin with.
     """
     how = how or WarmUp()
     if checkpoint is not None:
@@ -168,19 +201,11 @@ def make_model(config: Config, clip: Clip, checkpoint: Checkpoint | None, how: W
     return model
 
 
-def _warm_up(options: FitOptions, device: torch.device, stop: StopRequest, report: Reporter) -> WarmUp:
-    """How a mapping that is a network is warmed up: it may be stopped, and takes at most a third of a time budget."""
-    return WarmUp(
-        options.seed,
-        device,
-        None if options.seconds is None else options.seconds / 3,
-        lambda: stop.requested is not None,
-        lambda done, total: report(Progress("geometry", done, total)),
-    )
-
-
 def load_model(run: Run) -> tuple[PlanarModel, int]:
-    """The model of a run as its newest checkpoint has it, ready to be looked at, and the step.
+    """Loads the model of a run from its newest checkpoint, ready for evaluation.
+
+    Returns:
+        The model and its number of steps.
 
     Raises:
         UserError: no checkpoint yet, or all are damaged.
@@ -194,17 +219,19 @@ def load_model(run: Run) -> tuple[PlanarModel, int]:
 # --- training and finishing -----------------------------------------------------------------------------------------
 
 
-def _budget(options: FitOptions, total: int, started: float, clip: Clip) -> Budget:
-    """The step count, and the time that is left for steps when the whole command has to end in time."""
+def _make_budget(options: FitOptions, total: int, started: float, clip: Clip, settings: TimeBudgetSettings) -> Budget:
+    """Returns the step count, and the time that is left for steps when the whole command has to end in time."""
     if options.seconds is None:
         return Budget(total)
     width, height = clip.size
-    reserve = 3.0 + clip.frame_count * width * height * len(clip.layers) / (MEGAPIXELS_A_SECOND * 1e6)
-    gone = time.monotonic() - started
-    return Budget(total, max(0.1, options.seconds - gone - min(reserve, options.seconds / 2)), time.monotonic())
+    baked_pixels = clip.frame_count * width * height * len(clip.layers)
+    baking_seconds = baked_pixels / (settings.baked_megapixels_per_second * 1e6)
+    reserve = min(settings.extra_reserve_seconds + baking_seconds, options.seconds * settings.max_reserve_share)
+    elapsed = time.monotonic() - started
+    return Budget(total, max(settings.min_step_seconds, options.seconds - elapsed - reserve), time.monotonic())
 
 
-def _train(
+def _run_steps(
     run: Run,
     model: PlanarModel,
     clip: Clip,
@@ -214,35 +241,49 @@ def _train(
     report: Reporter,
     stop: Callable[[], bool],
 ) -> int:
-    """Runs the loop, reporting; returns the number of steps done."""
-    facts = {"shape": model.shape.to_json()}
+    """Trains the model, reports its progress, and returns the number of steps done."""
+    metrics_every = 20  # steps between two lines of metrics.jsonl; means are over as many steps
+    metadata = {"shape": model.shape.to_json()}
     recent: list[StepRecord] = []
     begin = time.monotonic()
     first = None
     step = 0
-    for record in train_steps(model, clip, config.training, run, budget, options.seed, stop, facts):
+    for record in train_steps(model, clip, config.training, run, budget, options.seed, stop, metadata):
         step = record.step
         first = step - 1 if first is None else first
-        recent = [*recent[-(REPORT_EVERY - 1) :], record]
-        left = _seconds_left(budget, step, first, time.monotonic() - begin)
-        line = Progress(
+        recent = [*recent[-(metrics_every - 1) :], record]
+        seconds_left = (budget.steps - step) * (time.monotonic() - begin) / max(1, step - first)
+        if budget.seconds is not None:
+            seconds_left = max(0.0, min(seconds_left, budget.seconds - (time.monotonic() - budget.started)))
+        # PSNR of the pixels of the last steps in dB, from the color term.
+        psnr: float | None = None
+        errors: list[float] = []
+        if config.terms.color:
+            errors = [old.terms["color"] / config.terms.color for old in recent if "color" in old.terms]
+        if errors and np.isfinite(errors).all():
+            psnr = round(float(-10 * np.log10(max(1e-10, float(np.mean(errors))))), 3)
+        progress = Progress(
             "training",
             step,
             budget.steps,
-            _psnr(recent, config),
-            _mean_seconds(recent),
-            left,
+            psnr,
+            round(float(np.mean([record.seconds for record in recent])), 5),
+            seconds_left,
             peak_mib(),
             "; ".join(record.notes),
         )
-        report(line)
-        if step % REPORT_EVERY == 0:
-            terms = {name: round(value, 6) for name, value in record.terms.items()}
-            append_metrics(
-                run,
-                {"step": step, "psnr": line.psnr, "terms": terms, "seconds_a_step": line.seconds_a_step,
-                 "seconds": round(time.monotonic() - begin, 3), "skipped": record.skipped, "peak_mib": line.peak_mib},
-            )  # fmt: skip
+        report(progress)
+        if step % metrics_every == 0:
+            line = {
+                "step": step,
+                "psnr": progress.psnr,
+                "terms": {name: round(value, 6) for name, value in record.terms.items()},
+                "seconds_a_step": progress.seconds_a_step,
+                "seconds": round(time.monotonic() - begin, 3),
+                "skipped": record.skipped,
+                "peak_mib": progress.peak_mib,
+            }
+            append_metrics(run, line)
         if step % config.training.preview_every == 0:
             save_previews(run, model, clip)
     if not recent:  # the checkpoint was at the end already
@@ -253,7 +294,7 @@ def _train(
 
 @torch.no_grad()
 def finish(run: Run, model: PlanarModel, step: int, report: Reporter = lambda progress: None) -> list[str]:
-    """Bakes the maps and exports the canonical images; returns what to tell the user."""
+    """Bakes the uv maps and exports the canonical images; returns notes for the user."""
     model = model.to("cpu").eval()
     model.shape = measured_shape(model)
     maps = bake(run, model, step, lambda done, total: report(Progress("baking", done, total, peak_mib=peak_mib())))
@@ -265,60 +306,28 @@ def finish(run: Run, model: PlanarModel, step: int, report: Reporter = lambda pr
     return notes
 
 
-def _write_report(run: Run, model: PlanarModel, clip: Clip, cost: FitCost, had_flow: bool, report: Reporter) -> None:
-    """Writes report.html and says its verdict."""
-
-    def progress(done: int, total: int) -> None:
-        report(Progress("report", done, total))
-
-    made = report_of_fit(run, model, clip.frames, cost, had_flow, progress)
-    report(Progress("report", 1, 1, note=f"{made.sentence} See {run.report}"))
-
-
-def _in_all(run: Run, seconds: float) -> float:
-    """How long a fit took with the times before it was continued."""
+def sum_train_seconds(run: Run, seconds: float) -> float:
+    """Adds the seconds of this session to those of the sessions before it, as the newest line of metrics.jsonl says."""
     before = [line["train_seconds"] for line in read_metrics(run) if "train_seconds" in line]
     return round(seconds + (before[-1] if before else 0.0), 3)
 
 
-def _close(run: Run, step: int, total: int, seconds: float, stopped: int | None) -> None:
-    """The last line of metrics.jsonl: how long it took in all, over every time it was continued."""
+def _append_final_metrics(run: Run, step: int, total: int, seconds: float, stopped: int | None) -> None:
+    """Appends the last line of metrics.jsonl, with the time of all sessions of the training together."""
     append_metrics(
         run,
         {
             "event": "stopped" if stopped is not None else "finished",
             "steps": step,
             "total_steps": total,
-            "train_seconds": _in_all(run, seconds),
+            "train_seconds": sum_train_seconds(run, seconds),
             "peak_mib": peak_mib(),
         },
     )
 
 
-def _psnr(recent: Sequence[StepRecord], config: Config) -> float | None:
-    """PSNR of the last steps' pixels, from the colour term."""
-    if not config.terms.color:
-        return None
-    errors = [record.terms["color"] / config.terms.color for record in recent if "color" in record.terms]
-    if not errors or not np.isfinite(errors).all():
-        return None
-    return round(float(-10 * np.log10(max(1e-10, float(np.mean(errors))))), 3)
-
-
-def _mean_seconds(recent: Sequence[StepRecord]) -> float:
-    return round(float(np.mean([record.seconds for record in recent])), 5)
-
-
-def _seconds_left(budget: Budget, step: int, first: int, elapsed: float) -> float:
-    """How long the rest of the steps will take."""
-    by_steps = (budget.steps - step) * elapsed / max(1, step - first)
-    if budget.seconds is None:
-        return by_steps
-    return max(0.0, min(by_steps, budget.seconds - (time.monotonic() - budget.started)))
-
-
 def peak_mib() -> float:
-    """The most memory that this process has had, in MiB."""
+    """Returns the peak memory of this process, in MiB."""
     with suppress(OSError, ValueError):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return round(peak / (1024 * 1024 if sys.platform == "darwin" else 1024), 1)

@@ -1,4 +1,4 @@
-"""Parts of frames, as slices of rows and of columns: what is worked on at once, and how parts lie in each other."""
+"""Rectangular parts of frames, as slices of rows and of columns."""
 
 from __future__ import annotations
 
@@ -8,33 +8,31 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-BAND = 64  # rows of a frame
-
 Part = tuple[slice, slice]  # rows and columns of a frame
 
 
 def overlap(one: Part, other: Part) -> bool:
-    """Whether two parts share a pixel."""
+    """Returns whether two parts share a pixel."""
     return all(a.start < b.stop and b.start < a.stop for a, b in zip(one, other, strict=True))
 
 
 def hull(parts: Sequence[slice]) -> slice:
-    """The smallest range that holds all of `parts`."""
+    """Returns the smallest range that contains all of `parts`."""
     return slice(min(part.start for part in parts), max(part.stop for part in parts))
 
 
 def inside(part: slice, whole: slice) -> slice:
-    """Where `part` lies within `whole`."""
+    """Returns the range of `part` relative to the start of `whole`."""
     return slice(part.start - whole.start, part.stop - whole.start)
 
 
 def outside(part: slice, whole: slice) -> slice:
-    """A part of `whole`, in terms of what `whole` is a part of."""
+    """Returns the absolute range of `part`, which is relative to the start of `whole`."""
     return slice(part.start + whole.start, part.stop + whole.start)
 
 
 def around(touched: UInt8[np.ndarray, "height width"], margin: int) -> Part | None:
-    """The rows and columns of what is other than zero and its surroundings; None if everything is zero."""
+    """Returns the part that contains all nonzero pixels and a margin in pixels; None if all are zero."""
     left, top, width, height = cv2.boundingRect(touched)
     if not width:
         return None
@@ -45,13 +43,18 @@ def around(touched: UInt8[np.ndarray, "height width"], margin: int) -> Part | No
     )
 
 
-def bands(stored: int, wanted: int) -> Iterator[slice]:
-    """Bands of rows of a frame, each made of whole rows of the fit.
+def bands(stored: int, wanted: int, rows: int) -> Iterator[slice]:
+    """Yields bands of rows of a frame, each made of whole rows of the maps.
 
-    What is looked up and blended for one band stays in the processor's cache; whole frames do not.
+    The values of one band stay in the processor's cache; those of whole frames do not.
+
+    Args:
+        stored: rows of the maps.
+        wanted: rows of the frame.
+        rows: of the frame in a band, about.
     """
-    height = max(1, round(BAND * stored / wanted))
+    height = max(1, round(rows * stored / wanted))
     for start in range(0, stored, height):
-        rows = slice(round(start * wanted / stored), round(min(stored, start + height) * wanted / stored))
-        if rows.stop > rows.start:
-            yield rows
+        band = slice(round(start * wanted / stored), round(min(stored, start + height) * wanted / stored))
+        if band.stop > band.start:
+            yield band

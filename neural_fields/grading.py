@@ -1,6 +1,6 @@
-"""Grades: how what a frame shows of a layer changes, pixel by pixel of the frame itself.
+"""Color grades: per-pixel changes of the colours that a frame shows of a layer.
 
-A grade works on what a frame shows of the layer, so grain, detail and light stay the frame's own. Colours are display
+A grade is applied to the pixels of the frame, so that grain, detail and light stay the frame's own. Colours are display
 referred, in [0, 1]; exposure alone is worked out in linear light (the sRGB curve, IEC 61966-2-1), as a camera would.
 """
 
@@ -17,7 +17,6 @@ import numpy as np
 from jaxtyping import Float
 
 CURVES = ("curve", "curve_red", "curve_green", "curve_blue")
-STEPS = 4096  # of a tabulated curve; between them it is linear
 LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)  # of Rec. 709
 
 Rgb = Float[np.ndarray, "*pixels 3"]
@@ -26,13 +25,13 @@ Curve = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True)
 class Grade:
-    """What is done to colours: first blur and sharpen, then the others in their order. The defaults do nothing.
+    """A change of colours: first blur and sharpen, then the others in their order. The defaults do nothing.
 
     Attributes:
         exposure: stops of light.
         curve, curve_red, curve_green, curve_blue: points (in, out) from 0 to 1 that a smooth curve goes through, for
-            all channels and for single ones; before the first and after the last point it goes on level.
-        hue: degrees by which colours turn around grey.
+            all channels and for single ones; before the first and after the last point it is constant.
+        hue: degrees by which colours are rotated around grey.
         saturation: 0 is grey, 1 as it was, 2 twice as strong.
         blur: deviation of a Gaussian, as a share of the frame's longer side. Only pixels of the layer are averaged.
         sharpen: how much of the detail finer than `radius` is added; radius: as `blur`.
@@ -62,7 +61,13 @@ class Grade:
             if not low <= value <= high:
                 raise ValueError(f"{name} is {value:g}; it is {low} to {high}")
         for name in CURVES:
-            _check_curve(name, getattr(self, name))
+            points: Curve = getattr(self, name)
+            xs = [x for x, _ in points]
+            if len(points) == 1 or any(not (0 <= x <= 1 and 0 <= y <= 1) for x, y in points):
+                raise ValueError(f"{name} takes two points or more, in and out from 0 to 1")
+            if any(later <= earlier for earlier, later in pairwise(xs)):
+                places = ", ".join(f"{x:g}" for x in xs)
+                raise ValueError(f"the points of {name} do not go from left to right: {places}")
 
     @property
     def does_nothing(self) -> bool:
@@ -71,48 +76,48 @@ class Grade:
 
     @property
     def looks_around(self) -> bool:
-        """Whether a pixel's colour depends on its neighbours."""
+        """Whether a pixel's colour depends on its neighbors."""
         return self.sharpen > 0 or self.blur > 0
 
     def apply(self, rgb: Rgb) -> Rgb:
-        """Colours after the grade, without `blur` and `sharpen`."""
+        """Applies the grade to colours, without `blur` and `sharpen`."""
         shape = rgb.shape
         result = np.ascontiguousarray(rgb.reshape(-1, 3), np.float32)
         if self.exposure or any(getattr(self, name) for name in CURVES):
-            places = np.clip(result, 0, 1) * (STEPS - 1)
-            below = np.minimum(places.astype(np.int32), STEPS - 2)
+            table, channels = self._tone_table, np.arange(3)
+            places = np.clip(result, 0, 1) * (len(table) - 1)
+            below = np.minimum(places.astype(np.int32), len(table) - 2)
             part = places - below
-            columns = np.arange(3)
-            result = self._table[below, columns] * (1 - part) + self._table[below + 1, columns] * part
+            result = table[below, channels] * (1 - part) + table[below + 1, channels] * part
         if self.hue or self.saturation != 1:
-            result = np.clip(result @ self._mixing.T, 0, 1)
+            result = np.clip(result @ self._color_matrix.T, 0, 1)
         return result.reshape(shape).astype(np.float32)
 
     @cached_property
-    def _table(self) -> Float[np.ndarray, "steps 3"]:
-        """Exposure and curves at even steps of a channel's value."""
-        values = np.linspace(0, 1, STEPS)
+    def _tone_table(self) -> Float[np.ndarray, "steps 3"]:
+        """Exposure and curves at even steps of a channel's value; between them they are linear."""
+        values = np.linspace(0, 1, 4096)
         linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4) * 2.0**self.exposure
         shown = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * np.maximum(linear, 1e-9) ** (1 / 2.4) - 0.055)
         values = np.clip(shown, 0, 1) if self.exposure else values
-        values = _along(self.curve, values)
-        single = [_along(getattr(self, name), values) for name in CURVES[1:]]
+        values = _apply_curve(self.curve, values)
+        single = [_apply_curve(getattr(self, name), values) for name in CURVES[1:]]
         return np.stack(single, axis=1).astype(np.float32)
 
     @cached_property
-    def _mixing(self) -> Float[np.ndarray, "3 3"]:
-        """Hue and saturation as one linear map that keeps luma: a turn around grey, and a scale about luma."""
+    def _color_matrix(self) -> Float[np.ndarray, "3 3"]:
+        """Hue and saturation as one linear map that keeps luma: a rotation around grey, and a scale about luma."""
         angle = np.deg2rad(self.hue)
         cos, sin = np.cos(angle), np.sin(angle)
         axis = np.full((3, 3), 1 / 3)
         across = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
-        turned = cos * np.eye(3) + sin * across + (1 - cos) * axis  # Rodrigues: a third of a turn swaps channels
-        turned = turned + np.ones((3, 1)) * (LUMA - LUMA @ turned)
+        rotation = cos * np.eye(3) + sin * across + (1 - cos) * axis  # Rodrigues: 120 degrees permute the channels
+        rotation = rotation + np.ones((3, 1)) * (LUMA - LUMA @ rotation)
         grey = np.broadcast_to(LUMA, (3, 3))
-        return ((self.saturation * np.eye(3) + (1 - self.saturation) * grey) @ turned).astype(np.float32)
+        return ((self.saturation * np.eye(3) + (1 - self.saturation) * grey) @ rotation).astype(np.float32)
 
     def to_json(self) -> dict[str, Any]:
-        """The settings that do something."""
+        """Returns the settings that differ from the defaults."""
         plain = Grade()
         found = {
             f.name: getattr(self, f.name) for f in fields(Grade) if getattr(self, f.name) != getattr(plain, f.name)
@@ -121,7 +126,7 @@ class Grade:
 
     @staticmethod
     def from_json(value: Any) -> Grade:
-        """What `to_json` wrote.
+        """Reads what `to_json` returned.
 
         Raises:
             ValueError: something else.
@@ -144,24 +149,20 @@ class Grade:
 def smoothed(
     rgb: Float[np.ndarray, "height width 3"], weight: Float[np.ndarray, "height width"], radius: float
 ) -> Float[np.ndarray, "height width 3"]:
-    """Colours averaged by a Gaussian of `radius` pixels over the pixels that have weight (normalised convolution)."""
+    """Averages colours with a Gaussian over the pixels that have weight (normalised convolution).
+
+    Args:
+        rgb: colours.
+        weight: of each pixel in the average; where none is near, the colour stays.
+        radius: standard deviation of the Gaussian in pixels.
+    """
     total = cv2.GaussianBlur(weight, (0, 0), radius)
     sums = cv2.GaussianBlur(rgb * weight[..., None], (0, 0), radius)
     return np.where(total[..., None] > 1e-4, sums / np.maximum(total, 1e-4)[..., None], rgb).astype(np.float32)
 
 
-def _check_curve(name: str, points: Curve) -> None:
-    if not points:
-        return
-    xs = [x for x, _ in points]
-    if len(points) < 2 or any(not (0 <= x <= 1 and 0 <= y <= 1) for x, y in points):
-        raise ValueError(f"{name} takes two points or more, in and out from 0 to 1")
-    if any(later <= earlier for earlier, later in pairwise(xs)):
-        raise ValueError(f"the points of {name} do not go from left to right: {', '.join(f'{x:g}' for x in xs)}")
-
-
-def _along(points: Curve, values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Values after a curve, which neither overshoots its points nor goes back between rising ones."""
+def _apply_curve(points: Curve, values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Applies a curve, which neither overshoots its points nor falls between rising ones."""
     if not points:
         return values
     from scipy.interpolate import PchipInterpolator

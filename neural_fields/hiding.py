@@ -1,7 +1,7 @@
-"""Layers that are not shown any more: what is behind them is, in the light of the pixels around.
+"""The removal pass: hides layers and shows the background behind them, in the light of the surrounding pixels.
 
-Behind a layer its frame tells nothing; the canonical pictures of the layers behind do, where other frames show them.
-What no frame shows is up to an overlay on those pictures (`editors/remove.py` inpaints it).
+A frame does not show what is behind a layer; the canonical pictures of the layers behind do, where other frames show
+them. What no frame shows has to come from an overlay on those pictures (`editors/remove.py` inpaints it).
 """
 
 from __future__ import annotations
@@ -21,32 +21,47 @@ from neural_fields.frame_parts import around
 from neural_fields.rendering import FrameChanger
 from neural_fields.taking_apart import TakingApart, shares_behind
 
-Hidden = Mapping[
-    str, Sequence[tuple[Callable[[int], float], float]]
-]  # by layer: how much in frame t, widened by pixels
-DOUBT = 0.008  # of the frame's longer side: so near to a hidden layer its halo colours the pixels
-LIGHT = 0.06  # of the frame's longer side: so far around a hidden layer pixels tell the light behind it
+Hiding = Sequence[tuple[Callable[[int], float], float]]  # of a layer, by edit: its share in frame t, and its rim in px
+
+
+@dataclass(frozen=True)
+class RemovalSettings:
+    """Settings of hiding layers."""
+
+    halo_share: float = 0.008  # of the frame's longer side: pixels that near to a hidden layer have its halo's colour
+    light_share: float = 0.06  # of the frame's longer side: pixels that near to it tell the light behind it
+
+
+DEFAULTS = RemovalSettings()
 
 
 def hidden_share(hidden: Hiding, t: int) -> float:
-    """How much of a layer several edits hide together in a frame."""
+    """Returns how much of a layer several edits together hide in frame `t`, 0 to 1."""
     return 1 - float(np.prod([1 - strength(t) for strength, _ in hidden]))
 
 
 class Hider(FrameChanger):
-    """Takes layers off frames.
+    """Removes layers from frames.
 
     Args:
         maps: the baked maps of the run.
         canonicals: the canonical picture of every layer.
-        hidden: the layers; the last one of a run, with nothing behind it, stays.
+        hidden: which layers, and how much of them; the last layer of a run, with nothing behind it, stays.
+        settings: how far around a layer its halo and the light behind it reach.
     """
 
-    def __init__(self, maps: Maps, canonicals: Mapping[str, CanonicalImage], hidden: Mapping[str, Hiding]) -> None:
+    def __init__(
+        self,
+        maps: Maps,
+        canonicals: Mapping[str, CanonicalImage],
+        hidden: Mapping[str, Hiding],
+        settings: RemovalSettings = DEFAULTS,
+    ) -> None:
         self.maps = maps
-        self.hidden = {maps.layers.index(name): how for name, how in hidden.items() if name != maps.layers[-1]}
-        looks = [(canonicals[name].array(), canonicals[name].box) for name in maps.layers]
-        self.apart = TakingApart(maps, lambda t: looks)
+        self.settings = settings
+        self.hidden = {maps.layers.index(name): shares for name, shares in hidden.items() if name != maps.layers[-1]}
+        pictures = [(canonicals[name].array(), canonicals[name].box) for name in maps.layers]
+        self.apart = TakingApart(maps, lambda t: pictures)
         self.shown = without_hidden(maps, hidden)
 
     @property
@@ -54,87 +69,79 @@ class Hider(FrameChanger):
         return bool(self.hidden)
 
     def render_frame(self, t: int, source: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
-        """One frame without the layers."""
+        """Returns a frame without the layers."""
         size = (source.shape[1], source.shape[0])
         weights = self.maps.weight(t, size)
         for layer in sorted(self.hidden, reverse=True):
             share = hidden_share(self.hidden[layer], t)
-            if share > 0:
-                source = self._without(t, layer, source, weights, share)
+            if share <= 0:
+                continue
+            rim = self._rim_weight(layer, weights[layer])
+            touched = (weights[layer] > 0) | (rim > 0)
+            part = around(touched.astype(np.uint8), round(self.settings.light_share * max(size)))
+            if part is None:
+                continue
+
+            # What would be visible without the layer.
+            here, widened = weights[(slice(None), *part)], rim[part][..., None]
+            side = 2 * round(self.settings.halo_share * max(size)) + 1
+            doubtful = cv2.dilate(touched[part].astype(np.uint8), np.ones((side, side), np.uint8)) > 0
+            seen = source[part].astype(np.float32)
+            split = self.apart.scene(t, layer, seen, here, size, part, doubtful)
+            shown = split.front + split.rest
+            shown += widened * (split.front + (1 - split.front_weight) * split.filled - shown)
+
+            # Mixed with the frame by the share that is hidden; the weights become those of the new frame.
+            mixed = np.rint(seen + share * (shown - seen)).clip(0, 255).astype(np.uint8)
+            result = source.copy()
+            result[part] = np.where(touched[part][..., None], mixed, source[part])
+            source = result
+            new = split.weights_with(layer, (1 - share) * here[layer])
+            weights[(slice(None), *part)] = np.where(touched[part], new, here)
         return source
 
     def reach(self, t: int, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
-        """Where the layers are seen, widened as they are."""
+        """Returns where the layers and the rims that go with them are visible."""
         found = np.zeros((size[1], size[0]), bool)
         weights = self.maps.weight(t, size)
-        for layer, how in self.hidden.items():
-            if hidden_share(how, t) > 0:
-                found |= (weights[layer] > 0) | (self._rim(t, layer, weights[layer]) > 0)
+        for layer, shares in self.hidden.items():
+            if hidden_share(shares, t) > 0:
+                found |= (weights[layer] > 0) | (self._rim_weight(layer, weights[layer]) > 0)
         return found
 
     def weights(self, t: int, size: tuple[int, int]) -> Float[np.ndarray, "layers height width"]:
-        """How much of each pixel each layer fills without the hidden ones; sums to one."""
+        """Returns how much of each pixel each layer fills without the hidden ones; sums to one."""
         return self.shown.weight(t, size)
 
-    def _rim(self, t: int, layer: int, weight: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, "rows columns"]:
-        """How much of what is around a layer goes with it: one on the layer, falling to zero."""
+    def _rim_weight(self, layer: int, weight: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, "rows columns"]:
+        """Returns how much of the pixels around a layer goes with it: one on the layer, falling to zero."""
         grow = max(grow for _, grow in self.hidden[layer])
         if grow <= 0:
             return np.zeros_like(weight)
         distance = cv2.distanceTransform((weight < 0.5).astype(np.uint8), cv2.DIST_L2, 3)
         return np.clip(grow + 1 - distance, 0, 1).astype(np.float32)
 
-    def _without(
-        self,
-        t: int,
-        layer: int,
-        frame: UInt8[np.ndarray, "height width 3"],
-        weights: Float[np.ndarray, "layers height width"],
-        share: float,
-    ) -> UInt8[np.ndarray, "height width 3"]:
-        """A frame with `share` of a layer taken off; `weights` become those of the new frame."""
-        size = (frame.shape[1], frame.shape[0])
-        rim = self._rim(t, layer, weights[layer])
-        touched = (weights[layer] > 0) | (rim > 0)
-        part = around(touched.astype(np.uint8), round(LIGHT * max(size)))
-        if part is None:
-            return frame
-        here, widened = weights[(slice(None), *part)], rim[part][..., None]
-        side = 2 * round(DOUBT * max(size)) + 1
-        doubtful = cv2.dilate(touched[part].astype(np.uint8), np.ones((side, side), np.uint8)) > 0
-        scene = self.apart.scene(t, layer, frame[part].astype(np.float32), here, size, part, doubtful)
-        shown = scene.front + scene.rest
-        shown += widened * (scene.front + (1 - scene.front_weight) * scene.filled - shown)
-        seen = frame[part].astype(np.float32)
-        mixed = np.rint(seen + share * (shown - seen)).clip(0, 255).astype(np.uint8)
-        result = frame.copy()
-        result[part] = np.where(touched[part][..., None], mixed, frame[part])
-        new = scene.weights_with(layer, (1 - share) * here[layer])
-        weights[(slice(None), *part)] = np.where(touched[part], new, here)
-        return result
-
 
 def without_hidden(maps: Maps, hidden: Mapping[str, Hiding]) -> Maps:
-    """The maps of a run with layers hidden: what they filled belongs to the layers behind them."""
-    layers = {maps.layers.index(name): how for name, how in hidden.items() if name != maps.layers[-1]}
+    """Returns the maps of a run with layers hidden: their share of a pixel goes to the layers behind them."""
+    layers = {maps.layers.index(name): shares for name, shares in hidden.items() if name != maps.layers[-1]}
     plain = (maps.folder, maps.layers, maps.boxes, maps.size, maps.frame_count, maps.has_gain, maps.charts)
-    return _Thinned(*plain, hidden=layers)
+    return _MapsWithoutHidden(*plain, hidden=layers)
 
 
 @dataclass(frozen=True)
-class _Thinned(Maps):
-    """Maps whose weights have some layers taken out."""
+class _MapsWithoutHidden(Maps):
+    """Maps whose weights leave out hidden layers."""
 
     hidden: Mapping[int, Hiding] | None = None
 
     @cached_property
-    def _weight(self) -> Any:
-        stored = Maps._weight.func(self)  # type: ignore[attr-defined]
-        return _Weights(stored, self.hidden or {})
+    def _weight_file(self) -> Any:
+        return _WeightsWithoutHidden(super()._weight_file, self.hidden or {})
 
 
-class _Weights:
-    """The stored weights of a frame with hidden layers' share given to those behind; one frame is remembered."""
+class _WeightsWithoutHidden:
+    """The stored weights of a frame, with the share of hidden layers given to those behind; one frame is cached."""
 
     def __init__(self, stored: Any, hidden: Mapping[int, Hiding]) -> None:
         self.stored = stored
@@ -144,15 +151,12 @@ class _Weights:
     def __getitem__(self, index: int | tuple[Any, ...]) -> np.ndarray:
         t, *rest = index if isinstance(index, tuple) else (index,)
         if self.last is None or self.last[0] != t:
-            self.last = (t, self._thinned(t))
+            weights = self.stored[t].astype(np.float32)
+            for layer in sorted(self.hidden, reverse=True):
+                released = hidden_share(self.hidden[layer], t) * weights[layer]
+                behind = weights[layer + 1 :]
+                shares = shares_behind(behind / 255, behind.sum(axis=0) / 255)
+                weights[layer] -= released
+                weights[layer + 1 :] += shares * released
+            self.last = (t, np.rint(weights).clip(0, 255).astype(np.uint8))
         return self.last[1][tuple(rest)]
-
-    def _thinned(self, t: int) -> UInt8[np.ndarray, "layers height width"]:
-        weights = self.stored[t].astype(np.float32)
-        for layer in sorted(self.hidden, reverse=True):
-            released = hidden_share(self.hidden[layer], t) * weights[layer]
-            behind = weights[layer + 1 :]
-            shares = shares_behind(behind / 255, behind.sum(axis=0) / 255)
-            weights[layer] -= released
-            weights[layer + 1 :] += shares * released
-        return np.rint(weights).clip(0, 255).astype(np.uint8)

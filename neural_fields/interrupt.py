@@ -1,4 +1,4 @@
-"""Ctrl-C and its relatives: the first one asks the work to save and stop, the second one stops it at once."""
+"""Signals such as Ctrl-C: the first one asks the work to save and stop, the second one stops it at once."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ def _exit_code(number: int) -> ExitCode:
 def stop_on_signals() -> Iterator[StopRequest]:
     """Turns the first SIGINT, SIGTERM or SIGHUP inside the block into a flag; the second ends the process at once.
 
-    It then exits with 130 (SIGINT) or 143. The former handlers are back when the block ends. A signal that the process
-    ignores (`nohup`) stays ignored. Only the main thread can receive signals: in another one the flag is never set.
+    The process then exits with 130 (SIGINT) or 143. The former handlers are back when the block ends. A signal that
+    the process ignores (`nohup`) stays ignored. Only the main thread can receive signals: in another one the flag is
+    never set.
 
         with stop_on_signals() as stop:
             for step in range(steps):
@@ -45,7 +46,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     """
     request = StopRequest()
 
-    def receive(number: int, frame: FrameType | None) -> None:
+    def request_stop(number: int, frame: FrameType | None) -> None:
         if request.requested is not None:
             # Not sys.exit: no clean-up may delay or swallow it. Files are atomic, so what was saved stays whole.
             os._exit(_exit_code(number))
@@ -54,16 +55,12 @@ def stop_on_signals() -> Iterator[StopRequest]:
     former = {}
     try:
         if threading.current_thread() is threading.main_thread():
-            for number in _stop_signals():
-                if signal.getsignal(number) != signal.SIG_IGN:
-                    former[number] = signal.signal(number, receive)
+            for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+                number = getattr(signal, name, None)  # Windows has no SIGHUP
+                if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+                    former[number] = signal.signal(number, request_stop)
         yield request
     finally:
         for number, handler in former.items():
             # None stands for a handler that was not set from Python and cannot be set again from here.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-
-def _stop_signals() -> list[signal.Signals]:
-    names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
-    return [getattr(signal, name) for name in names if hasattr(signal, name)]

@@ -1,8 +1,8 @@
-"""Where points of a canonical plane lie in a frame, by the baked maps: the way back from the plane to the video.
+"""The inverse uv map: where points of a canonical plane lie in a frame, by the baked maps.
 
 A map is smooth, but it may be bent, and points may be asked for that the frame does not show. So the search starts from
 the nearest of a grid of positions that show the layer, or else from the nearest of the whole frame, and goes on by
-Newton's method on the map that goes on smoothly where nothing is seen (`extended_map.py`).
+Newton's method on the map that is continued smoothly where nothing is seen (`extended_map.py`).
 """
 
 from __future__ import annotations
@@ -13,17 +13,26 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from neural_fields.baking import Maps
-from neural_fields.extended_map import EXACT, ExtendedMap, divided
-from neural_fields.reshaping import LOST, SEEN, frame_map
+from neural_fields.extended_map import DEFAULTS as EXTRAPOLATION
+from neural_fields.extended_map import ExtendedMap, divided, frame_map
 
-GRID = 96  # samples along the longer side that a search can start from
-ROUNDS = 12
-LONGEST = 3.0  # pixels of a step
+
+@dataclass(frozen=True)
+class InverseMapSettings:
+    """Settings of the search for the position of a uv in a frame."""
+
+    grid_side: int = 96  # positions along the longer side of the frame that a search can start from
+    rough_steps: int = 12  # of Newton's method with the Jacobian of the map as it is
+    max_step_px: float = 3.0  # in one of them
+    difference_px: float = 0.5  # to each side, from which that Jacobian is measured
+
+
+DEFAULTS = InverseMapSettings()
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where points lie in a frame.
+    """Positions of points in a frame.
 
     Attributes:
         pixels: x, y; also beyond the frame and where something hides the point. Not a number where the frame shows too
@@ -38,72 +47,87 @@ class Places:
 
 
 def inverse(
-    maps: Maps, t: int, layer: str, uv: Float[np.ndarray, "n 2"], size: tuple[int, int] | None = None
+    maps: Maps,
+    t: int,
+    layer: str,
+    uv: Float[np.ndarray, "n 2"],
+    size: tuple[int, int] | None = None,
+    settings: InverseMapSettings = DEFAULTS,
 ) -> Places:
-    """Where points of a layer's canonical plane lie in frame `t`.
+    """Finds the positions of points of a layer's canonical plane in frame `t`.
 
     Args:
+        maps: the baked maps of a run.
+        t: the frame.
         layer: the layer's name.
         uv: any points.
-        size: (width, height) that positions are pixels of; by default that of the fit.
+        size: (width, height) that positions are pixels of; by default that of the maps.
+        settings: of the search.
     """
     number, (width, height) = maps.layers.index(layer), maps.size
     found = frame_map(maps, t, number)
     if found is None:
         lost = np.full(len(uv), np.inf)
         return Places(np.full((len(uv), 2), np.nan), lost, np.zeros(len(uv), bool))
-    pixels, error = solve_all(found, uv, maps.layer_weight_small(t, number) >= SEEN)
+    seen = maps.layer_weight_small(t, number) >= EXTRAPOLATION.min_map_weight
+    pixels, error = solve_all(found, uv, seen, settings)
     inside = ((pixels >= 0) & (pixels <= (width, height))).all(axis=1)
     x, y = (np.clip(pixels[:, axis] - 0.5, 0, side - 1).astype(np.float32) for axis, side in ((0, width), (1, height)))
-    visible = inside & (error < LOST) & (maps.at(t, x, y, maps.size).weight[number] >= SEEN)
+    weight = maps.at(t, x, y, maps.size).weight[number]
+    visible = inside & (error < EXTRAPOLATION.max_error_px) & (weight >= EXTRAPOLATION.min_map_weight)
     scale = np.array(size or maps.size) / maps.size
-    return Places(pixels * scale, np.where(error < LOST, error * scale.max(), np.inf), visible)
+    return Places(pixels * scale, np.where(error < EXTRAPOLATION.max_error_px, error * scale.max(), np.inf), visible)
 
 
 def solve_all(
-    found: ExtendedMap, uv: Float[np.ndarray, "n 2"], seen: Bool[np.ndarray, "height width"]
+    found: ExtendedMap,
+    uv: Float[np.ndarray, "n 2"],
+    seen: Bool[np.ndarray, "height width"],
+    settings: InverseMapSettings = DEFAULTS,
 ) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, " n"]]:
-    """Positions that show some uv, and how many pixels they are off, without knowing where to start.
+    """Finds positions that show some uv without knowing where to start.
 
     Args:
         found: the map of a frame.
-        seen: the pixels that show the layer: where it lies twice, that is the place that is meant.
+        uv: any points.
+        seen: the pixels that show the layer: where a uv occurs twice, that is the place that is meant.
+        settings: of the search.
+
+    Returns:
+        Positions in pixels, and how many pixels they are off.
     """
     height, width = seen.shape
-    step = max(1, round(max(width, height) / GRID))
+    step = max(1, round(max(width, height) / settings.grid_side))
     x, y = np.meshgrid(np.arange(step // 2, width, step), np.arange(step // 2, height, step))
-    grid, shown = np.stack([x, y], axis=-1).reshape(-1, 2) + 0.5, seen[y, x].reshape(-1)
-    shown = shown if shown.any() else ~shown
-    pixels, error = found.solve(uv, _nearest(found, uv, grid[shown]))
-    rest = np.flatnonzero(error >= EXACT)
-    again, other = found.solve(uv[rest], _nearest(found, uv[rest], grid))
+    grid, is_seen = np.stack([x, y], axis=-1).reshape(-1, 2) + 0.5, seen[y, x].reshape(-1)
+    is_seen = is_seen if is_seen.any() else ~is_seen
+    pixels, error = found.solve(uv, _find_nearest(found, uv, grid[is_seen]))
+    # From the whole frame, where that did not lead to the point.
+    rest = np.flatnonzero(error >= EXTRAPOLATION.tolerance_px)
+    again, other = found.solve(uv[rest], _find_nearest(found, uv[rest], grid))
     better = other < error[rest]
     pixels[rest[better]], error[rest[better]] = again[better], other[better]
-    rest = np.flatnonzero(error >= EXACT)
-    pixels[rest], error[rest] = _closer(found, uv[rest], pixels[rest], error[rest])
+    # With the Jacobian of the map as it is, where the smooth one leads nowhere: it bends too much there.
+    rest = np.flatnonzero(error >= EXTRAPOLATION.tolerance_px)
+    best, least, points = pixels[rest], error[rest], pixels[rest]
+    for _ in range(settings.rough_steps):
+        here = found.at(points)
+        columns = []
+        for offset in settings.difference_px * np.eye(2):
+            columns.append((found.at(points + offset) - found.at(points - offset)) / (2 * settings.difference_px))
+        move = divided(uv[rest] - here, np.stack(columns, axis=-1))
+        off = np.linalg.norm(move, axis=1)
+        better = off < least
+        best, least = np.where(better[:, None], points, best), np.where(better, off, least)
+        points = points + move * np.minimum(1, settings.max_step_px / np.maximum(off, 1e-9))[:, None]
+    pixels[rest], error[rest] = best, least
     return pixels, error
 
 
-def _closer(
-    found: ExtendedMap, uv: Float[np.ndarray, "n 2"], start: Float[np.ndarray, "n 2"], error: Float[np.ndarray, " n"]
-) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, " n"]]:
-    """Goes on with the derivative of the map as it is, where the smooth one leads nowhere: it bends too much there."""
-    best, least, points = start, error, start
-    for _ in range(ROUNDS):
-        here = found.at(points)
-        columns = [(found.at(points + 0.5 * d) - found.at(points - 0.5 * d)) for d in np.eye(2)]
-        step = divided(uv - here, np.stack(columns, axis=-1))
-        off = np.linalg.norm(step, axis=1)
-        better = off < least
-        best, least = np.where(better[:, None], points, best), np.where(better, off, least)
-        points = points + step * np.minimum(1, LONGEST / np.maximum(off, 1e-9))[:, None]
-    return best, least
-
-
-def _nearest(
+def _find_nearest(
     found: ExtendedMap, uv: Float[np.ndarray, "n 2"], places: Float[np.ndarray, "m 2"]
 ) -> Float[np.ndarray, "n 2"]:
-    """The place whose uv is the nearest to each of some."""
+    """Finds for each uv the place whose own uv is the nearest to it."""
     from scipy.spatial import KDTree
 
     return places[KDTree(found.at(places)).query(uv)[1]]

@@ -1,8 +1,8 @@
-"""The journal of a run's edits: one line for each "add", "set", "undo" and "redo", and what they amount to.
+"""The journal of a run's edits: one line for each "add", "set", "undo" and "redo", and the state that they result in.
 
-"set" changes how an edit lies (`arrangement.py`), or moves it above or below another. What is undone is undone step by
-step, the last first; a new step ends what could be redone. An edit folder that the journal does not mention counts as
-added: it was copied from another run, or written just before a power cut.
+"set" changes the arrangement of an edit (`arrangement.py`), or moves it above or below another. Steps are undone one by
+one, the last first; a new step discards those that could be redone. An edit folder that the journal does not mention
+counts as added: it was copied from another run, or written just before a power cut.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WHERE = ("above", "below", "top", "bottom")  # where an edit can be moved to
 
 @dataclass(frozen=True)
 class Step:
-    """One line: what was done with which edit folder; of "set" also the new values."""
+    """One line: the operation and the name of the edit folder; of "set" also the new values."""
 
     operation: str
     edit: str
@@ -33,11 +33,11 @@ class Step:
 
 @dataclass(frozen=True)
 class History:
-    """What a journal amounts to.
+    """The state that a journal results in.
 
     Attributes:
         done: steps "add" and "set" that are in force, oldest first.
-        undone: those that `redo` can bring back, the last undone last.
+        undone: steps that `redo` can restore, the last undone last.
     """
 
     done: Sequence[Step]
@@ -51,12 +51,18 @@ class History:
             if step.operation == "add":
                 names.append(step.edit)
             elif "move" in step.values and step.edit in names:
+                where, other = step.values["move"]
                 names.remove(step.edit)
-                names.insert(_place(names, *step.values["move"]), step.edit)
+                if where == "bottom":
+                    names.insert(0, step.edit)
+                elif where == "top" or other not in names:
+                    names.append(step.edit)
+                else:
+                    names.insert(names.index(other) + (where == "above"), step.edit)
         return names
 
     def values(self, edit: str) -> dict[str, Any]:
-        """The values that steps "set" gave an edit, the newest of each."""
+        """Returns the values that steps "set" gave an edit, the newest of each."""
         found: dict[str, Any] = {}
         for step in self.done:
             if step.operation == "set" and step.edit == edit:
@@ -64,21 +70,31 @@ class History:
         return found
 
 
-def _place(names: Sequence[str], where: str, other: str) -> int:
-    if where == "bottom":
-        return 0
-    if where == "top" or other not in names:
-        return len(names)
-    return names.index(other) + (where == "above")
-
-
 def history(run: Run, present: Sequence[str]) -> History:
-    """What the journal of a run says of the edit folders that are there, in the order of their numbers.
+    """Replays the journal of a run.
+
+    Args:
+        run: the run.
+        present: names of its edit folders, in the order of their numbers.
 
     Raises:
         UserError: a damaged journal (exit 5).
     """
-    steps = _read(run)
+    path = journal_path(run)
+    steps: list[Step] = []
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            found = json.loads(line)
+            step = Step(found["op"], found["edit"], found.get("set", {}))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
+            if number == len(lines):
+                break  # a last line without its end was cut by a power cut, or is the empty rest after the last line
+            raise damaged_edit(path, f"line {number} cannot be read") from problem
+        if step.operation not in OPERATIONS or not isinstance(step.edit, str) or not _are_values(step.values):
+            raise damaged_edit(path, f"line {number} says {step.operation!r}")
+        steps.append(step)
+
     mentioned = {step.edit for step in steps}
     done: list[Step] = []
     undone: list[Step] = []
@@ -91,17 +107,17 @@ def history(run: Run, present: Sequence[str]) -> History:
         last = next((index for index in reversed(range(len(taken))) if taken[index].edit == step.edit), None)
         if last is not None:
             given.append(taken.pop(last))
-    # A folder that the user took away is no longer part of the story.
+    # Steps of a folder that the user removed no longer count.
     return History([s for s in done if s.edit in present], [s for s in undone if s.edit in present])
 
 
 def journal_path(run: Run) -> Path:
-    """Where the journal lies."""
+    """Returns the path of the journal."""
     return run.edits / "journal.jsonl"
 
 
 def append(run: Run, step: Step) -> None:
-    """Adds a line. What is there is never rewritten, but for a last line that a power cut left torn."""
+    """Appends a line. Earlier lines are never rewritten, except a last one that a power cut left incomplete."""
     path = journal_path(run)
     described = {"op": step.operation, "edit": step.edit, **({"set": dict(step.values)} if step.values else {})}
     with disk_errors(path):
@@ -117,27 +133,8 @@ def append(run: Run, step: Step) -> None:
             os.fsync(file.fileno())
 
 
-def _read(run: Run) -> list[Step]:
-    path = journal_path(run)
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")
-    steps = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            found = json.loads(line)
-            step = Step(found["op"], found["edit"], found.get("set", {}))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
-            if number == len(lines):
-                break  # a last line without its end was cut by a power cut, or is the empty rest after the last end
-            raise damaged_edit(path, f"line {number} cannot be read") from problem
-        if step.operation not in OPERATIONS or not isinstance(step.edit, str) or not _is_change(step.values):
-            raise damaged_edit(path, f"line {number} says {step.operation!r}")
-        steps.append(step)
-    return steps
-
-
-def _is_change(values: Any) -> bool:
+def _are_values(values: Any) -> bool:
+    """Returns whether a value of "set" is a mapping whose move, if there is one, is valid."""
     if not isinstance(values, dict):
         return False
     move = values.get("move", ["top", ""])
@@ -145,7 +142,7 @@ def _is_change(values: Any) -> bool:
 
 
 def damaged_edit(path: Path, why: str) -> UserError:
-    """The error for an edit, or a journal, whose files are not what was written."""
+    """Returns the error for an edit, or a journal, whose files are not what was written."""
     return UserError(
         ExitCode.DAMAGED_RUN,
         f"the edit {path.name} is damaged" if path.is_dir() else f"{path.name} is damaged",

@@ -1,9 +1,9 @@
-"""How a layer moves from one frame to the next: by its maps, checked and refined by what the frames show.
+"""The motion of a layer from one frame to the next: computed from its maps, checked and refined on the frames.
 
-A point of a layer has one uv, and the maps of two frames say where it lies in each. That is followed where the frame
-shows the layer. A fit may have found room for the same thing twice, or smear what it cannot explain; so where the two
-frames do not look alike along the motion, it is taken from the surroundings instead, and what is left is looked for
-with optical flow. Beyond what is seen the motion goes on as an affine one (`extended_map.py`).
+A point of a layer has one uv, and the maps of two frames give its position in each. That motion is used where the
+frame shows the layer. A model may have represented the same content twice, or blur what it cannot explain; so where
+the two frames differ along the motion, it is interpolated from the surroundings instead, and the rest is estimated
+with optical flow. Beyond the visible pixels the motion continues as an affine one (`extended_map.py`).
 """
 
 from __future__ import annotations
@@ -19,27 +19,40 @@ from neural_fields.baking import Maps
 from neural_fields.data.flow import flow_between
 from neural_fields.extended_map import ExtendedMap, extend
 from neural_fields.planar.placement import pull_push
-from neural_fields.reshaping import LOST, SEEN
 
-STEP = 6  # pixels of the fit from one point to the next where motion is worked out; enlarged between them
-BEYOND = 0.1  # of the longer side: how far beyond the frame that is done
-SAMPLES = 320  # of a map along the longer side that are looked at: it is smoother than that
-BENT = 0.5  # of the way to the next frame: a path is not bent more
-COMPARED = 480  # pixels along the longer side at which frames are compared
-AROUND = 7  # pixels that are compared at once
-UNLIKE = 16.0  # of 255: a mean difference from which a motion is not believed
-BETTER = 0.85  # of the difference: what flow leaves of it, to be believed
-GREY = 128.0  # behind what a layer shows, while it is compared
+
+@dataclass(frozen=True)
+class LayerMotionSettings:
+    """Settings of the motion of layers."""
+
+    min_map_weight: float = 0.5  # weight from which a pixel tells the uv of its layer
+    max_error_px: float = 1.0  # pixels of the maps: a position with a larger error was not found
+    min_known_points: int = 12  # points of the grid that must have a motion
+    grid_step_px: int = 6  # pixels of the maps from one point of the grid to the next
+    grid_margin_share: float = 0.1  # of the longer side: how far the grid goes beyond the frame
+    map_samples: int = 320  # of a map along the longer side that are read: it is smoother than that
+    max_bend: float = 0.5  # of the step to the next frame: a path is not bent more
+    compared_px: int = 480  # longer side at which frames are compared
+    compared_window_px: int = 7  # window in which they are compared
+    compared_blur_px: int = 3  # box that they are smoothed with before
+    max_difference: float = 16.0  # 8-bit units: the mean difference from which a motion is not believed
+    max_flow_ratio: float = 0.85  # of the difference: what flow has to reduce it to, to be believed
+    flow_blur_px: int = 5  # box that flow, and the belief in it, are smoothed with
+    min_confidence: float = 0.5  # of a pixel: from it on its flow counts
+    backdrop: float = 128.0  # 8-bit grey behind transparent pixels while frames are compared
+
+
+DEFAULTS = LayerMotionSettings()
 
 
 @dataclass(frozen=True)
 class Motion:
-    """How a layer moves from a frame to the next, in pixels of the fit, at the points of a `Grid` in the first.
+    """The motion of a layer from a frame to the next, in pixels of the maps, at the points of a `Grid` in the first.
 
     Attributes:
-        step: to the next frame.
-        bend: how much the step changes from one pair of frames to the next.
-        counts: how much each of the two frames is to be asked what the layer looks like.
+        step: the displacement to the next frame.
+        bend: the change of the step from one pair of frames to the next.
+        counts: the weight of each of the two frames when the colours of the layer are interpolated.
     """
 
     step: Float[np.ndarray, "rows columns 2"]
@@ -49,13 +62,13 @@ class Motion:
 
 @dataclass(frozen=True)
 class LayerLook:
-    """What a frame shows of a layer: premultiplied colour in 8-bit units and opacity, and how sure they are."""
+    """What a frame shows of a layer: premultiplied colour in 8-bit units with opacity, and their confidence."""
 
     rgba: Float[np.ndarray, "height width 4"]
     sure: Float[np.ndarray, "height width"]
 
     def at_size(self, size: tuple[int, int]) -> LayerLook:
-        """The same at a smaller size (width, height)."""
+        """Returns the same at a smaller size (width, height)."""
         if (self.sure.shape[1], self.sure.shape[0]) == size:
             return self
         return LayerLook(*(cv2.resize(plane, size, interpolation=cv2.INTER_AREA) for plane in (self.rgba, self.sure)))
@@ -63,187 +76,220 @@ class LayerLook:
 
 @dataclass(frozen=True)
 class Grid:
-    """Points of a frame and around it, where motion is worked out."""
+    """The points in a frame and around it at which motion is computed.
+
+    Attributes:
+        size: (width, height) of the frame.
+        settings: the distance of the points and the margin around the frame.
+    """
 
     size: tuple[int, int]
+    settings: LayerMotionSettings = DEFAULTS
 
     @cached_property
     def points(self) -> Float[np.ndarray, "rows columns 2"]:
         """Positions in pixels."""
-        x, y = (np.arange(self.first, side - self.first + STEP, STEP, dtype=np.float64) for side in self.size)
+        step = self.settings.grid_step_px
+        x, y = (np.arange(self.first, side - self.first + step, step, dtype=np.float64) for side in self.size)
         return np.stack(np.meshgrid(x, y), axis=-1)
 
     @property
     def first(self) -> float:
         """The first position on both axes."""
-        return -float(STEP * max(1, round(BEYOND * max(self.size) / STEP)))
+        step, margin = self.settings.grid_step_px, self.settings.grid_margin_share
+        return -float(step * max(1, round(margin * max(self.size) / step)))
 
     def at(
         self, plane: Float[np.ndarray, "rows columns c"], places: Float[np.ndarray, "h w 2"]
     ) -> Float[np.ndarray, "h w c"]:
-        """Values of four channels or less between the points; beyond them the last ones go on."""
+        """Interpolates values of up to four channels between the points; beyond them the last ones continue."""
         count = plane.shape[-1]
         four = np.concatenate([plane] * (4 // count), axis=-1).astype(np.float32)
-        samples = ((places - self.first) / STEP).astype(np.float32)
+        samples = ((places - self.first) / self.settings.grid_step_px).astype(np.float32)
         return cv2.remap(four, samples, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[..., :count]
 
 
 class Motions:
-    """How the layers of a run move."""
+    """Computes the motion of the layers of a run.
 
-    def __init__(self, maps: Maps) -> None:
+    Args:
+        maps: the baked maps of the run.
+        settings: grid, thresholds and sizes.
+    """
+
+    def __init__(self, maps: Maps, settings: LayerMotionSettings = DEFAULTS) -> None:
         self.maps = maps
-        self.grid = Grid(maps.size)
-        shrink = min(1.0, COMPARED / max(maps.size))
+        self.settings = settings
+        self.grid = Grid(maps.size, settings)
+        shrink = min(1.0, settings.compared_px / max(maps.size))
         self.compared = (max(1, round(maps.size[0] * shrink)), max(1, round(maps.size[1] * shrink)))
-        self._map = lru_cache(maxsize=5 * len(maps.layers))(self._extended)
+        self._map = lru_cache(maxsize=5 * len(maps.layers))(self._extrapolate_map)
 
     def between(self, layer: int, t: int, share: float, parts: tuple[LayerLook, LayerLook]) -> Motion:
-        """How a layer moves from frame `t` to the next, to be looked at after a share of the time.
+        """Computes the motion of a layer from frame `t` to the next.
 
-        Across a change of charts the maps say nothing: it goes on as in the frames before, or comes as in those after.
+        Across a change of charts the maps of the two frames cannot be compared: the motion then is that of the frames
+        before or after.
 
         Args:
-            parts: what the two frames show of it.
+            layer: number of the layer.
+            t: frame of the run.
+            share: of the time to the next frame, 0 to 1: the moment that the motion is needed for.
+            parts: what the two frames show of the layer.
         """
-        if self._same_chart(layer, t, t + 1):
-            return self._seen(layer, t, parts)
-        if share < 0.5:
-            return Motion(self._alone(layer, t - 1), self._still(), (1.0, 0.0))
-        return Motion(self._alone(layer, t + 1), self._still(), (0.0, 1.0))
-
-    def _alone(self, layer: int, t: int) -> np.ndarray:
-        """The step from a frame to the next by the maps alone; at rest where they do not tell."""
-        step, known, _ = self._by_maps(layer, t)
-        return self._goes_on(step, known)
-
-    def _seen(self, layer: int, t: int, parts: tuple[LayerLook, LayerLook]) -> Motion:
-        """The motion by the maps where the frames look alike along it, else as around; refined by flow."""
-        step, known, bend = self._by_maps(layer, t)
+        settings = self.settings
+        if not self._same_chart(layer, t, t + 1):
+            if share < 0.5:
+                return Motion(self._step_from_maps(layer, t - 1), self._zero_step(), (1.0, 0.0))
+            return Motion(self._step_from_maps(layer, t + 1), self._zero_step(), (0.0, 1.0))
+        step, known, bend = self._motion_from_maps(layer, t)
         if not known.any():
             return Motion(step, bend)
-        one, other = (part.at_size(self.compared) for part in parts)
-        doubtful = known & (self._on_grid(_unlike(one, self._moved(other, step))) > UNLIKE)
+
+        # The motion of the maps counts where the frames are alike along it; elsewhere it continues from around.
+        one, other = (appearance.at_size(self.compared) for appearance in parts)
+        difference = self._sample_on_grid(_color_difference(one, self._warp_back(other, step), settings))
+        doubtful = known & (difference > settings.max_difference)
         believed = known & (cv2.dilate(doubtful.astype(np.uint8), np.ones((3, 3))) == 0)
-        step, bend = self._goes_on(step, believed if believed.any() else known), bend * believed[..., None]
-        moved = self._moved(other, step)
-        rest, ok = flow_between(_shown(one), _shown(moved))
-        ok &= (one.sure > 0.5) & (one.rgba[..., 3] > SEEN)
+        step = self._extrapolate_step(step, believed if believed.any() else known)
+        bend = bend * believed[..., None]
+
+        # The rest is estimated with flow, and counts where it makes the frames more alike.
+        moved = self._warp_back(other, step)
+        first, second = (
+            np.clip(_over_backdrop(appearance, settings.backdrop), 0, 255).astype(np.uint8)
+            for appearance in (one, moved)
+        )
+        rest, ok = flow_between(first, second)
+        ok &= (one.sure > settings.min_confidence) & (one.rgba[..., 3] > settings.min_map_weight)
         if not ok.any():
             return Motion(step, bend)
         rest *= np.array(self.maps.size, np.float32) / np.array(self.compared, np.float32)
-        rest = self._on_grid(cv2.blur(pull_push(rest, ok), (5, 5)))
-        again = self._moved(other, step + rest)
-        better = self._on_grid((_unlike(one, again) < BETTER * _unlike(one, moved)).astype(np.float32))
-        known = self._on_grid(_shared(one, again), cv2.BORDER_CONSTANT) > 0.5
+        blur = (settings.flow_blur_px, settings.flow_blur_px)
+        rest = self._sample_on_grid(cv2.blur(pull_push(rest, ok), blur))
+        again = self._warp_back(other, step + rest)
+        new_difference = _color_difference(one, again, settings)
+        is_better = new_difference < settings.max_flow_ratio * _color_difference(one, moved, settings)
+        better = self._sample_on_grid(is_better.astype(np.float32))
+        known = self._sample_on_grid(_shared_opacity(one, again), cv2.BORDER_CONSTANT) > settings.min_confidence
         if known.any():
-            better = cv2.blur(pull_push(better[..., None], known)[..., 0], (5, 5))
+            better = cv2.blur(pull_push(better[..., None], known)[..., 0], blur)
         return Motion((step + better[..., None] * rest).astype(np.float32), bend)
 
-    def _by_maps(self, layer: int, t: int) -> tuple[np.ndarray, Bool[np.ndarray, "rows columns"], np.ndarray]:
-        """The step from frame `t` to the next, where it is known, and the bend; at rest where the maps do not tell."""
-        still, nowhere = self._still(), np.zeros(self.grid.points.shape[:2], bool)
-        frames = [
-            k if 0 <= k < self.maps.frame_count and self._same_chart(layer, t, k) else None for k in range(t - 1, t + 3)
-        ]
-        found = [None if k is None else self._map(layer, k) for k in frames]
+    def _step_from_maps(self, layer: int, t: int) -> np.ndarray:
+        """Computes the step from a frame to the next by the maps alone; zero where they do not tell."""
+        step, known, _ = self._motion_from_maps(layer, t)
+        return self._extrapolate_step(step, known)
+
+    def _motion_from_maps(self, layer: int, t: int) -> tuple[np.ndarray, Bool[np.ndarray, "rows columns"], np.ndarray]:
+        """Computes the step from frame `t` to the next, where it is known, and the bend; zero where it is unknown."""
+        settings = self.settings
+        still, nowhere = self._zero_step(), np.zeros(self.grid.points.shape[:2], bool)
+        found: list[_SubsampledMap | None] = []
+        for k in range(t - 1, t + 3):
+            is_usable = 0 <= k < self.maps.frame_count and self._same_chart(layer, t, k)
+            found.append(self._map(layer, k) if is_usable else None)
         before, one, other, after = found
         if one is None or other is None:
             return still, nowhere, still
-        seen = self._on_grid(self.maps.layer_weight_small(t, layer), cv2.BORDER_CONSTANT) >= SEEN
+        weight = self._sample_on_grid(self.maps.layer_weight_small(t, layer), cv2.BORDER_CONSTANT)
+        seen = weight >= settings.min_map_weight
         points = self.grid.points[seen]
         uv = one.at(points)
         there, off = other.solve(uv, points)
-        step, known = there - points, off < LOST
-        if known.sum() < 12:
+        step, known = there - points, off < settings.max_error_px
+        if known.sum() < settings.min_known_points:
             return still, nowhere, still
         bends = []
         for extended, start in ((before, points - step), (after, there + step)):
             if extended is not None:
                 place, lost = extended.solve(uv, start)
-                bends.append((place - start) * (lost < LOST)[:, None])
+                bends.append((place - start) * (lost < settings.max_error_px)[:, None])
         bend = np.mean(bends, axis=0) if bends else np.zeros_like(step)
         length = np.linalg.norm(bend, axis=1)
-        bend *= np.minimum(1, BENT * np.linalg.norm(step, axis=1) / np.maximum(length, 1e-9))[:, None]
+        max_length = settings.max_bend * np.linalg.norm(step, axis=1)
+        bend *= np.minimum(1, max_length / np.maximum(length, 1e-9))[:, None]
         steps, bent, mask = still.copy(), still.copy(), nowhere.copy()
         steps[seen], bent[seen], mask[seen] = step, bend, known
         return pull_push(steps, mask), mask, pull_push(bent, mask)
 
-    def _moved(self, part: LayerLook, step: np.ndarray) -> LayerLook:
-        """What the later frame shows, where the earlier one has it; at the size of comparing."""
+    def _warp_back(self, appearance: LayerLook, step: np.ndarray) -> LayerLook:
+        """Warps what the later frame shows to the earlier one, at the size at which frames are compared."""
         (width, height), scale = self.compared, np.array(self.compared) / self.maps.size
         centres = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), axis=-1)
         places = (centres + self.grid.at(step, centres / scale) * scale - 0.5).astype(np.float32)
-        look = cv2.remap(part.rgba, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        return LayerLook(look, cv2.remap(part.sure, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT))
+        rgba = cv2.remap(appearance.rgba, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        sure = cv2.remap(appearance.sure, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+        return LayerLook(rgba, sure)
 
-    def _on_grid(self, plane: np.ndarray, beyond: int = cv2.BORDER_REPLICATE) -> np.ndarray:
-        """Values of a frame of any size, at the points of the grid."""
+    def _sample_on_grid(self, plane: np.ndarray, beyond: int = cv2.BORDER_REPLICATE) -> np.ndarray:
+        """Samples values of a frame of any size at the points of the grid."""
         places = self.grid.points * (np.array([plane.shape[1], plane.shape[0]]) / self.maps.size) - 0.5
         return cv2.remap(plane, places.astype(np.float32), None, cv2.INTER_LINEAR, borderMode=beyond)
 
-    def _goes_on(self, step: np.ndarray, known: Bool[np.ndarray, "rows columns"]) -> np.ndarray:
-        """A step where it is known, going on smoothly elsewhere."""
+    def _extrapolate_step(self, step: np.ndarray, known: Bool[np.ndarray, "rows columns"]) -> np.ndarray:
+        """Keeps a step where it is known, and continues it smoothly elsewhere."""
         found = extend((self.grid.points + step).astype(np.float32), known)
         if found is None:
             return pull_push(step, known) if known.any() else step
         return (found.uv - self.grid.points).astype(np.float32)
 
-    def _still(self) -> Float[np.ndarray, "rows columns 2"]:
+    def _zero_step(self) -> Float[np.ndarray, "rows columns 2"]:
         return np.zeros_like(self.grid.points, np.float32)
 
     def _same_chart(self, layer: int, one: int, other: int) -> bool:
-        """Whether two frames show a layer by the same part of its canonical plane."""
+        """Returns whether two frames show a layer by the same part of its canonical plane."""
         name = self.maps.layers[layer]
         own = [chart for series in self.maps.charts for chart in series if chart.layer == name]
         return len(own) < 2 or any(chart.first <= min(one, other) and max(one, other) <= chart.last for chart in own)
 
-    def _extended(self, layer: int, t: int) -> _Sampled | None:
-        stride = max(1, round(max(self.maps.size) / SAMPLES))
+    def _extrapolate_map(self, layer: int, t: int) -> _SubsampledMap | None:
+        """Extrapolates the map of a layer in a frame; None if too little of the layer is visible."""
+        stride = max(1, round(max(self.maps.size) / self.settings.map_samples))
         every = (slice(stride // 2, None, stride),) * 2
         uv, weight = self.maps.uv_small(t, layer)[every], self.maps.layer_weight_small(t, layer)[every]
-        found = extend(np.ascontiguousarray(uv), weight >= SEEN)
-        return None if found is None else _Sampled(found, stride)
+        found = extend(np.ascontiguousarray(uv), weight >= self.settings.min_map_weight)
+        return None if found is None else _SubsampledMap(found, stride)
 
 
 @dataclass(frozen=True)
-class _Sampled:
-    """A map of every so many pixels of a frame, asked and answering in pixels of the frame."""
+class _SubsampledMap:
+    """A map of every so many pixels of a frame; its methods take and return pixels of the frame."""
 
     found: ExtendedMap
     stride: int
 
     def at(self, points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
-        """uv of any positions."""
-        return self.found.at(self._inwards(points))
+        """Returns the uv of any positions."""
+        return self.found.at(self._to_samples(points))
 
     def solve(
         self, uv: Float[np.ndarray, "n 2"], start: Float[np.ndarray, "n 2"]
     ) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, " n"]]:
-        """Positions that show some uv, and how many pixels they are off."""
-        places, off = self.found.solve(uv, self._inwards(start))
+        """Finds the positions of some uv, and their errors in pixels."""
+        places, off = self.found.solve(uv, self._to_samples(start))
         return (places - 0.5) * self.stride + self.stride // 2 + 0.5, off * self.stride
 
-    def _inwards(self, points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
+    def _to_samples(self, points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
         return (points - 0.5 - self.stride // 2) / self.stride + 0.5
 
 
-def _shared(one: LayerLook, other: LayerLook) -> Float[np.ndarray, "height width"]:
-    """How much of each pixel both looks know, and one of them shows."""
+def _shared_opacity(one: LayerLook, other: LayerLook) -> Float[np.ndarray, "height width"]:
+    """Returns how much of each pixel both appearances know, and one of them shows."""
     return one.sure * other.sure * np.maximum(one.rgba[..., 3], other.rgba[..., 3])
 
 
-def _unlike(one: LayerLook, other: LayerLook) -> Float[np.ndarray, "height width"]:
-    """How much two looks differ, as a mean around each pixel, in 8-bit units."""
-    shared, near = _shared(one, other), (AROUND, AROUND)
-    off = cv2.absdiff(cv2.blur(_over_grey(one), (3, 3)), cv2.blur(_over_grey(other), (3, 3)))
-    off = cv2.transform(off, np.full((1, 3), 1 / 3, np.float32))
-    return cv2.blur(off * shared, near) / np.maximum(cv2.blur(shared, near), 0.1)
+def _color_difference(
+    one: LayerLook, other: LayerLook, settings: LayerMotionSettings
+) -> Float[np.ndarray, "height width"]:
+    """Computes the mean difference of two appearances around each pixel, in 8-bit units."""
+    shared, window = _shared_opacity(one, other), (settings.compared_window_px, settings.compared_window_px)
+    blur = (settings.compared_blur_px, settings.compared_blur_px)
+    smooth = [cv2.blur(_over_backdrop(appearance, settings.backdrop), blur) for appearance in (one, other)]
+    off = cv2.transform(cv2.absdiff(*smooth), np.full((1, 3), 1 / 3, np.float32))
+    return cv2.blur(off * shared, window) / np.maximum(cv2.blur(shared, window), 0.1)
 
 
-def _over_grey(part: LayerLook) -> Float[np.ndarray, "height width 3"]:
-    return cv2.transform(part.rgba, np.hstack([np.eye(3), np.full((3, 1), -GREY), np.full((3, 1), GREY)]))
-
-
-def _shown(part: LayerLook) -> np.ndarray:
-    return np.clip(_over_grey(part), 0, 255).astype(np.uint8)
+def _over_backdrop(appearance: LayerLook, grey: float) -> Float[np.ndarray, "height width 3"]:
+    """Composites an appearance over grey."""
+    return cv2.transform(appearance.rgba, np.hstack([np.eye(3), np.full((3, 1), -grey), np.full((3, 1), grey)]))

@@ -1,4 +1,4 @@
-"""One writer at a time: the lock of a run, freed however its holder ends."""
+"""The lock of a run: one writer at a time. It is freed however its holder ends."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from neural_fields.errors import ExitCode, UserError
 from neural_fields.files import clean_litter, disk_errors, is_alive, make_folder, volume_of, write_synced
 from neural_fields.run import Run
 
-_NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-_held: set[str] = set()  # holder files that this process has made and not yet removed
+_NO_LOCK_ERRORS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_held_files: set[str] = set()  # holder files that this process has made and not yet removed
 
 
 @contextmanager
 def lock(run: Run) -> Iterator[str]:
     """Holds `run` for writing until the block ends or the process dies, by whatever means. Reading needs no lock.
 
-    Gives a note for the user: empty, or why a weaker lock is used on a volume that has none. Clears away the temporary
-    files of writers that were killed.
+    Yields a note for the user: empty, or why a weaker lock is used on a volume that cannot lock files. Removes the
+    temporary files of writers that were killed.
 
     Raises:
         UserError: LOCKED with the process, the machine and the start time of the holder.
@@ -36,24 +36,24 @@ def lock(run: Run) -> Iterator[str]:
     note, holder_file = "", None
     try:
         with disk_errors(run.lock_file):
-            if _flock(run, descriptor):
+            if _try_flock(run, descriptor):
                 os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, _holder(), 0)
+                os.pwrite(descriptor, _encode_holder(), 0)
             else:
-                holder_file = _take_holder_file(run)
+                holder_file = _create_holder_file(run)
                 note = f"{volume_of(run.path)} cannot lock files, so {holder_file.name} is used instead"
             for folder in (run.path, run.canonical, run.maps, run.previews, run.renders, run.exports, run.checkpoints):
                 clean_litter(folder)
         yield note
     finally:
         if holder_file is not None:
-            _held.discard(str(holder_file))
+            _held_files.discard(str(holder_file))
             holder_file.unlink(missing_ok=True)
-        os.close(descriptor)  # this frees it
+        os.close(descriptor)  # this frees the lock
 
 
-def _flock(run: Run, descriptor: int) -> bool:
-    """Takes the lock, or tells that the system or the volume has none."""
+def _try_flock(run: Run, descriptor: int) -> bool:
+    """Takes the lock of the system; returns False where the system or the volume has none."""
     try:
         import fcntl
     except ImportError:
@@ -61,39 +61,39 @@ def _flock(run: Run, descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise _locked(run, os.pread(descriptor, 4096, 0)) from error
+        raise _locked_error(run, os.pread(descriptor, 4096, 0)) from error
     except OSError as error:
-        if error.errno in _NO_FLOCK:
+        if error.errno in _NO_LOCK_ERRORS:
             return False
         raise
     return True
 
 
-def _take_holder_file(run: Run) -> Path:
-    """Makes LOCK.holder, replacing that of a dead process of this machine."""
+def _create_holder_file(run: Run) -> Path:
+    """Creates LOCK.holder; replaces that of a process of this machine that has ended."""
     path = run.holder_file
     if path.exists():
         text = path.read_bytes()
-        holder = _parsed(text)
+        holder = _parse_holder(text)
         pid = holder.get("pid")
-        dead = isinstance(pid, int) and (not is_alive(pid) or (pid == os.getpid() and str(path) not in _held))
+        dead = isinstance(pid, int) and (not is_alive(pid) or (pid == os.getpid() and str(path) not in _held_files))
         if holder.get("host") != platform.node() or not dead:
-            raise _locked(run, text)
+            raise _locked_error(run, text)
         path.unlink(missing_ok=True)
     try:
-        write_synced(path, _holder())
+        write_synced(path, _encode_holder())
     except FileExistsError as error:
-        raise _locked(run, path.read_bytes()) from error
-    _held.add(str(path))
+        raise _locked_error(run, path.read_bytes()) from error
+    _held_files.add(str(path))
     return path
 
 
-def _holder() -> bytes:
+def _encode_holder() -> bytes:
     started = time.strftime("%Y-%m-%d %H:%M:%S")
     return json.dumps({"pid": os.getpid(), "host": platform.node(), "started": started}).encode()
 
 
-def _parsed(text: bytes) -> dict[str, Any]:
+def _parse_holder(text: bytes) -> dict[str, Any]:
     with suppress(ValueError, RecursionError):
         holder = json.loads(text)
         if isinstance(holder, dict):
@@ -101,8 +101,8 @@ def _parsed(text: bytes) -> dict[str, Any]:
     return {}
 
 
-def _locked(run: Run, text: bytes) -> UserError:
-    shown = {key: "".join(c for c in str(value)[:80] if c.isprintable()) for key, value in _parsed(text).items()}
+def _locked_error(run: Run, text: bytes) -> UserError:
+    shown = {key: "".join(c for c in str(value)[:80] if c.isprintable()) for key, value in _parse_holder(text).items()}
     who = "process {} on {} since {}".format(*(shown.get(key, "?") for key in ("pid", "host", "started")))
     fix = f"wait until it has ended; unwrap info {run.path} works meanwhile"
     why = f"{who} is writing to it, and only one may"

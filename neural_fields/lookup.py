@@ -1,7 +1,7 @@
-"""Linear interpolation of what is stored at one size and wanted at another: whole parts of a frame, or single points.
+"""Resampling: bilinear interpolation of stored maps at another size, for whole parts of a frame or single points.
 
 A map that was stored with a rim of one sample around the frame needs no extrapolation at the frame's edges. OpenCV (5)
-looks up four channels exactly and fast, two in steps of 1/32 and slowly: so two or three are filled up to four.
+samples four channels exactly and fast, two in steps of 1/32 and slowly: so two or three are filled up to four.
 """
 
 from __future__ import annotations
@@ -19,7 +19,14 @@ RIM = 1  # samples around the frame
 def enlarge(
     values: np.ndarray, stored: tuple[int, int], size: tuple[int, int], part: tuple[slice, slice] | None = None
 ) -> np.ndarray:
-    """Linear interpolation of a rimmed map to pixel centres of `size`, or of a part (rows, columns) of it."""
+    """Resamples a rimmed map bilinearly at the pixel centers of a frame.
+
+    Args:
+        values: the map with its rim, [rows, columns] or [rows, columns, channels].
+        stored: (width, height) of the map without its rim.
+        size: (width, height) of the frame.
+        part: the rows and columns of the frame that are wanted; by default all.
+    """
     part = part or (slice(0, size[1]), slice(0, size[0]))
     rows, columns = window(stored, size, part)
     if stored == size:
@@ -28,7 +35,13 @@ def enlarge(
 
 
 def window(stored: tuple[int, int], size: tuple[int, int], part: tuple[slice, slice]) -> tuple[slice, slice]:
-    """The rows and columns of a rimmed map that a part (rows, columns) of a frame of `size` is interpolated from."""
+    """Returns the rows and columns of a rimmed map that a part of a frame is interpolated from.
+
+    Args:
+        stored: (width, height) of the map without its rim.
+        size: (width, height) of the frame.
+        part: rows and columns of the frame.
+    """
     found = []
     for wanted, kept, full in zip(part, stored[::-1], size[::-1], strict=True):
         if kept == full:
@@ -47,9 +60,14 @@ def warped(
     size: tuple[int, int],
     part: tuple[slice, slice],
 ) -> np.ndarray:
-    """A part (rows, columns) of a frame of `size` from values that begin at `origin` (row, column) of a rimmed map.
+    """Resamples some values of a rimmed map in a part of a frame; beyond their edges the last values go on.
 
-    Beyond their edges the last values go on.
+    Args:
+        values: a rectangle of the map.
+        origin: (row, column) of the rimmed map where they begin.
+        stored: (width, height) of the map without its rim.
+        size: (width, height) of the frame.
+        part: rows and columns of the frame.
     """
     scale_x, scale_y = stored[0] / size[0], stored[1] / size[1]
     rows, columns = part
@@ -62,24 +80,24 @@ def warped(
     )
     target = (columns.stop - columns.start, rows.stop - rows.start)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    found = cv2.warpAffine(_padded(values), matrix, target, flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    return _unpadded(found, values.shape[2:])
+    found = cv2.warpAffine(_pad_channels(values), matrix, target, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    return _unpad_channels(found, values.shape[2:])
 
 
-def _padded(values: np.ndarray) -> np.ndarray:
-    """An image of two or three channels with four."""
+def _pad_channels(values: np.ndarray) -> np.ndarray:
+    """Fills an image of two or three channels up to four."""
     if values.shape[2:] == (2,):
         return cv2.merge([values, values])
     return cv2.cvtColor(values, cv2.COLOR_RGB2RGBA) if values.shape[2:] == (3,) else values
 
 
-def _unpadded(found: np.ndarray, channels: tuple[int, ...]) -> np.ndarray:
-    """What `_padded` was given, after a lookup."""
+def _unpad_channels(found: np.ndarray, channels: tuple[int, ...]) -> np.ndarray:
+    """Takes away the channels that `_pad_channels` added."""
     return found if found.shape[2:] == channels else first_channels(found, channels[0])
 
 
 def first_channels(image: np.ndarray, count: int) -> np.ndarray:
-    """An image of the first channels of another; many times as fast as copying a slice."""
+    """Copies the first channels of an image; many times as fast as copying a slice."""
     kept = np.empty((*image.shape[:2], count), image.dtype)
     cv2.mixChannels([image], [kept], [i for number in range(count) for i in (number, number)])
     return kept
@@ -88,7 +106,18 @@ def first_channels(image: np.ndarray, count: int) -> np.ndarray:
 def at_points(
     maps: Sequence[np.ndarray], x: np.ndarray, y: np.ndarray, stored: tuple[int, int], size: tuple[int, int]
 ) -> np.ndarray:
-    """Linear interpolation of rimmed maps at scattered pixels of `size`; [maps, n] or [maps, n, channels]."""
+    """Samples rimmed maps bilinearly at scattered pixels of a frame.
+
+    Args:
+        maps: maps of one size, with their rim.
+        x: columns of the pixels; 0 is the center of the first one.
+        y: their rows.
+        stored: (width, height) of the maps without their rim.
+        size: (width, height) of the frame.
+
+    Returns:
+        [maps, n] or [maps, n, channels].
+    """
     if not len(x):
         return np.stack([np.zeros((0, *values.shape[2:]), values.dtype) for values in maps])
     column = ((x + 0.5) * (stored[0] / size[0]) - 0.5 + RIM).astype(np.float32)
@@ -100,9 +129,18 @@ def at_points(
 
 
 def scattered(image: np.ndarray, x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> np.ndarray:
-    """Bilinear lookup of an image at sample positions (0 is the centre of the first pixel); [n] or [n, channels]."""
+    """Samples an image bilinearly at positions where 0 is the center of the first pixel; beyond it the edge goes on.
+
+    Args:
+        image: [rows, columns] or [rows, columns, channels].
+        x: columns.
+        y: rows.
+
+    Returns:
+        [n] or [n, channels].
+    """
     side = 1 << 14  # OpenCV's remap takes images below 32768 on a side
-    padded, mode = _padded(image), cv2.BORDER_REPLICATE
+    padded, mode = _pad_channels(image), cv2.BORDER_REPLICATE
     parts = [
         cv2.remap(padded, x[None, i : i + side], y[None, i : i + side], cv2.INTER_LINEAR, borderMode=mode)
         for i in range(0, len(x), side)
@@ -111,4 +149,4 @@ def scattered(image: np.ndarray, x: Float[np.ndarray, " n"], y: Float[np.ndarray
     if not parts:
         return np.zeros((0, *channels), image.dtype)
     # As one row, which takes a third of the time of one column.
-    return _unpadded(np.concatenate(parts, axis=1), channels).reshape(len(x), *channels)
+    return _unpad_channels(np.concatenate(parts, axis=1), channels).reshape(len(x), *channels)

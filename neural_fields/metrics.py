@@ -1,14 +1,15 @@
-"""Measures of a fit and of an edit. Pictures are RGB, uint8 or float in [0, 1]; clips may be any iterable of frames.
+"""Measures of a reconstruction and of an edit.
 
-Whatever takes a clip reads it once, frame by frame, so memory does not grow with its length. Iterables that belong
-together must have the same length: a short one raises ValueError.
+Pictures are RGB, uint8 or float in [0, 1]; clips may be any iterable of frames. Functions of clips read them once,
+frame by frame, so memory does not grow with their length. Iterables that belong together must have the same length:
+a short one raises ValueError.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -24,17 +25,18 @@ from neural_fields import coords
 Frame = Shaped[ndarray, "height width 3"]
 Mask = Shaped[ndarray, "height width"]
 
-SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # Wang et al. 2004
-LPIPS_LEAST_SIDE = 32  # below it the deepest features of the backbones have no extent
-HUB_FILES = {"squeeze": "squeezenet1_1-*.pth", "alex": "alexnet-owt-*.pth", "vgg": "vgg16-*.pth"}
-
 
 def psnr(a: Shaped[ndarray, "*n"], b: Shaped[ndarray, "*n"], mask: Shaped[ndarray, "*m"] | None = None) -> float:
-    """Peak signal-to-noise ratio in dB: -10 log10 of the mean squared error in [0, 1]; inf when there is no error.
+    """Returns the peak signal-to-noise ratio in dB: -10 log10 of the mean squared error in [0, 1].
 
-    `mask` (the shape without the colour axis) weighs the pixels: bool, or float >= 0. Nothing under it gives nan.
+    Args:
+        a, b: pictures of the same shape.
+        mask: weights of the pixels, bool or float >= 0, of the shape without the colour axis.
+
+    Returns:
+        inf when there is no error; nan where the mask is empty.
     """
-    squared = (_unit(a) - _unit(b)) ** 2
+    squared = (_to_unit_float(a) - _to_unit_float(b)) ** 2
     if mask is None:
         error = float(squared.mean(dtype=np.float64))
     else:
@@ -44,51 +46,61 @@ def psnr(a: Shaped[ndarray, "*n"], b: Shaped[ndarray, "*n"], mask: Shaped[ndarra
     return math.inf if error == 0 else -10 * math.log10(error)
 
 
-def psnr_per_frame(a: Iterable[Frame], b: Iterable[Frame], masks: Iterable[Mask] | None = None) -> list[float]:
-    """`psnr` of each frame, in order."""
-    if masks is None:
-        return [psnr(x, y) for x, y in zip(a, b, strict=True)]
-    return [psnr(x, y, mask) for x, y, mask in zip(a, b, masks, strict=True)]
+def psnr_per_frame(a: Iterable[Frame], b: Iterable[Frame]) -> list[float]:
+    """Computes the `psnr` of each frame, in order."""
+    return [psnr(x, y) for x, y in zip(a, b, strict=True)]
 
 
 def ssim(a: Frame, b: Shaped[ndarray, "rows columns 3"]) -> float:
-    """Structural similarity of two pictures (Wang et al. 2004, equation 13), mean over channels.
+    """Computes the structural similarity of two pictures (Wang et al. 2004, equation 13), mean over channels.
 
     Gaussian window of 11 pixels, sigma 1.5, K1 = 0.01, K2 = 0.03, only where the window lies inside the picture.
     A picture with a side under 11 pixels gets the largest odd window that fits.
     """
-    x, y = _unit(a), _unit(b)
+    x, y = _to_unit_float(a), _to_unit_float(b)
     if x.shape != y.shape:
         raise ValueError(f"pictures of different shape: {x.shape} and {y.shape}")
-    window = min(SSIM_WINDOW, *(side - 1 + side % 2 for side in x.shape[:2]))
-    mean_x, mean_y = _window_mean(x, window), _window_mean(y, window)
-    var_x = _window_mean(x * x, window) - mean_x**2
-    var_y = _window_mean(y * y, window) - mean_y**2
-    covariance = _window_mean(x * y, window) - mean_x * mean_y
+    window = min(11, *(side - 1 + side % 2 for side in x.shape[:2]))
+    mean_x, mean_y = _window_means(x, window), _window_means(y, window)
+    var_x = _window_means(x * x, window) - mean_x**2
+    var_y = _window_means(y * y, window) - mean_y**2
+    covariance = _window_means(x * y, window) - mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2
     similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     return float((similarity / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).mean(dtype=np.float64))
 
 
-def ssim_per_frame(a: Iterable[Frame], b: Iterable[Frame]) -> list[float]:
-    """`ssim` of each frame, in order."""
-    return [ssim(x, y) for x, y in zip(a, b, strict=True)]
+def alpha_iou(alpha: Iterable[Mask], truth: Iterable[Mask]) -> float:
+    """Computes the intersection over union of two opacities cut at 0.5, pixels of all frames pooled.
 
-
-def alpha_iou(alpha: Iterable[Mask], truth: Iterable[Mask], threshold: float = 0.5) -> float:
-    """Intersection over union of two opacities cut at `threshold`, pixels of all frames pooled; 1 if both are empty."""
+    Two empty clips have 1.
+    """
     both = either = 0
     for a, b in zip(alpha, truth, strict=True):
-        x, y = _cut(a, threshold), _cut(b, threshold)
+        x, y = _binarize(a), _binarize(b)
         both += int((x & y).sum())
         either += int((x | y).sum())
     return both / either if either else 1.0
 
 
-def boundary_f(alpha: Iterable[Mask], truth: Iterable[Mask], threshold: float = 0.5, tolerance: float = 0.008) -> float:
-    """Mean over frames of the F measure of outlines (Perazzi et al. 2016, section 5): the harmonic mean of precision
-    and recall of outline pixels, matched within `tolerance` of the frame's diagonal (at least a pixel)."""
-    scores = [_outline_f(_cut(a, threshold), _cut(b, threshold), tolerance) for a, b in zip(alpha, truth, strict=True)]
+def boundary_f(alpha: Iterable[Mask], truth: Iterable[Mask]) -> float:
+    """Computes the F measure of outlines (Perazzi et al. 2016, section 5), mean over frames.
+
+    It is the harmonic mean of precision and recall of the outline pixels of opacities cut at 0.5, matched within 0.008
+    of the frame's diagonal (at least a pixel), as in the DAVIS benchmark.
+    """
+    scores = []
+    for a, b in zip(alpha, truth, strict=True):
+        ours, theirs = _outline_pixels(_binarize(a)), _outline_pixels(_binarize(b))
+        if not ours.any() or not theirs.any():
+            scores.append(1.0 if not ours.any() and not theirs.any() else 0.0)
+            continue
+        reach = max(1, math.ceil(0.008 * math.hypot(*ours.shape)))
+        y, x = np.ogrid[-reach : reach + 1, -reach : reach + 1]
+        disc = (x * x + y * y <= reach * reach).astype(np.uint8)
+        precision = float((cv2.dilate(theirs.astype(np.uint8), disc) > 0)[ours].mean())
+        recall = float((cv2.dilate(ours.astype(np.uint8), disc) > 0)[theirs].mean())
+        scores.append(2 * precision * recall / (precision + recall) if precision + recall else 0.0)
     return float(np.mean(scores)) if scores else math.nan
 
 
@@ -109,18 +121,32 @@ class WarpError:
         flow: Float[ndarray, "flow_rows flow_columns 2"],
         ok: Bool[ndarray, "ok_rows ok_columns"],
     ) -> None:
-        """Adds a pair of neighbouring frames. Flow is in pixels of these frames."""
+        """Adds a pair of neighboring frames.
+
+        Args:
+            first, second: frames t and t+1.
+            flow: from `first` to `second`, in pixels of these frames.
+            ok: the pixels of `first` that count.
+        """
         if not flow.shape[:2] == ok.shape == first.shape[:2]:
             sizes = f"flow of {flow.shape[:2]} and mask of {ok.shape} for frames of {first.shape[:2]}"
             raise ValueError(f"{sizes}: resize the flow first")
-        warped, inside = _warp(_unit(second), np.asarray(flow, np.float32))
-        use = inside & ok
-        self._total += float(((warped - _unit(first)) ** 2).mean(axis=-1, dtype=np.float64)[use].sum())
+        # The second frame, sampled at pixel + flow, counts where that lies between the outermost pixel centres.
+        height, width = first.shape[:2]
+        target = coords.pixel_centres(width, height) + torch.from_numpy(np.asarray(flow, np.float32))
+        picture = torch.from_numpy(_to_unit_float(second)).permute(2, 0, 1)[None]
+        box = coords.frame_box(width, height)
+        sampled = coords.sample(picture, box, coords.normalise_pixels(target, width, height)[None])
+        warped = sampled[0].permute(1, 2, 0).numpy()
+        x, y = target.unbind(-1)
+        inside = (x >= 0.5) & (x <= width - 0.5) & (y >= 0.5) & (y <= height - 0.5)
+        use = inside.numpy() & ok
+        self._total += float(((warped - _to_unit_float(first)) ** 2).mean(axis=-1, dtype=np.float64)[use].sum())
         self._count += int(use.sum())
 
     @property
     def value(self) -> float | None:
-        """None where no pixel qualifies, such as in a clip of one frame."""
+        """The error; None where no pixel qualifies, such as in a clip of one frame."""
         return self._total / self._count if self._count else None
 
 
@@ -129,7 +155,12 @@ def warp_error(
     forward: Iterable[Float[ndarray, "rows columns 2"]],
     ok: Iterable[Bool[ndarray, "ok_rows ok_columns"]],
 ) -> float | None:
-    """`WarpError` of a clip: flow and masks are one less than there are frames."""
+    """Computes the `WarpError` of a clip.
+
+    Args:
+        frames: of the clip.
+        forward, ok: the flow to the next frame, and the pixels that count: one less than there are frames.
+    """
     error = WarpError()
     for (first, second), flow, valid in zip(pairwise(frames), forward, ok, strict=True):
         error.add(first, second, flow, valid)
@@ -139,14 +170,38 @@ def warp_error(
 def mark_centroids(
     edited: Iterable[Frame], plain: Iterable[Frame], color: tuple[float, float, float] | None = None
 ) -> Float[ndarray, "frames 2"]:
-    """Pixel position of the centre of a painted mark in each frame; nan where it is not seen.
+    """Locates the centre of a painted mark in each frame, in pixels; nan where it is not seen.
 
     The mark is where the edited frame differs from the plain one. With its `color` (RGB in [0, 1]) each pixel counts by
     how far it went from the plain colour towards it, so the picture under the mark does not pull the centre. Without,
     it counts by its difference, saturated at half the strongest. Changes under 0.1 are taken for coding noise.
+
+    Args:
+        edited, plain: the clip with the mark and without it.
+        color: of the mark.
     """
-    found = [_centroid(_mark_opacity(_unit(a), _unit(b), color)) for a, b in zip(edited, plain, strict=True)]
-    return np.array(found).reshape(-1, 2)
+    centres = []
+    for frame, unedited in zip(edited, plain, strict=True):
+        # How much of each pixel the mark covers, 0 to 1.
+        base = _to_unit_float(unedited)
+        change = _to_unit_float(frame) - base
+        size = np.linalg.norm(change, axis=-1)
+        if color is None:
+            cover = np.minimum(size / max(float(size.max()) / 2, 1e-6), 1)
+        else:
+            way = np.asarray(color, np.float32) - base
+            cover = (change * way).sum(axis=-1) / (way * way).sum(axis=-1).clip(1e-3)
+        opacity = np.where(size > 0.1, cover.clip(0, 1), 0)
+
+        total = float(opacity.sum(dtype=np.float64))
+        if total == 0:
+            centres.append((math.nan, math.nan))
+            continue
+        height, width = opacity.shape
+        x = float((opacity.sum(axis=0, dtype=np.float64) * (np.arange(width) + 0.5)).sum()) / total
+        y = float((opacity.sum(axis=1, dtype=np.float64) * (np.arange(height) + 0.5)).sum()) / total
+        centres.append((x, y))
+    return np.array(centres).reshape(-1, 2)
 
 
 def mark_drift(
@@ -155,9 +210,15 @@ def mark_drift(
     positions: Float[ndarray, "positions 2"],
     color: tuple[float, float, float] | None = None,
 ) -> Float[ndarray, "frames"]:
-    """Distance in pixels, frame by frame, between the painted mark and where it should be; nan where it is not seen.
+    """Computes the distance in pixels, frame by frame, between the painted mark and its true position.
 
-    `positions` are the true centres: `SyntheticClip.mark_positions`, or `mark_centroids` of the true edited clip.
+    Args:
+        edited, plain: the clip with the mark and without it.
+        positions: the true centres: `SyntheticClip.mark_positions`, or `mark_centroids` of the true edited clip.
+        color: of the mark, as in `mark_centroids`.
+
+    Returns:
+        nan where the mark is not seen.
     """
     found = mark_centroids(edited, plain, color)
     if found.shape != positions.shape:
@@ -165,158 +226,112 @@ def mark_drift(
     return np.hypot(*(found - positions).T)
 
 
-class Perceptual(NamedTuple):
-    """Result of `lpips_distance`: the distance, or None with the reason in one sentence."""
+class LpipsResult(NamedTuple):
+    """Result of `LpipsDistance`: the distance, or None with the reason in one sentence."""
 
     distance: float | None
     reason: str
 
 
-def lpips_distance(a: Iterable[Frame], b: Iterable[Frame], weights: Path | None = None) -> Perceptual:
+class LpipsDistance:
     """Mean LPIPS distance over the frames (Zhang et al. 2018, version 0.1), lower is nearer; never downloads.
 
-    `weights` is a torchvision state dict of SqueezeNet 1.1, AlexNet or VGG-16. Without it the first of these in the
-    torch hub's cache is taken. Whatever is missing, the distance is None and the reason says what would help.
+    Whatever is missing, the distance is None and the reason says what would help.
+
+    Args:
+        weights: a torchvision state dict of SqueezeNet 1.1, AlexNet or VGG-16. Without it the first of these in the
+            torch hub's cache is taken.
     """
-    path = weights if weights is not None else _cached_backbone()
+
+    def __init__(self, weights: Path | None = None) -> None:
+        self._model, self._note = _load_lpips(weights)
+        self._distances: list[float] = []
+
+    def add(self, a: Frame, b: Shaped[ndarray, "rows columns 3"]) -> None:
+        """Adds a pair of frames to compare."""
+        least_side = 32  # pixels; below it the deepest features of the backbones have no extent
+        if self._model is not None and min(a.shape[:2]) < least_side:
+            self._model, self._note = None, f"LPIPS left out: frames have a side under {least_side} pixels"
+        if self._model is None:
+            return
+        # lpips wants pictures in [-1, 1].
+        x, y = (torch.from_numpy(_to_unit_float(image) * 2 - 1).permute(2, 0, 1)[None] for image in (a, b))
+        with torch.no_grad():
+            self._distances.append(float(self._model(x, y)))
+
+    @property
+    def result(self) -> LpipsResult:
+        """The mean over the frames that were added."""
+        if self._model is None:
+            return LpipsResult(None, self._note)
+        if not self._distances:
+            return LpipsResult(None, "LPIPS left out: no frames")
+        return LpipsResult(float(np.mean(self._distances)), self._note)
+
+
+def _load_lpips(weights: Path | None) -> tuple[torch.nn.Module | None, str]:
+    """Loads the LPIPS network with a backbone, and names it; without a network, says why there is none."""
+    path = weights
     if path is None:
-        return Perceptual(None, "LPIPS left out: no backbone in the torch hub cache; pass a local SqueezeNet 1.1 file")
+        # The first backbone in the torch hub's cache, the smallest network first.
+        folder, cached = Path(torch.hub.get_dir()) / "checkpoints", []
+        for pattern in ("squeezenet1_1-*.pth", "alexnet-owt-*.pth", "vgg16-*.pth"):
+            cached += sorted(folder.glob(pattern))
+        path = cached[0] if cached else None
+    if path is None:
+        return None, "LPIPS left out: no backbone in the torch hub cache; pass a local SqueezeNet 1.1 file"
     if not path.is_file():
-        return Perceptual(None, f"LPIPS left out: no file {path}")
+        return None, f"LPIPS left out: no file {path}"
     try:
         import lpips
     except ImportError:
-        return Perceptual(None, "LPIPS left out: install the extra with pip install 'unwrap-video[metrics]'")
-    state = _load_backbone(path)
-    net = None if state is None else _backbone_kind(state)
-    if state is None or net is None:
-        return Perceptual(None, f"LPIPS left out: {path} holds no SqueezeNet 1.1, AlexNet or VGG-16 weights")
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # random numbers before the weights are read
-        warnings.simplefilter("ignore")  # lpips 0.1.4 calls torchvision by names that are deprecated
-        model = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
-    model.net.load_state_dict({name: state[_torchvision_name(name)] for name in model.net.state_dict()})
-    distances = []
-    for x, y in zip(a, b, strict=True):
-        if min(x.shape[:2]) < LPIPS_LEAST_SIDE:
-            return Perceptual(None, f"LPIPS left out: frames have a side under {LPIPS_LEAST_SIDE} pixels")
-        with torch.no_grad():
-            distances.append(float(model(_signed(x), _signed(y))))
-    if not distances:
-        return Perceptual(None, "LPIPS left out: no frames")
-    return Perceptual(float(np.mean(distances)), f"{net} backbone")
-
-
-def _unit(image: Shaped[ndarray, "*n"]) -> Float[ndarray, "*n"]:
-    """The picture as float32 in [0, 1]."""
-    values = np.asarray(image)
-    return values.astype(np.float32) / 255 if values.dtype == np.uint8 else values.astype(np.float32)
-
-
-def _cut(alpha: Mask, threshold: float) -> Bool[ndarray, "height width"]:
-    values = np.asarray(alpha)
-    return values if values.dtype == bool else values >= threshold
-
-
-def _window_mean(image: Float[ndarray, "h w 3"], window: int) -> Float[ndarray, "hh ww 3"]:
-    margin = window // 2
-    height, width = image.shape[:2]
-    smooth = cv2.GaussianBlur(image, (window, window), SSIM_SIGMA)
-    return smooth[margin : height - margin, margin : width - margin]
-
-
-def _outline(mask: Bool[ndarray, "h w"]) -> Bool[ndarray, "h w"]:
-    """Pixels of the mask that touch its outside; the frame's edge is no outline."""
-    inner = cv2.erode(mask.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3)), borderValue=1)
-    return mask & (inner == 0)
-
-
-def _outline_f(mask: Bool[ndarray, "h w"], truth: Bool[ndarray, "h w"], tolerance: float) -> float:
-    reach = max(1, math.ceil(tolerance * math.hypot(*mask.shape)))
-    y, x = np.ogrid[-reach : reach + 1, -reach : reach + 1]
-    disc = (x * x + y * y <= reach * reach).astype(np.uint8)
-    ours, theirs = _outline(mask), _outline(truth)
-    if not ours.any() and not theirs.any():
-        return 1.0
-    if not ours.any() or not theirs.any():
-        return 0.0
-    precision = float((cv2.dilate(theirs.astype(np.uint8), disc) > 0)[ours].mean())
-    recall = float((cv2.dilate(ours.astype(np.uint8), disc) > 0)[theirs].mean())
-    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
-
-
-def _warp(
-    image: Float[ndarray, "h w 3"], flow: Float[ndarray, "h w 2"]
-) -> tuple[Float[ndarray, "h w 3"], Bool[ndarray, "h w"]]:
-    """The picture looked up at pixel + flow, and where that lies between the outermost pixel centres."""
-    height, width = image.shape[:2]
-    target = coords.pixel_centres(width, height) + torch.from_numpy(flow)
-    picture = torch.from_numpy(image).permute(2, 0, 1)[None]
-    box = coords.frame_box(width, height)
-    seen = coords.sample(picture, box, coords.normalise_pixels(target, width, height)[None])
-    x, y = target.unbind(-1)
-    inside = (x >= 0.5) & (x <= width - 0.5) & (y >= 0.5) & (y <= height - 0.5)
-    return seen[0].permute(1, 2, 0).numpy(), inside.numpy()
-
-
-def _mark_opacity(
-    edited: Float[ndarray, "h w 3"], plain: Float[ndarray, "h w 3"], color: tuple[float, float, float] | None
-) -> Float[ndarray, "h w"]:
-    """How much of each pixel the mark covers, 0 to 1."""
-    change = edited - plain
-    size = np.linalg.norm(change, axis=-1)
-    if color is None:
-        cover = np.minimum(size / max(float(size.max()) / 2, 1e-6), 1)
-    else:
-        way = np.asarray(color, np.float32) - plain
-        cover = (change * way).sum(axis=-1) / (way * way).sum(axis=-1).clip(1e-3)
-    return np.where(size > 0.1, cover.clip(0, 1), 0)
-
-
-def _centroid(weight: Float[ndarray, "h w"]) -> tuple[float, float]:
-    total = float(weight.sum(dtype=np.float64))
-    if total == 0:
-        return math.nan, math.nan
-    height, width = weight.shape
-    x = float((weight.sum(axis=0, dtype=np.float64) * (np.arange(width) + 0.5)).sum()) / total
-    return x, float((weight.sum(axis=1, dtype=np.float64) * (np.arange(height) + 0.5)).sum()) / total
-
-
-def _cached_backbone() -> Path | None:
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    return next(_found(folder), None)
-
-
-def _found(folder: Path) -> Iterator[Path]:
-    for pattern in HUB_FILES.values():
-        yield from sorted(folder.glob(pattern))
-
-
-def _load_backbone(path: Path) -> dict[str, torch.Tensor] | None:
+        return None, "LPIPS left out: install the extra with pip install 'unwrap-video[metrics]'"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # border: torch raises some ten unrelated types for a file that is not a checkpoint
-        return None
-    return state if isinstance(state, dict) else None
+        state = None
 
-
-def _backbone_kind(state: dict[str, torch.Tensor]) -> str | None:
-    """Which network of torchvision a state dict belongs to, by the shape of a layer that only it has."""
+    # Each network of torchvision is known by the shape of a layer that only it has.
     marks = {
         "squeeze": ("features.12.expand3x3.weight", (256, 64, 3, 3)),
         "alex": ("features.0.weight", (64, 3, 11, 11)),
         "vgg": ("features.28.weight", (512, 512, 3, 3)),
     }
-    for net, (name, shape) in marks.items():
-        if name in state and tuple(state[name].shape) == shape:
-            return net
-    return None
+    net = None
+    for name, (layer, shape) in marks.items():
+        if net is None and isinstance(state, dict) and layer in state and tuple(state[layer].shape) == shape:
+            net = name
+    if net is None:
+        return None, f"LPIPS left out: {path} holds no SqueezeNet 1.1, AlexNet or VGG-16 weights"
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # random numbers before the weights are read
+        warnings.simplefilter("ignore")  # lpips 0.1.4 calls torchvision by names that are deprecated
+        model = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+    # lpips keeps torchvision's layer numbers inside slices: slice2.3.weight is features.3.weight.
+    model.net.load_state_dict({name: state["features." + name.split(".", 1)[1]] for name in model.net.state_dict()})
+    return model, f"{net} backbone"
 
 
-def _torchvision_name(name: str) -> str:
-    """lpips keeps torchvision's layer numbers inside slices: slice2.3.weight is features.3.weight."""
-    return "features." + name.split(".", 1)[1]
+def _to_unit_float(image: Shaped[ndarray, "*n"]) -> Float[ndarray, "*n"]:
+    """Converts a picture to float32 in [0, 1]."""
+    values = np.asarray(image)
+    return values.astype(np.float32) / 255 if values.dtype == np.uint8 else values.astype(np.float32)
 
 
-def _signed(image: Frame) -> Float[torch.Tensor, "1 3 h w"]:
-    """The picture in [-1, 1], as lpips wants it."""
-    return torch.from_numpy(_unit(image) * 2 - 1).permute(2, 0, 1)[None]
+def _binarize(alpha: Mask) -> Bool[ndarray, "height width"]:
+    """Cuts an opacity at one half; a mask stays as it is."""
+    values = np.asarray(alpha)
+    return values if values.dtype == bool else values >= 0.5
+
+
+def _window_means(image: Float[ndarray, "h w 3"], window: int) -> Float[ndarray, "hh ww 3"]:
+    """Computes the Gaussian means (sigma 1.5) of all windows that lie inside a picture."""
+    margin = window // 2
+    height, width = image.shape[:2]
+    smooth = cv2.GaussianBlur(image, (window, window), 1.5)
+    return smooth[margin : height - margin, margin : width - margin]
+
+
+def _outline_pixels(mask: Bool[ndarray, "h w"]) -> Bool[ndarray, "h w"]:
+    """Finds the pixels of the mask that touch its outside; the frame's edge is no outline."""
+    inner = cv2.erode(mask.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3)), borderValue=1)
+    return mask & (inner == 0)

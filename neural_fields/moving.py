@@ -1,4 +1,4 @@
-"""Changes of a layer that are another in every frame: an edited flat clip, a video as a background."""
+"""Animated overlays of a layer, one for each frame: an edited unwrapped clip, a video as a background."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Moving:
     """An overlay for every frame of a run.
 
     Attributes:
-        frames: gives them anew each time, frame by frame of the run: RGBA with straight alpha, all of one size.
-        count: how many there are: as many as the run has frames, or one that is the same in all of them.
+        frames: opens the sequence from its start, frame by frame of the run: RGBA with straight alpha, all of one size.
+        count: the number of overlays: that of the run's frames, or one that is the same in all of them.
         box: the part of the canonical plane that they cover; None: each covers the video's frame itself.
         notes: what the user should know about how they were made.
     """

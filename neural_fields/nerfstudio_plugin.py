@@ -1,12 +1,13 @@
 """The background field as a method of nerfstudio, and nerfstudio's data parsers as a source of cameras.
 
 Where nerfstudio is installed it finds `method` by the entry point `nerfstudio.method_configs`, and `ns-train
-unwrap-background` fits our field with its data, viewer and trainer. Nothing here is imported otherwise, and nerfstudio
-itself only when `method` is asked for.
+unwrap-background` trains our field with its data, viewer and trainer. Nothing else imports this module, and nerfstudio
+itself is imported only when `method` is asked for.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,15 +23,27 @@ from neural_fields.volume.background import Background, Frame
 from neural_fields.volume.rays import Rays, render_marched
 from neural_fields.volume.terms import distortion, interlevel
 
-STEPS, RAYS, RATE = 20_000, 4096, 1e-2
-DISTORTION, INTERLEVEL = 0.01, 1.0  # mip-NeRF 360, section 4 and 5
 _LAZY = ("method", "BackgroundModel", "BackgroundModelConfig")
 
 
+@dataclass(frozen=True)
+class NerfstudioSettings:
+    """Settings of the method's training; weights of the losses as in mip-NeRF 360, sections 4 and 5."""
+
+    steps: int = 20_000
+    rays_per_step: int = 4096
+    learning_rate: float = 1e-2
+    distortion_weight: float = 0.01
+    interlevel_weight: float = 1.0
+
+
+DEFAULTS = NerfstudioSettings()
+
+
 def __getattr__(name: str) -> Any:
-    """`method` and its classes, made of nerfstudio's when they are first asked for."""
+    """Makes `method` and its classes from those of nerfstudio when they are first asked for."""
     if name in _LAZY:
-        return getattr(_kinds(), name)
+        return getattr(_make_classes(), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -38,7 +51,7 @@ def __getattr__(name: str) -> Any:
 
 
 def read_dataparser(config: Any, split: str = "train") -> list[PosedPicture]:
-    """The pictures and cameras of a nerfstudio data parser, in the axes and units of its files.
+    """Reads the images and cameras of a nerfstudio data parser, in the axes and units of its files.
 
     Args:
         config: a data parser's configuration, such as `NerfstudioDataParserConfig(data=path)`.
@@ -51,102 +64,74 @@ def read_dataparser(config: Any, split: str = "train") -> list[PosedPicture]:
 
 
 def parsed_pictures(outputs: Any) -> list[PosedPicture]:
-    """The same of what a data parser gave (`DataparserOutputs`); its move and scale of the world are undone.
+    """Converts what a data parser returned (`DataparserOutputs`), and undoes its translation and scale of the world.
 
     Raises:
         UserError: a camera type or a lens that is not read.
     """
     move = np.eye(4)
-    move[:3] = _numbers(outputs.dataparser_transform)
+    move[:3] = _to_numpy(outputs.dataparser_transform)
     back = np.linalg.inv(move)
+    cameras = outputs.cameras
     masks = outputs.mask_filenames or [None] * len(outputs.image_filenames)
     found = []
     for index, (path, mask) in enumerate(zip(outputs.image_filenames, masks, strict=True)):
         pose = np.eye(4)
-        pose[:3] = _numbers(outputs.cameras.camera_to_worlds[index])
+        pose[:3] = _to_numpy(cameras.camera_to_worlds[index])
         pose[:3, 3] /= float(outputs.dataparser_scale)
-        camera = _camera(outputs.cameras, index, back @ pose @ OPENGL, str(path))
+        values = {}
+        for name in ("fx", "fy", "cx", "cy", "width", "height", "camera_type"):
+            values[name] = float(_to_numpy(getattr(cameras, name)[index]).ravel()[0])
+        perspective, fisheye = 1, 2  # of nerfstudio's CameraType
+        kind = int(values["camera_type"])
+        if kind not in (perspective, fisheye):
+            raise bad_input(
+                f"camera {index} is of nerfstudio's type {kind}",
+                where=str(path),
+                why="perspective (1) and fisheye (2) cameras are read",
+                fix="export the pictures as a perspective camera sees them",
+            )
+        lens: Lens = "fisheye" if kind == fisheye else "perspective"
+
+        # The distortion coefficients in the order of OpenCV.
+        coefficients: tuple[float, ...] = ()
+        if cameras.distortion_params is not None:
+            k1, k2, k3, k4, p1, p2 = _to_numpy(cameras.distortion_params[index]).ravel().tolist()[:6]
+            if kind == fisheye:
+                coefficients = (k1, k2, k3, k4)
+            elif k4:
+                raise bad_input(
+                    f"camera {index} has k4 = {k4:g}",
+                    where=str(path),
+                    why="OpenCV's lens has no place for nerfstudio's fourth radial coefficient",
+                    fix="fit the cameras again as OPENCV (k1, k2, p1, p2)",
+                )
+            elif any((k1, k2, p1, p2, k3)):
+                coefficients = (k1, k2, p1, p2, k3)
+        size = (int(values["width"]), int(values["height"]))
+        focal, center = (values["fx"], values["fy"]), (values["cx"], values["cy"])
+        camera = Camera(*size, focal, center, back @ pose @ OPENGL, coefficients, lens)
         found.append(PosedPicture(Path(path), camera, None if mask is None else Path(mask)))
     return found
 
 
-def _camera(cameras: Any, index: int, pose: np.ndarray, where: str) -> Camera:
-    def one(name: str) -> float:
-        return float(_numbers(getattr(cameras, name)[index]).ravel()[0])
-
-    lens, numbers = _lens(cameras, index, where)
-    focal, centre = (one("fx"), one("fy")), (one("cx"), one("cy"))
-    return Camera(int(one("width")), int(one("height")), focal, centre, pose, numbers, lens)
-
-
-def _lens(cameras: Any, index: int, where: str) -> tuple[Lens, tuple[float, ...]]:
-    """The lens in OpenCV's words: nerfstudio lists k1 k2 k3 k4 p1 p2."""
-    kind = int(_numbers(cameras.camera_type[index]).ravel()[0])
-    if kind not in (1, 2):  # of nerfstudio's CameraType: PERSPECTIVE, FISHEYE
-        raise bad_input(
-            f"camera {index} is of nerfstudio's type {kind}",
-            where=where,
-            why="perspective (1) and fisheye (2) cameras are read",
-            fix="export the pictures as a perspective camera sees them",
-        )
-    if cameras.distortion_params is None:
-        return ("fisheye" if kind == 2 else "perspective"), ()
-    k1, k2, k3, k4, p1, p2 = _numbers(cameras.distortion_params[index]).ravel().tolist()[:6]
-    if kind == 2:
-        return "fisheye", (k1, k2, k3, k4)
-    if k4:
-        raise bad_input(
-            f"camera {index} has k4 = {k4:g}",
-            where=where,
-            why="nerfstudio's fourth radial number has no place in OpenCV's lens",
-            fix="fit the cameras again as OPENCV (k1, k2, p1, p2)",
-        )
-    numbers = (k1, k2, p1, p2, k3)
-    return "perspective", numbers if any(numbers) else ()
-
-
-def _numbers(value: Any) -> np.ndarray:
+def _to_numpy(value: Any) -> np.ndarray:
     return value.detach().cpu().double().numpy() if isinstance(value, torch.Tensor) else np.asarray(value, np.float64)
 
 
 # --- method ---------------------------------------------------------------------------------------------------------
 
 
-def _rays(bundle: Any) -> Rays:
-    origin = bundle.origins.reshape(-1, 3)
-    return Rays(
-        origin,
-        torch.nn.functional.normalize(bundle.directions.reshape(-1, 3), dim=-1),
-        torch.zeros(len(origin), dtype=torch.long, device=origin.device),
-    )
-
-
-def _seen(field: Background, bundle: Any, generator: torch.Generator | None) -> dict[str, Any]:
-    """What nerfstudio shows of rays, and in training what the losses need."""
-    rays = _rays(bundle)
-    marched, stretches = field.march(rays, rays.time, generator)
-    shown = render_marched(marched)
-    shape = tuple(bundle.origins.shape[:-1])
-    found: dict[str, Any] = {
-        "rgb": shown.over(field.sky(rays, rays.time)).reshape(*shape, 3),
-        "accumulation": shown.opacity.reshape(*shape, 1),
-        "depth": shown.depth.reshape(*shape, 1),
-    }
-    return {**found, "stretches": (stretches, shown.weights)} if generator is not None else found
-
-
 @cache
-def _kinds() -> SimpleNamespace:
-    """The classes that nerfstudio asks for, and the method made of them.
+def _make_classes() -> SimpleNamespace:
+    """Makes the classes that nerfstudio asks for, and the method that uses them.
 
     Their names are those of this module, so that the configuration nerfstudio saves leads back here.
     """
-    from dataclasses import dataclass, field
-
     from nerfstudio.models.base_model import Model, ModelConfig
 
     class BackgroundModel(Model):
-        """Our background field where nerfstudio has its scene: cameras within the unit cube."""
+        """Our background field in nerfstudio's coordinates: cameras within the unit cube."""
 
         def populate_modules(self) -> None:
             super().populate_modules()
@@ -160,25 +145,39 @@ def _kinds() -> SimpleNamespace:
         def get_outputs(self, ray_bundle: Any) -> dict[str, Any]:
             if self.training and self._generator is None:
                 self._generator = torch.Generator(ray_bundle.origins.device).manual_seed(0)
-            return _seen(self.field, ray_bundle, self._generator if self.training else None)
+            generator = self._generator if self.training else None
+            origin = ray_bundle.origins.reshape(-1, 3)
+            direction = torch.nn.functional.normalize(ray_bundle.directions.reshape(-1, 3), dim=-1)
+            rays = Rays(origin, direction, torch.zeros(len(origin), dtype=torch.long, device=origin.device))
+            marched, intervals = self.field.march(rays, rays.time, generator)
+            rendered = render_marched(marched)
+            shape = tuple(ray_bundle.origins.shape[:-1])
+            outputs: dict[str, Any] = {
+                "rgb": rendered.over(self.field.sky(rays, rays.time)).reshape(*shape, 3),
+                "accumulation": rendered.opacity.reshape(*shape, 1),
+                "depth": rendered.depth.reshape(*shape, 1),
+            }
+            if generator is not None:  # what the losses need
+                outputs["intervals"] = (intervals, rendered.weights)
+            return outputs
 
         def get_loss_dict(self, outputs: Any, batch: Any, metrics_dict: Any = None) -> dict[str, torch.Tensor]:
             wanted = batch["image"][..., :3].to(outputs["rgb"])
             losses = {"rgb_loss": torch.nn.functional.mse_loss(outputs["rgb"], wanted)}
-            if "stretches" in outputs:
-                cut, weights = outputs["stretches"]
-                losses["distortion_loss"] = DISTORTION * distortion(cut.edges, weights)
-                losses["interlevel_loss"] = INTERLEVEL * interlevel(
+            if "intervals" in outputs:
+                cut, weights = outputs["intervals"]
+                losses["distortion_loss"] = DEFAULTS.distortion_weight * distortion(cut.edges, weights)
+                losses["interlevel_loss"] = DEFAULTS.interlevel_weight * interlevel(
                     cut.edges, weights, cut.proposed_edges, cut.proposed_weights
                 )
             return losses
 
         def get_metrics_dict(self, outputs: Any, batch: Any) -> dict[str, torch.Tensor]:
-            return {"psnr": _psnr(outputs["rgb"], batch["image"])}
+            return {"psnr": _compute_psnr(outputs["rgb"], batch["image"])}
 
         def get_image_metrics_and_images(self, outputs: Any, batch: Any) -> tuple[dict, dict]:
             wanted = batch["image"][..., :3].to(outputs["rgb"])
-            metrics = {"psnr": float(_psnr(outputs["rgb"], wanted))}
+            metrics = {"psnr": float(_compute_psnr(outputs["rgb"], wanted))}
             return metrics, {"img": torch.cat([wanted, outputs["rgb"]], dim=1)}
 
     @dataclass
@@ -191,14 +190,14 @@ def _kinds() -> SimpleNamespace:
     for kind in (BackgroundModel, BackgroundModelConfig):
         kind.__module__, kind.__qualname__ = __name__, kind.__name__
     return SimpleNamespace(
-        method=_method(BackgroundModelConfig()),
+        method=_make_method(BackgroundModelConfig()),
         BackgroundModel=BackgroundModel,
         BackgroundModelConfig=BackgroundModelConfig,
     )
 
 
-def _method(model: Any) -> Any:
-    """The method by which nerfstudio trains a model of this configuration."""
+def _make_method(model: Any) -> Any:
+    """Makes the method by which nerfstudio trains a model of this configuration."""
     from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
     from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
     from nerfstudio.engine.optimizers import AdamOptimizerConfig
@@ -209,20 +208,22 @@ def _method(model: Any) -> Any:
     return MethodSpecification(
         config=TrainerConfig(
             method_name="unwrap-background",
-            max_num_iterations=STEPS,
+            max_num_iterations=DEFAULTS.steps,
             mixed_precision=False,
             pipeline=VanillaPipelineConfig(
                 datamanager=VanillaDataManagerConfig(
-                    dataparser=NerfstudioDataParserConfig(), train_num_rays_per_batch=RAYS
+                    dataparser=NerfstudioDataParserConfig(), train_num_rays_per_batch=DEFAULTS.rays_per_step
                 ),
                 model=model,
             ),
-            optimizers={"fields": {"optimizer": AdamOptimizerConfig(lr=RATE, eps=1e-15), "scheduler": None}},
+            optimizers={
+                "fields": {"optimizer": AdamOptimizerConfig(lr=DEFAULTS.learning_rate, eps=1e-15), "scheduler": None}
+            },
         ),
         description="The background of Unwrap's 3D route: a hash grid with a dense proposal.",
     )
 
 
-def _psnr(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+def _compute_psnr(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     error = torch.nn.functional.mse_loss(found.detach(), wanted[..., :3].to(found))
     return -10 * torch.log10(error.clamp_min(1e-10))

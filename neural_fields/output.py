@@ -1,4 +1,4 @@
-"""`unwrap render`: from a run and its edits on disk to a video like the source."""
+"""`unwrap render`: renders a run and its edits to a video that is encoded like the source."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -21,14 +22,14 @@ from neural_fields.baking import Maps
 from neural_fields.compositing import changer_of
 from neural_fields.data.facts import VideoFacts, parse_size
 from neural_fields.data.video import CODECS, source_frames, write
-from neural_fields.edits import active_edits
+from neural_fields.edits import Edit, active_edits
 from neural_fields.errors import ExitCode, UserError, bad_input
 from neural_fields.export.provenance import provenance
 from neural_fields.files import read_json
 from neural_fields.fit_record import read_fit_record, require_source
 from neural_fields.fitting import load_model
-from neural_fields.in_between import Retimer
-from neural_fields.planar.model import composite
+from neural_fields.in_between import Retimer, Weights
+from neural_fields.planar.samples import composite
 from neural_fields.prefetch import prefetch
 from neural_fields.rendering import FrameChanger
 from neural_fields.retiming import Plan, Timing, parse_timing, plan
@@ -42,7 +43,7 @@ What = Literal["edit", "reconstruction", "compare", "layers"]
 
 @dataclass(frozen=True)
 class RenderOptions:
-    """What a rendering is asked for; the defaults are those of the command."""
+    """Options of a rendering; the defaults are those of the command."""
 
     edits: tuple[str, ...] = ()  # names or numbers; default: all active edits
     out: Path | None = None  # default: renders/<edit> in the run
@@ -52,7 +53,7 @@ class RenderOptions:
     overwrite: bool = False
     speed: str = "1"  # "0.5" is half as fast
     rate: str = ""  # frames a second; default: the source's
-    freeze: tuple[str, ...] = ()  # "20:2": frame 20 of the source stands still for two seconds more
+    freeze: tuple[str, ...] = ()  # "20:2": frame 20 of the source is frozen for two seconds more
     metadata: bool = True  # whether the file says what made it
 
 
@@ -61,6 +62,11 @@ Reporter = Callable[[int, int], None]
 
 def render(run: Run, options: RenderOptions | None = None, report: Reporter = lambda done, total: None) -> list[Path]:
     """Renders a run; returns the files written (one, or one per layer with `what="layers"`).
+
+    Args:
+        run: the run.
+        options: what to render, and how to write it.
+        report: is called with the number of frames done and of all frames.
 
     Raises:
         UserError: nothing to render, the output exists, the source is gone, no room.
@@ -72,47 +78,198 @@ def render(run: Run, options: RenderOptions | None = None, report: Reporter = la
         raise bad_input(f"unknown codec '{options.codec}'", why=f"codecs: {', '.join(CODECS)}", fix="--codec h264")
     size = parse_size(options.size, facts.width, facts.height)
     timing = parse_timing(options.speed, options.rate, options.freeze)
-    if timing.changes_something and options.what not in ("edit", "reconstruction"):
+    rendering = _Rendering(run, options, report, maps, facts, chosen, size, timing)
+    modes = {
+        "edit": _render_edit,
+        "reconstruction": _render_reconstruction,
+        "compare": _render_comparison,
+        "layers": _render_layers,
+    }
+    with _share_cores():
+        return modes[options.what](rendering)
+
+
+@dataclass(frozen=True)
+class _Rendering:
+    """One rendering: the run, what is asked for, and what was opened for it.
+
+    Attributes:
+        run, options, report: as for `render`.
+        maps: the baked maps of the run.
+        facts, chosen: metadata of the source, and the frames of it that the run has.
+        size: (width, height) of the output; a comparison has several such pictures side by side.
+        timing: when the frames are shown.
+    """
+
+    run: Run
+    options: RenderOptions
+    report: Reporter
+    maps: Maps
+    facts: VideoFacts
+    chosen: range
+    size: tuple[int, int]
+    timing: Timing
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The frames to write: those of the run at their own times, unless the timing is changed."""
+        if self.timing.changes_something:
+            return plan(self.facts, self.chosen, self.timing)
+        times = tuple(self.facts.timestamps[k] for k in self.chosen)
+        return Plan(times, tuple(map(Fraction, range(len(self.chosen)))), self.facts)
+
+    def require_source_timing(self) -> None:
+        """Refuses a changed timing.
+
+        Raises:
+            UserError: the timing is changed (exit 3).
+        """
+        if self.timing.changes_something:
+            raise bad_input(
+                f"--what {self.options.what} has the source's time",
+                why="--speed, --rate and --freeze are for one picture that fills the frame",
+                fix="leave them out, or --what edit",
+            )
+
+    def resized_source(self) -> Iterator[np.ndarray]:
+        """Yields the frames of the source at the size of the output."""
+        for frame in source_frames(self.facts, self.chosen):
+            if (frame.shape[1], frame.shape[0]) == self.size:
+                yield frame
+            else:
+                mode = cv2.INTER_AREA if self.size[0] < frame.shape[1] else cv2.INTER_CUBIC
+                yield cv2.resize(frame, self.size, interpolation=mode)
+
+    def retimed(self, frames: Iterator[np.ndarray], weights: Weights | None = None) -> Iterator[np.ndarray]:
+        """Interpolates frames to the planned times, where the timing is changed.
+
+        Args:
+            frames: those of the run, in order.
+            weights: how much of their pixels each layer fills; by default as the maps say.
+        """
+        return Retimer(self.maps, weights).frames(frames, self.plan) if self.timing.changes_something else frames
+
+    def path(self, stem: str) -> Path:
+        """The output file: as asked for, or by default named in the run's folder of renders."""
+        suffix = "" if self.options.codec == "png" else CODECS[self.options.codec].suffixes[0]
+        return self.options.out or self.run.renders / f"{stem}{suffix}"
+
+    def encode(
+        self, path: Path, frames: Iterator[np.ndarray], edits: Sequence[Edit] = (), report: Reporter | None = None
+    ) -> Path:
+        """Encodes frames like the source.
+
+        Args:
+            path: the file to write.
+            frames: as many as planned.
+            edits: those that the frames show, for the metadata.
+            report: is called with the number of frames done and of all frames.
+
+        Raises:
+            UserError: the file exists, no room.
+        """
+        options = self.options
+        for note in self.plan.notes:
+            log.warning("%s", note)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return write(
+                path,
+                frames if report is None else _report_frames(frames, len(self.plan.timestamps), report),
+                self.plan.facts,
+                codec=options.codec,
+                timestamps=None if self.plan.timestamps == self.plan.facts.timestamps else self.plan.timestamps,
+                overwrite=options.overwrite,
+                metadata=provenance(self.run, options.what, edits) if options.metadata else None,
+            )
+        except UserError as error:
+            if path.exists() and not options.overwrite and not error.fix:
+                error.fix = "add -y to replace it, or --out with another name"
+            raise
+
+
+def _render_edit(rendering: _Rendering) -> list[Path]:
+    """Renders the source with the edits on it."""
+    run, maps, timing = rendering.run, rendering.maps, rendering.timing
+    edit_pass = open_renderer(run, maps, rendering.options.edits)
+    if not edit_pass.changes_something and not timing.changes_something:
         raise bad_input(
-            f"--what {options.what} has the source's time",
-            why="--speed, --rate and --freeze are for one picture that fills the frame",
-            fix="leave them out, or --what edit",
+            "there is no edit to render",
+            where=str(run.edits),
+            why="no edit is active in this run",
+            fix=f"unwrap edit {run.path} IMAGE --layer {maps.layers[0]}, or --what reconstruction",
         )
-    asked = plan(facts, chosen, timing) if timing.changes_something else _as_filmed(facts, chosen)
-    with _shared_cores():
-        if options.what == "layers":
-            return [_render_layer(run, maps, asked, size, options, name) for name in maps.layers]
-        changer = open_renderer(run, maps, options.edits) if options.what in ("edit", "compare") else None
-        if options.what == "edit" and changer is not None:
-            if not changer.changes_something and not timing.changes_something:
-                raise _nothing_to_render(run, maps)
-            frames = _edited(changer, facts, chosen, size)
-        elif changer is None:
-            frames = _reconstructed(run, size, maps.frame_count)
-        else:
-            frames = _compared(run, changer, facts, chosen, size)
-        if timing.changes_something:
-            frames = Retimer(maps, None if changer is None else changer.weights).frames(frames, asked)
-        path = options.out or run.renders / f"{_stem(run, options, timing)}{_suffix(options.codec)}"
-        return [_write(run, path, frames, asked, options, report)]
+    edited = prefetch(edit_pass.render(enumerate(prefetch(rendering.resized_source()))))
+    edits = active_edits(run, rendering.options.edits)
+    names = [edit.name for edit in edits] or ["retimed" if timing.changes_something else "edit"]
+    stem = re.sub(r"[^a-z0-9+-]", "-", "+".join(names))[:80]
+    frames = rendering.retimed(edited, edit_pass.weights)
+    return [rendering.encode(rendering.path(stem), frames, edits, rendering.report)]
 
 
-def _as_filmed(facts: VideoFacts, chosen: range) -> Plan:
-    """All frames of the run at their own times."""
-    return Plan(tuple(facts.timestamps[k] for k in chosen), tuple(map(Fraction, range(len(chosen)))), facts)
+def _render_reconstruction(rendering: _Rendering) -> list[Path]:
+    """Renders what the model shows, without the source."""
+    frames = rendering.retimed(_reconstruct_frames(rendering.run, rendering.size, rendering.maps.frame_count))
+    return [rendering.encode(rendering.path("reconstruction"), frames, report=rendering.report)]
 
 
-def _nothing_to_render(run: Run, maps: Maps) -> UserError:
-    return bad_input(
-        "there is no edit to render",
-        where=str(run.edits),
-        why="no edit is active in this run",
-        fix=f"unwrap edit {run.path} IMAGE --layer {maps.layers[0]}, or --what reconstruction",
-    )
+def _render_comparison(rendering: _Rendering) -> list[Path]:
+    """Renders source, reconstruction and, where there is one, the edit, side by side."""
+    rendering.require_source_timing()
+    edit_pass = open_renderer(rendering.run, rendering.maps, rendering.options.edits)
+    edits = active_edits(rendering.run, rendering.options.edits)
+    frames = _compare_frames(rendering, edit_pass)
+    return [rendering.encode(rendering.path("compare"), frames, edits, rendering.report)]
+
+
+def _render_layers(rendering: _Rendering) -> list[Path]:
+    """Renders every layer alone to a file: with alpha where the codec carries it, otherwise over grey."""
+    rendering.require_source_timing()
+    base = rendering.path("layers")
+    paths = []
+    for layer, name in enumerate(rendering.maps.layers):
+        path = base.with_name(f"{base.stem}-{name}{base.suffix}")
+        paths.append(rendering.encode(path, _layer_frames(rendering, layer)))
+    return paths
+
+
+def _reconstruct_frames(run: Run, size: tuple[int, int], count: int) -> Iterator[np.ndarray]:
+    model, _ = load_model(run)
+    for t in range(count):
+        with torch.no_grad():
+            shown = composite(model.frame(t, size)).clamp(0, 1).view(size[1], size[0], 3)
+        yield (shown * 255).round().to(torch.uint8).numpy()
+
+
+def _compare_frames(rendering: _Rendering, edit_pass: FrameChanger) -> Iterator[np.ndarray]:
+    reconstructed = _reconstruct_frames(rendering.run, rendering.size, len(rendering.chosen))
+    for t, (source, shown) in enumerate(zip(rendering.resized_source(), reconstructed, strict=True)):
+        parts = [source, shown] + ([edit_pass.render_frame(t, source)] if edit_pass.changes_something else [])
+        yield np.concatenate(parts, axis=1)
+
+
+def _layer_frames(rendering: _Rendering, layer: int) -> Iterator[np.ndarray]:
+    size, with_alpha = rendering.size, CODECS[rendering.options.codec].alpha_pixels is not None
+    model, _ = load_model(rendering.run)
+    for t in range(model.shape.frame_count):
+        with torch.no_grad():
+            samples = model.frame(t, size)
+        color = samples.color[:, layer] if samples.gain is None else samples.color[:, layer] * samples.gain[:, layer]
+        alpha = samples.weight[:, layer, None]
+        color = color.clamp(0, 1)
+        shown = torch.cat([color, alpha], dim=1) if with_alpha else color * alpha + 0.5 * (1 - alpha)
+        yield (shown * 255).round().to(torch.uint8).view(size[1], size[0], -1).numpy()
+
+
+def _report_frames(frames: Iterator[np.ndarray], total: int, report: Reporter) -> Iterator[np.ndarray]:
+    """Passes frames on and reports how many were."""
+    for done, frame in enumerate(frames, start=1):
+        yield frame
+        report(done, total)
 
 
 @contextmanager
-def _shared_cores() -> Iterator[None]:
+def _share_cores() -> Iterator[None]:
     """Leaves half of the cores to the decoder and the encoder while OpenCV works beside them.
 
     On two cores all are busy anyway, and splitting a lookup once more only costs time.
@@ -126,7 +283,7 @@ def _shared_cores() -> Iterator[None]:
 
 
 def source_facts(run: Run) -> tuple[VideoFacts, range]:
-    """Facts of the source of a run, and the frames of it that were fitted.
+    """Reads the metadata of the source of a run, and the frames of it that the run was trained on.
 
     Raises:
         UserError: the source video is not where it was, or a damaged run.
@@ -147,107 +304,18 @@ def source_facts(run: Run) -> tuple[VideoFacts, range]:
 
 
 def open_renderer(run: Run, maps: Maps, names: Sequence[str] = ()) -> FrameChanger:
-    """What puts the active edits of a run, or those named, on its frames."""
-    # Unpacking pictures leaves Python's lock: in turn they would hold up the first frame.
+    """Opens the passes that put the active edits of a run, or those named, on its frames.
+
+    Args:
+        run: the run.
+        maps: its baked maps.
+        names: names or numbers of edits; by default all active ones.
+
+    Raises:
+        UserError: an unknown name (exit 3), a damaged edit or canonical picture (exit 5).
+    """
+    # Decoding pictures releases Python's lock: one after the other they would hold up the first frame.
     with ThreadPoolExecutor(2) as pool:
         pictures = pool.map(lambda name: canonical.pristine(run.canonical, name), maps.layers)
         images = dict(zip(maps.layers, pictures, strict=True))
     return changer_of(maps, images, active_edits(run, names), read_fit_record(run).frames)
-
-
-def _edited(changer: FrameChanger, facts: VideoFacts, chosen: range, size: tuple[int, int]) -> Iterator[np.ndarray]:
-    """The source with the edits on it."""
-    return prefetch(changer.render(enumerate(prefetch(_at_size(source_frames(facts, chosen), size)))))
-
-
-def _at_size(frames: Iterator[np.ndarray], size: tuple[int, int]) -> Iterator[np.ndarray]:
-    """Frames at another size."""
-    for frame in frames:
-        if (frame.shape[1], frame.shape[0]) == size:
-            yield frame
-        else:
-            mode = cv2.INTER_AREA if size[0] < frame.shape[1] else cv2.INTER_CUBIC
-            yield cv2.resize(frame, size, interpolation=mode)
-
-
-def _reconstructed(run: Run, size: tuple[int, int], count: int) -> Iterator[np.ndarray]:
-    """What the model shows, without the source."""
-    model, _ = load_model(run)
-    for t in range(count):
-        with torch.no_grad():
-            shown = composite(model.frame(t, size)).clamp(0, 1).view(size[1], size[0], 3)
-        yield (shown * 255).round().to(torch.uint8).numpy()
-
-
-def _compared(
-    run: Run, changer: FrameChanger, facts: VideoFacts, chosen: range, size: tuple[int, int]
-) -> Iterator[np.ndarray]:
-    """Source, reconstruction and, where there is one, the edit, side by side."""
-    sources = _at_size(source_frames(facts, chosen), size)
-    shown_frames = _reconstructed(run, size, len(chosen))
-    for t, (source, shown) in enumerate(zip(sources, shown_frames, strict=True)):
-        parts = [source, shown] + ([changer.render_frame(t, source)] if changer.changes_something else [])
-        yield np.concatenate(parts, axis=1)
-
-
-def _render_layer(run: Run, maps: Maps, asked: Plan, size: tuple[int, int], options: RenderOptions, name: str) -> Path:
-    """One layer alone: with alpha where the codec carries it, otherwise over grey."""
-    base = options.out or run.renders / f"layers{_suffix(options.codec)}"
-    path = base.with_name(f"{base.stem}-{name}{base.suffix}")
-    frames = _layer_frames(run, maps.layers.index(name), size, CODECS[options.codec].alpha_pixels is not None)
-    return _write(run, path, frames, asked, options, lambda done, total: None)
-
-
-def _layer_frames(run: Run, layer: int, size: tuple[int, int], with_alpha: bool) -> Iterator[np.ndarray]:
-    model, _ = load_model(run)
-    for t in range(model.shape.frame_count):
-        with torch.no_grad():
-            samples = model.frame(t, size)
-        color = samples.color[:, layer] if samples.gain is None else samples.color[:, layer] * samples.gain[:, layer]
-        alpha = samples.weight[:, layer, None]
-        color = color.clamp(0, 1)
-        shown = torch.cat([color, alpha], dim=1) if with_alpha else color * alpha + 0.5 * (1 - alpha)
-        yield (shown * 255).round().to(torch.uint8).view(size[1], size[0], -1).numpy()
-
-
-def _write(
-    run: Run, path: Path, frames: Iterator[np.ndarray], asked: Plan, options: RenderOptions, report: Reporter
-) -> Path:
-    """Encodes frames like the source, counting them."""
-
-    def counted() -> Iterator[np.ndarray]:
-        for done, frame in enumerate(frames, start=1):
-            yield frame
-            report(done, len(asked.timestamps))
-
-    for note in asked.notes:
-        log.warning("%s", note)
-    edits = active_edits(run, options.edits) if options.what in ("edit", "compare") else []
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        return write(
-            path,
-            counted(),
-            asked.facts,
-            codec=options.codec,
-            timestamps=None if asked.timestamps == asked.facts.timestamps else asked.timestamps,
-            overwrite=options.overwrite,
-            metadata=provenance(run, options.what, edits) if options.metadata else None,
-        )
-    except UserError as error:
-        if path.exists() and not options.overwrite and not error.fix:
-            error.fix = "add -y to replace it, or --out with another name"
-        raise
-
-
-def _stem(run: Run, options: RenderOptions, timing: Timing) -> str:
-    """The default name of the output: what it shows."""
-    if options.what != "edit":
-        return options.what
-    edits = active_edits(run, options.edits)
-    names = [edit.name for edit in edits] or ["retimed" if timing.changes_something else "edit"]
-    return re.sub(r"[^a-z0-9+-]", "-", "+".join(names))[:80]
-
-
-def _suffix(codec: str) -> str:
-    return "" if codec == "png" else CODECS[codec].suffixes[0]

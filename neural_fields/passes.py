@@ -1,4 +1,4 @@
-"""Changes of frames beyond a still overlay: grades, and overlays that are another in every frame."""
+"""The grade pass, and the pass of animated overlays, which differ from frame to frame."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from neural_fields.frame_parts import Part
 from neural_fields.grading import Grade, smoothed
 from neural_fields.moving import Moving
 from neural_fields.pictures import premultiplied, resize
-from neural_fields.rendering import ALONE, FrameChanger, How, Renderer, prepare
+from neural_fields.rendering import DEFAULTS, FrameChanger, How, OverlaySettings, Renderer, prepare
 from neural_fields.taking_apart import picture_at
-
-EVERYWHERE = 100.0  # times the size of a layer's box: no uv of a layer lies beyond
 
 
 class Grader(Renderer):
     """Grades what frames show of a layer.
 
     Args:
-        maps, canonicals, how: as `Renderer`.
-        mask: its alpha says where on the canonical plane; None: everywhere.
+        maps, canonicals, how: as for `Renderer`.
+        layer: name of the layer.
+        grade: the change of colours.
+        mask: its alpha limits the grade on the canonical plane; None: everywhere.
     """
 
     def __init__(
@@ -38,52 +38,66 @@ class Grader(Renderer):
         mask: Overlay | None,
         how: How,
     ) -> None:
-        super().__init__(maps, canonicals, {layer: mask or _everywhere(canonicals[layer].box)}, how)
+        if mask is None:
+            # Opaque, and a hundred times the size of the layer's box: no uv of the layer is beyond.
+            box = canonicals[layer].box
+            u, v, half = (box.u0 + box.u1) / 2, (box.v0 + box.v1) / 2, 100.0 * max(box.width, box.height)
+            mask = Overlay(np.ones((8, 8, 4), np.float32), Box(u - half, v - half, u + half, v + half))
+        super().__init__(maps, canonicals, {layer: mask}, how)
         self.grade = grade
         self.layer = maps.layers.index(layer)
-        self._around: dict[float, np.ndarray] = {}
+        self._smoothed: dict[float, np.ndarray] = {}  # the frame smoothed within the layer, by radius
 
     @property
     def mixes(self) -> bool:
         return True
 
     def render_frame(self, t: int, source: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
-        """One frame with the grade on it."""
-        self._around = {}
+        """Returns a frame with the grade on it."""
+        self._smoothed = {}
         if self.grade.looks_around and self.how.strength(t) > 0:
             size = (source.shape[1], source.shape[0])
             weight, plain = self.maps.layer_weight(t, self.layer, size), source.astype(np.float32)
             for share in {self.grade.blur, self.grade.radius if self.grade.sharpen else 0.0} - {0.0}:
-                self._around[share] = smoothed(plain, weight, max(0.1, share * max(size)))
+                self._smoothed[share] = smoothed(plain, weight, max(0.1, share * max(size)))
         return super().render_frame(t, source)
 
-    def _blended(
+    def _blend_paint(
         self, paint: Float[np.ndarray, "rows columns 4"], under: Float[np.ndarray, "rows columns 3"], part: Part
     ) -> Float[np.ndarray, "rows columns 4"]:
-        """What the layer shows in a part of the frame, graded, the mask as alpha; premultiplied, in 8-bit units."""
+        """Grades what a part of the frame shows of the layer; the mask is the alpha. Premultiplied, in 8-bit units."""
         grade, alpha = self.grade, paint[..., 3:]
-        seen = self._around[grade.blur][part] if grade.blur else under
+        seen = self._smoothed[grade.blur][part] if grade.blur else under
         if grade.sharpen:
-            seen = seen + grade.sharpen * (under - self._around[grade.radius][part])
-        found = 255 * grade.apply(np.clip(seen / 255, 0, 1))
-        return np.concatenate([found * alpha, alpha], axis=-1).astype(np.float32)
+            seen = seen + grade.sharpen * (under - self._smoothed[grade.radius][part])
+        graded = 255 * grade.apply(np.clip(seen / 255, 0, 1))
+        return np.concatenate([graded * alpha, alpha], axis=-1).astype(np.float32)
 
 
 class Mover(FrameChanger):
     """Puts an overlay of its own on every frame.
 
     Args:
-        maps, canonicals, how: as `Renderer`.
-        moving: the overlays of a layer.
+        maps, canonicals, how: as for `Renderer`.
+        layer: name of the layer.
+        moving: the overlays of the layer.
+        settings: thresholds of putting overlays on frames.
     """
 
     def __init__(
-        self, maps: Maps, canonicals: Mapping[str, CanonicalImage], layer: str, moving: Moving, how: How
+        self,
+        maps: Maps,
+        canonicals: Mapping[str, CanonicalImage],
+        layer: str,
+        moving: Moving,
+        how: How,
+        settings: OverlaySettings = DEFAULTS,
     ) -> None:
         self.maps = maps
         self.layer = maps.layers.index(layer)
         self.moving = moving
-        self.renderer = Renderer(maps, canonicals, {}, how)
+        self.renderer = Renderer(maps, canonicals, {}, how, settings)
+        self.settings = settings
         self._rest: Iterator[np.ndarray] = iter(())
         self._next = moving.count
         self._last: tuple[int, np.ndarray] | None = None
@@ -93,33 +107,60 @@ class Mover(FrameChanger):
         return True
 
     def render_frame(self, t: int, source: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
-        """One frame with its overlay on it."""
+        """Returns a frame with its overlay on it."""
         strength = self.renderer.how.strength(t)
         if strength <= 0:
             return source
-        rgba = self._frame(t)
+        rgba = self._read_overlay(t)
         if not rgba[..., 3].any():
             return source
-        if self.moving.box is None:
-            return self._over_frame(t, rgba, strength, source)
-        self._put_on(rgba)
-        return self.renderer.render_frame(t, source)
+        if self.moving.box is not None:  # it lies on the canonical plane
+            self._set_overlay(rgba)
+            return self.renderer.render_frame(t, source)
+
+        # It covers the frame: it goes on the pixels of the layer.
+        size, how = (source.shape[1], source.shape[0]), self.renderer.how
+        weight = self.maps.layer_weight(t, self.layer, size)
+
+        # The colors of the layer alone, also in pixels that it shares with others; in 8-bit units.
+        under = source.astype(np.float32)
+        y, x = np.nonzero((weight > 0) & (weight < self.settings.full_weight))
+        if len(y):
+            samples = self.maps.at(t, x.astype(np.float32), y.astype(np.float32), size)
+            lit = []
+            for (image, box), uv, gain in zip(self.renderer.canonicals_at(t), samples.uv, samples.gain, strict=True):
+                lit.append(picture_at(image, box, uv)[:, :3] * gain)
+            seen = sum(part[:, None] * color for part, color in zip(samples.weight, lit, strict=True))
+            under[y, x] += 255 * (lit[self.layer] - seen)
+
+        paint = resize(premultiplied(rgba.astype(np.float32) / 255), size)
+        top, alpha = paint[..., :3], paint[..., 3:]
+        if how.blend is not None:
+            straight = np.clip(top / np.maximum(alpha, 1e-6), 0, 1)
+            top = alpha * how.blend(straight, np.clip(under / 255, 0, 1))
+        elif how.lit:
+            top = top * self.maps.gain(t, self.layer, size)
+        share = strength * weight[..., None]
+        changed = np.rint(source + share * (255 * top - alpha * under)).clip(0, 255).astype(np.uint8)
+        return np.where(share * alpha > 0, changed, source)
 
     def reach(self, t: int, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
-        """Where the overlay is not transparent and its layer is seen."""
-        rgba = self._frame(t)
+        """Returns where the overlay is not transparent and its layer is visible."""
+        rgba = self._read_overlay(t)
         if self.moving.box is None:
             alpha = cv2.resize(rgba[..., 3], size, interpolation=cv2.INTER_LINEAR)
             return (alpha > 0) & (self.maps.layer_weight(t, self.layer, size) > 0)
-        self._put_on(rgba)
+        self._set_overlay(rgba)
         return self.renderer.reach(t, size)
 
-    def _put_on(self, rgba: UInt8[np.ndarray, "h w 4"]) -> None:
+    def _set_overlay(self, rgba: UInt8[np.ndarray, "h w 4"]) -> None:
+        """Makes an overlay on the canonical plane the one that the renderer puts on."""
         assert self.moving.box is not None
-        self.renderer.edits = {self.layer: prepare(Overlay(rgba.astype(np.float32) / 255, self.moving.box))}
+        overlay = Overlay(rgba.astype(np.float32) / 255, self.moving.box)
+        self.renderer.edits = {self.layer: prepare(overlay, self.settings)}
 
-    def _frame(self, t: int) -> UInt8[np.ndarray, "h w 4"]:
-        """The overlay of a frame; quick where frames are asked for in their order."""
+    def _read_overlay(self, t: int) -> UInt8[np.ndarray, "h w 4"]:
+        """Reads the overlay of a frame; quick where frames are read in their order."""
         t = min(t, self.moving.count - 1)
         if self._last is not None and self._last[0] == t:
             return self._last[1]
@@ -130,42 +171,3 @@ class Mover(FrameChanger):
             self._next += 1
         self._last = (t, found)
         return found
-
-    def _over_frame(
-        self, t: int, rgba: UInt8[np.ndarray, "h w 4"], strength: float, source: UInt8[np.ndarray, "height width 3"]
-    ) -> UInt8[np.ndarray, "height width 3"]:
-        """A frame whose layer shows the overlay laid over the frame itself."""
-        size, how = (source.shape[1], source.shape[0]), self.renderer.how
-        under = self._layer_alone(t, source)
-        paint = resize(premultiplied(rgba.astype(np.float32) / 255), size)
-        top, alpha = paint[..., :3], paint[..., 3:]
-        if how.blend is not None:
-            straight = np.clip(top / np.maximum(alpha, 1e-6), 0, 1)
-            top = alpha * how.blend(straight, np.clip(under / 255, 0, 1))
-        elif how.lit:
-            top = top * self.maps.gain(t, self.layer, size)
-        share = strength * self.maps.layer_weight(t, self.layer, size)[..., None]
-        changed = np.rint(source + share * (255 * top - alpha * under)).clip(0, 255).astype(np.uint8)
-        return np.where(share * alpha > 0, changed, source)
-
-    def _layer_alone(self, t: int, source: UInt8[np.ndarray, "height width 3"]) -> Float[np.ndarray, "height width 3"]:
-        """What a frame shows of the layer, also where others share the pixel; in 8-bit units."""
-        size = (source.shape[1], source.shape[0])
-        weight = self.maps.layer_weight(t, self.layer, size)
-        under = source.astype(np.float32)
-        y, x = np.nonzero((weight > 0) & (weight < ALONE))
-        if not len(y):
-            return under
-        found = self.maps.at(t, x.astype(np.float32), y.astype(np.float32), size)
-        looks = self.renderer.canonicals if self.renderer.how.looks is None else self.renderer.how.looks(t)
-        lit = [picture_at(*look, uv)[:, :3] * gain for look, uv, gain in zip(looks, found.uv, found.gain, strict=True)]
-        seen = sum(weight[:, None] * colour for weight, colour in zip(found.weight, lit, strict=True))
-        under[y, x] += 255 * (lit[self.layer] - seen)
-        return under
-
-
-def _everywhere(box: Box) -> Overlay:
-    """An opaque overlay that covers all of a canonical plane."""
-    u, v = (box.u0 + box.u1) / 2, (box.v0 + box.v1) / 2
-    half = EVERYWHERE * max(box.width, box.height)
-    return Overlay(np.ones((8, 8, 4), np.float32), Box(u - half, v - half, u + half, v + half))

@@ -1,7 +1,7 @@
-"""Reading pictures that other programs wrote: the one place where a foreign picture file is parsed.
+"""Image I/O: the one place where picture files of other programs are parsed.
 
-A picture is checked before it is decoded (format, pixel count), decoded at its full depth, turned upright once, and
-brought to sRGB with straight alpha. Whatever was converted on the way is said in `Picture.notes`.
+A picture is checked before it is decoded (format, pixel count), decoded at its full bit depth, rotated upright once,
+and converted to sRGB with straight alpha. `Picture.notes` lists the conversions.
 """
 
 from __future__ import annotations
@@ -15,17 +15,24 @@ from pathlib import Path
 import cv2
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
-from PIL import Image, ImageCms, JpegImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from neural_fields.errors import ExitCode, UserError, bad_input
 
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP")
-MAX_PIXELS = 256_000_000
-MAX_BYTES = 1 << 30
-_ORIENTATION = 0x0112
-_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_EXTRA, _TIFF_PLANAR, _TIFF_FORMAT = 258, 262, 338, 284, 339
 _AS_FLOAT = np.arange(256, dtype=np.float32) / 255
 _SAVE_AGAIN = "save it again as PNG, JPEG, TIFF or WebP with 8 or 16 bits per channel"
+
+
+@dataclass(frozen=True)
+class PictureLimits:
+    """Limits against files that would exhaust the memory."""
+
+    max_pixels: int = 256_000_000  # of a picture
+    max_bytes: int = 1 << 30  # of a file
+
+
+DEFAULTS = PictureLimits()
 
 
 @dataclass(frozen=True)
@@ -62,8 +69,8 @@ class Picture:
         return self.rgba.shape[1], self.rgba.shape[0]
 
 
-def read_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
-    """The picture in a PNG, JPEG, TIFF, WebP or BMP file.
+def read_picture(path: str | Path, max_pixels: int = DEFAULTS.max_pixels) -> Picture:
+    """Reads a PNG, JPEG, TIFF, WebP or BMP file.
 
     Args:
         path: the file.
@@ -77,12 +84,12 @@ def read_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
 
 
 def read_picture_bytes(
-    data: bytes, path: Path, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS
+    data: bytes, path: Path, max_pixels: int = DEFAULTS.max_pixels, formats: tuple[str, ...] = FORMATS
 ) -> Picture:
-    """The picture in the bytes of a file, such as one inside an archive.
+    """Reads a picture from the bytes of a file, such as one inside an archive.
 
     Args:
-        data: of the whole file.
+        data: the whole file.
         path: names it in messages; nothing is read there.
         max_pixels: as for `read_picture`.
         formats: those of `FORMATS` that are accepted.
@@ -95,12 +102,15 @@ def read_picture_bytes(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=formats) as image:
-                _check_pixels(path, image.size, max_pixels)
-                return _decode(image, data, path)
+                width, height = image.size
+                if width * height > max_pixels:
+                    count = f"{width} x {height} = {width * height / 1e6:.4g} megapixels"
+                    raise _pixel_limit_error(path, f"the file declares {count}", max_pixels)
+                return _decode_picture(image, data, path)
     except UserError:
         raise
     except Image.DecompressionBombError as problem:
-        raise _too_large(path, str(problem), max_pixels) from problem
+        raise _pixel_limit_error(path, str(problem), max_pixels) from problem
     except MemoryError as problem:
         raise UserError(
             ExitCode.NO_ROOM, f"not enough memory to open {path.name}", where=str(path), fix="save it at a smaller size"
@@ -122,7 +132,7 @@ def read_picture_bytes(
 
 
 def png_bytes(rgba: Float[np.ndarray, "height width channels"], bits: int = 8) -> bytes:
-    """A PNG file of an RGB or RGBA picture in [0, 1] (straight alpha) with 8 or 16 bits per channel."""
+    """Encodes an RGB or RGBA picture in [0, 1] (straight alpha) as PNG with 8 or 16 bits per channel."""
     scale = 255 if bits == 8 else 65535
     values = np.rint(np.clip(rgba, 0, 1) * scale).astype(np.uint8 if bits == 8 else np.uint16)
     order = cv2.COLOR_RGBA2BGRA if rgba.shape[2] == 4 else cv2.COLOR_RGB2BGR
@@ -133,12 +143,12 @@ def png_bytes(rgba: Float[np.ndarray, "height width channels"], bits: int = 8) -
 
 
 def as_floats(pixels: UInt8[np.ndarray, "_ _ 4"] | Float[np.ndarray, "_ _ 4"]) -> Float[np.ndarray, "_ _ 4"]:
-    """Bytes as float32 in [0, 1]; floats as they are."""
+    """Converts bytes to float32 in [0, 1]; floats stay as they are."""
     return cv2.LUT(pixels, _AS_FLOAT) if pixels.dtype == np.uint8 else pixels
 
 
 def premultiplied(rgba: Float[np.ndarray, "height width 4"]) -> Float[np.ndarray, "height width 4"]:
-    """Colours multiplied by alpha: the only form that may be averaged or resampled."""
+    """Multiplies colours by alpha: the only form that may be averaged or resampled."""
     result = rgba.copy()
     for channel in range(3):  # plane by plane: many times faster than broadcasting over four channels
         result[..., channel] *= rgba[..., 3]
@@ -146,7 +156,7 @@ def premultiplied(rgba: Float[np.ndarray, "height width 4"]) -> Float[np.ndarray
 
 
 def straight(rgba: Float[np.ndarray, "height width 4"]) -> Float[np.ndarray, "height width 4"]:
-    """The inverse of `premultiplied`; where alpha is zero the colour is black."""
+    """Divides colours by alpha, the inverse of `premultiplied`; where alpha is zero the colour is black."""
     alpha = rgba[..., 3:]
     colour = np.where(alpha > 1e-6, rgba[..., :3] / np.maximum(alpha, 1e-6), 0)
     return np.concatenate([np.clip(colour, 0, 1), np.clip(alpha, 0, 1)], axis=-1).astype(np.float32)
@@ -155,7 +165,7 @@ def straight(rgba: Float[np.ndarray, "height width 4"]) -> Float[np.ndarray, "he
 def resize(
     image: Float[np.ndarray, "height width channels"], size: tuple[int, int]
 ) -> Float[np.ndarray, "rows columns channels"]:
-    """Resample to (width, height) keeping the extent: averaging when smaller, bilinear when larger.
+    """Resamples to (width, height) keeping the extent: averaging when smaller, bilinear when larger.
 
     A picture with alpha has to be premultiplied before.
     """
@@ -167,11 +177,11 @@ def resize(
     return resized.reshape(size[1], size[0], -1)  # OpenCV drops a single channel
 
 
-def file_bytes(path: Path) -> bytes:
-    """The bytes of a picture file of a user.
+def file_bytes(path: Path, max_bytes: int = DEFAULTS.max_bytes) -> bytes:
+    """Reads the bytes of a picture file of a user.
 
     Raises:
-        UserError: missing, empty or unreadable file (exit 3), more than `MAX_BYTES` (7).
+        UserError: missing, empty or unreadable file (exit 3), more than `max_bytes` (7).
     """
     if not path.exists():
         raise bad_input(f"there is no file {path}", where=str(path), fix="check the spelling of the path")
@@ -179,10 +189,10 @@ def file_bytes(path: Path) -> bytes:
         raise bad_input(f"{path} is not a file", where=str(path), why="expected one picture file")
     try:
         size = path.stat().st_size
-        if size > MAX_BYTES:
+        if size > max_bytes:
             raise UserError(
                 ExitCode.UNSAFE_FILE,
-                f"{path.name} has {size} bytes, more than the {MAX_BYTES} that are accepted",
+                f"{path.name} has {size} bytes, more than the {max_bytes} that are accepted",
                 where=str(path),
                 fix=_SAVE_AGAIN,
             )
@@ -194,7 +204,7 @@ def file_bytes(path: Path) -> bytes:
     return data
 
 
-def _too_large(path: Path, size: str, limit: int) -> UserError:
+def _pixel_limit_error(path: Path, size: str, limit: int) -> UserError:
     return UserError(
         ExitCode.UNSAFE_FILE,
         f"{path.name} was not opened: its pixel count is over the limit",
@@ -204,18 +214,17 @@ def _too_large(path: Path, size: str, limit: int) -> UserError:
     )
 
 
-def _check_pixels(path: Path, size: tuple[int, int], limit: int) -> None:
-    width, height = size
-    if width * height > limit:
-        raise _too_large(path, f"the file declares {width} x {height} = {width * height / 1e6:.4g} megapixels", limit)
-
-
-def _decode(image: Image.Image, data: bytes, path: Path) -> Picture:
+def _decode_picture(image: Image.Image, data: bytes, path: Path) -> Picture:
+    """Decodes an opened image; what was converted is said in the notes."""
     notes: list[str] = []
     kind = image.format
     if getattr(image, "n_frames", 1) > 1:
         notes.append(f"{image.n_frames} pictures in the file: the first is used")  # type: ignore[attr-defined]
-    bits = _bits(image, data)
+    bits = 8  # per channel, as the file states them
+    if kind == "PNG" and data[12:16] == b"IHDR":
+        bits = data[24]
+    elif kind == "TIFF":
+        bits = max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))  # type: ignore[attr-defined]
     if bits > 16 or image.mode in ("I", "F"):
         raise bad_input(
             f"{path.name} stores {max(bits, 32)} bits per channel",
@@ -223,15 +232,19 @@ def _decode(image: Image.Image, data: bytes, path: Path) -> Picture:
             why="expected 8 or 16 whole-number bits per channel",
             fix=_SAVE_AGAIN,
         )
-    # Pillow and OpenCV both turn a TIFF upright while they decode it, and no other format.
-    orientation = image.getexif().get(_ORIENTATION, 1) if kind != "TIFF" else 1
-    tables, subsampling = _jpeg_tables(image)
+    # Pillow and OpenCV both rotate a TIFF upright while they decode it, and no other format.
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if kind != "TIFF" else 1
+    tables: dict[int, tuple[int, ...]] | None = None
+    subsampling = -1
+    if kind in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+        tables = {index: tuple(table) for index, table in image.quantization.items()}  # type: ignore[attr-defined]
+        subsampling = JpegImagePlugin.get_sampling(image)
     # Pillow decodes everything first, 16 bit included: it notices a file that ends early, OpenCV does not.
     image.load()
-    rgba = _deep_rgba(image, data, notes) if bits == 16 else None
-    pixels = _pillow_rgba(image, notes) if rgba is None else None
+    rgba = _decode_16_bit(image, data, notes) if bits == 16 else None
+    pixels = _decode_8_bit(image, notes) if rgba is None else None
     if orientation in range(2, 9):
-        rgba, pixels = (None if values is None else _upright(values, orientation) for values in (rgba, pixels))
+        rgba, pixels = (None if values is None else _rotate_upright(values, orientation) for values in (rgba, pixels))
         notes.append("turned upright as its EXIF orientation asks")
         tables = None  # the blocks of the file are not the blocks of the upright picture
     if pixels is not None:
@@ -252,24 +265,8 @@ def _decode(image: Image.Image, data: bytes, path: Path) -> Picture:
     )
 
 
-def _bits(image: Image.Image, data: bytes) -> int:
-    """Bits per channel as the file states them."""
-    if image.format == "PNG" and data[12:16] == b"IHDR":
-        return data[24]
-    if image.format == "TIFF":
-        return max(image.tag_v2.get(_TIFF_BITS, (1,)))  # type: ignore[attr-defined]
-    return 8
-
-
-def _jpeg_tables(image: Image.Image) -> tuple[dict[int, tuple[int, ...]] | None, int]:
-    if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
-        return None, -1
-    tables = {index: tuple(table) for index, table in image.quantization.items()}  # type: ignore[attr-defined]
-    return tables, JpegImagePlugin.get_sampling(image)
-
-
-def _deep_rgba(image: Image.Image, data: bytes, notes: list[str]) -> np.ndarray | None:
-    """All 16 bits of a PNG or TIFF; None where only 8 bits can be read (said in the notes)."""
+def _decode_16_bit(image: Image.Image, data: bytes, notes: list[str]) -> np.ndarray | None:
+    """Decodes all 16 bits of a PNG or TIFF; None where only 8 bits can be read (said in the notes)."""
     if image.info.get("icc_profile") and not _is_srgb(image.info["icc_profile"]):
         notes.append("16-bit picture with a colour profile: converted to sRGB at 8 bits per channel")
         return None
@@ -279,21 +276,21 @@ def _deep_rgba(image: Image.Image, data: bytes, notes: list[str]) -> np.ndarray 
         alpha = np.ones_like(gray) if clear is None else (np.asarray(image) != clear).astype(np.float32)
         notes.append("gray picture: used as RGB")
         return np.stack([gray, gray, gray, alpha], axis=-1)
-    plain = image.format == "PNG" or (
-        image.tag_v2.get(_TIFF_PHOTOMETRIC) == 2 and image.tag_v2.get(_TIFF_PLANAR, 1) == 1  # type: ignore[attr-defined]
-    )
+    tags = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
+    is_rgb = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 2
+    plain = image.format == "PNG" or (is_rgb and tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1) == 1)
     values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if plain else None
     if values is None or values.dtype != np.uint16 or values.ndim != 3 or values.shape[2] not in (3, 4):
         notes.append("16-bit picture of an unusual layout: read at 8 bits per channel")
         return None
     rgba = cv2.cvtColor(values, cv2.COLOR_BGRA2RGBA if values.shape[2] == 4 else cv2.COLOR_BGR2RGBA)
     rgba = rgba.astype(np.float32) / 65535
-    associated = image.format == "TIFF" and 1 in image.tag_v2.get(_TIFF_EXTRA, ())  # type: ignore[attr-defined]
-    return straight(rgba) if associated else rgba
+    is_premultiplied = 1 in tags.get(TiffImagePlugin.EXTRASAMPLES, ())
+    return straight(rgba) if is_premultiplied else rgba
 
 
-def _pillow_rgba(image: Image.Image, notes: list[str]) -> UInt8[np.ndarray, "height width 4"]:
-    """The 8-bit picture as RGBA in sRGB, from any mode Pillow reads."""
+def _decode_8_bit(image: Image.Image, notes: list[str]) -> UInt8[np.ndarray, "height width 4"]:
+    """Converts the 8-bit picture to RGBA in sRGB, from any mode that Pillow reads."""
     if image.mode not in ("RGB", "RGBA"):
         names = {"1": "1-bit", "L": "gray", "LA": "gray", "P": "palette", "PA": "palette", "I;16": "gray"}
         notes.append(f"{names.get(image.mode, image.mode)} picture: used as RGB")
@@ -306,7 +303,7 @@ def _pillow_rgba(image: Image.Image, notes: list[str]) -> UInt8[np.ndarray, "hei
     image = image.convert("RGBA") if has_alpha else image
     if has_alpha and (not profile or _is_srgb(profile)):
         return np.asarray(image)
-    rgba = cv2.cvtColor(np.asarray(_to_srgb(image, profile, notes)), cv2.COLOR_RGB2RGBA)
+    rgba = cv2.cvtColor(np.asarray(_convert_to_srgb(image, profile, notes)), cv2.COLOR_RGB2RGBA)
     return cv2.insertChannel(np.asarray(image.getchannel("A")), rgba, 3) if has_alpha else rgba
 
 
@@ -317,10 +314,10 @@ def _is_srgb(profile: bytes) -> bool:
         return False
 
 
-def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
-    """An RGB image in sRGB. A profile that cannot be used is ignored with a note."""
+def _convert_to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
+    """Converts an image to RGB in sRGB. A profile that cannot be used is ignored with a note."""
     if image.mode == "LAB":
-        return _through_profiles(image, ImageCms.createProfile("LAB"))
+        return _convert_profile(image, ImageCms.createProfile("LAB"))
     plain = image if image.mode in ("L", "CMYK") else image.convert("RGB")
     if not profile or _is_srgb(profile):
         return plain.convert("RGB")
@@ -329,7 +326,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Ima
         name = ImageCms.getProfileDescription(source).strip() or "unnamed"
         space = source.profile.xcolor_space.strip()
         ready = plain if (plain.mode, space) in (("L", "GRAY"), ("CMYK", "CMYK")) else plain.convert("RGB")
-        result = _through_profiles(ready, source)
+        result = _convert_profile(ready, source)
     except (ImageCms.PyCMSError, OSError, ValueError):
         notes.append("its colour profile is damaged or does not fit the picture: ignored, taken as sRGB")
         return plain.convert("RGB")
@@ -337,18 +334,18 @@ def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Ima
     return result
 
 
-def _through_profiles(image: Image.Image, source: ImageCms.ImageCmsProfile | ImageCms.core.CmsProfile) -> Image.Image:
+def _convert_profile(image: Image.Image, source: ImageCms.ImageCmsProfile | ImageCms.core.CmsProfile) -> Image.Image:
     result = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
     if result is None:
         raise ValueError("the colours were not converted")
     return result
 
 
-def _upright(pixels: Shaped[np.ndarray, "height width channels"], orientation: int) -> np.ndarray:
-    """The picture turned as EXIF orientation 2 to 8 asks."""
-    turned = pixels.transpose(1, 0, 2) if orientation >= 5 else pixels
+def _rotate_upright(pixels: Shaped[np.ndarray, "height width channels"], orientation: int) -> np.ndarray:
+    """Rotates and mirrors a picture as EXIF orientation 2 to 8 asks."""
+    upright = pixels.transpose(1, 0, 2) if orientation >= 5 else pixels
     if orientation in (2, 3, 6, 7):
-        turned = turned[:, ::-1]
+        upright = upright[:, ::-1]
     if orientation in (3, 4, 7, 8):
-        turned = turned[::-1]
-    return turned
+        upright = upright[::-1]
+    return upright

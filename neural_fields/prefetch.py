@@ -1,4 +1,4 @@
-"""Work ahead: items of an iterator are made in a thread of their own, while those before are still in use."""
+"""Prefetching: a thread of its own makes the next items of an iterator while the earlier ones are still in use."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
-DEPTH = 3  # items made ahead: enough to keep both sides busy, few enough that memory stays flat
 
+def prefetch(items: Iterable[Item], depth: int = 3) -> Iterator[Item]:
+    """Yields the same items in the same order; an error of the iterator is raised where its item would have come.
 
-def prefetch(items: Iterable[Item]) -> Iterator[Item]:
-    """The same items in the same order; an error of the iterator is raised where its item would have come.
+    Decoding, resampling and encoding release Python's lock while they work, so their threads run at the same time.
 
-    Decoding, lookups and encoding leave Python's lock while they work, so their threads run at the same time.
+    Args:
+        items: what to iterate over in the other thread.
+        depth: items made ahead: enough to keep both sides busy, few enough that memory stays flat.
     """
-    ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(DEPTH)
+    ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
     stopped = threading.Event()
 
-    def put(item: Item | None, error: BaseException | None) -> bool:
+    def put_ready(item: Item | None, error: BaseException | None) -> bool:
         while not stopped.is_set():
             try:
                 ready.put((item, error), timeout=0.1)
@@ -29,18 +31,18 @@ def prefetch(items: Iterable[Item]) -> Iterator[Item]:
                 continue
         return False
 
-    def work() -> None:
+    def make_items() -> None:
         end = StopIteration()
         try:
             for item in items:
-                if not put(item, None):
+                if not put_ready(item, None):
                     return
         except BaseException as error:  # carried over to the thread that asked, whatever it is
-            put(None, error)
+            put_ready(None, error)
         else:
-            put(None, end)
+            put_ready(None, end)
 
-    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    thread = threading.Thread(target=make_items, name="prefetch", daemon=True)
     thread.start()
     try:
         while True:

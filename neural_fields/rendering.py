@@ -1,12 +1,12 @@
-"""Rendering an edit: a lookup in the painted overlays and a blend. No network runs.
+"""The pass that puts painted overlays on frames: a lookup in the overlays and a blend. No network runs.
 
     out = source + sum_i weight_i * alpha_i * (gain_i * edit_i - observed_i)
 
-where `observed_i` is what layer i contributes to the source pixel: the model's colour of the layer plus what the model
-missed of the pixel, so that the contributions of all layers add up to the source. A pixel without an edit under it
-stays the source's, bit for bit.
+where `observed_i` is what layer i contributes to the source pixel: the model's colour of the layer plus the residual
+of the model in that pixel, so that the contributions of all layers add up to the source. A pixel that no edit covers
+keeps the value of the source, bit for bit.
 
-A frame is worked on in bands of rows, and of a band only the columns that the edit may reach.
+A frame is processed in bands of rows, and of a band only the columns that the edit may reach.
 """
 
 from __future__ import annotations
@@ -29,51 +29,68 @@ from neural_fields.frame_parts import Part, around, bands, hull, inside, outside
 from neural_fields.lookup import RIM, first_channels, scattered
 from neural_fields.pictures import straight
 
-ALONE = 0.996  # a layer with this weight or more is all there is in a pixel
-REACH = 2  # pixels of the fit around those touched that are looked at too
-MARGIN = REACH + 1  # those that are kept around them: what the outermost is interpolated from
+
+@dataclass(frozen=True)
+class OverlaySettings:
+    """Settings of putting overlays on frames."""
+
+    full_weight: float = 0.996  # a layer with this weight or more is the only one in a pixel
+    reach_px: int = 2  # pixels of the maps around the touched ones that may change the frame too
+    max_levels: int = 5  # copies of an overlay, each half the size of the one before
+    min_level_px: int = 8  # an overlay whose shorter side is smaller is not halved again
+    dilation_share: float = 0.02  # of the overlay's longer side: texels around opaque ones that count as touched
+    min_dilation_px: int = 5  # texels: the least of that
+    band_rows: int = 64  # of a frame that are processed at once
+
+    @property
+    def margin_px(self) -> int:
+        """Pixels of the maps to keep around the touched ones: what the outermost is interpolated from."""
+        return self.reach_px + 1
+
+
+DEFAULTS = OverlaySettings()
 
 
 @dataclass(frozen=True)
 class EditTexture:
-    """An overlay ready for lookup: premultiplied, with halved copies for places where it is seen smaller."""
+    """An overlay ready for lookup: premultiplied, with a pyramid of halved copies for where it appears smaller."""
 
     levels: tuple[Float[np.ndarray, "_ _ 4"], ...]  # each half the size of the one before; colours up to 255
     reach: UInt8[np.ndarray, "height width"]  # 255 where the overlay, or its surroundings, are not transparent
     box: Box
 
 
-def prepare(overlay: Overlay) -> EditTexture:
-    """An overlay ready for `render_frame`."""
-    bright = cv2.cvtColor(255 * overlay.rgba[..., 3], cv2.COLOR_GRAY2RGBA)  # of which the fourth channel is one
+def prepare(overlay: Overlay, settings: OverlaySettings = DEFAULTS) -> EditTexture:
+    """Builds the pyramid of an overlay and the mask of the texels that it may change."""
+    bright = cv2.cvtColor(255 * overlay.rgba[..., 3], cv2.COLOR_GRAY2RGBA)  # its fourth channel is one
     levels = [cv2.multiply(overlay.rgba, bright)]
-    while min(levels[-1].shape[:2]) >= 8 and len(levels) < 5:
+    while min(levels[-1].shape[:2]) >= settings.min_level_px and len(levels) < settings.max_levels:
         height, width = levels[-1].shape[:2]
         levels.append(cv2.resize(levels[-1], ((width + 1) // 2, (height + 1) // 2), interpolation=cv2.INTER_AREA))
     opaque = (overlay.rgba[..., 3] > 0).astype(np.uint8) * 255
-    # A lookup at the size of the fit steps over texels; the surroundings make sure that no edit slips through.
-    margin = max(5, round(0.02 * max(opaque.shape))) | 1
-    return EditTexture(tuple(levels), cv2.dilate(opaque, np.ones((margin, margin), np.uint8)), overlay.box)
+    # A lookup at the size of the maps steps over texels; the surroundings make sure that no edit slips through.
+    side = max(settings.min_dilation_px, round(settings.dilation_share * max(opaque.shape))) | 1
+    return EditTexture(tuple(levels), cv2.dilate(opaque, np.ones((side, side), np.uint8)), overlay.box)
 
 
 @dataclass(frozen=True)
 class Look:
-    """What is known of a layer's edit in a frame, at the size of the fit and around what it touches."""
+    """The edit of one layer in one frame, at the size of the maps and around the pixels that it touches."""
 
     layer: int
-    corner: tuple[int, int]  # (row, column) in the rimmed maps of the first value of each of these:
-    touched: UInt8[np.ndarray, "height width"]  # other than zero where the edit may change the frame
-    mixed: UInt8[np.ndarray, "height width"]  # other than zero where layers share such a pixel, and around it
+    corner: tuple[int, int]  # (row, column) in the rimmed maps of the first value of each of these arrays:
+    touched: UInt8[np.ndarray, "height width"]  # not zero where the edit may change the frame
+    mixed: UInt8[np.ndarray, "height width"]  # not zero where layers share such a pixel, and around it
     light: Float[np.ndarray, "height width 4"]  # of the layer: weight times gain, and the weight
-    texels: Float[np.ndarray, "height width 4"]  # positions (x, y, x, y) in
-    image: Float[np.ndarray, "_ _ 4"]  # the copy of the overlay to look up
+    texels: Float[np.ndarray, "height width 4"]  # positions (x, y, x, y) in `image`
+    image: Float[np.ndarray, "_ _ 4"]  # the level of the overlay to look up
 
 
 @dataclass(frozen=True)
 class Excess:
-    """In pixels that layers share: the model's colour of each layer less the model's colour of the pixel.
+    """In pixels that layers share: the model's colour of each layer minus the model's colour of the pixel.
 
-    At the size of the fit, where it is smooth enough, and in 8-bit units.
+    At the size of the maps, where it is smooth enough, and in 8-bit units.
     """
 
     corner: tuple[int, int]  # (row, column) in the rimmed maps of the first values
@@ -81,48 +98,48 @@ class Excess:
 
 
 class FrameChanger(ABC):
-    """Changes frames of a run."""
+    """One pass over the frames of a run that may change them."""
 
     maps: Maps
 
     @property
     @abstractmethod
     def changes_something(self) -> bool:
-        """Whether a frame can come out different."""
+        """Whether the pass can change any frame."""
 
     @abstractmethod
     def render_frame(self, t: int, source: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
-        """Frame `t` of the run changed, at the size of `source`."""
+        """Returns frame `t` of the run after the pass, at the size of `source`, the frame before it."""
 
     @abstractmethod
     def reach(self, t: int, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
-        """Where frame `t` at `size` (width, height) may be changed."""
+        """Returns where the pass may change frame `t` at `size` (width, height)."""
 
     def weights(self, t: int, size: tuple[int, int]) -> Float[np.ndarray, "layers height width"]:
-        """How much of each pixel of the changed frame `t` each layer fills; sums to one."""
+        """Returns how much of each pixel of frame `t` each layer fills after the pass; sums to one."""
         return self.maps.weight(t, size)
 
     def render(
         self, frames: Iterable[tuple[int, UInt8[np.ndarray, "height width 3"]]]
     ) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
-        """Changed frames for (frame index of the run, source frame) pairs."""
+        """Yields the frames after the pass for pairs of (frame index of the run, frame before it)."""
         for t, frame in frames:
             yield self.render_frame(t, frame)
 
 
-Canonicals = Sequence[tuple[Float[np.ndarray, "_ _ 4"], Box]]  # pictures of all layers, front to back
+Canonicals = Sequence[tuple[Float[np.ndarray, "_ _ 4"], Box]]  # canonical pictures of all layers, front to back
 
 
 @dataclass(frozen=True)
 class How:
-    """How overlays are put on frames.
+    """Options of putting overlays on frames.
 
     Attributes:
-        strength: how much of them frame `t` of the run shows, 0 to 1.
-        blend: what paint and the layer make together; None: the paint alone. Blended paint is not lit: what is under it
-            has the light already.
-        lit: whether the layer's light falls on plain paint.
-        looks: how the layers look in frame `t` before the overlays, where that is not as their canonical pictures.
+        strength: how much of the overlays frame `t` of the run shows, 0 to 1.
+        blend: the blend mode of the paint with the layer; None: the paint alone. Blended paint is not lit, because the
+            layer that it is blended with already is.
+        lit: whether the layer's gain is applied to plain paint.
+        looks: the canonical pictures of all layers before the overlays, by frame; None: those that were exported.
     """
 
     strength: Callable[[int], float] = lambda t: 1.0
@@ -137,7 +154,9 @@ class Renderer(FrameChanger):
     Args:
         maps: the baked maps of the run.
         canonicals: the exported canonical image of every layer, for pixels that layers share.
-        overlays: what to put on, by layer.
+        overlays: the paint, by layer.
+        how: strength, blend mode and light of the paint; by default plain and lit.
+        settings: thresholds and margins of the lookup.
     """
 
     def __init__(
@@ -146,10 +165,12 @@ class Renderer(FrameChanger):
         canonicals: Mapping[str, CanonicalImage],
         overlays: Mapping[str, Overlay],
         how: How | None = None,
+        settings: OverlaySettings = DEFAULTS,
     ) -> None:
         self.maps = maps
         self.how = how or How()
-        self.edits = {maps.layers.index(name): prepare(overlay) for name, overlay in overlays.items()}
+        self.settings = settings
+        self.edits = {maps.layers.index(name): prepare(overlay, settings) for name, overlay in overlays.items()}
         self.canonicals = [(canonicals[name].array(), canonicals[name].box) for name in maps.layers]
 
     @property
@@ -158,11 +179,15 @@ class Renderer(FrameChanger):
 
     @property
     def mixes(self) -> bool:
-        """Whether what the layer shows under paint decides what is seen; it has the light already."""
+        """Whether the paint is blended with what the frame shows of the layer, which already has the light."""
         return self.how.blend is not None
 
+    def canonicals_at(self, t: int) -> Canonicals:
+        """Returns the canonical pictures of all layers before the overlays, as frame `t` shows them."""
+        return self.canonicals if self.how.looks is None else self.how.looks(t)
+
     def reach(self, t: int, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
-        """Where an overlay is not transparent and its layer is seen."""
+        """Returns where an overlay is not transparent and its layer is visible."""
         found = np.zeros((size[1], size[0]), bool)
         for layer in self.edits if self.how.strength(t) > 0 else ():
             overlay, _ = self.overlay_in_frame(t, layer, size)
@@ -170,146 +195,160 @@ class Renderer(FrameChanger):
         return found
 
     def render_frame(self, t: int, source: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
-        """One frame with the overlays on it, at the size of `source`."""
+        """Returns a frame with the overlays on it, at the size of `source`."""
         strength = self.how.strength(t)
         if strength <= 0:
             return source
         size = (source.shape[1], source.shape[0])
-        looks = [look for layer in self.edits if (look := self._look(t, layer, size, strength)) is not None]
-        excess = self._excess(t, looks)
+        states = [state for layer in self.edits if (state := self._layer_state(t, layer, size, strength)) is not None]
+        excess = self._color_excess(t, states)
         result = source
-        for rows in bands(self.maps.size[1], size[1]):
-            found = [(self._part(look.touched, look.corner, size, rows), look) for look in looks]
-            changes = [(part, self._change(look, excess, source, part)) for part, look in found if part is not None]
-            for part, change in _apart(changes):
-                changed = _over(source[part], change)
-                if changed is not None:
-                    result = source.copy() if result is source else result
-                    result[part] = changed
+        for rows in bands(self.maps.size[1], size[1], self.settings.band_rows):
+            changes = []
+            for state in states:
+                part = self._touched_part(state.touched, state.corner, size, rows)
+                if part is not None:
+                    changes.append((part, self._compute_change(state, excess, source, part)))
+            for part, change in _sum_overlapping(changes):
+                hidden_share = cv2.extractChannel(change, 3)
+                if not cv2.countNonZero(hidden_share):
+                    continue
+                # Rounds and saturates; 8-bit values are exact in float32, so where the change is zero the source stays.
+                kept = cv2.cvtColor(cv2.subtract(1.0, hidden_share), cv2.COLOR_GRAY2RGB)
+                seen = cv2.multiply(source[part], kept, dtype=cv2.CV_32F)
+                result = source.copy() if result is source else result
+                result[part] = cv2.add(seen, cv2.cvtColor(change, cv2.COLOR_RGBA2RGB), dtype=cv2.CV_8U)
         return result
 
     def overlay_in_frame(
         self, t: int, layer: int, size: tuple[int, int]
     ) -> tuple[Float[np.ndarray, "height width 4"], Float[np.ndarray, "height width 3"]]:
-        """The overlay of a layer as it lies in a frame: straight RGBA, and its colour under the layer's light."""
+        """Returns the overlay of a layer warped to a frame: straight RGBA, and its colour times the layer's gain.
+
+        Args:
+            t: frame of the run.
+            layer: number of the layer.
+            size: (width, height) of the frame.
+        """
         uv, edit = self.maps.uv(t, layer, size), self.edits[layer]
-        level = _level(_texel_positions(uv, edit.box, edit.levels[0].shape))
-        rgba = straight(_lookup(edit, uv, level) / np.array([255, 255, 255, 1], np.float32))
+        level = _pyramid_level(_texel_positions(uv, edit.box, edit.levels[0].shape))
+        image = edit.levels[min(level, len(edit.levels) - 1)]
+        texels = _texel_positions(uv, edit.box, image.shape)
+        # Transparent outside of its box.
+        paint = cv2.remap(image, texels, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
+        rgba = straight(paint / np.array([255, 255, 255, 1], np.float32))
         return rgba, rgba[..., :3] * self.maps.gain(t, layer, size)
 
-    def _look(self, t: int, layer: int, size: tuple[int, int], strength: float) -> Look | None:
-        """What is known of a layer's edit in a frame before any pixel of it is made; None if it changes no pixel."""
+    def _layer_state(self, t: int, layer: int, size: tuple[int, int], strength: float) -> Look | None:
+        """Prepares the edit of a layer for a frame; None if it changes no pixel."""
         edit, (uv, weight) = self.edits[layer], self.maps.rimmed(t, layer)
-        seen = around(weight, MARGIN)
+        margin = self.settings.margin_px
+        seen = around(weight, margin)
         if seen is None:
             return None
         texels = _texel_positions(uv[seen], edit.box, edit.reach.shape)
         reach = cv2.remap(edit.reach, texels, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
         touched = cv2.bitwise_and(reach, weight[seen])  # of a byte that is 0 or 255 and another: zero where either is
-        near = around(touched, MARGIN)
+        near = around(touched, margin)
         if near is None:
             return None
         touched, texels = touched[near], texels[near]
-        level = min(len(edit.levels) - 1, _level(texels, self.maps.size[0] / size[0]))
+        level = min(len(edit.levels) - 1, _pyramid_level(texels, self.maps.size[0] / size[0]))
         if level:
             texels = _texel_positions(uv[seen][near], edit.box, edit.levels[level].shape)
         rows, columns = (outside(inner, outer) for inner, outer in zip(near, seen, strict=True))
-        mixed = cv2.bitwise_and(touched, cv2.compare(weight[rows, columns], round(255 * ALONE), cv2.CMP_LT))
-        mixed = cv2.dilate(mixed, np.ones((3, 3), np.uint8))  # enlarging looks at the neighbours too
+        full_weight = round(255 * self.settings.full_weight)
+        mixed = cv2.bitwise_and(touched, cv2.compare(weight[rows, columns], full_weight, cv2.CMP_LT))
+        mixed = cv2.dilate(mixed, np.ones((3, 3), np.uint8))  # interpolation reads the neighbors too
         light = self.maps.light(t, layer, rows, columns, lit=self.how.lit and not self.mixes)
         if strength < 1:
             light = cv2.multiply(light, (strength,) * 4)
         corner = (rows.start, columns.start)
         return Look(layer, corner, touched, mixed, light, cv2.merge([texels, texels]), edit.levels[level])
 
-    def _excess(self, t: int, looks: Sequence[Look]) -> Excess | None:
-        """What is needed to tell apart the layers of the pixels that they share; None if they share none."""
+    def _color_excess(self, t: int, states: Sequence[Look]) -> Excess | None:
+        """Computes by how much the layers differ in the pixels that they share; None if they share none."""
         width, height = (side + 2 * RIM for side in self.maps.size)
-        own = np.zeros((len(looks), height, width), np.uint8)
-        for plane, look in zip(own, looks, strict=True):
-            (row, column), (rows, columns) = look.corner, look.mixed.shape
-            plane[row : row + rows, column : column + columns] = look.mixed
+        own = np.zeros((len(states), height, width), np.uint8)
+        for plane, state in zip(own, states, strict=True):
+            (row, column), (rows, columns) = state.corner, state.mixed.shape
+            plane[row : row + rows, column : column + columns] = state.mixed
         mixed = own.max(axis=0, initial=0)
-        near = around(mixed, MARGIN)
+        near = around(mixed, self.settings.margin_px)
         if near is None:
             return None
         rows, columns = near
         x, y = cv2.findNonZero(mixed[near]).reshape(-1, 2).T
         uvs, weights, gains = self.maps.at_samples(t, x + columns.start, y + rows.start)
-        canonicals = self.canonicals if self.how.looks is None else self.how.looks(t)
-        lit = [
-            _canonical_colors(image, box, uv) * gain
-            for (image, box), uv, gain in zip(canonicals, uvs, gains, strict=True)
-        ]
-        seen = sum(color * _four_times(weight) for color, weight in zip(lit, weights, strict=True))
+        lit = []  # the colour of each layer under its light
+        for (image, box), uv, gain in zip(self.canonicals_at(t), uvs, gains, strict=True):
+            texel_x, texel_y = (plane.reshape(-1) for plane in cv2.split(_texel_positions(uv[None], box, image.shape)))
+            lit.append(scattered(image, texel_x, texel_y) * gain)
+        seen = sum(color * _repeat_channels(weight) for color, weight in zip(lit, weights, strict=True))
         of_layer, place = {}, y * (columns.stop - columns.start) + x
-        for plane, look in zip(own, looks, strict=True):
+        for plane, state in zip(own, states, strict=True):
             values = np.zeros((*mixed[near].shape, 4), np.float32)
             shared = (plane[near].reshape(-1).take(place) > 0).astype(np.float32)
-            values.reshape(-1, 4)[place] = (lit[look.layer] - seen) * _four_times(255 * shared)
+            values.reshape(-1, 4)[place] = (lit[state.layer] - seen) * _repeat_channels(255 * shared)
             cv2.insertChannel(np.zeros(values.shape[:2], np.float32), values, 3)
-            of_layer[look.layer] = values
+            of_layer[state.layer] = values
         return Excess((rows.start, columns.start), of_layer)
 
-    def _part(
+    def _touched_part(
         self, touched: UInt8[np.ndarray, "height width"], corner: tuple[int, int], size: tuple[int, int], rows: slice
     ) -> Part | None:
-        """The part of a band of rows of a frame that may change, by what is touched at the size of the fit."""
+        """Returns the part of a band of rows of a frame that touched pixels of the maps may change; None: no part."""
         scale_x, scale_y = (wanted / stored for wanted, stored in zip(size, self.maps.size, strict=True))
-        # Where the first value lies in the frame without its rim, and the values that may reach into the band.
+        reach = self.settings.reach_px
+        # The position of the first value in the frame without its rim, and the values that may reach into the band.
         down, across = corner[0] - RIM, corner[1] - RIM
-        first = max(0, int(rows.start / scale_y) - REACH - down)
-        last = max(first, math.ceil(rows.stop / scale_y) + REACH - down)
+        first = max(0, int(rows.start / scale_y) - reach - down)
+        last = max(first, math.ceil(rows.stop / scale_y) + reach - down)
         left, top, width, height = cv2.boundingRect(touched[first:last]) if first < len(touched) else (0, 0, 0, 0)
         if not width:
             return None
         left, top = left + across, top + first + down
         return (
             slice(
-                max(rows.start, int((top - REACH) * scale_y)),
-                min(rows.stop, math.ceil((top + height + REACH) * scale_y)),
+                max(rows.start, int((top - reach) * scale_y)),
+                min(rows.stop, math.ceil((top + height + reach) * scale_y)),
             ),
-            slice(max(0, int((left - REACH) * scale_x)), min(size[0], math.ceil((left + width + REACH) * scale_x))),
+            slice(max(0, int((left - reach) * scale_x)), min(size[0], math.ceil((left + width + reach) * scale_x))),
         )
 
-    def _change(
-        self, look: Look, excess: Excess | None, source: UInt8[np.ndarray, "height width 3"], part: Part
+    def _compute_change(
+        self, state: Look, excess: Excess | None, source: UInt8[np.ndarray, "height width 3"], part: Part
     ) -> Float[np.ndarray, "rows columns 4"]:
-        """What an edit does to a part of the source: what it adds (RGB), and how much of the source it hides.
+        """Computes what an edit adds to a part of the source (RGB), and how much of the source it hides.
 
         Colours are in 8-bit units. Four channels at a time are what OpenCV is quickest at.
         """
         size = (source.shape[1], source.shape[0])
-        texels = first_channels(self.maps.enlarged(look.texels, look.corner, size, part), 2)
-        light = self.maps.enlarged(look.light, look.corner, size, part)
-        change = cv2.remap(look.image, texels, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
-        more = self._excess_in(look, excess, size, part)
+        texels = first_channels(self.maps.enlarged(state.texels, state.corner, size, part), 2)
+        light = self.maps.enlarged(state.light, state.corner, size, part)
+        change = cv2.remap(state.image, texels, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
+        # The excess of the layer, and where in the part it has any.
+        shared: Part | None = None
+        mixed = self._touched_part(state.mixed, state.corner, size, part[0])
+        if excess is not None and mixed is not None and overlap(mixed, part):
+            rows, columns = mixed[0], slice(max(mixed[1].start, part[1].start), min(mixed[1].stop, part[1].stop))
+            values = self.maps.enlarged(excess.of_layer[state.layer], excess.corner, size, (rows, columns))
+            shared = (inside(rows, part[0]), inside(columns, part[1]))
         if self.mixes:
             under = source[part].astype(np.float32)
-            if more is not None:
-                under[more[0]] += more[1][..., :3]
-            change = self._blended(change, under, part)
+            if shared is not None:
+                under[shared] += values[..., :3]
+            change = self._blend_paint(change, under, part)
         change = cv2.multiply(change, light, dst=change)
-        if more is not None:
-            here = change[more[0]]
-            here -= cv2.multiply(more[1], cv2.cvtColor(cv2.extractChannel(here, 3), cv2.COLOR_GRAY2RGBA))
+        if shared is not None:
+            here = change[shared]
+            here -= cv2.multiply(values, cv2.cvtColor(cv2.extractChannel(here, 3), cv2.COLOR_GRAY2RGBA))
         return change
 
-    def _excess_in(
-        self, look: Look, excess: Excess | None, size: tuple[int, int], part: Part
-    ) -> tuple[Part, Float[np.ndarray, "_ _ 4"]] | None:
-        """The excess of a layer where a part of a frame has any: where in that part, and the values."""
-        mixed = self._part(look.mixed, look.corner, size, part[0])
-        if excess is None or mixed is None or not overlap(mixed, part):
-            return None
-        rows, columns = mixed[0], slice(max(mixed[1].start, part[1].start), min(mixed[1].stop, part[1].stop))
-        values = self.maps.enlarged(excess.of_layer[look.layer], excess.corner, size, (rows, columns))
-        return (inside(rows, part[0]), inside(columns, part[1])), values
-
-    def _blended(
+    def _blend_paint(
         self, paint: Float[np.ndarray, "rows columns 4"], under: Float[np.ndarray, "rows columns 3"], part: Part
     ) -> Float[np.ndarray, "rows columns 4"]:
-        """Premultiplied paint in 8-bit units, mixed with what the layer shows under it in a part of the frame."""
+        """Blends premultiplied paint in 8-bit units with what a part of the frame shows of the layer."""
         assert self.how.blend is not None
         alpha = paint[..., 3:]
         top = np.clip(paint[..., :3] / np.maximum(255 * alpha, 1e-3), 0, 1)
@@ -317,23 +356,8 @@ class Renderer(FrameChanger):
         return np.concatenate([mixed * alpha, alpha], axis=-1).astype(np.float32)
 
 
-def _over(
-    source: UInt8[np.ndarray, "rows columns 3"], change: Float[np.ndarray, "rows columns 4"]
-) -> UInt8[np.ndarray, "rows columns 3"] | None:
-    """The source under a change; None if nothing of it is hidden.
-
-    Rounds and saturates; 8-bit values are exact in float32, so where the change is zero the source comes back.
-    """
-    strength = cv2.extractChannel(change, 3)
-    if not cv2.countNonZero(strength):
-        return None
-    kept = cv2.cvtColor(cv2.subtract(1.0, strength), cv2.COLOR_GRAY2RGB)
-    seen = cv2.multiply(source, kept, dtype=cv2.CV_32F)
-    return cv2.add(seen, cv2.cvtColor(change, cv2.COLOR_RGBA2RGB), dtype=cv2.CV_8U)
-
-
-def _apart(changes: Sequence[tuple[Part, np.ndarray]]) -> Sequence[tuple[Part, np.ndarray]]:
-    """The changes if their parts lie apart; their sum over the whole of it where some overlap."""
+def _sum_overlapping(changes: Sequence[tuple[Part, np.ndarray]]) -> Sequence[tuple[Part, np.ndarray]]:
+    """Returns the changes if their parts are disjoint, and otherwise their sum over the hull of all parts."""
     if not any(overlap(one, other) for (one, _), (other, _) in combinations(changes, 2)):
         return changes
     rows, columns = (hull([part[axis] for part, _ in changes]) for axis in (0, 1))
@@ -344,26 +368,17 @@ def _apart(changes: Sequence[tuple[Part, np.ndarray]]) -> Sequence[tuple[Part, n
 
 
 def _texel_positions(uv: Float[np.ndarray, "*n 2"], box: Box, shape: tuple[int, ...]) -> Float[np.ndarray, "*n 2"]:
-    """Sample positions (0 is the centre of the first texel) of uv in an image of shape (height, width) over `box`."""
+    """Computes the positions (0 is the centre of the first texel) of uv in an image of (height, width) over `box`."""
     x, y = shape[1] / box.width, shape[0] / box.height
     linear = np.array([[x, 0, -box.u0 * x - 0.5], [0, y, -box.v0 * y - 0.5]])
     return cv2.transform(uv, linear)  # fifty times as fast as numpy along an axis of two
 
 
-def _lookup(
-    edit: EditTexture, uv: Float[np.ndarray, "rows columns 2"], level: int
-) -> Float[np.ndarray, "rows columns 4"]:
-    """Premultiplied colours in 8-bit units and alpha of the overlay; transparent outside its box."""
-    image = edit.levels[min(level, len(edit.levels) - 1)]
-    texels = _texel_positions(uv, edit.box, image.shape)
-    return cv2.remap(image, texels, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
-
-
-def _level(texels: Float[np.ndarray, "rows columns 2"], step: float = 1.0) -> int:
-    """How often to halve the overlay so that neighbouring pixels are at most about 1.5 texels apart.
+def _pyramid_level(texels: Float[np.ndarray, "rows columns 2"], step: float = 1.0) -> int:
+    """Returns how often to halve the overlay so that neighboring pixels are at most about 1.5 texels apart.
 
     Args:
-        texels: positions of neighbouring samples.
+        texels: positions of neighboring samples.
         step: samples from one pixel to the next.
     """
     if texels.shape[1] < 2:
@@ -374,14 +389,6 @@ def _level(texels: Float[np.ndarray, "rows columns 2"], step: float = 1.0) -> in
     return max(0, round(0.5 * math.log2(max(1e-12, step**2 * float(squares[len(squares) // 2])))))
 
 
-def _canonical_colors(
-    image: Float[np.ndarray, "height width 4"], box: Box, uv: Float[np.ndarray, "n 2"]
-) -> Float[np.ndarray, "n 4"]:
-    texels = _texel_positions(uv[None], box, image.shape)
-    x, y = (plane.reshape(-1) for plane in cv2.split(texels))
-    return scattered(image, x, y)
-
-
-def _four_times(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n 4"]:
-    """One value for each of four channels; multiplying by them takes a tenth of the time of broadcasting."""
+def _repeat_channels(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n 4"]:
+    """Repeats each value for four channels; multiplying by them takes a tenth of the time of broadcasting."""
     return cv2.merge([values] * 4).reshape(-1, 4)

@@ -1,6 +1,6 @@
-"""A run on disk: the only file that spells its paths, and what stands in run.yaml and metrics.jsonl.
+"""A run on disk: its paths, run.yaml and metrics.jsonl. No other file spells these paths.
 
-Nothing a user made is deleted here.
+Nothing that a user made is deleted here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from neural_fields.files import (
 SCHEMA = 1  # of run.yaml and of a checkpoint's manifest.json; raised when an older program could not read them
 
 
-class _Inside:
+class _PathInRun:
     """A path inside a run, as an attribute of `Run`."""
 
     def __init__(self, name: str) -> None:
@@ -44,33 +44,33 @@ class _Inside:
 
 @dataclass(frozen=True)
 class Run:
-    """The paths of one run. Making the object touches no file; `open` and `create` do."""
+    """The paths of one run. The constructor touches no file; `open` and `create` do."""
 
     path: Path
 
-    run_yaml = _Inside("run.yaml")
-    source_json = _Inside("source.json")
-    cache = _Inside("cache")
-    checkpoints = _Inside("checkpoints")
-    metrics = _Inside("metrics.jsonl")
-    canonical = _Inside("canonical")
-    maps = _Inside("maps")
-    scene = _Inside("scene")
-    edits = _Inside("edits")
-    renders = _Inside("renders")
-    exports = _Inside("exports")
-    previews = _Inside("previews")
-    report = _Inside("report.html")
-    lock_file = _Inside("LOCK")
-    holder_file = _Inside("LOCK.holder")  # only where the volume has no locks
+    run_yaml = _PathInRun("run.yaml")
+    source_json = _PathInRun("source.json")
+    cache = _PathInRun("cache")
+    checkpoints = _PathInRun("checkpoints")
+    metrics = _PathInRun("metrics.jsonl")
+    canonical = _PathInRun("canonical")
+    maps = _PathInRun("maps")
+    scene = _PathInRun("scene")
+    edits = _PathInRun("edits")
+    renders = _PathInRun("renders")
+    exports = _PathInRun("exports")
+    previews = _PathInRun("previews")
+    report = _PathInRun("report.html")
+    lock_file = _PathInRun("LOCK")
+    holder_file = _PathInRun("LOCK.holder")  # only where the volume has no locks
 
     @classmethod
     def open(cls, path: Path | str) -> Run:
-        """The run in an existing folder.
+        """Opens the run in an existing folder.
 
         Raises:
             UserError: BAD_INPUT if the folder is missing or is no run; DAMAGED_RUN or UNSAFE_FILE if its run.yaml is
-                not one of ours.
+                not written by this program.
         """
         run = cls(Path(path))
         if not run.path.is_dir():
@@ -85,7 +85,7 @@ class Run:
 
     @classmethod
     def create(cls, path: Path | str) -> Run:
-        """The run in `path`, whose folder is made if need be; a run that is there is left as it is.
+        """Creates a run in `path` and its folder if it is missing; a run that exists is left as it is.
 
         Raises:
             UserError: BAD_INPUT if `path` is a file, may not be written, or holds files but no run.
@@ -97,7 +97,7 @@ class Run:
         with disk_errors(run.path):
             make_folder(run.path)
             names = {entry.name for entry in run.path.iterdir() if not is_temporary(entry.name)}
-        strangers = sorted(names - _NAMES - set(DESKTOP_LITTER))
+        strangers = sorted(names - _OWN_NAMES - set(DESKTOP_LITTER))
         if strangers and not run.run_yaml.exists():
             others = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
             why, fix = f"it already holds {strangers[0]!r}{others}", f"unwrap train VIDEO --out {run.path / 'run'}"
@@ -105,21 +105,21 @@ class Run:
         return run
 
 
-_NAMES = {part.name for part in vars(Run).values() if isinstance(part, _Inside)}
+_OWN_NAMES = {part.name for part in vars(Run).values() if isinstance(part, _PathInRun)}
 
 
 # --- run.yaml and metrics.jsonl -------------------------------------------------------------------------------------
 
 
-def write_run_yaml(run: Run, facts: Mapping[str, Any]) -> None:
-    """Writes run.yaml: `facts` (plain mappings, lists and scalars), headed by the schema and the package version."""
-    text = dump_yaml({"schema": SCHEMA, "version": __version__, **plain(facts, finite=False)})
+def write_run_yaml(run: Run, record: Mapping[str, Any]) -> None:
+    """Writes run.yaml: `record` (plain mappings, lists and scalars), headed by the schema and the package version."""
+    text = dump_yaml({"schema": SCHEMA, "version": __version__, **plain(record, finite=False)})
     with atomic_write(run.run_yaml) as part:
         write_synced(part, text.encode())
 
 
 def read_run_yaml(run: Run) -> dict[str, Any]:
-    """What `write_run_yaml` wrote, with `schema` and `version`.
+    """Reads what `write_run_yaml` wrote, with `schema` and `version`.
 
     Raises:
         UserError: DAMAGED_RUN if it is missing, not plain YAML, larger than 1 MiB or made by a newer version;
@@ -127,11 +127,11 @@ def read_run_yaml(run: Run) -> dict[str, Any]:
     """
     where, fix = str(run.run_yaml), f"restore {run.run_yaml} from a copy, or start another run with unwrap train --out"
     try:
-        facts = load_yaml(run.run_yaml)
+        record = load_yaml(run.run_yaml)
     except UserError as error:
         code = ExitCode.DAMAGED_RUN if error.code == ExitCode.BAD_INPUT else error.code
         raise UserError(code, error.what, where=error.where or where, why=error.why, fix=fix) from error
-    schema = facts.get("schema")
+    schema = record.get("schema")
     if not isinstance(schema, int) or schema < 1:
         why = f"schema is {schema!r}, expected a number from 1 to {SCHEMA}"
         raise UserError(ExitCode.DAMAGED_RUN, "run.yaml is damaged", where=where, why=why, fix=fix)
@@ -139,7 +139,7 @@ def read_run_yaml(run: Run) -> dict[str, Any]:
         why = f"it has schema {schema}; this is unwrap {__version__}, which reads up to {SCHEMA}"
         fix = "update unwrap: uv pip install --upgrade unwrap-video"
         raise UserError(ExitCode.DAMAGED_RUN, "the run was made by a newer unwrap", where=where, why=why, fix=fix)
-    return facts
+    return record
 
 
 def append_metrics(run: Run, record: Mapping[str, Any]) -> None:
@@ -156,7 +156,7 @@ def append_metrics(run: Run, record: Mapping[str, Any]) -> None:
 
 
 def read_metrics(run: Run) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl, oldest first; none without the file. Lines torn by a kill are left out."""
+    """Reads the records of metrics.jsonl, oldest first; none without the file. Lines cut by a kill are left out."""
     records = []
     for line in run.metrics.read_bytes().splitlines() if run.metrics.exists() else ():
         with suppress(ValueError, RecursionError):

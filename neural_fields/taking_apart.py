@@ -1,7 +1,7 @@
-"""A frame taken apart into what each layer adds to it: the model's colours, and what the model misses of the frame.
+"""Layer decomposition: splits a frame into the contributions of its layers.
 
-What a layer adds to a pixel is weight times (its lit canonical colour plus what the model missed of the pixel), so that
-all layers together give the frame back.
+A layer contributes to a pixel its weight times (its lit canonical colour plus the residual of the model in the pixel),
+so that the contributions of all layers add up to the frame.
 """
 
 from __future__ import annotations
@@ -20,41 +20,52 @@ from neural_fields.lookup import scattered
 from neural_fields.planar.placement import pull_push
 from neural_fields.rendering import Canonicals
 
-SMOOTH = 0.01  # of the frame's longer side: over so much light is averaged where it goes on into a hole
-FREE = 0.5  # of a pixel: with less of it in front of an object, the frame shows how the object looks there
+
+@dataclass(frozen=True)
+class DecompositionSettings:
+    """Settings of layer decomposition."""
+
+    light_sigma_share: float = 0.01  # of the frame's longer side: Gaussian that smooths light before it fills a hole
+    min_light_weight: float = 0.9  # of the layers behind: from it on a pixel tells the light behind the layer
+    min_known_weight: float = 0.5  # of the layers behind: from it on a pixel tells their shares
+
+
+DEFAULTS = DecompositionSettings()
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A part of a frame around a layer. Colours are in 8-bit units and premultiplied, but for `filled`."""
+    """A part of a frame, split around one layer. Colours are in 8-bit units and premultiplied, but for `filled`."""
 
-    own: Float[np.ndarray, "rows columns 4"]  # what the layer adds, and its weight
-    front: Float[np.ndarray, "rows columns 3"]  # what the layers in front add
+    own: Float[np.ndarray, "rows columns 4"]  # the contribution of the layer, and its weight
+    front: Float[np.ndarray, "rows columns 3"]  # the contribution of the layers in front
     front_weight: Float[np.ndarray, "rows columns 1"]
-    rest: Float[np.ndarray, "rows columns 3"]  # what would be seen behind those in front without the layer
-    filled: Float[np.ndarray, "rows columns 3"]  # what is behind the layer, as if nothing were in front
+    rest: Float[np.ndarray, "rows columns 3"]  # the contribution of the layers behind if the layer were removed
+    filled: Float[np.ndarray, "rows columns 3"]  # the background of the layer, with nothing in front
     weights: Float[np.ndarray, "layers rows columns"]
-    shares: Float[np.ndarray, "behind rows columns"]  # of the layers behind in what would be seen of them; sums to one
+    shares: Float[np.ndarray, "behind rows columns"]  # of the layers behind in that background; sums to one
 
     def weights_with(
         self, layer: int, own: Float[np.ndarray, "rows columns"]
     ) -> Float[np.ndarray, "layers rows columns"]:
-        """The weights of all layers with a new one of the layer."""
+        """Returns the weights of all layers after the weight of the layer has changed to `own`."""
         left = 1 - self.front_weight[..., 0] - own
         return np.concatenate([self.weights[:layer], own[None], self.shares * left])
 
 
 @dataclass(frozen=True)
 class TakingApart:
-    """Takes frames apart.
+    """Splits frames into layers.
 
     Attributes:
         maps: the baked maps of the run.
         looks: the canonical pictures of all layers as frame `t` shows them.
+        settings: thresholds and smoothing.
     """
 
     maps: Maps
     looks: Callable[[int], Canonicals]
+    settings: DecompositionSettings = DEFAULTS
 
     def scene(
         self,
@@ -66,29 +77,34 @@ class TakingApart:
         part: Part,
         doubtful: Bool[np.ndarray, "rows columns"] | None = None,
     ) -> Scene:
-        """A part of a frame taken apart into what is in front of a layer, the layer, and what is behind it.
+        """Splits a part of a frame into the layers in front of a layer, the layer, and its background.
 
         Args:
+            t: frame of the run.
+            layer: number of the layer.
             seen: the part of the frame, in 8-bit units.
-            weights: of all layers there.
+            weights: of all layers in the part.
             size: (width, height) of the whole frame.
-            doubtful: pixels on and around the layer that say nothing of the light behind it: the light there is then
-                that of the others, and smooth. Without them every pixel without the layer says its own.
+            part: rows and columns of the part.
+            doubtful: pixels on and around the layer that do not tell the light behind it: the light there then
+                continues smoothly from the other pixels. None: every pixel without the layer tells its own light.
         """
         lit = np.stack([self.lit(t, number, size, part) for number in range(len(weights))])
         weight = weights[..., None]
         missed = seen - (weight * lit).sum(axis=0)
         premultiplied = weight * (lit + missed)
         behind = weight[layer + 1 :].sum(axis=0)
-        shares = shares_behind(weights[layer + 1 :], behind[..., 0])
+        shares = shares_behind(weights[layer + 1 :], behind[..., 0], self.settings)
         filled = lit[layer] + missed
         if len(shares):
-            # In the hole the light is that of the pixels around it, which the pictures alone do not know.
-            around = behind[..., 0] > 0.9
+            # In the hole the light is that of the surrounding pixels; the canonical pictures do not contain it.
+            around = behind[..., 0] > self.settings.min_light_weight
             seen_behind = lit[layer + 1 :]
             if doubtful is not None:
                 around &= ~doubtful
-                missed = smoothed(missed, around.astype(np.float32), max(1.0, SMOOTH * max(size)))
+                missed = smoothed(
+                    missed, around.astype(np.float32), max(1.0, self.settings.light_sigma_share * max(size))
+                )
                 seen_behind = np.stack(
                     [self.lit(t, number, size, part, around) for number in range(layer + 1, len(weights))]
                 )
@@ -112,10 +128,14 @@ class TakingApart:
         part: Part,
         trusted: Bool[np.ndarray, "rows columns"] | None = None,
     ) -> Float[np.ndarray, "rows columns 3"]:
-        """What the model shows of a layer in a part of a frame, in 8-bit units.
+        """Computes the model's colours of a layer under its light in a part of a frame, in 8-bit units.
 
         Args:
-            trusted: pixels whose light goes on smoothly into all others; by default each has its own.
+            t: frame of the run.
+            layer: number of the layer.
+            size: (width, height) of the whole frame.
+            part: rows and columns of the part.
+            trusted: pixels whose light continues smoothly into all others; None: each pixel has its own.
         """
         image, box = self.looks(t)[layer]
         uv = self.maps.uv_part(t, layer, size, part)
@@ -127,20 +147,28 @@ class TakingApart:
 
 
 def shares_behind(
-    weights: Float[np.ndarray, "behind rows columns"], total: Float[np.ndarray, "rows columns"]
+    weights: Float[np.ndarray, "behind rows columns"],
+    total: Float[np.ndarray, "rows columns"],
+    settings: DecompositionSettings = DEFAULTS,
 ) -> Float[np.ndarray, "behind rows columns"]:
-    """Of which layers the background is made, also where it is hidden: as around."""
+    """Returns the shares of the layers in the background; where it is hidden, they continue from around.
+
+    Args:
+        weights: of the layers behind a layer.
+        total: the sum of these weights.
+        settings: from which total on a pixel tells the shares.
+    """
     if len(weights) < 2:
         return np.ones_like(weights)
     parts = np.moveaxis(weights, 0, -1) / np.maximum(total, 1e-3)[..., None]
-    known = total > FREE
+    known = total > settings.min_known_weight
     if not known.any():
         return np.concatenate([np.zeros_like(weights[:-1]), np.ones_like(weights[-1:])])
     return np.moveaxis(pull_push(parts.astype(np.float32), known), -1, 0)
 
 
 def picture_at(image: Float[np.ndarray, "h w 4"], box: Box, uv: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 4"]:
-    """A canonical picture at any uv; beyond its box the edge goes on."""
+    """Samples a canonical picture at any uv; beyond its box the edge continues."""
     x = (uv[:, 0] - box.u0) / box.width * image.shape[1] - 0.5
     y = (uv[:, 1] - box.v0) / box.height * image.shape[0] - 0.5
     return scattered(image, x.astype(np.float32), y.astype(np.float32))

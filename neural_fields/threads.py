@@ -1,4 +1,4 @@
-"""How many threads torch uses, chosen on purpose and before it is imported."""
+"""The number of threads that torch uses, chosen on purpose before torch is imported."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 
 def prepare_threads() -> None:
-    """Chooses the threads on purpose, before torch is imported.
+    """Chooses the number of threads, before torch is imported.
 
     Idle OpenMP workers spin by default; on few busy cores small operators then run tens of times slower.
     """
@@ -18,5 +18,5 @@ def prepare_threads() -> None:
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""The training loop: plain and visible. All a step needs comes from (seed, step), so resuming repeats exactly."""
+"""The training loop of planar models. All that a step needs comes from (seed, step), so resuming repeats exactly."""
 
 from __future__ import annotations
 
@@ -16,22 +16,21 @@ from neural_fields.config import Training, frames_per_step
 from neural_fields.data.clip import Batch, Clip, draw_frames, draw_pixels
 from neural_fields.data.memory import LET_GO_EVERY, let_go
 from neural_fields.errors import ExitCode, UserError
-from neural_fields.planar.model import VideoModel
+from neural_fields.planar.model import PlanarModel
+from neural_fields.planar.objective import accumulate_gradients
 from neural_fields.run import Run
-
-MAX_BAD_STEPS = 50  # non-finite steps in a row after which the fit is given up
 
 
 @dataclass(frozen=True)
 class Budget:
-    """When a fit ends: after `steps` steps or, if it comes first, `seconds` from `started` (a monotonic clock)."""
+    """When a training ends: after `steps` steps or, if it comes first, `seconds` from `started` (a monotonic clock)."""
 
     steps: int
     seconds: float | None = None
     started: float = 0.0
 
     def progress(self, step: int) -> float:
-        """How much of the fit is over, 0 to 1: what the learning rate follows."""
+        """Returns how much of the training is over, 0 to 1: what the learning rate follows."""
         share = step / max(1, self.steps)
         if self.seconds is not None:
             share = max(share, (time.monotonic() - self.started) / self.seconds)
@@ -43,21 +42,19 @@ class Budget:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one step did."""
+    """Outcome of one step."""
 
     step: int  # steps done so far
     loss: float
     terms: dict[str, float]
     seconds: float  # of this step
     skipped: int = 0  # steps skipped so far because a number was not finite
-    resumed: bool = False
-    finished: bool = False
     notes: tuple[str, ...] = ()
 
 
 @dataclass
 class LoopState:
-    """What changes while a fit runs, beside the parameters."""
+    """State of the training loop beside the parameters."""
 
     step: int = 0
     loaded: bool = False  # from a checkpoint
@@ -69,7 +66,7 @@ class LoopState:
 
 
 def train_steps(
-    model: VideoModel,
+    model: PlanarModel,
     clip: Clip,
     settings: Training,
     run: Run,
@@ -83,7 +80,14 @@ def train_steps(
     A checkpoint is saved every `settings.checkpoint_every` steps, when `stop()` turns true, and at the end.
 
     Args:
-        facts: plain values that go into each checkpoint (what is needed to build the model again).
+        model: the model, initialised or of the checkpoint's shape.
+        clip: frames, masks and flow to train on.
+        settings: of the loop.
+        run: where checkpoints are saved.
+        budget: when to end.
+        seed: of the batches.
+        stop: asked before each step; True ends the training.
+        facts: metadata that goes into each checkpoint (what is needed to build the model again).
 
     Raises:
         UserError: too many non-finite steps in a row (exit 8), no room (4), damaged checkpoints (5).
@@ -96,7 +100,7 @@ def train_steps(
     while not budget.is_over(state.step) and not stop():
         begin = time.perf_counter()
         adam.factor = rate_factor(settings.schedule, budget.progress(state.step))
-        terms = _attempt(model, adam, clip, settings, state, seed)
+        terms = _run_step(model, adam, clip, settings, state, seed)
         seconds = time.perf_counter() - begin
         state.step += 1
         state.train_seconds += seconds
@@ -114,7 +118,7 @@ def train_steps(
 
 
 def draw(clip: Clip, settings: Training, step: int, seed: int, divisor: int = 1) -> Batch:
-    """The batch of a step."""
+    """Draws the batch of a step, which is the same for the same (seed, step)."""
     if settings.batch == "pixels":
         return draw_pixels(clip, max(1, settings.pixels // divisor), step, seed)
     width, height = clip.size
@@ -122,60 +126,75 @@ def draw(clip: Clip, settings: Training, step: int, seed: int, divisor: int = 1)
     return draw_frames(clip, max(1, count // divisor), step, seed)
 
 
-def _attempt(
-    model: VideoModel,
+def _run_step(
+    model: PlanarModel,
     adam: Adam,
     clip: Clip,
     settings: Training,
     state: LoopState,
     seed: int,
 ) -> dict[str, float]:
-    """One step; out of memory halves the batch and tries again, numbers that are not finite skip the step."""
+    """Runs one step of the optimiser and returns the weighted terms.
+
+    Out of memory halves the batch and tries again; numbers that are not finite skip the step.
+    """
     while True:
         try:
-            return _step(model, adam, draw(clip, settings, state.step, seed, state.batch_divisor), state)
+            batch = draw(clip, settings, state.step, seed, state.batch_divisor)
+            adam.zero_grad()
+            model.at_step(state.step)
+            values = {name: float(value) for name, value in accumulate_gradients(model, batch, state.step).items()}
+            is_finite = all(map(math.isfinite, values.values()))
+            # One sum per tensor: cheap beside the step itself.
+            if not is_finite or not all(bool(torch.isfinite(gradient.sum())) for gradient in adam.gradients()):
+                count_bad(state, values)
+                return values
+            adam.step()
+            state.bad_in_a_row = 0
+            return values
         except torch.OutOfMemoryError as error:
-            smallest = settings.pixels if settings.batch == "pixels" else clip.frame_count
-            if state.batch_divisor >= smallest:
-                raise UserError(
-                    ExitCode.NO_ROOM,
-                    "not enough memory for one step",
-                    why=str(error),
-                    fix="a smaller size, for example --size 240p",
-                ) from error
-            state.batch_divisor *= 2
-            state.notes.append(f"out of memory: the batch is now 1/{state.batch_divisor} of its size")
+            halve_batch(state, settings.pixels if settings.batch == "pixels" else clip.frame_count, error)
 
 
-def _step(model: VideoModel, adam: Adam, batch: Batch, state: LoopState) -> dict[str, float]:
-    """One optimiser step on one batch; returns the weighted terms."""
-    adam.zero_grad()
-    model.at_step(state.step)
-    values = {name: float(value) for name, value in model.accumulate(batch, state.step).items()}
-    if not all(map(math.isfinite, values.values())):
-        count_bad(state, values)
-        return values
-    # One sum per tensor: cheap beside the step itself.
-    if not all(bool(torch.isfinite(gradient.sum())) for gradient in adam.gradients()):
-        count_bad(state, values)
-        return values
-    adam.step()
-    state.bad_in_a_row = 0
-    return values
+def halve_batch(state: LoopState, batch_size: int, error: torch.OutOfMemoryError) -> None:
+    """Halves the batch after a step ran out of memory, and notes it.
+
+    Args:
+        state: of the loop; its `batch_divisor` is doubled.
+        batch_size: elements of the undivided batch.
+        error: what torch raised.
+
+    Raises:
+        UserError: the batch is a single element already (exit 4).
+    """
+    if state.batch_divisor >= batch_size:
+        raise UserError(
+            ExitCode.NO_ROOM,
+            "not enough memory for one step",
+            why=str(error),
+            fix="a smaller size, for example --size 240p",
+        ) from error
+    state.batch_divisor *= 2
+    state.notes.append(f"out of memory: the batch is now 1/{state.batch_divisor} of its size")
 
 
-def count_bad(state: LoopState, values: dict[str, float]) -> None:
-    """Notes a step that was left out because a number was not finite.
+def count_bad(state: LoopState, values: dict[str, float], max_in_a_row: int = 50) -> None:
+    """Counts a step that was skipped because a number was not finite.
+
+    Args:
+        state: of the loop.
+        values: the loss terms of the step, for the message.
+        max_in_a_row: skipped steps in a row after which the training is given up.
 
     Raises:
         UserError: too many of them in a row (exit 8).
     """
     state.skipped += 1
     state.bad_in_a_row += 1
-    if state.bad_in_a_row >= MAX_BAD_STEPS:
+    if state.bad_in_a_row >= max_in_a_row:
         raise UserError(
             ExitCode.NOT_CONVERGED,
-            f"{MAX_BAD_STEPS} steps in a row gave numbers that are not finite",
+            f"{max_in_a_row} steps in a row gave numbers that are not finite",
             where=f"step {state.step}, terms {values}",
             why="checkpoints saved before that are kept",
             fix="smaller learning rates, for example --mapping.learning-rate 0.05 --texture.learning-rate 0.001",
@@ -183,7 +202,7 @@ def count_bad(state: LoopState, values: dict[str, float]) -> None:
 
 
 def rate_factor(schedule: str, progress: float) -> float:
-    """The learning rate at a point of the run, relative to its start."""
+    """Returns the learning rate relative to its start, at `progress` (0 to 1) of the training."""
     if schedule == "cosine":
         return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress))
     if schedule == "halving":
@@ -197,7 +216,7 @@ def rate_factor(schedule: str, progress: float) -> float:
 
 
 def restore(model: nn.Module, adam: Adam, run: Run) -> LoopState:
-    """The state to go on from: that of the newest good checkpoint, or the beginning."""
+    """Loads the newest good checkpoint into model and optimiser; returns its state, or a new one if there is none."""
     checkpoint = load_latest_checkpoint(run)
     if checkpoint is None:
         return LoopState()

@@ -1,4 +1,4 @@
-"""`unwrap eval` for scenes in space: PSNR of the views that were fitted and of those left out, and of the person."""
+"""`unwrap eval` for 3D scenes: PSNR of the views that were trained on and of those left out, and of the person."""
 
 from __future__ import annotations
 
@@ -12,25 +12,32 @@ from neural_fields.data.capture_folder import read_capture
 from neural_fields.run import Run, read_metrics
 from neural_fields.volume_run import load_scene, read_record
 
-MOST = 16  # views that were fitted, and views that were left out, that are measured
 
+def measured_views(count: int, held_out: Sequence[int], most: int = 16) -> list[int]:
+    """Chooses the views that are measured.
 
-def measured_views(count: int, held_out: Sequence[int]) -> list[int]:
-    """Which views are looked at: all, or of many an even choice of those fitted and of those left out."""
-    fitted = [view for view in range(count) if view not in set(held_out)]
-    chosen = (kind for kind in (fitted, list(held_out)) if kind)
-    places = ((kind, np.linspace(0, len(kind) - 1, min(MOST, len(kind))).round().astype(int)) for kind in chosen)
-    return sorted(kind[place] for kind, some in places for place in some)
+    Args:
+        count: of all views.
+        held_out: those that were not trained on.
+        most: views of either kind; of more an even choice is taken.
+    """
+    trained = [view for view in range(count) if view not in set(held_out)]
+    chosen: list[int] = []
+    for views in (trained, list(held_out)):
+        if views:
+            places = np.linspace(0, len(views) - 1, min(most, len(views))).round().astype(int)
+            chosen += [views[place] for place in places]
+    return sorted(chosen)
 
 
 def evaluate_volume(run: Run) -> dict[str, Any]:
-    """Quality of a run; plain values for JSON.
+    """Measures the quality of a run.
 
     Returns:
-        `psnr`, `ssim`: mean over the views that were fitted; `psnr_held_out`: mean over those that were left out, null
-        where none was; `psnr_person`, `psnr_person_held_out`: in the box around the person's mask; `mask_iou`: of the
-        person's opacity with the masks. Null where there is no person. Of many views up to `MOST` of either kind are
-        measured, evenly chosen: `measured` are their numbers, and `psnr_per_frame` is of these.
+        Plain values for JSON. `psnr`, `ssim`: mean over the views that were trained on; `psnr_held_out`: mean over
+        those that were left out, null where none was; `psnr_person`, `psnr_person_held_out`: in the box around the
+        person's mask; `mask_iou`: of the person's opacity with the masks, null where there is no person. Of many views
+        some of either kind are measured: `measured` are their numbers, and `psnr_per_frame` is of these.
 
     Raises:
         UserError: a damaged run, or its source is gone.
@@ -39,29 +46,41 @@ def evaluate_volume(run: Run) -> dict[str, Any]:
     scene, checkpoint = load_scene(run, record)
     capture = read_capture(record.source, record.size)
     moments = record.moments()
-    psnrs, ssims, in_boxes, ious = [], [], [], []
+    psnrs: list[float] = []
+    ssims: list[float] = []
+    in_boxes: list[float | None] = []
+    ious: list[float | None] = []
     measured = measured_views(len(record.cameras), record.held_out)
     for view in measured:
-        shown = scene.view(record.cameras[view], record.times[view], moments)
+        rendered = scene.view(record.cameras[view], record.times[view], moments)
         truth = capture.frames[view].astype(np.float32) / 255
-        found = shown.color.numpy()
-        psnrs.append(metrics.psnr(found, truth))
-        ssims.append(metrics.ssim(found, truth))
+        picture = rendered.color.numpy()
+        psnrs.append(metrics.psnr(picture, truth))
+        ssims.append(metrics.ssim(picture, truth))
         mask = None if capture.masks is None else capture.masks[view]
-        in_boxes.append(_psnr_in_box(found, truth, mask))
-        ious.append(_iou(shown.person.numpy() >= 0.5, mask) if scene.person is not None else None)
+        psnr_person = iou = None
+        if mask is not None and mask.any():  # in the smallest box around the mask
+            rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+            box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+            psnr_person = metrics.psnr(picture[box], truth[box])
+        if mask is not None and scene.person is not None:
+            person = rendered.person.numpy() >= 0.5
+            if (person | mask).any():
+                iou = float((person & mask).sum() / (person | mask).sum())
+        in_boxes.append(psnr_person)
+        ious.append(iou)
     held = [index for index, view in enumerate(measured) if view in set(record.held_out)]
-    fitted = [index for index in range(len(measured)) if index not in set(held)]
+    trained = [index for index in range(len(measured)) if index not in set(held)]
     lines = read_metrics(run)
     return {
         "run": str(run.path),
-        "psnr": _mean(psnrs, fitted),
-        "ssim": _mean(ssims, fitted),
+        "psnr": _mean_of_chosen(psnrs, trained),
+        "ssim": _mean_of_chosen(ssims, trained),
         "psnr_per_frame": [round(value, 4) for value in psnrs],
-        "psnr_held_out": _mean(psnrs, held),
-        "psnr_person": _mean(in_boxes, fitted),
-        "psnr_person_held_out": _mean(in_boxes, held),
-        "mask_iou": _mean(ious, range(len(ious))),
+        "psnr_held_out": _mean_of_chosen(psnrs, held),
+        "psnr_person": _mean_of_chosen(in_boxes, trained),
+        "psnr_person_held_out": _mean_of_chosen(in_boxes, held),
+        "mask_iou": _mean_of_chosen(ious, range(len(ious))),
         "frames": len(record.cameras),
         "measured": measured,
         "held_out": list(record.held_out),
@@ -72,22 +91,7 @@ def evaluate_volume(run: Run) -> dict[str, Any]:
     }
 
 
-def _psnr_in_box(found: np.ndarray, truth: np.ndarray, mask: np.ndarray | None) -> float | None:
-    """PSNR in the smallest box around a mask; None where there is none."""
-    if mask is None or not mask.any():
-        return None
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-    return metrics.psnr(found[box], truth[box])
-
-
-def _iou(person: np.ndarray, mask: np.ndarray | None) -> float | None:
-    if mask is None or not (person | mask).any():
-        return None
-    return float((person & mask).sum() / (person | mask).sum())
-
-
-def _mean(values: Sequence[float | None], chosen: Iterable[int]) -> float | None:
-    """The mean of what there is of the chosen values; None where there is nothing."""
+def _mean_of_chosen(values: Sequence[float | None], chosen: Iterable[int]) -> float | None:
+    """Returns the mean of the chosen values, leaving out None; None where nothing is left."""
     kept = [value for index in chosen if (value := values[index]) is not None]
     return round(float(np.mean(kept)), 5) if kept else None

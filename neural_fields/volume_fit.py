@@ -1,4 +1,4 @@
-"""`unwrap train` for scenes in space: from a capture to a fitted run. Run again, it continues."""
+"""`unwrap train` for 3D scenes: from a capture to a trained run. Run again, it continues."""
 
 from __future__ import annotations
 
@@ -13,44 +13,51 @@ import torch
 
 from neural_fields.adam import Adam
 from neural_fields.checkpoints import load_latest_checkpoint
-from neural_fields.config_volume import Stage, VolumeConfig, load_volume_config, stages
+from neural_fields.config_volume import Stage, load_volume_config, stages
 from neural_fields.data.capture import Capture
 from neural_fields.data.capture_folder import read_capture
 from neural_fields.errors import ExitCode, bad_input
 from neural_fields.fit_options import FitOptions, Progress, Reporter
-from neural_fields.fitting import FitResult, choose_device, default_run, peak_mib
+from neural_fields.fitting import FitResult, choose_device, default_run, peak_mib, sum_train_seconds
 from neural_fields.interrupt import stop_on_signals
 from neural_fields.locking import lock
 from neural_fields.run import Run, append_metrics, read_run_yaml, write_run_yaml
-from neural_fields.training import Budget, LoopState, count_bad, restore, save
+from neural_fields.training import Budget, LoopState, count_bad, halve_batch, restore, save
 from neural_fields.volume.background import blocked_views, frame_of
 from neural_fields.volume.batches import Pixels
 from neural_fields.volume.hull import carve
 from neural_fields.volume.human import check_cameras_outside
-from neural_fields.volume.stages import Fit, parameter_groups, rate, step_terms
+from neural_fields.volume.stages import Fit, parameter_groups, rate, stage_rays, step_terms
 from neural_fields.volume_previews import save_volume_previews
 from neural_fields.volume_run import VolumeRecord, build_scene, held_out_views, write_record
-
-REPORT_EVERY = 20  # steps between two lines of metrics.jsonl
 
 
 @dataclass(frozen=True)
 class VolumeStep:
-    """What one step did."""
+    """What one step did.
 
-    step: int  # steps done so far
+    Attributes:
+        step: steps done so far.
+        terms: weighted loss terms by name.
+        seconds: of this step.
+        skipped: steps skipped so far because a number was not finite.
+        notes: what the user should know, one sentence each.
+    """
+
+    step: int
     stage: str
     terms: dict[str, float]
     seconds: float
     skipped: int
+    notes: tuple[str, ...] = ()
 
 
 def fit_volume(source: str | Path, options: FitOptions, report: Reporter = lambda progress: None) -> FitResult:
-    """Fits a scene in space to a capture, or continues a fit that was stopped.
+    """Trains a 3D scene on a capture, or continues a training that was stopped.
 
     Args:
         source: a folder with a transforms.json; see docs/capture.md.
-        options: what is asked for. Of masks, flow and a region there is nothing to choose here.
+        options: what is asked for. Masks, flow and a region cannot be chosen here.
         report: called with the progress, often.
 
     Raises:
@@ -59,14 +66,33 @@ def fit_volume(source: str | Path, options: FitOptions, report: Reporter = lambd
     started = time.monotonic()
     config = load_volume_config(options.config, options.overrides)
     device = choose_device(options.device)
-    _refuse_planar_flags(options)
+    flow = None if options.flow == "auto" else options.flow
+    for flag, value in {"--roi": options.roi, "--frames": options.frames, "--flow": flow}.items():
+        if value is not None:
+            raise bad_input(
+                f"{flag} {value}",
+                why=f"{options.config} trains a 3D scene, whose views are listed in transforms.json",
+                fix=f"leave out {flag}; unwrap capture chooses frames of videos",
+            )
     report(Progress("reading", 0, 1))
     capture = read_capture(source, options.size)
     check_cameras_outside(capture)
     run = Run.create(options.out or default_run(source))
-    with lock(run) as note, stop_on_signals() as stop:
-        notes = [*([note] if note else []), *capture.notes]
-        record = _record(Path(source).absolute(), options, config, capture)
+    with lock(run) as lock_note, stop_on_signals() as stop:
+        notes = [*([lock_note] if lock_note else []), *capture.notes]
+        record = VolumeRecord(
+            source=Path(source).absolute(),
+            preset=options.config,
+            quality=options.quality,
+            config=config,
+            size=capture.size,
+            frame=frame_of(capture),
+            cameras=capture.cameras,
+            times=capture.times,
+            held_out=held_out_views(capture.view_count, config.training.holdout),
+            motion=capture.motion if capture.masks is not None else None,
+            switches=capture.switches if config.states else (),
+        )
         _check_same(run, record)
         parts = stages(config.training, options.quality, capture.motion is not None and capture.masks is not None)
         total = parts[-1].last
@@ -76,21 +102,35 @@ def fit_volume(source: str | Path, options: FitOptions, report: Reporter = lambd
         write_run_yaml(run, write_record(run, record))
         for text in notes:
             report(Progress("reading", 1, 1, note=text))
-        fit = make_fit(record, capture, device, options.seed)
+        training = make_fit(record, capture, device, options.seed)
         budget = Budget(total, options.seconds and max(0.1, options.seconds - (time.monotonic() - started)))
-        step = _train(run, fit, parts, budget, options.seed, report, lambda: stop.requested is not None)
-        notes += _blocked(fit, record, report)
-        save_volume_previews(run, fit.scene.eval(), record, capture)
+        step = _run_loop(run, training, parts, budget, options.seed, report, lambda: stop.requested is not None)
+        # Cameras that see something right before them: a pose is wrong, or a hand was on the lens.
+        states = [int(training.moments.state[time]) for time in record.times]
+        views = blocked_views(training.scene.background, record.cameras, states)
+        if views:
+            first = ", ".join(f"{view} (moment {record.times[view]})" for view in views[:3])
+            first += " ..." if len(views) > 3 else ""
+            notes.append(f"{len(views)} views see something right before their camera: {first}")
+            report(Progress("background", 1, 1, note=notes[-1]))
+        save_volume_previews(run, training.scene.eval(), record, capture)
         append_metrics(
             run,
             {"event": "stopped" if stop.requested is not None else "finished", "steps": step, "total_steps": total,
-             "train_seconds": round(time.monotonic() - started, 3), "peak_mib": peak_mib()},
+             "train_seconds": sum_train_seconds(run, time.monotonic() - started), "peak_mib": peak_mib()},
         )  # fmt: skip
         return FitResult(run, step, total, stop.exit_code, tuple(notes))
 
 
 def make_fit(record: VolumeRecord, capture: Capture, device: torch.device, seed: int = 0) -> Fit:
-    """A scene before its fit, with the pixels of the views that it is to see."""
+    """Builds an untrained scene with the pixels of the views that it is trained on.
+
+    Args:
+        record: of the run.
+        capture: pictures, masks and bones.
+        device: of the scene and the pixels.
+        seed: of the weights.
+    """
     chosen = tuple(view for view in range(capture.view_count) if view not in record.held_out)
     pixels = Pixels(capture, chosen, device, with_flow=record.motion is not None and record.config.terms.flow > 0)
     focal = float(np.mean([camera.focal for camera in capture.cameras]))
@@ -100,51 +140,8 @@ def make_fit(record: VolumeRecord, capture: Capture, device: torch.device, seed:
     return Fit(scene.to(device), record.moments(device), pixels, record.config, focal)
 
 
-def _blocked(fit: Fit, record: VolumeRecord, report: Reporter) -> list[str]:
-    """What to say of cameras that look at something right before them: a pose is wrong, or a hand was on the lens."""
-    states = [int(fit.moments.state[time]) for time in record.times]
-    views = blocked_views(fit.scene.background, record.cameras, states)
-    if not views:
-        return []
-    shown = ", ".join(f"{view} (moment {record.times[view]})" for view in views[:3])
-    note = f"{len(views)} views see something right before their camera: {shown}{' ...' if len(views) > 3 else ''}"
-    report(Progress("background", 1, 1, note=note))
-    return [note]
-
-
-def _refuse_planar_flags(options: FitOptions) -> None:
-    given = {
-        "--roi": options.roi,
-        "--frames": options.frames,
-        "--flow": None if options.flow == "auto" else options.flow,
-    }
-    for flag, value in given.items():
-        if value is not None:
-            raise bad_input(
-                f"{flag} {value}",
-                why=f"{options.config} fits a scene in space, whose views stand in transforms.json",
-                fix=f"leave out {flag}; unwrap capture chooses frames of videos",
-            )
-
-
-def _record(source: Path, options: FitOptions, config: VolumeConfig, capture: Capture) -> VolumeRecord:
-    return VolumeRecord(
-        source=source,
-        preset=options.config,
-        quality=options.quality,
-        config=config,
-        size=capture.size,
-        frame=frame_of(capture),
-        cameras=capture.cameras,
-        times=capture.times,
-        held_out=held_out_views(capture.view_count, config.training.holdout),
-        motion=capture.motion if capture.masks is not None else None,
-        switches=capture.switches if config.states else (),
-    )
-
-
 def _check_same(run: Run, record: VolumeRecord) -> None:
-    """A run is continued with what it was begun with.
+    """Checks that a run is continued with what it was begun with.
 
     Raises:
         UserError: something else was asked for now.
@@ -168,33 +165,39 @@ def _check_same(run: Run, record: VolumeRecord) -> None:
             )
 
 
-def _train(
+def _run_loop(
     run: Run,
-    fit: Fit,
+    training: Fit,
     parts: tuple[Stage, ...],
     budget: Budget,
     seed: int,
     report: Reporter,
     stop: Callable[[], bool],
 ) -> int:
-    """Runs the loop, reporting; returns the number of steps done."""
+    """Runs the training loop, reporting; returns the number of steps done."""
+    report_every = 20  # steps between two lines of metrics.jsonl; the PSNR is that of the steps between them
     recent: list[VolumeStep] = []
     begin, step = time.monotonic(), 0
-    for record in train_volume_steps(run, fit, parts, budget, seed, stop):
+    for record in train_volume_steps(run, training, parts, budget, seed, stop):
         step = record.step
-        recent = [*recent[-(REPORT_EVERY - 1) :], record]
+        recent = [*recent[-(report_every - 1) :], record]
         seconds = float(np.mean([one.seconds for one in recent]))
+        psnr = None
+        errors = [one.terms["color"] for one in recent if "color" in one.terms]
+        if errors and np.isfinite(errors).all():
+            psnr = round(float(-10 * np.log10(max(1e-10, float(np.mean(errors))))), 3)
         line = Progress(
             record.stage,
             step,
             budget.steps,
-            _psnr(recent),
+            psnr,
             seconds,
             seconds * (budget.steps - step),
             peak_mib(),
+            "; ".join(record.notes),
         )
         report(line)
-        if step % REPORT_EVERY == 0:
+        if step % report_every == 0:
             terms = {name: round(value, 6) for name, value in record.terms.items()}
             append_metrics(
                 run,
@@ -206,7 +209,7 @@ def _train(
 
 def train_volume_steps(
     run: Run,
-    fit: Fit,
+    training: Fit,
     parts: tuple[Stage, ...],
     budget: Budget,
     seed: int = 0,
@@ -215,46 +218,57 @@ def train_volume_steps(
     """Trains a scene stage by stage, yielding after every step; continues from the newest checkpoint in `run`.
 
     All that is random in a step comes from (seed, step). A checkpoint is saved every `checkpoint_every` steps, when
-    `stop()` turns true, and at the end. A budget of seconds ends each stage after its share of the steps.
+    `stop()` turns true, and at the end. A budget of seconds ends each stage after its share of the steps. Where memory
+    runs out the batch is halved for the rest of the training, and the step says so in its notes.
+
+    Args:
+        run: where checkpoints are.
+        training: the scene with its pixels.
+        parts: the stages, one after the other.
+        budget: of steps and seconds.
+        seed: of all that is random.
+        stop: asked before each step.
 
     Raises:
-        UserError: too many non-finite steps in a row (exit 8), no room (4), damaged checkpoints (5).
+        UserError: too many non-finite steps in a row (exit 8), no room on disk or in memory (4), damaged checkpoints
+            (5).
     """
-    adam = Adam(parameter_groups(fit.scene))
-    state = restore(fit.scene, adam, run)
+    adam = Adam(parameter_groups(training.scene))
+    state = restore(training.scene, adam, run)
     began, first_step, saved_at = time.monotonic(), state.step, state.step if state.loaded else -1
-    fit.scene.train()
+    training.scene.train()
     for stage in parts:
         while state.step < stage.last and not stop():
-            if budget.seconds is not None and _late(stage, budget, first_step, time.monotonic() - began):
-                state.step = stage.last  # the time for this stage is over: the next one begins
+            # A stage has its share of the time: that of its steps, and of those before it.
+            share = (stage.last - first_step) / max(1, budget.steps - first_step)
+            if budget.seconds is not None and time.monotonic() - began > budget.seconds * share:
+                state.step = stage.last
                 break
             begin = time.perf_counter()
-            adam.factor = rate(stage, fit.config, state.step)
-            values = _step(fit, adam, stage, state, seed)
+            adam.factor = rate(stage, training.config, state.step)
+            while True:
+                try:
+                    values = _take_step(training, adam, stage, state, seed)
+                    break
+                except torch.OutOfMemoryError as error:
+                    halve_batch(state, stage_rays(stage, training.config), error)
             seconds = time.perf_counter() - begin
             state.step, state.train_seconds = state.step + 1, state.train_seconds + seconds
-            if state.step % fit.config.training.checkpoint_every == 0:
-                save(fit.scene, adam, run, state, None)
+            if state.step % training.config.training.checkpoint_every == 0:
+                save(training.scene, adam, run, state, None)
                 saved_at = state.step
-            yield VolumeStep(state.step, stage.name, values, seconds, state.skipped)
+            notes, state.notes = tuple(state.notes), []
+            yield VolumeStep(state.step, stage.name, values, seconds, state.skipped, notes)
     if saved_at != state.step:
-        save(fit.scene, adam, run, state, None)
-    fit.scene.eval()
+        save(training.scene, adam, run, state, None)
+    training.scene.eval()
 
 
-def _late(stage: Stage, budget: Budget, first_step: int, elapsed: float) -> bool:
-    """Whether a stage has used up its part of the time: the share of its steps, and of those before it."""
-    assert budget.seconds is not None, "there is a time to keep"
-    share = (stage.last - first_step) / max(1, budget.steps - first_step)
-    return elapsed > budget.seconds * share
-
-
-def _step(fit: Fit, adam: Adam, stage: Stage, state: LoopState, seed: int) -> dict[str, float]:
-    """One optimiser step; returns the weighted terms."""
+def _take_step(training: Fit, adam: Adam, stage: Stage, state: LoopState, seed: int) -> dict[str, float]:
+    """Takes one optimiser step; returns the weighted terms."""
     adam.zero_grad()
     generator = torch.Generator().manual_seed((seed << 32) + state.step)
-    terms = step_terms(fit, stage, state.step, generator)
+    terms = step_terms(training, stage, state.step, generator, state.batch_divisor)
     values = {name: float(value.detach()) for name, value in terms.items()}
     if not values:
         return values
@@ -266,11 +280,3 @@ def _step(fit: Fit, adam: Adam, stage: Stage, state: LoopState, seed: int) -> di
     adam.step()
     state.bad_in_a_row = 0
     return values
-
-
-def _psnr(recent: list[VolumeStep]) -> float | None:
-    """PSNR of the last steps' pixels, from the colour term."""
-    errors = [one.terms["color"] for one in recent if "color" in one.terms]
-    if not errors or not np.isfinite(errors).all():
-        return None
-    return round(float(-10 * np.log10(max(1e-10, float(np.mean(errors))))), 3)

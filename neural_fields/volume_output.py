@@ -1,7 +1,7 @@
-"""`unwrap render` for scenes in space: the views that were filmed, or any other camera, moment and pose.
+"""`unwrap render` for 3D scenes: the views that were filmed, or any other camera, moment and pose.
 
 Where an edit is put on the filmed views, pixels that it does not change are the source's: the edited scene shows only
-where it differs from the fitted one.
+where it differs from the trained one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from neural_fields.data.camera_files import read_transforms
 from neural_fields.data.cameras import Camera, look_at
 from neural_fields.data.capture_folder import read_capture
 from neural_fields.data.facts import made_facts, parse_size
-from neural_fields.data.skeleton import Motion
 from neural_fields.data.video import CODECS, write
 from neural_fields.edits import active_edits
 from neural_fields.errors import UserError, bad_input
@@ -33,28 +32,30 @@ from neural_fields.volume_previews import depth_picture
 from neural_fields.volume_run import VolumeRecord, load_scene, read_record, with_edits
 
 What = Literal["edit", "reconstruction", "compare", "layers", "depth", "opacity"]
-ORBIT = 60  # pictures of a turn around
-RATE = 24  # pictures a second of what has no rate of its own
-SLIGHT, CLEAR = 1 / 255, 8 / 255  # changes of a pixel up to which the source stays, and from which the scene shows
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture to render: where from, when, and which filmed view it is."""
+    """One picture to render.
+
+    Attributes:
+        time: an index into the moments.
+        view: the filmed view that it is; None for another camera, moment or pose.
+    """
 
     camera: Camera
-    time: int  # an index into the moments
+    time: int
     view: int | None = None
 
 
 @dataclass(frozen=True)
 class VolumeRenderOptions:
-    """What a rendering of a scene is asked for; the defaults are those of the command.
+    """Options of rendering a 3D scene; the defaults are those of the command.
 
     Attributes:
-        common: edits, file, size, codec: as for every run; of `common.what` nothing is read.
+        common: edits, file, size, codec: as for every run; `common.what` is not read.
         what: what to show.
-        camera: "source" for the views that were filmed, "orbit" for a turn around the scene, or a transforms.json.
+        camera: "source" for the views that were filmed, "orbit" for a circle around the scene, or a transforms.json.
         time: the moment that is shown all along; None lets time run.
         pose: a bones.json whose poses take the place of those of the capture.
     """
@@ -69,7 +70,15 @@ class VolumeRenderOptions:
 def render_volume(
     run: Run, options: VolumeRenderOptions, report: Callable[[int, int], None] = lambda done, total: None
 ) -> list[Path]:
-    """Renders a scene; returns the files written (one, or one per part with `what="layers"`).
+    """Renders a 3D scene.
+
+    Args:
+        run: of the scene.
+        options: what to render.
+        report: called with the pictures done, and all of them.
+
+    Returns:
+        The files written: one, or one per part with `what="layers"`.
 
     Raises:
         UserError: bad options, nothing to render, the output exists, damaged files, no room.
@@ -79,8 +88,8 @@ def render_volume(
         raise bad_input(f"unknown codec '{common.codec}'", why=f"codecs: {', '.join(CODECS)}", fix="--codec h264")
     record = read_record(run)
     size = record.size if common.size == "source" else parse_size(common.size, *record.size)
-    moments, poses = _moments(record, options)
-    shots = _shots(record, options, size, poses)
+    moments, poses = _select_moments(record, options)
+    shots = _list_shots(record, options, size, poses)
     scene, _ = load_scene(run, record)
     edited, parts = with_edits(run, scene, common.edits)
     names = [edit.name for edit in active_edits(run, common.edits)]
@@ -91,30 +100,61 @@ def render_volume(
             why="no edit is active in this run",
             fix=f"unwrap edit {run.path} --editor dynvideo_e --prompt TEXT --model FOLDER, or --what reconstruction",
         )
-    base = (
-        common.out
-        or run.renders / f"{_stem(options, names)}{'' if common.codec == 'png' else CODECS[common.codec].suffixes[0]}"
-    )
-    look = _Look(scene, edited, parts, moments, shots)
+    base = common.out
+    if base is None:  # a name that says what is rendered, and from where
+        words = ["+".join(names) if options.what == "edit" else options.what]
+        words += [] if options.camera == "source" else [Path(options.camera).stem]
+        words += [] if options.time is None else [f"time{options.time}"]
+        words += [] if options.pose is None else [options.pose.stem]
+        stem = re.sub(r"[^a-z0-9+-]", "-", "-".join(words).lower())[:80]
+        base = run.renders / f"{stem}{'' if common.codec == 'png' else CODECS[common.codec].suffixes[0]}"
+    pictures = _ScenePictures(scene, edited, parts, moments, shots)
+    wanted: list[tuple[Path, Iterator[np.ndarray]]] = []
     if options.what == "layers":
-        wanted = [
-            (base.with_name(f"{base.stem}-{part}{base.suffix}"), look.layer(part)) for part in sorted(scene.parts)
-        ]
+        for part in sorted(scene.parts):
+            wanted.append((base.with_name(f"{base.stem}-{part}{base.suffix}"), pictures.render_part(part)))
     else:
-        source = _sources(record, size) if options.what in ("edit", "compare") and _filmed(shots) else None
-        wanted = [(base, look.frames(options.what, source))]
-    return [_write(path, frames, shots, size, common, report) for path, frames in wanted]
+        all_filmed = all(shot.view is not None for shot in shots)
+        source = _read_source_frames(record, size) if options.what in ("edit", "compare") and all_filmed else None
+        wanted.append((base, pictures.render_frames(options.what, source)))
+    written = []
+    for path, frames in wanted:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shown = _report_each(frames, len(shots), report)
+        try:
+            facts = made_facts(size, len(shots), Fraction(24))  # a capture has no rate of its own
+            written.append(write(path, shown, facts, codec=common.codec, overwrite=common.overwrite))
+        except UserError as error:
+            if path.exists() and not common.overwrite and not error.fix:
+                error.fix = "add -y to replace it, or --out with another name"
+            raise
+    return written
 
 
 # --- cameras, moments and poses -------------------------------------------------------------------------------------
 
 
-def _moments(record: VolumeRecord, options: VolumeRenderOptions) -> tuple[Moments, int]:
-    """The poses and states to show, and how many there are."""
+def _select_moments(record: VolumeRecord, options: VolumeRenderOptions) -> tuple[Moments, int]:
+    """Returns the poses and states to render, and how many there are.
+
+    Raises:
+        UserError: the file of poses cannot be used, the scene has no person, the bones are others, or no such moment.
+    """
     moments = record.moments()
     count = len(moments.state)
     if options.pose is not None:
-        motion = _pose_file(record, options.pose)
+        if record.motion is None:
+            raise bad_input(f"--pose {options.pose}", why="the scene has no person to pose", fix="leave out --pose")
+        motion = read_bones(options.pose)
+        names, own = motion.skeleton.names, record.motion.skeleton.names
+        if names != own:
+            missing = [name for name in own if name not in names] or [name for name in names if name not in own]
+            raise bad_input(
+                f"{options.pose.name} has other bones than the scene",
+                where=str(options.pose),
+                why=f"the scene's are {', '.join(own)}" + (f"; {missing[0]} is not in both" if missing else ""),
+                fix="start from a copy of the run's scene/bones.json and change its transforms",
+            )
         moments, count = moments.posed(motion.transforms), motion.frame_count
     if options.time is not None and not 0 <= options.time < count:
         raise bad_input(
@@ -126,29 +166,15 @@ def _moments(record: VolumeRecord, options: VolumeRenderOptions) -> tuple[Moment
     return moments, count
 
 
-def _pose_file(record: VolumeRecord, path: Path) -> Motion:
-    """Other poses of the same skeleton.
+def _list_shots(record: VolumeRecord, options: VolumeRenderOptions, size: tuple[int, int], poses: int) -> list[Shot]:
+    """Lists the pictures to render, in order.
 
-    Raises:
-        UserError: the file cannot be used, the scene has no person, or the bones are others.
+    Args:
+        record: of the run.
+        options: which cameras and moments.
+        size: (width, height) of the pictures.
+        poses: how many moments there are.
     """
-    if record.motion is None:
-        raise bad_input(f"--pose {path}", why="the scene has no person to pose", fix="leave out --pose")
-    motion = read_bones(path)
-    names, own = motion.skeleton.names, record.motion.skeleton.names
-    if names != own:
-        missing = [name for name in own if name not in names] or [name for name in names if name not in own]
-        raise bad_input(
-            f"{path.name} has other bones than the scene",
-            where=str(path),
-            why=f"the scene's are {', '.join(own)}" + (f"; {missing[0]} is not in both" if missing else ""),
-            fix="start from a copy of the run's scene/bones.json and change its transforms",
-        )
-    return motion
-
-
-def _shots(record: VolumeRecord, options: VolumeRenderOptions, size: tuple[int, int], poses: int) -> list[Shot]:
-    """What to render, in order."""
     if options.camera == "source":
         shots = [
             Shot(camera, time, view)
@@ -183,42 +209,47 @@ def _shots(record: VolumeRecord, options: VolumeRenderOptions, size: tuple[int, 
     return [shot for shot in shots if shot.time < poses]
 
 
-def orbit_cameras(record: VolumeRecord, count: int = ORBIT) -> list[Camera]:
-    """A turn around what the filming cameras look at, at their mean distance and height, with the lens of the first."""
+def orbit_cameras(record: VolumeRecord, count: int = 60) -> list[Camera]:
+    """Places cameras on a circle around what the filming cameras look at.
+
+    They are at the mean distance and height of the filming cameras, with the lens of the first.
+
+    Args:
+        record: of the run.
+        count: of cameras.
+    """
     poses = np.stack([camera.pose for camera in record.cameras])
     positions, forward = poses[:, :3, 3], poses[:, :3, 2]
     up = -poses[:, :3, 1].mean(axis=0)
     up /= np.linalg.norm(up)
-    centre = _looked_at(record, positions, forward)
+    if record.motion is not None:
+        centre = np.mean([record.motion.joints(time).mean(axis=0) for time in sorted(set(record.times))], axis=0)
+    else:  # the point nearest to all lines of sight
+        across = np.eye(3) - forward[:, :, None] * forward[:, None]
+        # Lines that are nearly parallel meet nowhere: then a point in front of the cameras is held on to.
+        anchor = positions.mean(axis=0) + forward.mean(axis=0) * record.frame.radius
+        weight = 1e-3 * len(positions)
+        matrix = across.sum(axis=0) + weight * np.eye(3)
+        centre = np.linalg.solve(matrix, np.einsum("nij,nj->i", across, positions) + weight * anchor)
     away = positions - centre
     height = float((away @ up).mean())
     radius = float(np.linalg.norm(away - np.outer(away @ up, up), axis=1).mean())
     first = away[0] - (away[0] @ up) * up
-    across = first / max(float(np.linalg.norm(first)), 1e-9)
-    aside = np.cross(up, across)
-    turns = 2 * np.pi * np.arange(count) / count
-    places = [centre + height * up + radius * (np.cos(turn) * across + np.sin(turn) * aside) for turn in turns]
-    return [record.cameras[0].moved(look_at(place, centre, up)) for place in places]
-
-
-def _looked_at(record: VolumeRecord, positions: np.ndarray, forward: np.ndarray) -> np.ndarray:
-    """The person's middle, or the point nearest to all lines of sight."""
-    if record.motion is not None:
-        return np.mean([record.motion.joints(time).mean(axis=0) for time in sorted(set(record.times))], axis=0)
-    across = np.eye(3) - forward[:, :, None] * forward[:, None]
-    # Lines that are nearly parallel meet nowhere: then a point in front of the cameras is held on to.
-    anchor = positions.mean(axis=0) + forward.mean(axis=0) * record.frame.radius
-    weight = 1e-3 * len(positions)
-    matrix = across.sum(axis=0) + weight * np.eye(3)
-    return np.linalg.solve(matrix, np.einsum("nij,nj->i", across, positions) + weight * anchor)
+    ahead = first / max(float(np.linalg.norm(first)), 1e-9)
+    aside = np.cross(up, ahead)
+    cameras = []
+    for angle in 2 * np.pi * np.arange(count) / count:
+        place = centre + height * up + radius * (np.cos(angle) * ahead + np.sin(angle) * aside)
+        cameras.append(record.cameras[0].moved(look_at(place, centre, up)))
+    return cameras
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Look:
-    """What all renderings share."""
+class _ScenePictures:
+    """The trained and the edited scene, rendered from given cameras."""
 
     scene: Scene
     edited: Scene
@@ -226,98 +257,77 @@ class _Look:
     moments: Moments
     shots: list[Shot]
 
-    def frames(self, what: What, source: Iterator[np.ndarray] | None) -> Iterator[np.ndarray]:
-        """RGB pictures of 8 bits."""
+    def render_frames(self, what: What, source: Iterator[np.ndarray] | None) -> Iterator[np.ndarray]:
+        """Renders RGB pictures of 8 bits; `source` are the filmed ones, if all are filmed."""
         for shot in self.shots:
             if what in ("depth", "opacity"):
-                pictures = self._edited(shot)
-                grey = depth_picture(pictures.depth) if what == "depth" else _grey(pictures.opacity)
-                yield _bytes(grey.numpy())
+                pictures = self._render_edited(shot)
+                if what == "depth":
+                    grey = depth_picture(pictures.depth)
+                else:
+                    grey = pictures.opacity.clamp(0, 1)[..., None].expand(*pictures.opacity.shape, 3)
+                yield _to_bytes(grey.numpy())
                 continue
             plain = self.scene.view(shot.camera, shot.time, self.moments).color.numpy()
             filmed = None if source is None else next(source)
             if what == "reconstruction":
-                yield _bytes(plain)
+                yield _to_bytes(plain)
             elif what == "edit":
-                edited = self._edited(shot).color.numpy()
-                yield _bytes(edited if filmed is None else put_on(filmed, plain, edited))
+                edited = self._render_edited(shot).color.numpy()
+                yield _to_bytes(edited if filmed is None else put_on(filmed, plain, edited))
             else:
-                edited = self._edited(shot).color.numpy()
+                edited = self._render_edited(shot).color.numpy()
                 shown = [plain] if filmed is None else [filmed, plain]
-                yield _bytes(np.concatenate([*shown, edited], axis=1))
+                yield _to_bytes(np.concatenate([*shown, edited], axis=1))
 
-    def layer(self, part: str) -> Iterator[np.ndarray]:
-        """One part alone: with alpha."""
+    def render_part(self, part: str) -> Iterator[np.ndarray]:
+        """Renders one part alone, with alpha."""
         for shot in self.shots:
             seen = self.edited.view(shot.camera, shot.time, self.moments, parts=frozenset({part}) & self.parts)
             opacity = seen.opacity[..., None] if part == PERSON else torch.ones_like(seen.opacity[..., None])
             straight = seen.color / opacity.clamp_min(1e-4) if part == PERSON else seen.color
-            yield _bytes(torch.cat([straight, opacity], dim=2).numpy())
+            yield _to_bytes(torch.cat([straight, opacity], dim=2).numpy())
 
-    def _edited(self, shot: Shot) -> ViewPictures:
+    def _render_edited(self, shot: Shot) -> ViewPictures:
         return self.edited.view(shot.camera, shot.time, self.moments, parts=self.parts)
 
 
-def put_on(filmed: np.ndarray, plain: np.ndarray, edited: np.ndarray) -> np.ndarray:
-    """The edited scene where it differs from the fitted one, the filmed picture elsewhere; all [height, width, 3]."""
+def put_on(
+    filmed: np.ndarray,
+    plain: np.ndarray,
+    edited: np.ndarray,
+    min_change: float = 1 / 255,
+    full_change: float = 8 / 255,
+) -> np.ndarray:
+    """Adds to a filmed picture what an edit changes; all pictures are [height, width, 3] in [0, 1].
+
+    Args:
+        filmed: the picture that stays where the edit changes nothing.
+        plain: the trained scene.
+        edited: the edited scene.
+        min_change: of a color value; up to it the filmed picture stays.
+        full_change: of a color value; from it on all of the change is added.
+    """
     change = np.abs(edited - plain).max(axis=2, keepdims=True)
-    share = np.clip((change - SLIGHT) / (CLEAR - SLIGHT), 0, 1)
+    share = np.clip((change - min_change) / (full_change - min_change), 0, 1)
     return np.where(share > 0, filmed + share * (edited - filmed), filmed)
 
 
-def _grey(values: torch.Tensor) -> torch.Tensor:
-    return values.clamp(0, 1)[..., None].expand(*values.shape, 3)
-
-
-def _bytes(values: np.ndarray) -> np.ndarray:
+def _to_bytes(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray((values.clip(0, 1) * 255).round().astype(np.uint8))
 
 
-def _filmed(shots: list[Shot]) -> bool:
-    return all(shot.view is not None for shot in shots)
-
-
-def _sources(record: VolumeRecord, size: tuple[int, int]) -> Iterator[np.ndarray]:
-    """The filmed pictures in [0, 1], one a view."""
+def _read_source_frames(record: VolumeRecord, size: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Reads the filmed pictures in [0, 1], one a view."""
     capture = read_capture(record.source, record.size)
     for frame in capture.frames:
-        resized = (
-            frame
-            if (frame.shape[1], frame.shape[0]) == size
-            else cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC)
-        )
-        yield resized.astype(np.float32) / 255
+        if (frame.shape[1], frame.shape[0]) != size:
+            frame = cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC)
+        yield frame.astype(np.float32) / 255
 
 
-def _stem(options: VolumeRenderOptions, names: list[str]) -> str:
-    """The default name of the output: what it shows, and from where."""
-    shown = "+".join(names) if options.what == "edit" else options.what
-    camera = [] if options.camera == "source" else [Path(options.camera).stem]
-    moment = [] if options.time is None else [f"time{options.time}"]
-    pose = [] if options.pose is None else [options.pose.stem]
-    return re.sub(r"[^a-z0-9+-]", "-", "-".join([shown, *camera, *moment, *pose]).lower())[:80]
-
-
-def _write(
-    path: Path,
-    frames: Iterator[np.ndarray],
-    shots: list[Shot],
-    size: tuple[int, int],
-    options: RenderOptions,
-    report: Callable[[int, int], None],
-) -> Path:
-    """Encodes pictures at `RATE` a second, counting them."""
-
-    def counted() -> Iterator[np.ndarray]:
-        for done, frame in enumerate(frames, start=1):
-            yield frame
-            report(done, len(shots))
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        facts = made_facts(size, len(shots), Fraction(RATE))
-        return write(path, counted(), facts, codec=options.codec, overwrite=options.overwrite)
-    except UserError as error:
-        if path.exists() and not options.overwrite and not error.fix:
-            error.fix = "add -y to replace it, or --out with another name"
-        raise
+def _report_each(frames: Iterator[np.ndarray], count: int, report: Callable[[int, int], None]) -> Iterator[np.ndarray]:
+    """Passes frames on, reporting each one that was taken."""
+    for done, frame in enumerate(frames, start=1):
+        yield frame
+        report(done, count)

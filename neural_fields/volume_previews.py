@@ -1,4 +1,4 @@
-"""Pictures of a fitted scene in space beside what was filmed."""
+"""Previews of a trained 3D scene beside what was filmed."""
 
 from __future__ import annotations
 
@@ -13,16 +13,24 @@ from neural_fields.run import Run
 from neural_fields.volume.scene import BACKGROUND, PERSON, Scene
 from neural_fields.volume_run import VolumeRecord
 
-LONGEST = 640  # pixels: enough to see, quick to write
-PREVIEWS = 4  # views that are shown
 
+def save_volume_previews(
+    run: Run, scene: Scene, record: VolumeRecord, capture: Capture, views: int = 4, max_side_px: int = 640
+) -> None:
+    """Writes `previews/scene.png`: some views; from above what was filmed, the scene, its parts alone and its depth.
 
-def save_volume_previews(run: Run, scene: Scene, record: VolumeRecord, capture: Capture) -> None:
-    """Writes `previews/scene.png`: some views, from above what was filmed, the scene, its parts alone and its depth."""
+    Args:
+        run: where the picture goes.
+        scene: trained.
+        record: of the run.
+        capture: what was filmed.
+        views: that are shown.
+        max_side_px: of a view: enough to see, quick to write.
+    """
     device = next(scene.parameters()).device
     moments = record.moments(device)
     columns = []
-    for view in np.linspace(0, capture.view_count - 1, min(PREVIEWS, capture.view_count)).round().astype(int):
+    for view in np.linspace(0, capture.view_count - 1, min(views, capture.view_count)).round().astype(int):
         camera, time = capture.cameras[view], capture.times[view]
         whole = scene.view(camera, time, moments)
         rows = [torch.from_numpy(capture.frames[view].astype(np.float32) / 255).to(device), whole.color]
@@ -32,16 +40,16 @@ def save_volume_previews(run: Run, scene: Scene, record: VolumeRecord, capture: 
             rows.append(scene.view(camera, time, moments, parts=frozenset({PERSON}), behind=grey).color)
         rows.append(depth_picture(whole.depth))
         columns.append(torch.cat(rows))
-    shown = torch.cat(columns, dim=1).cpu().numpy()
-    scale = min(1.0, LONGEST * PREVIEWS / max(shown.shape[:2]))
+    picture = torch.cat(columns, dim=1).cpu().numpy()
+    scale = min(1.0, max_side_px * views / max(picture.shape[:2]))
     if scale < 1:
-        shown = cv2.resize(shown, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     with atomic_write(run.previews / "scene.png") as part:
-        part.write_bytes(png_bytes(np.ascontiguousarray(shown)))
+        part.write_bytes(png_bytes(np.ascontiguousarray(picture)))
 
 
 def depth_picture(depth: torch.Tensor) -> torch.Tensor:
-    """Depth [height, width] as grey [height, width, 3]: near is bright, by disparity; what hits nothing is black."""
+    """Turns depth [height, width] into grey [height, width, 3]: near is bright, by disparity; no hit is black."""
     hit = depth > 0
     if not hit.any():
         return depth[..., None].expand(*depth.shape, 3) * 0

@@ -1,7 +1,7 @@
-"""A run of a scene in space on disk: what run.yaml says of it, its cameras and bones, and its model.
+"""The run of a 3D scene on disk: its record in run.yaml, its cameras and bones, and its model.
 
-Beside what every run has there is `scene/`: `transforms.json`, `bones.json` and `states.json`, so that a run shows its
-scene without the pictures that it was fitted to.
+Beside what every run has there is `scene/`: `transforms.json`, `bones.json` and `states.json`, so that a run can be
+rendered without the pictures that it was trained on.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ from neural_fields.volume.scene import Moments, Scene
 
 @dataclass(frozen=True)
 class VolumeRecord:
-    """What a run was fitted to, and how.
+    """What a run was trained on, and how.
 
     Attributes:
         source: the folder or video of the capture.
         config: all settings.
-        size: (width, height) of the fit.
+        size: (width, height) of the training pictures.
         frame: the part of the world that is not contracted.
-        cameras, times: of all views; `held_out` are the indices of those that the fit did not see.
-        motion: None without a person.
+        cameras, times: of all views; `held_out` are the indices of those that were not trained on.
+        motion: the bones; None without a person.
+        switches: moments at which the carried object changes its state.
     """
 
     source: Path
@@ -59,14 +60,16 @@ class VolumeRecord:
 
     @property
     def state_count(self) -> int:
+        """The number of states of the carried object."""
         return len(self.switches) + 1
 
     def moments(self, device: torch.device | None = None) -> Moments:
+        """Returns the poses and states of all moments of the capture."""
         return Moments.of(self.motion, self.switches, max(self.times) + 1, device)
 
 
 def write_record(run: Run, record: VolumeRecord) -> dict[str, Any]:
-    """Writes `scene/`, and returns what run.yaml has to say."""
+    """Writes `scene/`, and returns the entries of run.yaml."""
     pictures = [
         PosedPicture(run.scene / f"view{index:05d}.png", camera, time=time)
         for index, (camera, time) in enumerate(zip(record.cameras, record.times, strict=True))
@@ -90,7 +93,7 @@ def write_record(run: Run, record: VolumeRecord) -> dict[str, Any]:
 
 
 def is_volume_run(run: Run) -> bool:
-    """Whether a run is of a scene in space.
+    """Says whether a run is of a 3D scene.
 
     Raises:
         UserError: as `read_run_yaml`.
@@ -99,22 +102,22 @@ def is_volume_run(run: Run) -> bool:
 
 
 def require_planar(run: Run, what: str) -> None:
-    """Refuses a scene in space where only still pictures will do.
+    """Refuses the run of a 3D scene where a layered atlas is needed.
 
     Raises:
-        UserError: the run is of a scene in space (exit 3).
+        UserError: the run is of a 3D scene (exit 3).
     """
     if is_volume_run(run):
         raise bad_input(
-            f"{what} needs the still pictures of a video, and {run.path} is a scene in space",
+            f"{what} needs the canonical images of a video, and {run.path} is a 3D scene",
             where=str(run.run_yaml),
-            why="its preset fits a background and a person in 3D, which are edited by tuning them",
+            why="its preset trains a background and a person in 3D, which are edited by tuning them",
             fix=f"unwrap edit {run.path} --editor dynvideo_e --prompt TEXT --model FOLDER",
         )
 
 
 def read_record(run: Run) -> VolumeRecord:
-    """The record of a run.
+    """Reads the record of a run.
 
     Raises:
         UserError: run.yaml or the files in scene/ are missing or damaged (exit 5).
@@ -149,7 +152,7 @@ def read_record(run: Run) -> VolumeRecord:
 
 
 def build_scene(record: VolumeRecord, seed: int = 0) -> Scene:
-    """A scene before its fit."""
+    """Builds an untrained scene; its weights come from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         background = Background(record.frame, record.state_count, record.config.background)
@@ -162,7 +165,7 @@ def build_scene(record: VolumeRecord, seed: int = 0) -> Scene:
 
 
 def load_scene(run: Run, record: VolumeRecord) -> tuple[Scene, Checkpoint]:
-    """The scene of a run as its newest checkpoint has it.
+    """Loads the scene of a run from its newest checkpoint.
 
     Raises:
         UserError: no checkpoint yet, or all are damaged.
@@ -174,17 +177,26 @@ def load_scene(run: Run, record: VolumeRecord) -> tuple[Scene, Checkpoint]:
 
 
 def with_edits(run: Run, scene: Scene, names: Sequence[str] = ()) -> tuple[Scene, frozenset[str]]:
-    """A copy of a scene with the active edits of its run, or those named, and the parts that are left.
+    """Copies a scene and puts the active edits of its run, or those named, into it.
+
+    Args:
+        run: that the edits belong to.
+        scene: as it was trained; it stays as it is.
+        names: of edits; by default all that are active.
+
+    Returns:
+        The edited scene, and the parts that are not removed.
 
     Raises:
         UserError: there is no such edit, a damaged edit, or one of another scene.
     """
     edits = active_edits(run, names)
-    edited, found = deepcopy(scene), [(edit, read_weights(edit)) for edit in edits]
-    open_paints(edited, [name for _, weights in found for name in weights])
+    weights = [read_weights(edit) for edit in edits]
+    edited = deepcopy(scene)
+    open_paints(edited, [name for values in weights for name in values])
     state = dict(edited.state_dict())
-    for edit, weights in found:
-        for name, value in weights.items():
+    for edit, values in zip(edits, weights, strict=True):
+        for name, value in values.items():
             if name not in state or state[name].shape != value.shape:
                 raise UserError(
                     ExitCode.DAMAGED_RUN,
@@ -199,5 +211,5 @@ def with_edits(run: Run, scene: Scene, names: Sequence[str] = ()) -> tuple[Scene
 
 
 def held_out_views(count: int, every: int) -> tuple[int, ...]:
-    """The views that a fit leaves out: one in the middle of every so many; none for 0."""
+    """Returns the views that training leaves out: one in the middle of every so many; none for 0."""
     return tuple(range(every // 2, count, every)) if every else ()

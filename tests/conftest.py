@@ -9,18 +9,21 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 import functools
-import importlib.util
 import socket
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import jaxtyping
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from neural_fields.run import Run
+    from tests.support.true_run import TrueRun
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("unwrap", deadline=None, derandomize=True, max_examples=50, database=None)
@@ -103,14 +106,16 @@ def _no_network() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_models() -> Any:
-    """The module that makes tiny random diffusion models (tests/tiny_diffusion.py)."""
+def tiny_models() -> ModuleType:
+    """The module that makes tiny random diffusion models."""
     pytest.importorskip("diffusers", reason="diffusers is not installed: the extra `diffusion`")
-    return _beside_this_file("tiny_diffusion")
+    from tests.support import tiny_diffusion
+
+    return tiny_diffusion
 
 
 @pytest.fixture(scope="session")
-def moving_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def moving_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A quick run of a foreground that moves over a background: six frames of 64 x 36. Tests do not change it."""
     import numpy as np
 
@@ -129,16 +134,8 @@ def moving_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(scope="session")
-def true_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def true_run(tmp_path_factory: pytest.TempPathFactory) -> TrueRun:
     """A run (`.run`) with the exact maps of a clip (`.clip`): 12 frames of 192 x 108. Tests do not change it."""
-    return _beside_this_file("true_run").make(tmp_path_factory.mktemp("true"))
+    from tests.support import true_run
 
-
-def _beside_this_file(name: str) -> Any:
-    path = Path(__file__).with_name(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return true_run.make(tmp_path_factory.mktemp("true"))

@@ -56,6 +56,7 @@ def test_the_first_heavy_name_sets_threads_before_torch_is_loaded() -> None:
 def test_a_clip_is_fitted_edited_rendered_and_measured(tmp_path: Path) -> None:
     from editors import edit, redo, undo
     from neural_fields import FitOptions, RenderOptions, Run, UserError, evaluate, fit, render
+    from neural_fields.errors import ExitCode
 
     clip = translation_clip(FRAMES, WIDTH, HEIGHT, velocity=(2, 1))
     write(tmp_path / "clip.mp4", clip.render(), new_facts(clip))
@@ -75,3 +76,6 @@ def test_a_clip_is_fitted_edited_rendered_and_measured(tmp_path: Path) -> None:
     assert undo(run).edit.name == "painted" and redo(run).edit.name == "painted"
     with pytest.raises(UserError, match="no layer 'sky'"):
         edit(run, tmp_path / "painted.png", layer="sky")
+    with pytest.raises(UserError, match="neither a layer nor a frame") as caught:
+        edit(run, tmp_path / "painted.png")
+    assert caught.value.code == ExitCode.BAD_INPUT and "layer='background'" in caught.value.fix

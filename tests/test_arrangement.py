@@ -112,6 +112,13 @@ def test_an_edit_moves_in_the_stack_and_back(run: Run) -> None:
     assert order(run) == ["a", "b"]
 
 
+def test_a_place_in_the_stack_that_there_is_not_is_refused(run: Run) -> None:
+    with pytest.raises(UserError, match="cannot move 'under'") as caught:
+        stack.arrange(run, "a", {}, ("under", "b"))
+    assert caught.value.code == ExitCode.BAD_INPUT and "below" in caught.value.why
+    assert order(run) == ["a", "b", "c"]
+
+
 def test_what_is_undone_cannot_be_arranged_and_nothing_is_no_change(run: Run) -> None:
     with pytest.raises(UserError, match="nothing to change"):
         stack.arrange(run, "a", {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ FRAMES, SIDE, TIME = 3, 8, 500
 
 
 @pytest.fixture(scope="module")
-def model(tiny_models: Any, tmp_path_factory: pytest.TempPathFactory) -> DiffusionModel:
+def model(tiny_models: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> DiffusionModel:
     return load_model(Weights(str(tiny_models.stable_diffusion(tmp_path_factory.mktemp("model") / "sd"))))
 
 
@@ -193,7 +194,7 @@ def test_layers_are_listed_from_fine_to_coarse_and_back(model: DiffusionModel) -
     assert blocks == ["down_blocks", "mid_block", "up_blocks", "up_blocks"]
 
 
-def test_a_transformer_is_refused(tiny_models: Any, tmp_path: Path) -> None:
+def test_a_transformer_is_refused(tiny_models: ModuleType, tmp_path: Path) -> None:
     model = load_model(Weights(str(tiny_models.stable_diffusion_3(tmp_path / "sd3"))))
     with pytest.raises(UserError, match="attention cannot be changed") as caught:
         cross_frame(model.unet, seen_by("all", FRAMES))

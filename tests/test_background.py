@@ -29,7 +29,7 @@ from neural_fields.volume.background import (
 )
 from neural_fields.volume.proposal import Proposal, annealing, squeeze, stretch
 from neural_fields.volume.rays import Rays, Shown, ViewRays, camera_rays, render_marched
-from neural_fields.volume.scene import UNSEEN, Moments, Scene
+from neural_fields.volume.scene import Moments, Scene
 
 SMALL = BackgroundConfig(n_levels=4, log2_table=10, finest=64, proposal_resolution=32)
 FRAME = Frame((1.0, -2.0, 0.5), 3.0)
@@ -37,7 +37,7 @@ FRAME = Frame((1.0, -2.0, 0.5), 3.0)
 
 def look(field: Background, some: Rays, state: torch.Tensor) -> tuple[torch.Tensor, Shown]:
     """Colours along rays as pictures have them, and what they are made of."""
-    marched, _ = field.march(some, state, unseen=UNSEEN)
+    marched, _ = field.march(some, state, unseen=1e-3)
     shown = render_marched(marched)
     return shown.over(field.sky(some, state)), shown
 

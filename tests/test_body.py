@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from neural_fields.data.skeleton import ROOT, Skeleton, from_local, local_rotations
 from neural_fields.data.walking import walk, walker_skeleton
 from neural_fields.errors import UserError
-from neural_fields.volume.body import LEAST_SUM, REACH, Pairs, Skinning, bone_bumps, inverse_rigid
+from neural_fields.volume.body import DEFAULTS, Pairs, Skinning, bone_bumps, inverse_rigid
 from neural_fields.volume.pose import Kinematics, PoseRefiner, turned_by
 from neural_fields.volume.rays import Rays
 
@@ -122,7 +122,7 @@ def test_a_body_that_moves_as_one_goes_back_exactly() -> None:
     bones, moment = move.expand(1, WALKER.count, 4, 4), torch.zeros(len(rest), dtype=torch.int64)
     weights = skinning.weights()
     skinned = skinning.backward_skinning(weights, skinning.pairs(world, moment, inverse_rigid(bones)))
-    sure = skinned.likelihood > LEAST_SUM
+    sure = skinned.likelihood > DEFAULTS.min_weight_sum
     assert sure.sum() > 100
     assert torch.allclose(skinned.points[sure], rest[sure], atol=1e-4)
     again = skinning.forward_skinning(weights, skinned.points[sure], moment[sure], bones)
@@ -135,7 +135,7 @@ def test_back_and_forth_inside_one_bone_is_where_one_was() -> None:
     held = WALKER.objects[0]
     middle = torch.tensor(WALKER.rest[held] - (0.1, 0, 0), dtype=torch.float32)
     rest = middle + 0.03 * torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
-    alone = (skinning.distances(rest) <= REACH).sum(dim=1) == 1
+    alone = (skinning.distances(rest) <= DEFAULTS.reach).sum(dim=1) == 1
     moment = torch.arange(60) % 3
     placed = bones[moment, held]
     world = (placed[:, :3, :3] @ rest[..., None])[..., 0] + placed[:, :3, 3]
@@ -160,11 +160,11 @@ def test_backward_skinning_is_the_papers_formula_bone_by_bone() -> None:
         at = ((place - skinning.low) / (skinning.high - skinning.low) * 2 - 1).view(1, 1, 1, -1, 3)
         say = F.grid_sample(weights[None, bone : bone + 1], at, padding_mode="zeros", align_corners=True).view(-1)
         own = [index for index, owner in enumerate(bone_bumps(WALKER).bone) if owner == bone]
-        say = say * (skinning.distances(place)[:, own] <= REACH).any(dim=1)
+        say = say * (skinning.distances(place)[:, own] <= DEFAULTS.reach).any(dim=1)
         total, likelihood = total + say[:, None] * place, likelihood + say
     assert (likelihood > 0.1).sum() > 20
     assert torch.allclose(skinned.likelihood, likelihood, atol=1e-4)
-    assert torch.allclose(skinned.points, total / likelihood.clamp_min(LEAST_SUM)[:, None], atol=1e-3)
+    assert torch.allclose(skinned.points, total / likelihood.clamp_min(DEFAULTS.min_weight_sum)[:, None], atol=1e-3)
 
 
 def test_what_rays_cross_is_what_points_on_them_say() -> None:

@@ -150,7 +150,7 @@ BAD_SCENES = {
     "a negative time": (scene(frames=[frame(time=-1)]), "-1; the number of a moment"),
     "no focal length": ({"w": 64, "h": 48, "frames": [frame()]}, "no focal length"),
     "a negative focal length": (scene(fl_x=-3), "above 0"),
-    "too wide an angle": ({"w": 64, "h": 48, "camera_angle_x": 4, "frames": [frame()]}, "half turn"),
+    "too wide an angle": ({"w": 64, "h": 48, "camera_angle_x": 4, "frames": [frame()]}, "180 degrees"),
     "a huge number": (scene(fl_x=10**400), "not a finite number"),
     "a bomb of a size": (scene(w=10**6, h=10**6), "1000000x1000000"),
     "half a pixel": (scene(w=64.5), "not a whole number"),

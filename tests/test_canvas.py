@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from editors.diffusion.canvas import GROWN, Canvas, apart, filled, open_canvas, open_canvases, side_by_side, together
-from editors.diffusion.tiles import STRETCH
+from editors.diffusion.canvas import DEFAULTS, Canvas, apart, filled, open_canvas, open_canvases, side_by_side, together
+from editors.diffusion.tiles import DEFAULTS as WINDOWS
 from neural_fields.canonical import CanonicalImage, Overlay, fit
 from neural_fields.coords import Box
 
@@ -104,8 +104,8 @@ def test_an_edit_of_a_whole_layer_goes_on_past_its_silhouette_in_its_own_colour(
     visible = overlay.rgba[overlay.rgba[..., 3] > 0]
     np.testing.assert_allclose(visible[:, :3], np.broadcast_to(colour.numpy(), visible[:, :3].shape), atol=1e-4)
     alpha = on(overlay, picture)[..., 3]
-    assert alpha[disc(49, 43, 15 + GROWN - 1.5)].min() > 0.99
-    assert alpha[~disc(49, 43, 15 + GROWN + 1.5)].max() < 1e-3
+    assert alpha[disc(49, 43, 15 + DEFAULTS.extension_texels - 1.5)].min() > 0.99
+    assert alpha[~disc(49, 43, 15 + DEFAULTS.extension_texels + 1.5)].max() < 1e-3
 
 
 def test_a_mask_that_ends_inside_a_layer_is_not_passed() -> None:
@@ -172,7 +172,7 @@ def test_canvases_of_several_layers_are_small_enough_to_be_seen_as_a_whole() -> 
     pictures = {"front": ramps(70, 60), "back": ramps(90, 80), "sky": ramps(40, 90)}
     regions = {name: np.ones(picture.size[::-1], np.float32) for name, picture in pictures.items()}
     image, _ = side_by_side(open_canvases(pictures, regions, 256, 8), 8)
-    assert 0.8 * 256 < max(image.shape[-2:]) <= STRETCH * 256
+    assert 0.8 * 256 < max(image.shape[-2:]) <= WINDOWS.max_stretch * 256
     (alone,) = open_canvases(pictures, {"sky": regions["sky"]}, 256, 8)
     assert max(alone.size) == 256
 

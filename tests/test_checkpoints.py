@@ -66,7 +66,7 @@ import numpy as np
 from neural_fields import files
 from neural_fields.checkpoints import load_latest_checkpoint, save_checkpoint
 from neural_fields.run import Run, append_metrics
-files.CHUNK = 256
+files.WRITE_CHUNK_BYTES = 256
 calls = {calls!r}
 
 def arm(k):
@@ -243,7 +243,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, before: object, after: object):
 
 
 def test_a_power_cut_at_any_moment_of_a_save_leaves_a_whole_checkpoint(run, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(files, "CHUNK", 256)
+    monkeypatch.setattr(files, "WRITE_CHUNK_BYTES", 256)
     disk, chance, states = Disk(run.path), random.Random(1), []
 
     def after(*call) -> None:
@@ -290,7 +290,7 @@ def fail_at(k: int, code: int, calls: tuple[str, ...]):
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_at_any_moment_of_a_save_is_told_and_loses_nothing(run, monkeypatch, code) -> None:
-    monkeypatch.setattr(files, "CHUNK", 256)
+    monkeypatch.setattr(files, "WRITE_CHUNK_BYTES", 256)
     for k in range(1, 100):
         try:
             with watched(
@@ -429,14 +429,14 @@ def test_after_a_fallback_the_damaged_later_checkpoint_goes_and_a_whole_one_stay
 
 
 def test_reading_while_another_process_saves_and_prunes_gives_the_newest(run, monkeypatch) -> None:
-    verified, writes = checkpoints._verified, iter([3, 4])
+    verified, writes = checkpoints._verify_checkpoint, iter([3, 4])
 
     def verified_late(path, step):
         for written in writes:
             save(run, written)
         return verified(path, step)
 
-    monkeypatch.setattr(checkpoints, "_verified", verified_late)
+    monkeypatch.setattr(checkpoints, "_verify_checkpoint", verified_late)
     assert load(run) == (4, ())
 
 

@@ -22,6 +22,7 @@ from editors.cli import COMMANDS, main
 from neural_fields.cli import LiveLine, clock, describe
 from neural_fields.data.synthetic import SyntheticClip, demo_clip, translation_clip
 from neural_fields.data.video import probe, read
+from neural_fields.errors import UserError
 from neural_fields.evaluation import evaluate
 from neural_fields.fit_options import FitOptions, Progress
 from neural_fields.fitting import fit
@@ -399,7 +400,7 @@ def test_the_same_verbs_from_python(place: Path, home: Path) -> None:
     (path,) = render(Run.open(fitted.run.path), RenderOptions(out=place / "out.mp4"))
     assert path == place / "out.mp4" and probe(path).frame_count == FRAMES
     assert evaluate(fitted.run)["psnr"] > 25
-    with pytest.raises(ValueError, match="layer, a frame"):
+    with pytest.raises(UserError, match="neither a layer nor a frame"):
         edit(fitted.run, place / "painted.png")
 
 

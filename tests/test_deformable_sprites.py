@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from neural_fields import coords
-from neural_fields.canonical import CanonicalImage
+from neural_fields.canonical import pristine
 from neural_fields.config import SplineMapping as Settings
 from neural_fields.config import load_config, scale_steps, steps_for
 from neural_fields.data.clip import Batch, Clip
@@ -21,8 +21,10 @@ from neural_fields.data.synthetic import demo_clip
 from neural_fields.fit_options import FitOptions
 from neural_fields.fitting import fit, load_model
 from neural_fields.planar.build import build, fill, plan
-from neural_fields.planar.model import LayerSamples, PlanarModel
+from neural_fields.planar.model import PlanarModel
+from neural_fields.planar.objective import compute_losses
 from neural_fields.planar.points import frame_points
+from neural_fields.planar.samples import LayerSamples
 from neural_fields.planar.spline_mapping import SplineMapping, knot_count, spline_matrix
 from neural_fields.planar.sprite_terms import composite_l1, contrast, laplacian
 
@@ -128,7 +130,7 @@ def test_every_term_of_the_preset_reaches_the_parts_that_it_is_about() -> None:
     with torch.no_grad():
         model.textures[0].image.mul_(0.8)  # type: ignore[union-attr, operator]
     for step, moved_by_color in ((9, False), (10, True)):
-        found = model.terms(batch, model.batch(batch), step)
+        found = compute_losses(model, batch, model.batch(batch), step)
         assert set(found) == {"composite_l1", "laplacian", "contrast", "flow", "mask"}
         opacity = list(model.opacity.parameters())
         for name in ("composite_l1", "laplacian", "flow"):
@@ -173,4 +175,4 @@ def test_a_clip_without_masks_comes_apart_into_what_moves_and_what_does_not(tmp_
         weight = torch.cat([model.frame(t, (128, 72)).weight[:, 0] for t in range(12)])
     assert mask_iou((weight > 0.5).numpy(), truth.masks[0].reshape(-1)) > 0.6
     for name in model.layers:
-        assert CanonicalImage.load(result.run.canonical / f"{name}.png").box == model.canonical_box(name)
+        assert pristine(result.run.canonical, name).box == model.canonical_box(name)

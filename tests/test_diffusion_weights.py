@@ -7,7 +7,7 @@ import importlib.util
 import json
 import struct
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import pytest
 
@@ -17,7 +17,7 @@ from neural_fields.errors import ExitCode, UserError
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, tiny_models: Any) -> Path:
+def model(tmp_path_factory: pytest.TempPathFactory, tiny_models: ModuleType) -> Path:
     return tiny_models.stable_diffusion(tmp_path_factory.mktemp("model") / "sd")
 
 
@@ -136,7 +136,7 @@ def test_a_file_cut_short_is_one_clear_error(model: Path, tmp_path: Path) -> Non
 
 
 def test_a_controlnet_is_not_taken_for_a_model_nor_the_other_way_round(
-    model: Path, tmp_path: Path, tiny_models: Any
+    model: Path, tmp_path: Path, tiny_models: ModuleType
 ) -> None:
     control = tiny_models.controlnet(tmp_path / "control")
     with pytest.raises(UserError, match="ControlNetModel"):

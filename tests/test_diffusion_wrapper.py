@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ LAYOUTS = ("stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3")
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory, tiny_models: Any) -> dict[str, DiffusionModel]:
+def models(tmp_path_factory: pytest.TempPathFactory, tiny_models: ModuleType) -> dict[str, DiffusionModel]:
     folder = tmp_path_factory.mktemp("models")
     made = {name: getattr(tiny_models, name)(folder / name) for name in LAYOUTS}
     made["v"] = tiny_models.stable_diffusion(folder / "v", kind="v_prediction")
@@ -24,7 +24,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, tiny_models: Any) -> dict[s
 
 
 @pytest.fixture(scope="module")
-def control(tmp_path_factory: pytest.TempPathFactory, tiny_models: Any) -> Path:
+def control(tmp_path_factory: pytest.TempPathFactory, tiny_models: ModuleType) -> Path:
     return tiny_models.controlnet(tmp_path_factory.mktemp("control"))
 
 
@@ -126,7 +126,7 @@ def test_other_attention_is_taken_back_afterwards(models: dict[str, DiffusionMod
 
 
 def test_a_lora_and_a_taught_word_change_what_a_model_says(
-    models: dict[str, DiffusionModel], tmp_path: Path, tiny_models: Any
+    models: dict[str, DiffusionModel], tmp_path: Path, tiny_models: ModuleType
 ) -> None:
     from safetensors.torch import save_file
 

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any, get_args
 
 import numpy as np
@@ -268,7 +269,7 @@ class Still(Source):
 
 
 @pytest.fixture(scope="module")
-def models(tiny_models: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def models(tiny_models: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
     return {
         "epsilon": tiny_models.stable_diffusion(folder / "epsilon"),

@@ -8,6 +8,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -24,10 +25,11 @@ from neural_fields.baking import Maps
 from neural_fields.errors import ExitCode, UserError
 from neural_fields.export.base import export
 from neural_fields.export.canonical import Canonical
-from neural_fields.export.layered import BASE, PAINT, Document, Layer, still
+from neural_fields.export.layered import BASE, PAINT, Document, DocumentLimits, Layer, still
 from neural_fields.export.openraster import MIMETYPE, read_ora, write_ora
 from neural_fields.export.psd import read_psd, write_psd
 from neural_fields.run import Run
+from tests.support.true_run import TrueRun
 
 Change = Callable[[ElementTree.Element], object]
 MOST = 16_000_000
@@ -35,7 +37,7 @@ LAYER = "foreground"
 
 
 @pytest.fixture(scope="module")
-def exported(true_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(true_run: TrueRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Documents of both layers of the true run, in both formats."""
     home = tmp_path_factory.mktemp("documents")
     for kind in ("ora", "psd"):
@@ -44,7 +46,7 @@ def exported(true_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def take(true_run: Any) -> Callable[..., Any]:
+def take(true_run: TrueRun) -> Callable[..., Any]:
     """Takes a document back into the true run: the one overlay that comes out."""
     maps = Maps.open(true_run.run)
 
@@ -121,7 +123,7 @@ def same(overlay: Any, pixels: np.ndarray) -> bool:
     return np.array_equal(overlay.rgba, expected.astype(np.float32) / 255)
 
 
-def size_of(true_run: Any, layer: str = LAYER) -> tuple[int, int]:
+def size_of(true_run: TrueRun, layer: str = LAYER) -> tuple[int, int]:
     return canonical.pristine(true_run.run.canonical, layer).size
 
 
@@ -142,7 +144,9 @@ def painted_psd(
     return path
 
 
-def test_paint_in_open_raster_comes_back_bit_for_bit(true_run: Any, exported: Path, tmp_path: Path, take: Any) -> None:
+def test_paint_in_open_raster_comes_back_bit_for_bit(
+    true_run: TrueRun, exported: Path, tmp_path: Path, take: Any
+) -> None:
     pixels = random_paint(size_of(true_run))
     overlay = take(painted_ora(exported / "ora" / "foreground.ora", tmp_path / "mine.ora", {PAINT: pixels}))
     assert same(overlay, pixels) and overlay.notes == ()
@@ -150,14 +154,14 @@ def test_paint_in_open_raster_comes_back_bit_for_bit(true_run: Any, exported: Pa
 
 
 def test_paint_in_a_photoshop_document_comes_back_bit_for_bit(
-    true_run: Any, exported: Path, tmp_path: Path, take: Any
+    true_run: TrueRun, exported: Path, tmp_path: Path, take: Any
 ) -> None:
     pixels = random_paint(size_of(true_run), 1)
     overlay = take(painted_psd(exported / "psd" / "foreground.psd", tmp_path / "mine.psd", pixels))
     assert same(overlay, pixels) and overlay.notes == ()
 
 
-def test_a_document_saved_as_krita_does_is_taken(true_run: Any, exported: Path, tmp_path: Path, take: Any) -> None:
+def test_a_document_saved_as_krita_does_is_taken(true_run: TrueRun, exported: Path, tmp_path: Path, take: Any) -> None:
     pixels = random_paint(size_of(true_run), 2)
 
     def change(image: ElementTree.Element) -> None:
@@ -175,7 +179,7 @@ def test_a_document_saved_as_krita_does_is_taken(true_run: Any, exported: Path, 
 
 
 def test_a_layer_cropped_to_its_paint_lies_where_its_offset_says(
-    true_run: Any, exported: Path, tmp_path: Path, take: Any
+    true_run: TrueRun, exported: Path, tmp_path: Path, take: Any
 ) -> None:
     pixels = empty(size_of(true_run))
     pixels[30:50, 20:60] = random_paint((40, 20), 3)
@@ -188,7 +192,7 @@ def test_a_layer_cropped_to_its_paint_lies_where_its_offset_says(
 
 
 def test_a_photoshop_layer_smaller_than_the_canvas_lies_where_it_says(
-    true_run: Any, exported: Path, tmp_path: Path, take: Any
+    true_run: TrueRun, exported: Path, tmp_path: Path, take: Any
 ) -> None:
     pixels = empty(size_of(true_run))
     pixels[30:50, 20:60] = random_paint((40, 20), 4)
@@ -201,7 +205,7 @@ def test_a_photoshop_layer_smaller_than_the_canvas_lies_where_it_says(
 
 
 def test_guides_edits_and_the_picture_never_become_paint(
-    true_run: Any, exported: Path, tmp_path: Path, take: Any
+    true_run: TrueRun, exported: Path, tmp_path: Path, take: Any
 ) -> None:
     size = size_of(true_run)
     pixels = empty(size)
@@ -220,7 +224,7 @@ def test_guides_edits_and_the_picture_never_become_paint(
 
 
 def test_layers_of_a_painter_count_in_order_with_their_opacity(
-    true_run: Any, exported: Path, tmp_path: Path, take: Any
+    true_run: TrueRun, exported: Path, tmp_path: Path, take: Any
 ) -> None:
     size = size_of(true_run)
     low, high = empty(size), empty(size)
@@ -239,7 +243,7 @@ def test_layers_of_a_painter_count_in_order_with_their_opacity(
 
 
 def test_what_a_painter_hid_or_put_below_the_picture_is_left_out(
-    true_run: Any, exported: Path, tmp_path: Path, take: Any
+    true_run: TrueRun, exported: Path, tmp_path: Path, take: Any
 ) -> None:
     size = size_of(true_run)
     pixels = random_paint(size, 5)
@@ -252,7 +256,7 @@ def test_what_a_painter_hid_or_put_below_the_picture_is_left_out(
         assert same(overlay, pixels) and any("below the picture" in note for note in overlay.notes) == noted
 
 
-def test_groups_hide_and_fade_what_is_in_them(true_run: Any, exported: Path, tmp_path: Path, take: Any) -> None:
+def test_groups_hide_and_fade_what_is_in_them(true_run: TrueRun, exported: Path, tmp_path: Path, take: Any) -> None:
     size = size_of(true_run)
     pixels = empty(size)
     pixels[5:9, 5:9] = (10, 20, 30, 255)
@@ -286,7 +290,7 @@ def assert_refused(take: Any, path: Path, code: ExitCode = ExitCode.BAD_INPUT, *
 
 
 def test_a_layer_with_a_blend_mode_is_refused_unless_it_is_empty(
-    true_run: Any, exported: Path, tmp_path: Path, take: Any
+    true_run: TrueRun, exported: Path, tmp_path: Path, take: Any
 ) -> None:
     size = size_of(true_run)
     pixels = random_paint(size, 7)
@@ -304,7 +308,7 @@ def test_nothing_painted_is_no_change(exported: Path, take: Any) -> None:
 
 
 def test_paint_on_the_picture_itself_is_told_and_never_taken(
-    true_run: Any, exported: Path, tmp_path: Path, take: Any
+    true_run: TrueRun, exported: Path, tmp_path: Path, take: Any
 ) -> None:
     picture = canonical.pristine(true_run.run.canonical, LAYER)
     base = np.rint(picture.array() * 255).astype(np.uint8)
@@ -320,7 +324,7 @@ def test_paint_on_the_picture_itself_is_told_and_never_taken(
 
 @pytest.mark.parametrize("scale", [2.0, 0.5])
 def test_a_canvas_of_another_size_is_taken_at_its_size(
-    true_run: Any, exported: Path, tmp_path: Path, take: Any, scale: float
+    true_run: TrueRun, exported: Path, tmp_path: Path, take: Any, scale: float
 ) -> None:
     size = size_of(true_run, "background")
     large = tuple(round(side * scale) for side in size)
@@ -342,7 +346,7 @@ def test_a_canvas_of_another_size_is_taken_at_its_size(
         assert overlay.size == size and np.allclose(overlay.rgba[60, 90], np.float32([200, 100, 50, 255]) / 255)
 
 
-def test_a_cropped_or_turned_canvas_is_refused(true_run: Any, exported: Path, tmp_path: Path, take: Any) -> None:
+def test_a_cropped_or_turned_canvas_is_refused(true_run: TrueRun, exported: Path, tmp_path: Path, take: Any) -> None:
     width, height = size_of(true_run, "background")
     source = exported / "ora" / "background.ora"
     for size, why in (((width - 20, height), "cropped"), ((height, width), "turned")):
@@ -356,7 +360,7 @@ def test_a_cropped_or_turned_canvas_is_refused(true_run: Any, exported: Path, tm
 
 
 def test_a_canvas_cropped_to_its_own_aspect_is_told_by_the_picture_in_it(
-    true_run: Any, exported: Path, tmp_path: Path, take: Any
+    true_run: TrueRun, exported: Path, tmp_path: Path, take: Any
 ) -> None:
     size = size_of(true_run, "background")
     half = (size[0] // 2, size[1] // 2)
@@ -373,7 +377,7 @@ def test_a_canvas_cropped_to_its_own_aspect_is_told_by_the_picture_in_it(
 
 
 def test_the_layer_is_told_by_names_then_by_the_file_then_by_the_user(
-    true_run: Any, exported: Path, tmp_path: Path, take: Any
+    true_run: TrueRun, exported: Path, tmp_path: Path, take: Any
 ) -> None:
     pixels = random_paint(size_of(true_run), 9)
     source = exported / "ora" / "foreground.ora"
@@ -394,7 +398,7 @@ def test_the_layer_is_told_by_names_then_by_the_file_then_by_the_user(
 
 
 def test_a_document_of_another_layer_or_run_is_refused(
-    true_run: Any, exported: Path, tmp_path: Path, take: Any
+    true_run: TrueRun, exported: Path, tmp_path: Path, take: Any
 ) -> None:
     source = exported / "ora" / "foreground.ora"
     path = painted_ora(source, tmp_path / "a.ora", {PAINT: random_paint(size_of(true_run))})
@@ -415,13 +419,13 @@ def test_a_document_of_another_layer_or_run_is_refused(
     assert_refused(take, strange, what="is not that of the layer foreground")
 
 
-def test_a_document_without_our_layers_is_refused(true_run: Any, tmp_path: Path, take: Any) -> None:
+def test_a_document_without_our_layers_is_refused(true_run: TrueRun, tmp_path: Path, take: Any) -> None:
     pixels = random_paint(size_of(true_run)).astype(np.float32) / 255
     write_ora(tmp_path / "foreground.ora", Document(size_of(true_run), (Layer("Background", still(pixels)),)))
     assert_refused(take, tmp_path / "foreground.ora", what=f"no layer {PAINT!r}", fix="flattened as PNG")
 
 
-def test_a_painted_document_survives_a_second_export(true_run: Any, exported: Path, tmp_path: Path) -> None:
+def test_a_painted_document_survives_a_second_export(true_run: TrueRun, exported: Path, tmp_path: Path) -> None:
     """A fit that goes on writes new pictures; a document of an older one still belongs to the older one."""
     run = Run(shutil.copytree(true_run.run.path, tmp_path / "run"))
     old = canonical.pristine(run.canonical, LAYER)
@@ -660,7 +664,7 @@ def test_a_photoshop_document_of_mode_rgb_with_masks_is_understood(tmp_path: Pat
     assert np.array_equal(found.pixels()[2:9, 3:15, :3], pixels[2:9, 3:15, :3] / np.float32(255))
 
 
-def test_what_pixels_alone_do_not_tell_is_refused(true_run: Any, exported: Path, tmp_path: Path, take: Any) -> None:
+def test_what_pixels_alone_do_not_tell_is_refused(true_run: TrueRun, exported: Path, tmp_path: Path, take: Any) -> None:
     pixels = random_paint(size_of(true_run), 11)
 
     def clip(psd: Any) -> None:
@@ -676,9 +680,7 @@ def test_what_pixels_alone_do_not_tell_is_refused(true_run: Any, exported: Path,
         assert_refused(take, path, what=why)
 
 
-def test_a_photoshop_document_with_too_many_layers_is_refused(
-    small: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("neural_fields.export.psd.MOST_LAYERS", 3)
+def test_a_photoshop_document_with_too_many_layers_is_refused(small: dict[str, bytes], tmp_path: Path) -> None:
     (tmp_path / "a.psd").write_bytes(small["psd"])
-    assert_refused(read_all, tmp_path / "a.psd", ExitCode.UNSAFE_FILE, why="layers")
+    read = partial(read_psd, max_pixels=MOST, limits=DocumentLimits(layers=3))
+    assert_refused(read, tmp_path / "a.psd", ExitCode.UNSAFE_FILE, why="layers")

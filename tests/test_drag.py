@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from editors.api import edit_with
-from editors.drag import THINNEST, Drag, field_of
+from editors.drag import DEFAULTS, Drag, field_of
 from neural_fields import coords
 from neural_fields.baking import Maps
 from neural_fields.coords import Box
@@ -23,12 +23,13 @@ from neural_fields.errors import ExitCode, UserError
 from neural_fields.output import open_renderer
 from neural_fields.reshaping import Reshaper
 from neural_fields.run import Run
+from tests.support.true_run import TrueRun
 
 FRAME = 5  # that drags are given in
 
 
 @pytest.fixture
-def run(true_run: Any, tmp_path: Path) -> Run:
+def run(true_run: TrueRun, tmp_path: Path) -> Run:
     shutil.copytree(true_run.run.path, tmp_path / "run")
     return Run.open(tmp_path / "run")
 
@@ -85,7 +86,7 @@ SHOWN = ("one", "at the outline", "two apart")
 
 
 @pytest.mark.parametrize("name", DRAGS)
-def test_dragged_material_is_at_the_end_of_the_drag_in_every_frame(true_run: Any, run: Run, name: str) -> None:
+def test_dragged_material_is_at_the_end_of_the_drag_in_every_frame(true_run: TrueRun, run: Run, name: str) -> None:
     clip = true_run.clip
     middle, radius = middle_of(clip)
     start = middle + radius * np.array(DRAGS[name][0])
@@ -108,7 +109,7 @@ def test_dragged_material_is_at_the_end_of_the_drag_in_every_frame(true_run: Any
                 assert np.linalg.norm(found_at(*frames) - wanted) < 1.0
 
 
-def test_the_outline_moves_with_a_point_near_it_and_the_object_appears_once(true_run: Any, run: Run) -> None:
+def test_the_outline_moves_with_a_point_near_it_and_the_object_appears_once(true_run: TrueRun, run: Run) -> None:
     clip = true_run.clip
     middle, radius = middle_of(clip)
     start = middle + radius * np.array([[0.9, 0.0]])
@@ -123,7 +124,7 @@ def test_the_outline_moves_with_a_point_near_it_and_the_object_appears_once(true
         assert after == before
 
 
-def test_held_points_stay_and_beyond_the_radius_nothing_changes(true_run: Any, run: Run) -> None:
+def test_held_points_stay_and_beyond_the_radius_nothing_changes(true_run: TrueRun, run: Run) -> None:
     clip = true_run.clip
     middle, radius = middle_of(clip)
     start, held = middle + radius * np.array([[0.5, 0.0]]), middle - right(0.3 * radius)
@@ -140,7 +141,7 @@ def test_held_points_stay_and_beyond_the_radius_nothing_changes(true_run: Any, r
 
 
 @pytest.mark.parametrize("length", [2.0, 20.0, 60.0])
-def test_one_drag_never_folds_by_itself(true_run: Any, run: Run, length: float) -> None:
+def test_one_drag_never_folds_by_itself(true_run: TrueRun, run: Run, length: float) -> None:
     middle, _ = middle_of(true_run.clip)
     made = edit_with(run, Drag(frame=FRAME, drag=words(middle[None], middle[None] + right(length))))
     assert made.edit.facts["radius"] >= 4 * length and "radius" in made.notes[0]
@@ -156,7 +157,7 @@ def test_a_field_goes_through_all_points_and_one_that_does_not_fold_can_be_gone_
     field = field_of(start, start + generator.uniform(-6, 6, (4, 2)), generator.uniform(100, 160, (2, 2)), 80.0)
     assert np.abs(field.centres[:4] - field.at(field.centres[:4]) - start).max() < 1e-9
     assert np.abs(field.at(field.centres[4:])).max() < 1e-9
-    assert field.least_area() > THINNEST
+    assert field.least_area() > DEFAULTS.min_area_change
     low, high = field.rectangle
     wanted = generator.uniform(low, high, (300, 2))
     x = wanted
@@ -168,12 +169,12 @@ def test_a_field_goes_through_all_points_and_one_that_does_not_fold_can_be_gone_
 
 def test_areas_agree_with_finite_differences() -> None:
     field = field_of(np.array([[3.0, 4.0]]), np.array([[9.0, 1.0]]), np.array([[20.0, 8.0]]), 25.0)
-    points, tiny = field._grid(), 1e-4
+    points, tiny = field._make_grid(), 1e-4
     sides = [
         (points + d - field.at(points + d) - points + d + field.at(points - d)) / (2 * tiny) for d in tiny * np.eye(2)
     ]
     area = sides[0][:, 0] * sides[1][:, 1] - sides[0][:, 1] * sides[1][:, 0]
-    np.testing.assert_allclose(field._areas(), area, atol=1e-5)
+    np.testing.assert_allclose(field._compute_areas(), area, atol=1e-5)
 
 
 # --- what a user gives -----------------------------------------------------------------------------------------------
@@ -207,7 +208,7 @@ def test_areas_agree_with_finite_differences() -> None:
         ({"drag": ("M>M+9",), "frame": 77}, "frame 77 is not part"),
     ],
 )
-def test_a_user_is_told_what_is_wrong_with_a_drag(true_run: Any, run: Run, settings: dict, what: str) -> None:
+def test_a_user_is_told_what_is_wrong_with_a_drag(true_run: TrueRun, run: Run, settings: dict, what: str) -> None:
     middle, _ = middle_of(true_run.clip)
     given = {"M+9": f"{middle[0] + 9:.2f},{middle[1]:.2f}", "M": f"{middle[0]:.2f},{middle[1]:.2f}"}
 
@@ -224,7 +225,7 @@ def test_a_user_is_told_what_is_wrong_with_a_drag(true_run: Any, run: Run, setti
     assert (sorted(path for path in run.edits.rglob("*")) if run.edits.exists() else []) == before
 
 
-def test_a_drag_that_folds_is_told_how_long_it_may_be(true_run: Any, run: Run) -> None:
+def test_a_drag_that_folds_is_told_how_long_it_may_be(true_run: TrueRun, run: Run) -> None:
     middle, _ = middle_of(true_run.clip)
     start = middle[None]
     with pytest.raises(UserError, match="fold") as caught:
@@ -238,13 +239,13 @@ def test_a_drag_that_folds_is_told_how_long_it_may_be(true_run: Any, run: Run) -
         edit_with(run, Drag(frame=FRAME, drag=words(start, start + right(numbers[2] - numbers[0] + 0.3)), radius=24.0))
 
 
-def test_drags_against_each_other_fold(true_run: Any, run: Run) -> None:
+def test_drags_against_each_other_fold(true_run: TrueRun, run: Run) -> None:
     middle, _ = middle_of(true_run.clip)
     start = middle + np.array([[-4.0, 0.0], [4.0, 0.0]])
     with pytest.raises(UserError, match="fold"):
         edit_with(run, Drag(frame=FRAME, drag=words(start, start[::-1] + np.array([[0, 1], [0, -1]]))))
 
 
-def test_several_layers_or_a_mask_are_refused(true_run: Any, run: Run) -> None:
+def test_several_layers_or_a_mask_are_refused(true_run: TrueRun, run: Run) -> None:
     with pytest.raises(UserError, match="one layer"):
         edit_with(run, Drag(drag=("1,1>2,2",)), layers=("foreground", "background"))

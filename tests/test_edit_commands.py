@@ -14,10 +14,11 @@ from editors.cli import main
 from neural_fields.errors import ExitCode
 from neural_fields.pictures import png_bytes, read_picture
 from neural_fields.run import Run
+from tests.support.true_run import TrueRun
 
 
 @pytest.fixture
-def run(true_run: Any, tmp_path: Path) -> Run:
+def run(true_run: TrueRun, tmp_path: Path) -> Run:
     shutil.copytree(true_run.run.path, tmp_path / "run")
     return Run.open(tmp_path / "run")
 
@@ -50,7 +51,7 @@ def test_an_edit_lies_as_its_flags_say_and_as_it_is_arranged(
     assert [edit["edit"] for edit in listed(run, capsys)] == [second["edit"], "0001-painted"]
     assert listed(run, capsys)[1] == {**plain, "blend": "screen"}
     assert main(["undo", str(run.path)]) == 0
-    assert "how it lies in 0001-painted" in capsys.readouterr().out
+    assert "the arrangement of 0001-painted" in capsys.readouterr().out
     assert listed(run, capsys) == [first, second]
 
 
@@ -95,7 +96,7 @@ def test_an_export_goes_where_it_is_told_and_not_over_what_is_there(run: Run, tm
     assert main([*words, "-y"]) == 0
 
 
-def test_marks_of_two_frames_typed_at_once_make_one_edit(run: Run, true_run: Any, tmp_path: Path) -> None:
+def test_marks_of_two_frames_typed_at_once_make_one_edit(run: Run, true_run: TrueRun, tmp_path: Path) -> None:
     clip = true_run.clip
     for t in (2, 9):
         frame = clip.frames[t].astype(np.float32) / 255

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from neural_fields.run import Run
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, tiny_models: Any) -> Path:
+def home(tmp_path_factory: pytest.TempPathFactory, tiny_models: ModuleType) -> Path:
     """A finished run of 6 frames of 96 x 64 pixels, and tiny models."""
     home = tmp_path_factory.mktemp("home")
     clip = demo_clip(6, 96, 64)

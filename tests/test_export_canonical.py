@@ -7,7 +7,6 @@ import json
 import shutil
 import zipfile
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import cv2
@@ -31,6 +30,7 @@ from neural_fields.export.openraster import read_ora, write_ora
 from neural_fields.export.psd import read_psd, write_psd
 from neural_fields.pictures import read_picture
 from neural_fields.run import Run
+from tests.support.true_run import TrueRun
 
 MOST = 16_000_000
 READERS = {"ora": read_ora, "psd": read_psd}
@@ -38,7 +38,7 @@ WRITERS = {"ora": write_ora, "psd": write_psd}
 
 
 @pytest.fixture(scope="module")
-def folder(true_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(true_run: TrueRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Exports of the true run: ora, psd and png of both layers."""
     home = tmp_path_factory.mktemp("exports")
     for kind in ("ora", "psd", "png"):
@@ -76,7 +76,7 @@ def test_open_raster_starts_with_its_stored_type_and_has_what_viewers_need(folde
 
 @pytest.mark.parametrize("kind", ["ora", "psd"])
 def test_a_document_has_the_picture_as_exported_and_an_empty_layer_above(
-    true_run: Any, folder: Path, kind: str
+    true_run: TrueRun, folder: Path, kind: str
 ) -> None:
     picture = canonical.pristine(true_run.run.canonical, "foreground")
     document = READERS[kind](folder / kind / f"foreground.{kind}", MOST)
@@ -147,7 +147,9 @@ def test_a_layer_that_sticks_out_of_the_canvas_is_cut() -> None:
         assert np.array_equal(found, expected[60:64, 60:67])
 
 
-def test_png_has_sixteen_bits_straight_and_exr_is_premultiplied(true_run: Any, folder: Path, tmp_path: Path) -> None:
+def test_png_has_sixteen_bits_straight_and_exr_is_premultiplied(
+    true_run: TrueRun, folder: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("OpenEXR")
     picture = canonical.pristine(true_run.run.canonical, "background").array()
     found = read_picture(folder / "png" / "background.png")
@@ -159,7 +161,7 @@ def test_png_has_sixteen_bits_straight_and_exr_is_premultiplied(true_run: Any, f
     assert "premultiplied" in (tmp_path / "exr" / "README.txt").read_text()
 
 
-def test_active_edits_lie_on_a_layer_of_their_own(true_run: Any, tmp_path: Path) -> None:
+def test_active_edits_lie_on_a_layer_of_their_own(true_run: TrueRun, tmp_path: Path) -> None:
     run = Run(shutil.copytree(true_run.run.path, tmp_path / "run"))
     picture = canonical.pristine(run.canonical, "foreground")
     rgba = np.zeros_like(picture.array())
@@ -174,7 +176,7 @@ def test_active_edits_lie_on_a_layer_of_their_own(true_run: Any, tmp_path: Path)
     assert all(layer.name != EDITS for layer in other.layers)
 
 
-def test_no_metadata_leaves_out_what_made_a_file(true_run: Any, tmp_path: Path) -> None:
+def test_no_metadata_leaves_out_what_made_a_file(true_run: TrueRun, tmp_path: Path) -> None:
     for kind in ("ora", "psd", "png"):
         out = tmp_path / kind
         export(true_run.run, Canonical(format=kind, layer=("foreground",)), out=out, metadata=False)
@@ -182,14 +184,14 @@ def test_no_metadata_leaves_out_what_made_a_file(true_run: Any, tmp_path: Path) 
         assert b"unwrap" not in data and b"sha256" not in data
 
 
-def test_files_hold_no_path_of_the_machine(true_run: Any, folder: Path) -> None:
+def test_files_hold_no_path_of_the_machine(true_run: TrueRun, folder: Path) -> None:
     for path in folder.rglob("*.*"):
         assert str(true_run.run.path.parent).encode() not in path.read_bytes()
     with zipfile.ZipFile(folder / "ora" / "foreground.ora") as archive:
         assert json.loads(archive.read("unwrap.json"))["software"].startswith("unwrap ")
 
 
-def test_an_unknown_layer_is_refused_and_nothing_is_written(true_run: Any, tmp_path: Path) -> None:
+def test_an_unknown_layer_is_refused_and_nothing_is_written(true_run: TrueRun, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         export(true_run.run, Canonical(layer=("sky",)), out=tmp_path / "out")
     assert caught.value.code == ExitCode.BAD_INPUT and not list(tmp_path.iterdir())
@@ -245,7 +247,7 @@ def test_outlines_go_around_the_frames_and_bear_their_numbers(tmp_path: Path) ->
     assert not np.array_equal(guide, silent)
 
 
-def test_outlines_of_a_front_layer_go_around_what_is_seen_of_it(true_run: Any) -> None:
+def test_outlines_of_a_front_layer_go_around_what_is_seen_of_it(true_run: TrueRun) -> None:
     maps, clip = Maps.open(true_run.run), true_run.clip
     picture = canonical.pristine(true_run.run.canonical, "foreground")
     plane = Plane(0, picture.box, picture.size)

@@ -22,7 +22,7 @@ from neural_fields.data.synthetic import SyntheticClip, demo_clip
 from neural_fields.data.video import write
 from neural_fields.errors import ExitCode, UserError
 from neural_fields.export.base import export
-from neural_fields.export.label_files import MOST_CLASSES, read_labels
+from neural_fields.export.label_files import read_labels
 from neural_fields.export.labels import Labels
 from neural_fields.files import read_json, sha256_file
 from neural_fields.fit_options import FitOptions
@@ -239,7 +239,7 @@ def test_a_photo_is_refused_with_the_number_of_its_colours(tmp_path: Path) -> No
     image = photo()
     count = len(np.unique(np.asarray(image).reshape(-1, 3), axis=0))
     error = refused(saved(image, tmp_path / "photo.png"))
-    assert f"{count} colours" in error.what and str(MOST_CLASSES) in error.why
+    assert f"{count} colours" in error.what and "4096" in error.why
 
 
 def test_files_whose_compression_changes_colours_are_refused(tmp_path: Path) -> None:
@@ -322,6 +322,6 @@ def test_soft_edges_and_lost_classes_are_said(shown: Shown, tmp_path: Path) -> N
     done = export(shown.run, Labels(labels=saved(Image.fromarray(steep), tmp_path / "a.png")), out=tmp_path / "steep")
     assert any("draw labels without antialiasing" in note for note in done.notes)
     dot = shown.classes[4].copy()
-    dot[0, 0] = 250  # one pixel of the source is none of the fit
+    dot[0, 0] = 250  # one pixel of the source is none of the maps
     done = export(shown.run, Labels(labels=saved(Image.fromarray(dot), tmp_path / "dot.png")), out=tmp_path / "dot")
-    assert done.notes == ("too small for the size of the fit, or never seen again: class250",)
+    assert done.notes == ("too small for the size of the run, or never seen again: class250",)

@@ -27,12 +27,13 @@ from neural_fields.export.unmixing import over_alphas, unmixed
 from neural_fields.output import open_renderer, source_facts
 from neural_fields.reshaping import Shape
 from neural_fields.run import Run
+from tests.support.true_run import TrueRun
 
 NAMES = ("foreground", "background")
 
 
 @pytest.fixture
-def run(true_run: Any, tmp_path: Path) -> Run:
+def run(true_run: TrueRun, tmp_path: Path) -> Run:
     shutil.copytree(true_run.run.path, tmp_path / "run")
     return Run.open(tmp_path / "run")
 
@@ -82,7 +83,7 @@ def test_alphas_of_over_mix_layers_by_their_weights(seed: int, count: int) -> No
     assert np.abs(over(rgba) - (weights[..., None] * colours).sum(axis=0)).max() < 1e-3
 
 
-def test_mattes_are_the_true_opacity_and_add_up_to_one(run: Run, true_run: Any, tmp_path: Path) -> None:
+def test_mattes_are_the_true_opacity_and_add_up_to_one(run: Run, true_run: TrueRun, tmp_path: Path) -> None:
     export(run, Matte(), out=tmp_path / "out")
     for t in (0, 5, 11):
         front, back = (png(number(tmp_path / "out", name, t)) for name in NAMES)
@@ -104,7 +105,9 @@ def test_layers_over_each_other_are_the_frame(run: Run, tmp_path: Path, size: st
         assert np.abs(linear - frame / 255).max() < 1e-3
 
 
-def test_layers_of_the_model_are_the_true_colours_where_they_are_alone(run: Run, true_run: Any, tmp_path: Path) -> None:
+def test_layers_of_the_model_are_the_true_colours_where_they_are_alone(
+    run: Run, true_run: TrueRun, tmp_path: Path
+) -> None:
     export(run, Layers(what="model", every=6), out=tmp_path / "out")
     shown = over([png(number(tmp_path / "out", name, 6)) for name in NAMES])
     alone = (true_run.clip.alpha[0, 6] < 0.01) | (true_run.clip.alpha[0, 6] > 0.99)
@@ -112,7 +115,7 @@ def test_layers_of_the_model_are_the_true_colours_where_they_are_alone(run: Run,
     assert 10 * np.log10(255**2 / (error**2).mean()) > 27  # it lacks the camera's anti-aliasing
 
 
-def test_the_last_layer_goes_on_behind_the_others_where_some_frame_shows_it(run: Run, true_run: Any) -> None:
+def test_the_last_layer_goes_on_behind_the_others_where_some_frame_shows_it(run: Run, true_run: TrueRun) -> None:
     out = run.path / "out"
     export(run, Layers(every=6), out=out)
     back, hidden = png(number(out, "background", 6)), true_run.clip.alpha[0, 6] > 0.999
@@ -137,7 +140,7 @@ def test_films_of_layers_are_the_frame_as_nearly_as_the_codec_can(run: Run, tmp_
         assert 10 * np.log10(255**2 / (error**2).mean()) > 32
 
 
-def test_a_film_of_a_matte_is_white_with_the_matte_as_alpha(run: Run, true_run: Any, tmp_path: Path) -> None:
+def test_a_film_of_a_matte_is_white_with_the_matte_as_alpha(run: Run, true_run: TrueRun, tmp_path: Path) -> None:
     export(run, Matte(format="prores4444", layer=("foreground",)), out=tmp_path / "out")
     film = list(rgba_frames(tmp_path / "out" / "foreground.mov"))
     assert len(film) == 12 and not (tmp_path / "out" / "background.mov").exists()

@@ -22,7 +22,7 @@ import tyro
 from editors import stack
 from neural_fields import canonical, coords
 from neural_fields.arrangement import Arrangement
-from neural_fields.baking import Maps, _rimmed
+from neural_fields.baking import Maps, _add_rim
 from neural_fields.canonical import Overlay
 from neural_fields.coords import Box
 from neural_fields.data.facts import made_facts
@@ -35,6 +35,7 @@ from neural_fields.export.inverse_map import invert
 from neural_fields.export.stmap import STMap
 from neural_fields.output import open_renderer
 from neural_fields.run import Run
+from tests.support.true_run import TrueRun
 
 pytest.importorskip("OpenEXR", reason="OpenEXR is not installed: the extra `exr`")
 
@@ -42,7 +43,7 @@ FRAME = 7
 
 
 @pytest.fixture(scope="module")
-def painted(true_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def painted(true_run: TrueRun, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A copy of the true run with paint on both layers, and what the export for Nuke makes of it."""
     home = tmp_path_factory.mktemp("stmap")
     shutil.copytree(true_run.run.path, home / "run")
@@ -104,7 +105,7 @@ def true_places(maps: Maps, t: int, layer: int, picture: tuple[int, int]) -> tup
 
 @pytest.mark.parametrize("program", CONVENTIONS)
 def test_what_a_program_reads_is_where_the_maps_say_that_pixels_lie(
-    true_run: Any, tmp_path: Path, program: Any
+    true_run: TrueRun, tmp_path: Path, program: Any
 ) -> None:
     export(true_run.run, STMap(convention=program, every=5), out=tmp_path / "maps")
     facts, maps = json.loads((tmp_path / "maps/stmap.json").read_text()), Maps.open(true_run.run)
@@ -122,7 +123,7 @@ def test_what_a_program_reads_is_where_the_maps_say_that_pixels_lie(
 
 
 @pytest.mark.parametrize("program", ["nuke", "opencv"])
-def test_the_inverse_of_the_forward_map_is_where_one_came_from(true_run: Any, tmp_path: Path, program: Any) -> None:
+def test_the_inverse_of_the_forward_map_is_where_one_came_from(true_run: TrueRun, tmp_path: Path, program: Any) -> None:
     export(true_run.run, STMap(convention=program, every=4), out=tmp_path / "maps")
     facts = json.loads((tmp_path / "maps/stmap.json").read_text())
     width, height = facts["frame_size"]
@@ -142,7 +143,7 @@ def test_the_inverse_of_the_forward_map_is_where_one_came_from(true_run: Any, tm
 
 def test_the_identity_is_the_map_that_programs_call_the_identity() -> None:
     width, height = 40, 24
-    uv = _rimmed(coords.frame_xy(width, height).numpy().astype(np.float32))
+    uv = _add_rim(coords.frame_xy(width, height).numpy().astype(np.float32))
     found = invert(uv, np.full(uv.shape[:2], 255, np.uint8), coords.frame_box(width, height), (width, height))
     assert found.folded == 0 and np.all(found.visible == 1)
     x, y = np.meshgrid(np.arange(width), np.arange(height))
@@ -157,7 +158,7 @@ def test_the_identity_is_the_map_that_programs_call_the_identity() -> None:
 
 def test_the_inverse_of_an_affine_map_is_exact_at_any_size() -> None:
     turn = np.array([[0.9, -0.5], [0.4, 1.1]])
-    uv = _rimmed((coords.frame_xy(60, 40).numpy() @ turn.T + [0.1, -0.05]).astype(np.float32))
+    uv = _add_rim((coords.frame_xy(60, 40).numpy() @ turn.T + [0.1, -0.05]).astype(np.float32))
     box, size = Box(-2.0, -2.0, 2.0, 2.0), (333, 301)
     found = invert(uv, np.full(uv.shape[:2], 255, np.uint8), box, size)
     wanted = (coords.texel_centres(box, *size).numpy() - [0.1, -0.05]) @ np.linalg.inv(turn).T
@@ -173,7 +174,7 @@ def test_where_a_map_folds_or_shows_nothing_the_inverse_has_no_place() -> None:
     uv[..., 0] = np.where(xy[..., 0] < 0.3, xy[..., 0], 0.6 - xy[..., 0])  # the right end lies on what is left of it
     weight = np.full((42, 62), 255, np.uint8)
     weight[:12] = 0
-    found = invert(_rimmed(uv.astype(np.float32)), weight, coords.frame_box(60, 40), (60, 40))
+    found = invert(_add_rim(uv.astype(np.float32)), weight, coords.frame_box(60, 40), (60, 40))
     assert not found.visible[:10].any()  # hidden
     assert not found.visible[:, 40:].any()  # shown by no pixel
     assert not found.visible[:, 20:37].any()  # shown by two
@@ -182,7 +183,7 @@ def test_where_a_map_folds_or_shows_nothing_the_inverse_has_no_place() -> None:
 
 
 def test_a_map_of_no_seen_pixel_and_a_torn_map_have_nothing_to_show() -> None:
-    uv = _rimmed(coords.frame_xy(30, 20).numpy().astype(np.float32))
+    uv = _add_rim(coords.frame_xy(30, 20).numpy().astype(np.float32))
     nothing = invert(uv, np.zeros(uv.shape[:2], np.uint8), coords.frame_box(30, 20), (30, 20))
     assert not nothing.visible.any() and nothing.folded == 0
     uv[:, 16:, 0] += 40  # the right half lies far away: what would stretch between the halves is not shown

@@ -23,8 +23,9 @@ from neural_fields.data.video import write
 from neural_fields.errors import UserError
 from neural_fields.export.base import export
 from neural_fields.export.fitted import open_fitted
-from neural_fields.export.point_input import MOST, read_points
+from neural_fields.export.point_input import DEFAULTS as LIMITS
 from neural_fields.export.point_input import grid_points as grid
+from neural_fields.export.point_input import read_points
 from neural_fields.export.track_files import FORMATS, Followed
 from neural_fields.export.tracks import TrackPoints, track_points
 from neural_fields.files import read_json
@@ -353,7 +354,7 @@ def test_settings_that_cannot_be_used_are_refused_and_nothing_is_written(
         (b"frame,point,x,y,visible\n7,1,10,20,1\n9,1,10,20,1\n", "its frames are 7 to 9"),
         (b"frame,point,x,y,visible\n6,1,10,20,0\n", "all 1 points of that frame are hidden"),
         (b"frame,x,y\n6,1\n", "line 2: 2 values in a row"),
-        (b"1,2\n" * (MOST + 1), "points or more"),
+        (b"1,2\n" * (LIMITS.points + 1), "points or more"),
     ],
 )
 def test_tables_that_are_none_are_refused(content: bytes, words: str, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ class Still(Source):
 
 
 @pytest.fixture(scope="module")
-def folders(tiny_models: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def folders(tiny_models: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("models")
     return {
         "epsilon": str(tiny_models.stable_diffusion(folder / "epsilon")),
@@ -142,7 +143,9 @@ def test_the_prompt_of_the_original_gives_the_original_back(calm: dict[str, str]
 # Plug-and-play
 
 
-def test_features_are_taken_a_third_into_the_decoder_which_is_layer_4_of_stable_diffusion(tiny_models: Any) -> None:
+def test_features_are_taken_a_third_into_the_decoder_which_is_layer_4_of_stable_diffusion(
+    tiny_models: ModuleType,
+) -> None:
     from diffusers import UNet2DConditionModel
 
     unet = UNet2DConditionModel(
@@ -166,7 +169,7 @@ def test_each_feature_is_used_for_its_share_of_the_steps(
         used.append((bool(processors), outputs))
         return injecting(self, model, processors, outputs)
 
-    monkeypatch.setattr(Features, "injecting", watch)
+    monkeypatch.setattr(Features, Features.injecting.__name__, watch)
     PlugAndPlay(model=folders["epsilon"], prompt="blue dots", steps=10, refine=0)(Still(), quiet)
     assert used == [(True, True)] * 5 + [(False, True)] * 3
 

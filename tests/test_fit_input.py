@@ -1,17 +1,24 @@
-"""What a fit does with the masks it is given before it begins."""
+"""What happens to the user's masks before the training begins."""
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from neural_fields import fit_input
+from editors.demo import new_facts
+from neural_fields import fit_input, fitting
 from neural_fields.config import load_config
+from neural_fields.data.facts import Video, made_facts
 from neural_fields.data.flow import FlowField
 from neural_fields.data.masks import LayerMasks
+from neural_fields.data.synthetic import demo_clip
+from neural_fields.data.video import write
 from neural_fields.fit_options import FitOptions
+from neural_fields.run import Run
 
 COUNT, HEIGHT, WIDTH = 12, 20, 30
 
@@ -27,8 +34,13 @@ def given() -> LayerMasks:
     return LayerMasks(("a", "b"), masks)
 
 
-def mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: tuple[int, int]) -> tuple[LayerMasks, list[int]]:
-    """The masks after mending that takes some rows off each layer, and how often it was asked."""
+def refined(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rows: tuple[int, int],
+    settings: fit_input.GivenMaskSettings = fit_input.DEFAULTS,
+) -> tuple[LayerMasks, list[int]]:
+    """The masks after a refinement that takes some rows off each layer, and how often it was asked."""
     calls: list[int] = []
 
     def refine(frames: np.ndarray, flow: FlowField, masks: LayerMasks, progress: object = None) -> LayerMasks:
@@ -40,31 +52,30 @@ def mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: tuple[int, int
 
     monkeypatch.setattr(fit_input, "refine_masks", refine)
     frames = np.zeros((COUNT, HEIGHT, WIDTH, 3), np.uint8)
-    result = fit_input._mended(tmp_path, frames, still(), given(), lambda progress: None)
+    result = fit_input._refine_given_masks(tmp_path, frames, still(), given(), lambda progress: None, settings)
     return result, calls
 
 
-def test_a_mask_that_mending_changes_much_is_replaced_and_a_sure_one_is_kept(
+def test_a_mask_that_the_refinement_changes_much_is_replaced_and_a_sure_one_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result, _ = mended(tmp_path, monkeypatch, (8, 2))  # of the first mask 3 of 10 rows go, of the second none
+    result, _ = refined(tmp_path, monkeypatch, (8, 2))  # of the first mask 3 of 10 rows go, of the second none
     assert result.masks[0].sum() == COUNT * 70 and np.array_equal(result.masks[1], given().masks[1])
 
 
-def test_masks_are_mended_once_for_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, calls = mended(tmp_path, monkeypatch, (8, 2))
-    again, more = mended(tmp_path, monkeypatch, (8, 2))
+def test_masks_are_refined_once_for_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, calls = refined(tmp_path, monkeypatch, (8, 2))
+    again, more = refined(tmp_path, monkeypatch, (8, 2))
     assert calls == [COUNT] and more == [] and np.array_equal(first.masks, again.masks)
 
 
 def test_a_long_clip_with_sure_masks_is_only_looked_at_in_samples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit_input, "LONG_CLIP", 10)
-    monkeypatch.setattr(fit_input, "SAMPLE", 4)
-    same, calls = mended(tmp_path, monkeypatch, (0, 0))
+    settings = fit_input.GivenMaskSettings(max_full_frames=10, sample_frames=4)
+    same, calls = refined(tmp_path, monkeypatch, (0, 0), settings)
     assert calls == [4, 4] and np.array_equal(same.masks, given().masks)
-    _, calls = mended(tmp_path, monkeypatch, (9, 0))
+    _, calls = refined(tmp_path, monkeypatch, (9, 0), settings)
     assert calls == [4, COUNT]
 
 
@@ -79,17 +90,51 @@ def test_a_long_clip_with_sure_masks_is_only_looked_at_in_samples(
         (("a.npy",), 12, (240, 427), "lna", False),
     ],
 )
-def test_only_masks_of_a_users_own_are_mended_and_only_where_that_can_work(
+def test_only_masks_of_a_users_own_are_refined_and_only_where_that_can_work(
     masks: tuple[str, ...], frames: int, size: tuple[int, int], preset: str, wanted: bool
 ) -> None:
     clip = np.broadcast_to(np.uint8(0), (frames, *size, 3))
-    assert fit_input._mends_masks(load_config(preset), FitOptions(masks=masks), clip) is wanted
+    assert (
+        fit_input._should_refine_masks(load_config(preset), FitOptions(masks=masks), clip, fit_input.DEFAULTS) is wanted
+    )
 
 
-def test_many_masks_are_mapped_from_a_file_with_the_same_content(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fit_input, "LARGE", 100)
-    mapped = fit_input._on_disk(given(), tmp_path)
+def test_many_masks_are_mapped_from_a_file_with_the_same_content(tmp_path: Path) -> None:
+    mapped = fit_input._map_large_masks(given(), tmp_path, min_bytes=100)
     assert isinstance(mapped.masks, np.memmap) and np.array_equal(mapped.masks, given().masks)
-    assert fit_input._on_disk(mapped, tmp_path) is mapped
+    assert fit_input._map_large_masks(mapped, tmp_path, min_bytes=100) is mapped
+
+
+def test_flow_is_computed_on_the_device_of_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: list[str] = []
+
+    def compute(frames: np.ndarray, *words: object, device: str = "cpu") -> FlowField:
+        devices.append(device)
+        return still()
+
+    monkeypatch.setattr(fit_input, fit_input.compute_flow.__name__, compute)
+    frames = np.zeros((COUNT, HEIGHT, WIDTH, 3), np.uint8)
+    facts = made_facts((WIDTH, HEIGHT), COUNT, Fraction(24))
+    video = Video(frames, facts.timestamps, facts, (0, COUNT, 1))
+    run = Run.create(tmp_path / "run")
+    options = FitOptions(masks=("none",), flow="raft")
+    make_clip = fit_input.make_clip
+    make_clip(run, video, options, load_config("atlas"), device=torch.device("meta"))
+    make_clip(run, video, options, load_config("atlas"))
+    assert devices == ["meta", "cpu"]
+
+
+def test_training_hands_its_device_to_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reached(Exception):
+        pass
+
+    def stop(*words: object) -> None:
+        assert words[-1] == torch.device("meta")
+        raise Reached
+
+    clip = demo_clip(3, 32, 24)
+    write(tmp_path / "clip.mkv", clip.render(), new_facts(clip), codec="ffv1")
+    monkeypatch.setattr(fitting, fitting.choose_device.__name__, lambda name: torch.device("meta"))
+    monkeypatch.setattr(fitting, fitting.make_clip.__name__, stop)
+    with pytest.raises(Reached):
+        fitting.fit(tmp_path / "clip.mkv", FitOptions(tmp_path / "run", flow="raft", device="cuda"))

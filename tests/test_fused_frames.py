@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from PIL import Image
 
 from editors.api import edit_with
 from editors.base import Source, quiet
-from editors.frames import Frames, open_edited
+from editors.frames import DEFAULTS, Frames, open_edited
 from neural_fields import metrics
 from neural_fields.baking import Maps
 from neural_fields.data.synthetic import Mark
@@ -20,6 +20,7 @@ from neural_fields.data.video import write
 from neural_fields.errors import ExitCode, UserError
 from neural_fields.output import open_renderer, source_facts
 from neural_fields.run import Run
+from tests.support.true_run import TrueRun
 
 
 def write_frames(folder: Path, frames: np.ndarray, first: int = 0) -> Path:
@@ -30,13 +31,13 @@ def write_frames(folder: Path, frames: np.ndarray, first: int = 0) -> Path:
 
 
 @pytest.fixture
-def run(true_run: Any, tmp_path: Path) -> Run:
+def run(true_run: TrueRun, tmp_path: Path) -> Run:
     shutil.copytree(true_run.run.path, tmp_path / "run")
     return Run.open(tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
-def truth(true_run: Any) -> np.ndarray:
+def truth(true_run: TrueRun) -> np.ndarray:
     """The true clip with the whole foreground and background painted over, under the light of the clip."""
     y, x = np.mgrid[:160, :160] / 160
     waves = np.stack([0.5 + 0.35 * np.sin(20 * x), 0.5 + 0.35 * np.cos(16 * y), 0.4 + 0.3 * x], axis=-1)
@@ -57,13 +58,13 @@ def source(run: Run, *layers: str) -> Source:
     return Source(run, maps, layers or maps.layers)
 
 
-def test_a_steady_edit_comes_back_as_it_was(run: Run, true_run: Any, truth: np.ndarray, tmp_path: Path) -> None:
+def test_a_steady_edit_comes_back_as_it_was(run: Run, true_run: TrueRun, truth: np.ndarray, tmp_path: Path) -> None:
     made = edit_with(run, Frames(frames=write_frames(tmp_path / "edited", truth)))
     assert set(made.edit.layers) == {"foreground", "background"} and made.edit.facts.get("lit", True)
     assert metrics.psnr(shown(run, true_run.clip.frames), truth) > 33
 
 
-def test_one_wrong_frame_leaves_no_trace(run: Run, true_run: Any, truth: np.ndarray, tmp_path: Path) -> None:
+def test_one_wrong_frame_leaves_no_trace(run: Run, true_run: TrueRun, truth: np.ndarray, tmp_path: Path) -> None:
     wrong = truth.copy()
     middle = len(truth) // 2
     wrong[middle] = np.random.default_rng(0).integers(0, 255, truth[0].shape)
@@ -71,7 +72,7 @@ def test_one_wrong_frame_leaves_no_trace(run: Run, true_run: Any, truth: np.ndar
     assert metrics.psnr(shown(run, true_run.clip.frames), truth) > 30
 
 
-def test_flicker_is_at_least_halved_and_told(run: Run, true_run: Any, truth: np.ndarray, tmp_path: Path) -> None:
+def test_flicker_is_at_least_halved_and_told(run: Run, true_run: TrueRun, truth: np.ndarray, tmp_path: Path) -> None:
     shades = np.random.default_rng(1).uniform(0.7, 1.0, len(truth))
     flickering = np.stack([np.rint(f * s).astype(np.uint8) for f, s in zip(truth, shades, strict=True)])
     made = edit_with(run, Frames(frames=write_frames(tmp_path / "edited", flickering)))
@@ -83,14 +84,13 @@ def test_flicker_is_at_least_halved_and_told(run: Run, true_run: Any, truth: np.
 
 
 def test_frames_with_nothing_in_common_keep_their_contrast_or_what_they_share(
-    run: Run, true_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, true_run: TrueRun, tmp_path: Path
 ) -> None:
     blocks = np.random.default_rng(2).uniform(20, 235, (12, 9, 16, 1)).astype(np.uint8)
     frames = np.repeat(np.repeat(np.repeat(blocks, 12, axis=1), 12, axis=2), 3, axis=3)
     folder = write_frames(tmp_path / "edited", frames)
     sharp = Frames(frames=folder)(source(run), quiet)
-    monkeypatch.setattr("editors.frames.GOAL", 0.0)
-    soft = Frames(frames=folder)(source(run), quiet)
+    soft = Frames(frames=folder)(source(run), quiet, replace(DEFAULTS, max_warp_error_ratio=0.0))
     spread = [
         float(result.overlays["background"].rgba[..., 0][result.overlays["background"].rgba[..., 3] > 0].std())
         for result in (sharp, soft)
@@ -101,7 +101,7 @@ def test_frames_with_nothing_in_common_keep_their_contrast_or_what_they_share(
 
 
 def test_frames_that_do_not_follow_the_light_are_shown_without_it(
-    run: Run, true_run: Any, truth: np.ndarray, tmp_path: Path
+    run: Run, true_run: TrueRun, truth: np.ndarray, tmp_path: Path
 ) -> None:
     flat = np.rint(np.clip(truth / true_run.clip.gain, 0, 255)).astype(np.uint8)
     made = edit_with(run, Frames(frames=write_frames(tmp_path / "edited", flat)))
@@ -110,7 +110,7 @@ def test_frames_that_do_not_follow_the_light_are_shown_without_it(
 
 
 def test_one_layer_alone_is_changed_and_the_others_stay_the_source(
-    run: Run, true_run: Any, truth: np.ndarray, tmp_path: Path
+    run: Run, true_run: TrueRun, truth: np.ndarray, tmp_path: Path
 ) -> None:
     made = edit_with(run, Frames(frames=write_frames(tmp_path / "edited", truth)), layers=["foreground"])
     assert made.edit.layers == ("foreground",)
@@ -119,7 +119,7 @@ def test_one_layer_alone_is_changed_and_the_others_stay_the_source(
     assert metrics.psnr(result, truth, front > 0.99) > 32
 
 
-def test_strength_shows_a_part_of_the_edit(run: Run, true_run: Any, truth: np.ndarray, tmp_path: Path) -> None:
+def test_strength_shows_a_part_of_the_edit(run: Run, true_run: TrueRun, truth: np.ndarray, tmp_path: Path) -> None:
     edit_with(run, Frames(frames=write_frames(tmp_path / "edited", truth), strength=0.5))
     half = np.rint((truth.astype(np.float32) + true_run.clip.frames) / 2).astype(np.uint8)
     assert metrics.psnr(shown(run, true_run.clip.frames), half) > 36

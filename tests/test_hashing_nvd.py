@@ -29,7 +29,9 @@ from neural_fields.planar import light_terms
 from neural_fields.planar.build import build, fill, plan
 from neural_fields.planar.hash_parts import BoundedHashTexture, HashGain, HashOpacity
 from neural_fields.planar.mapping import Mapping
-from neural_fields.planar.model import LayerSamples, PlanarModel, composite
+from neural_fields.planar.model import PlanarModel
+from neural_fields.planar.objective import compute_losses
+from neural_fields.planar.samples import LayerSamples, composite
 from neural_fields.rendering import Renderer
 from neural_fields.run import Run
 from neural_fields.training import Budget, draw, train_steps
@@ -158,7 +160,7 @@ def test_every_term_has_the_value_of_the_papers_code() -> None:
     model = shaken(clip, config)
     batch = draw(clip, config.training, 0, 0)
     samples = model.batch(batch)
-    found = {name: float(value.detach()) for name, value in model.terms(batch, samples, 0).items()}
+    found = {name: float(value.detach()) for name, value in compute_losses(model, batch, samples, 0).items()}
     assert set(found) == {
         "color", "gradient", "sparsity", "mask", "decisive_opacity", "alpha_flow", "flow", "rigidity",
         "global_rigidity", "gain_deviation", "gain_consistency",
@@ -182,7 +184,7 @@ def test_every_term_reaches_parameters_and_those_of_light_only_the_gain() -> Non
     clip, config = turtle(), small(training__pixels=2700)  # 20 patches
     model = shaken(clip, config)
     batch = draw(clip, config.training, 0, 0)
-    for name, value in model.terms(batch, model.batch(batch), 0).items():
+    for name, value in compute_losses(model, batch, model.batch(batch), 0).items():
         gradients = torch.autograd.grad(value, list(model.parameters()), retain_graph=True, allow_unused=True)
         named = zip(model.named_parameters(), gradients, strict=True)
         parts = {part.split(".")[0] for (part, _), g in named if g is not None and float(g.abs().sum()) > 0}
@@ -239,10 +241,10 @@ def test_nothing_is_asked_of_light_while_nothing_leaves_the_view() -> None:
 def test_points_have_left_where_the_rim_has_moved_past_them() -> None:
     clip = turtle(6)
     batch = draw(clip, small().training, 0, 0)
-    rim = light_terms._draw(batch, 40, torch.Generator().manual_seed(3))
+    rim = light_terms._draw_rim(batch, 40, 15, torch.Generator().manual_seed(3))
     mapping = Drifting((-0.5, 0.0))  # the view moves to the right: what is lost is lost at the left
     xyt = batch.normalise(rim.pixel + 0.5, rim.frame)
-    left = light_terms._has_left(mapping, batch, rim, mapping(xyt), torch.device("cpu"))
+    left = light_terms._has_left_view(mapping, batch, rim, mapping(xyt))
     later = rim.other_frame > rim.frame
     earlier = rim.other_frame < rim.frame
     assert torch.equal(left[:, rim.side == 0], later[:, rim.side == 0])

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
 
 
 @pytest.fixture(scope="module")
-def models(tiny_models: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+def models(tiny_models: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """Folders of tiny models by name, made when they are first asked for."""
     folder = tmp_path_factory.mktemp("models")
     makers: dict[str, Callable[[Path], Any]] = {
@@ -80,7 +81,7 @@ def models(tiny_models: Any, tmp_path_factory: pytest.TempPathFactory) -> Callab
     return made
 
 
-def clipseg(tiny_models: Any, folder: Path) -> None:
+def clipseg(tiny_models: ModuleType, folder: Path) -> None:
     from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
     torch.manual_seed(0)
@@ -267,7 +268,7 @@ def test_a_trained_controlnet_changes_the_result(
                     values.add_(0.2)
         return network
 
-    monkeypatch.setattr(conditions, "load_control", trained)
+    monkeypatch.setattr(conditions, load.__name__, trained)
     settings = {"model": models("plain"), **FEW}
     folder = models("control")
     plain = on_picture(Inpaint(**settings, strength=0.8)(source, quiet), source)
@@ -395,7 +396,9 @@ def test_a_region_from_words_stays_inside_the_mask(
 def test_words_that_nothing_is_found_for_are_said(
     source: Source, models: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(region, "segmented", lambda weights, words: lambda images: torch.zeros_like(images[:, :1]))
+    monkeypatch.setattr(
+        region, region.segmented.__name__, lambda weights, words: lambda images: torch.zeros_like(images[:, :1])
+    )
     editor = Inpaint(model=models("plain"), region="a boat", region_model="any", **FEW)
     error = refusal(lambda: editor(source, quiet))
     assert error.code == ExitCode.BAD_INPUT and "a boat" in error.what and "--region-threshold 0.25" in error.fix

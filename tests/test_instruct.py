@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 from functools import cached_property
-from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -43,12 +42,9 @@ class Still(Source):
 
 
 @pytest.fixture(scope="module")
-def folders(tiny_models: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    path = Path(__file__).with_name("tiny_instruct.py")
-    spec = importlib.util.spec_from_file_location("tiny_instruct", path)
-    assert spec is not None and spec.loader is not None
-    tiny = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tiny)
+def folders(tiny_models: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    from tests.support import tiny_instruct as tiny
+
     folder = tmp_path_factory.mktemp("models")
     return {
         "pix2pix": str(tiny.pix2pix(tiny_models, folder / "pix2pix")),

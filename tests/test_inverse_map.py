@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,14 @@ from neural_fields import coords
 from neural_fields.baking import Maps
 from neural_fields.data.suite import SUITE, suite_clip
 from neural_fields.extended_map import extend
-from neural_fields.fitting import load_model
 from neural_fields.inverse_map import inverse, solve_all
-from neural_fields.planar.model import PlanarModel
-from neural_fields.run import Run
+from tests.support.true_run import TrueRun
 
 NEAR = 0.02  # pixels
 
 
 @pytest.fixture(scope="module")
-def maps(true_run: Any) -> Maps:
+def maps(true_run: TrueRun) -> Maps:
     return Maps.open(true_run.run)
 
 
@@ -44,7 +41,9 @@ def true_uv(clip: Any, layer: int, t: int, points: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("t", [0, 5, 11])
 @pytest.mark.parametrize("layer", [0, 1])
-def test_a_point_comes_back_to_where_it_was_and_is_seen_there(true_run: Any, maps: Maps, layer: int, t: int) -> None:
+def test_a_point_comes_back_to_where_it_was_and_is_seen_there(
+    true_run: TrueRun, maps: Maps, layer: int, t: int
+) -> None:
     clip = true_run.clip
     points = places_in(clip.masks[0][t] == (layer == 0))
     found = inverse(maps, t, clip.layer_names[layer], true_uv(clip, layer, t, points))
@@ -70,7 +69,7 @@ def test_so_it_does_for_every_kind_of_motion(name: str) -> None:
             assert np.abs(back - points).max() < NEAR and off.max() < NEAR, surface.name
 
 
-def test_it_does_not_matter_how_far_a_point_has_moved(true_run: Any, maps: Maps) -> None:
+def test_it_does_not_matter_how_far_a_point_has_moved(true_run: TrueRun, maps: Maps) -> None:
     """A start that is the same everywhere would be up to half a frame away."""
     clip = true_run.clip
     corners = np.array([[0.6, 0.6], [191.4, 0.6], [0.6, 107.4], [191.4, 107.4]])
@@ -79,7 +78,7 @@ def test_it_does_not_matter_how_far_a_point_has_moved(true_run: Any, maps: Maps)
         assert np.abs(back.pixels - corners).max() < NEAR
 
 
-def test_beyond_what_is_seen_it_goes_on_smoothly_and_says_that_nothing_is_seen(true_run: Any, maps: Maps) -> None:
+def test_beyond_what_is_seen_it_goes_on_smoothly_and_says_that_nothing_is_seen(true_run: TrueRun, maps: Maps) -> None:
     clip, t = true_run.clip, 6
     row, column = np.nonzero(clip.masks[0][t])
     middle, radius = np.array([column.mean(), row.mean()]), np.sqrt(len(row) / np.pi)
@@ -94,7 +93,7 @@ def test_beyond_what_is_seen_it_goes_on_smoothly_and_says_that_nothing_is_seen(t
     assert np.abs(outside.pixels - [[-9, 50], [100, 120]]).max() < 0.1 and not outside.visible.any()
 
 
-def test_a_frame_that_hardly_shows_a_layer_has_no_places(true_run: Any, maps: Maps, tmp_path: Path) -> None:
+def test_a_frame_that_hardly_shows_a_layer_has_no_places(true_run: TrueRun, maps: Maps, tmp_path: Path) -> None:
     for path in maps.folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     weight = np.load(tmp_path / "weight.npy")
@@ -102,45 +101,3 @@ def test_a_frame_that_hardly_shows_a_layer_has_no_places(true_run: Any, maps: Ma
     np.save(tmp_path / "weight.npy", weight)
     found = inverse(replace(maps, folder=tmp_path), 3, "foreground", np.zeros((2, 2)))
     assert np.isnan(found.pixels).all() and np.isinf(found.error).all() and not found.visible.any()
-
-
-# --- of the model itself ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def model(moving_run: Run) -> PlanarModel:
-    return load_model(moving_run)[0]
-
-
-@pytest.mark.parametrize("layer", [0, 1])
-def test_a_model_is_turned_round_where_it_shows_a_layer(model: PlanarModel, layer: int) -> None:
-    width, height = model.shape.size
-    for t in (0, 3, 5):
-        with torch.no_grad():
-            samples = model.frame(t, (width, height))
-        assert samples.uv is not None
-        shown = (samples.weight[:, layer] > 0.9).nonzero()[:, 0][::5]
-        uv, start = samples.uv[shown, layer], coords.frame_xy(width, height).view(-1, 2)[shown]
-        back, error = model.inverse(model.layers[layer], uv, t)
-        assert (back - start).abs().max() * max(width, height) / 2 < NEAR
-        assert error.max() * max(width, height) / 2 < NEAR
-        _, far = model.inverse(model.layers[layer], uv + 40, t)
-        assert far.min() > 0.1
-
-
-def known(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A mapping of xyt in closed form that the search has not seen."""
-    if name == "leaning":
-        return lambda xyt: xyt[:, :2] @ torch.tensor([[1.3, 0.2], [-0.4, 0.8]]) + xyt[:, 2:] * torch.tensor([0.3, 0.1])
-    return lambda xyt: xyt[:, :2] + 0.08 * torch.sin(3 * xyt[:, [1, 0]] + xyt[:, 2:])
-
-
-@pytest.mark.parametrize("name", ["leaning", "waving"])
-def test_so_is_a_mapping_in_closed_form(model: PlanarModel, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    mapping, size = known(name), model.shape.size
-    monkeypatch.setattr(type(model.mappings[0]), "forward", lambda self, xyt: mapping(xyt))
-    xy = coords.frame_xy(*size).view(-1, 2)[::7]
-    for t in (0, 5):
-        time = float(coords.normalise_time(t, model.shape.frame_count))
-        back, error = model.inverse(model.layers[0], mapping(torch.cat([xy, xy.new_full((len(xy), 1), time)], 1)), t)
-        assert (back - xy).abs().max() * max(size) / 2 < NEAR and error.max() * max(size) / 2 < NEAR

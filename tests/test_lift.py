@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from editors.lift import Places, agreed, fit, merge, pull, push, push_each, weighted_median
+from editors.lift import DEFAULTS, Places, agreed, fit, merge, pull, push, push_each, weighted_median
 from neural_fields import coords
 
 WIDTH, HEIGHT = 40, 30
@@ -132,14 +133,17 @@ def test_two_frames_have_no_majority_and_are_averaged() -> None:
 def test_back_projection_lowers_what_the_merged_picture_misses_of_sharp_frames() -> None:
     where = places()
     sharp = pull((noise(3, GRID[1], GRID[0]) > 0.5).float(), where)
-    errors = [float((pull(merge(sharp, where, rounds).values, where) - sharp).square().mean()) for rounds in (0, 1, 6)]
+    errors = []
+    for rounds in (0, 1, 6):
+        merged = merge(sharp, where, replace(DEFAULTS, rounds=rounds))
+        errors.append(float((pull(merged.values, where) - sharp).square().mean()))
     assert errors[1] < 0.6 * errors[0] and errors[2] < 0.25 * errors[0]
 
 
 def test_merging_brings_no_colours_much_stronger_than_those_that_were_there() -> None:
     where = places()
     where.weight[:, :, ::3] = 0.01
-    found = merge(0.2 + 0.5 * noise(5, 3, HEIGHT, WIDTH), where, rounds=20)
+    found = merge(0.2 + 0.5 * noise(5, 3, HEIGHT, WIDTH), where, replace(DEFAULTS, rounds=20))
     assert found.values[:, found.seen].min() >= 0.07 and found.values.max() <= 0.83
 
 
@@ -147,8 +151,9 @@ def test_agreement_is_a_projection_that_leaves_other_pixels_alone() -> None:
     where = places(4, turn=0.05)
     where.weight[:, :10] = 0
     values = noise(4, 3, HEIGHT, WIDTH)
-    once = agreed(values, where, rounds=60)
+    many = replace(DEFAULTS, rounds=60)
+    once = agreed(values, where, many)
     assert torch.equal(once[:, :, :10], values[:, :, :10])
-    assert (agreed(once, where, rounds=60) - once).abs().quantile(0.98) < 4 * SMOOTH
+    assert (agreed(once, where, many) - once).abs().quantile(0.98) < 4 * SMOOTH
     shown = pull(smooth(), where)
     assert (agreed(shown, where) - shown).abs().quantile(0.98) < SMOOTH

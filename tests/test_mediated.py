@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ def source(moving_run: Run) -> Source:
 
 
 @pytest.fixture(scope="module")
-def model(tiny_models: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+def model(tiny_models: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tiny_models.stable_diffusion(tmp_path_factory.mktemp("models") / "plain"))
 
 
@@ -193,7 +194,7 @@ def test_merging_with_what_was_missed_lies_nearer_to_the_keyframes_than_the_medi
     from editors import lift
 
     places, colours = part.places(), (wanted / part.gain).clamp(0, 1)
-    alone = Fused(part, lift.merge(colours, places, rounds=0))
+    alone = Fused(part, lift.merge(colours, places, replace(lift.DEFAULTS, rounds=0)))
     assert error(Fused(part, lift.merge(colours, places))) < 0.6 * error(alone)
 
 

@@ -21,8 +21,10 @@ from neural_fields.errors import UserError
 from neural_fields.fitting import FitOptions, fit
 from neural_fields.planar.build import build, fill, plan
 from neural_fields.planar.homography_mlp import HomographyNetwork, SegmentMapping
-from neural_fields.planar.model import PlanarModel, composite
+from neural_fields.planar.model import PlanarModel
+from neural_fields.planar.objective import compute_losses
 from neural_fields.planar.opacity import layer_weights
+from neural_fields.planar.samples import composite
 from neural_fields.planar.siren import Siren
 from neural_fields.planar.warm_up import WarmUp
 from neural_fields.planar.window_opacity import Segments, segment_masks, segments_of
@@ -212,7 +214,7 @@ def test_each_segment_shows_the_frame_alone_and_the_sizes_of_slopes_are_added(
     config, clip, model = taught
     batch = draw(clip, config.training, 1, 0)
     samples = model.batch(batch)
-    found = model.terms(batch, samples, 0)
+    found = compute_losses(model, batch, samples, 0)
     assert set(found) == {"color_l1", "residual_jacobian"}
     colors = slopes = 0.0
     for number, mapping in enumerate(model.mappings):

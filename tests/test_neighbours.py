@@ -34,10 +34,9 @@ def slow(points: torch.Tensor, others: torch.Tensor) -> list[int]:
     return [min(range(len(others)), key=lambda j: float((point - others[j]).norm())) for point in points]
 
 
-def test_each_point_gets_its_nearest_also_over_several_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_point_gets_its_nearest_also_over_several_parts() -> None:
     points, others = torch.rand(50, 5), torch.rand(30, 5)
-    monkeypatch.setattr(neighbours, "ROWS", 7)
-    assert neighbours.nearest(points, others).tolist() == slow(points, others)
+    assert neighbours.nearest(points, others, rows=7).tolist() == slow(points, others)
 
 
 def test_pytorch3d_is_asked_where_it_is_there_and_says_the_same(stand_in: list[int]) -> None:

@@ -73,14 +73,14 @@ def nerfstudio(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             module = sys.modules.get(".".join(parts[:end])) or ModuleType(".".join(parts[:end]))
             monkeypatch.setitem(sys.modules, ".".join(parts[:end]), module)
         sys.modules[".".join(parts)].__dict__.update(content)
-    plugin._kinds.cache_clear()
+    plugin._make_classes.cache_clear()
     yield
-    plugin._kinds.cache_clear()
+    plugin._make_classes.cache_clear()
 
 
 def test_without_nerfstudio_the_module_loads_and_only_the_method_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nerfstudio", None)
-    plugin._kinds.cache_clear()
+    plugin._make_classes.cache_clear()
     with pytest.raises(ImportError, match="nerfstudio"):
         _ = plugin.method
     with pytest.raises(AttributeError):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,17 +19,7 @@ from editors.volume.style import VolumeStyle, nearest_features, palette, read_st
 from neural_fields.errors import ExitCode, UserError
 from neural_fields.volume.rays import camera_rays
 from neural_fields.volume.scene import BACKGROUND
-
-
-def _beside(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny = _beside("tiny_scene")
+from tests.support import tiny_scene as tiny
 
 
 def features(count: int, seed: int) -> Tensor:

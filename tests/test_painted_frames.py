@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import cv2
 import numpy as np
 import pytest
@@ -17,6 +15,7 @@ from neural_fields.data.synthetic import Mark
 from neural_fields.errors import ExitCode, UserError
 from neural_fields.pictures import Picture
 from neural_fields.rendering import Renderer
+from tests.support.true_run import TrueRun
 
 
 def mark(colour: tuple[float, float, float] = (0.9, 0.2, 0.1), box: Box | None = None, frame: int = 0) -> Mark:
@@ -33,30 +32,30 @@ def picture(frame: np.ndarray) -> Picture:
     return Picture(rgba, had_alpha=False, lossy=False, source="painted.png")
 
 
-def lifted(true_run: Any, painted: dict[int, np.ndarray], layer: str | None = "foreground") -> dict[str, Overlay]:
+def lifted(true_run: TrueRun, painted: dict[int, np.ndarray], layer: str | None = "foreground") -> dict[str, Overlay]:
     pictures = {number: picture(frame) for number, frame in painted.items()}
     return dict(lift_frames(true_run.run, Maps.open(true_run.run), pictures, layer))
 
 
-def rendered(true_run: Any, overlays: dict[str, Overlay]) -> list[np.ndarray]:
+def rendered(true_run: TrueRun, overlays: dict[str, Overlay]) -> list[np.ndarray]:
     maps = Maps.open(true_run.run)
     pictures = {name: canonical.pristine(true_run.run.canonical, name) for name in maps.layers}
     renderer = Renderer(maps, pictures, overlays)
     return [renderer.render_frame(t, frame) for t, frame in enumerate(true_run.clip.frames)]
 
 
-def fidelity(true_run: Any, overlays: dict[str, Overlay], truth: np.ndarray) -> float:
+def fidelity(true_run: TrueRun, overlays: dict[str, Overlay], truth: np.ndarray) -> float:
     """PSNR where the true edit changes something, over all frames."""
     changed = np.stack([cv2.absdiff(a, b).max(axis=-1) > 2 for a, b in zip(truth, true_run.clip.frames, strict=True)])
     return metrics.psnr(np.stack(rendered(true_run, overlays)), truth, changed)
 
 
 @pytest.fixture(scope="module")
-def truth(true_run: Any) -> np.ndarray:
+def truth(true_run: TrueRun) -> np.ndarray:
     return true_run.clip.edited([mark()])
 
 
-def test_one_mark_painted_on_three_frames_is_that_mark_in_all_frames(true_run: Any, truth: np.ndarray) -> None:
+def test_one_mark_painted_on_three_frames_is_that_mark_in_all_frames(true_run: TrueRun, truth: np.ndarray) -> None:
     together = lifted(true_run, {k: truth[k] for k in (1, 5, 9)})
     alone = [fidelity(true_run, lifted(true_run, {k: truth[k]}), truth) for k in (1, 5, 9)]
     found = fidelity(true_run, together, truth)
@@ -65,13 +64,13 @@ def test_one_mark_painted_on_three_frames_is_that_mark_in_all_frames(true_run: A
 
 
 def test_two_frames_that_were_painted_alike_are_no_worse_than_the_better_of_them(
-    true_run: Any, truth: np.ndarray
+    true_run: TrueRun, truth: np.ndarray
 ) -> None:
     alone = [fidelity(true_run, lifted(true_run, {k: truth[k]}), truth) for k in (2, 8)]
     assert fidelity(true_run, lifted(true_run, {k: truth[k] for k in (2, 8)}), truth) > min(alone) - 0.2
 
 
-def test_one_frame_of_three_that_differs_leaves_no_trace_and_is_named(true_run: Any, truth: np.ndarray) -> None:
+def test_one_frame_of_three_that_differs_leaves_no_trace_and_is_named(true_run: TrueRun, truth: np.ndarray) -> None:
     wrong = true_run.clip.edited([mark((0.1, 0.3, 0.9))])
     overlays = lifted(true_run, {1: truth[1], 5: wrong[5], 9: truth[9]})
     right = lifted(true_run, {k: truth[k] for k in (1, 5, 9)})
@@ -84,7 +83,7 @@ def test_one_frame_of_three_that_differs_leaves_no_trace_and_is_named(true_run: 
 
 
 def test_of_two_frames_that_differ_one_is_followed_as_a_whole_and_the_other_named(
-    true_run: Any, truth: np.ndarray
+    true_run: TrueRun, truth: np.ndarray
 ) -> None:
     wrong = true_run.clip.edited([mark((0.1, 0.3, 0.9))])
     found = lifted(true_run, {1: truth[1], 9: wrong[9]})["foreground"]
@@ -96,7 +95,7 @@ def test_of_two_frames_that_differ_one_is_followed_as_a_whole_and_the_other_name
     assert told.startswith("frame 9 differs from frame 1" if reddish.all() else "frame 1 differs from frame 9")
 
 
-def test_what_was_painted_in_one_frame_only_stays(true_run: Any, truth: np.ndarray) -> None:
+def test_what_was_painted_in_one_frame_only_stays(true_run: TrueRun, truth: np.ndarray) -> None:
     left = true_run.clip.edited([mark(box=Box(-0.56, -0.04, -0.44, 0.08))])
     right = true_run.clip.edited([mark(box=Box(-0.36, -0.04, -0.24, 0.08))])
     painted = {1: left[1], 5: right[5], 9: right[9]}
@@ -106,19 +105,19 @@ def test_what_was_painted_in_one_frame_only_stays(true_run: Any, truth: np.ndarr
     assert not any("differs" in note for note in overlays["foreground"].notes)
 
 
-def test_frames_may_belong_to_different_layers(true_run: Any, truth: np.ndarray) -> None:
+def test_frames_may_belong_to_different_layers(true_run: TrueRun, truth: np.ndarray) -> None:
     corner = mark(box=Box(-0.95, -0.5, -0.7, -0.25))
     ground = true_run.clip.edited([Mark(corner.picture, corner.box, "background")])
     overlays = lifted(true_run, {1: truth[1], 9: ground[9]}, layer=None)
     assert set(overlays) == {"foreground", "background"}
 
 
-def test_a_frame_that_the_run_has_not_is_refused_before_any_work(true_run: Any, truth: np.ndarray) -> None:
+def test_a_frame_that_the_run_has_not_is_refused_before_any_work(true_run: TrueRun, truth: np.ndarray) -> None:
     with pytest.raises(UserError, match="frame 99 is not part of this run") as refused:
         lifted(true_run, {1: truth[1], 99: truth[2]})
     assert refused.value.code == ExitCode.BAD_INPUT and "--frame 11" in refused.value.fix
 
 
-def test_a_frame_without_a_change_is_refused(true_run: Any, truth: np.ndarray) -> None:
+def test_a_frame_without_a_change_is_refused(true_run: TrueRun, truth: np.ndarray) -> None:
     with pytest.raises(UserError, match="no change found"):
         lifted(true_run, {1: truth[1], 5: true_run.clip.frames[5]})

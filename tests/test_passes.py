@@ -32,18 +32,19 @@ from neural_fields.moving import Moving
 from neural_fields.output import RenderOptions, open_renderer, render
 from neural_fields.pictures import png_bytes
 from neural_fields.run import Run
+from tests.support.true_run import TrueRun
 
 RED = (0.9, 0.1, 0.15)
 
 
 @pytest.fixture
-def run(true_run: Any, tmp_path: Path) -> Run:
+def run(true_run: TrueRun, tmp_path: Path) -> Run:
     shutil.copytree(true_run.run.path, tmp_path / "run")
     return Run.open(tmp_path / "run")
 
 
 @pytest.fixture
-def clip(true_run: Any) -> SyntheticClip:
+def clip(true_run: TrueRun) -> SyntheticClip:
     return true_run.clip
 
 

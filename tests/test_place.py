@@ -13,13 +13,13 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from editors import lettering, projection
+from editors import lettering
 from editors.api import edit_with
 from editors.base import Source, quiet
 from editors.cli import main
 from editors.lettering import text_picture
-from editors.place import Place, check_corners
-from editors.projection import drawn, homography
+from editors.place import Place, PlaceSettings, check_corners
+from editors.projection import ProjectionSettings, drawn, homography
 from neural_fields import coords
 from neural_fields.baking import Maps
 from neural_fields.coords import Box
@@ -31,6 +31,7 @@ from neural_fields.pictures import png_bytes
 from neural_fields.planar.placement import project
 from neural_fields.planar.sheets import Chart
 from neural_fields.run import Run
+from tests.support.true_run import TrueRun
 
 AROUND = 3  # pixels around what changes that figures of a placement are of
 WANTED = 32.0  # dB
@@ -49,7 +50,7 @@ def logo(width: int, height: int) -> np.ndarray:
 
 
 @pytest.fixture
-def run(true_run: Any, tmp_path: Path) -> Run:
+def run(true_run: TrueRun, tmp_path: Path) -> Run:
     """A run to edit."""
     shutil.copytree(true_run.run.path, tmp_path / "run")
     return Run.open(tmp_path / "run")
@@ -63,7 +64,7 @@ def badge(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def clip(true_run: Any) -> SyntheticClip:
+def clip(true_run: TrueRun) -> SyntheticClip:
     return true_run.clip
 
 
@@ -160,14 +161,15 @@ def test_a_mask_says_where_a_placement_may_go(run: Run, badge: Path, tmp_path: P
     assert overlay.rgba[:, u < middle - texel, 3].max() == 1 and not overlay.rgba[:, u > middle + texel].any()
 
 
-def test_a_large_placement_is_coarser_and_says_so(run: Run, badge: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(projection, "MOST_TEXELS", 900)
-    made = edit_with(run, Place(image=badge, box="20,10,140,80"), layers=["background"])
-    assert np.prod(read_overlay(made.edit, "background").size) < 1000
+def test_a_large_placement_is_coarser_and_says_so(run: Run, badge: Path) -> None:
+    settings = PlaceSettings(projection=ProjectionSettings(max_texels=900))
+    source = Source(run, Maps.open(run), ("background",))
+    made = Place(image=badge, box="20,10,140,80")(source, quiet, settings)
+    assert np.prod(made.overlays["background"].size) < 1000
     assert "its texels are" in made.notes[1]
 
 
-def test_a_placement_stays_on_the_sheet_of_its_frame(true_run: Any, badge: Path) -> None:
+def test_a_placement_stays_on_the_sheet_of_its_frame(true_run: TrueRun, badge: Path) -> None:
     maps = Maps.open(true_run.run)
     box = maps.boxes[1]
     left = Box(box.u0, box.v0, box.u0 + 0.6 * box.width, box.v1)
@@ -262,7 +264,9 @@ def words(corners: Sequence[Any] | np.ndarray) -> str:
         ({"quad": "1,1 20,1 20,1e300 1,20"}, "too far beyond"),
     ],
 )
-def test_a_user_is_told_what_is_wrong_with_a_placement(true_run: Any, badge: Path, settings: dict, what: str) -> None:
+def test_a_user_is_told_what_is_wrong_with_a_placement(
+    true_run: TrueRun, badge: Path, settings: dict, what: str
+) -> None:
     with pytest.raises(UserError, match=what) as caught:
         edit_with(true_run.run, Place(**{"image": badge, **settings}))
     assert caught.value.code == ExitCode.BAD_INPUT and not true_run.run.edits.exists()
@@ -285,7 +289,7 @@ def test_a_user_is_told_what_is_wrong_with_a_placement(true_run: Any, badge: Pat
         ({"text": "a", "font": Path("gone.ttf")}, "no font"),
     ],
 )
-def test_a_user_is_told_what_is_wrong_with_a_text(true_run: Any, settings: dict, what: str) -> None:
+def test_a_user_is_told_what_is_wrong_with_a_text(true_run: TrueRun, settings: dict, what: str) -> None:
     with pytest.raises(UserError, match=what) as caught:
         edit_with(true_run.run, Place(**settings, point="63,52"))
     assert caught.value.code == ExitCode.BAD_INPUT and not true_run.run.edits.exists()
@@ -311,14 +315,14 @@ def test_corners_that_no_picture_can_have_are_refused(corners: list, what: str) 
         assert "1,1 20,1 20,20 1,20" in caught.value.fix
 
 
-def test_a_layer_that_is_not_seen_there_is_refused_with_the_one_that_is(true_run: Any) -> None:
+def test_a_layer_that_is_not_seen_there_is_refused_with_the_one_that_is(true_run: TrueRun) -> None:
     with pytest.raises(UserError, match="the layer foreground is not seen there") as caught:
         edit_with(true_run.run, Place(text="a", box="150,10,30,30"), layers=["foreground"])
     assert "100% of the placement lies on the layer background" in caught.value.why
     assert "--layer background" in caught.value.fix
 
 
-def test_pictures_that_show_nothing_or_are_too_large_or_damaged_are_refused(true_run: Any, tmp_path: Path) -> None:
+def test_pictures_that_show_nothing_or_are_too_large_or_damaged_are_refused(true_run: TrueRun, tmp_path: Path) -> None:
     def refused(path: Path, what: str, code: ExitCode = ExitCode.BAD_INPUT) -> None:
         with pytest.raises(UserError, match=what) as caught:
             edit_with(true_run.run, Place(image=path, box="10,10,50,50"))
@@ -336,7 +340,7 @@ def test_pictures_that_show_nothing_or_are_too_large_or_damaged_are_refused(true
     assert not true_run.run.edits.exists()
 
 
-def test_fonts_that_are_none_or_too_large_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fonts_that_are_none_or_too_large_are_refused(tmp_path: Path) -> None:
     (tmp_path / "damaged.ttf").write_bytes(b"\x00\x01\x00\x00" + bytes(range(256)) * 4)
     with pytest.raises(UserError, match=r"damaged\.ttf cannot draw the text"):
         text_picture("a", tmp_path / "damaged.ttf", "white")
@@ -346,9 +350,10 @@ def test_fonts_that_are_none_or_too_large_are_refused(tmp_path: Path, monkeypatc
     (tmp_path / "empty.otf").touch()
     with pytest.raises(UserError, match="was not opened"):
         text_picture("a", tmp_path / "empty.otf", "white")
-    monkeypatch.setattr(lettering, "MAX_FONT_BYTES", 100)
     with pytest.raises(UserError, match="was not opened"):
-        text_picture("a", tmp_path / "damaged.ttf", "white")
+        text_picture(
+            "a", tmp_path / "damaged.ttf", "white", dataclasses.replace(lettering.DEFAULTS, max_font_bytes=100)
+        )
 
 
 def test_a_text_is_cropped_to_its_ink_and_has_its_colour() -> None:

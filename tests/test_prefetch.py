@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from neural_fields.prefetch import DEPTH, prefetch
+from neural_fields.prefetch import prefetch
 
 
 def test_items_come_in_order_and_all_of_them() -> None:
@@ -36,10 +36,10 @@ def test_no_more_than_the_depth_is_made_ahead() -> None:
             made.append(number)
             yield number
 
-    ahead = prefetch(items())
+    ahead = prefetch(items(), depth=3)
     assert next(ahead) == 0
     time.sleep(0.05)
-    assert len(made) <= DEPTH + 3  # taken, waiting, and the one that the thread holds
+    assert len(made) <= 3 + 3  # taken, waiting, and the one that the thread holds
     ahead.close()
 
 

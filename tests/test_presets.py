@@ -23,7 +23,9 @@ from neural_fields.errors import ExitCode
 from neural_fields.fitting import FitOptions, fit
 from neural_fields.planar.build import build, fill, plan
 from neural_fields.planar.extent import measured_shape
-from neural_fields.planar.model import PlanarModel, composite
+from neural_fields.planar.model import PlanarModel
+from neural_fields.planar.objective import compute_losses
+from neural_fields.planar.samples import composite
 from neural_fields.run import Run
 from neural_fields.training import Budget, draw, train_steps
 
@@ -129,7 +131,7 @@ def test_each_preset_asks_for_every_term_of_its_paper(preset: str) -> None:
     }[preset]  # fmt: skip
     batches = (draw(clip, config.training, step, 0) for step in range(4))
     batch = next(batch for batch in batches if batch.frames.tolist() != [3])  # the last frame has no forward flow
-    found = model.terms(batch, model.batch(batch), 0)
+    found = compute_losses(model, batch, model.batch(batch), 0)
     assert set(found) == wanted
     for name, value in found.items():
         gradients = torch.autograd.grad(value, list(model.parameters()), retain_graph=True, allow_unused=True)

@@ -8,7 +8,6 @@ import platform
 import shutil
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -30,6 +29,7 @@ from neural_fields.fit_record import read_fit_record
 from neural_fields.moving import Moving
 from neural_fields.reshaping import Shape
 from neural_fields.run import Run
+from tests.support.true_run import TrueRun
 
 WORDS = {"software": "unwrap 1", "comment": json.dumps({"text": 'quotes " and \\ and \u00fc', "long": "x" * 5000})}
 FILES = {"h264": ("a.mp4", "a.mov", "a.mkv"), "ffv1": ("a.mkv",), "prores4444": ("a.mov",)}
@@ -37,7 +37,7 @@ CASES = [(codec, name) for codec, names in FILES.items() for name in names]
 
 
 @pytest.fixture
-def run(true_run: Any, tmp_path: Path) -> Run:
+def run(true_run: TrueRun, tmp_path: Path) -> Run:
     shutil.copytree(true_run.run.path, tmp_path / "run")
     return Run.open(tmp_path / "run")
 

@@ -8,11 +8,10 @@ import cv2
 import numpy as np
 import pytest
 
-from neural_fields.data import refine
 from neural_fields.data.edges import align_outline
 from neural_fields.data.flow import FlowField, compute_flow
 from neural_fields.data.masks import LayerMasks, load_masks, mask_iou
-from neural_fields.data.refine import refine_masks
+from neural_fields.data.refine import MaskRefinementSettings, refine_masks
 from neural_fields.data.video import read
 from neural_fields.data.votes import Motion, flow_votes, object_votes
 
@@ -151,15 +150,15 @@ def test_empty_masks_single_frames_and_no_layers_come_back() -> None:
     assert refine_masks(frames, flow, nothing) is nothing
 
 
-def test_a_long_clip_is_judged_in_stretches_that_know_their_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_clip_is_judged_in_chunks_that_know_their_neighbors() -> None:
     frames, masks, flow = scene()
     spotted = masks.copy()
     spotted[7, 60:80, 100:130] = True
     whole = mended(frames, spotted, flow)
-    monkeypatch.setattr(refine, "CHUNK", 7)
     done: list[tuple[int, int]] = []
     layers = LayerMasks(("foreground",), spotted[None])
-    parts = refine_masks(frames, flow, layers, lambda *now: done.append(now)).masks[0]
+    settings = MaskRefinementSettings(chunk_frames=7)
+    parts = refine_masks(frames, flow, layers, lambda *now: done.append(now), settings).masks[0]
     assert mean_iou(parts, whole) > 0.99 and done == [(7, COUNT), (COUNT, COUNT)]
 
 

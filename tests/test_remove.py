@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,16 +23,17 @@ from neural_fields.edit_files import read_overlay
 from neural_fields.errors import UserError
 from neural_fields.output import open_renderer
 from neural_fields.run import Run
+from tests.support.true_run import TrueRun
 
 
 @pytest.fixture
-def run(true_run: Any, tmp_path: Path) -> Run:
+def run(true_run: TrueRun, tmp_path: Path) -> Run:
     shutil.copytree(true_run.run.path, tmp_path / "run")
     return Run.open(tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
-def clip(true_run: Any) -> SyntheticClip:
+def clip(true_run: TrueRun) -> SyntheticClip:
     return true_run.clip
 
 

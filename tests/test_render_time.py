@@ -17,10 +17,11 @@ from neural_fields.data.video import probe, source_frames
 from neural_fields.errors import UserError
 from neural_fields.output import RenderOptions, render
 from neural_fields.run import Run
+from tests.support.true_run import TrueRun
 
 
 @pytest.fixture
-def run(true_run: Any, tmp_path: Path) -> Run:
+def run(true_run: TrueRun, tmp_path: Path) -> Run:
     shutil.copytree(true_run.run.path, tmp_path / "run")
     return Run.open(tmp_path / "run")
 
@@ -30,7 +31,7 @@ def frames_of(path: Path) -> list[np.ndarray]:
     return list(source_frames(facts, range(facts.frame_count)))
 
 
-def test_half_the_speed_shows_every_frame_as_it_is_and_one_between(run: Run, true_run: Any, tmp_path: Path) -> None:
+def test_half_the_speed_shows_every_frame_as_it_is_and_one_between(run: Run, true_run: TrueRun, tmp_path: Path) -> None:
     (path,) = render(run, RenderOptions(out=tmp_path / "slow.mkv", codec="ffv1", speed="1/2"))
     shown, clip = frames_of(path), true_run.clip
     assert probe(path).rate == 24 and len(shown) in (2 * clip.count - 1, 2 * clip.count)
@@ -42,7 +43,7 @@ def test_half_the_speed_shows_every_frame_as_it_is_and_one_between(run: Run, tru
     assert 0.2 * apart < min(halves) and max(halves) < apart
 
 
-def test_a_frozen_frame_stands_still_and_a_rate_keeps_the_length(run: Run, true_run: Any, tmp_path: Path) -> None:
+def test_a_frozen_frame_stands_still_and_a_rate_keeps_the_length(run: Run, true_run: TrueRun, tmp_path: Path) -> None:
     frozen = RenderOptions(out=tmp_path / "still.mkv", codec="ffv1", freeze=("5:0.25",))
     shown = frames_of(render(run, frozen)[0])
     assert len(shown) == true_run.clip.count + 6
@@ -53,7 +54,7 @@ def test_a_frozen_frame_stands_still_and_a_rate_keeps_the_length(run: Run, true_
     assert abs(facts.timestamps[-1] - Fraction(11, 24)) <= Fraction(1, 48)
 
 
-def test_slow_motion_of_an_edit_is_slow_motion_of_the_edited_video(run: Run, true_run: Any, tmp_path: Path) -> None:
+def test_slow_motion_of_an_edit_is_slow_motion_of_the_edited_video(run: Run, true_run: TrueRun, tmp_path: Path) -> None:
     edit_with(run, Remove())
     whole = frames_of(render(run, RenderOptions(out=tmp_path / "edit.mkv", codec="ffv1"))[0])
     slow = frames_of(render(run, RenderOptions(out=tmp_path / "slow.mkv", codec="ffv1", speed="0.5"))[0])

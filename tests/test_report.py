@@ -16,25 +16,31 @@ import pytest
 import torch
 
 from editors.cli import parse
+from neural_fields import metrics
 from neural_fields.baking import Maps, bake
 from neural_fields.canonical import CanonicalImage
 from neural_fields.cli import Train, overrides_from
 from neural_fields.config import Config, NoGain, load_config, preset_names
 from neural_fields.coords import Box, frame_box, frame_xy
-from neural_fields.data.flow import FlowField
+from neural_fields.data.flow import FlowField, resize_mask, resize_vectors
 from neural_fields.data.synthetic import demo_clip
 from neural_fields.data.video import read
-from neural_fields.evaluation import evaluate
+from neural_fields.evaluation import evaluate, read_source
 from neural_fields.fit_options import FitOptions, Progress
+from neural_fields.fit_record import read_fit_record
 from neural_fields.fitting import fit, load_model
 from neural_fields.planar.build import build
-from neural_fields.planar.model import LayerSamples, LayerShape, ModelShape
+from neural_fields.planar.model import LayerShape, ModelShape, PlanarModel
+from neural_fields.planar.samples import LayerSamples, composite
 from neural_fields.report import FitCost, survey_all, write_report
 from neural_fields.report.geometry import bend
-from neural_fields.report.heat import CANONICAL_SIDE, canonical_picture, heat_pictures, risk_levels
+from neural_fields.report.heat import DEFAULTS as HEAT_SETTINGS
+from neural_fields.report.heat import canonical_picture, heat_pictures, risk_levels
 from neural_fields.report.page import page
-from neural_fields.report.steadiness import SPAN, Drift, drifts
-from neural_fields.report.survey import PARTS, LayerMaps, Survey, spread
+from neural_fields.report.steadiness import DEFAULTS as DRIFT_SETTINGS
+from neural_fields.report.steadiness import Drift, drifts, run_flow
+from neural_fields.report.survey import DEFAULTS as SURVEY_SETTINGS
+from neural_fields.report.survey import LayerMaps, Survey, spread
 from neural_fields.report.verdict import ClipFacts, LayerFacts, TrainCommand, judge
 from neural_fields.run import Run, append_metrics
 
@@ -104,8 +110,10 @@ def constant_flow(frames: int, velocity: tuple[float, float]) -> FlowField:
 def test_points_drift_by_what_the_canonical_slips_against_the_flow(tmp_path: Path, slip: float) -> None:
     maps = moving_maps(tmp_path, 12, (1.5 + slip, 0.5))
     found = drifts(maps, constant_flow(12, (1.5, 0.5)), 4)["floor"]
-    assert found.span == SPAN and found.points > 1000
-    assert found.next_frame == pytest.approx(slip, abs=0.01) and found.far == pytest.approx(SPAN * slip, abs=0.02)
+    assert found.span == DRIFT_SETTINGS.span_frames and found.points > 1000
+    assert found.next_frame == pytest.approx(slip, abs=0.01) and found.far == pytest.approx(
+        DRIFT_SETTINGS.span_frames * slip, abs=0.02
+    )
     assert found.steady == (1.0 if slip == 0 else 0.0)  # 4 pixels of 64
 
 
@@ -164,7 +172,7 @@ def test_the_residual_is_the_error_and_an_undistorted_layer_has_no_heat() -> Non
 
 
 def test_the_worst_frames_are_from_different_parts_of_the_clip() -> None:
-    count = 5 * PARTS
+    count = 5 * SURVEY_SETTINGS.parts
     survey = Survey({}, SIZE, range(count), [], 2.0)
     source, nothing = np.zeros((HEIGHT, WIDTH, 3), np.uint8), samples(identity(), ALL)
     errors = {7: 90, 8: 95, 9: 92, 33: 50, 50: 60}
@@ -209,8 +217,10 @@ def test_a_huge_canonical_image_is_shown_small_and_unseen_places_are_checkered()
     image = CanonicalImage(torch.ones(4, 30, 3000), Box(-1.0, -1.0, 1.0, 1.0), "wide")
     image.rgba[3, :, 1500:] = 0
     shown = canonical_picture(image)
-    assert shown.shape == (12, CANONICAL_SIDE, 3)
-    assert (shown[:, : CANONICAL_SIDE // 2] == 255).all() and len(np.unique(shown[:, CANONICAL_SIDE // 2 + 1 :])) == 2
+    assert shown.shape == (12, HEAT_SETTINGS.canonical_side_px, 3)
+    assert (shown[:, : HEAT_SETTINGS.canonical_side_px // 2] == 255).all() and len(
+        np.unique(shown[:, HEAT_SETTINGS.canonical_side_px // 2 + 1 :])
+    ) == 2
     maps = flat_maps()
     maps.frames[:, 3:] = 0
     for name, picture in heat_pictures(image, maps, 9).items():
@@ -397,6 +407,38 @@ def test_eval_says_the_same_in_numbers(fitted: Run) -> None:
         assert facts["points"]["span"] == 7
     assert report["layers"]["turtle"]["pixel_share"] + report["layers"]["background"]["pixel_share"] == pytest.approx(1)
     assert "report" not in evaluate(fitted)
+
+
+def test_eval_reconstructs_every_frame_once(fitted: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    reconstruct = PlanarModel.frame
+    asked: list[int] = []
+
+    def count_frames(model: PlanarModel, t: int, *arguments: object, **options: object) -> LayerSamples:
+        asked.append(t)
+        return reconstruct(model, t, *arguments, **options)
+
+    monkeypatch.setattr(PlanarModel, "frame", count_frames)
+    result = evaluate(fitted, html=True)
+    assert asked == list(range(8))
+
+    # The figures of the single pass are those of the measures on whole clips.
+    model, _ = load_model(fitted)
+    source = read_source(fitted).frames
+    shown = [reconstruct_frame(model, t) for t in range(8)]
+    flow = run_flow(fitted, read_fit_record(fitted), source)
+    assert flow is not None
+    forward = [resize_vectors(vectors, SIZE) for vectors in flow.forward]
+    ok = [resize_mask(mask, SIZE) for mask in flow.forward_ok]
+    assert result["warp_error"] == metrics.warp_error(shown, forward, ok)
+    assert result["source_warp_error"] == metrics.warp_error(source, forward, ok)
+    assert result["psnr_per_frame"] == [round(value, 4) for value in metrics.psnr_per_frame(shown, source)]
+    assert result["ssim"] == round(float(np.mean([metrics.ssim(a, b) for a, b in zip(shown, source, strict=True)])), 5)
+
+
+def reconstruct_frame(model: PlanarModel, t: int) -> np.ndarray:
+    with torch.no_grad():
+        colors = composite(model.frame(t, SIZE)).clamp(0, 1).view(HEIGHT, WIDTH, 3)
+    return (colors * 255).round().to(torch.uint8).numpy()
 
 
 def test_a_layer_that_is_never_seen_does_not_stop_the_page(fitted: Run) -> None:

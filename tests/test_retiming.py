@@ -22,6 +22,7 @@ from neural_fields.errors import ExitCode, UserError
 from neural_fields.in_between import Retimer
 from neural_fields.planar.sheets import Chart
 from neural_fields.retiming import Plan, Timing, parse_timing, plan
+from tests.support.true_run import TrueRun
 
 SIZE = (160, 90)
 
@@ -183,7 +184,7 @@ def halves(count: int) -> Plan:
 
 
 @pytest.fixture(scope="module")
-def truth(true_run: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[SyntheticClip, Maps]]:
+def truth(true_run: TrueRun, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[SyntheticClip, Maps]]:
     """Clips at twice the rate, and the exact maps of their even frames."""
     maker: ModuleType = sys.modules[type(true_run).__module__]
     clips = {"demo": demo_clip(9, *SIZE), "wave": suite_clip("wave", 9, SIZE)}

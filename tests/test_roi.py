@@ -258,9 +258,9 @@ def test_an_edit_drawn_on_the_region_lies_there_on_every_frame_and_on_nothing_el
 
 def test_the_preset_without_a_region_and_a_region_without_its_mapping_are_refused(clip: Path, tmp_path: Path) -> None:
     assert load_config("roi").region
-    with pytest.raises(UserError, match="follows one region") as caught:
+    with pytest.raises(UserError, match="tracks one region") as caught:
         fit(clip, FitOptions(out=tmp_path / "a", config="roi"))
     roi = re.fullmatch(r'--roi "(.*)"', caught.value.fix)
     assert roi and parse_region(roi[1], WIDTH, HEIGHT, range(FRAMES))
-    with pytest.raises(UserError, match="preset lna cannot follow a region"):
+    with pytest.raises(UserError, match="preset lna cannot track a region"):
         fit(clip, FitOptions(out=tmp_path / "b", config="lna", roi=roi[1]))

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import cv2
 import numpy as np
@@ -33,7 +33,7 @@ FRAME = 2
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory, tiny_models: Any) -> Callable[[str], str]:
+def models(tmp_path_factory: pytest.TempPathFactory, tiny_models: ModuleType) -> Callable[[str], str]:
     """Folders of tiny models by kind."""
     home = tmp_path_factory.mktemp("models")
     makers = {

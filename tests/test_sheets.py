@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from editors.carry import carry
 from editors.demo import new_facts
-from neural_fields import coords
+from neural_fields import coords, fitting
 from neural_fields.baking import Maps
 from neural_fields.canonical import Overlay
 from neural_fields.config import GridMapping as GridSettings
@@ -20,11 +21,10 @@ from neural_fields.data.synthetic import translation_clip
 from neural_fields.data.video import write
 from neural_fields.fit_options import FitOptions
 from neural_fields.fitting import fit
-from neural_fields.planar import sheets
-from neural_fields.planar.initialise import _magnification
+from neural_fields.planar.build import plan
+from neural_fields.planar.initialise import GeometrySettings, estimate_magnification
 from neural_fields.planar.mapping import GridMapping
-from neural_fields.planar.sheets import SpanGeometry, divide, lay_out
-from neural_fields.planar.visible import Visible
+from neural_fields.planar.sheets import Chart, ChartSettings, SpanGeometry, divide, lay_out
 from neural_fields.rendering import Renderer
 
 PLANE = Box(-1.0, -0.5, 1.0, 0.5)
@@ -103,10 +103,9 @@ def test_how_finely_a_frame_reads_its_sheet_does_not_depend_on_where_the_sheet_l
     between = torch.stack([uv[17:19, 32] - uv[17:19, 31], uv[18, 31:33] - uv[17, 31:33]]).mean(1)  # across, down
     along = mapping.pixel_step(torch.tensor([1.0]))[0]
     torch.testing.assert_close(along, between.T.norm(dim=1), rtol=1e-3, atol=1e-6)
-    everywhere = Visible(lambda t: np.ones((36, 64), np.float32), range(2), (64, 36))
     pixel = 2 / 64
     area = float(torch.linalg.det(between)) / pixel**2
-    assert _magnification(everywhere, mapping.homography.numpy()) == pytest.approx(area**-0.5, rel=1e-3)
+    assert estimate_magnification(mapping.homography.numpy()) == pytest.approx(area**-0.5, rel=1e-3)
 
 
 def test_nothing_is_blended_across_two_sheets() -> None:
@@ -122,10 +121,8 @@ def test_nothing_is_blended_across_two_sheets() -> None:
 def test_what_is_painted_on_one_sheet_appears_in_every_frame_at_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sheets, "USUAL", 4)
-    monkeypatch.setattr(sheets, "EXPLAINED", 99.0)
-    monkeypatch.setattr(sheets, "WORTH", -99.0)
-    monkeypatch.setattr(sheets, "NEARLY", -99.0)
+    charts = ChartSettings(frames_per_chart=4, explained_psnr_db=99.0, min_gain_db=-99.0, max_loss_db=-99.0)
+    monkeypatch.setattr(fitting, plan.__name__, partial(plan, settings=GeometrySettings(charts=charts)))
     clip = translation_clip(12, 96, 64, velocity=(1.5, 0.5))
     video = write(tmp_path / "clip.mkv", clip.frames, new_facts(clip), codec="ffv1")
     run = fit(video, FitOptions(tmp_path / "run", size="source", masks=("none",), quality="draft")).run
@@ -157,7 +154,7 @@ def test_a_sheet_that_was_painted_on_is_left_as_it_was(tmp_path: Path) -> None:
     rgba = np.zeros((10, 40, 4), np.float32)
     rgba[2:5, 2:5] = rgba[2:5, 30:33] = (0, 1, 0, 1)
     overlay = Overlay(rgba, Box(0.0, 0.0, 4.0, 1.0))
-    parts = [sheets.Chart("background", i, i, Box(2.0 * i, 0.0, 2.0 * i + 2, 1.0)) for i in range(2)]
+    parts = [Chart("background", i, i, Box(2.0 * i, 0.0, 2.0 * i + 2, 1.0)) for i in range(2)]
     maps = Maps(tmp_path, ("background",), (overlay.box,), (8, 8), 2, False, (tuple(parts),))
     from neural_fields.run import Run
 

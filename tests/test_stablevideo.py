@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ def source(moving_run: Run) -> Source:
 
 
 @pytest.fixture(scope="module")
-def models(tiny_models: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def models(tiny_models: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("models")
     return {
         "plain": str(tiny_models.stable_diffusion(folder / "plain")),
@@ -178,7 +179,7 @@ def test_features_of_the_source_find_the_same_tokens_as_the_maps_do() -> None:
     for layer in (by_maps, by_features):
         with layer.flow.step("keyframes", [0, 2], [0, 2]):
             layer(heads(2, 0), heads(2, 1), heads(2, 2), None)
-        found.append([layer._match(1, key) for key in (0, 2)])
+        found.append([layer._match_tokens(1, key) for key in (0, 2)])
     for (one, shown), (other, _) in zip(*found, strict=True):
         assert torch.equal(one[shown > 0], other[shown > 0]) and int((shown > 0).sum()) == 30
 

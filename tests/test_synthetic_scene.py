@@ -275,7 +275,7 @@ def test_any_skeleton_can_walk_through_the_room() -> None:
     assert joints[..., 2].min() > 0 and np.abs(joints[:, 0, :2]).max() <= 0.8 + 1e-9
     scene = make_scene(motion, orbit(motion, SIZE)[:2], times=(0, 4), switches=(2,))
     assert all(0.03 < view.mask.mean() < 0.3 and view.object_mask.any() for view in scene.views)
-    with pytest.raises(ValueError, match="walker"):
+    with pytest.raises(ValueError, match="walking person"):
         scene.new_pose()
     with pytest.raises(ValueError, match="2 cameras need as many times"):
         make_scene(motion, orbit(motion, SIZE)[:2], times=(0, 6))

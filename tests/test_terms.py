@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from types import ModuleType
+from typing import get_type_hints
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -18,9 +22,11 @@ from neural_fields.data.clip import Batch, Clip
 from neural_fields.data.flow import FlowField
 from neural_fields.data.masks import LayerMasks
 from neural_fields.data.synthetic import translation_clip
+from neural_fields.planar import explicit, light_terms, neighbours, objective, patches, sprite_terms, terms
 from neural_fields.planar.mapping import Mapping
 from neural_fields.planar.model import LayerShape, ModelShape, PlanarModel
 from neural_fields.planar.neighbours import departure_from_rotation
+from neural_fields.planar.objective import compute_losses
 from neural_fields.planar.opacity import Opacity
 from neural_fields.planar.texture import Texture
 
@@ -103,7 +109,7 @@ def model_of(
 
 
 def term(model: PlanarModel, batch: Batch, name: str, step: int = 0) -> float:
-    return float(model.terms(batch, model.batch(batch), step)[name].detach())
+    return float(compute_losses(model, batch, model.batch(batch), step)[name].detach())
 
 
 def whole(clip: Clip) -> Batch:
@@ -336,7 +342,8 @@ def test_transposing_the_clip_changes_no_term(size: tuple[int, int]) -> None:
         for batch, swapped in ((upright, False), (turned, True)):
             model = wavy_model(batch.clip, swapped)
             model.weights = weights
-            found.append({name: float(v.detach()) for name, v in model.terms(batch, model.batch(batch), 0).items()})
+            losses = compute_losses(model, batch, model.batch(batch), 0)
+            found.append({name: float(value.detach()) for name, value in losses.items()})
         assert found[0] == pytest.approx(found[1], rel=2e-4)
         assert all(value > 1e-4 for value in found[0].values()), found[0]
 
@@ -346,7 +353,7 @@ def test_terms_end_when_their_schedule_says_so() -> None:
     model = wavy_model(clip, False)
     model.weights = Terms(mask=1.0, mask_until=10, global_rigidity=(5.0, 50.0), global_rigidity_until=4, color=1.0)
     batch = whole(clip)
-    active = {step: set(model.terms(batch, model.batch(batch), step)) for step in (3, 4, 9, 10)}
+    active = {step: set(compute_losses(model, batch, model.batch(batch), step)) for step in (3, 4, 9, 10)}
     assert active == {
         3: {"color", "mask", "global_rigidity"},
         4: {"color", "mask"},
@@ -359,7 +366,7 @@ def test_every_term_that_looks_at_a_mapping_pulls_on_it() -> None:
     clip = sine_clip(18, 12)
     model = wavy_model(clip, False)
     batch = whole(clip)
-    found = model.terms(batch, model.batch(batch), 0)
+    found = compute_losses(model, batch, model.batch(batch), 0)
     parameters = list(model.mappings.parameters())
     for name in ("color", "gradient", "sobel", "sparsity", "rigidity", "global_rigidity", "flow", "flow_l1"):
         gradients = torch.autograd.grad(found[name], parameters, retain_graph=True, allow_unused=True)
@@ -369,6 +376,26 @@ def test_every_term_that_looks_at_a_mapping_pulls_on_it() -> None:
 def test_one_layer_has_no_terms_of_front_layers() -> None:
     clip = make_clip(grey(), velocity=(1.0, 0.0))
     model = model_of(clip, EVERYTHING, [Affine(IDENTITY)], [flat(0.5, 0.5, 0.5)])
-    found = model.terms(whole(clip), model.batch(whole(clip)), 0)
+    found = compute_losses(model, whole(clip), model.batch(whole(clip)), 0)
     assert not {"mask", "sparsity", "alpha_flow", "background_color"} & set(found)
     assert {"color", "flow", "rigidity", "sobel"} <= set(found)
+
+
+@pytest.mark.parametrize("module", [terms, neighbours, light_terms, sprite_terms, objective, explicit, patches])
+def test_losses_refuse_arguments_of_other_types(module: ModuleType) -> None:
+    """A hint that cannot be resolved is not checked, in silence: names in hints are imported for real."""
+    found = 0
+    for name, function in vars(module).items():
+        if inspect.isfunction(function) and function.__module__ == module.__name__:
+            get_type_hints(function)
+            if not name.startswith("_"):
+                needed = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty]
+                with pytest.raises(jaxtyping.TypeCheckError):
+                    function(*[object()] * len(needed))
+                found += 1
+    assert found
+
+
+def test_a_number_is_no_sample() -> None:
+    with pytest.raises(jaxtyping.TypeCheckError):
+        terms.sparsity(123)  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ def right_half(height: int = 32, width: int = 32) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_models: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tiny_models: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_models.clip(tmp_path_factory.mktemp("clip"))
 
 
@@ -210,7 +211,7 @@ class Still(Source):
 
 
 def test_the_editor_paints_a_layer_over_each_picture_with_either_kind_of_model(
-    tiny_models: Any, folder: Path, tmp_path: Path
+    tiny_models: ModuleType, folder: Path, tmp_path: Path
 ) -> None:
     model = tiny_models.stable_diffusion(tmp_path / "model")
     for chosen in ({"clip_model": str(folder)}, {"model": str(model)}, {"model": str(model), "variant": "dds"}):

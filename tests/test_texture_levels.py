@@ -6,7 +6,7 @@ import torch
 
 from neural_fields.coords import Box, frame_xy
 from neural_fields.planar.opacity import certain
-from neural_fields.planar.texture import LEVELS, ImageTexture
+from neural_fields.planar.texture import ImageTexture
 
 BOX = Box(-1.0, -0.5, 1.0, 0.5)
 
@@ -61,7 +61,7 @@ def test_there_is_a_smallest_level() -> None:
     texture = make()
     seen = texture.seen(torch.zeros(1, 2), torch.full((1, 2), 100.0))
     assert torch.isfinite(seen).all()
-    assert texture.image.shape[1] % 2**LEVELS == 0
+    assert texture.image.shape[1] % 2**texture.settings.max_halvings == 0
 
 
 def test_nearly_certain_opacities_become_exact_and_can_still_be_mended() -> None:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from editors.diffusion.tiles import OVERLAP, in_windows, spans
+from editors.diffusion.tiles import DEFAULTS, in_windows, spans
 
 
 @given(length=st.integers(1, 400), side=st.sampled_from([8, 16, 64]), multiple=st.sampled_from([1, 2, 8]))
@@ -19,7 +19,7 @@ def test_windows_cover_every_latent_and_overlap(length: int, side: int, multiple
     assert found[0].start == 0 and found[-1].stop == length
     for before, after in pairwise(found):
         assert after.start > before.start
-        assert before.stop - after.start >= OVERLAP * side - 2 * multiple
+        assert before.stop - after.start >= DEFAULTS.min_overlap * side - 2 * multiple
         assert after.start % multiple == 0
 
 

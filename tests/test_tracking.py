@@ -22,10 +22,11 @@ from neural_fields.data.synthetic import SyntheticClip, translation_clip
 from neural_fields.data.tracks import grid_points, seen_layer, true_tracks
 from neural_fields.labels import chain_labels, lift_labels, propagate
 from neural_fields.metrics_tracking import tracking_score, uv_error, uv_slip
-from neural_fields.planar import sheets
 from neural_fields.planar.build import build, fill, plan
+from neural_fields.planar.initialise import GeometrySettings
 from neural_fields.planar.mapping import GridMapping, Mapping
 from neural_fields.planar.model import LayerShape, ModelShape, PlanarModel
+from neural_fields.planar.sheets import ChartSettings
 from neural_fields.planar.texture import ImageTexture
 from neural_fields.planar.window_opacity import Segments
 from neural_fields.planar.window_opacity import WindowOpacity as WindowedOpacity
@@ -153,10 +154,8 @@ def divided(name: str) -> tuple[SyntheticClip, FlowField, PlanarModel]:
     labels = clip.labels()
     masks = np.stack([labels == layer for layer in range(len(clip.surfaces) - 1)])
     given = Clip(clip.frames, LayerMasks(clip.layer_names[:-1], masks), true_flow(clip))
-    with pytest.MonkeyPatch.context() as patch:
-        for name_of, value in (("USUAL", 4), ("EXPLAINED", 99.0), ("WORTH", -99.0), ("NEARLY", -99.0)):
-            patch.setattr(sheets, name_of, value)
-        start = plan(load_config("atlas"), given)
+    charts = ChartSettings(frames_per_chart=4, explained_psnr_db=99.0, min_gain_db=-99.0, max_loss_db=-99.0)
+    start = plan(load_config("atlas"), given, GeometrySettings(charts=charts))
     model = build(load_config("atlas"), start.shape)
     fill(model, start, given)
     assert all([chart.first for chart in series] == [0, 4, 8] for series in model.charts())

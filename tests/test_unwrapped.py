@@ -31,6 +31,7 @@ from neural_fields.metrics import psnr
 from neural_fields.output import open_renderer, source_facts
 from neural_fields.run import Run
 from neural_fields.unwrapping import Flat, Plane
+from tests.support.true_run import TrueRun
 
 COLOUR = np.array([0.85, 0.2, 0.3])
 LAYERS = ("foreground", "background")
@@ -38,7 +39,7 @@ Paint = Callable[[int, np.ndarray], np.ndarray]  # number and RGB of a flat fram
 
 
 @pytest.fixture
-def run(true_run: Any, tmp_path: Path) -> Run:
+def run(true_run: TrueRun, tmp_path: Path) -> Run:
     shutil.copytree(true_run.run.path, tmp_path / "run")
     return Run.open(tmp_path / "run")
 
@@ -109,10 +110,10 @@ def painted(run: Run, clip: Path, paint: Paint, codec: str = "ffv1", **more: Any
     facts = probe(clip)
     frames = (paint(t, frame) for t, frame in enumerate(source_frames(facts, range(facts.frame_count))))
     path = run.path.parent / f"edited-{codec}{'.mp4' if codec == 'h264' else '.mkv'}"
-    return write(path, frames, facts, codec=codec, sound=False, overwrite=True, preset="veryfast", **more)
+    return write(path, frames, facts, codec=codec, sound=False, overwrite=True, **more)
 
 
-def test_a_flat_layer_is_its_texture_in_the_light_of_the_frame(run: Run, true_run: Any) -> None:
+def test_a_flat_layer_is_its_texture_in_the_light_of_the_frame(run: Run, true_run: TrueRun) -> None:
     for layer, least in (("foreground", 25), ("background", 34)):
         dot, picture = Dot(run, layer), canonical.pristine(run.canonical, layer)
         texture = cv2.resize(picture.array()[..., :3], dot.plane.size, interpolation=cv2.INTER_LINEAR)
@@ -123,7 +124,7 @@ def test_a_flat_layer_is_its_texture_in_the_light_of_the_frame(run: Run, true_ru
             assert psnr(flat.colour[seen] / 255, (texture * flat.gain)[seen].clip(0, 1)) > least
 
 
-def test_every_texel_that_a_frame_shows_is_found(run: Run, true_run: Any) -> None:
+def test_every_texel_that_a_frame_shows_is_found(run: Run, true_run: TrueRun) -> None:
     dot, clip, t = Dot(run, "foreground"), true_run.clip, 7
     flat, plane = dot.flat(t), dot.plane
     box, uv = plane.box, clip.uv[0, t][clip.alpha[0, t] > 0.99]
@@ -134,7 +135,7 @@ def test_every_texel_that_a_frame_shows_is_found(run: Run, true_run: Any) -> Non
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_a_moving_dot_on_the_flat_clip_is_the_true_edit_of_the_video(run: Run, true_run: Any, layer: str) -> None:
+def test_a_moving_dot_on_the_flat_clip_is_the_true_edit_of_the_video(run: Run, true_run: TrueRun, layer: str) -> None:
     dot = Dot(run, layer)
     clip = painted(run, flat_clip(run, layer), dot.paint)
     edit_unwrapped(run, clip)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from editors.volume.edit import VolumeEditor, VolumeSource, WeightEdit, tuned
 from editors.volume.parts import TRUNK, body_parts, outline
 from editors.volume.poses import Pose, PoseSampler, between
 from editors.volume.reference import Reference, ReferenceWeights, Wanted, pearson, read_reference, reference_loss
-from editors.volume.views import FILLED, Orbit, framing, random_direction, upwards
+from editors.volume.views import DEFAULTS, Orbit, framing, random_direction, upwards
 from editors.volume.whole import Remove, Replace
 from editors.volume.zero123 import Move, ViewModel, move_between
 from neural_fields.data.cameras import Camera, look_at
@@ -36,20 +35,10 @@ from neural_fields.errors import ExitCode, UserError
 from neural_fields.volume.paint import open_paints
 from neural_fields.volume.rays import camera_rays
 from neural_fields.volume.scene import BACKGROUND, PERSON, Seen
+from tests.support import tiny_scene as tiny
 
 UP = np.array([0.0, 0.0, 1.0])
 EVERYTHING = ReferenceWeights(1.0, 1.0, 1.0)
-
-
-def _beside(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny = _beside("tiny_scene")
 
 
 @pytest.fixture
@@ -115,7 +104,7 @@ def test_a_camera_frames_points_in_the_middle_as_large_as_they_can_be_from_where
         pixels, _, inside = camera.project(points)
         assert inside.all()
         np.testing.assert_array_equal(camera.position, place)
-        np.testing.assert_allclose(np.ptp(pixels, axis=0).max(), FILLED * 32, rtol=1e-6)
+        np.testing.assert_allclose(np.ptp(pixels, axis=0).max(), DEFAULTS.filled_share * 32, rtol=1e-6)
         np.testing.assert_allclose((pixels.min(axis=0) + pixels.max(axis=0)) / 2, 16, atol=1e-6)
     with pytest.raises(ValueError, match="in front"):
         framing(points + np.array([3.0, 0.0, 0.0]), np.array([3.0, 0, 0]), UP, 32)
@@ -433,12 +422,12 @@ def view_folder(models: Any, folder: Path, layer: str = "cc_projection") -> Path
 
 
 @pytest.fixture(scope="module")
-def view_model(tiny_models: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def view_model(tiny_models: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return view_folder(tiny_models, tmp_path_factory.mktemp("views") / "model")
 
 
 @pytest.fixture(scope="module")
-def text_model(tiny_models: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def text_model(tiny_models: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_models.stable_diffusion(tmp_path_factory.mktemp("text") / "model")
 
 
@@ -460,7 +449,7 @@ def test_the_denoiser_is_told_the_reference_and_the_move_and_nothing_without_gui
 
 
 def test_both_layouts_are_read_without_the_code_that_they_name(
-    view_model: Path, tiny_models: Any, tmp_path: Path
+    view_model: Path, tiny_models: ModuleType, tmp_path: Path
 ) -> None:
     other = view_folder(tiny_models, tmp_path / "other", layer="clip_camera_projection")
     one, two = (load_view_networks(Weights(str(folder), "cpu")).projection for folder in (view_model, other))

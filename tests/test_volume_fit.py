@@ -1,4 +1,4 @@
-"""Scenes in space from the command line: fit, continue, measure, render, and what is refused."""
+"""3D scenes from the command line: train, continue, measure, render, and what is refused."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ from neural_fields.data.camera_files import read_transforms
 from neural_fields.data.capture_folder import read_capture, write_capture
 from neural_fields.data.skeleton import Motion, Skeleton
 from neural_fields.data.synthetic_scene import walking_scene
-from neural_fields.run import Run
+from neural_fields.errors import ExitCode, UserError
+from neural_fields.run import Run, append_metrics, read_metrics
 from neural_fields.training import Budget
+from neural_fields.volume.batches import RayBatch
 from neural_fields.volume.stages import Fit
-from neural_fields.volume_fit import make_fit, train_volume_steps
+from neural_fields.volume_fit import VolumeStep, make_fit, train_volume_steps
 from neural_fields.volume_output import orbit_cameras, put_on
 from neural_fields.volume_run import held_out_views, load_scene, read_record, with_edits
 
@@ -81,6 +83,51 @@ def test_stopped_and_continued_is_the_same_as_never_stopped(folder: Path, run: R
     whole, broken = trained(tmp_path / "one", (-1,)), trained(tmp_path / "two", (4, 9, -1))
     assert whole.keys() == broken.keys()
     assert all(torch.equal(value, broken[name]) for name, value in whole.items())
+
+
+def test_out_of_memory_halves_the_batch_says_so_and_keeps_it_when_continued(
+    folder: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, capture = read_record(run), read_capture(folder)
+    parts = stages(record.config.training, "normal", True)
+    own, counts = Run.create(tmp_path / "run"), []
+
+    def trained(limit: int, until: int) -> list[VolumeStep]:
+        fit = make_fit(record, capture, torch.device("cpu"))
+        draw, done = fit.pixels.background, []
+
+        def limited(count: int, generator: torch.Generator) -> RayBatch:
+            counts.append(count)
+            if count > limit:
+                raise torch.OutOfMemoryError("no room")
+            return draw(count, generator)
+
+        monkeypatch.setattr(fit.pixels, "background", limited)
+        for step in train_volume_steps(own, fit, parts, Budget(parts[-1].last), 0, lambda: len(done) == until):
+            done.append(step)
+        return done
+
+    first, second = trained(40, 2)
+    assert counts == [128, 64, 32, 32]
+    assert first.notes == tuple(f"out of memory: the batch is now 1/{divisor} of its size" for divisor in (2, 4))
+    assert second.notes == () and all(np.isfinite(list(step.terms.values())).all() for step in (first, second))
+    counts.clear()
+    trained(40, 1)
+    assert counts == [32]
+    counts.clear()
+    with pytest.raises(UserError, match="not enough memory") as error:
+        trained(0, 1)
+    assert error.value.code == ExitCode.NO_ROOM and counts == [32, 16, 8, 4, 2, 1]
+
+
+def test_the_time_of_a_continued_training_counts_all_its_sessions(run: Run, folder: Path, tmp_path: Path) -> None:
+    own = Run(tmp_path / "copy")
+    shutil.copytree(run.path, own.path)
+    append_metrics(own, {"event": "stopped", "train_seconds": 1000.0})
+    words = ("--config", "hosnerf", "--size", "source", "--out", str(own.path), "--training.holdout", "3", *SHORT)
+    assert main(["train", str(folder), *words, "--training.joint_steps", "[4, 4, 4]"]) == 0
+    last = read_metrics(own)[-1]
+    assert last["event"] == "finished" and last["steps"] == 16 and 1000 < last["train_seconds"] < 1600
 
 
 def test_views_left_out_are_measured_apart(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -212,11 +259,11 @@ def test_editors_of_scenes_and_of_pictures_are_not_mixed_up(
     assert main(["render", str(own), "--what", "compare", "--out", str(tmp_path / "both.mp4")]) == 0
     capsys.readouterr()
     assert main(["edit", str(own), "--editor", "remove", "--layer", "person"]) == 3
-    assert "no part of a scene" in capsys.readouterr().err
+    assert "no part of a 3D scene" in capsys.readouterr().err
     points = ("--editor", "shape", "--frame", "0", "--points", "1,1>2,2")
     assert main(["edit", str(own), *points]) in (2, 3)
     picture = tmp_path / "painted.png"
     Image.new("RGB", (48, 36)).save(picture)
     capsys.readouterr()
     assert main(["edit", str(own), str(picture), "--layer", "person"]) == 3
-    assert "scene in space" in capsys.readouterr().err
+    assert "3D scene" in capsys.readouterr().err

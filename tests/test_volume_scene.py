@@ -9,11 +9,11 @@ import torch
 from neural_fields.data.capture import Capture
 from neural_fields.data.synthetic_scene import SyntheticScene, walking_scene
 from neural_fields.volume.background import Background, frame_of
-from neural_fields.volume.batches import ON_PERSON, Pixels
+from neural_fields.volume.batches import DEFAULTS, Pixels
 from neural_fields.volume.flow_table import FlowTable, previous_view
 from neural_fields.volume.human import Human
 from neural_fields.volume.rays import Marched, camera_rays, merge, render_marched
-from neural_fields.volume.scene import BACKGROUND, PERSON, Moments, Scene, _unmerged
+from neural_fields.volume.scene import BACKGROUND, PERSON, Moments, Scene, _unmerge_weights
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_weights_go_back_to_the_samples_they_belong_to() -> None:
     other = Marched(place, torch.full_like(place, 0.1), 5 * torch.rand(50, 5), torch.rand(50, 5, 3), place > -1)
     merged, from_one = merge(one, other)
     weights = render_marched(merged).weights
-    found = _unmerged(torch.where(from_one, weights, 0), from_one, one)
+    found = _unmerge_weights(torch.where(from_one, weights, 0), from_one, one)
     for ray in range(50):  # the slow way: look every sample up by its distance
         for sample in range(7):
             if not inside[ray, sample]:
@@ -135,7 +135,7 @@ def test_background_pixels_keep_away_from_the_person_and_the_persons_lie_on_it(c
     away = pixels.background(500, generator)
     assert len(away.rays) == 500 and not away.person.any()
     near = pixels.person(500, generator)
-    assert near.person.float().mean() == pytest.approx(ON_PERSON, abs=0.12)
+    assert near.person.float().mean() == pytest.approx(DEFAULTS.person_share, abs=0.12)
 
 
 def test_the_same_generator_draws_the_same_pixels_and_held_out_views_are_never_drawn(capture: Capture) -> None:

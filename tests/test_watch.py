@@ -23,7 +23,7 @@ from PIL import Image
 from editors import stack, watched
 from editors.api import edit
 from editors.changes import quick_change, whole_change
-from editors.preview import PAGE, QUALITY, open_easel
+from editors.preview import PAGE, open_easel
 from editors.stack import Effects
 from editors.watch import Update, watch
 from neural_fields import canonical
@@ -42,13 +42,14 @@ from neural_fields.output import open_renderer
 from neural_fields.pictures import Picture, as_floats
 from neural_fields.reshaping import Shape
 from neural_fields.run import Run
+from tests.support.true_run import TrueRun
 
 RED, GREEN, BLUE = (230, 20, 40, 255), (20, 200, 60, 255), (30, 60, 220, 255)
 MIDDLE = 6  # of the clip of twelve frames
 
 
 @pytest.fixture(scope="module")
-def home(true_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(true_run: TrueRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The true run with pictures whose sides are multiples of 16, as those of a fit are."""
     path = tmp_path_factory.mktemp("watched") / "run"
     shutil.copytree(true_run.run.path, path)
@@ -69,7 +70,7 @@ def run(home: Path, tmp_path: Path) -> Run:
 
 
 @pytest.fixture
-def clip(true_run: Any) -> SyntheticClip:
+def clip(true_run: TrueRun) -> SyntheticClip:
     return true_run.clip
 
 
@@ -163,7 +164,8 @@ def agree(shown: np.ndarray, wanted: np.ndarray) -> None:
 
 def as_jpeg(frame: np.ndarray, shown: np.ndarray) -> None:
     """A preview is a frame, as a JPEG shows it."""
-    file = io.BytesIO(cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes())
+    options = [cv2.IMWRITE_JPEG_QUALITY, watched.DEFAULTS.jpeg_quality]
+    file = io.BytesIO(cv2.imencode(".jpg", frame[..., ::-1], options)[1].tobytes())
     assert np.array_equal(np.asarray(Image.open(file).convert("RGB")), shown)
 
 
@@ -335,23 +337,21 @@ def test_a_slow_save_is_waited_for_and_shown_once(run: Run, watching: Watching, 
     assert watching.next().kind == "end"
 
 
-def test_a_save_that_stops_halfway_is_said_and_the_next_one_shown(
-    run: Run, watching: Watching, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("editors.watch.PATIENCE", 0.05)
-    monkeypatch.setattr("editors.watch.GIVE_UP", 0.4)
+def test_a_save_that_stops_halfway_is_said_and_the_next_one_shown(run: Run, tmp_path: Path) -> None:
+    impatient = replace(watched.DEFAULTS, patience_s=0.05, give_up_s=0.4)
     path = run.canonical / "foreground.png"
     data = save(tmp_path / "p.png", painted(run, "foreground")).read_bytes()
-    put(path, data)
-    assert watching.next().kind == "painted"
-    before = watching.image()
-    put(path, data[: len(data) // 2])
-    waiting, error = watching.next(patient=False), watching.next()
-    assert waiting.kind == "waiting" and "waiting for the save" in waiting.lines()[0]
-    assert error.kind == "error" and "damaged" in error.lines()[0] and len(error.lines()) == 1
-    assert np.array_equal(watching.image(), before) and error.layers == ("foreground",)
-    put(path, data)
-    assert watching.next().kind == "painted"
+    with Watching(run, settings=impatient) as watching:
+        put(path, data)
+        assert watching.next().kind == "painted"
+        before = watching.image()
+        put(path, data[: len(data) // 2])
+        waiting, error = watching.next(patient=False), watching.next()
+        assert waiting.kind == "waiting" and "waiting for the save" in waiting.lines()[0]
+        assert error.kind == "error" and "damaged" in error.lines()[0] and len(error.lines()) == 1
+        assert np.array_equal(watching.image(), before) and error.layers == ("foreground",)
+        put(path, data)
+        assert watching.next().kind == "painted"
 
 
 def test_a_picture_of_another_shape_is_refused_and_watching_goes_on(

@@ -1,4 +1,4 @@
-"""Makes the pictures of the documentation from what the tool wrote.
+"""Makes the pictures of the documentation from the output of the demo.
 
 unwrap demo --out demo
 python examples/2_paint_on_a_frame.py demo
@@ -20,14 +20,14 @@ Panel = tuple[str, Image.Image]
 
 
 def frames(video: Path, shares: tuple[float, ...]) -> list[Image.Image]:
-    """Frames of a video at shares (0 to 1) of its length."""
+    """Reads frames of a video at shares (0 to 1) of its length."""
     facts = probe(video)
     numbers = [round(share * (facts.frame_count - 1)) for share in shares]
     return [Image.fromarray(next(iter(source_frames(facts, range(k, k + 1))))) for k in numbers]
 
 
 def canonical(path: Path) -> Image.Image:
-    """A canonical picture over the squares that stand for transparency, without its empty rim."""
+    """Draws a canonical picture over the squares that stand for transparency, without its empty rim."""
     with Image.open(path) as picture:
         solid = picture.getchannel("A").point(lambda alpha: 255 * (alpha > 127))
         rgba = np.asarray(picture.convert("RGBA").crop(solid.getbbox()), np.float32) / 255
@@ -35,7 +35,7 @@ def canonical(path: Path) -> Image.Image:
 
 
 def row(panels: list[Panel], height: int) -> Image.Image:
-    """Panels of one height side by side, each under its label; they are scaled to fill the width together."""
+    """Puts panels of one height side by side, each under its label, scaled to fill the width together."""
     shares = [picture.width / picture.height for _, picture in panels]
     height = min(height, round((WIDTH - GAP * (len(panels) - 1)) / sum(shares)))
     sheet = Image.new("RGB", (WIDTH, height + LABEL), "white")
@@ -49,7 +49,7 @@ def row(panels: list[Panel], height: int) -> Image.Image:
 
 
 def save(name: str, rows: list[Image.Image]) -> None:
-    """The rows below each other as `name` beside this file."""
+    """Saves the rows, one below the other, as `name` beside this file."""
     sheet = Image.new("RGB", (WIDTH, sum(part.height for part in rows) + GAP * (len(rows) - 1)), "white")
     y = 0
     for part in rows:
@@ -59,7 +59,7 @@ def save(name: str, rows: list[Image.Image]) -> None:
 
 
 def main(demo: Path) -> None:
-    """All pictures, from the folder of `unwrap demo`."""
+    """Makes all pictures from the folder of `unwrap demo`."""
     pictures = demo / "run" / "canonical"
     before = [
         ("The sea floor as one picture", canonical(pictures / "background.png")),

@@ -55,7 +55,7 @@ Panel = tuple[str, Image.Image]
 
 
 class Bench:
-    """A copy of the demo's run, to edit."""
+    """A copy of the demo's run to make edits in."""
 
     def __init__(self, demo: Path, home: Path) -> None:
         self.run = Run.open(
@@ -73,14 +73,14 @@ class Bench:
         return Image.fromarray(changer.render_frame(t, self.sources[t]))
 
     def after(self, change: Callable[[Run], object], frames: Sequence[int]) -> list[Image.Image]:
-        """Frames with one edit alone on them."""
+        """Renders frames with a single edit."""
         change(self.run)
         found = [self.shown(t) for t in frames]
         shutil.rmtree(self.run.edits)
         return found
 
     def middle(self, t: int) -> tuple[float, float]:
-        """The middle of the object in a frame, in pixels."""
+        """Returns the centre of the object in a frame, in pixels."""
         weight = Maps.open(self.run).layer_weight(t, 0, self.sources[0].shape[1::-1])
         y, x = np.nonzero(weight > 0.5)
         return float(x.mean()), float(y.mean())
@@ -91,7 +91,7 @@ def sheet(name: str, *rows: Sequence[Panel]) -> None:
 
 
 def adjusting(bench: Bench) -> None:
-    """adjust.png"""
+    """Makes adjust.png."""
     (floor,) = bench.after(
         lambda run: edit_with(run, Adjust(exposure=-0.8, saturation=0.2), layers=("background",)), [24]
     )
@@ -103,7 +103,7 @@ def adjusting(bench: Bench) -> None:
 
 
 def lifting(bench: Bench) -> None:
-    """lift.png"""
+    """Makes lift.png."""
     looks = bench.home / "looks.py"
     looks.write_text("def poster(rgb):\n    return (rgb * 4).round() / 4\n")
     frames = bench.after(lambda run: edit_with(run, Lift(function=f"{looks}:poster"), layers=("background",)), [2, 45])
@@ -117,13 +117,13 @@ def lifting(bench: Bench) -> None:
 
 
 def removing(bench: Bench) -> None:
-    """remove.png"""
+    """Makes remove.png."""
     frames = bench.after(lambda run: edit_with(run, Remove()), [24, 45])
     sheet("remove.png", [("The source", bench.source(24)), ("Without the turtle", frames[0]), ("Later", frames[1])])
 
 
 def replacing(bench: Bench) -> None:
-    """replace.png"""
+    """Makes replace.png."""
     y, x = np.mgrid[:480, :854]
     checks = np.where(((x // 60 + y // 60) % 2)[..., None] > 0, (238, 224, 190), (150, 90, 60)).astype(np.uint8)
     Image.fromarray(checks).save(bench.home / "floor.png")
@@ -136,7 +136,7 @@ def replacing(bench: Bench) -> None:
 
 
 def arranging(bench: Bench) -> None:
-    """arranging.png"""
+    """Makes arranging.png."""
     box = pristine(bench.run.canonical, "foreground").box
     red = {"foreground": Overlay(np.full((8, 8, 4), (0.9, 0.15, 0.1, 1), np.float32), box)}
     panels = []
@@ -154,7 +154,7 @@ def arranging(bench: Bench) -> None:
 
 
 def placing(bench: Bench) -> None:
-    """place.png"""
+    """Makes place.png."""
     x, y = bench.middle(2)
     text = Place(text="TURTLE", color="#ffe27a", point=f"{x:.0f},{y:.0f}", width=120.0, angle=-12.0, frame=2)
     frames = bench.after(lambda run: edit_with(run, text, layers=("foreground",)), FRAMES)
@@ -166,7 +166,7 @@ def placing(bench: Bench) -> None:
 
 
 def dragging(bench: Bench) -> None:
-    """drag.png"""
+    """Makes drag.png."""
     x, y = bench.middle(24)
     drag = Drag(drag=(f"{x + 40:.0f},{y:.0f}>{x + 75:.0f},{y - 12:.0f}",), frame=24)
     frames = bench.after(lambda run: edit_with(run, drag), [24, 45])
@@ -177,7 +177,7 @@ def dragging(bench: Bench) -> None:
 
 
 def shaping(bench: Bench) -> None:
-    """shape.png"""
+    """Makes shape.png."""
     x, y = bench.middle(24)
     around = [(-60, 0, -85, 0), (60, 0, 85, 0), (0, -55, 0, -40), (0, 55, 0, 40)]
     pairs = tuple(f"{x + a:.0f},{y + b:.0f}>{x + c:.0f},{y + d:.0f}" for a, b, c, d in around)
@@ -186,7 +186,7 @@ def shaping(bench: Bench) -> None:
 
 
 def painting(bench: Bench) -> None:
-    """frames.png"""
+    """Makes painted-frames.png."""
     painted = {}
     for t in (2, 24, 45):
         frame = bench.sources[t].copy()
@@ -205,7 +205,7 @@ def painting(bench: Bench) -> None:
 
 
 def guiding(bench: Bench) -> None:
-    """guides.png"""
+    """Makes guides.png."""
     out = bench.home / "documents"
     export(bench.run, Canonical(layer=("background",)), out=out)
     document = read_ora(out / "background.ora", 64_000_000)
@@ -219,7 +219,7 @@ def guiding(bench: Bench) -> None:
 
 
 def mapping(bench: Bench) -> None:
-    """stmap.png"""
+    """Makes stmap.png."""
     export(bench.run, STMap(layer=("background",), convention="opencv", every=24), out=bench.home / "stmap")
     x, y, _ = np.load(bench.home / "stmap" / "forward" / "background.0024.npy")
     width, height = pristine(bench.run.canonical, "background").size
@@ -233,7 +233,7 @@ def mapping(bench: Bench) -> None:
 
 
 def laying_flat(bench: Bench) -> None:
-    """unwrapped.png, mattes.png"""
+    """Makes unwrapped.png and mattes.png."""
     export(bench.run, Unwrapped(layer="foreground"), out=bench.home / "flat")
     (film,) = (bench.home / "flat").glob("*.mkv")
     flat = [frame for t, frame in enumerate(rgba_frames(film)) if t in FRAMES]
@@ -253,7 +253,7 @@ def laying_flat(bench: Bench) -> None:
 
 
 def following(bench: Bench) -> None:
-    """tracks.png, labels.png"""
+    """Makes tracks.png and labels.png."""
     x, y = bench.middle(24)
     points = [(x + dx, y + dy) for dx in (-40, 0, 40) for dy in (-30, 0, 30)] + [(80 + 60 * k, 300.0) for k in range(8)]
     tracks = track_points(bench.run, np.array(points), 24)
@@ -283,7 +283,7 @@ def following(bench: Bench) -> None:
 
 
 def watching(bench: Bench) -> None:
-    """watch.png"""
+    """Makes watch.png."""
     painted = np.asarray(Image.open(bench.run.canonical / "foreground.png")).copy()
     height, width = painted.shape[:2]
     cv2.circle(painted, (width // 2, height // 2), height // 9, (225, 40, 50, 255), -1, cv2.LINE_AA)
@@ -296,7 +296,7 @@ def watching(bench: Bench) -> None:
 
 
 def slowing(bench: Bench) -> None:
-    """slow-motion.png"""
+    """Makes slow-motion.png."""
     facts, chosen = source_facts(bench.run)
     maps = Maps.open(bench.run)
     asked = plan(facts, chosen, parse_timing("1/2"))
@@ -306,7 +306,7 @@ def slowing(bench: Bench) -> None:
 
 
 def styling(bench: Bench, weights: Path) -> None:
-    """style.png, fused-frames.png"""
+    """Makes style.png and fused-frames.png."""
     frames = bench.after(lambda run: edit_with(run, Style(weights=weights), layers=("background",)), [2, 45])
     sheet("style.png", [("The source", bench.source(2)), ("The sea floor in a style", frames[0]), ("Later", frames[1])])
     network, folder = read_style(weights), bench.home / "styled"
@@ -326,7 +326,7 @@ def styling(bench: Bench, weights: Path) -> None:
 
 
 def main(demo: Path, weights: Path | None) -> None:
-    """All pictures."""
+    """Makes all pictures."""
     with tempfile.TemporaryDirectory() as home:
         bench = Bench(demo, Path(home))
         for make in (adjusting, lifting, removing, replacing, arranging, placing, dragging, shaping, painting):

@@ -1,13 +1,14 @@
-"""Attention of a UNet, changed from outside: over several pictures at once, along canonical paths, or from another run.
+"""Replaced attention of a UNet: over several pictures at once, along canonical paths, or recorded in another run.
 
-A diffusion UNet calls a processor for each of its attention layers. `Processor` is the usual one with its inner part,
-what is done with queries, keys and values, open to change. `DiffusionModel.attention` takes dictionaries of them:
+A diffusion UNet calls a processor for each of its attention layers. `Processor` is the usual one, with a replaceable
+function of queries, keys and values. `DiffusionModel.attention` takes dictionaries of such processors:
 
-* `cross_frame` lets the pictures of a batch see each other, so that they come out alike: all see the first (Text2Video-
-  Zero, Khachatryan et al., 2023, 3.3), the first and the previous (Tune-A-Video, Wu et al., 2023, 3.2), or all of them
-  (Vid2Vid-Zero, Wang et al., 2023); and then along paths through time, which join the tokens that show the same point
-  (FLATTEN, Cong et al., 2024, 4.2). Here the paths come from the canonical picture, not from optical flow.
-* `Features` keeps what layers held in one run and puts it into another (see `pnp.py` and `p2p.py`).
+* `cross_frame` lets the pictures of a batch attend to each other, so that they become consistent: all see the first
+  (Text2Video-Zero, Khachatryan et al., 2023, 3.3), the first and the previous (Tune-A-Video, Wu et al., 2023, 3.2), or
+  all of them (Vid2Vid-Zero, Wang et al., 2023). Then tokens attend along paths through time, which join the tokens that
+  show the same point (FLATTEN, Cong et al., 2024, 4.2). Here the paths come from the canonical picture, not from flow.
+* `Features` records queries, keys and outputs of layers in one run and injects them into another (see `pnp.py` and
+  `p2p.py`).
 """
 
 from __future__ import annotations
@@ -25,25 +26,24 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from editors.diffusion.wrapper import DiffusionModel
 from neural_fields.errors import bad_input
 
 Heads = Float[Tensor, "batch heads tokens width"]
-Held = tuple[Tensor, ...]  # queries and keys, or the output of a convolution
+Held = tuple[Tensor, ...]  # recorded queries and keys, or the recorded output of a convolution
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # of queries, keys, values, and perhaps a mask
-Mix = Callable[[Held, Tensor, Tensor, Tensor], Tensor]  # of what a layer held, and its queries, keys and values now
+Mix = Callable[[Held, Tensor, Tensor, Tensor], Tensor]  # of recorded tensors, and the present queries, keys, values
 Seen = Literal["own", "first", "first-previous", "all"]
-
-REACH = 0.75  # of the spacing of tokens: in an even grid the nearest one is never further away than 0.71
 
 
 def plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention as usual."""
+    """Computes ordinary attention."""
     return scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
 @dataclass(frozen=True)
 class Processor:
-    """What diffusers calls for an attention layer; with `plain` it equals the one that is there already."""
+    """What diffusers calls for an attention layer; with `plain` it equals the layer's own processor."""
 
     attend: Attend = plain
 
@@ -55,16 +55,15 @@ class Processor:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Float[Tensor, "batch tokens width"]:
-        """The layer's output."""
+        """Computes the layer's output."""
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         mask = attention_mask
         if mask is not None:
             mask = attn.prepare_attention_mask(mask, context.shape[1], len(context))
             mask = mask.view(len(context), attn.heads, -1, mask.shape[-1])
-        query, key, value = (
-            _split(layer(states), attn.heads)
-            for layer, states in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context))
-        )
+        query = _split_heads(attn.to_q(hidden_states), attn.heads)
+        key = _split_heads(attn.to_k(context), attn.heads)
+        value = _split_heads(attn.to_v(context), attn.heads)
         out = self.attend(query, key, value, mask).transpose(1, 2).flatten(2).to(query.dtype)
         out = attn.to_out[1](attn.to_out[0](out))
         if attn.residual_connection:
@@ -73,7 +72,7 @@ class Processor:
 
 
 def seen_by(seen: Seen, frames: int) -> list[tuple[int, ...]]:
-    """Which of `frames` pictures each of them sees, for `cross_frame`."""
+    """Lists for each of `frames` pictures those that it sees, for `cross_frame`."""
     if seen == "all":
         return [tuple(range(frames))] * frames
     if seen == "first":
@@ -86,12 +85,12 @@ def seen_by(seen: Seen, frames: int) -> list[tuple[int, ...]]:
 def cross_frame(
     unet: Any, seen: Sequence[tuple[int, ...]], paths: Mapping[int, Int[Tensor, "frames tokens frames"]] | None = None
 ) -> dict[str, Processor]:
-    """Processors with which the pictures of a batch see each other in every self-attention layer.
+    """Makes processors with which the pictures of a batch attend to each other in every self-attention layer.
 
     Args:
         unet: of a `DiffusionModel`.
-        seen: for each picture, those whose tokens its own look at (`seen_by`). The batch holds them in order, and may
-            hold the whole sequence several times, as guidance does.
+        seen: for each picture, those to whose tokens its own tokens attend (`seen_by`). The batch holds the pictures in
+            order, and may repeat the whole sequence, as guidance does.
         paths: by number of tokens of a layer, which token of each picture shows the same point as each token of each
             picture (`canonical_paths`); a layer of another size goes without.
 
@@ -103,13 +102,13 @@ def cross_frame(
 
 
 def self_attention(unet: Any) -> list[str]:
-    """Names of the processors of a UNet's self-attention layers, in the order in which they run."""
-    return _layers(unet, "attn1")
+    """Lists the names of a UNet's self-attention processors, in the order in which they run."""
+    return _list_processors(unet, "attn1")
 
 
 def cross_attention(unet: Any) -> list[str]:
-    """Names of the processors of a UNet's attention to the prompt, in the order in which they run."""
-    return _layers(unet, "attn2")
+    """Lists the names of a UNet's processors of attention to the prompt, in the order in which they run."""
+    return _list_processors(unet, "attn2")
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ class CrossFrame:
     paths: Mapping[int, Int[Tensor, "frames tokens frames"]]
 
     def __call__(self, query: Heads, key: Heads, value: Heads, mask: Tensor | None) -> Heads:
-        """What each token gets from the tokens of the pictures it sees, and then from those on its path."""
+        """Attends to the tokens of the pictures that each token sees, and then to those on its path."""
         frames = len(self.seen)
         if len(query) % frames:
             raise ValueError(f"a batch of {len(query)} does not hold {frames} pictures a whole number of times")
@@ -130,31 +129,54 @@ class CrossFrame:
         out = torch.empty_like(query)
         for row in set(self.seen):
             chosen = [i for i, other in enumerate(self.seen) if other == row]
-            got = plain(_joined(query[:, chosen]), _joined(key[:, list(row)]), _joined(value[:, list(row)]), None)
-            out[:, chosen] = got.unflatten(2, (len(chosen), -1)).transpose(1, 2)
-        where = self.paths.get(query.shape[3])
-        if where is not None:
-            out = _along(query, key, out, where.to(query.device))
-        return out.flatten(0, 1)
+            keys, values = _join_frames(key[:, list(row)]), _join_frames(value[:, list(row)])
+            attended = plain(_join_frames(query[:, chosen]), keys, values, None)
+            out[:, chosen] = attended.unflatten(2, (len(chosen), -1)).transpose(1, 2)
+        paths = self.paths.get(query.shape[3])
+        if paths is None:
+            return out.flatten(0, 1)
+
+        # Along the paths, one picture at a time: the gathered keys are as large as those of all pictures together.
+        paths = paths.to(query.device)
+        indices = torch.arange(len(paths), device=paths.device)
+        along = []
+        for i, path in enumerate(paths):
+            # Two index lists with a slice between them put the indexed axes in front: (tokens, frames, groups, ...).
+            keys, values = (x[:, indices, :, path.clamp(min=0)].permute(2, 3, 0, 1, 4) for x in (key, out))
+            attended = plain(query[:, i].unsqueeze(-2), keys, values, (path >= 0).unsqueeze(-2))
+            along.append(attended.squeeze(-2))
+        return torch.stack(along, dim=1).flatten(0, 1)
 
 
 def canonical_paths(
-    places: Float[np.ndarray, "frames height width 2"], seen: Bool[np.ndarray, "frames height width"]
+    places: Float[np.ndarray, "frames height width 2"],
+    seen: Bool[np.ndarray, "frames height width"],
+    max_distance: float = 0.75,
 ) -> Int[Tensor, "frames tokens frames"]:
-    """Which token of each picture shows the same canonical point as each token of each picture.
+    """Finds for each token of each picture the token of every other picture that shows the same canonical point.
 
     Args:
-        places: where the tokens of each picture lie in the canonical picture of a layer.
+        places: canonical positions of the tokens of each picture in one layer.
         seen: which tokens show that layer.
+        max_distance: between two tokens of the same point, as a share of the spacing of tokens; in an even grid the
+            nearest token is never further away than 0.71.
 
     Returns:
         Numbers of tokens, row by row; -1 where a picture does not show the point. A token is its own partner. For
         several layers take the larger of their paths, element by element.
     """
+    # The usual distance between the canonical positions of neighboring tokens.
+    steps = []
+    for axis in (1, 2):
+        both = np.take(seen, range(1, seen.shape[axis]), axis) & np.take(seen, range(seen.shape[axis] - 1), axis)
+        steps.append(np.linalg.norm(np.diff(places, axis=axis), axis=-1)[both])
+    all_steps = np.concatenate(steps)
+    spacing = float(np.median(all_steps)) if len(all_steps) else 0.0
+
     frames, tokens = len(places), seen[0].size
     flat, shown = places.reshape(frames, tokens, 2), seen.reshape(frames, tokens)
     paths = torch.full((frames, tokens, frames), -1)
-    reach = REACH * _spacing(places, seen)
+    reach = max_distance * spacing
     for other in range(frames):
         known = np.flatnonzero(shown[other])
         if len(known):
@@ -167,13 +189,13 @@ def canonical_paths(
 
 @dataclass
 class Features:
-    """What layers of a UNet held in one run of the denoiser, to be put into another.
+    """Tensors of a UNet's layers, recorded in one run of the denoiser and injected into another.
 
     Attributes:
-        layers: names of the processors whose queries and keys are kept.
-        convolutions: modules whose outputs are kept, by name.
-        held: queries and keys of a layer, or the output of a convolution, by name, of the last recorded run: one after
-            another where the denoiser saw the latents in several windows.
+        layers: names of the processors whose queries and keys are recorded.
+        convolutions: modules whose outputs are recorded, by name.
+        held: queries and keys of a layer, or the output of a convolution, by name, of the last recorded run: one entry
+            for each window of the latents that the denoiser saw.
     """
 
     layers: Sequence[str] = ()
@@ -181,47 +203,50 @@ class Features:
     held: dict[str, list[Held]] = field(default_factory=dict)
 
     @contextmanager
-    def recording(self, model: Any) -> Iterator[None]:
-        """Keeps what the passes of `model` hold, in place of what was kept before."""
+    def recording(self, model: DiffusionModel) -> Iterator[None]:
+        """Records the passes of `model`; replaces what was recorded before."""
         self.held = {name: [] for name in (*self.layers, *self.convolutions)}
         with ExitStack() as stack:
-            kept = {name: Processor(_Keep(self.held[name])) for name in self.layers}
-            stack.enter_context(model.attention(kept))
+            recorders = {name: Processor(_RecordingAttention(self.held[name])) for name in self.layers}
+            stack.enter_context(model.attention(recorders))
             for name, module in self.convolutions.items():
-                stack.callback(module.register_forward_hook(_keep_output(self.held[name])).remove)
+                stack.callback(module.register_forward_hook(_make_recording_hook(self.held[name])).remove)
             yield
 
     @contextmanager
-    def injecting(self, model: Any, processors: Mapping[str, Processor], outputs: bool = True) -> Iterator[None]:
-        """Puts what is held into every picture of the passes of `model`.
+    def injecting(
+        self, model: DiffusionModel, processors: Mapping[str, Processor], outputs: bool = True
+    ) -> Iterator[None]:
+        """Injects the recorded tensors into every picture of the passes of `model`.
 
         Args:
-            processors: what `replayed` returns, for some or all of the layers.
-            outputs: also those of the convolutions.
+            model: whose passes get the tensors.
+            processors: made by `replayed`, for some or all of the layers.
+            outputs: whether the outputs of the convolutions are injected too.
         """
         with ExitStack() as stack:
             stack.enter_context(model.attention(processors))
             for name, module in self.convolutions.items() if outputs else ():
-                stack.callback(module.register_forward_hook(_put_output(self.held[name])).remove)
+                stack.callback(module.register_forward_hook(_make_injecting_hook(self.held[name])).remove)
             yield
 
     def replayed(self, layers: Sequence[str], mix: Mix | None = None) -> dict[str, Processor]:
-        """Processors that attend with what is held: as it was, or mixed with the new by `mix`."""
-        return {name: Processor(_Replay(cycle(self.held[name]), mix or old_for_new)) for name in layers}
+        """Makes processors that attend with the recorded queries and keys, or with a mixture made by `mix`."""
+        return {name: Processor(_ReplayingAttention(cycle(self.held[name]), mix or old_for_new)) for name in layers}
 
 
 def old_for_new(held: Held, query: Heads, key: Tensor, value: Tensor) -> Tensor:
-    """Attention with the queries and keys of the other run: its maps, on values of this one."""
+    """Attends with the queries and keys of the recorded run and the values of this one."""
     return plain(repeated(held[0], len(query)), repeated(held[1], len(query)), value, None)
 
 
 def repeated(values: Float[Tensor, "m ..."], count: int) -> Float[Tensor, "count ..."]:
-    """A batch over and over, up to a batch of `count`."""
+    """Repeats a batch to a batch of `count`."""
     return values.repeat(count // len(values), *[1] * (values.ndim - 1))
 
 
 @dataclass(frozen=True)
-class _Keep:
+class _RecordingAttention:
     held: list[Held]
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -230,7 +255,7 @@ class _Keep:
 
 
 @dataclass(frozen=True)
-class _Replay:
+class _ReplayingAttention:
     held: Iterator[Held]
     mix: Mix
 
@@ -241,16 +266,16 @@ class _Replay:
 Hook = Callable[[torch.nn.Module, Any, Tensor], Tensor | None]
 
 
-def _keep_output(held: list[Held]) -> Hook:
+def _make_recording_hook(held: list[Held]) -> Hook:
     return lambda module, inputs, output: held.append((output,))
 
 
-def _put_output(held: list[Held]) -> Hook:
-    turns = cycle(held)
-    return lambda module, inputs, output: repeated(next(turns)[0], len(output)).to(output)
+def _make_injecting_hook(held: list[Held]) -> Hook:
+    recorded = cycle(held)
+    return lambda module, inputs, output: repeated(next(recorded)[0], len(output)).to(output)
 
 
-def _layers(unet: Any, kind: str) -> list[str]:
+def _list_processors(unet: Any, kind: str) -> list[str]:
     names = [] if unet is None else [name for name in unet.attn_processors if name.endswith(f"{kind}.processor")]
     if not names:
         raise bad_input(
@@ -262,32 +287,10 @@ def _layers(unet: Any, kind: str) -> list[str]:
     return sorted(names, key=lambda name: order.get(name.split(".")[0], 3))  # stable: within a block as listed
 
 
-def _split(states: Tensor, heads: int) -> Tensor:
+def _split_heads(states: Tensor, heads: int) -> Tensor:
     return states.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def _joined(states: Tensor) -> Tensor:
-    """The tokens of several pictures as one long row: (groups, frames, heads, tokens, width) without the frames."""
+def _join_frames(states: Tensor) -> Tensor:
+    """Joins the tokens of several pictures: (groups, frames, heads, tokens, width) without the frames."""
     return states.transpose(1, 2).flatten(2, 3)
-
-
-def _along(query: Tensor, key: Tensor, value: Tensor, paths: Tensor) -> Tensor:
-    """What each token gets from the tokens on its path; all (groups, frames, heads, tokens, width)."""
-    frames = torch.arange(len(paths), device=paths.device)
-    out = []
-    for i, where in enumerate(paths):  # one picture at a time: the gathered keys are as large as those of all pictures
-        # Two lists of numbers with a slice between them put what they choose in front: (tokens, frames, groups, ...).
-        keys, values = (x[:, frames, :, where.clamp(min=0)].permute(2, 3, 0, 1, 4) for x in (key, value))
-        got = plain(query[:, i].unsqueeze(-2), keys, values, (where >= 0).unsqueeze(-2))
-        out.append(got.squeeze(-2))
-    return torch.stack(out, dim=1)
-
-
-def _spacing(places: np.ndarray, seen: np.ndarray) -> float:
-    """The usual distance in the canonical picture between tokens that lie side by side."""
-    steps = []
-    for axis in (1, 2):
-        both = np.take(seen, range(1, seen.shape[axis]), axis) & np.take(seen, range(seen.shape[axis] - 1), axis)
-        steps.append(np.linalg.norm(np.diff(places, axis=axis), axis=-1)[both])
-    every = np.concatenate(steps)
-    return float(np.median(every)) if len(every) else 0.0

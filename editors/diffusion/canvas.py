@@ -1,11 +1,11 @@
-"""From a canonical picture to the pictures that a diffusion model works on, and back to an overlay.
+"""Canvases: parts of canonical pictures on which a diffusion model works, and the way back to an overlay.
 
-A model wants a picture without holes, of the size it was trained on. A canvas is the part of a canonical picture around
+A model needs a picture without holes, of the size it was trained on. A canvas is the part of a canonical picture around
 the region to edit, enlarged or shrunk to that size (VidEdit, Couairon et al., 2023, crops its atlas in the same way).
-What comes back is put on as an overlay that is transparent outside the region: other pixels stay the source's.
+The result becomes an overlay that is transparent outside the region: other pixels stay the source's.
 
-Where the video shows nothing the region goes on as it ends, for some texels: pixels at the silhouette of a layer look
-up texels on both sides of it, and without that they would keep a rim of the old colour.
+Where the video shows nothing, the region is extended by some texels: pixels at the silhouette of a layer sample texels
+on both sides of it, and would keep a rim of the old color otherwise.
 """
 
 from __future__ import annotations
@@ -19,15 +19,23 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from editors.diffusion.tiles import STRETCH
+from editors.diffusion.tiles import DEFAULTS as WINDOWS
 from neural_fields.canonical import CanonicalImage, Overlay, fit
 from neural_fields.coords import Box
 from neural_fields.pictures import premultiplied, resize, straight
 
-MARGIN = 0.1  # of the region's longer side is shown around it, so that the model sees where it joins
-GAP = 16  # pixels between canvases that lie side by side
-SEEN = 0.5  # coverage from which a texel's colour is the video's
-GROWN = 3  # texels by which the region goes on where nothing is seen
+
+@dataclass(frozen=True)
+class CanvasSettings:
+    """Settings of cutting canvases out of canonical pictures and of joining them."""
+
+    margin_share: float = 0.1  # of the region's longer side is shown around it, so that the model sees its surroundings
+    gap_px: int = 16  # between canvases that lie side by side
+    min_coverage: float = 0.5  # from which a texel's color is the video's
+    extension_texels: int = 3  # by which the region is extended where the video shows nothing
+
+
+DEFAULTS = CanvasSettings()
 
 
 @dataclass(frozen=True)
@@ -37,9 +45,9 @@ class Canvas:
     Attributes:
         image: RGB in [0, 1], without holes.
         region: where the edit may go, in [0, 1].
-        alpha: the same for each texel of the picture: the most that an overlay hides of it.
+        alpha: the same for each texel of the picture: the largest alpha of an overlay there.
         box: the part of the canonical plane it covers.
-        layer: whose picture it is.
+        layer: to which the picture belongs.
     """
 
     image: Float[Tensor, "1 3 height width"]
@@ -54,13 +62,13 @@ class Canvas:
         return self.image.shape[3], self.image.shape[2]
 
     def overlay(self, result: Float[Tensor, "1 3 height width"], notes: Sequence[str] = ()) -> Overlay:
-        """What a model made of the canvas, as an overlay that shows it in the region and nothing elsewhere."""
+        """Makes an overlay that shows a model's result in the region and nothing elsewhere."""
         return self.overlay_rgba(torch.cat([result, torch.ones_like(result[:, :1])], dim=1), notes)
 
     def overlay_rgba(self, rgba: Float[Tensor, "1 4 height width"], notes: Sequence[str] = ()) -> Overlay:
-        """An overlay of straight RGBA on the canvas, as far as the region lets it be seen.
+        """Makes an overlay of straight RGBA on the canvas, limited to the region.
 
-        Its size is the smallest multiple of the picture's own texels that loses nothing of the canvas.
+        Its size is the smallest multiple of the picture's own texels that keeps the resolution of the canvas.
         """
         rows, columns = self.alpha.shape
         finer = max(1, -(-self.size[0] // columns), -(-self.size[1] // rows))
@@ -74,7 +82,7 @@ class Canvas:
         return Overlay(array, self.box, tuple(notes))
 
     def part_of(self, picture: Float[np.ndarray, "h w channels"], box: Box) -> Float[Tensor, "1 channels height width"]:
-        """What a picture that covers `box` shows where the canvas lies, at the size of the canvas."""
+        """Crops a picture that covers `box` to the canvas, at the size of the canvas."""
         height, width = picture.shape[:2]
         left, right = (round((u - box.u0) / box.width * width) for u in (self.box.u0, self.box.u1))
         top, bottom = (round((v - box.v0) / box.height * height) for v in (self.box.v0, self.box.v1))
@@ -84,7 +92,7 @@ class Canvas:
     def on_picture(
         self, values: Float[Tensor, "1 1 height width"], picture: CanonicalImage
     ) -> Float[np.ndarray, "rows columns"]:
-        """Values in [0, 1] on the canvas, at the texels of the whole picture; 0 around the canvas."""
+        """Resamples values in [0, 1] on the canvas to the texels of the whole picture; 0 around the canvas."""
         rows, columns = self.alpha.shape
         array = resize(values[0].permute(1, 2, 0).float().cpu().contiguous().numpy(), (columns, rows))
         rgba = np.concatenate([np.zeros((rows, columns, 3), np.float32), array], axis=-1)
@@ -92,37 +100,64 @@ class Canvas:
 
 
 def open_canvas(
-    picture: CanonicalImage, region: Float[np.ndarray, "height width"], side: int, multiple: int, feather: float = 0.0
+    picture: CanonicalImage,
+    region: Float[np.ndarray, "height width"],
+    side: int,
+    multiple: int,
+    feather: float = 0.0,
+    settings: CanvasSettings = DEFAULTS,
 ) -> Canvas:
-    """The part of a picture around a region, scaled so that its longer side has about `side` pixels.
+    """Cuts out the part of a picture around a region, scaled so that its longer side has about `side` pixels.
 
     Args:
         picture: the canonical picture.
         region: where the edit may go, at the picture's size; some of it is above 0.
         side: of the canvas in pixels.
         multiple: both sides of the canvas are multiples of this.
-        feather: pixels of the canvas over which the region fades in from its edge. Where the layer itself ends is no
+        feather: pixels of the canvas over which the region fades in from its edge. The end of the layer itself is no
             edge: there its weight in each frame fades.
+        settings: of canvases.
     """
     rgba = picture.array()
-    known = (rgba[..., 3] > SEEN) | (region > 0)
-    onward, distance = _continued(region, known)
-    alpha = np.where(distance <= GROWN, onward, 0).astype(np.float32)
-    rows, columns = _around(alpha, side, multiple)
+
+    # Extend the region where nothing is known: there it has the value of the nearest known texel.
+    known = (rgba[..., 3] > settings.min_coverage) | (region > 0)
+    if known.all() or not known.any():
+        extended, distance = region, np.zeros_like(region)
+    else:
+        distance, labels = cv2.distanceTransformWithLabels(
+            (~known).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
+        )
+        values = np.zeros(labels.max() + 1, np.float32)
+        values[labels[known]] = region[known]
+        extended = values[labels]
+    alpha = np.where(distance <= settings.extension_texels, extended, 0).astype(np.float32)
+
+    rows, columns = _frame_region(alpha, side, multiple, settings.margin_share)
     height, width = rows.stop - rows.start, columns.stop - columns.start
     scale = side / max(width, height)
     size = tuple(max(multiple, multiple * round(scale * texels / multiple)) for texels in (width, height))
     if feather > 0:
-        alpha = np.minimum(alpha, _faded(onward, feather / scale))
-    part = np.ascontiguousarray(filled(rgba[rows, columns, :3], rgba[rows, columns, 3] > SEEN))
+        # Fade by the distance to the edge, which lies between two texels; the picture's own border is no edge.
+        inside = (extended > settings.min_coverage).astype(np.uint8)
+        padded = cv2.copyMakeBorder(inside, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
+        depth = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+        alpha = np.minimum(alpha, np.clip((depth - 0.5) / (feather / scale), 0, 1))
+    part = np.ascontiguousarray(filled(rgba[rows, columns, :3], rgba[rows, columns, 3] > settings.min_coverage))
     image = np.clip(resize(part, size), 0, 1)
     alpha = np.ascontiguousarray(alpha[rows, columns])
-    inside = np.clip(resize(alpha[..., None], size)[..., 0], 0, 1)
+    editable = np.clip(resize(alpha[..., None], size)[..., 0], 0, 1)
+    box, (texels_across, texels_down) = picture.box, picture.size
     return Canvas(
         torch.from_numpy(image).permute(2, 0, 1)[None].contiguous(),
-        torch.from_numpy(np.ascontiguousarray(inside))[None, None],
+        torch.from_numpy(np.ascontiguousarray(editable))[None, None],
         alpha,
-        _box_of(picture, rows, columns),
+        Box(
+            box.u0 + box.width * columns.start / texels_across,
+            box.v0 + box.height * rows.start / texels_down,
+            box.u0 + box.width * columns.stop / texels_across,
+            box.v0 + box.height * rows.stop / texels_down,
+        ),
         picture.layer,
     )
 
@@ -133,157 +168,150 @@ def open_canvases(
     side: int,
     multiple: int,
     feather: float = 0.0,
+    settings: CanvasSettings = DEFAULTS,
 ) -> list[Canvas]:
-    """Canvases of several layers that together are a picture a model sees as a whole.
+    """Opens canvases of several layers that together are small enough for a model to see them as a whole.
 
     Args:
         pictures, regions: by layer; the layers of `regions` are opened, in its order.
         side, multiple, feather: as for `open_canvas`.
+        settings: of canvases.
     """
-
-    def opened(each: int) -> list[Canvas]:
-        return [open_canvas(pictures[layer], region, each, multiple, feather) for layer, region in regions.items()]
-
-    canvases, each = opened(side), side
-    while len(canvases) > 1 and each > multiple and max(_joint_size(canvases, multiple)) > STRETCH * side:
-        gaps = _gap(multiple) * (len(canvases) - 1)
-        fitting = each * (STRETCH * side - gaps) / (max(_joint_size(canvases, multiple)) - gaps)
+    each = side
+    longest = WINDOWS.max_stretch * side
+    while True:
+        canvases = [
+            open_canvas(pictures[layer], region, each, multiple, feather, settings) for layer, region in regions.items()
+        ]
+        if len(canvases) <= 1 or each <= multiple:
+            return canvases
+        axis = 1 if _are_stacked(canvases) else 0
+        gaps = _compute_gap(multiple, settings) * (len(canvases) - 1)
+        length = sum(canvas.size[axis] for canvas in canvases) + gaps
+        joint = max(length, max(canvas.size[1 - axis] for canvas in canvases))
+        if joint <= longest:
+            return canvases
+        fitting = each * (longest - gaps) / (joint - gaps)
         each = max(multiple, min(each - multiple, int(fitting)))
-        canvases = opened(each)
-    return canvases
 
 
 def filled(
     rgb: Float[np.ndarray, "height width 3"], known: Bool[np.ndarray, "height width"]
 ) -> Float[np.ndarray, "height width 3"]:
-    """A picture without holes: unknown texels take smooth colours from around (push-pull, Gortler et al., 1996)."""
+    """Fills the holes of a picture with smooth colors from around them (push-pull, Gortler et al., 1996)."""
     if known.all() or not known.any():
         return rgb
     weight = known.astype(np.float32)[..., None]
-    return np.where(known[..., None], rgb, _pulled(rgb * weight, weight)).astype(np.float32)
+    return np.where(known[..., None], rgb, _fill_from_coarser(rgb * weight, weight)).astype(np.float32)
 
 
 def side_by_side(
-    canvases: Sequence[Canvas], multiple: int
+    canvases: Sequence[Canvas], multiple: int, settings: CanvasSettings = DEFAULTS
 ) -> tuple[Float[Tensor, "1 3 h w"], Float[Tensor, "1 1 h w"]]:
-    """Canvases of several layers as one picture and its region, so that a model sees them together and they agree.
+    """Joins canvases of several layers to one picture and its region, so that a model makes them consistent.
 
     They lie beside each other, or one above the other where that is the squarer picture. NaRCan (2024) edits the
-    canonical pictures of its segments in the same way, as one grid.
+    canonical pictures of its charts in the same way, as one grid.
+
+    Args:
+        canvases: of the layers.
+        multiple: the gaps between them are multiples of this, in pixels.
+        settings: of canvases.
     """
-    image = together([canvas.image for canvas in canvases], canvases, multiple, "replicate")
-    return image, together([canvas.region for canvas in canvases], canvases, multiple)
+    image = together([canvas.image for canvas in canvases], canvases, multiple, "replicate", settings)
+    return image, together([canvas.region for canvas in canvases], canvases, multiple, settings=settings)
 
 
 def together(
-    parts: Sequence[Float[Tensor, "1 c _ _"]], canvases: Sequence[Canvas], multiple: int, around: str = "constant"
+    parts: Sequence[Float[Tensor, "1 c _ _"]],
+    canvases: Sequence[Canvas],
+    multiple: int,
+    around: str = "constant",
+    settings: CanvasSettings = DEFAULTS,
 ) -> Float[Tensor, "1 c h w"]:
-    """Pictures of the canvases' sizes as one picture; around them are zeros, or their borders go on ("replicate")."""
-    above = _above(canvases)
+    """Joins pictures of the canvases' sizes to one picture.
+
+    Args:
+        parts: one picture for each canvas.
+        canvases: of the layers.
+        multiple: the gaps between them are multiples of this, in pixels.
+        around: how the space around them is filled, as in `torch.nn.functional.pad`: "constant" (zeros) or "replicate".
+        settings: of canvases.
+    """
+    above = _are_stacked(canvases)
     across = max(canvas.size[0 if above else 1] for canvas in canvases)
     padded = []
     for index, (part, canvas) in enumerate(zip(parts, canvases, strict=True)):
         beside = across - canvas.size[0 if above else 1]
-        gap = _gap(multiple) if index < len(canvases) - 1 else 0
-        room = (0, beside, 0, gap) if above else (0, gap, 0, beside)
-        padded.append(torch.nn.functional.pad(part, room, mode=around))
+        gap = _compute_gap(multiple, settings) if index < len(canvases) - 1 else 0
+        padding = (0, beside, 0, gap) if above else (0, gap, 0, beside)
+        padded.append(torch.nn.functional.pad(part, padding, mode=around))
     return torch.cat(padded, dim=2 if above else 3)
 
 
-def apart(picture: Float[Tensor, "1 c h w"], canvases: Sequence[Canvas], multiple: int) -> list[Tensor]:
-    """The parts of a picture made by `side_by_side`."""
-    above, start, parts = _above(canvases), 0, []
+def apart(
+    picture: Float[Tensor, "1 c h w"], canvases: Sequence[Canvas], multiple: int, settings: CanvasSettings = DEFAULTS
+) -> list[Tensor]:
+    """Splits a picture made by `side_by_side` into its parts.
+
+    Args:
+        picture: of all canvases.
+        canvases, multiple, settings: as for `side_by_side`.
+    """
+    above, start, parts = _are_stacked(canvases), 0, []
     for canvas in canvases:
         width, height = canvas.size
         if above:
             parts.append(picture[:, :, start : start + height, :width])
         else:
             parts.append(picture[:, :, :height, start : start + width])
-        start += (height if above else width) + _gap(multiple)
+        start += (height if above else width) + _compute_gap(multiple, settings)
     return parts
 
 
-def _gap(multiple: int) -> int:
-    return multiple * -(-GAP // multiple)
+def _compute_gap(multiple: int, settings: CanvasSettings) -> int:
+    """Computes the pixels between joined canvases."""
+    return multiple * -(-settings.gap_px // multiple)
 
 
-def _above(canvases: Sequence[Canvas]) -> bool:
-    """Whether canvases lie one above the other."""
+def _are_stacked(canvases: Sequence[Canvas]) -> bool:
+    """Tells whether joined canvases lie one above the other."""
     return sum(canvas.size[1] for canvas in canvases) < sum(canvas.size[0] for canvas in canvases)
 
 
-def _joint_size(canvases: Sequence[Canvas], multiple: int) -> tuple[int, int]:
-    """How long and how wide the canvases are together."""
-    axis = 1 if _above(canvases) else 0
-    gaps = _gap(multiple) * (len(canvases) - 1)
-    return sum(canvas.size[axis] for canvas in canvases) + gaps, max(canvas.size[1 - axis] for canvas in canvases)
-
-
-def _continued(
-    region: Float[np.ndarray, "height width"], known: Bool[np.ndarray, "height width"]
-) -> tuple[Float[np.ndarray, "height width"], Float[np.ndarray, "height width"]]:
-    """A region with the value of the nearest known texel where nothing is known, and how far away that is."""
-    if known.all() or not known.any():
-        return region, np.zeros_like(region)
-    distance, labels = cv2.distanceTransformWithLabels(
-        (~known).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
-    )
-    values = np.zeros(labels.max() + 1, np.float32)
-    values[labels[known]] = region[known]
-    return values[labels], distance
-
-
-def _around(region: Float[np.ndarray, "height width"], side: int, multiple: int) -> tuple[slice, slice]:
-    """The rows and columns of a region with a margin, of an aspect that a canvas of whole multiples has."""
+def _frame_region(
+    region: Float[np.ndarray, "height width"], side: int, multiple: int, margin_share: float
+) -> tuple[slice, slice]:
+    """Finds the rows and columns of a region with a margin, of an aspect that a canvas of whole multiples has."""
     where = np.argwhere(region > 0)
     (top, left), (bottom, right) = where.min(axis=0).tolist(), (where.max(axis=0) + 1).tolist()
-    margin = round(MARGIN * max(bottom - top, right - left))
+    margin = round(margin_share * max(bottom - top, right - left))
     limits = region.shape
     spans = [
         (max(0, top - margin), min(limits[0], bottom + margin)),
         (max(0, left - margin), min(limits[1], right + margin)),
     ]
-    # More is shown around, rather than the picture stretched to whole multiples.
-    texels = max(stop - start for start, stop in spans) / side  # a pixel
-    whole = [-(-(stop - start) // max(1e-9, multiple * texels)) * multiple * texels for start, stop in spans]
-    rows, columns = (
-        _widened(*span, round(least), limit) for span, least, limit in zip(spans, whole, limits, strict=True)
-    )
+    # Show more of the surroundings rather than distort the picture to whole multiples.
+    texels_per_pixel = max(stop - start for start, stop in spans) / side
+    framed = []
+    for (start, stop), limit in zip(spans, limits, strict=True):
+        multiples = -(-(stop - start) // max(1e-9, multiple * texels_per_pixel))
+        length = round(multiples * multiple * texels_per_pixel)
+        length = max(stop - start, min(length, limit))
+        start = min(max(0, start - (length - (stop - start)) // 2), limit - length)
+        framed.append(slice(int(start), int(start + length)))
+    rows, columns = framed
     return rows, columns
 
 
-def _widened(start: int, stop: int, least: int, limit: int) -> slice:
-    """A span made at least so long, within [0, limit]."""
-    least = max(stop - start, min(least, limit))
-    start = min(max(0, start - (least - (stop - start)) // 2), limit - least)
-    return slice(int(start), int(start + least))
-
-
-def _box_of(picture: CanonicalImage, rows: slice, columns: slice) -> Box:
-    box, (width, height) = picture.box, picture.size
-    return Box(
-        box.u0 + box.width * columns.start / width,
-        box.v0 + box.height * rows.start / height,
-        box.u0 + box.width * columns.stop / width,
-        box.v0 + box.height * rows.stop / height,
-    )
-
-
-def _faded(region: Float[np.ndarray, "height width"], radius: float) -> Float[np.ndarray, "height width"]:
-    """How far inside the region each texel lies, as a share of the radius; the picture's own border is no edge."""
-    padded = cv2.copyMakeBorder((region > SEEN).astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_REPLICATE)
-    distance = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
-    return np.clip((distance - 0.5) / radius, 0, 1)  # the edge lies between two texels
-
-
-def _pulled(colour: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Colours of weighted texels spread over all of a picture, through smaller and smaller copies of it."""
+def _fill_from_coarser(color: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Spreads the colors of weighted texels over all of a picture, through smaller and smaller copies of it."""
     height, width = weight.shape[:2]
     if max(height, width) <= 1:
-        return colour / np.maximum(weight, 1e-6)
+        return color / np.maximum(weight, 1e-6)
     half = ((width + 1) // 2, (height + 1) // 2)
-    small_colour = cv2.resize(colour, half, interpolation=cv2.INTER_AREA).reshape(half[1], half[0], -1)
+    small_color = cv2.resize(color, half, interpolation=cv2.INTER_AREA).reshape(half[1], half[0], -1)
     small_weight = cv2.resize(weight, half, interpolation=cv2.INTER_AREA).reshape(half[1], half[0], 1)
-    coarse = cv2.resize(_pulled(small_colour, small_weight), (width, height), interpolation=cv2.INTER_LINEAR)
+    coarse = cv2.resize(_fill_from_coarser(small_color, small_weight), (width, height), interpolation=cv2.INTER_LINEAR)
     share = np.clip(weight, 0, 1)
-    return colour / np.maximum(weight, 1e-6) * share + coarse.reshape(height, width, -1) * (1 - share)
+    return color / np.maximum(weight, 1e-6) * share + coarse.reshape(height, width, -1) * (1 - share)

@@ -1,6 +1,6 @@
-"""CLIP (Radford et al., 2021): how well a picture shows what a text says, as unit vectors that can be compared.
+"""CLIP (Radford et al., 2021): pictures and texts as unit vectors, whose cosine says how well they match.
 
-The parts of the network are called one by one, so that it works alike under every release of transformers.
+The parts of the network are called one by one, because that works with every release of transformers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from neural_fields.errors import bad_input
 Images = Float[Tensor, "n 3 height width"]
 Features = Float[Tensor, "n features"]
 
-PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the pictures it was trained with,
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the pictures CLIP was trained on,
 PIXEL_SPREAD = (0.26862954, 0.26130258, 0.27577711)  # and their standard deviation
 
 
@@ -32,7 +32,7 @@ class Clip:
         device: where it runs.
 
     Attributes:
-        side: of the square pictures it looks at, in pixels.
+        side: of the square pictures that it takes, in pixels.
     """
 
     def __init__(self, network: Any, tokenizer: Any, device: torch.device) -> None:
@@ -40,23 +40,23 @@ class Clip:
         self.side = int(network.config.vision_config.image_size)
 
     def images(self, pictures: Images) -> Features:
-        """One unit vector for each picture in [0, 1]. Differentiable."""
-        pooled = self.network.vision_model(pixel_values=self._pixels(pictures)).pooler_output
+        """Computes one unit vector for each picture in [0, 1]. Differentiable."""
+        pooled = self.network.vision_model(pixel_values=self._prepare_pixels(pictures)).pooler_output
         return torch.nn.functional.normalize(self.network.visual_projection(pooled), dim=-1)
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Features:
-        """One unit vector for each text; what is too long is cut off."""
+        """Computes one unit vector for each text; long texts are cut off."""
         words = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(self.device)
-        found = self.network.text_model(input_ids=words["input_ids"], attention_mask=words["attention_mask"])
-        return torch.nn.functional.normalize(self.network.text_projection(found.pooler_output), dim=-1)
+        encoded = self.network.text_model(input_ids=words["input_ids"], attention_mask=words["attention_mask"])
+        return torch.nn.functional.normalize(self.network.text_projection(encoded.pooler_output), dim=-1)
 
     def tokens(self, pictures: Images) -> Float[Tensor, "n tokens channels"]:
-        """What the deepest layer makes of each patch of pictures in [0, 1], without the class token. Differentiable."""
-        return self.network.vision_model(pixel_values=self._pixels(pictures)).last_hidden_state[:, 1:]
+        """Computes the deepest features of each patch of pictures in [0, 1], without class token. Differentiable."""
+        return self.network.vision_model(pixel_values=self._prepare_pixels(pictures)).last_hidden_state[:, 1:]
 
-    def _pixels(self, pictures: Images) -> Float[Tensor, "n 3 side side"]:
-        """The middle square of pictures at the size and in the range that the network was trained with."""
+    def _prepare_pixels(self, pictures: Images) -> Float[Tensor, "n 3 side side"]:
+        """Cuts out the middle square of pictures, at the size and in the range that the network was trained with."""
         height, width = pictures.shape[-2:]
         scale = self.side / min(height, width)
         size = (max(self.side, round(height * scale)), max(self.side, round(width * scale)))
@@ -73,7 +73,8 @@ def load_clip(weights: Weights, device: torch.device | None = None) -> Clip:
     """Reads a CLIP from a folder of transformers, or by the name of one on the hub.
 
     Args:
-        device: where it goes; by default as `weights` says.
+        weights: the model to read.
+        device: where it runs; by default as `weights` says.
 
     Raises:
         UserError: transformers is not installed, there is no such model, or it is another kind (exit 3); weights in a
@@ -101,13 +102,13 @@ def load_clip(weights: Weights, device: torch.device | None = None) -> Clip:
 
 
 def self_similarity(tokens: Float[Tensor, "n tokens channels"]) -> Float[Tensor, "n tokens tokens"]:
-    """The cosine between all pairs of tokens: the layout of a picture, whatever its colours are."""
+    """Computes the cosine between all pairs of tokens: the layout of a picture, independent of its colors."""
     unit = torch.nn.functional.normalize(tokens, dim=-1)
     return unit @ unit.mT
 
 
 def spherical(one: Float[Tensor, "*n features"], other: Float[Tensor, "*#n features"]) -> Float[Tensor, "*n"]:
-    """Half the square of the angle between vectors: 0 for equal directions, pi^2 / 2 for opposite ones."""
+    """Computes half the square of the angle between vectors: 0 for equal directions, pi^2 / 2 for opposite ones."""
     unit, target = (torch.nn.functional.normalize(vectors, dim=-1) for vectors in (one, other))
     # Not by the arc cosine, whose slope is infinite where the two are equal.
     chord = ((unit - target).square().sum(dim=-1) / 4).clamp(1e-12, 1 - 1e-6).sqrt()

@@ -1,8 +1,8 @@
-"""Pictures that a result has to follow: edges of the canonical picture, its depth, or a picture of the user's.
+"""Pictures for ControlNets: edges of the canonical picture, its depth, or a picture of the user.
 
-Edges are found here, without weights: Canny's (1986), and soft edges in place of those of HED (Xie and Tu, ICCV 2015),
-whose ControlNets take any edges that are bright and of graded strength. Depth needs a network that estimates it, or a
-picture; a pose is a picture drawn by any tool.
+Edges are detected here without weights: by Canny (1986), and soft edges in place of those of HED (Xie and Tu, ICCV
+2015), whose ControlNets take any edges that are bright and of graded strength. Depth needs a network that estimates it,
+or a picture; a pose is a picture drawn by any tool.
 """
 
 from __future__ import annotations
@@ -22,19 +22,28 @@ from editors.diffusion.placing import fetched
 from editors.diffusion.settings import wrong_setting
 from editors.diffusion.weights import Weights, check_folder, loading
 from editors.diffusion.wrapper import Control, DiffusionModel, Images, load_control
-from editors.image import check_size
+from editors.image import check_size, pixel_limit
 from neural_fields.errors import bad_input
 from neural_fields.pictures import read_picture
 
 KINDS = ("edges", "soft-edges", "depth", "pose", "picture")
-SCALES = (1.0, 2.0, 4.0)  # pixels: widths of the blur at which soft edges are looked for
-STRONG = 0.99  # quantile of the gradients that counts as a full edge
-NEAR_IS_SMALL = ("zoedepth", "prompt_depth_anything", "depth_pro")  # networks that answer in metres
+
+
+@dataclass(frozen=True)
+class SoftEdgeSettings:
+    """Settings of detecting soft edges."""
+
+    blur_sigmas_px: tuple[float, ...] = (1.0, 2.0, 4.0)  # at which edges are looked for
+    full_quantile: float = 0.99  # of the gradients: it counts as a full edge
+    min_full_gradient: float = 1.0  # of 8-bit grey: the noise of a flat picture is no edge
+
+
+DEFAULTS = SoftEdgeSettings()
 
 
 @dataclass(frozen=True)
 class Follow:
-    """A ControlNet and what it is shown.
+    """A ControlNet and the kind of picture that it gets.
 
     Attributes:
         kind: one of `KINDS`.
@@ -48,7 +57,7 @@ class Follow:
 
 
 def follow_of(text: str) -> Follow:
-    """What `--control KIND=FOLDER` or `KIND=FOLDER@SCALE` asks for.
+    """Parses `--control KIND=FOLDER` or `KIND=FOLDER@SCALE`.
 
     Raises:
         UserError: another form, an unknown kind, a scale that is negative (exit 2).
@@ -70,7 +79,7 @@ def follow_of(text: str) -> Follow:
 
 
 def pictures_of(texts: Sequence[str]) -> dict[str, Path]:
-    """The files of `--control-picture KIND=FILE`, by kind.
+    """Parses `--control-picture KIND=FILE`; returns the files by kind.
 
     Raises:
         UserError: another form or an unknown kind (exit 2).
@@ -86,35 +95,34 @@ def pictures_of(texts: Sequence[str]) -> dict[str, Path]:
 
 
 def edges(images: Images, low: int = 100, high: int = 200) -> Images:
-    """White lines on black by Canny's detector; the thresholds are those that ControlNets of edges were trained with.
+    """Detects edges by Canny's method, as white lines on black; the thresholds are those of the ControlNets' training.
 
     Args:
         images: RGB in [0, 1].
-        low, high: gradients of 8-bit grey from which a line goes on, and from which one begins.
+        low, high: gradients of 8-bit grey from which a line continues, and from which one begins.
     """
-    found = [cv2.Canny(grey, low, high) for grey in _greys(images)]
-    lines = torch.from_numpy(np.stack(found)).float()[:, None] / 255
+    detected = [cv2.Canny(grey, low, high) for grey in _convert_to_grey(images)]
+    lines = torch.from_numpy(np.stack(detected)).float()[:, None] / 255
     return lines.expand(-1, 3, -1, -1).contiguous()
 
 
-def soft_edges(images: Images) -> Images:
-    """Edges of graded strength: the largest gradient of brightness over several widths of blur, in [0, 1]."""
-    answers = []
-    for grey in _greys(images):
+def soft_edges(images: Images, settings: SoftEdgeSettings = DEFAULTS) -> Images:
+    """Detects edges of graded strength: the largest gradient of brightness over several widths of blur, in [0, 1]."""
+    detected = []
+    for grey in _convert_to_grey(images):
         strongest = np.zeros(grey.shape, np.float32)
-        for width in SCALES:
+        for width in settings.blur_sigmas_px:
             blurred = cv2.GaussianBlur(grey.astype(np.float32), (0, 0), width)
             across, down = (cv2.Sobel(blurred, cv2.CV_32F, *axis) for axis in ((1, 0), (0, 1)))
-            strongest = np.maximum(
-                strongest, width * np.hypot(across, down)
-            )  # a wide edge counts as much as a thin one
-        full = max(float(np.quantile(strongest, STRONG)), 1.0)  # noise of a flat picture is no edge
-        answers.append(np.clip(strongest / full, 0, 1))
-    return torch.from_numpy(np.stack(answers))[:, None].expand(-1, 3, -1, -1).contiguous()
+            gradient = width * np.hypot(across, down)  # times the width: a wide edge counts as much as a thin one
+            strongest = np.maximum(strongest, gradient)
+        full = max(float(np.quantile(strongest, settings.full_quantile)), settings.min_full_gradient)
+        detected.append(np.clip(strongest / full, 0, 1))
+    return torch.from_numpy(np.stack(detected))[:, None].expand(-1, 3, -1, -1).contiguous()
 
 
 def depth_by(weights: Weights) -> Callable[[Images], Images]:
-    """What a network that estimates depth says of pictures: near is bright, in [0, 1] over each picture.
+    """Loads a depth network; the returned function estimates the depth of pictures: near is bright, in [0, 1].
 
     Raises:
         UserError: transformers is not installed, there is no such model, or it is another one (exit 3).
@@ -128,19 +136,20 @@ def depth_by(weights: Weights) -> Callable[[Images], Images]:
         network = AutoModelForDepthEstimation.from_pretrained(folder, use_safetensors=not weights.unsafe or None)
         prepare = AutoImageProcessor.from_pretrained(folder)
     network.eval()
-    metres = config.get("depth_estimation_type") == "metric" or config.get("model_type") in NEAR_IS_SMALL
+    metric_types = ("zoedepth", "prompt_depth_anything", "depth_pro")  # their output is in metres: near is small
+    is_metric = config.get("depth_estimation_type") == "metric" or config.get("model_type") in metric_types
 
     @torch.no_grad()
-    def ask(images: Images) -> Images:
+    def estimate_depth(images: Images) -> Images:
         eight_bit = [(255 * image).round().to(torch.uint8).cpu().numpy() for image in images]
-        answer = network(**prepare(images=eight_bit, return_tensors="pt")).predicted_depth.float()
-        nearness = -answer if metres else answer
+        output = network(**prepare(images=eight_bit, return_tensors="pt")).predicted_depth.float()
+        nearness = -output if is_metric else output
         full = torch.nn.functional.interpolate(nearness[:, None], images.shape[-2:], mode="bicubic")
         low, high = full.amin(dim=(2, 3), keepdim=True), full.amax(dim=(2, 3), keepdim=True)
-        least = (1e-6 * full.abs().amax(dim=(2, 3), keepdim=True)).clamp(min=1e-30)  # a flat answer stays flat
-        return ((full - low) / torch.maximum(high - low, least)).expand(-1, 3, -1, -1).contiguous()
+        min_range = (1e-6 * full.abs().amax(dim=(2, 3), keepdim=True)).clamp(min=1e-30)  # a flat output stays flat
+        return ((full - low) / torch.maximum(high - low, min_range)).expand(-1, 3, -1, -1).contiguous()
 
-    return ask
+    return estimate_depth
 
 
 def controls_for(
@@ -150,7 +159,14 @@ def controls_for(
     seen_by: Callable[[Follow, Canvas], Images],
     unsafe: bool = False,
 ) -> list[Control]:
-    """The ControlNets with their pictures of all canvases together.
+    """Loads the ControlNets, each with its pictures of all canvases joined to one.
+
+    Args:
+        model: that they control.
+        canvases: that the model sees together.
+        follows: the ControlNets.
+        seen_by: makes the picture of a ControlNet for a canvas.
+        unsafe: whether weights that can run code are read.
 
     Raises:
         UserError: a model without a UNet, a ControlNet of another model (exit 3).
@@ -177,22 +193,24 @@ def controls_for(
 
 
 def control_picture(path: Path, source: Source, canvas: Canvas) -> Images:
-    """The part of a user's picture that lies where a canvas does.
+    """Reads the part of a user's picture that the canvas covers.
 
     Args:
-        path: of the shape of the layer's canonical picture. Transparent places are black.
+        path: of the picture, which has the aspect of the layer's canonical picture. Transparent places become black.
+        source: of the edit.
+        canvas: of the layer.
 
     Raises:
         UserError: a file that cannot be read, or of another shape (exit 3).
     """
     picture = source.pictures[canvas.layer]
-    painted = read_picture(path, max_pixels=max(16_000_000, 16 * picture.size[0] * picture.size[1]))
+    painted = read_picture(path, max_pixels=pixel_limit(picture.size))
     check_size(painted, picture.size, f"the picture of the layer {canvas.layer}")
     shown: Float[np.ndarray, "height width 3"] = painted.rgba[..., :3] * painted.rgba[..., 3:]
     return canvas.part_of(shown, picture.box).clamp(0, 1)
 
 
-def _greys(images: Images) -> list[np.ndarray]:
-    """Brightness of pictures as 8-bit arrays."""
+def _convert_to_grey(images: Images) -> list[np.ndarray]:
+    """Converts pictures to 8-bit arrays of brightness."""
     arrays = (255 * images.clamp(0, 1)).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [cv2.cvtColor(np.ascontiguousarray(array), cv2.COLOR_RGB2GRAY) for array in arrays]

@@ -1,4 +1,4 @@
-"""The region made anew so that it follows edges, depth, a pose or another picture.
+"""The region, generated so that it follows edges, depth, a pose or another picture.
 
 ControlNet (Zhang, Rao and Agrawala, ICCV 2023): a copy of the denoiser's first half reads the picture and adds to what
 the denoiser computes, each times its scale (section 3.4; several are summed).
@@ -6,8 +6,9 @@ the denoiser computes, each times its scale (section 3.4; several are summed).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -31,7 +32,7 @@ from editors.diffusion.wrapper import Images, load_model
 from neural_fields.config_flags import Repeated
 from neural_fields.errors import bad_input
 
-FOUND = ("edges", "soft-edges")  # kinds that are found in the canonical picture itself
+DepthEstimator = Callable[[Images], Images] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,8 @@ class ControlNet(Regional):
         given = pictures_of(self.control_picture)
         follows = [follow_of(text) for text in self.control]
         for follow in follows:
-            if follow.kind in given or follow.kind in FOUND or (follow.kind == "depth" and self.depth_model):
+            in_picture = follow.kind in ("edges", "soft-edges")  # these are found in the canonical picture itself
+            if follow.kind in given or in_picture or (follow.kind == "depth" and self.depth_model):
                 continue
             other = ", or --depth-model FOLDER" if follow.kind == "depth" else ""
             fix = f"--control-picture {follow.kind}=FILE{other}"
@@ -70,7 +72,7 @@ class ControlNet(Regional):
             raise wrong_setting("edge-thresholds", self.edge_thresholds, why, "--edge-thresholds 100 200")
 
     def __call__(self, source: Source, report: Report) -> EditorResult:
-        """The region of each layer, made anew along what it has to follow."""
+        """Generates the region of each layer along what it has to follow."""
         given = pictures_of(self.control_picture)
         if given and len(source.layers) > 1:
             why = "a control picture belongs to one canonical picture"
@@ -78,22 +80,29 @@ class ControlNet(Regional):
         model = load_model(self.weights())
         canvases, notes = open_regions(model, source, self, report)
         follows = [follow_of(text) for text in self.control]
-        controls = controls_for(model, canvases, follows, self._shown(source, given), self.unsafe_weights)
+        estimate_depth = None
+        if self.depth_model and "depth" not in given:
+            estimate_depth = depth_by(Weights(self.depth_model, "cpu", self.unsafe_weights))
+        make_picture = partial(self._make_control_picture, source=source, given=given, estimate_depth=estimate_depth)
+        controls = controls_for(model, canvases, follows, make_picture, self.unsafe_weights)
         return repaint(model, canvases, self, report, controls, notes)
 
-    def _shown(self, source: Source, given: dict[str, Path]) -> Callable[[Follow, Canvas], Images]:
-        """What a ControlNet is shown of a canvas, as a function of both."""
-        estimate = None
-        if self.depth_model and "depth" not in given:
-            estimate = depth_by(Weights(self.depth_model, "cpu", self.unsafe_weights))
+    def _make_control_picture(
+        self, follow: Follow, canvas: Canvas, source: Source, given: Mapping[str, Path], estimate_depth: DepthEstimator
+    ) -> Images:
+        """Makes the picture of a canvas that a ControlNet follows.
 
-        def shown(follow: Follow, canvas: Canvas) -> Images:
-            if follow.kind in given:
-                return control_picture(given[follow.kind], source, canvas)
-            if follow.kind == "edges":
-                return edges(canvas.image, *self.edge_thresholds)
-            if follow.kind == "soft-edges" or estimate is None:
-                return soft_edges(canvas.image)
-            return estimate(canvas.image)
-
-        return shown
+        Args:
+            follow: what is followed.
+            canvas: of the layer.
+            source: the run.
+            given: pictures of the user's, by kind.
+            estimate_depth: None where there is no network for it.
+        """
+        if follow.kind in given:
+            return control_picture(given[follow.kind], source, canvas)
+        if follow.kind == "edges":
+            return edges(canvas.image, *self.edge_thresholds)
+        if follow.kind == "soft-edges" or estimate_depth is None:
+            return soft_edges(canvas.image)
+        return estimate_depth(canvas.image)

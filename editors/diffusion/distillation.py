@@ -1,8 +1,8 @@
-"""Score distillation: a diffusion model as a loss for a picture that is optimised.
+"""Score distillation: a diffusion model as a loss for a picture that is optimized.
 
-A picture's latents x0 are noised to x_t, the model says which noise it sees, and the difference from what was put there
-is the way to a likelier picture (DreamFusion: Poole et al., 2023, section 3, eq. 3). The gradient jumps over the
-network, so that only the encoder is differentiated. All variants share the factor w(t) and one form of inputs:
+A picture's latents x0 are noised to x_t, the model predicts the noise, and the difference from the added noise is the
+direction to a likelier picture (DreamFusion: Poole et al., 2023, section 3, eq. 3). The gradient skips the network, so
+that only the encoder is differentiated. All variants share the factor w(t) and one form of inputs:
 
     sds    w (u + g (c - u) - n)                              Poole et al., 2023
     csd    w g (c - u)                                        Yu et al., 2023: classifier score distillation
@@ -10,8 +10,8 @@ network, so that only the encoder is differentiated. All variants share the fact
            w (u - b + g (c - u))     from there on
     dds    w (e(x_t, prompt) - e(y_t, prompt of the source))  Hertz et al., 2023: delta denoising score
 
-where n is the noise that was put, c what the model says with the prompt, u without it (with the negative prompt), b
-with a prompt for bad pictures, g the guidance, e = u + g (c - u), and y the source's latents under the same noise.
+where n is the added noise, c the prediction with the prompt, u without it (with the negative prompt), b with a prompt
+for bad pictures, g the guidance, e = u + g (c - u), and y the source's latents under the same noise.
 """
 
 from __future__ import annotations
@@ -31,20 +31,29 @@ from neural_fields.errors import bad_input
 Variant = Literal["sds", "csd", "nfsd", "dds"]
 Outputs = Callable[[Latents, int], tuple[Latents, Latents]]  # the network's own outputs: without the prompt, with it
 
-CLEAN_BELOW = 0.2  # of all times: noise-free distillation takes the model's noise there to be a real picture's
-BAD_PICTURE = "blurry, low quality"  # what noise-free distillation leads away from
-FIRST, LAST = 0.02, 0.98  # of all times: the span from which times are drawn (Poole et al., 2023, section 3)
+
+@dataclass(frozen=True)
+class DistillationSettings:
+    """Settings of score distillation; times are shares of all times of a schedule."""
+
+    clean_below: float = 0.2  # noise-free distillation assumes that the model predicts a real picture's noise there
+    bad_prompt: str = "blurry, low quality"  # from which noise-free distillation leads away
+    min_time: float = 0.02  # times are drawn from here
+    max_time: float = 0.98  # to here (Poole et al., 2023, section 3)
+
+
+DEFAULTS = DistillationSettings()
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Where a gradient of score distillation is taken.
+    """The point at which a gradient of score distillation is computed.
 
     Attributes:
-        clean: latents of the picture as it is now.
+        clean: latents of the current picture.
         time: of the schedule.
-        noise: put on them.
-        source: latents of the picture before the edit, where the variant compares with it.
+        noise: to add to them.
+        source: latents of the picture before the edit, for the variant that compares with it.
     """
 
     clean: Latents
@@ -57,104 +66,124 @@ Score = Callable[[Sample], Latents]  # the gradient with respect to the clean la
 
 
 def weight(schedule: Schedule, time: int) -> float:
-    """w(t): the noise's share of the variance, in [0, 1].
+    """Computes w(t): the noise's share of the variance, in [0, 1].
 
     It is 1 - alpha_bar for the models of Stable Diffusion, the published choice. A flow-matching model gets the weight
-    that a picture of the same signal-to-noise ratio has there.
+    of the same signal-to-noise ratio.
     """
     signal, noise = schedule.signal[time].item(), schedule.noise[time].item()
     return noise**2 / (signal**2 + noise**2)
 
 
 def score_distillation(outputs: Outputs, schedule: Schedule, guidance: float) -> Score:
-    """SDS: towards the modes of the model's pictures of the prompt."""
+    """Makes the score of SDS, which leads to the modes of the model's pictures of the prompt."""
 
-    def gradient(at: Sample) -> Latents:
-        without, prompted = _noises(outputs, schedule, at.clean, at)
+    def compute_gradient(at: Sample) -> Latents:
+        without, prompted = _predict_noises(outputs, schedule, at.clean, at)
         return weight(schedule, at.time) * (without + guidance * (prompted - without) - at.noise)
 
-    return gradient
+    return compute_gradient
 
 
 def classifier_score(outputs: Outputs, schedule: Schedule, guidance: float) -> Score:
-    """CSD: only what tells the prompt from other prompts; the part of SDS that the guidance multiplies."""
+    """Makes the score of CSD: only the part of SDS that the guidance multiplies."""
 
-    def gradient(at: Sample) -> Latents:
-        without, prompted = _noises(outputs, schedule, at.clean, at)
+    def compute_gradient(at: Sample) -> Latents:
+        without, prompted = _predict_noises(outputs, schedule, at.clean, at)
         return weight(schedule, at.time) * guidance * (prompted - without)
 
-    return gradient
+    return compute_gradient
 
 
-def noise_free(outputs: Outputs, bad: Outputs, schedule: Schedule, guidance: float) -> Score:
-    """NFSD: SDS without the part that is only noise; works at the guidance that is usual for sampling, 7.5.
+def noise_free(
+    outputs: Outputs, bad: Outputs, schedule: Schedule, guidance: float, settings: DistillationSettings = DEFAULTS
+) -> Score:
+    """Makes the score of NFSD: SDS without the part that is only noise; works at the usual guidance of sampling, 7.5.
 
     Args:
-        bad: the outputs for a prompt that describes bad pictures, in place of the prompt.
+        outputs: of the network for the prompt.
+        bad: the same for a prompt that describes bad pictures.
+        schedule: of the model.
+        guidance: 1 is the prompt alone.
+        settings: of the distillation.
     """
 
-    def gradient(at: Sample) -> Latents:
-        without, prompted = _noises(outputs, schedule, at.clean, at)
+    def compute_gradient(at: Sample) -> Latents:
+        without, prompted = _predict_noises(outputs, schedule, at.clean, at)
         domain = without
-        if at.time >= CLEAN_BELOW * len(schedule.signal):
-            domain = without - _noises(bad, schedule, at.clean, at)[1]
+        if at.time >= settings.clean_below * len(schedule.signal):
+            domain = without - _predict_noises(bad, schedule, at.clean, at)[1]
         return weight(schedule, at.time) * (domain + guidance * (prompted - without))
 
-    return gradient
+    return compute_gradient
 
 
 def delta_denoising(outputs: Outputs, source: Outputs, schedule: Schedule, guidance: float) -> Score:
-    """DDS: the score of the picture less that of the source, so that what both share stays.
+    """Makes the score of DDS: that of the picture less that of the source, so that common parts stay.
 
     Args:
-        source: the outputs for a prompt that describes the source, in place of the prompt.
+        outputs: of the network for the prompt.
+        source: the same for a prompt that describes the source.
+        schedule: of the model.
+        guidance: 1 is the prompt alone.
     """
 
-    def guided(outputs: Outputs, clean: Latents, at: Sample) -> Latents:
-        without, prompted = _noises(outputs, schedule, clean, at)
+    def predict_guided(outputs: Outputs, clean: Latents, at: Sample) -> Latents:
+        without, prompted = _predict_noises(outputs, schedule, clean, at)
         return without + guidance * (prompted - without)
 
-    def gradient(at: Sample) -> Latents:
+    def compute_gradient(at: Sample) -> Latents:
         assert at.source is not None, "delta denoising compares with the source"
-        return weight(schedule, at.time) * (guided(outputs, at.clean, at) - guided(source, at.source, at))
+        edited, original = predict_guided(outputs, at.clean, at), predict_guided(source, at.source, at)
+        return weight(schedule, at.time) * (edited - original)
 
-    return gradient
+    return compute_gradient
 
 
 @dataclass(frozen=True)
 class Words:
-    """What the picture should show, what it should not, and what the source shows."""
+    """Prompts: what the picture should show, what it should not show, and what the source shows."""
 
     prompt: str
     negative: str = ""
     source: str = ""
 
 
-def score_of(model: DiffusionModel, variant: Variant, words: Words, guidance: float) -> Score:
-    """The gradient of a variant under a model.
+def score_of(
+    model: DiffusionModel, variant: Variant, words: Words, guidance: float, settings: DistillationSettings = DEFAULTS
+) -> Score:
+    """Makes the score of a variant under a model.
+
+    Args:
+        model: the text-to-image model.
+        variant: of score distillation.
+        words: the prompts.
+        guidance: 1 is the prompt alone.
+        settings: of the distillation.
 
     Raises:
-        UserError: the model's denoiser wants more than a picture and a prompt (exit 3).
+        UserError: the model's denoiser needs more inputs than a picture and a prompt (exit 3).
     """
     if int(model.denoiser.config.in_channels) != model.channels:
         raise bad_input(
             "this model was trained to inpaint or to follow instructions",
-            why="score distillation asks a text-to-image model what it sees in a noised picture",
+            why="score distillation needs a text-to-image model, which predicts the noise of a picture alone",
             fix="--model FOLDER with a text-to-image model",
         )
 
-    def outputs(prompt: str, negative: str) -> Outputs:
+    def make_outputs(prompt: str, negative: str) -> Outputs:
         text = model.text(prompt, negative)
         return lambda latents, time: model.outputs(latents, time, text)
 
-    wanted = outputs(words.prompt, words.negative if variant != "nfsd" else "")
+    wanted = make_outputs(words.prompt, words.negative if variant != "nfsd" else "")
     if variant == "sds":
         return score_distillation(wanted, model.schedule, guidance)
     if variant == "csd":
         return classifier_score(wanted, model.schedule, guidance)
     if variant == "nfsd":
-        return noise_free(wanted, outputs(words.negative or BAD_PICTURE, ""), model.schedule, guidance)
-    return delta_denoising(wanted, outputs(words.source, words.negative), model.schedule, guidance)
+        bad = make_outputs(words.negative or settings.bad_prompt, "")
+        return noise_free(wanted, bad, model.schedule, guidance, settings)
+    return delta_denoising(wanted, make_outputs(words.source, words.negative), model.schedule, guidance)
 
 
 def draw_time(
@@ -162,15 +191,17 @@ def draw_time(
     done: float,
     anneal: bool,
     generator: torch.Generator,
-    span: tuple[float, float] = (FIRST, LAST),
+    span: tuple[float, float] = (DEFAULTS.min_time, DEFAULTS.max_time),
 ) -> int:
-    """A random time for a step.
+    """Draws a random time for a step.
 
     Args:
-        done: share of the run that is behind, in [0, 1].
-        anneal: lets the noisiest time fall evenly over the run to the middle of all: large shapes are settled first,
+        schedule: of the model.
+        done: share of the run that is finished, in [0, 1].
+        anneal: lets the noisiest time fall evenly over the run to the middle of the span: large shapes form first,
             details after them (after DreamTime, Huang et al., 2024, whose times fall as well).
-        span: from which times are drawn, in parts of all.
+        generator: of the random numbers.
+        span: from which times are drawn, as shares of all times.
     """
     first, last = span
     last -= (last - first) / 2 * done * anneal
@@ -179,20 +210,20 @@ def draw_time(
 
 
 def pull(values: Float[Tensor, "*shape"], gradient: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
-    """A loss whose gradient with respect to `values` is `gradient`.
+    """Computes a loss whose gradient with respect to `values` is `gradient`.
 
-    What a network in half precision could not hold moves nothing.
+    Infinite or undefined gradients, from a network in half precision, count as 0.
     """
     return (values * finite(gradient.detach()).to(values)).sum()
 
 
 def finite(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Values with 0 where there is no number."""
+    """Replaces values that are infinite or no number by 0."""
     return torch.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _noises(outputs: Outputs, schedule: Schedule, clean: Latents, at: Sample) -> tuple[Latents, Latents]:
-    """The noise that a network sees in noised latents without and with its prompt, whatever it predicts itself."""
+def _predict_noises(outputs: Outputs, schedule: Schedule, clean: Latents, at: Sample) -> tuple[Latents, Latents]:
+    """Predicts the noise in noised latents without and with the prompt, for every kind of model."""
     noised = schedule.add_noise(clean, at.noise, at.time)
     without, prompted = outputs(noised, at.time)
     return schedule.split(noised, without, at.time).noise, schedule.split(noised, prompted, at.time).noise

@@ -20,7 +20,7 @@ from torch.nn.functional import interpolate
 
 from editors.base import EditorResult, Report
 from editors.diffusion.canvas import filled
-from editors.diffusion.keyframes import SHOWN, Keyframes, Part
+from editors.diffusion.keyframes import Keyframes, Part
 from editors.diffusion.region import inpainting_inputs
 from editors.diffusion.sampling import denoise_region, region_of
 from editors.diffusion.schedule import Latents, Schedule
@@ -28,11 +28,24 @@ from editors.diffusion.settings import Prompted
 from editors.diffusion.wrapper import DiffusionModel, Text
 from editors.lift import Merged, Places, merge, pull
 
-FINE = 2  # lookups for each pixel of a keyframe along a side, so that no texel is left out where a layer is stretched
-SEEN = 0.3  # lookups that a texel needs to count as seen
-THIN = 5  # pixels; a part that no keyframe shows and that is thinner than this is filled from around
-ENOUGH = 0.01  # of the region: less than this needs no model, and is not worth telling
-DISAGREE = 0.1  # of a colour's range; keyframes further apart than this say different things
+
+@dataclass(frozen=True)
+class KeyframeFusingSettings:
+    """Settings of merging edited keyframes into canonical pictures."""
+
+    supersampling: int = (
+        2  # lookups for each pixel along a side, so that no texel is left out where a layer is stretched
+    )
+    min_lookups: float = 0.3  # that a texel needs to count as seen
+    min_region: float = 0.5  # opacity of the region from which a pixel of the canvas belongs to it
+    min_cover: float = 0.5  # of a keyframe's pixel by known texels: less of it shows none of the merged picture
+    min_gain: float = 0.05  # where there is next to no light it cannot be divided out
+    min_hole_px: int = 5  # a part that no keyframe shows and that is thinner than this is filled from around
+    min_share: float = 0.01  # of the region: less than this needs no model, and is not worth telling
+    max_disagreement: float = 0.1  # of a color's range; keyframes further apart than this disagree
+
+
+DEFAULTS = KeyframeFusingSettings()
 
 
 @dataclass(frozen=True)
@@ -42,95 +55,129 @@ class Fused:
     Attributes:
         part: the layer in the keyframes.
         merged: RGB without lighting.
+        settings: of the merging.
     """
 
     part: Part
     merged: Merged
+    settings: KeyframeFusingSettings = DEFAULTS
 
     @property
     def seen(self) -> Bool[Tensor, "height width"]:
         """Pixels of the canvas that some keyframe shows; single ones between such are seen too."""
-        known = (self.merged.weight > SEEN).numpy().astype(np.uint8)
+        known = (self.merged.weight > self.settings.min_lookups).numpy().astype(np.uint8)
         return torch.from_numpy(cv2.morphologyEx(known, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)) > 0)
 
     def picture(self, made: Float[Tensor, "1 3 height width"] | None = None) -> Float[Tensor, "1 3 height width"]:
-        """The canvas with the merged picture on it; what is not known is smooth from around.
+        """Returns the canvas with the merged picture on it; unknown parts are filled smoothly from around.
 
         Args:
-            made: another picture, for the parts that are `missing`.
+            made: another picture in [0, 1], for the parts that are `missing`.
         """
-        known, colours = self.merged.weight > SEEN, self.merged.values.clamp(0, 1)
+        known, colors = self.merged.weight > self.settings.min_lookups, self.merged.values.clamp(0, 1)
         if made is not None:
-            there = self.missing
-            known, colours = known | there, torch.where(there & ~known, made[0], colours)
-        image = filled(colours.movedim(0, 2).contiguous().numpy(), known.numpy())
+            missing = self.missing
+            known, colors = known | missing, torch.where(missing & ~known, made[0], colors)
+        image = filled(colors.movedim(0, 2).contiguous().numpy(), known.numpy())
         return torch.from_numpy(image).movedim(2, 0)[None].contiguous()
 
     @property
     def missing(self) -> Bool[Tensor, "height width"]:
         """Parts of the region that no keyframe shows; not those thinner than a few pixels, which their rims fill."""
-        unseen = ((self.part.region > SHOWN) & ~self.seen).numpy().astype(np.uint8)
-        return torch.from_numpy(cv2.morphologyEx(unseen, cv2.MORPH_OPEN, np.ones((THIN, THIN), np.uint8)) > 0)
+        unseen = ((self.part.region > self.settings.min_region) & ~self.seen).numpy().astype(np.uint8)
+        kernel = np.ones((self.settings.min_hole_px, self.settings.min_hole_px), np.uint8)
+        return torch.from_numpy(cv2.morphologyEx(unseen, cv2.MORPH_OPEN, kernel) > 0)
 
     @property
     def shares(self) -> tuple[float, float]:
-        """Of the region: how much is missing; of what keyframes show: on how much they disagree."""
-        region = self.part.region > SHOWN
+        """The share of the region that is missing, and the share of its seen part on which keyframes disagree."""
+        region = self.part.region > self.settings.min_region
         inside = self.seen & region
-        conflicts = self.merged.conflicts(DISAGREE) & inside
+        conflicts = self.merged.conflicts(self.settings.max_disagreement) & inside
         return float(self.missing.sum() / region.sum().clamp(min=1)), float(conflicts.sum() / inside.sum().clamp(min=1))
 
 
-def fused(keyframes: Keyframes, edited: Float[Tensor, "n 3 height width"]) -> dict[str, Fused]:
-    """What edited keyframes make of the canonical picture of each layer: the weighted median, and what it missed."""
-    found = {}
+def fused(
+    keyframes: Keyframes, edited: Float[Tensor, "n 3 height width"], settings: KeyframeFusingSettings = DEFAULTS
+) -> dict[str, Fused]:
+    """Merges edited keyframes into the canonical picture of each layer, by the weighted median and what it missed.
+
+    Args:
+        keyframes: where the layers lie in the keyframes.
+        edited: the keyframes after the edit, RGB in [0, 1].
+        settings: of the merging.
+
+    Returns:
+        The merged picture of each layer, by its name.
+    """
+    merged = {}
     for layer, part in keyframes.parts.items():
-        # Light is no part of the canonical picture; where there is next to none it cannot be divided out.
-        colours = (edited.to(part.gain) / part.gain.clamp(min=0.05)).clamp(0, 1)
-        places = _finer(part.places())
-        size = places.weight.shape[1:]
-        found[layer] = Fused(part, merge(interpolate(colours, size, mode="bilinear", align_corners=False), places))
-    return found
+        # Light is no part of the canonical picture.
+        colors = (edited.to(part.gain) / part.gain.clamp(min=settings.min_gain)).clamp(0, 1)
+        # The same view with more pixels. At its borders positions repeat, as the colors do that go with them.
+        coarse, factor = part.places(), settings.supersampling
+        texels = interpolate(coarse.texels.movedim(3, 1), scale_factor=factor, mode="bilinear", align_corners=False)
+        weight = coarse.weight.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
+        places = Places(texels.movedim(1, 3).contiguous(), weight, coarse.size)
+        fine_colors = interpolate(colors, weight.shape[1:], mode="bilinear", align_corners=False)
+        merged[layer] = Fused(part, merge(fine_colors, places), settings)
+    return merged
 
 
 def shown_in(
     keyframes: Keyframes, found: Mapping[str, Fused]
 ) -> tuple[Float[Tensor, "n 3 height width"], Float[Tensor, "n 1 height width"]]:
-    """Merged pictures as keyframes see them, over the keyframes' own; and how much of each pixel they fill."""
+    """Renders merged pictures into keyframes.
+
+    Args:
+        keyframes: the pictures to render into; they need not be those that were merged.
+        found: the merged picture of each layer.
+
+    Returns:
+        The keyframes with the merged pictures over their own, and how much of each pixel these fill.
+    """
     images, share = keyframes.images, torch.zeros_like(keyframes.images[:, :1])
     for layer, one in found.items():
         part = keyframes.parts[layer]
         places = part.places()
         known = one.seen.float()[None]
-        covers = (pull(known, places) > 0.5) * part.weight[:, None]
-        colour = (pull(one.picture()[0], places) * part.gain).clamp(0, 1)
-        images, share = images + covers * (colour - images), share + covers
+        cover = (pull(known, places) > one.settings.min_cover) * part.weight[:, None]
+        color = (pull(one.picture()[0], places) * part.gain).clamp(0, 1)
+        images, share = images + cover * (color - images), share + cover
     return images.clamp(0, 1), share.clamp(0, 1)
 
 
 def completed(
     model: DiffusionModel,
     text: Text,
-    settings: Prompted,
+    editor: Prompted,
     keyframes: Keyframes,
     found: Mapping[str, Fused],
     report: Report,
 ) -> EditorResult:
-    """Overlays of merged pictures. What no keyframe shows is inpainted with the same prompt in the canonical picture.
+    """Makes overlays of merged pictures; inpaints with the same prompt what no keyframe shows.
 
-    Blended Latent Diffusion (Avrahami et al., 2023), as the editor `inpaint` does it; what is thin,
-    or less than a hundredth of the region, is filled smoothly instead.
+    Blended Latent Diffusion (Avrahami et al., 2023) in the canonical picture, as the editor `inpaint` does it; what is
+    thin, or less than a hundredth of the region, is filled smoothly instead.
+
+    Args:
+        model: the model that edited the keyframes.
+        text: the prompt.
+        editor: guidance, steps and seed.
+        keyframes: the keyframes that were merged.
+        found: the merged picture of each layer.
+        report: of the progress.
     """
     overlays, facts = {}, {}
     notes = [f"keyframes: {', '.join(map(str, keyframes.numbers))} of the source"]
     for layer, one in found.items():
         canvas, picture = one.part.canvas, one.picture()
         missing, conflicts = one.shares
-        if missing > ENOUGH:
+        if missing > one.settings.min_share:
             around = canvas.image + canvas.region * (picture - canvas.image)
-            picture = one.picture(_inpainted(model, text, settings, around, one.missing[None, None], report))
+            picture = one.picture(_inpaint_picture(model, text, editor, around, one.missing[None, None], report))
             notes.append(f"{missing:.0%} of the region of {layer} is in no keyframe and was inpainted")
-        if conflicts > ENOUGH:
+        if conflicts > one.settings.min_share:
             notes.append(f"the keyframes disagree on {conflicts:.0%} of what they show of {layer}")
         overlays[layer] = canvas.overlay(picture)
         facts[layer] = {"not_in_keyframes": round(missing, 4), "disagreement": round(conflicts, 4)}
@@ -145,41 +192,43 @@ def started(
     schedule: Schedule,
     strength: float,
 ) -> Latents:
-    """Latents of the first time: the original noised so far; of strength 1, nothing of it in the region."""
+    """Noises latents to the first time of a denoising; with strength 1 nothing of the original stays in the region.
+
+    Args:
+        original: the clean latents.
+        noise: of their shape.
+        inside: 1 in the region.
+        time: the first time, of the schedule.
+        schedule: of the model.
+        strength: share of the picture that is lost to noise, in (0, 1].
+    """
     noised = schedule.add_noise(original, noise, time)
     return noised if strength < 1 else inside * noise + (1 - inside) * noised
 
 
-def _inpainted(
+def _inpaint_picture(
     model: DiffusionModel,
     text: Text,
-    settings: Prompted,
+    editor: Prompted,
     picture: Float[Tensor, "1 3 height width"],
     missing: Bool[Tensor, "1 1 height width"],
     report: Report,
 ) -> Float[Tensor, "1 3 height width"]:
-    """A picture with a part made anew."""
+    """Generates the missing part of a picture."""
     image = picture.to(model.device)
     original = model.encode(image)
-    noise = model.noise(original, settings.seed)
+    noise = model.noise(original, editor.seed)
     inside = region_of(missing.float().to(model.device), original)
     extra = inpainting_inputs(model, image, inside)
-    times = model.schedule.times(settings.steps)
+    times = model.schedule.times(editor.steps)
     latents = denoise_region(
-        inside * noise + (1 - inside) * model.schedule.add_noise(original, noise, times[0]),
+        started(original, noise, inside, times[0], model.schedule, strength=1.0),
         times,
         model.schedule,
-        lambda noised, time: model.predict(noised, time, text, settings.guidance, extra=extra),
+        lambda noised, time: model.predict(noised, time, text, editor.guidance, extra=extra),
         original=original,
         noise=noise,
         region=inside,
         step=lambda done, total: report("inpainting what no keyframe shows", done, total),
     )
     return model.decode(latents).cpu()
-
-
-def _finer(places: Places) -> Places:
-    """The same view with more pixels. At its borders positions repeat, as the colours do that go with them."""
-    texels = interpolate(places.texels.movedim(3, 1), scale_factor=FINE, mode="bilinear", align_corners=False)
-    weight = places.weight.repeat_interleave(FINE, dim=1).repeat_interleave(FINE, dim=2)
-    return Places(texels.movedim(1, 3).contiguous(), weight, places.size)

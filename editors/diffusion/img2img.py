@@ -25,7 +25,7 @@ class Img2Img(Regional):
     """How far the region is taken to noise first, in (0, 1]; less stays nearer to what is there."""
 
     def __call__(self, source: Source, report: Report) -> EditorResult:
-        """The region of each layer in the look that the prompt asks for."""
+        """Repaints the region of each layer in the look that the prompt asks for."""
         model = load_model(self.weights())
         canvases, notes = open_regions(model, source, self, report)
         return repaint(model, canvases, self, report, notes=notes)

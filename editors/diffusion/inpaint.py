@@ -1,6 +1,6 @@
-"""Inpainting: the region is made anew from a prompt, and what lies around it stays and is seen by the model.
+"""Inpainting: the region is generated from a prompt; its surroundings stay, and the model sees them.
 
-`repaint` is what all editors share that denoise a region: Blended Latent Diffusion (Avrahami, Fried and Lischinski,
+`repaint` is shared by all editors that denoise a region: Blended Latent Diffusion (Avrahami, Fried and Lischinski,
 ACM TOG 2023, section 3.1) for any model, with the further inputs of models that were trained to inpaint (Rombach et
 al., CVPR 2022, 4.5).
 """
@@ -27,7 +27,7 @@ class Inpaint(Regional):
     name: ClassVar[str] = "inpaint"
 
     def __call__(self, source: Source, report: Report) -> EditorResult:
-        """The region of each layer, made anew."""
+        """Generates the region of each layer."""
         model = load_model(self.weights())
         canvases, notes = open_regions(model, source, self, report)
         return repaint(model, canvases, self, report, notes=notes)
@@ -41,13 +41,18 @@ def repaint(
     controls: Sequence[Control] = (),
     notes: Sequence[str] = (),
 ) -> EditorResult:
-    """The regions of canvases, denoised together.
+    """Denoises the regions of canvases together.
 
     Args:
-        canvases: one a layer.
+        model: the diffusion model.
+        canvases: one per layer.
         settings: prompt, steps, strength and so on.
+        report: of the progress.
         controls: pictures to follow, at the size of the canvases together.
         notes: what the user should know of the regions.
+
+    Returns:
+        An overlay for each layer.
 
     Raises:
         UserError: a model whose denoiser wants other inputs (exit 3).

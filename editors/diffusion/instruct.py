@@ -2,7 +2,7 @@
 
 Brooks, Holynski and Efros, InstructPix2Pix, CVPR 2023, section 3.2 and equation 3: the denoiser sees the latents of the
 picture beside the noised ones and knows the instruction, and two guidances say how strongly each of them counts.
-Such models, of Stable Diffusion 1 and of XL, run in a loop of this project, in which what lies around the region stays
+Such models, of Stable Diffusion 1 and of XL, run in a loop of this project, which keeps the surroundings of the region
 at every step. Others run in their own loop (`pipelines.py`).
 """
 
@@ -24,9 +24,6 @@ from editors.diffusion.schedule import Denoised, Latents, Schedule
 from editors.diffusion.settings import Prompted, wrong_setting
 from editors.diffusion.wrapper import DiffusionModel, Images, Text, arguments_of, load_pipeline
 from neural_fields.errors import bad_input
-
-GUIDANCE = 7.5  # of the instruction, as the authors of InstructPix2Pix chose
-SIDE = 1024  # pixels at which models with a loop of their own work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,68 +47,80 @@ class Instruct(Prompted):
             raise wrong_setting("image-guidance", self.image_guidance, "it is 0 or more", "--image-guidance 1.5")
 
     def __call__(self, source: Source, report: Report) -> EditorResult:
-        """The region of each layer, changed."""
-        pipeline, device, notes = load_pipeline(self.weights(), self._check)
+        """Changes the region of each layer as the instruction says.
+
+        Raises:
+            UserError: a model that follows no instructions (exit 3).
+        """
+        pipeline, device, notes = load_pipeline(self.weights(), self._check_kind)
         step: Step = lambda done, total: report("denoising", done, total)  # noqa: E731
         if getattr(pipeline, "unet", None) is not None:
+            # InstructPix2Pix, in the loop of this project
             model = DiffusionModel(pipeline, device, notes)
-            _check_inputs(model, self.model)
-            canvases, image, region = self._open(source, model.size, model.multiple)
-            picture = self._denoised(model, image.to(device), region.to(device), step)
+            wanted = int(model.denoiser.config.in_channels)
+            if wanted != 2 * model.channels:
+                raise bad_input(
+                    f"{self.model} follows no instructions",
+                    why=f"its denoiser takes {wanted} channels; that of InstructPix2Pix takes the latents and those of "
+                    f"the picture, {2 * model.channels} channels",
+                    fix="--editor inpaint" if wanted > 2 * model.channels else "--editor img2img",
+                )
             multiple = model.multiple
+            canvases, image, region = self._open_layers(source, model.size, multiple)
+            picture = self._change_picture(model, image.to(device), region.to(device), step)
         else:
+            # FLUX.1 Kontext and Qwen-Image-Edit, in the loop of the pipeline
             multiple = 2 * int(getattr(pipeline, "vae_scale_factor", 8))
-            canvases, image, _ = self._open(source, SIDE, multiple)
-            picture = instructed(pipeline, image, self._instruction(), step)
+            default_side = 1024  # pixels at which these models work
+            canvases, image, _ = self._open_layers(source, default_side, multiple)
+            instruction = Instruction(
+                self.prompt,
+                self.negative,
+                self.steps,
+                self.guidance or None,
+                self.image_guidance,
+                self.seed,
+                own_size=self.side is None,
+            )
+            picture = instructed(pipeline, image, instruction, step)
         parts = apart(picture.cpu(), canvases, multiple)
         overlays = {canvas.layer: canvas.overlay(part) for canvas, part in zip(canvases, parts, strict=True)}
         return EditorResult(overlays, notes)
 
-    def _open(self, source: Source, side: int, multiple: int) -> tuple[list[Canvas], Tensor, Tensor]:
-        """The canvases of the layers, and side by side their picture and region."""
+    def _check_kind(self, kind: str) -> None:
+        """Refuses a model that follows no instructions, before its weights are read."""
+        if not kind.startswith(("StableDiffusionPipeline", "StableDiffusionXLPipeline")):
+            check_call(self.model, kind, arguments_of(kind))
+
+    def _open_layers(self, source: Source, side: int, multiple: int) -> tuple[list[Canvas], Tensor, Tensor]:
+        """Opens the canvases of the layers; returns their picture and region side by side too."""
         regions = {layer: source.region(layer) for layer in source.layers}
         canvases = open_canvases(source.pictures, regions, self.side or side, multiple, self.feather)
         return canvases, *side_by_side(canvases, multiple)
 
     @torch.no_grad()
-    def _denoised(
+    def _change_picture(
         self, model: DiffusionModel, image: Images, region: Float[Tensor, "1 1 height width"], step: Step
     ) -> Images:
-        """A picture, changed in a region by the loop of this project."""
+        """Changes a picture in a region, denoised with both guidances."""
         original = model.encode(image)
-        # The model was trained to see latents as the encoder says them, not at the scale that is noised.
+        # The model was trained to see latents as the encoder gives them, not at the scale that is noised.
         shown = original / model.vae.config.scaling_factor
         noise, text = model.noise(original, self.seed), model.text(self.prompt, self.negative)
         times, inside = model.schedule.times(self.steps), region_of(region, original)
         first = inside * noise + (1 - inside) * model.schedule.add_noise(original, noise, times[0])
-        guides = (self.guidance or GUIDANCE, self.image_guidance)
+        guidance = self.guidance or 7.5  # as the authors of InstructPix2Pix chose
         latents = denoise_region(
             first,
             times,
             model.schedule,
-            lambda noised, time: guided(model, noised, time, text, shown, *guides),
+            lambda noised, time: guided(model, noised, time, text, shown, guidance, self.image_guidance),
             original=original,
             noise=noise,
             region=inside,
             step=step,
         )
         return model.decode(latents)
-
-    def _instruction(self) -> Instruction:
-        return Instruction(
-            self.prompt,
-            self.negative,
-            self.steps,
-            self.guidance or None,
-            self.image_guidance,
-            self.seed,
-            own_size=self.side is None,
-        )
-
-    def _check(self, kind: str) -> None:
-        """Refuses a model that follows no instructions, before its weights are read."""
-        if not kind.startswith(("StableDiffusionPipeline", "StableDiffusionXLPipeline")):
-            check_call(self.model, kind, arguments_of(kind))
 
 
 def guided(
@@ -123,9 +132,12 @@ def guided(
     guidance: float,
     image_guidance: float,
 ) -> Denoised:
-    """A prediction with guidance by the instruction and by the picture (Brooks et al., 2023, equation 3).
+    """Predicts with guidance by the instruction and by the picture (Brooks et al., 2023, equation 3).
 
     Args:
+        model: an InstructPix2Pix.
+        latents: the noised ones.
+        time: of the schedule, to which they are noised.
         text: the instruction, and what it leads away from.
         shown: latents of the picture, as the denoiser sees them.
         guidance: of the instruction, s_T in the paper.
@@ -146,31 +158,24 @@ def combined(
     with_both: Latents,
     guides: Sequence[float],
 ) -> Denoised:
-    """Equation 3 of three answers: to neither, to the picture alone, to picture and instruction.
+    """Combines three answers of the network by classifier-free guidance with two scales (Brooks et al., 2023, eq. 3).
 
-    What is predicted depends on the network's output by a line, and the factors of the three answers add up to 1: so
-    they are added up as well in clean pictures and in noise as in outputs, whatever it is that the network predicts.
+    Clean picture and noise are affine in the network's output, and the factors of the three answers add up to 1: so the
+    answers can be combined as clean pictures and noise just as well as in outputs, whatever the network predicts.
+
+    Args:
+        schedule: of the model.
+        latents: the noised ones.
+        time: of the schedule, to which they are noised.
+        neither: the prediction without instruction and picture.
+        with_image: the output for the picture alone.
+        with_both: the output for picture and instruction.
+        guides: the guidance of the instruction (s_T in the paper) and that of the picture (s_I).
     """
-    by_text, by_image = guides
-    told = schedule.split(latents, with_image + by_text * (with_both - with_image), time)
-    plain = schedule.split(latents, with_image, time)
+    text_guidance, image_guidance = guides
+    by_text = schedule.split(latents, with_image + text_guidance * (with_both - with_image), time)
+    by_image = schedule.split(latents, with_image, time)
     return Denoised(
-        told.clean + (by_image - 1) * (plain.clean - neither.clean),
-        told.noise + (by_image - 1) * (plain.noise - neither.noise),
+        by_text.clean + (image_guidance - 1) * (by_image.clean - neither.clean),
+        by_text.noise + (image_guidance - 1) * (by_image.noise - neither.noise),
     )
-
-
-def _check_inputs(model: DiffusionModel, name: str) -> None:
-    """Refuses a UNet that does not see the picture.
-
-    Raises:
-        UserError: it has other inputs than the latents twice (exit 3).
-    """
-    wanted = int(model.denoiser.config.in_channels)
-    if wanted != 2 * model.channels:
-        raise bad_input(
-            f"{name} follows no instructions",
-            why=f"its denoiser takes {wanted} channels; that of InstructPix2Pix takes the latents and those of the "
-            f"picture, {2 * model.channels} channels",
-            fix="--editor inpaint" if wanted > 2 * model.channels else "--editor img2img",
-        )

@@ -1,8 +1,8 @@
 """Keyframes: a few frames that together show the layers to edit, as pictures of the size that a model works at.
 
 Diffusion models know frames better than canonical pictures, which may be stretched (StableVideo, Chai et al., ICCV
-2023, 3.2). So methods here edit pictures cut from frames, all of one size, of which each pixel knows where it lies in
-the canonical pictures of the layers. `fusing.py` makes overlays of the edited ones.
+2023, 3.2). So some methods edit pictures cut from frames, all of one size, with the canonical coordinates of each
+pixel. `fusing.py` makes overlays of the edited ones.
 """
 
 from __future__ import annotations
@@ -13,33 +13,43 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from editors.base import Source
 from editors.diffusion.attention import canonical_paths
-from editors.diffusion.canvas import MARGIN, Canvas, open_canvas
+from editors.diffusion.canvas import DEFAULTS as CANVASES
+from editors.diffusion.canvas import Canvas, open_canvas
 from editors.diffusion.settings import Prompted, wrong_setting
-from editors.lift import ROBUST, Places
+from editors.lift import DEFAULTS as MERGING
+from editors.lift import Places
 from neural_fields import coords
-from neural_fields.coords import Box
 from neural_fields.errors import bad_input
 from neural_fields.lookup import RIM, warped
 from neural_fields.output import open_renderer, source_facts
 from neural_fields.pictures import resize
 
-SHOWN = 0.5  # a pixel with less of the layer shows something else: it says nothing of the layer's texels
-CANDIDATES = 48  # frames that keyframes are chosen from
-COARSE = 48  # cells along each side of a canonical picture, by which is counted what frames show
-ENOUGH = 0.02  # of the region: a further keyframe that adds no more than this is not worth its time
-
 Cut = tuple[slice, slice]  # rows and columns
+
+
+@dataclass(frozen=True)
+class KeyframeSelectionSettings:
+    """Settings of choosing keyframes and of cutting them out."""
+
+    min_weight: float = 0.5  # of the layer in a pixel: with less, the pixel shows something else
+    max_candidates: int = 48  # frames from which keyframes are chosen
+    grid_cells: int = 48  # along each side of a canonical picture; coverage is counted in such cells
+    min_gain_share: float = 0.02  # of the region: a further keyframe that adds no more than this is not worth its time
+    min_pixel_spacing: float = 1e-4  # in units of uv, between pixels of a canvas
+
+
+DEFAULTS = KeyframeSelectionSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Keyed(Prompted):
-    """What editors share that work on keyframes."""
+    """Settings of editors that work on keyframes."""
 
     keyframes: str = ""
     """Frames of the source to edit, such as 3,10,20 (default: frames that together show what is to be edited)."""
@@ -56,7 +66,7 @@ class Keyed(Prompted):
             raise wrong_setting("strength", self.strength, "it is above 0 and at most 1", "--strength 0.8")
 
     def numbers(self, source: Source) -> list[int]:
-        """The frames of the run to edit: those named, or chosen ones.
+        """Chooses the frames of the run to edit, or takes those that the user named.
 
         Raises:
             UserError: frames that the run does not have (exit 3).
@@ -69,7 +79,7 @@ class Part:
     """One layer as the keyframes show it.
 
     Attributes:
-        canvas: the layer's region, with pixels as far apart as those of the keyframes.
+        canvas: the layer's region, with the pixel spacing of the keyframes.
         region: where the edit may go on the canvas, in [0, 1], of what the video shows.
         uv: canonical coordinates of the keyframes' pixels.
         weight: how much of each pixel the layer fills, within its region.
@@ -82,28 +92,32 @@ class Part:
     weight: Float[Tensor, "n height width"]
     gain: Float[Tensor, "n 3 height width"]
 
-    def places(self, shrink: int = 1) -> Places:
-        """Where the pixels lie on the canvas; or, with `shrink`, squares of pixels on a canvas that is as much smaller.
+    def places(self, shrink: int = 1, settings: KeyframeSelectionSettings = DEFAULTS) -> Places:
+        """Computes the positions of the pixels on the canvas.
 
         Pixels that show little of the layer have no weight.
+
+        Args:
+            shrink: pixels per side of the squares that are located instead, on a canvas that is smaller by this factor.
+            settings: of keyframes.
         """
         uv = avg_pool2d(self.uv.movedim(3, 1), shrink).movedim(1, 3)
         weight = avg_pool2d(self.weight[:, None], shrink)[:, 0]
         size = (self.canvas.size[0] // shrink, self.canvas.size[1] // shrink)
         texels = coords.uv_to_texels(uv, self.canvas.box, *size)
-        return Places(texels, torch.where(weight >= SHOWN, weight, 0.0), size)
+        return Places(texels, torch.where(weight >= settings.min_weight, weight, 0.0), size)
 
 
 @dataclass(frozen=True)
 class Keyframes:
-    """Pictures cut from frames, and where each layer lies in them.
+    """Pictures cut from frames, with the canonical coordinates of each layer in them.
 
     Attributes:
-        frames: the frames of the run they are from, 0 is its first.
-        images: RGB in [0, 1], with the edits that there are.
+        frames: the frames of the run from which they are cut, 0 is its first.
+        images: RGB in [0, 1], with the edits made so far.
         parts: the layers to edit, by name.
-        tokens: canonical coordinates of all pixels in whatever layer they show, and the number of that layer.
-        numbers: the same frames, as the source counts.
+        tokens: canonical coordinates of all pixels in the layer that they show most, and the number of that layer.
+        numbers: the same frames, in the numbering of the source.
     """
 
     frames: tuple[int, ...]
@@ -113,7 +127,7 @@ class Keyframes:
     numbers: tuple[int, ...]
 
     def __getitem__(self, chosen: slice) -> Keyframes:
-        """Only some of them."""
+        """Selects some of the keyframes."""
         parts = {
             layer: replace(part, uv=part.uv[chosen], weight=part.weight[chosen], gain=part.gain[chosen])
             for layer, part in self.parts.items()
@@ -122,112 +136,160 @@ class Keyframes:
 
     @property
     def region(self) -> Float[Tensor, "n 1 height width"]:
-        """Where the pictures may change, in [0, 1]: what shows a layer in its region."""
+        """Where the pictures may change, in [0, 1]: pixels that show a layer in its region."""
         return torch.stack([part.weight for part in self.parts.values()]).sum(dim=0)[:, None].clamp(0, 1)
 
     def places(self, shrink: int, device: torch.device) -> list[Places]:
-        """Where the pixels, or latents of `shrink` pixels, lie in each layer."""
+        """Computes the positions of the pixels, or of latents of `shrink` pixels, in each layer."""
         return [part.places(shrink).to(device) for part in self.parts.values()]
 
     def paths(self, shrink: int) -> dict[int, Int[Tensor, "n tokens n"]]:
-        """For `attention.cross_frame`: which tokens show the same point, by how many there are of a picture."""
-        found = {}
+        """Finds the tokens that show the same point, for `attention.cross_frame`, by the number of tokens a picture."""
+        paths_by_count = {}
         height, width = self.images.shape[2:]
         for factor in (shrink, 2 * shrink, 4 * shrink, 8 * shrink):
             if height % factor == 0 and width % factor == 0:
                 each = [part.places(factor) for part in self.parts.values()]
                 paths = [canonical_paths(p.texels.numpy(), p.weight.numpy() > 0) for p in each]
-                found[(height // factor) * (width // factor)] = torch.stack(paths).amax(dim=0)
-        return found
+                paths_by_count[(height // factor) * (width // factor)] = torch.stack(paths).amax(dim=0)
+        return paths_by_count
 
 
-def open_keyframes(source: Source, numbers: Sequence[int], side: int, multiple: int, feather: float = 0.0) -> Keyframes:
-    """The pictures of some frames around the layers to edit, all of one size, the longer side about `side` pixels.
+def open_keyframes(
+    source: Source,
+    numbers: Sequence[int],
+    side: int,
+    multiple: int,
+    feather: float = 0.0,
+    settings: KeyframeSelectionSettings = DEFAULTS,
+) -> Keyframes:
+    """Cuts pictures around the layers to edit out of some frames, all of one size, about `side` pixels long.
 
     Args:
+        source: of the edit.
         numbers: frames of the run, 0 is its first. Those that do not show the region are left out.
+        side: of the pictures, the longer one, in pixels.
         multiple: both sides in pixels are multiples of this.
         feather: pixels over which overlays fade in.
+        settings: of keyframes.
 
     Raises:
         UserError: none of the frames shows any of the region (exit 3).
     """
-    facts, chosen = source_facts(source.run)
-    regions = {layer: _on_charts(source, layer, numbers) for layer in source.layers}
-    boxes = {t: box for t in numbers if (box := _around(source, regions, t, (facts.width, facts.height))) is not None}
+    metadata, source_numbers = source_facts(source.run)
+    frame_size = (metadata.width, metadata.height)
+    regions = {layer: _restrict_to_charts(source, layer, numbers) for layer in source.layers}
+
+    # The bounding box (left, top, right, bottom) of the regions in each frame that shows some of them.
+    x_scale, y_scale = frame_size[0] / source.maps.size[0], frame_size[1] / source.maps.size[1]
+    boxes = {}
+    for t in numbers:
+        masks = [_compute_visibility(source, layer, region, t, settings) for layer, region in regions.items()]
+        left, top, width, height = cv2.boundingRect(np.any(masks, axis=0).astype(np.uint8))
+        if width:
+            boxes[t] = (left * x_scale, top * y_scale, (left + width) * x_scale, (top + height) * y_scale)
     if not boxes:
         raise bad_input(
             "none of the keyframes shows what is to be edited",
             why=f"{', '.join(source.layers)}, where it may be edited, does not appear in them",
             fix="leave --keyframes out: frames that show it are chosen then",
         )
-    frames = tuple(boxes)
-    whole, cuts = _cuts(list(boxes.values()), (facts.width, facts.height), side, multiple)
+
+    whole, cuts = _plan_cuts(list(boxes.values()), frame_size, side, multiple)
+    views = list(zip(boxes, cuts, strict=True))
     renderer = open_renderer(source.run, source.maps)
-    shown = (renderer.render_frame(t, source.frame(t)) for t in frames)
-    images = np.stack([_cut(frame, whole, cut) for frame, cut in zip(shown, cuts, strict=True)])
-    views = list(zip(frames, cuts, strict=True))
-    parts = {layer: _part(source, layer, regions[layer], views, whole, multiple, feather) for layer in regions}
-    tokens = torch.from_numpy(np.stack([_tokens(source, t, whole, cut) for t, cut in views]))
-    pixels = torch.from_numpy(images).movedim(3, 1).contiguous()
-    return Keyframes(frames, pixels, parts, tokens, tuple(chosen[t] for t in frames))
+    images, tokens = [], []
+    for t, cut in views:
+        frame = renderer.render_frame(t, source.frame(t))
+        pixels = frame.astype(np.float32) / 255
+        if whole[0] <= frame.shape[1]:
+            images.append(np.ascontiguousarray(resize(pixels, whole)[cut]).clip(0, 1))
+        else:  # only the cut part of an enlarged frame is computed
+            images.append(warped(pixels, (RIM, RIM), (frame.shape[1], frame.shape[0]), whole, cut))
+    parts = {
+        layer: _cut_layer(source, layer, region, views, whole, multiple, feather, settings)
+        for layer, region in regions.items()
+    }
+
+    # The canonical coordinates of each pixel in the layer that it shows most, and the number of that layer.
+    layer_numbers = range(len(source.maps.layers))
+    for t, cut in views:
+        weight = np.stack([source.maps.layer_weight(t, index, whole, cut) for index in layer_numbers])
+        uv = np.stack([source.maps.uv_part(t, index, whole, cut) for index in layer_numbers])
+        top_layer = weight.argmax(axis=0)
+        top_uv = np.take_along_axis(uv, top_layer[None, ..., None], axis=0)[0]
+        tokens.append(np.concatenate([top_uv, top_layer[..., None]], axis=-1).astype(np.float32))
+    return Keyframes(
+        tuple(boxes),
+        torch.from_numpy(np.stack(images)).movedim(3, 1).contiguous(),
+        parts,
+        torch.from_numpy(np.stack(tokens)),
+        tuple(source_numbers[t] for t in boxes),
+    )
 
 
 def frame_numbers(source: Source, text: str) -> list[int]:
-    """The frames of the run that a user's list of source frames names, such as "3,10,20".
+    """Parses a user's list of source frames, such as "3,10,20", to frames of the run.
 
     Raises:
-        UserError: what is not a number, or is no frame of the run (exit 3).
+        UserError: a word that is no number, or no frame of the run (exit 3).
     """
-    _, chosen = source_facts(source.run)
-    found = []
+    _, run_frames = source_facts(source.run)
+    indices = []
     for word in (word.strip() for word in text.split(",")):
         if not word.isdecimal():
-            raise bad_input(f"{word!r} in --keyframes is no number of a frame", fix=f"--keyframes {chosen[0]}")
-        if int(word) not in chosen:
-            every = f", every {chosen.step}th" if chosen.step > 1 else ""
+            raise bad_input(f"{word!r} in --keyframes is no number of a frame", fix=f"--keyframes {run_frames[0]}")
+        if int(word) not in run_frames:
+            every = f", every {run_frames.step}th" if run_frames.step > 1 else ""
             raise bad_input(
                 f"frame {word} is not part of this run",
-                why=f"it was fitted to frames {chosen[0]} to {chosen[-1]}{every}",
-                fix=f"--keyframes {min(chosen, key=lambda k: abs(k - int(word)))}",
+                why=f"it was trained on frames {run_frames[0]} to {run_frames[-1]}{every}",
+                fix=f"--keyframes {min(run_frames, key=lambda k: abs(k - int(word)))}",
             )
-        found.append(chosen.index(int(word)))
-    return list(dict.fromkeys(found))
+        indices.append(run_frames.index(int(word)))
+    return list(dict.fromkeys(indices))
 
 
-def choose(source: Source, most: int) -> list[int]:
-    """Frames of the run that together show the layers' regions, at most so many; see `cover`."""
-    candidates, cells = _shown_cells(source)
-    return [candidates[i] for i in cover(cells, most)]
+def choose(source: Source, most: int, settings: KeyframeSelectionSettings = DEFAULTS) -> list[int]:
+    """Chooses at most `most` frames of the run that together show the layers' regions; see `cover`."""
+    candidates, cells = _find_shown_cells(source, settings)
+    return [candidates[i] for i in cover(cells, most, settings)]
 
 
-def choose_evenly(source: Source, most: int) -> list[int]:
-    """Frames of the run spread evenly over those that show any of the layers' regions, at most so many, in time."""
-    candidates, cells = _shown_cells(source)
+def choose_evenly(source: Source, most: int, settings: KeyframeSelectionSettings = DEFAULTS) -> list[int]:
+    """Chooses at most `most` frames, in time, spread evenly over those that show any of the layers' regions."""
+    candidates, cells = _find_shown_cells(source, settings)
     shown = [t for t, row in zip(candidates, cells, strict=True) if row.any()] or candidates[:1]
     return [shown[i] for i in sorted({round(i) for i in np.linspace(0, len(shown) - 1, min(most, len(shown)))})]
 
 
-def cover(shown: Bool[np.ndarray, "frames cells"], most: int) -> list[int]:
-    """At most `most` rows that together are true in most columns: the fullest, and then what adds most to it.
+def cover(
+    shown: Bool[np.ndarray, "frames cells"], most: int, settings: KeyframeSelectionSettings = DEFAULTS
+) -> list[int]:
+    """Picks at most `most` rows that together are true in most columns: the fullest, then those that add most to it.
 
-    Where fewer than a majority needs do, others are added that are full and far away. They come in the order in which
-    each shares most with those before it.
+    Where fewer rows suffice than a majority vote needs, rows are added that are full and far away. The rows are
+    returned in the order in which each shares most with those before it.
+
+    Args:
+        shown: which cells each frame shows.
+        most: rows to pick.
+        settings: of keyframes.
     """
     picked: list[int] = []
-    seen = np.zeros(shown.shape[1], bool)
+    covered = np.zeros(shown.shape[1], bool)
     while len(picked) < min(most, len(shown)):
-        gains = (shown & ~seen).sum(axis=1)
+        gains = (shown & ~covered).sum(axis=1)
         best = int(np.argmax(gains))
-        if picked and gains[best] <= ENOUGH * shown.any(axis=0).sum():
-            if len(picked) >= ROBUST:
+        if picked and gains[best] <= settings.min_gain_share * shown.any(axis=0).sum():
+            if len(picked) >= MERGING.min_votes:
                 break
             apart = np.abs(np.arange(len(shown))[:, None] - picked).min(axis=1)
             best = int(np.argmax(apart * shown.sum(axis=1)))
             if not apart[best]:
                 break
         picked.append(best)
-        seen |= shown[best]
+        covered |= shown[best]
     order, rest = picked[:1], picked[1:]
     while rest:
         before = shown[order].any(axis=0)
@@ -236,16 +298,16 @@ def cover(shown: Bool[np.ndarray, "frames cells"], most: int) -> list[int]:
     return order
 
 
-def _allowed(
+def _sample_region(
     source: Source, layer: str, region: Float[np.ndarray, "rows columns"], uv: Float[np.ndarray, "h w 2"]
 ) -> Float[np.ndarray, "h w"]:
-    """A layer's region as pixels see it."""
+    """Samples a layer's region at the pixels of a frame."""
     image = torch.from_numpy(np.ascontiguousarray(region, np.float32))[None, None]
     return coords.sample(image, source.pictures[layer].box, torch.from_numpy(uv)[None], "zeros")[0, 0].numpy()
 
 
-def _on_charts(source: Source, layer: str, numbers: Sequence[int]) -> Float[np.ndarray, "rows columns"]:
-    """A layer's region without the sheets that none of the frames is on: the edit is carried there afterwards."""
+def _restrict_to_charts(source: Source, layer: str, numbers: Sequence[int]) -> Float[np.ndarray, "rows columns"]:
+    """Restricts a layer's region to the charts of the given frames: the edit is propagated to others afterwards."""
     region, picture = source.region(layer), source.pictures[layer]
     charts = [chart for series in source.maps.charts for chart in series if chart.layer == layer]
     if not charts:
@@ -259,51 +321,42 @@ def _on_charts(source: Source, layer: str, numbers: Sequence[int]) -> Float[np.n
     return region * kept
 
 
-def _shown_small(source: Source, layer: str, region: np.ndarray, t: int) -> Bool[np.ndarray, "h w"]:
-    """Which pixels of a frame show a layer's region, at the size of the fit."""
+def _compute_visibility(
+    source: Source, layer: str, region: np.ndarray, t: int, settings: KeyframeSelectionSettings
+) -> Bool[np.ndarray, "h w"]:
+    """Computes which pixels of a frame show a layer's region, at the size of training."""
     index = source.maps.layers.index(layer)
     uv = np.ascontiguousarray(source.maps.uv_small(t, index))
-    return (source.maps.layer_weight_small(t, index) >= SHOWN) & (_allowed(source, layer, region, uv) >= SHOWN)
+    shows_layer = source.maps.layer_weight_small(t, index) >= settings.min_weight
+    return shows_layer & (_sample_region(source, layer, region, uv) >= settings.min_weight)
 
 
-def _shown_cells(source: Source) -> tuple[list[int], Bool[np.ndarray, "frames cells"]]:
-    """Frames that may become keyframes, and which cells of the layers' canonical pictures each shows."""
+def _find_shown_cells(
+    source: Source, settings: KeyframeSelectionSettings
+) -> tuple[list[int], Bool[np.ndarray, "frames cells"]]:
+    """Finds the frames that may become keyframes, and the cells of the layers' canonical pictures that each shows."""
     count = source.maps.frame_count
-    candidates = sorted({round(i) for i in np.linspace(0, count - 1, min(count, CANDIDATES))})
+    candidates = sorted({round(i) for i in np.linspace(0, count - 1, min(count, settings.max_candidates))})
     regions = {layer: source.region(layer) for layer in source.layers}
-    cells = [np.concatenate([_cells(source, layer, regions[layer], t) for layer in regions]) for t in candidates]
-    return candidates, np.stack(cells)
+    n = settings.grid_cells
+    shown = np.zeros((len(candidates), len(regions), n, n), bool)
+    for row, t in enumerate(candidates):
+        for column, (layer, region) in enumerate(regions.items()):
+            box = source.pictures[layer].box
+            visible = _compute_visibility(source, layer, region, t, settings)
+            uv = source.maps.uv_small(t, source.maps.layers.index(layer))[visible]
+            x = ((uv[:, 0] - box.u0) / box.width * n).astype(np.int64).clip(0, n - 1)
+            y = ((uv[:, 1] - box.v0) / box.height * n).astype(np.int64).clip(0, n - 1)
+            shown[row, column, y, x] = True
+    return candidates, shown.reshape(len(candidates), -1)
 
 
-def _cells(source: Source, layer: str, region: np.ndarray, t: int) -> Bool[np.ndarray, " cells"]:
-    """Which cells of a layer's canonical picture a frame shows, of those in its region."""
-    box = source.pictures[layer].box
-    uv = source.maps.uv_small(t, source.maps.layers.index(layer))[_shown_small(source, layer, region, t)]
-    columns = ((uv[:, 0] - box.u0) / box.width * COARSE).astype(np.int64).clip(0, COARSE - 1)
-    rows = ((uv[:, 1] - box.v0) / box.height * COARSE).astype(np.int64).clip(0, COARSE - 1)
-    hit = np.zeros((COARSE, COARSE), bool)
-    hit[rows, columns] = True
-    return hit.ravel()
-
-
-def _around(
-    source: Source, regions: Mapping[str, np.ndarray], t: int, size: tuple[int, int]
-) -> tuple[float, float, float, float] | None:
-    """Left, top, right and bottom in the source's pixels of what a frame shows of the regions; None for nothing."""
-    shown = np.any([_shown_small(source, layer, region, t) for layer, region in regions.items()], axis=0)
-    left, top, width, height = cv2.boundingRect(shown.astype(np.uint8))
-    if not width:
-        return None
-    x, y = size[0] / source.maps.size[0], size[1] / source.maps.size[1]
-    return left * x, top * y, (left + width) * x, (top + height) * y
-
-
-def _cuts(
+def _plan_cuts(
     boxes: Sequence[tuple[float, float, float, float]], size: tuple[int, int], side: int, multiple: int
 ) -> tuple[tuple[int, int], list[Cut]]:
-    """The size frames are brought to, and the part of each that is cut out: all of one size, `side` pixels long."""
+    """Computes the size to which frames are scaled, and the part of each that is cut out, all `side` pixels long."""
     spans = [max(box[axis + 2] - box[axis] for box in boxes) for axis in (0, 1)]
-    margin = 2 * MARGIN * max(spans)
+    margin = 2 * CANVASES.margin_share * max(spans)  # on both sides
     spans = [min(full, span + margin) for span, full in zip(spans, size, strict=True)]
     scale = side / max(spans)
     whole = [max(multiple, multiple * round(full * scale / multiple)) for full in size]
@@ -315,23 +368,13 @@ def _cuts(
     for box in boxes:
         starts = []
         for axis in (0, 1):
-            centre = (box[axis] + box[axis + 2]) / 2 / size[axis] * whole[axis]
-            starts.append(min(max(0, round(centre - sides[axis] / 2)), whole[axis] - sides[axis]))
+            center = (box[axis] + box[axis + 2]) / 2 / size[axis] * whole[axis]
+            starts.append(min(max(0, round(center - sides[axis] / 2)), whole[axis] - sides[axis]))
         cuts.append((slice(starts[1], starts[1] + sides[1]), slice(starts[0], starts[0] + sides[0])))
     return (whole[0], whole[1]), cuts
 
 
-def _cut(
-    frame: UInt8[np.ndarray, "height width 3"], whole: tuple[int, int], cut: Cut
-) -> Float[np.ndarray, "rows columns 3"]:
-    """A part of a frame brought to a size; only that part of a large one is made."""
-    pixels = frame.astype(np.float32) / 255
-    if whole[0] <= frame.shape[1]:
-        return np.ascontiguousarray(resize(pixels, whole)[cut]).clip(0, 1)
-    return warped(pixels, (RIM, RIM), (frame.shape[1], frame.shape[0]), whole, cut)
-
-
-def _part(
+def _cut_layer(
     source: Source,
     layer: str,
     region: Float[np.ndarray, "rows columns"],
@@ -339,43 +382,27 @@ def _part(
     whole: tuple[int, int],
     multiple: int,
     feather: float,
+    settings: KeyframeSelectionSettings,
 ) -> Part:
-    """A layer as keyframes show it."""
+    """Cuts a layer's uv maps, weights and gains out of the keyframes, and opens its canvas."""
     maps, index = source.maps, source.maps.layers.index(layer)
     uv = np.stack([maps.uv_part(t, index, whole, cut) for t, cut in views])
-    allowed = np.stack([_allowed(source, layer, region, one) for one in uv])
-    weight = np.stack([maps.layer_weight(t, index, whole, cut) for t, cut in views]) * allowed
+    editable = np.stack([_sample_region(source, layer, region, one) for one in uv])
+    weight = np.stack([maps.layer_weight(t, index, whole, cut) for t, cut in views]) * editable
     gain = np.stack([maps.gain(t, index, whole, cut) for t, cut in views])
-    canvas = _canvas_like(source, layer, region, _step(uv, weight), multiple, feather)
+
+    # A canvas around the region, with pixels as far apart in uv as neighboring pixels of the keyframes usually are.
+    both = (weight[:, :, 1:] >= settings.min_weight) & (weight[:, :, :-1] >= settings.min_weight)
+    steps = np.linalg.norm(np.diff(uv, axis=2), axis=-1)[both]
+    spacing = max(settings.min_pixel_spacing, float(np.median(steps))) if len(steps) else 2 / uv.shape[2]
+    picture = source.pictures[layer]
+    extent = open_canvas(picture, region, 8 * multiple, multiple).box
+    side = multiple * max(1, round(max(extent.width, extent.height) / spacing / multiple))
+    canvas = open_canvas(picture, region, side, multiple, feather)
     return Part(
         canvas,
-        canvas.part_of(np.ascontiguousarray(region[..., None]), source.pictures[layer].box)[0, 0],
+        canvas.part_of(np.ascontiguousarray(region[..., None]), picture.box)[0, 0],
         torch.from_numpy(uv),
         torch.from_numpy(weight.astype(np.float32)),
         torch.from_numpy(gain).movedim(3, 1).contiguous(),
     )
-
-
-def _canvas_like(source: Source, layer: str, region: np.ndarray, step: float, multiple: int, feather: float) -> Canvas:
-    """A canvas around a layer's region with pixels `step` units of uv apart."""
-    picture = source.pictures[layer]
-    extent: Box = open_canvas(picture, region, 8 * multiple, multiple).box
-    side = multiple * max(1, round(max(extent.width, extent.height) / step / multiple))
-    return open_canvas(picture, region, side, multiple, feather)
-
-
-def _step(uv: Float[np.ndarray, "n h w 2"], weight: Float[np.ndarray, "n h w"]) -> float:
-    """How far apart neighbouring pixels of the keyframes usually lie in the canonical picture, in units of uv."""
-    both = (weight[:, :, 1:] >= SHOWN) & (weight[:, :, :-1] >= SHOWN)
-    steps = np.linalg.norm(np.diff(uv, axis=2), axis=-1)[both]
-    return max(1e-4, float(np.median(steps))) if len(steps) else 2 / uv.shape[2]
-
-
-def _tokens(source: Source, t: int, whole: tuple[int, int], cut: Cut) -> Float[np.ndarray, "h w 3"]:
-    """Canonical coordinates of pixels in the layer that shows most in each, and its number."""
-    maps, count = source.maps, len(source.maps.layers)
-    weight = np.stack([maps.layer_weight(t, index, whole, cut) for index in range(count)])
-    uv = np.stack([maps.uv_part(t, index, whole, cut) for index in range(count)])
-    most = weight.argmax(axis=0)
-    chosen = np.take_along_axis(uv, most[None, ..., None], axis=0)[0]
-    return np.concatenate([chosen, most[..., None]], axis=-1).astype(np.float32)

@@ -11,25 +11,24 @@ from torch import Tensor
 
 from editors.diffusion.clip import Clip
 
-BATCH = 8  # frames looked at together
-
 Features = Float[Tensor, "frames features"]
 
 
 def measure_with_clip(
     frames: Iterable[UInt8[np.ndarray, "height width 3"]], clip: Clip, prompt: str | None = None
 ) -> dict[str, float | None]:
-    """CLIP's view of an edited video.
+    """Measures an edited video by a CLIP.
 
     Args:
         frames: of the video.
+        clip: whose features are compared.
         prompt: what the edit was asked for.
 
     Returns:
         `clip_consistency_all_pairs` and `clip_consistency_consecutive` (see below), and with a prompt
         `clip_text_alignment`, the mean cosine between the frames and the prompt.
     """
-    features = _seen(frames, clip)
+    features = _compute_features(frames, clip)
     return {
         "clip_consistency_all_pairs": consistency_all_pairs(features),
         "clip_consistency_consecutive": consistency_consecutive(features),
@@ -38,12 +37,21 @@ def measure_with_clip(
 
 
 def pick_score(frames: Iterable[UInt8[np.ndarray, "height width 3"]], clip: Clip, prompt: str) -> float:
-    """PickScore (Kirstain et al., 2023): the scaled cosine of a CLIP tuned to people's choices, mean over frames."""
-    return float(clip.network.logit_scale.exp()) * text_alignment(clip, _seen(frames, clip), prompt)
+    """Computes PickScore (Kirstain et al., 2023): the scaled cosine of a CLIP tuned to people's choices.
+
+    Args:
+        frames: of the video.
+        clip: the tuned model.
+        prompt: what the edit was asked for.
+
+    Returns:
+        The mean over the frames.
+    """
+    return float(clip.network.logit_scale.exp()) * text_alignment(clip, _compute_features(frames, clip), prompt)
 
 
 def consistency_all_pairs(features: Features) -> float | None:
-    """The mean cosine between the unit vectors of all pairs of frames (Tune-A-Video, Wu et al., 2023); None for one."""
+    """Computes the mean cosine between all pairs of frames (Tune-A-Video, Wu et al., 2023); None for one frame."""
     count = len(features)
     if count < 2:
         return None
@@ -51,25 +59,32 @@ def consistency_all_pairs(features: Features) -> float | None:
 
 
 def consistency_consecutive(features: Features) -> float | None:
-    """The mean cosine between frames and those that follow them (Gen-1, Esser et al., 2023); None for one frame."""
+    """Computes the mean cosine between frames and the next ones (Gen-1, Esser et al., 2023); None for one frame."""
     return float((features[:-1] * features[1:]).sum(dim=1).mean()) if len(features) > 1 else None
 
 
 def text_alignment(clip: Clip, features: Features, prompt: str) -> float:
-    """The mean cosine between frames and a text."""
+    """Computes the mean cosine between frames and a text.
+
+    Args:
+        clip: that computed the features.
+        features: of the frames, of length one.
+        prompt: the text.
+    """
     return float((features @ clip.texts([prompt]).T.to(features)).mean())
 
 
 @torch.no_grad()
-def _seen(frames: Iterable[UInt8[np.ndarray, "height width 3"]], clip: Clip) -> Features:
-    """What a CLIP makes of each frame."""
-    found: list[Tensor] = []
-    waiting: list[Tensor] = []
+def _compute_features(frames: Iterable[UInt8[np.ndarray, "height width 3"]], clip: Clip) -> Features:
+    """Computes the features of each frame, a few frames at a time."""
+    batch_size = 8
+    features: list[Tensor] = []
+    batch: list[Tensor] = []
     for frame in frames:
-        waiting.append(torch.from_numpy(frame.astype(np.float32) / 255).permute(2, 0, 1))
-        if len(waiting) == BATCH:
-            found.append(clip.images(torch.stack(waiting)))
-            waiting = []
-    if waiting:
-        found.append(clip.images(torch.stack(waiting)))
-    return torch.cat(found)
+        batch.append(torch.from_numpy(frame.astype(np.float32) / 255).permute(2, 0, 1))
+        if len(batch) == batch_size:
+            features.append(clip.images(torch.stack(batch)))
+            batch = []
+    if batch:
+        features.append(clip.images(torch.stack(batch)))
+    return torch.cat(features)

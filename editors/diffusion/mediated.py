@@ -40,7 +40,7 @@ class Mediated(Keyed):
     """What each keyframe sees: its own picture, the first, first-previous, all, or all and then its points' paths."""
 
     def __call__(self, source: Source, report: Report) -> EditorResult:
-        """The layers as the agreed keyframes show them."""
+        """Denoises the keyframes together, agreeing in the canonical pictures, and merges them."""
         numbers = self.numbers(source)  # a wrong one is told before a large model is read
         model = load_model(self.weights())
         keyframes = open_keyframes(source, numbers, self.side or model.size, model.multiple, self.feather)
@@ -74,23 +74,33 @@ class Mediated(Keyed):
 
 
 def mediate(predict: Predict, schedule: Schedule, places: Sequence[Places]) -> Predict:
-    """A prediction for all keyframes whose clean pictures are those of one canonical picture a layer.
+    """Makes a prediction for all keyframes whose clean pictures are those of one canonical picture per layer.
 
-    The noise becomes what is left of the latents then, so that the next step starts from the same picture.
+    The noise is computed anew from the latents, so that the next step starts from the same picture.
+
+    Args:
+        predict: the prediction of the model.
+        schedule: of the model.
+        places: where the latents of the keyframes lie in the canonical picture of each layer.
     """
 
-    def agreeing(latents: Latents, time: int) -> Denoised:
+    def predict_agreeing(latents: Latents, time: int) -> Denoised:
         clean = predict(latents, time).clean
         for place in places:
             clean = agreed(clean, place)
         return schedule.with_clean(latents, clean, time)
 
-    return agreeing
+    return predict_agreeing
 
 
 @contextmanager
 def sharing(model: DiffusionModel, keyframes: Keyframes, attention: Shared) -> Iterator[None]:
-    """Keyframes of a batch see each other in the model's self-attention.
+    """Lets the keyframes of a batch see each other in the model's self-attention.
+
+    Args:
+        model: the diffusion model.
+        keyframes: the batch.
+        attention: what each keyframe sees.
 
     Raises:
         UserError: a model whose attention cannot be changed (exit 3).

@@ -1,8 +1,8 @@
-"""Reading a model of the Zero-1-to-3 kind (Liu et al., ICCV 2023), whose pipeline diffusers does not have itself.
+"""Reads models of the Zero-1-to-3 kind (Liu et al., ICCV 2023), for which diffusers has no pipeline of its own.
 
-Its folder is in diffusers' layout: a UNet that takes the latents of a picture beside the noised ones, an autoencoder, a
-CLIP image encoder, and one linear layer from the picture's embedding and the camera to a token. The layer's class is
-code of its owner's in every such folder: only its numbers are read.
+Such a folder is in diffusers' layout: a UNet that takes the latents of a picture beside the noised ones, a VAE, a CLIP
+image encoder, and one linear layer from the picture's embedding and the camera to a token. The layer's class is
+code of the folder's owner: only its numbers are read.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from editors.diffusion.wrapper import DiffusionModel, read_part
 from neural_fields.errors import bad_input
 
 PROJECTIONS = ("cc_projection", "clip_camera_projection")  # what converters call the folder of the linear layer
-PARTS = ("unet", "vae", "image_encoder", "scheduler")
-CAMERA = 4  # numbers that say how a camera has moved
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class ViewNetworks:
     Attributes:
         model: its denoiser and autoencoder; it has no text encoder.
         image_encoder: a transformers `CLIPVisionModelWithProjection`.
-        projection: from an embedding and the four numbers of a camera to a token.
+        projection: from an embedding and four numbers that describe the camera to a token.
     """
 
     model: DiffusionModel
@@ -52,13 +50,23 @@ def load_view_networks(weights: Weights) -> ViewNetworks:
 
         folder = weights.local or fetched(weights)
         check_folder(folder, weights.unsafe, plain=PROJECTIONS)
-        layer = _layer(folder, weights.model)
+        layer = _read_projection(folder, weights.model)
         device, chosen = placed(weights, folder)
         dtype = getattr(torch, chosen.dtype)
         options: dict[str, Any] = {"dtype": dtype, "use_safetensors": not weights.unsafe or None}
         unet = read_part(folder / "unet", "UNet2DConditionModel", **options)
         vae = read_part(folder / "vae", "AutoencoderKL", **options)
-        _check_inputs(unet, vae, layer, weights.model)
+        # Refuse networks that do not belong together.
+        wanted, given = 2 * int(vae.config.latent_channels), int(unet.config.in_channels)
+        token = int(unet.config.cross_attention_dim)
+        camera_numbers = 4  # inputs of the layer beside the embedding: they describe how the camera moved
+        if given != wanted or layer.out_features != token or layer.in_features <= camera_numbers:
+            raise bad_input(
+                f"{weights.model} is no model of the Zero-1-to-3 kind",
+                why=f"its denoiser takes {given} channels and tokens of {token}; expected {wanted} channels, and a "
+                f"layer that makes such tokens, which makes {layer.out_features}",
+                fix="--view-model FOLDER with a model converted from Zero-1-to-3",
+            )
         encoder = CLIPVisionModelWithProjection.from_pretrained(folder / "image_encoder", **options)
         scheduler = read_part(folder / "scheduler", "DDPMScheduler")
         for network in (unet, vae, encoder, layer.to(dtype=dtype)):
@@ -67,11 +75,11 @@ def load_view_networks(weights: Weights) -> ViewNetworks:
         return ViewNetworks(DiffusionModel(parts, device), encoder, layer)
 
 
-def _layer(folder: Path, name: str) -> torch.nn.Linear:
-    """The linear layer, from its two tensors, whatever they are called."""
+def _read_projection(folder: Path, name: str) -> torch.nn.Linear:
+    """Reads the linear layer from its two tensors, whatever their names."""
     from safetensors.torch import load_file
 
-    missing = [part for part in PARTS if not (folder / part).is_dir()]
+    missing = [part for part in ("unet", "vae", "image_encoder", "scheduler") if not (folder / part).is_dir()]
     files = [path for part in PROJECTIONS for path in sorted((folder / part).glob("*.safetensors"))]
     if missing or not files:
         raise bad_input(
@@ -90,20 +98,3 @@ def _layer(folder: Path, name: str) -> torch.nn.Linear:
     layer = torch.nn.Linear(weight.shape[1], weight.shape[0])
     layer.load_state_dict({"weight": weight, "bias": bias})
     return layer
-
-
-def _check_inputs(unet: Any, vae: Any, layer: torch.nn.Linear, name: str) -> None:
-    """Refuses networks that do not belong together.
-
-    Raises:
-        UserError: the UNet does not see a picture, or the layer does not make its tokens (exit 3).
-    """
-    wanted, given = 2 * int(vae.config.latent_channels), int(unet.config.in_channels)
-    token = int(unet.config.cross_attention_dim)
-    if given != wanted or layer.out_features != token or layer.in_features <= CAMERA:
-        raise bad_input(
-            f"{name} is no model of the Zero-1-to-3 kind",
-            why=f"its denoiser takes {given} channels and tokens of {token}; expected {wanted} channels, and a layer "
-            f"that makes such tokens, which makes {layer.out_features}",
-            fix="--view-model FOLDER with a model converted from Zero-1-to-3",
-        )

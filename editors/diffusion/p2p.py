@@ -13,7 +13,7 @@ The picture is taken to noise as in `pnp.py`, and its latents there play the par
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from functools import partial
@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import interpolate, max_pool2d
 
 from editors.base import EditorResult, Report, Source
 from editors.diffusion.attention import (
@@ -40,12 +41,20 @@ from editors.diffusion.settings import wrong_setting
 from editors.diffusion.wrapper import DiffusionModel, Text, load_model
 from neural_fields.config_flags import Repeated
 
-COARSE = 4  # self-attention is the original's in layers with so many times fewer tokens than latents, and with less
-PLACE = 16  # where a word is, is read in layers with so many times fewer tokens than latents, and with less
-SETTLED = 0.2  # share of the steps after which the maps say where a word is
-SURE = 0.3  # of the largest value of a map: what is above belongs to the word (both as in the paper's own program)
-
 Maps = Float[Tensor, "pictures heads places words"]
+
+
+@dataclass(frozen=True)
+class PromptToPromptSettings:
+    """Settings of prompt-to-prompt; those of the local blend are as in the paper's own program."""
+
+    min_replaced_ratio: int = 4  # latents per token from which self-attention of a layer is the original's
+    min_blend_ratio: int = 16  # latents per token from which the maps of a layer say where words are
+    settled_share: float = 0.2  # of the steps, after which the maps say where a word is
+    min_map_value: float = 0.3  # of the largest value of a map: what is above belongs to the word
+
+
+DEFAULTS = PromptToPromptSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,30 +80,30 @@ class PromptToPrompt(Inverted):
         self.check_share("attention", self.attention, 0.4)
         if not self.source_prompt.strip():
             raise wrong_setting("source-prompt", self.source_prompt, "it says what is there", '--source-prompt "a car"')
-        self._factors()
-        both = {*_words(self.prompt), *_words(self.source_prompt)}
+        self._parse_factors()
+        both = {*_split_words(self.prompt), *_split_words(self.source_prompt)}
         for word in self.local_blend:
             if word.lower() not in both:
                 raise wrong_setting(
-                    "local_blend", word, "it is in neither prompt", f"--local-blend {_words(self.prompt)[-1]}"
+                    "local_blend", word, "it is in neither prompt", f"--local-blend {_split_words(self.prompt)[-1]}"
                 )
 
     def __call__(self, source: Source, report: Report) -> EditorResult:
-        """The region of each layer, changed as the words of its prompt are."""
+        """Changes the region of each layer as the words of its prompt are changed."""
         model = load_model(self.weights())
         kept = Features([*self_attention(model.unet), *cross_attention(model.unet)])
         canvases, notes = open_regions(model, source, self, report)
         now, wanted = model.text(self.source_prompt), model.text(self.prompt, self.negative)
         tokenizer = model.pipeline.tokenizer
-        exchange = Exchange.of(tokenizer, self.source_prompt, self.prompt, self._factors(), now.states.shape[1])
-        before, after = (
-            token_numbers(tokenizer, words, self.local_blend) for words in (self.source_prompt, self.prompt)
+        exchange = Exchange.of(tokenizer, self.source_prompt, self.prompt, self._parse_factors(), now.states.shape[1])
+        places = Places(
+            before=token_numbers(tokenizer, self.source_prompt, self.local_blend),
+            after=token_numbers(tokenizer, self.prompt, self.local_blend),
         )
-        places = Places(before, after)
-        redo = partial(self._step, model, now, wanted, kept, exchange, places)
+        redo = partial(self._predict_step, model, now, wanted, kept, exchange, places)
         return remade(model, canvases, self, now, redo, report, places.mask if self.local_blend else None, notes)
 
-    def _step(
+    def _predict_step(
         self,
         model: DiffusionModel,
         now: Text,
@@ -106,25 +115,28 @@ class PromptToPrompt(Inverted):
         original: Latents,
         done: int,
     ) -> Denoised:
-        """One prediction with the original's attention."""
+        """Predicts one step with the original's attention."""
         times = model.schedule.times(self.steps, self.strength)
         share, time, size = done / len(times), times[done], latents.shape[-2] * latents.shape[-1]
         with kept.recording(model):
             model.predict(original, time, now, 1.0)
-        places.open(latents, kept, settled=share >= SETTLED)
-        own, words = self_attention(model.unet), cross_attention(model.unet)
+        places.open(latents, kept, settled=share >= places.settings.settled_share)
         replaced: dict[str, Processor] = {}
         if share < self.attention:
-            coarse = [name for name in own if COARSE * kept.held[name][0][0].shape[2] <= size]
-            replaced |= kept.replayed(coarse, _only_with_prompt)
-        for name in words:
+            coarse = []
+            for name in self_attention(model.unet):
+                tokens = kept.held[name][0][0].shape[2]
+                if places.settings.min_replaced_ratio * tokens <= size:
+                    coarse.append(name)
+            replaced |= kept.replayed(coarse, _attend_like_original)
+        for name in cross_attention(model.unet):
             mix = partial(exchange.mix, share < self.cross, places if name in places.layers else None)
             replaced |= kept.replayed([name], mix)
         with kept.injecting(model, replaced):
             return model.predict(latents, time, wanted, self.guidance)
 
-    def _factors(self) -> dict[str, float]:
-        """The words of `--weight` with their factors.
+    def _parse_factors(self) -> dict[str, float]:
+        """Parses the words of `--weight` and their factors.
 
         Raises:
             UserError: one that is not of the form WORD=FACTOR, or whose word the prompt does not have (exit 2).
@@ -136,19 +148,22 @@ class PromptToPrompt(Inverted):
                 factors[word.lower()] = float(factor)
             except ValueError:
                 raise wrong_setting("weight", given, "it is WORD=FACTOR", "--weight dots=2.0") from None
-            if word.lower() not in _words(self.prompt):
+            if word.lower() not in _split_words(self.prompt):
                 raise wrong_setting(
-                    "weight", given, f"{word!r} is no word of the prompt", f"--weight {_words(self.prompt)[-1]}=2.0"
+                    "weight",
+                    given,
+                    f"{word!r} is no word of the prompt",
+                    f"--weight {_split_words(self.prompt)[-1]}=2.0",
                 )
         return factors
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """What becomes of the cross-attention maps of an edit.
+    """How the cross-attention maps of an edit are mixed from its own and the original's.
 
     Attributes:
-        taken: what each word of the edit takes from the original's words (their columns, weighted).
+        taken: weights of the original's columns in the column of each word of the edit.
         share: 1 for words whose columns are the original's, 0 for new ones.
         factor: of each word.
     """
@@ -159,20 +174,33 @@ class Exchange:
 
     @staticmethod
     def of(tokenizer: Any, before: str, after: str, factors: Mapping[str, float], length: int) -> Exchange:
-        """The exchange between two prompts.
+        """Aligns two prompts word by word.
 
         Args:
+            tokenizer: of the model.
+            before, after: the prompts of the original and of the edit.
             factors: of words of `after`, which are 1 otherwise.
             length: tokens of an encoded prompt.
         """
         taken, factor = torch.zeros(length, length), torch.ones(length)
-        old, new = (_spans(tokenizer, prompt) for prompt in (before, after))
-        for source, target in _partners([word for word, _ in old], [word for word, _ in new]):
-            _takes(taken, old[source][1], new[target][1])
-        ends = [max((span.stop for _, span in spans), default=1) for spans in (old, new)]
+        old, new = _list_token_spans(tokenizer, before), _list_token_spans(tokenizer, after)
+        # Words that stand for each other: the same word, or one of as many that are exchanged together
+        matcher = SequenceMatcher(None, [word for word, _ in old], [word for word, _ in new], autojunk=False)
+        for _, old_start, old_stop, new_start, new_stop in matcher.get_opcodes():
+            if old_stop - old_start != new_stop - new_start:
+                continue
+            pairs = zip(old[old_start:old_stop], new[new_start:new_stop], strict=True)
+            for (_, source), (_, target) in pairs:
+                if len(source) == len(target):
+                    taken[list(source), list(target)] = 1
+                elif source and target:  # each token takes an equal part of them all
+                    taken[source.start : source.stop, target.start : target.stop] = 1 / len(target)
+        # The beginning, the end of the prompt, and what fills it up
+        old_end = max((span.stop for _, span in old), default=1)
+        new_end = max((span.stop for _, span in new), default=1)
         taken[0, 0] = 1
-        for k in range(ends[1], length):  # the end of the prompt, and what fills it up
-            taken[min(ends[0] + k - ends[1], length - 1), k] = 1
+        for k in range(new_end, length):
+            taken[min(old_end + k - new_end, length - 1), k] = 1
         for word, span in new:
             factor[span.start : span.stop] = factors.get(word, 1.0)
         return Exchange(taken, (taken.sum(0) > 0).float(), factor)
@@ -180,7 +208,14 @@ class Exchange:
     def mix(
         self, exchanged: bool, places: Places | None, held: Held, query: Tensor, key: Tensor, value: Tensor
     ) -> Tensor:
-        """Attention to the prompt with the changed maps, in the part of a batch that sees it; as usual in the rest."""
+        """Attends to the prompt with the changed maps, in the part of a batch that sees it; as usual in the rest.
+
+        Args:
+            exchanged: whether words take the original's maps; their factors count in any case.
+            places: counts the maps in; None for a layer that is not asked.
+            held: query and key of the original's pass.
+            query, key, value: of this pass.
+        """
         count = len(held[0])
         new, old = maps_of(query[-count:], key[-count:]), maps_of(*held)
         if places is not None:
@@ -201,99 +236,90 @@ class Places:
     Attributes:
         before, after: the tokens of the words in the prompt of the original and in that of the edit.
         layers: the attention layers that are asked.
+        settings: which layers are asked, and when and where their maps count.
     """
 
     before: Sequence[int]
     after: Sequence[int]
     layers: frozenset[str] = frozenset()
+    settings: PromptToPromptSettings = DEFAULTS
     _sums: dict[str, Tensor] = field(default_factory=dict)
     _size: tuple[int, int] = (1, 1)
     _settled: bool = False
 
     def open(self, latents: Latents, kept: Features, settled: bool) -> None:
-        """Chooses the layers that are asked at a step, for latents of a size, from what was kept of a pass.
+        """Chooses the layers that are asked at a step.
+
+        Args:
+            latents: of the step, for their size.
+            kept: attention of the original's pass.
+            settled: whether the maps say already where words are.
 
         Raises:
             UserError: the picture is larger than the model sees at once (exit 2).
         """
         self._size, self._settled = (latents.shape[-2], latents.shape[-1]), settled
-        words = [name for name in kept.layers if name.endswith("attn2.processor")]
         if not (self.before or self.after):
             return
-        if any(len(kept.held[name]) > 1 for name in words):
+        names = [name for name in kept.layers if name.endswith("attn2.processor")]
+        if any(len(kept.held[name]) > 1 for name in names):
             raise wrong_setting(
                 "local_blend", "set", "it needs a picture that the model sees at once", "leave --side out"
             )
-        tokens = {name: kept.held[name][0][0].shape[2] for name in words}
-        most = max(self._size[0] * self._size[1] // PLACE, min(tokens.values()))
-        self.layers = frozenset(name for name in words if tokens[name] <= most)
+        tokens = {name: kept.held[name][0][0].shape[2] for name in names}
+        max_tokens = max(self._size[0] * self._size[1] // self.settings.min_blend_ratio, min(tokens.values()))
+        self.layers = frozenset(name for name in names if tokens[name] <= max_tokens)
 
     def add(self, old: Maps, new: Maps) -> None:
         """Counts the maps of a layer in, of the original and of the edit."""
+        rows, columns = self._size
         for which, maps, tokens in (("before", old, self.before), ("after", new, self.after)):
-            if tokens:
-                shown = _as_picture(maps[..., list(tokens)].sum(-1).mean(1), self._size)
-                self._sums[which] = self._sums[which] + shown if which in self._sums else shown
+            if not tokens:
+                continue
+            flat = maps[..., list(tokens)].sum(-1).mean(1)
+            # As a picture of the size of the latents; each place spreads to its neighbors
+            factor = round((rows * columns / flat.shape[1]) ** 0.5)
+            grid = flat.unflatten(1, (1, rows // factor, columns // factor)).float()
+            picture = interpolate(max_pool2d(grid, 3, 1, 1), self._size, mode="bilinear")
+            self._sums[which] = self._sums[which] + picture if which in self._sums else picture
 
     def mask(self) -> Float[Tensor, "n 1 rows columns"]:
-        """1 where any of the words shows; everywhere in the first steps, when the maps do not say yet."""
-        shares = [shown / shown.amax(dim=(2, 3), keepdim=True) for shown in self._sums.values()]
-        found = torch.stack(shares).amax(0) > SURE
-        return (found if self._settled else torch.ones_like(found)).float()
+        """Returns 1 where any of the words shows; everywhere in the first steps, when the maps do not say yet."""
+        shares = [total / total.amax(dim=(2, 3), keepdim=True) for total in self._sums.values()]
+        shown = torch.stack(shares).amax(0) > self.settings.min_map_value
+        return (shown if self._settled else torch.ones_like(shown)).float()
 
 
 def maps_of(query: Float[Tensor, "n h places d"], key: Float[Tensor, "n h words d"]) -> Maps:
-    """Attention maps: how much each place looks at each word; sums to 1 over the words."""
+    """Computes attention maps: how much each place attends to each word; sums to 1 over the words."""
     return (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1)
 
 
 def token_numbers(tokenizer: Any, prompt: str, words: Sequence[str]) -> list[int]:
-    """Which tokens of an encoded prompt belong to some words, beginning and end of the prompt counted as tokens."""
+    """Lists the tokens of an encoded prompt that belong to some words; its beginning and end count as tokens."""
     wanted = {word.lower() for word in words}
-    return [number for word, span in _spans(tokenizer, prompt) if word in wanted for number in span]
+    return [number for word, span in _list_token_spans(tokenizer, prompt) if word in wanted for number in span]
 
 
-def _words(prompt: str) -> list[str]:
-    """Words and marks, in small letters."""
+def _split_words(prompt: str) -> list[str]:
+    """Splits a prompt into words and marks, in small letters."""
     return re.findall(r"[\w'-]+|[^\w\s]+", prompt.lower())
 
 
-def _spans(tokenizer: Any, prompt: str) -> list[tuple[str, range]]:
-    """Each word of a prompt with its tokens; what does not fit into the tokenizer's length has none."""
+def _list_token_spans(tokenizer: Any, prompt: str) -> list[tuple[str, range]]:
+    """Lists the words of a prompt with their tokens; what does not fit into the tokenizer's length has none."""
     spans, start, last = [], 1, int(tokenizer.model_max_length) - 1
-    for word in _words(prompt):
+    for word in _split_words(prompt):
         stop = start + len(tokenizer(word, add_special_tokens=False).input_ids)
         spans.append((word, range(min(start, last), min(stop, last))))
         start = stop
     return spans
 
 
-def _partners(before: Sequence[str], after: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Numbers of words that stand for each other: the same word, or one of as many that are exchanged together."""
-    for _, start, stop, new_start, new_stop in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
-        if stop - start == new_stop - new_start:
-            yield from zip(range(start, stop), range(new_start, new_stop), strict=True)
-
-
-def _takes(taken: Tensor, old: range, new: range) -> None:
-    """Lets the tokens of a word take the columns of another's: one by one, or each an equal part of them all."""
-    if len(old) == len(new):
-        taken[list(old), list(new)] = 1
-    elif old and new:
-        taken[old.start : old.stop, new.start : new.stop] = 1 / len(new)
-
-
-def _only_with_prompt(held: Held, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention with the original's maps, in the part of a batch that sees the prompt."""
+def _attend_like_original(held: Held, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attends with the original's maps, in the part of a batch that sees the prompt."""
     count = len(held[0])
     changed = old_for_new(held, query[-count:], key[-count:], value[-count:])
     if len(query) == count:
         return changed
     return torch.cat([plain(query[:-count], key[:-count], value[:-count], None), changed])
-
-
-def _as_picture(shown: Float[Tensor, "n places"], size: tuple[int, int]) -> Float[Tensor, "n 1 rows columns"]:
-    """What each place of a layer shows, as a picture of another size; each place spreads to its neighbours."""
-    factor = round((size[0] * size[1] / shown.shape[1]) ** 0.5)
-    grid = shown.unflatten(1, (1, size[0] // factor, size[1] // factor)).float()
-    return torch.nn.functional.interpolate(torch.nn.functional.max_pool2d(grid, 3, 1, 1), size, mode="bilinear")

@@ -1,7 +1,7 @@
-"""Models that follow instructions and come with a loop of their own: FLUX.1 Kontext, Qwen-Image-Edit and their like.
+"""Models that follow instructions and have a sampling loop of their own, such as FLUX.1 Kontext and Qwen-Image-Edit.
 
-They are called through diffusers with what their call takes: a picture, an instruction, and as many of the settings as
-it has a name for. What is left out keeps the value that the model's authors chose.
+They are called through diffusers with the arguments that their call accepts: a picture, an instruction, and those of
+the settings that it knows. All other arguments keep the defaults of the model's authors.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ Images = Float[Tensor, "n 3 height width"]
 
 @dataclass(frozen=True)
 class Instruction:
-    """What a model is told.
+    """An instruction and the settings of the run.
 
     Attributes:
         prompt, negative: in words.
-        steps: of its loop.
-        guidance: how strongly the prompt is followed; None for what its authors chose.
-        image_guidance: how strongly the picture is kept, for models that know of it.
-        seed: of its noise.
-        own_size: lets the model choose the size it works at, where it wants to.
+        steps: of the sampling loop.
+        guidance: how strongly the prompt is followed; None for the default of the model.
+        image_guidance: how strongly the picture is kept, for models that have this setting.
+        seed: of the noise.
+        own_size: lets the model choose the size it works at, if it can.
     """
 
     prompt: str
@@ -47,7 +47,7 @@ def check_call(model: str, kind: str, takes: Mapping[str, Any]) -> None:
     """Refuses a pipeline that does not edit a picture by an instruction.
 
     Args:
-        model: what the user named.
+        model: as the user named it.
         kind: the pipeline's class.
         takes: the arguments of its call.
 
@@ -65,24 +65,28 @@ def check_call(model: str, kind: str, takes: Mapping[str, Any]) -> None:
 
 
 def instructed(pipeline: Any, image: Images, told: Instruction, step: Step | None = None) -> Images:
-    """What a pipeline makes of a picture by an instruction, at the size of the picture.
+    """Edits a picture by an instruction; the result has the size of the picture.
 
     Args:
         pipeline: a loaded pipeline of diffusers.
         image: one picture in [0, 1].
+        told: the instruction.
         step: called after each step.
     """
+    from PIL import Image
+
     takes = {name: p.default for name, p in inspect.signature(pipeline.__call__).parameters.items()}
     height, width = image.shape[-2:]
+    array = (image[0].permute(1, 2, 0).cpu() * 255).round().to(torch.uint8).numpy()
 
-    # Diffusers hands over and expects back the tensors of its loop; the number of the step is all that is used here.
-    def after_step(_pipeline: Any, done: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
+    # Diffusers passes the tensors of its loop and expects them back; only the number of the step is used here.
+    def report_step(_pipeline: Any, done: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
         if step is not None:
             step(done + 1, told.steps)
         return values
 
     values: dict[str, Any] = {
-        "image": _as_pillow(image),
+        "image": Image.fromarray(array),
         "prompt": told.prompt,
         "num_inference_steps": told.steps,
         "image_guidance_scale": told.image_guidance,
@@ -92,33 +96,18 @@ def instructed(pipeline: Any, image: Images, told: Instruction, step: Step | Non
         "max_area": height * width,
         "_auto_resize": told.own_size,
         "output_type": "pt",
-        "callback_on_step_end": after_step,
-        **_guidance(told, takes),
+        "callback_on_step_end": report_step,
     }
-    pipeline.set_progress_bar_config(disable=True)
-    made = pipeline(**{name: value for name, value in values.items() if name in takes}).images
-    made = made.float().cpu().clamp(0, 1)
-    if made.shape[-2:] == (height, width):
-        return made
-    return torch.nn.functional.interpolate(made, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
-
-
-def _guidance(told: Instruction, takes: Mapping[str, Any]) -> dict[str, Any]:
-    """How strongly the prompt is followed, under the name a pipeline has for it.
-
-    Some know two: guidance against a negative prompt, and an input of a model that was distilled from such guidance.
-    """
+    # Some pipelines have two kinds of guidance: against a negative prompt ("true"), and an input of a model that was
+    # distilled from such guidance. The instruction sets the first where a pipeline uses it.
     has_true = (takes.get("true_cfg_scale") or 1.0) > 1
-    values: dict[str, Any] = {}
     if told.negative or has_true:
         values["negative_prompt"] = told.negative or " "
     if told.guidance is not None:
         values["true_cfg_scale" if has_true else "guidance_scale"] = told.guidance
-    return values
-
-
-def _as_pillow(image: Images) -> Any:
-    from PIL import Image
-
-    array = (image[0].permute(1, 2, 0).cpu() * 255).round().to(torch.uint8).numpy()
-    return Image.fromarray(array)
+    pipeline.set_progress_bar_config(disable=True)
+    edited = pipeline(**{name: value for name, value in values.items() if name in takes}).images
+    edited = edited.float().cpu().clamp(0, 1)
+    if edited.shape[-2:] == (height, width):
+        return edited
+    return torch.nn.functional.interpolate(edited, (height, width), mode="bicubic", antialias=True).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Fetching a model, adding to it what a user trained, and putting it where it runs."""
+"""Fetching a model, adding the user's own weights to it, and moving it to the device that runs it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from editors.diffusion.weights import Plan, Weights, parameter_counts, plan
+from editors.diffusion.weights import LoadingPlan, Weights, parameter_counts, plan
 from neural_fields.errors import bad_input
 
 
 def fetched(weights: Weights) -> Path:
-    """The folder of a model of the hub, from the cache or fetched into it."""
+    """Fetches a model of the hub, or finds it in the cache; returns its folder."""
     from huggingface_hub import snapshot_download
 
     patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]
@@ -22,25 +22,23 @@ def fetched(weights: Weights) -> Path:
     return Path(snapshot_download(weights.model, allow_patterns=patterns, ignore_patterns=unwanted))
 
 
-def placed(weights: Weights, folder: Path) -> tuple[torch.device, Plan]:
-    """Where a model goes, and how it fits there."""
+def placed(weights: Weights, folder: Path) -> tuple[torch.device, LoadingPlan]:
+    """Chooses the device of a model, and how the model fits into its memory."""
     has_gpu = torch.cuda.is_available()
     if weights.device == "cuda" and not has_gpu:
         raise bad_input("--device cuda, but there is no CUDA device", fix="--device cpu")
     name = "cpu" if weights.device == "cpu" or not has_gpu else "cuda"
-    free = float(torch.cuda.mem_get_info()[0]) if name == "cuda" else float(_free_memory())
+    if name == "cuda":
+        free = float(torch.cuda.mem_get_info()[0])
+    else:
+        import psutil
+
+        free = float(int(psutil.virtual_memory().available))
     return torch.device(name), plan(parameter_counts(folder), name, free)
 
 
-def _free_memory() -> int:
-    """Bytes of main memory that are free."""
-    import psutil
-
-    return int(psutil.virtual_memory().available)
-
-
 def add_extras(pipeline: Any, weights: Weights) -> None:
-    """Low-rank changes and words of textual inversion."""
+    """Adds low-rank adapters (LoRA) and embeddings of textual inversion to a pipeline."""
     names = []
     for number, (path, _) in enumerate(weights.lora_files()):
         names.append(f"lora{number}")
@@ -51,8 +49,8 @@ def add_extras(pipeline: Any, weights: Weights) -> None:
         pipeline.load_textual_inversion(str(path.parent), weight_name=path.name, token=path.stem)
 
 
-def settle(pipeline: Any, device: torch.device, chosen: Plan) -> None:
-    """Puts a pipeline where it runs."""
+def settle(pipeline: Any, device: torch.device, chosen: LoadingPlan) -> None:
+    """Moves a pipeline to its device, as planned."""
     if chosen.offload == "parts":
         pipeline.enable_model_cpu_offload(device=device)
     elif chosen.offload == "layers":

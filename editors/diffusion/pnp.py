@@ -1,4 +1,4 @@
-"""Plug-and-play: what the layer shows stays in place, because the model is given the features it had of the original.
+"""Plug-and-play: the layer keeps its layout, because the model is given its features of the original.
 
 Tumanyan, Geyer, Bagon and Dekel, Plug-and-Play Diffusion Features, CVPR 2023, section 4 and algorithm 1. The canvas is
 taken to noise by DDIM run backwards and denoised again with the prompt. At each step the denoiser first sees the
@@ -36,7 +36,7 @@ Redo = Callable[[Latents, Latents, int], Denoised]  # latents, those of the orig
 
 @dataclass(frozen=True, kw_only=True)
 class Inverted(Regional):
-    """What editors share that take the picture to noise and back, seeing at each step what the original was there."""
+    """Settings of editors that take the picture to noise and back, with the original at hand at each step."""
 
     strength: float = 1.0
     """How far back to noise the picture is taken, in (0, 1]; less stays closer to it."""
@@ -51,7 +51,7 @@ class Inverted(Regional):
             raise wrong_setting("refine", self.refine, "it counts passes", "--refine 1")
 
     def check_share(self, flag: str, value: float, default: float) -> None:
-        """Refuses what is no share of the steps.
+        """Refuses a value that is no share of the steps.
 
         Raises:
             UserError: the value is outside [0, 1] (exit 2).
@@ -79,15 +79,15 @@ class PlugAndPlay(Inverted):
         self.check_share("attention", self.attention, 0.5)
 
     def __call__(self, source: Source, report: Report) -> EditorResult:
-        """The region of each layer in the look that the prompt asks for, its parts where they were."""
+        """Repaints the region of each layer in the look that the prompt asks for, its parts where they were."""
         model = load_model(self.weights())
         kept = decoder_features(model.unet)
         canvases, notes = open_regions(model, source, self, report)
         now, wanted = model.text(self.source_prompt), model.text(self.prompt, self.negative)
-        redo = partial(self._step, model, now, wanted, kept)
+        redo = partial(self._predict_step, model, now, wanted, kept)
         return remade(model, canvases, self, now, redo, report, notes=notes)
 
-    def _step(
+    def _predict_step(
         self,
         model: DiffusionModel,
         now: Text,
@@ -97,7 +97,7 @@ class PlugAndPlay(Inverted):
         original: Latents,
         done: int,
     ) -> Denoised:
-        """One prediction with the original's features, for as long as each of them is used."""
+        """Predicts one step with the original's features, for as long as each of them is used."""
         times = model.schedule.times(self.steps, self.strength)
         share, time = done / len(times), times[done]
         if share >= max(self.features, self.attention):
@@ -110,7 +110,7 @@ class PlugAndPlay(Inverted):
 
 
 def decoder_features(unet: Any) -> Features:
-    """The features that are put into the edit: those of a UNet's decoder from a third of its layers on.
+    """Selects the features that are put into the edit: those of a UNet's decoder from a third of its layers on.
 
     Raises:
         UserError: the model is no UNet with self-attention there (exit 3).
@@ -118,11 +118,12 @@ def decoder_features(unet: Any) -> Features:
     names = self_attention(unet)
     layers = [(f"up_blocks.{b}", i) for b, block in enumerate(unet.up_blocks) for i in range(len(block.resnets))]
     first = len(layers) // 3
-    starts = tuple(f"{block}.attentions.{i}." for block, i in layers[first:])
-    block, i = layers[first]
+    prefixes = tuple(f"{block}.attentions.{i}." for block, i in layers[first:])
+    attention = [name for name in names if name.startswith(prefixes)]
     # The branch beside the shortcut: the shortcut itself, from the encoder and the coarser layers, stays the edit's.
+    block, i = layers[first]
     convolution = f"{block}.resnets.{i}.conv2"
-    return Features([name for name in names if name.startswith(starts)], {convolution: unet.get_submodule(convolution)})
+    return Features(attention, {convolution: unet.get_submodule(convolution)})
 
 
 @torch.no_grad()
@@ -136,12 +137,15 @@ def remade(
     where: Callable[[], Float[Tensor, "#n 1 rows columns"]] | None = None,
     notes: Sequence[str] = (),
 ) -> EditorResult:
-    """The regions of canvases, taken to noise and back.
+    """Takes the regions of canvases to noise and back.
 
     Args:
-        canvases: one a layer.
+        model: the diffusion model.
+        canvases: one per layer.
+        settings: steps, strength and refinement.
         now: what they show, for the way to noise.
-        redo: what is predicted on the way back.
+        redo: predicts a step on the way back.
+        report: of the progress.
         where: asked after each step for where in the region the picture may change (default: all of it).
         notes: what the user should know of the regions.
     """
@@ -181,19 +185,25 @@ def way_back(
     region: Callable[[], Float[Tensor, "#n 1 rows columns"]],
     step: Step | None = None,
 ) -> Latents:
-    """Clean latents from the noisy end of a path: denoised anew in a region, those of the path elsewhere.
+    """Denoises from the noisy end of a path: anew in a region, along the path elsewhere.
 
     Args:
         path: what `invert` returns: the original's latents at each of `times`, noisiest first.
+        times: of the schedule.
+        schedule: of the model.
         redo: called with latents, those of the path, and the number of steps done.
         original: the clean latents at the other end of the path.
         region: called after each prediction: 1 where the picture may change.
+        step: called after each step.
+
+    Returns:
+        Clean latents.
     """
     latents = path[0]
     for done, (_, after) in enumerate(following(times)):
-        made = schedule.join(redo(latents, path[done], done), after)
+        edited = schedule.join(redo(latents, path[done], done), after)
         outside, inside = original if after is None else path[done + 1], region()
-        latents = inside * made + (1 - inside) * outside
+        latents = inside * edited + (1 - inside) * outside
         if step is not None:
             step(done + 1, len(times))
     return latents

@@ -1,9 +1,9 @@
-"""Where an edit goes: all of a layer, a mask of the user's, or the part of it that some words name.
+"""The region of an edit: all of a layer, the user's mask, or the part of it that some words name.
 
 Words are found in one of two ways. Without further weights as in DiffEdit (Couairon et al., ICLR 2023, section 3.2,
-step 1): the model predicts the noise in the noised picture once for what is there and once for what shall be there, and
-the two disagree where the edit belongs. Or by CLIPSeg (Lüddecke and Ecker, CVPR 2022), which was trained to segment
-what words name. Neither reaches outside the user's mask.
+step 1): the model predicts the noise in the noised picture once for the present content and once for the wanted
+content, and the two predictions differ where the edit belongs. Or by CLIPSeg (Lüddecke and Ecker, CVPR 2022), which was
+trained to segment what words name. Neither reaches outside the user's mask.
 """
 
 from __future__ import annotations
@@ -21,25 +21,33 @@ from editors.base import Report, Source
 from editors.diffusion.canvas import Canvas, open_canvas, open_canvases
 from editors.diffusion.placing import fetched
 from editors.diffusion.sampling import Predict
-from editors.diffusion.schedule import Latents, Schedule
+from editors.diffusion.schedule import Denoised, Latents, Schedule
 from editors.diffusion.settings import Prompted, wrong_setting
 from editors.diffusion.weights import Weights, check_folder, loading
-from editors.diffusion.wrapper import DiffusionModel, Images
+from editors.diffusion.wrapper import DiffusionModel, Images, Text
 from neural_fields.errors import bad_input
-
-NOISES = 10  # over which the difference is averaged, and
-LEVEL = 0.5  # how far along the times of the schedule they are: both as in DiffEdit, section 4.1
-EXTREME = 0.99  # quantile of the differences that counts as 1: the largest are outliers
-LARGE = 3.0  # times their mean counts as 1 too
-PIXEL_MEAN, PIXEL_SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as CLIPSeg was trained with
-LEAST = 0.002  # of what is seen of a layer: less than that is nothing found
 
 Map = Float[Tensor, "1 1 height width"]
 
 
+@dataclass(frozen=True)
+class RegionFindingSettings:
+    """Settings of finding the region that words name."""
+
+    noise_count: int = 10  # noises over which the difference is averaged (DiffEdit, section 4.1)
+    noise_level: float = 0.5  # share of the schedule's times at which the picture is noised (DiffEdit, section 4.1)
+    full_quantile: float = 0.99  # of the differences: it counts as 1, because the largest are outliers
+    full_mean_factor: float = 3.0  # this many times the mean difference counts as 1 too
+    min_texel_value: float = 0.5  # of the map: texels with more belong to the region
+    min_region_share: float = 0.002  # of the editable part of a layer: with less than that nothing is found
+
+
+DEFAULTS = RegionFindingSettings()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Regional(Prompted):
-    """What editors share that repaint a region: where it is, and how much of it is kept."""
+    """Settings of editors that repaint a region."""
 
     strength: float = 1.0
     """How much of the picture in the region is lost to noise first, in (0, 1]; 1 keeps nothing of it."""
@@ -63,9 +71,20 @@ class Regional(Prompted):
 
 
 def open_regions(
-    model: DiffusionModel, source: Source, settings: Regional, report: Report
+    model: DiffusionModel,
+    source: Source,
+    settings: Regional,
+    report: Report,
+    finding: RegionFindingSettings = DEFAULTS,
 ) -> tuple[list[Canvas], tuple[str, ...]]:
-    """The canvases of the layers to edit, and what to tell the user of their regions.
+    """Opens the canvases of the layers to edit; returns them with notes for the user on their regions.
+
+    Args:
+        model: the text-to-image model.
+        source: of the edit.
+        settings: of the editor.
+        report: called with the progress.
+        finding: settings of finding the region that words name.
 
     Raises:
         UserError: a mask that does not fit, or words that nothing is found for (exit 3).
@@ -74,40 +93,58 @@ def open_regions(
     regions = {layer: source.region(layer) for layer in source.layers}
     notes: list[str] = []
     if settings.region.strip():
-        whole = {
-            layer: open_canvas(source.pictures[layer], region, side, model.multiple)
-            for layer, region in regions.items()
-        }
-        find = _finder(model, settings)
-        regions, notes = _found(
-            source, regions, {layer: find(canvas, report) for layer, canvas in whole.items()}, whole
-        )
-        if not regions:
+        segment = None
+        if settings.region_model:
+            words = [word.strip() for word in settings.region.split("+") if word.strip()]
+            segment = segmented(Weights(settings.region_model, "cpu", settings.unsafe_weights), words)
+        found: dict[str, Float[np.ndarray, "_ _"]] = {}
+        for layer, region in regions.items():
+            canvas = open_canvas(source.pictures[layer], region, side, model.multiple)
+            if segment is None:
+                inside = _find_by_contrast(model, canvas, settings, report, finding)
+            else:
+                inside = (segment(canvas.image) > settings.region_threshold).float()
+            part = region * (canvas.on_picture(inside, source.pictures[layer]) > finding.min_texel_value)
+            share = float(part.sum() / region.sum())
+            if share < finding.min_region_share:
+                notes.append(f"the words of --region are not found on {layer}, which stays as it is")
+                continue
+            notes.append(f"the region found on {layer} is {share:.0%} of it")
+            found[layer] = part.astype(np.float32)
+        if not found:
             raise bad_input(
                 f"nothing is found for --region {settings.region!r}",
                 where=", ".join(source.layers),
-                why=f"less than {LEAST:.1%} of the layer is above the threshold {settings.region_threshold:g}",
+                why=f"less than {finding.min_region_share:.1%} of the layer is above the threshold "
+                f"{settings.region_threshold:g}",
                 fix=f"--region-threshold {settings.region_threshold / 2:g}, or paint a --mask",
             )
+        regions = found
     return open_canvases(source.pictures, regions, side, model.multiple, settings.feather), tuple(notes)
 
 
 def inpainting_inputs(
     model: DiffusionModel, image: Images, inside: Float[Tensor, "#n 1 rows columns"]
 ) -> Latents | None:
-    """What an inpainting model sees beside the latents: where the region is, and the picture without it.
+    """Makes the inputs of an inpainting model beside the latents: the mask of the region, and the picture without it.
 
-    None for a model without such inputs.
+    Args:
+        model: the text-to-image model.
+        image: the picture, in [0, 1].
+        inside: 1 in the region.
+
+    Returns:
+        The channels, or None for a model without such inputs.
 
     Raises:
-        UserError: the denoiser wants something else still (exit 3).
+        UserError: the denoiser needs other inputs (exit 3).
     """
     wanted = int(model.denoiser.config.in_channels) - model.channels
     if wanted == 0:
         return None
     if wanted != 1 + model.channels:
         raise bad_input(
-            f"the model wants {wanted} channels beside the latents",
+            f"the model needs {wanted} channels beside the latents",
             why="models that follow instructions have 4 more, models for inpainting 5",
             fix="--editor instruct for a model that follows instructions",
         )
@@ -122,15 +159,16 @@ def disagreement(
     now: Predict,
     wanted: Predict,
     noises: Float[Tensor, "many channels rows columns"],
-    level: float = LEVEL,
+    level: float = DEFAULTS.noise_level,
 ) -> Map:
-    """How differently a picture is denoised for what is there and for what shall be there (DiffEdit, section 3.2).
+    """Measures how much the predicted noise differs between the present and the wanted content (DiffEdit, 3.2).
 
     Args:
         clean: latents of one picture.
+        schedule: of the model.
         now, wanted: the model's predictions for the two prompts.
         noises: several, of the shape of `clean`.
-        level: how far along the schedule's times the picture is noised, in (0, 1).
+        level: share of the schedule's times at which the picture is noised, in (0, 1).
 
     Returns:
         The mean over the noises and channels of the absolute difference; not negative, not yet scaled.
@@ -143,21 +181,26 @@ def disagreement(
     return total / len(noises)
 
 
-def scaled(values: Map, inside: Map) -> Map:
-    """Differences in a region as shares of a large one among them, clipped to [0, 1]; 0 outside of the region.
+def scaled(values: Map, inside: Map, settings: RegionFindingSettings = DEFAULTS) -> Map:
+    """Scales differences in a region by a large one among them and clips them to [0, 1]; 0 outside of the region.
 
-    A large one is the `EXTREME` quantile, or `LARGE` times the mean where that is less: the one is right where most of
-    the region differs, the other where a little of it does.
+    The large one is the `full_quantile`, or `full_mean_factor` times the mean where that is less: the first is right
+    where most of the region differs, the second where a small part differs.
+
+    Args:
+        values: differences, not negative.
+        inside: above 0 in the region.
+        settings: of the scaling.
     """
     chosen = values[inside > 0]
     if not len(chosen):
         return torch.zeros_like(values)
-    large = torch.minimum(torch.quantile(chosen, EXTREME), LARGE * chosen.mean())
+    large = torch.minimum(torch.quantile(chosen, settings.full_quantile), settings.full_mean_factor * chosen.mean())
     return (values / large.clamp(min=1e-12)).clamp(0, 1) * (inside > 0)
 
 
 def segmented(weights: Weights, words: Sequence[str]) -> Callable[[Images], Map]:
-    """What CLIPSeg says of pictures: how sure it is of any of the words at each pixel, in [0, 1].
+    """Loads CLIPSeg; the function that is returned maps pictures to the confidence in any of the words, in [0, 1].
 
     Raises:
         UserError: transformers is not installed, there is no such model, or it is another one (exit 3).
@@ -173,65 +216,48 @@ def segmented(weights: Weights, words: Sequence[str]) -> Callable[[Images], Map]
         tokens = AutoTokenizer.from_pretrained(folder)(list(words), padding=True, return_tensors="pt")
     network.eval()
     side = int(cast(Any, network.config.vision_config).image_size)
-    mean, spread = (torch.tensor(numbers).view(1, 3, 1, 1) for numbers in (PIXEL_MEAN, PIXEL_SPREAD))
+    # CLIPSeg was trained with the statistics of ImageNet.
+    mean = torch.tensor((0.485, 0.456, 0.406)).view(1, 3, 1, 1)
+    spread = torch.tensor((0.229, 0.224, 0.225)).view(1, 3, 1, 1)
 
     @torch.no_grad()
-    def ask(images: Images) -> Map:
+    def segment(images: Images) -> Map:
         small = torch.nn.functional.interpolate(images.cpu(), (side, side), mode="bilinear", antialias=True)
         pixels = ((small - mean) / spread).expand(len(words), -1, -1, -1)
         logits = network(
             pixel_values=pixels, input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
         ).logits
-        sure = logits.reshape(len(words), 1, side, side).sigmoid().amax(dim=0, keepdim=True)
-        return torch.nn.functional.interpolate(sure, images.shape[-2:], mode="bilinear").clamp(0, 1)
+        confidence = logits.reshape(len(words), 1, side, side).sigmoid().amax(dim=0, keepdim=True)
+        return torch.nn.functional.interpolate(confidence, images.shape[-2:], mode="bilinear").clamp(0, 1)
 
-    return ask
-
-
-def _finder(model: DiffusionModel, settings: Regional) -> Callable[[Canvas, Report], Map]:
-    """How the words of the settings are found on a canvas."""
-    if not settings.region_model:
-        return lambda canvas, report: _contrasted(model, canvas, settings, report)
-    words = [word.strip() for word in settings.region.split("+") if word.strip()]
-    ask = segmented(Weights(settings.region_model, "cpu", settings.unsafe_weights), words)
-    return lambda canvas, report: (ask(canvas.image) > settings.region_threshold).float()
+    return segment
 
 
 @torch.no_grad()
-def _contrasted(model: DiffusionModel, canvas: Canvas, settings: Regional, report: Report) -> Map:
-    """Where the prompt and the words for the region make the model see different things: 1 there, 0 elsewhere."""
+def _find_by_contrast(
+    model: DiffusionModel, canvas: Canvas, settings: Regional, report: Report, finding: RegionFindingSettings
+) -> Map:
+    """Finds where the predictions for the prompt and for the words of the region differ: 1 there, 0 elsewhere."""
     clean = model.encode(canvas.image.to(model.device))
     extra = inpainting_inputs(model, canvas.image.to(model.device), torch.ones_like(clean[:, :1]))
-    texts = [model.text(words, settings.negative) for words in (settings.region, settings.prompt)]
-    noises = torch.cat([model.noise(clean, settings.seed + index) for index in range(NOISES)])
-    asked = 0
+    now, wanted = (model.text(words, settings.negative) for words in (settings.region, settings.prompt))
+    noises = torch.cat([model.noise(clean, settings.seed + index) for index in range(finding.noise_count)])
+    done = 0
 
-    def predict(noised: Latents, time: int, which: int):
-        nonlocal asked
-        asked += 1
-        report("looking for the region", asked, 2 * NOISES)
-        return model.predict(noised, time, texts[which], 1.0, extra=extra)
+    def predict(noised: Latents, time: int, text: Text) -> Denoised:
+        nonlocal done
+        done += 1
+        report("looking for the region", done, 2 * finding.noise_count)
+        return model.predict(noised, time, text, 1.0, extra=extra)
 
-    values = disagreement(clean, model.schedule, lambda x, t: predict(x, t, 0), lambda x, t: predict(x, t, 1), noises)
+    values = disagreement(
+        clean,
+        model.schedule,
+        lambda noised, time: predict(noised, time, now),
+        lambda noised, time: predict(noised, time, wanted),
+        noises,
+        finding.noise_level,
+    )
     size = canvas.image.shape[-2:]
     smooth = torch.nn.functional.interpolate(values, size, mode="bicubic").cpu()
-    return (scaled(smooth, canvas.region) > settings.region_threshold).float()
-
-
-def _found(
-    source: Source,
-    regions: dict[str, Float[np.ndarray, "_ _"]],
-    maps: dict[str, Map],
-    canvases: dict[str, Canvas],
-) -> tuple[dict[str, Float[np.ndarray, "_ _"]], list[str]]:
-    """The part of each region that a map says belongs to it, without layers where that is nothing, and notes."""
-    kept, notes = {}, []
-    for layer, region in regions.items():
-        part = region * (canvases[layer].on_picture(maps[layer], source.pictures[layer]) > 0.5)
-        share = float(part.sum() / region.sum())
-        if share < LEAST:
-            notes.append(f"the words of --region are not found on {layer}, which stays as it is")
-            continue
-        notes.append(f"the region found on {layer} is {share:.0%} of it")
-        kept[layer] = part.astype(np.float32)
-    return kept, notes
+    return (scaled(smooth, canvas.region, finding) > settings.region_threshold).float()

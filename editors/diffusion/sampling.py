@@ -1,4 +1,4 @@
-"""Loops over time that editors share: denoise, denoise only a region, and the way back to noise."""
+"""Sampling loops that editors share: denoising, denoising of a region only, and inversion to noise."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ def denoise(
     step: Step | None = None,
     mend: Mend | None = None,
 ) -> Latents:
-    """Clean latents from noised ones: DDIM without randomness (Song et al., 2021), Euler for flow matching.
+    """Denoises latents by DDIM without randomness (Song et al., 2021), or by Euler steps for flow matching.
 
     Args:
         latents: of the time `times[0]`.
         times: noisiest first.
-        mend: what becomes of the latents after each step.
+        schedule: of the model.
+        predict: the model.
+        step: called after each step.
+        mend: changes the latents after each step.
     """
     pairs = following(times)
     for done, (time, after) in enumerate(pairs, start=1):
@@ -54,16 +57,21 @@ def denoise_region(
     """Denoises only a region: outside, the latents are the original's at every time (Blended Latent Diffusion, 2023).
 
     Args:
+        latents: of the time `times[0]`.
+        times: noisiest first.
+        schedule: of the model.
+        predict: the model.
         original: the clean latents of the picture.
-        noise: that `latents` were noised with, so that the outside is one path through time.
+        noise: with which `latents` were noised, so that the outside follows one path through time.
         region: 1 where the picture may change.
+        step: called after each step.
     """
 
-    def blended(inside: Latents, time: int | None) -> Latents:
+    def keep_outside(inside: Latents, time: int | None) -> Latents:
         outside = original if time is None else schedule.add_noise(original, noise, time)
         return region * inside + (1 - region) * outside
 
-    return denoise(latents, times, schedule, predict, step, blended)
+    return denoise(latents, times, schedule, predict, step, keep_outside)
 
 
 def invert(
@@ -74,12 +82,16 @@ def invert(
     refine: int = 0,
     step: Step | None = None,
 ) -> list[Latents]:
-    """The noised latents from which `denoise` comes back to a picture: DDIM run backwards (Song et al., 2021, 4.3).
+    """Finds the noised latents from which `denoise` returns to a picture: DDIM backwards (Song et al., 2021, 4.3).
 
     Args:
+        clean: latents of the picture.
         times: as for `denoise`, noisiest first.
-        refine: fixed-point iterations a step: each makes the step back the inverse of the step forth more exactly
+        schedule: of the model.
+        predict: the model.
+        refine: fixed-point iterations a step: each brings the step closer to the exact inverse of a denoising step
             (AIDI, Pan et al., 2023).
+        step: called after each step.
 
     Returns:
         The latents of each of `times`, in their order.
@@ -87,36 +99,40 @@ def invert(
     path: list[Latents] = []
     latents, before = clean, None
     for done, time in enumerate(reversed(times), start=1):
-        found = latents
-        # The step forth predicts from what is sought here: start from what is known, and go on from the result.
+        noised = latents
+        # The denoising step predicts from the latents that are sought here: start from the known ones and iterate.
         for _ in range(refine + 1):
-            found = _noised(latents, predict(found, time), before, time, schedule)
-        latents, before = found, time
+            predicted = predict(noised, time)
+            if schedule.kind == "flow":  # along the velocity: at pure noise the predicted noise is the latents
+                level = 0.0 if before is None else schedule.noise[before].item()
+                noised = latents + (schedule.noise[time].item() - level) * (predicted.noise - predicted.clean)
+            elif before is None:
+                noised = schedule.add_noise(latents, predicted.noise, time)
+            else:
+                clean_now = (latents - schedule.noise[before].item() * predicted.noise) / schedule.signal[before].item()
+                noised = schedule.join(Denoised(clean_now, predicted.noise), time)
+        latents, before = noised, time
         path.append(latents)
         if step is not None:
             step(done, len(times))
     return path[::-1]
 
 
-def _noised(latents: Latents, said: Denoised, before: int | None, time: int, schedule: Schedule) -> Latents:
-    """Latents of a noisier time that a step with this prediction takes to `latents` at the time `before`."""
-    if schedule.kind == "flow":  # along the velocity: at pure noise the predicted noise is the latents themselves
-        done = 0.0 if before is None else schedule.noise[before].item()
-        return latents + (schedule.noise[time].item() - done) * (said.noise - said.clean)
-    if before is None:
-        return schedule.add_noise(latents, said.noise, time)
-    clean = (latents - schedule.noise[before].item() * said.noise) / schedule.signal[before].item()
-    return schedule.join(Denoised(clean, said.noise), time)
-
-
 def starting(original: Latents, noise: Latents, times: Sequence[int], schedule: Schedule) -> Latents:
-    """The latents at the first of `times`: the original noised so far (SDEdit, Meng et al., 2022)."""
+    """Noises the original to the first of `times` (SDEdit, Meng et al., 2022).
+
+    Args:
+        original: clean latents.
+        noise: of the same shape.
+        times: noisiest first.
+        schedule: of the model.
+    """
     return schedule.add_noise(original, noise, times[0])
 
 
 def region_of(mask: Float[Tensor, "#m 1 height width"], latents: Latents) -> Float[Tensor, "#m 1 rows columns"]:
-    """A mask of pixels at the size of latents, 0 or 1: a latent that shows any of the region belongs to it.
+    """Shrinks a mask of pixels to latents, 0 or 1: a latent that shows any of the region belongs to it.
 
-    How much of a soft edge is seen is the overlay's matter: half a region here would be half noise, half picture.
+    Soft edges are left to the overlay: a region of one half would be half noise and half picture here.
     """
     return (torch.nn.functional.adaptive_max_pool2d(mask, latents.shape[-2:]) > 0).to(mask)

@@ -25,7 +25,7 @@ Latents = Float[Tensor, "n channels rows columns"]
 
 @dataclass(frozen=True)
 class Denoised:
-    """What a model makes of noised latents: `latents = signal * clean + noise_level * noise`."""
+    """The clean picture and the noise that a model sees in noised latents, `signal * clean + level * noise`."""
 
     clean: Latents
     noise: Latents
@@ -37,9 +37,9 @@ class Schedule:
 
     Attributes:
         signal, noise: the factors of x0 and of the noise.
-        network_time: what the network is told the time is.
+        network_time: the time as it is given to the network.
         kind: what the network predicts.
-        spacing, offset: which of the times are used when there are fewer steps (diffusers' names).
+        spacing, offset: which of the times are used for fewer steps (diffusers' `timestep_spacing`, `steps_offset`).
     """
 
     signal: Float[Tensor, " times"]
@@ -51,7 +51,7 @@ class Schedule:
 
     @staticmethod
     def of(config: Mapping[str, Any], alphas_cumprod: Float[Tensor, " times"] | None) -> Schedule:
-        """The schedule that a diffusers scheduler describes.
+        """Makes the schedule that a diffusers scheduler describes.
 
         Args:
             config: the scheduler's config.
@@ -73,11 +73,11 @@ class Schedule:
         )
 
     def times(self, steps: int, strength: float = 1.0) -> list[int]:
-        """The times of a run of `steps` steps, noisiest first.
+        """Selects the times of a run of `steps` steps, noisiest first.
 
         Args:
             steps: of a whole run from pure noise, at least 1.
-            strength: in (0, 1]; below 1 only that share of the steps is left, from less noise on (SDEdit).
+            strength: in (0, 1]; below 1 only the last share of the steps is run, from less noise on (SDEdit).
         """
         count = len(self.signal)
         steps = min(max(1, steps), count)
@@ -88,15 +88,21 @@ class Schedule:
         else:
             ratio = count // steps
             times = [min(i * ratio + self.offset, count - 1) for i in reversed(range(steps))]
-        left = min(max(1, round(steps * strength)), steps)
-        return times[steps - left :]
+        remaining = min(max(1, round(steps * strength)), steps)
+        return times[steps - remaining :]
 
     def add_noise(self, clean: Latents, noise: Latents, time: int) -> Latents:
-        """x_t of a clean picture."""
+        """Computes x_t of a clean picture."""
         return self.signal[time].item() * clean + self.noise[time].item() * noise
 
     def split(self, latents: Latents, output: Latents, time: int) -> Denoised:
-        """The clean picture and the noise that a network's output says noised latents are made of."""
+        """Computes the clean picture and the noise from a network's output.
+
+        Args:
+            latents: noised, of `time`.
+            output: of the network for them.
+            time: as the schedule counts.
+        """
         a, s = self.signal[time].item(), self.noise[time].item()
         if self.kind == "epsilon":
             return Denoised((latents - s * output) / a, output)
@@ -107,17 +113,23 @@ class Schedule:
         return Denoised(latents - s * output, latents + (1 - s) * output)
 
     def join(self, denoised: Denoised, time: int | None) -> Latents:
-        """Latents of another time made of the same clean picture and noise; the clean picture where `time` is None.
+        """Mixes the clean picture and the noise to latents of a time; returns the clean picture where `time` is None.
 
         This is a step of DDIM without randomness (Song et al., 2021, eq. 12), and for flow matching one of Euler.
         """
         return denoised.clean if time is None else self.add_noise(denoised.clean, denoised.noise, time)
 
     def with_clean(self, latents: Latents, clean: Latents, time: int) -> Denoised:
-        """The noise that is left when the clean picture in noised latents is taken to be `clean`."""
+        """Computes the noise that remains when the clean picture in noised latents is assumed to be `clean`.
+
+        Args:
+            latents: noised, of `time`.
+            clean: the clean latents.
+            time: as the schedule counts.
+        """
         return Denoised(clean, (latents - self.signal[time].item() * clean) / self.noise[time].item())
 
 
 def following(times: Sequence[int]) -> list[tuple[int, int | None]]:
-    """Each time with the next one; the last with None, which is the clean picture."""
+    """Pairs each time with the next one, the last with None, which is the clean picture."""
     return list(zip(times, [*times[1:], None], strict=True))

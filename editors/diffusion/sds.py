@@ -1,6 +1,6 @@
-"""Score distillation on the texture of a region: its texels are optimised until a diffusion model likes what they show.
+"""Score distillation on the texture of a region: its texels are optimized until a diffusion model likes what they show.
 
-DreamFusion (Poole et al., 2023) optimises a scene in this way; DynVideo-E (Liu et al., 2024) and shape-aware layered
+DreamFusion (Poole et al., 2023) optimizes a 3D scene in this way; DynVideo-E (Liu et al., 2024) and shape-aware layered
 editing (Lee et al., 2023) the texture of a video. Nothing is generated at once, so that other losses can pull too.
 """
 
@@ -22,8 +22,16 @@ from editors.diffusion.schedule import Latents, Schedule
 from editors.diffusion.settings import Prompted, wrong_setting
 from editors.diffusion.wrapper import Images, load_model
 
-LEVELS = 4  # scales of the texture: whole texels, and 2, 4 and 8 of them
-EDGE = 0.02  # colours are optimised between these distances from black and white, where a sigmoid still moves
+
+@dataclass(frozen=True)
+class TextureSettings:
+    """Settings of the texture that is optimized."""
+
+    n_levels: int = 4  # scales: whole texels, and 2, 4 and 8 of them
+    color_margin: float = 0.02  # colors start at least so far from black and white, where a sigmoid still moves
+
+
+DEFAULTS = TextureSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +45,7 @@ class Sds(Prompted):
     source_prompt: str = ""
     """What the layer shows now; only dds uses it."""
     steps: int = 300
-    """Steps of the optimisation."""
+    """Steps of the optimization."""
     keep: float = 0.0
     """How strongly the region's colours are held at the source's: 0 leaves them free, 0.1 can be seen."""
     rate: float = 0.05
@@ -53,7 +61,7 @@ class Sds(Prompted):
             raise wrong_setting("rate", self.rate, "it is above 0", "--rate 0.05")
 
     def __call__(self, source: Source, report: Report) -> EditorResult:
-        """The region of each layer, repainted texel by texel."""
+        """Repaints the region of each layer texel by texel."""
         model = load_model(self.weights())
         side = self.side or model.size
         regions = {layer: source.region(layer) for layer in source.layers}
@@ -78,35 +86,40 @@ class Sds(Prompted):
 class Texture(torch.nn.Module):
     """A picture whose region is free: the source, changed by the sum of pictures of falling size.
 
-    The coarse ones let large parts change colour together in few steps, the fine ones add the detail. All are added
-    before a sigmoid, so that colours stay in (0, 1). Outside the region it is the source, exactly.
+    The coarse ones let large parts change color together in few steps, the fine ones add the detail. All are added
+    before a sigmoid, so that colors stay in (0, 1). Outside the region it is the source, exactly.
 
     Args:
         original: the picture before the edit, in [0, 1].
         region: 1 where it may change, 0 where not.
+        settings: of the texture.
     """
 
-    def __init__(self, original: Images, region: Float[Tensor, "#n 1 height width"]) -> None:
+    def __init__(
+        self, original: Images, region: Float[Tensor, "#n 1 height width"], settings: TextureSettings = DEFAULTS
+    ) -> None:
         super().__init__()
         self.original, self.region = original, region
-        self.start = original.clamp(EDGE, 1 - EDGE).logit()
-        sides = [[max(1, side >> level) for side in original.shape[-2:]] for level in range(LEVELS)]
-        self.levels = torch.nn.ParameterList(torch.zeros(*original.shape[:2], *size).to(original) for size in sides)
+        self.start = original.clamp(settings.color_margin, 1 - settings.color_margin).logit()
+        self.levels = torch.nn.ParameterList()
+        for level in range(settings.n_levels):
+            size = [max(1, side >> level) for side in original.shape[-2:]]
+            self.levels.append(torch.nn.Parameter(torch.zeros(*original.shape[:2], *size).to(original)))
 
     def colours(self) -> Images:
-        """The colours as they are now, of the region and of what it touches."""
+        """Returns the colors as they are now, of the region and of what it touches."""
         size = self.start.shape[-2:]
         change = sum(torch.nn.functional.interpolate(level, size, mode="bilinear") for level in self.levels)
         return (self.start + change).sigmoid()
 
     def forward(self) -> Images:
-        """The picture as it is now."""
+        """Returns the picture as it is now."""
         return self.region * self.colours() + (1 - self.region) * self.original
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What a picture is held against.
+    """The objective of score distillation for a picture.
 
     Attributes:
         encode: pictures in [0, 1] to latents, differentiable.
@@ -121,28 +134,34 @@ class Objective:
     compares: bool = False
 
     def loss(self, picture: Images, source: Images, time: int, generator: torch.Generator) -> Float[Tensor, ""]:
-        """A number whose gradient leads `picture` where the score points, with noise drawn anew.
+        """Computes a loss whose gradient moves `picture` along the score, with newly drawn noise.
 
         Its gradient is that for the mean over all latents: it means the same whatever the size.
+
+        Args:
+            picture: RGB in [0, 1].
+            source: the picture before the edit, of the same size.
+            time: of the schedule.
+            generator: of the noise.
         """
-        seen = picture.detach().requires_grad_(True)
-        latents = self.encode(seen)
+        pixels = picture.detach().requires_grad_(True)
+        latents = self.encode(pixels)
         with torch.no_grad():
             noise = torch.randn(latents.shape, generator=generator).to(latents)
             before = self.encode(source) if self.compares else None
             gradient = finite(self.score(Sample(latents.detach(), time, noise, before)).to(latents))
         # The encoder is gone through backwards before the mean is taken, whose small numbers half precision would lose.
-        (pixels,) = torch.autograd.grad(latents, seen, gradient)
-        return pull(picture, pixels / latents.numel())
+        (pixel_gradient,) = torch.autograd.grad(latents, pixels, gradient)
+        return pull(picture, pixel_gradient / latents.numel())
 
 
 @dataclass(frozen=True)
 class Descent:
-    """How the texture is optimised.
+    """Settings of an optimization of the texture, from those of the editor.
 
     Attributes:
         steps, rate: of Adam.
-        keep: weight of the mean absolute change of colour.
+        keep: weight of the mean absolute change of color.
         scale: the gradient of the score is divided by this, so that `keep` means the same at every guidance.
         anneal: as in `draw_time`.
         seed: of times, noise and windows.
@@ -165,11 +184,18 @@ def optimise(
     multiple: int = 1,
     report: Report = quiet,
 ) -> Images:
-    """Optimises a texture by Adam (Kingma and Ba, 2015); returns its colours at the end.
+    """Optimizes a texture by Adam (Kingma and Ba, 2015).
 
     Args:
+        texture: changed in place.
+        objective: of every step.
+        descent: steps, rate, seed and so on.
         window: side of the random square that each step looks at; the whole picture where it is None.
         multiple: windows start at multiples of this.
+        report: of the progress.
+
+    Returns:
+        The colors of the texture at the end, of the region and of what it touches.
     """
     generator = torch.Generator().manual_seed(descent.seed)
     levels = list(texture.levels)
@@ -179,10 +205,10 @@ def optimise(
     adam = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-12)
     for step in range(descent.steps):
         picture = texture()
-        rows, columns = _window(texture.region, window, multiple, generator)
+        rows, columns = _draw_window(texture.region, window, multiple, generator)
         time = draw_time(objective.schedule, step / descent.steps, descent.anneal, generator)
-        seen, before = picture[..., rows, columns], texture.original[..., rows, columns]
-        loss = objective.loss(seen, before, time, generator) / descent.scale
+        after, before = picture[..., rows, columns], texture.original[..., rows, columns]
+        loss = objective.loss(after, before, time, generator) / descent.scale
         loss = loss + descent.keep * (picture - texture.original).abs().sum() / (3 * texture.region.sum())
         for level, gradient in zip(levels, torch.autograd.grad(loss, levels), strict=True):
             level.grad = gradient
@@ -191,15 +217,15 @@ def optimise(
     return texture.colours().detach()
 
 
-def _window(region: Tensor, side: int | None, multiple: int, generator: torch.Generator) -> tuple[slice, slice]:
-    """The rows and columns of a square around a random pixel of the region; all of them where there is no side."""
+def _draw_window(region: Tensor, side: int | None, multiple: int, generator: torch.Generator) -> tuple[slice, slice]:
+    """Draws the rows and columns of a square around a random pixel of the region; all of them where side is None."""
     height, width = region.shape[-2:]
     if side is None:
         return slice(0, height), slice(0, width)
     inside = (region[0, 0] > 0).nonzero()
-    centre = inside[int(torch.randint(len(inside), (), generator=generator))].tolist()
+    center = inside[int(torch.randint(len(inside), (), generator=generator))].tolist()
     starts = [
         min(max(0, place - side // 2), max(0, limit - side)) // multiple * multiple
-        for place, limit in zip(centre, (height, width), strict=True)
+        for place, limit in zip(center, (height, width), strict=True)
     ]
     return slice(starts[0], starts[0] + side), slice(starts[1], starts[1] + side)

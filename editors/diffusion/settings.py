@@ -13,7 +13,7 @@ from neural_fields.errors import ExitCode, UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Prompted:
-    """A model and what to ask it for."""
+    """Settings of editors that give a prompt to a model."""
 
     model: str
     """A folder in diffusers' layout, or the name of a model on the hub."""
@@ -52,11 +52,11 @@ class Prompted:
                 raise wrong_setting(flag, value, why, fix)
 
     def weights(self) -> Weights:
-        """Where the model comes from."""
+        """Names the model to read, with its adapters and embeddings."""
         return Weights(self.model, self.device, self.unsafe_weights, self.lora, self.embedding)
 
 
 def wrong_setting(flag: str, value: object, why: str, fix: str) -> UserError:
-    """The error for a setting that an editor cannot use (exit 2)."""
+    """Makes the error for a setting that an editor cannot use (exit 2)."""
     shown = repr(value) if isinstance(value, str) else value
     return UserError(ExitCode.USAGE, f"--{flag} is {shown}", why=why, fix=fix)

@@ -1,11 +1,11 @@
-"""Shape-aware editing: one frame is repainted, and the object takes the shape and the colours it has there everywhere.
+"""Shape-aware editing: one frame is repainted, and the object takes the shape and the colors it has there everywhere.
 
 Lee, Jang, Chen, Qiu and Huang, "Shape-aware Text-driven Layered Video Editing" (CVPR 2023). The object of a keyframe is
 made anew by a diffusion model (section 3.2, "keyframe editing"), matched with the old one, deformed through the
 canonical plane (section 3.2, "deformation formulation"), and repainted (section 3.3).
 
 Differences: the paper draws its correspondence by hand; here outlines and the network's features are matched where the
-user gives none. Its optimisation of texture and deformation together is a lift of the keyframe's colours, which is
+user gives none. Its optimization of texture and deformation together is a lift of the keyframe's colors, which is
 exact in that frame; what the frame does not show is made by score distillation, if steps of it are asked for.
 """
 
@@ -29,27 +29,44 @@ from editors.diffusion.sds import Descent, Objective, Texture, optimise
 from editors.diffusion.settings import Prompted, wrong_setting
 from editors.diffusion.shape_matching import boxes, features, match_features, match_outlines
 from editors.diffusion.wrapper import DiffusionModel, load_model
-from editors.frame import MIN_WEIGHT, lift
-from editors.image import check_size
-from editors.shape import LOOSE, ShapeEdit, only_layer, run_frame, shape_of
+from editors.frame import DEFAULTS as LIFTING
+from editors.frame import lift
+from editors.image import check_size, pixel_limit
+from editors.shape import DEFAULTS as SHAPING
+from editors.shape import ShapeEdit, only_layer, run_frame, shape_of
 from neural_fields.canonical import Overlay, fit
 from neural_fields.edits import active_edits
 from neural_fields.errors import UserError, bad_input
+from neural_fields.extended_map import DEFAULTS as EXTRAPOLATION
+from neural_fields.extended_map import frame_map
 from neural_fields.output import open_renderer
 from neural_fields.pictures import Picture, premultiplied, read_picture, resize, straight
 from neural_fields.planar.placement import pull_push
-from neural_fields.reshaping import SEEN, Reshaper, Shape, frame_map
-
-DILATED = 0.15  # of the object's extent: how far around it the model may paint
-AROUND = 0.5  # of the object's extent that the model sees around it
-CHANGED = 12 / 255  # a pixel of an edited frame that differs by more was painted
-LEAST = 0.1  # of the old object's area: a new one that is smaller was not found
-ALONE = 0.95  # a pixel with less of the object is a mixture
-GRABBED = 256  # side at which the new object is cut out
-RATE, KEEP = 0.03, 0.5  # of score distillation: the keyframe's colours are held on to
+from neural_fields.reshaping import Reshaper, Shape
 
 Frame = Float[np.ndarray, "height width 3"]
 Mask = Bool[np.ndarray, "height width"]
+ModelCrop = tuple[slice, slice, tuple[int, int]]  # rows and columns of a frame, and (width, height) for the model
+
+
+@dataclass(frozen=True)
+class ShapeAwareSettings:
+    """Settings of repainting an object in a frame, finding it there and taking its colors over."""
+
+    paint_margin: float = 0.15  # of the object's extent: how far around it the model may paint
+    crop_margin: float = 0.5  # of the object's extent that the model sees around it
+    min_change: float = 12 / 255  # a pixel of an edited frame that differs by more was painted
+    max_changed_share: float = 0.8  # of where it may be: if more changed, the change does not tell where the object is
+    grabcut_side_px: int = 256  # at which the new object is cut out
+    grabcut_rounds: int = 5
+    min_area: float = 0.1  # of the old object's: a new one that is smaller was not found
+    min_pure_weight: float = 0.95  # a pixel with less of the object is a mixture
+    max_lost_share: float = 0.02  # of the new object: if more of it cannot be shown, the user is told
+    refine_rate: float = 0.03  # learning rate of score distillation
+    refine_keep: float = 0.5  # how strongly score distillation keeps the keyframe's colors
+
+
+DEFAULTS = ShapeAwareSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +101,7 @@ class ShapeAware(Prompted):
             raise wrong_setting("refine", self.refine, "it counts steps of a model", "--refine 0")
 
     def __call__(self, source: Source, report: Report) -> EditorResult:
-        """The shape and the colours of one layer.
+        """Makes the shape and the colors of one layer.
 
         Raises:
             UserError: an edited frame that does not fit, no new object in it, or a match that folds.
@@ -95,57 +112,49 @@ class ShapeAware(Prompted):
             raise bad_input(f"the layer {layer} has a shape already", fix=f"unwrap undo {source.run.path}")
         frame = open_renderer(source.run, source.maps).render_frame(t, source.frame(t))
         size = (frame.shape[1], frame.shape[0])
-        before = source.maps.layer_weight(t, source.maps.layers.index(layer), size) >= SEEN
+        before = source.maps.layer_weight(t, source.maps.layers.index(layer), size) >= EXTRAPOLATION.min_map_weight
         if not before.any():
             raise bad_input(f"the layer {layer} is not seen in frame {number}", fix="--frame with one that shows it")
         model = load_model(self.weights()) if self.model else None
         seen = frame.astype(np.float32) / 255
-        edited = self._edited(model, seen, before, report)
-        after = self._object(seen, edited, before)
-        if after is None:
+        if self.edited is not None:
+            given = _read_frame_picture(self.edited, seen)
+            alpha = given[..., 3:]
+            edited = alpha * given[..., :3] + (1 - alpha) * seen
+            if np.abs(edited - seen).max() < DEFAULTS.min_change:
+                raise bad_input("the edited frame is the frame as it was", where=str(self.edited))
+        else:
+            assert model is not None, "checked when the settings were made"
+            edited = repainted(model, seen, before, self, report)
+        # Where the new object is
+        if self.edited_mask is not None:
+            given = _read_frame_picture(self.edited_mask, seen)
+            after = given[..., :3].mean(axis=-1) * given[..., 3] >= 0.5
+        else:
+            after = cut_out(seen, edited, before)
+        is_found = after.sum() >= DEFAULTS.min_area * before.sum()
+        if not is_found and (self.edited is not None or self.edited_mask is not None):
+            raise bad_input(
+                "the new object is not found in the edited frame",
+                where=str(self.edited_mask or self.edited),
+                fix="--edited-mask with a picture that is white where it is and black around it",
+            )
+        # Its shape and its colors
+        if not is_found:
             after, shape = before, Shape(np.zeros((2, 3, 3), np.float32), source.pictures[layer].box)
             points: list[list[float]] = []
             notes = ["no new outline was found in what the model made: the object keeps its shape"]
         else:
-            shape, points, notes = self._shape(source, layer, t, model, (seen, edited), (before, after))
+            shape, points, notes = self._match_shape(source, layer, t, model, (seen, edited), (before, after))
         overlay, lost = texture(source, layer, t, frame, edited, after, shape)
-        if lost > 0.02:
+        if lost > DEFAULTS.max_lost_share:
             notes.append(f"{lost:.0%} of the new object lies beyond the deformed one and was left out")
         if self.refine and model is not None:
-            overlay = self._refined(source, layer, model, overlay, report)
+            overlay = self._refine_texture(source, layer, model, overlay, report)
         facts, shapes = {"frame": number, "points": points}, {layer: shape} if points else {}
         return EditorResult({layer: overlay}, (*(model.notes if model else ()), *notes), facts, shapes)
 
-    def _edited(self, model: DiffusionModel | None, seen: Frame, before: Mask, report: Report) -> Frame:
-        """The frame with the new object in it."""
-        if self.edited is not None:
-            given = _fitting(self.edited, seen)
-            alpha = given[..., 3:]
-            edited = alpha * given[..., :3] + (1 - alpha) * seen
-            if np.abs(edited - seen).max() < CHANGED:
-                raise bad_input("the edited frame is the frame as it was", where=str(self.edited))
-            return edited
-        assert model is not None, "checked when the settings were made"
-        return repainted(model, seen, before, self, report)
-
-    def _object(self, seen: Frame, edited: Frame, before: Mask) -> Mask | None:
-        """Where the new object is; None where the model made none that can be told from what is around it."""
-        if self.edited_mask is not None:
-            given = _fitting(self.edited_mask, seen)
-            after = given[..., :3].mean(axis=-1) * given[..., 3] >= 0.5
-        else:
-            after = cut_out(seen, edited, before)
-        if after.sum() >= LEAST * before.sum():
-            return after
-        if self.edited is None and self.edited_mask is None:
-            return None
-        raise bad_input(
-            "the new object is not found in the edited frame",
-            where=str(self.edited_mask or self.edited),
-            fix="--edited-mask with a picture that is white where it is and black around it",
-        )
-
-    def _shape(
+    def _match_shape(
         self,
         source: Source,
         layer: str,
@@ -154,28 +163,30 @@ class ShapeAware(Prompted):
         frames: tuple[Frame, Frame],
         masks: tuple[Mask, Mask],
     ) -> tuple[Shape, list[list[float]], list[str]]:
-        """The deformation, the points it goes through, and what to tell of them."""
+        """Computes the deformation; returns the points that it goes through, and notes on them, too."""
         if self.pairs_file is not None or self.flow is not None:
             given = ShapeEdit(pairs_file=self.pairs_file, flow=self.flow)
             start, end, loose = given.points(source, layer, t)
-            return shape_of(source, layer, t, start, end, loose), _rows(start, end), []
+            return shape_of(source, layer, t, start, end, loose), _list_point_pairs(start, end), []
         outline = match_outlines(*masks)
         attempts = [("outlines", outline), ("the rectangles around them", boxes(*masks))]
         if model is not None and model.unet is not None:
             inner = matched_inside(model, frames, masks, outline, self)
             together = np.concatenate([outline[0], inner[0]]), np.concatenate([outline[1], inner[1]])
             attempts.insert(0, (f"outlines and {len(inner[0])} places in them", together))
-        for what, (start, end) in attempts:
+        for name, (start, end) in attempts:
             try:
-                shape = shape_of(source, layer, t, start, end, LOOSE)
+                shape = shape_of(source, layer, t, start, end, SHAPING.flow_smoothing)
             except UserError as problem:
                 refused = problem
                 continue
-            return shape, _rows(start, end), [f"the old and the new object were matched by {what}"]
+            return shape, _list_point_pairs(start, end), [f"the old and the new object were matched by {name}"]
         raise refused
 
-    def _refined(self, source: Source, layer: str, model: DiffusionModel, overlay: Overlay, report: Report) -> Overlay:
-        """The texture with what the frame does not show made by some steps of score distillation."""
+    def _refine_texture(
+        self, source: Source, layer: str, model: DiffusionModel, overlay: Overlay, report: Report
+    ) -> Overlay:
+        """Generates what the frame does not show of the texture, by some steps of score distillation."""
         side = self.side or model.size
         canvas = open_canvas(
             source.pictures[layer].over(overlay), source.region(layer), side, model.multiple, self.feather
@@ -185,7 +196,7 @@ class ShapeAware(Prompted):
         picture = optimise(
             Texture(canvas.image.to(model.device), canvas.region.to(model.device)),
             Objective(model.encode, score, model.schedule),
-            Descent(self.refine, RATE, KEEP, max(1.0, self.guidance), True, self.seed),
+            Descent(self.refine, DEFAULTS.refine_rate, DEFAULTS.refine_keep, max(1.0, self.guidance), True, self.seed),
             window=model.size if side > model.size else None,
             multiple=model.multiple,
             report=report,
@@ -196,15 +207,31 @@ class ShapeAware(Prompted):
 
 
 def texture(
-    source: Source, layer: str, t: int, frame: np.ndarray, edited: Frame, after: Mask, shape: Shape
+    source: Source,
+    layer: str,
+    t: int,
+    frame: np.ndarray,
+    edited: Frame,
+    after: Mask,
+    shape: Shape,
+    settings: ShapeAwareSettings = DEFAULTS,
 ) -> tuple[Overlay, float]:
-    """The colours of the new object on the layer, and the share of it that the layer cannot show.
+    """Lifts the colors of the new object to the layer.
 
     A pixel of the deformed layer shows the point of the plane that the shape takes it from: lifting goes there.
 
     Args:
-        frame: the source's frame, with what is painted on it.
+        source: the run.
+        layer: its name.
+        t: frame of the run.
+        frame: the source's frame, with what is painted on it, 8 bits.
+        edited: the frame with the new object, in [0, 1].
         after: where the new object is.
+        shape: the deformation of the layer.
+        settings: which pixels show the object alone.
+
+    Returns:
+        The overlay, and the share of the new object that the layer cannot show.
     """
     index, maps, size = source.maps.layers.index(layer), source.maps, (frame.shape[1], frame.shape[0])
     renderer = Reshaper(maps, source.pictures, {}, {layer: (shape,)})
@@ -217,69 +244,97 @@ def texture(
     uv[index] = found.at(places).reshape(*frame.shape[:2], 2)
     weight[index] = weights[index]
     # At the outlines pixels show other things too, and around the new object the deformed one may show a rim of old
-    # colours: there the colours inside go on.
+    # colors: there the colors inside go on.
     shown, own = deformed.astype(np.float32) / 255, weights[index]
-    inside = (cv2.erode(after.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0) & (own > ALONE)
-    colour = pull_push(edited.astype(np.float32), inside)
-    colour = np.where(inside[..., None], edited, shown + own[..., None] * (colour - shown))
-    taken = after | ((own > 0) & _dilated(after))
-    rgba = np.concatenate([colour, taken[..., None]], axis=-1).astype(np.float32)
+    eroded = cv2.erode(after.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    inside = eroded & (own > settings.min_pure_weight)
+    color = pull_push(edited.astype(np.float32), inside)
+    color = np.where(inside[..., None], edited, shown + own[..., None] * (color - shown))
+    painted = after | ((own > 0) & _dilate_mask(after, settings))
+    rgba = np.concatenate([color, painted[..., None]], axis=-1).astype(np.float32)
     lifted, _, _ = lift(rgba, shown, replace(here, uv=uv, weight=weight), index)
-    return Overlay(lifted, here.boxes[index]), float((after & (own < MIN_WEIGHT)).sum() / after.sum())
+    return Overlay(lifted, here.boxes[index]), float((after & (own < LIFTING.min_weight)).sum() / after.sum())
 
 
-def repainted(model: DiffusionModel, seen: Frame, before: Mask, settings: Prompted, report: Report) -> Frame:
-    """A frame with the object in `before`, and some room around it, made anew (Blended Latent Diffusion)."""
-    rows, columns, size = _crop(before, settings.side or model.size, model.multiple)
-    wide = _dilated(before).astype(np.float32)[rows, columns]
+def repainted(
+    model: DiffusionModel,
+    seen: Frame,
+    before: Mask,
+    editor: Prompted,
+    report: Report,
+    settings: ShapeAwareSettings = DEFAULTS,
+) -> Frame:
+    """Generates an object of a frame, and some room around it, by a prompt (Blended Latent Diffusion).
+
+    Args:
+        model: the diffusion model.
+        seen: the frame, in [0, 1].
+        before: where the object is.
+        editor: the prompt, guidance, steps and so on.
+        report: of the progress.
+        settings: margins around the object.
+
+    Returns:
+        The frame with the new object.
+    """
+    crop = _choose_crop(before, editor.side or model.size, model.multiple, settings)
+    rows, columns, size = crop
+    wide = _dilate_mask(before, settings).astype(np.float32)[rows, columns]
     region = torch.from_numpy(np.clip(cv2.resize(wide, size, interpolation=cv2.INTER_AREA), 0, 1))[None, None]
-    image = _tensor(seen, rows, columns, size)
+    image = _crop_to_tensor(seen, crop)
     schedule = model.schedule
     with torch.no_grad():
         image, region = image.to(model.device), region.to(model.device)
-        text, original = model.text(settings.prompt, settings.negative), model.encode(image)
+        text, original = model.text(editor.prompt, editor.negative), model.encode(image)
         inside = region_of(region, original)
         extra = inpainting_inputs(model, image, inside)
-        noise, times = model.noise(original, settings.seed), schedule.times(settings.steps, 1.0)
+        noise, times = model.noise(original, editor.seed), schedule.times(editor.steps, 1.0)
         first = inside * noise + (1 - inside) * starting(original, noise, times, schedule)
         latents = denoise_region(
             first,
             times,
             schedule,
-            lambda noised, time: model.predict(noised, time, text, settings.guidance, extra=extra),
+            lambda noised, time: model.predict(noised, time, text, editor.guidance, extra=extra),
             original=original,
             noise=noise,
             region=inside,
             step=lambda done, total: report("repainting the frame", done, total),
         )
-        made = model.decode(latents)[0].permute(1, 2, 0).cpu().numpy()
+        generated = model.decode(latents)[0].permute(1, 2, 0).cpu().numpy()
     result = seen.copy()
-    part = resize(np.ascontiguousarray(made), (columns.stop - columns.start, rows.stop - rows.start))
+    part = resize(np.ascontiguousarray(generated), (columns.stop - columns.start, rows.stop - rows.start))
     result[rows, columns] += wide[..., None] * (np.clip(part, 0, 1) - result[rows, columns])
     return result
 
 
-def cut_out(seen: Frame, edited: Frame, before: Mask) -> Mask:
-    """The new object in an edited frame: GrabCut (Rother et al., SIGGRAPH 2004) from what was painted."""
-    changed = np.abs(edited - seen).max(axis=-1) > CHANGED
-    allowed = cv2.dilate((_dilated(before) | changed).astype(np.uint8), np.ones((3, 3), np.uint8))
-    scale = min(1.0, GRABBED / max(seen.shape[:2]))
+def cut_out(seen: Frame, edited: Frame, before: Mask, settings: ShapeAwareSettings = DEFAULTS) -> Mask:
+    """Segments the new object in an edited frame: GrabCut (Rother et al., SIGGRAPH 2004) from what was painted.
+
+    Args:
+        seen: the frame before the edit, in [0, 1].
+        edited: the frame after it.
+        before: where the old object is.
+        settings: of GrabCut, and of what counts as painted.
+    """
+    changed = np.abs(edited - seen).max(axis=-1) > settings.min_change
+    allowed = cv2.dilate((_dilate_mask(before, settings) | changed).astype(np.uint8), np.ones((3, 3), np.uint8))
+    scale = min(1.0, settings.grabcut_side_px / max(seen.shape[:2]))
     size = (round(seen.shape[1] * scale), round(seen.shape[0] * scale))
-
-    def small(plane: np.ndarray) -> np.ndarray:
-        return cv2.resize(plane.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
-
-    likely = small(changed) if changed.sum() < 0.8 * allowed.sum() else small(before)
+    # What is likely the object, and what is certainly not
+    tells = changed.sum() < settings.max_changed_share * allowed.sum()
+    likely = _resize_mask(changed if tells else before, size)
+    small_allowed = _resize_mask(allowed, size)
     labels = np.where(likely, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
-    labels[~small(allowed)] = cv2.GC_BGD
-    if not (likely & small(allowed)).any() or not (labels == cv2.GC_BGD).any():
+    labels[~small_allowed] = cv2.GC_BGD
+    if not (likely & small_allowed).any() or not (labels == cv2.GC_BGD).any():
         return changed
     picture = cv2.resize((255 * edited).round().astype(np.uint8), size, interpolation=cv2.INTER_AREA)
+    bgr = np.ascontiguousarray(picture[..., ::-1])
     cv2.setRNGSeed(0)
     models = np.zeros((1, 65)), np.zeros((1, 65))
-    cv2.grabCut(np.ascontiguousarray(picture[..., ::-1]), labels, None, *models, 5, cv2.GC_INIT_WITH_MASK)
-    object_ = ((labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)).astype(np.float32)
-    return cv2.resize(object_, (seen.shape[1], seen.shape[0]), interpolation=cv2.INTER_LINEAR) > 0.5
+    cv2.grabCut(bgr, labels, None, *models, settings.grabcut_rounds, cv2.GC_INIT_WITH_MASK)
+    new_object = ((labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)).astype(np.float32)
+    return cv2.resize(new_object, (seen.shape[1], seen.shape[0]), interpolation=cv2.INTER_LINEAR) > 0.5
 
 
 def matched_inside(
@@ -287,48 +342,67 @@ def matched_inside(
     frames: tuple[Frame, Frame],
     masks: tuple[Mask, Mask],
     outline: tuple[np.ndarray, np.ndarray],
-    settings: Prompted,
+    editor: Prompted,
+    settings: ShapeAwareSettings = DEFAULTS,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Points of the old and the new object that the model sees the same in, in pixels of the frame."""
-    rows, columns, size = _crop(masks[0] | masks[1], settings.side or model.size, model.multiple)
+    """Matches points inside the old and the new object by the features of the model.
+
+    Args:
+        model: with a U-Net.
+        frames: before and after the edit, in [0, 1].
+        masks: where the old and the new object are.
+        outline: matches of their outlines, in pixels of the frame.
+        editor: side, prompt and seed.
+        settings: margins around the objects.
+
+    Returns:
+        Points of the old object and their partners, in pixels of the frame.
+    """
+    crop = _choose_crop(masks[0] | masks[1], editor.side or model.size, model.multiple, settings)
+    rows, columns, _ = crop
     corner = np.array([columns.start, rows.start])
-    old, new = (features(model, _tensor(f, rows, columns, size), settings.prompt, settings.seed) for f in frames)
+    old, new = (features(model, _crop_to_tensor(frame, crop), editor.prompt, editor.seed) for frame in frames)
     before, after = (np.ascontiguousarray(mask[rows, columns]) for mask in masks)
     start, end = match_features(old, new, before, after, (outline[0] - corner, outline[1] - corner))
     return start + corner, end + corner
 
 
-def _crop(mask: Mask, side: int, multiple: int) -> tuple[slice, slice, tuple[int, int]]:
-    """Rows and columns around an object, and the size (width, height) at which a model looks at them."""
+def _choose_crop(mask: Mask, side: int, multiple: int, settings: ShapeAwareSettings) -> ModelCrop:
+    """Chooses the part of a frame around an object, and the size at which a model looks at it."""
     x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
-    more = int(AROUND * max(width, height))
-    rows = slice(max(0, y - more), min(mask.shape[0], y + height + more))
-    columns = slice(max(0, x - more), min(mask.shape[1], x + width + more))
+    margin = int(settings.crop_margin * max(width, height))
+    rows = slice(max(0, y - margin), min(mask.shape[0], y + height + margin))
+    columns = slice(max(0, x - margin), min(mask.shape[1], x + width + margin))
     sides = columns.stop - columns.start, rows.stop - rows.start
     scale = side / max(sides)
     wanted = [max(multiple, multiple * round(scale * length / multiple)) for length in sides]
     return rows, columns, (wanted[0], wanted[1])
 
 
-def _tensor(frame: Frame, rows: slice, columns: slice, size: tuple[int, int]) -> torch.Tensor:
+def _crop_to_tensor(frame: Frame, crop: ModelCrop) -> Float[torch.Tensor, "1 3 rows columns"]:
+    rows, columns, size = crop
     part = np.clip(resize(np.ascontiguousarray(frame[rows, columns]), size), 0, 1)
     return torch.from_numpy(np.ascontiguousarray(part)).permute(2, 0, 1)[None].float()
 
 
-def _dilated(mask: Mask) -> Mask:
-    """A mask and what lies around it."""
+def _dilate_mask(mask: Mask, settings: ShapeAwareSettings) -> Mask:
+    """Dilates a mask by the margin in which the model may paint."""
     _, _, width, height = cv2.boundingRect(mask.astype(np.uint8))
-    side = 2 * max(1, round(DILATED * max(width, height))) + 1
+    side = 2 * max(1, round(settings.paint_margin * max(width, height))) + 1
     return cv2.dilate(mask.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))) > 0
 
 
-def _fitting(path: Path, frame: Frame) -> Float[np.ndarray, "height width 4"]:
-    """A picture of the user's at the size of the frame."""
+def _resize_mask(mask: np.ndarray, size: tuple[int, int]) -> Mask:
+    return cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
+
+
+def _read_frame_picture(path: Path, frame: Frame) -> Float[np.ndarray, "height width 4"]:
+    """Reads a picture of the user's at the size of the frame."""
     size = (frame.shape[1], frame.shape[0])
-    picture: Picture = read_picture(path, max_pixels=max(16_000_000, 16 * size[0] * size[1]))
+    picture: Picture = read_picture(path, max_pixels=pixel_limit(size))
     check_size(picture, size, "the frame")
     return np.clip(resize(picture.rgba, size), 0, 1)
 
 
-def _rows(start: np.ndarray, end: np.ndarray) -> list[list[float]]:
+def _list_point_pairs(start: np.ndarray, end: np.ndarray) -> list[list[float]]:
     return np.round(np.concatenate([start, end], axis=1), 2).tolist()

@@ -1,4 +1,4 @@
-"""StableVideo: keyframes are edited one after another, each from what those before it make of the canonical picture.
+"""StableVideo: keyframes are edited one after another, each from the canonical picture as edited by those before it.
 
 Chai, Guo, Wang and Lu, ICCV 2023, section 3.2: the first keyframe is made from noise; for each further one the edits so
 far are looked up through the canonical picture, noised to nine tenths, and denoised with the same noise, prompt and
@@ -9,7 +9,7 @@ beside what they show; and around the layers the frame stays, so that the model 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -27,7 +27,8 @@ from editors.diffusion.schedule import Denoised, Latents, Schedule
 from editors.diffusion.settings import wrong_setting
 from editors.diffusion.wrapper import Control, DiffusionModel, Images, Text, load_model
 
-FOUND = {"edges": edges, "soft-edges": soft_edges}  # what a ControlNet can be shown of any frame
+# By the kind of ControlNet that follows the edges
+EDGE_DETECTORS: dict[str, Callable[[Images], Images]] = {"edges": edges, "soft-edges": soft_edges}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,45 +46,38 @@ class StableVideo(Keyed):
         super().__post_init__()
         if not 0 < self.follow <= 1:
             raise wrong_setting("follow", self.follow, "it is above 0 and at most 1", "--follow 0.8")
-        if self.control and follow_of(self.control).kind not in FOUND:
-            why = f"of a frame only these are found: {', '.join(FOUND)}"
+        if self.control and follow_of(self.control).kind not in EDGE_DETECTORS:
+            why = f"of a frame only these are found: {', '.join(EDGE_DETECTORS)}"
             raise wrong_setting("control", self.control, why, "--control edges=FOLDER")
 
     def __call__(self, source: Source, report: Report) -> EditorResult:
-        """The layers as the merged keyframes show them."""
+        """Edits the keyframes one after another and merges them."""
         numbers = self.numbers(source)  # a wrong one is told before a large model is read
         model = load_model(self.weights())
         keyframes = open_keyframes(source, numbers, self.side or model.size, model.multiple, self.feather)
         done: list[Images] = []
         with torch.no_grad():
             text = model.text(self.prompt, self.negative)
-            controls = self._controls(model, keyframes)
+            controls = []
+            if self.control:
+                canvas = next(iter(keyframes.parts.values())).canvas
+                follows = [follow_of(self.control)]
+                first_edges = self._detect_edges(keyframes.images[:1])
+                controls = controls_for(model, [canvas], follows, lambda *_: first_edges, self.unsafe_weights)
             for index in range(len(keyframes.frames)):
                 report("editing keyframes", index, len(keyframes.frames))
                 here = keyframes[index : index + 1]
                 before = fused(keyframes[:index], torch.cat(done)) if done else {}
                 start, known = shown_in(here, before)
-                seen = [replace(one, picture=self._edges(here.images)) for one in controls]
-                done.append(self._edited(model, text, here, start, known, seen))
+                shown = [replace(one, picture=self._detect_edges(here.images)) for one in controls]
+                done.append(self._edit_keyframe(model, text, here, start, known, shown))
             found = fused(keyframes, torch.cat(done))
             return completed(model, text, self, keyframes, found, report)
 
-    def _edges(self, images: Images) -> Images:
-        return FOUND[follow_of(self.control).kind](images)
+    def _detect_edges(self, images: Images) -> Images:
+        return EDGE_DETECTORS[follow_of(self.control).kind](images)
 
-    def _controls(self, model: DiffusionModel, keyframes: Keyframes) -> list[Control]:
-        """The ControlNet, with the edges of the first keyframe."""
-        if not self.control:
-            return []
-        return controls_for(
-            model,
-            [next(iter(keyframes.parts.values())).canvas],
-            [follow_of(self.control)],
-            lambda follow, canvas: self._edges(keyframes.images[:1]),
-            self.unsafe_weights,
-        )
-
-    def _edited(
+    def _edit_keyframe(
         self,
         model: DiffusionModel,
         text: Text,
@@ -92,19 +86,28 @@ class StableVideo(Keyed):
         known: Float[Tensor, "1 1 height width"],
         controls: Sequence[Control],
     ) -> Images:
-        """One keyframe: `start` is what it shows of earlier edits, where `known`, over its own picture."""
+        """Edits one keyframe.
+
+        Args:
+            model: the diffusion model.
+            text: the prompt.
+            here: the keyframe alone.
+            start: what it shows of earlier edits, over its own picture.
+            known: how much of each pixel earlier edits fill.
+            controls: with the edges of this keyframe.
+        """
         schedule, image = model.schedule, start.to(model.device)
         original = model.encode(image)
         noise = model.noise(original, self.seed)
         inside = region_of(here.region.to(model.device), original)
         extra = inpainting_inputs(model, image, inside)
         times = schedule.times(self.steps, self.strength)
-        kept = torch.nn.functional.avg_pool2d(known, model.scale).to(model.device)
+        known = torch.nn.functional.avg_pool2d(known, model.scale).to(model.device)
         held = holding(
             lambda noised, time: model.predict(noised, time, text, self.guidance, controls=controls, extra=extra),
             schedule,
             original,
-            (kept > 0.5).float(),
+            (known > 0.5).float(),  # latents most of which earlier edits fill
             times[: -len(schedule.times(self.steps, self.follow))],
         )
         latents = denoise_region(
@@ -126,15 +129,22 @@ def holding(
     known: Float[Tensor, "#n 1 height width"],
     times: Sequence[int],
 ) -> Predict:
-    """A prediction that at some times says what is `known` already; the rest is made beside it.
+    """Makes a prediction that at some times keeps the known part of a picture; the rest is generated beside it.
 
-    Once those times are over, what is known is as if it had been noised to the last of them and denoised from there.
+    Once those times are over, the known part is as if it had been noised to the last of them and denoised from there.
+
+    Args:
+        predict: the prediction of the model.
+        schedule: of the model.
+        clean: latents of the known picture.
+        known: 1 where it is known.
+        times: at which it is kept.
     """
 
-    def predicted(latents: Latents, time: int) -> Denoised:
-        found = predict(latents, time)
+    def predict_keeping_known(latents: Latents, time: int) -> Denoised:
+        prediction = predict(latents, time)
         if time not in times:
-            return found
-        return schedule.with_clean(latents, found.clean + known * (clean - found.clean), time)
+            return prediction
+        return schedule.with_clean(latents, prediction.clean + known * (clean - prediction.clean), time)
 
-    return predicted
+    return predict_keeping_known

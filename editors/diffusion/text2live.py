@@ -1,6 +1,6 @@
 """Text2LIVE (Bar-Tal et al., ECCV 2022): a small network is trained, for this edit alone, to paint over a picture.
 
-The network sees the picture and returns colours and opacity. It is trained under CLIP with the paper's losses (section
+The network sees the picture and returns colors and opacity. It is trained under CLIP with the paper's losses (section
 3.1 and 3.2), or under score distillation of the composed picture, where a diffusion model is at hand and CLIP is not.
 Because a network makes the layer, and not each texel for itself, it is smooth, and it follows the picture's own shapes.
 """
@@ -26,17 +26,32 @@ from editors.diffusion.settings import Prompted, wrong_setting
 from editors.diffusion.weights import Weights
 from editors.diffusion.wrapper import Images, load_model
 
-MOST_SCALES, MOST_CHANNELS, SKIP_CHANNELS = 7, 128, 4  # of the network, as published
-VIEWS, LEAST_VIEW = 6, 0.8  # crops a step that CLIP looks at, and the least share of a side that they have
-GREEN = (0.0, 177 / 255, 64 / 255)  # of the screen
-COMPOSITION, SCREEN, STRUCTURE = 1.0, 1.0, 3.0  # weights of these losses under CLIP, as published for videos
-OPAQUE, PAINTED = 0.01, 0.005  # weights of the two parts of the sparsity loss
-MULTIPLE = 8  # sides of a canvas that only CLIP looks at
 # Prompts are embedded as the mean over these: a single sentence depends much on its wording (Radford et al., 2021).
 TEMPLATES = ("{}.", "a photo of {}.", "an image of {}.", "a picture of {}.", "a bright photo of {}.", "{} in a scene.")
 SCREENS = ("{} over a green screen.", "{} in front of a green screen.")
-# How red, green and blue vary together in photographs (Olah et al., Feature Visualization, 2017): brightness first.
-COLOUR_AXES = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
+
+
+@dataclass(frozen=True)
+class PaintedLayerSettings:
+    """Settings of the network that paints a layer, and of its losses; as published, for videos."""
+
+    max_scales: int = 7  # of the network
+    max_channels: int = 128  # of its convolutions
+    skip_channels: int = 4  # of its connections at each scale
+    n_views: int = 6  # crops per step that CLIP looks at
+    min_view: float = 0.8  # of a side: no crop is smaller
+    mirror_share: float = 0.5  # of the crops are mirrored
+    screen_color: tuple[float, float, float] = (0.0, 177 / 255, 64 / 255)  # green
+    composition_weight: float = 1.0  # of this loss under CLIP
+    screen_weight: float = 1.0  # of this loss under CLIP
+    structure_weight: float = 3.0  # of this loss under CLIP, where the user names none
+    opacity_weight: float = 0.01  # of the mean opacity in the sparsity loss
+    painted_weight: float = 0.005  # of the count of painted pixels in the sparsity loss
+    painted_slope: float = 5.0  # of the sigmoid that counts them
+    clip_multiple: int = 8  # sides of a canvas that only CLIP looks at
+
+
+DEFAULTS = PaintedLayerSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +89,20 @@ class Text2Live(Prompted):
             raise wrong_setting("rate", self.rate, "it is above 0", "--rate 0.0025")
 
     def __call__(self, source: Source, report: Report) -> EditorResult:
-        """A layer over the region of each layer."""
-        judge = self._clip() if self.clip_model else self._model()
+        """Paints a layer over the region of each layer."""
+        if self.clip_model:
+            clip = load_clip(Weights(self.clip_model, self.device, self.unsafe_weights))
+            structure = DEFAULTS.structure_weight if self.structure is None else self.structure
+            terms = clip_terms(clip, self.prompt, self.source_prompt, structure)
+            judge = Judge(terms, clip.device, clip.side, DEFAULTS.clip_multiple)
+        else:
+            model = load_model(self.weights())
+            with torch.no_grad():
+                words = Words(self.prompt, self.negative, self.source_prompt)
+                score = score_of(model, self.variant, words, self.guidance)
+            objective = Objective(model.encode, score, model.schedule, compares=self.variant == "dds")
+            terms = score_terms(objective, self.structure or 0.0, max(1.0, self.guidance))
+            judge = Judge(terms, model.device, model.size, model.multiple, model.notes)
         regions = {layer: source.region(layer) for layer in source.layers}
         side = self.side or judge.side
         canvases = open_canvases(source.pictures, regions, side, judge.multiple, self.feather)
@@ -86,26 +113,10 @@ class Text2Live(Prompted):
         overlays = {canvas.layer: canvas.overlay_rgba(part) for canvas, part in zip(canvases, parts, strict=True)}
         return EditorResult(overlays, judge.notes)
 
-    def _clip(self) -> Judge:
-        clip = load_clip(Weights(self.clip_model, self.device, self.unsafe_weights))
-        terms = clip_terms(
-            clip, self.prompt, self.source_prompt, STRUCTURE if self.structure is None else self.structure
-        )
-        return Judge(terms, clip.device, clip.side, MULTIPLE)
-
-    def _model(self) -> Judge:
-        model = load_model(self.weights())
-        with torch.no_grad():
-            words = Words(self.prompt, self.negative, self.source_prompt)
-            score = score_of(model, self.variant, words, self.guidance)
-        objective = Objective(model.encode, score, model.schedule, compares=self.variant == "dds")
-        terms = score_terms(objective, self.structure or 0.0, max(1.0, self.guidance))
-        return Judge(terms, model.device, model.size, model.multiple, model.notes)
-
 
 @dataclass(frozen=True)
 class Layer:
-    """What the network paints over a picture.
+    """A layer that the network paints over a picture.
 
     Attributes:
         colour: RGB in [0, 1].
@@ -118,7 +129,7 @@ class Layer:
     source: Images
 
     def over(self, below: Float[Tensor, "#n 3 #height #width"]) -> Images:
-        """The layer painted over a picture."""
+        """Composites the layer over a picture."""
         return self.alpha * self.colour + (1 - self.alpha) * below
 
 
@@ -136,40 +147,46 @@ class Judge:
     notes: tuple[str, ...] = ()
 
 
-def clip_terms(clip: Clip, prompt: str, source_prompt: str, structure: float) -> Terms:
-    """The losses under CLIP: composition, screen and structure (the paper's eq. 2 to 5).
+def clip_terms(
+    clip: Clip, prompt: str, source_prompt: str, structure: float, settings: PaintedLayerSettings = DEFAULTS
+) -> Terms:
+    """Makes the losses under CLIP: composition, screen and structure (the paper's eq. 2 to 5).
 
     Args:
+        clip: the model.
         prompt: what the composed picture shows.
         source_prompt: what the picture below shows; empty leaves out the direction from one to the other.
-        structure: weight of the structure loss; that of the others is 1.
+        structure: weight of the structure loss.
+        settings: weights of the others, the views and the screen.
     """
-    wanted, screen = _embedded(clip, prompt, TEMPLATES), _embedded(clip, prompt, SCREENS)
-    turn = wanted - _embedded(clip, source_prompt, TEMPLATES) if source_prompt.strip() else None
+    wanted, screen = _embed_prompt(clip, prompt, TEMPLATES), _embed_prompt(clip, prompt, SCREENS)
+    direction = wanted - _embed_prompt(clip, source_prompt, TEMPLATES) if source_prompt.strip() else None
 
-    def loss(layer: Layer, done: float, generator: torch.Generator) -> Tensor:
-        green = torch.tensor(GREEN, device=layer.alpha.device)[None, :, None, None]
+    def compute_loss(layer: Layer, done: float, generator: torch.Generator) -> Tensor:
+        green = torch.tensor(settings.screen_color, device=layer.alpha.device)[None, :, None, None]
         stacked = torch.cat([layer.source, layer.over(layer.source), layer.over(green)], dim=1)
-        before, after, on_green = views(stacked, clip.side, generator).split(3, dim=1)
+        before, after, on_green = views(stacked, clip.side, generator, settings).split(3, dim=1)
         features = clip.images(after)
         composition = spherical(features, wanted).mean()
-        if turn is not None:
-            composition = composition + spherical(features - clip.images(before).detach(), turn).mean()
-        total = COMPOSITION * composition + SCREEN * spherical(clip.images(on_green), screen).mean()
+        if direction is not None:
+            composition = composition + spherical(features - clip.images(before).detach(), direction).mean()
+        total = settings.composition_weight * composition
+        total = total + settings.screen_weight * spherical(clip.images(on_green), screen).mean()
         return total + structure * structure_loss(clip.tokens(before), clip.tokens(after))
 
-    return loss
+    return compute_loss
 
 
 def score_terms(objective: Objective, structure: float, scale: float) -> Terms:
-    """The losses under a diffusion model: score distillation of the composed picture, and structure of its latents.
+    """Makes the losses under a diffusion model: score distillation of the composed picture, structure of its latents.
 
     Args:
+        objective: of score distillation.
         structure: weight of the structure loss.
         scale: the score's gradient is divided by this.
     """
 
-    def loss(layer: Layer, done: float, generator: torch.Generator) -> Tensor:
+    def compute_loss(layer: Layer, done: float, generator: torch.Generator) -> Tensor:
         composed = layer.over(layer.source)
         time = draw_time(objective.schedule, done, True, generator)
         total = objective.loss(composed, layer.source, time, generator) / scale
@@ -179,44 +196,50 @@ def score_terms(objective: Objective, structure: float, scale: float) -> Terms:
             )
         return total
 
-    return loss
+    return compute_loss
 
 
 def structure_loss(before: Float[Tensor, "n t w"], after: Float[Tensor, "n t w"]) -> Float[Tensor, ""]:
-    """How far the self-similarity of tokens has moved: the mean square over all pairs (the paper's eq. 4)."""
+    """Computes how far the self-similarity of tokens has moved: the mean square over all pairs (the paper's eq. 4)."""
     return (self_similarity(after) - self_similarity(before.detach())).square().mean()
 
 
-def sparsity_loss(alpha: Float[Tensor, "n 1 height width"]) -> Float[Tensor, ""]:
-    """How much is painted: mean opacity, and a soft count of pixels that are painted at all (the paper's eq. 6)."""
-    return OPAQUE * alpha.mean() + PAINTED * (2 * torch.sigmoid(5 * alpha) - 1).mean()
+def sparsity_loss(
+    alpha: Float[Tensor, "n 1 height width"], settings: PaintedLayerSettings = DEFAULTS
+) -> Float[Tensor, ""]:
+    """Computes how much is painted: mean opacity, and a soft share of pixels painted at all (the paper's eq. 6)."""
+    loss = settings.opacity_weight * alpha.mean()
+    return loss + settings.painted_weight * (2 * torch.sigmoid(settings.painted_slope * alpha) - 1).mean()
 
 
 class Painter(torch.nn.Module):
-    """A picture in, colours and opacity out: a convolutional network with a skip at every scale.
+    """A network from a picture to colors and opacity: convolutions with a skip connection at every scale.
 
     Args:
         side: the shorter side of the pictures in pixels; a small one gets fewer scales and channels.
+        settings: of the network.
     """
 
     axes: Tensor
 
-    def __init__(self, side: int) -> None:
+    def __init__(self, side: int, settings: PaintedLayerSettings = DEFAULTS) -> None:
         super().__init__()
         power = max(2, int(math.log2(side)))
-        channels = min(MOST_CHANNELS, 2**power)
+        channels = min(settings.max_channels, 2**power)
         body: torch.nn.Module = torch.nn.Identity()
-        for scale in reversed(range(min(MOST_SCALES, power - 1))):
-            body = _Scale(3 if scale == 0 else channels, channels, body)
+        for scale in reversed(range(min(settings.max_scales, power - 1))):
+            body = _Scale(3 if scale == 0 else channels, channels, settings.skip_channels, body)
         self.body, self.out = body, torch.nn.Conv2d(channels, 4, 1)
-        axes = torch.tensor(COLOUR_AXES)
+        # How red, green and blue vary together in photographs (Olah et al., Feature Visualization, 2017): brightness
+        # first
+        axes = torch.tensor(((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03)))
         self.register_buffer("axes", axes / axes.norm(dim=0).max())
 
     def forward(self, picture: Images) -> Float[Tensor, "n 4 height width"]:
-        """RGB and opacity, in (0, 1)."""
-        found = self.out(self.body(2 * picture - 1))
-        colour = torch.einsum("rc,nchw->nrhw", self.axes, found[:, :3])
-        return torch.cat([colour, found[:, 3:]], dim=1).sigmoid()
+        """Computes RGB and opacity, in (0, 1)."""
+        output = self.out(self.body(2 * picture - 1))
+        color = torch.einsum("rc,nchw->nrhw", self.axes, output[:, :3])
+        return torch.cat([color, output[:, 3:]], dim=1).sigmoid()
 
 
 @dataclass(frozen=True)
@@ -235,13 +258,17 @@ def paint(
     terms: Terms,
     painting: Painting,
     report: Report = quiet,
+    settings: PaintedLayerSettings = DEFAULTS,
 ) -> Float[Tensor, "n 4 height width"]:
-    """The RGBA layer of a network trained for this picture.
+    """Trains a network for this picture, and returns the RGBA layer that it paints.
 
     Args:
         image: in [0, 1].
         region: 1 where the layer may be opaque.
         terms: the losses on the layer and what it is painted over.
+        painting: steps, rate, sparsity and seed.
+        report: of the progress.
+        settings: of the network and of the sparsity loss.
 
     Returns:
         Straight RGBA in [0, 1], not yet held to the region.
@@ -249,12 +276,13 @@ def paint(
     generator = torch.Generator().manual_seed(painting.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(painting.seed)
-        network = Painter(min(image.shape[-2:])).to(image.device)
+        network = Painter(min(image.shape[-2:]), settings).to(image.device)
     adam = torch.optim.Adam(network.parameters(), painting.rate)
     for step in range(painting.steps):
         rgba = network(image)
         layer = Layer(rgba[:, :3], rgba[:, 3:] * region, image)
-        loss = terms(layer, step / painting.steps, generator) + painting.sparsity * sparsity_loss(layer.alpha)
+        loss = terms(layer, step / painting.steps, generator)
+        loss = loss + painting.sparsity * sparsity_loss(layer.alpha, settings)
         adam.zero_grad()
         loss.backward()
         adam.step()
@@ -263,31 +291,45 @@ def paint(
 
 
 def views(
-    pictures: Float[Tensor, "1 channels height width"], side: int, generator: torch.Generator
+    pictures: Float[Tensor, "1 channels height width"],
+    side: int,
+    generator: torch.Generator,
+    settings: PaintedLayerSettings = DEFAULTS,
 ) -> Float[Tensor, "views channels side side"]:
-    """Random crops of a picture, stretched to a square, half of them mirrored; the first shows all of it."""
+    """Draws random crops of a picture, stretched to a square, half of them mirrored; the first shows all of it.
+
+    Args:
+        pictures: with any number of channels.
+        side: of the crops, in pixels.
+        generator: of where they lie.
+        settings: how many crops, and how small.
+    """
     height, width = pictures.shape[-2:]
-    found = []
-    for index in range(VIEWS):
+    crops = []
+    for index in range(settings.n_views):
         share, down, right, mirrored = torch.rand(4, generator=generator).tolist()
-        part = 1.0 if index == 0 else LEAST_VIEW + (1 - LEAST_VIEW) * share
+        part = 1.0 if index == 0 else settings.min_view + (1 - settings.min_view) * share
         rows, columns = max(1, round(part * height)), max(1, round(part * width))
         top, left = round(down * (height - rows)), round(right * (width - columns))
         crop = pictures[..., top : top + rows, left : left + columns]
         crop = torch.nn.functional.interpolate(crop, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
-        found.append(crop.flip(-1) if index and mirrored < 0.5 else crop)
-    return torch.cat(found)
+        crops.append(crop.flip(-1) if index and mirrored < settings.mirror_share else crop)
+    return torch.cat(crops)
 
 
 class _Scale(torch.nn.Module):
-    """One scale of the network: what lies below at half the size, joined by what is passed on directly."""
+    """One scale of the network: the inner scales at half the size, joined by a skip connection."""
 
-    def __init__(self, inputs: int, channels: int, inner: torch.nn.Module) -> None:
+    def __init__(self, inputs: int, channels: int, skip_channels: int, inner: torch.nn.Module) -> None:
         super().__init__()
-        self.skip = _layer(inputs, SKIP_CHANNELS, 1)
-        self.down = torch.nn.Sequential(_layer(inputs, channels, 3, 2), _layer(channels, channels, 3))
+        self.skip = _make_convolution(inputs, skip_channels, 1)
+        self.down = torch.nn.Sequential(
+            _make_convolution(inputs, channels, 3, 2), _make_convolution(channels, channels, 3)
+        )
         self.inner = inner
-        self.up = torch.nn.Sequential(_layer(channels + SKIP_CHANNELS, channels, 3), _layer(channels, channels, 1))
+        self.up = torch.nn.Sequential(
+            _make_convolution(channels + skip_channels, channels, 3), _make_convolution(channels, channels, 1)
+        )
 
     def forward(self, picture: Tensor) -> Tensor:
         deep = self.inner(self.down(picture))
@@ -295,7 +337,8 @@ class _Scale(torch.nn.Module):
         return self.up(torch.cat([self.skip(picture), large], dim=1))
 
 
-def _layer(inputs: int, outputs: int, kernel: int, stride: int = 1) -> Any:
+def _make_convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> Any:
+    """Makes a convolution with its normalization and activation."""
     return torch.nn.Sequential(
         torch.nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, padding_mode="replicate"),
         torch.nn.GroupNorm(1, outputs),
@@ -303,12 +346,12 @@ def _layer(inputs: int, outputs: int, kernel: int, stride: int = 1) -> Any:
     )
 
 
-def _embedded(clip: Clip, prompt: str, templates: tuple[str, ...]) -> Float[Tensor, "1 features"]:
-    found = clip.texts([template.format(prompt) for template in templates]).mean(dim=0, keepdim=True)
-    return torch.nn.functional.normalize(found, dim=-1)
+def _embed_prompt(clip: Clip, prompt: str, templates: tuple[str, ...]) -> Float[Tensor, "1 features"]:
+    mean = clip.texts([template.format(prompt) for template in templates]).mean(dim=0, keepdim=True)
+    return torch.nn.functional.normalize(mean, dim=-1)
 
 
 def _latent_tokens(latents: Latents) -> Float[Tensor, "n tokens channels"]:
-    """Latents as tokens, 16 x 16 at most: the pairs of more would be too many."""
+    """Returns latents as tokens, 16 x 16 at most: the pairs of more would be too many."""
     height, width = latents.shape[-2:]
     return torch.nn.functional.adaptive_avg_pool2d(latents, (min(16, height), min(16, width))).flatten(2).mT

@@ -4,7 +4,7 @@ Geyer, Bar-Tal, Bagon and Dekel, ICLR 2024, section 4. The frames are inverted t
 step one keyframe is drawn from each block of frames; the keyframes are denoised together, with attention over all of
 their tokens (4.1); and in the pass over the other frames each token becomes a mixture of the tokens of the two nearest
 keyframes at the corresponding places, the nearer in time counting more (4.2, eq. 4). The correspondences of the paper
-are nearest neighbours among the features of the source, inverted to the same time. Our maps say the same without
+are nearest neighbors among the features of the source, inverted to the same time. Our maps give the same without
 features, and know which keyframe does not show a point: then the other one counts alone. Either can be asked for.
 
 The paper's result are the frames. Here they are merged in the canonical pictures like all keyframes, and become an
@@ -33,11 +33,19 @@ from editors.diffusion.region import inpainting_inputs
 from editors.diffusion.sampling import Predict, denoise_region, invert, region_of
 from editors.diffusion.schedule import Denoised, Latents
 from editors.diffusion.settings import wrong_setting
-from editors.diffusion.tiles import STRETCH
-from editors.diffusion.wrapper import DiffusionModel, load_model
+from editors.diffusion.tiles import DEFAULTS as WINDOWS
+from editors.diffusion.wrapper import load_model
 
-REACH = 0.8  # of the spacing of tokens: the nearest one of a frame that shows a point lies no further from it
-FAR = 1e3  # in units of uv: no token of one layer is the nearest of another's while there are others
+
+@dataclass(frozen=True)
+class TokenMatchingSettings:
+    """Settings of matching the tokens of frames by the maps."""
+
+    max_distance: float = 0.8  # of the spacing of tokens: the nearest one of a frame that shows a point is no further
+    layer_distance: float = 1e3  # in units of uv: no token is the nearest of another layer's while there are others
+
+
+DEFAULTS = TokenMatchingSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +59,7 @@ class TokenFlow(Keyed):
     block: int = 4
     """Of so many frames in a row one is drawn as a keyframe at each step; the model sees no more than these at once."""
     correspondences: Literal["maps", "features"] = "maps"
-    """What joins the frames: our maps, or, as in the paper, nearest neighbours among features of the source."""
+    """What joins the frames: our maps, or, as in the paper, nearest neighbors among features of the source."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,98 +76,101 @@ class TokenFlow(Keyed):
         return sorted(named)
 
     def __call__(self, source: Source, report: Report) -> EditorResult:
-        """The layers as the edited frames show them."""
+        """Edits the frames together and merges them."""
         numbers = self.numbers(source)  # a wrong one is told before a large model is read
         model = load_model(self.weights())
         layers = self_attention(model.unet)
         keyframes = open_keyframes(source, numbers, self.side or model.size, model.multiple, self.feather)
-        if max(keyframes.images.shape[2:]) > STRETCH * model.size:
+        if max(keyframes.images.shape[2:]) > WINDOWS.max_stretch * model.size:
             raise wrong_setting("side", self.side, "the model sees whole pictures here", f"--side {model.size}")
         with torch.no_grad():
-            edited = self._edited(model, layers, keyframes, report)
-            text = model.text(self.prompt, self.negative)
-            return completed(model, text, self, keyframes, fused(keyframes, edited), report)
+            schedule, images = model.schedule, keyframes.images.to(model.device)
+            original = torch.cat([model.encode(part) for part in images.split(self.block)])
+            inside = region_of(keyframes.region.to(model.device), original)
+            extra = inpainting_inputs(model, images, inside)
+            text, empty = model.text(self.prompt, self.negative), model.text("")
 
-    def _edited(
-        self, model: DiffusionModel, layers: Sequence[str], keyframes: Keyframes, report: Report
-    ) -> Float[Tensor, "n 3 height width"]:
-        """The frames, inverted and denoised together."""
-        schedule, images = model.schedule, keyframes.images.to(model.device)
-        original = torch.cat([model.encode(part) for part in images.split(self.block)])
-        inside = region_of(keyframes.region.to(model.device), original)
-        extra = inpainting_inputs(model, images, inside)
-        text, empty = model.text(self.prompt, self.negative), model.text("")
+            def predict_chosen(latents: Latents, time: int, chosen: Sequence[int], is_source: bool) -> Denoised:
+                inputs = None if extra is None else extra[list(chosen)]
+                if is_source:
+                    return model.predict(latents, time, empty, 1.0, extra=inputs)
+                return model.predict(latents, time, text, self.guidance, extra=inputs)
 
-        def asked(latents: Latents, time: int, chosen: Sequence[int], plainly: bool) -> Denoised:
-            shown = None if extra is None else extra[list(chosen)]
-            return model.predict(latents, time, *((empty, 1.0) if plainly else (text, self.guidance)), extra=shown)
-
-        times = schedule.times(self.steps, self.strength)
-        path = invert(
-            original,
-            times,
-            schedule,
-            in_blocks(lambda latents, time, chosen: asked(latents, time, chosen, True), self.block),
-            step=lambda done, total: report("inverting frames", done, total),
-        )
-        sourced = dict(zip(times, path, strict=True)) if self.correspondences == "features" else {}
-        flow = Flow(None if sourced else Joined.by_maps(keyframes, model.scale))
-        with model.attention({layer: Processor(Tokens(flow)) for layer in layers}):
-            latents = denoise_region(
-                path[0],
+            # To noise
+            times = schedule.times(self.steps, self.strength)
+            path = invert(
+                original,
                 times,
                 schedule,
-                flowing(flow, asked, self.block, self.seed, sourced),
-                original=original,
-                noise=schedule.with_clean(path[0], original, times[0]).noise,
-                region=inside,
-                step=lambda done, total: report("denoising frames", done, total),
+                in_blocks(lambda latents, time, chosen: predict_chosen(latents, time, chosen, True), self.block),
+                step=lambda done, total: report("inverting frames", done, total),
             )
-        return torch.cat([model.decode(part).cpu() for part in latents.split(self.block)])
+            # And back, with the prompt
+            if self.correspondences == "features":
+                flow, sourced = Flow(None), dict(zip(times, path, strict=True))
+            else:
+                flow, sourced = Flow(Joined.by_maps(keyframes, model.scale)), {}
+            with model.attention({layer: Processor(Tokens(flow)) for layer in layers}):
+                latents = denoise_region(
+                    path[0],
+                    times,
+                    schedule,
+                    flowing(flow, predict_chosen, self.block, self.seed, sourced),
+                    original=original,
+                    noise=schedule.with_clean(path[0], original, times[0]).noise,
+                    region=inside,
+                    step=lambda done, total: report("denoising frames", done, total),
+                )
+            edited = torch.cat([model.decode(part).cpu() for part in latents.split(self.block)])
+            return completed(model, text, self, keyframes, fused(keyframes, edited), report)
 
 
-# A prediction for some of the frames; the last is whether it is for the source, without the prompt.
-Asked = Callable[[Latents, int, Sequence[int], bool], Denoised]
+# Predicts some of the frames: their latents, the time, their numbers, and whether it is for the source, without prompt
+PredictChosen = Callable[[Latents, int, Sequence[int], bool], Denoised]
 
 
 def in_blocks(predict: Callable[[Latents, int, Sequence[int]], Denoised], block: int) -> Predict:
-    """A prediction made for so many pictures at a time."""
+    """Makes a prediction for all pictures of one for a block of them at a time."""
 
-    def predicted(latents: Latents, time: int) -> Denoised:
-        parts = [predict(latents[part], time, part) for part in _blocks(len(latents), block)]
+    def predict_all(latents: Latents, time: int) -> Denoised:
+        parts = [predict(latents[part], time, part) for part in _split_blocks(len(latents), block)]
         return Denoised(torch.cat([part.clean for part in parts]), torch.cat([part.noise for part in parts]))
 
-    return predicted
+    return predict_all
 
 
-def flowing(flow: Flow, asked: Asked, block: int, seed: int, sourced: Mapping[int, Latents]) -> Predict:
-    """A prediction for all frames: of keyframes drawn from each block together, then of the others from their tokens.
+def flowing(flow: Flow, asked: PredictChosen, block: int, seed: int, sourced: Mapping[int, Latents]) -> Predict:
+    """Makes a prediction for all frames: keyframes of each block together, then the others from their tokens.
 
     Args:
+        flow: what the layers of the denoiser know of each pass.
+        asked: predicts some of the frames.
+        block: frames in a row, of which one is drawn as a keyframe.
+        seed: of the draws.
         sourced: by time, the latents of the source, where correspondences come from its features.
     """
     generator = np.random.default_rng(seed)
 
-    def predicted(latents: Latents, time: int) -> Denoised:
-        blocks = _blocks(len(latents), block)
+    def predict_all(latents: Latents, time: int) -> Denoised:
+        blocks = _split_blocks(len(latents), block)
         if sourced:
             for part in blocks:
                 with flow.step("source", (), part):
                     asked(sourced[time][part], time, part, True)
         keys = [int(generator.choice(part)) for part in blocks]
         with flow.step("keyframes", keys, keys):
-            found = asked(latents[keys], time, keys, False)
+            prediction = asked(latents[keys], time, keys, False)
         clean, noise = latents.clone(), latents.clone()
-        clean[keys], noise[keys] = found.clean, found.noise
+        clean[keys], noise[keys] = prediction.clean, prediction.noise
         for part in blocks:
             others = [i for i in part if i not in keys]
             if others:
                 with flow.step("others", keys, others):
-                    found = asked(latents[others], time, others, False)
-                clean[others], noise[others] = found.clean, found.noise
+                    prediction = asked(latents[others], time, others, False)
+                clean[others], noise[others] = prediction.clean, prediction.noise
         return Denoised(clean, noise)
 
-    return predicted
+    return predict_all
 
 
 @dataclass
@@ -168,7 +179,8 @@ class Joined:
 
     Attributes:
         tokens: by how many there are of a picture, the canonical coordinates of each, with the layer far apart.
-        reach: by the same, how far tokens that show the same may lie apart.
+        reach: by the same, how far tokens that show the same may lie apart, in units of uv.
+        known: the answers of `between` so far.
     """
 
     tokens: Mapping[int, Float[np.ndarray, "frames tokens 3"]]
@@ -176,8 +188,14 @@ class Joined:
     known: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @staticmethod
-    def by_maps(keyframes: Keyframes, shrink: int) -> Joined:
-        """For the sizes that latents have in a UNet's layers."""
+    def by_maps(keyframes: Keyframes, shrink: int, settings: TokenMatchingSettings = DEFAULTS) -> Joined:
+        """Reads canonical coordinates for every size that latents have in the layers of a UNet.
+
+        Args:
+            keyframes: the frames.
+            shrink: pixels per latent along a side.
+            settings: of the matching.
+        """
         tokens, reach = {}, {}
         height, width = keyframes.tokens.shape[1:3]
         for factor in (shrink, 2 * shrink, 4 * shrink, 8 * shrink):
@@ -186,14 +204,22 @@ class Joined:
             # The pixel in the middle: a mean over two layers lies in neither.
             middle = keyframes.tokens[:, factor // 2 :: factor, factor // 2 :: factor].numpy().copy()
             steps = np.linalg.norm(np.diff(middle[..., :2], axis=2), axis=-1)
-            middle[..., 2] *= FAR
+            middle[..., 2] *= settings.layer_distance
             count = middle.shape[1] * middle.shape[2]
             tokens[count] = middle.reshape(len(middle), count, 3)
-            reach[count] = REACH * float(np.median(steps)) if steps.size else 0.0
+            reach[count] = settings.max_distance * float(np.median(steps)) if steps.size else 0.0
         return Joined(tokens, reach)
 
     def between(self, count: int, frame: int, key: int) -> tuple[Int[Tensor, " tokens"], Float[Tensor, " tokens"]]:
-        """For each token of a frame the nearest of a keyframe, and whether that shows the same."""
+        """Finds the nearest token of a keyframe for each of a frame.
+
+        Args:
+            count: tokens of a picture.
+            frame, key: rows of the tokens.
+
+        Returns:
+            The nearest token, and 1 where it shows the same.
+        """
         if (count, frame, key) not in self.known:
             points = self.tokens[count]
             distance, nearest = cKDTree(points[key]).query(points[frame])
@@ -204,7 +230,7 @@ class Joined:
 
 @dataclass
 class Flow:
-    """What all layers need to know of the pass of the denoiser that runs.
+    """The state of the denoiser that all its layers share: which pass runs, for which frames.
 
     Attributes:
         joined: correspondences from the maps; None to look for them among the features of the source.
@@ -222,7 +248,7 @@ class Flow:
     def step(
         self, stage: Literal["source", "keyframes", "others"], keys: Sequence[int], shown: Sequence[int]
     ) -> Iterator[None]:
-        """A pass over the frames `shown`."""
+        """Runs a pass over the frames `shown`; `keys` are the keyframes of this step."""
         self.stage, self.keys, self.shown = stage, keys, shown
         try:
             yield
@@ -230,7 +256,7 @@ class Flow:
             self.stage = "plain"
 
     def around(self, frame: int) -> list[tuple[int, float]]:
-        """The places in `keys` of the keyframes before and after a frame, and how much each counts (eq. 4)."""
+        """Finds the keyframes before and after a frame: their places in `keys` and how much each counts (eq. 4)."""
         before = [place for place, key in enumerate(self.keys) if key <= frame]
         after = [place for place, key in enumerate(self.keys) if key > frame]
         if not before or not after:
@@ -252,12 +278,12 @@ class Tokens:
     features: dict[int, Float[Tensor, "tokens width"]] = field(default_factory=dict)
 
     def __call__(self, query: Heads, key: Heads, value: Heads, mask: Tensor | None) -> Heads:
-        """Attention as the pass asks for it."""
+        """Attends as the pass asks for it."""
         flow = self.flow
         if flow.stage == "others":
-            return self._taken(len(query) // len(flow.shown)).to(query)
+            return self._mix_keyframe_tokens(len(query) // len(flow.shown)).to(query)
         if flow.stage == "source":
-            # Keys are a linear map of the normalised states that the paper compares.
+            # Keys are a linear map of the normalized states that the paper compares.
             for row, frame in enumerate(flow.shown):
                 self.features[frame] = normalize(key[row].transpose(0, 1).flatten(1), dim=1)
         if flow.stage != "keyframes":
@@ -265,24 +291,27 @@ class Tokens:
         self.kept = CrossFrame(tuple(seen_by("all", len(flow.keys))), {})(query, key, value, mask)
         return self.kept
 
-    def _taken(self, groups: int) -> Heads:
-        """The tokens of the frames of this pass, from those of the keyframes."""
+    def _mix_keyframe_tokens(self, groups: int) -> Heads:
+        """Mixes the tokens of the keyframes into those of the frames of this pass, in each of the batch's groups."""
         assert self.kept is not None, "keyframes come first"
         kept = self.kept.unflatten(0, (groups, len(self.flow.keys)))
         rows = []
         for frame in self.flow.shown:
             around = self.flow.around(frame)
-            matches = [self._match(frame, self.flow.keys[place]) for place, _ in around]
+            matches = [self._match_tokens(frame, self.flow.keys[place]) for place, _ in around]
+            # A keyframe that does not show the point does not count, unless none shows it.
             trust = torch.stack([share * shown for (_, share), (_, shown) in zip(around, matches, strict=True)])
             even = torch.tensor([share for _, share in around])[:, None].expand_as(trust)
             weight = torch.where(trust.sum(dim=0) > 0, trust, even)
             weight = (weight / weight.sum(dim=0)).to(kept)[..., None]
-            parts = zip(around, matches, weight, strict=True)
-            rows.append(sum(w * kept[:, place][:, :, found.to(kept.device)] for (place, _), (found, _), w in parts))
+            parts = []
+            for (place, _), (nearest, _), key_weight in zip(around, matches, weight, strict=True):
+                parts.append(key_weight * kept[:, place][:, :, nearest.to(kept.device)])
+            rows.append(sum(parts))
         return torch.stack(rows, dim=1).flatten(0, 1)
 
-    def _match(self, frame: int, key: int) -> tuple[Int[Tensor, " tokens"], Float[Tensor, " tokens"]]:
-        """The nearest token of a keyframe to each of a frame, and whether it shows the same."""
+    def _match_tokens(self, frame: int, key: int) -> tuple[Int[Tensor, " tokens"], Float[Tensor, " tokens"]]:
+        """Finds the nearest token of a keyframe for each of a frame, and whether it shows the same."""
         assert self.kept is not None, "keyframes come first"
         if self.flow.joined is not None:
             return self.flow.joined.between(self.kept.shape[2], frame, key)
@@ -290,5 +319,5 @@ class Tokens:
         return nearest, torch.ones(len(nearest))
 
 
-def _blocks(count: int, block: int) -> list[range]:
+def _split_blocks(count: int, block: int) -> list[range]:
     return [range(start, min(count, start + block)) for start in range(0, count, block)]

@@ -1,4 +1,4 @@
-"""A named part of a layer made anew along its own edges: the recipe of VidEdit for atlases.
+"""A named part of a layer, generated along its own edges: the recipe of VidEdit for atlases.
 
 VidEdit (Couairon, Rambour, Haugeard and Thome, 2023, section 3): the region is cut out of the atlas, noised, and
 denoised by a ControlNet of soft edges with its outside kept at every step; then it is put back with a soft edge, on the
@@ -42,7 +42,7 @@ class VidEdit(Regional):
             raise wrong_setting("control-scale", self.control_scale, "it is 0 or more", "--control-scale 1")
 
     def __call__(self, source: Source, report: Report) -> EditorResult:
-        """The region of each layer in its new look."""
+        """Repaints the region of each layer in its new look."""
         model = load_model(self.weights())
         canvases, notes = open_regions(model, source, self, report)
         follows = [Follow("soft-edges", self.control, self.control_scale)]

@@ -1,4 +1,4 @@
-"""Where the weights of a network come from, whether they may be read, and how they fit into memory.
+"""Where the weights of a network come from, whether they are safe to read, and how they fit into memory.
 
 Nothing here imports diffusers: folders are checked before any of their content is used. Weights are safetensors, which
 hold numbers only; other formats can run code when they are read.
@@ -22,12 +22,18 @@ from neural_fields.errors import ExitCode, UserError, bad_input
 
 INSTALL = "pip install 'unwrap-video[diffusion]'"
 GIB = 2**30
-WORKING = 1.5 * GIB  # of memory beside the parameters: activations of a 512 x 512 picture, and some
-SLACK = 2 * GIB  # with less than this left over, pictures are encoded and decoded in tiles
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 LIBRARIES = ("diffusers", "transformers")  # from which a folder may name classes
-CODE_FORMATS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-MOST_HEADER = 100_000_000  # bytes of a safetensors header, as the format limits it
+
+
+@dataclass(frozen=True)
+class MemorySettings:
+    """Settings of fitting a model into memory."""
+
+    working_bytes: float = 1.5 * GIB  # beside the parameters: activations of a 512 x 512 picture, and a reserve
+    min_untiled_bytes: float = 2 * GIB  # with less than this left over, pictures are encoded and decoded in tiles
+
+
+DEFAULTS = MemorySettings()
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Weights:
         model: a folder in diffusers' layout, or the name of one on the hub.
         device: "auto", "cpu" or "cuda".
         unsafe: also reads weights that are not safetensors, which can run code.
-        loras: safetensors files of low-rank changes, each with an optional strength: "style.safetensors@0.7".
+        loras: safetensors files of low-rank adapters, each with an optional strength: "style.safetensors@0.7".
         embeddings: safetensors files of textual inversion; a file's name is the word it teaches.
     """
 
@@ -50,15 +56,15 @@ class Weights:
 
     @property
     def local(self) -> Path | None:
-        """The folder, where the model is one."""
+        """The folder, if the model is one on this machine."""
         path = Path(self.model).expanduser()
         return path if self.model and path.is_dir() else None
 
     def check_name(self) -> None:
-        """Refuses what is neither a folder nor a hub name.
+        """Refuses a model that is neither a folder nor a name on the hub.
 
         Raises:
-            UserError: with what it looks like (exit 3).
+            UserError: the model is a file, or no name of a model (exit 3).
         """
         if self.local is not None:
             return
@@ -68,7 +74,7 @@ class Weights:
                 why="a model is a folder in diffusers' layout, with model_index.json or config.json in it",
                 fix="convert the file with diffusers (from_single_file, save_pretrained) and name the folder",
             )
-        if not HUB_NAME.fullmatch(self.model) or self.model.startswith("."):
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.model) or self.model.startswith("."):
             raise bad_input(
                 f"there is no model {self.model!r}",
                 why="expected a folder in diffusers' layout, or a name on the hub such as owner/name",
@@ -76,7 +82,7 @@ class Weights:
             )
 
     def lora_files(self) -> list[tuple[Path, float]]:
-        """The low-rank changes with their strengths.
+        """Lists the low-rank adapters with their strengths.
 
         Raises:
             UserError: a strength that is no number, a missing file, or one that is not safetensors.
@@ -86,36 +92,43 @@ class Weights:
             name, at, number = text.rpartition("@")
             path, strength = (name, number) if at else (text, "1")
             try:
-                found.append((_numbers_only(Path(path).expanduser(), "--lora"), float(strength)))
+                found.append((_find_safetensors(Path(path).expanduser(), "--lora"), float(strength)))
             except ValueError as problem:
                 raise bad_input(f"--lora {text}", why="expected FILE or FILE@STRENGTH", fix=f"{path}@0.7") from problem
         return found
 
     def embedding_files(self) -> list[Path]:
-        """The files of textual inversion.
+        """Lists the files of textual inversion.
 
         Raises:
             UserError: a missing file, or one that is not safetensors.
         """
-        return [_numbers_only(Path(text).expanduser(), "--embedding") for text in self.embeddings]
+        return [_find_safetensors(Path(text).expanduser(), "--embedding") for text in self.embeddings]
 
 
 def check_folder(folder: Path, unsafe: bool = False, plain: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Looks at a folder before anything in it is used; returns what its model_index.json or config.json says.
+    """Checks a folder before anything in it is used; returns the content of its model_index.json or config.json.
 
     Args:
-        plain: parts of which only the numbers are read, so that it does not matter whose class they name.
+        folder: of the model.
+        unsafe: whether formats that can run code are accepted.
+        plain: parts of which only the numbers are read, so that any class name is accepted for them.
 
     Raises:
         UserError: it is not in diffusers' layout or names classes of other libraries (exit 3), or its weights could run
             code (exit 7).
     """
-    index = _index(folder)
+    index = _read_index(folder)
     named = index.items() if (folder / "model_index.json").is_file() else ()
     for name, value in named:
         if name in plain:
             continue
-        if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and not _is_known(value[0]):
+        if (
+            isinstance(value, list)
+            and len(value) == 2
+            and isinstance(value[0], str)
+            and not _is_known_library(value[0])
+        ):
             raise UserError(
                 ExitCode.UNSAFE_FILE,
                 f"the model {folder} asks for code of its own",
@@ -125,7 +138,8 @@ def check_folder(folder: Path, unsafe: bool = False, plain: tuple[str, ...] = ()
             )
     parts = [folder, *(path for path in folder.iterdir() if path.is_dir())]
     numbers_missing = [part for part in parts if not any(part.glob("*.safetensors"))]
-    coded = [path for part in numbers_missing for form in CODE_FORMATS for path in part.glob(form)]
+    code_formats = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+    coded = [path for part in numbers_missing for form in code_formats for path in part.glob(form)]
     if coded and not unsafe:
         raise UserError(
             ExitCode.UNSAFE_FILE,
@@ -137,8 +151,12 @@ def check_folder(folder: Path, unsafe: bool = False, plain: tuple[str, ...] = ()
     return index
 
 
-def parameter_counts(folder: Path) -> dict[str, int]:
-    """How many parameters each part of a model has, from the headers of its files.
+def parameter_counts(folder: Path, max_header_bytes: int = 100_000_000) -> dict[str, int]:
+    """Counts the parameters of each part of a model, from the headers of its files.
+
+    Args:
+        folder: of the model.
+        max_header_bytes: of a file; the safetensors format has this limit.
 
     Raises:
         UserError: a damaged safetensors file (exit 3), named.
@@ -148,19 +166,28 @@ def parameter_counts(folder: Path) -> dict[str, int]:
         if ".fp16." in path.name or ".non_ema." in path.name:
             continue
         part = path.parent.name if path.parent != folder else "."
-        counts[part] = counts.get(part, 0) + sum(math.prod(shape) for shape in _shapes(path))
+        try:
+            with path.open("rb") as file:
+                (length,) = struct.unpack("<Q", file.read(8))
+                if length > max_header_bytes:
+                    raise ValueError("its header is too long")
+                header = json.loads(file.read(length))
+            shapes = [list(entry["shape"]) for name, entry in header.items() if name != "__metadata__"]
+        except (struct.error, ValueError, KeyError, TypeError, AttributeError) as problem:
+            raise bad_input(f"{path} is damaged", why=_first_line(problem), fix="fetch the model again") from problem
+        counts[part] = counts.get(part, 0) + sum(math.prod(shape) for shape in shapes)
     return counts
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How a model is put into memory.
+class LoadingPlan:
+    """How a model is held in memory.
 
     Attributes:
         dtype: "float32", "float16" or "bfloat16".
-        offload: "none"; "parts": each part visits the GPU when it is needed; "layers": each layer does.
+        offload: "none"; "parts": each part is moved to the GPU when it is needed; "layers": each layer is.
         tiled: whether pictures are encoded and decoded in tiles.
-        note: what is unusual about it, for the user; empty where nothing is.
+        note: for the user, when memory is short; otherwise empty.
     """
 
     dtype: str
@@ -169,36 +196,42 @@ class Plan:
     note: str = ""
 
 
-def plan(counts: dict[str, int], device: str, free: float) -> Plan:
-    """The quickest way to hold a model that fits.
+def plan(counts: dict[str, int], device: str, free: float, settings: MemorySettings = DEFAULTS) -> LoadingPlan:
+    """Chooses the fastest way of holding a model that fits into memory.
 
     Args:
         counts: parameters of each part.
         device: "cpu" or "cuda".
         free: bytes of memory of the device that are free.
+        settings: memory that is needed beside the parameters.
 
     Raises:
         UserError: it does not fit in any way (exit 4).
     """
-    half, largest = 2 * sum(counts.values()), 2 * max(counts.values(), default=0)
+    half, largest = 2 * sum(counts.values()), 2 * max(counts.values(), default=0)  # bytes in half precision
+    working = settings.working_bytes
     if device == "cpu":
-        if 2 * half + WORKING <= free:
-            return Plan("float32")
-        if half + WORKING <= free:
-            return Plan("bfloat16", tiled=True, note="memory is short: half precision, which is slow on a CPU")
-        raise _no_room(half + WORKING, free, "use a smaller model, or a machine with more memory")
-    if half + WORKING <= free:
-        return Plan("float16", tiled=half + WORKING + SLACK > free)
-    if largest + WORKING <= free:
-        return Plan("float16", "parts", True, "GPU memory is short: parts of the model wait in main memory (slower)")
-    if free >= WORKING / 2:
-        return Plan("float16", "layers", True, "GPU memory is very short: layers wait in main memory (much slower)")
-    raise _no_room(largest + WORKING, free, "--device cpu, or close what else uses the GPU")
+        if 2 * half + working <= free:
+            return LoadingPlan("float32")
+        if half + working <= free:
+            return LoadingPlan("bfloat16", tiled=True, note="memory is short: half precision, which is slow on a CPU")
+        raise _no_room_error(half + working, free, "use a smaller model, or a machine with more memory")
+    if half + working <= free:
+        return LoadingPlan("float16", tiled=half + working + settings.min_untiled_bytes > free)
+    if largest + working <= free:
+        return LoadingPlan(
+            "float16", "parts", True, "GPU memory is short: parts of the model wait in main memory (slower)"
+        )
+    if free >= working / 2:
+        return LoadingPlan(
+            "float16", "layers", True, "GPU memory is very short: layers wait in main memory (much slower)"
+        )
+    raise _no_room_error(largest + working, free, "--device cpu, or close what else uses the GPU")
 
 
 @contextmanager
 def loading(weights: Weights) -> Iterator[None]:
-    """Turns what fails while a model is fetched and read into one sentence with what to do."""
+    """Turns errors that occur while a model is fetched and read into one sentence with a remedy."""
     if importlib.util.find_spec("diffusers") is None or importlib.util.find_spec("transformers") is None:
         raise bad_input(
             "this editor needs diffusers, which is not installed",
@@ -210,10 +243,10 @@ def loading(weights: Weights) -> Iterator[None]:
     except UserError:
         raise
     except (ImportError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as problem:
-        raise _explained(weights, problem) from problem
+        raise _explain_load_error(weights, problem) from problem
 
 
-# What fails at the hub, by the names of the errors that huggingface_hub raises: what it is, why, and what to do.
+# Failures of the hub, by the names of the errors that huggingface_hub raises: what it is, why, and what to do.
 HUB_FAILURES = {
     "GatedRepoError": (
         "the model {} is gated",
@@ -231,11 +264,13 @@ HUB_FAILURES = {
         "run the same command once with a network, or name a folder",
     ),
 }
-SAME_AS = {name: "LocalEntryNotFoundError" for name in ("OfflineModeIsEnabled", "ConnectError", "ConnectionError")}
+HUB_FAILURE_ALIASES = {
+    name: "LocalEntryNotFoundError" for name in ("OfflineModeIsEnabled", "ConnectError", "ConnectionError")
+}
 
 
-def _explained(weights: Weights, problem: Exception) -> UserError:
-    """The sentence for what went wrong, by the kinds of the errors that led to it."""
+def _explain_load_error(weights: Weights, problem: Exception) -> UserError:
+    """Makes the error for the user, by the kinds of the errors that led to it."""
     chain, link = [], problem
     while link is not None and link not in chain:
         chain.append(link)
@@ -249,20 +284,18 @@ def _explained(weights: Weights, problem: Exception) -> UserError:
         fix = "--device cpu, or a smaller model"
         return UserError(ExitCode.NO_ROOM, f"not enough memory for {name}", why=why, fix=fix)
     for kind in kinds:
-        if SAME_AS.get(kind, kind) in HUB_FAILURES:
-            what, why, fix = HUB_FAILURES[SAME_AS.get(kind, kind)]
+        if HUB_FAILURE_ALIASES.get(kind, kind) in HUB_FAILURES:
+            what, why, fix = HUB_FAILURES[HUB_FAILURE_ALIASES.get(kind, kind)]
             return bad_input(what.format(name), why=why, fix=fix)
     if isinstance(problem, ImportError):
-        return bad_input(
-            f"{name} needs a package that is missing", why=why, fix="pip install 'unwrap-video[diffusion]'"
-        )
+        return bad_input(f"{name} needs a package that is missing", why=why, fix=INSTALL)
     return bad_input(
         f"the model {name} cannot be read", where=name, why=why, fix="fetch it again, or use another model"
     )
 
 
-def _is_known(library: str) -> bool:
-    """Whether diffusers reads classes of this name from itself or from transformers, and from nowhere else."""
+def _is_known_library(library: str) -> bool:
+    """Tells whether diffusers reads classes of this library from itself or from transformers only."""
     if library in LIBRARIES:
         return True
     found = importlib.util.find_spec("diffusers")
@@ -270,8 +303,8 @@ def _is_known(library: str) -> bool:
     return library.isidentifier() and any((Path(home) / "pipelines" / library).is_dir() for home in homes)
 
 
-def _index(folder: Path) -> dict[str, Any]:
-    """The file that says what a folder holds."""
+def _read_index(folder: Path) -> dict[str, Any]:
+    """Reads the file that describes the content of a folder."""
     for name in ("model_index.json", "config.json"):
         path = folder / name
         if not path.is_file():
@@ -289,8 +322,8 @@ def _index(folder: Path) -> dict[str, Any]:
     )
 
 
-def _numbers_only(path: Path, flag: str) -> Path:
-    """A file of weights that holds numbers only.
+def _find_safetensors(path: Path, flag: str) -> Path:
+    """Finds the file of weights that the user names, which must hold numbers only.
 
     Raises:
         UserError: it is missing (exit 3) or of a format that can run code (exit 7).
@@ -312,20 +345,7 @@ def _numbers_only(path: Path, flag: str) -> Path:
     return path
 
 
-def _shapes(path: Path) -> list[list[int]]:
-    """The shapes in the header of a safetensors file."""
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > MOST_HEADER:
-                raise ValueError("its header is too long")
-            header = json.loads(file.read(length))
-        return [list(entry["shape"]) for name, entry in header.items() if name != "__metadata__"]
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as problem:
-        raise bad_input(f"{path} is damaged", why=_first_line(problem), fix="fetch the model again") from problem
-
-
-def _no_room(needed: float, free: float, fix: str) -> UserError:
+def _no_room_error(needed: float, free: float, fix: str) -> UserError:
     why = f"it needs about {needed / GIB:.1f} GiB, {free / GIB:.1f} GiB are free"
     return UserError(ExitCode.NO_ROOM, "not enough memory for this model", why=why, fix=fix)
 

@@ -1,4 +1,4 @@
-"""The one file that imports diffusers: a text-to-image model as the editors need it.
+"""The one file that imports diffusers: a text-to-image model as the editors use it.
 
 Reads any folder in diffusers' layout, or a hub name, whose denoiser is a UNet (Stable Diffusion 1, 2 and XL) or the
 transformer of Stable Diffusion 3. The loops over time are the editors' own, over `schedule.py`.
@@ -24,23 +24,16 @@ from editors.diffusion.weights import Weights, check_folder, loading
 from neural_fields.errors import bad_input
 
 Images = Float[Tensor, "n 3 height width"]
-Further = Float[Tensor, "_ _ rows columns"]  # channels beside those of latents, for one picture or for each
-
-MODEL_KINDS = ("StableDiffusion", "LatentConsistency")  # classes that a folder's model_index.json may begin with
-# Read as another class with the same parts: this one encodes prompts for its own loop only.
-PLAIN = {"StableDiffusionInstructPix2PixPipeline": "StableDiffusionPipeline"}
-# Parts of a folder that are not loaded: the filter of whole pictures has nothing to say about canonical images.
-UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
-OPTIONAL = ("text_encoder_3", "tokenizer_3")  # of Stable Diffusion 3, which works without, in a tenth of the memory
+ExtraChannels = Float[Tensor, "_ _ rows columns"]  # beside those of the latents, for one picture or for each
 
 
 @dataclass(frozen=True)
 class Text:
-    """What the text encoders make of a prompt: row 0 is the negative prompt, row 1 the prompt.
+    """An encoded prompt: row 0 is the negative prompt, row 1 the prompt.
 
     Attributes:
         states: for the cross-attention.
-        pooled: one vector a prompt, for models that want it.
+        pooled: one vector a prompt, for models that need it.
     """
 
     states: Float[Tensor, "2 tokens width"]
@@ -49,12 +42,12 @@ class Text:
 
 @dataclass(frozen=True)
 class Control:
-    """A picture that a ControlNet (Zhang et al., 2023) makes the result follow.
+    """A ControlNet (Zhang et al., 2023) and the picture that it makes the result follow.
 
     Attributes:
         network: the ControlNet, as `load_control` returns it.
-        picture: edges, depth or pose, in [0, 1], at the size of the pictures that are made.
-        scale: how strongly; 1 as trained.
+        picture: edges, depth or pose, in [0, 1], at the size of the generated pictures.
+        scale: strength of its influence; 1 as trained.
     """
 
     network: Any
@@ -63,18 +56,18 @@ class Control:
 
 
 class DiffusionModel:
-    """A text-to-image model: pictures to latents and back, prompts to text, and one prediction of the denoiser.
+    """A text-to-image model: encodes and decodes pictures, encodes prompts, and runs the denoiser once.
 
     Args:
         pipeline: a loaded diffusers pipeline with a `unet` or a `transformer`, a `vae` and a `scheduler`.
         device: where it runs.
-        notes: what was chosen at loading (offload, precision), one sentence each.
+        notes: choices made at loading (offload, precision), one sentence each.
 
     Attributes:
         schedule: the noise levels it was trained with.
         size: the side in pixels of the square pictures it was trained on.
         multiple: sides of pictures in pixels must be multiples of this.
-        scale: pixels a latent.
+        scale: pixels per latent.
         channels: of the latents.
     """
 
@@ -89,12 +82,17 @@ class DiffusionModel:
         self.channels = int(self.vae.config.latent_channels)
         side = self.denoiser.config.sample_size or 64
         self.size = self.scale * int(side if isinstance(side, int) else min(side))
-        self.multiple = self.scale * self._latent_multiple()
+        # The denoiser cuts the latents into patches (transformer) or halves them once per block (UNet).
+        if self.unet is None:
+            latent_multiple = int(self.denoiser.config.patch_size)
+        else:
+            latent_multiple = 2 ** (len(self.unet.config.block_out_channels) - 1)
+        self.multiple = self.scale * latent_multiple
 
     def text(self, prompt: str, negative: str = "") -> Text:
         """Encodes a prompt and the negative prompt that guidance leads away from."""
         with torch.no_grad():
-            if self._has_pooled:
+            if self.unet is None or self.unet.config.addition_embed_type == "text_time":  # these have pooled vectors
                 negative_or_none = negative or None
                 more = {} if self.unet is not None else {"prompt_2": None, "prompt_3": None}
                 states, other, pooled, other_pooled = self.pipeline.encode_prompt(
@@ -105,21 +103,21 @@ class DiffusionModel:
             return Text(torch.cat([other, states]).float())
 
     def encode(self, images: Images) -> Latents:
-        """Latents of pictures in [0, 1] whose sides are multiples of `multiple`. Differentiable."""
-        device, dtype = self._vae_place()
+        """Encodes pictures in [0, 1] whose sides are multiples of `multiple` to latents. Differentiable."""
+        device, dtype = self._vae_device_and_dtype()
         encoded = self.vae.encode((2 * images - 1).to(device, dtype)).latent_dist.mean.float()
         shift = getattr(self.vae.config, "shift_factor", None) or 0.0
         return (encoded - shift) * self.vae.config.scaling_factor
 
     def decode(self, latents: Latents) -> Images:
-        """Pictures, clipped to [0, 1]. Differentiable."""
-        device, dtype = self._vae_place()
+        """Decodes latents to pictures, clipped to [0, 1]. Differentiable."""
+        device, dtype = self._vae_device_and_dtype()
         shift = getattr(self.vae.config, "shift_factor", None) or 0.0
         decoded = self.vae.decode((latents / self.vae.config.scaling_factor + shift).to(device, dtype)).sample
         return (decoded.float() / 2 + 0.5).clamp(0, 1)
 
     def noise(self, like: Latents, seed: int) -> Latents:
-        """Gaussian noise of the shape of `like`: the same for a seed on every device."""
+        """Draws Gaussian noise of the shape of `like`: the same for a seed on every device."""
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(like.shape, generator=generator).to(like.device)
 
@@ -131,9 +129,9 @@ class DiffusionModel:
         guidance: float = 7.5,
         *,
         controls: Sequence[Control] = (),
-        extra: Further | None = None,
+        extra: ExtraChannels | None = None,
     ) -> Denoised:
-        """The clean picture and the noise in latents of a time, with classifier-free guidance (Ho and Salimans, 2022).
+        """Predicts the clean picture and the noise in latents with classifier-free guidance (Ho and Salimans, 2022).
 
         Args:
             latents: noised, any number of pictures.
@@ -141,10 +139,11 @@ class DiffusionModel:
             text: one prompt for all of the pictures.
             guidance: 1 is the prompt alone; more leads away from the negative prompt.
             controls: pictures to follow; each holds one picture, or one for each of the latents.
-            extra: channels that the denoiser sees beside the latents (those of inpainting models).
+            extra: channels that the denoiser takes beside the latents (those of inpainting models).
         """
         if guidance == 1:
-            output = self._run(latents, time, text.states[1:], _row(text.pooled, 1), controls, extra)
+            pooled = None if text.pooled is None else text.pooled[1:2]
+            output = self._run_denoiser(latents, time, text.states[1:], pooled, controls, extra)
             return self.schedule.split(latents, output, time)
         without, with_text = self.outputs(latents, time, text, controls=controls, extra=extra)
         return self.schedule.split(latents, without + guidance * (with_text - without), time)
@@ -156,13 +155,14 @@ class DiffusionModel:
         text: Text,
         *,
         controls: Sequence[Control] = (),
-        extra: Further | None = None,
-        blank: Further | None = None,
+        extra: ExtraChannels | None = None,
+        blank: ExtraChannels | None = None,
     ) -> tuple[Latents, Latents]:
-        """What the denoiser says itself for the negative prompt and for the prompt, as `predict`.
+        """Runs the denoiser for the negative prompt and for the prompt; returns both outputs.
 
         Args:
-            blank: what it sees in place of `extra` with the negative prompt; by default the same.
+            latents, time, text, controls, extra: as for `predict`.
+            blank: replaces `extra` for the negative prompt; by default the same.
         """
         n = len(latents)
         twice = torch.cat([latents, latents])
@@ -170,14 +170,14 @@ class DiffusionModel:
         pooled = None if text.pooled is None else text.pooled.repeat_interleave(n, dim=0)
         both_extra = None
         if extra is not None:
-            both_extra = torch.cat([_for_each(extra if blank is None else blank, n), _for_each(extra, n)])
-        doubled = [Control(c.network, _for_each(c.picture, n).repeat(2, 1, 1, 1), c.scale) for c in controls]
-        output = self._run(twice, time, states, pooled, doubled, both_extra)
+            both_extra = torch.cat([_expand_to(extra if blank is None else blank, n), _expand_to(extra, n)])
+        doubled = [Control(c.network, _expand_to(c.picture, n).repeat(2, 1, 1, 1), c.scale) for c in controls]
+        output = self._run_denoiser(twice, time, states, pooled, doubled, both_extra)
         return output[:n], output[n:]
 
     @contextmanager
     def attention(self, processors: Mapping[str, Any]) -> Iterator[None]:
-        """Runs with other attention processors: by name as in `unet.attn_processors`; what is not named stays."""
+        """Replaces attention processors, by name as in `unet.attn_processors`, for the time of the context."""
         before = dict(self.denoiser.attn_processors)
         self.denoiser.set_attn_processor({**before, **processors})
         try:
@@ -185,76 +185,60 @@ class DiffusionModel:
         finally:
             self.denoiser.set_attn_processor(before)
 
-    @property
-    def _has_pooled(self) -> bool:
-        return self.unet is None or self.unet.config.addition_embed_type == "text_time"
-
-    def _latent_multiple(self) -> int:
-        """The denoiser halves the latents, or cuts them into patches."""
-        if self.unet is None:
-            return int(self.denoiser.config.patch_size)
-        return 2 ** (len(self.unet.config.block_out_channels) - 1)
-
-    def _vae_place(self) -> tuple[torch.device, torch.dtype]:
+    def _vae_device_and_dtype(self) -> tuple[torch.device, torch.dtype]:
         return self.device, next(self.vae.parameters()).dtype
 
-    def _run(
+    def _run_denoiser(
         self,
         latents: Latents,
         time: int,
         states: Float[Tensor, "m tokens depth"],
         pooled: Float[Tensor, "m features"] | None,
         controls: Sequence[Control],
-        extra: Further | None,
+        extra: ExtraChannels | None,
     ) -> Latents:
-        """What the denoiser says of latents of any size."""
+        """Runs the denoiser on latents of any size, in windows where they are large."""
         n = len(latents)
-        given = latents if extra is None else torch.cat([latents, extra.expand(n, -1, -1, -1)], dim=1)
+        inputs = latents if extra is None else torch.cat([latents, extra.expand(n, -1, -1, -1)], dim=1)
         states = states.expand(n, -1, -1).to(self.device, self.denoiser.dtype)
         pooled = None if pooled is None else pooled.expand(n, -1).to(self.device, self.denoiser.dtype)
         when = self.schedule.network_time[time].to(self.device)
 
-        def run(shown: Further, window: Window) -> Latents:
-            parts = [replace(control, picture=self._part(control.picture, window)) for control in controls]
-            return self._run_window(shown.to(self.device, self.denoiser.dtype), when, states, pooled, parts).to(latents)
+        def run_window(inputs: ExtraChannels, window: Window) -> Latents:
+            rows, columns = (slice(self.scale * span.start, self.scale * span.stop) for span in window)
+            parts = [replace(control, picture=control.picture[..., rows, columns]) for control in controls]
+            inputs = inputs.to(self.device, self.denoiser.dtype)
+            return self._run_window(inputs, when, states, pooled, parts).to(latents)
 
-        return in_windows(given, self.size // self.scale, self.multiple // self.scale, run)
+        return in_windows(inputs, self.size // self.scale, self.multiple // self.scale, run_window)
 
     def _run_window(
-        self, shown: Tensor, when: Tensor, states: Tensor, pooled: Tensor | None, controls: Sequence[Control]
+        self, inputs: Tensor, when: Tensor, states: Tensor, pooled: Tensor | None, controls: Sequence[Control]
     ) -> Tensor:
-        """One pass of the denoiser."""
+        """Runs the denoiser once."""
         if self.unet is None:
             return self.denoiser(
-                hidden_states=shown,
+                hidden_states=inputs,
                 encoder_hidden_states=states,
                 pooled_projections=pooled,
-                timestep=when.expand(len(shown)),
+                timestep=when.expand(len(inputs)),
                 return_dict=False,
             )[0]
-        added = self._added(pooled, shown)
-        residuals = self._residuals(shown[:, : self.channels], when, states, added, controls)
+        # SDXL is also told the size of the picture and its crop (Podell et al., 2023, 2.2).
+        added: dict[str, Tensor] = {}
+        if pooled is not None:
+            height, width = (self.scale * side for side in inputs.shape[-2:])
+            sizes = torch.tensor([[height, width, 0, 0, height, width]], device=self.device, dtype=inputs.dtype)
+            added = {"text_embeds": pooled, "time_ids": sizes.expand(len(inputs), -1)}
+        residuals = self._compute_control_residuals(inputs[:, : self.channels], when, states, added, controls)
         return self.unet(
-            shown, when, encoder_hidden_states=states, added_cond_kwargs=added, **residuals, return_dict=False
+            inputs, when, encoder_hidden_states=states, added_cond_kwargs=added, **residuals, return_dict=False
         )[0]
 
-    def _part(self, picture: Images, window: Window) -> Float[Tensor, "n 3 rows columns"]:
-        """The part of a picture that a window of latents shows."""
-        rows, columns = (slice(self.scale * span.start, self.scale * span.stop) for span in window)
-        return picture[..., rows, columns]
-
-    def _added(self, pooled: Tensor | None, shown: Tensor) -> dict[str, Tensor]:
-        """What SDXL wants to know beside the prompt: its size and where it was cropped (Podell et al., 2023, 2.2)."""
-        if pooled is None:
-            return {}
-        height, width = (self.scale * side for side in shown.shape[-2:])
-        sizes = torch.tensor([[height, width, 0, 0, height, width]], device=self.device, dtype=shown.dtype)
-        return {"text_embeds": pooled, "time_ids": sizes.expand(len(shown), -1)}
-
-    def _residuals(
+    def _compute_control_residuals(
         self, latents: Tensor, when: Tensor, states: Tensor, added: dict[str, Tensor], controls: Sequence[Control]
     ) -> dict[str, Any]:
-        """What ControlNets add to the UNet, summed over several."""
+        """Computes what the ControlNets add to the UNet, summed over all of them."""
         down: list[Tensor] | None = None
         middle: Tensor | None = None
         for control in controls:
@@ -263,7 +247,7 @@ class DiffusionModel:
                 latents.to(network.dtype),
                 when,
                 encoder_hidden_states=states.to(network.dtype),
-                controlnet_cond=_for_each(control.picture, len(latents)).to(self.device, network.dtype),
+                controlnet_cond=_expand_to(control.picture, len(latents)).to(self.device, network.dtype),
                 conditioning_scale=control.scale,
                 added_cond_kwargs={name: value.to(network.dtype) for name, value in added.items()},
                 return_dict=False,
@@ -287,22 +271,23 @@ def load_model(weights: Weights) -> DiffusionModel:
             no room (exit 4); weights in a format that can run code (exit 7).
     """
 
-    def check(kind: str) -> None:
-        if not kind.startswith(MODEL_KINDS):
+    def check_kind(kind: str) -> None:
+        if not kind.startswith(("StableDiffusion", "LatentConsistency")):
             raise bad_input(
                 f"{weights.model} is a {kind or 'part of a model'}",
                 why="this editor needs a text-to-image model of Stable Diffusion 1, 2, 3 or XL",
                 fix="--model FOLDER with such a model",
             )
 
-    return DiffusionModel(*load_pipeline(weights, check))
+    return DiffusionModel(*load_pipeline(weights, check_kind))
 
 
 def load_pipeline(weights: Weights, check: Callable[[str], None]) -> tuple[Any, torch.device, tuple[str, ...]]:
-    """Reads a pipeline of diffusers; with the device it runs on, and what was chosen, one sentence each.
+    """Reads a pipeline of diffusers; returns it with its device and the choices made, one sentence each.
 
     Args:
-        check: called with the name of its class before weights are read; raises where that cannot be used.
+        weights: the model to read.
+        check: called with the name of its class before weights are read; raises where that class cannot be used.
 
     Raises:
         UserError: as `load_model`.
@@ -311,33 +296,38 @@ def load_pipeline(weights: Weights, check: Callable[[str], None]) -> tuple[Any, 
     with loading(weights):
         import diffusers
 
-        _be_quiet()
+        _disable_progress_bars()
         folder = weights.local or fetched(weights)
         index = check_folder(folder, weights.unsafe)
         kind = str(index.get("_class_name", ""))
         check(kind)
         device, chosen = placed(weights, folder)
         options: dict[str, Any] = {"dtype": getattr(torch, chosen.dtype), "use_safetensors": not weights.unsafe or None}
-        options |= {name: None for name in UNUSED if name in index}
-        if kind.startswith("StableDiffusion3"):
-            options |= {name: None for name in OPTIONAL if index.get(name) in (None, [None, None])}
-        maker = getattr(diffusers, PLAIN.get(kind, "DiffusionPipeline"))
-        pipeline = maker.from_pretrained(folder, **options)
+        # The filter of unsafe pictures is not loaded: it judges whole pictures, not canonical images.
+        unused = ("safety_checker", "feature_extractor", "image_encoder")
+        options |= {name: None for name in unused if name in index}
+        if kind.startswith("StableDiffusion3"):  # it works without its third text encoder, in a tenth of the memory
+            optional = ("text_encoder_3", "tokenizer_3")
+            options |= {name: None for name in optional if index.get(name) in (None, [None, None])}
+        # InstructPix2Pix is read as another class with the same parts: its own encodes prompts for its own loop only.
+        is_pix2pix = kind == "StableDiffusionInstructPix2PixPipeline"
+        pipeline_class = diffusers.StableDiffusionPipeline if is_pix2pix else diffusers.DiffusionPipeline
+        pipeline = pipeline_class.from_pretrained(folder, **options)
         add_extras(pipeline, weights)
         settle(pipeline, device, chosen)
     return pipeline, device, (chosen.note,) if chosen.note else ()
 
 
 def read_part(folder: Path, kind: str, **options: Any) -> Any:
-    """One network or scheduler of a model that has no pipeline here; `kind` is its class in diffusers."""
+    """Reads one network or scheduler of a model that has no pipeline here; `kind` is its class in diffusers."""
     import diffusers
 
-    _be_quiet()
+    _disable_progress_bars()
     return getattr(diffusers, kind).from_pretrained(folder, **options)
 
 
 def arguments_of(kind: str) -> Mapping[str, Any]:
-    """The arguments that a pipeline of diffusers takes with their defaults; none for an unknown class."""
+    """Lists the arguments that a pipeline of diffusers takes, with their defaults; none for an unknown class."""
     import diffusers
 
     pipeline = getattr(diffusers, kind, None)
@@ -365,16 +355,12 @@ def load_control(weights: Weights, model: DiffusionModel) -> Any:
         return network.eval().to(model.device)
 
 
-def _row(values: Tensor | None, row: int) -> Tensor | None:
-    return None if values is None else values[row : row + 1]
-
-
-def _for_each(picture: Tensor, n: int) -> Tensor:
+def _expand_to(picture: Tensor, n: int) -> Tensor:
     return picture if len(picture) == n else picture.expand(n, -1, -1, -1)
 
 
-def _be_quiet() -> None:
-    """No progress bars of other packages between ours."""
+def _disable_progress_bars() -> None:
+    """Switches off progress bars of other packages, which would break ours."""
     import diffusers
     import transformers
 

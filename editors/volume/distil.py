@@ -1,4 +1,4 @@
-"""Score distillation into a person: views of them are optimised until diffusion models like what they show.
+"""Score distillation into a person: their parameters are optimised by the scores of diffusion models on views.
 
 The parts of DynVideo-E (Liu et al., 2024, section 3) that edit the person, each a loss on a view: a reference picture,
 a text-to-image model that may know the subject (a LoRA), a model that turns the reference (Zero-1-to-3), and the
@@ -32,8 +32,6 @@ from neural_fields.data.skeleton import Motion
 from neural_fields.volume.scene import Seen
 
 WHOLE = ""  # the name that stands for the whole body among its parts
-WHITE = 1.0
-REFERENCE_RAYS = 1024  # of the reference picture that a step looks at
 
 
 class Chance:
@@ -47,31 +45,47 @@ class Chance:
 
 @dataclass(frozen=True)
 class Subject:
-    """The person of a scene, ready to be looked at in any pose."""
+    """The person of a scene, rendered in any pose."""
 
     source: VolumeSource
     motion: Motion
 
     def outline(self, pose: Pose, joints: Sequence[int] | None = None) -> Float[np.ndarray, "points 3"]:
-        """Points that hold the body, or some of its bones."""
+        """Computes points around the body, or around some of its bones."""
         return outline(self.motion.skeleton, pose.transforms, joints)
 
     def orbit(self, pose: Pose) -> Orbit:
-        """Where cameras stand that see all of the body."""
+        """Computes the orbit of cameras that see all of the body."""
         return Orbit.around(self.outline(pose), self.source.up)
 
     def picture(self, camera: Camera, pose: Pose, grey: float, chance: Chance) -> Picture:
-        """The person before a grey, from black (0) to white (1)."""
+        """Renders the person before a grey.
+
+        Args:
+            camera: in the world.
+            pose: of the person.
+            grey: from black (0) to white (1).
+            chance: random numbers of the edit.
+        """
         device = self.source.device
         moment = one_moment(pose.transforms, self.source.moments.state[pose.time], device)
         rays = shaken_rays(camera, chance.noise, device)
         behind = torch.full((3,), grey, device=device)
         return as_picture(self.source.scene.person_look(rays, moment, behind, chance.samples).color, camera)
 
-    def at_reference(self, reference: Reference, chance: Chance) -> tuple[Seen, Wanted]:
-        """What random rays of the reference see of the person before black, and what they should see."""
+    def at_reference(self, reference: Reference, chance: Chance, count: int = 1024) -> tuple[Seen, Wanted]:
+        """Renders the person before black along random rays of the reference.
+
+        Args:
+            reference: the person as they should become.
+            chance: random numbers of the edit.
+            count: of rays.
+
+        Returns:
+            The rendered rays, and what they should see.
+        """
         device = self.source.device
-        rays, wanted = drawn(reference, REFERENCE_RAYS, chance.random, device)
+        rays, wanted = drawn(reference, count, chance.random, device)
         pose = self.motion.transforms[reference.time]
         moment = one_moment(pose, self.source.moments.state[reference.time], device)
         return self.source.scene.person_look(rays, moment, None, chance.samples), wanted
@@ -79,12 +93,14 @@ class Subject:
 
 @dataclass(frozen=True)
 class Teacher:
-    """What a diffusion model wants of pictures.
+    """A diffusion model that scores pictures.
 
     Attributes:
         encode: pictures in [0, 1] to latents, differentiable.
-        size: side in pixels of the pictures it knows.
-        latents: how many numbers it makes of one.
+        schedule: of noise.
+        score: of noised latents.
+        size: side in pixels of the pictures it was trained on.
+        latents: numbers of a picture's latents.
         weight: the gradient in the latents is multiplied by this; it is their sum that counts, as in DreamFusion.
     """
 
@@ -97,12 +113,24 @@ class Teacher:
 
     @staticmethod
     def of(model: DiffusionModel, score: Score, weight: float) -> Teacher:
-        """A loaded model with a score."""
+        """Makes a teacher of a loaded model.
+
+        Args:
+            model: a diffusion model.
+            score: of its noised latents.
+            weight: see `weight`.
+        """
         latents = model.channels * (model.size // model.scale) ** 2
         return Teacher(model.encode, model.schedule, score, model.size, latents, weight)
 
     def loss(self, picture: Picture, time: int, generator: torch.Generator) -> Float[Tensor, ""]:
-        """A number whose gradient leads a square picture where the score points."""
+        """Computes a loss whose gradient in the latents of a square picture is the score.
+
+        Args:
+            picture: that is scored.
+            time: of the schedule.
+            generator: of the noise.
+        """
         if picture.shape[-1] != self.size:
             picture = torch.nn.functional.interpolate(picture, (self.size, self.size), mode="bilinear")
         mean = Objective(self.encode, self.score, self.schedule).loss(picture, picture, time, generator)
@@ -111,9 +139,10 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Turned:
-    """A model that turns the reference, and from where it sees it.
+    """A novel-view model with its reference, and the camera of the reference.
 
     Attributes:
+        orbit: of the cameras.
         place: of the reference's camera, at the distance of the orbit's cameras.
     """
 
@@ -124,18 +153,23 @@ class Turned:
     weight: float
 
     def teacher(self, camera: Camera) -> Teacher:
-        """What it wants to see from a camera of the orbit."""
+        """Makes the teacher of a camera of the orbit."""
         move = move_between(self.orbit, self.place, camera.position)
         return Teacher.of(self.views.model, self.views.score(move, self.guidance), self.weight)
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """All that pulls at a person. What is None or empty does not.
+    """All losses on a person. What is None or empty has none.
 
     Attributes:
+        subject: the person.
+        poses: in which they are rendered.
+        weights: of the reference's terms.
+        reference: a picture of the person as they should become.
         words: the text-to-image model's teacher for each part of the body, and for `WHOLE`.
         parts: the joints of each part.
+        turned: the novel-view model of the reference.
         zoom: how often a part is shown instead of the whole body: more and more over the run, as details come last.
         side: of the square views in pixels.
         span: times that are drawn, in parts of all.
@@ -155,51 +189,44 @@ class Lesson:
     shape: bool = False
 
     def loss(self, done: float, chance: Chance) -> Float[Tensor, ""] | None:
-        """The loss of one step in a random pose; None where nothing speaks of the pose that was drawn.
+        """Computes the loss of one step in a random pose; None where no loss belongs to the pose that was drawn.
 
         Args:
-            done: share of the run that is behind.
+            done: share of the steps that are done.
+            chance: random numbers of the edit.
         """
         pose = self.poses(chance.random)
-        found = []
+        losses = []
         if pose.kind == "reference" and self.reference is not None:
-            seen, wanted = self.subject.at_reference(self.reference, chance)
-            found.append(reference_loss(seen, wanted, self.weights, self.shape))
-            if self.turned is not None:
-                found.append(self._turned(pose, done, chance))
+            rendered, wanted = self.subject.at_reference(self.reference, chance)
+            losses.append(reference_loss(rendered, wanted, self.weights, self.shape))
+            if self.turned is not None:  # from a random place around the person
+                camera = self.turned.orbit.camera(*random_direction(chance.random), self.side)
+                picture = self.subject.picture(camera, pose, 1.0, chance)  # before white, as the model was trained
+                losses.append(self._score_loss(self.turned.teacher(camera), picture, done, chance))
         if self.words:
-            found.append(self._words(pose, done, chance))
-        return torch.stack(found).sum() if found else None
+            # The prompt, on a view of the whole body or of a part of it.
+            part, joints = WHOLE, None
+            if self.parts and chance.random.random() < 2 * self.zoom * done:
+                part = str(chance.random.choice(sorted(self.parts)))
+                joints = self.parts[part]
+            orbit = self.subject.orbit(pose)
+            place = orbit.place(*random_direction(chance.random), orbit.distance)
+            camera = framing(self.subject.outline(pose, joints), place, orbit.up, self.side)
+            # Before any grey: what is learnt is about the person, and no colour of a background seeps into them.
+            picture = self.subject.picture(camera, pose, float(chance.random.random()), chance)
+            losses.append(self._score_loss(self.words[part], picture, done, chance))
+        return torch.stack(losses).sum() if losses else None
 
-    def _words(self, pose: Pose, done: float, chance: Chance) -> Float[Tensor, ""]:
-        """The prompt, on a view of the whole body or of a part of it."""
-        part = WHOLE
-        if self.parts and chance.random.random() < 2 * self.zoom * done:
-            part = str(chance.random.choice(sorted(self.parts)))
-        joints = self.parts[part] if self.parts and part != WHOLE else None
-        orbit = self.subject.orbit(pose)
-        place = orbit.place(*random_direction(chance.random), orbit.distance)
-        camera = framing(self.subject.outline(pose, joints), place, orbit.up, self.side)
-        # Any grey may lie behind: what is learnt is about the person, and no colour of a background seeps into them.
-        picture = self.subject.picture(camera, pose, float(chance.random.random()), chance)
-        assert self.words is not None
-        return self._taught(self.words[part], picture, done, chance)
-
-    def _turned(self, pose: Pose, done: float, chance: Chance) -> Float[Tensor, ""]:
-        """The turned reference, from a random place around the person in the reference's pose."""
-        assert self.turned is not None
-        camera = self.turned.orbit.camera(*random_direction(chance.random), self.side)
-        picture = self.subject.picture(camera, pose, WHITE, chance)
-        return self._taught(self.turned.teacher(camera), picture, done, chance)
-
-    def _taught(self, teacher: Teacher, picture: Picture, done: float, chance: Chance) -> Float[Tensor, ""]:
+    def _score_loss(self, teacher: Teacher, picture: Picture, done: float, chance: Chance) -> Float[Tensor, ""]:
+        """Computes the loss of a teacher at a random time."""
         time = draw_time(teacher.schedule, done, True, chance.noise, self.span)
         return teacher.loss(picture, time, chance.noise)
 
 
 @dataclass(frozen=True)
 class Descent:
-    """How parameters are optimised: steps and rates of Adam (Kingma and Ba, 2015)."""
+    """Steps and learning rates of Adam (Kingma and Ba, 2015)."""
 
     steps: int
     rate: float
@@ -213,12 +240,20 @@ def descend(
     report: Report = quiet,
     stage: str = "distilling",
 ) -> None:
-    """Moves parameters down a random loss, which is told the share of the run that is behind."""
+    """Optimises parameters by a random loss.
+
+    Args:
+        chosen: the parameters.
+        loss: of a step, by the share of the steps that are done; None leaves the step out.
+        descent: steps and learning rates.
+        report: called with the progress.
+        stage: its name in reports.
+    """
     adam = Adam(chosen.groups(descent.rate, descent.shape_rate), betas=(0.9, 0.99), eps=1e-15)
     for step in range(descent.steps):
-        found = loss(step / descent.steps)
-        if found is not None and found.requires_grad:
+        value = loss(step / descent.steps)
+        if value is not None and value.requires_grad:
             adam.zero_grad()
-            found.backward()
+            value.backward()
             adam.step()
         report(stage, step + 1, descent.steps)

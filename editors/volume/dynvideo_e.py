@@ -1,4 +1,4 @@
-"""The person of a scene, repainted or reshaped from a prompt, a reference picture, or both.
+"""Repaints or reshapes the person of a 3D scene from a prompt, a reference picture, or both.
 
 Liu et al., "DynVideo-E: Harnessing Dynamic NeRF for Large-Scale Motion- and View-Change Human-Centric Video Editing",
 CVPR 2024, section 3. Because the person is edited at rest and carried to every frame by their bones, an edit is the
@@ -8,7 +8,6 @@ same in all frames, from all sides and in new poses.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -21,19 +20,16 @@ from editors.diffusion.conditions import depth_by
 from editors.diffusion.distillation import Words, score_of
 from editors.diffusion.settings import wrong_setting
 from editors.diffusion.weights import Weights
-from editors.diffusion.wrapper import DiffusionModel, load_model
+from editors.diffusion.wrapper import load_model
 from editors.volume.distil import WHOLE, Chance, Descent, Lesson, Subject, Teacher, Turned, descend
 from editors.volume.edit import VolumeEditor, VolumeSource, WeightEdit, tuned
 from editors.volume.parts import body_parts
 from editors.volume.poses import Pose, PoseSampler
-from editors.volume.reference import Reference, ReferenceWeights, read_reference
+from editors.volume.reference import ReferenceWeights, read_reference
 from editors.volume.zero123 import load_view_model
 from neural_fields.config_flags import Repeated
-from neural_fields.data.skeleton import Motion
 from neural_fields.errors import ExitCode, UserError
 from neural_fields.volume.scene import PERSON
-
-MOST_SIDE = 128  # pixels of a view; what a model was trained on where that is less
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +37,7 @@ class DynVideoE(VolumeEditor):
     """DynVideo-E (Liu et al., 2024): the person, from a prompt and a reference picture, from all sides at once."""
 
     name: ClassVar[str] = "dynvideo_e"
+    default_side_px: ClassVar[int] = 128  # of a view; what a model was trained on where that is less
 
     prompt: str = ""
     """What the person should look like; needs --model."""
@@ -132,22 +129,56 @@ class DynVideoE(VolumeEditor):
                 raise wrong_setting(flag, value, why, fix)
 
     def __call__(self, source: VolumeSource, report: Report) -> WeightEdit:
-        """The person of the scene, edited."""
+        """Edits the person of the scene."""
         motion = source.person()
         subject = Subject(source, motion)
-        reference = self._reference(source)
-        model = load_model(self._weights(self.model)) if self.prompt else None
-        side = self.side or min(MOST_SIDE, model.size if model is not None else MOST_SIDE)
+        reference = None
+        if self.reference is not None:
+            depth = self.reference_depth if self.shape else None
+            reference = read_reference(source, self.reference, self.reference_view, self.reference_mask, depth)
+            if self.shape and self.depth_model and depth is None:
+                nearness = depth_by(self._make_weights(self.depth_model))(reference.on_white())[0].mean(dim=0)
+                reference = replace(reference, nearness=nearness.numpy().astype(np.float32))
+        model = load_model(self._make_weights(self.model)) if self.prompt else None
+        side = self.side or min(self.default_side_px, model.size if model is not None else self.default_side_px)
         parts = body_parts(motion.skeleton) if self.zoom > 0 else {}
+
+        # The text-to-image model's teachers of the whole body and of every part.
+        teachers = None
+        if model is not None:
+            prompts = {}
+            for part in parts:
+                words = self.part_prompt.replace("{part}", part.replace("_", " "))
+                prompts[part] = words.replace("{prompt}", self.prompt)
+            prompts[WHOLE] = self.prompt
+            with torch.no_grad():
+                scores = {
+                    prompt: score_of(model, "sds", Words(prompt, self.negative), self.guidance)
+                    for prompt in sorted(set(prompts.values()))
+                }
+                teachers = {
+                    part: Teacher.of(model, scores[prompt], self.prompt_weight) for part, prompt in prompts.items()
+                }
+
+        # The teacher of other views: the novel-view model, shown the reference.
+        turned = None
+        if reference is not None and self.view_model:
+            orbit = subject.orbit(Pose("reference", motion.transforms[reference.time], reference.time))
+            square = reference.square(orbit, 2 * self.default_side_px)
+            views = load_view_model(self._make_weights(self.view_model), square)
+            azimuth, elevation, _ = orbit.direction(reference.camera.position)
+            place = orbit.place(azimuth, elevation, orbit.distance)
+            turned = Turned(views, orbit, place, self.view_guidance, self.view_weight)
+
         lesson = Lesson(
             subject,
-            PoseSampler(motion, self._shares(), 0 if reference is None else reference.time),
+            PoseSampler(motion, self._pose_shares(), 0 if reference is None else reference.time),
             side,
             ReferenceWeights(self.rgb_weight, self.mask_weight, self.depth_weight),
             reference=reference,
-            words=None if model is None else self._teachers(model, parts),
+            words=teachers,
             parts=parts,
-            turned=None if reference is None else self._turned(subject, motion, reference),
+            turned=turned,
             zoom=self.zoom,
             span=self.times,
             shape=self.shape,
@@ -158,49 +189,14 @@ class DynVideoE(VolumeEditor):
             descend(chosen, lambda done: lesson.loss(done, chance), descent, report)
             return WeightEdit(chosen.weights(), (PERSON,), notes=() if model is None else model.notes)
 
-    def _weights(self, name: str) -> Weights:
+    def _make_weights(self, name: str) -> Weights:
         return Weights(name, self.device, self.unsafe_weights, self.lora if name == self.model else ())
 
-    def _shares(self) -> tuple[float, float, float]:
-        """How often each kind of pose comes."""
+    def _pose_shares(self) -> tuple[float, float, float]:
+        """Returns the share of each kind of pose, in the order of `poses.Kind`."""
         if not self.prompt:
-            return 1.0, 0.0, 0.0  # nothing but the reference says anything, and of its own pose alone
+            return 1.0, 0.0, 0.0  # there is a loss of the reference alone, in its own pose
         total = self.source_poses + self.random_poses
         if self.reference is not None:
             return max(0.0, 1 - total), self.source_poses, self.random_poses
         return (0.0, self.source_poses / total, self.random_poses / total) if total else (0.0, 1.0, 0.0)
-
-    def _reference(self, source: VolumeSource) -> Reference | None:
-        """The reference with what is known of its depth."""
-        if self.reference is None:
-            return None
-        depth = self.reference_depth if self.shape else None
-        found = read_reference(source, self.reference, self.reference_view, self.reference_mask, depth)
-        if not self.shape or not self.depth_model or depth is not None:
-            return found
-        near = depth_by(self._weights(self.depth_model))(found.on_white())[0].mean(dim=0)
-        return replace(found, nearness=near.numpy().astype(np.float32))
-
-    @torch.no_grad()
-    def _teachers(self, model: DiffusionModel, parts: Mapping[str, tuple[int, ...]]) -> dict[str, Teacher]:
-        """What the text-to-image model wants of the whole body and of every part."""
-        asked = {part: self._asked(part) for part in parts} | {WHOLE: self.prompt}
-        scores = {
-            prompt: score_of(model, "sds", Words(prompt, self.negative), self.guidance)
-            for prompt in sorted(set(asked.values()))
-        }
-        return {part: Teacher.of(model, scores[prompt], self.prompt_weight) for part, prompt in asked.items()}
-
-    def _asked(self, part: str) -> str:
-        named = self.part_prompt.replace("{part}", part.replace("_", " "))
-        return named.replace("{prompt}", self.prompt)
-
-    def _turned(self, subject: Subject, motion: Motion, reference: Reference) -> Turned | None:
-        """The model that turns the reference, where one is named."""
-        if not self.view_model:
-            return None
-        orbit = subject.orbit(Pose("reference", motion.transforms[reference.time], reference.time))
-        views = load_view_model(self._weights(self.view_model), reference.square(orbit, 2 * MOST_SIDE))
-        azimuth, elevation, _ = orbit.direction(reference.camera.position)
-        place = orbit.place(azimuth, elevation, orbit.distance)
-        return Turned(views, orbit, place, self.view_guidance, self.view_weight)

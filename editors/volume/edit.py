@@ -1,11 +1,11 @@
-"""What an editor of a scene in space is given and what it returns.
+"""The input and the result of an editor of 3D scenes.
 
-As in two dimensions, an editor is a frozen dataclass of its settings that can be called. It looks at the fitted scene
-from wherever it likes and returns new values for some of the scene's parameters, by their names in its state dict.
+As in two dimensions, an editor is a frozen dataclass of its settings that can be called. It renders the trained scene
+from any camera and returns new values for some of the scene's parameters, by their names in its state dict.
 Whatever it does not name stays, bit for bit: an edit of the person cannot touch the background.
 
-Colours are edited through a `Paint` that lies over a part's own colours. Density does not depend on it, so that an edit
-of colours keeps every outline where it was.
+Colours are edited through a `Paint` that is added to a part's own colours. Density does not depend on it, so that an
+edit of colours keeps every outline where it was.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from neural_fields.volume.scene import Moments, Scene
 
 @dataclass(frozen=True)
 class VolumeSource:
-    """A fitted scene as an editor sees it.
+    """A trained scene as an editor sees it.
 
     Attributes:
         scene: with the active edits in it. An editor leaves it as it was.
@@ -52,16 +52,16 @@ class VolumeSource:
 
     @cached_property
     def up(self) -> Float[np.ndarray, "3"]:
-        """Which way is up in the world."""
+        """The up direction of the world."""
         return upwards(self.cameras)
 
     @property
     def device(self) -> torch.device:
-        """Where the scene is."""
+        """The device of the scene."""
         return self.moments.transforms.device
 
     def person(self) -> Motion:
-        """The bones of the person.
+        """Returns the bones of the person.
 
         Raises:
             UserError: there is nobody in the scene (exit 3).
@@ -69,7 +69,7 @@ class VolumeSource:
         if self.motion is None or self.scene.person is None:
             raise bad_input(
                 "there is no person in this scene",
-                why="it was fitted without bones and masks, as background alone",
+                why="it was trained without bones and masks, as background alone",
                 fix="--editor volume_style",
             )
         return self.motion
@@ -77,14 +77,14 @@ class VolumeSource:
 
 @dataclass(frozen=True)
 class WeightEdit:
-    """What an editor made.
+    """The result of an editor.
 
     Attributes:
         weights: new values of parameters, by their names in the scene's state dict.
         parts: the parts of the scene that it changes.
-        hidden: the parts that it takes away.
+        hidden: the parts that it removes.
         notes: what the user should know, one sentence each.
-        facts: what is kept in edit.json beside the editor's settings.
+        facts: metadata in edit.json beside the editor's settings.
     """
 
     weights: Mapping[str, Tensor]
@@ -96,13 +96,13 @@ class WeightEdit:
 
 @dataclass(frozen=True, kw_only=True)
 class VolumeEditor(ABC):
-    """What all editors of scenes in space are: a dataclass of settings that can be called."""
+    """The base of all editors of 3D scenes: a dataclass of settings that can be called."""
 
     name: ClassVar[str]
 
     @abstractmethod
     def __call__(self, source: VolumeSource, report: Report) -> WeightEdit:
-        """Makes the edit; changes nothing on disk, and the scene not for longer than it takes."""
+        """Makes the edit; changes nothing on disk, and restores the scene."""
 
 
 @dataclass(frozen=True)
@@ -118,23 +118,32 @@ class Tuned:
     shape: Mapping[str, nn.Parameter]
 
     def groups(self, rate: float, shape_rate: float) -> list[dict]:
-        """What an optimiser is given, with a learning rate for each kind."""
+        """Returns parameter groups for an optimiser, with a learning rate for each kind."""
         kinds = ((self.paint, rate), (self.shape, shape_rate))
         return [{"params": list(kind.values()), "lr": lr} for kind, lr in kinds if kind]
 
     def weights(self) -> dict[str, Tensor]:
-        """The values as they are now, copied."""
+        """Copies the values as they are now."""
         return {name: value.detach().cpu().clone() for name, value in {**self.paint, **self.shape}.items()}
 
 
 @contextmanager
 def tuned(scene: Scene, part: str, shape: bool = False) -> Iterator[Tuned]:
-    """Lets the paint of a part learn, and its shape if that is wanted; puts the scene back as it was at the end."""
+    """Makes the paint of a part trainable, and its shape if that is wanted; restores the scene at the end.
+
+    Args:
+        scene: that is changed meanwhile.
+        part: "person" or "background".
+        shape: whether density and own colours may change too.
+    """
     holder = scene.get_submodule(FIELDS[part])
     had = holder.paint is not None
     learning = {name: parameter.requires_grad for name, parameter in scene.named_parameters()}
     open_paint(scene, part)
-    chosen = _chosen(scene, part, shape)
+    own = {name: value for name, value in scene.named_parameters() if name.startswith(FIELDS[part] + ".")}
+    paint = {name: value for name, value in own.items() if name.startswith(FIELDS[part] + ".paint.")}
+    rest = {name: value for name, value in own.items() if name not in paint}
+    chosen = Tuned(paint, rest if shape else {})
     before = chosen.weights()
     open_ones = {*chosen.paint, *chosen.shape}
     for name, parameter in scene.named_parameters():
@@ -150,11 +159,3 @@ def tuned(scene: Scene, part: str, shape: bool = False) -> Iterator[Tuned]:
                 parameter.requires_grad_(learning.get(name, True))
         if not had:
             holder.paint = None  # type: ignore[assignment]
-
-
-def _chosen(scene: Scene, part: str, shape: bool) -> Tuned:
-    """The parameters of a part: those of its paint, and those of its density and own colours."""
-    own = {name: value for name, value in scene.named_parameters() if name.startswith(FIELDS[part] + ".")}
-    paint = {name: value for name, value in own.items() if name.startswith(FIELDS[part] + ".paint.")}
-    rest = {name: value for name, value in own.items() if name not in paint}
-    return Tuned(paint, rest if shape else {})

@@ -1,13 +1,14 @@
-"""What networks trained to name pictures see in them: the features that style is told by.
+"""Features of image classifiers, by which style is measured.
 
-The weights are a file of the user's: torchvision's VGG-16, SqueezeNet 1.1 or AlexNet, which is told by its shapes. Only
-convolutions are needed, so each network is written out here from the numbers in the file.
+The weights are a file of the user's: torchvision's VGG-16, SqueezeNet 1.1 or AlexNet, recognized by its shapes. Only
+convolutions are needed, so each network is written out here from the tensors in the file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,13 +27,13 @@ MEAN, SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the pictures t
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network up to the layers that style is read from.
+    """A network up to the layers whose outputs are the features.
 
     Attributes:
         kind: "vgg", "squeeze" or "alex".
         steps: applied one after the other.
-        kept: the steps whose results are the features; all have the same size.
-        least: side in pixels of the smallest picture it can look at.
+        kept: the steps whose results are the features; all have the same size in pixels.
+        least: side in pixels of the smallest picture that it takes.
     """
 
     kind: str
@@ -41,14 +42,14 @@ class Backbone:
     least: int
 
     def __call__(self, pictures: Images) -> Maps:
-        """Features of pictures in [0, 1], the layers one behind the other. Differentiable."""
+        """Computes features of pictures in [0, 1], the layers one behind the other. Differentiable."""
         mean, spread = (torch.tensor(values).to(pictures)[:, None, None] for values in (MEAN, SPREAD))
-        maps, found = (pictures - mean) / spread, []
+        maps, features = (pictures - mean) / spread, []
         for index, step in enumerate(self.steps):
             maps = step(maps)
             if index in self.kept:
-                found.append(maps)
-        return torch.cat(found, dim=1)
+                features.append(maps)
+        return torch.cat(features, dim=1)
 
 
 def load_backbone(path: Path, device: torch.device | None = None) -> Backbone:
@@ -57,14 +58,47 @@ def load_backbone(path: Path, device: torch.device | None = None) -> Backbone:
     Raises:
         UserError: the file cannot be read, or it holds another network (exit 3).
     """
-    state = {name: value.float().to(device) for name, value in _numbers(path).items() if name.startswith("features.")}
+    state = {
+        name: value.float().to(device) for name, value in _read_tensors(path).items() if name.startswith("features.")
+    }
     shapes = {name: tuple(value.shape) for name, value in state.items()}
+    steps: list[Step]
+
+    # VGG-16 up to the third block, whose three layers are the features, as in ARF (Zhang et al., 2022).
     if shapes.get("features.28.weight") == (512, 512, 3, 3):
-        return _vgg(state)
+        steps = []
+        for index in (0, 2, 5, 7, 10, 12, 14):  # with a pooling before the fifth and the tenth
+            if index in (5, 10):
+                steps.append(partial(F.max_pool2d, kernel_size=2))
+            steps.append(_make_convolution(state, f"features.{index}", padding=1))
+        return Backbone("vgg", tuple(steps), (6, 7, 8), 8)
+
+    # SqueezeNet 1.1 up to the fourth fire module; the last two are the features.
     if shapes.get("features.12.expand3x3.weight") == (256, 64, 3, 3):
-        return _squeeze(state)
+        steps = [
+            _make_convolution(state, "features.0", stride=2),
+            partial(F.max_pool2d, kernel_size=3, stride=2, ceil_mode=True),
+            _fire_module(state, "features.3"),
+            _fire_module(state, "features.4"),
+            partial(F.max_pool2d, kernel_size=3, stride=2, ceil_mode=True),
+            _fire_module(state, "features.6"),
+            _fire_module(state, "features.7"),
+        ]
+        return Backbone("squeeze", tuple(steps), (5, 6), 16)
+
+    # AlexNet up to the fifth layer; the last three are the features.
     if shapes.get("features.0.weight") == (64, 3, 11, 11):
-        return _alex(state)
+        steps = [
+            _make_convolution(state, "features.0", stride=4, padding=2),
+            partial(F.max_pool2d, kernel_size=3, stride=2),
+            _make_convolution(state, "features.3", padding=2),
+            partial(F.max_pool2d, kernel_size=3, stride=2),
+            _make_convolution(state, "features.6", padding=1),
+            _make_convolution(state, "features.8", padding=1),
+            _make_convolution(state, "features.10", padding=1),
+        ]
+        return Backbone("alex", tuple(steps), (4, 5, 6), 64)
+
     raise bad_input(
         f"{path} is none of the networks that style is read from",
         where=str(path),
@@ -73,8 +107,8 @@ def load_backbone(path: Path, device: torch.device | None = None) -> Backbone:
     )
 
 
-def _numbers(path: Path) -> Mapping[str, Tensor]:
-    """The tensors of a file; nothing in it is run."""
+def _read_tensors(path: Path) -> Mapping[str, Tensor]:
+    """Reads the tensors of a file; nothing in it is run."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -83,77 +117,35 @@ def _numbers(path: Path) -> Mapping[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        state: object = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as problem:
-        raise _damaged(path, problem) from problem
+        raise _damaged_file(path, problem) from problem
     # torch raises some ten unrelated types for a file that is no checkpoint
     except Exception as problem:
-        raise _damaged(path, problem) from problem
-    tensors = (
-        {str(name): value for name, value in found.items() if isinstance(value, Tensor)} if _is_dict(found) else {}
-    )
-    return tensors
+        raise _damaged_file(path, problem) from problem
+    if not isinstance(state, dict):
+        return {}
+    return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
 
 
-def _is_dict(found: object) -> bool:
-    return isinstance(found, dict)
-
-
-def _damaged(path: Path, problem: Exception) -> Exception:
+def _damaged_file(path: Path, problem: Exception) -> Exception:
     why = next(iter(str(problem).splitlines()), type(problem).__name__)
     return bad_input(f"{path} cannot be read", where=str(path), why=why, fix="fetch the file again")
 
 
-def _convolution(state: Mapping[str, Tensor], name: str, stride: int = 1, padding: int = 0) -> Step:
+def _make_convolution(state: Mapping[str, Tensor], name: str, stride: int = 1, padding: int = 0) -> Step:
+    """Makes a convolution with ReLU from the tensors of a layer."""
     weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
     return lambda maps: F.relu(F.conv2d(maps, weight, bias, stride, padding))
 
 
-def _vgg(state: Mapping[str, Tensor]) -> Backbone:
-    """Up to the third block, whose three layers are the features: the choice of ARF (Zhang et al., 2022)."""
-    steps: list[Step] = []
-    for index in (0, 2, 5, 7, 10, 12, 14):  # with a pooling before the fifth and the tenth
-        if index in (5, 10):
-            steps.append(lambda maps: F.max_pool2d(maps, 2))
-        steps.append(_convolution(state, f"features.{index}", padding=1))
-    return Backbone("vgg", tuple(steps), (6, 7, 8), 8)
+def _fire_module(state: Mapping[str, Tensor], name: str) -> Step:
+    squeeze = _make_convolution(state, f"{name}.squeeze")
+    narrow = _make_convolution(state, f"{name}.expand1x1")
+    wide = _make_convolution(state, f"{name}.expand3x3", padding=1)
 
+    def step(maps: Tensor) -> Tensor:
+        small = squeeze(maps)
+        return torch.cat([narrow(small), wide(small)], dim=1)
 
-def _squeeze(state: Mapping[str, Tensor]) -> Backbone:
-    """Up to the fourth fire module; the last two are the features."""
-
-    def fire(index: int) -> Step:
-        name = f"features.{index}"
-        squeeze = _convolution(state, f"{name}.squeeze")
-        narrow = _convolution(state, f"{name}.expand1x1")
-        wide = _convolution(state, f"{name}.expand3x3", padding=1)
-
-        def step(maps: Tensor) -> Tensor:
-            small = squeeze(maps)
-            return torch.cat([narrow(small), wide(small)], dim=1)
-
-        return step
-
-    def pool(maps: Tensor) -> Tensor:
-        return F.max_pool2d(maps, 3, 2, ceil_mode=True)
-
-    first = _convolution(state, "features.0", stride=2)
-    return Backbone("squeeze", (first, pool, fire(3), fire(4), pool, fire(6), fire(7)), (5, 6), 16)
-
-
-def _alex(state: Mapping[str, Tensor]) -> Backbone:
-    """Up to the fifth layer; the last three are the features."""
-
-    def pool(maps: Tensor) -> Tensor:
-        return F.max_pool2d(maps, 3, 2)
-
-    steps = (
-        _convolution(state, "features.0", stride=4, padding=2),
-        pool,
-        _convolution(state, "features.3", padding=2),
-        pool,
-        _convolution(state, "features.6", padding=1),
-        _convolution(state, "features.8", padding=1),
-        _convolution(state, "features.10", padding=1),
-    )
-    return Backbone("alex", steps, (4, 5, 6), 64)
+    return step

@@ -1,4 +1,4 @@
-"""Parts of a body, from its bones alone: a limb is a chain of bones that ends in nothing, the trunk is what is left.
+"""Parts of a body, from its bones alone: a limb is a chain of bones with a free end, the trunk is the rest.
 
 DynVideo-E refines parts of the body in zoomed pictures. It knows them from a body model; names and numbers of joints
 differ between captures, the way they hang together does not.
@@ -18,13 +18,16 @@ TRUNK = "trunk"
 
 
 def body_parts(skeleton: Skeleton) -> dict[str, tuple[int, ...]]:
-    """The joints of every part: limbs by the name of their last joint, carried objects by theirs, and the trunk."""
+    """Finds the joints of every part: limbs by the name of their last joint, carried objects by theirs, the trunk."""
     body = [joint for joint in range(skeleton.count) if joint not in skeleton.objects]
     below = {joint: [child for child in skeleton.children(joint) if child in body] for joint in body}
     parts = {}
     for last in (joint for joint in body if not below[joint]):
         chain = [last]
-        while (parent := skeleton.parents[chain[0]]) in below and _goes_on(skeleton, parent, below[parent]):
+        # A joint in the middle of a limb leads to one joint alone, and is no root of the body.
+        while (parent := skeleton.parents[chain[0]]) in below:
+            if len(below[parent]) != 1 or skeleton.parents[parent] == ROOT:
+                break
             chain.insert(0, parent)
         parts[skeleton.names[last]] = tuple(chain)
     named = {joint for chain in parts.values() for joint in chain}
@@ -36,7 +39,13 @@ def body_parts(skeleton: Skeleton) -> dict[str, tuple[int, ...]]:
 def outline(
     skeleton: Skeleton, transforms: Float[np.ndarray, "bones 4 4"], joints: Sequence[int] | None = None
 ) -> Float[np.ndarray, "points 3"]:
-    """Points of the world that hold the body, or some of its bones, in a pose: the tips of ellipsoids around bones."""
+    """Computes points of the world around the body, or some of its bones, in a pose: tips of ellipsoids around bones.
+
+    Args:
+        skeleton: at rest.
+        transforms: bones, rest to world.
+        joints: the bones that count; by default all.
+    """
     bumps = bone_bumps(skeleton)
     wanted = set(range(skeleton.count) if joints is None else joints)
     tips = []
@@ -47,8 +56,3 @@ def outline(
             rest = np.concatenate([centre + reach, centre - reach])
             tips.append(rest @ transforms[bone, :3, :3].T + transforms[bone, :3, 3])
     return np.concatenate(tips)
-
-
-def _goes_on(skeleton: Skeleton, joint: int, children: Sequence[int]) -> bool:
-    """Whether a joint is in the middle of a limb: it leads to one joint alone, and is no root of the body."""
-    return len(children) == 1 and skeleton.parents[joint] != ROOT

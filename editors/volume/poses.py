@@ -1,4 +1,4 @@
-"""Poses in which a person is looked at while they are edited: the reference's, the video's, and poses of no frame.
+"""Poses in which a person is rendered while they are edited: the reference's, the video's, and random ones.
 
 DynVideo-E (Liu et al., 2024) mixes the three so that what is painted fits every pose. Where it takes random poses of a
 body model, these come from the capture itself: between two of its poses, joint by joint, and a little beside.
@@ -14,15 +14,14 @@ from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
 from neural_fields.data.rigid import from_axis_angle
-from neural_fields.data.skeleton import ROOT, Motion, Skeleton, from_local, local_rotations
+from neural_fields.data.skeleton import ROOT, Motion, from_local, local_rotations
 
 Kind = Literal["reference", "source", "random"]
-ASIDE = np.deg2rad(8.0)  # standard deviation by which joints leave the way between two poses
 
 
 @dataclass(frozen=True)
 class Pose:
-    """A pose to look at.
+    """A pose to render.
 
     Attributes:
         transforms: bones, rest to world.
@@ -39,6 +38,7 @@ class PoseSampler:
     """Draws poses.
 
     Attributes:
+        motion: of the capture.
         shares: how often each kind comes, in the order of `Kind`; they add up to 1.
         reference: the moment of the reference; only needed where its share is above 0.
     """
@@ -48,7 +48,7 @@ class PoseSampler:
     reference: int = 0
 
     def __call__(self, random: np.random.Generator) -> Pose:
-        """A pose of a random kind."""
+        """Draws a pose of a random kind."""
         kind: Kind = get_args(Kind)[int(random.choice(3, p=self.shares))]
         if kind == "reference":
             return Pose(kind, self.motion.transforms[self.reference], self.reference)
@@ -60,30 +60,32 @@ class PoseSampler:
 
 
 def between(
-    motion: Motion, first: int, second: int, share: float, random: np.random.Generator, aside: float = ASIDE
+    motion: Motion, first: int, second: int, share: float, random: np.random.Generator, aside: float | None = None
 ) -> Float[np.ndarray, "bones 4 4"]:
-    """A pose on the way from one moment to another, each joint turned on its own shortest way, and a little beside it.
+    """Interpolates the poses of two moments, each joint along its own shortest rotation, and adds noise.
 
     The body stands where it stood at the first moment: roots do not move. Carried objects stay in place at their hand.
 
     Args:
+        motion: of the capture.
+        first, second: the moments.
         share: of the way, in [0, 1].
-        aside: standard deviation in radians of a random turn of every joint.
+        random: of the noise.
+        aside: standard deviation in radians of a random rotation of every joint; by default 8 degrees.
     """
+    aside = np.deg2rad(8.0) if aside is None else aside
     skeleton = motion.skeleton
-    turns, shifts = local_rotations(skeleton, motion.transforms[first])
-    others, other_shifts = local_rotations(skeleton, motion.transforms[second])
-    free = _free(skeleton)
+    rotations, translations = local_rotations(skeleton, motion.transforms[first])
+    other_rotations, other_translations = local_rotations(skeleton, motion.transforms[second])
+    free = []  # the joints that random poses rotate
+    for joint, parent in enumerate(skeleton.parents):
+        if parent != ROOT and joint not in skeleton.objects:
+            free.append(joint)
     if not free:
         return motion.transforms[first]
-    way = Rotation.from_matrix(turns[free].transpose(0, 2, 1) @ others[free]).as_rotvec()
+    way = Rotation.from_matrix(rotations[free].transpose(0, 2, 1) @ other_rotations[free]).as_rotvec()
     noise = from_axis_angle(aside * random.standard_normal((len(free), 3)))
-    made, moved = turns.copy(), shifts.copy()
-    made[free] = turns[free] @ from_axis_angle(share * way) @ noise
-    moved[free] = (1 - share) * shifts[free] + share * other_shifts[free]
+    made, moved = rotations.copy(), translations.copy()
+    made[free] = rotations[free] @ from_axis_angle(share * way) @ noise
+    moved[free] = (1 - share) * translations[free] + share * other_translations[free]
     return from_local(skeleton, made, moved)
-
-
-def _free(skeleton: Skeleton) -> list[int]:
-    """The joints that random poses turn."""
-    return [joint for joint, parent in enumerate(skeleton.parents) if parent != ROOT and joint not in skeleton.objects]

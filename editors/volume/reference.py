@@ -1,4 +1,4 @@
-"""A reference picture of the person as they should become, and how far the scene is from it.
+"""A reference picture of the person as they should become, and the loss of the scene against it.
 
 DynVideo-E (Liu et al., 2024), the reference reconstruction: colours in the mask, the mask, and how the depth correlates
 with what a depth network says of the reference (Pearson, so that its unknown scale and shift do not matter).
@@ -24,9 +24,17 @@ from neural_fields.pictures import premultiplied, read_picture, resize
 from neural_fields.volume.rays import Rays, camera_rays
 from neural_fields.volume.scene import Seen
 
-COVERED = 0.5  # opacity from which a pixel is the person's
-AROUND = 0.1  # of the person's box is looked at around it
-LEAST_PIXELS = 16  # of the person, for a correlation to mean anything
+
+@dataclass(frozen=True)
+class ReferenceSettings:
+    """Settings of a reference picture."""
+
+    min_opacity: float = 0.5  # from which a pixel is the person's
+    margin_share: float = 0.1  # of the longer side of the person's box is looked at around it
+    min_pixels: int = 16  # of the person, for a correlation to mean anything
+
+
+DEFAULTS = ReferenceSettings()
 
 
 @dataclass(frozen=True)
@@ -46,38 +54,38 @@ class Reference:
     mask: Float[np.ndarray, "height width"]
     nearness: Float[np.ndarray, "height width"] | None = None
 
-    def box(self) -> tuple[int, int, int, int]:
-        """Left, top, right and bottom of the person with a little around, in pixels."""
-        rows, columns = (np.flatnonzero((self.mask >= COVERED).any(axis=axis)) for axis in (1, 0))
+    def box(self, settings: ReferenceSettings = DEFAULTS) -> tuple[int, int, int, int]:
+        """Computes left, top, right and bottom of the person with a margin around, in pixels."""
+        rows, columns = (np.flatnonzero((self.mask >= settings.min_opacity).any(axis=axis)) for axis in (1, 0))
         low = np.array([columns[0], rows[0]])
         high = np.array([columns[-1], rows[-1]]) + 1
-        around = np.ceil(AROUND * (high - low).max())
+        around = np.ceil(settings.margin_share * (high - low).max())
         left, top = np.maximum(low - around, 0).astype(int)
         right, bottom = np.minimum(high + around, self.mask.shape[::-1]).astype(int)
         return int(left), int(top), int(right), int(bottom)
 
     def square(self, orbit: Orbit, side: int) -> Picture:
-        """The person before white in a square picture, as an orbit's camera would show them from this direction."""
+        """Resamples the person before white into a square picture, as an orbit's camera would show them from here."""
         place = self.camera.position
         distance = float(np.linalg.norm(place - orbit.centre))
         focal = side / 2 / np.tan(np.arcsin(min(orbit.radius / distance, 0.99)))
-        turned = Camera(side, side, (focal, focal), (side / 2, side / 2), look_at(place, orbit.centre, orbit.up))
+        camera = Camera(side, side, (focal, focal), (side / 2, side / 2), look_at(place, orbit.centre, orbit.up))
         columns, rows = np.meshgrid(np.arange(side) + 0.5, np.arange(side) + 0.5)
         centres = np.stack([columns.ravel(), rows.ravel()], axis=1)
-        pixels, _, _ = self.camera.project(place + turned.directions(centres))
+        pixels, _, _ = self.camera.project(place + camera.directions(centres))
         where = torch.from_numpy(2 * pixels / self.mask.shape[::-1] - 1).float().view(1, side, side, 2)
-        dark = 1 - self.on_white()  # so that all around the picture is white too
-        return 1 - torch.nn.functional.grid_sample(dark, where, align_corners=False)
+        inverted = 1 - self.on_white()  # so that all around the picture is white too
+        return 1 - torch.nn.functional.grid_sample(inverted, where, align_corners=False)
 
     def on_white(self) -> Picture:
-        """The person before white."""
+        """Composites the person over white."""
         made = self.color + (1 - self.mask)[..., None]
         return torch.from_numpy(np.ascontiguousarray(made.transpose(2, 0, 1)))[None].float()
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What some rays should see; fields as those of `Reference`."""
+    """The reference at some rays; fields as those of `Reference`."""
 
     color: Float[Tensor, "rays 3"]
     mask: Float[Tensor, " rays"]
@@ -86,7 +94,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class ReferenceWeights:
-    """Weights of the three terms."""
+    """Weights of the three loss terms."""
 
     rgb: float
     mask: float
@@ -94,15 +102,23 @@ class ReferenceWeights:
 
 
 def read_reference(
-    source: VolumeSource, path: Path, view: int, mask: Path | None = None, nearness: Path | None = None
+    source: VolumeSource,
+    path: Path,
+    view: int,
+    mask: Path | None = None,
+    nearness: Path | None = None,
+    settings: ReferenceSettings = DEFAULTS,
 ) -> Reference:
-    """A painted picture of one of the capture's views.
+    """Reads a painted picture of one of the capture's views.
 
     Args:
+        source: the trained scene.
+        path: of the picture.
         view: which of the views it shows, from the same camera at the same moment.
         mask: a picture that is bright where the person is; by default the picture's own transparency, or else the
             capture's mask of the view.
         nearness: a picture that is brighter where things are nearer.
+        settings: of a reference picture.
 
     Raises:
         UserError: no such view, a file that cannot be read or has another shape, or nothing says where the person is.
@@ -115,12 +131,23 @@ def read_reference(
         )
     camera = source.cameras[view]
     size = (camera.width, camera.height)
-    painted = _of_size(path, size)
+    painted = _read_sized(path, size)
     rgba = resize(premultiplied(painted.rgba), size)
-    cover = _cover(source, view, painted, mask, size)
+    if mask is not None:
+        cover = resize(_read_sized(mask, size).rgba[..., :3], size).mean(axis=-1)
+    elif painted.had_alpha:
+        cover = resize(painted.rgba[..., 3:], size)[..., 0]
+    elif source.masks is not None:
+        cover = source.masks[view].astype(np.float32)
+    else:
+        raise bad_input(
+            f"nothing says where the person of {painted.source or 'the reference'} is",
+            why="the picture has no transparency, and the scene has no masks",
+            fix="--reference-mask MASK.png, white where the person is",
+        )
     color: Float[np.ndarray, "h w 3"] = rgba[..., :3] if painted.had_alpha else rgba[..., :3] * cover[..., None]
-    near = None if nearness is None else resize(_of_size(nearness, size).rgba[..., :3], size).mean(axis=-1)
-    if (cover >= COVERED).sum() < LEAST_PIXELS:
+    near = None if nearness is None else resize(_read_sized(nearness, size).rgba[..., :3], size).mean(axis=-1)
+    if (cover >= settings.min_opacity).sum() < settings.min_pixels:
         raise bad_input(
             f"nobody is seen in {path}",
             where=str(mask or path),
@@ -131,11 +158,13 @@ def read_reference(
 
 
 def reference_loss(seen: Seen, wanted: Wanted, weights: ReferenceWeights, shape: bool) -> Float[Tensor, ""]:
-    """How far rays are from what they should see.
+    """Computes the loss of rendered rays against the reference.
 
     Args:
         seen: of the person alone before black.
-        shape: whether the mask and the depth count; they say nothing to colours.
+        wanted: the reference at the same rays.
+        weights: of the terms.
+        shape: whether the mask and the depth count; colours do not depend on them.
     """
     inside = wanted.mask[:, None]
     loss = weights.rgb * (inside * (seen.color - wanted.color)).square().mean()
@@ -150,7 +179,12 @@ def reference_loss(seen: Seen, wanted: Wanted, weights: ReferenceWeights, shape:
 
 
 def pearson(one: Float[Tensor, " n"], other: Float[Tensor, " n"], weight: Float[Tensor, " n"]) -> Float[Tensor, ""]:
-    """The correlation of two series, each sample counting by its weight: 1 where one is a rising line of the other."""
+    """Computes the weighted correlation of two series: 1 where one is a rising line of the other.
+
+    Args:
+        one, other: the series.
+        weight: of each sample, at least 0.
+    """
     share = weight / weight.sum().clamp_min(1e-8)
     first, second = (values - (share * values).sum() for values in (one, other))
     spread = ((share * first.square()).sum() * (share * second.square()).sum()).clamp_min(1e-20).sqrt()
@@ -158,36 +192,30 @@ def pearson(one: Float[Tensor, " n"], other: Float[Tensor, " n"], weight: Float[
 
 
 def drawn(reference: Reference, count: int, random: np.random.Generator, device: torch.device) -> tuple[Rays, Wanted]:
-    """Random pixels of the box around the person, and what their rays should see."""
+    """Draws random pixels of the box around the person.
+
+    Args:
+        reference: that they are of.
+        count: of pixels.
+        random: draws them.
+        device: of the result.
+
+    Returns:
+        Their rays, and what these should see.
+    """
     left, top, right, bottom = reference.box()
     columns, rows = random.integers(left, right, count), random.integers(top, bottom, count)
     rays = camera_rays(reference.camera, np.stack([columns, rows], axis=1) + 0.5, device=device)
+    color = torch.tensor(reference.color[rows, columns], dtype=torch.float32, device=device)
+    mask = torch.tensor(reference.mask[rows, columns], dtype=torch.float32, device=device)
+    nearness = None
+    if reference.nearness is not None:
+        nearness = torch.tensor(reference.nearness[rows, columns], dtype=torch.float32, device=device)
+    return rays, Wanted(color, mask, nearness)
 
-    def at(picture: Float[np.ndarray, "height width *channels"]) -> Tensor:
-        return torch.tensor(picture[rows, columns], dtype=torch.float32, device=device)
 
-    near = None if reference.nearness is None else at(reference.nearness)
-    return rays, Wanted(at(reference.color), at(reference.mask), near)
-
-
-def _of_size(path: Path, size: tuple[int, int]) -> Painted:
+def _read_sized(path: Path, size: tuple[int, int]) -> Painted:
+    """Reads a picture that has the shape of a view of this size."""
     painted = read_picture(path, max_pixels=max(16_000_000, 16 * size[0] * size[1]))
     check_size(painted, size, "the view")
     return painted
-
-
-def _cover(
-    source: VolumeSource, view: int, painted: Painted, mask: Path | None, size: tuple[int, int]
-) -> Float[np.ndarray, "height width"]:
-    """Where the person of a reference is, in [0, 1]."""
-    if mask is not None:
-        return resize(_of_size(mask, size).rgba[..., :3], size).mean(axis=-1)
-    if painted.had_alpha:
-        return resize(painted.rgba[..., 3:], size)[..., 0]
-    if source.masks is not None:
-        return source.masks[view].astype(np.float32)
-    raise bad_input(
-        f"nothing says where the person of {painted.source or 'the reference'} is",
-        why="the picture has no transparency, and the scene has no masks",
-        fix="--reference-mask MASK.png, white where the person is",
-    )

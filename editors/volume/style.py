@@ -3,7 +3,7 @@
 Nearest-neighbour feature matching of Zhang et al., "ARF: Artistic Radiance Fields", ECCV 2022, section 4, with which
 DynVideo-E restyles backgrounds. Nothing is averaged, so that strokes stay strokes. Features say little about colour as
 such; ARF repaints the training pictures in the style's colours first. Here the mean and the spread of a view's colours
-are drawn to the style's along with the features, which needs no second fit.
+are drawn to the style's along with the features, which needs no second training.
 """
 
 from __future__ import annotations
@@ -30,9 +30,6 @@ from neural_fields.errors import bad_input
 from neural_fields.pictures import premultiplied, read_picture, resize
 from neural_fields.volume.neighbours import nearest
 from neural_fields.volume.scene import BACKGROUND
-
-MOST_VIEWS = 60  # of the capture that are looked at, evenly spread
-BACKGROUND_ALONE = frozenset({BACKGROUND})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,30 +70,30 @@ class VolumeStyle(VolumeEditor):
                 raise wrong_setting(flag, value, why, fix)
 
     def __call__(self, source: VolumeSource, report: Report) -> WeightEdit:
-        """The background of the scene, restyled."""
-        see = load_backbone(self.features, source.device)
+        """Restyles the background of the scene."""
+        backbone = load_backbone(self.features, source.device)
         chance = Chance(self.seed, source.device)
         views = Views(source, self.side, chance)
-        if views.least < see.least:
+        if views.least < backbone.least:
             raise bad_input(
                 f"views have a side of {views.least} pixels",
-                why=f"the network {see.kind} sees nothing below {see.least}",
-                fix=f"--side {math.ceil(self.side * see.least / views.least)}",
+                why=f"the network {backbone.kind} sees nothing below {backbone.least}",
+                fix=f"--side {math.ceil(self.side * backbone.least / views.least)}",
             )
-        style = style_of(read_style(self.style, self.style_side).to(source.device), see)
+        style = style_of(read_style(self.style, self.style_side).to(source.device), backbone)
         with tuned(source.scene, BACKGROUND) as chosen:
 
             def loss(done: float) -> Float[Tensor, ""]:
                 view = views.random()
-                return style_loss(views.picture(view), views.plain[view], style, see, self.palette, self.content)
+                return style_loss(views.picture(view), views.plain[view], style, backbone, self.palette, self.content)
 
             descend(chosen, loss, Descent(self.steps, self.rate), report, "restyling")
-            return WeightEdit(chosen.weights(), (BACKGROUND,), facts={"network": see.kind})
+            return WeightEdit(chosen.weights(), (BACKGROUND,), facts={"network": backbone.kind})
 
 
 @dataclass(frozen=True)
 class Style:
-    """What a picture's style is told by.
+    """The style of a picture: its features and colours.
 
     Attributes:
         features: unit vectors.
@@ -111,15 +108,27 @@ class Style:
 class Views:
     """Pictures of the background from cameras of the capture, at their moments.
 
+    Args:
+        source: the trained scene.
+        side: longer side in pixels of the pictures.
+        chance: random numbers of the edit.
+        max_views: of the capture that are looked at, evenly spread.
+
     Attributes:
-        plain: each of them as it is before the edit.
+        plain: each picture before the edit.
     """
 
-    def __init__(self, source: VolumeSource, side: int, chance: Chance) -> None:
+    def __init__(self, source: VolumeSource, side: int, chance: Chance, max_views: int = 60) -> None:
         count = len(source.cameras)
-        chosen = np.unique(np.linspace(0, count - 1, min(count, MOST_VIEWS)).round().astype(int))
+        chosen = np.unique(np.linspace(0, count - 1, min(count, max_views)).round().astype(int))
         self.source, self.chance = source, chance
-        self.cameras = [_small(source.cameras[view], side) for view in chosen]
+        self.cameras: list[Camera] = []
+        for view in chosen:
+            camera = source.cameras[view]
+            scale = min(1.0, side / max(camera.width, camera.height))
+            self.cameras.append(
+                camera.resized(max(1, round(camera.width * scale)), max(1, round(camera.height * scale)))
+            )
         self.times = [source.times[view] for view in chosen]
         with torch.no_grad():
             self.plain = [self.picture(index) for index in range(len(self.cameras))]
@@ -130,34 +139,34 @@ class Views:
         return min(min(camera.width, camera.height) for camera in self.cameras)
 
     def picture(self, index: int) -> Picture:
-        """One of them as it is now."""
+        """Renders one of them as it is now."""
         camera, device = self.cameras[index], self.source.device
         rays = shaken_rays(camera, self.chance.noise, device)
         rays = replace(rays, time=torch.full_like(rays.time, self.times[index]))
-        look = self.source.scene.look
-        seen = look(rays, self.source.moments, parts=BACKGROUND_ALONE, generator=self.chance.samples)
-        return as_picture(seen.color, camera)
+        alone = frozenset({BACKGROUND})
+        rendered = self.source.scene.look(rays, self.source.moments, parts=alone, generator=self.chance.samples)
+        return as_picture(rendered.color, camera)
 
     def random(self) -> int:
-        """Any of them."""
+        """Draws the index of one of them."""
         return int(self.chance.random.integers(len(self.cameras)))
 
 
 def nearest_features(
     found: Float[Tensor, "channels count"], style: Float[Tensor, "channels wanted"]
 ) -> Float[Tensor, ""]:
-    """How far features are from the style's, each from its nearest: the mean of 1 - cosine (ARF, equation 1).
+    """Computes the distance of features from the style's nearest ones: the mean of 1 - cosine (ARF, equation 1).
 
-    0 where every feature points as one of the style's does; order and length do not matter.
+    It is 0 where every feature has the direction of one of the style's; order and length do not matter.
     """
     unit, target = (F.normalize(features, dim=0) for features in (found, style))
     with torch.no_grad():
-        found_at = nearest(unit.t(), target.t())  # of unit vectors the nearest has the largest cosine
-    return 1 - (unit * target[:, found_at]).sum(dim=0).mean()
+        index = nearest(unit.t(), target.t())  # of unit vectors the nearest has the largest cosine
+    return 1 - (unit * target[:, index]).sum(dim=0).mean()
 
 
 def palette(picture: Picture) -> tuple[Float[Tensor, "3"], Float[Tensor, "3 3"]]:
-    """Mean and covariance of a picture's colours."""
+    """Computes mean and covariance of a picture's colours."""
     colours = picture[0].flatten(1)
     mean = colours.mean(dim=1)
     away = colours - mean[:, None]
@@ -165,7 +174,7 @@ def palette(picture: Picture) -> tuple[Float[Tensor, "3"], Float[Tensor, "3 3"]]
 
 
 def style_of(picture: Picture, see: Backbone) -> Style:
-    """What a picture's style is told by."""
+    """Measures the style of a picture."""
     with torch.no_grad():
         return Style(see(picture)[0].flatten(1), *palette(picture))
 
@@ -173,10 +182,13 @@ def style_of(picture: Picture, see: Backbone) -> Style:
 def style_loss(
     picture: Picture, plain: Picture, style: Style, see: Backbone, colours: float, content: float
 ) -> Float[Tensor, ""]:
-    """How far a view is from a style.
+    """Computes the loss of a view against a style.
 
     Args:
+        picture: the view as it is now.
         plain: the view before the edit, whose features are kept.
+        style: that it should have.
+        see: the network of the features.
         colours, content: weights beside that of the features, which is 1.
     """
     features = see(picture)[0].flatten(1)
@@ -193,7 +205,7 @@ def style_loss(
 
 
 def read_style(path: Path, side: int) -> Picture:
-    """A picture, on white where it is transparent, its longer side at most `side` pixels.
+    """Reads a picture, on white where it is transparent, its longer side at most `side` pixels.
 
     Raises:
         UserError: a file that cannot be read (exit 3).
@@ -205,9 +217,3 @@ def read_style(path: Path, side: int) -> Picture:
     rgba = resize(rgba, (max(1, round(width * scale)), max(1, round(height * scale))))
     rgb = rgba[..., :3] + (1 - rgba[..., 3:])
     return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))[None].float().clamp(0, 1)
-
-
-def _small(camera: Camera, side: int) -> Camera:
-    """The same view with fewer pixels."""
-    scale = min(1.0, side / max(camera.width, camera.height))
-    return camera.resized(max(1, round(camera.width * scale)), max(1, round(camera.height * scale)))

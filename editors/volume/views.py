@@ -1,4 +1,4 @@
-"""Cameras around a subject, and the pictures they take of a scene: what losses on pictures look at.
+"""Cameras around a subject, and pictures of a scene from them, for losses on pictures.
 
 Angles are in radians. The azimuth grows as a camera moves to its own right, around the way up of the world; the
 elevation is 0 level with the subject and grows upwards.
@@ -19,24 +19,33 @@ from neural_fields.data.cameras import Camera, look_at
 from neural_fields.volume.rays import Rays, camera_rays
 from neural_fields.volume.scene import Moments
 
-FIELD_OF_VIEW = math.radians(49.1)  # of the pictures that Zero-1-to-3 was trained with
-FILLED = 0.9  # of a picture's side is taken by what a camera frames
-DOWN, UP = math.radians(-10), math.radians(45)  # elevations of random views
-_FAINT = 0.01  # how much pictures' tops count against level horizons in finding what is up
-
 Picture = Float[Tensor, "1 channels height width"]
 
 
-def upwards(cameras: Sequence[Camera]) -> Float[np.ndarray, "3"]:
-    """Which way is up: people hold cameras level, so that pictures' horizontal axes are at right angles to it.
+@dataclass(frozen=True)
+class ViewSettings:
+    """Settings of cameras around a subject."""
+
+    field_of_view_deg: float = 49.1  # of the pictures that Zero-1-to-3 was trained with
+    filled_share: float = 0.9  # of a picture's side is taken by what a camera frames
+    min_elevation_deg: float = -10.0  # of random views
+    max_elevation_deg: float = 45.0
+    top_weight: float = 0.01  # of pictures' tops against level horizons, in finding the up direction
+
+
+DEFAULTS = ViewSettings()
+
+
+def upwards(cameras: Sequence[Camera], settings: ViewSettings = DEFAULTS) -> Float[np.ndarray, "3"]:
+    """Estimates the up direction: people hold cameras level, so pictures' horizontal axes are at right angles to it.
 
     Where they leave it open, as cameras in a row do, it is the mean of where the pictures' tops point.
     """
     across = np.stack([camera.pose[:3, 0] for camera in cameras])
     tops = -np.stack([camera.pose[:3, 1] for camera in cameras]).mean(axis=0)
-    level = across.T @ across / len(across) + _FAINT * np.eye(3)
-    found = np.linalg.solve(level, tops)
-    return found / np.linalg.norm(found)
+    level = across.T @ across / len(across) + settings.top_weight * np.eye(3)
+    up = np.linalg.solve(level, tops)
+    return up / np.linalg.norm(up)
 
 
 @dataclass(frozen=True)
@@ -46,27 +55,33 @@ class Orbit:
     centre: Float[np.ndarray, "3"]
     radius: float
     up: Float[np.ndarray, "3"]
+    settings: ViewSettings = DEFAULTS
 
     @staticmethod
     def around(points: Float[np.ndarray, "points 3"], up: Float[np.ndarray, "3"]) -> Orbit:
-        """The ball around the middle of points."""
+        """Computes the ball around the middle of points."""
         centre = (points.min(axis=0) + points.max(axis=0)) / 2
         return Orbit(centre, float(np.linalg.norm(points - centre, axis=1).max()), up)
 
     @property
     def distance(self) -> float:
-        """From where the ball just fits into `FIELD_OF_VIEW`."""
-        return self.radius / math.sin(FIELD_OF_VIEW / 2)
+        """The distance at which the ball just fits into the field of view."""
+        return self.radius / math.sin(math.radians(self.settings.field_of_view_deg) / 2)
 
     def place(self, azimuth: float, elevation: float, distance: float) -> Float[np.ndarray, "3"]:
-        """The point of the world in a direction from the centre."""
-        ahead, aside = self._level()
+        """Computes the point of the world in a direction from the centre.
+
+        Args:
+            azimuth, elevation: in radians.
+            distance: from the centre, in world units.
+        """
+        ahead, aside = self._level_axes()
         out = math.cos(elevation) * (math.cos(azimuth) * ahead + math.sin(azimuth) * aside)
         return self.centre + distance * (out + math.sin(elevation) * self.up)
 
     def direction(self, place: Shaped[np.ndarray, "3"]) -> tuple[float, float, float]:
-        """Azimuth, elevation and distance of a place: `place` the other way round."""
-        ahead, aside = self._level()
+        """Computes azimuth, elevation and distance of a place: the inverse of `place`."""
+        ahead, aside = self._level_axes()
         away = np.asarray(place, np.float64) - self.centre
         distance = float(np.linalg.norm(away))
         return (
@@ -76,13 +91,19 @@ class Orbit:
         )
 
     def camera(self, azimuth: float, elevation: float, side: int, distance: float | None = None) -> Camera:
-        """A camera with the ball in the middle of a square picture; by default as far away as the ball fits."""
+        """Places a camera with the ball in the middle of a square picture.
+
+        Args:
+            azimuth, elevation: in radians.
+            side: of the picture, in pixels.
+            distance: from the centre, in world units; by default as far away as the ball fits.
+        """
         place = self.place(azimuth, elevation, self.distance if distance is None else distance)
-        focal = side / 2 / math.tan(FIELD_OF_VIEW / 2)
+        focal = side / 2 / math.tan(math.radians(self.settings.field_of_view_deg) / 2)
         return Camera(side, side, (focal, focal), (side / 2, side / 2), look_at(place, self.centre, self.up))
 
-    def _level(self) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
-        """Two level directions; with the way up they are right-handed."""
+    def _level_axes(self) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
+        """Returns two level directions; with the up direction they are right-handed."""
         axis = np.eye(3)[int(np.argmin(np.abs(self.up)))]
         ahead = axis - (axis @ self.up) * self.up
         ahead /= np.linalg.norm(ahead)
@@ -90,11 +111,22 @@ class Orbit:
 
 
 def framing(
-    points: Float[np.ndarray, "points 3"], place: Float[np.ndarray, "3"], up: Float[np.ndarray, "3"], side: int
+    points: Float[np.ndarray, "points 3"],
+    place: Float[np.ndarray, "3"],
+    up: Float[np.ndarray, "3"],
+    side: int,
+    settings: ViewSettings = DEFAULTS,
 ) -> Camera:
-    """A camera at a place whose square picture holds points as large as it can, in its middle.
+    """Aims and zooms a camera at a place so that points fill its square picture.
 
     It zooms rather than steps nearer: the subject is seen as from `place`, whichever part of it fills the picture.
+
+    Args:
+        points: in the world.
+        place: of the camera.
+        up: direction of the world.
+        side: of the picture, in pixels.
+        settings: how much of the side the points take.
 
     Raises:
         ValueError: a point is behind the camera.
@@ -105,18 +137,25 @@ def framing(
         raise ValueError("a camera frames what is in front of it")
     flat = local[:, :2] / local[:, 2:]
     low, high = flat.min(axis=0), flat.max(axis=0)
-    focal = FILLED * side / max(float((high - low).max()), 1e-9)
+    focal = settings.filled_share * side / max(float((high - low).max()), 1e-9)
     centre = side / 2 - focal * (low + high) / 2
     return Camera(side, side, (focal, focal), (float(centre[0]), float(centre[1])), pose)
 
 
-def random_direction(random: np.random.Generator) -> tuple[float, float]:
-    """Azimuth and elevation from all around, as people look at people: seldom from below, never from the top."""
-    return float(random.uniform(-math.pi, math.pi)), float(random.uniform(DOWN, UP))
+def random_direction(random: np.random.Generator, settings: ViewSettings = DEFAULTS) -> tuple[float, float]:
+    """Draws azimuth and elevation from all around, as people look at people: seldom from below, never from the top."""
+    low, high = math.radians(settings.min_elevation_deg), math.radians(settings.max_elevation_deg)
+    return float(random.uniform(-math.pi, math.pi)), float(random.uniform(low, high))
 
 
 def shaken_rays(camera: Camera, generator: torch.Generator, device: torch.device) -> Rays:
-    """The rays of all pixels, each at a random place in its pixel: the mean over steps has no stairs at outlines."""
+    """Makes the rays of all pixels, each at a random place in its pixel: the mean over steps is anti-aliased.
+
+    Args:
+        camera: in the world.
+        generator: of the places.
+        device: of the rays.
+    """
     columns, rows = np.meshgrid(np.arange(camera.width), np.arange(camera.height))
     corner = np.stack([columns.ravel(), rows.ravel()], axis=1)
     inside = torch.rand(len(corner), 2, generator=generator).numpy()
@@ -124,10 +163,16 @@ def shaken_rays(camera: Camera, generator: torch.Generator, device: torch.device
 
 
 def as_picture(values: Float[Tensor, "pixels channels"], camera: Camera) -> Picture:
-    """Values of all pixels row by row as a picture."""
+    """Turns values of all pixels, row by row, into a picture."""
     return values.t().reshape(1, -1, camera.height, camera.width)
 
 
 def one_moment(transforms: Float[np.ndarray, "bones 4 4"], state: Int[Tensor, ""], device: torch.device) -> Moments:
-    """A single pose, which rays of time 0 look at."""
+    """Makes the moments of a single pose, for rays of time 0.
+
+    Args:
+        transforms: bones, rest to world.
+        state: of the carried object.
+        device: of the moments.
+    """
     return Moments(torch.tensor(transforms, dtype=torch.float32, device=device)[None], state.to(device)[None])

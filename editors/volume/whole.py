@@ -1,4 +1,4 @@
-"""A part of a scene as a whole: taken away, or put in the place of that of another scene."""
+"""Removal of a part of a 3D scene, and its replacement by that of another scene."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Part = Literal["person", "background"]
 
 @dataclass(frozen=True, kw_only=True)
 class Remove(VolumeEditor):
-    """Takes the person or the background away; what was behind them is what the capture showed of it."""
+    """Removes the person or the background; what was behind them is what the capture showed of it."""
 
     name: ClassVar[str] = "remove"
 
@@ -28,7 +28,7 @@ class Remove(VolumeEditor):
     """What goes."""
 
     def __call__(self, source: VolumeSource, report: Report) -> WeightEdit:
-        """The scene without the part."""
+        """Removes the part."""
         if self.part == PERSON:
             source.person()
         return WeightEdit({}, (self.part,), hidden=(self.part,))
@@ -36,33 +36,39 @@ class Remove(VolumeEditor):
 
 @dataclass(frozen=True, kw_only=True)
 class Replace(VolumeEditor):
-    """Puts the person or the background of another fit in the place of this one's, moved as this one was."""
+    """Replaces the person or the background by that of another training, moved as this one was."""
 
     name: ClassVar[str] = "replace"
 
     part: Part = "person"
     """What is replaced."""
     weights: Path
-    """A safetensors file of the other scene's parameters, fitted with the same bones and the same sizes."""
+    """A safetensors file of the other scene's parameters, trained with the same bones and the same sizes."""
 
     def __call__(self, source: VolumeSource, report: Report) -> WeightEdit:
-        """The scene with the other part."""
+        """Replaces the part."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         if self.part == PERSON:
             source.person()
         try:
-            found = load_file(self.weights)
+            weights = load_file(self.weights)
         except (OSError, SafetensorError) as problem:
             raise bad_input(
                 f"{self.weights} cannot be read", why=str(problem).splitlines()[0], fix="--weights FILE.safetensors"
             ) from problem
-        return WeightEdit(part_of(source.scene, self.part, found, str(self.weights)), (self.part,))
+        return WeightEdit(part_of(source.scene, self.part, weights, str(self.weights)), (self.part,))
 
 
 def part_of(scene: Scene, part: str, weights: Mapping[str, Tensor], where: str = "") -> dict[str, Tensor]:
-    """The parameters of a part among those of another scene, as this scene can hold them.
+    """Selects the parameters of a part among those of another scene, as this scene can hold them.
+
+    Args:
+        scene: that they are put into.
+        part: "person" or "background".
+        weights: of the other scene, by name.
+        where: the file they come from, for messages.
 
     Raises:
         UserError: there is nothing of the part, or it does not fit into this scene (exit 3).
@@ -73,14 +79,14 @@ def part_of(scene: Scene, part: str, weights: Mapping[str, Tensor], where: str =
     other = [name for name in wanted if name in weights and weights[name].shape != wanted[name].shape]
     if missing or other:
         name = (missing or other)[0]
-        why = (
-            "it is missing there" if missing else f"{list(weights[name].shape)} there, {list(wanted[name].shape)} here"
-        )
+        why = "it is missing there"
+        if not missing:
+            why = f"{list(weights[name].shape)} there, {list(wanted[name].shape)} here"
         raise bad_input(
             f"the {part} does not fit into this scene",
             where=where,
             why=f"of {name}: {why}",
-            fix="fit both scenes with the same bones and the same settings",
+            fix="train both scenes with the same bones and the same settings",
         )
     cleared = {name: torch.zeros_like(value) for name, value in own.items() if name not in wanted}  # old paint is gone
     return cleared | {name: value for name, value in weights.items() if name.startswith(part + ".")}

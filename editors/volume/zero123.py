@@ -1,4 +1,4 @@
-"""A model that knows how an object looks from the side when it is shown from the front, as a score for renders.
+"""Novel-view diffusion: a model that is shown an object from one side scores renders of its other sides.
 
 Liu et al., "Zero-1-to-3: Zero-shot One Image to 3D Object", ICCV 2023, section 3.2: the denoiser sees the latents of
 the reference beside the noised ones, and in place of a prompt one token made of the reference's CLIP embedding and the
@@ -23,12 +23,10 @@ from editors.diffusion.weights import Weights
 from editors.diffusion.wrapper import Text
 from editors.volume.views import Orbit, Picture
 
-Images = Float[Tensor, "n 3 height width"]
-
 
 @dataclass(frozen=True)
 class Move:
-    """How a camera has moved around what it looks at, from where the reference was taken.
+    """The motion of a camera around what it looks at, from where the reference was taken.
 
     Attributes:
         polar: radians by which it has come down: the angle against the way up has grown.
@@ -41,18 +39,23 @@ class Move:
     distance: float
 
     def code(self) -> Float[Tensor, "4"]:
-        """The four numbers that the network is told."""
+        """Encodes the motion as the four numbers that the network takes."""
         return torch.tensor([self.polar, math.sin(self.azimuth), math.cos(self.azimuth), self.distance])
 
 
 def move_between(orbit: Orbit, reference: Shaped[ndarray, "3"], place: Shaped[ndarray, "3"]) -> Move:
-    """How a camera moves that goes from one place to another and always looks at the middle of an orbit.
+    """Computes the motion of a camera from one place to another that always looks at the middle of an orbit.
 
-    The network's objects fit into a ball of radius 1 / 2: that is the size that distances are told in.
+    The network's objects fit into a ball of radius 1 / 2: that is the unit of distances.
+
+    Args:
+        orbit: around the object.
+        reference: where the camera of the reference is.
+        place: where the camera goes.
     """
     first, second = orbit.direction(reference), orbit.direction(place)
-    turn = (second[0] - first[0] + math.pi) % (2 * math.pi) - math.pi
-    return Move(first[1] - second[1], turn, (second[2] - first[2]) / (2 * orbit.radius))
+    azimuth = (second[0] - first[0] + math.pi) % (2 * math.pi) - math.pi
+    return Move(first[1] - second[1], azimuth, (second[2] - first[2]) / (2 * orbit.radius))
 
 
 class ViewModel:
@@ -66,37 +69,41 @@ class ViewModel:
     def __init__(self, networks: ViewNetworks, reference: Picture) -> None:
         self.model, self.projection = networks.model, networks.projection
         side = self.model.size
-        shown = torch.nn.functional.interpolate(reference, (side, side), mode="bilinear", antialias=True)
+        resized = torch.nn.functional.interpolate(reference, (side, side), mode="bilinear", antialias=True)
         with torch.no_grad():
-            # The network was trained to see latents as the encoder says them, not at the scale that is noised.
-            self.latents = self.model.encode(shown.clamp(0, 1)) / self.model.vae.config.scaling_factor
-            self.embedding = networks.image_encoder(pixel_values=self._pixels(shown, networks)).image_embeds.float()
+            # The network was trained on latents as the encoder gives them, not at the scale that is noised.
+            self.latents = self.model.encode(resized.clamp(0, 1)) / self.model.vae.config.scaling_factor
+            # The image encoder was trained on pictures resampled between their corners, not blurred.
+            encoder = networks.image_encoder
+            side, parameter = int(encoder.config.image_size), next(encoder.parameters())
+            small = torch.nn.functional.interpolate(resized, (side, side), mode="bicubic", align_corners=True)
+            mean, spread = (torch.tensor(values)[:, None, None] for values in (PIXEL_MEAN, PIXEL_SPREAD))
+            pixels = ((small.cpu() - mean) / spread).to(parameter.device, parameter.dtype)
+            self.embedding = encoder(pixel_values=pixels).image_embeds.float()
 
     def text(self, move: Move) -> Text:
-        """The token for a camera, and the zeros that stand for no reference."""
-        told = torch.cat([self.embedding, move.code().to(self.embedding)[None]], dim=1)
+        """Returns the token of a camera, and the zeros that stand for no reference."""
+        condition = torch.cat([self.embedding, move.code().to(self.embedding)[None]], dim=1)
         with torch.no_grad():
-            token = self.projection(told.to(self.projection.weight.dtype)).float()[:, None]
+            token = self.projection(condition.to(self.projection.weight.dtype)).float()[:, None]
         return Text(torch.cat([torch.zeros_like(token), token]))
 
     def outputs(self, latents: Latents, time: int, move: Move) -> tuple[Latents, Latents]:
-        """What the denoiser says without the reference, and with it for a camera."""
+        """Runs the denoiser without the reference, and with it for a camera.
+
+        Args:
+            latents: noised.
+            time: of the schedule.
+            move: of the camera, from that of the reference.
+        """
         blank = torch.zeros_like(self.latents)
         return self.model.outputs(latents, time, self.text(move), extra=self.latents, blank=blank)
 
     def score(self, move: Move, guidance: float) -> Score:
-        """Score distillation towards how the object looks for a camera."""
+        """Makes the score distillation towards the look of the object for a camera."""
         return score_distillation(
             lambda latents, time: self.outputs(latents, time, move), self.model.schedule, guidance
         )
-
-    def _pixels(self, picture: Images, networks: ViewNetworks) -> Float[Tensor, "n 3 side side"]:
-        """A picture as the image encoder was shown it in training: resampled between its corners, nothing blurred."""
-        side = int(networks.image_encoder.config.image_size)
-        parameter = next(networks.image_encoder.parameters())
-        small = torch.nn.functional.interpolate(picture, (side, side), mode="bicubic", align_corners=True)
-        mean, spread = (torch.tensor(values)[:, None, None] for values in (PIXEL_MEAN, PIXEL_SPREAD))
-        return ((small.cpu() - mean) / spread).to(parameter.device, parameter.dtype)
 
 
 def load_view_model(weights: Weights, reference: Picture) -> ViewModel:

@@ -1,4 +1,4 @@
-"""bones.json and states.json: our own files for where the bones are and when the carried object changes.
+"""bones.json and states.json: our own files for the transforms of the bones and the changes of the held object.
 
 bones.json: {"schema": 1, "joints": [{"name", "parent": name or null, "rest": [x, y, z], "object": true}, ...],
 "frames": [{"transforms": [16 numbers row by row, or 4 rows of 4, for each joint]}, ...]}; transforms take the rest pose
@@ -22,20 +22,20 @@ from neural_fields.data.user_files import Malformed, numbers, part_of, read_json
 from neural_fields.errors import bad_input
 from neural_fields.files import atomic_write, write_json, write_synced
 
-SCHEMA = 1
+_SCHEMA = 1
 
 
 def read_bones(path: Path | str) -> Motion:
-    """The bones in a bones.json; joints come in its order, children behind their parents.
+    """Reads the bones of a bones.json; joints keep its order, except that children come after their parents.
 
     Raises:
         UserError: not such a file; a parent that is no joint or its own ancestor; a bone of no length; a frame that
             does not give one rigid transform for each joint.
     """
     path = Path(path)
-    data = read_json_object(path, SCHEMA)
+    data = read_json_object(path, _SCHEMA)
     with part_of(path, fix="give every joint a name, a parent (or null) and a place of its own at rest"):
-        skeleton, order = _skeleton(data.get("joints"))
+        skeleton, order = _parse_skeleton(data.get("joints"))
     frames = data.get("frames")
     with part_of(path):
         if not isinstance(frames, list) or not frames:
@@ -44,11 +44,12 @@ def read_bones(path: Path | str) -> Motion:
     transforms = np.empty((len(frames), skeleton.count, 4, 4))
     for index, frame in enumerate(frames):
         with part_of(path, f"frame {index}", fix="write one rotation and translation, rest to world, for each joint"):
-            transforms[index] = _frame(frame, names)[order]
+            transforms[index] = _parse_transforms(frame, names)[order]
     return Motion(skeleton, transforms)
 
 
-def _skeleton(joints: Any) -> tuple[Skeleton, list[int]]:
+def _parse_skeleton(joints: Any) -> tuple[Skeleton, list[int]]:
+    """Builds the skeleton of a file's joints; also returns the index of the joint that each bone is."""
     if not isinstance(joints, list) or not all(isinstance(joint, dict) for joint in joints):
         raise Malformed('"joints" is not a list of objects')
     names, rest = [], np.empty((len(joints), 3))
@@ -60,7 +61,12 @@ def _skeleton(joints: Any) -> tuple[Skeleton, list[int]]:
             rest[index] = numbers(joint.get("rest"), 3)
         except Malformed as problem:
             raise Malformed(f"the place at rest of the joint {shown(joint['name'])}: {problem}") from None
-    parents = [_parent(joint, names) for joint in joints]
+    parents = []
+    for joint in joints:
+        parent = joint.get("parent")
+        if parent is not None and parent not in names:
+            raise Malformed(f"the parent of the joint {shown(joint['name'])} is {shown(parent)}, which is no joint")
+        parents.append(ROOT if parent is None else names.index(parent))
     objects = [index for index, joint in enumerate(joints) if joint.get("object") is True]
     try:
         return build_skeleton(names, parents, rest, objects)
@@ -68,17 +74,8 @@ def _skeleton(joints: Any) -> tuple[Skeleton, list[int]]:
         raise Malformed(str(problem)) from None
 
 
-def _parent(joint: dict[str, Any], names: Sequence[str]) -> int:
-    parent = joint.get("parent")
-    if parent is None:
-        return ROOT
-    if parent not in names:
-        raise Malformed(f"the parent of the joint {shown(joint['name'])} is {shown(parent)}, which is no joint")
-    return names.index(parent)
-
-
-def _frame(frame: Any, names: Sequence[str]) -> Float[np.ndarray, "joints 4 4"]:
-    """The transforms of a frame, in the order of the file's joints."""
+def _parse_transforms(frame: Any, names: Sequence[str]) -> Float[np.ndarray, "joints 4 4"]:
+    """Parses the transforms of a frame, in the order of the file's joints."""
     listed = frame.get("transforms") if isinstance(frame, dict) else None
     if not isinstance(listed, list):
         raise Malformed('it has no list "transforms"')
@@ -103,34 +100,30 @@ def write_bones(path: Path | str, motion: Motion) -> None:
     joints = []
     for index, (name, parent) in enumerate(zip(skeleton.names, skeleton.parents, strict=True)):
         joint = {"name": name, "parent": None if parent == ROOT else skeleton.names[parent]}
-        carried = {"object": True} if index in skeleton.objects else {}
-        joints.append({**joint, "rest": skeleton.rest[index].tolist(), **carried})
+        held = {"object": True} if index in skeleton.objects else {}
+        joints.append({**joint, "rest": skeleton.rest[index].tolist(), **held})
     frames = [{"transforms": frame.reshape(-1, 16).tolist()} for frame in np.asarray(motion.transforms)]
-    data = {"schema": SCHEMA, "joints": joints, "frames": frames}
+    data = {"schema": _SCHEMA, "joints": joints, "frames": frames}
     with atomic_write(path) as part:
         write_synced(part, json.dumps(data, allow_nan=False).encode() + b"\n")
 
 
 def read_states(path: Path | str, moments: int | None = None) -> tuple[int, ...]:
-    """The moments of a states.json at which the carried object enters its next state.
+    """Reads the moments of a states.json at which the held object enters its next state.
 
     Args:
-        moments: how many there are.
+        path: of the file.
+        moments: number of moments of the scene; None does not check it.
 
     Raises:
         UserError: not such a file; switches that do not rise, or one before moment 1 or beyond the end.
     """
     path = Path(path)
-    data = read_json_object(path, SCHEMA)
+    data = read_json_object(path, _SCHEMA)
     with part_of(path):
         switches = data.get("switches")
         if not isinstance(switches, list) or not all(type(switch) is int for switch in switches):
             raise Malformed('"switches" is not a list of whole numbers')
-    _check_switches(path, switches, moments)
-    return tuple(switches)
-
-
-def _check_switches(path: Path, switches: list[int], moments: int | None) -> None:
     fix = "list the moments in rising order, each once"
     for before, after in pairwise(switches):
         if after <= before:
@@ -141,8 +134,9 @@ def _check_switches(path: Path, switches: list[int], moments: int | None) -> Non
     if switches and moments is not None and switches[-1] >= moments:
         why = f"there are {moments} moments, 0 to {moments - 1}"
         raise bad_input(f"a switch at {switches[-1]} in {path.name}, beyond the end", where=str(path), why=why)
+    return tuple(switches)
 
 
 def write_states(path: Path | str, switches: Sequence[int]) -> None:
     """Writes a states.json, atomically."""
-    write_json(path, {"schema": SCHEMA, "switches": [int(switch) for switch in switches]})
+    write_json(path, {"schema": _SCHEMA, "switches": [int(switch) for switch in switches]})

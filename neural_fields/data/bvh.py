@@ -1,7 +1,7 @@
-"""BVH recordings as bones: a hierarchy of offsets, then numbers for its channels in every frame.
+"""BVH recordings: a hierarchy of joint offsets, then the values of its channels in every frame.
 
-Angles are in degrees and turn in the order in which a joint lists them, each around an axis that those before it have
-turned. Position channels give a joint's place against its parent, instead of its offset.
+Angles are in degrees and apply in the order in which a joint lists them, each around an axis that those before it have
+rotated. Position channels give a joint's position relative to its parent, instead of its offset.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from neural_fields.data.user_files import LIMIT, Malformed, part_of, read_text, 
 from neural_fields.errors import bad_input
 
 _CHANNELS = {f"{axis}{kind}".lower(): (kind, "XYZ".index(axis)) for axis in "XYZ" for kind in ("position", "rotation")}
-_TOUCHING = 1e-6  # offsets below this share of the longest one count as none
 
 
 @dataclass
 class _Joint:
-    """A joint as its block in the file describes it."""
+    """The block of a joint in the file."""
 
     name: str
     parent: int
@@ -40,15 +39,16 @@ def read_bvh(
     axes: str = "xyz",
     end_sites: bool = False,
 ) -> Motion:
-    """The recording in a BVH file. At rest all angles are zero and the joints stand as their offsets say.
+    """Reads the recording of a BVH file. At rest all angles are zero and the joints stand at their offsets.
 
-    A joint that lies on its parent (an offset of zero, as at the root of a thumb) is no bone of its own: it is left
-    out, and what hangs on it hangs on its parent and still moves as the file says.
+    A joint at the position of its parent (an offset of zero, as at the root of a thumb) is no bone of its own: it is
+    left out, and its children become children of its parent that still move as in the file.
 
     Args:
+        path: of the file.
         frames: which frames to take; all by default.
         scale: world units for one of the file's: 0.01 for a file in centimetres and a world in metres.
-        axes: how the world's axes lie in the file, see `axes_matrix`; BVH is mostly y up.
+        axes: the world's axes in those of the file, see `axes_matrix`; BVH is mostly y up.
         end_sites: keep the ends of the last bones as joints called NAME_end, which move with their parents.
 
     Raises:
@@ -57,22 +57,24 @@ def read_bvh(
     path = Path(path)
     if not np.isfinite(scale) or scale <= 0:
         raise ValueError(f"a scale is above 0, not {scale}")
-    turn = axes_matrix(axes)
+    to_world = axes_matrix(axes)
     hierarchy, *rest = re.split(r"^\s*MOTION\b", read_text(path, LIMIT), maxsplit=1, flags=re.MULTILINE)
     with part_of(path, fix="export the recording again as BVH"):
-        joints = _hierarchy(hierarchy)
-        values = _numbers("".join(rest), sum(len(joint.channels) for joint in joints))
+        joints = _parse_hierarchy(hierarchy)
+        values = _parse_frames("".join(rest), sum(len(joint.channels) for joint in joints))
     chosen = range(len(values)) if frames is None else frames
     if not chosen or min(chosen[0], chosen[-1]) < 0 or max(chosen[0], chosen[-1]) >= len(values):
         why = f"it holds {len(values)} frames, 0 to {len(values) - 1}"
         raise bad_input(f"{path.name} has no frames {chosen.start}:{chosen.stop}", where=str(path), why=why)
-    turns, places = _kinematics(joints, values[list(chosen)])
+    rotations, positions = _compute_kinematics(joints, values[list(chosen)])
     with part_of(path):
-        return _motion(joints, turn @ turns @ turn.T, scale * places @ turn.T, scale, turn, end_sites)
+        return _build_motion(
+            joints, to_world @ rotations @ to_world.T, scale * positions @ to_world.T, scale, to_world, end_sites
+        )
 
 
-def _hierarchy(text: str) -> list[_Joint]:
-    """The joints in the order of the file, which is also that of their channels."""
+def _parse_hierarchy(text: str) -> list[_Joint]:
+    """Parses the joints in the order of the file, which is also that of their channels."""
     words = text.split()
     if not words or words[0] != "HIERARCHY":
         raise Malformed("it does not begin with HIERARCHY")
@@ -99,14 +101,14 @@ def _hierarchy(text: str) -> list[_Joint]:
             open_blocks.pop()
             at += 1
         else:
-            at = _fill(joints[open_blocks[-1]], words, at)
+            at = _parse_joint_line(joints[open_blocks[-1]], words, at)
     if open_blocks or not joints:
         raise Malformed("its hierarchy is cut off" if joints else "it has no joint")
     return joints
 
 
-def _fill(joint: _Joint, words: list[str], at: int) -> int:
-    """Reads OFFSET or CHANNELS of a joint; gives where the next word is."""
+def _parse_joint_line(joint: _Joint, words: list[str], at: int) -> int:
+    """Parses OFFSET or CHANNELS of a joint; returns the index of the next word."""
     if words[at] == "OFFSET":
         joint.offset = words_to_numbers(words[at + 1 : at + 4], f"the offset of {joint.name}")
         if len(joint.offset) != 3:
@@ -123,8 +125,8 @@ def _fill(joint: _Joint, words: list[str], at: int) -> int:
     return at + 2 + count
 
 
-def _numbers(text: str, width: int) -> Float[np.ndarray, "frames channels"]:
-    """The numbers of every frame."""
+def _parse_frames(text: str, width: int) -> Float[np.ndarray, "frames channels"]:
+    """Parses the values of every frame for `width` channels."""
     lines = [line for line in text.splitlines() if line.strip()]
     heads = [line.partition(":") for line in lines[:2]]
     if [head[0].strip() for head in heads] != ["Frames", "Frame Time"] or not heads[0][2].strip().isdecimal():
@@ -141,68 +143,71 @@ def _numbers(text: str, width: int) -> Float[np.ndarray, "frames channels"]:
     return values
 
 
-def _kinematics(
+def _compute_kinematics(
     joints: list[_Joint], values: Float[np.ndarray, "frames channels"]
 ) -> tuple[Float[np.ndarray, "joints frames 3 3"], Float[np.ndarray, "joints frames 3"]]:
-    """How every joint is turned, and where it is, in the file's axes and units."""
-    turns, places = np.empty((len(joints), len(values), 3, 3)), np.empty((len(joints), len(values), 3))
-    at = 0
+    """Computes the rotation and position of every joint, in the file's axes and units."""
+    rotations, positions = np.empty((len(joints), len(values), 3, 3)), np.empty((len(joints), len(values), 3))
+    channel = 0
     for index, joint in enumerate(joints):
-        turn, place = np.tile(np.eye(3), (len(values), 1, 1)), np.tile(joint.offset, (len(values), 1))
+        rotation, position = np.tile(np.eye(3), (len(values), 1, 1)), np.tile(joint.offset, (len(values), 1))
         for kind, axis in joint.channels:
             if kind == "position":
-                place[:, axis] = values[:, at]
+                position[:, axis] = values[:, channel]
             else:
-                turn = turn @ about(axis, np.radians(values[:, at]))
-            at += 1
+                rotation = rotation @ about(axis, np.radians(values[:, channel]))
+            channel += 1
         if joint.parent != ROOT:
-            above = turns[joint.parent]
-            turn, place = above @ turn, (above @ place[..., None])[..., 0] + places[joint.parent]
-        turns[index], places[index] = turn, place
-    return turns, places
+            above = rotations[joint.parent]
+            rotation, position = above @ rotation, (above @ position[..., None])[..., 0] + positions[joint.parent]
+        rotations[index], positions[index] = rotation, position
+    return rotations, positions
 
 
-def _motion(
+def _build_motion(
     joints: list[_Joint],
-    turns: Float[np.ndarray, "joints frames 3 3"],
-    places: Float[np.ndarray, "joints frames 3"],
+    rotations: Float[np.ndarray, "joints frames 3 3"],
+    positions: Float[np.ndarray, "joints frames 3"],
     scale: float,
-    axes: Float[np.ndarray, "3 3"],
+    to_world: Float[np.ndarray, "3 3"],
     end_sites: bool,
 ) -> Motion:
-    """Bones of the joints that have a length, in world axes and units."""
-    longest = max(float(np.linalg.norm(joint.offset)) for joint in joints)
-    kept, parents, rest = _bones(joints, _TOUCHING * longest, end_sites)
-    places_at_rest = scale * np.array(rest) @ axes.T
-    try:
-        skeleton, order = build_skeleton([joints[joint].name for joint in kept], parents, places_at_rest)
-    except ValueError as problem:
-        raise Malformed(str(problem)) from None
-    source = np.array(kept)[order]
-    transforms = np.tile(np.eye(4), (turns.shape[1], len(kept), 1, 1))
-    transforms[..., :3, :3] = turns[source].swapaxes(0, 1)
-    carried = np.einsum("bfij,bj->bfi", turns[source], skeleton.rest)
-    transforms[..., :3, 3] = (places[source] - carried).swapaxes(0, 1)
-    return Motion(skeleton, transforms)
+    """Builds the bones of the joints that have a length, in world axes and units.
 
-
-def _bones(
-    joints: list[_Joint], shortest: float, end_sites: bool
-) -> tuple[list[int], list[int], list[Float[np.ndarray, "3"]]]:
-    """The joints that become bones, their parents among those, and their places at rest."""
+    Args:
+        joints: of the file.
+        rotations, positions: of the joints in the world.
+        scale: world units for one of the file's.
+        to_world: the file's axes to those of the world.
+        end_sites: whether end sites become joints.
+    """
+    # A joint at the position of its parent (up to rounding) is no bone: its children become children of its parent.
+    shortest = 1e-6 * max(float(np.linalg.norm(joint.offset)) for joint in joints)
     rest: list[np.ndarray] = []
-    stands_for: list[int] = []  # for each joint the bone that it is, or hangs on
+    bone_of: list[int] = []  # for each joint its bone, or that of its nearest ancestor
     kept: list[int] = []
     parents: list[int] = []
     for index, joint in enumerate(joints):
         above = joint.parent
         rest.append(joint.offset if above == ROOT else rest[above] + joint.offset)
-        parent = ROOT if above == ROOT else stands_for[above]
+        parent = ROOT if above == ROOT else bone_of[above]
         touches = parent != ROOT and float(np.linalg.norm(rest[index] - rest[kept[parent]])) <= shortest
         if touches or (joint.end and not end_sites):
-            stands_for.append(parent)
+            bone_of.append(parent)
             continue
-        stands_for.append(len(kept))
+        bone_of.append(len(kept))
         kept.append(index)
         parents.append(parent)
-    return kept, parents, [rest[index] for index in kept]
+
+    names = [joints[joint].name for joint in kept]
+    rest_positions = scale * np.array([rest[joint] for joint in kept]) @ to_world.T
+    try:
+        skeleton, order = build_skeleton(names, parents, rest_positions)
+    except ValueError as problem:
+        raise Malformed(str(problem)) from None
+    source = np.array(kept)[order]
+    transforms = np.tile(np.eye(4), (rotations.shape[1], len(kept), 1, 1))
+    transforms[..., :3, :3] = rotations[source].swapaxes(0, 1)
+    rotated_rest = np.einsum("bfij,bj->bfi", rotations[source], skeleton.rest)
+    transforms[..., :3, 3] = (positions[source] - rotated_rest).swapaxes(0, 1)
+    return Motion(skeleton, transforms)

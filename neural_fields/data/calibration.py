@@ -1,7 +1,7 @@
 """Calibrations of several fixed cameras as TOML tables, as Pose2Sim and anipose write them.
 
-A table has `size` (width, height), `matrix`, `distortions`, `rotation` and `translation`; the last two (the first an
-axis times an angle) take the world to the camera. As in OpenCV, pixel (0, 0) has its centre at (0, 0).
+A table has `size` (width, height), `matrix`, `distortions`, `rotation` (axis times angle) and `translation`; the last
+two take the world to the camera. As in OpenCV, the centre of pixel (0, 0) is at (0, 0).
 """
 
 from __future__ import annotations
@@ -18,21 +18,20 @@ from neural_fields.data.rigid import from_axis_angle
 from neural_fields.data.user_files import Malformed, numbers, part_of, read_text, shown, whole
 from neural_fields.errors import bad_input
 
-_LIMIT = 4 << 20  # bytes
 _NEEDED = ("size", "matrix", "distortions", "rotation", "translation")
-_OFF_CENTRE = 0.1  # share of the picture; a middle this far off that fits the other way round gives a swap away
 
 
 def read_calibration(path: Path | str) -> dict[str, Camera]:
-    """The cameras in a calibration file by their names, in its order.
+    """Reads the cameras of a calibration file by their names, in its order.
 
     Raises:
         UserError: not TOML; no camera in it; numbers missing, not finite, or not those of a lens; a size whose width
             and height are swapped.
     """
     path = Path(path)
+    max_bytes = 4 << 20
     try:
-        data = tomllib.loads(read_text(path, _LIMIT))
+        data = tomllib.loads(read_text(path, max_bytes))
     except RecursionError:
         raise bad_input(f"{path.name} is nested too deeply", where=str(path)) from None
     except tomllib.TOMLDecodeError as error:
@@ -45,7 +44,7 @@ def read_calibration(path: Path | str) -> dict[str, Camera]:
         with part_of(path, f"camera {shown(name)}"):
             if not isinstance(name, str) or name in cameras:
                 raise Malformed("another camera has this name" if name in cameras else "the name is not text")
-            cameras[name] = _camera(table, str(path))
+            cameras[name] = _parse_camera(table, str(path))
     if not cameras:
         raise bad_input(
             f"{path.name} is not a calibration",
@@ -56,7 +55,8 @@ def read_calibration(path: Path | str) -> dict[str, Camera]:
     return cameras
 
 
-def _camera(table: dict[str, Any], where: str) -> Camera:
+def _parse_camera(table: dict[str, Any], where: str) -> Camera:
+    """Parses the table of a camera."""
     missing = [key for key in _NEEDED if key not in table]
     if missing:
         raise Malformed(f"there is no {missing[0]}")
@@ -67,8 +67,14 @@ def _camera(table: dict[str, Any], where: str) -> Camera:
     if skewed or min(matrix[0, 0], matrix[1, 1]) <= 0:
         raise Malformed("its matrix is not that of a lens: [[fx, 0, cx], [0, fy, cy], [0, 0, 1]], fx and fy above 0")
     centre = matrix[:2, 2] + 0.5
-    if _swapped(centre / (width, height), centre / (height, width)):
+
+    # Width and height are swapped if the lens's centre is near the picture's only when they change places.
+    off_centre = 0.1  # share of the picture
+    distance = np.abs(centre / (width, height) - 0.5).max()
+    swapped_distance = np.abs(centre / (height, width) - 0.5).max()
+    if distance > off_centre and swapped_distance < off_centre / 2:
         raise Malformed(f"its size is {width} x {height}, but its matrix is for {height} x {width}: swap the numbers")
+
     listed = table["distortions"]
     fisheye = table.get("fisheye") is True
     allowed = (0, 4) if fisheye else (0, 4, 5, 8)
@@ -81,8 +87,3 @@ def _camera(table: dict[str, Any], where: str) -> Camera:
     focal = float(matrix[0, 0]), float(matrix[1, 1])
     lens: Lens = "fisheye" if fisheye else "perspective"
     return Camera(width, height, focal, (float(centre[0]), float(centre[1])), pose, distortion, lens)
-
-
-def _swapped(middle: np.ndarray, other: np.ndarray) -> bool:
-    """Whether the lens's middle is near the picture's only when width and height change places."""
-    return bool(np.abs(middle - 0.5).max() > _OFF_CENTRE and np.abs(other - 0.5).max() < _OFF_CENTRE / 2)

@@ -1,6 +1,6 @@
 """transforms.json, as nerfstudio and instant-ngp write it: pictures and the cameras that took them.
 
-Its matrices take the camera to the world, with the camera's x right, y up and z back; ours have y down and z forward.
+Its matrices take the camera to the world. Its cameras have x right, y up and z back; ours have y down and z forward.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from neural_fields.data.cameras import Camera, Lens
 from neural_fields.data.facts import check_size
@@ -32,8 +31,7 @@ from neural_fields.data.user_files import (
 )
 from neural_fields.files import write_json
 
-Size = Callable[[], tuple[int, int]]
-OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])  # flips y and z of the camera, either way
+OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])  # flips y and z of the camera, in both directions
 _PERSPECTIVE: dict[str, tuple[str, ...]] = {
     "SIMPLE_PINHOLE": (),
     "PINHOLE": (),
@@ -45,7 +43,7 @@ _PERSPECTIVE: dict[str, tuple[str, ...]] = {
 _FISHEYE: dict[str, tuple[str, ...]] = {"OPENCV_FISHEYE": ("k1", "k2", "k3", "k4")}
 _COEFFICIENTS = ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")  # in OpenCV's order
 _FOCAL = ("fl_x", "camera_angle_x", "x_fov"), ("fl_y", "camera_angle_y", "y_fov")
-# What belongs together comes from the frame if it says anything about it, else from the top of the file.
+# Keys that belong together come from the frame if it has any of them, or else from the top of the file.
 _GROUPS = (("camera_model", "is_fisheye"), ("w", "h"), ("cx", "cy"), (*_FOCAL[0], *_FOCAL[1]), _COEFFICIENTS)
 
 
@@ -54,9 +52,10 @@ class PosedPicture:
     """A picture and the camera that took it.
 
     Attributes:
-        path: of the picture; nothing says that the file is there.
+        path: of the picture; the file need not exist.
+        camera: with its pose.
         mask_path: of the mask that belongs to it, where the file names one.
-        time: the moment it shows, where the file says so.
+        time: the moment that it shows, where the file gives one.
     """
 
     path: Path
@@ -66,10 +65,11 @@ class PosedPicture:
 
 
 def read_transforms(path: Path | str) -> list[PosedPicture]:
-    """The pictures and cameras of a transforms.json, in the order of the names (2 before 10).
+    """Reads the pictures and cameras of a transforms.json, in the order of the names (2 before 10).
 
-    Size, lens and focal length may stand once for all or with a frame. Where there is no size, it is that of the first
-    picture; where a name has no suffix, that of a picture that is there is added, as for the NeRF synthetic scenes.
+    Size, lens and focal length may be given once for all pictures or with each frame. Where there is no size, it is
+    that of the first picture; a name without suffix gets that of the picture that is there, as for the NeRF synthetic
+    scenes.
 
     Raises:
         UserError: no such file; no frames; a picture named twice or outside the folder; a camera model that is not
@@ -81,38 +81,41 @@ def read_transforms(path: Path | str) -> list[PosedPicture]:
         frames = data.get("frames")
         if not isinstance(frames, list) or not frames:
             raise Malformed('there is no list "frames" with a picture in it')
-    first_size = _size_of_first(path.parent, frames)
+
+    @cache
+    def read_default_size() -> tuple[int, int]:
+        first, _ = read_frame(_add_suffix(inside(path.parent, frames[0].get("file_path"))))
+        return first.shape[1], first.shape[0]
+
     found: dict[Path, PosedPicture] = {}
     for index, frame in enumerate(frames):
         name = frame.get("file_path") if isinstance(frame, dict) else None
         with part_of(path, f"frame {index} ({shown(name)})"):
             if not isinstance(frame, dict):
                 raise Malformed(f"{shown(frame)} is not an object")
-            picture = _posed(path.parent, data, frame, first_size)
+            picture = _parse_frame(path.parent, data, frame, read_default_size)
             if picture.path in found:
                 raise Malformed("another frame has the same picture")
             found[picture.path] = picture
-    given = [picture.time is not None for picture in found.values()]
+    has_time = [picture.time is not None for picture in found.values()]
     with part_of(path, fix="give every frame a time, or none"):
-        if any(given) and not all(given):
-            raise Malformed(f'frame {given.index(False)} has no "time", others have one')
+        if any(has_time) and not all(has_time):
+            raise Malformed(f'frame {has_time.index(False)} has no "time", others have one')
     return sorted(found.values(), key=lambda picture: natural(picture.path.as_posix()))
 
 
-def _size_of_first(folder: Path, frames: list[Any]) -> Size:
-    """The size of the first picture, looked up when it is first needed."""
+def _parse_frame(
+    folder: Path, data: dict[str, Any], frame: dict[str, Any], read_default_size: Callable[[], tuple[int, int]]
+) -> PosedPicture:
+    """Parses a frame as a posed picture.
 
-    @cache
-    def size() -> tuple[int, int]:
-        picture, _ = read_frame(_on_disk(inside(folder, frames[0].get("file_path"))))
-        return picture.shape[1], picture.shape[0]
-
-    return size
-
-
-def _posed(folder: Path, data: dict[str, Any], frame: dict[str, Any], size: Size) -> PosedPicture:
-    """A frame as a posed picture. `data` is the whole file; `size` is for files that tell none."""
-    path = _on_disk(inside(folder, frame.get("file_path")))
+    Args:
+        folder: of the file.
+        data: the whole file.
+        frame: the entry to parse.
+        read_default_size: gives width and height where the file has none.
+    """
+    path = _add_suffix(inside(folder, frame.get("file_path")))
     mask, time = frame.get("mask_path"), frame.get("time")
     if time is not None and (type(time) is not int or time < 0):
         raise Malformed(f'"time" is {shown(time)}; the number of a moment was expected, counted from 0')
@@ -120,72 +123,63 @@ def _posed(folder: Path, data: dict[str, Any], frame: dict[str, Any], size: Size
     for group in _GROUPS:
         source = frame if any(frame.get(key) is not None for key in group) else data
         lens.update({key: source[key] for key in group if source.get(key) is not None})
-    camera = _camera(lens, _pose(frame.get("transform_matrix")), size, str(path))
-    return PosedPicture(path, camera, None if mask is None else inside(folder, mask), time)
 
-
-def _on_disk(path: Path) -> Path:
-    """The path with the suffix of a picture that is there, if it names none."""
-    if path.suffix.lower() in SUFFIXES:
-        return path
-    there = (path.with_name(path.name + suffix) for suffix in (".png", *sorted(SUFFIXES)))
-    return next((candidate for candidate in there if candidate.is_file()), path)
-
-
-def _pose(matrix: Any) -> Float[np.ndarray, "4 4"]:
-    """Camera to world with our axes."""
+    # The pose, with our axes.
+    matrix = frame.get("transform_matrix")
     if isinstance(matrix, list) and len(matrix) == 3:
         matrix = [*matrix, [0, 0, 0, 1]]
     try:
-        return rigid(numbers(matrix, 4, 4)[None])[0] @ OPENGL
+        pose = rigid(numbers(matrix, 4, 4)[None])[0] @ OPENGL
     except Malformed as problem:
         raise Malformed(f"its transform_matrix cannot be used: {problem}") from None
 
-
-def _camera(lens: dict[str, Any], pose: Float[np.ndarray, "4 4"], size: Size, where: str) -> Camera:
     if ("w" in lens) != ("h" in lens):
         raise Malformed("it has one of w and h without the other")
-    width, height = (whole(lens["w"], "w"), whole(lens["h"], "h")) if "w" in lens else size()
-    check_size(width, height, where=where)
-    model, distortion = _distortion(lens)
-    return Camera(
-        width,
-        height,
-        _focal_lengths(lens, width, height),
-        (number(lens.get("cx", width / 2)), number(lens.get("cy", height / 2))),
-        pose,
-        distortion,
-        model,
-    )
+    width, height = (whole(lens["w"], "w"), whole(lens["h"], "h")) if "w" in lens else read_default_size()
+    check_size(width, height, where=str(path))
+    model, distortion = _parse_distortion(lens)
+    focal = _parse_focal_lengths(lens, width, height)
+    centre = number(lens.get("cx", width / 2)), number(lens.get("cy", height / 2))
+    camera = Camera(width, height, focal, centre, pose, distortion, model)
+    return PosedPicture(path, camera, None if mask is None else inside(folder, mask), time)
 
 
-def _focal_lengths(lens: dict[str, Any], width: int, height: int) -> tuple[float, float]:
-    """In pixels; one that is given stands for both."""
-    found = [_focal(lens, keys, side) for keys, side in zip(_FOCAL, (width, height), strict=True)]
+def _add_suffix(path: Path) -> Path:
+    """Adds the suffix of a picture that is there, if the path has none."""
+    if path.suffix.lower() in SUFFIXES:
+        return path
+    for suffix in (".png", *sorted(SUFFIXES)):
+        candidate = path.with_name(path.name + suffix)
+        if candidate.is_file():
+            return candidate
+    return path
+
+
+def _parse_focal_lengths(lens: dict[str, Any], width: int, height: int) -> tuple[float, float]:
+    """Parses focal lengths or angles of view, as focal lengths in pixels; one that is given holds for both axes."""
+    found: list[float | None] = []
+    for (length, radians, degrees), side in zip(_FOCAL, (width, height), strict=True):
+        if length in lens:
+            focal = number(lens[length])
+            if focal <= 0:
+                raise Malformed(f"{length} is {shown(lens[length])}, a focal length is above 0")
+            found.append(focal)
+        elif radians in lens or degrees in lens:
+            key, unit = (radians, 1.0) if radians in lens else (degrees, math.pi / 180)
+            angle = number(lens[key]) * unit
+            if not 0 < angle < math.pi:
+                raise Malformed(f"{key} is {shown(lens[key])}, an angle of view is between 0 and 180 degrees")
+            found.append(side / 2 / math.tan(angle / 2))
+        else:
+            found.append(None)
     x, y = found[0] or found[1], found[1] or found[0]
     if x is None or y is None:
         raise Malformed("there is no focal length: neither fl_x nor camera_angle_x")
     return x, y
 
 
-def _focal(lens: dict[str, Any], keys: tuple[str, str, str], side: int) -> float | None:
-    length, radians, degrees = keys
-    if length in lens:
-        found = number(lens[length])
-        if found <= 0:
-            raise Malformed(f"{length} is {shown(lens[length])}, a focal length is above 0")
-        return found
-    for key, unit in ((radians, 1.0), (degrees, math.pi / 180)):
-        if key in lens:
-            angle = number(lens[key]) * unit
-            if not 0 < angle < math.pi:
-                raise Malformed(f"{key} is {shown(lens[key])}, an angle of view lies between none and a half turn")
-            return side / 2 / math.tan(angle / 2)
-    return None
-
-
-def _distortion(lens: dict[str, Any]) -> tuple[Lens, tuple[float, ...]]:
-    """How the lens maps, and OpenCV's numbers for it; none where the file has none."""
+def _parse_distortion(lens: dict[str, Any]) -> tuple[Lens, tuple[float, ...]]:
+    """Parses the lens model and its distortion coefficients in OpenCV's order; none where the file has none."""
     fisheye = lens.get("is_fisheye") is True
     model = str(lens.get("camera_model", "OPENCV_FISHEYE" if fisheye else "OPENCV")).upper()
     if fisheye and model == "OPENCV":
@@ -211,7 +205,7 @@ def write_transforms(path: Path | str, pictures: Sequence[PosedPicture]) -> None
         ValueError: a picture or mask that is not below the file's folder, or a lens that the format does not have.
     """
     path = Path(path)
-    lenses = [_lens_keys(picture.camera) for picture in pictures]
+    lenses = [_format_lens(picture.camera) for picture in pictures]
     shared = lenses[0] if lenses and all(lens == lenses[0] for lens in lenses) else {}
     frames = []
     for picture, lens in zip(pictures, lenses, strict=True):
@@ -225,13 +219,15 @@ def write_transforms(path: Path | str, pictures: Sequence[PosedPicture]) -> None
     write_json(path, {**shared, "frames": frames})
 
 
-def _lens_keys(camera: Camera) -> dict[str, Any]:
-    """Size and lens of a camera in the words of the file."""
+def _format_lens(camera: Camera) -> dict[str, Any]:
+    """Returns size and lens of a camera under the keys of the file."""
     (fx, fy), (cx, cy) = camera.focal, camera.centre
     keys = {"w": camera.width, "h": camera.height, "fl_x": fx, "fl_y": fy, "cx": cx, "cy": cy}
     count = len(camera.distortion)
     if count not in ((0, 4) if camera.lens == "fisheye" else (0, 4, 5, 8)):
-        raise ValueError(f"a {camera.lens} lens with {count} numbers of distortion has no camera model in this format")
+        raise ValueError(
+            f"a {camera.lens} lens with {count} distortion coefficients has no camera model in this format"
+        )
     model = "FULL_OPENCV" if count == 8 else "OPENCV" if count else "PINHOLE"
     if camera.lens == "fisheye":
         model = "OPENCV_FISHEYE"

@@ -1,4 +1,4 @@
-"""Cameras in space: where a pixel looks, and where a point is seen. Every file format is turned into this one.
+"""Cameras: the ray of a pixel and the projection of a point. Every file format is converted to this one.
 
 World axes are those of the user's files; lengths are in their unit. A camera looks along its own z: x right, y down,
 z forward, as in OpenCV. `pose` takes points of the camera to the world. Pixels are those of `coords`: the centre of
@@ -19,14 +19,15 @@ Lens = Literal["perspective", "fisheye"]
 
 @dataclass(frozen=True)
 class Camera:
-    """One view: size, lens and pose.
+    """The size, lens and pose of one view.
 
     Attributes:
         width, height: of the picture in pixels.
         focal, centre: (x, y) in pixels.
         pose: camera to world, rigid.
-        distortion: OpenCV's numbers: k1 k2 p1 p2 [k3 [k4 k5 k6]], or k1 k2 k3 k4 of a fisheye; empty for none.
-        lens: how the numbers of `distortion` are meant.
+        distortion: OpenCV's distortion coefficients: k1 k2 p1 p2 [k3 [k4 k5 k6]], or k1 k2 k3 k4 of a fisheye; empty
+            for none.
+        lens: the model that the coefficients belong to.
     """
 
     width: int
@@ -39,32 +40,33 @@ class Camera:
 
     @property
     def matrix(self) -> Float[np.ndarray, "3 3"]:
-        """The intrinsic matrix."""
+        """Returns the intrinsic matrix."""
         (fx, fy), (cx, cy) = self.focal, self.centre
         return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], np.float64)
 
     @property
     def position(self) -> Float[np.ndarray, "3"]:
-        """Where it stands in the world."""
+        """Returns the position of the camera in the world."""
         return self.pose[:3, 3]
 
     def resized(self, width: int, height: int) -> Camera:
-        """The same view on a picture of another size."""
+        """Returns the same view on a picture of another size in pixels."""
         x, y = width / self.width, height / self.height
-        focal, centre = (self.focal[0] * x, self.focal[1] * y), (self.centre[0] * x, self.centre[1] * y)
+        focal = self.focal[0] * x, self.focal[1] * y
+        centre = self.centre[0] * x, self.centre[1] * y
         return replace(self, width=width, height=height, focal=focal, centre=centre)
 
     def moved(self, pose: Float[np.ndarray, "4 4"]) -> Camera:
-        """The same camera at another place."""
+        """Returns the same camera with another pose, camera to world."""
         return replace(self, pose=np.asarray(pose, np.float64))
 
     def directions(self, pixels: Shaped[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 3"]:
-        """Unit vectors in the world along which pixel positions look."""
-        seen = np.ascontiguousarray(pixels, np.float64).reshape(-1, 1, 2)
+        """Computes the directions of the rays through pixel positions, as unit vectors in the world."""
+        distorted = np.ascontiguousarray(pixels, np.float64).reshape(-1, 1, 2)
         if self.lens == "fisheye":
-            flat = cv2.fisheye.undistortPoints(seen, self.matrix, np.array(self.distortion or (0.0,) * 4))
+            flat = cv2.fisheye.undistortPoints(distorted, self.matrix, np.array(self.distortion or (0.0,) * 4))
         else:
-            flat = cv2.undistortPoints(seen, self.matrix, np.array(self.distortion or (0.0,) * 4))
+            flat = cv2.undistortPoints(distorted, self.matrix, np.array(self.distortion or (0.0,) * 4))
         local = np.concatenate([flat.reshape(-1, 2), np.ones((len(pixels), 1))], axis=1)
         local /= np.linalg.norm(local, axis=1, keepdims=True)
         return local @ self.pose[:3, :3].T
@@ -72,17 +74,17 @@ class Camera:
     def project(
         self, points: Shaped[np.ndarray, "n 3"]
     ) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-        """Where points of the world are seen.
+        """Projects points of the world into the picture.
 
         Returns:
-            Pixel positions, depth along the camera's z, and which points lie in front of the camera and in the picture.
+            Pixel positions, depths along the camera's z, and which points are in front of it and in the picture.
         """
         local = (np.asarray(points, np.float64) - self.position) @ self.pose[:3, :3]
         ahead = local[:, 2] > 1e-9
         safe = np.ascontiguousarray(np.where(ahead[:, None], local, (0.0, 0.0, 1.0))).reshape(-1, 1, 3)
         call = cv2.fisheye.projectPoints if self.lens == "fisheye" else cv2.projectPoints
-        found, _ = call(safe, np.zeros(3), np.zeros(3), self.matrix, np.array(self.distortion or (0.0,) * 4))
-        pixels = found.reshape(-1, 2)
+        projected, _ = call(safe, np.zeros(3), np.zeros(3), self.matrix, np.array(self.distortion or (0.0,) * 4))
+        pixels = projected.reshape(-1, 2)
         inside = ahead & np.all((pixels >= 0) & (pixels < (self.width, self.height)), axis=1)
         return pixels, local[:, 2], inside
 
@@ -90,7 +92,15 @@ class Camera:
 def look_at(
     position: Shaped[np.ndarray, "3"], target: Shaped[np.ndarray, "3"], up: Shaped[np.ndarray, "3"]
 ) -> Float[np.ndarray, "4 4"]:
-    """The pose of a camera at `position` that has `target` in its middle, the picture's top towards `up`.
+    """Computes the pose of a camera that looks from one point at another.
+
+    Args:
+        position: of the camera in the world.
+        target: the point in the middle of the picture.
+        up: the direction in the world that the top of the picture points to; any length.
+
+    Returns:
+        Camera to world.
 
     Raises:
         ValueError: target and position are one point, or `up` is the direction of view.

@@ -1,4 +1,4 @@
-"""What a 3D fit starts from: pictures with cameras, the person's masks, bones, and when the carried object changes."""
+"""The data of a 3D scene: frames with cameras, masks of the person, bones, and the changes of the held object."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from neural_fields.data.skeleton import Motion
 
 @dataclass(frozen=True)
 class Capture:
-    """Views of a scene. Several views may show one moment: `times` says which.
+    """Views of a 3D scene. Several views may show one moment: `times` says which.
 
     Attributes:
         cameras: one a view, all of the size of `frames`.
         frames: RGB.
         times: the moment that a view shows: an index into the frames of `motion`.
-        masks: where the person and what they carry are seen; None where nobody is.
+        masks: the visible person with what they hold; None for a scene without a person.
         motion: the bones at every moment; None for a scene without a person.
-        switches: moments from which the carried object is in its next state, rising; state k begins at switches[k - 1].
-        notes: what a user should know about how it was read, one sentence each.
+        switches: moments from which the held object is in its next state, rising; state k begins at switches[k - 1].
+        notes: for the user, on how the files were read; one sentence each.
     """
 
     cameras: tuple[Camera, ...]
@@ -39,6 +39,7 @@ class Capture:
 
     @property
     def size(self) -> tuple[int, int]:
+        """Returns width and height of the views in pixels."""
         return self.frames.shape[2], self.frames.shape[1]
 
     @property
@@ -47,5 +48,5 @@ class Capture:
 
 
 def state_at(switches: tuple[int, ...], time: int) -> int:
-    """The object's state at a moment."""
+    """Returns the index of the held object's state at a moment."""
     return sum(time >= switch for switch in switches)

@@ -1,16 +1,16 @@
-"""Scene folders: pictures with cameras, and if there is a person their masks, bones and the states of what they carry.
+"""Scene folders: pictures with cameras, and for a person the masks, the bones and the states of the held object.
 
 transforms.json   cameras (see `camera_files`), or a COLMAP model in sparse/0
 images/           pictures, as transforms.json names them
-masks/            brighter than half: the person and what they carry; named by "mask_path", or like the pictures
-bones.json        where the bones are at every moment (see `bones_file`)
-states.json       when the carried object changes
+masks/            brighter than half: the person with what they hold; named by "mask_path", or like the pictures
+bones.json        transforms of the bones at every moment (see `bones_file`)
+states.json       moments at which the held object changes
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -31,13 +31,13 @@ from neural_fields.errors import bad_input
 from neural_fields.files import disk_errors, make_folder, sync, temporary
 
 TRANSFORMS, BONES, STATES = "transforms.json", "bones.json", "states.json"
-_HALF = 128  # of 255: a mask's brightness from which a pixel is the person
 
 
 def read_capture(folder: Path | str, size: tuple[int, int] | str | None = None) -> Capture:
-    """The scene in a folder.
+    """Reads a scene folder.
 
     Args:
+        folder: of the scene.
         size: (width, height) that pictures, masks and cameras are brought to, smaller ones by averaging, or a text
             as of `--size`, such as 240p; by default that of the pictures.
 
@@ -47,53 +47,53 @@ def read_capture(folder: Path | str, size: tuple[int, int] | str | None = None) 
             all; bones without masks; switches that are not among the moments; what the readers of the files raise.
     """
     folder = Path(folder)
-    pictures = _cameras(folder)
+    pictures = _read_cameras(folder)
     motion = read_bones(folder / BONES) if (folder / BONES).exists() else None
-    times = _times(folder, pictures, motion)
+    times = _assign_times(folder, pictures, motion)
     moments = motion.frame_count if motion is not None else max(times) + 1
     switches = read_states(folder / STATES, moments) if (folder / STATES).exists() else ()
-    masked = _mask_paths(folder, pictures)
-    if motion is not None and not masked:
+    mask_paths = _find_masks(folder, pictures)
+    if motion is not None and not mask_paths:
         raise bad_input(
             f"there is {BONES} but no mask",
             where=str(folder),
             why="without masks nothing says which pixels are the person",
             fix=f"put a mask for each picture into {folder / 'masks'}, or take {BONES} out for a still scene",
         )
-    notes = _without_camera(folder, pictures, motion is not None and pictures[0].time is None)
-    size = _size(folder, pictures, size)
-    frames = _frames(pictures, size, notes)
-    masks = _masks(folder, pictures, masked, size, notes) if masked else None
+    notes = _report_unposed_pictures(folder, pictures, motion is not None and pictures[0].time is None)
+    size = _choose_size(folder, pictures, size)
+    frames = _read_frames(pictures, size, notes)
+    masks = _read_masks(pictures, mask_paths, size, notes) if mask_paths else None
     cameras = tuple(picture.camera.resized(*size) for picture in pictures)
     return Capture(cameras, frames, times, masks, motion, switches, tuple(notes))
 
 
-def _cameras(folder: Path) -> list[PosedPicture]:
-    """Pictures and cameras, each picture there."""
+def _read_cameras(folder: Path) -> list[PosedPicture]:
+    """Reads the cameras and checks that the picture of each is there."""
     if not folder.is_dir():
         raise bad_input(f"there is no folder {folder}", fix="name the folder of a scene")
-    listed = (folder / TRANSFORMS).exists()
-    if not listed and not any((folder / below).is_dir() for below in ("sparse", "colmap")):
+    has_transforms = (folder / TRANSFORMS).exists()
+    if not has_transforms and not (folder / "sparse").is_dir() and not (folder / "colmap").is_dir():
         raise bad_input(
             "the scene has no cameras",
             where=str(folder),
             why=f"neither {TRANSFORMS} nor a COLMAP model in sparse/0 is in it",
             fix="find the cameras with COLMAP, or export them with nerfstudio's ns-process-data",
         )
-    pictures = read_transforms(folder / TRANSFORMS) if listed else read_colmap(folder)
+    pictures = read_transforms(folder / TRANSFORMS) if has_transforms else read_colmap(folder)
     missing = [picture.path for picture in pictures if not picture.path.is_file()]
     if missing:
         raise bad_input(
             f"{len(missing)} of {len(pictures)} pictures that have cameras are missing",
             where=str(missing[0]),
-            why=f"the cameras are in {folder / (TRANSFORMS if listed else 'sparse')}",
+            why=f"the cameras are in {folder / (TRANSFORMS if has_transforms else 'sparse')}",
             fix="put the pictures back, or take their cameras out",
         )
     return pictures
 
 
-def _times(folder: Path, pictures: Sequence[PosedPicture], motion: Motion | None) -> tuple[int, ...]:
-    """The moment that each picture shows: as its file says, else its place in the list."""
+def _assign_times(folder: Path, pictures: Sequence[PosedPicture], motion: Motion | None) -> tuple[int, ...]:
+    """Returns the moment that each picture shows: the one in its file, or else its place in the list."""
     if pictures[0].time is not None:
         times = tuple(picture.time or 0 for picture in pictures)
         last = max(times)
@@ -115,59 +115,57 @@ def _times(folder: Path, pictures: Sequence[PosedPicture], motion: Motion | None
     return tuple(range(len(pictures)))
 
 
-def _mask_paths(folder: Path, pictures: Sequence[PosedPicture]) -> list[Path]:
-    """The mask of each picture; an empty list if none has one."""
-    place = folder / "masks"
-    beside = {file.relative_to(place).with_suffix(""): file for file in _pictures_below(place)}
-    inner = [_below_images(folder, picture.path) for picture in pictures]
-    named = [beside.get(name.with_suffix("")) or beside.get(name) for name in inner]  # a.png or, as COLMAP, a.jpg.png
-    found = [picture.mask_path or path for picture, path in zip(pictures, named, strict=True)]
-    if beside and not any(found):
-        why = f"looked for {inner[0].with_suffix('.png')} first; there is {next(iter(beside.values())).name}"
-        raise bad_input("no mask is called like a picture", where=str(place), why=why, fix="rename the masks")
+def _find_masks(folder: Path, pictures: Sequence[PosedPicture]) -> list[Path]:
+    """Finds the mask of each picture; returns an empty list if none has one."""
+    mask_folder = folder / "masks"
+    masks: dict[Path, Path] = {}  # by names without suffix
+    for file in sorted(mask_folder.rglob("*")):
+        if file.suffix.lower() in SUFFIXES and file.is_file():
+            masks[file.relative_to(mask_folder).with_suffix("")] = file
+    names: list[Path] = []
+    found: list[Path | None] = []
+    for picture in pictures:
+        name = Path(picture.path.name)  # a COLMAP model's pictures may be outside of the folder
+        if picture.path.is_relative_to(folder):  # the name below images/, or whatever that folder is called
+            inner = picture.path.relative_to(folder)
+            name = Path(*inner.parts[1:]) if len(inner.parts) > 1 else inner
+        names.append(name)
+        found.append(picture.mask_path or masks.get(name.with_suffix("")) or masks.get(name))  # a.png, or a.jpg.png
+    if masks and not any(found):
+        why = f"looked for {names[0].with_suffix('.png')} first; there is {next(iter(masks.values())).name}"
+        raise bad_input("no mask is called like a picture", where=str(mask_folder), why=why, fix="rename the masks")
     there = [path for path in found if path is not None and path.is_file()]
     if any(found) and len(there) < len(pictures):
-        lone = next(i for i, path in enumerate(found) if path is None or not path.is_file())
+        first = next(i for i, path in enumerate(found) if path is None or not path.is_file())
         raise bad_input(
-            f"{len(pictures) - len(there)} of {len(pictures)} pictures have no mask: {pictures[lone].path.name} first",
-            where=str(found[lone] or place),
+            f"{len(pictures) - len(there)} of {len(pictures)} pictures have no mask: {pictures[first].path.name} first",
+            where=str(found[first] or mask_folder),
             why="a picture without a mask does not say whether nobody is in it",
             fix="add the masks; where nobody is seen, black ones",
         )
     return there
 
 
-def _pictures_below(place: Path) -> list[Path]:
-    return [file for file in sorted(place.rglob("*")) if file.suffix.lower() in SUFFIXES and file.is_file()]
-
-
-def _below_images(folder: Path, picture: Path) -> Path:
-    """A picture's name below the folder images/ (or whatever it is called) of the scene."""
-    try:
-        inner = picture.relative_to(folder)
-    except ValueError:  # a COLMAP model's pictures may lie elsewhere
-        return Path(picture.name)
-    return Path(*inner.parts[1:]) if len(inner.parts) > 1 else inner
-
-
-def _without_camera(folder: Path, pictures: Sequence[PosedPicture], ordered: bool) -> list[str]:
-    """What to say of pictures beside those with cameras; `ordered` if the order of all of them tells the moments."""
-    listed = {path for picture in pictures for path in (picture.path, picture.mask_path)}
-    places = {picture.path.parent for picture in pictures} - {folder}
-    others = [file for place in sorted(places) for file in sorted(place.iterdir()) if file not in listed]
-    lone = [file.name for file in others if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")]
-    if lone and ordered:
+def _report_unposed_pictures(folder: Path, pictures: Sequence[PosedPicture], ordered: bool) -> list[str]:
+    """Returns a note on pictures without a camera; refuses them if the order of all pictures gives the moments."""
+    known = {path for picture in pictures for path in (picture.path, picture.mask_path)}
+    unposed: list[str] = []
+    for place in sorted({picture.path.parent for picture in pictures} - {folder}):
+        for file in sorted(place.iterdir()):
+            if file not in known and file.suffix.lower() in SUFFIXES and not file.name.startswith("."):
+                unposed.append(file.name)
+    if unposed and ordered:
         raise bad_input(
-            f"{len(lone)} pictures have no camera: {', '.join(lone[:3])}{' ...' if len(lone) > 3 else ''}",
+            f"{len(unposed)} pictures have no camera: {', '.join(unposed[:3])}{' ...' if len(unposed) > 3 else ''}",
             where=str(folder),
             why='without "time" in transforms.json every frame of the bones needs its picture',
             fix='give the frames of transforms.json a "time", or take these pictures out',
         )
-    return [f"{len(lone)} pictures have no camera and are left out, {lone[0]} first"] if lone else []
+    return [f"{len(unposed)} pictures have no camera and are left out, {unposed[0]} first"] if unposed else []
 
 
-def _size(folder: Path, pictures: Sequence[PosedPicture], size: tuple[int, int] | str | None) -> tuple[int, int]:
-    """The size of the capture."""
+def _choose_size(folder: Path, pictures: Sequence[PosedPicture], size: tuple[int, int] | str | None) -> tuple[int, int]:
+    """Returns the size of the capture: the given one, or that of all pictures."""
     sizes = Counter((picture.camera.width, picture.camera.height) for picture in pictures)
     if isinstance(size, str) and size != "source":
         return parse_size(size, *sizes.most_common(1)[0][0])
@@ -176,72 +174,66 @@ def _size(folder: Path, pictures: Sequence[PosedPicture], size: tuple[int, int] 
         return size
     if len(sizes) > 1:
         listed = ", ".join(f"{width}x{height} ({count})" for (width, height), count in sizes.most_common(4))
-        why = "all views of a fit have one size"
+        why = "all views of a scene have one size"
         raise bad_input("the pictures differ in size", where=str(folder), why=f"{listed}; {why}", fix="give a --size")
     return next(iter(sizes))
 
 
-def _frames(
+def _read_frames(
     pictures: Sequence[PosedPicture], size: tuple[int, int], notes: list[str]
 ) -> UInt8[np.ndarray, "views height width 3"]:
-    """The pictures at a size. What reading them changed is said in `notes`."""
+    """Reads the pictures at a size. What reading them changed is added to `notes`."""
     frames = zeros((len(pictures), size[1], size[0], 3), np.uint8)
-    said: Counter[str] = Counter()
+    changes: Counter[str] = Counter()
     for index, picture in enumerate(pictures):
         frame, lost = read_frame(picture.path)
-        _check_fits(picture, frame.shape[1], frame.shape[0])
-        frames[index] = _resized(frame, size)
-        said.update(lost)
-    notes += [f"{note} ({count} of {len(pictures)} pictures)" for note, count in said.items()]
+        width, height, camera = frame.shape[1], frame.shape[0], picture.camera
+        if (width, height) != (camera.width, camera.height):
+            rotated = (height, width) == (camera.width, camera.height)
+            raise bad_input(
+                f"{picture.path.name} is {width}x{height}, its camera {camera.width}x{camera.height}",
+                where=str(picture.path),
+                why="the picture stands upright by its EXIF tag, its camera lies"
+                if rotated
+                else "a camera is for one size",
+                fix="find the cameras again on upright pictures"
+                if rotated
+                else "scale the pictures, or w, h and the lens",
+            )
+        if (width, height) != size:
+            shrinks = size[0] * size[1] < height * width
+            frame = cv2.resize(frame, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        frames[index] = frame
+        changes.update(lost)
+    notes += [f"{note} ({count} of {len(pictures)} pictures)" for note, count in changes.items()]
     return frames
 
 
-def _check_fits(picture: PosedPicture, width: int, height: int) -> None:
-    camera = picture.camera
-    if (width, height) == (camera.width, camera.height):
-        return
-    turned = (height, width) == (camera.width, camera.height)
-    raise bad_input(
-        f"{picture.path.name} is {width}x{height}, its camera {camera.width}x{camera.height}",
-        where=str(picture.path),
-        why="the picture stands upright by its EXIF tag, its camera lies" if turned else "a camera is for one size",
-        fix="find the cameras again on upright pictures" if turned else "scale the pictures, or w, h and the lens",
-    )
-
-
-def _check_aspect(mask: Path, size: tuple[int, int], camera: tuple[int, int]) -> None:
-    """A mask may be larger or smaller than its picture, but shows as much of the scene."""
-    if abs(size[0] * camera[1] - size[1] * camera[0]) > max(size[1], camera[1], ASPECT_SLACK * size[0] * camera[1]):
-        raise bad_input(
-            f"the mask {mask.name} is {size[0]}x{size[1]}, its picture {camera[0]}x{camera[1]}",
-            where=str(mask),
-            why="a mask has the aspect of its picture",
-            fix=f"save it at {camera[0]}x{camera[1]}",
-        )
-
-
-def _resized(frame: UInt8[np.ndarray, "height width 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "rows columns 3"]:
-    if (frame.shape[1], frame.shape[0]) == size:
-        return frame
-    smaller = size[0] * size[1] < frame.shape[0] * frame.shape[1]
-    return cv2.resize(frame, size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
-
-
-def _masks(
-    folder: Path, pictures: Sequence[PosedPicture], paths: Sequence[Path], size: tuple[int, int], notes: list[str]
+def _read_masks(
+    pictures: Sequence[PosedPicture], paths: Sequence[Path], size: tuple[int, int], notes: list[str]
 ) -> Bool[np.ndarray, "views height width"]:
-    """The masks at a size. Those without a pixel are said in `notes`."""
+    """Reads the masks at a size. Those without a pixel are listed in `notes`."""
+    half = 128  # of 255: a mask's brightness from which a pixel is the person
     masks = zeros((len(paths), size[1], size[0]), bool)
     for index, (picture, path) in enumerate(zip(pictures, paths, strict=True)):
-        shown, _ = read_frame(path)
-        _check_aspect(path, (shown.shape[1], shown.shape[0]), (picture.camera.width, picture.camera.height))
-        masks[index] = resize_mask(shown.max(axis=2) >= _HALF, size)
+        image, _ = read_frame(path)
+        # A mask may be larger or smaller than its picture, but must have the same aspect.
+        width, height = image.shape[1], image.shape[0]
+        wide, high = picture.camera.width, picture.camera.height
+        if abs(width * high - height * wide) > max(height, high, ASPECT_SLACK * width * high):
+            raise bad_input(
+                f"the mask {path.name} is {width}x{height}, its picture {wide}x{high}",
+                where=str(path),
+                why="a mask has the aspect of its picture",
+                fix=f"save it at {wide}x{high}",
+            )
+        masks[index] = resize_mask(image.max(axis=2) >= half, size)
     empty = np.flatnonzero(~masks.any(axis=(1, 2)))
     if len(empty) == len(masks):
         raise bad_input(
             "the masks are empty in all pictures",
             where=str(paths[0]),
-            why=f"the person is where a mask is brighter than half ({_HALF} of 255)",
+            why=f"the person is where a mask is brighter than half ({half} of 255)",
             fix="write the masks as black and white",
         )
     if len(empty):
@@ -255,41 +247,42 @@ def _masks(
 
 
 def write_capture(folder: Path | str, capture: Capture) -> None:
-    """Writes a scene folder, all of it or nothing; `read_capture` gives the same capture back, but for its notes.
+    """Writes a scene folder, all of it or nothing; `read_capture` gives the same capture back, except for its notes.
 
     Raises:
         UserError: the folder is there and not empty, or the disk refuses.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        why = "a scene is written into a new folder, so that no file of another one stays in it"
-        raise bad_input(f"{folder} is there already", where=str(folder), why=why, fix="name a new folder")
+    check_new_folder(folder)
     with disk_errors(folder):
         make_folder(folder.parent)
         with temporary(folder.parent) as part:
             part.mkdir()
-            _write_parts(part, capture)
+            write_images(part / "images", iter(capture.frames))
+            if capture.masks is not None:
+                greys = (np.where(mask, 255, 0).astype(np.uint8)[..., None] for mask in capture.masks)
+                write_images(part / "masks", (np.repeat(grey, 3, axis=2) for grey in greys))
+            pictures = []
+            for index, (camera, time) in enumerate(zip(capture.cameras, capture.times, strict=True)):
+                name = f"{index:05d}.png"
+                mask_path = None if capture.masks is None else part / "masks" / name
+                pictures.append(PosedPicture(part / "images" / name, camera, mask_path, time))
+            write_transforms(part / TRANSFORMS, pictures)
+            if capture.motion is not None:
+                write_bones(part / BONES, capture.motion)
+            if capture.switches:
+                write_states(part / STATES, capture.switches)
             sync(part)
             part.replace(folder)
             sync(folder.parent)
 
 
-def _write_parts(folder: Path, capture: Capture) -> None:
-    write_images(folder / "images", iter(capture.frames))
-    if capture.masks is not None:
-        write_images(folder / "masks", _white(capture.masks))
-    pictures = []
-    for index, (camera, time) in enumerate(zip(capture.cameras, capture.times, strict=True)):
-        name = f"{index:05d}.png"
-        mask = None if capture.masks is None else folder / "masks" / name
-        pictures.append(PosedPicture(folder / "images" / name, camera, mask, time))
-    write_transforms(folder / TRANSFORMS, pictures)
-    if capture.motion is not None:
-        write_bones(folder / BONES, capture.motion)
-    if capture.switches:
-        write_states(folder / STATES, capture.switches)
+def check_new_folder(folder: Path) -> None:
+    """Refuses a folder that a scene cannot be written to.
 
-
-def _white(masks: Bool[np.ndarray, "views height width"]) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
-    for mask in masks:
-        yield np.repeat(np.where(mask, 255, 0).astype(np.uint8)[..., None], 3, axis=2)
+    Raises:
+        UserError: the folder is there and not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        why = "a scene is written into a new folder, so that no file of another one stays in it"
+        raise bad_input(f"{folder} is there already", where=str(folder), why=why, fix="name a new folder")

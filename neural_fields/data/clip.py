@@ -1,4 +1,4 @@
-"""What a fit learns from: frames, masks and flow, and the batches drawn from them."""
+"""The training data of a clip: frames, masks and flow, and the batches drawn from them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip at the size of the fit."""
+    """A clip at the size of training."""
 
     frames: UInt8[np.ndarray, "time height width 3"]
     masks: LayerMasks
@@ -54,7 +54,7 @@ class Clip:
         return {name: track.frame for name, track in self.regions.items()}
 
     def resident(self, device: torch.device) -> Clip:
-        """This clip with its frames and masks on `device` too, a byte a value, where batches then read them.
+        """Returns this clip with its frames and masks on `device` too, a byte a value, where batches then read them.
 
         On a GPU without room for them, twice over, the clip comes back as it is and frames travel with every step.
         """
@@ -65,38 +65,38 @@ class Clip:
         return replace(self, pixels=Pixels(frames, torch.from_numpy(np.array(self.masks.masks)).to(device)))
 
     def frame_colors(self, frames: Int[Tensor, " frames"]) -> Float[Tensor, "n 3"]:
-        """RGB in [0, 1] of every pixel of whole frames, in row-major order."""
+        """Returns RGB in [0, 1] of every pixel of whole frames, in row-major order."""
         if self.pixels is not None:
             return self.pixels.frames[frames.to(self.pixels.frames.device)].float().div_(255).reshape(-1, 3)
         stacked = np.stack([self.frames[t] for t in frames.tolist()])
         return torch.from_numpy(stacked).float().div_(255).reshape(-1, 3)
 
     def frame_masks(self, frames: Int[Tensor, " frames"]) -> Bool[Tensor, "n layers"]:
-        """The masks of the front layers in every pixel of whole frames, in row-major order."""
+        """Returns the masks of the front layers in every pixel of whole frames, in row-major order."""
         if self.pixels is not None:
             return self.pixels.masks[:, frames.to(self.pixels.masks.device)].flatten(1).T
         return torch.from_numpy(self.masks.masks[:, frames.numpy()]).flatten(1).T
 
     def colors(self, index: Int[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
-        """RGB in [0, 1] at (frame, row, column); positions beyond the edge read the edge."""
+        """Returns RGB in [0, 1] at (frame, row, column); positions beyond the edge read the edge."""
         if self.pixels is not None:
-            return self.pixels.frames[self._clamped_there(index.to(self.pixels.frames.device))].float() / 255
-        t, row, column = self._clamped(index)
+            return self.pixels.frames[self._clamp_tensor(index.to(self.pixels.frames.device))].float() / 255
+        t, row, column = self._clamp_index(index)
         return torch.from_numpy(self.frames[t, row, column]).float() / 255
 
     def mask_at(self, index: Int[Tensor, "n 3"]) -> Bool[Tensor, "n layers"]:
-        """The masks of the front layers at (frame, row, column)."""
+        """Returns the masks of the front layers at (frame, row, column)."""
         if self.pixels is not None:
-            return self.pixels.masks[(slice(None), *self._clamped_there(index.to(self.pixels.masks.device)))].T
-        t, row, column = self._clamped(index)
+            return self.pixels.masks[(slice(None), *self._clamp_tensor(index.to(self.pixels.masks.device)))].T
+        t, row, column = self._clamp_index(index)
         return torch.from_numpy(np.ascontiguousarray(self.masks.masks[:, t, row, column].T))
 
-    def _clamped(self, index: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _clamp_index(self, index: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         width, height = self.size
         t, row, column = index.numpy().T
         return t, row.clip(0, height - 1), column.clip(0, width - 1)
 
-    def _clamped_there(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _clamp_tensor(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         width, height = self.size
         return index[:, 0], index[:, 1].clamp(0, height - 1), index[:, 2].clamp(0, width - 1)
 
@@ -138,16 +138,26 @@ class Batch:
         return self.clip.frame_masks(self.frames).float()
 
     def normalise(self, xy: Float[Tensor, "n 2"], t: Tensor) -> Float[Tensor, "n 3"]:
-        """Pixel coordinates of frame indices `t` to xyt."""
+        """Converts pixel coordinates in frames `t` to network coordinates (x, y, t)."""
         unit = coords.normalise_pixels(xy.float(), *self.clip.size)
         time = coords.normalise_time(t.float(), self.clip.frame_count)
         return torch.cat([unit, torch.as_tensor(time)[:, None]], dim=1)
 
 
 def draw_frames(clip: Clip, count: int, step: int, seed: int) -> Batch:
-    """Whole frames for a step: each frame comes once before any comes again."""
+    """Draws whole frames for a step: each frame comes once before any comes again.
+
+    Args:
+        clip: to draw from.
+        count: frames of a batch.
+        step: of the training, from 0.
+        seed: of the run.
+
+    Returns:
+        The batch; the same for the same arguments.
+    """
     per_round = -(-clip.frame_count // count)
-    order = torch.randperm(clip.frame_count, generator=_generator(seed, step // per_round))
+    order = torch.randperm(clip.frame_count, generator=_make_generator(seed, step // per_round))
     first = step % per_round * count
     chosen = order[first : first + count]
     if len(chosen) < count:  # the last step of a round is filled up from its beginning
@@ -156,15 +166,25 @@ def draw_frames(clip: Clip, count: int, step: int, seed: int) -> Batch:
 
 
 def draw_pixels(clip: Clip, count: int, step: int, seed: int) -> Batch:
-    """Pixels for a step, uniform over the clip."""
-    generator = _generator(seed, step)
+    """Draws pixels for a step, uniform over the clip.
+
+    Args:
+        clip: to draw from.
+        count: pixels of a batch.
+        step: of the training, from 0.
+        seed: of the run.
+
+    Returns:
+        The batch; the same for the same arguments.
+    """
+    generator = _make_generator(seed, step)
     width, height = clip.size
     highest = (clip.frame_count, height, width)
     index = torch.stack([torch.randint(high, (count,), generator=generator) for high in highest], dim=1)
     return Batch(clip, index[:, 0].unique(), index)
 
 
-def _generator(seed: int, number: int) -> torch.Generator:
-    """Randomness from (seed, number) alone, so that a resumed run repeats the uninterrupted one."""
+def _make_generator(seed: int, number: int) -> torch.Generator:
+    """Makes a generator from (seed, number) alone, so that a resumed run repeats the uninterrupted one."""
     mixed = np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(mixed >> np.uint64(1)))

@@ -23,17 +23,17 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from neural_fields.data.facts import SoundTrack, VideoFacts, check_size, even_timestamps, steady_rate
+from neural_fields.data.facts import (
+    DEFAULT_RATE,
+    SoundTrack,
+    VideoFacts,
+    check_size,
+    even_timestamps,
+    steady_rate,
+)
 from neural_fields.data.lengths import missing_bytes
 from neural_fields.data.tags import SPACES, TRANSFERS, color_tags, to_rgb
 from neural_fields.errors import ExitCode, UserError, bad_input
-
-DEMUXERS = (
-    "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,gif,apng,mxf,nut,ivf,yuv4mpegpipe,h264,hevc,m4v,mpegvideo,dv"
-)
-NO_ROOM_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# These formats count time from wherever the broadcast was; everyone else means zero as zero.
-ARBITRARY_START = {"mpegts", "mpeg"}
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def parser_border(path: str | Path, doing: str) -> Iterator[None]:
         ) from error
     # The border around a foreign parser: mutated files make PyAV raise ten unrelated types, ValueError among them.
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in NO_ROOM_ERRNOS:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UserError(
                 ExitCode.NO_ROOM, f"no space left while {doing}", where=str(path), why=str(error), fix="free some space"
             ) from error
@@ -63,7 +63,7 @@ def parser_border(path: str | Path, doing: str) -> Iterator[None]:
 
 
 def check_regular(path: Path) -> os.stat_result:
-    """The stat of a file that can be read as a video; `UserError` for anything that cannot (missing, pipe, empty)."""
+    """Returns the stat of a file that can be read as a video; `UserError` for any other (missing, pipe, empty)."""
     try:
         found = path.stat()
     except (OSError, ValueError) as error:
@@ -81,20 +81,23 @@ def check_regular(path: Path) -> os.stat_result:
 
 
 def open_container(path: str | Path) -> Any:
-    """The PyAV container of a local video file; the caller closes it. Raises `UserError`."""
+    """Opens a local video file with PyAV; the caller closes it. Raises `UserError`."""
+    demuxers = (
+        "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,gif,apng,mxf,nut,ivf,yuv4mpegpipe,h264,hevc,m4v,mpegvideo,dv"
+    )
     # The explicit "file:" keeps names such as "http:x.mp4" or "-i" from meaning anything.
     with parser_border(path, "opening it as a video"):
         return av.open(
             "file:" + os.path.abspath(path),
-            container_options={"format_whitelist": DEMUXERS, "protocol_whitelist": "file"},
+            container_options={"format_whitelist": demuxers, "protocol_whitelist": "file"},
             metadata_errors="replace",
         )
 
 
 def rgba_frames(path: str | Path) -> Iterator[np.ndarray]:
-    """Every frame of a film as stored, with its transparency: uint8 [H, W, 4], straight alpha. Raises `UserError`."""
+    """Streams every frame of a film as stored: uint8 [H, W, 4], with straight alpha. Raises `UserError`."""
     with open_container(path) as container:
-        stream = _film_stream(container, path)
+        stream = _find_film(container, path)
         with parser_border(path, "decoding"):
             for frame in container.decode(stream):
                 yield frame.to_ndarray(format="rgba")
@@ -105,8 +108,8 @@ def _is_film(stream: Any) -> bool:
     return not bool(stream.disposition & av.stream.Disposition.attached_pic)
 
 
-def _film_stream(container: Any, path: str | Path) -> Any:
-    """The first video stream that is a film."""
+def _find_film(container: Any, path: str | Path) -> Any:
+    """Finds the first video stream that is a film."""
     for stream in container.streams.video:
         if _is_film(stream) and stream.codec_context is not None:
             # Slices, not frames: the same frames come out with less delay, and faster at these sizes.
@@ -122,7 +125,7 @@ def _film_stream(container: Any, path: str | Path) -> Any:
 
 
 @dataclass(frozen=True)
-class Scan:
+class _PacketScan:
     """What the packets of a file say without decoding it."""
 
     pts: tuple[int, ...] | None  # sorted, in ticks; None when only decoding can tell the frames
@@ -130,8 +133,8 @@ class Scan:
     sound: tuple[SoundTrack, ...]
 
 
-def _scan_packets(container: Any, film: Any) -> Scan:
-    """Read every packet once."""
+def _scan_packets(container: Any, film: Any) -> _PacketScan:
+    """Reads every packet once."""
     pts: list[int | None] = []
     certain = film.codec_context.name != "vp8"  # VP8 stores hidden frames as packets of their own
     ends: dict[int, Fraction] = {}
@@ -147,40 +150,23 @@ def _scan_packets(container: Any, film: Any) -> Scan:
     known = sorted(p for p in pts if p is not None)
     if not certain or len(set(known)) != len(pts):
         known = []
-    sound = tuple(
-        SoundTrack(s.index, s.codec_context.codec.canonical_name, float(ends.get(s.index, 0)))
-        for s in container.streams.audio
-        if s.codec_context is not None
-    )
-    return Scan(tuple(known) or None, max(ends.values(), default=Fraction(0)), sound)
-
-
-def _check_length(container: Any, scan: Scan, path: Path, frame: Fraction) -> None:
-    """Refuse a file whose packets end well before its header says: the second fence, for files without lengths."""
-    if container.duration is None or container.format.name.split(",")[0] not in (
-        "mov",
-        "matroska",
-        "avi",
-        "flv",
-        "asf",
-    ):
-        return
-    start = Fraction(container.start_time or 0, 1_000_000)
-    declared = start + Fraction(container.duration, 1_000_000)
-    # Two frames and a tenth: sound frames and rounding to milliseconds make honest files differ by less.
-    if declared - scan.end > 2 * frame + Fraction(1, 10):
-        raise cut_error(path, f"it declares {float(declared):.2f} s and holds {float(scan.end):.2f} s")
+    sound = []
+    for stream in container.streams.audio:
+        if stream.codec_context is not None:
+            codec = stream.codec_context.codec.canonical_name
+            sound.append(SoundTrack(stream.index, codec, float(ends.get(stream.index, 0))))
+    return _PacketScan(tuple(known) or None, max(ends.values(), default=Fraction(0)), tuple(sound))
 
 
 def cut_error(path: str | Path, why: str) -> UserError:
-    """The error for a file that lacks its end."""
+    """Returns the error for a file that lacks its end."""
     return bad_input("the video is cut short", where=str(path), why=why, fix="copy or download the whole file again")
 
 
 def upright(picture: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
-    """The picture [H, W, C] turned as the display matrix (a, b, c, d) asks: x' = a x + c y, y' = b x + d y, y down.
+    """Turns a picture [H, W, C] by a display matrix (a, b, c, d): x' = a x + c y, y' = b x + d y, y down.
 
-    Only the eight turns and mirrorings that keep pixels whole exist here.
+    Only the eight rotations and mirrorings that keep pixels whole exist here.
     """
     a, b, c, d = matrix
     if a == 0 and d == 0:
@@ -192,32 +178,24 @@ def upright(picture: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarra
 
 
 def display_matrix(frame: Any, path: str | Path) -> tuple[int, int, int, int]:
-    """The turn (a, b, c, d) that a frame asks for, each -1, 0 or 1."""
+    """Reads the display matrix (a, b, c, d) of a frame, each entry -1, 0 or 1."""
     for data in frame.side_data:
         if data.type.name == "DISPLAYMATRIX":
             values = np.frombuffer(bytes(data), np.int32)
             a, b, c, d = (int(v) for v in np.rint(values[[0, 1, 3, 4]] / 65536))
             if sorted((abs(a * d), abs(b * c))) != [0, 1] or max(map(abs, (a, b, c, d))) > 1:
                 raise bad_input(
-                    "the video is turned by an angle that is not a quarter turn",
+                    "the video is rotated by an angle that is not a multiple of 90 degrees",
                     where=str(path),
                     why=f"its display matrix is {values.tolist()}",
-                    fix="turn it in a video editor first",
+                    fix="rotate it in a video editor first",
                 )
             return a, b, c, d
     return 1, 0, 0, 1
 
 
-def _clockwise(matrix: tuple[int, int, int, int]) -> int:
-    """Degrees clockwise of a turn; of a mirrored one, the turn that follows a left-right mirroring."""
-    a, b, c, d = matrix
-    if a * d - b * c < 0:  # undo the mirroring of x
-        a, b = -a, -b
-    return {(1, 0): 0, (0, 1): 90, (-1, 0): 180, (0, -1): 270}[(a, b)]
-
-
-def _frames(decoder: Iterator[Any], path: str | Path, count: int = 0) -> Iterator[Any]:
-    """Decoded frames in display order, of which the first is number `count`; the last leave the flushed decoder."""
+def _decode_frames(decoder: Iterator[Any], path: str | Path, count: int = 0) -> Iterator[Any]:
+    """Decodes frames in display order, of which the first is number `count`; the last leave the flushed decoder."""
     while True:
         with parser_border(path, f"decoding frame {count}"):
             frame = next(decoder, None)
@@ -235,46 +213,77 @@ def _frames(decoder: Iterator[Any], path: str | Path, count: int = 0) -> Iterato
 
 
 def origin(container: Any) -> Fraction:
-    """The time in seconds that counts as zero."""
-    if container.format.name in ARBITRARY_START and container.start_time:
+    """Returns the time in seconds that counts as zero."""
+    # These formats count time from wherever the broadcast was; everyone else means zero as zero.
+    if container.format.name in ("mpegts", "mpeg") and container.start_time:
         return Fraction(container.start_time, 1_000_000)
     return Fraction(0)
 
 
 def probe_file(path: Path, sha256: str) -> VideoFacts:
-    """The facts of a video file. Frames are decoded only where packets cannot tell their times. Raises `UserError`."""
-    found = check_regular(path)
+    """Reads the metadata of a video file. Frames are decoded only where packets cannot tell their times.
+
+    Raises `UserError` for everything that cannot be used.
+    """
+    stat = check_regular(path)
     with open_container(path) as container:
-        film = _film_stream(container, path)
+        film = _find_film(container, path)
         if lacking := missing_bytes(path):
             raise cut_error(path, f"by its own header it lacks {lacking} bytes")
         check_size(film.codec_context.width, film.codec_context.height, where=str(path))
         with parser_border(path, "reading the video"):
             scan = _scan_packets(container, film)
     with open_container(path) as container:
-        film = _film_stream(container, path)
-        frames = _frames(container.decode(film), path)
+        film = _find_film(container, path)
+        frames = _decode_frames(container.decode(film), path)
         first = next(frames, None)
         if first is None:
             raise bad_input(
                 "the video has no frames", where=str(path), why="at least one is needed", fix="record it again"
             )
+
+        # The time of each frame in seconds, and the rate.
         trusted = scan.pts is not None and first.pts == scan.pts[0] and not first.interlaced_frame
-        pts = scan.pts if trusted else (first.pts, *(frame.pts for frame in frames))
+        pts = (scan.pts if trusted else (first.pts, *(frame.pts for frame in frames))) or ()
         zero, tick = origin(container), Fraction(film.time_base)
         declared = Fraction(film.average_rate or film.guessed_rate or 0) or None
-        timestamps, time_notes = _timestamps(pts or (), tick, zero, declared)
+        timestamps = tuple(p * tick - zero for p in pts if p is not None)
+        time_notes = []
+        if len(timestamps) != len(pts) or any(a >= b for a, b in pairwise(timestamps)):
+            even = declared or DEFAULT_RATE
+            timestamps = even_timestamps(len(pts), even)
+            time_notes = [
+                f"the file does not give every frame its own time: frames are spaced evenly at {even} frames a second"
+            ]
         rate, variable = steady_rate(timestamps, tick, declared)
-        _check_length(container, scan, path, 1 / rate)
-        matrix = display_matrix(first, path)
-        notes = (*_notes(container, film, first, matrix), *time_notes)
-        width, height = (first.width, first.height) if matrix[0] else (first.height, first.width)
+
+        # The second fence, for files without lengths: packets that end well before the header says.
+        if container.duration is not None and container.format.name.split(",")[0] in (
+            "mov",
+            "matroska",
+            "avi",
+            "flv",
+            "asf",
+        ):
+            end = Fraction(container.start_time or 0, 1_000_000) + Fraction(container.duration, 1_000_000)
+            # Two frames and a tenth: sound frames and rounding to milliseconds make honest files differ by less.
+            if end - scan.end > 2 / rate + Fraction(1, 10):
+                raise cut_error(path, f"it declares {float(end):.2f} s and holds {float(scan.end):.2f} s")
+
+        # How the picture stands: of a mirrored one, the rotation is that which follows a left-right mirroring.
+        a, b, c, d = matrix = display_matrix(first, path)
+        column = (-a, -b) if a * d - b * c < 0 else (a, b)
+        rotation = {(1, 0): 0, (0, 1): 90, (-1, 0): 180, (0, -1): 270}[column]
+        width, height = (first.width, first.height) if a else (first.height, first.width)
         check_size(width, height, where=str(path))
+        aspect = Fraction(film.sample_aspect_ratio or 1)
+        if aspect <= 0:
+            aspect = Fraction(1)
         return VideoFacts(
             path=os.path.abspath(path),
             kind="file",
             sha256=sha256,
-            bytes=found.st_size,
+            bytes=stat.st_size,
             width=width,
             height=height,
             frame_count=len(timestamps),
@@ -282,38 +291,18 @@ def probe_file(path: Path, sha256: str) -> VideoFacts:
             time_base=tick,
             timestamps=timestamps,
             variable_rate=variable,
-            rotation=_clockwise(matrix),
+            rotation=rotation,
             codec=film.codec_context.name,
             pixel_format=first.format.name,
             **color_tags(first),
             sound=scan.sound,
-            notes=notes,
-            pixel_aspect=_pixel_aspect(film, matrix),
+            notes=(*_list_losses(container, film, first, matrix), *time_notes),
+            pixel_aspect=aspect if a else 1 / aspect,
         )
 
 
-def _timestamps(
-    pts: tuple[int | None, ...], tick: Fraction, zero: Fraction, declared: Fraction | None
-) -> tuple[tuple[Fraction, ...], tuple[str, ...]]:
-    """Times in seconds, and what had to be assumed."""
-    known = [p * tick - zero for p in pts if p is not None]
-    if len(known) == len(pts) and all(a < b for a, b in pairwise(known)):
-        return tuple(known), ()
-    rate = declared or Fraction(24)
-    note = f"the file does not give every frame its own time: frames are spaced evenly at {rate} frames a second"
-    return even_timestamps(len(pts), rate), (note,)
-
-
-def _pixel_aspect(film: Any, matrix: tuple[int, int, int, int]) -> Fraction:
-    """Width over height of an upright pixel."""
-    aspect = Fraction(film.sample_aspect_ratio or 1)
-    if aspect <= 0:
-        return Fraction(1)
-    return aspect if matrix[0] else 1 / aspect
-
-
-def _notes(container: Any, film: Any, first: Any, matrix: tuple[int, int, int, int]) -> tuple[str, ...]:
-    """What 8 bit RGB frames of the first film lose against the file, one sentence each."""
+def _list_losses(container: Any, film: Any, first: Any, matrix: tuple[int, int, int, int]) -> tuple[str, ...]:
+    """Says what 8 bit RGB frames of the first film lose against the file, one sentence each."""
     notes = []
     depth = max(component.bits for component in first.format.components)
     if depth > 8:
@@ -341,22 +330,22 @@ def _notes(container: Any, film: Any, first: Any, matrix: tuple[int, int, int, i
     return tuple(notes)
 
 
-def file_frames(facts: VideoFacts, frames: range) -> Iterator[np.ndarray]:
-    """Stream the chosen frames, upright uint8 [H, W, 3] at the source's size. Raises `UserError` on a short read."""
+def file_frames(metadata: VideoFacts, frames: range) -> Iterator[np.ndarray]:
+    """Streams the chosen frames, upright uint8 [H, W, 3] at the source's size. Raises `UserError` on a short read."""
     wanted = iter(frames)
     target = next(wanted, None)
     reformatter = VideoReformatter()
-    for index, frame in _from(facts, frames.start):
+    for index, frame in _decode_from(metadata, frames.start):
         if target is None:
             return
         if index < target:
             continue
-        picture = upright(to_rgb(frame, reformatter), display_matrix(frame, facts.path))
-        if picture.shape[:2] != (facts.height, facts.width):
+        picture = upright(to_rgb(frame, reformatter), display_matrix(frame, metadata.path))
+        if picture.shape[:2] != (metadata.height, metadata.width):
             raise bad_input(
                 f"the picture size changes at frame {index}",
-                where=facts.path,
-                why=f"{picture.shape[1]}x{picture.shape[0]} after {facts.width}x{facts.height}",
+                where=metadata.path,
+                why=f"{picture.shape[1]}x{picture.shape[0]} after {metadata.width}x{metadata.height}",
                 fix=f"use the frames before it: --frames 0:{index}",
             )
         yield picture
@@ -364,24 +353,24 @@ def file_frames(facts: VideoFacts, frames: range) -> Iterator[np.ndarray]:
         if target is None:
             return
     if target is not None:
-        raise cut_error(facts.path, f"frame {target} of {facts.frame_count} cannot be decoded")
+        raise cut_error(metadata.path, f"frame {target} of {metadata.frame_count} cannot be decoded")
 
 
-def _from(facts: VideoFacts, start: int) -> Iterator[tuple[int, Any]]:
-    """Decoded frames with their index, beginning at or before `start`: a jump to the key frame before it, if exact."""
-    with open_container(facts.path) as container:
-        film = _film_stream(container, facts.path)
+def _decode_from(metadata: VideoFacts, start: int) -> Iterator[tuple[int, Any]]:
+    """Decodes frames with their index from `start` or before: it seeks the key frame before it, where that is exact."""
+    with open_container(metadata.path) as container:
+        film = _find_film(container, metadata.path)
         # Nearer starts are decoded through faster than looked for, and other formats have no list of key frames.
         if start > 32 and container.format.name.split(",")[0] in ("mov", "matroska"):
             zero, tick = origin(container), Fraction(film.time_base)
-            with parser_border(facts.path, f"looking for frame {start}"):
-                container.seek(int((facts.timestamps[start] + zero) / tick), stream=film, backward=True)
+            with parser_border(metadata.path, f"looking for frame {start}"):
+                container.seek(int((metadata.timestamps[start] + zero) / tick), stream=film, backward=True)
                 decoder = container.decode(film)
                 first = next(decoder, None)
             time = first.pts * tick - zero if first is not None and first.pts is not None else None
-            if time in facts.timestamps[: start + 1]:
-                at = facts.timestamps.index(time)
-                yield from enumerate(_frames(chain([first], decoder), facts.path, at), at)
+            if time in metadata.timestamps[: start + 1]:
+                at = metadata.timestamps.index(time)
+                yield from enumerate(_decode_frames(chain([first], decoder), metadata.path, at), at)
                 return
-    with open_container(facts.path) as container:
-        yield from enumerate(_frames(container.decode(_film_stream(container, facts.path)), facts.path))
+    with open_container(metadata.path) as container:
+        yield from enumerate(_decode_frames(container.decode(_find_film(container, metadata.path)), metadata.path))

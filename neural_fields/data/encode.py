@@ -29,9 +29,9 @@ from neural_fields.files import atomic_write
 
 log = logging.getLogger(__name__)
 
-UNSPECIFIED = 2
-BT709 = 1
-TV, PC = 1, 2
+# FFmpeg's numbers (libavutil/pixfmt.h).
+_BT709 = 1
+_TV, _PC = 1, 2
 
 
 @dataclass(frozen=True)
@@ -66,55 +66,54 @@ class ColorTags:
     range: int  # as written; 0 is unspecified and means limited
 
 
-def output_tags(facts: VideoFacts, is_rgb: bool) -> ColorTags:
-    """The tags that mirror the source.
+def output_tags(source: VideoFacts, is_rgb: bool) -> ColorTags:
+    """Chooses the tags that mirror the source.
 
     Pictures and RGB films have no matrix of their own: they become BT.709, tagged, which every player reads right. An
     untagged film stays untagged and goes back through the matrix it was read by, so that its stored values return.
     """
-    primaries = _number(tags.PRIMARIES, facts.primaries)
-    transfer = _number(tags.TRANSFERS, facts.transfer)
-    wide = {None: 0, "tv": TV, "pc": PC}.get(facts.range, 0)
+    primaries = _find_number(tags.PRIMARIES, source.primaries)
+    transfer = _find_number(tags.TRANSFERS, source.transfer)
+    color_range = {None: 0, "tv": _TV, "pc": _PC}.get(source.range, 0)
     if is_rgb:
-        return ColorTags(BT709, 0, primaries, transfer, PC)
-    if facts.kind == "images" or facts.color_space in ("gbr", "ycgco"):
-        known = facts.kind != "images"
-        return ColorTags(BT709, BT709, primaries if known else BT709, transfer if known else BT709, TV)
-    space = "bt2020nc" if facts.color_space == "bt2020c" else facts.color_space
+        return ColorTags(_BT709, 0, primaries, transfer, _PC)
+    if source.kind == "images" or source.color_space in ("gbr", "ycgco"):
+        known = source.kind != "images"
+        return ColorTags(_BT709, _BT709, primaries if known else _BT709, transfer if known else _BT709, _TV)
+    space = "bt2020nc" if source.color_space == "bt2020c" else source.color_space
     matrix = tags.MATRICES.get(space or "", tags.UNTAGGED_MATRIX)
-    return ColorTags(matrix, _number(tags.SPACES, space), primaries, transfer, wide)
+    return ColorTags(matrix, _find_number(tags.SPACES, space), primaries, transfer, color_range)
 
 
-def _number(names: dict[int, str], name: str | None) -> int:
-    return next((number for number, known in names.items() if known == name), UNSPECIFIED)
+def _find_number(names: dict[int, str], name: str | None) -> int:
+    """Finds FFmpeg's number of a tag; 2, "unspecified", for other names."""
+    return next((number for number, known in names.items() if known == name), 2)
 
 
 def write(
     path: str | Path,
     frames: Iterable[np.ndarray],
-    facts: VideoFacts,
+    source: VideoFacts,
     *,
     codec: str = "h264",
     timestamps: Sequence[Fraction] | None = None,
     sound: bool = True,
     overwrite: bool = False,
     crf: int = 16,
-    preset: str = "veryfast",
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write a video that mirrors the source: its rate, times, colour tags and sound.
+    """Writes a video that mirrors the source: its rate, times, colour tags and sound.
 
     Args:
         path: the file, whose ending must suit the codec; a folder for "png".
         frames: uint8 [H, W, 3] RGB, or [H, W, 4] with straight alpha, one per timestamp, all of one size.
-        facts: of the source.
+        source: its metadata.
         codec: a key of `CODECS`. "ffv1" is lossless, "ffv1", "prores4444" and "png" carry alpha.
         timestamps: seconds in the source of each frame; None is all of the source. When they are a part of it the
             output starts where the source starts and the sound is cut to the part.
         sound: whether to copy the sound tracks that the container can hold; what it cannot is said in the log.
         overwrite: whether an existing output may be replaced (never the source itself).
         crf: quality of H.264 (0 is lossless, 16 looks lossless, 23 is x264's default).
-        preset: speed of H.264 by x264's names.
         metadata: texts by name that go into the file, such as "comment"; MP4 and MOV keep that and a few other names,
             Matroska and PNG keep all.
 
@@ -125,39 +124,35 @@ def write(
         UserError: bad name or codec, output exists, no space (4; the unfinished file is removed).
         ValueError: frames and timestamps do not belong together.
     """
-    path, kind = Path(path), _codec(codec)
-    _check_output(path, codec, kind, facts, overwrite)
-    times = tuple(facts.timestamps if timestamps is None else timestamps)
-    if not times or any(b <= a for a, b in pairwise(times)):
-        raise ValueError("timestamps must rise, and there must be at least one")
-    pictures = _checked(frames, codec, kind, len(times))
-    first = next(pictures)
-    check_size(first.shape[1], first.shape[0], where=str(path))
-    if codec == "png":
-        write_images(path, chain([first], pictures), metadata)
-        if facts.sound and sound:
-            log.warning("%s holds pictures: the sound is left out", path)
-        return path
-    job = _Job(path, kind, facts, times, sound, crf, preset, metadata or {})
-    with atomic_write(path) as part:
-        _write_file(part, job, first, pictures)
-    return path
-
-
-def _codec(name: str) -> Codec:
-    if name not in CODECS:
+    if codec not in CODECS:
         raise UserError(
             ExitCode.USAGE,
-            f"unknown codec {name!r}",
+            f"unknown codec {codec!r}",
             where="--codec",
             why=f"expected one of {', '.join(CODECS)}",
             fix="--codec h264",
         )
-    return CODECS[name]
+    path, kind = Path(path), CODECS[codec]
+    _check_output(path, codec, kind, source, overwrite)
+    times = tuple(source.timestamps if timestamps is None else timestamps)
+    if not times or any(b <= a for a, b in pairwise(times)):
+        raise ValueError("timestamps must rise, and there must be at least one")
+    pictures = _check_frames(frames, codec, kind, len(times))
+    first = next(pictures)
+    check_size(first.shape[1], first.shape[0], where=str(path))
+    if codec == "png":
+        write_images(path, chain([first], pictures), metadata)
+        if source.sound and sound:
+            log.warning("%s holds pictures: the sound is left out", path)
+        return path
+    job = _EncodingJob(path, kind, source, times, sound, crf, metadata or {})
+    with atomic_write(path) as part:
+        _encode_file(part, job, first, pictures)
+    return path
 
 
-def _check_output(path: Path, name: str, codec: Codec, facts: VideoFacts, overwrite: bool) -> None:
-    """Refuse endings that cannot carry the codec, existing files, and the source itself."""
+def _check_output(path: Path, name: str, codec: Codec, source: VideoFacts, overwrite: bool) -> None:
+    """Refuses endings that cannot carry the codec, existing files, and the source itself."""
     if codec.suffixes and path.suffix.lower() not in codec.suffixes:
         raise bad_input(
             f"{name} cannot be stored in {path.name!r}",
@@ -174,7 +169,7 @@ def _check_output(path: Path, name: str, codec: Codec, facts: VideoFacts, overwr
         )
     if not path.exists() and not path.is_symlink():
         return
-    if path.exists() and os.path.exists(facts.path) and os.path.samefile(path, facts.path):
+    if path.exists() and os.path.exists(source.path) and os.path.samefile(path, source.path):
         raise bad_input("the output is the source video itself", where=str(path), fix="use another --out")
     if not overwrite:
         raise bad_input("the output exists already", where=str(path), fix="add -y to replace it, or use another --out")
@@ -182,13 +177,15 @@ def _check_output(path: Path, name: str, codec: Codec, facts: VideoFacts, overwr
         raise bad_input("the output exists and is of another kind", where=str(path), fix="use another --out")
 
 
-def _checked(frames: Iterable[np.ndarray], name: str, codec: Codec, count: int) -> Iterator[np.ndarray]:
-    """The frames, after looking at their number, type and size."""
-    shape, seen = None, 0
+def _check_frames(frames: Iterable[np.ndarray], name: str, codec: Codec, count: int) -> Iterator[np.ndarray]:
+    """Passes the frames on after checking their number, type and size."""
+    shape, count_seen = None, 0
     for frame in frames:
         shape = shape or frame.shape
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] not in (3, 4) or frame.shape != shape:
-            raise ValueError(f"frame {seen} is {frame.dtype} {frame.shape}, expected uint8 [H, W, 3 or 4] like {shape}")
+            raise ValueError(
+                f"frame {count_seen} is {frame.dtype} {frame.shape}, expected uint8 [H, W, 3 or 4] like {shape}"
+            )
         if frame.shape[2] == 4 and codec.alpha_pixels is None:
             raise UserError(
                 ExitCode.USAGE,
@@ -196,60 +193,80 @@ def _checked(frames: Iterable[np.ndarray], name: str, codec: Codec, count: int) 
                 where="--codec",
                 fix="--codec prores4444 (or ffv1, or png)",
             )
-        seen += 1
-        if seen > count:
+        count_seen += 1
+        if count_seen > count:
             raise ValueError(f"more than {count} frames, and {count} timestamps")
         yield np.ascontiguousarray(frame)
-    if seen != count:
-        raise ValueError(f"{seen} frames, and {count} timestamps")
+    if count_seen != count:
+        raise ValueError(f"{count_seen} frames, and {count} timestamps")
 
 
 @dataclass(frozen=True)
-class _Job:
+class _EncodingJob:
     """What `write` was asked for."""
 
     path: Path
     codec: Codec
-    facts: VideoFacts
+    source: VideoFacts
     times: tuple[Fraction, ...]
     sound: bool
     crf: int
-    preset: str
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)  # by name, such as "comment"
 
     @property
     def shift(self) -> Fraction:
-        """Seconds to take off every time, so that a part of the source starts where the source starts."""
-        return self.times[0] - self.facts.timestamps[0]
+        """Seconds to subtract from every time, so that a part of the source starts where the source starts."""
+        return self.times[0] - self.source.timestamps[0]
 
     @property
     def end(self) -> Fraction | None:
         """Seconds in the source where the sound is cut; None when the part reaches the end of the source."""
-        after = [t for t in self.facts.timestamps if t > self.times[-1]]
+        after = [t for t in self.source.timestamps if t > self.times[-1]]
         return after[0] if after else None
 
-    def durations(self) -> list[Fraction]:
-        """Seconds that each frame is shown."""
+    @property
+    def tick(self) -> Fraction:
+        """Seconds of one tick: the source's, or a finer one where its ticks cannot say every time exactly."""
+        base, times = self.source.time_base, (*self.times, self.shift)
+        if all((t / base).denominator == 1 for t in times):
+            return base
+        fine = Fraction(1, math.lcm(*(t.denominator for t in times)))
+        return fine if fine.denominator < 2**31 else Fraction(1, 1_000_000)
+
+    def frame_durations(self) -> list[Fraction]:
+        """Returns the seconds that each frame is shown."""
         gaps = [b - a for a, b in pairwise(self.times)]
-        return [*gaps, self.end - self.times[-1] if self.end else 1 / self.facts.rate]
+        return [*gaps, self.end - self.times[-1] if self.end else 1 / self.source.rate]
 
 
-def _write_file(part: Path, job: _Job, first: np.ndarray, pictures: Iterator[np.ndarray]) -> None:
-    """Encode into the unfinished file `part`."""
+def _encode_file(part: Path, job: _EncodingJob, first: np.ndarray, pictures: Iterator[np.ndarray]) -> None:
+    """Encodes into the unfinished file `part`: every picture, each preceded by the sound that belongs before it."""
     form = {".mkv": "matroska", ".mov": "mov"}.get(job.path.suffix.lower(), "mp4")
-    options = {}
+    tick, options = job.tick, {}
     if form != "matroska":
         # A first frame later than zero is stored in units of the whole film: by default thousandths, which would round.
-        options = {"movflags": "faststart", "movie_timescale": str(max(1000, time_base(job).denominator))}
+        options = {"movflags": "faststart", "movie_timescale": str(max(1000, tick.denominator))}
     with decode.parser_border(job.path, "opening the output"):
         out = av.open("file:" + os.path.abspath(part), "w", format=form, options=options)
     try:
         with ExitStack() as stack:
             with decode.parser_border(job.path, "starting the encoder"):
                 stream, colors = _add_film(out, job, first)
-                out.metadata.update(job.metadata)
+                out.metadata.update(job.texts)
                 sound = _open_sound(stack, out, job)  # all tracks must be there before the first packet
-            _encode(out, stream, colors, job, chain([first], pictures), sound)
+            reformatter = VideoReformatter()
+            for picture, time, duration in zip(chain([first], pictures), job.times, job.frame_durations(), strict=True):
+                with decode.parser_border(job.path, "encoding"):
+                    frame = _make_frame(picture, stream.codec_context.pix_fmt, colors, reformatter)
+                    frame.time_base, frame.pts = tick, round((time - job.shift) / tick)
+                    frame.duration = round(duration / tick)
+                    out.mux(stream.encode(frame))
+                if sound:
+                    sound.copy_packets(out, time + duration)
+            with decode.parser_border(job.path, "encoding"):
+                out.mux(stream.encode(None))
+            if sound:
+                sound.copy_packets(out, None)
     except BaseException:
         # The first error counts; closing a broken output raises a second one.
         with suppress(OSError, ValueError, av.error.FFmpegError):
@@ -259,14 +276,14 @@ def _write_file(part: Path, job: _Job, first: np.ndarray, pictures: Iterator[np.
         out.close()
 
 
-def _add_film(out: Any, job: _Job, first: np.ndarray) -> tuple[Any, ColorTags]:
-    """The video stream of the output, set up."""
+def _add_film(out: Any, job: _EncodingJob, first: np.ndarray) -> tuple[Any, ColorTags]:
+    """Adds the video stream to the output and sets it up."""
     height, width, channels = first.shape
-    codec, facts = job.codec, job.facts
+    codec, source = job.codec, job.source
     options = dict(codec.options)
     if codec.encoder == "libx264":
-        options = {"crf": str(job.crf), "preset": job.preset}
-    stream = out.add_stream(codec.encoder, rate=facts.rate, options=options)
+        options = {"crf": str(job.crf), "preset": "veryfast"}
+    stream = out.add_stream(codec.encoder, rate=source.rate, options=options)
     context = stream.codec_context
     context.thread_type = "FRAME" if codec.encoder == "libx264" else "AUTO"  # x264 is slower with threads by slices
     context.width, context.height = width, height
@@ -274,45 +291,17 @@ def _add_film(out: Any, job: _Job, first: np.ndarray) -> tuple[Any, ColorTags]:
     if context.pix_fmt == "yuv420p" and (width % 2 or height % 2):
         context.pix_fmt = "yuv444p"  # halved colour planes need even sizes, and the size must stay
         log.warning("%s has an odd size: written as 4:4:4, which some players cannot show", job.path)
-    context.time_base = stream.time_base = time_base(job)
-    if facts.pixel_aspect != 1:
-        context.sample_aspect_ratio = stream.sample_aspect_ratio = facts.pixel_aspect
-    colors = output_tags(facts, codec.is_rgb)
+    context.time_base = stream.time_base = job.tick
+    if source.pixel_aspect != 1:
+        context.sample_aspect_ratio = stream.sample_aspect_ratio = source.pixel_aspect
+    colors = output_tags(source, codec.is_rgb)
     context.colorspace, context.color_primaries = colors.space, colors.primaries
     context.color_trc, context.color_range = colors.transfer, colors.range
     return stream, colors
 
 
-def time_base(job: _Job) -> Fraction:
-    """Seconds of one tick: the source's, or a finer one where its ticks cannot say every time exactly."""
-    base = job.facts.time_base
-    if all((t / base).denominator == 1 for t in (*job.times, job.shift)):
-        return base
-    fine = Fraction(1, math.lcm(*(t.denominator for t in (*job.times, job.shift))))
-    return fine if fine.denominator < 2**31 else Fraction(1, 1_000_000)
-
-
-def _encode(
-    out: Any, stream: Any, colors: ColorTags, job: _Job, pictures: Iterator[np.ndarray], sound: _Sound | None
-) -> None:
-    """Encode every picture, each preceded by the sound that belongs before it."""
-    tick, reformatter = time_base(job), VideoReformatter()
-    for picture, time, duration in zip(pictures, job.times, job.durations(), strict=True):
-        with decode.parser_border(job.path, "encoding"):
-            frame = _to_frame(picture, stream.codec_context.pix_fmt, colors, reformatter)
-            frame.time_base, frame.pts = tick, round((time - job.shift) / tick)
-            frame.duration = round(duration / tick)
-            out.mux(stream.encode(frame))
-        if sound:
-            sound.copy(out, time + duration)
-    with decode.parser_border(job.path, "encoding"):
-        out.mux(stream.encode(None))
-    if sound:
-        sound.copy(out, None)
-
-
-def _to_frame(picture: np.ndarray, pixels: str, colors: ColorTags, reformatter: VideoReformatter) -> Any:
-    """A picture as a frame in the encoder's pixel format, converted by the matrix and range of the tags."""
+def _make_frame(picture: np.ndarray, pixels: str, colors: ColorTags, reformatter: VideoReformatter) -> Any:
+    """Converts a picture to the encoder's pixel format by the matrix and range of the tags."""
     frame = av.VideoFrame.from_ndarray(picture, format="rgba" if picture.shape[2] == 4 else "rgb24")
     if colors.space == 0:
         frame = reformatter.reformat(frame, format=pixels)
@@ -321,8 +310,8 @@ def _to_frame(picture: np.ndarray, pixels: str, colors: ColorTags, reformatter: 
             frame,
             format=pixels,
             dst_colorspace=colors.matrix,
-            src_color_range=PC,
-            dst_color_range=colors.range or TV,
+            src_color_range=_PC,
+            dst_color_range=colors.range or _TV,
             interpolation=tags.FROM_RGB,
         )
     frame.colorspace, frame.color_range = colors.space, colors.range
@@ -331,19 +320,19 @@ def _to_frame(picture: np.ndarray, pixels: str, colors: ColorTags, reformatter: 
 
 
 @dataclass
-class _Sound:
+class _SoundCopier:
     """Copies the sound packets of the source, in step with the film."""
 
     packets: Iterator[Any]
     tracks: dict[int, Any]  # stream index in the source: stream of the output
     origin: Fraction  # seconds in the source that count as zero
-    job: _Job
+    job: _EncodingJob
     waiting: Any = None
 
-    def copy(self, out: Any, until: Fraction | None) -> None:
-        """Copy what starts before `until` (seconds in the source), or all that is left."""
+    def copy_packets(self, out: Any, until: Fraction | None) -> None:
+        """Copies what starts before `until` (seconds in the source), or all that is left."""
         job = self.job
-        with decode.parser_border(job.facts.path, "copying the sound"):
+        with decode.parser_border(job.source.path, "copying the sound"):
             while True:
                 packet = self.waiting or next(self.packets, None)
                 self.waiting = None
@@ -357,22 +346,18 @@ class _Sound:
                     return
                 if (job.shift and time < job.times[0]) or (job.end is not None and time >= job.end):
                     continue
-                self._mux(out, packet)
-
-    def _mux(self, out: Any, packet: Any) -> None:
-        late = round((self.job.shift + self.origin) / packet.time_base)
-        track = self.tracks[packet.stream_index]
-        packet.pts -= late
-        packet.dts = packet.pts if packet.dts is None else packet.dts - late
-        packet.stream = track
-        out.mux(packet)
+                late = round((job.shift + self.origin) / packet.time_base)
+                packet.pts -= late
+                packet.dts = packet.pts if packet.dts is None else packet.dts - late
+                packet.stream = self.tracks[packet.stream_index]
+                out.mux(packet)
 
 
-def _open_sound(stack: ExitStack, out: Any, job: _Job) -> _Sound | None:
-    """The sound tracks of the source that the output can hold, added to it; None when there are none."""
-    if not (job.sound and job.facts.sound):
+def _open_sound(stack: ExitStack, out: Any, job: _EncodingJob) -> _SoundCopier | None:
+    """Adds the sound tracks of the source that the output can hold; None when there are none."""
+    if not (job.sound and job.source.sound):
         return None
-    source = stack.enter_context(decode.open_container(job.facts.path))
+    source = stack.enter_context(decode.open_container(job.source.path))
     tracks = {}
     for stream in source.streams.audio:
         codec = stream.codec_context.codec.canonical_name if stream.codec_context else "unknown"
@@ -383,4 +368,4 @@ def _open_sound(stack: ExitStack, out: Any, job: _Job) -> _Sound | None:
     if not tracks:
         return None
     packets = source.demux([s for s in source.streams.audio if s.index in tracks])
-    return _Sound(packets, tracks, decode.origin(source), job)
+    return _SoundCopier(packets, tracks, decode.origin(source), job)

@@ -1,4 +1,4 @@
-"""What is known about a video: the facts every other part of the tool reads, and the texts `--size` and `--frames`.
+"""Metadata of a video, which every other part of the tool reads, and the texts `--size` and `--frames`.
 
 Sizes are always of the upright picture in pixels, times are exact fractions of a second.
 """
@@ -15,12 +15,19 @@ import numpy as np
 
 from neural_fields.errors import bad_input
 
-SMALLEST_SIDE = 16
-LARGEST_SIDE = 16384
-# 64 million pixels: an 8K frame is 33 million; a decompression bomb starts at about 100 million.
-LARGEST_AREA = 64 * 1024 * 1024
 DEFAULT_RATE = Fraction(24)
-COMMON_RATES = tuple(Fraction(n, 1001) for n in (24000, 30000, 60000)) + tuple(map(Fraction, (24, 25, 30, 50, 60)))
+
+
+@dataclass(frozen=True)
+class FrameSizeLimits:
+    """Sizes of pictures and videos that are read."""
+
+    min_side_px: int = 16
+    max_side_px: int = 16384
+    max_pixels: int = 64 * 1024 * 1024  # an 8K frame has 33 million; a decompression bomb starts at about 100 million
+
+
+DEFAULTS = FrameSizeLimits()
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class VideoFacts:
     time_base: Fraction  # seconds of one tick
     timestamps: tuple[Fraction, ...]  # seconds, one per frame, rising
     variable_rate: bool
-    rotation: int  # degrees clockwise by which the stored picture was turned to stand upright: 0, 90, 180, 270
+    rotation: int  # degrees clockwise by which the stored picture was rotated to stand upright: 0, 90, 180, 270
     codec: str
     pixel_format: str
     color_space: str | None
@@ -59,7 +66,7 @@ class VideoFacts:
     pixel_aspect: Fraction = Fraction(1)  # width of a pixel over its height
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary that `json` can write; fractions are texts such as "30000/1001"."""
+        """Returns a dictionary that `json` can write; fractions are texts such as "30000/1001"."""
         out: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         for name in ("rate", "time_base", "pixel_aspect"):
             out[name] = str(out[name])
@@ -70,7 +77,7 @@ class VideoFacts:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> VideoFacts:
-        """The facts that `to_json` wrote. Raises `UserError` when the dictionary is something else."""
+        """Reads the metadata that `to_json` wrote. Raises `UserError` when the dictionary is something else."""
         try:
             values = {f.name: data[f.name] for f in fields(VideoFacts) if f.name in data}
             for name in ("rate", "time_base", "pixel_aspect"):
@@ -91,7 +98,7 @@ class VideoFacts:
 
 @dataclass(frozen=True)
 class Video:
-    """Frames on disk with their times: what a fit reads."""
+    """Frames on disk with their times: what training reads."""
 
     frames: np.ndarray  # uint8 [T, H, W, 3], RGB, memory-mapped, read-only
     timestamps: tuple[Fraction, ...]  # seconds, one per frame of `frames`
@@ -100,7 +107,7 @@ class Video:
 
 
 def parse_size(text: str, width: int, height: int) -> tuple[int, int]:
-    """The (width, height) in pixels that a `--size` text asks for, given the size of the source.
+    """Computes the (width, height) in pixels that a `--size` text asks for, given the size of the source.
 
     "source" is the size as it is; "240p" makes the shorter side 240 and keeps the aspect, and never enlarges;
     "640x360" is exactly that. Raises `UserError` for anything else and for sides out of range.
@@ -109,7 +116,7 @@ def parse_size(text: str, width: int, height: int) -> tuple[int, int]:
         size = (width, height)
     elif match := re.fullmatch(r"(\d{1,6})p", text):
         scale = min(Fraction(1), Fraction(int(match[1]), min(width, height)))
-        size = (_round(width * scale), _round(height * scale))
+        size = (_round_half_up(width * scale), _round_half_up(height * scale))
     elif match := re.fullmatch(r"(\d{1,6})x(\d{1,6})", text):
         size = (int(match[1]), int(match[2]))
     else:
@@ -120,31 +127,38 @@ def parse_size(text: str, width: int, height: int) -> tuple[int, int]:
     return size
 
 
-def _round(value: Fraction) -> int:
-    """The nearest whole number; halves go up (Python's `round` would take 240.5 down)."""
+def _round_half_up(value: Fraction) -> int:
+    """Returns the nearest whole number; halves go up (Python's `round` would take 240.5 down)."""
     return int(value + Fraction(1, 2))
 
 
-def check_size(width: int, height: int, *, where: str) -> None:
-    """Raise `UserError` unless a picture of this size can be worked with."""
-    if min(width, height) < SMALLEST_SIDE:
+def check_size(width: int, height: int, *, where: str, limits: FrameSizeLimits = DEFAULTS) -> None:
+    """Raises `UserError` unless a picture of this size can be worked with.
+
+    Args:
+        width, height: in pixels.
+        where: what has the size, for the error.
+        limits: sizes that are read.
+    """
+    if min(width, height) < limits.min_side_px:
         raise bad_input(
             f"the picture is {width}x{height} pixels",
             where=where,
-            why=f"each side must have at least {SMALLEST_SIDE} pixels",
+            why=f"each side must have at least {limits.min_side_px} pixels",
             fix="use a larger picture",
         )
-    if max(width, height) > LARGEST_SIDE or width * height > LARGEST_AREA:
+    if max(width, height) > limits.max_side_px or width * height > limits.max_pixels:
+        most = limits.max_pixels // 2**20
         raise bad_input(
             f"the picture is {width}x{height} pixels",
             where=where,
-            why=f"at most {LARGEST_SIDE} pixels a side and {LARGEST_AREA // 2**20} million in all are read",
+            why=f"at most {limits.max_side_px} pixels a side and {most} million in all are read",
             fix="scale it down first",
         )
 
 
 def parse_frames(text: str, count: int) -> range:
-    """The frames that a `--frames A:B[:STEP]` text picks out of `count`: A is in, B is not; both may be left out.
+    """Reads which frames a `--frames A:B[:STEP]` text picks out of `count`: A is in, B is not; both may be left out.
 
     Raises `UserError` when the text is malformed, picks nothing, or reaches past the end.
     """
@@ -168,21 +182,30 @@ def parse_frames(text: str, count: int) -> range:
 
 
 def even_timestamps(count: int, rate: Fraction) -> tuple[Fraction, ...]:
-    """Times in seconds of `count` frames at a constant rate, from zero."""
+    """Returns the times in seconds of `count` frames at a constant rate, from zero."""
     return tuple(i / rate for i in range(count))
 
 
 def steady_rate(timestamps: Sequence[Fraction], tick: Fraction, declared: Fraction | None) -> tuple[Fraction, bool]:
-    """The frame rate, and whether it varies.
+    """Finds the frame rate, and whether it varies.
 
-    A rate is constant when every time lies within one tick of the even grid: Matroska rounds 1/30 s to 33, 33 and 34
+    A rate is constant when every time is within one tick of the even grid: Matroska rounds 1/30 s to 33, 33 and 34
     thousandths. A usual rate that fits comes first, the declared one of several: some files declare only an estimate.
+
+    Args:
+        timestamps: seconds, rising.
+        tick: seconds of one tick of the file.
+        declared: frames a second by the file's header; None where it says nothing.
+
+    Returns:
+        Frames a second (the mean when the rate varies), and whether it varies.
     """
     if len(timestamps) < 2:
         return declared or DEFAULT_RATE, False
     span = timestamps[-1] - timestamps[0]
     mean = ((len(timestamps) - 1) / span).limit_denominator(100_000)
-    usual = sorted(COMMON_RATES, key=lambda rate: (rate != declared, abs(rate - mean)))[:3]
+    common = [Fraction(n, 1001) for n in (24000, 30000, 60000)] + [Fraction(n) for n in (24, 25, 30, 50, 60)]
+    usual = sorted(common, key=lambda rate: (rate != declared, abs(rate - mean)))[:3]
     for rate in (*usual, declared, mean):
         if rate and all(abs(t - timestamps[0] - i / rate) <= tick for i, t in enumerate(timestamps)):
             return rate, False
@@ -190,7 +213,7 @@ def steady_rate(timestamps: Sequence[Fraction], tick: Fraction, declared: Fracti
 
 
 def made_facts(size: tuple[int, int], count: int, rate: Fraction) -> VideoFacts:
-    """Facts of a silent video of `size` (width, height) that no camera made and no file holds yet."""
+    """Makes the metadata of a silent video of `size` (width, height) that no camera made and no file holds yet."""
     return VideoFacts(
         path="",
         kind="images",

@@ -1,4 +1,4 @@
-"""Optical flow between neighbouring frames, both ways, with the places where it cannot be trusted.
+"""Optical flow between neighboring frames, both ways, with the places where it cannot be trusted.
 
 A flow vector is (dx, dy) in pixels of the size it is stored at: the point x of the first frame is seen at
 x + flow(x) in the second. Where the flow is invalid (occluded, out of the frame, unknown) a mask says so; the
@@ -9,11 +9,12 @@ numbers themselves never carry that meaning. Three sources: OpenCV's DIS (no wei
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,7 +22,6 @@ from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, UInt8
 
 from neural_fields.data.flow_files import (
@@ -36,13 +36,11 @@ from neural_fields.data.raft import hub_weights, raft_flow, raft_network, read_r
 from neural_fields.errors import bad_input
 from neural_fields.files import disk_errors
 
-CACHE_VERSION = 1  # Raise it when the same input would give other numbers.
 __all__ = [
     "FlowField",
     "compute_flow",
     "consistency_mask",
     "read_flo",
-    "resize_flow",
     "resize_mask",
     "resize_vectors",
     "write_flo",
@@ -57,7 +55,7 @@ Pair = tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]
 
 @dataclass(frozen=True)
 class FlowField:
-    """Flow between neighbouring frames of a clip of T frames.
+    """Flow between neighboring frames of a clip of T frames.
 
     `forward[t]` maps frame t to t + 1 and lives on the pixels of frame t; `backward[t]` maps frame t + 1 to t and
     lives on the pixels of frame t + 1. The masks are True where the flow agrees with its reverse.
@@ -82,7 +80,7 @@ def compute_flow(
     progress: Progress | None = None,
     device: str = "cpu",
 ) -> FlowField:
-    """Returns the flow of a clip, memory-mapped from `cache`, computing it pair by pair if it is not there yet.
+    """Computes the flow of a clip pair by pair, or finds it in `cache`.
 
     Args:
         frames: RGB; may be memory-mapped, only two frames are held at a time.
@@ -94,21 +92,25 @@ def compute_flow(
         progress: called with (pairs done, pairs in all).
         device: where RAFT runs.
 
+    Returns:
+        The flow at `size`, memory-mapped from `cache`.
+
     Raises:
         UserError: unknown method, weights that cannot be had or read, files that do not fit the clip or hold NaN.
     """
     count, height, width = frames.shape[:3]
     size = size or (width, height)
     if count < 2:
-        return _empty_flow(size)
-    key, pairs = _pair_source(frames, method, size, device)
+        vectors, ok = np.zeros((0, size[1], size[0], 2), np.float16), np.zeros((0, size[1], size[0]), bool)
+        return FlowField(vectors, vectors, ok, ok)
+    key, compute_pairs = _choose_pair_source(frames, method, size, device)
     folder = Path(cache) / f"flow-{key}"
     shape = (count - 1, size[1], size[0])
     found = _open_cached(folder, shape)
     if found is not None:
         return found
     with disk_errors(folder):
-        _build_cached(folder, pairs(), shape, progress)
+        _build_cached(folder, compute_pairs(), shape, progress)
     built = _open_cached(folder, shape)
     if built is None:
         raise OSError(errno.EIO, "flow written to the cache could not be read back", str(folder))
@@ -116,13 +118,13 @@ def compute_flow(
 
 
 def consistency_mask(flow: Vectors, reverse: Vectors) -> Bool[np.ndarray, "height width"]:
-    """True where following `flow` and then `reverse` comes back to the start, and the target is inside the frame.
+    """Computes where following `flow` and then `reverse` comes back to the start, inside the frame.
 
     The tolerance grows with the motion: |f + b|^2 < 0.01 (|f|^2 + |b|^2) + 0.5 (Sundaram et al. 2010, eq. 5).
     """
     height, width = flow.shape[:2]
     flow = np.nan_to_num(np.asarray(flow, np.float32), nan=4.0 * (width + height))
-    # cv2.remap takes sample positions: j is the centre of pixel j, so the frame spans [-0.5, width - 0.5].
+    # cv2.remap takes sample positions: j is the center of pixel j, so the frame spans [-0.5, width - 0.5].
     x = flow[..., 0] + np.arange(width, dtype=np.float32)
     y = flow[..., 1] + np.arange(height, dtype=np.float32)[:, None]
     back = cv2.remap(np.asarray(reverse, np.float32), x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -132,9 +134,15 @@ def consistency_mask(flow: Vectors, reverse: Vectors) -> Bool[np.ndarray, "heigh
 
 
 def resize_vectors(vectors: Vectors, size: tuple[int, int], ok: np.ndarray | None = None) -> Float[np.ndarray, "h w 2"]:
-    """Flow of one pair at another size: dx scales by the width ratio, dy by the height ratio.
+    """Resizes the flow of one pair: dx scales by the width ratio, dy by the height ratio.
 
-    Where `ok` is given, pixels that are not ok do not leak into their neighbours.
+    Args:
+        vectors: in pixels of their own size.
+        size: the new (width, height).
+        ok: where the flow is known; other pixels do not leak into their neighbors.
+
+    Returns:
+        Vectors in pixels of the new size.
     """
     height, width = vectors.shape[:2]
     scale = np.array([size[0] / width, size[1] / height], np.float32)
@@ -148,34 +156,8 @@ def resize_vectors(vectors: Vectors, size: tuple[int, int], ok: np.ndarray | Non
     return plain * scale
 
 
-def resize_flow(flow: FlowField, size: tuple[int, int]) -> FlowField:
-    """The flow of a whole clip at another size (width, height), in memory and in the same number type.
-
-    A pixel stays ok where at least half of what it covers was ok.
-    """
-    if size == flow.size:
-        return flow
-
-    def vectors(values: np.ndarray, ok: np.ndarray) -> np.ndarray:
-        out = np.empty((len(values), size[1], size[0], 2), values.dtype)
-        for index, (value, trusted) in enumerate(zip(values, ok, strict=True)):
-            out[index] = resize_vectors(value, size, trusted)
-        return out
-
-    def masks(values: np.ndarray) -> np.ndarray:
-        out = [resize_mask(value, size) for value in values]
-        return np.stack(out) if out else np.zeros((0, size[1], size[0]), bool)
-
-    return FlowField(
-        vectors(flow.forward, flow.forward_ok),
-        vectors(flow.backward, flow.backward_ok),
-        masks(flow.forward_ok),
-        masks(flow.backward_ok),
-    )
-
-
 def resize_mask(mask: Bool[np.ndarray, "height width"], size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
-    """A mask at another size (width, height): a pixel is in where at least half of what it covers is in."""
+    """Resizes a mask to (width, height): a pixel is in where at least half of what it covers is in."""
     smaller = size[0] * size[1] < mask.shape[0] * mask.shape[1]
     mode = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
     return cv2.resize(mask.astype(np.float32), size, interpolation=mode) >= 0.5
@@ -184,23 +166,24 @@ def resize_mask(mask: Bool[np.ndarray, "height width"], size: tuple[int, int]) -
 # --- where the pairs come from -------------------------------------------------------------------------------------
 
 
-def _pair_source(
+def _choose_pair_source(
     frames: np.ndarray, method: str, size: tuple[int, int], device: str
 ) -> tuple[str, Callable[[], Iterator[Pair]]]:
-    """The cache key of a method, and a function that starts computing pairs. Cheap problems are raised here."""
-    digest = hashlib.sha256(f"{CACHE_VERSION} {len(frames)} {size[0]}x{size[1]} ".encode())
+    """Returns the cache key of a method, and a function that starts computing pairs. Cheap problems are raised here."""
+    version = 1  # of the cache: raise it when the same input would give other numbers
+    digest = hashlib.sha256(f"{version} {len(frames)} {size[0]}x{size[1]} ".encode())
     if method in ("auto", "dis"):
         digest.update(f"dis {cv2.__version__}".encode())
-        _add_frames(digest, frames)
-        return digest.hexdigest()[:24], lambda: _dis_pairs(frames, size)
+        _hash_frames(digest, frames)
+        return digest.hexdigest()[:24], lambda: _compute_pairs(frames, _gray_at_size, size, _compute_dis_flow)
     path = Path(method)
     if path.is_dir():
         files = flow_files(path, len(frames) - 1)
         for file in files.forward + files.backward:
             digest.update(file.name.encode() + b"\0" + file.read_bytes())
         if not files.backward:
-            _add_frames(digest, frames)
-        return digest.hexdigest()[:24], lambda: _file_pairs(files, frames, size)
+            _hash_frames(digest, frames)
+        return digest.hexdigest()[:24], lambda: _read_file_pairs(files, frames, size)
     if method not in ("raft", "raft-large") and path.suffix not in (".pth", ".pt"):
         raise bad_input(
             f"no flow method or file called {method}",
@@ -212,25 +195,48 @@ def _pair_source(
     state = hub_weights(method) if method in ("raft", "raft-large") else read_raft_state(path)
     for name, value in sorted(state.items()):
         digest.update(name.encode() + value.contiguous().numpy().tobytes())
-    _add_frames(digest, frames)
-    return digest.hexdigest()[:24], lambda: _raft_pairs(frames, size, state, method, device)
+    _hash_frames(digest, frames)
+
+    def compute_raft_pairs() -> Iterator[Pair]:
+        network = raft_network(state, method, device)
+        return _compute_pairs(frames, _frame_at_size, size, functools.partial(raft_flow, network))
+
+    return digest.hexdigest()[:24], compute_raft_pairs
 
 
-def _add_frames(digest: Any, frames: np.ndarray) -> None:
+def _hash_frames(digest: Any, frames: np.ndarray) -> None:
     digest.update(str(frames.shape).encode())
     for frame in one_by_one(frames):
         digest.update(np.ascontiguousarray(frame))
 
 
-def _at_size(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _frame_at_size(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if (frame.shape[1], frame.shape[0]) == size:
         return np.ascontiguousarray(frame)
     smaller = size[0] * size[1] < frame.shape[0] * frame.shape[1]
     return cv2.resize(frame, size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
 
 
-def _dis(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """DIS flow (Kroeger et al. 2016) of two gray images, either of any size (it needs a few patches on each side)."""
+def _gray_at_size(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return cv2.cvtColor(_frame_at_size(frame, size), cv2.COLOR_RGB2GRAY)
+
+
+def _compute_pairs(
+    frames: np.ndarray,
+    prepare: Callable[[np.ndarray, tuple[int, int]], np.ndarray],
+    size: tuple[int, int],
+    compute: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> Iterator[Pair]:
+    """Computes the flow of neighboring frames both ways; each frame is prepared once."""
+    previous = prepare(frames[0], size)
+    for frame in islice(one_by_one(frames), 1, None):
+        current = prepare(frame, size)
+        yield compute(previous, current), compute(current, previous), None, None
+        previous = current
+
+
+def _compute_dis_flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Computes DIS flow (Kroeger et al. 2016) of two gray images of any size (it needs a few patches on each side)."""
     height, width = first.shape
     pad = [(0, max(0, 32 - height)), (0, max(0, 32 - width))]
     first, second = np.pad(first, pad, mode="edge"), np.pad(second, pad, mode="edge")
@@ -241,59 +247,36 @@ def _dis(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def flow_between(
     first: UInt8[np.ndarray, "height width 3"], second: UInt8[np.ndarray, "height width 3"]
 ) -> tuple[Vectors, Bool[np.ndarray, "height width"]]:
-    """Flow from one picture to another by DIS, and where the way back agrees with it."""
+    """Computes the flow from one picture to another by DIS, and where the way back agrees with it."""
     one, other = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in (first, second))
-    there, back = _dis(one, other), _dis(other, one)
+    there, back = _compute_dis_flow(one, other), _compute_dis_flow(other, one)
     return there, consistency_mask(there, back)
 
 
-def _dis_pairs(frames: np.ndarray, size: tuple[int, int]) -> Iterator[Pair]:
-    previous = cv2.cvtColor(_at_size(frames[0], size), cv2.COLOR_RGB2GRAY)
-    for frame in islice(one_by_one(frames), 1, None):
-        current = cv2.cvtColor(_at_size(frame, size), cv2.COLOR_RGB2GRAY)
-        yield _dis(previous, current), _dis(current, previous), None, None
-        previous = current
-
-
-def _file_pairs(files: FlowFiles, frames: np.ndarray, size: tuple[int, int]) -> Iterator[Pair]:
+def _read_file_pairs(files: FlowFiles, frames: np.ndarray, size: tuple[int, int]) -> Iterator[Pair]:
+    """Reads the user's flow; where only forward files are given, the backward flow comes from DIS."""
     for pair, path in enumerate(files.forward):
-        forward, forward_known = _file_at_size(path, pair, size)
+        forward, forward_known = _read_file_at_size(path, pair, size)
         if files.backward:
-            backward, backward_known = _file_at_size(files.backward[pair], pair, size)
+            backward, backward_known = _read_file_at_size(files.backward[pair], pair, size)
         else:
-            gray = [cv2.cvtColor(_at_size(frames[t], size), cv2.COLOR_RGB2GRAY) for t in (pair + 1, pair)]
-            backward, backward_known = _dis(*gray), np.ones((size[1], size[0]), bool)
+            backward = _compute_dis_flow(_gray_at_size(frames[pair + 1], size), _gray_at_size(frames[pair], size))
+            backward_known = np.ones((size[1], size[0]), bool)
         yield forward, backward, forward_known, backward_known
 
 
-def _file_at_size(path: Path, pair: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def _read_file_at_size(path: Path, pair: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     vectors, known = read_user_flow(path, pair, size)
     if known.shape == (size[1], size[0]):
         return vectors, known
     return resize_vectors(vectors, size, known), resize_mask(known, size)
 
 
-def _raft_pairs(
-    frames: np.ndarray, size: tuple[int, int], state: dict[str, torch.Tensor], where: str, device: str
-) -> Iterator[Pair]:
-    network = raft_network(state, where, device)
-    previous = _at_size(frames[0], size)
-    for frame in islice(one_by_one(frames), 1, None):
-        current = _at_size(frame, size)
-        yield raft_flow(network, previous, current), raft_flow(network, current, previous), None, None
-        previous = current
-
-
 # --- the cache -----------------------------------------------------------------------------------------------------
 
 
-def _empty_flow(size: tuple[int, int]) -> FlowField:
-    vectors, ok = np.zeros((0, size[1], size[0], 2), np.float16), np.zeros((0, size[1], size[0]), bool)
-    return FlowField(vectors, vectors, ok, ok)
-
-
 def _open_cached(folder: Path, shape: tuple[int, int, int]) -> FlowField | None:
-    """The cached flow, or None if it is not there, cut short or of another shape."""
+    """Opens the cached flow; None if it is not there, cut short or of another shape."""
     try:
         arrays = [np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS]
     except (OSError, ValueError, EOFError):
@@ -306,11 +289,26 @@ def _build_cached(folder: Path, pairs: Iterable[Pair], shape: tuple[int, int, in
     """Streams pairs into a folder beside the final one, then renames it: a cut run leaves nothing half done."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
+    files: list[BinaryIO] = []
     try:
-        files = [_start_array(part / f"{name}.npy", name, shape) for name in _ARRAYS]
         try:
-            for index, pair in enumerate(pairs):
-                for file, array in zip(files, _checked_pair(pair), strict=True):
+            for name in _ARRAYS:
+                # Plain writes and not a memory map: on a full disk a map ends the process, a write raises OSError.
+                files.append(open(part / f"{name}.npy", "wb"))  # noqa: SIM115 - closed below, with its siblings
+                is_mask = name.endswith("_ok")
+                descr = np.lib.format.dtype_to_descr(np.dtype(bool if is_mask else np.float16))
+                header = {"descr": descr, "fortran_order": False, "shape": shape if is_mask else (*shape, 2)}
+                np.lib.format.write_array_header_1_0(files[-1], header)
+            for index, (forward, backward, forward_known, backward_known) in enumerate(pairs):
+                # Vectors as finite float16, and masks of what is finite, known and consistent.
+                forward_ok = consistency_mask(forward, backward) & np.isfinite(forward).all(-1)
+                backward_ok = consistency_mask(backward, forward) & np.isfinite(backward).all(-1)
+                if forward_known is not None:
+                    forward_ok &= forward_known
+                if backward_known is not None:
+                    backward_ok &= backward_known
+                stored = (_clip_to_half(forward), _clip_to_half(backward), forward_ok, backward_ok)
+                for file, array in zip(files, stored, strict=True):
                     file.write(array.tobytes())
                 if progress is not None:
                     progress(index + 1, shape[0])
@@ -325,28 +323,6 @@ def _build_cached(folder: Path, pairs: Iterable[Pair], shape: tuple[int, int, in
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _start_array(path: Path, name: str, shape: Sequence[int]) -> BinaryIO:
-    # Plain writes and not a memory map: on a full disk a map ends the process, a write raises OSError.
-    ok = name.endswith("_ok")
-    descr = np.lib.format.dtype_to_descr(np.dtype(bool if ok else np.float16))
-    file = open(path, "wb")  # noqa: SIM115 - closed by the caller, with its three siblings
-    full = tuple(shape) if ok else (*shape, 2)
-    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": full})
-    return file
-
-
-def _checked_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """A pair as it is stored: finite float16 vectors, and masks of what is finite, known and consistent."""
-    forward, backward, forward_known, backward_known = pair
-    forward_ok = consistency_mask(forward, backward) & np.isfinite(forward).all(-1)
-    backward_ok = consistency_mask(backward, forward) & np.isfinite(backward).all(-1)
-    if forward_known is not None:
-        forward_ok &= forward_known
-    if backward_known is not None:
-        backward_ok &= backward_known
+def _clip_to_half(vectors: np.ndarray) -> np.ndarray:
     limit = float(np.finfo(np.float16).max)
-
-    def stored(vectors: np.ndarray) -> np.ndarray:
-        return np.nan_to_num(np.clip(vectors, -limit, limit), nan=0.0).astype(np.float16)
-
-    return stored(forward), stored(backward), forward_ok, backward_ok
+    return np.nan_to_num(np.clip(vectors, -limit, limit), nan=0.0).astype(np.float16)

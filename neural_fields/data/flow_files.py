@@ -26,7 +26,7 @@ Vectors = Float[np.ndarray, "height width 2"]
 
 
 def read_flo(path: Path) -> Vectors:
-    """The raw vectors of a Middlebury .flo file (float32); unknown flow keeps the large value the file holds."""
+    """Reads the raw vectors of a Middlebury .flo file (float32); unknown flow keeps the large value the file holds."""
     with open(path, "rb") as file:
         head = file.read(12)
         body = file.read()
@@ -59,24 +59,24 @@ class FlowFiles:
     backward: list[Path]
 
 
-def _natural(path: Path) -> list[int | str]:
+def natural_key(path: Path) -> list[int | str]:
+    """Returns the key that sorts file names by the numbers in them: "2.png" before "10.png"."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
 
 
+def _list_fields(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted((file for file in folder.iterdir() if file.suffix.lower() in FILE_SUFFIXES), key=natural_key)
+
+
 def flow_files(folder: Path, pairs: int) -> FlowFiles:
-    """The flow files of a folder, checked against the number of pairs of the clip.
+    """Lists the flow files of a folder, checked against the number of pairs of the clip.
 
     Raises:
         UserError: another number of files than pairs.
     """
-
-    def listed(place: Path) -> list[Path]:
-        if not place.is_dir():
-            return []
-        return sorted((file for file in place.iterdir() if file.suffix.lower() in FILE_SUFFIXES), key=_natural)
-
-    forward = listed(folder / "forward") or listed(folder)
-    files = FlowFiles(forward, listed(folder / "backward"))
+    files = FlowFiles(_list_fields(folder / "forward") or _list_fields(folder), _list_fields(folder / "backward"))
     for name, found in (("forward", files.forward), ("backward", files.backward)):
         if len(found) != pairs and (found or name == "forward"):
             raise bad_input(
@@ -91,12 +91,34 @@ def flow_files(folder: Path, pairs: int) -> FlowFiles:
 
 
 def read_user_flow(path: Path, pair: int, size: tuple[int, int]) -> tuple[Vectors, Bool[np.ndarray, "height width"]]:
-    """Vectors in the pixels of the file, which must have the aspect of `size`, and a mask of what the file knows.
+    """Reads a flow field of the user.
+
+    Args:
+        path: a .flo or .npy file.
+        pair: its number in the clip, for errors.
+        size: (width, height) of the frames, whose aspect it must have.
+
+    Returns:
+        Vectors in the pixels of the file, and a mask of what the file knows.
 
     Raises:
         UserError: NaN or infinite values, another aspect, a file that cannot be read.
     """
-    vectors = read_flo(path) if path.suffix.lower() == ".flo" else _read_npy(path)
+    if path.suffix.lower() == ".flo":
+        vectors = read_flo(path)
+    else:
+        try:
+            vectors = np.load(path, allow_pickle=False)
+        except (ValueError, EOFError, OSError) as problem:
+            raise bad_input(
+                f"{path.name} cannot be read: {problem}", where=str(path), fix="write it with numpy.save"
+            ) from None
+        if vectors.ndim != 3 or vectors.shape[2] != 2 or vectors.dtype.kind != "f":
+            shape = "x".join(map(str, vectors.shape))
+            why = "expected floating point numbers of shape height x width x 2, (dx, dy) in pixels"
+            raise bad_input(f"{path.name} holds {vectors.dtype} of shape {shape}", where=str(path), why=why)
+        vectors = vectors.astype(np.float32)
+
     known = (np.abs(vectors) < FLO_UNKNOWN).all(-1)
     broken = ~np.isfinite(vectors).all(-1)
     if broken.any():
@@ -109,7 +131,8 @@ def read_user_flow(path: Path, pair: int, size: tuple[int, int]) -> tuple[Vector
         )
     vectors = np.where(known[..., None], vectors, 0).astype(np.float32)
     height, width = vectors.shape[:2]
-    if abs(width * size[1] - height * size[0]) > 0.02 * width * size[1]:
+    aspect_slack = 0.02  # relative: flow is often computed at sizes that are rounded
+    if abs(width * size[1] - height * size[0]) > aspect_slack * width * size[1]:
         raise bad_input(
             f"{path.name} is {width}x{height}, the frames are {size[0]}x{size[1]}",
             where=str(path),
@@ -117,17 +140,3 @@ def read_user_flow(path: Path, pair: int, size: tuple[int, int]) -> tuple[Vector
             fix="--flow dis",
         )
     return vectors, known
-
-
-def _read_npy(path: Path) -> np.ndarray:
-    try:
-        vectors = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as problem:
-        raise bad_input(
-            f"{path.name} cannot be read: {problem}", where=str(path), fix="write it with numpy.save"
-        ) from None
-    if vectors.ndim != 3 or vectors.shape[2] != 2 or vectors.dtype.kind != "f":
-        shape = "x".join(map(str, vectors.shape))
-        why = "expected floating point numbers of shape height x width x 2, (dx, dy) in pixels"
-        raise bad_input(f"{path.name} holds {vectors.dtype} of shape {shape}", where=str(path), why=why)
-    return vectors.astype(np.float32)

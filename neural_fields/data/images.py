@@ -11,21 +11,20 @@ import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from neural_fields.data.decode import parser_border
-from neural_fields.data.facts import DEFAULT_RATE, LARGEST_AREA, VideoFacts, check_size, even_timestamps
+from neural_fields.data.facts import DEFAULT_RATE, VideoFacts, check_size, even_timestamps
+from neural_fields.data.facts import DEFAULTS as LIMITS
 from neural_fields.errors import bad_input
 from neural_fields.pictures import FORMATS, read_picture
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
-_ORIENTATION = 0x0112
 _DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
@@ -35,7 +34,7 @@ def is_image(path: Path) -> bool:
 
 
 def list_images(source: Path) -> list[Path]:
-    """The pictures of a folder in the order of their numbers; a picture alone is a list of one.
+    """Lists the pictures of a folder in the order of their numbers; a picture alone is a list of one.
 
     Raises `UserError` when there is none, when numbers are missing or double, or when two sequences share the folder.
     """
@@ -54,26 +53,21 @@ def list_images(source: Path) -> list[Path]:
         )
     if len(found) == 1:
         return found
-    numbers = {path: _number(path) for path in found}
-    _check_names(source, numbers)
-    return sorted(found, key=lambda path: numbers[path][1])
 
+    # The text before the last number in each file name, and that number.
+    numbers: dict[Path, tuple[str, int]] = {}
+    for path in found:
+        match = re.fullmatch(r"(.*?)([0-9]+)", path.stem, flags=re.DOTALL)
+        if match is None:
+            raise bad_input(
+                f"the picture {path.name!r} has no number at the end of its name",
+                where=str(path.parent),
+                why="frames are ordered by their numbers, as in 00000.png, 00001.png",
+                fix="rename it, or move it out of the folder",
+            )
+        numbers[path] = match[1], int(match[2])
 
-def _number(path: Path) -> tuple[str, int]:
-    """The text before the last number in a file name, and that number."""
-    match = re.fullmatch(r"(.*?)([0-9]+)", path.stem, flags=re.DOTALL)
-    if match is None:
-        raise bad_input(
-            f"the picture {path.name!r} has no number at the end of its name",
-            where=str(path.parent),
-            why="frames are ordered by their numbers, as in 00000.png, 00001.png",
-            fix="rename it, or move it out of the folder",
-        )
-    return match[1], int(match[2])
-
-
-def _check_names(source: Path, numbers: dict[Path, tuple[str, int]]) -> None:
-    """Refuse two sequences in one folder, double numbers and gaps, naming the files."""
+    # Two sequences in one folder, double numbers and gaps are refused.
     prefixes = {prefix: path.name for path, (prefix, _) in sorted(numbers.items())}
     if len(prefixes) > 1:
         raise bad_input(
@@ -82,58 +76,33 @@ def _check_names(source: Path, numbers: dict[Path, tuple[str, int]]) -> None:
             why="for example " + " and ".join(repr(name) for name in list(prefixes.values())[:3]),
             fix="put each sequence into a folder of its own",
         )
-    by_number: dict[int, str] = {}
+    by_number: dict[int, Path] = {}
     for path, (_, number) in sorted(numbers.items()):
         if number in by_number:
             raise bad_input(
                 f"two pictures have the number {number}",
                 where=str(source),
-                why=f"{by_number[number]!r} and {path.name!r}",
+                why=f"{by_number[number].name!r} and {path.name!r}",
                 fix="move one of them out of the folder",
             )
-        by_number[number] = path.name
+        by_number[number] = path
     order = sorted(by_number)
     gaps = [(a, b) for a, b in pairwise(order) if b != a + 1]
     if gaps:
-        shown = "; ".join(f"between {by_number[a]!r} and {by_number[b]!r}, {b - a - 1} missing" for a, b in gaps[:5])
+        shown = []
+        for a, b in gaps[:5]:
+            shown.append(f"between {by_number[a].name!r} and {by_number[b].name!r}, {b - a - 1} missing")
         raise bad_input(
             f"pictures are missing in the sequence ({len(gaps)} gap{'s' if len(gaps) > 1 else ''})",
             where=str(source),
-            why=shown,
+            why="; ".join(shown),
             fix="add the missing frames, or renumber the files without gaps",
         )
-
-
-def _upright_size(path: Path) -> tuple[int, int]:
-    """Width and height of a picture as it will be read, from its header alone."""
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
-            turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-            return (height, width) if turned else (width, height)
-    except (*_DAMAGED, UnidentifiedImageError):
-        picture = read_picture(path, LARGEST_AREA)  # says in a sentence what is wrong
-        return picture.size
-
-
-def _check_sizes(paths: Sequence[Path]) -> tuple[int, int]:
-    """The size that all pictures share."""
-    sizes = [_upright_size(path) for path in paths]
-    common, _ = Counter(sizes).most_common(1)[0]
-    others = [f"{p.name!r} is {w}x{h}" for p, (w, h) in zip(paths, sizes, strict=True) if (w, h) != common]
-    if others:
-        raise bad_input(
-            f"the pictures differ in size ({len(others)} of {len(paths)})",
-            where=str(paths[0].parent),
-            why=f"{', '.join(others[:5])}; the others are {common[0]}x{common[1]}",
-            fix="scale them to one size",
-        )
-    check_size(*common, where=str(paths[0]))
-    return common
+    return [by_number[number] for number in order]
 
 
 def hash_images(paths: Sequence[Path]) -> str:
-    """SHA-256 of the list of names and contents."""
+    """Computes the SHA-256 of the list of names and contents."""
     whole = hashlib.sha256()
     for path in paths:
         try:
@@ -145,11 +114,11 @@ def hash_images(paths: Sequence[Path]) -> str:
 
 
 def read_frame(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
-    """A picture as uint8 [H, W, 3], upright, and what was lost on the way. Raises `UserError`."""
-    plain = _plain_rgb(path)
+    """Reads a picture as uint8 [H, W, 3], upright, and says what was lost on the way. Raises `UserError`."""
+    plain = _read_plain_rgb(path)
     if plain is not None:
         return plain, ()
-    picture = read_picture(path, LARGEST_AREA)
+    picture = read_picture(path, LIMITS.max_pixels)
     notes = list(picture.notes)
     if picture.bits > 8:
         notes.append(f"{picture.bits} bit colour is read as 8 bit")
@@ -158,41 +127,57 @@ def read_frame(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
     return np.rint(picture.rgba[..., :3] * 255).astype(np.uint8), tuple(notes)
 
 
-def _plain_rgb(path: Path) -> np.ndarray | None:
-    """The quick way for 8 bit RGB without profile or rotation; None for every other picture."""
+def _read_plain_rgb(path: Path) -> np.ndarray | None:
+    """Reads 8 bit RGB without profile or rotation the quick way; returns None for every other picture."""
     try:
         with Image.open(path, formats=("PNG", "JPEG")) as image:
             if image.mode != "RGB" or image.info.get("icc_profile") or getattr(image, "n_frames", 1) > 1:
                 return None
-            if image.width * image.height > LARGEST_AREA or image.getexif().get(_ORIENTATION, 1) != 1:
+            if image.width * image.height > LIMITS.max_pixels or image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
                 return None
-            if image.has_transparency_data or (image.format == "PNG" and _png_depth(path) != 8):
+            if image.has_transparency_data:
                 return None
+            if image.format == "PNG":
+                with path.open("rb") as file:
+                    bit_depth = file.read(25)[24]  # in the header
+                if bit_depth != 8:
+                    return None
             return np.array(image)
     except (*_DAMAGED, UnidentifiedImageError):
         return None  # `read_picture` looks again and says what is wrong
 
 
-def _png_depth(path: Path) -> int:
-    with path.open("rb") as file:
-        return file.read(25)[24]
-
-
-def probe_images(source: Path, rate: Fraction | None) -> VideoFacts:
-    """The facts of a folder of numbered pictures (or of one picture). Raises `UserError`."""
+def probe_images(source: Path) -> VideoFacts:
+    """Reads the metadata of a folder of numbered pictures (or of one picture). Raises `UserError`."""
     paths = list_images(source)
-    width, height = _check_sizes(paths)
+    sizes = []  # width and height that each picture will have, from its header alone
+    for path in paths:
+        try:
+            with Image.open(path, formats=FORMATS) as image:
+                turned = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+                upright = image.size[::-1] if turned else image.size
+        except (*_DAMAGED, UnidentifiedImageError):
+            upright = read_picture(path, LIMITS.max_pixels).size  # says in a sentence what is wrong
+        sizes.append(upright)
+    size, _ = Counter(sizes).most_common(1)[0]
+    others = [f"{p.name!r} is {w}x{h}" for p, (w, h) in zip(paths, sizes, strict=True) if (w, h) != size]
+    if others:
+        raise bad_input(
+            f"the pictures differ in size ({len(others)} of {len(paths)})",
+            where=str(paths[0].parent),
+            why=f"{', '.join(others[:5])}; the others are {size[0]}x{size[1]}",
+            fix="scale them to one size",
+        )
+    check_size(*size, where=str(paths[0]))
     _, notes = read_frame(paths[0])
-    if rate is None:
-        notes = (*notes, f"pictures carry no rate: {DEFAULT_RATE} frames a second are assumed")
-    rate = rate or DEFAULT_RATE
+    rate = DEFAULT_RATE
     return VideoFacts(
         path=os.path.abspath(source),
         kind="images",
         sha256=hash_images(paths),
         bytes=sum(path.stat().st_size for path in paths),
-        width=width,
-        height=height,
+        width=size[0],
+        height=size[1],
         frame_count=len(paths),
         rate=rate,
         time_base=1 / rate,
@@ -206,46 +191,47 @@ def probe_images(source: Path, rate: Fraction | None) -> VideoFacts:
         transfer=None,
         range=None,
         sound=(),
-        notes=notes,
+        notes=(*notes, f"pictures carry no rate: {rate} frames a second are assumed"),
     )
 
 
-def image_frames(facts: VideoFacts, frames: range) -> Iterator[np.ndarray]:
-    """Stream the chosen pictures, upright uint8 [H, W, 3]. Raises `UserError` when the folder changed since."""
-    paths = list_images(Path(facts.path))
-    if len(paths) != facts.frame_count:
+def image_frames(metadata: VideoFacts, frames: range) -> Iterator[np.ndarray]:
+    """Streams the chosen pictures, upright uint8 [H, W, 3]. Raises `UserError` when the folder changed since."""
+    paths = list_images(Path(metadata.path))
+    if len(paths) != metadata.frame_count:
         raise bad_input(
             "the folder of frames changed",
-            where=facts.path,
-            why=f"{len(paths)} pictures now, {facts.frame_count} before",
+            where=metadata.path,
+            why=f"{len(paths)} pictures now, {metadata.frame_count} before",
             fix="put the frames back, or train again with --out NEW",
         )
     for index in frames:
         picture, _ = read_frame(paths[index])
-        if picture.shape[:2] != (facts.height, facts.width):
+        if picture.shape[:2] != (metadata.height, metadata.width):
             raise bad_input(
                 "a picture has another size",
                 where=str(paths[index]),
-                why=f"{picture.shape[1]}x{picture.shape[0]} instead of {facts.width}x{facts.height}",
+                why=f"{picture.shape[1]}x{picture.shape[0]} instead of {metadata.width}x{metadata.height}",
                 fix="scale it to the size of the others",
             )
         yield picture
 
 
 def png_with_texts(png: bytes, texts: Mapping[str, str] | None) -> bytes:
-    """A PNG file with texts by keyword ("Comment" and the like) in it, right after its header."""
+    """Puts texts by keyword ("Comment" and the like) into a PNG file, right after its header.
+
+    PNG stores them as Latin-1 (section 11.3.3 of its specification); other characters become their numbers.
+    """
     end = 8 + 25  # of the signature and the header
-    return png[:end] + b"".join(_text_chunk(*entry) for entry in (texts or {}).items()) + png[end:]
-
-
-def _text_chunk(keyword: str, text: str) -> bytes:
-    """A text as PNG stores it (section 11.3.3 of its specification): Latin-1, other characters as their numbers."""
-    data = b"tEXt" + keyword.capitalize().encode("ascii") + b"\0" + text.encode("latin-1", "backslashreplace")
-    return struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
+    chunks = []
+    for keyword, text in (texts or {}).items():
+        data = b"tEXt" + keyword.capitalize().encode("ascii") + b"\0" + text.encode("latin-1", "backslashreplace")
+        chunks.append(struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data)))
+    return png[:end] + b"".join(chunks) + png[end:]
 
 
 def write_images(path: Path, pictures: Iterator[np.ndarray], texts: Mapping[str, str] | None = None) -> None:
-    """A folder of 00000.png, 00001.png, ...; an earlier one is replaced only if it holds nothing else.
+    """Writes a folder of 00000.png, 00001.png, ...; an earlier one is replaced only if it holds nothing else.
 
     `pictures` are uint8 [H, W, 3 or 4], `texts` go into each file. Raises `UserError`.
     """
@@ -265,24 +251,20 @@ def write_images(path: Path, pictures: Iterator[np.ndarray], texts: Mapping[str,
             with parser_border(path, "writing pictures"), (part / f"{index:05d}.png").open("wb") as file:
                 file.write(png_with_texts(data.tobytes(), texts))
         with parser_border(path, "writing pictures"):
-            for done in part.iterdir():  # together at the end, so that the disk can order them
-                _sync(done)
+            for written in part.iterdir():  # together at the end, so that the disk can order them
+                descriptor = os.open(written, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
             part.chmod(0o755)
-            _put_in_place(part, path)
+            _replace_folder(part, path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _sync(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _put_in_place(part: Path, path: Path) -> None:
-    """Rename a folder to `path`; the one that was there goes only after the new one stands."""
+def _replace_folder(part: Path, path: Path) -> None:
+    """Renames a folder to `path`; the one that was there goes only after the new one stands."""
     if not path.exists():
         os.replace(part, path)
         return

@@ -1,4 +1,4 @@
-"""How long a video file is by its own account, read from its outermost structure without decoding anything."""
+"""The length of a video file by its own account, read from its outermost structure without decoding anything."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 
 def missing_bytes(path: Path) -> int:
-    """How many bytes a file lacks by its own account: 0 for whole files and formats that do not declare a length.
+    """Computes how many bytes a file lacks by its own account; 0 for formats that do not declare a length.
 
     MP4 boxes, the Matroska segment and the RIFF header of AVI each declare their length, so any cut shows.
     """
@@ -18,14 +18,14 @@ def missing_bytes(path: Path) -> int:
         if head[:4] == b"RIFF":
             return max(0, int.from_bytes(head[4:8], "little") + 8 - size)
         if head[:4] == b"\x1a\x45\xdf\xa3":
-            return max(0, _matroska_end(file, size) - size)
+            return max(0, _find_matroska_end(file, size) - size)
         if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
-            return max(0, _boxes_end(file, size) - size)
+            return max(0, _find_boxes_end(file, size) - size)
     return 0
 
 
-def _boxes_end(file: BinaryIO, size: int) -> int:
-    """Where the last top-level MP4 box says it ends."""
+def _find_boxes_end(file: BinaryIO, size: int) -> int:
+    """Finds where the last top-level MP4 box says it ends."""
     at = 0
     while at + 8 <= size:
         file.seek(at)
@@ -41,21 +41,21 @@ def _boxes_end(file: BinaryIO, size: int) -> int:
     return at
 
 
-def _matroska_end(file: BinaryIO, size: int) -> int:
-    """Where the Matroska segment says it ends; `size` when it was written live with an unknown length."""
+def _find_matroska_end(file: BinaryIO, size: int) -> int:
+    """Finds where the Matroska segment says it ends; `size` when it was written live with an unknown length."""
     file.seek(4)
-    header = _matroska_length(file)
+    header = _read_matroska_length(file)
     if header is None:
         return size
     file.seek(header, os.SEEK_CUR)
     if file.read(4) != b"\x18\x53\x80\x67":
         return size
-    segment = _matroska_length(file)
+    segment = _read_matroska_length(file)
     return size if segment is None else file.tell() + segment
 
 
-def _matroska_length(file: BinaryIO) -> int | None:
-    """The variable-length integer at the file position, or None for "unknown"."""
+def _read_matroska_length(file: BinaryIO) -> int | None:
+    """Reads the variable-length integer at the file position; None for "unknown"."""
     first = file.read(1)
     if not first or first[0] == 0:
         return None

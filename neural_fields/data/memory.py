@@ -1,4 +1,4 @@
-"""Arrays in files, without their filling memory: what was read of a mapped file stays resident until it is let go."""
+"""Arrays mapped from files that do not fill memory: pages that were read stay resident until they are released."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LARGE = 32 << 20  # bytes from which an array that grows with the clip is better
 
 
 def let_go(array: np.ndarray) -> None:
-    """Gives back the memory of an array that is mapped from a file; what is read again comes from the file."""
+    """Releases the memory of an array that is mapped from a file; what is read again comes from the file."""
     shared = isinstance(array, np.memmap) and array.mode in ("r", "r+", "w+")  # others may have changes of their own
     mapped = getattr(array, "_mmap", None) if shared else None
     advice = getattr(mmap, "MADV_DONTNEED", None)
@@ -22,7 +22,7 @@ def let_go(array: np.ndarray) -> None:
 
 
 def one_by_one(frames: np.ndarray) -> Iterator[np.ndarray]:
-    """The entries of an array in turn, letting go of those that were read."""
+    """Yields the entries of an array in turn and releases the memory of those that were read."""
     for index in range(len(frames)):
         yield frames[index]
         if index % LET_GO_EVERY == LET_GO_EVERY - 1:
@@ -31,7 +31,7 @@ def one_by_one(frames: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def zeros(shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    """An array of zeros; a large one lies in a file that is gone when the array is."""
+    """Makes an array of zeros; a large one is mapped from a file that is removed with the array."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     if size < LARGE:
         return np.zeros(shape, dtype)

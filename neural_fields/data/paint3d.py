@@ -1,6 +1,6 @@
-"""Colours as functions of a point in space, for the surfaces of the synthetic scene.
+"""Colours as functions of a 3D point, for the surfaces of the synthetic scene.
 
-A paint takes points (metres, in the space of what carries the surface) to RGB in [0, 1]. All are smooth: edges are
+A paint takes points (metres, in the rest space of the surface) to RGB in [0, 1]. All are smooth: edges are
 some centimetres wide, so that pictures of 100 pixels show them without jagged edges.
 """
 
@@ -18,7 +18,6 @@ from neural_fields.data.shapes3d import Vector
 
 Points = Float[ndarray, "n 3"]
 Paint = Callable[[Points], Points]
-WAVES = 12  # cosines that make clouds
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Bands:
 
     def __call__(self, points: Points) -> Points:
         phase = points @ np.asarray(self.along) / self.period + self.shift
-        return _mix(self.first(points), self.second(points), _soft(np.sin(2 * np.pi * phase)))
+        return _mix_colors(self.first(points), self.second(points), _flatten_wave(np.sin(2 * np.pi * phase)))
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Checks:
             for axis, period in enumerate(self.periods)
             if np.isfinite(period)
         ]
-        return _mix(self.first(points), self.second(points), _soft(1.6 * np.prod(waves, axis=0)))
+        return _mix_colors(self.first(points), self.second(points), _flatten_wave(1.6 * np.prod(waves, axis=0)))
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,9 @@ class Rings:
 
     def __call__(self, points: Points) -> Points:
         radius = np.sqrt(np.sum((points - self.centre) ** 2, axis=1) + (0.1 * self.period) ** 2)
-        return _mix(self.first(points), self.second(points), _soft(np.sin(2 * np.pi * radius / self.period)))
+        return _mix_colors(
+            self.first(points), self.second(points), _flatten_wave(np.sin(2 * np.pi * radius / self.period))
+        )
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Split:
 
     def __call__(self, points: Points) -> Points:
         ahead = (points @ np.asarray(self.towards) - self.at) / self.width
-        return _mix(self.back(points), self.front(points), 0.5 + 0.5 * np.tanh(2 * ahead))
+        return _mix_colors(self.back(points), self.front(points), 0.5 + 0.5 * np.tanh(2 * ahead))
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Spots:
         result = self.base(points)
         for centre, radius, colour in self.spots:
             away = np.sum((points - centre) ** 2, axis=1) / radius**2
-            result = _mix(result, np.asarray(colour), 1 / (1 + away**3))
+            result = _mix_colors(result, np.asarray(colour), 1 / (1 + away**3))
         return result
 
 
@@ -115,27 +116,28 @@ class Clouds:
     strength: float
     wavelength: float
     seed: int
+    count: int = 12  # of cosines
 
     def __call__(self, points: Points) -> Points:
         rng = np.random.default_rng(self.seed)
-        ways = rng.standard_normal((WAVES, 3))
-        ways *= (
-            2 * np.pi / (np.linalg.norm(ways, axis=1, keepdims=True) * self.wavelength * rng.uniform(1, 3, (WAVES, 1)))
-        )
-        waves = np.cos(points @ ways.T + rng.uniform(0, 2 * np.pi, WAVES))
-        hues = rng.standard_normal((WAVES, 3)) * 0.6 + rng.standard_normal((WAVES, 1))
-        return np.clip(self.base(points) + self.strength / np.sqrt(WAVES) * (waves @ hues), 0, 1)
+        vectors = rng.standard_normal((self.count, 3))
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        vectors *= 2 * np.pi / (lengths * self.wavelength * rng.uniform(1, 3, (self.count, 1)))
+        waves = np.cos(points @ vectors.T + rng.uniform(0, 2 * np.pi, self.count))
+        hues = rng.standard_normal((self.count, 3)) * 0.6 + rng.standard_normal((self.count, 1))
+        return np.clip(self.base(points) + self.strength / np.sqrt(self.count) * (waves @ hues), 0, 1)
 
 
 def hue(angle: float, saturation: float = 0.7, value: float = 0.85) -> Vector:
-    """A colour by its place on the colour circle, in turns."""
+    """Converts a place on the colour circle, in turns, with saturation and value in [0, 1] to RGB."""
     return colorsys.hsv_to_rgb(angle % 1.0, saturation, value)
 
 
-def _soft(wave: Float[ndarray, " n"]) -> Float[ndarray, " n"]:
-    """A wave in [-1, 1] as a weight with flat tops and soft edges."""
+def _flatten_wave(wave: Float[ndarray, " n"]) -> Float[ndarray, " n"]:
+    """Converts a wave in [-1, 1] to a weight with flat tops and soft edges."""
     return 0.5 + 0.5 * np.tanh(2.2 * wave) / np.tanh(2.2)
 
 
-def _mix(first: Points, second: Points | Float[ndarray, "3"], weight: Float[ndarray, " n"]) -> Points:
+def _mix_colors(first: Points, second: Points | Float[ndarray, "3"], weight: Float[ndarray, " n"]) -> Points:
+    """Interpolates between two colours."""
     return first + weight[:, None] * (second - first)

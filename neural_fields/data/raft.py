@@ -16,14 +16,11 @@ from jaxtyping import Float, UInt8
 
 from neural_fields.errors import ExitCode, UserError, bad_input
 
-UPDATES = 12
-MIN_SIDE = 128  # The coarsest of RAFT's four correlation levels needs 16 feature cells of 8 pixels.
-
 Frame = UInt8[np.ndarray, "height width 3"]
 
 
 def hub_weights(method: str) -> dict[str, torch.Tensor]:
-    """The weights of "raft" (small) or "raft-large" from torch's hub folder, downloaded there the first time.
+    """Loads the weights of "raft" (small) or "raft-large" from torch's hub folder, downloaded there the first time.
 
     Raises:
         UserError: they are not there and cannot be fetched.
@@ -43,7 +40,15 @@ def hub_weights(method: str) -> dict[str, torch.Tensor]:
 
 
 def raft_network(state: dict[str, torch.Tensor], where: str, device: str) -> torch.nn.Module:
-    """RAFT small or large, whichever `state` is of, on `device`; `where` says in an error what `state` came from.
+    """Builds RAFT small or large, whichever `state` is of.
+
+    Args:
+        state: the weights, in torchvision's names.
+        where: what `state` came from, for the error.
+        device: that the network runs on.
+
+    Returns:
+        The network, ready to run.
 
     Raises:
         UserError: `state` fits neither.
@@ -66,23 +71,31 @@ def raft_network(state: dict[str, torch.Tensor], where: str, device: str) -> tor
 
 
 def raft_flow(network: torch.nn.Module, first: Frame, second: Frame) -> Float[np.ndarray, "height width 2"]:
-    """Flow from the first frame to the second, in pixels; frames of any size are padded to what RAFT takes."""
+    """Computes the flow from one frame to another; frames of any size are padded to what RAFT takes.
+
+    Args:
+        network: from `raft_network`.
+        first, second: RGB, 0 to 255.
+
+    Returns:
+        (dx, dy) in pixels at each pixel of the first frame.
+    """
     height, width = first.shape[:2]
-    right = max(MIN_SIDE, -(-width // 8) * 8) - width
-    bottom = max(MIN_SIDE, -(-height // 8) * 8) - height
+    min_side = 128  # the coarsest of RAFT's four correlation levels needs 16 feature cells of 8 pixels
+    right = max(min_side, -(-width // 8) * 8) - width
+    bottom = max(min_side, -(-height // 8) * 8) - height
     device = next(network.parameters()).device
-
-    def batch(frame: np.ndarray) -> torch.Tensor:
+    batches = []
+    for frame in (first, second):
         padded = np.pad(frame, [(0, bottom), (0, right), (0, 0)], mode="edge")
-        return torch.from_numpy(padded).to(device).movedim(-1, 0)[None].float() / 127.5 - 1
-
+        batches.append(torch.from_numpy(padded).to(device).movedim(-1, 0)[None].float() / 127.5 - 1)
     with torch.inference_mode():
-        flow = network(batch(first), batch(second), num_flow_updates=UPDATES)[-1][0]
+        flow = network(*batches, num_flow_updates=12)[-1][0]
     return flow.movedim(0, -1)[:height, :width].float().cpu().numpy()
 
 
 def read_raft_state(path: Path) -> dict[str, torch.Tensor]:
-    """A RAFT state dict of the user, in torchvision's names; only tensors are ever unpickled.
+    """Reads a RAFT state dict of the user, in torchvision's names; only tensors are ever unpickled.
 
     Raises:
         UserError: no such file, a file that cannot be read, or one that holds more than tensors.
@@ -131,7 +144,7 @@ _RENAMES = (
 
 
 def rename_raft_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A RAFT state dict in torchvision's names; the original names ("module.fnet...") are translated."""
+    """Renames the tensors of a RAFT state dict from the original names ("module.fnet...") to torchvision's."""
     renamed = {}
     for name, value in state.items():
         for pattern, replacement in _RENAMES:
@@ -142,9 +155,9 @@ def rename_raft_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
         if blocks is not None:
             name = f"{blocks[1]}.convnormrelu{blocks[2]}.1.{blocks[3]}"
         renamed[name] = value
-    return {name: value for name, value in renamed.items() if not _norm_without_convolution(name, renamed)}
-
-
-def _norm_without_convolution(name: str, state: dict[str, torch.Tensor]) -> bool:
-    norm = re.match(r"(.*\.layer\d\.\d\.convnormrelu\d)\.1\.", name)
-    return norm is not None and f"{norm[1]}.0.weight" not in state
+    kept = {}
+    for name, value in renamed.items():
+        norm = re.match(r"(.*\.layer\d\.\d\.convnormrelu\d)\.1\.", name)
+        if norm is None or f"{norm[1]}.0.weight" in renamed:
+            kept[name] = value
+    return kept

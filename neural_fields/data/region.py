@@ -1,4 +1,4 @@
-"""A region of one frame: the quadrilateral that `--roi` names, checked, and where it lies in every other frame.
+"""A region of one frame: the quadrilateral that `--roi` names, checked, and its place in every other frame.
 
 Corners are in pixels of the source video while they are a text, and in xy units (see `coords`) from then on.
 """
@@ -18,9 +18,6 @@ from neural_fields import coords
 from neural_fields.errors import UserError, bad_input
 
 LAYER = "region"  # the name of its layer
-SMALLEST = 8.0  # pixels of the source: a region needs something to be followed by
-NUMBER = r"-?\d{1,6}(?:\.\d{1,6})?"
-FORM = re.compile(rf"\s*(\d{{1,9}})\s*:\s*({NUMBER},{NUMBER}(?:\s+{NUMBER},{NUMBER})*)\s*")
 
 Corners = Float[np.ndarray, "4 2"]
 
@@ -35,97 +32,98 @@ class Region:
     @property
     def text(self) -> str:
         """The region as `--roi` takes it, always in the same form."""
-        return f"{self.frame}:" + " ".join(f"{x:g},{y:g}" for x, y in self.corners)
+        return _format_region(self.frame, self.corners)
 
 
 @dataclass(frozen=True)
 class RegionTrack:
-    """Where a region lies in every frame of a clip."""
+    """The place of a region in every frame of a clip."""
 
     frame: int  # the frame of the clip that it was drawn on
     corners: Corners  # xy units of that frame
     transforms: Float[np.ndarray, "time 3 3"]  # xy of each frame to xy of that frame; the identity there
 
     def quad(self, t: int) -> Corners:
-        """The corners in frame `t`, in xy units."""
+        """Computes the corners in frame `t`, in xy units."""
         return carried(np.linalg.inv(self.transforms[t]), self.corners)
 
 
-def parse_region(text: str, width: int, height: int, frames: Sequence[int]) -> Region:
-    """The region that a `--roi` text names.
+def parse_region(text: str, width: int, height: int, frames: Sequence[int], min_height_px: float = 8.0) -> Region:
+    """Reads the region that a `--roi` text names.
 
     Args:
         text: "K:x1,y1 x2,y2 x3,y3 x4,y4": a frame of the source, and pixels of it, in order around the region.
         width, height: of the source.
         frames: the frames of the source that are fitted.
+        min_height_px: pixels of the source over each side: a region needs something to be tracked by.
+
+    Returns:
+        The region, which is a convex quadrilateral inside its frame.
 
     Raises:
         UserError: another form, a frame that is not fitted, corners outside the frame, the same twice, crossed, not
-            convex, or a region too small to be followed.
+            convex, or a region too small to be tracked.
     """
-    example = _example(width, height, frames[len(frames) // 2])
-    match = FORM.fullmatch(text)
-    points = [tuple(map(float, pair.split(","))) for pair in match[2].split()] if match else []
-    if match is None or len(points) != 4:
-        raise _refused(text, "expected a frame, a colon, and the four corners x,y in pixels, parted by spaces", example)
+    example = _format_example(width, height, frames[len(frames) // 2])
+    number = r"-?\d{1,6}(?:\.\d{1,6})?"
+    match = re.fullmatch(rf"\s*(\d{{1,9}})\s*:\s*({number},{number}(?:\s+{number},{number})*)\s*", text)
+    pairs = match[2].split() if match else []
+    if match is None or len(pairs) != 4:
+        why = "expected a frame, a colon, and the four corners x,y in pixels, separated by spaces"
+        raise _region_error(text, why, example)
+    corners = tuple((float(x), float(y)) for x, y in (pair.split(",") for pair in pairs))
+    points = np.array(corners)
     frame = int(match[1])
     if frame not in frames:
-        raise _refused(
-            text,
-            f"frame {frame} is not fitted: the frames are {frames[0]} to {frames[-1]}",
-            _text(min(frames, key=lambda k: abs(k - frame)), points),
-        )
-    _check_shape(text, frame, np.array(points), (width, height), example)
-    return Region(frame, tuple((x, y) for x, y in points))
+        why = f"frame {frame} is not fitted: the frames are {frames[0]} to {frames[-1]}"
+        raise _region_error(text, why, _format_region(min(frames, key=lambda k: abs(k - frame)), points))
 
-
-def _check_shape(text: str, frame: int, points: Corners, size: tuple[int, int], example: str) -> None:
-    """Refuses what is no convex quadrilateral inside the frame."""
-    inside = np.clip(points, 0, size)
+    inside = np.clip(points, 0, (width, height))
     if (inside != points).any():
         x, y = points[(inside != points).any(1)][0]
-        why = f"the corner {x:g},{y:g} lies outside the frame, which is {size[0]}x{size[1]} pixels"
-        raise _refused(text, why, _text(frame, inside))
-    turns = _turns(points)
-    if not ((turns > 1e-6).all() or (turns < -1e-6).all()):
+        why = f"the corner {x:g},{y:g} lies outside the frame, which is {width}x{height} pixels"
+        raise _region_error(text, why, _format_region(frame, inside))
+    areas = _corner_areas(points)
+    if not ((areas > 1e-6).all() or (areas < -1e-6).all()):
         around = points[np.argsort(np.arctan2(*(points - points.mean(0)).T[::-1]))]
-        convex = (_turns(around) > 1e-6).all()
+        convex = (_corner_areas(around) > 1e-6).all()
         why = "the corners must differ and follow each other around a convex region"
-        raise _refused(text, why, _text(frame, around) if convex else example)
-    heights = np.abs(turns) / np.linalg.norm(np.roll(points, -1, 0) - points, axis=1)
-    if heights.min() < SMALLEST:
-        why = f"the region is {heights.min():.1f} pixels wide at its thinnest; at least {SMALLEST:g} are needed"
-        raise _refused(text, why, example)
+        raise _region_error(text, why, _format_region(frame, around) if convex else example)
+    heights = np.abs(areas) / np.linalg.norm(np.roll(points, -1, 0) - points, axis=1)
+    if heights.min() < min_height_px:
+        why = f"the region is {heights.min():.1f} pixels wide at its thinnest; at least {min_height_px:g} are needed"
+        raise _region_error(text, why, example)
+    return Region(frame, corners)
 
 
-def _turns(points: Corners) -> Float[np.ndarray, "4"]:
-    """Twice the signed area of the corner after each side: of one sign around a convex quadrilateral."""
+def _corner_areas(points: Corners) -> Float[np.ndarray, "4"]:
+    """Computes twice the signed area of the corner after each side: of one sign around a convex quadrilateral."""
     side = np.roll(points, -1, 0) - points
     after = np.roll(side, -1, 0)
     return side[:, 0] * after[:, 1] - side[:, 1] * after[:, 0]
 
 
-def _example(width: int, height: int, frame: int) -> str:
-    """A region in the middle of a frame."""
+def _format_example(width: int, height: int, frame: int) -> str:
+    """Formats a region in the middle of a frame."""
     (x0, x1), (y0, y1) = ((round(side * 0.35), round(side * 0.65)) for side in (width, height))
-    return _text(frame, [(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
+    return _format_region(frame, [(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
 
 
-def _text(frame: int, points: object) -> str:
+def _format_region(frame: int, points: object) -> str:
     return f"{frame}:" + " ".join(f"{x:g},{y:g}" for x, y in np.asarray(points, float))
 
 
-def _refused(text: str, why: str, example: str) -> UserError:
+def _region_error(text: str, why: str, example: str) -> UserError:
     return bad_input(f'cannot take the region "{text}"', where="--roi", why=why, fix=f'--roi "{example}"')
 
 
 def missing_region(width: int, height: int, frames: Sequence[int]) -> UserError:
-    """What to say where a preset is of one region and none was given."""
+    """Returns the error for a preset that tracks one region, where none was given."""
     return bad_input(
-        "this preset follows one region, and none was given",
+        "this preset tracks one region, and none was given",
         where="--roi",
         why="it needs four corners, in pixels, on one frame of the video",
-        fix=f'--roi "{_example(width, height, frames[len(frames) // 2])}"',
+        fix=f'--roi "{_format_example(width, height, frames[len(frames) // 2])}"',
     )
 
 
@@ -133,37 +131,46 @@ def missing_region(width: int, height: int, frames: Sequence[int]) -> UserError:
 
 
 def corners_xy(region: Region, width: int, height: int, size: tuple[int, int]) -> Corners:
-    """The corners in xy units of a fit at `size`, whose aspect may differ from that of the source."""
+    """Converts the corners to xy units of the clip.
+
+    Args:
+        region: in pixels of the source.
+        width, height: of the source.
+        size: (width, height) of the clip, whose aspect may differ from that of the source.
+
+    Returns:
+        The four corners.
+    """
     points = torch.tensor(region.corners, dtype=torch.float64) * torch.tensor([size[0] / width, size[1] / height])
     return coords.normalise_pixels(points, *size).numpy()
 
 
 def carried(matrix: Float[np.ndarray, "3 3"], points: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n 2"]:
-    """Points through a 3 x 3 transform."""
+    """Applies a homography to points."""
     moved = points @ matrix[:, :2].T + matrix[:, 2]
     return moved[..., :2] / moved[..., 2:]
 
 
 def quad_area(corners: Corners, size: tuple[int, int]) -> float:
-    """The area of a quadrilateral given in xy units, in pixels of a frame of `size`, also where it leaves the frame."""
+    """Computes the area of a quadrilateral in xy units, in pixels of a frame of `size`, also outside the frame."""
     x, y = corners.T
     return float(abs((x * np.roll(y, -1) - y * np.roll(x, -1)).sum()) / 2 * (max(size) / 2) ** 2)
 
 
 @lru_cache(maxsize=4)
 def pixel_xy(width: int, height: int) -> Float[np.ndarray, "height width 2"]:
-    """xy units of every pixel centre of a frame in double precision; kept, and not to be written to."""
+    """Returns the xy units of every pixel center of a frame in double precision; kept, and not to be written to."""
     xy = coords.frame_xy(width, height).double().numpy()
     xy.flags.writeable = False
     return xy
 
 
 def quad_mask(corners: Corners, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
-    """The pixels of a frame of `size` (width, height) whose centres lie in a quadrilateral given in xy units."""
+    """Finds the pixels of a frame of `size` (width, height) whose centers lie in a quadrilateral given in xy units."""
     xy = pixel_xy(*size)
     sides = np.roll(corners, -1, 0) - corners
-    turned = np.sign(_turns(corners).sum())
+    orientation = np.sign(_corner_areas(corners).sum())
     inside = np.ones(xy.shape[:2], bool)
     for corner, (dx, dy) in zip(corners, sides, strict=True):
-        inside &= turned * (dx * (xy[..., 1] - corner[1]) - dy * (xy[..., 0] - corner[0])) >= 0
+        inside &= orientation * (dx * (xy[..., 1] - corner[1]) - dy * (xy[..., 0] - corner[0])) >= 0
     return inside

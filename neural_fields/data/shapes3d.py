@@ -1,7 +1,7 @@
-"""Solids that rays hit in closed form. All rays of a call start at one point, as those of a camera do.
+"""Solids with ray intersections in closed form. All rays of a call start at one point, as those of a camera do.
 
-A shape says how far along each unit direction it is hit first (infinity: not at all), which way its surface faces at
-a point on it, and which ball holds it, so that rays which pass far away cost nothing.
+A shape computes the distance to its first intersection with each ray (infinity: none), its normals, and a bounding
+ball, so that rays which pass far away cost nothing.
 """
 
 from __future__ import annotations
@@ -16,21 +16,20 @@ from numpy import ndarray
 Vector = tuple[float, float, float]
 Points = Float[ndarray, "n 3"]
 Distances = Float[ndarray, " n"]
-NEAR = 1e-6  # hits nearer than this are the ray's own start
 
 
 @runtime_checkable  # for the shape checks of the tests
 class Shape(Protocol):
-    """A surface in the space of what carries it: a bone at rest, or the world."""
+    """A surface in the rest space of a bone, or in the world."""
 
     def hit(self, origin: Float[ndarray, "3"], directions: Points) -> Distances:
-        """Distance along unit directions to the first point of the surface ahead; infinity where there is none."""
+        """Computes the distance along unit directions to the first point of the surface ahead; infinity for none."""
 
     def normal(self, points: Points) -> Points:
-        """Outward unit normals at points of the surface."""
+        """Computes outward unit normals at points of the surface."""
 
     def ball(self) -> tuple[Vector, float]:
-        """Centre and radius of a ball that holds it; an infinite radius for what has no end."""
+        """Returns centre and radius of a bounding ball; an infinite radius for a surface without end."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +41,11 @@ class Ellipsoid:
 
     def hit(self, origin: Float[ndarray, "3"], directions: Points) -> Distances:
         away, scaled = (origin - self.centre) / self.radii, directions / self.radii
-        first, second = _roots(_dot(scaled, scaled), scaled @ away, away @ away - 1)
-        return np.minimum(_ahead(first), _ahead(second))
+        first, second = _solve_quadratic(_dot_rows(scaled, scaled), scaled @ away, away @ away - 1)
+        return np.minimum(_drop_behind(first), _drop_behind(second))
 
     def normal(self, points: Points) -> Points:
-        return _unit((points - self.centre) / np.square(self.radii))
+        return _normalize_rows((points - self.centre) / np.square(self.radii))
 
     def ball(self) -> tuple[Vector, float]:
         return self.centre, max(self.radii)
@@ -54,9 +53,9 @@ class Ellipsoid:
 
 @dataclass(frozen=True)
 class RoundCone:
-    """What a ball sweeps that goes from `start` to `end` and changes its radius on the way: a limb.
+    """The volume that a ball of changing radius sweeps from `start` to `end`: a limb.
 
-    Neither end's ball may hold the other's. With equal radii it is a capsule.
+    Neither end's ball may contain the other's. With equal radii it is a capsule.
     """
 
     start: Vector
@@ -64,15 +63,13 @@ class RoundCone:
     radii: tuple[float, float]
 
     def hit(self, origin: Float[ndarray, "3"], directions: Points) -> Distances:
-        axis, length, slope = self._axis()
-        balls = [
-            Ellipsoid(place, (radius,) * 3).hit(origin, directions)
-            for place, radius in zip((self.start, self.end), self.radii, strict=True)
-        ]
+        axis, length, slope = self._compute_axis()
+        first_ball = Ellipsoid(self.start, (self.radii[0],) * 3).hit(origin, directions)
+        second_ball = Ellipsoid(self.end, (self.radii[1],) * 3).hit(origin, directions)
         # The side is where c^2 r^2 = (r0 - s x)^2: x along the axis, r away from it, s and c of the opening angle.
         away, radius, cosine2 = origin - self.start, self.radii[0], 1 - slope**2
         x, dx = away @ axis, directions @ axis
-        first, second = _roots(
+        first, second = _solve_quadratic(
             cosine2 - dx**2,
             cosine2 * (directions @ away) - x * dx + radius * slope * dx,
             cosine2 * (away @ away) - x**2 + 2 * radius * slope * x - radius**2,
@@ -82,23 +79,23 @@ class RoundCone:
             along = x + np.where(np.isfinite(distance), distance, 0) * dx
             wide = radius - slope * along  # negative on the cone's other half, beyond its tip
             foot = along - wide * slope / cosine2
-            sides.append(np.where((wide >= 0) & (foot >= 0) & (foot <= length), _ahead(distance), np.inf))
-        return np.minimum.reduce([*balls, *sides])
+            sides.append(np.where((wide >= 0) & (foot >= 0) & (foot <= length), _drop_behind(distance), np.inf))
+        return np.minimum.reduce([first_ball, second_ball, *sides])
 
     def normal(self, points: Points) -> Points:
-        axis, length, slope = self._axis()
+        axis, length, slope = self._compute_axis()
         away = points - self.start
         along = away @ axis
-        aside = np.sqrt(np.maximum(_dot(away, away) - along**2, 0))
+        aside = np.sqrt(np.maximum(_dot_rows(away, away) - along**2, 0))
         foot = np.clip(along - aside * slope / np.sqrt(1 - slope**2), 0, length)
-        return _unit(away - foot[:, None] * axis)
+        return _normalize_rows(away - foot[:, None] * axis)
 
     def ball(self) -> tuple[Vector, float]:
         x, y, z = (np.add(self.start, self.end) / 2).tolist()
-        return (x, y, z), self._axis()[1] / 2 + max(self.radii)
+        return (x, y, z), self._compute_axis()[1] / 2 + max(self.radii)
 
-    def _axis(self) -> tuple[Float[ndarray, "3"], float, float]:
-        """Unit direction, length, and the sine of the angle at which the side closes in on it."""
+    def _compute_axis(self) -> tuple[Float[ndarray, "3"], float, float]:
+        """Computes unit direction, length, and the sine of the angle between the side and the axis."""
         axis = np.subtract(self.end, self.start)
         length = float(np.linalg.norm(axis))
         return axis / length, length, (self.radii[0] - self.radii[1]) / length
@@ -106,7 +103,7 @@ class RoundCone:
 
 @dataclass(frozen=True)
 class Box:
-    """A box along the axes, seen from outside."""
+    """A box along the axes, hit from outside."""
 
     centre: Vector
     half: Vector
@@ -116,7 +113,7 @@ class Box:
         steps = np.where(np.abs(directions) < 1e-12, 1e-12, directions)
         middle, reach = -away / steps, np.abs(np.asarray(self.half) / steps)
         near, far = np.max(middle - reach, axis=1), np.min(middle + reach, axis=1)
-        return np.where((near <= far) & (near > NEAR), near, np.inf)
+        return np.where(near <= far, _drop_behind(near), np.inf)
 
     def normal(self, points: Points) -> Points:
         away = (points - self.centre) / self.half
@@ -131,14 +128,14 @@ class Box:
 
 @dataclass(frozen=True)
 class Wall:
-    """A plane without end through `point`, seen only from the side that `facing` (a unit vector) points to."""
+    """An infinite plane through `point`, hit only from the side that `facing` (a unit vector) points to."""
 
     point: Vector
     facing: Vector
 
     def hit(self, origin: Float[ndarray, "3"], directions: Points) -> Distances:
         height, fall = (origin - self.point) @ np.asarray(self.facing), -(directions @ np.asarray(self.facing))
-        return np.where(fall > 1e-12, _ahead(height / np.where(fall > 1e-12, fall, 1)), np.inf)
+        return np.where(fall > 1e-12, _drop_behind(height / np.where(fall > 1e-12, fall, 1)), np.inf)
 
     def normal(self, points: Points) -> Points:
         return np.tile(np.asarray(self.facing, np.float64), (len(points), 1))
@@ -150,7 +147,7 @@ class Wall:
 def meets_ball(
     origin: Float[ndarray, "3"], directions: Points, centre: Float[ndarray, "3"], radius: float
 ) -> Int[ndarray, " k"]:
-    """Indices of the unit directions that come within `radius` of `centre`."""
+    """Finds the indices of the unit directions that come within `radius` of `centre`."""
     if not np.isfinite(radius):
         return np.arange(len(directions))
     towards = centre - origin
@@ -159,21 +156,25 @@ def meets_ball(
     return np.flatnonzero((along > 0) & (along**2 >= reach)) if reach > 0 else np.arange(len(directions))
 
 
-def _roots(square: Distances, half: Distances, rest: float | Distances) -> tuple[Distances, Distances]:
-    """Both solutions of square t^2 + 2 half t + rest = 0; infinity where there are none."""
+def _solve_quadratic(square: Distances, half: Distances, rest: float | Distances) -> tuple[Distances, Distances]:
+    """Computes both solutions of square t^2 + 2 half t + rest = 0; infinity where there are none."""
     inner = half**2 - square * rest
     real = (inner >= 0) & (np.abs(square) > 1e-15)
     root, safe = np.sqrt(np.where(real, inner, 0)), np.where(real, square, 1)
     return np.where(real, (-half - root) / safe, np.inf), np.where(real, (-half + root) / safe, np.inf)
 
 
-def _ahead(distance: Distances) -> Distances:
-    return np.where(distance > NEAR, distance, np.inf)
+def _drop_behind(distance: Distances) -> Distances:
+    """Replaces distances behind the origin by infinity; very near ones are the ray's own start."""
+    nearest = 1e-6
+    return np.where(distance > nearest, distance, np.inf)
 
 
-def _dot(first: Points, second: Points) -> Distances:
+def _dot_rows(first: Points, second: Points) -> Distances:
+    """Computes the dot products of rows."""
     return np.einsum("nk,nk->n", first, second)
 
 
-def _unit(vectors: Points) -> Points:
+def _normalize_rows(vectors: Points) -> Points:
+    """Scales rows to unit length."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

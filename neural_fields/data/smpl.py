@@ -1,6 +1,6 @@
-"""SMPL parameters as bones, with a body model that the user has: its files are bound to a licence and not part of this.
+"""SMPL parameters as bones, with a body model of the user's own: its files are bound to a licence and not part of this.
 
-Of SMPL all 24 joints are taken; of SMPL-H and SMPL-X the 22 of the body, without fingers and face. The package `smplx`
+All 24 joints of SMPL are taken; of SMPL-H and SMPL-X the 22 of the body, without fingers and face. The package `smplx`
 reads the model file, which may be a pickle: name only one that came from the model's makers.
 """
 
@@ -27,20 +27,18 @@ JOINTS = (
     "left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hand",
     "right_hand",
 )  # fmt: skip
-# Class in the package smplx and joints that are taken, by the numbers that a file has for each frame.
+# Class in the package smplx and number of joints that are taken, by the length of a frame's pose in the file.
 _KINDS = {72: ("SMPL", 24), 156: ("SMPLH", 22), 165: ("SMPLX", 22)}
-_DAMAGED = (OSError, ValueError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error)
-_KEYS = ("poses", "global_orient", "body_pose", "trans", "transl", "betas")
 
 
 @dataclass(frozen=True)
 class SmplPoses:
-    """What a tracker or a data set says about a body.
+    """The parameters of a body over time, as a tracker or a data set gives them.
 
     Attributes:
         kind: class of the body model in the package smplx.
-        turns: axis times angle in radians of each joint against its parent.
-        translation: added to the body after it is turned around its root.
+        turns: rotation of each joint relative to its parent, as axis times angle in radians.
+        translation: added to the body after its rotation around its root.
         betas: of the body's shape.
     """
 
@@ -51,10 +49,10 @@ class SmplPoses:
 
 
 def read_smpl(path: Path | str) -> SmplPoses:
-    """The parameters in an .npz or a .json file, under the names of AMASS or of smplx.
+    """Reads the parameters of an .npz or a .json file, under the names of AMASS or of smplx.
 
-    Those are poses [frames, 72, 156 or 165], or global_orient and body_pose; trans or transl [frames, 3]; and betas,
-    one set for all frames or one for each, of which the mean is taken.
+    These are poses [frames, 72, 156 or 165], or global_orient and body_pose; trans or transl [frames, 3]; and betas,
+    one set for all frames, or one for each frame, whose mean is taken.
 
     Raises:
         UserError: no such file, not readable as such, or arrays that do not go together.
@@ -62,36 +60,35 @@ def read_smpl(path: Path | str) -> SmplPoses:
     path = Path(path)
     found = read_json_object(path) if path.suffix.lower() == ".json" else _read_arrays(path)
     with part_of(path, fix="write poses, trans and betas with numpy.savez"):
-        turns = _array(found, "poses") if "poses" in found else _joined(found)
+        if "poses" in found:
+            turns = _parse_array(found, "poses")
+        else:  # the length of the body's pose decides which model it is
+            root, body = (_parse_array(found, key) for key in ("global_orient", "body_pose"))
+            if not len(root) or len(root) != len(body):
+                raise Malformed(f"global_orient has {len(root)} frames, body_pose {len(body)}")
+            root, body = root.reshape(len(root), -1), body.reshape(len(body), -1)
+            if root.shape[1] + body.shape[1] == 66:  # SMPL-X without hands and face
+                body = np.concatenate([body, np.zeros((len(body), 165 - 66))], axis=1)
+            turns = np.concatenate([root, body], axis=1)
         count = len(turns)
         if turns.size // max(count, 1) not in _KINDS or not count:
             raise Malformed(
                 f"poses have the shape {turns.shape}; frames x {' or '.join(map(str, _KINDS))} was expected"
             )
         kind, joints = _KINDS[turns.size // count]
-        places = next((key for key in ("trans", "transl") if key in found), None)
-        translation = np.zeros((count, 3)) if places is None else _array(found, places)
+        key = next((key for key in ("trans", "transl") if key in found), None)
+        translation = np.zeros((count, 3)) if key is None else _parse_array(found, key)
         if translation.shape != (count, 3):
-            raise Malformed(f"{places} has the shape {translation.shape} for {count} frames")
-        betas = _array(found, "betas") if "betas" in found else np.zeros(10)
+            raise Malformed(f"{key} has the shape {translation.shape} for {count} frames")
+        betas = _parse_array(found, "betas") if "betas" in found else np.zeros(10)
         betas = betas.mean(axis=0) if betas.ndim == 2 and len(betas) else betas
         if betas.ndim != 1:
             raise Malformed(f"betas have the shape {betas.shape}")
     return SmplPoses(kind, turns.reshape(count, -1, 3)[:, :joints], translation, betas)
 
 
-def _joined(found: Mapping[str, Any]) -> Float[np.ndarray, "frames numbers"]:
-    """Poses from the root's and the body's; without hands and face, the body decides what kind of model it is."""
-    root, body = (_array(found, key) for key in ("global_orient", "body_pose"))
-    if not len(root) or len(root) != len(body):
-        raise Malformed(f"global_orient has {len(root)} frames, body_pose {len(body)}")
-    root, body = root.reshape(len(root), -1), body.reshape(len(body), -1)
-    if root.shape[1] + body.shape[1] == 66:  # SMPL-X without hands and face
-        body = np.concatenate([body, np.zeros((len(body), 165 - 66))], axis=1)
-    return np.concatenate([root, body], axis=1)
-
-
-def _array(found: Mapping[str, Any], key: str) -> Float[np.ndarray, "..."]:
+def _parse_array(found: Mapping[str, Any], key: str) -> Float[np.ndarray, "..."]:
+    """Parses the array of a key; its numbers are finite."""
     try:
         values = np.asarray(found[key], np.float64)
     except KeyError:
@@ -105,60 +102,31 @@ def _array(found: Mapping[str, Any], key: str) -> Float[np.ndarray, "..."]:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz that are of use, none larger unpacked than a file may be."""
+    """Reads the arrays of an .npz that are of use, none larger unpacked than a file may be."""
+    keys = "poses", "global_orient", "body_pose", "trans", "transl", "betas"
     try:
         with zipfile.ZipFile(path) as packed:
             largest = max((entry.file_size for entry in packed.infolist()), default=0)
         if largest > LIMIT:
             raise bad_input(f"{path.name} holds an array of {largest} bytes", where=str(path), why=f"at most {LIMIT}")
         with np.load(path, allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in _KEYS if key in arrays}
-    except _DAMAGED as error:
+            return {key: arrays[key] for key in keys if key in arrays}
+    except (OSError, ValueError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         fix = "name an .npz with poses, trans and betas, or a .json"
         raise bad_input(f"{path.name} cannot be read", where=str(path), why=str(error), fix=fix) from None
 
 
 def smpl_motion(poses: SmplPoses, model: Path | str) -> Motion:
-    """The bones of a body.
+    """Computes the bones of a body from its SMPL parameters.
 
     Args:
+        poses: the parameters.
         model: file of the body model, as its makers' site gives it: SMPL_NEUTRAL.pkl, SMPLX_NEUTRAL.npz, ...
 
     Raises:
         UserError: the package smplx is not installed; no such model file; one that is not of the poses' kind.
     """
-    parents, rest = _rest(poses, Path(model))
-    count = poses.turns.shape[1]
-    return motion_from_turns(JOINTS[:count], parents[:count], rest[:count], poses.turns, poses.translation)
-
-
-def motion_from_turns(
-    names: Sequence[str],
-    parents: Sequence[int],
-    rest: Float[np.ndarray, "joints 3"],
-    turns: Float[np.ndarray, "frames joints 3"],
-    translation: Float[np.ndarray, "frames 3"],
-) -> Motion:
-    """Bones from joints at rest and what each is turned by against its parent.
-
-    Args:
-        turns: axis times angle in radians.
-        translation: of the root from its place at rest.
-
-    Raises:
-        ValueError: as `build_skeleton`.
-    """
-    skeleton, order = build_skeleton(names, parents, rest)
-    rotations = from_axis_angle(turns[:, order])
-    transforms = np.empty((len(turns), skeleton.count, 4, 4))
-    for frame, shift in enumerate(translation):
-        shifts = np.where((np.array(skeleton.parents) == ROOT)[:, None], skeleton.rest + shift, 0.0)
-        transforms[frame] = from_local(skeleton, rotations[frame], shifts)
-    return Motion(skeleton, transforms)
-
-
-def _rest(poses: SmplPoses, model: Path) -> tuple[list[int], Float[np.ndarray, "joints 3"]]:
-    """Parents and joints of the body in its rest pose, from the model's own package."""
+    model = Path(model)
     try:
         import smplx
     except ImportError:
@@ -189,4 +157,36 @@ def _rest(poses: SmplPoses, model: Path) -> tuple[list[int], Float[np.ndarray, "
         why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
         fix = f"name a model file of the kind {poses.kind} whose arrays are those of numpy"
         raise bad_input("the SMPL model file cannot be used", where=str(model), why=why, fix=fix) from error
-    return [ROOT if parent < 0 else parent for parent in parents], joints.double().numpy()
+    count = poses.turns.shape[1]
+    parents = [ROOT if parent < 0 else parent for parent in parents[:count]]
+    rest = joints.double().numpy()[:count]
+    return motion_from_turns(JOINTS[:count], parents, rest, poses.turns, poses.translation)
+
+
+def motion_from_turns(
+    names: Sequence[str],
+    parents: Sequence[int],
+    rest: Float[np.ndarray, "joints 3"],
+    turns: Float[np.ndarray, "frames joints 3"],
+    translation: Float[np.ndarray, "frames 3"],
+) -> Motion:
+    """Computes bones from joints at rest and their rotations relative to their parents.
+
+    Args:
+        names: of the joints.
+        parents: index of each joint's parent; `ROOT` for none.
+        rest: joint positions in the rest pose.
+        turns: rotations as axis times angle in radians.
+        translation: of the root from its position at rest.
+
+    Raises:
+        ValueError: as `build_skeleton`.
+    """
+    skeleton, order = build_skeleton(names, parents, rest)
+    rotations = from_axis_angle(turns[:, order])
+    transforms = np.empty((len(turns), skeleton.count, 4, 4))
+    is_root = (np.array(skeleton.parents) == ROOT)[:, None]
+    for frame in range(len(translation)):
+        translations = np.where(is_root, skeleton.rest + translation[frame], 0.0)
+        transforms[frame] = from_local(skeleton, rotations[frame], translations)
+    return Motion(skeleton, transforms)

@@ -1,9 +1,9 @@
-"""Painted surfaces of synthetic clips, and where they lie: a transform a frame, and a smooth warp where one is wanted.
+"""Painted surfaces of synthetic clips, and their positions: a transform for each frame, and optionally a smooth warp.
 
     plane = transform_t(xy),  uv = warp(plane, t)
 
-The transform is affine or a homography. Warps know both ways: the way to uv in closed form and the way back by a
-contraction, or the other way round. Times are frame numbers; fractions lie between frames.
+The transform is affine or a homography. Warps have both directions: one in closed form, the other by a fixed-point
+iteration. Times are frame numbers; fractions are between frames.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from torch import Tensor
 
 from neural_fields.coords import Box
 
-ROUNDS = 100  # of a contraction, at most; it ends when nothing moves any more
-
 Time = float | int
 Points = Float[Tensor, "*n 2"]
 
@@ -29,19 +27,19 @@ class Warp:
     """A smooth change of a surface over time, in its own plane; this one changes nothing."""
 
     def to_uv(self, plane: Points, t: Time) -> Points:
-        """Plane to uv."""
+        """Maps plane to uv."""
         return plane
 
     def to_plane(self, uv: Points, t: Time) -> Points:
-        """uv to plane."""
+        """Maps uv to plane."""
         return uv
 
     def facing(self, uv: Points, t: Time) -> Bool[Tensor, "*n"]:
-        """Whether a point of the surface is turned to the camera."""
+        """Returns whether points of the surface face the camera."""
         return torch.ones(uv.shape[:-1], dtype=torch.bool)
 
     def distance(self, plane: Points, t: Time) -> Float[Tensor, "*n"] | None:
-        """Distance to the outline on the plane, negative inside; None where the outline is painted on the surface."""
+        """Computes the distance to the outline on the plane, negative inside; None if it is painted."""
         return None
 
 
@@ -54,12 +52,12 @@ class Wave(Warp):
     period: float = 20.0  # frames
 
     def to_uv(self, plane: Points, t: Time) -> Points:
-        return plane + self._shift(plane, t) - self._shift(plane, 0)
+        return plane + self._compute_shift(plane, t) - self._compute_shift(plane, 0)
 
     def to_plane(self, uv: Points, t: Time) -> Points:
-        return _solve(uv, lambda plane: self._shift(plane, t) - self._shift(plane, 0))
+        return _solve_fixed_point(uv, lambda plane: self._compute_shift(plane, t) - self._compute_shift(plane, 0))
 
-    def _shift(self, plane: Points, t: Time) -> Points:
+    def _compute_shift(self, plane: Points, t: Time) -> Points:
         k, phase = 2 * np.pi / self.length, 2 * np.pi * t / self.period
         x, y = plane.unbind(-1)
         along = torch.sin(k * (0.8 * y + 0.3 * x) + phase)
@@ -78,12 +76,12 @@ class Relief(Warp):
     hill: float = 1.3  # from one hill to the next, in uv units
 
     def to_uv(self, plane: Points, t: Time) -> Points:
-        return _solve(plane, lambda uv: self._shift(uv, t))
+        return _solve_fixed_point(plane, lambda uv: self._compute_shift(uv, t))
 
     def to_plane(self, uv: Points, t: Time) -> Points:
-        return uv + self._shift(uv, t)
+        return uv + self._compute_shift(uv, t)
 
-    def _shift(self, uv: Points, t: Time) -> Points:
+    def _compute_shift(self, uv: Points, t: Time) -> Points:
         k = 2 * np.pi / self.hill
         depth = torch.sin(k * uv[..., 0] + 0.7) * torch.cos(k * uv[..., 1])
         return t * uv.new_tensor(self.velocity) * depth[..., None]
@@ -91,9 +89,9 @@ class Relief(Warp):
 
 @dataclass(frozen=True)
 class Turn(Warp):
-    """An upright cylinder that turns about its axis: uv is its wall, unrolled; what turns away is hidden by itself.
+    """An upright cylinder that rotates about its axis: uv is its wall, unrolled; it hides its own back.
 
-    In frame 0, u differs from x towards the rims: a point at the angle a is seen at x = radius * sin(a) and has
+    In frame 0, u differs from x towards the rims: a point at the angle a is visible at x = radius * sin(a) and has
     u = radius * a.
     """
 
@@ -107,30 +105,30 @@ class Turn(Warp):
         return torch.stack([self.centre[0] + self.radius * (angle - self.rate * t), plane[..., 1]], -1)
 
     def to_plane(self, uv: Points, t: Time) -> Points:
-        return torch.stack([self.centre[0] + self.radius * self._angle(uv, t).sin(), uv[..., 1]], -1)
+        return torch.stack([self.centre[0] + self.radius * self._compute_angle(uv, t).sin(), uv[..., 1]], -1)
 
     def facing(self, uv: Points, t: Time) -> Bool[Tensor, "*n"]:
-        return self._angle(uv, t).abs() < np.pi / 2
+        return self._compute_angle(uv, t).abs() < np.pi / 2
 
     def distance(self, plane: Points, t: Time) -> Float[Tensor, "*n"]:
         x, y = (plane - plane.new_tensor(self.centre)).abs().unbind(-1)
         return torch.maximum(x - self.radius, y - self.half_height)
 
     def box(self, frames: int) -> Box:
-        """The part of the wall that is seen within so many frames, with a margin."""
+        """Computes the part of the wall that is visible within so many frames, with a margin."""
         turned, rim = self.rate * frames, np.pi / 2 + 0.2
         (x, y), tall = self.centre, self.half_height + 0.05
         left, right = x - self.radius * (rim + max(0.0, turned)), x + self.radius * (rim - min(0.0, turned))
         return Box(float(left), y - tall, float(right), y + tall)
 
-    def _angle(self, uv: Points, t: Time) -> Float[Tensor, "*n"]:
+    def _compute_angle(self, uv: Points, t: Time) -> Float[Tensor, "*n"]:
         return (uv[..., 0] - self.centre[0]) / self.radius + self.rate * t
 
 
-def _solve(target: Points, shift: Callable[[Points], Points]) -> Points:
-    """The x with x + shift(x) = target, for a shift that contracts."""
-    x = target
-    for _ in range(ROUNDS):
+def _solve_fixed_point(target: Points, shift: Callable[[Points], Points]) -> Points:
+    """Solves x + shift(x) = target for a shift that contracts, by iteration until nothing moves any more."""
+    x, max_iterations = target, 100
+    for _ in range(max_iterations):
         before, x = x, target - shift(x)
         if not len(x) or (x - before).abs().max() < 4 * torch.finfo(x.dtype).eps:
             break
@@ -151,45 +149,45 @@ class Surface:
     warp: Warp | None = None  # plane to uv; without one they are the same
 
     def matrix(self, t: Time) -> Float[ndarray, "rows 3"]:
-        """The transform at a time; between frames, and beyond the outermost, its numbers go on linearly."""
+        """Returns the transform at a time; between and beyond the frames its numbers are linear in time."""
         if (t == int(t) and 0 <= t < len(self.to_uv)) or len(self.to_uv) == 1:
             return self.to_uv[min(int(t), len(self.to_uv) - 1)]
         before = min(max(0, int(np.floor(t))), len(self.to_uv) - 2)
         return self.to_uv[before] + (t - before) * (self.to_uv[before + 1] - self.to_uv[before])
 
     def plane_at(self, t: Time, xy: Points) -> Points:
-        """Points of the plane at xy units of a time."""
+        """Computes points of the plane at xy units of a time."""
         return apply(self.matrix(t), xy)
 
     def uv_at(self, t: Time, xy: Points) -> Points:
-        """uv at xy units of a time."""
+        """Computes uv at xy units of a time."""
         plane = self.plane_at(t, xy)
         return plane if self.warp is None else self.warp.to_uv(plane, t)
 
     def xy_at(self, t: Time, uv: Points) -> Points:
-        """Where points of the surface lie at a time, in xy units; also those that are hidden or beyond the frame."""
+        """Computes the xy units of points of the surface at a time; also of hidden ones and beyond the frame."""
         plane = uv if self.warp is None else self.warp.to_plane(uv, t)
         return apply(inverse(self.matrix(t)), plane)
 
     def facing(self, t: Time, uv: Points) -> Bool[Tensor, "*n"]:
-        """Whether points of the surface are turned to the camera."""
+        """Returns whether points of the surface face the camera."""
         return (self.warp or Warp()).facing(uv, t)
 
     @property
     def everywhere(self) -> bool:
-        """Whether the surface has no outline."""
+        """Returns whether the surface has no outline."""
         return self.distance is None and not isinstance(self.warp, Turn)
 
 
 def apply(matrix: Float[ndarray, "rows 3"], xy: Points) -> Points:
-    """Points through an affine map (2 rows) or a homography (3 rows)."""
+    """Applies an affine map (2 rows) or a homography (3 rows) to points."""
     numbers = torch.from_numpy(np.ascontiguousarray(matrix)).to(xy.dtype)
     moved = xy @ numbers[:, :2].T + numbers[:, 2]
     return moved if len(numbers) == 2 else moved[..., :2] / moved[..., 2:]
 
 
 def inverse(matrix: Float[ndarray, "rows 3"]) -> Float[ndarray, "rows 3"]:
-    """The inverse of an affine map or a homography, in the same form."""
+    """Inverts an affine map or a homography, in the same form."""
     if len(matrix) == 3:
         return np.linalg.inv(matrix)
     linear = np.linalg.inv(matrix[:, :2])

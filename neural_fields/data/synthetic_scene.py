@@ -1,8 +1,8 @@
-"""A person walks through a painted room and carries something that changes: a 3D scene whose truth is known.
+"""A synthetic 3D scene with ground truth: a person walks through a painted room and holds an object that changes.
 
-Every picture is cast ray by ray from closed forms, so depth, masks, flow, uncovered background, other cameras, other
-moments and other poses are exact. Surfaces of the person are painted in the rest space of their bones: whatever the
-pose, a point of the body keeps its colour. Metres, z up; the ground is z = 0 and the room is centred on the origin.
+Every picture is ray cast from closed forms, so depth, masks, flow, uncovered background, other cameras, other moments
+and other poses are exact. Surfaces of the person are painted in the rest space of their bones: a point of the body
+keeps its colour in every pose. Metres, z up; the ground is z = 0 and the room is centred on the origin.
 """
 
 from __future__ import annotations
@@ -23,18 +23,14 @@ from neural_fields.data.painted_room import UP, room_parts
 from neural_fields.data.shapes3d import Shape, Vector, meets_ball
 from neural_fields.data.skeleton import Motion
 
-WORLD = -1  # the bone of what stands still
-SUN: Vector = (0.36, -0.48, 0.8)  # where the light comes from
-SHADE = 0.72  # brightness of what is turned away from the light
-CHUNK = 1 << 16  # rays cast at once
-OBJECT_SIZE = 0.15  # radius of the carried ball
+WORLD = -1  # the bone of static surfaces
 
 __all__ = ["Flow", "Surface", "SyntheticScene", "TrueView", "make_scene", "orbit", "walking_scene"]
 
 
 @dataclass(frozen=True)
 class Surface:
-    """A painted shape, and the bone whose rest space both are given in; `WORLD` for what stands still."""
+    """A painted shape, and the bone whose rest space both are given in; `WORLD` for static surfaces."""
 
     shape: Shape
     paint: Paint
@@ -43,17 +39,20 @@ class Surface:
 
 @dataclass(frozen=True, eq=False)
 class TrueView:
-    """What a camera sees. `rgb`, `cover` and `object_cover` are means over a pixel, all else is of its centre.
+    """The truth of a view. `rgb`, `cover` and `object_cover` are means over a pixel, all else is of its centre.
 
     Attributes:
-        rgb: in [0, 1]; black where nothing is seen.
+        camera, time: of the view.
+        transforms: of the bones, rest to world.
+        person, background: whether the person with the object, and the room, are there.
+        rgb: in [0, 1]; black where nothing is hit.
         cover, object_cover: share of the pixel that the person (with the object), or the object, covers.
         mask, object_mask: whether the pixel's centre shows them.
-        depth: distance along the unit ray of the centre; infinite where nothing is seen.
+        depth: distance along the unit ray of the centre; infinite where nothing is hit.
         z_depth: the same along the camera's z.
-        bone: that carries the surface seen; `WORLD` for the room and where nothing is seen.
-        rest: the point seen, in the rest space of its bone; in the world for the room; 0 where nothing is seen.
-        normal: outward unit normals in the world; 0 where nothing is seen.
+        bone: of the visible surface; `WORLD` for the room and where nothing is hit.
+        rest: the visible point in the rest space of its bone; in the world for the room; 0 where nothing is hit.
+        normal: outward unit normals in the world; 0 where nothing is hit.
     """
 
     camera: Camera
@@ -75,11 +74,11 @@ class TrueView:
 
 @dataclass(frozen=True, eq=False)
 class Flow:
-    """Where the surface points of one view are seen in another.
+    """The flow of the surface points of one view to another.
 
     Attributes:
-        pixels: how far each pixel's centre moves, in pixels of the other view; 0 where nothing is seen.
-        visible: whether the other view shows the same point: in its picture, and nothing in front of it.
+        pixels: displacement of each pixel's centre, in pixels of the other view; 0 where nothing is hit.
+        visible: whether the other view shows the same point: in its picture, with nothing in front of it.
     """
 
     pixels: Float[ndarray, "h w 2"]
@@ -88,16 +87,16 @@ class Flow:
 
 @dataclass(frozen=True, eq=False)
 class SyntheticScene:
-    """The scene and its truth.
+    """The scene and its ground truth.
 
     Attributes:
         motion: the bones at every moment.
         cameras, times: of the training views.
         switches: moments from which the object is in its next state.
         room, body: surfaces that do not change.
-        objects: the carried surfaces, one group a state.
+        objects: the surfaces of the held object, one group a state.
         supersample: a pixel's colour is the mean over `supersample`^2 points.
-        lit_person: whether the world's light falls on the person too; else its colours are those of its paint.
+        lit_person: whether the world's light falls on the person too; otherwise its colours are those of its paint.
     """
 
     motion: Motion
@@ -112,12 +111,12 @@ class SyntheticScene:
 
     @cached_property
     def views(self) -> tuple[TrueView, ...]:
-        """The truth of every training view."""
+        """Computes the truth of every training view."""
         return tuple(self.view(camera, time) for camera, time in zip(self.cameras, self.times, strict=True))
 
     @cached_property
     def capture(self) -> Capture:
-        """What a fit is given."""
+        """Returns the data for training."""
         frames = np.stack([np.round(view.rgb * 255).astype(np.uint8) for view in self.views])
         masks = np.stack([view.mask for view in self.views])
         return Capture(self.cameras, frames, self.times, masks, self.motion, self.switches)
@@ -130,25 +129,26 @@ class SyntheticScene:
         person: bool = True,
         background: bool = True,
     ) -> TrueView:
-        """What a camera sees at a moment.
+        """Computes the truth of a view.
 
         Args:
+            camera: of the view.
             time: a moment of the motion, which also says in which state the object is.
             motion_transforms: another pose, rest to world; None for that of the moment.
             person, background: whether the person with the object, and the room, are there.
         """
         transforms = self.motion.transforms[time] if motion_transforms is None else motion_transforms
-        surfaces = self._surfaces(time, person, background)
-        fine, covers, object_covers = self._colours(camera, surfaces, transforms)
-        directions = camera.directions(_points(camera, 1))
-        depth, which = _cast(surfaces, transforms, camera.position, directions)
+        surfaces = self._select_surfaces(time, person, background)
+        rgb, cover, object_cover = self._render_means(camera, surfaces, transforms)
+        directions = camera.directions(_make_pixel_positions(camera, 1))
+        depth, which = _cast_rays(surfaces, transforms, camera.position, directions)
         rest, normal, bone = np.zeros((len(depth), 3)), np.zeros((len(depth), 3)), np.full(len(depth), WORLD)
-        for index, seen in _seen(which):
+        for index, rays in _group_by_surface(which):
             surface = surfaces[index]
-            turn, shift = _pose(surface, transforms)
-            bone[seen] = surface.bone
-            rest[seen] = (camera.position + depth[seen, None] * directions[seen] - shift) @ turn
-            normal[seen] = surface.shape.normal(rest[seen]) @ turn.T
+            rotation, translation = _find_pose(surface, transforms)
+            bone[rays] = surface.bone
+            rest[rays] = (camera.position + depth[rays, None] * directions[rays] - translation) @ rotation
+            normal[rays] = surface.shape.normal(rest[rays]) @ rotation.T
         shape = (camera.height, camera.width)
         z_depth = depth * (directions @ camera.pose[:3, 2])
         return TrueView(
@@ -157,9 +157,9 @@ class SyntheticScene:
             transforms,
             person,
             background,
-            rgb=fine.reshape(*shape, 3).astype(np.float32),
-            cover=covers.reshape(shape).astype(np.float32),
-            object_cover=object_covers.reshape(shape).astype(np.float32),
+            rgb=rgb.reshape(*shape, 3).astype(np.float32),
+            cover=cover.reshape(shape).astype(np.float32),
+            object_cover=object_cover.reshape(shape).astype(np.float32),
             mask=(bone != WORLD).reshape(shape),
             object_mask=np.isin(bone, self.motion.skeleton.objects).reshape(shape),
             depth=depth.reshape(shape),
@@ -170,71 +170,78 @@ class SyntheticScene:
         )
 
     def flow(self, first: TrueView, second: TrueView) -> Flow:
-        """Where every point seen in `first` is in `second`, whatever moments, poses and cameras these are of."""
+        """Computes the flow from one view to another; moments, poses and cameras may differ."""
         shape, camera = first.mask.shape, second.camera
         bone, rest = first.bone.ravel(), first.rest.reshape(-1, 3)
-        placed = np.where(bone == WORLD, 0, bone)
-        moved = np.einsum("nij,nj->ni", second.transforms[placed, :3, :3], rest) + second.transforms[placed, :3, 3]
+        transforms = second.transforms[np.where(bone == WORLD, 0, bone)]
+        moved = np.einsum("nij,nj->ni", transforms[:, :3, :3], rest) + transforms[:, :3, 3]
         points = np.where((bone == WORLD)[:, None], rest, moved)
-        found, _, inside = camera.project(points)
-        there = np.isfinite(first.depth).ravel() & np.where(bone == WORLD, second.background, second.person)
+        projected, _, inside = camera.project(points)
+        exists = np.isfinite(first.depth).ravel() & np.where(bone == WORLD, second.background, second.person)
         same = state_at(self.switches, first.time) == state_at(self.switches, second.time)
-        there &= same | ~np.isin(bone, self.motion.skeleton.objects)  # what has changed is gone
+        exists &= same | ~np.isin(bone, self.motion.skeleton.objects)  # an object of another state is gone
         away = points - camera.position
         distance = np.linalg.norm(away, axis=1)
-        surfaces = self._surfaces(second.time, second.person, second.background)
-        hit, _ = _cast(surfaces, second.transforms, camera.position, away / np.maximum(distance, 1e-9)[:, None])
-        visible = there & inside & (hit > distance - 1e-5)
-        pixels = np.where(np.isfinite(first.depth).ravel()[:, None], found - _points(first.camera, 1), 0)
+        surfaces = self._select_surfaces(second.time, second.person, second.background)
+        hit, _ = _cast_rays(surfaces, second.transforms, camera.position, away / np.maximum(distance, 1e-9)[:, None])
+        visible = exists & inside & (hit > distance - 1e-5)
+        moves = projected - _make_pixel_positions(first.camera, 1)
+        pixels = np.where(np.isfinite(first.depth).ravel()[:, None], moves, 0)
         return Flow(pixels.reshape(*shape, 2), visible.reshape(shape))
 
     def holdout_camera(self, time: int, angle: float = 30.0, rise: float = 0.4) -> Camera:
-        """A viewpoint of a moment that no training view has: further around the person, and higher.
+        """Computes a viewpoint that no training view of the moment has: further around the person, and higher.
 
-        It turns towards the middle of the clip, so that the room behind the person is one that other views show.
+        It is closer to the middle of the clip, so that other views show the room behind the person.
 
         Args:
+            time: of a training view.
             angle: degrees around the person.
             rise: metres upwards.
         """
         index = self.times.index(time)
-        camera, target = self.cameras[index], _target(self.motion, time)
+        camera, target = self.cameras[index], _compute_target(self.motion, time)
         last = len(self.cameras) - 1
         other = self.cameras[min(index + 1, last) if index < last / 2 else max(index - 1, 0)]
         away, beside = camera.position - target, other.position - target
         side = -1.0 if away[0] * beside[1] < away[1] * beside[0] else 1.0
-        place = target + walking.rotation(UP, side * np.deg2rad(angle)) @ away + (0.0, 0.0, rise)
-        return camera.moved(look_at(place, target, np.asarray(UP)))
+        position = target + walking.rotation(UP, side * np.deg2rad(angle)) @ away + (0.0, 0.0, rise)
+        return camera.moved(look_at(position, target, np.asarray(UP)))
 
     def new_pose(self) -> Float[ndarray, "bones 4 4"]:
-        """Transforms of a pose that the clip does not have: the walker throws up its arms.
+        """Computes the transforms of a pose that the clip does not have: the person throws up the arms.
 
         Raises:
-            ValueError: the scene's skeleton is not the walker's.
+            ValueError: the scene's skeleton is not that of the walking person.
         """
         if self.motion.skeleton.names != walking.walker_skeleton().names:
-            raise ValueError("only the walker has a pose of its own; give view() transforms of your skeleton")
+            raise ValueError("only the walking person has such a pose; give view() transforms of your skeleton")
         return walking.arms_up()
 
-    def _surfaces(self, time: int, person: bool, background: bool) -> tuple[Surface, ...]:
-        carried = self.objects[state_at(self.switches, time)] if self.objects else ()
-        return (self.room if background else ()) + (self.body + carried if person else ())
+    def _select_surfaces(self, time: int, person: bool, background: bool) -> tuple[Surface, ...]:
+        """Returns the surfaces of a moment."""
+        held = self.objects[state_at(self.switches, time)] if self.objects else ()
+        return (self.room if background else ()) + (self.body + held if person else ())
 
-    def _colours(
+    def _render_means(
         self, camera: Camera, surfaces: tuple[Surface, ...], transforms: Float[ndarray, "bones 4 4"]
     ) -> tuple[Float[ndarray, "n 3"], Float[ndarray, " n"], Float[ndarray, " n"]]:
-        """Means over the pixels: colour, cover of the person, cover of the object."""
-        directions = camera.directions(_points(camera, self.supersample))
+        """Renders means over the pixels: colour, cover of the person, cover of the object."""
+        sun: Vector = (0.36, -0.48, 0.8)  # direction of the light
+        shade = 0.72  # brightness of a surface that faces away from it
+        directions = camera.directions(_make_pixel_positions(camera, self.supersample))
         colours, bones = np.zeros((len(directions), 3)), np.full(len(directions), WORLD)
-        depth, which = _cast(surfaces, transforms, camera.position, directions)
-        for index, seen in _seen(which):
+        depth, which = _cast_rays(surfaces, transforms, camera.position, directions)
+        for index, rays in _group_by_surface(which):
             surface = surfaces[index]
-            turn, shift = _pose(surface, transforms)
-            points = (camera.position + depth[seen, None] * directions[seen] - shift) @ turn
-            bones[seen] = surface.bone
-            colours[seen] = surface.paint(points)
-            if surface.bone == WORLD or self.lit_person:
-                colours[seen] *= _light(surface.shape.normal(points) @ turn.T)[:, None]
+            rotation, translation = _find_pose(surface, transforms)
+            points = (camera.position + depth[rays, None] * directions[rays] - translation) @ rotation
+            bones[rays] = surface.bone
+            colours[rays] = surface.paint(points)
+            if surface.bone == WORLD or self.lit_person:  # soft light, never dark
+                normals = surface.shape.normal(points) @ rotation.T
+                light = shade + (1 - shade) * (0.5 + 0.5 * normals @ np.asarray(sun)) ** 2
+                colours[rays] *= light[:, None]
         inner = (-1, self.supersample**2)
         person, held = bones != WORLD, np.isin(bones, self.motion.skeleton.objects)
         return (
@@ -251,13 +258,14 @@ def walking_scene(
     seed: int = 0,
     lit_person: bool = False,
 ) -> SyntheticScene:
-    """The standard scene: a walker on a small circle, one camera on an arc around it, one view a moment.
+    """Makes the standard scene: a person walks on a small circle, a camera on an arc around them, one view a moment.
 
     Args:
         count: of moments and views.
         size: width and height of the pictures.
-        switches: moments at which what is carried changes: a blue ball, an orange box, a green roll, a ball again.
+        switches: moments at which the held object changes: a blue ball, an orange box, a green roll, a ball again.
         seed: changes the colours of person and room.
+        lit_person: whether the world's light falls on the person too.
     """
     motion = walking.walk(count)
     return make_scene(motion, orbit(motion, size), switches=switches, seed=seed, lit_person=lit_person)
@@ -271,12 +279,15 @@ def make_scene(
     seed: int = 0,
     lit_person: bool = False,
 ) -> SyntheticScene:
-    """A scene in which any body moves. `walking.in_room` brings a motion of other units or places into the room.
+    """Makes a scene in which any body moves. `walking.in_room` brings a motion of other units or places into the room.
 
     Args:
-        motion: in metres, z up; joints that are objects of its skeleton carry the object.
+        motion: in metres, z up; the object is at the joints that are objects of its skeleton.
+        cameras: of the views.
         times: the moment that each camera shows; None for one view a moment, in order.
         switches: moments at which the object enters its next state.
+        seed: changes the colours of person and room.
+        lit_person: whether the world's light falls on the person too.
 
     Raises:
         ValueError: not one time a camera, or a time that the motion does not have.
@@ -284,18 +295,18 @@ def make_scene(
     times = tuple(range(len(cameras))) if times is None else tuple(times)
     if len(times) != len(cameras) or not all(0 <= time < motion.frame_count for time in times):
         raise ValueError(f"{len(cameras)} cameras need as many times within {motion.frame_count} moments")
-    skeleton = motion.skeleton
-    own = skeleton.names == walking.walker_skeleton().names
-    parts = walking.walker_parts(seed) if own else walking.dressed(skeleton, seed)
+    skeleton, object_radius = motion.skeleton, 0.15  # metres
+    is_walker = skeleton.names == walking.walker_skeleton().names
+    parts = walking.walker_parts(seed) if is_walker else walking.dressed(skeleton, seed)
     room = tuple(Surface(shape, paint) for shape, paint in room_parts(seed))
     body = tuple(Surface(shape, paint, skeleton.names.index(name)) for name, shape, paint in parts)
-    objects = tuple(
-        tuple(
-            Surface(*walking.carried(skeleton.rest[bone], state, OBJECT_SIZE, seed), bone) for bone in skeleton.objects
-        )
-        for state in range(len(switches) + 1)
-    )
-    return SyntheticScene(motion, tuple(cameras), times, switches, room, body, objects, lit_person=lit_person)
+    objects = []
+    for state in range(len(switches) + 1):
+        surfaces = []
+        for bone in skeleton.objects:
+            surfaces.append(Surface(*walking.carried(skeleton.rest[bone], state, object_radius, seed), bone))
+        objects.append(tuple(surfaces))
+    return SyntheticScene(motion, tuple(cameras), times, switches, room, body, tuple(objects), lit_person=lit_person)
 
 
 def orbit(
@@ -305,9 +316,10 @@ def orbit(
     radius: float = 2.9,
     heights: tuple[float, float] = (0.9, 1.9),
 ) -> tuple[Camera, ...]:
-    """One camera a moment on an arc around the middle of the room, looking at the person.
+    """Makes one camera a moment on an arc around the middle of the room, looking at the person.
 
     Args:
+        motion: of the person.
         size: width and height in pixels.
         arc: degrees from the first camera to the last.
         radius: metres.
@@ -319,60 +331,56 @@ def orbit(
         share = time / max(motion.frame_count - 1, 1)
         angle = np.deg2rad(arc * share - 70)
         rise = np.mean(heights) + np.ptp(heights) / 2 * np.sin(3 * np.pi * share + 0.5)
-        place = np.array([radius * np.cos(angle), radius * np.sin(angle), rise])
-        pose = look_at(place, _target(motion, time), np.asarray(UP))
+        position = np.array([radius * np.cos(angle), radius * np.sin(angle), rise])
+        pose = look_at(position, _compute_target(motion, time), np.asarray(UP))
         focal = 1.13 * height
         cameras.append(Camera(width, height, (focal, focal), (width / 2, height / 2), pose))
     return tuple(cameras)
 
 
-def _target(motion: Motion, time: int) -> Float[ndarray, "3"]:
-    """What the cameras look at: the middle of the height above where the person stands."""
+def _compute_target(motion: Motion, time: int) -> Float[ndarray, "3"]:
+    """Computes the point that the cameras look at: at half the height of the person."""
     return np.array([*motion.joints(time)[0, :2], 0.93])
 
 
-def _light(normals: Float[ndarray, "n 3"]) -> Float[ndarray, " n"]:
-    """Brightness of surfaces by where they face: soft, never dark."""
-    return SHADE + (1 - SHADE) * (0.5 + 0.5 * normals @ np.asarray(SUN)) ** 2
-
-
-def _points(camera: Camera, fine: int) -> Float[ndarray, "n 2"]:
-    """Pixel positions: the centres of `fine` x `fine` parts of every pixel, those of one pixel together."""
+def _make_pixel_positions(camera: Camera, fine: int) -> Float[ndarray, "n 2"]:
+    """Computes pixel positions: the centres of `fine` x `fine` parts of every pixel, those of one pixel together."""
     inner = (np.arange(fine) + 0.5) / fine
     rows, columns = np.arange(camera.height)[:, None, None, None], np.arange(camera.width)[:, None, None]
     y, x = np.broadcast_arrays(rows + inner[:, None], columns + inner)
     return np.stack([x.ravel(), y.ravel()], axis=1)
 
 
-def _pose(
+def _find_pose(
     surface: Surface, transforms: Float[ndarray, "bones 4 4"]
 ) -> tuple[Float[ndarray, "3 3"], Float[ndarray, "3"]]:
-    """Turn and shift that take the surface's space to the world."""
+    """Returns rotation and translation from the surface's space to the world."""
     if surface.bone == WORLD:
         return np.eye(3), np.zeros(3)
     return transforms[surface.bone, :3, :3], transforms[surface.bone, :3, 3]
 
 
-def _cast(
+def _cast_rays(
     surfaces: tuple[Surface, ...],
     transforms: Float[ndarray, "bones 4 4"],
     origin: Float[ndarray, "3"],
     directions: Float[ndarray, "n 3"],
 ) -> tuple[Float[ndarray, " n"], Int[ndarray, " n"]]:
-    """Distance along unit rays to what is hit first, and which surface that is; infinity and -1 for nothing."""
+    """Casts unit rays: the distance to the first hit and the index of its surface; infinity and -1 for nothing."""
+    chunk = 1 << 16  # rays at once
     distance, which = np.full(len(directions), np.inf), np.full(len(directions), -1)
-    for start in range(0, len(directions), CHUNK):
-        part = slice(start, start + CHUNK)
+    for start in range(0, len(directions), chunk):
+        part = slice(start, start + chunk)
         for index, surface in enumerate(surfaces):
-            turn, shift = _pose(surface, transforms)
+            rotation, translation = _find_pose(surface, transforms)
             centre, radius = surface.shape.ball()
-            near = meets_ball(origin, directions[part], turn @ np.asarray(centre) + shift, radius)
-            found = surface.shape.hit((origin - shift) @ turn, directions[part][near] @ turn)
+            near = meets_ball(origin, directions[part], rotation @ np.asarray(centre) + translation, radius)
+            found = surface.shape.hit((origin - translation) @ rotation, directions[part][near] @ rotation)
             near, found = start + near[found < distance[part][near]], found[found < distance[part][near]]
             distance[near], which[near] = found, index
     return distance, which
 
 
-def _seen(which: Int[ndarray, " n"]) -> list[tuple[int, Int[ndarray, " k"]]]:
-    """Index of every surface that is seen, and of the rays that see it."""
+def _group_by_surface(which: Int[ndarray, " n"]) -> list[tuple[int, Int[ndarray, " k"]]]:
+    """Returns the index of every surface that is hit, and the indices of the rays that hit it."""
     return [(int(index), np.flatnonzero(which == index)) for index in np.unique(which[which >= 0])]

@@ -34,7 +34,7 @@ FROM_RGB = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.F
 
 
 def color_tags(frame: Any) -> dict[str, str | None]:
-    """The colour tags of a decoded frame by FFmpeg's names; None where the stream says nothing."""
+    """Returns the colour tags of a decoded frame by FFmpeg's names; None where the stream says nothing."""
     full = frame.format.name.startswith("yuvj")
     return {
         "color_space": SPACES.get(int(frame.colorspace)),
@@ -45,7 +45,7 @@ def color_tags(frame: Any) -> dict[str, str | None]:
 
 
 def to_rgb(frame: Any, reformatter: VideoReformatter) -> np.ndarray:
-    """A decoded frame as uint8 [H, W, 3], by the matrix and range of its tags."""
+    """Converts a decoded frame to uint8 [H, W, 3], by the matrix and range of its tags."""
     space = color_tags(frame)["color_space"]
     matrix = MATRICES.get(space or "", UNTAGGED_MATRIX)
     return reformatter.reformat(frame, format="rgb24", src_colorspace=matrix, interpolation=TO_RGB).to_ndarray()

@@ -1,4 +1,4 @@
-"""Points followed over a clip, and where the points of a synthetic clip truly go."""
+"""Point tracks over a clip, and the true ones of a synthetic clip."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from neural_fields.data.synthetic import SyntheticClip
 
 @dataclass(frozen=True)
 class Tracks:
-    """Where points are in every frame."""
+    """The positions and the visibility of points in every frame."""
 
     positions: Float[np.ndarray, "points frames 2"]  # pixels; also where a point is hidden or beyond the frame
     visible: Bool[np.ndarray, "points frames"]
@@ -26,14 +26,16 @@ def true_tracks(
     frame: int,
     layers: Int[np.ndarray, " points"] | None = None,
 ) -> Tracks:
-    """Where the surface points seen at pixels of one frame are in every frame.
+    """Computes the true tracks of the surface points at pixel positions of one frame.
 
     Args:
+        clip: a synthetic clip.
         points: pixel positions (x, y).
-        layers: the layer that each point is taken on, also where it is hidden; by default the one seen there.
+        frame: the frame that the points are taken in.
+        layers: the layer that each point is taken on, also where it is hidden; by default the one visible there.
 
     Returns:
-        A point is visible where it lies in the frame, is turned to the camera, and no layer in front covers it.
+        The tracks. A point is visible where it is in the frame, faces the camera, and no layer in front covers it.
     """
     start = coords.normalise_pixels(torch.from_numpy(np.asarray(points, np.float64)), clip.width, clip.height)
     layer = torch.from_numpy(seen_layer(clip, frame, points) if layers is None else layers)
@@ -55,14 +57,14 @@ def true_tracks(
 
 
 def seen_layer(clip: SyntheticClip, frame: int, points: Shaped[np.ndarray, "points 2"]) -> Int[np.ndarray, " points"]:
-    """Index of the layer that is seen at each pixel position of a frame."""
+    """Finds the index of the layer that is visible at each pixel position of a frame."""
     xy = coords.normalise_pixels(torch.from_numpy(np.asarray(points, np.float64)), clip.width, clip.height)
     covered = torch.stack([clip.covers(layer, frame, xy) for layer in range(len(clip.surfaces))])
     return covered.int().argmax(0).numpy()  # the first that covers; the background covers everything
 
 
 def grid_points(clip: SyntheticClip, frame: int, step: int) -> Float[np.ndarray, "points 2"]:
-    """Pixel centres of a frame, every `step`th both ways, where one layer alone is seen."""
+    """Lists the pixel centres of a frame, every `step`th both ways, where a single layer is visible."""
     centres = coords.pixel_centres(clip.width, clip.height).numpy()[step // 2 :: step, step // 2 :: step]
     mixed = np.any((clip.alpha[:, frame] > 0.01) & (clip.alpha[:, frame] < 0.99), axis=0)
     return centres[~np.asarray(mixed)[step // 2 :: step, step // 2 :: step]].astype(float)

@@ -19,12 +19,12 @@ from jaxtyping import Float, Shaped
 from neural_fields.errors import bad_input
 from neural_fields.files import Damage, read_limited, reason
 
-LARGEST = 1e15  # of a number: squares and products of such still are numbers
-LIMIT = 64 << 20  # bytes; bones of 26 joints over 5000 frames take about half of it
+MAX_MAGNITUDE = 1e15  # of a number: squares and products of such numbers are still finite
+LIMIT = 64 << 20  # bytes of a file; bones of 26 joints over 5000 frames take about half of it
 
 
 class Malformed(ValueError):
-    """A part of a file is not what its format asks for; the text says how, in words that follow a colon."""
+    """A part of a file is not what its format asks for; the text says what is wrong, in words that follow a colon."""
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def part_of(path: Path, part: str = "", fix: str = "") -> Iterator[None]:
 
 
 def read_bytes(path: Path, limit: int = LIMIT) -> bytes:
-    """The bytes of a file of at most `limit` of them. Raises `UserError`."""
+    """Reads the bytes of a file of at most `limit` of them. Raises `UserError`."""
     try:
         return read_limited(path, limit)
     except (Damage, OSError, ValueError) as error:
@@ -47,7 +47,7 @@ def read_bytes(path: Path, limit: int = LIMIT) -> bytes:
 
 
 def read_text(path: Path, limit: int = LIMIT) -> str:
-    """The text of a file in UTF-8. Raises `UserError`."""
+    """Reads the text of a file in UTF-8. Raises `UserError`."""
     try:
         return read_bytes(path, limit).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -55,14 +55,14 @@ def read_text(path: Path, limit: int = LIMIT) -> str:
 
 
 def read_json_object(path: Path, schema: int | None = None) -> dict[str, Any]:
-    """The object in a JSON file; of our own formats with its `schema` checked.
+    """Reads the object in a JSON file; of our own formats with its `schema` checked.
 
     Raises:
         UserError: no such file, too large, not JSON, too deeply nested, NaN or infinity, or another schema.
     """
     text = read_text(path)
     try:
-        found = json.loads(text, parse_constant=_refuse_constant)
+        found = json.loads(text, parse_constant=_refuse_non_finite)
     except RecursionError:
         raise bad_input(f"{path.name} is nested too deeply", where=str(path)) from None
     except ValueError as error:
@@ -75,24 +75,24 @@ def read_json_object(path: Path, schema: int | None = None) -> dict[str, Any]:
     return found
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number that a place or a lens can have")
+def _refuse_non_finite(name: str) -> None:
+    raise ValueError(f"{name} is not a finite number")
 
 
 def shown(value: object) -> str:
-    """A value as it stands in a message, cut short."""
+    """Returns the text of a value for a message, cut short."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def numbers(value: object, *shape: int) -> Float[np.ndarray, "..."]:
-    """Nested lists of finite numbers as an array of that shape. Raises `Malformed`."""
+    """Converts nested lists of finite numbers to an array of that shape. Raises `Malformed`."""
     flat: list[float] = []
-    _gather(value, shape, flat)
+    _gather_numbers(value, shape, flat)
     return np.array(flat, np.float64).reshape(shape)
 
 
-def _gather(value: object, shape: Sequence[int], flat: list[float]) -> None:
+def _gather_numbers(value: object, shape: Sequence[int], flat: list[float]) -> None:
     if not shape:
         flat.append(number(value))
         return
@@ -100,24 +100,24 @@ def _gather(value: object, shape: Sequence[int], flat: list[float]) -> None:
         got = f"a list of {len(value)}" if isinstance(value, list) else shown(value)
         raise Malformed(f"{' x '.join(map(str, shape))} numbers were expected, not {got}")
     for item in value:
-        _gather(item, shape[1:], flat)
+        _gather_numbers(item, shape[1:], flat)
 
 
 def number(value: object) -> float:
-    """A finite number up to `LARGEST`. Raises `Malformed`."""
+    """Returns `value` as a finite number of at most `MAX_MAGNITUDE`. Raises `Malformed`."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise Malformed(f"{shown(value)} is not a number")
     try:
         found = float(value)
     except OverflowError:
         found = math.inf
-    if not abs(found) <= LARGEST:
+    if not abs(found) <= MAX_MAGNITUDE:
         raise Malformed(f"{shown(value)} is not a finite number of a scene's size")
     return found
 
 
 def whole(value: object, name: str) -> int:
-    """A whole number; 8.0 is one too. Raises `Malformed`."""
+    """Returns `value` as a whole number; 8.0 is one too. Raises `Malformed`."""
     found = number(value)
     if found != int(found):
         raise Malformed(f"{name} is {shown(value)}, which is not a whole number")
@@ -125,7 +125,7 @@ def whole(value: object, name: str) -> int:
 
 
 def words_to_numbers(words: Sequence[str], name: str) -> Float[np.ndarray, " count"]:
-    """Words of a text file as finite numbers. Raises `Malformed`."""
+    """Converts words of a text file to finite numbers. Raises `Malformed`."""
     try:
         found = np.array([float(word) for word in words], np.float64)
     except ValueError as error:
@@ -135,14 +135,14 @@ def words_to_numbers(words: Sequence[str], name: str) -> Float[np.ndarray, " cou
 
 
 def check_finite(values: Shaped[np.ndarray, "..."], name: str) -> None:
-    """Raises `Malformed` with the first number that is not finite, or beyond `LARGEST`."""
-    wrong = ~(np.abs(values) <= LARGEST)
+    """Raises `Malformed` with the first number that is not finite, or beyond `MAX_MAGNITUDE`."""
+    wrong = ~(np.abs(values) <= MAX_MAGNITUDE)
     if wrong.any():
         raise Malformed(f"{name}: {values[wrong][0]:g} is not a finite number of a scene's size")
 
 
 def inside(folder: Path, name: object) -> Path:
-    """The path of a file that another file names, which may only lie below `folder`. Raises `Malformed`.
+    """Returns the path of a file that another file names, which must lie below `folder`. Raises `Malformed`.
 
     A scene that came from elsewhere could otherwise name any file of this machine.
     """
@@ -163,6 +163,6 @@ def inside(folder: Path, name: object) -> Path:
 
 
 def natural(name: str) -> tuple[tuple[bool, int | str], ...]:
-    """A key that sorts names with numbers in them by the numbers: r_2 before r_10."""
+    """Returns a sort key that orders names with numbers in them by the numbers: r_2 before r_10."""
     parts = re.split(r"([0-9]+)", name)
     return tuple((part.isdigit(), int(part[:1000]) if part.isdigit() else part) for part in parts)

@@ -12,7 +12,6 @@ import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
-from fractions import Fraction
 from pathlib import Path
 
 import cv2
@@ -39,86 +38,77 @@ __all__ = [
     "write",
 ]
 
-# The first line of https://bford.info/cachedir/: programs that make backups skip folders with this file.
-CACHE_TAG = (
-    "Signature: 8a477f597d28d172789f06886806bc55\n# Decoded frames and flow of unwrap; may be deleted at any time.\n"
-)
 
+def probe(path: str | Path) -> VideoFacts:
+    """Reads the metadata of a video file, a folder of numbered pictures or a single picture.
 
-def probe(path: str | Path, *, rate: Fraction | None = None) -> VideoFacts:
-    """The facts of a video file, a folder of numbered pictures or a single picture.
-
-    `rate` (frames a second) is for pictures, which carry none; without it 24 is assumed and said in the notes.
-    Raises `UserError` (exit 3) for everything that cannot be used.
+    Pictures carry no rate: 24 frames a second are assumed and said in the notes. Raises `UserError` (exit 3) for
+    everything that cannot be used.
     """
     path = Path(path)
     if path.is_dir():
-        return probe_images(path, rate)
+        return probe_images(path)
     check_regular(path)
     if is_image(path):
-        return probe_images(path, rate)
+        return probe_images(path)
     return probe_file(path, sha256_file(path))
 
 
-def source_frames(facts: VideoFacts, frames: range) -> Iterator[np.ndarray]:
-    """Stream the chosen frames of the source: upright RGB uint8 [H, W, 3] at its own size, one in memory at a time."""
-    if facts.kind == "images":
-        return image_frames(facts, frames)
-    size = check_regular(Path(facts.path)).st_size
-    if size != facts.bytes:
+def source_frames(metadata: VideoFacts, frames: range) -> Iterator[np.ndarray]:
+    """Streams the chosen frames of the source: upright RGB uint8 [H, W, 3] at its own size, one in memory at a time."""
+    if metadata.kind == "images":
+        return image_frames(metadata, frames)
+    size = check_regular(Path(metadata.path)).st_size
+    if size != metadata.bytes:
         raise bad_input(
             "the source video changed",
-            where=facts.path,
-            why=f"it has {size} bytes now and had {facts.bytes}",
+            where=metadata.path,
+            why=f"it has {size} bytes now and had {metadata.bytes}",
             fix="put the original back, or train again with --out NEW",
         )
-    return file_frames(facts, frames)
+    return file_frames(metadata, frames)
 
 
-def read(
-    path: str | Path, cache: Path, size: str = "source", frames: str | None = None, *, rate: Fraction | None = None
-) -> Video:
-    """Decode the chosen frames once into `cache` and map them into memory.
+def read(path: str | Path, cache: Path, size: str = "source", frames: str | None = None) -> Video:
+    """Decodes the chosen frames once into `cache` and maps them into memory.
 
     Args:
         path: a video file or a folder of numbered pictures.
         cache: a folder for the decoded frames; found again by content, size and range; may be deleted at any time.
         size: a `--size` text (`parse_size`); smaller sizes are averages over pixel areas.
         frames: a `--frames` text (`parse_frames`); None is all.
-        rate: frames a second of a folder of pictures.
+
+    Returns:
+        The frames with their times and the metadata of the whole source.
 
     Raises:
         UserError: bad input (3) or not enough space for the frames (4).
     """
-    facts = probe(path, rate=rate)
-    chosen = parse_frames(frames, facts.frame_count) if frames else range(facts.frame_count)
-    width, height = parse_size(size, facts.width, facts.height)
-    name = f"frames-{facts.sha256[:24]}-{width}x{height}-{chosen.start}-{chosen.stop}-{chosen.step}.npy"
+    metadata = probe(path)
+    chosen = parse_frames(frames, metadata.frame_count) if frames else range(metadata.frame_count)
+    width, height = parse_size(size, metadata.width, metadata.height)
+    name = f"frames-{metadata.sha256[:24]}-{width}x{height}-{chosen.start}-{chosen.stop}-{chosen.step}.npy"
     file, shape = Path(cache) / name, (len(chosen), height, width, 3)
     array = _open_cached(file, shape)
     if array is None:
-        _make_cache(file.parent, int(np.prod(shape)))
-        _decode_to(file, shape, (_resized(f, width, height) for f in source_frames(facts, chosen)))
+        _make_cache_folder(file.parent, int(np.prod(shape)))
+        _decode_to(file, shape, source_frames(metadata, chosen))
         array = np.load(file, mmap_mode="r", allow_pickle=False)
-    times = tuple(facts.timestamps[i] for i in chosen)
-    return Video(array, times, facts, (chosen.start, chosen.stop, chosen.step))
+    times = tuple(metadata.timestamps[i] for i in chosen)
+    return Video(array, times, metadata, (chosen.start, chosen.stop, chosen.step))
 
 
-def _resized(picture: np.ndarray, width: int, height: int) -> np.ndarray:
-    """The picture at the size of the fit: averages of areas when it shrinks, linear when it grows."""
-    if picture.shape[:2] == (height, width):
-        return picture
-    shrinks = width * height < picture.shape[0] * picture.shape[1]
-    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-
-
-def _make_cache(folder: Path, need: int) -> None:
-    """The cache folder with its tag, after a look at the free space."""
+def _make_cache_folder(folder: Path, need: int) -> None:
+    """Makes the cache folder with its tag, and refuses one with less free space than `need` bytes."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "CACHEDIR.TAG").exists():
             with atomic_write(folder / "CACHEDIR.TAG") as part:
-                part.write_text(CACHE_TAG)
+                # The first line of https://bford.info/cachedir/: programs that make backups skip folders with this.
+                part.write_text(
+                    "Signature: 8a477f597d28d172789f06886806bc55\n"
+                    "# Decoded frames and flow of unwrap; may be deleted at any time.\n"
+                )
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise bad_input(
@@ -134,21 +124,28 @@ def _make_cache(folder: Path, need: int) -> None:
         )
 
 
-def _decode_to(file: Path, shape: tuple[int, ...], pictures: Iterator[np.ndarray]) -> None:
-    """Write the frames one after another (no mapped page stays dirty), then their checksum beside them."""
-    checksum = 0
+def _decode_to(file: Path, shape: tuple[int, int, int, int], pictures: Iterator[np.ndarray]) -> None:
+    """Writes the frames one after another (no mapped page stays dirty), then their checksum beside them.
+
+    Frames are resized to `shape` [frames, height, width, 3]: by averages of areas when they shrink, else linearly.
+    """
+    checksum, count = 0, 0
+    frame_count, height, width, _ = shape
     try:
         with atomic_write(file) as part, part.open("wb") as out:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(out, header)
-            count = 0
             for picture in pictures:
+                if picture.shape[:2] != (height, width):
+                    shrinks = width * height < picture.shape[0] * picture.shape[1]
+                    mode = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+                    picture = cv2.resize(picture, (width, height), interpolation=mode)
                 data = np.ascontiguousarray(picture).data
                 checksum = zlib.crc32(data, checksum)
                 out.write(data)
                 count += 1
-            if count != shape[0]:
-                raise AssertionError(f"{count} frames decoded instead of {shape[0]}")
+            if count != frame_count:
+                raise AssertionError(f"{count} frames decoded instead of {frame_count}")
         write_json(_checksum_file(file), {"crc32": checksum, "bytes": file.stat().st_size})
     except OSError as error:
         raise UserError(
@@ -165,7 +162,7 @@ def _checksum_file(file: Path) -> Path:
 
 
 def _open_cached(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The cached frames, mapped; None when they are not there, short or not what was written."""
+    """Maps the cached frames; None when they are not there, short or not what was written."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(_checksum_file(file).read_text())
         if os.path.getsize(file) != known["bytes"]:
@@ -173,15 +170,11 @@ def _open_cached(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
         if array.shape != shape or array.dtype != np.uint8:
             return None
-        return array if _crc32(file, array.size) == known["crc32"] else None
+        # The checksum is read in pieces: a mapped file would count as memory in use.
+        checksum = 0
+        with file.open("rb") as source:
+            source.seek(-array.size, os.SEEK_END)
+            while piece := source.read(1 << 20):
+                checksum = zlib.crc32(piece, checksum)
+        return array if checksum == known["crc32"] else None
     return None
-
-
-def _crc32(file: Path, size: int) -> int:
-    """The checksum of the last `size` bytes, read in pieces: a mapped file would count as memory in use."""
-    checksum = 0
-    with file.open("rb") as source:
-        source.seek(-size, os.SEEK_END)
-        while piece := source.read(1 << 20):
-            checksum = zlib.crc32(piece, checksum)
-    return checksum

@@ -1,13 +1,12 @@
-"""The person of the synthetic scene: a skeleton of 18 bones, what it wears, how it walks, and a pose of its own.
+"""The person of the synthetic scene: a skeleton of 18 bones, its surfaces, its walk, and a pose outside of the walk.
 
-Metres, z up. At rest the person stands with arms held out, faces -y, and has its left at +x. In the right hand it
-carries an object on a bone of its own.
+Metres, z up. At rest the person stands with arms held out, faces -y, and has its left at +x. It holds an object in the
+right hand; the object has a bone of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -23,7 +22,7 @@ FRONT: Vector = (0.0, -1.0, 0.0)
 UP: Vector = (0.0, 0.0, 1.0)
 SKIN: Vector = (0.86, 0.66, 0.52)
 
-Part = tuple[str, Shape, Paint]  # name of the bone that carries it, at rest
+Part = tuple[str, Shape, Paint]  # name of its bone; both are given at rest
 
 _JOINTS: tuple[tuple[str, str | None, Vector], ...] = (
     ("pelvis", None, (0.0, 0.0, 0.95)),
@@ -49,32 +48,33 @@ _NAMES = tuple(name for name, _, _ in _JOINTS)
 
 
 def rotation(axis: Vector, angle: float) -> Float[ndarray, "3 3"]:
-    """A turn by `angle` radians about a unit axis."""
+    """Computes the rotation by `angle` radians about a unit axis."""
     return from_axis_angle(np.asarray(axis, np.float64) * angle)
 
 
 def walker_skeleton() -> Skeleton:
-    """The walker's bones; the last is the object's."""
+    """Makes the skeleton of the person; the last bone is the object's."""
     parents = tuple(ROOT if parent is None else _NAMES.index(parent) for _, parent, _ in _JOINTS)
     return Skeleton(_NAMES, parents, np.array([place for _, _, place in _JOINTS]), objects=(len(_NAMES) - 1,))
 
 
 def walk(count: int, turn: float = -200.0, steps: float = 4.0, circle: float = 0.5) -> Motion:
-    """A walk over `count` moments.
+    """Makes a walk over `count` moments.
 
     Args:
-        turn: degrees by which the walker turns from the first moment to the last, positive to its left.
-        steps: how many it takes in all.
-        circle: radius in metres of the circle around the origin that it walks on.
+        count: number of moments.
+        turn: degrees by which the person turns from the first moment to the last, positive to its left.
+        steps: number of steps in all.
+        circle: radius in metres of the circle around the origin that the person walks on.
     """
     skeleton = walker_skeleton()
     share = np.arange(count) / max(count - 1, 1)
-    poses = [_stride(np.pi * steps * moment, np.deg2rad(turn) * moment, circle, turn) for moment in share]
-    return Motion(skeleton, np.stack([_placed(skeleton, *pose) for pose in poses]))
+    poses = [_compute_stride(np.pi * steps * moment, np.deg2rad(turn) * moment, circle, turn) for moment in share]
+    return Motion(skeleton, np.stack([_stand_on_ground(skeleton, *pose) for pose in poses]))
 
 
 def arms_up() -> Float[ndarray, "bones 4 4"]:
-    """Transforms of a pose that no walk has: arms thrown up, one knee raised, trunk leaning, head turned."""
+    """Computes the transforms of a pose that no walk has: arms up, one knee raised, trunk leaning, head turned."""
     turns = {
         "pelvis": rotation(UP, 0.5),
         "spine": rotation((0.0, 1.0, 0.0), 0.12),
@@ -87,15 +87,16 @@ def arms_up() -> Float[ndarray, "bones 4 4"]:
         "left_knee": rotation((1.0, 0.0, 0.0), 1.2),
         "right_hip": rotation((0.0, 1.0, 0.0), 0.12),
     }
-    return _placed(walker_skeleton(), turns, (0.0, 0.0), 0.0)
+    return _stand_on_ground(walker_skeleton(), turns, (0.0, 0.0), 0.0)
 
 
 def in_room(motion: Motion, height: float = 1.7, reach: float = 0.8) -> Motion:
-    """A motion of any unit and place, z up, as one that fits the room: metres, feet on the ground, around the middle.
+    """Scales and moves a motion of any unit and place into the room: metres, feet on the ground, around the middle.
 
     Args:
-        height: in metres, of the joints of the body as it stands (the median over the moments).
-        reach: metres from the middle beyond which the root does not go; a longer way is made shorter, feet slide.
+        motion: z up.
+        height: in metres, of the joints of the standing body (the median over the moments).
+        reach: largest distance of the root from the middle in metres; a longer path is shortened, and feet slide.
     """
     body = [bone for bone in range(motion.skeleton.count) if bone not in motion.skeleton.objects]
     joints = np.stack([motion.joints(time)[body] for time in range(motion.frame_count)])
@@ -111,24 +112,40 @@ def in_room(motion: Motion, height: float = 1.7, reach: float = 0.8) -> Motion:
 
 
 def walker_parts(seed: int) -> list[Part]:
-    """What the walker's bones carry at rest, the object not among it. `seed` turns the colour circle and the clouds."""
-    spin = np.random.default_rng(seed).uniform() if seed else 0.0
+    """Makes the surfaces of the person's bones at rest, without the object. `seed` changes colours and clouds."""
+    wardrobe = _Wardrobe(np.random.default_rng(seed).uniform() if seed else 0.0, seed)
 
-    def worn(first: float, second: float, along: Vector, period: float) -> Paint:
-        bands = Bands(Flat(hue(first + spin, 0.7, 0.72)), Flat(hue(second + spin, 0.4, 0.92)), along, period)
-        return Clouds(bands, 0.08, 0.2, seed + int(100 * first))
+    # A face in front; hair behind and on top.
+    dark, lips = (0.1, 0.08, 0.1), (0.75, 0.2, 0.2)
+    eyes = ((0.042, -0.115, 1.665), 0.026, dark), ((-0.042, -0.115, 1.665), 0.026, dark)
+    face = Spots(Flat(SKIN), (*eyes, ((0.0, -0.12, 1.575), 0.032, lips)))
+    hair = Bands(Flat((0.25, 0.12, 0.05)), Flat((0.5, 0.28, 0.1)), (0.8, 0.6, 0.0), 0.09)
+    head = Split(face, hair, (0.0, -0.8, -0.6), at=-0.985)
 
-    parts = [*_trunk(spin, worn), ("head", Ellipsoid((0.0, -0.01, 1.64), (0.095, 0.115, 0.135)), _head())]
+    parts: list[Part] = [*_make_trunk(wardrobe), ("head", Ellipsoid((0.0, -0.01, 1.64), (0.095, 0.115, 0.135)), head)]
     parts.append(("neck", RoundCone((0.0, 0.01, 1.45), (0.0, 0.0, 1.56), (0.058, 0.052)), Flat(SKIN)))
     for name, side, first in (("left", 1.0, 0.05), ("right", -1.0, 0.48)):
-        parts += _arm(name, side, first, worn) + _leg(name, side, first, worn)
+        parts += _make_arm(name, side, first, wardrobe) + _make_leg(name, side, first, wardrobe)
     return parts
 
 
-def dressed(skeleton: Skeleton, seed: int) -> list[Part]:
-    """Simple clothes for any skeleton: a banded limb from every joint to each of its children, a ball at the ends.
+@dataclass(frozen=True)
+class _Wardrobe:
+    """The cloths of the person; `spin` is added to their places on the colour circle, in turns."""
 
-    The way from the root to the topmost end (the head, z up) is a thick trunk; sizes follow from the body's.
+    spin: float
+    seed: int
+
+    def make_cloth(self, first: float, second: float, along: Vector, period: float) -> Paint:
+        """Makes a cloth with bands of two hues across `along`, every `period` metres."""
+        bands = Bands(Flat(hue(first + self.spin, 0.7, 0.72)), Flat(hue(second + self.spin, 0.4, 0.92)), along, period)
+        return Clouds(bands, 0.08, 0.2, self.seed + int(100 * first))
+
+
+def dressed(skeleton: Skeleton, seed: int) -> list[Part]:
+    """Makes surfaces for any skeleton: a banded limb from every joint to each of its children, a ball at the ends.
+
+    The bones from the root to the topmost end (the head, z up) are a thick trunk; sizes are relative to the body's.
     """
     body = [bone for bone in range(skeleton.count) if bone not in skeleton.objects]
     size = float(np.ptp(skeleton.rest[body], axis=0).max())
@@ -140,38 +157,40 @@ def dressed(skeleton: Skeleton, seed: int) -> list[Part]:
         bone = skeleton.parents[bone]
     parts: list[Part] = []
     for order, bone in enumerate(body):
-        start = _vector(skeleton.rest[bone])
+        start = _to_vector(skeleton.rest[bone])
         for child in sorted(set(skeleton.children(bone)) - set(skeleton.objects)):
             away = skeleton.rest[child] - skeleton.rest[bone]
             length, wide = float(np.linalg.norm(away)), 0.065 if {bone, child} <= trunk else 0.032
             if length > 1e-3 * size:
-                limb = RoundCone(start, _vector(skeleton.rest[child]), (wide * size,) * 2)
-                parts.append((skeleton.names[bone], limb, _banded(order, start, away / length, size, seed)))
+                limb = RoundCone(start, _to_vector(skeleton.rest[child]), (wide * size,) * 2)
+                parts.append((skeleton.names[bone], limb, _paint_bands(order, start, away / length, size, seed)))
         if bone in ends:
             ball = Ellipsoid(start, ((0.07 if bone == top else 0.03) * size,) * 3)
-            parts.append((skeleton.names[bone], ball, _banded(order, start, np.asarray(UP), size, seed)))
+            parts.append((skeleton.names[bone], ball, _paint_bands(order, start, np.asarray(UP), size, seed)))
     return parts
 
 
-def _banded(order: int, start: Vector, along: Float[ndarray, "3"], size: float, seed: int) -> Paint:
-    """Bands across a limb, in a pair of colours for its front and another behind; `order` chooses the hues."""
+def _paint_bands(order: int, start: Vector, along: Float[ndarray, "3"], size: float, seed: int) -> Paint:
+    """Paints bands across a limb, with other colours in front than behind; `order` chooses the hues."""
     across = np.cross(np.cross(along, FRONT if abs(along[1]) < 0.9 else UP), along)
     sides: list[Paint] = []
     for angle in (0.382 * order + 0.11 * seed, 0.382 * order + 0.11 * seed + 0.5):
         pair = Flat(hue(angle, 0.7, 0.72)), Flat(hue(angle + 0.1, 0.4, 0.92))
-        sides.append(Clouds(Bands(*pair, _vector(along), 0.09 * size), 0.08, 0.1 * size, seed + order))
+        sides.append(Clouds(Bands(*pair, _to_vector(along), 0.09 * size), 0.08, 0.1 * size, seed + order))
     facing = across / np.linalg.norm(across)
-    return Split(sides[0], sides[1], _vector(facing), float(facing @ start), 0.02 * size)
+    return Split(sides[0], sides[1], _to_vector(facing), float(facing @ start), 0.02 * size)
 
 
 def carried(place: Float[ndarray, "3"], state: int, size: float, seed: int) -> tuple[Shape, Paint]:
-    """The object in one of its states: a blue ball, an orange box, a green roll, and these again.
+    """Makes the held object in one of its states: a blue ball, an orange box, a green roll, and these again.
 
     Args:
         place: of the object's joint at rest.
-        size: of the ball's radius, in metres.
+        state: index of the state.
+        size: radius of the ball in metres.
+        seed: of its clouds.
     """
-    middle = _vector(place)
+    middle = _to_vector(place)
     if state % 3 == 0:
         ball = Bands(Flat((0.1, 0.25, 0.85)), Flat((0.75, 0.9, 1.0)), (0.6, 0.0, 0.8), 0.9 * size)
         return Ellipsoid(middle, (size,) * 3), Clouds(ball, 0.05, 2 * size, seed + 31)
@@ -183,10 +202,14 @@ def carried(place: Float[ndarray, "3"], state: int, size: float, seed: int) -> t
     return RoundCone(low, high, (0.6 * size, 0.6 * size)), roll
 
 
-def _stride(
+def _compute_stride(
     phase: float, angle: float, circle: float, turn: float
 ) -> tuple[dict[str, Float[ndarray, "3 3"]], tuple[float, float], float]:
-    """Local turns of the walker in a phase of its step, its place on the ground, and how far the object swings."""
+    """Computes a pose of the walk.
+
+    Returns:
+        Local rotations of the joints, the place on the ground, and the translation of the object, which swings.
+    """
     swing, lift = np.sin(phase), np.cos(phase)
     aside, upright, ahead = (1.0, 0.0, 0.0), UP, (0.0, 1.0, 0.0)
     way = 1.0 if turn > 0 else -1.0
@@ -207,15 +230,15 @@ def _stride(
         "right_foot": rotation(aside, -0.2 * swing - 0.1),
         "object": rotation(ahead, 0.25 * lift) @ rotation(aside, 0.3 * swing),
     }
-    # Facing (sin, -cos) of its angle, it walks along the circle's tangent, whichever way that turns.
+    # The person faces (sin, -cos) of its angle, along the tangent of the circle in either direction.
     place = (-way * circle * float(np.cos(angle)), -way * circle * float(np.sin(angle)))
     return turns, place, 0.015 * float(swing)
 
 
-def _placed(
+def _stand_on_ground(
     skeleton: Skeleton, turns: dict[str, Float[ndarray, "3 3"]], place: tuple[float, float], swing: float
 ) -> Float[ndarray, "bones 4 4"]:
-    """Transforms of a pose whose lower foot stands on the ground at `place`."""
+    """Computes the transforms of a pose whose lower foot stands on the ground at `place`."""
     rotations = np.stack([turns.get(name, np.eye(3)) for name in skeleton.names])
     shifts = np.zeros((skeleton.count, 3))
     shifts[0] = (*place, 0.0)
@@ -227,14 +250,16 @@ def _placed(
     return transforms
 
 
-def _trunk(spin: float, worn: Callable[[float, float, Vector, float], Paint]) -> list[Part]:
-    """Pelvis, waist and chest; the shirt's front is banded and its back has a badge."""
+def _make_trunk(wardrobe: _Wardrobe) -> list[Part]:
+    """Makes pelvis, waist and chest; the shirt's front is banded and its back has a badge."""
+    spin = wardrobe.spin
     shirt_back = Spots(
         Flat(hue(0.62 + spin, 0.7, 0.6)),
         (((0.0, 0.12, 1.34), 0.085, hue(0.15 + spin, 0.8, 0.95)), ((0.0, 0.11, 1.12), 0.05, (0.95, 0.95, 0.95))),
     )
-    shirt = Split(worn(0.0, 0.1, UP, 0.15), shirt_back, FRONT)
-    trousers = Split(worn(0.33, 0.3, (1.0, 0.0, 0.0), 0.2), Flat(hue(0.36 + spin, 0.6, 0.4)), FRONT)
+    shirt = Split(wardrobe.make_cloth(0.0, 0.1, UP, 0.15), shirt_back, FRONT)
+    legs = wardrobe.make_cloth(0.33, 0.3, (1.0, 0.0, 0.0), 0.2)
+    trousers = Split(legs, Flat(hue(0.36 + spin, 0.6, 0.4)), FRONT)
     return [
         ("pelvis", Ellipsoid((0.0, 0.0, 0.965), (0.175, 0.12, 0.13)), trousers),
         ("spine", Ellipsoid((0.0, 0.0, 1.12), (0.16, 0.11, 0.15)), shirt),
@@ -242,25 +267,11 @@ def _trunk(spin: float, worn: Callable[[float, float, Vector, float], Paint]) ->
     ]
 
 
-def _head() -> Paint:
-    """A face in front; hair behind and on top."""
-    dark, lips = (0.1, 0.08, 0.1), (0.75, 0.2, 0.2)
-    face = Spots(
-        Flat(SKIN),
-        (
-            ((0.042, -0.115, 1.665), 0.026, dark),
-            ((-0.042, -0.115, 1.665), 0.026, dark),
-            ((0.0, -0.12, 1.575), 0.032, lips),
-        ),
-    )
-    hair = Bands(Flat((0.25, 0.12, 0.05)), Flat((0.5, 0.28, 0.1)), (0.8, 0.6, 0.0), 0.09)
-    return Split(face, hair, (0.0, -0.8, -0.6), at=-0.985)
-
-
-def _arm(name: str, side: float, first: float, worn: Callable[[float, float, Vector, float], Paint]) -> list[Part]:
-    """Sleeve, forearm and hand of one side (+1: left)."""
+def _make_arm(name: str, side: float, first: float, wardrobe: _Wardrobe) -> list[Part]:
+    """Makes sleeve, forearm and hand of one side (+1: left)."""
     across = (1.0, 0.0, 0.0)
-    sleeve, lower = worn(first, first + 0.1, across, 0.15), worn(first + 0.2, first + 0.12, across, 0.14)
+    sleeve = wardrobe.make_cloth(first, first + 0.1, across, 0.15)
+    lower = wardrobe.make_cloth(first + 0.2, first + 0.12, across, 0.14)
     return [
         (f"{name}_shoulder", RoundCone((0.18 * side, 0.0, 1.4), (0.46 * side, 0.0, 1.41), (0.066, 0.048)), sleeve),
         (f"{name}_elbow", RoundCone((0.46 * side, 0.0, 1.41), (0.71 * side, 0.0, 1.41), (0.047, 0.036)), lower),
@@ -268,10 +279,11 @@ def _arm(name: str, side: float, first: float, worn: Callable[[float, float, Vec
     ]
 
 
-def _leg(name: str, side: float, first: float, worn: Callable[[float, float, Vector, float], Paint]) -> list[Part]:
-    """Thigh, shin and shoe of one side (+1: left)."""
+def _make_leg(name: str, side: float, first: float, wardrobe: _Wardrobe) -> list[Part]:
+    """Makes thigh, shin and shoe of one side (+1: left)."""
     x = 0.11 * side
-    thigh, shin = worn(first + 0.28, first + 0.4, UP, 0.18), worn(first + 0.65, first + 0.6, UP, 0.16)
+    thigh = wardrobe.make_cloth(first + 0.28, first + 0.4, UP, 0.18)
+    shin = wardrobe.make_cloth(first + 0.65, first + 0.6, UP, 0.16)
     shoe = Split(Flat(hue(first + 0.9, 0.9, 0.75)), Flat((0.15, 0.13, 0.13)), UP, at=0.045, width=0.02)
     return [
         (f"{name}_hip", RoundCone((0.1 * side, 0.0, 0.91), (x, 0.0, 0.5), (0.09, 0.062)), thigh),
@@ -280,6 +292,7 @@ def _leg(name: str, side: float, first: float, worn: Callable[[float, float, Vec
     ]
 
 
-def _vector(values: Float[ndarray, "3"]) -> Vector:
+def _to_vector(values: Float[ndarray, "3"]) -> Vector:
+    """Converts an array to a tuple."""
     x, y, z = values.tolist()
     return x, y, z

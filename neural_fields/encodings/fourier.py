@@ -1,4 +1,4 @@
-"""Sines and cosines of the coordinates, and the encoding that does nothing."""
+"""Sines and cosines of the coordinates."""
 
 from __future__ import annotations
 
@@ -13,33 +13,18 @@ class Fourier(nn.Module):
     """sin and cos of 2^k * pi * x for k = 0 .. octaves - 1; no parameters.
 
     Order of the features: octave by octave; inside an octave the sines of all axes, then the cosines of all axes
-    (Kasten et al., "Layered Neural Atlases", 2021, which feeds x in [-1, 1] and drops the raw input). With
-    `include_input` the raw coordinates come first. Any real x is allowed; the period is 2.
+    (Kasten et al., "Layered Neural Atlases", 2021, which feeds x in [-1, 1]). Any real x is allowed; the period is 2.
     """
 
-    def __init__(self, in_dim: int, octaves: int, include_input: bool = False) -> None:
+    def __init__(self, in_dim: int, octaves: int) -> None:
         super().__init__()
         if octaves < 1:
             raise ValueError(f"octaves is {octaves}, expected at least 1")
         self.in_dim = in_dim
         self.octaves = octaves
-        self.include_input = include_input
-        self.out_dim = in_dim * (2 * octaves + include_input)
+        self.out_dim = in_dim * 2 * octaves
 
     def forward(self, x: Float[Tensor, "points in_dim"]) -> Float[Tensor, "points out_dim"]:
         frequencies = math.pi * 2.0 ** torch.arange(self.octaves, dtype=x.dtype, device=x.device)
         angles = x[:, None, :] * frequencies[:, None]
-        waves = torch.cat([angles.sin(), angles.cos()], dim=2).flatten(1)
-        return torch.cat([x, waves], dim=1) if self.include_input else waves
-
-
-class Identity(nn.Module):
-    """The coordinates as they are."""
-
-    def __init__(self, in_dim: int) -> None:
-        super().__init__()
-        self.in_dim = in_dim
-        self.out_dim = in_dim
-
-    def forward(self, x: Float[Tensor, "points in_dim"]) -> Float[Tensor, "points in_dim"]:
-        return x
+        return torch.cat([angles.sin(), angles.cos()], dim=2).flatten(1)

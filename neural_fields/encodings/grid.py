@@ -11,9 +11,6 @@ from torch import Tensor, nn
 
 from neural_fields.errors import ExitCode, UserError
 
-_INITIAL_BOUND = 1e-4
-_MAX_VALUES = 2**28
-
 
 @dataclass(frozen=True)
 class DenseGridConfig:
@@ -36,13 +33,14 @@ class DenseGridConfig:
 
 
 def _require(ok: bool, field: str, value: object, expected: str) -> None:
+    """Refuses the value of a field."""
     if not ok:
         what = f"{field} is {value!r}, expected {expected}"
         raise UserError(ExitCode.USAGE, what, where=f"dense grid: {field}", fix=f"set {field} to {expected}")
 
 
 def level_resolutions(config: DenseGridConfig, in_dim: int) -> tuple[tuple[int, ...], ...]:
-    """Vertices of every level, one number for each axis."""
+    """Returns the vertices of every level, one number for each axis."""
     base = config.base_resolution
     _require(len(base) in (1, in_dim), "base_resolution", base, f"1 or {in_dim} numbers")
     base = base * in_dim if len(base) == 1 else base
@@ -57,7 +55,7 @@ class DenseGrid(nn.Module):
     `tables.<level>` of shape [1, F, (R2,) R1, R0], axis 0 of x last.
     """
 
-    def __init__(self, in_dim: int, config: DenseGridConfig | None = None) -> None:
+    def __init__(self, in_dim: int, config: DenseGridConfig | None = None, max_values: int = 2**28) -> None:
         super().__init__()
         self.config = config or DenseGridConfig()
         _require(in_dim in (2, 3), "in_dim", in_dim, "2 or 3")
@@ -66,28 +64,26 @@ class DenseGrid(nn.Module):
         self.resolutions = level_resolutions(self.config, in_dim)
         shapes = [(1, self.config.n_features, *reversed(sides)) for sides in self.resolutions]
         values = sum(torch.Size(shape).numel() for shape in shapes)
-        _require(values <= _MAX_VALUES, "the number of values", values, f"at most {_MAX_VALUES}")
-        start = [torch.empty(shape).uniform_(-_INITIAL_BOUND, _INITIAL_BOUND) for shape in shapes]
+        _require(values <= max_values, "the number of values", values, f"at most {max_values}")
+        start = [torch.empty(shape).uniform_(-1e-4, 1e-4) for shape in shapes]
         self.tables = nn.ParameterList(nn.Parameter(table) for table in start)
 
     def forward(
         self, x: Float[Tensor, "points in_dim"], level_weights: Float[Tensor, " levels"] | None = None
     ) -> Float[Tensor, "points out_dim"]:
-        """Features of the points; `level_weights` multiplies all features of a level."""
+        """Returns the features of the points; `level_weights` multiplies all features of a level."""
         if x.ndim != 2 or x.shape[1] != self.in_dim:
             raise ValueError(f"expected points of shape [N, {self.in_dim}], got {list(x.shape)}")
-        tables = zip(self.tables, self.resolutions, strict=True)
-        features = torch.cat([_sample(table, sides, x) for table, sides in tables], dim=1)
+        of_levels = []
+        for table, sides in zip(self.tables, self.resolutions, strict=True):
+            # Linear between vertices. Vertex i is the texel center i + 0.5, so that the outer vertices sit on 0 and 1
+            # under the one sampling convention.
+            count = x.new_tensor(sides)
+            place = (x * (count - 1) + 0.5) / count * 2 - 1
+            grid = place.to(table.dtype).view(1, len(x), *[1] * (len(sides) - 1), len(sides))
+            found = F.grid_sample(table, grid, mode="bilinear", padding_mode="border", align_corners=False)
+            of_levels.append(found.view(table.shape[1], len(x)).t())
+        features = torch.cat(of_levels, dim=1)
         if level_weights is None:
             return features
         return features * level_weights.to(features).repeat_interleave(self.config.n_features)
-
-
-def _sample(table: Tensor, sides: tuple[int, ...], x: Tensor) -> Tensor:
-    """Linear lookup of x [N, D] in [0, 1] in a table [1, F, ...] -> [N, F]."""
-    count = x.new_tensor(sides)
-    # Vertex i is the texel centre i + 0.5, so that the outer vertices sit on 0 and 1 under the one sampling convention.
-    place = (x * (count - 1) + 0.5) / count * 2 - 1
-    grid = place.to(table.dtype).view(1, len(x), *[1] * (len(sides) - 1), len(sides))
-    found = F.grid_sample(table, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return found.view(table.shape[1], len(x)).t()

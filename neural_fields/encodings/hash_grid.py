@@ -1,9 +1,9 @@
 """Multi-resolution hash grid with the exact parameter layout of tiny-cuda-nn, in torch.
 
 Müller, Evans, Schied and Keller, "Instant Neural Graphics Primitives with a Multiresolution Hash Encoding" (2022),
-section 3. One flat `params` vector holds the levels one after the other, so a fit made with tiny-cuda-nn renders here
-and the other way round. Names in this file: D input axes, L levels, F features of a level, N points; a cell has 2^D
-corners and corner j lies on the upper side of axis d when bit d of j is set.
+section 3. One flat `params` vector holds the levels one after the other, so a model trained with tiny-cuda-nn renders
+here and the other way round. Names in this file: D input axes, L levels, F features of a level, N points; a cell has
+2^D corners and corner j lies on the upper side of axis d when bit d of j is set.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from neural_fields.encodings.hash_layout import (
     Level,
     fragile_levels,
     growth_to,
-    layout_facts,
     level_table,
 )
 from neural_fields.errors import ExitCode, UserError
@@ -40,7 +39,6 @@ __all__ = [
     "choose_backend",
     "fragile_levels",
     "growth_to",
-    "layout_facts",
     "level_table",
     "release_weights",
 ]
@@ -52,13 +50,12 @@ _PRIMES = (1, 2654435761, 805459861, 3674653429)
 _UINT32 = 2**32 - 1
 # Points handled at once: bounds the working memory in 3-D to some 60 MB level by level, ten times that on a GPU.
 _CHUNK = 1 << 17
-_INITIAL_BOUND = 1e-4
 
 _log = logging.getLogger(__name__)
 
 
 def release_weights(n_levels: int, progress: float) -> Float[Tensor, " levels"]:
-    """Weight of each level while a grid is released from coarse to fine; `progress` 0 is none, 1 is all.
+    """Returns the weight of each level while a grid is released from coarse to fine; `progress` 0 is none, 1 is all.
 
     CoDeF (Ouyang et al. 2023), section 3.3: level j counts (1 - cos(pi * clamp(progress * L - j, 0, 1))) / 2.
     """
@@ -81,8 +78,8 @@ class _Group:
     last: int
     """Range of the group's entries among all entries."""
 
-    def table(self, params: Tensor, n_features: int) -> Tensor:
-        """The tables of the group [entries, F], a view of the flat `params`."""
+    def view_tables(self, params: Tensor, n_features: int) -> Tensor:
+        """Returns the tables of the group [entries, F], a view of the flat `params`."""
         return params[self.first * n_features : self.last * n_features].view(-1, n_features)
 
 
@@ -97,36 +94,37 @@ class _Layout:
     """Read and add two float features as one complex number: three times faster on the CPU."""
 
 
-def _group(levels: tuple[Level, ...], in_dim: int, device: torch.device, dtype: torch.dtype) -> _Group:
-    dense, first = levels[0].dense, levels[0].offset
-    factors = [[level.resolution**d if dense else _PRIMES[d] for level in levels] for d in range(in_dim)]
-    return _Group(
-        dense,
-        torch.tensor([[level.scale] for level in levels], dtype=dtype, device=device),
-        torch.tensor(factors, device=device)[..., None],
-        torch.tensor([[level.entries] for level in levels], device=device),
-        torch.tensor([[level.offset - first] for level in levels], device=device),
-        first,
-        levels[-1].offset + levels[-1].entries,
-    )
-
-
 @functools.lru_cache(maxsize=64)
-def _layout(
+def _make_layout(
     config: HashGridConfig, in_dim: int, device: torch.device, dtype: torch.dtype, backend: str, wide: bool
 ) -> _Layout:
-    """The levels one by one, which suits a CPU's cache, or `wide`: in two groups, which suits a GPU and a compiler."""
+    """Groups the levels: one by one, which suits a CPU's cache, or `wide`: in two groups, for a GPU and a compiler."""
     levels = level_table(config, in_dim)
-    dense = sum(level.dense for level in levels)
-    split = (levels[:dense], levels[dense:]) if wide else tuple((level,) for level in levels)
+    count = sum(level.dense for level in levels)
+    split = (levels[:count], levels[count:]) if wide else tuple((level,) for level in levels)
+    groups = []
     with torch.inference_mode(False):  # kept for later calls, which may need gradients
-        groups = tuple(_group(part, in_dim, device, dtype) for part in split if part)
+        for part in split:
+            if not part:
+                continue
+            dense, first = part[0].dense, part[0].offset
+            factors = [[level.resolution**d if dense else _PRIMES[d] for level in part] for d in range(in_dim)]
+            group = _Group(
+                dense,
+                torch.tensor([[level.scale] for level in part], dtype=dtype, device=device),
+                torch.tensor(factors, device=device)[..., None],
+                torch.tensor([[level.entries] for level in part], device=device),
+                torch.tensor([[level.offset - first] for level in part], device=device),
+                first,
+                part[-1].offset + part[-1].entries,
+            )
+            groups.append(group)
     paired = config.n_features == 2 and backend == "torch" and device.type == "cpu"
-    return _Layout(groups, config.n_features, config.interpolation == "smoothstep", paired)
+    return _Layout(tuple(groups), config.n_features, config.interpolation == "smoothstep", paired)
 
 
-def _cells(x: Tensor, group: _Group, smooth: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Lower corner (int64), weight of the upper side and its derivative by x, all [D, G, N], for points x [D, N]."""
+def _locate_cells(x: Tensor, group: _Group, smooth: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """For points x [D, N]: lower corner (int64), weight of the upper side and its derivative by x, all [D, G, N]."""
     place = x[:, None, :] * group.scale + 0.5
     floor = place.floor()
     inside = place - floor
@@ -135,8 +133,8 @@ def _cells(x: Tensor, group: _Group, smooth: bool) -> tuple[Tensor, Tensor, Tens
     return floor.to(torch.int64), inside, group.scale.expand_as(inside)
 
 
-def _corners(lower: list[Tensor], upper: list[Tensor], join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """[2^D, G, N]: for each corner the `join` over the axes of what belongs to its lower or upper side there."""
+def _combine_corners(lower: list[Tensor], upper: list[Tensor], join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Returns [2^D, G, N]: for each corner the `join` over the axes of the values of its lower or upper side there."""
     total = [lower[0], upper[0]]
     for low, high in zip(lower[1:], upper[1:], strict=True):
         total = [join(t, low) for t in total] + [join(t, high) for t in total]
@@ -144,7 +142,7 @@ def _corners(lower: list[Tensor], upper: list[Tensor], join: Callable[[Tensor, T
 
 
 def _corner_entries(cell: Tensor, group: _Group) -> Tensor:
-    """Entry [2^D, G, N] of the group's table for each corner of the cells [D, G, N].
+    """Returns the entry [2^D, G, N] of the group's table for each corner of the cells [D, G, N].
 
     A dense index wraps modulo 2^32 and then modulo the padded table, as in tiny-cuda-nn: at x = 1 the upper corner
     carries into the next row. Hashed tables have 2^T entries, so their modulo is a mask.
@@ -152,91 +150,85 @@ def _corner_entries(cell: Tensor, group: _Group) -> Tensor:
     lower = list((cell * group.factors).unbind())
     upper = [low + factor for low, factor in zip(lower, group.factors, strict=True)]
     if group.dense:
-        inside = (_corners(lower, upper, torch.add) & _UINT32) % group.entries
+        inside = (_combine_corners(lower, upper, torch.add) & _UINT32) % group.entries
     else:
-        inside = _corners(lower, upper, torch.bitwise_xor) & (group.entries - 1)
+        inside = _combine_corners(lower, upper, torch.bitwise_xor) & (group.entries - 1)
     return inside + group.starts if len(group.starts) > 1 else inside
 
 
 def _corner_weights(upper: Tensor) -> Tensor:
-    """Weight [2^D, G, N] of each corner from the weight of the upper side on each axis [D, G, N]."""
-    return _corners(list((1 - upper).unbind()), list(upper.unbind()), torch.mul)
+    """Returns the weight [2^D, G, N] of each corner from the weight of the upper side on each axis [D, G, N]."""
+    return _combine_corners(list((1 - upper).unbind()), list(upper.unbind()), torch.mul)
 
 
-def _lookup(table: Tensor, entry: Tensor, paired: bool) -> Tensor:
-    """Rows of `table` [E, F] at `entry` [2^D, G, N] -> [2^D, G, N, F]."""
+def _gather_rows(table: Tensor, entry: Tensor, paired: bool) -> Tensor:
+    """Returns rows of `table` [E, F] at `entry` [2^D, G, N] -> [2^D, G, N, F]."""
     if paired:
         rows = torch.view_as_complex(table).index_select(0, entry.view(-1))
         return torch.view_as_real(rows).view(*entry.shape, 2)
     return table.index_select(0, entry.view(-1)).view(*entry.shape, -1)
 
 
-def _add_rows(table: Tensor, entry: Tensor, rows: Tensor, paired: bool) -> None:
-    """Adds `rows` [2^D, G, N, F] to `table` [E, F] at `entry` [2^D, G, N], in place."""
-    if paired:
-        torch.view_as_complex(table).index_add_(0, entry.view(-1), torch.view_as_complex(rows).view(-1))
-    else:
-        table.index_add_(0, entry.view(-1), rows.view(-1, rows.shape[-1]))
-
-
-def _encode(x: Tensor, params: Tensor, layout: _Layout) -> Tensor:
-    """Features [N, L*F] of points [N, D]; plain torch, differentiable any number of times."""
+def _encode_points(x: Tensor, params: Tensor, layout: _Layout) -> Tensor:
+    """Returns features [N, L*F] of points [N, D]; plain torch, differentiable any number of times."""
     axes = x.t().contiguous()
     features = []
     for group in layout.groups:
-        cell, upper, _ = _cells(axes, group, layout.smooth)
-        values = _lookup(group.table(params, layout.n_features), _corner_entries(cell, group), layout.paired)
+        cell, upper, _ = _locate_cells(axes, group, layout.smooth)
+        tables = group.view_tables(params, layout.n_features)
+        values = _gather_rows(tables, _corner_entries(cell, group), layout.paired)
         features.append((values * _corner_weights(upper)[..., None]).sum(dim=0))
     return torch.cat(features).permute(1, 0, 2).reshape(len(x), -1)
 
 
-def _input_gradient(dots: Tensor, upper: Tensor, slope: Tensor) -> Tensor:
-    """Gradient [D, N] by x from the product of gradient and value at each corner [2^D, G, N]."""
-    parts = []
-    for axis in range(len(upper)):
-        rest = dots
-        for other in reversed(range(len(upper))):  # the last axis is the highest bit of the corner's number
-            low, high = rest.view(2, -1, *rest.shape[1:]).unbind()
-            rest = high - low if other == axis else torch.lerp(low, high, upper[other])
-        parts.append((rest[0] * slope[axis]).sum(dim=0))
-    return torch.stack(parts)
-
-
-def _gradients(
+def _compute_gradients(
     x: Tensor, params: Tensor, grad: Tensor, layout: _Layout, wants_x: bool, wants_params: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients by x [N, D] and by params; one that is not wanted is left at zero or empty."""
+    """Returns gradients by x [N, D] and by params; one that is not wanted is left at zero or empty."""
     axes = x.t().contiguous()
     columns = grad.view(len(x), -1, layout.n_features).transpose(0, 1).contiguous()
     grad_x, grad_params = torch.zeros_like(axes), torch.zeros_like(params if wants_params else params[:0])
     done = 0
     for group in layout.groups:
-        cell, upper, slope = _cells(axes, group, layout.smooth)
+        cell, upper, slope = _locate_cells(axes, group, layout.smooth)
         entry = _corner_entries(cell, group)
         column = columns[done : done + len(group.scale)]
         done += len(group.scale)
-        if wants_params:
+        if wants_params:  # add to the rows of the corners, in place
             rows = _corner_weights(upper)[..., None] * column
-            _add_rows(group.table(grad_params, layout.n_features), entry, rows, layout.paired)
+            tables = group.view_tables(grad_params, layout.n_features)
+            if layout.paired:
+                torch.view_as_complex(tables).index_add_(0, entry.view(-1), torch.view_as_complex(rows).view(-1))
+            else:
+                tables.index_add_(0, entry.view(-1), rows.view(-1, rows.shape[-1]))
         if wants_x:
-            values = _lookup(group.table(params, layout.n_features), entry, layout.paired)
-            grad_x = grad_x + _input_gradient((values * column).sum(dim=-1), upper, slope)
+            values = _gather_rows(group.view_tables(params, layout.n_features), entry, layout.paired)
+            dots = (values * column).sum(dim=-1)  # gradient times value at each corner [2^D, G, N]
+            parts = []
+            for axis in range(len(upper)):
+                rest = dots
+                for other in reversed(range(len(upper))):  # the last axis is the highest bit of the corner's number
+                    low, high = rest.view(2, -1, *rest.shape[1:]).unbind()
+                    rest = high - low if other == axis else torch.lerp(low, high, upper[other])
+                parts.append((rest[0] * slope[axis]).sum(dim=0))
+            grad_x = grad_x + torch.stack(parts)
     return grad_x.t(), grad_params
 
 
 @functools.cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiles a function once in a process."""
     return torch.compile(function, dynamic=True)
 
 
 class _HashEncode(torch.autograd.Function):
-    """`_encode` that keeps only its inputs and recomputes the corners: less time and far less memory than autograd."""
+    """`_encode_points` that keeps only its inputs and recomputes the corners: faster and far smaller than autograd."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, params: Tensor, layout: _Layout, compiled: bool) -> Tensor:
         ctx.save_for_backward(x, params)
         ctx.layout, ctx.compiled = layout, compiled
-        encode = _compiled(_encode) if compiled else _encode
+        encode = _compile(_encode_points) if compiled else _encode_points
         return torch.cat([encode(part, params, layout) for part in x.split(_CHUNK)])
 
     @staticmethod
@@ -244,31 +236,23 @@ class _HashEncode(torch.autograd.Function):
         x, params = ctx.saved_tensors
         wants_x, wants_params = ctx.needs_input_grad[:2]
         if torch.is_grad_enabled():  # create_graph=True: the gradient itself will be differentiated
-            grad_x, grad_params = _twice_differentiable(x, params, grads[0], ctx.layout, wants_x, wants_params)
-            return grad_x, grad_params, None, None
-        gradients = _compiled(_gradients) if ctx.compiled else _gradients
+            with torch.enable_grad():
+                features = _encode_points(x, params, ctx.layout)
+                wanted = [tensor for tensor, wants in ((x, wants_x), (params, wants_params)) if wants]
+                found = iter(torch.autograd.grad(features, wanted, grads[0], create_graph=True))
+            return (next(found) if wants_x else None), (next(found) if wants_params else None), None, None
+        compute = _compile(_compute_gradients) if ctx.compiled else _compute_gradients
         grad_parts, total = [], None
         for points, grad in zip(x.split(_CHUNK), grads[0].contiguous().split(_CHUNK), strict=True):
-            grad_part, added = gradients(points, params, grad, ctx.layout, wants_x, wants_params)
+            grad_part, added = compute(points, params, grad, ctx.layout, wants_x, wants_params)
             grad_parts.append(grad_part)
             total = added if total is None else total.add_(added)
         return (torch.cat(grad_parts) if wants_x else None), (total if wants_params else None), None, None
 
 
-def _twice_differentiable(
-    x: Tensor, params: Tensor, grad: Tensor, layout: _Layout, wants_x: bool, wants_params: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of `_encode` as functions that autograd can differentiate again."""
-    with torch.enable_grad():
-        features = _encode(x, params, layout)
-        wanted = [tensor for tensor, wants in ((x, wants_x), (params, wants_params)) if wants]
-        found = iter(torch.autograd.grad(features, wanted, grad, create_graph=True))
-    return (next(found) if wants_x else None), (next(found) if wants_params else None)
-
-
 @functools.cache
 def compiler_reason(device: torch.device) -> str:
-    """Why `torch.compile` cannot be used here; empty when it can."""
+    """Says why `torch.compile` cannot be used here; empty when it can."""
     if not any(shutil.which(name) for name in ("g++", "clang++", "cl")):
         return "no C++ compiler was found"
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
@@ -277,7 +261,7 @@ def compiler_reason(device: torch.device) -> str:
 
 
 def choose_backend(requested: Backend, device: torch.device) -> Literal["torch", "compiled", "tcnn"]:
-    """The back end that runs a grid on `device`.
+    """Returns the back end that runs a grid on `device`.
 
     "auto" takes tiny-cuda-nn on a GPU where it works, else compiled torch on a GPU, else torch. tiny-cuda-nn is looked
     for only when the device is a GPU.
@@ -293,15 +277,16 @@ def choose_backend(requested: Backend, device: torch.device) -> Literal["torch",
         if not reason:
             return "tcnn"
         if requested == "tcnn":
-            raise _no_backend("tcnn", reason)
+            raise _backend_error("tcnn", reason)
     if requested == "compiled" and compiler_reason(device):
-        raise _no_backend("compiled", compiler_reason(device))
+        raise _backend_error("compiled", compiler_reason(device))
     if requested == "compiled" or (on_gpu and not compiler_reason(device)):
         return "compiled"
     return "torch"
 
 
-def _no_backend(name: str, reason: str) -> UserError:
+def _backend_error(name: str, reason: str) -> UserError:
+    """The error for a back end that was asked for by name."""
     what = f"the hash grid back end {name!r} does not work here"
     return UserError(ExitCode.USAGE, what, where="encoding.backend", why=reason, fix="set the back end to auto")
 
@@ -326,37 +311,35 @@ class HashGrid(nn.Module):
         self.in_dim = in_dim
         self.out_dim = self.config.n_levels * self.config.n_features
         size = sum(level.entries for level in self.levels) * self.config.n_features
-        self.params = nn.Parameter(torch.empty(size).uniform_(-_INITIAL_BOUND, _INITIAL_BOUND))
+        self.params = nn.Parameter(torch.empty(size).uniform_(-1e-4, 1e-4))  # as tiny-cuda-nn starts
 
     def forward(
         self, x: Float[Tensor, "points in_dim"], level_weights: Float[Tensor, " levels"] | None = None
     ) -> Float[Tensor, "points out_dim"]:
-        """Features of the points; `level_weights` multiplies all features of a level (`release_weights`)."""
+        """Returns the features; `level_weights` (of `release_weights`) multiplies all features of a level."""
         if x.ndim != 2 or x.shape[1] != self.in_dim:
             raise ValueError(f"expected points of shape [N, {self.in_dim}], got {list(x.shape)}")
-        features = self._features(x.to(self.params.dtype))
+        x = x.to(self.params.dtype)
+        if len(x) == 0:
+            features = x.new_zeros(0, self.out_dim) + 0 * self.params[:1].sum()
+        elif (backend := choose_backend(self.backend, x.device)) == "tcnn":
+            _warn_of_fragile_levels(fragile_levels(self.levels))
+            features = tcnn.encode(x, self.params, self.in_dim, self.config)
+        else:
+            wide = backend == "compiled" or x.device.type != "cpu"
+            layout = _make_layout(self.config, self.in_dim, x.device, x.dtype, backend, wide)
+            features = _HashEncode.apply(x, self.params, layout, backend == "compiled")
         if level_weights is None:
             return features
-        weights = level_weights.to(features).repeat_interleave(self.config.n_features)
-        return features * weights
-
-    def _features(self, x: Tensor) -> Tensor:
-        if len(x) == 0:
-            return x.new_zeros(0, self.out_dim) + 0 * self.params[:1].sum()
-        backend = choose_backend(self.backend, x.device)
-        if backend == "tcnn":
-            _warn_fragile(fragile_levels(self.levels))
-            return tcnn.encode(x, self.params, self.in_dim, self.config)
-        wide = backend == "compiled" or x.device.type != "cpu"
-        layout = _layout(self.config, self.in_dim, x.device, x.dtype, backend, wide)
-        return _HashEncode.apply(x, self.params, layout, backend == "compiled")
+        return features * level_weights.to(features).repeat_interleave(self.config.n_features)
 
     def extra_repr(self) -> str:
         return f"in_dim={self.in_dim}, out_dim={self.out_dim}, params={self.params.numel():,}, backend={self.backend}"
 
 
 @functools.cache
-def _warn_fragile(levels: tuple[int, ...]) -> None:
+def _warn_of_fragile_levels(levels: tuple[int, ...]) -> None:
+    """Warns once of levels that tiny-cuda-nn may lay out differently."""
     if levels:
         names = ", ".join(str(level) for level in levels)
         _log.warning("tiny-cuda-nn may lay out levels %s of a hash grid differently; change the growth a little", names)

@@ -1,4 +1,4 @@
-"""The shape of a hash grid and the place of every level in its parameters, as tiny-cuda-nn has them.
+"""The shape of a hash grid and the offset of every level in its parameters, as tiny-cuda-nn has them.
 
 No torch here: a config can be read and checked without loading it. D is the number of input axes, L of levels, F of
 features of a level.
@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from neural_fields.errors import ExitCode, UserError
 
 # Largest vertex count per axis whose power D still fits in 32 bits; finer levels are always hashed.
 MAX_VERTICES = {2: 65535, 3: 1625, 4: 255}
-_MAX_ENTRIES = (2**32 - 1) // 2
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,7 @@ class HashGridConfig:
 
 
 def _require(ok: bool, field: str, value: object, expected: str) -> None:
+    """Refuses the value of a field."""
     if not ok:
         what = f"{field} is {value!r}, expected {expected}"
         raise UserError(ExitCode.USAGE, what, where=f"hash grid: {field}", fix=f"set {field} to a value {expected}")
@@ -62,26 +62,26 @@ class Level:
     dense: bool
 
 
-def _float32(value: float) -> float:
-    """`value` rounded to the nearest float32."""
+def _round_to_float32(value: float) -> float:
+    """Rounds `value` to the nearest float32."""
     return struct.unpack("f", struct.pack("f", value))[0]
 
 
 def level_table(config: HashGridConfig, in_dim: int) -> tuple[Level, ...]:
-    """Scale, vertices, entries and place of every level, as tiny-cuda-nn computes them.
+    """Computes scale, vertices, entries and offset of every level, as tiny-cuda-nn does.
 
     Every step is rounded to float32: in float64 one configuration in six gets another number of vertices on some
     level, and with it other parameters.
     """
     _require(in_dim in MAX_VERTICES, "in_dim", in_dim, "2, 3 or 4")
-    log2_growth = _float32(math.log2(_float32(config.growth)))
+    log2_growth = _round_to_float32(math.log2(_round_to_float32(config.growth)))
     levels: list[Level] = []
     offset = 0
     for index in range(config.n_levels):
-        power = _float32(2.0 ** _float32(index * log2_growth))
-        scale = _float32(_float32(power * config.base_resolution) - 1)
+        power = _round_to_float32(2.0 ** _round_to_float32(index * log2_growth))
+        scale = _round_to_float32(_round_to_float32(power * config.base_resolution) - 1)
         resolution = math.ceil(scale) + 1
-        padded = (min(resolution**in_dim, _MAX_ENTRIES) + 7) // 8 * 8
+        padded = (min(resolution**in_dim, (2**32 - 1) // 2) + 7) // 8 * 8
         entries = min(padded, 2**config.log2_table)
         dense = resolution <= MAX_VERTICES[in_dim] and resolution**in_dim <= entries
         levels.append(Level(scale, resolution, entries, offset, dense))
@@ -90,20 +90,14 @@ def level_table(config: HashGridConfig, in_dim: int) -> tuple[Level, ...]:
 
 
 def growth_to(finest: int, base_resolution: int, n_levels: int) -> float:
-    """The growth that takes `base_resolution` vertices per axis on level 0 to `finest` on the last level."""
+    """Returns the growth that takes `base_resolution` vertices per axis on level 0 to `finest` on the last level."""
     return (finest / base_resolution) ** (1 / max(n_levels - 1, 1))
 
 
 def fragile_levels(levels: tuple[Level, ...]) -> tuple[int, ...]:
-    """Dense levels whose scale lies within 1e-3 of an integer without being one.
+    """Returns dense levels whose scale lies within 1e-3 of an integer without being one.
 
     tiny-cuda-nn recomputes the scale on the GPU with a faster exp2: such a level may get one vertex more or less there.
     """
     distance = [abs(level.scale - round(level.scale)) for level in levels]
     return tuple(i for i, level in enumerate(levels) if level.dense and 0 < distance[i] < 1e-3)
-
-
-def layout_facts(config: HashGridConfig, in_dim: int) -> dict[str, Any]:
-    """The configuration and its resolved level table as plain values, to be kept beside the parameters."""
-    levels = [asdict(level) for level in level_table(config, in_dim)]
-    return {"kind": "hash", "in_dim": in_dim, "config": asdict(config), "levels": levels}

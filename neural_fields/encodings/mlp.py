@@ -26,10 +26,9 @@ class MLP(nn.Module):
         in_dim, out_dim: features in and out.
         width: neurons of a hidden layer.
         layers: number of linear layers, the output layer included (LNA's "6 x 256" is layers=6, width=256).
-        skips: indices of layers (0 is the first) that also read the network's input, behind the hidden features.
-        output: what is applied to the last layer.
-        detach_skip: the skipped input passes no gradient back, as in LNA.
-        bias: every layer has a bias.
+        skips: indices of layers (0 is the first) that also read the network's input, behind the hidden features; the
+            input passes no gradient back there, as in LNA.
+        output: activation of the last layer.
         output_bound: weights of the last layer start uniform in [-bound, bound] and its bias at zero, so that the
             network starts near a constant (CoDeF starts its deformation with 1e-4); None is torch's own start.
     """
@@ -43,8 +42,6 @@ class MLP(nn.Module):
         skips: Sequence[int] = (),
         output: Output = "none",
         *,
-        detach_skip: bool = True,
-        bias: bool = True,
         output_bound: float | None = None,
     ) -> None:
         super().__init__()
@@ -58,22 +55,19 @@ class MLP(nn.Module):
         self.out_dim = out_dim
         self.skips = frozenset(skips)
         self.output = output
-        self.detach_skip = detach_skip
         inputs = [in_dim] + [width + in_dim * (index in self.skips) for index in range(1, layers)]
         outputs = [width] * (layers - 1) + [out_dim]
-        linears = [nn.Linear(i, o, bias=bias) for i, o in zip(inputs, outputs, strict=True)]
+        linears = [nn.Linear(i, o) for i, o in zip(inputs, outputs, strict=True)]
         self.layers = nn.ModuleList(linears)
         if output_bound is not None:
             nn.init.uniform_(linears[-1].weight, -output_bound, output_bound)
-            if bias:
-                nn.init.zeros_(linears[-1].bias)
+            nn.init.zeros_(linears[-1].bias)
 
     def forward(self, x: Float[Tensor, "points in_dim"]) -> Float[Tensor, "points out_dim"]:
-        skipped = x.detach() if self.detach_skip else x
         hidden = self.layers[0](x)
         for index, layer in enumerate(self.layers[1:], start=1):
             hidden = torch.relu(hidden)
             if index in self.skips:
-                hidden = torch.cat([hidden, skipped], dim=1)
+                hidden = torch.cat([hidden, x.detach()], dim=1)
             hidden = layer(hidden)
         return _OUTPUTS[self.output](hidden)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from types import ModuleType
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,22 +19,9 @@ from neural_fields.errors import ExitCode, UserError
 NEEDED_DEVICE = "cuda"
 
 
-def _options(config: HashGridConfig) -> dict[str, Any]:
-    """The `encoding_config` of tiny-cuda-nn."""
-    return {
-        "otype": "HashGrid",
-        "n_levels": config.n_levels,
-        "n_features_per_level": config.n_features,
-        "log2_hashmap_size": config.log2_table,
-        "base_resolution": config.base_resolution,
-        "per_level_scale": config.growth,
-        "interpolation": config.interpolation.capitalize(),
-    }
-
-
 @functools.cache
-def _probe() -> tuple[ModuleType | None, str]:
-    """The imported module, or the reason why there is none. Asked once in a process."""
+def _import_tinycudann() -> tuple[ModuleType | None, str]:
+    """Returns the imported module, or the reason why there is none. Tried once in a process."""
     try:
         import tinycudann
     except ImportError as error:
@@ -48,24 +34,33 @@ def _probe() -> tuple[ModuleType | None, str]:
 
 
 def unavailable_reason(device: torch.device) -> str:
-    """One sentence on why tiny-cuda-nn cannot run on `device`; empty when it can.
+    """Says in one sentence why tiny-cuda-nn cannot run on `device`; empty when it can.
 
     On any device but a GPU the answer is given without importing tiny-cuda-nn.
     """
     if device.type != NEEDED_DEVICE:
         return "tiny-cuda-nn needs a CUDA GPU"
-    return _probe()[1]
+    return _import_tinycudann()[1]
 
 
 @functools.lru_cache(maxsize=32)
-def _native(in_dim: int, config: HashGridConfig, device: torch.device) -> tuple[nn.Module, int]:
-    """The native encoding without its parameters, and how many it wants. One for each shape and device."""
-    module, reason = _probe()
+def _build_native(in_dim: int, config: HashGridConfig, device: torch.device) -> tuple[nn.Module, int]:
+    """Builds the native encoding without its parameters, and says how many it wants. One for each shape and device."""
+    module, reason = _import_tinycudann()
     if module is None:
         what, fix = "the hash grid back end 'tcnn' does not work here", "set the back end to auto"
         raise UserError(ExitCode.USAGE, what, where="encoding.backend", why=reason, fix=fix)
+    options = {
+        "otype": "HashGrid",
+        "n_levels": config.n_levels,
+        "n_features_per_level": config.n_features,
+        "log2_hashmap_size": config.log2_table,
+        "base_resolution": config.base_resolution,
+        "per_level_scale": config.growth,
+        "interpolation": config.interpolation.capitalize(),
+    }
     with torch.inference_mode(False):  # kept for later calls, which may need gradients
-        native = module.Encoding(in_dim, _options(config), dtype=torch.float32)
+        native = module.Encoding(in_dim, options, dtype=torch.float32)
         wanted = native.params.numel()
         native.params = nn.Parameter(torch.empty(0, device=device))
     return native, wanted
@@ -74,19 +69,25 @@ def _native(in_dim: int, config: HashGridConfig, device: torch.device) -> tuple[
 def encode(
     x: Float[Tensor, "points in_dim"], params: Float[Tensor, " size"], in_dim: int, config: HashGridConfig
 ) -> Float[Tensor, "points features"]:
-    """Features of the points in [0, 1] from the flat `params`, in float32.
+    """Returns the features of the points in [0, 1] from the flat `params`, in float32.
 
     Gradients reach x and params. Gradients of the gradient by x exist, those of the gradient by params do not.
+
+    Args:
+        x: points, on a GPU.
+        params: of `HashGrid`.
+        in_dim: axes of the points.
+        config: shape of the grid.
 
     Raises:
         UserError: this build of tiny-cuda-nn lays the grid out in another way.
     """
     with torch.cuda.device_of(x):  # the native code works on the current device
-        native, wanted = _native(in_dim, config, x.device)
+        native, wanted = _build_native(in_dim, config, x.device)
         if wanted != params.numel():
             raise UserError(
                 ExitCode.USAGE,
-                f"this tiny-cuda-nn wants {wanted:,} parameters for the grid, the fit has {params.numel():,}",
+                f"this tiny-cuda-nn wants {wanted:,} parameters for the grid, the run has {params.numel():,}",
                 where="encoding.backend",
                 why="the two lay out some level with different resolutions",
                 fix="set the back end to torch",

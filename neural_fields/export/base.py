@@ -1,4 +1,4 @@
-"""What every exporter is: a dataclass of settings that writes one folder of files for other programs.
+"""The interface of exporters: dataclasses of settings, each of which writes a folder of files for other programs.
 
 Each field of an exporter is a flag of `unwrap export RUN NAME`. Files are made in a folder beside the final one, which
 takes its place when all of them are there: an export that is stopped leaves nothing half written.
@@ -26,7 +26,7 @@ Report = Callable[[str, int, int], None]  # what is going on, steps done, steps 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and what to tell the user."""
+    """The files that were written, and notes for the user."""
 
     paths: tuple[Path, ...]
     notes: tuple[str, ...] = ()
@@ -34,7 +34,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class Target:
-    """Where an exporter writes, and what it says about it.
+    """The run that an exporter reads, and the folder that it writes.
 
     Attributes:
         run, maps: the run and its baked maps.
@@ -55,12 +55,12 @@ class Exporter(Protocol):
     name: ClassVar[str]
 
     def __call__(self, target: Target, report: Report) -> Sequence[str]:
-        """Fills the folder of `target`; returns what the user should know, one sentence each."""
+        """Fills the folder of `target`; returns notes for the user, one sentence each."""
         ...
 
 
 def quiet(stage: str, done: int, total: int) -> None:
-    """A `Report` that says nothing."""
+    """Ignores the progress that is reported."""
 
 
 def export(
@@ -75,13 +75,15 @@ def export(
     """Writes files for other programs.
 
     Args:
+        run: an open run, or its folder.
         exporter: what to write, with its settings, such as `STMap(layer=("foreground",))`.
         out: the folder; by default `exports/<name>` in the run.
         overwrite: whether a folder that is there is replaced.
         metadata: whether files say what made them.
+        report: called with the progress.
 
     Raises:
-        UserError: the folder exists, there is no room, or what the exporter cannot do.
+        UserError: the folder exists, there is no room, or the exporter refuses its settings.
     """
     run = run if isinstance(run, Run) else Run.open(Path(run))
     require_planar(run, f"the export {exporter.name}")
@@ -95,7 +97,7 @@ def export(
 
 @contextmanager
 def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """Gives an empty folder that takes the place of `folder` at the end; if the block raises, nothing has changed.
+    """Creates an empty folder that replaces `folder` at the end; if the block raises, nothing has changed.
 
     Raises:
         UserError: `folder` exists and may not be replaced, or the disk refuses.
@@ -126,7 +128,7 @@ def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def chosen_layers(maps: Maps, names: Sequence[str]) -> list[int]:
-    """Numbers of the layers that were named, front to back; all of them where none was.
+    """Returns the numbers of the layers that were named, front to back; all of them where none was.
 
     Raises:
         UserError: a layer that the run does not have (exit 3).

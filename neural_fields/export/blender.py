@@ -1,14 +1,21 @@
-"""A script that builds the same for Blender's compositor. It was written by Blender's reference, not run in Blender."""
+"""Writes a script that builds the comp in Blender. It follows Blender's reference and was not run in Blender."""
 
 from __future__ import annotations
 
 import json
 
-from neural_fields.export.comps import Comp, CompLayer, SourceFrames
+from neural_fields.export.comps import Comp, CompLayer
 
 
 def blender_script(comp: Comp) -> str:
-    """A script that looks overlays up, lights them and lays them over the source, the farthest layer first."""
+    """Returns a script that looks overlays up, lights them and composites them over the source, back to front."""
+    source = comp.source
+    if source is None:
+        source_line = 'shown = tree.nodes.new("CompositorNodeImage").outputs["Image"]  # choose the source in this node'
+    else:
+        name = source.file if source.is_video else source.file % source.first
+        kind = "MOVIE" if source.is_video else "SEQUENCE"
+        source_line = f'shown = picture({json.dumps(name)}, "{kind}", {source.first})'
     fps = max(1, round(comp.rate))
     lines = [
         "# Builds the compositor's nodes for these maps. In Blender 4.2 to 4.5: save a new file in this folder, open",
@@ -23,9 +30,9 @@ def blender_script(comp: Comp) -> str:
         f"scene.render.resolution_x, scene.render.resolution_y = {comp.size[0]}, {comp.size[1]}",
         "scene.render.resolution_percentage = 100",
         f"scene.render.fps, scene.render.fps_base = {fps}, {float(fps / comp.rate):.9g}",
-        _source(comp.source),
+        source_line,
     ]
-    for layer in reversed(comp.layers):  # the farthest is put on first
+    for layer in reversed(comp.layers):  # back to front
         light = f'"{_first_file(comp, "light", layer)}"' if comp.light else "None"
         files = f'"overlay/{layer.name}.png", "{_first_file(comp, "forward", layer)}", {light}'
         lines.append(f"shown = put_on(shown, {files})")
@@ -34,14 +41,8 @@ def blender_script(comp: Comp) -> str:
 
 
 def _first_file(comp: Comp, kind: str, layer: CompLayer) -> str:
+    """Returns the file of the first frame."""
     return comp.files(kind, layer) % comp.frames[0]
-
-
-def _source(source: SourceFrames | None) -> str:
-    if source is None:
-        return 'shown = tree.nodes.new("CompositorNodeImage").outputs["Image"]  # choose the source in this node'
-    name = source.file if source.is_video else source.file % source.first
-    return f'shown = picture({json.dumps(name)}, "{"MOVIE" if source.is_video else "SEQUENCE"}", {source.first})'
 
 
 _HEAD = '''HERE = os.path.dirname(bpy.data.filepath)

@@ -33,8 +33,6 @@ from neural_fields.fit_record import read_fit_record
 from neural_fields.pictures import png_bytes, premultiplied
 from neural_fields.run import Run
 
-SHOWN = 0.5 / 255  # an edit that changes less than this is not seen in 8 bits
-HEAT = 0.7  # opacity of the coverage guide
 COLOURS = "display-referred sRGB as in the video; nothing was made linear"
 Format = Literal["ora", "psd", "png", "exr"]
 
@@ -64,46 +62,69 @@ class Canonical:
         names = []
         for done, number in enumerate(numbers):
             report("drawing layers", done, len(numbers))
-            names.append(self._write(target, number))
+            picture = canonical.pristine(target.run.canonical, target.maps.layers[number])
+            path = target.folder / f"{picture.layer}.{self.format}"
+            box = list(picture.box.as_tuple())
+            made = provenance(target.run, "canonical", layer=picture.layer, box=box) if target.metadata else {}
+            if self.format == "png":
+                with atomic_write(path) as part:
+                    part.write_bytes(png_with_texts(png_bytes(picture.array(), bits=16), made))
+            elif self.format == "exr":
+                planes = dict(zip("RGBA", np.moveaxis(premultiplied(picture.array()), -1, 0), strict=True))
+                header = {"alpha": "premultiplied, the share of the texel that is seen", "colours": COLOURS}
+                write_exr(path, planes, {**header, "layer": picture.layer, **made})
+            else:
+                document = document_of(target, number, picture, made)
+                write_ora(path, document) if self.format == "ora" else write_psd(path, document)
+            names.append(path.name)
         report("drawing layers", len(numbers), len(numbers))
-        with atomic_write(target.folder / "README.txt") as part:
-            part.write_text(_readme(names, self.format), encoding="utf-8")
-        again = f"unwrap edit {target.run.path} {names[0]}"
-        if self.format in ("ora", "psd"):
-            return [f"paint on the layer {PAINT!r}, save, and give the file back: {again}"]
-        return ["the picture has the 8 bits per channel of the fit; the file leaves room for what you do with it"]
 
-    def _write(self, target: Target, number: int) -> str:
-        picture = canonical.pristine(target.run.canonical, target.maps.layers[number])
-        path = target.folder / f"{picture.layer}.{self.format}"
-        box = list(picture.box.as_tuple())
-        made = provenance(target.run, "canonical", layer=picture.layer, box=box) if target.metadata else {}
-        if self.format == "png":
-            with atomic_write(path) as part:
-                part.write_bytes(png_with_texts(png_bytes(picture.array(), bits=16), made))
-        elif self.format == "exr":
-            planes = dict(zip("RGBA", np.moveaxis(premultiplied(picture.array()), -1, 0), strict=True))
-            header = {"alpha": "premultiplied, the share of the texel that is seen", "colours": COLOURS}
-            write_exr(path, planes, {**header, "layer": picture.layer, **made})
+        # The README says what the files are and how to give them back.
+        if self.format in ("ora", "psd"):
+            again = f"unwrap edit {target.run.path} {names[0]}"
+            note = f"paint on the layer {PAINT!r}, save, and give the file back: {again}"
+            parts = [
+                f"{', '.join(names)}: a layered document for each layer of the video.",
+                f'Paint on the layer "{PAINT}", or on new layers above the picture; mode Normal, any opacity. The '
+                f'picture itself ("{BASE}"), the edits so far and the guides are locked and are never taken for paint.',
+                "Do not crop, turn or stretch the canvas. It may be made up to four times as large or as small.",
+                'Guides: "frame outlines" are where the first, the middle and the last frame lie on the picture, or '
+                'what they show of it; "stretch" is red where a texel covers more than one pixel of the video, so '
+                'that paint gets blurred, and blue where fine detail is lost; "coverage" is how many frames show a '
+                "place. Hide and show them as you like.",
+                "Save in the same format and give the file back:",
+                f"    unwrap edit RUN {names[0]}",
+            ]
         else:
-            document = document_of(target, number, picture, made)
-            write_ora(path, document) if self.format == "ora" else write_psd(path, document)
-        return path.name
+            note = "the picture has the 8 bits per channel of the run; the file leaves room for what you do with it"
+            alpha = "premultiplied: colours are multiplied by it" if self.format == "exr" else "straight"
+            parts = [
+                f"{', '.join(names)}: the canonical picture of each layer, as training left it, without edits.",
+                f"Alpha is {alpha}. It says how much of a texel the video shows. Colours are {COLOURS}.",
+            ]
+            if self.format == "png":
+                parts += ["Paint on it and give it back:", f"    unwrap edit RUN {names[0]} --layer {names[0][:-4]}"]
+        texts = [part if part.startswith("    ") else textwrap.fill(part, 100) for part in parts]
+        with atomic_write(target.folder / "README.txt") as part:
+            part.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+        return [note]
 
 
 def document_of(target: Target, number: int, picture: CanonicalImage, made: dict[str, str]) -> Document:
-    """The layered document of a canonical picture.
+    """Builds the layered document of a canonical picture.
 
     Args:
+        target: the run that is exported.
         number: of the layer in the maps.
+        picture: the canonical picture of that layer.
         made: texts that say what made it; without them nothing of ours is put beside the layers.
     """
     maps, plane = target.maps, Plane(number, picture.box, picture.size)
     facts = VideoFacts.from_json(read_json(target.run.source_json))
-    drawn: list[tuple[str, guides.Guide, bool, float]] = [
+    drawn: list[tuple[str, guides.Guide, bool, float]] = [  # name, picture, whether it is visible, opacity
         ("frame outlines", guides.outlines(maps, plane, read_fit_record(target.run).frames), True, 1.0),
         ("stretch", guides.stretch(maps, plane, facts.width / maps.size[0]), False, 1.0),
-        ("coverage", guides.coverage(maps, plane), False, HEAT),
+        ("coverage", guides.coverage(maps, plane), False, 0.7),
     ]
     shown = tuple(
         Layer(GUIDE + name, still(guide.astype(np.float32) / 255), visible=visible, opacity=opacity, locked=True)
@@ -127,51 +148,28 @@ def document_of(target: Target, number: int, picture: CanonicalImage, made: dict
 
 
 def edits_so_far(run: Run, picture: CanonicalImage) -> Rgba | None:
-    """What the active edits make of a canonical picture where they change it, clear elsewhere; None if they do not.
+    """Flattens the active edits onto a canonical picture: the result where they change it, clear elsewhere.
 
-    Edits that bend a layer, or show something else in every frame, are not seen in a still picture.
+    Edits that deform a layer, or differ from frame to frame, are not seen in a still picture.
+
+    Returns:
+        None where the edits change nothing.
     """
     now = picture
     for edit in active_edits(run):
         for painter in painters(edit):
             now = painter.paint(now) if painter.layer == picture.layer else now
     after = now.array()
-    changed = (np.abs(after - picture.array()) > SHOWN).any(axis=-1, keepdims=True)
+    visible_change = 0.5 / 255  # less is not seen in 8 bits
+    changed = (np.abs(after - picture.array()) > visible_change).any(axis=-1, keepdims=True)
     return np.where(changed, after, np.float32(0)) if changed.any() else None
 
 
 def exported_versions(run: Run, layer: str) -> list[str]:
-    """SHA-256 of the canonical pictures of a layer that were ever written, the newest last.
+    """Reads the SHA-256 of the canonical pictures of a layer that were ever written, the newest last.
 
     Raises:
-        UserError: damaged facts (exit 5).
+        UserError: damaged metadata (exit 5).
     """
     versions = read_json(run.canonical / f"{layer}.json").get("versions", [])
     return [str(version["sha256"]) for version in versions]
-
-
-def _readme(names: Sequence[str], kind: Format) -> str:
-    """What the files are and how to give them back."""
-    if kind in ("ora", "psd"):
-        parts = [
-            f"{', '.join(names)}: a layered document for each layer of the video.",
-            f'Paint on the layer "{PAINT}", or on new layers above the picture; mode Normal, any opacity. The picture '
-            f'itself ("{BASE}"), the edits so far and the guides are locked and are never taken for paint.',
-            "Do not crop, turn or stretch the canvas. It may be made up to four times as large or as small.",
-            'Guides: "frame outlines" are where the first, the middle and the last frame lie on the picture, or what '
-            'they show of it; "stretch" is red where a texel covers more than one pixel of the video, so that paint '
-            'gets blurred, and blue where fine detail is lost; "coverage" is how many frames show a place. Hide and '
-            "show them as you like.",
-            "Save in the same format and give the file back:",
-            f"    unwrap edit RUN {names[0]}",
-        ]
-    else:
-        alpha = "premultiplied: colours are multiplied by it" if kind == "exr" else "straight"
-        parts = [
-            f"{', '.join(names)}: the canonical picture of each layer, as the fit gave it, without edits.",
-            f"Alpha is {alpha}. It says how much of a texel the video shows. Colours are {COLOURS}.",
-        ]
-        if kind == "png":
-            parts += ["Paint on it and give it back:", f"    unwrap edit RUN {names[0]} --layer {names[0][:-4]}"]
-    texts = [part if part.startswith("    ") else textwrap.fill(part, 100) for part in parts]
-    return "\n\n".join(texts) + "\n"

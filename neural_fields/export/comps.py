@@ -1,4 +1,4 @@
-"""What the scripts and the README beside exported maps say: layers, frames, files, and where the source lies.
+"""Describes an export of maps for its scripts and README: layers, frames, files, and the path of the source.
 
 Nothing that comes from a user gets into a script unless it is made of letters, digits and a few harmless signs: scripts
 are programs, and a file name must not become a part of them.
@@ -30,7 +30,7 @@ class CompLayer:
 
 @dataclass(frozen=True)
 class SourceFrames:
-    """Where a script finds the source.
+    """The files in which a script finds the source.
 
     Attributes:
         file: relative to the folder of the export; numbered pictures have %0Nd in it.
@@ -47,7 +47,7 @@ class SourceFrames:
 
 @dataclass(frozen=True)
 class Comp:
-    """What was exported, as far as it stands in a text.
+    """What was exported, as scripts and the README describe it.
 
     Attributes:
         layers: front to back.
@@ -76,12 +76,12 @@ class Comp:
         return [kind for kind in ("forward", "inverse", "light") if getattr(self, kind)]
 
     def files(self, kind: str, layer: CompLayer) -> str:
-        """The numbered files of a layer, as C writes a number."""
+        """Returns the path of the numbered files of a layer, with %0Nd for the number."""
         return f"{kind}/{layer.name}.%0{self.digits}d{self.convention.suffix}"
 
 
 def source_frames_in(facts: VideoFacts, folder: Path) -> SourceFrames | None:
-    """Where the source lies, seen from `folder`; None where no script can name it.
+    """Locates the source relative to `folder`; None where no script can name it.
 
     Raises:
         UserError: the pictures that the source is made of are not there any more.

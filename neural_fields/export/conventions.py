@@ -1,7 +1,7 @@
-"""How programs write down where a picture is looked up, and the files that hold it.
+"""Conventions of compositing programs for maps of positions, and the files that hold such maps.
 
-Everywhere in Unwrap a place in a picture is a share of its width and height counted from the top left corner; only
-here does it become what a program expects.
+Everywhere in Unwrap a position in a picture is a share of its width and height counted from the top left corner; only
+here is it converted to what a program expects.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from neural_fields.files import atomic_write
 
 @dataclass(frozen=True)
 class Convention:
-    """What a map holds for one program.
+    """The convention of one program for a map of positions.
 
     Attributes:
         program: its name for people.
-        pixels: places are pixels, 0 the centre of the first, instead of shares in [0, 1].
+        pixels: positions are pixels, 0 the centre of the first, instead of shares in [0, 1].
         from_bottom: the second number counts up from the bottom edge.
         mask_in_blue: the blue channel repeats A, which the program takes as the mask.
         suffix: ".exr", or ".npy" for an array [3, height, width] of x, y and A.
@@ -43,15 +43,16 @@ class Convention:
 
     @property
     def unit(self) -> str:
-        """What the numbers count."""
+        """The unit of the numbers."""
         return "pixels" if self.pixels else "normalised"
 
     def numbers(
         self, place: Float[np.ndarray, "height width 2"], size: tuple[int, int]
     ) -> Float[np.ndarray, "height width 2"]:
-        """Places, in shares from the top left corner, as the program writes them.
+        """Converts positions, in shares from the top left corner, to the numbers of the program.
 
         Args:
+            place: shares of the picture's width and height.
             size: (width, height) of the picture that they point into.
         """
         if self.from_bottom:
@@ -76,14 +77,17 @@ def write_map(
     size: tuple[int, int],
     header: Mapping[str, Any],
 ) -> int:
-    """Writes one map; returns the bytes of the file.
+    """Writes one map of positions.
 
     Args:
         path: with the convention's suffix.
         place: shares of the picture from its top left corner.
         strength: what becomes A.
-        size: (width, height) of the picture that the places point into.
+        size: (width, height) of the picture that the positions point into.
         header: attributes of an .exr file.
+
+    Returns:
+        The bytes of the file.
 
     Raises:
         UserError: OpenEXR is not installed (exit 3), no room (4).
@@ -101,7 +105,15 @@ def write_map(
 def write_light(
     path: Path, convention: Convention, gain: Float[np.ndarray, "height width 3"], header: Mapping[str, Any]
 ) -> int:
-    """Writes the light of a layer in one frame, RGB in half floats with A = 1; returns the bytes of the file.
+    """Writes the light of a layer in one frame, RGB in half floats with A = 1.
+
+    Args:
+        path: with the convention's suffix.
+        gain: by which RGB is multiplied.
+        header: attributes of an .exr file.
+
+    Returns:
+        The bytes of the file.
 
     Raises:
         UserError: as `write_map`.
@@ -116,5 +128,6 @@ def write_light(
 
 
 def _write_array(path: Path, values: np.ndarray) -> None:
+    """Writes an .npy file."""
     with atomic_write(path) as part:
         np.save(part, values, allow_pickle=False)

@@ -17,8 +17,6 @@ from jaxtyping import Shaped
 from neural_fields.errors import ExitCode, UserError, bad_input
 from neural_fields.files import atomic_write
 
-MAX_PIXELS = 256_000_000
-
 
 def write_exr(
     path: Path, channels: Mapping[str, Shaped[np.ndarray, "height width"]], header: Mapping[str, Any] | None = None
@@ -32,31 +30,33 @@ def write_exr(
     Raises:
         UserError: OpenEXR is not installed (exit 3), no room (4).
     """
-    package = _openexr(path)
+    package = _import_openexr(path)
     described = {**(header or {}), "compression": package.ZIP_COMPRESSION, "type": package.scanlineimage}
     planes = {name: np.ascontiguousarray(plane) for name, plane in channels.items()}
     with atomic_write(path) as part, package.File(described, planes) as file:
         file.write(str(part))
 
 
-def read_exr(path: Path) -> tuple[dict[str, Shaped[np.ndarray, "height width"]], dict[str, Any]]:
-    """The channels of the first part of a file by name, and its header.
+def read_exr(
+    path: Path, max_pixels: int = 256_000_000
+) -> tuple[dict[str, Shaped[np.ndarray, "height width"]], dict[str, Any]]:
+    """Reads the channels of the first part of a file by name, and its header.
 
     Raises:
         UserError: OpenEXR is not installed, a file that cannot be read (exit 3), or too many pixels (7).
     """
-    package = _openexr(path)
+    package = _import_openexr(path)
     # The border around a foreign parser, which answers damage with RuntimeError and others.
     try:
         with package.File(str(path), header_only=True) as file:
             low, high = file.header()["dataWindow"]
         width, height = (int(b) - int(a) + 1 for a, b in zip(low, high, strict=True))
-        if not 0 < width * height <= MAX_PIXELS:
+        if not 0 < width * height <= max_pixels:
             raise UserError(
                 ExitCode.UNSAFE_FILE,
                 f"{path.name} was not opened: it declares {width} x {height} pixels",
                 where=str(path),
-                why=f"at most {MAX_PIXELS / 1e6:.4g} megapixels are accepted",
+                why=f"at most {max_pixels / 1e6:.4g} megapixels are accepted",
             )
         with package.File(str(path), separate_channels=True) as file:
             return {name: channel.pixels for name, channel in file.channels().items()}, dict(file.header())
@@ -68,7 +68,8 @@ def read_exr(path: Path) -> tuple[dict[str, Shaped[np.ndarray, "height width"]],
         ) from problem
 
 
-def _openexr(path: Path) -> ModuleType:
+def _import_openexr(path: Path) -> ModuleType:
+    """Imports OpenEXR; `path` is for the message where it is not installed."""
     try:
         import OpenEXR
     except ImportError as problem:

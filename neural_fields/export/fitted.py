@@ -1,4 +1,4 @@
-"""What exports need that ask the fitted model itself: the model, its frames in the source, and their flow."""
+"""A trained model with its source frames and their flow, for exports that evaluate the model itself."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from neural_fields.run import Run
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fitted model beside its source.
+    """A trained model with its source.
 
     Attributes:
-        frames: numbers in the source of the frames that were fitted.
-        flow: by which points go from one part of a canonical plane to the next; None where there is but one.
+        model: on the CPU, in evaluation mode.
+        facts: metadata of the source video.
+        frames: numbers in the source of the frames that the model was trained on.
+        flow: by which points move from one chart of a canonical plane to the next; None where there is only one.
     """
 
     model: PlanarModel
@@ -36,10 +38,10 @@ class Fitted:
         return self.facts.width, self.facts.height
 
     def index(self, frame: int | None) -> int:
-        """The frame of the run that is frame `frame` of the source; by default the middle one.
+        """Returns the frame of the run that is frame `frame` of the source; by default the middle one.
 
         Raises:
-            UserError: a frame that the run was not fitted to (exit 3).
+            UserError: a frame that the run was not trained on (exit 3).
         """
         frames = self.frames
         if frame is None:
@@ -49,14 +51,14 @@ class Fitted:
             raise bad_input(
                 f"there is no frame {frame} in this run",
                 where="--frame",
-                why=f"frames are counted in the source from 0, and it was fitted to {frames[0]} to {frames[-1]}{step}",
+                why=f"frames are counted in the source from 0, and it was trained on {frames[0]} to {frames[-1]}{step}",
                 fix=f"--frame {min(frames, key=lambda known: abs(known - frame))}",
             )
         return frames.index(frame)
 
 
 def open_fitted(run: Run) -> Fitted:
-    """The newest model of a run, and what stands beside it.
+    """Loads the newest model of a run with the metadata and flow of its source.
 
     Raises:
         UserError: the source is gone or changed, no checkpoint yet, or a damaged run.

@@ -1,8 +1,8 @@
-"""The uv map of a frame turned round: where in the frame every texel of a canonical picture is seen.
+"""Inverts the uv map of a frame: computes where in the frame every texel of a canonical picture is seen.
 
-A baked map is bilinear between its samples. Four neighbouring samples make a cell, which covers a patch of the
-canonical picture; the cells are drawn there, and every texel finds its place in the cell that covers it by Newton's
-method. What two cells cover that lie apart in the frame is folded, and has no place of its own.
+A baked map is bilinear between its samples. Four neighboring samples make a cell, which covers a patch of the
+canonical picture; the cells are rasterized there, and the position of a texel in the cell that covers it is found by
+Newton's method. A texel that is covered by two cells far apart in the frame is folded, and has no position of its own.
 """
 
 from __future__ import annotations
@@ -18,18 +18,26 @@ from neural_fields.coords import Box
 from neural_fields.lookup import RIM, scattered
 from neural_fields.planar.placement import pull_push
 
-ROUNDS = 5
-FOUND = 1e-3  # samples of the map; what is further off after that was not found
-APART = 1.0  # samples between places of one texel from which it counts as folded
-TORN = 16  # times as long as usual: a cell between things that do not belong together
-MARGIN = 2  # texels around those that are found to which places go on
-BLOCK = 1 << 20  # texels looked at together
-SLACK = 1e-9  # so that no texel falls between two cells
+
+@dataclass(frozen=True)
+class InversionSettings:
+    """Settings of the inversion of uv maps. A sample is the distance of neighboring samples of the map."""
+
+    newton_steps: int = 5
+    max_last_step: float = 1e-3  # samples; a texel whose last step is longer was not found
+    max_gap: float = 1.0  # samples between positions of one texel; beyond it counts as folded
+    max_cell_ratio: float = 16  # times as long as usual: a cell between things that do not belong together
+    margin_texels: int = 2  # around those that are found, to which positions go on
+    block_texels: int = 1 << 20  # processed together
+    slack: float = 1e-9  # so that no texel falls between two cells
+
+
+DEFAULTS = InversionSettings()
 
 
 @dataclass(frozen=True)
 class InverseMap:
-    """Where the texels of a canonical picture lie in one frame.
+    """Positions of the texels of a canonical picture in one frame.
 
     Attributes:
         place: x, y as shares of the frame's width and height; (0, 0) is its top left corner. It goes on smoothly for
@@ -48,17 +56,21 @@ def invert(
     weight: UInt8[np.ndarray, "rows columns"],
     box: Box,
     size: tuple[int, int],
+    settings: InversionSettings = DEFAULTS,
 ) -> InverseMap:
-    """The inverse of one frame's map.
+    """Inverts one frame's map.
 
     Args:
         uv, weight: the map and the layer's weight (255 is one) as they are stored, with their rim.
-        box, size: what the canonical picture covers, and its (width, height).
+        box: what the canonical picture covers, in uv.
+        size: (width, height) of the canonical picture.
+        settings: of the inversion.
     """
     width, height = size
     frame = np.array([weight.shape[1] - 2 * RIM, weight.shape[0] - 2 * RIM])
     texels = (uv - [box.u0, box.v0]) / [box.width, box.height] * size
-    to, spots = (np.concatenate(part) for part in zip(*_hits(texels, weight > 0, size), strict=True))
+    covered = zip(*_find_covered_texels(texels, weight > 0, size, settings), strict=True)
+    to, spots = (np.concatenate(part) for part in covered)
     shares = (spots + (0.5 - RIM)) / frame
     inside = ((shares >= 0) & (shares <= 1)).all(axis=1)
     to, spots, shares = to[inside], spots[inside], shares[inside]
@@ -68,49 +80,72 @@ def invert(
     if not len(to):
         return InverseMap(place.reshape(height, width, 2), visible.reshape(height, width), 0.0)
     place[to], visible[to] = shares, shown
-    folds = _folds(to, spots)
+
+    # Texels that have positions apart from each other are folded.
+    order = np.argsort(to, kind="stable")
+    sorted_to, sorted_spots = to[order], spots[order]
+    first = np.flatnonzero(np.r_[True, sorted_to[1:] != sorted_to[:-1]])
+    gaps = np.maximum.reduceat(sorted_spots, first, axis=0) - np.minimum.reduceat(sorted_spots, first, axis=0)
+    folds = sorted_to[first[gaps.max(axis=1) > settings.max_gap]]
     visible[folds] = 0
+
     found = np.zeros((height, width), bool)
     found.reshape(-1)[to] = True
-    near = cv2.dilate(found.astype(np.uint8), np.ones((2 * MARGIN + 1, 2 * MARGIN + 1), np.uint8)) > 0
+    side = 2 * settings.margin_texels + 1
+    near = cv2.dilate(found.astype(np.uint8), np.ones((side, side), np.uint8)) > 0
     filled = pull_push(place.reshape(height, width, 2), found) * near[..., None]
     return InverseMap(filled, visible.reshape(height, width), len(folds) / max(1, int(found.sum())))
 
 
-def _hits(
-    texels: Float[np.ndarray, "rows columns 2"], seen: Bool[np.ndarray, "rows columns"], size: tuple[int, int]
+def _find_covered_texels(
+    texels: Float[np.ndarray, "rows columns 2"],
+    seen: Bool[np.ndarray, "rows columns"],
+    size: tuple[int, int],
+    settings: InversionSettings,
 ) -> Iterator[tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n 2"]]]:
-    """Texels (by number, row by row) that cells cover, and their places in samples of the map; some cells at a time."""
+    """Yields the texels that cells cover, some cells at a time.
+
+    Args:
+        texels: texel coordinates of the samples of the map.
+        seen: the samples that show the layer.
+        size: (width, height) of the canonical picture.
+        settings: of the inversion.
+
+    Yields:
+        Texels by number, row by row, and their positions in samples of the map.
+    """
     corners = np.stack([texels[:-1, :-1], texels[:-1, 1:], texels[1:, :-1], texels[1:, 1:]]).reshape(4, -1, 2)
     some = seen[:-1, :-1] | seen[:-1, 1:] | seen[1:, :-1] | seen[1:, 1:]
     # The texels whose centres lie between the least and the greatest coordinates of a cell.
-    low = np.maximum(np.ceil(corners.min(axis=0) - 0.5 - SLACK), 0).astype(np.int64)
-    high = np.minimum(np.floor(corners.max(axis=0) - 0.5 + SLACK), np.array(size) - 1).astype(np.int64)
+    low = np.maximum(np.ceil(corners.min(axis=0) - 0.5 - settings.slack), 0).astype(np.int64)
+    high = np.minimum(np.floor(corners.max(axis=0) - 0.5 + settings.slack), np.array(size) - 1).astype(np.int64)
     count = np.maximum(high - low + 1, 0)
     span = np.ptp(corners, axis=0).max(axis=1)
     usual = float(np.median(span[some.reshape(-1)])) if some.any() else 1.0
-    cells = np.flatnonzero(some.reshape(-1) & (count.prod(axis=1) > 0) & (span < TORN * (usual + 1)))
+    cells = np.flatnonzero(some.reshape(-1) & (count.prod(axis=1) > 0) & (span < settings.max_cell_ratio * (usual + 1)))
     yield np.zeros(0, np.int64), np.zeros((0, 2))
     ends = np.cumsum(count[cells].prod(axis=1))
-    for block in np.split(cells, np.searchsorted(ends, np.arange(BLOCK, int(ends[-1]) if len(ends) else 0, BLOCK))):
+    last = int(ends[-1]) if len(ends) else 0
+    borders = np.searchsorted(ends, np.arange(settings.block_texels, last, settings.block_texels))
+    for block in np.split(cells, borders):
         each = count[block].prod(axis=1)
         cell = np.repeat(block, each)
         inner = np.arange(len(cell)) - np.repeat(np.cumsum(each) - each, each)
         y, x = np.divmod(inner, count[cell, 0])
         column, row = low[cell, 0] + x, low[cell, 1] + y
-        spot, good = _in_cell(corners[:, cell], np.stack([column, row], axis=1) + 0.5)
+        spot, good = _locate_in_cell(corners[:, cell], np.stack([column, row], axis=1) + 0.5, settings)
         corner = np.stack(np.divmod(cell[good], texels.shape[1] - 1)[::-1], axis=1)
         yield (row * size[0] + column)[good], corner + spot[good]
 
 
-def _in_cell(
-    corners: Float[np.ndarray, "4 n 2"], wanted: Float[np.ndarray, "n 2"]
+def _locate_in_cell(
+    corners: Float[np.ndarray, "4 n 2"], wanted: Float[np.ndarray, "n 2"], settings: InversionSettings
 ) -> tuple[Float[np.ndarray, "n 2"], Bool[np.ndarray, " n"]]:
-    """Where in its cell ([0, 1] along x and y) each texel lies, and whether it lies in it at all."""
+    """Solves for the position of each texel in its cell ([0, 1] along x and y), and tells whether it lies in it."""
     start, right, down = corners[0], corners[1] - corners[0], corners[2] - corners[0]
     both = corners[3] - corners[1] - down
     spot, off = np.full(wanted.shape, 0.5), np.full(len(wanted), np.inf)
-    for _ in range(ROUNDS):
+    for _ in range(settings.newton_steps):
         along_x, along_y = right + both * spot[:, 1:], down + both * spot[:, :1]
         rest = wanted - (start + right * spot[:, :1] + along_y * spot[:, 1:])
         area = along_x[:, 0] * along_y[:, 1] - along_x[:, 1] * along_y[:, 0]
@@ -124,13 +159,5 @@ def _in_cell(
         )
         off = np.where(np.isinf(area), np.inf, np.hypot(step[:, 0], step[:, 1]))
         spot = np.clip(spot + step, -1, 2)
-    return spot, (off < FOUND) & ((spot >= -SLACK) & (spot <= 1 + SLACK)).all(axis=1)
-
-
-def _folds(to: Int[np.ndarray, " n"], spots: Float[np.ndarray, "n 2"]) -> Int[np.ndarray, " folds"]:
-    """The texels that have places apart from each other."""
-    order = np.argsort(to, kind="stable")
-    to, spots = to[order], spots[order]
-    first = np.flatnonzero(np.r_[True, to[1:] != to[:-1]])
-    spread = np.maximum.reduceat(spots, first, axis=0) - np.minimum.reduceat(spots, first, axis=0)
-    return to[first[spread.max(axis=1) > APART]]
+    inside = ((spot >= -settings.slack) & (spot <= 1 + settings.slack)).all(axis=1)
+    return spot, (off < settings.max_last_step) & inside

@@ -1,4 +1,4 @@
-"""Pictures of classes: each colour, grey value or palette index is a class. Read within limits, and written again.
+"""Reads and writes label maps: pictures in which each colour, grey value or palette index is a class.
 
 A class is a colour that a file keeps exactly. So colours are not converted, not averaged, and files whose compression
 changes them are refused.
@@ -16,20 +16,17 @@ from PIL import Image
 
 from neural_fields.data.masks import ASPECT_SLACK
 from neural_fields.errors import bad_input
-from neural_fields.pictures import Picture, png_bytes, read_picture
+from neural_fields.pictures import png_bytes, read_picture
 
 KINDS = ("PNG", "TIFF", "BMP")
 MODES = ("1", "L", "P", "LA", "RGB", "RGBA")  # of Pillow, 8 bit; and 16-bit grey, whose mode says the byte order
 LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")
-MOST_PIXELS = 40_000_000
-MOST_CLASSES = 4096
-ORIENTATION = 0x0112
 SAVE_AGAIN = "save it as PNG with a palette, grey values or plain colours, without antialiasing"
 
 
 @dataclass(frozen=True)
 class LabelPicture:
-    """A picture of classes.
+    """A label map.
 
     Attributes:
         classes: the class of each pixel; class 0 is nothing, also where no pixel has it.
@@ -54,18 +51,18 @@ class LabelPicture:
         return 1 if self.mode == "1" else 8 * self.values.dtype.itemsize
 
     def colour(self, number: int) -> list[int]:
-        """The colour of a class, channel by channel."""
+        """Returns the colour of a class, channel by channel."""
         value = self.values[number]
         return list(self.palette[3 * value[0] : 3 * value[0] + 3]) if self.mode == "P" else value.tolist()
 
     def name(self, number: int) -> str:
-        """A name for a class that is good for a folder and for `--masks`: class3, or rgb_ff8000."""
+        """Returns a name for a class that is good for a folder and for `--masks`: class3, or rgb_ff8000."""
         value = self.values[number]
         digits = 2 * self.values.dtype.itemsize
         return f"class{value[0]}" if len(value) == 1 else f"rgb_{''.join(f'{v:0{digits}x}' for v in value.tolist())}"
 
     def encode(self, classes: Int[np.ndarray, "height width"]) -> bytes:
-        """A PNG file of other pixels of the same classes, stored as this picture was."""
+        """Encodes other pixels of the same classes as a PNG file, stored as this picture was."""
         pixels = self.values[classes]
         if self.values.shape[1] > 2 and self.bits == 16:
             return png_bytes(pixels.astype(np.float32) / 65535, 16)
@@ -74,20 +71,24 @@ class LabelPicture:
         if self.mode == "P":
             image.putpalette(self.palette)
         options = {} if self.transparency is None else {"transparency": self.transparency}
-        return _encoded(image, **options)
+        return _encode_png(image, **options)
 
 
-def read_labels(path: Path, size: tuple[int, int]) -> LabelPicture:
-    """The classes in a PNG, TIFF or BMP file.
+def read_labels(
+    path: Path, size: tuple[int, int], max_pixels: int = 40_000_000, max_classes: int = 4096
+) -> LabelPicture:
+    """Reads the classes in a PNG, TIFF or BMP file.
 
     Args:
+        path: of the file.
         size: (width, height) of the frame; the picture may be larger or smaller, of the same aspect.
+        max_pixels, max_classes: refuse a larger picture, and one with more classes.
 
     Raises:
-        UserError: a file that cannot be read or changes colours, more than `MOST_CLASSES` classes or only one, another
-            aspect (exit 3), or too many pixels (7).
+        UserError: a file that cannot be read or changes colours, too many classes or only one, another aspect (exit 3),
+            or too many pixels (7).
     """
-    picture = read_picture(path, MOST_PIXELS)  # whatever is damaged, too large or no picture is refused here
+    picture = read_picture(path, max_pixels)  # whatever is damaged, too large or no picture is refused here
     if picture.kind not in KINDS or picture.lossy:
         exact = f"{picture.kind} changes colours, and each colour is a class" if picture.lossy else ""
         raise bad_input(
@@ -96,85 +97,78 @@ def read_labels(path: Path, size: tuple[int, int]) -> LabelPicture:
             why=exact or f"labels are read from {', '.join(KINDS)}",
             fix=SAVE_AGAIN,
         )
-    _check_aspect(path, picture.size, size)
+    width, height = picture.size
+    if abs(width * size[1] / height - size[0]) > max(1.0, ASPECT_SLACK * size[0]):
+        raise bad_input(
+            f"{path.name} is {width}x{height}, the frames are {size[0]}x{size[1]}",
+            where=str(path),
+            why="labels may be larger or smaller than the frame, but must have its aspect",
+            fix=f"save them at {size[0]}x{size[1]}",
+        )
     try:
         with Image.open(path, formats=KINDS) as image:
-            _check_stored(path, image, picture)
+            # What cannot be written again as it is.
+            problem, orientation = "", 0x0112  # the EXIF tag
+            deep = ";16" in str(getattr(image, "tile", ""))
+            if image.mode not in MODES and not image.mode.startswith("I;16"):
+                problem = f"it stores {image.mode}; expected a palette, grey values, or RGB colours"
+            elif getattr(image, "n_frames", 1) > 1:
+                problem = f"it holds {image.n_frames} pictures; expected one"  # type: ignore[attr-defined]
+            elif image.format == "TIFF" and image.info.get("compression") in LOSSY_TIFF:
+                problem = "its JPEG or WebP compression changes colours, and each colour is a class"
+            elif image.format != "TIFF" and image.getexif().get(orientation, 1) != 1:
+                problem = "it is stored turned (EXIF orientation)"
+            elif deep and picture.bits != 16:
+                problem = "its 16 bits per channel come with a colour profile, or in an unusual layout"
+            if problem:
+                raise bad_input(f"{path.name} cannot be used as labels", where=str(path), why=problem, fix=SAVE_AGAIN)
+
             image.load()
-            pixels, mode = _pixels(image, picture)
+            # What the file stores for each pixel.
+            mode, is_deep_gray = image.mode, image.mode.startswith("I;16")
+            if picture.bits == 16 and not is_deep_gray:
+                mode = "RGBA" if picture.had_alpha else "RGB"
+                pixels = np.rint(picture.rgba[..., : len(mode)] * 65535).astype(np.uint16)
+            else:
+                pixels = np.asarray(image).astype(np.uint16 if is_deep_gray else np.uint8)
+                pixels = pixels.reshape(*pixels.shape[:2], -1)
+                mode = "I;16" if is_deep_gray else mode
             palette = bytes(image.getpalette("RGB") or []) if mode == "P" else b""
             transparency = image.info.get("transparency") if image.format == "PNG" else None
-    except (OSError, ValueError, SyntaxError, EOFError) as problem:
-        raise bad_input(f"{path.name} cannot be read: {problem}", where=str(path), fix=SAVE_AGAIN) from None
-    classes, values = _classes(path, pixels)
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise bad_input(f"{path.name} cannot be read: {error}", where=str(path), fix=SAVE_AGAIN) from None
+    classes, values = _classify_pixels(path, pixels, max_classes)
     if mode == "P" and 3 * int(values.max()) + 3 > len(palette):
         raise bad_input(f"{path.name} is damaged: a pixel has a colour that its palette lacks", where=str(path))
     return LabelPicture(classes, values, mode, palette, transparency, path.name, picture.sha256)
 
 
 def mask_bytes(mask: Shaped[np.ndarray, "height width"]) -> bytes:
-    """A PNG file of a mask: 255 where it is set, 8 bit."""
-    return _encoded(Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0))))
+    """Encodes a mask as a PNG file: 255 where it is set, 8 bit."""
+    return _encode_png(Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0))))
 
 
-def _encoded(image: Image.Image, **options: object) -> bytes:
+def _encode_png(image: Image.Image, **options: object) -> bytes:
+    """Encodes a picture as a PNG file with options of Pillow."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=4, **options)
     return buffer.getvalue()
 
 
-def _check_aspect(path: Path, own: tuple[int, int], size: tuple[int, int]) -> None:
-    if abs(own[0] * size[1] / own[1] - size[0]) > max(1.0, ASPECT_SLACK * size[0]):
-        raise bad_input(
-            f"{path.name} is {own[0]}x{own[1]}, the frames are {size[0]}x{size[1]}",
-            where=str(path),
-            why="labels may be larger or smaller than the frame, but must have its aspect",
-            fix=f"save them at {size[0]}x{size[1]}",
-        )
-
-
-def _check_stored(path: Path, image: Image.Image, picture: Picture) -> None:
-    """Refuses what cannot be written again as it is."""
-    problem = ""
-    deep = ";16" in str(getattr(image, "tile", ""))
-    if image.mode not in MODES and not image.mode.startswith("I;16"):
-        problem = f"it stores {image.mode}; expected a palette, grey values, or RGB colours"
-    elif getattr(image, "n_frames", 1) > 1:
-        problem = f"it holds {image.n_frames} pictures; expected one"  # type: ignore[attr-defined]
-    elif image.format == "TIFF" and image.info.get("compression") in LOSSY_TIFF:
-        problem = "its JPEG or WebP compression changes colours, and each colour is a class"
-    elif image.format != "TIFF" and image.getexif().get(ORIENTATION, 1) != 1:
-        problem = "it is stored turned (EXIF orientation)"
-    elif deep and picture.bits != 16:
-        problem = "its 16 bits per channel come with a colour profile, or in an unusual layout"
-    if problem:
-        raise bad_input(f"{path.name} cannot be used as labels", where=str(path), why=problem, fix=SAVE_AGAIN)
-
-
-def _pixels(image: Image.Image, picture: Picture) -> tuple[Shaped[np.ndarray, "height width channels"], str]:
-    """What a file stores for each pixel, and its mode."""
-    if picture.bits == 16 and not image.mode.startswith("I;16"):
-        channels = 4 if picture.had_alpha else 3
-        return np.rint(picture.rgba[..., :channels] * 65535).astype(np.uint16), ("RGB", "RGBA")[channels - 3]
-    deep = image.mode.startswith("I;16")
-    values = np.asarray(image).astype(np.uint16 if deep else np.uint8)
-    return values.reshape(*values.shape[:2], -1), "I;16" if deep else image.mode
-
-
-def _classes(
-    path: Path, pixels: Shaped[np.ndarray, "height width channels"]
+def _classify_pixels(
+    path: Path, pixels: Shaped[np.ndarray, "height width channels"], max_classes: int
 ) -> tuple[Int[np.ndarray, "height width"], Shaped[np.ndarray, "classes channels"]]:
-    """The class of each pixel, and the values of the classes, nothing (0, or black) first."""
+    """Finds the class of each pixel, and the values of the classes, nothing (0, or black) first."""
     bits, channels = 8 * pixels.dtype.itemsize, pixels.shape[2]
     packed = np.zeros(pixels.shape[:2], np.uint64)
     for channel in range(channels):
         packed = packed << np.uint64(bits) | pixels[..., channel].astype(np.uint64)
     found = np.unique(packed)
-    if len(found) > MOST_CLASSES:
+    if len(found) > max_classes:
         raise bad_input(
             f"{path.name} has {len(found)} colours",
             where=str(path),
-            why=f"each is a class, and at most {MOST_CLASSES} are taken: is it a photo, or are its edges soft?",
+            why=f"each is a class, and at most {max_classes} are taken: is it a photo, or are its edges soft?",
             fix=SAVE_AGAIN,
         )
     if len(found) == 1:

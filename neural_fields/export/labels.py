@@ -1,4 +1,4 @@
-"""Labels of one frame, carried to all frames of a run: pictures of classes, and masks of each class."""
+"""Propagates labels of one frame to all frames of a run: label maps, and masks of each class."""
 
 from __future__ import annotations
 
@@ -19,10 +19,6 @@ from neural_fields.export.provenance import provenance
 from neural_fields.files import atomic_write, write_json, write_synced
 from neural_fields.labels import label_planes, resize_labels
 
-SCHEMA = 1
-MOST_MASKS = 256  # folders
-MANY = 64  # classes: so many are mostly soft edges
-
 Classes = Int[np.ndarray, "height width"]
 
 
@@ -37,108 +33,109 @@ class Labels:
     frame: int | None = None
     """Number of the frame in the source that it belongs to, 0 is the first (default: the middle one)."""
     masks: bool = False
-    """Also a folder of masks for each class, as `--masks NAME=FOLDER` of a fit takes them."""
+    """Also a folder of masks for each class, as `--masks NAME=FOLDER` of `unwrap train` takes them."""
 
     def __call__(self, target: Target, report: Report) -> Sequence[str]:
-        """Carries the labels and writes them.
+        """Propagates the labels and writes them.
 
         Raises:
             UserError: no picture, one that cannot be used, or a frame that the run does not have (exit 3).
         """
         if self.labels is None:
             raise bad_input("no label picture is given", fix="--labels FILE.png --frame 0")
-        fitted = open_fitted(target.run)
-        t, size = fitted.index(self.frame), fitted.size
+        trained = open_fitted(target.run)
+        t, size = trained.index(self.frame), trained.size
         picture = read_labels(self.labels, size)
-        own = resize_labels(picture.classes, size)
-        named = np.unique(own[own > 0]).tolist() if self.masks else []
-        if len(named) > MOST_MASKS:
+        labels = resize_labels(picture.classes, size)
+        named = np.unique(labels[labels > 0]).tolist() if self.masks else []
+        max_masks = 256  # folders
+        if len(named) > max_masks:
             raise bad_input(
                 f"{len(named)} classes would be {len(named)} folders of masks",
-                why=f"at most {MOST_MASKS} are written",
+                why=f"at most {max_masks} are written",
                 fix="leave out --masks",
             )
-        counts = np.zeros((len(fitted.frames), len(picture.values)), np.int64)
-        for index, classes in enumerate(carried_labels(fitted, target.maps, picture, t)):
-            report("labels", index + 1, len(fitted.frames))
+        counts = np.zeros((len(trained.frames), len(picture.values)), np.int64)
+        for index, classes in enumerate(carried_labels(trained, target.maps, picture, t)):
+            report("labels", index + 1, len(trained.frames))
             counts[index] = np.bincount(classes.ravel(), minlength=counts.shape[1])
-            file = f"{fitted.frames[index]:05d}.png"
-            _write(target.folder / file, picture.encode(classes))
+            file = f"{trained.frames[index]:05d}.png"
+            _write_file(target.folder / file, picture.encode(classes))
             for number in named:
-                _write(target.folder / "masks" / picture.name(number) / file, mask_bytes(classes == number))
-        facts = _description(fitted, picture, counts, t, set(named))
-        made = provenance(target.run, "labels", frame=fitted.frames[t]) if target.metadata else {}
-        write_json(target.folder / "labels.json", {**facts, **made})
-        return _notes(picture, counts, t)
+                _write_file(target.folder / "masks" / picture.name(number) / file, mask_bytes(classes == number))
+
+        # What labels.json says of the picture and its classes.
+        frames = trained.frames
+        described = []
+        for number in range(len(picture.values)):
+            folder = {"masks": f"masks/{picture.name(number)}"} if number in named else {}
+            described.append(
+                {
+                    "value": picture.values[number].tolist(),
+                    "colour": picture.colour(number),
+                    "pixels": int(counts[t, number]),
+                    "pixels_in_all_frames": int(counts[:, number].sum()),
+                    **folder,
+                }
+            )
+        content: dict[str, Any] = {
+            "schema": 1,
+            "labels": picture.source,
+            "sha256": picture.sha256,
+            "mode": picture.mode,
+            "bits": picture.bits,
+            "width": size[0],
+            "height": size[1],
+            "frames": [frames.start, frames.stop, frames.step],
+            "frame": frames[t],
+            "classes": described,
+        }
+        made = provenance(target.run, "labels", frame=frames[t]) if target.metadata else {}
+        write_json(target.folder / "labels.json", {**content, **made})
+
+        notes = []
+        if len(picture.values) > 64:
+            notes.append(
+                f"{len(picture.values)} classes: where edges are soft, each of their shades is one; "
+                "draw labels without antialiasing"
+            )
+        lost = []  # classes that no other frame has
+        for number in np.flatnonzero(counts[t]).tolist():
+            if number and counts[:, number].sum() == counts[t, number]:
+                lost.append(number)
+        if lost and len(counts) > 1:
+            names = ", ".join(picture.name(number) for number in lost[:5]) + (" ..." if len(lost) > 5 else "")
+            notes.append(f"too small for the size of the run, or never seen again: {names}")
+        return notes
 
 
-def carried_labels(fitted: Fitted, maps: Maps, picture: LabelPicture, t: int) -> Iterator[Classes]:
-    """The classes of every frame at the size of the source, given those of frame `t` of the run.
+def carried_labels(trained: Fitted, maps: Maps, picture: LabelPicture, t: int) -> Iterator[Classes]:
+    """Propagates the classes of frame `t` of the run to every frame, at the size of the source.
 
-    That frame keeps what it was given. The others look up their baked maps, so that labels end where edits end.
+    That frame keeps what it was given. The others sample their baked maps, so that labels end where edits end.
+
+    Args:
+        trained: the model and its source.
+        maps: its baked maps.
+        picture: the labels of frame `t`.
+        t: number of the frame in the run.
     """
-    size = fitted.size
-    planes = label_planes(fitted.model, resize_labels(picture.classes, maps.size), t, fitted.flow)
-    for index in range(len(fitted.frames)):
+    size = trained.size
+    planes = label_planes(trained.model, resize_labels(picture.classes, maps.size), t, trained.flow)
+    for index in range(len(trained.frames)):
         if index == t:
             yield resize_labels(picture.classes, size)
             continue
         seen = maps.weight(index, size).argmax(axis=0)
-        found = np.zeros(seen.shape, np.int32)
+        classes = np.zeros(seen.shape, np.int32)
         for layer, plane in enumerate(planes[index]):
             own = seen == layer
             if own.any():
-                found[own] = plane.at(maps.uv(index, layer, size)[own])
-        yield found
+                classes[own] = plane.at(maps.uv(index, layer, size)[own])
+        yield classes
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write_file(path: Path, data: bytes) -> None:
+    """Writes a file atomically."""
     with atomic_write(path) as part:
         write_synced(part, data)
-
-
-def _description(
-    fitted: Fitted, picture: LabelPicture, counts: Int[np.ndarray, "frames classes"], t: int, named: set[int]
-) -> dict[str, Any]:
-    """What labels.json says."""
-    frames = fitted.frames
-    classes = [
-        {
-            "value": picture.values[number].tolist(),
-            "colour": picture.colour(number),
-            "pixels": int(counts[t, number]),
-            "pixels_in_all_frames": int(counts[:, number].sum()),
-            **({"masks": f"masks/{picture.name(number)}"} if number in named else {}),
-        }
-        for number in range(len(picture.values))
-    ]
-    return {
-        "schema": SCHEMA,
-        "labels": picture.source,
-        "sha256": picture.sha256,
-        "mode": picture.mode,
-        "bits": picture.bits,
-        "width": fitted.size[0],
-        "height": fitted.size[1],
-        "frames": [frames.start, frames.stop, frames.step],
-        "frame": frames[t],
-        "classes": classes,
-    }
-
-
-def _notes(picture: LabelPicture, counts: Int[np.ndarray, "frames classes"], t: int) -> list[str]:
-    notes = []
-    if len(picture.values) > MANY:
-        notes.append(
-            f"{len(picture.values)} classes: where edges are soft, each of their shades is one; "
-            "draw labels without antialiasing"
-        )
-    lost = [
-        number
-        for number in np.flatnonzero(counts[t]).tolist()
-        if number and counts[:, number].sum() == counts[t, number]
-    ]
-    if lost and len(counts) > 1:
-        names = ", ".join(picture.name(number) for number in lost[:5]) + (" ..." if len(lost) > 5 else "")
-        notes.append(f"too small for the size of the fit, or never seen again: {names}")
-    return notes

@@ -1,4 +1,4 @@
-"""Layered pictures as data: what an OpenRaster and a Photoshop document of a canonical layer hold, from the top down.
+"""Layered documents as data: the contents of an OpenRaster or a Photoshop document, from the top down.
 
 The names of the layers are what survives every paint program, so they alone tell paint from everything else.
 """
@@ -20,11 +20,26 @@ BASE = "base (locked)"  # followed by ": " and the name of the canonical layer
 EDITS = "edits so far (locked)"
 GUIDES = "guides"
 GUIDE = "guide: "
-MOST_LAYERS, MOST_NESTED = 500, 30
-MOST_OFFSET = 1 << 20  # pixels; a layer that starts further away is no painter's
 
 Rgba = Float[np.ndarray, "height width 4"]
 Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class DocumentLimits:
+    """What a document from elsewhere may hold at most; more is refused as unsafe."""
+
+    layers: int = 500
+    depth: int = 30  # of nested groups
+    offset_px: int = 1 << 20  # a layer that starts further away is no painter's
+    # Of an OpenRaster document, which is a zip archive:
+    entries: int = 1000
+    xml_bytes: int = 4 << 20
+    small_entry_bytes: int = 16 << 20  # a larger entry that shrank more than `compression_ratio` times is a bomb
+    compression_ratio: int = 200
+
+
+DEFAULTS = DocumentLimits()
 
 
 @dataclass(frozen=True)
@@ -40,7 +55,7 @@ class Layer:
         visible: without regard to the groups it is in.
         locked: asks programs not to change it.
         blend: "normal", or a mode as the file names it.
-        trouble: what else than its pixels decides about what it shows, in a few words; such a layer is not understood.
+        trouble: a property besides its pixels that decides what it shows, in a few words; it is then not supported.
     """
 
     name: str
@@ -73,12 +88,15 @@ class Document:
 
 
 def still(picture: Rgba) -> Callable[[], Rgba]:
-    """The `pixels` of a layer whose picture is at hand."""
+    """Returns the `pixels` of a layer whose picture is at hand."""
     return lambda: picture
 
 
 def over(top: Rgba, under: Rgba) -> Rgba:
-    """One picture over another, straight alpha. Where either is alone or the upper one is opaque, its values stay."""
+    """Composites one picture over another, straight alpha.
+
+    Where either is alone or the upper one is opaque, its values stay.
+    """
     share, below = top[..., 3:], under[..., 3:]
     if not below.any():
         return np.where(share > 0, top, np.concatenate([under[..., :3], share], axis=-1)).astype(np.float32)
@@ -90,7 +108,7 @@ def over(top: Rgba, under: Rgba) -> Rgba:
 
 
 def placed(layer: Layer, size: Size) -> Rgba:
-    """The pixels of a layer at its place on a canvas of (width, height), without its opacity.
+    """Places the pixels of a layer on a canvas of (width, height), without its opacity.
 
     Raises:
         UserError: they cannot be read.
@@ -107,7 +125,7 @@ def placed(layer: Layer, size: Size) -> Rgba:
 
 
 def flattened(layers: Sequence[Layer], size: Size) -> Rgba:
-    """What is visible of some layers of normal blend mode, the top one first.
+    """Composites the visible layers, all of normal blend mode, the top one first.
 
     Raises:
         UserError: pixels that cannot be read.
@@ -121,21 +139,21 @@ def flattened(layers: Sequence[Layer], size: Size) -> Rgba:
 
 
 def faded(picture: Rgba, opacity: float) -> Rgba:
-    """A picture with an opacity."""
+    """Multiplies the alpha of a picture by an opacity."""
     if opacity == 1:
         return picture
     return np.concatenate([picture[..., :3], picture[..., 3:] * np.float32(opacity)], axis=-1)
 
 
 def every(layers: Sequence[Layer]) -> Iterator[Layer]:
-    """All layers and groups in the order of drawing reversed: a group before what is in it."""
+    """Yields all layers and groups from the top down: a group before its contents."""
     for layer in layers:
         yield layer
         yield from every(layer.layers)
 
 
 def unsafe(path: Path, why: str) -> UserError:
-    """The error for a document that is not opened because of what it claims (exit 7)."""
+    """Makes the error for a document that is not safe to open (exit 7)."""
     return UserError(
         ExitCode.UNSAFE_FILE,
         f"{path.name} was not opened",
@@ -146,7 +164,7 @@ def unsafe(path: Path, why: str) -> UserError:
 
 
 def broken(path: Path, why: str) -> UserError:
-    """The error for a document that cannot be read (exit 3)."""
+    """Makes the error for a document that cannot be read (exit 3)."""
     return bad_input(
         f"{path.name} is damaged or not written to its end",
         where=str(path),
@@ -156,7 +174,12 @@ def broken(path: Path, why: str) -> UserError:
 
 
 def check_canvas(path: Path, size: Size, most: int) -> None:
-    """Refuses a canvas without pixels or with more than `most`.
+    """Refuses a canvas without pixels or with too many.
+
+    Args:
+        path: of the file, for messages.
+        size: (width, height) of the canvas.
+        most: pixels that are accepted.
 
     Raises:
         UserError: see above (exit 3 or 7).

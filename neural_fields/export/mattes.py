@@ -1,4 +1,4 @@
-"""Mattes and layers: what other programs need to put a video together again from its layers.
+"""Exports mattes and layers, from which other programs composite the video again.
 
 A matte is how much of each pixel a layer fills; the mattes of all layers add up to one. A layer has its colour as well,
 and its alpha is what "over" asks for: how much the layer fills of what those in front of it leave.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from textwrap import fill
 from typing import Any, ClassVar, Literal
 
@@ -30,12 +30,12 @@ from neural_fields.export.unmixing import Unmixing, edited_layers, weights_of
 from neural_fields.files import write_synced
 from neural_fields.output import open_renderer, source_facts
 from neural_fields.pictures import premultiplied
+from neural_fields.rendering import FrameChanger
 
 Format = Literal["png", "exr", "prores4444"]
 Picture = Float[np.ndarray, "height width channels"]  # one channel: a matte; four: straight RGBA
 Frames = Callable[[], Iterator[tuple[int, Sequence[Picture]]]]  # index in the run, and a picture of each layer
 
-WIDTH = 100  # letters in a line of README.txt
 COLOURS = "display-referred (sRGB, Rec. 709 primaries), as in the source; nothing was made linear"
 STORED = {
     ("matte", "png"): "16-bit grey PNG files: 65535 where the layer fills the pixel.",
@@ -75,13 +75,8 @@ class Matte:
         Raises:
             UserError: an unknown layer, a size or a step out of range, a missing package, no room.
         """
-        job = _job(target, "matte", self.layer, self.format, self.size, self.every)
-
-        def pictures() -> Iterator[tuple[int, Sequence[Picture]]]:
-            for t in job.frames:
-                yield t, [plane[..., None] for plane in weights_of(target.maps, t, job.size)]
-
-        return job.write(pictures, report)
+        job = _plan_job(target, "matte", self.layer, self.format, self.size, self.every)
+        return job.write_files(partial(_iterate_mattes, job), report)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,24 +109,18 @@ class Layers:
         edits = active_edits(target.run) if self.edited else []
         if self.edited and not edits:
             raise bad_input("no edit is active in this run", where=str(target.run.edits), fix="leave out --edited")
-        job = _job(target, "layers", self.layer, self.format, self.size, self.every, edits=edits, colours=self.what)
+        job = _plan_job(
+            target, "layers", self.layer, self.format, self.size, self.every, edits=edits, colours=self.what
+        )
         changer = open_renderer(target.run, target.maps) if edits else None
         images = [canonical.pristine(target.run.canonical, name) for name in target.maps.layers]
         unmixing = Unmixing(target.maps, [(image.array(), image.box) for image in images])
-
-        def pictures() -> Iterator[tuple[int, Sequence[Picture]]]:
-            for t, frame in job.source_frames():
-                if changer is None:
-                    yield t, unmixing.layers(t, frame, self.what == "model")
-                else:
-                    yield t, edited_layers(changer, t, frame)
-
-        return job.write(pictures, report)
+        return job.write_files(partial(_iterate_layers, job, unmixing, changer, self.what == "model"), report)
 
 
 @dataclass(frozen=True)
-class _Job:
-    """What is written, and how."""
+class _MatteJob:
+    """The pictures of one export, checked before anything is written."""
 
     target: Target
     kind: str  # "matte" or "layers"
@@ -148,64 +137,48 @@ class _Job:
         """The frames of the run that are written."""
         return range(0, len(self.chosen), self.every)
 
-    def source_frames(self) -> Iterator[tuple[int, UInt8[np.ndarray, "height width 3"]]]:
-        """Index in the run and frame of the source, at the size that is asked for."""
+    def iterate_source(self) -> Iterator[tuple[int, UInt8[np.ndarray, "height width 3"]]]:
+        """Yields the index in the run and the frame of the source, at the size that is asked for."""
         for t, frame in zip(self.frames, source_frames(self.facts, self.chosen[:: self.every]), strict=True):
             if frame.shape[1::-1] != self.size:
                 mode = cv2.INTER_AREA if self.size[0] < frame.shape[1] else cv2.INTER_CUBIC
                 frame = cv2.resize(frame, self.size, interpolation=mode)
             yield t, frame
 
-    def write(self, pictures: Frames, report: Report) -> list[str]:
-        """Writes all files; gives what the user should know."""
+    def write_files(self, pictures: Frames, report: Report) -> list[str]:
+        """Writes all files; returns notes for the user."""
         names = self.target.maps.layers
         if self.format == "prores4444":
+            # Each layer is a film of straight RGBA.
+            times = [self.facts.timestamps[self.chosen[t]] for t in self.frames]
+            facts = replace(self.facts, rate=self.facts.rate / (self.every * self.chosen.step))
             for layer in self.layers:
-                self._write_film(self.target.folder / f"{names[layer]}.mov", pictures, layer, report)
+                path = self.target.folder / f"{names[layer]}.mov"
+                frames = self._iterate_film(pictures, layer, path.name, report)
+                write(path, frames, facts, codec="prores4444", timestamps=times, sound=False, metadata=self.words)
         else:
+            # Each picture is a file: PNG (16 bits, straight) or OpenEXR (float, premultiplied).
             for layer in self.layers:
                 (self.target.folder / names[layer]).mkdir()
             for done, (t, found) in enumerate(pictures(), start=1):
                 for layer in self.layers:
-                    file = f"{names[layer]}.{self.chosen[t]:04d}.{self.format}"
-                    self._write_picture(self.target.folder / names[layer] / file, found[layer])
+                    picture, is_matte = found[layer], found[layer].shape[2] == 1
+                    path = self.target.folder / names[layer] / f"{names[layer]}.{self.chosen[t]:04d}.{self.format}"
+                    if self.format == "exr":
+                        planes = picture[..., 0] if is_matte else np.moveaxis(premultiplied(picture), -1, 0)
+                        channels = dict.fromkeys("AY", planes) if is_matte else dict(zip("RGBA", planes, strict=True))
+                        header = {} if is_matte else {"alpha": "premultiplied", "colour": COLOURS}
+                        write_exr(path, channels, {**header, **self.words})
+                    else:
+                        values = np.rint(65535 * picture).astype(np.uint16)
+                        values = values if is_matte else cv2.cvtColor(values, cv2.COLOR_RGBA2BGRA)
+                        ok, png = cv2.imencode(".png", values, [cv2.IMWRITE_PNG_COMPRESSION, 2])
+                        assert ok, "16-bit pictures of one or four channels can be written"
+                        write_synced(path, png_with_texts(png.tobytes(), self.words))
                 report(f"writing {self.kind}", done, len(self.frames))
         stored = STORED[self.kind, self.format]
-        write_synced(self.target.folder / "README.txt", self._text(stored).encode())
-        return [stored]
 
-    def _write_film(self, path: Path, pictures: Frames, layer: int, report: Report) -> None:
-        """One layer as a film of straight RGBA."""
-        times = [self.facts.timestamps[self.chosen[t]] for t in self.frames]
-        facts = replace(self.facts, rate=self.facts.rate / (self.every * self.chosen.step))
-
-        def shown() -> Iterator[UInt8[np.ndarray, "height width 4"]]:
-            for done, (_, found) in enumerate(pictures(), start=1):
-                one = found[layer]
-                rgba = np.dstack([np.ones((*one.shape[:2], 3), np.float32), one]) if one.shape[2] == 1 else one
-                yield np.rint(255 * rgba).astype(np.uint8)
-                report(f"writing {path.name}", done, len(self.frames))
-
-        write(path, shown(), facts, codec="prores4444", timestamps=times, sound=False, metadata=self.words)
-
-    def _write_picture(self, path: Path, picture: Picture) -> None:
-        """A picture as PNG (16 bits, straight) or OpenEXR (float, premultiplied)."""
-        is_matte = picture.shape[2] == 1
-        if self.format == "exr":
-            planes = picture[..., 0] if is_matte else np.moveaxis(premultiplied(picture), -1, 0)
-            channels = dict.fromkeys("AY", planes) if is_matte else dict(zip("RGBA", planes, strict=True))
-            header = {} if is_matte else {"alpha": "premultiplied", "colour": COLOURS}
-            write_exr(path, channels, {**header, **self.words})
-            return
-        values = np.rint(65535 * picture).astype(np.uint16)
-        values = values if is_matte else cv2.cvtColor(values, cv2.COLOR_RGBA2BGRA)
-        done, png = cv2.imencode(".png", values, [cv2.IMWRITE_PNG_COMPRESSION, 2])
-        assert done, "16-bit pictures of one or four channels can be written"
-        write_synced(path, png_with_texts(png.tobytes(), self.words))
-
-    def _text(self, stored: str) -> str:
-        """What stands in README.txt."""
-        names = self.target.maps.layers
+        # The README says what the files are.
         width, height = self.size
         numbers = f"Numbers are those of the frames in the source, {self.chosen[0]} the first; every file is one frame."
         if self.format == "prores4444":
@@ -218,11 +191,25 @@ class _Job:
         ]
         if self.kind == "layers":
             lines.insert(2, f"Colours are {COLOURS}.")
-        return "\n\n".join(fill(line, WIDTH) for line in lines) + "\n"
+        text = "\n\n".join(fill(line, 100) for line in lines) + "\n"
+        write_synced(self.target.folder / "README.txt", text.encode())
+        return [stored]
+
+    def _iterate_film(
+        self, pictures: Frames, layer: int, name: str, report: Report
+    ) -> Iterator[UInt8[np.ndarray, "height width 4"]]:
+        """Yields the frames of one layer as 8-bit RGBA; a matte is the alpha of white."""
+        for done, (_, found) in enumerate(pictures(), start=1):
+            one = found[layer]
+            rgba = np.dstack([np.ones((*one.shape[:2], 3), np.float32), one]) if one.shape[2] == 1 else one
+            yield np.rint(255 * rgba).astype(np.uint8)
+            report(f"writing {name}", done, len(self.frames))
 
 
-def _job(target: Target, kind: str, layers: Sequence[str], format: str, size: str, every: int, **more: Any) -> _Job:
-    """What is asked for, checked before anything is written."""
+def _plan_job(
+    target: Target, kind: str, layers: Sequence[str], format: str, size: str, every: int, **more: Any
+) -> _MatteJob:
+    """Checks what is asked for before anything is written."""
     numbers = chosen_layers(target.maps, layers)
     facts, chosen = source_facts(target.run)
     if not 1 <= every <= len(chosen):
@@ -230,4 +217,21 @@ def _job(target: Target, kind: str, layers: Sequence[str], format: str, size: st
         raise bad_input(f"--every {every} is out of range", why=why, fix="--every 1")
     wanted = parse_size(size, facts.width, facts.height)
     words = provenance(target.run, kind, **more) if target.metadata else {}
-    return _Job(target, kind, facts, chosen, numbers, format, wanted, every, words)
+    return _MatteJob(target, kind, facts, chosen, numbers, format, wanted, every, words)
+
+
+def _iterate_mattes(job: _MatteJob) -> Iterator[tuple[int, Sequence[Picture]]]:
+    """Yields the index in the run and the matte of every layer, for each frame that is written."""
+    for t in job.frames:
+        yield t, [plane[..., None] for plane in weights_of(job.target.maps, t, job.size)]
+
+
+def _iterate_layers(
+    job: _MatteJob, unmixing: Unmixing, changer: FrameChanger | None, model: bool
+) -> Iterator[tuple[int, Sequence[Picture]]]:
+    """Yields the index in the run and every layer for each frame that is written, edited where there is a `changer`."""
+    for t, frame in job.iterate_source():
+        if changer is None:
+            yield t, unmixing.layers(t, frame, model)
+        else:
+            yield t, edited_layers(changer, t, frame)

@@ -16,20 +16,17 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import numpy as np
-from jaxtyping import Float
-
 from neural_fields.errors import bad_input
 from neural_fields.export.layered import (
-    MOST_LAYERS,
-    MOST_NESTED,
-    MOST_OFFSET,
+    DEFAULTS,
     PAINT,
     Document,
+    DocumentLimits,
     Layer,
     Rgba,
     broken,
@@ -43,13 +40,7 @@ from neural_fields.pictures import file_bytes, png_bytes, premultiplied, read_pi
 
 MIMETYPE = "image/openraster"
 FACTS = "unwrap.json"  # our own entry; programs that do not know it drop it
-MOST_ENTRIES = 1000
-MOST_XML = 4 << 20  # bytes
-MOST_RATIO, SMALL = 200, 16 << 20  # an entry above so many bytes that shrank more than so many times is a bomb
-THUMBNAIL = 256  # pixels of its longer side
 _NORMAL = "svg:src-over"
-_STAMP = (1980, 1, 1, 0, 0, 0)  # the same document gives the same bytes
-_DRIVE = re.compile(r"[A-Za-z]:")
 
 
 def write_ora(path: Path, document: Document) -> None:
@@ -63,35 +54,42 @@ def write_ora(path: Path, document: Document) -> None:
     pictures: dict[str, Rgba] = {}
     _add_layers(ElementTree.SubElement(image, "stack"), document.layers, pictures)
     merged = flattened(document.layers, document.size)
+    shrink = min(1.0, 256 / max(width, height))  # the specification wants thumbnails of at most 256 pixels
+    thumbnail_size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
+    thumbnail = straight(resize(premultiplied(merged), thumbnail_size))
     entries = {
         "mimetype": MIMETYPE.encode(),
         "stack.xml": ElementTree.tostring(image, encoding="UTF-8", xml_declaration=True),
         **{name: png_bytes(picture) for name, picture in pictures.items()},
         "mergedimage.png": png_bytes(merged),
-        "Thumbnails/thumbnail.png": png_bytes(_thumbnail(merged)),
+        "Thumbnails/thumbnail.png": png_bytes(thumbnail),
     }
     if facts := {**document.facts, **document.metadata}:
         entries[FACTS] = json.dumps(facts, indent=2).encode()
     with atomic_write(path) as part, zipfile.ZipFile(part, "w") as archive:
         for name, data in entries.items():
             packed = zipfile.ZIP_DEFLATED if name.endswith((".xml", ".json")) else zipfile.ZIP_STORED
-            info = zipfile.ZipInfo(name, _STAMP)
+            info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))  # the same document gives the same bytes
             info.external_attr = 0o100644 << 16
             archive.writestr(info, data, packed)
 
 
-def read_ora(path: Path, max_pixels: int) -> Document:
-    """The document in a file; pixels of a layer are decoded when they are asked for.
+def read_ora(path: Path, max_pixels: int, limits: DocumentLimits = DEFAULTS) -> Document:
+    """Reads the document in a file; pixels of a layer are decoded when they are asked for.
 
     Args:
+        path: of the file.
         max_pixels: refuse a larger canvas, or a larger picture in it.
+        limits: of what else a document may hold.
 
     Raises:
         UserError: not an OpenRaster document, a damaged one (exit 3), or one that is not safe to open (7).
     """
-    archive = _open(path, file_bytes(path), max_pixels)
+    archive = _open_archive(path, file_bytes(path), max_pixels, limits)
     names = {info.filename for info in archive.infolist()}
-    kind = _read(path, archive, "mimetype").decode("ascii", "replace").strip() if "mimetype" in names else MIMETYPE
+    kind = MIMETYPE
+    if "mimetype" in names:
+        kind = _read_entry(path, archive, "mimetype").decode("ascii", "replace").strip()
     if kind != MIMETYPE or "stack.xml" not in names:
         raise bad_input(
             f"{path.name} is no OpenRaster document",
@@ -99,29 +97,39 @@ def read_ora(path: Path, max_pixels: int) -> Document:
             why=f"it says it is {kind}" if kind != MIMETYPE else "it has no stack.xml",
             fix="export it from your program as .ora, .psd or .png",
         )
-    image = parse_xml(path, _read(path, archive, "stack.xml"))
+    image = parse_xml(path, _read_entry(path, archive, "stack.xml"), limits.xml_bytes)
     stack = image.find("stack")
     if image.tag != "image" or stack is None:
         raise broken(path, "stack.xml lists no layers")
-    size = (_whole(path, image, "w"), _whole(path, image, "h"))
+    size = (_read_integer(path, image, "w", limits), _read_integer(path, image, "h", limits))
     check_canvas(path, size, max_pixels)
-    layers = tuple(_layers(path, archive, stack, max_pixels, 1))
-    if sum(1 for _ in every(layers)) > MOST_LAYERS:
-        raise unsafe(path, f"it has more than {MOST_LAYERS} layers")
-    return Document(size, layers, _facts(_read(path, archive, FACTS)) if FACTS in names else {})
+    layers = tuple(_read_layers(path, archive, stack, max_pixels, limits, 1))
+    if sum(1 for _ in every(layers)) > limits.layers:
+        raise unsafe(path, f"it has more than {limits.layers} layers")
+
+    # What we wrote about the document; nothing where it is not what we write.
+    facts: Any = {}
+    if FACTS in names:
+        try:
+            facts = json.loads(_read_entry(path, archive, FACTS))
+        except (ValueError, RecursionError):
+            facts = {}
+    return Document(size, layers, facts if isinstance(facts, dict) else {})
 
 
-def parse_xml(path: Path, data: bytes) -> ElementTree.Element:
-    """The root of a small XML text without a document type, so that nothing in it can grow or point elsewhere.
+def parse_xml(path: Path, data: bytes, max_bytes: int = DEFAULTS.xml_bytes) -> ElementTree.Element:
+    """Parses a small XML text without a document type, so that nothing in it can grow or point elsewhere.
 
     Args:
         path: the file it comes from, for messages.
+        data: the text, in UTF-8.
+        max_bytes: refuse a longer text.
 
     Raises:
         UserError: too long or with a document type (exit 7), no XML in UTF-8 (3).
     """
-    if len(data) > MOST_XML:
-        raise unsafe(path, f"its description has {len(data)} bytes; at most {MOST_XML} are accepted")
+    if len(data) > max_bytes:
+        raise unsafe(path, f"its description has {len(data)} bytes; at most {max_bytes} are accepted")
     try:
         text = data.decode("utf-8-sig")
         if "<!DOCTYPE" in text or "<!ENTITY" in text:
@@ -131,49 +139,33 @@ def parse_xml(path: Path, data: bytes) -> ElementTree.Element:
         raise broken(path, f"its description is no XML: {problem}") from problem
 
 
-def _facts(data: bytes) -> dict[str, Any]:
-    """What we wrote about the document; nothing where it is not what we write."""
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _add_layers(stack: ElementTree.Element, layers: tuple[Layer, ...], pictures: dict[str, Rgba]) -> None:
     """Appends layers to a stack, and their pictures under the names of their entries."""
     for layer in layers:
-        said = {
+        attributes = {
             "name": layer.name,
             "opacity": f"{layer.opacity:.6g}",
             "visibility": "visible" if layer.visible else "hidden",
             "composite-op": _NORMAL,
         }
         if layer.locked:
-            said["edit-locked"] = "true"
+            attributes["edit-locked"] = "true"
         if layer.name == PAINT:
-            said["selected"] = "true"  # programs open with the layer to paint on at hand
+            attributes["selected"] = "true"  # programs open with the layer to paint on at hand
         if layer.pixels is None:
-            _add_layers(ElementTree.SubElement(stack, "stack", said, isolation="auto"), layer.layers, pictures)
+            _add_layers(ElementTree.SubElement(stack, "stack", attributes, isolation="auto"), layer.layers, pictures)
             continue
         name = f"data/{len(pictures):03d}.png"
         pictures[name] = layer.pixels()
         x, y = layer.corner
-        ElementTree.SubElement(stack, "layer", said, src=name, x=str(x), y=str(y))
+        ElementTree.SubElement(stack, "layer", attributes, src=name, x=str(x), y=str(y))
 
 
-def _thumbnail(merged: Rgba) -> Float[np.ndarray, "rows columns 4"]:
-    height, width = merged.shape[:2]
-    shrink = min(1.0, THUMBNAIL / max(width, height))
-    size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
-    return straight(resize(premultiplied(merged), size))
-
-
-def _open(path: Path, data: bytes, max_pixels: int) -> zipfile.ZipFile:
-    """The archive, with a directory that promises nothing outrageous."""
+def _open_archive(path: Path, data: bytes, max_pixels: int, limits: DocumentLimits) -> zipfile.ZipFile:
+    """Opens the archive, and refuses a directory that promises too much or names that could lead elsewhere."""
     # Counted before `zipfile` makes an object of each: every entry of the directory starts with these four bytes.
-    if data.count(b"PK\x01\x02") > MOST_ENTRIES:
-        raise unsafe(path, f"it has more than {MOST_ENTRIES} entries")
+    if data.count(b"PK\x01\x02") > limits.entries:
+        raise unsafe(path, f"it has more than {limits.entries} entries")
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
     except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, OverflowError) as problem:
@@ -181,80 +173,92 @@ def _open(path: Path, data: bytes, max_pixels: int) -> zipfile.ZipFile:
     most = 8 * max_pixels + (1 << 20)  # a picture in 16 bits, not compressed at all
     total, names = 0, set()
     for info in archive.infolist():
-        _check_name(path, info)
+        # A name that could lead out of a folder, and whatever is not a plain file.
+        name = info.orig_filename
+        parts = name.removesuffix("/").split("/")
+        is_relative = "\\" in name or any(part in ("", ".", "..") for part in parts)
+        has_drive = re.match(r"[A-Za-z]:", name) is not None
+        if is_relative or has_drive or any(ord(letter) < 32 for letter in name):
+            raise unsafe(path, f"the name {name[:80]!r} in it leads out of the archive")
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise unsafe(path, f"{name[:80]!r} in it is a link or a device")
+
+        shown = f"{info.filename[:80]!r}"
         total += info.file_size
         if info.file_size > most or total > 4 * most:
-            raise unsafe(path, f"{info.filename[:80]!r} unpacks to more bytes than its pictures can have")
-        if info.file_size > max(SMALL, MOST_RATIO * info.compress_size):
-            raise unsafe(path, f"{info.filename[:80]!r} unpacks to {info.file_size} from {info.compress_size} bytes")
+            raise unsafe(path, f"{shown} unpacks to more bytes than its pictures can have")
+        if info.file_size > max(limits.small_entry_bytes, limits.compression_ratio * info.compress_size):
+            raise unsafe(path, f"{shown} unpacks to {info.file_size} from {info.compress_size} bytes")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 1:
-            raise unsafe(path, f"{info.filename[:80]!r} is encrypted or packed in an unusual way")
+            raise unsafe(path, f"{shown} is encrypted or packed in an unusual way")
         if info.filename.casefold() in names:
-            raise unsafe(path, f"{info.filename[:80]!r} is in it twice")
+            raise unsafe(path, f"{shown} is in it twice")
         names.add(info.filename.casefold())
     return archive
 
 
-def _check_name(path: Path, info: zipfile.ZipInfo) -> None:
-    """Refuses a name that could lead out of a folder, and whatever is not a plain file."""
-    name = info.orig_filename
-    parts = name.removesuffix("/").split("/")
-    bad = any(part in ("", ".", "..") for part in parts) or "\\" in name or _DRIVE.match(name) is not None
-    if bad or any(ord(letter) < 32 for letter in name):
-        raise unsafe(path, f"the name {name[:80]!r} in it leads out of the archive")
-    kind = stat.S_IFMT(info.external_attr >> 16)
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise unsafe(path, f"{name[:80]!r} in it is a link or a device")
-
-
-def _read(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
+def _read_entry(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
+    """Unpacks one entry of the archive."""
     try:
         return archive.read(name)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as problem:
         raise broken(path, f"{name} in it cannot be unpacked: {problem}") from problem
 
 
-def _layers(
-    path: Path, archive: zipfile.ZipFile, stack: ElementTree.Element, max_pixels: int, depth: int
+def _read_layers(
+    path: Path,
+    archive: zipfile.ZipFile,
+    stack: ElementTree.Element,
+    max_pixels: int,
+    limits: DocumentLimits,
+    depth: int,
 ) -> Iterator[Layer]:
-    """The layers and groups in an element of stack.xml."""
-    if depth > MOST_NESTED:
-        raise unsafe(path, f"groups are nested more than {MOST_NESTED} deep")
+    """Yields the layers and groups in an element of stack.xml, the top one first.
+
+    Args:
+        path: of the file, for messages.
+        archive: with the pictures.
+        stack: the element.
+        max_pixels: refuse a larger picture.
+        limits: of the document.
+        depth: of the element's contents; 1 in the root.
+    """
+    if depth > limits.depth:
+        raise unsafe(path, f"groups are nested more than {limits.depth} deep")
     for item in stack:
+        visible = item.get("visibility", "visible") != "hidden"
         if item.tag not in ("layer", "stack"):
             # Filters and texts have no pixels to take.
-            yield Layer(item.get("name", item.tag), visible=_is_visible(item), trouble=f"a {item.tag}, not pixels")
+            yield Layer(item.get("name", item.tag), visible=visible, trouble=f"a {item.tag}, not pixels")
             continue
-        said: dict[str, Any] = {
+        operation = item.get("composite-op", _NORMAL)
+        properties: dict[str, Any] = {
             "name": item.get("name", ""),
-            "opacity": _share(path, item),
-            "visible": _is_visible(item),
+            "opacity": min(1.0, max(0.0, _read_number(path, item, "opacity", 1.0))),
+            "visible": visible,
             "locked": item.get("edit-locked") == "true",
-            "blend": _blend(item.get("composite-op", _NORMAL)),
+            "blend": "normal" if operation in (_NORMAL, "src-over", "") else operation.rpartition(":")[2],
         }
         if item.tag == "stack":
-            yield Layer(**said, layers=tuple(_layers(path, archive, item, max_pixels, depth + 1)))
+            group = tuple(_read_layers(path, archive, item, max_pixels, limits, depth + 1))
+            yield Layer(**properties, layers=group)
             continue
         source = item.get("src", "")
         if source not in archive.namelist():
-            raise broken(path, f"the picture of the layer {said['name']!r} is not in it")
-
-        def pixels(source: str = source) -> Rgba:
-            return read_picture_bytes(_read(path, archive, source), path / source, max_pixels, ("PNG",)).rgba
-
-        corner = (_whole(path, item, "x", 0.0), _whole(path, item, "y", 0.0))
-        yield Layer(**said, pixels=pixels, corner=corner)
+            raise broken(path, f"the picture of the layer {properties['name']!r} is not in it")
+        pixels = partial(_read_pixels, path, archive, source, max_pixels)
+        corner = (_read_integer(path, item, "x", limits, 0.0), _read_integer(path, item, "y", limits, 0.0))
+        yield Layer(**properties, pixels=pixels, corner=corner)
 
 
-def _is_visible(item: ElementTree.Element) -> bool:
-    return item.get("visibility", "visible") != "hidden"
+def _read_pixels(path: Path, archive: zipfile.ZipFile, entry: str, max_pixels: int) -> Rgba:
+    """Decodes the picture of a layer."""
+    return read_picture_bytes(_read_entry(path, archive, entry), path / entry, max_pixels, ("PNG",)).rgba
 
 
-def _blend(operation: str) -> str:
-    return "normal" if operation in (_NORMAL, "src-over", "") else operation.rpartition(":")[2]
-
-
-def _number(path: Path, item: ElementTree.Element, name: str, default: float | None = None) -> float:
+def _read_number(path: Path, item: ElementTree.Element, name: str, default: float | None = None) -> float:
+    """Reads an attribute that is a finite number; without a default it must be there."""
     text = item.get(name)
     if text is None and default is not None:
         return default
@@ -267,12 +271,11 @@ def _number(path: Path, item: ElementTree.Element, name: str, default: float | N
     return value
 
 
-def _whole(path: Path, item: ElementTree.Element, name: str, default: float | None = None) -> int:
-    value = _number(path, item, name, default)
-    if abs(value) > MOST_OFFSET:
+def _read_integer(
+    path: Path, item: ElementTree.Element, name: str, limits: DocumentLimits, default: float | None = None
+) -> int:
+    """Reads an attribute in pixels, rounded."""
+    value = _read_number(path, item, name, default)
+    if abs(value) > limits.offset_px:
         raise unsafe(path, f"{name} of <{item.tag}> is {value:g}")
     return round(value)
-
-
-def _share(path: Path, item: ElementTree.Element) -> float:
-    return min(1.0, max(0.0, _number(path, item, "opacity", 1.0)))

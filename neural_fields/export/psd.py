@@ -12,8 +12,9 @@ import json
 import logging
 import struct
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,10 +25,9 @@ from PIL import Image
 
 from neural_fields.errors import ExitCode, UserError, bad_input
 from neural_fields.export.layered import (
-    MOST_LAYERS,
-    MOST_NESTED,
-    MOST_OFFSET,
+    DEFAULTS,
     Document,
+    DocumentLimits,
     Layer,
     Rgba,
     broken,
@@ -40,9 +40,6 @@ from neural_fields.files import atomic_write
 from neural_fields.pictures import file_bytes
 
 SIGNATURE = b"8BPS"
-MOST_SIDE = 30_000  # pixels; larger documents need another format (.psb)
-_HEADER = struct.Struct(">4sH6xHIIHH")  # signature, version, channels, height, width, depth, mode
-_RGB = 3
 _XMP, _RDF = "adobe:ns:meta/", "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _DC, _XAP = "http://purl.org/dc/elements/1.1/", "http://ns.adobe.com/xap/1.0/"
 
@@ -53,21 +50,31 @@ def write_psd(path: Path, document: Document) -> None:
     Raises:
         UserError: psd-tools is not installed, or the picture is too large for the format (exit 3), no room (4).
     """
-    package = _psd_tools(path)
-    if max(document.size) > MOST_SIDE:
+    package = _import_psd_tools(path)
+    max_side = 30_000  # pixels; larger documents need another format (.psb)
+    if max(document.size) > max_side:
         raise bad_input(
             f"{document.size[0]} x {document.size[1]} pixels are too many for .psd",
             where=str(path),
-            why=f"a side has at most {MOST_SIDE}",
+            why=f"a side has at most {max_side}",
             fix="--format ora",
         )
-    psd = package.PSDImage.frompil(_image(flattened(document.layers, document.size)))
+    psd = package.PSDImage.frompil(_to_pillow(flattened(document.layers, document.size)))
     _add_layers(psd, document.layers)
     if facts := {**document.facts, **document.metadata}:
         from psd_tools.constants import Resource
         from psd_tools.psd.image_resources import ImageResource
 
-        text = _xmp(facts, document.metadata.get("software", ""))
+        # XMP metadata with the facts as the description, which Photoshop keeps.
+        root = ElementTree.Element(f"{{{_XMP}}}xmpmeta")
+        about = ElementTree.SubElement(ElementTree.SubElement(root, f"{{{_RDF}}}RDF"), f"{{{_RDF}}}Description")
+        about.set(f"{{{_RDF}}}about", "")
+        if software := document.metadata.get("software", ""):
+            about.set(f"{{{_XAP}}}CreatorTool", software)
+        texts = ElementTree.SubElement(ElementTree.SubElement(about, f"{{{_DC}}}description"), f"{{{_RDF}}}Alt")
+        item = ElementTree.SubElement(texts, f"{{{_RDF}}}li", {"xml:lang": "x-default"})
+        item.text = json.dumps(facts)
+        text = ElementTree.tostring(root, encoding="UTF-8")
         psd.image_resources[Resource.XMP_METADATA] = ImageResource(key=Resource.XMP_METADATA, data=text)
     file = io.BytesIO()
     psd.save(file)
@@ -75,39 +82,50 @@ def write_psd(path: Path, document: Document) -> None:
         part.write_bytes(file.getvalue())
 
 
-def read_psd(path: Path, max_pixels: int) -> Document:
-    """The document in a file; pixels of a layer are unpacked when they are asked for.
+def read_psd(path: Path, max_pixels: int, limits: DocumentLimits = DEFAULTS) -> Document:
+    """Reads the document in a file; pixels of a layer are unpacked when they are asked for.
 
     Args:
+        path: of the file.
         max_pixels: refuse a larger canvas, or a larger layer in it.
+        limits: of what else a document may hold.
 
     Raises:
         UserError: psd-tools is not installed, no Photoshop document, a damaged one, one of an unusual kind (exit 3), or
             one that is not safe to open (7).
     """
     data = file_bytes(path)
-    size = _check_header(path, data, max_pixels)
-    package = _psd_tools(path)
-    with _border(path):
-        psd = package.PSDImage.open(io.BytesIO(data))
-        layers = tuple(_layers(path, psd, max_pixels, [0], 1))
-        return Document(size, layers, _facts(path, psd))
-
-
-def _check_header(path: Path, data: bytes, max_pixels: int) -> tuple[int, int]:
-    """The (width, height) of the canvas, from the first 26 bytes."""
-    if len(data) < _HEADER.size or not data.startswith(SIGNATURE):
+    header = struct.Struct(">4sH6xHIIHH")  # signature, version, channels, height, width, depth, mode
+    if len(data) < header.size or not data.startswith(SIGNATURE):
         raise broken(path, "it is no Photoshop document")
-    _, version, _, height, width, depth, mode = _HEADER.unpack_from(data)
+    _, version, _, height, width, depth, mode = header.unpack_from(data)
     again = "save it as a Photoshop document (.psd), RGB, with 8 or 16 bits per channel"
     if version != 1:
         kind = "a large document (.psb)" if version == 2 else f"a document of version {version}"
         raise bad_input(f"{path.name} is {kind}", where=str(path), why="only .psd is read", fix=again)
-    if mode != _RGB or depth not in (8, 16):
+    rgb_mode = 3
+    if mode != rgb_mode or depth not in (8, 16):
         found = f"it has {depth} bits per channel in colour mode {mode}"
         raise bad_input(f"{path.name} is not RGB", where=str(path), why=found, fix=again)
     check_canvas(path, (width, height), max_pixels)
-    return width, height
+
+    package = _import_psd_tools(path)
+    from psd_tools.constants import Resource
+
+    with _translate_errors(path):
+        psd = package.PSDImage.open(io.BytesIO(data))
+        layers = tuple(_read_layers(path, psd, max_pixels, limits, [0], 1))
+
+        # What `write_psd` wrote about the document; nothing where it is gone or another text.
+        facts: Any = {}
+        xmp = psd.image_resources.get_data(Resource.XMP_METADATA)
+        if isinstance(xmp, bytes):
+            try:
+                root = parse_xml(path, xmp[xmp.find(b"<") : xmp.rfind(b">") + 1])
+                facts = json.loads("".join(next(iter(root.iter(f"{{{_DC}}}description"))).itertext()))
+            except (UserError, StopIteration, ValueError, RecursionError):
+                facts = {}  # a text of the painter's own
+        return Document((width, height), layers, facts if isinstance(facts, dict) else {})
 
 
 def _add_layers(parent: Any, layers: tuple[Layer, ...]) -> None:
@@ -118,26 +136,38 @@ def _add_layers(parent: Any, layers: tuple[Layer, ...]) -> None:
             _add_layers(made, layer.layers)
         else:
             x, y = layer.corner
-            made = parent.create_pixel_layer(_image(layer.pixels()), name=layer.name, top=y, left=x)
+            made = parent.create_pixel_layer(_to_pillow(layer.pixels()), name=layer.name, top=y, left=x)
         made.opacity = round(255 * layer.opacity)
         made.visible = layer.visible
         if layer.locked:
             made.lock()
 
 
-def _image(rgba: Rgba) -> Image.Image:
+def _to_pillow(rgba: Rgba) -> Image.Image:
+    """Converts float RGBA in [0, 1] to an 8-bit picture of Pillow."""
     return Image.fromarray(np.rint(255 * np.clip(rgba, 0, 1)).astype(np.uint8))
 
 
-def _layers(path: Path, parent: Any, max_pixels: int, count: list[int], depth: int) -> Iterator[Layer]:
-    """The layers and groups in a document or a group, the top one first."""
-    if depth > MOST_NESTED:
-        raise unsafe(path, f"groups are nested more than {MOST_NESTED} deep")
+def _read_layers(
+    path: Path, parent: Any, max_pixels: int, limits: DocumentLimits, count: list[int], depth: int
+) -> Iterator[Layer]:
+    """Yields the layers and groups in a document or a group, the top one first.
+
+    Args:
+        path: of the file, for messages.
+        parent: the document or group of psd_tools.
+        max_pixels: refuse a larger layer.
+        limits: of the document.
+        count: one number: the layers and groups so far, in the whole document.
+        depth: of the parent's contents; 1 in the document.
+    """
+    if depth > limits.depth:
+        raise unsafe(path, f"groups are nested more than {limits.depth} deep")
     for item in reversed(list(parent)):
         count[0] += 1
-        if count[0] > MOST_LAYERS:
-            raise unsafe(path, f"it has more than {MOST_LAYERS} layers")
-        said: dict[str, Any] = {
+        if count[0] > limits.layers:
+            raise unsafe(path, f"it has more than {limits.layers} layers")
+        properties: dict[str, Any] = {
             "name": str(item.name),
             "visible": bool(item.visible),
             "opacity": item.opacity * item.fill_opacity / 255**2,
@@ -145,58 +175,49 @@ def _layers(path: Path, parent: Any, max_pixels: int, count: list[int], depth: i
         }
         if item.is_group():
             # Passed through or put together first: of layers that lie on each other normally, both give the same.
-            said["blend"] = "normal" if said["blend"] == "pass_through" else said["blend"]
-            group = tuple(_layers(path, item, max_pixels, count, depth + 1))
-            yield Layer(**said, layers=group, trouble=_trouble(item))
+            if properties["blend"] == "pass_through":
+                properties["blend"] = "normal"
+            group = tuple(_read_layers(path, item, max_pixels, limits, count, depth + 1))
+            yield Layer(**properties, layers=group, trouble=_describe_trouble(item))
             continue
         corner = (int(item.left), int(item.top))
-        if item.width * item.height > max_pixels or max(map(abs, corner)) > MOST_OFFSET:
-            raise unsafe(path, f"the layer {said['name'][:80]!r} has {item.width} x {item.height} pixels")
-        yield Layer(**said, pixels=_pixels(path, item, max_pixels), corner=corner, trouble=_trouble(item))
+        if item.width * item.height > max_pixels or max(map(abs, corner)) > limits.offset_px:
+            raise unsafe(path, f"the layer {properties['name'][:80]!r} has {item.width} x {item.height} pixels")
+        pixels = partial(_read_pixels, path, item, max_pixels)
+        yield Layer(**properties, pixels=pixels, corner=corner, trouble=_describe_trouble(item))
 
 
-def _pixels(path: Path, item: Any, max_pixels: int) -> Callable[[], Rgba]:
-    """What gives the pixels of a layer, with its mask applied."""
-
-    def pixels() -> Rgba:
-        found: Rgba = np.zeros((item.height, item.width, 4), np.float32)
-        if not found.size:
-            return found
-        with _border(path):
-            if item.mask is not None and item.mask.width * item.mask.height > max_pixels:
-                raise unsafe(path, f"the mask of {item.name[:80]!r} has {item.mask.width} x {item.mask.height} pixels")
-            colour, shape = item.numpy("color"), item.numpy("shape")
-            found[..., :3] = 0 if colour is None else colour[..., :3]
-            found[..., 3] = 1 if shape is None else shape[..., 0]
-            if _has_mask(item):
-                found[..., 3] *= _mask(item)
-        return found
-
-    return pixels
+def _read_pixels(path: Path, item: Any, max_pixels: int) -> Rgba:
+    """Unpacks the pixels of a layer, with its mask applied."""
+    rgba: Rgba = np.zeros((item.height, item.width, 4), np.float32)
+    if not rgba.size:
+        return rgba
+    with _translate_errors(path):
+        if item.mask is not None and item.mask.width * item.mask.height > max_pixels:
+            raise unsafe(path, f"the mask of {item.name[:80]!r} has {item.mask.width} x {item.mask.height} pixels")
+        colour, shape = item.numpy("color"), item.numpy("shape")
+        rgba[..., :3] = 0 if colour is None else colour[..., :3]
+        rgba[..., 3] = 1 if shape is None else shape[..., 0]
+        if _has_mask(item):
+            mask, values = item.mask, item.numpy("mask")
+            whole = np.full((item.height, item.width), mask.background_color / 255, np.float32)  # beyond its own box
+            left, top, right, bottom = mask.bbox
+            x0, y0 = max(left, item.left), max(top, item.top)
+            x1, y1 = min(right, item.right), min(bottom, item.bottom)
+            if values is not None and values.size and x1 > x0 and y1 > y0:
+                part = values[y0 - top : y1 - top, x0 - left : x1 - left, 0]
+                whole[y0 - item.top : y1 - item.top, x0 - item.left : x1 - item.left] = part
+            rgba[..., 3] *= whole
+    return rgba
 
 
 def _has_mask(item: Any) -> bool:
+    """Tells whether a layer has a mask that is switched on."""
     return item.mask is not None and not item.mask.disabled
 
 
-def _mask(item: Any) -> np.ndarray:
-    """The mask of a layer at the layer's place; beyond its own box it has one value."""
-    mask, outside = item.mask, item.mask.background_color / 255
-    values = item.numpy("mask")
-    whole = np.full((item.height, item.width), outside, np.float32)
-    if values is None or not values.size:
-        return whole
-    left, top, right, bottom = mask.bbox
-    x0, y0 = max(left, item.left), max(top, item.top)
-    x1, y1 = min(right, item.right), min(bottom, item.bottom)
-    if x1 > x0 and y1 > y0:
-        part = values[y0 - top : y1 - top, x0 - left : x1 - left, 0]
-        whole[y0 - item.top : y1 - item.top, x0 - item.left : x1 - item.left] = part
-    return whole
-
-
-def _trouble(item: Any) -> str:
-    """What else than its pixels decides what a layer shows."""
+def _describe_trouble(item: Any) -> str:
+    """Describes a property besides its pixels that decides what a layer shows; "" where there is none."""
     if item.clipping:
         return "it is clipped to the layer below it"
     if item.has_vector_mask():
@@ -208,39 +229,9 @@ def _trouble(item: Any) -> str:
     return "it has effects" if item.has_effects() else ""
 
 
-def _xmp(facts: Mapping[str, Any], software: str) -> bytes:
-    """XMP metadata with facts as the description, which Photoshop keeps."""
-    root = ElementTree.Element(f"{{{_XMP}}}xmpmeta")
-    about = ElementTree.SubElement(ElementTree.SubElement(root, f"{{{_RDF}}}RDF"), f"{{{_RDF}}}Description")
-    about.set(f"{{{_RDF}}}about", "")
-    if software:
-        about.set(f"{{{_XAP}}}CreatorTool", software)
-    texts = ElementTree.SubElement(ElementTree.SubElement(about, f"{{{_DC}}}description"), f"{{{_RDF}}}Alt")
-    item = ElementTree.SubElement(texts, f"{{{_RDF}}}li", {"xml:lang": "x-default"})
-    item.text = json.dumps(facts)
-    return ElementTree.tostring(root, encoding="UTF-8")
-
-
-def _facts(path: Path, psd: Any) -> dict[str, Any]:
-    """What `_xmp` wrote; nothing where it is gone or another text."""
-    from psd_tools.constants import Resource
-
-    data = psd.image_resources.get_data(Resource.XMP_METADATA)
-    if not isinstance(data, bytes):
-        return {}
-    start, end = data.find(b"<"), data.rfind(b">")
-    try:
-        root = parse_xml(path, data[start : end + 1])
-        text = "".join(next(iter(root.iter(f"{{{_DC}}}description"))).itertext())
-        found = json.loads(text)
-    except (UserError, StopIteration, ValueError, RecursionError):
-        return {}  # a text of the painter's own
-    return found if isinstance(found, dict) else {}
-
-
 @contextmanager
-def _border(path: Path) -> Iterator[None]:
-    """The border around psd_tools, which answers damage with many types of exceptions."""
+def _translate_errors(path: Path) -> Iterator[None]:
+    """Turns the many types of exceptions with which psd_tools answers damage into `UserError`."""
     from psd_tools.compression import PSDDecompressionWarning
 
     try:
@@ -259,7 +250,8 @@ def _border(path: Path) -> Iterator[None]:
         raise broken(path, text) from problem
 
 
-def _psd_tools(path: Path) -> ModuleType:
+def _import_psd_tools(path: Path) -> ModuleType:
+    """Imports psd_tools; `path` is for the message where it is not installed."""
     try:
         import psd_tools
     except ImportError as problem:

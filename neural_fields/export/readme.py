@@ -1,97 +1,92 @@
-"""The README beside exported maps: how their numbers are to be read, and what to do with them in each program."""
+"""Writes the README beside exported maps: how to read their numbers, and how to use them in each program."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 
-from neural_fields.export.comps import Comp, CompLayer
-
-WIDTH = 100  # letters in a line
+from neural_fields.export.comps import Comp
 
 
 def readme(comp: Comp) -> str:
-    """The text, in plain words, for the program that the maps were written for."""
-    program = comp.convention.program
-    sections = [
-        (f"Maps for {program}", _files(comp)),
-        ("How the numbers are to be read", _numbers(comp)),
-        (f"In {program}", _STEPS[program](comp)),
-    ]
-    if comp.forward:
-        sections.append(("What differs from `unwrap render`", [_LIMITS]))
-    return "\n\n".join(f"{title.upper()}\n\n{_text(parts)}" for title, parts in sections) + "\n"
-
-
-def _text(parts: list[str]) -> str:
-    """Paragraphs and steps wrapped; what is set in by four spaces stays as it is."""
-    return "\n".join(part if part.startswith("    ") else _wrapped(part) for part in parts)
-
-
-def _wrapped(text: str) -> str:
-    return textwrap.fill(text, WIDTH, subsequent_indent="   " if text[:1].isdigit() else "", break_long_words=False)
-
-
-def _files(comp: Comp) -> list[str]:
+    """Returns the text, in plain words, for the program that the maps were written for."""
+    convention, program = comp.convention, comp.convention.program
     first, last = comp.frames[0], comp.frames[-1]
     skips = any(b - a > 1 for a, b in pairwise(comp.frames))
     width, height = comp.size
-    parts = [
+    files = [
         "Frames are numbered as in the source, whose first is 0. "
         f"These are {first} to {last}{', with some left out' if skips else ''}, {width} x {height} pixels."
     ]
     for layer in comp.layers:
-        parts += ["", *(f"    {name:<36}{what}" for name, what in _file_table(comp, layer))]
-    return [*parts, "", "stmap.json says all this for programs."]
+        (width, height), (flat_width, flat_height) = layer.size, layer.flat_size
+        rows = [
+            (f"canonical/{layer.name}.png", f"the canonical picture of the layer, {width} x {height}"),
+            (f"overlay/{layer.name}.png", "transparent; what you paint here appears in the video"),
+        ]
+        if comp.forward:
+            rows.append((comp.files("forward", layer), "where each pixel of a frame lies on the canonical picture"))
+        if comp.inverse:
+            what = f"where each texel of a {flat_width} x {flat_height} picture lies in the frame"
+            rows.append((comp.files("inverse", layer), what))
+        if comp.light:
+            rows.append((comp.files("light", layer), "the light in a frame: RGB is multiplied by it"))
+        files += ["", *(f"    {name:<36}{what}" for name, what in rows)]
+    files += ["", "stmap.json says all this for programs."]
 
-
-def _file_table(comp: Comp, layer: CompLayer) -> Iterator[tuple[str, str]]:
-    width, height = layer.size
-    yield f"canonical/{layer.name}.png", f"the canonical picture of the layer, {width} x {height}"
-    yield f"overlay/{layer.name}.png", "transparent; what you paint here appears in the video"
-    if comp.forward:
-        yield comp.files("forward", layer), "where each pixel of a frame lies on the canonical picture"
-    if comp.inverse:
-        width, height = layer.flat_size
-        yield comp.files("inverse", layer), f"where each texel of a {width} x {height} picture lies in the frame"
-    if comp.light:
-        yield comp.files("light", layer), "the light in a frame: RGB is multiplied by it"
-
-
-def _numbers(comp: Comp) -> list[str]:
-    convention = comp.convention
-    parts = [
+    numbers = [
         "Let x, y be a position in a picture of W x H pixels, counted in pixels to the right and down from its top "
         "left corner; the centre of its first pixel is (0.5, 0.5). A map is looked up at its own pixels, and holds "
         "there, in 32-bit floats:",
         "",
     ]
     if convention.pixels:
-        parts += [
+        numbers += [
             "    array[0] = x - 0.5    array[1] = y - 0.5    array[2] = A",
             "",
             "Arrays are float32 [3, rows, columns]. The centre of the first pixel is (0, 0), as cv2.remap counts.",
         ]
     else:
         down, blue = "1 - y / H" if convention.from_bottom else "y / H", "A" if convention.mask_in_blue else "0"
-        parts += [
+        numbers += [
             f"    R = x / W    G = {down}    B = {blue}    A",
             "",
             f"So (0, 0) is the {convention.origin.replace('-', ' ')} corner of the picture and (1, 1) the opposite "
             "one, and the picture may have any size. RGB is not multiplied by A.",
         ]
     if comp.forward:
-        parts.append("A of a forward map is how much of the pixel the layer fills; 0 beyond the canonical picture.")
+        numbers.append("A of a forward map is how much of the pixel the layer fills; 0 beyond the canonical picture.")
     if comp.inverse:
-        parts.append(
+        numbers.append(
             "A of an inverse map is how much of the layer the frame shows there; 0 where it is hidden, beyond the "
             "frame, or where the layer folds, so that one texel has several places."
         )
-    return [*parts, "Where A is 0 the other numbers mean nothing."]
+    numbers.append("Where A is 0 the other numbers mean nothing.")
+
+    sections = [
+        (f"Maps for {program}", files),
+        ("How the numbers are to be read", numbers),
+        (f"In {program}", _STEPS[program](comp)),
+    ]
+    if comp.forward:
+        sections.append(("What differs from `unwrap render`", [_LIMITS]))
+    texts = []
+    for title, parts in sections:
+        # Paragraphs and steps are wrapped; what is set in by four spaces stays as it is.
+        lines = [f"{title.upper()}\n"]
+        for part in parts:
+            if part.startswith("    "):
+                lines.append(part)
+            else:
+                indent = "   " if part[:1].isdigit() else ""
+                lines.append(textwrap.fill(part, 100, subsequent_indent=indent, break_long_words=False))
+        texts.append("\n".join(lines))
+    return "\n\n".join(texts) + "\n"
 
 
-def _nuke(comp: Comp) -> list[str]:
+def _nuke_steps(comp: Comp) -> list[str]:
+    """Explains how the maps are used in Nuke."""
     if not comp.forward:
         return ["STMap with the frame as src, an inverse map as stmap and UV channels rgb gives the layer laid flat."]
     parts = [
@@ -109,7 +104,8 @@ def _nuke(comp: Comp) -> list[str]:
     return parts
 
 
-def _fusion(comp: Comp) -> list[str]:
+def _fusion_steps(comp: Comp) -> list[str]:
+    """Explains how the maps are used in Fusion."""
     kind, picture = ("forward", "overlay/NAME.png") if comp.forward else ("inverse", "the frame")
     parts = [
         f"1. Load {kind}/NAME.*.exr. In the Loader's Format tab (MediaIn: its OpenEXR tab) set U to R and V to G; "
@@ -128,7 +124,8 @@ def _fusion(comp: Comp) -> list[str]:
     return [*parts, "These steps follow Fusion's manual and have not been tried in Fusion."]
 
 
-def _blender(comp: Comp) -> list[str]:
+def _blender_steps(comp: Comp) -> list[str]:
+    """Explains how the maps are used in Blender."""
     untried = "This follows Blender's reference (4.2 to 4.5) and has not been tried in Blender."
     if not comp.forward:
         what = "Compositor: Map UV with the frame as Image and the inverse map (image sequence, Non-Color) as UV."
@@ -145,7 +142,8 @@ def _blender(comp: Comp) -> list[str]:
     ]
 
 
-def _after_effects(comp: Comp) -> list[str]:
+def _after_effects_steps(comp: Comp) -> list[str]:
+    """Explains how the maps are used in After Effects."""
     return [
         "After Effects itself has nothing that looks a picture up in a map of positions; plug-ins do (RE:Map is "
         "one). Set the project to 32 bits per channel, or positions are off by pixels, and interpret the maps "
@@ -157,7 +155,8 @@ def _after_effects(comp: Comp) -> list[str]:
     ]
 
 
-def _opencv(comp: Comp) -> list[str]:
+def _opencv_steps(comp: Comp) -> list[str]:
+    """Explains how the maps are used in OpenCV."""
     layer, number = comp.layers[0], comp.frames[0]
     kind = "forward" if comp.forward else "inverse"
     parts = ["    import cv2, numpy as np", f'    x, y, a = np.load("{comp.files(kind, layer) % number}")']
@@ -174,11 +173,11 @@ def _opencv(comp: Comp) -> list[str]:
 
 
 _STEPS: dict[str, Callable[[Comp], list[str]]] = {
-    "Nuke": _nuke,
-    "Fusion": _fusion,
-    "Blender": _blender,
-    "After Effects": _after_effects,
-    "OpenCV": _opencv,
+    "Nuke": _nuke_steps,
+    "Fusion": _fusion_steps,
+    "Blender": _blender_steps,
+    "After Effects": _after_effects_steps,
+    "OpenCV": _opencv_steps,
 }
 
 _LIMITS = (

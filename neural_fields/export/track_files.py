@@ -1,4 +1,4 @@
-"""Tracks as other programs take them. Every format has all points in all frames of the run, seen or not.
+"""Formats point tracks for other programs. Every format has all points in all frames of the run, visible or not.
 
 - csv: a table. Pixels of the source, y down, the centre of the first pixel at 0.5,0.5; frames are counted from 0.
 - nuke: a Tracker4 node; its columns are those that Nuke 13.2 writes. y up, frames from 1. A point that is not seen is
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from neural_fields.data.tracks import Tracks
 
@@ -29,7 +29,6 @@ NUKE_COLUMNS = (
     *(f"2 1 0 key_{box}_{side} key_{box}_{side} 1" for box in ("search", "track") for side in "xyrt"),
     *(f"2 1 0 key_centre_offset_{side} key_centre_offset_{side} 1" for side in "xy"),
 )  # fmt: skip
-BOXES = "-32 -32 32 32 -22 -22 22 22"  # of a track in Nuke: pattern and search area, as a new one has them
 
 BLENDER = '''"""Makes tracks in the movie clip of this size: open it in the Movie Clip Editor, then run this script."""
 
@@ -54,7 +53,7 @@ for name, markers in TRACKS:
 
 @dataclass(frozen=True)
 class Followed:
-    """Points of one frame, followed through a clip.
+    """Trajectories of points of one frame through a clip.
 
     Attributes:
         tracks: pixels of the source.
@@ -77,7 +76,7 @@ class Followed:
 
 
 def csv_files(followed: Followed) -> Iterator[tuple[str, str]]:
-    """`tracks.csv`: a row for each frame and point."""
+    """Yields `tracks.csv`: a row for each frame and point."""
     rows = ["frame,point,x,y,visible"]
     for t, frame in enumerate(followed.frames):
         here = zip(followed.tracks.positions[:, t], followed.tracks.visible[:, t], strict=True)
@@ -87,20 +86,28 @@ def csv_files(followed: Followed) -> Iterator[tuple[str, str]]:
 
 
 def nuke_files(followed: Followed) -> Iterator[tuple[str, str]]:
-    """`tracks.nk`: a Tracker4 node with a track for each point."""
+    """Yields `tracks.nk`: a Tracker4 node with a track for each point."""
     still = f"{{curve K x{followed.frames[0] + 1} 0}}"
-    rest = f"{still} {still} 1 0 0 {still} 1 0 {BOXES} " + "  ".join(["{}"] * 11)
+    boxes = "-32 -32 32 32 -22 -22 22 22"  # pattern and search area, as a new track has them
+    rest = f"{still} {still} 1 0 0 {still} 1 0 {boxes} " + "  ".join(["{}"] * 11)
     rows = []
     for point, (places, seen) in enumerate(zip(followed.upright, followed.tracks.visible, strict=True), start=1):
-        x, y = (_curve(followed.frames, places[:, axis]) for axis in (0, 1))
-        rows.append(f' {{ {_switch(followed.frames, seen)} "track {point}" {x} {y} {rest}   }} ')
+        curves = []  # of x and y, with a key in every frame
+        for values in places.T:
+            keys = " ".join(f"x{frame + 1} {value:.6f}" for frame, value in zip(followed.frames, values, strict=True))
+            curves.append(f"{{curve {keys}}}")
+        x, y = curves
+        # The column `enable` has a key where the value changes, each of which holds until the next.
+        changes = np.flatnonzero(np.diff(seen)) + 1
+        keys = " ".join(f"K x{followed.frames[t] + 1} {int(seen[t])}" for t in (0, *changes.tolist()))
+        rows.append(f' {{ {{curve {keys}}} "track {point}" {x} {y} {rest}   }} ')
     columns = " \n".join(f"{{ {column} }}" for column in NUKE_COLUMNS)
     table = f"{{ {{ 1 {len(NUKE_COLUMNS)} {len(rows)} }} \n{{ {columns} \n}} \n{{ \n" + "\n".join(rows) + "\n} \n}"
     yield "tracks.nk", f"Tracker4 {{\n inputs 0\n tracks {table}\n name Tracker1\n}}\n"
 
 
 def after_effects_files(followed: Followed) -> Iterator[tuple[str, str]]:
-    """`after_effects/point_1.txt` and so on: keyframe data of the position and opacity of a layer."""
+    """Yields `after_effects/point_1.txt` and so on: keyframe data of the position and opacity of a layer."""
     (width, height), aspect = followed.size, f"{float(followed.pixel_aspect):.6g}"
     head = [
         "Adobe After Effects 8.0 Keyframe Data", "", f"\tUnits Per Second\t{float(followed.rate):.6g}",
@@ -118,7 +125,7 @@ def after_effects_files(followed: Followed) -> Iterator[tuple[str, str]]:
 
 
 def blender_files(followed: Followed) -> Iterator[tuple[str, str]]:
-    """`tracks_blender.py`: a script with the tracks as plain numbers."""
+    """Yields `tracks_blender.py`: a script with the tracks as plain numbers."""
     parts = followed.upright / np.array(followed.size)
     rows = []
     for point, (places, seen) in enumerate(zip(parts, followed.tracks.visible, strict=True), start=1):
@@ -137,16 +144,3 @@ FORMATS: dict[str, Callable[[Followed], Iterator[tuple[str, str]]]] = {
     "after_effects": after_effects_files,
     "blender": blender_files,
 }
-
-
-def _curve(frames: range, values: Float[np.ndarray, " frames"]) -> str:
-    """An animation curve of Nuke with a key in every frame."""
-    keys = " ".join(f"x{frame + 1} {value:.6f}" for frame, value in zip(frames, values, strict=True))
-    return f"{{curve {keys}}}"
-
-
-def _switch(frames: range, values: Bool[np.ndarray, " frames"]) -> str:
-    """An animation curve of Nuke with a key where the value changes, each of which holds until the next."""
-    changes = np.flatnonzero(np.diff(values)) + 1
-    keys = " ".join(f"K x{frames[t] + 1} {int(values[t])}" for t in (0, *changes.tolist()))
-    return f"{{curve {keys}}}"

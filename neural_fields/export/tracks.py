@@ -1,11 +1,11 @@
-"""Points of one frame, followed through all frames of a run: a table, and files for compositing programs."""
+"""Tracks points of one frame through all frames of a run: a table, and files for compositing programs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -23,8 +23,6 @@ from neural_fields.files import atomic_write, write_json, write_synced
 from neural_fields.run import Run
 from neural_fields.tracking import track
 from neural_fields.volume_run import require_planar
-
-SCHEMA = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,30 +43,57 @@ class TrackPoints:
     """csv, nuke, after_effects or blender. Repeatable (default: all of them)."""
 
     def __call__(self, target: Target, report: Report) -> Sequence[str]:
-        """Follows the points and writes them.
+        """Tracks the points and writes them.
 
         Raises:
             UserError: no points, points that are outside the frame or no numbers, an unknown format or frame (exit 3).
         """
         writers = [FORMATS[name] for name in chosen_formats(self.format)]
-        fitted = open_fitted(target.run)
-        t = fitted.index(self.frame)
-        points, notes = self.given(fitted.frames[t], fitted.size)
+        trained = open_fitted(target.run)
+        t = trained.index(self.frame)
+        points, notes = self.given(trained.frames[t], trained.size)
         report("tracks", 0, 1)
-        facts = fitted.facts
-        tracks = _follow(fitted, points, t)
-        followed = Followed(tracks, fitted.frames, fitted.size, facts.rate, facts.pixel_aspect)
-        for name, text in (file for writer in writers for file in writer(followed)):
-            with atomic_write(target.folder / name) as part:
-                write_synced(part, text.encode())
-        write_json(target.folder / "tracks.json", _description(target, followed, fitted.frames[t]))
+        facts = trained.facts
+        tracks = _track_from_frame(trained, points, t)
+        trajectories = Followed(tracks, trained.frames, trained.size, facts.rate, facts.pixel_aspect)
+        for write_format in writers:
+            for name, text in write_format(trajectories):
+                with atomic_write(target.folder / name) as part:
+                    write_synced(part, text.encode())
+        frames, frame = trained.frames, trained.frames[t]
+        described = {
+            "schema": 1,
+            "width": trajectories.size[0],
+            "height": trajectories.size[1],
+            "rate": str(trajectories.rate),
+            "frames": [frames.start, frames.stop, frames.step],
+            "frame": frame,
+            "points": len(tracks.positions),
+            "csv": "pixels of the source, y down, the centre of the first pixel is 0.5,0.5; frames are counted from 0",
+        }
+        made = provenance(target.run, "tracks", frame=frame) if target.metadata else {}
+        write_json(target.folder / "tracks.json", {**described, **made})
         report("tracks", 1, 1)
         if facts.variable_rate:
             notes.append("the source has a variable rate: tracks are given frame by frame, not by time")
-        return [*notes, _summary(tracks)]
+
+        seen_frames = tracks.visible.sum(axis=1)
+        count, frame_count = tracks.visible.shape
+        always = int((seen_frames == frame_count).sum())
+        summary = f"{always} of {count} points are seen in all {frame_count} frames"
+        if always < count:
+            summary += f"; the one seen least, point {int(seen_frames.argmin()) + 1}, in {seen_frames.min()}"
+        return [*notes, summary]
 
     def given(self, frame: int, size: tuple[int, int]) -> tuple[Float[np.ndarray, "points 2"], list[str]]:
-        """All points that were named, in pixels of a source of that size, and what to say about them.
+        """Collects all points that were named, in pixels of the source.
+
+        Args:
+            frame: number in the source of the frame that they are seen in.
+            size: (width, height) of the source.
+
+        Returns:
+            The points, and notes for the user.
 
         Raises:
             UserError: no points, points that are outside the frame, or no numbers (exit 3).
@@ -85,27 +110,28 @@ class TrackPoints:
 
 
 def track_points(run: Run | str | Path, points: Shaped[np.ndarray, "points 2"], frame: int) -> Tracks:
-    """Follows points seen in one frame through all frames of a run.
+    """Tracks points seen in one frame through all frames of a run.
 
     Args:
+        run: an open run, or its folder.
         points: (x, y) in pixels of the source; the centre of the first pixel is 0.5, 0.5.
         frame: number of the frame in the source, from 0.
 
     Returns:
-        Positions in pixels of the source, and where each point is seen, for each frame that the run was fitted to.
+        Positions in pixels of the source, and where each point is seen, for each frame that the run was trained on.
 
     Raises:
-        UserError: no points, points outside the frame, a frame that was not fitted, or no finished run.
+        UserError: no points, points outside the frame, a frame that was not trained on, or no finished run.
     """
     run = run if isinstance(run, Run) else Run.open(Path(run))
     require_planar(run, "following points")
-    fitted = open_fitted(run)
-    t = fitted.index(frame)
-    return _follow(fitted, check_points(points, fitted.size), t)
+    trained = open_fitted(run)
+    t = trained.index(frame)
+    return _track_from_frame(trained, check_points(points, trained.size), t)
 
 
 def chosen_formats(names: Sequence[str]) -> list[str]:
-    """The formats that were named, each once; all of them where none was.
+    """Returns the formats that were named, each once; all of them where none was.
 
     Raises:
         UserError: a format that there is not (exit 3).
@@ -122,31 +148,8 @@ def chosen_formats(names: Sequence[str]) -> list[str]:
     return [name for name in FORMATS if not names or name in names]
 
 
-def _follow(fitted: Fitted, points: Float[np.ndarray, "points 2"], t: int) -> Tracks:
-    tracks = track(fitted.model, points, t, size=fitted.size, flow=fitted.flow)
+def _track_from_frame(trained: Fitted, points: Float[np.ndarray, "points 2"], t: int) -> Tracks:
+    """Tracks points of frame `t` of the run, which keep their exact positions there."""
+    tracks = track(trained.model, points, t, size=trained.size, flow=trained.flow)
     tracks.positions[:, t] = points  # the model counts in float32
     return tracks
-
-
-def _description(target: Target, followed: Followed, frame: int) -> dict[str, Any]:
-    """What a program needs to know to read the other files."""
-    (width, height), frames = followed.size, followed.frames
-    facts = {
-        "schema": SCHEMA,
-        "width": width,
-        "height": height,
-        "rate": str(followed.rate),
-        "frames": [frames.start, frames.stop, frames.step],
-        "frame": frame,
-        "points": len(followed.tracks.positions),
-        "csv": "pixels of the source, y down, the centre of the first pixel is 0.5,0.5; frames are counted from 0",
-    }
-    return {**facts, **(provenance(target.run, "tracks", frame=frame) if target.metadata else {})}
-
-
-def _summary(tracks: Tracks) -> str:
-    seen = tracks.visible.sum(axis=1)
-    count, frames = tracks.visible.shape
-    whole = int((seen == frames).sum())
-    least = f"; the one seen least, point {int(seen.argmin()) + 1}, in {seen.min()}" if whole < count else ""
-    return f"{whole} of {count} points are seen in all {frames} frames{least}"

@@ -1,7 +1,7 @@
-"""Frames un-mixed into layers that "over", back to front, mixes again.
+"""Un-mixes frames into layers that "over", back to front, mixes again.
 
-Colours are those of rendering (`rendering.py`): what the model shows of a layer, plus what the model missed of the
-pixel. What then lies outside of [0, 1] is shared out, so that all layers together still give the frame.
+Colours are those of rendering (`rendering.py`): the model's colour of a layer, plus the residual of the pixel. What
+then lies outside of [0, 1] is distributed over the layers, so that all of them together still give the frame.
 """
 
 from __future__ import annotations
@@ -17,12 +17,10 @@ from neural_fields.compositing import Passes
 from neural_fields.hiding import Hider, without_hidden
 from neural_fields.lookup import enlarge
 from neural_fields.planar.placement import pull_push
-from neural_fields.rendering import ALONE, Canonicals, FrameChanger
+from neural_fields.rendering import DEFAULTS as OVERLAYS
+from neural_fields.rendering import Canonicals, FrameChanger
 from neural_fields.reshaping import Reshaper
 from neural_fields.taking_apart import TakingApart, picture_at
-
-NOTHING = 1e-4  # of a pixel: less than this is not left behind other layers
-LIGHT = 0.9  # with this weight a layer tells the light around a pixel
 
 Frame = UInt8[np.ndarray, "height width 3"]
 Rgb = Float[np.ndarray, "height width 3"]
@@ -32,21 +30,39 @@ Colours = Float[np.ndarray, "layers height width 3"]
 
 
 @dataclass(frozen=True)
+class UnmixingSettings:
+    """Settings of the un-mixing of frames into layers."""
+
+    min_remaining_weight: float = 1e-4  # of a pixel: less than this is not left behind other layers
+    min_light_weight: float = 0.9  # with this weight a layer tells the light around a pixel
+
+
+DEFAULTS = UnmixingSettings()
+
+
+@dataclass(frozen=True)
 class Unmixing:
-    """Takes the frames of a run apart.
+    """Un-mixes the frames of a run into layers.
 
     Attributes:
         maps: its baked maps.
         looks: the canonical pictures of its layers, front to back.
+        settings: of the un-mixing.
     """
 
     maps: Maps
     looks: Canonicals
+    settings: UnmixingSettings = DEFAULTS
 
     def layers(self, t: int, frame: Frame, model: bool = False) -> list[Rgba]:
-        """The layers of frame `t`, front to back: together the frame, or what the model shows of it.
+        """Un-mixes frame `t` into its layers, front to back: together the frame, or the model's reconstruction of it.
 
         The last one goes on behind the others, with the colours of its canonical picture, where some frame shows it.
+
+        Args:
+            t: number of the frame in the run.
+            frame: at the size of the result.
+            model: whether colours are the model's instead of the frame's own.
         """
         size = (frame.shape[1], frame.shape[0])
         part = (slice(0, size[1]), slice(0, size[0]))
@@ -55,8 +71,8 @@ class Unmixing:
         lit = np.stack([apart.lit(t, layer, size, part) for layer in range(len(weights))]) / np.float32(255)
         missed = plain - (weights[..., None] * lit).sum(axis=0)
         colours = lit.clip(0, 1) if model else unmixed(lit + missed, weights, plain)
-        alphas = over_alphas(weights)
-        clear, hidden = weights[-1] > LIGHT, weights[-1] <= 0
+        alphas = over_alphas(weights, self.settings)
+        clear, hidden = weights[-1] > self.settings.min_light_weight, weights[-1] <= 0
         if clear.any() and hidden.any():
             behind = lit[-1] if model else lit[-1] + pull_push(missed, clear)
             colours[-1][hidden] = behind[hidden].clip(0, 1)
@@ -66,25 +82,42 @@ class Unmixing:
 
 
 def weights_of(maps: Maps, t: int, size: tuple[int, int]) -> Planes:
-    """How much of each pixel each layer fills; sums to one. Enlarged, it has finer steps than what is stored."""
+    """Reads how much of each pixel each layer fills; sums to one.
+
+    Enlarged, it has finer steps than what is stored.
+
+    Args:
+        maps: the baked maps of the run.
+        t: number of the frame in the run.
+        size: (width, height) of the result.
+    """
     stored = [maps.rimmed(t, layer)[1].astype(np.float32) for layer in range(len(maps.layers))]
     planes = np.stack([enlarge(plane, maps.size, size) for plane in stored])
     return planes / planes.sum(axis=0).clip(1e-3)
 
 
-def over_alphas(weights: Planes) -> Planes:
-    """Alphas, front to back, with which "over" mixes layers by their weights; 0 where nothing is left for a layer."""
+def over_alphas(weights: Planes, settings: UnmixingSettings = DEFAULTS) -> Planes:
+    """Computes the alphas, front to back, with which "over" mixes layers by their weights.
+
+    They are 0 where the layers in front leave nothing.
+    """
+    least = settings.min_remaining_weight
     left = 1 - np.cumsum(np.concatenate([np.zeros_like(weights[:1]), weights[:-1]]), axis=0)
-    alphas = np.where(left > NOTHING, weights / np.maximum(left, NOTHING), 0).clip(0, 1)
+    alphas = np.where(left > least, weights / np.maximum(left, least), 0).clip(0, 1)
     alphas[-1] = weights[-1] > 0  # nothing lies behind the last
     return alphas.astype(np.float32)
 
 
 def unmixed(colours: Colours, weights: Planes, frame: Rgb) -> Colours:
-    """Colours of layers in [0, 1] that mix to a frame, near some that may lie beyond.
+    """Computes colours of layers in [0, 1] that mix to a frame, near colours that may lie beyond.
 
     What clipping takes off the mixture goes to the layers that have room for it. That is always enough: with all of
     them at one end of the range the mixture is at that end, and the frame is not beyond it.
+
+    Args:
+        colours: of the layers, of any range.
+        weights: how much of each pixel each layer fills.
+        frame: the mixture.
     """
     inside, shares = colours.clip(0, 1), weights[..., None]
     rest = frame - (shares * inside).sum(axis=0)
@@ -95,30 +128,34 @@ def unmixed(colours: Colours, weights: Planes, frame: Rgb) -> Colours:
 
 
 def edited_layers(changer: FrameChanger, t: int, source: Frame) -> list[Rgba]:
-    """The layers of a frame with edits on it, front to back.
+    """Un-mixes a frame with edits into its layers, front to back.
 
-    In pixels that layers share, the colour of each goes on from those that it has alone.
+    In pixels that layers share, the colour of each is extrapolated from the pixels that it fills alone.
+
+    Args:
+        changer: renders the edits.
+        t: number of the frame in the run.
+        source: the frame without edits.
     """
-    frame, weights = _edited(changer, t, source)
-    plain, alone = frame / np.float32(255), weights >= ALONE
+    # The edited frame, and how much of each pixel each layer then fills.
+    frame = source
+    *first, last = changer.passes if isinstance(changer, Passes) else [changer]
+    for step in first:
+        frame = step.render_frame(t, frame)
+    if isinstance(last, Reshaper):
+        frame, weights = last.deformed(t, frame)
+    else:
+        maps = last.maps
+        if isinstance(last, Hider):
+            maps = without_hidden(maps, {maps.layers[layer]: how for layer, how in last.hidden.items()})
+        frame = last.render_frame(t, frame)
+        weights = weights_of(maps, t, (frame.shape[1], frame.shape[0]))
+    plain, alone = frame / np.float32(255), weights >= OVERLAYS.full_weight
     guess = np.stack([pull_push(plain, here) if here.any() else plain for here in alone])
     colours = unmixed(guess, weights, plain)
     return [rgba_of(*pair) for pair in zip(colours, over_alphas(weights), strict=True)]
 
 
-def _edited(changer: FrameChanger, t: int, frame: Frame) -> tuple[Frame, Planes]:
-    """A frame with edits on it, and how much of each pixel each layer then fills."""
-    *first, last = changer.passes if isinstance(changer, Passes) else [changer]
-    for step in first:
-        frame = step.render_frame(t, frame)
-    if isinstance(last, Reshaper):
-        return last.deformed(t, frame)
-    maps = last.maps
-    if isinstance(last, Hider):
-        maps = without_hidden(maps, {maps.layers[layer]: how for layer, how in last.hidden.items()})
-    return last.render_frame(t, frame), weights_of(maps, t, (frame.shape[1], frame.shape[0]))
-
-
 def rgba_of(colour: Rgb, alpha: Float[np.ndarray, "height width"]) -> Rgba:
-    """Straight RGBA, black where there is nothing."""
+    """Joins colours and alpha to straight RGBA, black where alpha is 0."""
     return cv2.merge([*cv2.split(np.where(alpha[..., None] > 0, colour, np.float32(0))), alpha])

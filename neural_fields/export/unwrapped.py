@@ -1,6 +1,6 @@
-"""A layer laid flat, frame by frame: a clip in which the layer stands still, to paint on in any video program.
+"""Exports an unwrapped layer: a clip in uv space, in which the layer stands still, to paint on in any video program.
 
-What comes back is compared with this clip and put on the frames again (`editors/unwrapped.py`).
+The painted clip is compared with this one and put on the frames again (`editors/unwrapped.py`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from neural_fields.files import sha256_file, write_json
 from neural_fields.output import source_facts
 from neural_fields.pictures import premultiplied, resize, straight
 from neural_fields.unwrapping import Flat, Plane
-
-SCHEMA = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,19 +56,14 @@ class Unwrapped:
         facts, chosen = source_facts(target.run)
         words = provenance(target.run, "unwrapped", layer=name) if target.metadata else None
 
-        def frames() -> Iterator[UInt8[np.ndarray, "height width 4"]]:
-            for t, frame in enumerate(source_frames(facts, chosen)):
-                flat = plane.flat(t, frame)
-                colour = flat.colour if behind is None else behind.around(flat)
-                yield np.dstack([colour, np.rint(255 * flat.seen).astype(np.uint8)])
-                report(f"laying {name} flat", t + 1, len(chosen))
-
         path = target.folder / (name if self.format == "png" else name + CODECS[self.format].suffixes[0])
+        frames, stage = source_frames(facts, chosen), f"laying {name} flat"
+        unwrapped = _unwrap_frames(plane, behind, frames, stage, len(chosen), report)
         like = replace(facts, rate=facts.rate / chosen.step)
         times = [facts.timestamps[i] for i in chosen]
-        write(path, frames(), like, codec=self.format, timestamps=times, sound=False, metadata=words)
+        write(path, unwrapped, like, codec=self.format, timestamps=times, sound=False, metadata=words)
         described = {
-            "schema": SCHEMA,
+            "schema": 1,
             "layer": name,
             "box": picture.box.as_tuple(),
             "size": plane.size,
@@ -91,18 +84,38 @@ class Filling:
 
     @staticmethod
     def of(picture: CanonicalImage, size: tuple[int, int]) -> Filling:
-        """A canonical picture at a size (width, height)."""
+        """Resizes a canonical picture to (width, height)."""
         return Filling(straight(resize(premultiplied(picture.array()), size))[..., :3])
 
     def around(self, flat: Flat) -> UInt8[np.ndarray, "height width 3"]:
-        """A flat frame with the picture, in the frame's light, where the frame does not show the layer."""
+        """Fills an unwrapped frame with the picture, in the frame's light, where the frame does not show the layer."""
         share = flat.seen[..., None]
         lit = 255 * np.clip(self.rgb * flat.gain, 0, 1)
         return np.rint(share * flat.colour + (1 - share) * lit).astype(np.uint8)
 
 
+def _unwrap_frames(
+    plane: Plane,
+    behind: Filling | None,
+    frames: Iterator[UInt8[np.ndarray, "height width 3"]],
+    stage: str,
+    count: int,
+    report: Report,
+) -> Iterator[UInt8[np.ndarray, "rows columns 4"]]:
+    """Yields the layer in uv space for each frame, RGBA; `behind` fills it where the frame does not show it."""
+    for t, frame in enumerate(frames):
+        flat = plane.flat(t, frame)
+        colour = flat.colour if behind is None else behind.around(flat)
+        yield np.dstack([colour, np.rint(255 * flat.seen).astype(np.uint8)])
+        report(stage, t + 1, count)
+
+
 def flat_size(text: str, size: tuple[int, int]) -> tuple[int, int]:
-    """The (width, height) of a flat clip, given that of the canonical picture: even numbers, which codecs ask for.
+    """Computes the (width, height) of an unwrapped clip: even numbers, which codecs ask for.
+
+    Args:
+        text: `--size`.
+        size: (width, height) of the canonical picture.
 
     Raises:
         UserError: a text that is no size, another shape, or out of range (exit 3).
@@ -121,6 +134,6 @@ def flat_size(text: str, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def same_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether two pictures are of the same shape, up to two pixels of rounding."""
+    """Tells whether two pictures have the same aspect, up to two pixels of rounding."""
     scale = (size[0] + size[1]) / (other[0] + other[1])
     return all(abs(side - scale * of) <= 2 for side, of in zip(size, other, strict=True))

@@ -1,4 +1,4 @@
-"""From a config to a planar model: `plan` looks at the clip, `build` makes the parts, `fill` gives them their start."""
+"""From a config to a planar model: `plan` looks at the clip, `build` makes the parts, `fill` initialises them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from neural_fields import coords
 from neural_fields.config import (
@@ -36,19 +36,32 @@ from neural_fields.data.cuts import find_cuts
 from neural_fields.data.memory import LET_GO_EVERY, let_go
 from neural_fields.planar import gain, hash_parts, mapping, opacity, siren, spline_mapping, texture, window_opacity
 from neural_fields.planar.extent import export_size
-from neural_fields.planar.following import region_geometry
+from neural_fields.planar.following import RegionTrackingSettings, region_geometry
 from neural_fields.planar.frame_table import table_size
 from neural_fields.planar.homography_mlp import HomographyNetwork, SegmentMapping, segment_box, teach_homographies
-from neural_fields.planar.initialise import LayerGeometry, layer_geometry
+from neural_fields.planar.initialise import DEFAULTS as GEOMETRY
+from neural_fields.planar.initialise import GeometrySettings, LayerGeometry, layer_geometry
 from neural_fields.planar.lighting import fill_gain, seen_part
 from neural_fields.planar.model import LayerShape, ModelShape, PlanarModel
+from neural_fields.planar.sheets import Sheet
 from neural_fields.planar.texture_mean import TextureMean
 from neural_fields.planar.visible import Visible
 from neural_fields.planar.warm_up import WarmUp, warm_up
 
-SURE = 0.005  # of a sigmoid: away from outlines it takes steady evidence to leave what `opacity.certain` calls certain
-ROOM = 0.06  # of the longer side of the frame: so far beyond its mask a layer may be found
-OUTLINE = 0.7  # pixels, Gaussian: how soft the outline of a mask is taken to be
+
+@dataclass(frozen=True)
+class InitialisationSettings:
+    """Settings of the closed-form start of opacities, textures and gains."""
+
+    min_opacity: float = 0.005  # and its complement the largest; what is certain takes steady evidence to change
+    outline_sigma_px: float = 0.7  # Gaussian: how soft the outline of a mask is taken to be
+    mask_margin: float = 0.06  # share of the longer side of the frame: so far beyond its mask a layer may be found
+    rim_px: int = 2  # of a layer, whose pixels hardly count in its texture
+    rim_weight: float = 0.01  # of these pixels; that of the others is one more
+    gain_rim_px: int = 1  # of a layer, whose pixels do not count in its lighting gain
+
+
+DEFAULTS = InitialisationSettings()
 
 
 @dataclass(frozen=True)
@@ -59,37 +72,168 @@ class Plan:
     geometry: tuple[LayerGeometry, ...] | None
 
 
-def plan(config: Config, clip: Clip) -> Plan:
-    """Looks at the clip: sizes, canonical boxes and, for mappings that start from it, geometry."""
-    geometry = _geometry(config.mapping, clip) if isinstance(config.mapping, GridMapping | SplineMapping) else None
+def plan(config: Config, clip: Clip, settings: GeometrySettings = GEOMETRY) -> Plan:
+    """Looks at the clip: computes sizes, canonical boxes and, for mappings that start from it, geometry.
+
+    Args:
+        config: the composition of the model.
+        clip: frames, masks and flow.
+        settings: of the geometry.
+    """
+    # The geometry of every layer, front to back.
+    geometry: list[LayerGeometry] = []
+    if isinstance(config.mapping, GridMapping | SplineMapping):
+        size = clip.flow.size if clip.flow else clip.size
+        grid = table_size(clip.size, config.mapping.cell, clip.frame_count)
+        cuts = find_cuts(clip.frames, clip.flow)
+        for number, name in enumerate(clip.layers):
+            visible = Visible(partial(visible_share, clip, number, size=size), range(clip.frame_count), size)
+            track = clip.regions.get(name)
+            if track:
+                all_visible = np.stack([visible[t] for t in range(len(visible))])
+                tracking = RegionTrackingSettings(geometry=settings)
+                geometry.append(region_geometry(clip, all_visible, track, grid, tracking))
+            else:
+                is_background = number == len(clip.layers) - 1
+                geometry.append(layer_geometry(clip, visible, is_background, grid, cuts, settings))
+
     layers = []
     for number, name in enumerate(clip.layers):
-        box = geometry[number].box if geometry else _box(config, clip.size)
-        finer = geometry[number].magnification if geometry else 1 / _uv_scale(config)
-        texels = _texels(config, box, finer, clip.size)
-        sheets = geometry[number].sheets if geometry else ()
-        layers.append(_whole_cells(LayerShape(name, box, *texels, clip.reference.get(name), sheets), config))
-    return Plan(ModelShape(*clip.size, clip.frame_count, tuple(layers)), geometry)
+        # The box that the canonical image covers, and how much finer than the frame its texels are.
+        charts: tuple[Sheet, ...] = ()
+        if geometry:
+            box, finer, charts = geometry[number].box, geometry[number].magnification, geometry[number].sheets
+        elif isinstance(config.mapping, MlpMapping):
+            # All that tanh can reach; the export measures what is used.
+            box, finer = Box(-1.0, -1.0, 1.0, 1.0), 1 / config.mapping.uv_scale
+        else:
+            margin = (config.texture if isinstance(config.texture, HashTexture) else HashTexture()).margin
+            reach = 1 + 2 * margin
+            box, finer = Box(*(side * reach for side in coords.frame_box(*clip.size).as_tuple())), 1.0
+        # Its size in texels.
+        if isinstance(config.texture, MlpTexture | BoundedHashTexture | SirenTexture):
+            width, height = export_size(box)
+        else:
+            image = config.texture if isinstance(config.texture, ImageTexture) else None
+            per_unit = (image.density if image else 1.0) * finer * max(clip.size) / 2
+            limit = (image or ImageTexture()).max_megatexels * 1e6
+            per_unit *= min(1.0, limit / (box.width * box.height * per_unit**2)) ** 0.5
+            width, height = max(2, round(box.width * per_unit)), max(2, round(box.height * per_unit))
+        if isinstance(config.texture, ImageTexture):
+            # The box grows until its sides can be halved evenly as often as an image texture does.
+            cell = 2**texture.DEFAULTS.max_halvings
+            columns, rows = -(-width // cell) * cell, -(-height // cell) * cell
+            u1, v1 = box.u0 + box.width * columns / width, box.v0 + box.height * rows / height
+            box, width, height = Box(box.u0, box.v0, u1, v1), columns, rows
+        layers.append(LayerShape(name, box, width, height, clip.reference.get(name), charts))
+    return Plan(ModelShape(*clip.size, clip.frame_count, tuple(layers)), tuple(geometry) or None)
+
+
+def visible_share(clip: Clip, layer: int, t: int, size: tuple[int, int]) -> Float[np.ndarray, "h w"]:
+    """Computes how much of each pixel of a frame a layer fills, 0 to 1, by the masks.
+
+    Args:
+        clip: frames and masks.
+        layer: number of the layer, front to back.
+        t: the frame.
+        size: (width, height) of the result.
+    """
+    masks = clip.masks.masks[:, t]
+    front = masks[:layer].any(0) if layer else np.zeros(clip.frames.shape[1:3], bool)
+    own = masks[layer] if layer < len(masks) else np.ones_like(front)
+    share = (own & ~front).astype(np.float32)
+    return share if size == clip.size else cv2.resize(share, size, interpolation=cv2.INTER_AREA)
 
 
 def build(config: Config, shape: ModelShape, seed: int = 0) -> PlanarModel:
-    """An untrained model of the config's composition; the same seed gives the same weights."""
+    """Builds an untrained model of the config's composition; the same seed gives the same weights."""
+    count, front = len(shape.layers), len(shape.layers) - 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        mappings, textures = _mappings(config, shape), _textures(config, shape)
-        alphas = _opacity(config, shape)
-        gains = _gains(config, shape)
+        mappings: list[mapping.Mapping]
+        if isinstance(config.mapping, MlpMapping):
+            uv_scale = config.mapping.background_uv_scale or config.mapping.uv_scale
+            mappings = [mapping.MlpMapping(config.mapping, config.mapping.layers[0]) for _ in range(front)]
+            background = replace(config.mapping, uv_scale=uv_scale)
+            mappings.append(mapping.MlpMapping(background, config.mapping.layers[1]))
+        elif isinstance(config.mapping, HashMapping):
+            mappings = [mapping.HashMapping(config.mapping, shape.size) for _ in shape.layers]
+        elif isinstance(config.mapping, HomographyMlpMapping):
+            network, times = HomographyNetwork(config.mapping), shape.frame_count
+            spans = [(0, times - 1)] * count  # each layer lasts as long as the clip, unless its opacity says otherwise
+            if isinstance(config.opacity, WindowOpacity):
+                spans = list(_divide_clip(config.opacity, shape).spans)
+            mappings = [
+                SegmentMapping(config.mapping, network, number == 0, span, times) for number, span in enumerate(spans)
+            ]
+        elif isinstance(config.mapping, SplineMapping):
+            mappings = [
+                spline_mapping.SplineMapping(config.mapping, shape.frame_count, shape.size) for _ in shape.layers
+            ]
+        else:
+            mappings = []
+            for layer in shape.layers:
+                starts = [chart.first for chart in layer.sheets[1:]]
+                mappings.append(
+                    mapping.GridMapping(config.mapping, shape.frame_count, shape.size, layer.reference, starts)
+                )
+
+        textures: list[texture.Texture]
+        if isinstance(config.texture, MlpTexture):
+            textures = list(texture.mlp_textures(config.texture, count))
+        elif isinstance(config.texture, HashTexture):
+            textures = [texture.HashTexture(config.texture, layer.box) for layer in shape.layers]
+        elif isinstance(config.texture, BoundedHashTexture):
+            textures = [hash_parts.BoundedHashTexture(config.texture) for _ in shape.layers]
+        elif isinstance(config.texture, SirenTexture):
+            textures = [siren.SirenTexture(config.texture) for _ in shape.layers]
+        else:
+            rate = config.texture.learning_rate
+            textures = [texture.ImageTexture(layer.box, layer.width, layer.height, rate) for layer in shape.layers]
+
+        alphas: opacity.Opacity
+        if isinstance(config.opacity, MlpOpacity):
+            alphas = opacity.MlpOpacity(config.opacity, front)
+        elif isinstance(config.opacity, PixelOpacity):
+            alphas = opacity.PixelOpacity(config.opacity, front, shape.frame_count, shape.size)
+        elif isinstance(config.opacity, HashOpacity):
+            alphas = hash_parts.HashOpacity(config.opacity, front)
+        elif isinstance(config.opacity, WindowOpacity):
+            alphas = window_opacity.WindowOpacity(_divide_clip(config.opacity, shape))
+        else:
+            alphas = opacity.MaskOpacity(front, shape.frame_count, shape.size)
+
+        gains: list[gain.Gain] = []
+        if isinstance(config.gain, GridGain):
+            gains = [gain.GridGain(config.gain, shape.frame_count, shape.size) for _ in shape.layers]
+        elif isinstance(config.gain, HashGain):
+            gains = [hash_parts.HashGain(config.gain) for _ in shape.layers]
     return PlanarModel(shape, mappings, textures, gains, alphas, config.terms)
 
 
-def fill(model: PlanarModel, plan: Plan, clip: Clip, how: WarmUp | None = None) -> None:
-    """Gives the parts of a new model, on the CPU, their start: opacity, geometry or warm-up, then explicit textures.
+def _divide_clip(settings: WindowOpacity, shape: ModelShape) -> window_opacity.Segments:
+    """Divides the clip into the intervals of frames that the layers show."""
+    return window_opacity.Segments(shape.frame_count, len(shape.layers), settings.overlap)
+
+
+def fill(
+    model: PlanarModel,
+    plan: Plan,
+    clip: Clip,
+    how: WarmUp | None = None,
+    settings: InitialisationSettings = DEFAULTS,
+) -> None:
+    """Initialises a new model on the CPU: opacity, geometry or warm-up of the mappings, then explicit textures.
 
     Args:
-        how: seed, device and patience of the warm-up of mappings that are networks.
+        model: as `build` returned it; changed in place.
+        plan: the geometry that mappings start from.
+        clip: frames and masks.
+        how: seed, device and time limit of the warm-up of mappings that are networks.
+        settings: of the parts that are initialised in closed form.
     """
     if isinstance(model.opacity, opacity.PixelOpacity):
-        _fill_opacity(model.opacity, clip)
+        _fill_opacity(model.opacity, clip, settings)
     if isinstance(model.opacity, opacity.MaskOpacity):
         model.opacity.masks.copy_(torch.from_numpy(np.array(clip.masks.masks)))
     for number, part in enumerate(model.mappings):
@@ -103,206 +247,73 @@ def fill(model: PlanarModel, plan: Plan, clip: Clip, how: WarmUp | None = None) 
     if isinstance(model.mappings[0], SegmentMapping):
         teach_homographies(model.mappings[0], clip, how or WarmUp())
         if isinstance(model.textures[0], siren.SirenTexture):  # other textures keep the box they were made for
-            model.shape = _seen_by_segments(model)
-    if all(isinstance(part, texture.ImageTexture) for part in model.textures):
-        _fill_textures(model, clip)
-        _fill_gains(model, clip)
+            layers = []
+            for shape, segment in zip(model.shape.layers, model.mappings, strict=True):
+                assert isinstance(segment, SegmentMapping)
+                box = segment_box(segment, model.shape.size)
+                layers.append(LayerShape(shape.name, box, *export_size(box)))
+            model.shape = replace(model.shape, layers=tuple(layers))
+    if not all(isinstance(part, texture.ImageTexture) for part in model.textures):
+        return
+
+    # Each texture is the weighted mean of the frames.
+    for number, shape in enumerate(model.shape.layers):
+        mean = TextureMean(shape.box, shape.width, shape.height)
+        for t in range(clip.frame_count):
+            _release_memory(clip, t)
+            share = visible_share(clip, number, t, clip.size)
+            inner = _erode(share, settings.rim_px)
+            with torch.no_grad():
+                uv = model.mappings[number].frames(torch.tensor([t]), clip.frame_count, clip.size)[0]
+            seen = seen_part(share).slices
+            rgb = torch.from_numpy(np.array(clip.frames[t][seen])).float() / 255
+            if rgb.numel():
+                mean.add(uv[seen], rgb, torch.from_numpy(inner + settings.rim_weight * share)[seen])
+        image = model.textures[number]
+        assert isinstance(image, texture.ImageTexture)
+        with torch.no_grad():
+            image.image.copy_(mean.image())
+
+    # Then each lighting gain in closed form.
+    for number, (light, where, picture) in enumerate(zip(model.gains, model.mappings, model.textures, strict=False)):
+        if not (isinstance(light, gain.GridGain) and isinstance(where, mapping.GridMapping)):
+            continue
+        for t in range(clip.frame_count):
+            _release_memory(clip, t)
+            share = _erode(visible_share(clip, number, t, clip.size), settings.gain_rim_px)
+            fill_gain(light, where, picture, t, np.float32(1 / 255) * clip.frames[t], share)  # type: ignore[arg-type]
 
 
-def _mappings(config: Config, shape: ModelShape) -> list[mapping.Mapping]:
-    """A mapping for each layer, front to back."""
-    settings, count = config.mapping, len(shape.layers)
-    if isinstance(settings, MlpMapping):
-        back = replace(settings, uv_scale=settings.background_uv_scale or settings.uv_scale)
-        fronts = [mapping.MlpMapping(settings, settings.layers[0]) for _ in range(count - 1)]
-        return [*fronts, mapping.MlpMapping(back, settings.layers[1])]
-    if isinstance(settings, HashMapping):
-        return [mapping.HashMapping(settings, shape.size) for _ in shape.layers]
-    if isinstance(settings, HomographyMlpMapping):
-        network, times = HomographyNetwork(settings), shape.frame_count
-        spans = [(0, times - 1)] * count  # each layer lasts as long as the clip, unless its opacity says otherwise
-        if isinstance(config.opacity, WindowOpacity):
-            spans = list(_segments(config.opacity, shape).spans)
-        return [SegmentMapping(settings, network, number == 0, span, times) for number, span in enumerate(spans)]
-    if isinstance(settings, SplineMapping):
-        return [spline_mapping.SplineMapping(settings, shape.frame_count, shape.size) for _ in shape.layers]
-    return [
-        mapping.GridMapping(
-            settings, shape.frame_count, shape.size, layer.reference, [sheet.first for sheet in layer.sheets[1:]]
-        )
-        for layer in shape.layers
-    ]
+def _fill_opacity(part: opacity.PixelOpacity, clip: Clip, settings: InitialisationSettings) -> None:
+    """Sets logits from the masks: soft at their outlines, where masks know least, and certain elsewhere."""
+    count, front, rows, columns = part.table.values.shape
+    with torch.no_grad():
+        for t in range(count):
+            # The window (top, bottom, left, right) in which front layers may be seen: the masks and room around them.
+            masks = np.asarray(clip.masks.masks[:, t].any(0))
+            room = round(settings.mask_margin * max(masks.shape))
+            window = []
+            for axis in (1, 0):
+                used = np.flatnonzero(masks.any(axis))
+                if len(used):
+                    window += [max(0, used[0] - room), min(masks.shape[1 - axis], used[-1] + 1 + room)]
+                else:
+                    window += [0, 0]
+            part.windows[t] = torch.tensor([int(side) for side in window])
+            for layer in range(front):
+                mask = clip.masks.masks[layer, t].astype(np.float32)
+                mask = cv2.GaussianBlur(mask, (0, 0), settings.outline_sigma_px)
+                share = cv2.resize(mask, (columns, rows), interpolation=cv2.INTER_AREA)
+                part.table.values[t, layer] = torch.logit(torch.from_numpy(share), eps=settings.min_opacity)
 
 
-def _textures(config: Config, shape: ModelShape) -> list[texture.Texture]:
-    """A texture for each layer, front to back."""
-    settings = config.texture
-    if isinstance(settings, MlpTexture):
-        return list(texture.mlp_textures(settings, len(shape.layers)))
-    if isinstance(settings, HashTexture):
-        return [texture.HashTexture(settings, layer.box) for layer in shape.layers]
-    if isinstance(settings, BoundedHashTexture):
-        return [hash_parts.BoundedHashTexture(settings) for _ in shape.layers]
-    if isinstance(settings, SirenTexture):
-        return [siren.SirenTexture(settings) for _ in shape.layers]
-    rate = settings.learning_rate
-    return [texture.ImageTexture(layer.box, layer.width, layer.height, rate) for layer in shape.layers]
-
-
-def _opacity(config: Config, shape: ModelShape) -> opacity.Opacity:
-    """The opacity of the front layers."""
-    front = len(shape.layers) - 1
-    if isinstance(config.opacity, MlpOpacity):
-        return opacity.MlpOpacity(config.opacity, front)
-    if isinstance(config.opacity, PixelOpacity):
-        return opacity.PixelOpacity(config.opacity, front, shape.frame_count, shape.size)
-    if isinstance(config.opacity, HashOpacity):
-        return hash_parts.HashOpacity(config.opacity, front)
-    if isinstance(config.opacity, WindowOpacity):
-        return window_opacity.WindowOpacity(_segments(config.opacity, shape))
-    return opacity.MaskOpacity(front, shape.frame_count, shape.size)
-
-
-def _gains(config: Config, shape: ModelShape) -> list[gain.Gain]:
-    """A gain for each layer, front to back, or none at all."""
-    if isinstance(config.gain, GridGain):
-        return [gain.GridGain(config.gain, shape.frame_count, shape.size) for _ in shape.layers]
-    if isinstance(config.gain, HashGain):
-        return [hash_parts.HashGain(config.gain) for _ in shape.layers]
-    return []
-
-
-def _segments(settings: WindowOpacity, shape: ModelShape) -> window_opacity.Segments:
-    """The stretch of the clip that each layer shows."""
-    return window_opacity.Segments(shape.frame_count, len(shape.layers), settings.overlap)
-
-
-def _seen_by_segments(model: PlanarModel) -> ModelShape:
-    """The model's shape with the boxes that the homographies give the frames of each segment."""
-    layers = []
-    for shape, part in zip(model.shape.layers, model.mappings, strict=True):
-        assert isinstance(part, SegmentMapping)
-        box = segment_box(part, model.shape.size)
-        layers.append(LayerShape(shape.name, box, *export_size(box)))
-    return replace(model.shape, layers=tuple(layers))
-
-
-def _box(config: Config, size: tuple[int, int]) -> Box:
-    """The box that each canonical image covers where no geometry is known before the fit."""
-    if isinstance(config.mapping, MlpMapping):
-        return Box(-1.0, -1.0, 1.0, 1.0)  # all that tanh can reach; the export measures what is used
-    margin = (config.texture if isinstance(config.texture, HashTexture) else HashTexture()).margin
-    box, reach = coords.frame_box(*size), 1 + 2 * margin
-    return Box(*(side * reach for side in box.as_tuple()))
-
-
-def _uv_scale(config: Config) -> float:
-    return config.mapping.uv_scale if isinstance(config.mapping, MlpMapping) else 1.0
-
-
-def _geometry(settings: GridMapping | SplineMapping, clip: Clip) -> tuple[LayerGeometry, ...]:
-    """The geometry of every layer, front to back."""
-    size = clip.flow.size if clip.flow else clip.size
-    grid = table_size(clip.size, settings.cell, clip.frame_count)
-    cuts = find_cuts(clip.frames, clip.flow)
-    found = []
-    for number in range(len(clip.layers)):
-        visible = Visible(partial(visible_share, clip, number, size=size), range(clip.frame_count), size)
-        track = clip.regions.get(clip.layers[number])
-        if track:
-            found.append(region_geometry(clip, np.stack([visible[t] for t in range(len(visible))]), track, grid))
-        else:
-            found.append(layer_geometry(clip, visible, number == len(clip.layers) - 1, grid, cuts))
-    return tuple(found)
-
-
-def _let_go_sometimes(clip: Clip, t: int) -> None:
-    """Keeps memory flat with the length of the clip."""
+def _release_memory(clip: Clip, t: int) -> None:
+    """Keeps memory flat with the length of the clip: lets go, now and then, of what was read of it."""
     if t % LET_GO_EVERY == 0:
         let_go(clip.frames)
         let_go(clip.masks.masks)
 
 
-def visible_share(clip: Clip, layer: int, t: int, size: tuple[int, int]) -> Float[np.ndarray, "h w"]:
-    """How much of each pixel of frame `t` a layer fills, 0 to 1, by the masks, at `size` (width, height)."""
-    masks = clip.masks.masks[:, t]
-    front = masks[:layer].any(0) if layer else np.zeros(clip.frames.shape[1:3], bool)
-    own = masks[layer] if layer < len(masks) else np.ones_like(front)
-    share = (own & ~front).astype(np.float32)
-    return share if size == clip.size else cv2.resize(share, size, interpolation=cv2.INTER_AREA)
-
-
-def _texels(config: Config, box: Box, finer: float, size: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) of a layer's canonical image."""
-    if isinstance(config.texture, MlpTexture | BoundedHashTexture | SirenTexture):
-        return export_size(box)
-    density = config.texture.density if isinstance(config.texture, ImageTexture) else 1.0
-    limit = (config.texture if isinstance(config.texture, ImageTexture) else ImageTexture()).max_megatexels * 1e6
-    per_unit = density * finer * max(size) / 2
-    texels = box.width * box.height * per_unit**2
-    per_unit *= min(1.0, limit / texels) ** 0.5
-    return (max(2, round(box.width * per_unit)), max(2, round(box.height * per_unit)))
-
-
-def _whole_cells(layer: LayerShape, config: Config) -> LayerShape:
-    """The layer with its box enlarged until its sides can be halved evenly as often as an image texture does."""
-    if not isinstance(config.texture, ImageTexture):
-        return layer
-    cell = 2**texture.LEVELS
-    width, height = (-(-side // cell) * cell for side in (layer.width, layer.height))
-    box = layer.box
-    u1, v1 = box.u0 + box.width * width / layer.width, box.v0 + box.height * height / layer.height
-    return replace(layer, box=Box(box.u0, box.v0, u1, v1), width=width, height=height)
-
-
-def _fill_opacity(part: opacity.PixelOpacity, clip: Clip) -> None:
-    """Logits from the masks: soft at their outlines, where masks know least, and sure elsewhere."""
-    count, front, rows, columns = part.table.values.shape
-    with torch.no_grad():
-        for t in range(count):
-            part.windows[t] = torch.tensor(_window(np.asarray(clip.masks.masks[:, t].any(0))))
-            for layer in range(front):
-                mask = cv2.GaussianBlur(clip.masks.masks[layer, t].astype(np.float32), (0, 0), OUTLINE)
-                share = cv2.resize(mask, (columns, rows), interpolation=cv2.INTER_AREA)
-                part.table.values[t, layer] = torch.logit(torch.from_numpy(share), eps=SURE)
-
-
-def _window(mask: Bool[np.ndarray, "height width"]) -> tuple[int, int, int, int]:
-    """The part (top, bottom, left, right) of a frame in which front layers may be seen: the mask and room around it."""
-    sides = []
-    for axis in (1, 0):
-        used = np.flatnonzero(mask.any(axis))
-        room = round(ROOM * max(mask.shape))
-        sides += [max(0, used[0] - room), min(mask.shape[1 - axis], used[-1] + 1 + room)] if len(used) else [0, 0]
-    return tuple(map(int, sides))  # type: ignore[return-value]
-
-
-def _fill_textures(model: PlanarModel, clip: Clip) -> None:
-    """Each texture as the weighted mean of the frames; pixels well inside the layer count far more than its rim."""
-    for number, shape in enumerate(model.shape.layers):
-        mean = TextureMean(shape.box, shape.width, shape.height)
-        for t in range(clip.frame_count):
-            _let_go_sometimes(clip, t)
-            share = visible_share(clip, number, t, clip.size)
-            inner = cv2.erode(share, np.ones((5, 5), np.uint8))
-            with torch.no_grad():
-                uv = model.mappings[number].frames(torch.tensor([t]), clip.frame_count, clip.size)[0]  # type: ignore[operator]
-            seen = seen_part(share).slices
-            rgb = torch.from_numpy(np.array(clip.frames[t][seen])).float() / 255
-            if rgb.numel():
-                mean.add(uv[seen], rgb, torch.from_numpy(inner + 0.01 * share)[seen])
-        part = model.textures[number]
-        assert isinstance(part, texture.ImageTexture)
-        with torch.no_grad():
-            part.image.copy_(mean.image())
-
-
-def _fill_gains(model: PlanarModel, clip: Clip) -> None:
-    """Each lighting gain in closed form, given the textures."""
-    for number, (part, where, picture) in enumerate(zip(model.gains, model.mappings, model.textures, strict=False)):
-        if not (isinstance(part, gain.GridGain) and isinstance(where, mapping.GridMapping)):
-            continue
-        for t in range(clip.frame_count):
-            _let_go_sometimes(clip, t)
-            share = cv2.erode(visible_share(clip, number, t, clip.size), np.ones((3, 3), np.uint8))
-            fill_gain(part, where, picture, t, np.float32(1 / 255) * clip.frames[t], share)  # type: ignore[arg-type]
+def _erode(share: Float[np.ndarray, "h w"], radius: int) -> Float[np.ndarray, "h w"]:
+    """Erodes by a square of `radius` pixels."""
+    return cv2.erode(share, np.ones((2 * radius + 1, 2 * radius + 1), np.uint8))

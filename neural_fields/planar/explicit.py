@@ -1,10 +1,10 @@
 """One training step of an atlas whose parts are all tables, with its gradients written out.
 
 Grid mapping, image texture, grid gain and pixel opacity are sums of linear interpolations, so every gradient is a
-transposed interpolation. Written out, a step needs no graph, looks at front layers only where they can be seen, at
+transposed interpolation. Written out, a step needs no graph, looks at front layers only where they can be visible, at
 textures only where the frame falls, and splits into bands of rows that run in threads of their own. What it computes is
-what `terms.weighted_terms` computes (a test compares values and gradients), but for the smoothness of the textures,
-which is taken over the texels that the step sees.
+what `objective.compute_losses` computes (a test compares values and gradients), but for the smoothness of the textures,
+which is taken over the texels that the step shows.
 """
 
 from __future__ import annotations
@@ -13,45 +13,50 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from neural_fields.adam import Patch as Rectangle
+from neural_fields.adam import RectangleGradient
 from neural_fields.config import Terms
 from neural_fields.data.clip import Batch
 from neural_fields.planar.frame_table import FrameTable, add_squared_steps
 from neural_fields.planar.gain import GridGain
 from neural_fields.planar.mapping import GridMapping
-from neural_fields.planar.opacity import DOUBT, PixelOpacity
-from neural_fields.planar.patches import Found, Layer, Looked, Patch, Weave, backward, look
+from neural_fields.planar.model import PlanarModel
+from neural_fields.planar.opacity import SNAP_MARGIN, PixelOpacity
+from neural_fields.planar.patches import (
+    ForwardCache,
+    InterpolationMatrices,
+    Layer,
+    LayerGradients,
+    Patch,
+    backpropagate,
+    look,
+)
+from neural_fields.planar.terms import MASK_CLAMP
 from neural_fields.planar.texture import ImageTexture
-
-if TYPE_CHECKING:
-    from neural_fields.planar.model import PlanarModel
-
-TASKS = 4  # bands of rows that a step is split into at least
-SUREST = 1e-4  # as in `terms.mask`
-SUPPORTED = {
-    "color",
-    "mask",
-    "mask_until",
-    "residual_smoothness",
-    "residual_anchor",
-    "texture_smoothness",
-    "gain_size",
-    "gain_smoothness",
-}
 
 
 def supports(model: PlanarModel) -> bool:
-    """Whether the parts and the terms of a model, on the CPU, are those that are written out here."""
+    """Whether the parts and the losses of a model, on the CPU, are those that are written out here."""
+    written_out = {
+        "color",
+        "mask",
+        "mask_until",
+        "residual_smoothness",
+        "residual_anchor",
+        "texture_smoothness",
+        "gain_size",
+        "gain_smoothness",
+    }
     active = {name for name, value in vars(model.weights).items() if value and value != getattr(Terms(), name)}
     return (
         model.device.type == "cpu"
-        and active <= SUPPORTED
+        and active <= written_out
         and all(type(part) is GridMapping for part in model.mappings)
         and all(type(part) is ImageTexture for part in model.textures)
         and all(type(part) is GridGain for part in model.gains)
@@ -59,113 +64,115 @@ def supports(model: PlanarModel) -> bool:
     )
 
 
-def _mappings(model: PlanarModel) -> list[GridMapping]:
-    return cast("list[GridMapping]", list(model.mappings))
+class _Parts:
+    """The parts of a model that `supports` has accepted, with their types."""
 
-
-def _textures(model: PlanarModel) -> list[ImageTexture]:
-    return cast("list[ImageTexture]", list(model.textures))
-
-
-def _gains(model: PlanarModel) -> list[GridGain]:
-    return cast("list[GridGain]", list(model.gains))
-
-
-def _opacity(model: PlanarModel) -> PixelOpacity:
-    return cast("PixelOpacity", model.opacity)
+    def __init__(self, model: PlanarModel) -> None:
+        self.mappings = cast("list[GridMapping]", list(model.mappings))
+        self.textures = cast("list[ImageTexture]", list(model.textures))
+        self.gains = cast("list[GridGain]", list(model.gains))  # may be empty
+        self.opacity = cast("PixelOpacity", model.opacity)
 
 
 # --- a band of a frame ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Task:
-    """One band of rows of one frame."""
+class Band:
+    """One band of rows of one frame, and what a step needs to know of it."""
 
     t: int
     patch: Patch
-    window: Patch  # where front layers can be seen
-    rgb: Tensor  # [3, h, w] of the patch, 0 to 1
+    window: Patch  # where front layers can be visible
+    rgb: Float[Tensor, "3 height width"]  # of the patch, 0 to 1
     levels: list[tuple[int, int]]  # how often each layer's texture is halved for this frame, across and down
-    masks: Tensor | None  # [front, h, w] of the window, visible parts, 0 or 1; None: no mask term
+    masks: Float[Tensor, "front _ _"] | None  # visible parts in the window, 0 or 1; None: no mask loss
 
 
 @dataclass
-class Result:
-    """What a task adds to the loss and to the gradients."""
+class BandGradients:
+    """What a band adds to the losses and to the gradients."""
 
-    task: Task
-    squared: float  # sum of squared colour errors
+    band: Band
+    squared_error: float  # sum over pixels and channels
     entropy: float  # sum of the cross-entropies inside the window
-    layers: list[Found | None]
-    opacity: Tensor | None  # gradient of the logits, [front, rows, columns] of the table
+    layers: list[LayerGradients | None]  # None: the layer cannot be visible in the band
+    logits: Float[Tensor, "front rows columns"] | None  # gradient of the opacity's table
 
 
 @torch.no_grad()  # threads do not inherit it
-def run_task(model: PlanarModel, task: Task, color: float, mask: float) -> Result:
-    """Forward and backward of a band; `color` and `mask` are the terms' weights over the number of their summands."""
-    size, count = model.shape.size, len(model.mappings)
-    looked: list[Looked | None] = [None] * count
-    for number in range(count):
-        patch = task.patch if number == count - 1 else task.window
+def compute_band_gradients(model: PlanarModel, band: Band, color_scale: float, mask_scale: float) -> BandGradients:
+    """Runs a band forward and backward.
+
+    Args:
+        model: one that `supports` accepts.
+        band: a part of a frame.
+        color_scale, mask_scale: the weights of the two losses over the number of their summands.
+    """
+    parts, size = _Parts(model), model.shape.size
+    front = len(parts.mappings) - 1
+    # Forward: every layer that can be visible in the band.
+    caches: list[ForwardCache] = []
+    for number, mapping in enumerate(parts.mappings):
+        patch = band.window if number < front else band.patch
         if not patch.is_empty:
-            looked[number] = look(_layer(model, number, task.t), task.levels[number], size, patch)
-    back = looked[-1]
-    assert back is not None
-    if task.window.is_empty:
-        error = back.lit - task.rgb
+            gain = parts.gains[number] if parts.gains else None
+            layer = Layer(mapping, parts.textures[number], gain, band.t)
+            caches.append(look(layer, band.levels[number], size, patch))
+    *fronts, back = caches
+    error = back.lit - band.rgb
+    if band.window.is_empty:
         squared = float(torch.dot(error.reshape(-1), error.reshape(-1)))
-        found: list[Found | None] = [None] * (count - 1)
-        return Result(task, squared, 0.0, [*found, backward(back, error.mul_(2 * color))], None)
-    return _over(model, task, [one for one in looked if one is not None], color, mask)
+        background = backpropagate(back, error.mul_(2 * color_scale))
+        return BandGradients(band, squared, 0.0, [*[None] * front, background], None)
 
-
-def _over(model: PlanarModel, task: Task, looked: list[Looked], color: float, mask: float) -> Result:
-    """A band in which front layers lie over the background."""
-    *fronts, back = looked
-    inside = task.window
-    weave, sigmoid, alpha = _alphas(model, task)
-    stages = [inside.of(back.lit, task.patch)]  # the picture in the window before each layer is put on, from the back
-    for number in reversed(range(len(fronts))):
+    # Forward: the front layers over the background, inside the window.
+    window = band.window
+    table = parts.opacity.table
+    matrices = InterpolationMatrices.between(table, size, window)
+    sigmoid = torch.sigmoid(matrices.apply(table.values[band.t]))
+    alpha = ((sigmoid - SNAP_MARGIN) / (1 - 2 * SNAP_MARGIN)).clamp_(0, 1)
+    stages = [window.crop(back.lit, band.patch)]  # the picture before each layer is put on, from the back
+    for number in reversed(range(front)):
         stages.append(torch.lerp(stages[-1], fronts[number].lit, alpha[number]))
-    error = back.lit - task.rgb
-    inside.of(error, task.patch).copy_(stages[-1] - inside.of(task.rgb, task.patch))
+    window.crop(error, band.patch).copy_(stages[-1] - window.crop(band.rgb, band.patch))
     squared = float(torch.dot(error.reshape(-1), error.reshape(-1)))
-    gradient = error.mul_(2 * color)
-    entropy, alpha_gradient = _mask_gradient(alpha, task.masks, mask)
-    flowing = inside.of(gradient, task.patch).clone()
-    found: list[Found | None] = []
-    for number, front in enumerate(fronts):
+
+    # Backward: from the front to the back.
+    gradient = error.mul_(2 * color_scale)
+    entropy, alpha_gradient = _compute_mask_gradient(alpha, band.masks, mask_scale)
+    passing = window.crop(gradient, band.patch).clone()
+    layers: list[LayerGradients | None] = []
+    for number, shown in enumerate(fronts):
         below = stages[-2 - number]
-        alpha_gradient[number] += (flowing * (front.lit - below)).sum(0)
-        found.append(backward(front, flowing * alpha[number]))
-        flowing *= 1 - alpha[number]
-    inside.of(gradient, task.patch).copy_(flowing)
-    logits = alpha_gradient * (sigmoid * (1 - sigmoid)) / (1 - 2 * DOUBT)
-    return Result(task, squared, entropy, [*found, backward(back, gradient)], weave.backward(logits))
+        alpha_gradient[number] += (passing * (shown.lit - below)).sum(0)
+        layers.append(backpropagate(shown, passing * alpha[number]))
+        passing *= 1 - alpha[number]
+    window.crop(gradient, band.patch).copy_(passing)
+    layers.append(backpropagate(back, gradient))
+    logits = alpha_gradient * (sigmoid * (1 - sigmoid)) / (1 - 2 * SNAP_MARGIN)
+    return BandGradients(band, squared, entropy, layers, matrices.backpropagate(logits))
 
 
-def _alphas(model: PlanarModel, task: Task) -> tuple[Weave, Tensor, Tensor]:
-    """The interpolation, the sigmoids and the alphas of the front layers in the window."""
-    table = _opacity(model).table
-    weave = Weave.between(table, model.shape.size, task.window)
-    sigmoid = torch.sigmoid(weave.forward(table.values[task.t]))
-    return weave, sigmoid, ((sigmoid - DOUBT) / (1 - 2 * DOUBT)).clamp_(0, 1)
+def _compute_mask_gradient(
+    alpha: Float[Tensor, "front height width"], visible: Float[Tensor, "front height width"] | None, scale: float
+) -> tuple[float, Float[Tensor, "front height width"]]:
+    """Computes what `terms.mask` does, written out.
 
-
-def _mask_gradient(alpha: Tensor, visible: Tensor | None, scale: float) -> tuple[float, Tensor]:
-    """Sum of the cross-entropies of the front layers' weights, and the gradient of `scale` times it for the alphas."""
+    Returns:
+        The sum of the cross-entropies of the front layers' weights, and the alphas' gradient of `scale` times it.
+    """
     gradient = torch.zeros_like(alpha)
     if visible is None:
         return 0.0, gradient
-    left = torch.ones_like(alpha)  # what the layers in front leave
+    left = torch.ones_like(alpha)  # the light that reaches each layer
     for number in range(1, len(alpha)):
         left[number] = left[number - 1] * (1 - alpha[number - 1])
-    weight = (alpha * left).clamp(SUREST, 1 - SUREST)
+    weight = (alpha * left).clamp(MASK_CLAMP, 1 - MASK_CLAMP)
     entropy = -float(torch.where(visible > 0, weight, 1 - weight).log().sum())
     slope = torch.where(visible > 0, -1 / weight, 1 / (1 - weight)) * scale
-    raw = alpha * left
-    slope *= (raw >= SUREST) & (raw <= 1 - SUREST)
+    unclamped = alpha * left
+    slope *= (unclamped >= MASK_CLAMP) & (unclamped <= 1 - MASK_CLAMP)
     for number in range(len(alpha)):  # each alpha moves its own weight and those of the layers behind it
         gradient[number] += slope[number] * left[number]
         for behind in range(number + 1, len(alpha)):
@@ -177,38 +184,82 @@ def _mask_gradient(alpha: Tensor, visible: Tensor | None, scale: float) -> tuple
     return entropy, gradient
 
 
-def _layer(model: PlanarModel, number: int, t: int) -> Layer:
-    gain = _gains(model)[number] if len(model.gains) else None
-    return Layer(_mappings(model)[number], _textures(model)[number], gain, t)
-
-
 # --- a step ---------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def accumulate(model: PlanarModel, batch: Batch) -> dict[str, Tensor]:
-    """The weighted terms of a step on whole frames; their gradients are left in the parameters' `grad`."""
-    weights, width, height = model.weights, *model.shape.size
+def accumulate(model: PlanarModel, batch: Batch, min_bands: int = 4) -> dict[str, Tensor]:
+    """Leaves the gradients of a step on whole frames in the model's parameters; returns the weighted losses.
+
+    Gradients of textures are left in `patches`, as rectangles (see `Adam`), the others in `grad`.
+
+    Args:
+        model: one that `supports` accepts.
+        batch: whole frames.
+        min_bands: that a step is split into at least.
+    """
+    parts, weights = _Parts(model), model.weights
     frames = batch.frames.tolist()
     front = len(model.layers) - 1
-    pixels = len(frames) * width * height
+    pixels = len(frames) * model.shape.width * model.shape.height
     with_mask = bool(weights.mask and front)
-    tasks = _tasks(model, batch, frames, with_mask)
     color_scale = weights.color / (3 * pixels)
     mask_scale = weights.mask / (front * pixels) if with_mask else 0.0
-    results = list(_pool().map(lambda task: run_task(model, task, color_scale, mask_scale), tasks))
-    terms = {"color": torch.tensor(color_scale * sum(result.squared for result in results))}
+    bands = _split_into_bands(model, batch, with_mask, min_bands)
+    results = list(_thread_pool().map(lambda band: compute_band_gradients(model, band, color_scale, mask_scale), bands))
+    # The losses of colours and masks; outside the windows a weight is 0, and its entropy that of the clamp.
+    losses = {"color": torch.tensor(color_scale * sum(result.squared_error for result in results))}
     if with_mask:
-        inside = sum((r.task.window.bottom - r.task.window.top) * (r.task.window.right - r.task.window.left)
-                     for r in results if not r.task.window.is_empty)  # fmt: skip
-        outside = -torch.log1p(torch.tensor(-SUREST)) * (pixels - inside) * front
-        terms["mask"] = mask_scale * (sum(result.entropy for result in results) + outside)
-    _collect_tables(model, frames, results)
-    return terms | _collect_textures(model, results) | _regularise(model, frames)
+        inside = sum(result.band.window.area for result in results)
+        outside = -torch.log1p(torch.tensor(-MASK_CLAMP)) * (pixels - inside) * front
+        losses["mask"] = mask_scale * (sum(result.entropy for result in results) + outside)
+    # The bands' gradients of what each frame has for itself: shifts, gains and opacities.
+    place = {t: index for index, t in enumerate(frames)}
+    for number, mapping in enumerate(parts.mappings):
+        tables = [(mapping.residual, "shift")]
+        if parts.gains:
+            tables.append((parts.gains[number].table, "gain"))
+        for table, name in tables:
+            total = torch.zeros(len(frames), *table.shape[1:])
+            for result in results:
+                found = result.layers[number]
+                if found is not None:
+                    total[place[result.band.t]] += getattr(found, name)
+            _add_row_gradients(table, frames, total)
+    table = parts.opacity.table
+    if table.shape[1]:
+        total = torch.zeros(len(frames), *table.shape[1:])
+        for result in results:
+            if result.logits is not None:
+                total[place[result.band.t]] += result.logits
+        _add_row_gradients(table, frames, total)
+    # The bands' gradients of each texture, joined into rectangles that do not overlap; also the smoothness there.
+    roughness = torch.zeros(())
+    for number, texture in enumerate(parts.textures):
+        rectangles = []
+        for result in results:
+            found = result.layers[number]
+            if found is None:
+                continue
+            # At the texture's own size: the gradient of a cell of a smaller level spreads evenly over its texels.
+            across, down = (2**halved for halved in found.level)
+            gradient = found.texture
+            if across * down > 1:
+                gradient = gradient.repeat_interleave(down, 1).repeat_interleave(across, 2) / (down * across)
+            rectangles.append(RectangleGradient(found.corner[0] * down, found.corner[1] * across, gradient))
+        patches = _join_overlapping(rectangles)
+        texture.image.patches = patches  # type: ignore[attr-defined]
+        texels = sum(patch.gradient[0].numel() for patch in patches)
+        for patch in patches if weights.texture_smoothness else ():
+            share = weights.texture_smoothness * patch.gradient[0].numel() / texels
+            roughness += add_squared_steps(patch.crop(texture.image.data)[None], share, patch.gradient[None])
+    if weights.texture_smoothness:
+        losses["texture_smoothness"] = roughness
+    return losses | _add_table_losses(model, frames)
 
 
 @cache
-def _pool() -> ThreadPoolExecutor:
+def _thread_pool() -> ThreadPoolExecutor:
     """As many threads as torch uses; inside each, torch runs on that one."""
     workers = torch.get_num_threads()
     pool = ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(1))
@@ -217,62 +268,35 @@ def _pool() -> ThreadPoolExecutor:
     return pool
 
 
-def _levels(model: PlanarModel, t: int) -> list[tuple[int, int]]:
-    """How often each texture is halved for a frame."""
-    time, found = torch.tensor([float(t)]), []
-    for mapping, texture in zip(_mappings(model), _textures(model), strict=True):
-        across, down = texture.levels(mapping.pixel_step(time))[0].tolist()
-        found.append((across, down))
-    return found
-
-
-def _tasks(model: PlanarModel, batch: Batch, frames: list[int], with_mask: bool) -> list[Task]:
-    """The bands of the frames of a step."""
-    width, height = model.shape.size
-    bands = min(height, -(-TASKS // len(frames)))
-    edges = [height * band // bands for band in range(bands + 1)]
-    tasks = []
+def _split_into_bands(model: PlanarModel, batch: Batch, with_mask: bool, min_bands: int) -> list[Band]:
+    """Cuts the frames of a step into bands of rows, with the pixels and masks of each."""
+    parts, (width, height) = _Parts(model), model.shape.size
+    frames = batch.frames.tolist()
+    per_frame = min(height, -(-min_bands // len(frames)))
+    edges = [height * band // per_frame for band in range(per_frame + 1)]
+    bands = []
     for t in frames:
-        frame = torch.from_numpy(np.array(batch.clip.frames[t]))
-        window = Patch(*_opacity(model).windows[t].tolist())
-        masks = torch.from_numpy(np.array(batch.clip.masks.masks[:, t])) if with_mask else None
-        levels = _levels(model, t)
+        picture = torch.from_numpy(np.array(batch.clip.frames[t]))
+        front_window = Patch(*parts.opacity.windows[t].tolist())
+        # How often each texture is halved for the frame.
+        levels, time = [], torch.tensor([float(t)])
+        for mapping, texture in zip(parts.mappings, parts.textures, strict=True):
+            across, down = texture.levels(mapping.pixel_step(time))[0].tolist()
+            levels.append((across, down))
+        # The parts of the masks that no mask in front of them hides.
+        visible = None
+        if with_mask:
+            masks = torch.from_numpy(np.array(batch.clip.masks.masks[:, t])).float()
+            visible = masks * (torch.cumsum(masks, dim=0) - masks == 0)
         for top, bottom in pairwise(edges):
             patch = Patch(top, bottom, 0, width)
-            inside = window.cut(patch) if len(model.layers) > 1 else Patch(0, 0, 0, 0)
-            rgb = frame[top:bottom].permute(2, 0, 1).float().div_(255)
-            tasks.append(Task(t, patch, inside, rgb, levels, None if masks is None else _visible(inside.of(masks))))
-    return tasks
+            window = front_window.intersect(patch) if len(model.layers) > 1 else Patch(0, 0, 0, 0)
+            rgb = picture[top:bottom].permute(2, 0, 1).float().div_(255)
+            bands.append(Band(t, patch, window, rgb, levels, None if visible is None else window.crop(visible)))
+    return bands
 
 
-def _visible(masks: Tensor) -> Tensor:
-    """The parts of the masks that no mask in front of them hides."""
-    masks = masks.float()
-    return masks * (torch.cumsum(masks, dim=0) - masks == 0)
-
-
-def _collect_tables(model: PlanarModel, frames: list[int], results: list[Result]) -> None:
-    """Sums the bands' gradients of what each frame has for itself."""
-    place = {t: index for index, t in enumerate(frames)}
-    for number, mapping in enumerate(_mappings(model)):
-        tables = [(mapping.residual, "shift")] + ([(_gains(model)[number].table, "gain")] if len(model.gains) else [])
-        for table, name in tables:
-            total = torch.zeros(len(frames), *table.shape[1:])
-            for result in results:
-                found = result.layers[number]
-                if found is not None:
-                    total[place[result.task.t]] += getattr(found, name)
-            _add_rows(table, frames, total)
-    table = _opacity(model).table
-    if table.shape[1]:
-        total = torch.zeros(len(frames), *table.shape[1:])
-        for result in results:
-            if result.opacity is not None:
-                total[place[result.task.t]] += result.opacity
-        _add_rows(table, frames, total)
-
-
-def _add_rows(table: FrameTable, frames: list[int], values: Tensor) -> None:
+def _add_row_gradients(table: FrameTable, frames: list[int], values: Tensor) -> None:
     """Adds a gradient for the rows of some frames, each of which comes once, in order."""
     values = values.flatten(1)
     if table.flat.grad is not None:
@@ -283,95 +307,65 @@ def _add_rows(table: FrameTable, frames: list[int], values: Tensor) -> None:
     )
 
 
-def _collect_textures(model: PlanarModel, results: list[Result]) -> dict[str, Tensor]:
-    """Joins the bands' gradients of each texture into rectangles that do not overlap; also the smoothness there."""
-    weight, roughness = model.weights.texture_smoothness, torch.zeros(())
-    for number, texture in enumerate(_textures(model)):
-        parts = [_whole_texels(found) for result in results if (found := result.layers[number]) is not None]
-        patches = [_joined(group) for group in _overlapping(parts)]
-        texture.image.patches = patches  # type: ignore[attr-defined]
-        texels = sum(patch.gradient[0].numel() for patch in patches)
-        for patch in patches if weight else ():
-            share = weight * patch.gradient[0].numel() / texels
-            roughness += add_squared_steps(patch.of(texture.image.data)[None], share, patch.gradient[None])
-    return {"texture_smoothness": roughness} if weight else {}
-
-
-def _whole_texels(found: Found) -> Rectangle:
-    """A gradient at the texture's own size: that of a smaller level spreads evenly over the texels of its cells."""
-    across, down = (2**halved for halved in found.level)
-    top, left = found.corner[0] * down, found.corner[1] * across
-    gradient = found.texture
-    if across * down > 1:
-        gradient = gradient.repeat_interleave(down, 1).repeat_interleave(across, 2) / (down * across)
-    return Rectangle(top, left, gradient)
-
-
-def _overlapping(parts: list[Rectangle]) -> list[list[Rectangle]]:
-    """Groups of rectangles whose hulls do not overlap."""
-    groups: list[list[Rectangle]] = []
+def _join_overlapping(parts: list[RectangleGradient]) -> list[RectangleGradient]:
+    """Sums rectangles whose hulls overlap, until no two hulls do."""
+    groups: list[list[RectangleGradient]] = []
     for part in parts:
         group = [part]
-        while touching := [other for other in groups if _touch(_hull(other), _hull(group))]:
+        while True:
+            hull = _bound_rectangles(group)
+            touching = [other for other in groups if not _bound_rectangles(other).intersect(hull).is_empty]
+            if not touching:
+                break
             groups = [other for other in groups if other not in touching]
             group = [*(rectangle for other in touching for rectangle in other), *group]
         groups.append(group)
-    return groups
+    joined = []
+    for group in groups:
+        if len(group) == 1:
+            joined += group
+            continue
+        hull = _bound_rectangles(group)
+        total = torch.zeros(len(group[0].gradient), hull.bottom - hull.top, hull.right - hull.left)
+        for part in group:
+            inside = RectangleGradient(part.top - hull.top, part.left - hull.left, part.gradient)
+            inside.crop(total).add_(part.gradient)
+        joined.append(RectangleGradient(hull.top, hull.left, total))
+    return joined
 
 
-def _hull(parts: list[Rectangle]) -> Patch:
+def _bound_rectangles(parts: list[RectangleGradient]) -> Patch:
+    """Returns the smallest rectangle that holds all of them."""
     bottoms = [part.top + part.gradient.shape[1] for part in parts]
     rights = [part.left + part.gradient.shape[2] for part in parts]
     return Patch(min(part.top for part in parts), max(bottoms), min(part.left for part in parts), max(rights))
 
 
-def _touch(a: Patch, b: Patch) -> bool:
-    return not a.cut(b).is_empty
-
-
-def _joined(parts: list[Rectangle]) -> Rectangle:
-    """The sum of rectangles, over their hull."""
-    if len(parts) == 1:
-        return parts[0]
-    hull = _hull(parts)
-    channels = parts[0].gradient.shape[0]
-    total = torch.zeros(channels, hull.bottom - hull.top, hull.right - hull.left)
-    for part in parts:
-        Rectangle(part.top - hull.top, part.left - hull.left, part.gradient).of(total).add_(part.gradient)
-    return Rectangle(hull.top, hull.left, total)
-
-
-# --- what keeps the tables smooth -----------------------------------------------------------------------------------
-
-
-def _regularise(model: PlanarModel, frames: list[int]) -> dict[str, Tensor]:
-    """The terms that look at the tables alone; adds their gradients."""
-    weights = model.weights
-    terms: dict[str, Tensor] = {}
+def _add_table_losses(model: PlanarModel, frames: list[int]) -> dict[str, Tensor]:
+    """Returns the losses that look at the tables alone; adds their gradients."""
+    parts, weights = _Parts(model), model.weights
     chosen = torch.tensor(frames)
-
-    def add(name: str, value: Tensor) -> None:
-        terms[name] = terms[name] + value if name in terms else value
-
-    for mapping in _mappings(model):
+    found: list[tuple[str, Tensor]] = []
+    for mapping in parts.mappings:
         rows = mapping.residual.values[chosen]
         away, gradient = rows - mapping.placed[chosen].view_as(rows), torch.zeros_like(rows)
         if weights.residual_smoothness:
-            add(
-                "residual_smoothness", add_squared_steps(away, weights.residual_smoothness / mapping.pixel**2, gradient)
-            )
+            scale = weights.residual_smoothness / mapping.pixel**2
+            found.append(("residual_smoothness", add_squared_steps(away, scale, gradient)))
         if weights.residual_anchor:
             scale = weights.residual_anchor / (mapping.pixel**2 * rows.numel())
             gradient.add_(away, alpha=2 * scale)
-            add("residual_anchor", scale * away.square().sum())
-        _add_rows(mapping.residual, frames, gradient)
-    for gain in _gains(model):
-        if not (weights.gain_size or weights.gain_smoothness):
-            break
-        rows = gain.table.values[chosen]
-        scale = weights.gain_size / rows.numel()
-        gradient = rows * (2 * scale)
-        add("gain_size", scale * rows.square().sum())
-        add("gain_smoothness", add_squared_steps(rows, weights.gain_smoothness, gradient))
-        _add_rows(gain.table, frames, gradient)
-    return terms
+            found.append(("residual_anchor", scale * away.square().sum()))
+        _add_row_gradients(mapping.residual, frames, gradient)
+    if weights.gain_size or weights.gain_smoothness:
+        for gain in parts.gains:
+            rows = gain.table.values[chosen]
+            scale = weights.gain_size / rows.numel()
+            gradient = rows * (2 * scale)
+            found.append(("gain_size", scale * rows.square().sum()))
+            found.append(("gain_smoothness", add_squared_steps(rows, weights.gain_smoothness, gradient)))
+            _add_row_gradients(gain.table, frames, gradient)
+    losses: dict[str, Tensor] = {}
+    for name, value in found:  # layers are added
+        losses[name] = losses[name] + value if name in losses else value
+    return losses

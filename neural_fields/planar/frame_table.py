@@ -1,4 +1,4 @@
-"""A small picture per frame, read at any point of the clip: the explicit parts of the planar model are made of it."""
+"""A small picture of values for each frame, interpolated at any point: the model's explicit parts are made of it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from neural_fields import coords
-
-MOST_CELLS = 1.6e6  # of all frames of a table
 
 
 class FrameTable(nn.Module):
@@ -37,13 +35,13 @@ class FrameTable(nn.Module):
         return self.flat.view(self.shape)
 
     def rows(self, frames: Int[Tensor, " frames"]) -> Float[Tensor, "frames channel rows columns"]:
-        """The pictures of some frames. Their gradient is sparse: a step touches only the frames it saw."""
+        """Returns the values of some frames. Their gradient is sparse: a step touches only the frames it looked at."""
         return F.embedding(frames, self.flat, sparse=self.training).view(len(frames), *self.shape[1:])
 
     def frames(
         self, frames: Int[Tensor, " frames"], size: tuple[int, int]
     ) -> Float[Tensor, "frames channel height width"]:
-        """The values at every pixel centre of some frames of `size` (width, height)."""
+        """Returns the values at every pixel centre of some frames of `size` (width, height)."""
         if not self.shape[1]:  # a single layer has no opacities; torch refuses pictures without channels
             return self.flat.new_zeros(len(frames), 0, size[1], size[0])
         if tuple(self.shape[2:]) == (size[1], size[0]):
@@ -51,7 +49,7 @@ class FrameTable(nn.Module):
         return F.interpolate(self.rows(frames), (size[1], size[0]), mode="bilinear", align_corners=False)
 
     def forward(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n channel"]:
-        """The values at any points."""
+        """Returns the values at any points."""
         if not self.shape[1]:
             return self.flat.new_zeros(len(xyt), 0)
         grid = xyt / xyt.new_tensor([*self.extent, 1.0])
@@ -60,20 +58,25 @@ class FrameTable(nn.Module):
         return found[0, :, :, 0, 0].T
 
     def param_groups(self) -> list[dict]:
+        """Returns what the optimiser changes, with its learning rate."""
         return [{"params": [self.flat], "lr": self.learning_rate, "sparse": True}]
 
 
-def table_size(size: tuple[int, int], cell: float, frame_count: int = 1) -> tuple[int, int]:
-    """(columns, rows) of a table with about one cell every `cell` pixels, at least 2 x 2.
+def table_size(size: tuple[int, int], cell: float, frame_count: int = 1, max_cells: float = 1.6e6) -> tuple[int, int]:
+    """Returns (columns, rows) of a table with about one cell every `cell` pixels, at least 2 x 2.
 
-    Very long clips get larger cells, so that all frames together have no more than about `MOST_CELLS`.
+    Args:
+        size: (width, height) of the frames in pixels.
+        cell: wanted distance of cells in pixels.
+        frame_count: of the clip.
+        max_cells: of all frames together, about; very long clips get larger cells.
     """
-    cell *= max(1.0, frame_count * size[0] * size[1] / cell**2 / MOST_CELLS) ** 0.5
+    cell *= max(1.0, frame_count * size[0] * size[1] / cell**2 / max_cells) ** 0.5
     return (max(2, round(size[0] / cell) + 1), max(2, round(size[1] / cell) + 1))
 
 
 def squared_steps(values: Float[Tensor, "frames channel rows columns"]) -> Float[Tensor, ""]:
-    """Mean squared difference between neighbouring cells, both axes added."""
+    """Computes the mean squared difference between neighbouring cells, both axes added."""
     across = (values[..., 1:] - values[..., :-1]).square().mean()
     return across + (values[..., 1:, :] - values[..., :-1, :]).square().mean()
 
@@ -83,7 +86,13 @@ def add_squared_steps(
     weight: float,
     gradient: Float[Tensor, "frames channel rows columns"],
 ) -> Float[Tensor, ""]:
-    """`weight` times `squared_steps`; its gradient is added to `gradient`."""
+    """Computes `weight` times `squared_steps`; its gradient is added to `gradient`.
+
+    Args:
+        values: of a table.
+        weight: of the result.
+        gradient: changed in place.
+    """
     total = values.new_zeros(())
     for axis in (2, 3):
         length = values.shape[axis] - 1
@@ -97,6 +106,13 @@ def add_squared_steps(
 
 
 def zeros_table(frame_count: int, channels: int, size: tuple[int, int], cell: float) -> Tensor:
-    """An empty table for `frame_count` frames."""
+    """Returns zeros for the cells of `frame_count` frames.
+
+    Args:
+        frame_count: of the clip.
+        channels: of a cell.
+        size: (width, height) of the frames in pixels.
+        cell: wanted distance of cells in pixels.
+    """
     columns, rows = table_size(size, cell, frame_count)
     return torch.zeros(frame_count, channels, rows, columns)

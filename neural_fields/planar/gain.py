@@ -1,4 +1,4 @@
-"""Gain: multiplicative lighting on top of a layer's texture."""
+"""Gains: multiplicative shading on top of a layer's texture, a factor for each colour channel."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from neural_fields.planar.frame_table import FrameTable, squared_steps, zeros_ta
 
 
 class Gain(nn.Module):
-    """A factor for each colour channel of one layer, at points of the video."""
+    """The shading of one layer at points of the video: a factor for each colour channel."""
 
-    on_canonical = False  # asks for the uv of the points, and has detail like a texture
+    on_canonical = False  # a function of uv, with as much detail as a texture
 
     @abstractmethod
     def forward(self, xyt: Float[Tensor, "n 3"], uv: Float[Tensor, "n 2"] | None = None) -> Float[Tensor, "n 3"]:
-        """Gains at any points."""
+        """Returns the gains at any points; a gain `on_canonical` needs their `uv`."""
 
     @abstractmethod
     def frames(
@@ -29,15 +29,28 @@ class Gain(nn.Module):
         size: tuple[int, int],
         uv: Float[Tensor, "frames height width 2"] | None = None,
     ) -> Float[Tensor, "frames height width 3"]:
-        """Gains at every pixel of whole frames."""
+        """Returns the gains at every pixel of whole frames.
+
+        Args:
+            frames: numbers of frames.
+            frame_count: of the clip.
+            size: (width, height) in pixels, that of the training or another one.
+            uv: of the pixels, which a gain `on_canonical` needs.
+        """
 
     @abstractmethod
     def param_groups(self) -> list[dict]:
-        """What the optimiser changes, with learning rates."""
+        """Returns what the optimiser changes, with learning rates."""
 
 
 class GridGain(Gain):
-    """exp of a coarse grid over (x, y, t); 1 at the start."""
+    """exp of a coarse grid over (x, y, t); 1 at the start.
+
+    Args:
+        settings: cell size and learning rate.
+        frame_count: of the clip.
+        size: (width, height) of the frames in pixels.
+    """
 
     def __init__(self, settings: config.GridGain, frame_count: int, size: tuple[int, int]) -> None:
         super().__init__()
@@ -57,7 +70,7 @@ class GridGain(Gain):
         return torch.exp(self.table.frames(frames, size).permute(0, 2, 3, 1))
 
     def size_and_steps(self, frames: Int[Tensor, " frames"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """Mean square of the logarithm of the gain, and of its differences between neighbouring cells."""
+        """Computes the mean square of the logarithm of the gain, and of its differences between neighbouring cells."""
         rows = self.table.rows(frames)
         return rows.square().mean(), squared_steps(rows)
 

@@ -19,11 +19,15 @@ from neural_fields.planar.opacity import Opacity
 from neural_fields.planar.points import evaluate, frame_points
 from neural_fields.planar.texture import Texture
 
-SLIVER = 1e-5  # no opacity comes closer to 0 or 1, so that logarithms of weights stay finite
-
 
 class HashNetwork(nn.Module):
-    """Points in [-1, 1]^D to values, through a hash grid and a ReLU network that reads nothing else."""
+    """A hash grid over [-1, 1]^D and a ReLU network that reads nothing else.
+
+    Args:
+        settings: sizes and learning rates.
+        in_dim, out_dim: axes of the points, values.
+        output: activation of the last layer.
+    """
 
     def __init__(self, settings: config.HashNetwork, in_dim: int, out_dim: int, output: Output) -> None:
         super().__init__()
@@ -35,7 +39,7 @@ class HashNetwork(nn.Module):
         return evaluate(lambda part: self.network(self.grid(part / 2 + 0.5)), points)
 
     def param_groups(self) -> list[dict]:
-        """Tables and network, each with its own learning rate."""
+        """Returns tables and network, each with its own learning rate."""
         return [
             {"params": list(self.grid.parameters()), "lr": self.settings.table_learning_rate, **PAPER_ADAM},
             {"params": list(self.network.parameters()), "lr": self.settings.learning_rate, **PAPER_ADAM},
@@ -66,7 +70,8 @@ class HashOpacity(Opacity):
     def forward(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n front"]:
         if self.alphas is None:
             return xyt.new_ones(len(xyt), 0)
-        return ((self.alphas(xyt) + 1) / 2).clamp(SLIVER, 1 - SLIVER)
+        margin = 1e-5  # from 0 and 1, so that logarithms of weights stay finite
+        return ((self.alphas(xyt) + 1) / 2).clamp(margin, 1 - margin)
 
     def param_groups(self) -> list[dict]:
         return self.alphas.param_groups() if self.alphas is not None else []
@@ -75,7 +80,7 @@ class HashOpacity(Opacity):
 class HashGain(Gain):
     """softplus of a hash network of (u, v, t): the "multiplicative residual" of one layer, a factor for each channel.
 
-    uv are detached, so that lighting never moves the mapping.
+    uv are detached, so that the gain never moves the mapping.
     """
 
     on_canonical = True
@@ -85,7 +90,7 @@ class HashGain(Gain):
         self.light = HashNetwork(settings, 3, 3, "softplus")
 
     def at(self, uv: Float[Tensor, "n 2"], time: Float[Tensor, " n"]) -> Float[Tensor, "n 3"]:
-        """The gain of canonical points at any time, seen there or not."""
+        """Returns the gain of canonical points at any time, whether they are visible then or not."""
         return self.light(torch.cat([uv.detach(), time[:, None]], dim=1))
 
     def forward(self, xyt: Float[Tensor, "n 3"], uv: Float[Tensor, "n 2"] | None = None) -> Float[Tensor, "n 3"]:

@@ -1,12 +1,13 @@
-"""Mappings of NaRCan: one network t -> homography for the clip, and a network of shifts for each segment on top of it.
+"""Mappings of NaRCan: one network t -> homography for the clip, and a network of shifts for each chart on top of it.
 
 Chen et al., "NaRCan: Natural Refined Canonical Image with Integration of Diffusion Prior for Video Editing" (2024), by
-the steps of their code. Points outside a segment's frames are led by the homography alone.
+the steps of their code, which calls the charts segments. Points outside a chart's frames move by the homography alone.
 """
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,16 +21,24 @@ from neural_fields.data.clip import Clip, draw_pixels
 from neural_fields.planar.mapping import PAPER_ADAM, Mapping, project
 from neural_fields.planar.points import evaluate
 from neural_fields.planar.siren import Siren
-from neural_fields.planar.warm_up import REPORT_EVERY, WarmUp
+from neural_fields.planar.warm_up import WarmUp
 
-PRETRAIN_LAYERS = 4  # hidden layers of the canonical network that the homographies are taught with, then forgotten
-PRETRAIN_SHARE = 4  # a step of it sees as many pixels as a fourth of a frame has
-MARGIN = 0.05  # of the box that the homographies lead to: the residual may go beyond it
-REACH = 5.0  # frame lengths: no box reaches further, whatever a homography does
+
+@dataclass(frozen=True)
+class HomographyPretrainingSettings:
+    """Settings of the homographies' pretraining and of the boxes that follow from it."""
+
+    canonical_hidden_layers: int = 4  # of the network that the homographies are trained with, then dropped
+    pixel_divisor: int = 4  # a step sees the pixels of a frame divided by this
+    box_margin: float = 0.05  # of a box's sides: the shifts may go beyond what the homographies reach
+    max_box_reach: float = 5.0  # frame lengths: no box reaches further, whatever a homography does
+
+
+DEFAULTS = HomographyPretrainingSettings()
 
 
 class HomographyNetwork(nn.Module):
-    """Time to a homography [3, 3] whose last element is 1: a ReLU network of t with the identity as its offset."""
+    """A ReLU network from t to a homography [3, 3] whose last element is 1; its bias starts at the identity."""
 
     def __init__(self, settings: config.HomographyMlpMapping) -> None:
         super().__init__()
@@ -47,20 +56,23 @@ class HomographyNetwork(nn.Module):
         return torch.cat([eight, torch.ones_like(eight[:, :1])], dim=1).view(-1, 3, 3)
 
     def places(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n 2"]:
-        """Where the homographies lead points; each time is asked for once."""
+        """Moves points by the homographies of their times; the network sees each time once."""
         times, which = xyt[:, 2].unique(return_inverse=True)
         return project(self(times)[which], xyt[:, :2])
 
 
 class SegmentMapping(Mapping):
-    """uv = homography(t) xy + shift(x, y, t), the shift a network of sines that runs through its segment's time.
+    """uv = homography(t) xy + shift(x, y, t), the shift a network of sines over the time of its chart.
 
-    The homographies are taught before the fit (`teach_homographies`) and stay as they are. The paper's code trains them
-    on the time of the whole clip and asks them for that of the segment; here each frame gets its own.
+    The homographies are pretrained (`teach_homographies`) and then stay as they are. The paper's code trains them on
+    the time of the whole clip and evaluates them at that of the segment; here each frame gets its own.
 
     Args:
-        homography: shared by all segments; only the `owner`'s checkpoint keeps it.
-        span: first and last frame of the segment.
+        settings: sizes of the networks and learning rates.
+        homography: shared by all charts.
+        owner: the checkpoint of this mapping keeps the homographies.
+        span: first and last frame of the chart.
+        frame_count: of the clip.
     """
 
     def __init__(
@@ -83,19 +95,19 @@ class SegmentMapping(Mapping):
 
     @property
     def shared(self) -> HomographyNetwork:
-        """The network of homographies, which all segments have in common."""
+        """The network of homographies, which all charts have in common."""
         return self._shared[0]
 
     def forward(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n 2"]:
         place = self.shared.places(xyt)
-        inside, points = self._inside(xyt)
+        inside, points = self._select_inside(xyt)
         if not len(inside):
             return place
         return place.index_add(0, inside, evaluate(self.shift, points))
 
     def residual_jacobian(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, ""]:
-        """Mean absolute derivative of the shift by x, y and t; points outside the segment count as 0."""
-        _, points = self._inside(xyt)
+        """Computes the mean absolute derivative of the shift by x, y and t; points outside the chart count as 0."""
+        _, points = self._select_inside(xyt)
         points = points.requires_grad_()
         shift = self.shift(points)
         total = points.new_zeros(())
@@ -104,8 +116,8 @@ class SegmentMapping(Mapping):
             total = total + slope.abs().sum()
         return total / (6 * len(xyt))
 
-    def _inside(self, xyt: Tensor) -> tuple[Tensor, Tensor]:
-        """Which points lie within the segment's frames, and these with the time from -1 to 1 across the segment."""
+    def _select_inside(self, xyt: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the rows of the points within the chart's frames, and these points with its time from -1 to 1."""
         t = (xyt[:, 2] - self.middle) / self.reach
         inside = (t.abs() <= 1 + 1e-5).nonzero()[:, 0]
         return inside, torch.cat([xyt[inside, :2], t[inside, None]], dim=1)
@@ -114,24 +126,32 @@ class SegmentMapping(Mapping):
         return [{"params": list(self.shift.parameters()), "lr": self.settings.learning_rate, **PAPER_ADAM}]
 
 
-def teach_homographies(mapping: SegmentMapping, clip: Clip, how: WarmUp) -> None:
-    """Teaches the homographies together with one canonical network for the whole clip, which is then forgotten.
+def teach_homographies(
+    mapping: SegmentMapping, clip: Clip, how: WarmUp, settings: HomographyPretrainingSettings = DEFAULTS
+) -> None:
+    """Trains the homographies together with one canonical network for the whole clip, which is then dropped.
 
     As the paper's code: mean squared error of colours from -1 to 1, Adam, `pretrain` steps of a fourth of a frame's
     pixels. Steps whose gradients are not finite are left out.
+
+    Args:
+        mapping: of any chart; its network of homographies is trained.
+        clip: what it learns from.
+        how: seed, device and patience.
+        settings: sizes.
     """
-    settings, network = mapping.settings, mapping.shared
+    config, network = mapping.settings, mapping.shared
     home = next(network.parameters()).device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(how.seed)
-        canonical = Siren(2, 3, settings.width, PRETRAIN_LAYERS, settings.omega).to(how.device)
+        canonical = Siren(2, 3, config.width, settings.canonical_hidden_layers, config.omega).to(how.device)
     network.to(how.device).requires_grad_(True)
     params = [*network.parameters(), *canonical.parameters()]
-    adam = Adam([{"params": params, "lr": settings.learning_rate, **PAPER_ADAM}])
-    pixels = max(1, clip.size[0] * clip.size[1] // PRETRAIN_SHARE)
+    adam = Adam([{"params": params, "lr": config.learning_rate, **PAPER_ADAM}])
+    pixels = max(1, clip.size[0] * clip.size[1] // settings.pixel_divisor)
     begin = time.monotonic()
     with torch.enable_grad():
-        for step in range(settings.pretrain):
+        for step in range(config.pretrain):
             if how.stop() or (how.seconds is not None and time.monotonic() - begin > how.seconds):
                 break
             batch = draw_pixels(clip, pixels, step, how.seed)
@@ -141,20 +161,29 @@ def teach_homographies(mapping: SegmentMapping, clip: Clip, how: WarmUp) -> None
             loss.backward()
             if all(bool(torch.isfinite(gradient).all()) for gradient in adam.gradients()):
                 adam.step()
-            if step % REPORT_EVERY == 0:
-                how.progress(step, settings.pretrain)
+            if step % how.report_every == 0:
+                how.progress(step, config.pretrain)
     network.to(home).requires_grad_(False)
 
 
 @torch.no_grad()
-def segment_box(mapping: SegmentMapping, size: tuple[int, int]) -> Box:
-    """The box around the frames of a segment where the homographies lead them, and a margin: its canonical image."""
+def segment_box(
+    mapping: SegmentMapping, size: tuple[int, int], settings: HomographyPretrainingSettings = DEFAULTS
+) -> Box:
+    """Computes the box of a chart's canonical image: the chart's frames, moved by the homographies, and a margin.
+
+    Args:
+        mapping: of the chart.
+        size: (width, height) of the frames in pixels.
+        settings: margin and limit.
+    """
     frame = coords.frame_box(*size)
     corners = torch.tensor([[u, v] for u in (frame.u0, frame.u1) for v in (frame.v0, frame.v1)])
     first, last = mapping.span
     times = torch.as_tensor(coords.normalise_time(torch.arange(first, last + 1).float(), mapping.frame_count))
     xyt = torch.cat([corners.repeat(len(times), 1), times.repeat_interleave(4)[:, None]], dim=1)
-    places = mapping.shared.places(xyt).nan_to_num().clamp(-2 * REACH, 2 * REACH)
+    reach = 2 * settings.max_box_reach  # in uv units
+    places = mapping.shared.places(xyt).nan_to_num().clamp(-reach, reach)
     low, high = places.amin(0), places.amax(0)
-    margin = MARGIN * (high - low).clamp_min(2 / max(size))
+    margin = settings.box_margin * (high - low).clamp_min(2 / max(size))
     return Box(*(low - margin).tolist(), *(high + margin).tolist())

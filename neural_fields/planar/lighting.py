@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 import torch
@@ -12,9 +14,18 @@ from neural_fields.planar.mapping import GridMapping
 from neural_fields.planar.patches import Layer, Patch, look
 from neural_fields.planar.texture import ImageTexture
 
-DARK = 0.003  # added to squared colours: black says nothing about light
-UNSEEN = 0.01  # weight of "no change" in every cell, so that a gain fades where its layer is not seen
-LARGEST = 2.5  # gains beyond this, up or down, are no lighting
+
+@dataclass(frozen=True)
+class LightingSettings:
+    """Settings of the closed-form lighting gains. Colors are in [0, 1]."""
+
+    dark_offset: float = 0.003  # added to squared colors: black says nothing about light
+    rest_weight: float = 0.01  # of "no change" in every cell, so that a gain fades where its layer is not seen
+    max_gain: float = 2.5  # gains beyond this factor, up or down, are no lighting
+    blur_sigma_cells: float = 0.6  # Gaussian over 3 x 3 cells
+
+
+DEFAULTS = LightingSettings()
 
 
 @torch.no_grad()
@@ -25,6 +36,7 @@ def fill_gain(
     t: int,
     rgb: Float[np.ndarray, "height width 3"],
     share: Float[np.ndarray, "height width"],
+    settings: LightingSettings = DEFAULTS,
 ) -> None:
     """Sets the gain of frame `t`.
 
@@ -32,8 +44,13 @@ def fill_gain(
     sum(texture^2).
 
     Args:
+        gain: the table to set.
+        mapping: of the same layer.
+        texture: of the same layer.
+        t: the frame.
         rgb: the frame, 0 to 1.
         share: how much of each pixel the layer fills, 0 to 1.
+        settings: regularization and limit of the gains.
     """
     rows, columns = gain.table.shape[2:]
     part = seen_part(share)
@@ -46,19 +63,18 @@ def fill_gain(
     found = look(Layer(mapping, texture, None, t), (across, down), (width, height), part)
     texel = found.texel.permute(1, 2, 0).numpy()
     inside = part.slices
-    weight = share[inside][..., None]
-
-    def cells(values: np.ndarray) -> np.ndarray:
+    sums = []
+    for products in (texel * rgb[inside] + settings.dark_offset, texel * texel + settings.dark_offset):
         whole = np.zeros((height, width, 3), np.float32)
-        whole[inside] = values * weight
-        return cv2.GaussianBlur(cv2.resize(whole, (columns, rows), interpolation=cv2.INTER_AREA), (3, 3), 0.6) + UNSEEN
-
-    factor = cells(texel * rgb[inside] + DARK) / cells(texel * texel + DARK)
-    gain.table.values[t] = torch.from_numpy(np.log(factor.clip(1 / LARGEST, LARGEST))).permute(2, 0, 1)
+        whole[inside] = products * share[inside][..., None]
+        cells = cv2.resize(whole, (columns, rows), interpolation=cv2.INTER_AREA)
+        sums.append(cv2.GaussianBlur(cells, (3, 3), settings.blur_sigma_cells) + settings.rest_weight)
+    factor = (sums[0] / sums[1]).clip(1 / settings.max_gain, settings.max_gain)
+    gain.table.values[t] = torch.from_numpy(np.log(factor)).permute(2, 0, 1)
 
 
 def seen_part(share: Float[np.ndarray, "height width"]) -> Patch:
-    """The rectangle in which a layer is seen."""
+    """Returns the rectangle in which a layer is seen; an empty one where it is not."""
     rows, columns = np.flatnonzero(share.any(1)), np.flatnonzero(share.any(0))
     if not len(rows):
         return Patch(0, 0, 0, 0)

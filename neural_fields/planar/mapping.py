@@ -1,4 +1,4 @@
-"""Mappings: where on the canonical plane a point of the video lies, (x, y, t) -> (u, v)."""
+"""Mappings from points of the video to the canonical plane of a layer, (x, y, t) -> (u, v)."""
 
 from __future__ import annotations
 
@@ -15,49 +15,55 @@ from neural_fields.encodings.mlp import MLP
 from neural_fields.planar.frame_table import FrameTable, squared_steps, zeros_table
 from neural_fields.planar.points import evaluate, frame_points
 
-PAPER_ADAM = {"betas": (0.9, 0.999), "eps": 1e-8}  # what the papers' code leaves at torch's defaults
+PAPER_ADAM = {"betas": (0.9, 0.999), "eps": 1e-8}  # torch's defaults, which the papers' code leaves as they are
 
 
 class Mapping(nn.Module):
-    """From points of the video to the canonical plane of one layer."""
+    """Maps points of the video to the canonical plane of one layer."""
 
     uv_scale = 1.0  # how many uv units one xy unit becomes where nothing is warped
 
     @abstractmethod
     def forward(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n 2"]:
-        """uv of any points."""
+        """Returns the uv of any points."""
 
     def frames(
         self, frames: Int[Tensor, " frames"], frame_count: int, size: tuple[int, int]
     ) -> Float[Tensor, "frames height width 2"]:
-        """uv of every pixel of whole frames."""
+        """Returns the uv of every pixel of whole frames.
+
+        Args:
+            frames: numbers of frames.
+            frame_count: of the clip.
+            size: (width, height) in pixels, that of the training or another one.
+        """
         points = frame_points(frames, frame_count, size)
         return self(points).view(len(frames), size[1], size[0], 2)
 
     def pixel_step(self, t: Float[Tensor, " n"]) -> Float[Tensor, "n 2"] | None:
-        """How far apart along u and v neighbouring pixels of the fit lie in frame `t`; None where that is not known."""
+        """Returns the distance along u and v of neighbouring pixels in frame `t`; None where that is not known."""
         return None
 
     def at_step(self, step: int) -> None:
-        """Called before each training step: what the mapping does by schedule moves on here."""
+        """Is called before each training step: what the mapping does by schedule moves on here."""
 
     @abstractmethod
     def param_groups(self) -> list[dict]:
-        """What the optimiser changes, with learning rates."""
+        """Returns what the optimiser changes, with learning rates."""
 
 
 def project(matrix: Float[Tensor, "*#n 3 3"], xy: Float[Tensor, "*#n 2"]) -> Float[Tensor, "*n 2"]:
-    """Points through homographies."""
+    """Moves points by homographies."""
     x, y = xy[..., 0], xy[..., 1]
     row = [matrix[..., i, 0] * x + matrix[..., i, 1] * y + matrix[..., i, 2] for i in range(3)]
     return torch.stack([row[0] / row[2], row[1] / row[2]], dim=-1)
 
 
 def slope(matrix: Float[Tensor, "*n 3 3"]) -> Float[Tensor, "*n 2 2"]:
-    """The derivatives of u and v (rows) by x and y that homographies have at the centre of the frame.
+    """Returns the derivatives of u and v (rows) by x and y that homographies have at the centre of the frame.
 
-    Where there is perspective these are not the numbers of the matrix: those change with where on the plane the frame
-    lies, which says nothing about its scale.
+    With perspective these are not the numbers of the matrix: those change with the place of the frame on the plane,
+    which says nothing about its scale.
     """
     depth = matrix[..., 2:, 2:]
     return (matrix[..., :2, :2] - matrix[..., :2, 2:] / depth * matrix[..., 2:, :2]) / depth
@@ -69,8 +75,11 @@ class GridMapping(Mapping):
     Between frames both neighbours' uv are blended linearly.
 
     Args:
-        pinned: a frame that keeps the uv it is placed with.
-        starts: the first frames of the sheets after the first; nothing is blended across them.
+        settings: cell size and learning rate.
+        frame_count: of the clip.
+        size: (width, height) of the frames in pixels.
+        pinned: a frame that keeps the uv it starts with.
+        starts: the first frames of the charts after the first; nothing is blended across them.
     """
 
     def __init__(
@@ -86,7 +95,7 @@ class GridMapping(Mapping):
         self.pinned = pinned
         self.register_buffer("homography", torch.eye(3).repeat(frame_count, 1, 1))  # xy units to uv units
         self.homography: Tensor
-        self.pixel = 2 / max(size)  # one pixel of the fit in uv units
+        self.pixel = 2 / max(size)  # one pixel in uv units
         table = zeros_table(frame_count, 2, size, settings.cell)
         self.residual = FrameTable(table, size, settings.learning_rate * self.pixel)
         self.register_buffer("placed", self.residual.flat.detach().clone())  # the shifts that geometry found
@@ -121,14 +130,19 @@ class GridMapping(Mapping):
         return slope(self.homography[nearest]).norm(dim=2) * self.pixel
 
     def place(self, homography: Float[Tensor, "time 3 3"], shifts: Float[Tensor, "time 2 rows columns"]) -> None:
-        """Starts the mapping from geometry."""
+        """Starts the mapping from geometry.
+
+        Args:
+            homography: of each frame, from xy units to uv units.
+            shifts: of each frame, in uv units.
+        """
         with torch.no_grad():
             self.homography.copy_(homography)
             self.residual.values.copy_(shifts)
             self.placed.copy_(self.residual.flat)
 
     def residual_anchor(self, frames: Int[Tensor, " frames"]) -> Float[Tensor, ""]:
-        """Mean squared distance of the shifts from where geometry put them, in pixels of the fit.
+        """Computes the mean squared distance of the shifts from their start, in pixels of the training size.
 
         Where the picture is flat the colours say nothing; without this the shifts would wander there.
         """
@@ -136,7 +150,7 @@ class GridMapping(Mapping):
         return (rows - self.placed[frames].view_as(rows)).square().mean() / self.pixel**2
 
     def residual_smoothness(self, frames: Int[Tensor, " frames"]) -> Float[Tensor, ""]:
-        """Mean squared difference of what neighbouring shifts have moved since geometry put them, in pixels of the fit.
+        """Computes the mean squared difference of what neighbouring shifts have moved since their start, in pixels.
 
         What geometry found is evidence: parallax and bending are not smoothed away.
         """
@@ -172,7 +186,7 @@ class HashMapping(Mapping):
 
     Ouyang et al., "CoDeF" (2024), section 3.2. The network also reads the raw coordinates, each from 0 to 1 across the
     frame or the clip; its output times `output_scale` is the displacement in widths and heights of the frame. Levels
-    that are still shut are not computed. How far the release is travels with the weights (`released`).
+    that are not released yet are not computed. The progress of the release (`released`) is saved with the weights.
     """
 
     def __init__(self, settings: config.HashMapping, size: tuple[int, int]) -> None:
@@ -191,28 +205,27 @@ class HashMapping(Mapping):
         self.released.fill_(min(1.0, max(0.0, share)))
 
     def forward(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n 2"]:
+        return evaluate(self._map_points, xyt)
+
+    def _map_points(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n 2"]:
+        """Does what `forward` does, for a part of the points."""
+        extent = xyt.new_tensor(self.extent)
+        place = (xyt / torch.cat([extent, extent.new_ones(1)]) + 1) / 2  # each axis from 0 to 1
         released = float(self.released)
-
-        def moved(points: Tensor) -> Tensor:
-            extent = points.new_tensor(self.extent)
-            place = (points / torch.cat([extent, extent.new_ones(1)]) + 1) / 2  # each axis from 0 to 1
-            shift = self.settings.output_scale * self.network(torch.cat([place, self._features(place, released)], 1))
-            return points[:, :2] + 2 * extent * shift
-
-        return evaluate(moved, xyt)
-
-    def _features(self, place: Float[Tensor, "n 3"], released: float) -> Float[Tensor, "n features"]:
         if released == 0:
-            return place.new_zeros(len(place), self.grid.out_dim)
-        weights = None if released == 1 else release_weights(self.settings.levels, released)
-        return self.grid(place, weights)
+            features = place.new_zeros(len(place), self.grid.out_dim)
+        else:
+            weights = None if released == 1 else release_weights(self.settings.levels, released)
+            features = self.grid(place, weights)
+        shift = self.settings.output_scale * self.network(torch.cat([place, features], 1))
+        return xyt[:, :2] + 2 * extent * shift
 
     def param_groups(self) -> list[dict]:
         return [{"params": list(self.parameters()), "lr": self.settings.learning_rate, **PAPER_ADAM}]
 
 
 def hash_config(settings: config.HashMapping | config.HashTexture | config.HashNetwork) -> HashGridConfig:
-    """The shape of the hash grid that the settings ask for."""
+    """Returns the shape of the hash grid that the settings ask for."""
     return HashGridConfig(
         n_levels=settings.levels,
         n_features=settings.features,
@@ -223,7 +236,13 @@ def hash_config(settings: config.HashMapping | config.HashTexture | config.HashN
 
 
 def small_network(inputs: int, outputs: int, width: int, hidden_layers: int) -> MLP:
-    """The network behind a hash grid, started as tiny-cuda-nn starts its own: Glorot's uniform weights, no offset."""
+    """Builds the network behind a hash grid, started as tiny-cuda-nn starts its own: Glorot's uniform weights, no bias.
+
+    Args:
+        inputs, outputs: numbers of features.
+        width: neurons of a hidden layer.
+        hidden_layers: their number.
+    """
     network = MLP(inputs, outputs, width, hidden_layers + 1)
     for layer in network.layers:
         nn.init.xavier_uniform_(layer.weight)  # type: ignore[arg-type]

@@ -1,42 +1,35 @@
-"""Loss terms that evaluate the model at other points than those of the batch: a pixel further, or where flow leads.
+"""Losses that evaluate the model at other points than those of the batch: a pixel further, or where flow leads.
 
-Distances are pixels of the fit, as in the papers: one pixel is 2 / L in xy units, L the longer side of the frame.
+Distances are pixels of the training size, as in the papers: one pixel is 2 / L in xy units, L the longer side of the
+frame.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from neural_fields.data.clip import Batch, Clip
+from neural_fields.data.clip import Batch
+from neural_fields.planar.model import PlanarModel
 from neural_fields.planar.opacity import layer_weights
-
-if TYPE_CHECKING:
-    from neural_fields.planar.mapping import Mapping
-    from neural_fields.planar.model import LayerSamples, PlanarModel
-
-INVERSE_OFFSET = 1e-3  # added to the diagonal before JtJ is inverted, as in LNA's code
-
+from neural_fields.planar.samples import LayerSamples, composite
 
 # --- a pixel further ------------------------------------------------------------------------------------------------
 
 
 def gradient(model: PlanarModel, batch: Batch, samples: LayerSamples) -> Float[Tensor, ""]:
-    """Squared error of the forward differences of the composite in x and y (LNA, equation 7); x and y are added.
+    """Computes the squared error of the forward differences of the composite in x and y (LNA, equation 7).
 
-    Mean over points and channels. The differences come from evaluating the model one pixel further. Both axes are
-    measured in pixels; the paper's code divides both by the width, which is wrong for portrait clips.
+    Mean over points and channels; x and y are added. The differences come from evaluating the model one pixel further.
+    Both axes are measured in pixels; the paper's code divides both by the width, which is wrong for portrait clips.
     """
-    from neural_fields.planar.model import composite
-
     here, truth = composite(samples), batch.rgb
-    right, below = (_moved(batch, dx, dy) for dx, dy in ((1.0, 0.0), (0.0, 1.0)))
+    right, below = (_shifted_points(batch, dx, dy) for dx, dy in ((1.0, 0.0), (0.0, 1.0)))
     there = composite(model(torch.cat([right, below]).to(here.device)))
     position = batch.positions
     beyond = torch.cat([batch.clip.colors(position + position.new_tensor(step)) for step in ((0, 0, 1), (0, 1, 0))])
@@ -44,8 +37,8 @@ def gradient(model: PlanarModel, batch: Batch, samples: LayerSamples) -> Float[T
     return 2 * (there - here.repeat(2, 1) - steps).square().mean()
 
 
-def _moved(batch: Batch, dx: float, dy: float) -> Float[Tensor, "n 3"]:
-    """xyt of the batch's points, moved by (dx, dy) pixels."""
+def _shifted_points(batch: Batch, dx: float, dy: float) -> Float[Tensor, "n 3"]:
+    """Returns xyt of the batch's points, moved by (dx, dy) pixels."""
     position = batch.positions
     xy = position[:, [2, 1]] + torch.tensor([0.5 + dx, 0.5 + dy])
     return batch.normalise(xy, position[:, 0])
@@ -54,16 +47,21 @@ def _moved(batch: Batch, dx: float, dy: float) -> Float[Tensor, "n 3"]:
 def rigidity(
     model: PlanarModel, batch: Batch, samples: LayerSamples, distance: float, weights: Sequence[float] = (1.0, 1.0)
 ) -> Float[Tensor, ""]:
-    """How far the mappings are from turning and shifting alone, over `distance` pixels (LNA, equation 9).
+    """Measures how far the mappings are from rotation and translation alone, over `distance` pixels (LNA, equation 9).
 
     Mean of |JtJ| + |(JtJ)^-1| (Frobenius norms), J the backward differences of uv in units of `distance` pixels times
     the mapping's `uv_scale`. The smallest value of a layer is 2 sqrt(2), where J is orthogonal.
 
     Args:
+        model: its mappings are measured.
+        batch: points of the clip.
+        samples: of the model at the batch's points.
+        distance: of the differences, in pixels.
         weights: of each front layer, of the background; layers are added.
     """
     assert samples.uv is not None
-    before = torch.cat([_moved(batch, -distance, 0.0), _moved(batch, 0.0, -distance)]).to(samples.uv.device)
+    left_and_above = [_shifted_points(batch, -distance, 0.0), _shifted_points(batch, 0.0, -distance)]
+    before = torch.cat(left_and_above).to(samples.uv.device)
     pixel = 2 / max(batch.clip.size)
     total = samples.uv.new_zeros(())
     for number, mapping in enumerate(model.mappings):
@@ -71,24 +69,21 @@ def rigidity(
         if weight:
             here = samples.uv[:, number]
             to_left, above = mapping(before).view(2, -1, 2)
-            jacobian = torch.stack([here - to_left, here - above], dim=2) / (_scale(mapping) * pixel * distance)
+            unit = mapping.uv_scale * pixel * distance
+            jacobian = torch.stack([here - to_left, here - above], dim=2) / unit
             total = total + weight * departure_from_rotation(jacobian).mean()
     return total
 
 
 def departure_from_rotation(jacobian: Float[Tensor, "n 2 2"]) -> Float[Tensor, " n"]:
-    """|JtJ| + |(JtJ)^-1| in Frobenius norms: 2 sqrt(2) for an orthogonal J, more for every other."""
+    """Computes |JtJ| + |(JtJ)^-1| in Frobenius norms: 2 sqrt(2) for an orthogonal J, more for every other."""
     product = jacobian.transpose(1, 2) @ jacobian
-    a, d = product[:, 0, 0] + INVERSE_OFFSET, product[:, 1, 1] + INVERSE_OFFSET
+    offset = 1e-3  # added to the diagonal before JtJ is inverted, as in LNA's code
+    a, d = product[:, 0, 0] + offset, product[:, 1, 1] + offset
     b, c = product[:, 0, 1], product[:, 1, 0]
     adjugate = torch.stack([d, -b, -c, a], dim=1)
     inverse = adjugate / (a * d - b * c)[:, None]
     return product.flatten(1).norm(dim=1) + inverse.norm(dim=1)
-
-
-def _scale(mapping: Mapping | torch.nn.Module) -> float:
-    """uv units of one xy unit where nothing is warped."""
-    return float(mapping.uv_scale)  # type: ignore[arg-type]
 
 
 # --- along the flow -------------------------------------------------------------------------------------------------
@@ -104,42 +99,37 @@ class Matches:
 
 
 def flow_matches(batch: Batch) -> list[Matches]:
-    """The trusted matches of a batch's points, forward and backward; empty without flow."""
+    """Finds the trusted matches of a batch's points, forward and backward; empty without flow."""
     clip = batch.clip
     if clip.flow is None:
         return []
+    (width, height), (flow_width, flow_height) = clip.size, clip.flow.size
+    scale = np.array([width / flow_width, height / flow_height], np.float32)  # the flow may be stored smaller
     position = batch.positions
+    t, row, column = position.numpy().T
     found = []
     for step, forward in ((1, True), (-1, False)):
-        vector, ok = _flow_at(clip, position, forward)
-        row = ok.nonzero()[:, 0]
-        xy = position[row][:, [2, 1]] + 0.5 + vector[row]
-        found.append(Matches(row, batch.normalise(xy, position[row, 0] + step), forward))
+        # Displacements in pixels of the clip at the batch's points, and where they are trusted.
+        vectors, trusted = clip.flow.forward, clip.flow.forward_ok
+        if not forward:
+            vectors, trusted = clip.flow.backward, clip.flow.backward_ok
+        pair = t if forward else t - 1
+        exists = (pair >= 0) & (pair < len(vectors))
+        place = (pair.clip(0, len(vectors) - 1), row * flow_height // height, column * flow_width // width)
+        vector = torch.from_numpy(np.asarray(vectors[place], np.float32) * scale)
+        ok = torch.from_numpy(np.asarray(trusted[place]) & exists)
+        # The points that are found again.
+        kept = ok.nonzero()[:, 0]
+        xy = position[kept][:, [2, 1]] + 0.5 + vector[kept]
+        found.append(Matches(kept, batch.normalise(xy, position[kept, 0] + step), forward))
     return found
 
 
-def _flow_at(
-    clip: Clip, position: Int[Tensor, "n 3"], forward: bool
-) -> tuple[Float[Tensor, "n 2"], Bool[Tensor, " n"]]:
-    """Displacement in pixels to the next or previous frame at (frame, row, column), and where it is trusted."""
-    flow = clip.flow
-    assert flow is not None
-    vectors, trusted = (flow.forward, flow.forward_ok) if forward else (flow.backward, flow.backward_ok)
-    t, row, column = position.numpy().T
-    pair = t if forward else t - 1
-    exists = (pair >= 0) & (pair < len(vectors))
-    (width, height), (flow_width, flow_height) = clip.size, flow.size
-    place = (pair.clip(0, len(vectors) - 1), row * flow_height // height, column * flow_width // width)
-    scale = np.array([width / flow_width, height / flow_height], np.float32)
-    vector = np.asarray(vectors[place], np.float32) * scale
-    return torch.from_numpy(vector), torch.from_numpy(np.asarray(trusted[place]) & exists)
-
-
 def flow(model: PlanarModel, batch: Batch, samples: LayerSamples, matches: list[Matches]) -> Float[Tensor, ""]:
-    """How far apart on the canonical plane matched points lie, in pixels (LNA, equation 11).
+    """Computes the distance of matched points on the canonical plane, in pixels (LNA, equation 11).
 
-    Each layer's distance is weighted by how much of the layer is seen; mean over the matches, both directions averaged,
-    layers added.
+    Each layer's distance is weighted by how much of the layer is visible; mean over the matches, both directions
+    averaged, layers added.
     """
     assert samples.uv is not None
     pixel = 2 / max(batch.clip.size)
@@ -147,13 +137,14 @@ def flow(model: PlanarModel, batch: Batch, samples: LayerSamples, matches: list[
     for number, mapping in enumerate(model.mappings):
         for match in matches:
             row, there = match.row.to(total.device), mapping(match.xyt.to(total.device))
-            distance = (there - samples.uv[row, number]).norm(dim=1) / (_scale(mapping) * pixel)
+            unit = mapping.uv_scale * pixel
+            distance = (there - samples.uv[row, number]).norm(dim=1) / unit
             total = total + (distance * samples.weight[row, number]).sum() / max(1, len(row)) / len(matches)
     return total
 
 
 def flow_l1(model: PlanarModel, batch: Batch, samples: LayerSamples, matches: list[Matches]) -> Float[Tensor, ""]:
-    """Mean absolute difference of the canonical points of forward matches inside each layer (CoDeF).
+    """Computes the mean absolute difference of the canonical points of forward matches inside each layer (CoDeF).
 
     In widths and heights of the frame, mean over both components. Layers are added, each with the share of the frame
     that it fills (see `terms.background_color`). The paper's code divides x by the height and y by the width.
@@ -176,7 +167,10 @@ def flow_l1(model: PlanarModel, batch: Batch, samples: LayerSamples, matches: li
 
 
 def alpha_flow(model: PlanarModel, samples: LayerSamples, matches: list[Matches]) -> Float[Tensor, ""]:
-    """Mean absolute change of the front layers' weights along the flow, both directions averaged (LNA, equation 12)."""
+    """Computes the mean absolute change of the front layers' weights along the flow (LNA, equation 12).
+
+    Both directions are averaged.
+    """
     total = samples.weight.new_zeros(())
     for match in matches:
         row, there = match.row.to(total.device), match.xyt.to(total.device)

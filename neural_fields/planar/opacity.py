@@ -1,9 +1,8 @@
-"""Opacity: how much of each front layer is seen at a point, before the layers in front of it are taken off."""
+"""Opacities: the alphas of the front layers at points of the video, each as if the layer stood alone."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -16,35 +15,41 @@ from neural_fields.planar.frame_table import FrameTable
 from neural_fields.planar.mapping import PAPER_ADAM
 from neural_fields.planar.points import evaluate, frame_points
 
-DOUBT = 0.02  # sigmoids this near to 0 or 1 mean 0 or 1
+SNAP_MARGIN = 0.02  # sigmoids this near to 0 or 1 mean 0 or 1
 
 
 class Opacity(nn.Module):
     """Alphas in [0, 1] of the front layers, front to back, each as if it stood alone."""
 
-    leaves_out = False  # a weight of 0 is never anything else: nobody has to know what the layer looks like there
+    leaves_out = False  # a weight of 0 stays 0 for good: the colours of the layer are not computed there
 
     @abstractmethod
     def forward(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n front"]:
-        """Alphas at any points."""
+        """Returns the alphas at any points."""
 
     def frames(
         self, frames: Int[Tensor, " frames"], frame_count: int, size: tuple[int, int]
     ) -> Float[Tensor, "frames height width front"]:
-        """Alphas at every pixel of whole frames."""
+        """Returns the alphas at every pixel of whole frames.
+
+        Args:
+            frames: numbers of frames.
+            frame_count: of the clip.
+            size: (width, height) in pixels, that of the training or another one.
+        """
         points = frame_points(frames, frame_count, size)
         return self(points).view(len(frames), size[1], size[0], -1)
 
     @abstractmethod
     def param_groups(self) -> list[dict]:
-        """What the optimiser changes, with learning rates."""
+        """Returns what the optimiser changes, with learning rates."""
 
 
 class PixelOpacity(Opacity):
     """A logit per pixel, frame and front layer; long clips get a coarser grid so that memory stays bounded.
 
-    Front layers are seen only inside `windows`: (top, bottom, left, right) of each frame, in pixels of the fit; at the
-    start the whole frame.
+    Front layers are visible only inside `windows`: (top, bottom, left, right) of each frame, in pixels of the training
+    size; at the start the whole frame.
     """
 
     def __init__(self, settings: config.PixelOpacity, front: int, frame_count: int, size: tuple[int, int]) -> None:
@@ -78,18 +83,14 @@ class PixelOpacity(Opacity):
     def param_groups(self) -> list[dict]:
         return self.table.param_groups()
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *more: Any) -> None:
-        state_dict.setdefault(prefix + "windows", self.windows)  # fits of the first versions have none
-        super()._load_from_state_dict(state_dict, prefix, *more)
-
 
 def certain(alpha: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """Alphas stretched until what is nearly 0 or 1 is exactly that, with the gradient of the stretched line everywhere.
+    """Stretches alphas so that what is nearly 0 or 1 is exactly that, with the gradient of the line everywhere.
 
-    A sigmoid never ends: edits of the background would shimmer faintly through every object. And a clamp has no
-    gradient where it clamps: a wrong mask could never be mended.
+    A sigmoid never reaches 0 or 1: edits of the background would shimmer faintly through every object. And a clamp has
+    no gradient where it clamps: a wrong mask could never be corrected.
     """
-    stretched = (alpha - DOUBT) / (1 - 2 * DOUBT)
+    stretched = (alpha - SNAP_MARGIN) / (1 - 2 * SNAP_MARGIN)
     return stretched + (stretched.clamp(0, 1) - stretched).detach()
 
 
@@ -119,7 +120,7 @@ class MlpOpacity(Opacity):
 
 
 class MaskOpacity(Opacity):
-    """The masks as they are, each pixel either in or out; between pixels and frames the nearest one counts (CoDeF)."""
+    """The masks as they are, 0 or 1 for each pixel; between pixels and frames the nearest one counts (CoDeF)."""
 
     def __init__(self, front: int, frame_count: int, size: tuple[int, int]) -> None:
         super().__init__()
@@ -139,7 +140,7 @@ class MaskOpacity(Opacity):
 
 
 def layer_weights(alphas: Float[Tensor, "*n front"]) -> Float[Tensor, "*n layers"]:
-    """Weights that sum to one: each layer shows through what the layers in front of it leave."""
+    """Returns weights that sum to one: of each layer its alpha times the light that the layers in front let pass."""
     left, weights = alphas.new_ones(alphas.shape[:-1]), []
     for alpha in alphas.unbind(-1):
         weights.append(alpha * left)

@@ -1,9 +1,10 @@
 """Placing frames on a canonical plane by long-range flow, so that errors do not add up from frame to frame.
 
 Going outwards from the reference frame, every frame is matched with an *anchor*: the reference frame itself, as long as
-enough of the layer is seen in both, then the last frame that was placed. The anchor is first warped by the predicted
-transform, so that the flow between the two is small; what the layer does not cover is filled with its own colours in
-both, so that no other layer's motion bleeds in. A frame's place is then the anchor's, looked up through that flow.
+enough of the layer is visible in both, then the last frame that was placed. The anchor is first warped by the predicted
+transform, so that the flow between the two is small; what the layer does not cover is filled with its own colors in
+both, so that no other layer's motion bleeds in. The placement of a frame is then that of the anchor, sampled through
+this flow.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -19,29 +21,38 @@ from jaxtyping import Bool, Float, UInt8
 from neural_fields import coords
 from neural_fields.data.flow import consistency_mask
 
-KEEP_ANCHOR = 0.5  # an anchor may be left when less than this share of the layer can be matched with it,
-WORTH_LEAVING = 1.3  # and is left when a nearer frame matches so many times more: things in the way hide both alike
-MARGIN = 16  # pixels around the layer that flow is computed on
-SMALLEST = 64  # pixels: DIS needs some surroundings
-SMOOTHING = 3.0  # pixels, Gaussian, of the shifts that flow adds to the transforms
 
-Fit = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # (xy [n, 2], uv [n, 2], fallback) -> 3 x 3
+@dataclass(frozen=True)
+class PlacementSettings:
+    """Settings of the placement of frames by long-range flow."""
+
+    min_anchor_share: float = 0.5  # of the layer that must match: with less the anchor may be left,
+    min_nearer_gain: float = 1.3  # and is, if a nearer frame matches so many times more: occluders hide both alike
+    flow_margin_px: int = 16  # around the layer that flow is computed on
+    min_flow_side_px: int = 64  # of what flow is computed on: DIS needs some surroundings
+    shift_blur_sigma_px: float = 3.0  # Gaussian, of the shifts that flow adds to the transforms
+    min_shift_weight: float = 0.2  # share of trusted pixels in that Gaussian: with less a shift is extrapolated
+
+
+DEFAULTS = PlacementSettings()
+
+Fit = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # (xy [n, 2], uv [n, 2], predicted) -> 3 x 3
 
 
 @dataclass(frozen=True)
 class Placed:
-    """Where a frame lies: uv = transform(xy) + shift(xy)."""
+    """The placement of a frame on the canonical plane: uv = transform(xy) + shift(xy)."""
 
-    transform: Float[np.ndarray, "3 3"]
-    shift: Float[np.ndarray, "height width 2"]
+    transform: Float[np.ndarray, "3 3"]  # xy units to uv units
+    shift: Float[np.ndarray, "height width 2"]  # uv units
 
 
 @dataclass(frozen=True)
 class View:
     """What one frame shows of the layer."""
 
-    gray: UInt8[np.ndarray, "height width"]  # filled with the layer's own brightness where it is not seen
-    visible: Float[np.ndarray, "height width"]
+    gray: UInt8[np.ndarray, "height width"]  # filled with the layer's own brightness where it is not visible
+    visible: Float[np.ndarray, "height width"]  # share of each pixel that the layer fills, 0 to 1
 
 
 def place(
@@ -50,6 +61,7 @@ def place(
     reference: int,
     fit: Fit,
     grid: tuple[int, int] | None = None,
+    settings: PlacementSettings = DEFAULTS,
 ) -> list[Placed]:
     """Places every frame relative to the reference frame.
 
@@ -57,23 +69,27 @@ def place(
         views: the layer as each frame shows it.
         pairs: for each frame but the last, the transform to the next one in xy units: a prediction.
         reference: the frame whose own coordinates the canonical plane has.
-        fit: finds the transform of a frame from matched points.
-        grid: (columns, rows) to which the shifts are brought; by default they have the size of the views.
+        fit: fits the transform of a frame to matched points.
+        grid: (columns, rows) to which the shifts are resized; by default they have the size of the views.
+        settings: when an anchor is left, and how flow is computed.
+
+    Returns:
+        One placement for each frame, in the order of time.
     """
     count = len(pairs) + 1
     first = views(reference)
     start = Placed(np.eye(3), np.zeros((*first.gray.shape, 2), np.float32))
-
-    def outwards(order: range) -> list[Placed]:
-        return _outwards(views, pairs, order, first, start, fit, grid)
-
+    place_outwards = partial(
+        _place_outwards, views, pairs, first=first, start=start, fit=fit, grid=grid, settings=settings
+    )
     # The two ways know nothing of each other; OpenCV lets other threads run.
     with ThreadPoolExecutor(2) as pool:
-        after, before = pool.map(outwards, (range(reference + 1, count), range(reference - 1, -1, -1)))
-    return [*reversed(before), _shrunk(start, grid), *after]
+        orders = (range(reference + 1, count), range(reference - 1, -1, -1))
+        after, before = pool.map(place_outwards, orders)
+    return [*reversed(before), _resize_shift(start, grid), *after]
 
 
-def _outwards(
+def _place_outwards(
     views: Callable[[int], View],
     pairs: list[np.ndarray],
     order: range,
@@ -81,6 +97,7 @@ def _outwards(
     start: Placed,
     fit: Fit,
     grid: tuple[int, int] | None,
+    settings: PlacementSettings,
 ) -> list[Placed]:
     """Places the frames on one side of the reference frame, the nearest first."""
     anchor, anchor_view, previous, previous_view = start, first, start, first
@@ -89,75 +106,74 @@ def _outwards(
         pair = np.linalg.pinv(pairs[t - 1]) if order.step > 0 else pairs[t]
         predicted = previous.transform @ pair
         view = views(t)
-        placed, share = _match(view, predicted, anchor_view, anchor, fit)
-        if share < KEEP_ANCHOR and anchor is not previous:
-            nearer, nearer_share = _match(view, predicted, previous_view, previous, fit)
-            if nearer_share > WORTH_LEAVING * share:
+        placed, share = _match_to_anchor(view, predicted, anchor_view, anchor, fit, settings)
+        if share < settings.min_anchor_share and anchor is not previous:
+            nearer, nearer_share = _match_to_anchor(view, predicted, previous_view, previous, fit, settings)
+            if nearer_share > settings.min_nearer_gain * share:
                 anchor, anchor_view, placed = previous, previous_view, nearer
-        found.append(_shrunk(placed, grid))
+        found.append(_resize_shift(placed, grid))
         previous, previous_view = placed, view
     return found
 
 
-def _shrunk(placed: Placed, grid: tuple[int, int] | None) -> Placed:
-    """With the shifts at the size of a grid."""
+def _resize_shift(placed: Placed, grid: tuple[int, int] | None) -> Placed:
+    """Returns the placement with its shifts at the size of a grid (columns, rows)."""
     if grid is None:
         return placed
     return Placed(placed.transform, cv2.resize(placed.shift, grid, interpolation=cv2.INTER_AREA))
 
 
-def _match(
-    view: View, predicted: Float[np.ndarray, "3 3"], anchor_view: View, anchor: Placed, fit: Fit
+def _match_to_anchor(
+    view: View,
+    predicted: Float[np.ndarray, "3 3"],
+    anchor_view: View,
+    anchor: Placed,
+    fit: Fit,
+    settings: PlacementSettings,
 ) -> tuple[Placed, float]:
-    """Places one frame by its flow to an anchor; also the share of the layer that could be matched."""
+    """Places one frame by its flow to an anchor; also returns the share of the layer that could be matched."""
     height, width = view.gray.shape
-    window = _window(view.visible)
+    # The rows and columns that hold the layer, with a margin.
+    window = (slice(0, height), slice(0, width))
+    if (view.visible > 0).any():
+        spans = []
+        for axis, side in ((1, height), (0, width)):
+            used = np.flatnonzero((view.visible > 0).any(axis))
+            start, stop = used[0] - settings.flow_margin_px, used[-1] + 1 + settings.flow_margin_px
+            short = max(0, settings.min_flow_side_px - (stop - start))
+            spans.append(slice(max(0, start - short // 2), min(side, stop + short - short // 2)))
+        window = (spans[0], spans[1])
     xy = coords.frame_xy(width, height).numpy()[window]
+    # The anchor warped to where this frame is predicted, and the flow that is left between the two.
     to_anchor = np.linalg.pinv(anchor.transform) @ predicted  # xy of this frame to xy of the anchor
     x, y = _to_pixels(project(to_anchor, xy), width, height)
     warped = cv2.remap(anchor_view.gray, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     here = np.ascontiguousarray(view.gray[window])
-    flow, ok = _flow(here, warped)
+    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    flow = dis.calc(here, warped, None)
+    is_consistent = consistency_mask(flow, dis.calc(warped, here, None))
+    # The pixels of the layer that are visible in both.
     moved = project(to_anchor, xy + flow * (2 / max(width, height)))
     x, y = _to_pixels(moved, width, height)
     inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
     seen = cv2.remap(anchor_view.visible, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0) > 0.5
     own = view.visible[window] > 0.5
-    trusted = ok & inside & seen & own
+    trusted = is_consistent & inside & seen & own
+    # Their uv are those of the anchor, sampled through the flow.
     shift = cv2.remap(anchor.shift, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     uv = project(anchor.transform, moved) + shift
-    # The shifts stay out of the fit: where they were only carried to, they would bend the next transform.
+    # The shifts stay out of the fit: where they were only extrapolated, they would bend the next transform.
     transform = fit(xy[trusted], project(anchor.transform, moved)[trusted], predicted)
     full = np.zeros((height, width, 2), np.float32)
     known = np.zeros((height, width), bool)
     full[window], known[window] = uv - project(transform, xy), trusted
-    return Placed(transform, spread(full, known)), trusted.sum() / max(1, own.sum())
-
-
-def _flow(first: UInt8[np.ndarray, "h w"], second: UInt8[np.ndarray, "h w"]) -> tuple[np.ndarray, np.ndarray]:
-    """DIS flow from one picture to another, and where it agrees with the way back."""
-    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    forward, backward = dis.calc(first, second, None), dis.calc(second, first, None)
-    return forward, consistency_mask(forward, backward)
-
-
-def _window(visible: Float[np.ndarray, "height width"]) -> tuple[slice, slice]:
-    """The part (rows, columns) of the frame that holds the layer, with a margin."""
-    parts = []
-    for axis, side in ((1, visible.shape[0]), (0, visible.shape[1])):
-        used = np.flatnonzero((visible > 0).any(axis))
-        if not len(used):
-            return slice(0, visible.shape[0]), slice(0, visible.shape[1])
-        start, stop = used[0] - MARGIN, used[-1] + 1 + MARGIN
-        short = max(0, SMALLEST - (stop - start))
-        parts.append(slice(max(0, start - short // 2), min(side, stop + short - short // 2)))
-    return parts[0], parts[1]
+    return Placed(transform, spread(full, known, settings)), trusted.sum() / max(1, own.sum())
 
 
 def _to_pixels(
     xy: Float[np.ndarray, "*n 2"], width: int, height: int
 ) -> tuple[Float[np.ndarray, "*n"], Float[np.ndarray, "*n"]]:
-    """xy units to sample positions (0 is the centre of the first pixel)."""
+    """Converts xy units to sample positions (0 is the center of the first pixel)."""
     long = max(width, height)
     x = (xy[..., 0] * long + width) / 2 - 0.5
     y = (xy[..., 1] * long + height) / 2 - 0.5
@@ -165,7 +181,7 @@ def _to_pixels(
 
 
 def project(matrix: Float[np.ndarray, "3 3"], xy: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n 2"]:
-    """Points through a 3 x 3 transform."""
+    """Applies a 3 x 3 projective transform to points."""
     x, y = xy[..., 0], xy[..., 1]
     rows = np.asarray(matrix, xy.dtype)
     moved = np.empty_like(xy)  # a product of matrices would be slower: they are small
@@ -181,7 +197,7 @@ def project(matrix: Float[np.ndarray, "3 3"], xy: Float[np.ndarray, "*n 2"]) -> 
 
 
 def make_view(frame: UInt8[np.ndarray, "h w 3"], visible: Float[np.ndarray, "height width"]) -> View:
-    """The layer as a frame shows it, at the size of `visible`."""
+    """Returns the view of the layer in a frame, at the size of `visible` (0 to 1)."""
     height, width = visible.shape
     if frame.shape[:2] != (height, width):
         frame = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
@@ -192,35 +208,38 @@ def make_view(frame: UInt8[np.ndarray, "h w 3"], visible: Float[np.ndarray, "hei
     return View(filled.round().clip(0, 255).astype(np.uint8), visible)
 
 
-def spread(shift: Float[np.ndarray, "h w 2"], trusted: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "h w 2"]:
-    """Shifts smoothed over the pixels that can be trusted, and carried smoothly into the others."""
+def spread(
+    shift: Float[np.ndarray, "h w 2"], trusted: Bool[np.ndarray, "h w"], settings: PlacementSettings = DEFAULTS
+) -> Float[np.ndarray, "h w 2"]:
+    """Smooths shifts over the pixels that can be trusted, and extrapolates them smoothly into the others."""
     if not trusted.any():
         return np.zeros_like(shift)
     known = trusted.astype(np.float32)
-    weight = cv2.GaussianBlur(known, (0, 0), SMOOTHING)
-    mean = cv2.GaussianBlur(shift * known[..., None], (0, 0), SMOOTHING) / np.maximum(weight, 1e-6)[..., None]
-    return pull_push(mean.astype(np.float32), weight > 0.2)
+    sigma = settings.shift_blur_sigma_px
+    weight = cv2.GaussianBlur(known, (0, 0), sigma)
+    mean = cv2.GaussianBlur(shift * known[..., None], (0, 0), sigma) / np.maximum(weight, 1e-6)[..., None]
+    return pull_push(mean.astype(np.float32), weight > settings.min_shift_weight)
 
 
 def pull_push(values: Float[np.ndarray, "h w c"], known: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "h w c"]:
-    """Values where they are known, elsewhere smooth means of ever larger surroundings."""
+    """Fills holes: keeps known values, and puts smooth means of ever larger surroundings elsewhere."""
     sums, weights = values * known[..., None], known.astype(np.float32)[..., None]
     levels = [(sums, weights)]
     while max(levels[-1][0].shape[:2]) > 1:
         rows, columns = levels[-1][0].shape[:2]
         half = ((columns + 1) // 2, (rows + 1) // 2)
         # Area means halve sums and weights alike, so that their ratio stays the mean.
-        sums, weights = (_with_channels(cv2.resize(p, half, interpolation=cv2.INTER_AREA)) for p in levels[-1])
+        sums, weights = (_keep_channel_axis(cv2.resize(p, half, interpolation=cv2.INTER_AREA)) for p in levels[-1])
         levels.append((sums, weights))
     filled = levels[-1][0] / np.maximum(levels[-1][1], 1e-9)
     for sums, weights in reversed(levels[:-1]):
         size = (sums.shape[1], sums.shape[0])
-        coarse = _with_channels(cv2.resize(filled, size, interpolation=cv2.INTER_LINEAR))
+        coarse = _keep_channel_axis(cv2.resize(filled, size, interpolation=cv2.INTER_LINEAR))
         share = np.minimum(1, weights)
         filled = np.where(weights > 1e-6, sums / np.maximum(weights, 1e-6), 0) * share + coarse * (1 - share)
     return np.where(known[..., None], values, filled).astype(np.float32)
 
 
-def _with_channels(image: np.ndarray) -> np.ndarray:
-    """OpenCV drops a single channel; this puts it back."""
+def _keep_channel_axis(image: np.ndarray) -> np.ndarray:
+    """Puts the channel axis back that OpenCV drops where there is a single channel."""
     return image if image.ndim == 3 else image[..., None]

@@ -21,11 +21,14 @@ from neural_fields.planar.texture import Texture
 class Siren(nn.Module):
     """sin(omega (W x + b)) layers and a linear one at the end.
 
-    Weights start as the paper has them: uniform within 1 / inputs in the first layer, within sqrt(6 / inputs) / omega
+    Weights start as in the paper: uniform within 1 / inputs in the first layer, within sqrt(6 / inputs) / omega
     in the others, so that the values of every layer spread alike.
 
     Args:
+        in_dim, out_dim: features in and out.
+        width: of a layer.
         hidden_layers: sine layers between the first one and the linear one.
+        omega: frequency of the sines.
     """
 
     def __init__(self, in_dim: int, out_dim: int, width: int, hidden_layers: int, omega: float) -> None:
@@ -45,7 +48,10 @@ class Siren(nn.Module):
 
 
 class SirenTexture(Texture):
-    """One layer's colours: (1 + a network of sines of (u, v)) / 2. Nothing bounds them; they are cut where shown."""
+    """One layer's colours: (1 + a network of sines of (u, v)) / 2.
+
+    Nothing bounds them; they are clipped to [0, 1] where they are shown.
+    """
 
     def __init__(self, settings: config.SirenTexture) -> None:
         super().__init__()

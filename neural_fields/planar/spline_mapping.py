@@ -1,4 +1,4 @@
-"""The mapping of Deformable Sprites: a homography that moves along a spline in time, and a spline grid of shifts.
+"""The mapping of Deformable Sprites: a homography that follows a spline in time, and a spline grid of shifts.
 
 Ye et al., "Deformable Sprites for Unsupervised Video Decomposition" (2022), section 3.2.
 """
@@ -14,8 +14,6 @@ from torch import Tensor
 from neural_fields import config, coords
 from neural_fields.planar.mapping import PAPER_ADAM, Mapping, slope
 
-FEW = 32  # moments for which the grid is made once for all points of a moment
-
 
 class SplineMapping(Mapping):
     """uv = homography(t)(x, y) + max_shift * tanh(shift(x, y, t)), both of uniform cubic B-splines.
@@ -29,7 +27,7 @@ class SplineMapping(Mapping):
         self.settings = settings
         self.frame_count = frame_count
         self.size = size
-        self.pixel = 2 / max(size)  # one pixel of the fit in uv units
+        self.pixel = 2 / max(size)  # one pixel in uv units
         times = knot_count(frame_count - 1, settings.time_step)
         columns, rows = (knot_count(side, settings.cell) for side in size)
         self.motion = torch.nn.Parameter(torch.eye(3).flatten()[:8].repeat(times, 1))
@@ -38,22 +36,18 @@ class SplineMapping(Mapping):
     def forward(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n 2"]:
         frame = torch.as_tensor(coords.denormalise_time(xyt[:, 2], self.frame_count))
         moments, which = frame.unique(return_inverse=True)
-        if len(moments) > FEW:
-            return self._at(frame, torch.arange(len(frame), device=frame.device), xyt[:, :2])
-        return self._at(moments, which, xyt[:, :2])
-
-    def _at(
-        self, moments: Float[Tensor, " m"], which: Int[Tensor, " n"], xy: Float[Tensor, "n 2"]
-    ) -> Float[Tensor, "n 2"]:
-        """uv of points, each at one of some moments (fractions of frames)."""
+        if len(moments) > 32:  # many moments: a grid for each point, as few points share one
+            moments, which = frame, torch.arange(len(frame), device=frame.device)
+        xy = xyt[:, :2]
+        # The homography.
         matrix = self.homography(moments)[which]
         moved = (matrix @ torch.cat([xy, torch.ones_like(xy[:, :1])], dim=1)[..., None])[..., 0]
-        grids = self._grids(moments).flatten(2).transpose(1, 2)  # [m, rows * columns, 2]
+        # The shifts: four by four knots around each point.
+        grids = self._interpolate_grids(moments).flatten(2).transpose(1, 2)  # [m, rows * columns, 2]
         columns = self.shifts.shape[3]
         place = coords.denormalise_pixels(xy, *self.size) / self.settings.cell
-        (x, weight_x), (y, weight_y) = (
-            spline_weights(place[:, axis], knots) for axis, knots in ((0, columns), (1, self.shifts.shape[2]))
-        )
+        x, weight_x = spline_weights(place[:, 0], columns)
+        y, weight_y = spline_weights(place[:, 1], self.shifts.shape[2])
         shift = torch.zeros_like(xy)
         for i in range(4):
             for j in range(4):
@@ -71,25 +65,25 @@ class SplineMapping(Mapping):
             spline_matrix((torch.arange(count) + 0.5) * (side / count / self.settings.cell), knots).to(frames.device)
             for count, side, knots in zip(size, self.size, reversed(self.shifts.shape[2:]), strict=True)
         )
-        shift = along_y @ self._grids(frames.float()) @ along_x.T
+        shift = along_y @ self._interpolate_grids(frames.float()) @ along_x.T
         return (plane + self.settings.max_shift * torch.tanh(shift)).permute(0, 2, 3, 1)
 
     def homography(self, moments: Float[Tensor, " m"]) -> Float[Tensor, "m 3 3"]:
-        """Transforms from xy to uv at some moments (fractions of frames)."""
+        """Returns transforms from xy to uv at some moments (fractions of frames)."""
         eight = spline_matrix(moments / self.settings.time_step, len(self.motion)) @ self.motion
         return torch.cat([eight, torch.ones_like(eight[:, :1])], dim=1).view(-1, 3, 3)
 
-    def _grids(self, moments: Float[Tensor, " m"]) -> Float[Tensor, "m 2 rows columns"]:
-        """The grids of shifts, before tanh, at some moments."""
+    def _interpolate_grids(self, moments: Float[Tensor, " m"]) -> Float[Tensor, "m 2 rows columns"]:
+        """Returns the grids of shifts, before tanh, at some moments."""
         weights = spline_matrix(moments / self.settings.time_step, len(self.shifts))
         return (weights @ self.shifts.flatten(1)).view(len(moments), *self.shifts.shape[1:])
 
     def place(self, homography: Float[Tensor, "time 3 3"]) -> None:
-        """Starts the motion nearest to a transform for each frame, by least squares."""
+        """Starts the motion nearest to a transform of each frame (xy to uv), by least squares."""
         eight = (homography / homography[:, 2:, 2:]).flatten(1)[:, :8].double()
         moments = torch.arange(len(eight)) / self.settings.time_step
         design = spline_matrix(moments.float(), len(self.motion)).double()
-        # More knots than frames can ask for: of all that fit, those are taken that change least from knot to knot.
+        # More knots than frames can ask for: of all solutions the one is taken that changes least from knot to knot.
         steps = torch.diff(torch.eye(len(self.motion), dtype=torch.float64), dim=0) * 1e-3
         both = torch.cat([design, steps])
         found = torch.linalg.lstsq(both, torch.cat([eight, eight.new_zeros(len(steps), 8)])).solution
@@ -108,12 +102,12 @@ class SplineMapping(Mapping):
 
 
 def knot_count(length: float | int, step: float | int) -> int:
-    """How many knots a cubic B-spline over [0, length] has that are `step` apart."""
+    """Returns the number of knots of a cubic B-spline over [0, length] that are `step` apart."""
     return math.ceil(length / step) + 3
 
 
 def spline_weights(place: Float[Tensor, " n"], knots: int) -> tuple[Int[Tensor, " n"], Float[Tensor, "n 4"]]:
-    """The first of the four knots that a place depends on, and their weights, which sum to one.
+    """Returns the first of the four knots that a place depends on, and their weights, which sum to one.
 
     Args:
         place: in steps between knots from the beginning; beyond the ends the end pieces go on.
@@ -126,7 +120,7 @@ def spline_weights(place: Float[Tensor, " n"], knots: int) -> tuple[Int[Tensor, 
 
 
 def spline_matrix(place: Float[Tensor, " n"], knots: int) -> Float[Tensor, "n knots"]:
-    """The matrix that leads from the values at the knots to those at some places (see `spline_weights`)."""
+    """Returns the matrix from values at the knots to those at some places (arguments as of `spline_weights`)."""
     first, weights = spline_weights(place, knots)
     index = first[:, None] + torch.arange(4, device=place.device)
     return torch.zeros(len(place), knots, device=place.device).scatter(1, index, weights)

@@ -1,39 +1,35 @@
-"""Loss terms of "Deformable Sprites for Unsupervised Video Decomposition" (Ye et al. 2022), by its code."""
+"""Losses of "Deformable Sprites for Unsupervised Video Decomposition" (Ye et al. 2022), by its code."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from neural_fields.data.clip import Batch
-
-if TYPE_CHECKING:
-    from neural_fields.planar.model import LayerSamples
-
-LEVELS = 3  # of the Laplacian pyramid
+from neural_fields.planar.samples import LayerSamples, composite
 
 
 def composite_l1(samples: LayerSamples, batch: Batch) -> Float[Tensor, ""]:
-    """Mean absolute error of the composite, over points and channels."""
-    return _error(samples, batch).abs().mean()
+    """Computes the mean absolute error of the composite, over points and channels."""
+    return _composite_error(samples, batch).abs().mean()
 
 
-def _error(samples: LayerSamples, batch: Batch) -> Float[Tensor, "n 3"]:
-    from neural_fields.planar.model import composite
-
+def _composite_error(samples: LayerSamples, batch: Batch) -> Float[Tensor, "n 3"]:
+    """Subtracts the frames from the composite."""
     return composite(samples) - batch.rgb.to(samples.color.device)
 
 
-def laplacian(samples: LayerSamples, batch: Batch) -> Float[Tensor, ""]:
-    """Mean absolute error of the levels of the Laplacian pyramid of the composite, levels added; whole frames only."""
+def laplacian(samples: LayerSamples, batch: Batch, levels: int = 3) -> Float[Tensor, ""]:
+    """Computes the mean absolute error of `levels` levels of the Laplacian pyramid of the composite, levels added.
+
+    Whole frames only.
+    """
     width, height = batch.clip.size
-    error = _error(samples, batch)  # pyramids are linear: the one of the error will do
+    error = _composite_error(samples, batch)  # pyramids are linear: the one of the error will do
     level = error.T.reshape(3, -1, height, width).movedim(1, 0)
     total = error.new_zeros(())
-    for _ in range(LEVELS):
+    for _ in range(levels):
         if min(level.shape[-2:]) < 2:
             break
         smaller = F.avg_pool2d(level, 2, ceil_mode=True, count_include_pad=False)
@@ -43,7 +39,7 @@ def laplacian(samples: LayerSamples, batch: Batch) -> Float[Tensor, ""]:
 
 
 def contrast(samples: LayerSamples) -> Float[Tensor, ""]:
-    """Mean dot product of the colours that different layers have at a point, over all pairs of layers.
+    """Computes the mean dot product of the colours that different layers have at a point, over all pairs of layers.
 
     A layer is dark where another one explains the picture. A layer's pairs with itself count as 0, as in the code.
     """

@@ -1,8 +1,9 @@
-"""Textures: the colour of the canonical plane, (u, v) -> rgb."""
+"""Textures: the colours of the canonical plane of a layer, (u, v) -> rgb."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +19,16 @@ from neural_fields.planar.frame_table import squared_steps
 from neural_fields.planar.mapping import PAPER_ADAM, hash_config, small_network
 from neural_fields.planar.points import evaluate
 
-LEVELS = 4  # how often the sides of an image texture can be halved
-SLACK = 0.6  # pixels may lie 2^0.6 = 1.5 texels apart before the next smaller picture is taken
+
+@dataclass(frozen=True)
+class MipmapSettings:
+    """Settings of the smaller pictures of an image texture."""
+
+    max_halvings: int = 4  # of each side
+    slack: float = 0.6  # halvings: pixels may lie 2^0.6 = 1.5 texels apart before the next smaller picture is taken
+
+
+DEFAULTS = MipmapSettings()
 
 
 class Texture(nn.Module):
@@ -27,68 +36,87 @@ class Texture(nn.Module):
 
     @abstractmethod
     def forward(self, uv: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n 3"]:
-        """RGB at any points; [0, 1] is the displayable range."""
+        """Returns the RGB at any points; [0, 1] is the displayable range."""
 
     def seen(self, uv: Float[Tensor, "*n 2"], step: Float[Tensor, "m 2"] | None) -> Float[Tensor, "*n 3"]:
-        """RGB as pixels see it that lie `step` apart along u and v, one for each entry of the first axis of `uv`."""
+        """Returns the RGB of pixels that lie `step` apart along u and v.
+
+        Args:
+            uv: of the pixels.
+            step: one for each entry of the first axis of `uv`; None where it is not known.
+        """
         return self(uv)
 
     @abstractmethod
     def param_groups(self) -> list[dict]:
-        """What the optimiser changes, with learning rates."""
+        """Returns what the optimiser changes, with learning rates."""
 
 
 class ImageTexture(Texture):
-    """A picture of `width` x `height` texels (multiples of 2^LEVELS) that covers `box`; beyond it the edge goes on."""
+    """A picture of texels that covers a box; beyond it the edge goes on.
 
-    def __init__(self, box: Box, width: int, height: int, learning_rate: float) -> None:
+    Args:
+        box: in uv units.
+        width, height: in texels, multiples of 2^max_halvings.
+        learning_rate: of the colours.
+        settings: of the smaller pictures.
+    """
+
+    def __init__(
+        self, box: Box, width: int, height: int, learning_rate: float, settings: MipmapSettings = DEFAULTS
+    ) -> None:
         super().__init__()
         self.box = box
+        self.settings = settings
         self.learning_rate = learning_rate
         self.image = nn.Parameter(torch.full((3, height, width), 0.5))
 
     def forward(self, uv: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n 3"]:
-        return self._lookup(self.image, uv)
+        return self._sample_picture(self.image, uv)
 
     def seen(self, uv: Float[Tensor, "*n 2"], step: Float[Tensor, "m 2"] | None) -> Float[Tensor, "*n 3"]:
-        """RGB as pixels see it: where they lie more than a texel apart, from a picture with fewer texels.
+        """Returns the RGB of pixels; where they lie more than a texel apart, from a picture with fewer texels.
 
-        Otherwise a frame that shows the layer small would look at single texels with gaps between them, and training
-        would press its colours into just these: a pattern of dots in the picture that people paint on.
+        Otherwise a frame that shows the layer small would use single texels with gaps between them, and training would
+        change the colours of just these: a pattern of dots in the picture that people paint on.
         """
         if step is None:
             return self(uv)
         levels = self.levels(step)
         parts = levels.unique(dim=0)
         if len(parts) == 1:
-            return self._lookup(self.level(*parts[0].tolist()), uv)
+            return self._sample_picture(self.level(*parts[0].tolist()), uv)
         color = uv.new_zeros(*uv.shape[:-1], 3)
         for part in parts:
             chosen = torch.nonzero((levels == part).all(1))[:, 0]
-            color = color.index_copy(0, chosen, self._lookup(self.level(*part.tolist()), uv[chosen]))
+            found = self._sample_picture(self.level(*part.tolist()), uv[chosen])
+            color = color.index_copy(0, chosen, found)
         return color
 
     def levels(self, step: Float[Tensor, "m 2"]) -> Int[Tensor, "m 2"]:
-        """How often to halve the picture across and down for pixels that lie `step` apart along u and v."""
+        """Returns how often to halve the picture across and down for pixels that lie `step` apart along u and v."""
         height, width = self.image.shape[1:]
         texels = step * step.new_tensor([width / self.box.width, height / self.box.height])  # between two pixels
-        return (texels.clamp_min(1.0).log2() - SLACK).ceil().long().clamp(0, LEVELS)
+        return (texels.clamp_min(1.0).log2() - self.settings.slack).ceil().long().clamp(0, self.settings.max_halvings)
 
     def level(self, across: int, down: int) -> Float[Tensor, "3 height width"]:
-        """The picture with its width halved `across` times and its height `down` times."""
+        """Returns the picture with its width halved `across` times and its height `down` times."""
         if across == down == 0:
             return self.image
         # Even cells only: cells that share texels would give these more of the gradient, which shows as a pattern.
         return F.avg_pool2d(self.image, (2**down, 2**across))
 
-    def _lookup(self, image: Float[Tensor, "3 height width"], uv: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n 3"]:
+    def _sample_picture(
+        self, image: Float[Tensor, "3 height width"], uv: Float[Tensor, "*n 2"]
+    ) -> Float[Tensor, "*n 3"]:
+        """Reads a picture that covers the box at any points."""
         # One picture per frame of the batch: grid_sample works on them in parallel.
         batch = uv if uv.ndim == 4 else uv.reshape(1, 1, -1, 2)
         images = image.expand(len(batch), -1, -1, -1)
         return coords.sample(images, self.box, batch).permute(0, 2, 3, 1).reshape(*uv.shape[:-1], 3)
 
     def roughness(self) -> Float[Tensor, ""]:
-        """Mean squared difference between neighbouring texels."""
+        """Computes the mean squared difference between neighbouring texels."""
         return squared_steps(self.image[None])
 
     def param_groups(self) -> list[dict]:
@@ -96,12 +124,14 @@ class ImageTexture(Texture):
 
 
 class MlpTexture(Texture):
-    """One layer's square of a plane that all layers share: a ReLU network over Fourier features of the place in it.
+    """One layer's square of a plane that all layers share: a ReLU network over Fourier features of the position in it.
 
     Kasten et al., "Layered Neural Atlases" (2021), section 3.1. `mlp_textures` makes one for each layer; only the first
     of them registers the network, so that a checkpoint holds it once.
 
     Args:
+        settings: learning rate.
+        network: from positions in the plane to colours from -1 to 1.
         centre, half_side: the middle and half the side of the square; uv in [-1, 1]^2 fill it.
         owner: this layer registers and trains the network.
     """
@@ -131,38 +161,27 @@ class MlpTexture(Texture):
 
 
 def mlp_textures(settings: config.MlpTexture, layers: int) -> list[MlpTexture]:
-    """A texture for each layer, front to back, over one network.
+    """Makes a texture for each layer, front to back, over one network.
 
     The paper's two layers lie in the quadrants 0.5 uv + 0.5 (foreground) and 0.5 uv - 0.5 (background). Two more fit
-    beside them; beyond four layers the squares get smaller.
+    beside them; beyond four layers the squares get smaller. The background has the square nearest to (-1, -1).
     """
     fourier = Fourier(2, settings.octaves)
     skips = tuple(settings.skips)
     network = nn.Sequential(
         fourier, MLP(fourier.out_dim, 3, settings.width, settings.layers, skips=skips, output="tanh")
     )
-    squares = _squares(layers)
-    half_side = 1 / _squares_a_side(layers)
-    return [MlpTexture(settings, network, centre, half_side, number == 0) for number, centre in enumerate(squares)]
-
-
-def _squares(layers: int) -> list[tuple[float, float]]:
-    """Centres of the layers' squares, front to back; the background's is nearest to (-1, -1)."""
-    side = _squares_a_side(layers)
-    middles = [(2 * index + 1) / side - 1 for index in reversed(range(side))]
-    places = [(u, v) for v in middles for u in middles]
-    return [*places[: layers - 1], places[-1]]
-
-
-def _squares_a_side(layers: int) -> int:
-    side = 2
+    side = 2  # squares along each axis of the plane
     while side * side < layers:
         side += 1
-    return side
+    middles = [(2 * index + 1) / side - 1 for index in reversed(range(side))]
+    centres = [(u, v) for v in middles for u in middles]
+    used = [*centres[: layers - 1], centres[-1]]
+    return [MlpTexture(settings, network, centre, 1 / side, number == 0) for number, centre in enumerate(used)]
 
 
 class HashTexture(Texture):
-    """A 2-D hash grid over `box` and a small network, which also reads the raw place; beyond the box the tables repeat.
+    """A 2-D hash grid over `box` and a small network, which also reads the raw position; beyond it the tables repeat.
 
     Ouyang et al., "CoDeF" (2024), section 3.1. Nothing bounds the colours; they are cut to [0, 1] where they are shown.
     """
@@ -176,9 +195,10 @@ class HashTexture(Texture):
 
     def forward(self, uv: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n 3"]:
         place = coords.box_to_unit(uv.reshape(-1, 2), self.box)
-        return evaluate(self._colors, place).view(*uv.shape[:-1], 3)
+        return evaluate(self._evaluate_unit_square, place).view(*uv.shape[:-1], 3)
 
-    def _colors(self, place: Float[Tensor, "n 2"]) -> Float[Tensor, "n 3"]:
+    def _evaluate_unit_square(self, place: Float[Tensor, "n 2"]) -> Float[Tensor, "n 3"]:
+        """Returns the colours at positions from 0 to 1 across the box."""
         return self.network(torch.cat([place, self.grid(place)], dim=1))
 
     def param_groups(self) -> list[dict]:

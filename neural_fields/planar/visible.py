@@ -1,4 +1,4 @@
-"""Where a layer is seen in each frame, worked out when it is asked for: for all frames at once it would fill memory."""
+"""The visibility of a layer in each frame, computed when it is asked for: for all frames it would fill memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 
 class Visible:
-    """How much of each pixel a layer fills, 0 to 1, in some frames.
+    """The visibility of a layer: how much of each pixel it fills, 0 to 1, in some frames.
 
     Args:
         share: the layer's share of the pixels [height, width] of a frame of the clip.
@@ -30,15 +30,15 @@ class Visible:
         return len(self.frames)
 
     def __getitem__(self, index: int) -> Float[np.ndarray, "height width"]:
-        """The shares in one of the frames."""
+        """Returns the shares in one of the frames."""
         return self.share(self.frames[index])
 
     def span(self, first: int, last: int, stride: int = 1) -> Visible:
-        """The same layer in frames `first` to `last` of the clip, or every `stride`-th of them."""
+        """Returns the visibility in frames `first` to `last` of the clip, or in every `stride`-th of them."""
         return Visible(self.share, range(first, last + 1, stride), self.size)
 
     def at_half_size(self) -> Visible:
-        """The same at half the size."""
+        """Returns the visibility at half the size."""
         size = (max(32, self.size[0] // 2), max(32, self.size[1] // 2))
         return Visible(lambda t: cv2.resize(self.share(t), size, interpolation=cv2.INTER_AREA), self.frames, size)
 

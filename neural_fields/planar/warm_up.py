@@ -1,4 +1,4 @@
-"""The start of a mapping that is a network: it is taught the identity before the fit begins."""
+"""The warm-up of a mapping that is a network: it is taught the identity before training begins."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ from neural_fields import coords
 from neural_fields.adam import Adam
 from neural_fields.planar.mapping import PAPER_ADAM, MlpMapping
 
-POINTS = 10_000  # of a frame, for each step; no more than the frame has pixels
-REPORT_EVERY = 20  # steps
-
 
 @dataclass(frozen=True)
 class WarmUp:
-    """How warm-ups are run. Without `seconds` and `stop`, the same seed gives the same weights."""
+    """Options of warm-ups. Without `seconds` and `stop`, the same seed gives the same weights."""
 
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # where the steps are computed
     seconds: float | None = None  # after which a warm-up ends, finished or not
     stop: Callable[[], bool] = lambda: False  # asked before each step; True ends the warm-up
     progress: Callable[[int, int], None] = lambda done, total: None  # steps done and all steps
+    report_every: int = 20  # steps between two calls of `progress`
+    max_points: int = 10_000  # of a frame, for each step; no more than the frame has pixels
 
     def for_layer(self, number: int, layers: int) -> WarmUp:
-        """The same for one of several layers: its own random points, its share of the time."""
+        """Returns the options for one of several layers: its own random points, its share of the time."""
         seconds = None if self.seconds is None else self.seconds / layers
         return replace(self, seed=self.seed * layers + number, seconds=seconds)
 
@@ -38,6 +37,12 @@ def warm_up(mapping: MlpMapping, frame_count: int, size: tuple[int, int], how: W
 
     As the code of Kasten et al., "Layered Neural Atlases" (2021): `warm_up` rounds of one step for each frame, Adam,
     the mean distance over random pixels of that frame. The mapping comes back to the device where it was.
+
+    Args:
+        mapping: changed in place.
+        frame_count: of the clip.
+        size: (width, height) of the clip.
+        how: seed, device and limits.
     """
     settings = mapping.settings
     home = next(mapping.parameters()).device
@@ -51,21 +56,17 @@ def warm_up(mapping: MlpMapping, frame_count: int, size: tuple[int, int], how: W
         for step in range(total):
             if how.stop() or (how.seconds is not None and time.monotonic() - begin > how.seconds):
                 break
-            xyt = _points(step % frame_count, frame_count, size, generator).to(how.device)
+            # xyt of random pixels of one frame.
+            count = min(how.max_points, size[0] * size[1])
+            pixel = (torch.rand(count, 2, generator=generator) * torch.tensor(size)).floor()
+            xy = coords.normalise_pixels(pixel + 0.5, *size)
+            t = float(coords.normalise_time(float(step % frame_count), frame_count))
+            xyt = torch.cat([xy, torch.full((count, 1), t)], dim=1).to(how.device)
             distance = (mapping(xyt) - settings.uv_scale * xyt[:, :2]).norm(dim=1).mean()
             optimiser.zero_grad()
             distance.backward()
             optimiser.step()
-            if step % REPORT_EVERY == 0:
+            if step % how.report_every == 0:
                 how.progress(step, total)
     mapping.to(home)
     return float(distance.detach())
-
-
-def _points(frame: int, frame_count: int, size: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
-    """xyt of random pixels of a frame."""
-    count = min(POINTS, size[0] * size[1])
-    pixel = (torch.rand(count, 2, generator=generator) * torch.tensor(size)).floor()
-    xy = coords.normalise_pixels(pixel + 0.5, *size)
-    t = float(coords.normalise_time(float(frame), frame_count))
-    return torch.cat([xy, torch.full((count, 1), t)], dim=1)

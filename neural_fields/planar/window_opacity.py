@@ -1,7 +1,7 @@
-"""Segments of a clip as layers: each has its stretch of the frames and fades into the next one.
+"""Charts of a clip as layers: each has its span of frames and fades into the next one.
 
 Chen et al., "NaRCan: Natural Refined Canonical Image with Integration of Diffusion Prior for Video Editing" (2024):
-several canonical images, blended linearly where the segments overlap.
+several canonical images, blended linearly where their spans overlap. Its code calls the charts segments.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from neural_fields.planar.opacity import Opacity
 
 @dataclass(frozen=True)
 class Segments:
-    """`count` stretches of equal length, neighbours sharing `overlap` frames, as the paper's code cuts a clip."""
+    """`count` spans of equal length, neighbours sharing `overlap` frames, as the paper's code cuts a clip."""
 
     frame_count: int
     count: int
@@ -29,23 +29,22 @@ class Segments:
 
     @cached_property
     def spans(self) -> tuple[tuple[int, int], ...]:
-        """(first, last) frame of each segment. The last takes what is left over; three never share a frame."""
+        """(first, last) frame of each chart. The last takes the remaining frames; three never share a frame."""
         length = self.frame_count // self.count
         overlap = min(self.overlap, length)
         before, after = overlap // 2, overlap - overlap // 2
         last = self.count - 1
-        return tuple(
-            (
-                length * number - before if number else 0,
-                length * (number + 1) + after - 1 if number < last else self.frame_count - 1,
-            )
-            for number in range(self.count)
-        )
+        spans = []
+        for number in range(self.count):
+            begin = length * number - before if number else 0
+            end = length * (number + 1) + after - 1 if number < last else self.frame_count - 1
+            spans.append((begin, end))
+        return tuple(spans)
 
     def left(self, frame: Float[Tensor, " n"]) -> Float[Tensor, "n front"]:
-        """How much of each segment but the last is left at a frame: 1 until the next one begins, then less, then 0.
+        """Returns the share of each chart but the last at a frame: 1 until the next one begins, then falling to 0.
 
-        Seen as opacities of layers in front of one another these give the linear blend.
+        As opacities of layers in front of one another these give the linear blend.
         """
         first = frame.new_tensor([span[0] for span in self.spans[1:]])
         last = frame.new_tensor([span[1] for span in self.spans[:-1]])
@@ -53,14 +52,19 @@ class Segments:
 
 
 def segments_of(settings: config.WindowOpacity, frame_count: int) -> Segments:
-    """The segments of a clip: as many as asked for, but none shorter than two frames."""
+    """Returns the charts of a clip: as many as asked for, but none shorter than two frames."""
     return Segments(frame_count, max(1, min(settings.segments, frame_count // 2)), settings.overlap)
 
 
 def segment_masks(settings: config.WindowOpacity, frame_count: int, size: tuple[int, int]) -> LayerMasks:
-    """The segments but the last as mask layers "segment1", "segment2", ...; the last one is the background.
+    """Returns the charts but the last as mask layers "segment1", "segment2", ...; the last one is the background.
 
-    A mask is the whole frame where the segment fills at least half of the picture. The arrays take no memory.
+    A mask is the whole frame where the chart fills at least half of the picture. The arrays take no memory.
+
+    Args:
+        settings: number of charts and their overlap.
+        frame_count: of the clip.
+        size: (width, height) of the masks in pixels.
     """
     segments = segments_of(settings, frame_count)
     left = segments.left(torch.arange(frame_count).float())

@@ -1,4 +1,4 @@
-"""The honest report of a run: `report.html`, one page that says whether the clip suits the model, and why.
+"""The report of a run: `report.html`, one page that says whether the clip suits the model, and why.
 
 `train` calls `report_of_fit` at its end, which looks at some frames; `eval --html` hands a survey of all frames to
 `write_report`.
@@ -7,13 +7,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 
 from neural_fields.files import atomic_write, write_synced
-from neural_fields.planar.model import PlanarModel, composite
+from neural_fields.planar.model import PlanarModel
+from neural_fields.planar.samples import composite
 from neural_fields.report.collect import FitCost, Report, begin_survey, conclude
 from neural_fields.report.page import page
 from neural_fields.report.survey import Survey, spread
@@ -21,10 +23,18 @@ from neural_fields.run import Run
 
 __all__ = ["FitCost", "Report", "Survey", "report_of_fit", "survey_all", "write_report"]
 
-# What `train` looks at: 39 frames of 427x240, 9 of 854x480, all of a shorter clip, so that its end stays quick.
-PIXELS_AFTER_A_FIT, LEAST_FRAMES = 4e6, 8
-HEAT_FRAMES = 12  # for stretch, fold-over and residual, which change slowly
-STARTS_AFTER_A_FIT, STARTS = 6, 64  # frames that points are followed from
+
+@dataclass(frozen=True)
+class QuickReportSettings:
+    """What `train` looks at: 39 frames of 427x240, 9 of 854x480, all of a shorter clip, so that its end stays quick."""
+
+    pixels: float = 4e6  # in all frames together
+    min_frames: int = 8
+    heat_frames: int = 12  # for stretch, fold-over and residual, which change slowly
+    starts: int = 6  # frames that points are followed from
+
+
+DEFAULTS = QuickReportSettings()
 
 
 @torch.no_grad()
@@ -35,29 +45,32 @@ def report_of_fit(
     cost: FitCost,
     with_flow: bool,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    settings: QuickReportSettings = DEFAULTS,
 ) -> Report:
-    """Writes the report of a fit that has just been baked and exported, from some of its frames.
+    """Writes the report of a run that has just been trained, baked and exported, from some of its frames.
 
     Args:
         model: on the CPU, in evaluation mode.
-        frames: of the source, at the size of the fit.
-        with_flow: whether the fit used flow, which is then in the cache; it is not computed for the report.
+        frames: of the source, at the size of the run.
+        cost: of the training.
+        with_flow: whether the training used flow, which is then in the cache; it is not computed for the report.
         progress: called with the frames looked at, and how many will be.
+        settings: how much is looked at.
     """
     size = model.shape.size
-    looked_at = spread(len(frames), max(LEAST_FRAMES, int(PIXELS_AFTER_A_FIT / (size[0] * size[1]))))
-    heat = [looked_at[i] for i in spread(len(looked_at), HEAT_FRAMES)]
+    looked_at = spread(len(frames), max(settings.min_frames, int(settings.pixels / (size[0] * size[1]))))
+    heat = [looked_at[i] for i in spread(len(looked_at), settings.heat_frames)]
     survey = begin_survey(run, size, looked_at, heat)
     for done, t in enumerate(looked_at, start=1):
         samples = model.frame(t, size)
         shown = (composite(samples).clamp(0, 1) * 255).round().to(torch.uint8).view(size[1], size[0], 3)
         survey.add(t, np.asarray(frames[t]), shown.numpy(), samples)
         progress(done, len(looked_at))
-    return write_report(run, survey, frames, cost, STARTS_AFTER_A_FIT, with_flow)
+    return write_report(run, survey, frames, cost, settings.starts, with_flow)
 
 
 def survey_all(run: Run, model: PlanarModel) -> Survey:
-    """A survey that looks at every frame; the caller adds them in order.
+    """Begins a survey of every frame; the caller adds them in order.
 
     Raises:
         UserError: the run has no maps yet, or they are damaged.
@@ -71,13 +84,14 @@ def write_report(
     survey: Survey,
     frames: UInt8[np.ndarray, "time height width 3"],
     cost: FitCost,
-    starts: int = STARTS,
+    starts: int = 64,
     with_flow: bool = True,
 ) -> Report:
     """Writes `report.html` of a run, atomically, from a survey of its frames.
 
     Args:
-        frames: of the source, at the size of the fit.
+        frames: of the source, at the size of the run.
+        cost: of the training.
         starts: how many frames points are followed from, for the figure of points that stay put.
         with_flow: whether optical flow may be used; it is computed where the cache does not have it.
 

@@ -1,4 +1,4 @@
-"""From a run to the facts of its report: what is read, what is measured, and how it becomes plain numbers."""
+"""Builds the data of a report from a run: reads, measures, and turns the figures into plain numbers."""
 
 from __future__ import annotations
 
@@ -16,27 +16,25 @@ from neural_fields.config import config_to_mapping, load_config, preset_names
 from neural_fields.errors import UserError
 from neural_fields.fit_record import FitRecord, read_fit_record
 from neural_fields.report.heat import risk_levels
-from neural_fields.report.steadiness import Drift, drifts, flow_trust, run_flow
-from neural_fields.report.survey import LayerMaps, LayerSurvey, Shown, Survey
+from neural_fields.report.steadiness import drifts, flow_trust, run_flow
+from neural_fields.report.survey import LayerMaps, Shown, Survey
 from neural_fields.report.verdict import (
-    STRETCHED,
+    DEFAULTS,
     ClipFacts,
     LayerFacts,
-    Reason,
     TrainCommand,
     Verdict,
+    VerdictSettings,
     cuts,
     judge,
     mean_psnr,
 )
 from neural_fields.run import Run, read_run_yaml
 
-WORST = 3  # frames that are shown
-
 
 @dataclass(frozen=True)
 class FitCost:
-    """What a fit took."""
+    """Steps, time and memory of a training."""
 
     steps: int
     train_seconds: float | None
@@ -67,9 +65,10 @@ class Report:
     layers: tuple[LayerView, ...]
     worst: tuple[Shown, ...]
     thumbnails: tuple[tuple[int, UInt8[np.ndarray, "height width 3"]], ...]
+    settings: VerdictSettings = DEFAULTS  # limits of the verdict
 
     def frame(self, t: int) -> int:
-        """The number in the source of a fitted frame."""
+        """Returns the number in the source of a frame of the run."""
         return self.record.frames[t]
 
     @property
@@ -79,29 +78,69 @@ class Report:
         return f"{self.verdict.title}." if self.verdict.level == "good" else f"{self.verdict.title}. {first.text}"
 
     def to_json(self) -> dict[str, Any]:
-        """The same numbers as the page, as plain values."""
+        """Returns the numbers of the page as plain values."""
+        layers = {}
+        for view in self.layers:
+            facts = view.facts
+            layers[facts.name] = {
+                "psnr": _round_finite(facts.psnr),
+                "pixel_share": _round_finite(facts.pixel_share),
+                "coverage": {
+                    "seen": _round_finite(facts.seen),
+                    "frames_a_place": _round_finite(facts.frames_a_place),
+                    "pictures": _round_finite(facts.pictures),
+                },
+                "stretch": {
+                    "median": _round_finite(view.stretch),
+                    f"beyond_{self.settings.min_stretch:.0f}": _round_finite(facts.stretched),
+                },
+                "fold": {"share": _round_finite(facts.folded)},
+                "residual": {"median": _round_finite(view.residual)},
+                "risk": {name: _round_finite(getattr(facts, name)) for name in ("green", "yellow", "red")},
+                "points": None if facts.drift is None else asdict(facts.drift),
+            }
         return {
             "path": str(self.run.report),
             "verdict": self.verdict.level,
             "title": self.verdict.title,
-            "reasons": [_reason_json(reason) for reason in self.verdict.reasons],
+            "reasons": [
+                {
+                    "level": reason.level,
+                    "text": reason.text,
+                    "advice": reason.advice,
+                    "commands": list(reason.commands),
+                }
+                for reason in self.verdict.reasons
+            ],
             "frames_looked_at": len(self.facts.looked_at),
-            "psnr": _rounded(mean_psnr(self.facts.psnr)),
-            "worst_frames": [{"frame": self.frame(shown.t), "psnr": _rounded(shown.psnr)} for shown in self.worst],
-            "cuts": [list(pair) for pair in cuts(self.facts)],
-            "layers": {view.facts.name: _layer_json(view) for view in self.layers},
+            "psnr": _round_finite(mean_psnr(self.facts.psnr)),
+            "worst_frames": [{"frame": self.frame(shown.t), "psnr": _round_finite(shown.psnr)} for shown in self.worst],
+            "cuts": [list(pair) for pair in cuts(self.facts, self.settings)],
+            "layers": layers,
         }
 
 
-def begin_survey(run: Run, size: tuple[int, int], looked_at: Sequence[int], heat: Sequence[int]) -> Survey:
-    """A survey of the layers of a finished run.
+def begin_survey(
+    run: Run,
+    size: tuple[int, int],
+    looked_at: Sequence[int],
+    heat: Sequence[int],
+    settings: VerdictSettings = DEFAULTS,
+) -> Survey:
+    """Begins a survey of the layers of a finished run.
+
+    Args:
+        size: (width, height) of the frames.
+        looked_at: the frames of the run that will be added.
+        heat: those of them that stretch, fold-over and residual are measured in.
+        settings: limits of the verdict, of which the survey needs that of stretch.
 
     Raises:
         UserError: the run has no maps yet, or they are damaged.
     """
     maps = Maps.open(run)
     boxes = dict(zip(maps.layers, maps.boxes, strict=True))
-    return Survey(boxes, size, looked_at, heat, STRETCHED)
+    return Survey(boxes, size, looked_at, heat, settings.min_stretch)
 
 
 def conclude(
@@ -111,18 +150,52 @@ def conclude(
     cost: FitCost,
     starts: int,
     with_flow: bool = True,
+    settings: VerdictSettings = DEFAULTS,
 ) -> Report:
-    """The report of a run whose frames `survey` has looked at.
+    """Builds the report of a run whose frames were added to `survey`.
 
     Args:
-        frames: of the source, at the size of the fit.
+        frames: of the source, at the size of the run.
+        cost: of the training.
         starts: how many frames points are followed from.
-        with_flow: whether flow may be used (the fit's is in the cache; otherwise it is computed).
+        with_flow: whether flow may be used (that of the training is in the cache; otherwise it is computed).
+        settings: limits of the verdict.
     """
     record, maps = read_fit_record(run), Maps.open(run)
     flow = run_flow(run, record, frames) if with_flow else None
     drift = drifts(maps, flow, starts) if flow is not None else {}
-    views = tuple(_layer_view(run, survey, layer, maps, drift.get(layer.name)) for layer in survey.layers)
+    width, height = survey.size
+    frame_area = 4 * width * height / max(survey.size) ** 2  # a frame is 2 units long
+    views = []
+    for layer in survey.layers:
+        heat = survey.maps(layer, maps.frame_count)
+        risk = risk_levels(heat, maps.frame_count, settings)
+        seen = heat.frames > 0
+        cells = max(1, int(seen.sum()))
+        values = [value for value in layer.psnr if math.isfinite(value)]
+        layer_facts = LayerFacts(
+            name=layer.name,
+            pixel_share=layer.pixels / max(1, len(layer.psnr) * width * height),
+            psnr=float(np.mean(values)) if values else None,
+            stretched=layer.stretched / layer.bent if layer.bent else None,
+            folded=layer.folded / layer.bent if layer.bent else None,
+            seen=float(seen.mean()),
+            frames_a_place=float(np.median(heat.frames[seen])) if seen.any() else 0.0,
+            pictures=float(seen.mean()) * layer.box.width * layer.box.height / frame_area,
+            green=int((risk == 0).sum()) / cells,
+            yellow=int((risk == 1).sum()) / cells,
+            red=int((risk == 2).sum()) / cells,
+            drift=drift.get(layer.name),
+        )
+        stretch, residual = (part[np.isfinite(part)] for part in (heat.stretch, heat.residual))
+        view = LayerView(
+            facts=layer_facts,
+            image=pristine(run.canonical, layer.name),
+            maps=heat,
+            stretch=float(np.median(stretch)) if len(stretch) else None,
+            residual=float(np.median(residual)) if len(residual) else None,
+        )
+        views.append(view)
     facts = ClipFacts(
         looked_at=tuple(record.frames[t] for t in survey.looked_at),
         psnr=tuple(survey.psnr),
@@ -131,93 +204,61 @@ def conclude(
         command=train_command(run, record),
         presets=tuple(preset_names()),
     )
-    worst, thumbnails = tuple(survey.worst(WORST)), tuple(survey.thumbnails)
-    return Report(run, record, cost, facts, len(survey.heat), judge(facts), views, worst, thumbnails)
+    return Report(
+        run=run,
+        record=record,
+        cost=cost,
+        facts=facts,
+        heat_frames=len(survey.heat),
+        verdict=judge(facts, settings),
+        layers=tuple(views),
+        worst=tuple(survey.worst(3)),
+        thumbnails=tuple(survey.thumbnails),
+        settings=settings,
+    )
 
 
 def train_command(run: Run, record: FitRecord) -> TrainCommand:
-    """The command that made a run, as far as run.yaml remembers it."""
+    """Reconstructs the command that made a run, as far as run.yaml remembers it."""
     width, height = record.size
     flags = ["--size", f"{width}x{height}"]
     values = read_run_yaml(run)
-    flags += [word for name in ("seed", "roi") if values.get(name) for word in (f"--{name}", str(values[name]))]
-    return TrainCommand(
-        str(record.video), str(run.path), record.frames, record.preset, record.quality, record.masks, record.flow,
-        tuple(flags), tuple(_dotted(record)),
-    )  # fmt: skip
+    for name in ("seed", "roi"):
+        if values.get(name):
+            flags += [f"--{name}", str(values[name])]
 
-
-def _dotted(record: FitRecord) -> list[str]:
-    """Settings that differ from the preset's, as flags; none if the preset cannot be read any more."""
+    # Settings that differ from the preset's, as flags; none if the preset cannot be read any more.
+    settings: list[str] = []
     try:
-        before = _flat(config_to_mapping(load_config(record.preset)))
+        preset = _flatten_mapping(config_to_mapping(load_config(record.preset)))
     except UserError:
-        return []
-    after = _flat(config_to_mapping(record.config))
-    changed = [name for name, value in after.items() if before.get(name) != value and not isinstance(value, list)]
-    return [word for name in changed for word in (f"--{name}", str(after[name]))]
+        preset = None
+    if preset is not None:
+        for name, value in _flatten_mapping(config_to_mapping(record.config)).items():
+            if preset.get(name) != value and not isinstance(value, list):
+                settings += [f"--{name}", str(value)]
+
+    return TrainCommand(
+        video=str(record.video),
+        out=str(run.path),
+        frames=record.frames,
+        preset=record.preset,
+        quality=record.quality,
+        masks=record.masks,
+        flow=record.flow,
+        flags=tuple(flags),
+        settings=tuple(settings),
+    )
 
 
-def _flat(mapping: dict[str, Any], head: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names."""
+def _flatten_mapping(mapping: dict[str, Any], head: str = "") -> dict[str, Any]:
+    """Returns nested settings by their dotted names."""
     flat: dict[str, Any] = {}
     for key, value in mapping.items():
-        flat |= _flat(value, f"{head}{key}.") if isinstance(value, dict) else {f"{head}{key}": value}
+        flat |= _flatten_mapping(value, f"{head}{key}.") if isinstance(value, dict) else {f"{head}{key}": value}
     return flat
 
 
-def _layer_view(run: Run, survey: Survey, layer: LayerSurvey, maps: Maps, drift: Drift | None) -> LayerView:
-    heat = survey.maps(layer, maps.frame_count)
-    risk = risk_levels(heat, maps.frame_count)
-    seen = heat.frames > 0
-    cells = max(1, int(seen.sum()))
-    frame_area = 4 * survey.size[0] * survey.size[1] / max(survey.size) ** 2  # a frame is 2 units long
-    values = [value for value in layer.psnr if math.isfinite(value)]
-    facts = LayerFacts(
-        name=layer.name,
-        pixel_share=layer.pixels / max(1, len(layer.psnr) * survey.size[0] * survey.size[1]),
-        psnr=float(np.mean(values)) if values else None,
-        stretched=layer.stretched / layer.bent if layer.bent else None,
-        folded=layer.folded / layer.bent if layer.bent else None,
-        seen=float(seen.mean()),
-        frames_a_place=float(np.median(heat.frames[seen])) if seen.any() else 0.0,
-        pictures=float(seen.mean()) * layer.box.width * layer.box.height / frame_area,
-        green=int((risk == 0).sum()) / cells,
-        yellow=int((risk == 1).sum()) / cells,
-        red=int((risk == 2).sum()) / cells,
-        drift=drift,
-    )
-    return LayerView(facts, pristine(run.canonical, layer.name), heat, _median(heat.stretch), _median(heat.residual))
-
-
-def _median(values: np.ndarray) -> float | None:
-    known = values[np.isfinite(values)]
-    return float(np.median(known)) if len(known) else None
-
-
-def _reason_json(reason: Reason) -> dict[str, Any]:
-    return {
-        "level": reason.level, "text": reason.text, "advice": reason.advice, "commands": list(reason.commands),
-    }  # fmt: skip
-
-
-def _layer_json(view: LayerView) -> dict[str, Any]:
-    facts = view.facts
-    return {
-        "psnr": _rounded(facts.psnr),
-        "pixel_share": _rounded(facts.pixel_share),
-        "coverage": {
-            "seen": _rounded(facts.seen),
-            "frames_a_place": _rounded(facts.frames_a_place),
-            "pictures": _rounded(facts.pictures),
-        },
-        "stretch": {"median": _rounded(view.stretch), f"beyond_{STRETCHED:.0f}": _rounded(facts.stretched)},
-        "fold": {"share": _rounded(facts.folded)},
-        "residual": {"median": _rounded(view.residual)},
-        "risk": {name: _rounded(getattr(facts, name)) for name in ("green", "yellow", "red")},
-        "points": None if facts.drift is None else asdict(facts.drift),
-    }
-
-
-def _rounded(value: float | None) -> float | None:
+def _round_finite(value: float | None) -> float | None:
+    """Rounds a number for JSON; None where it is not known."""
     return round(value, 5) if value is not None and math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""How a mapping bends a layer: local stretch, and places where it folds over, from the uv of a frame's pixels."""
+"""Measures how a mapping distorts a layer: local stretch and fold-over, from the uv of a frame's pixels."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-MOST = 16.0  # stretches are cut here: beyond it a place is torn, and by how much says nothing
-
 
 @dataclass(frozen=True)
 class Bend:
-    """What a mapping does between neighbouring pixel centres of one frame: one value for each square of four pixels."""
+    """Distortion of a mapping in one frame: one value for each square of four neighboring pixel centres."""
 
     stretch: Float[np.ndarray, "rows columns"]  # 1 is none, 2 is twice as long or half as long as the layer's usual
     folded: Bool[np.ndarray, "rows columns"]  # runs the other way round than the rest of the layer
     valid: Bool[np.ndarray, "rows columns"]  # all four pixels show the layer
 
 
-def bend(uv: Float[np.ndarray, "height width 2"], seen: Bool[np.ndarray, "height width"]) -> Bend:
-    """Stretch and fold-over of a layer in one frame.
+def bend(
+    uv: Float[np.ndarray, "height width 2"], seen: Bool[np.ndarray, "height width"], max_stretch: float = 16.0
+) -> Bend:
+    """Measures stretch and fold-over of a layer in one frame.
 
     With J the Jacobian of (x, y) -> (u, v) and m the side of the usual area, sqrt(median |det J|) over the frame, the
     stretch is max(s1 / m, m / s2) for the singular values s1 >= s2 of J: the factor by which a small square painted
@@ -31,6 +31,7 @@ def bend(uv: Float[np.ndarray, "height width 2"], seen: Bool[np.ndarray, "height
     Args:
         uv: canonical coordinates of every pixel.
         seen: where the frame shows the layer; other pixels do not count.
+        max_stretch: stretches are cut here: beyond it a place is torn, and by how much says nothing.
     """
     right = (uv[:-1, 1:] - uv[:-1, :-1] + uv[1:, 1:] - uv[1:, :-1]) / 2
     down = (uv[1:, :-1] - uv[:-1, :-1] + uv[1:, 1:] - uv[:-1, 1:]) / 2
@@ -40,8 +41,8 @@ def bend(uv: Float[np.ndarray, "height width 2"], seen: Bool[np.ndarray, "height
     usual = float(np.sqrt(np.median(np.abs(inside)))) if inside.size else 0.0
     mirrored = inside.size > 0 and float((inside < 0).mean()) > 0.5
     squares = (right**2).sum(-1) + (down**2).sum(-1)  # s1^2 + s2^2
-    spread = np.sqrt(np.maximum(squares**2 - 4 * det**2, 0))  # s1^2 - s2^2
-    long, short = np.sqrt((squares + spread) / 2), np.sqrt(np.maximum(squares - spread, 0) / 2)
+    difference = np.sqrt(np.maximum(squares**2 - 4 * det**2, 0))  # s1^2 - s2^2
+    long, short = np.sqrt((squares + difference) / 2), np.sqrt(np.maximum(squares - difference, 0) / 2)
     tiny = np.float32(1e-12)
-    stretch = np.maximum(long / max(usual, tiny), usual / np.maximum(short, tiny)).clip(1, MOST)
+    stretch = np.maximum(long / max(usual, tiny), usual / np.maximum(short, tiny)).clip(1, max_stretch)
     return Bend(stretch.astype(np.float32), (det > 0 if mirrored else det < 0), valid)

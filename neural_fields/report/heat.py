@@ -1,110 +1,162 @@
-"""Pictures of a report: canonical images with their heat maps, frames with their errors, as JPEG bytes."""
+"""Draws the pictures of a report: canonical images with their heat maps, and the errors of frames."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Bool, Float, Shaped, UInt8
 
 from neural_fields.canonical import CanonicalImage
 from neural_fields.report.survey import LayerMaps
-from neural_fields.report.verdict import RISK_FOLD, RISK_FRAMES, RISK_RESIDUAL, RISK_STRETCH
+from neural_fields.report.verdict import DEFAULTS as VERDICT_DEFAULTS
+from neural_fields.report.verdict import VerdictSettings
 
-CANONICAL_SIDE, HEAT_SIDE = 1200, 640  # pixels of the longer side of a picture on the page
-QUALITY = 82  # of JPEG: no difference is seen beside a PNG several times as large
-CHECKER, CHECKER_LIGHT, CHECKER_DARK = 8, 150, 125  # pixels and levels of the pattern where nothing is seen
-MOST_STRETCH, MOST_RESIDUAL, MOST_FOLD = 4.0, 64.0, 0.10  # the bright ends of the scales
-RISK_COLOURS = ((60, 170, 90), (236, 190, 60), (214, 55, 50))  # green, yellow, red
-GHOST = 90.0  # levels of a white place where its heat is zero
-STRIPE = 6  # pixels: red is striped too, for eyes that see no difference to green
+Color = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class HeatSettings:
+    """Sizes and colours of the pictures on the page."""
+
+    canonical_side_px: int = 1200  # of the longer side
+    heat_side_px: int = 640
+    jpeg_quality: int = 82  # no difference is seen beside a PNG several times as large
+    checker_px: int = 8  # side of a square of the pattern where nothing is seen
+    checker_levels: tuple[int, int] = (150, 125)
+    max_stretch: float = 4.0  # the bright ends of the scales
+    max_residual: float = 64.0  # 8-bit levels
+    max_fold: float = 0.10  # share of the time
+    risk_colors: tuple[Color, Color, Color] = ((60, 170, 90), (236, 190, 60), (214, 55, 50))  # green, yellow, red
+    ghost_level: float = 90.0  # of a white place where its heat is zero
+    stripe_px: int = 6  # red is striped too, for eyes that see no difference to green
+
+
+DEFAULTS = HeatSettings()
 
 Picture = UInt8[np.ndarray, "height width 3"]
 
 
-def jpeg(rgb: Picture) -> bytes:
-    """A JPEG file."""
-    done, encoded = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+def jpeg(rgb: Picture, settings: HeatSettings = DEFAULTS) -> bytes:
+    """Encodes a picture as a JPEG file."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, settings.jpeg_quality]
+    done, encoded = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), options)
     if not done:
         raise ValueError(f"a picture of shape {rgb.shape} cannot be written as JPEG")
     return encoded.tobytes()
 
 
 def palette(name: str) -> UInt8[np.ndarray, "256 3"]:
-    """The 256 colours of a scale, RGB: `seen` (viridis) for more is better, `bad` (inferno) for more is worse."""
+    """Returns the 256 colours of a scale, RGB: `seen` (viridis) if more is better, `bad` (inferno) if more is worse."""
     kind = {"seen": cv2.COLORMAP_VIRIDIS, "bad": cv2.COLORMAP_INFERNO}[name]
     return cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], kind)[:, 0, ::-1].copy()
 
 
-def canonical_picture(image: CanonicalImage) -> Picture:
-    """A canonical image at page size, over a checker where no frame shows it."""
-    size = _page_size(image.size, CANONICAL_SIDE)
+def canonical_picture(image: CanonicalImage, settings: HeatSettings = DEFAULTS) -> Picture:
+    """Draws a canonical image at page size, over a checkerboard where no frame shows it."""
+    size = _page_size(image.size, settings.canonical_side_px)
     rgba = cv2.resize(image.array(), size, interpolation=cv2.INTER_AREA)
     alpha = rgba[..., 3:]
-    return (255 * rgba[..., :3] * alpha + _checker(size) * (1 - alpha)).clip(0, 255).round().astype(np.uint8)
+    over_checkers = 255 * rgba[..., :3] * alpha + _draw_checkerboard(size, settings) * (1 - alpha)
+    return over_checkers.clip(0, 255).round().astype(np.uint8)
 
 
-def risk_levels(maps: LayerMaps, frame_count: int) -> Shaped[np.ndarray, "rows columns"]:
-    """Edit risk of every cell: 0 green, 1 yellow, 2 red, -1 where no frame of the clip shows it."""
+def risk_levels(
+    maps: LayerMaps, frame_count: int, limits: VerdictSettings = VERDICT_DEFAULTS
+) -> Shaped[np.ndarray, "rows columns"]:
+    """Classifies the edit risk of every cell.
+
+    Args:
+        maps: what was measured of a layer.
+        frame_count: frames of the clip.
+        limits: of the risks.
+
+    Returns:
+        0 green, 1 yellow, 2 red, -1 where no frame of the clip shows the cell.
+    """
     with np.errstate(invalid="ignore"):  # a cell that was not measured compares as not risky
         risk = np.zeros(maps.frames.shape, np.int8)
         for values, (yellow, red) in (
-            (maps.fold, RISK_FOLD),
-            (maps.stretch, RISK_STRETCH),
-            (maps.residual, RISK_RESIDUAL),
+            (maps.fold, limits.fold_risks),
+            (maps.stretch, limits.stretch_risks),
+            (maps.residual, limits.residual_risks),
         ):
             risk = np.maximum(risk, (values >= yellow).astype(np.int8) + (values >= red))
-    risk[(maps.frames < min(RISK_FRAMES, frame_count)) & (risk == 0)] = 1
+    risk[(maps.frames < min(limits.min_risk_frames, frame_count)) & (risk == 0)] = 1
     risk[maps.frames <= 0] = -1
     return risk
 
 
-def heat_pictures(image: CanonicalImage, maps: LayerMaps, frame_count: int) -> dict[str, Picture]:
-    """Coverage, stretch, fold, residual and risk of a layer, over its canonical image in grey."""
-    size = _page_size(image.size, HEAT_SIDE)
+def heat_pictures(
+    image: CanonicalImage,
+    maps: LayerMaps,
+    frame_count: int,
+    limits: VerdictSettings = VERDICT_DEFAULTS,
+    settings: HeatSettings = DEFAULTS,
+) -> dict[str, Picture]:
+    """Draws coverage, stretch, fold, residual and risk of a layer, over its canonical image in grey.
+
+    Args:
+        image: the canonical image of the layer.
+        maps: what was measured of the layer.
+        frame_count: frames of the clip.
+        limits: of the edit risk.
+        settings: of the pictures.
+    """
+    size = _page_size(image.size, settings.heat_side_px)
     rgb = cv2.resize(image.array()[..., :3], size, interpolation=cv2.INTER_AREA)
     gray = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2GRAY)[..., None]
     scales = {
         "coverage": ("seen", maps.frames / max(1, frame_count)),
-        "stretch": ("bad", np.log2(np.maximum(maps.stretch, 1)) / np.log2(MOST_STRETCH)),
-        "fold": ("bad", maps.fold / MOST_FOLD),
-        "residual": ("bad", maps.residual / MOST_RESIDUAL),
+        "stretch": ("bad", np.log2(np.maximum(maps.stretch, 1)) / np.log2(settings.max_stretch)),
+        "fold": ("bad", maps.fold / settings.max_fold),
+        "residual": ("bad", maps.residual / settings.max_residual),
     }
-    known = _enlarged(maps.frames > 0, size)
+    known = _enlarge_cells(maps.frames > 0, size)
     pictures = {}
     for name, (kind, values) in scales.items():
         levels = (255 * np.nan_to_num(values).clip(0, 1)).round().astype(np.uint8)
-        pictures[name] = _over(palette(kind)[_enlarged(levels, size)], gray, known)
-    risk = _enlarged(risk_levels(maps, frame_count), size)
-    colours = np.array(RISK_COLOURS, np.uint8)[risk.clip(0)]
+        pictures[name] = _overlay_colors(palette(kind)[_enlarge_cells(levels, size)], gray, known, settings)
+    risk = _enlarge_cells(risk_levels(maps, frame_count, limits), size)
+    colors = np.array(settings.risk_colors, np.uint8)[risk.clip(0)]
     x, y = (np.arange(side) for side in size)
-    colours[(risk == 2) & ((x + y[:, None]) // STRIPE % 2 == 0)] //= 2
-    pictures["risk"] = _over(colours, gray, known)
+    colors[(risk == 2) & ((x + y[:, None]) // settings.stripe_px % 2 == 0)] //= 2
+    pictures["risk"] = _overlay_colors(colors, gray, known, settings)
     return pictures
 
 
-def error_picture(error: UInt8[np.ndarray, "height width"]) -> Picture:
-    """The error of a frame in the colours of the residual."""
-    levels = (error.astype(np.float32) * (255 / MOST_RESIDUAL)).clip(0, 255).round().astype(np.uint8)
+def error_picture(error: UInt8[np.ndarray, "height width"], settings: HeatSettings = DEFAULTS) -> Picture:
+    """Draws the error of a frame, in 8-bit levels, in the colours of the residual."""
+    levels = (error.astype(np.float32) * (255 / settings.max_residual)).clip(0, 255).round().astype(np.uint8)
     return palette("bad")[levels]
 
 
-def _over(colours: Picture, gray: Float[np.ndarray, "h w 1"], known: np.ndarray) -> Picture:
-    """Colours lit by the picture below, which shows through where they are dark."""
-    lit = np.maximum(colours * (0.5 + 0.5 * gray), GHOST * gray)
-    return np.where(known[..., None], lit, _checker((colours.shape[1], colours.shape[0]))).round().astype(np.uint8)
+def _overlay_colors(
+    colors: Picture, gray: Float[np.ndarray, "h w 1"], known: Bool[np.ndarray, "h w"], settings: HeatSettings
+) -> Picture:
+    """Lights colours by the picture below, which shows through where they are dark."""
+    lit = np.maximum(colors * (0.5 + 0.5 * gray), settings.ghost_level * gray)
+    unknown = _draw_checkerboard((colors.shape[1], colors.shape[0]), settings)
+    return np.where(known[..., None], lit, unknown).round().astype(np.uint8)
 
 
-def _enlarged(cells: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Each pixel takes the cell it lies in."""
+def _enlarge_cells(
+    cells: Shaped[np.ndarray, "rows columns"], size: tuple[int, int]
+) -> Shaped[np.ndarray, "height width"]:
+    """Gives each pixel of a picture of (width, height) the value of the cell that it lies in."""
     rows, columns = (np.arange(side) * count // side for side, count in zip(size[::-1], cells.shape, strict=True))
     return cells[rows[:, None], columns]
 
 
-def _checker(size: tuple[int, int]) -> Float[np.ndarray, "height width 1"]:
-    x, y = (np.arange(side) // CHECKER for side in size)
-    return np.where((x + y[:, None]) % 2 == 0, np.float32(CHECKER_LIGHT), np.float32(CHECKER_DARK))[..., None]
+def _draw_checkerboard(size: tuple[int, int], settings: HeatSettings) -> Float[np.ndarray, "height width 1"]:
+    """Draws the pattern for places that no frame shows, (width, height) in grey levels."""
+    x, y = (np.arange(side) // settings.checker_px for side in size)
+    light, dark = settings.checker_levels
+    return np.where((x + y[:, None]) % 2 == 0, np.float32(light), np.float32(dark))[..., None]
 
 
 def _page_size(size: tuple[int, int], longest: int) -> tuple[int, int]:
+    """Shrinks a (width, height) to at most `longest` pixels along a side."""
     shrink = min(1.0, longest / max(size))
     return (max(1, round(size[0] * shrink)), max(1, round(size[1] * shrink)))

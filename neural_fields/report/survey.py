@@ -1,4 +1,4 @@
-"""One look at the frames of a fit, shared by `train` and `eval`: quality of each, and what it says of each layer.
+"""Surveys the frames of a run, for `train` and `eval`: the quality of each, and what it says about each layer.
 
 Everything about a layer is summed on a grid of cells over its canonical image, so memory does not grow with the clip.
 """
@@ -14,15 +14,24 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from neural_fields.coords import Box
-from neural_fields.planar.model import LayerSamples
+from neural_fields.planar.samples import LayerSamples
 from neural_fields.report.geometry import bend
 
-SEEN = 0.5  # a pixel shows a layer that has at least this weight
-CELL = 2  # pixels of the frame along a side of a cell: fine enough to see, coarse enough to leave no holes
-MOST_CELLS = 600  # along the longer side of a canonical image
-THUMBNAILS, THUMBNAIL_WIDTH = 10, 160
-PARTS = 12  # of the clip; each keeps its worst frame, so that the three worst are not one moment three times
-SHOWN_SIDE = 480  # pixels of the longer side of a kept frame
+
+@dataclass(frozen=True)
+class SurveySettings:
+    """Settings of a survey of the frames of a run."""
+
+    min_weight: float = 0.5  # a pixel shows a layer that has at least this weight
+    cell_px: int = 2  # of the frame along a side of a cell: fine enough to see, coarse enough to leave no holes
+    max_cells: int = 600  # along the longer side of a canonical image
+    thumbnails: int = 10
+    thumbnail_width_px: int = 160
+    parts: int = 12  # of the clip; each keeps its worst frame, so that the three worst are not one moment three times
+    kept_side_px: int = 480  # of the longer side of a kept frame
+
+
+DEFAULTS = SurveySettings()
 
 Picture = UInt8[np.ndarray, "height width 3"]
 
@@ -48,7 +57,7 @@ class LayerSurvey:
     psnr: list[float] = field(default_factory=list)
     pixels: int = 0  # that show the layer, in all frames
     bent: int = 0  # squares of four pixels that were measured
-    stretched: int = 0  # of those, beyond `STRETCHED`
+    stretched: int = 0  # of those, stretched beyond the limit
     folded: int = 0
 
     def __post_init__(self) -> None:
@@ -57,7 +66,7 @@ class LayerSurvey:
         )
 
     def index(self, uv: Float[np.ndarray, "n 2"]) -> tuple[np.ndarray, np.ndarray]:
-        """The cell of each canonical point, and which points lie in the box."""
+        """Returns the cells of the canonical points that lie in the box, and which of the points do."""
         columns, rows = self.cells
         x = np.floor((uv[:, 0] - self.box.u0) * (columns / self.box.width))
         y = np.floor((uv[:, 1] - self.box.v0) * (rows / self.box.height))
@@ -75,7 +84,11 @@ class LayerSurvey:
         """
         self.pixels += int(seen.sum())
         cell, inside = self.index(uv[seen])
-        self._see(cell)
+        # A frame counts once in each cell that it shows, and in small gaps between such cells.
+        hit = np.zeros(len(self.frames), np.uint8)
+        hit[cell] = 1
+        hit = hit.reshape(self.cells[::-1])
+        self.frames += cv2.morphologyEx(hit, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)).ravel()
         if error is None:
             return
         size = len(self.hits)
@@ -91,16 +104,10 @@ class LayerSurvey:
         self.log_stretch += np.bincount(cell, np.log2(stretch[inside]), size)
         self.folds += np.bincount(cell, folded[inside], size)
 
-    def _see(self, cell: np.ndarray) -> None:
-        hit = np.zeros(len(self.frames), np.uint8)
-        hit[cell] = 1
-        hit = hit.reshape(self.cells[::-1])
-        self.frames += cv2.morphologyEx(hit, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)).ravel()
-
 
 @dataclass(frozen=True)
 class LayerMaps:
-    """What a survey says of each cell of a layer's canonical image; nan where nothing is known."""
+    """What a survey found in each cell of a layer's canonical image; nan where nothing is known."""
 
     frames: Float[np.ndarray, "rows columns"]  # in how many frames of the clip it is seen
     stretch: Float[np.ndarray, "rows columns"]  # geometric mean; 1 is none
@@ -126,87 +133,91 @@ class Survey:
         frames: Sequence[int],
         heat: Sequence[int],
         stretched: float,
+        settings: SurveySettings = DEFAULTS,
     ) -> None:
+        self._settings = settings
         self.size, self.looked_at, self.heat, self.stretched = size, tuple(frames), frozenset(heat), stretched
-        self.layers = [LayerSurvey(name, box, _cells(box, size)) for name, box in boxes.items()]
+        self.layers = []
+        for name, box in boxes.items():
+            unit_px = max(size) / 2  # one unit of uv is half the longer side
+            side = max(settings.cell_px / unit_px, max(box.width, box.height) / settings.max_cells)
+            cells = (max(1, math.ceil(box.width / side)), max(1, math.ceil(box.height / side)))
+            self.layers.append(LayerSurvey(name, box, cells))
         self.psnr: list[float] = []
         self.thumbnails: list[tuple[int, Picture]] = []
-        self._thumbnail_frames = {self.looked_at[i] for i in spread(len(self.looked_at), THUMBNAILS)}
+        self._thumbnail_frames = {self.looked_at[i] for i in spread(len(self.looked_at), settings.thumbnails)}
         self._worst: dict[int, Shown] = {}
 
     def add(self, t: int, source: Picture, shown: Picture, samples: LayerSamples) -> None:
-        """Looks at frame `t`; frames come in the order of `frames`."""
+        """Adds frame `t`; frames come in the order of `frames`.
+
+        Args:
+            t: number of the frame in the run.
+            source, shown: the frame and its reconstruction.
+            samples: that the reconstruction is made of.
+        """
         height, width = source.shape[:2]
         weight = samples.weight.view(height, width, -1).numpy()
-        squares = _squares(source, shown)
-        psnr = _psnr(float(squares.mean(dtype=np.float64)))
-        place = len(self.psnr) * PARTS // len(self.looked_at)
+        # Mean squared difference over the colours, in 8-bit levels; OpenCV is several times as fast as numpy here.
+        apart = cv2.absdiff(np.ascontiguousarray(source), shown).astype(np.float32)
+        squares = cv2.transform(apart * apart, np.full((1, 3), 1 / 3, np.float32))
+        psnr = _compute_psnr(float(squares.mean(dtype=np.float64)))
+        place = len(self.psnr) * self._settings.parts // len(self.looked_at)
         self.psnr.append(psnr)
         worst = self._worst.get(place)
         if worst is None or psnr < worst.psnr:
-            self._worst[place] = _kept(t, psnr, source, shown, squares)
+            error = np.sqrt(squares).clip(0, 255).astype(np.uint8)
+            shrink = min(1.0, self._settings.kept_side_px / max(error.shape))
+            small = (max(1, round(width * shrink)), max(1, round(height * shrink)))
+            pictures = (np.asarray(source), shown, error)
+            kept = (cv2.resize(picture, small, interpolation=cv2.INTER_AREA) for picture in pictures)
+            self._worst[place] = Shown(t, psnr, *kept)
         if t in self._thumbnail_frames:
-            small = (THUMBNAIL_WIDTH, max(1, round(height * THUMBNAIL_WIDTH / width)))
+            thumbnail_width = self._settings.thumbnail_width_px
+            small = (thumbnail_width, max(1, round(height * thumbnail_width / width)))
             self.thumbnails.append((t, cv2.resize(source, small, interpolation=cv2.INTER_AREA)))
         for number, layer in enumerate(self.layers):
-            seen = weight[..., number] >= SEEN
-            layer.psnr.append(_psnr(float(squares[seen].mean(dtype=np.float64))) if seen.any() else math.nan)
+            seen = weight[..., number] >= self._settings.min_weight
+            layer.psnr.append(_compute_psnr(float(squares[seen].mean(dtype=np.float64))) if seen.any() else math.nan)
             if samples.uv is not None:
                 uv = samples.uv[:, number].reshape(height, width, 2).numpy()
                 layer.add(uv, seen, squares if t in self.heat else None, self.stretched)
 
     def worst(self, count: int) -> list[Shown]:
-        """The frames that fit worst, from different parts of the clip, worst first."""
+        """Returns the frames with the lowest PSNR, from different parts of the clip, worst first."""
         return sorted(self._worst.values(), key=lambda frame: frame.psnr)[:count]
 
     def maps(self, layer: LayerSurvey, frame_count: int) -> LayerMaps:
-        """The heat maps of a layer.
+        """Computes the heat maps of a layer.
 
         Args:
+            layer: one of `layers`.
             frame_count: frames of the clip; where only some were looked at, the others are taken to be like them.
         """
         shape = layer.cells[::-1]
         frames = layer.frames.reshape(shape) * (frame_count / max(1, len(self.psnr)))
 
-        def mean(total: np.ndarray, count: np.ndarray) -> np.ndarray:
-            top, below = (
-                cv2.boxFilter(values.reshape(shape), -1, (3, 3), normalize=False) for values in (total, count)
-            )
-            return np.where((below > 0.5) & (frames > 0), top / np.maximum(below, 1), np.nan)
-
         return LayerMaps(
             frames=frames,
-            stretch=np.exp2(mean(layer.log_stretch, layer.bends)),
-            fold=mean(layer.folds, layer.bends).clip(0, 1),
-            residual=np.sqrt(mean(layer.squares, layer.hits).clip(0)),
+            stretch=np.exp2(_average_cells(layer.log_stretch, layer.bends, frames)),
+            fold=_average_cells(layer.folds, layer.bends, frames).clip(0, 1),
+            residual=np.sqrt(_average_cells(layer.squares, layer.hits, frames).clip(0)),
         )
 
 
 def spread(count: int, most: int) -> list[int]:
-    """At most `most` of `count` indices, evenly spread, the first and the last among them."""
+    """Chooses at most `most` of `count` indices, evenly spread, the first and the last among them."""
     return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int)).tolist()
 
 
-def _cells(box: Box, size: tuple[int, int]) -> tuple[int, int]:
-    """(columns, rows) of the grid over a box."""
-    side = max(2 * CELL / max(size), max(box.width, box.height) / MOST_CELLS)  # one unit is half the longer side
-    return (max(1, math.ceil(box.width / side)), max(1, math.ceil(box.height / side)))
+def _average_cells(
+    total: Float[np.ndarray, " cells"], count: Float[np.ndarray, " cells"], frames: Float[np.ndarray, "rows columns"]
+) -> Float[np.ndarray, "rows columns"]:
+    """Divides sums by counts, both over 3 x 3 cells; nan where nothing was counted or no frame shows a cell."""
+    top, below = (cv2.boxFilter(values.reshape(frames.shape), -1, (3, 3), normalize=False) for values in (total, count))
+    return np.where((below > 0.5) & (frames > 0), top / np.maximum(below, 1), np.nan)
 
 
-def _squares(source: Picture, shown: Picture) -> Float[np.ndarray, "height width"]:
-    """Mean squared difference over the colours, in 8-bit levels; OpenCV is several times as fast as numpy here."""
-    apart = cv2.absdiff(np.ascontiguousarray(source), shown).astype(np.float32)
-    return cv2.transform(apart * apart, np.full((1, 3), 1 / 3, np.float32))
-
-
-def _kept(t: int, psnr: float, source: Picture, shown: Picture, squares: Float[np.ndarray, "h w"]) -> Shown:
-    error = np.sqrt(squares).clip(0, 255).astype(np.uint8)
-    shrink = min(1.0, SHOWN_SIDE / max(error.shape))
-    size = (max(1, round(error.shape[1] * shrink)), max(1, round(error.shape[0] * shrink)))
-    parts = (cv2.resize(part, size, interpolation=cv2.INTER_AREA) for part in (np.asarray(source), shown, error))
-    return Shown(t, psnr, *parts)
-
-
-def _psnr(error: float) -> float:
-    """PSNR of a mean squared error in 8-bit levels; inf when there is none."""
+def _compute_psnr(error: float) -> float:
+    """Converts a mean squared error in 8-bit levels to PSNR; inf when there is none."""
     return math.inf if error == 0 else -10 * math.log10(error / 255**2)

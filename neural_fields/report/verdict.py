@@ -17,36 +17,40 @@ from neural_fields.report.steadiness import Drift
 
 Level = Literal["good", "care", "bad"]
 
-# An error of 11 levels of 255: soft, but the same picture. Fits whose motion is right reach it even as drafts.
-GOOD_DB = 27.0
-# An error of 20 levels: things are in the wrong place, or missing.
-POOR_DB = 22.0
-# Frames this much below the clip's median are another picture: about 1.6 times the usual error.
-FALL_DB = 4.0
-# Flow that agrees with itself on fewer pixels than this has nothing to hold on to. Clips in one piece keep 0.6 or more,
-# also those of fast water.
-CUT_TRUST = 0.4
-# A place is stretched where a small square becomes twice as long or half as long as elsewhere: letters look wrong.
-STRETCHED = 2.0
-# Shares of what is seen of a layer. Perspective stretches the rim of a ground plane; much more is a surface that turns.
-STRETCHED_CARE, STRETCHED_BAD = 0.10, 0.30
-# A fold shows an edit twice or mirrored, so little of it is seen at once.
-FOLDED_CARE, FOLDED_BAD = 0.01, 0.05
-# Shares of points that stay put (see `steadiness`): low, because the flow itself errs on water and in blur.
-STEADY_CARE, STEADY_BAD = 0.70, 0.40
-LEAST_POINTS = 50  # fewer say nothing
-# Paint on a place that is on screen for less than this share of the clip is gone soon.
-SHORT_STAY = 0.15
-# Less of a layer than this that is safe to paint on leaves little room.
-SAFE_CARE = 0.5
-# A layer with this share of the pixels decides for the clip; what is wrong with a smaller one concerns that layer only.
-MAIN_SHARE = 0.5
 
-# Of a cell of a canonical image, for the edit-risk picture: red from the second number on, yellow from the first.
-RISK_FOLD = (0.01, 0.10)  # share of the times it is seen folded
-RISK_STRETCH = (1.5, STRETCHED)
-RISK_RESIDUAL = (20.0, 40.0)  # colour error in 8-bit levels: 22 and 16 dB
-RISK_FRAMES = 3  # seen in fewer frames is yellow: neither its colour nor its place is checked by others
+@dataclass(frozen=True)
+class VerdictSettings:
+    """Limits of the verdict on a clip, and of the edit risk of a place in a canonical image.
+
+    Where a field has two numbers, care begins at the first and trouble at the second.
+    """
+
+    good_psnr_db: float = 27.0  # 11 levels of 255: soft, but the same picture; sound runs reach it even as drafts
+    poor_psnr_db: float = 22.0  # 20 levels: things are in the wrong place, or missing
+    psnr_drop_db: float = 4.0  # below the clip's median: another picture, about 1.6 times the usual error
+    # Flow that agrees with itself on a smaller share of the pixels has nothing to hold on to. Clips in one piece keep
+    # 0.6 or more, also those of fast water.
+    min_flow_trust: float = 0.4
+    # A place is stretched where a small square becomes twice as long or half as long as elsewhere: letters look wrong.
+    min_stretch: float = 2.0
+    # Shares of the visible part of a layer. Perspective stretches the rim of a ground plane; much more is a surface
+    # that turns.
+    stretched_shares: tuple[float, float] = (0.10, 0.30)
+    folded_shares: tuple[float, float] = (0.01, 0.05)  # a fold shows an edit twice or mirrored, so little is seen
+    # Shares of points that stay put (see `steadiness`): low, because the flow itself errs on water and in blur.
+    steady_shares: tuple[float, float] = (0.70, 0.40)
+    min_points: int = 50  # fewer say nothing
+    min_stay_share: float = 0.15  # of the clip; paint on a place that is on screen for less is gone soon
+    min_safe_share: float = 0.5  # of a layer; less that is safe to paint on leaves little room
+    min_main_share: float = 0.5  # of the pixels: such a layer decides for the clip, a smaller one for itself only
+    # Of a cell of a canonical image, for the edit-risk picture: yellow from the first number on, red from the second.
+    fold_risks: tuple[float, float] = (0.01, 0.10)  # share of the times it is seen folded
+    stretch_risks: tuple[float, float] = (1.5, 2.0)
+    residual_risks: tuple[float, float] = (20.0, 40.0)  # colour error in 8-bit levels: 22 and 16 dB
+    min_risk_frames: int = 3  # seen in fewer is yellow: neither its colour nor its place is checked by others
+
+
+DEFAULTS = VerdictSettings()
 
 RANKS: dict[Level, int] = {"bad": 0, "care": 1, "good": 2}
 TITLES: dict[Level, str] = {
@@ -63,7 +67,7 @@ class LayerFacts:
     name: str
     pixel_share: float  # of all pixels of the frames that were looked at
     psnr: float | None  # dB, mean over the frames in which the layer is seen
-    stretched: float | None  # share beyond STRETCHED
+    stretched: float | None  # share beyond the settings' `min_stretch`
     folded: float | None
     seen: float  # share of the canonical image that any frame shows
     frames_a_place: float  # median over the places that are seen: frames of the clip that show it
@@ -76,7 +80,7 @@ class LayerFacts:
 
 @dataclass(frozen=True)
 class TrainCommand:
-    """How `unwrap train` was asked for a run, to suggest what to change."""
+    """The `unwrap train` command of a run, to suggest what to change."""
 
     video: str
     out: str
@@ -89,7 +93,7 @@ class TrainCommand:
     settings: tuple[str, ...] = ()  # where they differ from the preset's: dotted flags
 
     def line(self) -> str:
-        """The command line."""
+        """Returns the command line."""
         chosen = f"{self.frames.start}:{self.frames.stop}"
         chosen += f":{self.frames.step}" if self.frames.step != 1 else ""
         words = ["unwrap", "train", self.video, "--out", self.out, "--config", self.preset, "--quality", self.quality]
@@ -97,21 +101,21 @@ class TrainCommand:
         return shlex.join([*words, "--flow", self.flow, *self.flags, *self.settings])
 
     def with_preset(self, preset: str, masks: tuple[str, ...]) -> str:
-        """The command for another preset, in a run of its own."""
+        """Returns the command for another preset, in a run of its own."""
         return replace(self, preset=preset, masks=masks, settings=(), out=f"{self.out}-{preset}").line()
 
     def part(self, frames: range, name: str = "part") -> str:
-        """The command for a part of the clip, in a run of its own."""
+        """Returns the command for a part of the clip, in a run of its own."""
         return replace(self, frames=frames, out=f"{self.out}-{name}").line()
 
 
 @dataclass(frozen=True)
 class ClipFacts:
-    """What was measured of a fit."""
+    """What was measured of a trained run."""
 
     looked_at: tuple[int, ...]  # frames of the source, ascending
     psnr: tuple[float, ...]  # dB of each of those
-    trust: tuple[float, ...] | None  # of each pair of neighbouring fitted frames; None where flow was not at hand
+    trust: tuple[float, ...] | None  # of each pair of neighboring frames of the run; None where flow was not at hand
     layers: tuple[LayerFacts, ...]
     command: TrainCommand
     presets: tuple[str, ...]  # that this version has
@@ -137,47 +141,51 @@ class Verdict:
 
     @property
     def title(self) -> str:
+        """The answer in a few words."""
         return TITLES[self.level]
 
 
-def judge(facts: ClipFacts) -> Verdict:
-    """The verdict on a clip."""
-    reasons = [*_cuts(facts), *_quality(facts), *_falls(facts)]
+def judge(facts: ClipFacts, settings: VerdictSettings = DEFAULTS) -> Verdict:
+    """Judges whether a clip suits the model."""
+    reasons = [
+        *_judge_cuts(facts, settings),
+        *_judge_quality(facts, settings),
+        *_judge_drops(facts, settings),
+    ]
     for layer in facts.layers:
-        reasons += _layer_reasons(facts, layer)
-    reasons = _each_advice_once(sorted(reasons, key=lambda reason: RANKS[reason.level]))
+        reasons += _judge_layer(facts, layer, settings)
+    reasons.sort(key=lambda reason: RANKS[reason.level])
+
+    # Advice that a reason before already gives is not repeated.
+    given: set[tuple[str, tuple[str, ...]]] = set()
+    for place, reason in enumerate(reasons):
+        advice = (reason.advice, reason.commands)
+        if advice in given:
+            reasons[place] = replace(reason, advice="", commands=())
+        given.add(advice)
+
     if any(reason.level == "bad" and reason.decides for reason in reasons):
         return Verdict("bad", tuple(reasons))
     return Verdict("good" if all(reason.level == "good" for reason in reasons) else "care", tuple(reasons))
 
 
-def _each_advice_once(reasons: Sequence[Reason]) -> list[Reason]:
-    """The reasons, without advice that one before already gives."""
-    given: set[tuple[str, tuple[str, ...]]] = set()
-    kept = []
-    for reason in reasons:
-        advice = (reason.advice, reason.commands)
-        kept.append(replace(reason, advice="", commands=()) if advice in given else reason)
-        given.add(advice)
-    return kept
-
-
 def mean_psnr(values: Sequence[float]) -> float:
-    """Mean of PSNRs; a frame without any error counts as 100 dB, so that one of them does not hide the others."""
+    """Computes the mean of PSNRs; a frame without any error counts as 100 dB, so that it does not hide the others."""
     return fmean(min(value, 100.0) for value in values)
 
 
-def cuts(facts: ClipFacts) -> list[tuple[int, int]]:
-    """Pairs of source frames between which the picture changes at once."""
+def cuts(facts: ClipFacts, settings: VerdictSettings = DEFAULTS) -> list[tuple[int, int]]:
+    """Finds the pairs of source frames between which the picture changes at once."""
     if not facts.trust:
         return []
-    limit = min(CUT_TRUST, median(facts.trust) / 2)
+    limit = min(settings.min_flow_trust, median(facts.trust) / 2)
     pairs = pairwise(facts.command.frames)
     return [pair for pair, share in zip(pairs, facts.trust, strict=True) if share < limit]
 
 
-def _cuts(facts: ClipFacts) -> Iterator[Reason]:
-    found = cuts(facts)
+def _judge_cuts(facts: ClipFacts, settings: VerdictSettings) -> Iterator[Reason]:
+    """Judges the places where the picture changes at once."""
+    found = cuts(facts, settings)
     if not found or facts.trust is None:
         return
     frames, many = facts.command.frames, len(found) > 1
@@ -190,29 +198,30 @@ def _cuts(facts: ClipFacts) -> Iterator[Reason]:
         f"{'cuts, flashes' if many else 'a cut, a flash'} or frames left out. One picture cannot hold both sides."
     )
     lines = tuple(facts.command.part(part, f"{part.start}") for part in parts[:3] if len(part) > 1)
-    yield Reason("bad", text, "Fit each part by itself:", lines)
+    yield Reason("bad", text, "Train on each part by itself:", lines)
 
 
-def _quality(facts: ClipFacts) -> Iterator[Reason]:
+def _judge_quality(facts: ClipFacts, settings: VerdictSettings) -> Iterator[Reason]:
+    """Judges the PSNR of the whole clip."""
     mean, worst = mean_psnr(facts.psnr), min(facts.psnr)
     figures = f"{mean:.1f} dB on average, {worst:.1f} dB in the worst frame"
-    if mean >= GOOD_DB:
+    if mean >= settings.good_psnr_db:
         yield Reason("good", f"The model shows the video well: {figures}.")
         return
-    level: Level = "care" if mean >= POOR_DB else "bad"
+    level: Level = "care" if mean >= settings.poor_psnr_db else "bad"
     how = "softly" if level == "care" else "wrongly"
-    text = f"The model shows the video {how}: {figures} (good is {GOOD_DB:.0f} and more)."
+    text = f"The model shows the video {how}: {figures} (good is {settings.good_psnr_db:.0f} and more)."
     # Steps sharpen what is in the right place; they do not find what was not found.
     order = ("refine", "masks", "preset", "segments") if level == "care" else ("masks",)
-    yield Reason(level, text, *_remedy(facts, order))
+    yield Reason(level, text, *_suggest_remedy(facts, order, settings))
 
 
-def _remedy(facts: ClipFacts, order: Sequence[str]) -> tuple[str, tuple[str, ...]]:
-    """Advice and command: the first of `order` that was not done yet, else a shorter part of the clip.
+def _suggest_remedy(facts: ClipFacts, order: Sequence[str], settings: VerdictSettings) -> tuple[str, tuple[str, ...]]:
+    """Returns advice and command: the first of `order` that was not done yet, else a shorter part of the clip.
 
     Where there is a cut nothing of this helps, and its own advice comes first.
     """
-    if cuts(facts):
+    if cuts(facts, settings):
         return "", ()
     command, tries = facts.command, {}
     if command.quality != "final":
@@ -236,22 +245,26 @@ def _remedy(facts: ClipFacts, order: Sequence[str]) -> tuple[str, tuple[str, ...
     for name in order:
         if name in tries:
             return tries[name][0], (tries[name][1],)
-    return "Fit a shorter part, in which less changes:", (command.part(_middle(command.frames)),)
+    frames, quarter = command.frames, len(command.frames) // 4
+    middle = frames[quarter : max(quarter + 1, len(frames) - quarter)]
+    return "Train on a shorter part, in which less changes:", (command.part(middle),)
 
 
-def _falls(facts: ClipFacts) -> Iterator[Reason]:
-    """The longest stretch of frames that fit much worse than the rest."""
+def _judge_drops(facts: ClipFacts, settings: VerdictSettings) -> Iterator[Reason]:
+    """Judges the longest interval of frames that the model shows much worse than the rest."""
     usual = median(facts.psnr)
-    runs: list[list[tuple[int, float]]] = []
-    before = False
+    intervals: list[list[tuple[int, float]]] = []
+    was_low = False
     for frame, value in zip(facts.looked_at, facts.psnr, strict=True):
-        low = value < usual - FALL_DB
-        if low:
-            runs = [*runs[:-1], [*runs[-1], (frame, value)]] if before else [*runs, [(frame, value)]]
-        before = low
-    if not runs:
+        is_low = value < usual - settings.psnr_drop_db
+        if is_low and was_low:
+            intervals[-1].append((frame, value))
+        elif is_low:
+            intervals.append([(frame, value)])
+        was_low = is_low
+    if not intervals:
         return
-    longest = max(runs, key=len)
+    longest = max(intervals, key=len)
     first, last = longest[0][0], longest[-1][0]
     where = f"Frame {first} fits" if first == last else f"Frames {first} to {last} fit"
     frames = facts.command.frames
@@ -268,86 +281,82 @@ def _falls(facts: ClipFacts) -> Iterator[Reason]:
     )
 
 
-def _layer_reasons(facts: ClipFacts, layer: LayerFacts) -> Iterator[Reason]:
+def _judge_layer(facts: ClipFacts, layer: LayerFacts, settings: VerdictSettings) -> Iterator[Reason]:
+    """Judges one layer: visibility, quality, distortion, steadiness, and room for edits."""
     if layer.pixel_share == 0:
         advice = "Its mask may be empty, or lie behind another layer's. Look at what became of the masks:"
         line = shlex.join(["unwrap", "render", facts.command.out, "--what", "layers"])
         yield Reason("care", f"The layer '{layer.name}' is never seen.", advice, (line,))
         return
-    yield from _shown(facts, layer)
-    yield from _bent(facts, layer)
-    yield from _steady(facts, layer)
-    if layer.seen > 0:
-        yield from _room(facts, layer)
+    decides = layer.pixel_share >= settings.min_main_share
 
+    # Of a clip with one layer everything about the quality is said already.
+    if len(facts.layers) > 1 and layer.psnr is not None and layer.psnr < settings.poor_psnr_db:
+        text = (
+            f"'{layer.name}' is shown wrongly where it is seen: {layer.psnr:.1f} dB. It may turn, or change its shape."
+        )
+        remedy = _suggest_remedy(facts, ("masks", "refine", "preset"), settings)
+        yield Reason("bad", text, *remedy, decides=decides)
 
-def _shown(facts: ClipFacts, layer: LayerFacts) -> Iterator[Reason]:
-    if len(facts.layers) == 1 or layer.psnr is None or layer.psnr >= POOR_DB:  # of one layer all is said already
+    yield from _judge_distortion(facts, layer, decides, settings)
+    yield from _judge_steadiness(facts, layer, decides, settings)
+    if layer.seen <= 0:
         return
-    text = f"'{layer.name}' is shown wrongly where it is seen: {layer.psnr:.1f} dB. It may turn, or change its shape."
-    yield Reason("bad", text, *_remedy(facts, ("masks", "refine", "preset")), decides=_decides(layer))
+
+    # How much of the layer can be painted on, and how long it stays.
+    count = len(facts.command.frames)
+    if layer.frames_a_place < settings.min_stay_share * count:
+        text = f"A place of '{layer.name}' is on screen for {layer.frames_a_place:.0f} of {count} frames (median)."
+        yield Reason("care", text, "Choose the place of an edit from its coverage picture: bright stays long.")
+    safe = f"Safe to paint on: {layer.green:.0%} of '{layer.name}'"
+    if layer.green >= settings.min_safe_share:
+        yield Reason("good", f"{safe} (green in its edit-risk picture).")
+    else:
+        yield Reason("care", f"{safe} only.", "Green in its edit-risk picture is where an edit will look right.")
 
 
-def _bent(facts: ClipFacts, layer: LayerFacts) -> Iterator[Reason]:
+def _judge_distortion(
+    facts: ClipFacts, layer: LayerFacts, decides: bool, settings: VerdictSettings
+) -> Iterator[Reason]:
+    """Judges how much of a layer folds over or is stretched."""
+    care, bad = settings.folded_shares
     frames = facts.command.frames
     middle = frames[len(frames) // 2]
     line = shlex.join(
         ["unwrap", "edit", facts.command.out, "PAINTED_FRAME.png", "--frame", str(middle), "--layer", layer.name]
     )
     advice = "Paint where its edit-risk picture is green, or paint on a frame instead of on the picture:"
-    if layer.folded is not None and layer.folded >= FOLDED_CARE:
+    if layer.folded is not None and layer.folded >= care:
         text = (
             f"'{layer.name}' folds over in {layer.folded:.1%} of what is seen of it: an edit shows twice or mirrored."
         )
-        level: Level = "bad" if layer.folded >= FOLDED_BAD else "care"
-        yield Reason(level, text, advice, (line,), _decides(layer))
-    if layer.stretched is not None and layer.stretched >= STRETCHED_CARE:
+        level: Level = "bad" if layer.folded >= bad else "care"
+        yield Reason(level, text, advice, (line,), decides)
+    care, bad = settings.stretched_shares
+    if layer.stretched is not None and layer.stretched >= care:
         text = (
-            f"'{layer.name}' is stretched or squeezed more than {STRETCHED:g}-fold in {layer.stretched:.1%} of what is "
-            "seen of it: letters and circles lose their shape."
+            f"'{layer.name}' is stretched or squeezed more than {settings.min_stretch:g}-fold in "
+            f"{layer.stretched:.1%} of what is seen of it: letters and circles lose their shape."
         )
-        level = "bad" if layer.stretched >= STRETCHED_BAD else "care"
-        yield Reason(level, text, advice, (line,), _decides(layer))
+        level = "bad" if layer.stretched >= bad else "care"
+        yield Reason(level, text, advice, (line,), decides)
 
 
-def _steady(facts: ClipFacts, layer: LayerFacts) -> Iterator[Reason]:
+def _judge_steadiness(
+    facts: ClipFacts, layer: LayerFacts, decides: bool, settings: VerdictSettings
+) -> Iterator[Reason]:
+    """Judges whether the points of a layer stay put."""
     drift = layer.drift
-    if drift is None or drift.far is None or drift.steady is None or drift.points < LEAST_POINTS:
+    if drift is None or drift.far is None or drift.steady is None or drift.points < settings.min_points:
         return
     figures = (
         f"{drift.steady:.0%} of the points followed for {drift.span} frame{'s' * (drift.span > 1)} are where the "
         f"optical flow has them (median {drift.far:.1f} pixels apart)"
     )
-    if drift.steady >= STEADY_CARE:
+    care, bad = settings.steady_shares
+    if drift.steady >= care:
         yield Reason("good", f"Points of '{layer.name}' stay put: {figures}.")
         return
-    level: Level = "care" if drift.steady >= STEADY_BAD else "bad"
-    yield Reason(
-        level,
-        f"Points of '{layer.name}' wander: {figures}. Edits may slide.",
-        *_remedy(facts, ("masks", "refine", "preset")),
-        decides=_decides(layer),
-    )
-
-
-def _room(facts: ClipFacts, layer: LayerFacts) -> Iterator[Reason]:
-    """How much of a layer can be painted on, and how long it stays."""
-    count = len(facts.command.frames)
-    if layer.frames_a_place < SHORT_STAY * count:
-        text = f"A place of '{layer.name}' is on screen for {layer.frames_a_place:.0f} of {count} frames (median)."
-        yield Reason("care", text, "Choose the place of an edit from its coverage picture: bright stays long.")
-    safe = f"Safe to paint on: {layer.green:.0%} of '{layer.name}'"
-    if layer.green >= SAFE_CARE:
-        yield Reason("good", f"{safe} (green in its edit-risk picture).")
-    else:
-        yield Reason("care", f"{safe} only.", "Green in its edit-risk picture is where an edit will look right.")
-
-
-def _middle(frames: range) -> range:
-    """The middle half of some frames."""
-    count = len(frames)
-    return frames[count // 4 : max(count // 4 + 1, count - count // 4)]
-
-
-def _decides(layer: LayerFacts) -> bool:
-    return layer.pixel_share >= MAIN_SHARE
+    level: Level = "care" if drift.steady >= bad else "bad"
+    text = f"Points of '{layer.name}' wander: {figures}. Edits may slide."
+    yield Reason(level, text, *_suggest_remedy(facts, ("masks", "refine", "preset"), settings), decides=decides)

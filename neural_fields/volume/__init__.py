@@ -1,1 +1,1 @@
-"""Scenes in space: rays, a background field, a person and what they carry; fields on hash grids."""
+"""3D scenes: rays, a background field, a person and what they carry; fields on hash grids."""

@@ -1,4 +1,4 @@
-"""Where flow leads to from the person's pixels, as rays: looked up in a step, made once from the pictures."""
+"""The rays that optical flow leads to from the person's pixels: made once from the pictures, read in each step."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from neural_fields.volume.rays import Rays
 class FlowTable:
     """For every pixel of the person's surroundings the ray along which the moment before shows the same point.
 
-    The moment before is the one in the capture, whether a fit uses its view or not: where it is left out of the fit,
-    the flow still leads one moment back and not two.
+    The moment before is the one in the capture, whether its view is trained on or not: where it is left out, the flow
+    still leads one moment back and not two.
 
     Args:
-        views: those of the fit.
+        capture: pictures and cameras.
+        views: those that are trained on.
         near: where the person may be, for each of `views`.
+        device: of the table.
     """
 
     def __init__(
@@ -42,22 +44,22 @@ class FlowTable:
             times.append(0 if other is None else capture.times[other])
             if other is None:
                 continue
-            vectors, ok = flow_between(capture.frames[view], capture.frames[other])
-            chosen = ok & near[index]
+            vectors, trusted = flow_between(capture.frames[view], capture.frames[other])
+            chosen = trusted & near[index]
             rays = flow_rays(capture.cameras[view], capture.cameras[other], vectors, capture.times[other])
             directions.append(rays.direction.numpy()[chosen.ravel()])
             rows[index][chosen] = np.arange(count, count + len(directions[-1]))
             of_view += [index] * len(directions[-1])
             count += len(directions[-1])
-        found = np.concatenate(directions) if directions else np.zeros((0, 3))
+        all_directions = np.concatenate(directions) if directions else np.zeros((0, 3))
         self._rows = torch.from_numpy(rows).to(device).view(-1)
-        self._direction = torch.tensor(found, dtype=torch.float32, device=device)
+        self._direction = torch.tensor(all_directions, dtype=torch.float32, device=device)
         self._view = torch.tensor(of_view, dtype=torch.int64, device=device)
         self._origin = torch.tensor(np.stack(origins), dtype=torch.float32, device=device)
         self._time = torch.tensor(times, device=device)
 
     def __call__(self, places: Int[Tensor, " rays"]) -> tuple[Rays, Bool[Tensor, " rays"]]:
-        """Rays of the moment before for pixels of all views, and which of them can be trusted."""
+        """Returns rays of the moment before for pixels of all views, and which of them can be trusted."""
         row = self._rows[places].long()
         valid = row >= 0
         if not len(self._direction):
@@ -69,7 +71,7 @@ class FlowTable:
 
 
 def previous_view(capture: Capture, view: int) -> int | None:
-    """The view that shows the moment before, of the camera that stands nearest; None for the first moment."""
+    """Finds the view that shows the moment before, of the camera that stands nearest; None for the first moment."""
     before = [other for other, time in enumerate(capture.times) if time == capture.times[view] - 1]
     own = capture.cameras[view].position
     return min(before, key=lambda other: float(np.linalg.norm(capture.cameras[other].position - own)), default=None)

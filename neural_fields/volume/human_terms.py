@@ -1,4 +1,4 @@
-"""What a fit of the person is taught with: colours, masks, flow, and skinning that leads back to where it came from.
+"""Losses of the person: colours, masks, flow, and skinning that leads back to where it came from.
 
 HOSNeRF (Liu et al. 2023), section 3.4. N rays, S samples of a ray, K samples of the person that were looked up.
 """
@@ -16,36 +16,38 @@ from neural_fields.volume.body import Skinning
 from neural_fields.volume.human import Carried
 from neural_fields.volume.rays import Rays, camera_rays
 
-_SURE = 1e-4  # an opacity is never surer than this
-
 
 def color_term(
     seen: Float[Tensor, "rays 3"], rgb: Float[Tensor, "rays 3"], mask: Bool[Tensor, " rays"], behind: Float[Tensor, "3"]
 ) -> Float[Tensor, ""]:
-    """Mean squared error of the person in front of one colour, against the picture cut out by the mask.
+    """Computes the mean squared error of the person before one colour, against the picture cut out by the mask.
 
     Args:
-        seen: the person in front of `behind`.
+        seen: the rendered person before `behind`.
+        rgb: colours of the pixels in [0, 1].
+        mask: whether a pixel shows the person.
         behind: another colour every step: else the field may paint the background instead of leaving it open.
     """
     return (seen - torch.where(mask[:, None], rgb, behind)).square().mean()
 
 
 def mask_term(opacity: Float[Tensor, " rays"], mask: Bool[Tensor, " rays"]) -> Float[Tensor, ""]:
-    """How unlikely the masks are by the opacities: binary cross entropy."""
-    sure = opacity.clamp(_SURE, 1 - _SURE)
+    """Computes the binary cross entropy of the opacities against the masks."""
+    margin = 1e-4  # an opacity is never surer than this: the loss stays finite
+    sure = opacity.clamp(margin, 1 - margin)
     return torch.nn.functional.binary_cross_entropy(sure, mask.to(sure))
 
 
 def flow_rays(
     camera: Camera, other: Camera, flow: Float[NDArray, "height width 2"], time: int, device: torch.device | None = None
 ) -> Rays:
-    """The rays of another view along which the pixels of a view are seen there, row by row.
+    """Computes the rays of another view along which it sees the points that the pixels of this view show, row by row.
 
     Args:
         camera: of the view itself.
         other, time: camera and moment of the view that the flow leads to.
-        flow: in pixels.
+        flow: in pixels, from the view to the other.
+        device: of the rays.
     """
     columns, rows = np.meshgrid(np.arange(camera.width) + 0.5, np.arange(camera.height) + 0.5)
     pixels = np.stack([columns, rows], axis=-1) + flow
@@ -61,7 +63,7 @@ def flow_term(
     transforms: Float[Tensor, "moments bones 4 4"],
     focal: float,
 ) -> Float[Tensor, ""]:
-    """How far, in pixels, samples are from where the flow sees them at another moment, by how much they are seen here.
+    """Computes how far samples are from where the flow sees them at another moment, in pixels, weighted by visibility.
 
     The samples go forward to the bones of `seen.time`, which is the moment that the flow leads to and no other. The
     paper projects them and compares pixels. Here the distance from the ray of the flow's pixel, over the depth and
@@ -69,9 +71,13 @@ def flow_term(
     camera.
 
     Args:
-        weights: how much the samples of the person are seen, after merging where there is a background.
-        seen: rays of the pixels the flow leads to, one for each ray.
+        skinning: of the person.
+        carried: the samples, with the skinning weights that were used.
+        weights: rendering weights of the samples of the person, after merging where there is a background.
+        seen: rays of the pixels that the flow leads to, one for each ray.
         valid: rays whose flow can be trusted.
+        transforms: bones, rest to world.
+        focal: focal length in pixels.
     """
     chosen = valid[carried.ray].nonzero()[:, 0]
     ray = carried.ray[chosen]
@@ -87,13 +93,20 @@ def flow_term(
 def cycle_term(
     skinning: Skinning, carried: Carried, transforms: Float[Tensor, "moments bones 4 4"], span: float
 ) -> Float[Tensor, ""]:
-    """Squared distance between samples and where skinning back and forth puts them, in spans of the body, halved."""
+    """Computes half the squared distance between samples and where skinning back and forth puts them.
+
+    Args:
+        skinning: of the person.
+        carried: the samples, with the skinning weights that were used.
+        transforms: bones, rest to world.
+        span: of the body in world units: the unit of the distance.
+    """
     back = skinning.forward_skinning(carried.weights, carried.rest, carried.moment, transforms).points
     return ((back - carried.world) / span).square().sum(dim=1).mean() / 2 if len(back) else back.sum()
 
 
 def offset_term(carried: Carried, span: float) -> Float[Tensor, ""]:
-    """Mean square of the offsets, in spans of the body; 0 while they are closed."""
+    """Computes the mean square of the offsets, in spans of the body; 0 while none is computed."""
     if carried.offset is None or not len(carried.offset):
         return carried.likelihood.new_zeros(())
     return (carried.offset / span).square().sum(dim=1).mean()

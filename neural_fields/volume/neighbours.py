@@ -1,4 +1,4 @@
-"""Nearest neighbours: by pytorch3d where it is installed, which keeps no table of distances, else by torch in parts."""
+"""Nearest neighbors: by pytorch3d where it is installed, which keeps no table of distances, else by torch in parts."""
 
 from __future__ import annotations
 
@@ -11,20 +11,26 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-ROWS = 2048  # points at a time whose distances from all others are in memory
 
+def nearest(
+    points: Float[Tensor, "points axes"], others: Float[Tensor, "others axes"], rows: int = 2048
+) -> Int[Tensor, " points"]:
+    """Finds the index of the nearest of `others` to each point, by Euclidean distance.
 
-def nearest(points: Float[Tensor, "points axes"], others: Float[Tensor, "others axes"]) -> Int[Tensor, " points"]:
-    """The index of the nearest of `others` to each point, by Euclidean distance."""
+    Args:
+        points: that look for a neighbor.
+        others: that are searched.
+        rows: points at a time whose distances from all others are in memory; pytorch3d keeps none.
+    """
     found = knn_points()
     if found is not None:
         return found(points[None].contiguous(), others[None].contiguous(), K=1).idx[0, :, 0]
-    return torch.cat([torch.cdist(part, others).argmin(dim=1) for part in points.split(ROWS)])
+    return torch.cat([torch.cdist(part, others).argmin(dim=1) for part in points.split(rows)])
 
 
 @cache
 def knn_points() -> Callable[..., Any] | None:
-    """pytorch3d's function; None where it is not installed, or was built for another torch."""
+    """Imports pytorch3d's function; None where it is not installed, or was built for another torch."""
     try:
         return import_module("pytorch3d.ops").knn_points
     except (ImportError, OSError, AttributeError):

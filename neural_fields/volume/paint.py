@@ -1,4 +1,4 @@
-"""Colour that an edit puts on a field: a change of colour by place. Density does not know of it.
+"""Colour that an edit adds to a field: a change of colour by place. It leaves density as it is.
 
 A field adds it to its colours before their sigmoid. It is a sum of grids from coarse to fine, so that large parts can
 change colour together in few steps and detail comes after them; all zeros, as it starts, change nothing at all.
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from neural_fields.encodings.hash_grid import HashGrid, HashGridConfig, growth_to
 
-FIELDS = {"person": "person.field", "background": "background"}  # what holds density and colour of a part of a scene
-RGB = 3
-_FEATURES = 4  # numbers of a vertex: a hash grid has 1, 2, 4 or 8, so that one of them is not used
+FIELDS = {
+    "person": "person.field",
+    "background": "background",
+}  # modules with density and colour of the parts
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class PaintConfig:
 
     n_levels: int = 6
     """Grids, from coarse to fine."""
+    n_features: int = 4
+    """Numbers of a vertex: a hash grid has 1, 2, 4 or 8, so that one of them is not used."""
     log2_table: int = 15
     """Entries of a grid at most, as a power of two."""
     base_resolution: int = 4
@@ -54,16 +57,16 @@ class Paint(nn.Module):
 
     def __init__(self, config: PaintConfig | None = None) -> None:
         super().__init__()
-        c = config or PaintConfig()
+        self.config = c = config or PaintConfig()
         growth = growth_to(c.finest, c.base_resolution, c.n_levels)
-        self.grid = HashGrid(3, HashGridConfig(c.n_levels, _FEATURES, c.log2_table, c.base_resolution, growth))
+        self.grid = HashGrid(3, HashGridConfig(c.n_levels, c.n_features, c.log2_table, c.base_resolution, growth))
         nn.init.zeros_(self.grid.params)
         shares = growth ** (-c.fade * torch.arange(c.n_levels, dtype=torch.float32))
         self.register_buffer("shares", shares, persistent=False)
 
     def forward(self, points: Float[Tensor, "points 3"]) -> Float[Tensor, "points 3"]:
-        """What is added to colours before the sigmoid, at places in [0, 1]."""
-        levels = self.grid(points).view(len(points), -1, _FEATURES)[..., :RGB]
+        """Computes what is added to colours before the sigmoid, at places in [0, 1]."""
+        levels = self.grid(points).view(len(points), -1, self.config.n_features)[..., :3]  # RGB
         return torch.einsum("nlc,l->nc", levels, self.shares)
 
 

@@ -1,6 +1,6 @@
-"""Rays through a scene, what a field says along them, and the picture that makes. Pure functions on torch tensors.
+"""Rays through a scene, samples of fields along them, and volume rendering. Pure functions on torch tensors.
 
-Distances are along unit directions and in the units of the world. "mip-NeRF 360" is Barron et al., "Mip-NeRF 360:
+Distances are along unit directions and in world units. "mip-NeRF 360" is Barron et al., "Mip-NeRF 360:
 Unbounded Anti-Aliased Neural Radiance Fields" (2022); the sums along a ray are those of Max, "Optical Models for Direct
 Volume Rendering" (1995), sections 2 and 3. N rays, S samples of a ray.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from neural_fields.data.cameras import Camera
 
-_TINY = 1e-10
+_EPSILON = 1e-10
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Rays:
     """Half lines, each at one moment.
 
     Attributes:
+        origin: in world units.
         direction: unit vectors.
         time: the moment, an index into the frames of a motion.
     """
@@ -38,21 +39,21 @@ class Rays:
         return len(self.origin)
 
     def __getitem__(self, pick: Tensor | slice) -> Rays:
-        """Some of the rays, by index, slice or mask."""
+        """Returns some of the rays, by index, slice or mask."""
         return Rays(self.origin[pick], self.direction[pick], self.time[pick])
 
     def at(self, distance: Float[Tensor, "rays samples"]) -> Float[Tensor, "rays samples 3"]:
-        """The points at these distances."""
+        """Computes the points at these distances."""
         return torch.addcmul(self.origin[:, None], self.direction[:, None], distance[..., None])
 
 
 @dataclass(frozen=True)
 class Marched:
-    """What one field says along rays, from near to far.
+    """Samples of one field along rays, from near to far.
 
     Attributes:
-        depth: distance of each sample, in the middle of its stretch of the ray.
-        interval: length of that stretch.
+        depth: distance of each sample, in the middle of its interval of the ray.
+        interval: length of that interval.
         density: optical thickness of a unit of length, at least 0.
         color: RGB in [0, 1].
         inside: samples that count; the others only fill the rectangle.
@@ -67,13 +68,13 @@ class Marched:
 
 @dataclass(frozen=True)
 class Shown:
-    """What rays see.
+    """Rendered rays.
 
     Attributes:
         color: RGB premultiplied by the opacity.
         opacity: in [0, 1]; the rest of the light comes from behind.
         depth: mean distance at which the light left, 0 where nothing is hit.
-        weights: how much each sample is seen; they add up to the opacity.
+        weights: share of each sample in the ray's light; they add up to the opacity.
     """
 
     color: Float[Tensor, "rays 3"]
@@ -82,22 +83,29 @@ class Shown:
     weights: Float[Tensor, "rays samples"]
 
     def over(self, behind: Float[Tensor, "*rays 3"]) -> Float[Tensor, "rays 3"]:
-        """The colours in front of other colours."""
+        """Composites the colours over other colours."""
         return self.color + (1 - self.opacity)[:, None] * behind
 
 
 def camera_rays(
     camera: Camera, pixels: Float[NDArray, "rays 2"] | None = None, time: int = 0, device: torch.device | None = None
 ) -> Rays:
-    """The rays of pixel positions at a moment; without positions those of all pixel centres, row by row."""
+    """Makes the rays of pixel positions at a moment.
+
+    Args:
+        camera: in the world.
+        pixels: positions, x to the right and y down; by default all pixel centres, row by row.
+        time: the moment.
+        device: of the rays.
+    """
     if pixels is None:
-        pixels = _pixel_centres(camera.width, camera.height)
+        pixels = _pixel_centers(camera.width, camera.height)
     direction = torch.tensor(camera.directions(pixels), dtype=torch.float32, device=device)
     origin = torch.tensor(camera.position, dtype=torch.float32, device=device).expand_as(direction)
     return Rays(origin, direction, torch.full((len(direction),), time, device=device))
 
 
-def _pixel_centres(width: int, height: int) -> NDArray[np.float64]:
+def _pixel_centers(width: int, height: int) -> NDArray[np.float64]:
     columns, rows = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     return np.stack([columns.ravel(), rows.ravel()], axis=1)
 
@@ -106,6 +114,11 @@ class ViewRays:
     """The rays of all pixels of many views of one size, made when they are asked for.
 
     Views with one lens share one table of directions, so that long captures take little memory.
+
+    Args:
+        cameras: one a view.
+        times: the moment of each view.
+        device: of the rays.
     """
 
     def __init__(self, cameras: Sequence[Camera], times: Sequence[int], device: torch.device | None = None) -> None:
@@ -115,7 +128,7 @@ class ViewRays:
             key = (camera.width, camera.height, camera.focal, camera.centre, camera.distortion, camera.lens)
             if key not in lenses:
                 lenses[key] = len(lenses)
-                centres = _pixel_centres(camera.width, camera.height)
+                centres = _pixel_centers(camera.width, camera.height)
                 tables.append(camera.moved(np.eye(4)).directions(centres))
             chosen.append(lenses[key])
         poses = np.stack([camera.pose for camera in cameras])
@@ -126,38 +139,41 @@ class ViewRays:
         self._time = torch.tensor(list(times), device=device)
 
     def __call__(self, view: Int[Tensor, " rays"], pixel: Int[Tensor, " rays"]) -> Rays:
-        """Rays of pixels (row times width, plus column) of views."""
+        """Returns the rays of pixels (row times width, plus column) of views."""
         pose, local = self._pose[view], self._local[self._lens[view], pixel]
         direction = (pose[:, :3, :3] * local[:, None]).sum(dim=-1)
         return Rays(pose[:, :3, 3], direction, self._time[view])
 
 
 def optical_thickness(marched: Marched) -> Float[Tensor, "rays samples"]:
-    """Density times length of every sample that counts."""
+    """Multiplies density by length for every sample that counts."""
     return marched.density * marched.interval * marched.inside
 
 
 def march_weights(thickness: Float[Tensor, "rays samples"]) -> Float[Tensor, "rays samples"]:
-    """How much each sample is seen: what is not yet absorbed in front of it, times what it absorbs itself."""
+    """Computes rendering weights: the light not yet absorbed in front of a sample, times what it absorbs itself."""
     behind = thickness.cumsum(dim=1) - thickness
     return torch.exp(-behind) * -torch.expm1(-thickness)
 
 
 def render_marched(marched: Marched) -> Shown:
-    """Sums a field up along rays."""
+    """Renders samples along rays: alpha compositing, front to back."""
     thickness = optical_thickness(marched)
     weights = march_weights(thickness)
     opacity = -torch.expm1(-thickness.sum(dim=1))
     color = torch.einsum("ns,nsc->nc", weights, marched.color)
-    depth = (weights * marched.depth).sum(dim=1) / opacity.clamp_min(_TINY)
+    depth = (weights * marched.depth).sum(dim=1) / opacity.clamp_min(_EPSILON)
     return Shown(color, opacity, depth, weights)
 
 
 def merge(first: Marched, second: Marched) -> tuple[Marched, Bool[Tensor, "rays samples"]]:
-    """Two fields along the same rays as one, sorted by distance, and which of its samples are the first field's.
+    """Merges two fields along the same rays, sorted by distance.
 
     Every sample keeps its own length, so the light that both absorb together is exact. Samples that do not count go to
     the end.
+
+    Returns:
+        All samples, and which of them are the first field's.
     """
     depth = torch.cat([first.depth, second.depth], dim=1)
     inside = torch.cat([first.inside, second.inside], dim=1)
@@ -173,44 +189,51 @@ def merge(first: Marched, second: Marched) -> tuple[Marched, Bool[Tensor, "rays 
 
 
 def contract(points: Float[Tensor, "*points 3"]) -> Float[Tensor, "*points 3"]:
-    """Space in a ball of radius 2: the unit ball stays, infinity is the surface. mip-NeRF 360, equation 10."""
+    """Contracts space into a ball of radius 2: the unit ball stays. mip-NeRF 360, equation 10."""
     length = points.norm(dim=-1, keepdim=True).clamp_min(1)
     return points * ((2 - 1 / length) / length)
 
 
 def sample_pdf(
     edges: Float[Tensor, "rays edges"],
-    weights: Float[Tensor, "rays stretches"],
+    weights: Float[Tensor, "rays intervals"],
     count: int,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "rays {count}"]:
-    """Places from near to far, as dense as a histogram is high (inverse of its cumulative sum).
+    """Draws positions from near to far, as dense as a histogram is high (inverse of its cumulative sum).
 
     Args:
-        edges: of the histogram's stretches, rising; one more than weights.
-        weights: of the stretches, at least 0; a ray of zeros counts as even.
-        generator: moves all places of a ray by one random part of a step; without one they are in the steps' middles.
+        edges: of the histogram's intervals, rising; one more than weights.
+        weights: of the intervals, at least 0; a ray of zeros counts as even.
+        count: of positions on a ray.
+        generator: moves all positions of a ray by one random part of a step; without one they are in the steps'
+            middles.
     """
-    rays, stretches = weights.shape
-    cumulative = (weights + _TINY).cumsum(dim=1)
+    rays, intervals = weights.shape
+    cumulative = (weights + _EPSILON).cumsum(dim=1)
     cumulative = torch.cat([torch.zeros_like(cumulative[:, :1]), cumulative / cumulative[:, -1:]], dim=1)
     steps = torch.arange(count, dtype=edges.dtype, device=edges.device)
     if generator is None:
-        wanted = ((steps + 0.5) / count).expand(rays, count).contiguous()
+        targets = ((steps + 0.5) / count).expand(rays, count).contiguous()
     else:
-        moved = torch.rand(rays, 1, dtype=edges.dtype, generator=generator, device=generator.device).to(edges.device)
-        wanted = (steps + moved) / count
-    upper = torch.searchsorted(cumulative, wanted, right=True).clamp(1, stretches)
+        jitter = torch.rand(rays, 1, dtype=edges.dtype, generator=generator, device=generator.device).to(edges.device)
+        targets = (steps + jitter) / count
+    upper = torch.searchsorted(cumulative, targets, right=True).clamp(1, intervals)
     below, above = cumulative.gather(1, upper - 1), cumulative.gather(1, upper)
     start, end = edges.gather(1, upper - 1), edges.gather(1, upper)
-    part = ((wanted - below) / (above - below).clamp_min(_TINY)).clamp(0, 1)
+    part = ((targets - below) / (above - below).clamp_min(_EPSILON)).clamp(0, 1)
     return torch.lerp(start, end, part)
 
 
 def edges_around(
     places: Float[Tensor, "rays samples"], low: float, high: float
 ) -> Float[Tensor, "rays samples_and_one"]:
-    """Edges of stretches with one place in each: midway between neighbours, and as far beyond the outer ones."""
+    """Computes edges of intervals with one sample in each: midway between neighbors, and as far beyond the outer ones.
+
+    Args:
+        places: of the samples, rising.
+        low, high: no edge is beyond these.
+    """
     middle = (places[:, 1:] + places[:, :-1]) / 2
     first, last = 2 * places[:, :1] - middle[:, :1], 2 * places[:, -1:] - middle[:, -1:]
     return torch.cat([first, middle, last], dim=1).clamp(low, high)

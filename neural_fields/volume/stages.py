@@ -1,4 +1,4 @@
-"""One step of each stage of a fit: the background first, then the person, then both together.
+"""One step of each training stage: the background first, then the person, then both together.
 
 HOSNeRF (Liu et al. 2023), section 3.4 and its three commands, in one loop.
 """
@@ -17,30 +17,137 @@ from neural_fields.volume.background import background_terms
 from neural_fields.volume.batches import Pixels, RayBatch
 from neural_fields.volume.scene import PERSON, Moments, Scene, Seen
 
-# Parts of the learning rates that are left at the end of a stage, and the steps in which the background's rise.
-BACKGROUND_END, PERSON_END, WARM_UP = 0.03, 0.1, 30
+
+@dataclass(frozen=True)
+class StageSettings:
+    """Learning rates of a 3D scene, and what changes while a stage runs."""
+
+    background_hold: float = 0.3  # share of the background's stage after which its rates fall
+    background_final_factor: float = 0.03  # of the rates at the end of the background's stage
+    background_warm_up_steps: int = 30  # in which the background's rates rise
+    person_hold: float = 0.2  # share of the person's and of the joint stage after which their rates fall
+    person_final_factor: float = 0.1  # of the rates at the end of these stages
+    person_grid_rate: float = 2e-2
+    person_network_rate: float = 1e-2
+    skinning_rate: float = 5e-2
+    moment_rate: float = 3e-3  # of the corrections of single moments
+    correction_rate: float = 1e-3  # of the networks that correct poses
+    sure_mask_share: float = 0.5  # of the person's stage in which masks count in full
+    late_mask_factor: float = 0.1  # of the masks' weight after that: their outlines are not exact
+
+
+DEFAULTS = StageSettings()
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What a step needs."""
+    """A 3D scene with everything that its training steps need.
+
+    Attributes:
+        focal: mean focal length of the views, in pixels.
+    """
 
     scene: Scene
     moments: Moments
     pixels: Pixels
     config: VolumeConfig
-    focal: float  # of the views, in pixels
+    focal: float
 
 
-def step_terms(fit: Fit, stage: Stage, step: int, generator: torch.Generator) -> dict[str, Float[Tensor, ""]]:
-    """The weighted terms of a step, by name; empty where the step drew nothing of use."""
+def step_terms(
+    training: Fit,
+    stage: Stage,
+    step: int,
+    generator: torch.Generator,
+    divisor: int = 1,
+    settings: StageSettings = DEFAULTS,
+) -> dict[str, Float[Tensor, ""]]:
+    """Computes the weighted loss terms of a step, by name; none where the step drew no pixel of use.
+
+    Args:
+        training: the scene with its pixels.
+        stage: which of the three is trained.
+        step: of the whole count of steps.
+        generator: of all that is random in the step.
+        divisor: the number of rays is divided by it, where memory ran out.
+        settings: of the stages.
+    """
+    options, weight = training.config.training, training.config.terms
+    progress = stage.progress(step)
+    rays = max(1, stage_rays(stage, training.config) // divisor)
+
     if stage.name == "background":
-        return _background(fit, stage, step, generator)
-    return _person(fit, stage, step, generator) if stage.name == "person" else _joint(fit, stage, step, generator)
+        batch = training.pixels.background(rays, generator)
+        if not len(batch.rays):
+            return {}
+        state = training.moments.state[batch.rays.time]
+        return background_terms(training.scene.background, batch.rays, state, batch.color, progress, generator, weight)
+
+    if stage.name == "person":
+        # The person before another solid colour every step, against the pictures cut out by the masks.
+        batch = training.pixels.person(rays, generator)
+        behind = torch.rand(3, generator=generator).to(batch.color.device)
+        rendered = training.scene.look(
+            batch.rays,
+            training.moments,
+            parts=frozenset({PERSON}),
+            behind=behind,
+            generator=generator,
+            opened=opening(training, stage, step),
+            corrected=progress >= options.poses_from,
+        )
+        terms_by_name = {"color": human_terms.color_term(rendered.color, batch.color, batch.person, behind)}
+        mask_weight = (1.0 if progress < settings.sure_mask_share else settings.late_mask_factor) * weight.mask
+        opacity = rendered.opacity
+    else:
+        batch = training.pixels.any(rays, generator)
+        rendered = training.scene.look(batch.rays, training.moments, generator=generator)
+        intervals, weights = rendered.stretches, rendered.background_weights
+        assert intervals is not None and weights is not None, "the background was rendered"
+        proposed = (intervals.proposed_edges, intervals.proposed_weights)
+        terms_by_name = {
+            "color": terms.squared(rendered.color, batch.color),
+            "interlevel": weight.interlevel * terms.interlevel(intervals.edges, weights, *proposed),
+            "distortion": weight.distortion * terms.distortion(intervals.edges, weights),
+        }
+        mask_weight = settings.late_mask_factor * weight.mask
+        opacity = rendered.person
+
+    if mask_weight:
+        terms_by_name["mask"] = mask_weight * human_terms.mask_term(opacity, batch.person)
+    return terms_by_name | _person_terms(training, rendered, batch)
 
 
-def parameter_groups(scene: Scene) -> list[dict]:
-    """What is trained, and how fast. What a pose changes is slower than fields, as in the paper."""
+def stage_rays(stage: Stage, config: VolumeConfig) -> int:
+    """Returns the number of rays of a step of a stage."""
+    return config.training.person_rays if stage.name == "person" else config.training.rays
+
+
+def _person_terms(training: Fit, rendered: Seen, batch: RayBatch) -> dict[str, Tensor]:
+    """Computes the weighted terms of flow and cycle, and those that keep corrections small."""
+    weight, samples, person = training.config.terms, rendered.carried, training.scene.person
+    assert samples is not None and person is not None and rendered.bones is not None, "the person was rendered"
+    span = person.offset.span
+    terms_by_name = {}
+    if weight.cycle:
+        terms_by_name["cycle"] = weight.cycle * human_terms.cycle_term(person.skinning, samples, rendered.bones, span)
+    if training.pixels.flow is not None and rendered.weights is not None:
+        target_rays, valid = training.pixels.flow(batch.places)
+        valid &= batch.person
+        # Flow teaches which bone carries what. Through the weights it would only make the person transparent; through
+        # the poses it would move those of moments that no training view shows, by the errors of the flow.
+        weights, bones = rendered.weights.detach(), rendered.bones.detach()
+        distance = human_terms.flow_term(person.skinning, samples, weights, target_rays, valid, bones, training.focal)
+        terms_by_name["flow"] = weight.flow * valid.float().mean() * distance
+    if weight.offset and samples.offset is not None:
+        terms_by_name["offset"] = weight.offset * human_terms.offset_term(samples, span)
+    if weight.pose and rendered.pose_change is not None:
+        terms_by_name["pose"] = weight.pose * rendered.pose_change
+    return terms_by_name
+
+
+def parameter_groups(scene: Scene, settings: StageSettings = DEFAULTS) -> list[dict]:
+    """Returns the trained parameters with their learning rates: those that change a pose learn slower than fields."""
     groups = scene.background.parameter_groups()
     if scene.person is None:
         return groups
@@ -49,96 +156,42 @@ def parameter_groups(scene: Scene) -> list[dict]:
     refiner = [value for name, value in person.refiner.named_parameters() if name != "moments"]
     return [
         *groups,
-        {"params": [person.field.grid.params], "lr": 2e-2, "eps": 1e-15},
-        {"params": networks, "lr": 1e-2},
-        {"params": list(person.skinning.parameters()), "lr": 5e-2},
-        {"params": [person.refiner.moments], "lr": 3e-3},
-        {"params": [*refiner, *person.offset.parameters()], "lr": 1e-3},
+        {"params": [person.field.grid.params], "lr": settings.person_grid_rate, "eps": 1e-15},
+        {"params": networks, "lr": settings.person_network_rate},
+        {"params": list(person.skinning.parameters()), "lr": settings.skinning_rate},
+        {"params": [person.refiner.moments], "lr": settings.moment_rate},
+        {"params": [*refiner, *person.offset.parameters()], "lr": settings.correction_rate},
     ]
 
 
-def rate(stage: Stage, config: VolumeConfig, step: int) -> float:
-    """What all learning rates are multiplied with at a step."""
+def rate(stage: Stage, config: VolumeConfig, step: int, settings: StageSettings = DEFAULTS) -> float:
+    """Returns the factor of all learning rates at a step.
+
+    Args:
+        stage: that the step belongs to.
+        config: the factor of the joint stage is a setting of the run.
+        step: of the whole count of steps.
+        settings: of the stages.
+    """
     progress = stage.progress(step)
     if stage.name == "background":
-        return BACKGROUND_END ** max(0.0, (progress - 0.3) / 0.7) * min(1.0, (step - stage.first + 1) / WARM_UP)
-    fallen = PERSON_END ** max(0.0, (progress - 0.2) / 0.8)
-    return fallen if stage.name == "person" else config.training.joint_rate * fallen
+        hold, end = settings.background_hold, settings.background_final_factor
+        warm_up = min(1.0, (step - stage.first + 1) / settings.background_warm_up_steps)
+        return end ** max(0.0, (progress - hold) / (1 - hold)) * warm_up
+    hold = settings.person_hold
+    factor = settings.person_final_factor ** max(0.0, (progress - hold) / (1 - hold))
+    return factor if stage.name == "person" else config.training.joint_rate * factor
 
 
-def _background(fit: Fit, stage: Stage, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-    batch = fit.pixels.background(fit.config.training.rays, generator)
-    if not len(batch.rays):
-        return {}
-    state = fit.moments.state[batch.rays.time]
-    progress = stage.progress(step)
-    return background_terms(fit.scene.background, batch.rays, state, batch.color, progress, generator, fit.config.terms)
+def opening(training: Fit, stage: Stage, step: int) -> float:
+    """Returns how much of the pose's offset counts at a step, 0 to 1: see `Human.march`.
 
-
-def _person(fit: Fit, stage: Stage, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """The person before another solid colour every step, against the pictures cut out by the masks."""
-    settings = fit.config.training
-    batch = fit.pixels.person(settings.person_rays, generator)
-    behind = torch.rand(3, generator=generator).to(batch.color.device)
-    seen = fit.scene.look(
-        batch.rays,
-        fit.moments,
-        parts=frozenset({PERSON}),
-        behind=behind,
-        generator=generator,
-        opened=opening(fit, stage, step),
-        corrected=stage.progress(step) >= settings.poses_from,
-    )
-    found = {"color": human_terms.color_term(seen.color, batch.color, batch.person, behind)}
-    sure = 1.0 if stage.progress(step) < 0.5 else 0.1  # masks say where the person is; their outlines are not exact
-    return found | _of_mask(fit, seen.opacity, batch, sure) | _of_person(fit, seen, batch)
-
-
-def _of_mask(fit: Fit, opacity: Tensor, batch: RayBatch, sure: float) -> dict[str, Tensor]:
-    weight = sure * fit.config.terms.mask
-    return {"mask": weight * human_terms.mask_term(opacity, batch.person)} if weight else {}
-
-
-def _of_person(fit: Fit, seen: Seen, batch: RayBatch) -> dict[str, Tensor]:
-    """Flow and cycle, and what keeps corrections small."""
-    weight, carried, person = fit.config.terms, seen.carried, fit.scene.person
-    assert carried is not None and person is not None and seen.bones is not None, "the person was looked at"
-    span = person.offset.span
-    found = {}
-    if weight.cycle:
-        found["cycle"] = weight.cycle * human_terms.cycle_term(person.skinning, carried, seen.bones, span)
-    if fit.pixels.flow is not None and seen.weights is not None:
-        there, valid = fit.pixels.flow(batch.places)
-        valid &= batch.person
-        # Flow teaches which bone carries what. Through the weights it would only make the person transparent; through
-        # the poses it would move those of moments that no view of the fit shows, by the errors of the flow.
-        weights, bones = seen.weights.detach(), seen.bones.detach()
-        pixels = human_terms.flow_term(person.skinning, carried, weights, there, valid, bones, fit.focal)
-        found["flow"] = weight.flow * valid.float().mean() * pixels
-    if weight.offset and carried.offset is not None:
-        found["offset"] = weight.offset * human_terms.offset_term(carried, span)
-    if weight.pose and seen.pose_change is not None:
-        found["pose"] = weight.pose * seen.pose_change
-    return found
-
-
-def _joint(fit: Fit, stage: Stage, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-    batch = fit.pixels.any(fit.config.training.rays, generator)
-    seen = fit.scene.look(batch.rays, fit.moments, generator=generator)
-    weight, stretches, weights = fit.config.terms, seen.stretches, seen.background_weights
-    assert stretches is not None and weights is not None, "the background was looked at"
-    proposed = (stretches.proposed_edges, stretches.proposed_weights)
-    found = {
-        "color": terms.squared(seen.color, batch.color),
-        "interlevel": weight.interlevel * terms.interlevel(stretches.edges, weights, *proposed),
-        "distortion": weight.distortion * terms.distortion(stretches.edges, weights),
-    }
-    return found | _of_mask(fit, seen.person, batch, 0.1) | _of_person(fit, seen, batch)
-
-
-def opening(fit: Fit, stage: Stage, step: int) -> float:
-    """How much of the pose's offset counts at a step of the person's stage: `Human.march`."""
-    first, full = fit.config.training.offsets_from, fit.config.training.offsets_full
+    Args:
+        training: the scene with its settings.
+        stage: the person's.
+        step: of the whole count of steps.
+    """
+    first, full = training.config.training.offsets_from, training.config.training.offsets_full
     if full <= first:
         return float(stage.progress(step) >= first)
     return min(1.0, max(0.0, (stage.progress(step) - first) / (full - first)))

@@ -1,7 +1,7 @@
-"""Losses of rays. "mip-NeRF 360" is Barron et al., "Unbounded Anti-Aliased Neural Radiance Fields" (2022).
+"""Losses on rays. "mip-NeRF 360" is Barron et al., "Unbounded Anti-Aliased Neural Radiance Fields" (2022).
 
-Each function returns one unweighted scalar. Edges are those of the stretches of a ray, places from 0 to 1 as
-`proposal.squeeze` has them.
+Each function returns one unweighted scalar. Edges are those of the intervals of a ray, from 0 to 1 in the spacing of
+`proposal.squeeze`.
 """
 
 from __future__ import annotations
@@ -10,19 +10,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_CHARBONNIER = 1e-3  # padding of mip-NeRF 360 and HOSNeRF
-_TINY = 1e-7
-
 
 def squared(found: Float[Tensor, "rays 3"], wanted: Float[Tensor, "rays 3"]) -> Float[Tensor, ""]:
-    """Mean squared difference of colours."""
+    """Computes the mean squared difference of colours."""
     return (found - wanted).square().mean()
 
 
-def distortion(edges: Float[Tensor, "rays edges"], weights: Float[Tensor, "rays stretches"]) -> Float[Tensor, ""]:
-    """How far the weights of a ray are spread: mip-NeRF 360, equation 15.
+def distortion(edges: Float[Tensor, "rays edges"], weights: Float[Tensor, "rays intervals"]) -> Float[Tensor, ""]:
+    """Measures how far the weights of a ray are spread: mip-NeRF 360, equation 15.
 
-    The double sum over pairs is written with running sums: its cost grows with the number of stretches, not its square.
+    The double sum over pairs is written with running sums: its cost grows with the number of intervals, not its square.
+
+    Args:
+        edges: of the intervals, rising from 0 to 1.
+        weights: of the intervals in the rendered color, at least 0.
     """
     middle = (edges[:, 1:] + edges[:, :-1]) / 2
     weight_before = weights.cumsum(dim=1) - weights
@@ -34,18 +35,23 @@ def distortion(edges: Float[Tensor, "rays edges"], weights: Float[Tensor, "rays 
 
 def interlevel(
     edges: Float[Tensor, "rays edges"],
-    weights: Float[Tensor, "rays stretches"],
+    weights: Float[Tensor, "rays intervals"],
     proposed_edges: Float[Tensor, "rays proposed_edges"],
-    proposed_weights: Float[Tensor, "rays proposed_stretches"],
+    proposed_weights: Float[Tensor, "rays proposed_intervals"],
 ) -> Float[Tensor, ""]:
-    """By how much a field's weights exceed what was proposed there: mip-NeRF 360, equation 13.
+    """Measures by how much a field's weights exceed what was proposed there: mip-NeRF 360, equation 13.
 
     Only the proposal learns from it: the field's weights pass no gradient.
+
+    Args:
+        edges, weights: of the field's intervals.
+        proposed_edges, proposed_weights: of the proposal's histogram.
     """
+    epsilon = 1e-7
     weights, edges = weights.detach(), edges.detach()
     total = torch.cat([torch.zeros_like(proposed_weights[:, :1]), proposed_weights.cumsum(dim=1)], dim=1)
     last = proposed_weights.shape[1]
     start = torch.searchsorted(proposed_edges, edges[:, :-1].contiguous(), right=True).sub(1).clamp(0, last)
     end = torch.searchsorted(proposed_edges, edges[:, 1:].contiguous()).clamp(0, last)
     bound = total.gather(1, end) - total.gather(1, start)
-    return ((weights - bound).clamp_min(0).square() / (weights + _TINY)).sum(dim=1).mean()
+    return ((weights - bound).clamp_min(0).square() / (weights + epsilon)).sum(dim=1).mean()

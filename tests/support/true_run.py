@@ -11,7 +11,7 @@ import torch
 
 from editors.demo import new_facts
 from neural_fields import canonical, coords
-from neural_fields.baking import _rimmed, gain_size
+from neural_fields.baking import _add_rim, gain_size
 from neural_fields.canonical import CanonicalImage
 from neural_fields.data.synthetic import SyntheticClip, demo_clip
 from neural_fields.data.video import write
@@ -55,13 +55,13 @@ def _write_maps(run: Run, clip: SyntheticClip) -> None:
     weights = np.stack([front, 1 - front], axis=-1)
     small, has_gain = gain_size((clip.width, clip.height)), facts["has_gain"]
     xy = coords.frame_xy(*small)
-    gains = np.stack([_rimmed(clip.lighting.at(xy, t).numpy()) for t in range(clip.count)])
+    gains = np.stack([_add_rim(clip.lighting.at(xy, t).numpy()) for t in range(clip.count)])
     for number, surface in enumerate(clip.surfaces):
-        uv = np.stack([_rimmed(clip.uv[number, t]) for t in range(clip.count)])
+        uv = np.stack([_add_rim(clip.uv[number, t]) for t in range(clip.count)])
         np.save(run.maps / f"uv-{surface.name}.npy", uv.astype(np.float32))
         if has_gain:
             np.save(run.maps / f"gain-{surface.name}.npy", gains.astype(np.float16))
-    packed = np.stack([(255 * _rimmed(w)).round().clip(0, 255).transpose(2, 0, 1) for w in weights])
+    packed = np.stack([(255 * _add_rim(w)).round().clip(0, 255).transpose(2, 0, 1) for w in weights])
     np.save(run.maps / "weight.npy", packed.astype(np.uint8))
     facts["boxes"] = [list(surface.box.as_tuple()) for surface in clip.surfaces]
     (run.maps / "maps.json").write_text(json.dumps(facts))

@@ -1,0 +1,400 @@
+"""Probes of masks, geometry, training, tracking and the report, and what all probes share (see `probes.py`)."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from common import DATA, GIVEN, missing
+from edits import fitted
+from suite import show, write_clip
+
+from neural_fields import canonical, coords, metrics
+from neural_fields.baking import Maps
+from neural_fields.config import load_config
+from neural_fields.data.clip import Clip
+from neural_fields.data.cuts import find_cuts
+from neural_fields.data.flow import FlowField, compute_flow
+from neural_fields.data.masks import LayerMasks, load_masks, mask_iou
+from neural_fields.data.motion import segment_motion
+from neural_fields.data.refine import refine_masks
+from neural_fields.data.region import quad_mask
+from neural_fields.data.still_masks import BodyViews, person_masks
+from neural_fields.data.suite import suite_clip
+from neural_fields.data.synthetic import SyntheticClip, demo_clip, translation_clip
+from neural_fields.data.synthetic_scene import walking_scene
+from neural_fields.data.tracks import grid_points, true_tracks
+from neural_fields.data.video import Video, read
+from neural_fields.fit_input import make_clip
+from neural_fields.fit_options import FitOptions
+from neural_fields.fitting import fit, load_model
+from neural_fields.labels import propagate
+from neural_fields.planar.build import build, fill, plan
+from neural_fields.planar.following import follow
+from neural_fields.planar.model import PlanarModel
+from neural_fields.report import FitCost, report_of_fit
+from neural_fields.run import Run
+from neural_fields.tracking import track
+
+Figures = dict[str, float]
+Job = Callable[[], Figures]
+
+FRAMES = 12
+SIZE = (128, 72)
+DAVIS = ("davis-car-shadow", "davis-blackswan")
+DAVIS_FRAMES = 10
+DAVIS_SIZE = "160p"
+
+
+def decibels(found: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None) -> float:
+    """PSNR with an end at 100 dB, so that a figure is always a number."""
+    return min(100.0, metrics.psnr(found, truth, mask))
+
+
+@contextlib.contextmanager
+def copied(run: Run) -> Iterator[Run]:
+    """A copy of a run that edits may change."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(run.path, Path(folder) / "run")
+        yield Run(Path(folder) / "run")
+
+
+# --- masks ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MaskedClip:
+    """A clip with the true masks of its one object, and imperfect ones."""
+
+    name: str
+    frames: np.ndarray
+    flow: FlowField
+    truth: np.ndarray
+    given: LayerMasks
+
+
+def masked_clips(home: Path) -> list[MaskedClip]:
+    """Two clips of the suite, whose masks are made imperfect, and the clips of DAVIS with masks of a network."""
+    clips = []
+    for name in ("pan", "occlusion"):
+        clip = suite_clip(name, FRAMES, SIZE)
+        truth = clip.labels() < len(clip.surfaces) - 1
+        rough = np.stack([_spoil_mask(mask, t) for t, mask in enumerate(truth)])
+        flow = compute_flow(clip.frames, home / name, "dis")
+        clips.append(MaskedClip(name, clip.frames, flow, truth, LayerMasks(("foreground",), rough[None])))
+    for name in available():
+        source = read(DATA / name / "frames", home / name, DAVIS_SIZE, f"0:{DAVIS_FRAMES}")
+        frames, facts = np.asarray(source.frames), source.facts
+        size = (frames.shape[2], frames.shape[1])
+        flow = compute_flow(frames, home / name, "dis")
+        true, given = (
+            load_masks(
+                [str(DATA / name / GIVEN[kind])],
+                facts.frame_count,
+                size,
+                range(DAVIS_FRAMES),
+                (facts.width, facts.height),
+            )
+            for kind in ("truth", "osvos")
+        )
+        clips.append(MaskedClip(name, frames, flow, np.asarray(true.masks[0]), given))
+    return clips
+
+
+def available() -> list[str]:
+    """The clips of DAVIS that are beside the checkout; what is missing is said on stderr."""
+    gone = missing(DAVIS)
+    return [name for name in DAVIS if name not in gone]
+
+
+def _spoil_mask(mask: np.ndarray, t: int) -> np.ndarray:
+    """Makes the outline too wide or too narrow, adds a speck of the background, and cuts a hole."""
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
+    spoilt = (cv2.dilate if t % 3 else cv2.erode)(mask.astype(np.uint8), kernel)
+    cv2.circle(spoilt, (12 + 3 * t, 60), 5, 1, -1)
+    rows, columns = np.nonzero(mask)
+    if t % 4 == 2 and len(rows):
+        cv2.circle(spoilt, (int(columns.mean()), int(rows.mean())), 4, 0, -1)
+    return spoilt > 0
+
+
+def compare_masks(name: str, found: np.ndarray | None, truth: np.ndarray) -> Figures:
+    """Mean IoU and boundary F; of no masks at all both are 0."""
+    if found is None:
+        return {f"{name}: IoU": 0.0, f"{name}: F": 0.0}
+    ious = [mask_iou(a, b) for a, b in zip(found, truth, strict=True)]
+    return {f"{name}: IoU": float(np.mean(ious)), f"{name}: F": metrics.boundary_f(found, truth)}
+
+
+def motion_segmentation(home: Path) -> Job:
+    """The object found by its motion."""
+    return partial(_segment_all, masked_clips(home))
+
+
+def _segment_all(clips: Sequence[MaskedClip]) -> Figures:
+    figures: Figures = {}
+    for clip in clips:
+        figures |= compare_masks(clip.name, segment_motion(clip.frames, clip.flow), clip.truth)
+    return figures
+
+
+def mask_refinement(home: Path) -> Job:
+    """Imperfect masks refined."""
+    return partial(_refine_all, masked_clips(home))
+
+
+def _refine_all(clips: Sequence[MaskedClip]) -> Figures:
+    figures: Figures = {}
+    for clip in clips:
+        figures |= compare_masks(clip.name, refine_masks(clip.frames, clip.flow, clip.given).masks[0], clip.truth)
+    return figures
+
+
+def given_masks(home: Path) -> Job:
+    """The masks that a training starts from, refined where that is worth it."""
+    name = DAVIS[0]
+    options = FitOptions(masks=(str(DATA / name / GIVEN["osvos"]),), size=DAVIS_SIZE, frames=f"0:{DAVIS_FRAMES}")
+    source = read(DATA / name / "frames", home, DAVIS_SIZE, options.frames)
+    (clip,) = (clip for clip in masked_clips(home) if clip.name == name)
+    run = Run(home / "run")
+    run.cache.mkdir(parents=True)
+    make_clip(run, source, options, load_config("atlas"))
+    for path in run.cache.glob("mended-*"):
+        path.unlink()
+    return partial(_prepare_masks, run, source, options, clip)
+
+
+def _prepare_masks(run: Run, source: Video, options: FitOptions, clip: MaskedClip) -> Figures:
+    with copied(run) as fresh:
+        made, _ = make_clip(fresh, source, options, load_config("atlas"))
+        return compare_masks(clip.name, np.array(made.masks.masks[0]), clip.truth)
+
+
+def captured_person(home: Path) -> Job:
+    """The person of a capture, found by bones and by a background that stands still."""
+    scene = walking_scene(count=FRAMES, size=(96, 72))
+    place = scene.cameras[0]
+    still = [scene.view(place, time) for time in range(FRAMES)]
+    noise = np.random.default_rng(0).normal(0, 2.5, (FRAMES, 72, 96, 3))
+    frames = (np.stack([view.rgb * 255 for view in still]) + noise).round().clip(0, 255).astype(np.uint8)
+    truth = np.stack([view.mask for view in still])
+    moving = np.stack([view.rgb * 255 for view in scene.views]) + noise
+    moving_truth = np.stack([view.mask for view in scene.views])
+    return partial(
+        _find_person,
+        [
+            ("still camera", frames, BodyViews((place,) * FRAMES, scene.motion), truth),
+            ("without bones", frames, None, truth),
+            (
+                "moving camera",
+                moving.round().clip(0, 255).astype(np.uint8),
+                BodyViews(scene.cameras, scene.motion),
+                moving_truth,
+            ),
+        ],
+    )
+
+
+def _find_person(cases: Sequence[tuple[str, np.ndarray, BodyViews | None, np.ndarray]]) -> Figures:
+    figures: Figures = {}
+    for name, frames, body, truth in cases:
+        figures |= compare_masks(name, person_masks(frames, body, still=name != "moving camera"), truth)
+    return figures
+
+
+def cuts(home: Path) -> Job:
+    """Cuts between shots: one that is hard to see, and none in a flash and in a real clip."""
+    shots = [np.roll(translation_clip(8, 96, 54, velocity=(9, 3), seed=seed).frames, seed, -1) for seed in range(3)]
+    edited = np.concatenate([*shots, suite_clip("pan", 8, (96, 54), 3).frames])
+    flash = shots[0].copy()
+    flash[4] = 255 - (255 - flash[4]) // 4
+    clips = {"four shots": edited, "flash": flash, "suite flash": suite_clip("flash", FRAMES, SIZE).frames}
+    for name in available():
+        clips[name] = np.asarray(read(DATA / name / "frames", home / name, DAVIS_SIZE, "0:20").frames)
+    flows: dict[str, FlowField | None] = {
+        name: compute_flow(frames, home / name, "dis") for name, frames in clips.items()
+    }
+    clips["four shots without flow"], flows["four shots without flow"] = edited, None
+    for step in range(1, 12):  # a cut to a picture that differs more and more, and a flash that grows brighter
+        blend = shots[0] + (step / 12) * (shots[1].astype(np.float32) - shots[0])
+        clips[f"step {step}"] = np.concatenate([shots[0], blend.astype(np.uint8)])
+        bright = shots[0].copy()
+        bright[3 : 3 + step // 2] = 255 - ((255 - shots[0][3 : 3 + step // 2]) * (1 - step / 12)).astype(np.uint8)
+        clips[f"brighter {step}"] = bright
+    return partial(_count_cuts, clips, flows)
+
+
+def _count_cuts(clips: dict[str, np.ndarray], flows: dict[str, FlowField | None]) -> Figures:
+    figures: Figures = {}
+    for name, frames in clips.items():
+        figure = f"{name.rstrip(' 0123456789')}: cuts"
+        figures[figure] = figures.get(figure, 0.0) + len(find_cuts(frames, flows.get(name)))
+    return figures
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+def geometry(home: Path) -> Job:
+    """The model before any training: its pictures, and where it says that points go."""
+    prepared = {}
+    for name in ("pan", "flash", "perspective", "occlusion"):
+        clip = suite_clip(name, FRAMES, SIZE)
+        fronts = clip.layer_names[:-1]
+        masks = LayerMasks(fronts, np.stack([clip.labels() == layer for layer in range(len(fronts))]))
+        prepared[name] = clip, Clip(clip.frames, masks, compute_flow(clip.frames, home / name, "dis"))
+    return partial(_initialise_all, prepared)
+
+
+def _initialise_all(clips: dict[str, tuple[SyntheticClip, Clip]]) -> Figures:
+    config = load_config("atlas")
+    figures: Figures = {}
+    for name, (truth, clip) in clips.items():
+        start = plan(config, clip)
+        model = build(config, start.shape)
+        fill(model, start, clip)
+        model.eval()
+        figures[f"{name}: dB"] = decibels(show(model).frames, truth.frames)
+        figures[f"{name}, points: px"] = _track_error(model, truth, FRAMES // 2)
+        for layer in start.shape.layers:
+            figures[f"{name}, width of {layer.name}: texels"] = float(layer.width)
+    return figures
+
+
+def _track_error(model: PlanarModel, clip: SyntheticClip, frame: int) -> float:
+    """Mean error of points of one frame in all frames in which they are truly seen."""
+    start = grid_points(clip, frame, 6)
+    found, truth = track(model, start, frame), true_tracks(clip, start, frame)
+    return float(np.linalg.norm(found.positions - truth.positions, axis=-1)[truth.visible].mean())
+
+
+def training(home: Path) -> Job:
+    """A few steps of training with true masks, and the canonical pictures that come of it."""
+    clip = suite_clip("flash", 8, (96, 54))
+    return partial(_train_shortly, clip, *write_clip(clip, home))
+
+
+def _train_shortly(clip: SyntheticClip, frames: Path, masks: list[str]) -> Figures:
+    with tempfile.TemporaryDirectory() as folder:
+        options = FitOptions(
+            Path(folder) / "run", masks=tuple(masks), size="source", flow="dis", overrides={"training.steps": 10}
+        )
+        run = fit(frames, options).run
+        model, _ = load_model(run)
+        maps = Maps.open(run)
+        pictures = {layer: canonical.pristine(run.canonical, layer) for layer in maps.layers}
+    figures = {"flash: dB": decibels(show(model.eval()).frames, clip.frames)}
+    for name, picture in pictures.items():
+        figures[f"{name} covered: share"] = float(picture.rgba[3].mean())
+        figures[f"{name} width: texels"] = float(picture.size[0])
+    return figures
+
+
+def charts(home: Path) -> Job:
+    """Two clips of DAVIS without masks, which one picture explains badly, divided into charts."""
+    prepared = {}
+    for name in available():
+        frames = np.asarray(read(DATA / name / "frames", home / name, DAVIS_SIZE).frames)
+        size = (frames.shape[2], frames.shape[1])
+        masks = load_masks([], len(frames), size)
+        prepared[name] = Clip(frames, masks, compute_flow(frames, home / name, "dis"))
+    return partial(_plan_charts, prepared)
+
+
+def _plan_charts(clips: dict[str, Clip]) -> Figures:
+    figures: Figures = {}
+    for name, clip in clips.items():
+        (layer,) = plan(load_config("atlas"), clip).shape.layers
+        figures |= {f"{name}: charts": float(len(layer.sheets)), f"{name}, width: texels": float(layer.width)}
+        figures[f"{name}, box: share"] = layer.box.width
+    return figures
+
+
+def region_tracking(home: Path) -> Job:
+    """Four corners of a part of the background that the object covers for a while, followed through two clips."""
+    cases = {}
+    for name, (left, top, right, bottom) in {"pan": (70, 8, 118, 34), "perspective": (64, 34, 116, 66)}.items():
+        clip = suite_clip(name, FRAMES, SIZE)
+        places = clip.uv[1, FRAMES // 2, [top, top, bottom, bottom], [left, right, right, left]]
+        truth = np.stack([clip.mark_positions(1, place.tolist()) for place in places], axis=1)
+        cases[name] = clip, compute_flow(clip.frames, home / name, "dis"), truth
+    return partial(_follow_corners, cases)
+
+
+def _follow_corners(cases: dict[str, tuple[SyntheticClip, FlowField, np.ndarray]]) -> Figures:
+    figures: Figures = {}
+    for name, (clip, flow, truth) in cases.items():
+        start = coords.normalise_pixels(torch.from_numpy(truth[FRAMES // 2]), clip.width, clip.height).numpy()
+        found = follow(clip.frames, flow, start, FRAMES // 2)
+        quads = np.stack([found.track.quad(t) for t in range(clip.count)])
+        pixels = coords.denormalise_pixels(torch.from_numpy(quads), clip.width, clip.height).numpy()
+        error = np.linalg.norm(pixels - truth, axis=-1)
+        inside = np.stack([quad_mask(quad, (clip.width, clip.height)) for quad in quads])
+        figures |= {f"{name}, corners: px": float(error.mean()), f"{name}, worst corner: px": float(error.max())}
+        right = found.seen == (inside & (clip.labels() == 1))
+        figures[f"{name}, seen or covered: share"] = float(right[inside].mean())
+    return figures
+
+
+def tracking(home: Path) -> Job:
+    """Points and labels followed by a trained model."""
+    clip = demo_clip(FRAMES, *SIZE)
+    run = fitted(home, clip, "draft")
+    flow = compute_flow(clip.frames, run.cache, "dis")
+    return partial(_follow_points, clip, run, flow)
+
+
+def _follow_points(clip: SyntheticClip, run: Run, flow: FlowField) -> Figures:
+    model, _ = load_model(run)
+    model = model.eval()
+    truth = clip.labels() == 0
+    figures: Figures = {}
+    for frame in (0, FRAMES // 2):
+        start = grid_points(clip, frame, 5)
+        found, true = track(model, start, frame, flow=flow), true_tracks(clip, start, frame)
+        error = np.linalg.norm(found.positions - true.positions, axis=-1)[true.visible]
+        figures[f"points of frame {frame}: px"] = float(error.mean())
+        figures[f"seen or hidden of frame {frame}: share"] = float((found.visible == true.visible).mean())
+        labels = list(propagate(model, truth[frame].astype(np.int32), frame, flow))
+        figures |= compare_masks(f"labels of frame {frame}", np.stack(labels) > 0, truth)
+    return figures
+
+
+def report(home: Path) -> Job:
+    """The verdict on a sound clip and on one that turns, with the numbers behind it."""
+    runs = {}
+    for name in ("pan", "turning"):
+        clip = suite_clip(name, FRAMES, SIZE)
+        frames, masks = write_clip(clip, home / name)
+        options = FitOptions(home / name / "run", quality="draft", size="source", masks=tuple(masks), flow="dis")
+        runs[name] = (clip, fit(frames, options).run)
+    return partial(_judge_runs, runs)
+
+
+LEVELS = ("good", "care", "bad")
+
+
+def _judge_runs(runs: dict[str, tuple[SyntheticClip, Run]]) -> Figures:
+    figures: Figures = {}
+    for name, (clip, run) in runs.items():
+        model, steps = load_model(run)
+        found = report_of_fit(run, model.eval(), clip.frames, FitCost(steps, None, None), True)
+        figures[f"{name} verdict: level"] = float(LEVELS.index(found.verdict.level))
+        figures[f"{name} reasons: reasons"] = float(len(found.verdict.reasons))
+        for layer in found.facts.layers:
+            values = {"stretched": layer.stretched, "folded": layer.folded, "seen": layer.seen}
+            values |= {"green": layer.green, "yellow": layer.yellow, "red": layer.red}
+            if layer.drift is not None:
+                values |= {"steady": layer.drift.steady}
+            figures |= {f"{name} {layer.name} {word}: share": v for word, v in values.items() if v is not None}
+            if layer.drift is not None and layer.drift.far is not None:
+                figures[f"{name} {layer.name} drift: px"] = layer.drift.far
+    return figures

@@ -1,0 +1,95 @@
+"""What training minimises: the weighted losses of a planar model, and their gradients.
+
+Losses look at a model, never the other way round: this module is above the model and above every loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from neural_fields.data.clip import Batch
+from neural_fields.planar import explicit, light_terms, neighbours, sprite_terms, terms
+from neural_fields.planar.model import PlanarModel
+from neural_fields.planar.samples import LayerSamples
+
+
+def accumulate_gradients(model: PlanarModel, batch: Batch, step: int) -> dict[str, Float[Tensor, ""]]:
+    """Leaves the gradients of a step in the model's parameters, by the fastest way; returns the weighted losses.
+
+    Args:
+        model: in training mode.
+        batch: whole frames or random pixels.
+        step: of the training, from 0; losses can begin and end at a step.
+    """
+    if batch.index is None and explicit.supports(model):
+        return explicit.accumulate(model, batch)
+    return accumulate_by_autograd(model, batch, step)
+
+
+def accumulate_by_autograd(model: PlanarModel, batch: Batch, step: int) -> dict[str, Float[Tensor, ""]]:
+    """Does what `accumulate_gradients` does, for every model; no gradients are left when a loss is not finite."""
+    losses = compute_losses(model, batch, model.batch(batch), step)
+    total = torch.stack(list(losses.values())).sum()
+    if torch.isfinite(total):
+        total.backward()
+    return {name: value.detach() for name, value in losses.items()}
+
+
+def compute_losses(model: PlanarModel, batch: Batch, samples: LayerSamples, step: int) -> dict[str, Float[Tensor, ""]]:
+    """Returns the losses of the model's config that are active at `step`, times their weights; their sum is minimised.
+
+    Args:
+        model: its `weights` say which losses are active.
+        batch: points of the clip.
+        samples: of the model at the batch's points.
+        step: of the training, from 0.
+    """
+    weights = model.weights
+    has_front = len(model.layers) > 1
+    needs_flow = weights.flow or weights.alpha_flow or weights.flow_l1
+    matches = neighbours.flow_matches(batch) if needs_flow else []
+    wide = weights.global_rigidity if _is_before(step, weights.global_rigidity_until) else ()
+    held = samples  # as the losses see it that leave the opacity alone for the first steps
+    if step < weights.opacity_from:
+        held = replace(samples, weight=samples.weight.detach())
+    mask = weights.mask * has_front * _is_before(step, weights.mask_until)
+    alpha_flow = weights.alpha_flow * has_front * bool(matches)
+    candidates: list[tuple[str, float, Callable[[], Tensor]]] = [
+        ("color", weights.color, lambda: terms.color(held, batch)),
+        ("composite_l1", weights.composite_l1, lambda: sprite_terms.composite_l1(held, batch)),
+        ("laplacian", weights.laplacian, lambda: sprite_terms.laplacian(held, batch)),
+        ("contrast", weights.contrast * has_front, lambda: sprite_terms.contrast(samples)),
+        ("color_l1", weights.color_l1, lambda: terms.color_l1(samples, batch)),
+        ("gradient", weights.gradient, lambda: neighbours.gradient(model, batch, samples)),
+        ("sobel", weights.sobel, lambda: terms.sobel(samples, batch)),
+        ("mask", mask, lambda: terms.mask(samples, batch.mask)),
+        ("sparsity", weights.sparsity * has_front, lambda: terms.sparsity(samples)),
+        ("rigidity", weights.rigidity, lambda: neighbours.rigidity(model, batch, samples, 1.0)),
+        ("global_rigidity", float(any(wide)), lambda: neighbours.rigidity(model, batch, samples, 100.0, wide)),
+        ("flow", weights.flow * bool(matches), lambda: neighbours.flow(model, batch, held, matches)),
+        ("flow_l1", weights.flow_l1 * bool(matches), lambda: neighbours.flow_l1(model, batch, samples, matches)),
+        ("alpha_flow", alpha_flow, lambda: neighbours.alpha_flow(model, samples, matches)),
+        ("decisive_opacity", weights.decisive_opacity * has_front, lambda: light_terms.decisive_opacity(samples)),
+        ("background_color", weights.background_color * has_front, lambda: terms.background_color(samples, batch)),
+        ("residual_jacobian", weights.residual_jacobian, lambda: terms.residual_jacobian(model, batch)),
+        ("residual_smoothness", weights.residual_smoothness, lambda: terms.residual_smoothness(model, batch)),
+        ("residual_anchor", weights.residual_anchor, lambda: terms.residual_anchor(model, batch)),
+        ("texture_smoothness", weights.texture_smoothness, lambda: terms.texture_smoothness(model)),
+        ("gain_deviation", weights.gain_deviation, lambda: light_terms.gain_deviation(samples)),
+        ("gain_consistency", weights.gain_consistency, lambda: light_terms.gain_consistency(model, batch)),
+    ]
+    losses = {name: weight * compute() for name, weight, compute in candidates if weight}
+    if model.gains and (weights.gain_size or weights.gain_smoothness):
+        size, steps = terms.gain_size_and_steps(model, batch)
+        losses |= {"gain_size": weights.gain_size * size, "gain_smoothness": weights.gain_smoothness * steps}
+    return losses
+
+
+def _is_before(step: int, end: int) -> bool:
+    """Whether a loss that ends at step `end` (0: never) is active."""
+    return not end or step < end

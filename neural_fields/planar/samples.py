@@ -1,0 +1,28 @@
+"""What a planar model says of points of the video: the layers' colours, weights, canonical positions and gains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LayerSamples:
+    """What a model says of N points: one row per point, layers front to back, the last is the background."""
+
+    color: Float[Tensor, "n layers 3"]  # of the texture, before the gain; [0, 1] is the displayable range
+    weight: Float[Tensor, "n layers"]  # sums to one
+    uv: Float[Tensor, "n layers 2"] | None
+    gain: Float[Tensor, "n layers 3"] | None
+
+    @property
+    def lit_color(self) -> Float[Tensor, "n layers 3"]:
+        """The layers' colours under their light."""
+        return self.color if self.gain is None else self.color * self.gain
+
+
+def composite(samples: LayerSamples) -> Float[Tensor, "n 3"]:
+    """Returns the colour that a viewer sees: the layers' lit colours, weighted."""
+    return (samples.lit_color * samples.weight[..., None]).sum(1)

@@ -1,0 +1,1 @@
+"""What tests share: tiny models, scenes and runs whose truth is known."""
