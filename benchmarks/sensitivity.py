@@ -13,7 +13,8 @@ The table is sorted by effect: the largest change of a figure, in units of what 
 or of a share, 0.05 pixels, see `NOTABLE`); rows below 1 are shown with --all. Below it stand the fields that change
 figures by less, those that change none by more than 1e-9, those that no job reads, and those whose job fails when they
 are moved. A run that is stopped goes on from its JSON file: what is measured there is not measured again, unless the
-figures with the settings as they are have changed.
+figures with the settings as they are have changed (a probe of which all is known is not run: begin a new file after a
+change of the code).
 """
 
 from __future__ import annotations
@@ -284,6 +285,10 @@ class Study:
         keys = [f"{probe} {name} {sign}" for name in base["read"] if self.only in name for sign in (-1, 1)]
         return [key for key in keys if key not in self.moves]
 
+    def unfinished(self) -> set[str]:
+        """The fields of which some probe that reads them does not know all yet."""
+        return {key.split(" ")[1] for probe, base in self.bases.items() for key in self._wanted(probe, base)}
+
     def _leave(self, wanted: Sequence[str], base: dict[str, Any]) -> None:
         with self._lock:
             self.left += len(wanted)
@@ -373,9 +378,13 @@ def main() -> None:
         if row["errors"]:
             failed[row["name"]] = f"{row['probe']}: {row['errors'][0]}"
     matters = {row["name"] for row in rows if row["effect"] >= 1}
-    still = {name for name, change in most.items() if change <= NOTHING and name not in failed}
-    print_names("little: figures change by less than is worth noticing", set(most) - matters - still - set(failed))
+    open_yet = study.unfinished() & values.keys()
+    still = {name for name, change in most.items() if change <= NOTHING and name not in failed} - open_yet
+    print_names(
+        "little: figures change by less than is worth noticing", set(most) - matters - still - set(failed) - open_yet
+    )
     print_names("moves nothing", still)
+    print_names("not measured to the end, nothing that matters so far", open_yet - matters - set(failed))
     exercised = {name for base in study.bases.values() for name in base["read"]}
     print_names("not exercised: no probe that was run reads it", wanted - exercised)
     print(f"\nfails when it is moved ({len(failed)}):")
