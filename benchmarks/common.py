@@ -162,16 +162,16 @@ def write_pan(path: Path, count: int, width: int, height: int) -> None:
     import cv2
     import numpy as np
 
-    from editors.demo import new_facts
+    from editors.demo import make_clip_metadata
     from neural_fields.coords import Box
-    from neural_fields.data.painting import sea_floor
-    from neural_fields.data.synthetic import demo_clip
-    from neural_fields.data.video import write
+    from neural_fields.data.painting import paint_sea_floor
+    from neural_fields.data.synthetic import make_demo_clip
+    from neural_fields.data.video import write_video
 
-    ground = sea_floor(Box(-1.3, -0.9, 1.3, 0.9), 2 * width, 2 * height, 0)
+    ground = paint_sea_floor(Box(-1.3, -0.9, 1.3, 0.9), 2 * width, 2 * height, 0)
     ground = np.ascontiguousarray((255 * ground).clip(0, 255).astype(np.uint8))
     disc = np.ascontiguousarray(ground[::-1, ::-1])
-    facts = new_facts(demo_clip(2, width, height), Fraction(24))
+    facts = make_clip_metadata(make_demo_clip(2, width, height), Fraction(24))
     facts = type(facts)(
         **{**vars(facts), "frame_count": count, "timestamps": tuple(Fraction(t, 24) for t in range(count))}
     )
@@ -189,4 +189,4 @@ def write_pan(path: Path, count: int, width: int, height: int) -> None:
             share = (cover.astype(np.float32) / 255)[..., None]
             yield (frame * (1 - share) + moved * share).round().astype(np.uint8)
 
-    write(path, frames(), facts, overwrite=True)
+    write_video(path, frames(), facts, overwrite=True)

@@ -29,8 +29,8 @@ from PIL import Image, ImageDraw
 
 from editors.adjust import Adjust
 from editors.api import edit_with
-from editors.demo import new_facts
-from editors.document import overlays_from_document
+from editors.demo import make_clip_metadata
+from editors.document import read_document_overlays
 from editors.drag import Drag
 from editors.place import Place
 from editors.remove import Remove
@@ -38,20 +38,20 @@ from editors.stack import undo
 from neural_fields import canonical, coords
 from neural_fields.baking import Maps
 from neural_fields.coords import Box
-from neural_fields.data.synthetic import Mark, SyntheticClip, demo_clip
-from neural_fields.data.video import write
-from neural_fields.export.base import export
-from neural_fields.export.canonical import Canonical
+from neural_fields.data.synthetic import PaintedMark, SyntheticClip, make_demo_clip
+from neural_fields.data.video import write_video
+from neural_fields.export.base import export_run
+from neural_fields.export.canonical import CanonicalExporter
 from neural_fields.export.exr import read_exr
-from neural_fields.export.layered import PAINT, Layer, placed
+from neural_fields.export.layered import PAINT, DocumentLayer, place_on_canvas
 from neural_fields.export.openraster import read_ora, write_ora
 from neural_fields.export.psd import read_psd, write_psd
-from neural_fields.export.stmap import STMap
-from neural_fields.fit_options import FitOptions
-from neural_fields.fitting import fit
+from neural_fields.export.stmap import STMapExporter
+from neural_fields.fit_options import TrainOptions
+from neural_fields.fitting import train
 from neural_fields.grading import Grade
-from neural_fields.output import open_renderer
-from neural_fields.reshaping import Reshaper
+from neural_fields.output import open_passes
+from neural_fields.reshaping import WarpPass
 from neural_fields.run import Run
 
 
@@ -72,15 +72,15 @@ def middle_of(box: Box) -> tuple[float, float]:
 
 def fitted(home: Path, clip: SyntheticClip, quality: Any) -> Run:
     """A run of the clip with its true masks."""
-    write(home / "clip.mkv", clip.render(), new_facts(clip), codec="ffv1")
+    write_video(home / "clip.mkv", clip.render_frames(), make_clip_metadata(clip), codec="ffv1")
     np.save(home / "mask.npy", clip.masks[0])
-    options = FitOptions(home / "run", quality=quality, size="source", masks=(f"foreground={home / 'mask.npy'}",))
-    return fit(home / "clip.mkv", options).run
+    options = TrainOptions(home / "run", quality=quality, size="source", masks=(f"foreground={home / 'mask.npy'}",))
+    return train(home / "clip.mkv", options).run
 
 
 def frames_with(run: Run, clip: SyntheticClip) -> list[np.ndarray]:
     """All frames with the active edits; afterwards the last one is undone."""
-    changer = open_renderer(run, Maps.open(run))
+    changer = open_passes(run, Maps.open(run))
     shown = [changer.render_frame(t, clip.frames[t]) for t in range(clip.count)]
     undo(run)
     return shown
@@ -107,11 +107,11 @@ def placing(run: Run, clip: SyntheticClip, home: Path, layer: int, at: tuple[flo
         layers=(name,),
     )
     low, high = (
-        coords.normalise_pixels(torch.tensor([at[0] + s * width / 2, at[1] + s * height / 2]), clip.width, clip.height)
+        coords.normalize_pixels(torch.tensor([at[0] + s * width / 2, at[1] + s * height / 2]), clip.width, clip.height)
         for s in (-1, 1)
     )
     box = Box(*(float(v) for v in (*low, *high)))
-    truth = clip.edited([Mark(np.asarray(Image.open(path)), box, name, t)])
+    truth = clip.render_edited([PaintedMark(np.asarray(Image.open(path)), box, name, t)])
     values = [psnr(a, b) for a, b in zip(frames_with(run, clip), truth, strict=True)]
     return row(f"logo on the {name}", min(values), np.mean(values), "dB", 32)
 
@@ -132,24 +132,24 @@ def removing(run: Run, clip: SyntheticClip) -> dict[str, Any]:
     """The object taken off."""
     edit_with(run, Remove())
     empty = dataclasses.replace(clip, surfaces=clip.surfaces[1:]).frames
-    picture = canonical.pristine(run.canonical, "background")
+    picture = canonical.read_pristine(run.canonical, "background")
     maps, values = Maps.open(run), []
     for t, shown in enumerate(frames_with(run, clip)):
-        uv = torch.from_numpy(maps.uv(t, 1, (clip.width, clip.height)))
-        known = (picture.sample(uv)[..., 3] > 0.99).numpy() & (clip.alpha[0, t] > 0)
+        uv = torch.from_numpy(maps.read_uv(t, 1, (clip.width, clip.height)))
+        known = (picture.sample_rgba(uv)[..., 3] > 0.99).numpy() & (clip.alpha[0, t] > 0)
         values.append(psnr(shown[known], empty[t][known]))
     return row("object removed", min(values), np.mean(values), "dB", None)
 
 
 def dragging(run: Run, clip: SyntheticClip, t: int) -> dict[str, Any]:
     """A point of the object dragged by 4 % of the frame's width."""
-    start = clip.mark_positions(0, middle_of(clip.boxes[0]))
+    start = clip.compute_mark_positions(0, middle_of(clip.boxes[0]))
     end = start[t] + np.array([0.04 * clip.width, -0.01 * clip.width])
     edit_with(run, Drag(drag=(f"{start[t][0]},{start[t][1]}>{end[0]},{end[1]}",), frame=t))
-    changer = open_renderer(run, Maps.open(run))
-    assert isinstance(changer, Reshaper)
-    there = clip.surfaces[0].uv_at(t, coords.normalise_pixels(torch.tensor(end)[None], clip.width, clip.height))
-    wanted = clip.mark_positions(0, there[0].tolist())
+    changer = open_passes(run, Maps.open(run))
+    assert isinstance(changer, WarpPass)
+    there = clip.surfaces[0].uv_at(t, coords.normalize_pixels(torch.tensor(end)[None], clip.width, clip.height))
+    wanted = clip.compute_mark_positions(0, there[0].tolist())
     errors = [
         float(np.linalg.norm(_came_from(changer, k, start[k], (clip.width, clip.height)) - wanted[k]))
         for k in range(clip.count)
@@ -158,9 +158,9 @@ def dragging(run: Run, clip: SyntheticClip, t: int) -> dict[str, Any]:
     return row("drag, end point", max(errors), np.mean(errors), "px", 1.5)
 
 
-def _came_from(changer: Reshaper, t: int, place: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _came_from(changer: WarpPass, t: int, place: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Where in the changed frame t the pixel is that lay at a place before."""
-    places = changer.places(t, 0, size)
+    places = changer.source_positions(t, 0, size)
     row, column = np.unravel_index(((places - place) ** 2).sum(-1).argmin(), places.shape[:2])
     here = places[row - 1 : row + 2, column - 1 : column + 2]
     jacobian = np.stack([(here[1, 2] - here[1, 0]) / 2, (here[2, 1] - here[0, 1]) / 2], axis=1)
@@ -170,16 +170,16 @@ def _came_from(changer: Reshaper, t: int, place: np.ndarray, size: tuple[int, in
 def mapping(run: Run, home: Path) -> dict[str, Any]:
     """Forward STMaps read back."""
     maps = Maps.open(run)
-    export(run, STMap(direction="forward"), out=home / "stmap")
+    export_run(run, STMapExporter(direction="forward"), out=home / "stmap")
     errors = []
     for number, name in enumerate(maps.layers):
-        picture = canonical.pristine(run.canonical, name)
+        picture = canonical.read_pristine(run.canonical, name)
         (width, height), box = picture.size, picture.box
         for t, path in enumerate(sorted((home / "stmap" / "forward").glob(f"{name}.*.exr"))):
             planes, _ = read_exr(path)
             x, y = planes["R"] * width, (1 - planes["G"]) * height
-            uv = maps.uv(t, number, maps.size)
-            shown = maps.layer_weight(t, number, maps.size) > 0
+            uv = maps.read_uv(t, number, maps.size)
+            shown = maps.read_layer_weight(t, number, maps.size) > 0
             true_x, true_y = (uv[..., 0] - box.u0) / box.width * width, (uv[..., 1] - box.v0) / box.height * height
             errors.append(np.hypot(x - true_x, y - true_y)[shown].max())
     return row("STMap, read back", max(errors), np.mean(errors), "px", 0.02)
@@ -189,22 +189,22 @@ def documents(run: Run, home: Path) -> list[dict[str, Any]]:
     """Random pixels painted into a document, as a paint program would, and read back."""
     rows = []
     for suffix, write_file, read_file in (("ora", write_ora, read_ora), ("psd", write_psd, read_psd)):
-        export(run, Canonical(layer=("foreground",), format=suffix), out=home / suffix)
+        export_run(run, CanonicalExporter(layer=("foreground",), format=suffix), out=home / suffix)
         path = home / suffix / f"foreground.{suffix}"
         document = read_file(path, 64_000_000)
         width, height = document.size
         paint = np.random.default_rng(0).integers(0, 256, (height, width, 4), np.uint8)
         layers = [_painted(layer, paint) if layer.name.startswith(PAINT) else layer for layer in document.layers]
         write_file(path, dataclasses.replace(document, layers=layers))
-        found = overlays_from_document(run, Maps.open(run), path)["foreground"].rgba
+        found = read_document_overlays(run, Maps.open(run), path)["foreground"].rgba
         wrong = np.abs(np.rint(found * 255) - paint)[paint[..., 3] > 0].max()
         rows.append(row(f"painted .{suffix}, read back", wrong, wrong, "levels", 0))
     return rows
 
 
-def _painted(layer: Layer, paint: np.ndarray) -> Layer:
+def _painted(layer: DocumentLayer, paint: np.ndarray) -> DocumentLayer:
     rgba = paint.astype(np.float32) / 255
-    assert placed(layer, (paint.shape[1], paint.shape[0])).shape == rgba.shape
+    assert place_on_canvas(layer, (paint.shape[1], paint.shape[0])).shape == rgba.shape
     return dataclasses.replace(layer, pixels=lambda: rgba)
 
 
@@ -215,8 +215,8 @@ def main() -> None:
     arguments.add_argument("--size", type=int, nargs=2, default=(320, 180))
     arguments.add_argument("--quality", default="draft")
     chosen: argparse.Namespace = arguments.parse_args()
-    clip = demo_clip(chosen.frames, *chosen.size)
-    middle = clip.mark_positions(
+    clip = make_demo_clip(chosen.frames, *chosen.size)
+    middle = clip.compute_mark_positions(
         0, [(clip.boxes[0].u0 + clip.boxes[0].u1) / 2, (clip.boxes[0].v0 + clip.boxes[0].v1) / 2]
     )
     with tempfile.TemporaryDirectory() as folder:

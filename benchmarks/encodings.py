@@ -51,8 +51,8 @@ def encoder(backend: str, in_dim: int, config: HashGridConfig, device: torch.dev
 
 def reason_against(backend: str, device: torch.device) -> str:
     if backend == "tcnn":
-        return tcnn.unavailable_reason(device)
-    return hash_grid.compiler_reason(device) if backend == "compiled" else ""
+        return tcnn.explain_unavailable(device)
+    return hash_grid.explain_missing_compiler(device) if backend == "compiled" else ""
 
 
 def seconds(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:

@@ -45,36 +45,36 @@ def measured(path: Path, style: str, side: int) -> dict[str, Any]:
     import cv2
     import numpy as np
 
-    from editors.base import Source, quiet
+    from editors.base import EditSource, report_nothing
     from editors.frames import Frames
-    from editors.style_network import read_style, stylised
+    from editors.style_network import read_style_network, stylize_picture
     from neural_fields import canonical
     from neural_fields.baking import Maps
     from neural_fields.data.images import write_images
     from neural_fields.evaluation import read_source
-    from neural_fields.rendering import How, Renderer
+    from neural_fields.rendering import OverlayOptions, OverlayPass
     from neural_fields.run import Run
 
     run = Run.open(path)
-    maps, network = Maps.open(run), read_style(WEIGHTS / f"{style}.bin")
+    maps, network = Maps.open(run), read_style_network(WEIGHTS / f"{style}.bin")
     plain = read_source(run).frames
     scale = side / max(plain.shape[1:3])
     size = round(plain.shape[2] * scale), round(plain.shape[1] * scale)
     small = [cv2.resize(np.asarray(frame), size, interpolation=cv2.INTER_AREA) for frame in plain]
-    painted = [np.rint(255 * stylised(network, f.astype(np.float32) / 255)).astype(np.uint8) for f in small]
+    painted = [np.rint(255 * stylize_picture(network, f.astype(np.float32) / 255)).astype(np.uint8) for f in small]
     with tempfile.TemporaryDirectory() as home:
         write_images(Path(home) / "painted", iter(painted))
         begin = time.monotonic()
-        result = Frames(frames=Path(home) / "painted")(Source(run, maps, maps.layers), quiet)
+        result = Frames(frames=Path(home) / "painted")(EditSource(run, maps, maps.layers), report_nothing)
         seconds = time.monotonic() - begin
-    pictures = {name: canonical.pristine(run.canonical, name) for name in maps.layers}
-    renderer = Renderer(maps, pictures, result.overlays, How(lit=result.effects.lit))
+    pictures = {name: canonical.read_pristine(run.canonical, name) for name in maps.layers}
+    renderer = OverlayPass(maps, pictures, result.overlays, OverlayOptions(lit=result.effects.lit))
     looked_at = np.unique(np.linspace(0, len(small) - 1, LOOKED_AT).round().astype(int))
     rendered = (renderer.render_frame(t, np.asarray(plain[t])) for t in looked_at)
     fused = [cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in rendered]
-    eyes = read_style(WEIGHTS / f"{'mosaic' if style == 'candy' else 'candy'}.bin")  # not those that painted
+    eyes = read_style_network(WEIGHTS / f"{'mosaic' if style == 'candy' else 'candy'}.bin")  # not those that painted
     left = kept([small[t] for t in looked_at], [painted[t] for t in looked_at], fused, eyes)
-    before, after = result.facts["warp_error_of_frames"], result.facts["warp_error"]
+    before, after = result.metadata["warp_error_of_frames"], result.metadata["warp_error"]
     return {
         "run": path.name,
         "style": style,

@@ -41,8 +41,8 @@ def parity(job: dict[str, Any]) -> dict[str, Any]:
     """The back ends beside eager torch on the CPU."""
     import torch
 
-    from neural_fields.encodings.hash_grid import HashGrid, HashGridConfig, compiler_reason
-    from neural_fields.encodings.tcnn import unavailable_reason
+    from neural_fields.encodings.hash_grid import HashGrid, HashGridConfig, explain_missing_compiler
+    from neural_fields.encodings.tcnn import explain_unavailable
 
     device, rows = torch.device(job["device"]), []
     for in_dim in (2, 3):
@@ -52,7 +52,7 @@ def parity(job: dict[str, Any]) -> dict[str, Any]:
         x, pull = torch.rand(job["points"], in_dim), torch.randn(job["points"], grid.out_dim)
         truth = passes(grid, x, pull)
         for backend in ("torch", "tcnn", "compiled"):
-            reasons = {"tcnn": unavailable_reason, "compiled": compiler_reason}
+            reasons = {"tcnn": explain_unavailable, "compiled": explain_missing_compiler}
             row: dict[str, Any] = {"axes": in_dim, "backend": backend}
             if backend in reasons and (reason := reasons[backend](device)):
                 rows.append({**row, "left_out": reason})
@@ -111,25 +111,25 @@ def steps(job: dict[str, Any]) -> dict[str, Any]:
     """Training steps of some presets with resident and with travelling frames, from the same start."""
     import torch
 
-    from neural_fields.config import load_config
-    from neural_fields.data.video import read
-    from neural_fields.fit_input import make_clip
-    from neural_fields.fit_options import FitOptions
-    from neural_fields.fitting import make_model
-    from neural_fields.planar.warm_up import WarmUp
+    from neural_fields.config import load_planar_config
+    from neural_fields.data.video import read_video
+    from neural_fields.fit_input import prepare_clip
+    from neural_fields.fit_options import TrainOptions
+    from neural_fields.fitting import make_planar_model
+    from neural_fields.planar.warm_up import WarmUpOptions
     from neural_fields.run import Run
     from neural_fields.training import Budget, train_steps
 
     device, rows = torch.device(job["device"]), []
-    source = read(job["video"], Path(job["work"]) / "steps-cache", job["size"])
+    source = read_video(job["video"], Path(job["work"]) / "steps-cache", job["size"])
     for preset in job["presets"]:
-        config = load_config(preset, {})
-        options = FitOptions(config=preset, size=job["size"], masks=tuple(job["masks"]), device=job["device"])
+        config = load_planar_config(preset, {})
+        options = TrainOptions(config=preset, size=job["size"], masks=tuple(job["masks"]), device=job["device"])
         run = Run.create(Path(job["work"]) / f"steps-{preset}")
-        clip, _ = make_clip(run, source, options, config)
+        clip, _ = prepare_clip(run, source, options, config)
         row: dict[str, Any] = {"preset": preset}
-        for name, pixels in (("travelling", clip), ("resident", clip.resident(device))):
-            model = make_model(config, clip, None, WarmUp(0, device, 5.0)).to(device)
+        for name, pixels in (("travelling", clip), ("resident", clip.copy_to_device(device))):
+            model = make_planar_model(config, clip, None, WarmUpOptions(0, device, 5.0)).to(device)
             into = Run.create(Path(job["work"]) / f"steps-{preset}-{name}")
             records = train_steps(model, pixels, config.training, into, Budget(job["steps"]))
             times = sorted(record.seconds for record in records)
@@ -144,18 +144,18 @@ def fit_preset(job: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from neural_fields.evaluation import evaluate
-    from neural_fields.fit_options import FitOptions, Progress
-    from neural_fields.fitting import fit
+    from neural_fields.fit_options import TrainOptions, Progress
+    from neural_fields.fitting import train
     from neural_fields.run import Run
 
     seen: list[Progress] = []
 
     def report(progress: Progress) -> None:
-        if progress.stage == "training" and progress.seconds_a_step is not None:
+        if progress.stage == "training" and progress.seconds_per_step is not None:
             seen.append(progress)
 
     begin = time.monotonic()
-    options = FitOptions(
+    options = TrainOptions(
         out=Path(job["out"]),
         config=job["preset"],
         size=job["size"],
@@ -163,10 +163,10 @@ def fit_preset(job: dict[str, Any]) -> dict[str, Any]:
         masks=tuple(job["masks"]),
         device=job["device"],
     )
-    result = fit(job["video"], options, report)
+    result = train(job["video"], options, report)
     row = {"preset": job["preset"], "seconds": round(time.monotonic() - begin, 1), "steps": result.step, "ok": True}
     if seen:
-        row |= {"step_ms": round(1000 * (seen[-1].seconds_a_step or 0), 2), "psnr_training": seen[-1].psnr}
+        row |= {"step_ms": round(1000 * (seen[-1].seconds_per_step or 0), 2), "psnr_training": seen[-1].psnr}
     if job["device"] == "cuda":
         row["gpu_peak_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
     print(json.dumps(row), flush=True)  # what is measured counts if the evaluation takes too long
@@ -178,10 +178,10 @@ def render_edit(job: dict[str, Any]) -> dict[str, Any]:
     import cv2
     import torch
 
-    from neural_fields.data.video import source_frames, write
-    from neural_fields.fitting import load_model
-    from neural_fields.output import RenderOptions, render, source_facts
-    from neural_fields.planar.samples import composite
+    from neural_fields.data.video import source_frames, write_video
+    from neural_fields.fitting import load_planar_model
+    from neural_fields.output import RenderOptions, render, read_source_metadata
+    from neural_fields.planar.samples import composite_layers
     from neural_fields.prefetch import prefetch
     from neural_fields.run import Run
     from neural_fields.threads import prepare_threads
@@ -193,16 +193,16 @@ def render_edit(job: dict[str, Any]) -> dict[str, Any]:
     cv2.circle(picture, (picture.shape[1] // 2, picture.shape[0] // 2), picture.shape[0] // 4, (40, 60, 230, 255), -1)
     cv2.imwrite(str(painted), picture)
     unwrap("edit", run.path, painted, "--layer", "background")
-    facts, chosen = source_facts(run)
+    facts, chosen = read_source_metadata(run)
     edits, plains = [], []
     for _ in range(3):
         edits.append(timed(lambda: render(run, RenderOptions(out=work / "edited.mp4", overwrite=True)), device))
         frames = prefetch(source_frames(facts, chosen))
-        plains.append(timed(lambda frames=frames: write(work / "plain.mp4", frames, facts, overwrite=True), device))
-    model = load_model(run)[0].to(device)
+        plains.append(timed(lambda frames=frames: write_video(work / "plain.mp4", frames, facts, overwrite=True), device))
+    model = load_planar_model(run)[0].to(device)
     with torch.no_grad():
         shows = [
-            timed(lambda t=t: composite(model.frame(t, (facts.width, facts.height))), device)
+            timed(lambda t=t: composite_layers(model.sample_frame(t, (facts.width, facts.height))), device)
             for t in range(min(8, len(chosen)))
         ]
     return {

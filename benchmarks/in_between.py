@@ -26,8 +26,8 @@ sys.path.insert(0, str(ROOT))
 from neural_fields.baking import Maps
 from neural_fields.data.video import source_frames
 from neural_fields.in_between import Retimer
-from neural_fields.output import source_facts
-from neural_fields.retiming import Plan
+from neural_fields.output import read_source_metadata
+from neural_fields.retiming import FrameSchedule
 from neural_fields.run import Run
 
 
@@ -46,15 +46,15 @@ def decibels(one: np.ndarray, other: np.ndarray) -> float:
 
 def measured(run: Run, most: int) -> dict[str, Any]:
     """PSNR of the frames left out, made in each of three ways."""
-    maps, (facts, chosen) = Maps.open(run), source_facts(run)
+    maps, (facts, chosen) = Maps.open(run), read_source_metadata(run)
     count = (min(most, maps.frame_count) - 1) // 2 * 2 + 1
     frames = list(source_frames(facts, chosen[:count]))
     times = tuple(map(Fraction, range(count)))
-    plan = Plan(times, tuple(time / 2 for time in times), facts)
+    plan = FrameSchedule(times, tuple(time / 2 for time in times), facts)
     with tempfile.TemporaryDirectory() as folder:
         retimer = Retimer(every_second(maps, Path(folder)))
         begin = time.monotonic()
-        made = list(retimer.frames(iter(frames[::2]), plan))
+        made = list(retimer.interpolate_frames(iter(frames[::2]), plan))
         seconds = (time.monotonic() - begin) / (count // 2)
     odd = range(1, count, 2)
     blends = [(frames[k - 1].astype(np.float32) + frames[k + 1]) / 2 for k in odd]

@@ -27,9 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from neural_fields.data.flow import compute_flow
 from neural_fields.data.masks import load_masks, mask_iou
 from neural_fields.evaluation import read_source
-from neural_fields.fit_options import FitOptions
-from neural_fields.fitting import fit, load_model
-from neural_fields.labels import chain_labels, propagate
+from neural_fields.fit_options import TrainOptions
+from neural_fields.fitting import train, load_planar_model
+from neural_fields.labels import chain_labels, propagate_label_map
 
 GIVEN = {"truth": "masks", "osvos": "masks_osvos"}
 
@@ -38,19 +38,19 @@ def measure(clip: Path, masks: str, chosen: argparse.Namespace, out: Path) -> di
     """Fits one clip and carries its first mask through it."""
     begin = time.monotonic()
     specs = ("auto",) if masks == "auto" else (str(clip / GIVEN[masks]),)
-    options = FitOptions(
+    options = TrainOptions(
         out=out, config=chosen.config, quality=chosen.quality, size=chosen.size, masks=specs, frames=chosen.frames,
         flow="dis",
     )  # fmt: skip
-    run = fit(clip / "frames", options).run
+    run = train(clip / "frames", options).run
     seconds = time.monotonic() - begin
-    model, _ = load_model(run)
+    model, _ = load_planar_model(run)
     source = read_source(run)
     frames = range(*source.frame_range)
     size = model.shape.size
 
     def masks_of(folder: str) -> np.ndarray:
-        facts = source.facts
+        facts = source.metadata
         return load_masks([str(clip / folder)], facts.frame_count, size, frames, (facts.width, facts.height)).masks[0]
 
     truth = masks_of("masks")
@@ -59,7 +59,7 @@ def measure(clip: Path, masks: str, chosen: argparse.Namespace, out: Path) -> di
     return {
         "clip": clip.name,
         "masks_given": masks,
-        "iou": iou(propagate(model.eval(), first, 0, flow), truth),
+        "iou": iou(propagate_label_map(model.eval(), first, 0, flow), truth),
         "iou_chained_flow": iou(chain_labels(flow, first, 0), truth),
         "iou_given": None if masks == "auto" else iou(iter(masks_of(GIVEN[masks])), truth),
         "layers": list(model.layers),

@@ -55,8 +55,8 @@ def render_rows(work: Path) -> Iterator[Row]:
     """Rendering beside a plain decode and encode of the same clip, in turns."""
     import cv2
 
-    from neural_fields.data.video import source_frames, write
-    from neural_fields.output import RenderOptions, render, source_facts
+    from neural_fields.data.video import source_frames, write_video
+    from neural_fields.output import RenderOptions, render, read_source_metadata
     from neural_fields.prefetch import prefetch
     from neural_fields.run import Run
     from neural_fields.threads import prepare_threads
@@ -73,14 +73,14 @@ def render_rows(work: Path) -> Iterator[Row]:
         cv2.imwrite(str(painted), picture)
         unwrap("edit", out, painted, "--layer", layer)
     run = Run.open(out)
-    facts, chosen = source_facts(run)
+    facts, chosen = read_source_metadata(run)
     rates: dict[str, list[float]] = {"render": [], "plain": []}
     for _ in range(6):
         begin = time.perf_counter()
         render(run, RenderOptions(out=work / "edited.mp4", overwrite=True))
         rates["render"].append(len(chosen) / (time.perf_counter() - begin))
         begin = time.perf_counter()
-        write(work / "plain.mp4", prefetch(source_frames(facts, chosen)), facts, overwrite=True)
+        write_video(work / "plain.mp4", prefetch(source_frames(facts, chosen)), facts, overwrite=True)
         rates["plain"].append(len(chosen) / (time.perf_counter() - begin))
     shares = [edited / plain for edited, plain in zip(rates["render"], rates["plain"], strict=True)]
     edited, plain, share = (statistics.median(values) for values in (rates["render"], rates["plain"], shares))

@@ -28,11 +28,11 @@ def mended_row(clip: str, kind: str, size: str, work: Path) -> dict[str, Any]:
     from neural_fields.data.flow import compute_flow
     from neural_fields.data.masks import load_masks, mask_iou
     from neural_fields.data.refine import refine_masks
-    from neural_fields.data.video import read
+    from neural_fields.data.video import read_video
     from neural_fields.metrics import boundary_f
 
-    source = read(DATA / clip / "frames", work, size)
-    frames, facts = source.frames, source.facts
+    source = read_video(DATA / clip / "frames", work, size)
+    frames, facts = source.frames, source.metadata
     full = (frames.shape[2], frames.shape[1])
     shrink = min(1.0, LONGEST_FLOW / max(full))
     flow = compute_flow(frames, work, "dis", (round(full[0] * shrink), round(full[1] * shrink)))

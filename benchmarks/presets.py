@@ -36,8 +36,8 @@ Curve = list[list[float]]  # [seconds since the start of the process, steps done
 
 def record(job: dict[str, Any]) -> None:
     """In a process of its own: fits, and prints the curve as JSON."""
-    from neural_fields.fit_options import FitOptions, Progress
-    from neural_fields.fitting import fit
+    from neural_fields.fit_options import TrainOptions, Progress
+    from neural_fields.fitting import train
     from neural_fields.threads import prepare_threads
 
     prepare_threads()
@@ -48,7 +48,7 @@ def record(job: dict[str, Any]) -> None:
             curve.append([round(time.monotonic() - job["begun"], 3), progress.done, progress.psnr])
 
     options = {**job["options"], "out": Path(job["options"]["out"]), "masks": tuple(job["options"]["masks"])}
-    fit(job["video"], FitOptions(**options), report)
+    train(job["video"], TrainOptions(**options), report)
     print(json.dumps(curve))
 
 

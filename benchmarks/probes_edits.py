@@ -27,35 +27,35 @@ sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 from true_run import make as make_true_run
 
-from editors.base import Source, quiet
-from editors.carry import carry
+from editors.base import EditSource, report_nothing
+from editors.carry import carry_to_charts
 from editors.cli import main as unwrap
-from editors.flat_change import find_paint
-from editors.frame import frame_maps, lift_frame
+from editors.flat_change import find_frame_paint
+from editors.frame import read_frame_maps, lift_frame
 from editors.frames import Frames
 from editors.image import overlay_from_canonical
 from editors.painted_frames import lift_frames
-from editors.unwrapped import moving_from_unwrapped
+from editors.unwrapped import read_unwrapped_paint
 from neural_fields import canonical, coords, fitting
 from neural_fields.baking import Maps
 from neural_fields.canonical import CanonicalImage, Overlay
 from neural_fields.coords import Box
 from neural_fields.data.capture_folder import write_capture
-from neural_fields.data.suite import suite_clip
-from neural_fields.data.synthetic import Mark, SyntheticClip, demo_clip, translation_clip
-from neural_fields.data.synthetic_scene import walking_scene
-from neural_fields.data.video import probe, source_frames, write
+from neural_fields.data.suite import make_suite_clip
+from neural_fields.data.synthetic import PaintedMark, SyntheticClip, make_demo_clip, make_translation_clip
+from neural_fields.data.synthetic_scene import make_walking_scene
+from neural_fields.data.video import probe_video, source_frames, write_video
 from neural_fields.errors import UserError
-from neural_fields.export.base import export
-from neural_fields.export.unmixing import Unmixing
-from neural_fields.export.unwrapped import Unwrapped
-from neural_fields.fit_options import FitOptions
-from neural_fields.fitting import fit
+from neural_fields.export.base import export_run
+from neural_fields.export.unmixing import FrameUnmixer
+from neural_fields.export.unwrapped import UnwrappedExporter
+from neural_fields.fit_options import TrainOptions
+from neural_fields.fitting import train
 from neural_fields.pictures import Picture, read_picture
-from neural_fields.planar.build import plan
+from neural_fields.planar.build import plan_model
 from neural_fields.planar.initialise import GeometrySettings
 from neural_fields.planar.sheets import ChartSettings
-from neural_fields.rendering import Renderer
+from neural_fields.rendering import OverlayPass
 from neural_fields.run import Run
 
 # --- edits on true maps -----------------------------------------------------------------------------------------------
@@ -63,7 +63,7 @@ from neural_fields.run import Run
 
 def true_run(home: Path, size: tuple[int, int] = SIZE) -> tuple[Run, SyntheticClip]:
     """A run with the exact maps of a clip."""
-    made = make_true_run(home, demo_clip(FRAMES, *size))
+    made = make_true_run(home, make_demo_clip(FRAMES, *size))
     return made.run, made.clip
 
 
@@ -74,7 +74,7 @@ def rendering(home: Path) -> Job:
 
 def _edit_all(run: Run, clip: SyntheticClip) -> Figures:
     t = FRAMES // 3
-    at = clip.mark_positions(0, middle_of(clip.boxes[0]))[t]
+    at = clip.compute_mark_positions(0, middle_of(clip.boxes[0]))[t]
     jobs: list[Callable[[Run, Path], dict]] = [
         lambda run, home: placing(run, clip, home, 0, (float(at[0]), float(at[1])), t),
         lambda run, home: placing(run, clip, home, 1, (0.8 * clip.width, 0.75 * clip.height), t),
@@ -106,10 +106,10 @@ def _export_all(run: Run, clip: SyntheticClip) -> Figures:
         for row in documents(fresh, Path(home)):
             figures[f"{row['what']}: {row['unit']}"] = row["worst"]
     maps = Maps.open(run)
-    pictures = [canonical.pristine(run.canonical, name) for name in maps.layers]
-    unmixing = Unmixing(maps, [(picture.array(), picture.box) for picture in pictures])
+    pictures = [canonical.read_pristine(run.canonical, name) for name in maps.layers]
+    unmixing = FrameUnmixer(maps, [(picture.to_array(), picture.box) for picture in pictures])
     empty = replace(clip, surfaces=clip.surfaces[1:]).frames
-    found = [unmixing.layers(t, clip.frames[t])[-1] for t in range(clip.count)]
+    found = [unmixing.unmix_frame(t, clip.frames[t])[-1] for t in range(clip.count)]
     behind = np.stack([rgba[..., :3].astype(np.float32) for rgba in found])
     opacity = np.stack([rgba[..., 3].astype(np.float32) for rgba in found])
     scale = 255 if behind.max() > 1 else 1
@@ -128,20 +128,20 @@ def _make_between(run: Run, clip: SyntheticClip) -> Figures:
     return {"made frames: dB": found["made"], "worst made frame: dB": found["least"]}
 
 
-def soft_mark(box: Box, layer: str, frame: int = 0) -> Mark:
+def soft_mark(box: Box, layer: str, frame: int = 0) -> PaintedMark:
     """A soft disc with stripes."""
     y, x = np.mgrid[:96, :96]
     alpha = np.clip((44 - np.hypot(x - 47.5, y - 47.5)) / 6, 0, 1)
     shade = 1 - 0.35 * (np.sin(x / 7) > 0)
     rgba = np.concatenate([shade[..., None] * np.array([0.9, 0.2, 0.1]), alpha[..., None]], axis=-1)
-    return Mark(rgba.astype(np.float32), box, layer, frame)
+    return PaintedMark(rgba.astype(np.float32), box, layer, frame)
 
 
 def painted_frames(home: Path) -> Job:
     """A mark painted on one frame and on three, saved as PNG and as JPEG, shown in all frames."""
     run, clip = true_run(home, (192, 108))
-    truth = clip.edited([soft_mark(Box(-0.5, -0.1, -0.25, 0.15), "foreground")])
-    other = clip.edited([soft_mark(Box(-0.45, -0.05, -0.2, 0.2), "foreground")])
+    truth = clip.render_edited([soft_mark(Box(-0.5, -0.1, -0.25, 0.15), "foreground")])
+    other = clip.render_edited([soft_mark(Box(-0.45, -0.05, -0.2, 0.2), "foreground")])
     paths: dict[str, dict[int, Path]] = {}
     sets = {
         "three frames": {1: truth[1], 5: truth[5], 9: truth[9]},
@@ -161,17 +161,17 @@ def painted_frames(home: Path) -> Job:
 
 def _lift_all(run: Run, clip: SyntheticClip, truth: np.ndarray, painted: dict[str, dict[int, Picture]]) -> Figures:
     maps = Maps.open(run)
-    pictures = {name: canonical.pristine(run.canonical, name) for name in maps.layers}
+    pictures = {name: canonical.read_pristine(run.canonical, name) for name in maps.layers}
     figures: Figures = {}
     changed = np.stack([cv2.absdiff(a, b).max(axis=-1) > 2 for a, b in zip(truth, clip.frames, strict=True)])
     for name, frames in painted.items():
         if len(frames) == 1:
             ((t, picture),) = frames.items()
-            where = frame_maps(maps, pictures, t, (clip.width, clip.height))
+            where = read_frame_maps(maps, pictures, t, (clip.width, clip.height))
             overlays = lift_frame(picture, clip.frames[t], where, "foreground")
         else:
             overlays = lift_frames(run, maps, frames, "foreground")
-        renderer = Renderer(maps, pictures, overlays)
+        renderer = OverlayPass(maps, pictures, overlays)
         shown = np.stack([renderer.render_frame(t, frame) for t, frame in enumerate(clip.frames)])
         figures[f"{name}: dB"] = decibels(shown, truth, changed)
         figures[f"{name} elsewhere: share"] = float((shown != clip.frames).any(-1)[~changed].mean())
@@ -186,7 +186,7 @@ def edited_frames(home: Path) -> Job:
     over = np.concatenate([waves, np.ones_like(x)[..., None]], axis=-1).astype(np.float32)
     under = np.concatenate([1 - waves[::-1], np.ones_like(x)[..., None]], axis=-1).astype(np.float32)
     boxes = {surface.name: surface.box for surface in clip.surfaces}
-    truth = clip.edited([Mark(over, boxes["foreground"]), Mark(under, boxes["background"], "background")])
+    truth = clip.render_edited([PaintedMark(over, boxes["foreground"]), PaintedMark(under, boxes["background"], "background")])
     random = np.random.default_rng(1)
     shades = random.uniform(0.7, 1.0, (len(truth), 1, 1, 1))
     wrong = truth.copy()
@@ -206,15 +206,15 @@ def edited_frames(home: Path) -> Job:
 
 def _fuse_all(run: Run, clip: SyntheticClip, truth: np.ndarray, folders: dict[str, Path]) -> Figures:
     maps = Maps.open(run)
-    pictures = {name: canonical.pristine(run.canonical, name) for name in maps.layers}
+    pictures = {name: canonical.read_pristine(run.canonical, name) for name in maps.layers}
     figures: Figures = {}
     for name, folder in folders.items():
-        result = Frames(frames=folder)(Source(run, maps, maps.layers), quiet)
-        renderer = Renderer(maps, pictures, result.overlays)
+        result = Frames(frames=folder)(EditSource(run, maps, maps.layers), report_nothing)
+        renderer = OverlayPass(maps, pictures, result.overlays)
         shown = np.stack([renderer.render_frame(t, frame) for t, frame in enumerate(clip.frames)])
         figures[f"{name}: dB"] = decibels(shown, truth)
         figures[f"{name}, contrast: share"] = float(result.overlays["background"].rgba[..., :3].std())
-        error = result.facts["warp_error"]
+        error = result.metadata["warp_error"]
         assert isinstance(error, float)
         figures[f"{name}, 100 x warp error: ratio"] = 100 * error
     return figures
@@ -255,7 +255,7 @@ def painted_canonical(home: Path) -> Job:
 
 def _find_changes(painted: dict[str, Picture], base: CanonicalImage, paint: np.ndarray) -> Figures:
     figures: Figures = {}
-    seen = base.array()[..., 3] > 0.99
+    seen = base.to_array()[..., 3] > 0.99
     near = cv2.dilate((paint > 0).astype(np.uint8), np.ones((7, 7), np.uint8)) > 0
     for name, picture in painted.items():
         try:
@@ -274,13 +274,13 @@ def unwrapped(home: Path) -> Job:
     run, clip = true_run(home)
     cases = {}
     for layer in ("foreground", "background"):
-        exported = export(run, Unwrapped(layer=layer), out=home / layer)
+        exported = export_run(run, UnwrappedExporter(layer=layer), out=home / layer)
         flat = next(path for path in exported.paths if path.suffix in (".mkv", ".mov"))
-        facts = probe(flat)
+        facts = probe_video(flat)
         frames = list(source_frames(facts, range(facts.frame_count)))
         for codec, suffix in (("ffv1", "mkv"), ("h264", "mp4")):
             discs = (_paint_disc(frame) for frame in frames)
-            path = write(home / f"{layer}.{suffix}", discs, facts, codec=codec, sound=False)
+            path = write_video(home / f"{layer}.{suffix}", discs, facts, codec=codec, sound=False)
             cases[f"{layer}, {codec}"] = (layer, path, frames)
     return partial(_read_unwrapped, run, clip, cases)
 
@@ -296,14 +296,14 @@ def _read_unwrapped(run: Run, clip: SyntheticClip, cases: dict[str, tuple[str, P
     maps = Maps.open(run)
     figures: Figures = {}
     with copied(run) as fresh, tempfile.TemporaryDirectory() as home:  # rendering an unwrapped clip again
-        done = export(fresh, Unwrapped(layer="background"), out=Path(home) / "flat")
+        done = export_run(fresh, UnwrappedExporter(layer="background"), out=Path(home) / "flat")
         path = next(path for path in done.paths if path.suffix in (".mkv", ".mov"))
-        facts = probe(path)
+        facts = probe_video(path)
         flat = np.stack(list(source_frames(facts, range(facts.frame_count))))
     figures["unwrapped, mean: levels"] = float(flat.astype(np.float64).mean())
     figures["unwrapped, width: texels"] = float(flat.shape[2])
     for name, (layer, path, frames) in cases.items():
-        _, moving = moving_from_unwrapped(run, maps, path, layer)
+        _, moving = read_unwrapped_paint(run, maps, path, layer)
         wrong, right = [], []
         for rgba, frame in zip(moving.frames(), frames, strict=True):
             truth = (_paint_disc(frame) != frame).any(-1)
@@ -317,7 +317,7 @@ def _read_unwrapped(run: Run, clip: SyntheticClip, cases: dict[str, tuple[str, P
 
 def compressed_frames(home: Path) -> Job:
     """Paint on a frame that went through JPEG, against the frame."""
-    frame = suite_clip("pan", FRAMES, SIZE).frames[0]
+    frame = make_suite_clip("pan", FRAMES, SIZE).frames[0]
     cases = {}
     for name, radius, color in (("disc", 14, (220, 40, 60)), ("spot", 2, (250, 240, 30)), ("soft", 18, None)):
         painted = frame.copy()
@@ -335,7 +335,7 @@ def compressed_frames(home: Path) -> Job:
 def _find_all_paint(frame: np.ndarray, cases: dict[str, tuple[np.ndarray, np.ndarray, bool]]) -> Figures:
     figures: Figures = {}
     for name, (saved, painted, is_lossy) in cases.items():
-        found = find_paint(saved, frame, np.ones(frame.shape[:2], bool), is_lossy)
+        found = find_frame_paint(saved, frame, np.ones(frame.shape[:2], bool), is_lossy)
         found = np.zeros(frame.shape[:2], np.float32) if found is None else found
         truth = (painted != frame).any(-1)
         around = cv2.dilate(truth.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
@@ -346,27 +346,27 @@ def _find_all_paint(frame: np.ndarray, cases: dict[str, tuple[np.ndarray, np.nda
 
 def carrying(home: Path) -> Job:
     """Paint on one chart of a clip, carried to the others."""
-    clip = translation_clip(FRAMES, 96, 64, velocity=(1.5, 0.5))
+    clip = make_translation_clip(FRAMES, 96, 64, velocity=(1.5, 0.5))
     frames, _ = write_clip(clip, home)
     short = ChartSettings(frames_per_chart=4, explained_psnr_db=99.0, min_gain_db=-99.0, max_loss_db=-99.0)
-    divided = partial(plan, settings=GeometrySettings(charts=short))
-    with mock.patch.object(fitting, plan.__name__, divided):
-        options = FitOptions(home / "run", size="source", masks=("none",), flow="dis", quality="draft")
-        return partial(_carry_mark, clip, fit(frames, options).run)
+    divided = partial(plan_model, settings=GeometrySettings(charts=short))
+    with mock.patch.object(fitting, plan_model.__name__, divided):
+        options = TrainOptions(home / "run", size="source", masks=("none",), flow="dis", quality="draft")
+        return partial(_carry_mark, clip, train(frames, options).run)
 
 
 def _carry_mark(clip: SyntheticClip, run: Run) -> Figures:
     maps = Maps.open(run)
-    pictures = {name: canonical.pristine(run.canonical, name) for name in maps.layers}
+    pictures = {name: canonical.read_pristine(run.canonical, name) for name in maps.layers}
     first = maps.layers[0]
     picture = pictures[first]
     rgba = np.zeros((picture.size[1], picture.size[0], 4), np.float32)
-    uv = torch.from_numpy(maps.uv(5, 0, maps.size)[32, 48])
+    uv = torch.from_numpy(maps.read_uv(5, 0, maps.size)[32, 48])
     column, row = coords.uv_to_texels(uv, picture.box, *picture.size).tolist()
     y, x = np.mgrid[: rgba.shape[0], : rgba.shape[1]] + 0.5
     rgba[np.hypot(x - column, y - row) < 9] = (1, 0, 0, 1)
-    overlays, notes = carry(run, maps, {first: Overlay(rgba, picture.box)})
-    renderer = Renderer(maps, pictures, overlays)
+    overlays, notes = carry_to_charts(run, maps, {first: Overlay(rgba, picture.box)})
+    renderer = OverlayPass(maps, pictures, overlays)
     shown = np.stack([renderer.render_frame(t, frame) for t, frame in enumerate(clip.frames)])
     change = np.abs(shown.astype(float) - clip.frames).mean()
     return {"notes: reasons": float(len(notes)), "change: levels": float(change)}
@@ -382,7 +382,7 @@ FEW_STEPS = (
 
 def capture(home: Path) -> Job:
     """A few steps of a 3D scene of a person."""
-    write_capture(home / "scene", walking_scene(count=6, size=(48, 36), switches=(3,)).capture)
+    write_capture(home / "scene", make_walking_scene(count=6, size=(48, 36), switches=(3,)).capture)
     return partial(_train_scene, home / "scene")
 
 

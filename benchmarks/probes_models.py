@@ -19,30 +19,30 @@ from suite import show, write_clip
 
 from neural_fields import canonical, coords, metrics
 from neural_fields.baking import Maps
-from neural_fields.config import load_config
-from neural_fields.data.clip import Clip
+from neural_fields.config import load_planar_config
+from neural_fields.data.clip import ClipDataset
 from neural_fields.data.cuts import find_cuts
 from neural_fields.data.flow import FlowField, compute_flow
 from neural_fields.data.masks import LayerMasks, load_masks, mask_iou
 from neural_fields.data.motion import segment_motion
 from neural_fields.data.refine import refine_masks
-from neural_fields.data.region import quad_mask
-from neural_fields.data.still_masks import BodyViews, person_masks
-from neural_fields.data.suite import suite_clip
-from neural_fields.data.synthetic import SyntheticClip, demo_clip, translation_clip
-from neural_fields.data.synthetic_scene import walking_scene
-from neural_fields.data.tracks import grid_points, true_tracks
-from neural_fields.data.video import Video, read
-from neural_fields.fit_input import make_clip
-from neural_fields.fit_options import FitOptions
-from neural_fields.fitting import fit, load_model
-from neural_fields.labels import propagate
-from neural_fields.planar.build import build, fill, plan
-from neural_fields.planar.following import follow
+from neural_fields.data.region import draw_quad_mask
+from neural_fields.data.still_masks import BodyViews, segment_person
+from neural_fields.data.suite import make_suite_clip
+from neural_fields.data.synthetic import SyntheticClip, make_demo_clip, make_translation_clip
+from neural_fields.data.synthetic_scene import make_walking_scene
+from neural_fields.data.tracks import make_grid_points, compute_true_tracks
+from neural_fields.data.video import Video, read_video
+from neural_fields.fit_input import prepare_clip
+from neural_fields.fit_options import TrainOptions
+from neural_fields.fitting import train, load_planar_model
+from neural_fields.labels import propagate_label_map
+from neural_fields.planar.build import build_model, initialise_model, plan_model
+from neural_fields.planar.following import track_region
 from neural_fields.planar.model import PlanarModel
-from neural_fields.report import FitCost, report_of_fit
+from neural_fields.report import TrainingCost, report_training
 from neural_fields.run import Run
-from neural_fields.tracking import track
+from neural_fields.tracking import track_through_model
 
 Figures = dict[str, float]
 Job = Callable[[], Figures]
@@ -85,14 +85,14 @@ def masked_clips(home: Path) -> list[MaskedClip]:
     """Two clips of the suite, whose masks are made imperfect, and the clips of DAVIS with masks of a network."""
     clips = []
     for name in ("pan", "occlusion"):
-        clip = suite_clip(name, FRAMES, SIZE)
-        truth = clip.labels() < len(clip.surfaces) - 1
+        clip = make_suite_clip(name, FRAMES, SIZE)
+        truth = clip.compute_labels() < len(clip.surfaces) - 1
         rough = np.stack([_spoil_mask(mask, t) for t, mask in enumerate(truth)])
         flow = compute_flow(clip.frames, home / name, "dis")
         clips.append(MaskedClip(name, clip.frames, flow, truth, LayerMasks(("foreground",), rough[None])))
     for name in available():
-        source = read(DATA / name / "frames", home / name, DAVIS_SIZE, f"0:{DAVIS_FRAMES}")
-        frames, facts = np.asarray(source.frames), source.facts
+        source = read_video(DATA / name / "frames", home / name, DAVIS_SIZE, f"0:{DAVIS_FRAMES}")
+        frames, facts = np.asarray(source.frames), source.metadata
         size = (frames.shape[2], frames.shape[1])
         flow = compute_flow(frames, home / name, "dis")
         true, given = (
@@ -161,33 +161,33 @@ def _refine_all(clips: Sequence[MaskedClip]) -> Figures:
 def given_masks(home: Path) -> Job:
     """The masks that a training starts from, refined where that is worth it."""
     name = DAVIS[0]
-    options = FitOptions(masks=(str(DATA / name / GIVEN["osvos"]),), size=DAVIS_SIZE, frames=f"0:{DAVIS_FRAMES}")
-    source = read(DATA / name / "frames", home, DAVIS_SIZE, options.frames)
+    options = TrainOptions(masks=(str(DATA / name / GIVEN["osvos"]),), size=DAVIS_SIZE, frames=f"0:{DAVIS_FRAMES}")
+    source = read_video(DATA / name / "frames", home, DAVIS_SIZE, options.frames)
     (clip,) = (clip for clip in masked_clips(home) if clip.name == name)
     run = Run(home / "run")
     run.cache.mkdir(parents=True)
-    make_clip(run, source, options, load_config("atlas"))
+    prepare_clip(run, source, options, load_planar_config("atlas"))
     for path in run.cache.glob("mended-*"):
         path.unlink()
     return partial(_prepare_masks, run, source, options, clip)
 
 
-def _prepare_masks(run: Run, source: Video, options: FitOptions, clip: MaskedClip) -> Figures:
+def _prepare_masks(run: Run, source: Video, options: TrainOptions, clip: MaskedClip) -> Figures:
     with copied(run) as fresh:
-        made, _ = make_clip(fresh, source, options, load_config("atlas"))
+        made, _ = prepare_clip(fresh, source, options, load_planar_config("atlas"))
         return compare_masks(clip.name, np.array(made.masks.masks[0]), clip.truth)
 
 
 def captured_person(home: Path) -> Job:
     """The person of a capture, found by bones and by a background that stands still."""
-    scene = walking_scene(count=FRAMES, size=(96, 72))
+    scene = make_walking_scene(count=FRAMES, size=(96, 72))
     place = scene.cameras[0]
-    still = [scene.view(place, time) for time in range(FRAMES)]
+    still = [scene.compute_view(place, time) for time in range(FRAMES)]
     noise = np.random.default_rng(0).normal(0, 2.5, (FRAMES, 72, 96, 3))
     frames = (np.stack([view.rgb * 255 for view in still]) + noise).round().clip(0, 255).astype(np.uint8)
     truth = np.stack([view.mask for view in still])
-    moving = np.stack([view.rgb * 255 for view in scene.views]) + noise
-    moving_truth = np.stack([view.mask for view in scene.views])
+    moving = np.stack([view.rgb * 255 for view in scene.training_views]) + noise
+    moving_truth = np.stack([view.mask for view in scene.training_views])
     return partial(
         _find_person,
         [
@@ -206,19 +206,19 @@ def captured_person(home: Path) -> Job:
 def _find_person(cases: Sequence[tuple[str, np.ndarray, BodyViews | None, np.ndarray]]) -> Figures:
     figures: Figures = {}
     for name, frames, body, truth in cases:
-        figures |= compare_masks(name, person_masks(frames, body, still=name != "moving camera"), truth)
+        figures |= compare_masks(name, segment_person(frames, body, still=name != "moving camera"), truth)
     return figures
 
 
 def cuts(home: Path) -> Job:
     """Cuts between shots: one that is hard to see, and none in a flash and in a real clip."""
-    shots = [np.roll(translation_clip(8, 96, 54, velocity=(9, 3), seed=seed).frames, seed, -1) for seed in range(3)]
-    edited = np.concatenate([*shots, suite_clip("pan", 8, (96, 54), 3).frames])
+    shots = [np.roll(make_translation_clip(8, 96, 54, velocity=(9, 3), seed=seed).frames, seed, -1) for seed in range(3)]
+    edited = np.concatenate([*shots, make_suite_clip("pan", 8, (96, 54), 3).frames])
     flash = shots[0].copy()
     flash[4] = 255 - (255 - flash[4]) // 4
-    clips = {"four shots": edited, "flash": flash, "suite flash": suite_clip("flash", FRAMES, SIZE).frames}
+    clips = {"four shots": edited, "flash": flash, "suite flash": make_suite_clip("flash", FRAMES, SIZE).frames}
     for name in available():
-        clips[name] = np.asarray(read(DATA / name / "frames", home / name, DAVIS_SIZE, "0:20").frames)
+        clips[name] = np.asarray(read_video(DATA / name / "frames", home / name, DAVIS_SIZE, "0:20").frames)
     flows: dict[str, FlowField | None] = {
         name: compute_flow(frames, home / name, "dis") for name, frames in clips.items()
     }
@@ -247,20 +247,20 @@ def geometry(home: Path) -> Job:
     """The model before any training: its pictures, and where it says that points go."""
     prepared = {}
     for name in ("pan", "flash", "perspective", "occlusion"):
-        clip = suite_clip(name, FRAMES, SIZE)
+        clip = make_suite_clip(name, FRAMES, SIZE)
         fronts = clip.layer_names[:-1]
-        masks = LayerMasks(fronts, np.stack([clip.labels() == layer for layer in range(len(fronts))]))
-        prepared[name] = clip, Clip(clip.frames, masks, compute_flow(clip.frames, home / name, "dis"))
+        masks = LayerMasks(fronts, np.stack([clip.compute_labels() == layer for layer in range(len(fronts))]))
+        prepared[name] = clip, ClipDataset(clip.frames, masks, compute_flow(clip.frames, home / name, "dis"))
     return partial(_initialise_all, prepared)
 
 
-def _initialise_all(clips: dict[str, tuple[SyntheticClip, Clip]]) -> Figures:
-    config = load_config("atlas")
+def _initialise_all(clips: dict[str, tuple[SyntheticClip, ClipDataset]]) -> Figures:
+    config = load_planar_config("atlas")
     figures: Figures = {}
     for name, (truth, clip) in clips.items():
-        start = plan(config, clip)
-        model = build(config, start.shape)
-        fill(model, start, clip)
+        start = plan_model(config, clip)
+        model = build_model(config, start.shape)
+        initialise_model(model, start, clip)
         model.eval()
         figures[f"{name}: dB"] = decibels(show(model).frames, truth.frames)
         figures[f"{name}, points: px"] = _track_error(model, truth, FRAMES // 2)
@@ -271,26 +271,26 @@ def _initialise_all(clips: dict[str, tuple[SyntheticClip, Clip]]) -> Figures:
 
 def _track_error(model: PlanarModel, clip: SyntheticClip, frame: int) -> float:
     """Mean error of points of one frame in all frames in which they are truly seen."""
-    start = grid_points(clip, frame, 6)
-    found, truth = track(model, start, frame), true_tracks(clip, start, frame)
-    return float(np.linalg.norm(found.positions - truth.positions, axis=-1)[truth.visible].mean())
+    start = make_grid_points(clip, frame, 6)
+    found, truth = track_through_model(model, start, frame), compute_true_tracks(clip, start, frame)
+    return float(np.linalg.norm(found.positions - truth.positions, axis=-1)[truth.visibility].mean())
 
 
 def training(home: Path) -> Job:
     """A few steps of training with true masks, and the canonical pictures that come of it."""
-    clip = suite_clip("flash", 8, (96, 54))
+    clip = make_suite_clip("flash", 8, (96, 54))
     return partial(_train_shortly, clip, *write_clip(clip, home))
 
 
 def _train_shortly(clip: SyntheticClip, frames: Path, masks: list[str]) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
-        options = FitOptions(
+        options = TrainOptions(
             Path(folder) / "run", masks=tuple(masks), size="source", flow="dis", overrides={"training.steps": 10}
         )
-        run = fit(frames, options).run
-        model, _ = load_model(run)
+        run = train(frames, options).run
+        model, _ = load_planar_model(run)
         maps = Maps.open(run)
-        pictures = {layer: canonical.pristine(run.canonical, layer) for layer in maps.layers}
+        pictures = {layer: canonical.read_pristine(run.canonical, layer) for layer in maps.layers}
     figures = {"flash: dB": decibels(show(model.eval()).frames, clip.frames)}
     for name, picture in pictures.items():
         figures[f"{name} covered: share"] = float(picture.rgba[3].mean())
@@ -302,17 +302,17 @@ def charts(home: Path) -> Job:
     """Two clips of DAVIS without masks, which one picture explains badly, divided into charts."""
     prepared = {}
     for name in available():
-        frames = np.asarray(read(DATA / name / "frames", home / name, DAVIS_SIZE).frames)
+        frames = np.asarray(read_video(DATA / name / "frames", home / name, DAVIS_SIZE).frames)
         size = (frames.shape[2], frames.shape[1])
         masks = load_masks([], len(frames), size)
-        prepared[name] = Clip(frames, masks, compute_flow(frames, home / name, "dis"))
+        prepared[name] = ClipDataset(frames, masks, compute_flow(frames, home / name, "dis"))
     return partial(_plan_charts, prepared)
 
 
-def _plan_charts(clips: dict[str, Clip]) -> Figures:
+def _plan_charts(clips: dict[str, ClipDataset]) -> Figures:
     figures: Figures = {}
     for name, clip in clips.items():
-        (layer,) = plan(load_config("atlas"), clip).shape.layers
+        (layer,) = plan_model(load_planar_config("atlas"), clip).shape.layers
         figures |= {f"{name}: charts": float(len(layer.sheets)), f"{name}, width: texels": float(layer.width)}
         figures[f"{name}, box: share"] = layer.box.width
     return figures
@@ -322,9 +322,9 @@ def region_tracking(home: Path) -> Job:
     """Four corners of a part of the background that the object covers for a while, followed through two clips."""
     cases = {}
     for name, (left, top, right, bottom) in {"pan": (70, 8, 118, 34), "perspective": (64, 34, 116, 66)}.items():
-        clip = suite_clip(name, FRAMES, SIZE)
+        clip = make_suite_clip(name, FRAMES, SIZE)
         places = clip.uv[1, FRAMES // 2, [top, top, bottom, bottom], [left, right, right, left]]
-        truth = np.stack([clip.mark_positions(1, place.tolist()) for place in places], axis=1)
+        truth = np.stack([clip.compute_mark_positions(1, place.tolist()) for place in places], axis=1)
         cases[name] = clip, compute_flow(clip.frames, home / name, "dis"), truth
     return partial(_follow_corners, cases)
 
@@ -332,38 +332,38 @@ def region_tracking(home: Path) -> Job:
 def _follow_corners(cases: dict[str, tuple[SyntheticClip, FlowField, np.ndarray]]) -> Figures:
     figures: Figures = {}
     for name, (clip, flow, truth) in cases.items():
-        start = coords.normalise_pixels(torch.from_numpy(truth[FRAMES // 2]), clip.width, clip.height).numpy()
-        found = follow(clip.frames, flow, start, FRAMES // 2)
-        quads = np.stack([found.track.quad(t) for t in range(clip.count)])
-        pixels = coords.denormalise_pixels(torch.from_numpy(quads), clip.width, clip.height).numpy()
+        start = coords.normalize_pixels(torch.from_numpy(truth[FRAMES // 2]), clip.width, clip.height).numpy()
+        found = track_region(clip.frames, flow, start, FRAMES // 2)
+        quads = np.stack([found.track.compute_quad(t) for t in range(clip.count)])
+        pixels = coords.denormalize_pixels(torch.from_numpy(quads), clip.width, clip.height).numpy()
         error = np.linalg.norm(pixels - truth, axis=-1)
-        inside = np.stack([quad_mask(quad, (clip.width, clip.height)) for quad in quads])
+        inside = np.stack([draw_quad_mask(quad, (clip.width, clip.height)) for quad in quads])
         figures |= {f"{name}, corners: px": float(error.mean()), f"{name}, worst corner: px": float(error.max())}
-        right = found.seen == (inside & (clip.labels() == 1))
+        right = found.visibility == (inside & (clip.compute_labels() == 1))
         figures[f"{name}, seen or covered: share"] = float(right[inside].mean())
     return figures
 
 
 def tracking(home: Path) -> Job:
     """Points and labels followed by a trained model."""
-    clip = demo_clip(FRAMES, *SIZE)
+    clip = make_demo_clip(FRAMES, *SIZE)
     run = fitted(home, clip, "draft")
     flow = compute_flow(clip.frames, run.cache, "dis")
     return partial(_follow_points, clip, run, flow)
 
 
 def _follow_points(clip: SyntheticClip, run: Run, flow: FlowField) -> Figures:
-    model, _ = load_model(run)
+    model, _ = load_planar_model(run)
     model = model.eval()
-    truth = clip.labels() == 0
+    truth = clip.compute_labels() == 0
     figures: Figures = {}
     for frame in (0, FRAMES // 2):
-        start = grid_points(clip, frame, 5)
-        found, true = track(model, start, frame, flow=flow), true_tracks(clip, start, frame)
-        error = np.linalg.norm(found.positions - true.positions, axis=-1)[true.visible]
+        start = make_grid_points(clip, frame, 5)
+        found, true = track_through_model(model, start, frame, flow=flow), compute_true_tracks(clip, start, frame)
+        error = np.linalg.norm(found.positions - true.positions, axis=-1)[true.visibility]
         figures[f"points of frame {frame}: px"] = float(error.mean())
-        figures[f"seen or hidden of frame {frame}: share"] = float((found.visible == true.visible).mean())
-        labels = list(propagate(model, truth[frame].astype(np.int32), frame, flow))
+        figures[f"seen or hidden of frame {frame}: share"] = float((found.visibility == true.visibility).mean())
+        labels = list(propagate_label_map(model, truth[frame].astype(np.int32), frame, flow))
         figures |= compare_masks(f"labels of frame {frame}", np.stack(labels) > 0, truth)
     return figures
 
@@ -372,10 +372,10 @@ def report(home: Path) -> Job:
     """The verdict on a sound clip and on one that turns, with the numbers behind it."""
     runs = {}
     for name in ("pan", "turning"):
-        clip = suite_clip(name, FRAMES, SIZE)
+        clip = make_suite_clip(name, FRAMES, SIZE)
         frames, masks = write_clip(clip, home / name)
-        options = FitOptions(home / name / "run", quality="draft", size="source", masks=tuple(masks), flow="dis")
-        runs[name] = (clip, fit(frames, options).run)
+        options = TrainOptions(home / name / "run", quality="draft", size="source", masks=tuple(masks), flow="dis")
+        runs[name] = (clip, train(frames, options).run)
     return partial(_judge_runs, runs)
 
 
@@ -385,11 +385,11 @@ LEVELS = ("good", "care", "bad")
 def _judge_runs(runs: dict[str, tuple[SyntheticClip, Run]]) -> Figures:
     figures: Figures = {}
     for name, (clip, run) in runs.items():
-        model, steps = load_model(run)
-        found = report_of_fit(run, model.eval(), clip.frames, FitCost(steps, None, None), True)
+        model, steps = load_planar_model(run)
+        found = report_training(run, model.eval(), clip.frames, TrainingCost(steps, None, None), True)
         figures[f"{name} verdict: level"] = float(LEVELS.index(found.verdict.level))
         figures[f"{name} reasons: reasons"] = float(len(found.verdict.reasons))
-        for layer in found.facts.layers:
+        for layer in found.measurements.layers:
             values = {"stretched": layer.stretched, "folded": layer.folded, "seen": layer.seen}
             values |= {"green": layer.green, "yellow": layer.yellow, "red": layer.red}
             if layer.drift is not None:

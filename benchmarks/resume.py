@@ -34,10 +34,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
-from neural_fields.data.synthetic import demo_clip
-from neural_fields.fit_options import FitOptions
-from neural_fields.fitting import fit
-from neural_fields.pictures import png_bytes
+from neural_fields.data.synthetic import make_demo_clip
+from neural_fields.fit_options import TrainOptions
+from neural_fields.fitting import train
+from neural_fields.pictures import encode_png
 
 CHECKPOINT_EVERY = 5  # steps
 
@@ -57,7 +57,7 @@ class Job:
             "training.checkpoint_every": CHECKPOINT_EVERY,
             "training.preview_every": 3 * CHECKPOINT_EVERY,
         }
-        fit(self.video, FitOptions(out=out, overrides=overrides, size=self.size, masks=self.masks, device="cpu"))
+        train(self.video, TrainOptions(out=out, overrides=overrides, size=self.size, masks=self.masks, device="cpu"))
 
 
 def forked(work, *arguments) -> int:
@@ -94,10 +94,10 @@ def newest_checkpoint(run: Path) -> str:
 
 def write_clip(folder: Path) -> None:
     """The synthetic clip as numbered pictures, and its mask."""
-    clip = demo_clip(8, 96, 54)
+    clip = make_demo_clip(8, 96, 54)
     (folder / "frames").mkdir()
     for number, frame in enumerate(clip.frames):
-        (folder / "frames" / f"{number:05d}.png").write_bytes(png_bytes(frame.astype(np.float32) / 255))
+        (folder / "frames" / f"{number:05d}.png").write_bytes(encode_png(frame.astype(np.float32) / 255))
     np.save(folder / "mask.npy", clip.masks[0])
 
 

@@ -33,18 +33,18 @@ from neural_fields import canonical, coords, metrics
 from neural_fields.baking import Maps
 from neural_fields.canonical import Overlay
 from neural_fields.data.flow import compute_flow
-from neural_fields.data.suite import SMOOTH, SUITE, suite_clip
-from neural_fields.data.synthetic import Mark, SyntheticClip
-from neural_fields.data.tracks import Tracks, grid_points, seen_layer, true_tracks
+from neural_fields.data.suite import SMOOTH_CLIP_NAMES, SUITE_CLIPS, make_suite_clip
+from neural_fields.data.synthetic import PaintedMark, SyntheticClip
+from neural_fields.data.tracks import PointTracks, make_grid_points, find_visible_layers, compute_true_tracks
 from neural_fields.errors import ExitCode, UserError
-from neural_fields.fit_options import FitOptions
-from neural_fields.fitting import fit, load_model
-from neural_fields.metrics_tracking import tracking_score, uv_error, uv_slip
+from neural_fields.fit_options import TrainOptions
+from neural_fields.fitting import train, load_planar_model
+from neural_fields.metrics_tracking import measure_tracking, measure_uv_error, measure_uv_slip
 from neural_fields.planar.model import PlanarModel
-from neural_fields.planar.samples import composite
-from neural_fields.rendering import Renderer
+from neural_fields.planar.samples import composite_layers
+from neural_fields.rendering import OverlayPass
 from neural_fields.run import Run
-from neural_fields.tracking import chain_flow, track, uv_at
+from neural_fields.tracking import chain_flow, track_through_model, compute_uv
 
 STEP = 6  # pixels between followed points
 PATCH = 12  # pixels: side of the squares that `uv_slip` aligns
@@ -69,21 +69,21 @@ def write_clip(clip: SyntheticClip, folder: Path) -> tuple[Path, list[str]]:
     specs = []
     for layer, name in enumerate(clip.layer_names[:-1]):
         path = folder / f"{name}.npy"
-        np.save(path, clip.labels() == layer)
+        np.save(path, clip.compute_labels() == layer)
         specs.append(f"{name}={path}")
     return frames, specs
 
 
 def measure(clip: SyntheticClip, run: Run, seconds: float) -> dict[str, Any]:
     """All figures of one fitted clip."""
-    model, step = load_model(run)
+    model, step = load_planar_model(run)
     model = model.eval()
     shown = show(model)
     truth_layers = [match_layer(clip, shown, model, layer) for layer in range(len(clip.surfaces))]
     return {
         "psnr": mean(metrics.psnr_per_frame(shown.frames, clip.frames)),
         "psnr_per_layer": per_layer(
-            clip, lambda layer: metrics.psnr(shown.frames, clip.frames, clip.labels() == layer)
+            clip, lambda layer: metrics.psnr(shown.frames, clip.frames, clip.compute_labels() == layer)
         ),
         **uv_errors(clip, model, truth_layers),
         **points(clip, run, model),
@@ -101,8 +101,8 @@ def show(model: PlanarModel) -> Shown:
     frames, weights = [], []
     with torch.no_grad():
         for t in range(model.shape.frame_count):
-            samples = model.frame(t, (width, height))
-            picture = composite(samples).clamp(0, 1).view(height, width, 3)
+            samples = model.sample_frame(t, (width, height))
+            picture = composite_layers(samples).clamp(0, 1).view(height, width, 3)
             frames.append((picture * 255).round().to(torch.uint8).numpy())
             weights.append(samples.weight.view(height, width, -1).numpy().copy())
     return Shown(np.stack(frames), np.stack(weights))
@@ -113,7 +113,7 @@ def match_layer(clip: SyntheticClip, shown: Shown, model: PlanarModel, layer: in
     name = clip.layer_names[layer]
     if name in model.layers:
         return model.layers.index(name)
-    return int(shown.weight[clip.labels() == layer].sum(0).argmax())
+    return int(shown.weight[clip.compute_labels() == layer].sum(0).argmax())
 
 
 def per_layer(clip: SyntheticClip, figure: Any) -> dict[str, float | None]:
@@ -122,18 +122,18 @@ def per_layer(clip: SyntheticClip, figure: Any) -> dict[str, float | None]:
 
 def uv_errors(clip: SyntheticClip, model: PlanarModel, layers: list[int]) -> dict[str, Any]:
     """Mean distance, in pixels of frame 0, of fitted to true uv where a layer is seen, after each alignment."""
-    labels, centres = clip.labels(), coords.pixel_centres(clip.width, clip.height).numpy()[::2, ::2]
+    labels, centres = clip.compute_labels(), coords.pixel_centers(clip.width, clip.height).numpy()[::2, ::2]
     pixel = 2 / max(clip.width, clip.height)
     result: dict[str, Any] = {"uv_error_px": {}, "uv_slip_px": {}}
     for layer, name in enumerate(clip.layer_names):
         found, truth = [], []
         for t in range(clip.count):
             seen = labels[t, ::2, ::2] == layer
-            found.append(uv_at(model, centres[seen], t, layers[layer]))
+            found.append(compute_uv(model, centres[seen], t, layers[layer]))
             truth.append(clip.uv[layer, t, ::2, ::2][seen])
         both = np.concatenate(found), np.concatenate(truth)
-        result["uv_error_px"][name] = plain(uv_error(*both).mean() / pixel, 3)
-        result["uv_slip_px"][name] = plain(uv_slip(*both, PATCH * pixel).mean() / pixel, 3)
+        result["uv_error_px"][name] = plain(measure_uv_error(*both).mean() / pixel, 3)
+        result["uv_slip_px"][name] = plain(measure_uv_slip(*both, PATCH * pixel).mean() / pixel, 3)
     return result
 
 
@@ -142,20 +142,20 @@ def points(clip: SyntheticClip, run: Run, model: PlanarModel) -> dict[str, Any]:
     flow = compute_flow(clip.frames, run.cache, "dis")
     ours, chained, truths, queries, layers = [], [], [], [], []
     for frame in sorted({0, clip.count // 2, clip.count - 1}):
-        start = grid_points(clip, frame, STEP)
-        ours.append(track(model, start, frame, flow=flow))
+        start = make_grid_points(clip, frame, STEP)
+        ours.append(track_through_model(model, start, frame, flow=flow))
         chained.append(chain_flow(flow, start, frame))
-        truths.append(true_tracks(clip, start, frame))
-        layers.append(seen_layer(clip, frame, start))
+        truths.append(compute_true_tracks(clip, start, frame))
+        layers.append(find_visible_layers(clip, frame, start))
         queries.append(np.arange(clip.count)[None] == np.full((len(start), 1), frame))
     layer, query, truth = np.concatenate(layers), np.concatenate(queries), joined(truths)
     result: dict[str, Any] = {}
     for name, found in (("tracking", joined(ours)), ("chained_flow", joined(chained))):
 
-        def score(chosen: np.ndarray, found: Tracks = found) -> dict[str, float | None]:
-            seen = (found.positions[chosen], found.visible[chosen])
-            true = (truth.positions[chosen], truth.visible[chosen])
-            return tracking_score(*seen, *true, query[chosen], (clip.width, clip.height)).as_dict()
+        def score(chosen: np.ndarray, found: PointTracks = found) -> dict[str, float | None]:
+            seen = (found.positions[chosen], found.visibility[chosen])
+            true = (truth.positions[chosen], truth.visibility[chosen])
+            return measure_tracking(*seen, *true, query[chosen], (clip.width, clip.height)).as_dict()
 
         whole = score(np.ones(len(layer), bool))
         each = {label: score(layer == number) for number, label in enumerate(clip.layer_names)}
@@ -163,13 +163,13 @@ def points(clip: SyntheticClip, run: Run, model: PlanarModel) -> dict[str, Any]:
     return result
 
 
-def joined(parts: list[Tracks]) -> Tracks:
-    return Tracks(np.concatenate([p.positions for p in parts]), np.concatenate([p.visible for p in parts]))
+def joined(parts: list[PointTracks]) -> PointTracks:
+    return PointTracks(np.concatenate([p.positions for p in parts]), np.concatenate([p.visibility for p in parts]))
 
 
 def opacities(clip: SyntheticClip, shown: Shown, layers: list[int], figure: Any) -> dict[str, float | None]:
     """A figure of what is seen of each front layer against the truth."""
-    labels = clip.labels()
+    labels = clip.compute_labels()
     found = {}
     for layer, name in enumerate(clip.layer_names[:-1]):
         found[name] = plain(figure(shown.weight[..., layers[layer]], labels == layer), 4)
@@ -182,19 +182,19 @@ def opacities(clip: SyntheticClip, shown: Shown, layers: list[int], figure: Any)
 def edits(clip: SyntheticClip, run: Run, model: PlanarModel, layers: list[int]) -> dict[str, Any]:
     """A disc painted on each layer's canonical picture in turn: PSNR of the edited clip, drift of the disc."""
     maps = Maps.open(run)
-    pictures = {name: canonical.pristine(run.canonical, name) for name in maps.layers}
+    pictures = {name: canonical.read_pristine(run.canonical, name) for name in maps.layers}
     found: dict[str, Any] = {"edit_psnr": {}, "drift_px": {}, "worst_drift_px": {}}
     for layer, name in enumerate(clip.layer_names):
         frame, point = place_for_mark(clip, layer)
         own = layers[layer]
-        uv = uv_at(model, point[None], frame, own)[0]
-        around = uv_at(model, point + np.array([[-3.0, 0.0], [3.0, 0.0]]), frame, own)
+        uv = compute_uv(model, point[None], frame, own)[0]
+        around = compute_uv(model, point + np.array([[-3.0, 0.0], [3.0, 0.0]]), frame, own)
         stretch = float(np.linalg.norm(around[1] - around[0])) / (6 * 2 / max(clip.width, clip.height))
-        renderer = Renderer(maps, pictures, {model.layers[own]: disc(uv, RADIUS * stretch)})
+        renderer = OverlayPass(maps, pictures, {model.layers[own]: disc(uv, RADIUS * stretch)})
         mark = true_mark(clip, renderer, own, name, frame)
-        truth = clip.edited([mark])
-        edited = list(renderer.render(enumerate(clip.frames)))
-        drift = metrics.mark_drift(edited, clip.frames, metrics.mark_centroids(truth, clip.frames, RED), RED)
+        truth = clip.render_edited([mark])
+        edited = list(renderer.render_frames(enumerate(clip.frames)))
+        drift = metrics.measure_mark_drift(edited, clip.frames, metrics.locate_marks(truth, clip.frames, RED), RED)
         found["edit_psnr"][name] = mean(metrics.psnr_per_frame(edited, truth))
         found["drift_px"][name] = plain(np.nanmean(drift), 3) if np.isfinite(drift).any() else None
         found["worst_drift_px"][name] = plain(np.nanmax(drift), 3) if np.isfinite(drift).any() else None
@@ -204,10 +204,10 @@ def edits(clip: SyntheticClip, run: Run, model: PlanarModel, layers: list[int]) 
 def place_for_mark(clip: SyntheticClip, layer: int) -> tuple[int, np.ndarray]:
     """The middle frame, and the place there that is seen longest and lies furthest from outlines and rims."""
     frame = clip.count // 2
-    start = grid_points(clip, frame, 4)
-    start = start[seen_layer(clip, frame, start) == layer]
-    seen = true_tracks(clip, start, frame).visible.sum(1)
-    own = np.pad((clip.labels()[frame] == layer).astype(np.uint8), 1)
+    start = make_grid_points(clip, frame, 4)
+    start = start[find_visible_layers(clip, frame, start) == layer]
+    seen = compute_true_tracks(clip, start, frame).visibility.sum(1)
+    own = np.pad((clip.compute_labels()[frame] == layer).astype(np.uint8), 1)
     away = cv2.distanceTransform(own, cv2.DIST_L2, 5)[1:-1, 1:-1]
     row, column = np.floor(start).astype(int).T[::-1]
     return frame, start[np.lexsort((away[row, column].clip(max=20), seen))[-1]]
@@ -224,12 +224,12 @@ def disc(uv: np.ndarray, radius: float, texels: int = 96) -> Overlay:
     return Overlay(rgba, coords.Box(u - half, v - half, u + half, v + half))
 
 
-def true_mark(clip: SyntheticClip, renderer: Renderer, own: int, name: str, frame: int) -> Mark:
+def true_mark(clip: SyntheticClip, renderer: OverlayPass, own: int, name: str, frame: int) -> PaintedMark:
     """The disc as it looks in the frame it is anchored at, without that frame's light."""
     size = (clip.width, clip.height)
-    rgba, lit = renderer.overlay_in_frame(frame, own, size)
+    rgba, lit = renderer.warp_overlay(frame, own, size)
     colour = np.clip(lit / clip.gain[frame], 0, 1)
-    return Mark(np.concatenate([colour, rgba[..., 3:]], axis=-1), coords.frame_box(*size), name, frame)
+    return PaintedMark(np.concatenate([colour, rgba[..., 3:]], axis=-1), coords.frame_box(*size), name, frame)
 
 
 # --- the table ------------------------------------------------------------------------------------------------------
@@ -249,10 +249,10 @@ def fit_one(clip: SyntheticClip, folder: Path, chosen: argparse.Namespace) -> di
     frames, specs = write_clip(clip, folder)
     masks = ("auto",) if chosen.masks == "auto" else tuple(specs)
     begin = time.monotonic()
-    options = FitOptions(
+    options = TrainOptions(
         out=folder / "run", config=chosen.config, quality=chosen.quality, masks=masks, flow="dis", seed=chosen.seed
     )
-    done = fit(frames, options)
+    done = train(frames, options)
     if done.exit_code != ExitCode.OK:
         raise SystemExit(int(done.exit_code))
     return measure(clip, done.run, time.monotonic() - begin)
@@ -281,7 +281,7 @@ def rows(found: dict[str, dict[str, Any]]) -> Iterator[str]:
 
 def summary(found: dict[str, dict[str, Any]]) -> dict[str, float]:
     """The worst and the mean of what is asked for, over the rigid and smooth non-rigid clips that were fitted."""
-    chosen = [row for name, row in found.items() if name in SMOOTH and "error" not in row]
+    chosen = [row for name, row in found.items() if name in SMOOTH_CLIP_NAMES and "error" not in row]
     if not chosen:
         return {}
     deltas = [row["tracking"]["delta"] for row in chosen]
@@ -303,7 +303,7 @@ def several(values: dict[str, float | None], digits: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--clips", nargs="+", choices=SUITE, default=list(SUITE))
+    parser.add_argument("--clips", nargs="+", choices=SUITE_CLIPS, default=list(SUITE_CLIPS))
     parser.add_argument("--config", default="atlas")
     parser.add_argument("--quality", choices=("draft", "normal", "final"), default="draft")
     parser.add_argument("--masks", choices=("truth", "auto"), default="truth")
@@ -319,7 +319,7 @@ def main() -> None:
     print(f"{chosen.config}, {chosen.quality}, masks: {chosen.masks}; figures by layer run front to back\n{header}")
     for name in chosen.clips:
         with tempfile.TemporaryDirectory() as folder:
-            clip = suite_clip(name, chosen.frames, tuple(chosen.size), chosen.seed, photos)
+            clip = make_suite_clip(name, chosen.frames, tuple(chosen.size), chosen.seed, photos)
             try:
                 found[name] = fit_one(clip, Path(folder), chosen)
             except UserError as problem:

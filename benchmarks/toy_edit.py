@@ -32,8 +32,8 @@ from pictures import hue_share
 
 from neural_fields.baking import Maps
 from neural_fields.data.flow_files import FLO_UNKNOWN, write_flo
-from neural_fields.data.synthetic import demo_clip
-from neural_fields.edit_quality import edited_frames
+from neural_fields.data.synthetic import make_demo_clip
+from neural_fields.edit_quality import render_edited_frames
 from neural_fields.run import Run
 
 HUES = {"red": 0, "orange": 30, "yellow": 60, "green": 120, "cyan": 180, "blue": 240, "purple": 280}  # degrees
@@ -59,7 +59,7 @@ def fitted(clip: str, chosen: argparse.Namespace, folder: Path) -> Path:
 
 def made(folder: Path, with_flow: bool) -> tuple[Path, Path, Path | str]:
     """Frames, masks and flow of a clip made here."""
-    clip = demo_clip(24, 320, 180)
+    clip = make_demo_clip(24, 320, 180)
     frames, masks, flow = folder / "frames", folder / "masks", folder / "flow"
     for path, pictures in ((frames, clip.frames), (masks, 255 * np.asarray(clip.masks[0], np.uint8))):
         path.mkdir(parents=True)
@@ -86,9 +86,9 @@ def measure(clip: str, editor: str, path: Path, chosen: argparse.Namespace) -> d
     unwrap("undo", path)
     run, hue = Run.open(path), HUES[chosen.prompt.split()[0]]
     maps, shares = Maps.open(run), []
-    for t, frame in enumerate(edited_frames(run, [editor])):
+    for t, frame in enumerate(render_edited_frames(run, [editor])):
         size = (frame.source.shape[1], frame.source.shape[0])
-        region = maps.weight(t, size)[maps.layers.index("foreground")] >= 0.9
+        region = maps.read_weights(t, size)[maps.layers.index("foreground")] >= 0.9
         shares.append(hue_share(frame.edited[region] / 255.0, hue) if region.any() else 1.0)
     return {
         "clip": clip,

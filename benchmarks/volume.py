@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from neural_fields import metrics
 from neural_fields.data.capture_folder import write_capture
-from neural_fields.data.synthetic_scene import SyntheticScene, walking_scene
+from neural_fields.data.synthetic_scene import SyntheticScene, make_walking_scene
 from neural_fields.run import Run
 from neural_fields.volume.scene import BACKGROUND, PARTS, PERSON, Moments, Scene
 from neural_fields.volume_run import load_scene, read_record
@@ -58,7 +58,7 @@ def main() -> int:
 def measure(chosen: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[str, Any]]:
     """Fits the scene and compares."""
     width, height = (int(side) for side in chosen.size.split("x"))
-    truth = walking_scene(count=chosen.views, size=(width, height), switches=(chosen.views // 2,), seed=chosen.seed)
+    truth = make_walking_scene(count=chosen.views, size=(width, height), switches=(chosen.views // 2,), seed=chosen.seed)
     capture, path = folder / "scene", folder / "run"
     write_capture(capture, truth.capture)
     fit = ("--config", chosen.preset, "--quality", chosen.quality, "--size", "source", "--out", path)
@@ -68,7 +68,7 @@ def measure(chosen: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[s
     run = Run.open(path)
     record = read_record(run)
     scene, _ = load_scene(run, record)
-    compared = Compared(truth, scene, record.moments(), folder / "pictures")
+    compared = Compared(truth, scene, record.make_moments(), folder / "pictures")
     background, viewpoint = compared.background(), compared.viewpoint()
     posed, (switch, right) = compared.posed(), compared.switch()
     asked = f"{truth.switches[0]}"
@@ -112,19 +112,19 @@ class Compared:
     def _at_viewpoints(self, name: str, parts: frozenset[str]) -> float:
         pairs = []
         for time in self.times:
-            camera = self.truth.holdout_camera(time, ANGLE)
-            true = self.truth.view(camera, time, person=PERSON in parts).rgb
-            pairs.append((true, self.scene.view(camera, time, self.moments, parts=parts).color.numpy()))
+            camera = self.truth.place_holdout_camera(time, ANGLE)
+            true = self.truth.compute_view(camera, time, person=PERSON in parts).rgb
+            pairs.append((true, self.scene.render_view(camera, time, self.moments, parts=parts).color.numpy()))
         self._save(name, pairs)
         return float(np.mean([metrics.psnr(found, true) for true, found in pairs]))
 
     def posed(self) -> float:
         """PSNR in the box around the person in a pose of no view, in front of the fitted room and the true one."""
-        pose, pairs, values = self.truth.new_pose(), [], []
+        pose, pairs, values = self.truth.make_unseen_pose(), [], []
         for time in self.times:
-            camera, moments = self.truth.cameras[time], self.moments.posed(np.stack([pose] * len(self.truth.times)))
-            true = self.truth.view(camera, time, pose)
-            found = self.scene.view(camera, time, moments).color.numpy()
+            camera, moments = self.truth.cameras[time], self.moments.with_poses(np.stack([pose] * len(self.truth.times)))
+            true = self.truth.compute_view(camera, time, pose)
+            found = self.scene.render_view(camera, time, moments).color.numpy()
             rows, columns = np.flatnonzero(true.mask.any(axis=1)), np.flatnonzero(true.mask.any(axis=0))
             box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
             values.append(metrics.psnr(found[box], true.rgb[box]))
@@ -138,10 +138,10 @@ class Compared:
         What is rendered where the object is seen is compared with the truth of both states.
         """
         said, known = [], []
-        for time, (camera, true) in enumerate(zip(self.truth.cameras, self.truth.views, strict=True)):
+        for time, (camera, true) in enumerate(zip(self.truth.cameras, self.truth.training_views, strict=True)):
             if true.object_mask.sum() < 12:
                 continue
-            shown = self.scene.view(camera, time, self.moments).color.numpy()
+            shown = self.scene.render_view(camera, time, self.moments).color.numpy()
             as_if = (0, len(self.truth.times) - 1)  # moments of the first and of the last state
             errors = [self._object_error(shown, camera, time, moment) for moment in as_if]
             said.append((time, int(np.argmin(errors))))
@@ -151,7 +151,7 @@ class Compared:
 
     def _object_error(self, shown: np.ndarray, camera: Any, time: int, moment: int) -> float:
         """Squared error against the truth of a moment with the object of another one's state."""
-        true = self.truth.view(camera, moment, self.truth.motion.transforms[time])
+        true = self.truth.compute_view(camera, moment, self.truth.motion.transforms[time])
         return float(((shown - true.rgb) ** 2)[true.object_mask].mean()) if true.object_mask.any() else np.inf
 
     def _save(self, name: str, pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:

@@ -30,15 +30,15 @@ sys.path.insert(0, str(ROOT / "examples" / "toy_diffusion"))
 
 from pictures import HUES, hue_share
 
-from editors.volume.parts import outline
-from editors.volume.views import Orbit, one_moment, upwards
+from editors.volume.parts import body_outline
+from editors.volume.views import Orbit, make_single_moment, estimate_up_direction
 from neural_fields import metrics
 from neural_fields.data.capture_folder import write_capture
-from neural_fields.data.synthetic_scene import SyntheticScene, walking_scene
+from neural_fields.data.synthetic_scene import SyntheticScene, make_walking_scene
 from neural_fields.run import Run
 from neural_fields.volume.rays import camera_rays
 from neural_fields.volume.scene import BACKGROUND, Scene
-from neural_fields.volume_run import VolumeRecord, load_scene, read_record, with_edits
+from neural_fields.volume_run import VolumeRecord, load_scene, read_record, apply_edits
 
 SIDES = 8
 VIEWS, SIZE = 24, (96, 72)
@@ -63,7 +63,7 @@ def main() -> int:
 
 def measure(chosen: argparse.Namespace, folder: Path) -> list[Row]:
     """Fits, edits and looks."""
-    truth = walking_scene(count=VIEWS, size=SIZE, switches=(VIEWS // 2,))
+    truth = make_walking_scene(count=VIEWS, size=SIZE, switches=(VIEWS // 2,))
     path = folder / "run"
     write_capture(folder / "scene", truth.capture)
     unwrap("train", folder / "scene", "--config", "dynvideo_e", "--quality", "draft", "--size", "source", "--out", path)
@@ -83,7 +83,7 @@ def recoloured(run: Run, record: VolumeRecord, scene: Scene, prompt: str, steps:
     begin = time.monotonic()
     unwrap("edit", run.path, "--editor", "dynvideo_e", *words)
     seconds = time.monotonic() - begin
-    edited, _ = with_edits(run, scene)
+    edited, _ = apply_edits(run, scene)
     hue = HUES[prompt.split()[0]]
     before, after = (from_all_sides(record, one, hue) for one in (scene, edited))
     Image.fromarray(np.concatenate([before[1], after[1]])).save(folder / f"{prompt.replace(' ', '-')}.png")
@@ -101,16 +101,16 @@ def recoloured(run: Run, record: VolumeRecord, scene: Scene, prompt: str, steps:
 def from_all_sides(record: VolumeRecord, scene: Scene, hue: float) -> tuple[list[float], np.ndarray]:
     """The share of the person's pixels with a hue in eight views, and the views side by side."""
     assert record.motion is not None, "the scene has a person"
-    shares, shown, up = [], [], upwards(record.cameras)
-    moments = record.moments()
+    shares, shown, up = [], [], estimate_up_direction(record.cameras)
+    moments = record.make_moments()
     for side in range(SIDES):
         time = side * VIEWS // SIDES
         bones = record.motion.transforms[time]
-        camera = Orbit.around(outline(record.motion.skeleton, bones), up).camera(side * math.pi / 4, 0.2, 96)
-        now = one_moment(bones, moments.state[time], torch.device("cpu"))
+        camera = Orbit.from_points(body_outline(record.motion.skeleton, bones), up).place_camera(side * math.pi / 4, 0.2, 96)
+        now = make_single_moment(bones, moments.state[time], torch.device("cpu"))
         with torch.no_grad():
-            seen = scene.person_look(camera_rays(camera), now, torch.ones(3))
-        on = seen.person > 0.5
+            seen = scene.render_person(camera_rays(camera), now, torch.ones(3))
+        on = seen.person_opacity > 0.5
         white = (1 - seen.opacity)[:, None]  # the person's own colour: without what shines through
         own = ((seen.color - white) / seen.opacity.clamp_min(1e-3)[:, None])[on].clamp(0, 1)
         shares.append(hue_share(own.numpy(), hue, within=30, darkest=0.15))
@@ -120,18 +120,18 @@ def from_all_sides(record: VolumeRecord, scene: Scene, hue: float) -> tuple[list
 
 def room(record: VolumeRecord, scene: Scene, time: int) -> torch.Tensor:
     """The background of a filmed view."""
-    return scene.view(record.cameras[time], time, record.moments(), parts=frozenset({BACKGROUND})).color
+    return scene.render_view(record.cameras[time], time, record.make_moments(), parts=frozenset({BACKGROUND})).color
 
 
 def removed(run: Run, record: VolumeRecord, scene: Scene, truth: SyntheticScene) -> Row:
     """The person taken away, against the true empty room where they were seen."""
     unwrap("edit", run.path, "--editor", "remove")
-    edited, parts = with_edits(run, scene)
+    edited, parts = apply_edits(run, scene)
     values: list[Any] = []
     for moment in range(0, VIEWS, 3):
-        true = truth.view(truth.cameras[moment], moment, person=False).rgb
-        found = edited.view(record.cameras[moment], moment, record.moments(), parts=parts).color.numpy()
-        values.append(metrics.psnr(found, true, truth.views[moment].mask))
+        true = truth.compute_view(truth.cameras[moment], moment, person=False).rgb
+        found = edited.render_view(record.cameras[moment], moment, record.make_moments(), parts=parts).color.numpy()
+        values.append(metrics.psnr(found, true, truth.training_views[moment].mask))
     unwrap("undo", run.path)
     return Row("remove", "what was behind the person, PSNR", "", f"{np.mean(values):.2f} dB")
 
@@ -157,12 +157,12 @@ def styled(run: Run, record: VolumeRecord, scene: Scene, folder: Path, features:
         "--side",
         "64",
     )
-    edited, _ = with_edits(run, scene)
+    edited, _ = apply_edits(run, scene)
     rooms = [float((room(record, scene, now) - room(record, edited, now)).abs().mean()) for now in (0, VIEWS // 2)]
     assert record.motion is not None, "the scene has a person"
     rays = camera_rays(record.cameras[0])
     with torch.no_grad():
-        same = torch.equal(*(one.person_look(rays, record.moments()).color for one in (scene, edited)))
+        same = torch.equal(*(one.render_person(rays, record.make_moments()).color for one in (scene, edited)))
     Image.fromarray((room(record, edited, 0).numpy() * 255).astype(np.uint8)).save(folder / "styled.png")
     unwrap("undo", run.path)
     return [

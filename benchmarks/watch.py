@@ -45,29 +45,29 @@ def made_run(work: Path) -> Path:
     import numpy as np
     import torch
 
-    from editors.demo import new_facts
+    from editors.demo import make_clip_metadata
     from neural_fields import canonical
-    from neural_fields.data.synthetic import demo_clip
-    from neural_fields.data.video import write
-    from neural_fields.fit_options import FitOptions
-    from neural_fields.fitting import fit
+    from neural_fields.data.synthetic import make_demo_clip
+    from neural_fields.data.video import write_video
+    from neural_fields.fit_options import TrainOptions
+    from neural_fields.fitting import train
 
-    clip = demo_clip(4, 640, 360)
+    clip = make_demo_clip(4, 640, 360)
     large = [cv2.resize(frame, (1920, 1080), interpolation=cv2.INTER_CUBIC) for frame in clip.frames]
-    write(work / "clip.mkv", iter(large), replace(new_facts(clip), width=1920, height=1080), codec="ffv1")
+    write_video(work / "clip.mkv", iter(large), replace(make_clip_metadata(clip), width=1920, height=1080), codec="ffv1")
     masks = [cv2.resize(mask.astype(np.uint8), (1920, 1080)) > 0 for mask in clip.masks[0]]
     np.save(work / "mask.npy", np.stack(masks))
-    options = FitOptions(
+    options = TrainOptions(
         work / "run", size="480p", masks=(f"foreground={work / 'mask.npy'}",), overrides={"training.steps": 1}
     )
-    run = fit(work / "clip.mkv", options).run
-    pictures = [canonical.pristine(run.canonical, name) for name in canonical.layer_names(run.canonical)]
+    run = train(work / "clip.mkv", options).run
+    pictures = [canonical.read_pristine(run.canonical, name) for name in canonical.list_layers(run.canonical)]
     shutil.rmtree(run.canonical)
     for picture in pictures:
-        rgba = cv2.resize(picture.array(), (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+        rgba = cv2.resize(picture.to_array(), (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
         rgba[..., :3] += 0.02 * np.random.default_rng(0).standard_normal((SIDE, SIDE, 3))  # as hard to pack as a photo
         tensor = torch.from_numpy(rgba.clip(0, 1)).permute(2, 0, 1).contiguous()
-        canonical.export(run.canonical, replace(picture, rgba=tensor))
+        canonical.export_canonical(run.canonical, replace(picture, rgba=tensor))
     return run.path
 
 
@@ -148,19 +148,19 @@ def documents(run: Path, work: Path, pictures: Iterator[Any]) -> Iterator[bytes]
     """OpenRaster documents with strokes on the layer to paint on."""
     import numpy as np
 
-    from neural_fields.export.base import export
-    from neural_fields.export.canonical import Canonical
-    from neural_fields.export.layered import PAINT, still
+    from neural_fields.export.base import export_run
+    from neural_fields.export.canonical import CanonicalExporter
+    from neural_fields.export.layered import PAINT, constant_pixels
     from neural_fields.export.openraster import read_ora, write_ora
     from neural_fields.run import Run
 
-    export(Run.open(run), Canonical(format="ora"), out=work / "ora")
+    export_run(Run.open(run), CanonicalExporter(format="ora"), out=work / "ora")
     document = read_ora(next((work / "ora").rglob("*background*.ora")), 16 * SIDE * SIDE)
     base = np.asarray(next(pictures))
     for picture in pictures:
         pixels = np.asarray(picture)
         stroke = np.where((pixels != base).any(-1, keepdims=True), pixels, 0).astype(np.float32) / 255
-        layers = tuple(replace(la, pixels=still(stroke)) if la.name == PAINT else la for la in document.layers)
+        layers = tuple(replace(la, pixels=constant_pixels(stroke)) if la.name == PAINT else la for la in document.layers)
         write_ora(work / "painted.ora", replace(document, layers=layers))
         yield (work / "painted.ora").read_bytes()
 

@@ -11,12 +11,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from editors.base import EditorResult, Report, Source
-from editors.stack import Effects
+from editors.base import EditorResult, Report, EditSource
+from editors.stack import EditEffects
 from neural_fields.canonical import Overlay
 from neural_fields.errors import bad_input
 from neural_fields.grading import CURVES, Curve, Grade
-from neural_fields.output import source_facts
+from neural_fields.output import read_source_metadata
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,28 +46,28 @@ class Adjust:
     radius: float = 2.0
     """Detail finer than so many pixels is sharpened."""
 
-    def __call__(self, source: Source, report: Report) -> EditorResult:
+    def __call__(self, source: EditSource, report: Report) -> EditorResult:
         """Makes the adjustment of the chosen layers.
 
         Raises:
             UserError: a setting out of range, a bad curve, or nothing that would change.
         """
-        grade = self.grade(source)
+        grade = self.make_grade(source)
         masks = {}
         if source.mask is not None:
             (layer,) = source.layers
-            region = source.region(layer)
+            region = source.read_region(layer)
             rgba = np.concatenate([np.ones((*region.shape, 3), np.float32), region[..., None]], axis=-1)
             masks[layer] = Overlay(rgba * (region[..., None] > 0), source.pictures[layer].box)
-        return EditorResult({}, effects=Effects(grades=dict.fromkeys(source.layers, grade), masks=masks))
+        return EditorResult({}, effects=EditEffects(grades=dict.fromkeys(source.layers, grade), masks=masks))
 
-    def grade(self, source: Source) -> Grade:
+    def make_grade(self, source: EditSource) -> Grade:
         """Converts the settings to a grade of the run's frames.
 
         Raises:
             UserError: a setting out of range, a bad curve, or nothing that would change.
         """
-        facts, _ = source_facts(source.run)
+        facts, _ = read_source_metadata(source.run)
         longer = max(facts.width, facts.height)
         try:
             curves = {name: _parse_curve(name, getattr(self, name)) for name in CURVES}

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from editors.base import Editor, Report, Source, quiet
-from editors.carry import carry
-from editors.document import is_document, overlays_from_document
-from editors.image import overlay_from_canonical, pixel_limit, whole_picture
-from editors.stack import Effects, add_edit, add_scene_edit
+from editors.base import Editor, Report, EditSource, report_nothing
+from editors.carry import carry_to_charts
+from editors.document import is_document, read_document_overlays
+from editors.image import overlay_from_canonical, compute_pixel_limit, overlay_from_whole_picture
+from editors.stack import EditEffects, add_edit, add_scene_edit
 from editors.volume.edit import VolumeEditor, VolumeSource
 from neural_fields import canonical
 from neural_fields.arrangement import Arrangement
@@ -21,15 +21,15 @@ from neural_fields.data.capture_folder import read_capture
 from neural_fields.edits import Edit
 from neural_fields.errors import bad_input
 from neural_fields.files import sha256_file
-from neural_fields.locking import lock
-from neural_fields.output import source_facts
+from neural_fields.locking import lock_run
+from neural_fields.output import read_source_metadata
 from neural_fields.pictures import read_picture
 from neural_fields.run import Run
-from neural_fields.volume_run import is_volume_run, load_scene, read_record, require_planar, with_edits
+from neural_fields.volume_run import is_volume_run, load_scene, read_record, require_planar, apply_edits
 
 
 @dataclass(frozen=True)
-class Made:
+class EditResult:
     """An edit that was added, and what the user should know about it."""
 
     edit: Edit
@@ -45,7 +45,7 @@ def edit(
     upscaled: bool = False,
     name: str | None = None,
     arrangement: Arrangement | None = None,
-) -> Made:
+) -> EditResult:
     """Adds an edit to a run's stack: a painted canonical picture of `layer`, or a painted `frame` of the video.
 
     Args:
@@ -63,7 +63,7 @@ def edit(
     """
     run, maps = _open_planar(run, "a painted picture", () if layer is None else (layer,))
     if is_document(Path(image)) and frame is None:
-        overlays = dict(overlays_from_document(run, maps, Path(image), layer))
+        overlays = dict(read_document_overlays(run, maps, Path(image), layer))
         metadata = _describe_file("document", Path(image))
         return _add_overlays(run, maps, overlays, metadata, name or Path(image).stem, arrangement)
     if layer is None and frame is None:
@@ -80,8 +80,8 @@ def edit(
         overlays = dict(lift_frames(run, maps, {frame: painted}, layer))
     else:
         assert layer is not None, "without a frame there is a layer"
-        base = canonical.base_for(run.canonical, layer, painted)
-        overlays = {layer: whole_picture(painted, base) if upscaled else overlay_from_canonical(painted, base)}
+        base = canonical.find_base_version(run.canonical, layer, painted)
+        overlays = {layer: overlay_from_whole_picture(painted, base) if upscaled else overlay_from_canonical(painted, base)}
     metadata = {
         "editor": "image" if frame is None else "frame",
         "source": {"file": Path(image).name, "sha256": painted.sha256},
@@ -97,7 +97,7 @@ def edit_painted_frames(
     layer: str | None = None,
     name: str | None = None,
     arrangement: Arrangement | None = None,
-) -> Made:
+) -> EditResult:
     """Adds one edit from several painted frames of the video: they are lifted, and merged where they overlap.
 
     Args:
@@ -129,8 +129,8 @@ def edit_unwrapped(
     layer: str | None = None,
     name: str | None = None,
     arrangement: Arrangement | None = None,
-    report: Report = quiet,
-) -> Made:
+    report: Report = report_nothing,
+) -> EditResult:
     """Adds an edit of the flat clip that `unwrap export RUN unwrapped` wrote: what was changed, frame by frame.
 
     Args:
@@ -145,14 +145,14 @@ def edit_unwrapped(
         UserError: a clip of another size or length, or one that shows no change.
     """
     run, maps = _open_planar(run, "an unwrapped clip", () if layer is None else (layer,))
-    from editors.unwrapped import moving_from_unwrapped
+    from editors.unwrapped import read_unwrapped_paint
 
-    found, moving = moving_from_unwrapped(run, maps, Path(video), layer, report)
+    found, moving = read_unwrapped_paint(run, maps, Path(video), layer, report)
     metadata = _describe_file("unwrapped", Path(video)) | {"notes": list(moving.notes)}
-    with lock(run):
-        painted = Effects(moving={found: moving}, lit=False)  # a flat frame has the light already
+    with lock_run(run):
+        painted = EditEffects(moving={found: moving}, lit=False)  # a flat frame has the light already
         made = add_edit(run, name or Path(video).stem, {}, metadata, effects=painted, arrangement=arrangement)
-    return Made(made, moving.notes)
+    return EditResult(made, moving.notes)
 
 
 def _add_overlays(
@@ -162,12 +162,12 @@ def _add_overlays(
     metadata: Mapping[str, Any],
     name: str,
     arrangement: Arrangement | None,
-) -> Made:
+) -> EditResult:
     """Adds the edit of some overlays, carried to all parts of their layers."""
-    overlays, carried = carry(run, maps, overlays)
+    overlays, carried = carry_to_charts(run, maps, overlays)
     notes = tuple(dict.fromkeys([*(note for overlay in overlays.values() for note in overlay.notes), *carried]))
-    with lock(run):
-        return Made(add_edit(run, name, overlays, {**metadata, "notes": list(notes)}, arrangement=arrangement), notes)
+    with lock_run(run):
+        return EditResult(add_edit(run, name, overlays, {**metadata, "notes": list(notes)}, arrangement=arrangement), notes)
 
 
 def _describe_file(editor: str, path: Path) -> dict[str, Any]:
@@ -184,8 +184,8 @@ def edit_with(
     mask: str | Path | None = None,
     name: str | None = None,
     arrangement: Arrangement | None = None,
-    report: Report = quiet,
-) -> Made:
+    report: Report = report_nothing,
+) -> EditResult:
     """Adds the edit that an editor makes to a run's stack.
 
     Args:
@@ -208,14 +208,14 @@ def edit_with(
     chosen = tuple(layer for layer in maps.layers if layer in layers) or usual
     if mask is not None and len(chosen) > 1:
         raise bad_input("one mask for several layers", why="a mask belongs to one picture", fix=f"--layer {chosen[0]}")
-    result = editor(Source(run, maps, chosen, None if mask is None else Path(mask)), report)
-    overlays, carried = carry(run, maps, result.overlays)
+    result = editor(EditSource(run, maps, chosen, None if mask is None else Path(mask)), report)
+    overlays, carried = carry_to_charts(run, maps, result.overlays)
     own = (*result.notes, *(note for overlay in overlays.values() for note in overlay.notes))
     notes = tuple(dict.fromkeys([*own, *carried]))
-    metadata = {"editor": editor.name, "settings": _plain_settings(editor), "notes": list(notes), **result.facts}
-    with lock(run):
+    metadata = {"editor": editor.name, "settings": _plain_settings(editor), "notes": list(notes), **result.metadata}
+    with lock_run(run):
         made = add_edit(run, name or editor.name, overlays, metadata, result.shapes, result.effects, arrangement)
-    return Made(made, notes)
+    return EditResult(made, notes)
 
 
 def _edit_scene(
@@ -225,7 +225,7 @@ def _edit_scene(
     name: str | None,
     arrangement: Arrangement | None,
     report: Report,
-) -> Made:
+) -> EditResult:
     """Adds the edit that an editor of 3D scenes makes to a run's stack.
 
     Args:
@@ -258,14 +258,14 @@ def _edit_scene(
         )
     record = read_record(run)
     scene, _ = load_scene(run, record)
-    edited, _ = with_edits(run, scene)
+    edited, _ = apply_edits(run, scene)
     masks = read_capture(record.source, record.size).masks if record.source.is_dir() else None
-    source = VolumeSource(edited, record.moments(), record.cameras, record.times, record.motion, masks)
+    source = VolumeSource(edited, record.make_moments(), record.cameras, record.times, record.motion, masks)
     result = editor(source, report)
-    metadata = {"editor": editor.name, "settings": _plain_settings(editor), "notes": list(result.notes), **result.facts}
-    with lock(run):
+    metadata = {"editor": editor.name, "settings": _plain_settings(editor), "notes": list(result.notes), **result.metadata}
+    with lock_run(run):
         made = add_scene_edit(run, name or editor.name, result.weights, metadata, result.parts, result.hidden)
-    return Made(made, result.notes)
+    return EditResult(made, result.notes)
 
 
 def _open_planar(run: Run | str | Path, what: str, layers: Sequence[str]) -> tuple[Run, Maps]:
@@ -301,6 +301,6 @@ def _plain_settings(editor: Editor | VolumeEditor) -> dict[str, Any]:
 def _find_pixel_limit(run: Run, layer: str | None) -> int:
     """Finds how many pixels a painted canonical picture of `layer`, or else a painted frame, may have."""
     if layer is not None:
-        return pixel_limit(canonical.pristine(run.canonical, layer).size)
-    metadata, _ = source_facts(run)
-    return pixel_limit((metadata.width, metadata.height))
+        return compute_pixel_limit(canonical.read_pristine(run.canonical, layer).size)
+    metadata, _ = read_source_metadata(run)
+    return compute_pixel_limit((metadata.width, metadata.height))

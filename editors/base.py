@@ -16,26 +16,26 @@ from typing import ClassVar, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from editors.frame import FrameMaps, frame_maps
-from editors.image import check_size, pixel_limit
-from editors.stack import Effects
+from editors.frame import FrameMaps, read_frame_maps
+from editors.image import check_picture_size, compute_pixel_limit
+from editors.stack import EditEffects
 from neural_fields import canonical
 from neural_fields.baking import Maps
 from neural_fields.canonical import CanonicalImage, Overlay
-from neural_fields.compositing import painters
+from neural_fields.compositing import canonical_painters
 from neural_fields.data.video import source_frames
 from neural_fields.edits import active_edits
 from neural_fields.errors import bad_input
-from neural_fields.output import source_facts
-from neural_fields.pictures import read_picture, resize
-from neural_fields.reshaping import Shape
+from neural_fields.output import read_source_metadata
+from neural_fields.pictures import read_picture, resize_image
+from neural_fields.reshaping import Deformation
 from neural_fields.run import Run
 
 Report = Callable[[str, int, int], None]  # what is going on, steps done, steps in all
 
 
 @dataclass(frozen=True)
-class Source:
+class EditSource:
     """A run as an editor sees it.
 
     Attributes:
@@ -53,13 +53,13 @@ class Source:
     @cached_property
     def pictures(self) -> Mapping[str, CanonicalImage]:
         """The canonical pictures of all layers as they look now: with the active edits painted on."""
-        found = {layer: canonical.pristine(self.run.canonical, layer) for layer in self.maps.layers}
+        found = {layer: canonical.read_pristine(self.run.canonical, layer) for layer in self.maps.layers}
         for edit in active_edits(self.run):
-            for painter in painters(edit):
+            for painter in canonical_painters(edit):
                 found[painter.layer] = painter.paint(found[painter.layer])
         return found
 
-    def region(self, layer: str) -> Float[np.ndarray, "height width"]:
+    def read_region(self, layer: str) -> Float[np.ndarray, "height width"]:
         """Reads where the edit of a layer may go: the mask, or all that was seen.
 
         Returns:
@@ -70,12 +70,12 @@ class Source:
         """
         picture = self.pictures[layer]
         # Not the coverage of `picture`: edits may have painted a little beyond what was seen.
-        region = (canonical.pristine(self.run.canonical, layer).rgba[3].numpy() > 0).astype(np.float32)
+        region = (canonical.read_pristine(self.run.canonical, layer).rgba[3].numpy() > 0).astype(np.float32)
         if self.mask is not None:
-            painted = read_picture(self.mask, max_pixels=pixel_limit(picture.size))
-            check_size(painted, picture.size, f"the picture of the layer {picture.layer}")
+            painted = read_picture(self.mask, max_pixels=compute_pixel_limit(picture.size))
+            check_picture_size(painted, picture.size, f"the picture of the layer {picture.layer}")
             bright = painted.rgba[..., :3].mean(axis=-1, keepdims=True) * painted.rgba[..., 3:]
-            region = region * np.clip(resize(np.ascontiguousarray(bright), picture.size)[..., 0], 0, 1)
+            region = region * np.clip(resize_image(np.ascontiguousarray(bright), picture.size)[..., 0], 0, 1)
         if region.max(initial=0) < 0.5:
             raise bad_input(
                 "there is nothing to edit",
@@ -90,17 +90,17 @@ class Source:
     @property
     def frame_count(self) -> int:
         """How many frames the run was trained on."""
-        return len(source_facts(self.run)[1])
+        return len(read_source_metadata(self.run)[1])
 
-    def frame(self, t: int) -> UInt8[np.ndarray, "height width 3"]:
+    def read_frame(self, t: int) -> UInt8[np.ndarray, "height width 3"]:
         """Reads the source's frame at index `t` of the run, as it was."""
-        metadata, chosen = source_facts(self.run)
+        metadata, chosen = read_source_metadata(self.run)
         k = chosen[t]
         return next(iter(source_frames(metadata, range(k, k + 1))))
 
-    def frame_maps(self, t: int, size: tuple[int, int]) -> FrameMaps:
+    def read_frame_maps(self, t: int, size: tuple[int, int]) -> FrameMaps:
         """Reads where frame `t` of the run lies in the canonical pictures, at `size` (width, height)."""
-        return frame_maps(self.maps, self.pictures, t, size)
+        return read_frame_maps(self.maps, self.pictures, t, size)
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,9 @@ class EditorResult:
 
     overlays: Mapping[str, Overlay]
     notes: tuple[str, ...] = ()
-    facts: Mapping[str, object] = field(default_factory=dict)
-    shapes: Mapping[str, Shape] = field(default_factory=dict)
-    effects: Effects = field(default_factory=Effects)
+    metadata: Mapping[str, object] = field(default_factory=dict)
+    shapes: Mapping[str, Deformation] = field(default_factory=dict)
+    effects: EditEffects = field(default_factory=EditEffects)
 
 
 @runtime_checkable
@@ -131,10 +131,10 @@ class Editor(Protocol):
 
     name: ClassVar[str]
 
-    def __call__(self, source: Source, report: Report) -> EditorResult:
+    def __call__(self, source: EditSource, report: Report) -> EditorResult:
         """Makes the edit; changes nothing on disk."""
         ...
 
 
-def quiet(stage: str, done: int, total: int) -> None:
+def report_nothing(stage: str, done: int, total: int) -> None:
     """Reports nothing: a `Report` for those who do not want to know."""

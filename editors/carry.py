@@ -18,19 +18,19 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from editors.frame import DEFAULTS as LIFTING
-from editors.frame import frame_maps, lift
+from editors.frame import read_frame_maps, lift_paint
 from neural_fields import canonical
 from neural_fields.baking import Maps
-from neural_fields.canonical import CanonicalImage, Overlay, fit
+from neural_fields.canonical import CanonicalImage, Overlay, resample_overlay
 from neural_fields.data.flow import consistency_mask
 from neural_fields.evaluation import read_source
-from neural_fields.pictures import premultiplied, resize, straight
-from neural_fields.planar.placement import spread
+from neural_fields.pictures import premultiply, resize_image, unpremultiply
+from neural_fields.planar.placement import extrapolate_shifts
 from neural_fields.planar.sheets import Chart
-from neural_fields.rendering import Renderer
+from neural_fields.rendering import OverlayPass
 from neural_fields.run import Run
 from neural_fields.tracking import DEFAULTS as TRACKING
-from neural_fields.tracking import hand_over
+from neural_fields.tracking import choose_handover_frames
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class _ChartStep:
     to_frame: int
 
 
-def carry(
+def carry_to_charts(
     run: Run, maps: Maps, overlays: Mapping[str, Overlay], settings: ChartCarryingSettings = DEFAULTS
 ) -> tuple[dict[str, Overlay], list[str]]:
     """Carries what was painted on one chart to all charts of its series.
@@ -81,15 +81,15 @@ def carry(
         if not any(painted) or all(painted):
             continue
         frames = read_source(run).frames
-        pictures = {name: canonical.pristine(run.canonical, name) for name in maps.layers}
+        pictures = {name: canonical.read_pristine(run.canonical, name) for name in maps.layers}
         done, short = list(painted), 0
         for step in _order_steps(series, painted):
             # The edit in the frame where the charts meet: straight RGBA at the size of the maps, without light.
             rgba = np.zeros((maps.size[1], maps.size[0], 4), np.float32)
             layer = step.start.layer
             if layer in result:
-                renderer = Renderer(maps, pictures, {layer: result[layer]})
-                rgba, _ = renderer.overlay_in_frame(step.from_frame, maps.layers.index(layer), maps.size)
+                renderer = OverlayPass(maps, pictures, {layer: result[layer]})
+                rgba, _ = renderer.warp_overlay(step.from_frame, maps.layers.index(layer), maps.size)
             if step.from_frame != step.to_frame:
                 rgba = _follow_flow(maps, rgba, frames, step)
             lifted = _lift_to_chart(pictures, maps, rgba, frames[step.to_frame], step, settings)
@@ -103,8 +103,8 @@ def carry(
                     width, height = lifted.box.width / finer[0], lifted.box.height / finer[1]
                     share = min(1.0, (settings.max_texels / (width * height)) ** 0.5)
                     size = (max(1, round(share * width)), max(1, round(share * height)))
-                    own = Overlay(fit(own, size, lifted.box), lifted.box, own.notes)
-                larger = straight(resize(premultiplied(lifted.rgba), own.size))
+                    own = Overlay(resample_overlay(own, size, lifted.box), lifted.box, own.notes)
+                larger = unpremultiply(resize_image(premultiply(lifted.rgba), own.size))
                 pasted = Overlay(own.rgba.copy(), own.box, own.notes)
                 _crop_to_chart(pasted, step.end)[:] = _crop_to_chart(Overlay(larger, own.box), step.end)
                 lifted = pasted
@@ -134,7 +134,7 @@ def _order_steps(series: tuple[Chart, ...], painted: list[bool]) -> Iterator[_Ch
     for index in sorted((i for i in range(count) if not painted[i]), key=lambda i: abs(nearest[i] - i)):
         before = index - 1 if nearest[index] < index else index + 1
         start, end = series[before], series[index]
-        yield _ChartStep(start, end, *hand_over(start, end))
+        yield _ChartStep(start, end, *choose_handover_frames(start, end))
 
 
 def _crop_to_chart(overlay: Overlay, chart: Chart) -> Float[np.ndarray, "rows columns 4"]:
@@ -159,8 +159,8 @@ def _follow_flow(
     back, there = dis.calc(end, start, None), dis.calc(start, end, None)
     height, width = end.shape
     x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    here = maps.layer_weight(step.to_frame, maps.layers.index(step.end.layer), maps.size) >= TRACKING.min_weight
-    before = maps.layer_weight(step.from_frame, maps.layers.index(step.start.layer), maps.size)
+    here = maps.read_layer_weight(step.to_frame, maps.layers.index(step.end.layer), maps.size) >= TRACKING.min_weight
+    before = maps.read_layer_weight(step.from_frame, maps.layers.index(step.start.layer), maps.size)
     both = here & (cv2.remap(before, x + back[..., 0], y + back[..., 1], cv2.INTER_LINEAR) >= TRACKING.min_weight)
     trusted: Bool[np.ndarray, "height width"] = consistency_mask(back, there) & both
     # Where something is in front, the flow is that thing's: the layer's own goes on smoothly behind it.
@@ -168,9 +168,9 @@ def _follow_flow(
         return np.zeros_like(rgba)
     gap = cv2.distanceTransform((~trusted).astype(np.uint8), cv2.DIST_L2, 3)
     reached = gap <= TRACKING.max_flow_gap * max(width, height)
-    flow = np.where(trusted[..., None], back, spread(back, trusted))
-    moved = cv2.remap(premultiplied(rgba), x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR)
-    return straight(np.where(reached[..., None], moved, np.float32(0)).astype(np.float32))
+    flow = np.where(trusted[..., None], back, extrapolate_shifts(back, trusted))
+    moved = cv2.remap(premultiply(rgba), x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR)
+    return unpremultiply(np.where(reached[..., None], moved, np.float32(0)).astype(np.float32))
 
 
 def _lift_to_chart(
@@ -183,15 +183,15 @@ def _lift_to_chart(
 ) -> Overlay | None:
     """Lifts the edit of a frame into an overlay of the chart's layer; None where there is none to speak of."""
     index, t = maps.layers.index(step.end.layer), step.to_frame
-    seen = maps.layer_weight(t, index, maps.size) >= LIFTING.min_weight
+    seen = maps.read_layer_weight(t, index, maps.size) >= LIFTING.min_weight
     if ((rgba[..., 3] > settings.min_alpha) & seen).sum() < settings.min_pixels:
         return None
-    here = frame_maps(maps, pictures, t, maps.size)
+    here = read_frame_maps(maps, pictures, t, maps.size)
     # As if the layer were alone: then the color that renders as the painted one is the edit's own.
     alone = np.zeros_like(here.weight)
     alone[index] = 1
     lit = rgba[..., :3] * here.gain[index]
     alpha = np.where(rgba[..., 3:] > settings.min_alpha, rgba[..., 3:], 0)
     painted = np.concatenate([lit, alpha], axis=-1).astype(np.float32)
-    overlay, _, _ = lift(painted, np.asarray(frame, np.float32) / 255, replace(here, weight=alone), index)
+    overlay, _, _ = lift_paint(painted, np.asarray(frame, np.float32) / 255, replace(here, weight=alone), index)
     return Overlay(overlay, pictures[step.end.layer].box) if (overlay[..., 3] > 0).any() else None

@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from editors.sameness import DEFAULTS as NOISE_DEFAULTS
-from editors.sameness import LEVEL, Gray, NoiseModelSettings, Rgb, Sameness, distance_from, largest
-from neural_fields.frame_parts import Part, around, inside
-from neural_fields.pictures import Picture, as_floats, premultiplied, resize, straight
+from editors.sameness import LEVEL, Gray, NoiseModelSettings, Rgb, BaseComparison, compute_color_distance, max_over_channels
+from neural_fields.frame_parts import Part, bounding_part, to_local_range
+from neural_fields.pictures import Picture, to_floats, premultiply, resize_image, unpremultiply
 
 Rgba = Float[np.ndarray, "height width 4"]
 Pixels = UInt8[np.ndarray, "_ _ 4"] | Float[np.ndarray, "_ _ 4"]
@@ -89,7 +89,7 @@ class _Backdrop:
         return cv2.merge([plane * coverage + value * (1 - coverage) for plane, value in planes])
 
 
-def quick_change(painted: Pixels, base: Pixels, settings: ChangeSettings = DEFAULTS) -> tuple[Part, Change] | None:
+def find_local_change(painted: Pixels, base: Pixels, settings: ChangeSettings = DEFAULTS) -> tuple[Part, Change] | None:
     """Finds the change of a lossless picture that was painted in places: the part of it that changed, and how.
 
     Args:
@@ -132,7 +132,7 @@ def quick_change(painted: Pixels, base: Pixels, settings: ChangeSettings = DEFAU
     if near.any() and 2 * cv2.countNonZero(near) >= cv2.countNonZero(seen):
         return None
 
-    part = around(differs, noise_window) or (slice(0, 0), slice(0, 0))
+    part = bounding_part(differs, noise_window) or (slice(0, 0), slice(0, 0))
     change = _compare_tiles(painted[part], base[part], differs[part], backdrop, settings)
     notes: tuple[str, ...] = ()
     if backdrop is None and change.size:
@@ -141,7 +141,7 @@ def quick_change(painted: Pixels, base: Pixels, settings: ChangeSettings = DEFAU
 
 
 def _floats_at(pixels: Pixels, mask: np.ndarray) -> Float[np.ndarray, "n 4"]:
-    return as_floats(pixels[mask][None])[0]
+    return to_floats(pixels[mask][None])[0]
 
 
 def _compare_tiles(
@@ -160,23 +160,23 @@ def _compare_tiles(
         rows, columns = (slice(max(0, span.start - halo), span.stop + halo) for span in inner)
         if not differs[rows, columns].any():
             continue
-        rgba, under = as_floats(painted[rows, columns]), as_floats(base[rows, columns])
+        rgba, under = to_floats(painted[rows, columns]), to_floats(base[rows, columns])
         plain, coverage = np.ascontiguousarray(under[..., :3]), under[..., 3]
         threshold = np.full(coverage.shape, settings.noise.exact_levels * LEVEL, np.float32)
         if backdrop is None:
-            distance = distance_from(_blend_as_shown(rgba, plain, coverage), plain)
-            same = Sameness(distance, threshold, exact=True)
+            distance = compute_color_distance(_blend_as_shown(rgba, plain, coverage), plain)
+            same = BaseComparison(distance, threshold, exact=True)
             found = _extract_change_by_alpha(rgba, coverage, same, 0.0, False, settings)
         else:
             rgb = np.ascontiguousarray(rgba[..., :3])
-            same = Sameness(distance_from(rgb, backdrop.composite(under, plain)), threshold, exact=True)
+            same = BaseComparison(compute_color_distance(rgb, backdrop.composite(under, plain)), threshold, exact=True)
             same = _compare_unseen_with_fills(rgb, coverage, backdrop.fills, plain, same, settings)
             found = _extract_change(rgba, coverage, same, None, False, settings)
-        result[inner] = found[inside(inner[0], rows), inside(inner[1], columns)]
+        result[inner] = found[to_local_range(inner[0], rows), to_local_range(inner[1], columns)]
     return result
 
 
-def whole_change(painted: Picture, base: Rgba, settings: ChangeSettings = DEFAULTS) -> Change:
+def find_whole_change(painted: Picture, base: Rgba, settings: ChangeSettings = DEFAULTS) -> Change:
     """Finds the change of a picture of any size of the aspect of `base`, lossy or not.
 
     Args:
@@ -185,21 +185,21 @@ def whole_change(painted: Picture, base: Rgba, settings: ChangeSettings = DEFAUL
         settings: of the search.
     """
     exact_size = painted.size == (base.shape[1], base.shape[0])
-    ground = base if exact_size else straight(resize(premultiplied(base), painted.size))
+    ground = base if exact_size else unpremultiply(resize_image(premultiply(base), painted.size))
     rgba, coverage = painted.rgba, ground[..., 3]
     scale = painted.size[0] / base.shape[1]
     soft = coverage < settings.opaque_alpha
     if (rgba[..., 3] > settings.opaque_alpha).all() and soft.any():  # the tool dropped the alpha
         rgb = np.ascontiguousarray(rgba[..., :3])
         hidden = np.ascontiguousarray(base[..., :3])
-        hidden = hidden if exact_size else resize(hidden, painted.size)
+        hidden = hidden if exact_size else resize_image(hidden, painted.size)
         fills = _find_fills(rgb[coverage < LEVEL], settings)
         backdrop = _Backdrop(fills, _choose_fill(rgb[soft], ground[soft], hidden[soft], fills, settings))
-        same = Sameness.of(painted, rgb, backdrop.composite(ground, hidden), coverage, scale, settings.noise)
+        same = BaseComparison.compare_with_base(painted, rgb, backdrop.composite(ground, hidden), coverage, scale, settings.noise)
         same = _compare_unseen_with_fills(rgb, coverage, fills, hidden, same, settings)
         return Change(_extract_change(rgba, coverage, same, None, True, settings), ())
     plain = np.ascontiguousarray(ground[..., :3])
-    same = Sameness.of(painted, _blend_as_shown(rgba, plain, coverage), plain, coverage, scale, settings.noise)
+    same = BaseComparison.compare_with_base(painted, _blend_as_shown(rgba, plain, coverage), plain, coverage, scale, settings.noise)
     found = _extract_change_by_alpha(rgba, coverage, same, 0.0 if exact_size else scale, True, settings)
     return Change(found, _erasure_notes(rgba[..., 3], coverage, 1, settings))
 
@@ -218,7 +218,7 @@ def _erasure_notes(alpha: np.ndarray, coverage: np.ndarray, one: int, settings: 
 
 
 def _extract_change_by_alpha(
-    rgba: Rgba, coverage: Gray, same: Sameness, scale: float, whole: bool, settings: ChangeSettings
+    rgba: Rgba, coverage: Gray, same: BaseComparison, scale: float, whole: bool, settings: ChangeSettings
 ) -> Rgba:
     """Extracts the change by what differs in color and by what was added where the base was transparent."""
     alpha = rgba[..., 3]
@@ -231,11 +231,11 @@ def _extract_change_by_alpha(
     distance = np.maximum(same.distance, gained)
     soft_threshold = np.maximum(same.threshold, settings.soft_levels * LEVEL)
     threshold = np.where(coverage < settings.opaque_alpha, soft_threshold, same.threshold)
-    return _extract_change(rgba, coverage, Sameness(distance, threshold, same.exact), strength, whole, settings)
+    return _extract_change(rgba, coverage, BaseComparison(distance, threshold, same.exact), strength, whole, settings)
 
 
 def _extract_change(
-    rgba: Rgba, coverage: Gray, same: Sameness, strength: Gray | None, whole: bool, settings: ChangeSettings
+    rgba: Rgba, coverage: Gray, same: BaseComparison, strength: Gray | None, whole: bool, settings: ChangeSettings
 ) -> Rgba:
     """Extracts the painted colors with the strength of the change as alpha.
 
@@ -307,15 +307,15 @@ def _choose_fill(
 
 
 def _compare_unseen_with_fills(
-    rgb: Rgb, coverage: Gray, fills: Colors, hidden: Rgb, same: Sameness, settings: ChangeSettings
-) -> Sameness:
+    rgb: Rgb, coverage: Gray, fills: Colors, hidden: Rgb, same: BaseComparison, settings: ChangeSettings
+) -> BaseComparison:
     """Measures the texels that no frame shows against the flat fills instead of the base."""
     reach = np.ones((settings.unseen_reach_px,) * 2, np.uint8)
     seen = cv2.dilate((coverage >= LEVEL).astype(np.uint8), reach) > 0
-    to_fill = largest(np.abs(rgb - hidden))
+    to_fill = max_over_channels(np.abs(rgb - hidden))
     for fill in fills:
-        to_fill = np.minimum(to_fill, largest(np.abs(rgb - fill)))
+        to_fill = np.minimum(to_fill, max_over_channels(np.abs(rgb - fill)))
     distance = np.where(seen, same.distance, np.minimum(same.distance, to_fill))
     fill_threshold = np.maximum(same.threshold, settings.fill_levels * LEVEL)
     threshold = np.where(seen, same.threshold, fill_threshold).astype(np.float32)
-    return Sameness(distance, threshold, same.exact)
+    return BaseComparison(distance, threshold, same.exact)

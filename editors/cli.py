@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from tyro.conf import Positional, UseAppendAction
 
-from editors.cli_arrange import Arrange, Lies, arrangement_of, described, run_arrange
-from editors.cli_editors import MakeEdit, check_edit, command_of
-from editors.cli_watch import Watch, run_watch
+from editors.cli_arrange import ArrangeCommand, ArrangementOptions, read_arrangement, describe_arrangement, run_arrange
+from editors.cli_editors import EditByEditorCommand, check_edit_command, make_editor_command
+from editors.cli_watch import WatchCommand, run_watch
 from neural_fields import cli as base
 from neural_fields import cli_capture, cli_export
-from neural_fields.config_loader import nearest
+from neural_fields.config_loader import nearest_word
 from neural_fields.errors import ExitCode, UserError
 from neural_fields.threads import prepare_threads
 
 if TYPE_CHECKING:
-    from editors.api import Made
-    from editors.stack import Stepped
+    from editors.api import EditResult
+    from editors.stack import StackChange
 
 
 @dataclass(frozen=True, kw_only=True)
-class Edit(Lies):
+class EditCommand(ArrangementOptions):
     """Take an edit: a painted canonical picture (--layer), painted frames (--frame), or one that an editor makes.
 
     `unwrap edit RUN --editor NAME --help` shows the settings of an editor.
@@ -57,7 +57,7 @@ class Edit(Lies):
 
 
 @dataclass(frozen=True)
-class Eval(base.Eval):
+class EvalEditCommand(base.EvalCommand):
     """Measure how well a run shows its video, or with --edit what an edit does to it."""
 
     edit: UseAppendAction[tuple[str, ...]] = ()
@@ -71,7 +71,7 @@ class Eval(base.Eval):
 
 
 @dataclass(frozen=True)
-class Edits:
+class EditsCommand:
     """List the edits of a run, the lowest first."""
 
     run: Positional[Path]
@@ -81,7 +81,7 @@ class Edits:
 
 
 @dataclass(frozen=True)
-class Undo:
+class UndoCommand:
     """Take back what was done last: an edit, or a change of its arrangement. Everything stays on disk."""
 
     run: Positional[Path]
@@ -89,7 +89,7 @@ class Undo:
 
 
 @dataclass(frozen=True)
-class Redo:
+class RedoCommand:
     """Bring back what was undone last."""
 
     run: Positional[Path]
@@ -97,7 +97,7 @@ class Redo:
 
 
 @dataclass(frozen=True)
-class Demo:
+class DemoCommand:
     """The whole job on a clip that the program makes itself: train, paint, render, measure the drift of the mark."""
 
     out: Path = Path("demo")
@@ -106,17 +106,17 @@ class Demo:
     """Print one JSON object."""
 
 
-def run_edit(command: Edit, extra: list[str]) -> int:
+def run_edit(command: EditCommand, extra: list[str]) -> int:
     """`unwrap edit`."""
-    base.overrides_refused(extra, command)
-    check_edit(command)
+    base.refuse_overrides(extra, command)
+    check_edit_command(command)
     prepare_threads()
     from editors.api import edit, edit_painted_frames, edit_unwrapped, edit_with
     from neural_fields.run import Run
 
     run = Run.open(command.run)
     report = _make_report()
-    more: dict[str, Any] = {"name": command.name, "arrangement": arrangement_of(command, run)}
+    more: dict[str, Any] = {"name": command.name, "arrangement": read_arrangement(command, run)}
     if command.frames is not None:
         from editors.frames import Frames
 
@@ -136,7 +136,7 @@ def run_edit(command: Edit, extra: list[str]) -> int:
 
 def run_editor(command: Any, extra: list[str]) -> int:
     """`unwrap edit RUN --editor NAME`."""
-    base.overrides_refused(extra, command)
+    base.refuse_overrides(extra, command)
     prepare_threads()
     from editors.api import edit_with
     from neural_fields.run import Run
@@ -148,7 +148,7 @@ def run_editor(command: Any, extra: list[str]) -> int:
         layers=command.layer,
         mask=command.mask,
         name=command.name,
-        arrangement=arrangement_of(command, run),
+        arrangement=read_arrangement(command, run),
         report=_make_report(),
     )
     return _print_added(made, command)
@@ -162,19 +162,19 @@ def _make_report() -> Any:
     return lambda stage, done, total: line(Progress(stage, done, total))
 
 
-def _print_added(made: Made, command: Any) -> int:
+def _print_added(made: EditResult, command: Any) -> int:
     """Prints which edit was added."""
     for note in made.notes:
-        base.say(f"note: {note}")
+        base.print_message(f"note: {note}")
     if command.json:
         base.print_json({"edit": made.edit.folder.name, "layers": list(made.edit.layers), "notes": list(made.notes)})
     else:
         print(made.edit.folder)
-        base.say(f"next: unwrap render {command.run}")
+        base.print_message(f"next: unwrap render {command.run}")
     return ExitCode.OK
 
 
-def run_eval(command: Eval, extra: list[str]) -> int:
+def run_eval(command: EvalEditCommand, extra: list[str]) -> int:
     """`unwrap eval`."""
     asked = [name for name in ("prompt", "clip_model", "pickscore_model") if getattr(command, name) is not None]
     if not command.edit:
@@ -184,12 +184,12 @@ def run_eval(command: Eval, extra: list[str]) -> int:
                 ExitCode.USAGE, f"{flag} measures an edit", fix=f"unwrap eval {command.run} --edit NAME {flag} ..."
             )
         return base.run_eval(command, extra)
-    base.overrides_refused(extra, command)
+    base.refuse_overrides(extra, command)
     prepare_threads()
-    from editors.edit_measures import measure
+    from editors.edit_measures import measure_edits
     from neural_fields.run import Run
 
-    found = measure(Run.open(command.run), command.edit, command.prompt, command.clip_model, command.pickscore_model)
+    found = measure_edits(Run.open(command.run), command.edit, command.prompt, command.clip_model, command.pickscore_model)
     if command.json:
         base.print_json(found)
     else:
@@ -199,9 +199,9 @@ def run_eval(command: Eval, extra: list[str]) -> int:
     return ExitCode.OK
 
 
-def run_edits(command: Edits, extra: list[str]) -> int:
+def run_edits(command: EditsCommand, extra: list[str]) -> int:
     """`unwrap edits`."""
-    base.overrides_refused(extra, command)
+    base.refuse_overrides(extra, command)
     from neural_fields.edits import list_edits
     from neural_fields.run import Run
 
@@ -217,52 +217,52 @@ def run_edits(command: Edits, extra: list[str]) -> int:
         parts = [
             item.folder.name,
             ", ".join(item.layers),
-            described(item.arrangement),
+            describe_arrangement(item.arrangement),
             "" if item.active else "(undone)",
         ]
         print("  ".join(part for part in parts if part))
     return ExitCode.OK
 
 
-def run_undo(command: Undo, extra: list[str]) -> int:
+def run_undo(command: UndoCommand, extra: list[str]) -> int:
     """`unwrap undo`."""
-    base.overrides_refused(extra, command)
+    base.refuse_overrides(extra, command)
     from editors.stack import undo
-    from neural_fields.locking import lock
+    from neural_fields.locking import lock_run
     from neural_fields.run import Run
 
     run = Run.open(command.run)
-    with lock(run):
+    with lock_run(run):
         print(f"undone: {_describe_step(undo(run))}")
     return ExitCode.OK
 
 
-def _describe_step(found: Stepped) -> str:
+def _describe_step(found: StackChange) -> str:
     """Describes what was taken back or brought back."""
     change = "the arrangement of " if found.operation == "set" else ""
     return f"{change}{found.edit.folder.name}"
 
 
-def run_redo(command: Redo, extra: list[str]) -> int:
+def run_redo(command: RedoCommand, extra: list[str]) -> int:
     """`unwrap redo`."""
-    base.overrides_refused(extra, command)
+    base.refuse_overrides(extra, command)
     from editors.stack import redo
-    from neural_fields.locking import lock
+    from neural_fields.locking import lock_run
     from neural_fields.run import Run
 
     run = Run.open(command.run)
-    with lock(run):
+    with lock_run(run):
         print(f"again: {_describe_step(redo(run))}")
     return ExitCode.OK
 
 
-def run_demo(command: Demo, extra: list[str]) -> int:
+def run_demo(command: DemoCommand, extra: list[str]) -> int:
     """`unwrap demo`."""
-    base.overrides_refused(extra, command)
+    base.refuse_overrides(extra, command)
     prepare_threads()
-    from editors.demo import demonstrate
+    from editors.demo import run_demonstration
 
-    figures = demonstrate(command.out, base.LiveLine())
+    figures = run_demonstration(command.out, base.LiveLine())
     if command.json:
         base.print_json(figures)
     else:
@@ -272,35 +272,35 @@ def run_demo(command: Demo, extra: list[str]) -> int:
 
 
 COMMANDS: dict[str, type] = {
-    "capture": cli_capture.Capture,
-    "train": base.Train,
-    "edit": Edit,
-    "edits": Edits,
-    "arrange": Arrange,
-    "undo": Undo,
-    "redo": Redo,
-    "watch": Watch,
-    "render": base.Render,
-    "export": cli_export.Export,
-    "eval": Eval,
-    "info": base.Info,
-    "doctor": base.Doctor,
-    "demo": Demo,
+    "capture": cli_capture.CaptureCommand,
+    "train": base.TrainCommand,
+    "edit": EditCommand,
+    "edits": EditsCommand,
+    "arrange": ArrangeCommand,
+    "undo": UndoCommand,
+    "redo": RedoCommand,
+    "watch": WatchCommand,
+    "render": base.RenderCommand,
+    "export": cli_export.ExportCommand,
+    "eval": EvalEditCommand,
+    "info": base.InfoCommand,
+    "doctor": base.DoctorCommand,
+    "demo": DemoCommand,
 }
 HANDLERS: dict[type, Any] = {
     **base.HANDLERS,
-    cli_capture.Capture: cli_capture.run_capture,
-    Edit: run_edit,
-    Eval: run_eval,
-    Edits: run_edits,
-    Arrange: run_arrange,
-    Watch: run_watch,
-    Undo: run_undo,
-    Redo: run_redo,
-    Demo: run_demo,
+    cli_capture.CaptureCommand: cli_capture.run_capture,
+    EditCommand: run_edit,
+    EvalEditCommand: run_eval,
+    EditsCommand: run_edits,
+    ArrangeCommand: run_arrange,
+    WatchCommand: run_watch,
+    UndoCommand: run_undo,
+    RedoCommand: run_redo,
+    DemoCommand: run_demo,
 }
 # Commands whose classes are made with the settings of an editor or an export.
-BASE_HANDLERS: list[tuple[type, Any]] = [(MakeEdit, run_editor), (cli_export.Export, cli_export.run_export)]
+BASE_HANDLERS: list[tuple[type, Any]] = [(EditByEditorCommand, run_editor), (cli_export.ExportCommand, cli_export.run_export)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -315,7 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ExitCode.OK
     base.show_warnings()
     try:
-        command, extra = parse(words)
+        command, extra = parse_command(words)
         made = next((run for kind, run in BASE_HANDLERS if isinstance(command, kind)), None)
         handler = made or HANDLERS[type(command)]
         return int(handler(command, extra))
@@ -336,7 +336,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _print_failure(text, ExitCode.BUG, debug)
 
 
-def parse(words: Sequence[str]) -> tuple[Any, list[str]]:
+def parse_command(words: Sequence[str]) -> tuple[Any, list[str]]:
     """Parses a command line: the command and what is left of the line (dotted settings of the config).
 
     Raises:
@@ -344,14 +344,14 @@ def parse(words: Sequence[str]) -> tuple[Any, list[str]]:
         SystemExit: the help was asked for (0), or an argument is missing or of the wrong kind (2).
     """
     if words and not words[0].startswith("-") and words[0] not in COMMANDS:
-        guess = nearest(words[0], COMMANDS)
+        guess = nearest_word(words[0], COMMANDS)
         why = f"did you mean {guess}?" if guess else f"commands: {', '.join(COMMANDS)}"
         raise UserError(ExitCode.USAGE, f"unknown command {words[0]}", why=why, fix="unwrap --help")
     commands = dict(COMMANDS)
     if words[:1] == ["edit"]:
-        commands["edit"] = command_of(words) or Edit
+        commands["edit"] = make_editor_command(words) or EditCommand
     if words[:1] == ["export"]:
-        commands["export"] = cli_export.command_of(words) or cli_export.Export
+        commands["export"] = cli_export.make_export_command(words) or cli_export.ExportCommand
     members = [Annotated[kind, tyro.conf.subcommand(name, prefix_name=False)] for name, kind in commands.items()]
     union: Any = members[0]
     for member in members[1:]:
@@ -370,5 +370,5 @@ def _print_failure(text: str, code: ExitCode, debug: bool) -> int:
     """Prints an error; returns the exit status."""
     if debug:
         traceback.print_exc()
-    base.say(text)
+    base.print_message(text)
     return int(code)

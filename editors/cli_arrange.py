@@ -25,7 +25,7 @@ Blend = Literal[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lies:
+class ArrangementOptions:
     """The arrangement of an edit; each command that adds an edit has these flags."""
 
     opacity: float | None = None
@@ -43,7 +43,7 @@ class Lies:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arrange(Lies):
+class ArrangeCommand(ArrangementOptions):
     """Change the arrangement of an edit: opacity, blend mode, time, place in the stack. `unwrap undo` takes it back."""
 
     run: Positional[Path]
@@ -62,7 +62,7 @@ class Arrange(Lies):
     """Put it below all others."""
 
 
-def values_of(command: Lies, run: Run) -> dict[str, Any]:
+def read_arrangement_values(command: ArrangementOptions, run: Run) -> dict[str, Any]:
     """Reads the values that were given, as those of an `Arrangement`.
 
     Raises:
@@ -70,22 +70,22 @@ def values_of(command: Lies, run: Run) -> dict[str, Any]:
     """
     found: dict[str, Any] = {name: getattr(command, name) for name in ("opacity", "blend")}
     if any(getattr(command, name) is not None for name in ("start", "end", "fade_in", "fade_out")):
-        from neural_fields.moments import frame_at, frame_count
-        from neural_fields.output import source_facts
+        from neural_fields.moments import parse_frame, parse_frame_count
+        from neural_fields.output import read_source_metadata
         from neural_fields.volume_run import require_planar
 
         require_planar(run, "an edit with a place in time")
-        metadata, _ = source_facts(run)
+        metadata, _ = read_source_metadata(run)
         for name in ("start", "end"):
             text = getattr(command, name)
-            found[name] = None if text is None else frame_at(text, metadata, f"--{name}")
+            found[name] = None if text is None else parse_frame(text, metadata, f"--{name}")
         for name in ("fade_in", "fade_out"):
             text = getattr(command, name)
-            found[name] = None if text is None else frame_count(text, metadata, "--" + name.replace("_", "-"))
+            found[name] = None if text is None else parse_frame_count(text, metadata, "--" + name.replace("_", "-"))
     return {name: value for name, value in found.items() if value is not None}
 
 
-def arrangement_of(command: Lies, run: Run) -> Arrangement:
+def read_arrangement(command: ArrangementOptions, run: Run) -> Arrangement:
     """Reads the arrangement of a new edit.
 
     Raises:
@@ -94,17 +94,17 @@ def arrangement_of(command: Lies, run: Run) -> Arrangement:
     from neural_fields.arrangement import Arrangement
 
     try:
-        return Arrangement().changed(values_of(command, run))
+        return Arrangement().replace_values(read_arrangement_values(command, run))
     except ValueError as problem:
         raise bad_input(f"the edit cannot be arranged so: {problem}", fix="--start 24 --fade-in 12") from None
 
 
-def run_arrange(command: Arrange, extra: list[str]) -> int:
+def run_arrange(command: ArrangeCommand, extra: list[str]) -> int:
     """`unwrap arrange`."""
-    base.overrides_refused(extra, command)
+    base.refuse_overrides(extra, command)
     prepare_threads()
-    from editors.stack import arrange
-    from neural_fields.locking import lock
+    from editors.stack import arrange_edit
+    from neural_fields.locking import lock_run
     from neural_fields.run import Run
 
     run = Run.open(command.run)
@@ -113,16 +113,16 @@ def run_arrange(command: Arrange, extra: list[str]) -> int:
     if len(moves) > 1:
         where = " and ".join(f"--{name}" for name, _ in moves)
         raise UserError(ExitCode.USAGE, f"{where} at once", why="an edit has one place in the stack", fix="--top")
-    values = values_of(command, run)
+    values = read_arrangement_values(command, run)
     if command.always:
         values = {"start": None, "end": None, "fade_in": 0, "fade_out": 0} | values
-    with lock(run):
-        found = arrange(run, command.edit, values, moves[0] if moves else None)
-    print(f"{found.folder.name}  {described(found.arrangement)}")
+    with lock_run(run):
+        found = arrange_edit(run, command.edit, values, moves[0] if moves else None)
+    print(f"{found.folder.name}  {describe_arrangement(found.arrangement)}")
     return ExitCode.OK
 
 
-def described(arrangement: Arrangement) -> str:
+def describe_arrangement(arrangement: Arrangement) -> str:
     """Describes an arrangement in a few words; empty for an edit that is shown plainly, fully and always."""
     parts = []
     if arrangement.opacity != 1:

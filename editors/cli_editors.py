@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional
 
-from editors.cli_arrange import Lies
-from editors.watched import DOCUMENTS
-from neural_fields.config_loader import nearest
-from neural_fields.config_volume import KIND
+from editors.cli_arrange import ArrangementOptions
+from editors.watched import DOCUMENT_SUFFIXES
+from neural_fields.config_loader import nearest_word
+from neural_fields.config_volume import VOLUME_KIND
 from neural_fields.errors import ExitCode, UserError
 from neural_fields.run import Run, read_run_yaml
 
@@ -43,14 +43,14 @@ EDITORS = {
     "remove": "editors.remove.Remove",
     "replace": "editors.replace.Replace",
 }
-OF_SCENES = {
-    "remove": "editors.volume.whole.Remove",
-    "replace": "editors.volume.whole.Replace",
+SCENE_EDITORS = {
+    "remove": "editors.volume.whole.RemovePart",
+    "replace": "editors.volume.whole.ReplacePart",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class MakeEdit(Lies):
+class EditByEditorCommand(ArrangementOptions):
     """Let an editor make an edit."""
 
     run: Positional[Path]
@@ -67,7 +67,7 @@ class MakeEdit(Lies):
     """Print one JSON object."""
 
 
-def command_of(words: Sequence[str]) -> type | None:
+def make_editor_command(words: Sequence[str]) -> type | None:
     """Makes the command that takes the settings of the editor named on a command line; None where none is named.
 
     Raises:
@@ -83,32 +83,32 @@ def command_of(words: Sequence[str]) -> type | None:
             break
     if name is None:
         return None
-    kind = editor_kind(name, of_scene=_is_scene(words))
+    kind = find_editor_class(name, is_scene=_is_scene(words))
     settings: Any = Annotated[kind, tyro.conf.arg(name="")]
-    made = make_dataclass("MakeEdit", [("settings", settings)], bases=(MakeEdit,), frozen=True, kw_only=True)
+    made = make_dataclass("MakeEdit", [("settings", settings)], bases=(EditByEditorCommand,), frozen=True, kw_only=True)
     made.__doc__ = kind.__doc__
     return made
 
 
-def editor_kind(name: str, of_scene: bool = False) -> type:
+def find_editor_class(name: str, is_scene: bool = False) -> type:
     """Finds the class of an editor; some names mean another one on a 3D scene.
 
     Raises:
         UserError: there is no such editor (exit 2).
     """
     if name not in EDITORS:
-        guess = nearest(name, EDITORS)
+        guess = nearest_word(name, EDITORS)
         raise UserError(
             ExitCode.USAGE,
             f"there is no editor {name!r}",
             why=f"did you mean {guess}?" if guess else f"the editors are: {', '.join(sorted(EDITORS))}",
             fix=f"unwrap edit RUN --editor {guess or 'inpaint'} --help",
         )
-    module, _, kind = (OF_SCENES if of_scene and name in OF_SCENES else EDITORS)[name].rpartition(".")
+    module, _, kind = (SCENE_EDITORS if is_scene and name in SCENE_EDITORS else EDITORS)[name].rpartition(".")
     return getattr(import_module(module), kind)
 
 
-def check_edit(command: Any) -> None:
+def check_edit_command(command: Any) -> None:
     """Refuses an `unwrap edit` without an editor that does not say what it takes.
 
     Raises:
@@ -134,7 +134,7 @@ def check_edit(command: Any) -> None:
         )
     if len(set(frame)) < len(frame):
         raise UserError(ExitCode.USAGE, "two pictures of one frame", why=f"--frame {', '.join(map(str, frame))}")
-    is_document = bool(images) and images[0].suffix.lower() in DOCUMENTS
+    is_document = bool(images) and images[0].suffix.lower() in DOCUMENT_SUFFIXES
     if images and command.layer is None and not frame and not is_document:
         raise UserError(
             ExitCode.USAGE,
@@ -147,6 +147,6 @@ def check_edit(command: Any) -> None:
 def _is_scene(words: Sequence[str]) -> bool:
     """Tells whether the run that a command line names is of a 3D scene."""
     try:
-        return len(words) > 1 and read_run_yaml(Run(Path(words[1]))).get("kind") == KIND
+        return len(words) > 1 and read_run_yaml(Run(Path(words[1]))).get("kind") == VOLUME_KIND
     except UserError:
         return False  # what is wrong with the run is said when the command opens it

@@ -16,7 +16,7 @@ from neural_fields.threads import prepare_threads
 
 
 @dataclass(frozen=True, kw_only=True)
-class Watch:
+class WatchCommand:
     """Show on a frame of the video what you paint, whenever you save. Ctrl-C ends it.
 
     Pictures in the run's canonical/ are watched, named after their layers. The preview is previews/watch.jpg;
@@ -35,30 +35,30 @@ class Watch:
     """Print each update as one JSON object a line."""
 
 
-def run_watch(command: Watch, extra: list[str]) -> int:
+def run_watch(command: WatchCommand, extra: list[str]) -> int:
     """`unwrap watch`."""
-    base.overrides_refused(extra, command)
+    base.refuse_overrides(extra, command)
     if not DEFAULTS.min_size_px <= command.size <= DEFAULTS.max_size_px:
         why = f"the longer side of the preview has {DEFAULTS.min_size_px} to {DEFAULTS.max_size_px} pixels"
         raise UserError(ExitCode.USAGE, f"--size {command.size}", why=why, fix=f"--size {DEFAULTS.size_px}")
     prepare_threads()
-    from editors.watch import watch
+    from editors.watch import watch_pictures
 
     with stop_on_signals() as asked:
-        updates = watch(
+        updates = watch_pictures(
             command.run,
             frames=command.frame,
             pictures=command.picture,
             size=command.size,
-            stop=lambda: asked.requested is not None,
+            stop=lambda: asked.signal_number is not None,
         )
         for update in updates:
-            for line in update.lines():
-                base.say(line)
+            for line in update.to_lines():
+                base.print_message(line)
             if command.json:
                 base.print_json(update.to_json())
             elif update.kind == "start":
                 page = command.run / "previews" / "watch.html"
                 print(page, flush=True)
-                base.say(f"open {page} in a browser, paint on a picture in {command.run / 'canonical'}, and save")
-    return ExitCode.OK if asked.requested == signal.SIGINT else asked.exit_code
+                base.print_message(f"open {page} in a browser, paint on a picture in {command.run / 'canonical'}, and save")
+    return ExitCode.OK if asked.signal_number == signal.SIGINT else asked.exit_code

@@ -39,11 +39,11 @@ class CompletionSettings:
 
 DEFAULTS = CompletionSettings()
 
-Rgb = Float[np.ndarray, "height width 3"]
-Mask = Bool[np.ndarray, "height width"]
+RgbPicture = Float[np.ndarray, "height width 3"]
+PixelMask = Bool[np.ndarray, "height width"]
 
 
-def complete(rgb: Rgb, known: Mask, missing: Mask, seed: int = 0, settings: CompletionSettings = DEFAULTS) -> Rgb:
+def complete_picture(rgb: RgbPicture, known: PixelMask, missing: PixelMask, seed: int = 0, settings: CompletionSettings = DEFAULTS) -> RgbPicture:
     """Fills what is missing of a picture from what is known of it; all else stays.
 
     Args:
@@ -72,7 +72,7 @@ def complete(rgb: Rgb, known: Mask, missing: Mask, seed: int = 0, settings: Comp
     return result
 
 
-def _fill_hole(rgb: Rgb, known: Mask, hole: Mask, generator: np.random.Generator, settings: CompletionSettings) -> Rgb:
+def _fill_hole(rgb: RgbPicture, known: PixelMask, hole: PixelMask, generator: np.random.Generator, settings: CompletionSettings) -> RgbPicture:
     """Fills a hole, coarse to fine."""
     height, width = hole.shape
     deepest = float(cv2.distanceTransform(np.pad(hole.astype(np.uint8), 1), cv2.DIST_L2, 3).max())
@@ -81,7 +81,7 @@ def _fill_hole(rgb: Rgb, known: Mask, hole: Mask, generator: np.random.Generator
     while deepest * scales[-1] > settings.max_coarse_depth_px and min(height, width) * scales[-1] > smallest_side:
         scales.append(scales[-1] / 2)
 
-    filled: Rgb | None = None
+    filled: RgbPicture | None = None
     nearest: Int[np.ndarray, "targets 2"] | None = None
     coarse: _Level | None = None
     for number, scale in enumerate(reversed(scales)):
@@ -124,9 +124,9 @@ class _Level:
         settings: of the completion.
     """
 
-    rgb: Rgb
-    known: Mask
-    hole: Mask
+    rgb: RgbPicture
+    known: PixelMask
+    hole: PixelMask
     targets: Int[np.ndarray, "targets 2"]
     sources: Int[np.ndarray, "sources 2"]
     number: Int[np.ndarray, "height width"]
@@ -134,7 +134,7 @@ class _Level:
     settings: CompletionSettings
 
     @staticmethod
-    def make(rgb: Rgb, known: Mask, hole: Mask, size: tuple[int, int], settings: CompletionSettings) -> _Level | None:
+    def make(rgb: RgbPicture, known: PixelMask, hole: PixelMask, size: tuple[int, int], settings: CompletionSettings) -> _Level | None:
         """Resizes a picture to a size (width, height).
 
         Returns:
@@ -162,7 +162,7 @@ class _Level:
         trust = np.maximum(doubt, 1e-9).astype(np.float32)
         return _Level(plain, small_known, small_hole, places, np.argwhere(sources > 0), number, trust, settings)
 
-    def fill_from_rim(self) -> Rgb:
+    def fill_from_rim(self) -> RgbPicture:
         """Fills the hole ring by ring: each pixel is the middle of the known patch most similar to its surroundings.
 
         As Efros and Leung, "Texture Synthesis by Non-parametric Sampling" (ICCV 1999), with the best patch alone.
@@ -183,7 +183,7 @@ class _Level:
         return pull_push(current, done)  # a patch too near to the picture's edge is no target
 
     def find_matches(
-        self, current: Rgb, start: Int[np.ndarray, "targets 2"] | None, generator: np.random.Generator
+        self, current: RgbPicture, start: Int[np.ndarray, "targets 2"] | None, generator: np.random.Generator
     ) -> Int[np.ndarray, "targets 2"]:
         """Searches the known patch most similar to each target.
 
@@ -221,7 +221,7 @@ class _Level:
                 best, least = np.where(better[:, None], candidate, best), np.where(better, distance, least)
         return best
 
-    def blend_patches(self, current: Rgb, nearest: Int[np.ndarray, "targets 2"]) -> Rgb:
+    def blend_patches(self, current: RgbPicture, nearest: Int[np.ndarray, "targets 2"]) -> RgbPicture:
         """Fills the hole with the mean of the patches that match the targets over it, those at its edge first."""
         weight, radius = self.trust, self.settings.patch_radius_px
         total = np.zeros((*self.hole.shape, 4), np.float32)
@@ -247,7 +247,7 @@ class _Level:
         return np.clip(moved, 0, np.array(self.known.shape) - 1)
 
     @cached_property
-    def source_mask(self) -> Mask:
+    def source_mask(self) -> PixelMask:
         """The middles of known patches."""
         found = np.zeros(self.known.shape, bool)
         found[self.sources[:, 0], self.sources[:, 1]] = True
@@ -263,11 +263,11 @@ class _Level:
         return np.where(fine[:, None], places, self.sources[cKDTree(self.sources).query(places)[1]])
 
     def _patch_distance(
-        self, current: Rgb, wanted: Float[np.ndarray, "n pixels 3"], places: Int[np.ndarray, "n 2"]
+        self, current: RgbPicture, wanted: Float[np.ndarray, "n pixels 3"], places: Int[np.ndarray, "n 2"]
     ) -> Float[np.ndarray, " n"]:
         return ((self._take_patches(current, places) - wanted) ** 2).sum(axis=(1, 2))
 
-    def _take_patches(self, current: Rgb, places: Int[np.ndarray, "n 2"]) -> Float[np.ndarray, "n pixels 3"]:
+    def _take_patches(self, current: RgbPicture, places: Int[np.ndarray, "n 2"]) -> Float[np.ndarray, "n pixels 3"]:
         width, radius = current.shape[1], self.settings.patch_radius_px
         offsets = np.arange(-radius, radius + 1)
         index = (offsets[:, None] * width + offsets).reshape(-1)

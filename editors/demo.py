@@ -17,16 +17,16 @@ from jaxtyping import Float, UInt8
 from editors.api import edit
 from neural_fields import canonical, coords, metrics
 from neural_fields.baking import Maps
-from neural_fields.data.facts import VideoFacts, made_facts
-from neural_fields.data.synthetic import Mark, SyntheticClip, demo_clip
-from neural_fields.data.video import probe, source_frames, write
+from neural_fields.data.facts import VideoMetadata, make_metadata
+from neural_fields.data.synthetic import PaintedMark, SyntheticClip, make_demo_clip
+from neural_fields.data.video import probe_video, source_frames, write_video
 from neural_fields.evaluation import contact_sheet, evaluate
 from neural_fields.files import atomic_write
-from neural_fields.fit_options import FitOptions, Progress
-from neural_fields.fitting import fit
-from neural_fields.output import RenderOptions, open_renderer, render, source_facts
-from neural_fields.pictures import png_bytes, read_picture
-from neural_fields.rendering import Renderer
+from neural_fields.fit_options import TrainOptions, Progress
+from neural_fields.fitting import train
+from neural_fields.output import RenderOptions, open_passes, render, read_source_metadata
+from neural_fields.pictures import encode_png, read_picture
+from neural_fields.rendering import OverlayPass
 from neural_fields.run import Run
 
 
@@ -55,7 +55,7 @@ class Star:
     picture: Path
 
 
-def demonstrate(
+def run_demonstration(
     out: Path, report: Callable[[Progress], None] = lambda progress: None, settings: DemoSettings = DEFAULTS
 ) -> dict[str, Any]:
     """Makes a clip, trains on it, paints a star on the object's canonical picture, renders, and measures.
@@ -69,20 +69,20 @@ def demonstrate(
         The figures: drift of the star in pixels of the clip, PSNR against the true edited clip, times.
     """
     begin = time.monotonic()
-    clip = demo_clip(settings.frames, settings.width, settings.height)
+    clip = make_demo_clip(settings.frames, settings.width, settings.height)
     source = out / "clip.mp4"
-    write(source, clip.render(), new_facts(clip), overwrite=True)
+    write_video(source, clip.render_frames(), make_clip_metadata(clip), overwrite=True)
     note = f"made {source}: {clip.count} frames of {clip.width}x{clip.height}"
     report(Progress("clip", clip.count, clip.count, note=note))
-    run = fit(source, FitOptions(out=out / "run", size=settings.training_size, quality="normal"), report).run
+    run = train(source, TrainOptions(out=out / "run", size=settings.training_size, quality="normal"), report).run
     trained = time.monotonic()
     star = paint_star(run, clip, out, settings)
     if not any(run.edits.glob("*-painted*")):
         edit(run, star.picture, layer="foreground")
     (video,) = render(run, RenderOptions(out=out / "edited.mp4", overwrite=True))
     rendered = time.monotonic()
-    figures = measure(run, clip, star, video)
-    overview(run, star, video, out / "overview.png")
+    figures = measure_star(run, clip, star, video)
+    write_overview(run, star, video, out / "overview.png")
     quality = evaluate(run)
     return {
         "edited video": str(video),
@@ -94,9 +94,9 @@ def demonstrate(
     }
 
 
-def new_facts(clip: SyntheticClip, rate: Fraction = Fraction(24)) -> VideoFacts:
+def make_clip_metadata(clip: SyntheticClip, rate: Fraction = Fraction(24)) -> VideoMetadata:
     """Makes the metadata of a clip that no file holds yet."""
-    return made_facts((clip.width, clip.height), clip.count, rate)
+    return make_metadata((clip.width, clip.height), clip.count, rate)
 
 
 def paint_star(run: Run, clip: SyntheticClip, out: Path, settings: DemoSettings = DEFAULTS) -> Star:
@@ -111,23 +111,23 @@ def paint_star(run: Run, clip: SyntheticClip, out: Path, settings: DemoSettings 
     frame = clip.count // 2
     box = clip.boxes[0]
     centre = ((box.u0 + box.u1) / 2, (box.v0 + box.v1) / 2)
-    x, y = (float(value) for value in clip.mark_positions("foreground", centre)[frame])
+    x, y = (float(value) for value in clip.compute_mark_positions("foreground", centre)[frame])
     maps = Maps.open(run)
-    exported = canonical.pristine(run.canonical, "foreground")
+    exported = canonical.read_pristine(run.canonical, "foreground")
     size = (clip.width, clip.height)
-    uv = maps.at(frame, np.array([x - 0.5], np.float32), np.array([y - 0.5], np.float32), size).uv[0, 0]
+    uv = maps.sample_at_points(frame, np.array([x - 0.5], np.float32), np.array([y - 0.5], np.float32), size).uv[0, 0]
     texel = coords.uv_to_texels(torch.from_numpy(uv), exported.box, *exported.size).numpy()
     radius = settings.star_radius * exported.size[0] / exported.box.width
-    picture = exported.array().copy()
-    cover = star_cover(exported.size, (float(texel[0]), float(texel[1])), radius)[..., None]
+    picture = exported.to_array().copy()
+    cover = draw_star(exported.size, (float(texel[0]), float(texel[1])), radius)[..., None]
     picture[..., :3] = picture[..., :3] * (1 - cover) + np.array(settings.star_rgb, np.float32) * cover
     path = out / "painted.png"
     with atomic_write(path) as part:
-        part.write_bytes(png_bytes(picture))
+        part.write_bytes(encode_png(picture))
     return Star(frame, (x, y), settings.star_rgb, path)
 
 
-def star_cover(size: tuple[int, int], centre: tuple[float, float], radius: float) -> Float[np.ndarray, "height width"]:
+def draw_star(size: tuple[int, int], centre: tuple[float, float], radius: float) -> Float[np.ndarray, "height width"]:
     """Draws a five-pointed star: how much of each pixel it covers, 0 to 1.
 
     Args:
@@ -144,7 +144,7 @@ def star_cover(size: tuple[int, int], centre: tuple[float, float], radius: float
     return canvas.astype(np.float32) / 255
 
 
-def measure(run: Run, clip: SyntheticClip, star: Star, video: Path) -> dict[str, Any]:
+def measure_star(run: Run, clip: SyntheticClip, star: Star, video: Path) -> dict[str, Any]:
     """Compares the edited video with what the camera would have seen, had the star been on the object.
 
     The truth is anchored at one frame: the star as it looks there is carried to all other frames by the true motion.
@@ -155,15 +155,15 @@ def measure(run: Run, clip: SyntheticClip, star: Star, video: Path) -> dict[str,
         star: the star that was painted.
         video: the edited video.
     """
-    renderer = open_renderer(run, Maps.open(run))
-    assert isinstance(renderer, Renderer), "the only edit is plain paint"
-    truth = clip.edited([true_mark(renderer, clip, star)])
-    metadata, chosen = source_facts(run)
+    renderer = open_passes(run, Maps.open(run))
+    assert isinstance(renderer, OverlayPass), "the only edit is plain paint"
+    truth = clip.render_edited([render_true_mark(renderer, clip, star)])
+    metadata, chosen = read_source_metadata(run)
     source = list(source_frames(metadata, chosen))
     # Drift is measured before the encoder, whose errors would count as paint elsewhere in the frame.
-    positions = metrics.mark_centroids(truth, clip.frames, star.rgb)
-    drift = metrics.mark_drift(renderer.render(enumerate(source)), source, positions, star.rgb)
-    edited = source_frames(probe(video), range(clip.count))
+    positions = metrics.locate_marks(truth, clip.frames, star.rgb)
+    drift = metrics.measure_mark_drift(renderer.render_frames(enumerate(source)), source, positions, star.rgb)
+    edited = source_frames(probe_video(video), range(clip.count))
     return {
         "mean drift (px)": round(float(np.nanmean(drift)), 3),
         "worst drift (px)": round(float(np.nanmax(drift)), 3),
@@ -171,7 +171,7 @@ def measure(run: Run, clip: SyntheticClip, star: Star, video: Path) -> dict[str,
     }
 
 
-def true_mark(renderer: Renderer, clip: SyntheticClip, star: Star) -> Mark:
+def render_true_mark(renderer: OverlayPass, clip: SyntheticClip, star: Star) -> PaintedMark:
     """Renders the star as it looks in the frame at which the truth is anchored, without the light of that frame.
 
     Args:
@@ -180,13 +180,13 @@ def true_mark(renderer: Renderer, clip: SyntheticClip, star: Star) -> Mark:
         star: the star that was painted.
     """
     maps, frame, size = renderer.maps, star.frame, (clip.width, clip.height)
-    rgba, lit = renderer.overlay_in_frame(frame, maps.layers.index("foreground"), size)
+    rgba, lit = renderer.warp_overlay(frame, maps.layers.index("foreground"), size)
     color = np.clip(lit / clip.gain[frame], 0, 1)
     box = coords.frame_box(*size)
-    return Mark(np.concatenate([color, rgba[..., 3:]], axis=-1), box, "foreground", frame)
+    return PaintedMark(np.concatenate([color, rgba[..., 3:]], axis=-1), box, "foreground", frame)
 
 
-def overview(run: Run, star: Star, video: Path, path: Path) -> None:
+def write_overview(run: Run, star: Star, video: Path, path: Path) -> None:
     """Writes one picture of the job: the canonical picture, the painted one, and three edited frames.
 
     Args:
@@ -195,19 +195,19 @@ def overview(run: Run, star: Star, video: Path, path: Path) -> None:
         video: the edited video.
         path: of the picture.
     """
-    metadata = probe(video)
+    metadata = probe_video(video)
     chosen = [round(share * (metadata.frame_count - 1)) for share in (0.1, 0.5, 0.9)]
     frames = [next(iter(source_frames(metadata, range(k, k + 1)))) for k in chosen]
-    exported = canonical.pristine(run.canonical, "foreground").array()
-    pictures = [on_checks(exported), on_checks(read_picture(star.picture).rgba)]
+    exported = canonical.read_pristine(run.canonical, "foreground").to_array()
+    pictures = [blend_on_checkerboard(exported), blend_on_checkerboard(read_picture(star.picture).rgba)]
     height = round(480 * exported.shape[0] / exported.shape[1])
     top = [cv2.resize(picture, (480, height), interpolation=cv2.INTER_AREA) for picture in pictures]
     rows = [np.concatenate(top, axis=1), contact_sheet(frames, 3, 320)]
     with atomic_write(path) as part:
-        part.write_bytes(png_bytes(np.concatenate(rows).astype(np.float32) / 255))
+        part.write_bytes(encode_png(np.concatenate(rows).astype(np.float32) / 255))
 
 
-def on_checks(rgba: Float[np.ndarray, "h w 4"], cell: int = 12) -> UInt8[np.ndarray, "h w 3"]:
+def blend_on_checkerboard(rgba: Float[np.ndarray, "h w 4"], cell: int = 12) -> UInt8[np.ndarray, "h w 3"]:
     """Blends a picture with the gray squares that stand for transparency."""
     rows, columns = np.indices(rgba.shape[:2]) // cell
     ground = np.where((rows + columns) % 2, 0.8, 0.62)[..., None]

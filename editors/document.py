@@ -12,31 +12,31 @@ from pathlib import Path
 
 import numpy as np
 
-from editors.image import check_size, find_change, pixel_limit
-from editors.watched import DOCUMENTS, ELSEWHERE, match_layer
+from editors.image import check_picture_size, find_change, compute_pixel_limit
+from editors.watched import DOCUMENT_SUFFIXES, PROGRAM_SUFFIXES, match_layer
 from neural_fields import canonical
 from neural_fields.baking import Maps
 from neural_fields.canonical import CanonicalImage, Overlay
 from neural_fields.errors import UserError, bad_input
-from neural_fields.export.canonical import exported_versions
+from neural_fields.export.canonical import read_exported_versions
 from neural_fields.export.layered import (
     BASE,
     EDITS,
     GUIDE,
     PAINT,
-    Document,
-    Layer,
+    LayeredDocument,
+    DocumentLayer,
     Rgba,
-    every,
-    flattened,
-    placed,
+    iterate_layers,
+    flatten_layers,
+    place_on_canvas,
 )
 from neural_fields.export.openraster import read_ora
 from neural_fields.export.psd import SIGNATURE, read_psd
-from neural_fields.pictures import Picture, premultiplied, resize, straight
+from neural_fields.pictures import Picture, premultiply, resize_image, unpremultiply
 from neural_fields.run import Run
 
-SUFFIXES = (*DOCUMENTS, *ELSEWHERE)
+SUFFIXES = (*DOCUMENT_SUFFIXES, *PROGRAM_SUFFIXES)
 _ZIP, _XCF = b"PK", b"gimp xcf"
 
 
@@ -56,8 +56,8 @@ DEFAULTS = DocumentSettings()
 class _Leaf:
     """A layer with pixels in the document, and the groups it is in, from the outside."""
 
-    layer: Layer
-    groups: tuple[Layer, ...]
+    layer: DocumentLayer
+    groups: tuple[DocumentLayer, ...]
 
     @property
     def is_visible(self) -> bool:
@@ -76,8 +76,8 @@ class _Leaf:
     def trouble(self) -> str:
         """Why its pixels, and the opacity of its groups, do not say what it shows."""
         for item in (self.layer, *self.groups):
-            if item.trouble:
-                return item.trouble
+            if item.unsupported_reason:
+                return item.unsupported_reason
             if item.blend != "normal" and item is self.layer:
                 return f"its blend mode is {item.blend}"
             if item.blend != "normal":
@@ -90,7 +90,7 @@ def is_document(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES or _read_head(path).startswith((_ZIP, SIGNATURE, _XCF))
 
 
-def overlays_from_document(
+def read_document_overlays(
     run: Run,
     maps: Maps,
     path: Path,
@@ -115,12 +115,12 @@ def overlays_from_document(
         UserError: a file that cannot be read or is not safe to open, a canvas that was cropped or turned, a layer with
             a blend mode, nothing painted, a layer that the run does not have (exit 3 or 7).
     """
-    pictures = pictures or {name: canonical.pristine(run.canonical, name) for name in maps.layers}
-    document = _read_document(path, max(pixel_limit(picture.size) for picture in pictures.values()))
+    pictures = pictures or {name: canonical.read_pristine(run.canonical, name) for name in maps.layers}
+    document = _read_document(path, max(compute_pixel_limit(picture.size) for picture in pictures.values()))
     leaves = list(_iterate_leaves(document.layers, ()))
-    name = layer_of(document, path, list(maps.layers), layer)
-    digest = document.facts.get("sha256")
-    if isinstance(digest, str) and digest not in exported_versions(run, name):
+    name = find_layer(document, path, list(maps.layers), layer)
+    digest = document.origin.get("sha256")
+    if isinstance(digest, str) and digest not in read_exported_versions(run, name):
         raise bad_input(
             f"{path.name} was exported from another run",
             where=str(path),
@@ -130,15 +130,15 @@ def overlays_from_document(
 
     # The picture that the canvas shows, and whether it was painted on itself.
     base = next((leaf for leaf in leaves if leaf.has_name(BASE)), None)
-    under = None if base is None else _as_picture(placed(base.layer, document.size), path)
-    picture = pictures[name] if under is None else canonical.base_for(run.canonical, name, under)
+    under = None if base is None else _as_picture(place_on_canvas(base.layer, document.size), path)
+    picture = pictures[name] if under is None else canonical.find_base_version(run.canonical, name, under)
     canvas = _as_picture(np.zeros((document.size[1], document.size[0], 4), np.float32), path)
-    check_size(canvas, picture.size, f"the exported picture of the layer {name}")
+    check_picture_size(canvas, picture.size, f"the exported picture of the layer {name}")
     touched = under is not None and _is_base_painted(under, picture, path, settings)
 
     # The paint: all that is visible above it and not ours.
     paint = _find_paint_leaves(leaves, path)
-    rgba = flattened(_keep_layers(document.layers, [leaf.layer for leaf in paint]), document.size)
+    rgba = flatten_layers(_keep_layers(document.layers, [leaf.layer for leaf in paint]), document.size)
     if not (rgba[..., 3] > 0).any():
         raise _no_paint_error(run, path, name, leaves, document, touched)
     rgba = np.where(rgba[..., 3:] > 0, rgba, np.float32(0))
@@ -156,11 +156,11 @@ def overlays_from_document(
     if document.size != picture.size:
         notes.append(f"the canvas has {document.size[0]}x{document.size[1]} pixels: taken at that size")
     if document.size[0] < picture.size[0]:
-        rgba = straight(resize(premultiplied(rgba), picture.size))
+        rgba = unpremultiply(resize_image(premultiply(rgba), picture.size))
     return {name: Overlay(rgba, picture.box, tuple(notes))}
 
 
-def layer_of(document: Document, path: Path, layers: Sequence[str], asked: str | None = None) -> str:
+def find_layer(document: LayeredDocument, path: Path, layers: Sequence[str], asked: str | None = None) -> str:
     """Finds the canonical layer that a document belongs to.
 
     It is told by the name of the layer with the picture, else by what we stored in the file, else by the file's name.
@@ -177,8 +177,8 @@ def layer_of(document: Document, path: Path, layers: Sequence[str], asked: str |
     every_name = f"the layers of this run, front to back: {', '.join(layers)}"
     if asked is not None and asked not in layers:
         raise bad_input(f"there is no layer '{asked}'", why=every_name, fix=f"--layer {layers[0]}")
-    told = [item.name.partition(f"{BASE}: ")[2] for item in every(document.layers)]
-    told.append(str(document.facts.get("layer", "")))
+    told = [item.name.partition(f"{BASE}: ")[2] for item in iterate_layers(document.layers)]
+    told.append(str(document.origin.get("layer", "")))
     for text in told:
         found = match_layer(text, layers)
         if found is None and text.strip():
@@ -202,9 +202,9 @@ def layer_of(document: Document, path: Path, layers: Sequence[str], asked: str |
     return name
 
 
-def _read_document(path: Path, max_pixels: int) -> Document:
+def _read_document(path: Path, max_pixels: int) -> LayeredDocument:
     head, suffix = _read_head(path), path.suffix.lower()
-    if suffix in ELSEWHERE or head.startswith(_XCF):
+    if suffix in PROGRAM_SUFFIXES or head.startswith(_XCF):
         raise bad_input(
             f"{path.name} is a file that only its own program reads well",
             where=str(path),
@@ -224,15 +224,15 @@ def _read_head(path: Path) -> bytes:
         return b""  # whoever reads the file says why it cannot be read
 
 
-def _iterate_leaves(layers: Sequence[Layer], groups: tuple[Layer, ...]) -> Iterator[_Leaf]:
+def _iterate_leaves(layers: Sequence[DocumentLayer], groups: tuple[DocumentLayer, ...]) -> Iterator[_Leaf]:
     """Yields all layers that are no groups, the top one first."""
     for layer in layers:
-        if layer.pixels is not None or layer.trouble:
+        if layer.pixels is not None or layer.unsupported_reason:
             yield _Leaf(layer, groups)
         yield from _iterate_leaves(layer.layers, (*groups, layer))
 
 
-def _keep_layers(layers: Sequence[Layer], kept: Sequence[Layer]) -> tuple[Layer, ...]:
+def _keep_layers(layers: Sequence[DocumentLayer], kept: Sequence[DocumentLayer]) -> tuple[DocumentLayer, ...]:
     """Takes all layers but `kept` out of layers and groups."""
     found = []
     for item in layers:
@@ -284,13 +284,13 @@ def _is_base_painted(under: Picture, picture: CanonicalImage, path: Path, settin
     Raises:
         UserError: it is another picture altogether (exit 3).
     """
-    check_size(under, picture.size, f"the exported picture of the layer {picture.layer}")
+    check_picture_size(under, picture.size, f"the exported picture of the layer {picture.layer}")
     if under.size == picture.size:
-        off = np.abs(premultiplied(under.rgba) - premultiplied(picture.array())).max(axis=-1)
+        off = np.abs(premultiply(under.rgba) - premultiply(picture.to_array())).max(axis=-1)
         changed = off > settings.max_rounding
     else:
-        changed = find_change(under, picture.array()).rgba[..., 3] > 0
-    seen = resize(picture.array()[..., 3:], under.size)[..., 0] > settings.min_coverage
+        changed = find_change(under, picture.to_array()).rgba[..., 3] > 0
+    seen = resize_image(picture.to_array()[..., 3:], under.size)[..., 0] > settings.min_coverage
     if seen.any() and changed[seen].mean() > settings.max_changed_share:
         raise bad_input(
             f"the picture in {path.name} is not that of the layer {picture.layer}",
@@ -302,12 +302,12 @@ def _is_base_painted(under: Picture, picture: CanonicalImage, path: Path, settin
 
 
 def _no_paint_error(
-    run: Run, path: Path, layer: str, leaves: Sequence[_Leaf], document: Document, touched: bool
+    run: Run, path: Path, layer: str, leaves: Sequence[_Leaf], document: LayeredDocument, touched: bool
 ) -> UserError:
     """Makes the error for a document without paint, with what was done instead."""
     above = leaves[: _find_lowest_base(leaves)]
     hidden = [leaf for leaf in above if not (leaf.is_visible or leaf.is_ours or leaf.trouble)]
-    names = [leaf.layer.name for leaf in hidden if (placed(leaf.layer, document.size)[..., 3] > 0).any()]
+    names = [leaf.layer.name for leaf in hidden if (place_on_canvas(leaf.layer, document.size)[..., 3] > 0).any()]
     why, fix = f"the layer {PAINT!r} is empty", f"paint on the layer {PAINT!r}, save, and run the same command again"
     if names:
         why, fix = f"the layer {names[0]!r} has paint, but is hidden", "show it, save, and run the same command again"

@@ -15,14 +15,14 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float
 
-from editors.base import EditorResult, Report, Source
-from editors.shape import LayerInFrame, carried, check_places, layer_in_frame, only_layer, parts_note, run_frame
+from editors.base import EditorResult, Report, EditSource
+from editors.shape import LayerInFrame, transfer_deformation, check_point_positions, find_layer_in_frame, require_one_layer, make_charts_note, find_run_frame
 from editors.shape_points import DEFAULTS as POINTS
-from editors.shape_points import Points, parse_pairs, parse_points
+from editors.shape_points import Points, parse_point_pairs, parse_points
 from neural_fields.config_flags import Repeated
 from neural_fields.errors import bad_input
 
-Held = Float[np.ndarray, "held 2"]
+HeldPoints = Float[np.ndarray, "held 2"]
 
 EXAMPLE = '--drag "120,80>140,80"'
 
@@ -59,7 +59,7 @@ class Drag:
     radius: float | None = None
     """How many pixels around a point go along, the less the farther (default: by the object and the longest drag)."""
 
-    def __call__(self, source: Source, report: Report, settings: DragSettings = DEFAULTS) -> EditorResult:
+    def __call__(self, source: EditSource, report: Report, settings: DragSettings = DEFAULTS) -> EditorResult:
         """Makes the deformation of one layer.
 
         Args:
@@ -70,29 +70,29 @@ class Drag:
         Raises:
             UserError: no drag, points that contradict each other or are not on the layer, a drag that folds.
         """
-        layer = only_layer(source)
-        rows, held = parse_pairs(self.drag, "--drag"), parse_points(self.hold, "--hold")
+        layer = require_one_layer(source)
+        rows, held = parse_point_pairs(self.drag, "--drag"), parse_points(self.hold, "--hold")
         start, end = rows[:, :2], rows[:, 2:]
         check_drags(start, end, held, settings)
-        number, t = run_frame(source, self.frame)
+        number, t = find_run_frame(source, self.frame)
         report("dragging", 0, 1)
-        here = layer_in_frame(source, layer, t)
-        check_places(here, start, np.ones(len(start), bool))
-        check_places(here, np.concatenate([end, held]), np.zeros(len(end) + len(held), bool))
+        here = find_layer_in_frame(source, layer, t)
+        check_point_positions(here, start, np.ones(len(start), bool))
+        check_point_positions(here, np.concatenate([end, held]), np.zeros(len(end) + len(held), bool))
         field = self._choose_field(here, start, end, held, settings)
         scale = here.scale
-        low, high = (corner * scale for corner in field.rectangle)
-        shape = carried(here.found, low, high, lambda places: places - field.at(places / scale) * scale)
+        low, high = (corner * scale for corner in field.bounds)
+        shape = transfer_deformation(here.uv_map, low, high, lambda places: places - field.displacement_at(places / scale) * scale)
         report("dragging", 1, 1)
         facts = {"frame": number, "points": np.round(rows, 2).tolist(), "radius": round(field.radius, 1)}
         note = f"what lies within {field.radius:.0f} pixels of a point moves with it; --radius changes that"
         return EditorResult(
-            {}, (*([note] if self.radius is None else []), *parts_note(source, layer)), facts, {layer: shape}
+            {}, (*([note] if self.radius is None else []), *make_charts_note(source, layer)), facts, {layer: shape}
         )
 
     def _choose_field(
-        self, here: LayerInFrame, start: Points, end: Points, held: Held, settings: DragSettings
-    ) -> Field:
+        self, here: LayerInFrame, start: Points, end: Points, held: HeldPoints, settings: DragSettings
+    ) -> DragField:
         """Computes the displacement in pixels of the source, with the smallest radius that does not fold.
 
         Raises:
@@ -101,7 +101,7 @@ class Drag:
         lengths = np.linalg.norm(end - start, axis=1)
         longest = float(lengths.max())
         if self.radius is None:
-            object_size = float(np.sqrt(here.seen.sum() / here.scale.prod()))
+            object_size = float(np.sqrt(here.visible_mask.sum() / here.scale.prod()))
             own = max(settings.radius_lengths * longest, settings.radius_object_share * object_size)
             radii = [factor * own for factor in settings.radius_factors]
         else:
@@ -114,14 +114,14 @@ class Drag:
                 )
             radii = [self.radius]
         for radius in radii:
-            field = field_of(start, end, held, radius, settings)
-            if field.least_area() >= settings.min_area_change:
+            field = solve_drag_field(start, end, held, radius, settings)
+            if field.min_area_change() >= settings.min_area_change:
                 return field
 
         # All of them fold: the message says where, and how far the drags may go.
         best = max(_find_longest_share(start, end, held, radius, settings) for radius in radii)
         number = int(lengths.argmax())
-        x, y = field_of(start, end, held, radii[-1], settings).worst()
+        x, y = solve_drag_field(start, end, held, radii[-1], settings).find_worst_point()
         allowed = np.floor(10 * best * lengths[number]) / 10
         place = start[number] + (end - start)[number] * allowed / lengths[number]
         lengths_text = f"{allowed:g} of its {lengths[number]:.1f} pixels"
@@ -133,7 +133,7 @@ class Drag:
         )
 
 
-def check_drags(start: Points, end: Points, held: Held, settings: DragSettings = DEFAULTS) -> None:
+def check_drags(start: Points, end: Points, held: HeldPoints, settings: DragSettings = DEFAULTS) -> None:
     """Refuses drags that move nothing, or contradict each other.
 
     Args:
@@ -166,7 +166,7 @@ def check_drags(start: Points, end: Points, held: Held, settings: DragSettings =
 
 
 @dataclass(frozen=True)
-class Field:
+class DragField:
     """A backward displacement: what is shown at x comes from x minus this. Everything is in pixels.
 
     Attributes:
@@ -176,36 +176,36 @@ class Field:
         grid_side: points along a side of the grid that is searched for folds.
     """
 
-    centres: Float[np.ndarray, "n 2"]
+    centers: Float[np.ndarray, "n 2"]
     weights: Float[np.ndarray, "n 2"]
     radius: float
     grid_side: int = DEFAULTS.grid_side
 
     @property
-    def rectangle(self) -> tuple[Float[np.ndarray, "2"], Float[np.ndarray, "2"]]:
+    def bounds(self) -> tuple[Float[np.ndarray, "2"], Float[np.ndarray, "2"]]:
         """Two corners of the part of the plane that it moves, with a margin."""
         margin = 1.02 * self.radius + 1
-        return self.centres.min(axis=0) - margin, self.centres.max(axis=0) + margin
+        return self.centers.min(axis=0) - margin, self.centers.max(axis=0) + margin
 
-    def at(self, points: Points) -> Points:
+    def displacement_at(self, points: Points) -> Points:
         """Computes the displacement at any points."""
         total = np.zeros_like(points)
-        for centre, weight in zip(self.centres, self.weights, strict=True):
+        for centre, weight in zip(self.centers, self.weights, strict=True):
             total = total + _evaluate_wendland(np.linalg.norm(points - centre, axis=1) / self.radius)[:, None] * weight
         return total
 
-    def least_area(self) -> float:
+    def min_area_change(self) -> float:
         """Computes the smallest factor by which a small area changes or, if less, the inverse of the largest."""
         areas = self._compute_areas()
         return float(min(areas.min(), 1 / max(areas.max(), 1e-9)))
 
-    def worst(self) -> Float[np.ndarray, "2"]:
+    def find_worst_point(self) -> Float[np.ndarray, "2"]:
         """Finds where the area changes most."""
         areas = self._compute_areas()
         return self._make_grid()[np.argmin(np.minimum(areas, 1 / np.maximum(areas, 1e-9)))]
 
     def _make_grid(self) -> Points:
-        low, high = self.rectangle
+        low, high = self.bounds
         x, y = (np.linspace(low[axis], high[axis], self.grid_side) for axis in (0, 1))
         return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
 
@@ -213,7 +213,7 @@ class Field:
         """Computes the area of the source of small squares, over their own: below zero where they are turned over."""
         points = self._make_grid()
         slope = np.zeros((len(points), 2, 2))
-        for centre, weight in zip(self.centres, self.weights, strict=True):
+        for centre, weight in zip(self.centers, self.weights, strict=True):
             away = (points - centre) / self.radius
             r = np.linalg.norm(away, axis=1)
             # d phi / dr = -20 r (1 - r)^3, along `away` / r
@@ -222,7 +222,7 @@ class Field:
         return (1 - slope[:, 0, 0]) * (1 - slope[:, 1, 1]) - slope[:, 0, 1] * slope[:, 1, 0]
 
 
-def field_of(start: Points, end: Points, held: Held, radius: float, settings: DragSettings = DEFAULTS) -> Field:
+def solve_drag_field(start: Points, end: Points, held: HeldPoints, radius: float, settings: DragSettings = DEFAULTS) -> DragField:
     """Computes the displacement that moves points and holds others.
 
     Args:
@@ -235,20 +235,20 @@ def field_of(start: Points, end: Points, held: Held, radius: float, settings: Dr
     centres = np.concatenate([end, held])
     distances = np.linalg.norm(centres[:, None] - centres[None], axis=-1) / radius
     values = np.concatenate([end - start, np.zeros_like(held)])
-    return Field(centres, np.linalg.solve(_evaluate_wendland(distances), values), radius, settings.grid_side)
+    return DragField(centres, np.linalg.solve(_evaluate_wendland(distances), values), radius, settings.grid_side)
 
 
 def _evaluate_wendland(r: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
     return np.maximum(0, 1 - r) ** 4 * (4 * r + 1)
 
 
-def _find_longest_share(start: Points, end: Points, held: Held, radius: float, settings: DragSettings) -> float:
+def _find_longest_share(start: Points, end: Points, held: HeldPoints, radius: float, settings: DragSettings) -> float:
     """Finds the largest share of all drags that does not fold, by bisection."""
     good, bad = 0.0, 1.0
     for _ in range(settings.halvings):
         share = (good + bad) / 2
-        field = field_of(start, start + share * (end - start), held, radius, settings)
-        if field.least_area() >= settings.min_area_change:
+        field = solve_drag_field(start, start + share * (end - start), held, radius, settings)
+        if field.min_area_change() >= settings.min_area_change:
             good = share
         else:
             bad = share

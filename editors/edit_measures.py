@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from neural_fields.data.video import source_frames
-from neural_fields.edit_quality import edited_frames, measure_edit
+from neural_fields.edit_quality import render_edited_frames, measure_edit
 from neural_fields.errors import bad_input
-from neural_fields.output import source_facts
+from neural_fields.output import read_source_metadata
 from neural_fields.run import Run
 from neural_fields.volume_run import require_planar
 
 
-def measure(
+def measure_edits(
     run: Run,
     edits: Sequence[str],
     prompt: str | None = None,
@@ -44,18 +44,18 @@ def measure(
     if clip_model is not None:
         from editors.diffusion.clip import load_clip
         from editors.diffusion.measures import measure_with_clip
-        from editors.diffusion.weights import Weights
+        from editors.diffusion.weights import WeightsSource
 
         # CLIP's measures of the edited video, and the consistency of the source beside them.
-        clip = load_clip(Weights(clip_model))
-        found |= measure_with_clip((frame.edited for frame in edited_frames(run, edits)), clip, prompt)
-        source = measure_with_clip(source_frames(*source_facts(run)), clip, prompt)
+        clip = load_clip(WeightsSource(clip_model))
+        found |= measure_with_clip((frame.edited for frame in render_edited_frames(run, edits)), clip, prompt)
+        source = measure_with_clip(source_frames(*read_source_metadata(run)), clip, prompt)
         found |= {f"source_{name}": value for name, value in source.items()}
     if pickscore_model is not None and prompt is not None:
         from editors.diffusion.clip import load_clip
-        from editors.diffusion.measures import pick_score
-        from editors.diffusion.weights import Weights
+        from editors.diffusion.measures import compute_pick_score
+        from editors.diffusion.weights import WeightsSource
 
-        edited = (frame.edited for frame in edited_frames(run, edits))
-        found["pick_score"] = pick_score(edited, load_clip(Weights(pickscore_model)), prompt)
+        edited = (frame.edited for frame in render_edited_frames(run, edits))
+        found["pick_score"] = compute_pick_score(edited, load_clip(WeightsSource(pickscore_model)), prompt)
     return found

@@ -38,7 +38,7 @@ class FramePaintSettings:
 DEFAULTS = FramePaintSettings()
 
 
-def find_paint(
+def find_frame_paint(
     painted: Frame,
     base: Frame,
     seen: Bool[np.ndarray, "height width"],

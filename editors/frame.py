@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
-from editors.image import LEVEL, check_size, find_change, no_change
+from editors.image import LEVEL, check_picture_size, find_change, make_no_change_error
 from neural_fields import coords
 from neural_fields.baking import Maps
 from neural_fields.canonical import CanonicalImage, Overlay
 from neural_fields.coords import Box
 from neural_fields.errors import bad_input
-from neural_fields.pictures import Picture, premultiplied, resize, straight
+from neural_fields.pictures import Picture, premultiply, resize_image, unpremultiply
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class FrameMaps:
     sizes: Sequence[tuple[int, int]]
 
 
-def frame_maps(maps: Maps, pictures: Mapping[str, CanonicalImage], t: int, size: tuple[int, int]) -> FrameMaps:
+def read_frame_maps(maps: Maps, pictures: Mapping[str, CanonicalImage], t: int, size: tuple[int, int]) -> FrameMaps:
     """Reads where a frame of a run lies in the canonical pictures of its layers.
 
     Args:
@@ -78,9 +78,9 @@ def frame_maps(maps: Maps, pictures: Mapping[str, CanonicalImage], t: int, size:
     layers = range(len(maps.layers))
     return FrameMaps(
         names=maps.layers,
-        uv=np.stack([maps.uv(t, i, size) for i in layers]),
-        weight=maps.weight(t, size),
-        gain=np.stack([maps.gain(t, i, size) for i in layers]),
+        uv=np.stack([maps.read_uv(t, i, size) for i in layers]),
+        weight=maps.read_weights(t, size),
+        gain=np.stack([maps.read_gain(t, i, size) for i in layers]),
         boxes=[pictures[name].box for name in maps.layers],
         sizes=[pictures[name].size for name in maps.layers],
     )
@@ -106,13 +106,13 @@ def lift_frame(
         UserError: another aspect, no change found, unknown layer, or a layer that is not seen there (exit 3).
     """
     height, width = source_frame.shape[:2]
-    check_size(painted, (width, height), "the frame")
+    check_picture_size(painted, (width, height), "the frame")
     observed = source_frame.astype(np.float32) / 255
     opaque = np.concatenate([observed, np.ones_like(observed[..., :1])], axis=-1)
     change = find_change(painted, opaque)
     if change.is_empty:
-        raise no_change(painted, "the frame of the video", change.notes)
-    rgba = straight(resize(premultiplied(change.rgba), (width, height)))
+        raise make_no_change_error(painted, "the frame of the video", change.notes)
+    rgba = unpremultiply(resize_image(premultiply(change.rgba), (width, height)))
     alpha = rgba[..., 3]
     notes = [*painted.notes, *change.notes]
 
@@ -134,7 +134,7 @@ def lift_frame(
         share = sums[index] / max(sums.sum(), 1e-12)
         notes.append(f"lifted into {names[index]}, which makes up {share:.0%} of what is under the paint")
 
-    overlay, lost, clipped = lift(rgba, observed, maps, index, settings)
+    overlay, lost, clipped = lift_paint(rgba, observed, maps, index, settings)
     if lost > settings.told_share:
         notes.append(f"{lost:.0%} of the paint does not lie on {names[index]} and was left out")
     if clipped > settings.told_share:
@@ -142,7 +142,7 @@ def lift_frame(
     return {names[index]: Overlay(overlay, maps.boxes[index], tuple(notes))}
 
 
-def lift(
+def lift_paint(
     rgba: Float[np.ndarray, "height width 4"],
     observed: Float[np.ndarray, "height width 3"],
     maps: FrameMaps,

@@ -18,24 +18,24 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from editors.base import EditorResult, Report, Source
+from editors.base import EditorResult, Report, EditSource
 from editors.fused import DEFAULTS as FUSION
-from editors.fused import Fused, FusionSettings, Ground, follows_light, fuse, looked_up, places_of
-from editors.stack import Effects
+from editors.fused import FusedFrames, FusionSettings, FusionGrid, follows_light, fuse_frames, sample_replicated, compute_texel_positions
+from editors.stack import EditEffects
 from editors.style import check_strength
 from neural_fields import canonical, metrics
 from neural_fields.canonical import Overlay
-from neural_fields.data.facts import VideoFacts
+from neural_fields.data.facts import VideoMetadata
 from neural_fields.data.flow import FlowField, resize_mask, resize_vectors
 from neural_fields.data.images import is_image
-from neural_fields.data.video import probe, source_frames
+from neural_fields.data.video import probe_video, source_frames
 from neural_fields.errors import bad_input
 from neural_fields.evaluation import read_source
-from neural_fields.fit_record import read_fit_record
-from neural_fields.output import source_facts
-from neural_fields.pictures import resize
-from neural_fields.rendering import How, Renderer
-from neural_fields.report.steadiness import run_flow
+from neural_fields.fit_record import read_planar_record
+from neural_fields.output import read_source_metadata
+from neural_fields.pictures import resize_image
+from neural_fields.rendering import OverlayOptions, OverlayPass
+from neural_fields.report.steadiness import read_run_flow
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Frames:
     def __post_init__(self) -> None:
         check_strength(self.strength)
 
-    def __call__(self, source: Source, report: Report, settings: FramesEditSettings = DEFAULTS) -> EditorResult:
+    def __call__(self, source: EditSource, report: Report, settings: FramesEditSettings = DEFAULTS) -> EditorResult:
         """Fuses the frames into one overlay a layer.
 
         Args:
@@ -81,22 +81,22 @@ class Frames:
         Raises:
             UserError: frames that cannot be read, that are too few or too many, or of another shape (exit 3).
         """
-        edited = open_edited(source, self.frames)
-        flow = run_flow(source.run, read_fit_record(source.run), read_source(source.run).frames)
+        edited = open_edited_frames(source, self.frames)
+        flow = read_run_flow(source.run, read_planar_record(source.run), read_source(source.run).frames)
         before = _measure_flicker(_report_frames(edited, report), flow, source.maps.size)
 
         # Canonical pictures have texels as much smaller as the pixels of the edited frames are.
         grids = []
         for layer in source.layers:
-            picture = canonical.pristine(source.run.canonical, layer)
+            picture = canonical.read_pristine(source.run.canonical, layer)
             scale = edited.size[0] / source.maps.size[0]
             scale = min(scale, math.sqrt(settings.max_texels / (picture.size[0] * picture.size[1])))
             width, height = (max(8, round(side * scale)) for side in picture.size)
-            grids.append(Ground(source.maps.layers.index(layer), picture.box, (width, height)))
+            grids.append(FusionGrid(source.maps.layers.index(layer), picture.box, (width, height)))
 
-        lit = follows_light(edited.targets, source.maps, grids, edited.size, settings.fusion)
-        found = fuse(
-            edited.targets,
+        lit = follows_light(edited.iterate_targets, source.maps, grids, edited.size, settings.fusion)
+        found = fuse_frames(
+            edited.iterate_targets,
             source.maps,
             grids,
             edited.size,
@@ -114,9 +114,9 @@ class Frames:
         if not lit:
             notes.append("the edited frames do not follow the light of the source, so it is not put on them")
         apart = [
-            f"{1 - one.agreed:.0%} of {name}"
+            f"{1 - one.agreement:.0%} of {name}"
             for name, one in zip(source.layers, found, strict=True)
-            if 1 - one.agreed > settings.min_disagreement_share
+            if 1 - one.agreement > settings.min_disagreement_share
         ]
         if apart:
             how = "looks as in those around the middle of the clip"
@@ -125,18 +125,18 @@ class Frames:
             notes.append(f"the frames do not agree on {' and '.join(apart)}: {where}")
 
         facts = {
-            "frames": {"file": self.frames.name, "sha256": edited.facts.sha256, "size": list(edited.size)},
+            "frames": {"file": self.frames.name, "sha256": edited.metadata.sha256, "size": list(edited.size)},
             "warp_error_of_frames": before,
             "warp_error": after,
-            "agreement": {layer: round(one.agreed, 4) for layer, one in zip(source.layers, found, strict=True)},
+            "agreement": {layer: round(one.agreement, 4) for layer, one in zip(source.layers, found, strict=True)},
         }
-        return EditorResult(overlays, tuple(notes), facts, effects=Effects(lit=lit))
+        return EditorResult(overlays, tuple(notes), facts, effects=EditEffects(lit=lit))
 
     def _limit_flicker(
         self,
-        source: Source,
-        grids: list[Ground],
-        found: list[Fused],
+        source: EditSource,
+        grids: list[FusionGrid],
+        found: list[FusedFrames],
         lit: bool,
         flow: FlowField | None,
         before: float | None,
@@ -163,14 +163,14 @@ class Frames:
         return overlays, _measure_flicker(_render_frames(source, overlays, lit), flow, source.maps.size), share
 
     def _build_overlays(
-        self, source: Source, grids: list[Ground], found: list[Fused], share: float
+        self, source: EditSource, grids: list[FusionGrid], found: list[FusedFrames], share: float
     ) -> dict[str, Overlay]:
         result = {}
         for layer, grid, one in zip(source.layers, grids, found, strict=True):
-            alpha = one.seen.astype(np.float32)
+            alpha = one.visible_mask.astype(np.float32)
             if source.mask is not None:
-                alpha *= resize(source.region(layer)[..., None], grid.size)[..., 0]
-            color = np.where(alpha[..., None] > 0, one.common + share * (one.colour - one.common), 0)
+                alpha *= resize_image(source.read_region(layer)[..., None], grid.size)[..., 0]
+            color = np.where(alpha[..., None] > 0, one.shared_color + share * (one.color - one.shared_color), 0)
             rgba = np.concatenate([color, self.strength * alpha[..., None]], axis=-1)
             result[layer] = Overlay(rgba.astype(np.float32), grid.box)
         return result
@@ -188,38 +188,38 @@ class EditedFrames:
         notes: what the user should know.
     """
 
-    source: Source
-    facts: VideoFacts
-    chosen: range
+    source: EditSource
+    metadata: VideoMetadata
+    frame_numbers: range
     size: tuple[int, int]
     notes: tuple[str, ...]
 
     def __iter__(self) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
-        for frame in source_frames(self.facts, self.chosen):
+        for frame in source_frames(self.metadata, self.frame_numbers):
             yield _resize_frame(frame, self.size)
 
-    def targets(self) -> Iterator[Float[np.ndarray, "height width 3"]]:
+    def iterate_targets(self) -> Iterator[Float[np.ndarray, "height width 3"]]:
         """Yields what the layers to edit add to each frame: all of it, or what the other layers leave."""
         source, maps, size = self.source, self.source.maps, self.size
         others = [i for i, name in enumerate(maps.layers) if name not in source.layers]
         if not others:
             yield from (frame.astype(np.float32) / 255 for frame in self)
             return
-        for t, (frame, plain) in enumerate(zip(self, source_frames(*source_facts(source.run)), strict=True)):
+        for t, (frame, plain) in enumerate(zip(self, source_frames(*read_source_metadata(source.run)), strict=True)):
             # What the other layers show of a frame of the source, by the decomposition that rendering uses.
-            weight = maps.weight(t, size)
+            weight = maps.read_weights(t, size)
             shown = []
             for layer, name in enumerate(maps.layers):
-                picture = canonical.pristine(source.run.canonical, name)
-                places = places_of(maps, t, layer, size, picture.box, picture.size)
-                color = looked_up(picture.array()[..., :3], places) * maps.gain(t, layer, size)
+                picture = canonical.read_pristine(source.run.canonical, name)
+                places = compute_texel_positions(maps, t, layer, size, picture.box, picture.size)
+                color = sample_replicated(picture.to_array()[..., :3], places) * maps.read_gain(t, layer, size)
                 shown.append(weight[layer][..., None] * color)
             missed = _resize_frame(plain, size).astype(np.float32) / 255 - np.sum(shown, axis=0)
             added = sum((shown[i] + weight[i][..., None] * missed for i in others), np.zeros_like(missed))
             yield frame.astype(np.float32) / 255 - added
 
 
-def open_edited(source: Source, path: Path) -> EditedFrames:
+def open_edited_frames(source: EditSource, path: Path) -> EditedFrames:
     """Opens the edited frames in a folder or video, and checks them against the run without decoding them.
 
     Raises:
@@ -240,8 +240,8 @@ def open_edited(source: Source, path: Path) -> EditedFrames:
                     why=f"{text} is followed by {other:0{len(text)}d}, and every frame is needed",
                     fix="add the frames that are missing, in the order of the source",
                 )
-    facts = probe(path)
-    had, run_frames = source_facts(source.run)
+    facts = probe_video(path)
+    had, run_frames = read_source_metadata(source.run)
     if facts.frame_count not in (len(run_frames), had.frame_count):
         both = f"the run has {len(run_frames)} frames" + (
             f" of {had.frame_count} in its source" if had.frame_count != len(run_frames) else ""
@@ -275,7 +275,7 @@ def _report_frames(edited: EditedFrames, report: Report) -> Iterator[np.ndarray]
     """Yields the frames and reports how many are read."""
     for t, frame in enumerate(edited):
         yield frame
-        report("reading the frames", t + 1, len(edited.chosen))
+        report("reading the frames", t + 1, len(edited.frame_numbers))
 
 
 def _measure_flicker(frames: Iterator[np.ndarray], flow: FlowField | None, size: tuple[int, int]) -> float | None:
@@ -293,10 +293,10 @@ def _measure_flicker(frames: Iterator[np.ndarray], flow: FlowField | None, size:
     return metrics.warp_error(small, forward, (resize_mask(mask, size) for mask in flow.forward_ok))
 
 
-def _render_frames(source: Source, overlays: dict[str, Overlay], lit: bool) -> Iterator[np.ndarray]:
+def _render_frames(source: EditSource, overlays: dict[str, Overlay], lit: bool) -> Iterator[np.ndarray]:
     """Renders the frames of the source with the overlays on them, at the size of the training."""
-    pictures = {name: canonical.pristine(source.run.canonical, name) for name in source.maps.layers}
-    renderer = Renderer(source.maps, pictures, overlays, How(lit=lit))
+    pictures = {name: canonical.read_pristine(source.run.canonical, name) for name in source.maps.layers}
+    renderer = OverlayPass(source.maps, pictures, overlays, OverlayOptions(lit=lit))
     for t, frame in enumerate(read_source(source.run).frames):
         yield renderer.render_frame(t, np.asarray(frame))
 

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from editors.base import EditorResult, Report, Source
+from editors.base import EditorResult, Report, EditSource
 from neural_fields.canonical import Overlay
 from neural_fields.errors import ExitCode, UserError, bad_input
 from neural_fields.planar.placement import pull_push
@@ -31,17 +31,17 @@ class Lift:
     function: str
     """FILE.py:NAME or MODULE:NAME of a function from float32 [height, width, 3] in [0, 1] to the same. It is run."""
 
-    def __call__(self, source: Source, report: Report) -> EditorResult:
+    def __call__(self, source: EditSource, report: Report) -> EditorResult:
         """Calls the function and makes overlays of what it changes.
 
         Raises:
             UserError: there is no such function, it fails, or what it returns is no such picture.
         """
-        return lifted(source, load_function(self.function), self.function, report)
+        return apply_picture_function(source, load_function(self.function), self.function, report)
 
 
-def lifted(
-    source: Source, function: ImageFunction, called: str, report: Report, min_change: float = 0.5 / 255
+def apply_picture_function(
+    source: EditSource, function: ImageFunction, function_name: str, report: Report, min_change: float = 0.5 / 255
 ) -> EditorResult:
     """Makes the edit that a function of a picture makes of the pictures of the chosen layers.
 
@@ -59,24 +59,24 @@ def lifted(
     overlays = {}
     for number, layer in enumerate(source.layers):
         report("running", number, len(source.layers))
-        picture, region = source.pictures[layer], source.region(layer)
-        rgba = picture.array()
+        picture, region = source.pictures[layer], source.read_region(layer)
+        rgba = picture.to_array()
         seen = rgba[..., 3] > 0
         rgb = pull_push(np.ascontiguousarray(rgba[..., :3]), seen) if not seen.all() else rgba[..., :3].copy()
         # The border around foreign code: whatever it raises is reported to the user.
         try:
             found = np.asarray(function(rgb.copy()))
         except Exception as problem:
-            raise bad_input(f"{called} failed: {type(problem).__name__}: {problem}", where=layer) from problem
+            raise bad_input(f"{function_name} failed: {type(problem).__name__}: {problem}", where=layer) from problem
         if found.shape != rgb.shape or found.dtype.kind not in "fui":
             raise bad_input(
-                f"{called} returned {found.dtype} {list(found.shape)}",
+                f"{function_name} returned {found.dtype} {list(found.shape)}",
                 where=layer,
                 why=f"it is given float32 {list(rgb.shape)} and has to return as much",
             )
         result = found.astype(np.float32) / (255 if found.dtype == np.uint8 else 1)
         if not np.isfinite(result).all():
-            raise bad_input(f"{called} returned values that are not finite", where=layer)
+            raise bad_input(f"{function_name} returned values that are not finite", where=layer)
         result = np.clip(result, 0, 1)
         alpha = region * (np.abs(result - rgb).max(axis=-1) > min_change)
         if (alpha > 0).any():
@@ -84,21 +84,21 @@ def lifted(
             overlays[layer] = Overlay(painted, picture.box)
     report("running", len(source.layers), len(source.layers))
     if not overlays:
-        raise bad_input(f"{called} changes nothing", where=", ".join(source.layers), fix="check what it returns")
+        raise bad_input(f"{function_name} changes nothing", where=", ".join(source.layers), fix="check what it returns")
     return EditorResult(overlays)
 
 
-def load_function(called: str) -> ImageFunction:
+def load_function(function_name: str) -> ImageFunction:
     """Loads the function of a name such as "looks.py:warm" or "package.looks:warm". Its module is run.
 
     Raises:
         UserError: no such file, module or function (exit 2).
     """
-    home, _, name = called.rpartition(":")
+    home, _, name = function_name.rpartition(":")
     fix = "--function looks.py:warm"
     if not home or not name.isidentifier():
         raise UserError(
-            ExitCode.USAGE, f"{called!r} names no function", why="it is FILE.py:NAME or MODULE:NAME", fix=fix
+            ExitCode.USAGE, f"{function_name!r} names no function", why="it is FILE.py:NAME or MODULE:NAME", fix=fix
         )
     # The border around foreign code, as above.
     try:

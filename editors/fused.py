@@ -58,7 +58,7 @@ DEFAULTS = FusionSettings()
 
 
 @dataclass(frozen=True)
-class Ground:
+class FusionGrid:
     """The grid of texels of the picture that one layer shall have.
 
     Attributes:
@@ -73,7 +73,7 @@ class Ground:
 
 
 @dataclass(frozen=True)
-class Fused:
+class FusedFrames:
     """What all frames show of a layer.
 
     Attributes:
@@ -83,25 +83,25 @@ class Fused:
         agreed: the share of what is seen on which the frames agree.
     """
 
-    colour: Float[np.ndarray, "height width 3"]
-    common: Float[np.ndarray, "height width 3"]
-    seen: Bool[np.ndarray, "height width"]
-    agreed: float
+    color: Float[np.ndarray, "height width 3"]
+    shared_color: Float[np.ndarray, "height width 3"]
+    visible_mask: Bool[np.ndarray, "height width"]
+    agreement: float
 
 
-Frames = Callable[[], Iterable[Float[np.ndarray, "height width 3"]]]  # what the layers shall show, frame by frame
-Progress = Callable[[int, int], None]
+FrameSource = Callable[[], Iterable[Float[np.ndarray, "height width 3"]]]  # what the layers shall show, frame by frame
+ReportFrames = Callable[[int, int], None]
 
 
-def fuse(
-    frames: Frames,
+def fuse_frames(
+    frames: FrameSource,
     maps: Maps,
-    grids: Sequence[Ground],
+    grids: Sequence[FusionGrid],
     size: tuple[int, int],
-    lit: bool,
-    progress: Progress,
+    has_light: bool,
+    progress: ReportFrames,
     settings: FusionSettings = DEFAULTS,
-) -> list[Fused]:
+) -> list[FusedFrames]:
     """Fuses frames into one picture a layer, which together show all frames as well as still pictures can.
 
     Args:
@@ -117,7 +117,7 @@ def fuse(
     Returns:
         One picture for each of `grids`.
     """
-    clip = _EditedClip(frames, maps, grids, size, lit, progress, settings)
+    clip = _EditedClip(frames, maps, grids, size, has_light, progress, settings)
 
     # The first pictures: the mean of all frames, and of those around the middle of the clip.
     mean, middle, seen = (_TexelSums.make_all(grids) for _ in range(3))
@@ -160,14 +160,14 @@ def fuse(
         square, visible = np.ones((5, 5), np.uint8), (one.weight > settings.min_weight).astype(np.uint8)
         closed = cv2.morphologyEx(visible, cv2.MORPH_CLOSE, square)
         agreed = float((a * there).sum() / max(1, there.sum()))
-        result.append(Fused(picture, same, cv2.dilate(closed, square) > 0, agreed))
+        result.append(FusedFrames(picture, same, cv2.dilate(closed, square) > 0, agreed))
     return result
 
 
 def follows_light(
-    frames: Frames,
+    frames: FrameSource,
     maps: Maps,
-    grids: Sequence[Ground],
+    grids: Sequence[FusionGrid],
     size: tuple[int, int],
     settings: FusionSettings = DEFAULTS,
 ) -> bool:
@@ -190,7 +190,7 @@ def follows_light(
         return True
     scale = settings.light_side_px / max(size)
     width, height = (max(1, round(side * scale)) for side in size)
-    small = [Ground(g.layer, g.box, (round(g.size[0] * scale) + 4, round(g.size[1] * scale) + 4)) for g in grids]
+    small = [FusionGrid(g.layer, g.box, (round(g.size[0] * scale) + 4, round(g.size[1] * scale) + 4)) for g in grids]
     plain, under, light = (_TexelSums.make_all(small) for _ in range(3))
     squares = 0.0
     stride = max(1, maps.frame_count // settings.light_frames)
@@ -214,17 +214,17 @@ def follows_light(
     return lit < (1 - settings.min_light_share) * without
 
 
-def looked_up(
-    picture: Float[np.ndarray, "rows columns 3"], places: Float[np.ndarray, "height width 2"]
+def sample_replicated(
+    picture: Float[np.ndarray, "rows columns 3"], positions: Float[np.ndarray, "height width 2"]
 ) -> Float[np.ndarray, "height width 3"]:
     """Samples a picture bilinearly at positions (0 is the center of the first texel); its edges are replicated."""
     # OpenCV samples four channels exactly, and is quickest at it.
     four = cv2.cvtColor(picture.astype(np.float32), cv2.COLOR_RGB2RGBA)
-    found = cv2.remap(four, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    found = cv2.remap(four, positions, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return cv2.cvtColor(found, cv2.COLOR_RGBA2RGB)
 
 
-def places_of(
+def compute_texel_positions(
     maps: Maps, t: int, layer: int, size: tuple[int, int], box: Box, grid: tuple[int, int]
 ) -> Float[np.ndarray, "height width 2"]:
     """Computes the positions of the pixels of a frame in a layer's picture.
@@ -242,7 +242,7 @@ def places_of(
     """
     scale = np.array([grid[0] / box.width, grid[1] / box.height], np.float32)
     low = np.array([box.u0, box.v0], np.float32)
-    return (maps.uv(t, layer, size) - low) * scale - np.float32(0.5)
+    return (maps.read_uv(t, layer, size) - low) * scale - np.float32(0.5)
 
 
 @dataclass(frozen=True)
@@ -267,11 +267,11 @@ class _LayerView:
 
     @classmethod
     def read(
-        cls, maps: Maps, t: int, grid: Ground, size: tuple[int, int], lit: bool, settings: FusionSettings
+        cls, maps: Maps, t: int, grid: FusionGrid, size: tuple[int, int], lit: bool, settings: FusionSettings
     ) -> _LayerView:
         """Reads what frame `t` shows at `size` (width, height)."""
-        places = places_of(maps, t, grid.layer, size, grid.box, grid.size)
-        weight = maps.weight(t, size)[grid.layer]
+        places = compute_texel_positions(maps, t, grid.layer, size, grid.box, grid.size)
+        weight = maps.read_weights(t, size)[grid.layer]
         x, y = places[..., 0], places[..., 1]
         inside = (x > -1) & (x < grid.size[0]) & (y > -1) & (y < grid.size[1])
         pixels = np.flatnonzero((weight > settings.min_weight) & inside)
@@ -283,7 +283,7 @@ class _LayerView:
         texels_per_pixel = np.abs(right[..., 0] * down[..., 1] - right[..., 1] * down[..., 0])
         trust = own * surroundings**settings.outline_power / np.maximum(1, texels_per_pixel.reshape(-1)[pixels])
         if lit:
-            gain = np.maximum(maps.gain(t, grid.layer, size).reshape(-1, 3)[pixels], settings.min_gain)
+            gain = np.maximum(maps.read_gain(t, grid.layer, size).reshape(-1, 3)[pixels], settings.min_gain)
         else:
             gain = np.ones((len(pixels), 3), np.float32)
         # A color shows as much as there is light on it.
@@ -298,7 +298,7 @@ class _TexelSums:
     size: tuple[int, int]
 
     @classmethod
-    def make_all(cls, grids: Sequence[Ground]) -> list[_TexelSums]:
+    def make_all(cls, grids: Sequence[FusionGrid]) -> list[_TexelSums]:
         """Makes empty sums for each grid."""
         sizes = [grid.size for grid in grids]
         return [cls(torch.zeros((width + 2) * (height + 2), 4), (width, height)) for width, height in sizes]
@@ -350,7 +350,7 @@ class _FrameViews:
         """Computes what pictures of the grids miss of the frame."""
         result = self.rgb.copy()
         for view, picture in zip(self.views, pictures, strict=True):
-            shown = looked_up(picture, view.places).reshape(-1, 3)[view.pixels]
+            shown = sample_replicated(picture, view.places).reshape(-1, 3)[view.pixels]
             result[view.pixels] -= view.weight[:, None] * view.gain * shown
         return result
 
@@ -369,12 +369,12 @@ class _FrameViews:
 class _EditedClip:
     """The edited frames and the layers that they show; fields are the arguments of `fuse`."""
 
-    frames: Frames
+    frames: FrameSource
     maps: Maps
-    grids: Sequence[Ground]
+    grids: Sequence[FusionGrid]
     size: tuple[int, int]
     lit: bool
-    progress: Progress
+    progress: ReportFrames
     settings: FusionSettings
 
     def iterate_pass(self, number: int) -> Iterator[_FrameViews]:

@@ -9,23 +9,23 @@ from __future__ import annotations
 
 import numpy as np
 
-from editors.changes import DEFAULTS, Change, ChangeSettings, Rgba, quick_change, whole_change
+from editors.changes import DEFAULTS, Change, ChangeSettings, Rgba, find_local_change, find_whole_change
 from editors.sameness import LEVEL
 from neural_fields.canonical import CanonicalImage, Overlay
 from neural_fields.errors import UserError, bad_input
-from neural_fields.pictures import Picture, premultiplied, resize, straight
+from neural_fields.pictures import Picture, premultiply, resize_image, unpremultiply
 
 __all__ = [
     "LEVEL",
     "MAX_SCALE",
     "Change",
-    "check_size",
+    "check_picture_size",
     "find_change",
-    "no_change",
+    "make_no_change_error",
     "overlay_from_canonical",
-    "overlay_of_change",
-    "pixel_limit",
-    "whole_picture",
+    "overlay_from_change",
+    "compute_pixel_limit",
+    "overlay_from_whole_picture",
 ]
 
 MAX_SCALE = 4  # a painted picture may be up to four times as large, or as small, as the exported one
@@ -44,14 +44,14 @@ def overlay_from_canonical(painted: Picture, canonical: CanonicalImage) -> Overl
     Raises:
         UserError: another aspect, more than four times larger or smaller, or no change found (exit 3).
     """
-    check_size(painted, canonical.size, f"the exported picture of the layer {canonical.layer}")
-    found = find_change(painted, canonical.array())
+    check_picture_size(painted, canonical.size, f"the exported picture of the layer {canonical.layer}")
+    found = find_change(painted, canonical.to_array())
     if found.is_empty:
-        raise no_change(painted, "the exported picture", found.notes)
-    return overlay_of_change(found, painted, canonical)
+        raise make_no_change_error(painted, "the exported picture", found.notes)
+    return overlay_from_change(found, painted, canonical)
 
 
-def overlay_of_change(found: Change, painted: Picture, canonical: CanonicalImage) -> Overlay:
+def overlay_from_change(found: Change, painted: Picture, canonical: CanonicalImage) -> Overlay:
     """Makes the overlay of what `find_change` found in a painted picture against a canonical image.
 
     Args:
@@ -67,31 +67,31 @@ def overlay_of_change(found: Change, painted: Picture, canonical: CanonicalImage
         notes.append(
             f"{_format_size(painted.size)} instead of {_format_size(canonical.size)}: compared at its own size"
         )
-    covered = resize(canonical.array()[..., 3:], painted.size)[..., 0] > 0.5
+    covered = resize_image(canonical.to_array()[..., 3:], painted.size)[..., 0] > 0.5
     if covered.any() and found.rgba[..., 3][covered].mean() > 0.9:
         notes.append("nearly every texel differs: check that the picture belongs to this layer if that is a surprise")
     rgba = found.rgba
     if painted.size[0] < canonical.size[0]:
-        rgba = straight(resize(premultiplied(rgba), canonical.size))
+        rgba = unpremultiply(resize_image(premultiply(rgba), canonical.size))
     return Overlay(rgba, canonical.box, tuple(notes))
 
 
-def whole_picture(painted: Picture, canonical: CanonicalImage) -> Overlay:
+def overlay_from_whole_picture(painted: Picture, canonical: CanonicalImage) -> Overlay:
     """Makes an overlay of all of a picture, wherever the video shows the layer: for one that an upscaler enlarged.
 
     Raises:
         UserError: another aspect, or more than four times larger or smaller (exit 3).
     """
-    check_size(painted, canonical.size, f"the exported picture of the layer {canonical.layer}")
-    own = canonical.array()[..., 3:]
-    seen = np.clip(resize(np.ascontiguousarray((own > 0).astype(np.float32)), painted.size)[..., :1], 0, 1)
+    check_picture_size(painted, canonical.size, f"the exported picture of the layer {canonical.layer}")
+    own = canonical.to_array()[..., 3:]
+    seen = np.clip(resize_image(np.ascontiguousarray((own > 0).astype(np.float32)), painted.size)[..., :1], 0, 1)
     rgba = np.concatenate([painted.rgba[..., :3], seen], axis=-1) * (seen > 0)
     sizes = _compare_sizes(painted.size, canonical.size)
     note = f"{sizes}: shown as a whole, in place of the video's pixels"
     return Overlay(rgba.astype(np.float32), canonical.box, (*painted.notes, note))
 
 
-def check_size(painted: Picture, size: tuple[int, int], base: str) -> None:
+def check_picture_size(painted: Picture, size: tuple[int, int], base: str) -> None:
     """Refuses a picture whose aspect is not that of `size`, or that was scaled by more than `MAX_SCALE`.
 
     Args:
@@ -123,7 +123,7 @@ def check_size(painted: Picture, size: tuple[int, int], base: str) -> None:
         )
 
 
-def no_change(painted: Picture, base: str, notes: tuple[str, ...]) -> UserError:
+def make_no_change_error(painted: Picture, base: str, notes: tuple[str, ...]) -> UserError:
     """Makes the error for a painted picture that equals its base.
 
     Args:
@@ -148,16 +148,16 @@ def find_change(painted: Picture, base: Rgba, settings: ChangeSettings = DEFAULT
         settings: of the search.
     """
     base = np.asarray(base, np.float32)
-    quick = None if painted.lossy else quick_change(painted.rgba, base, settings)
+    quick = None if painted.lossy else find_local_change(painted.rgba, base, settings)
     if quick is None:
-        return whole_change(painted, base, settings)
+        return find_whole_change(painted, base, settings)
     part, found = quick
     rgba = np.zeros_like(base)
     rgba[part] = found.rgba
     return Change(rgba, found.notes)
 
 
-def pixel_limit(size: tuple[int, int], scale: int = MAX_SCALE, least: int = 16_000_000) -> int:
+def compute_pixel_limit(size: tuple[int, int], scale: int = MAX_SCALE, least: int = 16_000_000) -> int:
     """Computes how many pixels a painted picture may have, so that decompression bombs are refused early.
 
     Args:

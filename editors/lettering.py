@@ -38,7 +38,7 @@ class LetteringSettings:
 DEFAULTS = LetteringSettings()
 
 
-def text_picture(
+def draw_text(
     text: str, font: Path | None, color: str, settings: LetteringSettings = DEFAULTS
 ) -> Float[np.ndarray, "height width 4"]:
     """Draws a text in one color, cropped to its ink.

@@ -37,7 +37,7 @@ DEFAULTS = FrameMergingSettings()
 
 
 @dataclass(frozen=True)
-class Places:
+class TexelFootprints:
     """Where the pixels of several pictures lie among the texels of one canonical picture.
 
     Attributes:
@@ -50,13 +50,13 @@ class Places:
     weight: Float[Tensor, "n rows columns"]
     size: tuple[int, int]
 
-    def to(self, device: torch.device) -> Places:
+    def to(self, device: torch.device) -> TexelFootprints:
         """Moves the footprints to another device."""
-        return Places(self.texels.to(device), self.weight.to(device), self.size)
+        return TexelFootprints(self.texels.to(device), self.weight.to(device), self.size)
 
 
 @dataclass(frozen=True)
-class Merged:
+class MergedFrames:
     """Several pictures made one.
 
     Attributes:
@@ -70,24 +70,24 @@ class Merged:
     spread: Float[Tensor, "height width"]
 
     @property
-    def seen(self) -> Bool[Tensor, "height width"]:
+    def seen_mask(self) -> Bool[Tensor, "height width"]:
         """Texels that some picture shows."""
         return self.weight > 0
 
-    def conflicts(self, limit: float) -> Bool[Tensor, "height width"]:
+    def find_conflicts(self, limit: float) -> Bool[Tensor, "height width"]:
         """Finds texels where the pictures disagree by more than `limit`, in units of their values."""
-        return self.seen & (self.spread > limit)
+        return self.seen_mask & (self.spread > limit)
 
 
-def pull(values: Float[Tensor, "channels height width"], places: Places) -> Float[Tensor, "n channels rows columns"]:
+def sample_frames(values: Float[Tensor, "channels height width"], footprints: TexelFootprints) -> Float[Tensor, "n channels rows columns"]:
     """Samples a canonical picture for every frame; beyond its edges the edge goes on."""
-    width, height = places.size
-    image = values[None].expand(len(places.texels), -1, -1, -1)
-    return coords.sample(image, Box(0.0, 0.0, float(width), float(height)), places.texels.to(values))
+    width, height = footprints.size
+    image = values[None].expand(len(footprints.texels), -1, -1, -1)
+    return coords.sample_canonical(image, Box(0.0, 0.0, float(width), float(height)), footprints.texels.to(values))
 
 
-def push_each(
-    values: Float[Tensor, "n channels rows columns"], places: Places, settings: FrameMergingSettings = DEFAULTS
+def splat_each_frame(
+    values: Float[Tensor, "n channels rows columns"], footprints: TexelFootprints, settings: FrameMergingSettings = DEFAULTS
 ) -> tuple[Float[Tensor, "n channels height width"], Float[Tensor, "n height width"]]:
     """Splats each frame into a canonical picture of its own.
 
@@ -99,9 +99,9 @@ def push_each(
     Returns:
         The pictures, zero where their frame shows nothing, and how much it saw of each texel (in pixels).
     """
-    width, height = places.size
+    width, height = footprints.size
     n, channels = values.shape[:2]
-    texels = places.texels.reshape(n, -1, 2) - 0.5
+    texels = footprints.texels.reshape(n, -1, 2) - 0.5
     corner = texels.floor()
     part = texels - corner
     flat = torch.cat([values, torch.ones_like(values[:, :1])], dim=1).reshape(n, channels + 1, -1)
@@ -109,7 +109,7 @@ def push_each(
     for right in (0, 1):
         for below in (0, 1):
             x, y = corner[..., 0] + right, corner[..., 1] + below
-            share = (1 - right - part[..., 0]).abs() * (1 - below - part[..., 1]).abs() * places.weight.reshape(n, -1)
+            share = (1 - right - part[..., 0]).abs() * (1 - below - part[..., 1]).abs() * footprints.weight.reshape(n, -1)
             share = share * ((x >= 0) & (x < width) & (y >= 0) & (y < height))
             index = (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).long()
             total.scatter_add_(2, index[:, None].expand(-1, channels + 1, -1), flat * share.to(flat)[:, None])
@@ -119,9 +119,9 @@ def push_each(
     return mean.view(n, channels, height, width), (weight * known).view(n, height, width)
 
 
-def push(
-    values: Float[Tensor, "n channels rows columns"], places: Places, settings: FrameMergingSettings = DEFAULTS
-) -> Merged:
+def splat_frames(
+    values: Float[Tensor, "n channels rows columns"], footprints: TexelFootprints, settings: FrameMergingSettings = DEFAULTS
+) -> MergedFrames:
     """Merges all frames by their weighted mean in every texel.
 
     Args:
@@ -129,15 +129,15 @@ def push(
         places: where their pixels lie.
         settings: of the merging.
     """
-    each, weight = push_each(values, places, settings)
+    each, weight = splat_each_frame(values, footprints, settings)
     total = weight.sum(dim=0)
     mean = (each * weight[:, None]).sum(dim=0) / total.clamp(min=settings.min_weight)
-    return Merged(mean, total, _compute_spread(each, weight, mean, settings))
+    return MergedFrames(mean, total, _compute_spread(each, weight, mean, settings))
 
 
-def merge(
-    values: Float[Tensor, "n channels rows columns"], places: Places, settings: FrameMergingSettings = DEFAULTS
-) -> Merged:
+def merge_frames(
+    values: Float[Tensor, "n channels rows columns"], footprints: TexelFootprints, settings: FrameMergingSettings = DEFAULTS
+) -> MergedFrames:
     """Merges all frames by their weighted median in every texel, as sharp as they are.
 
     A frame that shows something else than the others there leaves no trace, as long as they weigh more: what a frame
@@ -149,14 +149,14 @@ def merge(
         places: where their pixels lie.
         settings: of the merging.
     """
-    each, weight = push_each(values, places, settings)
-    found = weighted_median(each, weight, settings)
-    first = Merged(found, weight.sum(dim=0), _compute_spread(each, weight, found, settings))
+    each, weight = splat_each_frame(values, footprints, settings)
+    found = compute_weighted_median(each, weight, settings)
+    first = MergedFrames(found, weight.sum(dim=0), _compute_spread(each, weight, found, settings))
 
     # The range of the pixels in and next to each texel, and a little more; zero where there are none.
-    width, height = places.size
-    column, row = (places.texels[..., axis].floor().long() for axis in (0, 1))
-    known = (places.weight > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    width, height = footprints.size
+    column, row = (footprints.texels[..., axis].floor().long() for axis in (0, 1))
+    known = (footprints.weight > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
     index = (row * width + column)[known].expand(values.shape[1], -1)
     pixels = values.movedim(1, 0)[:, known]
     ends = []
@@ -169,13 +169,13 @@ def merge(
     low, high = ends[0] - slack, ends[1] + slack
 
     for _ in range(settings.rounds):
-        rest, _ = push_each(values - pull(found, places), places, settings)
-        found = torch.where(first.seen, (found + weighted_median(rest, weight, settings)).clamp(low, high), 0)
-    return Merged(found, first.weight, first.spread)
+        rest, _ = splat_each_frame(values - sample_frames(found, footprints), footprints, settings)
+        found = torch.where(first.seen_mask, (found + compute_weighted_median(rest, weight, settings)).clamp(low, high), 0)
+    return MergedFrames(found, first.weight, first.spread)
 
 
-def fit(
-    values: Float[Tensor, "n channels rows columns"], places: Places, settings: FrameMergingSettings = DEFAULTS
+def fit_canonical(
+    values: Float[Tensor, "n channels rows columns"], footprints: TexelFootprints, settings: FrameMergingSettings = DEFAULTS
 ) -> Float[Tensor, "channels height width"]:
     """Fits the canonical picture whose samples are nearest to all frames, in weighted squares: linear in the values.
 
@@ -184,14 +184,14 @@ def fit(
         places: where their pixels lie.
         settings: of the merging.
     """
-    found = push(values, places, settings).values
+    found = splat_frames(values, footprints, settings).values
     for _ in range(settings.rounds):
-        found = found + push(values - pull(found, places), places, settings).values
+        found = found + splat_frames(values - sample_frames(found, footprints), footprints, settings).values
     return found
 
 
-def agreed(
-    values: Float[Tensor, "n channels rows columns"], places: Places, settings: FrameMergingSettings = DEFAULTS
+def project_to_canonical(
+    values: Float[Tensor, "n channels rows columns"], footprints: TexelFootprints, settings: FrameMergingSettings = DEFAULTS
 ) -> Float[Tensor, "n channels rows columns"]:
     """Projects frames to the nearest ones that one canonical picture shows.
 
@@ -200,11 +200,11 @@ def agreed(
         places: where their pixels lie; those without weight stay as they are.
         settings: of the merging.
     """
-    seen = pull(fit(values, places, settings), places)
-    return values + places.weight[:, None].to(values) * (seen - values)
+    seen = sample_frames(fit_canonical(values, footprints, settings), footprints)
+    return values + footprints.weight[:, None].to(values) * (seen - values)
 
 
-def weighted_median(
+def compute_weighted_median(
     values: Float[Tensor, "n channels height width"],
     weight: Float[Tensor, "n height width"],
     settings: FrameMergingSettings = DEFAULTS,

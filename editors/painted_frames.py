@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from editors.frame import frame_maps, lift_frame
+from editors.frame import read_frame_maps, lift_frame
 from editors.lift import DEFAULTS as MERGING
-from editors.lift import FrameMergingSettings, weighted_median
+from editors.lift import FrameMergingSettings, compute_weighted_median
 from neural_fields import canonical, coords
 from neural_fields.baking import Maps
 from neural_fields.canonical import Overlay
 from neural_fields.data.video import source_frames
 from neural_fields.errors import bad_input
-from neural_fields.output import source_facts
+from neural_fields.output import read_source_metadata
 from neural_fields.pictures import Picture
 from neural_fields.planar.placement import pull_push
 from neural_fields.run import Run
@@ -66,7 +66,7 @@ def lift_frames(
     Raises:
         UserError: frames that the run does not have, or what `lift_frame` raises; before any work where it can be.
     """
-    metadata, chosen = source_facts(run)
+    metadata, chosen = read_source_metadata(run)
     for number in painted:
         if number not in chosen:
             some = f", every {chosen.step}th" if chosen.step > 1 else ""
@@ -75,11 +75,11 @@ def lift_frames(
                 why=f"it was trained on frames {chosen[0]} to {chosen[-1]}{some}",
                 fix=f"--frame {min(chosen, key=lambda k: abs(k - number))}",
             )
-    pictures = {name: canonical.pristine(run.canonical, name) for name in maps.layers}
+    pictures = {name: canonical.read_pristine(run.canonical, name) for name in maps.layers}
     lifted: dict[str, list[_LiftedFrame]] = {}
     for number, picture in sorted(painted.items()):
         source = next(iter(source_frames(metadata, range(number, number + 1))))
-        here = frame_maps(maps, pictures, chosen.index(number), (source.shape[1], source.shape[0]))
+        here = read_frame_maps(maps, pictures, chosen.index(number), (source.shape[1], source.shape[0]))
         for name, overlay in lift_frame(picture, source, here, layer).items():
             index = maps.layers.index(name)
             width, height = here.sizes[index]
@@ -187,6 +187,6 @@ def _decide_votes(
     standing = np.where(weight > 0, np.stack(flat)[:, patches], -1)
     best = np.take_along_axis(values, standing.argmax(axis=0)[None, ..., None], axis=0)[0]
     tensor = torch.from_numpy(np.ascontiguousarray(np.moveaxis(values, -1, 1), np.float32))
-    median = weighted_median(tensor, torch.from_numpy(np.ascontiguousarray(weight, np.float32)), settings)
+    median = compute_weighted_median(tensor, torch.from_numpy(np.ascontiguousarray(weight, np.float32)), settings)
     many = (weight > 0).sum(axis=0) >= settings.min_votes
     return np.where(many[..., None], np.moveaxis(median.numpy(), 0, -1), best)

@@ -15,19 +15,19 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from editors.base import EditorResult, Report, Source
+from editors.base import EditorResult, Report, EditSource
 from editors.lettering import DEFAULTS as LETTERING
-from editors.lettering import LetteringSettings, text_picture
+from editors.lettering import LetteringSettings, draw_text
 from editors.projection import DEFAULTS as PROJECTION
-from editors.projection import ProjectionSettings, Quad, drawn, places_of, room_for
-from editors.shape import layer_in_frame, run_frame
+from editors.projection import ProjectionSettings, Quad, draw_picture, find_texel_positions, find_placement_area
+from editors.shape import find_layer_in_frame, find_run_frame
 from editors.shape_points import parse_points
 from neural_fields import coords
-from neural_fields.canonical import Overlay, fit
-from neural_fields.data.region import quad_mask
+from neural_fields.canonical import Overlay, resample_overlay
+from neural_fields.data.region import draw_quad_mask
 from neural_fields.errors import bad_input
-from neural_fields.output import source_facts
-from neural_fields.pictures import premultiplied, read_picture, straight
+from neural_fields.output import read_source_metadata
+from neural_fields.pictures import premultiply, read_picture, unpremultiply
 
 EXAMPLE = '--image logo.png --box "100,80,200,120"'
 QUAD_EXAMPLE = '--quad "100,80 300,90 290,210 105,200"'
@@ -79,7 +79,7 @@ class Place:
     frame: int | None = None
     """Number of the frame in the source that the places are seen in, 0 is the first (default: the middle one)."""
 
-    def __call__(self, source: Source, report: Report, settings: PlaceSettings = DEFAULTS) -> EditorResult:
+    def __call__(self, source: EditSource, report: Report, settings: PlaceSettings = DEFAULTS) -> EditorResult:
         """Makes the overlay of one layer.
 
         Args:
@@ -106,8 +106,8 @@ class Place:
             if value is not None and wanted is None:
                 raise bad_input(f"{flag} goes with {needs}", fix=f"leave {flag} out, or use {needs}")
 
-        number, t = run_frame(source, self.frame)
-        facts, _ = source_facts(source.run)
+        number, t = find_run_frame(source, self.frame)
+        facts, _ = read_source_metadata(source.run)
         report("placing", 0, 1)
         rgba, notes, origin = self._read_picture(settings)
 
@@ -118,15 +118,15 @@ class Place:
                 why = "a picture has four, top left first"
                 raise bad_input(f"--quad has {len(quad)} corners", why=why, fix=QUAD_EXAMPLE)
         elif self.box is not None:
-            quad = in_box(self.box, aspect, settings)
+            quad = fit_corners_into_box(self.box, aspect, settings)
         else:
             assert self.point is not None
             width = settings.default_width_share * size[0] if self.width is None else self.width
-            quad = at_point(self.point, width, self.angle or 0.0, aspect, size, settings)
+            quad = make_corners_at_point(self.point, width, self.angle or 0.0, aspect, size, settings)
         check_corners(quad, size, settings)
 
-        layer, share = layer_there(source, t, number, quad, size, settings)
-        overlay, more = placed(source, layer, t, rgba, quad, settings)
+        layer, share = choose_layer(source, t, number, quad, size, settings)
+        overlay, more = draw_placement(source, layer, t, rgba, quad, settings)
         report("placing", 1, 1)
         position = f"{share:.0%} of it lies on {layer} in frame {number}"
         corners = np.round(quad, 2).tolist()
@@ -145,7 +145,7 @@ class Place:
         if self.image is None:
             assert self.text is not None
             color = "white" if self.color is None else self.color
-            return text_picture(self.text, self.font, color, settings.lettering), (), {}
+            return draw_text(self.text, self.font, color, settings.lettering), (), {}
         found = read_picture(self.image, max_pixels=settings.max_picture_px)
         longest = settings.max_picture_side_px
         if max(found.size) > longest:
@@ -156,7 +156,7 @@ class Place:
         return found.rgba, found.notes, {"source": {"file": self.image.name, "sha256": found.sha256}}
 
 
-def in_box(text: str, aspect: float, settings: PlaceSettings = DEFAULTS) -> Quad:
+def fit_corners_into_box(text: str, aspect: float, settings: PlaceSettings = DEFAULTS) -> Quad:
     """Computes the corners of a picture in the middle of a box, as large as fits.
 
     Args:
@@ -178,7 +178,7 @@ def in_box(text: str, aspect: float, settings: PlaceSettings = DEFAULTS) -> Quad
     return _make_rectangle(np.array([x + width / 2, y + height / 2]), wide, wide / aspect, 0.0)
 
 
-def at_point(
+def make_corners_at_point(
     text: str,
     width: float,
     angle: float,
@@ -239,8 +239,8 @@ def check_corners(quad: Quad, size: tuple[int, int], settings: PlaceSettings = D
         raise bad_input("the placement is too small", why=why, fix="make it larger")
 
 
-def layer_there(
-    source: Source, t: int, number: int, quad: Quad, size: tuple[int, int], settings: PlaceSettings = DEFAULTS
+def choose_layer(
+    source: EditSource, t: int, number: int, quad: Quad, size: tuple[int, int], settings: PlaceSettings = DEFAULTS
 ) -> tuple[str, float]:
     """Chooses the layer for a placement.
 
@@ -261,13 +261,13 @@ def layer_there(
     names = source.maps.layers
     if 1 < len(source.layers) < len(names):
         raise bad_input("a picture is placed on one layer", fix=f"--layer {source.layers[0]}")
-    inside = quad_mask(coords.normalise_pixels(torch.from_numpy(quad), *size).numpy(), size)
+    inside = draw_quad_mask(coords.normalize_pixels(torch.from_numpy(quad), *size).numpy(), size)
     if not inside.any():
         why = f"a frame has {size[0]}x{size[1]} pixels"
         raise bad_input("the placement lies outside the frame", why=why, fix="another place, or another --frame")
     x, y = quad.T
     area = float((x * np.roll(y, -1) - y * np.roll(x, -1)).sum()) / 2
-    weights = zip(names, source.maps.weight(t, size), strict=True)
+    weights = zip(names, source.maps.read_weights(t, size), strict=True)
     shares = {name: min(1.0, float(weight[inside].sum()) / area) for name, weight in weights}
     most = max(shares, key=lambda name: shares[name])
     layer = most if len(source.layers) > 1 else source.layers[0]
@@ -277,8 +277,8 @@ def layer_there(
     return layer, shares[layer]
 
 
-def placed(
-    source: Source,
+def draw_placement(
+    source: EditSource,
     layer: str,
     t: int,
     rgba: Float[np.ndarray, "height width 4"],
@@ -306,17 +306,17 @@ def placed(
     own = [chart.box for chart in charts if chart.layer == layer and chart.first <= t <= chart.last]
     limit = own[0] if own else source.maps.boxes[source.maps.layers.index(layer)]
 
-    here = layer_in_frame(source, layer, t)
+    here = find_layer_in_frame(source, layer, t)
     corners, fineness = quad * here.scale, settings.projection
-    room = room_for(source.maps, t, here, corners, limit, fineness)
-    painted = None if room is None else drawn(rgba, corners, places_of(here, room, fineness), fineness)
+    room = find_placement_area(source.maps, t, here, corners, limit, fineness)
+    painted = None if room is None else draw_picture(rgba, corners, find_texel_positions(here, room, fineness), fineness)
     if room is not None and painted is not None and source.mask is not None:
-        mask = Overlay(np.repeat(source.region(layer)[..., None], 4, axis=-1), source.pictures[layer].box)
-        painted = straight(premultiplied(painted) * fit(mask, room.size, room.box)[..., 3:])
+        mask = Overlay(np.repeat(source.read_region(layer)[..., None], 4, axis=-1), source.pictures[layer].box)
+        painted = unpremultiply(premultiply(painted) * resample_overlay(mask, room.size, room.box)[..., 3:])
     if room is None or painted is None or not painted[..., 3].any():
         raise bad_input(f"nothing of the picture comes to lie on the layer {layer}", fix="another place or --frame")
-    coarse = f"it is large: its texels are {room.share:.0%} as fine as they would have to be for all detail"
-    return Overlay(painted, room.box), () if room.share == 1 else (coarse,)
+    coarse = f"it is large: its texels are {room.resolution_share:.0%} as fine as they would have to be for all detail"
+    return Overlay(painted, room.box), () if room.resolution_share == 1 else (coarse,)
 
 
 def _make_rectangle(middle: Float[np.ndarray, "2"], width: float, height: float, angle: float) -> Quad:

@@ -16,25 +16,25 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from editors.changes import quick_change
-from editors.image import check_size, find_change, overlay_of_change, pixel_limit
-from editors.watched import DEFAULTS, DOCUMENTS, Incomplete, Stat, WatchSettings, stat_of
+from editors.changes import find_local_change
+from editors.image import check_picture_size, find_change, overlay_from_change, compute_pixel_limit
+from editors.watched import DEFAULTS, DOCUMENT_SUFFIXES, IncompleteFileError, Stat, WatchSettings, read_stat
 from neural_fields import canonical
 from neural_fields.baking import Maps
 from neural_fields.canonical import CanonicalImage, Overlay
-from neural_fields.compositing import Passes, changer_of, painters, shapes_of
+from neural_fields.compositing import PassChain, build_passes, canonical_painters, read_deformations
 from neural_fields.coords import Box
 from neural_fields.data.video import source_frames
 from neural_fields.edits import Edit, active_edits
 from neural_fields.errors import ExitCode, UserError, bad_input
-from neural_fields.files import atomic_write, make_folder, read_json, sha256_file, temporary
-from neural_fields.frame_parts import inside
-from neural_fields.hiding import Hider, without_hidden
+from neural_fields.files import atomic_write, make_folder, read_json, sha256_file, temporary_path
+from neural_fields.frame_parts import to_local_range
+from neural_fields.hiding import RemovalPass, hide_layers
 from neural_fields.journal import journal_path
-from neural_fields.output import source_facts
+from neural_fields.output import read_source_metadata
 from neural_fields.pictures import Picture, read_picture
-from neural_fields.rendering import Canonicals, How, Renderer
-from neural_fields.reshaping import Reshaper, Shape
+from neural_fields.rendering import Canonicals, OverlayOptions, OverlayPass
+from neural_fields.reshaping import WarpPass, Deformation
 from neural_fields.run import Run
 from neural_fields.volume_run import require_planar
 
@@ -42,7 +42,7 @@ Frame = UInt8[np.ndarray, "_ _ 3"]
 
 
 @dataclass(frozen=True)
-class Shot:
+class PreviewFrame:
     """A frame of the run as it is without what is being painted.
 
     Attributes:
@@ -53,12 +53,12 @@ class Shot:
 
     t: int
     number: int
-    under: Frame
-    looks: Canonicals
+    below: Frame
+    layer_pictures: Canonicals
 
 
 @dataclass(frozen=True)
-class Easel:
+class PreviewSession:
     """What stays while somebody paints.
 
     Attributes:
@@ -79,12 +79,12 @@ class Easel:
     pictures: Mapping[str, CanonicalImage]
     pixels: Mapping[str, UInt8[np.ndarray, "_ _ 4"]]
     versions: Mapping[str, int]
-    shots: tuple[Shot, ...]
-    shapes: Mapping[str, Sequence[Shape]]
-    taken: frozenset[str]
+    shots: tuple[PreviewFrame, ...]
+    shapes: Mapping[str, Sequence[Deformation]]
+    active_digests: frozenset[str]
     settings: WatchSettings
 
-    def overlays(self, path: Path, layer: str | None) -> dict[str, Overlay]:
+    def read_overlays(self, path: Path, layer: str | None) -> dict[str, Overlay]:
         """Finds what was painted in a picture or a layered document, by layer; nothing where it is as it was exported.
 
         Args:
@@ -96,23 +96,23 @@ class Easel:
             UserError: it can, but does not fit (exit 3), or has too many pixels (7).
         """
         try:
-            if path.suffix.lower() in DOCUMENTS:
+            if path.suffix.lower() in DOCUMENT_SUFFIXES:
                 return self._read_document(path, layer)
             assert layer is not None, "pictures of no layer are not watched"
-            painted = read_picture(path, pixel_limit(self.pictures[layer].size))
+            painted = read_picture(path, compute_pixel_limit(self.pictures[layer].size))
         except UserError as error:
-            raise (Incomplete(error) if error.code == ExitCode.BAD_INPUT else error) from error
-        overlay = None if painted.sha256 in self.taken else self.overlay(painted, layer)
+            raise (IncompleteFileError(error) if error.code == ExitCode.BAD_INPUT else error) from error
+        overlay = None if painted.sha256 in self.active_digests else self.find_overlay(painted, layer)
         return {} if overlay is None else {layer: overlay}
 
     def _read_document(self, path: Path, layer: str | None) -> dict[str, Overlay]:
         """Reads what was painted in a layered document; nothing where it is an active edit or has no paint."""
-        from editors.document import overlays_from_document
+        from editors.document import read_document_overlays
 
         try:
-            if sha256_file(path) in self.taken:
+            if sha256_file(path) in self.active_digests:
                 return {}
-            return dict(overlays_from_document(self.run, self.maps, path, layer, self.pictures))
+            return dict(read_document_overlays(self.run, self.maps, path, layer, self.pictures))
         except FileNotFoundError as error:  # between two looks
             raise bad_input(f"there is no file {path}", where=str(path)) from error
         except UserError as error:
@@ -120,7 +120,7 @@ class Easel:
                 return {}
             raise
 
-    def overlay(self, painted: Picture, layer: str) -> Overlay | None:
+    def find_overlay(self, painted: Picture, layer: str) -> Overlay | None:
         """Finds what was painted on a picture of a layer; None if it is as it was exported.
 
         The overlay covers the part of the layer that was painted on, where that can be told without the rest.
@@ -130,14 +130,14 @@ class Easel:
         """
         picture, pixels = self.pictures[layer], painted.pixels
         base = f"the exported picture of the layer {layer}"
-        check_size(painted, picture.size, base)
-        quick = None if painted.lossy or pixels is None else quick_change(pixels, self.pixels[layer])
+        check_picture_size(painted, picture.size, base)
+        quick = None if painted.lossy or pixels is None else find_local_change(pixels, self.pixels[layer])
         if quick is None:  # all of the picture has to be compared, with the version that it was painted on
             if self.versions[layer] > 1:
-                picture = canonical.base_for(self.run.canonical, layer, painted)
-                check_size(painted, picture.size, base)
-            found = find_change(painted, picture.array())
-            return None if found.is_empty else overlay_of_change(found, painted, picture)
+                picture = canonical.find_base_version(self.run.canonical, layer, painted)
+                check_picture_size(painted, picture.size, base)
+            found = find_change(painted, picture.to_array())
+            return None if found.is_empty else overlay_from_change(found, painted, picture)
         part, found = quick
         if found.is_empty:
             return None
@@ -145,48 +145,48 @@ class Easel:
         rows = _widen_span(part[0], height, self.settings)
         columns = _widen_span(part[1], width, self.settings)
         rgba = np.zeros((rows.stop - rows.start, columns.stop - columns.start, 4), np.float32)
-        rgba[inside(part[0], rows), inside(part[1], columns)] = found.rgba
+        rgba[to_local_range(part[0], rows), to_local_range(part[1], columns)] = found.rgba
         # The part of the canonical plane that the rows and columns cover.
         box = picture.box
         u0, u1 = (box.u0 + box.width * x / width for x in (columns.start, columns.stop))
         v0, v1 = (box.v0 + box.height * y / height for y in (rows.start, rows.stop))
         return Overlay(rgba, Box(u0, v0, u1, v1), (*painted.notes, *found.notes))
 
-    def picture(self, overlays: Mapping[str, Overlay]) -> Frame:
+    def render_picture(self, overlays: Mapping[str, Overlay]) -> Frame:
         """Renders the frames of the preview side by side, with overlays on top of the active edits."""
         frames = [self._render_shot(shot, overlays) for shot in self.shots]
         return frames[0] if len(frames) == 1 else np.concatenate(frames, axis=1)
 
-    def best_frame(self, overlays: Mapping[str, Overlay]) -> int | None:
+    def find_best_frame(self, overlays: Mapping[str, Overlay]) -> int | None:
         """Finds the number in the source of the frame that shows most of some overlays; None where no frame shows any.
 
         Of a long clip not every frame is tried.
         """
-        renderer = Renderer(self.shown_maps, self.pictures, overlays)
+        renderer = OverlayPass(self.shown_maps, self.pictures, overlays)
         size = (max(1, self.maps.size[0] // 4), max(1, self.maps.size[1] // 4))
         tried = range(0, self.maps.frame_count, max(1, self.maps.frame_count // self.settings.tried_frames))
-        areas = {t: int(renderer.reach(t, size).sum()) for t in tried}
+        areas = {t: int(renderer.affected_mask(t, size).sum()) for t in tried}
         best = max(areas, key=lambda t: areas[t])
         return self.numbers[best] if areas[best] else None
 
-    def _render_shot(self, shot: Shot, overlays: Mapping[str, Overlay]) -> Frame:
-        on_top = Renderer(self.shown_maps, self.pictures, overlays, How(looks=lambda t: shot.looks))
-        frame = on_top.render_frame(shot.t, shot.under)
+    def _render_shot(self, shot: PreviewFrame, overlays: Mapping[str, Overlay]) -> Frame:
+        on_top = OverlayPass(self.shown_maps, self.pictures, overlays, OverlayOptions(canonicals_at=lambda t: shot.layer_pictures))
+        frame = on_top.render_frame(shot.t, shot.below)
         if not self.shapes:
             return frame
         # A layer is deformed with everything that is on it, and shows it where it was hidden before.
         looks = []
-        for name, (image, box) in zip(self.maps.layers, shot.looks, strict=True):
+        for name, (image, box) in zip(self.maps.layers, shot.layer_pictures, strict=True):
             if name in overlays:
                 picture = CanonicalImage(torch.from_numpy(image).permute(2, 0, 1), box, name)
-                image = picture.over(overlays[name]).array()
+                image = picture.composite_overlay(overlays[name]).to_array()
             looks.append((image, box))
-        return Reshaper(self.shown_maps, self.pictures, {}, self.shapes, lambda t: looks).render_frame(shot.t, frame)
+        return WarpPass(self.shown_maps, self.pictures, {}, self.shapes, lambda t: looks).render_frame(shot.t, frame)
 
 
-def open_easel(
+def open_preview(
     run: Run, frames: Sequence[int] = (), size: int = DEFAULTS.size_px, settings: WatchSettings = DEFAULTS
-) -> Easel:
+) -> PreviewSession:
     """Reads all that does not change while somebody paints.
 
     Args:
@@ -203,7 +203,7 @@ def open_easel(
         raise bad_input(f"a preview of {size} pixels shows nothing", why=why, fix=f"--size {settings.size_px}")
     require_planar(run, "unwrap watch")
     maps = Maps.open(run)
-    metadata, chosen = source_facts(run)
+    metadata, chosen = read_source_metadata(run)
     numbers = list(dict.fromkeys(frames)) or [chosen[len(chosen) // 2]]
     for number in numbers:
         if number not in chosen:
@@ -215,12 +215,12 @@ def open_easel(
             )
     pictures = {}
     for name in maps.layers:
-        picture = canonical.pristine(run.canonical, name)
+        picture = canonical.read_pristine(run.canonical, name)
         # Laid in memory so that it is an array with colors last without copying it every time.
-        pictures[name] = replace(picture, rgba=torch.from_numpy(picture.array()).permute(2, 0, 1))
+        pictures[name] = replace(picture, rgba=torch.from_numpy(picture.to_array()).permute(2, 0, 1))
     edits = active_edits(run)
-    changer = changer_of(maps, pictures, edits, chosen)
-    passes = changer.passes if isinstance(changer, Passes) else [changer]
+    changer = build_passes(maps, pictures, edits, chosen)
+    passes = changer.passes if isinstance(changer, PassChain) else [changer]
     looks = _make_looks(maps.layers, pictures, edits, chosen)
 
     shots = []
@@ -231,16 +231,16 @@ def open_easel(
         if scale < 1:
             frame = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         for render_pass in passes:
-            if not isinstance(render_pass, Reshaper):  # shapes come after what is being painted
+            if not isinstance(render_pass, WarpPass):  # shapes come after what is being painted
                 frame = render_pass.render_frame(t, frame)
-        shots.append(Shot(t, number, frame, looks(t)))
+        shots.append(PreviewFrame(t, number, frame, looks(t)))
 
     shown_maps = maps
-    hider = next((render_pass for render_pass in passes if isinstance(render_pass, Hider)), None)
+    hider = next((render_pass for render_pass in passes if isinstance(render_pass, RemovalPass)), None)
     if hider is not None:
-        shown_maps = without_hidden(maps, {maps.layers[layer]: how for layer, how in hider.hidden.items()})
-    sources = [edit.facts.get("source") for edit in edits]
-    return Easel(
+        shown_maps = hide_layers(maps, {maps.layers[layer]: how for layer, how in hider.hidden.items()})
+    sources = [edit.spec.get("source") for edit in edits]
+    return PreviewSession(
         run=run,
         maps=maps,
         numbers=chosen,
@@ -249,16 +249,16 @@ def open_easel(
         pixels={name: np.rint(255 * picture.array()).astype(np.uint8) for name, picture in pictures.items()},
         versions={name: len(read_json(run.canonical / f"{name}.json")["versions"]) for name in maps.layers},
         shots=tuple(shots),
-        shapes=shapes_of(edits, chosen),
-        taken=frozenset(str(file["sha256"]) for file in sources if isinstance(file, dict) and "sha256" in file),
+        shapes=read_deformations(edits, chosen),
+        active_digests=frozenset(str(file["sha256"]) for file in sources if isinstance(file, dict) and "sha256" in file),
         settings=settings,
     )
 
 
-def stamp_of(run: Run, layers: Sequence[str]) -> tuple[Stat | None, ...]:
+def read_run_stamp(run: Run, layers: Sequence[str]) -> tuple[Stat | None, ...]:
     """Reads what changes when the edits, the maps or the exported pictures do: then an easel is out of date."""
     histories = [run.canonical / f"{layer}.json" for layer in layers]
-    return tuple(stat_of(path) for path in (run.maps / "maps.json", journal_path(run), run.edits, *histories))
+    return tuple(read_stat(path) for path in (run.maps / "maps.json", journal_path(run), run.edits, *histories))
 
 
 def write_preview(run: Run, picture: Frame, quality: int = DEFAULTS.jpeg_quality) -> Path:
@@ -276,7 +276,7 @@ def write_preview(run: Run, picture: Frame, quality: int = DEFAULTS.jpeg_quality
     done, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
         raise ValueError(f"a picture of shape {picture.shape} cannot be written as JPEG")
-    with temporary(path.parent, ".jpg") as part:
+    with temporary_path(path.parent, ".jpg") as part:
         part.write_bytes(data.tobytes())
         part.replace(path)
     return path
@@ -320,7 +320,7 @@ def _make_looks(
     layers: Sequence[str], pictures: Mapping[str, CanonicalImage], edits: Sequence[Edit], chosen: Sequence[int]
 ) -> Callable[[int], Canonicals]:
     """Makes a function that returns how the layers look in a frame with the edits that it shows."""
-    known = [painter for edit in edits for painter in painters(edit, chosen)]
+    known = [painter for edit in edits for painter in canonical_painters(edit, chosen)]
 
     @cache
     def paint_layers(shown: tuple[bool, ...]) -> Canonicals:
@@ -328,7 +328,7 @@ def _make_looks(
         for painter, is_shown in zip(known, shown, strict=True):
             if is_shown:
                 found[painter.layer] = painter.paint(found[painter.layer])
-        return [(found[name].array(), found[name].box) for name in layers]
+        return [(found[name].to_array(), found[name].box) for name in layers]
 
     return lambda t: paint_layers(tuple(painter.strength(t) > 0.5 for painter in known))
 

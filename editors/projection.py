@@ -17,10 +17,10 @@ from neural_fields import coords
 from neural_fields.baking import Maps
 from neural_fields.coords import Box
 from neural_fields.extended_map import DEFAULTS as EXTRAPOLATION
-from neural_fields.inverse_map import solve_all
-from neural_fields.lookup import RIM, enlarge, scattered
-from neural_fields.pictures import premultiplied, straight
-from neural_fields.planar.placement import project
+from neural_fields.inverse_map import solve_positions
+from neural_fields.lookup import RIM, enlarge_map, sample_bilinear
+from neural_fields.pictures import premultiply, unpremultiply
+from neural_fields.planar.placement import apply_transform
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ Quad = Float[np.ndarray, "4 2"]  # corners of a picture: top left, top right, bo
 
 
 @dataclass(frozen=True)
-class Room:
+class PlacementArea:
     """The part of the plane that a picture takes.
 
     Attributes:
@@ -57,12 +57,12 @@ class Room:
     """
 
     box: Box
-    pixel: tuple[float, float]
+    pixel_size: tuple[float, float]
     size: tuple[int, int]
-    share: float
+    resolution_share: float
 
 
-def homography(size: tuple[int, int], quad: Quad) -> Float[np.ndarray, "3 3"]:
+def compute_homography(size: tuple[int, int], quad: Quad) -> Float[np.ndarray, "3 3"]:
     """Computes the homography from a picture of `size` (width, height) to a frame that maps its corners to `quad`."""
     width, height = size
     rows, values = [], []
@@ -73,9 +73,9 @@ def homography(size: tuple[int, int], quad: Quad) -> Float[np.ndarray, "3 3"]:
     return unit @ np.diag([1 / width, 1 / height, 1])
 
 
-def room_for(
+def find_placement_area(
     maps: Maps, t: int, here: LayerInFrame, quad: Quad, limit: Box, settings: ProjectionSettings = DEFAULTS
-) -> Room | None:
+) -> PlacementArea | None:
     """Finds the area of the plane for a picture whose corners lie at `quad` in frame `t`.
 
     Args:
@@ -90,8 +90,8 @@ def room_for(
         The area; None where the picture has none on the layer.
     """
     side = np.linspace(0, 1, settings.outline_points)
-    points = project(homography((1, 1), quad), np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2))
-    uv, slope = here.found.at(points), here.found.slope_at(points)
+    points = apply_transform(compute_homography((1, 1), quad), np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2))
+    uv, slope = here.uv_map.sample_uv(points), here.uv_map.sample_jacobian(points)
     pixel = np.median(np.linalg.norm(slope, axis=-1), axis=0).astype(np.float64)
     low = np.maximum(uv.min(axis=0) - 2 * pixel, [limit.u0, limit.v0])
     high = np.minimum(uv.max(axis=0) + 2 * pixel, [limit.u1, limit.v1])
@@ -102,7 +102,7 @@ def room_for(
     wanted = (high - low) / source_pixel * _choose_fineness(maps, t, here, box, settings)
     share = min(1.0, (settings.max_texels / wanted.prod()) ** 0.5, settings.max_side_texels / wanted.max())
     width, height = (max(3, round(float(side))) for side in share * wanted)
-    return Room(box, (float(pixel[0]), float(pixel[1])), (width, height), share)
+    return PlacementArea(box, (float(pixel[0]), float(pixel[1])), (width, height), share)
 
 
 def _choose_fineness(maps: Maps, t: int, here: LayerInFrame, box: Box, settings: ProjectionSettings) -> float:
@@ -128,7 +128,7 @@ def _choose_fineness(maps: Maps, t: int, here: LayerInFrame, box: Box, settings:
 
 def _measure_pixel_step(maps: Maps, t: int, box: Box, layer: int, settings: ProjectionSettings) -> float:
     """Measures the distance in uv units of neighboring pixels of frame `t` in a box; 0 if it does not show the box."""
-    uv, weight = maps.uv_small(t, layer), maps.layer_weight_small(t, layer)
+    uv, weight = maps.read_uv_small(t, layer), maps.read_layer_weight_small(t, layer)
     u, v = uv[..., 0], uv[..., 1]
     inside = (weight >= EXTRAPOLATION.min_map_weight) & (u > box.u0) & (u < box.u1) & (v > box.v0) & (v < box.v1)
     if inside.sum() < settings.min_scale_px:
@@ -137,28 +137,28 @@ def _measure_pixel_step(maps: Maps, t: int, box: Box, layer: int, settings: Proj
     return float(np.median(np.linalg.norm(uv[:, 1:][here] - uv[:, :-1][here], axis=-1)))
 
 
-def places_of(
-    here: LayerInFrame, room: Room, settings: ProjectionSettings = DEFAULTS
+def find_texel_positions(
+    here: LayerInFrame, area: PlacementArea, settings: ProjectionSettings = DEFAULTS
 ) -> Float[np.ndarray, "height width 3"]:
     """Finds where each texel lies in the frame.
 
     Returns:
         x and y in pixels at the size of the training, and one where they are known, else zero.
     """
-    sides = np.array([room.box.width, room.box.height]) / room.pixel
+    sides = np.array([area.box.width, area.box.height]) / area.pixel_size
     columns, rows = (max(2, int(n)) for n in np.ceil(sides * min(1.0, (settings.max_nodes / sides.prod()) ** 0.5)))
-    box, rim = room.box, (RIM * room.box.width / columns, RIM * room.box.height / rows)
+    box, rim = area.box, (RIM * area.box.width / columns, RIM * area.box.height / rows)
     around = Box(box.u0 - rim[0], box.v0 - rim[1], box.u1 + rim[0], box.v1 + rim[1])
-    uv = coords.texel_centres(around, columns + 2 * RIM, rows + 2 * RIM).double().numpy()
-    pixels, error = solve_all(here.found, uv.reshape(-1, 2), here.seen)
+    uv = coords.texel_centers(around, columns + 2 * RIM, rows + 2 * RIM).double().numpy()
+    pixels, error = solve_positions(here.uv_map, uv.reshape(-1, 2), here.visible_mask)
     nodes = np.column_stack([pixels, error < EXTRAPOLATION.max_error_px]).reshape(*uv.shape[:2], 3)
-    return enlarge(nodes.astype(np.float32), (columns, rows), room.size)
+    return enlarge_map(nodes.astype(np.float32), (columns, rows), area.size)
 
 
-def drawn(
+def draw_picture(
     rgba: Float[np.ndarray, "h w 4"],
     quad: Quad,
-    places: Float[np.ndarray, "height width 3"],
+    positions: Float[np.ndarray, "height width 3"],
     settings: ProjectionSettings = DEFAULTS,
 ) -> Float[np.ndarray, "height width 4"]:
     """Draws a picture with its corners at `quad`, as texels at some positions of the frame show it.
@@ -172,20 +172,20 @@ def drawn(
     Returns:
         Straight RGBA of the texels.
     """
-    levels = [premultiplied(rgba)]
+    levels = [premultiply(rgba)]
     while max(levels[-1].shape[:2]) > 1:
         height, width = levels[-1].shape[:2]
         levels.append(cv2.resize(levels[-1], ((width + 1) // 2, (height + 1) // 2), interpolation=cv2.INTER_AREA))
-    back = np.linalg.inv(homography((rgba.shape[1], rgba.shape[0]), quad))
-    result = np.zeros((*places.shape[:2], 4), np.float32)
+    back = np.linalg.inv(compute_homography((rgba.shape[1], rgba.shape[0]), quad))
+    result = np.zeros((*positions.shape[:2], 4), np.float32)
     rows_at_a_time = 256  # bounds the memory
-    for first in range(0, len(places), rows_at_a_time):
-        last = min(len(places), first + rows_at_a_time)
-        points, known = places[first:last, :, :2], places[first:last, :, 2] > 1 - 1e-3
+    for first in range(0, len(positions), rows_at_a_time):
+        last = min(len(positions), first + rows_at_a_time)
+        points, known = positions[first:last, :, :2], positions[first:last, :, 2] > 1 - 1e-3
 
         # How positions change by a texel to the right and one down (last axis).
-        start, stop = max(0, first - 1), min(len(places), last + 1)
-        down, right = np.gradient(places[start:stop, :, :2], axis=(0, 1))
+        start, stop = max(0, first - 1), min(len(positions), last + 1)
+        down, right = np.gradient(positions[start:stop, :, :2], axis=(0, 1))
         slope = np.stack([right, down], axis=-1)[first - start : last - start]
 
         # How much of each texel lies inside the corners: a ramp as wide as a texel across each side.
@@ -203,7 +203,7 @@ def drawn(
         result[first:last][here] = means * cover[here][:, None]
     kernel = np.array([[0, -1, 0], [-1, 4, -1], [0, -1, 0]]) * settings.sharpening
     kernel[1, 1] += 1
-    return straight(cv2.filter2D(result, -1, kernel))
+    return unpremultiply(cv2.filter2D(result, -1, kernel))
 
 
 def _average_footprints(
@@ -224,7 +224,7 @@ def _average_footprints(
     """
     size = np.array(levels[0].shape[1::-1])
     points = points.astype(np.float64)
-    there, depth = project(back, points), points @ back[2, :2] + back[2, 2]
+    there, depth = apply_transform(back, points), points @ back[2, :2] + back[2, 2]
     change = (back[:2, :2] - there[:, :, None] * back[2, :2]) / depth[:, None, None] @ slope
     # The larger singular value of a matrix of two rows, by the squares of its entries and its determinant.
     half, area = (change**2).sum(axis=(1, 2)) / 2, np.linalg.det(change)
@@ -240,6 +240,6 @@ def _average_footprints(
         for right in offsets:
             for down in offsets:
                 x, y = (at + by[..., 0] * right + by[..., 1] * down).T.astype(np.float32)
-                total += scattered(image, np.ascontiguousarray(x), np.ascontiguousarray(y))
+                total += sample_bilinear(image, np.ascontiguousarray(x), np.ascontiguousarray(y))
         result[chosen] = total / samples_per_side**2
     return result

@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 from jaxtyping import Bool
 
-from editors.base import EditorResult, Report, Source
+from editors.base import EditorResult, Report, EditSource
 from editors.completion import DEFAULTS as COMPLETION
-from editors.completion import CompletionSettings, complete
-from editors.stack import Effects
+from editors.completion import CompletionSettings, complete_picture
+from editors.stack import EditEffects
 from neural_fields import canonical
 from neural_fields.canonical import Overlay
 from neural_fields.errors import bad_input
@@ -45,7 +45,7 @@ class Remove:
     grow: float = 3.0
     """Pixels of the video by which the layer is widened, so that soft edges and halos go with it."""
 
-    def __call__(self, source: Source, report: Report, settings: RemoveEditSettings = DEFAULTS) -> EditorResult:
+    def __call__(self, source: EditSource, report: Report, settings: RemoveEditSettings = DEFAULTS) -> EditorResult:
         """Removes the layers, and inpaints what no frame shows behind them.
 
         Args:
@@ -75,22 +75,22 @@ class Remove:
             report("looking behind", number, len(source.maps.layers))
             picture = source.pictures[layer]
             hidden = _find_hidden_texels(source, layer, picture.size, settings)
-            seen = canonical.pristine(source.run.canonical, layer).rgba[3].numpy() > settings.min_coverage
+            seen = canonical.read_pristine(source.run.canonical, layer).rgba[3].numpy() > settings.min_coverage
             missing = hidden & ~seen
             if not missing.any() or not seen.any():
                 continue
-            rgb = complete(np.ascontiguousarray(picture.array()[..., :3]), seen, missing, settings=settings.completion)
+            rgb = complete_picture(np.ascontiguousarray(picture.to_array()[..., :3]), seen, missing, settings=settings.completion)
             alpha = missing.astype(np.float32)[..., None]
             overlays[layer] = Overlay(np.concatenate([rgb, alpha], axis=-1) * alpha, picture.box)
             inpainted = float(missing.sum() / hidden.sum())
             if inpainted > settings.max_inpainted_share:
                 notes.append(f"{inpainted:.0%} of what would be seen of {layer} is in no frame: it is made up")
         notes.append("shadows and reflections belong to what they fall on, and stay")
-        return EditorResult(overlays, tuple(notes), effects=Effects(hidden=source.layers, grow=self.grow))
+        return EditorResult(overlays, tuple(notes), effects=EditEffects(hidden=source.layers, grow=self.grow))
 
 
 def _find_hidden_texels(
-    source: Source, layer: str, size: tuple[int, int], settings: RemoveEditSettings
+    source: EditSource, layer: str, size: tuple[int, int], settings: RemoveEditSettings
 ) -> Bool[np.ndarray, "height width"]:
     """Finds the texels of a layer that some frame would show without the removed layers in front of it."""
     maps, box = source.maps, source.pictures[layer].box
@@ -98,9 +98,9 @@ def _find_hidden_texels(
     found = np.zeros((size[1], size[0]), np.uint8)
     around = np.ones((settings.margin_px, settings.margin_px), np.uint8)
     for t in range(maps.frame_count):
-        weight = sum(maps.layer_weight_small(t, number) for number in removed if number < index)
+        weight = sum(maps.read_layer_weight_small(t, number) for number in removed if number < index)
         inside = cv2.dilate((np.asarray(weight) > settings.min_weight).astype(np.uint8), around) > 0
-        uv = maps.uv_small(t, index)[inside]
+        uv = maps.read_uv_small(t, index)[inside]
         x = np.floor((uv[:, 0] - box.u0) / box.width * size[0]).astype(int)
         y = np.floor((uv[:, 1] - box.v0) / box.height * size[1]).astype(int)
         kept = (x >= 0) & (x < size[0]) & (y >= 0) & (y < size[1])

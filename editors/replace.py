@@ -16,16 +16,16 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from editors.base import EditorResult, Report, Source
-from editors.stack import Effects
+from editors.base import EditorResult, Report, EditSource
+from editors.stack import EditEffects
 from neural_fields.canonical import Overlay
 from neural_fields.coords import Box
-from neural_fields.data.facts import VideoFacts
-from neural_fields.data.video import probe, source_frames
+from neural_fields.data.facts import VideoMetadata
+from neural_fields.data.video import probe_video, source_frames
 from neural_fields.errors import bad_input
-from neural_fields.moving import Moving
-from neural_fields.output import source_facts
-from neural_fields.pictures import premultiplied, read_picture, resize, straight
+from neural_fields.moving import AnimatedOverlay
+from neural_fields.output import read_source_metadata
+from neural_fields.pictures import premultiply, read_picture, resize_image, unpremultiply
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Replace:
     lit: bool = False
     """The light and shade of the layer fall on it."""
 
-    def __call__(self, source: Source, report: Report, settings: ReplaceSettings = DEFAULTS) -> EditorResult:
+    def __call__(self, source: EditSource, report: Report, settings: ReplaceSettings = DEFAULTS) -> EditorResult:
         """Makes the overlay of one layer.
 
         Args:
@@ -69,7 +69,7 @@ class Replace:
         if len(source.layers) > 1 or source.mask is not None:
             raise bad_input("one whole layer is replaced at a time", fix=f"--layer {source.layers[0]}")
         layer = source.layers[0]
-        facts, _ = source_facts(source.run)
+        facts, _ = read_source_metadata(source.run)
         overlays, moving, notes = {}, {}, []
 
         # The area to cover: the frame, all of the layer's plane, or its first chart, from which edits are transferred.
@@ -92,23 +92,23 @@ class Replace:
                 overlays[layer] = Overlay(rgba, box)
             else:  # the same picture in every frame
                 frame = _as_bytes(_limit_size(rgba, settings.max_video_side_px**2))
-                moving[layer] = Moving(lambda: iter([frame]), 1, None)
+                moving[layer] = AnimatedOverlay(lambda: iter([frame]), 1, None)
         else:
             video, more = _open_in_step(self.picture, source, facts)
             notes += more
             moving[layer] = self._animate_video(video, source, aspect, box, report, settings)
-        effects = Effects(moving=moving, lit=self.lit)
+        effects = EditEffects(moving=moving, lit=self.lit)
         return EditorResult(overlays, tuple(notes), {"source": {"file": self.picture.name}}, effects=effects)
 
     def _animate_video(
         self,
         video: _TimedVideo,
-        source: Source,
+        source: EditSource,
         aspect: float,
         box: Box | None,
         report: Report,
         settings: ReplaceSettings,
-    ) -> Moving:
+    ) -> AnimatedOverlay:
         """Makes an animated overlay with a frame of the video for each of the run."""
         count = source.maps.frame_count
 
@@ -118,7 +118,7 @@ class Replace:
                 rgba = np.dstack([frame, np.full(frame.shape[:2], 255, np.uint8)]).astype(np.float32) / 255
                 yield _as_bytes(_limit_size(_change_aspect(rgba, aspect, self.fit), settings.max_video_side_px**2))
 
-        return Moving(iterate_overlays, count, box)
+        return AnimatedOverlay(iterate_overlays, count, box)
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class _TimedVideo:
         shown: frame numbers; they rise, except where the video begins again.
     """
 
-    facts: VideoFacts
+    facts: VideoMetadata
     shown: tuple[int, ...]
 
     def iterate_frames(self) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
@@ -148,7 +148,7 @@ class _TimedVideo:
             yield last
 
 
-def _open_in_step(path: Path, source: Source, facts: VideoFacts) -> tuple[_TimedVideo, list[str]]:
+def _open_in_step(path: Path, source: EditSource, facts: VideoMetadata) -> tuple[_TimedVideo, list[str]]:
     """Opens a video in step with that of the run; it starts again where it is shorter.
 
     Args:
@@ -162,8 +162,8 @@ def _open_in_step(path: Path, source: Source, facts: VideoFacts) -> tuple[_Timed
     Raises:
         UserError: it cannot be read (exit 3).
     """
-    own = probe(path)
-    _, chosen = source_facts(source.run)
+    own = probe_video(path)
+    _, chosen = read_source_metadata(source.run)
     length = own.timestamps[-1] - own.timestamps[0] + 1 / own.rate
     notes = [f"{path.name}: {note}" for note in own.notes]
     start = facts.timestamps[chosen[0]]
@@ -184,7 +184,7 @@ def _change_aspect(rgba: Float[np.ndarray, "h w 4"], aspect: float, how: str) ->
             size = (max(1, round(height * aspect)), height)
         else:
             size = (width, max(1, round(width / aspect)))
-        return straight(resize(premultiplied(rgba), size))
+        return unpremultiply(resize_image(premultiply(rgba), size))
     if how == "cover":
         wide, high = min(width, round(height * aspect)), min(height, round(width / aspect))
         left, top = (width - wide) // 2, (height - high) // 2
@@ -200,7 +200,7 @@ def _limit_size(rgba: Float[np.ndarray, "h w 4"], most: int) -> Float[np.ndarray
     scale = min(1.0, (most / (width * height)) ** 0.5)
     if scale == 1:
         return rgba
-    return straight(resize(premultiplied(rgba), (max(1, round(width * scale)), max(1, round(height * scale)))))
+    return unpremultiply(resize_image(premultiply(rgba), (max(1, round(width * scale)), max(1, round(height * scale)))))
 
 
 def _as_bytes(rgba: Float[np.ndarray, "h w 4"]) -> UInt8[np.ndarray, "h w 4"]:

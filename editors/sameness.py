@@ -48,7 +48,7 @@ DEFAULTS = NoiseModelSettings()
 
 
 @dataclass(frozen=True)
-class Sameness:
+class BaseComparison:
     """How far each texel is from what it would be without an edit, and how far it may be by chance."""
 
     distance: Gray
@@ -56,7 +56,7 @@ class Sameness:
     exact: bool
 
     @classmethod
-    def of(
+    def compare_with_base(
         cls,
         painted: Picture,
         rgb: Rgb,
@@ -64,7 +64,7 @@ class Sameness:
         coverage: Gray,
         scale: float,
         settings: NoiseModelSettings = DEFAULTS,
-    ) -> Sameness:
+    ) -> BaseComparison:
         """Compares the colors of a painted picture with those of its base.
 
         Args:
@@ -81,7 +81,7 @@ class Sameness:
         # A lossless file may hold what a lossy one went through before.
         lossy = painted.lossy or (noise > LEVEL and not resampled)
         imitated = lossy and painted.quantisation is None  # then the compression is not known exactly
-        distance = distance_from(rgb, reference, scale if resampled or imitated else 0.0, settings)
+        distance = compute_color_distance(rgb, reference, scale if resampled or imitated else 0.0, settings)
         limits = (settings.exact_levels, settings.max_exact_levels)
         if lossy:
             limits = settings.lossy_levels
@@ -104,17 +104,17 @@ class Sameness:
                 compressed = _compress(plain, "JPEG", quality=settings.usual_jpeg_quality)
                 usual = _estimate_noise(compressed - plain, coverage, settings)
                 strength = np.clip(noise / max(usual, 1e-6), 1, settings.max_noise_ratio)
-            squared = largest((compressed - plain) ** 2)
+            squared = max_over_channels((compressed - plain) ** 2)
             local = strength * np.sqrt(cv2.blur(squared, (settings.local_noise_window_px,) * 2))
         threshold = np.maximum(np.maximum(threshold, settings.local_noise_factor * local), ringing)
         # Noise and ringing have no mean, a faint glaze has one: it shows in the mean of some texels.
         window = 4 * int(np.ceil(scale)) + 1
-        smooth = largest(np.abs(cv2.blur(rgb - reference, (window, window))))
+        smooth = max_over_channels(np.abs(cv2.blur(rgb - reference, (window, window))))
         # The mean reaches past the edge of strong paint; the texels there do not differ themselves.
-        smooth = np.minimum(smooth, cv2.medianBlur(largest(np.abs(rgb - reference)), 3))
+        smooth = np.minimum(smooth, cv2.medianBlur(max_over_channels(np.abs(rgb - reference)), 3))
         if resampled:
             around = np.ones((window, window), np.uint8)
-            local_range = largest(cv2.dilate(plain, around) - cv2.erode(plain, around))
+            local_range = max_over_channels(cv2.dilate(plain, around) - cv2.erode(plain, around))
             local = np.maximum(local, settings.resampled_range_share * local_range)
         min_mean = settings.min_mean_levels * LEVEL
         smooth_threshold = np.maximum(np.maximum(min_mean, settings.mean_noise_factor * local), ringing)
@@ -148,7 +148,7 @@ def _compress(rgb: Rgb, kind: str, gray: bool = False, **options: Any) -> Rgb:
     return np.asarray(Image.open(file).convert("RGB")).astype(np.float32) / 255
 
 
-def distance_from(rgb: Rgb, reference: Rgb, scale: float = 0.0, settings: NoiseModelSettings = DEFAULTS) -> Gray:
+def compute_color_distance(rgb: Rgb, reference: Rgb, scale: float = 0.0, settings: NoiseModelSettings = DEFAULTS) -> Gray:
     """Computes how far each color is from the reference; where it was resampled, from the range of its neighborhood.
 
     Every common resampling filter stays close to the range of the texels around: some overshoot is let through.
@@ -164,10 +164,10 @@ def distance_from(rgb: Rgb, reference: Rgb, scale: float = 0.0, settings: NoiseM
         around = np.ones((2 * int(np.ceil(scale)) + 1,) * 2, np.uint8)
         low, high = cv2.erode(reference, around), cv2.dilate(reference, around)
         low, high = low - settings.overshoot * (high - low), high + settings.overshoot * (high - low)
-    return largest(np.maximum(np.maximum(low - rgb, rgb - high), 0))
+    return max_over_channels(np.maximum(np.maximum(low - rgb, rgb - high), 0))
 
 
-def largest(rgb: Rgb) -> Gray:
+def max_over_channels(rgb: Rgb) -> Gray:
     """Takes the largest of three channels; many times as fast as numpy along an axis of three."""
     red, green, blue = cv2.split(rgb)
     return cv2.max(cv2.max(red, green), blue)
@@ -179,7 +179,7 @@ def _estimate_noise(difference: Rgb, coverage: Gray, settings: NoiseModelSetting
     A smooth change of the whole picture (a grade) is not noise: its local mean is taken out.
     """
     window = (settings.noise_window_px, settings.noise_window_px)
-    rough = largest(np.abs(difference - cv2.blur(difference, window)))
+    rough = max_over_channels(np.abs(difference - cv2.blur(difference, window)))
     seen = rough[coverage > settings.min_coverage]
     # Of a normal distribution the standard deviation is 1.4826 times the median of the absolute values.
     return 1.4826 * float(np.median(seen)) if len(seen) else 0.0

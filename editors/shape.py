@@ -16,17 +16,17 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float
 
-from editors.base import EditorResult, Report, Source
+from editors.base import EditorResult, Report, EditSource
 from editors.shape_points import DEFAULTS as POINTS
-from editors.shape_points import PointPairSettings, Points, check_spread, parse_pairs, read_flow, read_pairs
+from editors.shape_points import PointPairSettings, Points, check_spread, parse_point_pairs, read_flow_pairs, read_point_pairs
 from neural_fields.config_flags import Repeated
 from neural_fields.coords import Box
 from neural_fields.errors import bad_input
 from neural_fields.extended_map import DEFAULTS as EXTRAPOLATION
-from neural_fields.extended_map import ExtendedMap, frame_map
-from neural_fields.lookup import scattered
-from neural_fields.output import source_facts
-from neural_fields.reshaping import Shape
+from neural_fields.extended_map import ExtrapolatedMap, extrapolate_frame_map
+from neural_fields.lookup import sample_bilinear
+from neural_fields.output import read_source_metadata
+from neural_fields.reshaping import Deformation
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ShapeEdit:
     flow: Path | None = None
     """Instead of points: a .flo or .npy file of that frame's size that says by how much each pixel shall move."""
 
-    def __call__(self, source: Source, report: Report, settings: ShapeEditSettings = DEFAULTS) -> EditorResult:
+    def __call__(self, source: EditSource, report: Report, settings: ShapeEditSettings = DEFAULTS) -> EditorResult:
         """Makes the deformation of one layer.
 
         Args:
@@ -70,17 +70,17 @@ class ShapeEdit:
         Raises:
             UserError: no points or not enough of them, points that are not on the layer, a deformation that folds.
         """
-        layer = only_layer(source)
-        number, t = run_frame(source, self.frame)
+        layer = require_one_layer(source)
+        number, t = find_run_frame(source, self.frame)
         report("deforming", 0, 1)
-        start, end, loose = self.points(source, layer, t, settings)
-        shape = shape_of(source, layer, t, start, end, loose, settings)
+        start, end, loose = self.read_points(source, layer, t, settings)
+        shape = compute_deformation(source, layer, t, start, end, loose, settings)
         report("deforming", 1, 1)
         facts = {"frame": number, "points": np.round(np.concatenate([start, end], axis=1), 2).tolist()}
-        return EditorResult({}, tuple(parts_note(source, layer)), facts, {layer: shape})
+        return EditorResult({}, tuple(make_charts_note(source, layer)), facts, {layer: shape})
 
-    def points(
-        self, source: Source, layer: str, t: int, settings: ShapeEditSettings = DEFAULTS
+    def read_points(
+        self, source: EditSource, layer: str, t: int, settings: ShapeEditSettings = DEFAULTS
     ) -> tuple[Points, Points, float]:
         """Reads the points to move.
 
@@ -102,24 +102,24 @@ class ShapeEdit:
                 fix='--pairs "120,80>140,80" --pairs "200,80>200,80" --pairs "160,140>160,140"',
             )
         if self.flow is not None:
-            facts, _ = source_facts(source.run)
+            facts, _ = read_source_metadata(source.run)
             size = (facts.width, facts.height)
-            weight = source.maps.layer_weight(t, source.maps.layers.index(layer), size)
-            rows = read_flow(self.flow, size, weight >= EXTRAPOLATION.min_map_weight, settings.points)
+            weight = source.maps.read_layer_weight(t, source.maps.layers.index(layer), size)
+            rows = read_flow_pairs(self.flow, size, weight >= EXTRAPOLATION.min_map_weight, settings.points)
         else:
-            rows = parse_pairs(self.pairs) if self.pairs_file is None else read_pairs(self.pairs_file)
+            rows = parse_point_pairs(self.pairs) if self.pairs_file is None else read_point_pairs(self.pairs_file)
         return rows[:, :2], rows[:, 2:], 0.0 if self.flow is None else settings.flow_smoothing
 
 
-def shape_of(
-    source: Source,
+def compute_deformation(
+    source: EditSource,
     layer: str,
     t: int,
     start: Points,
     end: Points,
-    loose: float = 0.0,
+    smoothing: float = 0.0,
     settings: ShapeEditSettings = DEFAULTS,
-) -> Shape:
+) -> Deformation:
     """Computes the deformation of a layer that moves points of frame `t`.
 
     Args:
@@ -134,13 +134,13 @@ def shape_of(
     Raises:
         UserError: points that do not define a deformation, or define one that folds (exit 3).
     """
-    here = layer_in_frame(source, layer, t)
-    check_places(here, start, np.linalg.norm(end - start, axis=1) >= settings.points.min_move_px)
+    here = find_layer_in_frame(source, layer, t)
+    check_point_positions(here, start, np.linalg.norm(end - start, axis=1) >= settings.points.min_move_px)
     check_spread(start, end, settings.points)
     try:
-        return deform(here.found, here.seen, start * here.scale, end * here.scale, loose, settings)
-    except Folded as fold:
-        x, y = fold.place / here.scale
+        return deform_by_points(here.uv_map, here.visible_mask, start * here.scale, end * here.scale, smoothing, settings)
+    except FoldError as fold:
+        x, y = fold.position / here.scale
         raise bad_input(
             f"the deformation folds the layer {layer} near {x:.0f},{y:.0f}",
             why="points next to each other there go past one another",
@@ -161,43 +161,43 @@ class LayerInFrame:
     """
 
     layer: str
-    found: ExtendedMap
-    seen: Bool[np.ndarray, "height width"]
+    uv_map: ExtrapolatedMap
+    visible_mask: Bool[np.ndarray, "height width"]
     size: tuple[int, int]
     scale: Float[np.ndarray, "2"]
 
 
-def layer_in_frame(source: Source, layer: str, t: int) -> LayerInFrame:
+def find_layer_in_frame(source: EditSource, layer: str, t: int) -> LayerInFrame:
     """Finds where frame `t` of the run shows a layer.
 
     Raises:
         UserError: too little of it is visible (exit 3).
     """
-    facts, _ = source_facts(source.run)
+    facts, _ = read_source_metadata(source.run)
     index, maps, size = source.maps.layers.index(layer), source.maps, (facts.width, facts.height)
-    found = frame_map(maps, t, index)
+    found = extrapolate_frame_map(maps, t, index)
     if found is None:
         raise bad_input(f"the layer {layer} is not visible in that frame", fix="--frame with one that shows it")
-    seen = maps.layer_weight_small(t, index) >= EXTRAPOLATION.min_map_weight
+    seen = maps.read_layer_weight_small(t, index) >= EXTRAPOLATION.min_map_weight
     return LayerInFrame(layer, found, seen, size, np.array(maps.size) / size)
 
 
-class Folded(Exception):
+class FoldError(Exception):
     """A deformation turns a part of the object over; `place` is a pixel position there."""
 
     def __init__(self, place: Float[np.ndarray, "2"]) -> None:
         super().__init__(f"near {place}")
-        self.place = place
+        self.position = place
 
 
-def deform(
-    found: ExtendedMap,
-    seen: Bool[np.ndarray, "height width"],
+def deform_by_points(
+    uv_map: ExtrapolatedMap,
+    visible_mask: Bool[np.ndarray, "height width"],
     start: Points,
     end: Points,
-    loose: float = 0.0,
+    smoothing: float = 0.0,
     settings: ShapeEditSettings = DEFAULTS,
-) -> Shape:
+) -> Deformation:
     """Computes the deformation of the canonical plane that moves points of a frame.
 
     Args:
@@ -211,26 +211,26 @@ def deform(
     Raises:
         Folded: a part of the object would be turned over.
     """
-    corner, step, backward = _displace_on_grid(seen, start, end, loose, settings)
+    corner, step, backward = _displace_on_grid(visible_mask, start, end, smoothing, settings)
     low = corner - step / 2
     high = low + step * np.array(backward.shape[1::-1])
 
     def source_of(points: Points) -> Points:
         x, y = ((points - corner) / step).T
-        moved = scattered(backward, x.astype(np.float32), y.astype(np.float32))
+        moved = sample_bilinear(backward, x.astype(np.float32), y.astype(np.float32))
         inside = ((points > low) & (points < high)).all(axis=1, keepdims=True)
         return points - np.where(inside, moved, 0)
 
-    return carried(found, low, high, source_of, settings.texels)
+    return transfer_deformation(uv_map, low, high, source_of, settings.texels)
 
 
-def carried(
-    found: ExtendedMap,
+def transfer_deformation(
+    uv_map: ExtrapolatedMap,
     low: Float[np.ndarray, "2"],
     high: Float[np.ndarray, "2"],
     source_of: Callable[[Points], Points],
     texels: int = DEFAULTS.texels,
-) -> Shape:
+) -> Deformation:
     """Transfers a deformation of a frame to the canonical plane.
 
     Args:
@@ -241,7 +241,7 @@ def carried(
         texels: along the longer side of the result.
     """
     rim = np.stack(np.meshgrid(np.linspace(low[0], high[0], 33), np.linspace(low[1], high[1], 33)), -1).reshape(-1, 2)
-    uv = found.at(rim)
+    uv = uv_map.sample_uv(rim)
     box = Box(*(float(v) for v in (*uv.min(axis=0), *uv.max(axis=0))))
     texel = max(box.width, box.height) / texels
     width, height = (max(3, round(side / texel)) for side in (box.width, box.height))
@@ -249,11 +249,11 @@ def carried(
     v = box.v0 + (np.arange(height) + 0.5) * box.height / height
     wanted = np.stack(np.meshgrid(u, v), axis=-1).reshape(-1, 2)
     back = np.linalg.lstsq(np.column_stack([uv, np.ones(len(uv))]), rim, rcond=None)[0]
-    places, _ = found.solve(wanted, np.column_stack([wanted, np.ones(len(wanted))]) @ back)
+    places, _ = uv_map.solve_positions(wanted, np.column_stack([wanted, np.ones(len(wanted))]) @ back)
     # The difference of the uv of a pixel and of its source, not its first-order approximation.
-    field = (found.at(places) - found.at(source_of(places))).reshape(height, width, 2)
+    field = (uv_map.sample_uv(places) - uv_map.sample_uv(source_of(places))).reshape(height, width, 2)
     field[[0, -1]] = field[:, [0, -1]] = 0
-    return Shape(np.ascontiguousarray(np.moveaxis(field, -1, 0), np.float32), box)
+    return Deformation(np.ascontiguousarray(np.moveaxis(field, -1, 0), np.float32), box)
 
 
 def _displace_on_grid(
@@ -295,7 +295,7 @@ def _displace_on_grid(
         stray = _is_on_object(seen, grid - backward) & ~after
         if not stray.any():
             return low, step, backward.astype(np.float32)
-    raise Folded(grid[stray].mean(axis=0))
+    raise FoldError(grid[stray].mean(axis=0))
 
 
 def _check_folds(
@@ -320,7 +320,7 @@ def _check_folds(
     rim[1:-1, 1:-1] = False
     wrong |= rim & after
     if wrong.any() or not after.any():
-        raise Folded(grid[wrong if wrong.any() else rim].mean(axis=0))
+        raise FoldError(grid[wrong if wrong.any() else rim].mean(axis=0))
 
 
 def _is_on_object(seen: Bool[np.ndarray, "height width"], places: Float[np.ndarray, "rows columns 2"]) -> np.ndarray:
@@ -331,7 +331,7 @@ def _is_on_object(seen: Bool[np.ndarray, "height width"], places: Float[np.ndarr
     return inside & seen[row.clip(0, height - 1), column.clip(0, width - 1)]
 
 
-def only_layer(source: Source) -> str:
+def require_one_layer(source: EditSource) -> str:
     """Returns the one layer to deform.
 
     Raises:
@@ -344,13 +344,13 @@ def only_layer(source: Source) -> str:
     return source.layers[0]
 
 
-def run_frame(source: Source, frame: int | None) -> tuple[int, int]:
+def find_run_frame(source: EditSource, frame: int | None) -> tuple[int, int]:
     """Returns the number of a frame in the source, and in the run; by default of the middle one.
 
     Raises:
         UserError: a frame that the run was not trained on (exit 3).
     """
-    _, chosen = source_facts(source.run)
+    _, chosen = read_source_metadata(source.run)
     if frame is None:
         frame = chosen[len(chosen) // 2]
     if frame not in chosen:
@@ -362,7 +362,7 @@ def run_frame(source: Source, frame: int | None) -> tuple[int, int]:
     return frame, chosen.index(frame)
 
 
-def check_places(here: LayerInFrame, points: Points, moving: Bool[np.ndarray, " n"]) -> None:
+def check_point_positions(here: LayerInFrame, points: Points, moving: Bool[np.ndarray, " n"]) -> None:
     """Refuses points that are not in the frame, and those that move and are not on the layer.
 
     Args:
@@ -373,8 +373,8 @@ def check_places(here: LayerInFrame, points: Points, moving: Bool[np.ndarray, " 
     Raises:
         UserError: names the point, and the nearest one that would do (exit 3).
     """
-    near = cv2.dilate(here.seen.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0  # nobody points more exactly
-    rows, columns = np.nonzero(here.seen)
+    near = cv2.dilate(here.visible_mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0  # nobody points more exactly
+    rows, columns = np.nonzero(here.visible_mask)
     own, (width, height) = (np.stack([columns, rows], axis=-1) + 0.5) / here.scale, here.size
     for point, moves in zip(points, moving, strict=True):
         shown = f"{point[0]:g},{point[1]:g}"
@@ -389,7 +389,7 @@ def check_places(here: LayerInFrame, points: Points, moving: Bool[np.ndarray, " 
             )
 
 
-def parts_note(source: Source, layer: str) -> list[str]:
+def make_charts_note(source: EditSource, layer: str) -> list[str]:
     """Makes the note on a layer that the clip has in several charts."""
     parts = next((series for series in source.maps.charts if any(chart.layer == layer for chart in series)), ())
     if len(parts) < 2:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float
 
-from neural_fields.data.flow_files import FILE_SUFFIXES, read_user_flow
+from neural_fields.data.flow_files import FLOW_SUFFIXES, read_user_flow
 from neural_fields.errors import UserError, bad_input
 
 
@@ -28,7 +28,7 @@ DEFAULTS = PointPairSettings()
 Points = Float[np.ndarray, "n 2"]
 
 
-def parse_pairs(words: Sequence[str], flag: str = "--pairs") -> Float[np.ndarray, "n 4"]:
+def parse_point_pairs(words: Sequence[str], flag: str = "--pairs") -> Float[np.ndarray, "n 4"]:
     """Reads pairs of points from text such as "12,30>15,30", given behind a flag.
 
     Raises:
@@ -64,7 +64,7 @@ def _parse_numbers(word: str, count: int) -> list[float]:
     return row if [len(point) for point in points] == [2] * count and np.isfinite(row).all() else []
 
 
-def read_pairs(path: Path) -> Float[np.ndarray, "n 4"]:
+def read_point_pairs(path: Path) -> Float[np.ndarray, "n 4"]:
     """Reads pairs of points from a CSV file; a first line without numbers is a heading.
 
     Raises:
@@ -93,7 +93,7 @@ def read_pairs(path: Path) -> Float[np.ndarray, "n 4"]:
     return np.array(rows, np.float64)
 
 
-def read_flow(
+def read_flow_pairs(
     path: Path,
     size: tuple[int, int],
     weight: Bool[np.ndarray, "height width"],
@@ -114,7 +114,7 @@ def read_flow(
         UserError: a file that cannot be read or does not fit, or knows nothing of the object (exit 3).
     """
     fix = "a .flo file, or an .npy file of height x width x 2 numbers, as large as the frame"
-    if not path.is_file() or path.suffix.lower() not in FILE_SUFFIXES:
+    if not path.is_file() or path.suffix.lower() not in FLOW_SUFFIXES:
         raise bad_input(f"{path.name} is no flow file", where=str(path), fix=fix)
     try:
         vectors, known = read_user_flow(path, 0, size)

@@ -22,24 +22,24 @@ import numpy as np
 
 from neural_fields.arrangement import Arrangement
 from neural_fields.canonical import Overlay
-from neural_fields.data.facts import made_facts
-from neural_fields.data.video import write
+from neural_fields.data.facts import make_metadata
+from neural_fields.data.video import write_video
 from neural_fields.edits import (
     Edit,
     EditSchema,
-    edit_history,
+    read_history,
     find_edit,
     list_edits,
-    number_of,
-    numbered_folders,
+    edit_number,
+    list_edit_folders,
 )
 from neural_fields.errors import bad_input
 from neural_fields.files import atomic_write, disk_errors, make_folder, sha256_file, write_json
 from neural_fields.grading import Grade
-from neural_fields.journal import WHERE, Step, append
-from neural_fields.moving import Moving
-from neural_fields.pictures import png_bytes
-from neural_fields.reshaping import Shape
+from neural_fields.journal import MOVE_TARGETS, JournalStep, append_step
+from neural_fields.moving import AnimatedOverlay
+from neural_fields.pictures import encode_png
+from neural_fields.reshaping import Deformation
 from neural_fields.run import Run
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Effects:
+class EditEffects:
     """What an edit does to layers beyond overlays and shapes.
 
     Attributes:
@@ -57,7 +57,7 @@ class Effects:
         lit: whether the light of the layer falls on what is painted.
     """
 
-    moving: Mapping[str, Moving] = field(default_factory=dict)
+    moving: Mapping[str, AnimatedOverlay] = field(default_factory=dict)
     grades: Mapping[str, Grade] = field(default_factory=dict)
     masks: Mapping[str, Overlay] = field(default_factory=dict)
     hidden: tuple[str, ...] = ()
@@ -74,9 +74,9 @@ def add_edit(
     run: Run,
     name: str,
     overlays: Mapping[str, Overlay],
-    facts: Mapping[str, Any],
-    shapes: Mapping[str, Shape] | None = None,
-    effects: Effects | None = None,
+    metadata: Mapping[str, Any],
+    shapes: Mapping[str, Deformation] | None = None,
+    effects: EditEffects | None = None,
     arrangement: Arrangement | None = None,
 ) -> Edit:
     """Puts an edit on top of the stack.
@@ -93,7 +93,7 @@ def add_edit(
     Raises:
         UserError: no room on the disk (exit 4), or nothing to add (exit 3).
     """
-    effects = effects or Effects()
+    effects = effects or EditEffects()
     if not overlays and not shapes and not (effects.moving or effects.grades or effects.hidden):
         raise bad_input("the edit changes no layer", where=str(run.edits))
     arranged = (arrangement or Arrangement()).to_json()
@@ -101,7 +101,7 @@ def add_edit(
     schema = EditSchema.SHAPES if shapes else EditSchema.OVERLAYS
     schema = schema if is_plain else EditSchema.ARRANGED
     layers: dict[str, Any] = {}
-    described: dict[str, Any] = {"opacity": 1.0, **facts, **arranged, "schema": schema}
+    described: dict[str, Any] = {"opacity": 1.0, **metadata, **arranged, "schema": schema}
     described |= {"name": clean_name(name), "layers": layers}
     with _part_folder(run) as part:
         for number, (layer, overlay) in enumerate(overlays.items()):
@@ -135,7 +135,7 @@ def add_scene_edit(
     run: Run,
     name: str,
     weights: Mapping[str, Tensor],
-    facts: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     parts: Sequence[str] = (),
     hidden: Sequence[str] = (),
 ) -> Edit:
@@ -156,7 +156,7 @@ def add_scene_edit(
         raise bad_input("the edit changes no part of the scene", where=str(run.edits))
     from safetensors.torch import save
 
-    described = {"opacity": 1.0, **facts, "parts": [*parts], "hidden": [*hidden], "schema": EditSchema.WEIGHTS}
+    described = {"opacity": 1.0, **metadata, "parts": [*parts], "hidden": [*hidden], "schema": EditSchema.WEIGHTS}
     described |= {"name": clean_name(name), "layers": {}}
     with _part_folder(run) as part:
         if weights:
@@ -184,39 +184,39 @@ def _part_folder(run: Run) -> Iterator[Path]:
 
 def _log_added(run: Run, folder: Path) -> Edit:
     """Writes to the journal that an edit was added, and reads it."""
-    append(run, Step("add", folder.name))
+    append_step(run, JournalStep("add", folder.name))
     return _find_by_folder(run, folder.name)
 
 
 @dataclass(frozen=True)
-class Stepped:
+class StackChange:
     """A step taken back or again: the edit that it was about, and what it had done: "add" or "set"."""
 
     edit: Edit
     operation: str
 
 
-def undo(run: Run) -> Stepped:
+def undo(run: Run) -> StackChange:
     """Takes back what was done last: an edit that was added, or a change of its arrangement. Everything stays on disk.
 
     Raises:
         UserError: nothing to undo (exit 3).
     """
-    done = edit_history(run).done
+    done = read_history(run).done
     if not done:
         fix = f"unwrap edit {run.path} IMAGE --layer NAME"
         raise bad_input("there is no edit to undo", where=str(run.edits), fix=fix)
-    append(run, Step("undo", done[-1].edit))
-    return Stepped(_find_by_folder(run, done[-1].edit), done[-1].operation)
+    append_step(run, JournalStep("undo", done[-1].edit))
+    return StackChange(_find_by_folder(run, done[-1].edit), done[-1].operation)
 
 
-def redo(run: Run) -> Stepped:
+def redo(run: Run) -> StackChange:
     """Brings back what was undone last.
 
     Raises:
         UserError: nothing to redo (exit 3).
     """
-    undone = edit_history(run).undone
+    undone = read_history(run).undone
     if not undone:
         raise bad_input(
             "there is no edit to bring back",
@@ -224,11 +224,11 @@ def redo(run: Run) -> Stepped:
             why="nothing was undone since the last edit was added",
             fix=f"unwrap edits {run.path}",
         )
-    append(run, Step("redo", undone[-1].edit))
-    return Stepped(_find_by_folder(run, undone[-1].edit), undone[-1].operation)
+    append_step(run, JournalStep("redo", undone[-1].edit))
+    return StackChange(_find_by_folder(run, undone[-1].edit), undone[-1].operation)
 
 
-def arrange(run: Run, name: str, values: Mapping[str, Any], move: tuple[str, str] | None = None) -> Edit:
+def arrange_edit(run: Run, name: str, values: Mapping[str, Any], move: tuple[str, str] | None = None) -> Edit:
     """Changes the arrangement of an active edit; `undo` takes the change back.
 
     Args:
@@ -247,8 +247,8 @@ def arrange(run: Run, name: str, values: Mapping[str, Any], move: tuple[str, str
     changes: dict[str, Any] = dict(values)
     if move is not None:
         where, other = move
-        if where not in WHERE:
-            why = f"an edit moves to one of: {', '.join(WHERE)}"
+        if where not in MOVE_TARGETS:
+            why = f"an edit moves to one of: {', '.join(MOVE_TARGETS)}"
             raise bad_input(f"the edit {found.folder.name} cannot move {where!r}", why=why, fix="('top', '')")
         target = find_edit(edits, other, run).folder.name if where in ("above", "below") else ""
         if target == found.folder.name:
@@ -259,10 +259,10 @@ def arrange(run: Run, name: str, values: Mapping[str, Any], move: tuple[str, str
             "nothing to change", where=str(found.folder), fix=f"unwrap arrange {run.path} {name} --opacity 0.5"
         )
     try:
-        found.arrangement.changed(values)
+        found.arrangement.replace_values(values)
     except ValueError as problem:
         raise bad_input(f"{found.folder.name} cannot be arranged so: {problem}", where=str(run.edits)) from None
-    append(run, Step("set", found.folder.name, changes))
+    append_step(run, JournalStep("set", found.folder.name, changes))
     return _find_by_folder(run, found.folder.name)
 
 
@@ -275,11 +275,11 @@ def _write_overlay(part: Path, stem: str, overlay: Overlay) -> dict[str, Any]:
     """Writes an overlay; returns what edit.json keeps of it."""
     path = part / f"{stem}.png"
     with atomic_write(path) as temporary:
-        temporary.write_bytes(png_bytes(overlay.rgba, bits=16))
+        temporary.write_bytes(encode_png(overlay.rgba, bits=16))
     return {**_describe_file(path, overlay.size, overlay.box.as_tuple()), "notes": list(overlay.notes)}
 
 
-def _write_moving(part: Path, stem: str, moving: Moving) -> dict[str, Any]:
+def _write_moving(part: Path, stem: str, moving: AnimatedOverlay) -> dict[str, Any]:
     """Writes the overlays of all frames as one lossless video; returns what edit.json keeps of it."""
     size: tuple[int, int] | None = None
 
@@ -291,7 +291,7 @@ def _write_moving(part: Path, stem: str, moving: Moving) -> dict[str, Any]:
 
     path = part / f"{stem}.mkv"
     # The frames are read by their order, so that their rate means nothing; their size is that of the first.
-    write(path, iterate_frames(), made_facts((16, 16), moving.count, Fraction(24)), codec="ffv1")
+    write_video(path, iterate_frames(), make_metadata((16, 16), moving.count, Fraction(24)), codec="ffv1")
     assert size is not None, "write refuses a video without frames"
     box = None if moving.box is None else moving.box.as_tuple()
     return {**_describe_file(path, size, box), "count": moving.count, "notes": list(moving.notes)}
@@ -306,7 +306,7 @@ def _describe_file(path: Path, size: tuple[int, int], box: Sequence[float] | Non
     }
 
 
-def _write_shape(part: Path, stem: str, shape: Shape) -> dict[str, Any]:
+def _write_shape(part: Path, stem: str, shape: Deformation) -> dict[str, Any]:
     """Writes the displacement of one layer; returns what edit.json keeps of it."""
     from safetensors.numpy import save
 
@@ -322,7 +322,7 @@ def _file_stem(layer: str, number: int) -> str:
 
 def _move_into_place(part: Path, name: str) -> Path:
     """Gives a filled folder its name, with the next free number."""
-    number = 1 + max((number_of(folder) for folder in numbered_folders(part.parent)), default=0)
+    number = 1 + max((edit_number(folder) for folder in list_edit_folders(part.parent)), default=0)
     while True:
         folder = part.parent / f"{number:04d}-{name}"
         try:

@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float
 
-from editors.base import EditorResult, Report, Source
-from editors.style_network import StyleNetwork, read_style, stylised
+from editors.base import EditorResult, Report, EditSource
+from editors.style_network import StyleNetwork, read_style_network, stylize_picture
 from neural_fields import canonical
 from neural_fields.canonical import Overlay
 from neural_fields.errors import bad_input
@@ -60,7 +60,7 @@ class Style:
             raise bad_input(f"a side of {self.side} pixels", where="--side", why=why, fix="--side 640")
         check_strength(self.strength)
 
-    def __call__(self, source: Source, report: Report, settings: StyleEditSettings = DEFAULTS) -> EditorResult:
+    def __call__(self, source: EditSource, report: Report, settings: StyleEditSettings = DEFAULTS) -> EditorResult:
         """Makes one overlay a layer, opaque where the edit may go.
 
         Args:
@@ -71,17 +71,17 @@ class Style:
         Raises:
             UserError: weights that are not those of a style network, or nothing to edit (exit 3).
         """
-        network = read_style(self.weights)
-        regions = {layer: source.region(layer) for layer in source.layers}
-        parts = {layer: Part.of(source, layer, settings) for layer in source.layers}
-        beside = source.frame(source.frame_count // 2).astype(np.float32) / 255
+        network = read_style_network(self.weights)
+        regions = {layer: source.read_region(layer) for layer in source.layers}
+        parts = {layer: StyleInput.from_layer(source, layer, settings) for layer in source.layers}
+        beside = source.read_frame(source.frame_count // 2).astype(np.float32) / 255
         length = max(part.length for part in parts.values())
         longest = max(max(part.rgb.shape[:2]) for part in parts.values())
         side = self.side or min(longest, settings.default_side_px)
         overlays = {}
         for done, (layer, part) in enumerate(parts.items()):
             report("painting", done, len(parts))
-            color = part.painted(network, beside, side / length, settings)
+            color = part.paint(network, beside, side / length, settings)
             alpha = self.strength * regions[layer][..., None]
             rgba = np.concatenate([np.where(alpha > 0, color, 0), alpha], axis=-1)
             overlays[layer] = Overlay(rgba.astype(np.float32), source.pictures[layer].box)
@@ -103,7 +103,7 @@ def check_strength(strength: float) -> None:
 
 
 @dataclass(frozen=True)
-class Part:
+class StyleInput:
     """What the network gets of a layer.
 
     Attributes:
@@ -121,21 +121,21 @@ class Part:
     length: float
 
     @classmethod
-    def of(cls, source: Source, layer: str, settings: StyleEditSettings = DEFAULTS) -> Part:
+    def from_layer(cls, source: EditSource, layer: str, settings: StyleEditSettings = DEFAULTS) -> StyleInput:
         """Prepares the picture of a layer of a run."""
         picture = source.pictures[layer]
-        seen = canonical.pristine(source.run.canonical, layer).rgba[3].numpy() >= settings.min_coverage
+        seen = canonical.read_pristine(source.run.canonical, layer).rgba[3].numpy() >= settings.min_coverage
         texel = picture.box.width / picture.size[0]
-        return cls.around(np.ascontiguousarray(picture.array()[..., :3]), seen, texel, settings)
+        return cls.from_picture(np.ascontiguousarray(picture.to_array()[..., :3]), seen, texel, settings)
 
     @classmethod
-    def around(
+    def from_picture(
         cls,
-        colours: Float[np.ndarray, "height width 3"],
-        seen: Bool[np.ndarray, "height width"],
-        texel: float,
+        rgb: Float[np.ndarray, "height width 3"],
+        visible_mask: Bool[np.ndarray, "height width"],
+        texel_size: float,
         settings: StyleEditSettings = DEFAULTS,
-    ) -> Part:
+    ) -> StyleInput:
         """Prepares a picture.
 
         Args:
@@ -147,19 +147,19 @@ class Part:
         Returns:
             The part around what is visible; all of the picture where nothing is.
         """
-        whole = pull_push(colours, seen) if seen.any() else colours
-        left, top, width, height = cv2.boundingRect(seen.astype(np.uint8))
+        whole = pull_push(rgb, visible_mask) if visible_mask.any() else rgb
+        left, top, width, height = cv2.boundingRect(visible_mask.astype(np.uint8))
         margin = settings.margin_texels
-        rows = slice(max(0, top - margin), top + height + margin) if width else slice(0, seen.shape[0])
-        columns = slice(max(0, left - margin), left + width + margin) if width else slice(0, seen.shape[1])
+        rows = slice(max(0, top - margin), top + height + margin) if width else slice(0, visible_mask.shape[0])
+        columns = slice(max(0, left - margin), left + width + margin) if width else slice(0, visible_mask.shape[1])
         rgb = np.ascontiguousarray(whole[rows, columns])
-        return cls(rgb, rows, columns, whole, texel * max(rgb.shape[:2]))
+        return cls(rgb, rows, columns, whole, texel_size * max(rgb.shape[:2]))
 
-    def painted(
+    def paint(
         self,
         network: StyleNetwork,
         beside: Float[np.ndarray, "_ _ 3"],
-        pixels: float,
+        pixels_per_unit: float,
         settings: StyleEditSettings = DEFAULTS,
     ) -> Float[np.ndarray, "height width 3"]:
         """Paints this part of the whole picture in the network's style.
@@ -174,10 +174,10 @@ class Part:
             The whole picture, with this part painted.
         """
         height, width = self.rgb.shape[:2]
-        scale = pixels * self.length / max(height, width)
+        scale = pixels_per_unit * self.length / max(height, width)
         size = max(1, round(width * scale)), max(1, round(height * scale))
         picture = _resize_picture(self.rgb, size)
-        scale = pixels * 2 / max(beside.shape[:2])
+        scale = pixels_per_unit * 2 / max(beside.shape[:2])
         frame_size = max(1, round(beside.shape[1] * scale)), max(1, round(beside.shape[0] * scale))
         frame = _resize_picture(beside, frame_size)
 
@@ -191,7 +191,7 @@ class Part:
             area = slice(row, row + one.shape[0]), slice(column, column + one.shape[1])
             canvas[area], known[area] = one, True
 
-        found = stylised(network, pull_push(canvas, known))[: size[1], : size[0]]
+        found = stylize_picture(network, pull_push(canvas, known))[: size[1], : size[0]]
         result = self.whole.copy()
         result[self.rows, self.columns] = np.clip(_resize_picture(found, (width, height)), 0, 1)
         return result

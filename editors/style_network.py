@@ -23,10 +23,10 @@ from torch.nn import functional as F
 
 from neural_fields.errors import UserError, bad_input
 
-HALF = (0x01306B47).to_bytes(4, "little")  # ncnn: the array that follows is float16
+NCNN_FLOAT16_TAG = (0x01306B47).to_bytes(4, "little")  # ncnn: the array that follows is float16
 # name, channels in and out, kernel, stride, factor of enlargement before, name of the norm behind it ("" for none)
 _RESIDUAL = [(f"res{i}.conv{j}", 128, 128, 3, 1, 1, f"res{i}.in{j}") for i in range(1, 6) for j in (1, 2)]
-LAYERS = [
+NETWORK_LAYERS = [
     ("conv1", 3, 32, 9, 1, 1, "in1"),
     ("conv2", 32, 64, 3, 2, 1, "in2"),
     ("conv3", 64, 128, 3, 2, 1, "in3"),
@@ -51,21 +51,21 @@ class StyleNetwork(nn.Module):
     def forward(self, rgb: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 height width"]:
         """Paints pictures in the style; RGB from 0 to 255, both sides multiples of four and at least 16."""
         x, kept = rgb, rgb
-        for name, *_, norm in LAYERS:
+        for name, *_, norm in NETWORK_LAYERS:
             if norm.endswith(".in1"):
                 kept = x
             x = self._apply_layer(name, x)
             x = x + kept if norm.endswith(".in2") else F.relu(x) if norm else x
         return x.clamp(0, 255)
 
-    def features(self, rgb: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 128 _ _"]:
+    def compute_features(self, rgb: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 128 _ _"]:
         """Computes the activations at a quarter of the size, which describe pictures before they are painted."""
         for name in ("conv1", "conv2", "conv3"):
             rgb = F.relu(self._apply_layer(name, rgb))
         return rgb
 
     def _apply_layer(self, name: str, x: Tensor) -> Tensor:
-        _, _, _, kernel, stride, larger, norm = next(row for row in LAYERS if row[0] == name)
+        _, _, _, kernel, stride, larger, norm = next(row for row in NETWORK_LAYERS if row[0] == name)
         if larger > 1:
             x = F.interpolate(x, scale_factor=larger, mode="nearest")
         x = F.pad(x, [kernel // 2] * 4, mode="reflect")
@@ -78,7 +78,7 @@ class StyleNetwork(nn.Module):
         return self.get_buffer(name.replace(".", "_"))
 
 
-def read_style(path: Path, max_bytes: int = 64 << 20) -> StyleNetwork:
+def read_style_network(path: Path, max_bytes: int = 64 << 20) -> StyleNetwork:
     """Reads the network whose weights a file holds.
 
     Args:
@@ -116,7 +116,7 @@ def read_style(path: Path, max_bytes: int = 64 << 20) -> StyleNetwork:
 
 
 @torch.inference_mode()
-def stylised(
+def stylize_picture(
     network: StyleNetwork, rgb: Float[np.ndarray, "height width 3"], side: int | None = None
 ) -> Float[np.ndarray, "height width 3"]:
     """Paints a picture in the network's style, at its own size.
@@ -149,7 +149,7 @@ def stylised(
 
 def _iterate_shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yields names and shapes of all arrays of the network in the order of its layers."""
-    for name, less, more, kernel, _, _, norm in LAYERS:
+    for name, less, more, kernel, _, _, norm in NETWORK_LAYERS:
         yield f"{name}.conv2d.weight", (more, less, kernel, kernel)
         yield f"{name}.conv2d.bias", (more,)
         if norm:
@@ -167,7 +167,7 @@ def _read_ncnn(path: Path) -> dict[str, Tensor]:
     for name, shape in _iterate_shapes():
         count = int(np.prod(shape))
         if len(shape) == 4:
-            if data[at : at + 4] != HALF:
+            if data[at : at + 4] != NCNN_FLOAT16_TAG:
                 raise _not_a_network(path, f"at byte {at}, where {name} begins, there is no float16 array")
             values = np.frombuffer(data, "<f2", count, at + 4)
         else:

@@ -19,22 +19,22 @@ import numpy as np
 from jaxtyping import UInt8
 
 from editors.flat_change import DEFAULTS as PAINT_DEFAULTS
-from editors.flat_change import FramePaintSettings, find_paint
+from editors.flat_change import FramePaintSettings, find_frame_paint
 from editors.image import MAX_SCALE
 from neural_fields import canonical
 from neural_fields.baking import Maps
-from neural_fields.data.facts import VideoFacts
+from neural_fields.data.facts import VideoMetadata
 from neural_fields.data.user_files import read_json_object
-from neural_fields.data.video import probe, source_frames
+from neural_fields.data.video import probe_video, source_frames
 from neural_fields.errors import bad_input
-from neural_fields.export.base import Report, chosen_layers, quiet
-from neural_fields.export.unwrapped import Filling, flat_size, same_shape
+from neural_fields.export.base import ReportProgress, select_layers, ignore_progress
+from neural_fields.export.unwrapped import CanonicalFill, parse_unwrapped_size, has_same_aspect
 from neural_fields.files import disk_errors
-from neural_fields.frame_parts import Part, around
-from neural_fields.moving import Moving
-from neural_fields.output import source_facts
+from neural_fields.frame_parts import Part, bounding_part
+from neural_fields.moving import AnimatedOverlay
+from neural_fields.output import read_source_metadata
 from neural_fields.run import Run
-from neural_fields.unwrapping import Flat, Plane
+from neural_fields.unwrapping import UnwrappedFrame, CanonicalPlane
 
 LOSSLESS_CODECS = (
     "ffv1",
@@ -68,14 +68,14 @@ DEFAULTS = UnwrappedEditSettings()
 Frame = UInt8[np.ndarray, "height width 3"]
 
 
-def moving_from_unwrapped(
+def read_unwrapped_paint(
     run: Run,
     maps: Maps,
     path: Path,
     layer: str | None = None,
-    report: Report = quiet,
+    report: ReportProgress = ignore_progress,
     settings: UnwrappedEditSettings = DEFAULTS,
-) -> tuple[str, Moving]:
+) -> tuple[str, AnimatedOverlay]:
     """Finds what was painted on the unwrapped clip of a layer, for every frame of the run.
 
     The colors are those of the painted frames, under whose light they were painted: the layer's light must not fall
@@ -108,22 +108,22 @@ def moving_from_unwrapped(
             why=f"there is no unwrapped.json beside it; the layers are: {', '.join(maps.layers)}",
             fix=f"--layer {maps.layers[0]}",
         )
-    number = chosen_layers(maps, (layer or maps.layers[0],))[0]
-    picture = canonical.pristine(run.canonical, maps.layers[number])
-    source, chosen = source_facts(run)
-    edited = probe(path)
+    number = select_layers(maps, (layer or maps.layers[0],))[0]
+    picture = canonical.read_pristine(run.canonical, maps.layers[number])
+    source, chosen = read_source_metadata(run)
+    edited = probe_video(path)
     _check_clip(edited, path, picture.size, len(chosen))
-    plane = Plane(maps, number, picture.box, (edited.width, edited.height))
+    plane = CanonicalPlane(maps, number, picture.box, (edited.width, edited.height))
     # Saving a clip may change its colors; and at another size no program makes the very texels that are made here.
     plain_colors = edited.kind == "images" or edited.pixel_format.startswith(RGB_FORMATS)
-    same_size = plane.size == flat_size("canonical", picture.size)
+    same_size = plane.size == parse_unwrapped_size("canonical", picture.size)
     is_lossy = not plain_colors or edited.codec not in LOSSLESS_CODECS or not same_size
-    comparison = _FrameComparison(Filling.of(picture, plane.size), is_lossy, settings)
+    comparison = _FrameComparison(CanonicalFill.from_canonical(picture, plane.size), is_lossy, settings)
     pairs = zip(source_frames(source, chosen), source_frames(edited, range(len(chosen))), strict=True)
     with disk_errors(run.path):
         found = _PackedFrames(run.path, plane.size)
         for t, (frame, painted) in enumerate(pairs):
-            found.append(comparison.find_paint(plane.flat(t, frame), painted))
+            found.append(comparison.find_paint(plane.unwrap_frame(t, frame), painted))
             report("comparing", t + 1, len(chosen))
     if not found.painted_count:
         raise bad_input(
@@ -133,10 +133,10 @@ def moving_from_unwrapped(
             fix="paint on it, save it, and run the same command again",
         )
     notes = (f"{found.painted_count} of {len(chosen)} frames were painted on",)
-    return maps.layers[number], Moving(found.read_frames, len(chosen), picture.box, notes)
+    return maps.layers[number], AnimatedOverlay(found.read_frames, len(chosen), picture.box, notes)
 
 
-def _check_clip(edited: VideoFacts, path: Path, size: tuple[int, int], count: int) -> None:
+def _check_clip(edited: VideoMetadata, path: Path, size: tuple[int, int], count: int) -> None:
     """Refuses a clip that cannot be an edited unwrapped one."""
     if edited.frame_count != count:
         raise bad_input(
@@ -147,7 +147,7 @@ def _check_clip(edited: VideoFacts, path: Path, size: tuple[int, int], count: in
         )
     own = (edited.width, edited.height)
     scale = sum(own) / sum(size)
-    if not same_shape(own, size) or not 1 / MAX_SCALE <= scale <= MAX_SCALE:
+    if not has_same_aspect(own, size) or not 1 / MAX_SCALE <= scale <= MAX_SCALE:
         raise bad_input(
             f"{path.name} has {own[0]}x{own[1]} pixels",
             where=str(path),
@@ -168,26 +168,26 @@ class _FrameComparison:
         base: what the clip was painted on, as a number of `_make_base`; None: not known yet.
     """
 
-    filling: Filling
+    filling: CanonicalFill
     is_lossy: bool
     settings: UnwrappedEditSettings
     base: int | None = None
 
-    def find_paint(self, flat: Flat, painted: Frame) -> tuple[Part, np.ndarray] | None:
+    def find_paint(self, flat: UnwrappedFrame, painted: Frame) -> tuple[Part, np.ndarray] | None:
         """Finds where a frame was painted on, and the paint there (uint8 RGBA, straight); None where it was not."""
-        shown = around((flat.seen > 0).astype(np.uint8), self.settings.margin_texels)
+        shown = bounding_part((flat.visibility > 0).astype(np.uint8), self.settings.margin_texels)
         if shown is None:
             return None
         # The flat frame as it was exported, or as a program lays it on a background of its own. The first frame that
         # tells which of them it was decides for all frames.
         if self.base is None:
-            unseen, soft = flat.seen == 0, flat.seen < 1
+            unseen, soft = flat.visibility == 0, flat.visibility < 1
             if unseen.sum() >= self.settings.min_unseen_texels:
                 limit = self.settings.max_fill_levels
                 off = [cv2.absdiff(self._make_base(index, flat, painted), painted)[soft] for index in range(4)]
                 self.base = int(np.argmin([np.minimum(values, limit).mean() for values in off]))
         base = flat.colour if self.base is None else self._make_base(self.base, flat, painted)
-        found = find_paint(painted[shown], base[shown], flat.seen[shown] > 0.5, self.is_lossy, self.settings.paint)
+        found = find_frame_paint(painted[shown], base[shown], flat.visibility[shown] > 0.5, self.is_lossy, self.settings.paint)
         if found is None:
             return None
         alpha = np.rint(255 * found).astype(np.uint8)
@@ -202,7 +202,7 @@ class _FrameComparison:
         color = cv2.bitwise_and(painted[part], painted[part], mask=alpha)
         return part, np.dstack([color, alpha])
 
-    def _make_base(self, number: int, flat: Flat, painted: Frame) -> Frame:
+    def _make_base(self, number: int, flat: UnwrappedFrame, painted: Frame) -> Frame:
         """Makes what a frame may have been before it was painted on.
 
         Args:
@@ -210,10 +210,10 @@ class _FrameComparison:
             flat: the flat frame.
             painted: the painted frame, which tells the flat color where the layer is not seen.
         """
-        frame = self.filling.around(flat) if number in (1, 3) else flat.colour
+        frame = self.filling.fill_frame(flat) if number in (1, 3) else flat.colour
         if number < 2:
             return frame
-        seen = flat.seen
+        seen = flat.visibility
         color = np.median(painted[seen == 0], axis=0) if (seen == 0).any() else np.zeros(3)
         return np.rint(seen[..., None] * frame + (1 - seen[..., None]) * color).astype(np.uint8)
 

@@ -21,20 +21,20 @@ from typing import Any, Literal
 
 import numpy as np
 
-from editors.carry import carry
-from editors.preview import Easel, open_easel, stamp_of, write_page, write_preview
+from editors.carry import carry_to_charts
+from editors.preview import PreviewSession, open_preview, read_run_stamp, write_page, write_preview
 from editors.watched import (
     DEFAULTS,
-    DOCUMENTS,
-    ELSEWHERE,
-    PICTURES,
-    Incomplete,
+    DOCUMENT_SUFFIXES,
+    PROGRAM_SUFFIXES,
+    PICTURE_SUFFIXES,
+    IncompleteFileError,
     Stat,
-    Watched,
+    WatchedFile,
     WatchSettings,
-    given_file,
+    parse_given_file,
     is_watched,
-    layer_of,
+    find_file_layer,
 )
 from neural_fields.canonical import Overlay
 from neural_fields.errors import UserError
@@ -44,7 +44,7 @@ Kind = Literal["start", "painted", "no change", "removed", "edits", "carried", "
 
 
 @dataclass(frozen=True)
-class Update:
+class WatchUpdate:
     """Something that happened while watching.
 
     Attributes:
@@ -81,7 +81,7 @@ class Update:
             "error": None if problem is None else {name: getattr(problem, name) for name in names},
         }
 
-    def lines(self) -> list[str]:
+    def to_lines(self) -> list[str]:
         """Returns the update in lines for a person."""
         name = "" if self.picture is None else self.picture.name
         took = "" if self.seconds is None else f" after {self.seconds:.2f} s"
@@ -101,7 +101,7 @@ class Update:
         return [*([said[self.kind]] if self.kind in said else []), *(f"note: {note}" for note in self.notes)]
 
 
-def watch(
+def watch_pictures(
     run: Run | str | Path,
     *,
     frames: Sequence[int] = (),
@@ -109,7 +109,7 @@ def watch(
     size: int = DEFAULTS.size_px,
     stop: Callable[[], bool] = lambda: False,
     settings: WatchSettings = DEFAULTS,
-) -> Iterator[Update]:
+) -> Iterator[WatchUpdate]:
     """Shows what is painted in `previews/watch.jpg` of a run, and in the page beside it, until it is told to stop.
 
     Watched are the pictures in `canonical/` that begin with the name of a layer, and the layered documents there. The
@@ -128,7 +128,7 @@ def watch(
     """
     run = run if isinstance(run, Run) else Run.open(Path(run))
     session = _Session(run, frames, size, settings)
-    session.given = dict(given_file(text, session.easel.maps.layers) for text in pictures)
+    session.given = dict(parse_given_file(text, session.easel.maps.layers) for text in pictures)
     folders = list(dict.fromkeys([session.folder, *(path.parent for path in session.given)]))
     with _wake_on_changes(folders, settings) as wake, ThreadPoolExecutor(1) as session.workers:
         yield session.show_first()
@@ -152,11 +152,11 @@ class _Session:
         self.frames = frames
         self.size = size
         self.settings = settings
-        self.easel: Easel = open_easel(run, frames, size, settings)
+        self.easel: PreviewSession = open_preview(run, frames, size, settings)
         self.given: dict[Path, str | None] = {}
-        self.files: dict[Path, Watched] = {}
+        self.files: dict[Path, WatchedFile] = {}
         self.painted: dict[str, tuple[Path, Overlay]] = {}
-        self.stamp = stamp_of(run, self.easel.maps.layers)
+        self.stamp = read_run_stamp(run, self.easel.maps.layers)
         self.is_whole = True  # the run can be read as it is
         self.carrying: Future[tuple[dict[str, Overlay], list[str]]] | None = None
         self.saved = 0.0
@@ -171,13 +171,13 @@ class _Session:
     def overlays(self) -> dict[str, Overlay]:
         return {layer: overlay for layer, (_, overlay) in self.painted.items()}
 
-    def make_update(self, kind: Kind, picture: Path | None = None, **more: Any) -> Update:
+    def make_update(self, kind: Kind, picture: Path | None = None, **more: Any) -> WatchUpdate:
         """Makes an update; notes are given once."""
         notes = tuple(note for note in dict.fromkeys(more.pop("notes", ())) if note not in self.notes)
         self.notes.update(notes)
-        return Update(kind, picture, tuple(self.painted), notes=notes, **more)
+        return WatchUpdate(kind, picture, tuple(self.painted), notes=notes, **more)
 
-    def show_first(self) -> Update:
+    def show_first(self) -> WatchUpdate:
         """Shows what is painted already."""
         write_page(self.run)
         notes = self._read_all()
@@ -185,9 +185,9 @@ class _Session:
         self._start_carrying()
         return self.make_update("start", notes=notes)
 
-    def poll_files(self) -> Iterator[Update]:
+    def poll_files(self) -> Iterator[WatchUpdate]:
         """Looks once at the run and at all files, and shows what is new."""
-        stamp = stamp_of(self.run, self.easel.maps.layers)
+        stamp = read_run_stamp(self.run, self.easel.maps.layers)
         if stamp != self.stamp:
             yield from self._reopen_run(stamp)
         if not self.is_whole:
@@ -220,26 +220,26 @@ class _Session:
         with suppress(OSError), os.scandir(self.folder) as entries:
             found |= {self.folder / entry.name for entry in entries if is_watched(entry.name)}
         for path in found:
-            self.files.setdefault(path, Watched(path)).observe(now)
+            self.files.setdefault(path, WatchedFile(path)).observe(now)
 
     def _read_all(self) -> list[str]:
         """Reads all files that can be read, the one saved last at the end; returns notes."""
         self._scan_files(time.monotonic())
         notes: list[str] = []
         for file in sorted(self.files.values(), key=lambda file: file.stat[1] if file.stat else 0):
-            file.done = None
+            file.taken_stat = None
             known = file.stat is not None and self._has_layer(file.path)
-            with suppress(Incomplete, UserError):  # then it is read again, and said
+            with suppress(IncompleteFileError, UserError):  # then it is read again, and said
                 if known:
                     notes += self._read_paint(file)[1]
-                file.done = file.stat
+                file.taken_stat = file.stat
         return notes
 
-    def _reopen_run(self, stamp: tuple[Stat | None, ...]) -> Iterator[Update]:
+    def _reopen_run(self, stamp: tuple[Stat | None, ...]) -> Iterator[WatchUpdate]:
         """Reads the run again after its edits, maps or exported pictures changed."""
         self.stamp = stamp
         try:
-            self.easel = open_easel(self.run, self.frames, self.size, self.settings)
+            self.easel = open_preview(self.run, self.frames, self.size, self.settings)
             self.is_whole = True
         except UserError as error:  # such as a training that goes on and bakes just now; then the stamp changes again
             self.is_whole = False
@@ -251,11 +251,11 @@ class _Session:
         self._start_carrying()
         yield self.make_update("edits", notes=notes)
 
-    def _handle_change(self, file: Watched, now: float) -> Iterator[Update]:
+    def _handle_change(self, file: WatchedFile, now: float) -> Iterator[WatchUpdate]:
         """Shows a file that changed, if it is ready."""
         if file.stat is None:
-            if now - file.since >= self.settings.gone_s:
-                file.done = None
+            if now - file.seen_since >= self.settings.gone_s:
+                file.taken_stat = None
                 shown = [layer for layer, (path, _) in self.painted.items() if path == file.path]
                 for layer in shown:
                     del self.painted[layer]
@@ -266,43 +266,43 @@ class _Session:
                 yield self.make_update("removed", file.path)
             return
         if not self._has_layer(file.path):
-            file.done = file.stat
+            file.taken_stat = file.stat
             if file.path not in self.hinted:  # say once why it is left alone
                 self.hinted.add(file.path)
                 text = f"{file.path.name} belongs to no layer: begin its name with one of "
                 text += ", ".join(self.easel.maps.layers)
-                if file.path.suffix.lower() in ELSEWHERE:
+                if file.path.suffix.lower() in PROGRAM_SUFFIXES:
                     text = f"{file.path.name} can be read by its own program only: export it as .ora or .png"
                 yield self.make_update("hint", file.path, notes=[text])
             return
-        if file.failed is None and file.is_still(now, self.settings.still_s):
+        if file.read_error is None and file.is_still(now, self.settings.still_s):
             try:
                 yield from self._show_file(file)
                 return
-            except Incomplete as problem:
-                file.failed = problem.error
+            except IncompleteFileError as problem:
+                file.read_error = problem.error
             except UserError as error:
-                file.done = file.stat
+                file.taken_stat = file.stat
                 yield self.make_update("error", file.path, error=error)
                 return
-        if file.failed is not None and now - file.since >= self.settings.give_up_s:
-            file.done = file.stat
-            yield self.make_update("error", file.path, error=file.failed)
-        elif now - file.begun >= self.settings.patience_s and not file.told:
-            file.told = True
+        if file.read_error is not None and now - file.seen_since >= self.settings.give_up_s:
+            file.taken_stat = file.stat
+            yield self.make_update("error", file.path, error=file.read_error)
+        elif now - file.save_begun >= self.settings.patience_s and not file.is_told:
+            file.is_told = True
             yield self.make_update("waiting", file.path)
 
-    def _show_file(self, file: Watched) -> Iterator[Update]:
+    def _show_file(self, file: WatchedFile) -> Iterator[WatchUpdate]:
         """Reads a file and renews the preview."""
-        stat, saved, begin = file.stat, file.saved(self.settings.patience_s), time.time()
+        stat, saved, begin = file.stat, file.estimate_save_time(self.settings.patience_s), time.time()
         kind, notes = self._read_paint(file)
         read = time.time()
-        picture = self.easel.picture(self.overlays)
+        picture = self.easel.render_picture(self.overlays)
         rendered = time.time()
         write_preview(self.run, picture, self.settings.jpeg_quality)
         written = time.time()
         stages = {"settle": begin - saved, "read": read - begin, "render": rendered - read, "write": written - rendered}
-        self.saved, file.done = saved, stat
+        self.saved, file.taken_stat = saved, stat
         yield self.make_update(kind, file.path, seconds=written - saved, stages=stages, notes=notes)
         self._start_carrying()
         if kind != "painted" or file.path in self.hinted:
@@ -310,17 +310,17 @@ class _Session:
         # Say once which frame shows what was painted, if the preview does not.
         own = {layer: overlay for layer, (path, overlay) in self.painted.items() if path == file.path}
         others = {layer: overlay for layer, overlay in self.overlays.items() if layer not in own}
-        if not np.array_equal(picture, self.easel.picture(others)):
+        if not np.array_equal(picture, self.easel.render_picture(others)):
             return
         self.hinted.add(file.path)
-        number = self.easel.best_frame(own)
+        number = self.easel.find_best_frame(own)
         text = "no frame of the video shows the place that was painted"
         if number is not None:
             shown = ", ".join(str(shot.number) for shot in self.easel.shots)
             text = f"the place that was painted is not seen in frame {shown}: unwrap watch --frame {number} shows it"
         yield self.make_update("hint", file.path, notes=[text])
 
-    def _read_paint(self, file: Watched) -> tuple[Kind, Sequence[str]]:
+    def _read_paint(self, file: WatchedFile) -> tuple[Kind, Sequence[str]]:
         """Reads a file and keeps what was painted; the notes are of the picture.
 
         Raises:
@@ -328,7 +328,7 @@ class _Session:
             UserError: it can, but does not fit.
         """
         path = file.path
-        found = self.easel.overlays(path, self._find_layer(path))
+        found = self.easel.read_overlays(path, self._find_layer(path))
         before = [layer for layer, (known, _) in self.painted.items() if known == path]
         for layer in before:
             del self.painted[layer]
@@ -338,23 +338,23 @@ class _Session:
 
     def _find_layer(self, path: Path) -> str | None:
         """Finds the layer of a file as the user says, or else as its name does; a document tells its own."""
-        named = None if path.suffix.lower() in DOCUMENTS else layer_of(path.name, self.easel.maps.layers)
+        named = None if path.suffix.lower() in DOCUMENT_SUFFIXES else find_file_layer(path.name, self.easel.maps.layers)
         return self.given.get(path) or named
 
     def _has_layer(self, path: Path) -> bool:
         """Tells whether a file can be read and belongs to a layer."""
         suffix = path.suffix.lower()
-        return suffix in DOCUMENTS or (suffix in PICTURES and self._find_layer(path) is not None)
+        return suffix in DOCUMENT_SUFFIXES or (suffix in PICTURE_SUFFIXES and self._find_layer(path) is not None)
 
     def _start_carrying(self) -> None:
         """Begins to carry what was painted to all parts of its layers, beside everything else: it takes seconds."""
         if self.carrying is not None:
             self.carrying.cancel()
         wanted = bool(self.easel.maps.charts) and bool(self.painted)
-        self.carrying = self.workers.submit(carry, self.run, self.easel.maps, self.overlays) if wanted else None
+        self.carrying = self.workers.submit(carry_to_charts, self.run, self.easel.maps, self.overlays) if wanted else None
 
     def _write_preview(self, overlays: Mapping[str, Overlay]) -> None:
-        write_preview(self.run, self.easel.picture(overlays), self.settings.jpeg_quality)
+        write_preview(self.run, self.easel.render_picture(overlays), self.settings.jpeg_quality)
 
 
 @contextmanager

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from neural_fields.errors import UserError, bad_input
 
-PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
-DOCUMENTS = (".ora", ".psd")
-ELSEWHERE = (".kra", ".xcf", ".psb")  # files that only their own program reads well
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
+DOCUMENT_SUFFIXES = (".ora", ".psd")
+PROGRAM_SUFFIXES = (".kra", ".xcf", ".psb")  # files that only their own program reads well
 _BACKUP = re.compile(r"(^|[-_. ])(bak|backup)([-_. ]|$)", re.IGNORECASE)
 
 Stat = tuple[int, int, int]  # size, time of the last change in nanoseconds, number of the file
@@ -48,7 +48,7 @@ def match_layer(text: str, layers: Sequence[str]) -> str | None:
     return max(fits, key=len, default=None)
 
 
-def layer_of(name: str, layers: Sequence[str]) -> str | None:
+def find_file_layer(name: str, layers: Sequence[str]) -> str | None:
     """Finds the layer that a file belongs to by its name: the longest that it begins with, as a whole word."""
     return match_layer(Path(name).stem, layers)
 
@@ -56,11 +56,11 @@ def layer_of(name: str, layers: Sequence[str]) -> str | None:
 def is_watched(name: str) -> bool:
     """Tells whether a file may be a picture or a document by its name, and is none that programs make to save."""
     path = Path(name)
-    known = path.suffix.lower() in (*PICTURES, *DOCUMENTS, *ELSEWHERE)
+    known = path.suffix.lower() in (*PICTURE_SUFFIXES, *DOCUMENT_SUFFIXES, *PROGRAM_SUFFIXES)
     return known and not name.startswith((".", "~", "#")) and not _BACKUP.search(path.stem)
 
 
-def given_file(text: str | Path, layers: Sequence[str]) -> tuple[Path, str | None]:
+def parse_given_file(text: str | Path, layers: Sequence[str]) -> tuple[Path, str | None]:
     """Reads "[LAYER=]FILE": a file to watch, and its layer; a document tells its own.
 
     Raises:
@@ -69,19 +69,19 @@ def given_file(text: str | Path, layers: Sequence[str]) -> tuple[Path, str | Non
     name, has_name, file = str(text).partition("=")
     is_named = bool(has_name) and name in layers
     path = Path(os.path.abspath(file if is_named else text))
-    is_document = path.suffix.lower() in DOCUMENTS
+    is_document = path.suffix.lower() in DOCUMENT_SUFFIXES
     layer = None
     if is_named:
         layer = name
     elif not is_document:
-        layer = layer_of(path.name, layers)
+        layer = find_file_layer(path.name, layers)
     if not path.parent.is_dir():
         raise bad_input(f"there is no folder {path.parent}", where=str(text), fix="check the spelling of the path")
-    if path.suffix.lower() not in (*PICTURES, *DOCUMENTS):
+    if path.suffix.lower() not in (*PICTURE_SUFFIXES, *DOCUMENT_SUFFIXES):
         raise bad_input(
             f"{path.name} is no picture that can be watched",
             where=str(path),
-            why=f"expected {', '.join((*PICTURES, *DOCUMENTS))}",
+            why=f"expected {', '.join((*PICTURE_SUFFIXES, *DOCUMENT_SUFFIXES))}",
             fix="export it from your program as .png or .ora",
         )
     if layer is None and not is_document and len(layers) == 1:
@@ -97,47 +97,47 @@ def given_file(text: str | Path, layers: Sequence[str]) -> tuple[Path, str | Non
 
 
 @dataclass
-class Watched:
+class WatchedFile:
     """A watched file."""
 
     path: Path
     stat: Stat | None = None  # as it was seen last
-    done: Stat | None = None  # as it was when the preview took it
-    since: float = 0.0  # when `stat` was seen first
-    begun: float = 0.0  # when a save was noticed first
-    failed: UserError | None = None  # why it cannot be read as it is
-    told: bool = False  # that it is waited for
+    taken_stat: Stat | None = None  # as it was when the preview took it
+    seen_since: float = 0.0  # when `stat` was seen first
+    save_begun: float = 0.0  # when a save was noticed first
+    read_error: UserError | None = None  # why it cannot be read as it is
+    is_told: bool = False  # that it is waited for
 
     def observe(self, now: float) -> None:
         """Looks at the file."""
-        found = stat_of(self.path)
+        found = read_stat(self.path)
         if found == self.stat:
             return
-        if self.stat == self.done:
-            self.begun, self.told = now, False
-        self.stat, self.since, self.failed = found, now, None
+        if self.stat == self.taken_stat:
+            self.save_begun, self.is_told = now, False
+        self.stat, self.seen_since, self.read_error = found, now, None
 
     @property
     def is_new(self) -> bool:
-        return self.stat != self.done
+        return self.stat != self.taken_stat
 
     def is_still(self, now: float, still_s: float) -> bool:
         """Tells whether it has not changed for `still_s` seconds, as far as was seen or as the file itself says."""
         since_change = time.time() - self.stat[1] / 1e9 if self.stat else 0.0
-        return now - self.since >= still_s or since_change >= still_s
+        return now - self.seen_since >= still_s or since_change >= still_s
 
-    def saved(self, patience_s: float) -> float:
+    def estimate_save_time(self, patience_s: float) -> float:
         """Returns when it was saved, in seconds since the epoch: what the file says, if that is about when it was seen.
 
         Args:
             patience_s: by how many seconds the file may say an earlier time.
         """
-        noticed = time.time() - (time.monotonic() - self.since)
+        noticed = time.time() - (time.monotonic() - self.seen_since)
         changed = self.stat[1] / 1e9 if self.stat else noticed
         return changed if 0 <= noticed - changed < patience_s else noticed
 
 
-class Incomplete(Exception):
+class IncompleteFileError(Exception):
     """A file cannot be read; perhaps its save is not finished."""
 
     def __init__(self, error: UserError) -> None:
@@ -145,7 +145,7 @@ class Incomplete(Exception):
         self.error = error
 
 
-def stat_of(path: Path) -> Stat | None:
+def read_stat(path: Path) -> Stat | None:
     """Reads what tells two states of a file apart; None where there is none."""
     try:
         found = path.stat()

@@ -9,20 +9,20 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from editors import edit
-from editors.demo import new_facts
-from neural_fields import FitOptions, RenderOptions, evaluate, fit, render
-from neural_fields.data.synthetic import demo_clip
-from neural_fields.data.video import write
+from editors.demo import make_clip_metadata
+from neural_fields import TrainOptions, RenderOptions, evaluate, train, render
+from neural_fields.data.synthetic import make_demo_clip
+from neural_fields.data.video import write_video
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else "example")
 folder.mkdir(parents=True, exist_ok=True)
 
 # A turtle over a sea floor, with changing light. To use your own video, remove these two lines.
-clip = demo_clip(frames=24, width=320, height=180)
-write(folder / "clip.mp4", clip.render(), new_facts(clip), overwrite=True)
+clip = make_demo_clip(frames=24, width=320, height=180)
+write_video(folder / "clip.mp4", clip.render_frames(), make_clip_metadata(clip), overwrite=True)
 
 # A second run of this script continues the training, or finds it finished.
-run = fit(folder / "clip.mp4", FitOptions(out=folder / "run", quality="draft")).run
+run = train(folder / "clip.mp4", TrainOptions(out=folder / "run", quality="draft")).run
 
 # Any image tool can do this part. The alpha channel of the picture says where the video shows the object.
 with Image.open(run.canonical / "foreground.png") as exported:

@@ -10,11 +10,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from editors import edit
 from neural_fields import RenderOptions, Run, render
-from neural_fields.data.video import probe, source_frames
+from neural_fields.data.video import probe_video, source_frames
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else "example")
 run = Run.open(folder / "run")
-facts = probe(folder / "clip.mp4")
+facts = probe_video(folder / "clip.mp4")
 
 # One frame as a picture. Any program that saves a still of the video works, if the still has the size of the video.
 number = facts.frame_count // 10

@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from neural_fields.errors import UserError
     from neural_fields.evaluation import evaluate
-    from neural_fields.families import fit
-    from neural_fields.fit_options import FitOptions
+    from neural_fields.families import train
+    from neural_fields.fit_options import TrainOptions
     from neural_fields.output import RenderOptions, render
     from neural_fields.run import Run
 
 __version__ = "0.1.0"
-__all__ = ["FitOptions", "RenderOptions", "Run", "UserError", "evaluate", "fit", "render"]
+__all__ = ["TrainOptions", "RenderOptions", "Run", "UserError", "evaluate", "train", "render"]
 
 _LIGHT = {"FitOptions": "fit_options", "Run": "run", "UserError": "errors"}
 _HEAVY = {"RenderOptions": "output", "evaluate": "evaluation", "fit": "families", "render": "output"}

@@ -60,7 +60,7 @@ class Adam:
     """
 
     def __init__(self, groups: list[dict], betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-10) -> None:
-        self.factor = 1.0  # all learning rates are multiplied with it
+        self.rate_factor = 1.0  # all learning rates are multiplied with it
         self._memories = [
             _Memory(p, g["lr"], g.get("betas", betas), g.get("eps", eps), bool(g.get("sparse")))
             for g in groups
@@ -73,7 +73,7 @@ class Adam:
             memory.parameter.grad = None
             memory.parameter.patches = []  # type: ignore[attr-defined]
 
-    def gradients(self) -> Iterator[Tensor]:
+    def iterate_gradients(self) -> Iterator[Tensor]:
         """Yields the values of every gradient there is."""
         for memory in self._memories:
             gradient = memory.parameter.grad
@@ -86,7 +86,7 @@ class Adam:
         """Makes one step along the gradients."""
         for memory in self._memories:
             first, second = memory.betas
-            rate = memory.rate * self.factor
+            rate = memory.rate * self.rate_factor
             # Rectangles of a picture, which remembers one count of steps: memory starts at zero everywhere, so a texel
             # that is first seen late moves by about the learning rate all the same.
             if patches := _rectangle_gradients(memory.parameter):
@@ -123,12 +123,12 @@ class Adam:
             scale = memory.square.div(1 - second**count).sqrt_().add_(memory.eps)
             memory.parameter.addcdiv_(memory.mean, scale, value=-rate / (1 - first**count))
 
-    def tensors(self) -> dict[str, Tensor]:
+    def state_tensors(self) -> dict[str, Tensor]:
         """Returns all that is remembered, by name."""
         names = ("mean", "square", "steps")
         return {f"{n}.{name}": getattr(memory, name) for n, memory in enumerate(self._memories) for name in names}
 
-    def restore(self, tensors: dict[str, Tensor]) -> None:
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Puts back what `tensors` gave."""
         for number, memory in enumerate(self._memories):
             for name in ("mean", "square", "steps"):

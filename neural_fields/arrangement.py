@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-BLENDS = (
+BLEND_MODES = (
     "normal",
     "multiply",
     "screen",
@@ -42,7 +42,7 @@ class Arrangement:
     fade_in: int = 0
     fade_out: int = 0
 
-    def strength(self, frame: int) -> float:
+    def strength_at(self, frame: int) -> float:
         """Returns how much of the edit a frame of the source shows, 0 to 1, without its opacity.
 
         A fade of n frames shows 1/(n + 1) of it in its first frame, and all of it after n.
@@ -58,7 +58,7 @@ class Arrangement:
         """Whether some frames show the edit and others do not."""
         return self.start is not None or self.end is not None
 
-    def changed(self, values: Mapping[str, Any]) -> Arrangement:
+    def replace_values(self, values: Mapping[str, Any]) -> Arrangement:
         """Returns a copy with some of its values replaced; names that are no field are ignored.
 
         Raises:
@@ -71,8 +71,8 @@ class Arrangement:
                 if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
                     raise ValueError(f"opacity is {value!r}; it is 0 to 1")
             elif name == "blend":
-                if value not in BLENDS:
-                    raise ValueError(f"blend is {value!r}; there are {', '.join(BLENDS)}")
+                if value not in BLEND_MODES:
+                    raise ValueError(f"blend is {value!r}; there are {', '.join(BLEND_MODES)}")
             elif value is None and name in ("start", "end"):
                 continue
             elif not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 1 << 31:

@@ -26,10 +26,10 @@ from jaxtyping import Float, Int, UInt8
 
 from neural_fields.coords import Box
 from neural_fields.errors import ExitCode, UserError
-from neural_fields.files import atomic_write, read_json, require_room, write_json
-from neural_fields.lookup import RIM, at_points, enlarge, warped
+from neural_fields.files import atomic_write, read_json, require_disk_space, write_json
+from neural_fields.lookup import RIM, sample_rimmed_maps, enlarge_map, warp_part
 from neural_fields.planar.model import PlanarModel
-from neural_fields.planar.opacity import layer_weights
+from neural_fields.planar.opacity import compute_layer_weights
 from neural_fields.planar.sheets import Chart
 from neural_fields.run import Run
 
@@ -127,52 +127,52 @@ class Maps:
                 raise _damaged_error(run.maps, f"{name}.npy has the shape {found}, not {shape}")
         return Maps(run.maps, layers, boxes, (width, height), count, has_gain, charts)
 
-    def uv(self, t: int, layer: int, size: tuple[int, int]) -> Float[np.ndarray, "height width 2"]:
+    def read_uv(self, t: int, layer: int, size: tuple[int, int]) -> Float[np.ndarray, "height width 2"]:
         """Returns the canonical coordinates of every pixel of frame `t` at `size`."""
-        return enlarge(self._uv_files[layer][t], self.size, size)
+        return enlarge_map(self._uv_files[layer][t], self.size, size)
 
-    def uv_small(self, t: int, layer: int) -> Float[np.ndarray, "height width 2"]:
+    def read_uv_small(self, t: int, layer: int) -> Float[np.ndarray, "height width 2"]:
         """Returns the canonical coordinates at the size of the maps."""
         return self._uv_files[layer][t, RIM:-RIM, RIM:-RIM]
 
-    def weight(self, t: int, size: tuple[int, int]) -> Float[np.ndarray, "layers height width"]:
+    def read_weights(self, t: int, size: tuple[int, int]) -> Float[np.ndarray, "layers height width"]:
         """Returns the share of each pixel that each layer fills; sums to one."""
-        planes = [enlarge(plane, self.size, size) for plane in self._weight_file[t]]
+        planes = [enlarge_map(plane, self.size, size) for plane in self._weight_file[t]]
         weights = np.stack(planes).astype(np.float32) / 255
         return weights / weights.sum(0).clip(1e-3)
 
-    def layer_weight(
+    def read_layer_weight(
         self, t: int, layer: int, size: tuple[int, int], part: tuple[slice, slice] | None = None
     ) -> Float[np.ndarray, "height width"]:
         """Returns the weight of one layer at `size`; `part` (rows, columns) asks for a part of the frame."""
-        return enlarge(self._weight_file[t, layer], self.size, size, part).astype(np.float32) / 255
+        return enlarge_map(self._weight_file[t, layer], self.size, size, part).astype(np.float32) / 255
 
-    def layer_weight_small(self, t: int, layer: int) -> Float[np.ndarray, "height width"]:
+    def read_layer_weight_small(self, t: int, layer: int) -> Float[np.ndarray, "height width"]:
         """Returns the weight of one layer at the size of the maps."""
         return self._weight_file[t, layer, RIM:-RIM, RIM:-RIM].astype(np.float32) / 255
 
-    def uv_part(
+    def read_uv_part(
         self, t: int, layer: int, size: tuple[int, int], part: tuple[slice, slice]
     ) -> Float[np.ndarray, "height width 2"]:
         """Returns the canonical coordinates in a part (rows, columns) of the frame at `size`."""
-        return enlarge(self._uv_files[layer][t], self.size, size, part)
+        return enlarge_map(self._uv_files[layer][t], self.size, size, part)
 
-    def gain(
+    def read_gain(
         self, t: int, layer: int, size: tuple[int, int], part: tuple[slice, slice] | None = None
     ) -> Float[np.ndarray, "height width 3"]:
         """Returns the lighting gain of a layer; ones where the model has none."""
         if not self.has_gain:
             rows, columns = part or (slice(0, size[1]), slice(0, size[0]))
             return np.ones((rows.stop - rows.start, columns.stop - columns.start, 3), np.float32)
-        return enlarge(self._gain_files[layer][t], gain_size(self.size), size, part)
+        return enlarge_map(self._gain_files[layer][t], gain_size(self.size), size, part)
 
-    def rimmed(
+    def read_rimmed(
         self, t: int, layer: int
     ) -> tuple[Float[np.ndarray, "height width 2"], UInt8[np.ndarray, "height width"]]:
         """Returns the canonical coordinates and weight (255 is one) of a layer as they are stored, with their rim."""
         return self._uv_files[layer][t], self._weight_file[t, layer]
 
-    def light(
+    def read_light(
         self, t: int, layer: int, rows: slice, columns: slice, lit: bool = True
     ) -> Float[np.ndarray, "height width 4"]:
         """Returns weight times gain (RGB; without `lit` the weight), and the weight, in a part of the rimmed maps.
@@ -191,18 +191,18 @@ class Maps:
         here = (slice(rows.start - RIM, rows.stop - RIM), slice(columns.start - RIM, columns.stop - RIM))
         # The fourth channel that comes with the others is one.
         gain = cv2.cvtColor(self._gain_files[layer][t], cv2.COLOR_RGB2RGBA)
-        return cv2.multiply(weights, enlarge(gain, gain_size(self.size), self.size, here), dst=weights)
+        return cv2.multiply(weights, enlarge_map(gain, gain_size(self.size), self.size, here), dst=weights)
 
-    def at(self, t: int, x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], size: tuple[int, int]) -> MapSamples:
+    def sample_at_points(self, t: int, x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], size: tuple[int, int]) -> MapSamples:
         """Samples all layers at scattered pixels (column x, row y) of a frame of `size`."""
-        uv = at_points([plane[t] for plane in self._uv_files], x, y, self.size, size)
-        weight = at_points(list(self._weight_file[t]), x, y, self.size, size).astype(np.float32)
+        uv = sample_rimmed_maps([plane[t] for plane in self._uv_files], x, y, self.size, size)
+        weight = sample_rimmed_maps(list(self._weight_file[t]), x, y, self.size, size).astype(np.float32)
         gain = np.ones((len(self.layers), len(x), 3), np.float32)
         if self.has_gain:
-            gain = at_points([plane[t] for plane in self._gain_files], x, y, gain_size(self.size), size)
+            gain = sample_rimmed_maps([plane[t] for plane in self._gain_files], x, y, gain_size(self.size), size)
         return MapSamples(uv, weight / weight.sum(0).clip(1), gain)
 
-    def at_samples(
+    def read_samples(
         self, t: int, x: Int[np.ndarray, " n"], y: Int[np.ndarray, " n"]
     ) -> tuple[Float[np.ndarray, "layers n 2"], Float[np.ndarray, "layers n"], Float[np.ndarray, "layers n 4"]]:
         """Returns uv, weight (sums to one) and gain of all layers at some samples of the rimmed maps.
@@ -222,9 +222,9 @@ class Maps:
         if not self.has_gain:
             return uv, weight, np.ones((len(uv), len(x), 4), np.float32)
         gains = [cv2.cvtColor(plane[t], cv2.COLOR_RGB2RGBA) for plane in self._gain_files]
-        return uv, weight, at_points(gains, x - RIM, y - RIM, gain_size(self.size), self.size)
+        return uv, weight, sample_rimmed_maps(gains, x - RIM, y - RIM, gain_size(self.size), self.size)
 
-    def enlarged(
+    def resample_part(
         self,
         values: Float[np.ndarray, "h w c"],
         corner: tuple[int, int],
@@ -239,7 +239,7 @@ class Maps:
             size: (width, height) of the frame.
             part: rows and columns of the frame.
         """
-        return warped(values, corner, self.size, size, part)
+        return warp_part(values, corner, self.size, size, part)
 
     @cached_property
     def _uv_files(self) -> list[_FrameFile]:
@@ -265,7 +265,7 @@ def _damaged_error(folder: Path, why: str) -> UserError:
 
 
 @torch.no_grad()
-def bake(run: Run, model: PlanarModel, step: int, progress: Callable[[int, int], None] | None = None) -> Maps:
+def bake_maps(run: Run, model: PlanarModel, step: int, progress: Callable[[int, int], None] | None = None) -> Maps:
     """Evaluates the model once per frame and writes the maps.
 
     Args:
@@ -288,7 +288,7 @@ def bake(run: Run, model: PlanarModel, step: int, progress: Callable[[int, int],
         gain_shape = (count, small[1] + 2 * RIM, small[0] + 2 * RIM, 3)
         formats |= {f"gain-{name}": (gain_shape, np.float16) for name in names}
     run.maps.mkdir(parents=True, exist_ok=True)
-    require_room(run.maps, sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in formats.values()))
+    require_disk_space(run.maps, sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in formats.values()))
     (run.maps / "maps.json").unlink(missing_ok=True)  # what is there is stale from here on
     with ExitStack() as stack:
         files = {}
@@ -297,18 +297,18 @@ def bake(run: Run, model: PlanarModel, step: int, progress: Callable[[int, int],
         for t in range(count):
             frame = torch.tensor([t])
             arrays: dict[str, np.ndarray] = {}
-            places = [mapping.frames(frame, count, size) for mapping in model.mappings]
+            places = [mapping.map_frames(frame, count, size) for mapping in model.mappings]
             for name, uv in zip(names, places, strict=True):
                 arrays[f"uv-{name}"] = _add_rim(uv[0].numpy())
-            weights = layer_weights(model.opacity.frames(frame, count, size)[0]).numpy()
+            weights = compute_layer_weights(model.opacity.sample_frames(frame, count, size)[0]).numpy()
             packed = (255 * _add_rim(weights)).round().clip(0, 255).astype(np.uint8)
             arrays["weight"] = packed.transpose(2, 0, 1)
             for name, gain, uv in zip(names, model.gains, places, strict=False):
                 if gain.on_canonical:  # it has detail: the means of the pixels around each point
-                    values = gain.frames(frame, count, size, uv)[0].numpy()
+                    values = gain.sample_frames(frame, count, size, uv)[0].numpy()
                     values = cv2.resize(values, small, interpolation=cv2.INTER_AREA)
                 else:
-                    values = gain.frames(frame, count, small)[0].numpy()
+                    values = gain.sample_frames(frame, count, small)[0].numpy()
                 arrays[f"gain-{name}"] = _add_rim(values)
             for name, array in arrays.items():
                 files[name].write(np.ascontiguousarray(array, formats[name][1]).tobytes())
@@ -320,7 +320,7 @@ def bake(run: Run, model: PlanarModel, step: int, progress: Callable[[int, int],
         "size": size,
         "frame_count": count,
         "has_gain": has_gain,
-        "charts": [[asdict(chart) for chart in series] for series in model.charts()],
+        "charts": [[asdict(chart) for chart in series] for series in model.list_charts()],
         "step": step,
     }
     write_json(run.maps / "maps.json", metadata)

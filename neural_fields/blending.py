@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float
 
-from neural_fields.arrangement import BLENDS
+from neural_fields.arrangement import BLEND_MODES
 
 Rgb = Float[np.ndarray, "*pixels 3"]
 Blend = Callable[[Rgb, Rgb], Rgb]  # paint, colour under it: the blended colour
@@ -66,13 +66,13 @@ def luminosity(top: Rgb, under: Rgb) -> Rgb:
     return _set_luma(under, top @ _LUMA)
 
 
-def blend_of(name: str) -> Blend | None:
+def blend_function(name: str) -> Blend | None:
     """Returns the function of one of `BLENDS`; None for "normal", which takes the paint as it is.
 
     Raises:
         ValueError: there is no such mode.
     """
-    if name not in BLENDS:
+    if name not in BLEND_MODES:
         raise ValueError(f"there is no blend mode {name!r}")
     functions: dict[str, Blend] = {
         function.__name__: function

@@ -23,7 +23,7 @@ from neural_fields import coords
 from neural_fields.coords import Box
 from neural_fields.errors import ExitCode, UserError, bad_input
 from neural_fields.files import atomic_write, read_json, write_json
-from neural_fields.pictures import Picture, png_bytes, premultiplied, read_picture, resize, straight
+from neural_fields.pictures import Picture, encode_png, premultiply, read_picture, resize_image, unpremultiply
 
 
 @dataclass(frozen=True)
@@ -65,22 +65,22 @@ class CanonicalImage:
         """(width, height)."""
         return self.rgba.shape[2], self.rgba.shape[1]
 
-    def array(self) -> Float[np.ndarray, "height width 4"]:
+    def to_array(self) -> Float[np.ndarray, "height width 4"]:
         """Returns the picture as a numpy array, channels last."""
         return self.rgba.permute(1, 2, 0).contiguous().cpu().numpy()
 
-    def sample(self, uv: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n 4"]:
+    def sample_rgba(self, uv: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n 4"]:
         """Samples straight colors and alpha bilinearly at any uv. Outside the box alpha is zero."""
         alpha = self.rgba[3:]
         flat = uv.reshape(1, 1, -1, 2).to(self.rgba)
         image = torch.cat([self.rgba[:3] * alpha, alpha])[None]
-        found = coords.sample(image, self.box, flat, padding="zeros")[0, :, 0].T
+        found = coords.sample_canonical(image, self.box, flat, padding="zeros")[0, :, 0].T
         color = torch.where(found[:, 3:] > 1e-6, found[:, :3] / found[:, 3:].clamp(min=1e-6), 0.0)
         return torch.cat([color, found[:, 3:]], dim=1).reshape(*uv.shape[:-1], 4)
 
-    def over(self, overlay: Overlay) -> CanonicalImage:
+    def composite_overlay(self, overlay: Overlay) -> CanonicalImage:
         """Composites an overlay over this picture, at this picture's size."""
-        on_top = torch.from_numpy(fit(overlay, self.size, self.box)).to(self.rgba).permute(2, 0, 1)
+        on_top = torch.from_numpy(resample_overlay(overlay, self.size, self.box)).to(self.rgba).permute(2, 0, 1)
         below = torch.cat([self.rgba[:3] * self.rgba[3:], self.rgba[3:]])
         mixed = torch.cat([on_top[:3] * on_top[3:], on_top[3:]]) + below * (1 - on_top[3:])
         color = torch.where(mixed[3:] > 1e-6, mixed[:3] / mixed[3:].clamp(min=1e-6), self.rgba[:3])
@@ -88,14 +88,14 @@ class CanonicalImage:
 
 
 @dataclass(frozen=True)
-class Export:
+class ExportedCanonical:
     """Where a canonical image was written, and what to tell the user."""
 
     path: Path
     notes: tuple[str, ...] = ()
 
 
-def export(folder: Path, image: CanonicalImage, frames_seen: Int[Tensor, "height width"] | None = None) -> Export:
+def export_canonical(folder: Path, image: CanonicalImage, frames_seen: Int[Tensor, "height width"] | None = None) -> ExportedCanonical:
     """Writes one layer into `run.canonical`: the picture to paint on, its metadata, and a pristine copy.
 
     A picture there that is not one of ours, byte for byte, belongs to the user: it stays, and the new one goes to
@@ -106,7 +106,7 @@ def export(folder: Path, image: CanonicalImage, frames_seen: Int[Tensor, "height
         image: the layer.
         frames_seen: in how many frames each texel is seen.
     """
-    data = png_bytes(image.array())
+    data = encode_png(image.to_array())
     digest = hashlib.sha256(data).hexdigest()
     sidecar = folder / f"{image.layer}.json"
     version: dict[str, Any] = {"sha256": digest, "box": list(image.box.as_tuple()), "size": list(image.size)}
@@ -139,16 +139,16 @@ def export(folder: Path, image: CanonicalImage, frames_seen: Int[Tensor, "height
     with atomic_write(path) as part:
         part.write_bytes(data)
     if path.name == f"{image.layer}.png":
-        return Export(path)
-    return Export(path, (f"{image.layer}.png was painted on, so it stays; the new picture is {path.name}",))
+        return ExportedCanonical(path)
+    return ExportedCanonical(path, (f"{image.layer}.png was painted on, so it stays; the new picture is {path.name}",))
 
 
-def layer_names(folder: Path) -> list[str]:
+def list_layers(folder: Path) -> list[str]:
     """Lists the layers exported into `run.canonical`."""
     return sorted(path.stem for path in folder.glob("*.json"))
 
 
-def pristine(folder: Path, layer: str) -> CanonicalImage:
+def read_pristine(folder: Path, layer: str) -> CanonicalImage:
     """Reads the newest picture of a layer as the tool wrote it.
 
     Raises:
@@ -157,7 +157,7 @@ def pristine(folder: Path, layer: str) -> CanonicalImage:
     return _read_pristine_version(folder, layer, _known_versions(folder, layer)[-1])
 
 
-def base_for(folder: Path, layer: str, painted: Picture) -> CanonicalImage:
+def find_base_version(folder: Path, layer: str, painted: Picture) -> CanonicalImage:
     """Finds the version of a layer that a painted picture started from: the one that most of its texels still equal.
 
     Training that goes on exports the layer again; a picture painted before has to be compared with the older version.
@@ -179,7 +179,7 @@ def base_for(folder: Path, layer: str, painted: Picture) -> CanonicalImage:
     return min(same_size, key=lambda image: _median_difference(image, painted)) if same_size else newest
 
 
-def fit(overlay: Overlay, size: tuple[int, int], box: Box) -> Float[np.ndarray, "height width 4"]:
+def resample_overlay(overlay: Overlay, size: tuple[int, int], box: Box) -> Float[np.ndarray, "height width 4"]:
     """Resamples an overlay to `size` texels over a box; transparent where it does not reach.
 
     Args:
@@ -193,27 +193,27 @@ def fit(overlay: Overlay, size: tuple[int, int], box: Box) -> Float[np.ndarray, 
     if overlay.box == box:
         if overlay.size == size:
             return overlay.rgba
-        return straight(resize(premultiplied(overlay.rgba), size))
-    rgba = premultiplied(overlay.rgba)
+        return unpremultiply(resize_image(premultiply(overlay.rgba), size))
+    rgba = premultiply(overlay.rgba)
     finer = (box.width / size[0]) / (overlay.box.width / overlay.size[0])  # texels of the overlay to one of the result
     if finer > 4.0:  # averaged before it is sampled, so that no texel is missed
         halved = 2.0 ** np.floor(np.log2(finer / 2))
         smaller = (max(1, round(overlay.size[0] / halved)), max(1, round(overlay.size[1] / halved)))
-        rgba = np.ascontiguousarray(resize(rgba, smaller))
+        rgba = np.ascontiguousarray(resize_image(rgba, smaller))
     image = torch.from_numpy(rgba).permute(2, 0, 1)[None]
-    uv = coords.texel_centres(box, *size)[None]
-    found = coords.sample(image, overlay.box, uv, padding="zeros")[0]
-    return straight(found.permute(1, 2, 0).numpy())
+    uv = coords.texel_centers(box, *size)[None]
+    found = coords.sample_canonical(image, overlay.box, uv, padding="zeros")[0]
+    return unpremultiply(found.permute(1, 2, 0).numpy())
 
 
-def are_numbers(value: Any, count: int) -> bool:
+def is_number_list(value: Any, count: int) -> bool:
     """Tells whether a value read from JSON is a list of `count` numbers."""
     return isinstance(value, list) and len(value) == count and all(isinstance(item, int | float) for item in value)
 
 
 def _median_difference(image: CanonicalImage, painted: Picture) -> float:
     step = max(1, max(image.size) // 256)  # a few ten thousand texels tell versions apart
-    base, other = image.array()[::step, ::step], painted.rgba[::step, ::step]
+    base, other = image.to_array()[::step, ::step], painted.rgba[::step, ::step]
     seen = base[..., 3] > 0.5
     return float(np.median(np.abs(base - other)[..., :3][seen])) if seen.any() else 0.0
 
@@ -239,7 +239,7 @@ def _read_pristine_version(folder: Path, layer: str, version: Mapping[str, Any])
 
 def _known_versions(folder: Path, layer: str) -> list[dict[str, Any]]:
     """Returns the exported versions of a layer, the newest last; refuses a layer that has none."""
-    names = layer_names(folder)
+    names = list_layers(folder)
     if layer not in names:
         raise bad_input(
             f"there is no layer {layer!r}",
@@ -263,7 +263,7 @@ def _read_versions(sidecar: Path) -> list[dict[str, Any]]:
     versions = metadata.get("versions", [])
     for entry in (metadata, *versions):
         is_known = isinstance(entry, dict) and isinstance(entry.get("sha256"), str)
-        if not (is_known and are_numbers(entry.get("box"), 4) and are_numbers(entry.get("size"), 2)):
+        if not (is_known and is_number_list(entry.get("box"), 4) and is_number_list(entry.get("size"), 2)):
             raise _damaged_error(sidecar, "its metadata is incomplete")
     return list(versions)
 

@@ -16,26 +16,26 @@ from neural_fields.data.bvh import read_bvh
 from neural_fields.data.cameras import Camera
 from neural_fields.data.capture import Capture
 from neural_fields.data.capture_folder import check_new_folder, write_capture
-from neural_fields.data.facts import VideoFacts, parse_frames, parse_size
+from neural_fields.data.facts import VideoMetadata, parse_frames, parse_size
 from neural_fields.data.flow import compute_flow
-from neural_fields.data.joints import body_motion, motion_from_joints, read_trc
-from neural_fields.data.landmarks import SKELETON, Sighting, skeleton_joints, triangulate, write_landmarks
-from neural_fields.data.masks import ASPECT_SLACK, auto_masks, load_masks
-from neural_fields.data.memory import one_by_one, zeros
+from neural_fields.data.joints import fit_body_motion, fit_motion_to_joints, read_trc
+from neural_fields.data.landmarks import LANDMARK_SKELETON, PersonDetection, compute_skeleton_joints, triangulate_landmarks, write_landmarks
+from neural_fields.data.masks import ASPECT_SLACK, find_masks, load_masks
+from neural_fields.data.memory import iterate_releasing, allocate_zeros
 from neural_fields.data.pose_network import PoseNetwork
-from neural_fields.data.skeleton import Motion
-from neural_fields.data.still_masks import BodyViews, person_masks
-from neural_fields.data.video import probe, read
-from neural_fields.data.view_cameras import FilmedFrames, film_cameras
+from neural_fields.data.skeleton import SkeletonMotion
+from neural_fields.data.still_masks import BodyViews, segment_person
+from neural_fields.data.video import probe_video, read_video
+from neural_fields.data.view_cameras import FilmedFrames, assign_cameras
 from neural_fields.errors import ExitCode, UserError, bad_input
-from neural_fields.files import disk_errors, make_folder, temporary
-from neural_fields.fit_options import Progress, Reporter
+from neural_fields.files import disk_errors, make_folder, temporary_path
+from neural_fields.fit_options import Progress, ProgressReporter
 
-LANDMARKS = "landmarks.json"
+LANDMARKS_FILE = "landmarks.json"
 
 
 @dataclass(frozen=True)
-class BuildOptions:
+class CaptureBuildOptions:
     """The inputs of a scene folder; the defaults are those of the command.
 
     Attributes:
@@ -63,7 +63,7 @@ class BuildOptions:
 
 
 @dataclass(frozen=True)
-class Built:
+class BuiltCapture:
     """A scene folder that was built, with notes for the user."""
 
     folder: Path
@@ -84,7 +84,7 @@ class _Film:
         moments: the moment that each frame shows.
     """
 
-    metadata: VideoFacts
+    metadata: VideoMetadata
     film: FilmedFrames
     frames: np.ndarray
     moments: tuple[int, ...]
@@ -95,8 +95,8 @@ class _Film:
 
 
 def build_capture(
-    out: Path | str, videos: Sequence[Path], options: BuildOptions, report: Reporter = lambda progress: None
-) -> Built:
+    out: Path | str, videos: Sequence[Path], options: CaptureBuildOptions, report: ProgressReporter = lambda progress: None
+) -> BuiltCapture:
     """Builds a scene folder, all of it or nothing.
 
     Args:
@@ -112,24 +112,24 @@ def build_capture(
     out, notes = Path(out), list[str]()
     check_new_folder(out)  # before an hour's work
     _check_options(videos, options)
-    metadata = [probe(video) for video in videos]
+    metadata = [probe_video(video) for video in videos]
     chosen = _select_frames(metadata, options.frames)
-    filmed = film_cameras(options.cameras, metadata, chosen, notes)
+    filmed = assign_cameras(options.cameras, metadata, chosen, notes)
     size = _choose_size(metadata, options.size)
     motion = _read_motion(options, metadata[0].frame_count, chosen)
     switches = _read_switches(options.states, metadata[0].frame_count, chosen, notes)
     with disk_errors(out):
         make_folder(out.absolute().parent)
-        with temporary(out.absolute().parent) as work:
+        with temporary_path(out.absolute().parent) as work:
             parts = []
             for index, film in enumerate(filmed):
                 report(Progress("reading", index, len(filmed)))
                 text = f"{chosen.start}:{chosen.stop}:{chosen.step}"
-                frames = read(metadata[index].path, work, f"{size[0]}x{size[1]}", text).frames
+                frames = read_video(metadata[index].path, work, f"{size[0]}x{size[1]}", text).frames
                 moments = tuple(chosen.index(frame) for frame in film.frames)
                 if len(moments) < len(chosen):
                     frames = frames[list(moments)]
-                cameras = tuple(camera.resized(*size) for camera in film.cameras)
+                cameras = tuple(camera.resize(*size) for camera in film.cameras)
                 parts.append(_Film(metadata[index], FilmedFrames(film.frames, cameras), frames, moments))
             report(Progress("reading", len(filmed), len(filmed)))
             sightings = _find_people(parts, options, report)
@@ -144,15 +144,15 @@ def build_capture(
             write_capture(out, _join_films(parts, masks, motion, switches))
             if sightings:
                 seen = [(part.name, part.film.frames, some) for part, some in zip(parts, sightings, strict=True)]
-                write_landmarks(out / LANDMARKS, seen)
+                write_landmarks(out / LANDMARKS_FILE, seen)
             report(Progress("writing", 1, 1))
-    return Built(out, sum(len(part.frames) for part in parts), len(chosen), size, tuple(notes))
+    return BuiltCapture(out, sum(len(part.frames) for part in parts), len(chosen), size, tuple(notes))
 
 
 # --- options --------------------------------------------------------------------------------------------------------
 
 
-def _check_options(videos: Sequence[Path], options: BuildOptions) -> None:
+def _check_options(videos: Sequence[Path], options: CaptureBuildOptions) -> None:
     """Refuses options that contradict one another."""
     if not videos:
         raise UserError(ExitCode.USAGE, "no video is named", fix="unwrap capture OUT VIDEO --cameras FILE")
@@ -175,7 +175,7 @@ def _check_options(videos: Sequence[Path], options: BuildOptions) -> None:
         raise _make_missing_masks_error(options)
 
 
-def _make_missing_masks_error(options: BuildOptions) -> UserError:
+def _make_missing_masks_error(options: CaptureBuildOptions) -> UserError:
     """Returns the error of bones without masks."""
     return bad_input(
         "there are bones but no masks",
@@ -185,7 +185,7 @@ def _make_missing_masks_error(options: BuildOptions) -> UserError:
     )
 
 
-def _select_frames(metadata: Sequence[VideoFacts], frames: str | None) -> range:
+def _select_frames(metadata: Sequence[VideoMetadata], frames: str | None) -> range:
     """Selects the frames that are used of every video."""
     counts = [f.frame_count for f in metadata]
     shortest = min(counts)
@@ -200,7 +200,7 @@ def _select_frames(metadata: Sequence[VideoFacts], frames: str | None) -> range:
     return parse_frames(frames, shortest) if frames else range(shortest)
 
 
-def _choose_size(metadata: Sequence[VideoFacts], text: str) -> tuple[int, int]:
+def _choose_size(metadata: Sequence[VideoMetadata], text: str) -> tuple[int, int]:
     """Returns the size of all pictures of the scene."""
     size = parse_size(text, metadata[0].width, metadata[0].height)
     for f in metadata:
@@ -215,14 +215,14 @@ def _choose_size(metadata: Sequence[VideoFacts], text: str) -> tuple[int, int]:
     return size
 
 
-def _read_motion(options: BuildOptions, count: int, chosen: range) -> Motion | None:
+def _read_motion(options: CaptureBuildOptions, count: int, chosen: range) -> SkeletonMotion | None:
     """Reads the bones of the chosen frames from the given file; None if there is none."""
     path = options.bones or options.joints
     if path is None:
         return None
     try:
         if options.joints is not None:
-            motion = body_motion(read_trc(options.joints, options.axes, options.scale))
+            motion = fit_body_motion(read_trc(options.joints, options.axes, options.scale))
         elif path.suffix.lower() == ".bvh":
             motion = read_bvh(path, None, options.scale, options.axes)
         else:
@@ -257,53 +257,53 @@ def _read_switches(path: Path | None, count: int, chosen: range, notes: list[str
 # --- frames, bones, masks -------------------------------------------------------------------------------------------
 
 
-def _find_people(parts: Sequence[_Film], options: BuildOptions, report: Reporter) -> list[list[Sighting | None]]:
+def _find_people(parts: Sequence[_Film], options: CaptureBuildOptions, report: ProgressReporter) -> list[list[PersonDetection | None]]:
     """Runs the pose networks on every frame of every video; returns an empty list if there are none."""
     if options.pose_model is None:
         return []
-    network = PoseNetwork.open(options.pose_model)
+    network = PoseNetwork.load(options.pose_model)
     found = []
     for part in parts:
-        network.forget()
-        seen: list[Sighting | None] = []
-        for frame in one_by_one(part.frames):
-            seen.append(network.look(frame))
+        network.forget_person()
+        seen: list[PersonDetection | None] = []
+        for frame in iterate_releasing(part.frames):
+            seen.append(network.find_person(frame))
             report(Progress("poses", len(seen), len(part.frames)))
         found.append(seen)
     return found
 
 
 def _triangulate_motion(
-    parts: Sequence[_Film], sightings: list[list[Sighting | None]], moments: int, notes: list[str]
-) -> Motion | None:
+    parts: Sequence[_Film], sightings: list[list[PersonDetection | None]], moments: int, notes: list[str]
+) -> SkeletonMotion | None:
     """Fits bones to the landmarks of several cameras; None where only one camera has any."""
     if not any(sighting is not None and len(sighting.pixels) for some in sightings for sighting in some):
         return None
     if len(parts) < 2:
         notes.append(
-            f"one camera sees where joints are in the picture, not how far away: {LANDMARKS} has them, the scene has "
+            f"one camera sees where joints are in the picture, not how far away: {LANDMARKS_FILE} has them, the scene has "
             "no bones (a second camera, --bones or --joints give some)"
         )
         return None
     views = []
     for part, some in zip(parts, sightings, strict=True):
-        view: list[tuple[Camera, Sighting | None]] = [(part.film.cameras[0], None)] * moments
+        view: list[tuple[Camera, PersonDetection | None]] = [(part.film.cameras[0], None)] * moments
         for moment, camera, sighting in zip(part.moments, part.film.cameras, some, strict=True):
             view[moment] = camera, sighting
         views.append(view)
-    found = triangulate(views)
-    notes.append(f"joints from {len(parts)} cameras: {found.error:.1f} pixels off in the middle, {found.filled} filled")
-    names, parents = SKELETON
-    return motion_from_joints(names, parents, skeleton_joints(found.points))
+    found = triangulate_landmarks(views)
+    notes.append(f"joints from {len(parts)} cameras: {found.median_error_px:.1f} pixels off in the middle, {found.filled_count} filled")
+    names, parents = LANDMARK_SKELETON
+    return fit_motion_to_joints(names, parents, compute_skeleton_joints(found.points))
 
 
-def _check_motion_in_view(parts: Sequence[_Film], motion: Motion) -> None:
+def _check_motion_in_view(parts: Sequence[_Film], motion: SkeletonMotion) -> None:
     """Refuses bones outside of the pictures: most likely their axes or units are not those of the cameras."""
     min_share = 0.05  # of the joints, over all views
     shares = []
     for part in parts:
         for camera, moment in zip(part.film.cameras, part.moments, strict=True):
-            shares.append(float(camera.project(motion.joints(moment))[2].mean()))
+            shares.append(float(camera.project_points(motion.compute_joint_positions(moment))[2].mean()))
     if float(np.mean(shares)) < min_share:
         raise bad_input(
             f"{100 * float(np.mean(shares)):.0f} % of the bones' joints are in the pictures",
@@ -315,13 +315,13 @@ def _check_motion_in_view(parts: Sequence[_Film], motion: Motion) -> None:
 
 def _make_masks(
     parts: Sequence[_Film],
-    options: BuildOptions,
-    motion: Motion | None,
+    options: CaptureBuildOptions,
+    motion: SkeletonMotion | None,
     chosen: range,
-    sightings: list[list[Sighting | None]],
+    sightings: list[list[PersonDetection | None]],
     work: Path,
     notes: list[str],
-    report: Reporter,
+    report: ProgressReporter,
 ) -> list[np.ndarray] | None:
     """Reads or makes the masks of every video; None for a scene without a person."""
     if options.masks == ("none",):
@@ -338,7 +338,7 @@ def _make_masks(
     for index, part in enumerate(parts):
         own: np.ndarray | None = None
         if sightings and motion is None:  # those of the networks, if there are any
-            from_networks = zeros(part.frames.shape[:3], bool)
+            from_networks = allocate_zeros(part.frames.shape[:3], bool)
             for frame, sighting in enumerate(sightings[index]):
                 if sighting is not None and sighting.mask is not None:
                     from_networks[frame] = sighting.mask
@@ -347,14 +347,14 @@ def _make_masks(
             own = _segment_person(part, motion, work, report)
         found.append(own)
         if own is None:
-            reason = "nothing differs from the background" if part.film.still else "nothing moves clearly on its own"
+            reason = "nothing differs from the background" if part.film.is_static else "nothing moves clearly on its own"
             notes.append(f"{part.name}: {reason}; nobody is marked in it")
     if all(each is None for each in found):
         return None
-    return [zeros(part.frames.shape[:3], bool) if m is None else m for part, m in zip(parts, found, strict=True)]
+    return [allocate_zeros(part.frames.shape[:3], bool) if m is None else m for part, m in zip(parts, found, strict=True)]
 
 
-def _segment_person(part: _Film, motion: Motion | None, work: Path, report: Reporter) -> np.ndarray | None:
+def _segment_person(part: _Film, motion: SkeletonMotion | None, work: Path, report: ProgressReporter) -> np.ndarray | None:
     """Makes masks without a network: by the bones, by a static background, or by motion; None if nobody is found."""
 
     def report_masks(done: int, total: int) -> None:
@@ -362,26 +362,26 @@ def _segment_person(part: _Film, motion: Motion | None, work: Path, report: Repo
 
     if motion is not None:
         body = BodyViews(part.film.cameras, replace(motion, transforms=motion.transforms[list(part.moments)]))
-        return person_masks(part.frames, body, part.film.still, report_masks)
-    if part.film.still:
-        return person_masks(part.frames, None, True, report_masks)
+        return segment_person(part.frames, body, part.film.is_static, report_masks)
+    if part.film.is_static:
+        return segment_person(part.frames, None, True, report_masks)
     if len(part.frames) < 2:
         return None
     flow = compute_flow(part.frames, work, progress=lambda done, all_: report(Progress("flow", done, all_)))
-    found = auto_masks(part.frames, flow, report_masks)
+    found = find_masks(part.frames, flow, report_masks)
     return found.masks[0] if found.names else None
 
 
 def _join_films(
-    parts: Sequence[_Film], masks: list[np.ndarray] | None, motion: Motion | None, switches: tuple[int, ...]
+    parts: Sequence[_Film], masks: list[np.ndarray] | None, motion: SkeletonMotion | None, switches: tuple[int, ...]
 ) -> Capture:
     """Joins the films to a capture, one video after the other."""
     count = sum(len(part.frames) for part in parts)
-    frames = zeros((count, *parts[0].frames.shape[1:]), np.uint8)
-    all_masks = None if masks is None else zeros(frames.shape[:3], bool)
+    frames = allocate_zeros((count, *parts[0].frames.shape[1:]), np.uint8)
+    all_masks = None if masks is None else allocate_zeros(frames.shape[:3], bool)
     start = 0
     for index, part in enumerate(parts):
-        for offset, frame in enumerate(one_by_one(part.frames)):
+        for offset, frame in enumerate(iterate_releasing(part.frames)):
             frames[start + offset] = frame
         if all_masks is not None and masks is not None:
             all_masks[start : start + len(part.frames)] = masks[index]

@@ -20,22 +20,22 @@ from typing import Any, Literal
 from neural_fields import __version__
 from neural_fields.errors import ExitCode, UserError, bad_input
 from neural_fields.files import (
-    DESKTOP_LITTER,
-    Damage,
-    clean_litter,
+    DESKTOP_FILES,
+    DamagedFileError,
+    remove_stale_temporaries,
     disk_errors,
     make_folder,
-    plain,
+    to_plain_values,
     read_limited,
-    reason,
-    require_room,
+    describe_read_error,
+    require_disk_space,
     sha256_file,
-    sync,
-    temporary,
+    flush_to_disk,
+    temporary_path,
     write_pieces,
     write_synced,
 )
-from neural_fields.run import SCHEMA, Run
+from neural_fields.run import RUN_SCHEMA, Run
 
 Arrays = Mapping[str, Any]  # of torch tensors or numpy arrays, neither of which is imported for a type's sake
 
@@ -63,12 +63,12 @@ class Checkpoint:
     step: int
     model: dict[str, Any]  # name -> tensor
     state: dict[str, Any]  # name -> tensor: moments of the optimiser and what else resuming needs
-    facts: dict[str, Any]  # metadata that the caller gave: any JSON
+    metadata: dict[str, Any]  # metadata that the caller gave: any JSON
     path: Path
     warnings: tuple[str, ...]  # newer checkpoints that were skipped, and why
 
 
-def save_checkpoint(run: Run, step: int, model: Arrays, state: Arrays, facts: Mapping[str, Any]) -> Path:
+def save_checkpoint(run: Run, step: int, model: Arrays, state: Arrays, metadata: Mapping[str, Any]) -> Path:
     """Saves a checkpoint so that at every moment, even in a power cut, the previous or the new one is whole.
 
     The two newest checkpoints stay: the newest may be the one that the disk has damaged. Of the checkpoints of later
@@ -95,23 +95,23 @@ def save_checkpoint(run: Run, step: int, model: Arrays, state: Arrays, facts: Ma
         for name, tensors in arrays.items()
     }
     # As long as the real one, and made before anything is written: metadata that is no JSON is a mistake of ours.
-    manifest = _encode_manifest(step, {name: (size, "0" * 64) for name, size in sizes.items()}, facts)
+    manifest = _encode_manifest(step, {name: (size, "0" * 64) for name, size in sizes.items()}, metadata)
     needed = sum(sizes.values()) + len(manifest)
     with disk_errors(folder, needed):
         make_folder(folder)
-        clean_litter(folder)
-        require_room(folder, needed)
-        with temporary(folder) as temp:
+        remove_stale_temporaries(folder)
+        require_disk_space(folder, needed)
+        with temporary_path(folder) as temp:
             os.mkdir(temp)
             written = {name: write_pieces(temp / name, _encode_tensors(tensors)) for name, tensors in arrays.items()}
-            write_synced(temp / _FILES[2], _encode_manifest(step, written, facts))
-            sync(temp)
+            write_synced(temp / _FILES[2], _encode_manifest(step, written, metadata))
+            flush_to_disk(temp)
             # 000500, or 000500-2 and so on where that step was saved before: a folder cannot be replaced in one move.
             revision = max((past for saved, past, _ in _list_checkpoints(folder) if saved == step), default=0) + 1
             while os.path.lexists(final := folder / (f"{step:06d}" + (f"-{revision}" if revision > 1 else ""))):
                 revision += 1
             os.rename(temp, final)
-        sync(folder)
+        flush_to_disk(folder)
         _remove_old_checkpoints(folder, newest=final, keep=2)
     return final
 
@@ -133,7 +133,7 @@ def load_latest_checkpoint(run: Run, framework: Literal["torch", "numpy"] = "tor
             try:
                 metadata = _verify_checkpoint(path, step)
                 model, state = (_read_tensors(path / name, framework) for name in _FILES[:2])
-            except Damage as damage:
+            except DamagedFileError as damage:
                 if path.exists():
                     skipped.append(f"checkpoint {path.name} is damaged ({damage})")
                 continue
@@ -173,7 +173,7 @@ def require_checkpoint(run: Run, fix: str) -> Checkpoint:
 def _encode_manifest(step: int, written: Mapping[str, tuple[int, str]], metadata: Mapping[str, Any]) -> bytes:
     """Returns the JSON of a manifest: size and SHA-256 of each file, and a checksum of the manifest itself."""
     files = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in written.items()}
-    manifest = {"schema": SCHEMA, "version": __version__, "step": step, "files": files, "facts": plain(metadata)}
+    manifest = {"schema": RUN_SCHEMA, "version": __version__, "step": step, "files": files, "facts": to_plain_values(metadata)}
     return json.dumps({**manifest, "check": _hash_manifest(manifest)}, indent=2, allow_nan=False).encode() + b"\n"
 
 
@@ -188,21 +188,21 @@ def _verify_checkpoint(path: Path, step: int) -> dict[str, Any]:
     try:
         manifest = json.loads(read_limited(path / _FILES[2]))
         if manifest["check"] != _hash_manifest(manifest) or manifest["step"] != step:
-            raise Damage("manifest.json is not as it was saved")
+            raise DamagedFileError("manifest.json is not as it was saved")
         for name in _FILES[:2]:
             file, expected = path / name, manifest["files"][name]
             size = file.stat().st_size
             if size != expected["bytes"]:
-                raise Damage(f"{file.name} has {size} bytes, expected {expected['bytes']}")
+                raise DamagedFileError(f"{file.name} has {size} bytes, expected {expected['bytes']}")
             if sha256_file(file) != expected["sha256"]:
-                raise Damage(f"{file.name} has the wrong SHA-256")
+                raise DamagedFileError(f"{file.name} has the wrong SHA-256")
         return dict(manifest["facts"])
     except OSError as error:
         if error.errno in _DAMAGE_ERRORS:
-            raise Damage(reason(error)) from error
-        raise bad_input(f"cannot read the checkpoint {path}", why=reason(error).lower()) from error
+            raise DamagedFileError(describe_read_error(error)) from error
+        raise bad_input(f"cannot read the checkpoint {path}", why=describe_read_error(error).lower()) from error
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise Damage(f"manifest.json: {error}") from error  # not JSON, or JSON of another form
+        raise DamagedFileError(f"manifest.json: {error}") from error  # not JSON, or JSON of another form
 
 
 def _list_checkpoints(folder: Path) -> list[tuple[int, int, Path]]:
@@ -223,11 +223,11 @@ def _remove_old_checkpoints(folder: Path, newest: Path, keep: int) -> None:
     for step, path in found[position + 1 :]:  # skipped when this run was resumed; a whole one is somebody's work
         try:
             _verify_checkpoint(path, step)
-        except Damage:
+        except DamagedFileError:
             doomed.append(path)
     for path in doomed:
-        if {entry.name for entry in path.iterdir()} <= {*_FILES, *DESKTOP_LITTER}:
-            with temporary(folder) as temp:  # renamed first: a half-removed checkpoint never has a checkpoint's name
+        if {entry.name for entry in path.iterdir()} <= {*_FILES, *DESKTOP_FILES}:
+            with temporary_path(folder) as temp:  # renamed first: a half-removed checkpoint never has a checkpoint's name
                 os.rename(path, temp)
 
 
@@ -291,4 +291,4 @@ def _read_tensors(path: Path, framework: str) -> dict[str, Any]:
 
         return load_tensors(path)
     except (SafetensorError, OSError) as error:  # OSError: removed by another process since it was verified
-        raise Damage(f"{path.name} is not a safetensors file: {error}") from error
+        raise DamagedFileError(f"{path.name} is not a safetensors file: {error}") from error

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from neural_fields.config import Quality
-from neural_fields.config_loader import nearest, parse_yaml
+from neural_fields.config_loader import nearest_word, parse_yaml
 from neural_fields.errors import ExitCode, UserError
-from neural_fields.files import plain
+from neural_fields.files import to_plain_values
 from neural_fields.threads import prepare_threads
 
 if TYPE_CHECKING:
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-Yes = Annotated[bool, arg(aliases=["-y"])]
+YesFlag = Annotated[bool, arg(aliases=["-y"])]
 
 
 @dataclass(frozen=True)
-class Train:
+class TrainCommand:
     """Train a model on a video, or continue a training. Settings of the config are flags too: --texture.density 2"""
 
     video: Positional[Path]
@@ -62,7 +62,7 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Render:
+class RenderCommand:
     """Render the edited video (or what the model shows) with the source's size, rate, times and sound."""
 
     run: Positional[Path]
@@ -91,12 +91,12 @@ class Render:
     """FRAME:SECONDS, such as 20:2: a frame of the source that stands still for so long. May be repeated."""
     no_metadata: bool = False
     """Leave out of the file what made it."""
-    yes: Yes = False
+    yes: YesFlag = False
     """Replace an output that exists."""
 
 
 @dataclass(frozen=True)
-class Eval:
+class EvalCommand:
     """Measure how well a run shows its video."""
 
     run: Positional[Path]
@@ -112,7 +112,7 @@ class Eval:
 
 
 @dataclass(frozen=True)
-class Info:
+class InfoCommand:
     """Show the metadata of a video or of a run."""
 
     path: Positional[Path]
@@ -122,45 +122,45 @@ class Info:
 
 
 @dataclass(frozen=True)
-class Doctor:
+class DoctorCommand:
     """Show the environment: versions, devices, active back ends, and why others are not used."""
 
     json: bool = False
     """Print one JSON object."""
 
 
-COMMANDS = {"train": Train, "render": Render, "eval": Eval, "info": Info, "doctor": Doctor}
+COMMANDS = {"train": TrainCommand, "render": RenderCommand, "eval": EvalCommand, "info": InfoCommand, "doctor": DoctorCommand}
 
 
 # --- messages -------------------------------------------------------------------------------------------------------
 
 
-def say(text: str) -> None:
+def print_message(text: str) -> None:
     """Prints one line for the user, on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
-class Notes(logging.Handler):
+class NoteHandler(logging.Handler):
     """Shows warnings of the modules as notes on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(("\r\x1b[K" if sys.stderr.isatty() else "") + f"note: {record.getMessage()}")
+        print_message(("\r\x1b[K" if sys.stderr.isatty() else "") + f"note: {record.getMessage()}")
 
 
 def show_warnings() -> None:
     """Shows warnings of our own modules to the user; a second call changes nothing."""
     for name in ("neural_fields", "editors"):
         logger = logging.getLogger(name)
-        if not any(isinstance(handler, Notes) for handler in logger.handlers):
-            logger.addHandler(Notes(logging.WARNING))
+        if not any(isinstance(handler, NoteHandler) for handler in logger.handlers):
+            logger.addHandler(NoteHandler(logging.WARNING))
 
 
 def print_json(value: Any) -> None:
     """Prints one JSON object on stdout; numbers that are not finite become null."""
-    print(json.dumps(plain(value), allow_nan=False), flush=True)
+    print(json.dumps(to_plain_values(value), allow_nan=False), flush=True)
 
 
-def overrides_from(extra: list[str]) -> dict[str, object]:
+def parse_overrides(extra: list[str]) -> dict[str, object]:
     """Parses dotted flags that follow the fixed ones: `--texture.density 2` or `--texture.density=2`.
 
     Raises:
@@ -173,7 +173,7 @@ def overrides_from(extra: list[str]) -> dict[str, object]:
         name, has_value, value = flag.removeprefix("--").partition("=")
         if not flag.startswith("--") or "." not in name or (not has_value and not rest):
             why = "settings of the config are dotted flags with a value: --texture.density 2"
-            raise unknown_option(flag, Train, why)
+            raise unknown_option_error(flag, TrainCommand, why)
         found[name.replace("-", "_")] = parse_yaml(value if has_value else rest.pop(0), "the command line")
     return found
 
@@ -182,9 +182,9 @@ def overrides_from(extra: list[str]) -> dict[str, object]:
 class LiveLine:
     """Shows progress on stderr: one line that renews itself on a terminal, one line every few seconds elsewhere."""
 
-    every: float = 10.0  # seconds between lines where stderr is not a terminal
-    every_on_terminal: float = 0.1  # seconds between two renewals on a terminal
-    shown: float = field(default=-math.inf)  # when the last line was printed, in seconds
+    interval_seconds: float = 10.0  # seconds between lines where stderr is not a terminal
+    terminal_interval_seconds: float = 0.1  # seconds between two renewals on a terminal
+    printed_at: float = field(default=-math.inf)  # when the last line was printed, in seconds
     stage: str = ""  # of the last line
 
     def __call__(self, progress: Progress) -> None:
@@ -194,27 +194,27 @@ class LiveLine:
         now = time.monotonic()
         on_terminal = sys.stderr.isatty()
         last = progress.done == progress.total
-        interval = self.every_on_terminal if on_terminal else self.every
-        if progress.stage == self.stage and not last and now - self.shown < interval:
+        interval = self.terminal_interval_seconds if on_terminal else self.interval_seconds
+        if progress.stage == self.stage and not last and now - self.printed_at < interval:
             return
-        self.stage, self.shown = progress.stage, now
-        self._print_line(describe(progress), permanent=not on_terminal or last)
+        self.stage, self.printed_at = progress.stage, now
+        self._print_line(format_progress(progress), permanent=not on_terminal or last)
 
     def _print_line(self, text: str, permanent: bool) -> None:
         if sys.stderr.isatty():
             sys.stderr.write("\r\x1b[K" + text + ("\n" if permanent else ""))
             sys.stderr.flush()
         else:
-            say(text)
+            print_message(text)
 
 
-def describe(progress: Progress) -> str:
+def format_progress(progress: Progress) -> str:
     """Formats a progress as one line: step, time a step, time left, PSNR, memory."""
     parts = [f"{progress.stage:<9}", f"{progress.done}/{progress.total}"]
-    if progress.seconds_a_step is not None:
-        parts.append(f"{1000 * progress.seconds_a_step:.0f} ms/step")
+    if progress.seconds_per_step is not None:
+        parts.append(f"{1000 * progress.seconds_per_step:.0f} ms/step")
     if progress.seconds_left is not None:
-        parts.append(f"{clock(progress.seconds_left)} left")
+        parts.append(f"{format_duration(progress.seconds_left)} left")
     if progress.psnr is not None:
         parts.append(f"PSNR {progress.psnr:.2f} dB")
     if progress.peak_mib:
@@ -222,7 +222,7 @@ def describe(progress: Progress) -> str:
     return "  ".join(parts)
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Formats a duration for people: 75 becomes 1:15."""
     whole = max(0, round(seconds))
     hours, minutes = divmod(whole // 60, 60)
@@ -232,14 +232,14 @@ def clock(seconds: float) -> str:
 # --- commands -------------------------------------------------------------------------------------------------------
 
 
-def run_train(command: Train, extra: list[str]) -> int:
+def run_train(command: TrainCommand, extra: list[str]) -> int:
     """Runs `unwrap train` and returns the exit status."""
-    overrides = overrides_from(extra)
+    overrides = parse_overrides(extra)
     prepare_threads()
-    from neural_fields.families import fit, next_step
-    from neural_fields.fit_options import FitOptions
+    from neural_fields.families import train, describe_next_steps
+    from neural_fields.fit_options import TrainOptions
 
-    options = FitOptions(
+    options = TrainOptions(
         out=command.out,
         config=command.config,
         overrides=overrides,
@@ -253,15 +253,15 @@ def run_train(command: Train, extra: list[str]) -> int:
         device=command.device,
         seed=command.seed,
     )
-    result = fit(command.video, options, LiveLine())
+    result = train(command.video, options, LiveLine())
     path = result.run.path
     if result.was_finished:
-        say(f"{path} is finished: {result.step} of {result.total} steps (--quality final refines it further)")
+        print_message(f"{path} is finished: {result.step} of {result.total} steps (--quality final refines it further)")
     elif result.exit_code != ExitCode.OK:
-        say(f"saved at step {result.step} of {result.total}; the same command continues")
+        print_message(f"saved at step {result.step} of {result.total}; the same command continues")
     else:
-        for line in next_step(result):
-            say(line)
+        for line in describe_next_steps(result):
+            print_message(line)
     if command.json:
         print_json(
             {
@@ -277,9 +277,9 @@ def run_train(command: Train, extra: list[str]) -> int:
     return result.exit_code
 
 
-def run_render(command: Render, extra: list[str]) -> int:
+def run_render(command: RenderCommand, extra: list[str]) -> int:
     """Runs `unwrap render` and returns the exit status."""
-    overrides_refused(extra, command)
+    refuse_overrides(extra, command)
     prepare_threads()
     from neural_fields.families import render_run
     from neural_fields.output import RenderOptions
@@ -309,9 +309,9 @@ def run_render(command: Render, extra: list[str]) -> int:
     return ExitCode.OK
 
 
-def run_eval(command: Eval, extra: list[str]) -> int:
+def run_eval(command: EvalCommand, extra: list[str]) -> int:
     """Runs `unwrap eval` and returns the exit status."""
-    overrides_refused(extra, command)
+    refuse_overrides(extra, command)
     prepare_threads()
     from neural_fields.families import evaluate_run
 
@@ -328,17 +328,17 @@ def run_eval(command: Eval, extra: list[str]) -> int:
     if command.html:
         print(f"{'report':<16}{result['report']['path']}  {result['report']['title']}")
     if result.get("lpips_note") and result["lpips"] is None:
-        say(f"note: {result['lpips_note']}")
+        print_message(f"note: {result['lpips_note']}")
     return ExitCode.OK
 
 
-def run_info(command: Info, extra: list[str]) -> int:
+def run_info(command: InfoCommand, extra: list[str]) -> int:
     """Runs `unwrap info` and returns the exit status."""
-    overrides_refused(extra, command)
-    from neural_fields.families import run_facts, video_facts
+    refuse_overrides(extra, command)
+    from neural_fields.families import run_metadata, video_metadata
 
     is_run = (command.path / "run.yaml").is_file()
-    metadata = run_facts(command.path) if is_run else video_facts(command.path)
+    metadata = run_metadata(command.path) if is_run else video_metadata(command.path)
     if command.json:
         print_json(metadata)
     else:
@@ -348,13 +348,13 @@ def run_info(command: Info, extra: list[str]) -> int:
     return ExitCode.OK
 
 
-def run_doctor(command: Doctor, extra: list[str]) -> int:
+def run_doctor(command: DoctorCommand, extra: list[str]) -> int:
     """Runs `unwrap doctor` and returns the exit status."""
-    overrides_refused(extra, command)
+    refuse_overrides(extra, command)
     prepare_threads()
-    from neural_fields.doctor import examine
+    from neural_fields.doctor import collect_environment
 
-    environment = examine()
+    environment = collect_environment()
     if command.json:
         print_json(environment)
     else:
@@ -363,17 +363,17 @@ def run_doctor(command: Doctor, extra: list[str]) -> int:
     return ExitCode.OK
 
 
-def overrides_refused(extra: list[str], command: object) -> None:
+def refuse_overrides(extra: list[str], command: object) -> None:
     """Refuses what is left on the command line: only `train` takes settings of the config.
 
     Raises:
         UserError: there is something left on the command line.
     """
     if extra:
-        raise unknown_option(extra[0], type(command))
+        raise unknown_option_error(extra[0], type(command))
 
 
-def unknown_option(flag: str, command: type, why: str = "") -> UserError:
+def unknown_option_error(flag: str, command: type, why: str = "") -> UserError:
     """Makes an error that names the option of `command` that was probably meant.
 
     Args:
@@ -382,7 +382,7 @@ def unknown_option(flag: str, command: type, why: str = "") -> UserError:
         why: what to say where no option is similar.
     """
     known = ["--" + entry.name.replace("_", "-") for entry in fields(command)] + ["--help"]
-    guess = nearest(flag.partition("=")[0], known) if flag.startswith("-") else None
+    guess = nearest_word(flag.partition("=")[0], known) if flag.startswith("-") else None
     why = f"did you mean {guess}?" if guess else why or f"options: {', '.join(known)}"
     # Every command is one word, the first of its class's name: TrainCommand is "train", EvalEditCommand is "eval".
     word = re.match("[A-Z][a-z]*", command.__name__)
@@ -391,9 +391,9 @@ def unknown_option(flag: str, command: type, why: str = "") -> UserError:
 
 
 HANDLERS: dict[type, Any] = {
-    Train: run_train,
-    Render: run_render,
-    Eval: run_eval,
-    Info: run_info,
-    Doctor: run_doctor,
+    TrainCommand: run_train,
+    RenderCommand: run_render,
+    EvalCommand: run_eval,
+    InfoCommand: run_info,
+    DoctorCommand: run_doctor,
 }

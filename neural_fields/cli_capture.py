@@ -15,7 +15,7 @@ from neural_fields.threads import prepare_threads
 
 
 @dataclass(frozen=True)
-class Capture:
+class CaptureCommand:
     """Make a scene folder from videos and their cameras, which `unwrap train OUT --config hosnerf` reads."""
 
     out: Positional[Path]
@@ -46,13 +46,13 @@ class Capture:
     """Print one JSON object."""
 
 
-def run_capture(command: Capture, extra: list[str]) -> int:
+def run_capture(command: CaptureCommand, extra: list[str]) -> int:
     """Runs `unwrap capture` and returns the exit status."""
-    base.overrides_refused(extra, command)
+    base.refuse_overrides(extra, command)
     prepare_threads()
-    from neural_fields.capture_build import BuildOptions, build_capture
+    from neural_fields.capture_build import CaptureBuildOptions, build_capture
 
-    options = BuildOptions(
+    options = CaptureBuildOptions(
         cameras=command.cameras,
         bones=command.bones,
         joints=command.joints,
@@ -66,7 +66,7 @@ def run_capture(command: Capture, extra: list[str]) -> int:
     )
     built = build_capture(command.out, command.video, options, base.LiveLine())
     for note in built.notes:
-        base.say(f"note: {note}")
+        base.print_message(f"note: {note}")
     if command.json:
         base.print_json(
             {
@@ -79,6 +79,6 @@ def run_capture(command: Capture, extra: list[str]) -> int:
         )
     else:
         print(built.folder)
-        base.say(f"{built.views} views of {built.moments} moments, {built.size[0]}x{built.size[1]}. Next:")
-        base.say(f"  unwrap train {shlex.quote(str(built.folder))} --config hosnerf")
+        base.print_message(f"{built.views} views of {built.moments} moments, {built.size[0]}x{built.size[1]}. Next:")
+        base.print_message(f"  unwrap train {shlex.quote(str(built.folder))} --config hosnerf")
     return ExitCode.OK

@@ -12,23 +12,23 @@ import tyro
 from tyro.conf import Positional
 
 from neural_fields import cli as base
-from neural_fields.config_loader import nearest
+from neural_fields.config_loader import nearest_word
 from neural_fields.errors import ExitCode, UserError
 from neural_fields.threads import prepare_threads
 
 EXPORTS = {
-    "canonical": "neural_fields.export.canonical.Canonical",
-    "stmap": "neural_fields.export.stmap.STMap",
-    "matte": "neural_fields.export.mattes.Matte",
-    "layers": "neural_fields.export.mattes.Layers",
-    "unwrapped": "neural_fields.export.unwrapped.Unwrapped",
-    "tracks": "neural_fields.export.tracks.TrackPoints",
-    "labels": "neural_fields.export.labels.Labels",
+    "canonical": "neural_fields.export.canonical.CanonicalExporter",
+    "stmap": "neural_fields.export.stmap.STMapExporter",
+    "matte": "neural_fields.export.mattes.MatteExporter",
+    "layers": "neural_fields.export.mattes.LayersExporter",
+    "unwrapped": "neural_fields.export.unwrapped.UnwrappedExporter",
+    "tracks": "neural_fields.export.tracks.TracksExporter",
+    "labels": "neural_fields.export.labels.LabelsExporter",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export:
+class ExportCommand:
     """Write files for other programs: canonical, stmap, matte, layers, unwrapped, tracks or labels.
 
     `unwrap export RUN WHAT --help` shows the settings of each.
@@ -42,13 +42,13 @@ class Export:
     """The folder to write (default: exports/WHAT in the run)."""
     no_metadata: bool = False
     """Leave out of the files what made them."""
-    yes: base.Yes = False
+    yes: base.YesFlag = False
     """Replace a folder that exists."""
     json: bool = False
     """Print one JSON object."""
 
 
-def command_of(words: Sequence[str]) -> type | None:
+def make_export_command(words: Sequence[str]) -> type | None:
     """Makes the command class with the settings of the export that a command line names; None where none is named.
 
     Raises:
@@ -57,21 +57,21 @@ def command_of(words: Sequence[str]) -> type | None:
     plain = [word for word in words[1:3] if not word.startswith("-")]
     if len(plain) < 2:
         return None
-    kind = export_kind(plain[1])
+    kind = find_export_class(plain[1])
     settings: Any = Annotated[kind, tyro.conf.arg(name="")]
-    made = make_dataclass(Export.__name__, [("settings", settings)], bases=(Export,), frozen=True, kw_only=True)
+    made = make_dataclass(ExportCommand.__name__, [("settings", settings)], bases=(ExportCommand,), frozen=True, kw_only=True)
     made.__doc__ = kind.__doc__
     return made
 
 
-def export_kind(name: str) -> type:
+def find_export_class(name: str) -> type:
     """Returns the class of an export.
 
     Raises:
         UserError: there is no such export (exit 2).
     """
     if name not in EXPORTS:
-        guess = nearest(name, EXPORTS)
+        guess = nearest_word(name, EXPORTS)
         raise UserError(
             ExitCode.USAGE,
             f"there is no export {name!r}",
@@ -84,14 +84,14 @@ def export_kind(name: str) -> type:
 
 def run_export(command: Any, extra: list[str]) -> int:
     """Runs `unwrap export` and returns the exit status."""
-    base.overrides_refused(extra, command)
+    base.refuse_overrides(extra, command)
     prepare_threads()
-    from neural_fields.export.base import export
+    from neural_fields.export.base import export_run
     from neural_fields.fit_options import Progress
     from neural_fields.run import Run
 
     line = base.LiveLine()
-    found = export(
+    found = export_run(
         Run.open(command.run),
         command.settings,
         out=command.out,
@@ -100,7 +100,7 @@ def run_export(command: Any, extra: list[str]) -> int:
         report=lambda stage, done, total: line(Progress(stage, done, total)),
     )
     for note in found.notes:
-        base.say(f"note: {note}")
+        base.print_message(f"note: {note}")
     if command.json:
         base.print_json({"files": [str(path) for path in found.paths], "notes": list(found.notes)})
     else:

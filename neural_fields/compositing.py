@@ -18,24 +18,24 @@ from jaxtyping import Bool, Float, UInt8
 
 from neural_fields.arrangement import Arrangement
 from neural_fields.baking import Maps
-from neural_fields.blending import blend_of
-from neural_fields.canonical import CanonicalImage, fit
-from neural_fields.edit_files import flatten, read_mask, read_moving, read_overlay, read_shape
+from neural_fields.blending import blend_function
+from neural_fields.canonical import CanonicalImage, resample_overlay
+from neural_fields.edit_files import flatten_overlays, read_mask, read_animated_overlay, read_overlay, read_deformation
 from neural_fields.edits import Edit
 from neural_fields.grading import Grade
-from neural_fields.hiding import Hider
-from neural_fields.passes import Grader, Mover
-from neural_fields.pictures import premultiplied, straight
-from neural_fields.rendering import Canonicals, FrameChanger, How, Renderer
-from neural_fields.reshaping import Reshaper, Shape
+from neural_fields.hiding import RemovalPass
+from neural_fields.passes import GradePass, AnimatedPass
+from neural_fields.pictures import premultiply, unpremultiply
+from neural_fields.rendering import Canonicals, RenderPass, OverlayOptions, OverlayPass
+from neural_fields.reshaping import WarpPass, Deformation
 
 Strength = Callable[[int], float]
 
 
-class Passes(FrameChanger):
+class PassChain(RenderPass):
     """Several passes, one after the other."""
 
-    def __init__(self, maps: Maps, passes: Sequence[FrameChanger]) -> None:
+    def __init__(self, maps: Maps, passes: Sequence[RenderPass]) -> None:
         self.maps = maps
         self.passes = passes
 
@@ -49,20 +49,20 @@ class Passes(FrameChanger):
             source = step.render_frame(t, source)
         return source
 
-    def weights(self, t: int, size: tuple[int, int]) -> Float[np.ndarray, "layers height width"]:
+    def layer_weights(self, t: int, size: tuple[int, int]) -> Float[np.ndarray, "layers height width"]:
         """Returns how much of each pixel each layer fills after the last pass; sums to one."""
-        return self.passes[-1].weights(t, size) if self.passes else super().weights(t, size)
+        return self.passes[-1].layer_weights(t, size) if self.passes else super().layer_weights(t, size)
 
-    def reach(self, t: int, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
+    def affected_mask(self, t: int, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
         """Returns where any of the passes may change a frame."""
         found = np.zeros((size[1], size[0]), bool)
         for step in self.passes:
-            found |= step.reach(t, size)
+            found |= step.affected_mask(t, size)
         return found
 
 
 @dataclass(frozen=True)
-class Painter:
+class CanonicalPainter:
     """The effect of one edit on the canonical picture of a layer, as far as a still picture can show it."""
 
     layer: str
@@ -70,9 +70,9 @@ class Painter:
     paint: Callable[[CanonicalImage], CanonicalImage]
 
 
-def changer_of(
+def build_passes(
     maps: Maps, pictures: Mapping[str, CanonicalImage], edits: Sequence[Edit], frames: Sequence[int]
-) -> FrameChanger:
+) -> RenderPass:
     """Builds the passes that put some edits on the frames of a run.
 
     Args:
@@ -87,69 +87,69 @@ def changer_of(
     # Hidden layers: their share in each frame by edit, and the rim in pixels that goes with them.
     hidden: dict[str, list[tuple[Strength, float]]] = {}
     for edit in edits:
-        for layer in edit.facts.get("hidden", ()):
+        for layer in edit.spec.get("hidden", ()):
             strength = partial(_strength_at, edit.arrangement, frames, edit.arrangement.opacity)
-            hidden.setdefault(layer, []).append((strength, float(edit.facts.get("grow", 0))))
-    hider = Hider(maps, pictures, hidden) if hidden else None
-    shown_maps = maps if hider is None else hider.shown
-    passes: list[FrameChanger] = [] if hider is None else [hider]
+            hidden.setdefault(layer, []).append((strength, float(edit.spec.get("grow", 0))))
+    hider = RemovalPass(maps, pictures, hidden) if hidden else None
+    shown_maps = maps if hider is None else hider.shown_maps
+    passes: list[RenderPass] = [] if hider is None else [hider]
 
     # Overlays, grades and animated overlays, the lowest first.
     below = _PaintedCanonicals(maps.layers, pictures)
     for group in _group_plain(edits):
         first = group[0]
         if _is_plain(first):
-            flat = {name: overlay for name in maps.layers if (overlay := flatten(group, name)) is not None}
+            flat = {name: overlay for name in maps.layers if (overlay := flatten_overlays(group, name)) is not None}
             if flat:
-                passes.append(Renderer(shown_maps, pictures, flat, How(looks=below.at_this_point())))
+                passes.append(OverlayPass(shown_maps, pictures, flat, OverlayOptions(canonicals_at=below.at_this_point())))
         else:
             canonicals_at = below.at_this_point()
-            shown = partial(_strength_at, first.paint, frames, first.paint.opacity)
-            blend, lit = blend_of(first.paint.blend), bool(first.facts.get("lit", True))
-            options = How(shown, blend, lit, canonicals_at)
-            overlays = {layer: read_overlay(first, layer) for layer in first.facts["layers"]}
+            shown = partial(_strength_at, first.overlay_arrangement, frames, first.overlay_arrangement.opacity)
+            blend, lit = blend_function(first.overlay_arrangement.blend), bool(first.spec.get("lit", True))
+            options = OverlayOptions(shown, blend, lit, canonicals_at)
+            overlays = {layer: read_overlay(first, layer) for layer in first.spec["layers"]}
             if overlays:
-                passes.append(Renderer(shown_maps, pictures, overlays, options))
-            for layer, value in first.facts.get("grades", {}).items():
+                passes.append(OverlayPass(shown_maps, pictures, overlays, options))
+            for layer, value in first.spec.get("grades", {}).items():
                 grade, mask = Grade.from_json(value), read_mask(first, layer)
-                passes.append(Grader(shown_maps, pictures, layer, grade, mask, How(shown, looks=canonicals_at)))
-            for layer in first.facts.get("moving", {}):
-                moving = read_moving(first, layer, len(frames))
-                passes.append(Mover(shown_maps, pictures, layer, moving, options))
+                passes.append(GradePass(shown_maps, pictures, layer, grade, mask, OverlayOptions(shown, canonicals_at=canonicals_at)))
+            for layer in first.spec.get("moving", {}):
+                moving = read_animated_overlay(first, layer, len(frames))
+                passes.append(AnimatedPass(shown_maps, pictures, layer, moving, options))
         for edit in group:
-            below.add_edit(painters(edit, frames))
+            below.add_edit(canonical_painters(edit, frames))
 
-    if shapes := shapes_of(edits, frames):
-        passes.append(Reshaper(shown_maps, pictures, {}, shapes, below.at_this_point()))
-    return passes[0] if len(passes) == 1 else Passes(maps, passes)
+    if shapes := read_deformations(edits, frames):
+        passes.append(WarpPass(shown_maps, pictures, {}, shapes, below.at_this_point()))
+    return passes[0] if len(passes) == 1 else PassChain(maps, passes)
 
 
-def painters(edit: Edit, frames: Sequence[int] = ()) -> Iterator[Painter]:
+def canonical_painters(edit: Edit, frames: Sequence[int] = ()) -> Iterator[CanonicalPainter]:
     """Yields the effects of an edit on canonical pictures, by layer. Without `frames`, its times do not count."""
     # Files are read when a picture is painted: most stacks never need to, and have read them once for their passes.
-    strength = partial(_strength_at, edit.paint, frames, 1.0)
-    for layer in edit.facts["layers"]:
-        yield Painter(layer, strength, partial(_paint_overlay, edit, layer))
-    for layer in edit.facts.get("grades", {}):
-        yield Painter(layer, strength, partial(_apply_grade, edit, layer))
+    strength = partial(_strength_at, edit.overlay_arrangement, frames, 1.0)
+    for layer in edit.spec["layers"]:
+        yield CanonicalPainter(layer, strength, partial(_paint_overlay, edit, layer))
+    for layer in edit.spec.get("grades", {}):
+        yield CanonicalPainter(layer, strength, partial(_apply_grade, edit, layer))
 
 
 def _paint_overlay(edit: Edit, layer: str, picture: CanonicalImage) -> CanonicalImage:
     """Returns a picture with the overlay of an edit on it."""
-    blend, opacity = blend_of(edit.paint.blend), edit.paint.opacity
-    paint, under = fit(read_overlay(edit, layer), picture.size, picture.box), picture.array()
+    blend, opacity = blend_function(edit.overlay_arrangement.blend), edit.overlay_arrangement.opacity
+    paint, under = resample_overlay(read_overlay(edit, layer), picture.size, picture.box), picture.to_array()
     colour = paint[..., :3] if blend is None else blend(paint[..., :3], under[..., :3])
     share = opacity * paint[..., 3:]
     top = np.concatenate([colour * share, share], -1)
-    mixed = straight((top + premultiplied(under) * (1 - share)).astype(np.float32))
+    mixed = unpremultiply((top + premultiply(under) * (1 - share)).astype(np.float32))
     mixed[..., :3] = np.where(mixed[..., 3:] > 1e-6, mixed[..., :3], under[..., :3])
     return _replace_pixels(picture, mixed)
 
 
 def _apply_grade(edit: Edit, layer: str, picture: CanonicalImage) -> CanonicalImage:
     """Returns a picture with its colours graded within the edit's mask; its coverage stays."""
-    mask, grade, under = read_mask(edit, layer), Grade.from_json(edit.facts["grades"][layer]), picture.array()
-    share = edit.paint.opacity * (1.0 if mask is None else fit(mask, picture.size, picture.box)[..., 3:])
+    mask, grade, under = read_mask(edit, layer), Grade.from_json(edit.spec["grades"][layer]), picture.to_array()
+    share = edit.overlay_arrangement.opacity * (1.0 if mask is None else resample_overlay(mask, picture.size, picture.box)[..., 3:])
     colour = under[..., :3] + share * (grade.apply(under[..., :3]) - under[..., :3])
     return _replace_pixels(picture, np.concatenate([colour, under[..., 3:]], axis=-1).astype(np.float32))
 
@@ -164,7 +164,7 @@ def _group_plain(edits: Sequence[Edit]) -> Iterator[list[Edit]]:
     boxes: dict[str, list[float]] = {}  # of the group's overlays, by layer
     for edit in edits:
         # Only overlays over the same box of a layer can be flattened without any getting coarser.
-        own = {layer: list(entry["box"]) for layer, entry in edit.facts["layers"].items()}
+        own = {layer: list(entry["box"]) for layer, entry in edit.spec["layers"].items()}
         share_boxes = all(boxes.get(layer, box) == box for layer, box in own.items())
         if group and _is_plain(edit) and _is_plain(group[0]) and share_boxes:
             group.append(edit)
@@ -179,28 +179,28 @@ def _group_plain(edits: Sequence[Edit]) -> Iterator[list[Edit]]:
 
 def _is_plain(edit: Edit) -> bool:
     """Returns whether an edit has lit overlays alone, with the normal blend mode and at all times."""
-    more = any(edit.facts.get(key) for key in ("moving", "grades"))
-    is_normal = edit.paint.blend == "normal" and not edit.paint.changes_in_time
-    return is_normal and not more and edit.facts.get("lit", True)
+    more = any(edit.spec.get(key) for key in ("moving", "grades"))
+    is_normal = edit.overlay_arrangement.blend == "normal" and not edit.overlay_arrangement.changes_in_time
+    return is_normal and not more and edit.spec.get("lit", True)
 
 
 def _strength_at(arrangement: Arrangement, frames: Sequence[int], opacity: float, t: int) -> float:
     """Returns how much of an edit frame `t` of the run shows, times an opacity."""
-    return opacity * (arrangement.strength(frames[t]) if frames else 1.0)
+    return opacity * (arrangement.strength_at(frames[t]) if frames else 1.0)
 
 
-def shapes_of(edits: Sequence[Edit], frames: Sequence[int] = ()) -> dict[str, list[Shape]]:
+def read_deformations(edits: Sequence[Edit], frames: Sequence[int] = ()) -> dict[str, list[Deformation]]:
     """Reads the shapes of some edits by layer, the lowest first. Without `frames`, their times do not count.
 
     Raises:
         UserError: a missing, damaged or changed file (exit 5).
     """
-    found: dict[str, list[Shape]] = {}
+    found: dict[str, list[Deformation]] = {}
     for edit in edits:
-        for layer in edit.facts.get("shapes", {}):
-            shape = read_shape(edit, layer)
-            shown = partial(_strength_at, edit.paint, frames, edit.paint.opacity)
-            found.setdefault(layer, []).append(Shape(shape.field, shape.box, shown))
+        for layer in edit.spec.get("shapes", {}):
+            shape = read_deformation(edit, layer)
+            shown = partial(_strength_at, edit.overlay_arrangement, frames, edit.overlay_arrangement.opacity)
+            found.setdefault(layer, []).append(Deformation(shape.field, shape.box, shown))
     return found
 
 
@@ -210,9 +210,9 @@ class _PaintedCanonicals:
     def __init__(self, layers: Sequence[str], pictures: Mapping[str, CanonicalImage]) -> None:
         self.layers = layers
         self.pictures = pictures
-        self.painters: list[Painter] = []
+        self.painters: list[CanonicalPainter] = []
 
-    def add_edit(self, painters: Iterator[Painter]) -> None:
+    def add_edit(self, painters: Iterator[CanonicalPainter]) -> None:
         """Adds the effects of one more edit."""
         self.painters += painters
 
@@ -224,10 +224,10 @@ class _PaintedCanonicals:
         paint = lru_cache(maxsize=3)(partial(self._paint, painters))
         return lambda t: paint(tuple(painter.strength(t) > 0.5 for painter in painters))
 
-    def _paint(self, painters: Sequence[Painter], shown: tuple[bool, ...]) -> Canonicals:
+    def _paint(self, painters: Sequence[CanonicalPainter], shown: tuple[bool, ...]) -> Canonicals:
         """Applies those effects that a frame shows."""
         found = dict(self.pictures)
         for painter, is_shown in zip(painters, shown, strict=True):
             if is_shown:
                 found[painter.layer] = painter.paint(found[painter.layer])
-        return [(found[name].array(), found[name].box) for name in self.layers]
+        return [(found[name].to_array(), found[name].box) for name in self.layers]

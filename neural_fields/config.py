@@ -10,70 +10,70 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from neural_fields.config_loader import from_mapping, load_yaml, nearest, nest, to_mapping
+from neural_fields.config_loader import from_mapping, load_yaml, nearest_word, nest_keys, to_mapping
 from neural_fields.config_parts import (
-    BoundedHashTexture,
-    GridGain,
-    GridMapping,
-    HashGain,
-    HashMapping,
-    HashNetwork,
-    HashOpacity,
-    HashTexture,
-    HomographyMlpMapping,
-    ImageTexture,
-    MaskOpacity,
-    MlpMapping,
-    MlpOpacity,
-    MlpTexture,
-    NoGain,
-    PixelOpacity,
-    SirenTexture,
-    SplineMapping,
-    WindowOpacity,
-    require,
+    BoundedHashTextureConfig,
+    GridGainConfig,
+    GridMappingConfig,
+    HashGainConfig,
+    HashMappingConfig,
+    HashNetworkConfig,
+    HashOpacityConfig,
+    HashTextureConfig,
+    HomographyMlpMappingConfig,
+    ImageTextureConfig,
+    MaskOpacityConfig,
+    MlpMappingConfig,
+    MlpOpacityConfig,
+    MlpTextureConfig,
+    NoGainConfig,
+    PixelOpacityConfig,
+    SirenTextureConfig,
+    SplineMappingConfig,
+    WindowOpacityConfig,
+    require_valid,
 )
 from neural_fields.errors import ExitCode, UserError
 
 __all__ = [
-    "BoundedHashTexture",
-    "Config",
-    "GridGain",
-    "GridMapping",
-    "HashGain",
-    "HashMapping",
-    "HashNetwork",
-    "HashOpacity",
-    "HashTexture",
-    "HomographyMlpMapping",
-    "ImageTexture",
-    "MaskOpacity",
-    "MlpMapping",
-    "MlpOpacity",
-    "MlpTexture",
-    "NoGain",
-    "PixelOpacity",
+    "BoundedHashTextureConfig",
+    "PlanarConfig",
+    "GridGainConfig",
+    "GridMappingConfig",
+    "HashGainConfig",
+    "HashMappingConfig",
+    "HashNetworkConfig",
+    "HashOpacityConfig",
+    "HashTextureConfig",
+    "HomographyMlpMappingConfig",
+    "ImageTextureConfig",
+    "MaskOpacityConfig",
+    "MlpMappingConfig",
+    "MlpOpacityConfig",
+    "MlpTextureConfig",
+    "NoGainConfig",
+    "PixelOpacityConfig",
     "Quality",
-    "SirenTexture",
-    "SplineMapping",
-    "Terms",
-    "Training",
-    "WindowOpacity",
+    "SirenTextureConfig",
+    "SplineMappingConfig",
+    "LossWeights",
+    "TrainingConfig",
+    "WindowOpacityConfig",
     "all_presets",
-    "config_to_mapping",
+    "planar_config_to_mapping",
     "frames_per_step",
-    "load_config",
+    "load_planar_config",
     "preset_folder",
-    "preset_names",
+    "planar_presets",
     "preset_path",
     "scale_steps",
-    "steps_for",
+    "count_steps",
 ]
 Quality = Literal["draft", "normal", "final"]
 
 
 @dataclass(frozen=True)
-class Terms:
+class LossWeights:
     """Weights of the loss terms; a term of weight 0 is not computed. `..._until` is the step at which a term ends.
 
     Squared colours are averaged over points and over the three channels; lengths are pixels unless it says otherwise.
@@ -108,16 +108,16 @@ class Terms:
     gain_consistency: float = 0.0  # where a texel is out of view, its gain has the pattern it had in view, and is flat
 
     def __post_init__(self) -> None:
-        require(len(self.global_rigidity) in (0, 2), "global_rigidity takes two numbers: front layers, background")
+        require_valid(len(self.global_rigidity) in (0, 2), "global_rigidity takes two numbers: front layers, background")
 
     @property
-    def use_flow(self) -> bool:
+    def uses_flow(self) -> bool:
         """Whether a term uses optical flow."""
         return bool(self.flow or self.flow_l1 or self.alpha_flow)
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingConfig:
     """Settings of the training loop: what a step samples and how many steps there are."""
 
     batch: Literal["frames", "pixels"] = "frames"
@@ -133,37 +133,37 @@ class Training:
 
     def __post_init__(self) -> None:
         for name in ("pixels", "frame_pixels", "checkpoint_every", "preview_every"):
-            require(getattr(self, name) > 0, f"{name} must be above 0")
-        require(self.steps >= 0, "steps must not be negative")
+            require_valid(getattr(self, name) > 0, f"{name} must be above 0")
+        require_valid(self.steps >= 0, "steps must not be negative")
 
 
 @dataclass(frozen=True)
-class Config:
+class PlanarConfig:
     """A planar model and its training."""
 
     paper: str = ""  # the publication that a preset follows
     region: bool = False  # one region of a frame is tracked, which `--roi` names
-    mapping: GridMapping | SplineMapping | MlpMapping | HashMapping | HomographyMlpMapping = field(
-        default_factory=GridMapping
+    mapping: GridMappingConfig | SplineMappingConfig | MlpMappingConfig | HashMappingConfig | HomographyMlpMappingConfig = field(
+        default_factory=GridMappingConfig
     )
-    texture: ImageTexture | MlpTexture | HashTexture | BoundedHashTexture | SirenTexture = field(
-        default_factory=ImageTexture
+    texture: ImageTextureConfig | MlpTextureConfig | HashTextureConfig | BoundedHashTextureConfig | SirenTextureConfig = field(
+        default_factory=ImageTextureConfig
     )
-    opacity: PixelOpacity | MlpOpacity | MaskOpacity | HashOpacity | WindowOpacity = field(default_factory=PixelOpacity)
-    gain: GridGain | HashGain | NoGain = field(default_factory=GridGain)
-    terms: Terms = field(default_factory=Terms)
-    training: Training = field(default_factory=Training)
+    opacity: PixelOpacityConfig | MlpOpacityConfig | MaskOpacityConfig | HashOpacityConfig | WindowOpacityConfig = field(default_factory=PixelOpacityConfig)
+    gain: GridGainConfig | HashGainConfig | NoGainConfig = field(default_factory=GridGainConfig)
+    terms: LossWeights = field(default_factory=LossWeights)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
         terms, mapping, opacity, gain = self.terms, self.mapping, self.opacity, self.gain
         if self.training.batch == "pixels":  # scattered pixels, without their neighbors
             for name, part in (("opacity", opacity), ("mapping", mapping), ("gain", gain)):
-                require(
-                    not isinstance(part, PixelOpacity | GridMapping | GridGain),
+                require_valid(
+                    not isinstance(part, PixelOpacityConfig | GridMappingConfig | GridGainConfig),
                     f"{name} kind {part.kind} needs training.batch: frames (it is trained a frame at a time)",
                 )
-            require(not terms.sobel, "terms.sobel needs training.batch: frames")
-            require(not terms.laplacian, "terms.laplacian needs training.batch: frames")
+            require_valid(not terms.sobel, "terms.sobel needs training.batch: frames")
+            require_valid(not terms.laplacian, "terms.laplacian needs training.batch: frames")
 
         # Terms that compare different points need parts that are functions of any point.
         pairwise = {
@@ -174,43 +174,43 @@ class Config:
             "flow_l1": terms.flow_l1,
         }
         for name, weight in pairwise.items():
-            require(
-                not weight or not isinstance(mapping, GridMapping),
+            require_valid(
+                not weight or not isinstance(mapping, GridMappingConfig),
                 f"terms.{name} needs mapping kind mlp or hash (residual_smoothness is what kind grid takes)",
             )
         for name, weight in (("gradient", terms.gradient), ("alpha_flow", terms.alpha_flow)):
-            require(not weight or not isinstance(opacity, PixelOpacity), f"terms.{name} needs opacity kind mlp or mask")
+            require_valid(not weight or not isinstance(opacity, PixelOpacityConfig), f"terms.{name} needs opacity kind mlp or mask")
 
         # Terms that are about one kind of part.
-        require(not terms.gradient or not isinstance(gain, GridGain), "terms.gradient needs gain kind none or hash")
-        require(
-            not terms.gain_deviation or not isinstance(gain, NoGain),
+        require_valid(not terms.gradient or not isinstance(gain, GridGainConfig), "terms.gradient needs gain kind none or hash")
+        require_valid(
+            not terms.gain_deviation or not isinstance(gain, NoGainConfig),
             "terms.gain_deviation needs gain kind grid or hash",
         )
-        require(not terms.gain_consistency or isinstance(gain, HashGain), "terms.gain_consistency needs gain kind hash")
-        require(
-            not (terms.gain_size or terms.gain_smoothness) or not isinstance(gain, HashGain),
+        require_valid(not terms.gain_consistency or isinstance(gain, HashGainConfig), "terms.gain_consistency needs gain kind hash")
+        require_valid(
+            not (terms.gain_size or terms.gain_smoothness) or not isinstance(gain, HashGainConfig),
             "terms.gain_size and terms.gain_smoothness need gain kind grid (gain_deviation is what kind hash takes)",
         )
-        require(
-            not terms.color_l1 or isinstance(opacity, MaskOpacity | WindowOpacity),
+        require_valid(
+            not terms.color_l1 or isinstance(opacity, MaskOpacityConfig | WindowOpacityConfig),
             "terms.color_l1 needs opacity kind mask or window, which say where a layer is visible at all",
         )
-        require(
-            not terms.residual_jacobian or isinstance(mapping, HomographyMlpMapping),
+        require_valid(
+            not terms.residual_jacobian or isinstance(mapping, HomographyMlpMappingConfig),
             "terms.residual_jacobian needs mapping kind homography_mlp",
         )
-        require(
-            not terms.residual_smoothness or isinstance(mapping, GridMapping),
+        require_valid(
+            not terms.residual_smoothness or isinstance(mapping, GridMappingConfig),
             "terms.residual_smoothness needs mapping kind grid",
         )
-        require(
-            not isinstance(self.texture, MlpTexture | BoundedHashTexture) or isinstance(mapping, MlpMapping),
+        require_valid(
+            not isinstance(self.texture, MlpTextureConfig | BoundedHashTextureConfig) or isinstance(mapping, MlpMappingConfig),
             f"texture kind {self.texture.kind} needs mapping kind mlp, whose uv stay inside the layer's square",
         )
 
 
-def steps_for(training: Training, quality: Quality, frame_count: int, pixels_a_frame: int) -> int:
+def count_steps(training: TrainingConfig, quality: Quality, frame_count: int, pixels_per_frame: int) -> int:
     """Returns the number of steps that training takes.
 
     Args:
@@ -224,16 +224,16 @@ def steps_for(training: Training, quality: Quality, frame_count: int, pixels_a_f
     index = ("draft", "normal", "final").index(quality)
     if any(training.quality_steps):
         return training.quality_steps[index]
-    frames_a_step = frames_per_step(training, frame_count, pixels_a_frame)
+    frames_a_step = frames_per_step(training, frame_count, pixels_per_frame)
     return -(-training.passes[index] * frame_count // frames_a_step)
 
 
-def frames_per_step(training: Training, frame_count: int, pixels_a_frame: int) -> int:
+def frames_per_step(training: TrainingConfig, frame_count: int, pixels_per_frame: int) -> int:
     """Returns how many whole frames one step samples: at least one, at most all."""
-    return max(1, min(frame_count, round(training.frame_pixels / pixels_a_frame)))
+    return max(1, min(frame_count, round(training.frame_pixels / pixels_per_frame)))
 
 
-def scale_steps(config: Config, total: int) -> Config:
+def scale_steps(config: PlanarConfig, total: int) -> PlanarConfig:
     """Returns the config for a training of `total` steps instead of the number at `final` quality.
 
     A release is scaled with the steps. An `..._until` stays, but comes at the latest after a quarter of the training:
@@ -251,10 +251,10 @@ def scale_steps(config: Config, total: int) -> Config:
         opacity_from=round(config.terms.opacity_from * total / final),
     )
     mapping = config.mapping
-    if isinstance(mapping, HashMapping):
+    if isinstance(mapping, HashMappingConfig):
         begin, end = mapping.release
         mapping = replace(mapping, release=(round(begin * total / final), round(end * total / final)))
-    if isinstance(mapping, HomographyMlpMapping):
+    if isinstance(mapping, HomographyMlpMappingConfig):
         mapping = replace(mapping, pretrain=min(mapping.pretrain, quarter))
     return replace(config, terms=terms, mapping=mapping)
 
@@ -270,7 +270,7 @@ def all_presets() -> list[str]:
     return sorted(path.stem for path in preset_folder().glob("*.yaml"))
 
 
-def preset_names() -> list[str]:
+def planar_presets() -> list[str]:
     """Lists the presets of planar models; the others are of 3D scenes."""
     return [name for name in all_presets() if "kind" not in load_yaml(preset_folder() / f"{name}.yaml")]
 
@@ -284,7 +284,7 @@ def preset_path(name: str) -> Path:
     path = preset_folder() / f"{name}.yaml"
     if name in all_presets():
         return path
-    guess = nearest(name, all_presets())
+    guess = nearest_word(name, all_presets())
     raise UserError(
         ExitCode.BAD_INPUT,
         f"no preset is called '{name}'",
@@ -293,7 +293,7 @@ def preset_path(name: str) -> Path:
     )
 
 
-def load_config(name: str, overrides: dict[str, object] | None = None) -> Config:
+def load_planar_config(name: str, overrides: dict[str, object] | None = None) -> PlanarConfig:
     """Loads the config of a preset or of a YAML file, with dotted overrides ({"training.steps": 50}) on top.
 
     Raises:
@@ -310,10 +310,10 @@ def load_config(name: str, overrides: dict[str, object] | None = None) -> Config
             why="a planar model of a video was asked for",
             fix=f"unwrap train SCENE --config {name}, where SCENE is a folder with a transforms.json",
         )
-    config = from_mapping(Config, values, where=str(path))
-    return from_mapping(Config, nest(overrides), base=config, where="the command line") if overrides else config
+    config = from_mapping(PlanarConfig, values, where=str(path))
+    return from_mapping(PlanarConfig, nest_keys(overrides), base=config, where="the command line") if overrides else config
 
 
-def config_to_mapping(config: Config) -> dict[str, Any]:
+def planar_config_to_mapping(config: PlanarConfig) -> dict[str, Any]:
     """Converts the config to plain values for run.yaml."""
     return to_mapping(config)

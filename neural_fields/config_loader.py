@@ -25,7 +25,7 @@ from neural_fields.errors import ExitCode, UserError, bad_input
 T = TypeVar("T")
 
 
-def nearest(key: str, known: Iterable[str]) -> str | None:
+def nearest_word(key: str, known: Iterable[str]) -> str | None:
     """Returns the known word most like `key`, or None when none is near. Case and the choice of - or _ do not count."""
     by_normal_form = {_normalize_word(word): word for word in known}
     matches = get_close_matches(_normalize_word(key), by_normal_form, n=1, cutoff=0.6)
@@ -65,7 +65,7 @@ def to_mapping(instance: object) -> dict[str, Any]:
     return head | {field.name: _to_plain(getattr(instance, field.name)) for field in fields(instance) if field.init}
 
 
-def nest(dotted: Mapping[str, object]) -> dict[str, Any]:
+def nest_keys(dotted: Mapping[str, object]) -> dict[str, Any]:
     """Turns dotted keys into nested mappings: {"training.steps": 5} becomes {"training": {"steps": 5}}.
 
     Raises:
@@ -314,7 +314,7 @@ def _describe_value(value: object) -> str:
 
 
 def _suggest_nearest(word: str, known: Iterable[str]) -> str:
-    hint = nearest(word, known)
+    hint = nearest_word(word, known)
     return f"; did you mean '{hint}'?" if hint else ""
 
 

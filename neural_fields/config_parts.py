@@ -11,7 +11,7 @@ from typing import ClassVar
 
 
 @dataclass(frozen=True)
-class GridMapping:
+class GridMappingConfig:
     """A homography per frame plus a smooth residual grid per frame, both initialised from optical flow."""
 
     kind: ClassVar[str] = "grid"
@@ -20,12 +20,12 @@ class GridMapping:
     flow_size: int = 480  # pixels on the longer side at which flow is computed: enough for geometry, flat memory
 
     def __post_init__(self) -> None:
-        require(self.cell >= 2, "cell must be at least 2 pixels")
-        require(self.flow_size >= 64, "flow_size must be at least 64 pixels")
+        require_valid(self.cell >= 2, "cell must be at least 2 pixels")
+        require_valid(self.flow_size >= 64, "flow_size must be at least 64 pixels")
 
 
 @dataclass(frozen=True)
-class SplineMapping:
+class SplineMappingConfig:
     """A homography along a spline in time and a spline grid of bounded displacements (Deformable Sprites)."""
 
     kind: ClassVar[str] = "spline"
@@ -37,14 +37,14 @@ class SplineMapping:
     flow_size: int = 480  # pixels on the longer side at which flow is computed
 
     def __post_init__(self) -> None:
-        require(self.time_step >= 1, "time_step must be at least 1 frame")
-        require(self.cell >= 2, "cell must be at least 2 pixels")
-        require(self.max_shift > 0, "max_shift must be above 0")
-        require(self.flow_size >= 64, "flow_size must be at least 64 pixels")
+        require_valid(self.time_step >= 1, "time_step must be at least 1 frame")
+        require_valid(self.cell >= 2, "cell must be at least 2 pixels")
+        require_valid(self.max_shift > 0, "max_shift must be above 0")
+        require_valid(self.flow_size >= 64, "flow_size must be at least 64 pixels")
 
 
 @dataclass(frozen=True)
-class MlpMapping:
+class MlpMappingConfig:
     """A plain MLP of (x, y, t) without encoding, warmed up to a scaled identity (Layered Neural Atlases)."""
 
     kind: ClassVar[str] = "mlp"
@@ -56,15 +56,15 @@ class MlpMapping:
     learning_rate: float = 1e-4
 
     def __post_init__(self) -> None:
-        require(len(self.layers) == 2, "layers takes two numbers: front layers, background")
-        require(min(self.layers) >= 1 and self.width >= 1, "layers and width must be at least 1")
-        require(0 < self.uv_scale < 1, "uv_scale must lie between 0 and 1: the network cannot reach beyond 1")
-        require(0 <= self.background_uv_scale < 1, "background_uv_scale must lie between 0 and 1 (0: as uv_scale)")
-        require(self.warm_up >= 0, "warm_up must not be negative")
+        require_valid(len(self.layers) == 2, "layers takes two numbers: front layers, background")
+        require_valid(min(self.layers) >= 1 and self.width >= 1, "layers and width must be at least 1")
+        require_valid(0 < self.uv_scale < 1, "uv_scale must lie between 0 and 1: the network cannot reach beyond 1")
+        require_valid(0 <= self.background_uv_scale < 1, "background_uv_scale must lie between 0 and 1 (0: as uv_scale)")
+        require_valid(self.warm_up >= 0, "warm_up must not be negative")
 
 
 @dataclass(frozen=True)
-class HashMapping:
+class HashMappingConfig:
     """Identity plus a hash-grid deformation whose levels are released during training (CoDeF, section 3.2)."""
 
     kind: ClassVar[str] = "hash"
@@ -80,12 +80,12 @@ class HashMapping:
     learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:
-        require(min(self.width, self.hidden_layers) >= 1, "width and hidden_layers must be at least 1")
-        require(0 <= self.release[0] <= self.release[1], "release takes two steps, the earlier one first")
+        require_valid(min(self.width, self.hidden_layers) >= 1, "width and hidden_layers must be at least 1")
+        require_valid(0 <= self.release[0] <= self.release[1], "release takes two steps, the earlier one first")
 
 
 @dataclass(frozen=True)
-class HomographyMlpMapping:
+class HomographyMlpMappingConfig:
     """A network t -> homography, one for all charts, and a sine network of displacements for each chart (NaRCan)."""
 
     kind: ClassVar[str] = "homography_mlp"
@@ -98,16 +98,16 @@ class HomographyMlpMapping:
     learning_rate: float = 1e-4
 
     def __post_init__(self) -> None:
-        require(min(self.homography_width, self.width) >= 1, "homography_width and width must be at least 1")
-        require(
+        require_valid(min(self.homography_width, self.width) >= 1, "homography_width and width must be at least 1")
+        require_valid(
             min(self.homography_layers, self.hidden_layers, self.pretrain) >= 0,
             "homography_layers, hidden_layers and pretrain must not be negative",
         )
-        require(self.omega > 0, "omega must be above 0")
+        require_valid(self.omega > 0, "omega must be above 0")
 
 
 @dataclass(frozen=True)
-class ImageTexture:
+class ImageTextureConfig:
     """One image per layer, initialised in closed form as the weighted mean of the frames it is visible in."""
 
     kind: ClassVar[str] = "image"
@@ -116,11 +116,11 @@ class ImageTexture:
     learning_rate: float = 0.012
 
     def __post_init__(self) -> None:
-        require(min(self.density, self.max_megatexels) > 0, "density and max_megatexels must be above 0")
+        require_valid(min(self.density, self.max_megatexels) > 0, "density and max_megatexels must be above 0")
 
 
 @dataclass(frozen=True)
-class MlpTexture:
+class MlpTextureConfig:
     """One MLP for all layers, each in its own quadrant of the unit square (Layered Neural Atlases)."""
 
     kind: ClassVar[str] = "mlp"
@@ -131,15 +131,15 @@ class MlpTexture:
     learning_rate: float = 1e-4
 
     def __post_init__(self) -> None:
-        require(min(self.layers, self.width, self.octaves) >= 1, "layers, width and octaves must be at least 1")
-        require(
+        require_valid(min(self.layers, self.width, self.octaves) >= 1, "layers, width and octaves must be at least 1")
+        require_valid(
             all(0 < skip < self.layers for skip in self.skips),
             f"skips must lie between 1 and {self.layers - 1}, the last of the layers",
         )
 
 
 @dataclass(frozen=True)
-class HashTexture:
+class HashTextureConfig:
     """A two-dimensional hash grid and a small MLP per layer (CoDeF, section 3.1)."""
 
     kind: ClassVar[str] = "hash"
@@ -154,12 +154,12 @@ class HashTexture:
     learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:
-        require(min(self.width, self.hidden_layers) >= 1, "width and hidden_layers must be at least 1")
-        require(self.margin >= 0, "margin must not be negative")
+        require_valid(min(self.width, self.hidden_layers) >= 1, "width and hidden_layers must be at least 1")
+        require_valid(self.margin >= 0, "margin must not be negative")
 
 
 @dataclass(frozen=True)
-class SirenTexture:
+class SirenTextureConfig:
     """A network of sines per layer (NaRCan)."""
 
     kind: ClassVar[str] = "siren"
@@ -169,12 +169,12 @@ class SirenTexture:
     learning_rate: float = 1e-4
 
     def __post_init__(self) -> None:
-        require(self.width >= 1 and self.hidden_layers >= 0, "width must be at least 1, hidden_layers at least 0")
-        require(self.omega > 0, "omega must be above 0")
+        require_valid(self.width >= 1 and self.hidden_layers >= 0, "width must be at least 1, hidden_layers at least 0")
+        require_valid(self.omega > 0, "omega must be above 0")
 
 
 @dataclass(frozen=True)
-class HashNetwork:
+class HashNetworkConfig:
     """A hash grid over [-1, 1] on each axis and a small network behind it (Hashing Neural Video Decomposition)."""
 
     levels: int = 16
@@ -188,25 +188,25 @@ class HashNetwork:
     table_learning_rate: float = 1e-2
 
     def __post_init__(self) -> None:
-        require(min(self.width, self.layers) >= 1, "width and layers must be at least 1")
+        require_valid(min(self.width, self.layers) >= 1, "width and layers must be at least 1")
 
 
 @dataclass(frozen=True)
-class BoundedHashTexture(HashNetwork):
+class BoundedHashTextureConfig(HashNetworkConfig):
     """A two-dimensional `HashNetwork` per layer, colours from 0 to 1 by tanh."""
 
     kind: ClassVar[str] = "bounded_hash"
 
 
 @dataclass(frozen=True)
-class HashOpacity(HashNetwork):
+class HashOpacityConfig(HashNetworkConfig):
     """A `HashNetwork` of (x, y, t)."""
 
     kind: ClassVar[str] = "hash"
 
 
 @dataclass(frozen=True)
-class WindowOpacity:
+class WindowOpacityConfig:
     """Layers are time windows of the clip (charts), one after the other, each fading into the next (NaRCan)."""
 
     kind: ClassVar[str] = "window"
@@ -214,12 +214,12 @@ class WindowOpacity:
     overlap: int = 10  # frames that two charts share; fewer where charts are shorter
 
     def __post_init__(self) -> None:
-        require(self.segments >= 1, "segments must be at least 1")
-        require(self.overlap >= 0, "overlap must not be negative")
+        require_valid(self.segments >= 1, "segments must be at least 1")
+        require_valid(self.overlap >= 0, "overlap must not be negative")
 
 
 @dataclass(frozen=True)
-class PixelOpacity:
+class PixelOpacityConfig:
     """A logit per pixel, frame and layer, initialised from the masks."""
 
     kind: ClassVar[str] = "pixel"
@@ -227,11 +227,11 @@ class PixelOpacity:
     learning_rate: float = 0.1
 
     def __post_init__(self) -> None:
-        require(self.max_megapixels > 0, "max_megapixels must be above 0")
+        require_valid(self.max_megapixels > 0, "max_megapixels must be above 0")
 
 
 @dataclass(frozen=True)
-class MlpOpacity:
+class MlpOpacityConfig:
     """An MLP of (x, y, t) with Fourier features (Layered Neural Atlases)."""
 
     kind: ClassVar[str] = "mlp"
@@ -241,18 +241,18 @@ class MlpOpacity:
     learning_rate: float = 1e-4
 
     def __post_init__(self) -> None:
-        require(min(self.layers, self.width, self.octaves) >= 1, "layers, width and octaves must be at least 1")
+        require_valid(min(self.layers, self.width, self.octaves) >= 1, "layers, width and octaves must be at least 1")
 
 
 @dataclass(frozen=True)
-class MaskOpacity:
+class MaskOpacityConfig:
     """The given masks as they are, without soft edges (CoDeF)."""
 
     kind: ClassVar[str] = "mask"
 
 
 @dataclass(frozen=True)
-class GridGain:
+class GridGainConfig:
     """A smooth multiplicative lighting gain on a coarse grid over (x, y, t)."""
 
     kind: ClassVar[str] = "grid"
@@ -260,24 +260,24 @@ class GridGain:
     learning_rate: float = 0.05
 
     def __post_init__(self) -> None:
-        require(self.cell >= 2, "cell must be at least 2 pixels")
+        require_valid(self.cell >= 2, "cell must be at least 2 pixels")
 
 
 @dataclass(frozen=True)
-class HashGain(HashNetwork):
+class HashGainConfig(HashNetworkConfig):
     """A `HashNetwork` of (u, v, t) per layer: light that sticks to the canonical image and changes with time."""
 
     kind: ClassVar[str] = "hash"
 
 
 @dataclass(frozen=True)
-class NoGain:
+class NoGainConfig:
     """No gain: the texture's colour is the layer's colour."""
 
     kind: ClassVar[str] = "none"
 
 
-def require(holds: bool, message: str) -> None:
+def require_valid(holds: bool, message: str) -> None:
     """Raises `ValueError` for settings that cannot be meant; the loader puts the dotted path before the message."""
     if not holds:
         raise ValueError(message)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from neural_fields.config import all_presets, preset_path
-from neural_fields.config_loader import from_mapping, load_yaml, nest, to_mapping
-from neural_fields.config_parts import require
+from neural_fields.config_loader import from_mapping, load_yaml, nest_keys, to_mapping
+from neural_fields.config_parts import require_valid
 
-KIND = "volume"  # what `kind` is in the YAML of such a preset
-STAGES = ("background", "person", "joint")
+VOLUME_KIND = "volume"  # what `kind` is in the YAML of such a preset
+STAGE_NAMES = ("background", "person", "joint")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class BackgroundConfig:
 
 
 @dataclass(frozen=True)
-class HumanConfig:
+class PersonConfig:
     """Sizes of the person's field."""
 
     n_levels: int = 8  # grids, from coarse to fine
@@ -52,7 +52,7 @@ class HumanConfig:
 
 
 @dataclass(frozen=True)
-class VolumeTerms:
+class VolumeLossWeights:
     """Weights of the loss terms beside the mean squared difference of colours; a term of weight 0 is not computed."""
 
     interlevel: float = 0.1  # the proposal encloses the background's field (mip-NeRF 360, equation 13)
@@ -67,7 +67,7 @@ class VolumeTerms:
 
 
 @dataclass(frozen=True)
-class VolumeTraining:
+class VolumeTrainingConfig:
     """Settings of the training loop: three stages, one after the other, in one count of steps."""
 
     background_steps: tuple[int, int, int] = (500, 1000, 6000)  # at draft, normal, final
@@ -84,29 +84,29 @@ class VolumeTraining:
 
     def __post_init__(self) -> None:
         counts = min(self.rays, self.person_rays, self.checkpoint_every)
-        require(counts > 0, "rays, person_rays and checkpoint_every must be above 0")
-        require(self.holdout == 0 or self.holdout >= 2, "holdout must be 0 or at least 2")
+        require_valid(counts > 0, "rays, person_rays and checkpoint_every must be above 0")
+        require_valid(self.holdout == 0 or self.holdout >= 2, "holdout must be 0 or at least 2")
         steps = (*self.background_steps, *self.person_steps, *self.joint_steps)
-        require(min(steps) >= 0, "steps must not be negative")
+        require_valid(min(steps) >= 0, "steps must not be negative")
         order = 0 <= self.poses_from <= 1 and 0 <= self.offsets_from <= self.offsets_full <= 1
-        require(order, "poses_from, offsets_from and offsets_full must rise from 0 to 1")
+        require_valid(order, "poses_from, offsets_from and offsets_full must rise from 0 to 1")
 
 
 @dataclass(frozen=True)
 class VolumeConfig:
     """The model of a 3D scene and its training."""
 
-    kind: ClassVar[str] = KIND
+    kind: ClassVar[str] = VOLUME_KIND
     paper: str = ""  # the publication that a preset follows
     states: bool = True  # whether the carried object has a code for each of its states
     background: BackgroundConfig = field(default_factory=BackgroundConfig)
-    person: HumanConfig = field(default_factory=HumanConfig)
-    terms: VolumeTerms = field(default_factory=VolumeTerms)
-    training: VolumeTraining = field(default_factory=VolumeTraining)
+    person: PersonConfig = field(default_factory=PersonConfig)
+    terms: VolumeLossWeights = field(default_factory=VolumeLossWeights)
+    training: VolumeTrainingConfig = field(default_factory=VolumeTrainingConfig)
 
 
 @dataclass(frozen=True)
-class Stage:
+class TrainingStage:
     """One of `STAGES`, and the steps it takes of the whole count: from `first` to before `last`."""
 
     name: str
@@ -118,30 +118,30 @@ class Stage:
         return min(1.0, max(0.0, (step - self.first) / max(1, self.last - self.first)))
 
 
-def stages(training: VolumeTraining, quality: str, with_person: bool) -> tuple[Stage, ...]:
+def training_stages(training: VolumeTrainingConfig, quality: str, with_person: bool) -> tuple[TrainingStage, ...]:
     """Returns the stages of a training without those of no steps; without a person there is only the first."""
     index = ("draft", "normal", "final").index(quality)
     counts = (training.background_steps, training.person_steps, training.joint_steps)
     found, first = [], 0
-    for name, steps in zip(STAGES, counts, strict=True):
+    for name, steps in zip(STAGE_NAMES, counts, strict=True):
         if steps[index] and (with_person or name == "background"):
-            found.append(Stage(name, first, first + steps[index]))
+            found.append(TrainingStage(name, first, first + steps[index]))
             first += steps[index]
     return tuple(found)
 
 
-def is_volume(name: str) -> bool:
+def is_volume_config(name: str) -> bool:
     """Whether a preset or a YAML file is of a 3D scene.
 
     Raises:
         UserError: there is no such preset or file.
     """
-    return _load_values(name).get("kind") == KIND
+    return _load_values(name).get("kind") == VOLUME_KIND
 
 
 def volume_presets() -> list[str]:
     """Lists the presets of 3D scenes."""
-    return [name for name in all_presets() if is_volume(name)]
+    return [name for name in all_presets() if is_volume_config(name)]
 
 
 def load_volume_config(name: str, overrides: dict[str, object] | None = None) -> VolumeConfig:
@@ -152,7 +152,7 @@ def load_volume_config(name: str, overrides: dict[str, object] | None = None) ->
     """
     values = {key: value for key, value in _load_values(name).items() if key != "kind"}
     config = from_mapping(VolumeConfig, values, where=name)
-    return from_mapping(VolumeConfig, nest(overrides), base=config, where="the command line") if overrides else config
+    return from_mapping(VolumeConfig, nest_keys(overrides), base=config, where="the command line") if overrides else config
 
 
 def volume_config_to_mapping(config: VolumeConfig) -> dict[str, Any]:

@@ -43,27 +43,27 @@ def frame_box(width: int, height: int) -> Box:
     return Box(-width / long, -height / long, width / long, height / long)
 
 
-def normalise_pixels(xy: Float[Tensor, "*n 2"], width: int, height: int) -> Float[Tensor, "*n 2"]:
+def normalize_pixels(xy: Float[Tensor, "*n 2"], width: int, height: int) -> Float[Tensor, "*n 2"]:
     """Converts pixel coordinates to xy units."""
     return (2 * xy - xy.new_tensor([width, height])) / max(width, height)
 
 
-def denormalise_pixels(xy: Float[Tensor, "*n 2"], width: int, height: int) -> Float[Tensor, "*n 2"]:
+def denormalize_pixels(xy: Float[Tensor, "*n 2"], width: int, height: int) -> Float[Tensor, "*n 2"]:
     """Converts xy units to pixel coordinates."""
     return (xy * max(width, height) + xy.new_tensor([width, height])) / 2
 
 
-def normalise_time(frame: Tensor | float | int, count: int) -> Tensor | float:
+def normalize_time(frame: Tensor | float | int, count: int) -> Tensor | float:
     """Converts a frame index (0 is the first; fractions lie between frames) to the time coordinate in (-1, 1)."""
     return 2 * (frame + 0.5) / count - 1
 
 
-def denormalise_time(time: Tensor | float, count: int) -> Tensor | float:
+def denormalize_time(time: Tensor | float, count: int) -> Tensor | float:
     """Converts a time coordinate to a frame index."""
     return (time + 1) * count / 2 - 0.5
 
 
-def pixel_centres(width: int, height: int, device: torch.device | None = None) -> Float[Tensor, "height width 2"]:
+def pixel_centers(width: int, height: int, device: torch.device | None = None) -> Float[Tensor, "height width 2"]:
     """Returns the pixel coordinates of every pixel centre of a frame."""
     y = torch.arange(height, dtype=torch.float32, device=device) + 0.5
     x = torch.arange(width, dtype=torch.float32, device=device) + 0.5
@@ -72,13 +72,13 @@ def pixel_centres(width: int, height: int, device: torch.device | None = None) -
 
 def frame_xy(width: int, height: int, device: torch.device | None = None) -> Float[Tensor, "height width 2"]:
     """Returns the centre of every pixel of a frame in xy units."""
-    return normalise_pixels(pixel_centres(width, height, device), width, height)
+    return normalize_pixels(pixel_centers(width, height, device), width, height)
 
 
-def texel_centres(box: Box, width: int, height: int) -> Float[Tensor, "height width 2"]:
+def texel_centers(box: Box, width: int, height: int) -> Float[Tensor, "height width 2"]:
     """Returns the uv of every texel centre of a canonical image of `width` x `height` texels that covers `box`."""
     step = torch.tensor([box.width / width, box.height / height])
-    return pixel_centres(width, height) * step + torch.tensor([box.u0, box.v0])
+    return pixel_centers(width, height) * step + torch.tensor([box.u0, box.v0])
 
 
 def box_to_unit(uv: Float[Tensor, "*n 2"], box: Box) -> Float[Tensor, "*n 2"]:
@@ -91,7 +91,7 @@ def uv_to_texels(uv: Float[Tensor, "*n 2"], box: Box, width: int, height: int) -
     return box_to_unit(uv, box) * uv.new_tensor([width, height])
 
 
-def sample(
+def sample_canonical(
     image: Float[Tensor, "batch channel height width"],
     box: Box,
     uv: Float[Tensor, "batch rows columns 2"],

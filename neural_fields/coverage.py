@@ -32,22 +32,22 @@ DEFAULTS = CoverageSettings()
 
 
 @torch.no_grad()
-def canonical_images(
+def make_canonical_images(
     model: PlanarModel, maps: Maps, settings: CoverageSettings = DEFAULTS
 ) -> Iterator[tuple[CanonicalImage, Int[Tensor, "height width"]]]:
     """Yields the canonical image of every layer, front to back, and in how many frames each of its texels is seen."""
     for number, shape in enumerate(model.shape.layers):
         size = (shape.width, shape.height)
-        seen = frames_seen(maps, number, shape.box, size, settings)
-        uv = coords.texel_centres(shape.box, *size)
+        seen = count_frames_seen(maps, number, shape.box, size, settings)
+        uv = coords.texel_centers(shape.box, *size)
         rows_at_once = max(1, 250_000 // shape.width)  # a network needs much memory for each texel
-        rows = [model.canonical_color(shape.name, part) for part in uv.split(rows_at_once)]
+        rows = [model.sample_canonical(shape.name, part) for part in uv.split(rows_at_once)]
         rgb = torch.cat(rows).clamp(0, 1).permute(2, 0, 1)
         alpha = (torch.from_numpy(seen).float() / min(settings.opaque_frames, maps.frame_count)).clamp(0, 1)
         yield CanonicalImage(torch.cat([rgb, alpha[None]]), shape.box, shape.name), torch.from_numpy(seen).int()
 
 
-def frames_seen(
+def count_frames_seen(
     maps: Maps, layer: int, box: Box, size: tuple[int, int], settings: CoverageSettings = DEFAULTS
 ) -> Float[np.ndarray, "height width"]:
     """Counts in how many frames each texel of a layer's canonical image is seen.
@@ -64,7 +64,7 @@ def frames_seen(
     # The usual distance, in uv units, between the canonical points of neighboring pixels of the layer.
     steps = []
     for t in range(0, maps.frame_count, max(1, maps.frame_count // settings.step_frames)):
-        uv, weight = maps.uv_small(t, layer), maps.layer_weight_small(t, layer)
+        uv, weight = maps.read_uv_small(t, layer), maps.read_layer_weight_small(t, layer)
         both = (weight[:, 1:] >= settings.min_weight) & (weight[:, :-1] >= settings.min_weight)
         steps.append(np.linalg.norm(uv[:, 1:] - uv[:, :-1], axis=-1)[both])
     distances = np.concatenate(steps)
@@ -74,7 +74,7 @@ def frames_seen(
     rows = max(1, min(size[1], round(box.height / step)))
     total = np.zeros((rows, columns), np.float32)
     for t in range(maps.frame_count):
-        uv = maps.uv_small(t, layer)[maps.layer_weight_small(t, layer) >= settings.min_weight]
+        uv = maps.read_uv_small(t, layer)[maps.read_layer_weight_small(t, layer) >= settings.min_weight]
         x = ((uv[:, 0] - box.u0) * (columns / box.width)).astype(np.int64)
         y = ((uv[:, 1] - box.v0) * (rows / box.height)).astype(np.int64)
         inside = (uv[:, 0] >= box.u0) & (x < columns) & (uv[:, 1] >= box.v0) & (y < rows)

@@ -9,8 +9,8 @@ import platform
 import shutil
 import sys
 
-PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "av", "pillow", "safetensors")
-OPTIONAL = {  # module: what it is for and how to install it
+REQUIRED_PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "av", "pillow", "safetensors")
+OPTIONAL_MODULES = {  # module: what it is for and how to install it
     "lpips": "LPIPS in unwrap eval: pip install 'unwrap-video[metrics]'",
     "diffusers": "diffusion editors: pip install 'unwrap-video[diffusion]'",
     "OpenEXR": "EXR files of unwrap export: pip install 'unwrap-video[exr]'",
@@ -21,12 +21,12 @@ OPTIONAL = {  # module: what it is for and how to install it
 }
 
 
-def examine() -> dict[str, str]:
+def collect_environment() -> dict[str, str]:
     """Collects the versions, devices and back ends of this machine by name, one line each."""
     import torch
 
     from neural_fields import __version__
-    from neural_fields.encodings.tcnn import unavailable_reason
+    from neural_fields.encodings.tcnn import explain_unavailable
     from neural_fields.threads import available_cores
 
     found = {
@@ -36,10 +36,10 @@ def examine() -> dict[str, str]:
         "cores": f"{available_cores()} usable, {torch.get_num_threads()} torch threads, "
         f"OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY', 'unset')}",
     }
-    for name in PACKAGES:
+    for name in REQUIRED_PACKAGES:
         found[name] = _package_version(name)
     found["device"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu (torch sees no CUDA device)"
-    reason = unavailable_reason(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    reason = explain_unavailable(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     found["hash grid"] = f"torch ({reason})" if reason else "tiny-cuda-nn"
 
     # torch.compile needs a C++ compiler.
@@ -54,7 +54,7 @@ def examine() -> dict[str, str]:
     weights = [name for name in os.listdir(folder) if name.startswith("raft")] if os.path.isdir(folder) else []
     found["RAFT"] = ", ".join(weights) or "no weights in the hub cache: flow is DIS unless --flow names a file"
 
-    for name, hint in OPTIONAL.items():
+    for name, hint in OPTIONAL_MODULES.items():
         found[name] = _package_version(name) if importlib.util.find_spec(name) else f"not installed ({hint})"
     return found
 

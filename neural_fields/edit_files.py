@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from neural_fields.canonical import Overlay, fit
+from neural_fields.canonical import Overlay, resample_overlay
 from neural_fields.coords import Box
 from neural_fields.data.video import rgba_frames
 from neural_fields.edits import Edit
 from neural_fields.errors import UserError
 from neural_fields.files import sha256_file
-from neural_fields.journal import damaged_edit
-from neural_fields.moving import Moving
-from neural_fields.pictures import premultiplied, read_picture, straight
-from neural_fields.reshaping import Shape
+from neural_fields.journal import damaged_edit_error
+from neural_fields.moving import AnimatedOverlay
+from neural_fields.pictures import premultiply, read_picture, unpremultiply
+from neural_fields.reshaping import Deformation
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,7 @@ def read_overlay(edit: Edit, layer: str) -> Overlay:
     Raises:
         UserError: a missing, damaged or changed overlay (exit 5).
     """
-    return _read_overlay_entry(edit, edit.facts["layers"][layer])
+    return _read_overlay_entry(edit, edit.spec["layers"][layer])
 
 
 def read_mask(edit: Edit, layer: str) -> Overlay | None:
@@ -38,7 +38,7 @@ def read_mask(edit: Edit, layer: str) -> Overlay | None:
     Raises:
         UserError: a missing, damaged or changed file (exit 5).
     """
-    entry = edit.facts.get("masks", {}).get(layer)
+    entry = edit.spec.get("masks", {}).get(layer)
     return None if entry is None else _read_overlay_entry(edit, entry)
 
 
@@ -49,13 +49,13 @@ def _read_overlay_entry(edit: Edit, entry: Mapping[str, Any]) -> Overlay:
         changed = sha256_file(path) != entry["sha256"]
         picture = read_picture(path)
     except (OSError, UserError) as problem:
-        raise damaged_edit(edit.folder, f"{entry['file']} cannot be read") from problem
+        raise damaged_edit_error(edit.folder, f"{entry['file']} cannot be read") from problem
     if changed or list(picture.size) != list(entry["size"]):
-        raise damaged_edit(edit.folder, f"{entry['file']} is not the file that was added")
+        raise damaged_edit_error(edit.folder, f"{entry['file']} is not the file that was added")
     return Overlay(picture.rgba, Box(*map(float, entry["box"])))
 
 
-def read_moving(edit: Edit, layer: str, count: int) -> Moving:
+def read_animated_overlay(edit: Edit, layer: str, count: int) -> AnimatedOverlay:
     """Opens the animated overlay of a layer.
 
     Args:
@@ -66,18 +66,18 @@ def read_moving(edit: Edit, layer: str, count: int) -> Moving:
     Raises:
         UserError: a missing, damaged or changed file, or one for another number of frames (exit 5).
     """
-    entry = edit.facts["moving"][layer]
+    entry = edit.spec["moving"][layer]
     path = edit.folder / entry["file"]
     if sha256_file(path) != entry["sha256"]:
-        raise damaged_edit(edit.folder, f"{entry['file']} is not the file that was added")
+        raise damaged_edit_error(edit.folder, f"{entry['file']} is not the file that was added")
     stored = entry.get("count")
     if stored not in (1, count):
-        raise damaged_edit(edit.folder, f"{entry['file']} has {stored} frames, and the run {count}")
+        raise damaged_edit_error(edit.folder, f"{entry['file']} has {stored} frames, and the run {count}")
     box = None if entry["box"] is None else Box(*map(float, entry["box"]))
-    return Moving(lambda: rgba_frames(path), stored, box)
+    return AnimatedOverlay(lambda: rgba_frames(path), stored, box)
 
 
-def read_shape(edit: Edit, layer: str) -> Shape:
+def read_deformation(edit: Edit, layer: str) -> Deformation:
     """Reads the shape of one layer.
 
     Raises:
@@ -86,16 +86,16 @@ def read_shape(edit: Edit, layer: str) -> Shape:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    entry = edit.facts["shapes"][layer]
+    entry = edit.spec["shapes"][layer]
     path = edit.folder / entry["file"]
     try:
         changed = sha256_file(path) != entry["sha256"]
         field = None if changed else load_file(path)["displacement"]
     except (OSError, SafetensorError, KeyError) as problem:
-        raise damaged_edit(edit.folder, f"{entry['file']} cannot be read") from problem
+        raise damaged_edit_error(edit.folder, f"{entry['file']} cannot be read") from problem
     if field is None or list(field.shape) != [2, *reversed(entry["size"])] or not np.isfinite(field).all():
-        raise damaged_edit(edit.folder, f"{entry['file']} is not the file that was added")
-    return Shape(field.astype(np.float32), Box(*map(float, entry["box"])))
+        raise damaged_edit_error(edit.folder, f"{entry['file']} is not the file that was added")
+    return Deformation(field.astype(np.float32), Box(*map(float, entry["box"])))
 
 
 def read_weights(edit: Edit) -> dict[str, Tensor]:
@@ -107,19 +107,19 @@ def read_weights(edit: Edit) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    entry = edit.facts.get("weights")
+    entry = edit.spec.get("weights")
     if entry is None:
         return {}
     path = edit.folder / entry["file"]
     try:
         if sha256_file(path) != entry["sha256"]:
-            raise damaged_edit(edit.folder, f"{entry['file']} is not the file that was added")
+            raise damaged_edit_error(edit.folder, f"{entry['file']} is not the file that was added")
         return load_file(path)
     except (OSError, SafetensorError) as problem:
-        raise damaged_edit(edit.folder, f"{entry['file']} cannot be read") from problem
+        raise damaged_edit_error(edit.folder, f"{entry['file']} cannot be read") from problem
 
 
-def flatten(
+def flatten_overlays(
     edits: Sequence[Edit], layer: str, size: tuple[int, int] | None = None, box: Box | None = None
 ) -> Overlay | None:
     """Composites the overlays of one layer into one with straight alpha; None where no edit has one for the layer.
@@ -130,7 +130,7 @@ def flatten(
         size: (width, height) of the result; by default the largest overlay's.
         box: what the result covers; by default the newest overlay's box.
     """
-    parts = [(read_overlay(edit, layer), edit.paint.opacity) for edit in edits if layer in edit.facts["layers"]]
+    parts = [(read_overlay(edit, layer), edit.overlay_arrangement.opacity) for edit in edits if layer in edit.spec["layers"]]
     if not parts:
         return None
     box = box or parts[-1][0].box
@@ -140,6 +140,6 @@ def flatten(
         return Overlay(overlay.rgba, box)
     result: Float[np.ndarray, "height width 4"] = np.zeros((size[1], size[0], 4), np.float32)
     for overlay, opacity in parts:
-        top = premultiplied(fit(overlay, size, box)) * np.float32(opacity)
+        top = premultiply(resample_overlay(overlay, size, box)) * np.float32(opacity)
         result = top + result * (1 - top[..., 3:])
-    return Overlay(straight(result), box)
+    return Overlay(unpremultiply(result), box)

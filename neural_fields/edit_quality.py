@@ -16,9 +16,9 @@ from neural_fields.data.flow import FlowField, resize_mask, resize_vectors
 from neural_fields.data.video import source_frames
 from neural_fields.errors import bad_input
 from neural_fields.evaluation import read_source
-from neural_fields.fit_record import read_fit_record
-from neural_fields.output import open_renderer, source_facts
-from neural_fields.report.steadiness import run_flow
+from neural_fields.fit_record import read_planar_record
+from neural_fields.output import open_passes, read_source_metadata
+from neural_fields.report.steadiness import read_run_flow
 from neural_fields.run import Run
 
 
@@ -34,25 +34,25 @@ class EditedFrame:
 
     source: UInt8[np.ndarray, "height width 3"]
     edited: UInt8[np.ndarray, "height width 3"]
-    reach: Bool[np.ndarray, "height width"]
+    reach_mask: Bool[np.ndarray, "height width"]
 
 
-def edited_frames(run: Run, names: Sequence[str] = ()) -> Iterator[EditedFrame]:
+def render_edited_frames(run: Run, names: Sequence[str] = ()) -> Iterator[EditedFrame]:
     """Renders the frames of a run with its active edits, or with those named.
 
     Raises:
         UserError: there is no such edit, a damaged run, or the source is gone.
     """
     maps = Maps.open(run)
-    renderer = open_renderer(run, maps, names)
+    renderer = open_passes(run, maps, names)
     if not renderer.changes_something:
         raise bad_input(
             "there is no edit to measure", where=str(run.edits), fix=f"unwrap edit {run.path} IMAGE --layer NAME"
         )
-    facts, chosen = source_facts(run)
+    facts, chosen = read_source_metadata(run)
     for t, source in enumerate(source_frames(facts, chosen)):
         edited = renderer.render_frame(t, source)
-        reach = renderer.reach(t, (source.shape[1], source.shape[0]))
+        reach = renderer.affected_mask(t, (source.shape[1], source.shape[0]))
         reach = cv2.dilate(reach.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
         yield EditedFrame(source, edited, reach)
 
@@ -71,13 +71,13 @@ def measure_edit(run: Run, names: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         UserError: as `edited_frames`.
     """
-    size = read_fit_record(run).size
-    flow = run_flow(run, read_fit_record(run), read_source(run).frames)
+    size = read_planar_record(run).size
+    flow = read_run_flow(run, read_planar_record(run), read_source(run).frames)
     reached = outside = changed = 0
     difference, errors = 0.0, _EditWarpErrors(flow, size)
-    for frame in edited_frames(run, names):
-        delta = cv2.absdiff(frame.source, frame.edited)[~frame.reach]
-        reached, outside = reached + int(frame.reach.sum()), outside + len(delta)
+    for frame in render_edited_frames(run, names):
+        delta = cv2.absdiff(frame.source, frame.edited)[~frame.reach_mask]
+        reached, outside = reached + int(frame.reach_mask.sum()), outside + len(delta)
         changed += int((delta.max(axis=-1, initial=0) > 0).sum()) if len(delta) else 0
         difference += float(delta.sum()) / 3
         errors.add(frame)
@@ -120,7 +120,7 @@ class _EditWarpErrors:
         # The source's flow is trusted for the edit from some pixels inside its outline; the frame's border is none.
         rim = 4  # pixels of the source
         window = np.ones((2 * rim + 1, 2 * rim + 1), np.uint8)
-        inside = cv2.erode(frame.reach.astype(np.uint8), window, borderValue=1) > 0
+        inside = cv2.erode(frame.reach_mask.astype(np.uint8), window, borderValue=1) > 0
         self._previous = shown, resize_mask(inside, self._size)
 
     def to_json(self) -> dict[str, float | None]:

@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from neural_fields.arrangement import Arrangement
-from neural_fields.canonical import are_numbers
+from neural_fields.canonical import is_number_list
 from neural_fields.errors import UserError, bad_input
 from neural_fields.files import read_json
 from neural_fields.grading import Grade
-from neural_fields.journal import History, damaged_edit, history
+from neural_fields.journal import EditHistory, damaged_edit_error, replay_journal
 from neural_fields.run import Run
 
 
@@ -65,14 +65,14 @@ class Edit:
     layers: tuple[str, ...]
     active: bool
     redoable: bool
-    facts: Mapping[str, Any]
+    spec: Mapping[str, Any]
     arrangement: Arrangement
 
     @property
-    def paint(self) -> Arrangement:
+    def overlay_arrangement(self) -> Arrangement:
         """The arrangement of its overlays: those behind a hidden layer are opaque while it is hidden."""
         arrangement = self.arrangement
-        if self.facts.get("hidden"):
+        if self.spec.get("hidden"):
             return Arrangement(start=arrangement.start, end=arrangement.end)
         return arrangement
 
@@ -83,22 +83,22 @@ def list_edits(run: Run) -> list[Edit]:
     Raises:
         UserError: a damaged edit folder or journal (exit 5), named.
     """
-    found = edit_history(run)
-    order = iter(found.active)
-    active = set(found.active)
+    found = read_history(run)
+    order = iter(found.active_names)
+    active = set(found.active_names)
     folders = {folder.name: folder for folder in _sorted_folders(run)}
     names = [next(order) if name in active else name for name in folders]
     redoable = {step.edit for step in found.undone if step.operation == "add"}
-    return [_read_edit(folders[name], name in active, name in redoable, found.values(name)) for name in names]
+    return [_read_edit(folders[name], name in active, name in redoable, found.values_of(name)) for name in names]
 
 
-def edit_history(run: Run) -> History:
+def read_history(run: Run) -> EditHistory:
     """Reads what was done with the edits of a run.
 
     Raises:
         UserError: a damaged journal (exit 5).
     """
-    return history(run, [folder.name for folder in _sorted_folders(run)])
+    return replay_journal(run, [folder.name for folder in _sorted_folders(run)])
 
 
 def active_edits(run: Run, names: Sequence[str] = ()) -> list[Edit]:
@@ -116,22 +116,22 @@ def active_edits(run: Run, names: Sequence[str] = ()) -> list[Edit]:
 
 def hidden_parts(edits: Sequence[Edit]) -> frozenset[str]:
     """Returns the parts of a 3D scene that some of the edits remove."""
-    return frozenset(part for edit in edits for part in edit.facts.get("hidden", ()))
+    return frozenset(part for edit in edits for part in edit.spec.get("hidden", ()))
 
 
-def numbered_folders(edits: Path) -> list[Path]:
+def list_edit_folders(edits: Path) -> list[Path]:
     """Lists the edit folders, in no order."""
     paths = edits.iterdir() if edits.is_dir() else ()
     return [path for path in paths if path.is_dir() and _FOLDER.fullmatch(path.name)]
 
 
-def number_of(folder: Path) -> int:
+def edit_number(folder: Path) -> int:
     """Returns the number in the name of an edit folder."""
     return int(folder.name.partition("-")[0])
 
 
 def _sorted_folders(run: Run) -> list[Path]:
-    return sorted(numbered_folders(run.edits), key=lambda folder: (number_of(folder), folder.name))
+    return sorted(list_edit_folders(run.edits), key=lambda folder: (edit_number(folder), folder.name))
 
 
 def _read_edit(folder: Path, active: bool, redoable: bool, changes: Mapping[str, Any]) -> Edit:
@@ -141,17 +141,17 @@ def _read_edit(folder: Path, active: bool, redoable: bool, changes: Mapping[str,
     try:
         facts = read_json(folder / "edit.json")
     except (OSError, UserError) as problem:
-        raise damaged_edit(folder, "edit.json is missing or cannot be read") from problem
+        raise damaged_edit_error(folder, "edit.json is missing or cannot be read") from problem
     if not isinstance(facts, dict) or not _is_complete(facts):
-        raise damaged_edit(folder, "edit.json is incomplete")
+        raise damaged_edit_error(folder, "edit.json is incomplete")
     entries = [entry for kind in _FILES for entry in facts.get(kind, {}).values()]
     for entry in (*entries, facts["weights"]) if "weights" in facts else entries:
         if not (folder / entry["file"]).is_file():
-            raise damaged_edit(folder, f"{entry['file']} is missing")
+            raise damaged_edit_error(folder, f"{entry['file']} is missing")
     try:
-        arrangement = Arrangement().changed(facts).changed(changes)
+        arrangement = Arrangement().replace_values(facts).replace_values(changes)
     except ValueError as problem:
-        raise damaged_edit(folder, str(problem)) from problem
+        raise damaged_edit_error(folder, str(problem)) from problem
     named = [name for kind in (*_FILES, "grades") for name in facts.get(kind, {})]
     layers = tuple(dict.fromkeys([*named, *facts.get("parts", ()), *facts.get("hidden", ())]))
     return Edit(folder, int(match[1]), match[2], layers, active, redoable, facts, arrangement)
@@ -183,7 +183,7 @@ def _is_complete(facts: Mapping[str, Any]) -> bool:
             if not isinstance(entry, dict) or not _is_file_entry(entry):
                 return False
             covers_frame = kind == "moving" and entry.get("box") is None  # the only kind that needs no box
-            if not (covers_frame or are_numbers(entry.get("box"), 4)) or not are_numbers(entry.get("size"), 2):
+            if not (covers_frame or is_number_list(entry.get("box"), 4)) or not is_number_list(entry.get("size"), 2):
                 return False
     return True
 

@@ -17,15 +17,15 @@ from neural_fields import metrics
 from neural_fields.data.facts import Video
 from neural_fields.data.flow import resize_mask, resize_vectors
 from neural_fields.data.masks import LayerMasks, load_masks
-from neural_fields.data.memory import LET_GO_EVERY, let_go
-from neural_fields.data.video import read
+from neural_fields.data.memory import RELEASE_INTERVAL, release_memory
+from neural_fields.data.video import read_video
 from neural_fields.errors import bad_input
-from neural_fields.fit_record import read_fit_record, require_source
-from neural_fields.fitting import load_model
+from neural_fields.fit_record import read_planar_record, require_source_video
+from neural_fields.fitting import load_planar_model
 from neural_fields.planar.model import PlanarModel
-from neural_fields.planar.samples import composite
-from neural_fields.report import FitCost, survey_all, write_report
-from neural_fields.report.steadiness import run_flow
+from neural_fields.planar.samples import composite_layers
+from neural_fields.report import TrainingCost, begin_full_survey, write_report
+from neural_fields.report.steadiness import read_run_flow
 from neural_fields.run import Run, read_metrics
 
 
@@ -47,11 +47,11 @@ def evaluate(run: Run, masks: Sequence[str] = (), lpips: Path | None = None, htm
     Raises:
         UserError: a damaged run, a source video that is gone, masks that do not fit.
     """
-    model, step = load_model(run)
+    model, step = load_planar_model(run)
     source = read_source(run)
     truth = _load_true_masks(masks, source, model)
-    flow = run_flow(run, read_fit_record(run), source.frames)
-    survey = survey_all(run, model) if html else None
+    flow = read_run_flow(run, read_planar_record(run), source.frames)
+    survey = begin_full_survey(run, model) if html else None
     perceptual = metrics.LpipsDistance(lpips)
     warp_error, source_warp_error = metrics.WarpError(), metrics.WarpError()
     size = model.shape.size
@@ -59,17 +59,17 @@ def evaluate(run: Run, masks: Sequence[str] = (), lpips: Path | None = None, htm
     previous: tuple[np.ndarray, np.ndarray] | None = None  # reconstruction and source of the frame before
     for t in range(model.shape.frame_count):
         with torch.no_grad():
-            samples = model.frame(t, size)
-            picture = composite(samples).clamp(0, 1).view(size[1], size[0], 3)
+            samples = model.sample_frame(t, size)
+            picture = composite_layers(samples).clamp(0, 1).view(size[1], size[0], 3)
         shown = (picture * 255).round().to(torch.uint8).numpy()  # the reconstruction in 8 bits
         frame = np.asarray(source.frames[t])
-        if t % LET_GO_EVERY == 0:
-            let_go(source.frames)
+        if t % RELEASE_INTERVAL == 0:
+            release_memory(source.frames)
         psnrs.append(metrics.psnr(shown, frame))
         ssims.append(metrics.ssim(shown, frame))
         perceptual.add(shown, frame)
         if survey is not None:
-            survey.add(t, frame, shown, samples)
+            survey.add_frame(t, frame, shown, samples)
         weight = samples.weight.view(*frame.shape[:2], -1).numpy()
         seen = [weight[..., i] >= 0.5 for i in range(len(model.layers))]
         layer_psnrs.append([metrics.psnr(shown, frame, mask) if mask.any() else math.nan for mask in seen])
@@ -82,7 +82,7 @@ def evaluate(run: Run, masks: Sequence[str] = (), lpips: Path | None = None, htm
         previous = shown, frame
     events = [line for line in read_metrics(run) if "train_seconds" in line]
     last = events[-1] if events else {}
-    cost = FitCost(step, last.get("train_seconds"), last.get("peak_mib"))
+    cost = TrainingCost(step, last.get("train_seconds"), last.get("peak_mib"))
     report = write_report(run, survey, source.frames, cost) if survey is not None else None
     return {
         "run": str(run.path),
@@ -111,10 +111,10 @@ def read_source(run: Run) -> Video:
     Raises:
         UserError: the source video is not where it was, or is another one now.
     """
-    record = read_fit_record(run)
-    path, (width, height), frames = require_source(run, record), record.size, record.frames
-    video = read(path, run.cache, f"{width}x{height}", f"{frames.start}:{frames.stop}:{frames.step}")
-    if video.facts.sha256 != record.sha256:
+    record = read_planar_record(run)
+    path, (width, height), frames = require_source_video(run, record), record.size, record.frames
+    video = read_video(path, run.cache, f"{width}x{height}", f"{frames.start}:{frames.stop}:{frames.step}")
+    if video.metadata.sha256 != record.sha256:
         raise bad_input(
             f"{path.name} is not the video that this run was trained on",
             where=str(path),
@@ -135,7 +135,7 @@ def _load_true_masks(specs: Sequence[str], source: Video, model: PlanarModel) ->
             why=f"the layers of this run, front to back: {', '.join(model.layers)}",
             fix="one --masks for each front layer, front first",
         )
-    facts = source.facts
+    facts = source.metadata
     chosen = range(*source.frame_range)
     found = load_masks(specs, facts.frame_count, model.shape.size, chosen, (facts.width, facts.height))
     return LayerMasks(front, found.masks)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from neural_fields.baking import Maps
-from neural_fields.lookup import scattered
+from neural_fields.lookup import sample_bilinear
 from neural_fields.planar.placement import pull_push
 
 
@@ -38,7 +38,7 @@ DEFAULTS = ExtrapolationSettings()
 
 
 @dataclass(frozen=True)
-class ExtendedMap:
+class ExtrapolatedMap:
     """uv at every pixel center of a frame, and its smooth Jacobian. Positions are pixels, (0.5, 0.5) is the first.
 
     Attributes:
@@ -47,18 +47,18 @@ class ExtendedMap:
     """
 
     uv: Float[np.ndarray, "height width 2"]
-    slope: Float[np.ndarray, "height width 2 2"]
+    jacobian: Float[np.ndarray, "height width 2 2"]
 
-    def at(self, points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
+    def sample_uv(self, points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
         """Returns the uv of any positions; beyond the frame the map goes on with the Jacobian at its edge."""
         return self._sample_with_slope(points)[0]
 
-    def slope_at(self, points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2 2"]:
+    def sample_jacobian(self, points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2 2"]:
         """Returns the smooth Jacobian at any positions."""
-        flat = self.slope.reshape(*self.slope.shape[:2], 4)
+        flat = self.jacobian.reshape(*self.jacobian.shape[:2], 4)
         return _sample_pixels(flat, self._clip_to_frame(points)).reshape(-1, 2, 2)
 
-    def solve(
+    def solve_positions(
         self,
         uv: Float[np.ndarray, "n 2"],
         start: Float[np.ndarray, "n 2"],
@@ -81,7 +81,7 @@ class ExtendedMap:
         for _ in range(settings.newton_steps):
             here = points[left]
             found, slope = self._sample_with_slope(here)
-            step = divided(uv[left] - found, slope)
+            step = solve_2x2(uv[left] - found, slope)
             error = np.linalg.norm(step, axis=1)
             better = error < least[left]
             best[left[better]], least[left[better]] = here[better], error[better]
@@ -95,7 +95,7 @@ class ExtendedMap:
         self, points: Float[np.ndarray, "n 2"]
     ) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "n 2 2"]]:
         inside = self._clip_to_frame(points)
-        slope = self.slope_at(inside)
+        slope = self.sample_jacobian(inside)
         x, y = (points - inside).T
         beyond = np.stack([slope[:, i, 0] * x + slope[:, i, 1] * y for i in (0, 1)], axis=-1)
         return _sample_pixels(self.uv, inside) + beyond, slope
@@ -105,7 +105,7 @@ class ExtendedMap:
         return np.clip(points, 0.5, np.array([width - 0.5, height - 0.5]))
 
 
-def divided(values: Float[np.ndarray, "n 2"], slope: Float[np.ndarray, "n 2 2"]) -> Float[np.ndarray, "n 2"]:
+def solve_2x2(values: Float[np.ndarray, "n 2"], slope: Float[np.ndarray, "n 2 2"]) -> Float[np.ndarray, "n 2"]:
     """Solves slope @ x = values for x."""
     (a, b), (c, d) = np.moveaxis(slope.astype(np.float64), 0, -1)
     u, v = values.T
@@ -113,11 +113,11 @@ def divided(values: Float[np.ndarray, "n 2"], slope: Float[np.ndarray, "n 2 2"])
     return np.stack([d * u - b * v, a * v - c * u], axis=-1) / np.where(area == 0, 1e-12, area)[:, None]
 
 
-def extend(
+def extrapolate_uv(
     uv: Float[np.ndarray, "height width 2"],
     seen: Bool[np.ndarray, "height width"],
     settings: ExtrapolationSettings = DEFAULTS,
-) -> ExtendedMap | None:
+) -> ExtrapolatedMap | None:
     """Extrapolates the uv map of a frame.
 
     Args:
@@ -166,7 +166,7 @@ def extend(
     missed = pull_push((uv - smooth).astype(np.float32), seen)
     # Rows of an affine map are x, y and one; a slope has uv first, and is by pixels.
     slope = np.moveaxis(both[..., :2, :], -2, -1) / radius
-    return ExtendedMap((smooth + missed).astype(np.float32), np.ascontiguousarray(slope, np.float32))
+    return ExtrapolatedMap((smooth + missed).astype(np.float32), np.ascontiguousarray(slope, np.float32))
 
 
 def _compute_moments(
@@ -209,10 +209,10 @@ def _resize_channels(
 
 def _sample_pixels(image: Float[np.ndarray, "h w c"], points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n c"]:
     x, y = (np.ascontiguousarray(points[:, axis] - 0.5, np.float32) for axis in (0, 1))
-    return scattered(image, x, y)
+    return sample_bilinear(image, x, y)
 
 
-def frame_map(maps: Maps, t: int, layer: int, settings: ExtrapolationSettings = DEFAULTS) -> ExtendedMap | None:
+def extrapolate_frame_map(maps: Maps, t: int, layer: int, settings: ExtrapolationSettings = DEFAULTS) -> ExtrapolatedMap | None:
     """Returns the uv map of a layer in frame `t`, extrapolated beyond its visible pixels; None if too few are visible.
 
     Args:
@@ -221,4 +221,4 @@ def frame_map(maps: Maps, t: int, layer: int, settings: ExtrapolationSettings = 
         layer: number of the layer.
         settings: from which weight on a pixel counts as visible.
     """
-    return extend(maps.uv_small(t, layer), maps.layer_weight_small(t, layer) >= settings.min_map_weight)
+    return extrapolate_uv(maps.read_uv_small(t, layer), maps.read_layer_weight_small(t, layer) >= settings.min_map_weight)

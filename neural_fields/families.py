@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from neural_fields import fitting
-from neural_fields.config_volume import is_volume
+from neural_fields.config_volume import is_volume_config
 from neural_fields.errors import UserError, bad_input
-from neural_fields.fit_options import FitOptions, Reporter
-from neural_fields.fitting import FitResult
+from neural_fields.fit_options import TrainOptions, ProgressReporter
+from neural_fields.fitting import TrainResult
 from neural_fields.output import render
 from neural_fields.retiming import parse_timing
 from neural_fields.run import Run, read_metrics
@@ -20,13 +20,13 @@ from neural_fields.volume_output import VolumeRenderOptions, render_volume
 from neural_fields.volume_run import is_volume_run, read_record
 
 
-def fit(source: str | Path, options: FitOptions | None = None, report: Reporter = lambda progress: None) -> FitResult:
+def train(source: str | Path, options: TrainOptions | None = None, report: ProgressReporter = lambda progress: None) -> TrainResult:
     """Trains a planar model with `fitting.fit`, or a 3D scene with `volume_fit.fit_volume`, as the config says."""
-    options = options or FitOptions()
-    if is_volume(options.config):
-        from neural_fields.volume_fit import fit_volume
+    options = options or TrainOptions()
+    if is_volume_config(options.config):
+        from neural_fields.volume_fit import train_volume
 
-        return fit_volume(source, options, report)
+        return train_volume(source, options, report)
     if (Path(source) / "transforms.json").is_file():
         raise bad_input(
             f"{source} is a 3D scene",
@@ -34,10 +34,10 @@ def fit(source: str | Path, options: FitOptions | None = None, report: Reporter 
             why=f"{options.config} makes canonical images of the frames of one video",
             fix=f"unwrap train {source} --config hosnerf, or unwrap train {Path(source) / 'images'}",
         )
-    return fitting.fit(source, options, report)
+    return fitting.train(source, options, report)
 
 
-def next_step(result: FitResult) -> list[str]:
+def describe_next_steps(result: TrainResult) -> list[str]:
     """Returns lines that say what a user can do with a finished training."""
     path, name = result.run.path, shlex.quote(str(result.run.path))
     if is_volume_run(result.run):
@@ -125,11 +125,11 @@ def evaluate_run(path: Path, masks: Sequence[str], lpips: Path | None, html: boo
     return evaluate(run, masks, lpips, html)
 
 
-def video_facts(path: Path) -> dict[str, Any]:
+def video_metadata(path: Path) -> dict[str, Any]:
     """Returns the metadata of a video, for people and for JSON."""
-    from neural_fields.data.video import probe
+    from neural_fields.data.video import probe_video
 
-    metadata = probe(path)
+    metadata = probe_video(path)
     plain = metadata.to_json()
     times = metadata.timestamps
     copied = ("path", "kind", "width", "height", "frame_count", "codec", "pixel_format", "color_space", "range")
@@ -144,10 +144,10 @@ def video_facts(path: Path) -> dict[str, Any]:
     }
 
 
-def run_facts(path: Path) -> dict[str, Any]:
+def run_metadata(path: Path) -> dict[str, Any]:
     """Returns the metadata of a run, for people and for JSON."""
     from neural_fields.edits import list_edits
-    from neural_fields.fit_record import read_fit_record
+    from neural_fields.fit_record import read_planar_record
 
     run = Run.open(path)
     if is_volume_run(run):
@@ -161,12 +161,12 @@ def run_facts(path: Path) -> dict[str, Any]:
             "views": len(scene.cameras),
             "held_out": len(scene.held_out),
             "moments": max(scene.times) + 1,
-            "bones": 0 if scene.motion is None else scene.motion.skeleton.count,
+            "bones": 0 if scene.motion is None else scene.motion.skeleton.bone_count,
             "states": scene.state_count,
             "steps": _count_steps(read_metrics(run)),
             "edits": [f"{edit.folder.name}{'' if edit.active else ' (undone)'}" for edit in list_edits(run)],
         }
-    record = read_fit_record(run)
+    record = read_planar_record(run)
     lines = read_metrics(run)
     psnr = [line["psnr"] for line in lines if line.get("psnr") is not None]
     return {

@@ -23,7 +23,7 @@ from typing import Any
 from neural_fields.errors import ExitCode, UserError, bad_input
 
 WRITE_CHUNK_BYTES = 8 << 20  # given to one write call
-DESKTOP_LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")  # left by file managers in any folder they show
+DESKTOP_FILES = (".DS_Store", "Thumbs.db", "desktop.ini")  # left by file managers in any folder they show
 
 _DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 _WRITE_REFUSED_ERRORS = (
@@ -66,7 +66,7 @@ def disk_errors(path: Path, needed: int | None = None) -> Iterator[None]:
         raise
 
 
-def volume_of(path: Path) -> Path:
+def nearest_existing_folder(path: Path) -> Path:
     """Returns the nearest parent folder of `path` (or `path` itself) that exists, resolved."""
     path = path.absolute()
     while not path.is_dir() and path != path.parent:
@@ -75,7 +75,7 @@ def volume_of(path: Path) -> Path:
 
 
 def _disk_full_error(path: Path, needed: int | None) -> UserError:
-    folder = mount = volume_of(path)
+    folder = mount = nearest_existing_folder(path)
     while not os.path.ismount(mount):
         mount = mount.parent
     free = shutil.disk_usage(folder).free
@@ -84,16 +84,16 @@ def _disk_full_error(path: Path, needed: int | None) -> UserError:
     return UserError(ExitCode.NO_ROOM, f"the disk {mount} is full", where=str(path), why=why, fix=fix)
 
 
-def require_room(path: Path, bytes: int) -> None:
+def require_disk_space(path: Path, needed_bytes: int) -> None:
     """Checks before a long job that the volume that holds `path` (existing or not) has `bytes` free.
 
     Raises:
         UserError: NO_ROOM with the volume, the needed and the free bytes.
     """
-    usage = shutil.disk_usage(volume_of(path))
+    usage = shutil.disk_usage(nearest_existing_folder(path))
     # Some network volumes report nothing at all; then only the write itself can tell.
-    if usage.total > 0 and usage.free < bytes:
-        raise _disk_full_error(path, bytes)
+    if usage.total > 0 and usage.free < needed_bytes:
+        raise _disk_full_error(path, needed_bytes)
 
 
 def make_folder(path: Path) -> None:
@@ -101,10 +101,10 @@ def make_folder(path: Path) -> None:
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in missing:
-        sync(folder.parent)
+        flush_to_disk(folder.parent)
 
 
-def sync(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
     """Flushes the content of a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -163,15 +163,15 @@ def write_all(descriptor: int, data: bytes | bytearray) -> None:
         rest = rest[os.write(descriptor, rest[:WRITE_CHUNK_BYTES]) :]
 
 
-def host_id() -> str:
+def hash_host_name() -> str:
     """Returns this machine in eight hexadecimal digits, for names of temporary files on shared volumes."""
     return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 @contextmanager
-def temporary(folder: Path, suffix: str = "") -> Iterator[Path]:
+def temporary_path(folder: Path, suffix: str = "") -> Iterator[Path]:
     """Gives a free path in `folder`, named after the process that uses it; what is left there at the end is removed."""
-    part = folder / f".unwrap-part-{host_id()}-{os.getpid()}-{uuid.uuid4().hex[:8]}{suffix}"
+    part = folder / f".unwrap-part-{hash_host_name()}-{os.getpid()}-{uuid.uuid4().hex[:8]}{suffix}"
     _in_use.add(part.name)
     try:
         yield part
@@ -193,17 +193,17 @@ def is_temporary(name: str) -> bool:
     return _TEMP_NAME.fullmatch(name) is not None
 
 
-def clean_litter(folder: Path) -> None:
+def remove_stale_temporaries(folder: Path) -> None:
     """Removes the temporary files in `folder` whose writer, a process of this machine, is gone. The rest stays."""
     for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
         match = _TEMP_NAME.fullmatch(entry.name)
-        if match and match[1] == host_id() and entry.name not in _in_use:
+        if match and match[1] == hash_host_name() and entry.name not in _in_use:
             pid = int(match[2])
-            if pid == os.getpid() or not is_alive(pid):
+            if pid == os.getpid() or not is_process_alive(pid):
                 _remove_temporary(entry)
 
 
-def is_alive(pid: int) -> bool:
+def is_process_alive(pid: int) -> bool:
     """Whether this machine has a process of that number."""
     try:
         os.kill(pid, 0)
@@ -229,26 +229,26 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     with disk_errors(path):
         make_folder(path.parent)
-        with temporary(path.parent, path.suffix) as part:
+        with temporary_path(path.parent, path.suffix) as part:
             yield part
-            sync(part)
+            flush_to_disk(part)
             os.replace(part, path)
-            sync(path.parent)
+            flush_to_disk(path.parent)
 
 
 def write_json(path: Path | str, obj: Any) -> None:
     """Writes `obj` as JSON, atomically. Paths become text, numpy and torch scalars numbers, non-finite numbers null."""
-    data = json.dumps(plain(obj), indent=2, allow_nan=False).encode() + b"\n"
+    data = json.dumps(to_plain_values(obj), indent=2, allow_nan=False).encode() + b"\n"
     with atomic_write(path) as part:
         write_synced(part, data)
 
 
-def plain(value: Any, finite: bool = True) -> Any:
+def to_plain_values(value: Any, finite: bool = True) -> Any:
     """Converts `value` to the types of JSON or, with `finite` off, of YAML, which has infinity and not-a-number."""
     if isinstance(value, Mapping):
-        return {str(key): plain(item, finite) for key, item in value.items()}
+        return {str(key): to_plain_values(item, finite) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item, finite) for item in value]
+        return [to_plain_values(item, finite) for item in value]
     if isinstance(value, Path):
         return str(value)
     if hasattr(value, "item"):
@@ -269,32 +269,32 @@ def read_json(path: Path | str) -> Any:
         return json.loads(read_limited(path))
     except PermissionError as error:
         raise bad_input(f"cannot read {path}", why="permission denied") from error
-    except (Damage, OSError, ValueError, RecursionError) as error:
+    except (DamagedFileError, OSError, ValueError, RecursionError) as error:
         fix = "restore it from a copy, or make the run again with unwrap train"
         what = f"{path.name} is damaged"
-        raise UserError(ExitCode.DAMAGED_RUN, what, where=str(path), why=reason(error), fix=fix) from error
+        raise UserError(ExitCode.DAMAGED_RUN, what, where=str(path), why=describe_read_error(error), fix=fix) from error
 
 
-class Damage(Exception):
+class DamagedFileError(Exception):
     """A file is not what was written; the text says what is wrong with it."""
 
 
-def reason(error: Exception) -> str:
+def describe_read_error(error: Exception) -> str:
     """Says in words for a user why a file could not be read."""
     if isinstance(error, FileNotFoundError):
         return f"{Path(str(error.filename)).name} is missing"
     return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
 
 
-def read_limited(path: Path, limit: int = 256 << 20) -> bytes:
+def read_limited(path: Path, max_bytes: int = 256 << 20) -> bytes:
     """Reads the bytes of a file; raises `Damage` without reading it if it has more than `limit`.
 
     The default is for our own JSON files: a source.json with a million timestamps is far below.
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        if size > limit:
-            raise Damage(f"{path.name} has {size} bytes, expected at most {limit}")
+        if size > max_bytes:
+            raise DamagedFileError(f"{path.name} has {size} bytes, expected at most {max_bytes}")
         return file.read()
 
 

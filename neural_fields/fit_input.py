@@ -11,25 +11,25 @@ import numpy as np
 import torch
 
 from neural_fields.config import (
-    Config,
-    GridMapping,
-    PixelOpacity,
-    SplineMapping,
-    WindowOpacity,
-    config_to_mapping,
+    PlanarConfig,
+    GridMappingConfig,
+    PixelOpacityConfig,
+    SplineMappingConfig,
+    WindowOpacityConfig,
+    planar_config_to_mapping,
 )
-from neural_fields.data.clip import Clip
+from neural_fields.data.clip import ClipDataset
 from neural_fields.data.facts import Video
 from neural_fields.data.flow import FlowField, compute_flow
-from neural_fields.data.masks import LayerMasks, auto_masks, load_masks, mask_iou
-from neural_fields.data.memory import LARGE, one_by_one
+from neural_fields.data.masks import LayerMasks, find_masks, load_masks, mask_iou
+from neural_fields.data.memory import FILE_BACKED_FROM_BYTES, iterate_releasing
 from neural_fields.data.refine import refine_masks
 from neural_fields.errors import bad_input
-from neural_fields.files import atomic_write, require_room
-from neural_fields.fit_options import FitOptions, Progress, Reporter
-from neural_fields.fit_record import read_fit_record
-from neural_fields.fit_region import region_of, with_region
-from neural_fields.planar.window_opacity import segment_masks
+from neural_fields.files import atomic_write, require_disk_space
+from neural_fields.fit_options import TrainOptions, Progress, ProgressReporter
+from neural_fields.fit_record import read_planar_record
+from neural_fields.fit_region import parse_roi_option, add_region_layer
+from neural_fields.planar.window_opacity import make_chart_masks
 from neural_fields.run import Run, read_run_yaml
 
 
@@ -47,15 +47,15 @@ class GivenMaskSettings:
 DEFAULTS = GivenMaskSettings()
 
 
-def make_clip(
+def prepare_clip(
     run: Run,
     source: Video,
-    options: FitOptions,
-    config: Config,
-    report: Reporter = lambda progress: None,
+    options: TrainOptions,
+    config: PlanarConfig,
+    report: ProgressReporter = lambda progress: None,
     device: torch.device | None = None,
     settings: GivenMaskSettings = DEFAULTS,
-) -> tuple[Clip, list[str]]:
+) -> tuple[ClipDataset, list[str]]:
     """Prepares frames, masks and flow at the size of the training.
 
     Args:
@@ -76,7 +76,7 @@ def make_clip(
     frames = source.frames
     size = (frames.shape[2], frames.shape[1])
     notes: list[str] = []
-    region = region_of(options, config, source)
+    region = parse_roi_option(options, config, source)
     if region and options.masks == ("auto",):
         options = replace(options, masks=("none",))  # the region is the object
     if len(frames) == 1:
@@ -84,7 +84,7 @@ def make_clip(
 
     # Layers that are charts, one after the other in time.
     charts = None
-    if isinstance(config.opacity, WindowOpacity):
+    if isinstance(config.opacity, WindowOpacityConfig):
         if options.masks not in ((), ("auto",), ("none",)):
             given = " ".join(options.masks)
             raise bad_input(
@@ -92,14 +92,14 @@ def make_clip(
                 why="its layers are charts of the clip, one after the other: a mask has no place in it",
                 fix=f"leave --masks out, or take a preset with objects: --config atlas --masks {given}",
             )
-        charts = segment_masks(config.opacity, len(frames), size)
+        charts = make_chart_masks(config.opacity, len(frames), size)
 
     # Optical flow, where the mapping, a loss term or the motion segmentation needs it.
     flow = None
-    needs_flow = isinstance(config.mapping, GridMapping | SplineMapping) or config.terms.use_flow
+    needs_flow = isinstance(config.mapping, GridMappingConfig | SplineMappingConfig) or config.terms.uses_flow
     if len(frames) > 1 and (needs_flow or (charts is None and options.masks == ("auto",))):
         flow_size = size  # the loss terms of the papers use the flow of the full size
-        if isinstance(config.mapping, GridMapping | SplineMapping):  # geometry needs no more than a small flow
+        if isinstance(config.mapping, GridMappingConfig | SplineMappingConfig):  # geometry needs no more than a small flow
             shrink = min(1.0, config.mapping.flow_size / max(size))
             flow_size = (round(size[0] * shrink), round(size[1] * shrink))
         flow = compute_flow(
@@ -115,20 +115,20 @@ def make_clip(
     masks = _map_large_masks(masks, run.cache)
     if flow is not None and _should_refine_masks(config, options, frames, settings):
         masks = _refine_given_masks(run.cache, frames, flow, masks, report, settings)
-    clip = Clip(frames, masks, flow)
+    clip = ClipDataset(frames, masks, flow)
     if region:
-        clip, more = with_region(clip, region, source, report)
+        clip, more = add_region_layer(clip, region, source, report)
         notes += more
     return clip, notes
 
 
 def _load_masks(
     source: Video,
-    options: FitOptions,
+    options: TrainOptions,
     flow: FlowField | None,
     size: tuple[int, int],
     notes: list[str],
-    report: Reporter,
+    report: ProgressReporter,
 ) -> LayerMasks:
     """Returns the masks that `--masks` asks for: none, segmented by motion, or read from files."""
     nothing = LayerMasks((), np.zeros((0, *source.frames.shape[:3]), bool))
@@ -144,20 +144,20 @@ def _load_masks(
         if flow is None:
             return nothing
         report(Progress("masks", 0, 1))
-        found = auto_masks(source.frames, flow, lambda done, all_: report(Progress("masks", done, all_)))
+        found = find_masks(source.frames, flow, lambda done, all_: report(Progress("masks", done, all_)))
         if not found.names:
             notes.append("no object moves clearly on its own: the model has one layer (--masks PATH adds more)")
         return found
     report(Progress("masks", 0, 1))
     chosen = range(*source.frame_range)
-    metadata = source.facts
+    metadata = source.metadata
     return load_masks(options.masks, metadata.frame_count, size, chosen, (metadata.width, metadata.height))
 
 
 # --- masks: large ones in files, the user's refined -----------------------------------------------------------------
 
 
-def _map_large_masks(masks: LayerMasks, cache: Path, min_bytes: int = LARGE) -> LayerMasks:
+def _map_large_masks(masks: LayerMasks, cache: Path, min_bytes: int = FILE_BACKED_FROM_BYTES) -> LayerMasks:
     """Maps masks of at least `min_bytes` from a file in `cache`, so that they do not fill memory."""
     if masks.masks.nbytes < min_bytes or isinstance(masks.masks, np.memmap):
         return masks
@@ -167,7 +167,7 @@ def _map_large_masks(masks: LayerMasks, cache: Path, min_bytes: int = LARGE) -> 
 def _store_masks(masks: LayerMasks, path: Path) -> LayerMasks:
     """Maps the masks from the file `path`, which is written if it is missing."""
     if not path.is_file():
-        require_room(path.parent, masks.masks.nbytes)
+        require_disk_space(path.parent, masks.masks.nbytes)
         with atomic_write(path) as part:
             np.save(part, masks.masks, allow_pickle=False)
     return LayerMasks(masks.names, np.load(path, mmap_mode="r", allow_pickle=False))
@@ -176,19 +176,19 @@ def _store_masks(masks: LayerMasks, path: Path) -> LayerMasks:
 def _hash_masks(masks: LayerMasks) -> str:
     digest = hashlib.blake2b(str(masks.masks.shape).encode(), digest_size=16)
     for layer in masks.masks:
-        for mask in one_by_one(layer):
+        for mask in iterate_releasing(layer):
             digest.update(np.ascontiguousarray(mask).tobytes())
     return digest.hexdigest()
 
 
-def _should_refine_masks(config: Config, options: FitOptions, frames: np.ndarray, settings: GivenMaskSettings) -> bool:
+def _should_refine_masks(config: PlanarConfig, options: TrainOptions, frames: np.ndarray, settings: GivenMaskSettings) -> bool:
     """Whether the user's masks are refined before the training: in our own preset; the papers' take them as they are.
 
     Short and very small clips say too little about what is wrong with a mask.
     """
     given = bool(options.masks) and not {"auto", "none"} & set(options.masks)
     enough = len(frames) >= settings.min_frames and max(frames.shape[1:3]) >= settings.min_side_px
-    return given and enough and isinstance(config.mapping, GridMapping) and isinstance(config.opacity, PixelOpacity)
+    return given and enough and isinstance(config.mapping, GridMappingConfig) and isinstance(config.opacity, PixelOpacityConfig)
 
 
 def _refine_given_masks(
@@ -196,7 +196,7 @@ def _refine_given_masks(
     frames: np.ndarray,
     flow: FlowField,
     masks: LayerMasks,
-    report: Reporter,
+    report: ProgressReporter,
     settings: GivenMaskSettings,
 ) -> LayerMasks:
     """Refines masks, once for a run; those that the refinement hardly changes stay as they are."""
@@ -231,11 +231,11 @@ def _samples_stay(frames: np.ndarray, flow: FlowField, masks: LayerMasks, settin
 # --- the record in run.yaml -----------------------------------------------------------------------------------------
 
 
-def record_of(options: FitOptions, config: Config, source: Video) -> dict[str, Any]:
+def make_record(options: TrainOptions, config: PlanarConfig, source: Video) -> dict[str, Any]:
     """Makes the record that run.yaml keeps: enough to repeat the run."""
     start, stop, step = source.frame_range
-    metadata = source.facts
-    region = region_of(options, config, source)
+    metadata = source.metadata
+    region = parse_roi_option(options, config, source)
     named_flow = options.flow in ("auto", "dis", "raft", "raft-large")
     return {
         "video": str(Path(metadata.path).resolve()),
@@ -245,11 +245,11 @@ def record_of(options: FitOptions, config: Config, source: Video) -> dict[str, A
         "preset": options.config,
         "quality": options.quality,
         "masks": [_resolve_path(spec) for spec in options.masks],
-        "roi": region.text if region else None,  # in one form, whatever spaces and zeros it was typed with
+        "roi": region.roi_text if region else None,  # in one form, whatever spaces and zeros it was typed with
         "flow": options.flow if named_flow else _resolve_path(options.flow),
         "seed": options.seed,
         "threads": torch.get_num_threads(),
-        "config": config_to_mapping(config),
+        "config": planar_config_to_mapping(config),
     }
 
 
@@ -261,7 +261,7 @@ def _resolve_path(spec: str) -> str:
     return f"{name}={Path(path).resolve()}" if name else str(Path(path).resolve())
 
 
-def check_same(run: Run, record: dict[str, Any]) -> None:
+def refuse_changed_settings(run: Run, record: dict[str, Any]) -> None:
     """Refuses to continue a run with other settings than it was begun with.
 
     Raises:
@@ -269,7 +269,7 @@ def check_same(run: Run, record: dict[str, Any]) -> None:
     """
     if not run.run_yaml.is_file():
         return
-    read_fit_record(run)  # a damaged record is not one of other settings
+    read_planar_record(run)  # a damaged record is not one of other settings
     before = read_run_yaml(run)
     free = (
         "quality",
@@ -279,7 +279,7 @@ def check_same(run: Run, record: dict[str, Any]) -> None:
     changed = [key for key in record if key not in free and before.get(key) != record[key]]
     if isinstance(before.get("config"), dict) and "config" in changed:
         # Read and written again: settings that came with a later version of the program have their defaults.
-        old, new = config_to_mapping(read_fit_record(run).config), record["config"]
+        old, new = planar_config_to_mapping(read_planar_record(run).config), record["config"]
         parts = [key for key in new if old.get(key) != new[key]]
         # The number of steps and how often to save may change on the way.
         if parts in ([], ["training"]):

@@ -18,17 +18,17 @@ class Progress:
     done: int
     total: int
     psnr: float | None = None  # of the last steps, in dB
-    seconds_a_step: float | None = None
+    seconds_per_step: float | None = None
     seconds_left: float | None = None
     peak_mib: float = 0.0
     note: str = ""
 
 
-Reporter = Callable[[Progress], None]
+ProgressReporter = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
-class FitOptions:
+class TrainOptions:
     """Options of a training; the defaults are those of the command."""
 
     out: Path | None = None  # default: runs/<name of the video>

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neural_fields.config import Config
+from neural_fields.config import PlanarConfig
 from neural_fields.config_loader import from_mapping
 from neural_fields.errors import ExitCode, UserError, bad_input
 from neural_fields.run import Run, read_run_yaml
 
 
 @dataclass(frozen=True)
-class FitRecord:
+class PlanarRecord:
     """What a run was trained on, and how."""
 
     video: Path
@@ -24,10 +24,10 @@ class FitRecord:
     quality: str
     masks: tuple[str, ...]
     flow: str
-    config: Config
+    config: PlanarConfig
 
 
-def read_fit_record(run: Run) -> FitRecord:
+def read_planar_record(run: Run) -> PlanarRecord:
     """Reads the record of a run.
 
     Raises:
@@ -48,10 +48,10 @@ def read_fit_record(run: Run) -> FitRecord:
         raise _damaged_error(run, f"frames {texts['frames']!r} or size {size!r} is empty")
     config = _require_type(run, values, "config", dict)
     try:
-        settings = from_mapping(Config, config, where=str(run.run_yaml))
+        settings = from_mapping(PlanarConfig, config, where=str(run.run_yaml))
     except UserError as error:
         raise _damaged_error(run, error.what) from error
-    return FitRecord(
+    return PlanarRecord(
         video=Path(texts["video"]),
         sha256=texts["sha256"],
         frames=frames,
@@ -64,7 +64,7 @@ def read_fit_record(run: Run) -> FitRecord:
     )
 
 
-def require_source(run: Run, record: FitRecord) -> Path:
+def require_source_video(run: Run, record: PlanarRecord) -> Path:
     """Returns the path of the source video of a run.
 
     Raises:

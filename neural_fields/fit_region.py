@@ -6,28 +6,28 @@ from dataclasses import replace
 
 import numpy as np
 
-from neural_fields.config import Config, GridMapping
-from neural_fields.data.clip import Clip
+from neural_fields.config import PlanarConfig, GridMappingConfig
+from neural_fields.data.clip import ClipDataset
 from neural_fields.data.facts import Video
 from neural_fields.data.masks import LayerMasks
-from neural_fields.data.region import LAYER, Region, corners_xy, missing_region, parse_region
+from neural_fields.data.region import REGION_LAYER, Region, convert_corners, missing_region_error, parse_region
 from neural_fields.errors import bad_input
-from neural_fields.fit_options import FitOptions, Progress, Reporter
-from neural_fields.planar.following import follow
+from neural_fields.fit_options import TrainOptions, Progress, ProgressReporter
+from neural_fields.planar.following import track_region
 
 
-def region_of(options: FitOptions, config: Config, source: Video) -> Region | None:
+def parse_roi_option(options: TrainOptions, config: PlanarConfig, source: Video) -> Region | None:
     """Parses the region that `--roi` names and checks it against the video; None where none is named.
 
     Raises:
         UserError: a region that cannot be taken, a preset that needs one, or one that cannot have one.
     """
-    metadata, frames = source.facts, range(*source.frame_range)
+    metadata, frames = source.metadata, range(*source.frame_range)
     if options.roi is None:
         if config.region:
-            raise missing_region(metadata.width, metadata.height, frames)
+            raise missing_region_error(metadata.width, metadata.height, frames)
         return None
-    if not isinstance(config.mapping, GridMapping):
+    if not isinstance(config.mapping, GridMappingConfig):
         raise bad_input(
             f"preset {options.config} cannot track a region",
             where="--roi",
@@ -37,9 +37,9 @@ def region_of(options: FitOptions, config: Config, source: Video) -> Region | No
     return parse_region(options.roi, metadata.width, metadata.height, frames)
 
 
-def with_region(
-    clip: Clip, region: Region, source: Video, report: Reporter, min_recognized_share: float = 0.6
-) -> tuple[Clip, list[str]]:
+def add_region_layer(
+    clip: ClipDataset, region: Region, source: Video, report: ProgressReporter, min_recognized_share: float = 0.6
+) -> tuple[ClipDataset, list[str]]:
     """Tracks a region through all frames and adds it as the front layer of the clip.
 
     Args:
@@ -55,18 +55,18 @@ def with_region(
     Raises:
         UserError: a mask layer has the region's name.
     """
-    if LAYER in clip.masks.names:
+    if REGION_LAYER in clip.masks.names:
         raise bad_input(
-            f'a mask layer cannot be called "{LAYER}" beside a region', where="--masks", fix="--masks object=PATH"
+            f'a mask layer cannot be called "{REGION_LAYER}" beside a region', where="--masks", fix="--masks object=PATH"
         )
-    corners = corners_xy(region, source.facts.width, source.facts.height, clip.size)
+    corners = convert_corners(region, source.metadata.width, source.metadata.height, clip.size)
     frame = range(*source.frame_range).index(region.frame)
-    found = follow(
+    found = track_region(
         clip.frames, clip.flow, corners, frame, lambda done, total: report(Progress("following", done, total))
     )
-    masks = np.concatenate([found.seen[None], clip.masks.masks])
-    out = replace(clip, masks=LayerMasks((LAYER, *clip.masks.names), masks), regions={LAYER: found.track})
-    gone = [frame for frame, mask in zip(range(*source.frame_range), found.seen, strict=True) if not mask.any()]
+    masks = np.concatenate([found.visibility[None], clip.masks.masks])
+    out = replace(clip, masks=LayerMasks((REGION_LAYER, *clip.masks.names), masks), regions={REGION_LAYER: found.track})
+    gone = [frame for frame, mask in zip(range(*source.frame_range), found.visibility, strict=True) if not mask.any()]
     notes = []
     if gone:
         intervals: list[tuple[int, int]] = []  # of frames that follow one another: "frames 3, 7 to 9"
@@ -78,7 +78,7 @@ def with_region(
         parts = [f"{first}" if first == last else f"{first} to {last}" for first, last in intervals]
         more = f" and {len(parts) - 4} more intervals" if len(parts) > 4 else ""
         notes.append(f"the region is not visible on frame{'s' * (len(gone) > 1)} {', '.join(parts[:4])}{more}")
-    if np.median(found.shares) < min_recognized_share:
+    if np.median(found.visible_shares) < min_recognized_share:
         notes.append(
             f"less than {min_recognized_share:.0%} of the region is recognised on most frames: draw it on a frame on "
             "which nothing is in front of it, and on one plane"

@@ -14,27 +14,27 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from neural_fields.baking import Maps, bake
-from neural_fields.canonical import export, pristine
+from neural_fields.baking import Maps, bake_maps
+from neural_fields.canonical import export_canonical, read_pristine
 from neural_fields.checkpoints import Checkpoint, load_latest_checkpoint, require_checkpoint
-from neural_fields.config import Config, load_config, scale_steps, steps_for
-from neural_fields.coverage import canonical_images
-from neural_fields.data.clip import Clip
-from neural_fields.data.facts import VideoFacts
-from neural_fields.data.video import read
+from neural_fields.config import PlanarConfig, load_planar_config, scale_steps, count_steps
+from neural_fields.coverage import make_canonical_images
+from neural_fields.data.clip import ClipDataset
+from neural_fields.data.facts import VideoMetadata
+from neural_fields.data.video import read_video
 from neural_fields.errors import ExitCode, UserError, bad_input
 from neural_fields.files import read_json, write_json
-from neural_fields.fit_input import check_same, make_clip, record_of
-from neural_fields.fit_options import FitOptions, Progress, Reporter
-from neural_fields.fit_record import read_fit_record
+from neural_fields.fit_input import refuse_changed_settings, prepare_clip, make_record
+from neural_fields.fit_options import TrainOptions, Progress, ProgressReporter
+from neural_fields.fit_record import read_planar_record
 from neural_fields.interrupt import stop_on_signals
-from neural_fields.locking import lock
-from neural_fields.planar.build import Plan, build, fill, plan
-from neural_fields.planar.extent import measured_shape
+from neural_fields.locking import lock_run
+from neural_fields.planar.build import ModelPlan, build_model, initialise_model, plan_model
+from neural_fields.planar.extent import measure_shape
 from neural_fields.planar.model import ModelShape, PlanarModel
-from neural_fields.planar.warm_up import WarmUp
+from neural_fields.planar.warm_up import WarmUpOptions
 from neural_fields.previews import save_previews
-from neural_fields.report import FitCost, report_of_fit
+from neural_fields.report import TrainingCost, report_training
 from neural_fields.run import Run, append_metrics, read_metrics, write_run_yaml
 from neural_fields.training import Budget, StepRecord, train_steps
 
@@ -54,7 +54,7 @@ DEFAULTS = TimeBudgetSettings()
 
 
 @dataclass(frozen=True)
-class FitResult:
+class TrainResult:
     """How a training ended."""
 
     run: Run
@@ -65,12 +65,12 @@ class FitResult:
     was_finished: bool = False  # nothing was left to do
 
 
-def fit(
+def train(
     video: str | Path,
-    options: FitOptions | None = None,
-    report: Reporter = lambda progress: None,
+    options: TrainOptions | None = None,
+    report: ProgressReporter = lambda progress: None,
     settings: TimeBudgetSettings = DEFAULTS,
-) -> FitResult:
+) -> TrainResult:
     """Trains a planar model on a video, or continues a training that was stopped.
 
     Args:
@@ -86,67 +86,67 @@ def fit(
         UserError: bad input (3), no room (4), damaged run (5), another process at work (6), not converged (8).
     """
     started = time.monotonic()
-    options = options or FitOptions()
-    config = load_config(options.config, options.overrides)
+    options = options or TrainOptions()
+    config = load_planar_config(options.config, options.overrides)
     device = choose_device(options.device)
-    run_path = options.out or default_run(video)
+    run_path = options.out or default_run_folder(video)
     # Before the run exists, frames are decoded into its cache alone, so that a bad video leaves no run behind.
-    decoded = read(video, run_path / "cache", options.size, options.frames) if not run_path.exists() else None
+    decoded = read_video(video, run_path / "cache", options.size, options.frames) if not run_path.exists() else None
     run = Run.create(run_path)
-    with lock(run) as note, stop_on_signals() as stop:
+    with lock_run(run) as note, stop_on_signals() as stop:
         # The input, checked against what the run was begun with.
         notes = [note] if note else []
         report(Progress("reading", 0, 1))
-        source = decoded or read(video, run.cache, options.size, options.frames)
-        record = record_of(options, config, source)
-        check_same(run, record)
+        source = decoded or read_video(video, run.cache, options.size, options.frames)
+        record = make_record(options, config, source)
+        refuse_changed_settings(run, record)
         checkpoint = load_latest_checkpoint(run)
-        clip, clip_notes = make_clip(run, source, options, config, report, device)
-        notes += [*clip_notes, *source.facts.notes, *(checkpoint.warnings if checkpoint else ())]
+        clip, clip_notes = prepare_clip(run, source, options, config, report, device)
+        notes += [*clip_notes, *source.metadata.notes, *(checkpoint.warnings if checkpoint else ())]
         width, height = clip.size
-        total = steps_for(config.training, options.quality, clip.frame_count, width * height)
+        total = count_steps(config.training, options.quality, clip.frame_count, width * height)
         config = scale_steps(config, total)
         if checkpoint and checkpoint.step >= total and _has_valid_results(run):
-            return FitResult(run, checkpoint.step, total, ExitCode.OK, tuple(notes), was_finished=True)
+            return TrainResult(run, checkpoint.step, total, ExitCode.OK, tuple(notes), was_finished=True)
         write_run_yaml(run, record)
-        write_json(run.source_json, source.facts.to_json())
+        write_json(run.source_json, source.metadata.to_json())
         for text in notes:
             report(Progress("reading", 1, 1, note=text))
 
         # The model, initialised from the clip or of the checkpoint's shape.
         report(Progress("geometry", 0, 1))
-        warm_up = WarmUp(
+        warm_up = WarmUpOptions(
             options.seed,
             device,
             None if options.seconds is None else options.seconds * settings.max_warm_up_share,
-            lambda: stop.requested is not None,
+            lambda: stop.signal_number is not None,
             lambda done, all_: report(Progress("geometry", done, all_)),
         )
-        model = make_model(config, clip, checkpoint, warm_up).to(device)
-        if checkpoint is None and stop.requested is not None:  # initialised in part only: nothing of it is kept
-            _append_final_metrics(run, 0, total, time.monotonic() - started, stop.requested)
-            return FitResult(run, 0, total, stop.exit_code, tuple(notes))
+        model = make_planar_model(config, clip, checkpoint, warm_up).to(device)
+        if checkpoint is None and stop.signal_number is not None:  # initialised in part only: nothing of it is kept
+            _append_final_metrics(run, 0, total, time.monotonic() - started, stop.signal_number)
+            return TrainResult(run, 0, total, stop.exit_code, tuple(notes))
 
         # Training, then maps, canonical images and the report.
         had_flow = clip.flow is not None
-        if not config.terms.use_flow:
+        if not config.terms.uses_flow:
             clip = replace(clip, flow=None)  # it has served its purpose: unmapped, it takes no memory
         if device.type == "cuda":
-            clip = clip.resident(device)
+            clip = clip.copy_to_device(device)
         budget = _make_budget(options, total, started, clip, settings)
-        step = _run_steps(run, model, clip, config, budget, options, report, lambda: stop.requested is not None)
-        if stop.requested is None:
-            finish(run, model, step, report)
-            cost = FitCost(step, sum_train_seconds(run, time.monotonic() - started), peak_mib())
-            made = report_of_fit(
+        step = _run_steps(run, model, clip, config, budget, options, report, lambda: stop.signal_number is not None)
+        if stop.signal_number is None:
+            bake_and_export(run, model, step, report)
+            cost = TrainingCost(step, sum_train_seconds(run, time.monotonic() - started), peak_memory_mib())
+            made = report_training(
                 run, model, clip.frames, cost, had_flow, lambda done, all_: report(Progress("report", done, all_))
             )
-            report(Progress("report", 1, 1, note=f"{made.sentence} See {run.report}"))
-        _append_final_metrics(run, step, total, time.monotonic() - started, stop.requested)
-        return FitResult(run, step, total, stop.exit_code, tuple(notes))
+            report(Progress("report", 1, 1, note=f"{made.verdict_sentence} See {run.report}"))
+        _append_final_metrics(run, step, total, time.monotonic() - started, stop.signal_number)
+        return TrainResult(run, step, total, stop.exit_code, tuple(notes))
 
 
-def default_run(video: str | Path) -> Path:
+def default_run_folder(video: str | Path) -> Path:
     """Returns the folder of a video's run: `runs/` and the name of the video, also for "." and ".."."""
     return Path("runs") / (Path(os.path.abspath(video)).stem or "video")
 
@@ -154,9 +154,9 @@ def default_run(video: str | Path) -> Path:
 def _has_valid_results(run: Run) -> bool:
     """Whether what a training leaves beside its weights can be read; otherwise a finished training writes it again."""
     try:
-        VideoFacts.from_json(read_json(run.source_json))
+        VideoMetadata.from_json(read_json(run.source_json))
         for layer in Maps.open(run).layers:
-            pristine(run.canonical, layer)
+            read_pristine(run.canonical, layer)
     except UserError:
         return False
     return True
@@ -183,7 +183,7 @@ def choose_device(name: str) -> torch.device:
 # --- model ----------------------------------------------------------------------------------------------------------
 
 
-def make_model(config: Config, clip: Clip, checkpoint: Checkpoint | None, how: WarmUp | None = None) -> PlanarModel:
+def make_planar_model(config: PlanarConfig, clip: ClipDataset, checkpoint: Checkpoint | None, how: WarmUpOptions | None = None) -> PlanarModel:
     """Makes an initialised model, or one of the checkpoint's shape whose weights are loaded later; on the CPU.
 
     Args:
@@ -192,16 +192,16 @@ def make_model(config: Config, clip: Clip, checkpoint: Checkpoint | None, how: W
         checkpoint: the one to continue from, or None.
         how: seed of the weights; device and time limit of the warm-up that mappings which are networks begin with.
     """
-    how = how or WarmUp()
+    how = how or WarmUpOptions()
     if checkpoint is not None:
-        return build(config, ModelShape.from_json(checkpoint.facts["shape"]))
-    start: Plan = plan(config, clip)
-    model = build(config, start.shape, how.seed)
-    fill(model, start, clip, how)
+        return build_model(config, ModelShape.from_json(checkpoint.metadata["shape"]))
+    start: ModelPlan = plan_model(config, clip)
+    model = build_model(config, start.shape, how.seed)
+    initialise_model(model, start, clip, how)
     return model
 
 
-def load_model(run: Run) -> tuple[PlanarModel, int]:
+def load_planar_model(run: Run) -> tuple[PlanarModel, int]:
     """Loads the model of a run from its newest checkpoint, ready for evaluation.
 
     Returns:
@@ -211,7 +211,7 @@ def load_model(run: Run) -> tuple[PlanarModel, int]:
         UserError: no checkpoint yet, or all are damaged.
     """
     checkpoint = require_checkpoint(run, f"unwrap train <the video> --out {run.path}")
-    model = build(read_fit_record(run).config, ModelShape.from_json(checkpoint.facts["shape"]))
+    model = build_model(read_planar_record(run).config, ModelShape.from_json(checkpoint.metadata["shape"]))
     model.load_state_dict({name: torch.as_tensor(value) for name, value in checkpoint.model.items()})
     return model.eval(), checkpoint.step
 
@@ -219,12 +219,12 @@ def load_model(run: Run) -> tuple[PlanarModel, int]:
 # --- training and finishing -----------------------------------------------------------------------------------------
 
 
-def _make_budget(options: FitOptions, total: int, started: float, clip: Clip, settings: TimeBudgetSettings) -> Budget:
+def _make_budget(options: TrainOptions, total: int, started: float, clip: ClipDataset, settings: TimeBudgetSettings) -> Budget:
     """Returns the step count, and the time that is left for steps when the whole command has to end in time."""
     if options.seconds is None:
         return Budget(total)
     width, height = clip.size
-    baked_pixels = clip.frame_count * width * height * len(clip.layers)
+    baked_pixels = clip.frame_count * width * height * len(clip.layer_names)
     baking_seconds = baked_pixels / (settings.baked_megapixels_per_second * 1e6)
     reserve = min(settings.extra_reserve_seconds + baking_seconds, options.seconds * settings.max_reserve_share)
     elapsed = time.monotonic() - started
@@ -234,11 +234,11 @@ def _make_budget(options: FitOptions, total: int, started: float, clip: Clip, se
 def _run_steps(
     run: Run,
     model: PlanarModel,
-    clip: Clip,
-    config: Config,
+    clip: ClipDataset,
+    config: PlanarConfig,
     budget: Budget,
-    options: FitOptions,
-    report: Reporter,
+    options: TrainOptions,
+    report: ProgressReporter,
     stop: Callable[[], bool],
 ) -> int:
     """Trains the model, reports its progress, and returns the number of steps done."""
@@ -269,7 +269,7 @@ def _run_steps(
             psnr,
             round(float(np.mean([record.seconds for record in recent])), 5),
             seconds_left,
-            peak_mib(),
+            peak_memory_mib(),
             "; ".join(record.notes),
         )
         report(progress)
@@ -278,7 +278,7 @@ def _run_steps(
                 "step": step,
                 "psnr": progress.psnr,
                 "terms": {name: round(value, 6) for name, value in record.terms.items()},
-                "seconds_a_step": progress.seconds_a_step,
+                "seconds_a_step": progress.seconds_per_step,
                 "seconds": round(time.monotonic() - begin, 3),
                 "skipped": record.skipped,
                 "peak_mib": progress.peak_mib,
@@ -293,14 +293,14 @@ def _run_steps(
 
 
 @torch.no_grad()
-def finish(run: Run, model: PlanarModel, step: int, report: Reporter = lambda progress: None) -> list[str]:
+def bake_and_export(run: Run, model: PlanarModel, step: int, report: ProgressReporter = lambda progress: None) -> list[str]:
     """Bakes the uv maps and exports the canonical images; returns notes for the user."""
     model = model.to("cpu").eval()
-    model.shape = measured_shape(model)
-    maps = bake(run, model, step, lambda done, total: report(Progress("baking", done, total, peak_mib=peak_mib())))
+    model.shape = measure_shape(model)
+    maps = bake_maps(run, model, step, lambda done, total: report(Progress("baking", done, total, peak_mib=peak_memory_mib())))
     notes: list[str] = []
-    for image, frames_seen in canonical_images(model, maps):
-        notes += export(run.canonical, image, frames_seen).notes
+    for image, frames_seen in make_canonical_images(model, maps):
+        notes += export_canonical(run.canonical, image, frames_seen).notes
     for note in notes:
         report(Progress("baking", 1, 1, note=note))
     return notes
@@ -321,12 +321,12 @@ def _append_final_metrics(run: Run, step: int, total: int, seconds: float, stopp
             "steps": step,
             "total_steps": total,
             "train_seconds": sum_train_seconds(run, seconds),
-            "peak_mib": peak_mib(),
+            "peak_mib": peak_memory_mib(),
         },
     )
 
 
-def peak_mib() -> float:
+def peak_memory_mib() -> float:
     """Returns the peak memory of this process, in MiB."""
     with suppress(OSError, ValueError):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -11,27 +11,27 @@ from jaxtyping import UInt8
 Part = tuple[slice, slice]  # rows and columns of a frame
 
 
-def overlap(one: Part, other: Part) -> bool:
+def parts_overlap(one: Part, other: Part) -> bool:
     """Returns whether two parts share a pixel."""
     return all(a.start < b.stop and b.start < a.stop for a, b in zip(one, other, strict=True))
 
 
-def hull(parts: Sequence[slice]) -> slice:
+def enclosing_range(parts: Sequence[slice]) -> slice:
     """Returns the smallest range that contains all of `parts`."""
     return slice(min(part.start for part in parts), max(part.stop for part in parts))
 
 
-def inside(part: slice, whole: slice) -> slice:
+def to_local_range(part: slice, whole: slice) -> slice:
     """Returns the range of `part` relative to the start of `whole`."""
     return slice(part.start - whole.start, part.stop - whole.start)
 
 
-def outside(part: slice, whole: slice) -> slice:
+def to_global_range(part: slice, whole: slice) -> slice:
     """Returns the absolute range of `part`, which is relative to the start of `whole`."""
     return slice(part.start + whole.start, part.stop + whole.start)
 
 
-def around(touched: UInt8[np.ndarray, "height width"], margin: int) -> Part | None:
+def bounding_part(touched: UInt8[np.ndarray, "height width"], margin: int) -> Part | None:
     """Returns the part that contains all nonzero pixels and a margin in pixels; None if all are zero."""
     left, top, width, height = cv2.boundingRect(touched)
     if not width:
@@ -43,7 +43,7 @@ def around(touched: UInt8[np.ndarray, "height width"], margin: int) -> Part | No
     )
 
 
-def bands(stored: int, wanted: int, rows: int) -> Iterator[slice]:
+def row_bands(stored: int, wanted: int, rows: int) -> Iterator[slice]:
     """Yields bands of rows of a frame, each made of whole rows of the maps.
 
     The values of one band stay in the processor's cache; those of whole frames do not.

@@ -75,7 +75,7 @@ class Grade:
         return not set(self.to_json()) - {"radius"}
 
     @property
-    def looks_around(self) -> bool:
+    def reads_neighbors(self) -> bool:
         """Whether a pixel's colour depends on its neighbors."""
         return self.sharpen > 0 or self.blur > 0
 
@@ -146,7 +146,7 @@ class Grade:
         return Grade(**settings)
 
 
-def smoothed(
+def smooth_colors(
     rgb: Float[np.ndarray, "height width 3"], weight: Float[np.ndarray, "height width"], radius: float
 ) -> Float[np.ndarray, "height width 3"]:
     """Averages colours with a Gaussian over the pixels that have weight (normalised convolution).

@@ -17,11 +17,11 @@ from jaxtyping import Bool, Float, UInt8
 
 from neural_fields.baking import Maps
 from neural_fields.canonical import CanonicalImage
-from neural_fields.frame_parts import around
-from neural_fields.rendering import FrameChanger
-from neural_fields.taking_apart import TakingApart, shares_behind
+from neural_fields.frame_parts import bounding_part
+from neural_fields.rendering import RenderPass
+from neural_fields.taking_apart import LayerDecomposer, background_shares
 
-Hiding = Sequence[tuple[Callable[[int], float], float]]  # of a layer, by edit: its share in frame t, and its rim in px
+HiddenShares = Sequence[tuple[Callable[[int], float], float]]  # of a layer, by edit: its share in frame t, and its rim in px
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class RemovalSettings:
 DEFAULTS = RemovalSettings()
 
 
-def hidden_share(hidden: Hiding, t: int) -> float:
+def hidden_share(hidden: HiddenShares, t: int) -> float:
     """Returns how much of a layer several edits together hide in frame `t`, 0 to 1."""
     return 1 - float(np.prod([1 - strength(t) for strength, _ in hidden]))
 
 
-class Hider(FrameChanger):
+class RemovalPass(RenderPass):
     """Removes layers from frames.
 
     Args:
@@ -54,15 +54,15 @@ class Hider(FrameChanger):
         self,
         maps: Maps,
         canonicals: Mapping[str, CanonicalImage],
-        hidden: Mapping[str, Hiding],
+        hidden: Mapping[str, HiddenShares],
         settings: RemovalSettings = DEFAULTS,
     ) -> None:
         self.maps = maps
         self.settings = settings
         self.hidden = {maps.layers.index(name): shares for name, shares in hidden.items() if name != maps.layers[-1]}
-        pictures = [(canonicals[name].array(), canonicals[name].box) for name in maps.layers]
-        self.apart = TakingApart(maps, lambda t: pictures)
-        self.shown = without_hidden(maps, hidden)
+        pictures = [(canonicals[name].to_array(), canonicals[name].box) for name in maps.layers]
+        self.decomposer = LayerDecomposer(maps, lambda t: pictures)
+        self.shown_maps = hide_layers(maps, hidden)
 
     @property
     def changes_something(self) -> bool:
@@ -71,14 +71,14 @@ class Hider(FrameChanger):
     def render_frame(self, t: int, source: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
         """Returns a frame without the layers."""
         size = (source.shape[1], source.shape[0])
-        weights = self.maps.weight(t, size)
+        weights = self.maps.read_weights(t, size)
         for layer in sorted(self.hidden, reverse=True):
             share = hidden_share(self.hidden[layer], t)
             if share <= 0:
                 continue
             rim = self._rim_weight(layer, weights[layer])
             touched = (weights[layer] > 0) | (rim > 0)
-            part = around(touched.astype(np.uint8), round(self.settings.light_share * max(size)))
+            part = bounding_part(touched.astype(np.uint8), round(self.settings.light_share * max(size)))
             if part is None:
                 continue
 
@@ -87,7 +87,7 @@ class Hider(FrameChanger):
             side = 2 * round(self.settings.halo_share * max(size)) + 1
             doubtful = cv2.dilate(touched[part].astype(np.uint8), np.ones((side, side), np.uint8)) > 0
             seen = source[part].astype(np.float32)
-            split = self.apart.scene(t, layer, seen, here, size, part, doubtful)
+            split = self.decomposer.decompose_part(t, layer, seen, here, size, part, doubtful)
             shown = split.front + split.rest
             shown += widened * (split.front + (1 - split.front_weight) * split.filled - shown)
 
@@ -96,22 +96,22 @@ class Hider(FrameChanger):
             result = source.copy()
             result[part] = np.where(touched[part][..., None], mixed, source[part])
             source = result
-            new = split.weights_with(layer, (1 - share) * here[layer])
+            new = split.replace_weight(layer, (1 - share) * here[layer])
             weights[(slice(None), *part)] = np.where(touched[part], new, here)
         return source
 
-    def reach(self, t: int, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
+    def affected_mask(self, t: int, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
         """Returns where the layers and the rims that go with them are visible."""
         found = np.zeros((size[1], size[0]), bool)
-        weights = self.maps.weight(t, size)
+        weights = self.maps.read_weights(t, size)
         for layer, shares in self.hidden.items():
             if hidden_share(shares, t) > 0:
                 found |= (weights[layer] > 0) | (self._rim_weight(layer, weights[layer]) > 0)
         return found
 
-    def weights(self, t: int, size: tuple[int, int]) -> Float[np.ndarray, "layers height width"]:
+    def layer_weights(self, t: int, size: tuple[int, int]) -> Float[np.ndarray, "layers height width"]:
         """Returns how much of each pixel each layer fills without the hidden ones; sums to one."""
-        return self.shown.weight(t, size)
+        return self.shown_maps.read_weights(t, size)
 
     def _rim_weight(self, layer: int, weight: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, "rows columns"]:
         """Returns how much of the pixels around a layer goes with it: one on the layer, falling to zero."""
@@ -122,7 +122,7 @@ class Hider(FrameChanger):
         return np.clip(grow + 1 - distance, 0, 1).astype(np.float32)
 
 
-def without_hidden(maps: Maps, hidden: Mapping[str, Hiding]) -> Maps:
+def hide_layers(maps: Maps, hidden: Mapping[str, HiddenShares]) -> Maps:
     """Returns the maps of a run with layers hidden: their share of a pixel goes to the layers behind them."""
     layers = {maps.layers.index(name): shares for name, shares in hidden.items() if name != maps.layers[-1]}
     plain = (maps.folder, maps.layers, maps.boxes, maps.size, maps.frame_count, maps.has_gain, maps.charts)
@@ -133,7 +133,7 @@ def without_hidden(maps: Maps, hidden: Mapping[str, Hiding]) -> Maps:
 class _MapsWithoutHidden(Maps):
     """Maps whose weights leave out hidden layers."""
 
-    hidden: Mapping[int, Hiding] | None = None
+    hidden: Mapping[int, HiddenShares] | None = None
 
     @cached_property
     def _weight_file(self) -> Any:
@@ -143,7 +143,7 @@ class _MapsWithoutHidden(Maps):
 class _WeightsWithoutHidden:
     """The stored weights of a frame, with the share of hidden layers given to those behind; one frame is cached."""
 
-    def __init__(self, stored: Any, hidden: Mapping[int, Hiding]) -> None:
+    def __init__(self, stored: Any, hidden: Mapping[int, HiddenShares]) -> None:
         self.stored = stored
         self.hidden = hidden
         self.last: tuple[int, np.ndarray] | None = None
@@ -155,7 +155,7 @@ class _WeightsWithoutHidden:
             for layer in sorted(self.hidden, reverse=True):
                 released = hidden_share(self.hidden[layer], t) * weights[layer]
                 behind = weights[layer + 1 :]
-                shares = shares_behind(behind / 255, behind.sum(axis=0) / 255)
+                shares = background_shares(behind / 255, behind.sum(axis=0) / 255)
                 weights[layer] -= released
                 weights[layer + 1 :] += shares * released
             self.last = (t, np.rint(weights).clip(0, 255).astype(np.uint8))

@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from neural_fields.baking import Maps
-from neural_fields.layer_motion import LayerLook, Motion, Motions
+from neural_fields.layer_motion import LayerAppearance, LayerMotion, LayerMotionEstimator
 from neural_fields.planar.placement import pull_push
-from neural_fields.retiming import Plan
+from neural_fields.retiming import FrameSchedule
 
 Frame = UInt8[np.ndarray, "height width 3"]
 Weights = Callable[[int, tuple[int, int]], Float[np.ndarray, "layers height width"]]
@@ -50,11 +50,11 @@ class Retimer:
 
     def __init__(self, maps: Maps, weights: Weights | None = None, settings: InterpolationSettings = DEFAULTS) -> None:
         self.maps = maps
-        self.weights = weights or maps.weight
+        self.weights = weights or maps.read_weights
         self.settings = settings
-        self.motions = Motions(maps)
+        self.motions = LayerMotionEstimator(maps)
 
-    def frames(self, edited: Iterable[Frame], plan: Plan) -> Iterator[Frame]:
+    def interpolate_frames(self, edited: Iterable[Frame], schedule: FrameSchedule) -> Iterator[Frame]:
         """Yields the frames of a plan; two of the run's are held at a time.
 
         Args:
@@ -64,9 +64,9 @@ class Retimer:
         source = iter(edited)
         number, here = 0, next(source)
         following: Frame | None = None
-        appearances: dict[int, list[LayerLook]] = {}  # of the two frames, by layer
-        motions: dict[tuple[int, int, bool], Motion] = {}
-        for position in plan.positions:
+        appearances: dict[int, list[LayerAppearance]] = {}  # of the two frames, by layer
+        motions: dict[tuple[int, int, bool], LayerMotion] = {}
+        for position in schedule.positions:
             t, share = int(position), float(position - int(position))
             while number < t:
                 here, following = (next(source) if following is None else following), None
@@ -83,16 +83,16 @@ class Retimer:
             for layer in reversed(range(len(self.maps.layers))):
                 pair, key = (appearances[t][layer], appearances[t + 1][layer]), (t, layer, late)
                 if key not in motions:
-                    motions[key] = self.motions.between(layer, t, share, pair)
+                    motions[key] = self.motions.estimate_motion(layer, t, share, pair)
                 rgba = self._interpolate_layer(motions[key], share, pair)
                 result = result * (1 - rgba[..., 3:]) + rgba[..., :3]
             yield np.clip(np.rint(result), 0, 255).astype(np.uint8)
 
     def _interpolate_layer(
-        self, motion: Motion, share: float, pair: tuple[LayerLook, LayerLook]
+        self, motion: LayerMotion, share: float, pair: tuple[LayerAppearance, LayerAppearance]
     ) -> Float[np.ndarray, "height width 4"]:
         """Interpolates a layer at a share of the time between two frames: premultiplied colour and opacity."""
-        height, width = pair[0].sure.shape
+        height, width = pair[0].confidence.shape
         grid, points = self.motions.grid, self.motions.grid.points
         scale = np.array((width, height)) / self.maps.size
         x, y = ((np.arange(side) + 0.5) / scale[axis] for axis, side in enumerate((width, height)))
@@ -102,16 +102,16 @@ class Retimer:
         way = share * motion.step - 0.5 * share * (1 - share) * motion.bend
         origin = points
         for _ in range(self.settings.path_rounds):
-            origin = points - grid.at(way, origin)
+            origin = points - grid.interpolate_at(way, origin)
 
         total, counts = np.zeros((height, width, 4), np.float32), np.zeros((height, width), np.float32)
         for k, (appearance, time, factor) in enumerate(zip(pair, (1 - share, share), motion.counts, strict=True)):
             if not factor:
                 continue
-            away = origin - points + (grid.at(motion.step, origin) if k else 0)
-            places = ((centres + grid.at(away, centres)) * scale - 0.5).astype(np.float32)
+            away = origin - points + (grid.interpolate_at(motion.step, origin) if k else 0)
+            places = ((centres + grid.interpolate_at(away, centres)) * scale - 0.5).astype(np.float32)
             rgba = cv2.remap(appearance.rgba, places, None, cv2.INTER_LANCZOS4, borderMode=cv2.BORDER_REPLICATE)
-            sure = cv2.remap(appearance.sure, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+            sure = cv2.remap(appearance.confidence, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
             sure = (time * factor) * (sure + self.settings.hidden_weight)
             total += sure[..., None] * rgba
             counts += sure
@@ -119,7 +119,7 @@ class Retimer:
         total[..., 3] = np.clip(total[..., 3], 0, 1)
         return total
 
-    def _split_layers(self, t: int, frame: Frame) -> list[LayerLook]:
+    def _split_layers(self, t: int, frame: Frame) -> list[LayerAppearance]:
         """Splits a frame into layers with a colour of their own, also where others cover them or share the pixel."""
         settings = self.settings
         weights = self.weights(t, (frame.shape[1], frame.shape[0])).astype(np.float32)
@@ -142,6 +142,6 @@ class Retimer:
                     opacity = pull_push(opacity[..., None], ~hidden)[..., 0]
             own = np.clip(colour + missed * plane[..., None], 0, 255)
             sure = cv2.blur(cv2.erode(free, np.ones(near)), near) if layer else free
-            appearances.append(LayerLook(np.dstack([own * opacity[..., None], opacity]), sure))
+            appearances.append(LayerAppearance(np.dstack([own * opacity[..., None], opacity]), sure))
             free = np.clip(free - plane, 0, 1)
         return appearances

@@ -17,13 +17,13 @@ from neural_fields.errors import ExitCode
 class StopRequest:
     """Whether the user, or the system, has asked the work to stop. Loops look at it once per step."""
 
-    requested: int | None = None
+    signal_number: int | None = None
     """Number of the first signal received, or None."""
 
     @property
     def exit_code(self) -> ExitCode:
         """Exit status of a command that saved and stopped: 130 after Ctrl-C, 143 after another signal, else 0."""
-        return ExitCode.OK if self.requested is None else _exit_code(self.requested)
+        return ExitCode.OK if self.signal_number is None else _exit_code(self.signal_number)
 
 
 def _exit_code(number: int) -> ExitCode:
@@ -47,10 +47,10 @@ def stop_on_signals() -> Iterator[StopRequest]:
     request = StopRequest()
 
     def request_stop(number: int, frame: FrameType | None) -> None:
-        if request.requested is not None:
+        if request.signal_number is not None:
             # Not sys.exit: no clean-up may delay or swallow it. Files are atomic, so what was saved stays whole.
             os._exit(_exit_code(number))
-        request.requested = number
+        request.signal_number = number
 
     former = {}
     try:

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 
 from neural_fields.baking import Maps
 from neural_fields.extended_map import DEFAULTS as EXTRAPOLATION
-from neural_fields.extended_map import ExtendedMap, divided, frame_map
+from neural_fields.extended_map import ExtrapolatedMap, solve_2x2, extrapolate_frame_map
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ DEFAULTS = InverseMapSettings()
 
 
 @dataclass(frozen=True)
-class Places:
+class FramePositions:
     """Positions of points in a frame.
 
     Attributes:
@@ -46,14 +46,14 @@ class Places:
     visible: Bool[np.ndarray, " n"]
 
 
-def inverse(
+def find_frame_positions(
     maps: Maps,
     t: int,
     layer: str,
     uv: Float[np.ndarray, "n 2"],
     size: tuple[int, int] | None = None,
     settings: InverseMapSettings = DEFAULTS,
-) -> Places:
+) -> FramePositions:
     """Finds the positions of points of a layer's canonical plane in frame `t`.
 
     Args:
@@ -65,22 +65,22 @@ def inverse(
         settings: of the search.
     """
     number, (width, height) = maps.layers.index(layer), maps.size
-    found = frame_map(maps, t, number)
+    found = extrapolate_frame_map(maps, t, number)
     if found is None:
         lost = np.full(len(uv), np.inf)
-        return Places(np.full((len(uv), 2), np.nan), lost, np.zeros(len(uv), bool))
-    seen = maps.layer_weight_small(t, number) >= EXTRAPOLATION.min_map_weight
-    pixels, error = solve_all(found, uv, seen, settings)
+        return FramePositions(np.full((len(uv), 2), np.nan), lost, np.zeros(len(uv), bool))
+    seen = maps.read_layer_weight_small(t, number) >= EXTRAPOLATION.min_map_weight
+    pixels, error = solve_positions(found, uv, seen, settings)
     inside = ((pixels >= 0) & (pixels <= (width, height))).all(axis=1)
     x, y = (np.clip(pixels[:, axis] - 0.5, 0, side - 1).astype(np.float32) for axis, side in ((0, width), (1, height)))
-    weight = maps.at(t, x, y, maps.size).weight[number]
+    weight = maps.sample_at_points(t, x, y, maps.size).weight[number]
     visible = inside & (error < EXTRAPOLATION.max_error_px) & (weight >= EXTRAPOLATION.min_map_weight)
     scale = np.array(size or maps.size) / maps.size
-    return Places(pixels * scale, np.where(error < EXTRAPOLATION.max_error_px, error * scale.max(), np.inf), visible)
+    return FramePositions(pixels * scale, np.where(error < EXTRAPOLATION.max_error_px, error * scale.max(), np.inf), visible)
 
 
-def solve_all(
-    found: ExtendedMap,
+def solve_positions(
+    uv_map: ExtrapolatedMap,
     uv: Float[np.ndarray, "n 2"],
     seen: Bool[np.ndarray, "height width"],
     settings: InverseMapSettings = DEFAULTS,
@@ -101,21 +101,21 @@ def solve_all(
     x, y = np.meshgrid(np.arange(step // 2, width, step), np.arange(step // 2, height, step))
     grid, is_seen = np.stack([x, y], axis=-1).reshape(-1, 2) + 0.5, seen[y, x].reshape(-1)
     is_seen = is_seen if is_seen.any() else ~is_seen
-    pixels, error = found.solve(uv, _find_nearest(found, uv, grid[is_seen]))
+    pixels, error = uv_map.solve_positions(uv, _find_nearest(uv_map, uv, grid[is_seen]))
     # From the whole frame, where that did not lead to the point.
     rest = np.flatnonzero(error >= EXTRAPOLATION.tolerance_px)
-    again, other = found.solve(uv[rest], _find_nearest(found, uv[rest], grid))
+    again, other = uv_map.solve_positions(uv[rest], _find_nearest(uv_map, uv[rest], grid))
     better = other < error[rest]
     pixels[rest[better]], error[rest[better]] = again[better], other[better]
     # With the Jacobian of the map as it is, where the smooth one leads nowhere: it bends too much there.
     rest = np.flatnonzero(error >= EXTRAPOLATION.tolerance_px)
     best, least, points = pixels[rest], error[rest], pixels[rest]
     for _ in range(settings.rough_steps):
-        here = found.at(points)
+        here = uv_map.sample_uv(points)
         columns = []
         for offset in settings.difference_px * np.eye(2):
-            columns.append((found.at(points + offset) - found.at(points - offset)) / (2 * settings.difference_px))
-        move = divided(uv[rest] - here, np.stack(columns, axis=-1))
+            columns.append((uv_map.sample_uv(points + offset) - uv_map.sample_uv(points - offset)) / (2 * settings.difference_px))
+        move = solve_2x2(uv[rest] - here, np.stack(columns, axis=-1))
         off = np.linalg.norm(move, axis=1)
         better = off < least
         best, least = np.where(better[:, None], points, best), np.where(better, off, least)
@@ -125,9 +125,9 @@ def solve_all(
 
 
 def _find_nearest(
-    found: ExtendedMap, uv: Float[np.ndarray, "n 2"], places: Float[np.ndarray, "m 2"]
+    found: ExtrapolatedMap, uv: Float[np.ndarray, "n 2"], places: Float[np.ndarray, "m 2"]
 ) -> Float[np.ndarray, "n 2"]:
     """Finds for each uv the place whose own uv is the nearest to it."""
     from scipy.spatial import KDTree
 
-    return places[KDTree(found.at(places)).query(uv)[1]]
+    return places[KDTree(found.sample_uv(places)).query(uv)[1]]

@@ -19,11 +19,11 @@ from neural_fields.files import atomic_write, disk_errors
 from neural_fields.run import Run
 
 OPERATIONS = ("add", "set", "undo", "redo")
-WHERE = ("above", "below", "top", "bottom")  # where an edit can be moved to
+MOVE_TARGETS = ("above", "below", "top", "bottom")  # where an edit can be moved to
 
 
 @dataclass(frozen=True)
-class Step:
+class JournalStep:
     """One line: the operation and the name of the edit folder; of "set" also the new values."""
 
     operation: str
@@ -32,7 +32,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class History:
+class EditHistory:
     """The state that a journal results in.
 
     Attributes:
@@ -40,11 +40,11 @@ class History:
         undone: steps that `redo` can restore, the last undone last.
     """
 
-    done: Sequence[Step]
-    undone: Sequence[Step]
+    done: Sequence[JournalStep]
+    undone: Sequence[JournalStep]
 
     @property
-    def active(self) -> list[str]:
+    def active_names(self) -> list[str]:
         """Folder names of the edits that are shown, the lowest first."""
         names: list[str] = []
         for step in self.done:
@@ -61,7 +61,7 @@ class History:
                     names.insert(names.index(other) + (where == "above"), step.edit)
         return names
 
-    def values(self, edit: str) -> dict[str, Any]:
+    def values_of(self, edit: str) -> dict[str, Any]:
         """Returns the values that steps "set" gave an edit, the newest of each."""
         found: dict[str, Any] = {}
         for step in self.done:
@@ -70,7 +70,7 @@ class History:
         return found
 
 
-def history(run: Run, present: Sequence[str]) -> History:
+def replay_journal(run: Run, present: Sequence[str]) -> EditHistory:
     """Replays the journal of a run.
 
     Args:
@@ -81,24 +81,24 @@ def history(run: Run, present: Sequence[str]) -> History:
         UserError: a damaged journal (exit 5).
     """
     path = journal_path(run)
-    steps: list[Step] = []
+    steps: list[JournalStep] = []
     lines = path.read_bytes().split(b"\n") if path.exists() else []
     for number, line in enumerate(lines, start=1):
         try:
             found = json.loads(line)
-            step = Step(found["op"], found["edit"], found.get("set", {}))
+            step = JournalStep(found["op"], found["edit"], found.get("set", {}))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
             if number == len(lines):
                 break  # a last line without its end was cut by a power cut, or is the empty rest after the last line
-            raise damaged_edit(path, f"line {number} cannot be read") from problem
+            raise damaged_edit_error(path, f"line {number} cannot be read") from problem
         if step.operation not in OPERATIONS or not isinstance(step.edit, str) or not _are_values(step.values):
-            raise damaged_edit(path, f"line {number} says {step.operation!r}")
+            raise damaged_edit_error(path, f"line {number} says {step.operation!r}")
         steps.append(step)
 
     mentioned = {step.edit for step in steps}
-    done: list[Step] = []
-    undone: list[Step] = []
-    for step in [*steps, *(Step("add", name) for name in present if name not in mentioned)]:
+    done: list[JournalStep] = []
+    undone: list[JournalStep] = []
+    for step in [*steps, *(JournalStep("add", name) for name in present if name not in mentioned)]:
         if step.operation in ("add", "set"):
             done.append(step)
             undone.clear()
@@ -108,7 +108,7 @@ def history(run: Run, present: Sequence[str]) -> History:
         if last is not None:
             given.append(taken.pop(last))
     # Steps of a folder that the user removed no longer count.
-    return History([s for s in done if s.edit in present], [s for s in undone if s.edit in present])
+    return EditHistory([s for s in done if s.edit in present], [s for s in undone if s.edit in present])
 
 
 def journal_path(run: Run) -> Path:
@@ -116,7 +116,7 @@ def journal_path(run: Run) -> Path:
     return run.edits / "journal.jsonl"
 
 
-def append(run: Run, step: Step) -> None:
+def append_step(run: Run, step: JournalStep) -> None:
     """Appends a line. Earlier lines are never rewritten, except a last one that a power cut left incomplete."""
     path = journal_path(run)
     described = {"op": step.operation, "edit": step.edit, **({"set": dict(step.values)} if step.values else {})}
@@ -138,10 +138,10 @@ def _are_values(values: Any) -> bool:
     if not isinstance(values, dict):
         return False
     move = values.get("move", ["top", ""])
-    return isinstance(move, list) and len(move) == 2 and move[0] in WHERE and isinstance(move[1], str)
+    return isinstance(move, list) and len(move) == 2 and move[0] in MOVE_TARGETS and isinstance(move[1], str)
 
 
-def damaged_edit(path: Path, why: str) -> UserError:
+def damaged_edit_error(path: Path, why: str) -> UserError:
     """Returns the error for an edit, or a journal, whose files are not what was written."""
     return UserError(
         ExitCode.DAMAGED_RUN,

@@ -20,7 +20,7 @@ from neural_fields import coords
 from neural_fields.coords import Box
 from neural_fields.data.flow import FlowField, resize_mask, resize_vectors
 from neural_fields.planar.model import PlanarModel
-from neural_fields.tracking import carried, hand_over, series_of
+from neural_fields.tracking import extrapolate_layer_flow, choose_handover_frames, find_chart_series
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class LabelPlane:
     labels: Int[np.ndarray, "rows columns"]
     box: Box
 
-    def at(self, uv: Float[np.ndarray, "*n 2"]) -> Int[np.ndarray, "*n"]:
+    def sample_labels(self, uv: Float[np.ndarray, "*n 2"]) -> Int[np.ndarray, "*n"]:
         """Returns the label of the nearest texel; beyond the box that of its rim."""
         row, column = _find_texels(uv, self.box, self.labels.shape)
         return self.labels[row, column]
 
 
-def propagate(
+def propagate_label_map(
     model: PlanarModel,
     labels: Int[np.ndarray, "h w"],
     frame: int,
@@ -71,7 +71,7 @@ def propagate(
         `frame` does not show has the label of the nearest point of its layer that it shows well inside the layer's
         outline; a layer that `frame` does not show at all has label 0. `frame` itself keeps what it was given.
     """
-    planes = label_planes(model, labels, frame, flow, settings)
+    planes = compute_label_planes(model, labels, frame, flow, settings)
     for t in range(model.shape.frame_count):
         if t == frame:
             yield labels
@@ -81,11 +81,11 @@ def propagate(
         found = np.zeros(strongest.shape, labels.dtype)
         for layer, plane in enumerate(planes[t]):
             own = strongest == layer
-            found[own] = plane.at(uv[layer][own])
+            found[own] = plane.sample_labels(uv[layer][own])
         yield found
 
 
-def label_planes(
+def compute_label_planes(
     model: PlanarModel,
     labels: Int[np.ndarray, "h w"],
     frame: int,
@@ -100,7 +100,7 @@ def label_planes(
     count, names = model.shape.frame_count, model.layers
     all_series = []
     for layer in range(len(names)):
-        series = series_of(model, layer)
+        series = find_chart_series(model, layer)
         if series not in all_series:
             all_series.append(series)
     result = [planes] * count
@@ -108,7 +108,7 @@ def label_planes(
         ways = []
         for series in all_series:
             for start, end in pairwise(series[::step]):
-                ways.append(_LabelHandover(names.index(start.layer), names.index(end.layer), *hand_over(start, end)))
+                ways.append(_LabelHandover(names.index(start.layer), names.index(end.layer), *choose_handover_frames(start, end)))
         now = planes
         for t in order:
             for way in ways:
@@ -219,7 +219,7 @@ def _visibility_mask(
     model: PlanarModel, weight: Float[np.ndarray, "h w layers"], layer: int, t: int, settings: LabelSettings
 ) -> Bool[np.ndarray, "h w"]:
     """Returns the pixels of a frame that show a layer; charts that fade into each other count as one."""
-    series = series_of(model, layer)
+    series = find_chart_series(model, layer)
     if not any(chart.layer == model.layers[layer] and chart.first <= t <= chart.last for chart in series):
         return np.zeros(weight.shape[:2], bool)
     numbers = sorted({model.layers.index(chart.layer) for chart in series})
@@ -228,7 +228,7 @@ def _visibility_mask(
 
 def _chart_box(model: PlanarModel, layer: int, t: int) -> Box:
     """Returns the box on a layer's canonical plane that a frame uses: of one of its charts, or of all of it."""
-    own = [chart for chart in series_of(model, layer) if chart.layer == model.layers[layer]]
+    own = [chart for chart in find_chart_series(model, layer) if chart.layer == model.layers[layer]]
     return next((chart.box for chart in own if chart.first <= t <= chart.last), model.shape.layers[layer].box)
 
 
@@ -249,14 +249,14 @@ def _hand_over_labels(
     both = sorted({way.start, way.end})
     _, before = _evaluate_frame(model, way.source)
     weight, uv = _evaluate_frame(model, way.target)
-    labels = planes[way.start].at(before[way.start])
+    labels = planes[way.start].sample_labels(before[way.start])
     seen = _visibility_mask(model, weight, way.end, way.target, settings)
     if way.source != way.target:
         if flow is None:
             return planes
-        vectors, near = carried(model, both, flow, way.target, way.source)
+        vectors, near = extrapolate_layer_flow(model, both, flow, way.target, way.source)
         vectors = resize_vectors(vectors, model.shape.size)
-        place = coords.pixel_centres(*model.shape.size).numpy() + vectors
+        place = coords.pixel_centers(*model.shape.size).numpy() + vectors
         column, row = np.floor(place).astype(int).transpose(2, 0, 1)
         height, width = labels.shape
         seen &= resize_mask(near, model.shape.size) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
@@ -278,7 +278,7 @@ def chain_labels(flow: FlowField, labels: Int[np.ndarray, "h w"], frame: int) ->
     """
     height, width = labels.shape
     count = len(flow.forward) + 1
-    own = coords.pixel_centres(width, height).numpy()
+    own = coords.pixel_centers(width, height).numpy()
     origins, known = {frame: own}, {frame: np.ones((height, width), bool)}
     for t in range(frame + 1, count):
         steps = own + np.asarray(flow.backward[t - 1], np.float32)
@@ -323,7 +323,7 @@ def _evaluate_frame(
 ) -> tuple[Float[np.ndarray, "h w layers"], Float[np.ndarray, "layers h w 2"]]:
     """Evaluates the model in a whole frame: weights and uv."""
     width, height = model.shape.size
-    samples = model.frame(t, (width, height))
+    samples = model.sample_frame(t, (width, height))
     assert samples.uv is not None
     weight = samples.weight.reshape(height, width, -1).numpy()
     return weight, samples.uv.movedim(1, 0).reshape(-1, height, width, 2).numpy()

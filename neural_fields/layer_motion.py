@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from neural_fields.baking import Maps
-from neural_fields.data.flow import flow_between
-from neural_fields.extended_map import ExtendedMap, extend
+from neural_fields.data.flow import compute_pair_flow
+from neural_fields.extended_map import ExtrapolatedMap, extrapolate_uv
 from neural_fields.planar.placement import pull_push
 
 
@@ -46,7 +46,7 @@ DEFAULTS = LayerMotionSettings()
 
 
 @dataclass(frozen=True)
-class Motion:
+class LayerMotion:
     """The motion of a layer from a frame to the next, in pixels of the maps, at the points of a `Grid` in the first.
 
     Attributes:
@@ -61,21 +61,21 @@ class Motion:
 
 
 @dataclass(frozen=True)
-class LayerLook:
+class LayerAppearance:
     """What a frame shows of a layer: premultiplied colour in 8-bit units with opacity, and their confidence."""
 
     rgba: Float[np.ndarray, "height width 4"]
-    sure: Float[np.ndarray, "height width"]
+    confidence: Float[np.ndarray, "height width"]
 
-    def at_size(self, size: tuple[int, int]) -> LayerLook:
+    def resize_to(self, size: tuple[int, int]) -> LayerAppearance:
         """Returns the same at a smaller size (width, height)."""
-        if (self.sure.shape[1], self.sure.shape[0]) == size:
+        if (self.confidence.shape[1], self.confidence.shape[0]) == size:
             return self
-        return LayerLook(*(cv2.resize(plane, size, interpolation=cv2.INTER_AREA) for plane in (self.rgba, self.sure)))
+        return LayerAppearance(*(cv2.resize(plane, size, interpolation=cv2.INTER_AREA) for plane in (self.rgba, self.confidence)))
 
 
 @dataclass(frozen=True)
-class Grid:
+class MotionGrid:
     """The points in a frame and around it at which motion is computed.
 
     Attributes:
@@ -90,26 +90,26 @@ class Grid:
     def points(self) -> Float[np.ndarray, "rows columns 2"]:
         """Positions in pixels."""
         step = self.settings.grid_step_px
-        x, y = (np.arange(self.first, side - self.first + step, step, dtype=np.float64) for side in self.size)
+        x, y = (np.arange(self.first_position, side - self.first_position + step, step, dtype=np.float64) for side in self.size)
         return np.stack(np.meshgrid(x, y), axis=-1)
 
     @property
-    def first(self) -> float:
+    def first_position(self) -> float:
         """The first position on both axes."""
         step, margin = self.settings.grid_step_px, self.settings.grid_margin_share
         return -float(step * max(1, round(margin * max(self.size) / step)))
 
-    def at(
+    def interpolate_at(
         self, plane: Float[np.ndarray, "rows columns c"], places: Float[np.ndarray, "h w 2"]
     ) -> Float[np.ndarray, "h w c"]:
         """Interpolates values of up to four channels between the points; beyond them the last ones continue."""
         count = plane.shape[-1]
         four = np.concatenate([plane] * (4 // count), axis=-1).astype(np.float32)
-        samples = ((places - self.first) / self.settings.grid_step_px).astype(np.float32)
+        samples = ((places - self.first_position) / self.settings.grid_step_px).astype(np.float32)
         return cv2.remap(four, samples, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[..., :count]
 
 
-class Motions:
+class LayerMotionEstimator:
     """Computes the motion of the layers of a run.
 
     Args:
@@ -120,12 +120,12 @@ class Motions:
     def __init__(self, maps: Maps, settings: LayerMotionSettings = DEFAULTS) -> None:
         self.maps = maps
         self.settings = settings
-        self.grid = Grid(maps.size, settings)
+        self.grid = MotionGrid(maps.size, settings)
         shrink = min(1.0, settings.compared_px / max(maps.size))
         self.compared = (max(1, round(maps.size[0] * shrink)), max(1, round(maps.size[1] * shrink)))
         self._map = lru_cache(maxsize=5 * len(maps.layers))(self._extrapolate_map)
 
-    def between(self, layer: int, t: int, share: float, parts: tuple[LayerLook, LayerLook]) -> Motion:
+    def estimate_motion(self, layer: int, t: int, share: float, appearances: tuple[LayerAppearance, LayerAppearance]) -> LayerMotion:
         """Computes the motion of a layer from frame `t` to the next.
 
         Across a change of charts the maps of the two frames cannot be compared: the motion then is that of the frames
@@ -140,14 +140,14 @@ class Motions:
         settings = self.settings
         if not self._same_chart(layer, t, t + 1):
             if share < 0.5:
-                return Motion(self._step_from_maps(layer, t - 1), self._zero_step(), (1.0, 0.0))
-            return Motion(self._step_from_maps(layer, t + 1), self._zero_step(), (0.0, 1.0))
+                return LayerMotion(self._step_from_maps(layer, t - 1), self._zero_step(), (1.0, 0.0))
+            return LayerMotion(self._step_from_maps(layer, t + 1), self._zero_step(), (0.0, 1.0))
         step, known, bend = self._motion_from_maps(layer, t)
         if not known.any():
-            return Motion(step, bend)
+            return LayerMotion(step, bend)
 
         # The motion of the maps counts where the frames are alike along it; elsewhere it continues from around.
-        one, other = (appearance.at_size(self.compared) for appearance in parts)
+        one, other = (appearance.resize_to(self.compared) for appearance in appearances)
         difference = self._sample_on_grid(_color_difference(one, self._warp_back(other, step), settings))
         doubtful = known & (difference > settings.max_difference)
         believed = known & (cv2.dilate(doubtful.astype(np.uint8), np.ones((3, 3))) == 0)
@@ -160,10 +160,10 @@ class Motions:
             np.clip(_over_backdrop(appearance, settings.backdrop), 0, 255).astype(np.uint8)
             for appearance in (one, moved)
         )
-        rest, ok = flow_between(first, second)
-        ok &= (one.sure > settings.min_confidence) & (one.rgba[..., 3] > settings.min_map_weight)
+        rest, ok = compute_pair_flow(first, second)
+        ok &= (one.confidence > settings.min_confidence) & (one.rgba[..., 3] > settings.min_map_weight)
         if not ok.any():
-            return Motion(step, bend)
+            return LayerMotion(step, bend)
         rest *= np.array(self.maps.size, np.float32) / np.array(self.compared, np.float32)
         blur = (settings.flow_blur_px, settings.flow_blur_px)
         rest = self._sample_on_grid(cv2.blur(pull_push(rest, ok), blur))
@@ -174,7 +174,7 @@ class Motions:
         known = self._sample_on_grid(_shared_opacity(one, again), cv2.BORDER_CONSTANT) > settings.min_confidence
         if known.any():
             better = cv2.blur(pull_push(better[..., None], known)[..., 0], blur)
-        return Motion((step + better[..., None] * rest).astype(np.float32), bend)
+        return LayerMotion((step + better[..., None] * rest).astype(np.float32), bend)
 
     def _step_from_maps(self, layer: int, t: int) -> np.ndarray:
         """Computes the step from a frame to the next by the maps alone; zero where they do not tell."""
@@ -192,7 +192,7 @@ class Motions:
         before, one, other, after = found
         if one is None or other is None:
             return still, nowhere, still
-        weight = self._sample_on_grid(self.maps.layer_weight_small(t, layer), cv2.BORDER_CONSTANT)
+        weight = self._sample_on_grid(self.maps.read_layer_weight_small(t, layer), cv2.BORDER_CONSTANT)
         seen = weight >= settings.min_map_weight
         points = self.grid.points[seen]
         uv = one.at(points)
@@ -213,14 +213,14 @@ class Motions:
         steps[seen], bent[seen], mask[seen] = step, bend, known
         return pull_push(steps, mask), mask, pull_push(bent, mask)
 
-    def _warp_back(self, appearance: LayerLook, step: np.ndarray) -> LayerLook:
+    def _warp_back(self, appearance: LayerAppearance, step: np.ndarray) -> LayerAppearance:
         """Warps what the later frame shows to the earlier one, at the size at which frames are compared."""
         (width, height), scale = self.compared, np.array(self.compared) / self.maps.size
         centres = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), axis=-1)
-        places = (centres + self.grid.at(step, centres / scale) * scale - 0.5).astype(np.float32)
+        places = (centres + self.grid.interpolate_at(step, centres / scale) * scale - 0.5).astype(np.float32)
         rgba = cv2.remap(appearance.rgba, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        sure = cv2.remap(appearance.sure, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
-        return LayerLook(rgba, sure)
+        sure = cv2.remap(appearance.confidence, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+        return LayerAppearance(rgba, sure)
 
     def _sample_on_grid(self, plane: np.ndarray, beyond: int = cv2.BORDER_REPLICATE) -> np.ndarray:
         """Samples values of a frame of any size at the points of the grid."""
@@ -229,7 +229,7 @@ class Motions:
 
     def _extrapolate_step(self, step: np.ndarray, known: Bool[np.ndarray, "rows columns"]) -> np.ndarray:
         """Keeps a step where it is known, and continues it smoothly elsewhere."""
-        found = extend((self.grid.points + step).astype(np.float32), known)
+        found = extrapolate_uv((self.grid.points + step).astype(np.float32), known)
         if found is None:
             return pull_push(step, known) if known.any() else step
         return (found.uv - self.grid.points).astype(np.float32)
@@ -247,8 +247,8 @@ class Motions:
         """Extrapolates the map of a layer in a frame; None if too little of the layer is visible."""
         stride = max(1, round(max(self.maps.size) / self.settings.map_samples))
         every = (slice(stride // 2, None, stride),) * 2
-        uv, weight = self.maps.uv_small(t, layer)[every], self.maps.layer_weight_small(t, layer)[every]
-        found = extend(np.ascontiguousarray(uv), weight >= self.settings.min_map_weight)
+        uv, weight = self.maps.read_uv_small(t, layer)[every], self.maps.read_layer_weight_small(t, layer)[every]
+        found = extrapolate_uv(np.ascontiguousarray(uv), weight >= self.settings.min_map_weight)
         return None if found is None else _SubsampledMap(found, stride)
 
 
@@ -256,31 +256,31 @@ class Motions:
 class _SubsampledMap:
     """A map of every so many pixels of a frame; its methods take and return pixels of the frame."""
 
-    found: ExtendedMap
+    found: ExtrapolatedMap
     stride: int
 
     def at(self, points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
         """Returns the uv of any positions."""
-        return self.found.at(self._to_samples(points))
+        return self.found.sample_uv(self._to_samples(points))
 
     def solve(
         self, uv: Float[np.ndarray, "n 2"], start: Float[np.ndarray, "n 2"]
     ) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, " n"]]:
         """Finds the positions of some uv, and their errors in pixels."""
-        places, off = self.found.solve(uv, self._to_samples(start))
+        places, off = self.found.solve_positions(uv, self._to_samples(start))
         return (places - 0.5) * self.stride + self.stride // 2 + 0.5, off * self.stride
 
     def _to_samples(self, points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
         return (points - 0.5 - self.stride // 2) / self.stride + 0.5
 
 
-def _shared_opacity(one: LayerLook, other: LayerLook) -> Float[np.ndarray, "height width"]:
+def _shared_opacity(one: LayerAppearance, other: LayerAppearance) -> Float[np.ndarray, "height width"]:
     """Returns how much of each pixel both appearances know, and one of them shows."""
-    return one.sure * other.sure * np.maximum(one.rgba[..., 3], other.rgba[..., 3])
+    return one.confidence * other.confidence * np.maximum(one.rgba[..., 3], other.rgba[..., 3])
 
 
 def _color_difference(
-    one: LayerLook, other: LayerLook, settings: LayerMotionSettings
+    one: LayerAppearance, other: LayerAppearance, settings: LayerMotionSettings
 ) -> Float[np.ndarray, "height width"]:
     """Computes the mean difference of two appearances around each pixel, in 8-bit units."""
     shared, window = _shared_opacity(one, other), (settings.compared_window_px, settings.compared_window_px)
@@ -290,6 +290,6 @@ def _color_difference(
     return cv2.blur(off * shared, window) / np.maximum(cv2.blur(shared, window), 0.1)
 
 
-def _over_backdrop(appearance: LayerLook, grey: float) -> Float[np.ndarray, "height width 3"]:
+def _over_backdrop(appearance: LayerAppearance, grey: float) -> Float[np.ndarray, "height width 3"]:
     """Composites an appearance over grey."""
     return cv2.transform(appearance.rgba, np.hstack([np.eye(3), np.full((3, 1), -grey), np.full((3, 1), grey)]))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from neural_fields.errors import ExitCode, UserError
-from neural_fields.files import clean_litter, disk_errors, is_alive, make_folder, volume_of, write_synced
+from neural_fields.files import remove_stale_temporaries, disk_errors, is_process_alive, make_folder, nearest_existing_folder, write_synced
 from neural_fields.run import Run
 
 _NO_LOCK_ERRORS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -21,7 +21,7 @@ _held_files: set[str] = set()  # holder files that this process has made and not
 
 
 @contextmanager
-def lock(run: Run) -> Iterator[str]:
+def lock_run(run: Run) -> Iterator[str]:
     """Holds `run` for writing until the block ends or the process dies, by whatever means. Reading needs no lock.
 
     Yields a note for the user: empty, or why a weaker lock is used on a volume that cannot lock files. Removes the
@@ -41,9 +41,9 @@ def lock(run: Run) -> Iterator[str]:
                 os.pwrite(descriptor, _encode_holder(), 0)
             else:
                 holder_file = _create_holder_file(run)
-                note = f"{volume_of(run.path)} cannot lock files, so {holder_file.name} is used instead"
+                note = f"{nearest_existing_folder(run.path)} cannot lock files, so {holder_file.name} is used instead"
             for folder in (run.path, run.canonical, run.maps, run.previews, run.renders, run.exports, run.checkpoints):
-                clean_litter(folder)
+                remove_stale_temporaries(folder)
         yield note
     finally:
         if holder_file is not None:
@@ -76,7 +76,7 @@ def _create_holder_file(run: Run) -> Path:
         text = path.read_bytes()
         holder = _parse_holder(text)
         pid = holder.get("pid")
-        dead = isinstance(pid, int) and (not is_alive(pid) or (pid == os.getpid() and str(path) not in _held_files))
+        dead = isinstance(pid, int) and (not is_process_alive(pid) or (pid == os.getpid() and str(path) not in _held_files))
         if holder.get("host") != platform.node() or not dead:
             raise _locked_error(run, text)
         path.unlink(missing_ok=True)

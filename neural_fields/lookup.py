@@ -16,7 +16,7 @@ from jaxtyping import Float
 RIM = 1  # samples around the frame
 
 
-def enlarge(
+def enlarge_map(
     values: np.ndarray, stored: tuple[int, int], size: tuple[int, int], part: tuple[slice, slice] | None = None
 ) -> np.ndarray:
     """Resamples a rimmed map bilinearly at the pixel centers of a frame.
@@ -28,13 +28,13 @@ def enlarge(
         part: the rows and columns of the frame that are wanted; by default all.
     """
     part = part or (slice(0, size[1]), slice(0, size[0]))
-    rows, columns = window(stored, size, part)
+    rows, columns = find_source_window(stored, size, part)
     if stored == size:
         return np.ascontiguousarray(values[rows, columns])
-    return warped(values[rows, columns], (rows.start, columns.start), stored, size, part)
+    return warp_part(values[rows, columns], (rows.start, columns.start), stored, size, part)
 
 
-def window(stored: tuple[int, int], size: tuple[int, int], part: tuple[slice, slice]) -> tuple[slice, slice]:
+def find_source_window(stored: tuple[int, int], size: tuple[int, int], part: tuple[slice, slice]) -> tuple[slice, slice]:
     """Returns the rows and columns of a rimmed map that a part of a frame is interpolated from.
 
     Args:
@@ -53,7 +53,7 @@ def window(stored: tuple[int, int], size: tuple[int, int], part: tuple[slice, sl
     return found[0], found[1]
 
 
-def warped(
+def warp_part(
     values: np.ndarray,
     origin: tuple[int, int],
     stored: tuple[int, int],
@@ -93,17 +93,17 @@ def _pad_channels(values: np.ndarray) -> np.ndarray:
 
 def _unpad_channels(found: np.ndarray, channels: tuple[int, ...]) -> np.ndarray:
     """Takes away the channels that `_pad_channels` added."""
-    return found if found.shape[2:] == channels else first_channels(found, channels[0])
+    return found if found.shape[2:] == channels else copy_first_channels(found, channels[0])
 
 
-def first_channels(image: np.ndarray, count: int) -> np.ndarray:
+def copy_first_channels(image: np.ndarray, count: int) -> np.ndarray:
     """Copies the first channels of an image; many times as fast as copying a slice."""
     kept = np.empty((*image.shape[:2], count), image.dtype)
     cv2.mixChannels([image], [kept], [i for number in range(count) for i in (number, number)])
     return kept
 
 
-def at_points(
+def sample_rimmed_maps(
     maps: Sequence[np.ndarray], x: np.ndarray, y: np.ndarray, stored: tuple[int, int], size: tuple[int, int]
 ) -> np.ndarray:
     """Samples rimmed maps bilinearly at scattered pixels of a frame.
@@ -125,10 +125,10 @@ def at_points(
     left, top = max(0, int(column.min()) - 1), max(0, int(row.min()) - 1)
     near = (slice(top, int(row.max()) + 3), slice(left, int(column.max()) + 3))
     column, row = column - left, row - top
-    return np.stack([scattered(values[near], column, row) for values in maps])
+    return np.stack([sample_bilinear(values[near], column, row) for values in maps])
 
 
-def scattered(image: np.ndarray, x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> np.ndarray:
+def sample_bilinear(image: np.ndarray, x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> np.ndarray:
     """Samples an image bilinearly at positions where 0 is the center of the first pixel; beyond it the edge goes on.
 
     Args:

@@ -133,10 +133,10 @@ class WarpError:
             raise ValueError(f"{sizes}: resize the flow first")
         # The second frame, sampled at pixel + flow, counts where that lies between the outermost pixel centres.
         height, width = first.shape[:2]
-        target = coords.pixel_centres(width, height) + torch.from_numpy(np.asarray(flow, np.float32))
+        target = coords.pixel_centers(width, height) + torch.from_numpy(np.asarray(flow, np.float32))
         picture = torch.from_numpy(_to_unit_float(second)).permute(2, 0, 1)[None]
         box = coords.frame_box(width, height)
-        sampled = coords.sample(picture, box, coords.normalise_pixels(target, width, height)[None])
+        sampled = coords.sample_canonical(picture, box, coords.normalize_pixels(target, width, height)[None])
         warped = sampled[0].permute(1, 2, 0).numpy()
         x, y = target.unbind(-1)
         inside = (x >= 0.5) & (x <= width - 0.5) & (y >= 0.5) & (y <= height - 0.5)
@@ -167,7 +167,7 @@ def warp_error(
     return error.value
 
 
-def mark_centroids(
+def locate_marks(
     edited: Iterable[Frame], plain: Iterable[Frame], color: tuple[float, float, float] | None = None
 ) -> Float[ndarray, "frames 2"]:
     """Locates the centre of a painted mark in each frame, in pixels; nan where it is not seen.
@@ -204,7 +204,7 @@ def mark_centroids(
     return np.array(centres).reshape(-1, 2)
 
 
-def mark_drift(
+def measure_mark_drift(
     edited: Iterable[Frame],
     plain: Iterable[Frame],
     positions: Float[ndarray, "positions 2"],
@@ -220,7 +220,7 @@ def mark_drift(
     Returns:
         nan where the mark is not seen.
     """
-    found = mark_centroids(edited, plain, color)
+    found = locate_marks(edited, plain, color)
     if found.shape != positions.shape:
         raise ValueError(f"{len(positions)} true positions for {len(found)} frames")
     return np.hypot(*(found - positions).T)

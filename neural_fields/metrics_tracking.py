@@ -27,7 +27,7 @@ class TrackingScore:
         return {key: round(value, 4) if math.isfinite(value) else None for key, value in asdict(self).items()}
 
 
-def tracking_score(
+def measure_tracking(
     positions: Float[np.ndarray, "points frames 2"],
     visible: Bool[np.ndarray, "points frames"],
     true_positions: Float[np.ndarray, "points frames 2"],
@@ -64,7 +64,7 @@ def tracking_score(
     )
 
 
-def uv_error(
+def measure_uv_error(
     uv: Float[np.ndarray, "points 2"], truth: Float[np.ndarray, "points 2"], freedom: str = "affine"
 ) -> Float[np.ndarray, " points"]:
     """Computes the distance of trained to true uv, in true uv units, after the transform that brings them closest.
@@ -93,7 +93,7 @@ def uv_error(
     return distance
 
 
-def uv_slip(
+def measure_uv_slip(
     uv: Float[np.ndarray, "points 2"], truth: Float[np.ndarray, "points 2"], cell: float
 ) -> Float[np.ndarray, " most"]:
     """Computes `uv_error` after an affine map of its own for every square of `cell` uv units: how far points slide.

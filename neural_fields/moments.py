@@ -6,11 +6,11 @@ import re
 from bisect import bisect_right
 from fractions import Fraction
 
-from neural_fields.data.facts import VideoFacts
+from neural_fields.data.facts import VideoMetadata
 from neural_fields.errors import bad_input
 
 
-def frame_at(text: str, metadata: VideoFacts, flag: str) -> int:
+def parse_frame(text: str, metadata: VideoMetadata, flag: str) -> int:
     """Finds the frame that is shown at a moment.
 
     Args:
@@ -38,7 +38,7 @@ def frame_at(text: str, metadata: VideoFacts, flag: str) -> int:
     return frame
 
 
-def frame_count(text: str, metadata: VideoFacts, flag: str) -> int:
+def parse_frame_count(text: str, metadata: VideoMetadata, flag: str) -> int:
     """Reads a length.
 
     Args:

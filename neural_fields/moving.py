@@ -12,7 +12,7 @@ from neural_fields.coords import Box
 
 
 @dataclass(frozen=True)
-class Moving:
+class AnimatedOverlay:
     """An overlay for every frame of a run.
 
     Attributes:

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from neural_fields.data.camera_files import OPENGL, PosedPicture
+from neural_fields.data.camera_files import OPENGL_FLIP, PosedImage
 from neural_fields.data.cameras import Camera, Lens
 from neural_fields.errors import bad_input
-from neural_fields.volume.background import Background, Frame
-from neural_fields.volume.rays import Rays, render_marched
-from neural_fields.volume.terms import distortion, interlevel
+from neural_fields.volume.background import BackgroundField, SceneBounds
+from neural_fields.volume.rays import Rays, render_samples
+from neural_fields.volume.terms import distortion_loss, interlevel_loss
 
 _LAZY = ("method", "BackgroundModel", "BackgroundModelConfig")
 
@@ -50,7 +50,7 @@ def __getattr__(name: str) -> Any:
 # --- cameras --------------------------------------------------------------------------------------------------------
 
 
-def read_dataparser(config: Any, split: str = "train") -> list[PosedPicture]:
+def read_dataparser(config: Any, split: str = "train") -> list[PosedImage]:
     """Reads the images and cameras of a nerfstudio data parser, in the axes and units of its files.
 
     Args:
@@ -60,10 +60,10 @@ def read_dataparser(config: Any, split: str = "train") -> list[PosedPicture]:
     Raises:
         UserError: a camera type or a lens that is not read.
     """
-    return parsed_pictures(config.setup().get_dataparser_outputs(split))
+    return convert_dataparser_outputs(config.setup().get_dataparser_outputs(split))
 
 
-def parsed_pictures(outputs: Any) -> list[PosedPicture]:
+def convert_dataparser_outputs(outputs: Any) -> list[PosedImage]:
     """Converts what a data parser returned (`DataparserOutputs`), and undoes its translation and scale of the world.
 
     Raises:
@@ -110,8 +110,8 @@ def parsed_pictures(outputs: Any) -> list[PosedPicture]:
                 coefficients = (k1, k2, p1, p2, k3)
         size = (int(values["width"]), int(values["height"]))
         focal, center = (values["fx"], values["fy"]), (values["cx"], values["cy"])
-        camera = Camera(*size, focal, center, back @ pose @ OPENGL, coefficients, lens)
-        found.append(PosedPicture(Path(path), camera, None if mask is None else Path(mask)))
+        camera = Camera(*size, focal, center, back @ pose @ OPENGL_FLIP, coefficients, lens)
+        found.append(PosedImage(Path(path), camera, None if mask is None else Path(mask)))
     return found
 
 
@@ -136,7 +136,7 @@ def _make_classes() -> SimpleNamespace:
         def populate_modules(self) -> None:
             super().populate_modules()
             self.collider = None  # the field has its own near and far
-            self.field = Background(Frame((0.0, 0.0, 0.0), 1.0))
+            self.field = BackgroundField(SceneBounds((0.0, 0.0, 0.0), 1.0))
             self._generator: torch.Generator | None = None
 
         def get_param_groups(self) -> dict[str, list[torch.nn.Parameter]]:
@@ -149,11 +149,11 @@ def _make_classes() -> SimpleNamespace:
             origin = ray_bundle.origins.reshape(-1, 3)
             direction = torch.nn.functional.normalize(ray_bundle.directions.reshape(-1, 3), dim=-1)
             rays = Rays(origin, direction, torch.zeros(len(origin), dtype=torch.long, device=origin.device))
-            marched, intervals = self.field.march(rays, rays.time, generator)
-            rendered = render_marched(marched)
+            marched, intervals = self.field.march_rays(rays, rays.time, generator)
+            rendered = render_samples(marched)
             shape = tuple(ray_bundle.origins.shape[:-1])
             outputs: dict[str, Any] = {
-                "rgb": rendered.over(self.field.sky(rays, rays.time)).reshape(*shape, 3),
+                "rgb": rendered.composite_over(self.field.render_sky(rays, rays.time)).reshape(*shape, 3),
                 "accumulation": rendered.opacity.reshape(*shape, 1),
                 "depth": rendered.depth.reshape(*shape, 1),
             }
@@ -166,8 +166,8 @@ def _make_classes() -> SimpleNamespace:
             losses = {"rgb_loss": torch.nn.functional.mse_loss(outputs["rgb"], wanted)}
             if "intervals" in outputs:
                 cut, weights = outputs["intervals"]
-                losses["distortion_loss"] = DEFAULTS.distortion_weight * distortion(cut.edges, weights)
-                losses["interlevel_loss"] = DEFAULTS.interlevel_weight * interlevel(
+                losses["distortion_loss"] = DEFAULTS.distortion_weight * distortion_loss(cut.edges, weights)
+                losses["interlevel_loss"] = DEFAULTS.interlevel_weight * interlevel_loss(
                     cut.edges, weights, cut.proposed_edges, cut.proposed_weights
                 )
             return losses

@@ -19,26 +19,26 @@ import torch
 
 from neural_fields import canonical
 from neural_fields.baking import Maps
-from neural_fields.compositing import changer_of
-from neural_fields.data.facts import VideoFacts, parse_size
-from neural_fields.data.video import CODECS, source_frames, write
+from neural_fields.compositing import build_passes
+from neural_fields.data.facts import VideoMetadata, parse_size
+from neural_fields.data.video import CODECS, source_frames, write_video
 from neural_fields.edits import Edit, active_edits
 from neural_fields.errors import ExitCode, UserError, bad_input
-from neural_fields.export.provenance import provenance
+from neural_fields.export.provenance import build_provenance
 from neural_fields.files import read_json
-from neural_fields.fit_record import read_fit_record, require_source
-from neural_fields.fitting import load_model
+from neural_fields.fit_record import read_planar_record, require_source_video
+from neural_fields.fitting import load_planar_model
 from neural_fields.in_between import Retimer, Weights
-from neural_fields.planar.samples import composite
+from neural_fields.planar.samples import composite_layers
 from neural_fields.prefetch import prefetch
-from neural_fields.rendering import FrameChanger
-from neural_fields.retiming import Plan, Timing, parse_timing, plan
+from neural_fields.rendering import RenderPass
+from neural_fields.retiming import FrameSchedule, Timing, parse_timing, schedule_frames
 from neural_fields.run import Run
 from neural_fields.threads import available_cores
 
 log = logging.getLogger(__name__)
 
-What = Literal["edit", "reconstruction", "compare", "layers"]
+RenderMode = Literal["edit", "reconstruction", "compare", "layers"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class RenderOptions:
 
     edits: tuple[str, ...] = ()  # names or numbers; default: all active edits
     out: Path | None = None  # default: renders/<edit> in the run
-    what: What = "edit"
+    what: RenderMode = "edit"
     size: str = "source"
     codec: str = "h264"
     overwrite: bool = False
@@ -57,10 +57,10 @@ class RenderOptions:
     metadata: bool = True  # whether the file says what made it
 
 
-Reporter = Callable[[int, int], None]
+FrameReporter = Callable[[int, int], None]
 
 
-def render(run: Run, options: RenderOptions | None = None, report: Reporter = lambda done, total: None) -> list[Path]:
+def render(run: Run, options: RenderOptions | None = None, report: FrameReporter = lambda done, total: None) -> list[Path]:
     """Renders a run; returns the files written (one, or one per layer with `what="layers"`).
 
     Args:
@@ -73,7 +73,7 @@ def render(run: Run, options: RenderOptions | None = None, report: Reporter = la
     """
     options = options or RenderOptions()
     maps = Maps.open(run)
-    facts, chosen = source_facts(run)
+    facts, chosen = read_source_metadata(run)
     if options.codec not in CODECS:
         raise bad_input(f"unknown codec '{options.codec}'", why=f"codecs: {', '.join(CODECS)}", fix="--codec h264")
     size = parse_size(options.size, facts.width, facts.height)
@@ -103,20 +103,20 @@ class _Rendering:
 
     run: Run
     options: RenderOptions
-    report: Reporter
+    report: FrameReporter
     maps: Maps
-    facts: VideoFacts
+    facts: VideoMetadata
     chosen: range
     size: tuple[int, int]
     timing: Timing
 
     @cached_property
-    def plan(self) -> Plan:
+    def plan(self) -> FrameSchedule:
         """The frames to write: those of the run at their own times, unless the timing is changed."""
         if self.timing.changes_something:
-            return plan(self.facts, self.chosen, self.timing)
+            return schedule_frames(self.facts, self.chosen, self.timing)
         times = tuple(self.facts.timestamps[k] for k in self.chosen)
-        return Plan(times, tuple(map(Fraction, range(len(self.chosen)))), self.facts)
+        return FrameSchedule(times, tuple(map(Fraction, range(len(self.chosen)))), self.facts)
 
     def require_source_timing(self) -> None:
         """Refuses a changed timing.
@@ -147,7 +147,7 @@ class _Rendering:
             frames: those of the run, in order.
             weights: how much of their pixels each layer fills; by default as the maps say.
         """
-        return Retimer(self.maps, weights).frames(frames, self.plan) if self.timing.changes_something else frames
+        return Retimer(self.maps, weights).interpolate_frames(frames, self.plan) if self.timing.changes_something else frames
 
     def path(self, stem: str) -> Path:
         """The output file: as asked for, or by default named in the run's folder of renders."""
@@ -155,7 +155,7 @@ class _Rendering:
         return self.options.out or self.run.renders / f"{stem}{suffix}"
 
     def encode(
-        self, path: Path, frames: Iterator[np.ndarray], edits: Sequence[Edit] = (), report: Reporter | None = None
+        self, path: Path, frames: Iterator[np.ndarray], edits: Sequence[Edit] = (), report: FrameReporter | None = None
     ) -> Path:
         """Encodes frames like the source.
 
@@ -173,14 +173,14 @@ class _Rendering:
             log.warning("%s", note)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            return write(
+            return write_video(
                 path,
                 frames if report is None else _report_frames(frames, len(self.plan.timestamps), report),
-                self.plan.facts,
+                self.plan.metadata,
                 codec=options.codec,
-                timestamps=None if self.plan.timestamps == self.plan.facts.timestamps else self.plan.timestamps,
+                timestamps=None if self.plan.timestamps == self.plan.metadata.timestamps else self.plan.timestamps,
                 overwrite=options.overwrite,
-                metadata=provenance(self.run, options.what, edits) if options.metadata else None,
+                texts=build_provenance(self.run, options.what, edits) if options.metadata else None,
             )
         except UserError as error:
             if path.exists() and not options.overwrite and not error.fix:
@@ -191,7 +191,7 @@ class _Rendering:
 def _render_edit(rendering: _Rendering) -> list[Path]:
     """Renders the source with the edits on it."""
     run, maps, timing = rendering.run, rendering.maps, rendering.timing
-    edit_pass = open_renderer(run, maps, rendering.options.edits)
+    edit_pass = open_passes(run, maps, rendering.options.edits)
     if not edit_pass.changes_something and not timing.changes_something:
         raise bad_input(
             "there is no edit to render",
@@ -199,11 +199,11 @@ def _render_edit(rendering: _Rendering) -> list[Path]:
             why="no edit is active in this run",
             fix=f"unwrap edit {run.path} IMAGE --layer {maps.layers[0]}, or --what reconstruction",
         )
-    edited = prefetch(edit_pass.render(enumerate(prefetch(rendering.resized_source()))))
+    edited = prefetch(edit_pass.render_frames(enumerate(prefetch(rendering.resized_source()))))
     edits = active_edits(run, rendering.options.edits)
     names = [edit.name for edit in edits] or ["retimed" if timing.changes_something else "edit"]
     stem = re.sub(r"[^a-z0-9+-]", "-", "+".join(names))[:80]
-    frames = rendering.retimed(edited, edit_pass.weights)
+    frames = rendering.retimed(edited, edit_pass.layer_weights)
     return [rendering.encode(rendering.path(stem), frames, edits, rendering.report)]
 
 
@@ -216,7 +216,7 @@ def _render_reconstruction(rendering: _Rendering) -> list[Path]:
 def _render_comparison(rendering: _Rendering) -> list[Path]:
     """Renders source, reconstruction and, where there is one, the edit, side by side."""
     rendering.require_source_timing()
-    edit_pass = open_renderer(rendering.run, rendering.maps, rendering.options.edits)
+    edit_pass = open_passes(rendering.run, rendering.maps, rendering.options.edits)
     edits = active_edits(rendering.run, rendering.options.edits)
     frames = _compare_frames(rendering, edit_pass)
     return [rendering.encode(rendering.path("compare"), frames, edits, rendering.report)]
@@ -234,14 +234,14 @@ def _render_layers(rendering: _Rendering) -> list[Path]:
 
 
 def _reconstruct_frames(run: Run, size: tuple[int, int], count: int) -> Iterator[np.ndarray]:
-    model, _ = load_model(run)
+    model, _ = load_planar_model(run)
     for t in range(count):
         with torch.no_grad():
-            shown = composite(model.frame(t, size)).clamp(0, 1).view(size[1], size[0], 3)
+            shown = composite_layers(model.sample_frame(t, size)).clamp(0, 1).view(size[1], size[0], 3)
         yield (shown * 255).round().to(torch.uint8).numpy()
 
 
-def _compare_frames(rendering: _Rendering, edit_pass: FrameChanger) -> Iterator[np.ndarray]:
+def _compare_frames(rendering: _Rendering, edit_pass: RenderPass) -> Iterator[np.ndarray]:
     reconstructed = _reconstruct_frames(rendering.run, rendering.size, len(rendering.chosen))
     for t, (source, shown) in enumerate(zip(rendering.resized_source(), reconstructed, strict=True)):
         parts = [source, shown] + ([edit_pass.render_frame(t, source)] if edit_pass.changes_something else [])
@@ -250,10 +250,10 @@ def _compare_frames(rendering: _Rendering, edit_pass: FrameChanger) -> Iterator[
 
 def _layer_frames(rendering: _Rendering, layer: int) -> Iterator[np.ndarray]:
     size, with_alpha = rendering.size, CODECS[rendering.options.codec].alpha_pixels is not None
-    model, _ = load_model(rendering.run)
+    model, _ = load_planar_model(rendering.run)
     for t in range(model.shape.frame_count):
         with torch.no_grad():
-            samples = model.frame(t, size)
+            samples = model.sample_frame(t, size)
         color = samples.color[:, layer] if samples.gain is None else samples.color[:, layer] * samples.gain[:, layer]
         alpha = samples.weight[:, layer, None]
         color = color.clamp(0, 1)
@@ -261,7 +261,7 @@ def _layer_frames(rendering: _Rendering, layer: int) -> Iterator[np.ndarray]:
         yield (shown * 255).round().to(torch.uint8).view(size[1], size[0], -1).numpy()
 
 
-def _report_frames(frames: Iterator[np.ndarray], total: int, report: Reporter) -> Iterator[np.ndarray]:
+def _report_frames(frames: Iterator[np.ndarray], total: int, report: FrameReporter) -> Iterator[np.ndarray]:
     """Passes frames on and reports how many were."""
     for done, frame in enumerate(frames, start=1):
         yield frame
@@ -282,16 +282,16 @@ def _share_cores() -> Iterator[None]:
         cv2.setNumThreads(before)
 
 
-def source_facts(run: Run) -> tuple[VideoFacts, range]:
+def read_source_metadata(run: Run) -> tuple[VideoMetadata, range]:
     """Reads the metadata of the source of a run, and the frames of it that the run was trained on.
 
     Raises:
         UserError: the source video is not where it was, or a damaged run.
     """
-    record = read_fit_record(run)
-    path = require_source(run, record)
+    record = read_planar_record(run)
+    path = require_source_video(run, record)
     try:
-        facts = VideoFacts.from_json({**dict(read_json(run.source_json)), "path": str(path)})
+        facts = VideoMetadata.from_json({**dict(read_json(run.source_json)), "path": str(path)})
     except (UserError, TypeError, ValueError) as error:
         raise UserError(
             ExitCode.DAMAGED_RUN,
@@ -303,7 +303,7 @@ def source_facts(run: Run) -> tuple[VideoFacts, range]:
     return facts, record.frames
 
 
-def open_renderer(run: Run, maps: Maps, names: Sequence[str] = ()) -> FrameChanger:
+def open_passes(run: Run, maps: Maps, names: Sequence[str] = ()) -> RenderPass:
     """Opens the passes that put the active edits of a run, or those named, on its frames.
 
     Args:
@@ -316,6 +316,6 @@ def open_renderer(run: Run, maps: Maps, names: Sequence[str] = ()) -> FrameChang
     """
     # Decoding pictures releases Python's lock: one after the other they would hold up the first frame.
     with ThreadPoolExecutor(2) as pool:
-        pictures = pool.map(lambda name: canonical.pristine(run.canonical, name), maps.layers)
+        pictures = pool.map(lambda name: canonical.read_pristine(run.canonical, name), maps.layers)
         images = dict(zip(maps.layers, pictures, strict=True))
-    return changer_of(maps, images, active_edits(run, names), read_fit_record(run).frames)
+    return build_passes(maps, images, active_edits(run, names), read_planar_record(run).frames)

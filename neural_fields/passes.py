@@ -12,14 +12,14 @@ from neural_fields.baking import Maps
 from neural_fields.canonical import CanonicalImage, Overlay
 from neural_fields.coords import Box
 from neural_fields.frame_parts import Part
-from neural_fields.grading import Grade, smoothed
-from neural_fields.moving import Moving
-from neural_fields.pictures import premultiplied, resize
-from neural_fields.rendering import DEFAULTS, FrameChanger, How, OverlaySettings, Renderer, prepare
-from neural_fields.taking_apart import picture_at
+from neural_fields.grading import Grade, smooth_colors
+from neural_fields.moving import AnimatedOverlay
+from neural_fields.pictures import premultiply, resize_image
+from neural_fields.rendering import DEFAULTS, RenderPass, OverlayOptions, OverlaySettings, OverlayPass, build_overlay_pyramid
+from neural_fields.taking_apart import sample_canonical
 
 
-class Grader(Renderer):
+class GradePass(OverlayPass):
     """Grades what frames show of a layer.
 
     Args:
@@ -36,30 +36,30 @@ class Grader(Renderer):
         layer: str,
         grade: Grade,
         mask: Overlay | None,
-        how: How,
+        options: OverlayOptions,
     ) -> None:
         if mask is None:
             # Opaque, and a hundred times the size of the layer's box: no uv of the layer is beyond.
             box = canonicals[layer].box
             u, v, half = (box.u0 + box.u1) / 2, (box.v0 + box.v1) / 2, 100.0 * max(box.width, box.height)
             mask = Overlay(np.ones((8, 8, 4), np.float32), Box(u - half, v - half, u + half, v + half))
-        super().__init__(maps, canonicals, {layer: mask}, how)
+        super().__init__(maps, canonicals, {layer: mask}, options)
         self.grade = grade
         self.layer = maps.layers.index(layer)
         self._smoothed: dict[float, np.ndarray] = {}  # the frame smoothed within the layer, by radius
 
     @property
-    def mixes(self) -> bool:
+    def blends_with_layer(self) -> bool:
         return True
 
     def render_frame(self, t: int, source: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
         """Returns a frame with the grade on it."""
         self._smoothed = {}
-        if self.grade.looks_around and self.how.strength(t) > 0:
+        if self.grade.reads_neighbors and self.options.strength(t) > 0:
             size = (source.shape[1], source.shape[0])
-            weight, plain = self.maps.layer_weight(t, self.layer, size), source.astype(np.float32)
+            weight, plain = self.maps.read_layer_weight(t, self.layer, size), source.astype(np.float32)
             for share in {self.grade.blur, self.grade.radius if self.grade.sharpen else 0.0} - {0.0}:
-                self._smoothed[share] = smoothed(plain, weight, max(0.1, share * max(size)))
+                self._smoothed[share] = smooth_colors(plain, weight, max(0.1, share * max(size)))
         return super().render_frame(t, source)
 
     def _blend_paint(
@@ -74,7 +74,7 @@ class Grader(Renderer):
         return np.concatenate([graded * alpha, alpha], axis=-1).astype(np.float32)
 
 
-class Mover(FrameChanger):
+class AnimatedPass(RenderPass):
     """Puts an overlay of its own on every frame.
 
     Args:
@@ -89,17 +89,17 @@ class Mover(FrameChanger):
         maps: Maps,
         canonicals: Mapping[str, CanonicalImage],
         layer: str,
-        moving: Moving,
-        how: How,
+        animation: AnimatedOverlay,
+        options: OverlayOptions,
         settings: OverlaySettings = DEFAULTS,
     ) -> None:
         self.maps = maps
         self.layer = maps.layers.index(layer)
-        self.moving = moving
-        self.renderer = Renderer(maps, canonicals, {}, how, settings)
+        self.animation = animation
+        self.overlay_pass = OverlayPass(maps, canonicals, {}, options, settings)
         self.settings = settings
         self._rest: Iterator[np.ndarray] = iter(())
-        self._next = moving.count
+        self._next = animation.count
         self._last: tuple[int, np.ndarray] | None = None
 
     @property
@@ -108,64 +108,64 @@ class Mover(FrameChanger):
 
     def render_frame(self, t: int, source: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
         """Returns a frame with its overlay on it."""
-        strength = self.renderer.how.strength(t)
+        strength = self.overlay_pass.options.strength(t)
         if strength <= 0:
             return source
         rgba = self._read_overlay(t)
         if not rgba[..., 3].any():
             return source
-        if self.moving.box is not None:  # it lies on the canonical plane
+        if self.animation.box is not None:  # it lies on the canonical plane
             self._set_overlay(rgba)
-            return self.renderer.render_frame(t, source)
+            return self.overlay_pass.render_frame(t, source)
 
         # It covers the frame: it goes on the pixels of the layer.
-        size, how = (source.shape[1], source.shape[0]), self.renderer.how
-        weight = self.maps.layer_weight(t, self.layer, size)
+        size, how = (source.shape[1], source.shape[0]), self.overlay_pass.options
+        weight = self.maps.read_layer_weight(t, self.layer, size)
 
         # The colors of the layer alone, also in pixels that it shares with others; in 8-bit units.
         under = source.astype(np.float32)
         y, x = np.nonzero((weight > 0) & (weight < self.settings.full_weight))
         if len(y):
-            samples = self.maps.at(t, x.astype(np.float32), y.astype(np.float32), size)
+            samples = self.maps.sample_at_points(t, x.astype(np.float32), y.astype(np.float32), size)
             lit = []
-            for (image, box), uv, gain in zip(self.renderer.canonicals_at(t), samples.uv, samples.gain, strict=True):
-                lit.append(picture_at(image, box, uv)[:, :3] * gain)
+            for (image, box), uv, gain in zip(self.overlay_pass.canonicals_at(t), samples.uv, samples.gain, strict=True):
+                lit.append(sample_canonical(image, box, uv)[:, :3] * gain)
             seen = sum(part[:, None] * color for part, color in zip(samples.weight, lit, strict=True))
             under[y, x] += 255 * (lit[self.layer] - seen)
 
-        paint = resize(premultiplied(rgba.astype(np.float32) / 255), size)
+        paint = resize_image(premultiply(rgba.astype(np.float32) / 255), size)
         top, alpha = paint[..., :3], paint[..., 3:]
         if how.blend is not None:
             straight = np.clip(top / np.maximum(alpha, 1e-6), 0, 1)
             top = alpha * how.blend(straight, np.clip(under / 255, 0, 1))
         elif how.lit:
-            top = top * self.maps.gain(t, self.layer, size)
+            top = top * self.maps.read_gain(t, self.layer, size)
         share = strength * weight[..., None]
         changed = np.rint(source + share * (255 * top - alpha * under)).clip(0, 255).astype(np.uint8)
         return np.where(share * alpha > 0, changed, source)
 
-    def reach(self, t: int, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
+    def affected_mask(self, t: int, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
         """Returns where the overlay is not transparent and its layer is visible."""
         rgba = self._read_overlay(t)
-        if self.moving.box is None:
+        if self.animation.box is None:
             alpha = cv2.resize(rgba[..., 3], size, interpolation=cv2.INTER_LINEAR)
-            return (alpha > 0) & (self.maps.layer_weight(t, self.layer, size) > 0)
+            return (alpha > 0) & (self.maps.read_layer_weight(t, self.layer, size) > 0)
         self._set_overlay(rgba)
-        return self.renderer.reach(t, size)
+        return self.overlay_pass.affected_mask(t, size)
 
     def _set_overlay(self, rgba: UInt8[np.ndarray, "h w 4"]) -> None:
         """Makes an overlay on the canonical plane the one that the renderer puts on."""
-        assert self.moving.box is not None
-        overlay = Overlay(rgba.astype(np.float32) / 255, self.moving.box)
-        self.renderer.edits = {self.layer: prepare(overlay, self.settings)}
+        assert self.animation.box is not None
+        overlay = Overlay(rgba.astype(np.float32) / 255, self.animation.box)
+        self.overlay_pass.pyramids = {self.layer: build_overlay_pyramid(overlay, self.settings)}
 
     def _read_overlay(self, t: int) -> UInt8[np.ndarray, "h w 4"]:
         """Reads the overlay of a frame; quick where frames are read in their order."""
-        t = min(t, self.moving.count - 1)
+        t = min(t, self.animation.count - 1)
         if self._last is not None and self._last[0] == t:
             return self._last[1]
         if t < self._next:
-            self._rest, self._next = self.moving.frames(), 0
+            self._rest, self._next = self.animation.frames(), 0
         while self._next <= t:
             found = next(self._rest)
             self._next += 1

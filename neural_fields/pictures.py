@@ -80,10 +80,10 @@ def read_picture(path: str | Path, max_pixels: int = DEFAULTS.max_pixels) -> Pic
         UserError: missing, empty, damaged or unsupported file (exit 3), too many pixels (7), not enough memory (4).
     """
     path = Path(path)
-    return read_picture_bytes(file_bytes(path), path, max_pixels)
+    return decode_picture(read_file_bytes(path), path, max_pixels)
 
 
-def read_picture_bytes(
+def decode_picture(
     data: bytes, path: Path, max_pixels: int = DEFAULTS.max_pixels, formats: tuple[str, ...] = FORMATS
 ) -> Picture:
     """Reads a picture from the bytes of a file, such as one inside an archive.
@@ -131,7 +131,7 @@ def read_picture_bytes(
         ) from problem
 
 
-def png_bytes(rgba: Float[np.ndarray, "height width channels"], bits: int = 8) -> bytes:
+def encode_png(rgba: Float[np.ndarray, "height width channels"], bits: int = 8) -> bytes:
     """Encodes an RGB or RGBA picture in [0, 1] (straight alpha) as PNG with 8 or 16 bits per channel."""
     scale = 255 if bits == 8 else 65535
     values = np.rint(np.clip(rgba, 0, 1) * scale).astype(np.uint8 if bits == 8 else np.uint16)
@@ -142,12 +142,12 @@ def png_bytes(rgba: Float[np.ndarray, "height width channels"], bits: int = 8) -
     return encoded.tobytes()
 
 
-def as_floats(pixels: UInt8[np.ndarray, "_ _ 4"] | Float[np.ndarray, "_ _ 4"]) -> Float[np.ndarray, "_ _ 4"]:
+def to_floats(pixels: UInt8[np.ndarray, "_ _ 4"] | Float[np.ndarray, "_ _ 4"]) -> Float[np.ndarray, "_ _ 4"]:
     """Converts bytes to float32 in [0, 1]; floats stay as they are."""
     return cv2.LUT(pixels, _AS_FLOAT) if pixels.dtype == np.uint8 else pixels
 
 
-def premultiplied(rgba: Float[np.ndarray, "height width 4"]) -> Float[np.ndarray, "height width 4"]:
+def premultiply(rgba: Float[np.ndarray, "height width 4"]) -> Float[np.ndarray, "height width 4"]:
     """Multiplies colours by alpha: the only form that may be averaged or resampled."""
     result = rgba.copy()
     for channel in range(3):  # plane by plane: many times faster than broadcasting over four channels
@@ -155,14 +155,14 @@ def premultiplied(rgba: Float[np.ndarray, "height width 4"]) -> Float[np.ndarray
     return result
 
 
-def straight(rgba: Float[np.ndarray, "height width 4"]) -> Float[np.ndarray, "height width 4"]:
+def unpremultiply(rgba: Float[np.ndarray, "height width 4"]) -> Float[np.ndarray, "height width 4"]:
     """Divides colours by alpha, the inverse of `premultiplied`; where alpha is zero the colour is black."""
     alpha = rgba[..., 3:]
     colour = np.where(alpha > 1e-6, rgba[..., :3] / np.maximum(alpha, 1e-6), 0)
     return np.concatenate([np.clip(colour, 0, 1), np.clip(alpha, 0, 1)], axis=-1).astype(np.float32)
 
 
-def resize(
+def resize_image(
     image: Float[np.ndarray, "height width channels"], size: tuple[int, int]
 ) -> Float[np.ndarray, "rows columns channels"]:
     """Resamples to (width, height) keeping the extent: averaging when smaller, bilinear when larger.
@@ -177,7 +177,7 @@ def resize(
     return resized.reshape(size[1], size[0], -1)  # OpenCV drops a single channel
 
 
-def file_bytes(path: Path, max_bytes: int = DEFAULTS.max_bytes) -> bytes:
+def read_file_bytes(path: Path, max_bytes: int = DEFAULTS.max_bytes) -> bytes:
     """Reads the bytes of a picture file of a user.
 
     Raises:
@@ -249,7 +249,7 @@ def _decode_picture(image: Image.Image, data: bytes, path: Path) -> Picture:
         tables = None  # the blocks of the file are not the blocks of the upright picture
     if pixels is not None:
         pixels, bits = np.ascontiguousarray(pixels), 8
-        rgba = as_floats(pixels)
+        rgba = to_floats(pixels)
     return Picture(
         rgba=np.ascontiguousarray(rgba, dtype=np.float32),
         had_alpha=image.has_transparency_data,
@@ -286,7 +286,7 @@ def _decode_16_bit(image: Image.Image, data: bytes, notes: list[str]) -> np.ndar
     rgba = cv2.cvtColor(values, cv2.COLOR_BGRA2RGBA if values.shape[2] == 4 else cv2.COLOR_BGR2RGBA)
     rgba = rgba.astype(np.float32) / 65535
     is_premultiplied = 1 in tags.get(TiffImagePlugin.EXTRASAMPLES, ())
-    return straight(rgba) if is_premultiplied else rgba
+    return unpremultiply(rgba) if is_premultiplied else rgba
 
 
 def _decode_8_bit(image: Image.Image, notes: list[str]) -> UInt8[np.ndarray, "height width 4"]:

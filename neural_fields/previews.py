@@ -7,16 +7,16 @@ import numpy as np
 import torch
 
 from neural_fields import coords
-from neural_fields.data.clip import Clip
+from neural_fields.data.clip import ClipDataset
 from neural_fields.files import atomic_write
-from neural_fields.pictures import png_bytes
+from neural_fields.pictures import encode_png
 from neural_fields.planar.model import PlanarModel
-from neural_fields.planar.samples import composite
+from neural_fields.planar.samples import composite_layers
 from neural_fields.run import Run
 
 
 @torch.no_grad()
-def save_previews(run: Run, model: PlanarModel, clip: Clip, max_side_px: int = 640) -> None:
+def save_previews(run: Run, model: PlanarModel, clip: ClipDataset, max_side_px: int = 640) -> None:
     """Writes `previews/reconstruction.png` (middle frame: source above, model below) and `previews/<layer>.png`.
 
     Args:
@@ -29,14 +29,14 @@ def save_previews(run: Run, model: PlanarModel, clip: Clip, max_side_px: int = 6
     model.eval()
     t = clip.frame_count // 2
     width, height = clip.size
-    reconstruction = composite(model.frame(t, clip.size)).view(height, width, 3).clamp(0, 1).cpu().numpy()
+    reconstruction = composite_layers(model.sample_frame(t, clip.size)).view(height, width, 3).clamp(0, 1).cpu().numpy()
     source = clip.frames[t].astype(np.float32) / 255
     _write_preview(run, "reconstruction", np.concatenate([source, reconstruction]), max_side_px)
     for shape in model.shape.layers:
         scale = min(1.0, max_side_px / max(shape.width, shape.height))
         size = (max(1, round(shape.width * scale)), max(1, round(shape.height * scale)))
-        uv = coords.texel_centres(shape.box, *size).to(next(model.parameters()).device)
-        image = model.canonical_color(shape.name, uv).clamp(0, 1).cpu().numpy()
+        uv = coords.texel_centers(shape.box, *size).to(next(model.parameters()).device)
+        image = model.sample_canonical(shape.name, uv).clamp(0, 1).cpu().numpy()
         _write_preview(run, shape.name, image, max_side_px)
     model.train(was_training)
 
@@ -46,4 +46,4 @@ def _write_preview(run: Run, name: str, rgb: np.ndarray, max_side_px: int) -> No
     if scale < 1:
         rgb = cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     with atomic_write(run.previews / f"{name}.png") as part:
-        part.write_bytes(png_bytes(np.ascontiguousarray(rgb)))
+        part.write_bytes(encode_png(np.ascontiguousarray(rgb)))

@@ -25,9 +25,9 @@ from neural_fields.baking import Maps
 from neural_fields.blending import Blend
 from neural_fields.canonical import CanonicalImage, Overlay
 from neural_fields.coords import Box
-from neural_fields.frame_parts import Part, around, bands, hull, inside, outside, overlap
-from neural_fields.lookup import RIM, first_channels, scattered
-from neural_fields.pictures import straight
+from neural_fields.frame_parts import Part, bounding_part, row_bands, enclosing_range, to_local_range, to_global_range, parts_overlap
+from neural_fields.lookup import RIM, copy_first_channels, sample_bilinear
+from neural_fields.pictures import unpremultiply
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,15 @@ DEFAULTS = OverlaySettings()
 
 
 @dataclass(frozen=True)
-class EditTexture:
+class OverlayPyramid:
     """An overlay ready for lookup: premultiplied, with a pyramid of halved copies for where it appears smaller."""
 
     levels: tuple[Float[np.ndarray, "_ _ 4"], ...]  # each half the size of the one before; colours up to 255
-    reach: UInt8[np.ndarray, "height width"]  # 255 where the overlay, or its surroundings, are not transparent
+    touchable_mask: UInt8[np.ndarray, "height width"]  # 255 where the overlay, or its surroundings, are not transparent
     box: Box
 
 
-def prepare(overlay: Overlay, settings: OverlaySettings = DEFAULTS) -> EditTexture:
+def build_overlay_pyramid(overlay: Overlay, settings: OverlaySettings = DEFAULTS) -> OverlayPyramid:
     """Builds the pyramid of an overlay and the mask of the texels that it may change."""
     bright = cv2.cvtColor(255 * overlay.rgba[..., 3], cv2.COLOR_GRAY2RGBA)  # its fourth channel is one
     levels = [cv2.multiply(overlay.rgba, bright)]
@@ -70,24 +70,24 @@ def prepare(overlay: Overlay, settings: OverlaySettings = DEFAULTS) -> EditTextu
     opaque = (overlay.rgba[..., 3] > 0).astype(np.uint8) * 255
     # A lookup at the size of the maps steps over texels; the surroundings make sure that no edit slips through.
     side = max(settings.min_dilation_px, round(settings.dilation_share * max(opaque.shape))) | 1
-    return EditTexture(tuple(levels), cv2.dilate(opaque, np.ones((side, side), np.uint8)), overlay.box)
+    return OverlayPyramid(tuple(levels), cv2.dilate(opaque, np.ones((side, side), np.uint8)), overlay.box)
 
 
 @dataclass(frozen=True)
-class Look:
+class LayerFrameState:
     """The edit of one layer in one frame, at the size of the maps and around the pixels that it touches."""
 
     layer: int
     corner: tuple[int, int]  # (row, column) in the rimmed maps of the first value of each of these arrays:
     touched: UInt8[np.ndarray, "height width"]  # not zero where the edit may change the frame
-    mixed: UInt8[np.ndarray, "height width"]  # not zero where layers share such a pixel, and around it
+    shared: UInt8[np.ndarray, "height width"]  # not zero where layers share such a pixel, and around it
     light: Float[np.ndarray, "height width 4"]  # of the layer: weight times gain, and the weight
     texels: Float[np.ndarray, "height width 4"]  # positions (x, y, x, y) in `image`
     image: Float[np.ndarray, "_ _ 4"]  # the level of the overlay to look up
 
 
 @dataclass(frozen=True)
-class Excess:
+class ColorExcess:
     """In pixels that layers share: the model's colour of each layer minus the model's colour of the pixel.
 
     At the size of the maps, where it is smooth enough, and in 8-bit units.
@@ -97,7 +97,7 @@ class Excess:
     of_layer: Mapping[int, Float[np.ndarray, "height width 4"]]  # the fourth channel is empty
 
 
-class FrameChanger(ABC):
+class RenderPass(ABC):
     """One pass over the frames of a run that may change them."""
 
     maps: Maps
@@ -112,14 +112,14 @@ class FrameChanger(ABC):
         """Returns frame `t` of the run after the pass, at the size of `source`, the frame before it."""
 
     @abstractmethod
-    def reach(self, t: int, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
+    def affected_mask(self, t: int, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
         """Returns where the pass may change frame `t` at `size` (width, height)."""
 
-    def weights(self, t: int, size: tuple[int, int]) -> Float[np.ndarray, "layers height width"]:
+    def layer_weights(self, t: int, size: tuple[int, int]) -> Float[np.ndarray, "layers height width"]:
         """Returns how much of each pixel of frame `t` each layer fills after the pass; sums to one."""
-        return self.maps.weight(t, size)
+        return self.maps.read_weights(t, size)
 
-    def render(
+    def render_frames(
         self, frames: Iterable[tuple[int, UInt8[np.ndarray, "height width 3"]]]
     ) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
         """Yields the frames after the pass for pairs of (frame index of the run, frame before it)."""
@@ -131,7 +131,7 @@ Canonicals = Sequence[tuple[Float[np.ndarray, "_ _ 4"], Box]]  # canonical pictu
 
 
 @dataclass(frozen=True)
-class How:
+class OverlayOptions:
     """Options of putting overlays on frames.
 
     Attributes:
@@ -145,10 +145,10 @@ class How:
     strength: Callable[[int], float] = lambda t: 1.0
     blend: Blend | None = None
     lit: bool = True
-    looks: Callable[[int], Canonicals] | None = None
+    canonicals_at: Callable[[int], Canonicals] | None = None
 
 
-class Renderer(FrameChanger):
+class OverlayPass(RenderPass):
     """Puts overlays on source frames.
 
     Args:
@@ -164,46 +164,46 @@ class Renderer(FrameChanger):
         maps: Maps,
         canonicals: Mapping[str, CanonicalImage],
         overlays: Mapping[str, Overlay],
-        how: How | None = None,
+        options: OverlayOptions | None = None,
         settings: OverlaySettings = DEFAULTS,
     ) -> None:
         self.maps = maps
-        self.how = how or How()
+        self.options = options or OverlayOptions()
         self.settings = settings
-        self.edits = {maps.layers.index(name): prepare(overlay, settings) for name, overlay in overlays.items()}
-        self.canonicals = [(canonicals[name].array(), canonicals[name].box) for name in maps.layers]
+        self.pyramids = {maps.layers.index(name): build_overlay_pyramid(overlay, settings) for name, overlay in overlays.items()}
+        self.canonicals = [(canonicals[name].to_array(), canonicals[name].box) for name in maps.layers]
 
     @property
     def changes_something(self) -> bool:
-        return bool(self.edits)
+        return bool(self.pyramids)
 
     @property
-    def mixes(self) -> bool:
+    def blends_with_layer(self) -> bool:
         """Whether the paint is blended with what the frame shows of the layer, which already has the light."""
-        return self.how.blend is not None
+        return self.options.blend is not None
 
     def canonicals_at(self, t: int) -> Canonicals:
         """Returns the canonical pictures of all layers before the overlays, as frame `t` shows them."""
-        return self.canonicals if self.how.looks is None else self.how.looks(t)
+        return self.canonicals if self.options.canonicals_at is None else self.options.canonicals_at(t)
 
-    def reach(self, t: int, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
+    def affected_mask(self, t: int, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
         """Returns where an overlay is not transparent and its layer is visible."""
         found = np.zeros((size[1], size[0]), bool)
-        for layer in self.edits if self.how.strength(t) > 0 else ():
-            overlay, _ = self.overlay_in_frame(t, layer, size)
-            found |= (overlay[..., 3] > 0) & (self.maps.weight(t, size)[layer] > 0)
+        for layer in self.pyramids if self.options.strength(t) > 0 else ():
+            overlay, _ = self.warp_overlay(t, layer, size)
+            found |= (overlay[..., 3] > 0) & (self.maps.read_weights(t, size)[layer] > 0)
         return found
 
     def render_frame(self, t: int, source: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
         """Returns a frame with the overlays on it, at the size of `source`."""
-        strength = self.how.strength(t)
+        strength = self.options.strength(t)
         if strength <= 0:
             return source
         size = (source.shape[1], source.shape[0])
-        states = [state for layer in self.edits if (state := self._layer_state(t, layer, size, strength)) is not None]
+        states = [state for layer in self.pyramids if (state := self._layer_state(t, layer, size, strength)) is not None]
         excess = self._color_excess(t, states)
         result = source
-        for rows in bands(self.maps.size[1], size[1], self.settings.band_rows):
+        for rows in row_bands(self.maps.size[1], size[1], self.settings.band_rows):
             changes = []
             for state in states:
                 part = self._touched_part(state.touched, state.corner, size, rows)
@@ -220,7 +220,7 @@ class Renderer(FrameChanger):
                 result[part] = cv2.add(seen, cv2.cvtColor(change, cv2.COLOR_RGBA2RGB), dtype=cv2.CV_8U)
         return result
 
-    def overlay_in_frame(
+    def warp_overlay(
         self, t: int, layer: int, size: tuple[int, int]
     ) -> tuple[Float[np.ndarray, "height width 4"], Float[np.ndarray, "height width 3"]]:
         """Returns the overlay of a layer warped to a frame: straight RGBA, and its colour times the layer's gain.
@@ -230,60 +230,60 @@ class Renderer(FrameChanger):
             layer: number of the layer.
             size: (width, height) of the frame.
         """
-        uv, edit = self.maps.uv(t, layer, size), self.edits[layer]
+        uv, edit = self.maps.read_uv(t, layer, size), self.pyramids[layer]
         level = _pyramid_level(_texel_positions(uv, edit.box, edit.levels[0].shape))
         image = edit.levels[min(level, len(edit.levels) - 1)]
         texels = _texel_positions(uv, edit.box, image.shape)
         # Transparent outside of its box.
         paint = cv2.remap(image, texels, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
-        rgba = straight(paint / np.array([255, 255, 255, 1], np.float32))
-        return rgba, rgba[..., :3] * self.maps.gain(t, layer, size)
+        rgba = unpremultiply(paint / np.array([255, 255, 255, 1], np.float32))
+        return rgba, rgba[..., :3] * self.maps.read_gain(t, layer, size)
 
-    def _layer_state(self, t: int, layer: int, size: tuple[int, int], strength: float) -> Look | None:
+    def _layer_state(self, t: int, layer: int, size: tuple[int, int], strength: float) -> LayerFrameState | None:
         """Prepares the edit of a layer for a frame; None if it changes no pixel."""
-        edit, (uv, weight) = self.edits[layer], self.maps.rimmed(t, layer)
+        edit, (uv, weight) = self.pyramids[layer], self.maps.read_rimmed(t, layer)
         margin = self.settings.margin_px
-        seen = around(weight, margin)
+        seen = bounding_part(weight, margin)
         if seen is None:
             return None
-        texels = _texel_positions(uv[seen], edit.box, edit.reach.shape)
-        reach = cv2.remap(edit.reach, texels, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
+        texels = _texel_positions(uv[seen], edit.box, edit.touchable_mask.shape)
+        reach = cv2.remap(edit.touchable_mask, texels, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
         touched = cv2.bitwise_and(reach, weight[seen])  # of a byte that is 0 or 255 and another: zero where either is
-        near = around(touched, margin)
+        near = bounding_part(touched, margin)
         if near is None:
             return None
         touched, texels = touched[near], texels[near]
         level = min(len(edit.levels) - 1, _pyramid_level(texels, self.maps.size[0] / size[0]))
         if level:
             texels = _texel_positions(uv[seen][near], edit.box, edit.levels[level].shape)
-        rows, columns = (outside(inner, outer) for inner, outer in zip(near, seen, strict=True))
+        rows, columns = (to_global_range(inner, outer) for inner, outer in zip(near, seen, strict=True))
         full_weight = round(255 * self.settings.full_weight)
         mixed = cv2.bitwise_and(touched, cv2.compare(weight[rows, columns], full_weight, cv2.CMP_LT))
         mixed = cv2.dilate(mixed, np.ones((3, 3), np.uint8))  # interpolation reads the neighbors too
-        light = self.maps.light(t, layer, rows, columns, lit=self.how.lit and not self.mixes)
+        light = self.maps.read_light(t, layer, rows, columns, lit=self.options.lit and not self.blends_with_layer)
         if strength < 1:
             light = cv2.multiply(light, (strength,) * 4)
         corner = (rows.start, columns.start)
-        return Look(layer, corner, touched, mixed, light, cv2.merge([texels, texels]), edit.levels[level])
+        return LayerFrameState(layer, corner, touched, mixed, light, cv2.merge([texels, texels]), edit.levels[level])
 
-    def _color_excess(self, t: int, states: Sequence[Look]) -> Excess | None:
+    def _color_excess(self, t: int, states: Sequence[LayerFrameState]) -> ColorExcess | None:
         """Computes by how much the layers differ in the pixels that they share; None if they share none."""
         width, height = (side + 2 * RIM for side in self.maps.size)
         own = np.zeros((len(states), height, width), np.uint8)
         for plane, state in zip(own, states, strict=True):
-            (row, column), (rows, columns) = state.corner, state.mixed.shape
-            plane[row : row + rows, column : column + columns] = state.mixed
+            (row, column), (rows, columns) = state.corner, state.shared.shape
+            plane[row : row + rows, column : column + columns] = state.shared
         mixed = own.max(axis=0, initial=0)
-        near = around(mixed, self.settings.margin_px)
+        near = bounding_part(mixed, self.settings.margin_px)
         if near is None:
             return None
         rows, columns = near
         x, y = cv2.findNonZero(mixed[near]).reshape(-1, 2).T
-        uvs, weights, gains = self.maps.at_samples(t, x + columns.start, y + rows.start)
+        uvs, weights, gains = self.maps.read_samples(t, x + columns.start, y + rows.start)
         lit = []  # the colour of each layer under its light
         for (image, box), uv, gain in zip(self.canonicals_at(t), uvs, gains, strict=True):
             texel_x, texel_y = (plane.reshape(-1) for plane in cv2.split(_texel_positions(uv[None], box, image.shape)))
-            lit.append(scattered(image, texel_x, texel_y) * gain)
+            lit.append(sample_bilinear(image, texel_x, texel_y) * gain)
         seen = sum(color * _repeat_channels(weight) for color, weight in zip(lit, weights, strict=True))
         of_layer, place = {}, y * (columns.stop - columns.start) + x
         for plane, state in zip(own, states, strict=True):
@@ -292,7 +292,7 @@ class Renderer(FrameChanger):
             values.reshape(-1, 4)[place] = (lit[state.layer] - seen) * _repeat_channels(255 * shared)
             cv2.insertChannel(np.zeros(values.shape[:2], np.float32), values, 3)
             of_layer[state.layer] = values
-        return Excess((rows.start, columns.start), of_layer)
+        return ColorExcess((rows.start, columns.start), of_layer)
 
     def _touched_part(
         self, touched: UInt8[np.ndarray, "height width"], corner: tuple[int, int], size: tuple[int, int], rows: slice
@@ -317,24 +317,24 @@ class Renderer(FrameChanger):
         )
 
     def _compute_change(
-        self, state: Look, excess: Excess | None, source: UInt8[np.ndarray, "height width 3"], part: Part
+        self, state: LayerFrameState, excess: ColorExcess | None, source: UInt8[np.ndarray, "height width 3"], part: Part
     ) -> Float[np.ndarray, "rows columns 4"]:
         """Computes what an edit adds to a part of the source (RGB), and how much of the source it hides.
 
         Colours are in 8-bit units. Four channels at a time are what OpenCV is quickest at.
         """
         size = (source.shape[1], source.shape[0])
-        texels = first_channels(self.maps.enlarged(state.texels, state.corner, size, part), 2)
-        light = self.maps.enlarged(state.light, state.corner, size, part)
+        texels = copy_first_channels(self.maps.resample_part(state.texels, state.corner, size, part), 2)
+        light = self.maps.resample_part(state.light, state.corner, size, part)
         change = cv2.remap(state.image, texels, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
         # The excess of the layer, and where in the part it has any.
         shared: Part | None = None
-        mixed = self._touched_part(state.mixed, state.corner, size, part[0])
-        if excess is not None and mixed is not None and overlap(mixed, part):
+        mixed = self._touched_part(state.shared, state.corner, size, part[0])
+        if excess is not None and mixed is not None and parts_overlap(mixed, part):
             rows, columns = mixed[0], slice(max(mixed[1].start, part[1].start), min(mixed[1].stop, part[1].stop))
-            values = self.maps.enlarged(excess.of_layer[state.layer], excess.corner, size, (rows, columns))
-            shared = (inside(rows, part[0]), inside(columns, part[1]))
-        if self.mixes:
+            values = self.maps.resample_part(excess.of_layer[state.layer], excess.corner, size, (rows, columns))
+            shared = (to_local_range(rows, part[0]), to_local_range(columns, part[1]))
+        if self.blends_with_layer:
             under = source[part].astype(np.float32)
             if shared is not None:
                 under[shared] += values[..., :3]
@@ -349,21 +349,21 @@ class Renderer(FrameChanger):
         self, paint: Float[np.ndarray, "rows columns 4"], under: Float[np.ndarray, "rows columns 3"], part: Part
     ) -> Float[np.ndarray, "rows columns 4"]:
         """Blends premultiplied paint in 8-bit units with what a part of the frame shows of the layer."""
-        assert self.how.blend is not None
+        assert self.options.blend is not None
         alpha = paint[..., 3:]
         top = np.clip(paint[..., :3] / np.maximum(255 * alpha, 1e-3), 0, 1)
-        mixed = 255 * self.how.blend(top, np.clip(under / 255, 0, 1))
+        mixed = 255 * self.options.blend(top, np.clip(under / 255, 0, 1))
         return np.concatenate([mixed * alpha, alpha], axis=-1).astype(np.float32)
 
 
 def _sum_overlapping(changes: Sequence[tuple[Part, np.ndarray]]) -> Sequence[tuple[Part, np.ndarray]]:
     """Returns the changes if their parts are disjoint, and otherwise their sum over the hull of all parts."""
-    if not any(overlap(one, other) for (one, _), (other, _) in combinations(changes, 2)):
+    if not any(parts_overlap(one, other) for (one, _), (other, _) in combinations(changes, 2)):
         return changes
-    rows, columns = (hull([part[axis] for part, _ in changes]) for axis in (0, 1))
+    rows, columns = (enclosing_range([part[axis] for part, _ in changes]) for axis in (0, 1))
     total = np.zeros((rows.stop - rows.start, columns.stop - columns.start, 4), np.float32)
     for (own_rows, own_columns), change in changes:
-        total[inside(own_rows, rows), inside(own_columns, columns)] += change
+        total[to_local_range(own_rows, rows), to_local_range(own_columns, columns)] += change
     return [((rows, columns), total)]
 
 

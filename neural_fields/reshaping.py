@@ -24,12 +24,12 @@ from neural_fields.baking import Maps
 from neural_fields.canonical import CanonicalImage, Overlay
 from neural_fields.coords import Box
 from neural_fields.extended_map import DEFAULTS as EXTRAPOLATION
-from neural_fields.extended_map import ExtendedMap, ExtrapolationSettings, frame_map
+from neural_fields.extended_map import ExtrapolatedMap, ExtrapolationSettings, extrapolate_frame_map
 from neural_fields.frame_parts import Part
-from neural_fields.lookup import scattered
+from neural_fields.lookup import sample_bilinear
 from neural_fields.planar.placement import pull_push
-from neural_fields.rendering import Canonicals, How, Renderer
-from neural_fields.taking_apart import Scene, TakingApart, picture_at
+from neural_fields.rendering import Canonicals, OverlayOptions, OverlayPass
+from neural_fields.taking_apart import LayerDecomposition, LayerDecomposer, sample_canonical
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ DEFAULTS = DeformationSettings()
 
 
 @dataclass(frozen=True)
-class Shape:
+class Deformation:
     """A deformation of one layer.
 
     Attributes:
@@ -60,22 +60,22 @@ class Shape:
     box: Box
     strength: Callable[[int], float] = lambda t: 1.0
 
-    def in_frame(self, t: int) -> Shape:
+    def at_frame(self, t: int) -> Deformation:
         """Returns the part of the deformation that frame `t` shows."""
         strength = self.strength(t)
-        return self if strength == 1 else Shape(np.float32(strength) * self.field, self.box)
+        return self if strength == 1 else Deformation(np.float32(strength) * self.field, self.box)
 
-    def at(self, uv: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
+    def displacement_at(self, uv: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
         """Samples the displacement at any uv."""
         height, width = self.field.shape[1:]
         x = (uv[:, 0] - self.box.u0) / self.box.width * width - 0.5
         y = (uv[:, 1] - self.box.v0) / self.box.height * height - 0.5
         image = np.ascontiguousarray(np.moveaxis(self.field, 0, -1))
-        return scattered(image, x.astype(np.float32), y.astype(np.float32))
+        return sample_bilinear(image, x.astype(np.float32), y.astype(np.float32))
 
 
-def moves(
-    found: ExtendedMap, shapes: Sequence[Shape], settings: ExtrapolationSettings = EXTRAPOLATION
+def compute_displacement(
+    uv_map: ExtrapolatedMap, deformations: Sequence[Deformation], settings: ExtrapolationSettings = EXTRAPOLATION
 ) -> Float[np.ndarray, "height width 2"]:
     """Computes the backward displacement of every pixel of a frame: pixel x shows what was at x minus this.
 
@@ -87,17 +87,17 @@ def moves(
     Returns:
         Pixels of the maps.
     """
-    height, width = found.uv.shape[:2]
-    uv = found.uv.reshape(-1, 2)
+    height, width = uv_map.uv.shape[:2]
+    uv = uv_map.uv.reshape(-1, 2)
     from_uv = uv
-    for shape in reversed(shapes):
-        from_uv = from_uv - shape.at(from_uv)
+    for shape in reversed(deformations):
+        from_uv = from_uv - shape.displacement_at(from_uv)
     x = (np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).reshape(-1, 2) + 0.5).astype(np.float64)
     result = np.zeros_like(x)
     moved = np.abs(from_uv - uv).max(axis=1) > 1e-7
-    slope = found.slope_at(x[moved]).astype(np.float64)
+    slope = uv_map.sample_jacobian(x[moved]).astype(np.float64)
     first = np.linalg.solve(slope, (from_uv - uv)[moved, :, None])[..., 0]
-    y, off = found.solve(from_uv[moved], x[moved] + first)
+    y, off = uv_map.solve_positions(from_uv[moved], x[moved] + first)
     result[moved] = x[moved] - y
     known = np.ones(len(x), bool)
     known[moved] = off < settings.max_error_px
@@ -105,7 +105,7 @@ def moves(
     return plane if known.all() else pull_push(plane, known.reshape(height, width))
 
 
-class Reshaper(Renderer):
+class WarpPass(OverlayPass):
     """Puts overlays on source frames and then deforms the layers together with their overlays.
 
     Args:
@@ -120,33 +120,33 @@ class Reshaper(Renderer):
         maps: Maps,
         canonicals: Mapping[str, CanonicalImage],
         overlays: Mapping[str, Overlay],
-        shapes: Mapping[str, Sequence[Shape]],
-        looks: Callable[[int], Canonicals] | None = None,
+        deformations: Mapping[str, Sequence[Deformation]],
+        canonicals_at: Callable[[int], Canonicals] | None = None,
         deformation: DeformationSettings = DEFAULTS,
     ) -> None:
-        super().__init__(maps, canonicals, overlays, How(looks=looks))
+        super().__init__(maps, canonicals, overlays, OverlayOptions(canonicals_at=canonicals_at))
         self.deformation = deformation
-        self.shapes = {maps.layers.index(name): tuple(parts) for name, parts in shapes.items()}
-        images = {name: image.over(overlays[name]) if name in overlays else image for name, image in canonicals.items()}
-        painted = [(images[name].array(), images[name].box) for name in maps.layers]
-        self.apart = TakingApart(maps, looks or (lambda t: painted))
+        self.deformations = {maps.layers.index(name): tuple(parts) for name, parts in deformations.items()}
+        images = {name: image.composite_overlay(overlays[name]) if name in overlays else image for name, image in canonicals.items()}
+        painted = [(images[name].to_array(), images[name].box) for name in maps.layers]
+        self.decomposer = LayerDecomposer(maps, canonicals_at or (lambda t: painted))
 
     @property
     def changes_something(self) -> bool:
         """Whether the pass can change any frame."""
-        return bool(self.edits or self.shapes)
+        return bool(self.pyramids or self.deformations)
 
     def render_frame(self, t: int, source: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
         """Returns a frame with the overlays on it and the layers deformed, at the size of `source`."""
-        return self.deformed(t, super().render_frame(t, source))[0]
+        return self.deform_frame(t, super().render_frame(t, source))[0]
 
-    def deformed(
+    def deform_frame(
         self, t: int, frame: UInt8[np.ndarray, "height width 3"]
     ) -> tuple[UInt8[np.ndarray, "height width 3"], Float[np.ndarray, "layers height width"]]:
         """Deforms the layers of a frame; also returns how much of each pixel each layer then fills; sums to one."""
         size = (frame.shape[1], frame.shape[0])
-        weights = self.maps.weight(t, size)
-        for layer in sorted(self.shapes, reverse=True):  # back to front: what a layer uncovers is already deformed
+        weights = self.maps.read_weights(t, size)
+        for layer in sorted(self.deformations, reverse=True):  # back to front: what a layer uncovers is already deformed
             move = self._displacement(t, layer, size)
             if move is None:
                 continue
@@ -167,7 +167,7 @@ class Reshaper(Renderer):
             )
             # The layer at its new place, between the layers in front and those behind.
             seen = frame[part].astype(np.float32)
-            split = self.apart.scene(t, layer, seen, weights[(slice(None), *part)], (width, height), part)
+            split = self.decomposer.decompose_part(t, layer, seen, weights[(slice(None), *part)], (width, height), part)
             places = _pixel_centers(part) - move[part]
             body, opacity = self._warp_layer(t, layer, split, places, (width, height), part)
             free = 1 - split.front_weight
@@ -176,27 +176,27 @@ class Reshaper(Renderer):
             result = frame.copy()
             result[part][here] = np.clip(np.rint(shown), 0, 255).astype(np.uint8)[here]
             # The weights of the layers in the new frame.
-            new = split.weights_with(layer, free[..., 0] * opacity[..., 0])
+            new = split.replace_weight(layer, free[..., 0] * opacity[..., 0])
             for number, plane in enumerate(new):
                 weights[number][part][here] = plane[here]
             frame = result
         return frame, weights
 
-    def weights(self, t: int, size: tuple[int, int]) -> Float[np.ndarray, "layers height width"]:
+    def layer_weights(self, t: int, size: tuple[int, int]) -> Float[np.ndarray, "layers height width"]:
         """Returns how much of each pixel each layer fills after the deformation; sums to one."""
-        return self.deformed(t, np.zeros((size[1], size[0], 3), np.uint8))[1]
+        return self.deform_frame(t, np.zeros((size[1], size[0], 3), np.uint8))[1]
 
-    def reach(self, t: int, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
+    def affected_mask(self, t: int, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
         """Returns where overlays and shapes change a frame of `size` (width, height)."""
-        result = super().reach(t, size)
-        weights = self.maps.weight(t, size)
-        for layer in self.shapes:
+        result = super().affected_mask(t, size)
+        weights = self.maps.read_weights(t, size)
+        for layer in self.deformations:
             move = self._displacement(t, layer, size)
             if move is not None:
                 result |= self._changed_mask(weights, layer, move)
         return result
 
-    def places(self, t: int, layer: int, size: tuple[int, int]) -> Float[np.ndarray, "height width 2"]:
+    def source_positions(self, t: int, layer: int, size: tuple[int, int]) -> Float[np.ndarray, "height width 2"]:
         """Returns the positions in a frame of `size`, in pixels, from which the deformation takes each pixel.
 
         Args:
@@ -209,10 +209,10 @@ class Reshaper(Renderer):
 
     def _displacement(self, t: int, layer: int, size: tuple[int, int]) -> Float[np.ndarray, "height width 2"] | None:
         """Computes the backward displacement in pixels of a frame of `size`; None where nothing moves."""
-        found = frame_map(self.maps, t, layer)
+        found = extrapolate_frame_map(self.maps, t, layer)
         if found is None:
             return None
-        move = moves(found, [shape.in_frame(t) for shape in self.shapes[layer]])
+        move = compute_displacement(found, [shape.at_frame(t) for shape in self.deformations[layer]])
         if np.abs(move).max() < self.deformation.min_motion_px:
             return None
         scale = np.array(size, np.float32) / np.array(self.maps.size, np.float32)
@@ -233,7 +233,7 @@ class Reshaper(Renderer):
         return (np.abs(move).max(axis=-1) > self.deformation.min_motion_px) & shown
 
     def _warp_layer(
-        self, t: int, layer: int, split: Scene, places: np.ndarray, size: tuple[int, int], part: Part
+        self, t: int, layer: int, split: LayerDecomposition, places: np.ndarray, size: tuple[int, int], part: Part
     ) -> tuple[Float[np.ndarray, "rows columns 3"], Float[np.ndarray, "rows columns 1"]]:
         """Computes the deformed layer, premultiplied, and its opacity, as if no layer were in front of it.
 
@@ -252,14 +252,14 @@ class Reshaper(Renderer):
             return body, opacity
 
         # From the canonical picture: the colour under the light of the frame, and where the layer was ever visible.
-        found = frame_map(self.maps, t, layer)
+        found = extrapolate_frame_map(self.maps, t, layer)
         assert found is not None, "nothing moves where nothing is seen"
         unsure = places[doubt]
         small = unsure * (np.array(self.maps.size) / np.array(size))
-        image, box = self.apart.looks(t)[layer]
-        colour = picture_at(image, box, found.at(small))
+        image, box = self.decomposer.canonicals_at(t)[layer]
+        colour = sample_canonical(image, box, found.sample_uv(small))
         x, y = (np.clip(unsure[:, axis], 0, size[axis] - 1).astype(np.float32) for axis in (0, 1))
-        lit, known = 255 * colour[:, :3] * self.maps.at(t, x, y, size).gain[layer], colour[:, 3:]
+        lit, known = 255 * colour[:, :3] * self.maps.sample_at_points(t, x, y, size).gain[layer], colour[:, 3:]
         body[doubt] = sure[doubt] * body[doubt] + (1 - sure[doubt]) * known * lit
         opacity[doubt] = sure[doubt] * opacity[doubt] + (1 - sure[doubt]) * known
         return body, opacity

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil
 
-from neural_fields.data.facts import VideoFacts
+from neural_fields.data.facts import VideoMetadata
 from neural_fields.errors import bad_input
 
 
@@ -57,7 +57,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Plan:
+class FrameSchedule:
     """The frames of a rendering.
 
     Attributes:
@@ -69,7 +69,7 @@ class Plan:
 
     timestamps: tuple[Fraction, ...]
     positions: tuple[Fraction, ...]
-    facts: VideoFacts
+    metadata: VideoMetadata
     notes: tuple[str, ...] = ()
 
 
@@ -105,7 +105,7 @@ def parse_timing(
     return Timing(speed_number, rate_number, tuple(pauses))
 
 
-def plan(facts: VideoFacts, chosen: range, timing: Timing, settings: RetimingSettings = DEFAULTS) -> Plan:
+def schedule_frames(metadata: VideoMetadata, chosen: range, timing: Timing, settings: RetimingSettings = DEFAULTS) -> FrameSchedule:
     """Plans the frames of a rendering.
 
     Args:
@@ -128,16 +128,16 @@ def plan(facts: VideoFacts, chosen: range, timing: Timing, settings: RetimingSet
         pauses[number] = seconds
 
     # The ticks of a container round the times of a steady video; slowed down, they would look like another rate.
-    first = facts.timestamps[0]
-    source = [facts.timestamps[k] if facts.variable_rate else first + k / facts.rate for k in chosen]
-    source.append(source[-1] + (source[-1] - source[-2] if len(source) > 1 else 1 / facts.rate))
+    first = metadata.timestamps[0]
+    source = [metadata.timestamps[k] if metadata.variable_rate else first + k / metadata.rate for k in chosen]
+    source.append(source[-1] + (source[-1] - source[-2] if len(source) > 1 else 1 / metadata.rate))
     starts, late = [], Fraction(0)
     for time, pause in zip(source, (*pauses.values(), Fraction(0)), strict=True):
         starts.append((time - source[0]) / timing.speed + late)
         late += pause
     timeline = _Timeline(tuple(starts), tuple(pauses.values()))
 
-    rate = timing.rate or facts.rate / chosen.step
+    rate = timing.rate or metadata.rate / chosen.step
     count = starts[-1] * rate
     if count > settings.max_frames:
         raise bad_input(
@@ -149,13 +149,13 @@ def plan(facts: VideoFacts, chosen: range, timing: Timing, settings: RetimingSet
     stamps = tuple(source[0] + time for time in times)
     positions = tuple(timeline.position_at(time, settings.snap) for time in times)
     if not timing.keeps_sound:
-        notes = ("the sound is left out: it would not be in step with what is seen",) if facts.sound else ()
-        mirrored = replace(facts, timestamps=stamps, frame_count=len(stamps), rate=rate, sound=())
-        return Plan(stamps, positions, mirrored, notes)
+        notes = ("the sound is left out: it would not be in step with what is seen",) if metadata.sound else ()
+        mirrored = replace(metadata, timestamps=stamps, frame_count=len(stamps), rate=rate, sound=())
+        return FrameSchedule(stamps, positions, mirrored, notes)
     # Around the new frames those of the source, by which the sound is cut.
-    after = tuple(time for time in facts.timestamps[chosen[-1] + 1 :] if time > stamps[-1])
-    whole = (*facts.timestamps[: chosen[0]], *stamps, *after)
-    return Plan(stamps, positions, replace(facts, timestamps=whole, frame_count=len(whole), rate=rate))
+    after = tuple(time for time in metadata.timestamps[chosen[-1] + 1 :] if time > stamps[-1])
+    whole = (*metadata.timestamps[: chosen[0]], *stamps, *after)
+    return FrameSchedule(stamps, positions, replace(metadata, timestamps=whole, frame_count=len(whole), rate=rate))
 
 
 @dataclass(frozen=True)

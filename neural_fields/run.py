@@ -17,17 +17,17 @@ from neural_fields import __version__
 from neural_fields.config_loader import dump_yaml, load_yaml
 from neural_fields.errors import ExitCode, UserError, bad_input
 from neural_fields.files import (
-    DESKTOP_LITTER,
+    DESKTOP_FILES,
     atomic_write,
     disk_errors,
     is_temporary,
     make_folder,
-    plain,
+    to_plain_values,
     write_all,
     write_synced,
 )
 
-SCHEMA = 1  # of run.yaml and of a checkpoint's manifest.json; raised when an older program could not read them
+RUN_SCHEMA = 1  # of run.yaml and of a checkpoint's manifest.json; raised when an older program could not read them
 
 
 class _PathInRun:
@@ -97,7 +97,7 @@ class Run:
         with disk_errors(run.path):
             make_folder(run.path)
             names = {entry.name for entry in run.path.iterdir() if not is_temporary(entry.name)}
-        strangers = sorted(names - _OWN_NAMES - set(DESKTOP_LITTER))
+        strangers = sorted(names - _OWN_NAMES - set(DESKTOP_FILES))
         if strangers and not run.run_yaml.exists():
             others = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
             why, fix = f"it already holds {strangers[0]!r}{others}", f"unwrap train VIDEO --out {run.path / 'run'}"
@@ -113,7 +113,7 @@ _OWN_NAMES = {part.name for part in vars(Run).values() if isinstance(part, _Path
 
 def write_run_yaml(run: Run, record: Mapping[str, Any]) -> None:
     """Writes run.yaml: `record` (plain mappings, lists and scalars), headed by the schema and the package version."""
-    text = dump_yaml({"schema": SCHEMA, "version": __version__, **plain(record, finite=False)})
+    text = dump_yaml({"schema": RUN_SCHEMA, "version": __version__, **to_plain_values(record, finite=False)})
     with atomic_write(run.run_yaml) as part:
         write_synced(part, text.encode())
 
@@ -133,10 +133,10 @@ def read_run_yaml(run: Run) -> dict[str, Any]:
         raise UserError(code, error.what, where=error.where or where, why=error.why, fix=fix) from error
     schema = record.get("schema")
     if not isinstance(schema, int) or schema < 1:
-        why = f"schema is {schema!r}, expected a number from 1 to {SCHEMA}"
+        why = f"schema is {schema!r}, expected a number from 1 to {RUN_SCHEMA}"
         raise UserError(ExitCode.DAMAGED_RUN, "run.yaml is damaged", where=where, why=why, fix=fix)
-    if schema > SCHEMA:
-        why = f"it has schema {schema}; this is unwrap {__version__}, which reads up to {SCHEMA}"
+    if schema > RUN_SCHEMA:
+        why = f"it has schema {schema}; this is unwrap {__version__}, which reads up to {RUN_SCHEMA}"
         fix = "update unwrap: uv pip install --upgrade unwrap-video"
         raise UserError(ExitCode.DAMAGED_RUN, "the run was made by a newer unwrap", where=where, why=why, fix=fix)
     return record
@@ -144,7 +144,7 @@ def read_run_yaml(run: Run) -> dict[str, Any]:
 
 def append_metrics(run: Run, record: Mapping[str, Any]) -> None:
     """Appends one line of JSON to metrics.jsonl, at once. Values are converted as by `write_json`."""
-    line = json.dumps(plain(record), allow_nan=False).encode() + b"\n"
+    line = json.dumps(to_plain_values(record), allow_nan=False).encode() + b"\n"
     with disk_errors(run.metrics, len(line)):
         descriptor = os.open(run.metrics, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:

@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float
 from neural_fields.baking import Maps
 from neural_fields.coords import Box
 from neural_fields.frame_parts import Part
-from neural_fields.grading import smoothed
-from neural_fields.lookup import scattered
+from neural_fields.grading import smooth_colors
+from neural_fields.lookup import sample_bilinear
 from neural_fields.planar.placement import pull_push
 from neural_fields.rendering import Canonicals
 
@@ -34,7 +34,7 @@ DEFAULTS = DecompositionSettings()
 
 
 @dataclass(frozen=True)
-class Scene:
+class LayerDecomposition:
     """A part of a frame, split around one layer. Colours are in 8-bit units and premultiplied, but for `filled`."""
 
     own: Float[np.ndarray, "rows columns 4"]  # the contribution of the layer, and its weight
@@ -45,7 +45,7 @@ class Scene:
     weights: Float[np.ndarray, "layers rows columns"]
     shares: Float[np.ndarray, "behind rows columns"]  # of the layers behind in that background; sums to one
 
-    def weights_with(
+    def replace_weight(
         self, layer: int, own: Float[np.ndarray, "rows columns"]
     ) -> Float[np.ndarray, "layers rows columns"]:
         """Returns the weights of all layers after the weight of the layer has changed to `own`."""
@@ -54,7 +54,7 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class TakingApart:
+class LayerDecomposer:
     """Splits frames into layers.
 
     Attributes:
@@ -64,10 +64,10 @@ class TakingApart:
     """
 
     maps: Maps
-    looks: Callable[[int], Canonicals]
+    canonicals_at: Callable[[int], Canonicals]
     settings: DecompositionSettings = DEFAULTS
 
-    def scene(
+    def decompose_part(
         self,
         t: int,
         layer: int,
@@ -76,7 +76,7 @@ class TakingApart:
         size: tuple[int, int],
         part: Part,
         doubtful: Bool[np.ndarray, "rows columns"] | None = None,
-    ) -> Scene:
+    ) -> LayerDecomposition:
         """Splits a part of a frame into the layers in front of a layer, the layer, and its background.
 
         Args:
@@ -89,12 +89,12 @@ class TakingApart:
             doubtful: pixels on and around the layer that do not tell the light behind it: the light there then
                 continues smoothly from the other pixels. None: every pixel without the layer tells its own light.
         """
-        lit = np.stack([self.lit(t, number, size, part) for number in range(len(weights))])
+        lit = np.stack([self.lit_colors(t, number, size, part) for number in range(len(weights))])
         weight = weights[..., None]
         missed = seen - (weight * lit).sum(axis=0)
         premultiplied = weight * (lit + missed)
         behind = weight[layer + 1 :].sum(axis=0)
-        shares = shares_behind(weights[layer + 1 :], behind[..., 0], self.settings)
+        shares = background_shares(weights[layer + 1 :], behind[..., 0], self.settings)
         filled = lit[layer] + missed
         if len(shares):
             # In the hole the light is that of the surrounding pixels; the canonical pictures do not contain it.
@@ -102,15 +102,15 @@ class TakingApart:
             seen_behind = lit[layer + 1 :]
             if doubtful is not None:
                 around &= ~doubtful
-                missed = smoothed(
+                missed = smooth_colors(
                     missed, around.astype(np.float32), max(1.0, self.settings.light_sigma_share * max(size))
                 )
                 seen_behind = np.stack(
-                    [self.lit(t, number, size, part, around) for number in range(layer + 1, len(weights))]
+                    [self.lit_colors(t, number, size, part, around) for number in range(layer + 1, len(weights))]
                 )
             light = pull_push(missed, around) if around.any() else np.zeros_like(missed)
             filled = (shares[..., None] * seen_behind).sum(axis=0) + light
-        return Scene(
+        return LayerDecomposition(
             own=np.concatenate([premultiplied[layer], weight[layer]], axis=-1),
             front=premultiplied[:layer].sum(axis=0),
             front_weight=weight[:layer].sum(axis=0),
@@ -120,7 +120,7 @@ class TakingApart:
             shares=shares,
         )
 
-    def lit(
+    def lit_colors(
         self,
         t: int,
         layer: int,
@@ -137,16 +137,16 @@ class TakingApart:
             part: rows and columns of the part.
             trusted: pixels whose light continues smoothly into all others; None: each pixel has its own.
         """
-        image, box = self.looks(t)[layer]
-        uv = self.maps.uv_part(t, layer, size, part)
-        colour = picture_at(image, box, uv.reshape(-1, 2))[:, :3].reshape(*uv.shape[:2], 3)
-        gain = self.maps.gain(t, layer, size, part)
+        image, box = self.canonicals_at(t)[layer]
+        uv = self.maps.read_uv_part(t, layer, size, part)
+        colour = sample_canonical(image, box, uv.reshape(-1, 2))[:, :3].reshape(*uv.shape[:2], 3)
+        gain = self.maps.read_gain(t, layer, size, part)
         if trusted is not None and trusted.any() and self.maps.has_gain:
             gain = pull_push(np.ascontiguousarray(gain), trusted)
         return 255 * colour * gain
 
 
-def shares_behind(
+def background_shares(
     weights: Float[np.ndarray, "behind rows columns"],
     total: Float[np.ndarray, "rows columns"],
     settings: DecompositionSettings = DEFAULTS,
@@ -167,8 +167,8 @@ def shares_behind(
     return np.moveaxis(pull_push(parts.astype(np.float32), known), -1, 0)
 
 
-def picture_at(image: Float[np.ndarray, "h w 4"], box: Box, uv: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 4"]:
+def sample_canonical(image: Float[np.ndarray, "h w 4"], box: Box, uv: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 4"]:
     """Samples a canonical picture at any uv; beyond its box the edge continues."""
     x = (uv[:, 0] - box.u0) / box.width * image.shape[1] - 0.5
     y = (uv[:, 1] - box.v0) / box.height * image.shape[0] - 0.5
-    return scattered(image, x.astype(np.float32), y.astype(np.float32))
+    return sample_bilinear(image, x.astype(np.float32), y.astype(np.float32))

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from neural_fields import coords
 from neural_fields.data.flow import FlowField
-from neural_fields.data.tracks import Tracks
+from neural_fields.data.tracks import PointTracks
 from neural_fields.planar.mapping import Mapping
 from neural_fields.planar.model import PlanarModel
-from neural_fields.planar.placement import spread
+from neural_fields.planar.placement import extrapolate_shifts
 from neural_fields.planar.sheets import Chart
 
 
@@ -44,7 +44,7 @@ DEFAULTS = TrackingSettings()
 
 
 @torch.no_grad()
-def track(
+def track_through_model(
     model: PlanarModel,
     points: Shaped[np.ndarray, "points 2"],
     frame: int,
@@ -52,7 +52,7 @@ def track(
     size: tuple[int, int] | None = None,
     flow: FlowField | None = None,
     settings: TrackingSettings = DEFAULTS,
-) -> Tracks:
+) -> PointTracks:
     """Tracks points seen in one frame through all frames.
 
     A point belongs to the layer with the largest weight there. Its uv is looked for in every other frame, outwards from
@@ -72,7 +72,7 @@ def track(
         found to within `max_error_px` pixels.
     """
     width, height = size or model.shape.size
-    start = coords.normalise_pixels(torch.from_numpy(np.asarray(points, np.float32)), width, height)
+    start = coords.normalize_pixels(torch.from_numpy(np.asarray(points, np.float32)), width, height)
     chosen = model(_make_xyt(model, start, frame)).weight.argmax(1) if layers is None else torch.from_numpy(layers)
     count, layer_count = model.shape.frame_count, len(model.layers)
     places = start[:, None].repeat(1, count, 1)
@@ -84,15 +84,15 @@ def track(
     # The weight of each point's own layer at its place; charts that fade into each other count as one.
     same = torch.zeros(layer_count, layer_count)
     for number in range(layer_count):
-        same[number, [model.layers.index(chart.layer) for chart in series_of(model, number)]] = 1
+        same[number, [model.layers.index(chart.layer) for chart in find_chart_series(model, number)]] = 1
     weights = [(model(_make_xyt(model, places[:, t], t)).weight * same[chosen]).sum(1) for t in range(count)]
-    pixels = coords.denormalise_pixels(places, width, height)
+    pixels = coords.denormalize_pixels(places, width, height)
     inside = (pixels >= 0).all(-1) & (pixels < pixels.new_tensor([width, height])).all(-1)
     visible = inside & (torch.stack(weights, 1) > settings.min_weight) & (error < settings.max_error_px)
-    return Tracks(pixels.double().numpy(), visible.numpy())
+    return PointTracks(pixels.double().numpy(), visible.numpy())
 
 
-def uv_at(
+def compute_uv(
     model: PlanarModel, points: Shaped[np.ndarray, "points 2"], frame: int, layer: int
 ) -> Float[np.ndarray, "points 2"]:
     """Computes the uv of pixel positions in one layer and frame.
@@ -103,7 +103,7 @@ def uv_at(
         frame: number of the frame.
         layer: number of the layer.
     """
-    xy = coords.normalise_pixels(torch.from_numpy(np.asarray(points, np.float32)), *model.shape.size)
+    xy = coords.normalize_pixels(torch.from_numpy(np.asarray(points, np.float32)), *model.shape.size)
     with torch.no_grad():
         return model.mappings[layer](_make_xyt(model, xy, frame)).numpy()
 
@@ -157,7 +157,7 @@ def chain_flow(
     points: Shaped[np.ndarray, "points 2"],
     frame: int,
     size: tuple[int, int] | None = None,
-) -> Tracks:
+) -> PointTracks:
     """Tracks points by adding up flow from frame to frame, forwards and backwards; what is lost once stays lost.
 
     Args:
@@ -179,22 +179,22 @@ def chain_flow(
         step, ok = _sample_flow(flow.backward[t], flow.backward_ok[t], places[:, t + 1])
         places[:, t] = places[:, t + 1] + step
         visible[:, t] = visible[:, t + 1] & ok & _inside_mask(places[:, t], flow.size)
-    return Tracks(places / scale, visible)
+    return PointTracks(places / scale, visible)
 
 
 # --- from chart to chart --------------------------------------------------------------------------------------------
 
 
-def series_of(model: PlanarModel, layer: int) -> list[Chart]:
+def find_chart_series(model: PlanarModel, layer: int) -> list[Chart]:
     """Returns the charts, in the order of time, that show what a layer shows; at least one, as long as the clip."""
     name, shape = model.layers[layer], model.shape.layers[layer]
-    for series in model.charts():
+    for series in model.list_charts():
         if any(chart.layer == name for chart in series):
             return list(series)
     return [Chart(name, 0, model.shape.frame_count - 1, shape.box)]
 
 
-def hand_over(start: Chart, end: Chart) -> tuple[int, int]:
+def choose_handover_frames(start: Chart, end: Chart) -> tuple[int, int]:
     """Chooses the frames by which to go from a chart to the one beside it in time: one that both have, or neighbors."""
     if start.first < end.first:
         frames, shared = (start.last, end.first), end.first <= start.last
@@ -206,7 +206,7 @@ def hand_over(start: Chart, end: Chart) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def carried(
+def extrapolate_layer_flow(
     model: PlanarModel,
     layers: Sequence[int],
     flow: FlowField,
@@ -231,9 +231,9 @@ def carried(
     vectors = np.asarray((flow.forward if is_forward else flow.backward)[pair], np.float32)
     seen = []
     for t in (source, target):
-        weight = model.frame(t, flow.size).weight[:, list(layers)].sum(1)
+        weight = model.sample_frame(t, flow.size).weight[:, list(layers)].sum(1)
         seen.append(weight.view(vectors.shape[:2]).numpy() >= settings.min_weight)
-    own = coords.pixel_centres(*flow.size).numpy()
+    own = coords.pixel_centers(*flow.size).numpy()
     column, row = np.floor(own + vectors).astype(int).transpose(2, 0, 1)
     width, height = flow.size
     there = seen[1][row.clip(0, height - 1), column.clip(0, width - 1)]
@@ -242,7 +242,7 @@ def carried(
         return np.zeros_like(vectors), np.zeros_like(trusted)
     distance = cv2.distanceTransform((~trusted).astype(np.uint8), cv2.DIST_L2, 3)
     near = distance <= settings.max_flow_gap * max(flow.size)
-    return np.where(trusted[..., None], vectors, spread(vectors, trusted)), near
+    return np.where(trusted[..., None], vectors, extrapolate_shifts(vectors, trusted)), near
 
 
 @dataclass
@@ -262,7 +262,7 @@ def _track_in_layer(
     settings: TrackingSettings,
 ) -> tuple[Float[Tensor, "n frames 2"], Float[Tensor, "n frames"]]:
     """Tracks points of a layer; returns xy in every frame, and errors in pixels of the model, infinite once lost."""
-    count, series = model.shape.frame_count, series_of(model, layer)
+    count, series = model.shape.frame_count, find_chart_series(model, layer)
     name = model.layers[layer]
     own = [index for index, chart in enumerate(series) if chart.layer == name]
     nearest = min(own, key=lambda index: max(series[index].first - frame, frame - series[index].last, 0))
@@ -271,7 +271,7 @@ def _track_in_layer(
         index, t = nearest, frame
         while True:
             following = series[index + step] if 0 <= index + step < len(series) else None
-            stop, next_frame = hand_over(series[index], following) if following else ((count - 1) * (step > 0), 0)
+            stop, next_frame = choose_handover_frames(series[index], following) if following else ((count - 1) * (step > 0), 0)
             if following and (stop - t) * step < 0:  # already beyond the middle of what both have
                 stop = next_frame = t
             number = model.layers.index(series[index].layer)
@@ -284,12 +284,12 @@ def _track_in_layer(
                 known = torch.zeros_like(known)
             elif stop != next_frame and flow is not None:
                 both = sorted({model.layers.index(chart.layer) for chart in (series[index], following)})
-                vectors, near = carried(model, both, flow, stop, next_frame, settings)
-                pixels = coords.denormalise_pixels(place, *flow.size).double().numpy()
+                vectors, near = extrapolate_layer_flow(model, both, flow, stop, next_frame, settings)
+                pixels = coords.denormalize_pixels(place, *flow.size).double().numpy()
                 move, trusted = _sample_flow(vectors, near, pixels)
                 outside = np.maximum(-pixels, pixels - np.array(flow.size)).max(1)
                 is_near = outside <= settings.max_flow_gap * max(flow.size)
-                place = coords.normalise_pixels(torch.from_numpy(pixels + move).float(), *flow.size)
+                place = coords.normalize_pixels(torch.from_numpy(pixels + move).float(), *flow.size)
                 known = known & torch.from_numpy(trusted & is_near)
             beyond = slice(next_frame, count) if step > 0 else slice(0, next_frame + 1)
             tracks.places[:, beyond] = place[:, None]
@@ -308,7 +308,7 @@ def _track_in_chart(
     lost = torch.isinf(points.errors[:, frame])
     uv, moved = mapping(_make_xyt(model, before, frame)), torch.zeros_like(before)
     for t in order:
-        time = float(coords.normalise_time(t, count))
+        time = float(coords.normalize_time(t, count))
         found, error = solve_near(mapping, uv, before + moved, time, pixel, settings)
         again, other = solve_near(mapping, uv, before, time, pixel, settings)  # a wrong guess may end elsewhere
         swap = other < settings.restart_error_ratio * error
@@ -321,7 +321,7 @@ def _track_in_chart(
 
 
 def _make_xyt(model: PlanarModel, xy: Float[Tensor, "n 2"], t: int) -> Float[Tensor, "n 3"]:
-    time = float(coords.normalise_time(t, model.shape.frame_count))
+    time = float(coords.normalize_time(t, model.shape.frame_count))
     return torch.cat([xy, xy.new_full((len(xy), 1), time)], dim=1)
 
 

@@ -12,9 +12,9 @@ from torch import nn
 
 from neural_fields.adam import Adam
 from neural_fields.checkpoints import load_latest_checkpoint, save_checkpoint
-from neural_fields.config import Training, frames_per_step
-from neural_fields.data.clip import Batch, Clip, draw_frames, draw_pixels
-from neural_fields.data.memory import LET_GO_EVERY, let_go
+from neural_fields.config import TrainingConfig, frames_per_step
+from neural_fields.data.clip import Batch, ClipDataset, draw_frames, draw_pixels
+from neural_fields.data.memory import RELEASE_INTERVAL, release_memory
 from neural_fields.errors import ExitCode, UserError
 from neural_fields.planar.model import PlanarModel
 from neural_fields.planar.objective import accumulate_gradients
@@ -67,13 +67,13 @@ class LoopState:
 
 def train_steps(
     model: PlanarModel,
-    clip: Clip,
-    settings: Training,
+    clip: ClipDataset,
+    settings: TrainingConfig,
     run: Run,
     budget: Budget,
     seed: int = 0,
     stop: Callable[[], bool] = lambda: False,
-    facts: dict | None = None,
+    metadata: dict | None = None,
 ) -> Iterator[StepRecord]:
     """Trains `model`, yielding a record after every step; continues from the newest checkpoint in `run`.
 
@@ -93,31 +93,31 @@ def train_steps(
         UserError: too many non-finite steps in a row (exit 8), no room (4), damaged checkpoints (5).
     """
     adam = Adam(model.param_groups())
-    state = restore(model, adam, run)
+    state = restore_state(model, adam, run)
     budget = replace(budget, started=budget.started or time.monotonic())
     saved_at = state.step if state.loaded else -1
     model.train()
     while not budget.is_over(state.step) and not stop():
         begin = time.perf_counter()
-        adam.factor = rate_factor(settings.schedule, budget.progress(state.step))
+        adam.rate_factor = learning_rate_factor(settings.schedule, budget.progress(state.step))
         terms = _run_step(model, adam, clip, settings, state, seed)
         seconds = time.perf_counter() - begin
         state.step += 1
         state.train_seconds += seconds
         if settings.checkpoint_every and state.step % settings.checkpoint_every == 0:
-            save(model, adam, run, state, facts)
+            save_state(model, adam, run, state, metadata)
             saved_at = state.step
-        if state.step % LET_GO_EVERY == 0:
-            let_go(clip.frames)
-            let_go(clip.masks.masks)
+        if state.step % RELEASE_INTERVAL == 0:
+            release_memory(clip.frames)
+            release_memory(clip.masks.masks)
         notes, state.notes = tuple(state.notes), []
         yield StepRecord(state.step, sum(terms.values()), terms, seconds, state.skipped, notes=notes)
     if saved_at != state.step:
-        save(model, adam, run, state, facts)
+        save_state(model, adam, run, state, metadata)
     model.eval()
 
 
-def draw(clip: Clip, settings: Training, step: int, seed: int, divisor: int = 1) -> Batch:
+def draw_batch(clip: ClipDataset, settings: TrainingConfig, step: int, seed: int, divisor: int = 1) -> Batch:
     """Draws the batch of a step, which is the same for the same (seed, step)."""
     if settings.batch == "pixels":
         return draw_pixels(clip, max(1, settings.pixels // divisor), step, seed)
@@ -129,8 +129,8 @@ def draw(clip: Clip, settings: Training, step: int, seed: int, divisor: int = 1)
 def _run_step(
     model: PlanarModel,
     adam: Adam,
-    clip: Clip,
-    settings: Training,
+    clip: ClipDataset,
+    settings: TrainingConfig,
     state: LoopState,
     seed: int,
 ) -> dict[str, float]:
@@ -140,14 +140,14 @@ def _run_step(
     """
     while True:
         try:
-            batch = draw(clip, settings, state.step, seed, state.batch_divisor)
+            batch = draw_batch(clip, settings, state.step, seed, state.batch_divisor)
             adam.zero_grad()
-            model.at_step(state.step)
+            model.begin_step(state.step)
             values = {name: float(value) for name, value in accumulate_gradients(model, batch, state.step).items()}
             is_finite = all(map(math.isfinite, values.values()))
             # One sum per tensor: cheap beside the step itself.
-            if not is_finite or not all(bool(torch.isfinite(gradient.sum())) for gradient in adam.gradients()):
-                count_bad(state, values)
+            if not is_finite or not all(bool(torch.isfinite(gradient.sum())) for gradient in adam.iterate_gradients()):
+                count_skipped_step(state, values)
                 return values
             adam.step()
             state.bad_in_a_row = 0
@@ -178,7 +178,7 @@ def halve_batch(state: LoopState, batch_size: int, error: torch.OutOfMemoryError
     state.notes.append(f"out of memory: the batch is now 1/{state.batch_divisor} of its size")
 
 
-def count_bad(state: LoopState, values: dict[str, float], max_in_a_row: int = 50) -> None:
+def count_skipped_step(state: LoopState, values: dict[str, float], max_in_a_row: int = 50) -> None:
     """Counts a step that was skipped because a number was not finite.
 
     Args:
@@ -201,7 +201,7 @@ def count_bad(state: LoopState, values: dict[str, float], max_in_a_row: int = 50
         )
 
 
-def rate_factor(schedule: str, progress: float) -> float:
+def learning_rate_factor(schedule: str, progress: float) -> float:
     """Returns the learning rate relative to its start, at `progress` (0 to 1) of the training."""
     if schedule == "cosine":
         return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress))
@@ -215,14 +215,14 @@ def rate_factor(schedule: str, progress: float) -> float:
 # --- checkpoints ----------------------------------------------------------------------------------------------------
 
 
-def restore(model: nn.Module, adam: Adam, run: Run) -> LoopState:
+def restore_state(model: nn.Module, adam: Adam, run: Run) -> LoopState:
     """Loads the newest good checkpoint into model and optimiser; returns its state, or a new one if there is none."""
     checkpoint = load_latest_checkpoint(run)
     if checkpoint is None:
         return LoopState()
     model.load_state_dict({name: torch.as_tensor(value) for name, value in checkpoint.model.items()})
-    adam.restore({name: torch.as_tensor(value) for name, value in checkpoint.state.items()})
-    loop = checkpoint.facts.get("loop", {})
+    adam.load_state_tensors({name: torch.as_tensor(value) for name, value in checkpoint.state.items()})
+    loop = checkpoint.metadata.get("loop", {})
     return LoopState(
         step=checkpoint.step,
         loaded=True,
@@ -233,14 +233,14 @@ def restore(model: nn.Module, adam: Adam, run: Run) -> LoopState:
     )
 
 
-def save(
+def save_state(
     model: nn.Module,
     adam: Adam,
     run: Run,
     state: LoopState,
-    facts: dict | None,
+    metadata: dict | None,
 ) -> None:
     """Saves a checkpoint of the loop's state; `facts` as for `train_steps`."""
     loop = {"skipped": state.skipped, "batch_divisor": state.batch_divisor, "train_seconds": state.train_seconds}
-    kept = {**(facts or {}), "loop": loop, "threads": torch.get_num_threads()}
-    save_checkpoint(run, state.step, dict(model.state_dict()), adam.tensors(), kept)
+    kept = {**(metadata or {}), "loop": loop, "threads": torch.get_num_threads()}
+    save_checkpoint(run, state.step, dict(model.state_dict()), adam.state_tensors(), kept)

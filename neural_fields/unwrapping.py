@@ -15,9 +15,9 @@ from jaxtyping import Bool, Float, UInt8
 
 from neural_fields.baking import Maps, gain_size
 from neural_fields.coords import Box
-from neural_fields.extended_map import extend
+from neural_fields.extended_map import extrapolate_uv
 from neural_fields.frame_parts import Part
-from neural_fields.lookup import RIM, first_channels
+from neural_fields.lookup import RIM, copy_first_channels
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ DEFAULTS = UnwrappingSettings()
 
 
 @dataclass(frozen=True)
-class Flat:
+class UnwrappedFrame:
     """What one frame shows of a layer, on its canonical plane.
 
     Attributes:
@@ -53,12 +53,12 @@ class Flat:
     """
 
     colour: UInt8[np.ndarray, "height width 3"]
-    seen: Float[np.ndarray, "height width"]
+    visibility: Float[np.ndarray, "height width"]
     gain: Float[np.ndarray, "height width 3"]
 
 
 @dataclass(frozen=True)
-class Plane:
+class CanonicalPlane:
     """The canonical plane of one layer of a run as a picture of some size.
 
     Attributes:
@@ -73,7 +73,7 @@ class Plane:
     size: tuple[int, int]
     settings: UnwrappingSettings = DEFAULTS
 
-    def flat(self, t: int, frame: UInt8[np.ndarray, "rows columns 3"]) -> Flat:
+    def unwrap_frame(self, t: int, frame: UInt8[np.ndarray, "rows columns 3"]) -> UnwrappedFrame:
         """Resamples a frame to the plane. Nothing is visible where it shows too little of the layer to invert its map.
 
         Args:
@@ -84,7 +84,7 @@ class Plane:
         colour, seen = np.zeros((height, width, 3), np.uint8), np.zeros((height, width), np.float32)
         grid = self._solve_grid(t)
         if grid is None:
-            return Flat(colour, seen, np.ones((height, width, 3), np.float32))
+            return UnwrappedFrame(colour, seen, np.ones((height, width, 3), np.float32))
         places = cv2.resize(grid.places, self.size, interpolation=cv2.INTER_LINEAR)
 
         # The rows and columns of the texels that lie in the frame, or near enough to it that they may.
@@ -110,21 +110,21 @@ class Plane:
         # The light at these positions; beyond the frame, that at its edge.
         small = gain_size(self.maps.size)
         scale = np.array(small, np.float32) / np.array(self.maps.size, np.float32)
-        return Flat(colour, seen, _sample_linear(self.maps.gain(t, self.layer, small), places * scale, 0))
+        return UnwrappedFrame(colour, seen, _sample_linear(self.maps.read_gain(t, self.layer, small), places * scale, 0))
 
     def _solve_grid(self, t: int) -> _Grid | None:
         """Finds the points of a coarse grid of the plane in the frame; None if too little of the layer is visible."""
         # The map of every so many pixels of the frame, extrapolated.
         settings = self.settings
-        weight = self.maps.layer_weight_small(t, self.layer)
+        weight = self.maps.read_layer_weight_small(t, self.layer)
         count = int((weight >= settings.min_map_weight).sum())
         max_stride = max(1, -(-max(weight.shape) // settings.grid_side))
         stride = int(np.clip(np.sqrt(count / settings.grid_samples), 1, max_stride))
         if count < settings.min_visible_px:
             return None
         every = (slice(stride // 2, None, stride),) * 2
-        small_uv = np.ascontiguousarray(self.maps.uv_small(t, self.layer)[every])
-        found = extend(small_uv, weight[every] >= settings.min_map_weight)
+        small_uv = np.ascontiguousarray(self.maps.read_uv_small(t, self.layer)[every])
+        found = extrapolate_uv(small_uv, weight[every] >= settings.min_map_weight)
         if found is None:
             return None
 
@@ -135,9 +135,9 @@ class Plane:
         pixels, there = np.stack([x, y], axis=-1).reshape(-1, 2) + 0.5, found.uv.reshape(-1, 2)
         some = slice(None, None, max(1, len(there) // settings.affine_samples))
         back = np.linalg.lstsq(np.column_stack([there, np.ones(len(there))])[some], pixels[some], rcond=None)[0]
-        places, off = found.solve(uv, np.column_stack([uv, np.ones(len(uv))]) @ back)
+        places, off = found.solve_positions(uv, np.column_stack([uv, np.ones(len(uv))]) @ back)
 
-        inverse = np.linalg.inv(found.slope_at(places).astype(np.float64)) * stride
+        inverse = np.linalg.inv(found.sample_jacobian(places).astype(np.float64)) * stride
         area = np.abs(np.linalg.det(inverse)) * np.prod(self._texel_size)
         inside = _inside_mask(places[None].astype(np.float32), found.uv.shape[1::-1])[0]
         shape = (rows, columns)
@@ -161,11 +161,11 @@ class Plane:
         rows, columns = part
         low = np.array([self.box.u0, self.box.v0]) + np.array([columns.start, rows.start]) * self._texel_size
         scale = np.diag(1 / np.array(self._texel_size))
-        texels = cv2.transform(self.maps.uv(t, self.layer, size), np.column_stack([scale, -scale @ low]))
+        texels = cv2.transform(self.maps.read_uv(t, self.layer, size), np.column_stack([scale, -scale @ low]))
         texels = texels.astype(np.int32)
         height, width = start.shape[:2]
         inside = cv2.inRange(texels, (0, 0), (width - 1, height - 1))
-        seen = cv2.compare(self.maps.layer_weight(t, self.layer, size), settings.min_map_weight, cv2.CMP_GE)
+        seen = cv2.compare(self.maps.read_layer_weight(t, self.layer, size), settings.min_map_weight, cv2.CMP_GE)
         number = np.flatnonzero(cv2.bitwise_and(inside, seen))
         x, y = texels.reshape(-1, 2)[number].T
         row, column = np.divmod(number, size[0])
@@ -173,14 +173,14 @@ class Plane:
         places[y, x] = (np.stack([column, row], axis=-1) + 0.5) / finer
 
         # Newton's method, which keeps the best position of each texel.
-        uv = self.maps.rimmed(t, self.layer)[0]
+        uv = self.maps.read_rimmed(t, self.layer)[0]
         doubled = cv2.merge([uv, uv])  # OpenCV looks up four channels exactly
         wanted = _texel_centers(self.box, self.size, part)
         inverse = cv2.resize(grid.inverse, self.size, interpolation=cv2.INTER_LINEAR)[part]
         best = places
         least = np.full(start.shape[:2], np.inf, np.float32)
         for round_number in range(settings.newton_rounds + 1):
-            rest = wanted - first_channels(_sample_linear(doubled, places, RIM), 2)
+            rest = wanted - copy_first_channels(_sample_linear(doubled, places, RIM), 2)
             off = np.maximum(*(np.abs(rest[..., axis]) / self._texel_size[axis] for axis in (0, 1)))
             better = off < least
             best, least = np.where(better[..., None], places, best), np.where(better, off, least)
@@ -202,7 +202,7 @@ class Plane:
 
     def _weight_at(self, t: int, places: Float[np.ndarray, "rows columns 2"]) -> Float[np.ndarray, "rows columns"]:
         """Samples the weight of the layer at positions in the frame."""
-        return _sample_linear(self.maps.rimmed(t, self.layer)[1].astype(np.float32) / 255, places, RIM)
+        return _sample_linear(self.maps.read_rimmed(t, self.layer)[1].astype(np.float32) / 255, places, RIM)
 
 
 @dataclass(frozen=True)

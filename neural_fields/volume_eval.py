@@ -13,7 +13,7 @@ from neural_fields.run import Run, read_metrics
 from neural_fields.volume_run import load_scene, read_record
 
 
-def measured_views(count: int, held_out: Sequence[int], most: int = 16) -> list[int]:
+def choose_measured_views(count: int, held_out: Sequence[int], most: int = 16) -> list[int]:
     """Chooses the views that are measured.
 
     Args:
@@ -45,14 +45,14 @@ def evaluate_volume(run: Run) -> dict[str, Any]:
     record = read_record(run)
     scene, checkpoint = load_scene(run, record)
     capture = read_capture(record.source, record.size)
-    moments = record.moments()
+    moments = record.make_moments()
     psnrs: list[float] = []
     ssims: list[float] = []
     in_boxes: list[float | None] = []
     ious: list[float | None] = []
-    measured = measured_views(len(record.cameras), record.held_out)
+    measured = choose_measured_views(len(record.cameras), record.held_out)
     for view in measured:
-        rendered = scene.view(record.cameras[view], record.times[view], moments)
+        rendered = scene.render_view(record.cameras[view], record.times[view], moments)
         truth = capture.frames[view].astype(np.float32) / 255
         picture = rendered.color.numpy()
         psnrs.append(metrics.psnr(picture, truth))
@@ -64,7 +64,7 @@ def evaluate_volume(run: Run) -> dict[str, Any]:
             box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
             psnr_person = metrics.psnr(picture[box], truth[box])
         if mask is not None and scene.person is not None:
-            person = rendered.person.numpy() >= 0.5
+            person = rendered.person_opacity.numpy() >= 0.5
             if (person | mask).any():
                 iou = float((person & mask).sum() / (person | mask).sum())
         in_boxes.append(psnr_person)

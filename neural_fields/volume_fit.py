@@ -13,23 +13,23 @@ import torch
 
 from neural_fields.adam import Adam
 from neural_fields.checkpoints import load_latest_checkpoint
-from neural_fields.config_volume import Stage, load_volume_config, stages
+from neural_fields.config_volume import TrainingStage, load_volume_config, training_stages
 from neural_fields.data.capture import Capture
 from neural_fields.data.capture_folder import read_capture
 from neural_fields.errors import ExitCode, bad_input
-from neural_fields.fit_options import FitOptions, Progress, Reporter
-from neural_fields.fitting import FitResult, choose_device, default_run, peak_mib, sum_train_seconds
+from neural_fields.fit_options import TrainOptions, Progress, ProgressReporter
+from neural_fields.fitting import TrainResult, choose_device, default_run_folder, peak_memory_mib, sum_train_seconds
 from neural_fields.interrupt import stop_on_signals
-from neural_fields.locking import lock
+from neural_fields.locking import lock_run
 from neural_fields.run import Run, append_metrics, read_run_yaml, write_run_yaml
-from neural_fields.training import Budget, LoopState, count_bad, halve_batch, restore, save
-from neural_fields.volume.background import blocked_views, frame_of
-from neural_fields.volume.batches import Pixels
-from neural_fields.volume.hull import carve
+from neural_fields.training import Budget, LoopState, count_skipped_step, halve_batch, restore_state, save_state
+from neural_fields.volume.background import find_blocked_views, find_scene_bounds
+from neural_fields.volume.batches import CapturePixels
+from neural_fields.volume.hull import carve_prior
 from neural_fields.volume.human import check_cameras_outside
-from neural_fields.volume.stages import Fit, parameter_groups, rate, stage_rays, step_terms
+from neural_fields.volume.stages import SceneTraining, parameter_groups, learning_rate_factor, count_stage_rays, compute_step_terms
 from neural_fields.volume_previews import save_volume_previews
-from neural_fields.volume_run import VolumeRecord, build_scene, held_out_views, write_record
+from neural_fields.volume_run import VolumeRecord, build_scene, choose_held_out_views, write_record
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class VolumeStep:
     notes: tuple[str, ...] = ()
 
 
-def fit_volume(source: str | Path, options: FitOptions, report: Reporter = lambda progress: None) -> FitResult:
+def train_volume(source: str | Path, options: TrainOptions, report: ProgressReporter = lambda progress: None) -> TrainResult:
     """Trains a 3D scene on a capture, or continues a training that was stopped.
 
     Args:
@@ -77,8 +77,8 @@ def fit_volume(source: str | Path, options: FitOptions, report: Reporter = lambd
     report(Progress("reading", 0, 1))
     capture = read_capture(source, options.size)
     check_cameras_outside(capture)
-    run = Run.create(options.out or default_run(source))
-    with lock(run) as lock_note, stop_on_signals() as stop:
+    run = Run.create(options.out or default_run_folder(source))
+    with lock_run(run) as lock_note, stop_on_signals() as stop:
         notes = [*([lock_note] if lock_note else []), *capture.notes]
         record = VolumeRecord(
             source=Path(source).absolute(),
@@ -86,28 +86,28 @@ def fit_volume(source: str | Path, options: FitOptions, report: Reporter = lambd
             quality=options.quality,
             config=config,
             size=capture.size,
-            frame=frame_of(capture),
+            bounds=find_scene_bounds(capture),
             cameras=capture.cameras,
             times=capture.times,
-            held_out=held_out_views(capture.view_count, config.training.holdout),
+            held_out=choose_held_out_views(capture.view_count, config.training.holdout),
             motion=capture.motion if capture.masks is not None else None,
             switches=capture.switches if config.states else (),
         )
         _check_same(run, record)
-        parts = stages(config.training, options.quality, capture.motion is not None and capture.masks is not None)
+        parts = training_stages(config.training, options.quality, capture.motion is not None and capture.masks is not None)
         total = parts[-1].last
         checkpoint = load_latest_checkpoint(run)
         if checkpoint and checkpoint.step >= total:
-            return FitResult(run, checkpoint.step, total, ExitCode.OK, tuple(notes), was_finished=True)
+            return TrainResult(run, checkpoint.step, total, ExitCode.OK, tuple(notes), was_finished=True)
         write_run_yaml(run, write_record(run, record))
         for text in notes:
             report(Progress("reading", 1, 1, note=text))
-        training = make_fit(record, capture, device, options.seed)
+        training = prepare_training(record, capture, device, options.seed)
         budget = Budget(total, options.seconds and max(0.1, options.seconds - (time.monotonic() - started)))
-        step = _run_loop(run, training, parts, budget, options.seed, report, lambda: stop.requested is not None)
+        step = _run_loop(run, training, parts, budget, options.seed, report, lambda: stop.signal_number is not None)
         # Cameras that see something right before them: a pose is wrong, or a hand was on the lens.
         states = [int(training.moments.state[time]) for time in record.times]
-        views = blocked_views(training.scene.background, record.cameras, states)
+        views = find_blocked_views(training.scene.background, record.cameras, states)
         if views:
             first = ", ".join(f"{view} (moment {record.times[view]})" for view in views[:3])
             first += " ..." if len(views) > 3 else ""
@@ -116,13 +116,13 @@ def fit_volume(source: str | Path, options: FitOptions, report: Reporter = lambd
         save_volume_previews(run, training.scene.eval(), record, capture)
         append_metrics(
             run,
-            {"event": "stopped" if stop.requested is not None else "finished", "steps": step, "total_steps": total,
-             "train_seconds": sum_train_seconds(run, time.monotonic() - started), "peak_mib": peak_mib()},
+            {"event": "stopped" if stop.signal_number is not None else "finished", "steps": step, "total_steps": total,
+             "train_seconds": sum_train_seconds(run, time.monotonic() - started), "peak_mib": peak_memory_mib()},
         )  # fmt: skip
-        return FitResult(run, step, total, stop.exit_code, tuple(notes))
+        return TrainResult(run, step, total, stop.exit_code, tuple(notes))
 
 
-def make_fit(record: VolumeRecord, capture: Capture, device: torch.device, seed: int = 0) -> Fit:
+def prepare_training(record: VolumeRecord, capture: Capture, device: torch.device, seed: int = 0) -> SceneTraining:
     """Builds an untrained scene with the pixels of the views that it is trained on.
 
     Args:
@@ -132,12 +132,12 @@ def make_fit(record: VolumeRecord, capture: Capture, device: torch.device, seed:
         seed: of the weights.
     """
     chosen = tuple(view for view in range(capture.view_count) if view not in record.held_out)
-    pixels = Pixels(capture, chosen, device, with_flow=record.motion is not None and record.config.terms.flow > 0)
+    pixels = CapturePixels(capture, chosen, device, with_flow=record.motion is not None and record.config.terms.flow > 0)
     focal = float(np.mean([camera.focal for camera in capture.cameras]))
     scene = build_scene(record, seed)
     if scene.person is not None:
-        carve(scene.person.skinning, capture, chosen)
-    return Fit(scene.to(device), record.moments(device), pixels, record.config, focal)
+        carve_prior(scene.person.skinning, capture, chosen)
+    return SceneTraining(scene.to(device), record.make_moments(device), pixels, record.config, focal)
 
 
 def _check_same(run: Run, record: VolumeRecord) -> None:
@@ -167,11 +167,11 @@ def _check_same(run: Run, record: VolumeRecord) -> None:
 
 def _run_loop(
     run: Run,
-    training: Fit,
-    parts: tuple[Stage, ...],
+    training: SceneTraining,
+    parts: tuple[TrainingStage, ...],
     budget: Budget,
     seed: int,
-    report: Reporter,
+    report: ProgressReporter,
     stop: Callable[[], bool],
 ) -> int:
     """Runs the training loop, reporting; returns the number of steps done."""
@@ -193,7 +193,7 @@ def _run_loop(
             psnr,
             seconds,
             seconds * (budget.steps - step),
-            peak_mib(),
+            peak_memory_mib(),
             "; ".join(record.notes),
         )
         report(line)
@@ -209,8 +209,8 @@ def _run_loop(
 
 def train_volume_steps(
     run: Run,
-    training: Fit,
-    parts: tuple[Stage, ...],
+    training: SceneTraining,
+    parts: tuple[TrainingStage, ...],
     budget: Budget,
     seed: int = 0,
     stop: Callable[[], bool] = lambda: False,
@@ -234,7 +234,7 @@ def train_volume_steps(
             (5).
     """
     adam = Adam(parameter_groups(training.scene))
-    state = restore(training.scene, adam, run)
+    state = restore_state(training.scene, adam, run)
     began, first_step, saved_at = time.monotonic(), state.step, state.step if state.loaded else -1
     training.scene.train()
     for stage in parts:
@@ -245,37 +245,37 @@ def train_volume_steps(
                 state.step = stage.last
                 break
             begin = time.perf_counter()
-            adam.factor = rate(stage, training.config, state.step)
+            adam.rate_factor = learning_rate_factor(stage, training.config, state.step)
             while True:
                 try:
                     values = _take_step(training, adam, stage, state, seed)
                     break
                 except torch.OutOfMemoryError as error:
-                    halve_batch(state, stage_rays(stage, training.config), error)
+                    halve_batch(state, count_stage_rays(stage, training.config), error)
             seconds = time.perf_counter() - begin
             state.step, state.train_seconds = state.step + 1, state.train_seconds + seconds
             if state.step % training.config.training.checkpoint_every == 0:
-                save(training.scene, adam, run, state, None)
+                save_state(training.scene, adam, run, state, None)
                 saved_at = state.step
             notes, state.notes = tuple(state.notes), []
             yield VolumeStep(state.step, stage.name, values, seconds, state.skipped, notes)
     if saved_at != state.step:
-        save(training.scene, adam, run, state, None)
+        save_state(training.scene, adam, run, state, None)
     training.scene.eval()
 
 
-def _take_step(training: Fit, adam: Adam, stage: Stage, state: LoopState, seed: int) -> dict[str, float]:
+def _take_step(training: SceneTraining, adam: Adam, stage: TrainingStage, state: LoopState, seed: int) -> dict[str, float]:
     """Takes one optimiser step; returns the weighted terms."""
     adam.zero_grad()
     generator = torch.Generator().manual_seed((seed << 32) + state.step)
-    terms = step_terms(training, stage, state.step, generator, state.batch_divisor)
+    terms = compute_step_terms(training, stage, state.step, generator, state.batch_divisor)
     values = {name: float(value.detach()) for name, value in terms.items()}
     if not values:
         return values
     if all(map(math.isfinite, values.values())):
         torch.stack(list(terms.values())).sum().backward()
-    if not all(map(math.isfinite, values.values())) or not all(bool(g.sum().isfinite()) for g in adam.gradients()):
-        count_bad(state, values)
+    if not all(map(math.isfinite, values.values())) or not all(bool(g.sum().isfinite()) for g in adam.iterate_gradients()):
+        count_skipped_step(state, values)
         return values
     adam.step()
     state.bad_in_a_row = 0

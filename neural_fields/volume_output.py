@@ -19,23 +19,23 @@ import torch
 
 from neural_fields.data.bones_file import read_bones
 from neural_fields.data.camera_files import read_transforms
-from neural_fields.data.cameras import Camera, look_at
+from neural_fields.data.cameras import Camera, compute_look_at_pose
 from neural_fields.data.capture_folder import read_capture
-from neural_fields.data.facts import made_facts, parse_size
-from neural_fields.data.video import CODECS, write
+from neural_fields.data.facts import make_metadata, parse_size
+from neural_fields.data.video import CODECS, write_video
 from neural_fields.edits import active_edits
 from neural_fields.errors import UserError, bad_input
 from neural_fields.output import RenderOptions
 from neural_fields.run import Run
-from neural_fields.volume.scene import PERSON, Moments, Scene, ViewPictures
-from neural_fields.volume_previews import depth_picture
-from neural_fields.volume_run import VolumeRecord, load_scene, read_record, with_edits
+from neural_fields.volume.scene import PERSON, Moments, Scene, RenderedView
+from neural_fields.volume_previews import depth_to_grey
+from neural_fields.volume_run import VolumeRecord, load_scene, read_record, apply_edits
 
-What = Literal["edit", "reconstruction", "compare", "layers", "depth", "opacity"]
+VolumeRenderMode = Literal["edit", "reconstruction", "compare", "layers", "depth", "opacity"]
 
 
 @dataclass(frozen=True)
-class Shot:
+class RenderView:
     """One picture to render.
 
     Attributes:
@@ -61,7 +61,7 @@ class VolumeRenderOptions:
     """
 
     common: RenderOptions = field(default_factory=RenderOptions)
-    what: What = "edit"
+    what: VolumeRenderMode = "edit"
     camera: str = "source"
     time: int | None = None
     pose: Path | None = None
@@ -91,7 +91,7 @@ def render_volume(
     moments, poses = _select_moments(record, options)
     shots = _list_shots(record, options, size, poses)
     scene, _ = load_scene(run, record)
-    edited, parts = with_edits(run, scene, common.edits)
+    edited, parts = apply_edits(run, scene, common.edits)
     names = [edit.name for edit in active_edits(run, common.edits)]
     if options.what == "edit" and not names:
         raise bad_input(
@@ -122,8 +122,8 @@ def render_volume(
         path.parent.mkdir(parents=True, exist_ok=True)
         shown = _report_each(frames, len(shots), report)
         try:
-            facts = made_facts(size, len(shots), Fraction(24))  # a capture has no rate of its own
-            written.append(write(path, shown, facts, codec=common.codec, overwrite=common.overwrite))
+            facts = make_metadata(size, len(shots), Fraction(24))  # a capture has no rate of its own
+            written.append(write_video(path, shown, facts, codec=common.codec, overwrite=common.overwrite))
         except UserError as error:
             if path.exists() and not common.overwrite and not error.fix:
                 error.fix = "add -y to replace it, or --out with another name"
@@ -140,7 +140,7 @@ def _select_moments(record: VolumeRecord, options: VolumeRenderOptions) -> tuple
     Raises:
         UserError: the file of poses cannot be used, the scene has no person, the bones are others, or no such moment.
     """
-    moments = record.moments()
+    moments = record.make_moments()
     count = len(moments.state)
     if options.pose is not None:
         if record.motion is None:
@@ -155,7 +155,7 @@ def _select_moments(record: VolumeRecord, options: VolumeRenderOptions) -> tuple
                 why=f"the scene's are {', '.join(own)}" + (f"; {missing[0]} is not in both" if missing else ""),
                 fix="start from a copy of the run's scene/bones.json and change its transforms",
             )
-        moments, count = moments.posed(motion.transforms), motion.frame_count
+        moments, count = moments.with_poses(motion.transforms), motion.frame_count
     if options.time is not None and not 0 <= options.time < count:
         raise bad_input(
             f"--time {options.time}",
@@ -166,7 +166,7 @@ def _select_moments(record: VolumeRecord, options: VolumeRenderOptions) -> tuple
     return moments, count
 
 
-def _list_shots(record: VolumeRecord, options: VolumeRenderOptions, size: tuple[int, int], poses: int) -> list[Shot]:
+def _list_shots(record: VolumeRecord, options: VolumeRenderOptions, size: tuple[int, int], poses: int) -> list[RenderView]:
     """Lists the pictures to render, in order.
 
     Args:
@@ -177,15 +177,15 @@ def _list_shots(record: VolumeRecord, options: VolumeRenderOptions, size: tuple[
     """
     if options.camera == "source":
         shots = [
-            Shot(camera, time, view)
+            RenderView(camera, time, view)
             for view, (camera, time) in enumerate(zip(record.cameras, record.times, strict=True))
         ]
     elif options.camera == "orbit":
-        shots = [Shot(camera, index % poses) for index, camera in enumerate(orbit_cameras(record))]
+        shots = [RenderView(camera, index % poses) for index, camera in enumerate(place_orbit_cameras(record))]
     else:
         pictures = read_transforms(Path(options.camera))
         shots = [
-            Shot(picture.camera, index % poses if picture.time is None else picture.time)
+            RenderView(picture.camera, index % poses if picture.time is None else picture.time)
             for index, picture in enumerate(pictures)
         ]
         late = next((shot.time for shot in shots if shot.time >= poses), None)
@@ -200,7 +200,7 @@ def _list_shots(record: VolumeRecord, options: VolumeRenderOptions, size: tuple[
     shots = [
         replace(
             shot,
-            camera=shot.camera.resized(*size),
+            camera=shot.camera.resize(*size),
             time=shot.time if options.time is None else options.time,
             view=None if moved else shot.view,
         )
@@ -209,7 +209,7 @@ def _list_shots(record: VolumeRecord, options: VolumeRenderOptions, size: tuple[
     return [shot for shot in shots if shot.time < poses]
 
 
-def orbit_cameras(record: VolumeRecord, count: int = 60) -> list[Camera]:
+def place_orbit_cameras(record: VolumeRecord, count: int = 60) -> list[Camera]:
     """Places cameras on a circle around what the filming cameras look at.
 
     They are at the mean distance and height of the filming cameras, with the lens of the first.
@@ -223,11 +223,11 @@ def orbit_cameras(record: VolumeRecord, count: int = 60) -> list[Camera]:
     up = -poses[:, :3, 1].mean(axis=0)
     up /= np.linalg.norm(up)
     if record.motion is not None:
-        centre = np.mean([record.motion.joints(time).mean(axis=0) for time in sorted(set(record.times))], axis=0)
+        centre = np.mean([record.motion.compute_joint_positions(time).mean(axis=0) for time in sorted(set(record.times))], axis=0)
     else:  # the point nearest to all lines of sight
         across = np.eye(3) - forward[:, :, None] * forward[:, None]
         # Lines that are nearly parallel meet nowhere: then a point in front of the cameras is held on to.
-        anchor = positions.mean(axis=0) + forward.mean(axis=0) * record.frame.radius
+        anchor = positions.mean(axis=0) + forward.mean(axis=0) * record.bounds.radius
         weight = 1e-3 * len(positions)
         matrix = across.sum(axis=0) + weight * np.eye(3)
         centre = np.linalg.solve(matrix, np.einsum("nij,nj->i", across, positions) + weight * anchor)
@@ -240,7 +240,7 @@ def orbit_cameras(record: VolumeRecord, count: int = 60) -> list[Camera]:
     cameras = []
     for angle in 2 * np.pi * np.arange(count) / count:
         place = centre + height * up + radius * (np.cos(angle) * ahead + np.sin(angle) * aside)
-        cameras.append(record.cameras[0].moved(look_at(place, centre, up)))
+        cameras.append(record.cameras[0].with_pose(compute_look_at_pose(place, centre, up)))
     return cameras
 
 
@@ -255,26 +255,26 @@ class _ScenePictures:
     edited: Scene
     parts: frozenset[str]  # of the edited scene
     moments: Moments
-    shots: list[Shot]
+    shots: list[RenderView]
 
-    def render_frames(self, what: What, source: Iterator[np.ndarray] | None) -> Iterator[np.ndarray]:
+    def render_frames(self, what: VolumeRenderMode, source: Iterator[np.ndarray] | None) -> Iterator[np.ndarray]:
         """Renders RGB pictures of 8 bits; `source` are the filmed ones, if all are filmed."""
         for shot in self.shots:
             if what in ("depth", "opacity"):
                 pictures = self._render_edited(shot)
                 if what == "depth":
-                    grey = depth_picture(pictures.depth)
+                    grey = depth_to_grey(pictures.depth)
                 else:
                     grey = pictures.opacity.clamp(0, 1)[..., None].expand(*pictures.opacity.shape, 3)
                 yield _to_bytes(grey.numpy())
                 continue
-            plain = self.scene.view(shot.camera, shot.time, self.moments).color.numpy()
+            plain = self.scene.render_view(shot.camera, shot.time, self.moments).color.numpy()
             filmed = None if source is None else next(source)
             if what == "reconstruction":
                 yield _to_bytes(plain)
             elif what == "edit":
                 edited = self._render_edited(shot).color.numpy()
-                yield _to_bytes(edited if filmed is None else put_on(filmed, plain, edited))
+                yield _to_bytes(edited if filmed is None else composite_edit(filmed, plain, edited))
             else:
                 edited = self._render_edited(shot).color.numpy()
                 shown = [plain] if filmed is None else [filmed, plain]
@@ -283,16 +283,16 @@ class _ScenePictures:
     def render_part(self, part: str) -> Iterator[np.ndarray]:
         """Renders one part alone, with alpha."""
         for shot in self.shots:
-            seen = self.edited.view(shot.camera, shot.time, self.moments, parts=frozenset({part}) & self.parts)
+            seen = self.edited.render_view(shot.camera, shot.time, self.moments, parts=frozenset({part}) & self.parts)
             opacity = seen.opacity[..., None] if part == PERSON else torch.ones_like(seen.opacity[..., None])
             straight = seen.color / opacity.clamp_min(1e-4) if part == PERSON else seen.color
             yield _to_bytes(torch.cat([straight, opacity], dim=2).numpy())
 
-    def _render_edited(self, shot: Shot) -> ViewPictures:
-        return self.edited.view(shot.camera, shot.time, self.moments, parts=self.parts)
+    def _render_edited(self, shot: RenderView) -> RenderedView:
+        return self.edited.render_view(shot.camera, shot.time, self.moments, parts=self.parts)
 
 
-def put_on(
+def composite_edit(
     filmed: np.ndarray,
     plain: np.ndarray,
     edited: np.ndarray,

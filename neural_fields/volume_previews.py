@@ -8,7 +8,7 @@ import torch
 
 from neural_fields.data.capture import Capture
 from neural_fields.files import atomic_write
-from neural_fields.pictures import png_bytes
+from neural_fields.pictures import encode_png
 from neural_fields.run import Run
 from neural_fields.volume.scene import BACKGROUND, PERSON, Scene
 from neural_fields.volume_run import VolumeRecord
@@ -28,27 +28,27 @@ def save_volume_previews(
         max_side_px: of a view: enough to see, quick to write.
     """
     device = next(scene.parameters()).device
-    moments = record.moments(device)
+    moments = record.make_moments(device)
     columns = []
     for view in np.linspace(0, capture.view_count - 1, min(views, capture.view_count)).round().astype(int):
         camera, time = capture.cameras[view], capture.times[view]
-        whole = scene.view(camera, time, moments)
+        whole = scene.render_view(camera, time, moments)
         rows = [torch.from_numpy(capture.frames[view].astype(np.float32) / 255).to(device), whole.color]
-        rows.append(scene.view(camera, time, moments, parts=frozenset({BACKGROUND})).color)
+        rows.append(scene.render_view(camera, time, moments, parts=frozenset({BACKGROUND})).color)
         if scene.person is not None:
             grey = torch.full((3,), 0.5, device=device)
-            rows.append(scene.view(camera, time, moments, parts=frozenset({PERSON}), behind=grey).color)
-        rows.append(depth_picture(whole.depth))
+            rows.append(scene.render_view(camera, time, moments, parts=frozenset({PERSON}), behind=grey).color)
+        rows.append(depth_to_grey(whole.depth))
         columns.append(torch.cat(rows))
     picture = torch.cat(columns, dim=1).cpu().numpy()
     scale = min(1.0, max_side_px * views / max(picture.shape[:2]))
     if scale < 1:
         picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     with atomic_write(run.previews / "scene.png") as part:
-        part.write_bytes(png_bytes(np.ascontiguousarray(picture)))
+        part.write_bytes(encode_png(np.ascontiguousarray(picture)))
 
 
-def depth_picture(depth: torch.Tensor) -> torch.Tensor:
+def depth_to_grey(depth: torch.Tensor) -> torch.Tensor:
     """Turns depth [height, width] into grey [height, width, 3]: near is bright, by disparity; no hit is black."""
     hit = depth > 0
     if not hit.any():

@@ -16,19 +16,19 @@ import torch
 
 from neural_fields.checkpoints import Checkpoint, require_checkpoint
 from neural_fields.config_loader import from_mapping
-from neural_fields.config_volume import KIND, VolumeConfig, volume_config_to_mapping
+from neural_fields.config_volume import VOLUME_KIND, VolumeConfig, volume_config_to_mapping
 from neural_fields.data.bones_file import read_bones, read_states, write_bones, write_states
-from neural_fields.data.camera_files import PosedPicture, read_transforms, write_transforms
+from neural_fields.data.camera_files import PosedImage, read_transforms, write_transforms
 from neural_fields.data.cameras import Camera
-from neural_fields.data.skeleton import Motion
+from neural_fields.data.skeleton import SkeletonMotion
 from neural_fields.edit_files import read_weights
 from neural_fields.edits import active_edits, hidden_parts
 from neural_fields.errors import ExitCode, UserError, bad_input
 from neural_fields.files import make_folder
 from neural_fields.run import Run, read_run_yaml
-from neural_fields.volume.background import Background, Frame
-from neural_fields.volume.human import Human
-from neural_fields.volume.paint import open_paints
+from neural_fields.volume.background import BackgroundField, SceneBounds
+from neural_fields.volume.human import PersonModel
+from neural_fields.volume.paint import add_paints
 from neural_fields.volume.scene import Moments, Scene
 
 
@@ -51,11 +51,11 @@ class VolumeRecord:
     quality: str
     config: VolumeConfig
     size: tuple[int, int]
-    frame: Frame
+    bounds: SceneBounds
     cameras: tuple[Camera, ...]
     times: tuple[int, ...]
     held_out: tuple[int, ...]
-    motion: Motion | None
+    motion: SkeletonMotion | None
     switches: tuple[int, ...]
 
     @property
@@ -63,15 +63,15 @@ class VolumeRecord:
         """The number of states of the carried object."""
         return len(self.switches) + 1
 
-    def moments(self, device: torch.device | None = None) -> Moments:
+    def make_moments(self, device: torch.device | None = None) -> Moments:
         """Returns the poses and states of all moments of the capture."""
-        return Moments.of(self.motion, self.switches, max(self.times) + 1, device)
+        return Moments.from_motion(self.motion, self.switches, max(self.times) + 1, device)
 
 
 def write_record(run: Run, record: VolumeRecord) -> dict[str, Any]:
     """Writes `scene/`, and returns the entries of run.yaml."""
     pictures = [
-        PosedPicture(run.scene / f"view{index:05d}.png", camera, time=time)
+        PosedImage(run.scene / f"view{index:05d}.png", camera, time=time)
         for index, (camera, time) in enumerate(zip(record.cameras, record.times, strict=True))
     ]
     make_folder(run.scene)
@@ -80,13 +80,13 @@ def write_record(run: Run, record: VolumeRecord) -> dict[str, Any]:
         write_bones(run.scene / "bones.json", record.motion)
     write_states(run.scene / "states.json", record.switches)
     return {
-        "kind": KIND,
+        "kind": VOLUME_KIND,
         "source": str(record.source),
         "preset": record.preset,
         "quality": record.quality,
         "size": list(record.size),
-        "centre": list(record.frame.centre),
-        "radius": record.frame.radius,
+        "centre": list(record.bounds.center),
+        "radius": record.bounds.radius,
         "held_out": list(record.held_out),
         "config": volume_config_to_mapping(record.config),
     }
@@ -98,7 +98,7 @@ def is_volume_run(run: Run) -> bool:
     Raises:
         UserError: as `read_run_yaml`.
     """
-    return read_run_yaml(run).get("kind") == KIND
+    return read_run_yaml(run).get("kind") == VOLUME_KIND
 
 
 def require_planar(run: Run, what: str) -> None:
@@ -134,7 +134,7 @@ def read_record(run: Run) -> VolumeRecord:
             quality=str(values["quality"]),
             config=from_mapping(VolumeConfig, kept, where=str(run.run_yaml)),
             size=(int(values["size"][0]), int(values["size"][1])),
-            frame=Frame((x, y, z), float(values["radius"])),
+            bounds=SceneBounds((x, y, z), float(values["radius"])),
             cameras=tuple(picture.camera for picture in pictures),
             times=tuple(picture.time or 0 for picture in pictures),
             held_out=tuple(int(index) for index in values["held_out"]),
@@ -155,10 +155,10 @@ def build_scene(record: VolumeRecord, seed: int = 0) -> Scene:
     """Builds an untrained scene; its weights come from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        background = Background(record.frame, record.state_count, record.config.background)
+        background = BackgroundField(record.bounds, record.state_count, record.config.background)
         person = None
         if record.motion is not None:
-            person = Human(
+            person = PersonModel(
                 record.motion.skeleton, record.state_count, record.config.person, poses=record.motion.transforms
             )
         return Scene(background, person)
@@ -176,7 +176,7 @@ def load_scene(run: Run, record: VolumeRecord) -> tuple[Scene, Checkpoint]:
     return scene.eval(), checkpoint
 
 
-def with_edits(run: Run, scene: Scene, names: Sequence[str] = ()) -> tuple[Scene, frozenset[str]]:
+def apply_edits(run: Run, scene: Scene, names: Sequence[str] = ()) -> tuple[Scene, frozenset[str]]:
     """Copies a scene and puts the active edits of its run, or those named, into it.
 
     Args:
@@ -193,7 +193,7 @@ def with_edits(run: Run, scene: Scene, names: Sequence[str] = ()) -> tuple[Scene
     edits = active_edits(run, names)
     weights = [read_weights(edit) for edit in edits]
     edited = deepcopy(scene)
-    open_paints(edited, [name for values in weights for name in values])
+    add_paints(edited, [name for values in weights for name in values])
     state = dict(edited.state_dict())
     for edit, values in zip(edits, weights, strict=True):
         for name, value in values.items():
@@ -210,6 +210,6 @@ def with_edits(run: Run, scene: Scene, names: Sequence[str] = ()) -> tuple[Scene
     return edited, scene.parts - hidden_parts(edits)
 
 
-def held_out_views(count: int, every: int) -> tuple[int, ...]:
+def choose_held_out_views(count: int, every: int) -> tuple[int, ...]:
     """Returns the views that training leaves out: one in the middle of every so many; none for 0."""
     return tuple(range(every // 2, count, every)) if every else ()

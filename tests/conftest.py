@@ -119,18 +119,18 @@ def moving_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A quick run of a foreground that moves over a background: six frames of 64 x 36. Tests do not change it."""
     import numpy as np
 
-    from editors.demo import new_facts
-    from neural_fields.data.synthetic import demo_clip
-    from neural_fields.data.video import write
-    from neural_fields.fit_options import FitOptions
-    from neural_fields.fitting import fit
+    from editors.demo import make_clip_metadata
+    from neural_fields.data.synthetic import make_demo_clip
+    from neural_fields.data.video import write_video
+    from neural_fields.fit_options import TrainOptions
+    from neural_fields.fitting import train
 
     home = tmp_path_factory.mktemp("moving")
-    clip = demo_clip(6, 64, 36)
-    write(home / "clip.mkv", clip.render(), new_facts(clip), codec="ffv1")
+    clip = make_demo_clip(6, 64, 36)
+    write_video(home / "clip.mkv", clip.render_frames(), make_clip_metadata(clip), codec="ffv1")
     np.save(home / "mask.npy", clip.masks[0])
     masks = (f"foreground={home / 'mask.npy'}",)
-    return fit(home / "clip.mkv", FitOptions(home / "run", masks=masks, overrides={"training.steps": 8})).run
+    return train(home / "clip.mkv", TrainOptions(home / "run", masks=masks, overrides={"training.steps": 8})).run
 
 
 @pytest.fixture(scope="session")

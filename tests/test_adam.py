@@ -70,7 +70,7 @@ def test_memory_that_is_put_back_continues_as_if_never_stopped() -> None:
     steps(first, adam, 4)
     second, again = first.detach().clone().requires_grad_(), None
     again = Adam([{"params": [second], "lr": 0.01}])
-    again.restore({name: value.clone() for name, value in adam.tensors().items()})
+    again.load_state_tensors({name: value.clone() for name, value in adam.state_tensors().items()})
     steps(second, again, 5)
     assert torch.equal(straight, second)
 
@@ -78,7 +78,7 @@ def test_memory_that_is_put_back_continues_as_if_never_stopped() -> None:
 def test_the_factor_scales_the_first_step() -> None:
     parameter = torch.tensor([1.0, -2.0], requires_grad=True)
     adam = Adam([{"params": [parameter], "lr": 0.1}])
-    adam.factor = 0.5
+    adam.rate_factor = 0.5
     parameter.sum().backward()
     adam.step()
     assert parameter.tolist() == pytest.approx([0.95, -2.05])

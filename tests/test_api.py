@@ -12,9 +12,9 @@ from PIL import Image
 
 import editors
 import neural_fields
-from editors.demo import new_facts
-from neural_fields.data.synthetic import translation_clip
-from neural_fields.data.video import read, write
+from editors.demo import make_clip_metadata
+from neural_fields.data.synthetic import make_translation_clip
+from neural_fields.data.video import read_video, write_video
 
 ROOT = Path(__file__).resolve().parents[1]
 FRAMES, WIDTH, HEIGHT = 6, 64, 36
@@ -55,13 +55,13 @@ def test_the_first_heavy_name_sets_threads_before_torch_is_loaded() -> None:
 
 def test_a_clip_is_fitted_edited_rendered_and_measured(tmp_path: Path) -> None:
     from editors import edit, redo, undo
-    from neural_fields import FitOptions, RenderOptions, Run, UserError, evaluate, fit, render
+    from neural_fields import TrainOptions, RenderOptions, Run, UserError, evaluate, train, render
     from neural_fields.errors import ExitCode
 
-    clip = translation_clip(FRAMES, WIDTH, HEIGHT, velocity=(2, 1))
-    write(tmp_path / "clip.mp4", clip.render(), new_facts(clip))
-    options = FitOptions(out=tmp_path / "run", masks=("none",), overrides={"training.steps": 8})
-    run = fit(tmp_path / "clip.mp4", options).run
+    clip = make_translation_clip(FRAMES, WIDTH, HEIGHT, velocity=(2, 1))
+    write_video(tmp_path / "clip.mp4", clip.render_frames(), make_clip_metadata(clip))
+    options = TrainOptions(out=tmp_path / "run", masks=("none",), overrides={"training.steps": 8})
+    run = train(tmp_path / "clip.mp4", options).run
     with Image.open(run.canonical / "background.png") as exported:
         painted = exported.copy()
     middle = (painted.width // 2 - 6, painted.height // 2 - 5, painted.width // 2 + 6, painted.height // 2 + 5)
@@ -70,7 +70,7 @@ def test_a_clip_is_fitted_edited_rendered_and_measured(tmp_path: Path) -> None:
 
     assert edit(run.path, tmp_path / "painted.png", layer="background").edit.number == 1
     (video,) = render(Run.open(run.path), RenderOptions(out=tmp_path / "edited.mp4"))
-    before, after = (np.asarray(read(path, tmp_path / "seen").frames, float) for path in (tmp_path / "clip.mp4", video))
+    before, after = (np.asarray(read_video(path, tmp_path / "seen").frames, float) for path in (tmp_path / "clip.mp4", video))
     assert (np.abs(after - before).max(-1) > 100).sum((1, 2)).min() > 30  # in every frame
     assert evaluate(run)["psnr"] > 25
     assert undo(run).edit.name == "painted" and redo(run).edit.name == "painted"

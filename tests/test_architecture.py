@@ -269,4 +269,4 @@ def test_the_rule_for_imports_sees_a_wrong_one() -> None:
 
 def test_annotations_are_checked_while_tests_run() -> None:
     with pytest.raises(jaxtyping.TypeCheckError):
-        coords.normalise_pixels(torch.zeros(5, 3), 16, 9)
+        coords.normalize_pixels(torch.zeros(5, 3), 16, 9)

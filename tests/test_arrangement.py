@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from editors import stack
-from neural_fields.arrangement import BLENDS, Arrangement
+from neural_fields.arrangement import BLEND_MODES, Arrangement
 from neural_fields.canonical import Overlay
 from neural_fields.coords import Box
 from neural_fields.edits import active_edits, list_edits
@@ -45,8 +45,8 @@ def test_an_edit_shows_between_its_frames_and_nowhere_else(
 ) -> None:
     end = None if length is None else (start or 0) + length
     values = {"fade_in": fades[0] if start is not None else 0, "fade_out": fades[1] if end is not None else 0}
-    lies = Arrangement().changed({"start": start, "end": end, **values})
-    strength = lies.strength(frame)
+    lies = Arrangement().replace_values({"start": start, "end": end, **values})
+    strength = lies.strength_at(frame)
     outside = (start is not None and frame < start) or (end is not None and frame > end)
     assert (strength == 0) == outside
     assert 0 <= strength <= 1
@@ -54,9 +54,9 @@ def test_an_edit_shows_between_its_frames_and_nowhere_else(
 
 def test_a_fade_of_three_frames_rises_by_quarters_and_falls_alike() -> None:
     lies = Arrangement(start=10, end=19, fade_in=3, fade_out=3)
-    rising = [lies.strength(frame) for frame in range(9, 15)]
+    rising = [lies.strength_at(frame) for frame in range(9, 15)]
     assert rising == [0, 0.25, 0.5, 0.75, 1, 1]
-    assert rising == [lies.strength(frame) for frame in reversed(range(15, 21))]
+    assert rising == [lies.strength_at(frame) for frame in reversed(range(15, 21))]
 
 
 @pytest.mark.parametrize(
@@ -77,14 +77,14 @@ def test_a_fade_of_three_frames_rises_by_quarters_and_falls_alike() -> None:
 def test_what_cannot_be_is_refused_and_nothing_is_written(run: Run, values: dict[str, Any]) -> None:
     before = (run.edits / "journal.jsonl").read_bytes()
     with pytest.raises(UserError) as caught:
-        stack.arrange(run, "b", values)
+        stack.arrange_edit(run, "b", values)
     assert caught.value.code == ExitCode.BAD_INPUT
     assert (run.edits / "journal.jsonl").read_bytes() == before
 
 
 def test_a_change_holds_and_is_taken_back_and_brought_back(run: Run) -> None:
-    stack.arrange(run, "b", {"opacity": 0.5, "blend": "multiply"})
-    stack.arrange(run, "b", {"start": 3, "fade_in": 2})
+    stack.arrange_edit(run, "b", {"opacity": 0.5, "blend": "multiply"})
+    stack.arrange_edit(run, "b", {"start": 3, "fade_in": 2})
     wanted = Arrangement(0.5, "multiply", start=3, fade_in=2)
     assert active_edits(run, ["b"])[0].arrangement == wanted
     assert stack.undo(run).operation == "set"
@@ -92,7 +92,7 @@ def test_a_change_holds_and_is_taken_back_and_brought_back(run: Run) -> None:
     assert order(run) == ["a", "b", "c"]
     stack.redo(run)
     assert active_edits(run, ["b"])[0].arrangement == wanted
-    stack.arrange(run, "b", {"start": None, "fade_in": 0})
+    stack.arrange_edit(run, "b", {"start": None, "fade_in": 0})
     assert active_edits(run, ["b"])[0].arrangement == Arrangement(0.5, "multiply")
 
 
@@ -103,7 +103,7 @@ def test_an_edit_moves_in_the_stack_and_back(run: Run) -> None:
         (("top", ""), ["a", "b", "c"]),
         (("below", "1"), ["c", "a", "b"]),
     ]:
-        stack.arrange(run, "c", {}, move)
+        stack.arrange_edit(run, "c", {}, move)
         assert order(run) == wanted
     for wanted in (["a", "b", "c"], ["a", "c", "b"], ["c", "a", "b"], ["a", "b", "c"]):
         stack.undo(run)
@@ -114,27 +114,27 @@ def test_an_edit_moves_in_the_stack_and_back(run: Run) -> None:
 
 def test_a_place_in_the_stack_that_there_is_not_is_refused(run: Run) -> None:
     with pytest.raises(UserError, match="cannot move 'under'") as caught:
-        stack.arrange(run, "a", {}, ("under", "b"))
+        stack.arrange_edit(run, "a", {}, ("under", "b"))
     assert caught.value.code == ExitCode.BAD_INPUT and "below" in caught.value.why
     assert order(run) == ["a", "b", "c"]
 
 
 def test_what_is_undone_cannot_be_arranged_and_nothing_is_no_change(run: Run) -> None:
     with pytest.raises(UserError, match="nothing to change"):
-        stack.arrange(run, "a", {})
+        stack.arrange_edit(run, "a", {})
     with pytest.raises(UserError, match="cannot be above itself"):
-        stack.arrange(run, "a", {}, ("above", "a"))
+        stack.arrange_edit(run, "a", {}, ("above", "a"))
     stack.undo(run)
     with pytest.raises(UserError, match="is undone"):
-        stack.arrange(run, "c", {"opacity": 0.5})
+        stack.arrange_edit(run, "c", {"opacity": 0.5})
     with pytest.raises(UserError, match="no edit 'z'"):
-        stack.arrange(run, "z", {"opacity": 0.5})
+        stack.arrange_edit(run, "z", {"opacity": 0.5})
 
 
 def test_the_folder_of_an_edit_is_never_changed_by_arranging_it(run: Run) -> None:
     folder = active_edits(run, ["a"])[0].folder
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    stack.arrange(run, "a", {"opacity": 0.2}, ("top", ""))
+    stack.arrange_edit(run, "a", {"opacity": 0.2}, ("top", ""))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -171,4 +171,4 @@ def test_the_flags_of_the_command_are_the_blend_modes_there_are() -> None:
 
     from editors.cli_arrange import Blend
 
-    assert get_args(Blend) == BLENDS
+    assert get_args(Blend) == BLEND_MODES

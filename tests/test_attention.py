@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from editors.diffusion.attention import (
-    CrossFrame,
-    Features,
-    Processor,
-    canonical_paths,
-    cross_attention,
-    cross_frame,
-    seen_by,
-    self_attention,
+    CrossFrameAttention,
+    FeatureRecorder,
+    AttentionProcessor,
+    find_canonical_paths,
+    list_cross_attention,
+    make_cross_frame_processors,
+    list_seen_frames,
+    list_self_attention,
 )
-from editors.diffusion.weights import Weights
-from editors.diffusion.wrapper import DiffusionModel, Text, load_model
+from editors.diffusion.weights import WeightsSource
+from editors.diffusion.wrapper import DiffusionModel, EncodedPrompt, load_model
 from neural_fields.errors import ExitCode, UserError
 
 FRAMES, SIDE, TIME = 3, 8, 500
@@ -30,12 +30,12 @@ FRAMES, SIDE, TIME = 3, 8, 500
 
 @pytest.fixture(scope="module")
 def model(tiny_models: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> DiffusionModel:
-    return load_model(Weights(str(tiny_models.stable_diffusion(tmp_path_factory.mktemp("model") / "sd"))))
+    return load_model(WeightsSource(str(tiny_models.stable_diffusion(tmp_path_factory.mktemp("model") / "sd"))))
 
 
 @pytest.fixture(scope="module")
-def text(model: DiffusionModel) -> Text:
-    return model.text("blue dots", "red")
+def text(model: DiffusionModel) -> EncodedPrompt:
+    return model.encode_prompt("blue dots", "red")
 
 
 def latents(count: int = FRAMES, seed: int = 0) -> Tensor:
@@ -76,8 +76,8 @@ def slow_paths(q: Tensor, k: Tensor, v: Tensor, paths: Tensor) -> Tensor:
 @pytest.mark.parametrize("groups", [1, 2])
 def test_every_mode_equals_loops_over_tokens(mode: Any, groups: int) -> None:
     q, k, v = heads(groups)
-    seen = seen_by(mode, FRAMES)
-    torch.testing.assert_close(CrossFrame(tuple(seen), {})(q, k, v, None), slow(q, k, v, seen))
+    seen = list_seen_frames(mode, FRAMES)
+    torch.testing.assert_close(CrossFrameAttention(tuple(seen), {})(q, k, v, None), slow(q, k, v, seen))
 
 
 def test_paths_equal_loops_over_tokens_and_follow_the_attention_between_pictures() -> None:
@@ -85,16 +85,16 @@ def test_paths_equal_loops_over_tokens_and_follow_the_attention_between_pictures
     paths = torch.randint(-1, 4, (FRAMES, 4, FRAMES), generator=torch.Generator().manual_seed(1))
     for frame in range(FRAMES):
         paths[frame, :, frame] = torch.arange(4)
-    seen = seen_by("all", FRAMES)
+    seen = list_seen_frames("all", FRAMES)
     expected = slow_paths(q, k, slow(q, k, v, seen), paths)
-    torch.testing.assert_close(CrossFrame(tuple(seen), {4: paths})(q, k, v, None), expected)
-    torch.testing.assert_close(CrossFrame(tuple(seen), {9: paths})(q, k, v, None), slow(q, k, v, seen))
+    torch.testing.assert_close(CrossFrameAttention(tuple(seen), {4: paths})(q, k, v, None), expected)
+    torch.testing.assert_close(CrossFrameAttention(tuple(seen), {9: paths})(q, k, v, None), slow(q, k, v, seen))
 
 
 def test_pictures_that_see_all_come_out_equal_where_their_tokens_are_equal() -> None:
     q, k, v = heads(groups=1)
     q[1, :, 2] = q[0, :, 3]
-    out = CrossFrame(tuple(seen_by("all", FRAMES)), {})(q, k, v, None)
+    out = CrossFrameAttention(tuple(list_seen_frames("all", FRAMES)), {})(q, k, v, None)
     torch.testing.assert_close(out[1, :, 2], out[0, :, 3])
 
 
@@ -103,7 +103,7 @@ def test_paths_follow_a_shift_and_end_where_the_point_is_not_seen() -> None:
     places = np.stack([np.stack([columns + shift, rows], axis=-1) for shift in (0, 2)])
     seen = np.ones((2, 4, 6), bool)
     seen[1, 0] = False
-    paths = canonical_paths(places, seen).reshape(2, 4, 6, 2)
+    paths = find_canonical_paths(places, seen).reshape(2, 4, 6, 2)
     number = np.arange(24).reshape(4, 6)
     assert (paths[0, ..., 0].numpy() == number).all() and (paths[1, ..., 1].numpy() == number).all()
     assert (paths[0, 1:, 3:, 1].numpy() == number[1:, 1:4]).all()  # column 3 is column 1 of the other
@@ -115,7 +115,7 @@ def test_paths_join_the_nearest_tokens_however_the_pictures_lie() -> None:
     generator = np.random.default_rng(0)
     places = generator.random((3, 5, 5, 2)) * 5
     seen = generator.random((3, 5, 5)) < 0.8
-    paths = canonical_paths(places, seen)
+    paths = find_canonical_paths(places, seen)
     flat, shown = places.reshape(3, 25, 2), seen.reshape(3, 25)
     for i, t, j in np.ndindex(3, 25, 3):
         if i != j and paths[i, t, j] >= 0:
@@ -125,83 +125,83 @@ def test_paths_join_the_nearest_tokens_however_the_pictures_lie() -> None:
 
 
 @torch.no_grad()
-def test_processors_that_change_nothing_leave_the_denoiser_as_it_was(model: DiffusionModel, text: Text) -> None:
-    expected = model.predict(latents(), TIME, text, 3.0).clean
-    layers = [*self_attention(model.unet), *cross_attention(model.unet)]
+def test_processors_that_change_nothing_leave_the_denoiser_as_it_was(model: DiffusionModel, text: EncodedPrompt) -> None:
+    expected = model.predict_denoised(latents(), TIME, text, 3.0).clean
+    layers = [*list_self_attention(model.unet), *list_cross_attention(model.unet)]
     assert sorted(layers) == sorted(model.unet.attn_processors)
-    features = Features(layers, {"mid": model.unet.mid_block.resnets[0].conv2})
+    features = FeatureRecorder(layers, {"mid": model.unet.mid_block.resnets[0].conv2})
     for changed in (
-        model.attention(dict.fromkeys(layers, Processor())),
-        model.attention(cross_frame(model.unet, seen_by("own", FRAMES))),
-        features.recording(model),
+        model.replace_attention(dict.fromkeys(layers, AttentionProcessor())),
+        model.replace_attention(make_cross_frame_processors(model.unet, list_seen_frames("own", FRAMES))),
+        features.record_features(model),
     ):
         with changed:
-            torch.testing.assert_close(model.predict(latents(), TIME, text, 3.0).clean, expected)
-    with features.injecting(model, features.replayed(layers)):
-        torch.testing.assert_close(model.predict(latents(), TIME, text, 3.0).clean, expected)
+            torch.testing.assert_close(model.predict_denoised(latents(), TIME, text, 3.0).clean, expected)
+    with features.inject_features(model, features.make_replaying_processors(layers)):
+        torch.testing.assert_close(model.predict_denoised(latents(), TIME, text, 3.0).clean, expected)
     assert not model.unet.mid_block.resnets[0].conv2._forward_hooks
     assert {type(processor).__name__ for processor in model.unet.attn_processors.values()} == {"AttnProcessor2_0"}
-    torch.testing.assert_close(model.predict(latents(), TIME, text, 3.0).clean, expected, rtol=0, atol=0)
+    torch.testing.assert_close(model.predict_denoised(latents(), TIME, text, 3.0).clean, expected, rtol=0, atol=0)
 
 
 @torch.no_grad()
-def test_a_picture_that_is_seen_by_others_changes_them_and_only_them(model: DiffusionModel, text: Text) -> None:
-    with model.attention(cross_frame(model.unet, seen_by("first", FRAMES))):
-        alone = model.predict(latents(), TIME, text, 3.0).clean
+def test_a_picture_that_is_seen_by_others_changes_them_and_only_them(model: DiffusionModel, text: EncodedPrompt) -> None:
+    with model.replace_attention(make_cross_frame_processors(model.unet, list_seen_frames("first", FRAMES))):
+        alone = model.predict_denoised(latents(), TIME, text, 3.0).clean
         other = latents()
         other[1] += 1
-        after_second = model.predict(other, TIME, text, 3.0).clean
+        after_second = model.predict_denoised(other, TIME, text, 3.0).clean
         other = latents()
         other[0] += 1
-        after_first = model.predict(other, TIME, text, 3.0).clean
+        after_first = model.predict_denoised(other, TIME, text, 3.0).clean
     torch.testing.assert_close(after_second[[0, 2]], alone[[0, 2]])
     assert (after_first[1:] - alone[1:]).abs().amax((1, 2, 3)).min() > 1e-4
-    model_alone = model.predict(latents()[:1], TIME, text, 3.0).clean
+    model_alone = model.predict_denoised(latents()[:1], TIME, text, 3.0).clean
     torch.testing.assert_close(alone[:1], model_alone)
 
 
 @torch.no_grad()
-def test_paths_are_used_in_the_layers_of_their_size(model: DiffusionModel, text: Text) -> None:
+def test_paths_are_used_in_the_layers_of_their_size(model: DiffusionModel, text: EncodedPrompt) -> None:
     number = torch.arange(SIDE * SIDE)
     own = torch.full((FRAMES, SIDE * SIDE, FRAMES), -1)
     for frame in range(FRAMES):
         own[frame, :, frame] = number
     same = number[None, :, None].expand(FRAMES, -1, FRAMES)
-    expected = model.predict(latents(), TIME, text, 1.0).clean
-    with model.attention(cross_frame(model.unet, seen_by("own", FRAMES), {SIDE * SIDE: own})):
-        torch.testing.assert_close(model.predict(latents(), TIME, text, 1.0).clean, expected)
-    with model.attention(cross_frame(model.unet, seen_by("own", FRAMES), {SIDE * SIDE: same})):
-        assert (model.predict(latents(), TIME, text, 1.0).clean - expected).abs().max() > 1e-4
+    expected = model.predict_denoised(latents(), TIME, text, 1.0).clean
+    with model.replace_attention(make_cross_frame_processors(model.unet, list_seen_frames("own", FRAMES), {SIDE * SIDE: own})):
+        torch.testing.assert_close(model.predict_denoised(latents(), TIME, text, 1.0).clean, expected)
+    with model.replace_attention(make_cross_frame_processors(model.unet, list_seen_frames("own", FRAMES), {SIDE * SIDE: same})):
+        assert (model.predict_denoised(latents(), TIME, text, 1.0).clean - expected).abs().max() > 1e-4
 
 
 @torch.no_grad()
-def test_what_one_run_held_is_put_into_another_window_by_window(model: DiffusionModel, text: Text) -> None:
+def test_what_one_run_held_is_put_into_another_window_by_window(model: DiffusionModel, text: EncodedPrompt) -> None:
     wide = torch.randn(1, 4, SIDE, 40, generator=torch.Generator().manual_seed(3))  # wider than the model: windows
-    layers = self_attention(model.unet)
-    features = Features(layers, {"mid": model.unet.mid_block.resnets[0].conv2})
-    with features.recording(model):
-        expected = model.predict(wide, TIME, text, 1.0).clean
-    assert len(features.held["mid"]) == len(features.held[layers[0]]) > 1
+    layers = list_self_attention(model.unet)
+    features = FeatureRecorder(layers, {"mid": model.unet.mid_block.resnets[0].conv2})
+    with features.record_features(model):
+        expected = model.predict_denoised(wide, TIME, text, 1.0).clean
+    assert len(features.recorded["mid"]) == len(features.recorded[layers[0]]) > 1
     other = wide + torch.randn(wide.shape, generator=torch.Generator().manual_seed(4))
-    with features.injecting(model, features.replayed(layers)):
-        torch.testing.assert_close(model.predict(wide, TIME, text, 1.0).clean, expected)
-        put_in = model.predict(other, TIME, text, 1.0).clean
-    assert (put_in - model.predict(other, TIME, text, 1.0).clean).abs().max() > 1e-4
+    with features.inject_features(model, features.make_replaying_processors(layers)):
+        torch.testing.assert_close(model.predict_denoised(wide, TIME, text, 1.0).clean, expected)
+        put_in = model.predict_denoised(other, TIME, text, 1.0).clean
+    assert (put_in - model.predict_denoised(other, TIME, text, 1.0).clean).abs().max() > 1e-4
 
 
 def test_layers_are_listed_from_fine_to_coarse_and_back(model: DiffusionModel) -> None:
-    blocks = [name.split(".")[0] for name in self_attention(model.unet)]
+    blocks = [name.split(".")[0] for name in list_self_attention(model.unet)]
     assert blocks == ["down_blocks", "mid_block", "up_blocks", "up_blocks"]
 
 
 def test_a_transformer_is_refused(tiny_models: ModuleType, tmp_path: Path) -> None:
-    model = load_model(Weights(str(tiny_models.stable_diffusion_3(tmp_path / "sd3"))))
+    model = load_model(WeightsSource(str(tiny_models.stable_diffusion_3(tmp_path / "sd3"))))
     with pytest.raises(UserError, match="attention cannot be changed") as caught:
-        cross_frame(model.unet, seen_by("all", FRAMES))
+        make_cross_frame_processors(model.unet, list_seen_frames("all", FRAMES))
     assert caught.value.code == ExitCode.BAD_INPUT
 
 
 def test_a_batch_that_does_not_hold_the_pictures_is_an_error() -> None:
     q, k, v = heads(groups=1)
     with pytest.raises(ValueError, match="whole number"):
-        CrossFrame(tuple(seen_by("all", 2)), {})(q, k, v, None)
+        CrossFrameAttention(tuple(list_seen_frames("all", 2)), {})(q, k, v, None)

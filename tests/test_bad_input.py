@@ -21,12 +21,12 @@ import pytest
 from PIL import Image
 
 from editors.cli import main
-from neural_fields.data.synthetic import demo_clip
-from neural_fields.data.video import probe
+from neural_fields.data.synthetic import make_demo_clip
+from neural_fields.data.video import probe_video
 from neural_fields.errors import ExitCode
 
 WIDTH, HEIGHT, FRAMES = 48, 32, 6
-CLIP = demo_clip(FRAMES, WIDTH, HEIGHT)
+CLIP = make_demo_clip(FRAMES, WIDTH, HEIGHT)
 TRAIN = "train {home}/clip.mp4 --masks {home}/mask.npy --training.steps 4 --out run"
 
 
@@ -442,7 +442,7 @@ def test_training_again_mends_what_can_be_made_again(damage: str, place: Path, h
     assert command(TRAIN, home=home) == 0
     assert contents(place / "run/edits") == before
     assert command("render run --out after.mp4") == 0
-    assert probe(place / "after.mp4").frame_count == FRAMES
+    assert probe_video(place / "after.mp4").frame_count == FRAMES
 
 
 def test_the_checkpoint_before_a_damaged_one_is_used_and_said(
@@ -464,7 +464,7 @@ def test_one_frame_works_as_a_still(place: Path, capsys: pytest.CaptureFixture[s
     assert command("train one.mp4 --training.steps 2 --out one") == 0
     assert "one frame" in capsys.readouterr().err
     assert command("render one --what reconstruction --out shown.mp4") == 0
-    assert probe(place / "shown.mp4").frame_count == 1
+    assert probe_video(place / "shown.mp4").frame_count == 1
     assert command("eval one --json") == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["warp_error"] is None
 
@@ -474,7 +474,7 @@ def test_odd_sizes_work_and_stay_odd(place: Path, capsys: pytest.CaptureFixture[
     assert command("train odd --masks none --training.steps 2 --out run-odd") == 0
     assert "24 frames a second" in capsys.readouterr().err
     assert command("render run-odd --what reconstruction --out shown.mp4") == 0
-    facts = probe(place / "shown.mp4")
+    facts = probe_video(place / "shown.mp4")
     assert (facts.width, facts.height, facts.frame_count) == (47, 31, FRAMES)
     assert "note: " in capsys.readouterr().err
 

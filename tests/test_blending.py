@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from neural_fields.arrangement import BLENDS
-from neural_fields.blending import blend_of
+from neural_fields.arrangement import BLEND_MODES
+from neural_fields.blending import blend_function
 
 UNDER = np.random.default_rng(0).random((200, 3)).astype(np.float32)
 TOP = np.random.default_rng(1).random((200, 3)).astype(np.float32)
@@ -14,12 +14,12 @@ LUMA = np.array([0.3, 0.59, 0.11])
 
 
 def blended(name: str, top: np.ndarray, under: np.ndarray) -> np.ndarray:
-    blend = blend_of(name)
+    blend = blend_function(name)
     assert blend is not None
     return blend(np.broadcast_to(top, under.shape).astype(np.float32), under)
 
 
-@pytest.mark.parametrize("name", [name for name in BLENDS if name != "normal"])
+@pytest.mark.parametrize("name", [name for name in BLEND_MODES if name != "normal"])
 def test_every_mode_stays_within_black_and_white(name: str) -> None:
     result = blended(name, TOP, UNDER)
     assert result.min() >= -1e-6 and result.max() <= 1 + 1e-6
@@ -51,6 +51,6 @@ def test_colour_keeps_the_lightness_below_and_luminosity_that_of_the_paint() -> 
 
 
 def test_normal_takes_the_paint_and_an_unknown_mode_is_a_mistake() -> None:
-    assert blend_of("normal") is None
+    assert blend_function("normal") is None
     with pytest.raises(ValueError, match="dissolve"):
-        blend_of("dissolve")
+        blend_function("dissolve")

@@ -17,30 +17,30 @@ from scipy.spatial.transform import Rotation
 
 from neural_fields.data.bones_file import read_bones, read_states, write_bones, write_states
 from neural_fields.data.bvh import read_bvh
-from neural_fields.data.joints import JointTrack, body_motion, motion_from_joints, object_bones, read_trc
-from neural_fields.data.rigid import axes_matrix, from_axis_angle, turn_between
-from neural_fields.data.skeleton import ROOT, Motion, build_skeleton, from_local, local_rotations
-from neural_fields.data.smpl import JOINTS, motion_from_turns, read_smpl, smpl_motion
+from neural_fields.data.joints import JointTrack, fit_body_motion, fit_motion_to_joints, add_object_bones, read_trc
+from neural_fields.data.rigid import parse_axes, axis_angle_to_matrix, fit_rotations
+from neural_fields.data.skeleton import NO_PARENT, SkeletonMotion, build_skeleton, compose_transforms, compute_local_pose
+from neural_fields.data.smpl import SMPL_JOINTS, motion_from_axis_angles, read_smpl, compute_smpl_motion
 from neural_fields.errors import UserError
 
 NAMES = ("hips", "chest", "arm", "hand", "leg")
-PARENTS = (ROOT, 0, 1, 2, 0)
+PARENTS = (NO_PARENT, 0, 1, 2, 0)
 REST = np.array([[0, 1, 0], [0, 1.5, 0], [0.3, 1.5, 0], [0.6, 1.5, 0.1], [0.1, 0.5, 0.0]])
 
 
-def random_motion(frames: int = 4, seed: int = 0) -> Motion:
+def random_motion(frames: int = 4, seed: int = 0) -> SkeletonMotion:
     random = np.random.default_rng(seed)
     skeleton, _ = build_skeleton(NAMES, PARENTS, REST, (3,))
     shifts = np.zeros((len(NAMES), 3))
     poses = []
     for _ in range(frames):
         shifts[0] = random.normal(size=3)
-        poses.append(from_local(skeleton, Rotation.random(len(NAMES), rng=random).as_matrix(), shifts))
-    return Motion(skeleton, np.array(poses))
+        poses.append(compose_transforms(skeleton, Rotation.random(len(NAMES), rng=random).as_matrix(), shifts))
+    return SkeletonMotion(skeleton, np.array(poses))
 
 
-def places(motion: Motion) -> np.ndarray:
-    return np.array([motion.joints(frame) for frame in range(motion.frame_count)])
+def places(motion: SkeletonMotion) -> np.ndarray:
+    return np.array([motion.compute_joint_positions(frame) for frame in range(motion.frame_count)])
 
 
 # --- bones.json and states.json -------------------------------------------------------------------------------------
@@ -50,8 +50,8 @@ def test_bones_are_read_back_to_the_last_digit(tmp_path: Path) -> None:
     motion = random_motion()
     write_bones(tmp_path / "bones.json", motion)
     found = read_bones(tmp_path / "bones.json")
-    assert (found.skeleton.names, found.skeleton.parents, found.skeleton.objects) == (NAMES, PARENTS, (3,))
-    assert np.array_equal(found.skeleton.rest, REST) and np.array_equal(found.transforms, motion.transforms)
+    assert (found.skeleton.names, found.skeleton.parents, found.skeleton.object_joints) == (NAMES, PARENTS, (3,))
+    assert np.array_equal(found.skeleton.rest_positions, REST) and np.array_equal(found.transforms, motion.transforms)
 
 
 def test_joints_in_any_order_are_put_behind_their_parents(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_joints_in_any_order_are_put_behind_their_parents(tmp_path: Path) -> Non
     same = [found.skeleton.names.index(name) for name in NAMES]
     assert np.array_equal(found.transforms[:, same], motion.transforms)
     assert [found.skeleton.names[found.skeleton.parents[bone]] for bone in same[1:]] == ["hips", "chest", "arm", "hips"]
-    assert found.skeleton.objects == (same[3],)
+    assert found.skeleton.object_joints == (same[3],)
 
 
 BAD_BONES: dict[str, tuple[dict[str, Any], str]] = {
@@ -129,7 +129,7 @@ def test_states_are_read_back_and_those_out_of_order_are_refused(tmp_path: Path)
 def test_one_arrow_is_followed_without_twist_and_several_exactly() -> None:
     random = np.random.default_rng(1)
     one, other = random.normal(size=(2, 30, 1, 3))
-    turn = turn_between(one, other)
+    turn = fit_rotations(one, other)
     unit = other / np.linalg.norm(other, axis=2, keepdims=True)
     assert np.allclose(
         np.einsum("tij,tpj->tpi", turn, one) / np.linalg.norm(one, axis=2, keepdims=True), unit, atol=1e-5
@@ -137,22 +137,22 @@ def test_one_arrow_is_followed_without_twist_and_several_exactly() -> None:
     axis = Rotation.from_matrix(turn).as_rotvec()
     assert np.abs(np.einsum("ti,tpi->tp", axis, one)).max() < 1e-4  # the smallest turn is about an axis across
     several, true = random.normal(size=(30, 4, 3)), Rotation.random(30, rng=random).as_matrix()
-    assert np.allclose(turn_between(several, np.einsum("tij,tpj->tpi", true, several)), true, atol=1e-5)
-    assert np.allclose(turn_between(np.zeros((2, 0, 3)), np.zeros((2, 0, 3))), np.eye(3))
+    assert np.allclose(fit_rotations(several, np.einsum("tij,tpj->tpi", true, several)), true, atol=1e-5)
+    assert np.allclose(fit_rotations(np.zeros((2, 0, 3)), np.zeros((2, 0, 3))), np.eye(3))
 
 
 @given(st.lists(st.floats(-4, 4), min_size=3, max_size=3))
 def test_rodrigues_agrees_with_a_reference(vector: list[float]) -> None:
-    found = from_axis_angle(np.array(vector))
+    found = axis_angle_to_matrix(np.array(vector))
     assert np.allclose(found, Rotation.from_rotvec(vector).as_matrix(), atol=1e-12)
 
 
 def test_axes_are_named_by_letters() -> None:
-    assert (axes_matrix("zxy") @ (1, 2, 3)).tolist() == [3, 1, 2]
-    assert (axes_matrix("x-zy") @ (1, 2, 3)).tolist() == [1, -3, 2]
+    assert (parse_axes("zxy") @ (1, 2, 3)).tolist() == [3, 1, 2]
+    assert (parse_axes("x-zy") @ (1, 2, 3)).tolist() == [1, -3, 2]
     for wrong in ("xzy", "xy", "xxz", "x--zy", "-xyz", "abc", ""):
         with pytest.raises(ValueError, match="axes are three of"):
-            axes_matrix(wrong)
+            parse_axes(wrong)
 
 
 # --- BVH ------------------------------------------------------------------------------------------------------------
@@ -200,12 +200,12 @@ def test_bvh_angles_turn_in_the_order_of_their_channels(tmp_path: Path, letters:
     order = " ".join(f"{letter}rotation" for letter in letters)
     motion = read_bvh(bvh(tmp_path / "a.bvh", order), end_sites=True)
     assert motion.skeleton.names == ("Hips", "Arm", "Arm_end")  # the thumb's base lies on the hips
-    assert motion.skeleton.parents == (ROOT, 0, 1)
-    assert motion.skeleton.rest.tolist() == [[5, 90, 0], [15, 90, 0], [19, 90, 0]]
+    assert motion.skeleton.parents == (NO_PARENT, 0, 1)
+    assert motion.skeleton.rest_positions.tolist() == [[5, 90, 0], [15, 90, 0], [19, 90, 0]]
     hips, base, arm = turned("ZXY", 90, 40, 10), turned(letters, 20, 30, 50), turned("Y", 70)
     second, third = np.array([1, 2, 3]) + hips @ base @ (10, 0, 0), hips @ base @ arm @ (4, 0, 0)
-    assert np.allclose(motion.joints(2), [[1, 2, 3], second, second + third])
-    assert np.allclose(motion.joints(1), [[1, 2, 3], [1, 12, 3], [1, 16, 3]])
+    assert np.allclose(motion.compute_joint_positions(2), [[1, 2, 3], second, second + third])
+    assert np.allclose(motion.compute_joint_positions(1), [[1, 2, 3], [1, 12, 3], [1, 16, 3]])
     assert np.allclose(motion.transforms[2, 0, :3, :3], hips)
     assert np.allclose(motion.transforms[2, 1:, :3, :3], hips @ base @ arm)
 
@@ -213,9 +213,9 @@ def test_bvh_angles_turn_in_the_order_of_their_channels(tmp_path: Path, letters:
 def test_bvh_units_axes_and_frames_are_chosen(tmp_path: Path) -> None:
     path = bvh(tmp_path / "a.bvh")
     whole, part = read_bvh(path), read_bvh(path, frames=range(0, 3, 2), scale=0.01, axes="zxy")
-    assert part.frame_count == 2 and part.skeleton.count == 2
-    assert np.allclose(part.joints(1), 0.01 * whole.joints(2)[:, [2, 0, 1]])
-    assert np.allclose(part.skeleton.rest, 0.01 * whole.skeleton.rest[:, [2, 0, 1]])
+    assert part.frame_count == 2 and part.skeleton.bone_count == 2
+    assert np.allclose(part.compute_joint_positions(1), 0.01 * whole.compute_joint_positions(2)[:, [2, 0, 1]])
+    assert np.allclose(part.skeleton.rest_positions, 0.01 * whole.skeleton.rest_positions[:, [2, 0, 1]])
     for frames in (range(2, 5), range(0), range(-1, 2)):
         with pytest.raises(UserError, match="it holds 3 frames, 0 to 2"):
             read_bvh(path, frames=frames)
@@ -256,14 +256,14 @@ def test_a_bvh_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
 def test_recorded_walks_keep_their_bones_and_stand_on_the_ground(shared_data: Path) -> None:
     for name, joints, ends in (("AV_8Walk_Meredith_HVHA_Rep1", 21, 26), ("aitviewer-sample", 23, 28)):
         motion = read_bvh(shared_data / f"mocap-bvh/{name}.bvh", frames=range(0, 1000, 40))
-        assert (motion.skeleton.count, motion.frame_count) == (joints, 25)
+        assert (motion.skeleton.bone_count, motion.frame_count) == (joints, 25)
         seen = places(motion)
         for bone, parent in enumerate(motion.skeleton.parents[1:], 1):
             lengths = np.linalg.norm(seen[:, bone] - seen[:, parent], axis=1)
-            assert np.allclose(lengths, np.linalg.norm(motion.skeleton.rest[bone] - motion.skeleton.rest[parent]))
+            assert np.allclose(lengths, np.linalg.norm(motion.skeleton.rest_positions[bone] - motion.skeleton.rest_positions[parent]))
         high = seen[..., 1]
         assert np.all(high.min(axis=1) > -1) and np.all(high.min(axis=1) < 0.05 * np.ptp(high))
-        assert read_bvh(shared_data / f"mocap-bvh/{name}.bvh", end_sites=True).skeleton.count == ends
+        assert read_bvh(shared_data / f"mocap-bvh/{name}.bvh", end_sites=True).skeleton.bone_count == ends
 
 
 # --- joints ---------------------------------------------------------------------------------------------------------
@@ -272,12 +272,12 @@ def test_recorded_walks_keep_their_bones_and_stand_on_the_ground(shared_data: Pa
 @given(st.integers(0, 1000))
 def test_bones_through_joints_carry_them_where_they_are_seen(seed: int) -> None:
     seen = np.random.default_rng(seed).normal(size=(5, 5, 3))  # lengths change too, as tracked ones do
-    motion = motion_from_joints(NAMES, PARENTS, seen)
+    motion = fit_motion_to_joints(NAMES, PARENTS, seen)
     assert np.allclose(places(motion), seen, atol=1e-9)
     turns = motion.transforms[..., :3, :3]
     assert np.allclose(turns @ turns.swapaxes(-1, -2), np.eye(3)) and np.allclose(np.linalg.det(turns), 1)
     for bone, child in ((1, 2), (2, 3)):  # with one child a bone points at it
-        rest = motion.skeleton.rest[child] - motion.skeleton.rest[bone]
+        rest = motion.skeleton.rest_positions[child] - motion.skeleton.rest_positions[bone]
         shown = seen[:, child] - seen[:, bone]
         along = np.einsum("tij,j,ti->t", turns[:, bone], rest, shown)
         assert np.allclose(along, np.linalg.norm(rest) * np.linalg.norm(shown, axis=1), rtol=1e-6)
@@ -286,10 +286,10 @@ def test_bones_through_joints_carry_them_where_they_are_seen(seed: int) -> None:
 
 def test_a_body_that_moves_as_one_has_one_rotation() -> None:
     turns, shifts = Rotation.random(6, rng=np.random.default_rng(0)).as_matrix(), np.arange(18.0).reshape(6, 3)
-    motion = motion_from_joints(NAMES, PARENTS, np.einsum("tij,bj->tbi", turns, REST) + shifts[:, None], rest_frame=2)
+    motion = fit_motion_to_joints(NAMES, PARENTS, np.einsum("tij,bj->tbi", turns, REST) + shifts[:, None], rest_frame=2)
     assert np.allclose(motion.transforms[..., :3, :3], (turns @ turns[2].T)[:, None], atol=1e-5)
-    lengths = [np.linalg.norm(REST[b] - REST[p]) for b, p in enumerate(PARENTS) if p != ROOT]
-    found = [np.linalg.norm(motion.skeleton.rest[b] - motion.skeleton.rest[p]) for b, p in enumerate(PARENTS) if b]
+    lengths = [np.linalg.norm(REST[b] - REST[p]) for b, p in enumerate(PARENTS) if p != NO_PARENT]
+    found = [np.linalg.norm(motion.skeleton.rest_positions[b] - motion.skeleton.rest_positions[p]) for b, p in enumerate(PARENTS) if b]
     assert np.allclose(found, lengths)
 
 
@@ -298,8 +298,8 @@ def test_a_swing_of_one_joint_turns_its_bone_alone() -> None:
     seen = np.tile(REST, (3, 1, 1))
     swing = Rotation.from_rotvec(angles[:, None] * (0, 0, 1)).as_matrix()
     seen[:, 3] = REST[2] + np.einsum("tij,j->ti", swing, REST[3] - REST[2])
-    motion = motion_from_joints(NAMES, PARENTS, seen, rest_frame=0)
-    local = np.array([local_rotations(motion.skeleton, frame)[0] for frame in motion.transforms])
+    motion = fit_motion_to_joints(NAMES, PARENTS, seen, rest_frame=0)
+    local = np.array([compute_local_pose(motion.skeleton, frame)[0] for frame in motion.transforms])
     assert np.allclose(local[:, [0, 1, 4]], np.eye(3), atol=1e-5)
     assert np.all(Rotation.from_matrix(local[:, 2]).magnitude() <= angles + 1e-6)
 
@@ -315,23 +315,23 @@ def test_joints_that_make_no_bones_are_refused(change: Any, words: str) -> None:
     seen = np.random.default_rng(0).normal(size=(4, 5, 3))
     change(seen)
     with pytest.raises(ValueError, match=words):
-        motion_from_joints(NAMES, PARENTS, seen)
+        fit_motion_to_joints(NAMES, PARENTS, seen)
 
 
 def test_an_object_hangs_beyond_the_hand_and_moves_with_it() -> None:
     motion = random_motion()
-    held = object_bones(motion, ["hand"])
+    held = add_object_bones(motion, ["hand"])
     assert held.skeleton.names[-1] == "hand_object" and held.skeleton.parents[-1] == 3
-    assert held.skeleton.objects == (3, 5)
+    assert held.skeleton.object_joints == (3, 5)
     seen = places(held)
-    assert np.allclose(held.skeleton.rest[5], 2 * REST[3] - REST[2])
+    assert np.allclose(held.skeleton.rest_positions[5], 2 * REST[3] - REST[2])
     assert np.allclose(np.linalg.norm(seen[:, 5] - seen[:, 3], axis=1), np.linalg.norm(REST[3] - REST[2]))
     assert np.array_equal(held.transforms[:, 5], motion.transforms[:, 3])
-    further = object_bones(motion, ["hand"], ["chest"])
-    assert np.allclose(further.skeleton.rest[5], 2 * REST[3] - REST[1])
+    further = add_object_bones(motion, ["hand"], ["chest"])
+    assert np.allclose(further.skeleton.rest_positions[5], 2 * REST[3] - REST[1])
     for wrong in (["thumb"], ["hips"]):
         with pytest.raises(ValueError, match=wrong[0]):
-            object_bones(motion, wrong)
+            add_object_bones(motion, wrong)
 
 
 HEAD = (
@@ -348,7 +348,7 @@ def trc(path: Path, rate: str = "60", count: str = "3", last: str = "8") -> Path
 
 def test_joints_of_a_trc_file_are_turned_to_the_world_and_gaps_are_filled(tmp_path: Path) -> None:
     track = read_trc(trc(tmp_path / "a.trc"), axes="zxy", scale=10.0)
-    assert (track.names, track.rate, track.filled) == (("RHip", "LHip"), 60, 1)
+    assert (track.names, track.frame_rate, track.filled_count) == (("RHip", "LHip"), 60, 1)
     assert track.positions[:, 0].tolist() == [[30, 10, 20], [40, 20, 30], [50, 30, 40]]
 
 
@@ -366,7 +366,7 @@ def test_joints_of_a_trc_file_are_turned_to_the_world_and_gaps_are_filled(tmp_pa
 def test_a_trc_file_that_is_damaged_is_refused(tmp_path: Path, changed: dict, words: str | None) -> None:
     path = trc(tmp_path / "a.trc", **changed)
     if words is None:
-        assert read_trc(path).filled == 2
+        assert read_trc(path).filled_count == 2
         return
     with pytest.raises(UserError, match=words):
         read_trc(path)
@@ -374,15 +374,15 @@ def test_a_trc_file_that_is_damaged_is_refused(tmp_path: Path, changed: dict, wo
 
 def test_a_body_of_recorded_joints_stands_where_they_are(shared_data: Path) -> None:
     track = read_trc(next((shared_data / "pose2sim-balancing").glob("pose-3d/*filt_butterworth.trc")), axes="zxy")
-    motion = body_motion(track)
+    motion = fit_body_motion(track)
     own = [motion.skeleton.names.index(name) for name in track.names]
-    assert motion.skeleton.count == 22 and np.allclose(places(motion)[:, own], track.positions)
+    assert motion.skeleton.bone_count == 22 and np.allclose(places(motion)[:, own], track.positions)
     turns = motion.transforms[..., :3, :3]
     cosine = (np.einsum("tbij,tbij->tb", turns[1:], turns[:-1]) - 1) / 2
     assert np.degrees(np.arccos(cosine.clip(-1, 1))).max() < 30  # nothing flips between two frames
     with pytest.raises(ValueError, match="RAnkle is there without RKnee"):
         few = [track.names.index(name) for name in ("RHip", "LHip", "RAnkle")]
-        body_motion(JointTrack(("RHip", "LHip", "RAnkle"), track.positions[:, few], 60.0))
+        fit_body_motion(JointTrack(("RHip", "LHip", "RAnkle"), track.positions[:, few], 60.0))
 
 
 # --- SMPL -----------------------------------------------------------------------------------------------------------
@@ -412,14 +412,14 @@ def poses(tmp_path: Path) -> Path:
 def test_axis_angles_turn_joints_along_the_chain() -> None:
     random = np.random.default_rng(0)
     turns, shift = random.normal(size=(6, 5, 3)), random.normal(size=(6, 3))
-    motion = motion_from_turns(NAMES, PARENTS, REST, turns, shift)
+    motion = motion_from_axis_angles(NAMES, PARENTS, REST, turns, shift)
     for t in range(6):
         local = Rotation.from_rotvec(turns[t]).as_matrix()
         chest = REST[0] + shift[t] + local[0] @ (REST[1] - REST[0])
         arm = chest + local[0] @ local[1] @ (REST[2] - REST[1])
         hand = arm + local[0] @ local[1] @ local[2] @ (REST[3] - REST[2])
         leg = REST[0] + shift[t] + local[0] @ (REST[4] - REST[0])
-        assert np.allclose(motion.joints(t), [REST[0] + shift[t], chest, arm, hand, leg])
+        assert np.allclose(motion.compute_joint_positions(t), [REST[0] + shift[t], chest, arm, hand, leg])
         assert np.allclose(motion.transforms[t, 3, :3, :3], local[0] @ local[1] @ local[2] @ local[3])
 
 
@@ -427,18 +427,18 @@ def test_smpl_parameters_move_the_users_model(poses: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "smplx", SimpleNamespace(SMPL=TinyBody))
     model = poses.with_name("SMPL_NEUTRAL.npz")
     model.touch()
-    motion = smpl_motion(read_smpl(poses), model)
-    assert motion.skeleton.names == JOINTS and motion.skeleton.parents == tuple(range(-1, 23))
-    assert np.allclose(motion.skeleton.rest[:, 0], 0.2 * np.arange(1, 25))  # the betas' sum, 1, doubles the body
+    motion = compute_smpl_motion(read_smpl(poses), model)
+    assert motion.skeleton.names == SMPL_JOINTS and motion.skeleton.parents == tuple(range(-1, 23))
+    assert np.allclose(motion.skeleton.rest_positions[:, 0], 0.2 * np.arange(1, 25))  # the betas' sum, 1, doubles the body
     with np.load(poses) as given:
-        assert np.allclose(motion.joints(2)[0], motion.skeleton.rest[0] + given["trans"][2])
+        assert np.allclose(motion.compute_joint_positions(2)[0], motion.skeleton.rest_positions[0] + given["trans"][2])
         root = Rotation.from_rotvec(given["poses"][2, :3]).as_matrix()
     assert np.allclose(motion.transforms[2, 0, :3, :3], root)
     as_json = poses.with_suffix(".json")
     with np.load(poses) as given:
         split = {"global_orient": given["poses"][:, :3], "body_pose": given["poses"][:, 3:], "transl": given["trans"]}
         as_json.write_text(json.dumps({key: v.tolist() for key, v in {**split, "betas": given["betas"]}.items()}))
-    assert np.allclose(smpl_motion(read_smpl(as_json), model).transforms, motion.transforms)
+    assert np.allclose(compute_smpl_motion(read_smpl(as_json), model).transforms, motion.transforms)
 
 
 def test_without_the_package_or_the_model_one_sentence_says_what_to_do(
@@ -446,12 +446,12 @@ def test_without_the_package_or_the_model_one_sentence_says_what_to_do(
 ) -> None:
     monkeypatch.setitem(sys.modules, "smplx", None)
     with pytest.raises(UserError, match=r"pip install 'unwrap-video\[human\]'"):
-        smpl_motion(read_smpl(poses), poses)
+        compute_smpl_motion(read_smpl(poses), poses)
     monkeypatch.setitem(sys.modules, "smplx", SimpleNamespace(SMPL=TinyBody))
     with pytest.raises(UserError, match="register with the makers"):
-        smpl_motion(read_smpl(poses), poses.with_name("SMPL_NEUTRAL.pkl"))
+        compute_smpl_motion(read_smpl(poses), poses.with_name("SMPL_NEUTRAL.pkl"))
     with pytest.raises(UserError, match="AssertionError: wrong kind"):
-        smpl_motion(read_smpl(poses), poses)
+        compute_smpl_motion(read_smpl(poses), poses)
 
 
 @pytest.mark.parametrize(

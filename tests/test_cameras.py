@@ -17,8 +17,8 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from neural_fields.data.calibration import read_calibration
-from neural_fields.data.camera_files import PosedPicture, read_transforms, write_transforms
-from neural_fields.data.cameras import Camera, look_at
+from neural_fields.data.camera_files import PosedImage, read_transforms, write_transforms
+from neural_fields.data.cameras import Camera, compute_look_at_pose
 from neural_fields.data.colmap import read_colmap
 from neural_fields.data.joints import read_trc
 from neural_fields.errors import UserError
@@ -29,10 +29,10 @@ SHIFT = np.array([0.4, -0.2, 0.6])
 WORLD = TURN.inv().apply(POINTS - SHIFT)  # the same points in a world that TURN and SHIFT take to the camera
 
 
-def fields(picture: PosedPicture) -> tuple:
+def fields(picture: PosedImage) -> tuple:
     camera = picture.camera
     return (
-        *(picture.path, picture.mask_path, picture.time, camera.width, camera.height, camera.focal, camera.centre),
+        *(picture.path, picture.mask_path, picture.time, camera.width, camera.height, camera.focal, camera.center),
         *(camera.distortion, camera.lens, camera.pose.tolist()),
     )
 
@@ -67,10 +67,10 @@ def scene(**more: Any) -> dict[str, Any]:
 def test_transforms_are_read_back_to_the_last_digit(tmp_path: Path, lens: Any, distortion: tuple) -> None:
     pictures = []
     for index in range(12):
-        pose = look_at(np.array([np.cos(index), 0.3, np.sin(index)]) * 3.3, np.zeros(3), np.array([0, 1.0, 0]))
+        pose = compute_look_at_pose(np.array([np.cos(index), 0.3, np.sin(index)]) * 3.3, np.zeros(3), np.array([0, 1.0, 0]))
         camera = Camera(64, 48, (50 + index / 3 * (index > 5), 51.1), (31.7, 24.3), pose, distortion, lens)
         path, mask = tmp_path / f"images/{index}.png", tmp_path / f"masks/{index}.png" if index % 2 else None
-        pictures.append(PosedPicture(path, camera, mask, index // 2))
+        pictures.append(PosedImage(path, camera, mask, index // 2))
     write_transforms(tmp_path / "transforms.json", pictures)
     assert [fields(p) for p in read_transforms(tmp_path / "transforms.json")] == [fields(p) for p in pictures]
 
@@ -80,7 +80,7 @@ def test_a_camera_of_transforms_looks_along_its_own_minus_z_with_y_up(tmp_path: 
     matrix[2, 3] = 5
     data = {"w": 64, "h": 48, "fl_x": 50, "frames": [frame(transform_matrix=matrix.tolist())]}
     camera = read_transforms(write(tmp_path / "transforms.json", data))[0].camera
-    pixels, depth, seen = camera.project(np.array([[0, 0, 0], [1.0, 0, 0], [0, 1.0, 0], [0, 0, 9]]))
+    pixels, depth, seen = camera.project_points(np.array([[0, 0, 0], [1.0, 0, 0], [0, 1.0, 0], [0, 0, 9]]))
     assert np.allclose(pixels[:3], [[32, 24], [42, 24], [32, 14]])
     assert np.allclose(depth, [5, 5, 5, -4]) and seen.tolist() == [True, True, True, False]
 
@@ -93,7 +93,7 @@ def test_a_synthetic_scene_without_sizes_and_suffixes_is_read(tmp_path: Path) ->
     assert [picture.path.name for picture in found] == ["r_2.png", "r_10.png"]
     camera = found[0].camera
     assert (camera.width, camera.height) == (40, 30) and np.allclose(camera.focal, 20)
-    assert camera.centre == (20, 15) and camera.distortion == ()
+    assert camera.center == (20, 15) and camera.distortion == ()
 
 
 def test_a_frame_has_the_last_word_on_its_lens(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_every_colmap_model_sees_points_where_its_formula_says(tmp_path: Path, n
         tmp_path / "pictures" / name for name in ("a_2.jpg", "a_10.jpg", "with space.jpg")
     ]
     for picture in found:
-        pixels, depth, _ = picture.camera.project(WORLD)
+        pixels, depth, _ = picture.camera.project_points(WORLD)
         assert np.allclose(pixels, colmap_formula(name, values), atol=1e-6) and np.allclose(depth, POINTS[:, 2])
 
 
@@ -272,9 +272,9 @@ def test_every_colmap_model_sees_points_where_its_formula_says(tmp_path: Path, n
 def test_what_a_pixel_looks_at_is_seen_in_that_pixel(tmp_path: Path, name: str) -> None:
     write_text_model(tmp_path, {1: (name, MODELS[name][1])}, {"a.jpg": 1})
     camera = read_colmap(tmp_path)[0].camera
-    pixels, _, _ = camera.project(WORLD)
-    points = camera.position + camera.directions(pixels) * 3
-    assert np.allclose(camera.project(points)[0], pixels, atol=0.05)
+    pixels, _, _ = camera.project_points(WORLD)
+    points = camera.position + camera.compute_ray_directions(pixels) * 3
+    assert np.allclose(camera.project_points(points)[0], pixels, atol=0.05)
 
 
 def damaged_model(folder: Path, cameras: bytes | None = None, images: str | None = None) -> None:
@@ -353,7 +353,7 @@ def test_a_calibration_sees_points_where_opencv_does_and_half_a_pixel_on(tmp_pat
     matrix, lens = np.array([[500.0, 0, 270], [0, 510, 480], [0, 0, 1]]), np.array([0.1, -0.05, 1e-3, 2e-3])
     project = cv2.fisheye.projectPoints if fisheye else cv2.projectPoints
     expected, _ = project(WORLD[:, None], np.array([0.3, -0.5, 0.2]), SHIFT, matrix, lens)
-    assert np.allclose(camera.project(WORLD)[0], expected[:, 0] + 0.5, atol=1e-9)
+    assert np.allclose(camera.project_points(WORLD)[0], expected[:, 0] + 0.5, atol=1e-9)
     assert (camera.width, camera.height) == (540, 960)
 
 
@@ -405,7 +405,7 @@ def test_recorded_joints_are_seen_on_the_body_in_three_calibrated_videos(shared_
             people = json.loads((home / f"pose/cam0{number}_json/cam0{number}.{t:04d}.json").read_text())["people"]
             points = np.concatenate([np.reshape(one["pose_keypoints_2d"], (-1, 3)) for one in people])
             points = points[points[:, 2] > 0.1, :2] + 0.5
-            pixels, _, seen = cameras[f"cam_0{number}"].project(track.positions[t])
+            pixels, _, seen = cameras[f"cam_0{number}"].project_points(track.positions[t])
             assert seen.all()
             off += np.linalg.norm(pixels[:, None] - points[None], axis=2).min(axis=1).tolist()
         assert np.median(off) < 20

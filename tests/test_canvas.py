@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from editors.diffusion.canvas import DEFAULTS, Canvas, apart, filled, open_canvas, open_canvases, side_by_side, together
+from editors.diffusion.canvas import DEFAULTS, Canvas, split_joined_picture, fill_holes, open_canvas, open_canvases, join_canvases, join_pictures
 from editors.diffusion.tiles import DEFAULTS as WINDOWS
-from neural_fields.canonical import CanonicalImage, Overlay, fit
+from neural_fields.canonical import CanonicalImage, Overlay, resample_overlay
 from neural_fields.coords import Box
 
 BOX = Box(-0.7, -0.4, 1.1, 0.9)
@@ -36,7 +36,7 @@ def rectangle(width: int, height: int, rows: tuple[int, int], columns: tuple[int
 
 
 def on(overlay: Overlay, picture: CanonicalImage) -> np.ndarray:
-    return fit(overlay, picture.size, picture.box)
+    return resample_overlay(overlay, picture.size, picture.box)
 
 
 @st.composite
@@ -56,8 +56,8 @@ def test_a_texel_comes_back_to_where_it_was_within_half_a_texel(
 ) -> None:
     picture, region, side, multiple = case
     canvas = open_canvas(picture, region, side, multiple)
-    back = on(canvas.overlay(canvas.image), picture)
-    error = np.abs(back[..., :2] - picture.array()[..., :2]) * picture.size
+    back = on(canvas.make_overlay(canvas.image), picture)
+    error = np.abs(back[..., :2] - picture.to_array()[..., :2]) * picture.size
     # A canvas with fewer pixels than texels cannot place anything finer than half its own pixels.
     coarse = max(1.0, *(texels / pixels for texels, pixels in zip(canvas.alpha.shape[::-1], canvas.size, strict=True)))
     assert error[region > 0].max() <= 0.5 * coarse + 1e-3
@@ -69,7 +69,7 @@ def test_an_overlay_hides_its_region_and_is_transparent_outside_of_it(
 ) -> None:
     picture, region, side, multiple = case
     canvas = open_canvas(picture, region, side, multiple)
-    overlay = canvas.overlay(1 - canvas.image)
+    overlay = canvas.make_overlay(1 - canvas.image)
     rows, columns = (made // texels for made, texels in zip(overlay.rgba.shape[:2], canvas.alpha.shape, strict=True))
     assert rows == columns  # whole parts of texels
     assert not overlay.rgba[np.repeat(np.repeat(canvas.alpha, rows, 0), rows, 1) == 0].any()
@@ -100,7 +100,7 @@ def test_an_edit_of_a_whole_layer_goes_on_past_its_silhouette_in_its_own_colour(
     picture = ramps(49, 43, seen)
     canvas = open_canvas(picture, seen.astype(np.float32), side, 4)
     colour = torch.tensor([0.9, 0.3, 0.1])
-    overlay = canvas.overlay(colour.view(1, 3, 1, 1).expand_as(canvas.image))
+    overlay = canvas.make_overlay(colour.view(1, 3, 1, 1).expand_as(canvas.image))
     visible = overlay.rgba[overlay.rgba[..., 3] > 0]
     np.testing.assert_allclose(visible[:, :3], np.broadcast_to(colour.numpy(), visible[:, :3].shape), atol=1e-4)
     alpha = on(overlay, picture)[..., 3]
@@ -111,7 +111,7 @@ def test_an_edit_of_a_whole_layer_goes_on_past_its_silhouette_in_its_own_colour(
 def test_a_mask_that_ends_inside_a_layer_is_not_passed() -> None:
     seen = disc(60, 60, 25)
     region = (seen & (np.arange(60) < 30)).astype(np.float32)
-    alpha = on(open_canvas(ramps(60, 60, seen), region, 32, 4).overlay(torch.ones(1, 3, 32, 20)), ramps(60, 60))[..., 3]
+    alpha = on(open_canvas(ramps(60, 60, seen), region, 32, 4).make_overlay(torch.ones(1, 3, 32, 20)), ramps(60, 60))[..., 3]
     assert alpha[seen & (region == 0)].max() < 1e-3
 
 
@@ -137,11 +137,11 @@ def test_feather_fades_inwards_from_the_edges_of_a_mask_and_not_from_a_silhouett
 def test_a_picture_without_holes_keeps_what_is_known_and_stays_within_its_colours() -> None:
     generator = np.random.default_rng(0)
     rgb, known = generator.random((31, 45, 3), np.float32), disc(45, 31, 9)
-    whole = filled(rgb, known)
+    whole = fill_holes(rgb, known)
     np.testing.assert_array_equal(whole[known], rgb[known])
     low, high = rgb[known].min(axis=0), rgb[known].max(axis=0)
     assert (whole >= low - 1e-5).all() and (whole <= high + 1e-5).all()
-    flat = filled(np.where(known[..., None], np.float32(0.25), np.float32(0)).repeat(3, -1), known)
+    flat = fill_holes(np.where(known[..., None], np.float32(0.25), np.float32(0)).repeat(3, -1), known)
     np.testing.assert_allclose(flat, 0.25, atol=1e-5)
 
 
@@ -154,24 +154,24 @@ def canvas_of(width: int, height: int, seed: int) -> Canvas:
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4), st.sampled_from([4, 8, 32]))
 def test_canvases_side_by_side_come_apart_again(sizes: list[tuple[int, int]], multiple: int) -> None:
     canvases = [canvas_of(w * multiple, h * multiple, seed) for seed, (w, h) in enumerate(sizes)]
-    image, region = side_by_side(canvases, multiple)
+    image, region = join_canvases(canvases, multiple)
     assert image.shape[2] % multiple == image.shape[3] % multiple == 0
     for whole, name in ((image, "image"), (region, "region")):
-        for canvas, part in zip(canvases, apart(whole, canvases, multiple), strict=True):
+        for canvas, part in zip(canvases, split_joined_picture(whole, canvases, multiple), strict=True):
             assert torch.equal(part, getattr(canvas, name))
     assert region.sum() == pytest.approx(sum(float(canvas.region.sum()) for canvas in canvases), rel=1e-5)
-    assert together([canvas.image for canvas in canvases], canvases, multiple).shape == image.shape
+    assert join_pictures([canvas.image for canvas in canvases], canvases, multiple).shape == image.shape
 
 
 def test_wide_layers_lie_one_above_the_other() -> None:
-    image, _ = side_by_side([canvas_of(64, 24, 0), canvas_of(64, 28, 1)], 4)
+    image, _ = join_canvases([canvas_of(64, 24, 0), canvas_of(64, 28, 1)], 4)
     assert image.shape[-2:] == (24 + 16 + 28, 64)
 
 
 def test_canvases_of_several_layers_are_small_enough_to_be_seen_as_a_whole() -> None:
     pictures = {"front": ramps(70, 60), "back": ramps(90, 80), "sky": ramps(40, 90)}
     regions = {name: np.ones(picture.size[::-1], np.float32) for name, picture in pictures.items()}
-    image, _ = side_by_side(open_canvases(pictures, regions, 256, 8), 8)
+    image, _ = join_canvases(open_canvases(pictures, regions, 256, 8), 8)
     assert 0.8 * 256 < max(image.shape[-2:]) <= WINDOWS.max_stretch * 256
     (alone,) = open_canvases(pictures, {"sky": regions["sky"]}, 256, 8)
     assert max(alone.size) == 256
@@ -180,14 +180,14 @@ def test_canvases_of_several_layers_are_small_enough_to_be_seen_as_a_whole() -> 
 def test_a_picture_of_the_users_is_cut_where_the_canvas_lies() -> None:
     picture, region = ramps(80, 60), rectangle(80, 60, (20, 41), (13, 55))
     canvas = open_canvas(picture, region, 64, 4)
-    larger = ramps(160, 120).array()
-    part = canvas.part_of(np.ascontiguousarray(larger[..., :3]), picture.box)
+    larger = ramps(160, 120).to_array()
+    part = canvas.crop_picture(np.ascontiguousarray(larger[..., :3]), picture.box)
     assert (part - canvas.image).abs().max() < 1 / 80
 
 
 def test_values_on_a_canvas_lie_on_the_picture_where_they_belong() -> None:
     picture, region = ramps(80, 60), rectangle(80, 60, (20, 41), (13, 55))
     canvas = open_canvas(picture, region, 64, 4)
-    values = canvas.on_picture(canvas.image[:, :1], picture)
-    np.testing.assert_allclose(values[region > 0], picture.array()[..., 0][region > 0], atol=1 / 80)
+    values = canvas.resample_to_picture(canvas.image[:, :1], picture)
+    np.testing.assert_allclose(values[region > 0], picture.to_array()[..., 0][region > 0], atol=1 / 80)
     assert values[:, :5].max() == 0

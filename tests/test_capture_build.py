@@ -15,18 +15,18 @@ import pytest
 
 from editors.cli import main
 from neural_fields import capture_build
-from neural_fields.capture_build import BuildOptions, build_capture
+from neural_fields.capture_build import CaptureBuildOptions, build_capture
 from neural_fields.data import walking
 from neural_fields.data.bones_file import write_bones, write_states
-from neural_fields.data.camera_files import PosedPicture, write_transforms
-from neural_fields.data.cameras import Camera, look_at
+from neural_fields.data.camera_files import PosedImage, write_transforms
+from neural_fields.data.cameras import Camera, compute_look_at_pose
 from neural_fields.data.capture_folder import read_capture
 from neural_fields.data.images import write_images
-from neural_fields.data.landmarks import LANDMARKS, SKELETON, Sighting, skeleton_joints, triangulate
+from neural_fields.data.landmarks import LANDMARKS, LANDMARK_SKELETON, PersonDetection, compute_skeleton_joints, triangulate_landmarks
 from neural_fields.data.masks import mask_iou
 from neural_fields.data.pose_network import PoseNetwork
-from neural_fields.data.skeleton import Motion
-from neural_fields.data.still_masks import BodyViews, background_of, person_masks, trunk_joints
+from neural_fields.data.skeleton import SkeletonMotion
+from neural_fields.data.still_masks import BodyViews, learn_background, segment_person, find_trunk_joints
 from neural_fields.data.synthetic_scene import make_scene
 from neural_fields.errors import UserError
 
@@ -37,12 +37,12 @@ UP = np.array([0.0, 0.0, 1.0])
 
 def camera(angle: float = 0.0, size: tuple[int, int] = SIZE) -> Camera:
     place = np.array([3.2 * np.sin(angle), -3.2 * np.cos(angle), 1.6])
-    pose = look_at(place, np.array([0.0, 0.0, 0.9]), UP)
+    pose = compute_look_at_pose(place, np.array([0.0, 0.0, 0.9]), UP)
     return Camera(*size, (float(size[1]), float(size[1])), (size[0] / 2, size[1] / 2), pose)
 
 
-def walked(moments: list[int]) -> Motion:
-    whole = walking.walk(40)
+def walked(moments: list[int]) -> SkeletonMotion:
+    whole = walking.make_walk(40)
     return replace(whole, transforms=whole.transforms[moments])
 
 
@@ -51,7 +51,7 @@ def filmed(moments: tuple[int, ...], angles: tuple[float, ...]) -> tuple[np.ndar
     """Pictures with a little noise, and true masks; one moment and one place of the camera a picture."""
     cameras = [camera(angle) for angle in angles]
     scene = make_scene(walked(list(moments)), cameras)
-    views = [scene.view(place, time) for time, place in enumerate(cameras)]
+    views = [scene.compute_view(place, time) for time, place in enumerate(cameras)]
     noise = np.random.default_rng(0).normal(0, 2.5, (len(views), SIZE[1], SIZE[0], 3))
     frames = np.stack([view.rgb * 255 for view in views]) + noise
     return frames.round().clip(0, 255).astype(np.uint8), np.stack([view.mask for view in views])
@@ -82,7 +82,7 @@ def test_bones_give_masks_that_agree_with_the_truth(
 ) -> None:
     frames, truth = filmed(moments, angles)
     body = BodyViews(tuple(camera(angle) for angle in angles), walked(list(moments)))
-    assert overlap(person_masks(frames, body, still=len(set(angles)) == 1), truth) > least
+    assert overlap(segment_person(frames, body, still=len(set(angles)) == 1), truth) > least
 
 
 def test_without_bones_what_differs_from_a_still_background_is_the_person() -> None:
@@ -91,9 +91,9 @@ def test_without_bones_what_differs_from_a_still_background_is_the_person() -> N
     for index in range(12):
         truth[index, 20:50, 6 * index : 6 * index + 8] = True
     frames[truth] += 60
-    found = person_masks(frames.round().astype(np.uint8), None, still=True)
+    found = segment_person(frames.round().astype(np.uint8), None, still=True)
     assert overlap(found, truth) > 0.95
-    assert person_masks(frames[:1].repeat(5, axis=0).round().astype(np.uint8), None, still=True) is None
+    assert segment_person(frames[:1].repeat(5, axis=0).round().astype(np.uint8), None, still=True) is None
 
 
 def test_the_background_is_learnt_where_the_person_is_not() -> None:
@@ -105,14 +105,14 @@ def test_the_background_is_learnt_where_the_person_is_not() -> None:
     def covered(index: int) -> np.ndarray:
         return (frames[index] == 255).all(axis=-1)
 
-    found = background_of(frames.astype(np.uint8), covered)
+    found = learn_background(frames.astype(np.uint8), covered)
     assert np.array_equal(~found.known, np.pad(np.ones((3, 3), bool), ((0, 17), (0, 27))))
-    assert np.array_equal(found.colour[found.known], behind[found.known].astype(np.float32))
+    assert np.array_equal(found.color[found.known], behind[found.known].astype(np.float32))
 
 
 def test_the_trunk_is_what_two_limbs_leave_from_and_hands_with_fingers_are_none() -> None:
-    skeleton = walking.walker_skeleton()
-    assert {skeleton.names[joint] for joint in trunk_joints(skeleton)} == {"pelvis", "spine", "chest"}
+    skeleton = walking.make_person_skeleton()
+    assert {skeleton.names[joint] for joint in find_trunk_joints(skeleton)} == {"pelvis", "spine", "chest"}
 
 
 # --- scenes ---------------------------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def write_calibration(path: Path, cameras: dict[str, Camera]) -> Path:
     lines = []
     for name, seen in cameras.items():
         turn = seen.pose[:3, :3].T
-        matrix = seen.matrix - [[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]]
+        matrix = seen.intrinsic_matrix - [[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]]
         lines += [f"[{name}]", f'name = "{name}"', f"size = [{seen.width}.0, {seen.height}.0]"]
         lines += [f"matrix = {matrix.tolist()}", "distortions = [0.0, 0.0, 0.0, 0.0]"]
         lines += [f"rotation = {cv2.Rodrigues(turn)[0].ravel().tolist()}"]
@@ -153,7 +153,7 @@ def films(tmp_path: Path) -> SimpleNamespace:
 
 def test_videos_that_were_filmed_together_become_one_scene(films: SimpleNamespace, tmp_path: Path) -> None:
     write_states(tmp_path / "changes.json", [1, 3, 5])
-    options = BuildOptions(
+    options = CaptureBuildOptions(
         films.calibration, films.bones, frames="2:8:2", size="80x100", states=tmp_path / "changes.json"
     )
     built = build_capture(films.out, films.videos, options)
@@ -164,7 +164,7 @@ def test_videos_that_were_filmed_together_become_one_scene(films: SimpleNamespac
     for view, name in ((0, "cam_01"), (5, "cam_02")):
         wanted = films.cameras[name].resized(80, 100)
         assert np.allclose(scene.cameras[view].pose, wanted.pose, atol=1e-6)
-        assert np.allclose(scene.cameras[view].centre + scene.cameras[view].focal, wanted.centre + wanted.focal)
+        assert np.allclose(scene.cameras[view].center + scene.cameras[view].focal, wanted.centre + wanted.focal)
     truth = filmed(MOVING, (0.3,) * COUNT)[1][2:8:2].astype(np.uint8)
     shrunk = np.stack([cv2.resize(mask, (80, 100), interpolation=cv2.INTER_AREA) for mask in truth]) > 0
     assert overlap(scene.masks[3:], shrunk) > 0.75
@@ -188,10 +188,10 @@ def test_masks_can_be_given_one_path_a_video_or_left_out(films: SimpleNamespace,
     truth = filmed(MOVING, (0.3,) * COUNT)[1]
     np.save(tmp_path / "mask.npy", truth)
     given = (str(tmp_path / "mask.npy"),) * 2
-    options = BuildOptions(films.calibration, films.bones, masks=given, frames="0:4")
+    options = CaptureBuildOptions(films.calibration, films.bones, masks=given, frames="0:4")
     build_capture(films.out, films.videos, options)
     assert np.array_equal(read_capture(films.out).masks[4:], truth[:4])
-    build_capture(tmp_path / "bare", films.videos, BuildOptions(films.calibration, masks=("none",), frames="0:4"))
+    build_capture(tmp_path / "bare", films.videos, CaptureBuildOptions(films.calibration, masks=("none",), frames="0:4"))
     bare = read_capture(tmp_path / "bare")
     assert bare.masks is None and bare.motion is None
 
@@ -199,14 +199,14 @@ def test_masks_can_be_given_one_path_a_video_or_left_out(films: SimpleNamespace,
 def pictures(tmp_path: Path, names: list[str]) -> Path:
     """A transforms.json of a camera on its way."""
     way = np.linspace(-0.8, 0.8, len(names))
-    posed = [PosedPicture(tmp_path / "images" / name, camera(at)) for name, at in zip(names, way, strict=True)]
+    posed = [PosedImage(tmp_path / "images" / name, camera(at)) for name, at in zip(names, way, strict=True)]
     write_transforms(tmp_path / "transforms.json", posed)
     return tmp_path / "transforms.json"
 
 
 def test_frames_that_the_cameras_leave_out_are_left_out_of_the_scene(films: SimpleNamespace, tmp_path: Path) -> None:
     found = pictures(tmp_path, [f"frame_{number:05d}.png" for number in (1, 2, 4, 5, 8)])
-    built = build_capture(films.out, films.videos[:1], BuildOptions(found, films.bones))
+    built = build_capture(films.out, films.videos[:1], CaptureBuildOptions(found, films.bones))
     scene = read_capture(films.out)
     assert scene.times == (0, 1, 3, 4, 7) and scene.motion.frame_count == COUNT
     assert np.allclose(scene.cameras[2].pose, camera(0.0).pose)
@@ -217,7 +217,7 @@ def refused(films: SimpleNamespace, **changes: object) -> UserError:
     given = {"videos": films.videos, "cameras": films.calibration, "bones": films.bones, **changes}
     videos = given.pop("videos")
     with pytest.raises(UserError) as caught:
-        build_capture(films.out, videos, BuildOptions(**given))
+        build_capture(films.out, videos, CaptureBuildOptions(**given))
     assert not films.out.exists()
     return caught.value
 
@@ -237,7 +237,7 @@ def test_cameras_that_do_not_belong_to_the_videos_are_refused(films: SimpleNames
 
 def test_cameras_without_a_name_in_common_go_by_order_and_that_is_said(films: SimpleNamespace, tmp_path: Path) -> None:
     two = {name: films.cameras[key] for name, key in (("left", "cam_01"), ("right", "cam_02"))}
-    options = BuildOptions(write_calibration(tmp_path / "two.toml", two), films.bones, frames="0:2")
+    options = CaptureBuildOptions(write_calibration(tmp_path / "two.toml", two), films.bones, frames="0:2")
     built = build_capture(films.out, films.videos, options)
     assert "cam02 was filmed by camera right (by order: no names agree)" in built.notes
 
@@ -266,8 +266,8 @@ def body_points(moments: int) -> np.ndarray:
     return points + np.linspace(0, 0.2, moments)[:, None, None]
 
 
-def sighting(seen: Camera, points: np.ndarray) -> Sighting:
-    return Sighting(seen.project(points)[0], np.ones(len(points)), np.zeros((len(points), 3)), None)
+def sighting(seen: Camera, points: np.ndarray) -> PersonDetection:
+    return PersonDetection(seen.project_points(points)[0], np.ones(len(points)), np.zeros((len(points), 3)), None)
 
 
 def test_points_are_found_although_a_camera_swaps_left_and_right_and_loses_one() -> None:
@@ -278,35 +278,35 @@ def test_points_are_found_although_a_camera_swaps_left_and_right_and_loses_one()
     for moment in (2, 3):
         views[1][moment] = (cameras[1], sighting(cameras[1], points[moment][mirrored]))
     views[2][4][1].pixels[0] += 40  # the nose, far off
-    hidden = views[0][5][1].visible, views[1][5][1].visible
+    hidden = views[0][5][1].visibility, views[1][5][1].visibility
     for visible in hidden:
         visible[LANDMARKS.index("left_knee")] = 0  # seen by one camera only
     views[2][1] = (cameras[2], None)
-    found = triangulate(views)
+    found = triangulate_landmarks(views)
     wrong = np.linalg.norm(found.points - points, axis=2)
-    assert found.filled == 1 and found.error < 1e-6
+    assert found.filled_count == 1 and found.median_error_px < 1e-6
     assert wrong[2:4].max() < 1e-9  # away from the ends a median of five keeps a steady motion
-    assert np.linalg.norm(skeleton_joints(found.points)[3, 0] - points[3, 23:25].mean(axis=0)) < 1e-9
+    assert np.linalg.norm(compute_skeleton_joints(found.points)[3, 0] - points[3, 23:25].mean(axis=0)) < 1e-9
 
 
 class OnePerson:
     """Stands for the networks: sees the walker's bones where they are."""
 
-    def forget(self) -> None:
+    def forget_person(self) -> None:
         self.at = -1
 
-    def look(self, frame: np.ndarray) -> Sighting:
+    def find_person(self, frame: np.ndarray) -> PersonDetection:
         self.at += 1
         mask = np.zeros(frame.shape[:2], bool)
         mask[40:120, 50:70] = True
-        return Sighting(np.full((33, 2), 60.0), np.ones(33), np.zeros((33, 3)), mask)
+        return PersonDetection(np.full((33, 2), 60.0), np.ones(33), np.zeros((33, 3)), mask)
 
 
 def test_one_camera_gives_landmarks_and_masks_but_no_bones(
     films: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(capture_build.PoseNetwork, "open", lambda folder: OnePerson())
-    options = BuildOptions(films.calibration, pose_model=Path("networks"), frames="0:3")
+    options = CaptureBuildOptions(films.calibration, pose_model=Path("networks"), frames="0:3")
     built = build_capture(films.out, films.videos[:1], options)
     scene = read_capture(films.out)
     assert scene.motion is None and scene.masks.sum() == 3 * 80 * 20
@@ -321,31 +321,31 @@ def test_two_cameras_give_bones(films: SimpleNamespace, monkeypatch: pytest.Monk
     shown = iter([sighting(films.cameras[name], places) for name in ("cam_01", "cam_02") for places in points])
     network = SimpleNamespace(forget=lambda: None, look=lambda frame: next(shown))
     monkeypatch.setattr(capture_build.PoseNetwork, "open", lambda folder: network)
-    options = BuildOptions(films.calibration, pose_model=Path("networks"), frames="0:3", size="source")
+    options = CaptureBuildOptions(films.calibration, pose_model=Path("networks"), frames="0:3", size="source")
     build_capture(films.out, films.videos, options)
     motion = read_capture(films.out).motion
-    assert motion.skeleton.names == SKELETON[0]
-    assert np.allclose(motion.joints(1), skeleton_joints(points)[1], atol=1e-6)
+    assert motion.skeleton.names == LANDMARK_SKELETON[0]
+    assert np.allclose(motion.compute_joint_positions(1), compute_skeleton_joints(points)[1], atol=1e-6)
 
 
 def test_networks_that_cannot_run_are_refused_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="no pose networks"):
-        PoseNetwork.open(tmp_path)
+        PoseNetwork.load(tmp_path)
     (tmp_path / "selfie_segmentation.tflite").write_bytes(b"nothing")
     monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
     with pytest.raises(UserError) as caught:
-        PoseNetwork.open(tmp_path)
+        PoseNetwork.load(tmp_path)
     assert "LiteRT" in caught.value.what and "unwrap-video[pose]" in caught.value.fix
 
 
 def test_networks_see_a_running_man(shared_weights: Path, shared_data: Path) -> None:
     pytest.importorskip("ai_edge_litert.interpreter", reason="LiteRT is not installed: the extra `pose`")
-    network = PoseNetwork.open(shared_weights / "mediapipe")
+    network = PoseNetwork.load(shared_weights / "mediapipe")
     clip = shared_data / "davis-parkour"
     for number in (40, 41):
         frame = cv2.imread(str(clip / "frames" / f"{number:05d}.jpg"))[..., ::-1]
         truth = cv2.imread(str(clip / "masks" / f"{number:05d}.png"), cv2.IMREAD_GRAYSCALE) > 127
-        seen = network.look(np.ascontiguousarray(frame))
+        seen = network.find_person(np.ascontiguousarray(frame))
         assert seen is not None and seen.mask is not None and mask_iou(seen.mask, truth) > 0.9
         columns, rows = seen.pixels[[11, 12, 23, 24]].round().astype(int).T  # shoulders and hips
         assert truth[rows, columns].all()
@@ -354,11 +354,11 @@ def test_networks_see_a_running_man(shared_weights: Path, shared_data: Path) -> 
 def test_joints_of_a_real_recording_lie_in_its_masks(shared_data: Path, tmp_path: Path) -> None:
     folder = shared_data / "pose2sim-balancing"
     joints = folder / "pose-3d" / "S00_P00_T01_BalancingTrial_0-100_filt_butterworth.trc"
-    options = BuildOptions(folder / "Calib_qualisys.toml", joints=joints, axes="zxy", frames="0:40:10", size="120p")
+    options = CaptureBuildOptions(folder / "Calib_qualisys.toml", joints=joints, axes="zxy", frames="0:40:10", size="120p")
     build_capture(tmp_path / "scene", [folder / "videos" / "cam02.mp4"], options)
     scene = read_capture(tmp_path / "scene")
     limbs = [i for i, name in enumerate(scene.motion.skeleton.names) if name[1:] in ("Knee", "Elbow", "Shoulder")]
     for view, seen in enumerate(scene.cameras):
-        columns, rows = seen.project(scene.motion.joints(view)[limbs])[0].astype(int).T
+        columns, rows = seen.project_points(scene.motion.compute_joint_positions(view)[limbs])[0].astype(int).T
         assert scene.masks[view][rows, columns].mean() > 0.8
         assert 0.02 < scene.masks[view].mean() < 0.12

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from neural_fields.data.bones_file import read_bones, write_bones, write_states
-from neural_fields.data.cameras import Camera, look_at
+from neural_fields.data.cameras import Camera, compute_look_at_pose
 from neural_fields.data.capture import Capture
 from neural_fields.data.capture_folder import read_capture, write_capture
-from neural_fields.data.skeleton import ROOT, Motion, build_skeleton, from_local
+from neural_fields.data.skeleton import NO_PARENT, SkeletonMotion, build_skeleton, compose_transforms
 from neural_fields.errors import UserError
 
 COUNT, SIZE = 12, (48, 32)
@@ -27,14 +27,14 @@ def small_capture() -> Capture:
     random = np.random.default_rng(0)
     cameras = []
     for index in range(COUNT):
-        pose = look_at(np.array([4 * np.cos(index / 3), 1, 4 * np.sin(index / 3)]), np.zeros(3), np.array([0, 1.0, 0]))
+        pose = compute_look_at_pose(np.array([4 * np.cos(index / 3), 1, 4 * np.sin(index / 3)]), np.zeros(3), np.array([0, 1.0, 0]))
         cameras.append(Camera(*SIZE, (40 + index / 7, 41.0), (24.1, 15.8), pose, (0.01, 0.02, 1e-3, 0.0)))
     skeleton, _ = build_skeleton(
-        ("hips", "head", "cup"), (ROOT, 0, 0), np.array([[0, 0, 0], [0, 1, 0], [1, 0, 0.0]]), [2]
+        ("hips", "head", "cup"), (NO_PARENT, 0, 0), np.array([[0, 0, 0], [0, 1, 0], [1, 0, 0.0]]), [2]
     )
     angles = np.linspace(0, 1, COUNT // 2)
     turns = [[cv2.Rodrigues(np.array([0, angle * b, 0]))[0] for b in (1, 2, 3)] for angle in angles]
-    motion = Motion(skeleton, np.array([from_local(skeleton, np.array(t), np.ones((3, 3))) for t in turns]))
+    motion = SkeletonMotion(skeleton, np.array([compose_transforms(skeleton, np.array(t), np.ones((3, 3))) for t in turns]))
     frames = random.integers(0, 255, (COUNT, SIZE[1], SIZE[0], 3), dtype=np.uint8)
     masks = np.zeros((COUNT, SIZE[1], SIZE[0]), bool)
     masks[:, 8:20, 10:30] = True
@@ -69,7 +69,7 @@ def test_a_capture_is_read_back_as_it_was_written(scene: Path) -> None:
     assert (found.times, found.switches, found.notes) == (capture.times, capture.switches, ())
     assert found.motion is not None and capture.motion is not None
     assert np.array_equal(found.motion.transforms, capture.motion.transforms)
-    assert found.motion.skeleton.objects == (2,) and found.state_count == 3 and found.size == SIZE
+    assert found.motion.skeleton.object_joints == (2,) and found.state_count == 3 and found.size == SIZE
     assert sorted(file.name for file in scene.iterdir()) == [
         "bones.json", "images", "masks", "states.json", "transforms.json",
     ]  # fmt: skip
@@ -100,14 +100,14 @@ def test_a_smaller_capture_averages_pictures_and_sees_points_at_the_same_share(s
     points = np.random.default_rng(0).uniform(-0.5, 0.5, (20, 3))
     for large, small in zip(whole.cameras, half.cameras, strict=True):
         assert (small.width, small.height) == (24, 16)
-        assert np.allclose(large.project(points)[0] / 2, small.project(points)[0])
+        assert np.allclose(large.project_points(points)[0] / 2, small.project_points(points)[0])
     assert read_capture(scene, size=(60, 50)).frames.shape == (COUNT, 50, 60, 3)
 
 
 def test_without_times_the_moments_are_the_names_in_order(scene: Path) -> None:
     without_times(scene)
     motion = read_bones(scene / "bones.json")
-    write_bones(scene / "bones.json", Motion(motion.skeleton, np.repeat(motion.transforms, 2, axis=0)))
+    write_bones(scene / "bones.json", SkeletonMotion(motion.skeleton, np.repeat(motion.transforms, 2, axis=0)))
     edited(scene, lambda data: data["frames"].reverse())
     found = read_capture(scene)
     assert found.times == tuple(range(COUNT)) and np.array_equal(found.frames, small_capture().frames)
@@ -170,7 +170,7 @@ def unlisted(scene: Path) -> None:
     edited(scene, lambda data: data["frames"].pop(3))
     motion = read_bones(scene / "bones.json")
     index = np.arange(COUNT - 1) // 2
-    write_bones(scene / "bones.json", Motion(motion.skeleton, motion.transforms[index]))
+    write_bones(scene / "bones.json", SkeletonMotion(motion.skeleton, motion.transforms[index]))
 
 
 def two_sizes(scene: Path) -> None:

@@ -37,7 +37,7 @@ def load(run: Run) -> tuple[int, tuple[str, ...]]:
     found = load_latest_checkpoint(run, "numpy")
     assert np.array_equal(found.model["table"], np.full((40, 2), found.step)) and found.model["empty"].shape == (0, 3)
     assert np.array_equal(found.state["moment"], np.arange(9) * found.step)
-    assert found.facts == {"threads": 1, "psnr": 20.5}
+    assert found.metadata == {"threads": 1, "psnr": 20.5}
     return found.step, found.warnings
 
 
@@ -416,7 +416,7 @@ def test_the_newest_is_the_highest_step_not_the_last_name_or_time(run) -> None:
 def test_a_step_saved_twice_leaves_the_later_one_in_charge(run) -> None:
     save_checkpoint(run, 2, {"x": np.ones(2)}, {}, {"again": float("nan")})
     found = load_latest_checkpoint(run, "numpy")
-    assert found.step == 2 and list(found.model) == ["x"] and found.facts == {"again": None}
+    assert found.step == 2 and list(found.model) == ["x"] and found.metadata == {"again": None}
     assert names(run.checkpoints) == ["000002", "000002-2"]
 
 

@@ -19,13 +19,13 @@ from PIL import Image
 
 from editors.api import edit
 from editors.cli import COMMANDS, main
-from neural_fields.cli import LiveLine, clock, describe
-from neural_fields.data.synthetic import SyntheticClip, demo_clip, translation_clip
-from neural_fields.data.video import probe, read
+from neural_fields.cli import LiveLine, format_duration, format_progress
+from neural_fields.data.synthetic import SyntheticClip, make_demo_clip, make_translation_clip
+from neural_fields.data.video import probe_video, read_video
 from neural_fields.errors import UserError
 from neural_fields.evaluation import evaluate
-from neural_fields.fit_options import FitOptions, Progress
-from neural_fields.fitting import fit
+from neural_fields.fit_options import TrainOptions, Progress
+from neural_fields.fitting import train
 from neural_fields.output import RenderOptions, render
 from neural_fields.run import Run
 
@@ -65,14 +65,14 @@ def result(line: str, capsys: pytest.CaptureFixture[str], **names: object) -> di
 
 
 def decoded(path: Path, cache: Path) -> np.ndarray:
-    return np.asarray(read(path, cache / "seen").frames).astype(np.float32)
+    return np.asarray(read_video(path, cache / "seen").frames).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two clips with a finished run each: a turtle over a sea floor, and a floor that moves by (2, 1) pixels."""
     home = tmp_path_factory.mktemp("home")
-    turtle = demo_clip(FRAMES, WIDTH, HEIGHT)
+    turtle = make_demo_clip(FRAMES, WIDTH, HEIGHT)
     encode(home / "turtle.mp4", turtle.frames, sound=True)
     np.save(home / "mask.npy", turtle.masks[0])
     line = "train {home}/turtle.mp4 --masks turtle={home}/mask.npy --training.steps 12 --out {home}/turtle"
@@ -83,7 +83,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def moving_floor() -> SyntheticClip:
-    return translation_clip(FRAMES, WIDTH, HEIGHT, velocity=(2, 1))
+    return make_translation_clip(FRAMES, WIDTH, HEIGHT, velocity=(2, 1))
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_train_edit_render_gives_a_video_like_its_source_but_for_the_edit(
     assert command("render turtle") == 0
     shown = capsys.readouterr().out.strip()
     assert shown == "turtle/renders/painted.mp4"
-    source, output = probe(home / "turtle.mp4"), probe(place / shown)
+    source, output = probe_video(home / "turtle.mp4"), probe_video(place / shown)
     for name in ("width", "height", "frame_count", "rate", "timestamps"):
         assert getattr(output, name) == getattr(source, name), name
     assert [track.codec for track in output.sound] == ["aac"]
@@ -217,7 +217,7 @@ def test_compare_shows_source_reconstruction_and_edit_side_by_side(place: Path, 
     paint_middle(place / "turtle", "turtle", place / "painted.png")
     assert command("edit turtle painted.png --layer turtle") == 0
     assert command("render turtle --what compare --codec ffv1 --out three.mkv") == 0
-    assert (probe(place / "two.mp4").width, probe(place / "three.mkv").width) == (2 * WIDTH, 3 * WIDTH)
+    assert (probe_video(place / "two.mp4").width, probe_video(place / "three.mkv").width) == (2 * WIDTH, 3 * WIDTH)
     three = decoded(place / "three.mkv", place)
     assert np.array_equal(three[:, :, :WIDTH], decoded(home / "turtle.mp4", place))
 
@@ -244,7 +244,7 @@ def test_an_output_is_kept_unless_its_replacement_is_asked_for(place: Path, caps
     assert command("render floor --what reconstruction --out out.mp4") == 3
     assert "-y" in capsys.readouterr().err and (place / "out.mp4").read_text() == "mine"
     assert command("render floor --what reconstruction --out out.mp4 -y") == 0
-    assert probe(place / "out.mp4").frame_count == FRAMES
+    assert probe_video(place / "out.mp4").frame_count == FRAMES
 
 
 def test_a_rendering_at_another_size_shows_the_edit_at_the_same_place(place: Path, home: Path) -> None:
@@ -276,12 +276,12 @@ def test_a_range_of_frames_is_fitted_rendered_and_addressed_by_the_sources_numbe
 ) -> None:
     line = "train {home}/floor.mp4 --masks none --frames 1:6:2 --training.steps 4 --out part"
     assert command(line, home=home) == 0
-    source = probe(home / "floor.mp4")
+    source = probe_video(home / "floor.mp4")
     frames = decoded(home / "floor.mp4", place)
     assert command("render part --what compare --codec ffv1 --out out.mkv") == 0
     assert np.array_equal(decoded(place / "out.mkv", place)[:, :, :WIDTH], frames[1:6:2])
     times = [source.timestamps[i] for i in (1, 3, 5)]
-    shown = probe(place / "out.mkv").timestamps
+    shown = probe_video(place / "out.mkv").timestamps
     assert [float(t - shown[0]) for t in shown] == pytest.approx([float(t - times[0]) for t in times], abs=1e-3)
     Image.fromarray(frames[3].astype(np.uint8)).save(place / "frame.png")
     paint(place / "frame.png", place / "painted.png", (20, 12, 30, 20), (255, 0, 255))
@@ -309,7 +309,7 @@ def test_the_folder_that_one_stands_in_is_a_video_too(
 def test_a_fit_at_a_smaller_size_is_rendered_at_the_size_of_the_source(place: Path, home: Path) -> None:
     assert command("train {home}/floor.mp4 --masks none --size 32x18 --training.steps 4 --out small", home=home) == 0
     assert command("render small --what reconstruction --out out.mp4") == 0
-    facts = probe(place / "out.mp4")
+    facts = probe_video(place / "out.mp4")
     assert (facts.width, facts.height) == (WIDTH, HEIGHT)
 
 
@@ -390,15 +390,15 @@ def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_same_verbs_from_python(place: Path, home: Path) -> None:
     seen: list[Progress] = []
-    options = FitOptions(out=place / "api", masks=("none",), overrides={"training.steps": 6})
-    fitted = fit(home / "floor.mp4", options, seen.append)
+    options = TrainOptions(out=place / "api", masks=("none",), overrides={"training.steps": 6})
+    fitted = train(home / "floor.mp4", options, seen.append)
     assert (fitted.step, fitted.total, fitted.exit_code) == (6, 6, 0)
     assert {"reading", "flow", "geometry", "training", "baking"} <= {progress.stage for progress in seen}
     paint_middle(fitted.run.path, "background", place / "painted.png")
     made = edit(fitted.run, place / "painted.png", layer="background", name="My logo!")
     assert made.edit.folder.name == "0001-my-logo" and made.edit.layers == ("background",)
     (path,) = render(Run.open(fitted.run.path), RenderOptions(out=place / "out.mp4"))
-    assert path == place / "out.mp4" and probe(path).frame_count == FRAMES
+    assert path == place / "out.mp4" and probe_video(path).frame_count == FRAMES
     assert evaluate(fitted.run)["psnr"] > 25
     with pytest.raises(UserError, match="neither a layer nor a frame"):
         edit(fitted.run, place / "painted.png")
@@ -432,15 +432,15 @@ def test_on_a_terminal_one_line_renews_itself(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_times_are_said_as_people_say_them() -> None:
-    assert [clock(seconds) for seconds in (0.4, 75.0, 3600.0, 86399.6)] == ["0:00", "1:15", "1:00:00", "24:00:00"]
-    assert describe(Progress("flow", 1, 5)) == "flow       1/5"
+    assert [format_duration(seconds) for seconds in (0.4, 75.0, 3600.0, 86399.6)] == ["0:00", "1:15", "1:00:00", "24:00:00"]
+    assert format_progress(Progress("flow", 1, 5)) == "flow       1/5"
 
 
 def test_no_editor_has_a_setting_of_a_name_that_all_edits_have() -> None:
-    from editors.cli_editors import EDITORS, OF_SCENES, MakeEdit, editor_kind
+    from editors.cli_editors import EDITORS, SCENE_EDITORS, EditByEditorCommand, find_editor_class
 
-    common = {entry.name for entry in dataclasses.fields(MakeEdit)}
+    common = {entry.name for entry in dataclasses.fields(EditByEditorCommand)}
     for name in EDITORS:
-        for of_scene in {False, name in OF_SCENES}:
-            own = {entry.name for entry in dataclasses.fields(editor_kind(name, of_scene))}
+        for of_scene in {False, name in SCENE_EDITORS}:
+            own = {entry.name for entry in dataclasses.fields(find_editor_class(name, of_scene))}
             assert not own & common, name

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neural_fields.config_loader import dump_yaml, from_mapping, load_yaml, nearest, nest, parse_yaml, to_mapping
+from neural_fields.config_loader import dump_yaml, from_mapping, load_yaml, nearest_word, nest_keys, parse_yaml, to_mapping
 from neural_fields.errors import ExitCode, UserError
 
 
@@ -120,7 +120,7 @@ def test_a_changed_kind_starts_from_its_own_defaults() -> None:
 
 def test_overrides_change_only_what_they_name() -> None:
     base = Toy("a", Texture(Fourier(octaves=4), weights=(1.0,)), seed=7)
-    changed = from_mapping(Toy, nest({"texture.encoding.octaves": 6, "soft": False}), base=base)
+    changed = from_mapping(Toy, nest_keys({"texture.encoding.octaves": 6, "soft": False}), base=base)
     assert changed == Toy("a", Texture(Fourier(octaves=6), weights=(1.0,)), seed=7, soft=False)
 
 
@@ -134,12 +134,12 @@ def test_numbers_convert_only_without_loss() -> None:
 def test_dotted_keys_that_contradict_each_other_are_refused() -> None:
     for keys in (["training", "training.steps"], ["training.steps", "training"]):
         with pytest.raises(UserError, match="training"):
-            nest(dict.fromkeys(keys, 1))
+            nest_keys(dict.fromkeys(keys, 1))
 
 
 def test_nearest_forgives_case_and_dashes_but_not_strangers() -> None:
-    assert nearest("N-Levels", ["n_levels", "growth"]) == "n_levels"
-    assert nearest("banana", ["n_levels", "growth"]) is None
+    assert nearest_word("N-Levels", ["n_levels", "growth"]) == "n_levels"
+    assert nearest_word("banana", ["n_levels", "growth"]) is None
 
 
 tricky = ["1e-3", "0:50", "10:20", "010", "yes", "null", "~", "2020-01-01", "=", "<<", "a: b", "\x85", "\ufeff"]

@@ -11,22 +11,22 @@ from PIL import Image
 from torch import Tensor
 
 from neural_fields import coords
-from neural_fields.canonical import pristine
-from neural_fields.config import SplineMapping as Settings
-from neural_fields.config import load_config, scale_steps, steps_for
-from neural_fields.data.clip import Batch, Clip
+from neural_fields.canonical import read_pristine
+from neural_fields.config import SplineMappingConfig as Settings
+from neural_fields.config import load_planar_config, scale_steps, count_steps
+from neural_fields.data.clip import Batch, ClipDataset
 from neural_fields.data.flow import FlowField
 from neural_fields.data.masks import LayerMasks, mask_iou
-from neural_fields.data.synthetic import demo_clip
-from neural_fields.fit_options import FitOptions
-from neural_fields.fitting import fit, load_model
-from neural_fields.planar.build import build, fill, plan
+from neural_fields.data.synthetic import make_demo_clip
+from neural_fields.fit_options import TrainOptions
+from neural_fields.fitting import train, load_planar_model
+from neural_fields.planar.build import build_model, initialise_model, plan_model
 from neural_fields.planar.model import PlanarModel
 from neural_fields.planar.objective import compute_losses
 from neural_fields.planar.points import frame_points
 from neural_fields.planar.samples import LayerSamples
 from neural_fields.planar.spline_mapping import SplineMapping, knot_count, spline_matrix
-from neural_fields.planar.sprite_terms import composite_l1, contrast, laplacian
+from neural_fields.planar.sprite_terms import composite_l1_loss, contrast_loss, laplacian_loss
 
 SIZE, FRAMES = (48, 28), 9
 
@@ -41,18 +41,18 @@ def crooked(seed: int = 0) -> SplineMapping:
     return mapping
 
 
-def turtle(frames: int = 6) -> Clip:
-    truth = demo_clip(frames, 32, 18)
-    flow = FlowField(truth.forward, truth.backward, truth.forward_ok, truth.backward_ok)
-    return Clip(truth.frames, LayerMasks(("foreground",), truth.masks), flow)
+def turtle(frames: int = 6) -> ClipDataset:
+    truth = make_demo_clip(frames, 32, 18)
+    flow = FlowField(truth.forward_flow, truth.backward_flow, truth.forward_visible, truth.backward_visible)
+    return ClipDataset(truth.frames, LayerMasks(("foreground",), truth.masks), flow)
 
 
-def begun(**overrides: object) -> tuple[PlanarModel, Clip]:
+def begun(**overrides: object) -> tuple[PlanarModel, ClipDataset]:
     clip = turtle()
-    config = load_config("deformable_sprites", {key.replace("__", "."): value for key, value in overrides.items()})
-    start = plan(config, clip)
-    model = build(config, start.shape)
-    fill(model, start, clip)
+    config = load_planar_config("deformable_sprites", {key.replace("__", "."): value for key, value in overrides.items()})
+    start = plan_model(config, clip)
+    model = build_model(config, start.shape)
+    initialise_model(model, start, clip)
     return model, clip
 
 
@@ -73,7 +73,7 @@ def test_whole_frames_and_scattered_points_see_the_same_mapping() -> None:
     mapping, chosen = crooked(), torch.tensor([0, 3, 8])
     points = frame_points(chosen, FRAMES, SIZE)
     with torch.no_grad():
-        whole = mapping.frames(chosen, FRAMES, SIZE)
+        whole = mapping.map_frames(chosen, FRAMES, SIZE)
         torch.testing.assert_close(mapping(points).view_as(whole), whole, atol=1e-5, rtol=0)
         jittered = points + torch.linspace(-0.1, 0.1, len(points))[:, None] * torch.tensor([0.0, 0.0, 1.0])
         one_by_one = torch.cat([mapping(point[None]) for point in jittered[::400]])
@@ -85,7 +85,7 @@ def test_shifts_stay_inside_their_bound_however_far_the_knots_go() -> None:
     with torch.no_grad():
         mapping.motion.copy_(torch.eye(3).flatten()[:8])
         mapping.shifts *= 50
-        away = mapping.frames(torch.arange(FRAMES), FRAMES, SIZE) - coords.frame_xy(*SIZE)
+        away = mapping.map_frames(torch.arange(FRAMES), FRAMES, SIZE) - coords.frame_xy(*SIZE)
     assert 0.09 < float(away.abs().max()) <= 0.1 + 1e-6
 
 
@@ -95,10 +95,10 @@ def test_motion_starts_at_the_transforms_that_geometry_found() -> None:
     transforms[:, 0, 2], transforms[:, 1, 2] = 0.5 * torch.sin(phase), -0.2 * phase
     transforms[:, 0, 0], transforms[:, 2, 0] = 1 + 0.1 * phase**2, 0.05 * torch.cos(phase)
     mapping = SplineMapping(Settings(), FRAMES, SIZE)
-    mapping.place(2 * transforms)  # the scale of a homography means nothing
+    mapping.start_from_homographies(2 * transforms)  # the scale of a homography means nothing
     pixel = 2 / max(SIZE)
-    torch.testing.assert_close(mapping.homography(torch.arange(FRAMES).float()), transforms, atol=0.02 * pixel, rtol=0)
-    between = mapping.homography(torch.tensor([3.5]))[0, 0, 2]
+    torch.testing.assert_close(mapping.homography_at(torch.arange(FRAMES).float()), transforms, atol=0.02 * pixel, rtol=0)
+    between = mapping.homography_at(torch.tensor([3.5]))[0, 0, 2]
     assert float(between.detach()) == pytest.approx(0.5 * np.sin(3.5 / 8), abs=0.1 * pixel)
 
 
@@ -115,13 +115,13 @@ def test_terms_are_what_they_are_by_hand() -> None:
     truth = batch.rgb
     weight = torch.tensor([0.25, 0.75]).expand(len(truth), 2)
     brighter = samples(torch.stack([truth + 0.2, truth], 1), weight)
-    assert float(composite_l1(brighter, batch)) == pytest.approx(0.05, abs=1e-6)
-    assert float(laplacian(brighter, batch)) == pytest.approx(0, abs=1e-6)  # a constant has no detail
+    assert float(composite_l1_loss(brighter, batch)) == pytest.approx(0.05, abs=1e-6)
+    assert float(laplacian_loss(brighter, batch)) == pytest.approx(0, abs=1e-6)  # a constant has no detail
     checks = (torch.arange(18)[:, None] + torch.arange(32)).remainder(2).flatten()[:, None] * 2.0 - 1
     checked = samples(torch.stack([truth, truth + 0.1 * checks], 1), torch.tensor([0.0, 1.0]).expand(len(truth), 2))
-    assert float(laplacian(checked, batch)) == pytest.approx(0.1, abs=1e-6)  # all of it is in the finest level
+    assert float(laplacian_loss(checked, batch)) == pytest.approx(0.1, abs=1e-6)  # all of it is in the finest level
     pair = torch.tensor([[[0.5, 0.25, 1.0], [0.5, 1.0, -3.0]]])
-    assert float(contrast(samples(pair, torch.tensor([[0.5, 0.5]])))) == pytest.approx(2 * 0.5 / 4)
+    assert float(contrast_loss(samples(pair, torch.tensor([[0.5, 0.5]])))) == pytest.approx(2 * 0.5 / 4)
 
 
 def test_every_term_of_the_preset_reaches_the_parts_that_it_is_about() -> None:
@@ -130,7 +130,7 @@ def test_every_term_of_the_preset_reaches_the_parts_that_it_is_about() -> None:
     with torch.no_grad():
         model.textures[0].image.mul_(0.8)  # type: ignore[union-attr, operator]
     for step, moved_by_color in ((9, False), (10, True)):
-        found = compute_losses(model, batch, model.batch(batch), step)
+        found = compute_losses(model, batch, model.sample_batch(batch), step)
         assert set(found) == {"composite_l1", "laplacian", "contrast", "flow", "mask"}
         opacity = list(model.opacity.parameters())
         for name in ("composite_l1", "laplacian", "flow"):
@@ -144,9 +144,9 @@ def test_every_term_of_the_preset_reaches_the_parts_that_it_is_about() -> None:
 
 
 def test_the_opacity_is_released_at_the_same_share_of_every_quality() -> None:
-    config = load_config("deformable_sprites")
+    config = load_planar_config("deformable_sprites")
     for quality in ("draft", "normal", "final"):
-        total = steps_for(config.training, quality, 40, 100_000)
+        total = count_steps(config.training, quality, 40, 100_000)
         assert scale_steps(config, total).terms.opacity_from == 0.75 * total
 
 
@@ -156,23 +156,23 @@ def test_the_opacity_is_released_at_the_same_share_of_every_quality() -> None:
 def test_masks_that_are_given_are_where_the_opacity_starts() -> None:
     model, clip = begun()
     with torch.no_grad():
-        shown = model.frames(torch.arange(clip.frame_count), clip.size).weight[:, 0] > 0.5
+        shown = model.sample_frames(torch.arange(clip.frame_count), clip.size).weight[:, 0] > 0.5
     assert mask_iou(shown.numpy(), clip.masks.masks.reshape(-1)) > 0.9
 
 
 def test_a_clip_without_masks_comes_apart_into_what_moves_and_what_does_not(tmp_path: Path) -> None:
-    truth = demo_clip(12, 128, 72)
+    truth = make_demo_clip(12, 128, 72)
     (tmp_path / "frames").mkdir()
     for t, frame in enumerate(truth.frames):
         Image.fromarray(frame).save(tmp_path / "frames" / f"{t:03d}.png")
     overrides = {"training.steps": 12, "training.frame_pixels": 30_000}
-    result = fit(
-        tmp_path / "frames", FitOptions(out=tmp_path / "run", config="deformable_sprites", overrides=overrides)
+    result = train(
+        tmp_path / "frames", TrainOptions(out=tmp_path / "run", config="deformable_sprites", overrides=overrides)
     )
-    model, _ = load_model(result.run)
+    model, _ = load_planar_model(result.run)
     assert model.layers == ("foreground", "background")
     with torch.no_grad():
-        weight = torch.cat([model.frame(t, (128, 72)).weight[:, 0] for t in range(12)])
+        weight = torch.cat([model.sample_frame(t, (128, 72)).weight[:, 0] for t in range(12)])
     assert mask_iou((weight > 0.5).numpy(), truth.masks[0].reshape(-1)) > 0.6
     for name in model.layers:
-        assert pristine(result.run.canonical, name).box == model.canonical_box(name)
+        assert read_pristine(result.run.canonical, name).box == model.canonical_box(name)

@@ -16,12 +16,12 @@ import pytest
 
 import neural_fields.data.synthetic as synthetic
 from editors import cli_editors
-from editors.cli import COMMANDS, parse
-from editors.cli_editors import EDITORS, OF_SCENES, MakeEdit, editor_kind
-from neural_fields.cli import Train, overrides_from
-from neural_fields.cli_export import EXPORTS, export_kind
-from neural_fields.config import load_config
-from neural_fields.config_volume import is_volume, load_volume_config
+from editors.cli import COMMANDS, parse_command
+from editors.cli_editors import EDITORS, SCENE_EDITORS, EditByEditorCommand, find_editor_class
+from neural_fields.cli import TrainCommand, parse_overrides
+from neural_fields.cli_export import EXPORTS, find_export_class
+from neural_fields.config import load_planar_config
+from neural_fields.config_volume import is_volume_config, load_volume_config
 from neural_fields.data.encode import CODECS
 from neural_fields.errors import ExitCode
 
@@ -87,10 +87,10 @@ def test_a_command_that_is_shown_is_one_that_the_program_takes(
 ) -> None:
     if "runs/scene" in line:  # some editors have another namesake there
         monkeypatch.setattr(cli_editors, "_is_scene", lambda words: True)
-    command, extra = parse(shlex.split(line, comments=True)[1:])
-    if isinstance(command, Train):
-        load = load_volume_config if is_volume(command.config) else load_config
-        load(command.config, overrides_from(extra))  # dotted settings exist and fit the preset
+    command, extra = parse_command(shlex.split(line, comments=True)[1:])
+    if isinstance(command, TrainCommand):
+        load = load_volume_config if is_volume_config(command.config) else load_planar_config
+        load(command.config, parse_overrides(extra))  # dotted settings exist and fit the preset
     else:
         assert not extra
 
@@ -105,9 +105,9 @@ def test_there_are_commands_to_check() -> None:
 def test_commands_and_options_inside_sentences_exist(page: str) -> None:
     """The design names what is still to come; all other pages speak of what there is."""
     known = {"--help", "--version", "--debug"}.union(*(options(command) for command in COMMANDS.values()))
-    known = known.union(options(MakeEdit), *(options(editor_kind(name)) for name in EDITORS), {"--for"})
-    known = known.union(*(options(editor_kind(name, of_scene=True)) for name in OF_SCENES))
-    known = known.union(*(options(export_kind(name)) for name in EXPORTS))
+    known = known.union(options(EditByEditorCommand), *(options(find_editor_class(name)) for name in EDITORS), {"--for"})
+    known = known.union(*(options(find_editor_class(name, is_scene=True)) for name in SCENE_EDITORS))
+    known = known.union(*(options(find_export_class(name)) for name in EXPORTS))
     for code in re.findall(r"`([^`\n]+)`", without_fences(PAGES[page])):
         if match := re.match(r"unwrap ([a-z]+)", code):
             assert match[1] in COMMANDS, code
@@ -164,7 +164,7 @@ def test_every_preset_has_a_page_that_says_how_long_it_takes_and_where_it_fails(
 
 def test_the_page_of_the_default_preset_has_the_weight_of_every_term() -> None:
     shown = re.findall(r"^\| [^|]+ \| ([\d.]+) \|$", PAGES["docs/presets/atlas.md"], flags=re.MULTILINE)
-    weights = [weight for weight in vars(load_config("atlas").terms).values() if isinstance(weight, float) and weight]
+    weights = [weight for weight in vars(load_planar_config("atlas").terms).values() if isinstance(weight, float) and weight]
     assert sorted(map(float, shown)) == sorted(weights)
 
 
@@ -218,7 +218,7 @@ def test_python_that_is_shown_uses_names_and_arguments_that_exist(name: str, sou
 
 
 def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    small = synthetic.demo_clip(frames=8, width=128, height=72)
+    small = synthetic.make_demo_clip(frames=8, width=128, height=72)
     monkeypatch.setattr(synthetic, "demo_clip", lambda **size: small)
     for script in sorted((ROOT / "examples").glob("*.py")):
         monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path)])

@@ -19,13 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from editors.document import is_document, overlays_from_document
+from editors.document import is_document, read_document_overlays
 from neural_fields import canonical
 from neural_fields.baking import Maps
 from neural_fields.errors import ExitCode, UserError
-from neural_fields.export.base import export
-from neural_fields.export.canonical import Canonical
-from neural_fields.export.layered import BASE, PAINT, Document, DocumentLimits, Layer, still
+from neural_fields.export.base import export_run
+from neural_fields.export.canonical import CanonicalExporter
+from neural_fields.export.layered import BASE, PAINT, LayeredDocument, DocumentLimits, DocumentLayer, constant_pixels
 from neural_fields.export.openraster import MIMETYPE, read_ora, write_ora
 from neural_fields.export.psd import read_psd, write_psd
 from neural_fields.run import Run
@@ -41,7 +41,7 @@ def exported(true_run: TrueRun, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """Documents of both layers of the true run, in both formats."""
     home = tmp_path_factory.mktemp("documents")
     for kind in ("ora", "psd"):
-        export(true_run.run, Canonical(format=kind), out=home / kind)
+        export_run(true_run.run, CanonicalExporter(format=kind), out=home / kind)
     return home
 
 
@@ -51,7 +51,7 @@ def take(true_run: TrueRun) -> Callable[..., Any]:
     maps = Maps.open(true_run.run)
 
     def taken(path: Path, layer: str | None = None, expect: str = LAYER) -> Any:
-        found = overlays_from_document(true_run.run, maps, path, layer)
+        found = read_document_overlays(true_run.run, maps, path, layer)
         assert list(found) == [expect]
         return found[expect]
 
@@ -124,7 +124,7 @@ def same(overlay: Any, pixels: np.ndarray) -> bool:
 
 
 def size_of(true_run: TrueRun, layer: str = LAYER) -> tuple[int, int]:
-    return canonical.pristine(true_run.run.canonical, layer).size
+    return canonical.read_pristine(true_run.run.canonical, layer).size
 
 
 def painted_psd(
@@ -150,7 +150,7 @@ def test_paint_in_open_raster_comes_back_bit_for_bit(
     pixels = random_paint(size_of(true_run))
     overlay = take(painted_ora(exported / "ora" / "foreground.ora", tmp_path / "mine.ora", {PAINT: pixels}))
     assert same(overlay, pixels) and overlay.notes == ()
-    assert overlay.box == canonical.pristine(true_run.run.canonical, LAYER).box
+    assert overlay.box == canonical.read_pristine(true_run.run.canonical, LAYER).box
 
 
 def test_paint_in_a_photoshop_document_comes_back_bit_for_bit(
@@ -310,8 +310,8 @@ def test_nothing_painted_is_no_change(exported: Path, take: Any) -> None:
 def test_paint_on_the_picture_itself_is_told_and_never_taken(
     true_run: TrueRun, exported: Path, tmp_path: Path, take: Any
 ) -> None:
-    picture = canonical.pristine(true_run.run.canonical, LAYER)
-    base = np.rint(picture.array() * 255).astype(np.uint8)
+    picture = canonical.read_pristine(true_run.run.canonical, LAYER)
+    base = np.rint(picture.to_array() * 255).astype(np.uint8)
     middle = (slice(picture.size[1] // 2, picture.size[1] // 2 + 12), slice(picture.size[0] // 2, None))
     base[middle] = (255, 0, 255, 255)
     name, source = f"{BASE}: {LAYER}", exported / "ora" / "foreground.ora"
@@ -413,7 +413,7 @@ def test_a_document_of_another_layer_or_run_is_refused(
     assert_refused(take, zipped(tmp_path / "c.ora", entries), what="exported from another run")
     size = size_of(true_run)
     mirrored = np.ascontiguousarray(
-        np.rint(canonical.pristine(true_run.run.canonical, LAYER).array() * 255).astype(np.uint8)[:, ::-1]
+        np.rint(canonical.read_pristine(true_run.run.canonical, LAYER).to_array() * 255).astype(np.uint8)[:, ::-1]
     )
     strange = painted_ora(source, tmp_path / "d.ora", {f"{BASE}: {LAYER}": mirrored, PAINT: random_paint(size)})
     assert_refused(take, strange, what="is not that of the layer foreground")
@@ -421,19 +421,19 @@ def test_a_document_of_another_layer_or_run_is_refused(
 
 def test_a_document_without_our_layers_is_refused(true_run: TrueRun, tmp_path: Path, take: Any) -> None:
     pixels = random_paint(size_of(true_run)).astype(np.float32) / 255
-    write_ora(tmp_path / "foreground.ora", Document(size_of(true_run), (Layer("Background", still(pixels)),)))
+    write_ora(tmp_path / "foreground.ora", LayeredDocument(size_of(true_run), (DocumentLayer("Background", constant_pixels(pixels)),)))
     assert_refused(take, tmp_path / "foreground.ora", what=f"no layer {PAINT!r}", fix="flattened as PNG")
 
 
 def test_a_painted_document_survives_a_second_export(true_run: TrueRun, exported: Path, tmp_path: Path) -> None:
     """A fit that goes on writes new pictures; a document of an older one still belongs to the older one."""
     run = Run(shutil.copytree(true_run.run.path, tmp_path / "run"))
-    old = canonical.pristine(run.canonical, LAYER)
+    old = canonical.read_pristine(run.canonical, LAYER)
     newer = canonical.CanonicalImage(old.rgba * 0.9, old.box, LAYER)
-    canonical.export(run.canonical, newer)
+    canonical.export_canonical(run.canonical, newer)
     pixels = random_paint(old.size)
     path = painted_ora(exported / "ora" / "foreground.ora", tmp_path / "a.ora", {PAINT: pixels})
-    found = overlays_from_document(run, Maps.open(run), path)
+    found = read_document_overlays(run, Maps.open(run), path)
     assert same(found[LAYER], pixels) and found[LAYER].notes == ()
 
 
@@ -464,10 +464,10 @@ def test_missing_empty_and_other_files_are_refused(tmp_path: Path, take: Any) ->
         assert_refused(take, tmp_path / name)
 
 
-def small_document() -> Document:
+def small_document() -> LayeredDocument:
     pixels = random_paint((24, 16)).astype(np.float32) / 255
-    group = Layer("guides", layers=(Layer("guide: a", still(pixels), visible=False),))
-    return Document((24, 16), (group, Layer(PAINT, still(pixels)), Layer(f"{BASE}: a", still(pixels))), {"layer": "a"})
+    group = DocumentLayer("guides", layers=(DocumentLayer("guide: a", constant_pixels(pixels), visible=False),))
+    return LayeredDocument((24, 16), (group, DocumentLayer(PAINT, constant_pixels(pixels)), DocumentLayer(f"{BASE}: a", constant_pixels(pixels))), {"layer": "a"})
 
 
 @pytest.fixture(scope="module")
@@ -479,10 +479,10 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return {kind: (home / f"a.{kind}").read_bytes() for kind in ("ora", "psd")}
 
 
-def read_all(path: Path, most: int = MOST) -> Document:
+def read_all(path: Path, most: int = MOST) -> LayeredDocument:
     """Reads a document and all pixels in it."""
 
-    def unpack(layers: tuple[Layer, ...]) -> None:
+    def unpack(layers: tuple[DocumentLayer, ...]) -> None:
         for layer in layers:
             if layer.pixels is not None:
                 layer.pixels()

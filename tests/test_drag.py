@@ -13,15 +13,15 @@ import pytest
 import torch
 
 from editors.api import edit_with
-from editors.drag import DEFAULTS, Drag, field_of
+from editors.drag import DEFAULTS, Drag, solve_drag_field
 from neural_fields import coords
 from neural_fields.baking import Maps
 from neural_fields.coords import Box
-from neural_fields.data.synthetic import Mark
-from neural_fields.edit_files import read_shape
+from neural_fields.data.synthetic import PaintedMark
+from neural_fields.edit_files import read_deformation
 from neural_fields.errors import ExitCode, UserError
-from neural_fields.output import open_renderer
-from neural_fields.reshaping import Reshaper
+from neural_fields.output import open_passes
+from neural_fields.reshaping import WarpPass
 from neural_fields.run import Run
 from tests.support.true_run import TrueRun
 
@@ -46,7 +46,7 @@ def words(start: np.ndarray, end: np.ndarray) -> tuple[str, ...]:
 
 def true_places(clip: Any, points: np.ndarray, t: int) -> np.ndarray:
     """Where in frame `t` the true maps carry points of the frame of the drags."""
-    xy = coords.normalise_pixels(torch.from_numpy(points), clip.width, clip.height)
+    xy = coords.normalize_pixels(torch.from_numpy(points), clip.width, clip.height)
     return clip.to_pixels(clip.surfaces[0].xy_at(t, clip.surfaces[0].uv_at(FRAME, xy))).numpy()
 
 
@@ -55,9 +55,9 @@ def marked(clip: Any, point: np.ndarray) -> np.ndarray:
     side = np.linspace(-1, 1, 15)
     picture = np.ones((15, 15, 4), np.float32)
     picture[..., 3] = np.hypot(*np.meshgrid(side, side)) < 1
-    x, y = coords.normalise_pixels(torch.from_numpy(point[None]), clip.width, clip.height)[0].tolist()
+    x, y = coords.normalize_pixels(torch.from_numpy(point[None]), clip.width, clip.height)[0].tolist()
     half = 2.5 * 2 / clip.width
-    return clip.edited([Mark(picture, Box(x - half, y - half, x + half, y + half), "foreground", FRAME)])
+    return clip.edited([PaintedMark(picture, Box(x - half, y - half, x + half, y + half), "foreground", FRAME)])
 
 
 def found_at(marked_frame: np.ndarray, frame: np.ndarray) -> np.ndarray:
@@ -92,17 +92,17 @@ def test_dragged_material_is_at_the_end_of_the_drag_in_every_frame(true_run: Tru
     start = middle + radius * np.array(DRAGS[name][0])
     end = start + DRAGS[name][1]
     made = edit_with(run, Drag(frame=FRAME, drag=words(start, end)))
-    assert made.edit.layers == ("foreground",) and made.edit.facts["frame"] == FRAME
-    maps, shape = Maps.open(run), read_shape(made.edit, "foreground")
-    renderer = open_renderer(run, maps)
+    assert made.edit.layers == ("foreground",) and made.edit.spec["frame"] == FRAME
+    maps, shape = Maps.open(run), read_deformation(made.edit, "foreground")
+    renderer = open_passes(run, maps)
     for number, (point, place) in enumerate(zip(start, end, strict=True)):
         shown = marked(clip, point) if number == 0 and name in SHOWN else None
         for t in range(clip.count):
             wanted = true_places(clip, place[None], t)[0]
             uv = clip.surfaces[0].uv_at(
-                t, coords.normalise_pixels(torch.from_numpy(wanted[None]), clip.width, clip.height)
+                t, coords.normalize_pixels(torch.from_numpy(wanted[None]), clip.width, clip.height)
             )
-            source = clip.to_pixels(clip.surfaces[0].xy_at(t, uv - torch.from_numpy(shape.at(uv.numpy())))).numpy()[0]
+            source = clip.to_pixels(clip.surfaces[0].xy_at(t, uv - torch.from_numpy(shape.displacement_at(uv.numpy())))).numpy()[0]
             assert np.linalg.norm(source - true_places(clip, point[None], t)[0]) < 0.05
             if shown is not None and t % 3 == 2:
                 frames = [renderer.render_frame(t, frame) for frame in (shown[t], clip.frames[t])]
@@ -114,10 +114,10 @@ def test_the_outline_moves_with_a_point_near_it_and_the_object_appears_once(true
     middle, radius = middle_of(clip)
     start = middle + radius * np.array([[0.9, 0.0]])
     edit_with(run, Drag(frame=FRAME, drag=words(start, start + right(16))))
-    renderer = open_renderer(run, Maps.open(run))
-    assert isinstance(renderer, Reshaper)
+    renderer = open_passes(run, Maps.open(run))
+    assert isinstance(renderer, WarpPass)
     for t in (0, FRAME, 11):
-        weight = renderer.deformed(t, clip.frames[t])[1][0]
+        weight = renderer.deform_frame(t, clip.frames[t])[1][0]
         x, y = np.floor(true_places(clip, start + right(15), t)[0]).astype(int)
         assert clip.alpha[0, t, y, x] < 0.1 < 0.9 < weight[y, x]
         before, after = (cv2.connectedComponents((w > 0.5).astype(np.uint8))[0] for w in (clip.alpha[0, t], weight))
@@ -131,10 +131,10 @@ def test_held_points_stay_and_beyond_the_radius_nothing_changes(true_run: TrueRu
     end = start + np.array([7.0, 4.0])
     hold = (f"{held[0]:.3f},{held[1]:.3f}",)
     made = edit_with(run, Drag(frame=FRAME, drag=words(start, end), hold=hold, radius=30.0))
-    xy = coords.normalise_pixels(torch.from_numpy(held[None]), clip.width, clip.height)
+    xy = coords.normalize_pixels(torch.from_numpy(held[None]), clip.width, clip.height)
     uv = clip.surfaces[0].uv_at(FRAME, xy).numpy()
-    assert np.abs(read_shape(made.edit, "foreground").at(uv)).max() * clip.width / 2 < 0.05
-    shown = open_renderer(run, Maps.open(run)).render_frame(FRAME, clip.frames[FRAME])
+    assert np.abs(read_deformation(made.edit, "foreground").displacement_at(uv)).max() * clip.width / 2 < 0.05
+    shown = open_passes(run, Maps.open(run)).render_frame(FRAME, clip.frames[FRAME])
     x, y = np.meshgrid(np.arange(clip.width) + 0.5, np.arange(clip.height) + 0.5)
     far = np.minimum(*(np.hypot(x - p[0], y - p[1]) for p in (end[0], held))) > 34
     assert np.array_equal(shown[far], clip.frames[FRAME][far]) and not np.array_equal(shown, clip.frames[FRAME])
@@ -144,7 +144,7 @@ def test_held_points_stay_and_beyond_the_radius_nothing_changes(true_run: TrueRu
 def test_one_drag_never_folds_by_itself(true_run: TrueRun, run: Run, length: float) -> None:
     middle, _ = middle_of(true_run.clip)
     made = edit_with(run, Drag(frame=FRAME, drag=words(middle[None], middle[None] + right(length))))
-    assert made.edit.facts["radius"] >= 4 * length and "radius" in made.notes[0]
+    assert made.edit.spec["radius"] >= 4 * length and "radius" in made.notes[0]
 
 
 # --- the field -------------------------------------------------------------------------------------------------------
@@ -154,24 +154,24 @@ def test_one_drag_never_folds_by_itself(true_run: TrueRun, run: Run, length: flo
 def test_a_field_goes_through_all_points_and_one_that_does_not_fold_can_be_gone_back(seed: int) -> None:
     generator = np.random.default_rng(seed)
     start = generator.uniform(0, 100, (4, 2))
-    field = field_of(start, start + generator.uniform(-6, 6, (4, 2)), generator.uniform(100, 160, (2, 2)), 80.0)
-    assert np.abs(field.centres[:4] - field.at(field.centres[:4]) - start).max() < 1e-9
-    assert np.abs(field.at(field.centres[4:])).max() < 1e-9
-    assert field.least_area() > DEFAULTS.min_area_change
-    low, high = field.rectangle
+    field = solve_drag_field(start, start + generator.uniform(-6, 6, (4, 2)), generator.uniform(100, 160, (2, 2)), 80.0)
+    assert np.abs(field.centers[:4] - field.displacement_at(field.centers[:4]) - start).max() < 1e-9
+    assert np.abs(field.displacement_at(field.centers[4:])).max() < 1e-9
+    assert field.min_area_change() > DEFAULTS.min_area_change
+    low, high = field.bounds
     wanted = generator.uniform(low, high, (300, 2))
     x = wanted
     for _ in range(300):
-        x = wanted + field.at(x)
-    assert np.abs(x - field.at(x) - wanted).max() < 1e-6
-    assert not field.at(np.stack([low, high])).any()
+        x = wanted + field.displacement_at(x)
+    assert np.abs(x - field.displacement_at(x) - wanted).max() < 1e-6
+    assert not field.displacement_at(np.stack([low, high])).any()
 
 
 def test_areas_agree_with_finite_differences() -> None:
-    field = field_of(np.array([[3.0, 4.0]]), np.array([[9.0, 1.0]]), np.array([[20.0, 8.0]]), 25.0)
+    field = solve_drag_field(np.array([[3.0, 4.0]]), np.array([[9.0, 1.0]]), np.array([[20.0, 8.0]]), 25.0)
     points, tiny = field._make_grid(), 1e-4
     sides = [
-        (points + d - field.at(points + d) - points + d + field.at(points - d)) / (2 * tiny) for d in tiny * np.eye(2)
+        (points + d - field.displacement_at(points + d) - points + d + field.displacement_at(points - d)) / (2 * tiny) for d in tiny * np.eye(2)
     ]
     area = sides[0][:, 0] * sides[1][:, 1] - sides[0][:, 1] * sides[1][:, 0]
     np.testing.assert_allclose(field._compute_areas(), area, atol=1e-5)

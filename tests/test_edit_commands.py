@@ -12,7 +12,7 @@ import pytest
 
 from editors.cli import main
 from neural_fields.errors import ExitCode
-from neural_fields.pictures import png_bytes, read_picture
+from neural_fields.pictures import encode_png, read_picture
 from neural_fields.run import Run
 from tests.support.true_run import TrueRun
 
@@ -28,7 +28,7 @@ def painted(run: Run, tmp_path: Path) -> Path:
     rgba = read_picture(run.canonical / "foreground.png").rgba.copy()
     middle = rgba.shape[0] // 2
     rgba[middle - 6 : middle + 6, middle - 6 : middle + 6] = (0.9, 0.1, 0.2, 1)
-    (tmp_path / "painted.png").write_bytes(png_bytes(rgba))
+    (tmp_path / "painted.png").write_bytes(encode_png(rgba))
     return tmp_path / "painted.png"
 
 
@@ -101,7 +101,7 @@ def test_marks_of_two_frames_typed_at_once_make_one_edit(run: Run, true_run: Tru
     for t in (2, 9):
         frame = clip.frames[t].astype(np.float32) / 255
         frame[10:20, 10:20] = (0.9, 0.1, 0.1)
-        (tmp_path / f"f{t}.png").write_bytes(png_bytes(frame))
+        (tmp_path / f"f{t}.png").write_bytes(encode_png(frame))
     pictures = [str(tmp_path / "f2.png"), str(tmp_path / "f9.png")]
     assert main(["edit", str(run.path), *pictures, "--frame", "2", "--frame", "9", "--name", "both"]) == 0
     facts = json.loads((run.edits / "0001-both" / "edit.json").read_text())

@@ -15,7 +15,7 @@ from neural_fields import coords
 from neural_fields.canonical import Overlay
 from neural_fields.coords import Box
 from neural_fields.errors import UserError
-from neural_fields.pictures import Picture, premultiplied, read_picture
+from neural_fields.pictures import Picture, premultiply, read_picture
 
 WIDTH, HEIGHT = 80, 60
 BOX = Box(-1.5, -1.2, 1.5, 1.2)
@@ -47,8 +47,8 @@ def paint(region: np.ndarray = DISC) -> Picture:
 
 def render(overlay: Overlay, maps: FrameMaps, index: int = 0) -> np.ndarray:
     """The frame as the design states it: source + weight * (gain * edit - alpha * observed), premultiplied."""
-    image = torch.from_numpy(premultiplied(overlay.rgba)).permute(2, 0, 1)[None]
-    found = coords.sample(image, overlay.box, torch.from_numpy(maps.uv[index])[None])[0].permute(1, 2, 0).numpy()
+    image = torch.from_numpy(premultiply(overlay.rgba)).permute(2, 0, 1)[None]
+    found = coords.sample_canonical(image, overlay.box, torch.from_numpy(maps.uv[index])[None])[0].permute(1, 2, 0).numpy()
     source = SOURCE / 255
     return source + maps.weight[index][..., None] * (maps.gain[index] * found[..., :3] - found[..., 3:] * source)
 

@@ -17,7 +17,7 @@ from neural_fields import canonical as canonicals
 from neural_fields.canonical import CanonicalImage, Overlay
 from neural_fields.coords import Box
 from neural_fields.errors import ExitCode, UserError
-from neural_fields.pictures import png_bytes, read_picture
+from neural_fields.pictures import encode_png, read_picture
 
 WIDTH, HEIGHT = 128, 96
 BOX = Box(-1.0, -0.75, 1.0, 0.75)
@@ -69,7 +69,7 @@ def save(path: Path, pixels: np.ndarray, way: str) -> None:
     """The picture as a tool of one kind or another writes it."""
     image = Image.fromarray(pixels)
     if way == "16 bit":
-        path.write_bytes(png_bytes(pixels / np.float32(255), 16))
+        path.write_bytes(encode_png(pixels / np.float32(255), 16))
     elif way in ("white", "black", "pink"):
         on(pixels, {"white": (255,) * 3, "black": (0,) * 3, "pink": (230, 120, 180)}[way]).save(path, lossless=True)
     elif way == "dropped":
@@ -141,7 +141,7 @@ def test_another_size_of_the_same_aspect_is_resampled_with_a_note(tmp_path: Path
     Image.fromarray(painted(False)).resize(size, Image.Resampling.BICUBIC).save(tmp_path / "p.png")
     overlay = overlay_from_canonical(read_picture(tmp_path / "p.png"), BASES[False])
     assert overlay.size == (max(size[0], WIDTH), max(size[1], HEIGHT))
-    alpha = canonicals.fit(overlay, (WIDTH, HEIGHT), BOX)[..., 3]
+    alpha = canonicals.resample_overlay(overlay, (WIDTH, HEIGHT), BOX)[..., 3]
     assert alpha[mask(grow=-2)].min() > 0.99 and alpha[~mask(grow=4)].max() < 0.01
     assert any("instead of" in note for note in overlay.notes)
 
@@ -207,37 +207,37 @@ def test_a_canonical_image_is_saved_loaded_and_sampled(tmp_path: Path) -> None:
 def test_an_overlay_painted_over_its_canonical_gives_the_painted_picture(tmp_path: Path) -> None:
     Image.fromarray(painted(True)).save(tmp_path / "p.png")
     overlay = overlay_from_canonical(read_picture(tmp_path / "p.png"), BASES[True])
-    np.testing.assert_allclose(BASES[True].over(overlay).array() * 255, painted(True), atol=0.01)
+    np.testing.assert_allclose(BASES[True].composite_overlay(overlay).to_array() * 255, painted(True), atol=0.01)
 
 
 def test_export_never_writes_over_a_painted_picture_and_keeps_every_base(tmp_path: Path) -> None:
     first, second = BASES[True], CanonicalImage(BASES[True].rgba.flip(2).contiguous(), BOX, "foreground")
-    assert canonicals.export(tmp_path, first).path == tmp_path / "foreground.png"
-    assert canonicals.export(tmp_path, first).path == tmp_path / "foreground.png"
+    assert canonicals.export_canonical(tmp_path, first).path == tmp_path / "foreground.png"
+    assert canonicals.export_canonical(tmp_path, first).path == tmp_path / "foreground.png"
     Image.fromarray(painted(True)).save(tmp_path / "foreground.png")
     mine = (tmp_path / "foreground.png").read_bytes()
-    again = canonicals.export(tmp_path, second)
+    again = canonicals.export_canonical(tmp_path, second)
     assert again.path == tmp_path / "foreground.new.png" and "stays" in again.notes[0]
     assert (tmp_path / "foreground.png").read_bytes() == mine
-    torch.testing.assert_close(canonicals.pristine(tmp_path, "foreground").rgba, second.rgba, atol=1e-6, rtol=0)
+    torch.testing.assert_close(canonicals.read_pristine(tmp_path, "foreground").rgba, second.rgba, atol=1e-6, rtol=0)
     picture = read_picture(tmp_path / "foreground.png")
-    base = canonicals.base_for(tmp_path, "foreground", picture)
+    base = canonicals.find_base_version(tmp_path, "foreground", picture)
     torch.testing.assert_close(base.rgba, first.rgba, atol=1e-6, rtol=0)
     alpha = overlay_from_canonical(picture, base).rgba[..., 3]
     assert alpha[mask()].min() == 1 and alpha[~mask()].max() == 0
 
 
 def test_an_unknown_layer_lists_the_layers_and_damaged_facts_are_named(tmp_path: Path) -> None:
-    canonicals.export(tmp_path, BASES[True])
+    canonicals.export_canonical(tmp_path, BASES[True])
     with pytest.raises(UserError) as caught:
-        canonicals.pristine(tmp_path, "sky")
+        canonicals.read_pristine(tmp_path, "sky")
     assert caught.value.code == ExitCode.BAD_INPUT and "foreground" in caught.value.why
     (tmp_path / "foreground.json").write_text('{"version": 1}')
     with pytest.raises(UserError) as caught:
-        canonicals.pristine(tmp_path, "foreground")
+        canonicals.read_pristine(tmp_path, "foreground")
     assert caught.value.code == ExitCode.DAMAGED_RUN and "foreground.json" in caught.value.what
 
 
 def test_fit_keeps_an_overlay_of_the_same_size_as_it_is() -> None:
     overlay = Overlay(np.random.default_rng(0).random((4, 5, 4), dtype=np.float32), BOX)
-    assert canonicals.fit(overlay, (5, 4), BOX) is overlay.rgba
+    assert canonicals.resample_overlay(overlay, (5, 4), BOX) is overlay.rgba

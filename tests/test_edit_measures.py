@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from editors.cli import main
-from editors.cli_editors import EDITORS, editor_kind
-from editors.diffusion.measures import consistency_all_pairs, consistency_consecutive
-from neural_fields.data.synthetic import demo_clip
+from editors.cli_editors import EDITORS, find_editor_class
+from editors.diffusion.measures import compute_all_pairs_consistency, compute_consecutive_consistency
+from neural_fields.data.synthetic import make_demo_clip
 from neural_fields.edit_quality import measure_edit
 from neural_fields.errors import UserError
 from neural_fields.run import Run
@@ -28,7 +28,7 @@ from neural_fields.run import Run
 def home(tmp_path_factory: pytest.TempPathFactory, tiny_models: ModuleType) -> Path:
     """A finished run of 6 frames of 96 x 64 pixels, and tiny models."""
     home = tmp_path_factory.mktemp("home")
-    clip = demo_clip(6, 96, 64)
+    clip = make_demo_clip(6, 96, 64)
     (home / "frames").mkdir()
     for t, frame in enumerate(clip.frames):
         Image.fromarray(frame).save(home / "frames" / f"{t:04d}.png")
@@ -125,7 +125,7 @@ def test_a_misspelt_editor_is_named_right(run: str, capsys: pytest.CaptureFixtur
 def test_every_editor_has_a_page_and_shows_its_settings() -> None:
     pages = Path(__file__).resolve().parents[1] / "docs" / "editors"
     for name in EDITORS:
-        kind = editor_kind(name)
+        kind = find_editor_class(name)
         assert kind.name == name and (kind.__doc__ or "").strip()
         assert f"--editor {name}" in (pages / f"{name}.md").read_text(encoding="utf-8")
 
@@ -158,6 +158,6 @@ def test_consistencies_are_the_means_of_cosines_over_pairs(count: int, seed: int
     unit = torch.nn.functional.normalize(vectors, dim=1)
     pairs = [float(unit[i] @ unit[j]) for i in range(count) for j in range(count) if i != j]
     after = [float(unit[i] @ unit[i + 1]) for i in range(count - 1)]
-    assert consistency_all_pairs(unit) == pytest.approx(sum(pairs) / len(pairs), abs=1e-5)
-    assert consistency_consecutive(unit) == pytest.approx(sum(after) / len(after), abs=1e-5)
-    assert consistency_all_pairs(unit[:1]) is None and consistency_consecutive(unit[:1]) is None
+    assert compute_all_pairs_consistency(unit) == pytest.approx(sum(pairs) / len(pairs), abs=1e-5)
+    assert compute_consecutive_consistency(unit) == pytest.approx(sum(after) / len(after), abs=1e-5)
+    assert compute_all_pairs_consistency(unit[:1]) is None and compute_consecutive_consistency(unit[:1]) is None

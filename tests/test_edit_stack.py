@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from editors import stack
 from neural_fields import edit_files, edits
-from neural_fields.canonical import Overlay, fit
+from neural_fields.canonical import Overlay, resample_overlay
 from neural_fields.coords import Box
 from neural_fields.errors import ExitCode, UserError
 from neural_fields.run import Run
@@ -92,16 +92,16 @@ def test_the_stack_equals_a_list_with_a_redo_list(tmp_path_factory: pytest.TempP
 def test_a_later_edit_lies_over_an_earlier_one_and_opacity_scales_it(run: Run) -> None:
     stack.add_edit(run, "red", {"foreground": patch((1, 0, 0, 1))}, {})
     stack.add_edit(run, "blue", {"foreground": patch((0, 0, 1, 1), slice(2, 4))}, {"opacity": 0.25})
-    flat = edit_files.flatten(edits.active_edits(run), "foreground")
+    flat = edit_files.flatten_overlays(edits.active_edits(run), "foreground")
     assert flat is not None
     np.testing.assert_allclose(flat.rgba[0, 0], [1, 0, 0, 1], atol=1e-4)
     np.testing.assert_allclose(flat.rgba[3, 0], [0.75, 0, 0.25, 1], atol=1e-4)
-    assert edit_files.flatten(edits.active_edits(run), "background") is None
+    assert edit_files.flatten_overlays(edits.active_edits(run), "background") is None
 
 
 def test_flatten_moves_an_overlay_to_another_box_and_size(run: Run) -> None:
     stack.add_edit(run, "red", {"foreground": patch((1, 0, 0, 1), slice(0, 2))}, {})
-    flat = edit_files.flatten(edits.active_edits(run), "foreground", (16, 16), Box(-1.0, -1.0, 1.0, 1.0))
+    flat = edit_files.flatten_overlays(edits.active_edits(run), "foreground", (16, 16), Box(-1.0, -1.0, 1.0, 1.0))
     assert flat is not None
     alpha = flat.rgba[:, 8, 3]
     assert alpha[5:7].min() > 0.99 and alpha[:3].max() == 0 and alpha[9:].max() == 0
@@ -180,5 +180,5 @@ def test_a_fine_overlay_on_a_part_is_averaged_not_skipped_through_when_it_is_fit
     checks = np.zeros((80, 160, 4), np.float32)
     checks[..., 3] = 1
     checks[(np.indices((80, 160)).sum(0) % 2) > 0, :3] = 1
-    shown = fit(Overlay(checks, Box(-0.5, -0.25, 0.5, 0.25)), (32, 16), BOX)
+    shown = resample_overlay(Overlay(checks, Box(-0.5, -0.25, 0.5, 0.25)), (32, 16), BOX)
     np.testing.assert_allclose(shown[6:10, 12:20, :3], 0.5, atol=0.02)

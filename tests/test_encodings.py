@@ -21,8 +21,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from neural_fields.encodings import hash_grid, tcnn
 from neural_fields.encodings.fourier import Fourier
 from neural_fields.encodings.grid import DenseGrid, DenseGridConfig
-from neural_fields.encodings.hash_grid import HashGrid, HashGridConfig, choose_backend, level_table, release_weights
-from neural_fields.encodings.hash_layout import fragile_levels, growth_to
+from neural_fields.encodings.hash_grid import HashGrid, HashGridConfig, choose_backend, compute_level_table, compute_release_weights
+from neural_fields.encodings.hash_layout import find_fragile_levels, compute_growth
 from neural_fields.encodings.mlp import MLP
 from neural_fields.errors import UserError
 
@@ -93,29 +93,29 @@ def reference(x: Tensor, grid: HashGrid, grad: Tensor) -> tuple[Tensor, Tensor, 
 
 @pytest.mark.parametrize(
     ("in_dim", "growth", "dense", "size"),
-    [(2, 1.3819128, 12, 5_522_000), (3, 1.3819128, 5, 12_196_240), (3, growth_to(1024, 16, 16), None, 11_445_040)],
+    [(2, 1.3819128, 12, 5_522_000), (3, 1.3819128, 5, 12_196_240), (3, compute_growth(1024, 16, 16), None, 11_445_040)],
 )
 def test_parameter_counts_are_those_of_tiny_cuda_nn(in_dim: int, growth: float, dense: int | None, size: int) -> None:
-    levels = level_table(HashGridConfig(growth=growth), in_dim)
+    levels = compute_level_table(HashGridConfig(growth=growth), in_dim)
     assert 2 * sum(level.entries for level in levels) == size
     assert dense in (None, sum(level.dense for level in levels))
 
 
 def test_vertices_are_those_of_tiny_cuda_nn() -> None:
-    vertices = [level.resolution for level in level_table(HashGridConfig(growth=1.3819128), 3)]
+    vertices = [level.resolution for level in compute_level_table(HashGridConfig(growth=1.3819128), 3)]
     assert vertices == [16, 23, 31, 43, 59, 81, 112, 154, 213, 295, 407, 562, 777, 1073, 1483, 2048]
 
 
 def test_levels_follow_each_other_without_a_gap_and_dense_tables_are_padded_to_eight() -> None:
-    levels = level_table(SMALL[3], 3)
+    levels = compute_level_table(SMALL[3], 3)
     assert [level.dense for level in levels] == [True, True, False, False]
     assert [level.offset for level in levels] == [0, 64, 64 + 344, 64 + 344 + 512]
     assert levels[1].resolution == 7 and levels[1].entries == 344
 
 
 def test_growth_two_is_never_fragile_and_a_scale_close_to_an_integer_is() -> None:
-    assert fragile_levels(level_table(HashGridConfig(n_levels=5, growth=2.0), 2)) == ()
-    assert 10 in fragile_levels(level_table(HashGridConfig(growth=growth_to(1024, 16, 16)), 2))
+    assert find_fragile_levels(compute_level_table(HashGridConfig(n_levels=5, growth=2.0), 2)) == ()
+    assert 10 in find_fragile_levels(compute_level_table(HashGridConfig(growth=compute_growth(1024, 16, 16)), 2))
 
 
 @pytest.mark.parametrize(
@@ -238,9 +238,9 @@ def test_level_weights_multiply_the_features_of_a_level_and_stop_its_gradient_at
 
 
 def test_levels_are_released_from_coarse_to_fine() -> None:
-    assert release_weights(4, 0.0).tolist() == [0, 0, 0, 0]
-    torch.testing.assert_close(release_weights(4, 0.375), torch.tensor([1.0, 0.5, 0.0, 0.0]))
-    torch.testing.assert_close(release_weights(4, 1.0), torch.ones(4))
+    assert compute_release_weights(4, 0.0).tolist() == [0, 0, 0, 0]
+    torch.testing.assert_close(compute_release_weights(4, 0.375), torch.tensor([1.0, 0.5, 0.0, 0.0]))
+    torch.testing.assert_close(compute_release_weights(4, 1.0), torch.ones(4))
 
 
 # Back ends
@@ -370,7 +370,7 @@ def test_a_tcnn_that_fails_to_import_is_a_reason_not_a_crash(
     monkeypatch.delitem(sys.modules, "tinycudann", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
     monkeypatch.setattr(hash_grid, "compiler_reason", lambda device: "no C++ compiler was found")
-    assert reason in tcnn.unavailable_reason(CUDA)
+    assert reason in tcnn.explain_unavailable(CUDA)
     assert choose_backend("auto", CUDA) == "torch"
     with pytest.raises(UserError, match="'tcnn' does not work here") as caught:
         choose_backend("tcnn", CUDA)
@@ -411,7 +411,7 @@ def test_a_grid_on_the_cpu_never_imports_an_installed_tcnn_and_a_config_needs_no
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend", ["torch", "compiled", "tcnn"])
 def test_a_gpu_computes_what_the_cpu_computes(backend: Any) -> None:
-    reasons = {"tcnn": tcnn.unavailable_reason, "compiled": hash_grid.compiler_reason}
+    reasons = {"tcnn": tcnn.explain_unavailable, "compiled": hash_grid.explain_missing_compiler}
     if backend in reasons and (reason := reasons[backend](CUDA)):
         pytest.skip(reason)
     found = {}

@@ -9,18 +9,18 @@ import pytest
 import torch
 
 from neural_fields.adam import RectangleGradient
-from neural_fields.config import load_config
-from neural_fields.data.clip import Batch, Clip
+from neural_fields.config import load_planar_config
+from neural_fields.data.clip import Batch, ClipDataset
 from neural_fields.data.masks import LayerMasks
 from neural_fields.planar import explicit
-from neural_fields.planar.build import build, fill, plan
-from neural_fields.planar.frame_table import squared_steps
+from neural_fields.planar.build import build_model, initialise_model, plan_model
+from neural_fields.planar.frame_table import mean_squared_steps
 from neural_fields.planar.model import PlanarModel
 from neural_fields.planar.objective import accumulate_by_autograd
 from neural_fields.planar.patches import InterpolationMatrices, interpolation_matrix
 
 
-def shaken(front: int, size: tuple[int, int] = (41, 27), **overrides: object) -> tuple[PlanarModel, Clip]:
+def shaken(front: int, size: tuple[int, int] = (41, 27), **overrides: object) -> tuple[PlanarModel, ClipDataset]:
     """A model of a random clip with every table away from its start."""
     width, height = size
     random = np.random.default_rng(front)
@@ -28,12 +28,12 @@ def shaken(front: int, size: tuple[int, int] = (41, 27), **overrides: object) ->
     for layer in range(front):
         masks[layer, :, 4 + layer : 15 + 2 * layer, 6 + 5 * layer : 20 + 5 * layer] = True
     frames = random.integers(0, 256, (3, height, width, 3), dtype=np.uint8)
-    clip = Clip(frames, LayerMasks(tuple(f"f{i}" for i in range(front)), masks), None)
+    clip = ClipDataset(frames, LayerMasks(tuple(f"f{i}" for i in range(front)), masks), None)
     gain = {} if "gain.kind" in overrides else {"gain.cell": 7.0}
-    config = load_config("atlas", {"mapping.cell": 6.0, "terms.texture_smoothness": 0.0, **gain, **overrides})
-    chosen = plan(config, clip)
-    model = build(config, chosen.shape)
-    fill(model, chosen, clip)
+    config = load_planar_config("atlas", {"mapping.cell": 6.0, "terms.texture_smoothness": 0.0, **gain, **overrides})
+    chosen = plan_model(config, clip)
+    model = build_model(config, chosen.shape)
+    initialise_model(model, chosen, clip)
     generator = torch.Generator().manual_seed(front)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -50,7 +50,7 @@ def gradients(
     model: PlanarModel, batch: Batch, general: bool, min_bands: int = 4
 ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     model.zero_grad(set_to_none=True)
-    terms = accumulate_by_autograd(model, batch, 0) if general else explicit.accumulate(model, batch, min_bands)
+    terms = accumulate_by_autograd(model, batch, 0) if general else explicit.accumulate_table_gradients(model, batch, min_bands)
     if not general:
         for texture in model.textures:
             texture.image.grad = torch.zeros_like(texture.image)
@@ -72,7 +72,7 @@ def gradients(
 )
 def test_gradients_equal_those_of_the_graph(front: int, overrides: dict) -> None:
     model, clip = shaken(front, **overrides)
-    assert explicit.supports(model)
+    assert explicit.supports_model(model)
     batch = Batch(clip, torch.tensor([0, 1, 2]), None)
     slow_terms, slow = gradients(model, batch, general=True)
     fast_terms, fast = gradients(model, batch, general=False)
@@ -96,14 +96,14 @@ def test_a_band_more_or_less_changes_nothing() -> None:
 def test_other_parts_and_terms_take_the_graph() -> None:
     model, _ = shaken(1)
     model.weights = replace(model.weights, sparsity=1.0)
-    assert not explicit.supports(model)
+    assert not explicit.supports_model(model)
 
 
 def test_interpolation_matrices_are_those_of_interpolate() -> None:
     table = torch.rand(1, 2, 5, 7)
     matrices = InterpolationMatrices(interpolation_matrix(5, 23), interpolation_matrix(7, 31))
     wanted = torch.nn.functional.interpolate(table, (23, 31), mode="bilinear", align_corners=False)[0]
-    assert torch.allclose(matrices.apply(table[0]), wanted, atol=1e-6)
+    assert torch.allclose(matrices.interpolate_table(table[0]), wanted, atol=1e-6)
 
 
 def test_rectangles_that_overlap_are_joined_and_others_are_not() -> None:
@@ -128,7 +128,7 @@ def test_texture_smoothness_pulls_neighbouring_texels_together_where_the_step_lo
     without = gradients(model, Batch(clip, torch.tensor([0]), None), general=False)
     (patch,) = model.textures[0].image.patches
     image = patch.crop(model.textures[0].image.detach()).clone().requires_grad_()
-    wanted = 3.0 * squared_steps(image[None])
+    wanted = 3.0 * mean_squared_steps(image[None])
     wanted.backward()
     difference = with_it[1]["textures.0.image"] - without[1]["textures.0.image"]
     assert with_it[0]["texture_smoothness"] == pytest.approx(float(wanted.detach()), rel=1e-4)

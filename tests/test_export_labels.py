@@ -16,19 +16,19 @@ import pytest
 from PIL import Image
 
 from neural_fields import coords
-from neural_fields.data.facts import made_facts
+from neural_fields.data.facts import make_metadata
 from neural_fields.data.masks import load_masks, mask_iou
-from neural_fields.data.synthetic import SyntheticClip, demo_clip
-from neural_fields.data.video import write
+from neural_fields.data.synthetic import SyntheticClip, make_demo_clip
+from neural_fields.data.video import write_video
 from neural_fields.errors import ExitCode, UserError
-from neural_fields.export.base import export
+from neural_fields.export.base import export_run
 from neural_fields.export.label_files import read_labels
-from neural_fields.export.labels import Labels
+from neural_fields.export.labels import LabelsExporter
 from neural_fields.files import read_json, sha256_file
-from neural_fields.fit_options import FitOptions
-from neural_fields.fitting import fit, load_model
+from neural_fields.fit_options import TrainOptions
+from neural_fields.fitting import train, load_planar_model
 from neural_fields.labels import lift_labels, resize_labels
-from neural_fields.pictures import png_bytes
+from neural_fields.pictures import encode_png
 from neural_fields.run import Run
 
 SIZE, COUNT = (192, 108), 8
@@ -47,13 +47,13 @@ class Shown:
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
     home = tmp_path_factory.mktemp("labelled")
-    clip = demo_clip(COUNT, *SIZE)
-    write(home / "clip.mkv", clip.render(), made_facts(SIZE, COUNT, Fraction(24)), codec="ffv1")
+    clip = make_demo_clip(COUNT, *SIZE)
+    write_video(home / "clip.mkv", clip.render_frames(), make_metadata(SIZE, COUNT, Fraction(24)), codec="ffv1")
     np.save(home / "mask.npy", clip.masks[0])
-    options = FitOptions(
+    options = TrainOptions(
         home / "run", size="96x54", masks=(f"foreground={home / 'mask.npy'}",), overrides={"training.steps": 20}
     )
-    return Shown(fit(home / "clip.mkv", options).run, clip, true_classes(clip))
+    return Shown(train(home / "clip.mkv", options).run, clip, true_classes(clip))
 
 
 def true_classes(clip: SyntheticClip) -> np.ndarray:
@@ -62,7 +62,7 @@ def true_classes(clip: SyntheticClip) -> np.ndarray:
     middle = (clip.boxes[0].u0 + clip.boxes[0].u1) / 2
     ground = np.stack(back) > np.median(back[4])
     stripe = np.abs(np.stack(front) - middle) < 0.12
-    return np.where(clip.labels() == 0, np.where(stripe, 4, 2), ground).astype(np.uint8)
+    return np.where(clip.compute_labels() == 0, np.where(stripe, 4, 2), ground).astype(np.uint8)
 
 
 def saved(image: Image.Image, path: Path, **options: Any) -> Path:
@@ -89,7 +89,7 @@ COLOURS = np.array([[0, 0, 0], [250, 0, 0], [0, 250, 0], [1, 2, 3], [0, 0, 251]]
 
 def test_labels_are_where_they_truly_are(shown: Shown, tmp_path: Path) -> None:
     given = saved(with_palette(shown.classes[4]), tmp_path / "given.png")
-    export(shown.run, Labels(labels=given, frame=4), out=tmp_path / "out")
+    export_run(shown.run, LabelsExporter(labels=given, frame=4), out=tmp_path / "out")
     files = sorted((tmp_path / "out").glob("*.png"))
     assert [file.name for file in files] == [f"{t:05d}.png" for t in range(COUNT)]
     np.testing.assert_array_equal(stored(files[4]), shown.classes[4])
@@ -104,7 +104,7 @@ def test_labels_are_where_they_truly_are(shown: Shown, tmp_path: Path) -> None:
 
 def test_what_labels_json_says_is_what_the_pictures_hold(shown: Shown, tmp_path: Path) -> None:
     given = saved(with_palette(shown.classes[4]), tmp_path / "given.png")
-    export(shown.run, Labels(labels=given, frame=4), out=tmp_path / "out")
+    export_run(shown.run, LabelsExporter(labels=given, frame=4), out=tmp_path / "out")
     facts = read_json(tmp_path / "out" / "labels.json")
     assert facts["sha256"] == sha256_file(given) and facts["labels"] == "given.png" and facts["frame"] == 4
     assert (facts["width"], facts["height"], facts["frames"], facts["mode"]) == (*SIZE, [0, COUNT, 1], "P")
@@ -119,7 +119,7 @@ def test_what_labels_json_says_is_what_the_pictures_hold(shown: Shown, tmp_path:
 
 def test_masks_of_a_class_are_what_a_fit_takes(shown: Shown, tmp_path: Path) -> None:
     given = saved(with_palette(shown.classes[4]), tmp_path / "given.png")
-    export(shown.run, Labels(labels=given, frame=4, masks=True), out=tmp_path / "out")
+    export_run(shown.run, LabelsExporter(labels=given, frame=4, masks=True), out=tmp_path / "out")
     facts = read_json(tmp_path / "out" / "labels.json")
     folders = {entry["value"][0]: entry.get("masks") for entry in facts["classes"]}
     assert folders == {0: None, 1: "masks/class1", 2: "masks/class2", 4: "masks/class4"}
@@ -136,7 +136,7 @@ def test_masks_of_a_class_are_what_a_fit_takes(shown: Shown, tmp_path: Path) -> 
 def test_labels_of_another_size_are_looked_up_and_never_blended(factor: int, shown: Shown, tmp_path: Path) -> None:
     large = shown.classes[4].repeat(factor, 0).repeat(factor, 1)
     given = saved(Image.fromarray(large), tmp_path / "given.png")
-    export(shown.run, Labels(labels=given, frame=4), out=tmp_path / "out")
+    export_run(shown.run, LabelsExporter(labels=given, frame=4), out=tmp_path / "out")
     np.testing.assert_array_equal(stored(tmp_path / "out" / "00004.png"), shown.classes[4])
     values = {int(value) for file in (tmp_path / "out").glob("*.png") for value in np.unique(stored(file))}
     assert values <= {0, 1, 2, 4}
@@ -149,9 +149,9 @@ def test_smaller_labels_are_enlarged_in_blocks() -> None:
 
 
 def test_what_reaches_over_an_outline_does_not_go_on_behind_the_object(shown: Shown) -> None:
-    model, _ = load_model(shown.run)
+    model, _ = load_planar_model(shown.run)
     size = model.shape.size
-    thing = resize_labels((shown.clip.labels()[4] == 0).astype(np.int32), size)
+    thing = resize_labels((shown.clip.compute_labels()[4] == 0).astype(np.int32), size)
     wide = thing.copy()
     wide[:, 6:] |= thing[:, :-6]  # six pixels over the right outline
     ground = lift_labels(model, wide, 4)[-1]
@@ -186,7 +186,7 @@ def pictures(classes: np.ndarray) -> dict[str, Image.Image]:
 def test_a_picture_of_any_kind_is_written_as_it_was_read(name: str, shown: Shown, tmp_path: Path) -> None:
     image = pictures(shown.classes[4])[name]
     labels = read_labels(saved(image, tmp_path / name), SIZE)
-    again = Image.open(io.BytesIO(labels.encode(labels.classes)))
+    again = Image.open(io.BytesIO(labels.encode_png(labels.classes)))
     assert again.mode == image.mode
     np.testing.assert_array_equal(np.asarray(again), np.asarray(image))
     assert len(labels.values) - len(np.unique(labels.classes)) in (0, 1)
@@ -195,10 +195,10 @@ def test_a_picture_of_any_kind_is_written_as_it_was_read(name: str, shown: Shown
 
 def test_sixteen_bits_of_a_colour_are_kept(shown: Shown, tmp_path: Path) -> None:
     colours = np.array([[0, 0, 0], [1, 0, 0], [65535, 65534, 3], [9, 9, 9], [0, 0, 32769]], np.uint16)
-    (tmp_path / "deep.png").write_bytes(png_bytes(colours[shown.classes[4]].astype(np.float32) / 65535, 16))
+    (tmp_path / "deep.png").write_bytes(encode_png(colours[shown.classes[4]].astype(np.float32) / 65535, 16))
     labels = read_labels(tmp_path / "deep.png", SIZE)
-    assert labels.bits == 16 and sorted(labels.values.tolist()) == sorted(colours[[0, 1, 2, 4]].tolist())
-    (tmp_path / "again.png").write_bytes(labels.encode(labels.classes))
+    assert labels.bits_per_channel == 16 and sorted(labels.values.tolist()) == sorted(colours[[0, 1, 2, 4]].tolist())
+    (tmp_path / "again.png").write_bytes(labels.encode_png(labels.classes))
     again = read_labels(tmp_path / "again.png", SIZE)
     np.testing.assert_array_equal(again.values[again.classes], colours[shown.classes[4]])
 
@@ -210,14 +210,14 @@ def test_nothing_is_a_class_where_no_pixel_has_it(tmp_path: Path) -> None:
     solid = np.dstack([halves, halves, halves, np.full_like(halves, 255)])
     colour = read_labels(saved(Image.fromarray(solid), tmp_path / "solid.png"), (8, 4))
     assert colour.values.tolist() == [[0, 0, 0, 255], [5, 5, 5, 255], [9, 9, 9, 255]]
-    assert [colour.name(number) for number in (1, 2)] == ["rgb_050505ff", "rgb_090909ff"]
+    assert [colour.class_name(number) for number in (1, 2)] == ["rgb_050505ff", "rgb_090909ff"]
 
 
 def test_a_transparent_index_stays_transparent(tmp_path: Path) -> None:
     classes = np.repeat([[0, 1, 2]], 3, axis=0).astype(np.uint8)
     given = saved(with_palette(classes), tmp_path / "clear.png", transparency=bytes([255, 0, 128]))
     labels = read_labels(given, (3, 3))
-    again = Image.open(io.BytesIO(labels.encode(labels.classes)))
+    again = Image.open(io.BytesIO(labels.encode_png(labels.classes)))
     assert again.info["transparency"] == bytes([255, 0, 128])
 
 
@@ -310,18 +310,18 @@ def test_settings_that_cannot_be_used_are_refused_and_nothing_is_written(
     if "labels" in settings:
         settings = {**settings, "labels": tmp_path / settings["labels"]}
     with pytest.raises(UserError, match=re.escape(words)):
-        export(shown.run, Labels(**settings))
+        export_run(shown.run, LabelsExporter(**settings))
     assert not shown.run.exports.exists() or not list(shown.run.exports.iterdir())
 
 
 def test_soft_edges_and_lost_classes_are_said(shown: Shown, tmp_path: Path) -> None:
     ramp = np.where(shown.classes[4] > 1, np.arange(SIZE[0]) // 2, 0).astype(np.uint8)
-    done = export(shown.run, Labels(labels=saved(Image.fromarray(ramp), tmp_path / "ramp.png")), out=tmp_path / "out")
+    done = export_run(shown.run, LabelsExporter(labels=saved(Image.fromarray(ramp), tmp_path / "ramp.png")), out=tmp_path / "out")
     assert not any("antialiasing" in note for note in done.notes)  # some twenty classes
     steep = (np.arange(SIZE[0]) // 2).astype(np.uint8)[None].repeat(SIZE[1], 0)
-    done = export(shown.run, Labels(labels=saved(Image.fromarray(steep), tmp_path / "a.png")), out=tmp_path / "steep")
+    done = export_run(shown.run, LabelsExporter(labels=saved(Image.fromarray(steep), tmp_path / "a.png")), out=tmp_path / "steep")
     assert any("draw labels without antialiasing" in note for note in done.notes)
     dot = shown.classes[4].copy()
     dot[0, 0] = 250  # one pixel of the source is none of the maps
-    done = export(shown.run, Labels(labels=saved(Image.fromarray(dot), tmp_path / "dot.png")), out=tmp_path / "dot")
+    done = export_run(shown.run, LabelsExporter(labels=saved(Image.fromarray(dot), tmp_path / "dot.png")), out=tmp_path / "dot")
     assert done.notes == ("too small for the size of the run, or never seen again: class250",)

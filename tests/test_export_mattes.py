@@ -14,18 +14,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from editors.stack import Effects, add_edit
+from editors.stack import EditEffects, add_edit
 from neural_fields.baking import Maps
 from neural_fields.canonical import Overlay
 from neural_fields.coords import Box
 from neural_fields.data.video import rgba_frames, source_frames
 from neural_fields.errors import ExitCode, UserError
-from neural_fields.export.base import Exporter, export
+from neural_fields.export.base import Exporter, export_run
 from neural_fields.export.exr import read_exr
-from neural_fields.export.mattes import Layers, Matte
-from neural_fields.export.unmixing import over_alphas, unmixed
-from neural_fields.output import open_renderer, source_facts
-from neural_fields.reshaping import Shape
+from neural_fields.export.mattes import LayersExporter, MatteExporter
+from neural_fields.export.unmixing import compute_over_alphas, unmix_colors
+from neural_fields.output import open_passes, read_source_metadata
+from neural_fields.reshaping import Deformation
 from neural_fields.run import Run
 from tests.support.true_run import TrueRun
 
@@ -39,7 +39,7 @@ def run(true_run: TrueRun, tmp_path: Path) -> Run:
 
 
 def frames_of(run: Run) -> list[np.ndarray]:
-    facts, chosen = source_facts(run)
+    facts, chosen = read_source_metadata(run)
     return list(source_frames(facts, chosen))
 
 
@@ -69,7 +69,7 @@ def test_unmixed_colours_stay_in_range_and_mix_to_the_frame(seed: int, count: in
     weights = generator.dirichlet(np.full(count, 0.4), (5, 7)).transpose(2, 0, 1).astype(np.float32)
     frame = generator.choice([0, 0.3, 1], (5, 7, 3)).astype(np.float32)
     colours = generator.normal(0.5, 1, (count, 5, 7, 3)).astype(np.float32)
-    found = unmixed(colours, weights, frame)
+    found = unmix_colors(colours, weights, frame)
     assert found.min() >= 0 and found.max() <= 1
     assert np.abs((weights[..., None] * found).sum(axis=0) - frame).max() < 1e-5
 
@@ -79,12 +79,12 @@ def test_alphas_of_over_mix_layers_by_their_weights(seed: int, count: int) -> No
     generator = np.random.default_rng(seed)
     weights = generator.dirichlet(np.full(count, 0.3), (4, 6)).transpose(2, 0, 1).astype(np.float32)
     colours = generator.random((count, 4, 6, 3)).astype(np.float32)
-    rgba = [np.dstack([c, a]) for c, a in zip(colours, over_alphas(weights), strict=True)]
+    rgba = [np.dstack([c, a]) for c, a in zip(colours, compute_over_alphas(weights), strict=True)]
     assert np.abs(over(rgba) - (weights[..., None] * colours).sum(axis=0)).max() < 1e-3
 
 
 def test_mattes_are_the_true_opacity_and_add_up_to_one(run: Run, true_run: TrueRun, tmp_path: Path) -> None:
-    export(run, Matte(), out=tmp_path / "out")
+    export_run(run, MatteExporter(), out=tmp_path / "out")
     for t in (0, 5, 11):
         front, back = (png(number(tmp_path / "out", name, t)) for name in NAMES)
         assert np.abs(front + back - 1).max() < 1e-4
@@ -93,8 +93,8 @@ def test_mattes_are_the_true_opacity_and_add_up_to_one(run: Run, true_run: TrueR
 
 @pytest.mark.parametrize("size", ["source", "96x54"])
 def test_layers_over_each_other_are_the_frame(run: Run, tmp_path: Path, size: str) -> None:
-    export(run, Layers(size=size), out=tmp_path / "png")
-    export(run, Layers(size=size, format="exr"), out=tmp_path / "exr")
+    export_run(run, LayersExporter(size=size), out=tmp_path / "png")
+    export_run(run, LayersExporter(size=size, format="exr"), out=tmp_path / "exr")
     for t, frame in enumerate(frames_of(run)):
         if size != "source":
             frame = cv2.resize(frame, (96, 54), interpolation=cv2.INTER_AREA)
@@ -108,7 +108,7 @@ def test_layers_over_each_other_are_the_frame(run: Run, tmp_path: Path, size: st
 def test_layers_of_the_model_are_the_true_colours_where_they_are_alone(
     run: Run, true_run: TrueRun, tmp_path: Path
 ) -> None:
-    export(run, Layers(what="model", every=6), out=tmp_path / "out")
+    export_run(run, LayersExporter(what="model", every=6), out=tmp_path / "out")
     shown = over([png(number(tmp_path / "out", name, 6)) for name in NAMES])
     alone = (true_run.clip.alpha[0, 6] < 0.01) | (true_run.clip.alpha[0, 6] > 0.99)
     error = (255 * shown - frames_of(run)[6])[alone]
@@ -117,7 +117,7 @@ def test_layers_of_the_model_are_the_true_colours_where_they_are_alone(
 
 def test_the_last_layer_goes_on_behind_the_others_where_some_frame_shows_it(run: Run, true_run: TrueRun) -> None:
     out = run.path / "out"
-    export(run, Layers(every=6), out=out)
+    export_run(run, LayersExporter(every=6), out=out)
     back, hidden = png(number(out, "background", 6)), true_run.clip.alpha[0, 6] > 0.999
     assert 0.2 < (back[hidden][:, 3] > 0.5).mean() < 1
     assert (back[~hidden][:, 3] == 1).all()
@@ -131,7 +131,7 @@ def test_the_last_layer_goes_on_behind_the_others_where_some_frame_shows_it(run:
 
 
 def test_films_of_layers_are_the_frame_as_nearly_as_the_codec_can(run: Run, tmp_path: Path) -> None:
-    found = export(run, Layers(format="prores4444", every=3), out=tmp_path / "out")
+    found = export_run(run, LayersExporter(format="prores4444", every=3), out=tmp_path / "out")
     assert [path.name for path in found.paths] == ["README.txt", "background.mov", "foreground.mov"]
     films = [list(rgba_frames(tmp_path / "out" / f"{name}.mov")) for name in NAMES]
     assert [len(film) for film in films] == [4, 4]
@@ -141,7 +141,7 @@ def test_films_of_layers_are_the_frame_as_nearly_as_the_codec_can(run: Run, tmp_
 
 
 def test_a_film_of_a_matte_is_white_with_the_matte_as_alpha(run: Run, true_run: TrueRun, tmp_path: Path) -> None:
-    export(run, Matte(format="prores4444", layer=("foreground",)), out=tmp_path / "out")
+    export_run(run, MatteExporter(format="prores4444", layer=("foreground",)), out=tmp_path / "out")
     film = list(rgba_frames(tmp_path / "out" / "foreground.mov"))
     assert len(film) == 12 and not (tmp_path / "out" / "background.mov").exists()
     assert film[4][..., :3].min() > 250
@@ -149,16 +149,16 @@ def test_a_film_of_a_matte_is_white_with_the_matte_as_alpha(run: Run, true_run: 
 
 
 def test_files_say_what_they_are(run: Run, tmp_path: Path) -> None:
-    export(run, Layers(format="exr", every=12), out=tmp_path / "out")
+    export_run(run, LayersExporter(format="exr", every=12), out=tmp_path / "out")
     _, header = read_exr(number(tmp_path / "out", "foreground", 0, "exr"))
     assert header["alpha"] == "premultiplied" and "display-referred" in header["colour"] and "comment" in header
     text = " ".join((tmp_path / "out" / "README.txt").read_text().split())
     for words in ("premultiplied", "display-referred", "front to back: foreground, background", "192x108"):
         assert words in text
-    export(run, Layers(every=12), out=tmp_path / "straight", metadata=False)
+    export_run(run, LayersExporter(every=12), out=tmp_path / "straight", metadata=False)
     assert "Alpha is straight" in " ".join((tmp_path / "straight" / "README.txt").read_text().split())
     assert b"tEXt" not in number(tmp_path / "straight", "foreground", 0).read_bytes()
-    export(run, Matte(format="exr", every=12), out=tmp_path / "matte")
+    export_run(run, MatteExporter(format="exr", every=12), out=tmp_path / "matte")
     planes, _ = read_exr(number(tmp_path / "matte", "foreground", 0, "exr"))
     assert sorted(planes) == ["A", "Y"] and planes["A"].dtype == np.float32 and (planes["A"] == planes["Y"]).all()
 
@@ -167,7 +167,7 @@ def test_numbers_are_those_of_the_source(run: Run, tmp_path: Path) -> None:
     text = run.run_yaml.read_text()
     (tmp_path / "part").mkdir()
     run.run_yaml.write_text(text.replace("0:12:1", "7:19:1"))
-    found = export(run, Matte(every=5), out=tmp_path / "out")
+    found = export_run(run, MatteExporter(every=5), out=tmp_path / "out")
     names = [path.name for path in found.paths if path.parent.name == "foreground"]
     assert names == ["foreground.0007.png", "foreground.0012.png", "foreground.0017.png"]
 
@@ -178,24 +178,24 @@ def paint() -> Overlay:
     return Overlay(rgba, Box(-0.5, -0.3, 0.5, 0.3))
 
 
-def bend(run: Run) -> Shape:
+def bend(run: Run) -> Deformation:
     field = np.zeros((2, 16, 16), np.float32)
     field[0, 3:-3, 3:-3] = 0.05
-    return Shape(field, Maps.open(run).boxes[0])
+    return Deformation(field, Maps.open(run).boxes[0])
 
 
 EDITS: dict[str, Callable[[Run], Any]] = {
     "paint": lambda run: add_edit(run, "paint", {"foreground": paint()}, {}),
     "shape": lambda run: add_edit(run, "bend", {}, {}, {"foreground": bend(run)}),
-    "hidden": lambda run: add_edit(run, "gone", {}, {}, effects=Effects(hidden=("foreground",))),
+    "hidden": lambda run: add_edit(run, "gone", {}, {}, effects=EditEffects(hidden=("foreground",))),
 }
 
 
 @pytest.mark.parametrize("kind", EDITS)
 def test_edited_layers_over_each_other_are_the_edited_frame(run: Run, tmp_path: Path, kind: str) -> None:
     EDITS[kind](run)
-    export(run, Layers(edited=True, every=11), out=tmp_path / "out")
-    changer = open_renderer(run, Maps.open(run))
+    export_run(run, LayersExporter(edited=True, every=11), out=tmp_path / "out")
+    changer = open_passes(run, Maps.open(run))
     for t in (0, 11):
         source = frames_of(run)[t]
         frame = changer.render_frame(t, source)
@@ -209,19 +209,19 @@ def test_edited_layers_over_each_other_are_the_edited_frame(run: Run, tmp_path: 
 @pytest.mark.parametrize(
     ("exporter", "words"),
     [
-        (Matte(layer=("forground",)), "there is no layer 'forground'"),
-        (Matte(every=0), "--every 0"),
-        (Layers(every=13), "--every 13"),
-        (Layers(size="8x8"), "8x8"),
-        (Layers(size="90000x90000"), "90000x90000"),
-        (Layers(size="big"), "big"),
-        (Layers(edited=True), "no edit is active"),
-        (Layers(edited=True, what="model"), "source's own pixels"),
+        (MatteExporter(layer=("forground",)), "there is no layer 'forground'"),
+        (MatteExporter(every=0), "--every 0"),
+        (LayersExporter(every=13), "--every 13"),
+        (LayersExporter(size="8x8"), "8x8"),
+        (LayersExporter(size="90000x90000"), "90000x90000"),
+        (LayersExporter(size="big"), "big"),
+        (LayersExporter(edited=True), "no edit is active"),
+        (LayersExporter(edited=True, what="model"), "source's own pixels"),
     ],
 )
 def test_what_cannot_be_written_is_refused_and_leaves_nothing(run: Run, exporter: Exporter, words: str) -> None:
     with pytest.raises(UserError) as caught:
-        export(run, exporter, out=run.path / "out" / "here")
+        export_run(run, exporter, out=run.path / "out" / "here")
     assert words in str(caught.value) and caught.value.code == ExitCode.BAD_INPUT
     assert not (run.path / "out").exists()
 
@@ -236,5 +236,5 @@ def test_a_missing_package_is_named_and_leaves_nothing(run: Run, monkeypatch: py
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match="OpenEXR"):
-        export(run, Layers(format="exr"), out=run.path / "out" / "here")
+        export_run(run, LayersExporter(format="exr"), out=run.path / "out" / "here")
     assert not (run.path / "out").exists()

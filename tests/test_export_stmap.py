@@ -25,15 +25,15 @@ from neural_fields.arrangement import Arrangement
 from neural_fields.baking import Maps, _add_rim
 from neural_fields.canonical import Overlay
 from neural_fields.coords import Box
-from neural_fields.data.facts import made_facts
+from neural_fields.data.facts import make_metadata
 from neural_fields.errors import ExitCode, UserError
-from neural_fields.export.base import export
-from neural_fields.export.comps import source_frames_in
+from neural_fields.export.base import export_run
+from neural_fields.export.comps import locate_source
 from neural_fields.export.conventions import CONVENTIONS
 from neural_fields.export.exr import read_exr
-from neural_fields.export.inverse_map import invert
-from neural_fields.export.stmap import STMap
-from neural_fields.output import open_renderer
+from neural_fields.export.inverse_map import invert_map
+from neural_fields.export.stmap import STMapExporter
+from neural_fields.output import open_passes
 from neural_fields.run import Run
 from tests.support.true_run import TrueRun
 
@@ -48,11 +48,11 @@ def painted(true_run: TrueRun, tmp_path_factory: pytest.TempPathFactory) -> Any:
     home = tmp_path_factory.mktemp("stmap")
     shutil.copytree(true_run.run.path, home / "run")
     run = Run.open(home / "run")
-    pictures = {name: canonical.pristine(run.canonical, name) for name in ("foreground", "background")}
+    pictures = {name: canonical.read_pristine(run.canonical, name) for name in ("foreground", "background")}
     paint = {name: Overlay(_paint(picture.size), picture.box) for name, picture in pictures.items()}
     stack.add_edit(run, "paint", paint, {"editor": "image"})
-    exported = export(run, STMap(), out=home / "maps")
-    frames = list(true_run.clip.render())
+    exported = export_run(run, STMapExporter(), out=home / "maps")
+    frames = list(true_run.clip.render_frames())
     return SimpleNamespace(run=run, folder=home / "maps", exported=exported, frames=frames, maps=Maps.open(run))
 
 
@@ -95,7 +95,7 @@ def places(path: Path, program: str, size: tuple[int, int]) -> tuple[np.ndarray,
 
 def true_places(maps: Maps, t: int, layer: int, picture: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Where the pixels of a frame lie on the canonical picture, by the maps themselves, in its pixels."""
-    u, v = np.moveaxis(maps.uv(t, layer, maps.size).astype(np.float64), -1, 0)
+    u, v = np.moveaxis(maps.read_uv(t, layer, maps.size).astype(np.float64), -1, 0)
     box = maps.boxes[layer]
     return (u - box.u0) / (box.u1 - box.u0) * picture[0], (v - box.v0) / (box.v1 - box.v0) * picture[1]
 
@@ -107,11 +107,11 @@ def true_places(maps: Maps, t: int, layer: int, picture: tuple[int, int]) -> tup
 def test_what_a_program_reads_is_where_the_maps_say_that_pixels_lie(
     true_run: TrueRun, tmp_path: Path, program: Any
 ) -> None:
-    export(true_run.run, STMap(convention=program, every=5), out=tmp_path / "maps")
+    export_run(true_run.run, STMapExporter(convention=program, every=5), out=tmp_path / "maps")
     facts, maps = json.loads((tmp_path / "maps/stmap.json").read_text()), Maps.open(true_run.run)
     assert facts["frames"] == [0, 5, 10]
     for t in facts["frames"]:
-        weights = maps.weight(t, maps.size)
+        weights = maps.read_weights(t, maps.size)
         for number, layer in enumerate(facts["layers"]):
             size = tuple(layer["canonical"]["size"])
             x, y, alpha = places(tmp_path / "maps" / (layer["forward"] % t), program, size)
@@ -124,7 +124,7 @@ def test_what_a_program_reads_is_where_the_maps_say_that_pixels_lie(
 
 @pytest.mark.parametrize("program", ["nuke", "opencv"])
 def test_the_inverse_of_the_forward_map_is_where_one_came_from(true_run: TrueRun, tmp_path: Path, program: Any) -> None:
-    export(true_run.run, STMap(convention=program, every=4), out=tmp_path / "maps")
+    export_run(true_run.run, STMapExporter(convention=program, every=4), out=tmp_path / "maps")
     facts = json.loads((tmp_path / "maps/stmap.json").read_text())
     width, height = facts["frame_size"]
     here_x, here_y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
@@ -144,15 +144,15 @@ def test_the_inverse_of_the_forward_map_is_where_one_came_from(true_run: TrueRun
 def test_the_identity_is_the_map_that_programs_call_the_identity() -> None:
     width, height = 40, 24
     uv = _add_rim(coords.frame_xy(width, height).numpy().astype(np.float32))
-    found = invert(uv, np.full(uv.shape[:2], 255, np.uint8), coords.frame_box(width, height), (width, height))
-    assert found.folded == 0 and np.all(found.visible == 1)
+    found = invert_map(uv, np.full(uv.shape[:2], 255, np.uint8), coords.frame_box(width, height), (width, height))
+    assert found.folded_share == 0 and np.all(found.visibility == 1)
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     from_bottom = height - 1 - y  # how Nuke counts rows: its identity is (x + 0.5) / width, (y + 0.5) / height
-    nuke = CONVENTIONS["nuke"].numbers(found.place, (width, height))
+    nuke = CONVENTIONS["nuke"].encode_positions(found.positions, (width, height))
     assert np.abs(nuke - np.stack([(x + 0.5) / width, (from_bottom + 0.5) / height], axis=-1)).max() < 1e-6
-    opencv = CONVENTIONS["opencv"].numbers(found.place, (width, height))
+    opencv = CONVENTIONS["opencv"].encode_positions(found.positions, (width, height))
     assert np.abs(opencv - np.stack([x, y], axis=-1)).max() < 1e-4
-    after_effects = CONVENTIONS["after_effects"].numbers(found.place, (width, height))
+    after_effects = CONVENTIONS["after_effects"].encode_positions(found.positions, (width, height))
     assert np.abs(after_effects - np.stack([(x + 0.5) / width, (y + 0.5) / height], axis=-1)).max() < 1e-6
 
 
@@ -160,12 +160,12 @@ def test_the_inverse_of_an_affine_map_is_exact_at_any_size() -> None:
     turn = np.array([[0.9, -0.5], [0.4, 1.1]])
     uv = _add_rim((coords.frame_xy(60, 40).numpy() @ turn.T + [0.1, -0.05]).astype(np.float32))
     box, size = Box(-2.0, -2.0, 2.0, 2.0), (333, 301)
-    found = invert(uv, np.full(uv.shape[:2], 255, np.uint8), box, size)
-    wanted = (coords.texel_centres(box, *size).numpy() - [0.1, -0.05]) @ np.linalg.inv(turn).T
+    found = invert_map(uv, np.full(uv.shape[:2], 255, np.uint8), box, size)
+    wanted = (coords.texel_centers(box, *size).numpy() - [0.1, -0.05]) @ np.linalg.inv(turn).T
     share = (wanted * 60 + [60, 40]) / 2 / [60, 40]
     inside = ((share > 0) & (share < 1)).all(axis=-1)
-    assert np.array_equal(found.visible > 0.5, inside)
-    assert (np.abs(found.place - share)[inside] * [60, 40]).max() < 1e-3
+    assert np.array_equal(found.visibility > 0.5, inside)
+    assert (np.abs(found.positions - share)[inside] * [60, 40]).max() < 1e-3
 
 
 def test_where_a_map_folds_or_shows_nothing_the_inverse_has_no_place() -> None:
@@ -174,28 +174,28 @@ def test_where_a_map_folds_or_shows_nothing_the_inverse_has_no_place() -> None:
     uv[..., 0] = np.where(xy[..., 0] < 0.3, xy[..., 0], 0.6 - xy[..., 0])  # the right end lies on what is left of it
     weight = np.full((42, 62), 255, np.uint8)
     weight[:12] = 0
-    found = invert(_add_rim(uv.astype(np.float32)), weight, coords.frame_box(60, 40), (60, 40))
-    assert not found.visible[:10].any()  # hidden
-    assert not found.visible[:, 40:].any()  # shown by no pixel
-    assert not found.visible[:, 20:37].any()  # shown by two
-    assert found.visible[13:, :17].min() == 1
-    assert found.folded == pytest.approx(20 / 39, abs=0.05)
+    found = invert_map(_add_rim(uv.astype(np.float32)), weight, coords.frame_box(60, 40), (60, 40))
+    assert not found.visibility[:10].any()  # hidden
+    assert not found.visibility[:, 40:].any()  # shown by no pixel
+    assert not found.visibility[:, 20:37].any()  # shown by two
+    assert found.visibility[13:, :17].min() == 1
+    assert found.folded_share == pytest.approx(20 / 39, abs=0.05)
 
 
 def test_a_map_of_no_seen_pixel_and_a_torn_map_have_nothing_to_show() -> None:
     uv = _add_rim(coords.frame_xy(30, 20).numpy().astype(np.float32))
-    nothing = invert(uv, np.zeros(uv.shape[:2], np.uint8), coords.frame_box(30, 20), (30, 20))
-    assert not nothing.visible.any() and nothing.folded == 0
+    nothing = invert_map(uv, np.zeros(uv.shape[:2], np.uint8), coords.frame_box(30, 20), (30, 20))
+    assert not nothing.visibility.any() and nothing.folded_share == 0
     uv[:, 16:, 0] += 40  # the right half lies far away: what would stretch between the halves is not shown
-    torn = invert(uv, np.full(uv.shape[:2], 255, np.uint8), Box(-1.0, -1.0, 42.0, 1.0), (1290, 60))
-    assert not torn.visible[:, 40:1200].any() and torn.visible[20:40, 5:25].min() == 1
+    torn = invert_map(uv, np.full(uv.shape[:2], 255, np.uint8), Box(-1.0, -1.0, 42.0, 1.0), (1290, 60))
+    assert not torn.visibility[:, 40:1200].any() and torn.visibility[20:40, 5:25].min() == 1
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------
 
 
 def test_a_picture_through_the_forward_map_lies_as_the_renderer_lays_it(painted: Any) -> None:
-    renderer = open_renderer(painted.run, painted.maps)
+    renderer = open_passes(painted.run, painted.maps)
     for number, name in enumerate(painted.maps.layers):
         overlay = _picture(painted.folder / f"overlay/{name}.png")
         x, y, _ = places(painted.folder / f"forward/{name}.{FRAME:04d}.exr", "nuke", overlay.shape[1::-1])
@@ -205,7 +205,7 @@ def test_a_picture_through_the_forward_map_lies_as_the_renderer_lays_it(painted:
 
 
 def test_the_nuke_script_shows_what_unwrap_renders_where_a_layer_is_alone(painted: Any) -> None:
-    renderer, differ = open_renderer(painted.run, painted.maps), []
+    renderer, differ = open_passes(painted.run, painted.maps), []
     for t in (0, FRAME, 11):
         shown = np.rint(255 * np.clip(NukeScript(painted.folder, painted.frames).result(t)[..., :3], 0, 1))
         wanted = renderer.render_frame(t, painted.frames[t])
@@ -230,14 +230,14 @@ def test_the_frame_through_the_inverse_map_is_the_canonical_picture_under_light(
 
 
 def test_the_python_lines_of_the_readme_run(painted: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    export(painted.run, STMap(convention="opencv", every=FRAME), out=tmp_path / "maps")
+    export_run(painted.run, STMapExporter(convention="opencv", every=FRAME), out=tmp_path / "maps")
     text = (tmp_path / "maps/README.txt").read_text()
     lines = text.split("IN OPENCV")[1].splitlines()
     code = "\n".join(line[4:] for line in lines if line.startswith("    "))
     monkeypatch.chdir(tmp_path / "maps")
     known = {"frame": painted.frames[0][..., ::-1] / np.float32(255)}
     exec(code, known)
-    wanted = open_renderer(painted.run, painted.maps).render_frame(0, painted.frames[0])
+    wanted = open_passes(painted.run, painted.maps).render_frame(0, painted.frames[0])
     alone = painted.maps.weight(0, painted.maps.size)[0] == 1
     assert np.abs(255 * known["result"][..., ::-1] - wanted)[alone].max() < 2
 
@@ -265,7 +265,7 @@ def test_headers_and_facts_say_what_the_numbers_are(painted: Any) -> None:
 def test_without_metadata_nothing_says_what_made_the_files_or_where_the_source_lies(
     painted: Any, tmp_path: Path
 ) -> None:
-    export(painted.run, STMap(every=20, direction="forward"), out=tmp_path / "maps", metadata=False)
+    export_run(painted.run, STMapExporter(every=20, direction="forward"), out=tmp_path / "maps", metadata=False)
     _, header = read_exr(tmp_path / "maps/forward/foreground.0000.exr")
     assert "software" not in header and "comment" not in header
     assert not (tmp_path / "maps/inverse").exists()
@@ -274,7 +274,7 @@ def test_without_metadata_nothing_says_what_made_the_files_or_where_the_source_l
 
 
 def test_blender_gets_its_mask_in_blue_and_a_script_that_names_the_files(painted: Any, tmp_path: Path) -> None:
-    export(painted.run, STMap(convention="blender", every=4, layer=("background",)), out=tmp_path / "maps")
+    export_run(painted.run, STMapExporter(convention="blender", every=4, layer=("background",)), out=tmp_path / "maps")
     for kind in ("forward", "inverse"):
         found = read_map(tmp_path / f"maps/{kind}/background.0004.exr")
         assert np.array_equal(found[..., 2], found[..., 3])
@@ -288,15 +288,15 @@ def test_frames_keep_the_numbers_of_the_source(painted: Any, tmp_path: Path) -> 
     shutil.copytree(painted.run.path, tmp_path / "run")
     text = (tmp_path / "run/run.yaml").read_text()
     (tmp_path / "run/run.yaml").write_text(re.sub(r"(?m)^frames: .*$", "frames: '3:27:2'", text))
-    exported = export(tmp_path / "run", STMap(layer=("foreground",), every=5, direction="inverse"))
+    exported = export_run(tmp_path / "run", STMapExporter(layer=("foreground",), every=5, direction="inverse"))
     names = [path.name for path in exported.paths if path.parent.name == "inverse"]
     assert names == ["foreground.0003.exr", "foreground.0013.exr", "foreground.0023.exr"]
     assert not (exported.paths[0].parent / "comp.nk").exists()
 
 
 def test_sizes_are_those_asked_for(painted: Any, tmp_path: Path) -> None:
-    settings = STMap(size="96x54", canonical_size="80p", every=20, layer=("foreground",))
-    export(painted.run, settings, out=tmp_path / "maps")
+    settings = STMapExporter(size="96x54", canonical_size="80p", every=20, layer=("foreground",))
+    export_run(painted.run, settings, out=tmp_path / "maps")
     forward = read_map(tmp_path / "maps/forward/foreground.0000.exr")
     inverse = read_map(tmp_path / "maps/inverse/foreground.0000.exr")
     assert forward.shape[:2] == (54, 96) and min(inverse.shape[:2]) == 80
@@ -310,7 +310,7 @@ def test_edits_that_are_more_than_still_paint_are_named(painted: Any, tmp_path: 
     stack.add_edit(
         run, "late", {"foreground": Overlay(rgba, box)}, {"editor": "image"}, arrangement=Arrangement(start=5)
     )
-    exported = export(run, STMap(every=20, direction="forward"))
+    exported = export_run(run, STMapExporter(every=20, direction="forward"))
     assert any("0002-late" in note for note in exported.notes)
     before = (painted.folder / "overlay/foreground.png").read_bytes()
     assert (run.exports / "stmap/overlay/foreground.png").read_bytes() == before
@@ -318,17 +318,17 @@ def test_edits_that_are_more_than_still_paint_are_named(painted: Any, tmp_path: 
 
 @pytest.mark.parametrize("name", ["a[exec x].mkv", 'a"b.mkv', "a$b.mkv", "a\\b.mkv", "a;b\n.mkv", "a#b.mkv", "%d.mkv"])
 def test_a_file_name_cannot_become_a_part_of_a_script(tmp_path: Path, name: str) -> None:
-    facts = replace(made_facts((32, 32), 2, Fraction(24)), kind="file")
-    assert source_frames_in(replace(facts, path=str(tmp_path / name)), tmp_path) is None
-    found = source_frames_in(replace(facts, path=str(tmp_path / "a clip-1.mkv")), tmp_path / "maps")
+    facts = replace(make_metadata((32, 32), 2, Fraction(24)), kind="file")
+    assert locate_source(replace(facts, path=str(tmp_path / name)), tmp_path) is None
+    found = locate_source(replace(facts, path=str(tmp_path / "a clip-1.mkv")), tmp_path / "maps")
     assert found is not None and found.file == "../a clip-1.mkv" and found.first == 1
 
 
 def test_numbered_pictures_are_named_by_their_pattern(tmp_path: Path) -> None:
     for number in (8, 9, 10):
         cv2.imwrite(str(tmp_path / f"shot_{number:03d}.png"), np.zeros((32, 32, 3), np.uint8))
-    facts = replace(made_facts((32, 32), 3, Fraction(24)), path=str(tmp_path))
-    found = source_frames_in(facts, tmp_path / "maps")
+    facts = replace(make_metadata((32, 32), 3, Fraction(24)), path=str(tmp_path))
+    found = locate_source(facts, tmp_path / "maps")
     assert found is not None and (found.file, found.first, found.is_video) == ("../shot_%03d.png", 8, False)
 
 
@@ -337,17 +337,17 @@ def test_numbered_pictures_are_named_by_their_pattern(tmp_path: Path) -> None:
 
 def test_the_program_is_named_by_for() -> None:
     words = ["--for", "blender", "--layer", "a", "--layer", "b", "--every", "3"]
-    assert tyro.cli(STMap, args=words) == STMap(convention="blender", layer=("a", "b"), every=3)
-    assert tyro.cli(STMap, args=[]) == STMap()
+    assert tyro.cli(STMapExporter, args=words) == STMapExporter(convention="blender", layer=("a", "b"), every=3)
+    assert tyro.cli(STMapExporter, args=[]) == STMapExporter()
 
 
 REFUSED = {
-    "layer": (STMap(layer=("sky",)), ExitCode.BAD_INPUT, "foreground, background"),
-    "every": (STMap(every=0), ExitCode.BAD_INPUT, "--every"),
-    "small": (STMap(size="4x4"), ExitCode.BAD_INPUT, "--size"),
-    "large": (STMap(size="99999x99999"), ExitCode.BAD_INPUT, "--size"),
-    "word": (STMap(size="big"), ExitCode.BAD_INPUT, "--size"),
-    "flat": (STMap(canonical_size="20000x20000"), ExitCode.BAD_INPUT, "--canonical-size"),
+    "layer": (STMapExporter(layer=("sky",)), ExitCode.BAD_INPUT, "foreground, background"),
+    "every": (STMapExporter(every=0), ExitCode.BAD_INPUT, "--every"),
+    "small": (STMapExporter(size="4x4"), ExitCode.BAD_INPUT, "--size"),
+    "large": (STMapExporter(size="99999x99999"), ExitCode.BAD_INPUT, "--size"),
+    "word": (STMapExporter(size="big"), ExitCode.BAD_INPUT, "--size"),
+    "flat": (STMapExporter(canonical_size="20000x20000"), ExitCode.BAD_INPUT, "--canonical-size"),
 }
 
 
@@ -355,7 +355,7 @@ REFUSED = {
 def test_what_cannot_be_written_is_refused_and_leaves_nothing(painted: Any, tmp_path: Path, case: str) -> None:
     settings, code, said = REFUSED[case]
     with pytest.raises(UserError) as caught:
-        export(painted.run, settings, out=tmp_path / "maps")
+        export_run(painted.run, settings, out=tmp_path / "maps")
     assert caught.value.code == code and said in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -363,17 +363,17 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(painted: Any, tmp_
 def test_without_openexr_one_sentence_names_the_extra(painted: Any, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "OpenEXR", None)
     with pytest.raises(UserError) as caught:
-        export(painted.run, STMap(), out=tmp_path / "maps")
+        export_run(painted.run, STMapExporter(), out=tmp_path / "maps")
     assert caught.value.code == ExitCode.BAD_INPUT and "[exr]" in caught.value.fix
     assert list(tmp_path.iterdir()) == []
-    export(painted.run, STMap(convention="opencv", every=20), out=tmp_path / "maps")  # which needs none
+    export_run(painted.run, STMapExporter(convention="opencv", every=20), out=tmp_path / "maps")  # which needs none
 
 
 def test_a_full_disk_is_noticed_before_the_first_file(painted: Any, tmp_path: Path, monkeypatch: Any) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 10**12, 1000))
     with pytest.raises(UserError) as caught:
-        export(painted.run, STMap(), out=tmp_path / "maps")
+        export_run(painted.run, STMapExporter(), out=tmp_path / "maps")
     assert caught.value.code == ExitCode.NO_ROOM
     assert list(tmp_path.iterdir()) == []
 

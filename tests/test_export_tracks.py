@@ -16,21 +16,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from neural_fields.data.facts import made_facts
-from neural_fields.data.synthetic import demo_clip
-from neural_fields.data.tracks import Tracks, grid_points, true_tracks
-from neural_fields.data.video import write
+from neural_fields.data.facts import make_metadata
+from neural_fields.data.synthetic import make_demo_clip
+from neural_fields.data.tracks import PointTracks, make_grid_points, compute_true_tracks
+from neural_fields.data.video import write_video
 from neural_fields.errors import UserError
-from neural_fields.export.base import export
-from neural_fields.export.fitted import open_fitted
+from neural_fields.export.base import export_run
+from neural_fields.export.fitted import open_trained_model
 from neural_fields.export.point_input import DEFAULTS as LIMITS
 from neural_fields.export.point_input import grid_points as grid
 from neural_fields.export.point_input import read_points
-from neural_fields.export.track_files import FORMATS, Followed
-from neural_fields.export.tracks import TrackPoints, track_points
+from neural_fields.export.track_files import FORMATS, PointTrajectories
+from neural_fields.export.tracks import TracksExporter, track_points
 from neural_fields.files import read_json
-from neural_fields.fit_options import FitOptions
-from neural_fields.fitting import fit
+from neural_fields.fit_options import TrainOptions
+from neural_fields.fitting import train
 from neural_fields.planar.model import PlanarModel
 from neural_fields.run import Run
 
@@ -39,35 +39,35 @@ POINTS = ("60.25,50", "100,54.5", "20.5,90.75")
 
 
 @pytest.fixture(scope="module")
-def followed() -> Followed:
+def followed() -> PointTrajectories:
     """True tracks, some of them hidden now and then, of a clip fitted in every second frame from the third on."""
-    clip = demo_clip(len(FRAMES), *SIZE)
-    return Followed(true_tracks(clip, grid_points(clip, 5, 20), 5), FRAMES, SIZE, Fraction(24000, 1001))
+    clip = make_demo_clip(len(FRAMES), *SIZE)
+    return PointTrajectories(compute_true_tracks(clip, make_grid_points(clip, 5, 20), 5), FRAMES, SIZE, Fraction(24000, 1001))
 
 
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Any]:
     """A fit at half the size of its source, of frames 2, 4, ... 10 of the clip."""
     home = tmp_path_factory.mktemp("small")
-    clip = demo_clip(12, *SIZE)
-    write(home / "clip.mkv", clip.render(), made_facts(SIZE, 12, Fraction(25)), codec="ffv1")
+    clip = make_demo_clip(12, *SIZE)
+    write_video(home / "clip.mkv", clip.render_frames(), make_metadata(SIZE, 12, Fraction(25)), codec="ffv1")
     np.save(home / "mask.npy", clip.masks[0])
     masks, steps = (f"foreground={home / 'mask.npy'}",), {"training.steps": 20}
-    options = FitOptions(home / "run", size="96x54", masks=masks, frames="2:12:2", overrides=steps)
-    return fit(home / "clip.mkv", options).run, clip
+    options = TrainOptions(home / "run", size="96x54", masks=masks, frames="2:12:2", overrides=steps)
+    return train(home / "clip.mkv", options).run, clip
 
 
 def written(run: Run, out: Path, **settings: Any) -> Path:
     """The folder of an export."""
-    export(run, TrackPoints(**settings), out=out)
+    export_run(run, TracksExporter(**settings), out=out)
     return out
 
 
-def texts(followed: Followed, name: str) -> dict[str, str]:
+def texts(followed: PointTrajectories, name: str) -> dict[str, str]:
     return dict(FORMATS[name](followed))
 
 
-def agree(found: dict[int, dict[int, tuple[float, float, bool]]], followed: Followed, within: float) -> None:
+def agree(found: dict[int, dict[int, tuple[float, float, bool]]], followed: PointTrajectories, within: float) -> None:
     """Compares point -> frame of the source -> x, y (pixels, y down), seen."""
     assert sorted(found) == list(range(1, len(followed.tracks.positions) + 1))
     for point, frames in found.items():
@@ -75,13 +75,13 @@ def agree(found: dict[int, dict[int, tuple[float, float, bool]]], followed: Foll
         for t, frame in enumerate(followed.frames):
             x, y, seen = frames[frame]
             assert np.abs(np.array([x, y]) - followed.tracks.positions[point - 1, t]).max() <= within
-            assert seen == followed.tracks.visible[point - 1, t]
+            assert seen == followed.tracks.visibility[point - 1, t]
 
 
 # --- formats, each read by a parser of its own -----------------------------------------------------------------------
 
 
-def test_the_table_has_pixels_of_the_source_and_frames_from_zero(followed: Followed) -> None:
+def test_the_table_has_pixels_of_the_source_and_frames_from_zero(followed: PointTrajectories) -> None:
     (text,) = texts(followed, "csv").values()
     assert text.splitlines()[0] == "frame,point,x,y,visible"
     found: dict[int, dict[int, tuple[float, float, bool]]] = {}
@@ -117,7 +117,7 @@ def curve(words: list[str]) -> dict[int, float]:
     return keys
 
 
-def test_nuke_gets_a_tracker_with_y_up_and_frames_from_one(followed: Followed) -> None:
+def test_nuke_gets_a_tracker_with_y_up_and_frames_from_one(followed: PointTrajectories) -> None:
     kind, node = braces(texts(followed, "nuke")["tracks.nk"])
     assert kind == "Tracker4" and node[:2] == ["inputs", "0"] and node[-2:] == ["name", "Tracker1"]
     (version, columns, count), heads, rows = node[node.index("tracks") + 1]
@@ -135,7 +135,7 @@ def test_nuke_gets_a_tracker_with_y_up_and_frames_from_one(followed: Followed) -
     agree(found, followed, 1e-6)
 
 
-def test_after_effects_gets_position_and_opacity_of_a_layer(followed: Followed) -> None:
+def test_after_effects_gets_position_and_opacity_of_a_layer(followed: PointTrajectories) -> None:
     found: dict[int, dict[int, tuple[float, float, bool]]] = {}
     for name, text in texts(followed, "after_effects").items():
         lines = text.splitlines()
@@ -183,7 +183,7 @@ def run_in_blender(path: Path, size: tuple[int, int], monkeypatch: pytest.Monkey
 
 
 def test_blender_gets_a_script_that_makes_tracks(
-    followed: Followed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    followed: PointTrajectories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = tmp_path / "tracks.py"
     script.write_text(texts(followed, "blender")["tracks_blender.py"])
@@ -199,7 +199,7 @@ def test_blender_gets_a_script_that_makes_tracks(
         run_in_blender(script, (200, 100), monkeypatch)
 
 
-def test_what_the_blender_script_says_of_tracks_is_nothing_but_numbers(followed: Followed) -> None:
+def test_what_the_blender_script_says_of_tracks_is_nothing_but_numbers(followed: PointTrajectories) -> None:
     tree = ast.parse(texts(followed, "blender")["tracks_blender.py"])
     given = {ast.unparse(node.targets[0]): node.value for node in tree.body if isinstance(node, ast.Assign)}
     assert len(ast.literal_eval(given["TRACKS"])) == len(followed.tracks.positions)
@@ -211,13 +211,13 @@ def test_what_the_blender_script_says_of_tracks_is_nothing_but_numbers(followed:
 
 def test_points_go_where_they_truly_go(small_run: tuple[Run, Any]) -> None:
     run, clip = small_run
-    points = grid_points(clip, 6, 9)
-    found, true = track_points(run, points, 6), true_tracks(clip, points, 6)
+    points = make_grid_points(clip, 6, 9)
+    found, true = track_points(run, points, 6), compute_true_tracks(clip, points, 6)
     frames = list(range(2, 12, 2))
-    both = found.visible & true.visible[:, frames]
+    both = found.visibility & true.visibility[:, frames]
     off = np.linalg.norm(found.positions - true.positions[:, frames], axis=-1)
     assert np.median(off[both]) < 0.4 and np.quantile(off[both], 0.95) < 1.2  # pixels of the source, of half a texel
-    assert (found.visible == true.visible[:, frames]).mean() > 0.97
+    assert (found.visibility == true.visibility[:, frames]).mean() > 0.97
     np.testing.assert_array_equal(found.positions[:, 2], points)
 
 
@@ -225,15 +225,15 @@ def test_flow_is_at_hand_where_a_canonical_plane_has_several_parts(
     small_run: tuple[Run, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, _ = small_run
-    assert open_fitted(run).flow is None  # one part: nobody would ask for it
+    assert open_trained_model(run).flow is None  # one part: nobody would ask for it
     monkeypatch.setattr(PlanarModel, "charts", lambda model: [["several"]])
-    flow = open_fitted(run).flow
+    flow = open_trained_model(run).flow
     assert flow is not None and len(flow.forward) == 4
 
 
 def test_an_export_writes_every_format_and_says_what_it_wrote(small_run: tuple[Run, Any], tmp_path: Path) -> None:
     run, _ = small_run
-    done = export(run, TrackPoints(frame=6, point=POINTS, grid=4), out=tmp_path / "out")
+    done = export_run(run, TracksExporter(frame=6, point=POINTS, grid=4), out=tmp_path / "out")
     names = {path.relative_to(tmp_path / "out").as_posix() for path in done.paths}
     points = len(POINTS) + 4 * 2
     single = {f"after_effects/point_{number + 1}.txt" for number in range(points)}
@@ -256,7 +256,7 @@ def test_one_format_is_written_where_one_is_named(small_run: tuple[Run, Any], tm
 
 
 def test_metadata_can_be_left_out(small_run: tuple[Run, Any], tmp_path: Path) -> None:
-    export(small_run[0], TrackPoints(point=POINTS, format=("csv",)), out=tmp_path / "out", metadata=False)
+    export_run(small_run[0], TracksExporter(point=POINTS, format=("csv",)), out=tmp_path / "out", metadata=False)
     assert not {"software", "comment"} & set(read_json(tmp_path / "out" / "tracks.json"))
 
 
@@ -330,7 +330,7 @@ def test_settings_that_cannot_be_used_are_refused_and_nothing_is_written(
 ) -> None:
     run, _ = small_run
     with pytest.raises(UserError, match=re.escape(words)):
-        export(run, TrackPoints(**{"frame": 6, **settings}))
+        export_run(run, TracksExporter(**{"frame": 6, **settings}))
     assert not run.exports.exists() or not list(run.exports.iterdir())
 
 
@@ -379,8 +379,8 @@ def test_a_call_with_points_outside_the_frame_is_refused(small_run: tuple[Run, A
             track_points(small_run[0], np.array(points), 6)
 
 
-def test_tracks_that_lead_out_of_the_frame_are_written_as_they_are(followed: Followed) -> None:
-    far = Tracks(followed.tracks.positions[:1] - 1234.5, followed.tracks.visible[:1] & False)
+def test_tracks_that_lead_out_of_the_frame_are_written_as_they_are(followed: PointTrajectories) -> None:
+    far = PointTracks(followed.tracks.positions[:1] - 1234.5, followed.tracks.visibility[:1] & False)
     (text,) = texts(replace(followed, tracks=far), "csv").values()
     row = text.splitlines()[1].split(",")
     assert float(row[2]) == pytest.approx(far.positions[0, 0, 0], abs=1e-6) and row[4] == "0"

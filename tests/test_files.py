@@ -13,8 +13,8 @@ import pytest
 
 from neural_fields import files
 from neural_fields.errors import ExitCode, UserError
-from neural_fields.files import atomic_write, read_json, require_room, write_json
-from neural_fields.locking import lock
+from neural_fields.files import atomic_write, read_json, require_disk_space, write_json
+from neural_fields.locking import lock_run
 from neural_fields.run import Run
 
 
@@ -23,9 +23,9 @@ def names(folder: Path) -> list[str]:
 
 
 def test_a_volume_without_enough_room_is_refused_before_writing(tmp_path) -> None:
-    require_room(tmp_path / "not" / "there", 1)
+    require_disk_space(tmp_path / "not" / "there", 1)
     with pytest.raises(UserError, match="is full") as caught:
-        require_room(tmp_path / "not" / "there", 1 << 60)
+        require_disk_space(tmp_path / "not" / "there", 1 << 60)
     assert caught.value.code == ExitCode.NO_ROOM and str(1 << 60) in caught.value.why
     assert names(tmp_path) == []
 
@@ -72,13 +72,13 @@ def test_unusable_json_is_a_damaged_run(tmp_path, data) -> None:
 def test_only_litter_of_dead_processes_of_this_machine_is_cleared_away(tmp_path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    host, other = files.host_id(), "0" * 8
+    host, other = files.hash_host_name(), "0" * 8
     keep = [f".unwrap-part-{host}-{os.getppid()}-{other}.mp4", f".unwrap-part-{other}-{dead.pid}-{other}.mp4", ".part"]
     gone = [f".unwrap-part-{host}-{pid}-{other}.mp4" for pid in (dead.pid, os.getpid())]
     run = Run.create(tmp_path / "run")
     run.renders.mkdir()
     for name in keep + gone:
         (run.renders / name).write_bytes(b"")
-    with atomic_write(run.renders / "a.mp4") as part, lock(run):
+    with atomic_write(run.renders / "a.mp4") as part, lock_run(run):
         part.write_bytes(b"video")
     assert names(run.renders) == sorted([*keep, "a.mp4"])

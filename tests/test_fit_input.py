@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from editors.demo import new_facts
+from editors.demo import make_clip_metadata
 from neural_fields import fit_input, fitting
-from neural_fields.config import load_config
-from neural_fields.data.facts import Video, made_facts
+from neural_fields.config import load_planar_config
+from neural_fields.data.facts import Video, make_metadata
 from neural_fields.data.flow import FlowField
 from neural_fields.data.masks import LayerMasks
-from neural_fields.data.synthetic import demo_clip
-from neural_fields.data.video import write
-from neural_fields.fit_options import FitOptions
+from neural_fields.data.synthetic import make_demo_clip
+from neural_fields.data.video import write_video
+from neural_fields.fit_options import TrainOptions
 from neural_fields.run import Run
 
 COUNT, HEIGHT, WIDTH = 12, 20, 30
@@ -95,7 +95,7 @@ def test_only_masks_of_a_users_own_are_refined_and_only_where_that_can_work(
 ) -> None:
     clip = np.broadcast_to(np.uint8(0), (frames, *size, 3))
     assert (
-        fit_input._should_refine_masks(load_config(preset), FitOptions(masks=masks), clip, fit_input.DEFAULTS) is wanted
+        fit_input._should_refine_masks(load_planar_config(preset), TrainOptions(masks=masks), clip, fit_input.DEFAULTS) is wanted
     )
 
 
@@ -114,13 +114,13 @@ def test_flow_is_computed_on_the_device_of_the_training(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(fit_input, fit_input.compute_flow.__name__, compute)
     frames = np.zeros((COUNT, HEIGHT, WIDTH, 3), np.uint8)
-    facts = made_facts((WIDTH, HEIGHT), COUNT, Fraction(24))
+    facts = make_metadata((WIDTH, HEIGHT), COUNT, Fraction(24))
     video = Video(frames, facts.timestamps, facts, (0, COUNT, 1))
     run = Run.create(tmp_path / "run")
-    options = FitOptions(masks=("none",), flow="raft")
-    make_clip = fit_input.make_clip
-    make_clip(run, video, options, load_config("atlas"), device=torch.device("meta"))
-    make_clip(run, video, options, load_config("atlas"))
+    options = TrainOptions(masks=("none",), flow="raft")
+    make_clip = fit_input.prepare_clip
+    make_clip(run, video, options, load_planar_config("atlas"), device=torch.device("meta"))
+    make_clip(run, video, options, load_planar_config("atlas"))
     assert devices == ["meta", "cpu"]
 
 
@@ -132,9 +132,9 @@ def test_training_hands_its_device_to_the_flow(tmp_path: Path, monkeypatch: pyte
         assert words[-1] == torch.device("meta")
         raise Reached
 
-    clip = demo_clip(3, 32, 24)
-    write(tmp_path / "clip.mkv", clip.render(), new_facts(clip), codec="ffv1")
+    clip = make_demo_clip(3, 32, 24)
+    write_video(tmp_path / "clip.mkv", clip.render_frames(), make_clip_metadata(clip), codec="ffv1")
     monkeypatch.setattr(fitting, fitting.choose_device.__name__, lambda name: torch.device("meta"))
-    monkeypatch.setattr(fitting, fitting.make_clip.__name__, stop)
+    monkeypatch.setattr(fitting, fitting.prepare_clip.__name__, stop)
     with pytest.raises(Reached):
-        fitting.fit(tmp_path / "clip.mkv", FitOptions(tmp_path / "run", flow="raft", device="cuda"))
+        fitting.train(tmp_path / "clip.mkv", TrainOptions(tmp_path / "run", flow="raft", device="cuda"))

@@ -11,14 +11,14 @@ import pytest
 from PIL import Image
 
 from editors.api import edit_with
-from editors.base import Source, quiet
-from editors.frames import DEFAULTS, Frames, open_edited
+from editors.base import EditSource, report_nothing
+from editors.frames import DEFAULTS, Frames, open_edited_frames
 from neural_fields import metrics
 from neural_fields.baking import Maps
-from neural_fields.data.synthetic import Mark
-from neural_fields.data.video import write
+from neural_fields.data.synthetic import PaintedMark
+from neural_fields.data.video import write_video
 from neural_fields.errors import ExitCode, UserError
-from neural_fields.output import open_renderer, source_facts
+from neural_fields.output import open_passes, read_source_metadata
 from neural_fields.run import Run
 from tests.support.true_run import TrueRun
 
@@ -44,23 +44,23 @@ def truth(true_run: TrueRun) -> np.ndarray:
     over = np.concatenate([waves, np.ones_like(x)[..., None]], axis=-1).astype(np.float32)
     under = np.concatenate([1 - waves[::-1], np.ones_like(x)[..., None]], axis=-1).astype(np.float32)
     boxes = {surface.name: surface.box for surface in true_run.clip.surfaces}
-    return true_run.clip.edited([Mark(over, boxes["foreground"]), Mark(under, boxes["background"], "background")])
+    return true_run.clip.render_edited([PaintedMark(over, boxes["foreground"]), PaintedMark(under, boxes["background"], "background")])
 
 
 def shown(run: Run, frames: np.ndarray) -> np.ndarray:
     maps = Maps.open(run)
-    renderer = open_renderer(run, maps)
+    renderer = open_passes(run, maps)
     return np.stack([renderer.render_frame(t, frame) for t, frame in enumerate(frames)])
 
 
-def source(run: Run, *layers: str) -> Source:
+def source(run: Run, *layers: str) -> EditSource:
     maps = Maps.open(run)
-    return Source(run, maps, layers or maps.layers)
+    return EditSource(run, maps, layers or maps.layers)
 
 
 def test_a_steady_edit_comes_back_as_it_was(run: Run, true_run: TrueRun, truth: np.ndarray, tmp_path: Path) -> None:
     made = edit_with(run, Frames(frames=write_frames(tmp_path / "edited", truth)))
-    assert set(made.edit.layers) == {"foreground", "background"} and made.edit.facts.get("lit", True)
+    assert set(made.edit.layers) == {"foreground", "background"} and made.edit.spec.get("lit", True)
     assert metrics.psnr(shown(run, true_run.clip.frames), truth) > 33
 
 
@@ -76,7 +76,7 @@ def test_flicker_is_at_least_halved_and_told(run: Run, true_run: TrueRun, truth:
     shades = np.random.default_rng(1).uniform(0.7, 1.0, len(truth))
     flickering = np.stack([np.rint(f * s).astype(np.uint8) for f, s in zip(truth, shades, strict=True)])
     made = edit_with(run, Frames(frames=write_frames(tmp_path / "edited", flickering)))
-    facts = made.edit.facts
+    facts = made.edit.spec
     assert facts["warp_error"] < 0.5 * facts["warp_error_of_frames"]
     assert any("warp error" in note for note in made.notes)
     assert set(facts["agreement"]) == {"foreground", "background"}
@@ -89,8 +89,8 @@ def test_frames_with_nothing_in_common_keep_their_contrast_or_what_they_share(
     blocks = np.random.default_rng(2).uniform(20, 235, (12, 9, 16, 1)).astype(np.uint8)
     frames = np.repeat(np.repeat(np.repeat(blocks, 12, axis=1), 12, axis=2), 3, axis=3)
     folder = write_frames(tmp_path / "edited", frames)
-    sharp = Frames(frames=folder)(source(run), quiet)
-    soft = Frames(frames=folder)(source(run), quiet, replace(DEFAULTS, max_warp_error_ratio=0.0))
+    sharp = Frames(frames=folder)(source(run), report_nothing)
+    soft = Frames(frames=folder)(source(run), report_nothing, replace(DEFAULTS, max_warp_error_ratio=0.0))
     spread = [
         float(result.overlays["background"].rgba[..., 0][result.overlays["background"].rgba[..., 3] > 0].std())
         for result in (sharp, soft)
@@ -105,7 +105,7 @@ def test_frames_that_do_not_follow_the_light_are_shown_without_it(
 ) -> None:
     flat = np.rint(np.clip(truth / true_run.clip.gain, 0, 255)).astype(np.uint8)
     made = edit_with(run, Frames(frames=write_frames(tmp_path / "edited", flat)))
-    assert made.edit.facts["lit"] is False
+    assert made.edit.spec["lit"] is False
     assert metrics.psnr(shown(run, true_run.clip.frames), flat) > 32
 
 
@@ -126,15 +126,15 @@ def test_strength_shows_a_part_of_the_edit(run: Run, true_run: TrueRun, truth: n
 
 
 def test_smaller_frames_and_a_video_of_them_are_taken_with_a_note(run: Run, truth: np.ndarray, tmp_path: Path) -> None:
-    facts, _ = source_facts(run)
+    facts, _ = read_source_metadata(run)
     small = np.ascontiguousarray(truth[:, ::2, ::2])
     folder = write_frames(tmp_path / "edited", small, first=100)
     video = tmp_path / "edited.mkv"
-    write(video, iter(truth), facts, codec="ffv1")
-    opened = open_edited(source(run), folder)
+    write_video(video, iter(truth), facts, codec="ffv1")
+    opened = open_edited_frames(source(run), folder)
     assert opened.size == (96, 54) and any("96x54 pixels instead of 192x108" in note for note in opened.notes)
     assert len(list(opened)) == 12
-    assert open_edited(source(run), video).size == (192, 108)
+    assert open_edited_frames(source(run), video).size == (192, 108)
 
 
 def test_frames_that_do_not_fit_are_refused_before_any_work(run: Run, truth: np.ndarray, tmp_path: Path) -> None:

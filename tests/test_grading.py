@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from neural_fields.grading import Grade, smoothed
+from neural_fields.grading import Grade, smooth_colors
 
 RGB = np.random.default_rng(0).random((6, 7, 3)).astype(np.float32)
 
@@ -61,8 +61,8 @@ def test_blur_does_not_mix_in_what_is_beside_the_layer() -> None:
     picture[:, 30:] = 1
     weight = np.zeros((40, 60), np.float32)
     weight[:, 30:] = 1
-    np.testing.assert_allclose(smoothed(picture, weight, 4.0)[:, 30:], 1, atol=1e-5)
-    everywhere = smoothed(picture, np.ones_like(weight), 4.0)
+    np.testing.assert_allclose(smooth_colors(picture, weight, 4.0)[:, 30:], 1, atol=1e-5)
+    everywhere = smooth_colors(picture, np.ones_like(weight), 4.0)
     np.testing.assert_allclose(everywhere, cv2.GaussianBlur(picture, (0, 0), 4.0), atol=1e-5)
 
 

@@ -16,25 +16,25 @@ from torch import Tensor
 
 from neural_fields import config as settings
 from neural_fields import coords
-from neural_fields.baking import bake, gain_size
+from neural_fields.baking import bake_maps, gain_size
 from neural_fields.canonical import Overlay
-from neural_fields.config import Config, MlpMapping, load_config
-from neural_fields.coverage import canonical_images
-from neural_fields.data.clip import Clip
+from neural_fields.config import PlanarConfig, MlpMappingConfig, load_planar_config
+from neural_fields.coverage import make_canonical_images
+from neural_fields.data.clip import ClipDataset
 from neural_fields.data.flow import FlowField
 from neural_fields.data.masks import LayerMasks
-from neural_fields.data.synthetic import Lighting, demo_clip, translation_clip
+from neural_fields.data.synthetic import SyntheticLighting, make_demo_clip, make_translation_clip
 from neural_fields.errors import UserError
 from neural_fields.planar import light_terms
-from neural_fields.planar.build import build, fill, plan
+from neural_fields.planar.build import build_model, initialise_model, plan_model
 from neural_fields.planar.hash_parts import BoundedHashTexture, HashGain, HashOpacity
 from neural_fields.planar.mapping import Mapping
 from neural_fields.planar.model import PlanarModel
 from neural_fields.planar.objective import compute_losses
-from neural_fields.planar.samples import LayerSamples, composite
-from neural_fields.rendering import Renderer
+from neural_fields.planar.samples import LayerSamples, composite_layers
+from neural_fields.rendering import OverlayPass
 from neural_fields.run import Run
-from neural_fields.training import Budget, draw, train_steps
+from neural_fields.training import Budget, draw_batch, train_steps
 
 SMALL: dict[str, object] = {
     "mapping.layers": [3, 3], "mapping.width": 16, "mapping.warm_up": 2,
@@ -45,24 +45,24 @@ SMALL: dict[str, object] = {
 }  # fmt: skip
 
 
-def small(**changes: object) -> Config:
-    return load_config("hashing_nvd", {**SMALL, **{key.replace("__", "."): value for key, value in changes.items()}})
+def small(**changes: object) -> PlanarConfig:
+    return load_planar_config("hashing_nvd", {**SMALL, **{key.replace("__", "."): value for key, value in changes.items()}})
 
 
-def turtle(frames: int = 4, fronts: int = 1) -> Clip:
+def turtle(frames: int = 4, fronts: int = 1) -> ClipDataset:
     """The turtle with its true flow; more than one front layer is the turtle cut into upright strips."""
-    truth = demo_clip(frames, 32, 18)
+    truth = make_demo_clip(frames, 32, 18)
     strips = np.arange(32) * fronts // 32
     masks = np.concatenate([truth.masks & (strips == number) for number in range(fronts)])
-    flow = FlowField(truth.forward, truth.backward, truth.forward_ok, truth.backward_ok)
-    return Clip(truth.frames, LayerMasks(tuple(f"object{number + 1}" for number in range(fronts)), masks), flow)
+    flow = FlowField(truth.forward_flow, truth.backward_flow, truth.forward_visible, truth.backward_visible)
+    return ClipDataset(truth.frames, LayerMasks(tuple(f"object{number + 1}" for number in range(fronts)), masks), flow)
 
 
-def shaken(clip: Clip, config: Config, scale: float = 0.1) -> PlanarModel:
+def shaken(clip: ClipDataset, config: PlanarConfig, scale: float = 0.1) -> PlanarModel:
     """A model with its start, moved off it so that nothing is flat."""
-    begun = plan(config, clip)
-    model = build(config, begun.shape)
-    fill(model, begun, clip)
+    begun = plan_model(config, clip)
+    model = build_model(config, begun.shape)
+    initialise_model(model, begun, clip)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -88,7 +88,7 @@ class Drifting(Mapping):
 
 
 def test_the_networks_are_those_of_the_paper() -> None:
-    model = build(load_config("hashing_nvd"), plan(load_config("hashing_nvd"), turtle(fronts=2)).shape)
+    model = build_model(load_planar_config("hashing_nvd"), plan_model(load_planar_config("hashing_nvd"), turtle(fronts=2)).shape)
     assert model.layers == ("object1", "object2", "background")
     for network, inputs, outputs in (
         *((texture.colors, 2, 3) for texture in model.textures),
@@ -108,8 +108,8 @@ def test_values_stay_in_their_ranges_however_far_the_tables_go() -> None:
     torch.manual_seed(0)
     points = torch.rand(300, 3) * 2 - 1
     parts = (
-        (BoundedHashTexture(settings.BoundedHashTexture(levels=3, log2_table=8)), points[:, :2]),
-        (HashOpacity(settings.HashOpacity(levels=3, log2_table=8), 2), points),
+        (BoundedHashTexture(settings.BoundedHashTextureConfig(levels=3, log2_table=8)), points[:, :2]),
+        (HashOpacity(settings.HashOpacityConfig(levels=3, log2_table=8), 2), points),
     )
     with torch.no_grad():
         for part, at in parts:
@@ -122,15 +122,15 @@ def test_values_stay_in_their_ranges_however_far_the_tables_go() -> None:
         assert float(values.min()) == pytest.approx(1e-5) and float(values.max()) == pytest.approx(
             1 - 1e-5
         )  # of the opacity
-        gain = HashGain(settings.HashGain(levels=3, log2_table=8))
+        gain = HashGain(settings.HashGainConfig(levels=3, log2_table=8))
         start = gain(points, points[:, :2])
     assert float(start.min()) > 0 and float((start - math.log(2)).abs().max()) < 0.2  # softplus near 0
 
 
 def test_light_does_not_move_the_mapping() -> None:
     model, clip = shaken(turtle(), small()), turtle()
-    batch = draw(clip, small().training, 0, 0)
-    samples = model.batch(batch)
+    batch = draw_batch(clip, small().training, 0, 0)
+    samples = model.sample_batch(batch)
     assert samples.gain is not None
     found = torch.autograd.grad(samples.gain.sum(), list(model.parameters()), allow_unused=True)
     moved = {name.split(".")[0] for (name, _), g in zip(model.named_parameters(), found, strict=True) if g is not None}
@@ -140,15 +140,15 @@ def test_light_does_not_move_the_mapping() -> None:
 def test_the_background_is_taught_a_scale_of_its_own() -> None:
     clip = turtle()
     config = small(mapping__warm_up=60, mapping__learning_rate=5e-3)
-    begun = plan(config, clip)
-    model = build(config, begun.shape)
-    fill(model, begun, clip)
+    begun = plan_model(config, clip)
+    model = build_model(config, begun.shape)
+    initialise_model(model, begun, clip)
     xy = coords.frame_xy(32, 18).view(-1, 2)
     for mapping, scale in zip(model.mappings, (0.9, 0.6), strict=True):
         with torch.no_grad():
             uv = mapping(torch.cat([xy, torch.zeros(len(xy), 1)], 1))
         assert float((uv - scale * xy).abs().mean()) < 0.06
-    assert MlpMapping().background_uv_scale == 0  # which is: as all layers
+    assert MlpMappingConfig().background_uv_scale == 0  # which is: as all layers
 
 
 # --- terms ----------------------------------------------------------------------------------------------------------
@@ -158,8 +158,8 @@ def test_every_term_has_the_value_of_the_papers_code() -> None:
     """The formulas of losses.py for two layers, written out; those of Layered Neural Atlases have their own tests."""
     clip, config = turtle(), small()
     model = shaken(clip, config)
-    batch = draw(clip, config.training, 0, 0)
-    samples = model.batch(batch)
+    batch = draw_batch(clip, config.training, 0, 0)
+    samples = model.sample_batch(batch)
     found = {name: float(value.detach()) for name, value in compute_losses(model, batch, samples, 0).items()}
     assert set(found) == {
         "color", "gradient", "sparsity", "mask", "decisive_opacity", "alpha_flow", "flow", "rigidity",
@@ -168,7 +168,7 @@ def test_every_term_has_the_value_of_the_papers_code() -> None:
     samples = LayerSamples(samples.color.detach(), samples.weight.detach(), None, samples.gain.detach())
     texture, alpha, residual = samples.color, samples.weight, samples.gain
     rgb = (texture * residual * alpha[..., None]).sum(1)
-    masks = torch.cat([batch.mask, 1 - batch.mask], 1)
+    masks = torch.cat([batch.layer_masks, 1 - batch.layer_masks], 1)
     expected = {
         "color": 5 * (rgb - batch.rgb).norm(dim=1).square().mean(),
         "sparsity": (texture[:, 0] * (1 - alpha[:, :1])).norm(dim=1).square().mean(),
@@ -183,8 +183,8 @@ def test_every_term_has_the_value_of_the_papers_code() -> None:
 def test_every_term_reaches_parameters_and_those_of_light_only_the_gain() -> None:
     clip, config = turtle(), small(training__pixels=2700)  # 20 patches
     model = shaken(clip, config)
-    batch = draw(clip, config.training, 0, 0)
-    for name, value in compute_losses(model, batch, model.batch(batch), 0).items():
+    batch = draw_batch(clip, config.training, 0, 0)
+    for name, value in compute_losses(model, batch, model.sample_batch(batch), 0).items():
         gradients = torch.autograd.grad(value, list(model.parameters()), retain_graph=True, allow_unused=True)
         named = zip(model.named_parameters(), gradients, strict=True)
         parts = {part.split(".")[0] for (part, _), g in named if g is not None and float(g.abs().sum()) > 0}
@@ -196,7 +196,7 @@ def test_every_term_reaches_parameters_and_those_of_light_only_the_gain() -> Non
 def test_a_point_that_belongs_to_one_layer_is_decided() -> None:
     weight = torch.tensor([[1.0, 0.0, 0.0], [0.25, 0.5, 0.25], [0.0, 0.0, 1.0]])
     samples = LayerSamples(torch.zeros(3, 3, 3), weight, None, None)
-    assert float(light_terms.decisive_opacity(samples)) == pytest.approx(math.log(2) / 3)
+    assert float(light_terms.decisive_opacity_loss(samples)) == pytest.approx(math.log(2) / 3)
 
 
 class Light(torch.nn.Module):
@@ -215,10 +215,10 @@ def consistency(
 ) -> float:
     """The term of one layer that drifts, for a light in closed form."""
     clip = turtle(6)
-    model = build(small(), plan(small(), clip).shape)
+    model = build_model(small(), plan_model(small(), clip).shape)
     model.mappings = torch.nn.ModuleList([Drifting(velocity)])
     model.gains = torch.nn.ModuleList([Light(formula)])
-    return float(light_terms.gain_consistency(model, draw(clip, small(training__pixels=pixels).training, 0, 0)))
+    return float(light_terms.gain_consistency_loss(model, draw_batch(clip, small(training__pixels=pixels).training, 0, 0)))
 
 
 def test_light_out_of_view_keeps_its_pattern_and_is_flat() -> None:
@@ -240,10 +240,10 @@ def test_nothing_is_asked_of_light_while_nothing_leaves_the_view() -> None:
 
 def test_points_have_left_where_the_rim_has_moved_past_them() -> None:
     clip = turtle(6)
-    batch = draw(clip, small().training, 0, 0)
+    batch = draw_batch(clip, small().training, 0, 0)
     rim = light_terms._draw_rim(batch, 40, 15, torch.Generator().manual_seed(3))
     mapping = Drifting((-0.5, 0.0))  # the view moves to the right: what is lost is lost at the left
-    xyt = batch.normalise(rim.pixel + 0.5, rim.frame)
+    xyt = batch.normalize_positions(rim.pixel + 0.5, rim.frame)
     left = light_terms._has_left_view(mapping, batch, rim, mapping(xyt))
     later = rim.other_frame > rim.frame
     earlier = rim.other_frame < rim.frame
@@ -263,15 +263,15 @@ def test_exported_texels_are_the_texture_at_their_centres_up_to_the_last_one(tmp
     clip = turtle()
     model = shaken(clip, small())
     with torch.no_grad():
-        maps = bake(Run.create(tmp_path / "run"), model, 1)
-        image = next(image for image, _ in canonical_images(model, maps))
+        maps = bake_maps(Run.create(tmp_path / "run"), model, 1)
+        image = next(image for image, _ in make_canonical_images(model, maps))
         assert image.size == (1000, 1000)
         for row, column in ((0, 0), (999, 999), (0, 999), (411, 702)):
             uv = torch.tensor([[(column + 0.5) / 500 - 1, (row + 0.5) / 500 - 1]])
             texel = image.rgba[:3, row, column]
-            assert torch.allclose(texel, model.canonical_color("object1", uv)[0], atol=1e-5)
+            assert torch.allclose(texel, model.sample_canonical("object1", uv)[0], atol=1e-5)
             assert float(texel.min()) > 0
-            looked_up = coords.sample(image.rgba[None, :3], image.box, uv[None, None])[0, :, 0, 0]
+            looked_up = coords.sample_canonical(image.rgba[None, :3], image.box, uv[None, None])[0, :, 0, 0]
             assert torch.allclose(looked_up, texel, atol=1e-3)
 
 
@@ -279,44 +279,44 @@ def test_light_with_detail_is_baked_as_the_mean_of_its_surroundings(tmp_path: Pa
     clip = turtle()
     model = shaken(clip, small(), scale=0.3).eval()
     with torch.no_grad():
-        maps = bake(Run.create(tmp_path / "run"), model, 1)
-        samples = model.frame(2, clip.size)
+        maps = bake_maps(Run.create(tmp_path / "run"), model, 1)
+        samples = model.sample_frame(2, clip.size)
     for layer in range(2):
         fine = samples.gain[:, layer].reshape(18, 32, 3).numpy()
         mean = cv2.resize(fine, gain_size(clip.size), interpolation=cv2.INTER_AREA)
-        assert np.allclose(maps.gain(2, layer, gain_size(clip.size)), mean, atol=2e-3)
+        assert np.allclose(maps.read_gain(2, layer, gain_size(clip.size)), mean, atol=2e-3)
 
 
 def test_an_edit_takes_the_light_of_its_place_and_time(tmp_path: Path) -> None:
     """One layer, its motion given: texture and light are fitted, and the edit must look as if it had been filmed."""
-    truth = translation_clip(6, 48, 28, velocity=(1.0, 0.0))
-    truth = replace(truth, lighting=Lighting(strength=0.5, period=8.0))
-    clip = Clip(truth.frames, LayerMasks((), np.zeros((0, 6, 28, 48), bool)), None)
+    truth = make_translation_clip(6, 48, 28, velocity=(1.0, 0.0))
+    truth = replace(truth, lighting=SyntheticLighting(strength=0.5, period=8.0))
+    clip = ClipDataset(truth.frames, LayerMasks((), np.zeros((0, 6, 28, 48), bool)), None)
     changes: dict[str, object] = {
         "training.pixels": 1000, "gain.base_resolution": 6, "gain.levels": 1, "gain.learning_rate": 1e-2,
         "gain.table_learning_rate": 3e-2, "texture.learning_rate": 3e-3, "terms.rigidity": 0,
         "terms.global_rigidity": [0, 0], "terms.flow": 0, "terms.gain_deviation": 0.02, "terms.gain_consistency": 0,
     }  # fmt: skip
-    config = load_config("hashing_nvd", {**SMALL, **changes})
-    model = build(config, plan(config, clip).shape)
+    config = load_planar_config("hashing_nvd", {**SMALL, **changes})
+    model = build_model(config, plan_model(config, clip).shape)
     # A pixel is 2 / 48 in xy units, a frame 2 / 6 in time.
     model.mappings = torch.nn.ModuleList([Drifting((6 / 48, 0.0))])
     run = Run.create(tmp_path / "run")
     list(train_steps(model, clip, config.training, run, Budget(120)))
     with torch.no_grad():
-        shown = composite(model.frames(torch.arange(6), clip.size)).view(clip.frames.shape)
+        shown = composite_layers(model.sample_frames(torch.arange(6), clip.size)).view(clip.frames.shape)
         assert float((shown - torch.from_numpy(clip.frames) / 255).square().mean()) < 10 ** (-2.4)
-        maps = bake(run, model.eval(), 1)
-        canonicals = {image.layer: image for image, _ in canonical_images(model, maps)}
+        maps = bake_maps(run, model.eval(), 1)
+        canonicals = {image.layer: image for image, _ in make_canonical_images(model, maps)}
     box = model.canonical_box("background")
     white = np.zeros((200, 200, 4), np.float32)
-    middle = coords.texel_centres(box, 200, 200).numpy()
+    middle = coords.texel_centers(box, 200, 200).numpy()
     white[(np.abs(middle) < 0.15).all(-1)] = (0.6, 0.6, 0.6, 1)
-    renderer = Renderer(maps, canonicals, {"background": Overlay(white, box)})
+    renderer = OverlayPass(maps, canonicals, {"background": Overlay(white, box)})
     seen, true = [], []
     for t in range(6):
         edited = renderer.render_frame(t, clip.frames[t])
-        uv = maps.uv(t, 0, (48, 28))
+        uv = maps.read_uv(t, 0, (48, 28))
         inside = (np.abs(uv) < 0.13).all(-1)
         seen.append(edited[inside].mean(0) / 255)
         true.append(0.6 * truth.gain[t][inside].mean(0))
@@ -346,5 +346,5 @@ def test_parts_and_terms_that_do_not_go_together_are_named(
     preset: str, overrides: dict[str, object], words: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        load_config(preset, overrides)
+        load_planar_config(preset, overrides)
     assert words in str(caught.value)

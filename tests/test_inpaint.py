@@ -15,24 +15,24 @@ import pytest
 import torch
 from PIL import Image
 
-from editors.base import EditorResult, Source, quiet
+from editors.base import EditorResult, EditSource, report_nothing
 from editors.cli import main
 from editors.diffusion import conditions, region
 from editors.diffusion.canvas import open_canvas
 from editors.diffusion.controlnet import ControlNet
 from editors.diffusion.img2img import Img2Img
-from editors.diffusion.inpaint import Inpaint, repaint
-from editors.diffusion.schedule import Denoised, Latents, Schedule
+from editors.diffusion.inpaint import Inpaint, repaint_regions
+from editors.diffusion.schedule import DenoisedLatents, Latents, NoiseSchedule
 from editors.diffusion.videdit import VidEdit
-from editors.diffusion.weights import Weights
+from editors.diffusion.weights import WeightsSource
 from editors.diffusion.wrapper import load_model
 from neural_fields import canonical, coords
-from neural_fields.baking import bake
-from neural_fields.canonical import CanonicalImage, fit
-from neural_fields.config import Config
+from neural_fields.baking import bake_maps
+from neural_fields.canonical import CanonicalImage, resample_overlay
+from neural_fields.config import PlanarConfig
 from neural_fields.coords import Box
 from neural_fields.errors import ExitCode, UserError
-from neural_fields.planar.build import build
+from neural_fields.planar.build import build_model
 from neural_fields.planar.model import LayerShape, ModelShape
 from neural_fields.run import Run, write_run_yaml
 
@@ -42,20 +42,20 @@ FEW = {"prompt": "blue dots", "steps": 2}
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+def source(tmp_path_factory: pytest.TempPathFactory) -> EditSource:
     """A run of two layers; the foreground is a disc."""
     run = Run.create(tmp_path_factory.mktemp("inpaint") / "run")
     layers = tuple(LayerShape(name, BOXES[name], *SIZES[name]) for name in SIZES)
-    maps = bake(run, build(Config(), ModelShape(48, 32, 2, layers)).eval(), 1)
+    maps = bake_maps(run, build_model(PlanarConfig(), ModelShape(48, 32, 2, layers)).eval(), 1)
     generator = torch.Generator().manual_seed(0)
     for name, (width, height) in SIZES.items():
         coarse = torch.rand(1, 3, 5, 7, generator=generator)
         rgb = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")[0]
-        uv = coords.texel_centres(BOXES[name], width, height)
+        uv = coords.texel_centers(BOXES[name], width, height)
         seen = (uv.norm(dim=-1) < 0.38).float() if name == "foreground" else torch.ones(height, width)
-        canonical.export(run.canonical, CanonicalImage(torch.cat([rgb, seen[None]]), BOXES[name], name))
+        canonical.export_canonical(run.canonical, CanonicalImage(torch.cat([rgb, seen[None]]), BOXES[name], name))
     write_run_yaml(run, {})
-    return Source(run, maps, ("foreground",))
+    return EditSource(run, maps, ("foreground",))
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +116,9 @@ def depth_anything(folder: Path) -> None:
     DPTImageProcessor(size={"height": 28, "width": 28}, ensure_multiple_of=14).save_pretrained(folder)
 
 
-def on_picture(result: EditorResult, source: Source, layer: str = "foreground") -> np.ndarray:
+def on_picture(result: EditorResult, source: EditSource, layer: str = "foreground") -> np.ndarray:
     picture = source.pictures[layer]
-    return fit(result.overlays[layer], picture.size, picture.box)
+    return resample_overlay(result.overlays[layer], picture.size, picture.box)
 
 
 def refusal(make: Callable[[], object]) -> UserError:
@@ -127,7 +127,7 @@ def refusal(make: Callable[[], object]) -> UserError:
     return caught.value
 
 
-def masked(source: Source, path: Path) -> Source:
+def masked(source: EditSource, path: Path) -> EditSource:
     """The left half of the foreground."""
     width, height = SIZES["foreground"]
     mask = np.zeros((height, width), np.uint8)
@@ -141,53 +141,53 @@ def masked(source: Source, path: Path) -> Source:
 
 @pytest.mark.parametrize("model", ["plain", "inpainting", "xl", "flow"])
 def test_every_kind_of_model_repaints_the_region_and_nothing_else(
-    model: str, source: Source, models: Callable[..., str], tmp_path: Path
+    model: str, source: EditSource, models: Callable[..., str], tmp_path: Path
 ) -> None:
     half = masked(source, tmp_path / "mask.png")
-    result = Inpaint(model=models(model), **FEW)(half, quiet)
+    result = Inpaint(model=models(model), **FEW)(half, report_nothing)
     overlay = on_picture(result, half)
-    inside = half.region("foreground") > 0
-    seen = source.region("foreground") > 0
+    inside = half.read_region("foreground") > 0
+    seen = source.read_region("foreground") > 0
     assert set(result.overlays) == {"foreground"}
     assert overlay[..., 3][seen & ~inside].max() < 1e-3 and overlay[..., 3][inside].min() > 0.4
-    assert np.abs(overlay - half.pictures["foreground"].array())[..., :3][inside].mean() > 0.05
+    assert np.abs(overlay - half.pictures["foreground"].to_array())[..., :3][inside].mean() > 0.05
 
 
 def test_a_seed_gives_the_same_picture_again_and_another_seed_another(
-    source: Source, models: Callable[..., str]
+    source: EditSource, models: Callable[..., str]
 ) -> None:
     first, again, other = (
-        on_picture(Inpaint(model=models("plain"), seed=seed, **FEW)(source, quiet), source) for seed in (0, 0, 1)
+        on_picture(Inpaint(model=models("plain"), seed=seed, **FEW)(source, report_nothing), source) for seed in (0, 0, 1)
     )
     assert np.array_equal(first, again) and np.abs(first - other).mean() > 0.01
 
 
-def test_weaker_image_to_image_stays_nearer_to_the_picture(source: Source, models: Callable[..., str]) -> None:
+def test_weaker_image_to_image_stays_nearer_to_the_picture(source: EditSource, models: Callable[..., str]) -> None:
     def distance(strength: float) -> float:
         settings = {"model": models("plain"), "prompt": "blue dots", "steps": 10, "guidance": 1.0}
-        result = Img2Img(strength=strength, **settings)(source, quiet)
+        result = Img2Img(strength=strength, **settings)(source, report_nothing)
         assert isinstance(result, EditorResult)
-        kept = Img2Img(strength=0.1, **settings)(source, quiet)
+        kept = Img2Img(strength=0.1, **settings)(source, report_nothing)
         return float(np.abs(on_picture(result, source) - on_picture(kept, source)).mean())
 
     assert distance(0.1) == 0 < distance(0.3) < distance(1.0)
 
 
-def test_with_all_of_the_noise_nothing_of_the_region_is_left(source: Source, models: Callable[..., str]) -> None:
+def test_with_all_of_the_noise_nothing_of_the_region_is_left(source: EditSource, models: Callable[..., str]) -> None:
     """Two pictures that differ in the region only give the same edit."""
-    model = load_model(Weights(models("plain"), "cpu"))
+    model = load_model(WeightsSource(models("plain"), "cpu"))
     picture = source.pictures["foreground"]
     edited = CanonicalImage(torch.cat([1 - picture.rgba[:3], picture.rgba[3:]]), picture.box, picture.layer)
     made = []
     for one in (picture, edited):
         region_all = np.ones(picture.size[::-1], np.float32)
-        canvas = open_canvas(one, region_all, 32, model.multiple)
+        canvas = open_canvas(one, region_all, 32, model.side_multiple)
         settings = Inpaint(model="-", **FEW)
-        made.append(repaint(model, [canvas], settings, quiet).overlays["foreground"].rgba)
+        made.append(repaint_regions(model, [canvas], settings, report_nothing).overlays["foreground"].rgba)
     np.testing.assert_array_equal(*made)
 
 
-def test_several_layers_are_made_in_one_picture(source: Source, models: Callable[..., str]) -> None:
+def test_several_layers_are_made_in_one_picture(source: EditSource, models: Callable[..., str]) -> None:
     said: list[tuple[str, int, int]] = []
     both = replace(source, layers=("foreground", "background"))
     result = Inpaint(model=models("plain"), **FEW)(both, lambda *words: said.append(words))
@@ -196,9 +196,9 @@ def test_several_layers_are_made_in_one_picture(source: Source, models: Callable
 
 
 def test_a_model_that_follows_instructions_is_sent_to_its_own_editor(
-    source: Source, models: Callable[..., str]
+    source: EditSource, models: Callable[..., str]
 ) -> None:
-    error = refusal(lambda: Inpaint(model=models("instructions"), **FEW)(source, quiet))
+    error = refusal(lambda: Inpaint(model=models("instructions"), **FEW)(source, report_nothing))
     assert error.code == ExitCode.BAD_INPUT and "--editor instruct" in error.fix
 
 
@@ -223,7 +223,7 @@ def test_settings_that_cannot_be_used_are_refused_by_name(settings: dict, flag: 
 
 
 def test_the_command_line_takes_every_setting_and_the_edit_remembers_them(
-    source: Source, models: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    source: EditSource, models: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = shutil.copytree(source.run.path, tmp_path / "run")
     folder = models("control")
@@ -242,12 +242,12 @@ def test_the_command_line_takes_every_setting_and_the_edit_remembers_them(
 
 
 def test_controls_are_followed_in_the_region_as_strongly_as_their_scale_says(
-    source: Source, models: Callable[..., str]
+    source: EditSource, models: Callable[..., str]
 ) -> None:
     def made(*control: str) -> np.ndarray:
-        return on_picture(ControlNet(model=models("plain"), control=control, **FEW)(source, quiet), source)
+        return on_picture(ControlNet(model=models("plain"), control=control, **FEW)(source, report_nothing), source)
 
-    plain = on_picture(Inpaint(model=models("plain"), **FEW)(source, quiet), source)
+    plain = on_picture(Inpaint(model=models("plain"), **FEW)(source, report_nothing), source)
     folder = models("control")
     np.testing.assert_array_equal(made(f"edges={folder}@0"), plain)
     np.testing.assert_array_equal(  # a ControlNet that was never trained adds zeros
@@ -256,9 +256,9 @@ def test_controls_are_followed_in_the_region_as_strongly_as_their_scale_says(
 
 
 def test_a_trained_controlnet_changes_the_result(
-    source: Source, models: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    source: EditSource, models: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = conditions.load_control
+    load = conditions.load_controlnet
 
     def trained(*args: Any) -> Any:
         network = load(*args)
@@ -271,35 +271,35 @@ def test_a_trained_controlnet_changes_the_result(
     monkeypatch.setattr(conditions, load.__name__, trained)
     settings = {"model": models("plain"), **FEW}
     folder = models("control")
-    plain = on_picture(Inpaint(**settings, strength=0.8)(source, quiet), source)
+    plain = on_picture(Inpaint(**settings, strength=0.8)(source, report_nothing), source)
     for editor in (
         VidEdit(**settings | {"steps": 2}, control=folder, feather=0.0),
         ControlNet(**settings, control=(f"depth={folder}",), depth_model=models("depth"), strength=0.8),
     ):
-        result = editor(source, quiet)
+        result = editor(source, report_nothing)
         assert np.abs(on_picture(result, source) - plain).mean() > 0.01
 
 
 def test_edges_are_lines_and_soft_edges_fall_off_beside_them() -> None:
     image = torch.zeros(1, 3, 32, 40)
     image[..., 20:] = 1
-    lines, soft = conditions.edges(image), conditions.soft_edges(image)
+    lines, soft = conditions.detect_edges(image), conditions.detect_soft_edges(image)
     assert set(lines.unique().tolist()) == {0.0, 1.0}
     assert lines[0, 0, 5:-5].sum(dim=1).unique().tolist() == [1.0]
     row = soft[0, 0, 16]
     assert row.argmax() in (19, 20) and row.max() == 1 and row[5] < 0.01 > row[35]
     assert (row[20:26].diff() <= 0).all() and 0 < row[24] < 1
-    assert not conditions.soft_edges(torch.full((1, 3, 16, 16), 0.4)).any()
+    assert not conditions.detect_soft_edges(torch.full((1, 3, 16, 16), 0.4)).any()
 
 
 def test_depth_of_a_network_is_bright_where_it_is_near(models: Callable[..., str]) -> None:
     images = torch.rand(2, 3, 24, 36, generator=torch.Generator().manual_seed(0))
-    depth = conditions.depth_by(Weights(models("depth"), "cpu"))(images)
+    depth = conditions.load_depth_estimator(WeightsSource(models("depth"), "cpu"))(images)
     assert depth.shape == images.shape
     assert depth.amin(dim=(1, 2, 3)).tolist() == [0, 0] and depth.amax(dim=(1, 2, 3)).tolist() == [1, 1]
 
 
-def test_a_picture_of_the_users_is_followed_where_the_canvas_lies(source: Source, tmp_path: Path) -> None:
+def test_a_picture_of_the_users_is_followed_where_the_canvas_lies(source: EditSource, tmp_path: Path) -> None:
     picture = source.pictures["background"]
     drawn = np.zeros((80, 120, 4), np.uint8)  # twice the canonical picture's size
     drawn[20:60, 30:90] = (200, 100, 50, 255)
@@ -307,7 +307,7 @@ def test_a_picture_of_the_users_is_followed_where_the_canvas_lies(source: Source
     region_there = np.zeros(picture.size[::-1], np.float32)
     region_there[12:28, 18:42] = 1
     canvas = open_canvas(picture, region_there, 32, 4)
-    shown = conditions.control_picture(tmp_path / "pose.png", source, canvas)
+    shown = conditions.read_control_picture(tmp_path / "pose.png", source, canvas)
     assert shown.shape == canvas.image.shape
     inside = torch.from_numpy(canvas.region.numpy()[0, 0] > 0.99)
     expected = torch.tensor([200.0, 100.0, 50.0]) / 255
@@ -333,14 +333,14 @@ def test_controls_that_cannot_be_used_are_refused_with_what_to_try(settings: dic
 
 
 def test_a_folder_may_have_an_at_sign_in_its_name() -> None:
-    assert conditions.follow_of("edges=/models/me@home") == conditions.Follow("edges", "/models/me@home")
-    assert conditions.follow_of("pose=a=b@0.5") == conditions.Follow("pose", "a=b", 0.5)
+    assert conditions.parse_control("edges=/models/me@home") == conditions.ControlRequest("edges", "/models/me@home")
+    assert conditions.parse_control("pose=a=b@0.5") == conditions.ControlRequest("pose", "a=b", 0.5)
 
 
-def test_a_controlnet_for_a_transformer_or_another_model_is_refused(source: Source, models: Callable[..., str]) -> None:
+def test_a_controlnet_for_a_transformer_or_another_model_is_refused(source: EditSource, models: Callable[..., str]) -> None:
     for model in ("flow", "xl"):
         editor = ControlNet(model=models(model), control=(f"edges={models('control')}",), **FEW)
-        assert refusal(lambda: editor(source, quiet)).code == ExitCode.BAD_INPUT  # noqa: B023 - called at once
+        assert refusal(lambda: editor(source, report_nothing)).code == ExitCode.BAD_INPUT  # noqa: B023 - called at once
 
 
 # --- regions from words ---------------------------------------------------------------------------------------------
@@ -348,23 +348,23 @@ def test_a_controlnet_for_a_transformer_or_another_model_is_refused(source: Sour
 
 def test_two_prompts_disagree_where_the_pictures_they_ask_for_differ() -> None:
     """Models that know one picture each: the noise they predict differs by the difference of the pictures."""
-    schedule = Schedule.of({"num_train_timesteps": 1000, "shift": 1.0}, None)
+    schedule = NoiseSchedule.from_config({"num_train_timesteps": 1000, "shift": 1.0}, None)
     there = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     wanted = there.clone()
     wanted[..., 2:5, 3:7] += 0.5
 
-    def knows(picture: Latents) -> Callable[[Latents, int], Denoised]:
-        return lambda latents, time: schedule.with_clean(latents, picture, time)
+    def knows(picture: Latents) -> Callable[[Latents, int], DenoisedLatents]:
+        return lambda latents, time: schedule.assume_clean(latents, picture, time)
 
     noises = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    found = region.disagreement(there, schedule, knows(there), knows(wanted), noises, 0.5)
+    found = region.measure_disagreement(there, schedule, knows(there), knows(wanted), noises, 0.5)
     expected = torch.zeros(1, 1, 8, 8)
     expected[..., 2:5, 3:7] = 0.5 * schedule.signal[499] / schedule.noise[499]
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     inside = torch.ones(1, 1, 8, 8)
-    assert torch.equal(region.scaled(found, inside) > 0.5, expected > 0)
-    assert region.scaled(10 * found, inside).max() == 1
-    assert not region.scaled(found, (expected == 0).float()).gt(0.5).any()
+    assert torch.equal(region.scale_differences(found, inside) > 0.5, expected > 0)
+    assert region.scale_differences(10 * found, inside).max() == 1
+    assert not region.scale_differences(found, (expected == 0).float()).gt(0.5).any()
 
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.4, 0.7, 1.0])
@@ -375,35 +375,35 @@ def test_the_part_that_differs_is_found_however_large_it_is(share: float) -> Non
     values[..., :side, :side] += 0.2 + 0.1 * torch.rand(1, 1, side, side, generator=generator)
     truth = torch.zeros(1, 1, 64, 64)
     truth[..., :side, :side] = 1
-    found = (region.scaled(values, torch.ones(1, 1, 64, 64)) > 0.5).float()
+    found = (region.scale_differences(values, torch.ones(1, 1, 64, 64)) > 0.5).float()
     assert (found * truth).sum() / (found + truth).clamp(max=1).sum() > 0.95
 
 
 @pytest.mark.parametrize("finder", ["", "clipseg"])
 def test_a_region_from_words_stays_inside_the_mask(
-    finder: str, source: Source, models: Callable[..., str], tmp_path: Path
+    finder: str, source: EditSource, models: Callable[..., str], tmp_path: Path
 ) -> None:
     half = masked(source, tmp_path / "mask.png")
     settings = {"region_model": models(finder)} if finder else {}
     editor = Inpaint(model=models("plain"), region="a disc + a car", region_threshold=0.4, **settings, **FEW)
-    result = editor(half, quiet)
-    overlay, seen = on_picture(result, half), source.region("foreground") > 0
-    assert overlay[..., 3][seen & (half.region("foreground") == 0)].max() < 1e-3
+    result = editor(half, report_nothing)
+    overlay, seen = on_picture(result, half), source.read_region("foreground") > 0
+    assert overlay[..., 3][seen & (half.read_region("foreground") == 0)].max() < 1e-3
     assert (overlay[..., 3] > 0.5).any()
     assert any("the region found on foreground is" in note for note in result.notes)
 
 
 def test_words_that_nothing_is_found_for_are_said(
-    source: Source, models: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    source: EditSource, models: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        region, region.segmented.__name__, lambda weights, words: lambda images: torch.zeros_like(images[:, :1])
+        region, region.load_segmenter.__name__, lambda weights, words: lambda images: torch.zeros_like(images[:, :1])
     )
     editor = Inpaint(model=models("plain"), region="a boat", region_model="any", **FEW)
-    error = refusal(lambda: editor(source, quiet))
+    error = refusal(lambda: editor(source, report_nothing))
     assert error.code == ExitCode.BAD_INPUT and "a boat" in error.what and "--region-threshold 0.25" in error.fix
 
 
-def test_a_folder_of_another_network_is_no_region_model(source: Source, models: Callable[..., str]) -> None:
+def test_a_folder_of_another_network_is_no_region_model(source: EditSource, models: Callable[..., str]) -> None:
     editor = Inpaint(model=models("plain"), region="a car", region_model=models("depth"), **FEW)
-    assert "no CLIPSeg" in refusal(lambda: editor(source, quiet)).what
+    assert "no CLIPSeg" in refusal(lambda: editor(source, report_nothing)).what

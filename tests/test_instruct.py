@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from editors.base import Source, quiet
-from editors.diffusion.instruct import Instruct, combined, guided
-from editors.diffusion.pipelines import Instruction, check_call, instructed
-from editors.diffusion.schedule import Schedule
-from editors.diffusion.weights import Weights
+from editors.base import EditSource, report_nothing
+from editors.diffusion.instruct import Instruct, combine_guidance, predict_guided
+from editors.diffusion.pipelines import Instruction, check_instruction_pipeline, run_instruction
+from editors.diffusion.schedule import NoiseSchedule
+from editors.diffusion.weights import WeightsSource
 from editors.diffusion.wrapper import DiffusionModel, load_pipeline
 from neural_fields.canonical import CanonicalImage
 from neural_fields.coords import Box
 from neural_fields.errors import ExitCode, UserError
 
 
-class Still(Source):
+class Still(EditSource):
     """A source of one picture, without a run behind it."""
 
     layers = ("foreground",)
@@ -59,25 +59,25 @@ def folders(tiny_models: ModuleType, tmp_path_factory: pytest.TempPathFactory) -
 
 def edited(folder: str, **settings: Any) -> np.ndarray:
     settings = {"prompt": "make it blue", "steps": 2} | settings
-    return Instruct(model=folder, **settings)(Still(), quiet).overlays["foreground"].rgba
+    return Instruct(model=folder, **settings)(Still(), report_nothing).overlays["foreground"].rgba
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction", "flow"])
 def test_two_guidances_are_equation_3_whatever_is_predicted(kind: Any) -> None:
     level = torch.tensor([0.4])
-    schedule = Schedule((1 - level) if kind == "flow" else (1 - level**2).sqrt(), level, level, kind)
+    schedule = NoiseSchedule((1 - level) if kind == "flow" else (1 - level**2).sqrt(), level, level, kind)
     latents, neither, image, both = torch.randn(4, 1, 2, 3, 3, generator=torch.Generator().manual_seed(0))
-    found = combined(schedule, latents, 0, schedule.split(latents, neither, 0), image, both, (7.5, 1.5))
-    expected = schedule.split(latents, neither + 1.5 * (image - neither) + 7.5 * (both - image), 0)
+    found = combine_guidance(schedule, latents, 0, schedule.decompose_output(latents, neither, 0), image, both, (7.5, 1.5))
+    expected = schedule.decompose_output(latents, neither + 1.5 * (image - neither) + 7.5 * (both - image), 0)
     torch.testing.assert_close(found.clean, expected.clean, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(found.noise, expected.noise, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
 def test_the_denoiser_is_asked_with_nothing_with_the_picture_and_with_both(folders: dict[str, str]) -> None:
-    model = DiffusionModel(*load_pipeline(Weights(folders["pix2pix"], "cpu"), lambda kind: None))
+    model = DiffusionModel(*load_pipeline(WeightsSource(folders["pix2pix"], "cpu"), lambda kind: None))
     latents, shown = torch.randn(2, 1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    text = model.text("make it blue", "red")
+    text = model.encode_prompt("make it blue", "red")
 
     def asked(picture: torch.Tensor, row: int) -> torch.Tensor:
         states = text.states[row : row + 1]
@@ -85,7 +85,7 @@ def test_the_denoiser_is_asked_with_nothing_with_the_picture_and_with_both(folde
 
     neither, image, both = asked(torch.zeros_like(shown), 0), asked(shown, 0), asked(shown, 1)
     expected = neither + 2.0 * (image - neither) + 5.0 * (both - image)
-    found = guided(model, latents, 500, text, shown, 5.0, 2.0)
+    found = predict_guided(model, latents, 500, text, shown, 5.0, 2.0)
     torch.testing.assert_close(found.noise, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -135,7 +135,7 @@ def test_a_pipeline_is_given_what_it_has_a_name_for_and_its_picture_comes_back_i
     image = torch.zeros(1, 3, 4, 6)
     image[:, 0] = 1
     kontext, steps = Kontext(), []
-    made = instructed(kontext, image, Instruction("blue", steps=3), lambda done, total: steps.append((done, total)))
+    made = run_instruction(kontext, image, Instruction("blue", steps=3), lambda done, total: steps.append((done, total)))
     assert made.shape == image.shape and (made - 0.25).abs().max() < 1e-6
     assert steps == [(1, 3), (2, 3), (3, 3)]
     got = kontext.got
@@ -148,11 +148,11 @@ def test_a_pipeline_is_given_what_it_has_a_name_for_and_its_picture_comes_back_i
 def test_guidance_goes_where_a_pipeline_has_it() -> None:
     image = torch.zeros(1, 3, 4, 6)
     kontext, qwen = Kontext(), Qwen()
-    instructed(kontext, image, Instruction("blue", guidance=2.0, own_size=False))
+    run_instruction(kontext, image, Instruction("blue", guidance=2.0, own_size=False))
     assert kontext.got["guidance_scale"] == 2.0 and not kontext.got["_auto_resize"]
-    instructed(qwen, image, Instruction("blue"))
+    run_instruction(qwen, image, Instruction("blue"))
     assert qwen.got["true_cfg_scale"] == 4.0 and qwen.got["negative_prompt"] == " "
-    instructed(qwen, image, Instruction("blue", "red", guidance=2.0))
+    run_instruction(qwen, image, Instruction("blue", "red", guidance=2.0))
     assert (qwen.got["true_cfg_scale"], qwen.got["guidance_scale"], qwen.got["negative_prompt"]) == (2.0, None, "red")
 
 
@@ -167,7 +167,7 @@ def test_a_model_that_follows_no_instructions_is_refused(folders: dict[str, str]
 @pytest.mark.parametrize("takes", [{}, {"prompt": None}, {"image": None, "prompt": None, "strength": 0.8}])
 def test_a_pipeline_without_picture_or_with_an_amount_of_noise_is_refused(takes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="is a SomePipeline"):
-        check_call("folder", "SomePipeline", takes)
+        check_instruction_pipeline("folder", "SomePipeline", takes)
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from neural_fields.interrupt import stop_on_signals
 def test_the_first_signal_sets_the_flag_and_handlers_come_back(number) -> None:
     former = signal.getsignal(number)
     with stop_on_signals() as stop:
-        assert stop.requested is None and stop.exit_code == 0
+        assert stop.signal_number is None and stop.exit_code == 0
         signal.raise_signal(number)
-        assert stop.requested == number
+        assert stop.signal_number == number
         assert stop.exit_code == (130 if number == signal.SIGINT else 143)
     assert signal.getsignal(number) == former
 
@@ -45,7 +45,7 @@ def test_an_ignored_signal_stays_ignored() -> None:
     try:
         with stop_on_signals() as stop:
             signal.raise_signal(signal.SIGHUP)
-        assert stop.requested is None
+        assert stop.signal_number is None
     finally:
         signal.signal(signal.SIGHUP, former)
 
@@ -55,7 +55,7 @@ def test_outside_the_main_thread_signals_are_left_alone() -> None:
 
     def work() -> None:
         with stop_on_signals() as stop:
-            seen.append((stop.requested, signal.getsignal(signal.SIGTERM)))
+            seen.append((stop.signal_number, signal.getsignal(signal.SIGTERM)))
 
     former = signal.getsignal(signal.SIGTERM)
     thread = threading.Thread(target=work)

@@ -14,7 +14,7 @@ import pytest
 
 from neural_fields.checkpoints import load_latest_checkpoint, save_checkpoint
 from neural_fields.errors import ExitCode, UserError
-from neural_fields.locking import lock
+from neural_fields.locking import lock_run
 from neural_fields.run import Run, write_run_yaml
 
 HOLD = """
@@ -40,21 +40,21 @@ def test_a_second_writer_is_told_who_holds_the_run_until_that_one_is_killed(run)
     command = [sys.executable, "-c", HOLD, str(run.path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]) as holder:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(UserError) as caught, lock(run):
+        with pytest.raises(UserError) as caught, lock_run(run):
             pass
         assert load_latest_checkpoint(run, "numpy").step == 2, "reading goes on"
         holder.kill()
     assert caught.value.code == ExitCode.LOCKED
     assert f"process {holder.pid} on {os.uname().nodename} since 2" in caught.value.why
-    with lock(run) as note:
+    with lock_run(run) as note:
         assert note == ""
 
 
 def test_one_process_cannot_write_twice_at_once(run) -> None:
-    with lock(run):
-        with pytest.raises(UserError, match="in use"), lock(run):
+    with lock_run(run):
+        with pytest.raises(UserError, match="in use"), lock_run(run):
             pass
-        with pytest.raises(UserError, match="in use"), lock(run):
+        with pytest.raises(UserError, match="in use"), lock_run(run):
             pass
 
 
@@ -66,12 +66,12 @@ def test_a_volume_without_locks_gets_a_file_instead_and_a_note(run, monkeypatch)
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     run.holder_file.write_text(json.dumps({"pid": gone.pid, "host": os.uname().nodename}))
-    with lock(run) as note:
+    with lock_run(run) as note:
         assert "cannot lock files" in note
-        with pytest.raises(UserError, match="in use"), lock(run):
+        with pytest.raises(UserError, match="in use"), lock_run(run):
             pass
     assert not run.holder_file.exists()
     run.holder_file.write_text(json.dumps({"pid": gone.pid, "host": "elsewhere\x1b[31m"}))
-    with pytest.raises(UserError) as caught, lock(run):
+    with pytest.raises(UserError) as caught, lock_run(run):
         pass
     assert "elsewhere[31m" in caught.value.why and run.holder_file.exists()

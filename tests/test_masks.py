@@ -12,7 +12,7 @@ from PIL import Image
 
 from neural_fields.data import video
 from neural_fields.data.flow import compute_flow
-from neural_fields.data.masks import auto_masks, load_masks, mask_iou
+from neural_fields.data.masks import find_masks, load_masks, mask_iou
 from neural_fields.data.motion import segment_motion
 from neural_fields.errors import ExitCode, UserError
 
@@ -91,8 +91,8 @@ def test_an_array_and_a_video_are_masks_too(tmp_path: Path) -> None:
     np.save(tmp_path / "m.npy", masks)
     assert np.array_equal(load_masks([str(tmp_path / "m.npy")], 5, (64, 48)).masks[0], masks)
     source = save(tmp_path / "m", masks)
-    facts = video.probe(source)
-    clip = video.write(
+    facts = video.probe_video(source)
+    clip = video.write_video(
         tmp_path / "m.mp4",
         (np.repeat(mask[..., None] * np.uint8(255), 3, axis=-1) for mask in masks),
         facts,
@@ -189,7 +189,7 @@ def panning(count: int, with_object: bool) -> tuple[np.ndarray, np.ndarray]:
 
 def test_a_disc_on_a_panning_background_is_found_by_its_motion(tmp_path: Path) -> None:
     frames, truth = panning(16, with_object=True)
-    layers = auto_masks(frames, compute_flow(frames, tmp_path))
+    layers = find_masks(frames, compute_flow(frames, tmp_path))
     assert layers.names == ("foreground",) and layers.masks.shape == (1, *truth.shape)
     assert mask_iou(layers.masks[0], truth) > 0.85
 
@@ -206,7 +206,7 @@ def test_motion_masks_do_not_depend_on_chance_or_on_the_size_of_the_flow(tmp_pat
 def test_a_pan_without_an_object_and_a_still_clip_give_no_layer(tmp_path: Path) -> None:
     frames, _ = panning(10, with_object=False)
     for clip in (frames, np.repeat(frames[:1], 5, axis=0), np.zeros_like(frames), frames[:1]):
-        layers = auto_masks(clip, compute_flow(clip, tmp_path))
+        layers = find_masks(clip, compute_flow(clip, tmp_path))
         assert layers.names == () and layers.masks.shape == (0, *clip.shape[:3])
 
 
@@ -218,4 +218,4 @@ def test_the_car_is_found_by_its_motion(tmp_path: Path) -> None:
         [cv2.resize(cv2.imread(str(file))[..., ::-1], size, interpolation=cv2.INTER_AREA) for file in files]
     )
     truth = load_masks([str(place / "masks")], len(files), size).masks[0]
-    assert mask_iou(auto_masks(frames, compute_flow(frames, tmp_path)).masks[0], truth) >= 0.70
+    assert mask_iou(find_masks(frames, compute_flow(frames, tmp_path)).masks[0], truth) >= 0.70

@@ -29,29 +29,29 @@ def test_a_mapped_array_is_resident_until_it_is_let_go(tmp_path: Path) -> None:
     array = np.load(tmp_path / "a.npy", mmap_mode="r")
     total = int(array.sum())
     assert resident(array) > 3000
-    memory.let_go(array)
+    memory.release_memory(array)
     assert resident(array) < 500
     assert int(array.sum()) == total
 
 
 def test_large_zeros_lie_in_a_file_and_keep_what_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "LARGE", 1000)
-    array = memory.zeros((50, 40), bool)
+    array = memory.allocate_zeros((50, 40), bool)
     assert isinstance(array, np.memmap) and not array.any()
     array[3, 5] = True
-    memory.let_go(array)
+    memory.release_memory(array)
     assert array.sum() == 1 and array[3, 5]
-    assert not isinstance(memory.zeros((5, 4), bool), np.memmap)
+    assert not isinstance(memory.allocate_zeros((5, 4), bool), np.memmap)
 
 
 def test_ordinary_and_private_arrays_are_left_alone(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.arange(10))
     private = np.load(tmp_path / "a.npy", mmap_mode="c")
     private[0] = 7
-    memory.let_go(private)
-    memory.let_go(np.ones(3))
+    memory.release_memory(private)
+    memory.release_memory(np.ones(3))
     assert private[0] == 7
 
 
 def test_entries_come_in_turn() -> None:
-    assert [int(entry) for entry in memory.one_by_one(np.arange(70))] == list(range(70))
+    assert [int(entry) for entry in memory.iterate_releasing(np.arange(70))] == list(range(70))

@@ -13,7 +13,7 @@ import torch
 
 from neural_fields import metrics
 from neural_fields.coords import Box
-from neural_fields.data.synthetic import Mark, SyntheticClip, demo_clip, translation_clip
+from neural_fields.data.synthetic import PaintedMark, SyntheticClip, make_demo_clip, make_translation_clip
 
 
 def picture(seed: int, height: int = 24, width: int = 32) -> np.ndarray:
@@ -66,7 +66,7 @@ def test_masked_psnr_sees_only_what_lies_under_the_mask() -> None:
 def test_clips_of_different_length_are_refused() -> None:
     frames = [picture(0), picture(1)]
     assert metrics.psnr_per_frame(iter(frames), iter(frames)) == [math.inf, math.inf]
-    for measure in (metrics.psnr_per_frame, metrics.mark_centroids):
+    for measure in (metrics.psnr_per_frame, metrics.locate_marks):
         with pytest.raises(ValueError):
             measure(frames, frames[:1])
 
@@ -104,10 +104,10 @@ def test_boundary_f_forgives_a_pixel_and_no_more_than_the_tolerance() -> None:
 
 
 def test_warp_error_of_a_whole_pixel_translation_is_rounding_only() -> None:
-    clip = translation_clip(5, 48, 27, velocity=(2.0, -1.0))
-    error = metrics.warp_error(iter(clip.frames), clip.forward, clip.forward_ok)
+    clip = make_translation_clip(5, 48, 27, velocity=(2.0, -1.0))
+    error = metrics.warp_error(iter(clip.frames), clip.forward_flow, clip.forward_visible)
     assert error is not None and error < 1e-5
-    wrong = metrics.warp_error(clip.frames, np.zeros_like(clip.forward), clip.forward_ok)
+    wrong = metrics.warp_error(clip.frames, np.zeros_like(clip.forward_flow), clip.forward_visible)
     assert wrong is not None and wrong > 100 * error
 
 
@@ -127,7 +127,7 @@ def test_warp_error_counts_only_consistent_pixels_and_is_none_without_any() -> N
 @pytest.fixture(scope="module")
 def painted() -> tuple[SyntheticClip, np.ndarray, np.ndarray]:
     """A clip, the same with a magenta disc on the turtle's shell, and the true positions of the disc."""
-    clip = demo_clip(8, 160, 90)
+    clip = make_demo_clip(8, 160, 90)
     y, x = np.mgrid[:48, :48] + 0.5 - 24
     disc = np.zeros((48, 48, 4), np.uint8)
     disc[..., [0, 2]] = 255
@@ -135,8 +135,8 @@ def painted() -> tuple[SyntheticClip, np.ndarray, np.ndarray]:
     disc[..., 3] *= 255
     box = clip.boxes[0]
     u, v = (box.u0 + box.u1) / 2, (box.v0 + box.v1) / 2
-    edited = clip.edited([Mark(disc, Box(u - 0.09, v - 0.09, u + 0.09, v + 0.09))])
-    return clip, edited, clip.mark_positions("foreground", (u, v))
+    edited = clip.render_edited([PaintedMark(disc, Box(u - 0.09, v - 0.09, u + 0.09, v + 0.09))])
+    return clip, edited, clip.compute_mark_positions("foreground", (u, v))
 
 
 @pytest.mark.parametrize("color", [None, (1.0, 0.0, 1.0)])
@@ -144,8 +144,8 @@ def test_a_mark_that_sticks_has_no_drift_also_under_coding_noise(painted: tuple,
     clip, edited, positions = painted
     noise = np.random.default_rng(0).normal(0, 4, edited.shape)
     noisy = (edited + noise).round().clip(0, 255).astype(np.uint8)
-    assert metrics.mark_drift(iter(edited), iter(clip.frames), positions, color).max() < 0.15
-    assert metrics.mark_drift(noisy, clip.frames, positions, color).max() < 0.4
+    assert metrics.measure_mark_drift(iter(edited), iter(clip.frames), positions, color).max() < 0.15
+    assert metrics.measure_mark_drift(noisy, clip.frames, positions, color).max() < 0.4
 
 
 @pytest.mark.parametrize("color", [None, (1.0, 0.0, 1.0)])
@@ -153,12 +153,12 @@ def test_a_mark_that_slides_drifts_by_as_much(painted: tuple, color: tuple | Non
     clip, edited, positions = painted
     slide = np.stack([np.roll(e, 5, axis=1) for e in edited])
     plain = np.stack([np.roll(f, 5, axis=1) for f in clip.frames])
-    np.testing.assert_allclose(metrics.mark_drift(slide, plain, positions, color), 5, atol=0.2)
+    np.testing.assert_allclose(metrics.measure_mark_drift(slide, plain, positions, color), 5, atol=0.2)
 
 
 def test_a_mark_that_is_not_there_is_nan(painted: tuple) -> None:
     clip, _, positions = painted
-    assert np.isnan(metrics.mark_drift(clip.frames, clip.frames, positions)).all()
+    assert np.isnan(metrics.measure_mark_drift(clip.frames, clip.frames, positions)).all()
 
 
 @pytest.fixture(scope="module")

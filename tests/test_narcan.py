@@ -11,26 +11,26 @@ import torch
 from PIL import Image
 
 from neural_fields import coords
-from neural_fields.baking import Maps, bake
+from neural_fields.baking import Maps, bake_maps
 from neural_fields.canonical import Overlay
-from neural_fields.config import Config, HomographyMlpMapping, WindowOpacity, load_config, scale_steps
-from neural_fields.coverage import canonical_images
-from neural_fields.data.clip import Clip
-from neural_fields.data.synthetic import translation_clip
+from neural_fields.config import PlanarConfig, HomographyMlpMappingConfig, WindowOpacityConfig, load_planar_config, scale_steps
+from neural_fields.coverage import make_canonical_images
+from neural_fields.data.clip import ClipDataset
+from neural_fields.data.synthetic import make_translation_clip
 from neural_fields.errors import UserError
-from neural_fields.fitting import FitOptions, fit
-from neural_fields.planar.build import build, fill, plan
-from neural_fields.planar.homography_mlp import HomographyNetwork, SegmentMapping
+from neural_fields.fitting import TrainOptions, train
+from neural_fields.planar.build import build_model, initialise_model, plan_model
+from neural_fields.planar.homography_mlp import HomographyNetwork, ChartMapping
 from neural_fields.planar.model import PlanarModel
 from neural_fields.planar.objective import compute_losses
-from neural_fields.planar.opacity import layer_weights
-from neural_fields.planar.samples import composite
+from neural_fields.planar.opacity import compute_layer_weights
+from neural_fields.planar.samples import composite_layers
 from neural_fields.planar.siren import Siren
-from neural_fields.planar.warm_up import WarmUp
-from neural_fields.planar.window_opacity import Segments, segment_masks, segments_of
-from neural_fields.rendering import Renderer
+from neural_fields.planar.warm_up import WarmUpOptions
+from neural_fields.planar.window_opacity import ChartSpans, make_chart_masks, plan_chart_spans
+from neural_fields.rendering import OverlayPass
 from neural_fields.run import Run
-from neural_fields.training import Budget, draw, train_steps
+from neural_fields.training import Budget, draw_batch, train_steps
 
 SMALL: dict[str, object] = {
     "mapping.pretrain": 200, "mapping.homography_width": 16, "mapping.width": 32, "mapping.hidden_layers": 1,
@@ -40,41 +40,41 @@ SMALL: dict[str, object] = {
 SIZE, FRAMES, VELOCITY = (48, 27), 12, (1.0, 0.5)
 
 
-def small(**changes: object) -> Config:
-    return load_config("narcan", {**SMALL, **{key.replace("__", "."): value for key, value in changes.items()}})
+def small(**changes: object) -> PlanarConfig:
+    return load_planar_config("narcan", {**SMALL, **{key.replace("__", "."): value for key, value in changes.items()}})
 
 
-def sliding(config: Config) -> Clip:
+def sliding(config: PlanarConfig) -> ClipDataset:
     """A picture that slides by `VELOCITY`, cut into the segments that the config asks for."""
-    assert isinstance(config.opacity, WindowOpacity)
-    truth = translation_clip(FRAMES, *SIZE, velocity=VELOCITY)
-    return Clip(truth.frames, segment_masks(config.opacity, FRAMES, SIZE), None)
+    assert isinstance(config.opacity, WindowOpacityConfig)
+    truth = make_translation_clip(FRAMES, *SIZE, velocity=VELOCITY)
+    return ClipDataset(truth.frames, make_chart_masks(config.opacity, FRAMES, SIZE), None)
 
 
 @pytest.fixture(scope="module")
-def taught() -> tuple[Config, Clip, PlanarModel]:
+def taught() -> tuple[PlanarConfig, ClipDataset, PlanarModel]:
     """A model with its start: homographies taught, everything else as it was drawn."""
     config = small()
     clip = sliding(config)
-    begun = plan(config, clip)
-    model = build(config, begun.shape)
-    fill(model, begun, clip)
+    begun = plan_model(config, clip)
+    model = build_model(config, begun.shape)
+    initialise_model(model, begun, clip)
     return config, clip, model
 
 
 def points(t: float, count: int = FRAMES, size: tuple[int, int] = SIZE) -> torch.Tensor:
     """xyt of all pixels of a frame."""
     xy = coords.frame_xy(*size).view(-1, 2)
-    return torch.cat([xy, torch.full((len(xy), 1), float(coords.normalise_time(t, count)))], 1)
+    return torch.cat([xy, torch.full((len(xy), 1), float(coords.normalize_time(t, count)))], 1)
 
 
 # --- segments -------------------------------------------------------------------------------------------------------
 
 
 def test_segments_lie_and_fade_as_the_papers_scripts_cut_and_mix_them() -> None:
-    segments = Segments(50, 3, 10)
+    segments = ChartSpans(50, 3, 10)
     assert segments.spans == ((0, 20), (11, 36), (27, 49))  # lengths of 16, 5 frames more on each side
-    weight = layer_weights(segments.left(torch.arange(50).float()))
+    weight = compute_layer_weights(segments.remaining_share(torch.arange(50).float()))
     assert torch.allclose(weight.sum(1), torch.ones(50))
     assert weight[:11, 0].eq(1).all() and weight[21:27, 1].eq(1).all() and weight[37:, 2].eq(1).all()
     new = (torch.arange(10) + 1) / 11  # the i-th shared picture has (i + 1) / (shared + 1) of the new segment
@@ -84,28 +84,28 @@ def test_segments_lie_and_fade_as_the_papers_scripts_cut_and_mix_them() -> None:
 @pytest.mark.parametrize("frames", [1, 2, 3, 5, 8, 31])
 @pytest.mark.parametrize("overlap", [0, 1, 10])
 def test_every_frame_belongs_to_one_segment_or_two_at_any_length(frames: int, overlap: int) -> None:
-    segments = segments_of(WindowOpacity(segments=3, overlap=overlap), frames)
-    weight = layer_weights(segments.left(torch.arange(frames).float()))
+    segments = plan_chart_spans(WindowOpacityConfig(segments=3, overlap=overlap), frames)
+    weight = compute_layer_weights(segments.remaining_share(torch.arange(frames).float()))
     assert segments.count == max(1, min(3, frames // 2)) == weight.shape[1]
     assert torch.allclose(weight.sum(1), torch.ones(frames))
     assert ((weight > 0).sum(1) <= 2).all()
     for number, (first, last) in enumerate(segments.spans):
         seen = torch.nonzero(weight[:, number] > 0)[:, 0]
         assert (int(seen.min()), int(seen.max())) == (first, last)
-    masks = segment_masks(WindowOpacity(segments=3, overlap=overlap), frames, (7, 5))
+    masks = make_chart_masks(WindowOpacityConfig(segments=3, overlap=overlap), frames, (7, 5))
     assert masks.names == tuple(f"segment{number + 1}" for number in range(segments.count - 1))
     assert np.array_equal(masks.masks[:, :, 0, 0], (weight[:, :-1].T >= 0.5 - 1e-6).numpy())
     assert masks.masks.strides[2:] == (0, 0)  # one value a frame, whatever its size
 
 
-def test_opacity_of_a_frame_is_exact_and_nothing_in_it_is_trained(taught: tuple[Config, Clip, PlanarModel]) -> None:
+def test_opacity_of_a_frame_is_exact_and_nothing_in_it_is_trained(taught: tuple[PlanarConfig, ClipDataset, PlanarModel]) -> None:
     _, clip, model = taught
-    assert clip.layers == ("segment1", "segment2", "background")
+    assert clip.layer_names == ("segment1", "segment2", "background")
     assert not list(model.opacity.parameters())
     for t in range(FRAMES):
-        weight = layer_weights(model.opacity(points(t)))
+        weight = compute_layer_weights(model.opacity(points(t)))
         assert torch.equal(weight, weight[:1].expand_as(weight))
-        expected = layer_weights(Segments(FRAMES, 3, 3).left(torch.tensor([float(t)])))
+        expected = compute_layer_weights(ChartSpans(FRAMES, 3, 3).remaining_share(torch.tensor([float(t)])))
         assert torch.allclose(weight[:1], expected, atol=1e-6)
         assert torch.equal(weight[:1] > 0, expected > 0)  # no sliver of a segment that has ended
 
@@ -114,11 +114,11 @@ def test_opacity_of_a_frame_is_exact_and_nothing_in_it_is_trained(taught: tuple[
 
 
 def test_the_networks_are_those_of_the_paper() -> None:
-    config = load_config("narcan")
-    model = build(config, plan(config, sliding(config)).shape)
+    config = load_planar_config("narcan")
+    model = build_model(config, plan_model(config, sliding(config)).shape)
     mapping = model.mappings[0]
-    assert isinstance(mapping, SegmentMapping)
-    linear = [layer for layer in mapping.shared.network if isinstance(layer, torch.nn.Linear)]
+    assert isinstance(mapping, ChartMapping)
+    linear = [layer for layer in mapping.shared_network.network if isinstance(layer, torch.nn.Linear)]
     assert [(layer.in_features, layer.out_features) for layer in linear] == [
         (1, 256), (256, 256), (256, 256), (256, 8),
     ]  # fmt: skip
@@ -126,7 +126,7 @@ def test_the_networks_are_those_of_the_paper() -> None:
     assert shapes == [(3, 256), *[(256, 256)] * 5, (256, 2)]
     texture = model.textures[0].network
     assert [layer.out_features for layer in texture.layers] == [256] * 6 + [3]
-    assert all(part.shared is mapping.shared for part in model.mappings)
+    assert all(part.shared is mapping.shared_network for part in model.mappings)
     assert len([name for name in model.state_dict() if "homography" in name]) == 8  # kept once, for all segments
 
 
@@ -143,16 +143,16 @@ def test_sines_spread_alike_in_every_layer() -> None:
 
 def test_homographies_start_near_the_identity_and_bend_points_as_matrices_do() -> None:
     torch.manual_seed(0)
-    network = HomographyNetwork(HomographyMlpMapping()).requires_grad_(False)
+    network = HomographyNetwork(HomographyMlpMappingConfig()).requires_grad_(False)
     times = torch.linspace(-1, 1, 9)
     start = network(times)
     assert float((start - torch.eye(3)).abs().max()) < 0.1
     xyt = torch.cat([torch.rand(9, 2), times[:, None]], 1)
     moved = torch.einsum("nij,nj->ni", start, torch.cat([xyt[:, :2], torch.ones(9, 1)], 1))
-    assert torch.allclose(network.places(xyt), moved[:, :2] / moved[:, 2:], atol=1e-6)
+    assert torch.allclose(network.map_points(xyt), moved[:, :2] / moved[:, 2:], atol=1e-6)
 
 
-def test_teaching_finds_the_motion_of_the_camera_and_then_leaves_it(taught: tuple[Config, Clip, PlanarModel]) -> None:
+def test_teaching_finds_the_motion_of_the_camera_and_then_leaves_it(taught: tuple[PlanarConfig, ClipDataset, PlanarModel]) -> None:
     _, _, model = taught
     shared = model.mappings[0].shared
     places = []
@@ -170,14 +170,14 @@ def test_teaching_finds_the_motion_of_the_camera_and_then_leaves_it(taught: tupl
 def test_teaching_ends_when_it_is_told_to() -> None:
     config = small()
     clip = sliding(config)
-    begun = plan(config, clip)
-    for how in (WarmUp(stop=lambda: True), WarmUp(seconds=-1.0)):
-        model, untouched = build(config, begun.shape), build(config, begun.shape)
-        fill(model, begun, clip, how)
+    begun = plan_model(config, clip)
+    for how in (WarmUpOptions(stop=lambda: True), WarmUpOptions(seconds=-1.0)):
+        model, untouched = build_model(config, begun.shape), build_model(config, begun.shape)
+        initialise_model(model, begun, clip, how)
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), untouched.parameters(), strict=True))
 
 
-def test_the_box_of_a_segment_holds_its_frames(taught: tuple[Config, Clip, PlanarModel]) -> None:
+def test_the_box_of_a_segment_holds_its_frames(taught: tuple[PlanarConfig, ClipDataset, PlanarModel]) -> None:
     _, _, model = taught
     for mapping, shape in zip(model.mappings, model.shape.layers, strict=True):
         first, last = mapping.span
@@ -189,7 +189,7 @@ def test_the_box_of_a_segment_holds_its_frames(taught: tuple[Config, Clip, Plana
         assert max(shape.width, shape.height) == 1000
 
 
-def test_a_segment_has_shifts_in_its_own_frames_only(taught: tuple[Config, Clip, PlanarModel]) -> None:
+def test_a_segment_has_shifts_in_its_own_frames_only(taught: tuple[PlanarConfig, ClipDataset, PlanarModel]) -> None:
     _, _, model = taught
     for mapping in model.mappings:
         for t in range(FRAMES):
@@ -209,11 +209,11 @@ def test_a_segment_has_shifts_in_its_own_frames_only(taught: tuple[Config, Clip,
 
 
 def test_each_segment_shows_the_frame_alone_and_the_sizes_of_slopes_are_added(
-    taught: tuple[Config, Clip, PlanarModel],
+    taught: tuple[PlanarConfig, ClipDataset, PlanarModel],
 ) -> None:
     config, clip, model = taught
-    batch = draw(clip, config.training, 1, 0)
-    samples = model.batch(batch)
+    batch = draw_batch(clip, config.training, 1, 0)
+    samples = model.sample_batch(batch)
     found = compute_losses(model, batch, samples, 0)
     assert set(found) == {"color_l1", "residual_jacobian"}
     colors = slopes = 0.0
@@ -243,24 +243,24 @@ def test_each_segment_shows_the_frame_alone_and_the_sizes_of_slopes_are_added(
 
 
 def test_an_edit_of_a_segment_follows_the_picture_and_fades_with_it(
-    taught: tuple[Config, Clip, PlanarModel], tmp_path: Path
+    taught: tuple[PlanarConfig, ClipDataset, PlanarModel], tmp_path: Path
 ) -> None:
     config, clip, model = taught
     run = Run.create(tmp_path / "run")
     list(train_steps(model, clip, config.training, run, Budget(120)))
     with torch.no_grad():
-        shown = composite(model.frames(torch.arange(FRAMES), SIZE)).view(clip.frames.shape) * 255
+        shown = composite_layers(model.sample_frames(torch.arange(FRAMES), SIZE)).view(clip.frames.shape) * 255
     assert float((shown - torch.from_numpy(clip.frames)).abs().mean()) < 12  # of 255; a grey picture misses by more
-    maps = bake(run, model, 1)
+    maps = bake_maps(run, model, 1)
     with torch.no_grad():
-        canonicals = {image.layer: image for image, _ in canonical_images(model, maps)}
+        canonicals = {image.layer: image for image, _ in make_canonical_images(model, maps)}
     shape = model.shape.layers[0]
     box, width, height = shape.box, shape.width, shape.height
     spot = np.zeros((height, width, 4), np.float32)
-    place = maps.uv(1, 0, SIZE)[13, 20]  # where frame 1 has pixel (20, 13)
-    uv = coords.texel_centres(box, width, height).numpy()
+    place = maps.read_uv(1, 0, SIZE)[13, 20]  # where frame 1 has pixel (20, 13)
+    uv = coords.texel_centers(box, width, height).numpy()
     spot[np.linalg.norm(uv - place, axis=-1) < 5 / SIZE[0]] = (1, 0, 1, 1)  # 2.5 pixels
-    renderer = Renderer(maps, canonicals, {"segment1": Overlay(spot, box)})
+    renderer = OverlayPass(maps, canonicals, {"segment1": Overlay(spot, box)})
     first, last = model.mappings[0].span
     for t in range(FRAMES):
         frame = clip.frames[t]
@@ -272,7 +272,7 @@ def test_an_edit_of_a_segment_follows_the_picture_and_fades_with_it(
         rows, columns = np.nonzero(change)
         centre = np.average([columns, rows], axis=1, weights=change[rows, columns])
         assert np.linalg.norm(centre - [20 + (t - 1) * VELOCITY[0], 13 + (t - 1) * VELOCITY[1]]) < 0.8  # pixels
-        weight = float(maps.weight(t, SIZE)[0, 0, 0])
+        weight = float(maps.read_weights(t, SIZE)[0, 0, 0])
         y, x = (round(float(value)) for value in centre[::-1])
         expected = (1 - weight) * frame[y, x] + weight * np.array([255, 0, 255])
         assert np.abs(edited[y, x] - expected).max() < 40 * weight + 2  # what the model missed stays in the picture
@@ -280,26 +280,26 @@ def test_an_edit_of_a_segment_follows_the_picture_and_fades_with_it(
 
 def test_a_clip_is_cut_by_the_preset_and_a_mask_is_refused(tmp_path: Path) -> None:
     (tmp_path / "frames").mkdir()
-    for t, picture in enumerate(translation_clip(6, 32, 18).frames):
+    for t, picture in enumerate(make_translation_clip(6, 32, 18).frames):
         Image.fromarray(picture).save(tmp_path / "frames" / f"{t:03d}.png")
     overrides = {**SMALL, "mapping.pretrain": 5, "training.steps": 4, "training.pixels": 100}
-    options = FitOptions(out=tmp_path / "run", config="narcan", overrides=overrides, device="cpu")
-    result = fit(tmp_path / "frames", options)
+    options = TrainOptions(out=tmp_path / "run", config="narcan", overrides=overrides, device="cpu")
+    result = train(tmp_path / "frames", options)
     assert Maps.open(result.run).layers == ("segment1", "segment2", "background")
     assert not list(result.run.cache.glob("*flow*"))  # nothing of it asks for flow
-    assert fit(tmp_path / "frames", options).was_finished
-    refused = FitOptions(
+    assert train(tmp_path / "frames", options).was_finished
+    refused = TrainOptions(
         out=tmp_path / "other", config="narcan", overrides=overrides, masks=(str(tmp_path / "frames"),), device="cpu"
     )
     with pytest.raises(UserError) as caught:
-        fit(tmp_path / "frames", refused)
+        train(tmp_path / "frames", refused)
     assert "--config narcan" in caught.value.what and "--config atlas --masks" in caught.value.fix
 
 
 def test_the_teaching_takes_at_most_a_quarter_of_the_steps() -> None:
     for steps, expected in ((12500, 3000), (5000, 1250), (100_000, 3000)):
-        mapping = scale_steps(load_config("narcan"), steps).mapping
-        assert isinstance(mapping, HomographyMlpMapping) and mapping.pretrain == expected
+        mapping = scale_steps(load_planar_config("narcan"), steps).mapping
+        assert isinstance(mapping, HomographyMlpMappingConfig) and mapping.pretrain == expected
 
 
 @pytest.mark.parametrize(
@@ -315,5 +315,5 @@ def test_parts_and_terms_that_do_not_go_together_are_named(
     preset: str, overrides: dict[str, object], words: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        load_config(preset, overrides)
+        load_planar_config(preset, overrides)
     assert words in str(caught.value)

@@ -25,9 +25,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     ops.knn_points = knn_points  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pytorch3d", package)
     monkeypatch.setitem(sys.modules, "pytorch3d.ops", ops)
-    neighbours.knn_points.cache_clear()
+    neighbours.import_knn_points.cache_clear()
     yield calls
-    neighbours.knn_points.cache_clear()
+    neighbours.import_knn_points.cache_clear()
 
 
 def slow(points: torch.Tensor, others: torch.Tensor) -> list[int]:
@@ -36,10 +36,10 @@ def slow(points: torch.Tensor, others: torch.Tensor) -> list[int]:
 
 def test_each_point_gets_its_nearest_also_over_several_parts() -> None:
     points, others = torch.rand(50, 5), torch.rand(30, 5)
-    assert neighbours.nearest(points, others, rows=7).tolist() == slow(points, others)
+    assert neighbours.find_nearest(points, others, rows=7).tolist() == slow(points, others)
 
 
 def test_pytorch3d_is_asked_where_it_is_there_and_says_the_same(stand_in: list[int]) -> None:
     points, others = torch.rand(20, 3), torch.rand(9, 3)
-    assert neighbours.nearest(points, others).tolist() == slow(points, others)
+    assert neighbours.find_nearest(points, others).tolist() == slow(points, others)
     assert stand_in == [1]

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from neural_fields import nerfstudio_plugin as plugin
-from neural_fields.data.camera_files import OPENGL
-from neural_fields.data.cameras import Camera, look_at
+from neural_fields.data.camera_files import OPENGL_FLIP
+from neural_fields.data.cameras import Camera, compute_look_at_pose
 from neural_fields.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -137,9 +137,9 @@ def parsed(camera: Camera, kind: int, distortion: list[float] | None) -> SimpleN
     move = np.eye(4)
     move[:3, :3] = [[0, 1, 0], [0, 0, 1], [1, 0, 0]]
     move[:3, 3] = (3.0, -1.0, 2.0)
-    pose, scale = move @ camera.pose @ OPENGL, 0.25
+    pose, scale = move @ camera.pose @ OPENGL_FLIP, 0.25
     pose[:3, 3] *= scale
-    column = {"fx": camera.focal[0], "fy": camera.focal[1], "cx": camera.centre[0], "cy": camera.centre[1]}
+    column = {"fx": camera.focal[0], "fy": camera.focal[1], "cx": camera.center[0], "cy": camera.center[1]}
     column |= {"width": camera.width, "height": camera.height, "camera_type": kind}
     cameras = SimpleNamespace(
         camera_to_worlds=torch.tensor(pose[None, :3]),
@@ -156,17 +156,17 @@ def parsed(camera: Camera, kind: int, distortion: list[float] | None) -> SimpleN
 
 
 def test_cameras_of_a_data_parser_come_back_in_the_axes_and_units_of_the_files() -> None:
-    pose = look_at(np.array([1.0, -4.0, 2.0]), np.zeros(3), np.array([0.0, 0.0, 1.0]))
+    pose = compute_look_at_pose(np.array([1.0, -4.0, 2.0]), np.zeros(3), np.array([0.0, 0.0, 1.0]))
     camera = Camera(64, 48, (50.0, 51.0), (31.0, 24.5), pose, (0.1, -0.02, 0.003, 0.004, 0.01))
     outputs = parsed(camera, 1, [0.1, -0.02, 0.01, 0.0, 0.003, 0.004])
     config = SimpleNamespace(setup=lambda: SimpleNamespace(get_dataparser_outputs=lambda split: outputs))
     (found,) = plugin.read_dataparser(config)
     assert found.path == Path("a.png") and found.mask_path is None
     assert np.allclose(found.camera.pose, pose) and np.allclose(found.camera.distortion, camera.distortion)
-    assert (found.camera.width, found.camera.focal, found.camera.centre) == (64, (50.0, 51.0), (31.0, 24.5))
-    (bent,) = plugin.parsed_pictures(parsed(camera, 2, [0.1, 0.2, 0.3, 0.4, 0.0, 0.0]))
+    assert (found.camera.width, found.camera.focal, found.camera.center) == (64, (50.0, 51.0), (31.0, 24.5))
+    (bent,) = plugin.convert_dataparser_outputs(parsed(camera, 2, [0.1, 0.2, 0.3, 0.4, 0.0, 0.0]))
     assert bent.camera.lens == "fisheye" and np.allclose(bent.camera.distortion, (0.1, 0.2, 0.3, 0.4))
     with pytest.raises(UserError, match="type 3"):
-        plugin.parsed_pictures(parsed(camera, 3, None))
+        plugin.convert_dataparser_outputs(parsed(camera, 3, None))
     with pytest.raises(UserError, match="k4"):
-        plugin.parsed_pictures(parsed(camera, 1, [0.1, 0, 0, 0.2, 0, 0]))
+        plugin.convert_dataparser_outputs(parsed(camera, 1, [0.1, 0, 0, 0.2, 0, 0]))

@@ -12,10 +12,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from editors.base import quiet
-from editors.volume.edit import VolumeEditor, VolumeSource, tuned
+from editors.base import report_nothing
+from editors.volume.edit import VolumeEditor, VolumeSource, tune_part
 from editors.volume.features import load_backbone
-from editors.volume.style import VolumeStyle, nearest_features, palette, read_style, style_loss, style_of
+from editors.volume.style import VolumeStyle, nearest_features, color_statistics, read_style, style_loss, measure_style
 from neural_fields.errors import ExitCode, UserError
 from neural_fields.volume.rays import camera_rays
 from neural_fields.volume.scene import BACKGROUND
@@ -48,7 +48,7 @@ def test_the_distance_is_the_mean_of_the_least_cosine_distances_and_its_gradient
 
 def test_a_palette_is_mean_and_covariance() -> None:
     picture = torch.rand(1, 3, 9, 5, generator=torch.Generator().manual_seed(0))
-    mean, covariance = palette(picture)
+    mean, covariance = color_statistics(picture)
     np.testing.assert_allclose(mean, picture[0].flatten(1).mean(dim=1), atol=1e-6)
     np.testing.assert_allclose(covariance, np.cov(picture[0].flatten(1).numpy(), bias=True), atol=1e-6)
 
@@ -116,7 +116,7 @@ def test_networks_are_told_by_their_numbers_and_see_what_torchvisions_see(kind: 
         torch.testing.assert_close(
             see(pictures), torchvision_features(kind, weights[kind], pictures), atol=1e-3, rtol=1e-4
         )
-        assert see(torch.rand(1, 3, see.least, see.least)).numel() > 0
+        assert see(torch.rand(1, 3, see.min_side, see.min_side)).numel() > 0
 
 
 def test_files_that_hold_no_such_network_are_refused(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def source() -> VolumeSource:
 
 def alone(source: VolumeSource) -> Tensor:
     """The first view of the background."""
-    seen = source.scene.look(camera_rays(source.cameras[0]), source.moments, parts=frozenset({BACKGROUND}))
+    seen = source.scene.render_rays(camera_rays(source.cameras[0]), source.moments, parts=frozenset({BACKGROUND}))
     return seen.color.t().reshape(1, 3, 30, 40)
 
 
@@ -158,25 +158,25 @@ def test_the_background_takes_the_style_on_and_the_person_and_all_outlines_stay(
 ) -> None:
     path = style_picture(tmp_path / "style.png")
     see = load_backbone(weights["squeeze"])
-    style = style_of(read_style(path, 64), see)
+    style = measure_style(read_style(path, 64), see)
     before = {name: value.clone() for name, value in source.scene.state_dict().items()}
     editor = VolumeStyle(style=path, features=weights["squeeze"], steps=60, rate=0.02, side=40, style_side=64)
     assert isinstance(editor, VolumeEditor)
-    result = editor(source, quiet)
+    result = editor(source, report_nothing)
     assert set(result.weights) == {"background.paint.grid.params"} and result.parts == (BACKGROUND,)
     after = source.scene.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
     rays = camera_rays(source.cameras[0])
     with torch.no_grad():
-        plain = source.scene.look(rays, source.moments)
-    with tuned(source.scene, BACKGROUND) as chosen, torch.no_grad():
+        plain = source.scene.render_rays(rays, source.moments)
+    with tune_part(source.scene, BACKGROUND) as chosen, torch.no_grad():
         for name, value in chosen.paint.items():
             value.copy_(result.weights[name])
-        edited = source.scene.look(rays, source.moments)
+        edited = source.scene.render_rays(rays, source.moments)
         shown = alone(source)
-    assert torch.equal(plain.person, edited.person)
-    solid = plain.person > 1 - 1e-6
+    assert torch.equal(plain.person_opacity, edited.person_opacity)
+    solid = plain.person_opacity > 1 - 1e-6
     assert solid.any() and torch.allclose(plain.color[solid], edited.color[solid], atol=1e-5)
     with torch.no_grad():
         old = alone(source)
@@ -189,7 +189,7 @@ def test_views_that_are_too_small_for_the_network_are_refused(
 ) -> None:
     editor = VolumeStyle(style=style_picture(tmp_path / "s.png"), features=weights["alex"], side=40)
     with pytest.raises(UserError, match="side of 30 pixels") as caught:
-        editor(source, quiet)
+        editor(source, report_nothing)
     assert caught.value.fix == "--side 86"
 
 

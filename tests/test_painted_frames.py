@@ -11,20 +11,20 @@ from neural_fields import canonical, metrics
 from neural_fields.baking import Maps
 from neural_fields.canonical import Overlay
 from neural_fields.coords import Box
-from neural_fields.data.synthetic import Mark
+from neural_fields.data.synthetic import PaintedMark
 from neural_fields.errors import ExitCode, UserError
 from neural_fields.pictures import Picture
-from neural_fields.rendering import Renderer
+from neural_fields.rendering import OverlayPass
 from tests.support.true_run import TrueRun
 
 
-def mark(colour: tuple[float, float, float] = (0.9, 0.2, 0.1), box: Box | None = None, frame: int = 0) -> Mark:
+def mark(colour: tuple[float, float, float] = (0.9, 0.2, 0.1), box: Box | None = None, frame: int = 0) -> PaintedMark:
     """A soft disc with stripes in it."""
     y, x = np.mgrid[:96, :96]
     alpha = np.clip((44 - np.hypot(x - 47.5, y - 47.5)) / 6, 0, 1)
     shade = 1 - 0.35 * (np.sin(x / 7) > 0)
     rgba = np.concatenate([shade[..., None] * np.array(colour), alpha[..., None]], axis=-1)
-    return Mark(rgba.astype(np.float32), box or Box(-0.5, -0.1, -0.25, 0.15), "foreground", frame)
+    return PaintedMark(rgba.astype(np.float32), box or Box(-0.5, -0.1, -0.25, 0.15), "foreground", frame)
 
 
 def picture(frame: np.ndarray) -> Picture:
@@ -39,8 +39,8 @@ def lifted(true_run: TrueRun, painted: dict[int, np.ndarray], layer: str | None 
 
 def rendered(true_run: TrueRun, overlays: dict[str, Overlay]) -> list[np.ndarray]:
     maps = Maps.open(true_run.run)
-    pictures = {name: canonical.pristine(true_run.run.canonical, name) for name in maps.layers}
-    renderer = Renderer(maps, pictures, overlays)
+    pictures = {name: canonical.read_pristine(true_run.run.canonical, name) for name in maps.layers}
+    renderer = OverlayPass(maps, pictures, overlays)
     return [renderer.render_frame(t, frame) for t, frame in enumerate(true_run.clip.frames)]
 
 
@@ -52,7 +52,7 @@ def fidelity(true_run: TrueRun, overlays: dict[str, Overlay], truth: np.ndarray)
 
 @pytest.fixture(scope="module")
 def truth(true_run: TrueRun) -> np.ndarray:
-    return true_run.clip.edited([mark()])
+    return true_run.clip.render_edited([mark()])
 
 
 def test_one_mark_painted_on_three_frames_is_that_mark_in_all_frames(true_run: TrueRun, truth: np.ndarray) -> None:
@@ -71,7 +71,7 @@ def test_two_frames_that_were_painted_alike_are_no_worse_than_the_better_of_them
 
 
 def test_one_frame_of_three_that_differs_leaves_no_trace_and_is_named(true_run: TrueRun, truth: np.ndarray) -> None:
-    wrong = true_run.clip.edited([mark((0.1, 0.3, 0.9))])
+    wrong = true_run.clip.render_edited([mark((0.1, 0.3, 0.9))])
     overlays = lifted(true_run, {1: truth[1], 5: wrong[5], 9: truth[9]})
     right = lifted(true_run, {k: truth[k] for k in (1, 5, 9)})
     assert fidelity(true_run, overlays, truth) > fidelity(true_run, right, truth) - 2
@@ -85,7 +85,7 @@ def test_one_frame_of_three_that_differs_leaves_no_trace_and_is_named(true_run: 
 def test_of_two_frames_that_differ_one_is_followed_as_a_whole_and_the_other_named(
     true_run: TrueRun, truth: np.ndarray
 ) -> None:
-    wrong = true_run.clip.edited([mark((0.1, 0.3, 0.9))])
+    wrong = true_run.clip.render_edited([mark((0.1, 0.3, 0.9))])
     found = lifted(true_run, {1: truth[1], 9: wrong[9]})["foreground"]
     solid = cv2.erode((found.rgba[..., 3] > 0.9).astype(np.uint8), np.ones((15, 15), np.uint8)) > 0
     assert solid.sum() > 100
@@ -96,10 +96,10 @@ def test_of_two_frames_that_differ_one_is_followed_as_a_whole_and_the_other_name
 
 
 def test_what_was_painted_in_one_frame_only_stays(true_run: TrueRun, truth: np.ndarray) -> None:
-    left = true_run.clip.edited([mark(box=Box(-0.56, -0.04, -0.44, 0.08))])
-    right = true_run.clip.edited([mark(box=Box(-0.36, -0.04, -0.24, 0.08))])
+    left = true_run.clip.render_edited([mark(box=Box(-0.56, -0.04, -0.44, 0.08))])
+    right = true_run.clip.render_edited([mark(box=Box(-0.36, -0.04, -0.24, 0.08))])
     painted = {1: left[1], 5: right[5], 9: right[9]}
-    both = true_run.clip.edited([mark(box=Box(-0.56, -0.04, -0.44, 0.08)), mark(box=Box(-0.36, -0.04, -0.24, 0.08))])
+    both = true_run.clip.render_edited([mark(box=Box(-0.56, -0.04, -0.44, 0.08)), mark(box=Box(-0.36, -0.04, -0.24, 0.08))])
     overlays = lifted(true_run, painted)
     assert fidelity(true_run, overlays, both) > 28
     assert not any("differs" in note for note in overlays["foreground"].notes)
@@ -107,7 +107,7 @@ def test_what_was_painted_in_one_frame_only_stays(true_run: TrueRun, truth: np.n
 
 def test_frames_may_belong_to_different_layers(true_run: TrueRun, truth: np.ndarray) -> None:
     corner = mark(box=Box(-0.95, -0.5, -0.7, -0.25))
-    ground = true_run.clip.edited([Mark(corner.picture, corner.box, "background")])
+    ground = true_run.clip.render_edited([PaintedMark(corner.picture, corner.box, "background")])
     overlays = lifted(true_run, {1: truth[1], 9: ground[9]}, layer=None)
     assert set(overlays) == {"foreground", "background"}
 

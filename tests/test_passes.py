@@ -17,20 +17,20 @@ from editors.adjust import Adjust
 from editors.api import edit, edit_with
 from editors.function import Lift
 from editors.replace import Replace
-from editors.stack import Effects
+from editors.stack import EditEffects
 from neural_fields.arrangement import Arrangement
 from neural_fields.baking import Maps
-from neural_fields.blending import blend_of
+from neural_fields.blending import blend_function
 from neural_fields.canonical import Overlay
 from neural_fields.coords import Box
-from neural_fields.data.facts import made_facts
+from neural_fields.data.facts import make_metadata
 from neural_fields.data.synthetic import SyntheticClip
-from neural_fields.data.video import write
+from neural_fields.data.video import write_video
 from neural_fields.errors import UserError
 from neural_fields.grading import Grade
-from neural_fields.moving import Moving
-from neural_fields.output import RenderOptions, open_renderer, render
-from neural_fields.pictures import png_bytes
+from neural_fields.moving import AnimatedOverlay
+from neural_fields.output import RenderOptions, open_passes, render
+from neural_fields.pictures import encode_png
 from neural_fields.run import Run
 from tests.support.true_run import TrueRun
 
@@ -49,7 +49,7 @@ def clip(true_run: TrueRun) -> SyntheticClip:
 
 
 def rendered(run: Run, clip: SyntheticClip, t: int) -> np.ndarray:
-    return open_renderer(run, Maps.open(run)).render_frame(t, clip.frames[t])
+    return open_passes(run, Maps.open(run)).render_frame(t, clip.frames[t])
 
 
 def full(clip: SyntheticClip, layer: int, colour: tuple[float, ...], alpha: float = 1.0) -> Overlay:
@@ -70,7 +70,7 @@ def alone(clip: SyntheticClip, t: int, layer: int) -> np.ndarray:
 @pytest.mark.parametrize("mode", ["multiply", "screen", "color"])
 def test_a_blended_edit_mixes_with_the_pixels_of_the_frame(run: Run, clip: SyntheticClip, mode: str) -> None:
     stack.add_edit(run, "tint", {"foreground": full(clip, 0, RED)}, {}, arrangement=Arrangement(blend=mode))
-    blend = blend_of(mode)
+    blend = blend_function(mode)
     assert blend is not None
     for t in (0, 6, 11):
         here, shown = alone(clip, t, 0), rendered(run, clip, t)
@@ -100,7 +100,7 @@ def test_an_edit_with_a_time_is_there_only_then_and_comes_by_degrees(run: Run, c
     assert np.abs(whole - clip.frames[5][here]).max() > 50
     here = alone(clip, 3, 1)
     source = clip.frames[3][here].astype(float)
-    stack.arrange(run, "red", {"start": None, "end": None, "fade_in": 0})
+    stack.arrange_edit(run, "red", {"start": None, "end": None, "fade_in": 0})
     fully = rendered(run, clip, 3)[here].astype(float)
     stack.undo(run)
     third = rendered(run, clip, 3)[here].astype(float)
@@ -112,7 +112,7 @@ def test_the_order_of_edits_decides_which_is_seen(run: Run, clip: SyntheticClip)
         stack.add_edit(run, name, {"foreground": full(clip, 0, colour)}, {})
     here = alone(clip, 5, 0)
     assert rendered(run, clip, 5)[here][:, 2].mean() > 200
-    stack.arrange(run, "red", {}, ("top", ""))
+    stack.arrange_edit(run, "red", {}, ("top", ""))
     assert rendered(run, clip, 5)[here][:, 0].mean() > 200
 
 
@@ -151,7 +151,7 @@ def test_a_mask_keeps_the_adjustment_to_what_was_painted(run: Run, clip: Synthet
     height, width = clip.textures[0].shape[:2]
     mask = np.zeros((height, width, 3), np.float32)
     mask[:, : width // 2] = 1
-    (tmp_path / "mask.png").write_bytes(png_bytes(mask))
+    (tmp_path / "mask.png").write_bytes(encode_png(mask))
     edit_with(run, Adjust(exposure=-2.0), mask=tmp_path / "mask.png")
     uv, box = clip.uv[0, 5], size.box
     left = uv[..., 0] < (box.u0 + box.u1) / 2 - 0.02
@@ -223,9 +223,9 @@ def colours(count: int, alpha: int = 255) -> Iterator[np.ndarray]:
 
 def test_an_overlay_can_be_another_in_every_frame(run: Run, clip: SyntheticClip) -> None:
     box = full(clip, 1, RED).box
-    moving = {"background": Moving(lambda: colours(clip.count), clip.count, box)}
-    stack.add_edit(run, "clip", {}, {}, effects=Effects(moving=moving, lit=False))
-    renderer = open_renderer(run, Maps.open(run))
+    moving = {"background": AnimatedOverlay(lambda: colours(clip.count), clip.count, box)}
+    stack.add_edit(run, "clip", {}, {}, effects=EditEffects(moving=moving, lit=False))
+    renderer = open_passes(run, Maps.open(run))
     for t in (0, 5, 11, 3):  # also backwards
         here = alone(clip, t, 1)
         shown = renderer.render_frame(t, clip.frames[t])
@@ -238,7 +238,7 @@ def test_a_still_backdrop_stands_behind_the_object_and_does_not_move(
 ) -> None:
     y, x = np.mgrid[:108, :192]
     backdrop = np.stack([x / 192, y / 108, 0 * x + 0.5], -1).astype(np.float32)
-    (tmp_path / "sky.png").write_bytes(png_bytes(backdrop, bits=8))
+    (tmp_path / "sky.png").write_bytes(encode_png(backdrop, bits=8))
     edit_with(run, Replace(picture=tmp_path / "sky.png", still=True))
     for t in (0, 11):
         here, shown = alone(clip, t, 1), rendered(run, clip, t)
@@ -250,7 +250,7 @@ def test_a_background_of_a_picture_moves_with_the_camera(run: Run, clip: Synthet
     height, width = clip.textures[1].shape[:2]
     y, x = np.mgrid[:height, :width]
     picture = np.stack([x / width, y / height, 0 * x + 0.5], -1).astype(np.float32)
-    (tmp_path / "wall.png").write_bytes(png_bytes(picture, bits=8))
+    (tmp_path / "wall.png").write_bytes(encode_png(picture, bits=8))
     edit_with(run, Replace(picture=tmp_path / "wall.png", fit="stretch"))
     box = clip.boxes[1]
     for t in (0, 11):
@@ -264,7 +264,7 @@ def test_a_video_replaces_the_background_in_step_and_begins_again(
 ) -> None:
 
     film = [np.full((36, 64, 3), (30 * i, 40, 200), np.uint8) for i in range(5)]
-    write(tmp_path / "film.mkv", film, made_facts((64, 36), 5, Fraction(24)), codec="ffv1")
+    write_video(tmp_path / "film.mkv", film, make_metadata((64, 36), 5, Fraction(24)), codec="ffv1")
     made = edit_with(run, Replace(picture=tmp_path / "film.mkv", still=True))
     assert any("begins again" in note for note in made.notes)
     for t in (0, 3, 7):
@@ -273,14 +273,14 @@ def test_a_video_replaces_the_background_in_step_and_begins_again(
 
 
 def test_moving_overlays_that_were_changed_on_disk_are_refused(run: Run, clip: SyntheticClip) -> None:
-    moving = {"background": Moving(lambda: colours(clip.count), clip.count, None)}
-    made = stack.add_edit(run, "clip", {}, {}, effects=Effects(moving=moving))
+    moving = {"background": AnimatedOverlay(lambda: colours(clip.count), clip.count, None)}
+    made = stack.add_edit(run, "clip", {}, {}, effects=EditEffects(moving=moving))
     (film,) = made.folder.glob("*.mkv")
     data = bytearray(film.read_bytes())
     data[-40] ^= 8
     film.write_bytes(data)
     with pytest.raises(UserError, match="not the file that was added"):
-        open_renderer(run, Maps.open(run))
+        open_passes(run, Maps.open(run))
 
 
 # --- a larger canonical picture -------------------------------------------------------------------------------------
@@ -293,7 +293,7 @@ def test_an_enlarged_picture_is_shown_as_a_whole_and_sharper_at_a_larger_size(
     fine = cv2.resize(clip.textures[0], (3 * width, 3 * height), interpolation=cv2.INTER_CUBIC)
     y, x = np.mgrid[: 3 * height, : 3 * width]
     fine = np.clip(0.5 * fine + 0.5 * ((x // 2 + y // 2) % 2)[..., None], 0, 1).astype(np.float32)  # finer than it was
-    (tmp_path / "large.png").write_bytes(png_bytes(fine))
+    (tmp_path / "large.png").write_bytes(encode_png(fine))
     edit(run, tmp_path / "large.png", layer="foreground", upscaled=True)
     (folder,) = render(run, RenderOptions(size="768x432", codec="png"))
     frames = sorted(folder.glob("*.png"))

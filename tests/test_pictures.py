@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
 from neural_fields.errors import ExitCode, UserError
-from neural_fields.pictures import png_bytes, premultiplied, read_picture, resize, straight
+from neural_fields.pictures import encode_png, premultiply, read_picture, resize_image, unpremultiply
 
 RANDOM = np.random.default_rng(7)
 RGBA8 = RANDOM.integers(0, 256, (9, 7, 4), dtype=np.uint8)
@@ -208,7 +208,7 @@ def encoded(kind: str) -> bytes:
 
 
 SEEDS = [encoded(kind) for kind in ("PNG", "JPEG", "TIFF", "WEBP", "BMP")] + [
-    png_bytes(RGBA8 / 255, 16),
+    encode_png(RGBA8 / 255, 16),
     tiff16(RGBA16),
 ]
 
@@ -235,5 +235,5 @@ def test_resizing_an_overlay_does_not_bleed_hidden_colours() -> None:
     rgba = np.zeros((8, 8, 4), np.float32)
     rgba[2:6, 2:6] = (1, 0, 0, 1)
     rgba[rgba[..., 3] == 0, 1] = 1  # hidden green
-    large = straight(resize(premultiplied(rgba), (32, 32)))
+    large = unpremultiply(resize_image(premultiply(rgba), (32, 32)))
     assert large[..., 1].max() == 0 and large[..., 3].max() == 1

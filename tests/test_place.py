@@ -15,20 +15,20 @@ from PIL import Image, ImageDraw
 
 from editors import lettering
 from editors.api import edit_with
-from editors.base import Source, quiet
+from editors.base import EditSource, report_nothing
 from editors.cli import main
-from editors.lettering import text_picture
+from editors.lettering import draw_text
 from editors.place import Place, PlaceSettings, check_corners
-from editors.projection import ProjectionSettings, drawn, homography
+from editors.projection import ProjectionSettings, draw_picture, compute_homography
 from neural_fields import coords
 from neural_fields.baking import Maps
 from neural_fields.coords import Box
-from neural_fields.data.synthetic import Mark, SyntheticClip
+from neural_fields.data.synthetic import PaintedMark, SyntheticClip
 from neural_fields.edit_files import read_overlay
 from neural_fields.errors import ExitCode, UserError
-from neural_fields.output import open_renderer
-from neural_fields.pictures import png_bytes
-from neural_fields.planar.placement import project
+from neural_fields.output import open_passes
+from neural_fields.pictures import encode_png
+from neural_fields.planar.placement import apply_transform
 from neural_fields.planar.sheets import Chart
 from neural_fields.run import Run
 from tests.support.true_run import TrueRun
@@ -59,7 +59,7 @@ def run(true_run: TrueRun, tmp_path: Path) -> Run:
 @pytest.fixture
 def badge(tmp_path: Path) -> Path:
     """A picture file that is much larger than it is shown."""
-    (tmp_path / "badge.png").write_bytes(png_bytes(logo(400, 300)))
+    (tmp_path / "badge.png").write_bytes(encode_png(logo(400, 300)))
     return tmp_path / "badge.png"
 
 
@@ -72,12 +72,12 @@ def box_xy(clip: SyntheticClip, *box: float) -> Box:
     """A box x, y, w, h in pixels in xy units."""
     x, y, width, height = box
     corners = torch.tensor([[x, y], [x + width, y + height]], dtype=torch.float64)
-    return Box(*coords.normalise_pixels(corners, clip.width, clip.height).flatten().tolist())
+    return Box(*coords.normalize_pixels(corners, clip.width, clip.height).flatten().tolist())
 
 
-def figures(run: Run, clip: SyntheticClip, mark: Mark) -> tuple[float, float]:
+def figures(run: Run, clip: SyntheticClip, mark: PaintedMark) -> tuple[float, float]:
     """The lowest PSNR of a frame, and of what the mark changes of one, with what is around."""
-    renderer, true = open_renderer(run, Maps.open(run)), clip.edited([mark])
+    renderer, true = open_passes(run, Maps.open(run)), clip.render_edited([mark])
     whole, part = [], []
     for t, frame in enumerate(clip.frames):
         error = ((renderer.render_frame(t, frame).astype(float) - true[t]) / 255) ** 2
@@ -102,7 +102,7 @@ def test_a_logo_is_seen_as_if_it_had_been_painted_there(
     run: Run, clip: SyntheticClip, badge: Path, layer: str, frame: int, box: tuple
 ) -> None:
     edit_with(run, Place(image=badge, box=",".join(map(str, box)), frame=frame), layers=[layer])
-    whole, part = figures(run, clip, Mark(logo(400, 300), box_xy(clip, *box), layer, frame))
+    whole, part = figures(run, clip, PaintedMark(logo(400, 300), box_xy(clip, *box), layer, frame))
     assert whole > 38 and part > WANTED
 
 
@@ -113,11 +113,11 @@ def test_a_quad_is_the_homography_of_its_corners(run: Run, clip: SyntheticClip, 
     finer, low, high = 8, corners.min(axis=0), corners.max(axis=0)
     width, height = ((high - low) * finer).astype(int)
     x, y = np.meshgrid((np.arange(width) + 0.5) / finer + low[0], (np.arange(height) + 0.5) / finer + low[1])
-    there = project(np.linalg.inv(homography((400, 300), corners)), np.stack([x, y], axis=-1))
+    there = apply_transform(np.linalg.inv(compute_homography((400, 300), corners)), np.stack([x, y], axis=-1))
     column, row = np.floor(np.moveaxis(there, -1, 0)).astype(int)
     inside = (column >= 0) & (column < 400) & (row >= 0) & (row < 300)
     seen = logo(400, 300)[row.clip(0, 299), column.clip(0, 399)] * inside[..., None]
-    mark = Mark(seen.astype(np.float32), box_xy(clip, *low, *(high - low)), "background", 4)
+    mark = PaintedMark(seen.astype(np.float32), box_xy(clip, *low, *(high - low)), "background", 4)
     whole, part = figures(run, clip, mark)
     assert whole > 38 and part > WANTED
 
@@ -125,22 +125,22 @@ def test_a_quad_is_the_homography_of_its_corners(run: Run, clip: SyntheticClip, 
 def test_a_text_is_seen_as_if_it_had_been_written_there(run: Run, clip: SyntheticClip) -> None:
     made = edit_with(run, Place(text="GO\\n47", color="gold", point="63,52", width=34.0, frame=5))
     assert made.edit.layers == ("foreground",)  # which shows most there, without being named
-    low, _, high, _ = np.array(made.edit.facts["corners"])
+    low, _, high, _ = np.array(made.edit.spec["corners"])
     assert (high - low)[0] == pytest.approx(34) and (high + low) / 2 == pytest.approx([63, 52])
-    mark = Mark(text_picture("GO\n47", None, "gold"), box_xy(clip, *low, *(high - low)), "foreground", 5)
+    mark = PaintedMark(draw_text("GO\n47", None, "gold"), box_xy(clip, *low, *(high - low)), "foreground", 5)
     whole, part = figures(run, clip, mark)
     assert whole > 38 and part > WANTED
 
 
 def test_a_turned_picture_turns_clockwise_around_its_point(run: Run, badge: Path) -> None:
     made = edit_with(run, Place(image=badge, point="63,52", width=40.0, angle=90.0))
-    assert np.allclose(made.edit.facts["corners"], [[78, 32], [78, 72], [48, 72], [48, 32]])
-    assert made.edit.facts["source"]["file"] == "badge.png" and made.edit.facts["frame"] == 6
+    assert np.allclose(made.edit.spec["corners"], [[78, 32], [78, 72], [48, 72], [48, 32]])
+    assert made.edit.spec["source"]["file"] == "badge.png" and made.edit.spec["frame"] == 6
 
 
 def test_a_box_keeps_the_aspect_of_the_picture(run: Run, badge: Path) -> None:
     made = edit_with(run, Place(image=badge, box="100,20,80,30"))
-    assert np.allclose(made.edit.facts["corners"], [[120, 20], [160, 20], [160, 50], [120, 50]])
+    assert np.allclose(made.edit.spec["corners"], [[120, 20], [160, 20], [160, 50], [120, 50]])
 
 
 def test_a_note_says_how_much_lies_on_the_layer(run: Run, badge: Path) -> None:
@@ -163,8 +163,8 @@ def test_a_mask_says_where_a_placement_may_go(run: Run, badge: Path, tmp_path: P
 
 def test_a_large_placement_is_coarser_and_says_so(run: Run, badge: Path) -> None:
     settings = PlaceSettings(projection=ProjectionSettings(max_texels=900))
-    source = Source(run, Maps.open(run), ("background",))
-    made = Place(image=badge, box="20,10,140,80")(source, quiet, settings)
+    source = EditSource(run, Maps.open(run), ("background",))
+    made = Place(image=badge, box="20,10,140,80")(source, report_nothing, settings)
     assert np.prod(made.overlays["background"].size) < 1000
     assert "its texels are" in made.notes[1]
 
@@ -174,8 +174,8 @@ def test_a_placement_stays_on_the_sheet_of_its_frame(true_run: TrueRun, badge: P
     box = maps.boxes[1]
     left = Box(box.u0, box.v0, box.u0 + 0.6 * box.width, box.v1)
     sheets = (Chart("background", 0, 5, left), Chart("background", 6, 11, Box(left.u1, box.v0, box.u1, box.v1)))
-    source = Source(true_run.run, dataclasses.replace(maps, charts=(sheets,)), ("background",))
-    made = Place(image=badge, quad="20,0 190,0 190,40 20,40", frame=0)(source, quiet)
+    source = EditSource(true_run.run, dataclasses.replace(maps, charts=(sheets,)), ("background",))
+    made = Place(image=badge, quad="20,0 190,0 190,40 20,40", frame=0)(source, report_nothing)
     overlay = made.overlays["background"]
     assert overlay.box.u1 == pytest.approx(left.u1) and overlay.rgba[:, -1, 3].any()
 
@@ -198,9 +198,9 @@ def ramp(width: int, height: int) -> np.ndarray:
 @pytest.mark.parametrize("size", [(40, 30), (500, 700)])
 def test_each_texel_shows_what_the_homography_has_there(size: tuple[int, int]) -> None:
     quad = np.array([[10.0, 12.0], [88.0, 5.0], [70.0, 58.0], [16.0, 50.0]])
-    assert np.allclose(project(homography(size, quad), np.array([[0.0, 0], [size[0], size[1]]])), quad[[0, 2]])
-    found, places = drawn(ramp(*size), quad, plane(100, 64)), plane(100, 64)
-    there = project(np.linalg.inv(homography(size, quad)), places[..., :2].astype(np.float64)) / size
+    assert np.allclose(apply_transform(compute_homography(size, quad), np.array([[0.0, 0], [size[0], size[1]]])), quad[[0, 2]])
+    found, places = draw_picture(ramp(*size), quad, plane(100, 64)), plane(100, 64)
+    there = apply_transform(np.linalg.inv(compute_homography(size, quad)), places[..., :2].astype(np.float64)) / size
     inside = ((there > 0.05) & (there < 0.95)).all(axis=-1)
     assert np.abs(found[inside][:, :2] - there[inside]).max() < 4e-3 and (found[inside][:, 3] > 0.999).all()
     outside = ((there < -0.05) | (there > 1.05)).any(axis=-1)
@@ -211,7 +211,7 @@ def test_a_picture_that_is_shown_much_smaller_does_not_alias() -> None:
     stripes = np.ones((2000, 1500, 4), np.float32)
     stripes[:, ::3, :3] = 0  # a third is black; the sides of the quad are no multiple of that
     quad = np.array([[10.0, 10.0], [87.0, 13.0], [90.0, 51.0], [12.0, 55.0]])
-    found = drawn(stripes, quad, plane(100, 64))[16:48, 16:82, :3]
+    found = draw_picture(stripes, quad, plane(100, 64))[16:48, 16:82, :3]
     assert np.abs(found - 2 / 3).max() < 0.04
 
 
@@ -219,7 +219,7 @@ def test_texels_that_no_place_is_known_of_are_transparent() -> None:
     places = plane(40, 30)
     places[:, 20:, 2] = 0
     quad = np.array([[5.0, 5.0], [35.0, 5.0], [35.0, 25.0], [5.0, 25.0]])
-    found = drawn(ramp(20, 20), quad, places)
+    found = draw_picture(ramp(20, 20), quad, places)
     assert found[10:20, 8:18, 3].all() and not found[:, 21:].any()
 
 
@@ -343,21 +343,21 @@ def test_pictures_that_show_nothing_or_are_too_large_or_damaged_are_refused(true
 def test_fonts_that_are_none_or_too_large_are_refused(tmp_path: Path) -> None:
     (tmp_path / "damaged.ttf").write_bytes(b"\x00\x01\x00\x00" + bytes(range(256)) * 4)
     with pytest.raises(UserError, match=r"damaged\.ttf cannot draw the text"):
-        text_picture("a", tmp_path / "damaged.ttf", "white")
+        draw_text("a", tmp_path / "damaged.ttf", "white")
     (tmp_path / "font.txt").write_text("no")
     with pytest.raises(UserError, match="is no font"):
-        text_picture("a", tmp_path / "font.txt", "white")
+        draw_text("a", tmp_path / "font.txt", "white")
     (tmp_path / "empty.otf").touch()
     with pytest.raises(UserError, match="was not opened"):
-        text_picture("a", tmp_path / "empty.otf", "white")
+        draw_text("a", tmp_path / "empty.otf", "white")
     with pytest.raises(UserError, match="was not opened"):
-        text_picture(
+        draw_text(
             "a", tmp_path / "damaged.ttf", "white", dataclasses.replace(lettering.DEFAULTS, max_font_bytes=100)
         )
 
 
 def test_a_text_is_cropped_to_its_ink_and_has_its_colour() -> None:
-    one, two = text_picture("HI", None, "#ff8000"), text_picture("HI\\nHI", None, "#ff800080")
+    one, two = draw_text("HI", None, "#ff8000"), draw_text("HI\\nHI", None, "#ff800080")
     for picture, alpha in ((one, 1.0), (two, 128 / 255)):
         ink = picture[..., 3]
         assert all(edge.any() for edge in (ink[0], ink[-1], ink[:, 0], ink[:, -1]))
@@ -372,7 +372,7 @@ def test_a_letter_of_a_font_from_a_file_is_drawn(tmp_path: Path) -> None:
     if not isinstance(font, ImageFont.FreeTypeFont):
         pytest.skip("this Pillow has no FreeType")
     (tmp_path / "own.ttf").write_bytes(font.font_bytes)
-    assert np.array_equal(text_picture("Ab", tmp_path / "own.ttf", "white"), text_picture("Ab", None, "white"))
+    assert np.array_equal(draw_text("Ab", tmp_path / "own.ttf", "white"), draw_text("Ab", None, "white"))
 
 
 def test_the_command_places_a_text(run: Run, capsys: pytest.CaptureFixture) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neural_fields.planar.placement import make_view, place, project, pull_push, spread
+from neural_fields.planar.placement import make_frame_view, place_frames, apply_transform, pull_push, extrapolate_shifts
 
 SIZES = [(160, 90), (120, 120), (90, 160)]
 
@@ -45,10 +45,10 @@ def test_a_translation_is_recovered_at_every_format_though_the_prediction_drifts
     # The prediction is wrong by half a pixel at every step: chained, that would be two pixels at the ends.
     wrong = np.eye(3)
     wrong[:2, 2] = [2 * (-step[0] + 0.5) / long, 2 * -step[1] / long]
-    placed = place(lambda t: make_view(frames[t], visible), [wrong] * (count - 1), count // 2, affine_fit)
+    placed = place_frames(lambda t: make_frame_view(frames[t], visible), [wrong] * (count - 1), count // 2, affine_fit)
     for t, frame in enumerate(placed):
         points = np.array([[-0.3, -0.2], [0.0, 0.1], [0.2, 0.25]]) * np.array(size) / long
-        uv = project(frame.transform, points)
+        uv = apply_transform(frame.transform, points)
         true = points + 2 * np.array(step) * (t - count // 2) / long
         assert np.abs(uv - true).max() * long / 2 < 0.1, f"frame {t}"
 
@@ -63,7 +63,7 @@ def test_the_motion_of_another_layer_does_not_bleed_into_a_still_one() -> None:
         frame[cover] = moved(disc, size, (8 * t, 0))[cover]
         frames.append(frame)
         visible.append((~cover).astype(np.float32))
-    placed = place(lambda t: make_view(frames[t], visible[t]), [np.eye(3)] * (count - 1), 3, affine_fit)
+    placed = place_frames(lambda t: make_frame_view(frames[t], visible[t]), [np.eye(3)] * (count - 1), 3, affine_fit)
     for t, frame in enumerate(placed):
         seen = visible[t] > 0.5
         shift = np.linalg.norm(frame.shift, axis=-1) * 80
@@ -76,7 +76,7 @@ def test_a_frame_in_which_nothing_can_be_matched_lies_where_it_was_predicted() -
     visible = np.zeros((64, 96), np.float32)
     step = np.eye(3)
     step[0, 2] = 0.1
-    placed = place(lambda t: make_view(blank, visible), [step] * 2, 0, affine_fit)
+    placed = place_frames(lambda t: make_frame_view(blank, visible), [step] * 2, 0, affine_fit)
     assert placed[2].transform == pytest.approx(np.linalg.inv(step @ step))
     assert not placed[2].shift.any()
 
@@ -98,4 +98,4 @@ def test_shifts_are_carried_into_places_without_a_match() -> None:
     trusted = np.zeros((40, 60), bool)
     trusted[10:20, 10:30] = True
     shift[~trusted] = 9.0  # must not count
-    assert np.abs(spread(shift, trusted) - 0.25).max() < 1e-4
+    assert np.abs(extrapolate_shifts(shift, trusted) - 0.25).max() < 1e-4

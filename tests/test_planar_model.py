@@ -9,22 +9,22 @@ import pytest
 import torch
 
 from neural_fields import coords
-from neural_fields.config import Config, HashMapping, MlpMapping, load_config, scale_steps
+from neural_fields.config import PlanarConfig, HashMappingConfig, MlpMappingConfig, load_planar_config, scale_steps
 from neural_fields.coords import Box
-from neural_fields.data.clip import Clip
+from neural_fields.data.clip import ClipDataset
 from neural_fields.data.flow import FlowField
 from neural_fields.data.masks import LayerMasks
-from neural_fields.data.synthetic import demo_clip
-from neural_fields.encodings.hash_grid import release_weights
+from neural_fields.data.synthetic import make_demo_clip
+from neural_fields.encodings.hash_grid import compute_release_weights
 from neural_fields.errors import UserError
-from neural_fields.planar.build import build, fill, plan
-from neural_fields.planar.extent import measured_shape
+from neural_fields.planar.build import build_model, initialise_model, plan_model
+from neural_fields.planar.extent import measure_shape
 from neural_fields.planar.model import PlanarModel
-from neural_fields.planar.opacity import MaskOpacity, layer_weights
-from neural_fields.planar.points import evaluate
-from neural_fields.planar.samples import composite
+from neural_fields.planar.opacity import MaskOpacity, compute_layer_weights
+from neural_fields.planar.points import evaluate_in_parts
+from neural_fields.planar.samples import composite_layers
 from neural_fields.planar.texture import MlpTexture
-from neural_fields.planar.warm_up import WarmUp, warm_up
+from neural_fields.planar.warm_up import WarmUpOptions, warm_up
 
 TINY: dict[str, dict[str, object]] = {
     "atlas": {"mapping.cell": 6.0},
@@ -40,31 +40,31 @@ TINY: dict[str, dict[str, object]] = {
 }  # fmt: skip
 
 
-def tiny(preset: str) -> Config:
-    return load_config(preset, TINY[preset])
+def tiny(preset: str) -> PlanarConfig:
+    return load_planar_config(preset, TINY[preset])
 
 
-def small_clip(width: int = 32, height: int = 18, frames: int = 4, fronts: int = 1) -> Clip:
+def small_clip(width: int = 32, height: int = 18, frames: int = 4, fronts: int = 1) -> ClipDataset:
     """The turtle clip with its true flow; more than one front layer is the turtle cut into upright strips."""
-    truth = demo_clip(frames, width, height)
+    truth = make_demo_clip(frames, width, height)
     strips = np.arange(width) * fronts // width
     masks = np.concatenate([truth.masks & (strips == number) for number in range(fronts)] or [truth.masks[:0]])
     names = tuple(f"foreground{number + 1}" if fronts > 1 else "foreground" for number in range(fronts))
-    flow = FlowField(truth.forward, truth.backward, truth.forward_ok, truth.backward_ok)
-    return Clip(truth.frames, LayerMasks(names, masks), flow)
+    flow = FlowField(truth.forward_flow, truth.backward_flow, truth.forward_visible, truth.backward_visible)
+    return ClipDataset(truth.frames, LayerMasks(names, masks), flow)
 
 
-def started(preset: str, clip: Clip, seed: int = 0) -> PlanarModel:
+def started(preset: str, clip: ClipDataset, seed: int = 0) -> PlanarModel:
     """A model of the preset's tiny variant with its start, and its parts moved off it where they are all alike."""
     config = tiny(preset)
-    start = plan(config, clip)
-    model = build(config, start.shape, seed)
-    fill(model, start, clip, WarmUp(seed))
+    start = plan_model(config, clip)
+    model = build_model(config, start.shape, seed)
+    initialise_model(model, start, clip, WarmUpOptions(seed))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
-    model.at_step(4)  # half of the hash levels are released
+    model.begin_step(4)  # half of the hash levels are released
     return model.eval()
 
 
@@ -76,13 +76,13 @@ def test_whole_frames_agree_with_their_points_at_any_size(
     model = started(preset, small_clip(*fitted))
     xy = coords.frame_xy(*size).view(-1, 2)
     for t in (0, 3):
-        time = float(coords.normalise_time(float(t), 4))
+        time = float(coords.normalize_time(float(t), 4))
         points = torch.cat([xy, torch.full((len(xy), 1), time)], 1)
         with torch.no_grad():
-            whole, single = model.frame(t, size), model(points)
+            whole, single = model.sample_frame(t, size), model(points)
         assert torch.allclose(whole.uv, single.uv, atol=2e-5)
         assert torch.allclose(whole.weight, single.weight, atol=1e-4)
-        assert torch.allclose(composite(whole), composite(single), atol=1e-3)
+        assert torch.allclose(composite_layers(whole), composite_layers(single), atol=1e-3)
         assert torch.allclose(whole.weight.sum(1), torch.ones(len(xy)), atol=1e-5)
 
 
@@ -91,7 +91,7 @@ def test_whole_frames_agree_with_their_points_at_any_size(
 def test_any_number_of_layers_fits(preset: str, fronts: int) -> None:
     model = started(preset, small_clip(fronts=fronts))
     with torch.no_grad():
-        samples = model.frame(1, (16, 9))
+        samples = model.sample_frame(1, (16, 9))
     assert samples.color.shape == (144, fronts + 1, 3)
     assert torch.allclose(samples.weight.sum(1), torch.ones(144), atol=1e-5)
 
@@ -105,9 +105,9 @@ def test_a_network_is_evaluated_alike_whole_and_in_parts() -> None:
         return part.sum(dim=1, keepdim=True)
 
     with torch.no_grad():
-        assert torch.equal(evaluate(network, points, max_points=100), network(points))
+        assert torch.equal(evaluate_in_parts(network, points, max_points=100), network(points))
     assert sizes == [100, 100, 50, 250]
-    assert torch.equal(evaluate(network, points, max_points=100), network(points))
+    assert torch.equal(evaluate_in_parts(network, points, max_points=100), network(points))
     assert sizes[4:] == [250, 250]  # a graph needs all of them at once
 
 
@@ -124,12 +124,12 @@ def test_the_same_seed_builds_and_fills_the_same_model() -> None:
 
 @pytest.mark.parametrize("size", [(48, 27), (27, 48)])
 def test_warm_up_teaches_a_scaled_identity_on_both_axes_alike(size: tuple[int, int]) -> None:
-    model = build(
-        replace(tiny("lna"), mapping=MlpMapping(layers=(4, 3), width=32)), plan(tiny("lna"), small_clip()).shape
+    model = build_model(
+        replace(tiny("lna"), mapping=MlpMappingConfig(layers=(4, 3), width=32)), plan_model(tiny("lna"), small_clip()).shape
     )
     mapping = model.mappings[0]
     mapping.settings = replace(mapping.settings, warm_up=100, learning_rate=3e-3)
-    assert warm_up(mapping, 3, size, WarmUp()) < 0.05
+    assert warm_up(mapping, 3, size, WarmUpOptions()) < 0.05
     xy = coords.frame_xy(*size).view(-1, 2)
     with torch.no_grad():
         uv = mapping(torch.cat([xy, torch.zeros(len(xy), 1)], 1))
@@ -137,13 +137,13 @@ def test_warm_up_teaches_a_scaled_identity_on_both_axes_alike(size: tuple[int, i
 
 
 def test_a_warm_up_ends_when_it_is_told_to() -> None:
-    mapping = build(tiny("lna"), plan(tiny("lna"), small_clip()).shape).mappings[0]
+    mapping = build_model(tiny("lna"), plan_model(tiny("lna"), small_clip()).shape).mappings[0]
     before = [parameter.clone() for parameter in mapping.parameters()]
-    warm_up(mapping, 3, (32, 18), WarmUp(stop=lambda: True))
-    warm_up(mapping, 3, (32, 18), WarmUp(seconds=-1.0))
+    warm_up(mapping, 3, (32, 18), WarmUpOptions(stop=lambda: True))
+    warm_up(mapping, 3, (32, 18), WarmUpOptions(seconds=-1.0))
     assert all(torch.equal(old, new) for old, new in zip(before, mapping.parameters(), strict=True))
     seen: list[tuple[int, int]] = []
-    warm_up(mapping, 3, (32, 18), WarmUp(progress=lambda done, total: seen.append((done, total))))
+    warm_up(mapping, 3, (32, 18), WarmUpOptions(progress=lambda done, total: seen.append((done, total))))
     assert seen == [(0, 6)]
 
 
@@ -154,7 +154,7 @@ def test_layers_of_a_shared_texture_have_a_square_each_and_one_network() -> None
     assert (front.centre, front.half_side) == ((0.5, 0.5), 0.5)  # 0.5 uv + 0.5
     assert (back.centre, back.half_side) == ((-0.5, -0.5), 0.5)  # 0.5 uv - 0.5
     assert {name.split(".")[1] for name in model.state_dict() if name.startswith("textures")} == {"0"}
-    squares = [texture.centre for texture in build(tiny("lna"), plan(tiny("lna"), small_clip(fronts=5)).shape).textures]
+    squares = [texture.centre for texture in build_model(tiny("lna"), plan_model(tiny("lna"), small_clip(fronts=5)).shape).textures]
     assert len(set(squares)) == 6
     uv = torch.rand(5, 2) * 2 - 1
     with torch.no_grad():
@@ -185,7 +185,7 @@ def test_the_exported_box_is_what_the_frames_show() -> None:
         for parameter in model.opacity.parameters():
             parameter.zero_()
         model.opacity.network[1].layers[-1].bias.fill_(-5.0)  # the front layer is nowhere
-    front, back = measured_shape(model).layers
+    front, back = measure_shape(model).layers
     assert front == model.shape.layers[0]  # never seen: as it was
     drift = 0.75  # times of the first and the last of four frames
     expected = (-0.5 - 0.1 * drift, -0.5 * 9 / 16 - 0.2 * drift, 0.5 + 0.1 * drift, 0.5 * 9 / 16 + 0.2 * drift)
@@ -193,7 +193,7 @@ def test_the_exported_box_is_what_the_frames_show() -> None:
     assert max(back.width, back.height) == 1000
     assert back.width / back.height == pytest.approx(back.box.width / back.box.height, rel=0.01)
     codef = started("codef", small_clip())
-    assert measured_shape(codef) == codef.shape
+    assert measure_shape(codef) == codef.shape
 
 
 # --- parts of CoDeF -------------------------------------------------------------------------------------------------
@@ -206,25 +206,25 @@ def test_levels_are_released_by_step_and_the_release_travels_with_the_weights() 
     points = torch.rand(50, 3) * 2 - 1
     shown = []
     for step in (0, 2, 4, 6, 9):
-        model.at_step(step)
+        model.begin_step(step)
         shown.append(float(mapping.released))
     assert shown == [0, 0, 0.5, 1, 1]
-    model.at_step(4)
-    other = build(tiny("codef"), model.shape, seed=5)
+    model.begin_step(4)
+    other = build_model(tiny("codef"), model.shape, seed=5)
     other.load_state_dict(model.state_dict())
     with torch.no_grad():
         assert torch.equal(other.mappings[0](points), mapping(points))
-        mapping.at_step(0)
+        mapping.begin_step(0)
         shut = mapping(points)
         mapping.grid.params.zero_()
-        mapping.at_step(9)
+        mapping.begin_step(9)
         assert torch.allclose(mapping(points), shut, atol=1e-6)  # shut levels are levels of zeros
-    assert release_weights(4, 0.5).tolist() == pytest.approx([1, 1, 0, 0])
+    assert compute_release_weights(4, 0.5).tolist() == pytest.approx([1, 1, 0, 0])
 
 
 @pytest.mark.parametrize("size", [(32, 18), (18, 32)])
 def test_displacements_are_shares_of_the_frame_and_the_canonical_reaches_a_margin_beyond(size: tuple[int, int]) -> None:
-    model = build(tiny("codef"), plan(tiny("codef"), small_clip(*size)).shape)
+    model = build_model(tiny("codef"), plan_model(tiny("codef"), small_clip(*size)).shape)
     mapping = model.mappings[0]
     with torch.no_grad():
         for parameter in mapping.network.parameters():
@@ -241,14 +241,14 @@ def test_displacements_are_shares_of_the_frame_and_the_canonical_reaches_a_margi
 
 def test_hard_masks_are_shown_as_they_are_at_any_size() -> None:
     clip = small_clip()
-    model = build(tiny("codef"), plan(tiny("codef"), clip).shape)
-    fill(model, plan(tiny("codef"), clip), clip)
+    model = build_model(tiny("codef"), plan_model(tiny("codef"), clip).shape)
+    initialise_model(model, plan_model(tiny("codef"), clip), clip)
     assert isinstance(model.opacity, MaskOpacity)
     assert model.opacity.masks.dtype == torch.bool
     for t in range(4):
-        same = model.opacity.frames(torch.tensor([t]), 4, (32, 18))[0, ..., 0].numpy()
+        same = model.opacity.sample_frames(torch.tensor([t]), 4, (32, 18))[0, ..., 0].numpy()
         assert np.array_equal(same, clip.masks.masks[0, t])
-        double = model.opacity.frames(torch.tensor([t]), 4, (64, 36))[0, ..., 0].numpy()
+        double = model.opacity.sample_frames(torch.tensor([t]), 4, (64, 36))[0, ..., 0].numpy()
         assert np.array_equal(double, clip.masks.masks[0, t].repeat(2, 0).repeat(2, 1))
 
 
@@ -256,7 +256,7 @@ def test_hard_masks_are_shown_as_they_are_at_any_size() -> None:
 
 
 def test_a_layer_shows_through_what_those_in_front_leave() -> None:
-    weights = layer_weights(torch.tensor([[0.25, 0.5], [1.0, 0.7], [0.0, 0.0]]))
+    weights = compute_layer_weights(torch.tensor([[0.25, 0.5], [1.0, 0.7], [0.0, 0.0]]))
     assert weights.tolist() == [[0.25, 0.375, 0.375], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
 
 
@@ -270,10 +270,10 @@ def test_the_start_box_of_a_network_is_all_that_it_can_reach() -> None:
 
 def test_schedules_fit_into_fewer_steps_and_never_turn_endless() -> None:
     for total, expected in ((100_000, (10_000, 5000)), (20_000, (5000, 5000)), (1, (1, 1))):  # 0 would mean: to the end
-        lna = scale_steps(load_config("lna"), total).terms
+        lna = scale_steps(load_planar_config("lna"), total).terms
         assert (lna.mask_until, lna.global_rigidity_until) == expected
-    codef = scale_steps(load_config("codef"), 1000).mapping
-    assert isinstance(codef, HashMapping) and codef.release == (400, 800)
+    codef = scale_steps(load_planar_config("codef"), 1000).mapping
+    assert isinstance(codef, HashMappingConfig) and codef.release == (400, 800)
 
 
 @pytest.mark.parametrize(
@@ -296,5 +296,5 @@ def test_parts_and_terms_that_do_not_go_together_are_named(
     preset: str, overrides: dict[str, object], words: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        load_config(preset, overrides)
+        load_planar_config(preset, overrides)
     assert words in str(caught.value)

@@ -13,21 +13,21 @@ from PIL import Image
 from neural_fields import coords
 from neural_fields.baking import Maps
 from neural_fields.canonical import CanonicalImage
-from neural_fields.config import Config, load_config, preset_names
+from neural_fields.config import PlanarConfig, load_planar_config, planar_presets
 from neural_fields.config_volume import volume_presets
-from neural_fields.data.clip import Clip
+from neural_fields.data.clip import ClipDataset
 from neural_fields.data.flow import FlowField, compute_flow
 from neural_fields.data.masks import LayerMasks
-from neural_fields.data.synthetic import demo_clip, translation_clip
+from neural_fields.data.synthetic import make_demo_clip, make_translation_clip
 from neural_fields.errors import ExitCode
-from neural_fields.fitting import FitOptions, fit
-from neural_fields.planar.build import build, fill, plan
-from neural_fields.planar.extent import measured_shape
+from neural_fields.fitting import TrainOptions, train
+from neural_fields.planar.build import build_model, initialise_model, plan_model
+from neural_fields.planar.extent import measure_shape
 from neural_fields.planar.model import PlanarModel
 from neural_fields.planar.objective import compute_losses
-from neural_fields.planar.samples import composite
+from neural_fields.planar.samples import composite_layers
 from neural_fields.run import Run
-from neural_fields.training import Budget, draw, train_steps
+from neural_fields.training import Budget, draw_batch, train_steps
 
 SMALL: dict[str, dict[str, object]] = {
     "atlas": {"training.frame_pixels": 1200},
@@ -58,34 +58,34 @@ SMALL: dict[str, dict[str, object]] = {
 }  # fmt: skip
 
 
-def small(preset: str) -> Config:
-    return load_config(preset, SMALL[preset])
+def small(preset: str) -> PlanarConfig:
+    return load_planar_config(preset, SMALL[preset])
 
 
-def turtle(frames: int = 6) -> Clip:
-    truth = demo_clip(frames, 32, 18)
-    flow = FlowField(truth.forward, truth.backward, truth.forward_ok, truth.backward_ok)
-    return Clip(truth.frames, LayerMasks(("foreground",), truth.masks), flow)
+def turtle(frames: int = 6) -> ClipDataset:
+    truth = make_demo_clip(frames, 32, 18)
+    flow = FlowField(truth.forward_flow, truth.backward_flow, truth.forward_visible, truth.backward_visible)
+    return ClipDataset(truth.frames, LayerMasks(("foreground",), truth.masks), flow)
 
 
-def start(config: Config, clip: Clip) -> PlanarModel:
-    begun = plan(config, clip)
-    model = build(config, begun.shape)
-    fill(model, begun, clip)
+def start(config: PlanarConfig, clip: ClipDataset) -> PlanarModel:
+    begun = plan_model(config, clip)
+    model = build_model(config, begun.shape)
+    initialise_model(model, begun, clip)
     return model
 
 
-def whole_loss(model: PlanarModel, clip: Clip) -> float:
+def whole_loss(model: PlanarModel, clip: ClipDataset) -> float:
     """Mean squared error of the model's frames."""
     with torch.no_grad():
-        shown = composite(model.frames(torch.arange(clip.frame_count), clip.size))
+        shown = composite_layers(model.sample_frames(torch.arange(clip.frame_count), clip.size))
     return float((shown - torch.from_numpy(clip.frames).reshape(-1, 3) / 255).square().mean())
 
 
 def test_the_presets_are_those_that_are_documented() -> None:
     pages = Path(__file__).parents[1] / "docs" / "presets"
-    assert set(preset_names()) == set(SMALL)
-    assert {*preset_names(), *volume_presets()} == {page.stem for page in pages.glob("*.md")}
+    assert set(planar_presets()) == set(SMALL)
+    assert {*planar_presets(), *volume_presets()} == {page.stem for page in pages.glob("*.md")}
 
 
 @pytest.mark.parametrize("preset", SMALL)
@@ -96,7 +96,7 @@ def test_a_few_dozen_steps_bring_the_picture_closer(preset: str, tmp_path: Path)
     records = list(train_steps(model, clip, config.training, Run.create(tmp_path / "run"), Budget(60)))
     assert len(records) == 60 and records[-1].skipped == 0
     assert whole_loss(model, clip) < 0.6 * before
-    boxes = [layer.box for layer in measured_shape(model).layers]
+    boxes = [layer.box for layer in measure_shape(model).layers]
     assert all(box.width > 0 and box.height > 0 for box in boxes)
 
 
@@ -109,7 +109,7 @@ def test_a_fit_that_was_stopped_goes_on_as_if_it_had_not_been(preset: str, tmp_p
     first = start(config, clip)
     stop = itertools.count()
     list(train_steps(first, clip, config.training, run, Budget(24), stop=lambda: next(stop) >= 17))
-    second = build(config, first.shape, seed=9)  # its weights come from the checkpoint
+    second = build_model(config, first.shape, seed=9)  # its weights come from the checkpoint
     records = list(train_steps(second, clip, config.training, run, Budget(24)))
     assert [record.step for record in records] == list(range(18, 25))
     expected, found = through.state_dict(), second.state_dict()
@@ -129,9 +129,9 @@ def test_each_preset_asks_for_every_term_of_its_paper(preset: str) -> None:
         },
         "codef": {"color", "sobel", "flow_l1", "background_color"},
     }[preset]  # fmt: skip
-    batches = (draw(clip, config.training, step, 0) for step in range(4))
+    batches = (draw_batch(clip, config.training, step, 0) for step in range(4))
     batch = next(batch for batch in batches if batch.frames.tolist() != [3])  # the last frame has no forward flow
-    found = compute_losses(model, batch, model.batch(batch), 0)
+    found = compute_losses(model, batch, model.sample_batch(batch), 0)
     assert set(found) == wanted
     for name, value in found.items():
         gradients = torch.autograd.grad(value, list(model.parameters()), retain_graph=True, allow_unused=True)
@@ -141,42 +141,42 @@ def test_each_preset_asks_for_every_term_of_its_paper(preset: str) -> None:
 
 @pytest.mark.parametrize("preset", ["lna", "codef", "hashing_nvd"])
 def test_a_fit_ends_in_maps_and_canonical_images_of_what_it_uses(preset: str, tmp_path: Path) -> None:
-    truth = demo_clip(3, 48, 27)
+    truth = make_demo_clip(3, 48, 27)
     for kind, pictures in (("frames", truth.frames), ("masks", truth.masks[0] * np.uint8(255))):
         (tmp_path / kind).mkdir()
         for t, picture in enumerate(pictures):
             Image.fromarray(picture).save(tmp_path / kind / f"{t:03d}.png")
     overrides = {**SMALL[preset], "training.steps": 8}
-    options = FitOptions(
+    options = TrainOptions(
         out=tmp_path / "run", config=preset, overrides=overrides, masks=(str(tmp_path / "masks"),), device="cpu"
     )
-    result = fit(tmp_path / "frames", options)
+    result = train(tmp_path / "frames", options)
     assert (result.step, result.exit_code) == (8, ExitCode.OK)
     maps = Maps.open(result.run)
     for number, layer in enumerate(("foreground", "background")):
         image = CanonicalImage.load(result.run.canonical / f"{layer}.png")
         assert image.box.as_tuple() == pytest.approx(maps.boxes[number].as_tuple())
-        uv = maps.uv(1, number, (48, 27)).reshape(-1, 2)
+        uv = maps.read_uv(1, number, (48, 27)).reshape(-1, 2)
         inside = (uv >= [image.box.u0, image.box.v0]) & (uv <= [image.box.u1, image.box.v1])
-        seen = maps.weight(1, (48, 27))[number].reshape(-1) > 0.6
+        seen = maps.read_weights(1, (48, 27))[number].reshape(-1) > 0.6
         assert inside.all(1)[seen].all()
         if preset == "lna":
             assert max(image.size) == 1000
-    assert fit(tmp_path / "frames", options).was_finished
+    assert train(tmp_path / "frames", options).was_finished
 
 
 @pytest.mark.parametrize("size", [(96, 54), (72, 72), (54, 96)])
 def test_atlas_follows_a_translation_at_every_aspect(size: tuple[int, int], tmp_path: Path) -> None:
     velocity = (2.0, 1.0)
-    truth = translation_clip(8, *size, velocity=velocity)
+    truth = make_translation_clip(8, *size, velocity=velocity)
     flow = compute_flow(truth.frames, tmp_path, "dis")
-    clip = Clip(truth.frames, LayerMasks((), np.zeros((0, *truth.frames.shape[:3]), bool)), flow)
+    clip = ClipDataset(truth.frames, LayerMasks((), np.zeros((0, *truth.frames.shape[:3]), bool)), flow)
     model = start(small("atlas"), clip)
     points = torch.cartesian_prod(torch.linspace(20, size[0] - 20, 6), torch.linspace(12, size[1] - 12, 6))
     places = []
     for t in range(8):
-        xy = coords.normalise_pixels(points + (t - 4) * torch.tensor(velocity), *size)
-        time = float(coords.normalise_time(float(t), 8))
+        xy = coords.normalize_pixels(points + (t - 4) * torch.tensor(velocity), *size)
+        time = float(coords.normalize_time(float(t), 8))
         with torch.no_grad():
             places.append(model.mappings[0](torch.cat([xy, torch.full((len(xy), 1), time)], 1)))
     drift = torch.stack([(place - places[4]).norm(dim=1) for place in places]) * max(size) / 2

@@ -14,20 +14,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from editors.stack import Effects, add_edit
+from editors.stack import EditEffects, add_edit
 from neural_fields import __version__
 from neural_fields.baking import Maps
 from neural_fields.canonical import Overlay
 from neural_fields.coords import Box
-from neural_fields.data.facts import made_facts
-from neural_fields.data.images import png_with_texts
-from neural_fields.data.video import probe, source_frames, write
+from neural_fields.data.facts import make_metadata
+from neural_fields.data.images import insert_png_texts
+from neural_fields.data.video import probe_video, source_frames, write_video
 from neural_fields.edits import active_edits
-from neural_fields.export.provenance import provenance
+from neural_fields.export.provenance import build_provenance
 from neural_fields.files import sha256_file
-from neural_fields.fit_record import read_fit_record
-from neural_fields.moving import Moving
-from neural_fields.reshaping import Shape
+from neural_fields.fit_record import read_planar_record
+from neural_fields.moving import AnimatedOverlay
+from neural_fields.reshaping import Deformation
 from neural_fields.run import Run
 from tests.support.true_run import TrueRun
 
@@ -54,37 +54,37 @@ def read_back(path: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize(("codec", "name"), CASES)
 def test_metadata_comes_back_from_films(tmp_path: Path, codec: str, name: str) -> None:
-    path = write(tmp_path / name, frames(), made_facts((64, 48), 3, Fraction(24)), codec=codec, metadata=WORDS)
+    path = write_video(tmp_path / name, frames(), make_metadata((64, 48), 3, Fraction(24)), codec=codec, texts=WORDS)
     found = read_back(path)
     assert found["comment"] == WORDS["comment"]
     assert found.get("software", "unwrap 1") == "unwrap 1" and (name != "a.mkv" or "software" in found)
-    assert probe(path).frame_count == 3
+    assert probe_video(path).frame_count == 3
 
 
 @pytest.mark.parametrize(("codec", "name"), CASES)
 def test_without_metadata_a_film_says_nothing_of_us(tmp_path: Path, codec: str, name: str) -> None:
-    path = write(tmp_path / name, frames(), made_facts((64, 48), 3, Fraction(24)), codec=codec)
+    path = write_video(tmp_path / name, frames(), make_metadata((64, 48), 3, Fraction(24)), codec=codec)
     assert not {"comment", "software", "title"} & read_back(path).keys()
     assert b"unwrap" not in path.read_bytes()
 
 
 def test_metadata_comes_back_from_pictures_and_leaves_their_pixels(tmp_path: Path) -> None:
-    facts = made_facts((64, 48), 3, Fraction(24))
-    path = write(tmp_path / "with", frames(), facts, codec="png", metadata=WORDS)
-    plain = write(tmp_path / "without", frames(), facts, codec="png")
+    facts = make_metadata((64, 48), 3, Fraction(24))
+    path = write_video(tmp_path / "with", frames(), facts, codec="png", texts=WORDS)
+    plain = write_video(tmp_path / "without", frames(), facts, codec="png")
     for number, frame in enumerate(frames()):
         with Image.open(path / f"{number:05d}.png") as image:
             assert image.text["Comment"] == WORDS["comment"] and image.text["Software"] == "unwrap 1"  # type: ignore[attr-defined]
             assert (np.array(image) == frame).all()
         with Image.open(plain / f"{number:05d}.png") as image:
             assert not image.text  # type: ignore[attr-defined]
-    assert all((a == b).all() for a, b in zip(source_frames(probe(path), range(3)), frames(), strict=True))
+    assert all((a == b).all() for a, b in zip(source_frames(probe_video(path), range(3)), frames(), strict=True))
 
 
 def test_texts_beyond_latin_1_are_written_as_their_numbers() -> None:
     png = (b"\x89PNG\r\n\x1a\n" + bytes(25)) + b"rest"
-    assert b"tEXtComment\0\\u6f22\\u5b57" in png_with_texts(png, {"comment": "\u6f22\u5b57"})
-    assert png_with_texts(png, None) == png
+    assert b"tEXtComment\0\\u6f22\\u5b57" in insert_png_texts(png, {"comment": "\u6f22\u5b57"})
+    assert insert_png_texts(png, None) == png
 
 
 def test_provenance_says_what_made_a_file(run: Run) -> None:
@@ -92,11 +92,11 @@ def test_provenance_says_what_made_a_file(run: Run) -> None:
     painted = add_edit(run, "logo", {"foreground": overlay}, {"editor": "image"})
     field = np.zeros((2, 8, 8), np.float32)
     field[:, 3:5, 3:5] = 0.01
-    bent = add_edit(run, "bend", {}, {"editor": "shape"}, {"foreground": Shape(field, Maps.open(run).boxes[0])})
-    moving = Moving(lambda: iter([np.full((48, 64, 4), 255, np.uint8)] * 12), 12, None)
-    moved = add_edit(run, "sky", {}, {"editor": "replace"}, effects=Effects(moving={"background": moving}))
-    words = provenance(run, "edit", active_edits(run), layer="foreground")
-    made, record = json.loads(words["comment"]), read_fit_record(run)
+    bent = add_edit(run, "bend", {}, {"editor": "shape"}, {"foreground": Deformation(field, Maps.open(run).boxes[0])})
+    moving = AnimatedOverlay(lambda: iter([np.full((48, 64, 4), 255, np.uint8)] * 12), 12, None)
+    moved = add_edit(run, "sky", {}, {"editor": "replace"}, effects=EditEffects(moving={"background": moving}))
+    words = build_provenance(run, "edit", active_edits(run), layer="foreground")
+    made, record = json.loads(words["comment"]), read_planar_record(run)
     assert words["software"] == f"unwrap {__version__}" and made["unwrap"] == __version__
     assert (made["what"], made["layer"], made["run"]) == ("edit", "foreground", "run")
     assert (made["preset"], made["source"]) == (record.preset, "clip.mkv")
@@ -110,8 +110,8 @@ def test_provenance_says_what_made_a_file(run: Run) -> None:
 
 def test_provenance_says_nothing_of_the_machine(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run.path)
-    text = " ".join(provenance(Run.open("."), "edit").values())
-    made = json.loads(provenance(Run.open("."), "edit")["comment"])
+    text = " ".join(build_provenance(Run.open("."), "edit").values())
+    made = json.loads(build_provenance(Run.open("."), "edit")["comment"])
     assert made["run"] == "run"
     assert str(run.path.parent) not in text and "/" not in text.replace("\\/", "")
     words = text.replace('"', " ").split()

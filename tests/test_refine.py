@@ -12,8 +12,8 @@ from neural_fields.data.edges import align_outline
 from neural_fields.data.flow import FlowField, compute_flow
 from neural_fields.data.masks import LayerMasks, load_masks, mask_iou
 from neural_fields.data.refine import MaskRefinementSettings, refine_masks
-from neural_fields.data.video import read
-from neural_fields.data.votes import Motion, flow_votes, object_votes
+from neural_fields.data.video import read_video
+from neural_fields.data.votes import NeighborFlow, compute_flow_votes, compute_object_votes
 
 COUNT, HEIGHT, WIDTH = 14, 90, 160
 CAMERA, OWN = (-2, 0), (3, 1)  # pixels a frame: of the background, of the object
@@ -188,20 +188,20 @@ def test_the_same_masks_come_out_every_time() -> None:
 
 def test_votes_follow_the_flow_and_the_object() -> None:
     _, masks, flow = scene()
-    motion = Motion(flow.forward, flow.backward, flow.forward_ok, flow.backward_ok)
+    motion = NeighborFlow(flow.forward, flow.backward, flow.forward_ok, flow.backward_ok)
     shift = np.array([[1.0, 0, OWN[0]], [0, 1, OWN[1]], [0, 0, 1]])
     known = np.ones_like(masks)
-    carried = object_votes(masks, known, [shift] * (COUNT - 1))
+    carried = compute_object_votes(masks, known, [shift] * (COUNT - 1))
     assert carried[masks].min() > 0.95 and np.quantile(carried[~masks], 0.95) < 0.05
-    assert flow_votes(masks, known, motion)[masks].min() > 0.95
-    still = object_votes(masks, known, [np.eye(3)] * (COUNT - 1))
+    assert compute_flow_votes(masks, known, motion)[masks].min() > 0.95
+    still = compute_object_votes(masks, known, [np.eye(3)] * (COUNT - 1))
     assert still[7][masks[7]].mean() < 0.8, "a place that the object leaves gets fewer votes"
 
 
 def test_a_hidden_mask_does_not_vote() -> None:
     _, masks, _ = scene()
     shift = np.array([[1.0, 0, OWN[0]], [0, 1, OWN[1]], [0, 0, 1]])
-    nobody = object_votes(masks, np.zeros_like(masks), [shift] * (COUNT - 1))
+    nobody = compute_object_votes(masks, np.zeros_like(masks), [shift] * (COUNT - 1))
     assert np.allclose(nobody, 0.5)
 
 
@@ -216,9 +216,9 @@ def test_real_masks_come_out_better_than_they_went_in(
     shared_data: Path, tmp_path: Path, clip: str, part: str, least: float
 ) -> None:
     folder = shared_data / clip
-    source = read(folder / "frames", tmp_path, "120p", part)
+    source = read_video(folder / "frames", tmp_path, "120p", part)
     size = (source.frames.shape[2], source.frames.shape[1])
-    facts, chosen = source.facts, range(*source.frame_range)
+    facts, chosen = source.metadata, range(*source.frame_range)
 
     def load(kind: str) -> LayerMasks:
         return load_masks([str(folder / kind)], facts.frame_count, size, chosen, (facts.width, facts.height))

@@ -12,7 +12,7 @@ import torch
 
 from editors import stack
 from editors.api import edit_with
-from editors.completion import complete
+from editors.completion import complete_picture
 from editors.remove import Remove
 from neural_fields import canonical
 from neural_fields.arrangement import Arrangement
@@ -21,7 +21,7 @@ from neural_fields.canonical import Overlay
 from neural_fields.data.synthetic import SyntheticClip
 from neural_fields.edit_files import read_overlay
 from neural_fields.errors import UserError
-from neural_fields.output import open_renderer
+from neural_fields.output import open_passes
 from neural_fields.run import Run
 from tests.support.true_run import TrueRun
 
@@ -49,28 +49,28 @@ def psnr(shown: np.ndarray, truth: np.ndarray) -> float:
 
 def known_behind(run: Run, clip: SyntheticClip, t: int) -> np.ndarray:
     """Pixels whose background some frame shows."""
-    picture = canonical.pristine(run.canonical, "background")
-    return (picture.sample(torch.from_numpy(clip.uv[1, t]))[..., 3] > 0.99).numpy()
+    picture = canonical.read_pristine(run.canonical, "background")
+    return (picture.sample_rgba(torch.from_numpy(clip.uv[1, t]))[..., 3] > 0.99).numpy()
 
 
 def test_behind_a_removed_object_is_what_other_frames_show_there(
     run: Run, clip: SyntheticClip, empty: np.ndarray
 ) -> None:
     edit_with(run, Remove(grow=2.0))
-    renderer = open_renderer(run, Maps.open(run))
+    renderer = open_passes(run, Maps.open(run))
     for t in (0, 6, 11):
         shown = renderer.render_frame(t, clip.frames[t])
         hole = clip.alpha[0, t] > 0
         assert psnr(shown[hole & known_behind(run, clip, t)], empty[t][hole & known_behind(run, clip, t)]) > 32
-        far = ~renderer.reach(t, (clip.width, clip.height))
+        far = ~renderer.affected_mask(t, (clip.width, clip.height))
         assert np.array_equal(shown[far], clip.frames[t][far]) and far.mean() > 0.4
 
 
 def test_what_no_frame_shows_is_made_up_once_and_stays_where_it_is(run: Run, clip: SyntheticClip) -> None:
     made = edit_with(run, Remove())
-    overlay = made.edit.facts["layers"]["background"]
-    assert made.edit.facts["hidden"] == ["foreground"] and overlay["file"] == "background.png"
-    seen = canonical.pristine(run.canonical, "background").rgba[3].numpy() > 0.5
+    overlay = made.edit.spec["layers"]["background"]
+    assert made.edit.spec["hidden"] == ["foreground"] and overlay["file"] == "background.png"
+    seen = canonical.read_pristine(run.canonical, "background").rgba[3].numpy() > 0.5
     alpha = read_overlay(made.edit, "background").rgba[..., 3]
     assert (alpha > 0).any() and not (alpha[seen] > 0).any()
 
@@ -84,9 +84,9 @@ def test_paint_on_the_background_shows_where_the_object_was_and_paint_on_the_obj
     }
     edit_with(run, Remove())
     stack.add_edit(run, "on the object", {"foreground": red["foreground"]}, {})
-    without = open_renderer(run, Maps.open(run)).render_frame(5, clip.frames[5])
+    without = open_passes(run, Maps.open(run)).render_frame(5, clip.frames[5])
     stack.add_edit(run, "behind", {"background": red["background"]}, {})
-    painted = open_renderer(run, Maps.open(run)).render_frame(5, clip.frames[5])
+    painted = open_passes(run, Maps.open(run)).render_frame(5, clip.frames[5])
     hole = clip.alpha[0, 5] > 0.999
     assert np.ptp(painted[hole][:, 1].astype(float)) < 25  # flat paint, in the light of the frame
     assert (np.abs(without[hole].astype(int) - painted[hole]).max(-1) > 10).mean() > 0.9
@@ -94,11 +94,11 @@ def test_paint_on_the_background_shows_where_the_object_was_and_paint_on_the_obj
 
 def test_an_object_can_go_by_degrees_and_come_back(run: Run, clip: SyntheticClip) -> None:
     edit_with(run, Remove(grow=0.0), arrangement=Arrangement(start=4, fade_in=1))
-    renderer = open_renderer(run, Maps.open(run))
+    renderer = open_passes(run, Maps.open(run))
     assert np.array_equal(renderer.render_frame(3, clip.frames[3]), clip.frames[3])
     half = renderer.render_frame(4, clip.frames[4]).astype(float)
-    stack.arrange(run, "remove", {"start": None, "fade_in": 0})
-    gone = open_renderer(run, Maps.open(run)).render_frame(4, clip.frames[4]).astype(float)
+    stack.arrange_edit(run, "remove", {"start": None, "fade_in": 0})
+    gone = open_passes(run, Maps.open(run)).render_frame(4, clip.frames[4]).astype(float)
     inside = (clip.alpha[0, 4] > 0.999) & known_behind(run, clip, 4)
     assert np.abs(half - (gone + clip.frames[4]) / 2)[inside].max() <= 2
 
@@ -122,7 +122,7 @@ def stripes() -> np.ndarray:
 def test_a_hole_in_a_pattern_is_filled_with_the_pattern() -> None:
     picture, missing = stripes(), np.zeros((96, 128), bool)
     missing[35:60, 50:80] = True
-    filled = complete(np.where(missing[..., None], 0, picture).astype(np.float32), ~missing, missing)
+    filled = complete_picture(np.where(missing[..., None], 0, picture).astype(np.float32), ~missing, missing)
     assert np.array_equal(filled[~missing], picture[~missing])
     smooth = picture[~missing].mean(0)
     assert ((filled - picture)[missing] ** 2).mean() < 0.25 * ((smooth - picture)[missing] ** 2).mean()
@@ -135,11 +135,11 @@ def test_completion_takes_nothing_from_what_is_not_known_and_is_the_same_each_ti
     known[:, 100:] = False
     bright = picture.copy()
     bright[~known] = 5
-    first, second = (complete(bright, known, missing) for _ in range(2))
+    first, second = (complete_picture(bright, known, missing) for _ in range(2))
     assert first[missing].max() <= 1 and np.array_equal(first, second)
 
 
 def test_nothing_missing_or_nothing_known_changes_nothing() -> None:
     picture, none = stripes(), np.zeros((96, 128), bool)
-    assert np.array_equal(complete(picture, ~none, none), picture)
-    assert np.array_equal(complete(picture, none, ~none), picture)
+    assert np.array_equal(complete_picture(picture, ~none, none), picture)
+    assert np.array_equal(complete_picture(picture, none, ~none), picture)

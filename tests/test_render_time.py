@@ -13,7 +13,7 @@ import pytest
 
 from editors.api import edit_with
 from editors.remove import Remove
-from neural_fields.data.video import probe, source_frames
+from neural_fields.data.video import probe_video, source_frames
 from neural_fields.errors import UserError
 from neural_fields.output import RenderOptions, render
 from neural_fields.run import Run
@@ -27,14 +27,14 @@ def run(true_run: TrueRun, tmp_path: Path) -> Run:
 
 
 def frames_of(path: Path) -> list[np.ndarray]:
-    facts = probe(path)
+    facts = probe_video(path)
     return list(source_frames(facts, range(facts.frame_count)))
 
 
 def test_half_the_speed_shows_every_frame_as_it_is_and_one_between(run: Run, true_run: TrueRun, tmp_path: Path) -> None:
     (path,) = render(run, RenderOptions(out=tmp_path / "slow.mkv", codec="ffv1", speed="1/2"))
     shown, clip = frames_of(path), true_run.clip
-    assert probe(path).rate == 24 and len(shown) in (2 * clip.count - 1, 2 * clip.count)
+    assert probe_video(path).rate == 24 and len(shown) in (2 * clip.count - 1, 2 * clip.count)
     for t in range(clip.count):
         assert np.array_equal(shown[2 * t], clip.frames[t])
     between = shown[11].astype(float)
@@ -49,7 +49,7 @@ def test_a_frozen_frame_stands_still_and_a_rate_keeps_the_length(run: Run, true_
     assert len(shown) == true_run.clip.count + 6
     assert all(np.array_equal(frame, true_run.clip.frames[5]) for frame in shown[5:12])
     (path,) = render(run, RenderOptions(out=tmp_path / "film.mkv", codec="ffv1", rate="48"))
-    facts = probe(path)
+    facts = probe_video(path)
     assert facts.rate == 48
     assert abs(facts.timestamps[-1] - Fraction(11, 24)) <= Fraction(1, 48)
 

@@ -15,33 +15,33 @@ import numpy as np
 import pytest
 import torch
 
-from editors.cli import parse
+from editors.cli import parse_command
 from neural_fields import metrics
-from neural_fields.baking import Maps, bake
+from neural_fields.baking import Maps, bake_maps
 from neural_fields.canonical import CanonicalImage
-from neural_fields.cli import Train, overrides_from
-from neural_fields.config import Config, NoGain, load_config, preset_names
+from neural_fields.cli import TrainCommand, parse_overrides
+from neural_fields.config import PlanarConfig, NoGainConfig, load_planar_config, planar_presets
 from neural_fields.coords import Box, frame_box, frame_xy
 from neural_fields.data.flow import FlowField, resize_mask, resize_vectors
-from neural_fields.data.synthetic import demo_clip
-from neural_fields.data.video import read
+from neural_fields.data.synthetic import make_demo_clip
+from neural_fields.data.video import read_video
 from neural_fields.evaluation import evaluate, read_source
-from neural_fields.fit_options import FitOptions, Progress
-from neural_fields.fit_record import read_fit_record
-from neural_fields.fitting import fit, load_model
-from neural_fields.planar.build import build
+from neural_fields.fit_options import TrainOptions, Progress
+from neural_fields.fit_record import read_planar_record
+from neural_fields.fitting import train, load_planar_model
+from neural_fields.planar.build import build_model
 from neural_fields.planar.model import LayerShape, ModelShape, PlanarModel
-from neural_fields.planar.samples import LayerSamples, composite
-from neural_fields.report import FitCost, survey_all, write_report
-from neural_fields.report.geometry import bend
+from neural_fields.planar.samples import LayerSamples, composite_layers
+from neural_fields.report import TrainingCost, begin_full_survey, write_report
+from neural_fields.report.geometry import measure_distortion
 from neural_fields.report.heat import DEFAULTS as HEAT_SETTINGS
-from neural_fields.report.heat import canonical_picture, heat_pictures, risk_levels
-from neural_fields.report.page import page
+from neural_fields.report.heat import draw_canonical, draw_heat_maps, classify_risk
+from neural_fields.report.page import render_page
 from neural_fields.report.steadiness import DEFAULTS as DRIFT_SETTINGS
-from neural_fields.report.steadiness import Drift, drifts, run_flow
+from neural_fields.report.steadiness import Drift, measure_drift, read_run_flow
 from neural_fields.report.survey import DEFAULTS as SURVEY_SETTINGS
-from neural_fields.report.survey import LayerMaps, Survey, spread
-from neural_fields.report.verdict import ClipFacts, LayerFacts, TrainCommand, judge
+from neural_fields.report.survey import LayerHeatMaps, Survey, spread_indices
+from neural_fields.report.verdict import ClipMeasurements, LayerMeasurements, TrainCommandLine, judge_clip
 from neural_fields.run import Run, append_metrics
 
 WIDTH, HEIGHT = 64, 36
@@ -60,7 +60,7 @@ def identity() -> np.ndarray:
 @pytest.mark.parametrize(("x", "y"), [(1.0, 1.0), (3.0, 3.0), (2.0, 1.0), (0.5, 4.5)])
 def test_an_affine_map_is_stretched_by_the_root_of_its_aspect_and_never_folded(x: float, y: float, sign: int) -> None:
     turn = np.array([[0.6, -0.8], [0.8, 0.6]], np.float32)
-    found = bend(identity() * np.float32([x, sign * y]) @ turn, ALL)
+    found = measure_distortion(identity() * np.float32([x, sign * y]) @ turn, ALL)
     assert np.allclose(found.stretch, math.sqrt(max(x, y) / min(x, y)), rtol=1e-3)
     assert found.valid.all() and not found.folded.any()  # a layer that is mirrored as a whole is not folded
 
@@ -70,7 +70,7 @@ def test_the_part_that_runs_backwards_is_folded_and_hidden_pixels_do_not_count()
     uv[..., 0] = np.abs(uv[..., 0] + 0.5)  # folds a quarter of the frame over
     seen = ALL.copy()
     seen[: HEIGHT // 2] = False
-    found = bend(uv, seen)
+    found = measure_distortion(uv, seen)
     assert np.array_equal(found.valid.any(1), np.arange(HEIGHT - 1) >= HEIGHT // 2)
     assert found.folded[:, : WIDTH // 4 - 1].all() and not found.folded[:, WIDTH // 4 + 1 :].any()
 
@@ -81,7 +81,7 @@ def test_stretch_is_relative_to_the_usual_place_of_the_same_frame() -> None:
         uv[:, WIDTH // 2 :, 0] - uv[0, WIDTH // 2, 0]
     )  # the right half is three times as wide
     uv[:, 40:48, 0] = uv[:, 40:41, 0]  # and has a tear without any width
-    found = bend(uv, ALL).stretch
+    found = measure_distortion(uv, ALL).stretch
     assert np.allclose(found[:, : WIDTH // 2 - 1], 1, atol=0.01)
     assert np.allclose(found[:, 50:], 3, atol=0.01) and (found[:, 40:47] == 16).all()
 
@@ -91,13 +91,13 @@ def test_stretch_is_relative_to_the_usual_place_of_the_same_frame() -> None:
 
 def moving_maps(folder: Path, frames: int, velocity: tuple[float, float]) -> Maps:
     """Baked maps of one layer that moves by `velocity` pixels a frame."""
-    model = build(
-        Config(gain=NoGain()), ModelShape(*SIZE, frames, (LayerShape("floor", Box(-2.0, -2.0, 2.0, 2.0), 64, 64),))
+    model = build_model(
+        PlanarConfig(gain=NoGainConfig()), ModelShape(*SIZE, frames, (LayerShape("floor", Box(-2.0, -2.0, 2.0, 2.0), 64, 64),))
     )
     with torch.no_grad():
         for t in range(frames):
             model.mappings[0].homography[t, :2, 2] = -t * torch.tensor(velocity) * 2 / max(SIZE)
-    return bake(Run.create(folder / "run"), model.eval(), 0)
+    return bake_maps(Run.create(folder / "run"), model.eval(), 0)
 
 
 def constant_flow(frames: int, velocity: tuple[float, float]) -> FlowField:
@@ -109,7 +109,7 @@ def constant_flow(frames: int, velocity: tuple[float, float]) -> FlowField:
 @pytest.mark.parametrize("slip", [0.0, 0.5])
 def test_points_drift_by_what_the_canonical_slips_against_the_flow(tmp_path: Path, slip: float) -> None:
     maps = moving_maps(tmp_path, 12, (1.5 + slip, 0.5))
-    found = drifts(maps, constant_flow(12, (1.5, 0.5)), 4)["floor"]
+    found = measure_drift(maps, constant_flow(12, (1.5, 0.5)), 4)["floor"]
     assert found.span == DRIFT_SETTINGS.span_frames and found.points > 1000
     assert found.next_frame == pytest.approx(slip, abs=0.01) and found.far == pytest.approx(
         DRIFT_SETTINGS.span_frames * slip, abs=0.02
@@ -119,9 +119,9 @@ def test_points_drift_by_what_the_canonical_slips_against_the_flow(tmp_path: Pat
 
 def test_points_that_the_flow_loses_are_left_out(tmp_path: Path) -> None:
     maps, flow = moving_maps(tmp_path, 3, (1.0, 0.0)), constant_flow(3, (1.0, 0.0))
-    lost = drifts(maps, replace(flow, forward_ok=~flow.forward_ok), 4)["floor"]
+    lost = measure_drift(maps, replace(flow, forward_ok=~flow.forward_ok), 4)["floor"]
     assert (lost.next_frame, lost.far, lost.steady, lost.points) == (None, None, None, 0)
-    assert drifts(maps, flow, 4)["floor"].span == 2  # a short clip is followed as far as it goes
+    assert measure_drift(maps, flow, 4)["floor"].span == 2  # a short clip is followed as far as it goes
 
 
 # --- the survey -----------------------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ def surveyed(frames: int = 4, error: int = 10, shift: float = 0.0) -> Survey:
     source = np.full((HEIGHT, WIDTH, 3), 100, np.uint8)
     for t in range(frames):
         uv = identity() + np.float32([t * shift, 0])
-        survey.add(
+        survey.add_frame(
             t, source, source + np.uint8(error), samples(uv, np.arange(WIDTH) < WIDTH // 2 + np.zeros((HEIGHT, 1)))
         )
     return survey
@@ -149,7 +149,7 @@ def surveyed(frames: int = 4, error: int = 10, shift: float = 0.0) -> Survey:
 
 def test_coverage_counts_the_frames_that_show_a_place() -> None:
     survey = surveyed(shift=0.5)  # a quarter of a frame a frame
-    frames = survey.maps(survey.layers[0], 4).frames
+    frames = survey.compute_layer_maps(survey.layers[0], 4).frames
     quarter = frames.shape[1] * 0.5 / 3.5
     middles = [int((i + 0.5) * quarter) for i in range(7)]
     assert [int(frames[5, x]) for x in middles] == [1, 2, 2, 2, 1, 0, 0]
@@ -158,12 +158,12 @@ def test_coverage_counts_the_frames_that_show_a_place() -> None:
 
 def test_a_survey_of_some_frames_speaks_for_all() -> None:
     survey = surveyed()
-    assert survey.maps(survey.layers[1], 40).frames.max() == 40
+    assert survey.compute_layer_maps(survey.layers[1], 40).frames.max() == 40
 
 
 def test_the_residual_is_the_error_and_an_undistorted_layer_has_no_heat() -> None:
     survey = surveyed()
-    front, back = (survey.maps(layer, 4) for layer in survey.layers)
+    front, back = (survey.compute_layer_maps(layer, 4) for layer in survey.layers)
     assert np.nanmin(front.residual) == pytest.approx(10) == np.nanmax(front.residual)
     assert np.nanmax(front.stretch) == pytest.approx(1, abs=1e-3) and np.nanmax(front.fold) == 0
     assert np.isnan(front.residual[:, WIDTH // 4 + 2 :]).all() and np.isnan(back.residual[:, : WIDTH // 4 - 2]).all()
@@ -177,24 +177,24 @@ def test_the_worst_frames_are_from_different_parts_of_the_clip() -> None:
     source, nothing = np.zeros((HEIGHT, WIDTH, 3), np.uint8), samples(identity(), ALL)
     errors = {7: 90, 8: 95, 9: 92, 33: 50, 50: 60}
     for t in range(count):
-        survey.add(t, source, source + np.uint8(errors.get(t, 3)), nothing)
-    worst = survey.worst(3)
+        survey.add_frame(t, source, source + np.uint8(errors.get(t, 3)), nothing)
+    worst = survey.worst_frames(3)
     assert [shown.t for shown in worst] == [8, 50, 33]
     assert (worst[0].error == 95).all() and len(survey.thumbnails) == 10
 
 
 @pytest.mark.parametrize(("count", "most"), [(1, 8), (7, 8), (100, 8)])
 def test_frames_are_spread_from_the_first_to_the_last(count: int, most: int) -> None:
-    chosen = spread(count, most)
+    chosen = spread_indices(count, most)
     assert len(chosen) == min(count, most) and chosen[0] == 0 and chosen[-1] == count - 1
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------
 
 
-def flat_maps(**changes: float) -> LayerMaps:
+def flat_maps(**changes: float) -> LayerHeatMaps:
     start = {"frames": 9.0, "stretch": 1.0, "fold": 0.0, "residual": 0.0} | changes
-    return LayerMaps(**{name: np.full((4, 6), value) for name, value in start.items()})
+    return LayerHeatMaps(**{name: np.full((4, 6), value) for name, value in start.items()})
 
 
 @pytest.mark.parametrize(
@@ -206,24 +206,24 @@ def flat_maps(**changes: float) -> LayerMaps:
     ],
 )  # fmt: skip
 def test_a_place_is_as_risky_as_the_worst_that_is_known_of_it(changes: dict[str, float], level: int) -> None:
-    assert (risk_levels(flat_maps(**changes), 9) == level).all()
+    assert (classify_risk(flat_maps(**changes), 9) == level).all()
 
 
 def test_a_still_is_not_risky_for_having_one_frame() -> None:
-    assert (risk_levels(flat_maps(frames=1.0), 1) == 0).all()
+    assert (classify_risk(flat_maps(frames=1.0), 1) == 0).all()
 
 
 def test_a_huge_canonical_image_is_shown_small_and_unseen_places_are_checkered() -> None:
     image = CanonicalImage(torch.ones(4, 30, 3000), Box(-1.0, -1.0, 1.0, 1.0), "wide")
     image.rgba[3, :, 1500:] = 0
-    shown = canonical_picture(image)
+    shown = draw_canonical(image)
     assert shown.shape == (12, HEAT_SETTINGS.canonical_side_px, 3)
     assert (shown[:, : HEAT_SETTINGS.canonical_side_px // 2] == 255).all() and len(
         np.unique(shown[:, HEAT_SETTINGS.canonical_side_px // 2 + 1 :])
     ) == 2
     maps = flat_maps()
     maps.frames[:, 3:] = 0
-    for name, picture in heat_pictures(image, maps, 9).items():
+    for name, picture in draw_heat_maps(image, maps, 9).items():
         assert max(picture.shape) <= 640, name
         assert len(np.unique(picture[:, 320:].reshape(-1, 3), axis=0)) == 2, name
 
@@ -231,19 +231,19 @@ def test_a_huge_canonical_image_is_shown_small_and_unseen_places_are_checkered()
 # --- the verdict ----------------------------------------------------------------------------------------------------
 
 STEADY = Drift(0.1, 8, 0.5, 0.95, 900)
-BACKGROUND = LayerFacts("background", 0.9, 30.0, 0.01, 0.0, 0.8, 20.0, 1.5, 0.9, 0.1, 0.0, STEADY)
+BACKGROUND = LayerMeasurements("background", 0.9, 30.0, 0.01, 0.0, 0.8, 20.0, 1.5, 0.9, 0.1, 0.0, STEADY)
 FRONT = replace(BACKGROUND, name="it's a <swan>", pixel_share=0.1)
-COMMAND = TrainCommand(
+COMMAND = TrainCommandLine(
     "my clip.mp4", "runs/my clip", range(10, 50), "atlas", "normal", ("auto",), "auto", ("--size", "64x36")
 )
-GOOD = ClipFacts(tuple(range(10, 50)), (30.0,) * 40, (0.95,) * 39, (FRONT, BACKGROUND), COMMAND, tuple(preset_names()))
+GOOD = ClipMeasurements(tuple(range(10, 50)), (30.0,) * 40, (0.95,) * 39, (FRONT, BACKGROUND), COMMAND, tuple(planar_presets()))
 
 
-def with_background(**changes: object) -> ClipFacts:
+def with_background(**changes: object) -> ClipMeasurements:
     return replace(GOOD, layers=(FRONT, replace(BACKGROUND, **changes)))
 
 
-def with_front(**changes: object) -> ClipFacts:
+def with_front(**changes: object) -> ClipMeasurements:
     return replace(GOOD, layers=(replace(FRONT, **changes), BACKGROUND))
 
 
@@ -277,7 +277,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_a_verdict_says_what_was_found_the_worst_first(case: str) -> None:
     facts, level, words = CASES[case]
-    verdict = judge(facts)
+    verdict = judge_clip(facts)
     assert verdict.level == level
     assert any(words in reason.text for reason in verdict.reasons)
     ranks = [("bad", "care", "good").index(reason.level) for reason in verdict.reasons]
@@ -286,7 +286,7 @@ def test_a_verdict_says_what_was_found_the_worst_first(case: str) -> None:
         assert any(reason.advice for reason in verdict.reasons if reason.level != "good")
 
 
-@pytest.mark.parametrize("preset", preset_names())
+@pytest.mark.parametrize("preset", planar_presets())
 def test_every_command_that_is_advised_is_one_that_the_program_takes(preset: str) -> None:
     settings = ("--training.steps", "50") if preset == "atlas" else ()
     lines = set()
@@ -294,26 +294,26 @@ def test_every_command_that_is_advised_is_one_that_the_program_takes(preset: str
         command = replace(COMMAND, preset=preset, quality=quality, masks=masks, settings=settings)
         for name in CASES if preset == "atlas" else ("soft", "wrong", "folds", "front shown wrongly"):
             facts = CASES[name][0]
-            verdict = judge(replace(facts, command=replace(command, frames=facts.command.frames)))
+            verdict = judge_clip(replace(facts, command=replace(command, frames=facts.command.frames)))
             lines |= {line for reason in verdict.reasons for line in reason.commands}
     assert len(lines) > 2
     for line in lines:
         words = shlex.split(line)
-        asked, extra = parse(words[1:])
+        asked, extra = parse_command(words[1:])
         assert words[0] == "unwrap" and "my clip" in line
-        if isinstance(asked, Train):
-            load_config(asked.config, overrides_from(extra))
+        if isinstance(asked, TrainCommand):
+            load_planar_config(asked.config, parse_overrides(extra))
             assert asked.size == "64x36" and asked.frames and not (asked.config != "atlas" and extra)
 
 
 def test_a_clip_with_a_cut_is_to_be_fitted_in_parts_and_not_harder() -> None:
-    verdict = judge(replace(CASES["cut"][0], psnr=(18.0,) * 40))
+    verdict = judge_clip(replace(CASES["cut"][0], psnr=(18.0,) * 40))
     lines = [line for reason in verdict.reasons for line in reason.commands]
     assert [re.search(r"--frames (\S+)", line)[1] for line in lines] == ["10:31", "31:50"]
 
 
 def test_advice_is_given_once() -> None:
-    verdict = judge(replace(with_front(folded=0.2, stretched=0.5), psnr=(18.0,) * 40))
+    verdict = judge_clip(replace(with_front(folded=0.2, stretched=0.5), psnr=(18.0,) * 40))
     given = [(reason.advice, reason.commands) for reason in verdict.reasons if reason.advice]
     assert len(given) == len(set(given)) > 1
 
@@ -325,16 +325,16 @@ def test_advice_is_given_once() -> None:
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A fit of a turtle over a sea floor, with a hostile name and what `train` said of it."""
     home = tmp_path_factory.mktemp("home")
-    clip = demo_clip(10, WIDTH, HEIGHT)
+    clip = make_demo_clip(10, WIDTH, HEIGHT)
     (home / "clip <b>").mkdir()
     for number, frame in enumerate(clip.frames):
         cv2.imwrite(str(home / "clip <b>" / f"{number}.png"), frame[..., ::-1])
     np.save(home / "mask.npy", clip.masks[0])
-    options = FitOptions(
+    options = TrainOptions(
         out=home / "run & <i>", masks=(f"turtle={home / 'mask.npy'}",), frames="2:10", overrides={"training.steps": 12}
     )
     seen: list[Progress] = []
-    run = fit(home / "clip <b>", options, seen.append).run
+    run = train(home / "clip <b>", options, seen.append).run
     notes = [progress.note for progress in seen if progress.stage == "report" and progress.note]
     append_metrics(run, {"note": notes[0]})
     assert len(notes) == 1 and notes[0].startswith("This clip ") and notes[0].endswith(str(run.report))
@@ -410,7 +410,7 @@ def test_eval_says_the_same_in_numbers(fitted: Run) -> None:
 
 
 def test_eval_reconstructs_every_frame_once(fitted: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    reconstruct = PlanarModel.frame
+    reconstruct = PlanarModel.sample_frame
     asked: list[int] = []
 
     def count_frames(model: PlanarModel, t: int, *arguments: object, **options: object) -> LayerSamples:
@@ -422,10 +422,10 @@ def test_eval_reconstructs_every_frame_once(fitted: Run, monkeypatch: pytest.Mon
     assert asked == list(range(8))
 
     # The figures of the single pass are those of the measures on whole clips.
-    model, _ = load_model(fitted)
+    model, _ = load_planar_model(fitted)
     source = read_source(fitted).frames
     shown = [reconstruct_frame(model, t) for t in range(8)]
-    flow = run_flow(fitted, read_fit_record(fitted), source)
+    flow = read_run_flow(fitted, read_planar_record(fitted), source)
     assert flow is not None
     forward = [resize_vectors(vectors, SIZE) for vectors in flow.forward]
     ok = [resize_mask(mask, SIZE) for mask in flow.forward_ok]
@@ -437,20 +437,20 @@ def test_eval_reconstructs_every_frame_once(fitted: Run, monkeypatch: pytest.Mon
 
 def reconstruct_frame(model: PlanarModel, t: int) -> np.ndarray:
     with torch.no_grad():
-        colors = composite(model.frame(t, SIZE)).clamp(0, 1).view(HEIGHT, WIDTH, 3)
+        colors = composite_layers(model.sample_frame(t, SIZE)).clamp(0, 1).view(HEIGHT, WIDTH, 3)
     return (colors * 255).round().to(torch.uint8).numpy()
 
 
 def test_a_layer_that_is_never_seen_does_not_stop_the_page(fitted: Run) -> None:
-    model, _ = load_model(fitted)
-    source = read(Path(fitted.path.parent / "clip <b>"), fitted.cache, "64x36", "2:10").frames
-    survey = survey_all(fitted, model)
+    model, _ = load_planar_model(fitted)
+    source = read_video(Path(fitted.path.parent / "clip <b>"), fitted.cache, "64x36", "2:10").frames
+    survey = begin_full_survey(fitted, model)
     for t in range(8):
-        found = model.frame(t, SIZE)
+        found = model.sample_frame(t, SIZE)
         hidden = torch.tensor([0.0, 1.0]).expand(len(found.weight), 2)
-        survey.add(t, source[t], source[t], replace(found, weight=hidden, uv=found.uv.detach()))
-    report = write_report(fitted, survey, source, FitCost(1, None, None))
-    assert report.verdict.level == "care" and "exact" in page(report)
+        survey.add_frame(t, source[t], source[t], replace(found, weight=hidden, uv=found.uv.detach()))
+    report = write_report(fitted, survey, source, TrainingCost(1, None, None))
+    assert report.verdict.level == "care" and "exact" in render_page(report)
     assert report.to_json()["layers"]["turtle"]["risk"] == {"green": 0, "yellow": 0, "red": 0}
     words = Checked(fitted.report.read_text(encoding="utf-8")).words
     assert "The layer 'turtle' is never seen." in words and "No frame shows this layer." in words
@@ -458,9 +458,9 @@ def test_a_layer_that_is_never_seen_does_not_stop_the_page(fitted: Run) -> None:
 
 def test_a_still_gets_a_report_too(tmp_path: Path) -> None:
     (tmp_path / "still").mkdir()
-    cv2.imwrite(str(tmp_path / "still/0.png"), demo_clip(1, WIDTH, HEIGHT).frames[0])
-    options = FitOptions(out=tmp_path / "run", overrides={"training.steps": 4})
-    run = fit(tmp_path / "still", options).run
+    cv2.imwrite(str(tmp_path / "still/0.png"), make_demo_clip(1, WIDTH, HEIGHT).frames[0])
+    options = TrainOptions(out=tmp_path / "run", overrides={"training.steps": 4})
+    run = train(tmp_path / "still", options).run
     words = Checked(run.report.read_text(encoding="utf-8")).words
     assert ": 1 frame, 64x36, preset atlas" in words
     assert evaluate(run, html=True)["report"]["layers"]["background"]["points"] is None

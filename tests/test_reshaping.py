@@ -16,16 +16,16 @@ from editors import stack
 from neural_fields import coords
 from neural_fields.baking import Maps, gain_size
 from neural_fields.canonical import CanonicalImage, Overlay
-from neural_fields.compositing import shapes_of
+from neural_fields.compositing import read_deformations
 from neural_fields.coords import Box
-from neural_fields.data.suite import suite_clip
-from neural_fields.data.surfaces import Surface
-from neural_fields.data.synthetic import SyntheticClip, demo_clip
-from neural_fields.edit_files import flatten, read_shape
+from neural_fields.data.suite import make_suite_clip
+from neural_fields.data.surfaces import PlanarSurface
+from neural_fields.data.synthetic import SyntheticClip, make_demo_clip
+from neural_fields.edit_files import flatten_overlays, read_deformation
 from neural_fields.edits import active_edits
 from neural_fields.errors import ExitCode, UserError
-from neural_fields.extended_map import extend
-from neural_fields.reshaping import Reshaper, Shape
+from neural_fields.extended_map import extrapolate_uv
+from neural_fields.reshaping import WarpPass, Deformation
 from neural_fields.run import Run
 
 Displacement = Callable[[np.ndarray], np.ndarray]  # uv to uv units
@@ -72,8 +72,8 @@ def pictures(clip: SyntheticClip) -> dict[str, CanonicalImage]:
     for surface in clip.surfaces:
         rgb = torch.from_numpy(surface.texture).permute(2, 0, 1).float()
         alpha = torch.ones_like(rgb[:1])
-        if surface.distance is not None:
-            alpha[0] = torch.from_numpy((surface.distance < 0).astype(np.float32))
+        if surface.outline_distance is not None:
+            alpha[0] = torch.from_numpy((surface.outline_distance < 0).astype(np.float32))
         found[surface.name] = CanonicalImage(torch.cat([rgb, alpha]), surface.box, surface.name)
     return found
 
@@ -89,20 +89,20 @@ def deformed(clip: SyntheticClip, d: Displacement, layer: int = 0) -> SyntheticC
     surface = clip.surfaces[layer]
     box, scale = wide(surface.box), 3
     size = (surface.texture.shape[1] * scale, surface.texture.shape[0] * scale)
-    uv = coords.texel_centres(box, *size)
+    uv = coords.texel_centers(box, *size)
     source = uv.double() - torch.from_numpy(d(uv.reshape(-1, 2).double().numpy())).view(*uv.shape)
 
     def moved(image: np.ndarray) -> np.ndarray:
         planes = torch.from_numpy(np.ascontiguousarray(image)).double().permute(2, 0, 1)[None]
-        return coords.sample(planes, surface.box, source[None])[0].permute(1, 2, 0).float().numpy()
+        return coords.sample_canonical(planes, surface.box, source[None])[0].permute(1, 2, 0).float().numpy()
 
-    assert surface.distance is not None
-    new = Surface(
+    assert surface.outline_distance is not None
+    new = PlanarSurface(
         surface.name,
         moved(surface.texture),
         box,
-        moved(surface.distance[..., None])[..., 0],
-        surface.to_uv,
+        moved(surface.outline_distance[..., None])[..., 0],
+        surface.transforms,
         surface.warp,
     )
     return replace(clip, surfaces=(*clip.surfaces[:layer], new, *clip.surfaces[layer + 1 :]))
@@ -149,12 +149,12 @@ def bent(clip: SyntheticClip) -> Displacement:
     return displacement
 
 
-def shape_of(clip: SyntheticClip, d: Displacement, side: int = 160, layer: int = 0) -> Shape:
+def shape_of(clip: SyntheticClip, d: Displacement, side: int = 160, layer: int = 0) -> Deformation:
     box = wide(clip.surfaces[layer].box, 1.2)
-    uv = coords.texel_centres(box, side, side).double().numpy()
+    uv = coords.texel_centers(box, side, side).double().numpy()
     field = np.moveaxis(d(uv.reshape(-1, 2)).reshape(side, side, 2), -1, 0).astype(np.float32)
     field[:, [0, -1]] = field[:, :, [0, -1]] = 0
-    return Shape(field, box)
+    return Deformation(field, box)
 
 
 def iou(one: np.ndarray, other: np.ndarray) -> float:
@@ -165,35 +165,35 @@ def decibels(one: np.ndarray, other: np.ndarray, where: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / ((one.astype(float) - other)[where] ** 2).mean()))
 
 
-def check(renderer: Reshaper, clip: SyntheticClip, truth: SyntheticClip, least: float) -> None:
+def check(renderer: WarpPass, clip: SyntheticClip, truth: SyntheticClip, least: float) -> None:
     """Renders three frames and compares them with the truth: where it changed, its silhouette, and everywhere else."""
     for t in (0, clip.count - 1):
-        shown, reach = renderer.render_frame(t, clip.frames[t]), renderer.reach(t, (clip.width, clip.height))
+        shown, reach = renderer.render_frame(t, clip.frames[t]), renderer.affected_mask(t, (clip.width, clip.height))
         changed = np.abs(truth.frames[t].astype(int) - clip.frames[t]).max(-1) > 3
         assert np.array_equal(shown[~reach], clip.frames[t][~reach])
         assert (changed & ~reach).sum() <= 0.01 * changed.sum()
         assert decibels(shown, truth.frames[t], changed | reach) >= least
-        weights = renderer.deformed(t, clip.frames[t])[1]
+        weights = renderer.deform_frame(t, clip.frames[t])[1]
         assert iou(weights[0] >= 0.5, truth.masks[0][t]) >= 0.95
         assert np.abs(weights.sum(axis=0) - 1).max() < 1e-4
 
 
 @pytest.mark.parametrize("kind", [translated, grown, shrunk, bent])
 def test_a_deformed_object_looks_as_if_its_surface_had_been_deformed(run: Run, kind: Callable) -> None:
-    clip = demo_clip(FRAMES, *SIZE)
+    clip = make_demo_clip(FRAMES, *SIZE)
     shapes = {"foreground": (shape_of(clip, kind(clip)),)}
-    check(Reshaper(known_maps(run, clip), pictures(clip), {}, shapes), clip, deformed(clip, kind(clip)), least=28.0)
+    check(WarpPass(known_maps(run, clip), pictures(clip), {}, shapes), clip, deformed(clip, kind(clip)), least=28.0)
 
 
 @pytest.mark.parametrize("name", ["perspective", "wave"])
 def test_so_it_does_where_the_surface_leans_or_wriggles(run: Run, name: str) -> None:
-    clip = suite_clip(name, FRAMES, SIZE)
+    clip = make_suite_clip(name, FRAMES, SIZE)
     shapes = {"foreground": (shape_of(clip, bent(clip)),)}
-    check(Reshaper(known_maps(run, clip), pictures(clip), {}, shapes), clip, deformed(clip, bent(clip)), least=28.0)
+    check(WarpPass(known_maps(run, clip), pictures(clip), {}, shapes), clip, deformed(clip, bent(clip)), least=28.0)
 
 
 def test_paint_is_deformed_with_the_object(run: Run) -> None:
-    clip = demo_clip(FRAMES, *SIZE)
+    clip = make_demo_clip(FRAMES, *SIZE)
     surface, overlay = clip.surfaces[0], np.zeros((*clip.surfaces[0].texture.shape[:2], 4), np.float32)
     rows, columns = (slice(round(0.35 * side), round(0.65 * side)) for side in overlay.shape[:2])
     overlay[rows, columns] = (1, 0.1, 0.2, 1)
@@ -201,35 +201,35 @@ def test_paint_is_deformed_with_the_object(run: Run) -> None:
     texture[rows, columns] = (1, 0.1, 0.2)
     painted = replace(clip, surfaces=(replace(surface, texture=texture), clip.surfaces[1]))
     overlays, shapes = {"foreground": Overlay(overlay, surface.box)}, {"foreground": (shape_of(clip, grown(clip)),)}
-    renderer, truth = Reshaper(known_maps(run, clip), pictures(clip), overlays, shapes), deformed(painted, grown(clip))
+    renderer, truth = WarpPass(known_maps(run, clip), pictures(clip), overlays, shapes), deformed(painted, grown(clip))
     for t in (0, FRAMES - 1):
         shown = renderer.render_frame(t, clip.frames[t])
-        assert decibels(shown, truth.frames[t], renderer.reach(t, SIZE)) >= 26
+        assert decibels(shown, truth.frames[t], renderer.affected_mask(t, SIZE)) >= 26
 
 
 def test_a_later_shape_deforms_what_an_earlier_one_shows(run: Run) -> None:
-    clip = demo_clip(FRAMES, *SIZE)
+    clip = make_demo_clip(FRAMES, *SIZE)
     first, second = translated(clip), grown(clip)
 
     def both(uv: np.ndarray) -> np.ndarray:
         return second(uv) + first(uv - second(uv))
 
     shapes = {"foreground": (shape_of(clip, first), shape_of(clip, second))}
-    renderer, truth = Reshaper(known_maps(run, clip), pictures(clip), {}, shapes), deformed(clip, both)
-    shown, reach = renderer.render_frame(3, clip.frames[3]), renderer.reach(3, SIZE)
+    renderer, truth = WarpPass(known_maps(run, clip), pictures(clip), {}, shapes), deformed(clip, both)
+    shown, reach = renderer.render_frame(3, clip.frames[3]), renderer.affected_mask(3, SIZE)
     assert decibels(shown, truth.frames[3], reach) >= 25
 
 
 def test_a_shape_that_moves_nothing_gives_the_source_itself(run: Run) -> None:
-    clip = demo_clip(2, 64, 36)
-    still = Shape(np.zeros((2, 8, 8), np.float32), Box(-1.0, -1.0, 1.0, 1.0))
-    renderer = Reshaper(known_maps(run, clip), pictures(clip), {}, {"foreground": (still,)})
+    clip = make_demo_clip(2, 64, 36)
+    still = Deformation(np.zeros((2, 8, 8), np.float32), Box(-1.0, -1.0, 1.0, 1.0))
+    renderer = WarpPass(known_maps(run, clip), pictures(clip), {}, {"foreground": (still,)})
     frame = clip.frames[1]
     assert renderer.render_frame(1, frame) is frame
 
 
 def test_an_object_comes_out_from_behind_another(run: Run) -> None:
-    clip = suite_clip("occlusion", 12, (112, 63))
+    clip = make_suite_clip("occlusion", 12, (112, 63))
     box, t = clip.surfaces[1].box, 8
     centre = np.array([box.u0 + box.u1, box.v0 + box.v1]) / 2
 
@@ -238,7 +238,7 @@ def test_an_object_comes_out_from_behind_another(run: Run) -> None:
 
     maps, (front, before) = known_maps(run, clip), clip.alpha[:, t]
     assert (front * before).sum() > 0.2 * before.sum()  # a good part of it is hidden
-    renderer = Reshaper(maps, pictures(clip), {}, {"back": (shape_of(clip, away, layer=1),)})
+    renderer = WarpPass(maps, pictures(clip), {}, {"back": (shape_of(clip, away, layer=1),)})
     shown, truth = renderer.render_frame(t, clip.frames[t]), deformed(clip, away, layer=1).frames[t]
     assert np.array_equal(shown[front >= 1], clip.frames[t][front >= 1])
     changed = np.abs(truth.astype(int) - clip.frames[t]).max(-1) > 3
@@ -251,36 +251,36 @@ def test_an_object_comes_out_from_behind_another(run: Run) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_a_map_goes_on_beyond_what_is_seen_whatever_is_stored_there(seed: int) -> None:
     generator = np.random.default_rng(seed)
-    centres = coords.pixel_centres(96, 64).numpy()
+    centres = coords.pixel_centers(96, 64).numpy()
     turn = np.array([[0.02, 0.004], [-0.005, 0.018]]) + 0.002 * generator.standard_normal((2, 2))
     bend = generator.uniform(-2e-5, 2e-5, 2)
     truth = centres @ turn.T + bend * (centres[..., :1] - 48) ** 2
     seen = ((centres - [48, 32]) ** 2).sum(-1) < 14**2
     given = np.where(seen[..., None], truth, generator.standard_normal(truth.shape)).astype(np.float32)
-    found = extend(given, seen)
+    found = extrapolate_uv(given, seen)
     assert found is not None
     np.testing.assert_allclose(found.uv[seen], given[seen], atol=1e-5)
     near = ((centres - [48, 32]) ** 2).sum(-1) < 24**2
     assert np.abs(found.uv - truth)[near].max() < 0.02  # a pixel
     points = generator.uniform([-20, -20], [116, 84], (200, 2))
-    back, off = found.solve(found.at(points), points + generator.uniform(-8, 8, points.shape))
+    back, off = found.solve_positions(found.sample_uv(points), points + generator.uniform(-8, 8, points.shape))
     assert off.max() < 0.01 and np.abs(back - points).max() < 0.05
 
 
 def test_a_layer_that_is_hardly_seen_has_no_map() -> None:
     uv = coords.frame_xy(32, 18).numpy()
     line = np.zeros((18, 32), bool)
-    assert extend(uv, line) is None
+    assert extrapolate_uv(uv, line) is None
     line[5] = True
-    assert extend(uv, line) is None
+    assert extrapolate_uv(uv, line) is None
 
 
 # --- on disk ---------------------------------------------------------------------------------------------------------
 
 
-def shape(value: float = 0.1) -> Shape:
+def shape(value: float = 0.1) -> Deformation:
     field = np.full((2, 6, 9), value, np.float32)
-    return Shape(field * np.arange(9, dtype=np.float32), Box(-0.5, -0.25, 0.5, 0.25))
+    return Deformation(field * np.arange(9, dtype=np.float32), Box(-0.5, -0.25, 0.5, 0.25))
 
 
 def test_an_edit_keeps_its_shape_beside_its_overlays(run: Run) -> None:
@@ -288,15 +288,15 @@ def test_an_edit_keeps_its_shape_beside_its_overlays(run: Run) -> None:
     plain = stack.add_edit(run, "paint", {"foreground": overlay}, {"editor": "image"})
     both = stack.add_edit(run, "both", {"foreground": overlay}, {}, {"foreground": shape(), "back ground": shape(0.2)})
     alone = stack.add_edit(run, "alone", {}, {}, {"foreground": shape(0.3)})
-    assert (plain.facts["schema"], both.facts["schema"], alone.facts["schema"]) == (1, 2, 2)
+    assert (plain.spec["schema"], both.spec["schema"], alone.spec["schema"]) == (1, 2, 2)
     assert both.layers == ("foreground", "back ground") and alone.layers == ("foreground",)
-    back = read_shape(both, "back ground")
+    back = read_deformation(both, "back ground")
     assert back.box == shape().box and np.array_equal(back.field, shape(0.2).field)
-    found = shapes_of(active_edits(run))
+    found = read_deformations(active_edits(run))
     assert [float(part.field[0, 0, 1]) for part in found["foreground"]] == pytest.approx([0.1, 0.3])
-    assert flatten([alone], "foreground") is None and flatten([plain, both, alone], "foreground") is not None
+    assert flatten_overlays([alone], "foreground") is None and flatten_overlays([plain, both, alone], "foreground") is not None
     stack.undo(run)
-    assert len(shapes_of(active_edits(run))["foreground"]) == 1
+    assert len(read_deformations(active_edits(run))["foreground"]) == 1
 
 
 def test_an_edit_without_anything_is_refused(run: Run) -> None:
@@ -326,5 +326,5 @@ def test_a_damaged_shape_is_reported_by_name(run: Run, harm: str) -> None:
         )
         facts.write_text(json.dumps(described))
     with pytest.raises(UserError) as caught:
-        shapes_of(active_edits(run))
+        read_deformations(active_edits(run))
     assert caught.value.code == ExitCode.DAMAGED_RUN and "0001-a" in str(caught.value)

@@ -18,11 +18,11 @@ import torch
 from editors.cli import main
 from neural_fields.checkpoints import load_latest_checkpoint
 from neural_fields.cli import LiveLine
-from neural_fields.data.synthetic import demo_clip
-from neural_fields.data.video import probe
+from neural_fields.data.synthetic import make_demo_clip
+from neural_fields.data.video import probe_video
 from neural_fields.errors import ExitCode
 from neural_fields.fit_options import Progress
-from neural_fields.pictures import png_bytes
+from neural_fields.pictures import encode_png
 from neural_fields.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,10 +42,10 @@ CODEF = (
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clip as pictures, with its mask, and a fit of it that nothing interrupted."""
     home = tmp_path_factory.mktemp("home")
-    clip = demo_clip(6, 48, 32)
+    clip = make_demo_clip(6, 48, 32)
     (home / "frames").mkdir()
     for number, frame in enumerate(clip.frames):
-        (home / "frames" / f"{number:05d}.png").write_bytes(png_bytes(frame.astype(np.float32) / 255))
+        (home / "frames" / f"{number:05d}.png").write_bytes(encode_png(frame.astype(np.float32) / 255))
     np.save(home / "mask.npy", clip.masks[0])
     assert train(home, home / "whole") == 0
     return home
@@ -187,7 +187,7 @@ def test_a_time_limit_stops_well_and_keeps_a_result_that_renders(
     facts = json.loads(capsys.readouterr().out)
     assert 0 < facts["step"] < 1_000_000 and facts["finished"]
     assert main(["render", str(run), "--what", "reconstruction", "--out", str(tmp_path / "out.mp4")]) == 0
-    assert probe(tmp_path / "out.mp4").frame_count == 6
+    assert probe_video(tmp_path / "out.mp4").frame_count == 6
     assert main(["eval", str(run), "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["steps"] == facts["step"]
 

@@ -12,29 +12,29 @@ import cv2
 import numpy as np
 import pytest
 
-from editors.demo import new_facts
+from editors.demo import make_clip_metadata
 from neural_fields.baking import Maps
-from neural_fields.data.facts import SoundTrack, VideoFacts
-from neural_fields.data.suite import suite_clip
-from neural_fields.data.surfaces import Wave
-from neural_fields.data.synthetic import SyntheticClip, demo_clip, translation_clip
+from neural_fields.data.facts import SoundTrack, VideoMetadata
+from neural_fields.data.suite import make_suite_clip
+from neural_fields.data.surfaces import WaveWarp
+from neural_fields.data.synthetic import SyntheticClip, make_demo_clip, make_translation_clip
 from neural_fields.errors import ExitCode, UserError
 from neural_fields.in_between import Retimer
 from neural_fields.planar.sheets import Chart
-from neural_fields.retiming import Plan, Timing, parse_timing, plan
+from neural_fields.retiming import FrameSchedule, Timing, parse_timing, schedule_frames
 from tests.support.true_run import TrueRun
 
 SIZE = (160, 90)
 
 
-def facts_of(count: int, rate: Fraction | int = 24, sound: bool = False) -> VideoFacts:
-    facts = replace(new_facts(translation_clip(count, 32, 18)), rate=Fraction(rate))
+def facts_of(count: int, rate: Fraction | int = 24, sound: bool = False) -> VideoMetadata:
+    facts = replace(make_clip_metadata(make_translation_clip(count, 32, 18)), rate=Fraction(rate))
     times = tuple(k / Fraction(rate) for k in range(count))
     return replace(facts, timestamps=times, sound=(SoundTrack(1, "aac", 1.0),) if sound else ())
 
 
-def planned(count: int = 4, speed: str = "1", rate: str = "", freeze: tuple[str, ...] = ()) -> Plan:
-    return plan(facts_of(count), range(count), parse_timing(speed, rate, freeze))
+def planned(count: int = 4, speed: str = "1", rate: str = "", freeze: tuple[str, ...] = ()) -> FrameSchedule:
+    return schedule_frames(facts_of(count), range(count), parse_timing(speed, rate, freeze))
 
 
 # --- when ------------------------------------------------------------------------------------------------------------
@@ -42,7 +42,7 @@ def planned(count: int = 4, speed: str = "1", rate: str = "", freeze: tuple[str,
 
 def test_without_a_change_the_plan_is_the_source() -> None:
     made = planned()
-    assert made.positions == (0, 1, 2, 3) and made.timestamps == made.facts.timestamps == facts_of(4).timestamps
+    assert made.positions == (0, 1, 2, 3) and made.timestamps == made.metadata.timestamps == facts_of(4).timestamps
     assert not Timing().changes_something and parse_timing("0.5").changes_something
 
 
@@ -50,7 +50,7 @@ def test_half_speed_puts_a_frame_between_two_and_lasts_twice_as_long() -> None:
     made, half = planned(speed="0.5"), Fraction(1, 2)
     assert made.positions == (0, half, 1, 3 * half, 2, 5 * half, 3, 3)
     assert made.timestamps == tuple(Fraction(k, 24) for k in range(8))
-    assert made.facts.rate == 24 and made.facts.frame_count == 8
+    assert made.metadata.rate == 24 and made.metadata.frame_count == 8
 
 
 @pytest.mark.parametrize("speed", ["1/3", "0.3", "0.7", "1.5", "4", "100"])
@@ -67,28 +67,28 @@ def test_at_any_speed_the_length_is_the_sources_over_it_and_steps_are_even(speed
 
 def test_another_rate_keeps_the_length_and_the_sound() -> None:
     facts = facts_of(24, sound=True)
-    made = plan(facts, range(24), parse_timing(rate="60"))
+    made = schedule_frames(facts, range(24), parse_timing(rate="60"))
     assert len(made.timestamps) == 60 and made.timestamps[-1] == Fraction(59, 60)
     assert made.positions[5] == 2 and made.positions[1] == Fraction(2, 5)
-    assert made.facts.sound == facts.sound and not made.notes and made.facts.rate == 60
-    film = plan(facts_of(24, 30), range(24), parse_timing(rate="24000/1001"))
+    assert made.metadata.sound == facts.sound and not made.notes and made.metadata.rate == 60
+    film = schedule_frames(facts_of(24, 30), range(24), parse_timing(rate="24000/1001"))
     assert film.timestamps[1] == Fraction(1001, 24000)
 
 
 def test_a_part_of_the_source_keeps_its_place_beside_the_sound() -> None:
     facts = facts_of(24, sound=True)
-    made = plan(facts, range(6, 12), parse_timing(rate="48"))
+    made = schedule_frames(facts, range(6, 12), parse_timing(rate="48"))
     assert made.timestamps[0] == Fraction(6, 24) and made.positions[:3] == (0, Fraction(1, 2), 1)
-    assert made.facts.timestamps[:6] == facts.timestamps[:6]
-    assert next(time for time in made.facts.timestamps if time > made.timestamps[-1]) == Fraction(12, 24)
-    assert all(b > a for a, b in zip(made.facts.timestamps, made.facts.timestamps[1:], strict=False))
+    assert made.metadata.timestamps[:6] == facts.timestamps[:6]
+    assert next(time for time in made.metadata.timestamps if time > made.timestamps[-1]) == Fraction(12, 24)
+    assert all(b > a for a, b in zip(made.metadata.timestamps, made.metadata.timestamps[1:], strict=False))
 
 
 @pytest.mark.parametrize("wanted", [{"speed": "0.5"}, {"freeze": ("2:1",)}])
 def test_another_speed_or_a_pause_leaves_the_sound_out_and_says_so(wanted: dict) -> None:
-    made = plan(facts_of(6, sound=True), range(6), parse_timing(**wanted))
-    assert not made.facts.sound and "sound" in made.notes[0]
-    assert not plan(facts_of(6), range(6), parse_timing(**wanted)).notes
+    made = schedule_frames(facts_of(6, sound=True), range(6), parse_timing(**wanted))
+    assert not made.metadata.sound and "sound" in made.notes[0]
+    assert not schedule_frames(facts_of(6), range(6), parse_timing(**wanted)).notes
 
 
 @pytest.mark.parametrize("number", [0, 2, 3])
@@ -110,13 +110,13 @@ def test_several_frames_stand_still() -> None:
 
 def test_times_rounded_to_ticks_still_give_whole_frames() -> None:
     facts = replace(facts_of(24), timestamps=tuple(Fraction(round(1000 * k / 24), 1000) for k in range(24)))
-    made = plan(facts, range(24), parse_timing(rate="48"))
+    made = schedule_frames(facts, range(24), parse_timing(rate="48"))
     assert made.positions[::2] == tuple(range(24))
 
 
 def test_an_uneven_source_keeps_its_rhythm() -> None:
     times = tuple(map(Fraction, (0, 1, 3, 4)))
-    made = plan(
+    made = schedule_frames(
         replace(facts_of(4), timestamps=times, rate=Fraction(1), variable_rate=True), range(4), parse_timing("0.5")
     )
     assert made.timestamps == (0, 1, 2, 4, 6, 7, 8, 9)
@@ -163,9 +163,9 @@ def every_second(clip: SyntheticClip) -> SyntheticClip:
     surfaces = []
     for surface in clip.surfaces:
         warp = surface.warp
-        assert warp is None or isinstance(warp, Wave)
+        assert warp is None or isinstance(warp, WaveWarp)
         faster = None if warp is None else replace(warp, period=warp.period / 2)
-        surfaces.append(replace(surface, to_uv=surface.to_uv[::2], warp=faster))
+        surfaces.append(replace(surface, to_uv=surface.transforms[::2], warp=faster))
     lighting = replace(clip.lighting, period=clip.lighting.period / 2)
     return replace(clip, count=(clip.count + 1) // 2, surfaces=tuple(surfaces), lighting=lighting)
 
@@ -178,16 +178,16 @@ def detail(image: np.ndarray) -> float:
     return float(np.abs(cv2.Laplacian(image.astype(np.float32), cv2.CV_32F)).mean())
 
 
-def halves(count: int) -> Plan:
+def halves(count: int) -> FrameSchedule:
     """Every frame of so many, and one between each two."""
-    return plan(facts_of(count), range(count), parse_timing("0.5"))
+    return schedule_frames(facts_of(count), range(count), parse_timing("0.5"))
 
 
 @pytest.fixture(scope="module")
 def truth(true_run: TrueRun, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[SyntheticClip, Maps]]:
     """Clips at twice the rate, and the exact maps of their even frames."""
     maker: ModuleType = sys.modules[type(true_run).__module__]
-    clips = {"demo": demo_clip(9, *SIZE), "wave": suite_clip("wave", 9, SIZE)}
+    clips = {"demo": make_demo_clip(9, *SIZE), "wave": make_suite_clip("wave", 9, SIZE)}
     found = {}
     for name, clip in clips.items():
         run = maker.make(tmp_path_factory.mktemp(name), every_second(clip)).run
@@ -199,7 +199,7 @@ def truth(true_run: TrueRun, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 def test_frames_between_frames_are_those_of_the_clip_at_twice_the_rate(truth: dict, name: str) -> None:
     clip, maps = truth[name]
     given = [frame.copy() for frame in clip.frames[::2]]
-    made = list(Retimer(maps).frames(iter(given), halves(5)))
+    made = list(Retimer(maps).interpolate_frames(iter(given), halves(5)))
     assert len(made) == 10 and all(made[2 * k] is frame for k, frame in enumerate(given))
     for k in range(1, 9, 2):
         between = decibels(made[k], clip.frames[k])
@@ -212,16 +212,16 @@ def test_frames_between_frames_are_those_of_the_clip_at_twice_the_rate(truth: di
 def test_a_moment_near_a_frame_is_nearly_that_frame(truth: dict) -> None:
     clip, maps = truth["demo"]
     near = tuple(Fraction(k) for k in (101, 199))
-    moments = Plan((Fraction(0), Fraction(1)), tuple(k / 100 for k in near), facts_of(2))
-    for made, k in zip(Retimer(maps).frames(iter(clip.frames[::2]), moments), (1, 2), strict=True):
+    moments = FrameSchedule((Fraction(0), Fraction(1)), tuple(k / 100 for k in near), facts_of(2))
+    for made, k in zip(Retimer(maps).interpolate_frames(iter(clip.frames[::2]), moments), (1, 2), strict=True):
         assert decibels(made, clip.frames[2 * k]) > 38
 
 
 def test_a_larger_source_is_as_exact(truth: dict) -> None:
     """Maps are kept at the size of the fit."""
     _, maps = truth["demo"]
-    large = demo_clip(9, 320, 180)
-    made = list(Retimer(maps).frames(iter(large.frames[::2]), halves(5)))
+    large = make_demo_clip(9, 320, 180)
+    made = list(Retimer(maps).interpolate_frames(iter(large.frames[::2]), halves(5)))
     assert decibels(made[3], large.frames[3]) > 34
 
 
@@ -233,7 +233,7 @@ def test_layers_that_the_frames_do_not_show_are_not_shown_between_them(truth: di
         return np.stack([np.zeros(size[::-1], np.float32), np.ones(size[::-1], np.float32)])
 
     frames = alone.frames[::2]
-    told, untold = (list(Retimer(maps, given).frames(iter(frames), halves(5)))[5] for given in (only_background, None))
+    told, untold = (list(Retimer(maps, given).interpolate_frames(iter(frames), halves(5)))[5] for given in (only_background, None))
     assert decibels(told, alone.frames[5]) > max(36, decibels(untold, alone.frames[5]))
 
 
@@ -241,12 +241,12 @@ def test_nothing_is_blended_across_a_cut(truth: dict) -> None:
     clip, maps = truth["demo"]
     parts = tuple((Chart(n, 0, 1, b), Chart(n, 2, 4, b)) for n, b in zip(maps.layers, maps.boxes, strict=True))
     cut = replace(maps, charts=parts)
-    moments = Plan((Fraction(0), Fraction(1)), (Fraction(5, 4), Fraction(7, 4)), facts_of(2))
+    moments = FrameSchedule((Fraction(0), Fraction(1)), (Fraction(5, 4), Fraction(7, 4)), facts_of(2))
     frames = list(clip.frames[::2])
     noise = np.random.default_rng(0).integers(0, 255, frames[0].shape, np.uint8)
-    early, late = Retimer(cut).frames(iter(frames), moments)
-    assert np.array_equal(next(Retimer(cut).frames(iter([*frames[:2], noise]), moments)), early)
-    other = list(Retimer(cut).frames(iter([frames[0], noise, *frames[2:]]), moments))[1]
+    early, late = Retimer(cut).interpolate_frames(iter(frames), moments)
+    assert np.array_equal(next(Retimer(cut).interpolate_frames(iter([*frames[:2], noise]), moments)), early)
+    other = list(Retimer(cut).interpolate_frames(iter([frames[0], noise, *frames[2:]]), moments))[1]
     assert np.array_equal(other, late)
     for made, k in ((early, 2), (late, 4)):  # it moves on as before, and comes as afterwards
         assert decibels(made, clip.frames[3]) > decibels(clip.frames[k], clip.frames[3]) + 1
@@ -261,7 +261,7 @@ def test_frames_are_asked_for_when_they_are_needed(truth: dict) -> None:
             asked.append(k)
             yield frame
 
-    made = Retimer(maps).frames(source(), halves(5))
+    made = Retimer(maps).interpolate_frames(source(), halves(5))
     next(made)
     assert asked == [0]
     next(made)

@@ -15,16 +15,16 @@ from PIL import Image
 
 from editors.api import edit
 from neural_fields import coords
-from neural_fields.config import load_config
+from neural_fields.config import load_planar_config
 from neural_fields.coords import Box
 from neural_fields.data import painting
 from neural_fields.data.flow import FlowField, compute_flow
-from neural_fields.data.region import parse_region, quad_area, quad_mask
+from neural_fields.data.region import parse_region, compute_quad_area, draw_quad_mask
 from neural_fields.errors import ExitCode, UserError
-from neural_fields.fit_options import FitOptions
-from neural_fields.fitting import fit, load_model
+from neural_fields.fit_options import TrainOptions
+from neural_fields.fitting import train, load_planar_model
 from neural_fields.output import RenderOptions, render
-from neural_fields.planar.following import Followed, follow
+from neural_fields.planar.following import TrackedRegion, track_region
 from neural_fields.run import read_run_yaml
 
 FRAMES, WIDTH, HEIGHT, DRAWN = 14, 160, 90, 11
@@ -65,7 +65,7 @@ def sign_corners(s: float) -> np.ndarray:
 
 @cache
 def scene(marked: bool = False, pole: bool = True, frames: int = FRAMES) -> Scene:
-    background = painting.sea_floor(Box(0.0, 0.0, 2.6, 1.5), 3 * WIDTH, 3 * HEIGHT, 1)
+    background = painting.paint_sea_floor(Box(0.0, 0.0, 2.6, 1.5), 3 * WIDTH, 3 * HEIGHT, 1)
     picture = sign_picture(marked)
     outline = np.array([[0, 0], [SIGN[0], 0], SIGN, [0, SIGN[1]]], np.float32)
     y, x = (np.mgrid[: HEIGHT * FINER, : WIDTH * FINER] + 0.5) / FINER
@@ -98,11 +98,11 @@ def smaller(image: np.ndarray) -> np.ndarray:
 
 
 def to_xy(pixels: np.ndarray, size: tuple[int, int] = (WIDTH, HEIGHT)) -> np.ndarray:
-    return coords.normalise_pixels(torch.from_numpy(pixels), *size).numpy()
+    return coords.normalize_pixels(torch.from_numpy(pixels), *size).numpy()
 
 
 def to_pixels(xy: np.ndarray) -> np.ndarray:
-    return coords.denormalise_pixels(torch.from_numpy(np.asarray(xy, np.float64)), WIDTH, HEIGHT).numpy()
+    return coords.denormalize_pixels(torch.from_numpy(np.asarray(xy, np.float64)), WIDTH, HEIGHT).numpy()
 
 
 def region_text(corners: np.ndarray, frame: int = DRAWN) -> str:
@@ -110,10 +110,10 @@ def region_text(corners: np.ndarray, frame: int = DRAWN) -> str:
 
 
 @pytest.fixture(scope="module")
-def followed(tmp_path_factory: pytest.TempPathFactory) -> Followed:
+def followed(tmp_path_factory: pytest.TempPathFactory) -> TrackedRegion:
     truth = scene()
     flow = compute_flow(truth.frames, tmp_path_factory.mktemp("flow"), "dis")
-    return follow(truth.frames, flow, to_xy(truth.corners[DRAWN]), DRAWN)
+    return track_region(truth.frames, flow, to_xy(truth.corners[DRAWN]), DRAWN)
 
 
 # --- the text -------------------------------------------------------------------------------------------------------
@@ -148,47 +148,47 @@ def test_a_region_that_cannot_be_taken_is_refused_with_one_that_can(text: str, w
 
 def test_a_region_has_one_text_however_it_was_typed() -> None:
     typed = parse_region(" 4: 20,20.50  80,20 80,60 20,60.0 ", WIDTH, HEIGHT, range(2, 14, 2))
-    assert typed.frame == 4 and typed.text == "4:20,20.5 80,20 80,60 20,60"
-    assert parse_region(typed.text, WIDTH, HEIGHT, range(14)) == typed
+    assert typed.frame == 4 and typed.roi_text == "4:20,20.5 80,20 80,60 20,60"
+    assert parse_region(typed.roi_text, WIDTH, HEIGHT, range(14)) == typed
 
 
 def test_the_pixels_of_a_region_are_those_whose_centres_lie_in_it() -> None:
     corners = to_xy(np.array([[10.0, 5.0], [30.0, 5.0], [30.0, 25.0], [10.0, 25.0]]))
     for order in (corners, corners[::-1]):
-        mask = quad_mask(order, (WIDTH, HEIGHT))
+        mask = draw_quad_mask(order, (WIDTH, HEIGHT))
         assert mask[5:25, 10:30].all() and mask.sum() == 400
-        assert quad_area(order, (WIDTH, HEIGHT)) == pytest.approx(400)
+        assert compute_quad_area(order, (WIDTH, HEIGHT)) == pytest.approx(400)
 
 
 # --- following ------------------------------------------------------------------------------------------------------
 
 
-def test_the_corners_are_followed_to_a_pixel_though_something_passes_in_front(followed: Followed) -> None:
+def test_the_corners_are_followed_to_a_pixel_though_something_passes_in_front(followed: TrackedRegion) -> None:
     truth = scene()
-    errors = [np.linalg.norm(to_pixels(followed.track.quad(t)) - truth.corners[t], axis=1).max() for t in range(FRAMES)]
+    errors = [np.linalg.norm(to_pixels(followed.track.compute_quad(t)) - truth.corners[t], axis=1).max() for t in range(FRAMES)]
     assert max(errors) < 1.0
     assert np.mean(errors) < 0.5
     assert np.array_equal(followed.track.transforms[DRAWN], np.eye(3))
 
 
-def test_what_passes_in_front_is_not_the_region(followed: Followed) -> None:
+def test_what_passes_in_front_is_not_the_region(followed: TrackedRegion) -> None:
     truth = scene()
     for t in range(FRAMES):
         visible = truth.sign[t] * (1 - truth.pole[t]) > 0.5
-        seen = followed.seen[t]
+        seen = followed.visibility[t]
         assert (visible & seen).sum() / (visible | seen).sum() > 0.93
         inside = (cv2.erode(truth.pole[t], np.ones((3, 3))) == 1) & (truth.sign[t] == 1)
         assert (seen & inside).sum() <= 0.02 * inside.sum()
 
 
 def test_a_region_is_gone_where_it_has_left_the_frame() -> None:
-    picture = painting.sea_floor(Box(0.0, 0.0, 3.0, 1.0), 480, 96, 2)
+    picture = painting.paint_sea_floor(Box(0.0, 0.0, 3.0, 1.0), 480, 96, 2)
     frames = np.stack([picture[:60, 20 * t : 20 * t + 120] * 255 for t in range(7)]).round().astype(np.uint8)
     motion = np.full((6, 60, 120, 2), np.array([-20, 0], np.float32))
     everywhere = np.ones((6, 60, 120), bool)
     corners = np.array([[64.0, 12.0], [100.0, 12.0], [100.0, 48.0], [64.0, 48.0]])
-    found = follow(frames, FlowField(motion, -motion, everywhere, everywhere), to_xy(corners, (120, 60)), 0)
-    shares = [seen.sum() / 36**2 for seen in found.seen]
+    found = track_region(frames, FlowField(motion, -motion, everywhere, everywhere), to_xy(corners, (120, 60)), 0)
+    shares = [seen.sum() / 36**2 for seen in found.visibility]
     assert min(shares[:4]) > 0.97
     assert shares[4] == pytest.approx(20 / 36, abs=0.06)
     assert shares[5:] == [0, 0]
@@ -204,10 +204,10 @@ def test_the_rear_of_a_real_van_stays_on_the_van(shared_data: Path, tmp_path: Pa
 
     frames = np.stack([read("frames", k) for k in numbers])
     corners = np.array([[446.0, 150.0], [500.0, 150.0], [506.0, 238.0], [443.0, 242.0]]) * [320 / 854, 180 / 480]
-    found = follow(frames, compute_flow(frames, tmp_path, "dis"), to_xy(corners, size), 5)
-    for number, seen in zip(numbers, found.seen, strict=True):
+    found = track_region(frames, compute_flow(frames, tmp_path, "dis"), to_xy(corners, size), 5)
+    for number, seen in zip(numbers, found.visibility, strict=True):
         van = read("masks", number).max(-1) > 0
-        assert seen.sum() > 0.8 * quad_area(found.track.quad(numbers.index(number)), size)
+        assert seen.sum() > 0.8 * compute_quad_area(found.track.compute_quad(numbers.index(number)), size)
         assert (seen & van).sum() > 0.95 * seen.sum()
 
 
@@ -224,16 +224,16 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_an_edit_drawn_on_the_region_lies_there_on_every_frame_and_on_nothing_else(clip: Path, tmp_path: Path) -> None:
     truth, wanted = scene(), scene(marked=True).frames
-    options = FitOptions(
+    options = TrainOptions(
         out=tmp_path / "run", config="roi", roi=region_text(truth.corners[DRAWN]), size="source",
         overrides={"training.steps": 40, "training.frame_pixels": 30000},
     )  # fmt: skip
-    result = fit(clip, options)
-    model, _ = load_model(result.run)
+    result = train(clip, options)
+    model, _ = load_planar_model(result.run)
     assert model.layers == ("region", "background")
     grid = coords.frame_xy(WIDTH, HEIGHT)
     with torch.no_grad():
-        own = model.mappings[0].frames(torch.tensor([DRAWN]), FRAMES, (WIDTH, HEIGHT))[0]  # type: ignore[operator]
+        own = model.mappings[0].map_frames(torch.tensor([DRAWN]), FRAMES, (WIDTH, HEIGHT))[0]  # type: ignore[operator]
     assert float((own - grid).abs().max()) < 1e-5
     box, corners = model.canonical_box("region"), to_xy(truth.corners[DRAWN])
     assert (corners > [box.u0, box.v0]).all() and (corners < [box.u1, box.v1]).all()
@@ -251,16 +251,16 @@ def test_an_edit_drawn_on_the_region_lies_there_on_every_frame_and_on_nothing_el
     assert np.array_equal(shown[inside], truth.frames[inside])
     assert np.array_equal(shown[truth.sign == 0], truth.frames[truth.sign == 0])
 
-    assert read_run_yaml(result.run)["roi"] == parse_region(str(options.roi), WIDTH, HEIGHT, range(FRAMES)).text
+    assert read_run_yaml(result.run)["roi"] == parse_region(str(options.roi), WIDTH, HEIGHT, range(FRAMES)).roi_text
     with pytest.raises(UserError, match="other settings: roi"):
-        fit(clip, FitOptions(**{**vars(options), "roi": region_text(truth.corners[DRAWN] + 1)}))
+        train(clip, TrainOptions(**{**vars(options), "roi": region_text(truth.corners[DRAWN] + 1)}))
 
 
 def test_the_preset_without_a_region_and_a_region_without_its_mapping_are_refused(clip: Path, tmp_path: Path) -> None:
-    assert load_config("roi").region
+    assert load_planar_config("roi").region
     with pytest.raises(UserError, match="tracks one region") as caught:
-        fit(clip, FitOptions(out=tmp_path / "a", config="roi"))
+        train(clip, TrainOptions(out=tmp_path / "a", config="roi"))
     roi = re.fullmatch(r'--roi "(.*)"', caught.value.fix)
     assert roi and parse_region(roi[1], WIDTH, HEIGHT, range(FRAMES))
     with pytest.raises(UserError, match="preset lna cannot track a region"):
-        fit(clip, FitOptions(out=tmp_path / "b", config="lna", roi=roi[1]))
+        train(clip, TrainOptions(out=tmp_path / "b", config="lna", roi=roi[1]))

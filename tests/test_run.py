@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from neural_fields.errors import ExitCode, UserError
-from neural_fields.locking import lock
+from neural_fields.locking import lock_run
 from neural_fields.run import Run, append_metrics, read_metrics, read_run_yaml, write_run_yaml
 
 
@@ -90,5 +90,5 @@ def test_a_folder_of_somebody_else_does_not_become_a_run(run, tmp_path) -> None:
         assert caught.value.code == ExitCode.BAD_INPUT
     assert Run.create(run.path) == run, "a run may be continued"
     begun = tmp_path / "begun"
-    with lock(Run(begun)):
+    with lock_run(Run(begun)):
         assert Run.create(begun).path == begun, "nor does a creation that was interrupted stand in the way"

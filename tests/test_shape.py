@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 
 from editors.api import edit_with
-from editors.shape import Folded, ShapeEdit, deform
-from editors.shape_points import check_spread, parse_pairs, read_flow, read_pairs
+from editors.shape import FoldError, ShapeEdit, deform_by_points
+from editors.shape_points import check_spread, parse_point_pairs, read_flow_pairs, read_point_pairs
 from editors.stack import undo
 from neural_fields.baking import Maps
 from neural_fields.coords import Box
 from neural_fields.data.flow_files import write_flo
 from neural_fields.data.video import source_frames
 from neural_fields.errors import ExitCode, UserError
-from neural_fields.extended_map import ExtendedMap, extend
-from neural_fields.output import open_renderer, source_facts
-from neural_fields.reshaping import Shape
+from neural_fields.extended_map import ExtrapolatedMap, extrapolate_uv
+from neural_fields.output import open_passes, read_source_metadata
+from neural_fields.reshaping import Deformation
 from neural_fields.run import Run
 
 WIDTH, HEIGHT = 96, 64
@@ -33,12 +33,12 @@ Motion = Callable[[np.ndarray], np.ndarray]
 
 
 @pytest.fixture(scope="module")
-def disc() -> tuple[ExtendedMap, np.ndarray]:
+def disc() -> tuple[ExtrapolatedMap, np.ndarray]:
     """A disc of 12 pixels in the middle of a frame, whose plane leans."""
     x, y = np.meshgrid(np.arange(WIDTH) + 0.5, np.arange(HEIGHT) + 0.5)
     centres = np.stack([x, y], axis=-1)
     seen = ((centres - CENTRE) ** 2).sum(-1) < 12**2
-    found = extend((centres @ TURN.T).astype(np.float32), seen)
+    found = extrapolate_uv((centres @ TURN.T).astype(np.float32), seen)
     assert found is not None
     return found, seen
 
@@ -64,22 +64,22 @@ MOTIONS: dict[str, Motion] = {
 def test_every_point_of_the_object_goes_where_the_pairs_say(disc: tuple, name: str) -> None:
     found, seen = disc
     motion = MOTIONS[name]
-    shape = deform(found, seen, RING, motion(RING))
+    shape = deform_by_points(found, seen, RING, motion(RING))
     inside = CENTRE + 0.8 * (RING[:-1] - CENTRE)
     ends = motion(inside)
     uv = ends @ TURN.T
-    from_pixel = (uv - shape.at(uv)) @ np.linalg.inv(TURN).T
+    from_pixel = (uv - shape.displacement_at(uv)) @ np.linalg.inv(TURN).T
     assert np.linalg.norm(from_pixel - inside, axis=1).max() < (0.5 if name == "bend" else 0.1)
 
 
 @pytest.mark.parametrize("name", MOTIONS)
 def test_far_from_the_object_nothing_is_moved_and_the_object_appears_once(disc: tuple, name: str) -> None:
     found, seen = disc
-    shape = deform(found, seen, RING, MOTIONS[name](RING))
+    shape = deform_by_points(found, seen, RING, MOTIONS[name](RING))
     assert not shape.field[:, [0, -1]].any() and not shape.field[:, :, [0, -1]].any()
     v, u = np.mgrid[-3:4:0.02, -3:4:0.02]
     uv = np.stack([u, v], axis=-1).reshape(-1, 2)
-    places = (uv - shape.at(uv)) @ np.linalg.inv(TURN).T
+    places = (uv - shape.displacement_at(uv)) @ np.linalg.inv(TURN).T
     shown = (((places - CENTRE) ** 2).sum(-1) < 11.5**2).reshape(u.shape)
     assert cv2.connectedComponents(shown.astype(np.uint8))[0] == 2  # the object, and what is around it
 
@@ -88,8 +88,8 @@ def test_pairs_that_pass_one_another_are_a_fold(disc: tuple) -> None:
     found, seen = disc
     crossed = RING.copy()
     crossed[[0, 4]] = crossed[[4, 0]]
-    with pytest.raises(Folded):
-        deform(found, seen, RING, crossed)
+    with pytest.raises(FoldError):
+        deform_by_points(found, seen, RING, crossed)
 
 
 # --- what a user gives -----------------------------------------------------------------------------------------------
@@ -99,14 +99,14 @@ def test_pairs_are_read_from_words_and_tables(tmp_path: Path) -> None:
     table = tmp_path / "pairs.csv"
     table.write_text("x,y,to x,to y\n1,2,3,4\n\n5; 6;7; 8.5\n")
     assert (
-        read_pairs(table).tolist() == parse_pairs(("1,2>3,4", "5,6 > 7,8.5")).tolist() == [[1, 2, 3, 4], [5, 6, 7, 8.5]]
+        read_point_pairs(table).tolist() == parse_point_pairs(("1,2>3,4", "5,6 > 7,8.5")).tolist() == [[1, 2, 3, 4], [5, 6, 7, 8.5]]
     )
 
 
 @pytest.mark.parametrize("word", ["", "1,2", "1,2>3", "1,2>3,4>5,6", "a,b>c,d", "1,2>nan,4", "1,2,3>4"])
 def test_words_that_are_no_pair_are_refused(word: str) -> None:
     with pytest.raises(UserError, match="not a pair"):
-        parse_pairs((word,))
+        parse_point_pairs((word,))
 
 
 @pytest.mark.parametrize("text", ["", "x,y,z,w\n", "1,2,3\n", "1,2,3,4\n1,2,3,x\n", "1,2,3,inf\n"])
@@ -114,9 +114,9 @@ def test_a_table_without_pairs_is_refused(tmp_path: Path, text: str) -> None:
     table = tmp_path / "pairs.csv"
     table.write_text(text)
     with pytest.raises(UserError, match="pair"):
-        read_pairs(table)
+        read_point_pairs(table)
     with pytest.raises(UserError, match="cannot be read"):
-        read_pairs(tmp_path / "gone.csv")
+        read_point_pairs(tmp_path / "gone.csv")
 
 
 @pytest.mark.parametrize(("scale", "suffix"), [(1, ".flo"), (2, ".npy")])
@@ -129,11 +129,11 @@ def test_a_flow_file_of_any_size_gives_points_of_the_object(tmp_path: Path, scal
         write_flo(path, vectors)
     else:
         np.save(path, vectors)
-    rows = read_flow(path, (64, 36), weight)
+    rows = read_flow_pairs(path, (64, 36), weight)
     assert 50 < len(rows) <= 400 and (np.abs(rows[:, 2:] - rows[:, :2] - [3, -2]) < 1e-4).all()
     assert (rows[:, 0] > 20).all() and (rows[:, 0] < 40).all() and (rows[:, 1] > 10).all() and (rows[:, 1] < 20).all()
     with pytest.raises(UserError, match="nothing of the layer"):
-        read_flow(path, (64, 36), np.zeros((36, 64), bool))
+        read_flow_pairs(path, (64, 36), np.zeros((36, 64), bool))
 
 
 def test_a_flow_file_that_does_not_fit_is_refused(tmp_path: Path) -> None:
@@ -143,11 +143,11 @@ def test_a_flow_file_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     ):
         np.save(tmp_path / name, vectors)
         with pytest.raises(UserError) as caught:
-            read_flow(tmp_path / name, (64, 36), np.ones((36, 64), bool))
+            read_flow_pairs(tmp_path / name, (64, 36), np.ones((36, 64), bool))
         assert caught.value.code == ExitCode.BAD_INPUT and "height x width x 2" in caught.value.fix
     for name in ("gone.npy", "pairs.txt"):
         with pytest.raises(UserError, match="no flow file"):
-            read_flow(tmp_path / name, (64, 36), np.ones((36, 64), bool))
+            read_flow_pairs(tmp_path / name, (64, 36), np.ones((36, 64), bool))
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_points_that_tell_no_deformation_are_refused(start: list, end: list, wha
 
 def pairs_on(run: Run, frame: int, move: Motion) -> tuple[str, ...]:
     """Points around the middle of the foreground, and where they shall be."""
-    y, x = np.nonzero(Maps.open(run).layer_weight_small(frame, 0) > 0.9)
+    y, x = np.nonzero(Maps.open(run).read_layer_weight_small(frame, 0) > 0.9)
     centre, reach = np.array([x.mean(), y.mean()]) + 0.5, 0.3 * min(np.ptp(x), np.ptp(y))
     points = centre + reach * np.stack([np.cos(ANGLES[::2]), np.sin(ANGLES[::2])], axis=1)
     return tuple(f"{p[0]:.2f},{p[1]:.2f}>{q[0]:.2f},{q[1]:.2f}" for p, q in zip(points, move(points), strict=True))
@@ -178,11 +178,11 @@ def pairs_on(run: Run, frame: int, move: Motion) -> tuple[str, ...]:
 
 def test_an_object_is_moved_in_all_frames_and_undone(run: Run) -> None:
     made = edit_with(run, ShapeEdit(frame=2, pairs=pairs_on(run, 2, lambda p: p + np.array([6.0, 3.0]))))
-    assert made.edit.layers == ("foreground",) and made.edit.facts["frame"] == 2
+    assert made.edit.layers == ("foreground",) and made.edit.spec["frame"] == 2
     maps = Maps.open(run)
-    renderer, (facts, _) = open_renderer(run, maps), source_facts(run)
+    renderer, (facts, _) = open_passes(run, maps), read_source_metadata(run)
     for t, frame in enumerate(source_frames(facts, range(6))):
-        before, (shown, weights) = maps.weight(t, (64, 36))[0], renderer.deformed(t, frame)
+        before, (shown, weights) = maps.read_weights(t, (64, 36))[0], renderer.deformed(t, frame)
         middles = [np.array(np.nonzero(weight > 0.5)).mean(axis=1) for weight in (before, weights[0])]
         assert np.abs(middles[1] - middles[0] - [3, 6]).max() < 1
         assert np.abs(shown.astype(int) - frame).max() > 60
@@ -190,7 +190,7 @@ def test_an_object_is_moved_in_all_frames_and_undone(run: Run) -> None:
         assert np.array_equal(shown[far], frame[far])
     undo(run)
     frame = next(iter(source_frames(facts, range(1))))
-    assert open_renderer(run, maps).render_frame(0, frame) is frame
+    assert open_passes(run, maps).render_frame(0, frame) is frame
 
 
 @pytest.mark.parametrize(
@@ -223,6 +223,6 @@ def test_a_fold_is_refused_with_its_place_and_several_layers_or_a_mask_are_refus
 
 
 def test_a_shape_says_where_it_is_zero() -> None:
-    shape = Shape(np.pad(np.ones((2, 2, 2), np.float32), ((0, 0), (1, 1), (1, 1))), Box(-1.0, -1.0, 1.0, 1.0))
-    assert shape.at(np.array([[0.0, 0.0]])).tolist() == [[1, 1]]
-    assert shape.at(np.array([[5.0, 0.0], [0.0, -7.0]])).tolist() == [[0, 0], [0, 0]]
+    shape = Deformation(np.pad(np.ones((2, 2, 2), np.float32), ((0, 0), (1, 1), (1, 1))), Box(-1.0, -1.0, 1.0, 1.0))
+    assert shape.displacement_at(np.array([[0.0, 0.0]])).tolist() == [[1, 1]]
+    assert shape.displacement_at(np.array([[5.0, 0.0], [0.0, -7.0]])).tolist() == [[0, 0], [0, 0]]

@@ -16,16 +16,16 @@ from PIL import Image
 
 from editors.api import edit_with
 from editors.cli import main
-from editors.diffusion.shape_aware import ShapeAware, cut_out
-from editors.diffusion.shape_matching import boxes, features, match_features, match_outlines
-from editors.diffusion.weights import Weights
+from editors.diffusion.shape_aware import ShapeAware, segment_new_object
+from editors.diffusion.shape_matching import match_box_corners, compute_features, match_features, match_outlines
+from editors.diffusion.weights import WeightsSource
 from editors.diffusion.wrapper import load_model
 from editors.shape import ShapeEdit
 from editors.stack import undo
 from neural_fields.baking import Maps
 from neural_fields.data.video import source_frames
 from neural_fields.errors import ExitCode, UserError
-from neural_fields.output import open_renderer, source_facts
+from neural_fields.output import open_passes, read_source_metadata
 from neural_fields.run import Run
 
 SIZE = (64, 36)
@@ -59,13 +59,13 @@ def run(moving_run: Run, tmp_path: Path) -> Run:
 
 
 def frames(run: Run) -> list[np.ndarray]:
-    facts, _ = source_facts(run)
+    facts, _ = read_source_metadata(run)
     return list(source_frames(facts, range(6)))
 
 
 def painted(run: Run, folder: Path) -> tuple[Path, list[np.ndarray]]:
     """A frame whose object is wider, taller and green, and where it then is in all frames."""
-    y, x = np.nonzero(Maps.open(run).layer_weight_small(FRAME, 0) > 0.9)
+    y, x = np.nonzero(Maps.open(run).read_layer_weight_small(FRAME, 0) > 0.9)
     (left, right), (top, bottom) = ((line.min() + 3.0, line.max() - 2.0) for line in (x, y))
     middle = ((left + right) / 2, (top + bottom) / 2)
     points = [(left + 3, middle[1]), (right - 3, middle[1]), (middle[0], top + 2), (middle[0], bottom - 2)]
@@ -74,8 +74,8 @@ def painted(run: Run, folder: Path) -> tuple[Path, list[np.ndarray]]:
         for a, b in points
     )
     edit_with(run, ShapeEdit(frame=FRAME, pairs=words))
-    renderer = open_renderer(run, Maps.open(run))
-    both = [(renderer.render_frame(t, frame), renderer.weights(t, SIZE)) for t, frame in enumerate(frames(run))]
+    renderer = open_passes(run, Maps.open(run))
+    both = [(renderer.render_frame(t, frame), renderer.layer_weights(t, SIZE)) for t, frame in enumerate(frames(run))]
     undo(run)
     shown, weights = both[FRAME]
     edited = weights[0][..., None] * np.array([30, 200, 40]) + (1 - weights[0][..., None]) * shown
@@ -106,7 +106,7 @@ def test_outlines_of_the_same_shape_are_matched_point_for_point(matrix: list) ->
     start, end = match_outlines(blob(np.eye(2, 3)), blob(affine))
     assert len(start) == 21
     assert np.linalg.norm(start @ affine[:, :2].T + affine[:, 2] - end, axis=1).max() < 2.5
-    start, end = boxes(blob(np.eye(2, 3)), blob(affine))
+    start, end = match_box_corners(blob(np.eye(2, 3)), blob(affine))
     assert start.shape == end.shape == (4, 2)
 
 
@@ -125,17 +125,17 @@ def test_features_that_moved_are_found_where_they_went_and_strays_are_left_out()
 
 @pytest.mark.parametrize("kind", ["plain", "inpainting"])
 def test_features_are_of_length_one_and_leave_the_model_as_it_was(models: Callable[[str], str], kind: str) -> None:
-    model = load_model(Weights(models(kind)))
+    model = load_model(WeightsSource(models(kind)))
     image = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(1))
-    found = features(model, image, "a cat", 0)
+    found = compute_features(model, image, "a cat", 0)
     assert found.ndim == 3 and torch.allclose(found.norm(dim=0), torch.ones(found.shape[1:]), atol=1e-4)
-    assert torch.equal(found, features(model, image, "a cat", 0))
+    assert torch.equal(found, compute_features(model, image, "a cat", 0))
     assert not any(block._forward_hooks for block in model.unet.up_blocks)
 
 
 def test_a_model_without_a_unet_has_no_features(models: Callable[[str], str]) -> None:
     with pytest.raises(ValueError, match="U-Net"):
-        features(load_model(Weights(models("three"))), torch.rand(1, 3, 32, 32), "a cat", 0)
+        compute_features(load_model(WeightsSource(models("three"))), torch.rand(1, 3, 32, 32), "a cat", 0)
 
 
 def test_a_new_object_is_cut_out_of_what_was_painted() -> None:
@@ -144,7 +144,7 @@ def test_a_new_object_is_cut_out_of_what_was_painted() -> None:
     before, new = blob(np.eye(2, 3)), blob(np.array([[1.3, 0, -14], [0, 1.2, -8.0]]))
     seen[before] = (0.2, 0.2, 0.7)
     edited = np.where(new[..., None], np.float32([0.9, 0.3, 0.1]), seen)
-    assert iou(cut_out(seen, edited, before), new) > 0.95
+    assert iou(segment_new_object(seen, edited, before), new) > 0.95
 
 
 # --- on a run --------------------------------------------------------------------------------------------------------
@@ -160,16 +160,16 @@ def test_a_frame_painted_by_hand_gives_its_shape_and_colours_to_all_frames(
     settings = ShapeAware(frame=FRAME, edited=path, edited_mask=tmp_path / "mask.png" if masked else None)
     made = edit_with(run, settings)
     assert made.edit.layers == ("foreground",) and any("matched by" in note for note in made.notes)
-    renderer = open_renderer(run, Maps.open(run))
+    renderer = open_passes(run, Maps.open(run))
     for t, frame in enumerate(frames(run)):
         shown = renderer.render_frame(t, frame)
-        weights = renderer.weights(t, SIZE)
+        weights = renderer.layer_weights(t, SIZE)
         assert iou(weights[0] > 0.5, truth[t]) > (0.85 if masked else 0.78)
         inner = cv2.erode(truth[t].astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
         off = np.abs(shown[inner].astype(float) - [30, 200, 40]).mean(axis=1)
         assert np.median(off) < 20 and (off < 60).mean() > 0.8
         far = cv2.dilate((truth[t] | (weights[0] > 0)).astype(np.uint8), np.ones((13, 13), np.uint8)) == 0
-        assert np.array_equal(shown[far & ~renderer.reach(t, SIZE)], frame[far & ~renderer.reach(t, SIZE)])
+        assert np.array_equal(shown[far & ~renderer.affected_mask(t, SIZE)], frame[far & ~renderer.affected_mask(t, SIZE)])
     with pytest.raises(UserError, match="has a shape already"):
         edit_with(run, settings)
 

@@ -12,23 +12,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from editors.base import Source, quiet
-from editors.diffusion.fusing import fused, shown_in
+from editors.base import EditSource, report_nothing
+from editors.diffusion.fusing import fuse_keyframes, render_into_keyframes
 from editors.diffusion.keyframes import open_keyframes
-from editors.diffusion.sampling import denoise
-from editors.diffusion.schedule import Denoised, Latents, Schedule
-from editors.diffusion.stablevideo import StableVideo, holding
-from editors.diffusion.tokenflow import Flow, Joined, TokenFlow, Tokens, flowing, in_blocks
+from editors.diffusion.sampling import denoise_latents
+from editors.diffusion.schedule import DenoisedLatents, Latents, NoiseSchedule
+from editors.diffusion.stablevideo import StableVideo, keep_known_latents
+from editors.diffusion.tokenflow import TokenFlowState, TokenMatches, TokenFlow, TokenFlowAttention, predict_by_token_flow, predict_in_blocks
 from neural_fields.baking import Maps
 from neural_fields.errors import ExitCode, UserError
 from neural_fields.run import Run
 
-SCHEDULE = Schedule.of({"prediction_type": "epsilon"}, torch.linspace(0.999, 0.002, 100))
+SCHEDULE = NoiseSchedule.from_config({"prediction_type": "epsilon"}, torch.linspace(0.999, 0.002, 100))
 
 
 @pytest.fixture(scope="module")
-def source(moving_run: Run) -> Source:
-    return Source(moving_run, Maps.open(moving_run), ("foreground",))
+def source(moving_run: Run) -> EditSource:
+    return EditSource(moving_run, Maps.open(moving_run), ("foreground",))
 
 
 @pytest.fixture(scope="module")
@@ -48,62 +48,62 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def towards(picture: torch.Tensor):
     """A denoiser that is sure of a picture."""
-    return lambda latents, time: SCHEDULE.with_clean(latents, picture.expand_as(latents), time)
+    return lambda latents, time: SCHEDULE.assume_clean(latents, picture.expand_as(latents), time)
 
 
 # --- StableVideo -----------------------------------------------------------------------------------------------------
 
 
 def test_what_is_known_stays_for_some_times_as_if_it_had_been_noised_and_the_rest_is_made_beside_it() -> None:
-    times, known = SCHEDULE.times(10), torch.zeros(1, 1, 4, 4)
+    times, known = SCHEDULE.select_times(10), torch.zeros(1, 1, 4, 4)
     known[..., :2] = 1
     before, start = noise(1, 3, 4, 4, seed=1), noise(1, 3, 4, 4)
     seen: dict[int, Latents] = {}
 
-    def predict(latents: Latents, time: int) -> Denoised:
+    def predict(latents: Latents, time: int) -> DenoisedLatents:
         seen[time] = latents
         return towards(torch.zeros(1, 3, 4, 4))(latents, time)
 
-    found = denoise(start, times, SCHEDULE, holding(predict, SCHEDULE, before, known, times[:4]))
+    found = denoise_latents(start, times, SCHEDULE, keep_known_latents(predict, SCHEDULE, before, known, times[:4]))
     assert found.abs().max() < 1e-5  # it is made anew from there, as the model wants
     # The noise that is left at the first free time is what the start had beyond the known picture.
-    left = SCHEDULE.with_clean(start, before, times[0]).noise
+    left = SCHEDULE.assume_clean(start, before, times[0]).noise
     expected = SCHEDULE.add_noise(before, left, times[4])
     torch.testing.assert_close(seen[times[4]][..., :2], expected[..., :2], rtol=1e-4, atol=1e-4)
 
 
 def test_times_that_hold_to_the_end_bring_back_what_is_known() -> None:
-    times, before = SCHEDULE.times(10), noise(1, 3, 4, 4, seed=1)
-    held = holding(towards(torch.zeros(1)), SCHEDULE, before, torch.ones(1, 1, 4, 4), times)
-    torch.testing.assert_close(denoise(noise(1, 3, 4, 4), times, SCHEDULE, held), before)
+    times, before = SCHEDULE.select_times(10), noise(1, 3, 4, 4, seed=1)
+    held = keep_known_latents(towards(torch.zeros(1)), SCHEDULE, before, torch.ones(1, 1, 4, 4), times)
+    torch.testing.assert_close(denoise_latents(noise(1, 3, 4, 4), times, SCHEDULE, held), before)
 
 
-def test_a_keyframe_starts_from_the_edits_before_it_where_they_are_seen(source: Source) -> None:
+def test_a_keyframe_starts_from_the_edits_before_it_where_they_are_seen(source: EditSource) -> None:
     keyframes = open_keyframes(source, [0, 3], 64, 8)
     red = torch.tensor([0.8, 0.1, 0.1]).view(1, 3, 1, 1)
     first = keyframes[:1]
-    found = fused(first, red * first.parts["foreground"].gain)
-    start, known = shown_in(keyframes[1:], found)
-    sure, outside = keyframes[1:].region > 0.99, keyframes[1:].region == 0
+    found = fuse_keyframes(first, red * first.layers["foreground"].gain)
+    start, known = render_into_keyframes(keyframes[1:], found)
+    sure, outside = keyframes[1:].change_mask > 0.99, keyframes[1:].change_mask == 0
     assert float(known[sure].mean()) > 0.9
-    colour = red * keyframes[1:].parts["foreground"].gain
+    colour = red * keyframes[1:].layers["foreground"].gain
     assert float((start - colour).abs().mean(dim=1, keepdim=True)[sure & (known > 0.99)].max()) < 0.02
     assert torch.equal(start[outside.expand_as(start)], keyframes[1:].images[outside.expand_as(start)])
 
 
 @pytest.mark.parametrize("kind", ["plain", "inpainting", "flow"])
-def test_stablevideo_edits_a_layer_with_any_kind_of_model(source: Source, models: dict[str, str], kind: str) -> None:
+def test_stablevideo_edits_a_layer_with_any_kind_of_model(source: EditSource, models: dict[str, str], kind: str) -> None:
     editor = StableVideo(model=models[kind], prompt="blue dots", steps=2, keyframes="0,5")
-    result = editor(source, quiet)
+    result = editor(source, report_nothing)
     rgba = result.overlays["foreground"].rgba
-    assert set(result.overlays) == {"foreground"} and result.facts["keyframes"] == [0, 5]
+    assert set(result.overlays) == {"foreground"} and result.metadata["keyframes"] == [0, 5]
     assert np.isfinite(rgba).all() and 0 < (rgba[..., 3] > 0).mean() < 1
 
 
-def test_the_edges_of_the_frames_are_followed(source: Source, models: dict[str, str]) -> None:
+def test_the_edges_of_the_frames_are_followed(source: EditSource, models: dict[str, str]) -> None:
     def made(control: str) -> np.ndarray:
         editor = StableVideo(model=models["plain"], prompt="blue dots", steps=1, keyframes="0,5", control=control)
-        return editor(source, quiet).overlays["foreground"].rgba
+        return editor(source, report_nothing).overlays["foreground"].rgba
 
     without, with_none = made(""), made(f"edges={models['control']}@0")
     np.testing.assert_allclose(without, with_none, atol=1e-4)
@@ -129,11 +129,11 @@ def test_settings_of_stablevideo_that_make_no_sense_are_errors(settings: dict[st
 # --- TokenFlow -------------------------------------------------------------------------------------------------------
 
 
-def shifted(frames: int = 5, side: int = 6) -> Joined:
+def shifted(frames: int = 5, side: int = 6) -> TokenMatches:
     """Frames that look at one plane, each a token further to the right."""
     y, x = np.mgrid[:side, :side].astype(np.float32)
     tokens = np.stack([np.stack([x + t, y, 0 * x], -1).reshape(-1, 3) for t in range(frames)])
-    return Joined({side * side: tokens}, {side * side: 0.8})
+    return TokenMatches({side * side: tokens}, {side * side: 0.8})
 
 
 def heads(frames: int, seed: int, side: int = 6) -> torch.Tensor:
@@ -143,8 +143,8 @@ def heads(frames: int, seed: int, side: int = 6) -> torch.Tensor:
 
 @given(st.lists(st.integers(0, 11), min_size=1, max_size=5, unique=True), st.integers(0, 11))
 def test_the_two_nearest_keyframes_share_a_frame_by_their_distance(keys: list[int], frame: int) -> None:
-    flow = Flow(None, keys=sorted(keys))
-    around = [(flow.keys[place], share) for place, share in flow.around(frame)]
+    flow = TokenFlowState(None, keys=sorted(keys))
+    around = [(flow.keys[place], share) for place, share in flow.find_neighbor_keyframes(frame)]
     assert sum(share for _, share in around) == pytest.approx(1)
     before, after = [k for k in keys if k <= frame], [k for k in keys if k > frame]
     if before and after:
@@ -155,11 +155,11 @@ def test_the_two_nearest_keyframes_share_a_frame_by_their_distance(keys: list[in
 
 
 def test_a_frame_takes_the_tokens_of_keyframes_that_show_the_same_points() -> None:
-    flow = Flow(shifted())
-    layer = Tokens(flow)
-    with flow.step("keyframes", [0, 4], [0, 4]):
+    flow = TokenFlowState(shifted())
+    layer = TokenFlowAttention(flow)
+    with flow.run_pass("keyframes", [0, 4], [0, 4]):
         kept = layer(heads(2, 0), heads(2, 1), heads(2, 2), None).unflatten(0, (2, 2)).unflatten(3, (6, 6))
-    with flow.step("others", [0, 4], [1, 2]):
+    with flow.run_pass("others", [0, 4], [1, 2]):
         taken = layer(heads(2, 3), heads(2, 4), heads(2, 5), None).unflatten(0, (2, 2)).unflatten(3, (6, 6))
     first, last = kept[:, 0], kept[:, 1]
     # Column c of frame 1 is column c + 1 of frame 0 and column c - 3 of frame 4.
@@ -172,12 +172,12 @@ def test_a_frame_takes_the_tokens_of_keyframes_that_show_the_same_points() -> No
 def test_features_of_the_source_find_the_same_tokens_as_the_maps_do() -> None:
     plane = noise(2, 6, 12, 4, seed=7)  # of which every frame shows six columns
     keys = torch.stack([plane[:, :, t : t + 6].flatten(1, 2) for t in range(5)])
-    by_maps, by_features = Tokens(Flow(shifted())), Tokens(Flow(None))
-    with by_features.flow.step("source", (), range(5)):
+    by_maps, by_features = TokenFlowAttention(TokenFlowState(shifted())), TokenFlowAttention(TokenFlowState(None))
+    with by_features.state.run_pass("source", (), range(5)):
         by_features(keys, keys, keys, None)
     found = []
     for layer in (by_maps, by_features):
-        with layer.flow.step("keyframes", [0, 2], [0, 2]):
+        with layer.state.run_pass("keyframes", [0, 2], [0, 2]):
             layer(heads(2, 0), heads(2, 1), heads(2, 2), None)
         found.append([layer._match_tokens(1, key) for key in (0, 2)])
     for (one, shown), (other, _) in zip(*found, strict=True):
@@ -187,19 +187,19 @@ def test_features_of_the_source_find_the_same_tokens_as_the_maps_do() -> None:
 def test_outside_its_passes_the_layer_attends_as_usual() -> None:
     query, key, value = (heads(3, seed) for seed in (0, 1, 2))
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, value)
-    torch.testing.assert_close(Tokens(Flow(shifted()))(query, key, value, None), expected)
+    torch.testing.assert_close(TokenFlowAttention(TokenFlowState(shifted()))(query, key, value, None), expected)
 
 
 def test_every_frame_is_predicted_once_a_step_and_keyframes_are_drawn_from_their_blocks() -> None:
     asked: list[tuple[str, list[int]]] = []
-    flow = Flow(shifted(7))
+    flow = TokenFlowState(shifted(7))
 
-    def predict(latents: Latents, time: int, chosen: Any, plainly: bool = False) -> Denoised:
+    def predict(latents: Latents, time: int, chosen: Any, plainly: bool = False) -> DenoisedLatents:
         asked.append((flow.stage, list(chosen)))
-        return Denoised(latents + 1, latents)
+        return DenoisedLatents(latents + 1, latents)
 
     latents = noise(7, 1, 2, 2)
-    predicted = flowing(flow, predict, 3, 0, {})
+    predicted = predict_by_token_flow(flow, predict, 3, 0, {})
     drawn = set()
     for _ in range(8):
         asked.clear()
@@ -210,22 +210,22 @@ def test_every_frame_is_predicted_once_a_step_and_keyframes_are_drawn_from_their
         assert [key // 3 for key in keys] == [0, 1, 2]
         drawn.add(tuple(keys))
     assert len(drawn) > 1
-    torch.testing.assert_close(in_blocks(predict, 3)(latents, 5).clean, latents + 1)
+    torch.testing.assert_close(predict_in_blocks(predict, 3)(latents, 5).clean, latents + 1)
 
 
 @pytest.mark.parametrize("correspondences", ["maps", "features"])
-def test_tokenflow_edits_a_layer(source: Source, models: dict[str, str], correspondences: Any) -> None:
+def test_tokenflow_edits_a_layer(source: EditSource, models: dict[str, str], correspondences: Any) -> None:
     editor = TokenFlow(model=models["plain"], prompt="blue dots", steps=2, count=4, block=2)
-    result = replace(editor, correspondences=correspondences)(source, quiet)
+    result = replace(editor, correspondences=correspondences)(source, report_nothing)
     rgba = result.overlays["foreground"].rgba
-    assert result.facts["keyframes"] == [0, 2, 3, 5]
+    assert result.metadata["keyframes"] == [0, 2, 3, 5]
     assert np.isfinite(rgba).all() and 0 < (rgba[..., 3] > 0).mean() < 1
 
 
-def test_what_tokenflow_cannot_do_is_said(source: Source, models: dict[str, str]) -> None:
+def test_what_tokenflow_cannot_do_is_said(source: EditSource, models: dict[str, str]) -> None:
     with pytest.raises(UserError, match="--block is 0"):
         TokenFlow(model="folder", prompt="blue dots", block=0)
     with pytest.raises(UserError, match="--side is 80"):
-        TokenFlow(model=models["plain"], prompt="blue dots", side=80, keyframes="5,0")(source, quiet)
+        TokenFlow(model=models["plain"], prompt="blue dots", side=80, keyframes="5,0")(source, report_nothing)
     with pytest.raises(UserError, match="attention cannot be changed"):
-        TokenFlow(model=models["flow"], prompt="blue dots")(source, quiet)
+        TokenFlow(model=models["flow"], prompt="blue dots")(source, report_nothing)

@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import save_file
 
 from editors.api import edit_with
-from editors.style import Part, Style
-from editors.style_network import HALF, LAYERS, read_style, stylised
+from editors.style import StyleInput, Style
+from editors.style_network import NCNN_FLOAT16_TAG, NETWORK_LAYERS, read_style_network, stylize_picture
 from neural_fields import canonical
 from neural_fields.baking import Maps
 from neural_fields.errors import ExitCode, UserError
-from neural_fields.output import open_renderer
+from neural_fields.output import open_passes
 from neural_fields.run import Run
 
 
@@ -27,7 +27,7 @@ def random_state(seed: int = 0) -> dict[str, torch.Tensor]:
     """Weights of a network of the right shapes, exact as float16."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
-    for name, less, more, kernel, _, _, norm in LAYERS:
+    for name, less, more, kernel, _, _, norm in NETWORK_LAYERS:
         scale = 60 if not norm else 1  # so that colours differ
         weight = torch.randn(more, less, kernel, kernel, generator=generator) * scale / (less * kernel**2) ** 0.5
         state[f"{name}.conv2d.weight"] = weight.half().float()
@@ -43,7 +43,7 @@ def ncnn(state: dict[str, torch.Tensor]) -> bytes:
     for value in state.values():
         if value.ndim == 4:
             data = value.numpy().astype("<f2").tobytes()
-            parts.append(HALF + data + b"\0" * (-len(data) % 4))
+            parts.append(NCNN_FLOAT16_TAG + data + b"\0" * (-len(data) % 4))
         else:
             parts.append(value.numpy().astype("<f4").tobytes())
     return b"".join(parts)
@@ -118,9 +118,9 @@ def test_all_three_formats_hold_the_same_network(weights: Path, tmp_path: Path) 
     state = random_state()
     torch.save({**state, "in1.running_mean": torch.zeros(32)}, tmp_path / "net.pth")
     save_file(state, tmp_path / "net.safetensors")
-    expected = stylised(read_style(weights), picture())
+    expected = stylize_picture(read_style_network(weights), picture())
     for name in ("net.pth", "net.safetensors"):
-        np.testing.assert_array_equal(stylised(read_style(tmp_path / name), picture()), expected)
+        np.testing.assert_array_equal(stylize_picture(read_style_network(tmp_path / name), picture()), expected)
 
 
 def test_the_network_is_that_of_the_published_code(weights: Path) -> None:
@@ -128,19 +128,19 @@ def test_the_network_is_that_of_the_published_code(weights: Path) -> None:
     with torch.no_grad():
         expected = reference(random_state())(pixels).clamp(0, 255)
     assert expected.std() > 10
-    torch.testing.assert_close(read_style(weights)(pixels), expected, rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(read_style_network(weights)(pixels), expected, rtol=1e-4, atol=1e-2)
 
 
 @pytest.mark.parametrize("size", [(48, 64), (45, 61), (20, 90), (5, 7)])
 def test_a_picture_of_any_size_keeps_it(weights: Path, size: tuple[int, int]) -> None:
-    found = stylised(read_style(weights), picture(*size))
+    found = stylize_picture(read_style_network(weights), picture(*size))
     assert found.shape == (*size, 3) and found.min() >= 0 and found.max() <= 1
 
 
 def test_a_smaller_side_paints_the_smaller_picture(weights: Path) -> None:
-    found = stylised(read_style(weights), picture(48, 64), side=32)
+    found = stylize_picture(read_style_network(weights), picture(48, 64), side=32)
     assert found.shape == (48, 64, 3)
-    assert not np.allclose(found, stylised(read_style(weights), picture(48, 64)))
+    assert not np.allclose(found, stylize_picture(read_style_network(weights), picture(48, 64)))
 
 
 def test_files_that_are_something_else_are_refused(weights: Path, tmp_path: Path) -> None:
@@ -171,11 +171,11 @@ def test_files_that_are_something_else_are_refused(weights: Path, tmp_path: Path
     }
     for name, why in cases.items():
         with pytest.raises(UserError, match="does not hold a style network") as refused:
-            read_style(tmp_path / name)
+            read_style_network(tmp_path / name)
         assert refused.value.code == ExitCode.BAD_INPUT and name in refused.value.where
         assert re.search(why, refused.value.why), (name, refused.value.why)
     with pytest.raises(UserError, match="there is no file"):
-        read_style(tmp_path / "nowhere.bin")
+        read_style_network(tmp_path / "nowhere.bin")
 
 
 def test_a_pickle_with_code_is_not_run(tmp_path: Path) -> None:
@@ -185,17 +185,17 @@ def test_a_pickle_with_code_is_not_run(tmp_path: Path) -> None:
 
     torch.save({"conv1.conv2d.weight": Bad()}, tmp_path / "bad.pth")
     with pytest.raises(UserError, match="does not hold a style network"):
-        read_style(tmp_path / "bad.pth")
+        read_style_network(tmp_path / "bad.pth")
     assert not (tmp_path / "ran").exists()
 
 
 def test_the_edit_covers_what_the_video_shows(run: Run, weights: Path) -> None:
     made = edit_with(run, Style(weights=weights), layers=["foreground"])
-    assert made.edit.layers == ("foreground",) and made.edit.facts["network"]["file"] == "random.bin"
+    assert made.edit.layers == ("foreground",) and made.edit.spec["network"]["file"] == "random.bin"
     maps = Maps.open(run)
-    renderer = open_renderer(run, maps)
+    renderer = open_passes(run, maps)
     overlay = renderer.edits[0].levels[0]
-    seen = canonical.pristine(run.canonical, "foreground").rgba[3].numpy() > 0
+    seen = canonical.read_pristine(run.canonical, "foreground").rgba[3].numpy() > 0
     np.testing.assert_array_equal(overlay[..., 3] > 0, seen)
 
 
@@ -205,19 +205,19 @@ def test_what_no_frame_shows_does_not_change_the_result(weights: Path) -> None:
     results = []
     for colour in (0.0, 1.0):
         rgb = np.where(seen[..., None], picture(60, 80), np.float32(colour)).astype(np.float32)
-        part = Part.around(rgb, seen, texel=0.02)
-        results.append(part.painted(read_style(weights), picture(), 50.0)[seen])
+        part = StyleInput.from_picture(rgb, seen, texel_size=0.02)
+        results.append(part.paint(read_style_network(weights), picture(), 50.0)[seen])
     np.testing.assert_array_equal(*results)
 
 
 def test_strokes_have_one_size_in_all_layers_however_large_their_pictures_are(weights: Path) -> None:
     """A picture with twice the texels for the same place is painted as the network sees the smaller one."""
     sizes = []
-    network = read_style(weights)
+    network = read_style_network(weights)
     network.register_forward_pre_hook(lambda module, given: sizes.append(tuple(given[0].shape[2:])))
     for factor in (1, 2):
         rgb = cv2.resize(picture(48, 64), (64 * factor, 48 * factor), interpolation=cv2.INTER_NEAREST)
-        Part.around(rgb, np.ones(rgb.shape[:2], bool), texel=0.02 / factor).painted(network, picture(), 50.0)
+        StyleInput.from_picture(rgb, np.ones(rgb.shape[:2], bool), texel_size=0.02 / factor).paint(network, picture(), 50.0)
     assert sizes[0] == sizes[1]
 
 
@@ -242,5 +242,5 @@ def test_wrong_weights_change_nothing_on_disk(run: Run, tmp_path: Path) -> None:
 
 def test_published_networks_are_read_to_the_last_byte(shared_weights: Path) -> None:
     for path in sorted((shared_weights / "style").glob("*.bin")):
-        found = stylised(read_style(path), picture())
+        found = stylize_picture(read_style_network(path), picture())
         assert found.std() > 0.05, path

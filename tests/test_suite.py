@@ -14,17 +14,17 @@ import pytest
 import torch
 
 from neural_fields import coords
-from neural_fields.data.suite import SMOOTH, SUITE, suite_clip
-from neural_fields.data.synthetic import Mark, SyntheticClip
-from neural_fields.data.tracks import grid_points, seen_layer, true_tracks
+from neural_fields.data.suite import SMOOTH_CLIP_NAMES, SUITE_CLIPS, make_suite_clip
+from neural_fields.data.synthetic import PaintedMark, SyntheticClip
+from neural_fields.data.tracks import make_grid_points, find_visible_layers, compute_true_tracks
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-ANY_CLIP = pytest.mark.parametrize("name", SUITE)
+ANY_CLIP = pytest.mark.parametrize("name", SUITE_CLIPS)
 
 
 @cache
 def clip(name: str) -> SyntheticClip:
-    return suite_clip(name, frames=5, size=(96, 54))
+    return make_suite_clip(name, frames=5, size=(96, 54))
 
 
 def colours(image: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -32,7 +32,7 @@ def colours(image: np.ndarray, points: np.ndarray) -> np.ndarray:
     height, width = image.shape[:2]
     box = coords.Box(0.0, 0.0, float(width), float(height))
     picture = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None]
-    return coords.sample(picture, box, torch.from_numpy(points.astype(np.float32))[None, None])[0, :, 0].T.numpy()
+    return coords.sample_canonical(picture, box, torch.from_numpy(points.astype(np.float32))[None, None])[0, :, 0].T.numpy()
 
 
 @ANY_CLIP
@@ -41,29 +41,29 @@ def test_every_map_of_every_layer_can_be_gone_back(name: str) -> None:
         for t in (0, 4):
             xy = coords.frame_xy(clip(name).width, clip(name).height).double()
             uv = surface.uv_at(t, xy)
-            own = surface.facing(t, uv) & clip(name).covers(layer, t, xy)
+            own = surface.faces_camera(t, uv) & clip(name).is_inside_layer(layer, t, xy)
             assert own.any()
             assert (surface.xy_at(t, uv) - xy)[own].abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("name", SMOOTH)
+@pytest.mark.parametrize("name", SMOOTH_CLIP_NAMES)
 def test_uv_are_the_xy_of_the_first_frame(name: str) -> None:
     xy = coords.frame_xy(clip(name).width, clip(name).height).numpy()
     np.testing.assert_allclose(clip(name).uv[:, 0], np.broadcast_to(xy, clip(name).uv[:, 0].shape), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [name for name in SUITE if name not in ("flash", "portrait", "square")])
+@pytest.mark.parametrize("name", [name for name in SUITE_CLIPS if name not in ("flash", "portrait", "square")])
 def test_true_points_keep_their_colour_while_they_are_seen(name: str) -> None:
     if name == "blur":
         sharp = replace(clip(name), shutter=0.0)
         assert np.abs(sharp.frames.astype(int) - clip(name).frames).mean() > 1
     else:
         sharp = clip(name)
-    points = grid_points(sharp, 2, 5)
-    tracks = true_tracks(sharp, points, 2)
+    points = make_grid_points(sharp, 2, 5)
+    tracks = compute_true_tracks(sharp, points, 2)
     first = colours(sharp.frames[2], points)
     for t in (0, 4):
-        seen = tracks.visible[:, t]
+        seen = tracks.visibility[:, t]
         assert seen.mean() > 0.7
         change = np.abs(colours(sharp.frames[t], tracks.positions[:, t])[seen] - first[seen])
         assert np.median(change) < 4  # fine detail differs by how it falls on the pixels
@@ -73,58 +73,58 @@ def test_true_points_keep_their_colour_while_they_are_seen(name: str) -> None:
 @ANY_CLIP
 def test_flow_leads_to_the_same_point_of_the_same_layer(name: str) -> None:
     shown = clip(name)
-    points = grid_points(shown, 1, 6)
+    points = make_grid_points(shown, 1, 6)
     row, column = np.floor(points).astype(int).T[::-1]
-    there = true_tracks(shown, points, 1).positions[:, 2]
-    np.testing.assert_allclose(points + shown.forward[1][row, column], there, atol=1e-3)
+    there = compute_true_tracks(shown, points, 1).positions[:, 2]
+    np.testing.assert_allclose(points + shown.forward_flow[1][row, column], there, atol=1e-3)
 
 
 def test_a_pan_moves_every_point_of_the_background_by_the_same_step() -> None:
     points = np.array([[10.5, 40.5], [80.5, 10.5]])
-    tracks = true_tracks(clip("pan"), points, 0)
+    tracks = compute_true_tracks(clip("pan"), points, 0)
     steps = np.diff(tracks.positions, axis=1)
-    assert (seen_layer(clip("pan"), 0, points) == 1).all()
+    assert (find_visible_layers(clip("pan"), 0, points) == 1).all()
     np.testing.assert_allclose(steps, np.broadcast_to([-0.96, -0.192], steps.shape), atol=1e-6)  # 0.02 * 96 / 2
 
 
 def test_points_are_hidden_where_a_front_layer_covers_them_and_where_they_leave_the_frame() -> None:
-    shown = suite_clip("occlusion", frames=24, size=(96, 54))
-    labels = shown.labels()
-    points = grid_points(shown, 0, 4)
-    turtle = points[seen_layer(shown, 0, points) == 1]
-    tracks = true_tracks(shown, turtle, 0)
-    covered = ~tracks.visible[:, 18]
+    shown = make_suite_clip("occlusion", frames=24, size=(96, 54))
+    labels = shown.compute_labels()
+    points = make_grid_points(shown, 0, 4)
+    turtle = points[find_visible_layers(shown, 0, points) == 1]
+    tracks = compute_true_tracks(shown, turtle, 0)
+    covered = ~tracks.visibility[:, 18]
     assert 0.2 < covered.mean() < 0.95
     row, column = np.floor(tracks.positions[:, 18]).astype(int).T[::-1]
     assert (labels[18][row, column][covered] == 0).mean() > 0.9
     assert (labels[18][row, column][~covered] == 1).mean() > 0.9
-    beyond = true_tracks(suite_clip("pan", frames=8, size=(96, 54)), np.array([[1.5, 30.5]]), 0)
-    assert beyond.visible[0, 0] and not beyond.visible[0, 7]
+    beyond = compute_true_tracks(make_suite_clip("pan", frames=8, size=(96, 54)), np.array([[1.5, 30.5]]), 0)
+    assert beyond.visibility[0, 0] and not beyond.visibility[0, 7]
 
 
 def test_a_turning_body_hides_what_turns_away() -> None:
-    shown = suite_clip("turning", frames=24, size=(96, 54))
-    points = grid_points(shown, 0, 3)
-    body = points[seen_layer(shown, 0, points) == 0]
-    tracks = true_tracks(shown, body, 0)
+    shown = make_suite_clip("turning", frames=24, size=(96, 54))
+    points = make_grid_points(shown, 0, 3)
+    body = points[find_visible_layers(shown, 0, points) == 0]
+    tracks = compute_true_tracks(shown, body, 0)
     right = body[:, 0] > np.percentile(body[:, 0], 90)
     left = body[:, 0] < np.percentile(body[:, 0], 50)
-    assert not tracks.visible[right, 23].any() and tracks.visible[left, 23].all()
+    assert not tracks.visibility[right, 23].any() and tracks.visibility[left, 23].all()
     assert (np.diff(tracks.positions[left, :, 0], axis=1) > 0).all()  # the wall moves to the right
 
 
 def test_a_mark_on_a_turning_body_is_painted_once() -> None:
-    shown = suite_clip("turning", frames=24, size=(96, 54))
+    shown = make_suite_clip("turning", frames=24, size=(96, 54))
     full = np.ones((8, 8, 4), np.float32)
-    edited = shown.edited([Mark(full, coords.frame_box(96, 54), "foreground", frame=23)])
+    edited = shown.render_edited([PaintedMark(full, coords.frame_box(96, 54), "foreground", frame=23)])
     white = (edited[0] > 250).all(-1)
-    unpainted = coords.pixel_centres(96, 54).numpy()[(shown.alpha[0, 0] > 0.99) & ~white]
-    assert white.any() and not white[shown.labels()[0] != 0].any()
+    unpainted = coords.pixel_centers(96, 54).numpy()[(shown.alpha[0, 0] > 0.99) & ~white]
+    assert white.any() and not white[shown.compute_labels()[0] != 0].any()
     assert len(unpainted) and unpainted[:, 0].min() > 48  # what has turned away to the right could not be painted
 
 
 def test_flashes_change_only_their_frames() -> None:
-    gain = suite_clip("flash", frames=24, size=(32, 18)).gain.mean((1, 2, 3))
+    gain = make_suite_clip("flash", frames=24, size=(32, 18)).gain.mean((1, 2, 3))
     jumps = np.flatnonzero(np.abs(np.diff(gain)) > 0.08)
     assert jumps.tolist() == [7, 8, 9, 17, 18]
 
@@ -146,10 +146,10 @@ def test_portrait_and_square_have_the_area_of_the_others() -> None:
 def test_photos_take_the_place_of_the_paint() -> None:
     red, blue = (np.broadcast_to(np.array(c, np.float32), (20, 30, 3)) for c in ((0.8, 0.1, 0.1), (0.1, 0.1, 0.8)))
     for name in ("pan", "square"):
-        shown = suite_clip(name, frames=1, size=(96, 54), photos=(red, blue))
-        means = [shown.frames[0][shown.labels()[0] == layer].mean(0) for layer in (0, 1)]
+        shown = make_suite_clip(name, frames=1, size=(96, 54), photos=(red, blue))
+        means = [shown.frames[0][shown.compute_labels()[0] == layer].mean(0) for layer in (0, 1)]
         assert means[0].argmax() == 0 and means[1].argmax() == 2
-    same, other = (suite_clip("pan", frames=1, size=(32, 18), seed=seed).frames for seed in (0, 1))
+    same, other = (make_suite_clip("pan", frames=1, size=(32, 18), seed=seed).frames for seed in (0, 1))
     assert np.abs(same.astype(int) - other).mean() > 5
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from editors.api import edit_with
-from editors.base import Editor, Source
+from editors.base import Editor, EditSource
 from editors.diffusion.canvas import open_canvas
 from editors.diffusion.img2img import Img2Img
 from editors.diffusion.inpaint import Inpaint
@@ -20,10 +20,10 @@ from editors.diffusion.sds import Sds
 from editors.diffusion.videdit import VidEdit
 from editors.stack import undo
 from neural_fields.baking import Maps
-from neural_fields.data.synthetic import demo_clip
-from neural_fields.edit_quality import edited_frames, measure_edit
-from neural_fields.fit_options import FitOptions
-from neural_fields.fitting import fit
+from neural_fields.data.synthetic import make_demo_clip
+from neural_fields.edit_quality import render_edited_frames, measure_edit
+from neural_fields.fit_options import TrainOptions
+from neural_fields.fitting import train
 from neural_fields.run import Run
 
 TOY = Path(__file__).resolve().parents[1] / "examples" / "toy_diffusion"
@@ -37,13 +37,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A turtle over a sea floor, fitted."""
     pytest.importorskip("diffusers", reason="diffusers is not installed: the extra `diffusion`")
     folder = tmp_path_factory.mktemp("toy")
-    clip = demo_clip(6, 128, 72)
+    clip = make_demo_clip(6, 128, 72)
     for name, pictures in (("frames", clip.frames), ("masks", 255 * clip.masks[0].astype(np.uint8))):
         (folder / name).mkdir()
         for t, picture in enumerate(pictures):
             Image.fromarray(picture).save(folder / name / f"{t:04d}.png")
-    options = FitOptions(out=folder / "run", quality="draft", masks=(f"turtle={folder / 'masks'}",))
-    return fit(folder / "frames", options).run
+    options = TrainOptions(out=folder / "run", quality="draft", masks=(f"turtle={folder / 'masks'}",))
+    return train(folder / "frames", options).run
 
 
 def editors(prompt: str) -> dict[str, Editor]:
@@ -82,9 +82,9 @@ def test_the_layer_shows_what_was_asked_for_in_every_frame_and_nothing_else_chan
 ) -> None:
     edit_with(run, editors(prompt)[name], layers=["turtle"])
     maps = Maps.open(run)
-    for t, frame in enumerate(edited_frames(run)):
+    for t, frame in enumerate(render_edited_frames(run)):
         size = (frame.source.shape[1], frame.source.shape[0])
-        shown = maps.weight(t, size)[maps.layers.index("turtle")] >= 0.9
+        shown = maps.read_weights(t, size)[maps.layers.index("turtle")] >= 0.9
         assert hue_share(frame.edited[shown] / 255.0, HUES[prompt.split()[0]]) >= 0.9, t
     found = measure_edit(run)
     undo(run)
@@ -93,18 +93,18 @@ def test_the_layer_shows_what_was_asked_for_in_every_frame_and_nothing_else_chan
 
 
 def test_an_edit_painted_elsewhere_is_left_by_an_edit_of_a_part(run: Run, hue_share: HueShare, tmp_path: Path) -> None:
-    source = Source(run, Maps.open(run), ("turtle",))
+    source = EditSource(run, Maps.open(run), ("turtle",))
     picture = source.pictures["turtle"]
     left = np.zeros((picture.size[1], picture.size[0]), np.uint8)
     left[:, : picture.size[0] // 2] = 255
     Image.fromarray(left).save(tmp_path / "left.png")
     edit_with(run, editors("red stripes")["img2img"], layers=["turtle"])
-    before = Source(run, Maps.open(run), ("turtle",)).pictures["turtle"].array()
+    before = EditSource(run, Maps.open(run), ("turtle",)).pictures["turtle"].to_array()
     edit_with(run, editors("blue dots")["inpaint"], layers=["turtle"], mask=tmp_path / "left.png")
-    after = Source(run, Maps.open(run), ("turtle",)).pictures["turtle"].array()
+    after = EditSource(run, Maps.open(run), ("turtle",)).pictures["turtle"].to_array()
     undo(run)
     undo(run)
-    seen = source.region("turtle") > 0
+    seen = source.read_region("turtle") > 0
     right = np.arange(picture.size[0]) > picture.size[0] // 2 + 2
     assert np.abs(after - before)[:, right].max() < 1e-3
     canvas = open_canvas(picture, np.where(right[None], 0, seen).astype(np.float32), 32, 4)

@@ -22,7 +22,7 @@ from PIL import Image
 
 from neural_fields.data import encode
 from neural_fields.data.images import list_images
-from neural_fields.data.video import VideoFacts, parse_frames, parse_size, probe, read, source_frames, write
+from neural_fields.data.video import VideoMetadata, parse_frames, parse_size, probe_video, read_video, source_frames, write_video
 from neural_fields.errors import ExitCode, UserError
 
 RATE = Fraction(30000, 1001)
@@ -130,20 +130,20 @@ def save_pictures(folder: Path, names: Sequence[str], size: tuple[int, int] = (3
 
 def test_every_frame_arrives_once_with_its_exact_time(tmp_path: Path) -> None:
     frames = clip(20)
-    video = read(make(tmp_path / "a.mp4", frames), tmp_path / "cache")
+    video = read_video(make(tmp_path / "a.mp4", frames), tmp_path / "cache")
     assert isinstance(video.frames, np.memmap) and video.frames.dtype == np.uint8
     assert video.frames.shape == (20, 48, 64, 3) and not video.frames.flags.writeable
     assert video.timestamps == tuple(i / RATE for i in range(20))
-    assert (video.facts.rate, video.facts.variable_rate, video.facts.frame_count) == (RATE, False, 20)
+    assert (video.metadata.rate, video.metadata.variable_rate, video.metadata.frame_count) == (RATE, False, 20)
     assert np.abs(video.frames.astype(int) - np.stack(frames)).mean() < 2
     assert (tmp_path / "cache" / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f06886806bc55")
 
 
 def test_variable_rate_survives_reading_and_writing(tmp_path: Path) -> None:
     ticks = [641, 1001, 3003, 9009, 10010, 40040]
-    source = probe(make(tmp_path / "a.mp4", clip(6), ticks=ticks, container={"movie_timescale": "30000"}))
+    source = probe_video(make(tmp_path / "a.mp4", clip(6), ticks=ticks, container={"movie_timescale": "30000"}))
     assert source.variable_rate and source.timestamps == tuple(Fraction(t, 30000) for t in ticks)
-    copy = probe(write(tmp_path / "b.mp4", source_frames(source, range(6)), source))
+    copy = probe_video(write_video(tmp_path / "b.mp4", source_frames(source, range(6)), source))
     assert copy.timestamps == source.timestamps and copy.variable_rate
 
 
@@ -151,18 +151,18 @@ def test_variable_rate_survives_reading_and_writing(tmp_path: Path) -> None:
 def test_rotation_is_applied_once(tmp_path: Path, rotation: int) -> None:
     stored = patches(64, 48)
     path = make(tmp_path / "a.mp4", [stored] * 2, rotation=rotation)
-    facts = probe(path)
+    facts = probe_video(path)
     upright = np.rot90(stored, rotation // 90)  # the display matrix turns anticlockwise
     assert (facts.height, facts.width) == upright.shape[:2] and facts.rotation == (360 - rotation) % 360
     for frame in source_frames(facts, range(2)):
         assert np.abs(frame.astype(int) - upright).max() <= 4
-    copy = probe(write(tmp_path / "b.mp4", source_frames(facts, range(2)), facts))
+    copy = probe_video(write_video(tmp_path / "b.mp4", source_frames(facts, range(2)), facts))
     assert (copy.width, copy.height, copy.rotation) == (facts.width, facts.height, 0)
 
 
 def test_a_distant_range_gives_the_same_frames_as_reading_everything(tmp_path: Path) -> None:
     path = make(tmp_path / "a.mp4", [patches(32, 32, k) for k in range(60)], options={"g": "7", "crf": "4"})
-    facts = probe(path)
+    facts = probe_video(path)
     everything = list(source_frames(facts, range(60)))
     for chosen in (range(40, 60, 3), range(33, 34), range(5, 50, 20)):
         part = list(source_frames(facts, chosen))
@@ -171,20 +171,20 @@ def test_a_distant_range_gives_the_same_frames_as_reading_everything(tmp_path: P
 
 
 def test_one_frame_is_a_video(tmp_path: Path) -> None:
-    facts = probe(make(tmp_path / "a.mp4", clip(1)))
+    facts = probe_video(make(tmp_path / "a.mp4", clip(1)))
     assert facts.frame_count == 1 and not facts.variable_rate
-    assert probe(write(tmp_path / "b.mp4", clip(1), facts)).frame_count == 1
+    assert probe_video(write_video(tmp_path / "b.mp4", clip(1), facts)).frame_count == 1
 
 
 def test_matroska_milliseconds_are_still_a_constant_rate(tmp_path: Path) -> None:
-    facts = probe(make(tmp_path / "a.mkv", clip(20), rate=Fraction(30), tick=Fraction(1, 30)))
+    facts = probe_video(make(tmp_path / "a.mkv", clip(20), rate=Fraction(30), tick=Fraction(1, 30)))
     assert facts.rate == 30 and not facts.variable_rate and facts.timestamps[1] == Fraction(33, 1000)
 
 
 def test_lost_depth_and_transparency_are_said(tmp_path: Path) -> None:
-    deep = probe(make(tmp_path / "a.mkv", clip(2), codec="ffv1", pixels="yuv420p10le"))
+    deep = probe_video(make(tmp_path / "a.mkv", clip(2), codec="ffv1", pixels="yuv420p10le"))
     assert any("10 bit" in note for note in deep.notes)
-    clear = probe(make(tmp_path / "b.mkv", clip(2), codec="ffv1", pixels="bgra", space=0))
+    clear = probe_video(make(tmp_path / "b.mkv", clip(2), codec="ffv1", pixels="bgra", space=0))
     assert any("transparency" in note for note in clear.notes)
 
 
@@ -202,23 +202,23 @@ def test_cover_art_is_not_the_video(tmp_path: Path) -> None:
                 packet.stream = track
                 out.mux(packet)
     with pytest.raises(UserError, match="no video"):
-        probe(tmp_path / "song.mp4")
+        probe_video(tmp_path / "song.mp4")
 
 
 def test_facts_survive_json(tmp_path: Path) -> None:
-    facts = probe(make(tmp_path / "a.mp4", clip(3), sound="aac"))
-    assert VideoFacts.from_json(json.loads(json.dumps(facts.to_json()))) == facts
+    facts = probe_video(make(tmp_path / "a.mp4", clip(3), sound="aac"))
+    assert VideoMetadata.from_json(json.loads(json.dumps(facts.to_json()))) == facts
     with pytest.raises(UserError):
-        VideoFacts.from_json({"path": "x"})
+        VideoMetadata.from_json({"path": "x"})
 
 
 @pytest.mark.parametrize("name", ["-i.mp4", "a%03d.mp4", "http:x.mp4", "'; $(x) \n.mp4", "ü🦢.mp4", b"\xff.mp4"])
 def test_file_names_are_taken_literally(tmp_path: Path, name: str | bytes) -> None:
     path = tmp_path / os.fsdecode(name)
     shutil.copy(make(tmp_path / "plain.mp4", clip(2)), path)
-    facts = probe(path)
-    out = write(path.with_name("out-" + path.name), source_frames(facts, range(2)), facts)
-    assert probe(out).frame_count == 2
+    facts = probe_video(path)
+    out = write_video(path.with_name("out-" + path.name), source_frames(facts, range(2)), facts)
+    assert probe_video(out).frame_count == 2
 
 
 # --- the cache ------------------------------------------------------------------------------------------------------
@@ -226,10 +226,10 @@ def test_file_names_are_taken_literally(tmp_path: Path, name: str | bytes) -> No
 
 def test_only_chosen_frames_are_cached_at_the_asked_size(tmp_path: Path) -> None:
     path = make(tmp_path / "a.mp4", clip(12))
-    video = read(path, tmp_path / "cache", "32x24", "2:10:4")
+    video = read_video(path, tmp_path / "cache", "32x24", "2:10:4")
     assert video.frames.shape == (2, 24, 32, 3) and video.frame_range == (2, 10, 4)
     assert video.timestamps == (2 / RATE, 6 / RATE)
-    whole = read(path, tmp_path / "cache")
+    whole = read_video(path, tmp_path / "cache")
     expected = cv2.resize(np.array(whole.frames[6]), (32, 24), interpolation=cv2.INTER_AREA)
     assert np.array_equal(video.frames[1], expected)
 
@@ -237,7 +237,7 @@ def test_only_chosen_frames_are_cached_at_the_asked_size(tmp_path: Path) -> None
 @pytest.mark.parametrize("damage", ["none", "short", "flipped", "empty"])
 def test_a_good_cache_is_reused_and_a_damaged_one_is_made_again(tmp_path: Path, damage: str) -> None:
     path = make(tmp_path / "a.mp4", clip(4))
-    before = np.array(read(path, tmp_path / "cache").frames)
+    before = np.array(read_video(path, tmp_path / "cache").frames)
     (file,) = (tmp_path / "cache").glob("*.npy")
     stamp = file.stat().st_mtime_ns
     data = bytearray(file.read_bytes())
@@ -245,7 +245,7 @@ def test_a_good_cache_is_reused_and_a_damaged_one_is_made_again(tmp_path: Path, 
     changed = {"short": data[:-5], "flipped": data, "empty": b""}
     if damage in changed:
         file.write_bytes(changed[damage])
-    after = read(path, tmp_path / "cache").frames
+    after = read_video(path, tmp_path / "cache").frames
     assert np.array_equal(before, after)
     assert (file.stat().st_mtime_ns == stamp) == (damage == "none")
 
@@ -258,7 +258,7 @@ def test_pictures_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     (folder / ".DS_Store").write_bytes(b"x")
     (folder / "notes.txt").write_text("x")
     assert [p.name for p in list_images(folder)] == [f"shot {n}.PNG" for n in range(8, 12)]
-    facts = probe(folder)
+    facts = probe_video(folder)
     assert (facts.kind, facts.rate, facts.frame_count, facts.width, facts.height) == ("images", 24, 4, 32, 24)
     assert any("24 frames a second" in note for note in facts.notes)
     frames = list(source_frames(facts, range(1, 4, 2)))
@@ -276,7 +276,7 @@ def test_pictures_with_sixteen_bits_rotation_palette_or_gray_are_read_right(tmp_
     Image.fromarray(np.rot90(picture).copy()).save(folder / "1.jpg", exif=exif, quality=100, subsampling=0)
     Image.fromarray(picture).quantize(8).save(folder / "2.png")
     Image.fromarray(np.full((24, 32), 20000, np.uint16)).save(folder / "3.png")
-    facts = probe(folder)
+    facts = probe_video(folder)
     assert any("16 bit" in note for note in facts.notes)
     first, second, third, gray = source_frames(facts, range(4))
     assert np.array_equal(first, picture) and np.array_equal(third, picture)
@@ -376,7 +376,7 @@ def test_bad_video_gets_one_clear_error(tmp_path: Path, case: str) -> None:
     build, words = BAD[case]
     with pytest.raises(UserError, match="error") as caught:
         path = build(tmp_path)
-        read(path, tmp_path / "cache")
+        read_video(path, tmp_path / "cache")
     assert caught.value.code in (ExitCode.BAD_INPUT, ExitCode.UNSAFE_FILE)
     assert re.search(words, str(caught.value)), str(caught.value)
     assert caught.value.where and not list(tmp_path.glob("cache/*.npy"))
@@ -385,13 +385,13 @@ def test_bad_video_gets_one_clear_error(tmp_path: Path, case: str) -> None:
 def test_frames_before_the_damage_can_be_used(tmp_path: Path) -> None:
     path = _corrupt(make(tmp_path / "a.mp4", clip(30), options={"g": "1", "crf": "4"}))
     with pytest.raises(UserError) as caught:
-        read(path, tmp_path / "cache")
+        read_video(path, tmp_path / "cache")
     assert "frame" in str(caught.value)
-    assert read(path, tmp_path / "cache", frames="0:5").frames.shape[0] == 5
+    assert read_video(path, tmp_path / "cache", frames="0:5").frames.shape[0] == 5
 
 
 def test_a_changed_source_is_noticed(tmp_path: Path) -> None:
-    facts = probe(make(tmp_path / "a.mp4", clip(4)))
+    facts = probe_video(make(tmp_path / "a.mp4", clip(4)))
     make(tmp_path / "a.mp4", clip(5))
     with pytest.raises(UserError, match="changed"):
         list(source_frames(facts, range(4)))
@@ -442,9 +442,9 @@ def test_open_frame_ranges() -> None:
 @pytest.mark.parametrize(("space", "wide"), [(1, 1), (1, 2), (2, 0), (6, 1), (9, 1)])
 def test_colours_and_tags_return_within_two_levels(tmp_path: Path, space: int, wide: int) -> None:
     picture = patches(128, 96)
-    source = probe(make(tmp_path / "a.mp4", [picture] * 2, pixels="yuv420p", space=space, wide=wide))
-    out = write(tmp_path / "b.mp4", [picture] * 2, source, crf=4)
-    copy = probe(out)
+    source = probe_video(make(tmp_path / "a.mp4", [picture] * 2, pixels="yuv420p", space=space, wide=wide))
+    out = write_video(tmp_path / "b.mp4", [picture] * 2, source, crf=4)
+    copy = probe_video(out)
     assert (copy.color_space, copy.range) == (source.color_space, source.range)
     with av.open(str(out)) as container:  # another reader, by the tags alone, with its quick rounding
         other = next(container.decode(video=0)).to_ndarray(format="rgb24")
@@ -457,8 +457,8 @@ def test_colours_and_tags_return_within_two_levels(tmp_path: Path, space: int, w
 def test_reading_and_writing_does_not_darken(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(40, 200, (12, 16, 3), np.uint8)
     frames = [cv2.resize(noise, (64, 48), interpolation=cv2.INTER_CUBIC)] * 2
-    source = probe(make(tmp_path / "a.mp4", frames, pixels="yuv420p", space=1, wide=1))
-    write(tmp_path / "b.mp4", source_frames(source, range(2)), source, crf=1)
+    source = probe_video(make(tmp_path / "a.mp4", frames, pixels="yuv420p", space=1, wide=1))
+    write_video(tmp_path / "b.mp4", source_frames(source, range(2)), source, crf=1)
     luma = []
     for name in ("a.mp4", "b.mp4"):
         with av.open(str(tmp_path / name)) as container:
@@ -467,8 +467,8 @@ def test_reading_and_writing_does_not_darken(tmp_path: Path) -> None:
 
 
 def test_pictures_become_tagged_bt709(tmp_path: Path) -> None:
-    facts = probe(save_pictures(tmp_path / "f", ["0.png", "1.png"]))
-    copy = probe(write(tmp_path / "a.mp4", source_frames(facts, range(2)), facts, crf=4))
+    facts = probe_video(save_pictures(tmp_path / "f", ["0.png", "1.png"]))
+    copy = probe_video(write_video(tmp_path / "a.mp4", source_frames(facts, range(2)), facts, crf=4))
     assert (copy.color_space, copy.primaries, copy.transfer, copy.range) == ("bt709", "bt709", "bt709", "tv")
 
 
@@ -477,43 +477,43 @@ def test_pictures_become_tagged_bt709(tmp_path: Path) -> None:
 def test_ffv1_is_lossless_at_every_size(tmp_path_factory: pytest.TempPathFactory, w: int, h: int, alpha: bool) -> None:
     folder = tmp_path_factory.mktemp("ffv1")
     frames = list(np.random.default_rng(w).integers(0, 256, (3, h, w, 4 if alpha else 3), np.uint8))
-    facts = probe(make(folder / "a.mp4", clip(3)))
-    out = write(folder / "b.mkv", frames, facts, codec="ffv1")
+    facts = probe_video(make(folder / "a.mp4", clip(3)))
+    out = write_video(folder / "b.mkv", frames, facts, codec="ffv1")
     with av.open(str(out)) as container:
         back = [f.to_ndarray(format="rgba" if alpha else "rgb24") for f in container.decode(video=0)]
     assert np.array_equal(back, frames)
 
 
 def test_prores_keeps_alpha(tmp_path: Path) -> None:
-    facts = probe(make(tmp_path / "a.mp4", clip(2)))
+    facts = probe_video(make(tmp_path / "a.mp4", clip(2)))
     alpha = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (48, 1))
     frames = [np.dstack([patches(64, 48), alpha])] * 2
-    out = write(tmp_path / "b.mov", frames, facts, codec="prores4444")
+    out = write_video(tmp_path / "b.mov", frames, facts, codec="prores4444")
     with av.open(str(out)) as container:
         frame = next(container.decode(video=0))
         assert any(component.is_alpha for component in frame.format.components)
         back = frame.reformat(format="rgba").to_ndarray()
     assert np.abs(back[..., 3].astype(int) - alpha).max() <= 1
-    assert probe(out).timestamps == facts.timestamps
+    assert probe_video(out).timestamps == facts.timestamps
 
 
 def test_png_output_is_a_folder_that_reads_back(tmp_path: Path) -> None:
-    facts, frames = probe(make(tmp_path / "a.mp4", clip(3))), clip(3)
-    out = write(tmp_path / "pictures", frames, facts, codec="png")
+    facts, frames = probe_video(make(tmp_path / "a.mp4", clip(3))), clip(3)
+    out = write_video(tmp_path / "pictures", frames, facts, codec="png")
     assert sorted(p.name for p in out.iterdir()) == ["00000.png", "00001.png", "00002.png"]
-    assert np.array_equal(list(source_frames(probe(out), range(3))), frames)
-    write(out, frames[:2], facts, codec="png", timestamps=facts.timestamps[:2], overwrite=True)
+    assert np.array_equal(list(source_frames(probe_video(out), range(3))), frames)
+    write_video(out, frames[:2], facts, codec="png", timestamps=facts.timestamps[:2], overwrite=True)
     assert len(list(out.iterdir())) == 2
     (out / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="other files"):
-        write(out, frames, facts, codec="png", overwrite=True)
+        write_video(out, frames, facts, codec="png", overwrite=True)
     assert (out / "mine.txt").exists() and {p.name for p in tmp_path.iterdir()} == {"a.mp4", "pictures"}
 
 
 @pytest.mark.parametrize(("width", "height"), [(97, 63), (64, 48), (33, 64)])
 def test_h264_keeps_odd_sizes(tmp_path: Path, width: int, height: int) -> None:
-    facts = probe(make(tmp_path / "a.mp4", clip(3, width, height)))
-    copy = probe(write(tmp_path / "b.mp4", source_frames(facts, range(3)), facts))
+    facts = probe_video(make(tmp_path / "a.mp4", clip(3, width, height)))
+    copy = probe_video(write_video(tmp_path / "b.mp4", source_frames(facts, range(3)), facts))
     assert (copy.width, copy.height) == (width, height)
     assert copy.pixel_format == ("yuv420p" if width % 2 == height % 2 == 0 else "yuv444p")
 
@@ -521,25 +521,25 @@ def test_h264_keeps_odd_sizes(tmp_path: Path, width: int, height: int) -> None:
 @pytest.mark.parametrize(("sound", "name"), [("aac", "b.mp4"), ("aac", "b.mkv"), ("pcm_s16le", "b.mov")])
 def test_sound_is_copied_packet_by_packet(tmp_path: Path, sound: str, name: str) -> None:
     suffix = ".mov" if sound.startswith("pcm") else ".mp4"
-    source = probe(make(tmp_path / f"a{suffix}", clip(20), sound=sound))
+    source = probe_video(make(tmp_path / f"a{suffix}", clip(20), sound=sound))
     assert [track.codec for track in source.sound] == [sound]
-    out = write(tmp_path / name, source_frames(source, range(20)), source)
+    out = write_video(tmp_path / name, source_frames(source, range(20)), source)
     assert b"".join(sound_of(out)) == b"".join(sound_of(Path(source.path)))
-    assert probe(out).timestamps == source.timestamps or name.endswith(".mkv")
-    silent = write(tmp_path / "c.mp4", source_frames(source, range(20)), source, sound=False)
-    assert probe(silent).sound == ()
+    assert probe_video(out).timestamps == source.timestamps or name.endswith(".mkv")
+    silent = write_video(tmp_path / "c.mp4", source_frames(source, range(20)), source, sound=False)
+    assert probe_video(silent).sound == ()
 
 
 def test_sound_that_the_container_cannot_hold_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    source = probe(make(tmp_path / "a.mkv", clip(10), sound="wavpack"))
-    out = write(tmp_path / "b.mp4", source_frames(source, range(10)), source)
-    assert probe(out).sound == () and "wavpack sound track" in caplog.text
+    source = probe_video(make(tmp_path / "a.mkv", clip(10), sound="wavpack"))
+    out = write_video(tmp_path / "b.mp4", source_frames(source, range(10)), source)
+    assert probe_video(out).sound == () and "wavpack sound track" in caplog.text
 
 
 def test_a_part_starts_at_the_start_with_its_own_sound(tmp_path: Path) -> None:
-    source = probe(make(tmp_path / "a.mp4", clip(30), sound="aac"))
+    source = probe_video(make(tmp_path / "a.mp4", clip(30), sound="aac"))
     times = source.timestamps[10:20]
-    out = probe(write(tmp_path / "b.mp4", source_frames(source, range(10, 20)), source, timestamps=times))
+    out = probe_video(write_video(tmp_path / "b.mp4", source_frames(source, range(10, 20)), source, timestamps=times))
     assert out.timestamps == tuple(t - times[0] for t in times)
     packets, everything = sound_of(Path(out.path)), sound_of(Path(source.path))
     assert packets == everything[(first := everything.index(packets[0])) : first + len(packets)]
@@ -548,52 +548,52 @@ def test_a_part_starts_at_the_start_with_its_own_sound(tmp_path: Path) -> None:
 
 
 def test_index_comes_first_in_mp4(tmp_path: Path) -> None:
-    facts = probe(make(tmp_path / "a.mp4", clip(3)))
-    data = write(tmp_path / "b.mp4", clip(3), facts).read_bytes()
+    facts = probe_video(make(tmp_path / "a.mp4", clip(3)))
+    data = write_video(tmp_path / "b.mp4", clip(3), facts).read_bytes()
     assert data.index(b"moov") < data.index(b"mdat")
 
 
 def test_a_name_that_cannot_carry_the_codec_is_refused_with_one_that_can(tmp_path: Path) -> None:
-    facts = probe(make(tmp_path / "a.mp4", clip(2)))
+    facts = probe_video(make(tmp_path / "a.mp4", clip(2)))
     for codec, name, better in [
         ("ffv1", "x.mp4", "x.mkv"),
         ("prores4444", "x.mkv", "x.mov"),
         ("h264", "x.webm", "x.mp4"),
     ]:
         with pytest.raises(UserError) as caught:
-            write(tmp_path / name, clip(2), facts, codec=codec)
+            write_video(tmp_path / name, clip(2), facts, codec=codec)
         assert better in caught.value.fix
     with pytest.raises(UserError, match="folder"):
-        write(tmp_path / "x.png", clip(2), facts, codec="png")
+        write_video(tmp_path / "x.png", clip(2), facts, codec="png")
     with pytest.raises(UserError, match="unknown codec"):
-        write(tmp_path / "x.mp4", clip(2), facts, codec="h265")
+        write_video(tmp_path / "x.mp4", clip(2), facts, codec="h265")
     with pytest.raises(UserError, match="transparency"):
-        write(tmp_path / "x.mp4", [np.zeros((48, 64, 4), np.uint8)] * 2, facts)
+        write_video(tmp_path / "x.mp4", [np.zeros((48, 64, 4), np.uint8)] * 2, facts)
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
 
 
 def test_outputs_are_not_overwritten_unless_told_and_the_source_never(tmp_path: Path) -> None:
     source = make(tmp_path / "a.mp4", clip(2))
-    facts, before = probe(source), source.read_bytes()
-    write(tmp_path / "b.mp4", clip(2), facts)
+    facts, before = probe_video(source), source.read_bytes()
+    write_video(tmp_path / "b.mp4", clip(2), facts)
     with pytest.raises(UserError) as caught:
-        write(tmp_path / "b.mp4", clip(2), facts)
+        write_video(tmp_path / "b.mp4", clip(2), facts)
     assert "-y" in caught.value.fix
-    write(tmp_path / "b.mp4", clip(2), facts, overwrite=True)
+    write_video(tmp_path / "b.mp4", clip(2), facts, overwrite=True)
     with pytest.raises(UserError, match="source video itself"):
-        write(source, clip(2), facts, overwrite=True)
+        write_video(source, clip(2), facts, overwrite=True)
     assert source.read_bytes() == before
 
 
 @pytest.mark.parametrize(("codec", "name"), [("h264", "b.mp4"), ("ffv1", "b.mkv"), ("png", "b")])
 def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, codec: str, name: str) -> None:
-    facts = probe(make(tmp_path / "a.mp4", clip(6)))
+    facts = probe_video(make(tmp_path / "a.mp4", clip(6)))
     frames = list(np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3), np.uint8))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8000, hard))
     try:
         with pytest.raises(UserError) as caught:
-            write(tmp_path / name, frames, facts, codec=codec)
+            write_video(tmp_path / name, frames, facts, codec=codec)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.code == ExitCode.NO_ROOM
@@ -601,24 +601,24 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, codec: str, name
 
 
 def test_an_error_of_the_renderer_passes_through_and_leaves_nothing(tmp_path: Path) -> None:
-    facts = probe(make(tmp_path / "a.mp4", clip(4), sound="aac"))
+    facts = probe_video(make(tmp_path / "a.mp4", clip(4), sound="aac"))
 
     def failing() -> object:
         yield from clip(2)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "b.mp4", failing(), facts)
+        write_video(tmp_path / "b.mp4", failing(), facts)
     with pytest.raises(ValueError, match="2 frames, and 4 timestamps"):
-        write(tmp_path / "b.mp4", clip(2), facts)
+        write_video(tmp_path / "b.mp4", clip(2), facts)
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
 
 
 def test_every_output_kind_can_be_written_again_from_its_own_output(tmp_path: Path) -> None:
-    facts = probe(make(tmp_path / "a.mp4", clip(3), sound="aac"))
+    facts = probe_video(make(tmp_path / "a.mp4", clip(3), sound="aac"))
     for codec, kind in encode.CODECS.items():
         suffix = kind.suffixes[0] if kind.suffixes else ""
-        first = probe(write(tmp_path / f"{codec}-1{suffix}", clip(3), facts, codec=codec))
-        again = probe(write(tmp_path / f"{codec}-2{suffix}", source_frames(first, range(3)), first, codec=codec))
+        first = probe_video(write_video(tmp_path / f"{codec}-1{suffix}", clip(3), facts, codec=codec))
+        again = probe_video(write_video(tmp_path / f"{codec}-2{suffix}", source_frames(first, range(3)), first, codec=codec))
         assert (again.frame_count, again.color_space, again.range) == (3, first.color_space, first.range)
         assert again.timestamps == first.timestamps and len(again.sound) == len(first.sound)

@@ -14,20 +14,20 @@ from PIL import Image
 
 from editors.cli import main
 from editors.stack import add_scene_edit, undo
-from neural_fields.config_volume import load_volume_config, stages
+from neural_fields.config_volume import load_volume_config, training_stages
 from neural_fields.data.bones_file import write_bones
 from neural_fields.data.camera_files import read_transforms
 from neural_fields.data.capture_folder import read_capture, write_capture
-from neural_fields.data.skeleton import Motion, Skeleton
-from neural_fields.data.synthetic_scene import walking_scene
+from neural_fields.data.skeleton import SkeletonMotion, Skeleton
+from neural_fields.data.synthetic_scene import make_walking_scene
 from neural_fields.errors import ExitCode, UserError
 from neural_fields.run import Run, append_metrics, read_metrics
 from neural_fields.training import Budget
 from neural_fields.volume.batches import RayBatch
-from neural_fields.volume.stages import Fit
-from neural_fields.volume_fit import VolumeStep, make_fit, train_volume_steps
-from neural_fields.volume_output import orbit_cameras, put_on
-from neural_fields.volume_run import held_out_views, load_scene, read_record, with_edits
+from neural_fields.volume.stages import SceneTraining
+from neural_fields.volume_fit import VolumeStep, prepare_training, train_volume_steps
+from neural_fields.volume_output import place_orbit_cameras, composite_edit
+from neural_fields.volume_run import choose_held_out_views, load_scene, read_record, apply_edits
 
 SHORT = (
     "--training.background_steps", "[6, 6, 6]", "--training.person_steps", "[6, 6, 6]",
@@ -38,7 +38,7 @@ SHORT = (
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("volume") / "scene"
-    write_capture(folder, walking_scene(count=6, size=(48, 36), switches=(3,)).capture)
+    write_capture(folder, make_walking_scene(count=6, size=(48, 36), switches=(3,)).capture)
     return folder
 
 
@@ -58,7 +58,7 @@ def test_a_finished_fit_says_so_and_does_nothing(run: Run, folder: Path, capsys:
 
 def test_stages_come_one_after_the_other_and_only_the_first_without_a_person() -> None:
     training = load_volume_config("hosnerf").training
-    both, alone = stages(training, "draft", True), stages(training, "draft", False)
+    both, alone = training_stages(training, "draft", True), training_stages(training, "draft", False)
     assert [stage.name for stage in both] == ["background", "person", "joint"]
     assert all(one.last == other.first for one, other in pairwise(both))
     assert [stage.name for stage in alone] == ["background"]
@@ -66,9 +66,9 @@ def test_stages_come_one_after_the_other_and_only_the_first_without_a_person() -
 
 def test_stopped_and_continued_is_the_same_as_never_stopped(folder: Path, run: Run, tmp_path: Path) -> None:
     record, capture = read_record(run), read_capture(folder)
-    parts = stages(record.config.training, "normal", True)
+    parts = training_stages(record.config.training, "normal", True)
 
-    def trained_until(own: Run, fit: Fit, last: int) -> None:
+    def trained_until(own: Run, fit: SceneTraining, last: int) -> None:
         done = [0]
         for step in train_volume_steps(own, fit, parts, Budget(parts[-1].last), 0, lambda: done[0] == last):
             done[0] = step.step
@@ -76,7 +76,7 @@ def test_stopped_and_continued_is_the_same_as_never_stopped(folder: Path, run: R
     def trained(path: Path, stops: tuple[int, ...]) -> dict[str, torch.Tensor]:
         own = Run.create(path)
         for last in stops:
-            fit = make_fit(record, capture, torch.device("cpu"))
+            fit = prepare_training(record, capture, torch.device("cpu"))
             trained_until(own, fit, last)
         return {name: value.clone() for name, value in fit.scene.state_dict().items()}
 
@@ -89,12 +89,12 @@ def test_out_of_memory_halves_the_batch_says_so_and_keeps_it_when_continued(
     folder: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record, capture = read_record(run), read_capture(folder)
-    parts = stages(record.config.training, "normal", True)
+    parts = training_stages(record.config.training, "normal", True)
     own, counts = Run.create(tmp_path / "run"), []
 
     def trained(limit: int, until: int) -> list[VolumeStep]:
-        fit = make_fit(record, capture, torch.device("cpu"))
-        draw, done = fit.pixels.background, []
+        fit = prepare_training(record, capture, torch.device("cpu"))
+        draw, done = fit.pixels.draw_background, []
 
         def limited(count: int, generator: torch.Generator) -> RayBatch:
             counts.append(count)
@@ -131,7 +131,7 @@ def test_the_time_of_a_continued_training_counts_all_its_sessions(run: Run, fold
 
 
 def test_views_left_out_are_measured_apart(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    assert held_out_views(6, 3) == (1, 4) and held_out_views(6, 0) == ()
+    assert choose_held_out_views(6, 3) == (1, 4) and choose_held_out_views(6, 0) == ()
     assert main(["eval", str(run.path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["held_out"] == [1, 4] and len(found["psnr_per_frame"]) == 6
@@ -148,7 +148,7 @@ def test_renders_the_filmed_views_other_cameras_frozen_time_and_poses(
     cameras = tmp_path / "transforms.json"
     cameras.write_bytes((run.scene / "transforms.json").read_bytes())
     bones = tmp_path / "up.json"
-    write_bones(bones, Motion(record.motion.skeleton, record.motion.transforms[:2]))
+    write_bones(bones, SkeletonMotion(record.motion.skeleton, record.motion.transforms[:2]))
     wanted = {
         "reconstruction": [],
         "depth": ["--what", "depth"],
@@ -168,12 +168,12 @@ def test_renders_the_filmed_views_other_cameras_frozen_time_and_poses(
 
 def test_an_orbit_looks_at_the_person_from_all_around(run: Run) -> None:
     record = read_record(run)
-    cameras = orbit_cameras(record, 12)
+    cameras = place_orbit_cameras(record, 12)
     assert record.motion is not None
-    middle = np.mean([record.motion.joints(t).mean(axis=0) for t in range(6)], axis=0)
+    middle = np.mean([record.motion.compute_joint_positions(t).mean(axis=0) for t in range(6)], axis=0)
     for camera in cameras:
-        pixel, depth, _ = camera.project(middle[None])
-        assert np.abs(pixel[0] - camera.centre).max() < 1e-6 and depth[0] > 0
+        pixel, depth, _ = camera.project_points(middle[None])
+        assert np.abs(pixel[0] - camera.center).max() < 1e-6 and depth[0] > 0
     places = np.stack([camera.position for camera in cameras])
     assert np.linalg.norm(places.mean(axis=0) - middle) < np.linalg.norm(places - middle, axis=1).max()
     assert np.ptp(np.linalg.norm(places - middle, axis=1)) < 1e-6
@@ -184,7 +184,7 @@ def test_what_an_edit_does_not_change_stays_the_sources() -> None:
     filmed, plain = np.random.default_rng(0).random((2, 5, 6, 3)).astype(np.float32)
     edited = plain.copy()
     edited[2, 3] += 0.5
-    result = put_on(filmed, plain, edited)
+    result = composite_edit(filmed, plain, edited)
     changed = np.zeros((5, 6), bool)
     changed[2, 3] = True
     assert np.array_equal(result[~changed], filmed[~changed])
@@ -199,11 +199,11 @@ def test_edits_of_a_scene_are_weights_on_the_same_stack(run: Run, folder: Path, 
     value = torch.full_like(scene.state_dict()[name], 3.0)
     add_scene_edit(own, "sky", {name: value}, {"editor": "test"}, parts=("background",))
     add_scene_edit(own, "gone", {}, {"editor": "test"}, hidden=("person",))
-    edited, parts = with_edits(own, scene)
+    edited, parts = apply_edits(own, scene)
     assert torch.equal(edited.state_dict()[name], value) and parts == {"background"}
     assert not torch.equal(scene.state_dict()[name], value)
     undo(own)
-    assert with_edits(own, scene)[1] == {"background", "person"}
+    assert apply_edits(own, scene)[1] == {"background", "person"}
     assert main(["render", str(own.path), "--out", str(tmp_path / "edit.mp4")]) == 0
 
 
@@ -221,7 +221,7 @@ def test_renderings_that_cannot_be_are_refused(
 ) -> None:
     other = tmp_path / "other.json"
     skeleton = Skeleton(("hip", "head"), (-1, 0), np.array([[0.0, 0, 0], [0, 0, 1]]))
-    write_bones(other, Motion(skeleton, np.tile(np.eye(4), (1, 2, 1, 1))))
+    write_bones(other, SkeletonMotion(skeleton, np.tile(np.eye(4), (1, 2, 1, 1))))
     kind = ["--what", "reconstruction"] if words else []
     assert main(["render", str(run.path), *kind, *(str(other) if word == "OTHER" else word for word in words)]) == 3
     assert said in capsys.readouterr().err
@@ -255,7 +255,7 @@ def test_editors_of_scenes_and_of_pictures_are_not_mixed_up(
     assert main(["edit", str(own), "--editor", "remove"]) == 0
     assert "0001-remove" in capsys.readouterr().out
     scene, _ = load_scene(Run(own), read_record(Run(own)))
-    assert with_edits(Run(own), scene)[1] == {"background"}
+    assert apply_edits(Run(own), scene)[1] == {"background"}
     assert main(["render", str(own), "--what", "compare", "--out", str(tmp_path / "both.mp4")]) == 0
     capsys.readouterr()
     assert main(["edit", str(own), "--editor", "remove", "--layer", "person"]) == 3

@@ -22,25 +22,25 @@ from PIL import Image
 
 from editors import stack, watched
 from editors.api import edit
-from editors.changes import quick_change, whole_change
-from editors.preview import PAGE, open_easel
-from editors.stack import Effects
-from editors.watch import Update, watch
+from editors.changes import find_local_change, find_whole_change
+from editors.preview import PAGE, open_preview
+from editors.stack import EditEffects
+from editors.watch import WatchUpdate, watch_pictures
 from neural_fields import canonical
 from neural_fields.arrangement import Arrangement
 from neural_fields.baking import Maps
 from neural_fields.canonical import CanonicalImage, Overlay
 from neural_fields.data.synthetic import SyntheticClip
 from neural_fields.errors import ExitCode, UserError
-from neural_fields.export.base import export
-from neural_fields.export.canonical import Canonical
-from neural_fields.export.layered import PAINT, still
+from neural_fields.export.base import export_run
+from neural_fields.export.canonical import CanonicalExporter
+from neural_fields.export.layered import PAINT, constant_pixels
 from neural_fields.export.openraster import read_ora, write_ora
 from neural_fields.grading import Grade
-from neural_fields.locking import lock
-from neural_fields.output import open_renderer
-from neural_fields.pictures import Picture, as_floats
-from neural_fields.reshaping import Shape
+from neural_fields.locking import lock_run
+from neural_fields.output import open_passes
+from neural_fields.pictures import Picture, to_floats
+from neural_fields.reshaping import Deformation
 from neural_fields.run import Run
 from tests.support.true_run import TrueRun
 
@@ -54,12 +54,12 @@ def home(true_run: TrueRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("watched") / "run"
     shutil.copytree(true_run.run.path, path)
     run = Run.open(path)
-    pictures = [canonical.pristine(run.canonical, name) for name in canonical.layer_names(run.canonical)]
+    pictures = [canonical.read_pristine(run.canonical, name) for name in canonical.list_layers(run.canonical)]
     shutil.rmtree(run.canonical)
     for picture in pictures:
         size = tuple(-(-side // 16) * 16 for side in picture.size)
-        rgba = cv2.resize(picture.array(), size).clip(0, 1)
-        canonical.export(run.canonical, replace(picture, rgba=torch.from_numpy(rgba).permute(2, 0, 1).contiguous()))
+        rgba = cv2.resize(picture.to_array(), size).clip(0, 1)
+        canonical.export_canonical(run.canonical, replace(picture, rgba=torch.from_numpy(rgba).permute(2, 0, 1).contiguous()))
     return path
 
 
@@ -89,11 +89,11 @@ def place(run: Run, layer: str) -> tuple[int, int]:
     """A texel that the middle frame shows well."""
     maps = Maps.open(run)
     number = maps.layers.index(layer)
-    alone = (maps.layer_weight(MIDDLE, number, maps.size) > 0.99).astype(np.uint8)
+    alone = (maps.read_layer_weight(MIDDLE, number, maps.size) > 0.99).astype(np.uint8)
     inside = cv2.distanceTransform(cv2.copyMakeBorder(alone, 1, 1, 1, 1, cv2.BORDER_CONSTANT), cv2.DIST_L2, 3)
     y, x = np.unravel_index(int(inside.argmax()), inside.shape)
-    u, v = maps.uv(MIDDLE, number, maps.size)[y - 1, x - 1]
-    picture = canonical.pristine(run.canonical, layer)
+    u, v = maps.read_uv(MIDDLE, number, maps.size)[y - 1, x - 1]
+    picture = canonical.read_pristine(run.canonical, layer)
     box, (width, height) = picture.box, picture.size
     return int((u - box.u0) / box.width * width), int((v - box.v0) / box.height * height)
 
@@ -118,13 +118,13 @@ class Watching:
 
     def __init__(self, run: Run, **options: Any) -> None:
         self.run, self.options = run, options
-        self.updates: queue.Queue[Update | BaseException] = queue.Queue()
+        self.updates: queue.Queue[WatchUpdate | BaseException] = queue.Queue()
         self.end = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True)
 
     def _follow(self) -> None:
         try:
-            for update in watch(self.run, stop=self.end.is_set, **self.options):
+            for update in watch_pictures(self.run, stop=self.end.is_set, **self.options):
                 self.updates.put(update)
         except BaseException as error:  # handed to the test
             self.updates.put(error)
@@ -138,7 +138,7 @@ class Watching:
         self.end.set()
         self.thread.join(20)
 
-    def next(self, patient: bool = True) -> Update:
+    def next(self, patient: bool = True) -> WatchUpdate:
         """The next update; on a busy machine a save may have to be waited for."""
         found = self.updates.get(timeout=30)
         if isinstance(found, BaseException):
@@ -188,7 +188,7 @@ def as_jpeg(frame: np.ndarray, shown: np.ndarray) -> None:
 def test_the_preview_is_the_frame_that_rendering_the_edit_gives(
     run: Run, clip: SyntheticClip, tmp_path: Path, layer: str, below: str
 ) -> None:
-    picture = canonical.pristine(run.canonical, "background")
+    picture = canonical.read_pristine(run.canonical, "background")
     glaze = np.full((32, 32, 4), (0.2, 0.5, 0.9, 0.4), np.float32)
     under = {"background": Overlay(glaze, picture.box)}
     if below == "paint":
@@ -198,22 +198,22 @@ def test_the_preview_is_the_frame_that_rendering_the_edit_gives(
     if below == "multiply":
         stack.add_edit(run, "glaze", under, {}, arrangement=Arrangement(blend="multiply"))
     if below == "grade":
-        stack.add_edit(run, "grade", {}, {}, effects=Effects(grades={"background": Grade(exposure=0.7)}))
+        stack.add_edit(run, "grade", {}, {}, effects=EditEffects(grades={"background": Grade(exposure=0.7)}))
     if below == "hidden":
-        stack.add_edit(run, "gone", {}, {}, effects=Effects(hidden=("foreground",)))
+        stack.add_edit(run, "gone", {}, {}, effects=EditEffects(hidden=("foreground",)))
     if below == "shape":
-        front = canonical.pristine(run.canonical, "foreground")
-        stack.add_edit(run, "bent", {}, {}, {"foreground": Shape(np.full((2, 4, 4), 0.05, np.float32), front.box)})
-    easel = open_easel(run)
+        front = canonical.read_pristine(run.canonical, "foreground")
+        stack.add_edit(run, "bent", {}, {}, {"foreground": Deformation(np.full((2, 4, 4), 0.05, np.float32), front.box)})
+    easel = open_preview(run)
     assert [shot.number for shot in easel.shots] == [MIDDLE]
     path = save(tmp_path / f"{layer}.png", painted(run, layer))
-    found = easel.overlays(path, layer)
-    shown = easel.picture(found)
+    found = easel.read_overlays(path, layer)
+    shown = easel.render_picture(found)
     edit(run, path, layer=layer)
     maps = Maps.open(run)
-    wanted = open_renderer(run, maps).render_frame(MIDDLE, clip.frames[MIDDLE])
+    wanted = open_passes(run, maps).render_frame(MIDDLE, clip.frames[MIDDLE])
     agree(shown, wanted)
-    assert (shown != easel.picture({})).any() == (below != "hidden" or layer == "background")
+    assert (shown != easel.render_picture({})).any() == (below != "hidden" or layer == "background")
 
 
 @pytest.mark.parametrize("tool", ["plain", "hidden colours lost", "16 bit", "flattened", "jpg", "larger"])
@@ -234,17 +234,17 @@ def test_what_a_tool_does_to_the_rest_of_a_picture_is_not_shown(
     image.save(path, **({"quality": 95, "subsampling": 0} if tool == "jpg" else {}))
     if tool == "16 bit":
         cv2.imwrite(str(path), cv2.cvtColor(pixels.astype(np.uint16) * 257, cv2.COLOR_RGBA2BGRA))
-    easel = open_easel(run)
-    shown = easel.picture(easel.overlays(path, "foreground"))
+    easel = open_preview(run)
+    shown = easel.render_picture(easel.read_overlays(path, "foreground"))
     edit(run, path, layer="foreground")
-    agree(shown, open_renderer(run, Maps.open(run)).render_frame(MIDDLE, clip.frames[MIDDLE]))
+    agree(shown, open_passes(run, Maps.open(run)).render_frame(MIDDLE, clip.frames[MIDDLE]))
     changed = (shown != clip.frames[MIDDLE]).any(axis=-1)
     assert changed.any() and not changed[clip.alpha[0, MIDDLE] == 0].any()
 
 
 def test_several_frames_stand_side_by_side_and_are_made_smaller(run: Run, clip: SyntheticClip) -> None:
-    easel = open_easel(run, (0, 11), size=96)
-    shown = easel.picture({})
+    easel = open_preview(run, (0, 11), size=96)
+    shown = easel.render_picture({})
     assert shown.shape == (54, 192, 3)
     small = cv2.resize(clip.frames[11], (96, 54), interpolation=cv2.INTER_AREA)
     assert np.array_equal(shown[:, 96:], small)
@@ -253,19 +253,19 @@ def test_several_frames_stand_side_by_side_and_are_made_smaller(run: Run, clip: 
 def test_a_picture_that_is_an_edit_already_is_not_put_on_twice(run: Run, tmp_path: Path) -> None:
     path = save(tmp_path / "foreground.png", painted(run, "foreground", (200, 20, 20, 128)))
     edit(run, path, layer="foreground")
-    assert open_easel(run).overlays(path, "foreground") == {}
+    assert open_preview(run).read_overlays(path, "foreground") == {}
 
 
 def test_a_picture_of_an_older_export_is_compared_with_that(run: Run, tmp_path: Path) -> None:
     path = save(tmp_path / "foreground.png", painted(run, "foreground"))
-    newest = canonical.pristine(run.canonical, "foreground")
+    newest = canonical.read_pristine(run.canonical, "foreground")
     lighter = CanonicalImage(torch.cat([0.6 * newest.rgba[:3] + 0.4, newest.rgba[3:]]), newest.box, "foreground")
-    before = open_easel(run).overlays(path, "foreground")["foreground"]
-    canonical.export(run.canonical, lighter)
-    after = open_easel(run).overlays(path, "foreground")["foreground"]
+    before = open_preview(run).read_overlays(path, "foreground")["foreground"]
+    canonical.export_canonical(run.canonical, lighter)
+    after = open_preview(run).read_overlays(path, "foreground")["foreground"]
     assert np.array_equal(
-        canonical.fit(after, newest.size, newest.box)[..., 3] > 0.5,
-        canonical.fit(before, newest.size, newest.box)[..., 3] > 0.5,
+        canonical.resample_overlay(after, newest.size, newest.box)[..., 3] > 0.5,
+        canonical.resample_overlay(before, newest.size, newest.box)[..., 3] > 0.5,
     )
 
 
@@ -284,11 +284,11 @@ def test_a_part_of_a_picture_tells_the_same_change_as_all_of_it(seed: int) -> No
         share = pixels[..., 3:] / 255 if seed % 8 == 1 else 1
         pixels[..., :3] = np.rint(pixels[..., :3] * share + 180 * (1 - share))
         pixels[..., 3] = 255
-    quick, as_well = quick_change(pixels, base), quick_change(as_floats(pixels), as_floats(base))
+    quick, as_well = find_local_change(pixels, base), find_local_change(to_floats(pixels), to_floats(base))
     assert quick is not None and as_well is not None and quick[0] == as_well[0]
     own, change = np.zeros(base.shape, np.float32), quick[1]
     own[quick[0]] = change.rgba
-    whole = whole_change(Picture(as_floats(pixels), had_alpha=True, lossy=False), as_floats(base))
+    whole = find_whole_change(Picture(to_floats(pixels), had_alpha=True, lossy=False), to_floats(base))
     assert np.array_equal(change.rgba, as_well[1].rgba)
     assert np.array_equal(own, whole.rgba) and change.notes == whole.notes
     assert seed % 3 != 0 or seed % 4 == 1 or any("erased" in note for note in change.notes)
@@ -298,9 +298,9 @@ def test_a_change_of_half_of_a_picture_is_not_told_from_a_part() -> None:
     base = np.full((64, 64, 4), 255, np.uint8)
     pixels = base.copy()
     pixels[:40, :, 0] = 0
-    assert quick_change(pixels, base) is None
-    assert quick_change(pixels[:32], base) is None
-    same = quick_change(base, base)
+    assert find_local_change(pixels, base) is None
+    assert find_local_change(pixels[:32], base) is None
+    same = find_local_change(base, base)
     assert same is not None and same[0] == (slice(0, 0), slice(0, 0)) and same[1].is_empty
 
 
@@ -309,14 +309,14 @@ def test_a_change_of_half_of_a_picture_is_not_told_from_a_part() -> None:
 
 def test_every_save_of_every_kind_is_shown(run: Run, clip: SyntheticClip, watching: Watching, tmp_path: Path) -> None:
     path = run.canonical / "foreground.png"
-    easel = open_easel(run)
+    easel = open_preview(run)
     for number, way in enumerate(["in place", "by a rename", "with a backup"] * 3):
         pixels = painted(run, "foreground", (RED, GREEN, BLUE)[number % 3], radius=4 + number)
         other = save(tmp_path / "foreground.png", pixels)
         put(path, other.read_bytes(), way)
         update = watching.next()
         assert (update.kind, update.layers) == ("painted", ("foreground",)) and update.picture == path
-        as_jpeg(easel.picture(easel.overlays(other, "foreground")), watching.image())
+        as_jpeg(easel.render_picture(easel.read_overlays(other, "foreground")), watching.image())
     put(path, (run.canonical / "pristine" / pristine_name(run, "foreground")).read_bytes(), "by a rename")
     update = watching.next()
     assert (update.kind, update.layers) == ("no change", ())
@@ -347,8 +347,8 @@ def test_a_save_that_stops_halfway_is_said_and_the_next_one_shown(run: Run, tmp_
         before = watching.image()
         put(path, data[: len(data) // 2])
         waiting, error = watching.next(patient=False), watching.next()
-        assert waiting.kind == "waiting" and "waiting for the save" in waiting.lines()[0]
-        assert error.kind == "error" and "damaged" in error.lines()[0] and len(error.lines()) == 1
+        assert waiting.kind == "waiting" and "waiting for the save" in waiting.to_lines()[0]
+        assert error.kind == "error" and "damaged" in error.to_lines()[0] and len(error.to_lines()) == 1
         assert np.array_equal(watching.image(), before) and error.layers == ("foreground",)
         put(path, data)
         assert watching.next().kind == "painted"
@@ -360,7 +360,7 @@ def test_a_picture_of_another_shape_is_refused_and_watching_goes_on(
     path = run.canonical / "foreground-wide.png"
     put(path, save(tmp_path / "w.png", painted(run, "foreground")[:20]).read_bytes())
     update = watching.next()
-    assert update.kind == "error" and "another shape" in update.lines()[0]
+    assert update.kind == "error" and "another shape" in update.to_lines()[0]
     put(path, save(tmp_path / "r.png", painted(run, "foreground")).read_bytes())
     assert watching.next().kind == "painted"
 
@@ -391,11 +391,11 @@ def test_the_picture_of_a_layer_is_the_one_that_was_saved_last(run: Run, watchin
 
 
 def test_a_layered_document_is_shown_too(run: Run, watching: Watching, tmp_path: Path) -> None:
-    export(run, Canonical(format="ora"), out=tmp_path / "ora")
+    export_run(run, CanonicalExporter(format="ora"), out=tmp_path / "ora")
     document = read_ora(next((tmp_path / "ora").rglob("*foreground*.ora")), 16_000_000)
     stroke = np.zeros((*painted(run, "foreground").shape[:2], 4), np.float32)
     cv2.circle(stroke, place(run, "foreground"), 9, (1, 0, 0, 1), -1)
-    layers = tuple(replace(layer, pixels=still(stroke)) if layer.name == PAINT else layer for layer in document.layers)
+    layers = tuple(replace(layer, pixels=constant_pixels(stroke)) if layer.name == PAINT else layer for layer in document.layers)
     write_ora(tmp_path / "f.ora", replace(document, layers=layers))
     put(run.canonical / "foreground.ora", (tmp_path / "f.ora").read_bytes(), "by a rename")
     assert (update := watching.next()).kind == "painted" and update.layers == ("foreground",)
@@ -415,7 +415,7 @@ def test_pictures_elsewhere_are_watched_when_they_are_given(run: Run, tmp_path: 
         watching.end.set()
         last = watching.next()
         assert last.kind == "end" and last.notes == (f"unwrap edit {run.path} {home / 'sea.png'} --layer background",)
-        assert "next: unwrap edit" in last.lines()[1]
+        assert "next: unwrap edit" in last.to_lines()[1]
 
 
 # --- what else happens ----------------------------------------------------------------------------------------------
@@ -423,7 +423,7 @@ def test_pictures_elsewhere_are_watched_when_they_are_given(run: Run, tmp_path: 
 
 def test_what_is_painted_before_watching_is_shown_at_the_start(run: Run, clip: SyntheticClip) -> None:
     save(run.canonical / "background.png", painted(run, "background"))
-    with lock(run), Watching(run) as watching:  # a fit that goes on keeps nobody from looking
+    with lock_run(run), Watching(run) as watching:  # a fit that goes on keeps nobody from looking
         assert watching.first.layers == ("background",)
         assert np.abs(watching.image().astype(int) - clip.frames[MIDDLE]).max() > 60
 
@@ -467,14 +467,14 @@ def test_all_parts_of_a_layer_follow_after_the_one_that_was_painted(
 def test_a_run_that_cannot_be_read_for_a_while_is_waited_for(run: Run, watching: Watching) -> None:
     facts = (run.maps / "maps.json").read_bytes()
     (run.maps / "maps.json").unlink()
-    assert (update := watching.next()).kind == "error" and "no baked maps" in update.lines()[0]
+    assert (update := watching.next()).kind == "error" and "no baked maps" in update.to_lines()[0]
     (run.maps / "maps.json").write_bytes(facts)
     assert watching.next().kind == "edits"
 
 
 def test_a_place_that_the_preview_does_not_show_is_told_with_a_frame_that_does(run: Run, watching: Watching) -> None:
     maps = Maps.open(run)
-    picture = canonical.pristine(run.canonical, "background")
+    picture = canonical.read_pristine(run.canonical, "background")
     seen = [shown_texels(maps, picture, t) for t in (MIDDLE, 0)]
     hidden = cv2.distanceTransform((seen[1] & ~seen[0]).astype(np.uint8), cv2.DIST_L2, 3)
     y, x = np.unravel_index(int(hidden.argmax()), hidden.shape)
@@ -489,8 +489,8 @@ def test_a_place_that_the_preview_does_not_show_is_told_with_a_frame_that_does(r
 
 def shown_texels(maps: Maps, picture: CanonicalImage, t: int) -> np.ndarray:
     """Where a frame shows a canonical picture of the background, widened."""
-    uv, box, (width, height) = maps.uv(t, 1, maps.size), picture.box, picture.size
-    inside = maps.layer_weight(t, 1, maps.size) > 0
+    uv, box, (width, height) = maps.read_uv(t, 1, maps.size), picture.box, picture.size
+    inside = maps.read_layer_weight(t, 1, maps.size) > 0
     x = ((uv[..., 0] - box.u0) / box.width * width)[inside].astype(int).clip(0, width - 1)
     y = ((uv[..., 1] - box.v0) / box.height * height)[inside].astype(int).clip(0, height - 1)
     hit = np.zeros((height, width), np.uint8)
@@ -523,7 +523,7 @@ def test_files_that_belong_to_no_layer_are_said_once(run: Run, watching: Watchin
     ],
 )
 def test_a_file_belongs_to_the_layer_that_its_name_begins_with(name: str, layer: str | None) -> None:
-    assert watched.is_watched(name) and watched.layer_of(name, ["foreground", "foreground-2", "sky"]) == layer
+    assert watched.is_watched(name) and watched.find_file_layer(name, ["foreground", "foreground-2", "sky"]) == layer
 
 
 @pytest.mark.parametrize(
@@ -559,7 +559,7 @@ def test_what_cannot_be_watched_is_refused_before_anything_is_written(run: Run, 
     options, words = BAD[case]
     shutil.rmtree(run.previews, ignore_errors=True)
     with pytest.raises(UserError, match=words) as caught:
-        next(watch(run, **options))
+        next(watch_pictures(run, **options))
     assert caught.value.code == ExitCode.BAD_INPUT and caught.value.fix
     assert not run.previews.exists()
 

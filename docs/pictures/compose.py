@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from editors.demo import on_checks
-from neural_fields.data.video import probe, source_frames
+from editors.demo import blend_on_checkerboard
+from neural_fields.data.video import probe_video, source_frames
 
 HERE = Path(__file__).parent
 WIDTH, GAP, LABEL = 960, 9, 24  # pixels
@@ -21,7 +21,7 @@ Panel = tuple[str, Image.Image]
 
 def frames(video: Path, shares: tuple[float, ...]) -> list[Image.Image]:
     """Reads frames of a video at shares (0 to 1) of its length."""
-    facts = probe(video)
+    facts = probe_video(video)
     numbers = [round(share * (facts.frame_count - 1)) for share in shares]
     return [Image.fromarray(next(iter(source_frames(facts, range(k, k + 1))))) for k in numbers]
 
@@ -31,7 +31,7 @@ def canonical(path: Path) -> Image.Image:
     with Image.open(path) as picture:
         solid = picture.getchannel("A").point(lambda alpha: 255 * (alpha > 127))
         rgba = np.asarray(picture.convert("RGBA").crop(solid.getbbox()), np.float32) / 255
-    return Image.fromarray(on_checks(rgba, cell=8))
+    return Image.fromarray(blend_on_checkerboard(rgba, cell=8))
 
 
 def row(panels: list[Panel], height: int) -> Image.Image:

@@ -18,35 +18,35 @@ from PIL import Image
 
 from editors.adjust import Adjust
 from editors.api import edit_painted_frames, edit_with
-from editors.demo import on_checks
+from editors.demo import blend_on_checkerboard
 from editors.drag import Drag
 from editors.frames import Frames
 from editors.function import Lift
 from editors.place import Place
-from editors.preview import open_easel
+from editors.preview import open_preview
 from editors.remove import Remove
 from editors.replace import Replace
 from editors.shape import ShapeEdit
 from editors.stack import add_edit
 from editors.style import Style
-from editors.style_network import read_style, stylised
+from editors.style_network import read_style_network, stylize_picture
 from neural_fields.arrangement import Arrangement
 from neural_fields.baking import Maps
-from neural_fields.canonical import Overlay, pristine
+from neural_fields.canonical import Overlay, read_pristine
 from neural_fields.data.video import rgba_frames, source_frames
-from neural_fields.export.base import export
-from neural_fields.export.canonical import Canonical
-from neural_fields.export.labels import Labels
-from neural_fields.export.layered import Layer, flattened, placed, still
-from neural_fields.export.mattes import Layers, Matte
+from neural_fields.export.base import export_run
+from neural_fields.export.canonical import CanonicalExporter
+from neural_fields.export.labels import LabelsExporter
+from neural_fields.export.layered import DocumentLayer, flatten_layers, place_on_canvas, constant_pixels
+from neural_fields.export.mattes import LayersExporter, MatteExporter
 from neural_fields.export.openraster import read_ora
-from neural_fields.export.stmap import STMap
+from neural_fields.export.stmap import STMapExporter
 from neural_fields.export.tracks import track_points
-from neural_fields.export.unwrapped import Unwrapped
+from neural_fields.export.unwrapped import UnwrappedExporter
 from neural_fields.in_between import Retimer
-from neural_fields.output import open_renderer, source_facts
+from neural_fields.output import open_passes, read_source_metadata
 from neural_fields.pictures import read_picture
-from neural_fields.retiming import parse_timing, plan
+from neural_fields.retiming import parse_timing, schedule_frames
 from neural_fields.run import Run
 
 HERE = Path(__file__).parent
@@ -61,7 +61,7 @@ class Bench:
         self.run = Run.open(
             shutil.copytree(demo / "run", home / "run", ignore=shutil.ignore_patterns("edits", "renders"))
         )
-        facts, chosen = source_facts(self.run)
+        facts, chosen = read_source_metadata(self.run)
         self.sources = list(source_frames(facts, chosen))
         self.home = home
 
@@ -69,7 +69,7 @@ class Bench:
         return Image.fromarray(self.sources[t])
 
     def shown(self, t: int) -> Image.Image:
-        changer = open_renderer(self.run, Maps.open(self.run))
+        changer = open_passes(self.run, Maps.open(self.run))
         return Image.fromarray(changer.render_frame(t, self.sources[t]))
 
     def after(self, change: Callable[[Run], object], frames: Sequence[int]) -> list[Image.Image]:
@@ -81,7 +81,7 @@ class Bench:
 
     def middle(self, t: int) -> tuple[float, float]:
         """Returns the centre of the object in a frame, in pixels."""
-        weight = Maps.open(self.run).layer_weight(t, 0, self.sources[0].shape[1::-1])
+        weight = Maps.open(self.run).read_layer_weight(t, 0, self.sources[0].shape[1::-1])
         y, x = np.nonzero(weight > 0.5)
         return float(x.mean()), float(y.mean())
 
@@ -107,7 +107,7 @@ def lifting(bench: Bench) -> None:
     looks = bench.home / "looks.py"
     looks.write_text("def poster(rgb):\n    return (rgb * 4).round() / 4\n")
     frames = bench.after(lambda run: edit_with(run, Lift(function=f"{looks}:poster"), layers=("background",)), [2, 45])
-    picture = pristine(bench.run.canonical, "background").array()
+    picture = read_pristine(bench.run.canonical, "background").to_array()
     rgb = Image.fromarray((255 * (picture[..., :3] * 4).round() / 4).clip(0, 255).astype(np.uint8))
     sheet(
         "lift.png",
@@ -137,7 +137,7 @@ def replacing(bench: Bench) -> None:
 
 def arranging(bench: Bench) -> None:
     """Makes arranging.png."""
-    box = pristine(bench.run.canonical, "foreground").box
+    box = read_pristine(bench.run.canonical, "foreground").box
     red = {"foreground": Overlay(np.full((8, 8, 4), (0.9, 0.15, 0.1, 1), np.float32), box)}
     panels = []
     for label, lies in [
@@ -207,22 +207,22 @@ def painting(bench: Bench) -> None:
 def guiding(bench: Bench) -> None:
     """Makes guides.png."""
     out = bench.home / "documents"
-    export(bench.run, Canonical(layer=("background",)), out=out)
+    export_run(bench.run, CanonicalExporter(layer=("background",)), out=out)
     document = read_ora(out / "background.ora", 64_000_000)
     outlines, _, coverage = document.layers[0].layers
     panels = []
     for label, top in (("guide: frame outlines", outlines), ("guide: coverage", coverage)):
-        guide = Layer("guide", still(placed(top, document.size)), opacity=top.opacity)
-        seen = flattened([guide, document.layers[-1]], document.size)
-        panels.append((label, Image.fromarray(on_checks(seen, cell=8))))
+        guide = DocumentLayer("guide", constant_pixels(place_on_canvas(top, document.size)), opacity=top.opacity)
+        seen = flatten_layers([guide, document.layers[-1]], document.size)
+        panels.append((label, Image.fromarray(blend_on_checkerboard(seen, cell=8))))
     sheet("guides.png", panels)
 
 
 def mapping(bench: Bench) -> None:
     """Makes stmap.png."""
-    export(bench.run, STMap(layer=("background",), convention="opencv", every=24), out=bench.home / "stmap")
+    export_run(bench.run, STMapExporter(layer=("background",), convention="opencv", every=24), out=bench.home / "stmap")
     x, y, _ = np.load(bench.home / "stmap" / "forward" / "background.0024.npy")
-    width, height = pristine(bench.run.canonical, "background").size
+    width, height = read_pristine(bench.run.canonical, "background").size
     shown = np.dstack([x / width, y / height, np.full(x.shape, 0.25)])
     x, y, seen = np.load(bench.home / "stmap" / "inverse" / "background.0024.npy")
     flat = cv2.remap(bench.sources[24], x, y, cv2.INTER_LINEAR)
@@ -234,18 +234,18 @@ def mapping(bench: Bench) -> None:
 
 def laying_flat(bench: Bench) -> None:
     """Makes unwrapped.png and mattes.png."""
-    export(bench.run, Unwrapped(layer="foreground"), out=bench.home / "flat")
+    export_run(bench.run, UnwrappedExporter(layer="foreground"), out=bench.home / "flat")
     (film,) = (bench.home / "flat").glob("*.mkv")
     flat = [frame for t, frame in enumerate(rgba_frames(film)) if t in FRAMES]
-    pictures = [Image.fromarray(on_checks(frame.astype(np.float32) / 255, cell=8)) for frame in flat]
+    pictures = [Image.fromarray(blend_on_checkerboard(frame.astype(np.float32) / 255, cell=8)) for frame in flat]
     labels = ("The turtle laid flat, frame 2", "Frame 24", "Frame 45")
     sheet("unwrapped.png", [(f"Frame {t}", bench.source(t)) for t in FRAMES], list(zip(labels, pictures, strict=True)))
-    export(bench.run, Matte(layer=("foreground",), every=24), out=bench.home / "matte")
-    export(bench.run, Layers(every=24), out=bench.home / "layers")
+    export_run(bench.run, MatteExporter(layer=("foreground",), every=24), out=bench.home / "matte")
+    export_run(bench.run, LayersExporter(every=24), out=bench.home / "layers")
     matte = Image.open(sorted((bench.home / "matte").rglob("*0024.png"))[0])
     matte = Image.fromarray((np.asarray(matte, np.float32) / 257).astype(np.uint8)).convert("RGB")
     layer = {path.parent.name: path for path in (bench.home / "layers").rglob("*0024.png")}
-    shown = {name: Image.fromarray(on_checks(read_picture(path).rgba, cell=8)) for name, path in layer.items()}
+    shown = {name: Image.fromarray(blend_on_checkerboard(read_picture(path).rgba, cell=8)) for name, path in layer.items()}
     sheet(
         "mattes.png",
         [("Matte of the turtle", matte), ("Its layer", shown["foreground"]), ("The layer behind", shown["background"])],
@@ -260,7 +260,7 @@ def following(bench: Bench) -> None:
     panels = []
     for t in FRAMES:
         frame = bench.sources[t].copy()
-        for k, (place, seen) in enumerate(zip(tracks.positions[:, t], tracks.visible[:, t], strict=True)):
+        for k, (place, seen) in enumerate(zip(tracks.positions[:, t], tracks.visibility[:, t], strict=True)):
             if seen:
                 colour = tuple(int(v) for v in cv2.cvtColor(np.uint8([[[k * 10, 220, 255]]]), cv2.COLOR_HSV2RGB)[0, 0])
                 cv2.circle(frame, (round(place[0] * 16), round(place[1] * 16)), 5 * 16, colour, -1, cv2.LINE_AA, 4)
@@ -269,10 +269,10 @@ def following(bench: Bench) -> None:
     sheet("tracks.png", panels)
     height, width = bench.sources[24].shape[:2]
     classes = np.zeros((height, width, 3), np.uint8)
-    classes[Maps.open(bench.run).layer_weight(24, 0, (width, height)) > 0.5] = (230, 70, 60)
+    classes[Maps.open(bench.run).read_layer_weight(24, 0, (width, height)) > 0.5] = (230, 70, 60)
     classes[(np.arange(height)[:, None] > 0.8 * height) & (classes.max(-1) == 0)] = (60, 120, 230)
     Image.fromarray(classes).save(bench.home / "classes.png")
-    export(bench.run, Labels(labels=bench.home / "classes.png", frame=24), out=bench.home / "labels")
+    export_run(bench.run, LabelsExporter(labels=bench.home / "classes.png", frame=24), out=bench.home / "labels")
     files = [path for path in sorted((bench.home / "labels").rglob("*.png"))]
     panels = []
     for t in FRAMES:
@@ -289,18 +289,18 @@ def watching(bench: Bench) -> None:
     cv2.circle(painted, (width // 2, height // 2), height // 9, (225, 40, 50, 255), -1, cv2.LINE_AA)
     path = bench.home / "foreground-painted.png"
     Image.fromarray(painted).save(path)
-    easel = open_easel(bench.run, (FRAMES[0], FRAMES[-1]), 480)
-    strip = Image.fromarray(easel.picture(easel.overlays(path, "foreground")))
-    picture = Image.fromarray(on_checks(painted.astype(np.float32) / 255, cell=8))
+    easel = open_preview(bench.run, (FRAMES[0], FRAMES[-1]), 480)
+    strip = Image.fromarray(easel.render_picture(easel.read_overlays(path, "foreground")))
+    picture = Image.fromarray(blend_on_checkerboard(painted.astype(np.float32) / 255, cell=8))
     sheet("watch.png", [("Painted and saved", picture), ("previews/watch.jpg", strip)])
 
 
 def slowing(bench: Bench) -> None:
     """Makes slow-motion.png."""
-    facts, chosen = source_facts(bench.run)
+    facts, chosen = read_source_metadata(bench.run)
     maps = Maps.open(bench.run)
-    asked = plan(facts, chosen, parse_timing("1/2"))
-    made = list(islice(Retimer(maps).frames(iter(bench.sources), asked), 50))
+    asked = schedule_frames(facts, chosen, parse_timing("1/2"))
+    made = list(islice(Retimer(maps).interpolate_frames(iter(bench.sources), asked), 50))
     labels = ("Frame 24", "Made in between", "Frame 25")
     sheet("slow-motion.png", [(label, Image.fromarray(made[k])) for label, k in zip(labels, (48, 49, 48), strict=True)])
 
@@ -309,10 +309,10 @@ def styling(bench: Bench, weights: Path) -> None:
     """Makes style.png and fused-frames.png."""
     frames = bench.after(lambda run: edit_with(run, Style(weights=weights), layers=("background",)), [2, 45])
     sheet("style.png", [("The source", bench.source(2)), ("The sea floor in a style", frames[0]), ("Later", frames[1])])
-    network, folder = read_style(weights), bench.home / "styled"
+    network, folder = read_style_network(weights), bench.home / "styled"
     folder.mkdir()
     for t, source in enumerate(bench.sources):
-        shown = stylised(network, source.astype(np.float32) / 255)
+        shown = stylize_picture(network, source.astype(np.float32) / 255)
         Image.fromarray((255 * shown.clip(0, 1)).astype(np.uint8)).save(folder / f"{t:05d}.png")
     fused = bench.after(lambda run: edit_with(run, Frames(frames=folder)), [24])
     with Image.open(folder / "00024.png") as picture:

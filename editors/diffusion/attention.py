@@ -29,23 +29,23 @@ from torch.nn.functional import scaled_dot_product_attention
 from editors.diffusion.wrapper import DiffusionModel
 from neural_fields.errors import bad_input
 
-Heads = Float[Tensor, "batch heads tokens width"]
-Held = tuple[Tensor, ...]  # recorded queries and keys, or the recorded output of a convolution
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # of queries, keys, values, and perhaps a mask
-Mix = Callable[[Held, Tensor, Tensor, Tensor], Tensor]  # of recorded tensors, and the present queries, keys, values
-Seen = Literal["own", "first", "first-previous", "all"]
+HeadTensor = Float[Tensor, "batch heads tokens width"]
+RecordedTensors = tuple[Tensor, ...]  # recorded queries and keys, or the recorded output of a convolution
+AttentionFunction = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # of queries, keys, values, and perhaps a mask
+RecordedAttentionFunction = Callable[[RecordedTensors, Tensor, Tensor, Tensor], Tensor]  # of recorded tensors, and the present queries, keys, values
+CrossFrameMode = Literal["own", "first", "first-previous", "all"]
 
 
-def plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+def plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Computes ordinary attention."""
     return scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
 @dataclass(frozen=True)
-class Processor:
+class AttentionProcessor:
     """What diffusers calls for an attention layer; with `plain` it equals the layer's own processor."""
 
-    attend: Attend = plain
+    attend: AttentionFunction = plain_attention
 
     def __call__(
         self,
@@ -71,20 +71,20 @@ class Processor:
         return out / attn.rescale_output_factor
 
 
-def seen_by(seen: Seen, frames: int) -> list[tuple[int, ...]]:
+def list_seen_frames(mode: CrossFrameMode, frames: int) -> list[tuple[int, ...]]:
     """Lists for each of `frames` pictures those that it sees, for `cross_frame`."""
-    if seen == "all":
+    if mode == "all":
         return [tuple(range(frames))] * frames
-    if seen == "first":
+    if mode == "first":
         return [(0,)] * frames
-    if seen == "first-previous":
+    if mode == "first-previous":
         return [(0, max(0, i - 1)) for i in range(frames)]
     return [(i,) for i in range(frames)]
 
 
-def cross_frame(
-    unet: Any, seen: Sequence[tuple[int, ...]], paths: Mapping[int, Int[Tensor, "frames tokens frames"]] | None = None
-) -> dict[str, Processor]:
+def make_cross_frame_processors(
+    unet: Any, seen_frames: Sequence[tuple[int, ...]], paths: Mapping[int, Int[Tensor, "frames tokens frames"]] | None = None
+) -> dict[str, AttentionProcessor]:
     """Makes processors with which the pictures of a batch attend to each other in every self-attention layer.
 
     Args:
@@ -97,40 +97,40 @@ def cross_frame(
     Raises:
         UserError: the model is not a UNet with such layers (exit 3).
     """
-    attend = CrossFrame(tuple(seen), dict(paths or {}))
-    return dict.fromkeys(self_attention(unet), Processor(attend))
+    attend = CrossFrameAttention(tuple(seen_frames), dict(paths or {}))
+    return dict.fromkeys(list_self_attention(unet), AttentionProcessor(attend))
 
 
-def self_attention(unet: Any) -> list[str]:
+def list_self_attention(unet: Any) -> list[str]:
     """Lists the names of a UNet's self-attention processors, in the order in which they run."""
     return _list_processors(unet, "attn1")
 
 
-def cross_attention(unet: Any) -> list[str]:
+def list_cross_attention(unet: Any) -> list[str]:
     """Lists the names of a UNet's processors of attention to the prompt, in the order in which they run."""
     return _list_processors(unet, "attn2")
 
 
 @dataclass(frozen=True)
-class CrossFrame:
+class CrossFrameAttention:
     """Attention over several pictures of a batch; see `cross_frame`."""
 
-    seen: tuple[tuple[int, ...], ...]
+    seen_frames: tuple[tuple[int, ...], ...]
     paths: Mapping[int, Int[Tensor, "frames tokens frames"]]
 
-    def __call__(self, query: Heads, key: Heads, value: Heads, mask: Tensor | None) -> Heads:
+    def __call__(self, query: HeadTensor, key: HeadTensor, value: HeadTensor, mask: Tensor | None) -> HeadTensor:
         """Attends to the tokens of the pictures that each token sees, and then to those on its path."""
-        frames = len(self.seen)
+        frames = len(self.seen_frames)
         if len(query) % frames:
             raise ValueError(f"a batch of {len(query)} does not hold {frames} pictures a whole number of times")
         if frames == 1:
-            return plain(query, key, value, mask)
+            return plain_attention(query, key, value, mask)
         query, key, value = (x.unflatten(0, (-1, frames)) for x in (query, key, value))
         out = torch.empty_like(query)
-        for row in set(self.seen):
-            chosen = [i for i, other in enumerate(self.seen) if other == row]
+        for row in set(self.seen_frames):
+            chosen = [i for i, other in enumerate(self.seen_frames) if other == row]
             keys, values = _join_frames(key[:, list(row)]), _join_frames(value[:, list(row)])
-            attended = plain(_join_frames(query[:, chosen]), keys, values, None)
+            attended = plain_attention(_join_frames(query[:, chosen]), keys, values, None)
             out[:, chosen] = attended.unflatten(2, (len(chosen), -1)).transpose(1, 2)
         paths = self.paths.get(query.shape[3])
         if paths is None:
@@ -143,14 +143,14 @@ class CrossFrame:
         for i, path in enumerate(paths):
             # Two index lists with a slice between them put the indexed axes in front: (tokens, frames, groups, ...).
             keys, values = (x[:, indices, :, path.clamp(min=0)].permute(2, 3, 0, 1, 4) for x in (key, out))
-            attended = plain(query[:, i].unsqueeze(-2), keys, values, (path >= 0).unsqueeze(-2))
+            attended = plain_attention(query[:, i].unsqueeze(-2), keys, values, (path >= 0).unsqueeze(-2))
             along.append(attended.squeeze(-2))
         return torch.stack(along, dim=1).flatten(0, 1)
 
 
-def canonical_paths(
-    places: Float[np.ndarray, "frames height width 2"],
-    seen: Bool[np.ndarray, "frames height width"],
+def find_canonical_paths(
+    positions: Float[np.ndarray, "frames height width 2"],
+    visible: Bool[np.ndarray, "frames height width"],
     max_distance: float = 0.75,
 ) -> Int[Tensor, "frames tokens frames"]:
     """Finds for each token of each picture the token of every other picture that shows the same canonical point.
@@ -168,13 +168,13 @@ def canonical_paths(
     # The usual distance between the canonical positions of neighboring tokens.
     steps = []
     for axis in (1, 2):
-        both = np.take(seen, range(1, seen.shape[axis]), axis) & np.take(seen, range(seen.shape[axis] - 1), axis)
-        steps.append(np.linalg.norm(np.diff(places, axis=axis), axis=-1)[both])
+        both = np.take(visible, range(1, visible.shape[axis]), axis) & np.take(visible, range(visible.shape[axis] - 1), axis)
+        steps.append(np.linalg.norm(np.diff(positions, axis=axis), axis=-1)[both])
     all_steps = np.concatenate(steps)
     spacing = float(np.median(all_steps)) if len(all_steps) else 0.0
 
-    frames, tokens = len(places), seen[0].size
-    flat, shown = places.reshape(frames, tokens, 2), seen.reshape(frames, tokens)
+    frames, tokens = len(positions), visible[0].size
+    flat, shown = positions.reshape(frames, tokens, 2), visible.reshape(frames, tokens)
     paths = torch.full((frames, tokens, frames), -1)
     reach = max_distance * spacing
     for other in range(frames):
@@ -188,7 +188,7 @@ def canonical_paths(
 
 
 @dataclass
-class Features:
+class FeatureRecorder:
     """Tensors of a UNet's layers, recorded in one run of the denoiser and injected into another.
 
     Attributes:
@@ -200,22 +200,22 @@ class Features:
 
     layers: Sequence[str] = ()
     convolutions: Mapping[str, torch.nn.Module] = field(default_factory=dict)
-    held: dict[str, list[Held]] = field(default_factory=dict)
+    recorded: dict[str, list[RecordedTensors]] = field(default_factory=dict)
 
     @contextmanager
-    def recording(self, model: DiffusionModel) -> Iterator[None]:
+    def record_features(self, model: DiffusionModel) -> Iterator[None]:
         """Records the passes of `model`; replaces what was recorded before."""
-        self.held = {name: [] for name in (*self.layers, *self.convolutions)}
+        self.recorded = {name: [] for name in (*self.layers, *self.convolutions)}
         with ExitStack() as stack:
-            recorders = {name: Processor(_RecordingAttention(self.held[name])) for name in self.layers}
-            stack.enter_context(model.attention(recorders))
+            recorders = {name: AttentionProcessor(_RecordingAttention(self.recorded[name])) for name in self.layers}
+            stack.enter_context(model.replace_attention(recorders))
             for name, module in self.convolutions.items():
-                stack.callback(module.register_forward_hook(_make_recording_hook(self.held[name])).remove)
+                stack.callback(module.register_forward_hook(_make_recording_hook(self.recorded[name])).remove)
             yield
 
     @contextmanager
-    def injecting(
-        self, model: DiffusionModel, processors: Mapping[str, Processor], outputs: bool = True
+    def inject_features(
+        self, model: DiffusionModel, processors: Mapping[str, AttentionProcessor], outputs: bool = True
     ) -> Iterator[None]:
         """Injects the recorded tensors into every picture of the passes of `model`.
 
@@ -225,39 +225,39 @@ class Features:
             outputs: whether the outputs of the convolutions are injected too.
         """
         with ExitStack() as stack:
-            stack.enter_context(model.attention(processors))
+            stack.enter_context(model.replace_attention(processors))
             for name, module in self.convolutions.items() if outputs else ():
-                stack.callback(module.register_forward_hook(_make_injecting_hook(self.held[name])).remove)
+                stack.callback(module.register_forward_hook(_make_injecting_hook(self.recorded[name])).remove)
             yield
 
-    def replayed(self, layers: Sequence[str], mix: Mix | None = None) -> dict[str, Processor]:
+    def make_replaying_processors(self, layers: Sequence[str], mix: RecordedAttentionFunction | None = None) -> dict[str, AttentionProcessor]:
         """Makes processors that attend with the recorded queries and keys, or with a mixture made by `mix`."""
-        return {name: Processor(_ReplayingAttention(cycle(self.held[name]), mix or old_for_new)) for name in layers}
+        return {name: AttentionProcessor(_ReplayingAttention(cycle(self.recorded[name]), mix or attend_with_recorded)) for name in layers}
 
 
-def old_for_new(held: Held, query: Heads, key: Tensor, value: Tensor) -> Tensor:
+def attend_with_recorded(recorded: RecordedTensors, query: HeadTensor, key: Tensor, value: Tensor) -> Tensor:
     """Attends with the queries and keys of the recorded run and the values of this one."""
-    return plain(repeated(held[0], len(query)), repeated(held[1], len(query)), value, None)
+    return plain_attention(repeat_batch(recorded[0], len(query)), repeat_batch(recorded[1], len(query)), value, None)
 
 
-def repeated(values: Float[Tensor, "m ..."], count: int) -> Float[Tensor, "count ..."]:
+def repeat_batch(values: Float[Tensor, "m ..."], count: int) -> Float[Tensor, "count ..."]:
     """Repeats a batch to a batch of `count`."""
     return values.repeat(count // len(values), *[1] * (values.ndim - 1))
 
 
 @dataclass(frozen=True)
 class _RecordingAttention:
-    held: list[Held]
+    held: list[RecordedTensors]
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         self.held.append((query, key))
-        return plain(query, key, value, mask)
+        return plain_attention(query, key, value, mask)
 
 
 @dataclass(frozen=True)
 class _ReplayingAttention:
-    held: Iterator[Held]
-    mix: Mix
+    held: Iterator[RecordedTensors]
+    mix: RecordedAttentionFunction
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         return self.mix(next(self.held), query, key, value)
@@ -266,13 +266,13 @@ class _ReplayingAttention:
 Hook = Callable[[torch.nn.Module, Any, Tensor], Tensor | None]
 
 
-def _make_recording_hook(held: list[Held]) -> Hook:
+def _make_recording_hook(held: list[RecordedTensors]) -> Hook:
     return lambda module, inputs, output: held.append((output,))
 
 
-def _make_injecting_hook(held: list[Held]) -> Hook:
+def _make_injecting_hook(held: list[RecordedTensors]) -> Hook:
     recorded = cycle(held)
-    return lambda module, inputs, output: repeated(next(recorded)[0], len(output)).to(output)
+    return lambda module, inputs, output: repeat_batch(next(recorded)[0], len(output)).to(output)
 
 
 def _list_processors(unet: Any, kind: str) -> list[str]:

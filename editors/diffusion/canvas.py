@@ -20,9 +20,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from editors.diffusion.tiles import DEFAULTS as WINDOWS
-from neural_fields.canonical import CanonicalImage, Overlay, fit
+from neural_fields.canonical import CanonicalImage, Overlay, resample_overlay
 from neural_fields.coords import Box
-from neural_fields.pictures import premultiplied, resize, straight
+from neural_fields.pictures import premultiply, resize_image, unpremultiply
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,11 @@ class Canvas:
         """(width, height) in pixels."""
         return self.image.shape[3], self.image.shape[2]
 
-    def overlay(self, result: Float[Tensor, "1 3 height width"], notes: Sequence[str] = ()) -> Overlay:
+    def make_overlay(self, result: Float[Tensor, "1 3 height width"], notes: Sequence[str] = ()) -> Overlay:
         """Makes an overlay that shows a model's result in the region and nothing elsewhere."""
-        return self.overlay_rgba(torch.cat([result, torch.ones_like(result[:, :1])], dim=1), notes)
+        return self.make_rgba_overlay(torch.cat([result, torch.ones_like(result[:, :1])], dim=1), notes)
 
-    def overlay_rgba(self, rgba: Float[Tensor, "1 4 height width"], notes: Sequence[str] = ()) -> Overlay:
+    def make_rgba_overlay(self, rgba: Float[Tensor, "1 4 height width"], notes: Sequence[str] = ()) -> Overlay:
         """Makes an overlay of straight RGBA on the canvas, limited to the region.
 
         Its size is the smallest multiple of the picture's own texels that keeps the resolution of the canvas.
@@ -74,29 +74,29 @@ class Canvas:
         finer = max(1, -(-self.size[0] // columns), -(-self.size[1] // rows))
         size = (finer * columns, finer * rows)
         array = rgba[0].permute(1, 2, 0).detach().float().cpu().contiguous().numpy()
-        array = straight(resize(premultiplied(np.clip(array, 0, 1)), size))
+        array = unpremultiply(resize_image(premultiply(np.clip(array, 0, 1)), size))
         # The smooth enlargement alone would reach half a texel past the region.
-        smooth = resize(np.ascontiguousarray(self.alpha[..., None]), size)[..., 0]
+        smooth = resize_image(np.ascontiguousarray(self.alpha[..., None]), size)[..., 0]
         array[..., 3] *= np.minimum(smooth, self.alpha.repeat(finer, axis=0).repeat(finer, axis=1))
         array[..., :3] *= array[..., 3:] > 0
         return Overlay(array, self.box, tuple(notes))
 
-    def part_of(self, picture: Float[np.ndarray, "h w channels"], box: Box) -> Float[Tensor, "1 channels height width"]:
+    def crop_picture(self, picture: Float[np.ndarray, "h w channels"], box: Box) -> Float[Tensor, "1 channels height width"]:
         """Crops a picture that covers `box` to the canvas, at the size of the canvas."""
         height, width = picture.shape[:2]
         left, right = (round((u - box.u0) / box.width * width) for u in (self.box.u0, self.box.u1))
         top, bottom = (round((v - box.v0) / box.height * height) for v in (self.box.v0, self.box.v1))
         part = np.ascontiguousarray(picture[max(0, top) : max(top + 1, bottom), max(0, left) : max(left + 1, right)])
-        return torch.from_numpy(resize(part, self.size)).permute(2, 0, 1)[None].contiguous()
+        return torch.from_numpy(resize_image(part, self.size)).permute(2, 0, 1)[None].contiguous()
 
-    def on_picture(
+    def resample_to_picture(
         self, values: Float[Tensor, "1 1 height width"], picture: CanonicalImage
     ) -> Float[np.ndarray, "rows columns"]:
         """Resamples values in [0, 1] on the canvas to the texels of the whole picture; 0 around the canvas."""
         rows, columns = self.alpha.shape
-        array = resize(values[0].permute(1, 2, 0).float().cpu().contiguous().numpy(), (columns, rows))
+        array = resize_image(values[0].permute(1, 2, 0).float().cpu().contiguous().numpy(), (columns, rows))
         rgba = np.concatenate([np.zeros((rows, columns, 3), np.float32), array], axis=-1)
-        return fit(Overlay(rgba, self.box), picture.size, picture.box)[..., 3]
+        return resample_overlay(Overlay(rgba, self.box), picture.size, picture.box)[..., 3]
 
 
 def open_canvas(
@@ -118,7 +118,7 @@ def open_canvas(
             edge: there its weight in each frame fades.
         settings: of canvases.
     """
-    rgba = picture.array()
+    rgba = picture.to_array()
 
     # Extend the region where nothing is known: there it has the value of the nearest known texel.
     known = (rgba[..., 3] > settings.min_coverage) | (region > 0)
@@ -143,10 +143,10 @@ def open_canvas(
         padded = cv2.copyMakeBorder(inside, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
         depth = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
         alpha = np.minimum(alpha, np.clip((depth - 0.5) / (feather / scale), 0, 1))
-    part = np.ascontiguousarray(filled(rgba[rows, columns, :3], rgba[rows, columns, 3] > settings.min_coverage))
-    image = np.clip(resize(part, size), 0, 1)
+    part = np.ascontiguousarray(fill_holes(rgba[rows, columns, :3], rgba[rows, columns, 3] > settings.min_coverage))
+    image = np.clip(resize_image(part, size), 0, 1)
     alpha = np.ascontiguousarray(alpha[rows, columns])
-    editable = np.clip(resize(alpha[..., None], size)[..., 0], 0, 1)
+    editable = np.clip(resize_image(alpha[..., None], size)[..., 0], 0, 1)
     box, (texels_across, texels_down) = picture.box, picture.size
     return Canvas(
         torch.from_numpy(image).permute(2, 0, 1)[None].contiguous(),
@@ -195,7 +195,7 @@ def open_canvases(
         each = max(multiple, min(each - multiple, int(fitting)))
 
 
-def filled(
+def fill_holes(
     rgb: Float[np.ndarray, "height width 3"], known: Bool[np.ndarray, "height width"]
 ) -> Float[np.ndarray, "height width 3"]:
     """Fills the holes of a picture with smooth colors from around them (push-pull, Gortler et al., 1996)."""
@@ -205,7 +205,7 @@ def filled(
     return np.where(known[..., None], rgb, _fill_from_coarser(rgb * weight, weight)).astype(np.float32)
 
 
-def side_by_side(
+def join_canvases(
     canvases: Sequence[Canvas], multiple: int, settings: CanvasSettings = DEFAULTS
 ) -> tuple[Float[Tensor, "1 3 h w"], Float[Tensor, "1 1 h w"]]:
     """Joins canvases of several layers to one picture and its region, so that a model makes them consistent.
@@ -218,15 +218,15 @@ def side_by_side(
         multiple: the gaps between them are multiples of this, in pixels.
         settings: of canvases.
     """
-    image = together([canvas.image for canvas in canvases], canvases, multiple, "replicate", settings)
-    return image, together([canvas.region for canvas in canvases], canvases, multiple, settings=settings)
+    image = join_pictures([canvas.image for canvas in canvases], canvases, multiple, "replicate", settings)
+    return image, join_pictures([canvas.region for canvas in canvases], canvases, multiple, settings=settings)
 
 
-def together(
+def join_pictures(
     parts: Sequence[Float[Tensor, "1 c _ _"]],
     canvases: Sequence[Canvas],
     multiple: int,
-    around: str = "constant",
+    padding_mode: str = "constant",
     settings: CanvasSettings = DEFAULTS,
 ) -> Float[Tensor, "1 c h w"]:
     """Joins pictures of the canvases' sizes to one picture.
@@ -245,11 +245,11 @@ def together(
         beside = across - canvas.size[0 if above else 1]
         gap = _compute_gap(multiple, settings) if index < len(canvases) - 1 else 0
         padding = (0, beside, 0, gap) if above else (0, gap, 0, beside)
-        padded.append(torch.nn.functional.pad(part, padding, mode=around))
+        padded.append(torch.nn.functional.pad(part, padding, mode=padding_mode))
     return torch.cat(padded, dim=2 if above else 3)
 
 
-def apart(
+def split_joined_picture(
     picture: Float[Tensor, "1 c h w"], canvases: Sequence[Canvas], multiple: int, settings: CanvasSettings = DEFAULTS
 ) -> list[Tensor]:
     """Splits a picture made by `side_by_side` into its parts.

@@ -12,18 +12,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from editors.diffusion.placing import fetched, placed
-from editors.diffusion.weights import Weights, check_folder, loading
+from editors.diffusion.placing import fetch_model, plan_placement
+from editors.diffusion.weights import WeightsSource, check_model_folder, explain_load_errors
 from neural_fields.errors import bad_input
 
 Images = Float[Tensor, "n 3 height width"]
-Features = Float[Tensor, "n features"]
+ClipFeatures = Float[Tensor, "n features"]
 
-PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the pictures CLIP was trained on,
-PIXEL_SPREAD = (0.26862954, 0.26130258, 0.27577711)  # and their standard deviation
+CLIP_PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the pictures CLIP was trained on,
+CLIP_PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)  # and their standard deviation
 
 
-class Clip:
+class ClipModel:
     """A loaded CLIP.
 
     Args:
@@ -39,19 +39,19 @@ class Clip:
         self.network, self.tokenizer, self.device = network, tokenizer, device
         self.side = int(network.config.vision_config.image_size)
 
-    def images(self, pictures: Images) -> Features:
+    def encode_images(self, pictures: Images) -> ClipFeatures:
         """Computes one unit vector for each picture in [0, 1]. Differentiable."""
         pooled = self.network.vision_model(pixel_values=self._prepare_pixels(pictures)).pooler_output
         return torch.nn.functional.normalize(self.network.visual_projection(pooled), dim=-1)
 
     @torch.no_grad()
-    def texts(self, texts: Sequence[str]) -> Features:
+    def encode_texts(self, texts: Sequence[str]) -> ClipFeatures:
         """Computes one unit vector for each text; long texts are cut off."""
         words = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(self.device)
         encoded = self.network.text_model(input_ids=words["input_ids"], attention_mask=words["attention_mask"])
         return torch.nn.functional.normalize(self.network.text_projection(encoded.pooler_output), dim=-1)
 
-    def tokens(self, pictures: Images) -> Float[Tensor, "n tokens channels"]:
+    def encode_patches(self, pictures: Images) -> Float[Tensor, "n tokens channels"]:
         """Computes the deepest features of each patch of pictures in [0, 1], without class token. Differentiable."""
         return self.network.vision_model(pixel_values=self._prepare_pixels(pictures)).last_hidden_state[:, 1:]
 
@@ -65,11 +65,11 @@ class Clip:
             pictures = torch.nn.functional.interpolate(pictures, size, mode="bicubic", antialias=True)
         top, left = ((length - self.side) // 2 for length in size)
         middle = pictures[..., top : top + self.side, left : left + self.side]
-        mean, spread = (torch.tensor(values, device=self.device) for values in (PIXEL_MEAN, PIXEL_SPREAD))
+        mean, spread = (torch.tensor(values, device=self.device) for values in (CLIP_PIXEL_MEAN, CLIP_PIXEL_STD))
         return (middle - mean[:, None, None]) / spread[:, None, None]
 
 
-def load_clip(weights: Weights, device: torch.device | None = None) -> Clip:
+def load_clip(weights: WeightsSource, device: torch.device | None = None) -> ClipModel:
     """Reads a CLIP from a folder of transformers, or by the name of one on the hub.
 
     Args:
@@ -81,13 +81,13 @@ def load_clip(weights: Weights, device: torch.device | None = None) -> Clip:
             format that can run code (exit 7).
     """
     weights.check_name()
-    with loading(weights):
+    with explain_load_errors(weights):
         from transformers import AutoTokenizer, CLIPModel
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        folder = weights.local or fetched(weights)
-        kind = check_folder(folder, weights.unsafe).get("model_type")
+        folder = weights.local_folder or fetch_model(weights)
+        kind = check_model_folder(folder, weights.unsafe).get("model_type")
         if kind != "clip":
             raise bad_input(
                 f"{weights.model} is no CLIP",
@@ -97,17 +97,17 @@ def load_clip(weights: Weights, device: torch.device | None = None) -> Clip:
         network = CLIPModel.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=None if weights.unsafe else True
         )
-        device = device or placed(weights, folder)[0]
-        return Clip(network.eval().requires_grad_(False).to(device), AutoTokenizer.from_pretrained(folder), device)
+        device = device or plan_placement(weights, folder)[0]
+        return ClipModel(network.eval().requires_grad_(False).to(device), AutoTokenizer.from_pretrained(folder), device)
 
 
-def self_similarity(tokens: Float[Tensor, "n tokens channels"]) -> Float[Tensor, "n tokens tokens"]:
+def compute_self_similarity(tokens: Float[Tensor, "n tokens channels"]) -> Float[Tensor, "n tokens tokens"]:
     """Computes the cosine between all pairs of tokens: the layout of a picture, independent of its colors."""
     unit = torch.nn.functional.normalize(tokens, dim=-1)
     return unit @ unit.mT
 
 
-def spherical(one: Float[Tensor, "*n features"], other: Float[Tensor, "*#n features"]) -> Float[Tensor, "*n"]:
+def spherical_distance(one: Float[Tensor, "*n features"], other: Float[Tensor, "*#n features"]) -> Float[Tensor, "*n"]:
     """Computes half the square of the angle between vectors: 0 for equal directions, pi^2 / 2 for opposite ones."""
     unit, target = (torch.nn.functional.normalize(vectors, dim=-1) for vectors in (one, other))
     # Not by the arc cosine, whose slope is infinite where the two are equal.

@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from editors.base import Source
-from editors.diffusion.canvas import Canvas, together
-from editors.diffusion.placing import fetched
-from editors.diffusion.settings import wrong_setting
-from editors.diffusion.weights import Weights, check_folder, loading
-from editors.diffusion.wrapper import Control, DiffusionModel, Images, load_control
-from editors.image import check_size, pixel_limit
+from editors.base import EditSource
+from editors.diffusion.canvas import Canvas, join_pictures
+from editors.diffusion.placing import fetch_model
+from editors.diffusion.settings import wrong_setting_error
+from editors.diffusion.weights import WeightsSource, check_model_folder, explain_load_errors
+from editors.diffusion.wrapper import ControlInput, DiffusionModel, Images, load_controlnet
+from editors.image import check_picture_size, compute_pixel_limit
 from neural_fields.errors import bad_input
 from neural_fields.pictures import read_picture
 
-KINDS = ("edges", "soft-edges", "depth", "pose", "picture")
+CONTROL_KINDS = ("edges", "soft-edges", "depth", "pose", "picture")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ DEFAULTS = SoftEdgeSettings()
 
 
 @dataclass(frozen=True)
-class Follow:
+class ControlRequest:
     """A ControlNet and the kind of picture that it gets.
 
     Attributes:
@@ -56,7 +56,7 @@ class Follow:
     scale: float = 1.0
 
 
-def follow_of(text: str) -> Follow:
+def parse_control(text: str) -> ControlRequest:
     """Parses `--control KIND=FOLDER` or `KIND=FOLDER@SCALE`.
 
     Raises:
@@ -69,16 +69,16 @@ def follow_of(text: str) -> Follow:
     except ValueError:
         model, at, scale = rest, "", 1.0
     model = model if at else rest
-    if not equals or not model or kind not in KINDS:
-        raise wrong_setting(
-            "control", text, f"it is KIND=FOLDER, and the kinds are: {', '.join(KINDS)}", "--control edges=FOLDER@0.8"
+    if not equals or not model or kind not in CONTROL_KINDS:
+        raise wrong_setting_error(
+            "control", text, f"it is KIND=FOLDER, and the kinds are: {', '.join(CONTROL_KINDS)}", "--control edges=FOLDER@0.8"
         )
     if not 0 <= scale < float("inf"):
-        raise wrong_setting("control", text, "the number behind @ is 0 or more", f"--control {kind}={model}@1")
-    return Follow(kind, model, scale)
+        raise wrong_setting_error("control", text, "the number behind @ is 0 or more", f"--control {kind}={model}@1")
+    return ControlRequest(kind, model, scale)
 
 
-def pictures_of(texts: Sequence[str]) -> dict[str, Path]:
+def parse_control_pictures(texts: Sequence[str]) -> dict[str, Path]:
     """Parses `--control-picture KIND=FILE`; returns the files by kind.
 
     Raises:
@@ -87,14 +87,14 @@ def pictures_of(texts: Sequence[str]) -> dict[str, Path]:
     found = {}
     for text in texts:
         kind, equals, file = text.partition("=")
-        if not equals or not file or kind not in KINDS:
+        if not equals or not file or kind not in CONTROL_KINDS:
             fix = "--control-picture pose=pose.png"
-            raise wrong_setting("control-picture", text, f"it is KIND=FILE, and the kinds are: {', '.join(KINDS)}", fix)
+            raise wrong_setting_error("control-picture", text, f"it is KIND=FILE, and the kinds are: {', '.join(CONTROL_KINDS)}", fix)
         found[kind] = Path(file)
     return found
 
 
-def edges(images: Images, low: int = 100, high: int = 200) -> Images:
+def detect_edges(images: Images, low: int = 100, high: int = 200) -> Images:
     """Detects edges by Canny's method, as white lines on black; the thresholds are those of the ControlNets' training.
 
     Args:
@@ -106,7 +106,7 @@ def edges(images: Images, low: int = 100, high: int = 200) -> Images:
     return lines.expand(-1, 3, -1, -1).contiguous()
 
 
-def soft_edges(images: Images, settings: SoftEdgeSettings = DEFAULTS) -> Images:
+def detect_soft_edges(images: Images, settings: SoftEdgeSettings = DEFAULTS) -> Images:
     """Detects edges of graded strength: the largest gradient of brightness over several widths of blur, in [0, 1]."""
     detected = []
     for grey in _convert_to_grey(images):
@@ -121,18 +121,18 @@ def soft_edges(images: Images, settings: SoftEdgeSettings = DEFAULTS) -> Images:
     return torch.from_numpy(np.stack(detected))[:, None].expand(-1, 3, -1, -1).contiguous()
 
 
-def depth_by(weights: Weights) -> Callable[[Images], Images]:
+def load_depth_estimator(weights: WeightsSource) -> Callable[[Images], Images]:
     """Loads a depth network; the returned function estimates the depth of pictures: near is bright, in [0, 1].
 
     Raises:
         UserError: transformers is not installed, there is no such model, or it is another one (exit 3).
     """
     weights.check_name()
-    with loading(weights):
+    with explain_load_errors(weights):
         from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
-        folder = weights.local or fetched(weights)
-        config = check_folder(folder, weights.unsafe)
+        folder = weights.local_folder or fetch_model(weights)
+        config = check_model_folder(folder, weights.unsafe)
         network = AutoModelForDepthEstimation.from_pretrained(folder, use_safetensors=not weights.unsafe or None)
         prepare = AutoImageProcessor.from_pretrained(folder)
     network.eval()
@@ -152,13 +152,13 @@ def depth_by(weights: Weights) -> Callable[[Images], Images]:
     return estimate_depth
 
 
-def controls_for(
+def load_controls(
     model: DiffusionModel,
     canvases: Sequence[Canvas],
-    follows: Sequence[Follow],
-    seen_by: Callable[[Follow, Canvas], Images],
+    requests: Sequence[ControlRequest],
+    make_picture: Callable[[ControlRequest, Canvas], Images],
     unsafe: bool = False,
-) -> list[Control]:
+) -> list[ControlInput]:
     """Loads the ControlNets, each with its pictures of all canvases joined to one.
 
     Args:
@@ -178,8 +178,8 @@ def controls_for(
             fix="--model FOLDER with such a model",
         )
     controls = []
-    for follow in follows:
-        network = load_control(Weights(follow.model, str(model.device), unsafe), model)
+    for follow in requests:
+        network = load_controlnet(WeightsSource(follow.model, str(model.device), unsafe), model)
         wanted, given = network.config.cross_attention_dim, model.unet.config.cross_attention_dim
         if wanted != given:
             raise bad_input(
@@ -187,12 +187,12 @@ def controls_for(
                 why=f"its text has {wanted} features, the model's {given}",
                 fix="use a ControlNet for the version of Stable Diffusion that --model is",
             )
-        picture = together([seen_by(follow, canvas) for canvas in canvases], canvases, model.multiple)
-        controls.append(Control(network, picture, follow.scale))
+        picture = join_pictures([make_picture(follow, canvas) for canvas in canvases], canvases, model.side_multiple)
+        controls.append(ControlInput(network, picture, follow.scale))
     return controls
 
 
-def control_picture(path: Path, source: Source, canvas: Canvas) -> Images:
+def read_control_picture(path: Path, source: EditSource, canvas: Canvas) -> Images:
     """Reads the part of a user's picture that the canvas covers.
 
     Args:
@@ -204,10 +204,10 @@ def control_picture(path: Path, source: Source, canvas: Canvas) -> Images:
         UserError: a file that cannot be read, or of another shape (exit 3).
     """
     picture = source.pictures[canvas.layer]
-    painted = read_picture(path, max_pixels=pixel_limit(picture.size))
-    check_size(painted, picture.size, f"the picture of the layer {canvas.layer}")
+    painted = read_picture(path, max_pixels=compute_pixel_limit(picture.size))
+    check_picture_size(painted, picture.size, f"the picture of the layer {canvas.layer}")
     shown: Float[np.ndarray, "height width 3"] = painted.rgba[..., :3] * painted.rgba[..., 3:]
-    return canvas.part_of(shown, picture.box).clamp(0, 1)
+    return canvas.crop_picture(shown, picture.box).clamp(0, 1)
 
 
 def _convert_to_grey(images: Images) -> list[np.ndarray]:

@@ -12,22 +12,22 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from editors.base import EditorResult, Report, Source
+from editors.base import EditorResult, Report, EditSource
 from editors.diffusion.canvas import Canvas
 from editors.diffusion.conditions import (
-    Follow,
-    control_picture,
-    controls_for,
-    depth_by,
-    edges,
-    follow_of,
-    pictures_of,
-    soft_edges,
+    ControlRequest,
+    read_control_picture,
+    load_controls,
+    load_depth_estimator,
+    detect_edges,
+    parse_control,
+    parse_control_pictures,
+    detect_soft_edges,
 )
-from editors.diffusion.inpaint import repaint
-from editors.diffusion.region import Regional, open_regions
-from editors.diffusion.settings import wrong_setting
-from editors.diffusion.weights import Weights
+from editors.diffusion.inpaint import repaint_regions
+from editors.diffusion.region import RegionalSettings, open_regions
+from editors.diffusion.settings import wrong_setting_error
+from editors.diffusion.weights import WeightsSource
 from editors.diffusion.wrapper import Images, load_model
 from neural_fields.config_flags import Repeated
 from neural_fields.errors import bad_input
@@ -36,7 +36,7 @@ DepthEstimator = Callable[[Images], Images] | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControlNet(Regional):
+class ControlNet(RegionalSettings):
     """ControlNet (Zhang et al., 2023): the layer made anew along its edges, its depth or a picture of yours."""
 
     name: ClassVar[str] = "controlnet"
@@ -53,42 +53,42 @@ class ControlNet(Regional):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.control:
-            raise wrong_setting("control", "", "there is nothing to follow", "--control edges=FOLDER")
-        given = pictures_of(self.control_picture)
-        follows = [follow_of(text) for text in self.control]
+            raise wrong_setting_error("control", "", "there is nothing to follow", "--control edges=FOLDER")
+        given = parse_control_pictures(self.control_picture)
+        follows = [parse_control(text) for text in self.control]
         for follow in follows:
             in_picture = follow.kind in ("edges", "soft-edges")  # these are found in the canonical picture itself
             if follow.kind in given or in_picture or (follow.kind == "depth" and self.depth_model):
                 continue
             other = ", or --depth-model FOLDER" if follow.kind == "depth" else ""
             fix = f"--control-picture {follow.kind}=FILE{other}"
-            raise wrong_setting("control", f"{follow.kind}={follow.model}", f"there is no {follow.kind} to follow", fix)
+            raise wrong_setting_error("control", f"{follow.kind}={follow.model}", f"there is no {follow.kind} to follow", fix)
         if unused := given.keys() - {follow.kind for follow in follows}:
             kind = min(unused)
             fix = f"--control {kind}=FOLDER"
-            raise wrong_setting("control-picture", f"{kind}={given[kind]}", "no ControlNet follows it", fix)
+            raise wrong_setting_error("control-picture", f"{kind}={given[kind]}", "no ControlNet follows it", fix)
         if not 0 <= self.edge_thresholds[0] <= self.edge_thresholds[1]:
             why = "the first is 0 or more and not above the second"
-            raise wrong_setting("edge-thresholds", self.edge_thresholds, why, "--edge-thresholds 100 200")
+            raise wrong_setting_error("edge-thresholds", self.edge_thresholds, why, "--edge-thresholds 100 200")
 
-    def __call__(self, source: Source, report: Report) -> EditorResult:
+    def __call__(self, source: EditSource, report: Report) -> EditorResult:
         """Generates the region of each layer along what it has to follow."""
-        given = pictures_of(self.control_picture)
+        given = parse_control_pictures(self.control_picture)
         if given and len(source.layers) > 1:
             why = "a control picture belongs to one canonical picture"
             raise bad_input("one control picture for several layers", why=why, fix=f"--layer {source.layers[0]}")
-        model = load_model(self.weights())
+        model = load_model(self.weights_source())
         canvases, notes = open_regions(model, source, self, report)
-        follows = [follow_of(text) for text in self.control]
+        follows = [parse_control(text) for text in self.control]
         estimate_depth = None
         if self.depth_model and "depth" not in given:
-            estimate_depth = depth_by(Weights(self.depth_model, "cpu", self.unsafe_weights))
+            estimate_depth = load_depth_estimator(WeightsSource(self.depth_model, "cpu", self.unsafe_weights))
         make_picture = partial(self._make_control_picture, source=source, given=given, estimate_depth=estimate_depth)
-        controls = controls_for(model, canvases, follows, make_picture, self.unsafe_weights)
-        return repaint(model, canvases, self, report, controls, notes)
+        controls = load_controls(model, canvases, follows, make_picture, self.unsafe_weights)
+        return repaint_regions(model, canvases, self, report, controls, notes)
 
     def _make_control_picture(
-        self, follow: Follow, canvas: Canvas, source: Source, given: Mapping[str, Path], estimate_depth: DepthEstimator
+        self, follow: ControlRequest, canvas: Canvas, source: EditSource, given: Mapping[str, Path], estimate_depth: DepthEstimator
     ) -> Images:
         """Makes the picture of a canvas that a ControlNet follows.
 
@@ -100,9 +100,9 @@ class ControlNet(Regional):
             estimate_depth: None where there is no network for it.
         """
         if follow.kind in given:
-            return control_picture(given[follow.kind], source, canvas)
+            return read_control_picture(given[follow.kind], source, canvas)
         if follow.kind == "edges":
-            return edges(canvas.image, *self.edge_thresholds)
+            return detect_edges(canvas.image, *self.edge_thresholds)
         if follow.kind == "soft-edges" or estimate_depth is None:
-            return soft_edges(canvas.image)
+            return detect_soft_edges(canvas.image)
         return estimate_depth(canvas.image)

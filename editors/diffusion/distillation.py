@@ -24,12 +24,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from editors.diffusion.schedule import Latents, Schedule
+from editors.diffusion.schedule import Latents, NoiseSchedule
 from editors.diffusion.wrapper import DiffusionModel
 from neural_fields.errors import bad_input
 
 Variant = Literal["sds", "csd", "nfsd", "dds"]
-Outputs = Callable[[Latents, int], tuple[Latents, Latents]]  # the network's own outputs: without the prompt, with it
+DenoiserOutputs = Callable[[Latents, int], tuple[Latents, Latents]]  # the network's own outputs: without the prompt, with it
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ DEFAULTS = DistillationSettings()
 
 
 @dataclass(frozen=True)
-class Sample:
+class NoisedSample:
     """The point at which a gradient of score distillation is computed.
 
     Attributes:
@@ -62,10 +62,10 @@ class Sample:
     source: Latents | None = None
 
 
-Score = Callable[[Sample], Latents]  # the gradient with respect to the clean latents
+Score = Callable[[NoisedSample], Latents]  # the gradient with respect to the clean latents
 
 
-def weight(schedule: Schedule, time: int) -> float:
+def compute_time_weight(schedule: NoiseSchedule, time: int) -> float:
     """Computes w(t): the noise's share of the variance, in [0, 1].
 
     It is 1 - alpha_bar for the models of Stable Diffusion, the published choice. A flow-matching model gets the weight
@@ -75,28 +75,28 @@ def weight(schedule: Schedule, time: int) -> float:
     return noise**2 / (signal**2 + noise**2)
 
 
-def score_distillation(outputs: Outputs, schedule: Schedule, guidance: float) -> Score:
+def make_sds_score(outputs: DenoiserOutputs, schedule: NoiseSchedule, guidance: float) -> Score:
     """Makes the score of SDS, which leads to the modes of the model's pictures of the prompt."""
 
-    def compute_gradient(at: Sample) -> Latents:
+    def compute_gradient(at: NoisedSample) -> Latents:
         without, prompted = _predict_noises(outputs, schedule, at.clean, at)
-        return weight(schedule, at.time) * (without + guidance * (prompted - without) - at.noise)
+        return compute_time_weight(schedule, at.time) * (without + guidance * (prompted - without) - at.noise)
 
     return compute_gradient
 
 
-def classifier_score(outputs: Outputs, schedule: Schedule, guidance: float) -> Score:
+def make_csd_score(outputs: DenoiserOutputs, schedule: NoiseSchedule, guidance: float) -> Score:
     """Makes the score of CSD: only the part of SDS that the guidance multiplies."""
 
-    def compute_gradient(at: Sample) -> Latents:
+    def compute_gradient(at: NoisedSample) -> Latents:
         without, prompted = _predict_noises(outputs, schedule, at.clean, at)
-        return weight(schedule, at.time) * guidance * (prompted - without)
+        return compute_time_weight(schedule, at.time) * guidance * (prompted - without)
 
     return compute_gradient
 
 
-def noise_free(
-    outputs: Outputs, bad: Outputs, schedule: Schedule, guidance: float, settings: DistillationSettings = DEFAULTS
+def make_nfsd_score(
+    outputs: DenoiserOutputs, bad: DenoiserOutputs, schedule: NoiseSchedule, guidance: float, settings: DistillationSettings = DEFAULTS
 ) -> Score:
     """Makes the score of NFSD: SDS without the part that is only noise; works at the usual guidance of sampling, 7.5.
 
@@ -108,17 +108,17 @@ def noise_free(
         settings: of the distillation.
     """
 
-    def compute_gradient(at: Sample) -> Latents:
+    def compute_gradient(at: NoisedSample) -> Latents:
         without, prompted = _predict_noises(outputs, schedule, at.clean, at)
         domain = without
         if at.time >= settings.clean_below * len(schedule.signal):
             domain = without - _predict_noises(bad, schedule, at.clean, at)[1]
-        return weight(schedule, at.time) * (domain + guidance * (prompted - without))
+        return compute_time_weight(schedule, at.time) * (domain + guidance * (prompted - without))
 
     return compute_gradient
 
 
-def delta_denoising(outputs: Outputs, source: Outputs, schedule: Schedule, guidance: float) -> Score:
+def make_dds_score(outputs: DenoiserOutputs, source: DenoiserOutputs, schedule: NoiseSchedule, guidance: float) -> Score:
     """Makes the score of DDS: that of the picture less that of the source, so that common parts stay.
 
     Args:
@@ -128,20 +128,20 @@ def delta_denoising(outputs: Outputs, source: Outputs, schedule: Schedule, guida
         guidance: 1 is the prompt alone.
     """
 
-    def predict_guided(outputs: Outputs, clean: Latents, at: Sample) -> Latents:
+    def predict_guided(outputs: DenoiserOutputs, clean: Latents, at: NoisedSample) -> Latents:
         without, prompted = _predict_noises(outputs, schedule, clean, at)
         return without + guidance * (prompted - without)
 
-    def compute_gradient(at: Sample) -> Latents:
+    def compute_gradient(at: NoisedSample) -> Latents:
         assert at.source is not None, "delta denoising compares with the source"
         edited, original = predict_guided(outputs, at.clean, at), predict_guided(source, at.source, at)
-        return weight(schedule, at.time) * (edited - original)
+        return compute_time_weight(schedule, at.time) * (edited - original)
 
     return compute_gradient
 
 
 @dataclass(frozen=True)
-class Words:
+class DistillationPrompts:
     """Prompts: what the picture should show, what it should not show, and what the source shows."""
 
     prompt: str
@@ -149,8 +149,8 @@ class Words:
     source: str = ""
 
 
-def score_of(
-    model: DiffusionModel, variant: Variant, words: Words, guidance: float, settings: DistillationSettings = DEFAULTS
+def make_score(
+    model: DiffusionModel, variant: Variant, prompts: DistillationPrompts, guidance: float, settings: DistillationSettings = DEFAULTS
 ) -> Score:
     """Makes the score of a variant under a model.
 
@@ -164,30 +164,30 @@ def score_of(
     Raises:
         UserError: the model's denoiser needs more inputs than a picture and a prompt (exit 3).
     """
-    if int(model.denoiser.config.in_channels) != model.channels:
+    if int(model.denoiser.config.in_channels) != model.latent_channels:
         raise bad_input(
             "this model was trained to inpaint or to follow instructions",
             why="score distillation needs a text-to-image model, which predicts the noise of a picture alone",
             fix="--model FOLDER with a text-to-image model",
         )
 
-    def make_outputs(prompt: str, negative: str) -> Outputs:
-        text = model.text(prompt, negative)
-        return lambda latents, time: model.outputs(latents, time, text)
+    def make_outputs(prompt: str, negative: str) -> DenoiserOutputs:
+        text = model.encode_prompt(prompt, negative)
+        return lambda latents, time: model.run_denoiser(latents, time, text)
 
-    wanted = make_outputs(words.prompt, words.negative if variant != "nfsd" else "")
+    wanted = make_outputs(prompts.prompt, prompts.negative if variant != "nfsd" else "")
     if variant == "sds":
-        return score_distillation(wanted, model.schedule, guidance)
+        return make_sds_score(wanted, model.schedule, guidance)
     if variant == "csd":
-        return classifier_score(wanted, model.schedule, guidance)
+        return make_csd_score(wanted, model.schedule, guidance)
     if variant == "nfsd":
-        bad = make_outputs(words.negative or settings.bad_prompt, "")
-        return noise_free(wanted, bad, model.schedule, guidance, settings)
-    return delta_denoising(wanted, make_outputs(words.source, words.negative), model.schedule, guidance)
+        bad = make_outputs(prompts.negative or settings.bad_prompt, "")
+        return make_nfsd_score(wanted, bad, model.schedule, guidance, settings)
+    return make_dds_score(wanted, make_outputs(prompts.source, prompts.negative), model.schedule, guidance)
 
 
 def draw_time(
-    schedule: Schedule,
+    schedule: NoiseSchedule,
     done: float,
     anneal: bool,
     generator: torch.Generator,
@@ -209,21 +209,21 @@ def draw_time(
     return min(int(share * len(schedule.signal)), len(schedule.signal) - 1)
 
 
-def pull(values: Float[Tensor, "*shape"], gradient: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
+def gradient_loss(values: Float[Tensor, "*shape"], gradient: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
     """Computes a loss whose gradient with respect to `values` is `gradient`.
 
     Infinite or undefined gradients, from a network in half precision, count as 0.
     """
-    return (values * finite(gradient.detach()).to(values)).sum()
+    return (values * replace_nonfinite(gradient.detach()).to(values)).sum()
 
 
-def finite(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+def replace_nonfinite(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Replaces values that are infinite or no number by 0."""
     return torch.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _predict_noises(outputs: Outputs, schedule: Schedule, clean: Latents, at: Sample) -> tuple[Latents, Latents]:
+def _predict_noises(outputs: DenoiserOutputs, schedule: NoiseSchedule, clean: Latents, at: NoisedSample) -> tuple[Latents, Latents]:
     """Predicts the noise in noised latents without and with the prompt, for every kind of model."""
     noised = schedule.add_noise(clean, at.noise, at.time)
     without, prompted = outputs(noised, at.time)
-    return schedule.split(noised, without, at.time).noise, schedule.split(noised, prompted, at.time).noise
+    return schedule.decompose_output(noised, without, at.time).noise, schedule.decompose_output(noised, prompted, at.time).noise

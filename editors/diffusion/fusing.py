@@ -19,14 +19,14 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from editors.base import EditorResult, Report
-from editors.diffusion.canvas import filled
-from editors.diffusion.keyframes import Keyframes, Part
-from editors.diffusion.region import inpainting_inputs
-from editors.diffusion.sampling import denoise_region, region_of
-from editors.diffusion.schedule import Latents, Schedule
-from editors.diffusion.settings import Prompted
-from editors.diffusion.wrapper import DiffusionModel, Text
-from editors.lift import Merged, Places, merge, pull
+from editors.diffusion.canvas import fill_holes
+from editors.diffusion.keyframes import Keyframes, LayerKeyframes
+from editors.diffusion.region import make_inpainting_inputs
+from editors.diffusion.sampling import denoise_region, shrink_mask_to_latents
+from editors.diffusion.schedule import Latents, NoiseSchedule
+from editors.diffusion.settings import PromptedSettings
+from editors.diffusion.wrapper import DiffusionModel, EncodedPrompt
+from editors.lift import MergedFrames, TexelFootprints, merge_frames, sample_frames
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ DEFAULTS = KeyframeFusingSettings()
 
 
 @dataclass(frozen=True)
-class Fused:
+class FusedKeyframes:
     """The pictures that keyframes show of a layer, merged on the pixels of its canvas.
 
     Attributes:
@@ -58,48 +58,48 @@ class Fused:
         settings: of the merging.
     """
 
-    part: Part
-    merged: Merged
+    part: LayerKeyframes
+    merged: MergedFrames
     settings: KeyframeFusingSettings = DEFAULTS
 
     @property
-    def seen(self) -> Bool[Tensor, "height width"]:
+    def seen_mask(self) -> Bool[Tensor, "height width"]:
         """Pixels of the canvas that some keyframe shows; single ones between such are seen too."""
         known = (self.merged.weight > self.settings.min_lookups).numpy().astype(np.uint8)
         return torch.from_numpy(cv2.morphologyEx(known, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)) > 0)
 
-    def picture(self, made: Float[Tensor, "1 3 height width"] | None = None) -> Float[Tensor, "1 3 height width"]:
+    def compose_picture(self, inpainted: Float[Tensor, "1 3 height width"] | None = None) -> Float[Tensor, "1 3 height width"]:
         """Returns the canvas with the merged picture on it; unknown parts are filled smoothly from around.
 
         Args:
             made: another picture in [0, 1], for the parts that are `missing`.
         """
         known, colors = self.merged.weight > self.settings.min_lookups, self.merged.values.clamp(0, 1)
-        if made is not None:
-            missing = self.missing
-            known, colors = known | missing, torch.where(missing & ~known, made[0], colors)
-        image = filled(colors.movedim(0, 2).contiguous().numpy(), known.numpy())
+        if inpainted is not None:
+            missing = self.missing_mask
+            known, colors = known | missing, torch.where(missing & ~known, inpainted[0], colors)
+        image = fill_holes(colors.movedim(0, 2).contiguous().numpy(), known.numpy())
         return torch.from_numpy(image).movedim(2, 0)[None].contiguous()
 
     @property
-    def missing(self) -> Bool[Tensor, "height width"]:
+    def missing_mask(self) -> Bool[Tensor, "height width"]:
         """Parts of the region that no keyframe shows; not those thinner than a few pixels, which their rims fill."""
-        unseen = ((self.part.region > self.settings.min_region) & ~self.seen).numpy().astype(np.uint8)
+        unseen = ((self.part.region > self.settings.min_region) & ~self.seen_mask).numpy().astype(np.uint8)
         kernel = np.ones((self.settings.min_hole_px, self.settings.min_hole_px), np.uint8)
         return torch.from_numpy(cv2.morphologyEx(unseen, cv2.MORPH_OPEN, kernel) > 0)
 
     @property
-    def shares(self) -> tuple[float, float]:
+    def missing_and_conflict_shares(self) -> tuple[float, float]:
         """The share of the region that is missing, and the share of its seen part on which keyframes disagree."""
         region = self.part.region > self.settings.min_region
-        inside = self.seen & region
-        conflicts = self.merged.conflicts(self.settings.max_disagreement) & inside
-        return float(self.missing.sum() / region.sum().clamp(min=1)), float(conflicts.sum() / inside.sum().clamp(min=1))
+        inside = self.seen_mask & region
+        conflicts = self.merged.find_conflicts(self.settings.max_disagreement) & inside
+        return float(self.missing_mask.sum() / region.sum().clamp(min=1)), float(conflicts.sum() / inside.sum().clamp(min=1))
 
 
-def fused(
+def fuse_keyframes(
     keyframes: Keyframes, edited: Float[Tensor, "n 3 height width"], settings: KeyframeFusingSettings = DEFAULTS
-) -> dict[str, Fused]:
+) -> dict[str, FusedKeyframes]:
     """Merges edited keyframes into the canonical picture of each layer, by the weighted median and what it missed.
 
     Args:
@@ -111,21 +111,21 @@ def fused(
         The merged picture of each layer, by its name.
     """
     merged = {}
-    for layer, part in keyframes.parts.items():
+    for layer, part in keyframes.layers.items():
         # Light is no part of the canonical picture.
         colors = (edited.to(part.gain) / part.gain.clamp(min=settings.min_gain)).clamp(0, 1)
         # The same view with more pixels. At its borders positions repeat, as the colors do that go with them.
-        coarse, factor = part.places(), settings.supersampling
+        coarse, factor = part.locate_pixels(), settings.supersampling
         texels = interpolate(coarse.texels.movedim(3, 1), scale_factor=factor, mode="bilinear", align_corners=False)
         weight = coarse.weight.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
-        places = Places(texels.movedim(1, 3).contiguous(), weight, coarse.size)
+        places = TexelFootprints(texels.movedim(1, 3).contiguous(), weight, coarse.size)
         fine_colors = interpolate(colors, weight.shape[1:], mode="bilinear", align_corners=False)
-        merged[layer] = Fused(part, merge(fine_colors, places), settings)
+        merged[layer] = FusedKeyframes(part, merge_frames(fine_colors, places), settings)
     return merged
 
 
-def shown_in(
-    keyframes: Keyframes, found: Mapping[str, Fused]
+def render_into_keyframes(
+    keyframes: Keyframes, fused_layers: Mapping[str, FusedKeyframes]
 ) -> tuple[Float[Tensor, "n 3 height width"], Float[Tensor, "n 1 height width"]]:
     """Renders merged pictures into keyframes.
 
@@ -137,22 +137,22 @@ def shown_in(
         The keyframes with the merged pictures over their own, and how much of each pixel these fill.
     """
     images, share = keyframes.images, torch.zeros_like(keyframes.images[:, :1])
-    for layer, one in found.items():
-        part = keyframes.parts[layer]
-        places = part.places()
-        known = one.seen.float()[None]
-        cover = (pull(known, places) > one.settings.min_cover) * part.weight[:, None]
-        color = (pull(one.picture()[0], places) * part.gain).clamp(0, 1)
+    for layer, one in fused_layers.items():
+        part = keyframes.layers[layer]
+        places = part.locate_pixels()
+        known = one.seen_mask.float()[None]
+        cover = (sample_frames(known, places) > one.settings.min_cover) * part.weight[:, None]
+        color = (sample_frames(one.compose_picture()[0], places) * part.gain).clamp(0, 1)
         images, share = images + cover * (color - images), share + cover
     return images.clamp(0, 1), share.clamp(0, 1)
 
 
-def completed(
+def make_overlays(
     model: DiffusionModel,
-    text: Text,
-    editor: Prompted,
+    text: EncodedPrompt,
+    editor: PromptedSettings,
     keyframes: Keyframes,
-    found: Mapping[str, Fused],
+    fused_layers: Mapping[str, FusedKeyframes],
     report: Report,
 ) -> EditorResult:
     """Makes overlays of merged pictures; inpaints with the same prompt what no keyframe shows.
@@ -169,27 +169,27 @@ def completed(
         report: of the progress.
     """
     overlays, facts = {}, {}
-    notes = [f"keyframes: {', '.join(map(str, keyframes.numbers))} of the source"]
-    for layer, one in found.items():
-        canvas, picture = one.part.canvas, one.picture()
-        missing, conflicts = one.shares
+    notes = [f"keyframes: {', '.join(map(str, keyframes.source_frames))} of the source"]
+    for layer, one in fused_layers.items():
+        canvas, picture = one.part.canvas, one.compose_picture()
+        missing, conflicts = one.missing_and_conflict_shares
         if missing > one.settings.min_share:
             around = canvas.image + canvas.region * (picture - canvas.image)
-            picture = one.picture(_inpaint_picture(model, text, editor, around, one.missing[None, None], report))
+            picture = one.compose_picture(_inpaint_picture(model, text, editor, around, one.missing_mask[None, None], report))
             notes.append(f"{missing:.0%} of the region of {layer} is in no keyframe and was inpainted")
         if conflicts > one.settings.min_share:
             notes.append(f"the keyframes disagree on {conflicts:.0%} of what they show of {layer}")
-        overlays[layer] = canvas.overlay(picture)
+        overlays[layer] = canvas.make_overlay(picture)
         facts[layer] = {"not_in_keyframes": round(missing, 4), "disagreement": round(conflicts, 4)}
-    return EditorResult(overlays, (*model.notes, *notes), {"keyframes": list(keyframes.numbers), "layers_shown": facts})
+    return EditorResult(overlays, (*model.notes, *notes), {"keyframes": list(keyframes.source_frames), "layers_shown": facts})
 
 
-def started(
+def noise_to_first_time(
     original: Latents,
     noise: Latents,
     inside: Float[Tensor, "#n 1 height width"],
     time: int,
-    schedule: Schedule,
+    schedule: NoiseSchedule,
     strength: float,
 ) -> Latents:
     """Noises latents to the first time of a denoising; with strength 1 nothing of the original stays in the region.
@@ -208,27 +208,27 @@ def started(
 
 def _inpaint_picture(
     model: DiffusionModel,
-    text: Text,
-    editor: Prompted,
+    text: EncodedPrompt,
+    editor: PromptedSettings,
     picture: Float[Tensor, "1 3 height width"],
     missing: Bool[Tensor, "1 1 height width"],
     report: Report,
 ) -> Float[Tensor, "1 3 height width"]:
     """Generates the missing part of a picture."""
     image = picture.to(model.device)
-    original = model.encode(image)
-    noise = model.noise(original, editor.seed)
-    inside = region_of(missing.float().to(model.device), original)
-    extra = inpainting_inputs(model, image, inside)
-    times = model.schedule.times(editor.steps)
+    original = model.encode_images(image)
+    noise = model.draw_noise(original, editor.seed)
+    inside = shrink_mask_to_latents(missing.float().to(model.device), original)
+    extra = make_inpainting_inputs(model, image, inside)
+    times = model.schedule.select_times(editor.steps)
     latents = denoise_region(
-        started(original, noise, inside, times[0], model.schedule, strength=1.0),
+        noise_to_first_time(original, noise, inside, times[0], model.schedule, strength=1.0),
         times,
         model.schedule,
-        lambda noised, time: model.predict(noised, time, text, editor.guidance, extra=extra),
+        lambda noised, time: model.predict_denoised(noised, time, text, editor.guidance, extra=extra),
         original=original,
         noise=noise,
         region=inside,
         step=lambda done, total: report("inpainting what no keyframe shows", done, total),
     )
-    return model.decode(latents).cpu()
+    return model.decode_latents(latents).cpu()

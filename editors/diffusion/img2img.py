@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from editors.base import EditorResult, Report, Source
-from editors.diffusion.inpaint import repaint
-from editors.diffusion.region import Regional, open_regions
+from editors.base import EditorResult, Report, EditSource
+from editors.diffusion.inpaint import repaint_regions
+from editors.diffusion.region import RegionalSettings, open_regions
 from editors.diffusion.wrapper import load_model
 
 
 @dataclass(frozen=True, kw_only=True)
-class Img2Img(Regional):
+class Img2Img(RegionalSettings):
     """SDEdit (Meng et al., 2022): the layer in another look, with its layout kept as far as the strength says."""
 
     name: ClassVar[str] = "img2img"
@@ -24,8 +24,8 @@ class Img2Img(Regional):
     strength: float = 0.6
     """How far the region is taken to noise first, in (0, 1]; less stays nearer to what is there."""
 
-    def __call__(self, source: Source, report: Report) -> EditorResult:
+    def __call__(self, source: EditSource, report: Report) -> EditorResult:
         """Repaints the region of each layer in the look that the prompt asks for."""
-        model = load_model(self.weights())
+        model = load_model(self.weights_source())
         canvases, notes = open_regions(model, source, self, report)
-        return repaint(model, canvases, self, report, notes=notes)
+        return repaint_regions(model, canvases, self, report, notes=notes)

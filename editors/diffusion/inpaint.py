@@ -13,32 +13,32 @@ from typing import ClassVar
 
 import torch
 
-from editors.base import EditorResult, Report, Source
-from editors.diffusion.canvas import Canvas, apart, side_by_side
-from editors.diffusion.region import Regional, inpainting_inputs, open_regions
-from editors.diffusion.sampling import denoise_region, region_of, starting
-from editors.diffusion.wrapper import Control, DiffusionModel, load_model
+from editors.base import EditorResult, Report, EditSource
+from editors.diffusion.canvas import Canvas, split_joined_picture, join_canvases
+from editors.diffusion.region import RegionalSettings, make_inpainting_inputs, open_regions
+from editors.diffusion.sampling import denoise_region, shrink_mask_to_latents, noise_to_start
+from editors.diffusion.wrapper import ControlInput, DiffusionModel, load_model
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inpaint(Regional):
+class Inpaint(RegionalSettings):
     """Blended Latent Diffusion (Avrahami et al., 2023): denoise the region, keep the rest at every step."""
 
     name: ClassVar[str] = "inpaint"
 
-    def __call__(self, source: Source, report: Report) -> EditorResult:
+    def __call__(self, source: EditSource, report: Report) -> EditorResult:
         """Generates the region of each layer."""
-        model = load_model(self.weights())
+        model = load_model(self.weights_source())
         canvases, notes = open_regions(model, source, self, report)
-        return repaint(model, canvases, self, report, notes=notes)
+        return repaint_regions(model, canvases, self, report, notes=notes)
 
 
-def repaint(
+def repaint_regions(
     model: DiffusionModel,
     canvases: Sequence[Canvas],
-    settings: Regional,
+    settings: RegionalSettings,
     report: Report,
-    controls: Sequence[Control] = (),
+    controls: Sequence[ControlInput] = (),
     notes: Sequence[str] = (),
 ) -> EditorResult:
     """Denoises the regions of canvases together.
@@ -57,29 +57,29 @@ def repaint(
     Raises:
         UserError: a model whose denoiser wants other inputs (exit 3).
     """
-    image, region = (part.to(model.device) for part in side_by_side(canvases, model.multiple))
+    image, region = (part.to(model.device) for part in join_canvases(canvases, model.side_multiple))
     schedule = model.schedule
     with torch.no_grad():
-        text = model.text(settings.prompt, settings.negative)
-        original = model.encode(image)
-        inside = region_of(region, original)
-        extra = inpainting_inputs(model, image, inside)
-        noise = model.noise(original, settings.seed)
-        times = schedule.times(settings.steps, settings.strength)
-        first = starting(original, noise, times, schedule)
+        text = model.encode_prompt(settings.prompt, settings.negative)
+        original = model.encode_images(image)
+        inside = shrink_mask_to_latents(region, original)
+        extra = make_inpainting_inputs(model, image, inside)
+        noise = model.draw_noise(original, settings.seed)
+        times = schedule.select_times(settings.steps, settings.strength)
+        first = noise_to_start(original, noise, times, schedule)
         if settings.strength == 1:  # even the last of the schedule's times has a trace of the picture in it
             first = inside * noise + (1 - inside) * first
         latents = denoise_region(
             first,
             times,
             schedule,
-            lambda noised, time: model.predict(noised, time, text, settings.guidance, controls=controls, extra=extra),
+            lambda noised, time: model.predict_denoised(noised, time, text, settings.guidance, controls=controls, extra=extra),
             original=original,
             noise=noise,
             region=inside,
             step=lambda done, total: report("denoising", done, total),
         )
-        picture = model.decode(latents).cpu()
-    parts = apart(picture, canvases, model.multiple)
-    overlays = {canvas.layer: canvas.overlay(part) for canvas, part in zip(canvases, parts, strict=True)}
+        picture = model.decode_latents(latents).cpu()
+    parts = split_joined_picture(picture, canvases, model.side_multiple)
+    overlays = {canvas.layer: canvas.make_overlay(part) for canvas, part in zip(canvases, parts, strict=True)}
     return EditorResult(overlays, (*model.notes, *notes))

@@ -16,18 +16,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from editors.base import EditorResult, Report, Source
-from editors.diffusion.canvas import Canvas, apart, open_canvases, side_by_side
-from editors.diffusion.pipelines import Instruction, check_call, instructed
-from editors.diffusion.sampling import Step, denoise_region, region_of
-from editors.diffusion.schedule import Denoised, Latents, Schedule
-from editors.diffusion.settings import Prompted, wrong_setting
-from editors.diffusion.wrapper import DiffusionModel, Images, Text, arguments_of, load_pipeline
+from editors.base import EditorResult, Report, EditSource
+from editors.diffusion.canvas import Canvas, split_joined_picture, open_canvases, join_canvases
+from editors.diffusion.pipelines import Instruction, check_instruction_pipeline, run_instruction
+from editors.diffusion.sampling import StepCallback, denoise_region, shrink_mask_to_latents
+from editors.diffusion.schedule import DenoisedLatents, Latents, NoiseSchedule
+from editors.diffusion.settings import PromptedSettings, wrong_setting_error
+from editors.diffusion.wrapper import DiffusionModel, Images, EncodedPrompt, list_call_arguments, load_pipeline
 from neural_fields.errors import bad_input
 
 
 @dataclass(frozen=True, kw_only=True)
-class Instruct(Prompted):
+class Instruct(PromptedSettings):
     """InstructPix2Pix (Brooks et al., 2023), FLUX.1 Kontext, Qwen-Image-Edit: the layer, changed as a sentence says."""
 
     name: ClassVar[str] = "instruct"
@@ -44,29 +44,29 @@ class Instruct(Prompted):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.image_guidance < float("inf"):
-            raise wrong_setting("image-guidance", self.image_guidance, "it is 0 or more", "--image-guidance 1.5")
+            raise wrong_setting_error("image-guidance", self.image_guidance, "it is 0 or more", "--image-guidance 1.5")
 
-    def __call__(self, source: Source, report: Report) -> EditorResult:
+    def __call__(self, source: EditSource, report: Report) -> EditorResult:
         """Changes the region of each layer as the instruction says.
 
         Raises:
             UserError: a model that follows no instructions (exit 3).
         """
-        pipeline, device, notes = load_pipeline(self.weights(), self._check_kind)
-        step: Step = lambda done, total: report("denoising", done, total)  # noqa: E731
+        pipeline, device, notes = load_pipeline(self.weights_source(), self._check_kind)
+        step: StepCallback = lambda done, total: report("denoising", done, total)  # noqa: E731
         if getattr(pipeline, "unet", None) is not None:
             # InstructPix2Pix, in the loop of this project
             model = DiffusionModel(pipeline, device, notes)
             wanted = int(model.denoiser.config.in_channels)
-            if wanted != 2 * model.channels:
+            if wanted != 2 * model.latent_channels:
                 raise bad_input(
                     f"{self.model} follows no instructions",
                     why=f"its denoiser takes {wanted} channels; that of InstructPix2Pix takes the latents and those of "
-                    f"the picture, {2 * model.channels} channels",
-                    fix="--editor inpaint" if wanted > 2 * model.channels else "--editor img2img",
+                    f"the picture, {2 * model.latent_channels} channels",
+                    fix="--editor inpaint" if wanted > 2 * model.latent_channels else "--editor img2img",
                 )
-            multiple = model.multiple
-            canvases, image, region = self._open_layers(source, model.size, multiple)
+            multiple = model.side_multiple
+            canvases, image, region = self._open_layers(source, model.trained_side, multiple)
             picture = self._change_picture(model, image.to(device), region.to(device), step)
         else:
             # FLUX.1 Kontext and Qwen-Image-Edit, in the loop of the pipeline
@@ -82,56 +82,56 @@ class Instruct(Prompted):
                 self.seed,
                 own_size=self.side is None,
             )
-            picture = instructed(pipeline, image, instruction, step)
-        parts = apart(picture.cpu(), canvases, multiple)
-        overlays = {canvas.layer: canvas.overlay(part) for canvas, part in zip(canvases, parts, strict=True)}
+            picture = run_instruction(pipeline, image, instruction, step)
+        parts = split_joined_picture(picture.cpu(), canvases, multiple)
+        overlays = {canvas.layer: canvas.make_overlay(part) for canvas, part in zip(canvases, parts, strict=True)}
         return EditorResult(overlays, notes)
 
     def _check_kind(self, kind: str) -> None:
         """Refuses a model that follows no instructions, before its weights are read."""
         if not kind.startswith(("StableDiffusionPipeline", "StableDiffusionXLPipeline")):
-            check_call(self.model, kind, arguments_of(kind))
+            check_instruction_pipeline(self.model, kind, list_call_arguments(kind))
 
-    def _open_layers(self, source: Source, side: int, multiple: int) -> tuple[list[Canvas], Tensor, Tensor]:
+    def _open_layers(self, source: EditSource, side: int, multiple: int) -> tuple[list[Canvas], Tensor, Tensor]:
         """Opens the canvases of the layers; returns their picture and region side by side too."""
-        regions = {layer: source.region(layer) for layer in source.layers}
+        regions = {layer: source.read_region(layer) for layer in source.layers}
         canvases = open_canvases(source.pictures, regions, self.side or side, multiple, self.feather)
-        return canvases, *side_by_side(canvases, multiple)
+        return canvases, *join_canvases(canvases, multiple)
 
     @torch.no_grad()
     def _change_picture(
-        self, model: DiffusionModel, image: Images, region: Float[Tensor, "1 1 height width"], step: Step
+        self, model: DiffusionModel, image: Images, region: Float[Tensor, "1 1 height width"], step: StepCallback
     ) -> Images:
         """Changes a picture in a region, denoised with both guidances."""
-        original = model.encode(image)
+        original = model.encode_images(image)
         # The model was trained to see latents as the encoder gives them, not at the scale that is noised.
         shown = original / model.vae.config.scaling_factor
-        noise, text = model.noise(original, self.seed), model.text(self.prompt, self.negative)
-        times, inside = model.schedule.times(self.steps), region_of(region, original)
+        noise, text = model.draw_noise(original, self.seed), model.encode_prompt(self.prompt, self.negative)
+        times, inside = model.schedule.select_times(self.steps), shrink_mask_to_latents(region, original)
         first = inside * noise + (1 - inside) * model.schedule.add_noise(original, noise, times[0])
         guidance = self.guidance or 7.5  # as the authors of InstructPix2Pix chose
         latents = denoise_region(
             first,
             times,
             model.schedule,
-            lambda noised, time: guided(model, noised, time, text, shown, guidance, self.image_guidance),
+            lambda noised, time: predict_guided(model, noised, time, text, shown, guidance, self.image_guidance),
             original=original,
             noise=noise,
             region=inside,
             step=step,
         )
-        return model.decode(latents)
+        return model.decode_latents(latents)
 
 
-def guided(
+def predict_guided(
     model: DiffusionModel,
     latents: Latents,
     time: int,
-    text: Text,
-    shown: Latents,
+    text: EncodedPrompt,
+    picture_latents: Latents,
     guidance: float,
     image_guidance: float,
-) -> Denoised:
+) -> DenoisedLatents:
     """Predicts with guidance by the instruction and by the picture (Brooks et al., 2023, equation 3).
 
     Args:
@@ -143,21 +143,21 @@ def guided(
         guidance: of the instruction, s_T in the paper.
         image_guidance: of the picture, s_I in the paper.
     """
-    with_image, with_both = model.outputs(latents, time, text, extra=shown)
-    nothing = Text(text.states[:1].repeat(2, 1, 1), None if text.pooled is None else text.pooled[:1].repeat(2, 1))
-    neither = model.predict(latents, time, nothing, 1.0, extra=torch.zeros_like(shown))
-    return combined(model.schedule, latents, time, neither, with_image, with_both, (guidance, image_guidance))
+    with_image, with_both = model.run_denoiser(latents, time, text, extra=picture_latents)
+    nothing = EncodedPrompt(text.states[:1].repeat(2, 1, 1), None if text.pooled is None else text.pooled[:1].repeat(2, 1))
+    neither = model.predict_denoised(latents, time, nothing, 1.0, extra=torch.zeros_like(picture_latents))
+    return combine_guidance(model.schedule, latents, time, neither, with_image, with_both, (guidance, image_guidance))
 
 
-def combined(
-    schedule: Schedule,
+def combine_guidance(
+    schedule: NoiseSchedule,
     latents: Latents,
     time: int,
-    neither: Denoised,
+    neither: DenoisedLatents,
     with_image: Latents,
     with_both: Latents,
     guides: Sequence[float],
-) -> Denoised:
+) -> DenoisedLatents:
     """Combines three answers of the network by classifier-free guidance with two scales (Brooks et al., 2023, eq. 3).
 
     Clean picture and noise are affine in the network's output, and the factors of the three answers add up to 1: so the
@@ -173,9 +173,9 @@ def combined(
         guides: the guidance of the instruction (s_T in the paper) and that of the picture (s_I).
     """
     text_guidance, image_guidance = guides
-    by_text = schedule.split(latents, with_image + text_guidance * (with_both - with_image), time)
-    by_image = schedule.split(latents, with_image, time)
-    return Denoised(
+    by_text = schedule.decompose_output(latents, with_image + text_guidance * (with_both - with_image), time)
+    by_image = schedule.decompose_output(latents, with_image, time)
+    return DenoisedLatents(
         by_text.clean + (image_guidance - 1) * (by_image.clean - neither.clean),
         by_text.noise + (image_guidance - 1) * (by_image.noise - neither.noise),
     )

@@ -17,18 +17,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from editors.base import Source
-from editors.diffusion.attention import canonical_paths
+from editors.base import EditSource
+from editors.diffusion.attention import find_canonical_paths
 from editors.diffusion.canvas import DEFAULTS as CANVASES
 from editors.diffusion.canvas import Canvas, open_canvas
-from editors.diffusion.settings import Prompted, wrong_setting
+from editors.diffusion.settings import PromptedSettings, wrong_setting_error
 from editors.lift import DEFAULTS as MERGING
-from editors.lift import Places
+from editors.lift import TexelFootprints
 from neural_fields import coords
 from neural_fields.errors import bad_input
-from neural_fields.lookup import RIM, warped
-from neural_fields.output import open_renderer, source_facts
-from neural_fields.pictures import resize
+from neural_fields.lookup import RIM, warp_part
+from neural_fields.output import open_passes, read_source_metadata
+from neural_fields.pictures import resize_image
 
 Cut = tuple[slice, slice]  # rows and columns
 
@@ -48,7 +48,7 @@ DEFAULTS = KeyframeSelectionSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Keyed(Prompted):
+class KeyframedSettings(PromptedSettings):
     """Settings of editors that work on keyframes."""
 
     keyframes: str = ""
@@ -61,21 +61,21 @@ class Keyed(Prompted):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.count < 1:
-            raise wrong_setting("count", self.count, "at least one keyframe is needed", "--count 4")
+            raise wrong_setting_error("count", self.count, "at least one keyframe is needed", "--count 4")
         if not 0 < self.strength <= 1:
-            raise wrong_setting("strength", self.strength, "it is above 0 and at most 1", "--strength 0.8")
+            raise wrong_setting_error("strength", self.strength, "it is above 0 and at most 1", "--strength 0.8")
 
-    def numbers(self, source: Source) -> list[int]:
+    def choose_frames(self, source: EditSource) -> list[int]:
         """Chooses the frames of the run to edit, or takes those that the user named.
 
         Raises:
             UserError: frames that the run does not have (exit 3).
         """
-        return frame_numbers(source, self.keyframes) if self.keyframes else choose(source, self.count)
+        return parse_frame_numbers(source, self.keyframes) if self.keyframes else choose_keyframes(source, self.count)
 
 
 @dataclass(frozen=True)
-class Part:
+class LayerKeyframes:
     """One layer as the keyframes show it.
 
     Attributes:
@@ -92,7 +92,7 @@ class Part:
     weight: Float[Tensor, "n height width"]
     gain: Float[Tensor, "n 3 height width"]
 
-    def places(self, shrink: int = 1, settings: KeyframeSelectionSettings = DEFAULTS) -> Places:
+    def locate_pixels(self, shrink: int = 1, settings: KeyframeSelectionSettings = DEFAULTS) -> TexelFootprints:
         """Computes the positions of the pixels on the canvas.
 
         Pixels that show little of the layer have no weight.
@@ -105,7 +105,7 @@ class Part:
         weight = avg_pool2d(self.weight[:, None], shrink)[:, 0]
         size = (self.canvas.size[0] // shrink, self.canvas.size[1] // shrink)
         texels = coords.uv_to_texels(uv, self.canvas.box, *size)
-        return Places(texels, torch.where(weight >= settings.min_weight, weight, 0.0), size)
+        return TexelFootprints(texels, torch.where(weight >= settings.min_weight, weight, 0.0), size)
 
 
 @dataclass(frozen=True)
@@ -122,41 +122,41 @@ class Keyframes:
 
     frames: tuple[int, ...]
     images: Float[Tensor, "n 3 height width"]
-    parts: Mapping[str, Part]
-    tokens: Float[Tensor, "n height width 3"]
-    numbers: tuple[int, ...]
+    layers: Mapping[str, LayerKeyframes]
+    canonical_positions: Float[Tensor, "n height width 3"]
+    source_frames: tuple[int, ...]
 
     def __getitem__(self, chosen: slice) -> Keyframes:
         """Selects some of the keyframes."""
         parts = {
             layer: replace(part, uv=part.uv[chosen], weight=part.weight[chosen], gain=part.gain[chosen])
-            for layer, part in self.parts.items()
+            for layer, part in self.layers.items()
         }
-        return Keyframes(self.frames[chosen], self.images[chosen], parts, self.tokens[chosen], self.numbers[chosen])
+        return Keyframes(self.frames[chosen], self.images[chosen], parts, self.canonical_positions[chosen], self.source_frames[chosen])
 
     @property
-    def region(self) -> Float[Tensor, "n 1 height width"]:
+    def change_mask(self) -> Float[Tensor, "n 1 height width"]:
         """Where the pictures may change, in [0, 1]: pixels that show a layer in its region."""
-        return torch.stack([part.weight for part in self.parts.values()]).sum(dim=0)[:, None].clamp(0, 1)
+        return torch.stack([part.weight for part in self.layers.values()]).sum(dim=0)[:, None].clamp(0, 1)
 
-    def places(self, shrink: int, device: torch.device) -> list[Places]:
+    def locate_pixels(self, shrink: int, device: torch.device) -> list[TexelFootprints]:
         """Computes the positions of the pixels, or of latents of `shrink` pixels, in each layer."""
-        return [part.places(shrink).to(device) for part in self.parts.values()]
+        return [part.locate_pixels(shrink).to(device) for part in self.layers.values()]
 
-    def paths(self, shrink: int) -> dict[int, Int[Tensor, "n tokens n"]]:
+    def find_token_paths(self, shrink: int) -> dict[int, Int[Tensor, "n tokens n"]]:
         """Finds the tokens that show the same point, for `attention.cross_frame`, by the number of tokens a picture."""
         paths_by_count = {}
         height, width = self.images.shape[2:]
         for factor in (shrink, 2 * shrink, 4 * shrink, 8 * shrink):
             if height % factor == 0 and width % factor == 0:
-                each = [part.places(factor) for part in self.parts.values()]
-                paths = [canonical_paths(p.texels.numpy(), p.weight.numpy() > 0) for p in each]
+                each = [part.locate_pixels(factor) for part in self.layers.values()]
+                paths = [find_canonical_paths(p.texels.numpy(), p.weight.numpy() > 0) for p in each]
                 paths_by_count[(height // factor) * (width // factor)] = torch.stack(paths).amax(dim=0)
         return paths_by_count
 
 
 def open_keyframes(
-    source: Source,
+    source: EditSource,
     numbers: Sequence[int],
     side: int,
     multiple: int,
@@ -176,7 +176,7 @@ def open_keyframes(
     Raises:
         UserError: none of the frames shows any of the region (exit 3).
     """
-    metadata, source_numbers = source_facts(source.run)
+    metadata, source_numbers = read_source_metadata(source.run)
     frame_size = (metadata.width, metadata.height)
     regions = {layer: _restrict_to_charts(source, layer, numbers) for layer in source.layers}
 
@@ -197,15 +197,15 @@ def open_keyframes(
 
     whole, cuts = _plan_cuts(list(boxes.values()), frame_size, side, multiple)
     views = list(zip(boxes, cuts, strict=True))
-    renderer = open_renderer(source.run, source.maps)
+    renderer = open_passes(source.run, source.maps)
     images, tokens = [], []
     for t, cut in views:
-        frame = renderer.render_frame(t, source.frame(t))
+        frame = renderer.render_frame(t, source.read_frame(t))
         pixels = frame.astype(np.float32) / 255
         if whole[0] <= frame.shape[1]:
-            images.append(np.ascontiguousarray(resize(pixels, whole)[cut]).clip(0, 1))
+            images.append(np.ascontiguousarray(resize_image(pixels, whole)[cut]).clip(0, 1))
         else:  # only the cut part of an enlarged frame is computed
-            images.append(warped(pixels, (RIM, RIM), (frame.shape[1], frame.shape[0]), whole, cut))
+            images.append(warp_part(pixels, (RIM, RIM), (frame.shape[1], frame.shape[0]), whole, cut))
     parts = {
         layer: _cut_layer(source, layer, region, views, whole, multiple, feather, settings)
         for layer, region in regions.items()
@@ -214,8 +214,8 @@ def open_keyframes(
     # The canonical coordinates of each pixel in the layer that it shows most, and the number of that layer.
     layer_numbers = range(len(source.maps.layers))
     for t, cut in views:
-        weight = np.stack([source.maps.layer_weight(t, index, whole, cut) for index in layer_numbers])
-        uv = np.stack([source.maps.uv_part(t, index, whole, cut) for index in layer_numbers])
+        weight = np.stack([source.maps.read_layer_weight(t, index, whole, cut) for index in layer_numbers])
+        uv = np.stack([source.maps.read_uv_part(t, index, whole, cut) for index in layer_numbers])
         top_layer = weight.argmax(axis=0)
         top_uv = np.take_along_axis(uv, top_layer[None, ..., None], axis=0)[0]
         tokens.append(np.concatenate([top_uv, top_layer[..., None]], axis=-1).astype(np.float32))
@@ -228,13 +228,13 @@ def open_keyframes(
     )
 
 
-def frame_numbers(source: Source, text: str) -> list[int]:
+def parse_frame_numbers(source: EditSource, text: str) -> list[int]:
     """Parses a user's list of source frames, such as "3,10,20", to frames of the run.
 
     Raises:
         UserError: a word that is no number, or no frame of the run (exit 3).
     """
-    _, run_frames = source_facts(source.run)
+    _, run_frames = read_source_metadata(source.run)
     indices = []
     for word in (word.strip() for word in text.split(",")):
         if not word.isdecimal():
@@ -250,21 +250,21 @@ def frame_numbers(source: Source, text: str) -> list[int]:
     return list(dict.fromkeys(indices))
 
 
-def choose(source: Source, most: int, settings: KeyframeSelectionSettings = DEFAULTS) -> list[int]:
+def choose_keyframes(source: EditSource, max_count: int, settings: KeyframeSelectionSettings = DEFAULTS) -> list[int]:
     """Chooses at most `most` frames of the run that together show the layers' regions; see `cover`."""
     candidates, cells = _find_shown_cells(source, settings)
-    return [candidates[i] for i in cover(cells, most, settings)]
+    return [candidates[i] for i in cover_cells(cells, max_count, settings)]
 
 
-def choose_evenly(source: Source, most: int, settings: KeyframeSelectionSettings = DEFAULTS) -> list[int]:
+def choose_keyframes_evenly(source: EditSource, max_count: int, settings: KeyframeSelectionSettings = DEFAULTS) -> list[int]:
     """Chooses at most `most` frames, in time, spread evenly over those that show any of the layers' regions."""
     candidates, cells = _find_shown_cells(source, settings)
     shown = [t for t, row in zip(candidates, cells, strict=True) if row.any()] or candidates[:1]
-    return [shown[i] for i in sorted({round(i) for i in np.linspace(0, len(shown) - 1, min(most, len(shown)))})]
+    return [shown[i] for i in sorted({round(i) for i in np.linspace(0, len(shown) - 1, min(max_count, len(shown)))})]
 
 
-def cover(
-    shown: Bool[np.ndarray, "frames cells"], most: int, settings: KeyframeSelectionSettings = DEFAULTS
+def cover_cells(
+    shown: Bool[np.ndarray, "frames cells"], max_count: int, settings: KeyframeSelectionSettings = DEFAULTS
 ) -> list[int]:
     """Picks at most `most` rows that together are true in most columns: the fullest, then those that add most to it.
 
@@ -278,7 +278,7 @@ def cover(
     """
     picked: list[int] = []
     covered = np.zeros(shown.shape[1], bool)
-    while len(picked) < min(most, len(shown)):
+    while len(picked) < min(max_count, len(shown)):
         gains = (shown & ~covered).sum(axis=1)
         best = int(np.argmax(gains))
         if picked and gains[best] <= settings.min_gain_share * shown.any(axis=0).sum():
@@ -299,20 +299,20 @@ def cover(
 
 
 def _sample_region(
-    source: Source, layer: str, region: Float[np.ndarray, "rows columns"], uv: Float[np.ndarray, "h w 2"]
+    source: EditSource, layer: str, region: Float[np.ndarray, "rows columns"], uv: Float[np.ndarray, "h w 2"]
 ) -> Float[np.ndarray, "h w"]:
     """Samples a layer's region at the pixels of a frame."""
     image = torch.from_numpy(np.ascontiguousarray(region, np.float32))[None, None]
-    return coords.sample(image, source.pictures[layer].box, torch.from_numpy(uv)[None], "zeros")[0, 0].numpy()
+    return coords.sample_canonical(image, source.pictures[layer].box, torch.from_numpy(uv)[None], "zeros")[0, 0].numpy()
 
 
-def _restrict_to_charts(source: Source, layer: str, numbers: Sequence[int]) -> Float[np.ndarray, "rows columns"]:
+def _restrict_to_charts(source: EditSource, layer: str, numbers: Sequence[int]) -> Float[np.ndarray, "rows columns"]:
     """Restricts a layer's region to the charts of the given frames: the edit is propagated to others afterwards."""
-    region, picture = source.region(layer), source.pictures[layer]
+    region, picture = source.read_region(layer), source.pictures[layer]
     charts = [chart for series in source.maps.charts for chart in series if chart.layer == layer]
     if not charts:
         return region
-    uv = coords.texel_centres(picture.box, *picture.size).numpy()
+    uv = coords.texel_centers(picture.box, *picture.size).numpy()
     kept = np.zeros_like(region)
     for chart in charts:
         if any(chart.first <= t <= chart.last for t in numbers):
@@ -322,29 +322,29 @@ def _restrict_to_charts(source: Source, layer: str, numbers: Sequence[int]) -> F
 
 
 def _compute_visibility(
-    source: Source, layer: str, region: np.ndarray, t: int, settings: KeyframeSelectionSettings
+    source: EditSource, layer: str, region: np.ndarray, t: int, settings: KeyframeSelectionSettings
 ) -> Bool[np.ndarray, "h w"]:
     """Computes which pixels of a frame show a layer's region, at the size of training."""
     index = source.maps.layers.index(layer)
-    uv = np.ascontiguousarray(source.maps.uv_small(t, index))
-    shows_layer = source.maps.layer_weight_small(t, index) >= settings.min_weight
+    uv = np.ascontiguousarray(source.maps.read_uv_small(t, index))
+    shows_layer = source.maps.read_layer_weight_small(t, index) >= settings.min_weight
     return shows_layer & (_sample_region(source, layer, region, uv) >= settings.min_weight)
 
 
 def _find_shown_cells(
-    source: Source, settings: KeyframeSelectionSettings
+    source: EditSource, settings: KeyframeSelectionSettings
 ) -> tuple[list[int], Bool[np.ndarray, "frames cells"]]:
     """Finds the frames that may become keyframes, and the cells of the layers' canonical pictures that each shows."""
     count = source.maps.frame_count
     candidates = sorted({round(i) for i in np.linspace(0, count - 1, min(count, settings.max_candidates))})
-    regions = {layer: source.region(layer) for layer in source.layers}
+    regions = {layer: source.read_region(layer) for layer in source.layers}
     n = settings.grid_cells
     shown = np.zeros((len(candidates), len(regions), n, n), bool)
     for row, t in enumerate(candidates):
         for column, (layer, region) in enumerate(regions.items()):
             box = source.pictures[layer].box
             visible = _compute_visibility(source, layer, region, t, settings)
-            uv = source.maps.uv_small(t, source.maps.layers.index(layer))[visible]
+            uv = source.maps.read_uv_small(t, source.maps.layers.index(layer))[visible]
             x = ((uv[:, 0] - box.u0) / box.width * n).astype(np.int64).clip(0, n - 1)
             y = ((uv[:, 1] - box.v0) / box.height * n).astype(np.int64).clip(0, n - 1)
             shown[row, column, y, x] = True
@@ -375,7 +375,7 @@ def _plan_cuts(
 
 
 def _cut_layer(
-    source: Source,
+    source: EditSource,
     layer: str,
     region: Float[np.ndarray, "rows columns"],
     views: Sequence[tuple[int, Cut]],
@@ -383,13 +383,13 @@ def _cut_layer(
     multiple: int,
     feather: float,
     settings: KeyframeSelectionSettings,
-) -> Part:
+) -> LayerKeyframes:
     """Cuts a layer's uv maps, weights and gains out of the keyframes, and opens its canvas."""
     maps, index = source.maps, source.maps.layers.index(layer)
-    uv = np.stack([maps.uv_part(t, index, whole, cut) for t, cut in views])
+    uv = np.stack([maps.read_uv_part(t, index, whole, cut) for t, cut in views])
     editable = np.stack([_sample_region(source, layer, region, one) for one in uv])
-    weight = np.stack([maps.layer_weight(t, index, whole, cut) for t, cut in views]) * editable
-    gain = np.stack([maps.gain(t, index, whole, cut) for t, cut in views])
+    weight = np.stack([maps.read_layer_weight(t, index, whole, cut) for t, cut in views]) * editable
+    gain = np.stack([maps.read_gain(t, index, whole, cut) for t, cut in views])
 
     # A canvas around the region, with pixels as far apart in uv as neighboring pixels of the keyframes usually are.
     both = (weight[:, :, 1:] >= settings.min_weight) & (weight[:, :, :-1] >= settings.min_weight)
@@ -399,9 +399,9 @@ def _cut_layer(
     extent = open_canvas(picture, region, 8 * multiple, multiple).box
     side = multiple * max(1, round(max(extent.width, extent.height) / spacing / multiple))
     canvas = open_canvas(picture, region, side, multiple, feather)
-    return Part(
+    return LayerKeyframes(
         canvas,
-        canvas.part_of(np.ascontiguousarray(region[..., None]), picture.box)[0, 0],
+        canvas.crop_picture(np.ascontiguousarray(region[..., None]), picture.box)[0, 0],
         torch.from_numpy(uv),
         torch.from_numpy(weight.astype(np.float32)),
         torch.from_numpy(gain).movedim(3, 1).contiguous(),

@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from editors.diffusion.clip import Clip
+from editors.diffusion.clip import ClipModel
 
 Features = Float[Tensor, "frames features"]
 
 
 def measure_with_clip(
-    frames: Iterable[UInt8[np.ndarray, "height width 3"]], clip: Clip, prompt: str | None = None
+    frames: Iterable[UInt8[np.ndarray, "height width 3"]], clip: ClipModel, prompt: str | None = None
 ) -> dict[str, float | None]:
     """Measures an edited video by a CLIP.
 
@@ -30,13 +30,13 @@ def measure_with_clip(
     """
     features = _compute_features(frames, clip)
     return {
-        "clip_consistency_all_pairs": consistency_all_pairs(features),
-        "clip_consistency_consecutive": consistency_consecutive(features),
-        "clip_text_alignment": None if prompt is None else text_alignment(clip, features, prompt),
+        "clip_consistency_all_pairs": compute_all_pairs_consistency(features),
+        "clip_consistency_consecutive": compute_consecutive_consistency(features),
+        "clip_text_alignment": None if prompt is None else compute_text_alignment(clip, features, prompt),
     }
 
 
-def pick_score(frames: Iterable[UInt8[np.ndarray, "height width 3"]], clip: Clip, prompt: str) -> float:
+def compute_pick_score(frames: Iterable[UInt8[np.ndarray, "height width 3"]], clip: ClipModel, prompt: str) -> float:
     """Computes PickScore (Kirstain et al., 2023): the scaled cosine of a CLIP tuned to people's choices.
 
     Args:
@@ -47,10 +47,10 @@ def pick_score(frames: Iterable[UInt8[np.ndarray, "height width 3"]], clip: Clip
     Returns:
         The mean over the frames.
     """
-    return float(clip.network.logit_scale.exp()) * text_alignment(clip, _compute_features(frames, clip), prompt)
+    return float(clip.network.logit_scale.exp()) * compute_text_alignment(clip, _compute_features(frames, clip), prompt)
 
 
-def consistency_all_pairs(features: Features) -> float | None:
+def compute_all_pairs_consistency(features: Features) -> float | None:
     """Computes the mean cosine between all pairs of frames (Tune-A-Video, Wu et al., 2023); None for one frame."""
     count = len(features)
     if count < 2:
@@ -58,12 +58,12 @@ def consistency_all_pairs(features: Features) -> float | None:
     return float(((features @ features.T).sum() - count) / (count * (count - 1)))
 
 
-def consistency_consecutive(features: Features) -> float | None:
+def compute_consecutive_consistency(features: Features) -> float | None:
     """Computes the mean cosine between frames and the next ones (Gen-1, Esser et al., 2023); None for one frame."""
     return float((features[:-1] * features[1:]).sum(dim=1).mean()) if len(features) > 1 else None
 
 
-def text_alignment(clip: Clip, features: Features, prompt: str) -> float:
+def compute_text_alignment(clip: ClipModel, features: Features, prompt: str) -> float:
     """Computes the mean cosine between frames and a text.
 
     Args:
@@ -71,11 +71,11 @@ def text_alignment(clip: Clip, features: Features, prompt: str) -> float:
         features: of the frames, of length one.
         prompt: the text.
     """
-    return float((features @ clip.texts([prompt]).T.to(features)).mean())
+    return float((features @ clip.encode_texts([prompt]).T.to(features)).mean())
 
 
 @torch.no_grad()
-def _compute_features(frames: Iterable[UInt8[np.ndarray, "height width 3"]], clip: Clip) -> Features:
+def _compute_features(frames: Iterable[UInt8[np.ndarray, "height width 3"]], clip: ClipModel) -> Features:
     """Computes the features of each frame, a few frames at a time."""
     batch_size = 8
     features: list[Tensor] = []
@@ -83,8 +83,8 @@ def _compute_features(frames: Iterable[UInt8[np.ndarray, "height width 3"]], cli
     for frame in frames:
         batch.append(torch.from_numpy(frame.astype(np.float32) / 255).permute(2, 0, 1))
         if len(batch) == batch_size:
-            features.append(clip.images(torch.stack(batch)))
+            features.append(clip.encode_images(torch.stack(batch)))
             batch = []
     if batch:
-        features.append(clip.images(torch.stack(batch)))
+        features.append(clip.encode_images(torch.stack(batch)))
     return torch.cat(features)

@@ -17,49 +17,49 @@ from typing import ClassVar, Literal
 
 import torch
 
-from editors.base import EditorResult, Report, Source
-from editors.diffusion.attention import Seen, cross_frame, seen_by
-from editors.diffusion.fusing import completed, fused, started
-from editors.diffusion.keyframes import Keyed, Keyframes, open_keyframes
-from editors.diffusion.region import inpainting_inputs
-from editors.diffusion.sampling import Predict, denoise_region, region_of
-from editors.diffusion.schedule import Denoised, Latents, Schedule
+from editors.base import EditorResult, Report, EditSource
+from editors.diffusion.attention import CrossFrameMode, make_cross_frame_processors, list_seen_frames
+from editors.diffusion.fusing import make_overlays, fuse_keyframes, noise_to_first_time
+from editors.diffusion.keyframes import KeyframedSettings, Keyframes, open_keyframes
+from editors.diffusion.region import make_inpainting_inputs
+from editors.diffusion.sampling import Denoiser, denoise_region, shrink_mask_to_latents
+from editors.diffusion.schedule import DenoisedLatents, Latents, NoiseSchedule
 from editors.diffusion.wrapper import DiffusionModel, load_model
-from editors.lift import Places, agreed
+from editors.lift import TexelFootprints, project_to_canonical
 
-Shared = Literal[Seen, "paths"]
+SharedAttention = Literal[CrossFrameMode, "paths"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mediated(Keyed):
+class Mediated(KeyframedSettings):
     """MeDM (Chu et al., 2024): keyframes are denoised together, and agree in the canonical picture at every step."""
 
     name: ClassVar[str] = "mediated"
 
-    attention: Shared = "own"
+    attention: SharedAttention = "own"
     """What each keyframe sees: its own picture, the first, first-previous, all, or all and then its points' paths."""
 
-    def __call__(self, source: Source, report: Report) -> EditorResult:
+    def __call__(self, source: EditSource, report: Report) -> EditorResult:
         """Denoises the keyframes together, agreeing in the canonical pictures, and merges them."""
-        numbers = self.numbers(source)  # a wrong one is told before a large model is read
-        model = load_model(self.weights())
-        keyframes = open_keyframes(source, numbers, self.side or model.size, model.multiple, self.feather)
-        with torch.no_grad(), sharing(model, keyframes, self.attention):
+        numbers = self.choose_frames(source)  # a wrong one is told before a large model is read
+        model = load_model(self.weights_source())
+        keyframes = open_keyframes(source, numbers, self.side or model.trained_side, model.side_multiple, self.feather)
+        with torch.no_grad(), share_attention(model, keyframes, self.attention):
             images = keyframes.images.to(model.device)
-            original = model.encode(images)
-            inside = region_of(keyframes.region.to(model.device), original)
-            places = keyframes.places(model.scale, model.device)
+            original = model.encode_images(images)
+            inside = shrink_mask_to_latents(keyframes.change_mask.to(model.device), original)
+            places = keyframes.locate_pixels(model.pixels_per_latent, model.device)
             # Keyframes follow what they show, so that the same noise lies at much the same points of it.
-            noise = model.noise(original[:1], self.seed).expand_as(original)
-            times = model.schedule.times(self.steps, self.strength)
-            text = model.text(self.prompt, self.negative)
-            extra = inpainting_inputs(model, images, inside)
+            noise = model.draw_noise(original[:1], self.seed).expand_as(original)
+            times = model.schedule.select_times(self.steps, self.strength)
+            text = model.encode_prompt(self.prompt, self.negative)
+            extra = make_inpainting_inputs(model, images, inside)
             latents = denoise_region(
-                started(original, noise, inside, times[0], model.schedule, self.strength),
+                noise_to_first_time(original, noise, inside, times[0], model.schedule, self.strength),
                 times,
                 model.schedule,
-                mediate(
-                    lambda noised, time: model.predict(noised, time, text, self.guidance, extra=extra),
+                mediate_prediction(
+                    lambda noised, time: model.predict_denoised(noised, time, text, self.guidance, extra=extra),
                     model.schedule,
                     places,
                 ),
@@ -68,12 +68,12 @@ class Mediated(Keyed):
                 region=inside,
                 step=lambda done, total: report("denoising keyframes", done, total),
             )
-            edited = model.decode(latents).cpu()
+            edited = model.decode_latents(latents).cpu()
         with torch.no_grad():
-            return completed(model, text, self, keyframes, fused(keyframes, edited), report)
+            return make_overlays(model, text, self, keyframes, fuse_keyframes(keyframes, edited), report)
 
 
-def mediate(predict: Predict, schedule: Schedule, places: Sequence[Places]) -> Predict:
+def mediate_prediction(predict: Denoiser, schedule: NoiseSchedule, footprints: Sequence[TexelFootprints]) -> Denoiser:
     """Makes a prediction for all keyframes whose clean pictures are those of one canonical picture per layer.
 
     The noise is computed anew from the latents, so that the next step starts from the same picture.
@@ -84,17 +84,17 @@ def mediate(predict: Predict, schedule: Schedule, places: Sequence[Places]) -> P
         places: where the latents of the keyframes lie in the canonical picture of each layer.
     """
 
-    def predict_agreeing(latents: Latents, time: int) -> Denoised:
+    def predict_agreeing(latents: Latents, time: int) -> DenoisedLatents:
         clean = predict(latents, time).clean
-        for place in places:
-            clean = agreed(clean, place)
-        return schedule.with_clean(latents, clean, time)
+        for place in footprints:
+            clean = project_to_canonical(clean, place)
+        return schedule.assume_clean(latents, clean, time)
 
     return predict_agreeing
 
 
 @contextmanager
-def sharing(model: DiffusionModel, keyframes: Keyframes, attention: Shared) -> Iterator[None]:
+def share_attention(model: DiffusionModel, keyframes: Keyframes, attention: SharedAttention) -> Iterator[None]:
     """Lets the keyframes of a batch see each other in the model's self-attention.
 
     Args:
@@ -108,7 +108,7 @@ def sharing(model: DiffusionModel, keyframes: Keyframes, attention: Shared) -> I
     if attention == "own":
         yield
         return
-    paths = keyframes.paths(model.scale) if attention == "paths" else None
-    seen = seen_by("all" if attention == "paths" else attention, len(keyframes.frames))
-    with model.attention(cross_frame(model.unet, seen, paths)):
+    paths = keyframes.find_token_paths(model.pixels_per_latent) if attention == "paths" else None
+    seen = list_seen_frames("all" if attention == "paths" else attention, len(keyframes.frames))
+    with model.replace_attention(make_cross_frame_processors(model.unet, seen, paths)):
         yield

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from editors.diffusion.placing import fetched, placed
-from editors.diffusion.weights import Weights, check_folder, loading
-from editors.diffusion.wrapper import DiffusionModel, read_part
+from editors.diffusion.placing import fetch_model, plan_placement
+from editors.diffusion.weights import WeightsSource, check_model_folder, explain_load_errors
+from editors.diffusion.wrapper import DiffusionModel, read_component
 from neural_fields.errors import bad_input
 
 PROJECTIONS = ("cc_projection", "clip_camera_projection")  # what converters call the folder of the linear layer
@@ -37,7 +37,7 @@ class ViewNetworks:
     projection: torch.nn.Linear
 
 
-def load_view_networks(weights: Weights) -> ViewNetworks:
+def load_view_networks(weights: WeightsSource) -> ViewNetworks:
     """Reads a folder, or a model by its name on the hub.
 
     Raises:
@@ -45,17 +45,17 @@ def load_view_networks(weights: Weights) -> ViewNetworks:
             can run code (exit 7).
     """
     weights.check_name()
-    with loading(weights):
+    with explain_load_errors(weights):
         from transformers import CLIPVisionModelWithProjection
 
-        folder = weights.local or fetched(weights)
-        check_folder(folder, weights.unsafe, plain=PROJECTIONS)
+        folder = weights.local_folder or fetch_model(weights)
+        check_model_folder(folder, weights.unsafe, plain=PROJECTIONS)
         layer = _read_projection(folder, weights.model)
-        device, chosen = placed(weights, folder)
+        device, chosen = plan_placement(weights, folder)
         dtype = getattr(torch, chosen.dtype)
         options: dict[str, Any] = {"dtype": dtype, "use_safetensors": not weights.unsafe or None}
-        unet = read_part(folder / "unet", "UNet2DConditionModel", **options)
-        vae = read_part(folder / "vae", "AutoencoderKL", **options)
+        unet = read_component(folder / "unet", "UNet2DConditionModel", **options)
+        vae = read_component(folder / "vae", "AutoencoderKL", **options)
         # Refuse networks that do not belong together.
         wanted, given = 2 * int(vae.config.latent_channels), int(unet.config.in_channels)
         token = int(unet.config.cross_attention_dim)
@@ -68,7 +68,7 @@ def load_view_networks(weights: Weights) -> ViewNetworks:
                 fix="--view-model FOLDER with a model converted from Zero-1-to-3",
             )
         encoder = CLIPVisionModelWithProjection.from_pretrained(folder / "image_encoder", **options)
-        scheduler = read_part(folder / "scheduler", "DDPMScheduler")
+        scheduler = read_component(folder / "scheduler", "DDPMScheduler")
         for network in (unet, vae, encoder, layer.to(dtype=dtype)):
             network.eval().requires_grad_(False).to(device)
         parts = SimpleNamespace(unet=unet, vae=vae, scheduler=scheduler)

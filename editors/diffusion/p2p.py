@@ -24,21 +24,21 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d
 
-from editors.base import EditorResult, Report, Source
+from editors.base import EditorResult, Report, EditSource
 from editors.diffusion.attention import (
-    Features,
-    Held,
-    Processor,
-    cross_attention,
-    old_for_new,
-    plain,
-    self_attention,
+    FeatureRecorder,
+    RecordedTensors,
+    AttentionProcessor,
+    list_cross_attention,
+    attend_with_recorded,
+    plain_attention,
+    list_self_attention,
 )
-from editors.diffusion.pnp import Inverted, remade
+from editors.diffusion.pnp import FeatureInjectionSettings, repaint_from_inversion
 from editors.diffusion.region import open_regions
-from editors.diffusion.schedule import Denoised, Latents
-from editors.diffusion.settings import wrong_setting
-from editors.diffusion.wrapper import DiffusionModel, Text, load_model
+from editors.diffusion.schedule import DenoisedLatents, Latents
+from editors.diffusion.settings import wrong_setting_error
+from editors.diffusion.wrapper import DiffusionModel, EncodedPrompt, load_model
 from neural_fields.config_flags import Repeated
 
 Maps = Float[Tensor, "pictures heads places words"]
@@ -58,7 +58,7 @@ DEFAULTS = PromptToPromptSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptToPrompt(Inverted):
+class PromptToPrompt(FeatureInjectionSettings):
     """Prompt-to-Prompt (Hertz et al., 2023): words of a prompt are exchanged, added, made more or less of."""
 
     name: ClassVar[str] = "p2p"
@@ -79,61 +79,61 @@ class PromptToPrompt(Inverted):
         self.check_share("cross", self.cross, 0.8)
         self.check_share("attention", self.attention, 0.4)
         if not self.source_prompt.strip():
-            raise wrong_setting("source-prompt", self.source_prompt, "it says what is there", '--source-prompt "a car"')
+            raise wrong_setting_error("source-prompt", self.source_prompt, "it says what is there", '--source-prompt "a car"')
         self._parse_factors()
         both = {*_split_words(self.prompt), *_split_words(self.source_prompt)}
         for word in self.local_blend:
             if word.lower() not in both:
-                raise wrong_setting(
+                raise wrong_setting_error(
                     "local_blend", word, "it is in neither prompt", f"--local-blend {_split_words(self.prompt)[-1]}"
                 )
 
-    def __call__(self, source: Source, report: Report) -> EditorResult:
+    def __call__(self, source: EditSource, report: Report) -> EditorResult:
         """Changes the region of each layer as the words of its prompt are changed."""
-        model = load_model(self.weights())
-        kept = Features([*self_attention(model.unet), *cross_attention(model.unet)])
+        model = load_model(self.weights_source())
+        kept = FeatureRecorder([*list_self_attention(model.unet), *list_cross_attention(model.unet)])
         canvases, notes = open_regions(model, source, self, report)
-        now, wanted = model.text(self.source_prompt), model.text(self.prompt, self.negative)
+        now, wanted = model.encode_prompt(self.source_prompt), model.encode_prompt(self.prompt, self.negative)
         tokenizer = model.pipeline.tokenizer
-        exchange = Exchange.of(tokenizer, self.source_prompt, self.prompt, self._parse_factors(), now.states.shape[1])
-        places = Places(
-            before=token_numbers(tokenizer, self.source_prompt, self.local_blend),
-            after=token_numbers(tokenizer, self.prompt, self.local_blend),
+        exchange = WordExchange.align_prompts(tokenizer, self.source_prompt, self.prompt, self._parse_factors(), now.states.shape[1])
+        places = LocalBlendMask(
+            before=find_word_tokens(tokenizer, self.source_prompt, self.local_blend),
+            after=find_word_tokens(tokenizer, self.prompt, self.local_blend),
         )
         redo = partial(self._predict_step, model, now, wanted, kept, exchange, places)
-        return remade(model, canvases, self, now, redo, report, places.mask if self.local_blend else None, notes)
+        return repaint_from_inversion(model, canvases, self, now, redo, report, places.compute_mask if self.local_blend else None, notes)
 
     def _predict_step(
         self,
         model: DiffusionModel,
-        now: Text,
-        wanted: Text,
-        kept: Features,
-        exchange: Exchange,
-        places: Places,
+        now: EncodedPrompt,
+        wanted: EncodedPrompt,
+        kept: FeatureRecorder,
+        exchange: WordExchange,
+        places: LocalBlendMask,
         latents: Latents,
         original: Latents,
         done: int,
-    ) -> Denoised:
+    ) -> DenoisedLatents:
         """Predicts one step with the original's attention."""
-        times = model.schedule.times(self.steps, self.strength)
+        times = model.schedule.select_times(self.steps, self.strength)
         share, time, size = done / len(times), times[done], latents.shape[-2] * latents.shape[-1]
-        with kept.recording(model):
-            model.predict(original, time, now, 1.0)
-        places.open(latents, kept, settled=share >= places.settings.settled_share)
-        replaced: dict[str, Processor] = {}
+        with kept.record_features(model):
+            model.predict_denoised(original, time, now, 1.0)
+        places.choose_layers(latents, kept, settled=share >= places.settings.settled_share)
+        replaced: dict[str, AttentionProcessor] = {}
         if share < self.attention:
             coarse = []
-            for name in self_attention(model.unet):
-                tokens = kept.held[name][0][0].shape[2]
+            for name in list_self_attention(model.unet):
+                tokens = kept.recorded[name][0][0].shape[2]
                 if places.settings.min_replaced_ratio * tokens <= size:
                     coarse.append(name)
-            replaced |= kept.replayed(coarse, _attend_like_original)
-        for name in cross_attention(model.unet):
-            mix = partial(exchange.mix, share < self.cross, places if name in places.layers else None)
-            replaced |= kept.replayed([name], mix)
-        with kept.injecting(model, replaced):
-            return model.predict(latents, time, wanted, self.guidance)
+            replaced |= kept.make_replaying_processors(coarse, _attend_like_original)
+        for name in list_cross_attention(model.unet):
+            mix = partial(exchange.attend, share < self.cross, places if name in places.layers else None)
+            replaced |= kept.make_replaying_processors([name], mix)
+        with kept.inject_features(model, replaced):
+            return model.predict_denoised(latents, time, wanted, self.guidance)
 
     def _parse_factors(self) -> dict[str, float]:
         """Parses the words of `--weight` and their factors.
@@ -147,9 +147,9 @@ class PromptToPrompt(Inverted):
             try:
                 factors[word.lower()] = float(factor)
             except ValueError:
-                raise wrong_setting("weight", given, "it is WORD=FACTOR", "--weight dots=2.0") from None
+                raise wrong_setting_error("weight", given, "it is WORD=FACTOR", "--weight dots=2.0") from None
             if word.lower() not in _split_words(self.prompt):
-                raise wrong_setting(
+                raise wrong_setting_error(
                     "weight",
                     given,
                     f"{word!r} is no word of the prompt",
@@ -159,7 +159,7 @@ class PromptToPrompt(Inverted):
 
 
 @dataclass(frozen=True)
-class Exchange:
+class WordExchange:
     """How the cross-attention maps of an edit are mixed from its own and the original's.
 
     Attributes:
@@ -168,12 +168,12 @@ class Exchange:
         factor: of each word.
     """
 
-    taken: Float[Tensor, "before after"]
-    share: Float[Tensor, " after"]
-    factor: Float[Tensor, " after"]
+    column_weights: Float[Tensor, "before after"]
+    original_share: Float[Tensor, " after"]
+    word_factors: Float[Tensor, " after"]
 
     @staticmethod
-    def of(tokenizer: Any, before: str, after: str, factors: Mapping[str, float], length: int) -> Exchange:
+    def align_prompts(tokenizer: Any, before: str, after: str, factors: Mapping[str, float], length: int) -> WordExchange:
         """Aligns two prompts word by word.
 
         Args:
@@ -203,10 +203,10 @@ class Exchange:
             taken[min(old_end + k - new_end, length - 1), k] = 1
         for word, span in new:
             factor[span.start : span.stop] = factors.get(word, 1.0)
-        return Exchange(taken, (taken.sum(0) > 0).float(), factor)
+        return WordExchange(taken, (taken.sum(0) > 0).float(), factor)
 
-    def mix(
-        self, exchanged: bool, places: Places | None, held: Held, query: Tensor, key: Tensor, value: Tensor
+    def attend(
+        self, exchanged: bool, blend_mask: LocalBlendMask | None, held: RecordedTensors, query: Tensor, key: Tensor, value: Tensor
     ) -> Tensor:
         """Attends to the prompt with the changed maps, in the part of a batch that sees it; as usual in the rest.
 
@@ -217,20 +217,20 @@ class Exchange:
             query, key, value: of this pass.
         """
         count = len(held[0])
-        new, old = maps_of(query[-count:], key[-count:]), maps_of(*held)
-        if places is not None:
-            places.add(old, new)
+        new, old = compute_attention_maps(query[-count:], key[-count:]), compute_attention_maps(*held)
+        if blend_mask is not None:
+            blend_mask.accumulate_maps(old, new)
         if exchanged:
-            share = self.share.to(new)
-            new = (old @ self.taken.to(old)) * share + new * (1 - share)
-        seen = (new * self.factor.to(new)) @ value[-count:]
+            share = self.original_share.to(new)
+            new = (old @ self.column_weights.to(old)) * share + new * (1 - share)
+        seen = (new * self.word_factors.to(new)) @ value[-count:]
         if len(query) == count:
             return seen
-        return torch.cat([plain(query[:-count], key[:-count], value[:-count], None), seen])
+        return torch.cat([plain_attention(query[:-count], key[:-count], value[:-count], None), seen])
 
 
 @dataclass
-class Places:
+class LocalBlendMask:
     """Where words show, from cross-attention maps summed over the steps: the paper's "local blend" (section 3.2).
 
     Attributes:
@@ -247,7 +247,7 @@ class Places:
     _size: tuple[int, int] = (1, 1)
     _settled: bool = False
 
-    def open(self, latents: Latents, kept: Features, settled: bool) -> None:
+    def choose_layers(self, latents: Latents, kept: FeatureRecorder, settled: bool) -> None:
         """Chooses the layers that are asked at a step.
 
         Args:
@@ -262,15 +262,15 @@ class Places:
         if not (self.before or self.after):
             return
         names = [name for name in kept.layers if name.endswith("attn2.processor")]
-        if any(len(kept.held[name]) > 1 for name in names):
-            raise wrong_setting(
+        if any(len(kept.recorded[name]) > 1 for name in names):
+            raise wrong_setting_error(
                 "local_blend", "set", "it needs a picture that the model sees at once", "leave --side out"
             )
-        tokens = {name: kept.held[name][0][0].shape[2] for name in names}
+        tokens = {name: kept.recorded[name][0][0].shape[2] for name in names}
         max_tokens = max(self._size[0] * self._size[1] // self.settings.min_blend_ratio, min(tokens.values()))
         self.layers = frozenset(name for name in names if tokens[name] <= max_tokens)
 
-    def add(self, old: Maps, new: Maps) -> None:
+    def accumulate_maps(self, old: Maps, new: Maps) -> None:
         """Counts the maps of a layer in, of the original and of the edit."""
         rows, columns = self._size
         for which, maps, tokens in (("before", old, self.before), ("after", new, self.after)):
@@ -283,19 +283,19 @@ class Places:
             picture = interpolate(max_pool2d(grid, 3, 1, 1), self._size, mode="bilinear")
             self._sums[which] = self._sums[which] + picture if which in self._sums else picture
 
-    def mask(self) -> Float[Tensor, "n 1 rows columns"]:
+    def compute_mask(self) -> Float[Tensor, "n 1 rows columns"]:
         """Returns 1 where any of the words shows; everywhere in the first steps, when the maps do not say yet."""
         shares = [total / total.amax(dim=(2, 3), keepdim=True) for total in self._sums.values()]
         shown = torch.stack(shares).amax(0) > self.settings.min_map_value
         return (shown if self._settled else torch.ones_like(shown)).float()
 
 
-def maps_of(query: Float[Tensor, "n h places d"], key: Float[Tensor, "n h words d"]) -> Maps:
+def compute_attention_maps(query: Float[Tensor, "n h places d"], key: Float[Tensor, "n h words d"]) -> Maps:
     """Computes attention maps: how much each place attends to each word; sums to 1 over the words."""
     return (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1)
 
 
-def token_numbers(tokenizer: Any, prompt: str, words: Sequence[str]) -> list[int]:
+def find_word_tokens(tokenizer: Any, prompt: str, words: Sequence[str]) -> list[int]:
     """Lists the tokens of an encoded prompt that belong to some words; its beginning and end count as tokens."""
     wanted = {word.lower() for word in words}
     return [number for word, span in _list_token_spans(tokenizer, prompt) if word in wanted for number in span]
@@ -316,10 +316,10 @@ def _list_token_spans(tokenizer: Any, prompt: str) -> list[tuple[str, range]]:
     return spans
 
 
-def _attend_like_original(held: Held, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _attend_like_original(held: RecordedTensors, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attends with the original's maps, in the part of a batch that sees the prompt."""
     count = len(held[0])
-    changed = old_for_new(held, query[-count:], key[-count:], value[-count:])
+    changed = attend_with_recorded(held, query[-count:], key[-count:], value[-count:])
     if len(query) == count:
         return changed
-    return torch.cat([plain(query[:-count], key[:-count], value[:-count], None), changed])
+    return torch.cat([plain_attention(query[:-count], key[:-count], value[:-count], None), changed])

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from editors.diffusion.sampling import Step
+from editors.diffusion.sampling import StepCallback
 from neural_fields.errors import bad_input
 
 Images = Float[Tensor, "n 3 height width"]
@@ -43,7 +43,7 @@ class Instruction:
     own_size: bool = True
 
 
-def check_call(model: str, kind: str, takes: Mapping[str, Any]) -> None:
+def check_instruction_pipeline(model: str, kind: str, arguments: Mapping[str, Any]) -> None:
     """Refuses a pipeline that does not edit a picture by an instruction.
 
     Args:
@@ -54,7 +54,7 @@ def check_call(model: str, kind: str, takes: Mapping[str, Any]) -> None:
     Raises:
         UserError: it takes no picture, or an amount of noise instead of an instruction (exit 3).
     """
-    if "image" in takes and "prompt" in takes and not {"strength", "mask_image", "control_image"} & takes.keys():
+    if "image" in arguments and "prompt" in arguments and not {"strength", "mask_image", "control_image"} & arguments.keys():
         return
     raise bad_input(
         f"{model} is a {kind or 'part of a model'}",
@@ -64,7 +64,7 @@ def check_call(model: str, kind: str, takes: Mapping[str, Any]) -> None:
     )
 
 
-def instructed(pipeline: Any, image: Images, told: Instruction, step: Step | None = None) -> Images:
+def run_instruction(pipeline: Any, image: Images, instruction: Instruction, step: StepCallback | None = None) -> Images:
     """Edits a picture by an instruction; the result has the size of the picture.
 
     Args:
@@ -82,29 +82,29 @@ def instructed(pipeline: Any, image: Images, told: Instruction, step: Step | Non
     # Diffusers passes the tensors of its loop and expects them back; only the number of the step is used here.
     def report_step(_pipeline: Any, done: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
         if step is not None:
-            step(done + 1, told.steps)
+            step(done + 1, instruction.steps)
         return values
 
     values: dict[str, Any] = {
         "image": Image.fromarray(array),
-        "prompt": told.prompt,
-        "num_inference_steps": told.steps,
-        "image_guidance_scale": told.image_guidance,
-        "generator": torch.Generator().manual_seed(told.seed),
+        "prompt": instruction.prompt,
+        "num_inference_steps": instruction.steps,
+        "image_guidance_scale": instruction.image_guidance,
+        "generator": torch.Generator().manual_seed(instruction.seed),
         "height": height,
         "width": width,
         "max_area": height * width,
-        "_auto_resize": told.own_size,
+        "_auto_resize": instruction.own_size,
         "output_type": "pt",
         "callback_on_step_end": report_step,
     }
     # Some pipelines have two kinds of guidance: against a negative prompt ("true"), and an input of a model that was
     # distilled from such guidance. The instruction sets the first where a pipeline uses it.
     has_true = (takes.get("true_cfg_scale") or 1.0) > 1
-    if told.negative or has_true:
-        values["negative_prompt"] = told.negative or " "
-    if told.guidance is not None:
-        values["true_cfg_scale" if has_true else "guidance_scale"] = told.guidance
+    if instruction.negative or has_true:
+        values["negative_prompt"] = instruction.negative or " "
+    if instruction.guidance is not None:
+        values["true_cfg_scale" if has_true else "guidance_scale"] = instruction.guidance
     pipeline.set_progress_bar_config(disable=True)
     edited = pipeline(**{name: value for name, value in values.items() if name in takes}).images
     edited = edited.float().cpu().clamp(0, 1)

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from editors.diffusion.weights import LoadingPlan, Weights, parameter_counts, plan
+from editors.diffusion.weights import LoadingPlan, WeightsSource, count_parameters, plan_loading
 from neural_fields.errors import bad_input
 
 
-def fetched(weights: Weights) -> Path:
+def fetch_model(weights: WeightsSource) -> Path:
     """Fetches a model of the hub, or finds it in the cache; returns its folder."""
     from huggingface_hub import snapshot_download
 
@@ -22,7 +22,7 @@ def fetched(weights: Weights) -> Path:
     return Path(snapshot_download(weights.model, allow_patterns=patterns, ignore_patterns=unwanted))
 
 
-def placed(weights: Weights, folder: Path) -> tuple[torch.device, LoadingPlan]:
+def plan_placement(weights: WeightsSource, folder: Path) -> tuple[torch.device, LoadingPlan]:
     """Chooses the device of a model, and how the model fits into its memory."""
     has_gpu = torch.cuda.is_available()
     if weights.device == "cuda" and not has_gpu:
@@ -34,29 +34,29 @@ def placed(weights: Weights, folder: Path) -> tuple[torch.device, LoadingPlan]:
         import psutil
 
         free = float(int(psutil.virtual_memory().available))
-    return torch.device(name), plan(parameter_counts(folder), name, free)
+    return torch.device(name), plan_loading(count_parameters(folder), name, free)
 
 
-def add_extras(pipeline: Any, weights: Weights) -> None:
+def add_user_weights(pipeline: Any, weights: WeightsSource) -> None:
     """Adds low-rank adapters (LoRA) and embeddings of textual inversion to a pipeline."""
     names = []
-    for number, (path, _) in enumerate(weights.lora_files()):
+    for number, (path, _) in enumerate(weights.find_lora_files()):
         names.append(f"lora{number}")
         pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=names[-1])
     if names:
-        pipeline.set_adapters(names, [strength for _, strength in weights.lora_files()])
-    for path in weights.embedding_files():
+        pipeline.set_adapters(names, [strength for _, strength in weights.find_lora_files()])
+    for path in weights.find_embedding_files():
         pipeline.load_textual_inversion(str(path.parent), weight_name=path.name, token=path.stem)
 
 
-def settle(pipeline: Any, device: torch.device, chosen: LoadingPlan) -> None:
+def move_pipeline(pipeline: Any, device: torch.device, plan: LoadingPlan) -> None:
     """Moves a pipeline to its device, as planned."""
-    if chosen.offload == "parts":
+    if plan.offload == "parts":
         pipeline.enable_model_cpu_offload(device=device)
-    elif chosen.offload == "layers":
+    elif plan.offload == "layers":
         pipeline.enable_sequential_cpu_offload(device=device)
     else:
         pipeline.to(device)
-    if chosen.tiled:
+    if plan.tiled:
         pipeline.vae.enable_tiling()
         pipeline.vae.enable_slicing()

@@ -22,20 +22,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from editors.base import EditorResult, Report, Source
-from editors.diffusion.attention import Features, self_attention
-from editors.diffusion.canvas import Canvas, apart, side_by_side
-from editors.diffusion.region import Regional, open_regions
-from editors.diffusion.sampling import Step, invert, region_of
-from editors.diffusion.schedule import Denoised, Latents, Schedule, following
-from editors.diffusion.settings import wrong_setting
-from editors.diffusion.wrapper import DiffusionModel, Text, load_model
+from editors.base import EditorResult, Report, EditSource
+from editors.diffusion.attention import FeatureRecorder, list_self_attention
+from editors.diffusion.canvas import Canvas, split_joined_picture, join_canvases
+from editors.diffusion.region import RegionalSettings, open_regions
+from editors.diffusion.sampling import StepCallback, invert_latents, shrink_mask_to_latents
+from editors.diffusion.schedule import DenoisedLatents, Latents, NoiseSchedule, pair_with_next
+from editors.diffusion.settings import wrong_setting_error
+from editors.diffusion.wrapper import DiffusionModel, EncodedPrompt, load_model
 
-Redo = Callable[[Latents, Latents, int], Denoised]  # latents, those of the original at the same time, steps done
+PredictStep = Callable[[Latents, Latents, int], DenoisedLatents]  # latents, those of the original at the same time, steps done
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inverted(Regional):
+class FeatureInjectionSettings(RegionalSettings):
     """Settings of editors that take the picture to noise and back, with the original at hand at each step."""
 
     strength: float = 1.0
@@ -48,7 +48,7 @@ class Inverted(Regional):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.refine < 0:
-            raise wrong_setting("refine", self.refine, "it counts passes", "--refine 1")
+            raise wrong_setting_error("refine", self.refine, "it counts passes", "--refine 1")
 
     def check_share(self, flag: str, value: float, default: float) -> None:
         """Refuses a value that is no share of the steps.
@@ -57,11 +57,11 @@ class Inverted(Regional):
             UserError: the value is outside [0, 1] (exit 2).
         """
         if not 0 <= value <= 1:
-            raise wrong_setting(flag, value, "it is a share of the steps, from 0 to 1", f"--{flag} {default}")
+            raise wrong_setting_error(flag, value, "it is a share of the steps, from 0 to 1", f"--{flag} {default}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlugAndPlay(Inverted):
+class PlugAndPlay(FeatureInjectionSettings):
     """Plug-and-Play (Tumanyan et al., 2023): other looks on the same layout, by features of the original."""
 
     name: ClassVar[str] = "pnp"
@@ -78,44 +78,44 @@ class PlugAndPlay(Inverted):
         self.check_share("features", self.features, 0.8)
         self.check_share("attention", self.attention, 0.5)
 
-    def __call__(self, source: Source, report: Report) -> EditorResult:
+    def __call__(self, source: EditSource, report: Report) -> EditorResult:
         """Repaints the region of each layer in the look that the prompt asks for, its parts where they were."""
-        model = load_model(self.weights())
-        kept = decoder_features(model.unet)
+        model = load_model(self.weights_source())
+        kept = select_decoder_features(model.unet)
         canvases, notes = open_regions(model, source, self, report)
-        now, wanted = model.text(self.source_prompt), model.text(self.prompt, self.negative)
+        now, wanted = model.encode_prompt(self.source_prompt), model.encode_prompt(self.prompt, self.negative)
         redo = partial(self._predict_step, model, now, wanted, kept)
-        return remade(model, canvases, self, now, redo, report, notes=notes)
+        return repaint_from_inversion(model, canvases, self, now, redo, report, notes=notes)
 
     def _predict_step(
         self,
         model: DiffusionModel,
-        now: Text,
-        wanted: Text,
-        kept: Features,
+        now: EncodedPrompt,
+        wanted: EncodedPrompt,
+        kept: FeatureRecorder,
         latents: Latents,
         original: Latents,
         done: int,
-    ) -> Denoised:
+    ) -> DenoisedLatents:
         """Predicts one step with the original's features, for as long as each of them is used."""
-        times = model.schedule.times(self.steps, self.strength)
+        times = model.schedule.select_times(self.steps, self.strength)
         share, time = done / len(times), times[done]
         if share >= max(self.features, self.attention):
-            return model.predict(latents, time, wanted, self.guidance)
-        with kept.recording(model):
-            model.predict(original, time, now, 1.0)
-        attention = kept.replayed(kept.layers) if share < self.attention else {}
-        with kept.injecting(model, attention, outputs=share < self.features):
-            return model.predict(latents, time, wanted, self.guidance)
+            return model.predict_denoised(latents, time, wanted, self.guidance)
+        with kept.record_features(model):
+            model.predict_denoised(original, time, now, 1.0)
+        attention = kept.make_replaying_processors(kept.layers) if share < self.attention else {}
+        with kept.inject_features(model, attention, outputs=share < self.features):
+            return model.predict_denoised(latents, time, wanted, self.guidance)
 
 
-def decoder_features(unet: Any) -> Features:
+def select_decoder_features(unet: Any) -> FeatureRecorder:
     """Selects the features that are put into the edit: those of a UNet's decoder from a third of its layers on.
 
     Raises:
         UserError: the model is no UNet with self-attention there (exit 3).
     """
-    names = self_attention(unet)
+    names = list_self_attention(unet)
     layers = [(f"up_blocks.{b}", i) for b, block in enumerate(unet.up_blocks) for i in range(len(block.resnets))]
     first = len(layers) // 3
     prefixes = tuple(f"{block}.attentions.{i}." for block, i in layers[first:])
@@ -123,18 +123,18 @@ def decoder_features(unet: Any) -> Features:
     # The branch beside the shortcut: the shortcut itself, from the encoder and the coarser layers, stays the edit's.
     block, i = layers[first]
     convolution = f"{block}.resnets.{i}.conv2"
-    return Features(attention, {convolution: unet.get_submodule(convolution)})
+    return FeatureRecorder(attention, {convolution: unet.get_submodule(convolution)})
 
 
 @torch.no_grad()
-def remade(
+def repaint_from_inversion(
     model: DiffusionModel,
     canvases: Sequence[Canvas],
-    settings: Inverted,
-    now: Text,
-    redo: Redo,
+    settings: FeatureInjectionSettings,
+    source_text: EncodedPrompt,
+    predict_step: PredictStep,
     report: Report,
-    where: Callable[[], Float[Tensor, "#n 1 rows columns"]] | None = None,
+    compute_mask: Callable[[], Float[Tensor, "#n 1 rows columns"]] | None = None,
     notes: Sequence[str] = (),
 ) -> EditorResult:
     """Takes the regions of canvases to noise and back.
@@ -149,41 +149,41 @@ def remade(
         where: asked after each step for where in the region the picture may change (default: all of it).
         notes: what the user should know of the regions.
     """
-    image, region = (part.to(model.device) for part in side_by_side(canvases, model.multiple))
-    original = model.encode(image)
-    inside = region_of(region, original)
-    times = model.schedule.times(settings.steps, settings.strength)
-    path = invert(
+    image, region = (part.to(model.device) for part in join_canvases(canvases, model.side_multiple))
+    original = model.encode_images(image)
+    inside = shrink_mask_to_latents(region, original)
+    times = model.schedule.select_times(settings.steps, settings.strength)
+    path = invert_latents(
         original,
         times,
         model.schedule,
-        lambda noised, time: model.predict(noised, time, now, 1.0),
+        lambda noised, time: model.predict_denoised(noised, time, source_text, 1.0),
         settings.refine,
         lambda done, total: report("going to noise", done, total),
     )
-    latents = way_back(
+    latents = denoise_along_path(
         path,
         times,
         model.schedule,
-        redo,
+        predict_step,
         original=original,
-        region=lambda: inside if where is None else inside * where(),
+        region=lambda: inside if compute_mask is None else inside * compute_mask(),
         step=lambda done, total: report("denoising", done, total),
     )
-    parts = apart(model.decode(latents).cpu(), canvases, model.multiple)
-    overlays = {canvas.layer: canvas.overlay(part) for canvas, part in zip(canvases, parts, strict=True)}
+    parts = split_joined_picture(model.decode_latents(latents).cpu(), canvases, model.side_multiple)
+    overlays = {canvas.layer: canvas.make_overlay(part) for canvas, part in zip(canvases, parts, strict=True)}
     return EditorResult(overlays, (*model.notes, *notes))
 
 
-def way_back(
+def denoise_along_path(
     path: Sequence[Latents],
     times: Sequence[int],
-    schedule: Schedule,
-    redo: Redo,
+    schedule: NoiseSchedule,
+    predict_step: PredictStep,
     *,
     original: Latents,
     region: Callable[[], Float[Tensor, "#n 1 rows columns"]],
-    step: Step | None = None,
+    step: StepCallback | None = None,
 ) -> Latents:
     """Denoises from the noisy end of a path: anew in a region, along the path elsewhere.
 
@@ -200,8 +200,8 @@ def way_back(
         Clean latents.
     """
     latents = path[0]
-    for done, (_, after) in enumerate(following(times)):
-        edited = schedule.join(redo(latents, path[done], done), after)
+    for done, (_, after) in enumerate(pair_with_next(times)):
+        edited = schedule.mix_latents(predict_step(latents, path[done], done), after)
         outside, inside = original if after is None else path[done + 1], region()
         latents = inside * edited + (1 - inside) * outside
         if step is not None:

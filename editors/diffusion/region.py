@@ -17,17 +17,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from editors.base import Report, Source
+from editors.base import Report, EditSource
 from editors.diffusion.canvas import Canvas, open_canvas, open_canvases
-from editors.diffusion.placing import fetched
-from editors.diffusion.sampling import Predict
-from editors.diffusion.schedule import Denoised, Latents, Schedule
-from editors.diffusion.settings import Prompted, wrong_setting
-from editors.diffusion.weights import Weights, check_folder, loading
-from editors.diffusion.wrapper import DiffusionModel, Images, Text
+from editors.diffusion.placing import fetch_model
+from editors.diffusion.sampling import Denoiser
+from editors.diffusion.schedule import DenoisedLatents, Latents, NoiseSchedule
+from editors.diffusion.settings import PromptedSettings, wrong_setting_error
+from editors.diffusion.weights import WeightsSource, check_model_folder, explain_load_errors
+from editors.diffusion.wrapper import DiffusionModel, Images, EncodedPrompt
 from neural_fields.errors import bad_input
 
-Map = Float[Tensor, "1 1 height width"]
+RegionMap = Float[Tensor, "1 1 height width"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ DEFAULTS = RegionFindingSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Regional(Prompted):
+class RegionalSettings(PromptedSettings):
     """Settings of editors that repaint a region."""
 
     strength: float = 1.0
@@ -61,19 +61,19 @@ class Regional(Prompted):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.strength <= 1:
-            raise wrong_setting("strength", self.strength, "it is above 0 and at most 1", "--strength 0.6")
+            raise wrong_setting_error("strength", self.strength, "it is above 0 and at most 1", "--strength 0.6")
         if not 0 < self.region_threshold < 1:
-            raise wrong_setting(
+            raise wrong_setting_error(
                 "region-threshold", self.region_threshold, "it is between 0 and 1", "--region-threshold 0.5"
             )
         if self.region_model and not self.region.strip():
-            raise wrong_setting("region", self.region, "a region model looks for words", '--region "a car"')
+            raise wrong_setting_error("region", self.region, "a region model looks for words", '--region "a car"')
 
 
 def open_regions(
     model: DiffusionModel,
-    source: Source,
-    settings: Regional,
+    source: EditSource,
+    settings: RegionalSettings,
     report: Report,
     finding: RegionFindingSettings = DEFAULTS,
 ) -> tuple[list[Canvas], tuple[str, ...]]:
@@ -89,22 +89,22 @@ def open_regions(
     Raises:
         UserError: a mask that does not fit, or words that nothing is found for (exit 3).
     """
-    side = settings.side or model.size
-    regions = {layer: source.region(layer) for layer in source.layers}
+    side = settings.side or model.trained_side
+    regions = {layer: source.read_region(layer) for layer in source.layers}
     notes: list[str] = []
     if settings.region.strip():
         segment = None
         if settings.region_model:
             words = [word.strip() for word in settings.region.split("+") if word.strip()]
-            segment = segmented(Weights(settings.region_model, "cpu", settings.unsafe_weights), words)
+            segment = load_segmenter(WeightsSource(settings.region_model, "cpu", settings.unsafe_weights), words)
         found: dict[str, Float[np.ndarray, "_ _"]] = {}
         for layer, region in regions.items():
-            canvas = open_canvas(source.pictures[layer], region, side, model.multiple)
+            canvas = open_canvas(source.pictures[layer], region, side, model.side_multiple)
             if segment is None:
                 inside = _find_by_contrast(model, canvas, settings, report, finding)
             else:
                 inside = (segment(canvas.image) > settings.region_threshold).float()
-            part = region * (canvas.on_picture(inside, source.pictures[layer]) > finding.min_texel_value)
+            part = region * (canvas.resample_to_picture(inside, source.pictures[layer]) > finding.min_texel_value)
             share = float(part.sum() / region.sum())
             if share < finding.min_region_share:
                 notes.append(f"the words of --region are not found on {layer}, which stays as it is")
@@ -120,10 +120,10 @@ def open_regions(
                 fix=f"--region-threshold {settings.region_threshold / 2:g}, or paint a --mask",
             )
         regions = found
-    return open_canvases(source.pictures, regions, side, model.multiple, settings.feather), tuple(notes)
+    return open_canvases(source.pictures, regions, side, model.side_multiple, settings.feather), tuple(notes)
 
 
-def inpainting_inputs(
+def make_inpainting_inputs(
     model: DiffusionModel, image: Images, inside: Float[Tensor, "#n 1 rows columns"]
 ) -> Latents | None:
     """Makes the inputs of an inpainting model beside the latents: the mask of the region, and the picture without it.
@@ -139,28 +139,28 @@ def inpainting_inputs(
     Raises:
         UserError: the denoiser needs other inputs (exit 3).
     """
-    wanted = int(model.denoiser.config.in_channels) - model.channels
+    wanted = int(model.denoiser.config.in_channels) - model.latent_channels
     if wanted == 0:
         return None
-    if wanted != 1 + model.channels:
+    if wanted != 1 + model.latent_channels:
         raise bad_input(
             f"the model needs {wanted} channels beside the latents",
             why="models that follow instructions have 4 more, models for inpainting 5",
             fix="--editor instruct for a model that follows instructions",
         )
     hole = torch.nn.functional.interpolate(inside, image.shape[-2:])
-    return torch.cat([inside, model.encode(image * (1 - hole) + 0.5 * hole)], dim=1)
+    return torch.cat([inside, model.encode_images(image * (1 - hole) + 0.5 * hole)], dim=1)
 
 
 @torch.no_grad()
-def disagreement(
+def measure_disagreement(
     clean: Latents,
-    schedule: Schedule,
-    now: Predict,
-    wanted: Predict,
+    schedule: NoiseSchedule,
+    now: Denoiser,
+    wanted: Denoiser,
     noises: Float[Tensor, "many channels rows columns"],
     level: float = DEFAULTS.noise_level,
-) -> Map:
+) -> RegionMap:
     """Measures how much the predicted noise differs between the present and the wanted content (DiffEdit, 3.2).
 
     Args:
@@ -181,7 +181,7 @@ def disagreement(
     return total / len(noises)
 
 
-def scaled(values: Map, inside: Map, settings: RegionFindingSettings = DEFAULTS) -> Map:
+def scale_differences(values: RegionMap, inside: RegionMap, settings: RegionFindingSettings = DEFAULTS) -> RegionMap:
     """Scales differences in a region by a large one among them and clips them to [0, 1]; 0 outside of the region.
 
     The large one is the `full_quantile`, or `full_mean_factor` times the mean where that is less: the first is right
@@ -199,18 +199,18 @@ def scaled(values: Map, inside: Map, settings: RegionFindingSettings = DEFAULTS)
     return (values / large.clamp(min=1e-12)).clamp(0, 1) * (inside > 0)
 
 
-def segmented(weights: Weights, words: Sequence[str]) -> Callable[[Images], Map]:
+def load_segmenter(weights: WeightsSource, words: Sequence[str]) -> Callable[[Images], RegionMap]:
     """Loads CLIPSeg; the function that is returned maps pictures to the confidence in any of the words, in [0, 1].
 
     Raises:
         UserError: transformers is not installed, there is no such model, or it is another one (exit 3).
     """
     weights.check_name()
-    with loading(weights):
+    with explain_load_errors(weights):
         from transformers import AutoTokenizer, CLIPSegForImageSegmentation
 
-        folder = weights.local or fetched(weights)
-        if check_folder(folder, weights.unsafe).get("model_type") != "clipseg":
+        folder = weights.local_folder or fetch_model(weights)
+        if check_model_folder(folder, weights.unsafe).get("model_type") != "clipseg":
             raise bad_input(f"{weights.model} is no CLIPSeg", fix="--region-model FOLDER of a CLIPSeg model")
         network = CLIPSegForImageSegmentation.from_pretrained(folder, use_safetensors=not weights.unsafe or None)
         tokens = AutoTokenizer.from_pretrained(folder)(list(words), padding=True, return_tensors="pt")
@@ -221,7 +221,7 @@ def segmented(weights: Weights, words: Sequence[str]) -> Callable[[Images], Map]
     spread = torch.tensor((0.229, 0.224, 0.225)).view(1, 3, 1, 1)
 
     @torch.no_grad()
-    def segment(images: Images) -> Map:
+    def segment(images: Images) -> RegionMap:
         small = torch.nn.functional.interpolate(images.cpu(), (side, side), mode="bilinear", antialias=True)
         pixels = ((small - mean) / spread).expand(len(words), -1, -1, -1)
         logits = network(
@@ -235,22 +235,22 @@ def segmented(weights: Weights, words: Sequence[str]) -> Callable[[Images], Map]
 
 @torch.no_grad()
 def _find_by_contrast(
-    model: DiffusionModel, canvas: Canvas, settings: Regional, report: Report, finding: RegionFindingSettings
-) -> Map:
+    model: DiffusionModel, canvas: Canvas, settings: RegionalSettings, report: Report, finding: RegionFindingSettings
+) -> RegionMap:
     """Finds where the predictions for the prompt and for the words of the region differ: 1 there, 0 elsewhere."""
-    clean = model.encode(canvas.image.to(model.device))
-    extra = inpainting_inputs(model, canvas.image.to(model.device), torch.ones_like(clean[:, :1]))
-    now, wanted = (model.text(words, settings.negative) for words in (settings.region, settings.prompt))
-    noises = torch.cat([model.noise(clean, settings.seed + index) for index in range(finding.noise_count)])
+    clean = model.encode_images(canvas.image.to(model.device))
+    extra = make_inpainting_inputs(model, canvas.image.to(model.device), torch.ones_like(clean[:, :1]))
+    now, wanted = (model.encode_prompt(words, settings.negative) for words in (settings.region, settings.prompt))
+    noises = torch.cat([model.draw_noise(clean, settings.seed + index) for index in range(finding.noise_count)])
     done = 0
 
-    def predict(noised: Latents, time: int, text: Text) -> Denoised:
+    def predict(noised: Latents, time: int, text: EncodedPrompt) -> DenoisedLatents:
         nonlocal done
         done += 1
         report("looking for the region", done, 2 * finding.noise_count)
-        return model.predict(noised, time, text, 1.0, extra=extra)
+        return model.predict_denoised(noised, time, text, 1.0, extra=extra)
 
-    values = disagreement(
+    values = measure_disagreement(
         clean,
         model.schedule,
         lambda noised, time: predict(noised, time, now),
@@ -260,4 +260,4 @@ def _find_by_contrast(
     )
     size = canvas.image.shape[-2:]
     smooth = torch.nn.functional.interpolate(values, size, mode="bicubic").cpu()
-    return (scaled(smooth, canvas.region, finding) > settings.region_threshold).float()
+    return (scale_differences(smooth, canvas.region, finding) > settings.region_threshold).float()

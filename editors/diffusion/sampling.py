@@ -8,20 +8,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from editors.diffusion.schedule import Denoised, Latents, Schedule, following
+from editors.diffusion.schedule import DenoisedLatents, Latents, NoiseSchedule, pair_with_next
 
-Predict = Callable[[Latents, int], Denoised]  # noised latents and their time
-Step = Callable[[int, int], None]  # steps done, steps in all
-Mend = Callable[[Latents, int | None], Latents]  # latents after a step and their time, None for clean ones
+Denoiser = Callable[[Latents, int], DenoisedLatents]  # noised latents and their time
+StepCallback = Callable[[int, int], None]  # steps done, steps in all
+LatentsCallback = Callable[[Latents, int | None], Latents]  # latents after a step and their time, None for clean ones
 
 
-def denoise(
+def denoise_latents(
     latents: Latents,
     times: Sequence[int],
-    schedule: Schedule,
-    predict: Predict,
-    step: Step | None = None,
-    mend: Mend | None = None,
+    schedule: NoiseSchedule,
+    predict: Denoiser,
+    step: StepCallback | None = None,
+    change_latents: LatentsCallback | None = None,
 ) -> Latents:
     """Denoises latents by DDIM without randomness (Song et al., 2021), or by Euler steps for flow matching.
 
@@ -33,11 +33,11 @@ def denoise(
         step: called after each step.
         mend: changes the latents after each step.
     """
-    pairs = following(times)
+    pairs = pair_with_next(times)
     for done, (time, after) in enumerate(pairs, start=1):
-        latents = schedule.join(predict(latents, time), after)
-        if mend is not None:
-            latents = mend(latents, after)
+        latents = schedule.mix_latents(predict(latents, time), after)
+        if change_latents is not None:
+            latents = change_latents(latents, after)
         if step is not None:
             step(done, len(pairs))
     return latents
@@ -46,13 +46,13 @@ def denoise(
 def denoise_region(
     latents: Latents,
     times: Sequence[int],
-    schedule: Schedule,
-    predict: Predict,
+    schedule: NoiseSchedule,
+    predict: Denoiser,
     *,
     original: Latents,
     noise: Latents,
     region: Float[Tensor, "#n 1 rows columns"],
-    step: Step | None = None,
+    step: StepCallback | None = None,
 ) -> Latents:
     """Denoises only a region: outside, the latents are the original's at every time (Blended Latent Diffusion, 2023).
 
@@ -71,16 +71,16 @@ def denoise_region(
         outside = original if time is None else schedule.add_noise(original, noise, time)
         return region * inside + (1 - region) * outside
 
-    return denoise(latents, times, schedule, predict, step, keep_outside)
+    return denoise_latents(latents, times, schedule, predict, step, keep_outside)
 
 
-def invert(
+def invert_latents(
     clean: Latents,
     times: Sequence[int],
-    schedule: Schedule,
-    predict: Predict,
-    refine: int = 0,
-    step: Step | None = None,
+    schedule: NoiseSchedule,
+    predict: Denoiser,
+    refinements: int = 0,
+    step: StepCallback | None = None,
 ) -> list[Latents]:
     """Finds the noised latents from which `denoise` returns to a picture: DDIM backwards (Song et al., 2021, 4.3).
 
@@ -101,7 +101,7 @@ def invert(
     for done, time in enumerate(reversed(times), start=1):
         noised = latents
         # The denoising step predicts from the latents that are sought here: start from the known ones and iterate.
-        for _ in range(refine + 1):
+        for _ in range(refinements + 1):
             predicted = predict(noised, time)
             if schedule.kind == "flow":  # along the velocity: at pure noise the predicted noise is the latents
                 level = 0.0 if before is None else schedule.noise[before].item()
@@ -110,7 +110,7 @@ def invert(
                 noised = schedule.add_noise(latents, predicted.noise, time)
             else:
                 clean_now = (latents - schedule.noise[before].item() * predicted.noise) / schedule.signal[before].item()
-                noised = schedule.join(Denoised(clean_now, predicted.noise), time)
+                noised = schedule.mix_latents(DenoisedLatents(clean_now, predicted.noise), time)
         latents, before = noised, time
         path.append(latents)
         if step is not None:
@@ -118,7 +118,7 @@ def invert(
     return path[::-1]
 
 
-def starting(original: Latents, noise: Latents, times: Sequence[int], schedule: Schedule) -> Latents:
+def noise_to_start(original: Latents, noise: Latents, times: Sequence[int], schedule: NoiseSchedule) -> Latents:
     """Noises the original to the first of `times` (SDEdit, Meng et al., 2022).
 
     Args:
@@ -130,7 +130,7 @@ def starting(original: Latents, noise: Latents, times: Sequence[int], schedule: 
     return schedule.add_noise(original, noise, times[0])
 
 
-def region_of(mask: Float[Tensor, "#m 1 height width"], latents: Latents) -> Float[Tensor, "#m 1 rows columns"]:
+def shrink_mask_to_latents(mask: Float[Tensor, "#m 1 height width"], latents: Latents) -> Float[Tensor, "#m 1 rows columns"]:
     """Shrinks a mask of pixels to latents, 0 or 1: a latent that shows any of the region belongs to it.
 
     Soft edges are left to the overlay: a region of one half would be half noise and half picture here.

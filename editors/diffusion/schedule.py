@@ -19,12 +19,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Kind = Literal["epsilon", "v_prediction", "sample", "flow"]
+PredictionKind = Literal["epsilon", "v_prediction", "sample", "flow"]
 Latents = Float[Tensor, "n channels rows columns"]
 
 
 @dataclass(frozen=True)
-class Denoised:
+class DenoisedLatents:
     """The clean picture and the noise that a model sees in noised latents, `signal * clean + level * noise`."""
 
     clean: Latents
@@ -32,7 +32,7 @@ class Denoised:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class NoiseSchedule:
     """The noise levels of a model, for its training times 0 (nearly clean) to T - 1 (nearly noise).
 
     Attributes:
@@ -42,15 +42,15 @@ class Schedule:
         spacing, offset: which of the times are used for fewer steps (diffusers' `timestep_spacing`, `steps_offset`).
     """
 
-    signal: Float[Tensor, " times"]
-    noise: Float[Tensor, " times"]
-    network_time: Float[Tensor, " times"]
-    kind: Kind
+    signal: Float[Tensor, " select_times"]
+    noise: Float[Tensor, " select_times"]
+    network_time: Float[Tensor, " select_times"]
+    kind: PredictionKind
     spacing: str = "leading"
     offset: int = 0
 
     @staticmethod
-    def of(config: Mapping[str, Any], alphas_cumprod: Float[Tensor, " times"] | None) -> Schedule:
+    def from_config(config: Mapping[str, Any], alphas_cumprod: Float[Tensor, " select_times"] | None) -> NoiseSchedule:
         """Makes the schedule that a diffusers scheduler describes.
 
         Args:
@@ -61,9 +61,9 @@ class Schedule:
             count, shift = int(config.get("num_train_timesteps", 1000)), float(config.get("shift") or 1.0)
             level = torch.linspace(1 / count, 1, count)
             level = shift * level / (1 + (shift - 1) * level)
-            return Schedule(1 - level, level, count * level, "flow", "trailing")
+            return NoiseSchedule(1 - level, level, count * level, "flow", "trailing")
         squared = alphas_cumprod.float().cpu()
-        return Schedule(
+        return NoiseSchedule(
             squared.sqrt(),
             (1 - squared).sqrt(),
             torch.arange(len(squared), dtype=torch.float32),
@@ -72,7 +72,7 @@ class Schedule:
             int(config.get("steps_offset", 0)),
         )
 
-    def times(self, steps: int, strength: float = 1.0) -> list[int]:
+    def select_times(self, steps: int, strength: float = 1.0) -> list[int]:
         """Selects the times of a run of `steps` steps, noisiest first.
 
         Args:
@@ -95,7 +95,7 @@ class Schedule:
         """Computes x_t of a clean picture."""
         return self.signal[time].item() * clean + self.noise[time].item() * noise
 
-    def split(self, latents: Latents, output: Latents, time: int) -> Denoised:
+    def decompose_output(self, latents: Latents, output: Latents, time: int) -> DenoisedLatents:
         """Computes the clean picture and the noise from a network's output.
 
         Args:
@@ -105,21 +105,21 @@ class Schedule:
         """
         a, s = self.signal[time].item(), self.noise[time].item()
         if self.kind == "epsilon":
-            return Denoised((latents - s * output) / a, output)
+            return DenoisedLatents((latents - s * output) / a, output)
         if self.kind == "sample":
-            return Denoised(output, (latents - a * output) / s)
+            return DenoisedLatents(output, (latents - a * output) / s)
         if self.kind == "v_prediction":
-            return Denoised(a * latents - s * output, s * latents + a * output)
-        return Denoised(latents - s * output, latents + (1 - s) * output)
+            return DenoisedLatents(a * latents - s * output, s * latents + a * output)
+        return DenoisedLatents(latents - s * output, latents + (1 - s) * output)
 
-    def join(self, denoised: Denoised, time: int | None) -> Latents:
+    def mix_latents(self, denoised: DenoisedLatents, time: int | None) -> Latents:
         """Mixes the clean picture and the noise to latents of a time; returns the clean picture where `time` is None.
 
         This is a step of DDIM without randomness (Song et al., 2021, eq. 12), and for flow matching one of Euler.
         """
         return denoised.clean if time is None else self.add_noise(denoised.clean, denoised.noise, time)
 
-    def with_clean(self, latents: Latents, clean: Latents, time: int) -> Denoised:
+    def assume_clean(self, latents: Latents, clean: Latents, time: int) -> DenoisedLatents:
         """Computes the noise that remains when the clean picture in noised latents is assumed to be `clean`.
 
         Args:
@@ -127,9 +127,9 @@ class Schedule:
             clean: the clean latents.
             time: as the schedule counts.
         """
-        return Denoised(clean, (latents - self.signal[time].item() * clean) / self.noise[time].item())
+        return DenoisedLatents(clean, (latents - self.signal[time].item() * clean) / self.noise[time].item())
 
 
-def following(times: Sequence[int]) -> list[tuple[int, int | None]]:
+def pair_with_next(times: Sequence[int]) -> list[tuple[int, int | None]]:
     """Pairs each time with the next one, the last with None, which is the clean picture."""
     return list(zip(times, [*times[1:], None], strict=True))

@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from editors.base import EditorResult, Report, Source, quiet
-from editors.diffusion.canvas import apart, open_canvases, side_by_side
-from editors.diffusion.distillation import Sample, Score, Variant, Words, draw_time, finite, pull, score_of
-from editors.diffusion.schedule import Latents, Schedule
-from editors.diffusion.settings import Prompted, wrong_setting
+from editors.base import EditorResult, Report, EditSource, report_nothing
+from editors.diffusion.canvas import split_joined_picture, open_canvases, join_canvases
+from editors.diffusion.distillation import NoisedSample, Score, Variant, DistillationPrompts, draw_time, replace_nonfinite, gradient_loss, make_score
+from editors.diffusion.schedule import Latents, NoiseSchedule
+from editors.diffusion.settings import PromptedSettings, wrong_setting_error
 from editors.diffusion.wrapper import Images, load_model
 
 
@@ -35,7 +35,7 @@ DEFAULTS = TextureSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sds(Prompted):
+class Sds(PromptedSettings):
     """DreamFusion's score distillation (Poole et al., 2023) on the texels of the region."""
 
     name: ClassVar[str] = "sds"
@@ -56,34 +56,34 @@ class Sds(Prompted):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.keep < math.inf:
-            raise wrong_setting("keep", self.keep, "it is 0 or more", "--keep 0.1")
+            raise wrong_setting_error("keep", self.keep, "it is 0 or more", "--keep 0.1")
         if not 0 < self.rate < math.inf:
-            raise wrong_setting("rate", self.rate, "it is above 0", "--rate 0.05")
+            raise wrong_setting_error("rate", self.rate, "it is above 0", "--rate 0.05")
 
-    def __call__(self, source: Source, report: Report) -> EditorResult:
+    def __call__(self, source: EditSource, report: Report) -> EditorResult:
         """Repaints the region of each layer texel by texel."""
-        model = load_model(self.weights())
-        side = self.side or model.size
-        regions = {layer: source.region(layer) for layer in source.layers}
-        canvases = open_canvases(source.pictures, regions, side, model.multiple, self.feather)
-        image, region = (part.to(model.device) for part in side_by_side(canvases, model.multiple))
-        words = Words(self.prompt, self.negative, self.source_prompt)
+        model = load_model(self.weights_source())
+        side = self.side or model.trained_side
+        regions = {layer: source.read_region(layer) for layer in source.layers}
+        canvases = open_canvases(source.pictures, regions, side, model.side_multiple, self.feather)
+        image, region = (part.to(model.device) for part in join_canvases(canvases, model.side_multiple))
+        words = DistillationPrompts(self.prompt, self.negative, self.source_prompt)
         with torch.no_grad():
-            score = score_of(model, self.variant, words, self.guidance)
-        picture = optimise(
-            Texture(image, region),
-            Objective(model.encode, score, model.schedule, compares=self.variant == "dds"),
-            Descent(self.steps, self.rate, self.keep, max(1.0, self.guidance), self.anneal, self.seed),
-            window=model.size if side > model.size else None,
-            multiple=model.multiple,
+            score = make_score(model, self.variant, words, self.guidance)
+        picture = optimize_texture(
+            PyramidTexture(image, region),
+            ScoreObjective(model.encode_images, score, model.schedule, needs_source=self.variant == "dds"),
+            TextureOptimization(self.steps, self.rate, self.keep, max(1.0, self.guidance), self.anneal, self.seed),
+            window=model.trained_side if side > model.trained_side else None,
+            multiple=model.side_multiple,
             report=report,
         )
-        parts = apart(picture.cpu(), canvases, model.multiple)
-        overlays = {canvas.layer: canvas.overlay(part) for canvas, part in zip(canvases, parts, strict=True)}
+        parts = split_joined_picture(picture.cpu(), canvases, model.side_multiple)
+        overlays = {canvas.layer: canvas.make_overlay(part) for canvas, part in zip(canvases, parts, strict=True)}
         return EditorResult(overlays, model.notes)
 
 
-class Texture(torch.nn.Module):
+class PyramidTexture(torch.nn.Module):
     """A picture whose region is free: the source, changed by the sum of pictures of falling size.
 
     The coarse ones let large parts change color together in few steps, the fine ones add the detail. All are added
@@ -106,7 +106,7 @@ class Texture(torch.nn.Module):
             size = [max(1, side >> level) for side in original.shape[-2:]]
             self.levels.append(torch.nn.Parameter(torch.zeros(*original.shape[:2], *size).to(original)))
 
-    def colours(self) -> Images:
+    def compute_colors(self) -> Images:
         """Returns the colors as they are now, of the region and of what it touches."""
         size = self.start.shape[-2:]
         change = sum(torch.nn.functional.interpolate(level, size, mode="bilinear") for level in self.levels)
@@ -114,11 +114,11 @@ class Texture(torch.nn.Module):
 
     def forward(self) -> Images:
         """Returns the picture as it is now."""
-        return self.region * self.colours() + (1 - self.region) * self.original
+        return self.region * self.compute_colors() + (1 - self.region) * self.original
 
 
 @dataclass(frozen=True)
-class Objective:
+class ScoreObjective:
     """The objective of score distillation for a picture.
 
     Attributes:
@@ -130,10 +130,10 @@ class Objective:
 
     encode: Callable[[Images], Latents]
     score: Score
-    schedule: Schedule
-    compares: bool = False
+    schedule: NoiseSchedule
+    needs_source: bool = False
 
-    def loss(self, picture: Images, source: Images, time: int, generator: torch.Generator) -> Float[Tensor, ""]:
+    def compute_loss(self, picture: Images, source: Images, time: int, generator: torch.Generator) -> Float[Tensor, ""]:
         """Computes a loss whose gradient moves `picture` along the score, with newly drawn noise.
 
         Its gradient is that for the mean over all latents: it means the same whatever the size.
@@ -148,15 +148,15 @@ class Objective:
         latents = self.encode(pixels)
         with torch.no_grad():
             noise = torch.randn(latents.shape, generator=generator).to(latents)
-            before = self.encode(source) if self.compares else None
-            gradient = finite(self.score(Sample(latents.detach(), time, noise, before)).to(latents))
+            before = self.encode(source) if self.needs_source else None
+            gradient = replace_nonfinite(self.score(NoisedSample(latents.detach(), time, noise, before)).to(latents))
         # The encoder is gone through backwards before the mean is taken, whose small numbers half precision would lose.
         (pixel_gradient,) = torch.autograd.grad(latents, pixels, gradient)
-        return pull(picture, pixel_gradient / latents.numel())
+        return gradient_loss(picture, pixel_gradient / latents.numel())
 
 
 @dataclass(frozen=True)
-class Descent:
+class TextureOptimization:
     """Settings of an optimization of the texture, from those of the editor.
 
     Attributes:
@@ -175,14 +175,14 @@ class Descent:
     seed: int = 0
 
 
-def optimise(
-    texture: Texture,
-    objective: Objective,
-    descent: Descent,
+def optimize_texture(
+    texture: PyramidTexture,
+    objective: ScoreObjective,
+    optimization: TextureOptimization,
     *,
     window: int | None = None,
     multiple: int = 1,
-    report: Report = quiet,
+    report: Report = report_nothing,
 ) -> Images:
     """Optimizes a texture by Adam (Kingma and Ba, 2015).
 
@@ -197,24 +197,24 @@ def optimise(
     Returns:
         The colors of the texture at the end, of the region and of what it touches.
     """
-    generator = torch.Generator().manual_seed(descent.seed)
+    generator = torch.Generator().manual_seed(optimization.seed)
     levels = list(texture.levels)
     # Details of pictures are weaker the finer they are, about as their size (Field, 1987). With one rate for all, the
     # finest level fills with specks that only the encoder sees.
-    groups = [{"params": [level], "lr": descent.rate / 2**fineness} for fineness, level in enumerate(levels[::-1])]
+    groups = [{"params": [level], "lr": optimization.rate / 2**fineness} for fineness, level in enumerate(levels[::-1])]
     adam = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-12)
-    for step in range(descent.steps):
+    for step in range(optimization.steps):
         picture = texture()
         rows, columns = _draw_window(texture.region, window, multiple, generator)
-        time = draw_time(objective.schedule, step / descent.steps, descent.anneal, generator)
+        time = draw_time(objective.schedule, step / optimization.steps, optimization.anneal, generator)
         after, before = picture[..., rows, columns], texture.original[..., rows, columns]
-        loss = objective.loss(after, before, time, generator) / descent.scale
-        loss = loss + descent.keep * (picture - texture.original).abs().sum() / (3 * texture.region.sum())
+        loss = objective.compute_loss(after, before, time, generator) / optimization.scale
+        loss = loss + optimization.keep * (picture - texture.original).abs().sum() / (3 * texture.region.sum())
         for level, gradient in zip(levels, torch.autograd.grad(loss, levels), strict=True):
             level.grad = gradient
         adam.step()
-        report("distilling", step + 1, descent.steps)
-    return texture.colours().detach()
+        report("distilling", step + 1, optimization.steps)
+    return texture.compute_colors().detach()
 
 
 def _draw_window(region: Tensor, side: int | None, multiple: int, generator: torch.Generator) -> tuple[slice, slice]:

@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from editors.diffusion.weights import Weights
+from editors.diffusion.weights import WeightsSource
 from neural_fields.config_flags import Repeated
 from neural_fields.errors import ExitCode, UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prompted:
+class PromptedSettings:
     """Settings of editors that give a prompt to a model."""
 
     model: str
@@ -49,14 +49,14 @@ class Prompted:
             (not 0 <= self.feather < math.inf, "feather", self.feather, "it is 0 or more", "--feather 4"),
         ):
             if wrong:
-                raise wrong_setting(flag, value, why, fix)
+                raise wrong_setting_error(flag, value, why, fix)
 
-    def weights(self) -> Weights:
+    def weights_source(self) -> WeightsSource:
         """Names the model to read, with its adapters and embeddings."""
-        return Weights(self.model, self.device, self.unsafe_weights, self.lora, self.embedding)
+        return WeightsSource(self.model, self.device, self.unsafe_weights, self.lora, self.embedding)
 
 
-def wrong_setting(flag: str, value: object, why: str, fix: str) -> UserError:
+def wrong_setting_error(flag: str, value: object, why: str, fix: str) -> UserError:
     """Makes the error for a setting that an editor cannot use (exit 2)."""
     shown = repr(value) if isinstance(value, str) else value
     return UserError(ExitCode.USAGE, f"--{flag} is {shown}", why=why, fix=fix)

@@ -20,29 +20,29 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from editors.base import EditorResult, Report, Source
+from editors.base import EditorResult, Report, EditSource
 from editors.diffusion.canvas import open_canvas
-from editors.diffusion.distillation import Words, score_of
-from editors.diffusion.region import inpainting_inputs
-from editors.diffusion.sampling import denoise_region, region_of, starting
-from editors.diffusion.sds import Descent, Objective, Texture, optimise
-from editors.diffusion.settings import Prompted, wrong_setting
-from editors.diffusion.shape_matching import boxes, features, match_features, match_outlines
+from editors.diffusion.distillation import DistillationPrompts, make_score
+from editors.diffusion.region import make_inpainting_inputs
+from editors.diffusion.sampling import denoise_region, shrink_mask_to_latents, noise_to_start
+from editors.diffusion.sds import TextureOptimization, ScoreObjective, PyramidTexture, optimize_texture
+from editors.diffusion.settings import PromptedSettings, wrong_setting_error
+from editors.diffusion.shape_matching import match_box_corners, compute_features, match_features, match_outlines
 from editors.diffusion.wrapper import DiffusionModel, load_model
 from editors.frame import DEFAULTS as LIFTING
-from editors.frame import lift
-from editors.image import check_size, pixel_limit
+from editors.frame import lift_paint
+from editors.image import check_picture_size, compute_pixel_limit
 from editors.shape import DEFAULTS as SHAPING
-from editors.shape import ShapeEdit, only_layer, run_frame, shape_of
-from neural_fields.canonical import Overlay, fit
+from editors.shape import ShapeEdit, require_one_layer, find_run_frame, compute_deformation
+from neural_fields.canonical import Overlay, resample_overlay
 from neural_fields.edits import active_edits
 from neural_fields.errors import UserError, bad_input
 from neural_fields.extended_map import DEFAULTS as EXTRAPOLATION
-from neural_fields.extended_map import frame_map
-from neural_fields.output import open_renderer
-from neural_fields.pictures import Picture, premultiplied, read_picture, resize, straight
+from neural_fields.extended_map import extrapolate_frame_map
+from neural_fields.output import open_passes
+from neural_fields.pictures import Picture, premultiply, read_picture, resize_image, unpremultiply
 from neural_fields.planar.placement import pull_push
-from neural_fields.reshaping import Reshaper, Shape
+from neural_fields.reshaping import WarpPass, Deformation
 
 Frame = Float[np.ndarray, "height width 3"]
 Mask = Bool[np.ndarray, "height width"]
@@ -70,7 +70,7 @@ DEFAULTS = ShapeAwareSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShapeAware(Prompted):
+class ShapeAware(PromptedSettings):
     """Lee et al. (CVPR 2023): repaint an object in one frame; its new shape and colours go to all frames."""
 
     name: ClassVar[str] = "shape_aware"
@@ -96,26 +96,26 @@ class ShapeAware(Prompted):
         if self.edited is None or self.model:
             super().__post_init__()
         if self.edited is None and not self.model:
-            raise wrong_setting("model", self.model, "a model repaints the frame, or you do", "--edited FRAME.png")
+            raise wrong_setting_error("model", self.model, "a model repaints the frame, or you do", "--edited FRAME.png")
         if self.refine < 0 or (self.refine and not self.model):
-            raise wrong_setting("refine", self.refine, "it counts steps of a model", "--refine 0")
+            raise wrong_setting_error("refine", self.refine, "it counts steps of a model", "--refine 0")
 
-    def __call__(self, source: Source, report: Report) -> EditorResult:
+    def __call__(self, source: EditSource, report: Report) -> EditorResult:
         """Makes the shape and the colors of one layer.
 
         Raises:
             UserError: an edited frame that does not fit, no new object in it, or a match that folds.
         """
-        layer = only_layer(source)
-        number, t = run_frame(source, self.frame)
-        if any(layer in edit.facts.get("shapes", {}) for edit in active_edits(source.run)):
+        layer = require_one_layer(source)
+        number, t = find_run_frame(source, self.frame)
+        if any(layer in edit.spec.get("shapes", {}) for edit in active_edits(source.run)):
             raise bad_input(f"the layer {layer} has a shape already", fix=f"unwrap undo {source.run.path}")
-        frame = open_renderer(source.run, source.maps).render_frame(t, source.frame(t))
+        frame = open_passes(source.run, source.maps).render_frame(t, source.read_frame(t))
         size = (frame.shape[1], frame.shape[0])
-        before = source.maps.layer_weight(t, source.maps.layers.index(layer), size) >= EXTRAPOLATION.min_map_weight
+        before = source.maps.read_layer_weight(t, source.maps.layers.index(layer), size) >= EXTRAPOLATION.min_map_weight
         if not before.any():
             raise bad_input(f"the layer {layer} is not seen in frame {number}", fix="--frame with one that shows it")
-        model = load_model(self.weights()) if self.model else None
+        model = load_model(self.weights_source()) if self.model else None
         seen = frame.astype(np.float32) / 255
         if self.edited is not None:
             given = _read_frame_picture(self.edited, seen)
@@ -125,13 +125,13 @@ class ShapeAware(Prompted):
                 raise bad_input("the edited frame is the frame as it was", where=str(self.edited))
         else:
             assert model is not None, "checked when the settings were made"
-            edited = repainted(model, seen, before, self, report)
+            edited = repaint_frame(model, seen, before, self, report)
         # Where the new object is
         if self.edited_mask is not None:
             given = _read_frame_picture(self.edited_mask, seen)
             after = given[..., :3].mean(axis=-1) * given[..., 3] >= 0.5
         else:
-            after = cut_out(seen, edited, before)
+            after = segment_new_object(seen, edited, before)
         is_found = after.sum() >= DEFAULTS.min_area * before.sum()
         if not is_found and (self.edited is not None or self.edited_mask is not None):
             raise bad_input(
@@ -141,12 +141,12 @@ class ShapeAware(Prompted):
             )
         # Its shape and its colors
         if not is_found:
-            after, shape = before, Shape(np.zeros((2, 3, 3), np.float32), source.pictures[layer].box)
+            after, shape = before, Deformation(np.zeros((2, 3, 3), np.float32), source.pictures[layer].box)
             points: list[list[float]] = []
             notes = ["no new outline was found in what the model made: the object keeps its shape"]
         else:
             shape, points, notes = self._match_shape(source, layer, t, model, (seen, edited), (before, after))
-        overlay, lost = texture(source, layer, t, frame, edited, after, shape)
+        overlay, lost = lift_object_colors(source, layer, t, frame, edited, after, shape)
         if lost > DEFAULTS.max_lost_share:
             notes.append(f"{lost:.0%} of the new object lies beyond the deformed one and was left out")
         if self.refine and model is not None:
@@ -156,27 +156,27 @@ class ShapeAware(Prompted):
 
     def _match_shape(
         self,
-        source: Source,
+        source: EditSource,
         layer: str,
         t: int,
         model: DiffusionModel | None,
         frames: tuple[Frame, Frame],
         masks: tuple[Mask, Mask],
-    ) -> tuple[Shape, list[list[float]], list[str]]:
+    ) -> tuple[Deformation, list[list[float]], list[str]]:
         """Computes the deformation; returns the points that it goes through, and notes on them, too."""
         if self.pairs_file is not None or self.flow is not None:
             given = ShapeEdit(pairs_file=self.pairs_file, flow=self.flow)
-            start, end, loose = given.points(source, layer, t)
-            return shape_of(source, layer, t, start, end, loose), _list_point_pairs(start, end), []
+            start, end, loose = given.read_points(source, layer, t)
+            return compute_deformation(source, layer, t, start, end, loose), _list_point_pairs(start, end), []
         outline = match_outlines(*masks)
-        attempts = [("outlines", outline), ("the rectangles around them", boxes(*masks))]
+        attempts = [("outlines", outline), ("the rectangles around them", match_box_corners(*masks))]
         if model is not None and model.unet is not None:
-            inner = matched_inside(model, frames, masks, outline, self)
+            inner = match_inside(model, frames, masks, outline, self)
             together = np.concatenate([outline[0], inner[0]]), np.concatenate([outline[1], inner[1]])
             attempts.insert(0, (f"outlines and {len(inner[0])} places in them", together))
         for name, (start, end) in attempts:
             try:
-                shape = shape_of(source, layer, t, start, end, SHAPING.flow_smoothing)
+                shape = compute_deformation(source, layer, t, start, end, SHAPING.flow_smoothing)
             except UserError as problem:
                 refused = problem
                 continue
@@ -184,36 +184,36 @@ class ShapeAware(Prompted):
         raise refused
 
     def _refine_texture(
-        self, source: Source, layer: str, model: DiffusionModel, overlay: Overlay, report: Report
+        self, source: EditSource, layer: str, model: DiffusionModel, overlay: Overlay, report: Report
     ) -> Overlay:
         """Generates what the frame does not show of the texture, by some steps of score distillation."""
-        side = self.side or model.size
+        side = self.side or model.trained_side
         canvas = open_canvas(
-            source.pictures[layer].over(overlay), source.region(layer), side, model.multiple, self.feather
+            source.pictures[layer].composite_overlay(overlay), source.read_region(layer), side, model.side_multiple, self.feather
         )
         with torch.no_grad():
-            score = score_of(model, "sds", Words(self.prompt, self.negative, ""), self.guidance)
-        picture = optimise(
-            Texture(canvas.image.to(model.device), canvas.region.to(model.device)),
-            Objective(model.encode, score, model.schedule),
-            Descent(self.refine, DEFAULTS.refine_rate, DEFAULTS.refine_keep, max(1.0, self.guidance), True, self.seed),
-            window=model.size if side > model.size else None,
-            multiple=model.multiple,
+            score = make_score(model, "sds", DistillationPrompts(self.prompt, self.negative, ""), self.guidance)
+        picture = optimize_texture(
+            PyramidTexture(canvas.image.to(model.device), canvas.region.to(model.device)),
+            ScoreObjective(model.encode_images, score, model.schedule),
+            TextureOptimization(self.refine, DEFAULTS.refine_rate, DEFAULTS.refine_keep, max(1.0, self.guidance), True, self.seed),
+            window=model.trained_side if side > model.trained_side else None,
+            multiple=model.side_multiple,
             report=report,
         )
-        top = premultiplied(overlay.rgba)
-        below = premultiplied(fit(canvas.overlay(picture.cpu()), overlay.size, overlay.box))
-        return Overlay(straight(top + (1 - top[..., 3:]) * below), overlay.box, overlay.notes)
+        top = premultiply(overlay.rgba)
+        below = premultiply(resample_overlay(canvas.make_overlay(picture.cpu()), overlay.size, overlay.box))
+        return Overlay(unpremultiply(top + (1 - top[..., 3:]) * below), overlay.box, overlay.notes)
 
 
-def texture(
-    source: Source,
+def lift_object_colors(
+    source: EditSource,
     layer: str,
     t: int,
     frame: np.ndarray,
     edited: Frame,
-    after: Mask,
-    shape: Shape,
+    object_mask: Mask,
+    shape: Deformation,
     settings: ShapeAwareSettings = DEFAULTS,
 ) -> tuple[Overlay, float]:
     """Lifts the colors of the new object to the layer.
@@ -234,33 +234,33 @@ def texture(
         The overlay, and the share of the new object that the layer cannot show.
     """
     index, maps, size = source.maps.layers.index(layer), source.maps, (frame.shape[1], frame.shape[0])
-    renderer = Reshaper(maps, source.pictures, {}, {layer: (shape,)})
-    deformed, weights = renderer.deformed(t, frame)
-    found = frame_map(maps, t, index)
+    renderer = WarpPass(maps, source.pictures, {}, {layer: (shape,)})
+    deformed, weights = renderer.deform_frame(t, frame)
+    found = extrapolate_frame_map(maps, t, index)
     assert found is not None, "it was deformed"
-    places = renderer.places(t, index, size).reshape(-1, 2) * (np.array(maps.size) / size)
-    here = source.frame_maps(t, size)
+    places = renderer.source_positions(t, index, size).reshape(-1, 2) * (np.array(maps.size) / size)
+    here = source.read_frame_maps(t, size)
     uv, weight = here.uv.copy(), here.weight.copy()
-    uv[index] = found.at(places).reshape(*frame.shape[:2], 2)
+    uv[index] = found.sample_uv(places).reshape(*frame.shape[:2], 2)
     weight[index] = weights[index]
     # At the outlines pixels show other things too, and around the new object the deformed one may show a rim of old
     # colors: there the colors inside go on.
     shown, own = deformed.astype(np.float32) / 255, weights[index]
-    eroded = cv2.erode(after.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    eroded = cv2.erode(object_mask.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
     inside = eroded & (own > settings.min_pure_weight)
     color = pull_push(edited.astype(np.float32), inside)
     color = np.where(inside[..., None], edited, shown + own[..., None] * (color - shown))
-    painted = after | ((own > 0) & _dilate_mask(after, settings))
+    painted = object_mask | ((own > 0) & _dilate_mask(object_mask, settings))
     rgba = np.concatenate([color, painted[..., None]], axis=-1).astype(np.float32)
-    lifted, _, _ = lift(rgba, shown, replace(here, uv=uv, weight=weight), index)
-    return Overlay(lifted, here.boxes[index]), float((after & (own < LIFTING.min_weight)).sum() / after.sum())
+    lifted, _, _ = lift_paint(rgba, shown, replace(here, uv=uv, weight=weight), index)
+    return Overlay(lifted, here.boxes[index]), float((object_mask & (own < LIFTING.min_weight)).sum() / object_mask.sum())
 
 
-def repainted(
+def repaint_frame(
     model: DiffusionModel,
     seen: Frame,
     before: Mask,
-    editor: Prompted,
+    editor: PromptedSettings,
     report: Report,
     settings: ShapeAwareSettings = DEFAULTS,
 ) -> Frame:
@@ -277,7 +277,7 @@ def repainted(
     Returns:
         The frame with the new object.
     """
-    crop = _choose_crop(before, editor.side or model.size, model.multiple, settings)
+    crop = _choose_crop(before, editor.side or model.trained_side, model.side_multiple, settings)
     rows, columns, size = crop
     wide = _dilate_mask(before, settings).astype(np.float32)[rows, columns]
     region = torch.from_numpy(np.clip(cv2.resize(wide, size, interpolation=cv2.INTER_AREA), 0, 1))[None, None]
@@ -285,29 +285,29 @@ def repainted(
     schedule = model.schedule
     with torch.no_grad():
         image, region = image.to(model.device), region.to(model.device)
-        text, original = model.text(editor.prompt, editor.negative), model.encode(image)
-        inside = region_of(region, original)
-        extra = inpainting_inputs(model, image, inside)
-        noise, times = model.noise(original, editor.seed), schedule.times(editor.steps, 1.0)
-        first = inside * noise + (1 - inside) * starting(original, noise, times, schedule)
+        text, original = model.encode_prompt(editor.prompt, editor.negative), model.encode_images(image)
+        inside = shrink_mask_to_latents(region, original)
+        extra = make_inpainting_inputs(model, image, inside)
+        noise, times = model.draw_noise(original, editor.seed), schedule.select_times(editor.steps, 1.0)
+        first = inside * noise + (1 - inside) * noise_to_start(original, noise, times, schedule)
         latents = denoise_region(
             first,
             times,
             schedule,
-            lambda noised, time: model.predict(noised, time, text, editor.guidance, extra=extra),
+            lambda noised, time: model.predict_denoised(noised, time, text, editor.guidance, extra=extra),
             original=original,
             noise=noise,
             region=inside,
             step=lambda done, total: report("repainting the frame", done, total),
         )
-        generated = model.decode(latents)[0].permute(1, 2, 0).cpu().numpy()
+        generated = model.decode_latents(latents)[0].permute(1, 2, 0).cpu().numpy()
     result = seen.copy()
-    part = resize(np.ascontiguousarray(generated), (columns.stop - columns.start, rows.stop - rows.start))
+    part = resize_image(np.ascontiguousarray(generated), (columns.stop - columns.start, rows.stop - rows.start))
     result[rows, columns] += wide[..., None] * (np.clip(part, 0, 1) - result[rows, columns])
     return result
 
 
-def cut_out(seen: Frame, edited: Frame, before: Mask, settings: ShapeAwareSettings = DEFAULTS) -> Mask:
+def segment_new_object(seen: Frame, edited: Frame, before: Mask, settings: ShapeAwareSettings = DEFAULTS) -> Mask:
     """Segments the new object in an edited frame: GrabCut (Rother et al., SIGGRAPH 2004) from what was painted.
 
     Args:
@@ -337,12 +337,12 @@ def cut_out(seen: Frame, edited: Frame, before: Mask, settings: ShapeAwareSettin
     return cv2.resize(new_object, (seen.shape[1], seen.shape[0]), interpolation=cv2.INTER_LINEAR) > 0.5
 
 
-def matched_inside(
+def match_inside(
     model: DiffusionModel,
     frames: tuple[Frame, Frame],
     masks: tuple[Mask, Mask],
     outline: tuple[np.ndarray, np.ndarray],
-    editor: Prompted,
+    editor: PromptedSettings,
     settings: ShapeAwareSettings = DEFAULTS,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Matches points inside the old and the new object by the features of the model.
@@ -358,10 +358,10 @@ def matched_inside(
     Returns:
         Points of the old object and their partners, in pixels of the frame.
     """
-    crop = _choose_crop(masks[0] | masks[1], editor.side or model.size, model.multiple, settings)
+    crop = _choose_crop(masks[0] | masks[1], editor.side or model.trained_side, model.side_multiple, settings)
     rows, columns, _ = crop
     corner = np.array([columns.start, rows.start])
-    old, new = (features(model, _crop_to_tensor(frame, crop), editor.prompt, editor.seed) for frame in frames)
+    old, new = (compute_features(model, _crop_to_tensor(frame, crop), editor.prompt, editor.seed) for frame in frames)
     before, after = (np.ascontiguousarray(mask[rows, columns]) for mask in masks)
     start, end = match_features(old, new, before, after, (outline[0] - corner, outline[1] - corner))
     return start + corner, end + corner
@@ -381,7 +381,7 @@ def _choose_crop(mask: Mask, side: int, multiple: int, settings: ShapeAwareSetti
 
 def _crop_to_tensor(frame: Frame, crop: ModelCrop) -> Float[torch.Tensor, "1 3 rows columns"]:
     rows, columns, size = crop
-    part = np.clip(resize(np.ascontiguousarray(frame[rows, columns]), size), 0, 1)
+    part = np.clip(resize_image(np.ascontiguousarray(frame[rows, columns]), size), 0, 1)
     return torch.from_numpy(np.ascontiguousarray(part)).permute(2, 0, 1)[None].float()
 
 
@@ -399,9 +399,9 @@ def _resize_mask(mask: np.ndarray, size: tuple[int, int]) -> Mask:
 def _read_frame_picture(path: Path, frame: Frame) -> Float[np.ndarray, "height width 4"]:
     """Reads a picture of the user's at the size of the frame."""
     size = (frame.shape[1], frame.shape[0])
-    picture: Picture = read_picture(path, max_pixels=pixel_limit(size))
-    check_size(picture, size, "the frame")
-    return np.clip(resize(picture.rgba, size), 0, 1)
+    picture: Picture = read_picture(path, max_pixels=compute_pixel_limit(size))
+    check_picture_size(picture, size, "the frame")
+    return np.clip(resize_image(picture.rgba, size), 0, 1)
 
 
 def _list_point_pairs(start: np.ndarray, end: np.ndarray) -> list[list[float]]:

@@ -66,7 +66,7 @@ def match_outlines(before: Mask, after: Mask, settings: ShapeMatchingSettings = 
     return np.concatenate([start, _compute_center(before)[None]]), np.concatenate([end, _compute_center(after)[None]])
 
 
-def boxes(before: Mask, after: Mask) -> tuple[Points, Points]:
+def match_box_corners(before: Mask, after: Mask) -> tuple[Points, Points]:
     """Matches the corners of the rectangles around two objects: the coarsest of all deformations."""
     corners = []
     for mask in (before, after):
@@ -76,7 +76,7 @@ def boxes(before: Mask, after: Mask) -> tuple[Points, Points]:
 
 
 @torch.no_grad()
-def features(
+def compute_features(
     model: DiffusionModel, image: Images, prompt: str, seed: int, settings: ShapeMatchingSettings = DEFAULTS
 ) -> Float[Tensor, "channels rows columns"]:
     """Computes the features of the model's U-Net for a picture, of length one at every position.
@@ -97,14 +97,14 @@ def features(
     blocks = model.unet.up_blocks
     hook = blocks[min(1, len(blocks) - 1)].register_forward_hook(lambda module, given, out: kept.append(out))
     try:
-        clean, text = model.encode(image.to(model.device)), model.text(prompt)
+        clean, text = model.encode_images(image.to(model.device)), model.encode_prompt(prompt)
         n_times = len(model.schedule.signal)
         time = min(n_times - 1, round(settings.noise_level * n_times))
-        extra_channels = int(model.denoiser.config.in_channels) - model.channels
+        extra_channels = int(model.denoiser.config.in_channels) - model.latent_channels
         extra = clean.new_zeros(1, extra_channels, *clean.shape[2:]) if extra_channels else None
         for number in range(settings.n_noises):
-            noised = model.schedule.add_noise(clean, model.noise(clean, seed + number), time)
-            model.predict(noised, time, text, 1.0, extra=extra)
+            noised = model.schedule.add_noise(clean, model.draw_noise(clean, seed + number), time)
+            model.predict_denoised(noised, time, text, 1.0, extra=extra)
     finally:
         hook.remove()
     mean = torch.stack([part[0].float() for part in kept if part.shape == kept[0].shape]).mean(dim=0)
@@ -112,11 +112,11 @@ def features(
 
 
 def match_features(
-    one: Float[Tensor, "channels rows columns"],
-    other: Float[Tensor, "channels rows columns"],
+    features_before: Float[Tensor, "channels rows columns"],
+    features_after: Float[Tensor, "channels rows columns"],
     before: Mask,
     after: Mask,
-    guess: tuple[Points, Points],
+    outline_matches: tuple[Points, Points],
     settings: ShapeMatchingSettings = DEFAULTS,
 ) -> tuple[Points, Points]:
     """Matches points of two objects that are each other's nearest by their features.
@@ -137,16 +137,16 @@ def match_features(
     if min(len(cells_before), len(cells_after)) == 0:
         return np.zeros((0, 2)), np.zeros((0, 2))
     # Pairs of cells that are each other's nearest
-    a, b = _sample_cells(one, cells_before, size), _sample_cells(other, cells_after, size)
+    a, b = _sample_cells(features_before, cells_before, size), _sample_cells(features_after, cells_after, size)
     similarity = (a.T @ b).numpy()
     forth, back = similarity.argmax(axis=1), similarity.argmax(axis=0)
     mutual = (back[forth] == np.arange(len(forth))) & (similarity.max(axis=1) > settings.min_similarity)
     start = (cells_before[mutual] + 0.5) * scale
     end = (cells_after[forth[mutual]] + 0.5) * scale
     # Pairs that the outlines agree with, and not too many of them
-    affine = np.linalg.lstsq(np.column_stack([guess[0], np.ones(len(guess[0]))]), guess[1], rcond=None)[0]
+    affine = np.linalg.lstsq(np.column_stack([outline_matches[0], np.ones(len(outline_matches[0]))]), outline_matches[1], rcond=None)[0]
     stray = np.linalg.norm(np.column_stack([start, np.ones(len(start))]) @ affine - end, axis=1)
-    near = stray < settings.max_stray * np.ptp(guess[1], axis=0).max()
+    near = stray < settings.max_stray * np.ptp(outline_matches[1], axis=0).max()
     start, end = start[near], end[near]
     step = max(1, -(-len(start) // settings.max_matches))
     return start[::step], end[::step]

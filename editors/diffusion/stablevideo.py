@@ -17,22 +17,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from editors.base import EditorResult, Report, Source
-from editors.diffusion.conditions import controls_for, edges, follow_of, soft_edges
-from editors.diffusion.fusing import completed, fused, shown_in, started
-from editors.diffusion.keyframes import Keyed, Keyframes, open_keyframes
-from editors.diffusion.region import inpainting_inputs
-from editors.diffusion.sampling import Predict, denoise_region, region_of
-from editors.diffusion.schedule import Denoised, Latents, Schedule
-from editors.diffusion.settings import wrong_setting
-from editors.diffusion.wrapper import Control, DiffusionModel, Images, Text, load_model
+from editors.base import EditorResult, Report, EditSource
+from editors.diffusion.conditions import load_controls, detect_edges, parse_control, detect_soft_edges
+from editors.diffusion.fusing import make_overlays, fuse_keyframes, render_into_keyframes, noise_to_first_time
+from editors.diffusion.keyframes import KeyframedSettings, Keyframes, open_keyframes
+from editors.diffusion.region import make_inpainting_inputs
+from editors.diffusion.sampling import Denoiser, denoise_region, shrink_mask_to_latents
+from editors.diffusion.schedule import DenoisedLatents, Latents, NoiseSchedule
+from editors.diffusion.settings import wrong_setting_error
+from editors.diffusion.wrapper import ControlInput, DiffusionModel, Images, EncodedPrompt, load_model
 
 # By the kind of ControlNet that follows the edges
-EDGE_DETECTORS: dict[str, Callable[[Images], Images]] = {"edges": edges, "soft-edges": soft_edges}
+EDGE_DETECTORS: dict[str, Callable[[Images], Images]] = {"edges": detect_edges, "soft-edges": detect_soft_edges}
 
 
 @dataclass(frozen=True, kw_only=True)
-class StableVideo(Keyed):
+class StableVideo(KeyframedSettings):
     """StableVideo (Chai et al., 2023): keyframes one after another, each from what the edits before it show of it."""
 
     name: ClassVar[str] = "stablevideo"
@@ -45,46 +45,46 @@ class StableVideo(Keyed):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.follow <= 1:
-            raise wrong_setting("follow", self.follow, "it is above 0 and at most 1", "--follow 0.8")
-        if self.control and follow_of(self.control).kind not in EDGE_DETECTORS:
+            raise wrong_setting_error("follow", self.follow, "it is above 0 and at most 1", "--follow 0.8")
+        if self.control and parse_control(self.control).kind not in EDGE_DETECTORS:
             why = f"of a frame only these are found: {', '.join(EDGE_DETECTORS)}"
-            raise wrong_setting("control", self.control, why, "--control edges=FOLDER")
+            raise wrong_setting_error("control", self.control, why, "--control edges=FOLDER")
 
-    def __call__(self, source: Source, report: Report) -> EditorResult:
+    def __call__(self, source: EditSource, report: Report) -> EditorResult:
         """Edits the keyframes one after another and merges them."""
-        numbers = self.numbers(source)  # a wrong one is told before a large model is read
-        model = load_model(self.weights())
-        keyframes = open_keyframes(source, numbers, self.side or model.size, model.multiple, self.feather)
+        numbers = self.choose_frames(source)  # a wrong one is told before a large model is read
+        model = load_model(self.weights_source())
+        keyframes = open_keyframes(source, numbers, self.side or model.trained_side, model.side_multiple, self.feather)
         done: list[Images] = []
         with torch.no_grad():
-            text = model.text(self.prompt, self.negative)
+            text = model.encode_prompt(self.prompt, self.negative)
             controls = []
             if self.control:
-                canvas = next(iter(keyframes.parts.values())).canvas
-                follows = [follow_of(self.control)]
+                canvas = next(iter(keyframes.layers.values())).canvas
+                follows = [parse_control(self.control)]
                 first_edges = self._detect_edges(keyframes.images[:1])
-                controls = controls_for(model, [canvas], follows, lambda *_: first_edges, self.unsafe_weights)
+                controls = load_controls(model, [canvas], follows, lambda *_: first_edges, self.unsafe_weights)
             for index in range(len(keyframes.frames)):
                 report("editing keyframes", index, len(keyframes.frames))
                 here = keyframes[index : index + 1]
-                before = fused(keyframes[:index], torch.cat(done)) if done else {}
-                start, known = shown_in(here, before)
+                before = fuse_keyframes(keyframes[:index], torch.cat(done)) if done else {}
+                start, known = render_into_keyframes(here, before)
                 shown = [replace(one, picture=self._detect_edges(here.images)) for one in controls]
                 done.append(self._edit_keyframe(model, text, here, start, known, shown))
-            found = fused(keyframes, torch.cat(done))
-            return completed(model, text, self, keyframes, found, report)
+            found = fuse_keyframes(keyframes, torch.cat(done))
+            return make_overlays(model, text, self, keyframes, found, report)
 
     def _detect_edges(self, images: Images) -> Images:
-        return EDGE_DETECTORS[follow_of(self.control).kind](images)
+        return EDGE_DETECTORS[parse_control(self.control).kind](images)
 
     def _edit_keyframe(
         self,
         model: DiffusionModel,
-        text: Text,
+        text: EncodedPrompt,
         here: Keyframes,
         start: Images,
         known: Float[Tensor, "1 1 height width"],
-        controls: Sequence[Control],
+        controls: Sequence[ControlInput],
     ) -> Images:
         """Edits one keyframe.
 
@@ -97,21 +97,21 @@ class StableVideo(Keyed):
             controls: with the edges of this keyframe.
         """
         schedule, image = model.schedule, start.to(model.device)
-        original = model.encode(image)
-        noise = model.noise(original, self.seed)
-        inside = region_of(here.region.to(model.device), original)
-        extra = inpainting_inputs(model, image, inside)
-        times = schedule.times(self.steps, self.strength)
-        known = torch.nn.functional.avg_pool2d(known, model.scale).to(model.device)
-        held = holding(
-            lambda noised, time: model.predict(noised, time, text, self.guidance, controls=controls, extra=extra),
+        original = model.encode_images(image)
+        noise = model.draw_noise(original, self.seed)
+        inside = shrink_mask_to_latents(here.change_mask.to(model.device), original)
+        extra = make_inpainting_inputs(model, image, inside)
+        times = schedule.select_times(self.steps, self.strength)
+        known = torch.nn.functional.avg_pool2d(known, model.pixels_per_latent).to(model.device)
+        held = keep_known_latents(
+            lambda noised, time: model.predict_denoised(noised, time, text, self.guidance, controls=controls, extra=extra),
             schedule,
             original,
             (known > 0.5).float(),  # latents most of which earlier edits fill
-            times[: -len(schedule.times(self.steps, self.follow))],
+            times[: -len(schedule.select_times(self.steps, self.follow))],
         )
         latents = denoise_region(
-            started(original, noise, inside, times[0], schedule, self.strength),
+            noise_to_first_time(original, noise, inside, times[0], schedule, self.strength),
             times,
             schedule,
             held,
@@ -119,16 +119,16 @@ class StableVideo(Keyed):
             noise=noise,
             region=inside,
         )
-        return model.decode(latents).cpu()
+        return model.decode_latents(latents).cpu()
 
 
-def holding(
-    predict: Predict,
-    schedule: Schedule,
+def keep_known_latents(
+    predict: Denoiser,
+    schedule: NoiseSchedule,
     clean: Latents,
     known: Float[Tensor, "#n 1 height width"],
     times: Sequence[int],
-) -> Predict:
+) -> Denoiser:
     """Makes a prediction that at some times keeps the known part of a picture; the rest is generated beside it.
 
     Once those times are over, the known part is as if it had been noised to the last of them and denoised from there.
@@ -141,10 +141,10 @@ def holding(
         times: at which it is kept.
     """
 
-    def predict_keeping_known(latents: Latents, time: int) -> Denoised:
+    def predict_keeping_known(latents: Latents, time: int) -> DenoisedLatents:
         prediction = predict(latents, time)
         if time not in times:
             return prediction
-        return schedule.with_clean(latents, prediction.clean + known * (clean - prediction.clean), time)
+        return schedule.assume_clean(latents, prediction.clean + known * (clean - prediction.clean), time)
 
     return predict_keeping_known

@@ -16,14 +16,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from editors.base import EditorResult, Report, Source, quiet
-from editors.diffusion.canvas import apart, open_canvases, side_by_side
-from editors.diffusion.clip import Clip, load_clip, self_similarity, spherical
-from editors.diffusion.distillation import Variant, Words, draw_time, score_of
+from editors.base import EditorResult, Report, EditSource, report_nothing
+from editors.diffusion.canvas import split_joined_picture, open_canvases, join_canvases
+from editors.diffusion.clip import ClipModel, load_clip, compute_self_similarity, spherical_distance
+from editors.diffusion.distillation import Variant, DistillationPrompts, draw_time, make_score
 from editors.diffusion.schedule import Latents
-from editors.diffusion.sds import Objective
-from editors.diffusion.settings import Prompted, wrong_setting
-from editors.diffusion.weights import Weights
+from editors.diffusion.sds import ScoreObjective
+from editors.diffusion.settings import PromptedSettings, wrong_setting_error
+from editors.diffusion.weights import WeightsSource
 from editors.diffusion.wrapper import Images, load_model
 
 # Prompts are embedded as the mean over these: a single sentence depends much on its wording (Radford et al., 2021).
@@ -55,7 +55,7 @@ DEFAULTS = PaintedLayerSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text2Live(Prompted):
+class Text2Live(PromptedSettings):
     """A layer over the picture, painted by a network that is trained for it (Bar-Tal et al., 2022)."""
 
     name: ClassVar[str] = "text2live"
@@ -81,41 +81,41 @@ class Text2Live(Prompted):
         super().__post_init__()
         if bool(self.model) == bool(self.clip_model):
             why = "the layer is trained under a CLIP or under a text-to-image model: name one of the two"
-            raise wrong_setting("clip-model", self.clip_model, why, "--clip-model FOLDER, or --model FOLDER")
+            raise wrong_setting_error("clip-model", self.clip_model, why, "--clip-model FOLDER, or --model FOLDER")
         for flag, value in (("structure", self.structure), ("sparsity", self.sparsity)):
             if value is not None and not 0 <= value < math.inf:
-                raise wrong_setting(flag, value, "it is 0 or more", f"--{flag} 1")
+                raise wrong_setting_error(flag, value, "it is 0 or more", f"--{flag} 1")
         if not 0 < self.rate < math.inf:
-            raise wrong_setting("rate", self.rate, "it is above 0", "--rate 0.0025")
+            raise wrong_setting_error("rate", self.rate, "it is above 0", "--rate 0.0025")
 
-    def __call__(self, source: Source, report: Report) -> EditorResult:
+    def __call__(self, source: EditSource, report: Report) -> EditorResult:
         """Paints a layer over the region of each layer."""
         if self.clip_model:
-            clip = load_clip(Weights(self.clip_model, self.device, self.unsafe_weights))
+            clip = load_clip(WeightsSource(self.clip_model, self.device, self.unsafe_weights))
             structure = DEFAULTS.structure_weight if self.structure is None else self.structure
-            terms = clip_terms(clip, self.prompt, self.source_prompt, structure)
-            judge = Judge(terms, clip.device, clip.side, DEFAULTS.clip_multiple)
+            terms = make_clip_loss(clip, self.prompt, self.source_prompt, structure)
+            judge = LayerCritic(terms, clip.device, clip.side, DEFAULTS.clip_multiple)
         else:
-            model = load_model(self.weights())
+            model = load_model(self.weights_source())
             with torch.no_grad():
-                words = Words(self.prompt, self.negative, self.source_prompt)
-                score = score_of(model, self.variant, words, self.guidance)
-            objective = Objective(model.encode, score, model.schedule, compares=self.variant == "dds")
-            terms = score_terms(objective, self.structure or 0.0, max(1.0, self.guidance))
-            judge = Judge(terms, model.device, model.size, model.multiple, model.notes)
-        regions = {layer: source.region(layer) for layer in source.layers}
+                words = DistillationPrompts(self.prompt, self.negative, self.source_prompt)
+                score = make_score(model, self.variant, words, self.guidance)
+            objective = ScoreObjective(model.encode_images, score, model.schedule, needs_source=self.variant == "dds")
+            terms = make_score_loss(objective, self.structure or 0.0, max(1.0, self.guidance))
+            judge = LayerCritic(terms, model.device, model.trained_side, model.side_multiple, model.notes)
+        regions = {layer: source.read_region(layer) for layer in source.layers}
         side = self.side or judge.side
         canvases = open_canvases(source.pictures, regions, side, judge.multiple, self.feather)
-        image, region = (part.to(judge.device) for part in side_by_side(canvases, judge.multiple))
-        painting = Painting(self.steps, self.rate, self.sparsity, self.seed)
-        layer = paint(image, region, judge.terms, painting, report)
-        parts = apart(layer.cpu(), canvases, judge.multiple)
-        overlays = {canvas.layer: canvas.overlay_rgba(part) for canvas, part in zip(canvases, parts, strict=True)}
+        image, region = (part.to(judge.device) for part in join_canvases(canvases, judge.multiple))
+        painting = GeneratorTraining(self.steps, self.rate, self.sparsity, self.seed)
+        layer = train_layer(image, region, judge.compute_loss, painting, report)
+        parts = split_joined_picture(layer.cpu(), canvases, judge.multiple)
+        overlays = {canvas.layer: canvas.make_rgba_overlay(part) for canvas, part in zip(canvases, parts, strict=True)}
         return EditorResult(overlays, judge.notes)
 
 
 @dataclass(frozen=True)
-class Layer:
+class PaintedLayer:
     """A layer that the network paints over a picture.
 
     Attributes:
@@ -124,32 +124,32 @@ class Layer:
         source: the picture below.
     """
 
-    colour: Images
+    color: Images
     alpha: Float[Tensor, "n 1 height width"]
     source: Images
 
-    def over(self, below: Float[Tensor, "#n 3 #height #width"]) -> Images:
+    def composite_over(self, below: Float[Tensor, "#n 3 #height #width"]) -> Images:
         """Composites the layer over a picture."""
-        return self.alpha * self.colour + (1 - self.alpha) * below
+        return self.alpha * self.color + (1 - self.alpha) * below
 
 
-Terms = Callable[[Layer, float, torch.Generator], Float[Tensor, ""]]  # a layer, the share of the run done -> a loss
+LayerLoss = Callable[[PaintedLayer, float, torch.Generator], Float[Tensor, ""]]  # a layer, the share of the run done -> a loss
 
 
 @dataclass(frozen=True)
-class Judge:
+class LayerCritic:
     """What the layer is trained under: the losses, and the device, side and multiple of the pictures they look at."""
 
-    terms: Terms
+    compute_loss: LayerLoss
     device: torch.device
     side: int
     multiple: int
     notes: tuple[str, ...] = ()
 
 
-def clip_terms(
-    clip: Clip, prompt: str, source_prompt: str, structure: float, settings: PaintedLayerSettings = DEFAULTS
-) -> Terms:
+def make_clip_loss(
+    clip: ClipModel, prompt: str, source_prompt: str, structure: float, settings: PaintedLayerSettings = DEFAULTS
+) -> LayerLoss:
     """Makes the losses under CLIP: composition, screen and structure (the paper's eq. 2 to 5).
 
     Args:
@@ -162,22 +162,22 @@ def clip_terms(
     wanted, screen = _embed_prompt(clip, prompt, TEMPLATES), _embed_prompt(clip, prompt, SCREENS)
     direction = wanted - _embed_prompt(clip, source_prompt, TEMPLATES) if source_prompt.strip() else None
 
-    def compute_loss(layer: Layer, done: float, generator: torch.Generator) -> Tensor:
+    def compute_loss(layer: PaintedLayer, done: float, generator: torch.Generator) -> Tensor:
         green = torch.tensor(settings.screen_color, device=layer.alpha.device)[None, :, None, None]
-        stacked = torch.cat([layer.source, layer.over(layer.source), layer.over(green)], dim=1)
-        before, after, on_green = views(stacked, clip.side, generator, settings).split(3, dim=1)
-        features = clip.images(after)
-        composition = spherical(features, wanted).mean()
+        stacked = torch.cat([layer.source, layer.composite_over(layer.source), layer.composite_over(green)], dim=1)
+        before, after, on_green = draw_views(stacked, clip.side, generator, settings).split(3, dim=1)
+        features = clip.encode_images(after)
+        composition = spherical_distance(features, wanted).mean()
         if direction is not None:
-            composition = composition + spherical(features - clip.images(before).detach(), direction).mean()
+            composition = composition + spherical_distance(features - clip.encode_images(before).detach(), direction).mean()
         total = settings.composition_weight * composition
-        total = total + settings.screen_weight * spherical(clip.images(on_green), screen).mean()
-        return total + structure * structure_loss(clip.tokens(before), clip.tokens(after))
+        total = total + settings.screen_weight * spherical_distance(clip.encode_images(on_green), screen).mean()
+        return total + structure * structure_loss(clip.encode_patches(before), clip.encode_patches(after))
 
     return compute_loss
 
 
-def score_terms(objective: Objective, structure: float, scale: float) -> Terms:
+def make_score_loss(objective: ScoreObjective, structure: float, scale: float) -> LayerLoss:
     """Makes the losses under a diffusion model: score distillation of the composed picture, structure of its latents.
 
     Args:
@@ -186,10 +186,10 @@ def score_terms(objective: Objective, structure: float, scale: float) -> Terms:
         scale: the score's gradient is divided by this.
     """
 
-    def compute_loss(layer: Layer, done: float, generator: torch.Generator) -> Tensor:
-        composed = layer.over(layer.source)
+    def compute_loss(layer: PaintedLayer, done: float, generator: torch.Generator) -> Tensor:
+        composed = layer.composite_over(layer.source)
         time = draw_time(objective.schedule, done, True, generator)
-        total = objective.loss(composed, layer.source, time, generator) / scale
+        total = objective.compute_loss(composed, layer.source, time, generator) / scale
         if structure > 0:
             total = total + structure * structure_loss(
                 _latent_tokens(objective.encode(layer.source)), _latent_tokens(objective.encode(composed))
@@ -201,7 +201,7 @@ def score_terms(objective: Objective, structure: float, scale: float) -> Terms:
 
 def structure_loss(before: Float[Tensor, "n t w"], after: Float[Tensor, "n t w"]) -> Float[Tensor, ""]:
     """Computes how far the self-similarity of tokens has moved: the mean square over all pairs (the paper's eq. 4)."""
-    return (self_similarity(after) - self_similarity(before.detach())).square().mean()
+    return (compute_self_similarity(after) - compute_self_similarity(before.detach())).square().mean()
 
 
 def sparsity_loss(
@@ -212,7 +212,7 @@ def sparsity_loss(
     return loss + settings.painted_weight * (2 * torch.sigmoid(settings.painted_slope * alpha) - 1).mean()
 
 
-class Painter(torch.nn.Module):
+class LayerGenerator(torch.nn.Module):
     """A network from a picture to colors and opacity: convolutions with a skip connection at every scale.
 
     Args:
@@ -243,7 +243,7 @@ class Painter(torch.nn.Module):
 
 
 @dataclass(frozen=True)
-class Painting:
+class GeneratorTraining:
     """How the network is trained: steps and rate of Adam, weight of the sparsity loss, and the seed of all chance."""
 
     steps: int
@@ -252,12 +252,12 @@ class Painting:
     seed: int = 0
 
 
-def paint(
+def train_layer(
     image: Images,
     region: Float[Tensor, "#n 1 height width"],
-    terms: Terms,
-    painting: Painting,
-    report: Report = quiet,
+    compute_loss: LayerLoss,
+    training: GeneratorTraining,
+    report: Report = report_nothing,
     settings: PaintedLayerSettings = DEFAULTS,
 ) -> Float[Tensor, "n 4 height width"]:
     """Trains a network for this picture, and returns the RGBA layer that it paints.
@@ -273,24 +273,24 @@ def paint(
     Returns:
         Straight RGBA in [0, 1], not yet held to the region.
     """
-    generator = torch.Generator().manual_seed(painting.seed)
+    generator = torch.Generator().manual_seed(training.seed)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(painting.seed)
-        network = Painter(min(image.shape[-2:]), settings).to(image.device)
-    adam = torch.optim.Adam(network.parameters(), painting.rate)
-    for step in range(painting.steps):
+        torch.manual_seed(training.seed)
+        network = LayerGenerator(min(image.shape[-2:]), settings).to(image.device)
+    adam = torch.optim.Adam(network.parameters(), training.rate)
+    for step in range(training.steps):
         rgba = network(image)
-        layer = Layer(rgba[:, :3], rgba[:, 3:] * region, image)
-        loss = terms(layer, step / painting.steps, generator)
-        loss = loss + painting.sparsity * sparsity_loss(layer.alpha, settings)
+        layer = PaintedLayer(rgba[:, :3], rgba[:, 3:] * region, image)
+        loss = compute_loss(layer, step / training.steps, generator)
+        loss = loss + training.sparsity * sparsity_loss(layer.alpha, settings)
         adam.zero_grad()
         loss.backward()
         adam.step()
-        report("painting", step + 1, painting.steps)
+        report("painting", step + 1, training.steps)
     return network(image).detach()
 
 
-def views(
+def draw_views(
     pictures: Float[Tensor, "1 channels height width"],
     side: int,
     generator: torch.Generator,
@@ -346,8 +346,8 @@ def _make_convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -
     )
 
 
-def _embed_prompt(clip: Clip, prompt: str, templates: tuple[str, ...]) -> Float[Tensor, "1 features"]:
-    mean = clip.texts([template.format(prompt) for template in templates]).mean(dim=0, keepdim=True)
+def _embed_prompt(clip: ClipModel, prompt: str, templates: tuple[str, ...]) -> Float[Tensor, "1 features"]:
+    mean = clip.encode_texts([template.format(prompt) for template in templates]).mean(dim=0, keepdim=True)
     return torch.nn.functional.normalize(mean, dim=-1)
 
 

@@ -29,7 +29,7 @@ class WindowSettings:
 DEFAULTS = WindowSettings()
 
 
-def in_windows(
+def run_in_windows(
     latents: Float[Tensor, "n _ rows columns"],
     side: int,
     multiple: int,
@@ -50,8 +50,8 @@ def in_windows(
         return run(latents, (slice(0, height), slice(0, width)))
     total = torch.zeros((), device=latents.device)
     weights = torch.zeros((), device=latents.device)
-    for rows in spans(height, side, multiple, settings):
-        for columns in spans(width, side, multiple, settings):
+    for rows in divide_into_windows(height, side, multiple, settings):
+        for columns in divide_into_windows(width, side, multiple, settings):
             output = run(latents[..., rows, columns], (rows, columns))
             row_weights = _compute_window_weights(rows, height, settings)
             column_weights = _compute_window_weights(columns, width, settings)
@@ -62,7 +62,7 @@ def in_windows(
     return total / weights
 
 
-def spans(length: int, side: int, multiple: int, settings: WindowSettings = DEFAULTS) -> list[slice]:
+def divide_into_windows(length: int, side: int, multiple: int, settings: WindowSettings = DEFAULTS) -> list[slice]:
     """Divides a length into evenly spaced windows; one window covers all of it where it is not much longer.
 
     Args:

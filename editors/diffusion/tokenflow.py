@@ -25,14 +25,14 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from editors.base import EditorResult, Report, Source
-from editors.diffusion.attention import CrossFrame, Heads, Processor, plain, seen_by, self_attention
-from editors.diffusion.fusing import completed, fused
-from editors.diffusion.keyframes import Keyed, Keyframes, choose_evenly, frame_numbers, open_keyframes
-from editors.diffusion.region import inpainting_inputs
-from editors.diffusion.sampling import Predict, denoise_region, invert, region_of
-from editors.diffusion.schedule import Denoised, Latents
-from editors.diffusion.settings import wrong_setting
+from editors.base import EditorResult, Report, EditSource
+from editors.diffusion.attention import CrossFrameAttention, HeadTensor, AttentionProcessor, plain_attention, list_seen_frames, list_self_attention
+from editors.diffusion.fusing import make_overlays, fuse_keyframes
+from editors.diffusion.keyframes import KeyframedSettings, Keyframes, choose_keyframes_evenly, parse_frame_numbers, open_keyframes
+from editors.diffusion.region import make_inpainting_inputs
+from editors.diffusion.sampling import Denoiser, denoise_region, invert_latents, shrink_mask_to_latents
+from editors.diffusion.schedule import DenoisedLatents, Latents
+from editors.diffusion.settings import wrong_setting_error
 from editors.diffusion.tiles import DEFAULTS as WINDOWS
 from editors.diffusion.wrapper import load_model
 
@@ -49,7 +49,7 @@ DEFAULTS = TokenMatchingSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenFlow(Keyed):
+class TokenFlow(KeyframedSettings):
     """TokenFlow (Geyer et al., 2024): frames are edited together, and share the tokens of what they both show."""
 
     name: ClassVar[str] = "tokenflow"
@@ -64,82 +64,82 @@ class TokenFlow(Keyed):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.block < 1:
-            raise wrong_setting("block", self.block, "at least one frame makes a block", "--block 4")
+            raise wrong_setting_error("block", self.block, "at least one frame makes a block", "--block 4")
 
-    def numbers(self, source: Source) -> list[int]:
+    def choose_frames(self, source: EditSource) -> list[int]:
         """The frames of the run to edit, in time.
 
         Raises:
             UserError: frames that the run does not have (exit 3).
         """
-        named = frame_numbers(source, self.keyframes) if self.keyframes else choose_evenly(source, self.count)
+        named = parse_frame_numbers(source, self.keyframes) if self.keyframes else choose_keyframes_evenly(source, self.count)
         return sorted(named)
 
-    def __call__(self, source: Source, report: Report) -> EditorResult:
+    def __call__(self, source: EditSource, report: Report) -> EditorResult:
         """Edits the frames together and merges them."""
-        numbers = self.numbers(source)  # a wrong one is told before a large model is read
-        model = load_model(self.weights())
-        layers = self_attention(model.unet)
-        keyframes = open_keyframes(source, numbers, self.side or model.size, model.multiple, self.feather)
-        if max(keyframes.images.shape[2:]) > WINDOWS.max_stretch * model.size:
-            raise wrong_setting("side", self.side, "the model sees whole pictures here", f"--side {model.size}")
+        numbers = self.choose_frames(source)  # a wrong one is told before a large model is read
+        model = load_model(self.weights_source())
+        layers = list_self_attention(model.unet)
+        keyframes = open_keyframes(source, numbers, self.side or model.trained_side, model.side_multiple, self.feather)
+        if max(keyframes.images.shape[2:]) > WINDOWS.max_stretch * model.trained_side:
+            raise wrong_setting_error("side", self.side, "the model sees whole pictures here", f"--side {model.trained_side}")
         with torch.no_grad():
             schedule, images = model.schedule, keyframes.images.to(model.device)
-            original = torch.cat([model.encode(part) for part in images.split(self.block)])
-            inside = region_of(keyframes.region.to(model.device), original)
-            extra = inpainting_inputs(model, images, inside)
-            text, empty = model.text(self.prompt, self.negative), model.text("")
+            original = torch.cat([model.encode_images(part) for part in images.split(self.block)])
+            inside = shrink_mask_to_latents(keyframes.change_mask.to(model.device), original)
+            extra = make_inpainting_inputs(model, images, inside)
+            text, empty = model.encode_prompt(self.prompt, self.negative), model.encode_prompt("")
 
-            def predict_chosen(latents: Latents, time: int, chosen: Sequence[int], is_source: bool) -> Denoised:
+            def predict_chosen(latents: Latents, time: int, chosen: Sequence[int], is_source: bool) -> DenoisedLatents:
                 inputs = None if extra is None else extra[list(chosen)]
                 if is_source:
-                    return model.predict(latents, time, empty, 1.0, extra=inputs)
-                return model.predict(latents, time, text, self.guidance, extra=inputs)
+                    return model.predict_denoised(latents, time, empty, 1.0, extra=inputs)
+                return model.predict_denoised(latents, time, text, self.guidance, extra=inputs)
 
             # To noise
-            times = schedule.times(self.steps, self.strength)
-            path = invert(
+            times = schedule.select_times(self.steps, self.strength)
+            path = invert_latents(
                 original,
                 times,
                 schedule,
-                in_blocks(lambda latents, time, chosen: predict_chosen(latents, time, chosen, True), self.block),
+                predict_in_blocks(lambda latents, time, chosen: predict_chosen(latents, time, chosen, True), self.block),
                 step=lambda done, total: report("inverting frames", done, total),
             )
             # And back, with the prompt
             if self.correspondences == "features":
-                flow, sourced = Flow(None), dict(zip(times, path, strict=True))
+                flow, sourced = TokenFlowState(None), dict(zip(times, path, strict=True))
             else:
-                flow, sourced = Flow(Joined.by_maps(keyframes, model.scale)), {}
-            with model.attention({layer: Processor(Tokens(flow)) for layer in layers}):
+                flow, sourced = TokenFlowState(TokenMatches.from_maps(keyframes, model.pixels_per_latent)), {}
+            with model.replace_attention({layer: AttentionProcessor(TokenFlowAttention(flow)) for layer in layers}):
                 latents = denoise_region(
                     path[0],
                     times,
                     schedule,
-                    flowing(flow, predict_chosen, self.block, self.seed, sourced),
+                    predict_by_token_flow(flow, predict_chosen, self.block, self.seed, sourced),
                     original=original,
-                    noise=schedule.with_clean(path[0], original, times[0]).noise,
+                    noise=schedule.assume_clean(path[0], original, times[0]).noise,
                     region=inside,
                     step=lambda done, total: report("denoising frames", done, total),
                 )
-            edited = torch.cat([model.decode(part).cpu() for part in latents.split(self.block)])
-            return completed(model, text, self, keyframes, fused(keyframes, edited), report)
+            edited = torch.cat([model.decode_latents(part).cpu() for part in latents.split(self.block)])
+            return make_overlays(model, text, self, keyframes, fuse_keyframes(keyframes, edited), report)
 
 
 # Predicts some of the frames: their latents, the time, their numbers, and whether it is for the source, without prompt
-PredictChosen = Callable[[Latents, int, Sequence[int], bool], Denoised]
+PredictChosen = Callable[[Latents, int, Sequence[int], bool], DenoisedLatents]
 
 
-def in_blocks(predict: Callable[[Latents, int, Sequence[int]], Denoised], block: int) -> Predict:
+def predict_in_blocks(predict: Callable[[Latents, int, Sequence[int]], DenoisedLatents], block: int) -> Denoiser:
     """Makes a prediction for all pictures of one for a block of them at a time."""
 
-    def predict_all(latents: Latents, time: int) -> Denoised:
+    def predict_all(latents: Latents, time: int) -> DenoisedLatents:
         parts = [predict(latents[part], time, part) for part in _split_blocks(len(latents), block)]
-        return Denoised(torch.cat([part.clean for part in parts]), torch.cat([part.noise for part in parts]))
+        return DenoisedLatents(torch.cat([part.clean for part in parts]), torch.cat([part.noise for part in parts]))
 
     return predict_all
 
 
-def flowing(flow: Flow, asked: PredictChosen, block: int, seed: int, sourced: Mapping[int, Latents]) -> Predict:
+def predict_by_token_flow(state: TokenFlowState, predict_chosen: PredictChosen, block: int, seed: int, source_latents: Mapping[int, Latents]) -> Denoiser:
     """Makes a prediction for all frames: keyframes of each block together, then the others from their tokens.
 
     Args:
@@ -151,30 +151,30 @@ def flowing(flow: Flow, asked: PredictChosen, block: int, seed: int, sourced: Ma
     """
     generator = np.random.default_rng(seed)
 
-    def predict_all(latents: Latents, time: int) -> Denoised:
+    def predict_all(latents: Latents, time: int) -> DenoisedLatents:
         blocks = _split_blocks(len(latents), block)
-        if sourced:
+        if source_latents:
             for part in blocks:
-                with flow.step("source", (), part):
-                    asked(sourced[time][part], time, part, True)
+                with state.run_pass("source", (), part):
+                    predict_chosen(source_latents[time][part], time, part, True)
         keys = [int(generator.choice(part)) for part in blocks]
-        with flow.step("keyframes", keys, keys):
-            prediction = asked(latents[keys], time, keys, False)
+        with state.run_pass("keyframes", keys, keys):
+            prediction = predict_chosen(latents[keys], time, keys, False)
         clean, noise = latents.clone(), latents.clone()
         clean[keys], noise[keys] = prediction.clean, prediction.noise
         for part in blocks:
             others = [i for i in part if i not in keys]
             if others:
-                with flow.step("others", keys, others):
-                    prediction = asked(latents[others], time, others, False)
+                with state.run_pass("others", keys, others):
+                    prediction = predict_chosen(latents[others], time, others, False)
                 clean[others], noise[others] = prediction.clean, prediction.noise
-        return Denoised(clean, noise)
+        return DenoisedLatents(clean, noise)
 
     return predict_all
 
 
 @dataclass
-class Joined:
+class TokenMatches:
     """Which tokens of frames show the same, from the maps.
 
     Attributes:
@@ -184,11 +184,11 @@ class Joined:
     """
 
     tokens: Mapping[int, Float[np.ndarray, "frames tokens 3"]]
-    reach: Mapping[int, float]
-    known: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    max_distances: Mapping[int, float]
+    cache: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @staticmethod
-    def by_maps(keyframes: Keyframes, shrink: int, settings: TokenMatchingSettings = DEFAULTS) -> Joined:
+    def from_maps(keyframes: Keyframes, shrink: int, settings: TokenMatchingSettings = DEFAULTS) -> TokenMatches:
         """Reads canonical coordinates for every size that latents have in the layers of a UNet.
 
         Args:
@@ -197,20 +197,20 @@ class Joined:
             settings: of the matching.
         """
         tokens, reach = {}, {}
-        height, width = keyframes.tokens.shape[1:3]
+        height, width = keyframes.canonical_positions.shape[1:3]
         for factor in (shrink, 2 * shrink, 4 * shrink, 8 * shrink):
             if height % factor or width % factor:
                 continue
             # The pixel in the middle: a mean over two layers lies in neither.
-            middle = keyframes.tokens[:, factor // 2 :: factor, factor // 2 :: factor].numpy().copy()
+            middle = keyframes.canonical_positions[:, factor // 2 :: factor, factor // 2 :: factor].numpy().copy()
             steps = np.linalg.norm(np.diff(middle[..., :2], axis=2), axis=-1)
             middle[..., 2] *= settings.layer_distance
             count = middle.shape[1] * middle.shape[2]
             tokens[count] = middle.reshape(len(middle), count, 3)
             reach[count] = settings.max_distance * float(np.median(steps)) if steps.size else 0.0
-        return Joined(tokens, reach)
+        return TokenMatches(tokens, reach)
 
-    def between(self, count: int, frame: int, key: int) -> tuple[Int[Tensor, " tokens"], Float[Tensor, " tokens"]]:
+    def match_tokens(self, count: int, frame: int, key: int) -> tuple[Int[Tensor, " tokens"], Float[Tensor, " tokens"]]:
         """Finds the nearest token of a keyframe for each of a frame.
 
         Args:
@@ -220,16 +220,16 @@ class Joined:
         Returns:
             The nearest token, and 1 where it shows the same.
         """
-        if (count, frame, key) not in self.known:
+        if (count, frame, key) not in self.cache:
             points = self.tokens[count]
             distance, nearest = cKDTree(points[key]).query(points[frame])
-            shown = torch.from_numpy((distance <= self.reach[count]).astype(np.float32))
-            self.known[count, frame, key] = torch.from_numpy(nearest.astype(np.int64)), shown
-        return self.known[count, frame, key]
+            shown = torch.from_numpy((distance <= self.max_distances[count]).astype(np.float32))
+            self.cache[count, frame, key] = torch.from_numpy(nearest.astype(np.int64)), shown
+        return self.cache[count, frame, key]
 
 
 @dataclass
-class Flow:
+class TokenFlowState:
     """The state of the denoiser that all its layers share: which pass runs, for which frames.
 
     Attributes:
@@ -239,23 +239,23 @@ class Flow:
         shown: the frames of this pass.
     """
 
-    joined: Joined | None
+    matches: TokenMatches | None
     stage: Literal["plain", "source", "keyframes", "others"] = "plain"
     keys: Sequence[int] = ()
-    shown: Sequence[int] = ()
+    frames: Sequence[int] = ()
 
     @contextmanager
-    def step(
-        self, stage: Literal["source", "keyframes", "others"], keys: Sequence[int], shown: Sequence[int]
+    def run_pass(
+        self, stage: Literal["source", "keyframes", "others"], keys: Sequence[int], frames: Sequence[int]
     ) -> Iterator[None]:
         """Runs a pass over the frames `shown`; `keys` are the keyframes of this step."""
-        self.stage, self.keys, self.shown = stage, keys, shown
+        self.stage, self.keys, self.frames = stage, keys, frames
         try:
             yield
         finally:
             self.stage = "plain"
 
-    def around(self, frame: int) -> list[tuple[int, float]]:
+    def find_neighbor_keyframes(self, frame: int) -> list[tuple[int, float]]:
         """Finds the keyframes before and after a frame: their places in `keys` and how much each counts (eq. 4)."""
         before = [place for place, key in enumerate(self.keys) if key <= frame]
         after = [place for place, key in enumerate(self.keys) if key > frame]
@@ -267,38 +267,38 @@ class Flow:
 
 
 @dataclass
-class Tokens:
+class TokenFlowAttention:
     """The inner part of one self-attention layer: keeps the tokens of keyframes, and gives them to other frames.
 
     A token is what attention answers. The layer's output is linear in it, so mixing before or after is the same.
     """
 
-    flow: Flow
-    kept: Heads | None = None
+    state: TokenFlowState
+    keyframe_tokens: HeadTensor | None = None
     features: dict[int, Float[Tensor, "tokens width"]] = field(default_factory=dict)
 
-    def __call__(self, query: Heads, key: Heads, value: Heads, mask: Tensor | None) -> Heads:
+    def __call__(self, query: HeadTensor, key: HeadTensor, value: HeadTensor, mask: Tensor | None) -> HeadTensor:
         """Attends as the pass asks for it."""
-        flow = self.flow
+        flow = self.state
         if flow.stage == "others":
-            return self._mix_keyframe_tokens(len(query) // len(flow.shown)).to(query)
+            return self._mix_keyframe_tokens(len(query) // len(flow.frames)).to(query)
         if flow.stage == "source":
             # Keys are a linear map of the normalized states that the paper compares.
-            for row, frame in enumerate(flow.shown):
+            for row, frame in enumerate(flow.frames):
                 self.features[frame] = normalize(key[row].transpose(0, 1).flatten(1), dim=1)
         if flow.stage != "keyframes":
-            return plain(query, key, value, mask)
-        self.kept = CrossFrame(tuple(seen_by("all", len(flow.keys))), {})(query, key, value, mask)
-        return self.kept
+            return plain_attention(query, key, value, mask)
+        self.keyframe_tokens = CrossFrameAttention(tuple(list_seen_frames("all", len(flow.keys))), {})(query, key, value, mask)
+        return self.keyframe_tokens
 
-    def _mix_keyframe_tokens(self, groups: int) -> Heads:
+    def _mix_keyframe_tokens(self, groups: int) -> HeadTensor:
         """Mixes the tokens of the keyframes into those of the frames of this pass, in each of the batch's groups."""
-        assert self.kept is not None, "keyframes come first"
-        kept = self.kept.unflatten(0, (groups, len(self.flow.keys)))
+        assert self.keyframe_tokens is not None, "keyframes come first"
+        kept = self.keyframe_tokens.unflatten(0, (groups, len(self.state.keys)))
         rows = []
-        for frame in self.flow.shown:
-            around = self.flow.around(frame)
-            matches = [self._match_tokens(frame, self.flow.keys[place]) for place, _ in around]
+        for frame in self.state.frames:
+            around = self.state.find_neighbor_keyframes(frame)
+            matches = [self._match_tokens(frame, self.state.keys[place]) for place, _ in around]
             # A keyframe that does not show the point does not count, unless none shows it.
             trust = torch.stack([share * shown for (_, share), (_, shown) in zip(around, matches, strict=True)])
             even = torch.tensor([share for _, share in around])[:, None].expand_as(trust)
@@ -312,9 +312,9 @@ class Tokens:
 
     def _match_tokens(self, frame: int, key: int) -> tuple[Int[Tensor, " tokens"], Float[Tensor, " tokens"]]:
         """Finds the nearest token of a keyframe for each of a frame, and whether it shows the same."""
-        assert self.kept is not None, "keyframes come first"
-        if self.flow.joined is not None:
-            return self.flow.joined.between(self.kept.shape[2], frame, key)
+        assert self.keyframe_tokens is not None, "keyframes come first"
+        if self.state.matches is not None:
+            return self.state.matches.match_tokens(self.keyframe_tokens.shape[2], frame, key)
         nearest = (self.features[frame] @ self.features[key].T).argmax(dim=1).cpu()
         return nearest, torch.ones(len(nearest))
 

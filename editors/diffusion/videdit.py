@@ -11,16 +11,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from editors.base import EditorResult, Report, Source
-from editors.diffusion.conditions import Follow, controls_for, soft_edges
-from editors.diffusion.inpaint import repaint
-from editors.diffusion.region import Regional, open_regions
-from editors.diffusion.settings import wrong_setting
+from editors.base import EditorResult, Report, EditSource
+from editors.diffusion.conditions import ControlRequest, load_controls, detect_soft_edges
+from editors.diffusion.inpaint import repaint_regions
+from editors.diffusion.region import RegionalSettings, open_regions
+from editors.diffusion.settings import wrong_setting_error
 from editors.diffusion.wrapper import load_model
 
 
 @dataclass(frozen=True, kw_only=True)
-class VidEdit(Regional):
+class VidEdit(RegionalSettings):
     """VidEdit (Couairon et al., 2023): a region in a new look, with its structure kept by soft edges."""
 
     name: ClassVar[str] = "videdit"
@@ -39,14 +39,14 @@ class VidEdit(Regional):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.control_scale < float("inf"):
-            raise wrong_setting("control-scale", self.control_scale, "it is 0 or more", "--control-scale 1")
+            raise wrong_setting_error("control-scale", self.control_scale, "it is 0 or more", "--control-scale 1")
 
-    def __call__(self, source: Source, report: Report) -> EditorResult:
+    def __call__(self, source: EditSource, report: Report) -> EditorResult:
         """Repaints the region of each layer in its new look."""
-        model = load_model(self.weights())
+        model = load_model(self.weights_source())
         canvases, notes = open_regions(model, source, self, report)
-        follows = [Follow("soft-edges", self.control, self.control_scale)]
-        controls = controls_for(
-            model, canvases, follows, lambda _, canvas: soft_edges(canvas.image), self.unsafe_weights
+        follows = [ControlRequest("soft-edges", self.control, self.control_scale)]
+        controls = load_controls(
+            model, canvases, follows, lambda _, canvas: detect_soft_edges(canvas.image), self.unsafe_weights
         )
-        return repaint(model, canvases, self, report, controls, notes)
+        return repaint_regions(model, canvases, self, report, controls, notes)

@@ -37,7 +37,7 @@ DEFAULTS = MemorySettings()
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightsSource:
     """A network to read.
 
     Attributes:
@@ -55,7 +55,7 @@ class Weights:
     embeddings: tuple[str, ...] = ()
 
     @property
-    def local(self) -> Path | None:
+    def local_folder(self) -> Path | None:
         """The folder, if the model is one on this machine."""
         path = Path(self.model).expanduser()
         return path if self.model and path.is_dir() else None
@@ -66,7 +66,7 @@ class Weights:
         Raises:
             UserError: the model is a file, or no name of a model (exit 3).
         """
-        if self.local is not None:
+        if self.local_folder is not None:
             return
         if Path(self.model).expanduser().is_file():
             raise bad_input(
@@ -81,7 +81,7 @@ class Weights:
                 fix="check the path of the folder",
             )
 
-    def lora_files(self) -> list[tuple[Path, float]]:
+    def find_lora_files(self) -> list[tuple[Path, float]]:
         """Lists the low-rank adapters with their strengths.
 
         Raises:
@@ -97,7 +97,7 @@ class Weights:
                 raise bad_input(f"--lora {text}", why="expected FILE or FILE@STRENGTH", fix=f"{path}@0.7") from problem
         return found
 
-    def embedding_files(self) -> list[Path]:
+    def find_embedding_files(self) -> list[Path]:
         """Lists the files of textual inversion.
 
         Raises:
@@ -106,7 +106,7 @@ class Weights:
         return [_find_safetensors(Path(text).expanduser(), "--embedding") for text in self.embeddings]
 
 
-def check_folder(folder: Path, unsafe: bool = False, plain: tuple[str, ...] = ()) -> dict[str, Any]:
+def check_model_folder(folder: Path, unsafe: bool = False, plain: tuple[str, ...] = ()) -> dict[str, Any]:
     """Checks a folder before anything in it is used; returns the content of its model_index.json or config.json.
 
     Args:
@@ -151,7 +151,7 @@ def check_folder(folder: Path, unsafe: bool = False, plain: tuple[str, ...] = ()
     return index
 
 
-def parameter_counts(folder: Path, max_header_bytes: int = 100_000_000) -> dict[str, int]:
+def count_parameters(folder: Path, max_header_bytes: int = 100_000_000) -> dict[str, int]:
     """Counts the parameters of each part of a model, from the headers of its files.
 
     Args:
@@ -196,7 +196,7 @@ class LoadingPlan:
     note: str = ""
 
 
-def plan(counts: dict[str, int], device: str, free: float, settings: MemorySettings = DEFAULTS) -> LoadingPlan:
+def plan_loading(counts: dict[str, int], device: str, free: float, settings: MemorySettings = DEFAULTS) -> LoadingPlan:
     """Chooses the fastest way of holding a model that fits into memory.
 
     Args:
@@ -230,7 +230,7 @@ def plan(counts: dict[str, int], device: str, free: float, settings: MemorySetti
 
 
 @contextmanager
-def loading(weights: Weights) -> Iterator[None]:
+def explain_load_errors(weights: WeightsSource) -> Iterator[None]:
     """Turns errors that occur while a model is fetched and read into one sentence with a remedy."""
     if importlib.util.find_spec("diffusers") is None or importlib.util.find_spec("transformers") is None:
         raise bad_input(
@@ -269,7 +269,7 @@ HUB_FAILURE_ALIASES = {
 }
 
 
-def _explain_load_error(weights: Weights, problem: Exception) -> UserError:
+def _explain_load_error(weights: WeightsSource, problem: Exception) -> UserError:
     """Makes the error for the user, by the kinds of the errors that led to it."""
     chain, link = [], problem
     while link is not None and link not in chain:

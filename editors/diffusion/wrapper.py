@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from editors.diffusion.placing import add_extras, fetched, placed, settle
-from editors.diffusion.schedule import Denoised, Latents, Schedule
-from editors.diffusion.tiles import Window, in_windows
-from editors.diffusion.weights import Weights, check_folder, loading
+from editors.diffusion.placing import add_user_weights, fetch_model, plan_placement, move_pipeline
+from editors.diffusion.schedule import DenoisedLatents, Latents, NoiseSchedule
+from editors.diffusion.tiles import Window, run_in_windows
+from editors.diffusion.weights import WeightsSource, check_model_folder, explain_load_errors
 from neural_fields.errors import bad_input
 
 Images = Float[Tensor, "n 3 height width"]
@@ -28,7 +28,7 @@ ExtraChannels = Float[Tensor, "_ _ rows columns"]  # beside those of the latents
 
 
 @dataclass(frozen=True)
-class Text:
+class EncodedPrompt:
     """An encoded prompt: row 0 is the negative prompt, row 1 the prompt.
 
     Attributes:
@@ -41,7 +41,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Control:
+class ControlInput:
     """A ControlNet (Zhang et al., 2023) and the picture that it makes the result follow.
 
     Attributes:
@@ -77,19 +77,19 @@ class DiffusionModel:
         self.unet = getattr(pipeline, "unet", None)
         self.denoiser = self.unet if self.unet is not None else pipeline.transformer
         scheduler = pipeline.scheduler
-        self.schedule = Schedule.of(scheduler.config, getattr(scheduler, "alphas_cumprod", None))
-        self.scale = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        self.channels = int(self.vae.config.latent_channels)
+        self.schedule = NoiseSchedule.from_config(scheduler.config, getattr(scheduler, "alphas_cumprod", None))
+        self.pixels_per_latent = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.latent_channels = int(self.vae.config.latent_channels)
         side = self.denoiser.config.sample_size or 64
-        self.size = self.scale * int(side if isinstance(side, int) else min(side))
+        self.trained_side = self.pixels_per_latent * int(side if isinstance(side, int) else min(side))
         # The denoiser cuts the latents into patches (transformer) or halves them once per block (UNet).
         if self.unet is None:
             latent_multiple = int(self.denoiser.config.patch_size)
         else:
             latent_multiple = 2 ** (len(self.unet.config.block_out_channels) - 1)
-        self.multiple = self.scale * latent_multiple
+        self.side_multiple = self.pixels_per_latent * latent_multiple
 
-    def text(self, prompt: str, negative: str = "") -> Text:
+    def encode_prompt(self, prompt: str, negative: str = "") -> EncodedPrompt:
         """Encodes a prompt and the negative prompt that guidance leads away from."""
         with torch.no_grad():
             if self.unet is None or self.unet.config.addition_embed_type == "text_time":  # these have pooled vectors
@@ -98,39 +98,39 @@ class DiffusionModel:
                 states, other, pooled, other_pooled = self.pipeline.encode_prompt(
                     prompt, device=self.device, negative_prompt=negative_or_none, **({"prompt_2": None} | more)
                 )
-                return Text(torch.cat([other, states]).float(), torch.cat([other_pooled, pooled]).float())
+                return EncodedPrompt(torch.cat([other, states]).float(), torch.cat([other_pooled, pooled]).float())
             states, other = self.pipeline.encode_prompt(prompt, self.device, 1, True, negative)
-            return Text(torch.cat([other, states]).float())
+            return EncodedPrompt(torch.cat([other, states]).float())
 
-    def encode(self, images: Images) -> Latents:
+    def encode_images(self, images: Images) -> Latents:
         """Encodes pictures in [0, 1] whose sides are multiples of `multiple` to latents. Differentiable."""
         device, dtype = self._vae_device_and_dtype()
         encoded = self.vae.encode((2 * images - 1).to(device, dtype)).latent_dist.mean.float()
         shift = getattr(self.vae.config, "shift_factor", None) or 0.0
         return (encoded - shift) * self.vae.config.scaling_factor
 
-    def decode(self, latents: Latents) -> Images:
+    def decode_latents(self, latents: Latents) -> Images:
         """Decodes latents to pictures, clipped to [0, 1]. Differentiable."""
         device, dtype = self._vae_device_and_dtype()
         shift = getattr(self.vae.config, "shift_factor", None) or 0.0
         decoded = self.vae.decode((latents / self.vae.config.scaling_factor + shift).to(device, dtype)).sample
         return (decoded.float() / 2 + 0.5).clamp(0, 1)
 
-    def noise(self, like: Latents, seed: int) -> Latents:
+    def draw_noise(self, like: Latents, seed: int) -> Latents:
         """Draws Gaussian noise of the shape of `like`: the same for a seed on every device."""
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(like.shape, generator=generator).to(like.device)
 
-    def predict(
+    def predict_denoised(
         self,
         latents: Latents,
         time: int,
-        text: Text,
+        text: EncodedPrompt,
         guidance: float = 7.5,
         *,
-        controls: Sequence[Control] = (),
+        controls: Sequence[ControlInput] = (),
         extra: ExtraChannels | None = None,
-    ) -> Denoised:
+    ) -> DenoisedLatents:
         """Predicts the clean picture and the noise in latents with classifier-free guidance (Ho and Salimans, 2022).
 
         Args:
@@ -144,17 +144,17 @@ class DiffusionModel:
         if guidance == 1:
             pooled = None if text.pooled is None else text.pooled[1:2]
             output = self._run_denoiser(latents, time, text.states[1:], pooled, controls, extra)
-            return self.schedule.split(latents, output, time)
-        without, with_text = self.outputs(latents, time, text, controls=controls, extra=extra)
-        return self.schedule.split(latents, without + guidance * (with_text - without), time)
+            return self.schedule.decompose_output(latents, output, time)
+        without, with_text = self.run_denoiser(latents, time, text, controls=controls, extra=extra)
+        return self.schedule.decompose_output(latents, without + guidance * (with_text - without), time)
 
-    def outputs(
+    def run_denoiser(
         self,
         latents: Latents,
         time: int,
-        text: Text,
+        text: EncodedPrompt,
         *,
-        controls: Sequence[Control] = (),
+        controls: Sequence[ControlInput] = (),
         extra: ExtraChannels | None = None,
         blank: ExtraChannels | None = None,
     ) -> tuple[Latents, Latents]:
@@ -171,12 +171,12 @@ class DiffusionModel:
         both_extra = None
         if extra is not None:
             both_extra = torch.cat([_expand_to(extra if blank is None else blank, n), _expand_to(extra, n)])
-        doubled = [Control(c.network, _expand_to(c.picture, n).repeat(2, 1, 1, 1), c.scale) for c in controls]
+        doubled = [ControlInput(c.network, _expand_to(c.picture, n).repeat(2, 1, 1, 1), c.scale) for c in controls]
         output = self._run_denoiser(twice, time, states, pooled, doubled, both_extra)
         return output[:n], output[n:]
 
     @contextmanager
-    def attention(self, processors: Mapping[str, Any]) -> Iterator[None]:
+    def replace_attention(self, processors: Mapping[str, Any]) -> Iterator[None]:
         """Replaces attention processors, by name as in `unet.attn_processors`, for the time of the context."""
         before = dict(self.denoiser.attn_processors)
         self.denoiser.set_attn_processor({**before, **processors})
@@ -194,7 +194,7 @@ class DiffusionModel:
         time: int,
         states: Float[Tensor, "m tokens depth"],
         pooled: Float[Tensor, "m features"] | None,
-        controls: Sequence[Control],
+        controls: Sequence[ControlInput],
         extra: ExtraChannels | None,
     ) -> Latents:
         """Runs the denoiser on latents of any size, in windows where they are large."""
@@ -205,15 +205,15 @@ class DiffusionModel:
         when = self.schedule.network_time[time].to(self.device)
 
         def run_window(inputs: ExtraChannels, window: Window) -> Latents:
-            rows, columns = (slice(self.scale * span.start, self.scale * span.stop) for span in window)
+            rows, columns = (slice(self.pixels_per_latent * span.start, self.pixels_per_latent * span.stop) for span in window)
             parts = [replace(control, picture=control.picture[..., rows, columns]) for control in controls]
             inputs = inputs.to(self.device, self.denoiser.dtype)
             return self._run_window(inputs, when, states, pooled, parts).to(latents)
 
-        return in_windows(inputs, self.size // self.scale, self.multiple // self.scale, run_window)
+        return run_in_windows(inputs, self.trained_side // self.pixels_per_latent, self.side_multiple // self.pixels_per_latent, run_window)
 
     def _run_window(
-        self, inputs: Tensor, when: Tensor, states: Tensor, pooled: Tensor | None, controls: Sequence[Control]
+        self, inputs: Tensor, when: Tensor, states: Tensor, pooled: Tensor | None, controls: Sequence[ControlInput]
     ) -> Tensor:
         """Runs the denoiser once."""
         if self.unet is None:
@@ -227,16 +227,16 @@ class DiffusionModel:
         # SDXL is also told the size of the picture and its crop (Podell et al., 2023, 2.2).
         added: dict[str, Tensor] = {}
         if pooled is not None:
-            height, width = (self.scale * side for side in inputs.shape[-2:])
+            height, width = (self.pixels_per_latent * side for side in inputs.shape[-2:])
             sizes = torch.tensor([[height, width, 0, 0, height, width]], device=self.device, dtype=inputs.dtype)
             added = {"text_embeds": pooled, "time_ids": sizes.expand(len(inputs), -1)}
-        residuals = self._compute_control_residuals(inputs[:, : self.channels], when, states, added, controls)
+        residuals = self._compute_control_residuals(inputs[:, : self.latent_channels], when, states, added, controls)
         return self.unet(
             inputs, when, encoder_hidden_states=states, added_cond_kwargs=added, **residuals, return_dict=False
         )[0]
 
     def _compute_control_residuals(
-        self, latents: Tensor, when: Tensor, states: Tensor, added: dict[str, Tensor], controls: Sequence[Control]
+        self, latents: Tensor, when: Tensor, states: Tensor, added: dict[str, Tensor], controls: Sequence[ControlInput]
     ) -> dict[str, Any]:
         """Computes what the ControlNets add to the UNet, summed over all of them."""
         down: list[Tensor] | None = None
@@ -263,7 +263,7 @@ class DiffusionModel:
         }
 
 
-def load_model(weights: Weights) -> DiffusionModel:
+def load_model(weights: WeightsSource) -> DiffusionModel:
     """Reads a text-to-image model.
 
     Raises:
@@ -282,7 +282,7 @@ def load_model(weights: Weights) -> DiffusionModel:
     return DiffusionModel(*load_pipeline(weights, check_kind))
 
 
-def load_pipeline(weights: Weights, check: Callable[[str], None]) -> tuple[Any, torch.device, tuple[str, ...]]:
+def load_pipeline(weights: WeightsSource, check_kind: Callable[[str], None]) -> tuple[Any, torch.device, tuple[str, ...]]:
     """Reads a pipeline of diffusers; returns it with its device and the choices made, one sentence each.
 
     Args:
@@ -293,15 +293,15 @@ def load_pipeline(weights: Weights, check: Callable[[str], None]) -> tuple[Any, 
         UserError: as `load_model`.
     """
     weights.check_name()
-    with loading(weights):
+    with explain_load_errors(weights):
         import diffusers
 
         _disable_progress_bars()
-        folder = weights.local or fetched(weights)
-        index = check_folder(folder, weights.unsafe)
+        folder = weights.local_folder or fetch_model(weights)
+        index = check_model_folder(folder, weights.unsafe)
         kind = str(index.get("_class_name", ""))
-        check(kind)
-        device, chosen = placed(weights, folder)
+        check_kind(kind)
+        device, chosen = plan_placement(weights, folder)
         options: dict[str, Any] = {"dtype": getattr(torch, chosen.dtype), "use_safetensors": not weights.unsafe or None}
         # The filter of unsafe pictures is not loaded: it judges whole pictures, not canonical images.
         unused = ("safety_checker", "feature_extractor", "image_encoder")
@@ -313,12 +313,12 @@ def load_pipeline(weights: Weights, check: Callable[[str], None]) -> tuple[Any, 
         is_pix2pix = kind == "StableDiffusionInstructPix2PixPipeline"
         pipeline_class = diffusers.StableDiffusionPipeline if is_pix2pix else diffusers.DiffusionPipeline
         pipeline = pipeline_class.from_pretrained(folder, **options)
-        add_extras(pipeline, weights)
-        settle(pipeline, device, chosen)
+        add_user_weights(pipeline, weights)
+        move_pipeline(pipeline, device, chosen)
     return pipeline, device, (chosen.note,) if chosen.note else ()
 
 
-def read_part(folder: Path, kind: str, **options: Any) -> Any:
+def read_component(folder: Path, kind: str, **options: Any) -> Any:
     """Reads one network or scheduler of a model that has no pipeline here; `kind` is its class in diffusers."""
     import diffusers
 
@@ -326,7 +326,7 @@ def read_part(folder: Path, kind: str, **options: Any) -> Any:
     return getattr(diffusers, kind).from_pretrained(folder, **options)
 
 
-def arguments_of(kind: str) -> Mapping[str, Any]:
+def list_call_arguments(kind: str) -> Mapping[str, Any]:
     """Lists the arguments that a pipeline of diffusers takes, with their defaults; none for an unknown class."""
     import diffusers
 
@@ -336,18 +336,18 @@ def arguments_of(kind: str) -> Mapping[str, Any]:
     return {name: given.default for name, given in inspect.signature(pipeline.__call__).parameters.items()}
 
 
-def load_control(weights: Weights, model: DiffusionModel) -> Any:
+def load_controlnet(weights: WeightsSource, model: DiffusionModel) -> Any:
     """Reads a ControlNet for a model.
 
     Raises:
         UserError: as `load_model`.
     """
     weights.check_name()
-    with loading(weights):
+    with explain_load_errors(weights):
         from diffusers import ControlNetModel
 
-        folder = weights.local or fetched(weights)
-        if check_folder(folder, weights.unsafe).get("_class_name") != "ControlNetModel":
+        folder = weights.local_folder or fetch_model(weights)
+        if check_model_folder(folder, weights.unsafe).get("_class_name") != "ControlNetModel":
             raise bad_input(f"{weights.model} is no ControlNet", fix="name the folder of a ControlNetModel")
         network = ControlNetModel.from_pretrained(
             folder, dtype=model.denoiser.dtype, use_safetensors=not weights.unsafe or None

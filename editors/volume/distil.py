@@ -15,26 +15,26 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from editors.base import Report, quiet
+from editors.base import Report, report_nothing
 from editors.diffusion.distillation import Score, draw_time
-from editors.diffusion.schedule import Latents, Schedule
-from editors.diffusion.sds import Objective
+from editors.diffusion.schedule import Latents, NoiseSchedule
+from editors.diffusion.sds import ScoreObjective
 from editors.diffusion.wrapper import DiffusionModel
-from editors.volume.edit import Tuned, VolumeSource
-from editors.volume.parts import outline
+from editors.volume.edit import TunedParameters, VolumeSource
+from editors.volume.parts import body_outline
 from editors.volume.poses import Pose, PoseSampler
-from editors.volume.reference import Reference, ReferenceWeights, Wanted, drawn, reference_loss
-from editors.volume.views import Orbit, Picture, as_picture, framing, one_moment, random_direction, shaken_rays
-from editors.volume.zero123 import ViewModel, move_between
+from editors.volume.reference import Reference, ReferenceWeights, ReferenceTargets, draw_reference_rays, reference_loss
+from editors.volume.views import Orbit, PictureTensor, values_to_picture, frame_points, make_single_moment, random_direction, jittered_camera_rays
+from editors.volume.zero123 import NovelViewModel, compute_camera_move
 from neural_fields.adam import Adam
 from neural_fields.data.cameras import Camera
-from neural_fields.data.skeleton import Motion
-from neural_fields.volume.scene import Seen
+from neural_fields.data.skeleton import SkeletonMotion
+from neural_fields.volume.scene import SceneRendering
 
-WHOLE = ""  # the name that stands for the whole body among its parts
+WHOLE_BODY = ""  # the name that stands for the whole body among its parts
 
 
-class Chance:
+class RandomStreams:
     """The random numbers of an edit: the same for a seed, whatever device the scene is on but for its samples."""
 
     def __init__(self, seed: int, device: torch.device) -> None:
@@ -44,21 +44,21 @@ class Chance:
 
 
 @dataclass(frozen=True)
-class Subject:
+class PersonSubject:
     """The person of a scene, rendered in any pose."""
 
     source: VolumeSource
-    motion: Motion
+    motion: SkeletonMotion
 
-    def outline(self, pose: Pose, joints: Sequence[int] | None = None) -> Float[np.ndarray, "points 3"]:
+    def body_outline(self, pose: Pose, joints: Sequence[int] | None = None) -> Float[np.ndarray, "points 3"]:
         """Computes points around the body, or around some of its bones."""
-        return outline(self.motion.skeleton, pose.transforms, joints)
+        return body_outline(self.motion.skeleton, pose.transforms, joints)
 
-    def orbit(self, pose: Pose) -> Orbit:
+    def make_orbit(self, pose: Pose) -> Orbit:
         """Computes the orbit of cameras that see all of the body."""
-        return Orbit.around(self.outline(pose), self.source.up)
+        return Orbit.from_points(self.body_outline(pose), self.source.up_direction)
 
-    def picture(self, camera: Camera, pose: Pose, grey: float, chance: Chance) -> Picture:
+    def render_picture(self, camera: Camera, pose: Pose, grey: float, chance: RandomStreams) -> PictureTensor:
         """Renders the person before a grey.
 
         Args:
@@ -68,12 +68,12 @@ class Subject:
             chance: random numbers of the edit.
         """
         device = self.source.device
-        moment = one_moment(pose.transforms, self.source.moments.state[pose.time], device)
-        rays = shaken_rays(camera, chance.noise, device)
+        moment = make_single_moment(pose.transforms, self.source.moments.state[pose.time], device)
+        rays = jittered_camera_rays(camera, chance.noise, device)
         behind = torch.full((3,), grey, device=device)
-        return as_picture(self.source.scene.person_look(rays, moment, behind, chance.samples).color, camera)
+        return values_to_picture(self.source.scene.render_person(rays, moment, behind, chance.samples).color, camera)
 
-    def at_reference(self, reference: Reference, chance: Chance, count: int = 1024) -> tuple[Seen, Wanted]:
+    def render_reference(self, reference: Reference, chance: RandomStreams, count: int = 1024) -> tuple[SceneRendering, ReferenceTargets]:
         """Renders the person before black along random rays of the reference.
 
         Args:
@@ -85,14 +85,14 @@ class Subject:
             The rendered rays, and what they should see.
         """
         device = self.source.device
-        rays, wanted = drawn(reference, count, chance.random, device)
+        rays, wanted = draw_reference_rays(reference, count, chance.random, device)
         pose = self.motion.transforms[reference.time]
-        moment = one_moment(pose, self.source.moments.state[reference.time], device)
-        return self.source.scene.person_look(rays, moment, None, chance.samples), wanted
+        moment = make_single_moment(pose, self.source.moments.state[reference.time], device)
+        return self.source.scene.render_person(rays, moment, None, chance.samples), wanted
 
 
 @dataclass(frozen=True)
-class Teacher:
+class DiffusionTeacher:
     """A diffusion model that scores pictures.
 
     Attributes:
@@ -104,15 +104,15 @@ class Teacher:
         weight: the gradient in the latents is multiplied by this; it is their sum that counts, as in DreamFusion.
     """
 
-    encode: Callable[[Picture], Latents]
-    schedule: Schedule
+    encode: Callable[[PictureTensor], Latents]
+    schedule: NoiseSchedule
     score: Score
     size: int
     latents: int
     weight: float
 
     @staticmethod
-    def of(model: DiffusionModel, score: Score, weight: float) -> Teacher:
+    def from_model(model: DiffusionModel, score: Score, weight: float) -> DiffusionTeacher:
         """Makes a teacher of a loaded model.
 
         Args:
@@ -120,10 +120,10 @@ class Teacher:
             score: of its noised latents.
             weight: see `weight`.
         """
-        latents = model.channels * (model.size // model.scale) ** 2
-        return Teacher(model.encode, model.schedule, score, model.size, latents, weight)
+        latents = model.latent_channels * (model.trained_side // model.pixels_per_latent) ** 2
+        return DiffusionTeacher(model.encode_images, model.schedule, score, model.trained_side, latents, weight)
 
-    def loss(self, picture: Picture, time: int, generator: torch.Generator) -> Float[Tensor, ""]:
+    def distillation_loss(self, picture: PictureTensor, time: int, generator: torch.Generator) -> Float[Tensor, ""]:
         """Computes a loss whose gradient in the latents of a square picture is the score.
 
         Args:
@@ -133,12 +133,12 @@ class Teacher:
         """
         if picture.shape[-1] != self.size:
             picture = torch.nn.functional.interpolate(picture, (self.size, self.size), mode="bilinear")
-        mean = Objective(self.encode, self.score, self.schedule).loss(picture, picture, time, generator)
+        mean = ScoreObjective(self.encode, self.score, self.schedule).compute_loss(picture, picture, time, generator)
         return self.weight * self.latents * mean
 
 
 @dataclass(frozen=True)
-class Turned:
+class NovelViewTeacher:
     """A novel-view model with its reference, and the camera of the reference.
 
     Attributes:
@@ -146,20 +146,20 @@ class Turned:
         place: of the reference's camera, at the distance of the orbit's cameras.
     """
 
-    views: ViewModel
+    views: NovelViewModel
     orbit: Orbit
     place: Float[np.ndarray, "3"]
     guidance: float
     weight: float
 
-    def teacher(self, camera: Camera) -> Teacher:
+    def make_teacher(self, camera: Camera) -> DiffusionTeacher:
         """Makes the teacher of a camera of the orbit."""
-        move = move_between(self.orbit, self.place, camera.position)
-        return Teacher.of(self.views.model, self.views.score(move, self.guidance), self.weight)
+        move = compute_camera_move(self.orbit, self.place, camera.position)
+        return DiffusionTeacher.from_model(self.views.model, self.views.make_score(move, self.guidance), self.weight)
 
 
 @dataclass(frozen=True)
-class Lesson:
+class PersonObjective:
     """All losses on a person. What is None or empty has none.
 
     Attributes:
@@ -176,19 +176,19 @@ class Lesson:
         shape: whether outlines may change.
     """
 
-    subject: Subject
+    subject: PersonSubject
     poses: PoseSampler
     side: int
     weights: ReferenceWeights
     reference: Reference | None = None
-    words: Mapping[str, Teacher] | None = None
+    words: Mapping[str, DiffusionTeacher] | None = None
     parts: Mapping[str, tuple[int, ...]] | None = None
-    turned: Turned | None = None
+    novel_view: NovelViewTeacher | None = None
     zoom: float = 0.0
     span: tuple[float, float] = (0.02, 0.98)
     shape: bool = False
 
-    def loss(self, done: float, chance: Chance) -> Float[Tensor, ""] | None:
+    def compute_loss(self, done: float, chance: RandomStreams) -> Float[Tensor, ""] | None:
         """Computes the loss of one step in a random pose; None where no loss belongs to the pose that was drawn.
 
         Args:
@@ -198,34 +198,34 @@ class Lesson:
         pose = self.poses(chance.random)
         losses = []
         if pose.kind == "reference" and self.reference is not None:
-            rendered, wanted = self.subject.at_reference(self.reference, chance)
+            rendered, wanted = self.subject.render_reference(self.reference, chance)
             losses.append(reference_loss(rendered, wanted, self.weights, self.shape))
-            if self.turned is not None:  # from a random place around the person
-                camera = self.turned.orbit.camera(*random_direction(chance.random), self.side)
-                picture = self.subject.picture(camera, pose, 1.0, chance)  # before white, as the model was trained
-                losses.append(self._score_loss(self.turned.teacher(camera), picture, done, chance))
+            if self.novel_view is not None:  # from a random place around the person
+                camera = self.novel_view.orbit.place_camera(*random_direction(chance.random), self.side)
+                picture = self.subject.render_picture(camera, pose, 1.0, chance)  # before white, as the model was trained
+                losses.append(self._score_loss(self.novel_view.make_teacher(camera), picture, done, chance))
         if self.words:
             # The prompt, on a view of the whole body or of a part of it.
-            part, joints = WHOLE, None
+            part, joints = WHOLE_BODY, None
             if self.parts and chance.random.random() < 2 * self.zoom * done:
                 part = str(chance.random.choice(sorted(self.parts)))
                 joints = self.parts[part]
-            orbit = self.subject.orbit(pose)
-            place = orbit.place(*random_direction(chance.random), orbit.distance)
-            camera = framing(self.subject.outline(pose, joints), place, orbit.up, self.side)
+            orbit = self.subject.make_orbit(pose)
+            place = orbit.place_at(*random_direction(chance.random), orbit.distance)
+            camera = frame_points(self.subject.body_outline(pose, joints), place, orbit.up, self.side)
             # Before any grey: what is learnt is about the person, and no colour of a background seeps into them.
-            picture = self.subject.picture(camera, pose, float(chance.random.random()), chance)
+            picture = self.subject.render_picture(camera, pose, float(chance.random.random()), chance)
             losses.append(self._score_loss(self.words[part], picture, done, chance))
         return torch.stack(losses).sum() if losses else None
 
-    def _score_loss(self, teacher: Teacher, picture: Picture, done: float, chance: Chance) -> Float[Tensor, ""]:
+    def _score_loss(self, teacher: DiffusionTeacher, picture: PictureTensor, done: float, chance: RandomStreams) -> Float[Tensor, ""]:
         """Computes the loss of a teacher at a random time."""
         time = draw_time(teacher.schedule, done, True, chance.noise, self.span)
-        return teacher.loss(picture, time, chance.noise)
+        return teacher.distillation_loss(picture, time, chance.noise)
 
 
 @dataclass(frozen=True)
-class Descent:
+class AdamSettings:
     """Steps and learning rates of Adam (Kingma and Ba, 2015)."""
 
     steps: int
@@ -233,11 +233,11 @@ class Descent:
     shape_rate: float = 0.0
 
 
-def descend(
-    chosen: Tuned,
+def optimize_parameters(
+    chosen: TunedParameters,
     loss: Callable[[float], Float[Tensor, ""] | None],
-    descent: Descent,
-    report: Report = quiet,
+    settings: AdamSettings,
+    report: Report = report_nothing,
     stage: str = "distilling",
 ) -> None:
     """Optimises parameters by a random loss.
@@ -249,11 +249,11 @@ def descend(
         report: called with the progress.
         stage: its name in reports.
     """
-    adam = Adam(chosen.groups(descent.rate, descent.shape_rate), betas=(0.9, 0.99), eps=1e-15)
-    for step in range(descent.steps):
-        value = loss(step / descent.steps)
+    adam = Adam(chosen.parameter_groups(settings.rate, settings.shape_rate), betas=(0.9, 0.99), eps=1e-15)
+    for step in range(settings.steps):
+        value = loss(step / settings.steps)
         if value is not None and value.requires_grad:
             adam.zero_grad()
             value.backward()
             adam.step()
-        report(stage, step + 1, descent.steps)
+        report(stage, step + 1, settings.steps)

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 
 from editors.base import Report
-from editors.diffusion.conditions import depth_by
-from editors.diffusion.distillation import Words, score_of
-from editors.diffusion.settings import wrong_setting
-from editors.diffusion.weights import Weights
+from editors.diffusion.conditions import load_depth_estimator
+from editors.diffusion.distillation import DistillationPrompts, make_score
+from editors.diffusion.settings import wrong_setting_error
+from editors.diffusion.weights import WeightsSource
 from editors.diffusion.wrapper import load_model
-from editors.volume.distil import WHOLE, Chance, Descent, Lesson, Subject, Teacher, Turned, descend
-from editors.volume.edit import VolumeEditor, VolumeSource, WeightEdit, tuned
-from editors.volume.parts import body_parts
+from editors.volume.distil import WHOLE_BODY, RandomStreams, AdamSettings, PersonObjective, PersonSubject, DiffusionTeacher, NovelViewTeacher, optimize_parameters
+from editors.volume.edit import VolumeEditor, VolumeSource, WeightEdit, tune_part
+from editors.volume.parts import find_body_parts
 from editors.volume.poses import Pose, PoseSampler
 from editors.volume.reference import ReferenceWeights, read_reference
 from editors.volume.zero123 import load_view_model
@@ -126,22 +126,22 @@ class DynVideoE(VolumeEditor):
             (self.side is not None and self.side < 8, "side", self.side, "it counts pixels", "leave --side out"),
         ):  # fmt: skip
             if wrong:
-                raise wrong_setting(flag, value, why, fix)
+                raise wrong_setting_error(flag, value, why, fix)
 
     def __call__(self, source: VolumeSource, report: Report) -> WeightEdit:
         """Edits the person of the scene."""
-        motion = source.person()
-        subject = Subject(source, motion)
+        motion = source.require_person()
+        subject = PersonSubject(source, motion)
         reference = None
         if self.reference is not None:
             depth = self.reference_depth if self.shape else None
             reference = read_reference(source, self.reference, self.reference_view, self.reference_mask, depth)
             if self.shape and self.depth_model and depth is None:
-                nearness = depth_by(self._make_weights(self.depth_model))(reference.on_white())[0].mean(dim=0)
+                nearness = load_depth_estimator(self._make_weights(self.depth_model))(reference.composite_on_white())[0].mean(dim=0)
                 reference = replace(reference, nearness=nearness.numpy().astype(np.float32))
         model = load_model(self._make_weights(self.model)) if self.prompt else None
-        side = self.side or min(self.default_side_px, model.size if model is not None else self.default_side_px)
-        parts = body_parts(motion.skeleton) if self.zoom > 0 else {}
+        side = self.side or min(self.default_side_px, model.trained_side if model is not None else self.default_side_px)
+        parts = find_body_parts(motion.skeleton) if self.zoom > 0 else {}
 
         # The text-to-image model's teachers of the whole body and of every part.
         teachers = None
@@ -150,27 +150,27 @@ class DynVideoE(VolumeEditor):
             for part in parts:
                 words = self.part_prompt.replace("{part}", part.replace("_", " "))
                 prompts[part] = words.replace("{prompt}", self.prompt)
-            prompts[WHOLE] = self.prompt
+            prompts[WHOLE_BODY] = self.prompt
             with torch.no_grad():
                 scores = {
-                    prompt: score_of(model, "sds", Words(prompt, self.negative), self.guidance)
+                    prompt: make_score(model, "sds", DistillationPrompts(prompt, self.negative), self.guidance)
                     for prompt in sorted(set(prompts.values()))
                 }
                 teachers = {
-                    part: Teacher.of(model, scores[prompt], self.prompt_weight) for part, prompt in prompts.items()
+                    part: DiffusionTeacher.from_model(model, scores[prompt], self.prompt_weight) for part, prompt in prompts.items()
                 }
 
         # The teacher of other views: the novel-view model, shown the reference.
         turned = None
         if reference is not None and self.view_model:
-            orbit = subject.orbit(Pose("reference", motion.transforms[reference.time], reference.time))
-            square = reference.square(orbit, 2 * self.default_side_px)
+            orbit = subject.make_orbit(Pose("reference", motion.transforms[reference.time], reference.time))
+            square = reference.resample_square(orbit, 2 * self.default_side_px)
             views = load_view_model(self._make_weights(self.view_model), square)
-            azimuth, elevation, _ = orbit.direction(reference.camera.position)
-            place = orbit.place(azimuth, elevation, orbit.distance)
-            turned = Turned(views, orbit, place, self.view_guidance, self.view_weight)
+            azimuth, elevation, _ = orbit.direction_of(reference.camera.position)
+            place = orbit.place_at(azimuth, elevation, orbit.distance)
+            turned = NovelViewTeacher(views, orbit, place, self.view_guidance, self.view_weight)
 
-        lesson = Lesson(
+        lesson = PersonObjective(
             subject,
             PoseSampler(motion, self._pose_shares(), 0 if reference is None else reference.time),
             side,
@@ -178,19 +178,19 @@ class DynVideoE(VolumeEditor):
             reference=reference,
             words=teachers,
             parts=parts,
-            turned=turned,
+            novel_view=turned,
             zoom=self.zoom,
             span=self.times,
             shape=self.shape,
         )
-        chance = Chance(self.seed, source.device)
-        with tuned(source.scene, PERSON, self.shape) as chosen:
-            descent = Descent(self.steps, self.rate, self.shape_rate)
-            descend(chosen, lambda done: lesson.loss(done, chance), descent, report)
-            return WeightEdit(chosen.weights(), (PERSON,), notes=() if model is None else model.notes)
+        chance = RandomStreams(self.seed, source.device)
+        with tune_part(source.scene, PERSON, self.shape) as chosen:
+            descent = AdamSettings(self.steps, self.rate, self.shape_rate)
+            optimize_parameters(chosen, lambda done: lesson.compute_loss(done, chance), descent, report)
+            return WeightEdit(chosen.copy_weights(), (PERSON,), notes=() if model is None else model.notes)
 
-    def _make_weights(self, name: str) -> Weights:
-        return Weights(name, self.device, self.unsafe_weights, self.lora if name == self.model else ())
+    def _make_weights(self, name: str) -> WeightsSource:
+        return WeightsSource(name, self.device, self.unsafe_weights, self.lora if name == self.model else ())
 
     def _pose_shares(self) -> tuple[float, float, float]:
         """Returns the share of each kind of pose, in the order of `poses.Kind`."""

@@ -23,11 +23,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from editors.base import Report
-from editors.volume.views import upwards
+from editors.volume.views import estimate_up_direction
 from neural_fields.data.cameras import Camera
-from neural_fields.data.skeleton import Motion
+from neural_fields.data.skeleton import SkeletonMotion
 from neural_fields.errors import bad_input
-from neural_fields.volume.paint import FIELDS, open_paint
+from neural_fields.volume.paint import FIELD_MODULES, add_paint
 from neural_fields.volume.scene import Moments, Scene
 
 
@@ -47,20 +47,20 @@ class VolumeSource:
     moments: Moments
     cameras: tuple[Camera, ...]
     times: tuple[int, ...]
-    motion: Motion | None = None
+    motion: SkeletonMotion | None = None
     masks: Bool[np.ndarray, "views height width"] | None = None
 
     @cached_property
-    def up(self) -> Float[np.ndarray, "3"]:
+    def up_direction(self) -> Float[np.ndarray, "3"]:
         """The up direction of the world."""
-        return upwards(self.cameras)
+        return estimate_up_direction(self.cameras)
 
     @property
     def device(self) -> torch.device:
         """The device of the scene."""
         return self.moments.transforms.device
 
-    def person(self) -> Motion:
+    def require_person(self) -> SkeletonMotion:
         """Returns the bones of the person.
 
         Raises:
@@ -91,7 +91,7 @@ class WeightEdit:
     parts: tuple[str, ...]
     hidden: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    facts: Mapping[str, object] = field(default_factory=dict)
+    metadata: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ class VolumeEditor(ABC):
 
 
 @dataclass(frozen=True)
-class Tuned:
+class TunedParameters:
     """Parameters of a part that an editor may change, by name.
 
     Attributes:
@@ -117,18 +117,18 @@ class Tuned:
     paint: Mapping[str, nn.Parameter]
     shape: Mapping[str, nn.Parameter]
 
-    def groups(self, rate: float, shape_rate: float) -> list[dict]:
+    def parameter_groups(self, rate: float, shape_rate: float) -> list[dict]:
         """Returns parameter groups for an optimiser, with a learning rate for each kind."""
         kinds = ((self.paint, rate), (self.shape, shape_rate))
         return [{"params": list(kind.values()), "lr": lr} for kind, lr in kinds if kind]
 
-    def weights(self) -> dict[str, Tensor]:
+    def copy_weights(self) -> dict[str, Tensor]:
         """Copies the values as they are now."""
         return {name: value.detach().cpu().clone() for name, value in {**self.paint, **self.shape}.items()}
 
 
 @contextmanager
-def tuned(scene: Scene, part: str, shape: bool = False) -> Iterator[Tuned]:
+def tune_part(scene: Scene, part: str, shape: bool = False) -> Iterator[TunedParameters]:
     """Makes the paint of a part trainable, and its shape if that is wanted; restores the scene at the end.
 
     Args:
@@ -136,15 +136,15 @@ def tuned(scene: Scene, part: str, shape: bool = False) -> Iterator[Tuned]:
         part: "person" or "background".
         shape: whether density and own colours may change too.
     """
-    holder = scene.get_submodule(FIELDS[part])
+    holder = scene.get_submodule(FIELD_MODULES[part])
     had = holder.paint is not None
     learning = {name: parameter.requires_grad for name, parameter in scene.named_parameters()}
-    open_paint(scene, part)
-    own = {name: value for name, value in scene.named_parameters() if name.startswith(FIELDS[part] + ".")}
-    paint = {name: value for name, value in own.items() if name.startswith(FIELDS[part] + ".paint.")}
+    add_paint(scene, part)
+    own = {name: value for name, value in scene.named_parameters() if name.startswith(FIELD_MODULES[part] + ".")}
+    paint = {name: value for name, value in own.items() if name.startswith(FIELD_MODULES[part] + ".paint.")}
     rest = {name: value for name, value in own.items() if name not in paint}
-    chosen = Tuned(paint, rest if shape else {})
-    before = chosen.weights()
+    chosen = TunedParameters(paint, rest if shape else {})
+    before = chosen.copy_weights()
     open_ones = {*chosen.paint, *chosen.shape}
     for name, parameter in scene.named_parameters():
         parameter.requires_grad_(name in open_ones)

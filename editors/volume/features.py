@@ -18,15 +18,15 @@ from torch import Tensor
 
 from neural_fields.errors import bad_input
 
-Images = Float[Tensor, "n 3 height width"]
-Maps = Float[Tensor, "n channels rows columns"]
-Step = Callable[[Tensor], Tensor]
+PictureBatch = Float[Tensor, "n 3 height width"]
+FeatureMaps = Float[Tensor, "n channels rows columns"]
+FeatureStep = Callable[[Tensor], Tensor]
 
-MEAN, SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the pictures that torchvision's networks saw
+IMAGENET_MEAN, IMAGENET_SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the pictures that torchvision's networks saw
 
 
 @dataclass(frozen=True)
-class Backbone:
+class FeatureBackbone:
     """A network up to the layers whose outputs are the features.
 
     Attributes:
@@ -37,22 +37,22 @@ class Backbone:
     """
 
     kind: str
-    steps: tuple[Step, ...]
-    kept: tuple[int, ...]
-    least: int
+    steps: tuple[FeatureStep, ...]
+    feature_steps: tuple[int, ...]
+    min_side: int
 
-    def __call__(self, pictures: Images) -> Maps:
+    def __call__(self, pictures: PictureBatch) -> FeatureMaps:
         """Computes features of pictures in [0, 1], the layers one behind the other. Differentiable."""
-        mean, spread = (torch.tensor(values).to(pictures)[:, None, None] for values in (MEAN, SPREAD))
+        mean, spread = (torch.tensor(values).to(pictures)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_SPREAD))
         maps, features = (pictures - mean) / spread, []
         for index, step in enumerate(self.steps):
             maps = step(maps)
-            if index in self.kept:
+            if index in self.feature_steps:
                 features.append(maps)
         return torch.cat(features, dim=1)
 
 
-def load_backbone(path: Path, device: torch.device | None = None) -> Backbone:
+def load_backbone(path: Path, device: torch.device | None = None) -> FeatureBackbone:
     """Reads a network from a state dict of torchvision, as .pth or as .safetensors.
 
     Raises:
@@ -62,7 +62,7 @@ def load_backbone(path: Path, device: torch.device | None = None) -> Backbone:
         name: value.float().to(device) for name, value in _read_tensors(path).items() if name.startswith("features.")
     }
     shapes = {name: tuple(value.shape) for name, value in state.items()}
-    steps: list[Step]
+    steps: list[FeatureStep]
 
     # VGG-16 up to the third block, whose three layers are the features, as in ARF (Zhang et al., 2022).
     if shapes.get("features.28.weight") == (512, 512, 3, 3):
@@ -71,7 +71,7 @@ def load_backbone(path: Path, device: torch.device | None = None) -> Backbone:
             if index in (5, 10):
                 steps.append(partial(F.max_pool2d, kernel_size=2))
             steps.append(_make_convolution(state, f"features.{index}", padding=1))
-        return Backbone("vgg", tuple(steps), (6, 7, 8), 8)
+        return FeatureBackbone("vgg", tuple(steps), (6, 7, 8), 8)
 
     # SqueezeNet 1.1 up to the fourth fire module; the last two are the features.
     if shapes.get("features.12.expand3x3.weight") == (256, 64, 3, 3):
@@ -84,7 +84,7 @@ def load_backbone(path: Path, device: torch.device | None = None) -> Backbone:
             _fire_module(state, "features.6"),
             _fire_module(state, "features.7"),
         ]
-        return Backbone("squeeze", tuple(steps), (5, 6), 16)
+        return FeatureBackbone("squeeze", tuple(steps), (5, 6), 16)
 
     # AlexNet up to the fifth layer; the last three are the features.
     if shapes.get("features.0.weight") == (64, 3, 11, 11):
@@ -97,7 +97,7 @@ def load_backbone(path: Path, device: torch.device | None = None) -> Backbone:
             _make_convolution(state, "features.8", padding=1),
             _make_convolution(state, "features.10", padding=1),
         ]
-        return Backbone("alex", tuple(steps), (4, 5, 6), 64)
+        return FeatureBackbone("alex", tuple(steps), (4, 5, 6), 64)
 
     raise bad_input(
         f"{path} is none of the networks that style is read from",
@@ -133,13 +133,13 @@ def _damaged_file(path: Path, problem: Exception) -> Exception:
     return bad_input(f"{path} cannot be read", where=str(path), why=why, fix="fetch the file again")
 
 
-def _make_convolution(state: Mapping[str, Tensor], name: str, stride: int = 1, padding: int = 0) -> Step:
+def _make_convolution(state: Mapping[str, Tensor], name: str, stride: int = 1, padding: int = 0) -> FeatureStep:
     """Makes a convolution with ReLU from the tensors of a layer."""
     weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
     return lambda maps: F.relu(F.conv2d(maps, weight, bias, stride, padding))
 
 
-def _fire_module(state: Mapping[str, Tensor], name: str) -> Step:
+def _fire_module(state: Mapping[str, Tensor], name: str) -> FeatureStep:
     squeeze = _make_convolution(state, f"{name}.squeeze")
     narrow = _make_convolution(state, f"{name}.expand1x1")
     wide = _make_convolution(state, f"{name}.expand3x3", padding=1)

@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
-from neural_fields.data.rigid import from_axis_angle
-from neural_fields.data.skeleton import ROOT, Motion, from_local, local_rotations
+from neural_fields.data.rigid import axis_angle_to_matrix
+from neural_fields.data.skeleton import NO_PARENT, SkeletonMotion, compose_transforms, compute_local_pose
 
-Kind = Literal["reference", "source", "random"]
+PoseKind = Literal["reference", "source", "random"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Pose:
         time: the moment whose state the carried object is in.
     """
 
-    kind: Kind
+    kind: PoseKind
     transforms: Float[np.ndarray, "bones 4 4"]
     time: int
 
@@ -43,24 +43,24 @@ class PoseSampler:
         reference: the moment of the reference; only needed where its share is above 0.
     """
 
-    motion: Motion
+    motion: SkeletonMotion
     shares: tuple[float, float, float]
     reference: int = 0
 
     def __call__(self, random: np.random.Generator) -> Pose:
         """Draws a pose of a random kind."""
-        kind: Kind = get_args(Kind)[int(random.choice(3, p=self.shares))]
+        kind: PoseKind = get_args(PoseKind)[int(random.choice(3, p=self.shares))]
         if kind == "reference":
             return Pose(kind, self.motion.transforms[self.reference], self.reference)
         time = int(random.integers(self.motion.frame_count))
         if kind == "source":
             return Pose(kind, self.motion.transforms[time], time)
         other = int(random.integers(self.motion.frame_count))
-        return Pose(kind, between(self.motion, time, other, float(random.random()), random), time)
+        return Pose(kind, interpolate_poses(self.motion, time, other, float(random.random()), random), time)
 
 
-def between(
-    motion: Motion, first: int, second: int, share: float, random: np.random.Generator, aside: float | None = None
+def interpolate_poses(
+    motion: SkeletonMotion, first: int, second: int, share: float, random: np.random.Generator, noise_radians: float | None = None
 ) -> Float[np.ndarray, "bones 4 4"]:
     """Interpolates the poses of two moments, each joint along its own shortest rotation, and adds noise.
 
@@ -73,19 +73,19 @@ def between(
         random: of the noise.
         aside: standard deviation in radians of a random rotation of every joint; by default 8 degrees.
     """
-    aside = np.deg2rad(8.0) if aside is None else aside
+    noise_radians = np.deg2rad(8.0) if noise_radians is None else noise_radians
     skeleton = motion.skeleton
-    rotations, translations = local_rotations(skeleton, motion.transforms[first])
-    other_rotations, other_translations = local_rotations(skeleton, motion.transforms[second])
+    rotations, translations = compute_local_pose(skeleton, motion.transforms[first])
+    other_rotations, other_translations = compute_local_pose(skeleton, motion.transforms[second])
     free = []  # the joints that random poses rotate
     for joint, parent in enumerate(skeleton.parents):
-        if parent != ROOT and joint not in skeleton.objects:
+        if parent != NO_PARENT and joint not in skeleton.object_joints:
             free.append(joint)
     if not free:
         return motion.transforms[first]
     way = Rotation.from_matrix(rotations[free].transpose(0, 2, 1) @ other_rotations[free]).as_rotvec()
-    noise = from_axis_angle(aside * random.standard_normal((len(free), 3)))
+    noise = axis_angle_to_matrix(noise_radians * random.standard_normal((len(free), 3)))
     made, moved = rotations.copy(), translations.copy()
-    made[free] = rotations[free] @ from_axis_angle(share * way) @ noise
+    made[free] = rotations[free] @ axis_angle_to_matrix(share * way) @ noise
     moved[free] = (1 - share) * translations[free] + share * other_translations[free]
-    return from_local(skeleton, made, moved)
+    return compose_transforms(skeleton, made, moved)

@@ -14,15 +14,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from editors.image import check_size
+from editors.image import check_picture_size
 from editors.volume.edit import VolumeSource
-from editors.volume.views import Orbit, Picture
-from neural_fields.data.cameras import Camera, look_at
+from editors.volume.views import Orbit, PictureTensor
+from neural_fields.data.cameras import Camera, compute_look_at_pose
 from neural_fields.errors import bad_input
 from neural_fields.pictures import Picture as Painted
-from neural_fields.pictures import premultiplied, read_picture, resize
+from neural_fields.pictures import premultiply, read_picture, resize_image
 from neural_fields.volume.rays import Rays, camera_rays
-from neural_fields.volume.scene import Seen
+from neural_fields.volume.scene import SceneRendering
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Reference:
     mask: Float[np.ndarray, "height width"]
     nearness: Float[np.ndarray, "height width"] | None = None
 
-    def box(self, settings: ReferenceSettings = DEFAULTS) -> tuple[int, int, int, int]:
+    def person_box(self, settings: ReferenceSettings = DEFAULTS) -> tuple[int, int, int, int]:
         """Computes left, top, right and bottom of the person with a margin around, in pixels."""
         rows, columns = (np.flatnonzero((self.mask >= settings.min_opacity).any(axis=axis)) for axis in (1, 0))
         low = np.array([columns[0], rows[0]])
@@ -64,27 +64,27 @@ class Reference:
         right, bottom = np.minimum(high + around, self.mask.shape[::-1]).astype(int)
         return int(left), int(top), int(right), int(bottom)
 
-    def square(self, orbit: Orbit, side: int) -> Picture:
+    def resample_square(self, orbit: Orbit, side: int) -> PictureTensor:
         """Resamples the person before white into a square picture, as an orbit's camera would show them from here."""
         place = self.camera.position
-        distance = float(np.linalg.norm(place - orbit.centre))
+        distance = float(np.linalg.norm(place - orbit.center))
         focal = side / 2 / np.tan(np.arcsin(min(orbit.radius / distance, 0.99)))
-        camera = Camera(side, side, (focal, focal), (side / 2, side / 2), look_at(place, orbit.centre, orbit.up))
+        camera = Camera(side, side, (focal, focal), (side / 2, side / 2), compute_look_at_pose(place, orbit.center, orbit.up))
         columns, rows = np.meshgrid(np.arange(side) + 0.5, np.arange(side) + 0.5)
         centres = np.stack([columns.ravel(), rows.ravel()], axis=1)
-        pixels, _, _ = self.camera.project(place + camera.directions(centres))
+        pixels, _, _ = self.camera.project_points(place + camera.compute_ray_directions(centres))
         where = torch.from_numpy(2 * pixels / self.mask.shape[::-1] - 1).float().view(1, side, side, 2)
-        inverted = 1 - self.on_white()  # so that all around the picture is white too
+        inverted = 1 - self.composite_on_white()  # so that all around the picture is white too
         return 1 - torch.nn.functional.grid_sample(inverted, where, align_corners=False)
 
-    def on_white(self) -> Picture:
+    def composite_on_white(self) -> PictureTensor:
         """Composites the person over white."""
         made = self.color + (1 - self.mask)[..., None]
         return torch.from_numpy(np.ascontiguousarray(made.transpose(2, 0, 1)))[None].float()
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ReferenceTargets:
     """The reference at some rays; fields as those of `Reference`."""
 
     color: Float[Tensor, "rays 3"]
@@ -132,11 +132,11 @@ def read_reference(
     camera = source.cameras[view]
     size = (camera.width, camera.height)
     painted = _read_sized(path, size)
-    rgba = resize(premultiplied(painted.rgba), size)
+    rgba = resize_image(premultiply(painted.rgba), size)
     if mask is not None:
-        cover = resize(_read_sized(mask, size).rgba[..., :3], size).mean(axis=-1)
+        cover = resize_image(_read_sized(mask, size).rgba[..., :3], size).mean(axis=-1)
     elif painted.had_alpha:
-        cover = resize(painted.rgba[..., 3:], size)[..., 0]
+        cover = resize_image(painted.rgba[..., 3:], size)[..., 0]
     elif source.masks is not None:
         cover = source.masks[view].astype(np.float32)
     else:
@@ -146,7 +146,7 @@ def read_reference(
             fix="--reference-mask MASK.png, white where the person is",
         )
     color: Float[np.ndarray, "h w 3"] = rgba[..., :3] if painted.had_alpha else rgba[..., :3] * cover[..., None]
-    near = None if nearness is None else resize(_read_sized(nearness, size).rgba[..., :3], size).mean(axis=-1)
+    near = None if nearness is None else resize_image(_read_sized(nearness, size).rgba[..., :3], size).mean(axis=-1)
     if (cover >= settings.min_opacity).sum() < settings.min_pixels:
         raise bad_input(
             f"nobody is seen in {path}",
@@ -157,7 +157,7 @@ def read_reference(
     return Reference(camera, source.times[view], color, cover, near)
 
 
-def reference_loss(seen: Seen, wanted: Wanted, weights: ReferenceWeights, shape: bool) -> Float[Tensor, ""]:
+def reference_loss(rendered: SceneRendering, target: ReferenceTargets, weights: ReferenceWeights, shape: bool) -> Float[Tensor, ""]:
     """Computes the loss of rendered rays against the reference.
 
     Args:
@@ -166,19 +166,19 @@ def reference_loss(seen: Seen, wanted: Wanted, weights: ReferenceWeights, shape:
         weights: of the terms.
         shape: whether the mask and the depth count; colours do not depend on them.
     """
-    inside = wanted.mask[:, None]
-    loss = weights.rgb * (inside * (seen.color - wanted.color)).square().mean()
+    inside = target.mask[:, None]
+    loss = weights.rgb * (inside * (rendered.color - target.color)).square().mean()
     if shape:
-        loss = loss + weights.mask * (seen.opacity - wanted.mask).square().mean()
-        if wanted.nearness is not None:
+        loss = loss + weights.mask * (rendered.opacity - target.mask).square().mean()
+        if target.nearness is not None:
             # What networks for depth call nearness is the inverse of depth but for scale and shift.
-            near = 1 / seen.depth.clamp_min(1e-6)
-            hit = wanted.mask * (seen.depth.detach() > 0)
-            loss = loss + weights.depth / 2 * (1 - pearson(near, wanted.nearness, hit))
+            near = 1 / rendered.depth.clamp_min(1e-6)
+            hit = target.mask * (rendered.depth.detach() > 0)
+            loss = loss + weights.depth / 2 * (1 - weighted_correlation(near, target.nearness, hit))
     return loss
 
 
-def pearson(one: Float[Tensor, " n"], other: Float[Tensor, " n"], weight: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+def weighted_correlation(one: Float[Tensor, " n"], other: Float[Tensor, " n"], weight: Float[Tensor, " n"]) -> Float[Tensor, ""]:
     """Computes the weighted correlation of two series: 1 where one is a rising line of the other.
 
     Args:
@@ -191,7 +191,7 @@ def pearson(one: Float[Tensor, " n"], other: Float[Tensor, " n"], weight: Float[
     return (share * first * second).sum() / spread
 
 
-def drawn(reference: Reference, count: int, random: np.random.Generator, device: torch.device) -> tuple[Rays, Wanted]:
+def draw_reference_rays(reference: Reference, count: int, random: np.random.Generator, device: torch.device) -> tuple[Rays, ReferenceTargets]:
     """Draws random pixels of the box around the person.
 
     Args:
@@ -203,7 +203,7 @@ def drawn(reference: Reference, count: int, random: np.random.Generator, device:
     Returns:
         Their rays, and what these should see.
     """
-    left, top, right, bottom = reference.box()
+    left, top, right, bottom = reference.person_box()
     columns, rows = random.integers(left, right, count), random.integers(top, bottom, count)
     rays = camera_rays(reference.camera, np.stack([columns, rows], axis=1) + 0.5, device=device)
     color = torch.tensor(reference.color[rows, columns], dtype=torch.float32, device=device)
@@ -211,11 +211,11 @@ def drawn(reference: Reference, count: int, random: np.random.Generator, device:
     nearness = None
     if reference.nearness is not None:
         nearness = torch.tensor(reference.nearness[rows, columns], dtype=torch.float32, device=device)
-    return rays, Wanted(color, mask, nearness)
+    return rays, ReferenceTargets(color, mask, nearness)
 
 
 def _read_sized(path: Path, size: tuple[int, int]) -> Painted:
     """Reads a picture that has the shape of a view of this size."""
     painted = read_picture(path, max_pixels=max(16_000_000, 16 * size[0] * size[1]))
-    check_size(painted, size, "the view")
+    check_picture_size(painted, size, "the view")
     return painted

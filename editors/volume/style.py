@@ -20,15 +20,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from editors.base import Report
-from editors.diffusion.settings import wrong_setting
-from editors.volume.distil import Chance, Descent, descend
-from editors.volume.edit import VolumeEditor, VolumeSource, WeightEdit, tuned
-from editors.volume.features import Backbone, load_backbone
-from editors.volume.views import Picture, as_picture, shaken_rays
+from editors.diffusion.settings import wrong_setting_error
+from editors.volume.distil import RandomStreams, AdamSettings, optimize_parameters
+from editors.volume.edit import VolumeEditor, VolumeSource, WeightEdit, tune_part
+from editors.volume.features import FeatureBackbone, load_backbone
+from editors.volume.views import PictureTensor, values_to_picture, jittered_camera_rays
 from neural_fields.data.cameras import Camera
 from neural_fields.errors import bad_input
-from neural_fields.pictures import premultiplied, read_picture, resize
-from neural_fields.volume.neighbours import nearest
+from neural_fields.pictures import premultiply, read_picture, resize_image
+from neural_fields.volume.neighbours import find_nearest
 from neural_fields.volume.scene import BACKGROUND
 
 
@@ -67,32 +67,32 @@ class VolumeStyle(VolumeEditor):
             (self.style_side < 16, "style-side", self.style_side, "it counts pixels", "--style-side 256"),
         ):
             if wrong:
-                raise wrong_setting(flag, value, why, fix)
+                raise wrong_setting_error(flag, value, why, fix)
 
     def __call__(self, source: VolumeSource, report: Report) -> WeightEdit:
         """Restyles the background of the scene."""
         backbone = load_backbone(self.features, source.device)
-        chance = Chance(self.seed, source.device)
-        views = Views(source, self.side, chance)
-        if views.least < backbone.least:
+        chance = RandomStreams(self.seed, source.device)
+        views = BackgroundViews(source, self.side, chance)
+        if views.min_side < backbone.min_side:
             raise bad_input(
-                f"views have a side of {views.least} pixels",
-                why=f"the network {backbone.kind} sees nothing below {backbone.least}",
-                fix=f"--side {math.ceil(self.side * backbone.least / views.least)}",
+                f"views have a side of {views.min_side} pixels",
+                why=f"the network {backbone.kind} sees nothing below {backbone.min_side}",
+                fix=f"--side {math.ceil(self.side * backbone.min_side / views.min_side)}",
             )
-        style = style_of(read_style(self.style, self.style_side).to(source.device), backbone)
-        with tuned(source.scene, BACKGROUND) as chosen:
+        style = measure_style(read_style(self.style, self.style_side).to(source.device), backbone)
+        with tune_part(source.scene, BACKGROUND) as chosen:
 
             def loss(done: float) -> Float[Tensor, ""]:
-                view = views.random()
-                return style_loss(views.picture(view), views.plain[view], style, backbone, self.palette, self.content)
+                view = views.draw_view()
+                return style_loss(views.render_picture(view), views.plain[view], style, backbone, self.palette, self.content)
 
-            descend(chosen, loss, Descent(self.steps, self.rate), report, "restyling")
-            return WeightEdit(chosen.weights(), (BACKGROUND,), facts={"network": backbone.kind})
+            optimize_parameters(chosen, loss, AdamSettings(self.steps, self.rate), report, "restyling")
+            return WeightEdit(chosen.copy_weights(), (BACKGROUND,), metadata={"network": backbone.kind})
 
 
 @dataclass(frozen=True)
-class Style:
+class StyleFeatures:
     """The style of a picture: its features and colours.
 
     Attributes:
@@ -105,7 +105,7 @@ class Style:
     covariance: Float[Tensor, "3 3"]
 
 
-class Views:
+class BackgroundViews:
     """Pictures of the background from cameras of the capture, at their moments.
 
     Args:
@@ -118,7 +118,7 @@ class Views:
         plain: each picture before the edit.
     """
 
-    def __init__(self, source: VolumeSource, side: int, chance: Chance, max_views: int = 60) -> None:
+    def __init__(self, source: VolumeSource, side: int, chance: RandomStreams, max_views: int = 60) -> None:
         count = len(source.cameras)
         chosen = np.unique(np.linspace(0, count - 1, min(count, max_views)).round().astype(int))
         self.source, self.chance = source, chance
@@ -131,23 +131,23 @@ class Views:
             )
         self.times = [source.times[view] for view in chosen]
         with torch.no_grad():
-            self.plain = [self.picture(index) for index in range(len(self.cameras))]
+            self.plain = [self.render_picture(index) for index in range(len(self.cameras))]
 
     @property
-    def least(self) -> int:
+    def min_side(self) -> int:
         """The shortest side in pixels."""
         return min(min(camera.width, camera.height) for camera in self.cameras)
 
-    def picture(self, index: int) -> Picture:
+    def render_picture(self, index: int) -> PictureTensor:
         """Renders one of them as it is now."""
         camera, device = self.cameras[index], self.source.device
-        rays = shaken_rays(camera, self.chance.noise, device)
+        rays = jittered_camera_rays(camera, self.chance.noise, device)
         rays = replace(rays, time=torch.full_like(rays.time, self.times[index]))
         alone = frozenset({BACKGROUND})
-        rendered = self.source.scene.look(rays, self.source.moments, parts=alone, generator=self.chance.samples)
-        return as_picture(rendered.color, camera)
+        rendered = self.source.scene.render_rays(rays, self.source.moments, parts=alone, generator=self.chance.samples)
+        return values_to_picture(rendered.color, camera)
 
-    def random(self) -> int:
+    def draw_view(self) -> int:
         """Draws the index of one of them."""
         return int(self.chance.random.integers(len(self.cameras)))
 
@@ -161,11 +161,11 @@ def nearest_features(
     """
     unit, target = (F.normalize(features, dim=0) for features in (found, style))
     with torch.no_grad():
-        index = nearest(unit.t(), target.t())  # of unit vectors the nearest has the largest cosine
+        index = find_nearest(unit.t(), target.t())  # of unit vectors the nearest has the largest cosine
     return 1 - (unit * target[:, index]).sum(dim=0).mean()
 
 
-def palette(picture: Picture) -> tuple[Float[Tensor, "3"], Float[Tensor, "3 3"]]:
+def color_statistics(picture: PictureTensor) -> tuple[Float[Tensor, "3"], Float[Tensor, "3 3"]]:
     """Computes mean and covariance of a picture's colours."""
     colours = picture[0].flatten(1)
     mean = colours.mean(dim=1)
@@ -173,14 +173,14 @@ def palette(picture: Picture) -> tuple[Float[Tensor, "3"], Float[Tensor, "3 3"]]
     return mean, away @ away.t() / away.shape[1]
 
 
-def style_of(picture: Picture, see: Backbone) -> Style:
+def measure_style(picture: PictureTensor, see: FeatureBackbone) -> StyleFeatures:
     """Measures the style of a picture."""
     with torch.no_grad():
-        return Style(see(picture)[0].flatten(1), *palette(picture))
+        return StyleFeatures(see(picture)[0].flatten(1), *color_statistics(picture))
 
 
 def style_loss(
-    picture: Picture, plain: Picture, style: Style, see: Backbone, colours: float, content: float
+    picture: PictureTensor, plain: PictureTensor, style: StyleFeatures, backbone: FeatureBackbone, color_weight: float, content_weight: float
 ) -> Float[Tensor, ""]:
     """Computes the loss of a view against a style.
 
@@ -191,29 +191,29 @@ def style_loss(
         see: the network of the features.
         colours, content: weights beside that of the features, which is 1.
     """
-    features = see(picture)[0].flatten(1)
+    features = backbone(picture)[0].flatten(1)
     loss = nearest_features(features, style.features)
-    if colours > 0:
-        mean, covariance = palette(picture)
-        loss = loss + colours * ((mean - style.mean).square().sum() + (covariance - style.covariance).square().sum())
-    if content > 0:
+    if color_weight > 0:
+        mean, covariance = color_statistics(picture)
+        loss = loss + color_weight * ((mean - style.mean).square().sum() + (covariance - style.covariance).square().sum())
+    if content_weight > 0:
         with torch.no_grad():
-            before = see(plain)[0].flatten(1)
+            before = backbone(plain)[0].flatten(1)
         # In parts of their size, which differs from network to network by factors of hundreds.
-        loss = loss + content * (features - before).square().mean() / before.square().mean()
+        loss = loss + content_weight * (features - before).square().mean() / before.square().mean()
     return loss
 
 
-def read_style(path: Path, side: int) -> Picture:
+def read_style(path: Path, side: int) -> PictureTensor:
     """Reads a picture, on white where it is transparent, its longer side at most `side` pixels.
 
     Raises:
         UserError: a file that cannot be read (exit 3).
     """
     painted = read_picture(path)
-    rgba = premultiplied(painted.rgba)
+    rgba = premultiply(painted.rgba)
     width, height = painted.size
     scale = min(1.0, side / max(width, height))
-    rgba = resize(rgba, (max(1, round(width * scale)), max(1, round(height * scale))))
+    rgba = resize_image(rgba, (max(1, round(width * scale)), max(1, round(height * scale))))
     rgb = rgba[..., :3] + (1 - rgba[..., 3:])
     return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))[None].float().clamp(0, 1)

@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from neural_fields.data.cameras import Camera, look_at
+from neural_fields.data.cameras import Camera, compute_look_at_pose
 from neural_fields.volume.rays import Rays, camera_rays
 from neural_fields.volume.scene import Moments
 
-Picture = Float[Tensor, "1 channels height width"]
+PictureTensor = Float[Tensor, "1 channels height width"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class ViewSettings:
 DEFAULTS = ViewSettings()
 
 
-def upwards(cameras: Sequence[Camera], settings: ViewSettings = DEFAULTS) -> Float[np.ndarray, "3"]:
+def estimate_up_direction(cameras: Sequence[Camera], settings: ViewSettings = DEFAULTS) -> Float[np.ndarray, "3"]:
     """Estimates the up direction: people hold cameras level, so pictures' horizontal axes are at right angles to it.
 
     Where they leave it open, as cameras in a row do, it is the mean of where the pictures' tops point.
@@ -52,13 +52,13 @@ def upwards(cameras: Sequence[Camera], settings: ViewSettings = DEFAULTS) -> Flo
 class Orbit:
     """A ball around a subject and the way up: places around it are an azimuth, an elevation and a distance."""
 
-    centre: Float[np.ndarray, "3"]
+    center: Float[np.ndarray, "3"]
     radius: float
     up: Float[np.ndarray, "3"]
     settings: ViewSettings = DEFAULTS
 
     @staticmethod
-    def around(points: Float[np.ndarray, "points 3"], up: Float[np.ndarray, "3"]) -> Orbit:
+    def from_points(points: Float[np.ndarray, "points 3"], up: Float[np.ndarray, "3"]) -> Orbit:
         """Computes the ball around the middle of points."""
         centre = (points.min(axis=0) + points.max(axis=0)) / 2
         return Orbit(centre, float(np.linalg.norm(points - centre, axis=1).max()), up)
@@ -68,7 +68,7 @@ class Orbit:
         """The distance at which the ball just fits into the field of view."""
         return self.radius / math.sin(math.radians(self.settings.field_of_view_deg) / 2)
 
-    def place(self, azimuth: float, elevation: float, distance: float) -> Float[np.ndarray, "3"]:
+    def place_at(self, azimuth: float, elevation: float, distance: float) -> Float[np.ndarray, "3"]:
         """Computes the point of the world in a direction from the centre.
 
         Args:
@@ -77,12 +77,12 @@ class Orbit:
         """
         ahead, aside = self._level_axes()
         out = math.cos(elevation) * (math.cos(azimuth) * ahead + math.sin(azimuth) * aside)
-        return self.centre + distance * (out + math.sin(elevation) * self.up)
+        return self.center + distance * (out + math.sin(elevation) * self.up)
 
-    def direction(self, place: Shaped[np.ndarray, "3"]) -> tuple[float, float, float]:
+    def direction_of(self, place: Shaped[np.ndarray, "3"]) -> tuple[float, float, float]:
         """Computes azimuth, elevation and distance of a place: the inverse of `place`."""
         ahead, aside = self._level_axes()
-        away = np.asarray(place, np.float64) - self.centre
+        away = np.asarray(place, np.float64) - self.center
         distance = float(np.linalg.norm(away))
         return (
             math.atan2(float(away @ aside), float(away @ ahead)),
@@ -90,7 +90,7 @@ class Orbit:
             distance,
         )
 
-    def camera(self, azimuth: float, elevation: float, side: int, distance: float | None = None) -> Camera:
+    def place_camera(self, azimuth: float, elevation: float, side: int, distance: float | None = None) -> Camera:
         """Places a camera with the ball in the middle of a square picture.
 
         Args:
@@ -98,9 +98,9 @@ class Orbit:
             side: of the picture, in pixels.
             distance: from the centre, in world units; by default as far away as the ball fits.
         """
-        place = self.place(azimuth, elevation, self.distance if distance is None else distance)
+        place = self.place_at(azimuth, elevation, self.distance if distance is None else distance)
         focal = side / 2 / math.tan(math.radians(self.settings.field_of_view_deg) / 2)
-        return Camera(side, side, (focal, focal), (side / 2, side / 2), look_at(place, self.centre, self.up))
+        return Camera(side, side, (focal, focal), (side / 2, side / 2), compute_look_at_pose(place, self.center, self.up))
 
     def _level_axes(self) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
         """Returns two level directions; with the up direction they are right-handed."""
@@ -110,7 +110,7 @@ class Orbit:
         return ahead, np.cross(self.up, ahead)
 
 
-def framing(
+def frame_points(
     points: Float[np.ndarray, "points 3"],
     place: Float[np.ndarray, "3"],
     up: Float[np.ndarray, "3"],
@@ -131,7 +131,7 @@ def framing(
     Raises:
         ValueError: a point is behind the camera.
     """
-    pose = look_at(place, (points.min(axis=0) + points.max(axis=0)) / 2, up)
+    pose = compute_look_at_pose(place, (points.min(axis=0) + points.max(axis=0)) / 2, up)
     local = (points - place) @ pose[:3, :3]
     if local[:, 2].min() <= 0:
         raise ValueError("a camera frames what is in front of it")
@@ -148,7 +148,7 @@ def random_direction(random: np.random.Generator, settings: ViewSettings = DEFAU
     return float(random.uniform(-math.pi, math.pi)), float(random.uniform(low, high))
 
 
-def shaken_rays(camera: Camera, generator: torch.Generator, device: torch.device) -> Rays:
+def jittered_camera_rays(camera: Camera, generator: torch.Generator, device: torch.device) -> Rays:
     """Makes the rays of all pixels, each at a random place in its pixel: the mean over steps is anti-aliased.
 
     Args:
@@ -162,12 +162,12 @@ def shaken_rays(camera: Camera, generator: torch.Generator, device: torch.device
     return camera_rays(camera, (corner + inside).astype(np.float64), device=device)
 
 
-def as_picture(values: Float[Tensor, "pixels channels"], camera: Camera) -> Picture:
+def values_to_picture(values: Float[Tensor, "pixels channels"], camera: Camera) -> PictureTensor:
     """Turns values of all pixels, row by row, into a picture."""
     return values.t().reshape(1, -1, camera.height, camera.width)
 
 
-def one_moment(transforms: Float[np.ndarray, "bones 4 4"], state: Int[Tensor, ""], device: torch.device) -> Moments:
+def make_single_moment(transforms: Float[np.ndarray, "bones 4 4"], state: Int[Tensor, ""], device: torch.device) -> Moments:
     """Makes the moments of a single pose, for rays of time 0.
 
     Args:

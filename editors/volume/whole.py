@@ -19,7 +19,7 @@ Part = Literal["person", "background"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Remove(VolumeEditor):
+class RemovePart(VolumeEditor):
     """Removes the person or the background; what was behind them is what the capture showed of it."""
 
     name: ClassVar[str] = "remove"
@@ -30,12 +30,12 @@ class Remove(VolumeEditor):
     def __call__(self, source: VolumeSource, report: Report) -> WeightEdit:
         """Removes the part."""
         if self.part == PERSON:
-            source.person()
+            source.require_person()
         return WeightEdit({}, (self.part,), hidden=(self.part,))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Replace(VolumeEditor):
+class ReplacePart(VolumeEditor):
     """Replaces the person or the background by that of another training, moved as this one was."""
 
     name: ClassVar[str] = "replace"
@@ -51,17 +51,17 @@ class Replace(VolumeEditor):
         from safetensors.torch import load_file
 
         if self.part == PERSON:
-            source.person()
+            source.require_person()
         try:
             weights = load_file(self.weights)
         except (OSError, SafetensorError) as problem:
             raise bad_input(
                 f"{self.weights} cannot be read", why=str(problem).splitlines()[0], fix="--weights FILE.safetensors"
             ) from problem
-        return WeightEdit(part_of(source.scene, self.part, weights, str(self.weights)), (self.part,))
+        return WeightEdit(select_part_weights(source.scene, self.part, weights, str(self.weights)), (self.part,))
 
 
-def part_of(scene: Scene, part: str, weights: Mapping[str, Tensor], where: str = "") -> dict[str, Tensor]:
+def select_part_weights(scene: Scene, part: str, weights: Mapping[str, Tensor], where: str = "") -> dict[str, Tensor]:
     """Selects the parameters of a part among those of another scene, as this scene can hold them.
 
     Args:

@@ -15,17 +15,17 @@ from jaxtyping import Float, Shaped
 from numpy import ndarray
 from torch import Tensor
 
-from editors.diffusion.clip import PIXEL_MEAN, PIXEL_SPREAD
-from editors.diffusion.distillation import Score, score_distillation
+from editors.diffusion.clip import CLIP_PIXEL_MEAN, CLIP_PIXEL_STD
+from editors.diffusion.distillation import Score, make_sds_score
 from editors.diffusion.novel_view import ViewNetworks, load_view_networks
 from editors.diffusion.schedule import Latents
-from editors.diffusion.weights import Weights
-from editors.diffusion.wrapper import Text
-from editors.volume.views import Orbit, Picture
+from editors.diffusion.weights import WeightsSource
+from editors.diffusion.wrapper import EncodedPrompt
+from editors.volume.views import Orbit, PictureTensor
 
 
 @dataclass(frozen=True)
-class Move:
+class CameraMove:
     """The motion of a camera around what it looks at, from where the reference was taken.
 
     Attributes:
@@ -38,12 +38,12 @@ class Move:
     azimuth: float
     distance: float
 
-    def code(self) -> Float[Tensor, "4"]:
+    def encode(self) -> Float[Tensor, "4"]:
         """Encodes the motion as the four numbers that the network takes."""
         return torch.tensor([self.polar, math.sin(self.azimuth), math.cos(self.azimuth), self.distance])
 
 
-def move_between(orbit: Orbit, reference: Shaped[ndarray, "3"], place: Shaped[ndarray, "3"]) -> Move:
+def compute_camera_move(orbit: Orbit, reference: Shaped[ndarray, "3"], place: Shaped[ndarray, "3"]) -> CameraMove:
     """Computes the motion of a camera from one place to another that always looks at the middle of an orbit.
 
     The network's objects fit into a ball of radius 1 / 2: that is the unit of distances.
@@ -53,12 +53,12 @@ def move_between(orbit: Orbit, reference: Shaped[ndarray, "3"], place: Shaped[nd
         reference: where the camera of the reference is.
         place: where the camera goes.
     """
-    first, second = orbit.direction(reference), orbit.direction(place)
+    first, second = orbit.direction_of(reference), orbit.direction_of(place)
     azimuth = (second[0] - first[0] + math.pi) % (2 * math.pi) - math.pi
-    return Move(first[1] - second[1], azimuth, (second[2] - first[2]) / (2 * orbit.radius))
+    return CameraMove(first[1] - second[1], azimuth, (second[2] - first[2]) / (2 * orbit.radius))
 
 
-class ViewModel:
+class NovelViewModel:
     """A loaded model with its reference.
 
     Args:
@@ -66,29 +66,29 @@ class ViewModel:
         reference: the object before white, square, in [0, 1].
     """
 
-    def __init__(self, networks: ViewNetworks, reference: Picture) -> None:
+    def __init__(self, networks: ViewNetworks, reference: PictureTensor) -> None:
         self.model, self.projection = networks.model, networks.projection
-        side = self.model.size
+        side = self.model.trained_side
         resized = torch.nn.functional.interpolate(reference, (side, side), mode="bilinear", antialias=True)
         with torch.no_grad():
             # The network was trained on latents as the encoder gives them, not at the scale that is noised.
-            self.latents = self.model.encode(resized.clamp(0, 1)) / self.model.vae.config.scaling_factor
+            self.latents = self.model.encode_images(resized.clamp(0, 1)) / self.model.vae.config.scaling_factor
             # The image encoder was trained on pictures resampled between their corners, not blurred.
             encoder = networks.image_encoder
             side, parameter = int(encoder.config.image_size), next(encoder.parameters())
             small = torch.nn.functional.interpolate(resized, (side, side), mode="bicubic", align_corners=True)
-            mean, spread = (torch.tensor(values)[:, None, None] for values in (PIXEL_MEAN, PIXEL_SPREAD))
+            mean, spread = (torch.tensor(values)[:, None, None] for values in (CLIP_PIXEL_MEAN, CLIP_PIXEL_STD))
             pixels = ((small.cpu() - mean) / spread).to(parameter.device, parameter.dtype)
             self.embedding = encoder(pixel_values=pixels).image_embeds.float()
 
-    def text(self, move: Move) -> Text:
+    def encode_move(self, move: CameraMove) -> EncodedPrompt:
         """Returns the token of a camera, and the zeros that stand for no reference."""
-        condition = torch.cat([self.embedding, move.code().to(self.embedding)[None]], dim=1)
+        condition = torch.cat([self.embedding, move.encode().to(self.embedding)[None]], dim=1)
         with torch.no_grad():
             token = self.projection(condition.to(self.projection.weight.dtype)).float()[:, None]
-        return Text(torch.cat([torch.zeros_like(token), token]))
+        return EncodedPrompt(torch.cat([torch.zeros_like(token), token]))
 
-    def outputs(self, latents: Latents, time: int, move: Move) -> tuple[Latents, Latents]:
+    def run_denoiser(self, latents: Latents, time: int, move: CameraMove) -> tuple[Latents, Latents]:
         """Runs the denoiser without the reference, and with it for a camera.
 
         Args:
@@ -97,19 +97,19 @@ class ViewModel:
             move: of the camera, from that of the reference.
         """
         blank = torch.zeros_like(self.latents)
-        return self.model.outputs(latents, time, self.text(move), extra=self.latents, blank=blank)
+        return self.model.run_denoiser(latents, time, self.encode_move(move), extra=self.latents, blank=blank)
 
-    def score(self, move: Move, guidance: float) -> Score:
+    def make_score(self, move: CameraMove, guidance: float) -> Score:
         """Makes the score distillation towards the look of the object for a camera."""
-        return score_distillation(
-            lambda latents, time: self.outputs(latents, time, move), self.model.schedule, guidance
+        return make_sds_score(
+            lambda latents, time: self.run_denoiser(latents, time, move), self.model.schedule, guidance
         )
 
 
-def load_view_model(weights: Weights, reference: Picture) -> ViewModel:
+def load_view_model(weights: WeightsSource, reference: PictureTensor) -> NovelViewModel:
     """Reads a model of the Zero-1-to-3 kind, for a reference.
 
     Raises:
         UserError: there is no such model or it is another kind (exit 3); weights that could run code (exit 7).
     """
-    return ViewModel(load_view_networks(weights), reference)
+    return NovelViewModel(load_view_networks(weights), reference)

@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from neural_fields.data.rigid import NotRigid, rigid
-from neural_fields.data.skeleton import ROOT, Motion, Skeleton, build_skeleton
-from neural_fields.data.user_files import Malformed, numbers, part_of, read_json_object, shown
+from neural_fields.data.rigid import NotRigidError, repair_rigid_transforms
+from neural_fields.data.skeleton import NO_PARENT, SkeletonMotion, Skeleton, build_skeleton
+from neural_fields.data.user_files import FormatError, parse_numbers, locate_format_errors, read_json_object, describe_value
 from neural_fields.errors import bad_input
 from neural_fields.files import atomic_write, write_json, write_synced
 
 _SCHEMA = 1
 
 
-def read_bones(path: Path | str) -> Motion:
+def read_bones(path: Path | str) -> SkeletonMotion:
     """Reads the bones of a bones.json; joints keep its order, except that children come after their parents.
 
     Raises:
@@ -34,74 +34,74 @@ def read_bones(path: Path | str) -> Motion:
     """
     path = Path(path)
     data = read_json_object(path, _SCHEMA)
-    with part_of(path, fix="give every joint a name, a parent (or null) and a place of its own at rest"):
+    with locate_format_errors(path, fix="give every joint a name, a parent (or null) and a place of its own at rest"):
         skeleton, order = _parse_skeleton(data.get("joints"))
     frames = data.get("frames")
-    with part_of(path):
+    with locate_format_errors(path):
         if not isinstance(frames, list) or not frames:
-            raise Malformed('"frames" is not a list with at least one frame')
+            raise FormatError('"frames" is not a list with at least one frame')
     names = [skeleton.names[order.index(joint)] for joint in range(len(order))]  # as the file has them
-    transforms = np.empty((len(frames), skeleton.count, 4, 4))
+    transforms = np.empty((len(frames), skeleton.bone_count, 4, 4))
     for index, frame in enumerate(frames):
-        with part_of(path, f"frame {index}", fix="write one rotation and translation, rest to world, for each joint"):
+        with locate_format_errors(path, f"frame {index}", fix="write one rotation and translation, rest to world, for each joint"):
             transforms[index] = _parse_transforms(frame, names)[order]
-    return Motion(skeleton, transforms)
+    return SkeletonMotion(skeleton, transforms)
 
 
 def _parse_skeleton(joints: Any) -> tuple[Skeleton, list[int]]:
     """Builds the skeleton of a file's joints; also returns the index of the joint that each bone is."""
     if not isinstance(joints, list) or not all(isinstance(joint, dict) for joint in joints):
-        raise Malformed('"joints" is not a list of objects')
+        raise FormatError('"joints" is not a list of objects')
     names, rest = [], np.empty((len(joints), 3))
     for index, joint in enumerate(joints):
         if not isinstance(joint.get("name"), str) or not joint["name"]:
-            raise Malformed(f"joint {index} has no name")
+            raise FormatError(f"joint {index} has no name")
         names.append(joint["name"])
         try:
-            rest[index] = numbers(joint.get("rest"), 3)
-        except Malformed as problem:
-            raise Malformed(f"the place at rest of the joint {shown(joint['name'])}: {problem}") from None
+            rest[index] = parse_numbers(joint.get("rest"), 3)
+        except FormatError as problem:
+            raise FormatError(f"the place at rest of the joint {describe_value(joint['name'])}: {problem}") from None
     parents = []
     for joint in joints:
         parent = joint.get("parent")
         if parent is not None and parent not in names:
-            raise Malformed(f"the parent of the joint {shown(joint['name'])} is {shown(parent)}, which is no joint")
-        parents.append(ROOT if parent is None else names.index(parent))
+            raise FormatError(f"the parent of the joint {describe_value(joint['name'])} is {describe_value(parent)}, which is no joint")
+        parents.append(NO_PARENT if parent is None else names.index(parent))
     objects = [index for index, joint in enumerate(joints) if joint.get("object") is True]
     try:
         return build_skeleton(names, parents, rest, objects)
     except ValueError as problem:
-        raise Malformed(str(problem)) from None
+        raise FormatError(str(problem)) from None
 
 
 def _parse_transforms(frame: Any, names: Sequence[str]) -> Float[np.ndarray, "joints 4 4"]:
     """Parses the transforms of a frame, in the order of the file's joints."""
     listed = frame.get("transforms") if isinstance(frame, dict) else None
     if not isinstance(listed, list):
-        raise Malformed('it has no list "transforms"')
+        raise FormatError('it has no list "transforms"')
     if len(listed) != len(names):
-        raise Malformed(f"{len(listed)} transforms for {len(names)} joints")
+        raise FormatError(f"{len(listed)} transforms for {len(names)} joints")
     matrices = np.empty((len(names), 4, 4))
     for index, (name, entry) in enumerate(zip(names, listed, strict=True)):
         flat = isinstance(entry, list) and len(entry) == 16
         try:
-            matrices[index] = numbers(entry, 16).reshape(4, 4) if flat else numbers(entry, 4, 4)
-        except Malformed as problem:
-            raise Malformed(f"joint {shown(name)}: {problem}") from None
+            matrices[index] = parse_numbers(entry, 16).reshape(4, 4) if flat else parse_numbers(entry, 4, 4)
+        except FormatError as problem:
+            raise FormatError(f"joint {describe_value(name)}: {problem}") from None
     try:
-        return rigid(matrices)
-    except NotRigid as problem:
-        raise Malformed(f"joint {shown(names[problem.index])}: {problem}") from None
+        return repair_rigid_transforms(matrices)
+    except NotRigidError as problem:
+        raise FormatError(f"joint {describe_value(names[problem.index])}: {problem}") from None
 
 
-def write_bones(path: Path | str, motion: Motion) -> None:
+def write_bones(path: Path | str, motion: SkeletonMotion) -> None:
     """Writes a bones.json, atomically; `read_bones` gives the same motion back, to the last digit."""
     skeleton = motion.skeleton
     joints = []
     for index, (name, parent) in enumerate(zip(skeleton.names, skeleton.parents, strict=True)):
-        joint = {"name": name, "parent": None if parent == ROOT else skeleton.names[parent]}
-        held = {"object": True} if index in skeleton.objects else {}
-        joints.append({**joint, "rest": skeleton.rest[index].tolist(), **held})
+        joint = {"name": name, "parent": None if parent == NO_PARENT else skeleton.names[parent]}
+        held = {"object": True} if index in skeleton.object_joints else {}
+        joints.append({**joint, "rest": skeleton.rest_positions[index].tolist(), **held})
     frames = [{"transforms": frame.reshape(-1, 16).tolist()} for frame in np.asarray(motion.transforms)]
     data = {"schema": _SCHEMA, "joints": joints, "frames": frames}
     with atomic_write(path) as part:
@@ -120,10 +120,10 @@ def read_states(path: Path | str, moments: int | None = None) -> tuple[int, ...]
     """
     path = Path(path)
     data = read_json_object(path, _SCHEMA)
-    with part_of(path):
+    with locate_format_errors(path):
         switches = data.get("switches")
         if not isinstance(switches, list) or not all(type(switch) is int for switch in switches):
-            raise Malformed('"switches" is not a list of whole numbers')
+            raise FormatError('"switches" is not a list of whole numbers')
     fix = "list the moments in rising order, each once"
     for before, after in pairwise(switches):
         if after <= before:

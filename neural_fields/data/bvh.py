@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from neural_fields.data.rigid import about, axes_matrix
-from neural_fields.data.skeleton import ROOT, Motion, build_skeleton
-from neural_fields.data.user_files import LIMIT, Malformed, part_of, read_text, shown, words_to_numbers
+from neural_fields.data.rigid import compute_axis_rotations, parse_axes
+from neural_fields.data.skeleton import NO_PARENT, SkeletonMotion, build_skeleton
+from neural_fields.data.user_files import MAX_FILE_BYTES, FormatError, locate_format_errors, read_text, describe_value, parse_number_words
 from neural_fields.errors import bad_input
 
 _CHANNELS = {f"{axis}{kind}".lower(): (kind, "XYZ".index(axis)) for axis in "XYZ" for kind in ("position", "rotation")}
@@ -38,7 +38,7 @@ def read_bvh(
     scale: float = 1.0,
     axes: str = "xyz",
     end_sites: bool = False,
-) -> Motion:
+) -> SkeletonMotion:
     """Reads the recording of a BVH file. At rest all angles are zero and the joints stand at their offsets.
 
     A joint at the position of its parent (an offset of zero, as at the root of a thumb) is no bone of its own: it is
@@ -57,9 +57,9 @@ def read_bvh(
     path = Path(path)
     if not np.isfinite(scale) or scale <= 0:
         raise ValueError(f"a scale is above 0, not {scale}")
-    to_world = axes_matrix(axes)
-    hierarchy, *rest = re.split(r"^\s*MOTION\b", read_text(path, LIMIT), maxsplit=1, flags=re.MULTILINE)
-    with part_of(path, fix="export the recording again as BVH"):
+    to_world = parse_axes(axes)
+    hierarchy, *rest = re.split(r"^\s*MOTION\b", read_text(path, MAX_FILE_BYTES), maxsplit=1, flags=re.MULTILINE)
+    with locate_format_errors(path, fix="export the recording again as BVH"):
         joints = _parse_hierarchy(hierarchy)
         values = _parse_frames("".join(rest), sum(len(joint.channels) for joint in joints))
     chosen = range(len(values)) if frames is None else frames
@@ -67,7 +67,7 @@ def read_bvh(
         why = f"it holds {len(values)} frames, 0 to {len(values) - 1}"
         raise bad_input(f"{path.name} has no frames {chosen.start}:{chosen.stop}", where=str(path), why=why)
     rotations, positions = _compute_kinematics(joints, values[list(chosen)])
-    with part_of(path):
+    with locate_format_errors(path):
         return _build_motion(
             joints, to_world @ rotations @ to_world.T, scale * positions @ to_world.T, scale, to_world, end_sites
         )
@@ -77,7 +77,7 @@ def _parse_hierarchy(text: str) -> list[_Joint]:
     """Parses the joints in the order of the file, which is also that of their channels."""
     words = text.split()
     if not words or words[0] != "HIERARCHY":
-        raise Malformed("it does not begin with HIERARCHY")
+        raise FormatError("it does not begin with HIERARCHY")
     joints: list[_Joint] = []
     open_blocks: list[int] = []
     at = 1
@@ -87,40 +87,40 @@ def _parse_hierarchy(text: str) -> list[_Joint]:
             try:
                 brace = words.index("{", at)
             except ValueError:
-                raise Malformed(f"the block of {' '.join(words[at : at + 2])} does not open") from None
+                raise FormatError(f"the block of {' '.join(words[at : at + 2])} does not open") from None
             if (word == "ROOT") == bool(open_blocks):
-                raise Malformed(f"{' '.join(words[at:brace])[:60]} is at a wrong place")
-            parent = open_blocks[-1] if open_blocks else ROOT
+                raise FormatError(f"{' '.join(words[at:brace])[:60]} is at a wrong place")
+            parent = open_blocks[-1] if open_blocks else NO_PARENT
             name = f"{joints[parent].name}_end" if word == "End" else " ".join(words[at + 1 : brace])
             joints.append(_Joint(name, parent, word == "End"))
             open_blocks.append(len(joints) - 1)
             at = brace + 1
         elif not open_blocks:
-            raise Malformed(f"{shown(word)} where a ROOT was expected")
+            raise FormatError(f"{describe_value(word)} where a ROOT was expected")
         elif word == "}":
             open_blocks.pop()
             at += 1
         else:
             at = _parse_joint_line(joints[open_blocks[-1]], words, at)
     if open_blocks or not joints:
-        raise Malformed("its hierarchy is cut off" if joints else "it has no joint")
+        raise FormatError("its hierarchy is cut off" if joints else "it has no joint")
     return joints
 
 
 def _parse_joint_line(joint: _Joint, words: list[str], at: int) -> int:
     """Parses OFFSET or CHANNELS of a joint; returns the index of the next word."""
     if words[at] == "OFFSET":
-        joint.offset = words_to_numbers(words[at + 1 : at + 4], f"the offset of {joint.name}")
+        joint.offset = parse_number_words(words[at + 1 : at + 4], f"the offset of {joint.name}")
         if len(joint.offset) != 3:
-            raise Malformed(f"the offset of {joint.name} is cut off")
+            raise FormatError(f"the offset of {joint.name} is cut off")
         return at + 4
     if words[at] != "CHANNELS":
-        raise Malformed(f"{shown(words[at])} in the block of {joint.name}")
+        raise FormatError(f"{describe_value(words[at])} in the block of {joint.name}")
     count = int(words[at + 1]) if words[at + 1 : at + 2] and words[at + 1].isdecimal() else 0
     names = words[at + 2 : at + 2 + count]
     unknown = [name for name in names if name.lower() not in _CHANNELS]
     if unknown or not 0 < len(names) == count <= 6:
-        raise Malformed(f"the channels of {joint.name}: {shown(unknown[0]) if unknown else 'not 1 to 6 names'}")
+        raise FormatError(f"the channels of {joint.name}: {describe_value(unknown[0]) if unknown else 'not 1 to 6 names'}")
     joint.channels = [_CHANNELS[name.lower()] for name in names]
     return at + 2 + count
 
@@ -130,16 +130,16 @@ def _parse_frames(text: str, width: int) -> Float[np.ndarray, "frames channels"]
     lines = [line for line in text.splitlines() if line.strip()]
     heads = [line.partition(":") for line in lines[:2]]
     if [head[0].strip() for head in heads] != ["Frames", "Frame Time"] or not heads[0][2].strip().isdecimal():
-        raise Malformed("there is no MOTION with its number of frames and frame time")
+        raise FormatError("there is no MOTION with its number of frames and frame time")
     count = int(heads[0][2][:20])
     if len(lines) - 2 != count or not count:
-        raise Malformed(f"it announces {count} frames and has {len(lines) - 2}")
+        raise FormatError(f"it announces {count} frames and has {len(lines) - 2}")
     values = np.empty((count, width))
     for index, line in enumerate(lines[2:]):
         words = line.split()
         if len(words) != width:
-            raise Malformed(f"frame {index} has {len(words)} numbers for {width} channels")
-        values[index] = words_to_numbers(words, f"frame {index}")
+            raise FormatError(f"frame {index} has {len(words)} numbers for {width} channels")
+        values[index] = parse_number_words(words, f"frame {index}")
     return values
 
 
@@ -155,9 +155,9 @@ def _compute_kinematics(
             if kind == "position":
                 position[:, axis] = values[:, channel]
             else:
-                rotation = rotation @ about(axis, np.radians(values[:, channel]))
+                rotation = rotation @ compute_axis_rotations(axis, np.radians(values[:, channel]))
             channel += 1
-        if joint.parent != ROOT:
+        if joint.parent != NO_PARENT:
             above = rotations[joint.parent]
             rotation, position = above @ rotation, (above @ position[..., None])[..., 0] + positions[joint.parent]
         rotations[index], positions[index] = rotation, position
@@ -171,7 +171,7 @@ def _build_motion(
     scale: float,
     to_world: Float[np.ndarray, "3 3"],
     end_sites: bool,
-) -> Motion:
+) -> SkeletonMotion:
     """Builds the bones of the joints that have a length, in world axes and units.
 
     Args:
@@ -189,9 +189,9 @@ def _build_motion(
     parents: list[int] = []
     for index, joint in enumerate(joints):
         above = joint.parent
-        rest.append(joint.offset if above == ROOT else rest[above] + joint.offset)
-        parent = ROOT if above == ROOT else bone_of[above]
-        touches = parent != ROOT and float(np.linalg.norm(rest[index] - rest[kept[parent]])) <= shortest
+        rest.append(joint.offset if above == NO_PARENT else rest[above] + joint.offset)
+        parent = NO_PARENT if above == NO_PARENT else bone_of[above]
+        touches = parent != NO_PARENT and float(np.linalg.norm(rest[index] - rest[kept[parent]])) <= shortest
         if touches or (joint.end and not end_sites):
             bone_of.append(parent)
             continue
@@ -204,10 +204,10 @@ def _build_motion(
     try:
         skeleton, order = build_skeleton(names, parents, rest_positions)
     except ValueError as problem:
-        raise Malformed(str(problem)) from None
+        raise FormatError(str(problem)) from None
     source = np.array(kept)[order]
     transforms = np.tile(np.eye(4), (rotations.shape[1], len(kept), 1, 1))
     transforms[..., :3, :3] = rotations[source].swapaxes(0, 1)
-    rotated_rest = np.einsum("bfij,bj->bfi", rotations[source], skeleton.rest)
+    rotated_rest = np.einsum("bfij,bj->bfi", rotations[source], skeleton.rest_positions)
     transforms[..., :3, 3] = (positions[source] - rotated_rest).swapaxes(0, 1)
-    return Motion(skeleton, transforms)
+    return SkeletonMotion(skeleton, transforms)

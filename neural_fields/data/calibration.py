@@ -14,8 +14,8 @@ import numpy as np
 
 from neural_fields.data.cameras import Camera, Lens
 from neural_fields.data.facts import check_size
-from neural_fields.data.rigid import from_axis_angle
-from neural_fields.data.user_files import Malformed, numbers, part_of, read_text, shown, whole
+from neural_fields.data.rigid import axis_angle_to_matrix
+from neural_fields.data.user_files import FormatError, parse_numbers, locate_format_errors, read_text, describe_value, parse_whole_number
 from neural_fields.errors import bad_input
 
 _NEEDED = ("size", "matrix", "distortions", "rotation", "translation")
@@ -41,9 +41,9 @@ def read_calibration(path: Path | str) -> dict[str, Camera]:
         if not isinstance(table, dict) or not {"matrix", "rotation", "translation"} & table.keys():
             continue
         name = table.get("name", title)
-        with part_of(path, f"camera {shown(name)}"):
+        with locate_format_errors(path, f"camera {describe_value(name)}"):
             if not isinstance(name, str) or name in cameras:
-                raise Malformed("another camera has this name" if name in cameras else "the name is not text")
+                raise FormatError("another camera has this name" if name in cameras else "the name is not text")
             cameras[name] = _parse_camera(table, str(path))
     if not cameras:
         raise bad_input(
@@ -59,13 +59,13 @@ def _parse_camera(table: dict[str, Any], where: str) -> Camera:
     """Parses the table of a camera."""
     missing = [key for key in _NEEDED if key not in table]
     if missing:
-        raise Malformed(f"there is no {missing[0]}")
-    width, height = (whole(value, "size") for value in numbers(table["size"], 2).tolist())
+        raise FormatError(f"there is no {missing[0]}")
+    width, height = (parse_whole_number(value, "size") for value in parse_numbers(table["size"], 2).tolist())
     check_size(width, height, where=where)
-    matrix = numbers(table["matrix"], 3, 3)
+    matrix = parse_numbers(table["matrix"], 3, 3)
     skewed = np.any(matrix[(0, 1, 2, 2), (1, 0, 0, 1)] != 0) or matrix[2, 2] != 1
     if skewed or min(matrix[0, 0], matrix[1, 1]) <= 0:
-        raise Malformed("its matrix is not that of a lens: [[fx, 0, cx], [0, fy, cy], [0, 0, 1]], fx and fy above 0")
+        raise FormatError("its matrix is not that of a lens: [[fx, 0, cx], [0, fy, cy], [0, 0, 1]], fx and fy above 0")
     centre = matrix[:2, 2] + 0.5
 
     # Width and height are swapped if the lens's centre is near the picture's only when they change places.
@@ -73,17 +73,17 @@ def _parse_camera(table: dict[str, Any], where: str) -> Camera:
     distance = np.abs(centre / (width, height) - 0.5).max()
     swapped_distance = np.abs(centre / (height, width) - 0.5).max()
     if distance > off_centre and swapped_distance < off_centre / 2:
-        raise Malformed(f"its size is {width} x {height}, but its matrix is for {height} x {width}: swap the numbers")
+        raise FormatError(f"its size is {width} x {height}, but its matrix is for {height} x {width}: swap the numbers")
 
     listed = table["distortions"]
     fisheye = table.get("fisheye") is True
     allowed = (0, 4) if fisheye else (0, 4, 5, 8)
     if not isinstance(listed, list) or len(listed) not in allowed:
-        raise Malformed(f"distortions are {shown(listed)}; {' or '.join(map(str, allowed))} numbers were expected")
+        raise FormatError(f"distortions are {describe_value(listed)}; {' or '.join(map(str, allowed))} numbers were expected")
     pose = np.eye(4)
-    pose[:3, :3] = from_axis_angle(numbers(table["rotation"], 3)).T
-    pose[:3, 3] = -pose[:3, :3] @ numbers(table["translation"], 3)
-    distortion = tuple(numbers(listed, len(listed)).tolist())
+    pose[:3, :3] = axis_angle_to_matrix(parse_numbers(table["rotation"], 3)).T
+    pose[:3, 3] = -pose[:3, :3] @ parse_numbers(table["translation"], 3)
+    distortion = tuple(parse_numbers(listed, len(listed)).tolist())
     focal = float(matrix[0, 0]), float(matrix[1, 1])
     lens: Lens = "fisheye" if fisheye else "perspective"
     return Camera(width, height, focal, (float(centre[0]), float(centre[1])), pose, distortion, lens)

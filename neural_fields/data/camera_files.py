@@ -16,22 +16,22 @@ import numpy as np
 
 from neural_fields.data.cameras import Camera, Lens
 from neural_fields.data.facts import check_size
-from neural_fields.data.images import SUFFIXES, read_frame
-from neural_fields.data.rigid import rigid
+from neural_fields.data.images import PICTURE_SUFFIXES, read_image_frame
+from neural_fields.data.rigid import repair_rigid_transforms
 from neural_fields.data.user_files import (
-    Malformed,
-    inside,
-    natural,
-    number,
-    numbers,
-    part_of,
+    FormatError,
+    resolve_inside,
+    natural_sort_key,
+    parse_number,
+    parse_numbers,
+    locate_format_errors,
     read_json_object,
-    shown,
-    whole,
+    describe_value,
+    parse_whole_number,
 )
 from neural_fields.files import write_json
 
-OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])  # flips y and z of the camera, in both directions
+OPENGL_FLIP = np.diag([1.0, -1.0, -1.0, 1.0])  # flips y and z of the camera, in both directions
 _PERSPECTIVE: dict[str, tuple[str, ...]] = {
     "SIMPLE_PINHOLE": (),
     "PINHOLE": (),
@@ -48,7 +48,7 @@ _GROUPS = (("camera_model", "is_fisheye"), ("w", "h"), ("cx", "cy"), (*_FOCAL[0]
 
 
 @dataclass(frozen=True)
-class PosedPicture:
+class PosedImage:
     """A picture and the camera that took it.
 
     Attributes:
@@ -64,7 +64,7 @@ class PosedPicture:
     time: int | None = None
 
 
-def read_transforms(path: Path | str) -> list[PosedPicture]:
+def read_transforms(path: Path | str) -> list[PosedImage]:
     """Reads the pictures and cameras of a transforms.json, in the order of the names (2 before 10).
 
     Size, lens and focal length may be given once for all pictures or with each frame. Where there is no size, it is
@@ -77,36 +77,36 @@ def read_transforms(path: Path | str) -> list[PosedPicture]:
     """
     path = Path(path)
     data = read_json_object(path)
-    with part_of(path, fix="name the transforms.json of a nerfstudio or instant-ngp scene"):
+    with locate_format_errors(path, fix="name the transforms.json of a nerfstudio or instant-ngp scene"):
         frames = data.get("frames")
         if not isinstance(frames, list) or not frames:
-            raise Malformed('there is no list "frames" with a picture in it')
+            raise FormatError('there is no list "frames" with a picture in it')
 
     @cache
     def read_default_size() -> tuple[int, int]:
-        first, _ = read_frame(_add_suffix(inside(path.parent, frames[0].get("file_path"))))
+        first, _ = read_image_frame(_add_suffix(resolve_inside(path.parent, frames[0].get("file_path"))))
         return first.shape[1], first.shape[0]
 
-    found: dict[Path, PosedPicture] = {}
+    found: dict[Path, PosedImage] = {}
     for index, frame in enumerate(frames):
         name = frame.get("file_path") if isinstance(frame, dict) else None
-        with part_of(path, f"frame {index} ({shown(name)})"):
+        with locate_format_errors(path, f"frame {index} ({describe_value(name)})"):
             if not isinstance(frame, dict):
-                raise Malformed(f"{shown(frame)} is not an object")
+                raise FormatError(f"{describe_value(frame)} is not an object")
             picture = _parse_frame(path.parent, data, frame, read_default_size)
             if picture.path in found:
-                raise Malformed("another frame has the same picture")
+                raise FormatError("another frame has the same picture")
             found[picture.path] = picture
     has_time = [picture.time is not None for picture in found.values()]
-    with part_of(path, fix="give every frame a time, or none"):
+    with locate_format_errors(path, fix="give every frame a time, or none"):
         if any(has_time) and not all(has_time):
-            raise Malformed(f'frame {has_time.index(False)} has no "time", others have one')
-    return sorted(found.values(), key=lambda picture: natural(picture.path.as_posix()))
+            raise FormatError(f'frame {has_time.index(False)} has no "time", others have one')
+    return sorted(found.values(), key=lambda picture: natural_sort_key(picture.path.as_posix()))
 
 
 def _parse_frame(
     folder: Path, data: dict[str, Any], frame: dict[str, Any], read_default_size: Callable[[], tuple[int, int]]
-) -> PosedPicture:
+) -> PosedImage:
     """Parses a frame as a posed picture.
 
     Args:
@@ -115,10 +115,10 @@ def _parse_frame(
         frame: the entry to parse.
         read_default_size: gives width and height where the file has none.
     """
-    path = _add_suffix(inside(folder, frame.get("file_path")))
+    path = _add_suffix(resolve_inside(folder, frame.get("file_path")))
     mask, time = frame.get("mask_path"), frame.get("time")
     if time is not None and (type(time) is not int or time < 0):
-        raise Malformed(f'"time" is {shown(time)}; the number of a moment was expected, counted from 0')
+        raise FormatError(f'"time" is {describe_value(time)}; the number of a moment was expected, counted from 0')
     lens: dict[str, Any] = {}
     for group in _GROUPS:
         source = frame if any(frame.get(key) is not None for key in group) else data
@@ -129,26 +129,26 @@ def _parse_frame(
     if isinstance(matrix, list) and len(matrix) == 3:
         matrix = [*matrix, [0, 0, 0, 1]]
     try:
-        pose = rigid(numbers(matrix, 4, 4)[None])[0] @ OPENGL
-    except Malformed as problem:
-        raise Malformed(f"its transform_matrix cannot be used: {problem}") from None
+        pose = repair_rigid_transforms(parse_numbers(matrix, 4, 4)[None])[0] @ OPENGL_FLIP
+    except FormatError as problem:
+        raise FormatError(f"its transform_matrix cannot be used: {problem}") from None
 
     if ("w" in lens) != ("h" in lens):
-        raise Malformed("it has one of w and h without the other")
-    width, height = (whole(lens["w"], "w"), whole(lens["h"], "h")) if "w" in lens else read_default_size()
+        raise FormatError("it has one of w and h without the other")
+    width, height = (parse_whole_number(lens["w"], "w"), parse_whole_number(lens["h"], "h")) if "w" in lens else read_default_size()
     check_size(width, height, where=str(path))
     model, distortion = _parse_distortion(lens)
     focal = _parse_focal_lengths(lens, width, height)
-    centre = number(lens.get("cx", width / 2)), number(lens.get("cy", height / 2))
+    centre = parse_number(lens.get("cx", width / 2)), parse_number(lens.get("cy", height / 2))
     camera = Camera(width, height, focal, centre, pose, distortion, model)
-    return PosedPicture(path, camera, None if mask is None else inside(folder, mask), time)
+    return PosedImage(path, camera, None if mask is None else resolve_inside(folder, mask), time)
 
 
 def _add_suffix(path: Path) -> Path:
     """Adds the suffix of a picture that is there, if the path has none."""
-    if path.suffix.lower() in SUFFIXES:
+    if path.suffix.lower() in PICTURE_SUFFIXES:
         return path
-    for suffix in (".png", *sorted(SUFFIXES)):
+    for suffix in (".png", *sorted(PICTURE_SUFFIXES)):
         candidate = path.with_name(path.name + suffix)
         if candidate.is_file():
             return candidate
@@ -160,21 +160,21 @@ def _parse_focal_lengths(lens: dict[str, Any], width: int, height: int) -> tuple
     found: list[float | None] = []
     for (length, radians, degrees), side in zip(_FOCAL, (width, height), strict=True):
         if length in lens:
-            focal = number(lens[length])
+            focal = parse_number(lens[length])
             if focal <= 0:
-                raise Malformed(f"{length} is {shown(lens[length])}, a focal length is above 0")
+                raise FormatError(f"{length} is {describe_value(lens[length])}, a focal length is above 0")
             found.append(focal)
         elif radians in lens or degrees in lens:
             key, unit = (radians, 1.0) if radians in lens else (degrees, math.pi / 180)
-            angle = number(lens[key]) * unit
+            angle = parse_number(lens[key]) * unit
             if not 0 < angle < math.pi:
-                raise Malformed(f"{key} is {shown(lens[key])}, an angle of view is between 0 and 180 degrees")
+                raise FormatError(f"{key} is {describe_value(lens[key])}, an angle of view is between 0 and 180 degrees")
             found.append(side / 2 / math.tan(angle / 2))
         else:
             found.append(None)
     x, y = found[0] or found[1], found[1] or found[0]
     if x is None or y is None:
-        raise Malformed("there is no focal length: neither fl_x nor camera_angle_x")
+        raise FormatError("there is no focal length: neither fl_x nor camera_angle_x")
     return x, y
 
 
@@ -186,11 +186,11 @@ def _parse_distortion(lens: dict[str, Any]) -> tuple[Lens, tuple[float, ...]]:
         model = "OPENCV_FISHEYE"
     known = {**_PERSPECTIVE, **_FISHEYE}
     if model not in known:
-        raise Malformed(f"the camera model {shown(lens['camera_model'])} is not read; those are {', '.join(known)}")
-    given = {key: number(lens[key]) for key in _COEFFICIENTS if key in lens}
+        raise FormatError(f"the camera model {describe_value(lens['camera_model'])} is not read; those are {', '.join(known)}")
+    given = {key: parse_number(lens[key]) for key in _COEFFICIENTS if key in lens}
     strange = [key for key, value in given.items() if value and key not in known[model]]
     if strange:
-        raise Malformed(f"{strange[0]} is {given[strange[0]]:g}, which the camera model {model} does not have")
+        raise FormatError(f"{strange[0]} is {given[strange[0]]:g}, which the camera model {model} does not have")
     used = [key for key in known[model] if key in given]
     if model in _FISHEYE:
         return "fisheye", tuple(given.get(key, 0.0) for key in known[model]) if used else ()
@@ -198,7 +198,7 @@ def _parse_distortion(lens: dict[str, Any]) -> tuple[Lens, tuple[float, ...]]:
     return "perspective", tuple(given.get(key, 0.0) for key in _COEFFICIENTS[:count])
 
 
-def write_transforms(path: Path | str, pictures: Sequence[PosedPicture]) -> None:
+def write_transforms(path: Path | str, pictures: Sequence[PosedImage]) -> None:
     """Writes a transforms.json, atomically; `read_transforms` gives the same cameras back, to the last digit.
 
     Raises:
@@ -214,14 +214,14 @@ def write_transforms(path: Path | str, pictures: Sequence[PosedPicture]) -> None
             frame["mask_path"] = picture.mask_path.relative_to(path.parent).as_posix()
         if picture.time is not None:
             frame["time"] = picture.time
-        frame["transform_matrix"] = (picture.camera.pose @ OPENGL).tolist()
+        frame["transform_matrix"] = (picture.camera.pose @ OPENGL_FLIP).tolist()
         frames.append(frame if shared else {**frame, **lens})
     write_json(path, {**shared, "frames": frames})
 
 
 def _format_lens(camera: Camera) -> dict[str, Any]:
     """Returns size and lens of a camera under the keys of the file."""
-    (fx, fy), (cx, cy) = camera.focal, camera.centre
+    (fx, fy), (cx, cy) = camera.focal, camera.center
     keys = {"w": camera.width, "h": camera.height, "fl_x": fx, "fl_y": fy, "cx": cx, "cy": cy}
     count = len(camera.distortion)
     if count not in ((0, 4) if camera.lens == "fisheye" else (0, 4, 5, 8)):

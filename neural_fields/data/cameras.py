@@ -33,15 +33,15 @@ class Camera:
     width: int
     height: int
     focal: tuple[float, float]
-    centre: tuple[float, float]
+    center: tuple[float, float]
     pose: Float[np.ndarray, "4 4"]
     distortion: tuple[float, ...] = ()
     lens: Lens = "perspective"
 
     @property
-    def matrix(self) -> Float[np.ndarray, "3 3"]:
+    def intrinsic_matrix(self) -> Float[np.ndarray, "3 3"]:
         """Returns the intrinsic matrix."""
-        (fx, fy), (cx, cy) = self.focal, self.centre
+        (fx, fy), (cx, cy) = self.focal, self.center
         return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], np.float64)
 
     @property
@@ -49,29 +49,29 @@ class Camera:
         """Returns the position of the camera in the world."""
         return self.pose[:3, 3]
 
-    def resized(self, width: int, height: int) -> Camera:
+    def resize(self, width: int, height: int) -> Camera:
         """Returns the same view on a picture of another size in pixels."""
         x, y = width / self.width, height / self.height
         focal = self.focal[0] * x, self.focal[1] * y
-        centre = self.centre[0] * x, self.centre[1] * y
+        centre = self.center[0] * x, self.center[1] * y
         return replace(self, width=width, height=height, focal=focal, centre=centre)
 
-    def moved(self, pose: Float[np.ndarray, "4 4"]) -> Camera:
+    def with_pose(self, pose: Float[np.ndarray, "4 4"]) -> Camera:
         """Returns the same camera with another pose, camera to world."""
         return replace(self, pose=np.asarray(pose, np.float64))
 
-    def directions(self, pixels: Shaped[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 3"]:
+    def compute_ray_directions(self, pixels: Shaped[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 3"]:
         """Computes the directions of the rays through pixel positions, as unit vectors in the world."""
         distorted = np.ascontiguousarray(pixels, np.float64).reshape(-1, 1, 2)
         if self.lens == "fisheye":
-            flat = cv2.fisheye.undistortPoints(distorted, self.matrix, np.array(self.distortion or (0.0,) * 4))
+            flat = cv2.fisheye.undistortPoints(distorted, self.intrinsic_matrix, np.array(self.distortion or (0.0,) * 4))
         else:
-            flat = cv2.undistortPoints(distorted, self.matrix, np.array(self.distortion or (0.0,) * 4))
+            flat = cv2.undistortPoints(distorted, self.intrinsic_matrix, np.array(self.distortion or (0.0,) * 4))
         local = np.concatenate([flat.reshape(-1, 2), np.ones((len(pixels), 1))], axis=1)
         local /= np.linalg.norm(local, axis=1, keepdims=True)
         return local @ self.pose[:3, :3].T
 
-    def project(
+    def project_points(
         self, points: Shaped[np.ndarray, "n 3"]
     ) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
         """Projects points of the world into the picture.
@@ -83,13 +83,13 @@ class Camera:
         ahead = local[:, 2] > 1e-9
         safe = np.ascontiguousarray(np.where(ahead[:, None], local, (0.0, 0.0, 1.0))).reshape(-1, 1, 3)
         call = cv2.fisheye.projectPoints if self.lens == "fisheye" else cv2.projectPoints
-        projected, _ = call(safe, np.zeros(3), np.zeros(3), self.matrix, np.array(self.distortion or (0.0,) * 4))
+        projected, _ = call(safe, np.zeros(3), np.zeros(3), self.intrinsic_matrix, np.array(self.distortion or (0.0,) * 4))
         pixels = projected.reshape(-1, 2)
         inside = ahead & np.all((pixels >= 0) & (pixels < (self.width, self.height)), axis=1)
         return pixels, local[:, 2], inside
 
 
-def look_at(
+def compute_look_at_pose(
     position: Shaped[np.ndarray, "3"], target: Shaped[np.ndarray, "3"], up: Shaped[np.ndarray, "3"]
 ) -> Float[np.ndarray, "4 4"]:
     """Computes the pose of a camera that looks from one point at another.

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from neural_fields.data.cameras import Camera
-from neural_fields.data.skeleton import Motion
+from neural_fields.data.skeleton import SkeletonMotion
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Capture:
     frames: UInt8[np.ndarray, "views height width 3"]
     times: tuple[int, ...]
     masks: Bool[np.ndarray, "views height width"] | None = None
-    motion: Motion | None = None
+    motion: SkeletonMotion | None = None
     switches: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -47,6 +47,6 @@ class Capture:
         return len(self.switches) + 1
 
 
-def state_at(switches: tuple[int, ...], time: int) -> int:
+def find_object_state(switches: tuple[int, ...], time: int) -> int:
     """Returns the index of the held object's state at a moment."""
     return sum(time >= switch for switch in switches)

@@ -18,19 +18,19 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from neural_fields.data.bones_file import read_bones, read_states, write_bones, write_states
-from neural_fields.data.camera_files import PosedPicture, read_transforms, write_transforms
+from neural_fields.data.camera_files import PosedImage, read_transforms, write_transforms
 from neural_fields.data.capture import Capture
 from neural_fields.data.colmap import read_colmap
 from neural_fields.data.facts import check_size, parse_size
 from neural_fields.data.flow import resize_mask
-from neural_fields.data.images import SUFFIXES, read_frame, write_images
+from neural_fields.data.images import PICTURE_SUFFIXES, read_image_frame, write_images
 from neural_fields.data.masks import ASPECT_SLACK
-from neural_fields.data.memory import zeros
-from neural_fields.data.skeleton import Motion
+from neural_fields.data.memory import allocate_zeros
+from neural_fields.data.skeleton import SkeletonMotion
 from neural_fields.errors import bad_input
-from neural_fields.files import disk_errors, make_folder, sync, temporary
+from neural_fields.files import disk_errors, make_folder, flush_to_disk, temporary_path
 
-TRANSFORMS, BONES, STATES = "transforms.json", "bones.json", "states.json"
+TRANSFORMS_FILE, BONES_FILE, STATES_FILE = "transforms.json", "bones.json", "states.json"
 
 
 def read_capture(folder: Path | str, size: tuple[int, int] | str | None = None) -> Capture:
@@ -48,79 +48,79 @@ def read_capture(folder: Path | str, size: tuple[int, int] | str | None = None) 
     """
     folder = Path(folder)
     pictures = _read_cameras(folder)
-    motion = read_bones(folder / BONES) if (folder / BONES).exists() else None
+    motion = read_bones(folder / BONES_FILE) if (folder / BONES_FILE).exists() else None
     times = _assign_times(folder, pictures, motion)
     moments = motion.frame_count if motion is not None else max(times) + 1
-    switches = read_states(folder / STATES, moments) if (folder / STATES).exists() else ()
+    switches = read_states(folder / STATES_FILE, moments) if (folder / STATES_FILE).exists() else ()
     mask_paths = _find_masks(folder, pictures)
     if motion is not None and not mask_paths:
         raise bad_input(
-            f"there is {BONES} but no mask",
+            f"there is {BONES_FILE} but no mask",
             where=str(folder),
             why="without masks nothing says which pixels are the person",
-            fix=f"put a mask for each picture into {folder / 'masks'}, or take {BONES} out for a still scene",
+            fix=f"put a mask for each picture into {folder / 'masks'}, or take {BONES_FILE} out for a still scene",
         )
     notes = _report_unposed_pictures(folder, pictures, motion is not None and pictures[0].time is None)
     size = _choose_size(folder, pictures, size)
     frames = _read_frames(pictures, size, notes)
     masks = _read_masks(pictures, mask_paths, size, notes) if mask_paths else None
-    cameras = tuple(picture.camera.resized(*size) for picture in pictures)
+    cameras = tuple(picture.camera.resize(*size) for picture in pictures)
     return Capture(cameras, frames, times, masks, motion, switches, tuple(notes))
 
 
-def _read_cameras(folder: Path) -> list[PosedPicture]:
+def _read_cameras(folder: Path) -> list[PosedImage]:
     """Reads the cameras and checks that the picture of each is there."""
     if not folder.is_dir():
         raise bad_input(f"there is no folder {folder}", fix="name the folder of a scene")
-    has_transforms = (folder / TRANSFORMS).exists()
+    has_transforms = (folder / TRANSFORMS_FILE).exists()
     if not has_transforms and not (folder / "sparse").is_dir() and not (folder / "colmap").is_dir():
         raise bad_input(
             "the scene has no cameras",
             where=str(folder),
-            why=f"neither {TRANSFORMS} nor a COLMAP model in sparse/0 is in it",
+            why=f"neither {TRANSFORMS_FILE} nor a COLMAP model in sparse/0 is in it",
             fix="find the cameras with COLMAP, or export them with nerfstudio's ns-process-data",
         )
-    pictures = read_transforms(folder / TRANSFORMS) if has_transforms else read_colmap(folder)
+    pictures = read_transforms(folder / TRANSFORMS_FILE) if has_transforms else read_colmap(folder)
     missing = [picture.path for picture in pictures if not picture.path.is_file()]
     if missing:
         raise bad_input(
             f"{len(missing)} of {len(pictures)} pictures that have cameras are missing",
             where=str(missing[0]),
-            why=f"the cameras are in {folder / (TRANSFORMS if has_transforms else 'sparse')}",
+            why=f"the cameras are in {folder / (TRANSFORMS_FILE if has_transforms else 'sparse')}",
             fix="put the pictures back, or take their cameras out",
         )
     return pictures
 
 
-def _assign_times(folder: Path, pictures: Sequence[PosedPicture], motion: Motion | None) -> tuple[int, ...]:
+def _assign_times(folder: Path, pictures: Sequence[PosedImage], motion: SkeletonMotion | None) -> tuple[int, ...]:
     """Returns the moment that each picture shows: the one in its file, or else its place in the list."""
     if pictures[0].time is not None:
         times = tuple(picture.time or 0 for picture in pictures)
         last = max(times)
         if motion is not None and last >= motion.frame_count:
             raise bad_input(
-                f"{pictures[times.index(last)].path.name} shows moment {last}, which {BONES} does not have",
-                where=str(folder / BONES),
+                f"{pictures[times.index(last)].path.name} shows moment {last}, which {BONES_FILE} does not have",
+                where=str(folder / BONES_FILE),
                 why=f"it has {motion.frame_count} frames, 0 to {motion.frame_count - 1}",
                 fix='write a frame for every "time" in transforms.json',
             )
         return times
     if motion is not None and motion.frame_count != len(pictures):
         raise bad_input(
-            f"{BONES} has {motion.frame_count} frames for {len(pictures)} pictures",
-            where=str(folder / BONES),
+            f"{BONES_FILE} has {motion.frame_count} frames for {len(pictures)} pictures",
+            where=str(folder / BONES_FILE),
             why='without "time" in transforms.json the first picture shows the first frame, and so on',
             fix='give the frames of transforms.json a "time", or write bones for every picture',
         )
     return tuple(range(len(pictures)))
 
 
-def _find_masks(folder: Path, pictures: Sequence[PosedPicture]) -> list[Path]:
+def _find_masks(folder: Path, pictures: Sequence[PosedImage]) -> list[Path]:
     """Finds the mask of each picture; returns an empty list if none has one."""
     mask_folder = folder / "masks"
     masks: dict[Path, Path] = {}  # by names without suffix
     for file in sorted(mask_folder.rglob("*")):
-        if file.suffix.lower() in SUFFIXES and file.is_file():
+        if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file():
             masks[file.relative_to(mask_folder).with_suffix("")] = file
     names: list[Path] = []
     found: list[Path | None] = []
@@ -146,13 +146,13 @@ def _find_masks(folder: Path, pictures: Sequence[PosedPicture]) -> list[Path]:
     return there
 
 
-def _report_unposed_pictures(folder: Path, pictures: Sequence[PosedPicture], ordered: bool) -> list[str]:
+def _report_unposed_pictures(folder: Path, pictures: Sequence[PosedImage], ordered: bool) -> list[str]:
     """Returns a note on pictures without a camera; refuses them if the order of all pictures gives the moments."""
     known = {path for picture in pictures for path in (picture.path, picture.mask_path)}
     unposed: list[str] = []
     for place in sorted({picture.path.parent for picture in pictures} - {folder}):
         for file in sorted(place.iterdir()):
-            if file not in known and file.suffix.lower() in SUFFIXES and not file.name.startswith("."):
+            if file not in known and file.suffix.lower() in PICTURE_SUFFIXES and not file.name.startswith("."):
                 unposed.append(file.name)
     if unposed and ordered:
         raise bad_input(
@@ -164,7 +164,7 @@ def _report_unposed_pictures(folder: Path, pictures: Sequence[PosedPicture], ord
     return [f"{len(unposed)} pictures have no camera and are left out, {unposed[0]} first"] if unposed else []
 
 
-def _choose_size(folder: Path, pictures: Sequence[PosedPicture], size: tuple[int, int] | str | None) -> tuple[int, int]:
+def _choose_size(folder: Path, pictures: Sequence[PosedImage], size: tuple[int, int] | str | None) -> tuple[int, int]:
     """Returns the size of the capture: the given one, or that of all pictures."""
     sizes = Counter((picture.camera.width, picture.camera.height) for picture in pictures)
     if isinstance(size, str) and size != "source":
@@ -180,13 +180,13 @@ def _choose_size(folder: Path, pictures: Sequence[PosedPicture], size: tuple[int
 
 
 def _read_frames(
-    pictures: Sequence[PosedPicture], size: tuple[int, int], notes: list[str]
+    pictures: Sequence[PosedImage], size: tuple[int, int], notes: list[str]
 ) -> UInt8[np.ndarray, "views height width 3"]:
     """Reads the pictures at a size. What reading them changed is added to `notes`."""
-    frames = zeros((len(pictures), size[1], size[0], 3), np.uint8)
+    frames = allocate_zeros((len(pictures), size[1], size[0], 3), np.uint8)
     changes: Counter[str] = Counter()
     for index, picture in enumerate(pictures):
-        frame, lost = read_frame(picture.path)
+        frame, lost = read_image_frame(picture.path)
         width, height, camera = frame.shape[1], frame.shape[0], picture.camera
         if (width, height) != (camera.width, camera.height):
             rotated = (height, width) == (camera.width, camera.height)
@@ -210,13 +210,13 @@ def _read_frames(
 
 
 def _read_masks(
-    pictures: Sequence[PosedPicture], paths: Sequence[Path], size: tuple[int, int], notes: list[str]
+    pictures: Sequence[PosedImage], paths: Sequence[Path], size: tuple[int, int], notes: list[str]
 ) -> Bool[np.ndarray, "views height width"]:
     """Reads the masks at a size. Those without a pixel are listed in `notes`."""
     half = 128  # of 255: a mask's brightness from which a pixel is the person
-    masks = zeros((len(paths), size[1], size[0]), bool)
+    masks = allocate_zeros((len(paths), size[1], size[0]), bool)
     for index, (picture, path) in enumerate(zip(pictures, paths, strict=True)):
-        image, _ = read_frame(path)
+        image, _ = read_image_frame(path)
         # A mask may be larger or smaller than its picture, but must have the same aspect.
         width, height = image.shape[1], image.shape[0]
         wide, high = picture.camera.width, picture.camera.height
@@ -256,7 +256,7 @@ def write_capture(folder: Path | str, capture: Capture) -> None:
     check_new_folder(folder)
     with disk_errors(folder):
         make_folder(folder.parent)
-        with temporary(folder.parent) as part:
+        with temporary_path(folder.parent) as part:
             part.mkdir()
             write_images(part / "images", iter(capture.frames))
             if capture.masks is not None:
@@ -266,15 +266,15 @@ def write_capture(folder: Path | str, capture: Capture) -> None:
             for index, (camera, time) in enumerate(zip(capture.cameras, capture.times, strict=True)):
                 name = f"{index:05d}.png"
                 mask_path = None if capture.masks is None else part / "masks" / name
-                pictures.append(PosedPicture(part / "images" / name, camera, mask_path, time))
-            write_transforms(part / TRANSFORMS, pictures)
+                pictures.append(PosedImage(part / "images" / name, camera, mask_path, time))
+            write_transforms(part / TRANSFORMS_FILE, pictures)
             if capture.motion is not None:
-                write_bones(part / BONES, capture.motion)
+                write_bones(part / BONES_FILE, capture.motion)
             if capture.switches:
-                write_states(part / STATES, capture.switches)
-            sync(part)
+                write_states(part / STATES_FILE, capture.switches)
+            flush_to_disk(part)
             part.replace(folder)
-            sync(folder.parent)
+            flush_to_disk(folder.parent)
 
 
 def check_new_folder(folder: Path) -> None:

@@ -17,7 +17,7 @@ from neural_fields.data.region import RegionTrack
 
 
 @dataclass(frozen=True)
-class Pixels:
+class ClipPixels:
     """Frames and masks of a clip as tensors on one device."""
 
     frames: UInt8[Tensor, "time height width 3"]
@@ -25,14 +25,14 @@ class Pixels:
 
 
 @dataclass(frozen=True)
-class Clip:
+class ClipDataset:
     """A clip at the size of training."""
 
     frames: UInt8[np.ndarray, "time height width 3"]
     masks: LayerMasks
     flow: FlowField | None
     regions: dict[str, RegionTrack] = field(default_factory=dict)  # layers whose canonical plane is that of a frame
-    pixels: Pixels | None = None  # frames and masks where the steps are computed; see `resident`
+    pixels: ClipPixels | None = None  # frames and masks where the steps are computed; see `resident`
 
     @property
     def frame_count(self) -> int:
@@ -44,16 +44,16 @@ class Clip:
         return (self.frames.shape[2], self.frames.shape[1])
 
     @property
-    def layers(self) -> tuple[str, ...]:
+    def layer_names(self) -> tuple[str, ...]:
         """Layer names, front to back; the last is the background."""
         return (*self.masks.names, "background")
 
     @property
-    def reference(self) -> dict[str, int]:
+    def reference_frames(self) -> dict[str, int]:
         """The frame whose coordinates the canonical plane of a layer has, for layers that have one."""
         return {name: track.frame for name, track in self.regions.items()}
 
-    def resident(self, device: torch.device) -> Clip:
+    def copy_to_device(self, device: torch.device) -> ClipDataset:
         """Returns this clip with its frames and masks on `device` too, a byte a value, where batches then read them.
 
         On a GPU without room for them, twice over, the clip comes back as it is and frames travel with every step.
@@ -62,29 +62,29 @@ class Clip:
         if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < 2 * size:
             return self
         frames = torch.from_numpy(np.array(self.frames)).to(device)
-        return replace(self, pixels=Pixels(frames, torch.from_numpy(np.array(self.masks.masks)).to(device)))
+        return replace(self, pixels=ClipPixels(frames, torch.from_numpy(np.array(self.masks.masks)).to(device)))
 
-    def frame_colors(self, frames: Int[Tensor, " frames"]) -> Float[Tensor, "n 3"]:
+    def read_frame_colors(self, frames: Int[Tensor, " frames"]) -> Float[Tensor, "n 3"]:
         """Returns RGB in [0, 1] of every pixel of whole frames, in row-major order."""
         if self.pixels is not None:
             return self.pixels.frames[frames.to(self.pixels.frames.device)].float().div_(255).reshape(-1, 3)
         stacked = np.stack([self.frames[t] for t in frames.tolist()])
         return torch.from_numpy(stacked).float().div_(255).reshape(-1, 3)
 
-    def frame_masks(self, frames: Int[Tensor, " frames"]) -> Bool[Tensor, "n layers"]:
+    def read_frame_masks(self, frames: Int[Tensor, " frames"]) -> Bool[Tensor, "n layers"]:
         """Returns the masks of the front layers in every pixel of whole frames, in row-major order."""
         if self.pixels is not None:
             return self.pixels.masks[:, frames.to(self.pixels.masks.device)].flatten(1).T
         return torch.from_numpy(self.masks.masks[:, frames.numpy()]).flatten(1).T
 
-    def colors(self, index: Int[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
+    def colors_at(self, index: Int[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
         """Returns RGB in [0, 1] at (frame, row, column); positions beyond the edge read the edge."""
         if self.pixels is not None:
             return self.pixels.frames[self._clamp_tensor(index.to(self.pixels.frames.device))].float() / 255
         t, row, column = self._clamp_index(index)
         return torch.from_numpy(self.frames[t, row, column]).float() / 255
 
-    def mask_at(self, index: Int[Tensor, "n 3"]) -> Bool[Tensor, "n layers"]:
+    def masks_at(self, index: Int[Tensor, "n 3"]) -> Bool[Tensor, "n layers"]:
         """Returns the masks of the front layers at (frame, row, column)."""
         if self.pixels is not None:
             return self.pixels.masks[(slice(None), *self._clamp_tensor(index.to(self.pixels.masks.device)))].T
@@ -105,15 +105,15 @@ class Clip:
 class Batch:
     """The points of one training step: whole frames (`index` is None) or pixels scattered over the clip."""
 
-    clip: Clip
+    clip: ClipDataset
     frames: Int[Tensor, " frames"]  # the frames that the points lie in, each once
-    index: Int[Tensor, "n 3"] | None  # (frame, row, column) of scattered pixels
+    pixel_index: Int[Tensor, "n 3"] | None  # (frame, row, column) of scattered pixels
 
     @cached_property
     def positions(self) -> Int[Tensor, "n 3"]:
         """(frame, row, column) of every point; whole frames in row-major order."""
-        if self.index is not None:
-            return self.index
+        if self.pixel_index is not None:
+            return self.pixel_index
         width, height = self.clip.size
         axes = (self.frames, torch.arange(height), torch.arange(width))
         return torch.cartesian_prod(*axes)
@@ -121,30 +121,30 @@ class Batch:
     @cached_property
     def xyt(self) -> Float[Tensor, "n 3"]:
         """Network coordinates of every point."""
-        return self.normalise(self.positions[:, [2, 1]] + 0.5, self.positions[:, 0])
+        return self.normalize_positions(self.positions[:, [2, 1]] + 0.5, self.positions[:, 0])
 
     @cached_property
     def rgb(self) -> Float[Tensor, "n 3"]:
         """Colours in [0, 1] of every point."""
-        if self.index is not None:
-            return self.clip.colors(self.index)
-        return self.clip.frame_colors(self.frames)
+        if self.pixel_index is not None:
+            return self.clip.colors_at(self.pixel_index)
+        return self.clip.read_frame_colors(self.frames)
 
     @cached_property
-    def mask(self) -> Float[Tensor, "n layers"]:
+    def layer_masks(self) -> Float[Tensor, "n layers"]:
         """The masks of the front layers (0 or 1) at every point."""
-        if self.index is not None:
-            return self.clip.mask_at(self.index).float()
-        return self.clip.frame_masks(self.frames).float()
+        if self.pixel_index is not None:
+            return self.clip.masks_at(self.pixel_index).float()
+        return self.clip.read_frame_masks(self.frames).float()
 
-    def normalise(self, xy: Float[Tensor, "n 2"], t: Tensor) -> Float[Tensor, "n 3"]:
+    def normalize_positions(self, xy: Float[Tensor, "n 2"], t: Tensor) -> Float[Tensor, "n 3"]:
         """Converts pixel coordinates in frames `t` to network coordinates (x, y, t)."""
-        unit = coords.normalise_pixels(xy.float(), *self.clip.size)
-        time = coords.normalise_time(t.float(), self.clip.frame_count)
+        unit = coords.normalize_pixels(xy.float(), *self.clip.size)
+        time = coords.normalize_time(t.float(), self.clip.frame_count)
         return torch.cat([unit, torch.as_tensor(time)[:, None]], dim=1)
 
 
-def draw_frames(clip: Clip, count: int, step: int, seed: int) -> Batch:
+def draw_frames(clip: ClipDataset, count: int, step: int, seed: int) -> Batch:
     """Draws whole frames for a step: each frame comes once before any comes again.
 
     Args:
@@ -165,7 +165,7 @@ def draw_frames(clip: Clip, count: int, step: int, seed: int) -> Batch:
     return Batch(clip, chosen.sort().values, None)
 
 
-def draw_pixels(clip: Clip, count: int, step: int, seed: int) -> Batch:
+def draw_pixels(clip: ClipDataset, count: int, step: int, seed: int) -> Batch:
     """Draws pixels for a step, uniform over the clip.
 
     Args:

@@ -16,10 +16,10 @@ from typing import BinaryIO
 import numpy as np
 from jaxtyping import Float
 
-from neural_fields.data.camera_files import PosedPicture
+from neural_fields.data.camera_files import PosedImage
 from neural_fields.data.cameras import Camera
 from neural_fields.data.facts import check_size
-from neural_fields.data.user_files import Malformed, check_finite, inside, natural, part_of, shown, words_to_numbers
+from neural_fields.data.user_files import FormatError, check_finite, resolve_inside, natural_sort_key, locate_format_errors, describe_value, parse_number_words
 from neural_fields.errors import bad_input
 
 _FOLDERS = ("", "sparse/0", "sparse", "colmap/sparse/0", "colmap/sparse")
@@ -38,7 +38,7 @@ _COUNTS = dict(_MODELS.values())
 _UNDISTORT = "undistort the pictures with colmap image_undistorter, or estimate the cameras again as OPENCV"
 
 
-def read_colmap(folder: Path | str, images: Path | str | None = None) -> list[PosedPicture]:
+def read_colmap(folder: Path | str, images: Path | str | None = None) -> list[PosedImage]:
     """Reads the pictures and cameras of a COLMAP model, in the order of the pictures' names (2 before 10).
 
     Args:
@@ -62,18 +62,18 @@ def read_colmap(folder: Path | str, images: Path | str | None = None) -> list[Po
     else:
         listed = model / "images.txt"
         cameras, entries = dict(_read_text_cameras(model / "cameras.txt")), _read_text_images(listed)
-    found: dict[Path, PosedPicture] = {}
+    found: dict[Path, PosedImage] = {}
     for name, camera, pose in entries:
-        with part_of(listed, f"picture {shown(name)}"):
-            path = inside(place, name)
+        with locate_format_errors(listed, f"picture {describe_value(name)}"):
+            path = resolve_inside(place, name)
             if camera not in cameras:
-                raise Malformed(f"its camera {camera} is not in {model.name}/cameras{listed.suffix}")
+                raise FormatError(f"its camera {camera} is not in {model.name}/cameras{listed.suffix}")
             if path in found:
-                raise Malformed("it is listed twice")
-            found[path] = PosedPicture(path, cameras[camera].moved(pose))
+                raise FormatError("it is listed twice")
+            found[path] = PosedImage(path, cameras[camera].with_pose(pose))
     if not found:
         raise bad_input("the COLMAP model has no pictures", where=str(listed), fix="run colmap mapper again")
-    return sorted(found.values(), key=lambda picture: natural(picture.path.as_posix()))
+    return sorted(found.values(), key=lambda picture: natural_sort_key(picture.path.as_posix()))
 
 
 def _find_model(folder: Path) -> Path:
@@ -97,7 +97,7 @@ def _build_camera(name: str, width: int, height: int, values: Sequence[float], w
     focal_count = 1 if name in ("SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL") else 2
     focal, (cx, cy), lens = values[:focal_count], values[focal_count : focal_count + 2], values[focal_count + 2 :]
     if min(focal) <= 0:
-        raise Malformed(f"a focal length of {min(focal):g}")
+        raise FormatError(f"a focal length of {min(focal):g}")
     if name in ("SIMPLE_RADIAL", "RADIAL"):
         lens = [*lens, 0.0, 0.0, 0.0][:4]
     return Camera(
@@ -116,7 +116,7 @@ def _compute_pose(values: Sequence[float]) -> Float[np.ndarray, "4 4"]:
     check_finite(np.array(values), "pose")
     length = float(np.linalg.norm(values[:4]))
     if abs(length - 1) > 1e-2:
-        raise Malformed(f"its quaternion has the length {length:.4g} instead of 1")
+        raise FormatError(f"its quaternion has the length {length:.4g} instead of 1")
     w, x, y, z = np.array(values[:4]) / length
     rotation = np.array(  # camera to world
         [
@@ -140,16 +140,16 @@ def _read_text_cameras(path: Path) -> Iterator[tuple[int, Camera]]:
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
-        with part_of(path, f"line {index + 1}", fix="write the model again with colmap model_converter"):
+        with locate_format_errors(path, f"line {index + 1}", fix="write the model again with colmap model_converter"):
             if len(words) < 4:
-                raise Malformed(f"{shown(line)} is no camera")
+                raise FormatError(f"{describe_value(line)} is no camera")
             name = words[1]
             if name not in _COUNTS:
-                raise Malformed(f"the camera model {shown(name)} is not read; {_UNDISTORT}")
+                raise FormatError(f"the camera model {describe_value(name)} is not read; {_UNDISTORT}")
             if len(words) != 4 + _COUNTS[name]:
-                raise Malformed(f"{len(words) - 4} parameters of the model {name}, which has {_COUNTS[name]}")
+                raise FormatError(f"{len(words) - 4} parameters of the model {name}, which has {_COUNTS[name]}")
             number, width, height = (_parse_whole(word) for word in (words[0], words[2], words[3]))
-            values = words_to_numbers(words[4:], "parameters").tolist()
+            values = parse_number_words(words[4:], "parameters").tolist()
             yield number, _build_camera(name, width, height, values, str(path))
 
 
@@ -162,11 +162,11 @@ def _read_text_images(path: Path) -> Iterator[tuple[str, int, Float[np.ndarray, 
         at_points = not at_points
         if at_points:
             continue
-        with part_of(path, f"line {index + 1}", fix="write the model again with colmap model_converter"):
+        with locate_format_errors(path, f"line {index + 1}", fix="write the model again with colmap model_converter"):
             words = line.split(maxsplit=9)
             if len(words) != 10:
-                raise Malformed(f"{shown(line)} is no picture")
-            pose = _compute_pose(words_to_numbers(words[1:8], "pose").tolist())
+                raise FormatError(f"{describe_value(line)} is no picture")
+            pose = _compute_pose(parse_number_words(words[1:8], "pose").tolist())
             yield words[9].strip(), _parse_whole(words[8]), pose
 
 
@@ -189,7 +189,7 @@ def _open_file(path: Path) -> Iterator[BinaryIO]:
 def _parse_whole(word: str) -> int:
     """Parses a whole number."""
     if not word.lstrip("-").isdecimal() or len(word) > 18:
-        raise Malformed(f"{shown(word)} is not a whole number")
+        raise FormatError(f"{describe_value(word)} is not a whole number")
     return int(word)
 
 
@@ -198,12 +198,12 @@ def _parse_whole(word: str) -> int:
 
 def _read_binary_cameras(path: Path) -> Iterator[tuple[int, Camera]]:
     """Reads number and camera of each entry."""
-    with part_of(path, fix="copy it again, or write it again with colmap"), _open_file(path) as file:
+    with locate_format_errors(path, fix="copy it again, or write it again with colmap"), _open_file(path) as file:
         for _ in range(_unpack_next(file, "Q")[0]):
             number, model, width, height = _unpack_next(file, "iiQQ")
             if model not in _MODELS:
                 name = _OTHERS.get(model, f"with the number {model}")
-                raise Malformed(f"the camera model {name} is not read; {_UNDISTORT}")
+                raise FormatError(f"the camera model {name} is not read; {_UNDISTORT}")
             name, count = _MODELS[model]
             yield number, _build_camera(name, width, height, _unpack_next(file, f"{count}d"), str(path))
 
@@ -212,20 +212,20 @@ def _read_binary_images(path: Path) -> Iterator[tuple[str, int, Float[np.ndarray
     """Reads name, camera and pose of each picture."""
     longest_name, point_bytes = 4096, 24  # letters, as file systems allow in a path
     size = path.stat().st_size
-    with part_of(path, fix="copy it again, or write it again with colmap"), _open_file(path) as file:
+    with locate_format_errors(path, fix="copy it again, or write it again with colmap"), _open_file(path) as file:
         for _ in range(_unpack_next(file, "Q")[0]):
             _, *values, camera = _unpack_next(file, "i7di")
             letters = bytearray()
             while (letter := _unpack_next(file, "c")[0]) != b"\0":
                 letters += letter
                 if len(letters) > longest_name:
-                    raise Malformed("a picture's name does not end")
+                    raise FormatError("a picture's name does not end")
             name = letters.decode("utf-8", "replace")
             points = _unpack_next(file, "Q")[0]
             if points * point_bytes > size - file.tell():
-                raise Malformed("the file is cut off")
+                raise FormatError("the file is cut off")
             file.seek(points * point_bytes, os.SEEK_CUR)
-            with part_of(path, f"picture {shown(name)}"):
+            with locate_format_errors(path, f"picture {describe_value(name)}"):
                 yield name, camera, _compute_pose(values)
 
 
@@ -234,5 +234,5 @@ def _unpack_next(file: BinaryIO, form: str) -> tuple:
     size = struct.calcsize(f"<{form}")
     data = file.read(size)
     if len(data) != size:
-        raise Malformed("the file is cut off")
+        raise FormatError("the file is cut off")
     return struct.unpack(f"<{form}", data)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from neural_fields.data.flow import FlowField
-from neural_fields.data.memory import one_by_one
+from neural_fields.data.memory import iterate_releasing
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def find_cuts(
 
     # Shares of the color classes of each frame, smoothed over neighboring classes.
     histograms = []
-    for frame in one_by_one(frames):
+    for frame in iterate_releasing(frames):
         small = cv2.resize(np.ascontiguousarray(frame), settings.thumbnail_size, interpolation=cv2.INTER_AREA)
         counts = cv2.calcHist([small], [0, 1, 2], None, [settings.bins] * 3, [0, 256] * 3)
         smooth = sum(np.roll(counts, shift, axis) for axis in range(3) for shift in (-1, 0, 1))

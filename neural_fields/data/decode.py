@@ -26,18 +26,18 @@ from av.video.reformatter import VideoReformatter
 from neural_fields.data.facts import (
     DEFAULT_RATE,
     SoundTrack,
-    VideoFacts,
+    VideoMetadata,
     check_size,
     even_timestamps,
-    steady_rate,
+    find_frame_rate,
 )
-from neural_fields.data.lengths import missing_bytes
-from neural_fields.data.tags import SPACES, TRANSFERS, color_tags, to_rgb
+from neural_fields.data.lengths import count_missing_bytes
+from neural_fields.data.tags import SPACES, TRANSFERS, read_color_tags, convert_to_rgb
 from neural_fields.errors import ExitCode, UserError, bad_input
 
 
 @contextmanager
-def parser_border(path: str | Path, doing: str) -> Iterator[None]:
+def convert_parser_errors(path: str | Path, doing: str) -> Iterator[None]:
     """Turn whatever FFmpeg raises while `doing` something into a `UserError` that names the file."""
     try:
         yield
@@ -62,7 +62,7 @@ def parser_border(path: str | Path, doing: str) -> Iterator[None]:
         ) from error
 
 
-def check_regular(path: Path) -> os.stat_result:
+def check_regular_file(path: Path) -> os.stat_result:
     """Returns the stat of a file that can be read as a video; `UserError` for any other (missing, pipe, empty)."""
     try:
         found = path.stat()
@@ -86,7 +86,7 @@ def open_container(path: str | Path) -> Any:
         "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,gif,apng,mxf,nut,ivf,yuv4mpegpipe,h264,hevc,m4v,mpegvideo,dv"
     )
     # The explicit "file:" keeps names such as "http:x.mp4" or "-i" from meaning anything.
-    with parser_border(path, "opening it as a video"):
+    with convert_parser_errors(path, "opening it as a video"):
         return av.open(
             "file:" + os.path.abspath(path),
             container_options={"format_whitelist": demuxers, "protocol_whitelist": "file"},
@@ -98,7 +98,7 @@ def rgba_frames(path: str | Path) -> Iterator[np.ndarray]:
     """Streams every frame of a film as stored: uint8 [H, W, 4], with straight alpha. Raises `UserError`."""
     with open_container(path) as container:
         stream = _find_film(container, path)
-        with parser_border(path, "decoding"):
+        with convert_parser_errors(path, "decoding"):
             for frame in container.decode(stream):
                 yield frame.to_ndarray(format="rgba")
 
@@ -158,12 +158,12 @@ def _scan_packets(container: Any, film: Any) -> _PacketScan:
     return _PacketScan(tuple(known) or None, max(ends.values(), default=Fraction(0)), tuple(sound))
 
 
-def cut_error(path: str | Path, why: str) -> UserError:
+def truncation_error(path: str | Path, why: str) -> UserError:
     """Returns the error for a file that lacks its end."""
     return bad_input("the video is cut short", where=str(path), why=why, fix="copy or download the whole file again")
 
 
-def upright(picture: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
+def rotate_upright(picture: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
     """Turns a picture [H, W, C] by a display matrix (a, b, c, d): x' = a x + c y, y' = b x + d y, y down.
 
     Only the eight rotations and mirrorings that keep pixels whole exist here.
@@ -177,7 +177,7 @@ def upright(picture: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarra
     return np.ascontiguousarray(picture[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
 
 
-def display_matrix(frame: Any, path: str | Path) -> tuple[int, int, int, int]:
+def read_display_matrix(frame: Any, path: str | Path) -> tuple[int, int, int, int]:
     """Reads the display matrix (a, b, c, d) of a frame, each entry -1, 0 or 1."""
     for data in frame.side_data:
         if data.type.name == "DISPLAYMATRIX":
@@ -197,7 +197,7 @@ def display_matrix(frame: Any, path: str | Path) -> tuple[int, int, int, int]:
 def _decode_frames(decoder: Iterator[Any], path: str | Path, count: int = 0) -> Iterator[Any]:
     """Decodes frames in display order, of which the first is number `count`; the last leave the flushed decoder."""
     while True:
-        with parser_border(path, f"decoding frame {count}"):
+        with convert_parser_errors(path, f"decoding frame {count}"):
             frame = next(decoder, None)
         if frame is None:
             return
@@ -212,7 +212,7 @@ def _decode_frames(decoder: Iterator[Any], path: str | Path, count: int = 0) -> 
         count += 1
 
 
-def origin(container: Any) -> Fraction:
+def time_origin(container: Any) -> Fraction:
     """Returns the time in seconds that counts as zero."""
     # These formats count time from wherever the broadcast was; everyone else means zero as zero.
     if container.format.name in ("mpegts", "mpeg") and container.start_time:
@@ -220,18 +220,18 @@ def origin(container: Any) -> Fraction:
     return Fraction(0)
 
 
-def probe_file(path: Path, sha256: str) -> VideoFacts:
+def probe_file(path: Path, sha256: str) -> VideoMetadata:
     """Reads the metadata of a video file. Frames are decoded only where packets cannot tell their times.
 
     Raises `UserError` for everything that cannot be used.
     """
-    stat = check_regular(path)
+    stat = check_regular_file(path)
     with open_container(path) as container:
         film = _find_film(container, path)
-        if lacking := missing_bytes(path):
-            raise cut_error(path, f"by its own header it lacks {lacking} bytes")
+        if lacking := count_missing_bytes(path):
+            raise truncation_error(path, f"by its own header it lacks {lacking} bytes")
         check_size(film.codec_context.width, film.codec_context.height, where=str(path))
-        with parser_border(path, "reading the video"):
+        with convert_parser_errors(path, "reading the video"):
             scan = _scan_packets(container, film)
     with open_container(path) as container:
         film = _find_film(container, path)
@@ -245,7 +245,7 @@ def probe_file(path: Path, sha256: str) -> VideoFacts:
         # The time of each frame in seconds, and the rate.
         trusted = scan.pts is not None and first.pts == scan.pts[0] and not first.interlaced_frame
         pts = (scan.pts if trusted else (first.pts, *(frame.pts for frame in frames))) or ()
-        zero, tick = origin(container), Fraction(film.time_base)
+        zero, tick = time_origin(container), Fraction(film.time_base)
         declared = Fraction(film.average_rate or film.guessed_rate or 0) or None
         timestamps = tuple(p * tick - zero for p in pts if p is not None)
         time_notes = []
@@ -255,7 +255,7 @@ def probe_file(path: Path, sha256: str) -> VideoFacts:
             time_notes = [
                 f"the file does not give every frame its own time: frames are spaced evenly at {even} frames a second"
             ]
-        rate, variable = steady_rate(timestamps, tick, declared)
+        rate, variable = find_frame_rate(timestamps, tick, declared)
 
         # The second fence, for files without lengths: packets that end well before the header says.
         if container.duration is not None and container.format.name.split(",")[0] in (
@@ -268,10 +268,10 @@ def probe_file(path: Path, sha256: str) -> VideoFacts:
             end = Fraction(container.start_time or 0, 1_000_000) + Fraction(container.duration, 1_000_000)
             # Two frames and a tenth: sound frames and rounding to milliseconds make honest files differ by less.
             if end - scan.end > 2 / rate + Fraction(1, 10):
-                raise cut_error(path, f"it declares {float(end):.2f} s and holds {float(scan.end):.2f} s")
+                raise truncation_error(path, f"it declares {float(end):.2f} s and holds {float(scan.end):.2f} s")
 
         # How the picture stands: of a mirrored one, the rotation is that which follows a left-right mirroring.
-        a, b, c, d = matrix = display_matrix(first, path)
+        a, b, c, d = matrix = read_display_matrix(first, path)
         column = (-a, -b) if a * d - b * c < 0 else (a, b)
         rotation = {(1, 0): 0, (0, 1): 90, (-1, 0): 180, (0, -1): 270}[column]
         width, height = (first.width, first.height) if a else (first.height, first.width)
@@ -279,7 +279,7 @@ def probe_file(path: Path, sha256: str) -> VideoFacts:
         aspect = Fraction(film.sample_aspect_ratio or 1)
         if aspect <= 0:
             aspect = Fraction(1)
-        return VideoFacts(
+        return VideoMetadata(
             path=os.path.abspath(path),
             kind="file",
             sha256=sha256,
@@ -294,7 +294,7 @@ def probe_file(path: Path, sha256: str) -> VideoFacts:
             rotation=rotation,
             codec=film.codec_context.name,
             pixel_format=first.format.name,
-            **color_tags(first),
+            **read_color_tags(first),
             sound=scan.sound,
             notes=(*_list_losses(container, film, first, matrix), *time_notes),
             pixel_aspect=aspect if a else 1 / aspect,
@@ -330,7 +330,7 @@ def _list_losses(container: Any, film: Any, first: Any, matrix: tuple[int, int, 
     return tuple(notes)
 
 
-def file_frames(metadata: VideoFacts, frames: range) -> Iterator[np.ndarray]:
+def file_frames(metadata: VideoMetadata, frames: range) -> Iterator[np.ndarray]:
     """Streams the chosen frames, upright uint8 [H, W, 3] at the source's size. Raises `UserError` on a short read."""
     wanted = iter(frames)
     target = next(wanted, None)
@@ -340,7 +340,7 @@ def file_frames(metadata: VideoFacts, frames: range) -> Iterator[np.ndarray]:
             return
         if index < target:
             continue
-        picture = upright(to_rgb(frame, reformatter), display_matrix(frame, metadata.path))
+        picture = rotate_upright(convert_to_rgb(frame, reformatter), read_display_matrix(frame, metadata.path))
         if picture.shape[:2] != (metadata.height, metadata.width):
             raise bad_input(
                 f"the picture size changes at frame {index}",
@@ -353,17 +353,17 @@ def file_frames(metadata: VideoFacts, frames: range) -> Iterator[np.ndarray]:
         if target is None:
             return
     if target is not None:
-        raise cut_error(metadata.path, f"frame {target} of {metadata.frame_count} cannot be decoded")
+        raise truncation_error(metadata.path, f"frame {target} of {metadata.frame_count} cannot be decoded")
 
 
-def _decode_from(metadata: VideoFacts, start: int) -> Iterator[tuple[int, Any]]:
+def _decode_from(metadata: VideoMetadata, start: int) -> Iterator[tuple[int, Any]]:
     """Decodes frames with their index from `start` or before: it seeks the key frame before it, where that is exact."""
     with open_container(metadata.path) as container:
         film = _find_film(container, metadata.path)
         # Nearer starts are decoded through faster than looked for, and other formats have no list of key frames.
         if start > 32 and container.format.name.split(",")[0] in ("mov", "matroska"):
-            zero, tick = origin(container), Fraction(film.time_base)
-            with parser_border(metadata.path, f"looking for frame {start}"):
+            zero, tick = time_origin(container), Fraction(film.time_base)
+            with convert_parser_errors(metadata.path, f"looking for frame {start}"):
                 container.seek(int((metadata.timestamps[start] + zero) / tick), stream=film, backward=True)
                 decoder = container.decode(film)
                 first = next(decoder, None)

@@ -22,7 +22,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from neural_fields.data import decode, tags
-from neural_fields.data.facts import VideoFacts, check_size
+from neural_fields.data.facts import VideoMetadata, check_size
 from neural_fields.data.images import write_images
 from neural_fields.errors import ExitCode, UserError, bad_input
 from neural_fields.files import atomic_write
@@ -66,7 +66,7 @@ class ColorTags:
     range: int  # as written; 0 is unspecified and means limited
 
 
-def output_tags(source: VideoFacts, is_rgb: bool) -> ColorTags:
+def choose_output_tags(source: VideoMetadata, is_rgb: bool) -> ColorTags:
     """Chooses the tags that mirror the source.
 
     Pictures and RGB films have no matrix of their own: they become BT.709, tagged, which every player reads right. An
@@ -90,17 +90,17 @@ def _find_number(names: dict[int, str], name: str | None) -> int:
     return next((number for number, known in names.items() if known == name), 2)
 
 
-def write(
+def write_video(
     path: str | Path,
     frames: Iterable[np.ndarray],
-    source: VideoFacts,
+    source: VideoMetadata,
     *,
     codec: str = "h264",
     timestamps: Sequence[Fraction] | None = None,
     sound: bool = True,
     overwrite: bool = False,
     crf: int = 16,
-    metadata: Mapping[str, str] | None = None,
+    texts: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes a video that mirrors the source: its rate, times, colour tags and sound.
 
@@ -141,17 +141,17 @@ def write(
     first = next(pictures)
     check_size(first.shape[1], first.shape[0], where=str(path))
     if codec == "png":
-        write_images(path, chain([first], pictures), metadata)
+        write_images(path, chain([first], pictures), texts)
         if source.sound and sound:
             log.warning("%s holds pictures: the sound is left out", path)
         return path
-    job = _EncodingJob(path, kind, source, times, sound, crf, metadata or {})
+    job = _EncodingJob(path, kind, source, times, sound, crf, texts or {})
     with atomic_write(path) as part:
         _encode_file(part, job, first, pictures)
     return path
 
 
-def _check_output(path: Path, name: str, codec: Codec, source: VideoFacts, overwrite: bool) -> None:
+def _check_output(path: Path, name: str, codec: Codec, source: VideoMetadata, overwrite: bool) -> None:
     """Refuses endings that cannot carry the codec, existing files, and the source itself."""
     if codec.suffixes and path.suffix.lower() not in codec.suffixes:
         raise bad_input(
@@ -207,7 +207,7 @@ class _EncodingJob:
 
     path: Path
     codec: Codec
-    source: VideoFacts
+    source: VideoMetadata
     times: tuple[Fraction, ...]
     sound: bool
     crf: int
@@ -246,24 +246,24 @@ def _encode_file(part: Path, job: _EncodingJob, first: np.ndarray, pictures: Ite
     if form != "matroska":
         # A first frame later than zero is stored in units of the whole film: by default thousandths, which would round.
         options = {"movflags": "faststart", "movie_timescale": str(max(1000, tick.denominator))}
-    with decode.parser_border(job.path, "opening the output"):
+    with decode.convert_parser_errors(job.path, "opening the output"):
         out = av.open("file:" + os.path.abspath(part), "w", format=form, options=options)
     try:
         with ExitStack() as stack:
-            with decode.parser_border(job.path, "starting the encoder"):
+            with decode.convert_parser_errors(job.path, "starting the encoder"):
                 stream, colors = _add_film(out, job, first)
                 out.metadata.update(job.texts)
                 sound = _open_sound(stack, out, job)  # all tracks must be there before the first packet
             reformatter = VideoReformatter()
             for picture, time, duration in zip(chain([first], pictures), job.times, job.frame_durations(), strict=True):
-                with decode.parser_border(job.path, "encoding"):
+                with decode.convert_parser_errors(job.path, "encoding"):
                     frame = _make_frame(picture, stream.codec_context.pix_fmt, colors, reformatter)
                     frame.time_base, frame.pts = tick, round((time - job.shift) / tick)
                     frame.duration = round(duration / tick)
                     out.mux(stream.encode(frame))
                 if sound:
                     sound.copy_packets(out, time + duration)
-            with decode.parser_border(job.path, "encoding"):
+            with decode.convert_parser_errors(job.path, "encoding"):
                 out.mux(stream.encode(None))
             if sound:
                 sound.copy_packets(out, None)
@@ -272,7 +272,7 @@ def _encode_file(part: Path, job: _EncodingJob, first: np.ndarray, pictures: Ite
         with suppress(OSError, ValueError, av.error.FFmpegError):
             out.close()
         raise
-    with decode.parser_border(job.path, "finishing the video"):
+    with decode.convert_parser_errors(job.path, "finishing the video"):
         out.close()
 
 
@@ -294,7 +294,7 @@ def _add_film(out: Any, job: _EncodingJob, first: np.ndarray) -> tuple[Any, Colo
     context.time_base = stream.time_base = job.tick
     if source.pixel_aspect != 1:
         context.sample_aspect_ratio = stream.sample_aspect_ratio = source.pixel_aspect
-    colors = output_tags(source, codec.is_rgb)
+    colors = choose_output_tags(source, codec.is_rgb)
     context.colorspace, context.color_primaries = colors.space, colors.primaries
     context.color_trc, context.color_range = colors.transfer, colors.range
     return stream, colors
@@ -332,7 +332,7 @@ class _SoundCopier:
     def copy_packets(self, out: Any, until: Fraction | None) -> None:
         """Copies what starts before `until` (seconds in the source), or all that is left."""
         job = self.job
-        with decode.parser_border(job.source.path, "copying the sound"):
+        with decode.convert_parser_errors(job.source.path, "copying the sound"):
             while True:
                 packet = self.waiting or next(self.packets, None)
                 self.waiting = None
@@ -368,4 +368,4 @@ def _open_sound(stack: ExitStack, out: Any, job: _EncodingJob) -> _SoundCopier |
     if not tracks:
         return None
     packets = source.demux([s for s in source.streams.audio if s.index in tracks])
-    return _SoundCopier(packets, tracks, decode.origin(source), job)
+    return _SoundCopier(packets, tracks, decode.time_origin(source), job)

@@ -40,7 +40,7 @@ class SoundTrack:
 
 
 @dataclass(frozen=True)
-class VideoFacts:
+class VideoMetadata:
     """Everything about the source that the output must mirror."""
 
     path: str
@@ -76,17 +76,17 @@ class VideoFacts:
         return out
 
     @staticmethod
-    def from_json(data: dict[str, Any]) -> VideoFacts:
+    def from_json(data: dict[str, Any]) -> VideoMetadata:
         """Reads the metadata that `to_json` wrote. Raises `UserError` when the dictionary is something else."""
         try:
-            values = {f.name: data[f.name] for f in fields(VideoFacts) if f.name in data}
+            values = {f.name: data[f.name] for f in fields(VideoMetadata) if f.name in data}
             for name in ("rate", "time_base", "pixel_aspect"):
                 if name in values:
                     values[name] = Fraction(values[name])
             values["timestamps"] = tuple(Fraction(t) for t in data["timestamps"])
             values["sound"] = tuple(SoundTrack(**track) for track in data["sound"])
             values["notes"] = tuple(data["notes"])
-            return VideoFacts(**values)
+            return VideoMetadata(**values)
         except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
             raise bad_input(
                 "the description of the source video cannot be read",
@@ -102,7 +102,7 @@ class Video:
 
     frames: np.ndarray  # uint8 [T, H, W, 3], RGB, memory-mapped, read-only
     timestamps: tuple[Fraction, ...]  # seconds, one per frame of `frames`
-    facts: VideoFacts  # of the whole source, at its own size
+    metadata: VideoMetadata  # of the whole source, at its own size
     frame_range: tuple[int, int, int]  # start, stop, step within the source
 
 
@@ -186,7 +186,7 @@ def even_timestamps(count: int, rate: Fraction) -> tuple[Fraction, ...]:
     return tuple(i / rate for i in range(count))
 
 
-def steady_rate(timestamps: Sequence[Fraction], tick: Fraction, declared: Fraction | None) -> tuple[Fraction, bool]:
+def find_frame_rate(timestamps: Sequence[Fraction], tick: Fraction, declared: Fraction | None) -> tuple[Fraction, bool]:
     """Finds the frame rate, and whether it varies.
 
     A rate is constant when every time is within one tick of the even grid: Matroska rounds 1/30 s to 33, 33 and 34
@@ -212,9 +212,9 @@ def steady_rate(timestamps: Sequence[Fraction], tick: Fraction, declared: Fracti
     return mean, True
 
 
-def made_facts(size: tuple[int, int], count: int, rate: Fraction) -> VideoFacts:
+def make_metadata(size: tuple[int, int], count: int, rate: Fraction) -> VideoMetadata:
     """Makes the metadata of a silent video of `size` (width, height) that no camera made and no file holds yet."""
-    return VideoFacts(
+    return VideoMetadata(
         path="",
         kind="images",
         sha256="",

@@ -26,13 +26,13 @@ from jaxtyping import Bool, Float, UInt8
 
 from neural_fields.data.flow_files import (
     FlowFiles,
-    flow_files,
+    list_flow_files,
     read_flo,
     read_user_flow,
     write_flo,
 )
-from neural_fields.data.memory import one_by_one
-from neural_fields.data.raft import hub_weights, raft_flow, raft_network, read_raft_state
+from neural_fields.data.memory import iterate_releasing
+from neural_fields.data.raft import load_hub_weights, compute_raft_flow, build_raft, read_raft_state
 from neural_fields.errors import bad_input
 from neural_fields.files import disk_errors
 
@@ -178,7 +178,7 @@ def _choose_pair_source(
         return digest.hexdigest()[:24], lambda: _compute_pairs(frames, _gray_at_size, size, _compute_dis_flow)
     path = Path(method)
     if path.is_dir():
-        files = flow_files(path, len(frames) - 1)
+        files = list_flow_files(path, len(frames) - 1)
         for file in files.forward + files.backward:
             digest.update(file.name.encode() + b"\0" + file.read_bytes())
         if not files.backward:
@@ -192,21 +192,21 @@ def _choose_pair_source(
             fix="--flow dis",
         )
     # Read before looking into the cache: changed weights must give another key.
-    state = hub_weights(method) if method in ("raft", "raft-large") else read_raft_state(path)
+    state = load_hub_weights(method) if method in ("raft", "raft-large") else read_raft_state(path)
     for name, value in sorted(state.items()):
         digest.update(name.encode() + value.contiguous().numpy().tobytes())
     _hash_frames(digest, frames)
 
     def compute_raft_pairs() -> Iterator[Pair]:
-        network = raft_network(state, method, device)
-        return _compute_pairs(frames, _frame_at_size, size, functools.partial(raft_flow, network))
+        network = build_raft(state, method, device)
+        return _compute_pairs(frames, _frame_at_size, size, functools.partial(compute_raft_flow, network))
 
     return digest.hexdigest()[:24], compute_raft_pairs
 
 
 def _hash_frames(digest: Any, frames: np.ndarray) -> None:
     digest.update(str(frames.shape).encode())
-    for frame in one_by_one(frames):
+    for frame in iterate_releasing(frames):
         digest.update(np.ascontiguousarray(frame))
 
 
@@ -229,7 +229,7 @@ def _compute_pairs(
 ) -> Iterator[Pair]:
     """Computes the flow of neighboring frames both ways; each frame is prepared once."""
     previous = prepare(frames[0], size)
-    for frame in islice(one_by_one(frames), 1, None):
+    for frame in islice(iterate_releasing(frames), 1, None):
         current = prepare(frame, size)
         yield compute(previous, current), compute(current, previous), None, None
         previous = current
@@ -244,7 +244,7 @@ def _compute_dis_flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return engine.calc(first, second, None)[:height, :width]
 
 
-def flow_between(
+def compute_pair_flow(
     first: UInt8[np.ndarray, "height width 3"], second: UInt8[np.ndarray, "height width 3"]
 ) -> tuple[Vectors, Bool[np.ndarray, "height width"]]:
     """Computes the flow from one picture to another by DIS, and where the way back agrees with it."""

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 FLO_MAGIC = 202021.25  # Middlebury .flo: float32 magic, int32 width, int32 height, then (dx, dy) per pixel.
 FLO_UNKNOWN = 1e9  # Middlebury writes larger values where the flow is unknown.
-FILE_SUFFIXES = (".flo", ".npy")
+FLOW_SUFFIXES = (".flo", ".npy")
 
 Vectors = Float[np.ndarray, "height width 2"]
 
@@ -67,10 +67,10 @@ def natural_key(path: Path) -> list[int | str]:
 def _list_fields(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted((file for file in folder.iterdir() if file.suffix.lower() in FILE_SUFFIXES), key=natural_key)
+    return sorted((file for file in folder.iterdir() if file.suffix.lower() in FLOW_SUFFIXES), key=natural_key)
 
 
-def flow_files(folder: Path, pairs: int) -> FlowFiles:
+def list_flow_files(folder: Path, pairs: int) -> FlowFiles:
     """Lists the flow files of a folder, checked against the number of pairs of the clip.
 
     Raises:

@@ -18,19 +18,19 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from neural_fields.data.decode import parser_border
-from neural_fields.data.facts import DEFAULT_RATE, VideoFacts, check_size, even_timestamps
+from neural_fields.data.decode import convert_parser_errors
+from neural_fields.data.facts import DEFAULT_RATE, VideoMetadata, check_size, even_timestamps
 from neural_fields.data.facts import DEFAULTS as LIMITS
 from neural_fields.errors import bad_input
 from neural_fields.pictures import FORMATS, read_picture
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
+PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
 _DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def is_image(path: Path) -> bool:
     """Whether the name is that of a picture we read."""
-    return path.suffix.lower() in SUFFIXES
+    return path.suffix.lower() in PICTURE_SUFFIXES
 
 
 def list_images(source: Path) -> list[Path]:
@@ -48,7 +48,7 @@ def list_images(source: Path) -> list[Path]:
         raise bad_input(
             "no pictures in the folder",
             where=str(source),
-            why=f"expected numbered files ending in {', '.join(sorted(SUFFIXES))}",
+            why=f"expected numbered files ending in {', '.join(sorted(PICTURE_SUFFIXES))}",
             fix="name the folder that holds the frames",
         )
     if len(found) == 1:
@@ -113,7 +113,7 @@ def hash_images(paths: Sequence[Path]) -> str:
     return whole.hexdigest()
 
 
-def read_frame(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+def read_image_frame(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
     """Reads a picture as uint8 [H, W, 3], upright, and says what was lost on the way. Raises `UserError`."""
     plain = _read_plain_rgb(path)
     if plain is not None:
@@ -147,7 +147,7 @@ def _read_plain_rgb(path: Path) -> np.ndarray | None:
         return None  # `read_picture` looks again and says what is wrong
 
 
-def probe_images(source: Path) -> VideoFacts:
+def probe_images(source: Path) -> VideoMetadata:
     """Reads the metadata of a folder of numbered pictures (or of one picture). Raises `UserError`."""
     paths = list_images(source)
     sizes = []  # width and height that each picture will have, from its header alone
@@ -169,9 +169,9 @@ def probe_images(source: Path) -> VideoFacts:
             fix="scale them to one size",
         )
     check_size(*size, where=str(paths[0]))
-    _, notes = read_frame(paths[0])
+    _, notes = read_image_frame(paths[0])
     rate = DEFAULT_RATE
-    return VideoFacts(
+    return VideoMetadata(
         path=os.path.abspath(source),
         kind="images",
         sha256=hash_images(paths),
@@ -195,7 +195,7 @@ def probe_images(source: Path) -> VideoFacts:
     )
 
 
-def image_frames(metadata: VideoFacts, frames: range) -> Iterator[np.ndarray]:
+def image_frames(metadata: VideoMetadata, frames: range) -> Iterator[np.ndarray]:
     """Streams the chosen pictures, upright uint8 [H, W, 3]. Raises `UserError` when the folder changed since."""
     paths = list_images(Path(metadata.path))
     if len(paths) != metadata.frame_count:
@@ -206,7 +206,7 @@ def image_frames(metadata: VideoFacts, frames: range) -> Iterator[np.ndarray]:
             fix="put the frames back, or train again with --out NEW",
         )
     for index in frames:
-        picture, _ = read_frame(paths[index])
+        picture, _ = read_image_frame(paths[index])
         if picture.shape[:2] != (metadata.height, metadata.width):
             raise bad_input(
                 "a picture has another size",
@@ -217,7 +217,7 @@ def image_frames(metadata: VideoFacts, frames: range) -> Iterator[np.ndarray]:
         yield picture
 
 
-def png_with_texts(png: bytes, texts: Mapping[str, str] | None) -> bytes:
+def insert_png_texts(png: bytes, texts: Mapping[str, str] | None) -> bytes:
     """Puts texts by keyword ("Comment" and the like) into a PNG file, right after its header.
 
     PNG stores them as Latin-1 (section 11.3.3 of its specification); other characters become their numbers.
@@ -241,16 +241,16 @@ def write_images(path: Path, pictures: Iterator[np.ndarray], texts: Mapping[str,
             raise bad_input(
                 "the folder holds other files too", where=str(path), why=repr(foreign[0]), fix="use another --out"
             )
-    with parser_border(path, "writing pictures"):
+    with convert_parser_errors(path, "writing pictures"):
         path.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=".unwrap-part-", dir=path.parent))
     try:
         for index, picture in enumerate(pictures):
             order = cv2.COLOR_RGBA2BGRA if picture.shape[2] == 4 else cv2.COLOR_RGB2BGR
             _, data = cv2.imencode(".png", cv2.cvtColor(picture, order), [cv2.IMWRITE_PNG_COMPRESSION, 1])
-            with parser_border(path, "writing pictures"), (part / f"{index:05d}.png").open("wb") as file:
-                file.write(png_with_texts(data.tobytes(), texts))
-        with parser_border(path, "writing pictures"):
+            with convert_parser_errors(path, "writing pictures"), (part / f"{index:05d}.png").open("wb") as file:
+                file.write(insert_png_texts(data.tobytes(), texts))
+        with convert_parser_errors(path, "writing pictures"):
             for written in part.iterdir():  # together at the end, so that the disk can order them
                 descriptor = os.open(written, os.O_RDONLY)
                 try:

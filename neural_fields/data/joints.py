@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from neural_fields.data.rigid import axes_matrix, turn_between
-from neural_fields.data.skeleton import ROOT, Motion, Skeleton, build_skeleton
-from neural_fields.data.user_files import LIMIT, Malformed, part_of, read_text, shown, words_to_numbers
+from neural_fields.data.rigid import parse_axes, fit_rotations
+from neural_fields.data.skeleton import NO_PARENT, SkeletonMotion, Skeleton, build_skeleton
+from neural_fields.data.user_files import MAX_FILE_BYTES, FormatError, locate_format_errors, read_text, describe_value, parse_number_words
 
 # The parents of the joints of OpenPose's BODY_25, under the names of Pose2Sim.
-BODY_25 = {
+BODY_25_PARENTS = {
     **dict.fromkeys(("RHip", "LHip", "Neck"), "Hip"),
     **dict.fromkeys(("Head", "RShoulder", "LShoulder"), "Neck"),
     "Nose": "Head",
@@ -37,8 +37,8 @@ class JointTrack:
 
     names: tuple[str, ...]
     positions: Float[np.ndarray, "frames joints 3"]
-    rate: float
-    filled: int = 0
+    frame_rate: float
+    filled_count: int = 0
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
@@ -56,26 +56,26 @@ def read_trc(path: Path | str, axes: str = "xyz", scale: float = 1.0) -> JointTr
     Raises:
         UserError: not a TRC file, cut off, or with a joint that is in no frame.
     """
-    path, to_world = Path(path), axes_matrix(axes)
-    lines = read_text(path, LIMIT).splitlines()
-    with part_of(path, fix="export the joints again as TRC"):
+    path, to_world = Path(path), parse_axes(axes)
+    lines = read_text(path, MAX_FILE_BYTES).splitlines()
+    with locate_format_errors(path, fix="export the joints again as TRC"):
         # The header: names of the joints, frames a second, and the number of frames.
         if len(lines) < 6 or not lines[0].startswith("PathFileType"):
-            raise Malformed("it is not a TRC file: that begins with PathFileType and has five lines before its frames")
+            raise FormatError("it is not a TRC file: that begins with PathFileType and has five lines before its frames")
         header = dict(zip(lines[1].split(), lines[2].split(), strict=False))
         try:
             rate, count, markers = (float(header[key]) for key in ("DataRate", "NumFrames", "NumMarkers"))
         except (KeyError, ValueError):
-            raise Malformed("DataRate, NumFrames or NumMarkers is missing in its second and third line") from None
+            raise FormatError("DataRate, NumFrames or NumMarkers is missing in its second and third line") from None
         names = tuple(name.strip() for name in lines[3].split("\t")[2:] if name.strip())
         if len(names) != markers or not names:
-            raise Malformed(f"it announces {markers:g} markers and names {len(names)}")
-        if not 0 < rate < math.inf or not 1 <= count < LIMIT:
-            raise Malformed(f"{count:g} frames at {rate:g} a second")
+            raise FormatError(f"it announces {markers:g} markers and names {len(names)}")
+        if not 0 < rate < math.inf or not 1 <= count < MAX_FILE_BYTES:
+            raise FormatError(f"{count:g} frames at {rate:g} a second")
 
         rows = [(number, line) for number, line in enumerate(lines[5:], 6) if line.strip()]
         if len(rows) != int(count):
-            raise Malformed(f"it announces {int(count)} frames and has {len(rows)}")
+            raise FormatError(f"it announces {int(count)} frames and has {len(rows)}")
         values = np.array([_parse_row(line, number, len(names)) for number, line in rows])
         positions = values.reshape(len(rows), len(names), 3)
 
@@ -85,7 +85,7 @@ def read_trc(path: Path | str, axes: str = "xyz", scale: float = 1.0) -> JointTr
         for joint in np.flatnonzero(gone.any(axis=0)):
             there = ~gone[:, joint]
             if not there.any():
-                raise Malformed(f"the joint {shown(names[int(joint)])} is in no frame; take it out of the file")
+                raise FormatError(f"the joint {describe_value(names[int(joint)])} is in no frame; take it out of the file")
             for axis in range(3):
                 positions[:, joint, axis] = np.interp(time, time[there], positions[there, joint, axis])
     return JointTrack(names, scale * positions @ to_world.T, rate, int(gone.sum()))
@@ -95,19 +95,19 @@ def _parse_row(line: str, number: int, joints: int) -> Float[np.ndarray, " numbe
     """Parses the coordinates of a line; NaN for those left out."""
     cells = [cell.strip() for cell in line.split("\t")][2:]
     if len(cells) < 3 * joints or any(cells[3 * joints :]):
-        raise Malformed(f"line {number} has {len(cells)} coordinates for {joints} joints")
+        raise FormatError(f"line {number} has {len(cells)} coordinates for {joints} joints")
     cells = cells[: 3 * joints]
     given = np.array([cell.lower() not in ("", "nan") for cell in cells])
     values = np.full(len(cells), np.nan)
     words = [cell for cell, is_given in zip(cells, given, strict=True) if is_given]
-    values[given] = words_to_numbers(words, f"line {number}")
+    values[given] = parse_number_words(words, f"line {number}")
     return values
 
 
 # --- bones ----------------------------------------------------------------------------------------------------------
 
 
-def body_motion(track: JointTrack) -> Motion:
+def fit_body_motion(track: JointTrack) -> SkeletonMotion:
     """Fits bones to a body whose joints have the names of BODY_25; other joints are left out.
 
     Where there is no joint "Hip", the root, it is put between the two hips.
@@ -121,20 +121,20 @@ def body_motion(track: JointTrack) -> Motion:
             raise ValueError("neither a joint Hip nor both of RHip and LHip")
         middle = (positions[:, names.index("RHip")] + positions[:, names.index("LHip")]) / 2
         names, positions = [*names, "Hip"], np.concatenate([positions, middle[:, None]], axis=1)
-    body = [name for name in names if name == "Hip" or name in BODY_25]
-    orphans = [name for name in body if name != "Hip" and BODY_25[name] not in body]
+    body = [name for name in names if name == "Hip" or name in BODY_25_PARENTS]
+    orphans = [name for name in body if name != "Hip" and BODY_25_PARENTS[name] not in body]
     if orphans:
-        raise ValueError(f"the joint {orphans[0]} is there without {BODY_25[orphans[0]]}, its parent")
-    parents = [ROOT if name == "Hip" else body.index(BODY_25[name]) for name in body]
-    return motion_from_joints(body, parents, positions[:, [names.index(name) for name in body]])
+        raise ValueError(f"the joint {orphans[0]} is there without {BODY_25_PARENTS[orphans[0]]}, its parent")
+    parents = [NO_PARENT if name == "Hip" else body.index(BODY_25_PARENTS[name]) for name in body]
+    return fit_motion_to_joints(body, parents, positions[:, [names.index(name) for name in body]])
 
 
-def motion_from_joints(
+def fit_motion_to_joints(
     names: Sequence[str],
     parents: Sequence[int],
     positions: Float[np.ndarray, "frames joints 3"],
     rest_frame: int | None = None,
-) -> Motion:
+) -> SkeletonMotion:
     """Fits rigid bones that put the joints exactly where they are in every frame.
 
     At rest a bone has its mean length and the direction that it has in one frame. A bone's rotation starts from that of
@@ -163,7 +163,7 @@ def motion_from_joints(
     _, order = build_skeleton(names, parents, np.arange(len(names))[:, None] * np.ones(3))  # of the parents alone
     for joint in order:
         parent = parents[joint]
-        if parent == ROOT:
+        if parent == NO_PARENT:
             rest[joint] = positions[rest_frame, joint]
             continue
         vectors = positions[:, joint] - positions[:, parent]
@@ -174,18 +174,18 @@ def motion_from_joints(
 
     # Transforms, parents first.
     positions = positions[:, order]
-    transforms = np.tile(np.eye(4), (len(positions), skeleton.count, 1, 1))
+    transforms = np.tile(np.eye(4), (len(positions), skeleton.bone_count, 1, 1))
     for bone, parent in enumerate(skeleton.parents):
-        above = transforms[:, parent, :3, :3] if parent != ROOT else np.tile(np.eye(3), (len(positions), 1, 1))
-        children = skeleton.children(bone)
-        before = np.einsum("tij,cj->tci", above, skeleton.rest[children] - skeleton.rest[bone])
-        rotation = turn_between(before, positions[:, children] - positions[:, [bone]]) @ above
+        above = transforms[:, parent, :3, :3] if parent != NO_PARENT else np.tile(np.eye(3), (len(positions), 1, 1))
+        children = skeleton.find_children(bone)
+        before = np.einsum("tij,cj->tci", above, skeleton.rest_positions[children] - skeleton.rest_positions[bone])
+        rotation = fit_rotations(before, positions[:, children] - positions[:, [bone]]) @ above
         transforms[:, bone, :3, :3] = rotation
-        transforms[:, bone, :3, 3] = positions[:, bone] - rotation @ skeleton.rest[bone]
-    return Motion(skeleton, transforms)
+        transforms[:, bone, :3, 3] = positions[:, bone] - rotation @ skeleton.rest_positions[bone]
+    return SkeletonMotion(skeleton, transforms)
 
 
-def object_bones(motion: Motion, hands: Sequence[str], elbows: Sequence[str] = ()) -> Motion:
+def add_object_bones(motion: SkeletonMotion, hands: Sequence[str], elbows: Sequence[str] = ()) -> SkeletonMotion:
     """Adds a bone for each hand that holds something: "<hand>_object", which moves with the hand.
 
     Its joint is beyond the hand, as far as the elbow is before it, as in HOSNeRF (its section 3.2).
@@ -200,20 +200,20 @@ def object_bones(motion: Motion, hands: Sequence[str], elbows: Sequence[str] = (
         ValueError: a name that is no joint, or a hand without a parent.
     """
     skeleton = motion.skeleton
-    names, parents, rest = list(skeleton.names), list(skeleton.parents), skeleton.rest
-    transforms, objects = motion.transforms, list(skeleton.objects)
+    names, parents, rest = list(skeleton.names), list(skeleton.parents), skeleton.rest_positions
+    transforms, objects = motion.transforms, list(skeleton.object_joints)
     for index, hand in enumerate(hands):
         hand_joint = _find_joint(skeleton, hand)
         elbow = _find_joint(skeleton, elbows[index]) if elbows else skeleton.parents[hand_joint]
-        if elbow in (ROOT, hand_joint):
+        if elbow in (NO_PARENT, hand_joint):
             raise ValueError(f"the joint {hand!r} has no elbow before it")
         objects.append(len(names))
         names.append(f"{hand}_object")
         parents.append(hand_joint)
-        rest = np.concatenate([rest, [2 * skeleton.rest[hand_joint] - skeleton.rest[elbow]]])
+        rest = np.concatenate([rest, [2 * skeleton.rest_positions[hand_joint] - skeleton.rest_positions[elbow]]])
         transforms = np.concatenate([transforms, transforms[:, [hand_joint]]], axis=1)
     extended, _ = build_skeleton(names, parents, rest, objects)
-    return Motion(extended, transforms)
+    return SkeletonMotion(extended, transforms)
 
 
 def _find_joint(skeleton: Skeleton, name: str) -> int:

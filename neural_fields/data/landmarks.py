@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from scipy.ndimage import median_filter
 
 from neural_fields.data.cameras import Camera
-from neural_fields.data.skeleton import ROOT
+from neural_fields.data.skeleton import NO_PARENT
 from neural_fields.errors import bad_input
 from neural_fields.files import atomic_write, write_synced
 
@@ -50,7 +50,7 @@ _JOINTS: tuple[tuple[str, str | None, tuple[str, ...]], ...] = (
     ),
 )
 _NAMES = tuple(name for name, _, _ in _JOINTS)
-SKELETON = _NAMES, tuple(ROOT if parent is None else _NAMES.index(parent) for _, parent, _ in _JOINTS)
+LANDMARK_SKELETON = _NAMES, tuple(NO_PARENT if parent is None else _NAMES.index(parent) for _, parent, _ in _JOINTS)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ DEFAULTS = TriangulationSettings()
 
 
 @dataclass(frozen=True)
-class Sighting:
+class PersonDetection:
     """A person in one picture.
 
     Attributes:
@@ -79,7 +79,7 @@ class Sighting:
     """
 
     pixels: Float[np.ndarray, "landmarks 2"]
-    visible: Float[np.ndarray, " landmarks"]
+    visibility: Float[np.ndarray, " landmarks"]
     world: Float[np.ndarray, "landmarks 3"]
     mask: Bool[np.ndarray, "height width"] | None
 
@@ -88,7 +88,7 @@ class Sighting:
 
 
 @dataclass(frozen=True)
-class SpacePoints:
+class TriangulatedLandmarks:
     """Landmarks in the world.
 
     Attributes:
@@ -97,13 +97,13 @@ class SpacePoints:
     """
 
     points: Float[np.ndarray, "moments landmarks 3"]
-    error: float
-    filled: int
+    median_error_px: float
+    filled_count: int
 
 
-def triangulate(
-    views: Sequence[Sequence[tuple[Camera, Sighting | None]]], settings: TriangulationSettings = DEFAULTS
-) -> SpacePoints:
+def triangulate_landmarks(
+    views: Sequence[Sequence[tuple[Camera, PersonDetection | None]]], settings: TriangulationSettings = DEFAULTS
+) -> TriangulatedLandmarks:
     """Computes the points nearest to the rays of the cameras, weighted by visibility.
 
     Left and right are swapped in a camera's view where that makes the cameras agree: networks mistake a back for a
@@ -121,7 +121,7 @@ def triangulate(
     points, errors = np.full((moments, marks, 3), np.nan), []
     swapped: dict[int, bool] = {}  # by camera, at the moment before
     for moment in range(moments):
-        seen: dict[int, tuple[Camera, Sighting]] = {}
+        seen: dict[int, tuple[Camera, PersonDetection]] = {}
         for index, view in enumerate(views):
             camera, sighting = view[moment]
             if sighting is not None and len(sighting.pixels):
@@ -147,7 +147,7 @@ def triangulate(
         for axis in range(3):
             points[:, mark, axis] = np.interp(time, time[there], points[there, mark, axis])
     filtered = median_filter(points, size=(settings.median_moments, 1, 1), mode="nearest")
-    return SpacePoints(filtered, float(np.median(errors)), int(gone.sum()))
+    return TriangulatedLandmarks(filtered, float(np.median(errors)), int(gone.sum()))
 
 
 def _mirror_name(name: str) -> str:
@@ -169,14 +169,14 @@ class _Rays:
     settings: TriangulationSettings
 
     @staticmethod
-    def from_sightings(seen: Sequence[tuple[Camera, Sighting]], settings: TriangulationSettings) -> _Rays:
+    def from_sightings(seen: Sequence[tuple[Camera, PersonDetection]], settings: TriangulationSettings) -> _Rays:
         """Computes the rays of each camera from what it sees."""
         least = settings.min_visibility
         return _Rays(
             tuple(camera for camera, _ in seen),
             np.stack([sighting.pixels for _, sighting in seen]),
-            np.stack([camera.directions(sighting.pixels) for camera, sighting in seen]),
-            np.stack([np.where(sighting.visible >= least, sighting.visible, 0) for _, sighting in seen]),
+            np.stack([camera.compute_ray_directions(sighting.pixels) for camera, sighting in seen]),
+            np.stack([np.where(sighting.visibility >= least, sighting.visibility, 0) for _, sighting in seen]),
             settings,
         )
 
@@ -247,12 +247,12 @@ class _Rays:
 
     def _compute_errors_px(self, points: np.ndarray) -> np.ndarray:
         """Computes the reprojection error of each point in each camera; NaN where the camera does not see it."""
-        projected = np.stack([camera.project(np.nan_to_num(points))[0] for camera in self.cameras])
+        projected = np.stack([camera.project_points(np.nan_to_num(points))[0] for camera in self.cameras])
         errors = np.linalg.norm(projected - self.pixels, axis=2)
         return np.where((self.weights > 0) & np.isfinite(points[:, 0]), errors, np.nan)
 
 
-def skeleton_joints(points: Float[np.ndarray, "moments landmarks 3"]) -> Float[np.ndarray, "moments joints 3"]:
+def compute_skeleton_joints(points: Float[np.ndarray, "moments landmarks 3"]) -> Float[np.ndarray, "moments joints 3"]:
     """Computes the joints of `SKELETON` from landmarks."""
     joints = []
     for _, _, marks in _JOINTS:
@@ -263,7 +263,7 @@ def skeleton_joints(points: Float[np.ndarray, "moments landmarks 3"]) -> Float[n
 # --- file -----------------------------------------------------------------------------------------------------------
 
 
-def write_landmarks(path: Path | str, videos: Sequence[tuple[str, Sequence[int], Sequence[Sighting | None]]]) -> None:
+def write_landmarks(path: Path | str, videos: Sequence[tuple[str, Sequence[int], Sequence[PersonDetection | None]]]) -> None:
     """Writes the landmarks as JSON, atomically.
 
     A landmark is [x, y, probability of being visible], in pixels of the scene's pictures; "world" has the network's
@@ -279,7 +279,7 @@ def write_landmarks(path: Path | str, videos: Sequence[tuple[str, Sequence[int],
         for number, seen in zip(numbers, sightings, strict=True):
             points = world = None
             if seen is not None:
-                points = _round_values(np.concatenate([seen.pixels, seen.visible[:, None]], axis=1))
+                points = _round_values(np.concatenate([seen.pixels, seen.visibility[:, None]], axis=1))
                 world = _round_values(seen.world)
             frames.append({"frame": number, "points": points, "world": world})
         listed.append({"video": name, "frames": frames})

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-def missing_bytes(path: Path) -> int:
+def count_missing_bytes(path: Path) -> int:
     """Computes how many bytes a file lacks by its own account; 0 for formats that do not declare a length.
 
     MP4 boxes, the Matroska segment and the RIFF header of AVI each declare their length, so any cut shows.

@@ -16,7 +16,7 @@ from PIL import Image
 
 from neural_fields.data.flow import FlowField, resize_mask
 from neural_fields.data.flow_files import natural_key
-from neural_fields.data.memory import zeros
+from neural_fields.data.memory import allocate_zeros
 from neural_fields.data.motion import DEFAULTS, MotionSegmentationSettings, segment_motion
 from neural_fields.errors import bad_input
 
@@ -35,7 +35,7 @@ class LayerMasks:
     masks: Bool[np.ndarray, "layers time height width"]
 
 
-def default_names(count: int) -> tuple[str, ...]:
+def default_layer_names(count: int) -> tuple[str, ...]:
     """Returns the names of unnamed mask layers: "foreground", or "foreground1", "foreground2", ... front to back."""
     return ("foreground",) if count == 1 else tuple(f"foreground{index + 1}" for index in range(count))
 
@@ -66,7 +66,7 @@ def load_masks(
     chosen = range(frame_count) if frames is None else frames
     names: list[str] = []
     paths: list[Path] = []
-    for spec, fallback in zip(specs, default_names(len(specs)), strict=True):
+    for spec, fallback in zip(specs, default_layer_names(len(specs)), strict=True):
         name, equals, rest = spec.partition("=")
         has_name = equals and "/" not in name and "\\" not in name and not Path(spec).exists()
         name, path = (name, Path(rest)) if has_name else (fallback, Path(spec))
@@ -88,7 +88,7 @@ def load_masks(
             raise bad_input(f'two mask layers are called "{name}"', where="--masks", fix="give each layer its own name")
         names.append(name)
         paths.append(path)
-    out = zeros((len(paths), len(chosen), size[1], size[0]), bool)
+    out = allocate_zeros((len(paths), len(chosen), size[1], size[0]), bool)
     for layer, path in enumerate(paths):
         source = _open_source(path)
         indices = _match_frames(source, frame_count, chosen)
@@ -104,7 +104,7 @@ def mask_iou(a: Bool[np.ndarray, "*shape"], b: Bool[np.ndarray, "*shape"]) -> fl
     return int(np.count_nonzero(a & b)) / union if union else 1.0
 
 
-def auto_masks(
+def find_masks(
     frames: UInt8[np.ndarray, "time height width 3"],
     flow: FlowField,
     progress: Callable[[int, int], None] | None = None,
@@ -124,7 +124,7 @@ def auto_masks(
     found = segment_motion(frames, flow, progress, settings)
     if found is None:
         return LayerMasks((), np.zeros((0, *frames.shape[:3]), bool))
-    return LayerMasks(default_names(1), found[None])
+    return LayerMasks(default_layer_names(1), found[None])
 
 
 # --- sources -------------------------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ def _open_source(path: Path) -> _Source:
 
     from neural_fields.data import video
 
-    metadata = video.probe(path)
+    metadata = video.probe_video(path)
     labels = tuple(f"frame {index} of {path.name}" for index in range(metadata.frame_count))
     # Lossy video: white is not quite white, so only the threshold counts.
     return _Source(path, labels, lambda indices: (f.max(-1) >= 128 for f in video.source_frames(metadata, indices)))

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-LET_GO_EVERY = 32  # frames: often enough to stay flat with the length of a clip, seldom enough to cost nothing
-LARGE = 32 << 20  # bytes from which an array that grows with the clip is better kept in a file
+RELEASE_INTERVAL = 32  # frames: often enough to stay flat with the length of a clip, seldom enough to cost nothing
+FILE_BACKED_FROM_BYTES = 32 << 20  # bytes from which an array that grows with the clip is better kept in a file
 
 
-def let_go(array: np.ndarray) -> None:
+def release_memory(array: np.ndarray) -> None:
     """Releases the memory of an array that is mapped from a file; what is read again comes from the file."""
     shared = isinstance(array, np.memmap) and array.mode in ("r", "r+", "w+")  # others may have changes of their own
     mapped = getattr(array, "_mmap", None) if shared else None
@@ -21,19 +21,19 @@ def let_go(array: np.ndarray) -> None:
         mapped.madvise(advice)
 
 
-def one_by_one(frames: np.ndarray) -> Iterator[np.ndarray]:
+def iterate_releasing(frames: np.ndarray) -> Iterator[np.ndarray]:
     """Yields the entries of an array in turn and releases the memory of those that were read."""
     for index in range(len(frames)):
         yield frames[index]
-        if index % LET_GO_EVERY == LET_GO_EVERY - 1:
-            let_go(frames)
-    let_go(frames)
+        if index % RELEASE_INTERVAL == RELEASE_INTERVAL - 1:
+            release_memory(frames)
+    release_memory(frames)
 
 
-def zeros(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+def allocate_zeros(shape: tuple[int, ...], dtype: type) -> np.ndarray:
     """Makes an array of zeros; a large one is mapped from a file that is removed with the array."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    if size < LARGE:
+    if size < FILE_BACKED_FROM_BYTES:
         return np.zeros(shape, dtype)
     with tempfile.TemporaryFile() as file:
         file.truncate(size)

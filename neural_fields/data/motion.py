@@ -21,7 +21,7 @@ from jaxtyping import Bool, UInt8
 from scipy import ndimage
 
 from neural_fields.data.flow import FlowField, resize_mask, resize_vectors
-from neural_fields.data.memory import let_go, zeros
+from neural_fields.data.memory import release_memory, allocate_zeros
 
 Progress = Callable[[int, int], None]
 
@@ -129,7 +129,7 @@ def segment_motion(
         The mask of the objects in each frame; None where nothing clearly moves on its own.
     """
     count, height, width = frames.shape[:3]
-    out = zeros((count, height, width), bool)
+    out = allocate_zeros((count, height, width), bool)
     work = _scale_size((width, height), settings.work_side_px)
     found = False
     for part in np.array_split(np.arange(count), -(-count // settings.chunk_frames)):
@@ -147,8 +147,8 @@ def segment_motion(
             found = True
             for index, mask in enumerate(masks):
                 out[first + index] = resize_mask(mask, (width, height))
-        let_go(out)
-        let_go(frames)
+        release_memory(out)
+        release_memory(frames)
         if progress is not None:
             progress(stop, count)
     return out if found else None

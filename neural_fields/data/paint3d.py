@@ -21,13 +21,13 @@ Paint = Callable[[Points], Points]
 
 
 @dataclass(frozen=True)
-class Flat:
+class FlatColor:
     """One colour."""
 
-    colour: Vector
+    color: Vector
 
     def __call__(self, points: Points) -> Points:
-        return np.tile(np.asarray(self.colour, np.float64), (len(points), 1))
+        return np.tile(np.asarray(self.color, np.float64), (len(points), 1))
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Rings:
 
 
 @dataclass(frozen=True)
-class Split:
+class SplitPaint:
     """One paint on the side that `towards` (a unit vector) points to from the place `at` on it, another behind."""
 
     front: Paint
@@ -128,7 +128,7 @@ class Clouds:
         return np.clip(self.base(points) + self.strength / np.sqrt(self.count) * (waves @ hues), 0, 1)
 
 
-def hue(angle: float, saturation: float = 0.7, value: float = 0.85) -> Vector:
+def hue_to_rgb(angle: float, saturation: float = 0.7, value: float = 0.85) -> Vector:
     """Converts a place on the colour circle, in turns, with saturation and value in [0, 1] to RGB."""
     return colorsys.hsv_to_rgb(angle % 1.0, saturation, value)
 

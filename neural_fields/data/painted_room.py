@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from neural_fields.data.paint3d import Bands, Checks, Clouds, Flat, Paint, Rings, Spots, hue
-from neural_fields.data.shapes3d import Box, Shape, Vector, Wall
+from neural_fields.data.paint3d import Bands, Checks, Clouds, FlatColor, Paint, Rings, Spots, hue_to_rgb
+from neural_fields.data.shapes3d import Cuboid, Primitive, Vector, Wall
 
 UP: Vector = (0.0, 0.0, 1.0)
 
 
-def room_parts(seed: int) -> list[tuple[Shape, Paint]]:
+def make_room_parts(seed: int) -> list[tuple[Primitive, Paint]]:
     """Builds the ground, four walls with different patterns, a ceiling, and two boxes behind the cameras' path."""
     half, height = 4.0, 3.4  # metres from the middle to the walls, and from the ground to the ceiling
 
     def make_plain(angle: float, saturation: float = 0.35, value: float = 0.8) -> Paint:
-        return Flat(hue(angle + 0.137 * seed, saturation, value))
+        return FlatColor(hue_to_rgb(angle + 0.137 * seed, saturation, value))
 
     endless = np.inf
     ground = Checks(make_plain(0.1, 0.3, 0.72), make_plain(0.6, 0.3, 0.5), (1.6, 1.6, endless))
@@ -29,7 +29,7 @@ def room_parts(seed: int) -> list[tuple[Shape, Paint]]:
     south = Spots(
         Bands(make_plain(0.08, 0.2, 0.85), make_plain(0.5, 0.3, 0.75), UP, 1.4),
         tuple(
-            ((x, -half, z), radius, hue(angle + 0.137 * seed, 0.7, 0.8))
+            ((x, -half, z), radius, hue_to_rgb(angle + 0.137 * seed, 0.7, 0.8))
             for x, z, radius, angle in (
                 (-2.6, 1.5, 0.6, 0.0),
                 (-0.9, 2.2, 0.45, 0.35),
@@ -46,12 +46,12 @@ def room_parts(seed: int) -> list[tuple[Shape, Paint]]:
         ((0.0, half, 0.0), (0.0, -1.0, 0.0), north),
         ((0.0, -half, 0.0), (0.0, 1.0, 0.0), south),
     )
-    parts: list[tuple[Shape, Paint]] = [
+    parts: list[tuple[Primitive, Paint]] = [
         (Wall(point, facing), Clouds(paint, 0.12, 0.9, 100 * seed + index))
         for index, (point, facing, paint) in enumerate(walls)
     ]
     crate = Bands(make_plain(0.07, 0.6, 0.7), make_plain(0.12, 0.35, 0.9), (0.6, 0.0, 0.8), 0.5)
     chest = Checks(make_plain(0.62, 0.6, 0.7), make_plain(0.45, 0.3, 0.9), (0.7, 0.7, 0.7))
-    parts.append((Box((-3.4, 1.1, 0.5), (0.45, 0.5, 0.5)), crate))
-    parts.append((Box((0.9, 3.4, 0.35), (0.6, 0.4, 0.35)), chest))
+    parts.append((Cuboid((-3.4, 1.1, 0.5), (0.45, 0.5, 0.5)), crate))
+    parts.append((Cuboid((0.9, 3.4, 0.35), (0.6, 0.4, 0.35)), chest))
     return parts

@@ -64,9 +64,9 @@ def _compute_cells(uv: Float[ndarray, "h w 2"], cell: float, seed: int) -> tuple
     return best, (second - best) / 2, value
 
 
-def sea_floor(box: Box, width: int, height: int, seed: int) -> Picture:
+def paint_sea_floor(box: Box, width: int, height: int, seed: int) -> Picture:
     """Paints a sea floor from above: rippled sand, fields of pebbles, weed and starfish. RGB in [0, 1]."""
-    uv = coords.texel_centres(box, width, height).numpy().astype(np.float64)
+    uv = coords.texel_centers(box, width, height).numpy().astype(np.float64)
     seed = seed * 1000
     depth = _smooth_step(_compute_noise(uv, 0.9, 2, seed + 1), -1.4, 1.6)
     sand = _mix_colors((0.80, 0.69, 0.47), (0.36, 0.60, 0.56), depth)
@@ -123,7 +123,7 @@ def _paint_starfish(
     return picture
 
 
-def turtle(box: Box, width: int, height: int, radius: float, seed: int, upright: bool = False) -> tuple[Picture, Plane]:
+def paint_turtle(box: Box, width: int, height: int, radius: float, seed: int, upright: bool = False) -> tuple[Picture, Plane]:
     """Paints a turtle from above in the middle of a box.
 
     The skin goes on outside the outline, so that no sample meets a border.
@@ -138,7 +138,7 @@ def turtle(box: Box, width: int, height: int, radius: float, seed: int, upright:
     Returns:
         RGB in [0, 1], and the signed distance to the outline in uv units.
     """
-    uv = coords.texel_centres(box, width, height).numpy().astype(np.float64)
+    uv = coords.texel_centers(box, width, height).numpy().astype(np.float64)
     centre = np.array([box.u0 + box.u1, box.v0 + box.v1]) / 2
     x, y = np.moveaxis((uv - centre) / radius, -1, 0)
     ahead, aside = (-y, x) if upright else (x, y)

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from neural_fields.data.landmarks import LANDMARKS, Sighting
+from neural_fields.data.landmarks import LANDMARKS, PersonDetection
 from neural_fields.errors import bad_input
 
 
@@ -91,7 +91,7 @@ class PoseNetwork:
     _crop: _Crop | None = field(default=None, init=False)
 
     @staticmethod
-    def open(folder: Path | str) -> PoseNetwork:
+    def load(folder: Path | str) -> PoseNetwork:
         """Loads pose_detection.tflite with pose_landmark*.tflite, or selfie_segmentation.tflite, or all of them.
 
         Raises:
@@ -115,11 +115,11 @@ class PoseNetwork:
             _load_network(selfie, ((1, 256, 256, 1),)) if selfie.is_file() and not poses else None,
         )
 
-    def forget(self) -> None:
+    def forget_person(self) -> None:
         """Forgets the person's place, before the first frame of another video."""
         self._crop = None
 
-    def look(self, frame: UInt8[np.ndarray, "height width 3"]) -> Sighting | None:
+    def find_person(self, frame: UInt8[np.ndarray, "height width 3"]) -> PersonDetection | None:
         """Finds the person in a frame; None where there is nobody.
 
         Of several it is the largest one, and the same one in the frames after that.
@@ -134,13 +134,13 @@ class PoseNetwork:
         self._crop = None
         return None
 
-    def _segment_person(self, frame: np.ndarray) -> Sighting | None:
+    def _segment_person(self, frame: np.ndarray) -> PersonDetection | None:
         """Finds the person's mask alone, in the whole picture."""
         crop = _crop_whole(frame)
         (values,) = _run_network(self.selfie, crop.cut_out(frame, 256), ((1, 256, 256, 1),))
         mask = crop.put_back(values[0, :, :, 0], (frame.shape[1], frame.shape[0])) > self.settings.min_outline
         nothing = np.zeros((0, 2)), np.zeros(0), np.zeros((0, 3))
-        return Sighting(*nothing, mask) if mask.any() else None
+        return PersonDetection(*nothing, mask) if mask.any() else None
 
     def _detect_person(self, frame: np.ndarray) -> _Crop | None:
         """Finds the crop of the largest person."""
@@ -165,7 +165,7 @@ class PoseNetwork:
         hips, edge = _transform_points(crop.compute_matrix(side), points[likely[int(size.argmax())]])
         return self._crop_around(hips, edge)
 
-    def _find_landmarks(self, frame: np.ndarray, crop: _Crop) -> Sighting | None:
+    def _find_landmarks(self, frame: np.ndarray, crop: _Crop) -> PersonDetection | None:
         """Runs the landmark network on a crop; None if nobody is in it. Remembers the crop for the next frame."""
         side = 256  # of the network's input in pixels
         shapes = (1, 195), (1, 1), (1, 256, 256, 1), (1, 117)
@@ -179,7 +179,7 @@ class PoseNetwork:
         world = flat_world.reshape(39, 3)[:count].astype(np.float64)
         world[:, :2] = world[:, :2] @ crop.compute_rotation().T
         mask = crop.put_back(outline[0, :, :, 0], (frame.shape[1], frame.shape[0])) > 0
-        return Sighting(pixels[:count], visible, world, mask)
+        return PersonDetection(pixels[:count], visible, world, mask)
 
     def _crop_around(self, hips: np.ndarray, edge: np.ndarray) -> _Crop:
         """Crops a body, given the middle of its hips and the topmost point of the circle around it."""

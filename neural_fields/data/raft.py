@@ -19,7 +19,7 @@ from neural_fields.errors import ExitCode, UserError, bad_input
 Frame = UInt8[np.ndarray, "height width 3"]
 
 
-def hub_weights(method: str) -> dict[str, torch.Tensor]:
+def load_hub_weights(method: str) -> dict[str, torch.Tensor]:
     """Loads the weights of "raft" (small) or "raft-large" from torch's hub folder, downloaded there the first time.
 
     Raises:
@@ -39,7 +39,7 @@ def hub_weights(method: str) -> dict[str, torch.Tensor]:
         ) from None
 
 
-def raft_network(state: dict[str, torch.Tensor], where: str, device: str) -> torch.nn.Module:
+def build_raft(state: dict[str, torch.Tensor], where: str, device: str) -> torch.nn.Module:
     """Builds RAFT small or large, whichever `state` is of.
 
     Args:
@@ -70,7 +70,7 @@ def raft_network(state: dict[str, torch.Tensor], where: str, device: str) -> tor
     return network.eval().to(device)
 
 
-def raft_flow(network: torch.nn.Module, first: Frame, second: Frame) -> Float[np.ndarray, "height width 2"]:
+def compute_raft_flow(network: torch.nn.Module, first: Frame, second: Frame) -> Float[np.ndarray, "height width 2"]:
     """Computes the flow from one frame to another; frames of any size are padded to what RAFT takes.
 
     Args:

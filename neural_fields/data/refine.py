@@ -24,12 +24,12 @@ from neural_fields.data.flow import FlowField, resize_mask, resize_vectors
 from neural_fields.data.masks import LayerMasks
 from neural_fields.data.votes import (
     Masks,
-    Motion,
+    NeighborFlow,
     VoteSettings,
-    flow_votes,
-    motion_odds,
-    object_motion,
-    object_votes,
+    compute_flow_votes,
+    compute_motion_odds,
+    fit_object_motion,
+    compute_object_votes,
 )
 
 _COLOR_BINS = 16  # of the histogram of colors, along each channel
@@ -152,8 +152,8 @@ class _MaskWindow:
     masks: np.ndarray  # bool [layers, time, h, w], as given
     lab: np.ndarray  # uint8 [time, h, w, 3], CIELAB
     color_cells: np.ndarray  # int32 [time, h, w], the bin of each color
-    flow: Motion  # at the size of the masks
-    slow_flow: Motion  # at the size at which motion is judged
+    flow: NeighborFlow  # at the size of the masks
+    slow_flow: NeighborFlow  # at the size at which motion is judged
     speed_unit: float  # pixels of the clip that speeds are measured in, in one pixel of `slow_flow`
     slow_scale: float  # pixels of `slow_flow` in one of `masks`
 
@@ -164,10 +164,10 @@ def _scale_size(size: tuple[int, int], side: int) -> tuple[int, int]:
     return (max(1, round(size[0] * shrink)), max(1, round(size[1] * shrink)))
 
 
-def _resize_flow(flow: FlowField | Motion, pairs: range, size: tuple[int, int]) -> Motion:
+def _resize_flow(flow: FlowField | NeighborFlow, pairs: range, size: tuple[int, int]) -> NeighborFlow:
     forward = [resize_vectors(flow.forward[pair], size, flow.forward_ok[pair]) for pair in pairs]
     backward = [resize_vectors(flow.backward[pair], size, flow.backward_ok[pair]) for pair in pairs]
-    return Motion(
+    return NeighborFlow(
         np.stack(forward).astype(np.float32),
         np.stack(backward).astype(np.float32),
         _resize_masks([np.asarray(flow.forward_ok[pair]) for pair in pairs], size),
@@ -247,11 +247,11 @@ def _weigh_evidence(
     for mask in masks:
         count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
         largest.append(mask if count < 3 else labels == 1 + stats[1:, cv2.CC_STAT_AREA].argmax())
-    transforms = object_motion(np.stack(largest), window.flow, settings.votes)
+    transforms = fit_object_motion(np.stack(largest), window.flow, settings.votes)
 
     wide = _dilate_masks(masks, max(1, round(settings.agreement_tolerance_ref * shrink)))
-    by_object = object_votes(wide, known, transforms, settings.votes)
-    by_flow = flow_votes(wide, known, window.flow, settings.votes)
+    by_object = compute_object_votes(wide, known, transforms, settings.votes)
+    by_flow = compute_flow_votes(wide, known, window.flow, settings.votes)
     votes = settings.object_weight * _compute_logit(by_object, settings.min_vote_share)
     votes += settings.flow_weight * _compute_logit(by_flow, settings.min_vote_share)
 
@@ -260,7 +260,7 @@ def _weigh_evidence(
     height, width = masks.shape[1:]
     tiny = (window.slow_flow.forward.shape[2], window.slow_flow.forward.shape[1])
     outside = _resize_masks(~_unite_layers(window.masks), tiny)
-    odds = motion_odds(
+    odds = compute_motion_odds(
         _resize_masks(masks, tiny), outside, window.slow_flow, slow_transforms, window.speed_unit, settings.votes
     )
     moves = [cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR) for values in odds]

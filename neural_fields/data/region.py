@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from neural_fields import coords
 from neural_fields.errors import UserError, bad_input
 
-LAYER = "region"  # the name of its layer
+REGION_LAYER = "region"  # the name of its layer
 
 Corners = Float[np.ndarray, "4 2"]
 
@@ -30,7 +30,7 @@ class Region:
     corners: tuple[tuple[float, float], ...]  # four, in pixels of the source, in order around the region
 
     @property
-    def text(self) -> str:
+    def roi_text(self) -> str:
         """The region as `--roi` takes it, always in the same form."""
         return _format_region(self.frame, self.corners)
 
@@ -43,9 +43,9 @@ class RegionTrack:
     corners: Corners  # xy units of that frame
     transforms: Float[np.ndarray, "time 3 3"]  # xy of each frame to xy of that frame; the identity there
 
-    def quad(self, t: int) -> Corners:
+    def compute_quad(self, t: int) -> Corners:
         """Computes the corners in frame `t`, in xy units."""
-        return carried(np.linalg.inv(self.transforms[t]), self.corners)
+        return apply_homography(np.linalg.inv(self.transforms[t]), self.corners)
 
 
 def parse_region(text: str, width: int, height: int, frames: Sequence[int], min_height_px: float = 8.0) -> Region:
@@ -117,7 +117,7 @@ def _region_error(text: str, why: str, example: str) -> UserError:
     return bad_input(f'cannot take the region "{text}"', where="--roi", why=why, fix=f'--roi "{example}"')
 
 
-def missing_region(width: int, height: int, frames: Sequence[int]) -> UserError:
+def missing_region_error(width: int, height: int, frames: Sequence[int]) -> UserError:
     """Returns the error for a preset that tracks one region, where none was given."""
     return bad_input(
         "this preset tracks one region, and none was given",
@@ -130,7 +130,7 @@ def missing_region(width: int, height: int, frames: Sequence[int]) -> UserError:
 # --- on the plane ---------------------------------------------------------------------------------------------------
 
 
-def corners_xy(region: Region, width: int, height: int, size: tuple[int, int]) -> Corners:
+def convert_corners(region: Region, width: int, height: int, size: tuple[int, int]) -> Corners:
     """Converts the corners to xy units of the clip.
 
     Args:
@@ -142,32 +142,32 @@ def corners_xy(region: Region, width: int, height: int, size: tuple[int, int]) -
         The four corners.
     """
     points = torch.tensor(region.corners, dtype=torch.float64) * torch.tensor([size[0] / width, size[1] / height])
-    return coords.normalise_pixels(points, *size).numpy()
+    return coords.normalize_pixels(points, *size).numpy()
 
 
-def carried(matrix: Float[np.ndarray, "3 3"], points: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n 2"]:
+def apply_homography(matrix: Float[np.ndarray, "3 3"], points: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n 2"]:
     """Applies a homography to points."""
     moved = points @ matrix[:, :2].T + matrix[:, 2]
     return moved[..., :2] / moved[..., 2:]
 
 
-def quad_area(corners: Corners, size: tuple[int, int]) -> float:
+def compute_quad_area(corners: Corners, size: tuple[int, int]) -> float:
     """Computes the area of a quadrilateral in xy units, in pixels of a frame of `size`, also outside the frame."""
     x, y = corners.T
     return float(abs((x * np.roll(y, -1) - y * np.roll(x, -1)).sum()) / 2 * (max(size) / 2) ** 2)
 
 
 @lru_cache(maxsize=4)
-def pixel_xy(width: int, height: int) -> Float[np.ndarray, "height width 2"]:
+def pixel_positions(width: int, height: int) -> Float[np.ndarray, "height width 2"]:
     """Returns the xy units of every pixel center of a frame in double precision; kept, and not to be written to."""
     xy = coords.frame_xy(width, height).double().numpy()
     xy.flags.writeable = False
     return xy
 
 
-def quad_mask(corners: Corners, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
+def draw_quad_mask(corners: Corners, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
     """Finds the pixels of a frame of `size` (width, height) whose centers lie in a quadrilateral given in xy units."""
-    xy = pixel_xy(*size)
+    xy = pixel_positions(*size)
     sides = np.roll(corners, -1, 0) - corners
     orientation = np.sign(_corner_areas(corners).sum())
     inside = np.ones(xy.shape[:2], bool)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from neural_fields.data.user_files import Malformed
+from neural_fields.data.user_files import FormatError
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class RigidTolerances:
 DEFAULTS = RigidTolerances()
 
 
-class NotRigid(Malformed):
+class NotRigidError(FormatError):
     """Raised where one of several matrices is no rigid transform; `index` says which."""
 
     def __init__(self, index: int, why: str) -> None:
@@ -30,7 +30,7 @@ class NotRigid(Malformed):
         self.index = index
 
 
-def rigid(
+def repair_rigid_transforms(
     matrices: Float[np.ndarray, "count 4 4"], settings: RigidTolerances = DEFAULTS
 ) -> Float[np.ndarray, "count 4 4"]:
     """Checks that matrices are rigid transforms, and makes their rotations exact where a file rounded them.
@@ -45,7 +45,7 @@ def rigid(
     scales = np.linalg.norm(rotations, axis=1)
     for index in np.flatnonzero((np.abs(scales - 1) > settings.max_rounding_error).any(axis=1))[:1]:
         by = ", ".join(f"{scale:.4g}" for scale in scales[index])
-        raise NotRigid(int(index), f"the matrix scales: its axes have the lengths {by} instead of 1")
+        raise NotRigidError(int(index), f"the matrix scales: its axes have the lengths {by} instead of 1")
     error = np.abs(rotations.transpose(0, 2, 1) @ rotations - np.eye(3)).max(axis=(1, 2), initial=0)
     _refuse_any(error > 2 * settings.max_rounding_error, "the matrix skews: its axes are not at right angles")
     _refuse_any(np.linalg.det(rotations) < 0, "the matrix mirrors: its axes are left-handed")
@@ -61,10 +61,10 @@ def rigid(
 def _refuse_any(wrong: Shaped[np.ndarray, " count"], why: str) -> None:
     """Raises `NotRigid` for the first matrix that is wrong, if one is."""
     for index in np.flatnonzero(wrong)[:1]:
-        raise NotRigid(int(index), why)
+        raise NotRigidError(int(index), why)
 
 
-def turn_between(
+def fit_rotations(
     before: Shaped[np.ndarray, "times points 3"], after: Shaped[np.ndarray, "times points 3"]
 ) -> Float[np.ndarray, "times 3 3"]:
     """Fits at each time the rotation that brings vectors `before` nearest to vectors `after` (Kabsch 1976).
@@ -81,7 +81,7 @@ def turn_between(
     return (left * signs[:, None]) @ right
 
 
-def about(axis: int, angles: Float[np.ndarray, " times"]) -> Float[np.ndarray, "times 3 3"]:
+def compute_axis_rotations(axis: int, angles: Float[np.ndarray, " times"]) -> Float[np.ndarray, "times 3 3"]:
     """Computes right-handed rotations around x, y or z (axis 0, 1 or 2) by angles in radians."""
     rotations = np.zeros((len(angles), 3, 3))
     one, two = (axis + 1) % 3, (axis + 2) % 3
@@ -92,7 +92,7 @@ def about(axis: int, angles: Float[np.ndarray, " times"]) -> Float[np.ndarray, "
     return rotations
 
 
-def from_axis_angle(vectors: Float[np.ndarray, "*dims 3"]) -> Float[np.ndarray, "*dims 3 3"]:
+def axis_angle_to_matrix(vectors: Float[np.ndarray, "*dims 3"]) -> Float[np.ndarray, "*dims 3 3"]:
     """Computes the rotations around vectors by their lengths in radians (Rodrigues)."""
     angle = np.linalg.norm(vectors, axis=-1)[..., None, None]
     x, y, z = np.moveaxis(vectors, -1, 0)
@@ -103,7 +103,7 @@ def from_axis_angle(vectors: Float[np.ndarray, "*dims 3"]) -> Float[np.ndarray, 
     return np.eye(3) + first * cross + second * (cross @ cross)
 
 
-def axes_matrix(axes: str) -> Float[np.ndarray, "3 3"]:
+def parse_axes(axes: str) -> Float[np.ndarray, "3 3"]:
     """Parses how the axes of a file become those of the world, as the matrix that takes a point of the file there.
 
     "zxy" is world (x, y, z) = file (z, x, y); "x-zy" converts y up to z up.

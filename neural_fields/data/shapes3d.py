@@ -19,16 +19,16 @@ Distances = Float[ndarray, " n"]
 
 
 @runtime_checkable  # for the shape checks of the tests
-class Shape(Protocol):
+class Primitive(Protocol):
     """A surface in the rest space of a bone, or in the world."""
 
-    def hit(self, origin: Float[ndarray, "3"], directions: Points) -> Distances:
+    def intersect_rays(self, origin: Float[ndarray, "3"], directions: Points) -> Distances:
         """Computes the distance along unit directions to the first point of the surface ahead; infinity for none."""
 
-    def normal(self, points: Points) -> Points:
+    def compute_normals(self, points: Points) -> Points:
         """Computes outward unit normals at points of the surface."""
 
-    def ball(self) -> tuple[Vector, float]:
+    def bounding_ball(self) -> tuple[Vector, float]:
         """Returns centre and radius of a bounding ball; an infinite radius for a surface without end."""
 
 
@@ -36,19 +36,19 @@ class Shape(Protocol):
 class Ellipsoid:
     """An ellipsoid along the axes; with three equal radii a ball."""
 
-    centre: Vector
+    center: Vector
     radii: Vector
 
-    def hit(self, origin: Float[ndarray, "3"], directions: Points) -> Distances:
-        away, scaled = (origin - self.centre) / self.radii, directions / self.radii
+    def intersect_rays(self, origin: Float[ndarray, "3"], directions: Points) -> Distances:
+        away, scaled = (origin - self.center) / self.radii, directions / self.radii
         first, second = _solve_quadratic(_dot_rows(scaled, scaled), scaled @ away, away @ away - 1)
         return np.minimum(_drop_behind(first), _drop_behind(second))
 
-    def normal(self, points: Points) -> Points:
-        return _normalize_rows((points - self.centre) / np.square(self.radii))
+    def compute_normals(self, points: Points) -> Points:
+        return _normalize_rows((points - self.center) / np.square(self.radii))
 
-    def ball(self) -> tuple[Vector, float]:
-        return self.centre, max(self.radii)
+    def bounding_ball(self) -> tuple[Vector, float]:
+        return self.center, max(self.radii)
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ class RoundCone:
     end: Vector
     radii: tuple[float, float]
 
-    def hit(self, origin: Float[ndarray, "3"], directions: Points) -> Distances:
+    def intersect_rays(self, origin: Float[ndarray, "3"], directions: Points) -> Distances:
         axis, length, slope = self._compute_axis()
-        first_ball = Ellipsoid(self.start, (self.radii[0],) * 3).hit(origin, directions)
-        second_ball = Ellipsoid(self.end, (self.radii[1],) * 3).hit(origin, directions)
+        first_ball = Ellipsoid(self.start, (self.radii[0],) * 3).intersect_rays(origin, directions)
+        second_ball = Ellipsoid(self.end, (self.radii[1],) * 3).intersect_rays(origin, directions)
         # The side is where c^2 r^2 = (r0 - s x)^2: x along the axis, r away from it, s and c of the opening angle.
         away, radius, cosine2 = origin - self.start, self.radii[0], 1 - slope**2
         x, dx = away @ axis, directions @ axis
@@ -82,7 +82,7 @@ class RoundCone:
             sides.append(np.where((wide >= 0) & (foot >= 0) & (foot <= length), _drop_behind(distance), np.inf))
         return np.minimum.reduce([first_ball, second_ball, *sides])
 
-    def normal(self, points: Points) -> Points:
+    def compute_normals(self, points: Points) -> Points:
         axis, length, slope = self._compute_axis()
         away = points - self.start
         along = away @ axis
@@ -90,7 +90,7 @@ class RoundCone:
         foot = np.clip(along - aside * slope / np.sqrt(1 - slope**2), 0, length)
         return _normalize_rows(away - foot[:, None] * axis)
 
-    def ball(self) -> tuple[Vector, float]:
+    def bounding_ball(self) -> tuple[Vector, float]:
         x, y, z = (np.add(self.start, self.end) / 2).tolist()
         return (x, y, z), self._compute_axis()[1] / 2 + max(self.radii)
 
@@ -102,28 +102,28 @@ class RoundCone:
 
 
 @dataclass(frozen=True)
-class Box:
+class Cuboid:
     """A box along the axes, hit from outside."""
 
-    centre: Vector
-    half: Vector
+    center: Vector
+    half_sizes: Vector
 
-    def hit(self, origin: Float[ndarray, "3"], directions: Points) -> Distances:
-        away = origin - self.centre
+    def intersect_rays(self, origin: Float[ndarray, "3"], directions: Points) -> Distances:
+        away = origin - self.center
         steps = np.where(np.abs(directions) < 1e-12, 1e-12, directions)
-        middle, reach = -away / steps, np.abs(np.asarray(self.half) / steps)
+        middle, reach = -away / steps, np.abs(np.asarray(self.half_sizes) / steps)
         near, far = np.max(middle - reach, axis=1), np.min(middle + reach, axis=1)
         return np.where(near <= far, _drop_behind(near), np.inf)
 
-    def normal(self, points: Points) -> Points:
-        away = (points - self.centre) / self.half
+    def compute_normals(self, points: Points) -> Points:
+        away = (points - self.center) / self.half_sizes
         face = np.argmax(np.abs(away), axis=1)[:, None]
         result = np.zeros_like(away)
         np.put_along_axis(result, face, np.sign(np.take_along_axis(away, face, axis=1)), axis=1)
         return result
 
-    def ball(self) -> tuple[Vector, float]:
-        return self.centre, float(np.linalg.norm(self.half))
+    def bounding_ball(self) -> tuple[Vector, float]:
+        return self.center, float(np.linalg.norm(self.half_sizes))
 
 
 @dataclass(frozen=True)
@@ -133,18 +133,18 @@ class Wall:
     point: Vector
     facing: Vector
 
-    def hit(self, origin: Float[ndarray, "3"], directions: Points) -> Distances:
+    def intersect_rays(self, origin: Float[ndarray, "3"], directions: Points) -> Distances:
         height, fall = (origin - self.point) @ np.asarray(self.facing), -(directions @ np.asarray(self.facing))
         return np.where(fall > 1e-12, _drop_behind(height / np.where(fall > 1e-12, fall, 1)), np.inf)
 
-    def normal(self, points: Points) -> Points:
+    def compute_normals(self, points: Points) -> Points:
         return np.tile(np.asarray(self.facing, np.float64), (len(points), 1))
 
-    def ball(self) -> tuple[Vector, float]:
+    def bounding_ball(self) -> tuple[Vector, float]:
         return self.point, np.inf
 
 
-def meets_ball(
+def find_rays_through_ball(
     origin: Float[ndarray, "3"], directions: Points, centre: Float[ndarray, "3"], radius: float
 ) -> Int[ndarray, " k"]:
     """Finds the indices of the unit directions that come within `radius` of `centre`."""

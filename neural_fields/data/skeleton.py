@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Shaped
 
-ROOT = -1  # the parent of a joint that has none
+NO_PARENT = -1  # the parent of a joint that has none
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,19 @@ class Skeleton:
 
     names: tuple[str, ...]
     parents: tuple[int, ...]
-    rest: Float[np.ndarray, "bones 3"]
-    objects: tuple[int, ...] = ()
+    rest_positions: Float[np.ndarray, "bones 3"]
+    object_joints: tuple[int, ...] = ()
 
     @property
-    def count(self) -> int:
+    def bone_count(self) -> int:
         return len(self.names)
 
-    def children(self, joint: int) -> list[int]:
+    def find_children(self, joint: int) -> list[int]:
         return [index for index, parent in enumerate(self.parents) if parent == joint]
 
 
 @dataclass(frozen=True)
-class Motion:
+class SkeletonMotion:
     """A skeleton and the transforms of its bones over time."""
 
     skeleton: Skeleton
@@ -51,17 +51,17 @@ class Motion:
     def frame_count(self) -> int:
         return len(self.transforms)
 
-    def joints(self, frame: int) -> Float[np.ndarray, "bones 3"]:
+    def compute_joint_positions(self, frame: int) -> Float[np.ndarray, "bones 3"]:
         """Computes the positions of the joints in the world of a frame."""
         transforms = self.transforms[frame]
-        return np.einsum("bij,bj->bi", transforms[:, :3, :3], self.skeleton.rest) + transforms[:, :3, 3]
+        return np.einsum("bij,bj->bi", transforms[:, :3, :3], self.skeleton.rest_positions) + transforms[:, :3, 3]
 
 
 def build_skeleton(
     names: Sequence[str],
     parents: Sequence[int],
     rest: Shaped[np.ndarray, "bones 3"],
-    objects: Sequence[int] = (),
+    object_joints: Sequence[int] = (),
 ) -> tuple[Skeleton, list[int]]:
     """Builds a skeleton from joints in any order.
 
@@ -82,7 +82,7 @@ def build_skeleton(
         raise ValueError(f"two joints are called {twice[0]!r}" if twice else "there is no joint")
     # Keep the order of the joints, but put no joint before its parent.
     order: list[int] = []
-    ordered = {ROOT}
+    ordered = {NO_PARENT}
     for start in range(len(parents)):
         chain: list[int] = []
         joint = start
@@ -93,22 +93,22 @@ def build_skeleton(
             joint = parents[joint]
         order += reversed(chain)
         ordered.update(chain)
-    bone_of = {joint: bone for bone, joint in enumerate(order)} | {ROOT: ROOT}
+    bone_of = {joint: bone for bone, joint in enumerate(order)} | {NO_PARENT: NO_PARENT}
 
     extent = float(np.ptp(np.asarray(rest, np.float64), axis=0).max(initial=0))
     for joint, parent in enumerate(parents):
-        if parent != ROOT and np.linalg.norm(rest[joint] - rest[parent]) <= 1e-6 * extent:
+        if parent != NO_PARENT and np.linalg.norm(rest[joint] - rest[parent]) <= 1e-6 * extent:
             raise ValueError(f"the joint {names[joint]!r} is at rest where its parent {names[parent]!r} is")
     skeleton = Skeleton(
         tuple(names[joint] for joint in order),
         tuple(bone_of[parents[joint]] for joint in order),
         np.asarray(rest, np.float64)[order],
-        tuple(sorted(bone_of[joint] for joint in objects)),
+        tuple(sorted(bone_of[joint] for joint in object_joints)),
     )
     return skeleton, order
 
 
-def local_rotations(
+def compute_local_pose(
     skeleton: Skeleton, transforms: Float[np.ndarray, "bones 4 4"]
 ) -> tuple[Float[np.ndarray, "bones 3 3"], Float[np.ndarray, "bones 3"]]:
     """Computes the pose of a frame: the rotation of each joint relative to its parent, and its translation.
@@ -122,20 +122,20 @@ def local_rotations(
     Returns:
         Rotations, and translations relative to the place that the parent gives the joint (of a root: its position).
     """
-    rotations, translations = np.empty((skeleton.count, 3, 3)), np.zeros((skeleton.count, 3))
+    rotations, translations = np.empty((skeleton.bone_count, 3, 3)), np.zeros((skeleton.bone_count, 3))
     for bone, parent in enumerate(skeleton.parents):
-        position = transforms[bone, :3, :3] @ skeleton.rest[bone] + transforms[bone, :3, 3]
-        if parent == ROOT:
+        position = transforms[bone, :3, :3] @ skeleton.rest_positions[bone] + transforms[bone, :3, 3]
+        if parent == NO_PARENT:
             rotations[bone], translations[bone] = transforms[bone, :3, :3], position
             continue
         rotations[bone] = transforms[parent, :3, :3].T @ transforms[bone, :3, :3]
-        at_parent = transforms[parent, :3, :3] @ skeleton.rest[bone] + transforms[parent, :3, 3]
+        at_parent = transforms[parent, :3, :3] @ skeleton.rest_positions[bone] + transforms[parent, :3, 3]
         translations[bone] = transforms[parent, :3, :3].T @ (position - at_parent)
     return rotations, translations
 
 
-def from_local(
-    skeleton: Skeleton, rotations: Float[np.ndarray, "bones 3 3"], shifts: Float[np.ndarray, "bones 3"]
+def compose_transforms(
+    skeleton: Skeleton, rotations: Float[np.ndarray, "bones 3 3"], translations: Float[np.ndarray, "bones 3"]
 ) -> Float[np.ndarray, "bones 4 4"]:
     """Computes the bone transforms of a pose by forward kinematics along the parents.
 
@@ -147,14 +147,14 @@ def from_local(
     Returns:
         Transforms of the bones, rest to world.
     """
-    transforms = np.tile(np.eye(4), (skeleton.count, 1, 1))
+    transforms = np.tile(np.eye(4), (skeleton.bone_count, 1, 1))
     for bone, parent in enumerate(skeleton.parents):
-        if parent == ROOT:
-            rotation, position = rotations[bone], shifts[bone]
+        if parent == NO_PARENT:
+            rotation, position = rotations[bone], translations[bone]
         else:
             above = transforms[parent]
             rotation = above[:3, :3] @ rotations[bone]
-            position = above[:3, :3] @ (skeleton.rest[bone] + shifts[bone]) + above[:3, 3]
+            position = above[:3, :3] @ (skeleton.rest_positions[bone] + translations[bone]) + above[:3, 3]
         transforms[bone, :3, :3] = rotation
-        transforms[bone, :3, 3] = position - rotation @ skeleton.rest[bone]
+        transforms[bone, :3, 3] = position - rotation @ skeleton.rest_positions[bone]
     return transforms

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from neural_fields.data.rigid import from_axis_angle
-from neural_fields.data.skeleton import ROOT, Motion, build_skeleton, from_local
-from neural_fields.data.user_files import LIMIT, Malformed, check_finite, part_of, read_json_object
+from neural_fields.data.rigid import axis_angle_to_matrix
+from neural_fields.data.skeleton import NO_PARENT, SkeletonMotion, build_skeleton, compose_transforms
+from neural_fields.data.user_files import MAX_FILE_BYTES, FormatError, check_finite, locate_format_errors, read_json_object
 from neural_fields.errors import bad_input
 
-JOINTS = (
+SMPL_JOINTS = (
     "pelvis", "left_hip", "right_hip", "spine1", "left_knee", "right_knee", "spine2", "left_ankle",
     "right_ankle", "spine3", "left_foot", "right_foot", "neck", "left_collar", "right_collar", "head",
     "left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hand",
@@ -43,7 +43,7 @@ class SmplPoses:
     """
 
     kind: str
-    turns: Float[np.ndarray, "frames joints 3"]
+    rotations: Float[np.ndarray, "frames joints 3"]
     translation: Float[np.ndarray, "frames 3"]
     betas: Float[np.ndarray, " count"]
 
@@ -59,31 +59,31 @@ def read_smpl(path: Path | str) -> SmplPoses:
     """
     path = Path(path)
     found = read_json_object(path) if path.suffix.lower() == ".json" else _read_arrays(path)
-    with part_of(path, fix="write poses, trans and betas with numpy.savez"):
+    with locate_format_errors(path, fix="write poses, trans and betas with numpy.savez"):
         if "poses" in found:
             turns = _parse_array(found, "poses")
         else:  # the length of the body's pose decides which model it is
             root, body = (_parse_array(found, key) for key in ("global_orient", "body_pose"))
             if not len(root) or len(root) != len(body):
-                raise Malformed(f"global_orient has {len(root)} frames, body_pose {len(body)}")
+                raise FormatError(f"global_orient has {len(root)} frames, body_pose {len(body)}")
             root, body = root.reshape(len(root), -1), body.reshape(len(body), -1)
             if root.shape[1] + body.shape[1] == 66:  # SMPL-X without hands and face
                 body = np.concatenate([body, np.zeros((len(body), 165 - 66))], axis=1)
             turns = np.concatenate([root, body], axis=1)
         count = len(turns)
         if turns.size // max(count, 1) not in _KINDS or not count:
-            raise Malformed(
+            raise FormatError(
                 f"poses have the shape {turns.shape}; frames x {' or '.join(map(str, _KINDS))} was expected"
             )
         kind, joints = _KINDS[turns.size // count]
         key = next((key for key in ("trans", "transl") if key in found), None)
         translation = np.zeros((count, 3)) if key is None else _parse_array(found, key)
         if translation.shape != (count, 3):
-            raise Malformed(f"{key} has the shape {translation.shape} for {count} frames")
+            raise FormatError(f"{key} has the shape {translation.shape} for {count} frames")
         betas = _parse_array(found, "betas") if "betas" in found else np.zeros(10)
         betas = betas.mean(axis=0) if betas.ndim == 2 and len(betas) else betas
         if betas.ndim != 1:
-            raise Malformed(f"betas have the shape {betas.shape}")
+            raise FormatError(f"betas have the shape {betas.shape}")
     return SmplPoses(kind, turns.reshape(count, -1, 3)[:, :joints], translation, betas)
 
 
@@ -92,11 +92,11 @@ def _parse_array(found: Mapping[str, Any], key: str) -> Float[np.ndarray, "..."]
     try:
         values = np.asarray(found[key], np.float64)
     except KeyError:
-        raise Malformed(f"there is no {key}") from None
+        raise FormatError(f"there is no {key}") from None
     except (ValueError, TypeError, OverflowError):
-        raise Malformed(f"{key} are not numbers in even rows") from None
+        raise FormatError(f"{key} are not numbers in even rows") from None
     if values.ndim == 0:
-        raise Malformed(f"{key} is no list")
+        raise FormatError(f"{key} is no list")
     check_finite(values, key)
     return values
 
@@ -107,8 +107,8 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as packed:
             largest = max((entry.file_size for entry in packed.infolist()), default=0)
-        if largest > LIMIT:
-            raise bad_input(f"{path.name} holds an array of {largest} bytes", where=str(path), why=f"at most {LIMIT}")
+        if largest > MAX_FILE_BYTES:
+            raise bad_input(f"{path.name} holds an array of {largest} bytes", where=str(path), why=f"at most {MAX_FILE_BYTES}")
         with np.load(path, allow_pickle=False) as arrays:
             return {key: arrays[key] for key in keys if key in arrays}
     except (OSError, ValueError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
@@ -116,7 +116,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise bad_input(f"{path.name} cannot be read", where=str(path), why=str(error), fix=fix) from None
 
 
-def smpl_motion(poses: SmplPoses, model: Path | str) -> Motion:
+def compute_smpl_motion(poses: SmplPoses, model: Path | str) -> SkeletonMotion:
     """Computes the bones of a body from its SMPL parameters.
 
     Args:
@@ -157,19 +157,19 @@ def smpl_motion(poses: SmplPoses, model: Path | str) -> Motion:
         why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
         fix = f"name a model file of the kind {poses.kind} whose arrays are those of numpy"
         raise bad_input("the SMPL model file cannot be used", where=str(model), why=why, fix=fix) from error
-    count = poses.turns.shape[1]
-    parents = [ROOT if parent < 0 else parent for parent in parents[:count]]
+    count = poses.rotations.shape[1]
+    parents = [NO_PARENT if parent < 0 else parent for parent in parents[:count]]
     rest = joints.double().numpy()[:count]
-    return motion_from_turns(JOINTS[:count], parents, rest, poses.turns, poses.translation)
+    return motion_from_axis_angles(SMPL_JOINTS[:count], parents, rest, poses.rotations, poses.translation)
 
 
-def motion_from_turns(
+def motion_from_axis_angles(
     names: Sequence[str],
     parents: Sequence[int],
     rest: Float[np.ndarray, "joints 3"],
-    turns: Float[np.ndarray, "frames joints 3"],
+    rotations: Float[np.ndarray, "frames joints 3"],
     translation: Float[np.ndarray, "frames 3"],
-) -> Motion:
+) -> SkeletonMotion:
     """Computes bones from joints at rest and their rotations relative to their parents.
 
     Args:
@@ -183,10 +183,10 @@ def motion_from_turns(
         ValueError: as `build_skeleton`.
     """
     skeleton, order = build_skeleton(names, parents, rest)
-    rotations = from_axis_angle(turns[:, order])
-    transforms = np.empty((len(turns), skeleton.count, 4, 4))
-    is_root = (np.array(skeleton.parents) == ROOT)[:, None]
+    rotations = axis_angle_to_matrix(rotations[:, order])
+    transforms = np.empty((len(rotations), skeleton.bone_count, 4, 4))
+    is_root = (np.array(skeleton.parents) == NO_PARENT)[:, None]
     for frame in range(len(translation)):
-        translations = np.where(is_root, skeleton.rest + translation[frame], 0.0)
-        transforms[frame] = from_local(skeleton, rotations[frame], translations)
-    return Motion(skeleton, transforms)
+        translations = np.where(is_root, skeleton.rest_positions + translation[frame], 0.0)
+        transforms[frame] = compose_transforms(skeleton, rotations[frame], translations)
+    return SkeletonMotion(skeleton, transforms)

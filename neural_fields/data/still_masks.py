@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from neural_fields.data.cameras import Camera
-from neural_fields.data.memory import LET_GO_EVERY, let_go, zeros
-from neural_fields.data.skeleton import ROOT, Motion, Skeleton
+from neural_fields.data.memory import RELEASE_INTERVAL, release_memory, allocate_zeros
+from neural_fields.data.skeleton import NO_PARENT, SkeletonMotion, Skeleton
 
 Progress = Callable[[int, int], None]
 Region = Bool[np.ndarray, "height width"]
@@ -62,7 +62,7 @@ DEFAULTS = PersonMaskSettings()
 
 
 @dataclass(frozen=True)
-class Background:
+class StaticBackground:
     """What a camera sees behind the person.
 
     Attributes:
@@ -71,11 +71,11 @@ class Background:
         known: where enough frames show it.
     """
 
-    colour: Float[np.ndarray, "height width 3"]
+    color: Float[np.ndarray, "height width 3"]
     noise: Float[np.ndarray, "height width 3"]
     known: Bool[np.ndarray, "height width"]
 
-    def difference(
+    def measure_difference(
         self, frame: UInt8[np.ndarray, "height width 3"], shadow_range: tuple[float, float] = DEFAULTS.shadow_range
     ) -> tuple[Float[np.ndarray, "height width"], Float[np.ndarray, "height width"]]:
         """Computes how far each pixel is from the background, and from a shadow on it, in units of its noise.
@@ -83,9 +83,9 @@ class Background:
         Of the three channels the one that is farthest off counts. `shadow_range` is the brightness of shadows against
         what they fall on.
         """
-        shade = (frame * self.colour).sum(axis=-1) / np.maximum(np.square(self.colour).sum(axis=-1), 1.0)
-        shadow = self.colour * shade.clip(*shadow_range)[..., None]
-        to_background = (np.abs(frame - self.colour) / self.noise).max(axis=-1)
+        shade = (frame * self.color).sum(axis=-1) / np.maximum(np.square(self.color).sum(axis=-1), 1.0)
+        shadow = self.color * shade.clip(*shadow_range)[..., None]
+        to_background = (np.abs(frame - self.color) / self.noise).max(axis=-1)
         return to_background, (np.abs(frame - shadow) / self.noise).max(axis=-1)
 
 
@@ -94,26 +94,26 @@ class BodyViews:
     """Bones as cameras see them, one camera a frame. The skeleton's own size says how thick a body is."""
 
     cameras: tuple[Camera, ...]
-    motion: Motion  # one moment a camera
+    motion: SkeletonMotion  # one moment a camera
 
-    def regions(self, frame: int, settings: PersonMaskSettings = DEFAULTS) -> tuple[Region, Region, Region]:
+    def draw_regions(self, frame: int, settings: PersonMaskSettings = DEFAULTS) -> tuple[Region, Region, Region]:
         """Draws core, flesh and reach in a frame, each within the next."""
-        skeleton, places = self.motion.skeleton, self.motion.joints(frame)
-        trunk, size = trunk_joints(skeleton, settings), skeleton_size(skeleton)
+        skeleton, places = self.motion.skeleton, self.motion.compute_joint_positions(frame)
+        trunk, size = find_trunk_joints(skeleton, settings), measure_skeleton(skeleton)
 
         # Balls along the bones, at their ends and around what is carried: centers, and radii in the three regions.
         along = np.linspace(0, 1, settings.circles_per_bone)[:, None]
         found, radii = [], []
         for bone, parent in enumerate(skeleton.parents):
-            if bone in skeleton.objects:
+            if bone in skeleton.object_joints:
                 found.append(places[bone : bone + 1])
                 radii.append((0.0, settings.object_radius_rel, settings.object_reach_rel))
                 continue
-            if parent != ROOT:
+            if parent != NO_PARENT:
                 thick = settings.trunk_radius_rel if {bone, parent} <= trunk else settings.limb_radius_rel
                 found.append(places[parent] * (1 - along) + places[bone] * along)
                 radii.append((settings.core_scale * thick, settings.flesh_scale * thick, settings.reach_scale * thick))
-            if not set(skeleton.children(bone)) - set(skeleton.objects):
+            if not set(skeleton.find_children(bone)) - set(skeleton.object_joints):
                 end = settings.head_reach_rel if parent in trunk else settings.end_reach_rel
                 found.append(places[bone : bone + 1])
                 radii.append((0.0, settings.limb_radius_rel, end))
@@ -125,36 +125,36 @@ class BodyViews:
         return core, flesh | core, reach | flesh | core
 
 
-def skeleton_size(skeleton: Skeleton) -> float:
+def measure_skeleton(skeleton: Skeleton) -> float:
     """Returns the longest side of the box around a body at rest, without what it carries: its height, or its span."""
-    body = [bone for bone in range(skeleton.count) if bone not in skeleton.objects]
-    return float(np.ptp(skeleton.rest[body], axis=0).max())
+    body = [bone for bone in range(skeleton.bone_count) if bone not in skeleton.object_joints]
+    return float(np.ptp(skeleton.rest_positions[body], axis=0).max())
 
 
-def trunk_joints(skeleton: Skeleton, settings: PersonMaskSettings = DEFAULTS) -> frozenset[int]:
+def find_trunk_joints(skeleton: Skeleton, settings: PersonMaskSettings = DEFAULTS) -> frozenset[int]:
     """Finds the joints from which at least two limbs leave, and those between them and the root."""
-    size = skeleton_size(skeleton)
-    length = np.zeros(skeleton.count)  # of the longest way from a joint to an end
-    limbs = np.zeros(skeleton.count, int)
-    for bone in reversed(range(skeleton.count)):
+    size = measure_skeleton(skeleton)
+    length = np.zeros(skeleton.bone_count)  # of the longest way from a joint to an end
+    limbs = np.zeros(skeleton.bone_count, int)
+    for bone in reversed(range(skeleton.bone_count)):
         parent = skeleton.parents[bone]
-        if parent == ROOT or bone in skeleton.objects:
+        if parent == NO_PARENT or bone in skeleton.object_joints:
             continue
-        way = length[bone] + float(np.linalg.norm(skeleton.rest[bone] - skeleton.rest[parent]))
+        way = length[bone] + float(np.linalg.norm(skeleton.rest_positions[bone] - skeleton.rest_positions[parent]))
         length[parent] = max(length[parent], way)
         limbs[parent] += way > settings.min_limb_length_rel * size
-    trunk = {bone for bone in range(skeleton.count) if limbs[bone] >= 2}
-    for bone in reversed(range(skeleton.count)):
-        if bone in trunk and skeleton.parents[bone] != ROOT:
+    trunk = {bone for bone in range(skeleton.bone_count) if limbs[bone] >= 2}
+    for bone in reversed(range(skeleton.bone_count)):
+        if bone in trunk and skeleton.parents[bone] != NO_PARENT:
             trunk.add(skeleton.parents[bone])
     return frozenset(trunk)
 
 
-def background_of(
+def learn_background(
     frames: UInt8[np.ndarray, "time height width 3"],
     covered: Callable[[int], Region] | None = None,
     settings: PersonMaskSettings = DEFAULTS,
-) -> Background:
+) -> StaticBackground:
     """Learns the background of a camera that stands still.
 
     Args:
@@ -185,8 +185,8 @@ def background_of(
         off = np.abs(values - colour[part]).astype(np.int16)
         # 1.4826 times the median absolute deviation is the standard deviation of a normal distribution.
         noise[part] = np.maximum(1.4826 * _compute_median(off, uncovered), settings.min_noise)
-    let_go(frames)
-    return Background(colour, noise, known)
+    release_memory(frames)
+    return StaticBackground(colour, noise, known)
 
 
 def _compute_median(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
@@ -197,7 +197,7 @@ def _compute_median(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return (low.astype(np.float32) + high) / 2
 
 
-def person_masks(
+def segment_person(
     frames: UInt8[np.ndarray, "time height width 3"],
     body: BodyViews | None,
     still: bool,
@@ -223,18 +223,18 @@ def person_masks(
         raise ValueError("a person in front of a moving camera is found by bones, or by motion")
     background = None
     if still and len(frames) > 1:
-        covered = None if body is None else lambda index: body.regions(index, settings)[2]
-        background = background_of(frames, covered, settings)
-    out = zeros(frames.shape[:3], bool)
+        covered = None if body is None else lambda index: body.draw_regions(index, settings)[2]
+        background = learn_background(frames, covered, settings)
+    out = allocate_zeros(frames.shape[:3], bool)
     for index in range(len(frames)):
         frame = np.ascontiguousarray(frames[index])
         if body is not None:
             # What GrabCut starts from: core, flesh and reach of the bones, and the background where it is known.
-            core, flesh, reach = body.regions(index, settings)
+            core, flesh, reach = body.draw_regions(index, settings)
             labels = np.where(flesh, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
             labels[core] = cv2.GC_FGD
             if background is not None:
-                off, unlike = background.difference(frame, settings.shadow_range)
+                off, unlike = background.measure_difference(frame, settings.shadow_range)
                 known, same = background.known, background.known & (off < settings.same_difference)
                 labels[known] = np.where(off > settings.other_difference, cv2.GC_PR_FGD, cv2.GC_PR_BGD)[known]
                 labels[known & core & ~same] = cv2.GC_PR_FGD
@@ -245,15 +245,15 @@ def person_masks(
             out[index] = _remove_specks(_cut_person(frame, labels, settings), sure, settings)
         elif background is not None:
             # The difference from the background alone.
-            off, unlike = background.difference(frame, settings.shadow_range)
+            off, unlike = background.measure_difference(frame, settings.shadow_range)
             labels = np.where(off > settings.other_difference, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
             labels[off < settings.same_difference] = cv2.GC_BGD
             labels[unlike > settings.clear_difference] = cv2.GC_FGD
             if (labels == cv2.GC_FGD).any():
                 out[index] = _remove_specks(_cut_person(frame, labels, settings), None, settings)
-        if index % LET_GO_EVERY == LET_GO_EVERY - 1:
-            let_go(frames)
-            let_go(out)
+        if index % RELEASE_INTERVAL == RELEASE_INTERVAL - 1:
+            release_memory(frames)
+            release_memory(out)
         if progress is not None:
             progress(index + 1, len(frames))
     return out if out.any() else None
@@ -262,7 +262,7 @@ def person_masks(
 def _draw_balls(camera: Camera, centers: Float[np.ndarray, "balls 3"], radii: Float[np.ndarray, " balls"]) -> Region:
     """Draws balls as the camera sees them; those of no radius are left out."""
     picture = np.zeros((camera.height, camera.width), np.uint8)
-    pixels, depth, _ = camera.project(centers)
+    pixels, depth, _ = camera.project_points(centers)
     focal, far = sum(camera.focal) / 2, 4 * max(camera.width, camera.height)
     for (x, y), away, radius in zip(pixels.tolist(), depth.tolist(), radii.tolist(), strict=True):
         if radius == 0 or away <= radius or abs(x) > far or abs(y) > far:

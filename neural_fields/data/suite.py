@@ -17,15 +17,15 @@ from numpy import ndarray
 
 from neural_fields.coords import Box
 from neural_fields.data import painting
-from neural_fields.data.surfaces import Relief, Surface, Turn, Warp, Wave
-from neural_fields.data.synthetic import Lighting, SyntheticClip, demo_clip, texels
+from neural_fields.data.surfaces import ReliefWarp, PlanarSurface, CylinderWarp, SurfaceWarp, WaveWarp
+from neural_fields.data.synthetic import SyntheticLighting, SyntheticClip, make_demo_clip, compute_texture_size
 
 Photo = Float[ndarray, "_ _ 3"]
 Course = Float[ndarray, "frames 4"]  # centre x, y, angle and scale of an object
 
 
 @dataclass(frozen=True)
-class Stage:
+class SuiteSettings:
     """Settings that all clips of the suite share."""
 
     frames: int = 24
@@ -35,17 +35,17 @@ class Stage:
     photos: tuple[Photo, ...] = ()  # for the surfaces, the last for the background; without them they are painted
 
     @property
-    def half(self) -> Float[ndarray, "2"]:
+    def half_size(self) -> Float[ndarray, "2"]:
         """Returns half the frame in xy units."""
         return np.array([self.width, self.height]) / max(self.width, self.height)
 
     @property
-    def time(self) -> Float[ndarray, " frames"]:
+    def frame_times(self) -> Float[ndarray, " frames"]:
         """Returns the frame numbers."""
         return np.arange(self.frames, dtype=float)
 
 
-def suite_clip(
+def make_suite_clip(
     name: str,
     frames: int = 24,
     size: tuple[int, int] = (192, 108),
@@ -62,96 +62,96 @@ def suite_clip(
         photos: RGB in [0, 1], put on the surfaces instead of paint, front to back, again from the first when they run
             out.
     """
-    return SUITE[name](Stage(frames, *size, seed, tuple(photos)))
+    return SUITE_CLIPS[name](SuiteSettings(frames, *size, seed, tuple(photos)))
 
 
-def make_pan_clip(stage: Stage) -> SyntheticClip:
+def make_pan_clip(stage: SuiteSettings) -> SyntheticClip:
     """Makes a clip in which the camera pans two pixels a frame; the object swims against it."""
     return _make_turtle_clip(stage, compute_camera_maps(stage, pan=(0.02, 0.004)), compute_course(stage))
 
 
-def make_zoom_clip(stage: Stage) -> SyntheticClip:
+def make_zoom_clip(stage: SuiteSettings) -> SyntheticClip:
     """Makes a clip in which the camera zooms in by 1.8 % a frame."""
     return _make_turtle_clip(stage, compute_camera_maps(stage, zoom=0.018), compute_course(stage, speed=(0.012, 0.004)))
 
 
-def make_rotation_clip(stage: Stage) -> SyntheticClip:
+def make_rotation_clip(stage: SuiteSettings) -> SyntheticClip:
     """Makes a clip in which the camera rolls by 1.4 degrees a frame."""
     course = compute_course(stage, speed=(0.014, 0.0), turn=-0.01)
     return _make_turtle_clip(stage, compute_camera_maps(stage, roll=np.radians(1.4)), course)
 
 
-def make_perspective_clip(stage: Stage) -> SyntheticClip:
+def make_perspective_clip(stage: SuiteSettings) -> SyntheticClip:
     """Makes a clip in which the camera tilts and pans over a plane: homographies for background and object."""
     ground = compute_camera_maps(stage, pan=(0.012, 0.0), tilt=(0.006, 0.010))
     front = _compute_object_maps(compute_course(stage, speed=(0.010, 0.003)))
     leaning = np.tile(np.eye(3), (stage.frames, 1, 1))
-    leaning[:, 2, 0] = 0.008 * stage.time
+    leaning[:, 2, 0] = 0.008 * stage.frame_times
     return _make_turtle_clip(stage, ground, compute_course(stage), maps=front @ leaning)
 
 
-def make_wave_clip(stage: Stage) -> SyntheticClip:
+def make_wave_clip(stage: SuiteSettings) -> SyntheticClip:
     """Makes a clip in which the background billows like a cloth and the object wriggles; nothing is rigid."""
     slow = compute_camera_maps(stage, pan=(0.006, 0.002))
-    warps = (Wave(0.014, 0.7, 18.0), Wave(0.025, 1.1, 22.0))
+    warps = (WaveWarp(0.014, 0.7, 18.0), WaveWarp(0.025, 1.1, 22.0))
     return _make_turtle_clip(stage, slow, compute_course(stage, speed=(0.010, 0.0)), warps=warps)
 
 
-def make_occlusion_clip(stage: Stage) -> SyntheticClip:
+def make_occlusion_clip(stage: SuiteSettings) -> SyntheticClip:
     """Makes a clip of three layers: a disc passes in front of the turtle."""
-    x = 0.45 * stage.half[0]
+    x = 0.45 * stage.half_size[0]
     turtle = _make_turtle(stage, compute_course(stage, start=(0.12, 0.02), speed=(0.008, 0.0)), name="back")
     path = compute_course(stage, start=(-x, -0.05), speed=(2.4 * x / 23, 0.004))
-    disc = _make_disc(stage, path, 0.34 * stage.half.min())
+    disc = _make_disc(stage, path, 0.34 * stage.half_size.min())
     return _assemble_clip(stage, [disc, turtle], compute_camera_maps(stage, pan=(-0.008, 0.003)))
 
 
-def make_parallax_clip(stage: Stage) -> SyntheticClip:
+def make_parallax_clip(stage: SuiteSettings) -> SyntheticClip:
     """Makes a clip in which the camera moves past hills: near ones move more than far ones, and the object the most."""
     ground, course = compute_camera_maps(stage, pan=(0.014, 0.0)), compute_course(stage, speed=(-0.024, 0.0))
-    return _make_turtle_clip(stage, ground, course, warps=(None, Relief((-0.0035, 0.0))))
+    return _make_turtle_clip(stage, ground, course, warps=(None, ReliefWarp((-0.0035, 0.0))))
 
 
-def make_turning_clip(stage: Stage) -> SyntheticClip:
+def make_turning_clip(stage: SuiteSettings) -> SyntheticClip:
     """Makes a clip of a cylinder that rotates by two degrees a frame.
 
     The side that it shows first is never visible together with the side that it shows in the end.
     """
-    radius = 0.62 * stage.half.min()
-    turn = Turn((0.0, 0.0), radius, 0.7 * stage.half.min(), np.radians(2.0))
-    box = turn.box(stage.frames)
+    radius = 0.62 * stage.half_size.min()
+    turn = CylinderWarp((0.0, 0.0), radius, 0.7 * stage.half_size.min(), np.radians(2.0))
+    box = turn.visible_box(stage.frames)
     still = np.tile(np.eye(3), (stage.frames, 1, 1))
     texture = _make_texture(stage, 0, box, lambda width, height: _paint_other_floor(box, width, height, stage.seed))
-    can = Surface("foreground", texture, box, None, still, turn)
+    can = PlanarSurface("foreground", texture, box, None, still, turn)
     return _assemble_clip(stage, [can], compute_camera_maps(stage, pan=(0.008, 0.0)))
 
 
-def make_flash_clip(stage: Stage) -> SyntheticClip:
+def make_flash_clip(stage: SuiteSettings) -> SyntheticClip:
     """Makes a clip with two flashes of a third more light, and light that changes slowly."""
     first, second = stage.frames // 3, (3 * stage.frames) // 4
     flashes = ((first, 1.33), (first + 1, 1.15), (second, 1.33))
-    lighting = Lighting(strength=0.15, flashes=flashes, exposure=0.8)
+    lighting = SyntheticLighting(strength=0.15, flashes=flashes, exposure=0.8)
     return replace(make_pan_clip(stage), lighting=lighting)
 
 
-def make_blur_clip(stage: Stage) -> SyntheticClip:
+def make_blur_clip(stage: SuiteSettings) -> SyntheticClip:
     """Makes a clip of fast motion, four to five pixels a frame, with a shutter open for half of the time."""
     ground, course = compute_camera_maps(stage, pan=(0.048, 0.0)), compute_course(stage, speed=(-0.038, 0.004))
     return replace(_make_turtle_clip(stage, ground, course), shutter=0.5)
 
 
-def make_portrait_clip(stage: Stage) -> SyntheticClip:
+def make_portrait_clip(stage: SuiteSettings) -> SyntheticClip:
     """Makes the clip of `unwrap demo` in portrait: a turtle swims up while the camera pans, zooms and rolls."""
-    return _apply_photos(stage, demo_clip(stage.frames, stage.height, stage.width, stage.seed))
+    return _apply_photos(stage, make_demo_clip(stage.frames, stage.height, stage.width, stage.seed))
 
 
-def make_square_clip(stage: Stage) -> SyntheticClip:
+def make_square_clip(stage: SuiteSettings) -> SyntheticClip:
     """Makes the clip of `unwrap demo` in a square."""
     side = 4 * round((stage.width * stage.height) ** 0.5 / 4)
-    return _apply_photos(stage, demo_clip(stage.frames, side, side, stage.seed))
+    return _apply_photos(stage, make_demo_clip(stage.frames, side, side, stage.seed))
 
 
-SUITE: dict[str, Callable[[Stage], SyntheticClip]] = {
+SUITE_CLIPS: dict[str, Callable[[SuiteSettings], SyntheticClip]] = {
     "pan": make_pan_clip,
     "zoom": make_zoom_clip,
     "rotation": make_rotation_clip,
@@ -165,14 +165,14 @@ SUITE: dict[str, Callable[[Stage], SyntheticClip]] = {
     "portrait": make_portrait_clip,
     "square": make_square_clip,
 }
-SMOOTH = tuple(name for name in SUITE if name != "turning")  # rigid and smooth non-rigid; a turning body hides itself
+SMOOTH_CLIP_NAMES = tuple(name for name in SUITE_CLIPS if name != "turning")  # rigid and smooth non-rigid; a turning body hides itself
 
 
 # --- motion ---------------------------------------------------------------------------------------------------------
 
 
 def compute_camera_maps(
-    stage: Stage,
+    stage: SuiteSettings,
     pan: tuple[float, float] = (0.0, 0.0),
     zoom: float = 0.0,
     roll: float = 0.0,
@@ -187,17 +187,17 @@ def compute_camera_maps(
         roll: change a frame in radians.
         tilt: change a frame of the homography's last row, per xy unit.
     """
-    angle, scale = roll * stage.time, np.exp(-zoom * stage.time)
+    angle, scale = roll * stage.frame_times, np.exp(-zoom * stage.frame_times)
     cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
     maps = np.tile(np.eye(3), (stage.frames, 1, 1))
     maps[:, :2, :2] = np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], axis=1)
-    maps[:, :2, 2] = stage.time[:, None] * np.array(pan)
-    maps[:, 2, :2] = stage.time[:, None] * np.array(tilt)
+    maps[:, :2, 2] = stage.frame_times[:, None] * np.array(pan)
+    maps[:, 2, :2] = stage.frame_times[:, None] * np.array(tilt)
     return maps
 
 
 def compute_course(
-    stage: Stage,
+    stage: SuiteSettings,
     start: tuple[float, float] | None = None,
     speed: tuple[float, float] = (-0.012, 0.003),
     turn: float = 0.006,
@@ -211,7 +211,7 @@ def compute_course(
         turn: radians a frame.
     """
     x, y = start if start is not None else (-12 * speed[0], -12 * speed[1])
-    t = stage.time
+    t = stage.frame_times
     return np.stack([x + speed[0] * t, y + speed[1] * t, turn * t, 1 + 0.004 * t], axis=1)
 
 
@@ -230,11 +230,11 @@ def _compute_object_maps(path: Course) -> Float[ndarray, "frames 3 3"]:
 
 
 def _make_turtle_clip(
-    stage: Stage,
+    stage: SuiteSettings,
     ground: Float[ndarray, "frames 3 3"],
     path: Course,
     maps: Float[ndarray, "frames 3 3"] | None = None,
-    warps: tuple[Warp | None, Warp | None] = (None, None),
+    warps: tuple[SurfaceWarp | None, SurfaceWarp | None] = (None, None),
 ) -> SyntheticClip:
     """Makes a clip of a turtle over a sea floor."""
     turtle = _make_turtle(stage, path, maps, warps[0])
@@ -242,52 +242,52 @@ def _make_turtle_clip(
 
 
 def _assemble_clip(
-    stage: Stage, fronts: list[Surface], ground: Float[ndarray, "frames 3 3"], warp: Warp | None = None
+    stage: SuiteSettings, fronts: list[PlanarSurface], ground: Float[ndarray, "frames 3 3"], warp: SurfaceWarp | None = None
 ) -> SyntheticClip:
     """Puts the objects over a sea floor that is large enough for the whole clip."""
-    bare = Surface("background", np.zeros((2, 2, 3), np.float32), Box(-1.0, -1.0, 1.0, 1.0), None, ground, warp)
+    bare = PlanarSurface("background", np.zeros((2, 2, 3), np.float32), Box(-1.0, -1.0, 1.0, 1.0), None, ground, warp)
 
     # The box of everything that the frames show of it, with a margin for an open shutter.
     rim = torch.linspace(-1, 1, 21, dtype=torch.float64)
-    xy = torch.cartesian_prod(rim, rim) * torch.from_numpy(stage.half)
+    xy = torch.cartesian_prod(rim, rim) * torch.from_numpy(stage.half_size)
     points = torch.cat([bare.uv_at(t, xy) for t in range(stage.frames)]).numpy()
     low, high = points.min(0) - 0.06, points.max(0) + 0.06
     box = Box(*(float(value) for value in (*low, *high)))
 
-    texture = _make_texture(stage, -1, box, lambda width, height: painting.sea_floor(box, width, height, stage.seed))
+    texture = _make_texture(stage, -1, box, lambda width, height: painting.paint_sea_floor(box, width, height, stage.seed))
     floor = replace(bare, texture=texture, box=box)
-    return SyntheticClip(stage.width, stage.height, stage.frames, (*fronts, floor), Lighting(strength=0.0))
+    return SyntheticClip(stage.width, stage.height, stage.frames, (*fronts, floor), SyntheticLighting(strength=0.0))
 
 
 def _make_turtle(
-    stage: Stage,
+    stage: SuiteSettings,
     path: Course,
     maps: Float[ndarray, "frames 3 3"] | None = None,
-    warp: Warp | None = None,
+    warp: SurfaceWarp | None = None,
     name: str = "foreground",
-) -> Surface:
+) -> PlanarSurface:
     """Makes the turtle of the demo on a path, with its centre at the start of the path."""
-    radius = 0.42 * stage.half.min()
+    radius = 0.42 * stage.half_size.min()
     box = _compute_box_around(path, 1.7 * radius)
-    size = texels(box, max(stage.width, stage.height))
-    painted, distance = painting.turtle(box, *size, radius, stage.seed)
+    size = compute_texture_size(box, max(stage.width, stage.height))
+    painted, distance = painting.paint_turtle(box, *size, radius, stage.seed)
     texture = _make_texture(stage, 0, box, lambda width, height: painted)
-    return Surface(name, texture, box, distance, _compute_object_maps(path) if maps is None else maps, warp)
+    return PlanarSurface(name, texture, box, distance, _compute_object_maps(path) if maps is None else maps, warp)
 
 
-def _make_disc(stage: Stage, path: Course, radius: float) -> Surface:
+def _make_disc(stage: SuiteSettings, path: Course, radius: float) -> PlanarSurface:
     """Makes a disc cut from another sea floor."""
     box = _compute_box_around(path, 1.3 * radius)
-    width, height = texels(box, max(stage.width, stage.height))
+    width, height = compute_texture_size(box, max(stage.width, stage.height))
     texture = _make_texture(stage, 1, box, lambda width, height: _paint_other_floor(box, width, height, stage.seed))
     v, u = np.mgrid[:height, :width] + 0.5
     du, dv = (u / width - 0.5) * box.width, (v / height - 0.5) * box.height
-    return Surface("front", texture, box, (np.hypot(du, dv) - radius).astype(np.float32), _compute_object_maps(path))
+    return PlanarSurface("front", texture, box, (np.hypot(du, dv) - radius).astype(np.float32), _compute_object_maps(path))
 
 
 def _paint_other_floor(box: Box, width: int, height: int, seed: int) -> Float[ndarray, "height width 3"]:
     """Paints a sea floor of another seed with exchanged colours: nothing in it is found in the background."""
-    return np.ascontiguousarray(painting.sea_floor(box, width, height, seed + 7)[..., [0, 2, 1]] * [1.0, 0.75, 0.75])
+    return np.ascontiguousarray(painting.paint_sea_floor(box, width, height, seed + 7)[..., [0, 2, 1]] * [1.0, 0.75, 0.75])
 
 
 def _compute_box_around(path: Course, half: float) -> Box:
@@ -297,10 +297,10 @@ def _compute_box_around(path: Course, half: float) -> Box:
 
 
 def _make_texture(
-    stage: Stage, number: int, box: Box, paint: Callable[[int, int], ndarray]
+    stage: SuiteSettings, number: int, box: Box, paint: Callable[[int, int], ndarray]
 ) -> Float[ndarray, "height width 3"]:
     """Paints a texture, or cuts a photo, where there are any, to the aspect of the box around its middle."""
-    width, height = texels(box, max(stage.width, stage.height))
+    width, height = compute_texture_size(box, max(stage.width, stage.height))
     if not stage.photos:
         return paint(width, height).astype(np.float32)
     photo = stage.photos[number % len(stage.photos)]
@@ -311,13 +311,13 @@ def _make_texture(
     return np.ascontiguousarray(sized[top : top + height, left : left + width])
 
 
-def _apply_photos(stage: Stage, clip: SyntheticClip) -> SyntheticClip:
+def _apply_photos(stage: SuiteSettings, clip: SyntheticClip) -> SyntheticClip:
     """Puts the stage's photos on the surfaces of a clip, if there are any."""
     if not stage.photos:
         return clip
     stage, surfaces = replace(stage, width=clip.width, height=clip.height), []
     for layer, surface in enumerate(clip.surfaces):
-        number = -1 if surface.everywhere else layer
+        number = -1 if surface.has_no_outline else layer
         texture = _make_texture(stage, number, surface.box, lambda width, height: np.zeros(0))
         surfaces.append(replace(surface, texture=texture))
     return replace(clip, surfaces=tuple(surfaces))

@@ -23,7 +23,7 @@ Time = float | int
 Points = Float[Tensor, "*n 2"]
 
 
-class Warp:
+class SurfaceWarp:
     """A smooth change of a surface over time, in its own plane; this one changes nothing."""
 
     def to_uv(self, plane: Points, t: Time) -> Points:
@@ -34,21 +34,21 @@ class Warp:
         """Maps uv to plane."""
         return uv
 
-    def facing(self, uv: Points, t: Time) -> Bool[Tensor, "*n"]:
+    def faces_camera(self, uv: Points, t: Time) -> Bool[Tensor, "*n"]:
         """Returns whether points of the surface face the camera."""
         return torch.ones(uv.shape[:-1], dtype=torch.bool)
 
-    def distance(self, plane: Points, t: Time) -> Float[Tensor, "*n"] | None:
+    def outline_distance(self, plane: Points, t: Time) -> Float[Tensor, "*n"] | None:
         """Computes the distance to the outline on the plane, negative inside; None if it is painted."""
         return None
 
 
 @dataclass(frozen=True)
-class Wave(Warp):
+class WaveWarp(SurfaceWarp):
     """A flag in the wind: uv = plane + s(plane, t) - s(plane, 0), two crossing waves s of plane units that travel."""
 
-    size: float = 0.03  # amplitude in uv units
-    length: float = 1.0  # of a wave, in uv units
+    amplitude: float = 0.03  # amplitude in uv units
+    wavelength: float = 1.0  # of a wave, in uv units
     period: float = 20.0  # frames
 
     def to_uv(self, plane: Points, t: Time) -> Points:
@@ -58,22 +58,22 @@ class Wave(Warp):
         return _solve_fixed_point(uv, lambda plane: self._compute_shift(plane, t) - self._compute_shift(plane, 0))
 
     def _compute_shift(self, plane: Points, t: Time) -> Points:
-        k, phase = 2 * np.pi / self.length, 2 * np.pi * t / self.period
+        k, phase = 2 * np.pi / self.wavelength, 2 * np.pi * t / self.period
         x, y = plane.unbind(-1)
         along = torch.sin(k * (0.8 * y + 0.3 * x) + phase)
         across = torch.sin(k * (0.9 * x - 0.2 * y) - phase + 1.0)
-        return self.size * torch.stack([along, across], -1)
+        return self.amplitude * torch.stack([along, across], -1)
 
 
 @dataclass(frozen=True)
-class Relief(Warp):
+class ReliefWarp(SurfaceWarp):
     """Hills seen by a camera that moves sideways: what is nearer moves further.
 
     plane = uv + t * velocity * depth(uv), with a smooth depth from -1 to 1.
     """
 
     velocity: tuple[float, float]  # uv units a frame of the nearest points against those of depth 0
-    hill: float = 1.3  # from one hill to the next, in uv units
+    hill_spacing: float = 1.3  # from one hill to the next, in uv units
 
     def to_uv(self, plane: Points, t: Time) -> Points:
         return _solve_fixed_point(plane, lambda uv: self._compute_shift(uv, t))
@@ -82,47 +82,47 @@ class Relief(Warp):
         return uv + self._compute_shift(uv, t)
 
     def _compute_shift(self, uv: Points, t: Time) -> Points:
-        k = 2 * np.pi / self.hill
+        k = 2 * np.pi / self.hill_spacing
         depth = torch.sin(k * uv[..., 0] + 0.7) * torch.cos(k * uv[..., 1])
         return t * uv.new_tensor(self.velocity) * depth[..., None]
 
 
 @dataclass(frozen=True)
-class Turn(Warp):
+class CylinderWarp(SurfaceWarp):
     """An upright cylinder that rotates about its axis: uv is its wall, unrolled; it hides its own back.
 
     In frame 0, u differs from x towards the rims: a point at the angle a is visible at x = radius * sin(a) and has
     u = radius * a.
     """
 
-    centre: tuple[float, float]
+    center: tuple[float, float]
     radius: float
     half_height: float
-    rate: float  # radians a frame
+    radians_per_frame: float  # radians a frame
 
     def to_uv(self, plane: Points, t: Time) -> Points:
-        angle = ((plane[..., 0] - self.centre[0]) / self.radius).clamp(-1, 1).asin()
-        return torch.stack([self.centre[0] + self.radius * (angle - self.rate * t), plane[..., 1]], -1)
+        angle = ((plane[..., 0] - self.center[0]) / self.radius).clamp(-1, 1).asin()
+        return torch.stack([self.center[0] + self.radius * (angle - self.radians_per_frame * t), plane[..., 1]], -1)
 
     def to_plane(self, uv: Points, t: Time) -> Points:
-        return torch.stack([self.centre[0] + self.radius * self._compute_angle(uv, t).sin(), uv[..., 1]], -1)
+        return torch.stack([self.center[0] + self.radius * self._compute_angle(uv, t).sin(), uv[..., 1]], -1)
 
-    def facing(self, uv: Points, t: Time) -> Bool[Tensor, "*n"]:
+    def faces_camera(self, uv: Points, t: Time) -> Bool[Tensor, "*n"]:
         return self._compute_angle(uv, t).abs() < np.pi / 2
 
-    def distance(self, plane: Points, t: Time) -> Float[Tensor, "*n"]:
-        x, y = (plane - plane.new_tensor(self.centre)).abs().unbind(-1)
+    def outline_distance(self, plane: Points, t: Time) -> Float[Tensor, "*n"]:
+        x, y = (plane - plane.new_tensor(self.center)).abs().unbind(-1)
         return torch.maximum(x - self.radius, y - self.half_height)
 
-    def box(self, frames: int) -> Box:
+    def visible_box(self, frames: int) -> Box:
         """Computes the part of the wall that is visible within so many frames, with a margin."""
-        turned, rim = self.rate * frames, np.pi / 2 + 0.2
-        (x, y), tall = self.centre, self.half_height + 0.05
+        turned, rim = self.radians_per_frame * frames, np.pi / 2 + 0.2
+        (x, y), tall = self.center, self.half_height + 0.05
         left, right = x - self.radius * (rim + max(0.0, turned)), x + self.radius * (rim - min(0.0, turned))
         return Box(float(left), y - tall, float(right), y + tall)
 
     def _compute_angle(self, uv: Points, t: Time) -> Float[Tensor, "*n"]:
-        return (uv[..., 0] - self.centre[0]) / self.radius + self.rate * t
+        return (uv[..., 0] - self.center[0]) / self.radius + self.radians_per_frame * t
 
 
 def _solve_fixed_point(target: Points, shift: Callable[[Points], Points]) -> Points:
@@ -136,28 +136,28 @@ def _solve_fixed_point(target: Points, shift: Callable[[Points], Points]) -> Poi
 
 
 @dataclass(frozen=True, eq=False)
-class Surface:
+class PlanarSurface:
     """One painted layer of a synthetic clip."""
 
     name: str
     texture: Float[ndarray, "h w 3"]  # RGB in [0, 1], covers `box`
     box: Box
-    distance: (
+    outline_distance: (
         Float[ndarray, "rows columns"] | None
     )  # to the outline in uv units, negative inside; None: covers everything
-    to_uv: Float[ndarray, "frames numbers 3"]  # xy units of each frame to the plane: affine (2 rows) or homography (3)
-    warp: Warp | None = None  # plane to uv; without one they are the same
+    transforms: Float[ndarray, "frames numbers 3"]  # xy units of each frame to the plane: affine (2 rows) or homography (3)
+    warp: SurfaceWarp | None = None  # plane to uv; without one they are the same
 
-    def matrix(self, t: Time) -> Float[ndarray, "rows 3"]:
+    def transform_at(self, t: Time) -> Float[ndarray, "rows 3"]:
         """Returns the transform at a time; between and beyond the frames its numbers are linear in time."""
-        if (t == int(t) and 0 <= t < len(self.to_uv)) or len(self.to_uv) == 1:
-            return self.to_uv[min(int(t), len(self.to_uv) - 1)]
-        before = min(max(0, int(np.floor(t))), len(self.to_uv) - 2)
-        return self.to_uv[before] + (t - before) * (self.to_uv[before + 1] - self.to_uv[before])
+        if (t == int(t) and 0 <= t < len(self.transforms)) or len(self.transforms) == 1:
+            return self.transforms[min(int(t), len(self.transforms) - 1)]
+        before = min(max(0, int(np.floor(t))), len(self.transforms) - 2)
+        return self.transforms[before] + (t - before) * (self.transforms[before + 1] - self.transforms[before])
 
     def plane_at(self, t: Time, xy: Points) -> Points:
         """Computes points of the plane at xy units of a time."""
-        return apply(self.matrix(t), xy)
+        return apply_transform(self.transform_at(t), xy)
 
     def uv_at(self, t: Time, xy: Points) -> Points:
         """Computes uv at xy units of a time."""
@@ -167,26 +167,26 @@ class Surface:
     def xy_at(self, t: Time, uv: Points) -> Points:
         """Computes the xy units of points of the surface at a time; also of hidden ones and beyond the frame."""
         plane = uv if self.warp is None else self.warp.to_plane(uv, t)
-        return apply(inverse(self.matrix(t)), plane)
+        return apply_transform(invert_transform(self.transform_at(t)), plane)
 
-    def facing(self, t: Time, uv: Points) -> Bool[Tensor, "*n"]:
+    def faces_camera(self, t: Time, uv: Points) -> Bool[Tensor, "*n"]:
         """Returns whether points of the surface face the camera."""
-        return (self.warp or Warp()).facing(uv, t)
+        return (self.warp or SurfaceWarp()).faces_camera(uv, t)
 
     @property
-    def everywhere(self) -> bool:
+    def has_no_outline(self) -> bool:
         """Returns whether the surface has no outline."""
-        return self.distance is None and not isinstance(self.warp, Turn)
+        return self.outline_distance is None and not isinstance(self.warp, CylinderWarp)
 
 
-def apply(matrix: Float[ndarray, "rows 3"], xy: Points) -> Points:
+def apply_transform(matrix: Float[ndarray, "rows 3"], xy: Points) -> Points:
     """Applies an affine map (2 rows) or a homography (3 rows) to points."""
     numbers = torch.from_numpy(np.ascontiguousarray(matrix)).to(xy.dtype)
     moved = xy @ numbers[:, :2].T + numbers[:, 2]
     return moved if len(numbers) == 2 else moved[..., :2] / moved[..., 2:]
 
 
-def inverse(matrix: Float[ndarray, "rows 3"]) -> Float[ndarray, "rows 3"]:
+def invert_transform(matrix: Float[ndarray, "rows 3"]) -> Float[ndarray, "rows 3"]:
     """Inverts an affine map or a homography, in the same form."""
     if len(matrix) == 3:
         return np.linalg.inv(matrix)

@@ -22,9 +22,9 @@ from torch import Tensor
 from neural_fields import coords
 from neural_fields.coords import Box
 from neural_fields.data import painting, surfaces
-from neural_fields.data.surfaces import Surface, Time
+from neural_fields.data.surfaces import PlanarSurface, Time
 
-__all__ = ["Lighting", "Mark", "Surface", "SyntheticClip", "demo_clip", "translation_clip", "without_lighting"]
+__all__ = ["SyntheticLighting", "PaintedMark", "PlanarSurface", "SyntheticClip", "make_demo_clip", "make_translation_clip", "remove_lighting"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ DEFAULTS = SyntheticSampling()
 
 
 @dataclass(frozen=True, eq=False)
-class Mark:
+class PaintedMark:
     """A picture painted on a layer: it covers `box` in the xy units of `frame`; those of frame 0 are the layer's uv."""
 
     picture: Shaped[ndarray, "h w 4"]  # straight RGBA, uint8 or float in [0, 1]
@@ -51,7 +51,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Lighting:
+class SyntheticLighting:
     """A smooth multiplicative gain: a warm wave of light that moves over the frame."""
 
     strength: float = 0.18  # largest change of the gain; 0 is none
@@ -59,7 +59,7 @@ class Lighting:
     flashes: tuple[tuple[int, float], ...] = ()  # frames with a gain of their own, on top of the wave
     exposure: float = 1.0  # a gain of every frame; below 1 leaves room for flashes
 
-    def at(self, xy: Float[Tensor, "*n 2"], frame: Time) -> Float[Tensor, "*n 3"]:
+    def compute_gain(self, xy: Float[Tensor, "*n 2"], frame: Time) -> Float[Tensor, "*n 3"]:
         """Computes the gain of each colour channel at xy units."""
         phase = 2 * np.pi * frame / self.period
         wave = torch.sin(1.9 * xy[..., 0] + 1.3 * xy[..., 1] - phase + 0.6)
@@ -79,8 +79,8 @@ class SyntheticClip:
     width: int
     height: int
     count: int  # frames
-    surfaces: tuple[Surface, ...]
-    lighting: Lighting
+    surfaces: tuple[PlanarSurface, ...]
+    lighting: SyntheticLighting
     shutter: float = 0.0  # share of the time between frames that the shutter is open; the truth is of the middle
     shutter_steps: int = 7  # times of an open shutter that a frame is the mean of
 
@@ -99,7 +99,7 @@ class SyntheticClip:
     @cached_property
     def frames(self) -> UInt8[ndarray, "frames height width 3"]:
         """Renders the clip as decoded RGB."""
-        return np.stack(list(self.render()))
+        return np.stack(list(self.render_frames()))
 
     @cached_property
     def uv(self) -> Float[ndarray, "layers frames height width 2"]:
@@ -129,29 +129,29 @@ class SyntheticClip:
     def gain(self) -> Float[ndarray, "frames height width 3"]:
         """Computes the true lighting at the pixel centres: rendered colour = gain * texture."""
         xy = coords.frame_xy(self.width, self.height)
-        return np.stack([self.lighting.at(xy, t).numpy() for t in range(self.count)])
+        return np.stack([self.lighting.compute_gain(xy, t).numpy() for t in range(self.count)])
 
     @cached_property
-    def forward(self) -> Float[ndarray, "pairs height width 2"]:
+    def forward_flow(self) -> Float[ndarray, "pairs height width 2"]:
         """Computes the flow in pixels of the visible surface, frame t to t+1."""
         return self._compute_flow(1)[0]
 
     @cached_property
-    def forward_ok(self) -> Bool[ndarray, "pairs height width"]:
+    def forward_visible(self) -> Bool[ndarray, "pairs height width"]:
         """Returns where the surface visible in frame t is visible in frame t+1."""
         return self._compute_flow(1)[1]
 
     @cached_property
-    def backward(self) -> Float[ndarray, "pairs height width 2"]:
+    def backward_flow(self) -> Float[ndarray, "pairs height width 2"]:
         """Computes the flow in pixels of the visible surface, frame t+1 to t."""
         return self._compute_flow(-1)[0]
 
     @cached_property
-    def backward_ok(self) -> Bool[ndarray, "pairs height width"]:
+    def backward_visible(self) -> Bool[ndarray, "pairs height width"]:
         """Returns where the surface visible in frame t+1 is visible in frame t."""
         return self._compute_flow(-1)[1]
 
-    def render(self, marks: Sequence[Mark] = ()) -> Iterator[UInt8[ndarray, "height width 3"]]:
+    def render_frames(self, marks: Sequence[PaintedMark] = ()) -> Iterator[UInt8[ndarray, "height width 3"]]:
         """Renders the frames one at a time, with `marks` painted on the textures."""
         for mark in marks:
             self._layer_index(mark.layer)
@@ -159,14 +159,14 @@ class SyntheticClip:
         for t in range(self.count):
             colours = [self._compute_color(time, xy, marks) for time in self._shutter_times(t)]
             unlit = colours[0] if len(colours) == 1 else torch.stack(colours).mean(0)
-            colour = unlit * self.lighting.at(xy, t).permute(2, 0, 1)
+            colour = unlit * self.lighting.compute_gain(xy, t).permute(2, 0, 1)
             yield (_downsample(colour, self.width).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
-    def edited(self, marks: Sequence[Mark]) -> UInt8[ndarray, "frames height width 3"]:
+    def render_edited(self, marks: Sequence[PaintedMark]) -> UInt8[ndarray, "frames height width 3"]:
         """Renders the true edited clip: the one of surfaces that the marks are painted on."""
-        return np.stack(list(self.render(marks)))
+        return np.stack(list(self.render_frames(marks)))
 
-    def mark_positions(self, layer: str | int, uv_point: Sequence[float | int]) -> Float[ndarray, "frames 2"]:
+    def compute_mark_positions(self, layer: str | int, uv_point: Sequence[float | int]) -> Float[ndarray, "frames 2"]:
         """Computes the pixel position in each frame of the point of a layer whose uv is `uv_point`."""
         surface, uv = (
             self.surfaces[self._layer_index(layer)],
@@ -176,14 +176,14 @@ class SyntheticClip:
 
     def to_pixels(self, xy: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n 2"]:
         """Converts xy units to pixels of this clip."""
-        return coords.denormalise_pixels(xy, self.width, self.height)
+        return coords.denormalize_pixels(xy, self.width, self.height)
 
-    def covers(self, layer: int, t: int, xy: Float[Tensor, "*n 2"]) -> Bool[Tensor, "*n"]:
+    def is_inside_layer(self, layer: int, t: int, xy: Float[Tensor, "*n 2"]) -> Bool[Tensor, "*n"]:
         """Returns whether points are inside the outline of a layer, whatever is in front of it."""
         distance = _compute_distance(self.surfaces[layer], t, xy)
         return torch.ones(xy.shape[:-1], dtype=torch.bool) if distance is None else distance < 0
 
-    def labels(self) -> Shaped[ndarray, "frames height width"]:
+    def compute_labels(self) -> Shaped[ndarray, "frames height width"]:
         """Computes the index of the layer that is most visible in each pixel."""
         weights, rest = [], np.ones((self.count, self.height, self.width), np.float32)
         for alpha in self.alpha:
@@ -206,17 +206,17 @@ class SyntheticClip:
             raise ValueError(f"no layer {layer!r} in this clip; it has {', '.join(self.layer_names)}")
         return self.layer_names.index(layer)
 
-    def _compute_color(self, t: Time, xy: Float[Tensor, "h w 2"], marks: Sequence[Mark]) -> Float[Tensor, "3 h w"]:
+    def _compute_color(self, t: Time, xy: Float[Tensor, "h w 2"], marks: Sequence[PaintedMark]) -> Float[Tensor, "3 h w"]:
         """Computes the unlit colour of time t at the points xy."""
         result = xy.new_zeros(3, *xy.shape[:2])
         for surface in reversed(self.surfaces):
             rows, columns = _find_window(surface, t, xy)
             uv = surface.uv_at(t, xy[rows, columns])
-            colour = coords.sample(_to_batch(surface.texture), surface.box, uv[None])[0]
+            colour = coords.sample_canonical(_to_batch(surface.texture), surface.box, uv[None])[0]
             for mark in marks:
                 if mark.layer == surface.name:
                     at = surface.xy_at(mark.frame, uv)
-                    hidden = ~surface.facing(mark.frame, uv)  # a mark covers only what faces the camera
+                    hidden = ~surface.faces_camera(mark.frame, uv)  # a mark covers only what faces the camera
                     colour = _paint_mark(colour, mark, at.masked_fill(hidden[..., None], 1e3) if hidden.any() else at)
             alpha = _compute_coverage(surface, t, xy[rows, columns], max(self.width, self.height))
             result[:, rows, columns] += alpha * (colour - result[:, rows, columns])
@@ -227,7 +227,7 @@ class SyntheticClip:
         shape = (max(self.count - 1, 0), self.height, self.width)
         flow, ok = np.zeros((*shape, 2), np.float32), np.zeros(shape, bool)
         xy = coords.frame_xy(self.width, self.height).double()
-        labels = self.labels()
+        labels = self.compute_labels()
         for n in range(shape[0]):
             source, target = (n, n + 1) if step > 0 else (n + 1, n)
             for layer, surface in enumerate(self.surfaces):
@@ -241,11 +241,11 @@ class SyntheticClip:
                 column, row = np.floor(pixels[..., 0]).astype(int), np.floor(pixels[..., 1]).astype(int)
                 inside = (column >= 0) & (column < self.width) & (row >= 0) & (row < self.height)
                 found = labels[target][row.clip(0, self.height - 1), column.clip(0, self.width - 1)]
-                ok[n] |= visible & inside & (found == layer) & surface.facing(target, uv).numpy()
+                ok[n] |= visible & inside & (found == layer) & surface.faces_camera(target, uv).numpy()
         return flow, ok
 
 
-def demo_clip(frames: int = 48, width: int = 320, height: int = 180, seed: int = 0) -> SyntheticClip:
+def make_demo_clip(frames: int = 48, width: int = 320, height: int = 180, seed: int = 0) -> SyntheticClip:
     """Makes a clip of a turtle over a sea floor while the camera pans, zooms and rolls a little and the light changes.
 
     The speed per frame does not depend on `frames`; the motion swings, so the turtle stays inside a clip of any length.
@@ -270,8 +270,8 @@ def demo_clip(frames: int = 48, width: int = 320, height: int = 180, seed: int =
     path = np.stack([*xy, angle - angle[0], scale], axis=1)
     centre = path[0, :2]
     body = Box(*(centre - 1.6 * radius), *(centre + 1.6 * radius))
-    texture, distance = painting.turtle(body, *texels(body, long), radius, seed, upright)
-    turtle = Surface("foreground", texture, body, distance, _compute_object_maps(path))
+    texture, distance = painting.paint_turtle(body, *compute_texture_size(body, long), radius, seed, upright)
+    turtle = PlanarSurface("foreground", texture, body, distance, _compute_object_maps(path))
 
     # The camera pans against the turtle, and zooms and rolls slightly: maps from xy of each frame to the floor's uv.
     phase = 2 * np.pi * np.arange(frames) / 240
@@ -282,25 +282,25 @@ def demo_clip(frames: int = 48, width: int = 320, height: int = 180, seed: int =
     shift = np.stack([drift, -pan] if upright else [pan, drift], -1)
     camera = np.concatenate([linear, shift[..., None]], axis=2)
     box = _compute_visible_box(camera, half)
-    floor = Surface("background", painting.sea_floor(box, *texels(box, long), seed), box, None, camera)
-    return SyntheticClip(width, height, frames, (turtle, floor), Lighting())
+    floor = PlanarSurface("background", painting.paint_sea_floor(box, *compute_texture_size(box, long), seed), box, None, camera)
+    return SyntheticClip(width, height, frames, (turtle, floor), SyntheticLighting())
 
 
-def translation_clip(
+def make_translation_clip(
     frames: int = 8, width: int = 64, height: int = 36, velocity: Sequence[float | int] = (2.0, 1.0), seed: int = 0
 ) -> SyntheticClip:
     """Makes a clip of one layer that moves by `velocity` pixels (dx, dy) a frame under constant light."""
     matrices = np.tile(np.eye(2, 3), (frames, 1, 1))
     matrices[:, :, 2] = -np.arange(frames)[:, None] * np.array(velocity) * 2 / max(width, height)
     box = _compute_visible_box(matrices, np.array([width, height]) / max(width, height))
-    texture = painting.sea_floor(box, *texels(box, max(width, height)), seed)
-    surface = Surface("background", texture, box, None, matrices)
-    return SyntheticClip(width, height, frames, (surface,), Lighting(strength=0.0))
+    texture = painting.paint_sea_floor(box, *compute_texture_size(box, max(width, height)), seed)
+    surface = PlanarSurface("background", texture, box, None, matrices)
+    return SyntheticClip(width, height, frames, (surface,), SyntheticLighting(strength=0.0))
 
 
-def without_lighting(clip: SyntheticClip) -> SyntheticClip:
+def remove_lighting(clip: SyntheticClip) -> SyntheticClip:
     """Returns the same clip under constant light."""
-    return replace(clip, lighting=Lighting(strength=0.0))
+    return replace(clip, lighting=SyntheticLighting(strength=0.0))
 
 
 def _compute_object_maps(path: Float[ndarray, "frames 4"]) -> Float[ndarray, "frames 2 3"]:
@@ -319,11 +319,11 @@ def _compute_object_maps(path: Float[ndarray, "frames 4"]) -> Float[ndarray, "fr
 def _compute_visible_box(to_uv: Float[ndarray, "frames rows 3"], half: Float[ndarray, "2"]) -> Box:
     """Computes the box of everything that the frames show of a layer, with a little margin."""
     corners = torch.from_numpy(np.array([[-1, -1], [1, -1], [-1, 1], [1, 1]]) * half)
-    seen = np.concatenate([surfaces.apply(matrix, corners).numpy() for matrix in to_uv])
+    seen = np.concatenate([surfaces.apply_transform(matrix, corners).numpy() for matrix in to_uv])
     return Box(*(float(x) for x in (*(seen.min(axis=0) - 0.02), *(seen.max(axis=0) + 0.02))))
 
 
-def texels(box: Box, long: int, settings: SyntheticSampling = DEFAULTS) -> tuple[int, int]:
+def compute_texture_size(box: Box, longer_side_px: int, settings: SyntheticSampling = DEFAULTS) -> tuple[int, int]:
     """Computes width and height of a texture that covers `box`.
 
     Args:
@@ -331,18 +331,18 @@ def texels(box: Box, long: int, settings: SyntheticSampling = DEFAULTS) -> tuple
         long: longer side of the frames in pixels.
         settings: of the resolution.
     """
-    density = max(settings.texels_per_pixel * min(long, settings.large_side_px), long) / 2
+    density = max(settings.texels_per_pixel * min(longer_side_px, settings.large_side_px), longer_side_px) / 2
     return max(2, round(box.width * density)), max(2, round(box.height * density))
 
 
-def supersample(long: int, settings: SyntheticSampling = DEFAULTS) -> int:
+def supersampling_factor(longer_side_px: int, settings: SyntheticSampling = DEFAULTS) -> int:
     """Returns the sampling points along each side of a pixel, for frames whose longer side is `long`."""
-    return settings.points_per_side if long < settings.large_side_px else settings.large_points_per_side
+    return settings.points_per_side if longer_side_px < settings.large_side_px else settings.large_points_per_side
 
 
 def _sampling_points(width: int, height: int) -> Float[Tensor, "h w 2"]:
     """Computes xy units of the sampling points of a frame: those of a larger frame of the same aspect."""
-    finer = supersample(max(width, height))
+    finer = supersampling_factor(max(width, height))
     return coords.frame_xy(width * finer, height * finer)
 
 
@@ -356,9 +356,9 @@ def _to_batch(image: Float[ndarray, "h w channel"]) -> Float[Tensor, "1 channel 
     return torch.from_numpy(image).permute(2, 0, 1)[None]
 
 
-def _find_window(surface: Surface, t: Time, xy: Float[Tensor, "h w 2"]) -> tuple[slice, slice]:
+def _find_window(surface: PlanarSurface, t: Time, xy: Float[Tensor, "h w 2"]) -> tuple[slice, slice]:
     """Finds the rows and columns of the sampling grid that can show the surface at time t."""
-    if surface.distance is None or surface.warp is not None:
+    if surface.outline_distance is None or surface.warp is not None:
         return slice(None), slice(None)
     box = surface.box
     corners = torch.tensor([[u, v] for u in (box.u0, box.u1) for v in (box.v0, box.v1)], dtype=torch.float64)
@@ -369,33 +369,33 @@ def _find_window(surface: Surface, t: Time, xy: Float[Tensor, "h w 2"]) -> tuple
     return slice(*rows), slice(*columns)
 
 
-def _compute_distance(surface: Surface, t: Time, xy: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n"] | None:
+def _compute_distance(surface: PlanarSurface, t: Time, xy: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n"] | None:
     """Computes the distance to the outline, negative inside, on the plane or in uv; None where there is no outline."""
     if surface.warp is not None:
-        on_plane = surface.warp.distance(surface.plane_at(t, xy), t)
+        on_plane = surface.warp.outline_distance(surface.plane_at(t, xy), t)
         if on_plane is not None:
             return on_plane
-    if surface.distance is None:
+    if surface.outline_distance is None:
         return None
-    picture, uv = _to_batch(surface.distance[..., None]).to(xy.dtype), surface.uv_at(t, xy)
-    return coords.sample(picture, surface.box, uv.reshape(1, 1, -1, 2)).view(uv.shape[:-1])
+    picture, uv = _to_batch(surface.outline_distance[..., None]).to(xy.dtype), surface.uv_at(t, xy)
+    return coords.sample_canonical(picture, surface.box, uv.reshape(1, 1, -1, 2)).view(uv.shape[:-1])
 
 
-def _compute_coverage(surface: Surface, t: Time, xy: Float[Tensor, "h w 2"], long: int) -> Float[Tensor, "h w"]:
+def _compute_coverage(surface: PlanarSurface, t: Time, xy: Float[Tensor, "h w 2"], long: int) -> Float[Tensor, "h w"]:
     """Computes the opacity at sampling points: a ramp across the outline, as wide as the distance of two points."""
     distance = _compute_distance(surface, t, xy)
     if distance is None:
         return xy.new_ones(xy.shape[:2])
-    if surface.warp is None and len(surface.to_uv[0]) == 2:
-        points_per_uv = supersample(long) * long / 2 / float(np.sqrt(np.linalg.det(surface.matrix(t)[:, :2])))
+    if surface.warp is None and len(surface.transforms[0]) == 2:
+        points_per_uv = supersampling_factor(long) * long / 2 / float(np.sqrt(np.linalg.det(surface.transform_at(t)[:, :2])))
         return (0.5 - distance * points_per_uv).clamp(0, 1)
     slope = torch.stack(torch.gradient(distance)).norm(dim=0)  # of the distance from one sampling point to the next
     return (0.5 - distance / slope.clamp_min(1e-6)).clamp(0, 1)
 
 
-def _paint_mark(colour: Float[Tensor, "3 h w"], mark: Mark, at: Float[Tensor, "h w 2"]) -> Float[Tensor, "3 h w"]:
+def _paint_mark(colour: Float[Tensor, "3 h w"], mark: PaintedMark, at: Float[Tensor, "h w 2"]) -> Float[Tensor, "3 h w"]:
     """Blends a mark over the colour, premultiplied, so that a transparent texel's colour does not bleed."""
     rgba = mark.picture / 255 if mark.picture.dtype == np.uint8 else mark.picture
     premultiplied = np.concatenate([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], axis=-1).astype(np.float32)
-    over = coords.sample(_to_batch(premultiplied), mark.box, at[None], padding="zeros")[0]
+    over = coords.sample_canonical(_to_batch(premultiplied), mark.box, at[None], padding="zeros")[0]
     return over[:3] + (1 - over[3:]) * colour

@@ -16,25 +16,25 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from neural_fields.data import walking
-from neural_fields.data.cameras import Camera, look_at
-from neural_fields.data.capture import Capture, state_at
+from neural_fields.data.cameras import Camera, compute_look_at_pose
+from neural_fields.data.capture import Capture, find_object_state
 from neural_fields.data.paint3d import Paint
-from neural_fields.data.painted_room import UP, room_parts
-from neural_fields.data.shapes3d import Shape, Vector, meets_ball
-from neural_fields.data.skeleton import Motion
+from neural_fields.data.painted_room import UP, make_room_parts
+from neural_fields.data.shapes3d import Primitive, Vector, find_rays_through_ball
+from neural_fields.data.skeleton import SkeletonMotion
 
-WORLD = -1  # the bone of static surfaces
+WORLD_BONE = -1  # the bone of static surfaces
 
-__all__ = ["Flow", "Surface", "SyntheticScene", "TrueView", "make_scene", "orbit", "walking_scene"]
+__all__ = ["ViewFlow", "BoneSurface", "SyntheticScene", "TrueView", "make_scene", "place_orbit_cameras", "make_walking_scene"]
 
 
 @dataclass(frozen=True)
-class Surface:
+class BoneSurface:
     """A painted shape, and the bone whose rest space both are given in; `WORLD` for static surfaces."""
 
-    shape: Shape
+    shape: Primitive
     paint: Paint
-    bone: int = WORLD
+    bone: int = WORLD_BONE
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,7 @@ class TrueView:
 
 
 @dataclass(frozen=True, eq=False)
-class Flow:
+class ViewFlow:
     """The flow of the surface points of one view to another.
 
     Attributes:
@@ -99,29 +99,29 @@ class SyntheticScene:
         lit_person: whether the world's light falls on the person too; otherwise its colours are those of its paint.
     """
 
-    motion: Motion
+    motion: SkeletonMotion
     cameras: tuple[Camera, ...]
     times: tuple[int, ...]
     switches: tuple[int, ...]
-    room: tuple[Surface, ...]
-    body: tuple[Surface, ...]
-    objects: tuple[tuple[Surface, ...], ...]
+    room: tuple[BoneSurface, ...]
+    body: tuple[BoneSurface, ...]
+    objects: tuple[tuple[BoneSurface, ...], ...]
     supersample: int = 2
     lit_person: bool = False
 
     @cached_property
-    def views(self) -> tuple[TrueView, ...]:
+    def training_views(self) -> tuple[TrueView, ...]:
         """Computes the truth of every training view."""
-        return tuple(self.view(camera, time) for camera, time in zip(self.cameras, self.times, strict=True))
+        return tuple(self.compute_view(camera, time) for camera, time in zip(self.cameras, self.times, strict=True))
 
     @cached_property
     def capture(self) -> Capture:
         """Returns the data for training."""
-        frames = np.stack([np.round(view.rgb * 255).astype(np.uint8) for view in self.views])
-        masks = np.stack([view.mask for view in self.views])
+        frames = np.stack([np.round(view.rgb * 255).astype(np.uint8) for view in self.training_views])
+        masks = np.stack([view.mask for view in self.training_views])
         return Capture(self.cameras, frames, self.times, masks, self.motion, self.switches)
 
-    def view(
+    def compute_view(
         self,
         camera: Camera,
         time: int,
@@ -140,15 +140,15 @@ class SyntheticScene:
         transforms = self.motion.transforms[time] if motion_transforms is None else motion_transforms
         surfaces = self._select_surfaces(time, person, background)
         rgb, cover, object_cover = self._render_means(camera, surfaces, transforms)
-        directions = camera.directions(_make_pixel_positions(camera, 1))
+        directions = camera.compute_ray_directions(_make_pixel_positions(camera, 1))
         depth, which = _cast_rays(surfaces, transforms, camera.position, directions)
-        rest, normal, bone = np.zeros((len(depth), 3)), np.zeros((len(depth), 3)), np.full(len(depth), WORLD)
+        rest, normal, bone = np.zeros((len(depth), 3)), np.zeros((len(depth), 3)), np.full(len(depth), WORLD_BONE)
         for index, rays in _group_by_surface(which):
             surface = surfaces[index]
             rotation, translation = _find_pose(surface, transforms)
             bone[rays] = surface.bone
             rest[rays] = (camera.position + depth[rays, None] * directions[rays] - translation) @ rotation
-            normal[rays] = surface.shape.normal(rest[rays]) @ rotation.T
+            normal[rays] = surface.shape.compute_normals(rest[rays]) @ rotation.T
         shape = (camera.height, camera.width)
         z_depth = depth * (directions @ camera.pose[:3, 2])
         return TrueView(
@@ -160,8 +160,8 @@ class SyntheticScene:
             rgb=rgb.reshape(*shape, 3).astype(np.float32),
             cover=cover.reshape(shape).astype(np.float32),
             object_cover=object_cover.reshape(shape).astype(np.float32),
-            mask=(bone != WORLD).reshape(shape),
-            object_mask=np.isin(bone, self.motion.skeleton.objects).reshape(shape),
+            mask=(bone != WORLD_BONE).reshape(shape),
+            object_mask=np.isin(bone, self.motion.skeleton.object_joints).reshape(shape),
             depth=depth.reshape(shape),
             z_depth=z_depth.reshape(shape),
             bone=bone.reshape(shape),
@@ -169,17 +169,17 @@ class SyntheticScene:
             normal=normal.reshape(*shape, 3),
         )
 
-    def flow(self, first: TrueView, second: TrueView) -> Flow:
+    def compute_flow(self, first: TrueView, second: TrueView) -> ViewFlow:
         """Computes the flow from one view to another; moments, poses and cameras may differ."""
         shape, camera = first.mask.shape, second.camera
         bone, rest = first.bone.ravel(), first.rest.reshape(-1, 3)
-        transforms = second.transforms[np.where(bone == WORLD, 0, bone)]
+        transforms = second.transforms[np.where(bone == WORLD_BONE, 0, bone)]
         moved = np.einsum("nij,nj->ni", transforms[:, :3, :3], rest) + transforms[:, :3, 3]
-        points = np.where((bone == WORLD)[:, None], rest, moved)
-        projected, _, inside = camera.project(points)
-        exists = np.isfinite(first.depth).ravel() & np.where(bone == WORLD, second.background, second.person)
-        same = state_at(self.switches, first.time) == state_at(self.switches, second.time)
-        exists &= same | ~np.isin(bone, self.motion.skeleton.objects)  # an object of another state is gone
+        points = np.where((bone == WORLD_BONE)[:, None], rest, moved)
+        projected, _, inside = camera.project_points(points)
+        exists = np.isfinite(first.depth).ravel() & np.where(bone == WORLD_BONE, second.background, second.person)
+        same = find_object_state(self.switches, first.time) == find_object_state(self.switches, second.time)
+        exists &= same | ~np.isin(bone, self.motion.skeleton.object_joints)  # an object of another state is gone
         away = points - camera.position
         distance = np.linalg.norm(away, axis=1)
         surfaces = self._select_surfaces(second.time, second.person, second.background)
@@ -187,9 +187,9 @@ class SyntheticScene:
         visible = exists & inside & (hit > distance - 1e-5)
         moves = projected - _make_pixel_positions(first.camera, 1)
         pixels = np.where(np.isfinite(first.depth).ravel()[:, None], moves, 0)
-        return Flow(pixels.reshape(*shape, 2), visible.reshape(shape))
+        return ViewFlow(pixels.reshape(*shape, 2), visible.reshape(shape))
 
-    def holdout_camera(self, time: int, angle: float = 30.0, rise: float = 0.4) -> Camera:
+    def place_holdout_camera(self, time: int, angle: float = 30.0, rise: float = 0.4) -> Camera:
         """Computes a viewpoint that no training view of the moment has: further around the person, and higher.
 
         It is closer to the middle of the clip, so that other views show the room behind the person.
@@ -205,32 +205,32 @@ class SyntheticScene:
         other = self.cameras[min(index + 1, last) if index < last / 2 else max(index - 1, 0)]
         away, beside = camera.position - target, other.position - target
         side = -1.0 if away[0] * beside[1] < away[1] * beside[0] else 1.0
-        position = target + walking.rotation(UP, side * np.deg2rad(angle)) @ away + (0.0, 0.0, rise)
-        return camera.moved(look_at(position, target, np.asarray(UP)))
+        position = target + walking.make_rotation(UP, side * np.deg2rad(angle)) @ away + (0.0, 0.0, rise)
+        return camera.with_pose(compute_look_at_pose(position, target, np.asarray(UP)))
 
-    def new_pose(self) -> Float[ndarray, "bones 4 4"]:
+    def make_unseen_pose(self) -> Float[ndarray, "bones 4 4"]:
         """Computes the transforms of a pose that the clip does not have: the person throws up the arms.
 
         Raises:
             ValueError: the scene's skeleton is not that of the walking person.
         """
-        if self.motion.skeleton.names != walking.walker_skeleton().names:
+        if self.motion.skeleton.names != walking.make_person_skeleton().names:
             raise ValueError("only the walking person has such a pose; give view() transforms of your skeleton")
-        return walking.arms_up()
+        return walking.make_arms_up_pose()
 
-    def _select_surfaces(self, time: int, person: bool, background: bool) -> tuple[Surface, ...]:
+    def _select_surfaces(self, time: int, person: bool, background: bool) -> tuple[BoneSurface, ...]:
         """Returns the surfaces of a moment."""
-        held = self.objects[state_at(self.switches, time)] if self.objects else ()
+        held = self.objects[find_object_state(self.switches, time)] if self.objects else ()
         return (self.room if background else ()) + (self.body + held if person else ())
 
     def _render_means(
-        self, camera: Camera, surfaces: tuple[Surface, ...], transforms: Float[ndarray, "bones 4 4"]
+        self, camera: Camera, surfaces: tuple[BoneSurface, ...], transforms: Float[ndarray, "bones 4 4"]
     ) -> tuple[Float[ndarray, "n 3"], Float[ndarray, " n"], Float[ndarray, " n"]]:
         """Renders means over the pixels: colour, cover of the person, cover of the object."""
         sun: Vector = (0.36, -0.48, 0.8)  # direction of the light
         shade = 0.72  # brightness of a surface that faces away from it
-        directions = camera.directions(_make_pixel_positions(camera, self.supersample))
-        colours, bones = np.zeros((len(directions), 3)), np.full(len(directions), WORLD)
+        directions = camera.compute_ray_directions(_make_pixel_positions(camera, self.supersample))
+        colours, bones = np.zeros((len(directions), 3)), np.full(len(directions), WORLD_BONE)
         depth, which = _cast_rays(surfaces, transforms, camera.position, directions)
         for index, rays in _group_by_surface(which):
             surface = surfaces[index]
@@ -238,12 +238,12 @@ class SyntheticScene:
             points = (camera.position + depth[rays, None] * directions[rays] - translation) @ rotation
             bones[rays] = surface.bone
             colours[rays] = surface.paint(points)
-            if surface.bone == WORLD or self.lit_person:  # soft light, never dark
-                normals = surface.shape.normal(points) @ rotation.T
+            if surface.bone == WORLD_BONE or self.lit_person:  # soft light, never dark
+                normals = surface.shape.compute_normals(points) @ rotation.T
                 light = shade + (1 - shade) * (0.5 + 0.5 * normals @ np.asarray(sun)) ** 2
                 colours[rays] *= light[:, None]
         inner = (-1, self.supersample**2)
-        person, held = bones != WORLD, np.isin(bones, self.motion.skeleton.objects)
+        person, held = bones != WORLD_BONE, np.isin(bones, self.motion.skeleton.object_joints)
         return (
             colours.reshape(*inner, 3).mean(1),
             person.reshape(inner).mean(1),
@@ -251,7 +251,7 @@ class SyntheticScene:
         )
 
 
-def walking_scene(
+def make_walking_scene(
     count: int = 40,
     size: tuple[int, int] = (128, 96),
     switches: tuple[int, ...] = (20,),
@@ -267,12 +267,12 @@ def walking_scene(
         seed: changes the colours of person and room.
         lit_person: whether the world's light falls on the person too.
     """
-    motion = walking.walk(count)
-    return make_scene(motion, orbit(motion, size), switches=switches, seed=seed, lit_person=lit_person)
+    motion = walking.make_walk(count)
+    return make_scene(motion, place_orbit_cameras(motion, size), switches=switches, seed=seed, lit_person=lit_person)
 
 
 def make_scene(
-    motion: Motion,
+    motion: SkeletonMotion,
     cameras: Sequence[Camera],
     times: Sequence[int] | None = None,
     switches: tuple[int, ...] = (),
@@ -296,21 +296,21 @@ def make_scene(
     if len(times) != len(cameras) or not all(0 <= time < motion.frame_count for time in times):
         raise ValueError(f"{len(cameras)} cameras need as many times within {motion.frame_count} moments")
     skeleton, object_radius = motion.skeleton, 0.15  # metres
-    is_walker = skeleton.names == walking.walker_skeleton().names
-    parts = walking.walker_parts(seed) if is_walker else walking.dressed(skeleton, seed)
-    room = tuple(Surface(shape, paint) for shape, paint in room_parts(seed))
-    body = tuple(Surface(shape, paint, skeleton.names.index(name)) for name, shape, paint in parts)
+    is_walker = skeleton.names == walking.make_person_skeleton().names
+    parts = walking.make_person_parts(seed) if is_walker else walking.make_skeleton_parts(skeleton, seed)
+    room = tuple(BoneSurface(shape, paint) for shape, paint in make_room_parts(seed))
+    body = tuple(BoneSurface(shape, paint, skeleton.names.index(name)) for name, shape, paint in parts)
     objects = []
     for state in range(len(switches) + 1):
         surfaces = []
-        for bone in skeleton.objects:
-            surfaces.append(Surface(*walking.carried(skeleton.rest[bone], state, object_radius, seed), bone))
+        for bone in skeleton.object_joints:
+            surfaces.append(BoneSurface(*walking.make_held_object(skeleton.rest_positions[bone], state, object_radius, seed), bone))
         objects.append(tuple(surfaces))
     return SyntheticScene(motion, tuple(cameras), times, switches, room, body, tuple(objects), lit_person=lit_person)
 
 
-def orbit(
-    motion: Motion,
+def place_orbit_cameras(
+    motion: SkeletonMotion,
     size: tuple[int, int] = (128, 96),
     arc: float = 230.0,
     radius: float = 2.9,
@@ -332,15 +332,15 @@ def orbit(
         angle = np.deg2rad(arc * share - 70)
         rise = np.mean(heights) + np.ptp(heights) / 2 * np.sin(3 * np.pi * share + 0.5)
         position = np.array([radius * np.cos(angle), radius * np.sin(angle), rise])
-        pose = look_at(position, _compute_target(motion, time), np.asarray(UP))
+        pose = compute_look_at_pose(position, _compute_target(motion, time), np.asarray(UP))
         focal = 1.13 * height
         cameras.append(Camera(width, height, (focal, focal), (width / 2, height / 2), pose))
     return tuple(cameras)
 
 
-def _compute_target(motion: Motion, time: int) -> Float[ndarray, "3"]:
+def _compute_target(motion: SkeletonMotion, time: int) -> Float[ndarray, "3"]:
     """Computes the point that the cameras look at: at half the height of the person."""
-    return np.array([*motion.joints(time)[0, :2], 0.93])
+    return np.array([*motion.compute_joint_positions(time)[0, :2], 0.93])
 
 
 def _make_pixel_positions(camera: Camera, fine: int) -> Float[ndarray, "n 2"]:
@@ -352,16 +352,16 @@ def _make_pixel_positions(camera: Camera, fine: int) -> Float[ndarray, "n 2"]:
 
 
 def _find_pose(
-    surface: Surface, transforms: Float[ndarray, "bones 4 4"]
+    surface: BoneSurface, transforms: Float[ndarray, "bones 4 4"]
 ) -> tuple[Float[ndarray, "3 3"], Float[ndarray, "3"]]:
     """Returns rotation and translation from the surface's space to the world."""
-    if surface.bone == WORLD:
+    if surface.bone == WORLD_BONE:
         return np.eye(3), np.zeros(3)
     return transforms[surface.bone, :3, :3], transforms[surface.bone, :3, 3]
 
 
 def _cast_rays(
-    surfaces: tuple[Surface, ...],
+    surfaces: tuple[BoneSurface, ...],
     transforms: Float[ndarray, "bones 4 4"],
     origin: Float[ndarray, "3"],
     directions: Float[ndarray, "n 3"],
@@ -373,9 +373,9 @@ def _cast_rays(
         part = slice(start, start + chunk)
         for index, surface in enumerate(surfaces):
             rotation, translation = _find_pose(surface, transforms)
-            centre, radius = surface.shape.ball()
-            near = meets_ball(origin, directions[part], rotation @ np.asarray(centre) + translation, radius)
-            found = surface.shape.hit((origin - translation) @ rotation, directions[part][near] @ rotation)
+            centre, radius = surface.shape.bounding_ball()
+            near = find_rays_through_ball(origin, directions[part], rotation @ np.asarray(centre) + translation, radius)
+            found = surface.shape.intersect_rays((origin - translation) @ rotation, directions[part][near] @ rotation)
             near, found = start + near[found < distance[part][near]], found[found < distance[part][near]]
             distance[near], which[near] = found, index
     return distance, which

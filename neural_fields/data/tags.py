@@ -33,7 +33,7 @@ TO_RGB = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FUL
 FROM_RGB = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
 
 
-def color_tags(frame: Any) -> dict[str, str | None]:
+def read_color_tags(frame: Any) -> dict[str, str | None]:
     """Returns the colour tags of a decoded frame by FFmpeg's names; None where the stream says nothing."""
     full = frame.format.name.startswith("yuvj")
     return {
@@ -44,8 +44,8 @@ def color_tags(frame: Any) -> dict[str, str | None]:
     }
 
 
-def to_rgb(frame: Any, reformatter: VideoReformatter) -> np.ndarray:
+def convert_to_rgb(frame: Any, reformatter: VideoReformatter) -> np.ndarray:
     """Converts a decoded frame to uint8 [H, W, 3], by the matrix and range of its tags."""
-    space = color_tags(frame)["color_space"]
+    space = read_color_tags(frame)["color_space"]
     matrix = MATRICES.get(space or "", UNTAGGED_MATRIX)
     return reformatter.reformat(frame, format="rgb24", src_colorspace=matrix, interpolation=TO_RGB).to_ndarray()

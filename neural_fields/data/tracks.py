@@ -13,19 +13,19 @@ from neural_fields.data.synthetic import SyntheticClip
 
 
 @dataclass(frozen=True)
-class Tracks:
+class PointTracks:
     """The positions and the visibility of points in every frame."""
 
     positions: Float[np.ndarray, "points frames 2"]  # pixels; also where a point is hidden or beyond the frame
-    visible: Bool[np.ndarray, "points frames"]
+    visibility: Bool[np.ndarray, "points frames"]
 
 
-def true_tracks(
+def compute_true_tracks(
     clip: SyntheticClip,
     points: Shaped[np.ndarray, "points 2"],
     frame: int,
     layers: Int[np.ndarray, " points"] | None = None,
-) -> Tracks:
+) -> PointTracks:
     """Computes the true tracks of the surface points at pixel positions of one frame.
 
     Args:
@@ -37,8 +37,8 @@ def true_tracks(
     Returns:
         The tracks. A point is visible where it is in the frame, faces the camera, and no layer in front covers it.
     """
-    start = coords.normalise_pixels(torch.from_numpy(np.asarray(points, np.float64)), clip.width, clip.height)
-    layer = torch.from_numpy(seen_layer(clip, frame, points) if layers is None else layers)
+    start = coords.normalize_pixels(torch.from_numpy(np.asarray(points, np.float64)), clip.width, clip.height)
+    layer = torch.from_numpy(find_visible_layers(clip, frame, points) if layers is None else layers)
     positions = np.zeros((len(points), clip.count, 2))
     visible = np.zeros((len(points), clip.count), bool)
     for number, surface in enumerate(clip.surfaces):
@@ -48,23 +48,23 @@ def true_tracks(
             xy = surface.xy_at(t, uv)
             pixels = clip.to_pixels(xy).numpy()
             positions[own.numpy(), t] = pixels
-            free = surface.facing(t, uv) & clip.covers(number, t, xy)
+            free = surface.faces_camera(t, uv) & clip.is_inside_layer(number, t, xy)
             for front in range(number):
-                free &= ~clip.covers(front, t, xy)
+                free &= ~clip.is_inside_layer(front, t, xy)
             inside = np.all((pixels >= 0) & (pixels < (clip.width, clip.height)), axis=-1)
             visible[own.numpy(), t] = free.numpy() & inside
-    return Tracks(positions, visible)
+    return PointTracks(positions, visible)
 
 
-def seen_layer(clip: SyntheticClip, frame: int, points: Shaped[np.ndarray, "points 2"]) -> Int[np.ndarray, " points"]:
+def find_visible_layers(clip: SyntheticClip, frame: int, points: Shaped[np.ndarray, "points 2"]) -> Int[np.ndarray, " points"]:
     """Finds the index of the layer that is visible at each pixel position of a frame."""
-    xy = coords.normalise_pixels(torch.from_numpy(np.asarray(points, np.float64)), clip.width, clip.height)
-    covered = torch.stack([clip.covers(layer, frame, xy) for layer in range(len(clip.surfaces))])
+    xy = coords.normalize_pixels(torch.from_numpy(np.asarray(points, np.float64)), clip.width, clip.height)
+    covered = torch.stack([clip.is_inside_layer(layer, frame, xy) for layer in range(len(clip.surfaces))])
     return covered.int().argmax(0).numpy()  # the first that covers; the background covers everything
 
 
-def grid_points(clip: SyntheticClip, frame: int, step: int) -> Float[np.ndarray, "points 2"]:
+def make_grid_points(clip: SyntheticClip, frame: int, step: int) -> Float[np.ndarray, "points 2"]:
     """Lists the pixel centres of a frame, every `step`th both ways, where a single layer is visible."""
-    centres = coords.pixel_centres(clip.width, clip.height).numpy()[step // 2 :: step, step // 2 :: step]
+    centres = coords.pixel_centers(clip.width, clip.height).numpy()[step // 2 :: step, step // 2 :: step]
     mixed = np.any((clip.alpha[:, frame] > 0.01) & (clip.alpha[:, frame] < 0.99), axis=0)
     return centres[~np.asarray(mixed)[step // 2 :: step, step // 2 :: step]].astype(float)

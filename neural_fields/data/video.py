@@ -17,9 +17,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from neural_fields.data.decode import check_regular, file_frames, probe_file, rgba_frames
-from neural_fields.data.encode import CODECS, write
-from neural_fields.data.facts import SoundTrack, Video, VideoFacts, parse_frames, parse_size
+from neural_fields.data.decode import check_regular_file, file_frames, probe_file, rgba_frames
+from neural_fields.data.encode import CODECS, write_video
+from neural_fields.data.facts import SoundTrack, Video, VideoMetadata, parse_frames, parse_size
 from neural_fields.data.images import image_frames, is_image, probe_images
 from neural_fields.errors import ExitCode, UserError, bad_input
 from neural_fields.files import atomic_write, sha256_file, write_json
@@ -28,18 +28,18 @@ __all__ = [
     "CODECS",
     "SoundTrack",
     "Video",
-    "VideoFacts",
+    "VideoMetadata",
     "parse_frames",
     "parse_size",
-    "probe",
-    "read",
+    "probe_video",
+    "read_video",
     "rgba_frames",
     "source_frames",
-    "write",
+    "write_video",
 ]
 
 
-def probe(path: str | Path) -> VideoFacts:
+def probe_video(path: str | Path) -> VideoMetadata:
     """Reads the metadata of a video file, a folder of numbered pictures or a single picture.
 
     Pictures carry no rate: 24 frames a second are assumed and said in the notes. Raises `UserError` (exit 3) for
@@ -48,17 +48,17 @@ def probe(path: str | Path) -> VideoFacts:
     path = Path(path)
     if path.is_dir():
         return probe_images(path)
-    check_regular(path)
+    check_regular_file(path)
     if is_image(path):
         return probe_images(path)
     return probe_file(path, sha256_file(path))
 
 
-def source_frames(metadata: VideoFacts, frames: range) -> Iterator[np.ndarray]:
+def source_frames(metadata: VideoMetadata, frames: range) -> Iterator[np.ndarray]:
     """Streams the chosen frames of the source: upright RGB uint8 [H, W, 3] at its own size, one in memory at a time."""
     if metadata.kind == "images":
         return image_frames(metadata, frames)
-    size = check_regular(Path(metadata.path)).st_size
+    size = check_regular_file(Path(metadata.path)).st_size
     if size != metadata.bytes:
         raise bad_input(
             "the source video changed",
@@ -69,7 +69,7 @@ def source_frames(metadata: VideoFacts, frames: range) -> Iterator[np.ndarray]:
     return file_frames(metadata, frames)
 
 
-def read(path: str | Path, cache: Path, size: str = "source", frames: str | None = None) -> Video:
+def read_video(path: str | Path, cache: Path, size: str = "source", frames: str | None = None) -> Video:
     """Decodes the chosen frames once into `cache` and maps them into memory.
 
     Args:
@@ -84,7 +84,7 @@ def read(path: str | Path, cache: Path, size: str = "source", frames: str | None
     Raises:
         UserError: bad input (3) or not enough space for the frames (4).
     """
-    metadata = probe(path)
+    metadata = probe_video(path)
     chosen = parse_frames(frames, metadata.frame_count) if frames else range(metadata.frame_count)
     width, height = parse_size(size, metadata.width, metadata.height)
     name = f"frames-{metadata.sha256[:24]}-{width}x{height}-{chosen.start}-{chosen.stop}-{chosen.step}.npy"

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from neural_fields.data.calibration import read_calibration
-from neural_fields.data.camera_files import PosedPicture, read_transforms
+from neural_fields.data.camera_files import PosedImage, read_transforms
 from neural_fields.data.cameras import Camera
 from neural_fields.data.colmap import read_colmap
-from neural_fields.data.facts import VideoFacts
+from neural_fields.data.facts import VideoMetadata
 from neural_fields.data.masks import ASPECT_SLACK
-from neural_fields.data.user_files import natural
+from neural_fields.data.user_files import natural_sort_key
 from neural_fields.errors import bad_input
 
 
@@ -36,7 +36,7 @@ class FilmedFrames:
     cameras: tuple[Camera, ...]
 
     @property
-    def still(self) -> bool:
+    def is_static(self) -> bool:
         """Returns whether the camera neither moves nor zooms."""
         first = self.cameras[0]
         return all(
@@ -45,8 +45,8 @@ class FilmedFrames:
         )
 
 
-def film_cameras(
-    source: Path, videos: Sequence[VideoFacts], chosen: range, notes: list[str]
+def assign_cameras(
+    source: Path, videos: Sequence[VideoMetadata], chosen: range, notes: list[str]
 ) -> tuple[FilmedFrames, ...]:
     """Finds the cameras of the chosen frames of every video. What it has to assume is added to `notes`.
 
@@ -78,7 +78,7 @@ def film_cameras(
 
 # --- which cameras there are ----------------------------------------------------------------------------------------
 
-Group = Camera | list[PosedPicture]
+Group = Camera | list[PosedImage]
 
 
 def _group_cameras(source: Path, count: int) -> dict[str, Group]:
@@ -104,7 +104,7 @@ def _group_cameras(source: Path, count: int) -> dict[str, Group]:
     stems = [picture.path.stem for picture in pictures]
     prefixes = [re.sub(r"[^A-Za-z0-9]*[0-9]*$", "", stem) or stem for stem in stems]
     for keys in (folders, prefixes):
-        groups: dict[str, list[PosedPicture]] = {}
+        groups: dict[str, list[PosedImage]] = {}
         for key, picture in zip(keys, pictures, strict=True):
             groups.setdefault(key, []).append(picture)
         if len(groups) >= count:
@@ -157,10 +157,10 @@ def _find_last_number(name: str) -> str:
 
 
 def _select_frames(
-    pictures: Sequence[PosedPicture], video: VideoFacts, chosen: range, source: Path, notes: list[str]
+    pictures: Sequence[PosedImage], video: VideoMetadata, chosen: range, source: Path, notes: list[str]
 ) -> FilmedFrames:
     """Selects the cameras of a video's chosen frames from those of pictures that are its frames."""
-    pictures = sorted(pictures, key=lambda picture: natural(picture.path.as_posix()))
+    pictures = sorted(pictures, key=lambda picture: natural_sort_key(picture.path.as_posix()))
     if len(pictures) == 1:
         return FilmedFrames(tuple(chosen), (pictures[0].camera,) * len(chosen))
     if len(pictures) == video.frame_count:
@@ -206,7 +206,7 @@ def _select_frames(
 # --- sizes ----------------------------------------------------------------------------------------------------------
 
 
-def _resize_cameras(film: FilmedFrames, video: VideoFacts, notes: list[str]) -> FilmedFrames:
+def _resize_cameras(film: FilmedFrames, video: VideoMetadata, notes: list[str]) -> FilmedFrames:
     """Brings the cameras to the video's size; refuses them where the aspects differ."""
     size, name = (video.width, video.height), Path(video.path).name
     for index, camera in zip(film.frames, film.cameras, strict=True):
@@ -226,5 +226,5 @@ def _resize_cameras(film: FilmedFrames, video: VideoFacts, notes: list[str]) -> 
         notes.append(
             f"{name} is {size[0]}x{size[1]}, its camera {first.width}x{first.height}: taken as scaled, not as cut"
         )
-    cameras = tuple(camera.resized(*size) for camera in film.cameras)
+    cameras = tuple(camera.resize(*size) for camera in film.cameras)
     return FilmedFrames(film.frames, cameras)

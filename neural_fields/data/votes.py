@@ -52,7 +52,7 @@ DEFAULTS = VoteSettings()
 
 
 @dataclass(frozen=True)
-class Motion:
+class NeighborFlow:
     """Flow of neighboring frames at the size of the masks, and where the way back agrees."""
 
     forward: Float[np.ndarray, "pairs height width 2"]
@@ -61,7 +61,7 @@ class Motion:
     backward_ok: Bool[np.ndarray, "pairs height width"]
 
 
-def object_motion(masks: Masks, flow: Motion, settings: VoteSettings = DEFAULTS) -> list[Float[np.ndarray, "3 3"]]:
+def fit_object_motion(masks: Masks, flow: NeighborFlow, settings: VoteSettings = DEFAULTS) -> list[Float[np.ndarray, "3 3"]]:
     """Fits the similarity that takes the object from each frame to the next, by RANSAC over the flow in its mask.
 
     Args:
@@ -93,8 +93,8 @@ def _sample_matches(where: np.ndarray, vectors: np.ndarray, most: int) -> tuple[
     return start, start + vectors[rows[chosen], columns[chosen]]
 
 
-def flow_votes(
-    masks: Masks, known: Masks, flow: Motion, settings: VoteSettings = DEFAULTS
+def compute_flow_votes(
+    masks: Masks, known: Masks, flow: NeighborFlow, settings: VoteSettings = DEFAULTS
 ) -> Float[np.ndarray, "time height width"]:
     """Computes the share of the other frames' masks, carried along the flow, that hold a pixel.
 
@@ -121,7 +121,7 @@ def flow_votes(
     return _collect_votes(masks, known, carry_along_flow, settings)
 
 
-def object_votes(
+def compute_object_votes(
     masks: Masks, known: Masks, transforms: list[Float[np.ndarray, "3 3"]], settings: VoteSettings = DEFAULTS
 ) -> Float[np.ndarray, "time height width"]:
     """Computes the same shares as `flow_votes`, with masks carried by one transform for the whole object.
@@ -173,10 +173,10 @@ def _pixel_grid(shape: tuple[int, ...]) -> np.ndarray:
     return np.stack([x, y], -1)
 
 
-def motion_odds(
+def compute_motion_odds(
     masks: Masks,
     outside: Masks,
-    flow: Motion,
+    flow: NeighborFlow,
     transforms: list[Float[np.ndarray, "3 3"]],
     unit: float,
     settings: VoteSettings = DEFAULTS,

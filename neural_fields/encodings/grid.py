@@ -39,7 +39,7 @@ def _require(ok: bool, field: str, value: object, expected: str) -> None:
         raise UserError(ExitCode.USAGE, what, where=f"dense grid: {field}", fix=f"set {field} to {expected}")
 
 
-def level_resolutions(config: DenseGridConfig, in_dim: int) -> tuple[tuple[int, ...], ...]:
+def compute_level_resolutions(config: DenseGridConfig, in_dim: int) -> tuple[tuple[int, ...], ...]:
     """Returns the vertices of every level, one number for each axis."""
     base = config.base_resolution
     _require(len(base) in (1, in_dim), "base_resolution", base, f"1 or {in_dim} numbers")
@@ -61,7 +61,7 @@ class DenseGrid(nn.Module):
         _require(in_dim in (2, 3), "in_dim", in_dim, "2 or 3")
         self.in_dim = in_dim
         self.out_dim = self.config.n_levels * self.config.n_features
-        self.resolutions = level_resolutions(self.config, in_dim)
+        self.resolutions = compute_level_resolutions(self.config, in_dim)
         shapes = [(1, self.config.n_features, *reversed(sides)) for sides in self.resolutions]
         values = sum(torch.Size(shape).numel() for shape in shapes)
         _require(values <= max_values, "the number of values", values, f"at most {max_values}")

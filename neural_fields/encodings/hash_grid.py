@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from neural_fields.encodings import tcnn
 from neural_fields.encodings.hash_layout import (
     HashGridConfig,
-    Level,
-    fragile_levels,
-    growth_to,
-    level_table,
+    HashLevel,
+    find_fragile_levels,
+    compute_growth,
+    compute_level_table,
 )
 from neural_fields.errors import ExitCode, UserError
 
@@ -35,12 +35,12 @@ __all__ = [
     "Backend",
     "HashGrid",
     "HashGridConfig",
-    "Level",
+    "HashLevel",
     "choose_backend",
-    "fragile_levels",
-    "growth_to",
-    "level_table",
-    "release_weights",
+    "find_fragile_levels",
+    "compute_growth",
+    "compute_level_table",
+    "compute_release_weights",
 ]
 
 Backend = Literal["auto", "torch", "compiled", "tcnn"]
@@ -54,7 +54,7 @@ _CHUNK = 1 << 17
 _log = logging.getLogger(__name__)
 
 
-def release_weights(n_levels: int, progress: float) -> Float[Tensor, " levels"]:
+def compute_release_weights(n_levels: int, progress: float) -> Float[Tensor, " levels"]:
     """Returns the weight of each level while a grid is released from coarse to fine; `progress` 0 is none, 1 is all.
 
     CoDeF (Ouyang et al. 2023), section 3.3: level j counts (1 - cos(pi * clamp(progress * L - j, 0, 1))) / 2.
@@ -99,7 +99,7 @@ def _make_layout(
     config: HashGridConfig, in_dim: int, device: torch.device, dtype: torch.dtype, backend: str, wide: bool
 ) -> _Layout:
     """Groups the levels: one by one, which suits a CPU's cache, or `wide`: in two groups, for a GPU and a compiler."""
-    levels = level_table(config, in_dim)
+    levels = compute_level_table(config, in_dim)
     count = sum(level.dense for level in levels)
     split = (levels[:count], levels[count:]) if wide else tuple((level,) for level in levels)
     groups = []
@@ -251,7 +251,7 @@ class _HashEncode(torch.autograd.Function):
 
 
 @functools.cache
-def compiler_reason(device: torch.device) -> str:
+def explain_missing_compiler(device: torch.device) -> str:
     """Says why `torch.compile` cannot be used here; empty when it can."""
     if not any(shutil.which(name) for name in ("g++", "clang++", "cl")):
         return "no C++ compiler was found"
@@ -273,14 +273,14 @@ def choose_backend(requested: Backend, device: torch.device) -> Literal["torch",
         return "torch"
     on_gpu = device.type == "cuda"
     if requested == "tcnn" or (requested == "auto" and on_gpu):
-        reason = tcnn.unavailable_reason(device)
+        reason = tcnn.explain_unavailable(device)
         if not reason:
             return "tcnn"
         if requested == "tcnn":
             raise _backend_error("tcnn", reason)
-    if requested == "compiled" and compiler_reason(device):
-        raise _backend_error("compiled", compiler_reason(device))
-    if requested == "compiled" or (on_gpu and not compiler_reason(device)):
+    if requested == "compiled" and explain_missing_compiler(device):
+        raise _backend_error("compiled", explain_missing_compiler(device))
+    if requested == "compiled" or (on_gpu and not explain_missing_compiler(device)):
         return "compiled"
     return "torch"
 
@@ -307,7 +307,7 @@ class HashGrid(nn.Module):
         super().__init__()
         self.config = config or HashGridConfig()
         self.backend: Backend = backend
-        self.levels = level_table(self.config, in_dim)
+        self.levels = compute_level_table(self.config, in_dim)
         self.in_dim = in_dim
         self.out_dim = self.config.n_levels * self.config.n_features
         size = sum(level.entries for level in self.levels) * self.config.n_features
@@ -323,8 +323,8 @@ class HashGrid(nn.Module):
         if len(x) == 0:
             features = x.new_zeros(0, self.out_dim) + 0 * self.params[:1].sum()
         elif (backend := choose_backend(self.backend, x.device)) == "tcnn":
-            _warn_of_fragile_levels(fragile_levels(self.levels))
-            features = tcnn.encode(x, self.params, self.in_dim, self.config)
+            _warn_of_fragile_levels(find_fragile_levels(self.levels))
+            features = tcnn.encode_points(x, self.params, self.in_dim, self.config)
         else:
             wide = backend == "compiled" or x.device.type != "cpu"
             layout = _make_layout(self.config, self.in_dim, x.device, x.dtype, backend, wide)

@@ -52,7 +52,7 @@ def _require(ok: bool, field: str, value: object, expected: str) -> None:
 
 
 @dataclass(frozen=True)
-class Level:
+class HashLevel:
     """One grid of the pyramid: vertex (i, j, ...) sits at (i - 0.5) / scale."""
 
     scale: float
@@ -67,7 +67,7 @@ def _round_to_float32(value: float) -> float:
     return struct.unpack("f", struct.pack("f", value))[0]
 
 
-def level_table(config: HashGridConfig, in_dim: int) -> tuple[Level, ...]:
+def compute_level_table(config: HashGridConfig, in_dim: int) -> tuple[HashLevel, ...]:
     """Computes scale, vertices, entries and offset of every level, as tiny-cuda-nn does.
 
     Every step is rounded to float32: in float64 one configuration in six gets another number of vertices on some
@@ -75,7 +75,7 @@ def level_table(config: HashGridConfig, in_dim: int) -> tuple[Level, ...]:
     """
     _require(in_dim in MAX_VERTICES, "in_dim", in_dim, "2, 3 or 4")
     log2_growth = _round_to_float32(math.log2(_round_to_float32(config.growth)))
-    levels: list[Level] = []
+    levels: list[HashLevel] = []
     offset = 0
     for index in range(config.n_levels):
         power = _round_to_float32(2.0 ** _round_to_float32(index * log2_growth))
@@ -84,17 +84,17 @@ def level_table(config: HashGridConfig, in_dim: int) -> tuple[Level, ...]:
         padded = (min(resolution**in_dim, (2**32 - 1) // 2) + 7) // 8 * 8
         entries = min(padded, 2**config.log2_table)
         dense = resolution <= MAX_VERTICES[in_dim] and resolution**in_dim <= entries
-        levels.append(Level(scale, resolution, entries, offset, dense))
+        levels.append(HashLevel(scale, resolution, entries, offset, dense))
         offset += entries
     return tuple(levels)
 
 
-def growth_to(finest: int, base_resolution: int, n_levels: int) -> float:
+def compute_growth(finest: int, base_resolution: int, n_levels: int) -> float:
     """Returns the growth that takes `base_resolution` vertices per axis on level 0 to `finest` on the last level."""
     return (finest / base_resolution) ** (1 / max(n_levels - 1, 1))
 
 
-def fragile_levels(levels: tuple[Level, ...]) -> tuple[int, ...]:
+def find_fragile_levels(levels: tuple[HashLevel, ...]) -> tuple[int, ...]:
     """Returns dense levels whose scale lies within 1e-3 of an integer without being one.
 
     tiny-cuda-nn recomputes the scale on the GPU with a faster exp2: such a level may get one vertex more or less there.

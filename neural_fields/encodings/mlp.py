@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-Output = Literal["none", "tanh", "sigmoid", "softplus"]
+OutputActivation = Literal["none", "tanh", "sigmoid", "softplus"]
 
 _OUTPUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
@@ -40,7 +40,7 @@ class MLP(nn.Module):
         width: int = 256,
         layers: int = 4,
         skips: Sequence[int] = (),
-        output: Output = "none",
+        output: OutputActivation = "none",
         *,
         output_bound: float | None = None,
     ) -> None:

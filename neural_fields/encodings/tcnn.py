@@ -33,7 +33,7 @@ def _import_tinycudann() -> tuple[ModuleType | None, str]:
     return tinycudann, ""
 
 
-def unavailable_reason(device: torch.device) -> str:
+def explain_unavailable(device: torch.device) -> str:
     """Says in one sentence why tiny-cuda-nn cannot run on `device`; empty when it can.
 
     On any device but a GPU the answer is given without importing tiny-cuda-nn.
@@ -66,7 +66,7 @@ def _build_native(in_dim: int, config: HashGridConfig, device: torch.device) -> 
     return native, wanted
 
 
-def encode(
+def encode_points(
     x: Float[Tensor, "points in_dim"], params: Float[Tensor, " size"], in_dim: int, config: HashGridConfig
 ) -> Float[Tensor, "points features"]:
     """Returns the features of the points in [0, 1] from the flat `params`, in float32.

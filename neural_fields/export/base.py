@@ -21,11 +21,11 @@ from neural_fields.files import disk_errors, make_folder
 from neural_fields.run import Run
 from neural_fields.volume_run import require_planar
 
-Report = Callable[[str, int, int], None]  # what is going on, steps done, steps in all
+ReportProgress = Callable[[str, int, int], None]  # what is going on, steps done, steps in all
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportResult:
     """The files that were written, and notes for the user."""
 
     paths: tuple[Path, ...]
@@ -54,24 +54,24 @@ class Exporter(Protocol):
 
     name: ClassVar[str]
 
-    def __call__(self, target: Target, report: Report) -> Sequence[str]:
+    def __call__(self, target: Target, report: ReportProgress) -> Sequence[str]:
         """Fills the folder of `target`; returns notes for the user, one sentence each."""
         ...
 
 
-def quiet(stage: str, done: int, total: int) -> None:
+def ignore_progress(stage: str, done: int, total: int) -> None:
     """Ignores the progress that is reported."""
 
 
-def export(
+def export_run(
     run: Run | str | Path,
     exporter: Exporter,
     *,
     out: Path | None = None,
     overwrite: bool = False,
     metadata: bool = True,
-    report: Report = quiet,
-) -> Exported:
+    report: ReportProgress = ignore_progress,
+) -> ExportResult:
     """Writes files for other programs.
 
     Args:
@@ -89,14 +89,14 @@ def export(
     require_planar(run, f"the export {exporter.name}")
     maps = Maps.open(run)
     folder = out or run.exports / exporter.name
-    with new_folder(folder, overwrite) as part:
+    with create_folder_atomically(folder, overwrite) as part:
         notes = tuple(exporter(Target(run, maps, part, metadata), report))
         names = sorted(path.relative_to(part) for path in part.rglob("*") if path.is_file())
-    return Exported(tuple(folder / name for name in names), notes)
+    return ExportResult(tuple(folder / name for name in names), notes)
 
 
 @contextmanager
-def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
+def create_folder_atomically(folder: Path, overwrite: bool) -> Iterator[Path]:
     """Creates an empty folder that replaces `folder` at the end; if the block raises, nothing has changed.
 
     Raises:
@@ -127,7 +127,7 @@ def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
                 parent.rmdir()
 
 
-def chosen_layers(maps: Maps, names: Sequence[str]) -> list[int]:
+def select_layers(maps: Maps, names: Sequence[str]) -> list[int]:
     """Returns the numbers of the layers that were named, front to back; all of them where none was.
 
     Raises:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
-from neural_fields.export.comps import Comp, CompLayer
+from neural_fields.export.comps import CompDescription, CompLayer
 
 
-def blender_script(comp: Comp) -> str:
+def build_blender_script(comp: CompDescription) -> str:
     """Returns a script that looks overlays up, lights them and composites them over the source, back to front."""
     source = comp.source
     if source is None:
@@ -40,9 +40,9 @@ def blender_script(comp: Comp) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _first_file(comp: Comp, kind: str, layer: CompLayer) -> str:
+def _first_file(comp: CompDescription, kind: str, layer: CompLayer) -> str:
     """Returns the file of the first frame."""
-    return comp.files(kind, layer) % comp.frames[0]
+    return comp.file_pattern(kind, layer) % comp.frames[0]
 
 
 _HEAD = '''HERE = os.path.dirname(bpy.data.filepath)

@@ -15,22 +15,22 @@ import numpy as np
 
 from neural_fields import canonical
 from neural_fields.canonical import CanonicalImage
-from neural_fields.compositing import painters
+from neural_fields.compositing import canonical_painters
 from neural_fields.config_flags import Repeated
-from neural_fields.data.facts import VideoFacts
-from neural_fields.data.images import png_with_texts
+from neural_fields.data.facts import VideoMetadata
+from neural_fields.data.images import insert_png_texts
 from neural_fields.edits import active_edits
 from neural_fields.export import guides
-from neural_fields.export.base import Report, Target, chosen_layers
+from neural_fields.export.base import ReportProgress, Target, select_layers
 from neural_fields.export.exr import write_exr
-from neural_fields.export.guides import Plane
-from neural_fields.export.layered import BASE, EDITS, GUIDE, GUIDES, PAINT, Document, Layer, Rgba, still
+from neural_fields.export.guides import GuidePlane
+from neural_fields.export.layered import BASE, EDITS, GUIDE, GUIDES, PAINT, LayeredDocument, DocumentLayer, Rgba, constant_pixels
 from neural_fields.export.openraster import write_ora
-from neural_fields.export.provenance import provenance
+from neural_fields.export.provenance import build_provenance
 from neural_fields.export.psd import write_psd
 from neural_fields.files import atomic_write, read_json
-from neural_fields.fit_record import read_fit_record
-from neural_fields.pictures import png_bytes, premultiplied
+from neural_fields.fit_record import read_planar_record
+from neural_fields.pictures import encode_png, premultiply
 from neural_fields.run import Run
 
 COLOURS = "display-referred sRGB as in the video; nothing was made linear"
@@ -38,7 +38,7 @@ Format = Literal["ora", "psd", "png", "exr"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Canonical:
+class CanonicalExporter:
     """Write canonical pictures for paint programs: layered with guides and a layer to paint on, or the picture alone.
 
     `unwrap edit RUN FILE` takes a painted document back.
@@ -52,29 +52,29 @@ class Canonical:
     """ora: layered, for Krita, GIMP and MyPaint; psd: layered, for Photoshop and others; png: the picture alone, with
     16 bits and straight alpha; exr: the picture alone, 32-bit float, premultiplied."""
 
-    def __call__(self, target: Target, report: Report) -> Sequence[str]:
+    def __call__(self, target: Target, report: ReportProgress) -> Sequence[str]:
         """Writes a file for each layer, and a README.
 
         Raises:
             UserError: an unknown layer, a package that is not installed (exit 3), no room (4).
         """
-        numbers = chosen_layers(target.maps, self.layer)
+        numbers = select_layers(target.maps, self.layer)
         names = []
         for done, number in enumerate(numbers):
             report("drawing layers", done, len(numbers))
-            picture = canonical.pristine(target.run.canonical, target.maps.layers[number])
+            picture = canonical.read_pristine(target.run.canonical, target.maps.layers[number])
             path = target.folder / f"{picture.layer}.{self.format}"
             box = list(picture.box.as_tuple())
-            made = provenance(target.run, "canonical", layer=picture.layer, box=box) if target.metadata else {}
+            made = build_provenance(target.run, "canonical", layer=picture.layer, box=box) if target.metadata else {}
             if self.format == "png":
                 with atomic_write(path) as part:
-                    part.write_bytes(png_with_texts(png_bytes(picture.array(), bits=16), made))
+                    part.write_bytes(insert_png_texts(encode_png(picture.to_array(), bits=16), made))
             elif self.format == "exr":
-                planes = dict(zip("RGBA", np.moveaxis(premultiplied(picture.array()), -1, 0), strict=True))
+                planes = dict(zip("RGBA", np.moveaxis(premultiply(picture.to_array()), -1, 0), strict=True))
                 header = {"alpha": "premultiplied, the share of the texel that is seen", "colours": COLOURS}
                 write_exr(path, planes, {**header, "layer": picture.layer, **made})
             else:
-                document = document_of(target, number, picture, made)
+                document = build_document(target, number, picture, made)
                 write_ora(path, document) if self.format == "ora" else write_psd(path, document)
             names.append(path.name)
         report("drawing layers", len(numbers), len(numbers))
@@ -110,7 +110,7 @@ class Canonical:
         return [note]
 
 
-def document_of(target: Target, number: int, picture: CanonicalImage, made: dict[str, str]) -> Document:
+def build_document(target: Target, number: int, picture: CanonicalImage, made: dict[str, str]) -> LayeredDocument:
     """Builds the layered document of a canonical picture.
 
     Args:
@@ -119,35 +119,35 @@ def document_of(target: Target, number: int, picture: CanonicalImage, made: dict
         picture: the canonical picture of that layer.
         made: texts that say what made it; without them nothing of ours is put beside the layers.
     """
-    maps, plane = target.maps, Plane(number, picture.box, picture.size)
-    facts = VideoFacts.from_json(read_json(target.run.source_json))
+    maps, plane = target.maps, GuidePlane(number, picture.box, picture.size)
+    facts = VideoMetadata.from_json(read_json(target.run.source_json))
     drawn: list[tuple[str, guides.Guide, bool, float]] = [  # name, picture, whether it is visible, opacity
-        ("frame outlines", guides.outlines(maps, plane, read_fit_record(target.run).frames), True, 1.0),
-        ("stretch", guides.stretch(maps, plane, facts.width / maps.size[0]), False, 1.0),
-        ("coverage", guides.coverage(maps, plane), False, 0.7),
+        ("frame outlines", guides.draw_outlines(maps, plane, read_planar_record(target.run).frames), True, 1.0),
+        ("stretch", guides.draw_stretch(maps, plane, facts.width / maps.size[0]), False, 1.0),
+        ("coverage", guides.draw_coverage(maps, plane), False, 0.7),
     ]
     shown = tuple(
-        Layer(GUIDE + name, still(guide.astype(np.float32) / 255), visible=visible, opacity=opacity, locked=True)
+        DocumentLayer(GUIDE + name, constant_pixels(guide.astype(np.float32) / 255), visible=visible, opacity=opacity, locked=True)
         for name, guide, visible, opacity in drawn
     )
-    empty: Rgba = np.zeros_like(picture.array())
-    changed = edits_so_far(target.run, picture)
+    empty: Rgba = np.zeros_like(picture.to_array())
+    changed = flatten_active_edits(target.run, picture)
     layers = [
-        Layer(GUIDES, layers=shown),
-        Layer(PAINT, still(empty)),
-        *([] if changed is None else [Layer(EDITS, still(changed), locked=True)]),
-        Layer(f"{BASE}: {picture.layer}", still(picture.array()), locked=True),
+        DocumentLayer(GUIDES, layers=shown),
+        DocumentLayer(PAINT, constant_pixels(empty)),
+        *([] if changed is None else [DocumentLayer(EDITS, constant_pixels(changed), locked=True)]),
+        DocumentLayer(f"{BASE}: {picture.layer}", constant_pixels(picture.to_array()), locked=True),
     ]
     ties: dict[str, Any] = {
         "layer": picture.layer,
         "box": list(picture.box.as_tuple()),
         "size": list(picture.size),
-        "sha256": exported_versions(target.run, picture.layer)[-1],
+        "sha256": read_exported_versions(target.run, picture.layer)[-1],
     }
-    return Document(picture.size, tuple(layers), ties if made else {}, made)
+    return LayeredDocument(picture.size, tuple(layers), ties if made else {}, made)
 
 
-def edits_so_far(run: Run, picture: CanonicalImage) -> Rgba | None:
+def flatten_active_edits(run: Run, picture: CanonicalImage) -> Rgba | None:
     """Flattens the active edits onto a canonical picture: the result where they change it, clear elsewhere.
 
     Edits that deform a layer, or differ from frame to frame, are not seen in a still picture.
@@ -157,15 +157,15 @@ def edits_so_far(run: Run, picture: CanonicalImage) -> Rgba | None:
     """
     now = picture
     for edit in active_edits(run):
-        for painter in painters(edit):
+        for painter in canonical_painters(edit):
             now = painter.paint(now) if painter.layer == picture.layer else now
-    after = now.array()
+    after = now.to_array()
     visible_change = 0.5 / 255  # less is not seen in 8 bits
-    changed = (np.abs(after - picture.array()) > visible_change).any(axis=-1, keepdims=True)
+    changed = (np.abs(after - picture.to_array()) > visible_change).any(axis=-1, keepdims=True)
     return np.where(changed, after, np.float32(0)) if changed.any() else None
 
 
-def exported_versions(run: Run, layer: str) -> list[str]:
+def read_exported_versions(run: Run, layer: str) -> list[str]:
     """Reads the SHA-256 of the canonical pictures of a layer that were ever written, the newest last.
 
     Raises:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from neural_fields.data.facts import VideoFacts
+from neural_fields.data.facts import VideoMetadata
 from neural_fields.data.images import list_images
-from neural_fields.export.conventions import Convention
+from neural_fields.export.conventions import MapConvention
 
 _HARMLESS = re.compile(r"[\w ./+,=@~()-]+")
 
@@ -25,7 +25,7 @@ class CompLayer:
 
     name: str
     size: tuple[int, int]
-    flat_size: tuple[int, int]
+    unwrapped_size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class SourceFrames:
 
 
 @dataclass(frozen=True)
-class Comp:
+class CompDescription:
     """What was exported, as scripts and the README describe it.
 
     Attributes:
@@ -58,7 +58,7 @@ class Comp:
         forward, inverse, light: which kinds of files there are.
     """
 
-    convention: Convention
+    convention: MapConvention
     layers: tuple[CompLayer, ...]
     size: tuple[int, int]
     frames: tuple[int, ...]
@@ -71,24 +71,24 @@ class Comp:
     light: bool
 
     @property
-    def kinds(self) -> list[str]:
+    def map_kinds(self) -> list[str]:
         """The folders of numbered files."""
         return [kind for kind in ("forward", "inverse", "light") if getattr(self, kind)]
 
-    def files(self, kind: str, layer: CompLayer) -> str:
+    def file_pattern(self, kind: str, layer: CompLayer) -> str:
         """Returns the path of the numbered files of a layer, with %0Nd for the number."""
         return f"{kind}/{layer.name}.%0{self.digits}d{self.convention.suffix}"
 
 
-def source_frames_in(facts: VideoFacts, folder: Path) -> SourceFrames | None:
+def locate_source(metadata: VideoMetadata, folder: Path) -> SourceFrames | None:
     """Locates the source relative to `folder`; None where no script can name it.
 
     Raises:
         UserError: the pictures that the source is made of are not there any more.
     """
-    path, first = Path(facts.path).resolve(), 1
+    path, first = Path(metadata.path).resolve(), 1
     number = ""
-    if facts.kind == "images":
+    if metadata.kind == "images":
         images = list_images(path)
         match = re.fullmatch(r"([^%#]*?)(\d+)(\.\w+)", images[0].name)
         if match is None or len({(len(image.stem), image.suffix) for image in images}) > 1:
@@ -101,4 +101,4 @@ def source_frames_in(facts: VideoFacts, folder: Path) -> SourceFrames | None:
         return None
     if not _HARMLESS.fullmatch(where.removesuffix(path.name) + path.name.replace(number, "", 1)):
         return None
-    return SourceFrames(where, first, facts.kind == "file", facts.frame_count)
+    return SourceFrames(where, first, metadata.kind == "file", metadata.frame_count)

@@ -19,7 +19,7 @@ from neural_fields.files import atomic_write
 
 
 @dataclass(frozen=True)
-class Convention:
+class MapConvention:
     """The convention of one program for a map of positions.
 
     Attributes:
@@ -46,8 +46,8 @@ class Convention:
         """The unit of the numbers."""
         return "pixels" if self.pixels else "normalised"
 
-    def numbers(
-        self, place: Float[np.ndarray, "height width 2"], size: tuple[int, int]
+    def encode_positions(
+        self, positions: Float[np.ndarray, "height width 2"], size: tuple[int, int]
     ) -> Float[np.ndarray, "height width 2"]:
         """Converts positions, in shares from the top left corner, to the numbers of the program.
 
@@ -56,24 +56,24 @@ class Convention:
             size: (width, height) of the picture that they point into.
         """
         if self.from_bottom:
-            place = place * [1, -1] + [0, 1]
-        return (place * size - 0.5 if self.pixels else place).astype(np.float32)
+            positions = positions * [1, -1] + [0, 1]
+        return (positions * size - 0.5 if self.pixels else positions).astype(np.float32)
 
 
 CONVENTIONS = {
-    "nuke": Convention("Nuke"),
-    "fusion": Convention("Fusion"),
-    "blender": Convention("Blender", mask_in_blue=True),
-    "after_effects": Convention("After Effects", from_bottom=False),
-    "opencv": Convention("OpenCV", pixels=True, from_bottom=False, suffix=".npy"),
+    "nuke": MapConvention("Nuke"),
+    "fusion": MapConvention("Fusion"),
+    "blender": MapConvention("Blender", mask_in_blue=True),
+    "after_effects": MapConvention("After Effects", from_bottom=False),
+    "opencv": MapConvention("OpenCV", pixels=True, from_bottom=False, suffix=".npy"),
 }
 
 
 def write_map(
     path: Path,
-    convention: Convention,
-    place: Float[np.ndarray, "height width 2"],
-    strength: Float[np.ndarray, "height width"],
+    convention: MapConvention,
+    positions: Float[np.ndarray, "height width 2"],
+    alpha: Float[np.ndarray, "height width"],
     size: tuple[int, int],
     header: Mapping[str, Any],
 ) -> int:
@@ -92,18 +92,18 @@ def write_map(
     Raises:
         UserError: OpenEXR is not installed (exit 3), no room (4).
     """
-    numbers = convention.numbers(place, size)
-    strength = strength.astype(np.float32)
+    numbers = convention.encode_positions(positions, size)
+    alpha = alpha.astype(np.float32)
     if convention.suffix == ".npy":
-        _write_array(path, np.stack([numbers[..., 0], numbers[..., 1], strength]))
+        _write_array(path, np.stack([numbers[..., 0], numbers[..., 1], alpha]))
     else:
-        blue = strength if convention.mask_in_blue else np.zeros_like(strength)
-        write_exr(path, {"R": numbers[..., 0], "G": numbers[..., 1], "B": blue, "A": strength}, header)
+        blue = alpha if convention.mask_in_blue else np.zeros_like(alpha)
+        write_exr(path, {"R": numbers[..., 0], "G": numbers[..., 1], "B": blue, "A": alpha}, header)
     return path.stat().st_size
 
 
 def write_light(
-    path: Path, convention: Convention, gain: Float[np.ndarray, "height width 3"], header: Mapping[str, Any]
+    path: Path, convention: MapConvention, gain: Float[np.ndarray, "height width 3"], header: Mapping[str, Any]
 ) -> int:
     """Writes the light of a layer in one frame, RGB in half floats with A = 1.
 

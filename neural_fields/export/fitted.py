@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from neural_fields.data.facts import VideoFacts
+from neural_fields.data.facts import VideoMetadata
 from neural_fields.data.flow import FlowField
 from neural_fields.errors import bad_input
 from neural_fields.evaluation import read_source
-from neural_fields.fit_record import read_fit_record
-from neural_fields.fitting import load_model
-from neural_fields.output import source_facts
+from neural_fields.fit_record import read_planar_record
+from neural_fields.fitting import load_planar_model
+from neural_fields.output import read_source_metadata
 from neural_fields.planar.model import PlanarModel
-from neural_fields.report.steadiness import run_flow
+from neural_fields.report.steadiness import read_run_flow
 from neural_fields.run import Run
 
 
 @dataclass(frozen=True)
-class Fitted:
+class TrainedModel:
     """A trained model with its source.
 
     Attributes:
@@ -28,16 +28,16 @@ class Fitted:
     """
 
     model: PlanarModel
-    facts: VideoFacts
+    metadata: VideoMetadata
     frames: range
     flow: FlowField | None
 
     @property
-    def size(self) -> tuple[int, int]:
+    def source_size(self) -> tuple[int, int]:
         """(width, height) of the source."""
-        return self.facts.width, self.facts.height
+        return self.metadata.width, self.metadata.height
 
-    def index(self, frame: int | None) -> int:
+    def frame_index(self, frame: int | None) -> int:
         """Returns the frame of the run that is frame `frame` of the source; by default the middle one.
 
         Raises:
@@ -57,13 +57,13 @@ class Fitted:
         return frames.index(frame)
 
 
-def open_fitted(run: Run) -> Fitted:
+def open_trained_model(run: Run) -> TrainedModel:
     """Loads the newest model of a run with the metadata and flow of its source.
 
     Raises:
         UserError: the source is gone or changed, no checkpoint yet, or a damaged run.
     """
-    facts, frames = source_facts(run)
-    model, _ = load_model(run)
-    flow = run_flow(run, read_fit_record(run), read_source(run).frames) if model.charts() else None
-    return Fitted(model, facts, frames, flow)
+    facts, frames = read_source_metadata(run)
+    model, _ = load_planar_model(run)
+    flow = read_run_flow(run, read_planar_record(run), read_source(run).frames) if model.list_charts() else None
+    return TrainedModel(model, facts, frames, flow)

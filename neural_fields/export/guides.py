@@ -18,9 +18,9 @@ from neural_fields import coords
 from neural_fields.baking import Maps
 from neural_fields.coords import Box
 from neural_fields.coverage import DEFAULTS as COVERAGE
-from neural_fields.coverage import frames_seen
-from neural_fields.report.heat import palette
-from neural_fields.report.survey import spread
+from neural_fields.coverage import count_frames_seen
+from neural_fields.report.heat import color_scale
+from neural_fields.report.survey import spread_indices
 
 Color = tuple[int, int, int]
 
@@ -53,20 +53,20 @@ Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Plane:
+class GuidePlane:
     """The canonical picture of one layer: its number in the maps, its box in uv and its (width, height)."""
 
     layer: int
     box: Box
     size: Size
 
-    def texels(self, uv: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n 2"]:
+    def uv_to_texels(self, uv: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n 2"]:
         """Converts canonical points to texel coordinates."""
         points = torch.from_numpy(np.ascontiguousarray(uv, np.float32))
         return coords.uv_to_texels(points, self.box, *self.size).numpy()
 
 
-def outlines(maps: Maps, plane: Plane, numbers: Sequence[int], settings: GuideSettings = DEFAULTS) -> Guide:
+def draw_outlines(maps: Maps, plane: GuidePlane, numbers: Sequence[int], settings: GuideSettings = DEFAULTS) -> Guide:
     """Draws outlines of the first, the middle and the last frame that show a layer, with the frame's number.
 
     For the background the whole frame is outlined, for other layers the part that the frame shows.
@@ -84,18 +84,18 @@ def outlines(maps: Maps, plane: Plane, numbers: Sequence[int], settings: GuideSe
     labels: list[tuple[int, int, int, int]] = []  # left, top, right and height of those so far
     shown = []
     for t in range(maps.frame_count):
-        if (maps.layer_weight_small(t, plane.layer) >= COVERAGE.min_weight).mean() > settings.min_shown_share:
+        if (maps.read_layer_weight_small(t, plane.layer) >= COVERAGE.min_weight).mean() > settings.min_shown_share:
             shown.append(t)
     if shown:
-        shown = [shown[i] for i in spread(len(shown), 3)]
+        shown = [shown[i] for i in spread_indices(len(shown), 3)]
     for place, t in enumerate(shown):
         color = settings.frame_colors[place if len(shown) > 1 else 1]
 
         # Closed lines around the frame, or around the visible part of a front layer.
-        uv = maps.uv_small(t, plane.layer)
+        uv = maps.read_uv_small(t, plane.layer)
         mask = np.ones(uv.shape[:2], np.uint8)
         if plane.layer < len(maps.layers) - 1:
-            seen = maps.layer_weight_small(t, plane.layer) >= COVERAGE.min_weight
+            seen = maps.read_layer_weight_small(t, plane.layer) >= COVERAGE.min_weight
             mask = cv2.medianBlur(seen.astype(np.uint8), 5)
         contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         areas = [cv2.contourArea(line) for line in contours]
@@ -103,7 +103,7 @@ def outlines(maps: Maps, plane: Plane, numbers: Sequence[int], settings: GuideSe
         for contour, area in zip(contours, areas, strict=True):
             if area >= settings.min_outline_share * max(areas):
                 line = contour[:, 0]
-                found.append(plane.texels(uv[line[:, 1], line[:, 0]]))
+                found.append(plane.uv_to_texels(uv[line[:, 1], line[:, 0]]))
         _draw_with_edge(guide, partial(_draw_lines, found, weight), color, weight, settings)
 
         # The label goes to the upper left of an outline, its top or its upper right; below others in its way.
@@ -121,8 +121,8 @@ def outlines(maps: Maps, plane: Plane, numbers: Sequence[int], settings: GuideSe
     return guide
 
 
-def pixels_per_texel(
-    maps: Maps, plane: Plane, scale: float = 1.0, settings: GuideSettings = DEFAULTS
+def measure_pixels_per_texel(
+    maps: Maps, plane: GuidePlane, scale: float = 1.0, settings: GuideSettings = DEFAULTS
 ) -> Float[np.ndarray, "rows columns"]:
     """Measures how many pixels of a frame lie along the side of a texel, averaged over frames.
 
@@ -144,10 +144,10 @@ def pixels_per_texel(
         for side, length in zip(plane.size, (plane.box.width, plane.box.height), strict=True)
     )
     total, count = (np.zeros(rows * columns) for _ in range(2))
-    for t in spread(maps.frame_count, settings.max_frames):
-        seen = (maps.layer_weight_small(t, plane.layer) >= COVERAGE.min_weight).astype(np.uint8)
+    for t in spread_indices(maps.frame_count, settings.max_frames):
+        seen = (maps.read_layer_weight_small(t, plane.layer) >= COVERAGE.min_weight).astype(np.uint8)
         seen = cv2.erode(seen, np.ones((3, 3))) > 0
-        texels = plane.texels(maps.uv_small(t, plane.layer))
+        texels = plane.uv_to_texels(maps.read_uv_small(t, plane.layer))
         x, y = np.floor(texels[seen] * [columns / plane.size[0], rows / plane.size[1]]).astype(int).T
         inside = (x >= 0) & (x < columns) & (y >= 0) & (y < rows)
         down, right = (np.gradient(texels, axis=axis) for axis in (0, 1))
@@ -159,7 +159,7 @@ def pixels_per_texel(
     return np.where(count > 0.5, scale * np.exp2(total / np.maximum(count, 1)), np.nan).astype(np.float32)
 
 
-def stretch(maps: Maps, plane: Plane, scale: float = 1.0, settings: GuideSettings = DEFAULTS) -> Guide:
+def draw_stretch(maps: Maps, plane: GuidePlane, scale: float = 1.0, settings: GuideSettings = DEFAULTS) -> Guide:
     """Draws `pixels_per_texel`: red where paint gets blurred, blue where detail is lost, transparent where it is one.
 
     Args:
@@ -168,7 +168,7 @@ def stretch(maps: Maps, plane: Plane, scale: float = 1.0, settings: GuideSetting
         scale: pixels of the source per pixel of the maps.
         settings: of the guides.
     """
-    found = pixels_per_texel(maps, plane, scale, settings)
+    found = measure_pixels_per_texel(maps, plane, scale, settings)
     known = np.isfinite(found)
     ratio = np.log2(np.where(known, found, 1)) / np.log2(settings.max_scale)
     ratio = cv2.resize(ratio.astype(np.float32), plane.size, interpolation=cv2.INTER_LINEAR)
@@ -179,7 +179,7 @@ def stretch(maps: Maps, plane: Plane, scale: float = 1.0, settings: GuideSetting
     return guide
 
 
-def coverage(maps: Maps, plane: Plane, settings: GuideSettings = DEFAULTS) -> Guide:
+def draw_coverage(maps: Maps, plane: GuidePlane, settings: GuideSettings = DEFAULTS) -> Guide:
     """Draws the number of frames that show each texel, transparent where none does.
 
     Args:
@@ -187,8 +187,8 @@ def coverage(maps: Maps, plane: Plane, settings: GuideSettings = DEFAULTS) -> Gu
         plane: the canonical picture.
         settings: of the guides.
     """
-    seen = frames_seen(maps, plane.layer, plane.box, plane.size)
-    colors = palette("seen")
+    seen = count_frames_seen(maps, plane.layer, plane.box, plane.size)
+    colors = color_scale("seen")
     levels = (255 * np.clip(seen / maps.frame_count, 0, 1)).round().astype(np.uint8)
     shown = np.clip(seen, 0, 1)[..., None]
     guide = np.concatenate([colors[levels], np.rint(255 * shown).astype(np.uint8)], axis=-1)

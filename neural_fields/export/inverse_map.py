@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from neural_fields.coords import Box
-from neural_fields.lookup import RIM, scattered
+from neural_fields.lookup import RIM, sample_bilinear
 from neural_fields.planar.placement import pull_push
 
 
@@ -46,12 +46,12 @@ class InverseMap:
         folded: the share of folds among the texels that the frame shows, 0 to 1.
     """
 
-    place: Float[np.ndarray, "height width 2"]
-    visible: Float[np.ndarray, "height width"]
-    folded: float
+    positions: Float[np.ndarray, "height width 2"]
+    visibility: Float[np.ndarray, "height width"]
+    folded_share: float
 
 
-def invert(
+def invert_map(
     uv: Float[np.ndarray, "rows columns 2"],
     weight: UInt8[np.ndarray, "rows columns"],
     box: Box,
@@ -74,7 +74,7 @@ def invert(
     shares = (spots + (0.5 - RIM)) / frame
     inside = ((shares >= 0) & (shares <= 1)).all(axis=1)
     to, spots, shares = to[inside], spots[inside], shares[inside]
-    shown = scattered(weight.astype(np.float32), *spots.astype(np.float32).T) / 255
+    shown = sample_bilinear(weight.astype(np.float32), *spots.astype(np.float32).T) / 255
     to, spots, shares, shown = (values[shown > 0] for values in (to, spots, shares, shown))
     visible, place = np.zeros(height * width, np.float32), np.zeros((height * width, 2), np.float32)
     if not len(to):

@@ -16,7 +16,7 @@ from PIL import Image
 
 from neural_fields.data.masks import ASPECT_SLACK
 from neural_fields.errors import bad_input
-from neural_fields.pictures import png_bytes, read_picture
+from neural_fields.pictures import encode_png, read_picture
 
 KINDS = ("PNG", "TIFF", "BMP")
 MODES = ("1", "L", "P", "LA", "RGB", "RGBA")  # of Pillow, 8 bit; and 16-bit grey, whose mode says the byte order
@@ -25,7 +25,7 @@ SAVE_AGAIN = "save it as PNG with a palette, grey values or plain colours, witho
 
 
 @dataclass(frozen=True)
-class LabelPicture:
+class LabelMap:
     """A label map.
 
     Attributes:
@@ -46,26 +46,26 @@ class LabelPicture:
     sha256: str = ""
 
     @property
-    def bits(self) -> int:
+    def bits_per_channel(self) -> int:
         """Bits a channel."""
         return 1 if self.mode == "1" else 8 * self.values.dtype.itemsize
 
-    def colour(self, number: int) -> list[int]:
+    def class_color(self, number: int) -> list[int]:
         """Returns the colour of a class, channel by channel."""
         value = self.values[number]
         return list(self.palette[3 * value[0] : 3 * value[0] + 3]) if self.mode == "P" else value.tolist()
 
-    def name(self, number: int) -> str:
+    def class_name(self, number: int) -> str:
         """Returns a name for a class that is good for a folder and for `--masks`: class3, or rgb_ff8000."""
         value = self.values[number]
         digits = 2 * self.values.dtype.itemsize
         return f"class{value[0]}" if len(value) == 1 else f"rgb_{''.join(f'{v:0{digits}x}' for v in value.tolist())}"
 
-    def encode(self, classes: Int[np.ndarray, "height width"]) -> bytes:
+    def encode_png(self, classes: Int[np.ndarray, "height width"]) -> bytes:
         """Encodes other pixels of the same classes as a PNG file, stored as this picture was."""
         pixels = self.values[classes]
-        if self.values.shape[1] > 2 and self.bits == 16:
-            return png_bytes(pixels.astype(np.float32) / 65535, 16)
+        if self.values.shape[1] > 2 and self.bits_per_channel == 16:
+            return encode_png(pixels.astype(np.float32) / 65535, 16)
         flat = pixels[..., 0] if pixels.shape[2] == 1 else pixels
         image = Image.fromarray(flat.astype(bool) if self.mode == "1" else flat)
         if self.mode == "P":
@@ -76,7 +76,7 @@ class LabelPicture:
 
 def read_labels(
     path: Path, size: tuple[int, int], max_pixels: int = 40_000_000, max_classes: int = 4096
-) -> LabelPicture:
+) -> LabelMap:
     """Reads the classes in a PNG, TIFF or BMP file.
 
     Args:
@@ -140,10 +140,10 @@ def read_labels(
     classes, values = _classify_pixels(path, pixels, max_classes)
     if mode == "P" and 3 * int(values.max()) + 3 > len(palette):
         raise bad_input(f"{path.name} is damaged: a pixel has a colour that its palette lacks", where=str(path))
-    return LabelPicture(classes, values, mode, palette, transparency, path.name, picture.sha256)
+    return LabelMap(classes, values, mode, palette, transparency, path.name, picture.sha256)
 
 
-def mask_bytes(mask: Shaped[np.ndarray, "height width"]) -> bytes:
+def encode_mask(mask: Shaped[np.ndarray, "height width"]) -> bytes:
     """Encodes a mask as a PNG file: 255 where it is set, 8 bit."""
     return _encode_png(Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0))))
 

@@ -12,18 +12,18 @@ from jaxtyping import Int
 
 from neural_fields.baking import Maps
 from neural_fields.errors import bad_input
-from neural_fields.export.base import Report, Target
-from neural_fields.export.fitted import Fitted, open_fitted
-from neural_fields.export.label_files import LabelPicture, mask_bytes, read_labels
-from neural_fields.export.provenance import provenance
+from neural_fields.export.base import ReportProgress, Target
+from neural_fields.export.fitted import TrainedModel, open_trained_model
+from neural_fields.export.label_files import LabelMap, encode_mask, read_labels
+from neural_fields.export.provenance import build_provenance
 from neural_fields.files import atomic_write, write_json, write_synced
-from neural_fields.labels import label_planes, resize_labels
+from neural_fields.labels import compute_label_planes, resize_labels
 
 Classes = Int[np.ndarray, "height width"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labels:
+class LabelsExporter:
     """Carry a label picture from one frame to all frames."""
 
     name: ClassVar[str] = "labels"
@@ -35,7 +35,7 @@ class Labels:
     masks: bool = False
     """Also a folder of masks for each class, as `--masks NAME=FOLDER` of `unwrap train` takes them."""
 
-    def __call__(self, target: Target, report: Report) -> Sequence[str]:
+    def __call__(self, target: Target, report: ReportProgress) -> Sequence[str]:
         """Propagates the labels and writes them.
 
         Raises:
@@ -43,8 +43,8 @@ class Labels:
         """
         if self.labels is None:
             raise bad_input("no label picture is given", fix="--labels FILE.png --frame 0")
-        trained = open_fitted(target.run)
-        t, size = trained.index(self.frame), trained.size
+        trained = open_trained_model(target.run)
+        t, size = trained.frame_index(self.frame), trained.source_size
         picture = read_labels(self.labels, size)
         labels = resize_labels(picture.classes, size)
         named = np.unique(labels[labels > 0]).tolist() if self.masks else []
@@ -56,23 +56,23 @@ class Labels:
                 fix="leave out --masks",
             )
         counts = np.zeros((len(trained.frames), len(picture.values)), np.int64)
-        for index, classes in enumerate(carried_labels(trained, target.maps, picture, t)):
+        for index, classes in enumerate(propagate_labels(trained, target.maps, picture, t)):
             report("labels", index + 1, len(trained.frames))
             counts[index] = np.bincount(classes.ravel(), minlength=counts.shape[1])
             file = f"{trained.frames[index]:05d}.png"
-            _write_file(target.folder / file, picture.encode(classes))
+            _write_file(target.folder / file, picture.encode_png(classes))
             for number in named:
-                _write_file(target.folder / "masks" / picture.name(number) / file, mask_bytes(classes == number))
+                _write_file(target.folder / "masks" / picture.class_name(number) / file, encode_mask(classes == number))
 
         # What labels.json says of the picture and its classes.
         frames = trained.frames
         described = []
         for number in range(len(picture.values)):
-            folder = {"masks": f"masks/{picture.name(number)}"} if number in named else {}
+            folder = {"masks": f"masks/{picture.class_name(number)}"} if number in named else {}
             described.append(
                 {
                     "value": picture.values[number].tolist(),
-                    "colour": picture.colour(number),
+                    "colour": picture.class_color(number),
                     "pixels": int(counts[t, number]),
                     "pixels_in_all_frames": int(counts[:, number].sum()),
                     **folder,
@@ -83,14 +83,14 @@ class Labels:
             "labels": picture.source,
             "sha256": picture.sha256,
             "mode": picture.mode,
-            "bits": picture.bits,
+            "bits": picture.bits_per_channel,
             "width": size[0],
             "height": size[1],
             "frames": [frames.start, frames.stop, frames.step],
             "frame": frames[t],
             "classes": described,
         }
-        made = provenance(target.run, "labels", frame=frames[t]) if target.metadata else {}
+        made = build_provenance(target.run, "labels", frame=frames[t]) if target.metadata else {}
         write_json(target.folder / "labels.json", {**content, **made})
 
         notes = []
@@ -104,12 +104,12 @@ class Labels:
             if number and counts[:, number].sum() == counts[t, number]:
                 lost.append(number)
         if lost and len(counts) > 1:
-            names = ", ".join(picture.name(number) for number in lost[:5]) + (" ..." if len(lost) > 5 else "")
+            names = ", ".join(picture.class_name(number) for number in lost[:5]) + (" ..." if len(lost) > 5 else "")
             notes.append(f"too small for the size of the run, or never seen again: {names}")
         return notes
 
 
-def carried_labels(trained: Fitted, maps: Maps, picture: LabelPicture, t: int) -> Iterator[Classes]:
+def propagate_labels(trained: TrainedModel, maps: Maps, picture: LabelMap, t: int) -> Iterator[Classes]:
     """Propagates the classes of frame `t` of the run to every frame, at the size of the source.
 
     That frame keeps what it was given. The others sample their baked maps, so that labels end where edits end.
@@ -120,18 +120,18 @@ def carried_labels(trained: Fitted, maps: Maps, picture: LabelPicture, t: int) -
         picture: the labels of frame `t`.
         t: number of the frame in the run.
     """
-    size = trained.size
-    planes = label_planes(trained.model, resize_labels(picture.classes, maps.size), t, trained.flow)
+    size = trained.source_size
+    planes = compute_label_planes(trained.model, resize_labels(picture.classes, maps.size), t, trained.flow)
     for index in range(len(trained.frames)):
         if index == t:
             yield resize_labels(picture.classes, size)
             continue
-        seen = maps.weight(index, size).argmax(axis=0)
+        seen = maps.read_weights(index, size).argmax(axis=0)
         classes = np.zeros(seen.shape, np.int32)
         for layer, plane in enumerate(planes[index]):
             own = seen == layer
             if own.any():
-                classes[own] = plane.at(maps.uv(index, layer, size)[own])
+                classes[own] = plane.sample_labels(maps.read_uv(index, layer, size)[own])
         yield classes
 
 

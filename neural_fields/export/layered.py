@@ -43,7 +43,7 @@ DEFAULTS = DocumentLimits()
 
 
 @dataclass(frozen=True)
-class Layer:
+class DocumentLayer:
     """One layer of a document, or a group of them.
 
     Attributes:
@@ -60,17 +60,17 @@ class Layer:
 
     name: str
     pixels: Callable[[], Rgba] | None = None
-    layers: tuple[Layer, ...] = ()
+    layers: tuple[DocumentLayer, ...] = ()
     corner: tuple[int, int] = (0, 0)
     opacity: float = 1.0
     visible: bool = True
     locked: bool = False
     blend: str = "normal"
-    trouble: str = ""
+    unsupported_reason: str = ""
 
 
 @dataclass(frozen=True)
-class Document:
+class LayeredDocument:
     """A layered picture.
 
     Attributes:
@@ -82,17 +82,17 @@ class Document:
     """
 
     size: Size
-    layers: tuple[Layer, ...]
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    layers: tuple[DocumentLayer, ...]
+    origin: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-def still(picture: Rgba) -> Callable[[], Rgba]:
+def constant_pixels(picture: Rgba) -> Callable[[], Rgba]:
     """Returns the `pixels` of a layer whose picture is at hand."""
     return lambda: picture
 
 
-def over(top: Rgba, under: Rgba) -> Rgba:
+def composite_over(top: Rgba, under: Rgba) -> Rgba:
     """Composites one picture over another, straight alpha.
 
     Where either is alone or the upper one is opaque, its values stay.
@@ -107,7 +107,7 @@ def over(top: Rgba, under: Rgba) -> Rgba:
     return np.concatenate([colour, alpha], axis=-1).astype(np.float32)
 
 
-def placed(layer: Layer, size: Size) -> Rgba:
+def place_on_canvas(layer: DocumentLayer, size: Size) -> Rgba:
     """Places the pixels of a layer on a canvas of (width, height), without its opacity.
 
     Raises:
@@ -124,7 +124,7 @@ def placed(layer: Layer, size: Size) -> Rgba:
     return canvas
 
 
-def flattened(layers: Sequence[Layer], size: Size) -> Rgba:
+def flatten_layers(layers: Sequence[DocumentLayer], size: Size) -> Rgba:
     """Composites the visible layers, all of normal blend mode, the top one first.
 
     Raises:
@@ -133,26 +133,26 @@ def flattened(layers: Sequence[Layer], size: Size) -> Rgba:
     found = np.zeros((size[1], size[0], 4), np.float32)
     for layer in reversed(layers):
         if layer.visible and layer.opacity > 0:
-            picture = flattened(layer.layers, size) if layer.pixels is None else placed(layer, size)
-            found = over(faded(picture, layer.opacity), found)
+            picture = flatten_layers(layer.layers, size) if layer.pixels is None else place_on_canvas(layer, size)
+            found = composite_over(apply_opacity(picture, layer.opacity), found)
     return found
 
 
-def faded(picture: Rgba, opacity: float) -> Rgba:
+def apply_opacity(picture: Rgba, opacity: float) -> Rgba:
     """Multiplies the alpha of a picture by an opacity."""
     if opacity == 1:
         return picture
     return np.concatenate([picture[..., :3], picture[..., 3:] * np.float32(opacity)], axis=-1)
 
 
-def every(layers: Sequence[Layer]) -> Iterator[Layer]:
+def iterate_layers(layers: Sequence[DocumentLayer]) -> Iterator[DocumentLayer]:
     """Yields all layers and groups from the top down: a group before its contents."""
     for layer in layers:
         yield layer
-        yield from every(layer.layers)
+        yield from iterate_layers(layer.layers)
 
 
-def unsafe(path: Path, why: str) -> UserError:
+def unsafe_document_error(path: Path, why: str) -> UserError:
     """Makes the error for a document that is not safe to open (exit 7)."""
     return UserError(
         ExitCode.UNSAFE_FILE,
@@ -163,7 +163,7 @@ def unsafe(path: Path, why: str) -> UserError:
     )
 
 
-def broken(path: Path, why: str) -> UserError:
+def damaged_document_error(path: Path, why: str) -> UserError:
     """Makes the error for a document that cannot be read (exit 3)."""
     return bad_input(
         f"{path.name} is damaged or not written to its end",
@@ -173,7 +173,7 @@ def broken(path: Path, why: str) -> UserError:
     )
 
 
-def check_canvas(path: Path, size: Size, most: int) -> None:
+def check_canvas(path: Path, size: Size, max_pixels: int) -> None:
     """Refuses a canvas without pixels or with too many.
 
     Args:
@@ -185,8 +185,8 @@ def check_canvas(path: Path, size: Size, most: int) -> None:
         UserError: see above (exit 3 or 7).
     """
     if min(size) < 1:
-        raise broken(path, f"its canvas has {size[0]} x {size[1]} pixels")
-    if size[0] * size[1] > most:
-        raise unsafe(
-            path, f"it declares {size[0]} x {size[1]} pixels; at most {most / 1e6:.4g} megapixels are accepted here"
+        raise damaged_document_error(path, f"its canvas has {size[0]} x {size[1]} pixels")
+    if size[0] * size[1] > max_pixels:
+        raise unsafe_document_error(
+            path, f"it declares {size[0]} x {size[1]} pixels; at most {max_pixels / 1e6:.4g} megapixels are accepted here"
         )

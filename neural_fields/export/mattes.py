@@ -18,19 +18,19 @@ from jaxtyping import Float, UInt8
 
 from neural_fields import canonical
 from neural_fields.config_flags import Repeated
-from neural_fields.data.facts import VideoFacts, parse_size
-from neural_fields.data.images import png_with_texts
-from neural_fields.data.video import source_frames, write
+from neural_fields.data.facts import VideoMetadata, parse_size
+from neural_fields.data.images import insert_png_texts
+from neural_fields.data.video import source_frames, write_video
 from neural_fields.edits import active_edits
 from neural_fields.errors import bad_input
-from neural_fields.export.base import Report, Target, chosen_layers
+from neural_fields.export.base import ReportProgress, Target, select_layers
 from neural_fields.export.exr import write_exr
-from neural_fields.export.provenance import provenance
-from neural_fields.export.unmixing import Unmixing, edited_layers, weights_of
+from neural_fields.export.provenance import build_provenance
+from neural_fields.export.unmixing import FrameUnmixer, unmix_edited_frame, read_layer_weights
 from neural_fields.files import write_synced
-from neural_fields.output import open_renderer, source_facts
-from neural_fields.pictures import premultiplied
-from neural_fields.rendering import FrameChanger
+from neural_fields.output import open_passes, read_source_metadata
+from neural_fields.pictures import premultiply
+from neural_fields.rendering import RenderPass
 
 Format = Literal["png", "exr", "prores4444"]
 Picture = Float[np.ndarray, "height width channels"]  # one channel: a matte; four: straight RGBA
@@ -55,7 +55,7 @@ MEANING = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Matte:
+class MatteExporter:
     """Write how much of each pixel each layer fills: one sequence a layer."""
 
     name: ClassVar[str] = "matte"
@@ -69,7 +69,7 @@ class Matte:
     every: int = 1
     """Write every n-th frame only."""
 
-    def __call__(self, target: Target, report: Report) -> Sequence[str]:
+    def __call__(self, target: Target, report: ReportProgress) -> Sequence[str]:
         """Fills the folder of `target`.
 
         Raises:
@@ -80,7 +80,7 @@ class Matte:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layers:
+class LayersExporter:
     """Write every layer with colour and alpha, so that "over", the last layer on the bottom, gives the frame."""
 
     name: ClassVar[str] = "layers"
@@ -98,7 +98,7 @@ class Layers:
     every: int = 1
     """Write every n-th frame only."""
 
-    def __call__(self, target: Target, report: Report) -> Sequence[str]:
+    def __call__(self, target: Target, report: ReportProgress) -> Sequence[str]:
         """Fills the folder of `target`.
 
         Raises:
@@ -112,9 +112,9 @@ class Layers:
         job = _plan_job(
             target, "layers", self.layer, self.format, self.size, self.every, edits=edits, colours=self.what
         )
-        changer = open_renderer(target.run, target.maps) if edits else None
-        images = [canonical.pristine(target.run.canonical, name) for name in target.maps.layers]
-        unmixing = Unmixing(target.maps, [(image.array(), image.box) for image in images])
+        changer = open_passes(target.run, target.maps) if edits else None
+        images = [canonical.read_pristine(target.run.canonical, name) for name in target.maps.layers]
+        unmixing = FrameUnmixer(target.maps, [(image.to_array(), image.box) for image in images])
         return job.write_files(partial(_iterate_layers, job, unmixing, changer, self.what == "model"), report)
 
 
@@ -124,7 +124,7 @@ class _MatteJob:
 
     target: Target
     kind: str  # "matte" or "layers"
-    facts: VideoFacts
+    facts: VideoMetadata
     chosen: range  # number in the source of each frame of the run
     layers: list[int]
     format: str
@@ -145,7 +145,7 @@ class _MatteJob:
                 frame = cv2.resize(frame, self.size, interpolation=mode)
             yield t, frame
 
-    def write_files(self, pictures: Frames, report: Report) -> list[str]:
+    def write_files(self, pictures: Frames, report: ReportProgress) -> list[str]:
         """Writes all files; returns notes for the user."""
         names = self.target.maps.layers
         if self.format == "prores4444":
@@ -155,7 +155,7 @@ class _MatteJob:
             for layer in self.layers:
                 path = self.target.folder / f"{names[layer]}.mov"
                 frames = self._iterate_film(pictures, layer, path.name, report)
-                write(path, frames, facts, codec="prores4444", timestamps=times, sound=False, metadata=self.words)
+                write_video(path, frames, facts, codec="prores4444", timestamps=times, sound=False, texts=self.words)
         else:
             # Each picture is a file: PNG (16 bits, straight) or OpenEXR (float, premultiplied).
             for layer in self.layers:
@@ -165,7 +165,7 @@ class _MatteJob:
                     picture, is_matte = found[layer], found[layer].shape[2] == 1
                     path = self.target.folder / names[layer] / f"{names[layer]}.{self.chosen[t]:04d}.{self.format}"
                     if self.format == "exr":
-                        planes = picture[..., 0] if is_matte else np.moveaxis(premultiplied(picture), -1, 0)
+                        planes = picture[..., 0] if is_matte else np.moveaxis(premultiply(picture), -1, 0)
                         channels = dict.fromkeys("AY", planes) if is_matte else dict(zip("RGBA", planes, strict=True))
                         header = {} if is_matte else {"alpha": "premultiplied", "colour": COLOURS}
                         write_exr(path, channels, {**header, **self.words})
@@ -174,7 +174,7 @@ class _MatteJob:
                         values = values if is_matte else cv2.cvtColor(values, cv2.COLOR_RGBA2BGRA)
                         ok, png = cv2.imencode(".png", values, [cv2.IMWRITE_PNG_COMPRESSION, 2])
                         assert ok, "16-bit pictures of one or four channels can be written"
-                        write_synced(path, png_with_texts(png.tobytes(), self.words))
+                        write_synced(path, insert_png_texts(png.tobytes(), self.words))
                 report(f"writing {self.kind}", done, len(self.frames))
         stored = STORED[self.kind, self.format]
 
@@ -196,7 +196,7 @@ class _MatteJob:
         return [stored]
 
     def _iterate_film(
-        self, pictures: Frames, layer: int, name: str, report: Report
+        self, pictures: Frames, layer: int, name: str, report: ReportProgress
     ) -> Iterator[UInt8[np.ndarray, "height width 4"]]:
         """Yields the frames of one layer as 8-bit RGBA; a matte is the alpha of white."""
         for done, (_, found) in enumerate(pictures(), start=1):
@@ -210,28 +210,28 @@ def _plan_job(
     target: Target, kind: str, layers: Sequence[str], format: str, size: str, every: int, **more: Any
 ) -> _MatteJob:
     """Checks what is asked for before anything is written."""
-    numbers = chosen_layers(target.maps, layers)
-    facts, chosen = source_facts(target.run)
+    numbers = select_layers(target.maps, layers)
+    facts, chosen = read_source_metadata(target.run)
     if not 1 <= every <= len(chosen):
         why = f"the run has {len(chosen)} frames; a step of 1 to {len(chosen)} is possible"
         raise bad_input(f"--every {every} is out of range", why=why, fix="--every 1")
     wanted = parse_size(size, facts.width, facts.height)
-    words = provenance(target.run, kind, **more) if target.metadata else {}
+    words = build_provenance(target.run, kind, **more) if target.metadata else {}
     return _MatteJob(target, kind, facts, chosen, numbers, format, wanted, every, words)
 
 
 def _iterate_mattes(job: _MatteJob) -> Iterator[tuple[int, Sequence[Picture]]]:
     """Yields the index in the run and the matte of every layer, for each frame that is written."""
     for t in job.frames:
-        yield t, [plane[..., None] for plane in weights_of(job.target.maps, t, job.size)]
+        yield t, [plane[..., None] for plane in read_layer_weights(job.target.maps, t, job.size)]
 
 
 def _iterate_layers(
-    job: _MatteJob, unmixing: Unmixing, changer: FrameChanger | None, model: bool
+    job: _MatteJob, unmixing: FrameUnmixer, changer: RenderPass | None, model: bool
 ) -> Iterator[tuple[int, Sequence[Picture]]]:
     """Yields the index in the run and every layer for each frame that is written, edited where there is a `changer`."""
     for t, frame in job.iterate_source():
         if changer is None:
-            yield t, unmixing.layers(t, frame, model)
+            yield t, unmixing.unmix_frame(t, frame, model)
         else:
-            yield t, edited_layers(changer, t, frame)
+            yield t, unmix_edited_frame(changer, t, frame)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from neural_fields.export.comps import Comp, CompLayer
+from neural_fields.export.comps import CompDescription, CompLayer
 
 _HERE = r"\[file dirname \[value root.name]]"  # Nuke works it out when it reads a file, so that the folder may move
 
 
-def nuke_script(comp: Comp) -> str:
+def build_nuke_script(comp: CompDescription) -> str:
     """Returns a script that composites the overlays over the source: their maps, light, weight and sum, and a Write.
 
     In a script a node takes its inputs from the top of a stack, the first input (B of a merge, the picture of an
@@ -70,7 +70,7 @@ def nuke_script(comp: Comp) -> str:
     return "\n".join(nodes) + "\n"
 
 
-def _layer_nodes(comp: Comp, layer: CompLayer, x: int) -> Iterator[str]:
+def _layer_nodes(comp: CompDescription, layer: CompLayer, x: int) -> Iterator[str]:
     """Yields the nodes that put an overlay into the frame: premultiplied, lit, and weighted by A of the map."""
     if comp.light:
         yield _read_maps_node(comp, "light", layer, comp.size, x + 110, 260)
@@ -85,18 +85,18 @@ def _layer_nodes(comp: Comp, layer: CompLayer, x: int) -> Iterator[str]:
         yield _format_node("Merge2", f"lit_{_to_node_name(layer.name)}", x, 340, inputs=2, operation="multiply")
 
 
-def _view_nodes(comp: Comp, layer: CompLayer, x: int) -> Iterator[str]:
+def _view_nodes(comp: CompDescription, layer: CompLayer, x: int) -> Iterator[str]:
     """Yields nodes to look at, which the result does not need: the layer alone, and the frame unwrapped."""
     yield f"push $N{_to_node_name(layer.name)}"
     yield _read_picture_node("canonical", layer, x, 0)
     yield _format_node("STMap", f"layer_{_to_node_name(layer.name)}", x, 180, inputs=2, uv="rgb")
     if comp.inverse:
-        yield _read_maps_node(comp, "inverse", layer, layer.flat_size, x, 300)
+        yield _read_maps_node(comp, "inverse", layer, layer.unwrapped_size, x, 300)
         yield "push $Nsource"
         yield _format_node("STMap", f"unwrapped_{_to_node_name(layer.name)}", x, 420, inputs=2, uv="rgb")
 
 
-def _read_maps_node(comp: Comp, kind: str, layer: CompLayer, size: tuple[int, int], x: int, y: int) -> str:
+def _read_maps_node(comp: CompDescription, kind: str, layer: CompLayer, size: tuple[int, int], x: int, y: int) -> str:
     """Returns the node that reads the numbered maps or lights of a layer."""
     first, last = comp.frames[0], comp.frames[-1]
     return _format_node(
@@ -106,7 +106,7 @@ def _read_maps_node(comp: Comp, kind: str, layer: CompLayer, size: tuple[int, in
         y,
         inputs=0,
         file_type="exr",
-        file=f'"{_HERE}/{comp.files(kind, layer)}"',
+        file=f'"{_HERE}/{comp.file_pattern(kind, layer)}"',
         format=_format_size(size),
         first=first,
         last=last,

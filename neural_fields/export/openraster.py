@@ -25,25 +25,25 @@ from neural_fields.errors import bad_input
 from neural_fields.export.layered import (
     DEFAULTS,
     PAINT,
-    Document,
+    LayeredDocument,
     DocumentLimits,
-    Layer,
+    DocumentLayer,
     Rgba,
-    broken,
+    damaged_document_error,
     check_canvas,
-    every,
-    flattened,
-    unsafe,
+    iterate_layers,
+    flatten_layers,
+    unsafe_document_error,
 )
 from neural_fields.files import atomic_write
-from neural_fields.pictures import file_bytes, png_bytes, premultiplied, read_picture_bytes, resize, straight
+from neural_fields.pictures import read_file_bytes, encode_png, premultiply, decode_picture, resize_image, unpremultiply
 
 MIMETYPE = "image/openraster"
 FACTS = "unwrap.json"  # our own entry; programs that do not know it drop it
 _NORMAL = "svg:src-over"
 
 
-def write_ora(path: Path, document: Document) -> None:
+def write_ora(path: Path, document: LayeredDocument) -> None:
     """Writes a document; the pixels of its layers become 8-bit PNG files.
 
     Raises:
@@ -53,18 +53,18 @@ def write_ora(path: Path, document: Document) -> None:
     image = ElementTree.Element("image", version="0.0.3", w=str(width), h=str(height))
     pictures: dict[str, Rgba] = {}
     _add_layers(ElementTree.SubElement(image, "stack"), document.layers, pictures)
-    merged = flattened(document.layers, document.size)
+    merged = flatten_layers(document.layers, document.size)
     shrink = min(1.0, 256 / max(width, height))  # the specification wants thumbnails of at most 256 pixels
     thumbnail_size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
-    thumbnail = straight(resize(premultiplied(merged), thumbnail_size))
+    thumbnail = unpremultiply(resize_image(premultiply(merged), thumbnail_size))
     entries = {
         "mimetype": MIMETYPE.encode(),
         "stack.xml": ElementTree.tostring(image, encoding="UTF-8", xml_declaration=True),
-        **{name: png_bytes(picture) for name, picture in pictures.items()},
-        "mergedimage.png": png_bytes(merged),
-        "Thumbnails/thumbnail.png": png_bytes(thumbnail),
+        **{name: encode_png(picture) for name, picture in pictures.items()},
+        "mergedimage.png": encode_png(merged),
+        "Thumbnails/thumbnail.png": encode_png(thumbnail),
     }
-    if facts := {**document.facts, **document.metadata}:
+    if facts := {**document.origin, **document.metadata}:
         entries[FACTS] = json.dumps(facts, indent=2).encode()
     with atomic_write(path) as part, zipfile.ZipFile(part, "w") as archive:
         for name, data in entries.items():
@@ -74,7 +74,7 @@ def write_ora(path: Path, document: Document) -> None:
             archive.writestr(info, data, packed)
 
 
-def read_ora(path: Path, max_pixels: int, limits: DocumentLimits = DEFAULTS) -> Document:
+def read_ora(path: Path, max_pixels: int, limits: DocumentLimits = DEFAULTS) -> LayeredDocument:
     """Reads the document in a file; pixels of a layer are decoded when they are asked for.
 
     Args:
@@ -85,7 +85,7 @@ def read_ora(path: Path, max_pixels: int, limits: DocumentLimits = DEFAULTS) -> 
     Raises:
         UserError: not an OpenRaster document, a damaged one (exit 3), or one that is not safe to open (7).
     """
-    archive = _open_archive(path, file_bytes(path), max_pixels, limits)
+    archive = _open_archive(path, read_file_bytes(path), max_pixels, limits)
     names = {info.filename for info in archive.infolist()}
     kind = MIMETYPE
     if "mimetype" in names:
@@ -100,12 +100,12 @@ def read_ora(path: Path, max_pixels: int, limits: DocumentLimits = DEFAULTS) -> 
     image = parse_xml(path, _read_entry(path, archive, "stack.xml"), limits.xml_bytes)
     stack = image.find("stack")
     if image.tag != "image" or stack is None:
-        raise broken(path, "stack.xml lists no layers")
+        raise damaged_document_error(path, "stack.xml lists no layers")
     size = (_read_integer(path, image, "w", limits), _read_integer(path, image, "h", limits))
     check_canvas(path, size, max_pixels)
     layers = tuple(_read_layers(path, archive, stack, max_pixels, limits, 1))
-    if sum(1 for _ in every(layers)) > limits.layers:
-        raise unsafe(path, f"it has more than {limits.layers} layers")
+    if sum(1 for _ in iterate_layers(layers)) > limits.layers:
+        raise unsafe_document_error(path, f"it has more than {limits.layers} layers")
 
     # What we wrote about the document; nothing where it is not what we write.
     facts: Any = {}
@@ -114,7 +114,7 @@ def read_ora(path: Path, max_pixels: int, limits: DocumentLimits = DEFAULTS) -> 
             facts = json.loads(_read_entry(path, archive, FACTS))
         except (ValueError, RecursionError):
             facts = {}
-    return Document(size, layers, facts if isinstance(facts, dict) else {})
+    return LayeredDocument(size, layers, facts if isinstance(facts, dict) else {})
 
 
 def parse_xml(path: Path, data: bytes, max_bytes: int = DEFAULTS.xml_bytes) -> ElementTree.Element:
@@ -129,17 +129,17 @@ def parse_xml(path: Path, data: bytes, max_bytes: int = DEFAULTS.xml_bytes) -> E
         UserError: too long or with a document type (exit 7), no XML in UTF-8 (3).
     """
     if len(data) > max_bytes:
-        raise unsafe(path, f"its description has {len(data)} bytes; at most {max_bytes} are accepted")
+        raise unsafe_document_error(path, f"its description has {len(data)} bytes; at most {max_bytes} are accepted")
     try:
         text = data.decode("utf-8-sig")
         if "<!DOCTYPE" in text or "<!ENTITY" in text:
-            raise unsafe(path, "its description has a document type, which no paint program writes")
+            raise unsafe_document_error(path, "its description has a document type, which no paint program writes")
         return ElementTree.fromstring(text)
     except (UnicodeDecodeError, ElementTree.ParseError, ValueError) as problem:
-        raise broken(path, f"its description is no XML: {problem}") from problem
+        raise damaged_document_error(path, f"its description is no XML: {problem}") from problem
 
 
-def _add_layers(stack: ElementTree.Element, layers: tuple[Layer, ...], pictures: dict[str, Rgba]) -> None:
+def _add_layers(stack: ElementTree.Element, layers: tuple[DocumentLayer, ...], pictures: dict[str, Rgba]) -> None:
     """Appends layers to a stack, and their pictures under the names of their entries."""
     for layer in layers:
         attributes = {
@@ -165,11 +165,11 @@ def _open_archive(path: Path, data: bytes, max_pixels: int, limits: DocumentLimi
     """Opens the archive, and refuses a directory that promises too much or names that could lead elsewhere."""
     # Counted before `zipfile` makes an object of each: every entry of the directory starts with these four bytes.
     if data.count(b"PK\x01\x02") > limits.entries:
-        raise unsafe(path, f"it has more than {limits.entries} entries")
+        raise unsafe_document_error(path, f"it has more than {limits.entries} entries")
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
     except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, OverflowError) as problem:
-        raise broken(path, f"it is no whole zip archive: {problem}") from problem
+        raise damaged_document_error(path, f"it is no whole zip archive: {problem}") from problem
     most = 8 * max_pixels + (1 << 20)  # a picture in 16 bits, not compressed at all
     total, names = 0, set()
     for info in archive.infolist():
@@ -179,21 +179,21 @@ def _open_archive(path: Path, data: bytes, max_pixels: int, limits: DocumentLimi
         is_relative = "\\" in name or any(part in ("", ".", "..") for part in parts)
         has_drive = re.match(r"[A-Za-z]:", name) is not None
         if is_relative or has_drive or any(ord(letter) < 32 for letter in name):
-            raise unsafe(path, f"the name {name[:80]!r} in it leads out of the archive")
+            raise unsafe_document_error(path, f"the name {name[:80]!r} in it leads out of the archive")
         kind = stat.S_IFMT(info.external_attr >> 16)
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise unsafe(path, f"{name[:80]!r} in it is a link or a device")
+            raise unsafe_document_error(path, f"{name[:80]!r} in it is a link or a device")
 
         shown = f"{info.filename[:80]!r}"
         total += info.file_size
         if info.file_size > most or total > 4 * most:
-            raise unsafe(path, f"{shown} unpacks to more bytes than its pictures can have")
+            raise unsafe_document_error(path, f"{shown} unpacks to more bytes than its pictures can have")
         if info.file_size > max(limits.small_entry_bytes, limits.compression_ratio * info.compress_size):
-            raise unsafe(path, f"{shown} unpacks to {info.file_size} from {info.compress_size} bytes")
+            raise unsafe_document_error(path, f"{shown} unpacks to {info.file_size} from {info.compress_size} bytes")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 1:
-            raise unsafe(path, f"{shown} is encrypted or packed in an unusual way")
+            raise unsafe_document_error(path, f"{shown} is encrypted or packed in an unusual way")
         if info.filename.casefold() in names:
-            raise unsafe(path, f"{shown} is in it twice")
+            raise unsafe_document_error(path, f"{shown} is in it twice")
         names.add(info.filename.casefold())
     return archive
 
@@ -203,7 +203,7 @@ def _read_entry(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
     try:
         return archive.read(name)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as problem:
-        raise broken(path, f"{name} in it cannot be unpacked: {problem}") from problem
+        raise damaged_document_error(path, f"{name} in it cannot be unpacked: {problem}") from problem
 
 
 def _read_layers(
@@ -213,7 +213,7 @@ def _read_layers(
     max_pixels: int,
     limits: DocumentLimits,
     depth: int,
-) -> Iterator[Layer]:
+) -> Iterator[DocumentLayer]:
     """Yields the layers and groups in an element of stack.xml, the top one first.
 
     Args:
@@ -225,12 +225,12 @@ def _read_layers(
         depth: of the element's contents; 1 in the root.
     """
     if depth > limits.depth:
-        raise unsafe(path, f"groups are nested more than {limits.depth} deep")
+        raise unsafe_document_error(path, f"groups are nested more than {limits.depth} deep")
     for item in stack:
         visible = item.get("visibility", "visible") != "hidden"
         if item.tag not in ("layer", "stack"):
             # Filters and texts have no pixels to take.
-            yield Layer(item.get("name", item.tag), visible=visible, trouble=f"a {item.tag}, not pixels")
+            yield DocumentLayer(item.get("name", item.tag), visible=visible, unsupported_reason=f"a {item.tag}, not pixels")
             continue
         operation = item.get("composite-op", _NORMAL)
         properties: dict[str, Any] = {
@@ -242,19 +242,19 @@ def _read_layers(
         }
         if item.tag == "stack":
             group = tuple(_read_layers(path, archive, item, max_pixels, limits, depth + 1))
-            yield Layer(**properties, layers=group)
+            yield DocumentLayer(**properties, layers=group)
             continue
         source = item.get("src", "")
         if source not in archive.namelist():
-            raise broken(path, f"the picture of the layer {properties['name']!r} is not in it")
+            raise damaged_document_error(path, f"the picture of the layer {properties['name']!r} is not in it")
         pixels = partial(_read_pixels, path, archive, source, max_pixels)
         corner = (_read_integer(path, item, "x", limits, 0.0), _read_integer(path, item, "y", limits, 0.0))
-        yield Layer(**properties, pixels=pixels, corner=corner)
+        yield DocumentLayer(**properties, pixels=pixels, corner=corner)
 
 
 def _read_pixels(path: Path, archive: zipfile.ZipFile, entry: str, max_pixels: int) -> Rgba:
     """Decodes the picture of a layer."""
-    return read_picture_bytes(_read_entry(path, archive, entry), path / entry, max_pixels, ("PNG",)).rgba
+    return decode_picture(_read_entry(path, archive, entry), path / entry, max_pixels, ("PNG",)).rgba
 
 
 def _read_number(path: Path, item: ElementTree.Element, name: str, default: float | None = None) -> float:
@@ -267,7 +267,7 @@ def _read_number(path: Path, item: ElementTree.Element, name: str, default: floa
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise broken(path, f"{name} of <{item.tag}> is {str(text)[:40]!r}")
+        raise damaged_document_error(path, f"{name} of <{item.tag}> is {str(text)[:40]!r}")
     return value
 
 
@@ -277,5 +277,5 @@ def _read_integer(
     """Reads an attribute in pixels, rounded."""
     value = _read_number(path, item, name, default)
     if abs(value) > limits.offset_px:
-        raise unsafe(path, f"{name} of <{item.tag}> is {value:g}")
+        raise unsafe_document_error(path, f"{name} of <{item.tag}> is {value:g}")
     return round(value)

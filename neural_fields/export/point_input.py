@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from neural_fields.data.user_files import read_text, shown
+from neural_fields.data.user_files import read_text, describe_value
 from neural_fields.errors import UserError, bad_input
 
 NUMBER = re.compile(r"[+-]?(?:[0-9]{1,30}(?:\.[0-9]{0,30})?|\.[0-9]{1,30})(?:[eE][+-]?[0-9]{1,3})?")
@@ -40,7 +40,7 @@ def parse_points(words: Sequence[str]) -> Points:
     for word in words:
         row = [_parse_number(cell) for cell in word.split(",")]
         if len(row) != 2 or None in row:
-            raise bad_input(f"--point {shown(word)} is not a point", why="two numbers are expected: x,y", fix=EXAMPLE)
+            raise bad_input(f"--point {describe_value(word)} is not a point", why="two numbers are expected: x,y", fix=EXAMPLE)
         rows.append(row)
     return np.array(rows, np.float64).reshape(-1, 2)
 
@@ -81,7 +81,7 @@ def read_points(path: Path, frame: int, limits: PointLimits = DEFAULTS) -> tuple
     if any(_parse_number(cell) is None for cell in cells):
         names = [cell.lower() for cell in cells]
         if "x" not in names or "y" not in names:
-            raise _bad_row(path, number, f"{shown(','.join(cells))} is neither two numbers nor a heading with x and y")
+            raise _bad_row(path, number, f"{describe_value(','.join(cells))} is neither two numbers nor a heading with x and y")
         columns = {name: names.index(name) for name in ("x", "y", "frame", "visible") if name in names}
         max_cells = limits.line_length
         lines = lines[1:]
@@ -96,7 +96,7 @@ def read_points(path: Path, frame: int, limits: PointLimits = DEFAULTS) -> tuple
         for name, column in columns.items():
             value = _parse_number(cells[column])
             if value is None:
-                raise _bad_row(path, number, f"{shown(cells[column])} is not a number")
+                raise _bad_row(path, number, f"{describe_value(cells[column])} is not a number")
             values[name] = value
         frames.add(values.get("frame", frame))
         if values.get("frame", frame) != frame:
@@ -106,7 +106,7 @@ def read_points(path: Path, frame: int, limits: PointLimits = DEFAULTS) -> tuple
             continue
         rows.append((values["x"], values["y"]))
         if len(rows) > limits.points:
-            raise too_many(len(rows), str(path), limits)
+            raise too_many_points_error(len(rows), str(path), limits)
     if not rows:
         why = f"its frames are {min(frames):g} to {max(frames):g}" if frames else "there is a heading and nothing else"
         if hidden:
@@ -133,7 +133,7 @@ def grid_points(count: int, size: tuple[int, int], limits: PointLimits = DEFAULT
     step = max(size) / count
     across, down = (max(1, round(side / step)) for side in size)
     if across * down > limits.points:
-        raise too_many(across * down, "--grid", limits)
+        raise too_many_points_error(across * down, "--grid", limits)
     x, y = np.meshgrid((np.arange(across) + 0.5) * size[0] / across, (np.arange(down) + 0.5) * size[1] / down)
     return np.stack([x.ravel(), y.ravel()], axis=1)
 
@@ -154,7 +154,7 @@ def check_points(
     if not len(points):
         raise bad_input("no points are given", why="give --point, --points or --grid", fix=EXAMPLE)
     if len(points) > limits.points:
-        raise too_many(len(points), "", limits)
+        raise too_many_points_error(len(points), "", limits)
     given = np.asarray(points, np.float64)
     outside = ~((given >= 0) & (given < np.array(size))).all(axis=1)  # a nan is nowhere
     if outside.any():
@@ -169,7 +169,7 @@ def check_points(
     return given
 
 
-def too_many(count: int, where: str, limits: PointLimits = DEFAULTS) -> UserError:
+def too_many_points_error(count: int, where: str, limits: PointLimits = DEFAULTS) -> UserError:
     """Makes the error for more points than are tracked at a time."""
     return bad_input(f"{count} points or more", where=where, why=f"at most {limits.points} are tracked at a time")
 

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 
 from neural_fields import __version__
 from neural_fields.edits import Edit
-from neural_fields.fit_record import read_fit_record
+from neural_fields.fit_record import read_planar_record
 from neural_fields.run import Run
 
 SOFTWARE = f"unwrap {__version__}"
 
 
-def provenance(run: Run, what: str, edits: Sequence[Edit] = (), **more: object) -> dict[str, str]:
+def build_provenance(run: Run, what: str, edits: Sequence[Edit] = (), **more: object) -> dict[str, str]:
     """Builds the metadata of a file: "software", and as "comment" one JSON object.
 
     Args:
@@ -29,12 +29,12 @@ def provenance(run: Run, what: str, edits: Sequence[Edit] = (), **more: object) 
     for edit in edits:
         entries = []  # of edit.json, with hashes of files
         for kind in ("layers", "shapes", "moving", "masks"):
-            entries += edit.facts.get(kind, {}).values()
-        if "weights" in edit.facts:
-            entries.append(edit.facts["weights"])
+            entries += edit.spec.get(kind, {}).values()
+        if "weights" in edit.spec:
+            entries.append(edit.spec["weights"])
         hashes = [entry["sha256"] for entry in entries]
-        described.append({"edit": edit.folder.name, "editor": edit.facts.get("editor"), "sha256": hashes})
-    record = read_fit_record(run)
+        described.append({"edit": edit.folder.name, "editor": edit.spec.get("editor"), "sha256": hashes})
+    record = read_planar_record(run)
     made = {
         "unwrap": __version__,
         "what": what,

@@ -26,25 +26,25 @@ from PIL import Image
 from neural_fields.errors import ExitCode, UserError, bad_input
 from neural_fields.export.layered import (
     DEFAULTS,
-    Document,
+    LayeredDocument,
     DocumentLimits,
-    Layer,
+    DocumentLayer,
     Rgba,
-    broken,
+    damaged_document_error,
     check_canvas,
-    flattened,
-    unsafe,
+    flatten_layers,
+    unsafe_document_error,
 )
 from neural_fields.export.openraster import parse_xml
 from neural_fields.files import atomic_write
-from neural_fields.pictures import file_bytes
+from neural_fields.pictures import read_file_bytes
 
 SIGNATURE = b"8BPS"
 _XMP, _RDF = "adobe:ns:meta/", "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _DC, _XAP = "http://purl.org/dc/elements/1.1/", "http://ns.adobe.com/xap/1.0/"
 
 
-def write_psd(path: Path, document: Document) -> None:
+def write_psd(path: Path, document: LayeredDocument) -> None:
     """Writes a document with 8 bits per channel.
 
     Raises:
@@ -59,9 +59,9 @@ def write_psd(path: Path, document: Document) -> None:
             why=f"a side has at most {max_side}",
             fix="--format ora",
         )
-    psd = package.PSDImage.frompil(_to_pillow(flattened(document.layers, document.size)))
+    psd = package.PSDImage.frompil(_to_pillow(flatten_layers(document.layers, document.size)))
     _add_layers(psd, document.layers)
-    if facts := {**document.facts, **document.metadata}:
+    if facts := {**document.origin, **document.metadata}:
         from psd_tools.constants import Resource
         from psd_tools.psd.image_resources import ImageResource
 
@@ -82,7 +82,7 @@ def write_psd(path: Path, document: Document) -> None:
         part.write_bytes(file.getvalue())
 
 
-def read_psd(path: Path, max_pixels: int, limits: DocumentLimits = DEFAULTS) -> Document:
+def read_psd(path: Path, max_pixels: int, limits: DocumentLimits = DEFAULTS) -> LayeredDocument:
     """Reads the document in a file; pixels of a layer are unpacked when they are asked for.
 
     Args:
@@ -94,10 +94,10 @@ def read_psd(path: Path, max_pixels: int, limits: DocumentLimits = DEFAULTS) -> 
         UserError: psd-tools is not installed, no Photoshop document, a damaged one, one of an unusual kind (exit 3), or
             one that is not safe to open (7).
     """
-    data = file_bytes(path)
+    data = read_file_bytes(path)
     header = struct.Struct(">4sH6xHIIHH")  # signature, version, channels, height, width, depth, mode
     if len(data) < header.size or not data.startswith(SIGNATURE):
-        raise broken(path, "it is no Photoshop document")
+        raise damaged_document_error(path, "it is no Photoshop document")
     _, version, _, height, width, depth, mode = header.unpack_from(data)
     again = "save it as a Photoshop document (.psd), RGB, with 8 or 16 bits per channel"
     if version != 1:
@@ -125,10 +125,10 @@ def read_psd(path: Path, max_pixels: int, limits: DocumentLimits = DEFAULTS) -> 
                 facts = json.loads("".join(next(iter(root.iter(f"{{{_DC}}}description"))).itertext()))
             except (UserError, StopIteration, ValueError, RecursionError):
                 facts = {}  # a text of the painter's own
-        return Document((width, height), layers, facts if isinstance(facts, dict) else {})
+        return LayeredDocument((width, height), layers, facts if isinstance(facts, dict) else {})
 
 
-def _add_layers(parent: Any, layers: tuple[Layer, ...]) -> None:
+def _add_layers(parent: Any, layers: tuple[DocumentLayer, ...]) -> None:
     """Adds layers to a document or a group; psd_tools puts every new one on top."""
     for layer in reversed(layers):
         if layer.pixels is None:
@@ -150,7 +150,7 @@ def _to_pillow(rgba: Rgba) -> Image.Image:
 
 def _read_layers(
     path: Path, parent: Any, max_pixels: int, limits: DocumentLimits, count: list[int], depth: int
-) -> Iterator[Layer]:
+) -> Iterator[DocumentLayer]:
     """Yields the layers and groups in a document or a group, the top one first.
 
     Args:
@@ -162,11 +162,11 @@ def _read_layers(
         depth: of the parent's contents; 1 in the document.
     """
     if depth > limits.depth:
-        raise unsafe(path, f"groups are nested more than {limits.depth} deep")
+        raise unsafe_document_error(path, f"groups are nested more than {limits.depth} deep")
     for item in reversed(list(parent)):
         count[0] += 1
         if count[0] > limits.layers:
-            raise unsafe(path, f"it has more than {limits.layers} layers")
+            raise unsafe_document_error(path, f"it has more than {limits.layers} layers")
         properties: dict[str, Any] = {
             "name": str(item.name),
             "visible": bool(item.visible),
@@ -178,13 +178,13 @@ def _read_layers(
             if properties["blend"] == "pass_through":
                 properties["blend"] = "normal"
             group = tuple(_read_layers(path, item, max_pixels, limits, count, depth + 1))
-            yield Layer(**properties, layers=group, trouble=_describe_trouble(item))
+            yield DocumentLayer(**properties, layers=group, unsupported_reason=_describe_trouble(item))
             continue
         corner = (int(item.left), int(item.top))
         if item.width * item.height > max_pixels or max(map(abs, corner)) > limits.offset_px:
-            raise unsafe(path, f"the layer {properties['name'][:80]!r} has {item.width} x {item.height} pixels")
+            raise unsafe_document_error(path, f"the layer {properties['name'][:80]!r} has {item.width} x {item.height} pixels")
         pixels = partial(_read_pixels, path, item, max_pixels)
-        yield Layer(**properties, pixels=pixels, corner=corner, trouble=_describe_trouble(item))
+        yield DocumentLayer(**properties, pixels=pixels, corner=corner, unsupported_reason=_describe_trouble(item))
 
 
 def _read_pixels(path: Path, item: Any, max_pixels: int) -> Rgba:
@@ -194,7 +194,7 @@ def _read_pixels(path: Path, item: Any, max_pixels: int) -> Rgba:
         return rgba
     with _translate_errors(path):
         if item.mask is not None and item.mask.width * item.mask.height > max_pixels:
-            raise unsafe(path, f"the mask of {item.name[:80]!r} has {item.mask.width} x {item.mask.height} pixels")
+            raise unsafe_document_error(path, f"the mask of {item.name[:80]!r} has {item.mask.width} x {item.mask.height} pixels")
         colour, shape = item.numpy("color"), item.numpy("shape")
         rgba[..., :3] = 0 if colour is None else colour[..., :3]
         rgba[..., 3] = 1 if shape is None else shape[..., 0]
@@ -247,7 +247,7 @@ def _translate_errors(path: Path) -> Iterator[None]:
         ) from problem
     except Exception as problem:  # of the parser
         text = str(problem).splitlines()[0][:200] if str(problem) else type(problem).__name__
-        raise broken(path, text) from problem
+        raise damaged_document_error(path, text) from problem
 
 
 def _import_psd_tools(path: Path) -> ModuleType:

@@ -6,10 +6,10 @@ import textwrap
 from collections.abc import Callable
 from itertools import pairwise
 
-from neural_fields.export.comps import Comp
+from neural_fields.export.comps import CompDescription
 
 
-def readme(comp: Comp) -> str:
+def readme_text(comp: CompDescription) -> str:
     """Returns the text, in plain words, for the program that the maps were written for."""
     convention, program = comp.convention, comp.convention.program
     first, last = comp.frames[0], comp.frames[-1]
@@ -20,18 +20,18 @@ def readme(comp: Comp) -> str:
         f"These are {first} to {last}{', with some left out' if skips else ''}, {width} x {height} pixels."
     ]
     for layer in comp.layers:
-        (width, height), (flat_width, flat_height) = layer.size, layer.flat_size
+        (width, height), (flat_width, flat_height) = layer.size, layer.unwrapped_size
         rows = [
             (f"canonical/{layer.name}.png", f"the canonical picture of the layer, {width} x {height}"),
             (f"overlay/{layer.name}.png", "transparent; what you paint here appears in the video"),
         ]
         if comp.forward:
-            rows.append((comp.files("forward", layer), "where each pixel of a frame lies on the canonical picture"))
+            rows.append((comp.file_pattern("forward", layer), "where each pixel of a frame lies on the canonical picture"))
         if comp.inverse:
             what = f"where each texel of a {flat_width} x {flat_height} picture lies in the frame"
-            rows.append((comp.files("inverse", layer), what))
+            rows.append((comp.file_pattern("inverse", layer), what))
         if comp.light:
-            rows.append((comp.files("light", layer), "the light in a frame: RGB is multiplied by it"))
+            rows.append((comp.file_pattern("light", layer), "the light in a frame: RGB is multiplied by it"))
         files += ["", *(f"    {name:<36}{what}" for name, what in rows)]
     files += ["", "stmap.json says all this for programs."]
 
@@ -85,7 +85,7 @@ def readme(comp: Comp) -> str:
     return "\n\n".join(texts) + "\n"
 
 
-def _nuke_steps(comp: Comp) -> list[str]:
+def _nuke_steps(comp: CompDescription) -> list[str]:
     """Explains how the maps are used in Nuke."""
     if not comp.forward:
         return ["STMap with the frame as src, an inverse map as stmap and UV channels rgb gives the layer laid flat."]
@@ -104,7 +104,7 @@ def _nuke_steps(comp: Comp) -> list[str]:
     return parts
 
 
-def _fusion_steps(comp: Comp) -> list[str]:
+def _fusion_steps(comp: CompDescription) -> list[str]:
     """Explains how the maps are used in Fusion."""
     kind, picture = ("forward", "overlay/NAME.png") if comp.forward else ("inverse", "the frame")
     parts = [
@@ -124,7 +124,7 @@ def _fusion_steps(comp: Comp) -> list[str]:
     return [*parts, "These steps follow Fusion's manual and have not been tried in Fusion."]
 
 
-def _blender_steps(comp: Comp) -> list[str]:
+def _blender_steps(comp: CompDescription) -> list[str]:
     """Explains how the maps are used in Blender."""
     untried = "This follows Blender's reference (4.2 to 4.5) and has not been tried in Blender."
     if not comp.forward:
@@ -142,7 +142,7 @@ def _blender_steps(comp: Comp) -> list[str]:
     ]
 
 
-def _after_effects_steps(comp: Comp) -> list[str]:
+def _after_effects_steps(comp: CompDescription) -> list[str]:
     """Explains how the maps are used in After Effects."""
     return [
         "After Effects itself has nothing that looks a picture up in a map of positions; plug-ins do (RE:Map is "
@@ -155,11 +155,11 @@ def _after_effects_steps(comp: Comp) -> list[str]:
     ]
 
 
-def _opencv_steps(comp: Comp) -> list[str]:
+def _opencv_steps(comp: CompDescription) -> list[str]:
     """Explains how the maps are used in OpenCV."""
     layer, number = comp.layers[0], comp.frames[0]
     kind = "forward" if comp.forward else "inverse"
-    parts = ["    import cv2, numpy as np", f'    x, y, a = np.load("{comp.files(kind, layer) % number}")']
+    parts = ["    import cv2, numpy as np", f'    x, y, a = np.load("{comp.file_pattern(kind, layer) % number}")']
     if not comp.forward:
         return [*parts, "    flat = cv2.remap(frame, x, y, cv2.INTER_LINEAR) * a[..., None]"]
     parts += [
@@ -168,11 +168,11 @@ def _opencv_steps(comp: Comp) -> list[str]:
         "    seen = cv2.remap(overlay, x, y, cv2.INTER_LINEAR) * a[..., None]",
     ]
     if comp.light:
-        parts.append(f'    seen[..., :3] *= np.load("{comp.files("light", layer) % number}")[..., ::-1]  # RGB to BGR')
+        parts.append(f'    seen[..., :3] *= np.load("{comp.file_pattern("light", layer) % number}")[..., ::-1]  # RGB to BGR')
     return [*parts, "    result = seen[..., :3] + frame * (1 - seen[..., 3:])  # frame: BGR in 0 to 1"]
 
 
-_STEPS: dict[str, Callable[[Comp], list[str]]] = {
+_STEPS: dict[str, Callable[[CompDescription], list[str]]] = {
     "Nuke": _nuke_steps,
     "Fusion": _fusion_steps,
     "Blender": _blender_steps,

@@ -20,25 +20,25 @@ from neural_fields.baking import Maps
 from neural_fields.canonical import CanonicalImage
 from neural_fields.config_flags import MapProgram, Repeated
 from neural_fields.coords import Box
-from neural_fields.data.facts import VideoFacts, parse_size
-from neural_fields.edit_files import flatten
+from neural_fields.data.facts import VideoMetadata, parse_size
+from neural_fields.edit_files import flatten_overlays
 from neural_fields.edits import Edit, active_edits
 from neural_fields.errors import UserError, bad_input
-from neural_fields.export.base import Report, Target, chosen_layers
-from neural_fields.export.blender import blender_script
-from neural_fields.export.comps import Comp, CompLayer, source_frames_in
-from neural_fields.export.conventions import CONVENTIONS, Convention, write_light, write_map
-from neural_fields.export.inverse_map import invert
-from neural_fields.export.nuke import nuke_script
-from neural_fields.export.provenance import provenance
-from neural_fields.export.readme import readme
-from neural_fields.files import atomic_write, require_room, write_json
-from neural_fields.output import source_facts
-from neural_fields.pictures import png_bytes
+from neural_fields.export.base import ReportProgress, Target, select_layers
+from neural_fields.export.blender import build_blender_script
+from neural_fields.export.comps import CompDescription, CompLayer, locate_source
+from neural_fields.export.conventions import CONVENTIONS, MapConvention, write_light, write_map
+from neural_fields.export.inverse_map import invert_map
+from neural_fields.export.nuke import build_nuke_script
+from neural_fields.export.provenance import build_provenance
+from neural_fields.export.readme import readme_text
+from neural_fields.files import atomic_write, require_disk_space, write_json
+from neural_fields.output import read_source_metadata
+from neural_fields.pictures import encode_png
 
 
 @dataclass(frozen=True, kw_only=True)
-class STMap:
+class STMapExporter:
     """Maps from frames to canonical pictures and back for Nuke, Fusion, Blender, After Effects or OpenCV."""
 
     name: ClassVar[str] = "stmap"
@@ -56,7 +56,7 @@ class STMap:
     every: int = 1
     """Write every so many frames only: 1 is all of them."""
 
-    def __call__(self, target: Target, report: Report) -> Sequence[str]:
+    def __call__(self, target: Target, report: ReportProgress) -> Sequence[str]:
         """Writes the maps, the pictures they point into, and what a program needs to put them together.
 
         Raises:
@@ -64,39 +64,39 @@ class STMap:
                 room (4).
         """
         job = self._plan_job(target)
-        require_room(target.folder, job.estimate_bytes(self.direction))
+        require_disk_space(target.folder, job.estimate_bytes(self.direction))
 
         # The canonical pictures, and overlays of their size: the active edits, or transparent.
         for picture in job.pictures.values():
             edits = [edit for edit in job.edits if _is_still(edit)]
-            overlay = flatten(edits, picture.layer, picture.size, picture.box)
+            overlay = flatten_overlays(edits, picture.layer, picture.size, picture.box)
             pixels = np.zeros((*picture.size[::-1], 4), np.float32) if overlay is None else overlay.rgba
-            for kind, rgba in (("canonical", picture.array()), ("overlay", pixels)):
+            for kind, rgba in (("canonical", picture.to_array()), ("overlay", pixels)):
                 with atomic_write(target.folder / kind / f"{picture.layer}.png") as part:
-                    part.write_bytes(png_bytes(rgba))
+                    part.write_bytes(encode_png(rgba))
 
         written, folds = 0, dict.fromkeys(job.layers, 0.0)
         for done, t in enumerate(job.frames, start=1):
-            weights = job.maps.weight(t, job.size)
+            weights = job.maps.read_weights(t, job.size)
             for layer in job.layers:
                 picture, flat_size = job.pictures[layer], job.flat_sizes[layer]
                 if self.direction != "inverse":
-                    place = shares(job.maps.uv(t, layer, job.size), picture.box)
+                    place = uv_to_shares(job.maps.read_uv(t, layer, job.size), picture.box)
                     inside = ((place >= 0) & (place <= 1)).all(axis=-1)
                     path, header = job.map_path("forward", layer, t), job.exr_header(layer, t, "forward", picture.size)
                     mask = weights[layer] * inside
                     written += write_map(path, job.convention, place, mask, picture.size, header)
                     if job.maps.has_gain:
-                        path, gain = job.map_path("light", layer, t), job.maps.gain(t, layer, job.size)
+                        path, gain = job.map_path("light", layer, t), job.maps.read_gain(t, layer, job.size)
                         written += write_light(path, job.convention, gain, header | {"direction": "light"})
                 if self.direction != "forward":
-                    found = invert(*job.maps.rimmed(t, layer), picture.box, flat_size)
+                    found = invert_map(*job.maps.read_rimmed(t, layer), picture.box, flat_size)
                     path, header = job.map_path("inverse", layer, t), job.exr_header(layer, t, "inverse", job.size)
-                    written += write_map(path, job.convention, found.place, found.visible, job.size, header)
-                    folds[layer] += found.folded / len(job.frames)
+                    written += write_map(path, job.convention, found.positions, found.visibility, job.size, header)
+                    folds[layer] += found.folded_share / len(job.frames)
             report("mapping frames", done, len(job.frames))
 
-        comp = Comp(
+        comp = CompDescription(
             convention=job.convention,
             layers=tuple(
                 CompLayer(job.maps.layers[layer], job.pictures[layer].size, job.flat_sizes[layer])
@@ -108,7 +108,7 @@ class STMap:
             rate=job.facts.rate,
             pixel_aspect=float(job.facts.pixel_aspect),
             # The path of the source says something about the machine.
-            source=source_frames_in(job.facts, target.folder) if target.metadata else None,
+            source=locate_source(job.facts, target.folder) if target.metadata else None,
             forward=self.direction != "inverse",
             inverse=self.direction != "forward",
             light=job.maps.has_gain and self.direction != "inverse",
@@ -133,7 +133,7 @@ class STMap:
 
     def _plan_job(self, target: Target) -> _STMapJob:
         """Checks the settings, and works out what will be written."""
-        layers = chosen_layers(target.maps, self.layer)
+        layers = select_layers(target.maps, self.layer)
         if self.every < 1:
             raise bad_input(
                 f"every {self.every} frames cannot be written",
@@ -141,8 +141,8 @@ class STMap:
                 why="1 writes all frames, 2 every second one",
                 fix="--every 1",
             )
-        facts, numbers = source_facts(target.run)
-        pictures = {layer: canonical.pristine(target.run.canonical, target.maps.layers[layer]) for layer in layers}
+        facts, numbers = read_source_metadata(target.run)
+        pictures = {layer: canonical.read_pristine(target.run.canonical, target.maps.layers[layer]) for layer in layers}
         edits = active_edits(target.run)
         size = parse_size(self.size, facts.width, facts.height)
         flat_sizes = {layer: picture.size for layer, picture in pictures.items()}
@@ -165,7 +165,7 @@ class STMap:
             pictures=pictures,
             flat_sizes=flat_sizes,
             edits=edits,
-            made=provenance(target.run, "stmap", [e for e in edits if _is_still(e)]) if target.metadata else {},
+            made=build_provenance(target.run, "stmap", [e for e in edits if _is_still(e)]) if target.metadata else {},
         )
 
 
@@ -174,11 +174,11 @@ class _STMapJob:
     """The files of one export, worked out before the first is written."""
 
     target: Target
-    convention: Convention
+    convention: MapConvention
     layers: Sequence[int]
     frames: range  # of the run
     numbers: range  # in the source, of each frame of the run
-    facts: VideoFacts
+    facts: VideoMetadata
     size: tuple[int, int]
     pictures: dict[int, CanonicalImage]
     flat_sizes: dict[int, tuple[int, int]]
@@ -234,25 +234,25 @@ class _STMapJob:
 
 def _is_still(edit: Edit) -> bool:
     """Tells whether an edit consists only of pictures that lie on their layers all the time."""
-    more = any(edit.facts.get(key) for key in ("shapes", "moving", "grades", "hidden"))
+    more = any(edit.spec.get(key) for key in ("shapes", "moving", "grades", "hidden"))
     arrangement = edit.arrangement
     is_plain = arrangement.blend == "normal" and not arrangement.changes_in_time
-    return is_plain and not more and edit.facts.get("lit", True)
+    return is_plain and not more and edit.spec.get("lit", True)
 
 
-def shares(uv: Float[np.ndarray, "height width 2"], box: Box) -> Float[np.ndarray, "height width 2"]:
+def uv_to_shares(uv: Float[np.ndarray, "height width 2"], box: Box) -> Float[np.ndarray, "height width 2"]:
     """Converts uv to shares of the box's width and height from its top left corner, in double precision."""
     return (uv.astype(np.float64) - [box.u0, box.v0]) / [box.width, box.height]
 
 
-def _write_texts(job: _STMapJob, comp: Comp) -> None:
+def _write_texts(job: _STMapJob, comp: CompDescription) -> None:
     """Writes the README, the script of the program, and stmap.json."""
     folder = job.target.folder
-    texts = {"README.txt": readme(comp)}
+    texts = {"README.txt": readme_text(comp)}
     if comp.forward and comp.convention.program == "Nuke":
-        texts["comp.nk"] = nuke_script(comp)
+        texts["comp.nk"] = build_nuke_script(comp)
     if comp.forward and comp.convention.program == "Blender":
-        texts["comp_blender.py"] = blender_script(comp)
+        texts["comp_blender.py"] = build_blender_script(comp)
     for name, text in texts.items():
         with atomic_write(folder / name) as part:
             part.write_text(text, encoding="utf-8")
@@ -262,8 +262,8 @@ def _write_texts(job: _STMapJob, comp: Comp) -> None:
             "box": list(job.pictures[layer].box.as_tuple()),
             "canonical": {"file": f"canonical/{entry.name}.png", "size": list(entry.size)},
             "overlay": f"overlay/{entry.name}.png",
-            **{kind: comp.files(kind, entry) for kind in comp.kinds},
-            **({"inverse_size": list(entry.flat_size)} if comp.inverse else {}),
+            **{kind: comp.file_pattern(kind, entry) for kind in comp.map_kinds},
+            **({"inverse_size": list(entry.unwrapped_size)} if comp.inverse else {}),
         }
         for layer, entry in zip(job.layers, comp.layers, strict=True)
     ]

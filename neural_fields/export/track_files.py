@@ -18,7 +18,7 @@ from fractions import Fraction
 import numpy as np
 from jaxtyping import Float
 
-from neural_fields.data.tracks import Tracks
+from neural_fields.data.tracks import PointTracks
 
 NUKE_COLUMNS = (
     "5 1 20 enable e 1", "3 1 75 name name 1", "2 1 58 track_x track_x 1", "2 1 58 track_y track_y 1",
@@ -52,7 +52,7 @@ for name, markers in TRACKS:
 
 
 @dataclass(frozen=True)
-class Followed:
+class PointTrajectories:
     """Trajectories of points of one frame through a clip.
 
     Attributes:
@@ -63,60 +63,60 @@ class Followed:
         pixel_aspect: width of a pixel over its height.
     """
 
-    tracks: Tracks
+    tracks: PointTracks
     frames: range
     size: tuple[int, int]
     rate: Fraction
     pixel_aspect: Fraction = Fraction(1)
 
     @property
-    def upright(self) -> Float[np.ndarray, "points frames 2"]:
+    def positions_y_up(self) -> Float[np.ndarray, "points frames 2"]:
         """Positions with y up from the lower edge."""
         return np.array([0.0, self.size[1]]) + self.tracks.positions * np.array([1.0, -1.0])
 
 
-def csv_files(followed: Followed) -> Iterator[tuple[str, str]]:
+def format_csv(trajectories: PointTrajectories) -> Iterator[tuple[str, str]]:
     """Yields `tracks.csv`: a row for each frame and point."""
     rows = ["frame,point,x,y,visible"]
-    for t, frame in enumerate(followed.frames):
-        here = zip(followed.tracks.positions[:, t], followed.tracks.visible[:, t], strict=True)
+    for t, frame in enumerate(trajectories.frames):
+        here = zip(trajectories.tracks.positions[:, t], trajectories.tracks.visibility[:, t], strict=True)
         for point, ((x, y), seen) in enumerate(here, start=1):
             rows.append(f"{frame},{point},{x:.6f},{y:.6f},{int(seen)}")
     yield "tracks.csv", "\n".join(rows) + "\n"
 
 
-def nuke_files(followed: Followed) -> Iterator[tuple[str, str]]:
+def format_nuke(trajectories: PointTrajectories) -> Iterator[tuple[str, str]]:
     """Yields `tracks.nk`: a Tracker4 node with a track for each point."""
-    still = f"{{curve K x{followed.frames[0] + 1} 0}}"
+    still = f"{{curve K x{trajectories.frames[0] + 1} 0}}"
     boxes = "-32 -32 32 32 -22 -22 22 22"  # pattern and search area, as a new track has them
     rest = f"{still} {still} 1 0 0 {still} 1 0 {boxes} " + "  ".join(["{}"] * 11)
     rows = []
-    for point, (places, seen) in enumerate(zip(followed.upright, followed.tracks.visible, strict=True), start=1):
+    for point, (places, seen) in enumerate(zip(trajectories.positions_y_up, trajectories.tracks.visibility, strict=True), start=1):
         curves = []  # of x and y, with a key in every frame
         for values in places.T:
-            keys = " ".join(f"x{frame + 1} {value:.6f}" for frame, value in zip(followed.frames, values, strict=True))
+            keys = " ".join(f"x{frame + 1} {value:.6f}" for frame, value in zip(trajectories.frames, values, strict=True))
             curves.append(f"{{curve {keys}}}")
         x, y = curves
         # The column `enable` has a key where the value changes, each of which holds until the next.
         changes = np.flatnonzero(np.diff(seen)) + 1
-        keys = " ".join(f"K x{followed.frames[t] + 1} {int(seen[t])}" for t in (0, *changes.tolist()))
+        keys = " ".join(f"K x{trajectories.frames[t] + 1} {int(seen[t])}" for t in (0, *changes.tolist()))
         rows.append(f' {{ {{curve {keys}}} "track {point}" {x} {y} {rest}   }} ')
     columns = " \n".join(f"{{ {column} }}" for column in NUKE_COLUMNS)
     table = f"{{ {{ 1 {len(NUKE_COLUMNS)} {len(rows)} }} \n{{ {columns} \n}} \n{{ \n" + "\n".join(rows) + "\n} \n}"
     yield "tracks.nk", f"Tracker4 {{\n inputs 0\n tracks {table}\n name Tracker1\n}}\n"
 
 
-def after_effects_files(followed: Followed) -> Iterator[tuple[str, str]]:
+def format_after_effects(trajectories: PointTrajectories) -> Iterator[tuple[str, str]]:
     """Yields `after_effects/point_1.txt` and so on: keyframe data of the position and opacity of a layer."""
-    (width, height), aspect = followed.size, f"{float(followed.pixel_aspect):.6g}"
+    (width, height), aspect = trajectories.size, f"{float(trajectories.pixel_aspect):.6g}"
     head = [
-        "Adobe After Effects 8.0 Keyframe Data", "", f"\tUnits Per Second\t{float(followed.rate):.6g}",
+        "Adobe After Effects 8.0 Keyframe Data", "", f"\tUnits Per Second\t{float(trajectories.rate):.6g}",
         f"\tSource Width\t{width}", f"\tSource Height\t{height}", f"\tSource Pixel Aspect Ratio\t{aspect}",
         f"\tComp Pixel Aspect Ratio\t{aspect}", "",
     ]  # fmt: skip
-    for point, (places, seen) in enumerate(zip(followed.tracks.positions, followed.tracks.visible, strict=True)):
-        moves = [f"\t{t}\t{x:.6f}\t{y:.6f}\t0" for t, (x, y) in zip(followed.frames, places, strict=True)]
-        shown = [f"\t{t}\t{100 * int(value)}" for t, value in zip(followed.frames, seen, strict=True)]
+    for point, (places, seen) in enumerate(zip(trajectories.tracks.positions, trajectories.tracks.visibility, strict=True)):
+        moves = [f"\t{t}\t{x:.6f}\t{y:.6f}\t0" for t, (x, y) in zip(trajectories.frames, places, strict=True)]
+        shown = [f"\t{t}\t{100 * int(value)}" for t, value in zip(trajectories.frames, seen, strict=True)]
         blocks = [
             "Transform\tPosition", "\tFrame\tX pixels\tY pixels\tZ pixels", *moves, "",
             "Transform\tOpacity", "\tFrame\tpercent", *shown, "", "", "End of Keyframe Data", "",
@@ -124,23 +124,23 @@ def after_effects_files(followed: Followed) -> Iterator[tuple[str, str]]:
         yield f"after_effects/point_{point + 1}.txt", "\n".join([*head, *blocks])
 
 
-def blender_files(followed: Followed) -> Iterator[tuple[str, str]]:
+def format_blender(trajectories: PointTrajectories) -> Iterator[tuple[str, str]]:
     """Yields `tracks_blender.py`: a script with the tracks as plain numbers."""
-    parts = followed.upright / np.array(followed.size)
+    parts = trajectories.positions_y_up / np.array(trajectories.size)
     rows = []
-    for point, (places, seen) in enumerate(zip(parts, followed.tracks.visible, strict=True), start=1):
+    for point, (places, seen) in enumerate(zip(parts, trajectories.tracks.visibility, strict=True), start=1):
         markers = ", ".join(
             f"({frame + 1}, {x:.9f}, {y:.9f}, {not value})"
-            for frame, (x, y), value in zip(followed.frames, places, seen, strict=True)
+            for frame, (x, y), value in zip(trajectories.frames, places, seen, strict=True)
         )
         rows.append(f"    ({f'track {point}'!r}, [{markers}]),")
-    size = (int(followed.size[0]), int(followed.size[1]))
+    size = (int(trajectories.size[0]), int(trajectories.size[1]))
     yield "tracks_blender.py", BLENDER.format(size=size, tracks="\n".join(rows))
 
 
-FORMATS: dict[str, Callable[[Followed], Iterator[tuple[str, str]]]] = {
-    "csv": csv_files,
-    "nuke": nuke_files,
-    "after_effects": after_effects_files,
-    "blender": blender_files,
+FORMATS: dict[str, Callable[[PointTrajectories], Iterator[tuple[str, str]]]] = {
+    "csv": format_csv,
+    "nuke": format_nuke,
+    "after_effects": format_after_effects,
+    "blender": format_blender,
 }

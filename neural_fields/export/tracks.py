@@ -11,22 +11,22 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from neural_fields.config_flags import Repeated
-from neural_fields.config_loader import nearest
-from neural_fields.data.tracks import Tracks
+from neural_fields.config_loader import nearest_word
+from neural_fields.data.tracks import PointTracks
 from neural_fields.errors import bad_input
-from neural_fields.export.base import Report, Target
-from neural_fields.export.fitted import Fitted, open_fitted
+from neural_fields.export.base import ReportProgress, Target
+from neural_fields.export.fitted import TrainedModel, open_trained_model
 from neural_fields.export.point_input import check_points, grid_points, parse_points, read_points
-from neural_fields.export.provenance import provenance
-from neural_fields.export.track_files import FORMATS, Followed
+from neural_fields.export.provenance import build_provenance
+from neural_fields.export.track_files import FORMATS, PointTrajectories
 from neural_fields.files import atomic_write, write_json, write_synced
 from neural_fields.run import Run
-from neural_fields.tracking import track
+from neural_fields.tracking import track_through_model
 from neural_fields.volume_run import require_planar
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrackPoints:
+class TracksExporter:
     """Follow points of one frame through all frames: a table, and files for Nuke, After Effects and Blender."""
 
     name: ClassVar[str] = "tracks"
@@ -42,20 +42,20 @@ class TrackPoints:
     format: Repeated = ()
     """csv, nuke, after_effects or blender. Repeatable (default: all of them)."""
 
-    def __call__(self, target: Target, report: Report) -> Sequence[str]:
+    def __call__(self, target: Target, report: ReportProgress) -> Sequence[str]:
         """Tracks the points and writes them.
 
         Raises:
             UserError: no points, points that are outside the frame or no numbers, an unknown format or frame (exit 3).
         """
-        writers = [FORMATS[name] for name in chosen_formats(self.format)]
-        trained = open_fitted(target.run)
-        t = trained.index(self.frame)
-        points, notes = self.given(trained.frames[t], trained.size)
+        writers = [FORMATS[name] for name in select_formats(self.format)]
+        trained = open_trained_model(target.run)
+        t = trained.frame_index(self.frame)
+        points, notes = self.collect_points(trained.frames[t], trained.source_size)
         report("tracks", 0, 1)
-        facts = trained.facts
+        facts = trained.metadata
         tracks = _track_from_frame(trained, points, t)
-        trajectories = Followed(tracks, trained.frames, trained.size, facts.rate, facts.pixel_aspect)
+        trajectories = PointTrajectories(tracks, trained.frames, trained.source_size, facts.rate, facts.pixel_aspect)
         for write_format in writers:
             for name, text in write_format(trajectories):
                 with atomic_write(target.folder / name) as part:
@@ -71,21 +71,21 @@ class TrackPoints:
             "points": len(tracks.positions),
             "csv": "pixels of the source, y down, the centre of the first pixel is 0.5,0.5; frames are counted from 0",
         }
-        made = provenance(target.run, "tracks", frame=frame) if target.metadata else {}
+        made = build_provenance(target.run, "tracks", frame=frame) if target.metadata else {}
         write_json(target.folder / "tracks.json", {**described, **made})
         report("tracks", 1, 1)
         if facts.variable_rate:
             notes.append("the source has a variable rate: tracks are given frame by frame, not by time")
 
-        seen_frames = tracks.visible.sum(axis=1)
-        count, frame_count = tracks.visible.shape
+        seen_frames = tracks.visibility.sum(axis=1)
+        count, frame_count = tracks.visibility.shape
         always = int((seen_frames == frame_count).sum())
         summary = f"{always} of {count} points are seen in all {frame_count} frames"
         if always < count:
             summary += f"; the one seen least, point {int(seen_frames.argmin()) + 1}, in {seen_frames.min()}"
         return [*notes, summary]
 
-    def given(self, frame: int, size: tuple[int, int]) -> tuple[Float[np.ndarray, "points 2"], list[str]]:
+    def collect_points(self, frame: int, size: tuple[int, int]) -> tuple[Float[np.ndarray, "points 2"], list[str]]:
         """Collects all points that were named, in pixels of the source.
 
         Args:
@@ -109,7 +109,7 @@ class TrackPoints:
         return check_points(np.concatenate(parts), size), notes
 
 
-def track_points(run: Run | str | Path, points: Shaped[np.ndarray, "points 2"], frame: int) -> Tracks:
+def track_points(run: Run | str | Path, points: Shaped[np.ndarray, "points 2"], frame: int) -> PointTracks:
     """Tracks points seen in one frame through all frames of a run.
 
     Args:
@@ -125,12 +125,12 @@ def track_points(run: Run | str | Path, points: Shaped[np.ndarray, "points 2"], 
     """
     run = run if isinstance(run, Run) else Run.open(Path(run))
     require_planar(run, "following points")
-    trained = open_fitted(run)
-    t = trained.index(frame)
-    return _track_from_frame(trained, check_points(points, trained.size), t)
+    trained = open_trained_model(run)
+    t = trained.frame_index(frame)
+    return _track_from_frame(trained, check_points(points, trained.source_size), t)
 
 
-def chosen_formats(names: Sequence[str]) -> list[str]:
+def select_formats(names: Sequence[str]) -> list[str]:
     """Returns the formats that were named, each once; all of them where none was.
 
     Raises:
@@ -138,7 +138,7 @@ def chosen_formats(names: Sequence[str]) -> list[str]:
     """
     for name in names:
         if name not in FORMATS:
-            guess = nearest(name, FORMATS)
+            guess = nearest_word(name, FORMATS)
             raise bad_input(
                 f"there is no format {name[:40]!r}",
                 where="--format",
@@ -148,8 +148,8 @@ def chosen_formats(names: Sequence[str]) -> list[str]:
     return [name for name in FORMATS if not names or name in names]
 
 
-def _track_from_frame(trained: Fitted, points: Float[np.ndarray, "points 2"], t: int) -> Tracks:
+def _track_from_frame(trained: TrainedModel, points: Float[np.ndarray, "points 2"], t: int) -> PointTracks:
     """Tracks points of frame `t` of the run, which keep their exact positions there."""
-    tracks = track(trained.model, points, t, size=trained.size, flow=trained.flow)
+    tracks = track_through_model(trained.model, points, t, size=trained.source_size, flow=trained.flow)
     tracks.positions[:, t] = points  # the model counts in float32
     return tracks

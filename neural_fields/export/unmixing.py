@@ -13,14 +13,14 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from neural_fields.baking import Maps
-from neural_fields.compositing import Passes
-from neural_fields.hiding import Hider, without_hidden
-from neural_fields.lookup import enlarge
+from neural_fields.compositing import PassChain
+from neural_fields.hiding import RemovalPass, hide_layers
+from neural_fields.lookup import enlarge_map
 from neural_fields.planar.placement import pull_push
 from neural_fields.rendering import DEFAULTS as OVERLAYS
-from neural_fields.rendering import Canonicals, FrameChanger
-from neural_fields.reshaping import Reshaper
-from neural_fields.taking_apart import TakingApart, picture_at
+from neural_fields.rendering import Canonicals, RenderPass
+from neural_fields.reshaping import WarpPass
+from neural_fields.taking_apart import LayerDecomposer, sample_canonical
 
 Frame = UInt8[np.ndarray, "height width 3"]
 Rgb = Float[np.ndarray, "height width 3"]
@@ -41,7 +41,7 @@ DEFAULTS = UnmixingSettings()
 
 
 @dataclass(frozen=True)
-class Unmixing:
+class FrameUnmixer:
     """Un-mixes the frames of a run into layers.
 
     Attributes:
@@ -51,10 +51,10 @@ class Unmixing:
     """
 
     maps: Maps
-    looks: Canonicals
+    canonicals: Canonicals
     settings: UnmixingSettings = DEFAULTS
 
-    def layers(self, t: int, frame: Frame, model: bool = False) -> list[Rgba]:
+    def unmix_frame(self, t: int, frame: Frame, model: bool = False) -> list[Rgba]:
         """Un-mixes frame `t` into its layers, front to back: together the frame, or the model's reconstruction of it.
 
         The last one goes on behind the others, with the colours of its canonical picture, where some frame shows it.
@@ -66,22 +66,22 @@ class Unmixing:
         """
         size = (frame.shape[1], frame.shape[0])
         part = (slice(0, size[1]), slice(0, size[0]))
-        weights, plain = weights_of(self.maps, t, size), frame / np.float32(255)
-        apart = TakingApart(self.maps, lambda t: self.looks)
-        lit = np.stack([apart.lit(t, layer, size, part) for layer in range(len(weights))]) / np.float32(255)
+        weights, plain = read_layer_weights(self.maps, t, size), frame / np.float32(255)
+        apart = LayerDecomposer(self.maps, lambda t: self.canonicals)
+        lit = np.stack([apart.lit_colors(t, layer, size, part) for layer in range(len(weights))]) / np.float32(255)
         missed = plain - (weights[..., None] * lit).sum(axis=0)
-        colours = lit.clip(0, 1) if model else unmixed(lit + missed, weights, plain)
-        alphas = over_alphas(weights, self.settings)
+        colours = lit.clip(0, 1) if model else unmix_colors(lit + missed, weights, plain)
+        alphas = compute_over_alphas(weights, self.settings)
         clear, hidden = weights[-1] > self.settings.min_light_weight, weights[-1] <= 0
         if clear.any() and hidden.any():
             behind = lit[-1] if model else lit[-1] + pull_push(missed, clear)
             colours[-1][hidden] = behind[hidden].clip(0, 1)
-            uv = self.maps.uv(t, len(weights) - 1, size)[hidden]
-            alphas[-1][hidden] = picture_at(*self.looks[-1], uv)[:, 3]
-        return [rgba_of(*pair) for pair in zip(colours, alphas, strict=True)]
+            uv = self.maps.read_uv(t, len(weights) - 1, size)[hidden]
+            alphas[-1][hidden] = sample_canonical(*self.canonicals[-1], uv)[:, 3]
+        return [join_rgba(*pair) for pair in zip(colours, alphas, strict=True)]
 
 
-def weights_of(maps: Maps, t: int, size: tuple[int, int]) -> Planes:
+def read_layer_weights(maps: Maps, t: int, size: tuple[int, int]) -> Planes:
     """Reads how much of each pixel each layer fills; sums to one.
 
     Enlarged, it has finer steps than what is stored.
@@ -91,12 +91,12 @@ def weights_of(maps: Maps, t: int, size: tuple[int, int]) -> Planes:
         t: number of the frame in the run.
         size: (width, height) of the result.
     """
-    stored = [maps.rimmed(t, layer)[1].astype(np.float32) for layer in range(len(maps.layers))]
-    planes = np.stack([enlarge(plane, maps.size, size) for plane in stored])
+    stored = [maps.read_rimmed(t, layer)[1].astype(np.float32) for layer in range(len(maps.layers))]
+    planes = np.stack([enlarge_map(plane, maps.size, size) for plane in stored])
     return planes / planes.sum(axis=0).clip(1e-3)
 
 
-def over_alphas(weights: Planes, settings: UnmixingSettings = DEFAULTS) -> Planes:
+def compute_over_alphas(weights: Planes, settings: UnmixingSettings = DEFAULTS) -> Planes:
     """Computes the alphas, front to back, with which "over" mixes layers by their weights.
 
     They are 0 where the layers in front leave nothing.
@@ -108,7 +108,7 @@ def over_alphas(weights: Planes, settings: UnmixingSettings = DEFAULTS) -> Plane
     return alphas.astype(np.float32)
 
 
-def unmixed(colours: Colours, weights: Planes, frame: Rgb) -> Colours:
+def unmix_colors(colours: Colours, weights: Planes, frame: Rgb) -> Colours:
     """Computes colours of layers in [0, 1] that mix to a frame, near colours that may lie beyond.
 
     What clipping takes off the mixture goes to the layers that have room for it. That is always enough: with all of
@@ -127,7 +127,7 @@ def unmixed(colours: Colours, weights: Planes, frame: Rgb) -> Colours:
     return (inside + room * used.clip(0, 1)).astype(np.float32)
 
 
-def edited_layers(changer: FrameChanger, t: int, source: Frame) -> list[Rgba]:
+def unmix_edited_frame(changer: RenderPass, t: int, source: Frame) -> list[Rgba]:
     """Un-mixes a frame with edits into its layers, front to back.
 
     In pixels that layers share, the colour of each is extrapolated from the pixels that it fills alone.
@@ -139,23 +139,23 @@ def edited_layers(changer: FrameChanger, t: int, source: Frame) -> list[Rgba]:
     """
     # The edited frame, and how much of each pixel each layer then fills.
     frame = source
-    *first, last = changer.passes if isinstance(changer, Passes) else [changer]
+    *first, last = changer.passes if isinstance(changer, PassChain) else [changer]
     for step in first:
         frame = step.render_frame(t, frame)
-    if isinstance(last, Reshaper):
-        frame, weights = last.deformed(t, frame)
+    if isinstance(last, WarpPass):
+        frame, weights = last.deform_frame(t, frame)
     else:
         maps = last.maps
-        if isinstance(last, Hider):
-            maps = without_hidden(maps, {maps.layers[layer]: how for layer, how in last.hidden.items()})
+        if isinstance(last, RemovalPass):
+            maps = hide_layers(maps, {maps.layers[layer]: how for layer, how in last.hidden.items()})
         frame = last.render_frame(t, frame)
-        weights = weights_of(maps, t, (frame.shape[1], frame.shape[0]))
+        weights = read_layer_weights(maps, t, (frame.shape[1], frame.shape[0]))
     plain, alone = frame / np.float32(255), weights >= OVERLAYS.full_weight
     guess = np.stack([pull_push(plain, here) if here.any() else plain for here in alone])
-    colours = unmixed(guess, weights, plain)
-    return [rgba_of(*pair) for pair in zip(colours, over_alphas(weights), strict=True)]
+    colours = unmix_colors(guess, weights, plain)
+    return [join_rgba(*pair) for pair in zip(colours, compute_over_alphas(weights), strict=True)]
 
 
-def rgba_of(colour: Rgb, alpha: Float[np.ndarray, "height width"]) -> Rgba:
+def join_rgba(colour: Rgb, alpha: Float[np.ndarray, "height width"]) -> Rgba:
     """Joins colours and alpha to straight RGBA, black where alpha is 0."""
     return cv2.merge([*cv2.split(np.where(alpha[..., None] > 0, colour, np.float32(0))), alpha])

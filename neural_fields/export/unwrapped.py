@@ -17,18 +17,18 @@ from neural_fields.canonical import CanonicalImage
 from neural_fields.data.encode import CODECS
 from neural_fields.data.facts import check_size, parse_size
 from neural_fields.data.images import hash_images, list_images
-from neural_fields.data.video import source_frames, write
+from neural_fields.data.video import source_frames, write_video
 from neural_fields.errors import bad_input
-from neural_fields.export.base import Report, Target, chosen_layers
-from neural_fields.export.provenance import provenance
+from neural_fields.export.base import ReportProgress, Target, select_layers
+from neural_fields.export.provenance import build_provenance
 from neural_fields.files import sha256_file, write_json
-from neural_fields.output import source_facts
-from neural_fields.pictures import premultiplied, resize, straight
-from neural_fields.unwrapping import Flat, Plane
+from neural_fields.output import read_source_metadata
+from neural_fields.pictures import premultiply, resize_image, unpremultiply
+from neural_fields.unwrapping import UnwrappedFrame, CanonicalPlane
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unwrapped:
+class UnwrappedExporter:
     """Write a layer laid flat as a clip to paint on; `unwrap edit RUN --unwrapped FILE` puts the paint on frames."""
 
     name: ClassVar[str] = "unwrapped"
@@ -42,26 +42,26 @@ class Unwrapped:
     fill: bool = False
     """Show the canonical picture where a frame does not show the layer; alpha is the same with and without."""
 
-    def __call__(self, target: Target, report: Report) -> Sequence[str]:
+    def __call__(self, target: Target, report: ReportProgress) -> Sequence[str]:
         """Writes the clip and unwrapped.json, which says what it is.
 
         Raises:
             UserError: an unknown layer, a size of another shape or out of range, no room.
         """
-        (number,) = chosen_layers(target.maps, (self.layer or target.maps.layers[0],))
+        (number,) = select_layers(target.maps, (self.layer or target.maps.layers[0],))
         name = target.maps.layers[number]
-        picture = canonical.pristine(target.run.canonical, name)
-        plane = Plane(target.maps, number, picture.box, flat_size(self.size, picture.size))
-        behind = Filling.of(picture, plane.size) if self.fill else None
-        facts, chosen = source_facts(target.run)
-        words = provenance(target.run, "unwrapped", layer=name) if target.metadata else None
+        picture = canonical.read_pristine(target.run.canonical, name)
+        plane = CanonicalPlane(target.maps, number, picture.box, parse_unwrapped_size(self.size, picture.size))
+        behind = CanonicalFill.from_canonical(picture, plane.size) if self.fill else None
+        facts, chosen = read_source_metadata(target.run)
+        words = build_provenance(target.run, "unwrapped", layer=name) if target.metadata else None
 
         path = target.folder / (name if self.format == "png" else name + CODECS[self.format].suffixes[0])
         frames, stage = source_frames(facts, chosen), f"laying {name} flat"
         unwrapped = _unwrap_frames(plane, behind, frames, stage, len(chosen), report)
         like = replace(facts, rate=facts.rate / chosen.step)
         times = [facts.timestamps[i] for i in chosen]
-        write(path, unwrapped, like, codec=self.format, timestamps=times, sound=False, metadata=words)
+        write_video(path, unwrapped, like, codec=self.format, timestamps=times, sound=False, texts=words)
         described = {
             "schema": 1,
             "layer": name,
@@ -77,40 +77,40 @@ class Unwrapped:
 
 
 @dataclass(frozen=True)
-class Filling:
+class CanonicalFill:
     """The canonical picture of a layer, for where a frame does not show it."""
 
     rgb: Float[np.ndarray, "height width 3"]
 
     @staticmethod
-    def of(picture: CanonicalImage, size: tuple[int, int]) -> Filling:
+    def from_canonical(picture: CanonicalImage, size: tuple[int, int]) -> CanonicalFill:
         """Resizes a canonical picture to (width, height)."""
-        return Filling(straight(resize(premultiplied(picture.array()), size))[..., :3])
+        return CanonicalFill(unpremultiply(resize_image(premultiply(picture.to_array()), size))[..., :3])
 
-    def around(self, flat: Flat) -> UInt8[np.ndarray, "height width 3"]:
+    def fill_frame(self, flat: UnwrappedFrame) -> UInt8[np.ndarray, "height width 3"]:
         """Fills an unwrapped frame with the picture, in the frame's light, where the frame does not show the layer."""
-        share = flat.seen[..., None]
+        share = flat.visibility[..., None]
         lit = 255 * np.clip(self.rgb * flat.gain, 0, 1)
         return np.rint(share * flat.colour + (1 - share) * lit).astype(np.uint8)
 
 
 def _unwrap_frames(
-    plane: Plane,
-    behind: Filling | None,
+    plane: CanonicalPlane,
+    behind: CanonicalFill | None,
     frames: Iterator[UInt8[np.ndarray, "height width 3"]],
     stage: str,
     count: int,
-    report: Report,
+    report: ReportProgress,
 ) -> Iterator[UInt8[np.ndarray, "rows columns 4"]]:
     """Yields the layer in uv space for each frame, RGBA; `behind` fills it where the frame does not show it."""
     for t, frame in enumerate(frames):
-        flat = plane.flat(t, frame)
-        colour = flat.colour if behind is None else behind.around(flat)
-        yield np.dstack([colour, np.rint(255 * flat.seen).astype(np.uint8)])
+        flat = plane.unwrap_frame(t, frame)
+        colour = flat.colour if behind is None else behind.fill_frame(flat)
+        yield np.dstack([colour, np.rint(255 * flat.visibility).astype(np.uint8)])
         report(stage, t + 1, count)
 
 
-def flat_size(text: str, size: tuple[int, int]) -> tuple[int, int]:
+def parse_unwrapped_size(text: str, size: tuple[int, int]) -> tuple[int, int]:
     """Computes the (width, height) of an unwrapped clip: even numbers, which codecs ask for.
 
     Args:
@@ -122,7 +122,7 @@ def flat_size(text: str, size: tuple[int, int]) -> tuple[int, int]:
     """
     wanted = size if text == "canonical" else parse_size(text, *size)
     width, height = (side + side % 2 for side in wanted)
-    if not same_shape((width, height), size):
+    if not has_same_aspect((width, height), size):
         raise bad_input(
             f"{text} has another shape than the canonical picture",
             where="--size",
@@ -133,7 +133,7 @@ def flat_size(text: str, size: tuple[int, int]) -> tuple[int, int]:
     return width, height
 
 
-def same_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
+def has_same_aspect(size: tuple[int, int], other: tuple[int, int]) -> bool:
     """Tells whether two pictures have the same aspect, up to two pixels of rounding."""
     scale = (size[0] + size[1]) / (other[0] + other[1])
     return all(abs(side - scale * of) <= 2 for side, of in zip(size, other, strict=True))

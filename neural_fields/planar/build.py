@@ -12,41 +12,41 @@ from jaxtyping import Float
 
 from neural_fields import coords
 from neural_fields.config import (
-    BoundedHashTexture,
-    Config,
-    GridGain,
-    GridMapping,
-    HashGain,
-    HashMapping,
-    HashOpacity,
-    HashTexture,
-    HomographyMlpMapping,
-    ImageTexture,
-    MlpMapping,
-    MlpOpacity,
-    MlpTexture,
-    PixelOpacity,
-    SirenTexture,
-    SplineMapping,
-    WindowOpacity,
+    BoundedHashTextureConfig,
+    PlanarConfig,
+    GridGainConfig,
+    GridMappingConfig,
+    HashGainConfig,
+    HashMappingConfig,
+    HashOpacityConfig,
+    HashTextureConfig,
+    HomographyMlpMappingConfig,
+    ImageTextureConfig,
+    MlpMappingConfig,
+    MlpOpacityConfig,
+    MlpTextureConfig,
+    PixelOpacityConfig,
+    SirenTextureConfig,
+    SplineMappingConfig,
+    WindowOpacityConfig,
 )
 from neural_fields.coords import Box
-from neural_fields.data.clip import Clip
+from neural_fields.data.clip import ClipDataset
 from neural_fields.data.cuts import find_cuts
-from neural_fields.data.memory import LET_GO_EVERY, let_go
+from neural_fields.data.memory import RELEASE_INTERVAL, release_memory
 from neural_fields.planar import gain, hash_parts, mapping, opacity, siren, spline_mapping, texture, window_opacity
-from neural_fields.planar.extent import export_size
-from neural_fields.planar.following import RegionTrackingSettings, region_geometry
-from neural_fields.planar.frame_table import table_size
-from neural_fields.planar.homography_mlp import HomographyNetwork, SegmentMapping, segment_box, teach_homographies
+from neural_fields.planar.extent import compute_export_size
+from neural_fields.planar.following import RegionTrackingSettings, compute_region_geometry
+from neural_fields.planar.frame_table import compute_table_size
+from neural_fields.planar.homography_mlp import HomographyNetwork, ChartMapping, compute_chart_box, pretrain_homographies
 from neural_fields.planar.initialise import DEFAULTS as GEOMETRY
-from neural_fields.planar.initialise import GeometrySettings, LayerGeometry, layer_geometry
-from neural_fields.planar.lighting import fill_gain, seen_part
+from neural_fields.planar.initialise import GeometrySettings, LayerGeometry, compute_layer_geometry
+from neural_fields.planar.lighting import fit_gain, find_visible_rectangle
 from neural_fields.planar.model import LayerShape, ModelShape, PlanarModel
-from neural_fields.planar.sheets import Sheet
+from neural_fields.planar.sheets import LayerChart
 from neural_fields.planar.texture_mean import TextureMean
-from neural_fields.planar.visible import Visible
-from neural_fields.planar.warm_up import WarmUp, warm_up
+from neural_fields.planar.visible import LayerVisibility
+from neural_fields.planar.warm_up import WarmUpOptions, warm_up
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,14 @@ DEFAULTS = InitialisationSettings()
 
 
 @dataclass(frozen=True)
-class Plan:
+class ModelPlan:
     """The sizes of a model, and the geometry it starts from where its mapping takes one."""
 
     shape: ModelShape
     geometry: tuple[LayerGeometry, ...] | None
 
 
-def plan(config: Config, clip: Clip, settings: GeometrySettings = GEOMETRY) -> Plan:
+def plan_model(config: PlanarConfig, clip: ClipDataset, settings: GeometrySettings = GEOMETRY) -> ModelPlan:
     """Looks at the clip: computes sizes, canonical boxes and, for mappings that start from it, geometry.
 
     Args:
@@ -82,54 +82,54 @@ def plan(config: Config, clip: Clip, settings: GeometrySettings = GEOMETRY) -> P
     """
     # The geometry of every layer, front to back.
     geometry: list[LayerGeometry] = []
-    if isinstance(config.mapping, GridMapping | SplineMapping):
+    if isinstance(config.mapping, GridMappingConfig | SplineMappingConfig):
         size = clip.flow.size if clip.flow else clip.size
-        grid = table_size(clip.size, config.mapping.cell, clip.frame_count)
+        grid = compute_table_size(clip.size, config.mapping.cell, clip.frame_count)
         cuts = find_cuts(clip.frames, clip.flow)
-        for number, name in enumerate(clip.layers):
-            visible = Visible(partial(visible_share, clip, number, size=size), range(clip.frame_count), size)
+        for number, name in enumerate(clip.layer_names):
+            visible = LayerVisibility(partial(compute_visible_share, clip, number, size=size), range(clip.frame_count), size)
             track = clip.regions.get(name)
             if track:
                 all_visible = np.stack([visible[t] for t in range(len(visible))])
                 tracking = RegionTrackingSettings(geometry=settings)
-                geometry.append(region_geometry(clip, all_visible, track, grid, tracking))
+                geometry.append(compute_region_geometry(clip, all_visible, track, grid, tracking))
             else:
-                is_background = number == len(clip.layers) - 1
-                geometry.append(layer_geometry(clip, visible, is_background, grid, cuts, settings))
+                is_background = number == len(clip.layer_names) - 1
+                geometry.append(compute_layer_geometry(clip, visible, is_background, grid, cuts, settings))
 
     layers = []
-    for number, name in enumerate(clip.layers):
+    for number, name in enumerate(clip.layer_names):
         # The box that the canonical image covers, and how much finer than the frame its texels are.
-        charts: tuple[Sheet, ...] = ()
+        charts: tuple[LayerChart, ...] = ()
         if geometry:
-            box, finer, charts = geometry[number].box, geometry[number].magnification, geometry[number].sheets
-        elif isinstance(config.mapping, MlpMapping):
+            box, finer, charts = geometry[number].box, geometry[number].magnification, geometry[number].charts
+        elif isinstance(config.mapping, MlpMappingConfig):
             # All that tanh can reach; the export measures what is used.
             box, finer = Box(-1.0, -1.0, 1.0, 1.0), 1 / config.mapping.uv_scale
         else:
-            margin = (config.texture if isinstance(config.texture, HashTexture) else HashTexture()).margin
+            margin = (config.texture if isinstance(config.texture, HashTextureConfig) else HashTextureConfig()).margin
             reach = 1 + 2 * margin
             box, finer = Box(*(side * reach for side in coords.frame_box(*clip.size).as_tuple())), 1.0
         # Its size in texels.
-        if isinstance(config.texture, MlpTexture | BoundedHashTexture | SirenTexture):
-            width, height = export_size(box)
+        if isinstance(config.texture, MlpTextureConfig | BoundedHashTextureConfig | SirenTextureConfig):
+            width, height = compute_export_size(box)
         else:
-            image = config.texture if isinstance(config.texture, ImageTexture) else None
+            image = config.texture if isinstance(config.texture, ImageTextureConfig) else None
             per_unit = (image.density if image else 1.0) * finer * max(clip.size) / 2
-            limit = (image or ImageTexture()).max_megatexels * 1e6
+            limit = (image or ImageTextureConfig()).max_megatexels * 1e6
             per_unit *= min(1.0, limit / (box.width * box.height * per_unit**2)) ** 0.5
             width, height = max(2, round(box.width * per_unit)), max(2, round(box.height * per_unit))
-        if isinstance(config.texture, ImageTexture):
+        if isinstance(config.texture, ImageTextureConfig):
             # The box grows until its sides can be halved evenly as often as an image texture does.
             cell = 2**texture.DEFAULTS.max_halvings
             columns, rows = -(-width // cell) * cell, -(-height // cell) * cell
             u1, v1 = box.u0 + box.width * columns / width, box.v0 + box.height * rows / height
             box, width, height = Box(box.u0, box.v0, u1, v1), columns, rows
-        layers.append(LayerShape(name, box, width, height, clip.reference.get(name), charts))
-    return Plan(ModelShape(*clip.size, clip.frame_count, tuple(layers)), tuple(geometry) or None)
+        layers.append(LayerShape(name, box, width, height, clip.reference_frames.get(name), charts))
+    return ModelPlan(ModelShape(*clip.size, clip.frame_count, tuple(layers)), tuple(geometry) or None)
 
 
-def visible_share(clip: Clip, layer: int, t: int, size: tuple[int, int]) -> Float[np.ndarray, "h w"]:
+def compute_visible_share(clip: ClipDataset, layer: int, t: int, size: tuple[int, int]) -> Float[np.ndarray, "h w"]:
     """Computes how much of each pixel of a frame a layer fills, 0 to 1, by the masks.
 
     Args:
@@ -145,28 +145,28 @@ def visible_share(clip: Clip, layer: int, t: int, size: tuple[int, int]) -> Floa
     return share if size == clip.size else cv2.resize(share, size, interpolation=cv2.INTER_AREA)
 
 
-def build(config: Config, shape: ModelShape, seed: int = 0) -> PlanarModel:
+def build_model(config: PlanarConfig, shape: ModelShape, seed: int = 0) -> PlanarModel:
     """Builds an untrained model of the config's composition; the same seed gives the same weights."""
     count, front = len(shape.layers), len(shape.layers) - 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         mappings: list[mapping.Mapping]
-        if isinstance(config.mapping, MlpMapping):
+        if isinstance(config.mapping, MlpMappingConfig):
             uv_scale = config.mapping.background_uv_scale or config.mapping.uv_scale
             mappings = [mapping.MlpMapping(config.mapping, config.mapping.layers[0]) for _ in range(front)]
             background = replace(config.mapping, uv_scale=uv_scale)
             mappings.append(mapping.MlpMapping(background, config.mapping.layers[1]))
-        elif isinstance(config.mapping, HashMapping):
+        elif isinstance(config.mapping, HashMappingConfig):
             mappings = [mapping.HashMapping(config.mapping, shape.size) for _ in shape.layers]
-        elif isinstance(config.mapping, HomographyMlpMapping):
+        elif isinstance(config.mapping, HomographyMlpMappingConfig):
             network, times = HomographyNetwork(config.mapping), shape.frame_count
             spans = [(0, times - 1)] * count  # each layer lasts as long as the clip, unless its opacity says otherwise
-            if isinstance(config.opacity, WindowOpacity):
+            if isinstance(config.opacity, WindowOpacityConfig):
                 spans = list(_divide_clip(config.opacity, shape).spans)
             mappings = [
-                SegmentMapping(config.mapping, network, number == 0, span, times) for number, span in enumerate(spans)
+                ChartMapping(config.mapping, network, number == 0, span, times) for number, span in enumerate(spans)
             ]
-        elif isinstance(config.mapping, SplineMapping):
+        elif isinstance(config.mapping, SplineMappingConfig):
             mappings = [
                 spline_mapping.SplineMapping(config.mapping, shape.frame_count, shape.size) for _ in shape.layers
             ]
@@ -179,48 +179,48 @@ def build(config: Config, shape: ModelShape, seed: int = 0) -> PlanarModel:
                 )
 
         textures: list[texture.Texture]
-        if isinstance(config.texture, MlpTexture):
-            textures = list(texture.mlp_textures(config.texture, count))
-        elif isinstance(config.texture, HashTexture):
+        if isinstance(config.texture, MlpTextureConfig):
+            textures = list(texture.make_mlp_textures(config.texture, count))
+        elif isinstance(config.texture, HashTextureConfig):
             textures = [texture.HashTexture(config.texture, layer.box) for layer in shape.layers]
-        elif isinstance(config.texture, BoundedHashTexture):
+        elif isinstance(config.texture, BoundedHashTextureConfig):
             textures = [hash_parts.BoundedHashTexture(config.texture) for _ in shape.layers]
-        elif isinstance(config.texture, SirenTexture):
+        elif isinstance(config.texture, SirenTextureConfig):
             textures = [siren.SirenTexture(config.texture) for _ in shape.layers]
         else:
             rate = config.texture.learning_rate
             textures = [texture.ImageTexture(layer.box, layer.width, layer.height, rate) for layer in shape.layers]
 
         alphas: opacity.Opacity
-        if isinstance(config.opacity, MlpOpacity):
+        if isinstance(config.opacity, MlpOpacityConfig):
             alphas = opacity.MlpOpacity(config.opacity, front)
-        elif isinstance(config.opacity, PixelOpacity):
+        elif isinstance(config.opacity, PixelOpacityConfig):
             alphas = opacity.PixelOpacity(config.opacity, front, shape.frame_count, shape.size)
-        elif isinstance(config.opacity, HashOpacity):
+        elif isinstance(config.opacity, HashOpacityConfig):
             alphas = hash_parts.HashOpacity(config.opacity, front)
-        elif isinstance(config.opacity, WindowOpacity):
+        elif isinstance(config.opacity, WindowOpacityConfig):
             alphas = window_opacity.WindowOpacity(_divide_clip(config.opacity, shape))
         else:
             alphas = opacity.MaskOpacity(front, shape.frame_count, shape.size)
 
         gains: list[gain.Gain] = []
-        if isinstance(config.gain, GridGain):
+        if isinstance(config.gain, GridGainConfig):
             gains = [gain.GridGain(config.gain, shape.frame_count, shape.size) for _ in shape.layers]
-        elif isinstance(config.gain, HashGain):
+        elif isinstance(config.gain, HashGainConfig):
             gains = [hash_parts.HashGain(config.gain) for _ in shape.layers]
     return PlanarModel(shape, mappings, textures, gains, alphas, config.terms)
 
 
-def _divide_clip(settings: WindowOpacity, shape: ModelShape) -> window_opacity.Segments:
+def _divide_clip(settings: WindowOpacityConfig, shape: ModelShape) -> window_opacity.ChartSpans:
     """Divides the clip into the intervals of frames that the layers show."""
-    return window_opacity.Segments(shape.frame_count, len(shape.layers), settings.overlap)
+    return window_opacity.ChartSpans(shape.frame_count, len(shape.layers), settings.overlap)
 
 
-def fill(
+def initialise_model(
     model: PlanarModel,
-    plan: Plan,
-    clip: Clip,
-    how: WarmUp | None = None,
+    plan: ModelPlan,
+    clip: ClipDataset,
+    warm_up_options: WarmUpOptions | None = None,
     settings: InitialisationSettings = DEFAULTS,
 ) -> None:
     """Initialises a new model on the CPU: opacity, geometry or warm-up of the mappings, then explicit textures.
@@ -238,20 +238,20 @@ def fill(
         model.opacity.masks.copy_(torch.from_numpy(np.array(clip.masks.masks)))
     for number, part in enumerate(model.mappings):
         if isinstance(part, mapping.MlpMapping):
-            warm_up(part, clip.frame_count, clip.size, (how or WarmUp()).for_layer(number, len(model.layers)))
+            warm_up(part, clip.frame_count, clip.size, (warm_up_options or WarmUpOptions()).for_layer(number, len(model.layers)))
         if isinstance(part, spline_mapping.SplineMapping) and plan.geometry:
-            part.place(torch.from_numpy(plan.geometry[number].homography))
+            part.start_from_homographies(torch.from_numpy(plan.geometry[number].homography))
         if isinstance(part, mapping.GridMapping) and plan.geometry:
             geometry = plan.geometry[number]
-            part.place(torch.from_numpy(geometry.homography), torch.from_numpy(geometry.residual).permute(0, 3, 1, 2))
-    if isinstance(model.mappings[0], SegmentMapping):
-        teach_homographies(model.mappings[0], clip, how or WarmUp())
+            part.start_from_geometry(torch.from_numpy(geometry.homography), torch.from_numpy(geometry.residual).permute(0, 3, 1, 2))
+    if isinstance(model.mappings[0], ChartMapping):
+        pretrain_homographies(model.mappings[0], clip, warm_up_options or WarmUpOptions())
         if isinstance(model.textures[0], siren.SirenTexture):  # other textures keep the box they were made for
             layers = []
             for shape, segment in zip(model.shape.layers, model.mappings, strict=True):
-                assert isinstance(segment, SegmentMapping)
-                box = segment_box(segment, model.shape.size)
-                layers.append(LayerShape(shape.name, box, *export_size(box)))
+                assert isinstance(segment, ChartMapping)
+                box = compute_chart_box(segment, model.shape.size)
+                layers.append(LayerShape(shape.name, box, *compute_export_size(box)))
             model.shape = replace(model.shape, layers=tuple(layers))
     if not all(isinstance(part, texture.ImageTexture) for part in model.textures):
         return
@@ -261,18 +261,18 @@ def fill(
         mean = TextureMean(shape.box, shape.width, shape.height)
         for t in range(clip.frame_count):
             _release_memory(clip, t)
-            share = visible_share(clip, number, t, clip.size)
+            share = compute_visible_share(clip, number, t, clip.size)
             inner = _erode(share, settings.rim_px)
             with torch.no_grad():
-                uv = model.mappings[number].frames(torch.tensor([t]), clip.frame_count, clip.size)[0]
-            seen = seen_part(share).slices
+                uv = model.mappings[number].map_frames(torch.tensor([t]), clip.frame_count, clip.size)[0]
+            seen = find_visible_rectangle(share).slices
             rgb = torch.from_numpy(np.array(clip.frames[t][seen])).float() / 255
             if rgb.numel():
-                mean.add(uv[seen], rgb, torch.from_numpy(inner + settings.rim_weight * share)[seen])
+                mean.add_frame(uv[seen], rgb, torch.from_numpy(inner + settings.rim_weight * share)[seen])
         image = model.textures[number]
         assert isinstance(image, texture.ImageTexture)
         with torch.no_grad():
-            image.image.copy_(mean.image())
+            image.image.copy_(mean.compute_image())
 
     # Then each lighting gain in closed form.
     for number, (light, where, picture) in enumerate(zip(model.gains, model.mappings, model.textures, strict=False)):
@@ -280,11 +280,11 @@ def fill(
             continue
         for t in range(clip.frame_count):
             _release_memory(clip, t)
-            share = _erode(visible_share(clip, number, t, clip.size), settings.gain_rim_px)
-            fill_gain(light, where, picture, t, np.float32(1 / 255) * clip.frames[t], share)  # type: ignore[arg-type]
+            share = _erode(compute_visible_share(clip, number, t, clip.size), settings.gain_rim_px)
+            fit_gain(light, where, picture, t, np.float32(1 / 255) * clip.frames[t], share)  # type: ignore[arg-type]
 
 
-def _fill_opacity(part: opacity.PixelOpacity, clip: Clip, settings: InitialisationSettings) -> None:
+def _fill_opacity(part: opacity.PixelOpacity, clip: ClipDataset, settings: InitialisationSettings) -> None:
     """Sets logits from the masks: soft at their outlines, where masks know least, and certain elsewhere."""
     count, front, rows, columns = part.table.values.shape
     with torch.no_grad():
@@ -307,11 +307,11 @@ def _fill_opacity(part: opacity.PixelOpacity, clip: Clip, settings: Initialisati
                 part.table.values[t, layer] = torch.logit(torch.from_numpy(share), eps=settings.min_opacity)
 
 
-def _release_memory(clip: Clip, t: int) -> None:
+def _release_memory(clip: ClipDataset, t: int) -> None:
     """Keeps memory flat with the length of the clip: lets go, now and then, of what was read of it."""
-    if t % LET_GO_EVERY == 0:
-        let_go(clip.frames)
-        let_go(clip.masks.masks)
+    if t % RELEASE_INTERVAL == 0:
+        release_memory(clip.frames)
+        release_memory(clip.masks.masks)
 
 
 def _erode(share: Float[np.ndarray, "h w"], radius: int) -> Float[np.ndarray, "h w"]:

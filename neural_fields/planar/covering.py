@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
 
-from neural_fields.data.region import RegionTrack, carried, pixel_xy, quad_mask
+from neural_fields.data.region import RegionTrack, apply_homography, pixel_positions, draw_quad_mask
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class OcclusionSettings:
 DEFAULTS = OcclusionSettings()
 
 
-def mapped(
+def map_window(
     transform: np.ndarray, size: tuple[int, int], window: tuple[slice, slice]
 ) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
     """Applies a transform to the pixels of a window.
@@ -49,12 +49,12 @@ def mapped(
     Returns:
         x and y in sample positions (0 is the center of the first pixel).
     """
-    uv = carried(transform, pixel_xy(*size)[window])
+    uv = apply_homography(transform, pixel_positions(*size)[window])
     at = ((uv * max(size) + np.array(size)) / 2 - 0.5).astype(np.float32)
     return np.ascontiguousarray(at[..., 0]), np.ascontiguousarray(at[..., 1])
 
 
-def around(mask: Bool[np.ndarray, "height width"], settings: OcclusionSettings = DEFAULTS) -> tuple[slice, slice]:
+def window_around(mask: Bool[np.ndarray, "height width"], settings: OcclusionSettings = DEFAULTS) -> tuple[slice, slice]:
     """Returns the rows and columns that a mask fills, with a rim; all of them for an empty mask."""
     parts = []
     for axis, side in ((1, mask.shape[0]), (0, mask.shape[1])):
@@ -66,7 +66,7 @@ def around(mask: Bool[np.ndarray, "height width"], settings: OcclusionSettings =
     return parts[0], parts[1]
 
 
-def in_front(
+def find_occluders(
     picture: Float[np.ndarray, "height width 3"],
     transform: Float[np.ndarray, "3 3"],
     canonical: Float[np.ndarray, "height width 3"],
@@ -91,15 +91,15 @@ def in_front(
     out = np.zeros(quad.shape, bool)
     if not quad.any():
         return out
-    window = around(quad, settings)
-    x, y = mapped(transform, (quad.shape[1], quad.shape[0]), window)
+    window = window_around(quad, settings)
+    x, y = map_window(transform, (quad.shape[1], quad.shape[0]), window)
     inside, part = quad[window], picture[window]
     kernel = _square(settings.max_slip_px)
     low, high, expected = (
         cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         for image in (cv2.erode(canonical, kernel), cv2.dilate(canonical, kernel), canonical)
     )
-    lit = light(part, expected, inside, settings)
+    lit = estimate_light(part, expected, inside, settings)
     gap = np.maximum(low * lit - part, part - high * lit).max(-1).clip(min=0)
     scale = max(1.0, settings.noise_factor * float(np.median(gap[inside])) / settings.weak_difference)
     strong = inside & (gap > settings.strong_difference * scale)
@@ -117,7 +117,7 @@ def in_front(
     return out
 
 
-def light(
+def estimate_light(
     seen: np.ndarray, expected: np.ndarray, inside: np.ndarray, settings: OcclusionSettings = DEFAULTS
 ) -> Float[np.ndarray, "1 1 3"]:
     """Estimates the light: the factor for each channel that most colors agree on.
@@ -135,7 +135,7 @@ def light(
     return median[None, None].astype(np.float32)
 
 
-def without_specks(
+def remove_specks(
     track: RegionTrack, seen: Bool[np.ndarray, "time height width"], settings: OcclusionSettings = DEFAULTS
 ) -> Bool[np.ndarray, "time height width"]:
     """Removes occluders that did not come from outside the region; returns the visibility of the region without them.
@@ -144,14 +144,14 @@ def without_specks(
     drawn frame, they never reach its border.
     """
     size = (seen.shape[2], seen.shape[1])
-    quad = quad_mask(track.corners, size)
-    window = around(quad, settings)
+    quad = draw_quad_mask(track.corners, size)
+    window = window_around(quad, settings)
     inside = quad[window]
     core = cv2.erode(inside.astype(np.uint8), _square(settings.border_px), borderValue=0) > 0
     covered = np.zeros((len(seen), *inside.shape), bool)
     for t, mask in enumerate(seen):
-        x, y = mapped(np.linalg.inv(track.transforms[t]), size, window)
-        front = quad_mask(track.quad(t), size) & ~mask
+        x, y = map_window(np.linalg.inv(track.transforms[t]), size, window)
+        front = draw_quad_mask(track.compute_quad(t), size) & ~mask
         covered[t] = cv2.remap(front.astype(np.float32), x, y, cv2.INTER_LINEAR, borderValue=0) > 0.5
     labels, _ = ndimage.label(covered, np.ones((3, 3, 3)))
     entering = np.unique(labels[covered & inside & ~core])
@@ -159,10 +159,10 @@ def without_specks(
     out = seen.copy()
     whole = np.zeros(quad.shape, np.float32)
     for t, mask in enumerate(seen):
-        x, y = mapped(track.transforms[t], size, around(np.ones_like(quad), settings))
+        x, y = map_window(track.transforms[t], size, window_around(np.ones_like(quad), settings))
         whole[window] = cv2.dilate(entered[t].astype(np.uint8), _square(1))
         kept = cv2.remap(whole, x, y, cv2.INTER_LINEAR, borderValue=0) > 0
-        out[t] = mask | (quad_mask(track.quad(t), size) & ~kept)
+        out[t] = mask | (draw_quad_mask(track.compute_quad(t), size) & ~kept)
     return out
 
 

@@ -21,9 +21,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neural_fields.adam import RectangleGradient
-from neural_fields.config import Terms
+from neural_fields.config import LossWeights
 from neural_fields.data.clip import Batch
-from neural_fields.planar.frame_table import FrameTable, add_squared_steps
+from neural_fields.planar.frame_table import FrameTable, accumulate_squared_steps
 from neural_fields.planar.gain import GridGain
 from neural_fields.planar.mapping import GridMapping
 from neural_fields.planar.model import PlanarModel
@@ -31,17 +31,17 @@ from neural_fields.planar.opacity import SNAP_MARGIN, PixelOpacity
 from neural_fields.planar.patches import (
     ForwardCache,
     InterpolationMatrices,
-    Layer,
+    LayerTables,
     LayerGradients,
-    Patch,
-    backpropagate,
-    look,
+    FramePatch,
+    backpropagate_patch,
+    render_patch,
 )
 from neural_fields.planar.terms import MASK_CLAMP
 from neural_fields.planar.texture import ImageTexture
 
 
-def supports(model: PlanarModel) -> bool:
+def supports_model(model: PlanarModel) -> bool:
     """Whether the parts and the losses of a model, on the CPU, are those that are written out here."""
     written_out = {
         "color",
@@ -53,7 +53,7 @@ def supports(model: PlanarModel) -> bool:
         "gain_size",
         "gain_smoothness",
     }
-    active = {name for name, value in vars(model.weights).items() if value and value != getattr(Terms(), name)}
+    active = {name for name, value in vars(model.weights).items() if value and value != getattr(LossWeights(), name)}
     return (
         model.device.type == "cpu"
         and active <= written_out
@@ -82,8 +82,8 @@ class Band:
     """One band of rows of one frame, and what a step needs to know of it."""
 
     t: int
-    patch: Patch
-    window: Patch  # where front layers can be visible
+    patch: FramePatch
+    window: FramePatch  # where front layers can be visible
     rgb: Float[Tensor, "3 height width"]  # of the patch, 0 to 1
     levels: list[tuple[int, int]]  # how often each layer's texture is halved for this frame, across and down
     masks: Float[Tensor, "front _ _"] | None  # visible parts in the window, 0 or 1; None: no mask loss
@@ -117,20 +117,20 @@ def compute_band_gradients(model: PlanarModel, band: Band, color_scale: float, m
         patch = band.window if number < front else band.patch
         if not patch.is_empty:
             gain = parts.gains[number] if parts.gains else None
-            layer = Layer(mapping, parts.textures[number], gain, band.t)
-            caches.append(look(layer, band.levels[number], size, patch))
+            layer = LayerTables(mapping, parts.textures[number], gain, band.t)
+            caches.append(render_patch(layer, band.levels[number], size, patch))
     *fronts, back = caches
     error = back.lit - band.rgb
     if band.window.is_empty:
         squared = float(torch.dot(error.reshape(-1), error.reshape(-1)))
-        background = backpropagate(back, error.mul_(2 * color_scale))
+        background = backpropagate_patch(back, error.mul_(2 * color_scale))
         return BandGradients(band, squared, 0.0, [*[None] * front, background], None)
 
     # Forward: the front layers over the background, inside the window.
     window = band.window
     table = parts.opacity.table
-    matrices = InterpolationMatrices.between(table, size, window)
-    sigmoid = torch.sigmoid(matrices.apply(table.values[band.t]))
+    matrices = InterpolationMatrices.for_patch(table, size, window)
+    sigmoid = torch.sigmoid(matrices.interpolate_table(table.values[band.t]))
     alpha = ((sigmoid - SNAP_MARGIN) / (1 - 2 * SNAP_MARGIN)).clamp_(0, 1)
     stages = [window.crop(back.lit, band.patch)]  # the picture before each layer is put on, from the back
     for number in reversed(range(front)):
@@ -146,12 +146,12 @@ def compute_band_gradients(model: PlanarModel, band: Band, color_scale: float, m
     for number, shown in enumerate(fronts):
         below = stages[-2 - number]
         alpha_gradient[number] += (passing * (shown.lit - below)).sum(0)
-        layers.append(backpropagate(shown, passing * alpha[number]))
+        layers.append(backpropagate_patch(shown, passing * alpha[number]))
         passing *= 1 - alpha[number]
     window.crop(gradient, band.patch).copy_(passing)
-    layers.append(backpropagate(back, gradient))
+    layers.append(backpropagate_patch(back, gradient))
     logits = alpha_gradient * (sigmoid * (1 - sigmoid)) / (1 - 2 * SNAP_MARGIN)
-    return BandGradients(band, squared, entropy, layers, matrices.backpropagate(logits))
+    return BandGradients(band, squared, entropy, layers, matrices.backpropagate_table(logits))
 
 
 def _compute_mask_gradient(
@@ -188,7 +188,7 @@ def _compute_mask_gradient(
 
 
 @torch.no_grad()
-def accumulate(model: PlanarModel, batch: Batch, min_bands: int = 4) -> dict[str, Tensor]:
+def accumulate_table_gradients(model: PlanarModel, batch: Batch, min_bands: int = 4) -> dict[str, Tensor]:
     """Leaves the gradients of a step on whole frames in the model's parameters; returns the weighted losses.
 
     Gradients of textures are left in `patches`, as rectangles (see `Adam`), the others in `grad`.
@@ -252,7 +252,7 @@ def accumulate(model: PlanarModel, batch: Batch, min_bands: int = 4) -> dict[str
         texels = sum(patch.gradient[0].numel() for patch in patches)
         for patch in patches if weights.texture_smoothness else ():
             share = weights.texture_smoothness * patch.gradient[0].numel() / texels
-            roughness += add_squared_steps(patch.crop(texture.image.data)[None], share, patch.gradient[None])
+            roughness += accumulate_squared_steps(patch.crop(texture.image.data)[None], share, patch.gradient[None])
     if weights.texture_smoothness:
         losses["texture_smoothness"] = roughness
     return losses | _add_table_losses(model, frames)
@@ -277,11 +277,11 @@ def _split_into_bands(model: PlanarModel, batch: Batch, with_mask: bool, min_ban
     bands = []
     for t in frames:
         picture = torch.from_numpy(np.array(batch.clip.frames[t]))
-        front_window = Patch(*parts.opacity.windows[t].tolist())
+        front_window = FramePatch(*parts.opacity.windows[t].tolist())
         # How often each texture is halved for the frame.
         levels, time = [], torch.tensor([float(t)])
         for mapping, texture in zip(parts.mappings, parts.textures, strict=True):
-            across, down = texture.levels(mapping.pixel_step(time))[0].tolist()
+            across, down = texture.choose_levels(mapping.uv_per_pixel(time))[0].tolist()
             levels.append((across, down))
         # The parts of the masks that no mask in front of them hides.
         visible = None
@@ -289,8 +289,8 @@ def _split_into_bands(model: PlanarModel, batch: Batch, with_mask: bool, min_ban
             masks = torch.from_numpy(np.array(batch.clip.masks.masks[:, t])).float()
             visible = masks * (torch.cumsum(masks, dim=0) - masks == 0)
         for top, bottom in pairwise(edges):
-            patch = Patch(top, bottom, 0, width)
-            window = front_window.intersect(patch) if len(model.layers) > 1 else Patch(0, 0, 0, 0)
+            patch = FramePatch(top, bottom, 0, width)
+            window = front_window.intersect(patch) if len(model.layers) > 1 else FramePatch(0, 0, 0, 0)
             rgb = picture[top:bottom].permute(2, 0, 1).float().div_(255)
             bands.append(Band(t, patch, window, rgb, levels, None if visible is None else window.crop(visible)))
     return bands
@@ -334,11 +334,11 @@ def _join_overlapping(parts: list[RectangleGradient]) -> list[RectangleGradient]
     return joined
 
 
-def _bound_rectangles(parts: list[RectangleGradient]) -> Patch:
+def _bound_rectangles(parts: list[RectangleGradient]) -> FramePatch:
     """Returns the smallest rectangle that holds all of them."""
     bottoms = [part.top + part.gradient.shape[1] for part in parts]
     rights = [part.left + part.gradient.shape[2] for part in parts]
-    return Patch(min(part.top for part in parts), max(bottoms), min(part.left for part in parts), max(rights))
+    return FramePatch(min(part.top for part in parts), max(bottoms), min(part.left for part in parts), max(rights))
 
 
 def _add_table_losses(model: PlanarModel, frames: list[int]) -> dict[str, Tensor]:
@@ -351,7 +351,7 @@ def _add_table_losses(model: PlanarModel, frames: list[int]) -> dict[str, Tensor
         away, gradient = rows - mapping.placed[chosen].view_as(rows), torch.zeros_like(rows)
         if weights.residual_smoothness:
             scale = weights.residual_smoothness / mapping.pixel**2
-            found.append(("residual_smoothness", add_squared_steps(away, scale, gradient)))
+            found.append(("residual_smoothness", accumulate_squared_steps(away, scale, gradient)))
         if weights.residual_anchor:
             scale = weights.residual_anchor / (mapping.pixel**2 * rows.numel())
             gradient.add_(away, alpha=2 * scale)
@@ -363,7 +363,7 @@ def _add_table_losses(model: PlanarModel, frames: list[int]) -> dict[str, Tensor
             scale = weights.gain_size / rows.numel()
             gradient = rows * (2 * scale)
             found.append(("gain_size", scale * rows.square().sum()))
-            found.append(("gain_smoothness", add_squared_steps(rows, weights.gain_smoothness, gradient)))
+            found.append(("gain_smoothness", accumulate_squared_steps(rows, weights.gain_smoothness, gradient)))
             _add_row_gradients(gain.table, frames, gradient)
     losses: dict[str, Tensor] = {}
     for name, value in found:  # layers are added

@@ -11,7 +11,7 @@ from neural_fields import coords
 from neural_fields.coords import Box
 from neural_fields.planar.hash_parts import BoundedHashTexture
 from neural_fields.planar.model import LayerShape, ModelShape, PlanarModel
-from neural_fields.planar.opacity import layer_weights
+from neural_fields.planar.opacity import compute_layer_weights
 from neural_fields.planar.texture import MlpTexture
 
 
@@ -27,7 +27,7 @@ DEFAULTS = ExtentSettings()
 
 
 @torch.no_grad()
-def measured_shape(model: PlanarModel, settings: ExtentSettings = DEFAULTS) -> ModelShape:
+def measure_shape(model: PlanarModel, settings: ExtentSettings = DEFAULTS) -> ModelShape:
     """Returns the model's shape with the boxes that its layers fill after training.
 
     Textures that cover a box of their own (images, hash grids) keep it; a texture that is a network is defined
@@ -41,14 +41,14 @@ def measured_shape(model: PlanarModel, settings: ExtentSettings = DEFAULTS) -> M
     scale = min(1.0, settings.lattice_points / max(width, height))
     columns, rows = (max(2, round(side * scale) + 1) for side in (width, height))
     axes = (torch.linspace(0, height, rows), torch.linspace(0, width, columns))
-    xy = coords.normalise_pixels(torch.cartesian_prod(*axes).flip(1), width, height)
+    xy = coords.normalize_pixels(torch.cartesian_prod(*axes).flip(1), width, height)
     xy = xy.to(next(model.parameters()).device)
     # The lowest and the highest uv at which each layer is seen in each frame.
     corners: list[list[Tensor]] = [[] for _ in model.layers]
     for t in range(shape.frame_count):
-        time = float(coords.normalise_time(float(t), shape.frame_count))
+        time = float(coords.normalize_time(float(t), shape.frame_count))
         xyt = torch.cat([xy, xy.new_full((len(xy), 1), time)], dim=1)
-        weight = layer_weights(model.opacity(xyt))
+        weight = compute_layer_weights(model.opacity(xyt))
         for number, mapping in enumerate(model.mappings):
             uv = mapping(xyt)[weight[:, number] >= settings.min_weight]
             if len(uv):
@@ -60,13 +60,13 @@ def measured_shape(model: PlanarModel, settings: ExtentSettings = DEFAULTS) -> M
         if parts:
             u0, v0, u1, v1 = (torch.stack(parts).amin(0) - rim).tolist()
             box = Box(u0, v0, -u1, -v1)
-            layers.append(LayerShape(layer.name, box, *export_size(box)))
+            layers.append(LayerShape(layer.name, box, *compute_export_size(box)))
         else:
             layers.append(layer)
     return replace(shape, layers=tuple(layers))
 
 
-def export_size(box: Box) -> tuple[int, int]:
+def compute_export_size(box: Box) -> tuple[int, int]:
     """Returns the (width, height) in texels of the exported image of a box."""
     longer_side = 1000  # texels, as Layered Neural Atlases exports its atlases
     density = longer_side / max(box.width, box.height)

@@ -21,12 +21,12 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from neural_fields.coords import Box
-from neural_fields.data.clip import Clip
+from neural_fields.data.clip import ClipDataset
 from neural_fields.data.flow import FlowField
-from neural_fields.data.region import Corners, RegionTrack, carried, pixel_xy, quad_area, quad_mask
-from neural_fields.planar.covering import OcclusionSettings, around, in_front, light, mapped, without_specks
-from neural_fields.planar.initialise import GeometrySettings, LayerGeometry, estimate_magnification, ransac
-from neural_fields.planar.placement import View, make_view, place
+from neural_fields.data.region import Corners, RegionTrack, apply_homography, pixel_positions, compute_quad_area, draw_quad_mask
+from neural_fields.planar.covering import OcclusionSettings, window_around, find_occluders, estimate_light, map_window, remove_specks
+from neural_fields.planar.initialise import GeometrySettings, LayerGeometry, estimate_magnification, fit_ransac
+from neural_fields.planar.placement import FrameView, make_frame_view, place_frames
 
 
 @dataclass(frozen=True)
@@ -63,28 +63,28 @@ DEFAULTS = RegionTrackingSettings()
 
 
 @dataclass(frozen=True)
-class Followed:
+class TrackedRegion:
     """A region in every frame."""
 
     track: RegionTrack
-    seen: Bool[np.ndarray, "time height width"]  # the region less what is in front of it, at the size of the frames
+    visibility: Bool[np.ndarray, "time height width"]  # the region less what is in front of it, at the size of the frames
 
     @property
-    def shares(self) -> Float[np.ndarray, " time"]:
+    def visible_shares(self) -> Float[np.ndarray, " time"]:
         """How much of the region inside the frame is visible, 0 to 1."""
-        size = (self.seen.shape[2], self.seen.shape[1])
-        room = [quad_mask(self.track.quad(t), size).sum() for t in range(len(self.seen))]
-        return self.seen.sum((1, 2)) / np.maximum(1, room)
+        size = (self.visibility.shape[2], self.visibility.shape[1])
+        room = [draw_quad_mask(self.track.compute_quad(t), size).sum() for t in range(len(self.visibility))]
+        return self.visibility.sum((1, 2)) / np.maximum(1, room)
 
 
-def follow(
+def track_region(
     frames: UInt8[np.ndarray, "time height width 3"],
     flow: FlowField | None,
     corners: Corners,
     frame: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
     settings: RegionTrackingSettings = DEFAULTS,
-) -> Followed:
+) -> TrackedRegion:
     """Tracks a region of one frame through all frames of a clip.
 
     Args:
@@ -98,24 +98,24 @@ def follow(
     size = (frames.shape[2], frames.shape[1])
     if flow is None:
         track = RegionTrack(frame, corners, np.tile(np.eye(3), (len(frames), 1, 1)))
-        return Followed(track, np.stack([quad_mask(corners, size)] * len(frames)))
+        return TrackedRegion(track, np.stack([draw_quad_mask(corners, size)] * len(frames)))
     clip = _TrackedClip(frames, flow, corners, frame, settings)
     track, seen = _track_by_flow(clip, progress)
     median = _compute_median_image(clip, track, seen)
     track, seen = _refine_track(clip, track, seen, median)
-    seen = without_specks(track, seen, settings.occlusion)
+    seen = remove_specks(track, seen, settings.occlusion)
     out = np.zeros(frames.shape[:3], bool)
     for t, visible in enumerate(seen):
-        min_area = max(settings.min_matches, settings.min_visible_share * quad_area(track.quad(t), flow.size))
+        min_area = max(settings.min_matches, settings.min_visible_share * compute_quad_area(track.compute_quad(t), flow.size))
         if visible.sum() >= min_area:
-            front = quad_mask(track.quad(t), flow.size) & ~visible
+            front = draw_quad_mask(track.compute_quad(t), flow.size) & ~visible
             covered = cv2.resize(front.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) >= 0.5
-            out[t] = quad_mask(track.quad(t), size) & ~covered
-    return Followed(track, out)
+            out[t] = draw_quad_mask(track.compute_quad(t), size) & ~covered
+    return TrackedRegion(track, out)
 
 
-def region_geometry(
-    clip: Clip,
+def compute_region_geometry(
+    clip: ClipDataset,
     visible: Float[np.ndarray, "time h w"],
     track: RegionTrack,
     grid: tuple[int, int],
@@ -140,13 +140,13 @@ def region_geometry(
     transforms = track.transforms
     steps = [np.linalg.inv(after) @ before for before, after in pairwise(transforms)]
 
-    def view_frame(t: int) -> View:
-        return make_view(clip.frames[t], visible[t])
+    def view_frame(t: int) -> FrameView:
+        return make_frame_view(clip.frames[t], visible[t])
 
     def keep_transform(xy: np.ndarray, uv: np.ndarray, predicted: np.ndarray) -> np.ndarray:
         return predicted  # the track is better than another fit: flow only adds the shifts
 
-    placed = place(view_frame, steps, track.frame, keep_transform, settings=settings.geometry.placement)
+    placed = place_frames(view_frame, steps, track.frame, keep_transform, settings=settings.geometry.placement)
     residual = np.stack([cv2.resize(frame.shift, grid, interpolation=cv2.INTER_AREA) for frame in placed])
     magnification = estimate_magnification(transforms[visible.any((1, 2))], settings.geometry)
     return LayerGeometry(transforms.astype(np.float32), residual, box, magnification)
@@ -176,12 +176,12 @@ class _TrackedClip:
 
     def compute_quad(self, transform: np.ndarray) -> Corners:
         """Returns the corners of the region, in xy units, in a frame with this transform to the drawn frame."""
-        return carried(np.linalg.inv(transform), self.corners)
+        return apply_homography(np.linalg.inv(transform), self.corners)
 
     def visibility_mask(self, t: int, transform: np.ndarray, canonical: np.ndarray) -> Bool[np.ndarray, "height width"]:
         """Returns the pixels of a frame that show the region."""
-        quad = quad_mask(self.compute_quad(transform), self.flow.size)
-        return quad & ~in_front(self.read_picture(t), transform, canonical, quad, self.settings.occlusion)
+        quad = draw_quad_mask(self.compute_quad(transform), self.flow.size)
+        return quad & ~find_occluders(self.read_picture(t), transform, canonical, quad, self.settings.occlusion)
 
     def measure_jump(self, found: np.ndarray, predicted: np.ndarray) -> float:
         """Measures how far the corners are from where they were predicted, in frame lengths; infinite for no place."""
@@ -208,21 +208,21 @@ def _track_by_flow(
     seen = np.zeros((count, height, width), bool)
     drawn = clip.read_picture(first)
     seen[first] = clip.visibility_mask(first, np.eye(3), drawn)
-    whole = quad_mask(clip.corners, clip.flow.size)
-    start = make_view((drawn * 255).round().clip(0, 255).astype(np.uint8), whole.astype(np.float32))
+    whole = draw_quad_mask(clip.corners, clip.flow.size)
+    start = make_frame_view((drawn * 255).round().clip(0, 255).astype(np.uint8), whole.astype(np.float32))
     for done, t in enumerate([*range(first + 1, count), *range(first - 1, -1, -1)]):
         before = t - 1 if t > first else t + 1
         to_here = _fit_motion(clip, before, t, seen[before], clip.compute_quad(transforms[before]))
         predicted = transforms[before] @ np.linalg.inv(to_here)
         # Long-range flow from the drawn frame, unless it finds nothing or jumps.
         found = predicted
-        quad = quad_mask(clip.compute_quad(predicted), clip.flow.size)
+        quad = draw_quad_mask(clip.compute_quad(predicted), clip.flow.size)
         area = int(quad.sum())
         if area >= settings.min_matches:
-            views = (start, make_view(np.asarray(clip.frames[t]), quad.astype(np.float32)))
+            views = (start, make_frame_view(np.asarray(clip.frames[t]), quad.astype(np.float32)))
             fit = partial(_fit_correction, area=area, pixel=clip.pixel_size, settings=settings)
             pairs = [np.linalg.inv(predicted)]
-            placed = place(views.__getitem__, pairs, 0, fit, settings=settings.geometry.placement)[1].transform
+            placed = place_frames(views.__getitem__, pairs, 0, fit, settings=settings.geometry.placement)[1].transform
             if clip.measure_jump(placed, predicted) < settings.max_jump:
                 found = placed
         # Of the two the one is taken that shows more of the region.
@@ -244,14 +244,14 @@ def _fit_motion(
     vectors = (clip.flow.forward if is_forward else clip.flow.backward)[pair].astype(np.float32)
     ok = np.asarray((clip.flow.forward_ok if is_forward else clip.flow.backward_ok)[pair])
     kind, chosen = "affine", seen & ok
-    if chosen.sum() < max(settings.min_matches, settings.min_visible_share * quad_area(quad, size)):
-        whole = quad_mask(quad, size).astype(np.uint8)
+    if chosen.sum() < max(settings.min_matches, settings.min_visible_share * compute_quad_area(quad, size)):
+        whole = draw_quad_mask(quad, size).astype(np.uint8)
         side = 2 * settings.ring_px + 1
         ring = cv2.dilate(whole, np.ones((side, side), np.uint8)) > whole
         kind, chosen = "similarity", ring & ok
     if chosen.sum() < settings.min_matches:
         return np.eye(3)
-    start = pixel_xy(*size)[chosen]
+    start = pixel_positions(*size)[chosen]
     return _fit_stiffest(start, start + vectors[chosen] * clip.pixel_size, kind, clip.pixel_size, settings)
 
 
@@ -268,7 +268,7 @@ def _fit_correction(
         pixel: xy units.
         settings: how far flow may be from the prediction, and how freely the region may move.
     """
-    near = np.linalg.norm(carried(predicted, xy) - uv, axis=1) < 2 * settings.max_stray  # occluders move otherwise
+    near = np.linalg.norm(apply_homography(predicted, xy) - uv, axis=1) < 2 * settings.max_stray  # occluders move otherwise
     if near.sum() < settings.min_matches:
         return predicted
     share = near.sum() / area
@@ -277,7 +277,7 @@ def _fit_correction(
         freest = "homography"
     elif share > settings.min_affine_share:
         freest = "affine"
-    return _fit_stiffest(carried(predicted, xy)[near], uv[near], freest, pixel, settings) @ predicted
+    return _fit_stiffest(apply_homography(predicted, xy)[near], uv[near], freest, pixel, settings) @ predicted
 
 
 def _fit_stiffest(
@@ -295,9 +295,9 @@ def _fit_stiffest(
     del kinds[kinds.index(freest) + 1 :]
     chosen = np.random.default_rng(len(start)).permutation(len(start))[: settings.max_matches]
     a, b = (np.ascontiguousarray(points[chosen], np.float64) for points in (start, end))
-    found = [ransac(a, b, kind, pixel) for kind in kinds]
+    found = [fit_ransac(a, b, kind, pixel) for kind in kinds]
     limit = settings.max_match_error_px * pixel
-    errors = [np.minimum(np.linalg.norm(carried(matrix, a) - b, axis=1), limit).mean() for matrix in found]
+    errors = [np.minimum(np.linalg.norm(apply_homography(matrix, a) - b, axis=1), limit).mean() for matrix in found]
     best = min(errors)
     return next(m for m, error in zip(found, errors, strict=True) if settings.max_error_ratio * error <= best)
 
@@ -316,14 +316,14 @@ def _compute_median_image(
     settings, size = clip.settings, clip.flow.size
     drawn = clip.read_picture(clip.reference)
     chosen = np.linspace(0, len(seen) - 1, min(settings.max_median_frames, len(seen))).round().astype(int)
-    rows, columns = around(quad_mask(clip.corners, size), settings.occlusion)
+    rows, columns = window_around(draw_quad_mask(clip.corners, size), settings.occlusion)
     everywhere = np.ones(seen.shape[1:], np.float32)
     pictures, trusted, there = [], [], []
     for t in np.unique(chosen).tolist():
-        x, y = mapped(np.linalg.inv(track.transforms[t]), size, (rows, columns))
+        x, y = map_window(np.linalg.inv(track.transforms[t]), size, (rows, columns))
         picture = cv2.remap(clip.read_picture(t), x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         own = cv2.remap(seen[t].astype(np.float32), x, y, cv2.INTER_LINEAR, borderValue=0) > 0.5
-        pictures.append(picture / light(picture, drawn[rows, columns], own, settings.occlusion))
+        pictures.append(picture / estimate_light(picture, drawn[rows, columns], own, settings.occlusion))
         trusted.append(own)
         there.append((cv2.remap(everywhere, x, y, cv2.INTER_LINEAR, borderValue=0) > 0.99) & bool(own.any()))
     stack = np.stack(pictures)
@@ -349,7 +349,7 @@ def _refine_track(
     Where much is covered, a placement between those of the frames that show the region well is tried too. Of the two
     the one is taken in which more of the region looks as it should.
     """
-    areas = [max(1, quad_mask(track.quad(t), clip.flow.size).sum()) for t in range(len(seen))]
+    areas = [max(1, draw_quad_mask(track.compute_quad(t), clip.flow.size).sum()) for t in range(len(seen))]
     shares = np.array([mask.sum() / area for mask, area in zip(seen, areas, strict=True)])
     shares[clip.reference] = 1.0
     sure = np.flatnonzero(shares >= clip.settings.good_visible_share)
@@ -359,7 +359,7 @@ def _refine_track(
         earlier, later = sure[sure < t], sure[sure > t]
         if shares[t] < clip.settings.good_visible_share and len(earlier) and len(later):
             a, b = int(earlier[-1]), int(later[0])
-            between = track.quad(a) + (t - a) / (b - a) * (track.quad(b) - track.quad(a))
+            between = track.compute_quad(a) + (t - a) / (b - a) * (track.compute_quad(b) - track.compute_quad(a))
             starts.append(cv2.getPerspectiveTransform(between.astype(np.float32), track.corners.astype(np.float32)))
         best = -1
         for start in starts:
@@ -390,7 +390,7 @@ def _refine_placement(
         if attempt and visible_now.sum() < settings.min_refined_share * visible.sum():
             break
         best, visible = transform, visible_now
-        if visible.sum() > settings.good_visible_share * quad_area(clip.compute_quad(best), clip.flow.size):
+        if visible.sum() > settings.good_visible_share * compute_quad_area(clip.compute_quad(best), clip.flow.size):
             break
     return best, visible
 
@@ -404,30 +404,30 @@ def _minimize_color_difference(
     placement found by flow as a prior: what is hidden stays where it was.
     """
     settings, corners, pixel = clip.settings, clip.corners, clip.pixel_size
-    quad = quad_mask(corners, clip.flow.size)
-    rows, columns = around(quad, settings.occlusion)
+    quad = draw_quad_mask(corners, clip.flow.size)
+    rows, columns = window_around(quad, settings.occlusion)
     inside, target = quad[rows, columns], canonical[rows, columns]
     # How far each point of the plane moves when one coordinate of one corner does: [8, rows, columns, 2].
-    xy = pixel_xy(*clip.flow.size)[rows, columns]
+    xy = pixel_positions(*clip.flow.size)[rows, columns]
     moves_of_coordinates = []
     for k in range(8):
         nudged = corners.copy()
         nudged.flat[k] += 1e-3
         matrix = cv2.getPerspectiveTransform(corners.astype(np.float32), nudged.astype(np.float32))
-        moves_of_coordinates.append((carried(matrix, xy) - xy) / 1e-3)
+        moves_of_coordinates.append((apply_homography(matrix, xy) - xy) / 1e-3)
     moves = np.stack(moves_of_coordinates)
     # The pixels of the frame that show the region, but for a rim of one pixel beside what hides it.
-    hidden = quad_mask(clip.compute_quad(transform), clip.flow.size) & ~seen
+    hidden = draw_quad_mask(clip.compute_quad(transform), clip.flow.size) & ~seen
     sure = seen & (cv2.dilate(hidden.astype(np.uint8), np.ones((3, 3), np.uint8)) == 0)
     picture, total, start = clip.read_picture(t), np.zeros(8), transform
     for _ in range(settings.gauss_newton_steps):
-        x, y = mapped(np.linalg.inv(transform), clip.flow.size, (rows, columns))
+        x, y = map_window(np.linalg.inv(transform), clip.flow.size, (rows, columns))
         frame = cv2.remap(picture, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         known = cv2.remap(sure.astype(np.float32), x, y, cv2.INTER_LINEAR, borderValue=0)
         used = inside & (known > 0.99)
         if used.sum() < settings.min_matches:
             break
-        frame = frame / light(frame, target, used, settings.occlusion)
+        frame = frame / estimate_light(frame, target, used, settings.occlusion)
         slope = [(np.gradient(frame, axis=axis) + np.gradient(target, axis=axis))[used] / 2 for axis in (1, 0)]
         gap = (target - frame)[used]
         sigma = max(settings.min_color_sigma, settings.color_sigma_factor * float(np.median(np.abs(gap))))

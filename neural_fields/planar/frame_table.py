@@ -34,19 +34,19 @@ class FrameTable(nn.Module):
         """The whole table, as a view of the parameter."""
         return self.flat.view(self.shape)
 
-    def rows(self, frames: Int[Tensor, " frames"]) -> Float[Tensor, "frames channel rows columns"]:
+    def frame_rows(self, frames: Int[Tensor, " sample_frames"]) -> Float[Tensor, "frames channel rows columns"]:
         """Returns the values of some frames. Their gradient is sparse: a step touches only the frames it looked at."""
         return F.embedding(frames, self.flat, sparse=self.training).view(len(frames), *self.shape[1:])
 
-    def frames(
-        self, frames: Int[Tensor, " frames"], size: tuple[int, int]
+    def sample_frames(
+        self, frames: Int[Tensor, " sample_frames"], size: tuple[int, int]
     ) -> Float[Tensor, "frames channel height width"]:
         """Returns the values at every pixel centre of some frames of `size` (width, height)."""
         if not self.shape[1]:  # a single layer has no opacities; torch refuses pictures without channels
             return self.flat.new_zeros(len(frames), 0, size[1], size[0])
         if tuple(self.shape[2:]) == (size[1], size[0]):
-            return self.rows(frames)
-        return F.interpolate(self.rows(frames), (size[1], size[0]), mode="bilinear", align_corners=False)
+            return self.frame_rows(frames)
+        return F.interpolate(self.frame_rows(frames), (size[1], size[0]), mode="bilinear", align_corners=False)
 
     def forward(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n channel"]:
         """Returns the values at any points."""
@@ -62,7 +62,7 @@ class FrameTable(nn.Module):
         return [{"params": [self.flat], "lr": self.learning_rate, "sparse": True}]
 
 
-def table_size(size: tuple[int, int], cell: float, frame_count: int = 1, max_cells: float = 1.6e6) -> tuple[int, int]:
+def compute_table_size(size: tuple[int, int], cell: float, frame_count: int = 1, max_cells: float = 1.6e6) -> tuple[int, int]:
     """Returns (columns, rows) of a table with about one cell every `cell` pixels, at least 2 x 2.
 
     Args:
@@ -75,13 +75,13 @@ def table_size(size: tuple[int, int], cell: float, frame_count: int = 1, max_cel
     return (max(2, round(size[0] / cell) + 1), max(2, round(size[1] / cell) + 1))
 
 
-def squared_steps(values: Float[Tensor, "frames channel rows columns"]) -> Float[Tensor, ""]:
+def mean_squared_steps(values: Float[Tensor, "frames channel rows columns"]) -> Float[Tensor, ""]:
     """Computes the mean squared difference between neighbouring cells, both axes added."""
     across = (values[..., 1:] - values[..., :-1]).square().mean()
     return across + (values[..., 1:, :] - values[..., :-1, :]).square().mean()
 
 
-def add_squared_steps(
+def accumulate_squared_steps(
     values: Float[Tensor, "frames channel rows columns"],
     weight: float,
     gradient: Float[Tensor, "frames channel rows columns"],
@@ -105,7 +105,7 @@ def add_squared_steps(
     return total
 
 
-def zeros_table(frame_count: int, channels: int, size: tuple[int, int], cell: float) -> Tensor:
+def make_zero_table(frame_count: int, channels: int, size: tuple[int, int], cell: float) -> Tensor:
     """Returns zeros for the cells of `frame_count` frames.
 
     Args:
@@ -114,5 +114,5 @@ def zeros_table(frame_count: int, channels: int, size: tuple[int, int], cell: fl
         size: (width, height) of the frames in pixels.
         cell: wanted distance of cells in pixels.
     """
-    columns, rows = table_size(size, cell, frame_count)
+    columns, rows = compute_table_size(size, cell, frame_count)
     return torch.zeros(frame_count, channels, rows, columns)

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from neural_fields import config
-from neural_fields.planar.frame_table import FrameTable, squared_steps, zeros_table
+from neural_fields.planar.frame_table import FrameTable, mean_squared_steps, make_zero_table
 
 
 class Gain(nn.Module):
@@ -22,9 +22,9 @@ class Gain(nn.Module):
         """Returns the gains at any points; a gain `on_canonical` needs their `uv`."""
 
     @abstractmethod
-    def frames(
+    def sample_frames(
         self,
-        frames: Int[Tensor, " frames"],
+        frames: Int[Tensor, " sample_frames"],
         frame_count: int,
         size: tuple[int, int],
         uv: Float[Tensor, "frames height width 2"] | None = None,
@@ -52,27 +52,27 @@ class GridGain(Gain):
         size: (width, height) of the frames in pixels.
     """
 
-    def __init__(self, settings: config.GridGain, frame_count: int, size: tuple[int, int]) -> None:
+    def __init__(self, settings: config.GridGainConfig, frame_count: int, size: tuple[int, int]) -> None:
         super().__init__()
-        table = zeros_table(frame_count, 3, size, settings.cell)
+        table = make_zero_table(frame_count, 3, size, settings.cell)
         self.table = FrameTable(table, size, settings.learning_rate)
 
     def forward(self, xyt: Float[Tensor, "n 3"], uv: Float[Tensor, "n 2"] | None = None) -> Float[Tensor, "n 3"]:
         return torch.exp(self.table(xyt))
 
-    def frames(
+    def sample_frames(
         self,
-        frames: Int[Tensor, " frames"],
+        frames: Int[Tensor, " sample_frames"],
         frame_count: int,
         size: tuple[int, int],
         uv: Float[Tensor, "frames height width 2"] | None = None,
     ) -> Float[Tensor, "frames height width 3"]:
-        return torch.exp(self.table.frames(frames, size).permute(0, 2, 3, 1))
+        return torch.exp(self.table.sample_frames(frames, size).permute(0, 2, 3, 1))
 
-    def size_and_steps(self, frames: Int[Tensor, " frames"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    def compute_size_and_steps(self, frames: Int[Tensor, " sample_frames"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Computes the mean square of the logarithm of the gain, and of its differences between neighbouring cells."""
-        rows = self.table.rows(frames)
-        return rows.square().mean(), squared_steps(rows)
+        rows = self.table.frame_rows(frames)
+        return rows.square().mean(), mean_squared_steps(rows)
 
     def param_groups(self) -> list[dict]:
         return self.table.param_groups()

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from neural_fields import config
 from neural_fields.encodings.hash_grid import HashGrid
-from neural_fields.encodings.mlp import MLP, Output
+from neural_fields.encodings.mlp import MLP, OutputActivation
 from neural_fields.planar.gain import Gain
-from neural_fields.planar.mapping import PAPER_ADAM, hash_config
+from neural_fields.planar.mapping import PAPER_ADAM, make_hash_grid_config
 from neural_fields.planar.opacity import Opacity
-from neural_fields.planar.points import evaluate, frame_points
+from neural_fields.planar.points import evaluate_in_parts, frame_points
 from neural_fields.planar.texture import Texture
 
 
@@ -29,14 +29,14 @@ class HashNetwork(nn.Module):
         output: activation of the last layer.
     """
 
-    def __init__(self, settings: config.HashNetwork, in_dim: int, out_dim: int, output: Output) -> None:
+    def __init__(self, settings: config.HashNetworkConfig, in_dim: int, out_dim: int, output: OutputActivation) -> None:
         super().__init__()
         self.settings = settings
-        self.grid = HashGrid(in_dim, hash_config(settings))
+        self.grid = HashGrid(in_dim, make_hash_grid_config(settings))
         self.network = MLP(self.grid.out_dim, out_dim, settings.width, settings.layers, output=output)
 
     def forward(self, points: Float[Tensor, "n axes"]) -> Float[Tensor, "n values"]:
-        return evaluate(lambda part: self.network(self.grid(part / 2 + 0.5)), points)
+        return evaluate_in_parts(lambda part: self.network(self.grid(part / 2 + 0.5)), points)
 
     def param_groups(self) -> list[dict]:
         """Returns tables and network, each with its own learning rate."""
@@ -49,7 +49,7 @@ class HashNetwork(nn.Module):
 class BoundedHashTexture(Texture):
     """One layer's colours over all of [-1, 1]^2: (tanh + 1) / 2 of a hash network."""
 
-    def __init__(self, settings: config.BoundedHashTexture) -> None:
+    def __init__(self, settings: config.BoundedHashTextureConfig) -> None:
         super().__init__()
         self.colors = HashNetwork(settings, 2, 3, "tanh")
 
@@ -63,7 +63,7 @@ class BoundedHashTexture(Texture):
 class HashOpacity(Opacity):
     """(tanh + 1) / 2 of a hash network of (x, y, t), one value for each front layer."""
 
-    def __init__(self, settings: config.HashOpacity, front: int) -> None:
+    def __init__(self, settings: config.HashOpacityConfig, front: int) -> None:
         super().__init__()
         self.alphas: HashNetwork | None = HashNetwork(settings, 3, front, "tanh") if front else None
 
@@ -85,28 +85,28 @@ class HashGain(Gain):
 
     on_canonical = True
 
-    def __init__(self, settings: config.HashGain) -> None:
+    def __init__(self, settings: config.HashGainConfig) -> None:
         super().__init__()
         self.light = HashNetwork(settings, 3, 3, "softplus")
 
-    def at(self, uv: Float[Tensor, "n 2"], time: Float[Tensor, " n"]) -> Float[Tensor, "n 3"]:
+    def sample_canonical(self, uv: Float[Tensor, "n 2"], time: Float[Tensor, " n"]) -> Float[Tensor, "n 3"]:
         """Returns the gain of canonical points at any time, whether they are visible then or not."""
         return self.light(torch.cat([uv.detach(), time[:, None]], dim=1))
 
     def forward(self, xyt: Float[Tensor, "n 3"], uv: Float[Tensor, "n 2"] | None = None) -> Float[Tensor, "n 3"]:
         assert uv is not None
-        return self.at(uv, xyt[:, 2])
+        return self.sample_canonical(uv, xyt[:, 2])
 
-    def frames(
+    def sample_frames(
         self,
-        frames: Int[Tensor, " frames"],
+        frames: Int[Tensor, " sample_frames"],
         frame_count: int,
         size: tuple[int, int],
         uv: Float[Tensor, "frames height width 2"] | None = None,
     ) -> Float[Tensor, "frames height width 3"]:
         assert uv is not None
         time = frame_points(frames, frame_count, size)[:, 2]
-        return self.at(uv.reshape(-1, 2), time).view(len(frames), size[1], size[0], 3)
+        return self.sample_canonical(uv.reshape(-1, 2), time).view(len(frames), size[1], size[0], 3)
 
     def param_groups(self) -> list[dict]:
         return self.light.param_groups()

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from neural_fields import config, coords
 from neural_fields.adam import Adam
 from neural_fields.coords import Box
-from neural_fields.data.clip import Clip, draw_pixels
-from neural_fields.planar.mapping import PAPER_ADAM, Mapping, project
-from neural_fields.planar.points import evaluate
+from neural_fields.data.clip import ClipDataset, draw_pixels
+from neural_fields.planar.mapping import PAPER_ADAM, Mapping, project_points
+from neural_fields.planar.points import evaluate_in_parts
 from neural_fields.planar.siren import Siren
-from neural_fields.planar.warm_up import WarmUp
+from neural_fields.planar.warm_up import WarmUpOptions
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ DEFAULTS = HomographyPretrainingSettings()
 class HomographyNetwork(nn.Module):
     """A ReLU network from t to a homography [3, 3] whose last element is 1; its bias starts at the identity."""
 
-    def __init__(self, settings: config.HomographyMlpMapping) -> None:
+    def __init__(self, settings: config.HomographyMlpMappingConfig) -> None:
         super().__init__()
         width = settings.homography_width
         layers: list[nn.Module] = [nn.Linear(1, width), nn.ReLU()]
@@ -55,13 +55,13 @@ class HomographyNetwork(nn.Module):
         eight = self.network(t[:, None])
         return torch.cat([eight, torch.ones_like(eight[:, :1])], dim=1).view(-1, 3, 3)
 
-    def places(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n 2"]:
+    def map_points(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n 2"]:
         """Moves points by the homographies of their times; the network sees each time once."""
         times, which = xyt[:, 2].unique(return_inverse=True)
-        return project(self(times)[which], xyt[:, :2])
+        return project_points(self(times)[which], xyt[:, :2])
 
 
-class SegmentMapping(Mapping):
+class ChartMapping(Mapping):
     """uv = homography(t) xy + shift(x, y, t), the shift a network of sines over the time of its chart.
 
     The homographies are pretrained (`teach_homographies`) and then stay as they are. The paper's code trains them on
@@ -77,7 +77,7 @@ class SegmentMapping(Mapping):
 
     def __init__(
         self,
-        settings: config.HomographyMlpMapping,
+        settings: config.HomographyMlpMappingConfig,
         homography: HomographyNetwork,
         owner: bool,
         span: tuple[int, int],
@@ -94,16 +94,16 @@ class SegmentMapping(Mapping):
         self.middle, self.reach = (begin + end) / 2, (end - begin) / 2
 
     @property
-    def shared(self) -> HomographyNetwork:
+    def shared_network(self) -> HomographyNetwork:
         """The network of homographies, which all charts have in common."""
         return self._shared[0]
 
     def forward(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n 2"]:
-        place = self.shared.places(xyt)
+        place = self.shared_network.map_points(xyt)
         inside, points = self._select_inside(xyt)
         if not len(inside):
             return place
-        return place.index_add(0, inside, evaluate(self.shift, points))
+        return place.index_add(0, inside, evaluate_in_parts(self.shift, points))
 
     def residual_jacobian(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, ""]:
         """Computes the mean absolute derivative of the shift by x, y and t; points outside the chart count as 0."""
@@ -126,8 +126,8 @@ class SegmentMapping(Mapping):
         return [{"params": list(self.shift.parameters()), "lr": self.settings.learning_rate, **PAPER_ADAM}]
 
 
-def teach_homographies(
-    mapping: SegmentMapping, clip: Clip, how: WarmUp, settings: HomographyPretrainingSettings = DEFAULTS
+def pretrain_homographies(
+    mapping: ChartMapping, clip: ClipDataset, how: WarmUpOptions, settings: HomographyPretrainingSettings = DEFAULTS
 ) -> None:
     """Trains the homographies together with one canonical network for the whole clip, which is then dropped.
 
@@ -140,7 +140,7 @@ def teach_homographies(
         how: seed, device and patience.
         settings: sizes.
     """
-    config, network = mapping.settings, mapping.shared
+    config, network = mapping.settings, mapping.shared_network
     home = next(network.parameters()).device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(how.seed)
@@ -155,11 +155,11 @@ def teach_homographies(
             if how.stop() or (how.seconds is not None and time.monotonic() - begin > how.seconds):
                 break
             batch = draw_pixels(clip, pixels, step, how.seed)
-            shown = canonical(network.places(batch.xyt.to(how.device)))
+            shown = canonical(network.map_points(batch.xyt.to(how.device)))
             loss = F.mse_loss(shown, 2 * batch.rgb.to(how.device) - 1)
             adam.zero_grad()
             loss.backward()
-            if all(bool(torch.isfinite(gradient).all()) for gradient in adam.gradients()):
+            if all(bool(torch.isfinite(gradient).all()) for gradient in adam.iterate_gradients()):
                 adam.step()
             if step % how.report_every == 0:
                 how.progress(step, config.pretrain)
@@ -167,8 +167,8 @@ def teach_homographies(
 
 
 @torch.no_grad()
-def segment_box(
-    mapping: SegmentMapping, size: tuple[int, int], settings: HomographyPretrainingSettings = DEFAULTS
+def compute_chart_box(
+    mapping: ChartMapping, size: tuple[int, int], settings: HomographyPretrainingSettings = DEFAULTS
 ) -> Box:
     """Computes the box of a chart's canonical image: the chart's frames, moved by the homographies, and a margin.
 
@@ -180,10 +180,10 @@ def segment_box(
     frame = coords.frame_box(*size)
     corners = torch.tensor([[u, v] for u in (frame.u0, frame.u1) for v in (frame.v0, frame.v1)])
     first, last = mapping.span
-    times = torch.as_tensor(coords.normalise_time(torch.arange(first, last + 1).float(), mapping.frame_count))
+    times = torch.as_tensor(coords.normalize_time(torch.arange(first, last + 1).float(), mapping.frame_count))
     xyt = torch.cat([corners.repeat(len(times), 1), times.repeat_interleave(4)[:, None]], dim=1)
     reach = 2 * settings.max_box_reach  # in uv units
-    places = mapping.shared.places(xyt).nan_to_num().clamp(-reach, reach)
+    places = mapping.shared_network.map_points(xyt).nan_to_num().clamp(-reach, reach)
     low, high = places.amin(0), places.amax(0)
     margin = settings.box_margin * (high - low).clamp_min(2 / max(size))
     return Box(*(low - margin).tolist(), *(high + margin).tolist())

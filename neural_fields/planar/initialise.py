@@ -19,12 +19,12 @@ from jaxtyping import Float
 
 from neural_fields import coords
 from neural_fields.coords import Box
-from neural_fields.data.clip import Clip
+from neural_fields.data.clip import ClipDataset
 from neural_fields.data.flow import FlowField
-from neural_fields.data.memory import LET_GO_EVERY, let_go
-from neural_fields.planar.placement import PlacementSettings, View, make_view, place, project
-from neural_fields.planar.sheets import ChartSettings, Sheet, Span, SpanGeometry, divide, lay_out, unexplained
-from neural_fields.planar.visible import Visible
+from neural_fields.data.memory import RELEASE_INTERVAL, release_memory
+from neural_fields.planar.placement import PlacementSettings, FrameView, make_frame_view, place_frames, apply_transform
+from neural_fields.planar.sheets import ChartSettings, LayerChart, Span, SpanGeometry, divide_into_charts, lay_out_charts, compute_unexplained_error
+from neural_fields.planar.visible import LayerVisibility
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ class LayerGeometry:
     residual: Float[np.ndarray, "time rows columns 2"]  # uv units, spans the frame
     box: Box
     magnification: float  # uv units a texel must resolve, relative to one pixel of the reference frame (>= 1: finer)
-    sheets: tuple[Sheet, ...] = ()  # the charts of the plane that belong to spans of frames; none: one for all
+    charts: tuple[LayerChart, ...] = ()  # the charts of the plane that belong to spans of frames; none: one for all
 
 
-def layer_geometry(
-    clip: Clip,
-    visible: Visible,
+def compute_layer_geometry(
+    clip: ClipDataset,
+    visible: LayerVisibility,
     is_background: bool,
     grid: tuple[int, int],
     cuts: tuple[int, ...] = (),
@@ -85,23 +85,23 @@ def layer_geometry(
         return _make_still_geometry(visible, grid, settings)
     pairs = _PairTransforms(clip.flow, visible, settings)
     place_span = partial(_place_span, clip.frames, pairs, is_background, grid)
-    coarse = visible.at_half_size()  # enough to see what one image can explain
+    coarse = visible.halve_size()  # enough to see what one image can explain
 
     def place_coarsely(span: Span) -> SpanGeometry:
         is_short = span[1] - span[0] < 3 * settings.coarse_stride
         return place_span(coarse, span, 1 if is_short else settings.coarse_stride)
 
     def compute_error(part: SpanGeometry) -> float:
-        return unexplained(part, lambda t: clip.frames[t], coarse, settings.charts)
+        return compute_unexplained_error(part, lambda t: clip.frames[t], coarse, settings.charts)
 
     shots = list(zip((0, *cuts), (*(cut - 1 for cut in cuts), len(visible) - 1), strict=True))
-    spans = divide(shots, place_coarsely, compute_error, settings.charts)
+    spans = divide_into_charts(shots, place_coarsely, compute_error, settings.charts)
     parts = [place_span(visible, span, 1) for span in spans]
     finer = []
     for part in parts:
-        is_seen = visible.span(part.first, part.last).area > 0
+        is_seen = visible.select_span(part.first, part.last).areas_px > 0
         finer.append(estimate_magnification(part.homography[is_seen], settings))
-    parts, charts, box = lay_out(parts, finer, settings.charts.gap_px * 2 / max(clip.flow.size))
+    parts, charts, box = lay_out_charts(parts, finer, settings.charts.gap_px * 2 / max(clip.flow.size))
     homography = np.concatenate([part.homography for part in parts]).astype(np.float32)
     residual = np.concatenate([part.residual for part in parts])
     return LayerGeometry(homography, residual, box, finer[0] if len(parts) == 1 else 1.0, charts)
@@ -112,33 +112,33 @@ def _place_span(
     pairs: _PairTransforms,
     is_background: bool,
     grid: tuple[int, int],
-    visible: Visible,
+    visible: LayerVisibility,
     span: Span,
     stride: int,
 ) -> SpanGeometry:
     """Places every `stride`-th frame of a span on a plane of their own, looking at them at the size of `visible`."""
     settings, size = pairs.settings, pairs.flow.size
     first, last = span
-    seen = visible.span(first, last, stride)
+    seen = visible.select_span(first, last, stride)
     if len(seen) == 1:
         still = _make_still_geometry(seen, grid, settings)
         return SpanGeometry(first, still.homography, still.residual, still.box)
 
     # The reference frame: the middle one, or, of those where a front layer is nearly largest, the nearest to it.
     reference = len(seen) // 2
-    if not is_background and seen.area.max() > 0:
-        large = np.flatnonzero(seen.area >= settings.min_reference_area * seen.area.max())
+    if not is_background and seen.areas_px.max() > 0:
+        large = np.flatnonzero(seen.areas_px >= settings.min_reference_area * seen.areas_px.max())
         reference = int(large[np.abs(large - reference).argmin()])
 
-    def view_frame(index: int) -> View:
+    def view_frame(index: int) -> FrameView:
         t = seen.frames[index]
-        if t % LET_GO_EVERY == 0:
-            let_go(frames)
-        return make_view(frames[t], seen[index])
+        if t % RELEASE_INTERVAL == 0:
+            release_memory(frames)
+        return make_frame_view(frames[t], seen[index])
 
     kind, steps = choose_transforms(pairs, seen.frames, reference, is_background)
     fit = partial(_fit_unless_few, kind=kind, pixel=2 / max(size), settings=settings)
-    placed = place(view_frame, steps, reference, fit, grid, settings.placement)
+    placed = place_frames(view_frame, steps, reference, fit, grid, settings.placement)
     transforms = np.stack([frame.transform for frame in placed])
     if not _is_sane(transforms, size, settings):
         # The clip moves far: limit the zoom and the reach of its similarities.
@@ -152,7 +152,7 @@ def _place_span(
     return SpanGeometry(first, transforms, residual, _measure_box(seen, transforms, residual, settings), stride)
 
 
-def _make_still_geometry(visible: Visible, grid: tuple[int, int], settings: GeometrySettings) -> LayerGeometry:
+def _make_still_geometry(visible: LayerVisibility, grid: tuple[int, int], settings: GeometrySettings) -> LayerGeometry:
     """Returns the geometry of a clip without motion: every frame is placed as the first one is."""
     count = len(visible)
     identity = np.tile(np.eye(3, dtype=np.float32), (count, 1, 1))
@@ -166,7 +166,7 @@ def _make_still_geometry(visible: Visible, grid: tuple[int, int], settings: Geom
 class _PairTransforms:
     """Transforms from each frame of a clip to the next, in xy units, each fitted once for each kind."""
 
-    def __init__(self, flow: FlowField, visible: Visible, settings: GeometrySettings) -> None:
+    def __init__(self, flow: FlowField, visible: LayerVisibility, settings: GeometrySettings) -> None:
         self.flow = flow
         self.visible = visible
         self.settings = settings
@@ -174,9 +174,9 @@ class _PairTransforms:
 
     def __call__(self, t: int, kind: str) -> Float[np.ndarray, "3 3"]:
         """Returns the transform from frame t to t + 1; the identity where too few flow vectors can be trusted."""
-        if t % LET_GO_EVERY == 0:
-            let_go(self.flow.forward)
-            let_go(self.flow.forward_ok)
+        if t % RELEASE_INTERVAL == 0:
+            release_memory(self.flow.forward)
+            release_memory(self.flow.forward_ok)
         if (t, kind) in self.found:
             return self.found[t, kind]
         width, height = self.flow.size
@@ -236,17 +236,17 @@ def _fit_transform(
 
     A freer transform always comes a little closer: to parts of an object that no mask names, say, and drifts with them.
     """
-    stiff = ransac(start, end, "similarity", pixel)
+    stiff = fit_ransac(start, end, "similarity", pixel)
     if kind == "similarity":
         return stiff
-    free = ransac(start, end, kind, pixel)
+    free = fit_ransac(start, end, kind, pixel)
     limit = settings.max_match_error_px * pixel
-    stiff_error = np.minimum(np.linalg.norm(project(stiff, start[:, 0]) - end[:, 0], axis=1), limit).mean()
-    free_error = np.minimum(np.linalg.norm(project(free, start[:, 0]) - end[:, 0], axis=1), limit).mean()
+    stiff_error = np.minimum(np.linalg.norm(apply_transform(stiff, start[:, 0]) - end[:, 0], axis=1), limit).mean()
+    free_error = np.minimum(np.linalg.norm(apply_transform(free, start[:, 0]) - end[:, 0], axis=1), limit).mean()
     return free if free_error < settings.max_error_ratio * stiff_error else stiff
 
 
-def ransac(start: np.ndarray, end: np.ndarray, kind: str, pixel: float) -> Float[np.ndarray, "3 3"]:
+def fit_ransac(start: np.ndarray, end: np.ndarray, kind: str, pixel: float) -> Float[np.ndarray, "3 3"]:
     """Fits a transform to matched points, robust against outliers.
 
     Args:
@@ -297,7 +297,7 @@ def _is_sane(chained: np.ndarray, size: tuple[int, int], settings: GeometrySetti
 # --- the canonical box ----------------------------------------------------------------------------------------------
 
 
-def _measure_box(visible: Visible, homography: np.ndarray, residual: np.ndarray, settings: GeometrySettings) -> Box:
+def _measure_box(visible: LayerVisibility, homography: np.ndarray, residual: np.ndarray, settings: GeometrySettings) -> Box:
     """Measures the box that holds the layer in all frames, less the outermost points, plus a margin of a few pixels."""
     width, height = visible.size
     xy = coords.frame_xy(width, height).numpy()
@@ -306,7 +306,7 @@ def _measure_box(visible: Visible, homography: np.ndarray, residual: np.ndarray,
     for t in range(len(visible)):
         shift = cv2.resize(residual[t], (width, height), interpolation=cv2.INTER_LINEAR)
         seen = visible[t] > 0.5
-        kept.append((project(homography[t], xy) + shift)[::step, ::step][seen[::step, ::step]])
+        kept.append((apply_transform(homography[t], xy) + shift)[::step, ::step][seen[::step, ::step]])
     points = np.concatenate(kept)
     if not len(points):
         return coords.frame_box(width, height)

@@ -34,18 +34,18 @@ class GainConsistencySettings:
 DEFAULTS = GainConsistencySettings()
 
 
-def decisive_opacity(samples: LayerSamples) -> Float[Tensor, ""]:
+def decisive_opacity_loss(samples: LayerSamples) -> Float[Tensor, ""]:
     """Computes the mean of -log of the largest weight of each point: 0 where a point belongs to one layer alone."""
     return -samples.weight.amax(dim=1).clamp_min(1e-10).log().mean()
 
 
-def gain_deviation(samples: LayerSamples) -> Float[Tensor, ""]:
+def gain_deviation_loss(samples: LayerSamples) -> Float[Tensor, ""]:
     """Computes the mean square, over points and channels, of gain - 1; layers are added."""
     assert samples.gain is not None
     return (samples.gain - 1).square().mean(dim=(0, 2)).sum()
 
 
-def gain_consistency(
+def gain_consistency_loss(
     model: PlanarModel, batch: Batch, settings: GainConsistencySettings = DEFAULTS
 ) -> Float[Tensor, ""]:
     """Measures how much the gain of texels that have left the view differs in pattern from what it was in view.
@@ -63,13 +63,13 @@ def gain_consistency(
     generator = torch.Generator().manual_seed(int(batch.positions.sum()))  # the same for the same batch: fits resume
     rim = _draw_rim(batch, count, settings.times, generator)
     around = (rim.pixel[:, None] + offsets).reshape(-1, 2) + 0.5
-    xyt = batch.normalise(around, rim.frame.repeat_interleave(points)).to(device)
+    xyt = batch.normalize_positions(around, rim.frame.repeat_interleave(points)).to(device)
     layers = []
     for gain, mapping in zip(cast("Sequence[HashGain]", model.gains), model.mappings, strict=True):
         # The patches in view, and when they are out of view.
         with torch.no_grad():
             uv = mapping(xyt)
-            in_view = 255 * gain.at(uv, xyt[:, 2]).view(count, points, 3)
+            in_view = 255 * gain.sample_canonical(uv, xyt[:, 2]).view(count, points, 3)
             uv = uv.view(count, points, 2)
             left = _has_left_view(mapping, batch, rim, uv[:, points // 2])
         turn, patch = left.nonzero(as_tuple=True)
@@ -77,8 +77,8 @@ def gain_consistency(
             layers.append(in_view.new_zeros(()))
             continue
         # The same patches at a time at which they are out of view.
-        time = torch.as_tensor(coords.normalise_time(rim.other_frame.float(), frame_count)).to(device)[turn, patch]
-        gains = gain.at(uv[patch].reshape(-1, 2), time.repeat_interleave(points))
+        time = torch.as_tensor(coords.normalize_time(rim.other_frame.float(), frame_count)).to(device)[turn, patch]
+        gains = gain.sample_canonical(uv[patch].reshape(-1, 2), time.repeat_interleave(points))
         out_of_view = 255 * gains.view(-1, points, 3)
         # Correlation of the two patterns.
         a, b = (values - values.mean(dim=1, keepdim=True) for values in (in_view[patch], out_of_view))
@@ -113,7 +113,7 @@ def _draw_rim(batch: Batch, count: int, times: int, generator: torch.Generator) 
 def _has_left_view(mapping: Mapping, batch: Batch, rim: _Rim, uv: Float[Tensor, "n 2"]) -> Bool[Tensor, "times n"]:
     """Whether the rim of the other frame has moved past the points, so that they are out of view there."""
     times, count = rim.other_frame.shape
-    there = batch.normalise(rim.pixel.repeat(times, 1) + 0.5, rim.other_frame.reshape(-1)).to(uv.device)
+    there = batch.normalize_positions(rim.pixel.repeat(times, 1) + 0.5, rim.other_frame.reshape(-1)).to(uv.device)
     beyond = mapping(there).view(times, count, 2) - uv
     side = rim.side.to(uv.device)
     towards = torch.where(side < 2, beyond[..., 0], beyond[..., 1])

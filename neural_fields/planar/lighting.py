@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from neural_fields.planar.gain import GridGain
 from neural_fields.planar.mapping import GridMapping
-from neural_fields.planar.patches import Layer, Patch, look
+from neural_fields.planar.patches import LayerTables, FramePatch, render_patch
 from neural_fields.planar.texture import ImageTexture
 
 
@@ -29,7 +29,7 @@ DEFAULTS = LightingSettings()
 
 
 @torch.no_grad()
-def fill_gain(
+def fit_gain(
     gain: GridGain,
     mapping: GridMapping,
     texture: ImageTexture,
@@ -53,14 +53,14 @@ def fill_gain(
         settings: regularization and limit of the gains.
     """
     rows, columns = gain.table.shape[2:]
-    part = seen_part(share)
+    part = find_visible_rectangle(share)
     if part.is_empty:
         gain.table.values[t].zero_()
         return
     height, width = share.shape
-    step = mapping.pixel_step(torch.tensor([float(t)]))
-    across, down = texture.levels(step)[0].tolist()
-    found = look(Layer(mapping, texture, None, t), (across, down), (width, height), part)
+    step = mapping.uv_per_pixel(torch.tensor([float(t)]))
+    across, down = texture.choose_levels(step)[0].tolist()
+    found = render_patch(LayerTables(mapping, texture, None, t), (across, down), (width, height), part)
     texel = found.texel.permute(1, 2, 0).numpy()
     inside = part.slices
     sums = []
@@ -73,9 +73,9 @@ def fill_gain(
     gain.table.values[t] = torch.from_numpy(np.log(factor)).permute(2, 0, 1)
 
 
-def seen_part(share: Float[np.ndarray, "height width"]) -> Patch:
+def find_visible_rectangle(share: Float[np.ndarray, "height width"]) -> FramePatch:
     """Returns the rectangle in which a layer is seen; an empty one where it is not."""
     rows, columns = np.flatnonzero(share.any(1)), np.flatnonzero(share.any(0))
     if not len(rows):
-        return Patch(0, 0, 0, 0)
-    return Patch(int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1)
+        return FramePatch(0, 0, 0, 0)
+    return FramePatch(int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1)

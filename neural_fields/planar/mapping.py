@@ -10,10 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from neural_fields import config, coords
-from neural_fields.encodings.hash_grid import HashGrid, HashGridConfig, release_weights
+from neural_fields.encodings.hash_grid import HashGrid, HashGridConfig, compute_release_weights
 from neural_fields.encodings.mlp import MLP
-from neural_fields.planar.frame_table import FrameTable, squared_steps, zeros_table
-from neural_fields.planar.points import evaluate, frame_points
+from neural_fields.planar.frame_table import FrameTable, mean_squared_steps, make_zero_table
+from neural_fields.planar.points import evaluate_in_parts, frame_points
 
 PAPER_ADAM = {"betas": (0.9, 0.999), "eps": 1e-8}  # torch's defaults, which the papers' code leaves as they are
 
@@ -27,8 +27,8 @@ class Mapping(nn.Module):
     def forward(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n 2"]:
         """Returns the uv of any points."""
 
-    def frames(
-        self, frames: Int[Tensor, " frames"], frame_count: int, size: tuple[int, int]
+    def map_frames(
+        self, frames: Int[Tensor, " map_frames"], frame_count: int, size: tuple[int, int]
     ) -> Float[Tensor, "frames height width 2"]:
         """Returns the uv of every pixel of whole frames.
 
@@ -40,11 +40,11 @@ class Mapping(nn.Module):
         points = frame_points(frames, frame_count, size)
         return self(points).view(len(frames), size[1], size[0], 2)
 
-    def pixel_step(self, t: Float[Tensor, " n"]) -> Float[Tensor, "n 2"] | None:
+    def uv_per_pixel(self, t: Float[Tensor, " n"]) -> Float[Tensor, "n 2"] | None:
         """Returns the distance along u and v of neighbouring pixels in frame `t`; None where that is not known."""
         return None
 
-    def at_step(self, step: int) -> None:
+    def begin_step(self, step: int) -> None:
         """Is called before each training step: what the mapping does by schedule moves on here."""
 
     @abstractmethod
@@ -52,14 +52,14 @@ class Mapping(nn.Module):
         """Returns what the optimiser changes, with learning rates."""
 
 
-def project(matrix: Float[Tensor, "*#n 3 3"], xy: Float[Tensor, "*#n 2"]) -> Float[Tensor, "*n 2"]:
+def project_points(matrix: Float[Tensor, "*#n 3 3"], xy: Float[Tensor, "*#n 2"]) -> Float[Tensor, "*n 2"]:
     """Moves points by homographies."""
     x, y = xy[..., 0], xy[..., 1]
     row = [matrix[..., i, 0] * x + matrix[..., i, 1] * y + matrix[..., i, 2] for i in range(3)]
     return torch.stack([row[0] / row[2], row[1] / row[2]], dim=-1)
 
 
-def slope(matrix: Float[Tensor, "*n 3 3"]) -> Float[Tensor, "*n 2 2"]:
+def center_jacobian(matrix: Float[Tensor, "*n 3 3"]) -> Float[Tensor, "*n 2 2"]:
     """Returns the derivatives of u and v (rows) by x and y that homographies have at the centre of the frame.
 
     With perspective these are not the numbers of the matrix: those change with the place of the frame on the plane,
@@ -84,7 +84,7 @@ class GridMapping(Mapping):
 
     def __init__(
         self,
-        settings: config.GridMapping,
+        settings: config.GridMappingConfig,
         frame_count: int,
         size: tuple[int, int],
         pinned: int | None = None,
@@ -96,40 +96,40 @@ class GridMapping(Mapping):
         self.register_buffer("homography", torch.eye(3).repeat(frame_count, 1, 1))  # xy units to uv units
         self.homography: Tensor
         self.pixel = 2 / max(size)  # one pixel in uv units
-        table = zeros_table(frame_count, 2, size, settings.cell)
+        table = make_zero_table(frame_count, 2, size, settings.cell)
         self.residual = FrameTable(table, size, settings.learning_rate * self.pixel)
         self.register_buffer("placed", self.residual.flat.detach().clone())  # the shifts that geometry found
         self.placed: Tensor
 
     def forward(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n 2"]:
         count = len(self.homography)
-        t = coords.denormalise_time(xyt[:, 2], count)
+        t = coords.denormalize_time(xyt[:, 2], count)
         before = torch.as_tensor(t).floor().clamp(0, count - 1).long()
         after = (before + 1).clamp(max=count - 1)
         share = (t - before).clamp(0, 1)[:, None]
         for first in self.starts:
             share = torch.where((after == first)[:, None] & (before != after)[:, None], share.round(), share)
-        start, end = (project(self.homography[index], xyt[:, :2]) for index in (before, after))
+        start, end = (project_points(self.homography[index], xyt[:, :2]) for index in (before, after))
         return start + share * (end - start) + self.residual(xyt)
 
-    def frames(
-        self, frames: Int[Tensor, " frames"], frame_count: int, size: tuple[int, int]
+    def map_frames(
+        self, frames: Int[Tensor, " map_frames"], frame_count: int, size: tuple[int, int]
     ) -> Float[Tensor, "frames height width 2"]:
         xy = coords.frame_xy(*size, device=frames.device).view(-1, 2).T
         moved = self.homography[frames] @ torch.cat([xy, torch.ones_like(xy[:1])])
         plane = (moved[:, :2] / moved[:, 2:]).view(len(frames), 2, size[1], size[0])
-        return (plane + self.residual.frames(frames, size)).permute(0, 2, 3, 1)
+        return (plane + self.residual.sample_frames(frames, size)).permute(0, 2, 3, 1)
 
-    def at_step(self, step: int) -> None:
+    def begin_step(self, step: int) -> None:
         if self.pinned is not None:  # what the step before moved by less than a learning rate goes back
             with torch.no_grad():
                 self.residual.flat[self.pinned] = self.placed[self.pinned]
 
-    def pixel_step(self, t: Float[Tensor, " n"]) -> Float[Tensor, "n 2"]:
+    def uv_per_pixel(self, t: Float[Tensor, " n"]) -> Float[Tensor, "n 2"]:
         nearest = t.round().long().clamp(0, len(self.homography) - 1)
-        return slope(self.homography[nearest]).norm(dim=2) * self.pixel
+        return center_jacobian(self.homography[nearest]).norm(dim=2) * self.pixel
 
-    def place(self, homography: Float[Tensor, "time 3 3"], shifts: Float[Tensor, "time 2 rows columns"]) -> None:
+    def start_from_geometry(self, homography: Float[Tensor, "time 3 3"], shifts: Float[Tensor, "time 2 rows columns"]) -> None:
         """Starts the mapping from geometry.
 
         Args:
@@ -141,21 +141,21 @@ class GridMapping(Mapping):
             self.residual.values.copy_(shifts)
             self.placed.copy_(self.residual.flat)
 
-    def residual_anchor(self, frames: Int[Tensor, " frames"]) -> Float[Tensor, ""]:
+    def residual_anchor(self, frames: Int[Tensor, " map_frames"]) -> Float[Tensor, ""]:
         """Computes the mean squared distance of the shifts from their start, in pixels of the training size.
 
         Where the picture is flat the colours say nothing; without this the shifts would wander there.
         """
-        rows = self.residual.rows(frames)
+        rows = self.residual.frame_rows(frames)
         return (rows - self.placed[frames].view_as(rows)).square().mean() / self.pixel**2
 
-    def residual_smoothness(self, frames: Int[Tensor, " frames"]) -> Float[Tensor, ""]:
+    def residual_smoothness(self, frames: Int[Tensor, " map_frames"]) -> Float[Tensor, ""]:
         """Computes the mean squared difference of what neighbouring shifts have moved since their start, in pixels.
 
         What geometry found is evidence: parallax and bending are not smoothed away.
         """
-        rows = self.residual.rows(frames)
-        return squared_steps(rows - self.placed[frames].view_as(rows)) / self.pixel**2
+        rows = self.residual.frame_rows(frames)
+        return mean_squared_steps(rows - self.placed[frames].view_as(rows)) / self.pixel**2
 
     def param_groups(self) -> list[dict]:
         return self.residual.param_groups()
@@ -168,14 +168,14 @@ class MlpMapping(Mapping):
     `uv_scale` times the identity.
     """
 
-    def __init__(self, settings: config.MlpMapping, layers: int) -> None:
+    def __init__(self, settings: config.MlpMappingConfig, layers: int) -> None:
         super().__init__()
         self.settings = settings
         self.uv_scale = settings.uv_scale
         self.network = MLP(3, 2, settings.width, layers, output="tanh")
 
     def forward(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n 2"]:
-        return evaluate(self.network, xyt)
+        return evaluate_in_parts(self.network, xyt)
 
     def param_groups(self) -> list[dict]:
         return [{"params": list(self.parameters()), "lr": self.settings.learning_rate, **PAPER_ADAM}]
@@ -189,23 +189,23 @@ class HashMapping(Mapping):
     that are not released yet are not computed. The progress of the release (`released`) is saved with the weights.
     """
 
-    def __init__(self, settings: config.HashMapping, size: tuple[int, int]) -> None:
+    def __init__(self, settings: config.HashMappingConfig, size: tuple[int, int]) -> None:
         super().__init__()
         self.settings = settings
-        self.grid = HashGrid(3, hash_config(settings))
-        self.network = small_network(3 + self.grid.out_dim, 2, settings.width, settings.hidden_layers)
+        self.grid = HashGrid(3, make_hash_grid_config(settings))
+        self.network = build_hash_network(3 + self.grid.out_dim, 2, settings.width, settings.hidden_layers)
         self.register_buffer("released", torch.zeros(()))
         self.released: Tensor
         box = coords.frame_box(*size)
         self.extent = (box.u1, box.v1)
 
-    def at_step(self, step: int) -> None:
+    def begin_step(self, step: int) -> None:
         begin, end = self.settings.release
         share = float(step >= begin) if end <= begin else (step - begin) / (end - begin)
         self.released.fill_(min(1.0, max(0.0, share)))
 
     def forward(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n 2"]:
-        return evaluate(self._map_points, xyt)
+        return evaluate_in_parts(self._map_points, xyt)
 
     def _map_points(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n 2"]:
         """Does what `forward` does, for a part of the points."""
@@ -215,7 +215,7 @@ class HashMapping(Mapping):
         if released == 0:
             features = place.new_zeros(len(place), self.grid.out_dim)
         else:
-            weights = None if released == 1 else release_weights(self.settings.levels, released)
+            weights = None if released == 1 else compute_release_weights(self.settings.levels, released)
             features = self.grid(place, weights)
         shift = self.settings.output_scale * self.network(torch.cat([place, features], 1))
         return xyt[:, :2] + 2 * extent * shift
@@ -224,7 +224,7 @@ class HashMapping(Mapping):
         return [{"params": list(self.parameters()), "lr": self.settings.learning_rate, **PAPER_ADAM}]
 
 
-def hash_config(settings: config.HashMapping | config.HashTexture | config.HashNetwork) -> HashGridConfig:
+def make_hash_grid_config(settings: config.HashMappingConfig | config.HashTextureConfig | config.HashNetworkConfig) -> HashGridConfig:
     """Returns the shape of the hash grid that the settings ask for."""
     return HashGridConfig(
         n_levels=settings.levels,
@@ -235,7 +235,7 @@ def hash_config(settings: config.HashMapping | config.HashTexture | config.HashN
     )
 
 
-def small_network(inputs: int, outputs: int, width: int, hidden_layers: int) -> MLP:
+def build_hash_network(inputs: int, outputs: int, width: int, hidden_layers: int) -> MLP:
     """Builds the network behind a hash grid, started as tiny-cuda-nn starts its own: Glorot's uniform weights, no bias.
 
     Args:

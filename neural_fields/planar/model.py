@@ -11,14 +11,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from neural_fields import coords
-from neural_fields.config import Terms
+from neural_fields.config import LossWeights
 from neural_fields.coords import Box
 from neural_fields.data.clip import Batch
 from neural_fields.planar.gain import Gain
 from neural_fields.planar.mapping import Mapping
-from neural_fields.planar.opacity import Opacity, layer_weights
+from neural_fields.planar.opacity import Opacity, compute_layer_weights
 from neural_fields.planar.samples import LayerSamples
-from neural_fields.planar.sheets import Chart, Sheet
+from neural_fields.planar.sheets import Chart, LayerChart
 from neural_fields.planar.texture import Texture
 from neural_fields.planar.window_opacity import WindowOpacity
 
@@ -32,7 +32,7 @@ class LayerShape:
     width: int
     height: int
     reference: int | None = None  # the frame whose own coordinates the canonical plane has, where it has to
-    sheets: tuple[Sheet, ...] = ()  # parts of the plane that belong to spans of frames; none: all of it to all frames
+    sheets: tuple[LayerChart, ...] = ()  # parts of the plane that belong to spans of frames; none: all of it to all frames
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ModelShape:
         """Reads what `to_json` gave."""
         layers = []
         for layer in value["layers"]:
-            sheets = tuple(Sheet.from_json(sheet) for sheet in layer.get("sheets", ()))
+            sheets = tuple(LayerChart.from_json(sheet) for sheet in layer.get("sheets", ()))
             layers.append(LayerShape(**{**layer, "box": Box(**layer["box"]), "sheets": sheets}))
         return ModelShape(int(value["width"]), int(value["height"]), int(value["frame_count"]), tuple(layers))
 
@@ -80,7 +80,7 @@ class PlanarModel(nn.Module):
         textures: list[Texture],
         gains: list[Gain],
         opacity: Opacity,
-        weights: Terms,
+        weights: LossWeights,
     ) -> None:
         super().__init__()
         self.shape = shape
@@ -96,14 +96,14 @@ class PlanarModel(nn.Module):
         """Returns the layers at any points."""
         uv = [mapping(xyt) for mapping in self.mappings]
         gains = [gain(xyt, points) for gain, points in zip(self.gains, uv, strict=False)]  # there may be none
-        time = torch.as_tensor(coords.denormalise_time(xyt[:, 2], self.shape.frame_count))
+        time = torch.as_tensor(coords.denormalize_time(xyt[:, 2], self.shape.frame_count))
         return self._join_parts(uv, gains, self.opacity(xyt), time)
 
-    def frame(self, t: int, size: tuple[int, int]) -> LayerSamples:
+    def sample_frame(self, t: int, size: tuple[int, int]) -> LayerSamples:
         """Returns the layers at every pixel of frame `t`, as `frames` does."""
-        return self.frames(torch.tensor([t]), size)
+        return self.sample_frames(torch.tensor([t]), size)
 
-    def frames(self, frames: Int[Tensor, " frames"], size: tuple[int, int]) -> LayerSamples:
+    def sample_frames(self, frames: Int[Tensor, " sample_frames"], size: tuple[int, int]) -> LayerSamples:
         """Returns the layers at every pixel of some frames, frame by frame in row-major order; agrees with `forward`.
 
         Args:
@@ -111,28 +111,28 @@ class PlanarModel(nn.Module):
             size: (width, height) in pixels, that of the training or another one.
         """
         count, frames = self.shape.frame_count, frames.to(self.device)
-        uv = [mapping.frames(frames, count, size) for mapping in self.mappings]
+        uv = [mapping.map_frames(frames, count, size) for mapping in self.mappings]
         gains = [
-            gain.frames(frames, count, size, points)
+            gain.sample_frames(frames, count, size, points)
             for gain, points in zip(self.gains, uv, strict=False)  # there may be none
         ]
-        return self._join_parts(uv, gains, self.opacity.frames(frames, count, size), frames.float())
+        return self._join_parts(uv, gains, self.opacity.sample_frames(frames, count, size), frames.float())
 
-    def batch(self, batch: Batch) -> LayerSamples:
+    def sample_batch(self, batch: Batch) -> LayerSamples:
         """Returns the layers at the points of a training batch, by the fastest way."""
-        return self.frames(batch.frames, batch.clip.size) if batch.index is None else self(batch.xyt.to(self.device))
+        return self.sample_frames(batch.frames, batch.clip.size) if batch.pixel_index is None else self(batch.xyt.to(self.device))
 
     @property
     def device(self) -> torch.device:
         """The device of the parameters."""
         return next(self.parameters()).device
 
-    def at_step(self, step: int) -> None:
+    def begin_step(self, step: int) -> None:
         """Is called before each training step: what a mapping does by schedule moves on here."""
         for mapping in self.mappings:
-            mapping.at_step(step)
+            mapping.begin_step(step)
 
-    def canonical_color(self, layer: str, uv: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n 3"]:
+    def sample_canonical(self, layer: str, uv: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n 3"]:
         """Returns the RGB of a layer's canonical image at any uv."""
         return self.textures[self.layers.index(layer)](uv)
 
@@ -140,7 +140,7 @@ class PlanarModel(nn.Module):
         """Returns the box that a layer's canonical image covers."""
         return self.shape.layers[self.layers.index(layer)].box
 
-    def charts(self) -> list[list[Chart]]:
+    def list_charts(self) -> list[list[Chart]]:
         """Returns series of charts, in the order of time: an edit of one is propagated to the others of its series."""
         series = [
             [Chart(layer.name, sheet.first, sheet.last, sheet.box) for sheet in layer.sheets]
@@ -148,7 +148,7 @@ class PlanarModel(nn.Module):
             if len(layer.sheets) > 1
         ]
         if isinstance(self.opacity, WindowOpacity) and len(self.layers) > 1:
-            spans = zip(self.shape.layers, self.opacity.segments.spans, strict=True)
+            spans = zip(self.shape.layers, self.opacity.chart_spans.spans, strict=True)
             series.append([Chart(layer.name, *span, layer.box) for layer, span in spans])
         return series
 
@@ -168,12 +168,12 @@ class PlanarModel(nn.Module):
 
     def _join_parts(self, uv: list[Tensor], gains: list[Tensor], alphas: Tensor, time: Tensor) -> LayerSamples:
         """Joins parts, each [..., channels] over the same points; `time` has a frame index for each first entry."""
-        weights = layer_weights(alphas)
+        weights = compute_layer_weights(alphas)
         colors = []
         for number, (mapping, points) in enumerate(zip(self.mappings, uv, strict=True)):
-            texture, step = self.textures[number], mapping.pixel_step(time)
-            if not self.opacity.leaves_out or step is not None:
-                colors.append(texture.seen(points, step))
+            texture, step = self.textures[number], mapping.uv_per_pixel(time)
+            if not self.opacity.skips_hidden or step is not None:
+                colors.append(texture.sample_filtered(points, step))
             else:  # black where an opacity that leaves layers out for good has left this one out
                 kept = weights[..., number] > 0
                 black = points.new_zeros(*points.shape[:-1], 3)

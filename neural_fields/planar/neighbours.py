@@ -16,23 +16,23 @@ from torch import Tensor
 
 from neural_fields.data.clip import Batch
 from neural_fields.planar.model import PlanarModel
-from neural_fields.planar.opacity import layer_weights
-from neural_fields.planar.samples import LayerSamples, composite
+from neural_fields.planar.opacity import compute_layer_weights
+from neural_fields.planar.samples import LayerSamples, composite_layers
 
 # --- a pixel further ------------------------------------------------------------------------------------------------
 
 
-def gradient(model: PlanarModel, batch: Batch, samples: LayerSamples) -> Float[Tensor, ""]:
+def gradient_loss(model: PlanarModel, batch: Batch, samples: LayerSamples) -> Float[Tensor, ""]:
     """Computes the squared error of the forward differences of the composite in x and y (LNA, equation 7).
 
     Mean over points and channels; x and y are added. The differences come from evaluating the model one pixel further.
     Both axes are measured in pixels; the paper's code divides both by the width, which is wrong for portrait clips.
     """
-    here, truth = composite(samples), batch.rgb
+    here, truth = composite_layers(samples), batch.rgb
     right, below = (_shifted_points(batch, dx, dy) for dx, dy in ((1.0, 0.0), (0.0, 1.0)))
-    there = composite(model(torch.cat([right, below]).to(here.device)))
+    there = composite_layers(model(torch.cat([right, below]).to(here.device)))
     position = batch.positions
-    beyond = torch.cat([batch.clip.colors(position + position.new_tensor(step)) for step in ((0, 0, 1), (0, 1, 0))])
+    beyond = torch.cat([batch.clip.colors_at(position + position.new_tensor(step)) for step in ((0, 0, 1), (0, 1, 0))])
     steps = (beyond - truth.repeat(2, 1)).to(here.device)
     return 2 * (there - here.repeat(2, 1) - steps).square().mean()
 
@@ -41,10 +41,10 @@ def _shifted_points(batch: Batch, dx: float, dy: float) -> Float[Tensor, "n 3"]:
     """Returns xyt of the batch's points, moved by (dx, dy) pixels."""
     position = batch.positions
     xy = position[:, [2, 1]] + torch.tensor([0.5 + dx, 0.5 + dy])
-    return batch.normalise(xy, position[:, 0])
+    return batch.normalize_positions(xy, position[:, 0])
 
 
-def rigidity(
+def rigidity_loss(
     model: PlanarModel, batch: Batch, samples: LayerSamples, distance: float, weights: Sequence[float] = (1.0, 1.0)
 ) -> Float[Tensor, ""]:
     """Measures how far the mappings are from rotation and translation alone, over `distance` pixels (LNA, equation 9).
@@ -71,11 +71,11 @@ def rigidity(
             to_left, above = mapping(before).view(2, -1, 2)
             unit = mapping.uv_scale * pixel * distance
             jacobian = torch.stack([here - to_left, here - above], dim=2) / unit
-            total = total + weight * departure_from_rotation(jacobian).mean()
+            total = total + weight * measure_departure_from_rotation(jacobian).mean()
     return total
 
 
-def departure_from_rotation(jacobian: Float[Tensor, "n 2 2"]) -> Float[Tensor, " n"]:
+def measure_departure_from_rotation(jacobian: Float[Tensor, "n 2 2"]) -> Float[Tensor, " n"]:
     """Computes |JtJ| + |(JtJ)^-1| in Frobenius norms: 2 sqrt(2) for an orthogonal J, more for every other."""
     product = jacobian.transpose(1, 2) @ jacobian
     offset = 1e-3  # added to the diagonal before JtJ is inverted, as in LNA's code
@@ -90,7 +90,7 @@ def departure_from_rotation(jacobian: Float[Tensor, "n 2 2"]) -> Float[Tensor, "
 
 
 @dataclass(frozen=True)
-class Matches:
+class FlowMatches:
     """Points of a batch that optical flow finds again in a neighbouring frame."""
 
     row: Int[Tensor, " m"]  # which points of the batch
@@ -98,7 +98,7 @@ class Matches:
     forward: bool  # the other frame is the next one, not the one before
 
 
-def flow_matches(batch: Batch) -> list[Matches]:
+def find_flow_matches(batch: Batch) -> list[FlowMatches]:
     """Finds the trusted matches of a batch's points, forward and backward; empty without flow."""
     clip = batch.clip
     if clip.flow is None:
@@ -121,11 +121,11 @@ def flow_matches(batch: Batch) -> list[Matches]:
         # The points that are found again.
         kept = ok.nonzero()[:, 0]
         xy = position[kept][:, [2, 1]] + 0.5 + vector[kept]
-        found.append(Matches(kept, batch.normalise(xy, position[kept, 0] + step), forward))
+        found.append(FlowMatches(kept, batch.normalize_positions(xy, position[kept, 0] + step), forward))
     return found
 
 
-def flow(model: PlanarModel, batch: Batch, samples: LayerSamples, matches: list[Matches]) -> Float[Tensor, ""]:
+def flow_loss(model: PlanarModel, batch: Batch, samples: LayerSamples, matches: list[FlowMatches]) -> Float[Tensor, ""]:
     """Computes the distance of matched points on the canonical plane, in pixels (LNA, equation 11).
 
     Each layer's distance is weighted by how much of the layer is visible; mean over the matches, both directions
@@ -143,7 +143,7 @@ def flow(model: PlanarModel, batch: Batch, samples: LayerSamples, matches: list[
     return total
 
 
-def flow_l1(model: PlanarModel, batch: Batch, samples: LayerSamples, matches: list[Matches]) -> Float[Tensor, ""]:
+def flow_l1_loss(model: PlanarModel, batch: Batch, samples: LayerSamples, matches: list[FlowMatches]) -> Float[Tensor, ""]:
     """Computes the mean absolute difference of the canonical points of forward matches inside each layer (CoDeF).
 
     In widths and heights of the frame, mean over both components. Layers are added, each with the share of the frame
@@ -166,7 +166,7 @@ def flow_l1(model: PlanarModel, batch: Batch, samples: LayerSamples, matches: li
     return total
 
 
-def alpha_flow(model: PlanarModel, samples: LayerSamples, matches: list[Matches]) -> Float[Tensor, ""]:
+def alpha_flow_loss(model: PlanarModel, samples: LayerSamples, matches: list[FlowMatches]) -> Float[Tensor, ""]:
     """Computes the mean absolute change of the front layers' weights along the flow (LNA, equation 12).
 
     Both directions are averaged.
@@ -174,6 +174,6 @@ def alpha_flow(model: PlanarModel, samples: LayerSamples, matches: list[Matches]
     total = samples.weight.new_zeros(())
     for match in matches:
         row, there = match.row.to(total.device), match.xyt.to(total.device)
-        change = layer_weights(model.opacity(there))[:, :-1] - samples.weight[row, :-1]
+        change = compute_layer_weights(model.opacity(there))[:, :-1] - samples.weight[row, :-1]
         total = total + change.abs().sum() / max(1, change.numel()) / len(matches)
     return total

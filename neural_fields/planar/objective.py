@@ -26,14 +26,14 @@ def accumulate_gradients(model: PlanarModel, batch: Batch, step: int) -> dict[st
         batch: whole frames or random pixels.
         step: of the training, from 0; losses can begin and end at a step.
     """
-    if batch.index is None and explicit.supports(model):
-        return explicit.accumulate(model, batch)
+    if batch.pixel_index is None and explicit.supports_model(model):
+        return explicit.accumulate_table_gradients(model, batch)
     return accumulate_by_autograd(model, batch, step)
 
 
 def accumulate_by_autograd(model: PlanarModel, batch: Batch, step: int) -> dict[str, Float[Tensor, ""]]:
     """Does what `accumulate_gradients` does, for every model; no gradients are left when a loss is not finite."""
-    losses = compute_losses(model, batch, model.batch(batch), step)
+    losses = compute_losses(model, batch, model.sample_batch(batch), step)
     total = torch.stack(list(losses.values())).sum()
     if torch.isfinite(total):
         total.backward()
@@ -52,7 +52,7 @@ def compute_losses(model: PlanarModel, batch: Batch, samples: LayerSamples, step
     weights = model.weights
     has_front = len(model.layers) > 1
     needs_flow = weights.flow or weights.alpha_flow or weights.flow_l1
-    matches = neighbours.flow_matches(batch) if needs_flow else []
+    matches = neighbours.find_flow_matches(batch) if needs_flow else []
     wide = weights.global_rigidity if _is_before(step, weights.global_rigidity_until) else ()
     held = samples  # as the losses see it that leave the opacity alone for the first steps
     if step < weights.opacity_from:
@@ -60,32 +60,32 @@ def compute_losses(model: PlanarModel, batch: Batch, samples: LayerSamples, step
     mask = weights.mask * has_front * _is_before(step, weights.mask_until)
     alpha_flow = weights.alpha_flow * has_front * bool(matches)
     candidates: list[tuple[str, float, Callable[[], Tensor]]] = [
-        ("color", weights.color, lambda: terms.color(held, batch)),
-        ("composite_l1", weights.composite_l1, lambda: sprite_terms.composite_l1(held, batch)),
-        ("laplacian", weights.laplacian, lambda: sprite_terms.laplacian(held, batch)),
-        ("contrast", weights.contrast * has_front, lambda: sprite_terms.contrast(samples)),
-        ("color_l1", weights.color_l1, lambda: terms.color_l1(samples, batch)),
-        ("gradient", weights.gradient, lambda: neighbours.gradient(model, batch, samples)),
-        ("sobel", weights.sobel, lambda: terms.sobel(samples, batch)),
-        ("mask", mask, lambda: terms.mask(samples, batch.mask)),
-        ("sparsity", weights.sparsity * has_front, lambda: terms.sparsity(samples)),
-        ("rigidity", weights.rigidity, lambda: neighbours.rigidity(model, batch, samples, 1.0)),
-        ("global_rigidity", float(any(wide)), lambda: neighbours.rigidity(model, batch, samples, 100.0, wide)),
-        ("flow", weights.flow * bool(matches), lambda: neighbours.flow(model, batch, held, matches)),
-        ("flow_l1", weights.flow_l1 * bool(matches), lambda: neighbours.flow_l1(model, batch, samples, matches)),
-        ("alpha_flow", alpha_flow, lambda: neighbours.alpha_flow(model, samples, matches)),
-        ("decisive_opacity", weights.decisive_opacity * has_front, lambda: light_terms.decisive_opacity(samples)),
-        ("background_color", weights.background_color * has_front, lambda: terms.background_color(samples, batch)),
-        ("residual_jacobian", weights.residual_jacobian, lambda: terms.residual_jacobian(model, batch)),
-        ("residual_smoothness", weights.residual_smoothness, lambda: terms.residual_smoothness(model, batch)),
-        ("residual_anchor", weights.residual_anchor, lambda: terms.residual_anchor(model, batch)),
-        ("texture_smoothness", weights.texture_smoothness, lambda: terms.texture_smoothness(model)),
-        ("gain_deviation", weights.gain_deviation, lambda: light_terms.gain_deviation(samples)),
-        ("gain_consistency", weights.gain_consistency, lambda: light_terms.gain_consistency(model, batch)),
+        ("color", weights.color, lambda: terms.color_loss(held, batch)),
+        ("composite_l1", weights.composite_l1, lambda: sprite_terms.composite_l1_loss(held, batch)),
+        ("laplacian", weights.laplacian, lambda: sprite_terms.laplacian_loss(held, batch)),
+        ("contrast", weights.contrast * has_front, lambda: sprite_terms.contrast_loss(samples)),
+        ("color_l1", weights.color_l1, lambda: terms.color_l1_loss(samples, batch)),
+        ("gradient", weights.gradient, lambda: neighbours.gradient_loss(model, batch, samples)),
+        ("sobel", weights.sobel, lambda: terms.sobel_loss(samples, batch)),
+        ("mask", mask, lambda: terms.mask_loss(samples, batch.layer_masks)),
+        ("sparsity", weights.sparsity * has_front, lambda: terms.sparsity_loss(samples)),
+        ("rigidity", weights.rigidity, lambda: neighbours.rigidity_loss(model, batch, samples, 1.0)),
+        ("global_rigidity", float(any(wide)), lambda: neighbours.rigidity_loss(model, batch, samples, 100.0, wide)),
+        ("flow", weights.flow * bool(matches), lambda: neighbours.flow_loss(model, batch, held, matches)),
+        ("flow_l1", weights.flow_l1 * bool(matches), lambda: neighbours.flow_l1_loss(model, batch, samples, matches)),
+        ("alpha_flow", alpha_flow, lambda: neighbours.alpha_flow_loss(model, samples, matches)),
+        ("decisive_opacity", weights.decisive_opacity * has_front, lambda: light_terms.decisive_opacity_loss(samples)),
+        ("background_color", weights.background_color * has_front, lambda: terms.background_color_loss(samples, batch)),
+        ("residual_jacobian", weights.residual_jacobian, lambda: terms.residual_jacobian_loss(model, batch)),
+        ("residual_smoothness", weights.residual_smoothness, lambda: terms.residual_smoothness_loss(model, batch)),
+        ("residual_anchor", weights.residual_anchor, lambda: terms.residual_anchor_loss(model, batch)),
+        ("texture_smoothness", weights.texture_smoothness, lambda: terms.texture_smoothness_loss(model)),
+        ("gain_deviation", weights.gain_deviation, lambda: light_terms.gain_deviation_loss(samples)),
+        ("gain_consistency", weights.gain_consistency, lambda: light_terms.gain_consistency_loss(model, batch)),
     ]
     losses = {name: weight * compute() for name, weight, compute in candidates if weight}
     if model.gains and (weights.gain_size or weights.gain_smoothness):
-        size, steps = terms.gain_size_and_steps(model, batch)
+        size, steps = terms.gain_size_and_steps_losses(model, batch)
         losses |= {"gain_size": weights.gain_size * size, "gain_smoothness": weights.gain_smoothness * steps}
     return losses
 

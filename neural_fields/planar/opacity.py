@@ -13,7 +13,7 @@ from neural_fields.encodings.fourier import Fourier
 from neural_fields.encodings.mlp import MLP
 from neural_fields.planar.frame_table import FrameTable
 from neural_fields.planar.mapping import PAPER_ADAM
-from neural_fields.planar.points import evaluate, frame_points
+from neural_fields.planar.points import evaluate_in_parts, frame_points
 
 SNAP_MARGIN = 0.02  # sigmoids this near to 0 or 1 mean 0 or 1
 
@@ -21,14 +21,14 @@ SNAP_MARGIN = 0.02  # sigmoids this near to 0 or 1 mean 0 or 1
 class Opacity(nn.Module):
     """Alphas in [0, 1] of the front layers, front to back, each as if it stood alone."""
 
-    leaves_out = False  # a weight of 0 stays 0 for good: the colours of the layer are not computed there
+    skips_hidden = False  # a weight of 0 stays 0 for good: the colours of the layer are not computed there
 
     @abstractmethod
     def forward(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n front"]:
         """Returns the alphas at any points."""
 
-    def frames(
-        self, frames: Int[Tensor, " frames"], frame_count: int, size: tuple[int, int]
+    def sample_frames(
+        self, frames: Int[Tensor, " sample_frames"], frame_count: int, size: tuple[int, int]
     ) -> Float[Tensor, "frames height width front"]:
         """Returns the alphas at every pixel of whole frames.
 
@@ -52,7 +52,7 @@ class PixelOpacity(Opacity):
     size; at the start the whole frame.
     """
 
-    def __init__(self, settings: config.PixelOpacity, front: int, frame_count: int, size: tuple[int, int]) -> None:
+    def __init__(self, settings: config.PixelOpacityConfig, front: int, frame_count: int, size: tuple[int, int]) -> None:
         super().__init__()
         texels = front * frame_count * size[0] * size[1]
         shrink = max(1.0, texels / (settings.max_megapixels * 1e6)) ** 0.5
@@ -64,16 +64,16 @@ class PixelOpacity(Opacity):
 
     def forward(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n front"]:
         count = len(self.windows)
-        t = torch.as_tensor(coords.denormalise_time(xyt[:, 2], count)).round().long().clamp(0, count - 1)
+        t = torch.as_tensor(coords.denormalize_time(xyt[:, 2], count)).round().long().clamp(0, count - 1)
         top, bottom, left, right = self.windows[t].T
-        x, y = coords.denormalise_pixels(xyt[:, :2], *self.size).T
+        x, y = coords.denormalize_pixels(xyt[:, :2], *self.size).T
         inside = (x >= left) & (x < right) & (y >= top) & (y < bottom)
-        return certain(torch.sigmoid(self.table(xyt))) * inside[:, None]
+        return snap_alphas(torch.sigmoid(self.table(xyt))) * inside[:, None]
 
-    def frames(
-        self, frames: Int[Tensor, " frames"], frame_count: int, size: tuple[int, int]
+    def sample_frames(
+        self, frames: Int[Tensor, " sample_frames"], frame_count: int, size: tuple[int, int]
     ) -> Float[Tensor, "frames height width front"]:
-        alphas = certain(torch.sigmoid(self.table.frames(frames, size).permute(0, 2, 3, 1)))
+        alphas = snap_alphas(torch.sigmoid(self.table.sample_frames(frames, size).permute(0, 2, 3, 1)))
         x, y = ((torch.arange(side, device=frames.device) + 0.5) / side for side in size)
         top, bottom, left, right = self.windows[frames].T[..., None]
         down = (y * self.size[1] >= top) & (y * self.size[1] < bottom)
@@ -84,7 +84,7 @@ class PixelOpacity(Opacity):
         return self.table.param_groups()
 
 
-def certain(alpha: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+def snap_alphas(alpha: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """Stretches alphas so that what is nearly 0 or 1 is exactly that, with the gradient of the line everywhere.
 
     A sigmoid never reaches 0 or 1: edits of the background would shimmer faintly through every object. And a clamp has
@@ -101,7 +101,7 @@ class MlpOpacity(Opacity):
     ever stops getting a gradient.
     """
 
-    def __init__(self, settings: config.MlpOpacity, front: int) -> None:
+    def __init__(self, settings: config.MlpOpacityConfig, front: int) -> None:
         super().__init__()
         self.learning_rate = settings.learning_rate
         self.network: nn.Module | None = None
@@ -113,7 +113,7 @@ class MlpOpacity(Opacity):
     def forward(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n front"]:
         if self.network is None:
             return xyt.new_ones(len(xyt), 0)
-        return 0.99 * 0.5 * (evaluate(self.network, xyt) + 1) + 0.001
+        return 0.99 * 0.5 * (evaluate_in_parts(self.network, xyt) + 1) + 0.001
 
     def param_groups(self) -> list[dict]:
         return [{"params": list(self.parameters()), "lr": self.learning_rate, **PAPER_ADAM}]
@@ -130,16 +130,16 @@ class MaskOpacity(Opacity):
 
     def forward(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n front"]:
         count = self.masks.shape[1]
-        pixel = coords.denormalise_pixels(xyt[:, :2], *self.size).floor().long()
+        pixel = coords.denormalize_pixels(xyt[:, :2], *self.size).floor().long()
         column, row = pixel[:, 0].clamp(0, self.size[0] - 1), pixel[:, 1].clamp(0, self.size[1] - 1)
-        t = torch.as_tensor(coords.denormalise_time(xyt[:, 2], count)).round().long().clamp(0, count - 1)
+        t = torch.as_tensor(coords.denormalize_time(xyt[:, 2], count)).round().long().clamp(0, count - 1)
         return self.masks[:, t, row, column].T.to(xyt.dtype)
 
     def param_groups(self) -> list[dict]:
         return []
 
 
-def layer_weights(alphas: Float[Tensor, "*n front"]) -> Float[Tensor, "*n layers"]:
+def compute_layer_weights(alphas: Float[Tensor, "*n front"]) -> Float[Tensor, "*n layers"]:
     """Returns weights that sum to one: of each layer its alpha times the light that the layers in front let pass."""
     left, weights = alphas.new_ones(alphas.shape[:-1]), []
     for alpha in alphas.unbind(-1):

@@ -28,7 +28,7 @@ def interpolation_matrix(cells: int, pixels: int) -> Float[Tensor, "pixels cells
 
 
 @dataclass(frozen=True)
-class Patch:
+class FramePatch:
     """A rectangle of a frame."""
 
     top: int
@@ -51,16 +51,16 @@ class Patch:
         """Rows and columns."""
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
-    def intersect(self, other: Patch) -> Patch:
+    def intersect(self, other: FramePatch) -> FramePatch:
         """Returns the rectangle that both have in common; it may be empty."""
-        return Patch(
+        return FramePatch(
             max(self.top, other.top),
             min(self.bottom, other.bottom),
             max(self.left, other.left),
             min(self.right, other.right),
         )
 
-    def crop(self, planes: Tensor, origin: Patch | None = None) -> Tensor:
+    def crop(self, planes: Tensor, origin: FramePatch | None = None) -> Tensor:
         """Returns the rectangle of planes [..., rows, columns] that begin at `origin` (default: the frame's corner)."""
         top, left = (origin.top, origin.left) if origin else (0, 0)
         return planes[..., self.top - top : self.bottom - top, self.left - left : self.right - left]
@@ -74,24 +74,24 @@ class InterpolationMatrices:
     across: Float[Tensor, "width columns"]
 
     @staticmethod
-    def between(table: FrameTable, size: tuple[int, int], patch: Patch) -> InterpolationMatrices:
+    def for_patch(table: FrameTable, size: tuple[int, int], patch: FramePatch) -> InterpolationMatrices:
         """Returns the matrices from a table to a patch of frames of `size` (width, height)."""
         rows, columns = table.shape[2:]
         down, across = interpolation_matrix(rows, size[1]), interpolation_matrix(columns, size[0])
         return InterpolationMatrices(down[patch.top : patch.bottom], across[patch.left : patch.right])
 
-    def apply(self, table: Float[Tensor, "channel rows columns"]) -> Float[Tensor, "channel height width"]:
+    def interpolate_table(self, table: Float[Tensor, "channel rows columns"]) -> Float[Tensor, "channel height width"]:
         """Interpolates the values of a table."""
         # The narrow product first: a table has few columns.
         return (self.down @ table) @ self.across.T
 
-    def backpropagate(self, gradient: Float[Tensor, "channel height width"]) -> Float[Tensor, "channel rows columns"]:
+    def backpropagate_table(self, gradient: Float[Tensor, "channel height width"]) -> Float[Tensor, "channel rows columns"]:
         """Returns the gradient of the table, given that of its interpolated values."""
         return self.down.T @ (gradient @ self.across)
 
 
 @dataclass
-class Layer:
+class LayerTables:
     """A layer's tables for one frame."""
 
     mapping: GridMapping
@@ -127,7 +127,7 @@ class LayerGradients:
     level: tuple[int, int]
 
 
-def look(layer: Layer, level: tuple[int, int], size: tuple[int, int], patch: Patch) -> ForwardCache:
+def render_patch(layer: LayerTables, level: tuple[int, int], size: tuple[int, int], patch: FramePatch) -> ForwardCache:
     """Renders a layer in a patch of a frame.
 
     Args:
@@ -149,8 +149,8 @@ def look(layer: Layer, level: tuple[int, int], size: tuple[int, int], patch: Pat
         depth = (h[2][1] * y + h[2][2]) + h[2][0] * x
         u, v = u / depth, v / depth
     # The shifts on top of it, and the samples of the texture's level that the patch needs.
-    shifts = InterpolationMatrices.between(layer.mapping.residual, size, patch)
-    shift = shifts.apply(layer.mapping.residual.values[layer.t])
+    shifts = InterpolationMatrices.for_patch(layer.mapping.residual, size, patch)
+    shift = shifts.interpolate_table(layer.mapping.residual.values[layer.t])
     across, down = (2**halved for halved in level)
     height, width = image.shape[1] // down, image.shape[2] // across
     x = (u + shift[0] - box.u0) * (width / box.width) - 0.5  # positions in samples
@@ -167,8 +167,8 @@ def look(layer: Layer, level: tuple[int, int], size: tuple[int, int], patch: Pat
     # The light.
     light, gains, lit = None, None, texel
     if layer.gain is not None:
-        gains = InterpolationMatrices.between(layer.gain.table, size, patch)
-        light = gains.apply(layer.gain.table.values[layer.t]).exp_()
+        gains = InterpolationMatrices.for_patch(layer.gain.table, size, patch)
+        light = gains.interpolate_table(layer.gain.table.values[layer.t]).exp_()
         lit = texel * light
     return ForwardCache(lit, texel, light, crop, grid, (top, left), level, per_unit, shifts, gains)
 
@@ -180,15 +180,15 @@ def _lookup_range(position: Tensor, side: int) -> tuple[int, int]:
     return first, min(side, max(first + 1, int(min(high, side)) + 2))
 
 
-def backpropagate(cache: ForwardCache, gradient: Float[Tensor, "3 height width"]) -> LayerGradients:
+def backpropagate_patch(cache: ForwardCache, gradient: Float[Tensor, "3 height width"]) -> LayerGradients:
     """Returns the gradients of a layer's tables, given that of what it shows."""
     gain = None
     if cache.light is not None and cache.gains is not None:
-        gain = cache.gains.backpropagate(gradient * cache.lit)
+        gain = cache.gains.backpropagate_table(gradient * cache.lit)
         gradient = gradient * cache.light
     texture, grid = torch.ops.aten.grid_sampler_2d_backward(
         gradient[None], cache.crop[None], cache.grid[None], 0, 1, False, [True, True]
     )
     moved = grid[0].permute(2, 0, 1)
-    shift = cache.shifts.backpropagate(torch.stack([moved[0] * cache.per_unit[0], moved[1] * cache.per_unit[1]]))
+    shift = cache.shifts.backpropagate_table(torch.stack([moved[0] * cache.per_unit[0], moved[1] * cache.per_unit[1]]))
     return LayerGradients(shift, gain, texture[0], cache.corner, cache.level)

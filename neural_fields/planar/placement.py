@@ -36,11 +36,11 @@ class PlacementSettings:
 
 DEFAULTS = PlacementSettings()
 
-Fit = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # (xy [n, 2], uv [n, 2], predicted) -> 3 x 3
+TransformFitter = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # (xy [n, 2], uv [n, 2], predicted) -> 3 x 3
 
 
 @dataclass(frozen=True)
-class Placed:
+class FramePlacement:
     """The placement of a frame on the canonical plane: uv = transform(xy) + shift(xy)."""
 
     transform: Float[np.ndarray, "3 3"]  # xy units to uv units
@@ -48,21 +48,21 @@ class Placed:
 
 
 @dataclass(frozen=True)
-class View:
+class FrameView:
     """What one frame shows of the layer."""
 
     gray: UInt8[np.ndarray, "height width"]  # filled with the layer's own brightness where it is not visible
-    visible: Float[np.ndarray, "height width"]  # share of each pixel that the layer fills, 0 to 1
+    visibility: Float[np.ndarray, "height width"]  # share of each pixel that the layer fills, 0 to 1
 
 
-def place(
-    views: Callable[[int], View],
+def place_frames(
+    views: Callable[[int], FrameView],
     pairs: list[np.ndarray],
     reference: int,
-    fit: Fit,
+    fit: TransformFitter,
     grid: tuple[int, int] | None = None,
     settings: PlacementSettings = DEFAULTS,
-) -> list[Placed]:
+) -> list[FramePlacement]:
     """Places every frame relative to the reference frame.
 
     Args:
@@ -78,7 +78,7 @@ def place(
     """
     count = len(pairs) + 1
     first = views(reference)
-    start = Placed(np.eye(3), np.zeros((*first.gray.shape, 2), np.float32))
+    start = FramePlacement(np.eye(3), np.zeros((*first.gray.shape, 2), np.float32))
     place_outwards = partial(
         _place_outwards, views, pairs, first=first, start=start, fit=fit, grid=grid, settings=settings
     )
@@ -90,15 +90,15 @@ def place(
 
 
 def _place_outwards(
-    views: Callable[[int], View],
+    views: Callable[[int], FrameView],
     pairs: list[np.ndarray],
     order: range,
-    first: View,
-    start: Placed,
-    fit: Fit,
+    first: FrameView,
+    start: FramePlacement,
+    fit: TransformFitter,
     grid: tuple[int, int] | None,
     settings: PlacementSettings,
-) -> list[Placed]:
+) -> list[FramePlacement]:
     """Places the frames on one side of the reference frame, the nearest first."""
     anchor, anchor_view, previous, previous_view = start, first, start, first
     found = []
@@ -116,29 +116,29 @@ def _place_outwards(
     return found
 
 
-def _resize_shift(placed: Placed, grid: tuple[int, int] | None) -> Placed:
+def _resize_shift(placed: FramePlacement, grid: tuple[int, int] | None) -> FramePlacement:
     """Returns the placement with its shifts at the size of a grid (columns, rows)."""
     if grid is None:
         return placed
-    return Placed(placed.transform, cv2.resize(placed.shift, grid, interpolation=cv2.INTER_AREA))
+    return FramePlacement(placed.transform, cv2.resize(placed.shift, grid, interpolation=cv2.INTER_AREA))
 
 
 def _match_to_anchor(
-    view: View,
+    view: FrameView,
     predicted: Float[np.ndarray, "3 3"],
-    anchor_view: View,
-    anchor: Placed,
-    fit: Fit,
+    anchor_view: FrameView,
+    anchor: FramePlacement,
+    fit: TransformFitter,
     settings: PlacementSettings,
-) -> tuple[Placed, float]:
+) -> tuple[FramePlacement, float]:
     """Places one frame by its flow to an anchor; also returns the share of the layer that could be matched."""
     height, width = view.gray.shape
     # The rows and columns that hold the layer, with a margin.
     window = (slice(0, height), slice(0, width))
-    if (view.visible > 0).any():
+    if (view.visibility > 0).any():
         spans = []
         for axis, side in ((1, height), (0, width)):
-            used = np.flatnonzero((view.visible > 0).any(axis))
+            used = np.flatnonzero((view.visibility > 0).any(axis))
             start, stop = used[0] - settings.flow_margin_px, used[-1] + 1 + settings.flow_margin_px
             short = max(0, settings.min_flow_side_px - (stop - start))
             spans.append(slice(max(0, start - short // 2), min(side, stop + short - short // 2)))
@@ -146,28 +146,28 @@ def _match_to_anchor(
     xy = coords.frame_xy(width, height).numpy()[window]
     # The anchor warped to where this frame is predicted, and the flow that is left between the two.
     to_anchor = np.linalg.pinv(anchor.transform) @ predicted  # xy of this frame to xy of the anchor
-    x, y = _to_pixels(project(to_anchor, xy), width, height)
+    x, y = _to_pixels(apply_transform(to_anchor, xy), width, height)
     warped = cv2.remap(anchor_view.gray, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     here = np.ascontiguousarray(view.gray[window])
     dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     flow = dis.calc(here, warped, None)
     is_consistent = consistency_mask(flow, dis.calc(warped, here, None))
     # The pixels of the layer that are visible in both.
-    moved = project(to_anchor, xy + flow * (2 / max(width, height)))
+    moved = apply_transform(to_anchor, xy + flow * (2 / max(width, height)))
     x, y = _to_pixels(moved, width, height)
     inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
-    seen = cv2.remap(anchor_view.visible, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0) > 0.5
-    own = view.visible[window] > 0.5
+    seen = cv2.remap(anchor_view.visibility, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0) > 0.5
+    own = view.visibility[window] > 0.5
     trusted = is_consistent & inside & seen & own
     # Their uv are those of the anchor, sampled through the flow.
     shift = cv2.remap(anchor.shift, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    uv = project(anchor.transform, moved) + shift
+    uv = apply_transform(anchor.transform, moved) + shift
     # The shifts stay out of the fit: where they were only extrapolated, they would bend the next transform.
-    transform = fit(xy[trusted], project(anchor.transform, moved)[trusted], predicted)
+    transform = fit(xy[trusted], apply_transform(anchor.transform, moved)[trusted], predicted)
     full = np.zeros((height, width, 2), np.float32)
     known = np.zeros((height, width), bool)
-    full[window], known[window] = uv - project(transform, xy), trusted
-    return Placed(transform, spread(full, known, settings)), trusted.sum() / max(1, own.sum())
+    full[window], known[window] = uv - apply_transform(transform, xy), trusted
+    return FramePlacement(transform, extrapolate_shifts(full, known, settings)), trusted.sum() / max(1, own.sum())
 
 
 def _to_pixels(
@@ -180,7 +180,7 @@ def _to_pixels(
     return x.astype(np.float32), y.astype(np.float32)
 
 
-def project(matrix: Float[np.ndarray, "3 3"], xy: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n 2"]:
+def apply_transform(matrix: Float[np.ndarray, "3 3"], xy: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n 2"]:
     """Applies a 3 x 3 projective transform to points."""
     x, y = xy[..., 0], xy[..., 1]
     rows = np.asarray(matrix, xy.dtype)
@@ -196,19 +196,19 @@ def project(matrix: Float[np.ndarray, "3 3"], xy: Float[np.ndarray, "*n 2"]) -> 
 # --- filling --------------------------------------------------------------------------------------------------------
 
 
-def make_view(frame: UInt8[np.ndarray, "h w 3"], visible: Float[np.ndarray, "height width"]) -> View:
+def make_frame_view(frame: UInt8[np.ndarray, "h w 3"], visible: Float[np.ndarray, "height width"]) -> FrameView:
     """Returns the view of the layer in a frame, at the size of `visible` (0 to 1)."""
     height, width = visible.shape
     if frame.shape[:2] != (height, width):
         frame = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
     gray = cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY)
     if visible.min() > 0.5:
-        return View(gray, visible)
+        return FrameView(gray, visible)
     filled = pull_push(gray[..., None].astype(np.float32), visible > 0.5)[..., 0]
-    return View(filled.round().clip(0, 255).astype(np.uint8), visible)
+    return FrameView(filled.round().clip(0, 255).astype(np.uint8), visible)
 
 
-def spread(
+def extrapolate_shifts(
     shift: Float[np.ndarray, "h w 2"], trusted: Bool[np.ndarray, "h w"], settings: PlacementSettings = DEFAULTS
 ) -> Float[np.ndarray, "h w 2"]:
     """Smooths shifts over the pixels that can be trusted, and extrapolates them smoothly into the others."""

@@ -16,11 +16,11 @@ def frame_points(
 ) -> Float[Tensor, "n 3"]:
     """Returns xyt of every pixel of some frames of `size` (width, height), frame by frame in row-major order."""
     xy = coords.frame_xy(*size, device=frames.device).view(1, -1, 2).expand(len(frames), -1, -1)
-    time = torch.as_tensor(coords.normalise_time(frames.float(), frame_count))
+    time = torch.as_tensor(coords.normalize_time(frames.float(), frame_count))
     return torch.cat([xy, time[:, None, None].expand(-1, xy.shape[1], 1)], dim=-1).reshape(-1, 3)
 
 
-def evaluate(
+def evaluate_in_parts(
     network: Callable[[Tensor], Tensor], points: Float[Tensor, "n inputs"], max_points: int = 1 << 17
 ) -> Float[Tensor, "n outputs"]:
     """Returns `network(points)`; where no gradient is wanted, part by part, so that a whole frame needs little memory.

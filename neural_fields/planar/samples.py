@@ -23,6 +23,6 @@ class LayerSamples:
         return self.color if self.gain is None else self.color * self.gain
 
 
-def composite(samples: LayerSamples) -> Float[Tensor, "n 3"]:
+def composite_layers(samples: LayerSamples) -> Float[Tensor, "n 3"]:
     """Returns the colour that a viewer sees: the layers' lit colours, weighted."""
     return (samples.lit_color * samples.weight[..., None]).sum(1)

@@ -18,9 +18,9 @@ from jaxtyping import Float
 
 from neural_fields import coords
 from neural_fields.coords import Box
-from neural_fields.planar.placement import project
+from neural_fields.planar.placement import apply_transform
 from neural_fields.planar.texture_mean import TextureMean
-from neural_fields.planar.visible import Visible
+from neural_fields.planar.visible import LayerVisibility
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ DEFAULTS = ChartSettings()
 
 
 @dataclass(frozen=True)
-class Sheet:
+class LayerChart:
     """A chart of one layer: the rectangle of its canonical plane that belongs to a span of frames."""
 
     first: int  # frame
@@ -52,9 +52,9 @@ class Sheet:
     box: Box
 
     @staticmethod
-    def from_json(value: dict) -> Sheet:
+    def from_json(value: dict) -> LayerChart:
         """Reads what `dataclasses.asdict` gave."""
-        return Sheet(int(value["first"]), int(value["last"]), Box(**value["box"]))
+        return LayerChart(int(value["first"]), int(value["last"]), Box(**value["box"]))
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,11 @@ class SpanGeometry:
 
 
 Span = tuple[int, int]  # first and last frame
-Placer = Callable[[Span], SpanGeometry]
-Explainer = Callable[[SpanGeometry], float]  # the squared error per frame that is left, averaged
+SpanPlacer = Callable[[Span], SpanGeometry]
+SpanErrorMeasure = Callable[[SpanGeometry], float]  # the squared error per frame that is left, averaged
 
 
-def divide(shots: Sequence[Span], place: Placer, error: Explainer, settings: ChartSettings = DEFAULTS) -> list[Span]:
+def divide_into_charts(shots: Sequence[Span], place_span: SpanPlacer, compute_error: SpanErrorMeasure, settings: ChartSettings = DEFAULTS) -> list[Span]:
     """Returns the spans of the charts of a layer: one for every shot, or as many as it takes to explain the layer.
 
     Args:
@@ -106,13 +106,13 @@ def divide(shots: Sequence[Span], place: Placer, error: Explainer, settings: Cha
     for shot in shots:
         most = (shot[1] - shot[0] + 1) // settings.frames_per_chart
         best = [shot]
-        whole = _compute_psnr(best, place, error) if most > 1 else settings.explained_psnr_db
+        whole = _compute_psnr(best, place_span, compute_error) if most > 1 else settings.explained_psnr_db
         if whole < settings.explained_psnr_db:
             finest = _split_span(shot, most)
-            finest_psnr = _compute_psnr(finest, place, error)
+            finest_psnr = _compute_psnr(finest, place_span, compute_error)
             if finest_psnr >= whole + settings.min_gain_db:
                 middle = _split_span(shot, most // 2)
-                is_near = most >= 4 and _compute_psnr(middle, place, error) >= finest_psnr - settings.max_loss_db
+                is_near = most >= 4 and _compute_psnr(middle, place_span, compute_error) >= finest_psnr - settings.max_loss_db
                 best = middle if is_near else finest
         result += best
     return result
@@ -124,17 +124,17 @@ def _split_span(span: Span, count: int) -> list[Span]:
     return [(int(a), int(b) - 1) for a, b in pairwise(edges)]
 
 
-def _compute_psnr(spans: Sequence[Span], place: Placer, error: Explainer) -> float:
+def _compute_psnr(spans: Sequence[Span], place: SpanPlacer, error: SpanErrorMeasure) -> float:
     """Computes the PSNR (dB) over all frames of some spans, each explained by one image."""
     lengths = [last - first + 1 for first, last in spans]
     mean = sum(n * error(place(span)) for n, span in zip(lengths, spans, strict=True)) / sum(lengths)
     return float(-10 * np.log10(max(mean, 1e-9)))
 
 
-def unexplained(
+def compute_unexplained_error(
     geometry: SpanGeometry,
     frames: Callable[[int], np.ndarray],
-    visible: Visible,
+    visible: LayerVisibility,
     settings: ChartSettings = DEFAULTS,
 ) -> float:
     """Computes the mean squared color error of a layer rendered from the mean of its frames, lit by a closed-form gain.
@@ -161,17 +161,17 @@ def unexplained(
         rgb = cv2.resize(np.ascontiguousarray(frames(t)), (width, height), interpolation=cv2.INTER_AREA)
         share = cv2.resize(visible[t], (width, height), interpolation=cv2.INTER_AREA)
         shift = cv2.resize(geometry.residual[index], (width, height), interpolation=cv2.INTER_LINEAR)
-        uv = (project(geometry.homography[index], xy) + shift).astype(np.float32)
+        uv = (apply_transform(geometry.homography[index], xy) + shift).astype(np.float32)
         samples.append((torch.from_numpy(uv), torch.from_numpy(rgb.astype(np.float32) / 255), torch.from_numpy(share)))
-        mean.add(*samples[-1])
+        mean.add_frame(*samples[-1])
     # What the mean, under the light of each frame, leaves unexplained of it.
-    image = mean.image()[None]
+    image = mean.compute_image()[None]
     sigma = max(width, height) / settings.sides_per_gain_sigma
     errors = []
     for uv_of_frame, rgb_of_frame, visibility in samples:
         if visibility.sum() < settings.min_sampled_px:
             continue
-        texel = coords.sample(image, box, uv_of_frame[None])[0].permute(1, 2, 0)
+        texel = coords.sample_canonical(image, box, uv_of_frame[None])[0].permute(1, 2, 0)
         products = _blur_weighted(texel * rgb_of_frame, visibility, sigma) + settings.gain_regularization
         squares = _blur_weighted(texel * texel, visibility, sigma) + settings.gain_regularization
         gain = torch.from_numpy(products / squares)
@@ -185,9 +185,9 @@ def _blur_weighted(values: torch.Tensor, weight: torch.Tensor, sigma: float) -> 
     return cv2.GaussianBlur((values * weight[..., None]).numpy(), (0, 0), sigma)
 
 
-def lay_out(
+def lay_out_charts(
     parts: Sequence[SpanGeometry], finer: Sequence[float], gap: float
-) -> tuple[list[SpanGeometry], tuple[Sheet, ...], Box]:
+) -> tuple[list[SpanGeometry], tuple[LayerChart, ...], Box]:
     """Moves the planes of spans so that they lie side by side; returns them, their charts and the box of all.
 
     A single plane stays where it is: its reference frame shows itself. Several are drawn to scale with each other: the
@@ -199,7 +199,7 @@ def lay_out(
         gap: uv units between charts.
     """
     if len(parts) == 1:
-        return [parts[0]], (Sheet(parts[0].first, parts[0].last, parts[0].box),), parts[0].box
+        return [parts[0]], (LayerChart(parts[0].first, parts[0].last, parts[0].box),), parts[0].box
     scaled = []
     for part, scale in zip(parts, finer, strict=True):
         box = Box(*(scale * side for side in part.box.as_tuple()))
@@ -217,7 +217,7 @@ def lay_out(
         translation = np.eye(3)
         translation[:2, 2] = np.array([u - box.u0, v - box.v0])
         moved.append(SpanGeometry(part.first, translation @ part.homography, part.residual, placed))
-        charts.append(Sheet(part.first, part.last, placed))
+        charts.append(LayerChart(part.first, part.last, placed))
         u, row_height = u + box.width + gap, max(row_height, box.height)
     whole = Box(0.0, 0.0, max(chart.box.u1 for chart in charts), max(chart.box.v1 for chart in charts))
     return moved, tuple(charts), whole

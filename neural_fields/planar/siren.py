@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from neural_fields import config
 from neural_fields.planar.mapping import PAPER_ADAM
-from neural_fields.planar.points import evaluate
+from neural_fields.planar.points import evaluate_in_parts
 from neural_fields.planar.texture import Texture
 
 
@@ -53,13 +53,13 @@ class SirenTexture(Texture):
     Nothing bounds them; they are clipped to [0, 1] where they are shown.
     """
 
-    def __init__(self, settings: config.SirenTexture) -> None:
+    def __init__(self, settings: config.SirenTextureConfig) -> None:
         super().__init__()
         self.learning_rate = settings.learning_rate
         self.network = Siren(2, 3, settings.width, settings.hidden_layers, settings.omega)
 
     def forward(self, uv: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n 3"]:
-        return ((evaluate(self.network, uv.reshape(-1, 2)) + 1) / 2).view(*uv.shape[:-1], 3)
+        return ((evaluate_in_parts(self.network, uv.reshape(-1, 2)) + 1) / 2).view(*uv.shape[:-1], 3)
 
     def param_groups(self) -> list[dict]:
         return [{"params": list(self.parameters()), "lr": self.learning_rate, **PAPER_ADAM}]

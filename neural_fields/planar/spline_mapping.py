@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from neural_fields import config, coords
-from neural_fields.planar.mapping import PAPER_ADAM, Mapping, slope
+from neural_fields.planar.mapping import PAPER_ADAM, Mapping, center_jacobian
 
 
 class SplineMapping(Mapping):
@@ -22,7 +22,7 @@ class SplineMapping(Mapping):
     every `time_step` frames. Knots start at the identity and without shifts.
     """
 
-    def __init__(self, settings: config.SplineMapping, frame_count: int, size: tuple[int, int]) -> None:
+    def __init__(self, settings: config.SplineMappingConfig, frame_count: int, size: tuple[int, int]) -> None:
         super().__init__()
         self.settings = settings
         self.frame_count = frame_count
@@ -34,18 +34,18 @@ class SplineMapping(Mapping):
         self.shifts = torch.nn.Parameter(torch.zeros(times, 2, rows, columns))
 
     def forward(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n 2"]:
-        frame = torch.as_tensor(coords.denormalise_time(xyt[:, 2], self.frame_count))
+        frame = torch.as_tensor(coords.denormalize_time(xyt[:, 2], self.frame_count))
         moments, which = frame.unique(return_inverse=True)
         if len(moments) > 32:  # many moments: a grid for each point, as few points share one
             moments, which = frame, torch.arange(len(frame), device=frame.device)
         xy = xyt[:, :2]
         # The homography.
-        matrix = self.homography(moments)[which]
+        matrix = self.homography_at(moments)[which]
         moved = (matrix @ torch.cat([xy, torch.ones_like(xy[:, :1])], dim=1)[..., None])[..., 0]
         # The shifts: four by four knots around each point.
         grids = self._interpolate_grids(moments).flatten(2).transpose(1, 2)  # [m, rows * columns, 2]
         columns = self.shifts.shape[3]
-        place = coords.denormalise_pixels(xy, *self.size) / self.settings.cell
+        place = coords.denormalize_pixels(xy, *self.size) / self.settings.cell
         x, weight_x = spline_weights(place[:, 0], columns)
         y, weight_y = spline_weights(place[:, 1], self.shifts.shape[2])
         shift = torch.zeros_like(xy)
@@ -55,11 +55,11 @@ class SplineMapping(Mapping):
                 shift = shift + corner * (weight_y[:, i] * weight_x[:, j])[:, None]
         return moved[:, :2] / moved[:, 2:] + self.settings.max_shift * torch.tanh(shift)
 
-    def frames(
-        self, frames: Int[Tensor, " frames"], frame_count: int, size: tuple[int, int]
+    def map_frames(
+        self, frames: Int[Tensor, " map_frames"], frame_count: int, size: tuple[int, int]
     ) -> Float[Tensor, "frames height width 2"]:
         xy = coords.frame_xy(*size, device=frames.device).view(-1, 2).T
-        moved = self.homography(frames.float()) @ torch.cat([xy, torch.ones_like(xy[:1])])
+        moved = self.homography_at(frames.float()) @ torch.cat([xy, torch.ones_like(xy[:1])])
         plane = (moved[:, :2] / moved[:, 2:]).view(len(frames), 2, size[1], size[0])
         along_x, along_y = (
             spline_matrix((torch.arange(count) + 0.5) * (side / count / self.settings.cell), knots).to(frames.device)
@@ -68,7 +68,7 @@ class SplineMapping(Mapping):
         shift = along_y @ self._interpolate_grids(frames.float()) @ along_x.T
         return (plane + self.settings.max_shift * torch.tanh(shift)).permute(0, 2, 3, 1)
 
-    def homography(self, moments: Float[Tensor, " m"]) -> Float[Tensor, "m 3 3"]:
+    def homography_at(self, moments: Float[Tensor, " m"]) -> Float[Tensor, "m 3 3"]:
         """Returns transforms from xy to uv at some moments (fractions of frames)."""
         eight = spline_matrix(moments / self.settings.time_step, len(self.motion)) @ self.motion
         return torch.cat([eight, torch.ones_like(eight[:, :1])], dim=1).view(-1, 3, 3)
@@ -78,7 +78,7 @@ class SplineMapping(Mapping):
         weights = spline_matrix(moments / self.settings.time_step, len(self.shifts))
         return (weights @ self.shifts.flatten(1)).view(len(moments), *self.shifts.shape[1:])
 
-    def place(self, homography: Float[Tensor, "time 3 3"]) -> None:
+    def start_from_homographies(self, homography: Float[Tensor, "time 3 3"]) -> None:
         """Starts the motion nearest to a transform of each frame (xy to uv), by least squares."""
         eight = (homography / homography[:, 2:, 2:]).flatten(1)[:, :8].double()
         moments = torch.arange(len(eight)) / self.settings.time_step
@@ -90,8 +90,8 @@ class SplineMapping(Mapping):
         with torch.no_grad():
             self.motion.copy_(found)
 
-    def pixel_step(self, t: Float[Tensor, " n"]) -> Float[Tensor, "n 2"]:
-        return slope(self.homography(t.detach()).detach()).norm(dim=2) * self.pixel
+    def uv_per_pixel(self, t: Float[Tensor, " n"]) -> Float[Tensor, "n 2"]:
+        return center_jacobian(self.homography_at(t.detach()).detach()).norm(dim=2) * self.pixel
 
     def param_groups(self) -> list[dict]:
         settings = self.settings

@@ -7,20 +7,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neural_fields.data.clip import Batch
-from neural_fields.planar.samples import LayerSamples, composite
+from neural_fields.planar.samples import LayerSamples, composite_layers
 
 
-def composite_l1(samples: LayerSamples, batch: Batch) -> Float[Tensor, ""]:
+def composite_l1_loss(samples: LayerSamples, batch: Batch) -> Float[Tensor, ""]:
     """Computes the mean absolute error of the composite, over points and channels."""
     return _composite_error(samples, batch).abs().mean()
 
 
 def _composite_error(samples: LayerSamples, batch: Batch) -> Float[Tensor, "n 3"]:
     """Subtracts the frames from the composite."""
-    return composite(samples) - batch.rgb.to(samples.color.device)
+    return composite_layers(samples) - batch.rgb.to(samples.color.device)
 
 
-def laplacian(samples: LayerSamples, batch: Batch, levels: int = 3) -> Float[Tensor, ""]:
+def laplacian_loss(samples: LayerSamples, batch: Batch, levels: int = 3) -> Float[Tensor, ""]:
     """Computes the mean absolute error of `levels` levels of the Laplacian pyramid of the composite, levels added.
 
     Whole frames only.
@@ -38,7 +38,7 @@ def laplacian(samples: LayerSamples, batch: Batch, levels: int = 3) -> Float[Ten
     return total
 
 
-def contrast(samples: LayerSamples) -> Float[Tensor, ""]:
+def contrast_loss(samples: LayerSamples) -> Float[Tensor, ""]:
     """Computes the mean dot product of the colours that different layers have at a point, over all pairs of layers.
 
     A layer is dark where another one explains the picture. A layer's pairs with itself count as 0, as in the code.

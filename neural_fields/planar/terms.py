@@ -19,21 +19,21 @@ from torch import Tensor
 
 from neural_fields.data.clip import Batch
 from neural_fields.planar.gain import GridGain
-from neural_fields.planar.homography_mlp import SegmentMapping
+from neural_fields.planar.homography_mlp import ChartMapping
 from neural_fields.planar.mapping import GridMapping
 from neural_fields.planar.model import PlanarModel
-from neural_fields.planar.samples import LayerSamples, composite
+from neural_fields.planar.samples import LayerSamples, composite_layers
 from neural_fields.planar.texture import ImageTexture
 
 MASK_CLAMP = 1e-4  # weights count as no nearer to 0 or 1 than this, so that the cross-entropy stays finite
 
 
-def color(samples: LayerSamples, batch: Batch) -> Float[Tensor, ""]:
+def color_loss(samples: LayerSamples, batch: Batch) -> Float[Tensor, ""]:
     """Computes the mean squared error of the composite, over points and channels."""
-    return F.mse_loss(composite(samples), batch.rgb.to(samples.color.device))
+    return F.mse_loss(composite_layers(samples), batch.rgb.to(samples.color.device))
 
 
-def color_l1(samples: LayerSamples, batch: Batch) -> Float[Tensor, ""]:
+def color_l1_loss(samples: LayerSamples, batch: Batch) -> Float[Tensor, ""]:
     """Computes the mean absolute error, over points and channels, of each layer's own colour where it is visible.
 
     Layers are added. Layers that fade into each other each have to show the frame alone, as charts that are trained one
@@ -43,7 +43,7 @@ def color_l1(samples: LayerSamples, batch: Batch) -> Float[Tensor, ""]:
     return (error * (samples.weight > 0)).sum() / len(error)
 
 
-def mask(samples: LayerSamples, masks: Float[Tensor, "n front"]) -> Float[Tensor, ""]:
+def mask_loss(samples: LayerSamples, masks: Float[Tensor, "n front"]) -> Float[Tensor, ""]:
     """Computes the binary cross-entropy of the front layers' weights against the visible parts of their masks (LNA)."""
     masks = masks.to(samples.weight.device)
     hidden = torch.cumsum(masks, dim=1) - masks  # masks of the layers in front
@@ -52,7 +52,7 @@ def mask(samples: LayerSamples, masks: Float[Tensor, "n front"]) -> Float[Tensor
     return F.binary_cross_entropy(weight, visible)
 
 
-def sparsity(samples: LayerSamples) -> Float[Tensor, ""]:
+def sparsity_loss(samples: LayerSamples) -> Float[Tensor, ""]:
     """Computes the mean square, over points and channels, of each front layer's colour where light passes it (LNA).
 
     With one front layer that is (1 - alpha) times its colour, without its gain; a layer further back counts where those
@@ -63,7 +63,7 @@ def sparsity(samples: LayerSamples) -> Float[Tensor, ""]:
     return (samples.color[:, :-1] * passed[..., None]).square().mean(dim=(0, 2)).sum()
 
 
-def sobel(samples: LayerSamples, batch: Batch) -> Float[Tensor, ""]:
+def sobel_loss(samples: LayerSamples, batch: Batch) -> Float[Tensor, ""]:
     """Computes the mean absolute difference of the grey Sobel gradients of each layer and of the frame.
 
     CoDeF; whole frames only. Only pixels where the layer is visible count. x and y are averaged, layers are added, and
@@ -86,7 +86,7 @@ def _sobel_gradients(image: Float[Tensor, "batch 1 height width"]) -> Float[Tens
     return F.conv2d(image, torch.stack([x, x.T])[:, None], padding=1)
 
 
-def background_color(samples: LayerSamples, batch: Batch) -> Float[Tensor, ""]:
+def background_color_loss(samples: LayerSamples, batch: Batch) -> Float[Tensor, ""]:
     """Computes the mean squared error of each layer's own colour where it is not visible (CoDeF).
 
     Texels that no pixel shows stay natural. Layers are added, each with the share of the frame that it fills: then one
@@ -99,37 +99,37 @@ def background_color(samples: LayerSamples, batch: Batch) -> Float[Tensor, ""]:
     return (per_layer * weight.mean(0)).sum()
 
 
-def texture_smoothness(model: PlanarModel) -> Float[Tensor, ""]:
+def texture_smoothness_loss(model: PlanarModel) -> Float[Tensor, ""]:
     """Computes squared differences of adjacent texels, layers added: texels between pixels follow those around them."""
     textures = cast("Sequence[ImageTexture]", model.textures)
-    return torch.stack([texture.roughness() for texture in textures]).sum()
+    return torch.stack([texture.compute_roughness() for texture in textures]).sum()
 
 
-def residual_anchor(model: PlanarModel, batch: Batch) -> Float[Tensor, ""]:
+def residual_anchor_loss(model: PlanarModel, batch: Batch) -> Float[Tensor, ""]:
     """Computes the mean squared distance, in pixels, of the residual grids from their start; layers are added."""
     frames = batch.frames.to(model.device)
     mappings = cast("Sequence[GridMapping]", model.mappings)
     return torch.stack([mapping.residual_anchor(frames) for mapping in mappings]).sum()
 
 
-def residual_smoothness(model: PlanarModel, batch: Batch) -> Float[Tensor, ""]:
+def residual_smoothness_loss(model: PlanarModel, batch: Batch) -> Float[Tensor, ""]:
     """Computes squared differences of neighbouring shifts of the residual grids, in pixels, layers added."""
     frames = batch.frames.to(model.device)
     mappings = cast("Sequence[GridMapping]", model.mappings)
     return torch.stack([mapping.residual_smoothness(frames) for mapping in mappings]).sum()
 
 
-def residual_jacobian(model: PlanarModel, batch: Batch) -> Float[Tensor, ""]:
+def residual_jacobian_loss(model: PlanarModel, batch: Batch) -> Float[Tensor, ""]:
     """Computes the mean absolute derivative of the residuals by x, y and t in their charts; layers added (NaRCan)."""
     xyt = batch.xyt.to(model.device)
-    mappings = cast("Sequence[SegmentMapping]", model.mappings)
+    mappings = cast(Sequence[ChartMapping], model.mappings)
     return torch.stack([mapping.residual_jacobian(xyt) for mapping in mappings]).sum()
 
 
-def gain_size_and_steps(model: PlanarModel, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+def gain_size_and_steps_losses(model: PlanarModel, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Computes the squared logarithm of the gains, and of its differences between neighbouring cells, layers added."""
     frames = batch.frames.to(model.device)
     gains = cast("Sequence[GridGain]", model.gains)
-    parts = [gain.size_and_steps(frames) for gain in gains]
+    parts = [gain.compute_size_and_steps(frames) for gain in gains]
     size, steps = (torch.stack(values).sum() for values in zip(*parts, strict=True))
     return size, steps

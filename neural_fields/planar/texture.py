@@ -15,9 +15,9 @@ from neural_fields.coords import Box
 from neural_fields.encodings.fourier import Fourier
 from neural_fields.encodings.hash_grid import HashGrid
 from neural_fields.encodings.mlp import MLP
-from neural_fields.planar.frame_table import squared_steps
-from neural_fields.planar.mapping import PAPER_ADAM, hash_config, small_network
-from neural_fields.planar.points import evaluate
+from neural_fields.planar.frame_table import mean_squared_steps
+from neural_fields.planar.mapping import PAPER_ADAM, make_hash_grid_config, build_hash_network
+from neural_fields.planar.points import evaluate_in_parts
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Texture(nn.Module):
     def forward(self, uv: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n 3"]:
         """Returns the RGB at any points; [0, 1] is the displayable range."""
 
-    def seen(self, uv: Float[Tensor, "*n 2"], step: Float[Tensor, "m 2"] | None) -> Float[Tensor, "*n 3"]:
+    def sample_filtered(self, uv: Float[Tensor, "*n 2"], step: Float[Tensor, "m 2"] | None) -> Float[Tensor, "*n 3"]:
         """Returns the RGB of pixels that lie `step` apart along u and v.
 
         Args:
@@ -74,7 +74,7 @@ class ImageTexture(Texture):
     def forward(self, uv: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n 3"]:
         return self._sample_picture(self.image, uv)
 
-    def seen(self, uv: Float[Tensor, "*n 2"], step: Float[Tensor, "m 2"] | None) -> Float[Tensor, "*n 3"]:
+    def sample_filtered(self, uv: Float[Tensor, "*n 2"], step: Float[Tensor, "m 2"] | None) -> Float[Tensor, "*n 3"]:
         """Returns the RGB of pixels; where they lie more than a texel apart, from a picture with fewer texels.
 
         Otherwise a frame that shows the layer small would use single texels with gaps between them, and training would
@@ -82,24 +82,24 @@ class ImageTexture(Texture):
         """
         if step is None:
             return self(uv)
-        levels = self.levels(step)
+        levels = self.choose_levels(step)
         parts = levels.unique(dim=0)
         if len(parts) == 1:
-            return self._sample_picture(self.level(*parts[0].tolist()), uv)
+            return self._sample_picture(self.downsample_image(*parts[0].tolist()), uv)
         color = uv.new_zeros(*uv.shape[:-1], 3)
         for part in parts:
             chosen = torch.nonzero((levels == part).all(1))[:, 0]
-            found = self._sample_picture(self.level(*part.tolist()), uv[chosen])
+            found = self._sample_picture(self.downsample_image(*part.tolist()), uv[chosen])
             color = color.index_copy(0, chosen, found)
         return color
 
-    def levels(self, step: Float[Tensor, "m 2"]) -> Int[Tensor, "m 2"]:
+    def choose_levels(self, step: Float[Tensor, "m 2"]) -> Int[Tensor, "m 2"]:
         """Returns how often to halve the picture across and down for pixels that lie `step` apart along u and v."""
         height, width = self.image.shape[1:]
         texels = step * step.new_tensor([width / self.box.width, height / self.box.height])  # between two pixels
         return (texels.clamp_min(1.0).log2() - self.settings.slack).ceil().long().clamp(0, self.settings.max_halvings)
 
-    def level(self, across: int, down: int) -> Float[Tensor, "3 height width"]:
+    def downsample_image(self, across: int, down: int) -> Float[Tensor, "3 height width"]:
         """Returns the picture with its width halved `across` times and its height `down` times."""
         if across == down == 0:
             return self.image
@@ -113,11 +113,11 @@ class ImageTexture(Texture):
         # One picture per frame of the batch: grid_sample works on them in parallel.
         batch = uv if uv.ndim == 4 else uv.reshape(1, 1, -1, 2)
         images = image.expand(len(batch), -1, -1, -1)
-        return coords.sample(images, self.box, batch).permute(0, 2, 3, 1).reshape(*uv.shape[:-1], 3)
+        return coords.sample_canonical(images, self.box, batch).permute(0, 2, 3, 1).reshape(*uv.shape[:-1], 3)
 
-    def roughness(self) -> Float[Tensor, ""]:
+    def compute_roughness(self) -> Float[Tensor, ""]:
         """Computes the mean squared difference between neighbouring texels."""
-        return squared_steps(self.image[None])
+        return mean_squared_steps(self.image[None])
 
     def param_groups(self) -> list[dict]:
         return [{"params": [self.image], "lr": self.learning_rate}]
@@ -138,7 +138,7 @@ class MlpTexture(Texture):
 
     def __init__(
         self,
-        settings: config.MlpTexture,
+        settings: config.MlpTextureConfig,
         network: nn.Module,
         centre: tuple[float, float],
         half_side: float,
@@ -154,13 +154,13 @@ class MlpTexture(Texture):
 
     def forward(self, uv: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n 3"]:
         place = uv.reshape(-1, 2) * self.half_side + uv.new_tensor(self.centre)
-        return ((evaluate(self._shared[0], place) + 1) / 2).view(*uv.shape[:-1], 3)
+        return ((evaluate_in_parts(self._shared[0], place) + 1) / 2).view(*uv.shape[:-1], 3)
 
     def param_groups(self) -> list[dict]:
         return [{"params": list(self.parameters()), "lr": self.learning_rate, **PAPER_ADAM}]
 
 
-def mlp_textures(settings: config.MlpTexture, layers: int) -> list[MlpTexture]:
+def make_mlp_textures(settings: config.MlpTextureConfig, layers: int) -> list[MlpTexture]:
     """Makes a texture for each layer, front to back, over one network.
 
     The paper's two layers lie in the quadrants 0.5 uv + 0.5 (foreground) and 0.5 uv - 0.5 (background). Two more fit
@@ -186,16 +186,16 @@ class HashTexture(Texture):
     Ouyang et al., "CoDeF" (2024), section 3.1. Nothing bounds the colours; they are cut to [0, 1] where they are shown.
     """
 
-    def __init__(self, settings: config.HashTexture, box: Box) -> None:
+    def __init__(self, settings: config.HashTextureConfig, box: Box) -> None:
         super().__init__()
         self.box = box
         self.learning_rate = settings.learning_rate
-        self.grid = HashGrid(2, hash_config(settings))
-        self.network = small_network(2 + self.grid.out_dim, 3, settings.width, settings.hidden_layers)
+        self.grid = HashGrid(2, make_hash_grid_config(settings))
+        self.network = build_hash_network(2 + self.grid.out_dim, 3, settings.width, settings.hidden_layers)
 
     def forward(self, uv: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n 3"]:
         place = coords.box_to_unit(uv.reshape(-1, 2), self.box)
-        return evaluate(self._evaluate_unit_square, place).view(*uv.shape[:-1], 3)
+        return evaluate_in_parts(self._evaluate_unit_square, place).view(*uv.shape[:-1], 3)
 
     def _evaluate_unit_square(self, place: Float[Tensor, "n 2"]) -> Float[Tensor, "n 3"]:
         """Returns the colours at positions from 0 to 1 across the box."""

@@ -20,7 +20,7 @@ class TextureMean:
         self.box = box
         self.total = torch.zeros(1, 4, height, width)
 
-    def add(
+    def add_frame(
         self,
         uv: Float[Tensor, "rows columns 2"],
         rgb: Float[Tensor, "rows columns 3"],
@@ -51,7 +51,7 @@ class TextureMean:
         )
         self.total[..., top:bottom, left:right] += splatted
 
-    def image(self) -> Float[Tensor, "3 height width"]:
+    def compute_image(self) -> Float[Tensor, "3 height width"]:
         """Returns the mean; a texel that no pixel was splatted on takes the color of its surroundings."""
         return fill_holes(self.total[:, :3], self.total[:, 3:])[0]
 

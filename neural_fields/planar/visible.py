@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 
-class Visible:
+class LayerVisibility:
     """The visibility of a layer: how much of each pixel it fills, 0 to 1, in some frames.
 
     Args:
@@ -33,16 +33,16 @@ class Visible:
         """Returns the shares in one of the frames."""
         return self.share(self.frames[index])
 
-    def span(self, first: int, last: int, stride: int = 1) -> Visible:
+    def select_span(self, first: int, last: int, stride: int = 1) -> LayerVisibility:
         """Returns the visibility in frames `first` to `last` of the clip, or in every `stride`-th of them."""
-        return Visible(self.share, range(first, last + 1, stride), self.size)
+        return LayerVisibility(self.share, range(first, last + 1, stride), self.size)
 
-    def at_half_size(self) -> Visible:
+    def halve_size(self) -> LayerVisibility:
         """Returns the visibility at half the size."""
         size = (max(32, self.size[0] // 2), max(32, self.size[1] // 2))
-        return Visible(lambda t: cv2.resize(self.share(t), size, interpolation=cv2.INTER_AREA), self.frames, size)
+        return LayerVisibility(lambda t: cv2.resize(self.share(t), size, interpolation=cv2.INTER_AREA), self.frames, size)
 
     @cached_property
-    def area(self) -> Float[np.ndarray, " time"]:
+    def areas_px(self) -> Float[np.ndarray, " time"]:
         """How many pixels the layer fills in each frame."""
         return np.array([float(self[index].sum()) for index in range(len(self))])

@@ -20,7 +20,7 @@ from neural_fields.planar.opacity import Opacity
 
 
 @dataclass(frozen=True)
-class Segments:
+class ChartSpans:
     """`count` spans of equal length, neighbours sharing `overlap` frames, as the paper's code cuts a clip."""
 
     frame_count: int
@@ -41,7 +41,7 @@ class Segments:
             spans.append((begin, end))
         return tuple(spans)
 
-    def left(self, frame: Float[Tensor, " n"]) -> Float[Tensor, "n front"]:
+    def remaining_share(self, frame: Float[Tensor, " n"]) -> Float[Tensor, "n front"]:
         """Returns the share of each chart but the last at a frame: 1 until the next one begins, then falling to 0.
 
         As opacities of layers in front of one another these give the linear blend.
@@ -51,12 +51,12 @@ class Segments:
         return ((last + 1 - frame[:, None]) / (last - first + 2)).clamp(0, 1)
 
 
-def segments_of(settings: config.WindowOpacity, frame_count: int) -> Segments:
+def plan_chart_spans(settings: config.WindowOpacityConfig, frame_count: int) -> ChartSpans:
     """Returns the charts of a clip: as many as asked for, but none shorter than two frames."""
-    return Segments(frame_count, max(1, min(settings.segments, frame_count // 2)), settings.overlap)
+    return ChartSpans(frame_count, max(1, min(settings.segments, frame_count // 2)), settings.overlap)
 
 
-def segment_masks(settings: config.WindowOpacity, frame_count: int, size: tuple[int, int]) -> LayerMasks:
+def make_chart_masks(settings: config.WindowOpacityConfig, frame_count: int, size: tuple[int, int]) -> LayerMasks:
     """Returns the charts but the last as mask layers "segment1", "segment2", ...; the last one is the background.
 
     A mask is the whole frame where the chart fills at least half of the picture. The arrays take no memory.
@@ -66,8 +66,8 @@ def segment_masks(settings: config.WindowOpacity, frame_count: int, size: tuple[
         frame_count: of the clip.
         size: (width, height) of the masks in pixels.
     """
-    segments = segments_of(settings, frame_count)
-    left = segments.left(torch.arange(frame_count).float())
+    segments = plan_chart_spans(settings, frame_count)
+    left = segments.remaining_share(torch.arange(frame_count).float())
     begun = torch.cat([torch.ones(frame_count, 1), 1 - left[:, :-1]], dim=1)[:, : left.shape[1]]
     whole = (left * begun >= 0.5).T.numpy()
     masks = np.broadcast_to(whole[:, :, None, None], (*whole.shape, size[1], size[0]))
@@ -77,17 +77,17 @@ def segment_masks(settings: config.WindowOpacity, frame_count: int, size: tuple[
 class WindowOpacity(Opacity):
     """Whole frames of one layer after the other; nothing is trained."""
 
-    leaves_out = True
+    skips_hidden = True
 
-    def __init__(self, segments: Segments) -> None:
+    def __init__(self, segments: ChartSpans) -> None:
         super().__init__()
-        self.segments = segments
+        self.chart_spans = segments
 
     def forward(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n front"]:
-        frame = torch.as_tensor(coords.denormalise_time(xyt[:, 2], self.segments.frame_count))
+        frame = torch.as_tensor(coords.denormalize_time(xyt[:, 2], self.chart_spans.frame_count))
         # Frame indices come back from normalised times with a rounding error that must not leave a sliver of a layer.
         nearest = frame.round()
-        return self.segments.left(torch.where((frame - nearest).abs() < 1e-3, nearest, frame))
+        return self.chart_spans.remaining_share(torch.where((frame - nearest).abs() < 1e-3, nearest, frame))
 
     def param_groups(self) -> list[dict]:
         return []

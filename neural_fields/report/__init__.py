@@ -15,13 +15,13 @@ from jaxtyping import UInt8
 
 from neural_fields.files import atomic_write, write_synced
 from neural_fields.planar.model import PlanarModel
-from neural_fields.planar.samples import composite
-from neural_fields.report.collect import FitCost, Report, begin_survey, conclude
-from neural_fields.report.page import page
-from neural_fields.report.survey import Survey, spread
+from neural_fields.planar.samples import composite_layers
+from neural_fields.report.collect import TrainingCost, Report, begin_survey, build_report
+from neural_fields.report.page import render_page
+from neural_fields.report.survey import Survey, spread_indices
 from neural_fields.run import Run
 
-__all__ = ["FitCost", "Report", "Survey", "report_of_fit", "survey_all", "write_report"]
+__all__ = ["TrainingCost", "Report", "Survey", "report_training", "begin_full_survey", "write_report"]
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ DEFAULTS = QuickReportSettings()
 
 
 @torch.no_grad()
-def report_of_fit(
+def report_training(
     run: Run,
     model: PlanarModel,
     frames: UInt8[np.ndarray, "time height width 3"],
-    cost: FitCost,
+    cost: TrainingCost,
     with_flow: bool,
     progress: Callable[[int, int], None] = lambda done, total: None,
     settings: QuickReportSettings = DEFAULTS,
@@ -58,18 +58,18 @@ def report_of_fit(
         settings: how much is looked at.
     """
     size = model.shape.size
-    looked_at = spread(len(frames), max(settings.min_frames, int(settings.pixels / (size[0] * size[1]))))
-    heat = [looked_at[i] for i in spread(len(looked_at), settings.heat_frames)]
+    looked_at = spread_indices(len(frames), max(settings.min_frames, int(settings.pixels / (size[0] * size[1]))))
+    heat = [looked_at[i] for i in spread_indices(len(looked_at), settings.heat_frames)]
     survey = begin_survey(run, size, looked_at, heat)
     for done, t in enumerate(looked_at, start=1):
-        samples = model.frame(t, size)
-        shown = (composite(samples).clamp(0, 1) * 255).round().to(torch.uint8).view(size[1], size[0], 3)
-        survey.add(t, np.asarray(frames[t]), shown.numpy(), samples)
+        samples = model.sample_frame(t, size)
+        shown = (composite_layers(samples).clamp(0, 1) * 255).round().to(torch.uint8).view(size[1], size[0], 3)
+        survey.add_frame(t, np.asarray(frames[t]), shown.numpy(), samples)
         progress(done, len(looked_at))
     return write_report(run, survey, frames, cost, settings.starts, with_flow)
 
 
-def survey_all(run: Run, model: PlanarModel) -> Survey:
+def begin_full_survey(run: Run, model: PlanarModel) -> Survey:
     """Begins a survey of every frame; the caller adds them in order.
 
     Raises:
@@ -83,7 +83,7 @@ def write_report(
     run: Run,
     survey: Survey,
     frames: UInt8[np.ndarray, "time height width 3"],
-    cost: FitCost,
+    cost: TrainingCost,
     starts: int = 64,
     with_flow: bool = True,
 ) -> Report:
@@ -98,8 +98,8 @@ def write_report(
     Raises:
         UserError: damaged maps or canonical images, no room.
     """
-    report = conclude(run, survey, frames, cost, starts, with_flow)
-    text = page(report)
+    report = build_report(run, survey, frames, cost, starts, with_flow)
+    text = render_page(report)
     with atomic_write(run.report) as part:
         write_synced(part, text.encode())
     return report

@@ -11,29 +11,29 @@ import numpy as np
 from jaxtyping import UInt8
 
 from neural_fields.baking import Maps
-from neural_fields.canonical import CanonicalImage, pristine
-from neural_fields.config import config_to_mapping, load_config, preset_names
+from neural_fields.canonical import CanonicalImage, read_pristine
+from neural_fields.config import planar_config_to_mapping, load_planar_config, planar_presets
 from neural_fields.errors import UserError
-from neural_fields.fit_record import FitRecord, read_fit_record
-from neural_fields.report.heat import risk_levels
-from neural_fields.report.steadiness import drifts, flow_trust, run_flow
-from neural_fields.report.survey import LayerMaps, Shown, Survey
+from neural_fields.fit_record import PlanarRecord, read_planar_record
+from neural_fields.report.heat import classify_risk
+from neural_fields.report.steadiness import measure_drift, measure_flow_trust, read_run_flow
+from neural_fields.report.survey import LayerHeatMaps, SurveyedFrame, Survey
 from neural_fields.report.verdict import (
     DEFAULTS,
-    ClipFacts,
-    LayerFacts,
-    TrainCommand,
+    ClipMeasurements,
+    LayerMeasurements,
+    TrainCommandLine,
     Verdict,
     VerdictSettings,
-    cuts,
-    judge,
+    find_picture_changes,
+    judge_clip,
     mean_psnr,
 )
 from neural_fields.run import Run, read_run_yaml
 
 
 @dataclass(frozen=True)
-class FitCost:
+class TrainingCost:
     """Steps, time and memory of a training."""
 
     steps: int
@@ -45,9 +45,9 @@ class FitCost:
 class LayerView:
     """One layer as the page shows it."""
 
-    facts: LayerFacts
+    measurements: LayerMeasurements
     image: CanonicalImage
-    maps: LayerMaps
+    maps: LayerHeatMaps
     stretch: float | None  # median over the places of the canonical image
     residual: float | None  # median, in 8-bit levels
 
@@ -57,22 +57,22 @@ class Report:
     """Everything that the page says."""
 
     run: Run
-    record: FitRecord
-    cost: FitCost
-    facts: ClipFacts
+    record: PlanarRecord
+    cost: TrainingCost
+    measurements: ClipMeasurements
     heat_frames: int  # that stretch, fold-over and residual were measured in
     verdict: Verdict
     layers: tuple[LayerView, ...]
-    worst: tuple[Shown, ...]
+    worst: tuple[SurveyedFrame, ...]
     thumbnails: tuple[tuple[int, UInt8[np.ndarray, "height width 3"]], ...]
     settings: VerdictSettings = DEFAULTS  # limits of the verdict
 
-    def frame(self, t: int) -> int:
+    def source_frame(self, t: int) -> int:
         """Returns the number in the source of a frame of the run."""
         return self.record.frames[t]
 
     @property
-    def sentence(self) -> str:
+    def verdict_sentence(self) -> str:
         """The verdict in a line, with its first reason where it is not a plain yes."""
         first = self.verdict.reasons[0]
         return f"{self.verdict.title}." if self.verdict.level == "good" else f"{self.verdict.title}. {first.text}"
@@ -81,14 +81,14 @@ class Report:
         """Returns the numbers of the page as plain values."""
         layers = {}
         for view in self.layers:
-            facts = view.facts
+            facts = view.measurements
             layers[facts.name] = {
                 "psnr": _round_finite(facts.psnr),
                 "pixel_share": _round_finite(facts.pixel_share),
                 "coverage": {
                     "seen": _round_finite(facts.seen),
-                    "frames_a_place": _round_finite(facts.frames_a_place),
-                    "pictures": _round_finite(facts.pictures),
+                    "frames_a_place": _round_finite(facts.frames_per_place),
+                    "pictures": _round_finite(facts.area_in_frames),
                 },
                 "stretch": {
                     "median": _round_finite(view.stretch),
@@ -112,10 +112,10 @@ class Report:
                 }
                 for reason in self.verdict.reasons
             ],
-            "frames_looked_at": len(self.facts.looked_at),
-            "psnr": _round_finite(mean_psnr(self.facts.psnr)),
-            "worst_frames": [{"frame": self.frame(shown.t), "psnr": _round_finite(shown.psnr)} for shown in self.worst],
-            "cuts": [list(pair) for pair in cuts(self.facts, self.settings)],
+            "frames_looked_at": len(self.measurements.surveyed_frames),
+            "psnr": _round_finite(mean_psnr(self.measurements.psnr)),
+            "worst_frames": [{"frame": self.source_frame(shown.t), "psnr": _round_finite(shown.psnr)} for shown in self.worst],
+            "cuts": [list(pair) for pair in find_picture_changes(self.measurements, self.settings)],
             "layers": layers,
         }
 
@@ -143,11 +143,11 @@ def begin_survey(
     return Survey(boxes, size, looked_at, heat, settings.min_stretch)
 
 
-def conclude(
+def build_report(
     run: Run,
     survey: Survey,
     frames: UInt8[np.ndarray, "time height width 3"],
-    cost: FitCost,
+    cost: TrainingCost,
     starts: int,
     with_flow: bool = True,
     settings: VerdictSettings = DEFAULTS,
@@ -161,27 +161,27 @@ def conclude(
         with_flow: whether flow may be used (that of the training is in the cache; otherwise it is computed).
         settings: limits of the verdict.
     """
-    record, maps = read_fit_record(run), Maps.open(run)
-    flow = run_flow(run, record, frames) if with_flow else None
-    drift = drifts(maps, flow, starts) if flow is not None else {}
+    record, maps = read_planar_record(run), Maps.open(run)
+    flow = read_run_flow(run, record, frames) if with_flow else None
+    drift = measure_drift(maps, flow, starts) if flow is not None else {}
     width, height = survey.size
     frame_area = 4 * width * height / max(survey.size) ** 2  # a frame is 2 units long
     views = []
     for layer in survey.layers:
-        heat = survey.maps(layer, maps.frame_count)
-        risk = risk_levels(heat, maps.frame_count, settings)
+        heat = survey.compute_layer_maps(layer, maps.frame_count)
+        risk = classify_risk(heat, maps.frame_count, settings)
         seen = heat.frames > 0
         cells = max(1, int(seen.sum()))
         values = [value for value in layer.psnr if math.isfinite(value)]
-        layer_facts = LayerFacts(
+        layer_facts = LayerMeasurements(
             name=layer.name,
             pixel_share=layer.pixels / max(1, len(layer.psnr) * width * height),
             psnr=float(np.mean(values)) if values else None,
             stretched=layer.stretched / layer.bent if layer.bent else None,
             folded=layer.folded / layer.bent if layer.bent else None,
             seen=float(seen.mean()),
-            frames_a_place=float(np.median(heat.frames[seen])) if seen.any() else 0.0,
-            pictures=float(seen.mean()) * layer.box.width * layer.box.height / frame_area,
+            frames_per_place=float(np.median(heat.frames[seen])) if seen.any() else 0.0,
+            area_in_frames=float(seen.mean()) * layer.box.width * layer.box.height / frame_area,
             green=int((risk == 0).sum()) / cells,
             yellow=int((risk == 1).sum()) / cells,
             red=int((risk == 2).sum()) / cells,
@@ -189,36 +189,36 @@ def conclude(
         )
         stretch, residual = (part[np.isfinite(part)] for part in (heat.stretch, heat.residual))
         view = LayerView(
-            facts=layer_facts,
-            image=pristine(run.canonical, layer.name),
+            measurements=layer_facts,
+            image=read_pristine(run.canonical, layer.name),
             maps=heat,
             stretch=float(np.median(stretch)) if len(stretch) else None,
             residual=float(np.median(residual)) if len(residual) else None,
         )
         views.append(view)
-    facts = ClipFacts(
-        looked_at=tuple(record.frames[t] for t in survey.looked_at),
+    facts = ClipMeasurements(
+        surveyed_frames=tuple(record.frames[t] for t in survey.surveyed_frames),
         psnr=tuple(survey.psnr),
-        trust=tuple(flow_trust(flow)) if flow is not None else None,
+        trust=tuple(measure_flow_trust(flow)) if flow is not None else None,
         layers=tuple(view.facts for view in views),
-        command=train_command(run, record),
-        presets=tuple(preset_names()),
+        command=reconstruct_train_command(run, record),
+        presets=tuple(planar_presets()),
     )
     return Report(
         run=run,
         record=record,
         cost=cost,
-        facts=facts,
+        measurements=facts,
         heat_frames=len(survey.heat),
-        verdict=judge(facts, settings),
+        verdict=judge_clip(facts, settings),
         layers=tuple(views),
-        worst=tuple(survey.worst(3)),
+        worst=tuple(survey.worst_frames(3)),
         thumbnails=tuple(survey.thumbnails),
         settings=settings,
     )
 
 
-def train_command(run: Run, record: FitRecord) -> TrainCommand:
+def reconstruct_train_command(run: Run, record: PlanarRecord) -> TrainCommandLine:
     """Reconstructs the command that made a run, as far as run.yaml remembers it."""
     width, height = record.size
     flags = ["--size", f"{width}x{height}"]
@@ -230,15 +230,15 @@ def train_command(run: Run, record: FitRecord) -> TrainCommand:
     # Settings that differ from the preset's, as flags; none if the preset cannot be read any more.
     settings: list[str] = []
     try:
-        preset = _flatten_mapping(config_to_mapping(load_config(record.preset)))
+        preset = _flatten_mapping(planar_config_to_mapping(load_planar_config(record.preset)))
     except UserError:
         preset = None
     if preset is not None:
-        for name, value in _flatten_mapping(config_to_mapping(record.config)).items():
+        for name, value in _flatten_mapping(planar_config_to_mapping(record.config)).items():
             if preset.get(name) != value and not isinstance(value, list):
                 settings += [f"--{name}", str(value)]
 
-    return TrainCommand(
+    return TrainCommandLine(
         video=str(record.video),
         out=str(run.path),
         frames=record.frames,

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 
 
 @dataclass(frozen=True)
-class Bend:
+class Distortion:
     """Distortion of a mapping in one frame: one value for each square of four neighboring pixel centres."""
 
     stretch: Float[np.ndarray, "rows columns"]  # 1 is none, 2 is twice as long or half as long as the layer's usual
@@ -17,9 +17,9 @@ class Bend:
     valid: Bool[np.ndarray, "rows columns"]  # all four pixels show the layer
 
 
-def bend(
+def measure_distortion(
     uv: Float[np.ndarray, "height width 2"], seen: Bool[np.ndarray, "height width"], max_stretch: float = 16.0
-) -> Bend:
+) -> Distortion:
     """Measures stretch and fold-over of a layer in one frame.
 
     With J the Jacobian of (x, y) -> (u, v) and m the side of the usual area, sqrt(median |det J|) over the frame, the
@@ -45,4 +45,4 @@ def bend(
     long, short = np.sqrt((squares + difference) / 2), np.sqrt(np.maximum(squares - difference, 0) / 2)
     tiny = np.float32(1e-12)
     stretch = np.maximum(long / max(usual, tiny), usual / np.maximum(short, tiny)).clip(1, max_stretch)
-    return Bend(stretch.astype(np.float32), (det > 0 if mirrored else det < 0), valid)
+    return Distortion(stretch.astype(np.float32), (det > 0 if mirrored else det < 0), valid)

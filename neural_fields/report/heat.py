@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8
 
 from neural_fields.canonical import CanonicalImage
-from neural_fields.report.survey import LayerMaps
+from neural_fields.report.survey import LayerHeatMaps
 from neural_fields.report.verdict import DEFAULTS as VERDICT_DEFAULTS
 from neural_fields.report.verdict import VerdictSettings
 
@@ -38,7 +38,7 @@ DEFAULTS = HeatSettings()
 Picture = UInt8[np.ndarray, "height width 3"]
 
 
-def jpeg(rgb: Picture, settings: HeatSettings = DEFAULTS) -> bytes:
+def encode_jpeg(rgb: Picture, settings: HeatSettings = DEFAULTS) -> bytes:
     """Encodes a picture as a JPEG file."""
     options = [cv2.IMWRITE_JPEG_QUALITY, settings.jpeg_quality]
     done, encoded = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), options)
@@ -47,23 +47,23 @@ def jpeg(rgb: Picture, settings: HeatSettings = DEFAULTS) -> bytes:
     return encoded.tobytes()
 
 
-def palette(name: str) -> UInt8[np.ndarray, "256 3"]:
+def color_scale(name: str) -> UInt8[np.ndarray, "256 3"]:
     """Returns the 256 colours of a scale, RGB: `seen` (viridis) if more is better, `bad` (inferno) if more is worse."""
     kind = {"seen": cv2.COLORMAP_VIRIDIS, "bad": cv2.COLORMAP_INFERNO}[name]
     return cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], kind)[:, 0, ::-1].copy()
 
 
-def canonical_picture(image: CanonicalImage, settings: HeatSettings = DEFAULTS) -> Picture:
+def draw_canonical(image: CanonicalImage, settings: HeatSettings = DEFAULTS) -> Picture:
     """Draws a canonical image at page size, over a checkerboard where no frame shows it."""
     size = _page_size(image.size, settings.canonical_side_px)
-    rgba = cv2.resize(image.array(), size, interpolation=cv2.INTER_AREA)
+    rgba = cv2.resize(image.to_array(), size, interpolation=cv2.INTER_AREA)
     alpha = rgba[..., 3:]
     over_checkers = 255 * rgba[..., :3] * alpha + _draw_checkerboard(size, settings) * (1 - alpha)
     return over_checkers.clip(0, 255).round().astype(np.uint8)
 
 
-def risk_levels(
-    maps: LayerMaps, frame_count: int, limits: VerdictSettings = VERDICT_DEFAULTS
+def classify_risk(
+    maps: LayerHeatMaps, frame_count: int, limits: VerdictSettings = VERDICT_DEFAULTS
 ) -> Shaped[np.ndarray, "rows columns"]:
     """Classifies the edit risk of every cell.
 
@@ -88,9 +88,9 @@ def risk_levels(
     return risk
 
 
-def heat_pictures(
+def draw_heat_maps(
     image: CanonicalImage,
-    maps: LayerMaps,
+    maps: LayerHeatMaps,
     frame_count: int,
     limits: VerdictSettings = VERDICT_DEFAULTS,
     settings: HeatSettings = DEFAULTS,
@@ -105,7 +105,7 @@ def heat_pictures(
         settings: of the pictures.
     """
     size = _page_size(image.size, settings.heat_side_px)
-    rgb = cv2.resize(image.array()[..., :3], size, interpolation=cv2.INTER_AREA)
+    rgb = cv2.resize(image.to_array()[..., :3], size, interpolation=cv2.INTER_AREA)
     gray = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2GRAY)[..., None]
     scales = {
         "coverage": ("seen", maps.frames / max(1, frame_count)),
@@ -117,8 +117,8 @@ def heat_pictures(
     pictures = {}
     for name, (kind, values) in scales.items():
         levels = (255 * np.nan_to_num(values).clip(0, 1)).round().astype(np.uint8)
-        pictures[name] = _overlay_colors(palette(kind)[_enlarge_cells(levels, size)], gray, known, settings)
-    risk = _enlarge_cells(risk_levels(maps, frame_count, limits), size)
+        pictures[name] = _overlay_colors(color_scale(kind)[_enlarge_cells(levels, size)], gray, known, settings)
+    risk = _enlarge_cells(classify_risk(maps, frame_count, limits), size)
     colors = np.array(settings.risk_colors, np.uint8)[risk.clip(0)]
     x, y = (np.arange(side) for side in size)
     colors[(risk == 2) & ((x + y[:, None]) // settings.stripe_px % 2 == 0)] //= 2
@@ -126,10 +126,10 @@ def heat_pictures(
     return pictures
 
 
-def error_picture(error: UInt8[np.ndarray, "height width"], settings: HeatSettings = DEFAULTS) -> Picture:
+def draw_error(error: UInt8[np.ndarray, "height width"], settings: HeatSettings = DEFAULTS) -> Picture:
     """Draws the error of a frame, in 8-bit levels, in the colours of the residual."""
     levels = (error.astype(np.float32) * (255 / settings.max_residual)).clip(0, 255).round().astype(np.uint8)
-    return palette("bad")[levels]
+    return color_scale("bad")[levels]
 
 
 def _overlay_colors(

@@ -15,7 +15,7 @@ from statistics import median
 import numpy as np
 from jaxtyping import UInt8
 
-from neural_fields.doctor import examine
+from neural_fields.doctor import collect_environment
 from neural_fields.report import heat
 from neural_fields.report.collect import LayerView, Report
 from neural_fields.report.heat import DEFAULTS as HEAT_SETTINGS
@@ -26,7 +26,7 @@ from neural_fields.report.verdict import mean_psnr
 Picture = UInt8[np.ndarray, "height width 3"]
 
 
-def page(report: Report) -> str:
+def render_page(report: Report) -> str:
     """Renders the whole page."""
     record = report.record
     count = f"{len(record.frames)} frame{'s' * (len(record.frames) != 1)}"
@@ -75,8 +75,8 @@ def _render_commands(lines: Iterable[str]) -> str:
 
 def _render_figures(report: Report) -> str:
     """Renders the row of figures below the verdict."""
-    psnr, cost = report.facts.psnr, report.cost
-    steady_shares = [view.facts.drift.steady for view in report.layers if view.facts.drift is not None]
+    psnr, cost = report.measurements.psnr, report.cost
+    steady_shares = [view.measurements.drift.steady for view in report.layers if view.measurements.drift is not None]
     known_shares = [share for share in steady_shares if share is not None]
     steady = f"{min(known_shares):.0%}" if known_shares else "-"
     seconds = "-"
@@ -89,7 +89,7 @@ def _render_figures(report: Report) -> str:
         (f"{mean_psnr(psnr):.2f} dB", "mean PSNR"),
         (_format_decibel(min(psnr)), "worst frame"),
         (steady, "of the points stay put (worst layer)" if known_shares else "points stay put: not measured"),
-        (f"{min((view.facts.green for view in report.layers), default=0):.0%}", "safe to paint on (worst layer)"),
+        (f"{min((view.measurements.green for view in report.layers), default=0):.0%}", "safe to paint on (worst layer)"),
         (seconds, f"of training, {cost.steps} steps"),
         (memory, "memory at most"),
     ]
@@ -105,7 +105,7 @@ def _render_quality_strip(report: Report, max_bars: int = 400) -> str:
 
     Longer clips share a bar, which shows the worst of its frames.
     """
-    psnr, frames = report.facts.psnr, report.facts.looked_at
+    psnr, frames = report.measurements.psnr, report.measurements.surveyed_frames
     values = [value for value in psnr if math.isfinite(value)] or [0.0]
     low, high = math.floor(min(values)) - 2, math.ceil(max(values)) + 1
     low_psnr = median(psnr) - report.settings.psnr_drop_db / 2
@@ -129,7 +129,7 @@ def _render_quality_strip(report: Report, max_bars: int = 400) -> str:
         lines += f'<line class="grid" x1="0" x2="{len(drawn)}" y1="{y}" y2="{y}"/>'
         labels += f'<span class="axis" style="top:{y:.1f}%">{mark} dB</span>'
     thumbs = "".join(
-        f'<span class="axis">{_render_image(picture, f"frame {report.frame(t)}")}{report.frame(t)}</span>'
+        f'<span class="axis">{_render_image(picture, f"frame {report.source_frame(t)}")}{report.source_frame(t)}</span>'
         for t, picture in report.thumbnails
     )
     total = len(report.record.frames)
@@ -150,13 +150,13 @@ def _render_worst_frames(report: Report) -> str:
     """Renders the frames with the lowest quality: source, reconstruction and difference."""
     rows = []
     for shown in report.worst:
-        number = report.frame(shown.t)
+        number = report.source_frame(shown.t)
         rows.append(
             f"<h3>Frame {number}: {_format_decibel(shown.psnr)}</h3>"
             '<div class="three">'
             f"{_render_figure(shown.source, f'source, frame {number}', 'source')}"
-            f"{_render_figure(shown.shown, f'reconstruction of frame {number}', 'reconstruction')}"
-            f"{_render_figure(heat.error_picture(shown.error), f'error of frame {number}', 'difference')}</div>"
+            f"{_render_figure(shown.reconstruction, f'reconstruction of frame {number}', 'reconstruction')}"
+            f"{_render_figure(heat.draw_error(shown.error), f'error of frame {number}', 'difference')}</div>"
         )
     scale = _render_scale("bad", "0", f"{HEAT_SETTINGS.max_residual:.0f} levels of 255 and more")
     return (
@@ -172,11 +172,11 @@ def _render_worst_frames(report: Report) -> str:
 
 def _render_layer(report: Report, view: LayerView) -> str:
     """Renders the canonical image of a layer with what is known of each place."""
-    facts, limits = view.facts, report.settings
+    facts, limits = view.measurements, report.settings
     if facts.pixel_share == 0:
         return f"<h2>Layer {escape(facts.name)}</h2><p>No frame shows this layer.</p>"
     count = len(report.record.frames)
-    pictures = heat.heat_pictures(view.image, view.maps, count, limits)
+    pictures = heat.draw_heat_maps(view.image, view.maps, count, limits)
 
     # The swatches of the edit risk; red is striped, as on the picture.
     green, yellow, red = (f"rgb({r},{g},{b})" for r, g, b in HEAT_SETTINGS.risk_colors)
@@ -199,7 +199,7 @@ def _render_layer(report: Report, view: LayerView) -> str:
         f"stretched {limits.stretch_risks[1]:g}-fold or wrong by {limits.residual_risks[1]:.0f} levels; amber from "
         f"{limits.fold_risks[0]:.0%}, {limits.stretch_risks[0]:g}-fold, {limits.residual_risks[0]:.0f} levels, or "
         f"where fewer than {limits.min_risk_frames} frames show it.",
-        "coverage": f"<b>Coverage</b>: frames that show a place; {facts.frames_a_place:.0f} of {count} (median). "
+        "coverage": f"<b>Coverage</b>: frames that show a place; {facts.frames_per_place:.0f} of {count} (median). "
         f"{facts.seen:.0%} of the picture is seen at all." + _render_scale("seen", "0", f"all {count} frames"),
         "stretch": f"<b>Stretch</b>: beyond {limits.min_stretch:g}-fold in {stretched} of what is seen."
         + _render_scale("bad", "1: none", f"{HEAT_SETTINGS.max_stretch:g}-fold and more"),
@@ -212,7 +212,7 @@ def _render_layer(report: Report, view: LayerView) -> str:
     for name, caption in captions.items():
         figures += _render_figure(pictures[name], f"{name} of layer {facts.name}", caption, True)
     main = _render_figure(
-        heat.canonical_picture(view.image),
+        heat.draw_canonical(view.image),
         f"canonical image of layer {facts.name}",
         "<b>Canonical image</b>; checkered where no frame shows it.",
         True,
@@ -223,7 +223,7 @@ def _render_layer(report: Report, view: LayerView) -> str:
     words = [
         f"{facts.pixel_share:.1%} of all pixels",
         f"PSNR {_format_decibel(facts.psnr)} where it is seen",
-        f"as large as {facts.pictures:.1f} frames",
+        f"as large as {facts.area_in_frames:.1f} frames",
     ]
     if drift is not None and drift.far is not None and drift.next_frame is not None and drift.steady is not None:
         words.append(
@@ -243,7 +243,7 @@ def _render_layer(report: Report, view: LayerView) -> str:
 def _render_next_steps(report: Report) -> str:
     """Renders commands to go on with."""
     run = report.run.path
-    layer = report.layers[0].facts.name if report.layers else "background"
+    layer = report.layers[0].measurements.name if report.layers else "background"
     lines = [
         shlex.join(["unwrap", "edit", str(run), "PAINTED.png", "--layer", layer]),
         shlex.join(["unwrap", "render", str(run)]),
@@ -259,7 +259,7 @@ def _render_next_steps(report: Report) -> str:
 
 def _render_run_details(report: Report) -> str:
     """Renders a table of the run and all its settings."""
-    record, cost, machine = report.record, report.cost, examine()
+    record, cost, machine = report.record, report.cost, collect_environment()
     frames = record.frames
     machine_facts = ("unwrap", "platform", "cores", "device", "torch", "numpy", "opencv-python-headless", "hash grid")
     rows = [
@@ -295,7 +295,7 @@ def _render_method(report: Report) -> str:
         "measured is how far apart the flow and the canonical image have them, and the share that is within "
         f"{DRIFT_SETTINGS.max_gap_share:.0%} of the frame's longer side, at least {DRIFT_SETTINGS.flow_error_px:g} "
         "pixels. The flow errs too, above all on water, in blur and on flat things.",
-        f"{len(report.facts.looked_at)} frames were looked at, {report.heat_frames} of them for stretch, fold-over and "
+        f"{len(report.measurements.surveyed_frames)} frames were looked at, {report.heat_frames} of them for stretch, fold-over and "
         "residual. The limits of the verdict are the settings in neural_fields/report/verdict.py.",
     )
     text = "".join(f"<p>{escape(paragraph)}</p>" for paragraph in paragraphs)
@@ -307,7 +307,7 @@ def _render_method(report: Report) -> str:
 
 def _render_image(picture: Picture, alt: str) -> str:
     """Renders a picture as a data URI."""
-    data = base64.b64encode(heat.jpeg(picture)).decode()
+    data = base64.b64encode(heat.encode_jpeg(picture)).decode()
     size = f'width="{picture.shape[1]}" height="{picture.shape[0]}"'
     return f'<img {size} style="height:auto" alt="{escape(alt)}" src="data:image/jpeg;base64,{data}">'
 
@@ -320,7 +320,7 @@ def _render_figure(picture: Picture, alt: str, caption: str, is_html: bool = Fal
 
 def _render_scale(name: str, low: str, high: str) -> str:
     """Renders the colours of a scale with a text at each end."""
-    stops = heat.palette(name)[:: 255 // 15]
+    stops = heat.color_scale(name)[:: 255 // 15]
     colors = ",".join("#{:02x}{:02x}{:02x}".format(*stop) for stop in stops)
     return (
         f'<div class="scale" style="background:linear-gradient(90deg,{colors})"></div>'

@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from neural_fields.baking import Maps
 from neural_fields.data.flow import FlowField, compute_flow
-from neural_fields.fit_record import FitRecord
-from neural_fields.lookup import scattered
+from neural_fields.fit_record import PlanarRecord
+from neural_fields.lookup import sample_bilinear
 from neural_fields.run import Run
 
 
@@ -45,7 +45,7 @@ class Drift:
     points: int  # that were followed for `span` frames
 
 
-def run_flow(run: Run, record: FitRecord, frames: UInt8[np.ndarray, "time height width 3"]) -> FlowField | None:
+def read_run_flow(run: Run, record: PlanarRecord, frames: UInt8[np.ndarray, "time height width 3"]) -> FlowField | None:
     """Reads the flow of a run's frames as its training used it, from the cache, or computes it again.
 
     Args:
@@ -63,12 +63,12 @@ def run_flow(run: Run, record: FitRecord, frames: UInt8[np.ndarray, "time height
     return compute_flow(frames, run.cache, record.flow, (round(size[0] * shrink), round(size[1] * shrink)))
 
 
-def flow_trust(flow: FlowField) -> list[float]:
+def measure_flow_trust(flow: FlowField) -> list[float]:
     """Computes for each pair of neighboring frames the share of pixels whose forward and backward flow agree."""
     return [float(np.asarray(ok).mean()) for ok in flow.forward_ok]
 
 
-def drifts(maps: Maps, flow: FlowField, starts: int, settings: DriftSettings = DEFAULTS) -> dict[str, Drift]:
+def measure_drift(maps: Maps, flow: FlowField, starts: int, settings: DriftSettings = DEFAULTS) -> dict[str, Drift]:
     """Measures the `Drift` of every layer.
 
     Args:
@@ -95,8 +95,8 @@ def drifts(maps: Maps, flow: FlowField, starts: int, settings: DriftSettings = D
         after_one = np.full(len(at), np.nan)
         for t in range(start, start + span):
             x, y = ((at + np.float32(0.5)) * scale - np.float32(0.5)).T
-            vector = scattered(np.asarray(flow.forward[t], np.float32), x, y)
-            trusted = scattered(np.asarray(flow.forward_ok[t], np.float32), x, y) > settings.min_flow_trust
+            vector = sample_bilinear(np.asarray(flow.forward[t], np.float32), x, y)
+            trusted = sample_bilinear(np.asarray(flow.forward_ok[t], np.float32), x, y) > settings.min_flow_trust
             to = at + vector / scale
             inside = (to >= 0).all(1) & (to <= size - 1).all(1)
             at = to.astype(np.float32)
@@ -163,5 +163,5 @@ def _sample_maps(
 ) -> tuple[Float[np.ndarray, "layers n 2"], Float[np.ndarray, "layers n"]]:
     """Samples canonical coordinates and weights of every layer at positions in frame `t`."""
     x, y = np.ascontiguousarray(at.T)
-    samples = maps.at(t, x, y, maps.size)
+    samples = maps.sample_at_points(t, x, y, maps.size)
     return samples.uv, samples.weight

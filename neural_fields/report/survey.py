@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 
 from neural_fields.coords import Box
 from neural_fields.planar.samples import LayerSamples
-from neural_fields.report.geometry import bend
+from neural_fields.report.geometry import measure_distortion
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ Picture = UInt8[np.ndarray, "height width 3"]
 
 
 @dataclass(frozen=True)
-class Shown:
+class SurveyedFrame:
     """A frame kept for the page, small: the source, the reconstruction, and their difference in 8-bit levels."""
 
     t: int
     psnr: float
     source: UInt8[np.ndarray, "h w 3"]
-    shown: UInt8[np.ndarray, "h w 3"]
+    reconstruction: UInt8[np.ndarray, "h w 3"]
     error: UInt8[np.ndarray, "h w"]  # root mean square over the colours
 
 
@@ -65,7 +65,7 @@ class LayerSurvey:
             np.zeros(self.cells[0] * self.cells[1]) for _ in range(6)
         )
 
-    def index(self, uv: Float[np.ndarray, "n 2"]) -> tuple[np.ndarray, np.ndarray]:
+    def locate_cells(self, uv: Float[np.ndarray, "n 2"]) -> tuple[np.ndarray, np.ndarray]:
         """Returns the cells of the canonical points that lie in the box, and which of the points do."""
         columns, rows = self.cells
         x = np.floor((uv[:, 0] - self.box.u0) * (columns / self.box.width))
@@ -73,7 +73,7 @@ class LayerSurvey:
         inside = (x >= 0) & (x < columns) & (y >= 0) & (y < rows)
         return (y[inside] * columns + x[inside]).astype(np.int64), inside
 
-    def add(self, uv: np.ndarray, seen: np.ndarray, error: np.ndarray | None, stretched: float) -> None:
+    def add_frame(self, uv: np.ndarray, seen: np.ndarray, error: np.ndarray | None, stretched: float) -> None:
         """Adds one frame.
 
         Args:
@@ -83,7 +83,7 @@ class LayerSurvey:
             stretched: from which stretch on a place counts as stretched.
         """
         self.pixels += int(seen.sum())
-        cell, inside = self.index(uv[seen])
+        cell, inside = self.locate_cells(uv[seen])
         # A frame counts once in each cell that it shows, and in small gaps between such cells.
         hit = np.zeros(len(self.frames), np.uint8)
         hit[cell] = 1
@@ -94,19 +94,19 @@ class LayerSurvey:
         size = len(self.hits)
         self.hits += np.bincount(cell, minlength=size)
         self.squares += np.bincount(cell, error[seen][inside], size)
-        found = bend(uv, seen)
+        found = measure_distortion(uv, seen)
         stretch, folded = found.stretch[found.valid], found.folded[found.valid]
         self.bent += len(stretch)
         self.stretched += int((stretch > stretched).sum())
         self.folded += int(folded.sum())
-        cell, inside = self.index(uv[:-1, :-1][found.valid])
+        cell, inside = self.locate_cells(uv[:-1, :-1][found.valid])
         self.bends += np.bincount(cell, minlength=size)
         self.log_stretch += np.bincount(cell, np.log2(stretch[inside]), size)
         self.folds += np.bincount(cell, folded[inside], size)
 
 
 @dataclass(frozen=True)
-class LayerMaps:
+class LayerHeatMaps:
     """What a survey found in each cell of a layer's canonical image; nan where nothing is known."""
 
     frames: Float[np.ndarray, "rows columns"]  # in how many frames of the clip it is seen
@@ -136,7 +136,7 @@ class Survey:
         settings: SurveySettings = DEFAULTS,
     ) -> None:
         self._settings = settings
-        self.size, self.looked_at, self.heat, self.stretched = size, tuple(frames), frozenset(heat), stretched
+        self.size, self.surveyed_frames, self.heat, self.stretched = size, tuple(frames), frozenset(heat), stretched
         self.layers = []
         for name, box in boxes.items():
             unit_px = max(size) / 2  # one unit of uv is half the longer side
@@ -145,10 +145,10 @@ class Survey:
             self.layers.append(LayerSurvey(name, box, cells))
         self.psnr: list[float] = []
         self.thumbnails: list[tuple[int, Picture]] = []
-        self._thumbnail_frames = {self.looked_at[i] for i in spread(len(self.looked_at), settings.thumbnails)}
-        self._worst: dict[int, Shown] = {}
+        self._thumbnail_frames = {self.surveyed_frames[i] for i in spread_indices(len(self.surveyed_frames), settings.thumbnails)}
+        self._worst: dict[int, SurveyedFrame] = {}
 
-    def add(self, t: int, source: Picture, shown: Picture, samples: LayerSamples) -> None:
+    def add_frame(self, t: int, source: Picture, shown: Picture, samples: LayerSamples) -> None:
         """Adds frame `t`; frames come in the order of `frames`.
 
         Args:
@@ -162,7 +162,7 @@ class Survey:
         apart = cv2.absdiff(np.ascontiguousarray(source), shown).astype(np.float32)
         squares = cv2.transform(apart * apart, np.full((1, 3), 1 / 3, np.float32))
         psnr = _compute_psnr(float(squares.mean(dtype=np.float64)))
-        place = len(self.psnr) * self._settings.parts // len(self.looked_at)
+        place = len(self.psnr) * self._settings.parts // len(self.surveyed_frames)
         self.psnr.append(psnr)
         worst = self._worst.get(place)
         if worst is None or psnr < worst.psnr:
@@ -171,7 +171,7 @@ class Survey:
             small = (max(1, round(width * shrink)), max(1, round(height * shrink)))
             pictures = (np.asarray(source), shown, error)
             kept = (cv2.resize(picture, small, interpolation=cv2.INTER_AREA) for picture in pictures)
-            self._worst[place] = Shown(t, psnr, *kept)
+            self._worst[place] = SurveyedFrame(t, psnr, *kept)
         if t in self._thumbnail_frames:
             thumbnail_width = self._settings.thumbnail_width_px
             small = (thumbnail_width, max(1, round(height * thumbnail_width / width)))
@@ -183,11 +183,11 @@ class Survey:
                 uv = samples.uv[:, number].reshape(height, width, 2).numpy()
                 layer.add(uv, seen, squares if t in self.heat else None, self.stretched)
 
-    def worst(self, count: int) -> list[Shown]:
+    def worst_frames(self, count: int) -> list[SurveyedFrame]:
         """Returns the frames with the lowest PSNR, from different parts of the clip, worst first."""
         return sorted(self._worst.values(), key=lambda frame: frame.psnr)[:count]
 
-    def maps(self, layer: LayerSurvey, frame_count: int) -> LayerMaps:
+    def compute_layer_maps(self, layer: LayerSurvey, frame_count: int) -> LayerHeatMaps:
         """Computes the heat maps of a layer.
 
         Args:
@@ -197,7 +197,7 @@ class Survey:
         shape = layer.cells[::-1]
         frames = layer.frames.reshape(shape) * (frame_count / max(1, len(self.psnr)))
 
-        return LayerMaps(
+        return LayerHeatMaps(
             frames=frames,
             stretch=np.exp2(_average_cells(layer.log_stretch, layer.bends, frames)),
             fold=_average_cells(layer.folds, layer.bends, frames).clip(0, 1),
@@ -205,9 +205,9 @@ class Survey:
         )
 
 
-def spread(count: int, most: int) -> list[int]:
+def spread_indices(count: int, max_count: int) -> list[int]:
     """Chooses at most `most` of `count` indices, evenly spread, the first and the last among them."""
-    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int)).tolist()
+    return np.unique(np.linspace(0, count - 1, min(max_count, count)).round().astype(int)).tolist()
 
 
 def _average_cells(

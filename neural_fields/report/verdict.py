@@ -61,7 +61,7 @@ TITLES: dict[Level, str] = {
 
 
 @dataclass(frozen=True)
-class LayerFacts:
+class LayerMeasurements:
     """What was measured of one layer. Shares are in [0, 1]; None where there was nothing to measure."""
 
     name: str
@@ -70,8 +70,8 @@ class LayerFacts:
     stretched: float | None  # share beyond the settings' `min_stretch`
     folded: float | None
     seen: float  # share of the canonical image that any frame shows
-    frames_a_place: float  # median over the places that are seen: frames of the clip that show it
-    pictures: float  # area of what is seen of the canonical image, in frames
+    frames_per_place: float  # median over the places that are seen: frames of the clip that show it
+    area_in_frames: float  # area of what is seen of the canonical image, in frames
     green: float  # shares of what is seen
     yellow: float
     red: float
@@ -79,7 +79,7 @@ class LayerFacts:
 
 
 @dataclass(frozen=True)
-class TrainCommand:
+class TrainCommandLine:
     """The `unwrap train` command of a run, to suggest what to change."""
 
     video: str
@@ -92,7 +92,7 @@ class TrainCommand:
     flags: tuple[str, ...] = ()  # size, seed and region, as they stand on the line
     settings: tuple[str, ...] = ()  # where they differ from the preset's: dotted flags
 
-    def line(self) -> str:
+    def format_line(self) -> str:
         """Returns the command line."""
         chosen = f"{self.frames.start}:{self.frames.stop}"
         chosen += f":{self.frames.step}" if self.frames.step != 1 else ""
@@ -100,24 +100,24 @@ class TrainCommand:
         words += ["--frames", chosen, *(word for spec in self.masks for word in ("--masks", spec))]
         return shlex.join([*words, "--flow", self.flow, *self.flags, *self.settings])
 
-    def with_preset(self, preset: str, masks: tuple[str, ...]) -> str:
+    def for_preset(self, preset: str, masks: tuple[str, ...]) -> str:
         """Returns the command for another preset, in a run of its own."""
-        return replace(self, preset=preset, masks=masks, settings=(), out=f"{self.out}-{preset}").line()
+        return replace(self, preset=preset, masks=masks, settings=(), out=f"{self.out}-{preset}").format_line()
 
-    def part(self, frames: range, name: str = "part") -> str:
+    def for_part(self, frames: range, name: str = "part") -> str:
         """Returns the command for a part of the clip, in a run of its own."""
-        return replace(self, frames=frames, out=f"{self.out}-{name}").line()
+        return replace(self, frames=frames, out=f"{self.out}-{name}").format_line()
 
 
 @dataclass(frozen=True)
-class ClipFacts:
+class ClipMeasurements:
     """What was measured of a trained run."""
 
-    looked_at: tuple[int, ...]  # frames of the source, ascending
+    surveyed_frames: tuple[int, ...]  # frames of the source, ascending
     psnr: tuple[float, ...]  # dB of each of those
     trust: tuple[float, ...] | None  # of each pair of neighboring frames of the run; None where flow was not at hand
-    layers: tuple[LayerFacts, ...]
-    command: TrainCommand
+    layers: tuple[LayerMeasurements, ...]
+    command: TrainCommandLine
     presets: tuple[str, ...]  # that this version has
 
 
@@ -145,15 +145,15 @@ class Verdict:
         return TITLES[self.level]
 
 
-def judge(facts: ClipFacts, settings: VerdictSettings = DEFAULTS) -> Verdict:
+def judge_clip(clip: ClipMeasurements, settings: VerdictSettings = DEFAULTS) -> Verdict:
     """Judges whether a clip suits the model."""
     reasons = [
-        *_judge_cuts(facts, settings),
-        *_judge_quality(facts, settings),
-        *_judge_drops(facts, settings),
+        *_judge_cuts(clip, settings),
+        *_judge_quality(clip, settings),
+        *_judge_drops(clip, settings),
     ]
-    for layer in facts.layers:
-        reasons += _judge_layer(facts, layer, settings)
+    for layer in clip.layers:
+        reasons += _judge_layer(clip, layer, settings)
     reasons.sort(key=lambda reason: RANKS[reason.level])
 
     # Advice that a reason before already gives is not repeated.
@@ -174,18 +174,18 @@ def mean_psnr(values: Sequence[float]) -> float:
     return fmean(min(value, 100.0) for value in values)
 
 
-def cuts(facts: ClipFacts, settings: VerdictSettings = DEFAULTS) -> list[tuple[int, int]]:
+def find_picture_changes(clip: ClipMeasurements, settings: VerdictSettings = DEFAULTS) -> list[tuple[int, int]]:
     """Finds the pairs of source frames between which the picture changes at once."""
-    if not facts.trust:
+    if not clip.trust:
         return []
-    limit = min(settings.min_flow_trust, median(facts.trust) / 2)
-    pairs = pairwise(facts.command.frames)
-    return [pair for pair, share in zip(pairs, facts.trust, strict=True) if share < limit]
+    limit = min(settings.min_flow_trust, median(clip.trust) / 2)
+    pairs = pairwise(clip.command.frames)
+    return [pair for pair, share in zip(pairs, clip.trust, strict=True) if share < limit]
 
 
-def _judge_cuts(facts: ClipFacts, settings: VerdictSettings) -> Iterator[Reason]:
+def _judge_cuts(facts: ClipMeasurements, settings: VerdictSettings) -> Iterator[Reason]:
     """Judges the places where the picture changes at once."""
-    found = cuts(facts, settings)
+    found = find_picture_changes(facts, settings)
     if not found or facts.trust is None:
         return
     frames, many = facts.command.frames, len(found) > 1
@@ -197,11 +197,11 @@ def _judge_cuts(facts: ClipFacts, settings: VerdictSettings) -> Iterator[Reason]
         f"{min(facts.trust):.0%} of the pixels there, on {median(facts.trust):.0%} usually): "
         f"{'cuts, flashes' if many else 'a cut, a flash'} or frames left out. One picture cannot hold both sides."
     )
-    lines = tuple(facts.command.part(part, f"{part.start}") for part in parts[:3] if len(part) > 1)
+    lines = tuple(facts.command.for_part(part, f"{part.start}") for part in parts[:3] if len(part) > 1)
     yield Reason("bad", text, "Train on each part by itself:", lines)
 
 
-def _judge_quality(facts: ClipFacts, settings: VerdictSettings) -> Iterator[Reason]:
+def _judge_quality(facts: ClipMeasurements, settings: VerdictSettings) -> Iterator[Reason]:
     """Judges the PSNR of the whole clip."""
     mean, worst = mean_psnr(facts.psnr), min(facts.psnr)
     figures = f"{mean:.1f} dB on average, {worst:.1f} dB in the worst frame"
@@ -216,46 +216,46 @@ def _judge_quality(facts: ClipFacts, settings: VerdictSettings) -> Iterator[Reas
     yield Reason(level, text, *_suggest_remedy(facts, order, settings))
 
 
-def _suggest_remedy(facts: ClipFacts, order: Sequence[str], settings: VerdictSettings) -> tuple[str, tuple[str, ...]]:
+def _suggest_remedy(facts: ClipMeasurements, order: Sequence[str], settings: VerdictSettings) -> tuple[str, tuple[str, ...]]:
     """Returns advice and command: the first of `order` that was not done yet, else a shorter part of the clip.
 
     Where there is a cut nothing of this helps, and its own advice comes first.
     """
-    if cuts(facts, settings):
+    if find_picture_changes(facts, settings):
         return "", ()
     command, tries = facts.command, {}
     if command.quality != "final":
         better: str = "normal" if command.quality == "draft" else "final"
         tries["refine"] = (
             f"Refine it further; the run goes on from here (--quality {better}):",
-            replace(command, quality=better).line(),
+            replace(command, quality=better).format_line(),
         )
     if command.masks in ((), ("auto",), ("none",)) and command.preset in ("atlas", "lna", "codef", "hashing_nvd"):
         tries["masks"] = (
             "Give each thing that moves on its own a mask (a folder of pictures; front first):",
-            replace(command, masks=("object=MASKS",), out=f"{command.out}-masks").line(),
+            replace(command, masks=("object=MASKS",), out=f"{command.out}-masks").format_line(),
         )
     if command.preset not in ("atlas", "roi"):
-        tries["preset"] = ("Try the default preset:", command.with_preset("atlas", command.masks))
+        tries["preset"] = ("Try the default preset:", command.for_preset("atlas", command.masks))
     if "narcan" in facts.presets and command.preset == "atlas":
         tries["segments"] = (
             "Try several overlapping pictures instead of one:",
-            command.with_preset("narcan", ("none",)),
+            command.for_preset("narcan", ("none",)),
         )
     for name in order:
         if name in tries:
             return tries[name][0], (tries[name][1],)
     frames, quarter = command.frames, len(command.frames) // 4
     middle = frames[quarter : max(quarter + 1, len(frames) - quarter)]
-    return "Train on a shorter part, in which less changes:", (command.part(middle),)
+    return "Train on a shorter part, in which less changes:", (command.for_part(middle),)
 
 
-def _judge_drops(facts: ClipFacts, settings: VerdictSettings) -> Iterator[Reason]:
+def _judge_drops(facts: ClipMeasurements, settings: VerdictSettings) -> Iterator[Reason]:
     """Judges the longest interval of frames that the model shows much worse than the rest."""
     usual = median(facts.psnr)
     intervals: list[list[tuple[int, float]]] = []
     was_low = False
-    for frame, value in zip(facts.looked_at, facts.psnr, strict=True):
+    for frame, value in zip(facts.surveyed_frames, facts.psnr, strict=True):
         is_low = value < usual - settings.psnr_drop_db
         if is_low and was_low:
             intervals[-1].append((frame, value))
@@ -272,7 +272,7 @@ def _judge_drops(facts: ClipFacts, settings: VerdictSettings) -> Iterator[Reason
     rest = max(sides, key=len)
     found = mean_psnr([value for _, value in longest])
     text = f"{where} worse than the rest: {found:.1f} dB, against {usual:.1f} dB usually."
-    commands = (facts.command.part(rest),) if len(rest) > 1 else ()
+    commands = (facts.command.for_part(rest),) if len(rest) > 1 else ()
     yield Reason(
         "care",
         text,
@@ -281,7 +281,7 @@ def _judge_drops(facts: ClipFacts, settings: VerdictSettings) -> Iterator[Reason
     )
 
 
-def _judge_layer(facts: ClipFacts, layer: LayerFacts, settings: VerdictSettings) -> Iterator[Reason]:
+def _judge_layer(facts: ClipMeasurements, layer: LayerMeasurements, settings: VerdictSettings) -> Iterator[Reason]:
     """Judges one layer: visibility, quality, distortion, steadiness, and room for edits."""
     if layer.pixel_share == 0:
         advice = "Its mask may be empty, or lie behind another layer's. Look at what became of the masks:"
@@ -305,8 +305,8 @@ def _judge_layer(facts: ClipFacts, layer: LayerFacts, settings: VerdictSettings)
 
     # How much of the layer can be painted on, and how long it stays.
     count = len(facts.command.frames)
-    if layer.frames_a_place < settings.min_stay_share * count:
-        text = f"A place of '{layer.name}' is on screen for {layer.frames_a_place:.0f} of {count} frames (median)."
+    if layer.frames_per_place < settings.min_stay_share * count:
+        text = f"A place of '{layer.name}' is on screen for {layer.frames_per_place:.0f} of {count} frames (median)."
         yield Reason("care", text, "Choose the place of an edit from its coverage picture: bright stays long.")
     safe = f"Safe to paint on: {layer.green:.0%} of '{layer.name}'"
     if layer.green >= settings.min_safe_share:
@@ -316,7 +316,7 @@ def _judge_layer(facts: ClipFacts, layer: LayerFacts, settings: VerdictSettings)
 
 
 def _judge_distortion(
-    facts: ClipFacts, layer: LayerFacts, decides: bool, settings: VerdictSettings
+    facts: ClipMeasurements, layer: LayerMeasurements, decides: bool, settings: VerdictSettings
 ) -> Iterator[Reason]:
     """Judges how much of a layer folds over or is stretched."""
     care, bad = settings.folded_shares
@@ -343,7 +343,7 @@ def _judge_distortion(
 
 
 def _judge_steadiness(
-    facts: ClipFacts, layer: LayerFacts, decides: bool, settings: VerdictSettings
+    facts: ClipMeasurements, layer: LayerMeasurements, decides: bool, settings: VerdictSettings
 ) -> Iterator[Reason]:
     """Judges whether the points of a layer stay put."""
     drift = layer.drift

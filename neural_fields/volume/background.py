@@ -15,23 +15,23 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from neural_fields.config_volume import BackgroundConfig, VolumeTerms
+from neural_fields.config_volume import BackgroundConfig, VolumeLossWeights
 from neural_fields.data.cameras import Camera
 from neural_fields.data.capture import Capture
 from neural_fields.encodings.hash_grid import HashGrid
-from neural_fields.encodings.hash_layout import HashGridConfig, growth_to
-from neural_fields.volume.paint import Paint
-from neural_fields.volume.proposal import Proposal, Stretches, annealing, positive, stretch
+from neural_fields.encodings.hash_layout import HashGridConfig, compute_growth
+from neural_fields.volume.paint import ColorPaint
+from neural_fields.volume.proposal import ProposalGrid, RayIntervals, annealing_exponent, activate_density, spacing_to_distance
 from neural_fields.volume.rays import (
-    Marched,
+    RaySamples,
     Rays,
     ViewRays,
-    contract,
-    march_weights,
+    contract_space,
+    rendering_weights,
     optical_thickness,
-    render_marched,
+    render_samples,
 )
-from neural_fields.volume.terms import distortion, interlevel, squared
+from neural_fields.volume.terms import distortion_loss, interlevel_loss, squared_error
 
 
 @dataclass(frozen=True)
@@ -53,32 +53,32 @@ DEFAULTS = BackgroundSettings()
 
 
 @dataclass(frozen=True)
-class Frame:
+class SceneBounds:
     """The bounds of a scene: the ball that is not contracted, in world units."""
 
-    centre: tuple[float, float, float]
+    center: tuple[float, float, float]
     radius: float
 
 
-def frame_of(capture: Capture) -> Frame:
+def find_scene_bounds(capture: Capture) -> SceneBounds:
     """Computes a ball around the smallest box of all cameras and joints, that reaches the farthest of them."""
     points = np.stack([camera.position for camera in capture.cameras])
     if capture.motion is not None:
-        points = np.concatenate([points, *(capture.motion.joints(time) for time in sorted(set(capture.times)))])
+        points = np.concatenate([points, *(capture.motion.compute_joint_positions(time) for time in sorted(set(capture.times)))])
     centre = (points.min(axis=0) + points.max(axis=0)) / 2
     radius = float(np.linalg.norm(points - centre, axis=1).max())
     x, y, z = centre.tolist()
-    return Frame((x, y, z), radius if radius > 1e-6 else 1.0)  # one camera and nobody: any scale does
+    return SceneBounds((x, y, z), radius if radius > 1e-6 else 1.0)  # one camera and nobody: any scale does
 
 
-def harmonics(direction: Float[Tensor, "rays 3"]) -> Float[Tensor, "rays 9"]:
+def spherical_harmonics(direction: Float[Tensor, "rays 3"]) -> Float[Tensor, "rays 9"]:
     """Computes the spherical harmonics of degree 0 to 2, up to constant factors."""
     x, y, z = direction.unbind(dim=1)
     bands = [torch.ones_like(x), x, y, z, x * y, y * z, x * z, x * x - y * y, 3 * z * z - 1]
     return torch.stack(bands, dim=1)
 
 
-class Background(nn.Module):
+class BackgroundField(nn.Module):
     """Density and colour of a scene that stands still within each of its states.
 
     Args:
@@ -93,11 +93,11 @@ class Background(nn.Module):
 
     centre: Tensor
     radius: Tensor
-    paint: Paint | None
+    paint: ColorPaint | None
 
     def __init__(
         self,
-        frame: Frame,
+        frame: SceneBounds,
         states: int = 1,
         config: BackgroundConfig | None = None,
         settings: BackgroundSettings = DEFAULTS,
@@ -105,12 +105,12 @@ class Background(nn.Module):
         super().__init__()
         self.settings = settings
         self.config = shape = config or BackgroundConfig()
-        self.frame = frame
-        growth = growth_to(shape.finest, shape.base_resolution, shape.n_levels)
+        self.bounds = frame
+        growth = compute_growth(shape.finest, shape.base_resolution, shape.n_levels)
         self.grid = HashGrid(
             3, HashGridConfig(shape.n_levels, shape.n_features, shape.log2_table, shape.base_resolution, growth)
         )
-        self.proposal = Proposal(shape.proposal_resolution)
+        self.proposal = ProposalGrid(shape.proposal_resolution)
         # A code weighs the features of the grid, so that some of them can become one state's own, and is constant along
         # a ray: reading it beside the features is adding a linear function of it to the hidden layer. Small codes make
         # states start nearly alike, and what one of them does not show is taken from the others.
@@ -130,7 +130,7 @@ class Background(nn.Module):
         for layer in (self.color_view, self.sky_color):
             nn.init.zeros_(layer.weight)
         nn.init.zeros_(self.sky_color.bias)
-        self.register_buffer("centre", torch.tensor(frame.centre))
+        self.register_buffer("centre", torch.tensor(frame.center))
         self.register_buffer("radius", torch.tensor(frame.radius))
         self.paint = None
 
@@ -148,14 +148,14 @@ class Background(nn.Module):
             groups.append({"params": [named[name]], "lr": rate})
         return groups
 
-    def march(
+    def march_rays(
         self,
         rays: Rays,
         state: Int[Tensor, " rays"],
         generator: torch.Generator | None = None,
         exponent: float = 1.0,
-        unseen: float = 0.0,
-    ) -> tuple[Marched, Stretches]:
+        min_weight: float = 0.0,
+    ) -> tuple[RaySamples, RayIntervals]:
         """Samples the field along rays; also returns the intervals into which these were divided.
 
         Args:
@@ -168,30 +168,30 @@ class Background(nn.Module):
         config = self.config
         local = Rays((rays.origin - self.centre) / self.radius, rays.direction, rays.time)
         counts = (config.proposed, config.samples)
-        intervals = self.proposal.divide(local, (config.near, config.far), counts, exponent, generator)
-        distance = stretch(intervals.edges)
+        intervals = self.proposal.divide_rays(local, (config.near, config.far), counts, exponent, generator)
+        distance = spacing_to_distance(intervals.edges)
         middle, length = (distance[:, 1:] + distance[:, :-1]) / 2, distance.diff(dim=1)
-        points = contract(local.at(middle))
+        points = contract_space(local.points_at(middle))
         density, geometry = self._query_geometry(points, state)
-        beside = self.color_view(harmonics(rays.direction)) + self.color_state(self.codes)[state]
-        if unseen > 0:
-            visible = march_weights(density * length) > unseen
+        beside = self.color_view(spherical_harmonics(rays.direction)) + self.color_state(self.codes)[state]
+        if min_weight > 0:
+            visible = rendering_weights(density * length) > min_weight
             color = torch.zeros_like(geometry[..., :3])
             color[visible] = self._query_color(geometry[visible], beside[visible.nonzero()[:, 0]], points[visible])
         else:
             visible = torch.ones_like(density, dtype=torch.bool)
             color = self._query_color(geometry, beside[:, None], points)
         radius = self.radius
-        return Marched(middle * radius, length * radius, density / radius, color, torch.ones_like(visible)), intervals
+        return RaySamples(middle * radius, length * radius, density / radius, color, torch.ones_like(visible)), intervals
 
-    def sky(self, rays: Rays, state: Int[Tensor, " rays"]) -> Float[Tensor, "rays 3"]:
+    def render_sky(self, rays: Rays, state: Int[Tensor, " rays"]) -> Float[Tensor, "rays 3"]:
         """Computes the colours behind everything."""
-        raw = self.sky_color(harmonics(rays.direction)) + self.sky_state(self.codes)[state]
+        raw = self.sky_color(spherical_harmonics(rays.direction)) + self.sky_state(self.codes)[state]
         return torch.sigmoid(raw if self.paint is None else raw + self.paint(rays.direction / 2 + 0.5))
 
-    def density(self, points: Float[Tensor, "points 3"], state: Int[Tensor, " points"]) -> Float[Tensor, " points"]:
+    def density_at(self, points: Float[Tensor, "points 3"], state: Int[Tensor, " points"]) -> Float[Tensor, " points"]:
         """Computes densities at points of the world, for a unit of its length."""
-        local = contract((points - self.centre) / self.radius)
+        local = contract_space((points - self.centre) / self.radius)
         return self._query_geometry(local[:, None], state)[0][:, 0] / self.radius
 
     def _query_geometry(self, points: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -200,7 +200,7 @@ class Background(nn.Module):
         features = features * (1 + self.feature_state(self.codes))[state][:, None]
         hidden = self.place(features) + self.place_state(self.codes)[state][:, None]
         raw, geometry = self.geometry(torch.relu(hidden)).split([1, self.config.geometry], dim=-1)
-        return positive(raw[..., 0] - 1), geometry
+        return activate_density(raw[..., 0] - 1), geometry
 
     def _query_color(self, geometry: Tensor, beside: Tensor, points: Tensor) -> Tensor:
         """Computes colours [..., 3] of features [..., G] at contracted points [..., 3]."""
@@ -211,13 +211,13 @@ class Background(nn.Module):
 
 
 def background_terms(
-    field: Background,
+    field: BackgroundField,
     rays: Rays,
     state: Int[Tensor, " rays"],
-    wanted: Float[Tensor, "rays 3"],
+    target: Float[Tensor, "rays 3"],
     progress: float,
     generator: torch.Generator,
-    weights: VolumeTerms | None = None,
+    weights: VolumeLossWeights | None = None,
 ) -> dict[str, Tensor]:
     """Computes the weighted loss terms of one step of the background.
 
@@ -230,23 +230,23 @@ def background_terms(
         generator: of all that is random in the step.
         weights: of the terms.
     """
-    weights, settings = weights or VolumeTerms(), field.settings
-    exponent = annealing(min(1.0, settings.annealing_speed * progress))
-    samples, intervals = field.march(rays, state, generator, exponent)
-    rendered = render_marched(samples)
+    weights, settings = weights or VolumeLossWeights(), field.settings
+    exponent = annealing_exponent(min(1.0, settings.annealing_speed * progress))
+    samples, intervals = field.march_rays(rays, state, generator, exponent)
+    rendered = render_samples(samples)
     proposed = (intervals.proposed_edges, intervals.proposed_weights)
     checked = slice(None, None, settings.clearance_stride)
     return {
-        "color": squared(rendered.over(field.sky(rays, state)), wanted),
-        "interlevel": weights.interlevel * interlevel(intervals.edges, rendered.weights, *proposed),
-        "distortion": weights.distortion * distortion(intervals.edges, rendered.weights),
+        "color": squared_error(rendered.composite_over(field.render_sky(rays, state)), target),
+        "interlevel": weights.interlevel * interlevel_loss(intervals.edges, rendered.weights, *proposed),
+        "distortion": weights.distortion * distortion_loss(intervals.edges, rendered.weights),
         "opacity": weights.opacity * (1 - rendered.opacity).mean(),
-        "clearance": weights.clearance * clearance(field, rays[checked], state[checked], generator),
+        "clearance": weights.clearance * clearance_loss(field, rays[checked], state[checked], generator),
     }
 
 
-def clearance(
-    field: Background, rays: Rays, state: Int[Tensor, " rays"], generator: torch.Generator
+def clearance_loss(
+    field: BackgroundField, rays: Rays, state: Int[Tensor, " rays"], generator: torch.Generator
 ) -> Float[Tensor, ""]:
     """Computes how much light the field absorbs before the near plane, where no camera can have anything.
 
@@ -256,14 +256,14 @@ def clearance(
         state: of the scene, for each ray.
         generator: of the point on each ray that is looked at.
     """
-    near = field.config.near * field.frame.radius
+    near = field.config.near * field.bounds.radius
     share = torch.rand(len(rays), 1, generator=generator, device=generator.device).to(rays.origin.device)
-    density = field.density(rays.at(share * near)[:, 0], state)
+    density = field.density_at(rays.points_at(share * near)[:, 0], state)
     return -torch.expm1(-density * near).mean()
 
 
 @torch.no_grad()
-def blocked_views(field: Background, cameras: Sequence[Camera], states: Sequence[int]) -> list[int]:
+def find_blocked_views(field: BackgroundField, cameras: Sequence[Camera], states: Sequence[int]) -> list[int]:
     """Finds views whose camera is inside something or right before it, so that they see nothing else.
 
     Of such a view at least `blocked_share` of the light ends within one more near distance behind the near plane.
@@ -274,11 +274,11 @@ def blocked_views(field: Background, cameras: Sequence[Camera], states: Sequence
         states: of the scene, one a view.
     """
     device = field.centre.device
-    blocked, limit = [], 2 * field.config.near * field.frame.radius
+    blocked, limit = [], 2 * field.config.near * field.bounds.radius
     for index, (camera, state) in enumerate(zip(cameras, states, strict=True)):
         pixel = torch.linspace(0, camera.width * camera.height - 1, field.settings.blocked_rays, device=device).long()
         view_rays = ViewRays([camera], [0], device)(torch.zeros_like(pixel), pixel)
-        samples, _ = field.march(view_rays, torch.full_like(pixel, state), unseen=1.0)
+        samples, _ = field.march_rays(view_rays, torch.full_like(pixel, state), min_weight=1.0)
         thickness = (optical_thickness(samples) * (samples.depth < limit)).sum(dim=1)
         if -torch.expm1(-thickness).mean() >= field.settings.blocked_share:
             blocked.append(index)

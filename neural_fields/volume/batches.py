@@ -40,10 +40,10 @@ class RayBatch:
     rays: Rays
     color: Float[Tensor, "rays 3"]
     person: Bool[Tensor, " rays"]
-    places: Int[Tensor, " rays"]
+    pixel_indices: Int[Tensor, " rays"]
 
 
-class Pixels:
+class CapturePixels:
     """A capture on a device, ready to draw from.
 
     Args:
@@ -89,17 +89,17 @@ class Pixels:
         """Whether any view has a mask that is not empty."""
         return len(self._views_with_person) > 0
 
-    def any(self, count: int, generator: torch.Generator) -> RayBatch:
+    def draw_any(self, count: int, generator: torch.Generator) -> RayBatch:
         """Draws pixels from everywhere."""
         return self._make_batch(self._draw_integers(len(self._masks), count, generator))
 
-    def background(self, count: int, generator: torch.Generator) -> RayBatch:
+    def draw_background(self, count: int, generator: torch.Generator) -> RayBatch:
         """Draws pixels away from the person; fewer than `count` where nearly everything is the person."""
         drawn = self.settings.tries * count if self.has_person else count
         pixels = self._draw_integers(len(self._masks), drawn, generator)
         return self._make_batch(pixels[~self._near[pixels]][:count])
 
-    def person(self, count: int, generator: torch.Generator) -> RayBatch:
+    def draw_person(self, count: int, generator: torch.Generator) -> RayBatch:
         """Draws pixels on the person, and some in the box around, from views that show them.
 
         Raises:

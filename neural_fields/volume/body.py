@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from neural_fields.data.skeleton import ROOT, Skeleton
+from neural_fields.data.skeleton import NO_PARENT, Skeleton
 from neural_fields.errors import bad_input
 from neural_fields.volume.rays import Rays
 
@@ -59,7 +59,7 @@ DEFAULTS = SkinningSettings()
 
 
 @dataclass(frozen=True)
-class Bumps:
+class BoneBumps:
     """Ellipsoids around the bones at rest: |shape (x - centre)|^2 = 1 is where a bump has fallen to 1/e.
 
     Attributes:
@@ -67,19 +67,19 @@ class Bumps:
     """
 
     bone: tuple[int, ...]
-    centre: Float[NDArray, "bumps 3"]
+    center: Float[NDArray, "bumps 3"]
     shape: Float[NDArray, "bumps 3 3"]
 
-    def box(self, reach: float) -> tuple[Float[NDArray, "3"], Float[NDArray, "3"]]:
+    def bounding_box(self, reach: float) -> tuple[Float[NDArray, "3"], Float[NDArray, "3"]]:
         """Computes the smallest box around all of them, up to a squared distance of `reach` in their own sizes."""
         spread = np.linalg.inv(self.shape)
         half = np.sqrt(reach) * np.linalg.norm(spread, axis=2)
-        return (self.centre - half).min(axis=0), (self.centre + half).max(axis=0)
+        return (self.center - half).min(axis=0), (self.center + half).max(axis=0)
 
 
-def bone_bumps(
+def compute_bone_bumps(
     skeleton: Skeleton, radii: Mapping[str, float] | None = None, settings: SkinningSettings = DEFAULTS
-) -> Bumps:
+) -> BoneBumps:
     """Computes the bumps of a skeleton, in proportion to itself: to its span and to the length of its bones.
 
     Args:
@@ -92,41 +92,41 @@ def bone_bumps(
         UserError: a radius is not positive or names no joint, or all joints are in one place and nothing tells a size.
     """
     radii = dict(radii or {})
-    body = [joint for joint in range(skeleton.count) if joint not in skeleton.objects]
-    span = float(np.ptp(skeleton.rest[body], axis=0).max()) if body else 0.0
+    body = [joint for joint in range(skeleton.bone_count) if joint not in skeleton.object_joints]
+    span = float(np.ptp(skeleton.rest_positions[body], axis=0).max()) if body else 0.0
     for name, size in radii.items():
         if name not in skeleton.names or not size > 0:
             why = "a radius is above 0 and belongs to a joint: " + ", ".join(skeleton.names)
             raise bad_input(f"radius {size} of {name!r}", where="radii", why=why, fix="correct the radius")
-    if span <= 0 and len(radii) < skeleton.count:
+    if span <= 0 and len(radii) < skeleton.bone_count:
         why = "with all joints in one place nothing tells how large the body is"
         raise bad_input("a skeleton without a length", where="bones", why=why, fix="give every joint a radius")
     scale = span / settings.adult_span_m
     bones, centers, shapes = [], [], []
     for joint, name in enumerate(skeleton.names):
-        ends = [child for child in skeleton.children(joint) if child not in skeleton.objects]
+        ends = [child for child in skeleton.find_children(joint) if child not in skeleton.object_joints]
         ends = [child for child in ends if _bone_length(skeleton, child) > settings.min_bone_share * span]
-        if joint in skeleton.objects or not ends:
+        if joint in skeleton.object_joints or not ends:
             # The size of a round bump: an object's, the head's, or a hand's, foot's or toe's, in metres on an adult.
             if name in radii:
                 size = radii[name]
             else:
-                if joint in skeleton.objects:
+                if joint in skeleton.object_joints:
                     adult_size = settings.object_m
                 elif "head" in name.lower():
                     adult_size = settings.head_m
                 else:
-                    rest = np.delete(skeleton.rest, skeleton.objects, axis=0)
+                    rest = np.delete(skeleton.rest_positions, skeleton.object_joints, axis=0)
                     adult = settings.adult_span_m / float(np.ptp(rest, axis=0).max() or 1.0)
                     leaf_size = settings.leaf_share * _bone_length(skeleton, joint) * adult
                     adult_size = float(np.clip(leaf_size, settings.leaf_m, settings.head_m))
                 size = adult_size * span / settings.adult_span_m
             bones.append(joint)
-            centers.append(skeleton.rest[joint])
+            centers.append(skeleton.rest_positions[joint])
             shapes.append(np.eye(3) / (2 * size))
             continue
         for child in ends:  # a bump in the middle of each bone that begins here
-            start, end = skeleton.rest[joint], skeleton.rest[child]
+            start, end = skeleton.rest_positions[joint], skeleton.rest_positions[child]
             length = float(np.linalg.norm(end - start))
             axis = (end - start) / length
             along = max(settings.along_m * scale, settings.along_share * length)
@@ -138,21 +138,21 @@ def bone_bumps(
             bones.append(joint)
             centers.append((start + end) / 2)
             shapes.append(lengthwise / (2 * along) + (np.eye(3) - lengthwise) / (2 * across))
-    return Bumps(tuple(bones), np.stack(centers), np.stack(shapes))
+    return BoneBumps(tuple(bones), np.stack(centers), np.stack(shapes))
 
 
 def _bone_length(skeleton: Skeleton, joint: int) -> float:
     parent = skeleton.parents[joint]
-    return 0.0 if parent == ROOT else float(np.linalg.norm(skeleton.rest[joint] - skeleton.rest[parent]))
+    return 0.0 if parent == NO_PARENT else float(np.linalg.norm(skeleton.rest_positions[joint] - skeleton.rest_positions[parent]))
 
 
 def _count_limbs(skeleton: Skeleton, joint: int) -> int:
     """Counts the chains that end at or below a joint."""
-    below = [child for child in skeleton.children(joint) if child not in skeleton.objects]
+    below = [child for child in skeleton.find_children(joint) if child not in skeleton.object_joints]
     return sum(_count_limbs(skeleton, child) for child in below) or 1
 
 
-def inverse_rigid(transforms: Float[Tensor, "*places 4 4"]) -> Float[Tensor, "*places 4 4"]:
+def invert_rigid(transforms: Float[Tensor, "*places 4 4"]) -> Float[Tensor, "*places 4 4"]:
     """Inverts rotations with translations, without solving anything."""
     rotation = transforms[..., :3, :3].transpose(-1, -2)
     translation = -(rotation @ transforms[..., :3, 3:])
@@ -160,7 +160,7 @@ def inverse_rigid(transforms: Float[Tensor, "*places 4 4"]) -> Float[Tensor, "*p
 
 
 @dataclass(frozen=True)
-class Reached:
+class ReachIntervals:
     """The intervals of rays that lie within reach of bones, one behind the other without the gaps.
 
     Attributes:
@@ -175,25 +175,25 @@ class Reached:
     leave: Float[Tensor, "rays bumps"]
 
     @property
-    def total(self) -> Float[Tensor, " rays"]:
+    def total_length(self) -> Float[Tensor, " rays"]:
         """The length of each ray within reach."""
         return self.length.sum(dim=1)
 
-    def __getitem__(self, pick: Tensor) -> Reached:
+    def __getitem__(self, pick: Tensor) -> ReachIntervals:
         """Returns those of some rays."""
-        return Reached(self.start[pick], self.length[pick], self.enter[pick], self.leave[pick])
+        return ReachIntervals(self.start[pick], self.length[pick], self.enter[pick], self.leave[pick])
 
-    def places(self, part: Float[Tensor, "rays samples"]) -> Float[Tensor, "rays samples"]:
+    def distances_at(self, share: Float[Tensor, "rays samples"]) -> Float[Tensor, "rays samples"]:
         """Turns parts in [0, 1] of each ray's length within reach into distances along the ray."""
         done = self.length.cumsum(dim=1)
-        wanted = part * done[:, -1:]
+        wanted = share * done[:, -1:]
         interval = torch.searchsorted(done, wanted).clamp_max(done.shape[1] - 1)
         before = (done - self.length).gather(1, interval)
         return self.start.gather(1, interval) + wanted - before
 
 
 @dataclass(frozen=True)
-class Pairs:
+class BonePairs:
     """Points and the bones that reach them.
 
     Attributes:
@@ -203,14 +203,14 @@ class Pairs:
         count: number of points.
     """
 
-    row: Int[Tensor, " pairs"]
+    point: Int[Tensor, " pairs"]
     bone: Int[Tensor, " pairs"]
     place: Float[Tensor, "pairs 3"]
     count: int
 
 
 @dataclass(frozen=True)
-class Skinned:
+class SkinnedPoints:
     """Points after skinning.
 
     Attributes:
@@ -222,7 +222,7 @@ class Skinned:
     likelihood: Float[Tensor, " points"]
 
 
-class Skinning(nn.Module):
+class SkinningVolume(nn.Module):
     """The volume of skinning weights over the box of the rest pose, for backward and forward skinning.
 
     Args:
@@ -248,20 +248,20 @@ class Skinning(nn.Module):
     ) -> None:
         super().__init__()
         self.settings = settings
-        self.bones = skeleton.count
-        bumps = bone_bumps(skeleton, radii, settings)
+        self.bones = skeleton.bone_count
+        bumps = compute_bone_bumps(skeleton, radii, settings)
         self.owners = bumps.bone
-        low, high = bumps.box(settings.reach)
+        low, high = bumps.bounding_box(settings.reach)
         voxel = float((high - low).max()) / (side - 1)
         self.shape = tuple(int(n) for n in np.ceil((high - low) / voxel - 1e-6) + 1)  # x, y, z
         middle, half = (low + high) / 2, voxel * (np.array(self.shape) - 1) / 2
         for name, values in (("low", middle - half), ("high", middle + half)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32))
         self.register_buffer("_bone", torch.tensor(bumps.bone))
-        self.register_buffer("_centre", torch.tensor(bumps.centre, dtype=torch.float32))
+        self.register_buffer("_centre", torch.tensor(bumps.center, dtype=torch.float32))
         self.register_buffer("_shape", torch.tensor(bumps.shape, dtype=torch.float32))
         # The bumps added up bone by bone, the space around as what they leave of 1, all divided by their sum.
-        heights = torch.exp(-self.distances(points := self.voxels()))
+        heights = torch.exp(-self.bump_distances(points := self.voxel_centers()))
         heights = torch.where(heights >= np.exp(-settings.reach), heights, 0)
         bones = heights.new_zeros(len(points), self.bones).index_add(1, self._bone, heights)
         prior = _add_background(bones.t().reshape(self.bones, *reversed(self.shape)), settings.min_background)
@@ -269,27 +269,27 @@ class Skinning(nn.Module):
         coarse = [max(2, -(-count // settings.learnt_stride)) for count in reversed(self.shape)]
         self.learnt = nn.Parameter(torch.zeros(1, self.bones + 1, *coarse))
 
-    def voxels(self) -> Float[Tensor, "voxels 3"]:
+    def voxel_centers(self) -> Float[Tensor, "voxels 3"]:
         """Computes the centres of the voxels in the rest pose, x fastest."""
         axes = [torch.linspace(float(a), float(b), n) for a, b, n in zip(self.low, self.high, self.shape, strict=True)]
         z, y, x = torch.meshgrid(*reversed(axes), indexing="ij")
         return torch.stack([x, y, z], dim=-1).view(-1, 3)
 
-    def lessen(self, share: Float[Tensor, "bones z y x"]) -> None:
+    def scale_prior(self, share: Float[Tensor, "bones z y x"]) -> None:
         """Scales the prior of each bone by factors in [0, 1]; the space around takes what is left (`hull`)."""
         self.prior.copy_(_add_background(self.prior[:-1] * share.to(self.prior), self.settings.min_background))
 
-    def distances(self, points: Float[Tensor, "points 3"]) -> Float[Tensor, "points bumps"]:
+    def bump_distances(self, points: Float[Tensor, "points 3"]) -> Float[Tensor, "points bumps"]:
         """Computes squared distances of points of the rest pose from the bumps, each in its own size."""
         return torch.einsum("gij,ngj->ngi", self._shape, points[:, None] - self._centre).square().sum(dim=-1)
 
-    def weights(self) -> Float[Tensor, "channels z y x"]:
+    def compute_weights(self) -> Float[Tensor, "channels z y x"]:
         """Computes the weights of all bones, then that of the space around; they add up to 1 everywhere."""
         size = tuple(reversed(self.shape))
         learnt = F.interpolate(self.learnt, size=size, mode="trilinear", align_corners=True)[0]
         return torch.softmax(self.prior.log() + learnt, dim=0)
 
-    def reached(self, rays: Rays, to_rest: Float[Tensor, "moments bones 4 4"]) -> Reached:
+    def intersect_reach(self, rays: Rays, to_rest: Float[Tensor, "moments bones 4 4"]) -> ReachIntervals:
         """Intersects rays with the reach of the bones at their moments."""
         with torch.no_grad():
             origin, direction = _rays_to_rest(rays, to_rest)
@@ -304,15 +304,15 @@ class Skinning(nn.Module):
             end = torch.where(leave > enter, leave, 0).gather(1, order)
             covered = F.pad(end.cummax(dim=1).values[:, :-1], (1, 0))
             start = torch.where(start.isinf(), covered, start).maximum(covered)
-            return Reached(start, (end - start).clamp_min(0), enter, leave)
+            return ReachIntervals(start, (end - start).clamp_min(0), enter, leave)
 
-    def pairs_on_rays(
+    def pair_ray_samples(
         self,
         rays: Rays,
         depth: Float[Tensor, "rays samples"],
-        reached: Reached,
+        reached: ReachIntervals,
         to_rest: Float[Tensor, "moments bones 4 4"],
-    ) -> Pairs:
+    ) -> BonePairs:
         """Pairs samples along rays with the bones that reach them.
 
         Args:
@@ -328,14 +328,14 @@ class Skinning(nn.Module):
         place = torch.addcmul(
             origin.view(-1, 3)[which], direction.view(-1, 3)[which], depth.reshape(-1, 1)[ray * depth.shape[1] + sample]
         )
-        return Pairs(ray * depth.shape[1] + sample, bone, place, depth.numel())
+        return BonePairs(ray * depth.shape[1] + sample, bone, place, depth.numel())
 
-    def pairs(
+    def pair_points(
         self,
         points: Float[Tensor, "points 3"],
         moment: Int[Tensor, " points"],
         to_rest: Float[Tensor, "moments bones 4 4"],
-    ) -> Pairs:
+    ) -> BonePairs:
         """Pairs points of the world at their moments with the bones that reach them.
 
         Args:
@@ -348,7 +348,7 @@ class Skinning(nn.Module):
         away = torch.einsum("gij,ngj->ngi", self._shape, places[:, self._bone] - self._centre)
         near = away.square().sum(dim=-1) <= self.settings.reach
         row, bone = self._find_bones(near[:, None])[:, 0].nonzero(as_tuple=True)
-        return Pairs(row, bone, places[row, bone], len(points))
+        return BonePairs(row, bone, places[row, bone], len(points))
 
     def _find_bones(self, near: Bool[Tensor, "rays samples bumps"]) -> Bool[Tensor, "rays samples bones"]:
         """Finds the bones that reach samples, from the bumps that do."""
@@ -357,23 +357,23 @@ class Skinning(nn.Module):
             reaching[..., bone] |= near[..., bump]
         return reaching
 
-    def backward_skinning(self, weights: Float[Tensor, "channels z y x"], pairs: Pairs) -> Skinned:
+    def skin_backward(self, weights: Float[Tensor, "channels z y x"], pairs: BonePairs) -> SkinnedPoints:
         """Takes points from the world to the rest pose: each bone by itself, weighted where it puts the point.
 
         x = sum_b w_b(x_b) x_b / sum_b w_b(x_b), with x_b the point as bone b takes it (HOSNeRF, equations 2 to 4).
         """
         weight = self._sample_weights(weights, pairs)
-        likelihood = weight.new_zeros(pairs.count).index_add(0, pairs.row, weight)
-        total = weight.new_zeros(pairs.count, 3).index_add(0, pairs.row, weight[:, None] * pairs.place)
-        return Skinned(total / likelihood.clamp_min(self.settings.min_weight_sum)[:, None], likelihood)
+        likelihood = weight.new_zeros(pairs.count).index_add(0, pairs.point, weight)
+        total = weight.new_zeros(pairs.count, 3).index_add(0, pairs.point, weight[:, None] * pairs.place)
+        return SkinnedPoints(total / likelihood.clamp_min(self.settings.min_weight_sum)[:, None], likelihood)
 
-    def forward_skinning(
+    def skin_forward(
         self,
         weights: Float[Tensor, "channels z y x"],
         points: Float[Tensor, "points 3"],
         moment: Int[Tensor, " points"],
         transforms: Float[Tensor, "moments bones 4 4"],
-    ) -> Skinned:
+    ) -> SkinnedPoints:
         """Takes points from the rest pose to the world at moments, with the weights at their place in the rest pose.
 
         Args:
@@ -382,16 +382,16 @@ class Skinning(nn.Module):
             moment: of each point, an index into `transforms`.
             transforms: bones, rest to world.
         """
-        near = self._find_bones((self.distances(points) <= self.settings.reach)[:, None])[:, 0]
+        near = self._find_bones((self.bump_distances(points) <= self.settings.reach)[:, None])[:, 0]
         row, bone = near.nonzero(as_tuple=True)
-        weight = self._sample_weights(weights, Pairs(row, bone, points[row], len(points)))
+        weight = self._sample_weights(weights, BonePairs(row, bone, points[row], len(points)))
         transform = transforms[moment[row], bone]
         world = (transform[:, :3, :3] @ points[row, :, None])[..., 0] + transform[:, :3, 3]
         likelihood = weight.new_zeros(len(points)).index_add(0, row, weight)
         total = weight.new_zeros(len(points), 3).index_add(0, row, weight[:, None] * world)
-        return Skinned(total / likelihood.clamp_min(self.settings.min_weight_sum)[:, None], likelihood)
+        return SkinnedPoints(total / likelihood.clamp_min(self.settings.min_weight_sum)[:, None], likelihood)
 
-    def _sample_weights(self, weights: Tensor, pairs: Pairs) -> Float[Tensor, " pairs"]:
+    def _sample_weights(self, weights: Tensor, pairs: BonePairs) -> Float[Tensor, " pair_points"]:
         """Reads the weight of each pair's bone at its place: linear between voxels, 0 outside the box.
 
         The bones' volumes lie behind each other along z, so that one lookup finds them all.

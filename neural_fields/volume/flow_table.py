@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from neural_fields.data.capture import Capture
-from neural_fields.data.flow import flow_between
+from neural_fields.data.flow import compute_pair_flow
 from neural_fields.volume.human_terms import flow_rays
 from neural_fields.volume.rays import Rays
 
@@ -39,12 +39,12 @@ class FlowTable:
         directions, origins, times, of_view = [], [], [], []
         count = 0
         for index, view in enumerate(views):
-            other = previous_view(capture, view)
+            other = find_previous_view(capture, view)
             origins.append(np.zeros(3) if other is None else capture.cameras[other].position)
             times.append(0 if other is None else capture.times[other])
             if other is None:
                 continue
-            vectors, trusted = flow_between(capture.frames[view], capture.frames[other])
+            vectors, trusted = compute_pair_flow(capture.frames[view], capture.frames[other])
             chosen = trusted & near[index]
             rays = flow_rays(capture.cameras[view], capture.cameras[other], vectors, capture.times[other])
             directions.append(rays.direction.numpy()[chosen.ravel()])
@@ -70,7 +70,7 @@ class FlowTable:
         return Rays(self._origin[view], self._direction[row], self._time[view]), valid
 
 
-def previous_view(capture: Capture, view: int) -> int | None:
+def find_previous_view(capture: Capture, view: int) -> int | None:
     """Finds the view that shows the moment before, of the camera that stands nearest; None for the first moment."""
     before = [other for other, time in enumerate(capture.times) if time == capture.times[view] - 1]
     own = capture.cameras[view].position

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from neural_fields.data.capture import Capture, state_at
-from neural_fields.volume.body import Skinning
+from neural_fields.data.capture import Capture, find_object_state
+from neural_fields.volume.body import SkinningVolume
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class CarvingSettings:
 DEFAULTS = CarvingSettings()
 
 
-def carve(
-    skinning: Skinning, capture: Capture, views: Sequence[int] | None = None, settings: CarvingSettings = DEFAULTS
+def carve_prior(
+    skinning: SkinningVolume, capture: Capture, views: Sequence[int] | None = None, settings: CarvingSettings = DEFAULTS
 ) -> None:
     """Scales the prior of each bone down where the points that it carries would be seen outside the masks.
 
@@ -45,8 +45,8 @@ def carve(
     if capture.masks is None or capture.motion is None or not views:
         return
     chosen = [views[i] for i in np.unique(np.linspace(0, len(views) - 1, settings.max_views).round().astype(int))]
-    states = np.array([state_at(capture.switches, capture.times[view]) for view in chosen])
-    points = skinning.voxels().double().cpu().numpy()
+    states = np.array([find_object_state(capture.switches, capture.times[view]) for view in chosen])
+    points = skinning.voxel_centers().double().cpu().numpy()
     prior = skinning.prior[:-1].cpu().numpy().reshape(skinning.bones, -1)
     # Share of the views in which each bone's voxels fall on the person; 1 where no picture shows them.
     shares = np.ones_like(prior)
@@ -63,7 +63,7 @@ def carve(
             on_person[index, inside] = capture.masks[view][rows, columns]
         # A carried object changes its shape with its state: it may be where it is in any one of them.
         groups = [np.ones(len(chosen), bool)]
-        if bone in capture.motion.skeleton.objects:
+        if bone in capture.motion.skeleton.object_joints:
             groups = [states == state for state in np.unique(states)]
         in_groups = []
         for group in groups:
@@ -72,4 +72,4 @@ def carve(
         shares[bone, reached] = np.max(in_groups, axis=0)
     share = torch.tensor(shares.reshape(skinning.bones, *skinning.prior.shape[1:]), dtype=torch.float32)
     low, high = settings.min_person_share, settings.full_person_share
-    skinning.lessen(((share - low) / (high - low)).clamp(settings.min_prior_scale, 1).to(skinning.prior))
+    skinning.scale_prior(((share - low) / (high - low)).clamp(settings.min_prior_scale, 1).to(skinning.prior))

@@ -20,17 +20,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from neural_fields.config_volume import HumanConfig
+from neural_fields.config_volume import PersonConfig
 from neural_fields.data.capture import Capture
 from neural_fields.data.skeleton import Skeleton
 from neural_fields.encodings.fourier import Fourier
-from neural_fields.encodings.hash_grid import HashGrid, HashGridConfig, growth_to
+from neural_fields.encodings.hash_grid import HashGrid, HashGridConfig, compute_growth
 from neural_fields.encodings.mlp import MLP
 from neural_fields.errors import bad_input
-from neural_fields.volume.body import Skinning, bone_bumps, inverse_rigid
-from neural_fields.volume.paint import Paint
+from neural_fields.volume.body import SkinningVolume, compute_bone_bumps, invert_rigid
+from neural_fields.volume.paint import ColorPaint
 from neural_fields.volume.pose import Kinematics, PoseRefiner
-from neural_fields.volume.rays import Marched, Rays
+from neural_fields.volume.rays import RaySamples, Rays
 
 
 @dataclass(frozen=True)
@@ -67,16 +67,16 @@ class CanonicalField(nn.Module):
 
     low: Tensor
     high: Tensor
-    paint: Paint | None
+    paint: ColorPaint | None
 
     def __init__(
-        self, low: Tensor, high: Tensor, states: int, config: HumanConfig, settings: PersonSettings = DEFAULTS
+        self, low: Tensor, high: Tensor, states: int, config: PersonConfig, settings: PersonSettings = DEFAULTS
     ) -> None:
         super().__init__()
         self.settings = settings
         self.register_buffer("low", low.clone())
         self.register_buffer("high", high.clone())
-        growth = growth_to(config.finest, config.base_resolution, config.n_levels)
+        growth = compute_growth(config.finest, config.base_resolution, config.n_levels)
         grid = HashGridConfig(
             config.n_levels, settings.grid_features, config.log2_table, config.base_resolution, growth
         )
@@ -102,13 +102,13 @@ class CanonicalField(nn.Module):
         return density * (self.settings.density_scale / side.max()), torch.sigmoid(color)
 
 
-def hann_window(octaves: int, opened: float) -> Float[Tensor, " octaves"]:
+def hann_window(octaves: int, share: float) -> Float[Tensor, " octaves"]:
     """Computes the weight of each frequency for `opened` from 0 to 1 (Park et al. 2021, "Nerfies", equation 8)."""
-    share = (opened * octaves - torch.arange(octaves, dtype=torch.float32)).clamp(0, 1)
+    share = (share * octaves - torch.arange(octaves, dtype=torch.float32)).clamp(0, 1)
     return (1 - torch.cos(math.pi * share)) / 2
 
 
-class Offset(nn.Module):
+class PoseOffset(nn.Module):
     """The offset of points of the rest pose from where skinning puts them, by the pose: cloth, muscles, hair.
 
     Args:
@@ -126,7 +126,7 @@ class Offset(nn.Module):
         centre: Tensor,
         span: float,
         code_size: int,
-        config: HumanConfig,
+        config: PersonConfig,
         settings: PersonSettings = DEFAULTS,
     ) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class Offset(nn.Module):
         points: Float[Tensor, "points 3"],
         moment: Int[Tensor, " points"],
         code: Float[Tensor, "moments code"],
-        opened: float,
+        offset_share: float,
     ) -> Float[Tensor, "points 3"]:
         """Computes offsets in world units.
 
@@ -152,14 +152,14 @@ class Offset(nn.Module):
             code: of the poses.
             opened: from 0 to 1 lets one frequency in after the other.
         """
-        window = hann_window(self.waves.octaves, opened).to(points).repeat_interleave(6)
+        window = hann_window(self.waves.octaves, offset_share).to(points).repeat_interleave(6)
         waves = self.waves((points - self.centre) / self.span) * window
         hidden = torch.relu(self.first(waves) + self.code_in(code)[moment])
         return self.span * self.rest(hidden)
 
 
 @dataclass(frozen=True)
-class Carried:
+class PersonSamples:
     """The samples at which the field was read, for the loss terms.
 
     Attributes:
@@ -183,7 +183,7 @@ class Carried:
     weights: Float[Tensor, "channels z y x"]
 
 
-class Human(nn.Module):
+class PersonModel(nn.Module):
     """A person on bones.
 
     Args:
@@ -204,37 +204,37 @@ class Human(nn.Module):
         self,
         skeleton: Skeleton,
         states: int = 1,
-        config: HumanConfig | None = None,
+        config: PersonConfig | None = None,
         radii: Mapping[str, float] | None = None,
         poses: Float[np.ndarray, "moments bones 4 4"] | None = None,
         settings: PersonSettings = DEFAULTS,
     ) -> None:
         super().__init__()
         self.settings = settings
-        self.config = config = config or HumanConfig()
-        self.skinning = Skinning(skeleton, config.voxels, radii)
+        self.config = config = config or PersonConfig()
+        self.skinning = SkinningVolume(skeleton, config.voxels, radii)
         low, high = self.skinning.low, self.skinning.high
         span = float((high - low).max())
         self.kinematics = Kinematics(skeleton)
         known = None if poses is None else torch.tensor(poses, dtype=torch.float32)
         self.refiner = PoseRefiner(self.kinematics, span, config.width, known)
-        self.offset = Offset((low + high) / 2, span, self.kinematics.code_size, config, settings)
+        self.offset = PoseOffset((low + high) / 2, span, self.kinematics.code_size, config, settings)
         self.field = CanonicalField(low, high, states, config, settings)
 
-    def refined(
+    def refine_poses(
         self, transforms: Float[Tensor, "moments bones 4 4"]
     ) -> tuple[Float[Tensor, "moments bones 4 4"], Float[Tensor, ""]]:
         """Corrects the poses of bones; also returns the mean square of the corrections."""
         return self.refiner(transforms)
 
-    def march(
+    def march_rays(
         self,
         rays: Rays,
         transforms: Float[Tensor, "moments bones 4 4"],
         state: Int[Tensor, " rays"],
         generator: torch.Generator | None = None,
-        opened: float = 1.0,
-    ) -> tuple[Marched, Carried]:
+        offset_share: float = 1.0,
+    ) -> tuple[RaySamples, PersonSamples]:
         """Samples the person along rays at their moments.
 
         Args:
@@ -248,25 +248,25 @@ class Human(nn.Module):
             The samples of all rays, and those at which the field was read.
         """
         count = self.config.samples
-        to_rest = inverse_rigid(transforms)
-        reached = self.skinning.reached(rays, to_rest)
-        hit = (reached.total > 0).nonzero()[:, 0]
+        to_rest = invert_rigid(transforms)
+        reached = self.skinning.intersect_reach(rays, to_rest)
+        hit = (reached.total_length > 0).nonzero()[:, 0]
         # Distances of the samples from near to far, and the length that each stands for.
         within = reached[hit]
         steps = torch.arange(count, dtype=torch.float32, device=hit.device).expand(len(hit), count)
         jitter = torch.full_like(steps, 0.5)
         if generator is not None:
             jitter = torch.rand(len(hit), count, device=generator.device, generator=generator).to(steps)
-        depth, length = within.places((steps + jitter) / count), within.total / count
-        pairs = self.skinning.pairs_on_rays(rays[hit], depth, within, to_rest)
-        weights = self.skinning.weights()
-        skinned = self.skinning.backward_skinning(weights, pairs)
+        depth, length = within.distances_at((steps + jitter) / count), within.total_length / count
+        pairs = self.skinning.pair_ray_samples(rays[hit], depth, within, to_rest)
+        weights = self.skinning.compute_weights()
+        skinned = self.skinning.skin_backward(weights, pairs)
         kept = (skinned.likelihood > self.settings.min_likelihood).nonzero()[:, 0]
         ray = hit[kept // count]
         moment, rest, likelihood = rays.time[ray], skinned.points[kept], skinned.likelihood[kept]
         offset = None
-        if opened > 0 and self.kinematics.code_size:
-            offset = self.offset(rest, moment, self.kinematics.code(transforms), opened)
+        if offset_share > 0 and self.kinematics.code_size:
+            offset = self.offset(rest, moment, self.kinematics.encode_pose(transforms), offset_share)
         density, color = self.field(rest if offset is None else rest + offset, state[ray])
         slot = ray * count + kept % count
         distance = depth.view(-1)[kept]
@@ -274,7 +274,7 @@ class Human(nn.Module):
         # The samples are put among those of all rays; the others do not count.
         shape = (len(rays), count)
         density = density * likelihood
-        samples = Marched(
+        samples = RaySamples(
             depth=depth.new_zeros(shape).index_copy(0, hit, depth),
             interval=depth.new_zeros(shape).index_copy(0, hit, length[:, None].expand_as(depth)),
             density=density.new_zeros(math.prod(shape)).index_copy(0, slot, density).view(shape),
@@ -283,7 +283,7 @@ class Human(nn.Module):
             .index_fill(0, slot, True)
             .view(shape),
         )
-        return samples, Carried(ray, slot, moment, world, rest, offset, likelihood, weights)
+        return samples, PersonSamples(ray, slot, moment, world, rest, offset, likelihood, weights)
 
 
 def check_cameras_outside(capture: Capture) -> None:
@@ -294,11 +294,11 @@ def check_cameras_outside(capture: Capture) -> None:
     """
     if capture.motion is None:
         return
-    bumps = bone_bumps(capture.motion.skeleton)
+    bumps = compute_bone_bumps(capture.motion.skeleton)
     for view, (camera, time) in enumerate(zip(capture.cameras, capture.times, strict=True)):
         bones = capture.motion.transforms[time][list(bumps.bone)]
         places = np.einsum("gji,gj->gi", bones[:, :3, :3], camera.position - bones[:, :3, 3])
-        away = np.linalg.norm(np.einsum("gij,gj->gi", bumps.shape, places - bumps.centre), axis=1)
+        away = np.linalg.norm(np.einsum("gij,gj->gi", bumps.shape, places - bumps.center), axis=1)
         if away.min() < 1:
             name = capture.motion.skeleton.names[bumps.bone[int(away.argmin())]]
             raise bad_input(

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from neural_fields.data.cameras import Camera
-from neural_fields.volume.body import Skinning
-from neural_fields.volume.human import Carried
+from neural_fields.volume.body import SkinningVolume
+from neural_fields.volume.human import PersonSamples
 from neural_fields.volume.rays import Rays, camera_rays
 
 
 def color_term(
-    seen: Float[Tensor, "rays 3"], rgb: Float[Tensor, "rays 3"], mask: Bool[Tensor, " rays"], behind: Float[Tensor, "3"]
+    rendered: Float[Tensor, "rays 3"], target: Float[Tensor, "rays 3"], mask: Bool[Tensor, " rays"], behind: Float[Tensor, "3"]
 ) -> Float[Tensor, ""]:
     """Computes the mean squared error of the person before one colour, against the picture cut out by the mask.
 
@@ -28,7 +28,7 @@ def color_term(
         mask: whether a pixel shows the person.
         behind: another colour every step: else the field may paint the background instead of leaving it open.
     """
-    return (seen - torch.where(mask[:, None], rgb, behind)).square().mean()
+    return (rendered - torch.where(mask[:, None], target, behind)).square().mean()
 
 
 def mask_term(opacity: Float[Tensor, " rays"], mask: Bool[Tensor, " rays"]) -> Float[Tensor, ""]:
@@ -55,10 +55,10 @@ def flow_rays(
 
 
 def flow_term(
-    skinning: Skinning,
-    carried: Carried,
+    skinning: SkinningVolume,
+    samples: PersonSamples,
     weights: Float[Tensor, "rays samples"],
-    seen: Rays,
+    target_rays: Rays,
     valid: Bool[Tensor, " rays"],
     transforms: Float[Tensor, "moments bones 4 4"],
     focal: float,
@@ -79,19 +79,19 @@ def flow_term(
         transforms: bones, rest to world.
         focal: focal length in pixels.
     """
-    chosen = valid[carried.ray].nonzero()[:, 0]
-    ray = carried.ray[chosen]
-    there = skinning.forward_skinning(carried.weights, carried.rest[chosen], seen.time[ray], transforms).points
-    towards = there - seen.origin[ray]
-    ahead = (towards * seen.direction[ray]).sum(dim=1)
-    aside = (towards - ahead[:, None] * seen.direction[ray]).square().sum(dim=1)
+    chosen = valid[samples.ray].nonzero()[:, 0]
+    ray = samples.ray[chosen]
+    there = skinning.skin_forward(samples.weights, samples.rest[chosen], target_rays.time[ray], transforms).points
+    towards = there - target_rays.origin[ray]
+    ahead = (towards * target_rays.direction[ray]).sum(dim=1)
+    aside = (towards - ahead[:, None] * target_rays.direction[ray]).square().sum(dim=1)
     pixels = focal * (aside + 1e-12).sqrt() / ahead.abs().clamp_min(1e-6)
-    amount = weights.reshape(-1)[carried.slot[chosen]]
+    amount = weights.reshape(-1)[samples.slot[chosen]]
     return (amount * pixels).sum() / valid.sum().clamp_min(1)
 
 
 def cycle_term(
-    skinning: Skinning, carried: Carried, transforms: Float[Tensor, "moments bones 4 4"], span: float
+    skinning: SkinningVolume, samples: PersonSamples, transforms: Float[Tensor, "moments bones 4 4"], span: float
 ) -> Float[Tensor, ""]:
     """Computes half the squared distance between samples and where skinning back and forth puts them.
 
@@ -101,12 +101,12 @@ def cycle_term(
         transforms: bones, rest to world.
         span: of the body in world units: the unit of the distance.
     """
-    back = skinning.forward_skinning(carried.weights, carried.rest, carried.moment, transforms).points
-    return ((back - carried.world) / span).square().sum(dim=1).mean() / 2 if len(back) else back.sum()
+    back = skinning.skin_forward(samples.weights, samples.rest, samples.moment, transforms).points
+    return ((back - samples.world) / span).square().sum(dim=1).mean() / 2 if len(back) else back.sum()
 
 
-def offset_term(carried: Carried, span: float) -> Float[Tensor, ""]:
+def offset_term(samples: PersonSamples, span: float) -> Float[Tensor, ""]:
     """Computes the mean square of the offsets, in spans of the body; 0 while none is computed."""
-    if carried.offset is None or not len(carried.offset):
-        return carried.likelihood.new_zeros(())
-    return (carried.offset / span).square().sum(dim=1).mean()
+    if samples.offset is None or not len(samples.offset):
+        return samples.likelihood.new_zeros(())
+    return (samples.offset / span).square().sum(dim=1).mean()

@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def nearest(
-    points: Float[Tensor, "points axes"], others: Float[Tensor, "others axes"], rows: int = 2048
+def find_nearest(
+    points: Float[Tensor, "points axes"], candidates: Float[Tensor, "others axes"], rows: int = 2048
 ) -> Int[Tensor, " points"]:
     """Finds the index of the nearest of `others` to each point, by Euclidean distance.
 
@@ -22,14 +22,14 @@ def nearest(
         others: that are searched.
         rows: points at a time whose distances from all others are in memory; pytorch3d keeps none.
     """
-    found = knn_points()
+    found = import_knn_points()
     if found is not None:
-        return found(points[None].contiguous(), others[None].contiguous(), K=1).idx[0, :, 0]
-    return torch.cat([torch.cdist(part, others).argmin(dim=1) for part in points.split(rows)])
+        return found(points[None].contiguous(), candidates[None].contiguous(), K=1).idx[0, :, 0]
+    return torch.cat([torch.cdist(part, candidates).argmin(dim=1) for part in points.split(rows)])
 
 
 @cache
-def knn_points() -> Callable[..., Any] | None:
+def import_knn_points() -> Callable[..., Any] | None:
     """Imports pytorch3d's function; None where it is not installed, or was built for another torch."""
     try:
         return import_module("pytorch3d.ops").knn_points

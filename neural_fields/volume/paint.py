@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from neural_fields.encodings.hash_grid import HashGrid, HashGridConfig, growth_to
+from neural_fields.encodings.hash_grid import HashGrid, HashGridConfig, compute_growth
 
-FIELDS = {
+FIELD_MODULES = {
     "person": "person.field",
     "background": "background",
 }  # modules with density and colour of the parts
@@ -40,13 +40,13 @@ class PaintConfig:
 
 
 # A background is many times larger than a person, and its strokes are to show.
-PAINTS = {
+PAINT_CONFIGS = {
     "person": PaintConfig(),
     "background": PaintConfig(log2_table=16, base_resolution=8, finest=256, fade=0.5),
 }
 
 
-class Paint(nn.Module):
+class ColorPaint(nn.Module):
     """A change of colour in the unit cube.
 
     Details of pictures are weaker the finer they are, about as their size (Field, 1987): each grid counts for less than
@@ -58,7 +58,7 @@ class Paint(nn.Module):
     def __init__(self, config: PaintConfig | None = None) -> None:
         super().__init__()
         self.config = c = config or PaintConfig()
-        growth = growth_to(c.finest, c.base_resolution, c.n_levels)
+        growth = compute_growth(c.finest, c.base_resolution, c.n_levels)
         self.grid = HashGrid(3, HashGridConfig(c.n_levels, c.n_features, c.log2_table, c.base_resolution, growth))
         nn.init.zeros_(self.grid.params)
         shares = growth ** (-c.fade * torch.arange(c.n_levels, dtype=torch.float32))
@@ -70,19 +70,19 @@ class Paint(nn.Module):
         return torch.einsum("nlc,l->nc", levels, self.shares)
 
 
-def open_paint(scene: nn.Module, part: str) -> None:
+def add_paint(scene: nn.Module, part: str) -> None:
     """Gives a part of a scene a paint that changes nothing yet, unless it has one.
 
     A field's attribute `paint` is None until then. Parameters of a paint are called `person.field.paint.*` and
     `background.paint.*`.
     """
-    field = scene.get_submodule(FIELDS[part])
+    field = scene.get_submodule(FIELD_MODULES[part])
     if field.paint is None:
-        field.paint = Paint(PAINTS[part]).to(next(field.parameters()).device)
+        field.paint = ColorPaint(PAINT_CONFIGS[part]).to(next(field.parameters()).device)
 
 
-def open_paints(scene: nn.Module, names: Iterable[str]) -> None:
+def add_paints(scene: nn.Module, names: Iterable[str]) -> None:
     """Gives a scene the paints to which parameters of these names belong."""
-    for part, field in FIELDS.items():
+    for part, field in FIELD_MODULES.items():
         if any(name.startswith(f"{field}.paint.") for name in names):
-            open_paint(scene, part)
+            add_paint(scene, part)

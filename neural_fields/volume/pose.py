@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from neural_fields.data.skeleton import ROOT, Skeleton
+from neural_fields.data.skeleton import NO_PARENT, Skeleton
 from neural_fields.encodings.mlp import MLP
 
 
@@ -26,7 +26,7 @@ class PoseSettings:
 DEFAULTS = PoseSettings()
 
 
-def turned_by(axis_angle: Float[Tensor, "*rotations 3"]) -> Float[Tensor, "*rotations 3 3"]:
+def axis_angle_to_matrix(axis_angle: Float[Tensor, "*rotations 3"]) -> Float[Tensor, "*rotations 3 3"]:
     """Computes rotations around axes by the axes' lengths in radians (Rodrigues); smooth at zero."""
     x, y, z = axis_angle.unbind(dim=-1)
     none = torch.zeros_like(x)
@@ -44,13 +44,13 @@ class Kinematics(nn.Module):
     def __init__(self, skeleton: Skeleton) -> None:
         super().__init__()
         self.parents = skeleton.parents
-        self.register_buffer("rest", torch.tensor(skeleton.rest, dtype=torch.float32))
+        self.register_buffer("rest", torch.tensor(skeleton.rest_positions, dtype=torch.float32))
         depth: list[int] = []
         for parent in skeleton.parents:
-            depth.append(0 if parent == ROOT else depth[parent] + 1)
+            depth.append(0 if parent == NO_PARENT else depth[parent] + 1)
         self.generations = [[b for b, d in enumerate(depth) if d == level] for level in range(max(depth) + 1)]
 
-    def local(
+    def to_local(
         self, transforms: Float[Tensor, "moments bones 4 4"]
     ) -> tuple[Float[Tensor, "moments bones 3 3"], Float[Tensor, "moments bones 3"]]:
         """Computes rotation and translation of each joint against its parent: `data.skeleton.local_rotations`."""
@@ -59,18 +59,18 @@ class Kinematics(nn.Module):
         above = [max(parent, 0) for parent in self.parents]
         back = rotation[:, above].transpose(-1, -2)
         by_parent = _rotate_points(rotation[:, above], self.rest) + translation[:, above]
-        root = torch.tensor([parent == ROOT for parent in self.parents], device=rotation.device)
+        root = torch.tensor([parent == NO_PARENT for parent in self.parents], device=rotation.device)
         local_rotation = torch.where(root[:, None, None], rotation, back @ rotation)
         return local_rotation, torch.where(root[:, None], place, _rotate_points(back, place - by_parent))
 
-    def placed(
-        self, rotations: Float[Tensor, "moments bones 3 3"], shifts: Float[Tensor, "moments bones 3"]
+    def from_local(
+        self, rotations: Float[Tensor, "moments bones 3 3"], translations: Float[Tensor, "moments bones 3"]
     ) -> Float[Tensor, "moments bones 4 4"]:
         """Computes the bones of poses from local rotations and translations: `data.skeleton.from_local`."""
         all_rotations: list[Tensor] = [rotations[:, 0]] * len(self.parents)
-        all_translations: list[Tensor] = [shifts[:, 0]] * len(self.parents)
+        all_translations: list[Tensor] = [translations[:, 0]] * len(self.parents)
         for level, bones in enumerate(self.generations):
-            rotation, place = rotations[:, bones], shifts[:, bones]
+            rotation, place = rotations[:, bones], translations[:, bones]
             if level:
                 above = torch.stack([all_rotations[self.parents[bone]] for bone in bones], dim=1)
                 translation = torch.stack([all_translations[self.parents[bone]] for bone in bones], dim=1)
@@ -83,20 +83,20 @@ class Kinematics(nn.Module):
         last = top.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*top.shape[:2], 1, 4)
         return torch.cat([top, last], dim=-2)
 
-    def code(self, transforms: Float[Tensor, "moments bones 4 4"]) -> Float[Tensor, "moments code"]:
+    def encode_pose(self, transforms: Float[Tensor, "moments bones 4 4"]) -> Float[Tensor, "moments code"]:
         """Encodes poses for a network: two columns of every joint's rotation but the roots', 0 at rest.
 
         The paper feeds axis-angles, which jump at half a turn; two columns never do (Zhou et al. 2019, "On the
         Continuity of Rotation Representations in Neural Networks").
         """
-        rotations, _ = self.local(transforms)
-        joints = [bone for bone, parent in enumerate(self.parents) if parent != ROOT]
+        rotations, _ = self.to_local(transforms)
+        joints = [bone for bone, parent in enumerate(self.parents) if parent != NO_PARENT]
         return (rotations[:, joints] - torch.eye(3).to(rotations))[..., :2].flatten(1)
 
     @property
     def code_size(self) -> int:
         """The numbers of a pose's code."""
-        return 6 * sum(parent != ROOT for parent in self.parents)
+        return 6 * sum(parent != NO_PARENT for parent in self.parents)
 
 
 def _rotate_points(rotations: Tensor, points: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ class PoseRefiner(nn.Module):
         self.settings = settings
         self.kinematics = kinematics
         self.span = span
-        self.moved = [bone for bone, parent in enumerate(kinematics.parents) if parent != ROOT]
+        self.moved = [bone for bone, parent in enumerate(kinematics.parents) if parent != NO_PARENT]
         numbers = 3 * max(len(self.moved), 1)
         self.trunk = MLP(kinematics.code_size or 1, width, width, layers=3)
         self.turn = MLP(width, numbers, width, layers=2, output_bound=settings.output_bound)
@@ -143,7 +143,7 @@ class PoseRefiner(nn.Module):
         self.register_buffer("known", known, persistent=False)
         self.moments = nn.Parameter(torch.zeros(len(known), len(self.moved), 6))
 
-    def corrections(
+    def compute_corrections(
         self, transforms: Float[Tensor, "moments bones 4 4"]
     ) -> tuple[Float[Tensor, "moments moved 3"], Float[Tensor, "moments moved 3"]]:
         """Computes the corrections of all joints that are no roots.
@@ -151,7 +151,7 @@ class PoseRefiner(nn.Module):
         Returns:
             Axis-angles in radians, and translations in units of `translation_unit` of the body's span.
         """
-        hidden = torch.relu(self.trunk(self.kinematics.code(transforms)))
+        hidden = torch.relu(self.trunk(self.kinematics.encode_pose(transforms)))
         shape = (len(transforms), len(self.moved), 3)
         if torch.equal(transforms, self.known):
             own: Tensor = self.moments
@@ -169,10 +169,10 @@ class PoseRefiner(nn.Module):
         """Computes the corrected bones, and the mean square of all corrections."""
         if not self.moved:
             return transforms, transforms.new_zeros(())
-        rotations, shifts = self.kinematics.local(transforms)
-        turn, shift = self.corrections(transforms)
+        rotations, shifts = self.kinematics.to_local(transforms)
+        turn, shift = self.compute_corrections(transforms)
         turned, moved = rotations.clone(), shifts.clone()
-        turned[:, self.moved] = rotations[:, self.moved] @ turned_by(turn)
+        turned[:, self.moved] = rotations[:, self.moved] @ axis_angle_to_matrix(turn)
         moved[:, self.moved] = shifts[:, self.moved] + self.settings.translation_unit * self.span * shift
         size = turn.square().mean() + shift.square().mean()
-        return self.kinematics.placed(turned, moved), size
+        return self.kinematics.from_local(turned, moved), size

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from neural_fields.volume.rays import Rays, contract, edges_around, march_weights, sample_pdf
+from neural_fields.volume.rays import Rays, contract_space, edges_around_samples, rendering_weights, sample_pdf
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ DEFAULTS = ProposalSettings()
 
 
 @dataclass(frozen=True)
-class Stretches:
+class RayIntervals:
     """The intervals into which rays were divided, in the spacing of `squeeze`.
 
     Attributes:
@@ -43,28 +43,28 @@ class Stretches:
     proposed_weights: Float[Tensor, "rays proposed_intervals"]
 
 
-def squeeze(distance: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+def distance_to_spacing(distance: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     """Maps distances from 0 to infinity to 0 to 1: half of it up to distance 1, then evenly in disparity."""
     return torch.where(distance < 1, distance / 2, 1 - 0.5 / distance.clamp_min(1))
 
 
-def stretch(place: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+def spacing_to_distance(spacing: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     """Inverts `squeeze`."""
-    return torch.where(place < 0.5, 2 * place, 0.5 / (1 - place).clamp(1e-6, 0.5))
+    return torch.where(spacing < 0.5, 2 * spacing, 0.5 / (1 - spacing).clamp(1e-6, 0.5))
 
 
-def annealing(progress: float, settings: ProposalSettings = DEFAULTS) -> float:
+def annealing_exponent(progress: float, settings: ProposalSettings = DEFAULTS) -> float:
     """Computes the exponent of the proposed weights: at progress 0 all intervals count alike, at 1 as proposed."""
     slope = settings.annealing_slope
     return slope * progress / ((slope - 1) * progress + 1)
 
 
-def positive(raw: Float[Tensor, "*any"], settings: ProposalSettings = DEFAULTS) -> Float[Tensor, "*any"]:
+def activate_density(raw: Float[Tensor, "*any"], settings: ProposalSettings = DEFAULTS) -> Float[Tensor, "*any"]:
     """Turns values of a grid or network into densities: an exponential, which reaches that of a wall in few steps."""
     return torch.exp(raw.clamp(max=settings.max_log_density))
 
 
-class Proposal(nn.Module):
+class ProposalGrid(nn.Module):
     """Densities on a dense grid over contracted space, in units of one over the scene's radius.
 
     Args:
@@ -78,20 +78,20 @@ class Proposal(nn.Module):
         shape = (1, 1, resolution, resolution, resolution)
         self.raw = nn.Parameter(torch.full(shape, settings.initial_log_density))
 
-    def density(self, points: Float[Tensor, "*rays 3"]) -> Float[Tensor, "*rays"]:
+    def density_at(self, points: Float[Tensor, "*rays 3"]) -> Float[Tensor, "*rays"]:
         """Reads densities at points of contracted space."""
         place = (points / 2).view(1, -1, 1, 1, 3)
         values = F.grid_sample(self.raw, place, padding_mode="border", align_corners=True)
-        return positive(values.view(points.shape[:-1]), self.settings)
+        return activate_density(values.view(points.shape[:-1]), self.settings)
 
-    def divide(
+    def divide_rays(
         self,
         rays: Rays,
         span: tuple[float, float],
         counts: tuple[int, int],
         exponent: float,
         generator: torch.Generator | None,
-    ) -> Stretches:
+    ) -> RayIntervals:
         """Divides rays into intervals that are short where something is seen.
 
         Args:
@@ -101,12 +101,12 @@ class Proposal(nn.Module):
             exponent: of the proposed weights, see `annealing`.
             generator: moves the intervals, as in `sample_pdf`.
         """
-        start, end = squeeze(torch.tensor(span)).tolist()
+        start, end = distance_to_spacing(torch.tensor(span)).tolist()
         whole = rays.origin.new_tensor([[start, end]]).expand(len(rays), 2)
-        trial_edges = edges_around(sample_pdf(whole, torch.ones_like(whole[:, :1]), counts[0], generator), start, end)
-        distance = stretch(trial_edges)
+        trial_edges = edges_around_samples(sample_pdf(whole, torch.ones_like(whole[:, :1]), counts[0], generator), start, end)
+        distance = spacing_to_distance(trial_edges)
         middle = (distance[:, 1:] + distance[:, :-1]) / 2
-        weights = march_weights(self.density(contract(rays.at(middle))) * distance.diff(dim=1))
+        weights = rendering_weights(self.density_at(contract_space(rays.points_at(middle))) * distance.diff(dim=1))
         histogram = (weights.detach() + self.settings.uniform_share / counts[0]) ** exponent
         samples = sample_pdf(trial_edges, histogram, counts[1], generator)
-        return Stretches(edges_around(samples, start, end), trial_edges, weights)
+        return RayIntervals(edges_around_samples(samples, start, end), trial_edges, weights)

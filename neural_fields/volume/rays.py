@@ -42,13 +42,13 @@ class Rays:
         """Returns some of the rays, by index, slice or mask."""
         return Rays(self.origin[pick], self.direction[pick], self.time[pick])
 
-    def at(self, distance: Float[Tensor, "rays samples"]) -> Float[Tensor, "rays samples 3"]:
+    def points_at(self, distance: Float[Tensor, "rays samples"]) -> Float[Tensor, "rays samples 3"]:
         """Computes the points at these distances."""
         return torch.addcmul(self.origin[:, None], self.direction[:, None], distance[..., None])
 
 
 @dataclass(frozen=True)
-class Marched:
+class RaySamples:
     """Samples of one field along rays, from near to far.
 
     Attributes:
@@ -67,7 +67,7 @@ class Marched:
 
 
 @dataclass(frozen=True)
-class Shown:
+class RenderedRays:
     """Rendered rays.
 
     Attributes:
@@ -82,7 +82,7 @@ class Shown:
     depth: Float[Tensor, " rays"]
     weights: Float[Tensor, "rays samples"]
 
-    def over(self, behind: Float[Tensor, "*rays 3"]) -> Float[Tensor, "rays 3"]:
+    def composite_over(self, behind: Float[Tensor, "*rays 3"]) -> Float[Tensor, "rays 3"]:
         """Composites the colours over other colours."""
         return self.color + (1 - self.opacity)[:, None] * behind
 
@@ -100,7 +100,7 @@ def camera_rays(
     """
     if pixels is None:
         pixels = _pixel_centers(camera.width, camera.height)
-    direction = torch.tensor(camera.directions(pixels), dtype=torch.float32, device=device)
+    direction = torch.tensor(camera.compute_ray_directions(pixels), dtype=torch.float32, device=device)
     origin = torch.tensor(camera.position, dtype=torch.float32, device=device).expand_as(direction)
     return Rays(origin, direction, torch.full((len(direction),), time, device=device))
 
@@ -125,11 +125,11 @@ class ViewRays:
         lenses: dict[tuple, int] = {}
         tables, chosen = [], []
         for camera in cameras:
-            key = (camera.width, camera.height, camera.focal, camera.centre, camera.distortion, camera.lens)
+            key = (camera.width, camera.height, camera.focal, camera.center, camera.distortion, camera.lens)
             if key not in lenses:
                 lenses[key] = len(lenses)
                 centres = _pixel_centers(camera.width, camera.height)
-                tables.append(camera.moved(np.eye(4)).directions(centres))
+                tables.append(camera.with_pose(np.eye(4)).compute_ray_directions(centres))
             chosen.append(lenses[key])
         poses = np.stack([camera.pose for camera in cameras])
         self.width, self.height = cameras[0].width, cameras[0].height
@@ -145,28 +145,28 @@ class ViewRays:
         return Rays(pose[:, :3, 3], direction, self._time[view])
 
 
-def optical_thickness(marched: Marched) -> Float[Tensor, "rays samples"]:
+def optical_thickness(marched: RaySamples) -> Float[Tensor, "rays samples"]:
     """Multiplies density by length for every sample that counts."""
     return marched.density * marched.interval * marched.inside
 
 
-def march_weights(thickness: Float[Tensor, "rays samples"]) -> Float[Tensor, "rays samples"]:
+def rendering_weights(thickness: Float[Tensor, "rays samples"]) -> Float[Tensor, "rays samples"]:
     """Computes rendering weights: the light not yet absorbed in front of a sample, times what it absorbs itself."""
     behind = thickness.cumsum(dim=1) - thickness
     return torch.exp(-behind) * -torch.expm1(-thickness)
 
 
-def render_marched(marched: Marched) -> Shown:
+def render_samples(marched: RaySamples) -> RenderedRays:
     """Renders samples along rays: alpha compositing, front to back."""
     thickness = optical_thickness(marched)
-    weights = march_weights(thickness)
+    weights = rendering_weights(thickness)
     opacity = -torch.expm1(-thickness.sum(dim=1))
     color = torch.einsum("ns,nsc->nc", weights, marched.color)
     depth = (weights * marched.depth).sum(dim=1) / opacity.clamp_min(_EPSILON)
-    return Shown(color, opacity, depth, weights)
+    return RenderedRays(color, opacity, depth, weights)
 
 
-def merge(first: Marched, second: Marched) -> tuple[Marched, Bool[Tensor, "rays samples"]]:
+def merge_samples(first: RaySamples, second: RaySamples) -> tuple[RaySamples, Bool[Tensor, "rays samples"]]:
     """Merges two fields along the same rays, sorted by distance.
 
     Every sample keeps its own length, so the light that both absorb together is exact. Samples that do not count go to
@@ -178,7 +178,7 @@ def merge(first: Marched, second: Marched) -> tuple[Marched, Bool[Tensor, "rays 
     depth = torch.cat([first.depth, second.depth], dim=1)
     inside = torch.cat([first.inside, second.inside], dim=1)
     order = torch.where(inside, depth, torch.inf).argsort(dim=1, stable=True)
-    merged = Marched(
+    merged = RaySamples(
         depth.gather(1, order),
         torch.cat([first.interval, second.interval], dim=1).gather(1, order),
         torch.cat([first.density, second.density], dim=1).gather(1, order),
@@ -188,7 +188,7 @@ def merge(first: Marched, second: Marched) -> tuple[Marched, Bool[Tensor, "rays 
     return merged, order < first.depth.shape[1]
 
 
-def contract(points: Float[Tensor, "*points 3"]) -> Float[Tensor, "*points 3"]:
+def contract_space(points: Float[Tensor, "*points 3"]) -> Float[Tensor, "*points 3"]:
     """Contracts space into a ball of radius 2: the unit ball stays. mip-NeRF 360, equation 10."""
     length = points.norm(dim=-1, keepdim=True).clamp_min(1)
     return points * ((2 - 1 / length) / length)
@@ -225,8 +225,8 @@ def sample_pdf(
     return torch.lerp(start, end, part)
 
 
-def edges_around(
-    places: Float[Tensor, "rays samples"], low: float, high: float
+def edges_around_samples(
+    positions: Float[Tensor, "rays samples"], low: float, high: float
 ) -> Float[Tensor, "rays samples_and_one"]:
     """Computes edges of intervals with one sample in each: midway between neighbors, and as far beyond the outer ones.
 
@@ -234,6 +234,6 @@ def edges_around(
         places: of the samples, rising.
         low, high: no edge is beyond these.
     """
-    middle = (places[:, 1:] + places[:, :-1]) / 2
-    first, last = 2 * places[:, :1] - middle[:, :1], 2 * places[:, -1:] - middle[:, -1:]
+    middle = (positions[:, 1:] + positions[:, :-1]) / 2
+    first, last = 2 * positions[:, :1] - middle[:, :1], 2 * positions[:, -1:] - middle[:, -1:]
     return torch.cat([first, middle, last], dim=1).clamp(low, high)

@@ -14,12 +14,12 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from neural_fields.data.cameras import Camera
-from neural_fields.data.capture import state_at
-from neural_fields.data.skeleton import Motion
-from neural_fields.volume.background import Background
-from neural_fields.volume.human import Carried, Human
-from neural_fields.volume.proposal import Stretches
-from neural_fields.volume.rays import Marched, Rays, camera_rays, merge, render_marched
+from neural_fields.data.capture import find_object_state
+from neural_fields.data.skeleton import SkeletonMotion
+from neural_fields.volume.background import BackgroundField
+from neural_fields.volume.human import PersonSamples, PersonModel
+from neural_fields.volume.proposal import RayIntervals
+from neural_fields.volume.rays import RaySamples, Rays, camera_rays, merge_samples, render_samples
 
 BACKGROUND, PERSON = "background", "person"
 PARTS = frozenset({BACKGROUND, PERSON})
@@ -38,8 +38,8 @@ class Moments:
     state: Int[Tensor, " moments"]
 
     @staticmethod
-    def of(
-        motion: Motion | None, switches: tuple[int, ...], count: int = 1, device: torch.device | None = None
+    def from_motion(
+        motion: SkeletonMotion | None, switches: tuple[int, ...], count: int = 1, device: torch.device | None = None
     ) -> Moments:
         """Takes every moment of a motion.
 
@@ -50,13 +50,13 @@ class Moments:
             device: of the tensors.
         """
         transforms = np.zeros((count, 0, 4, 4)) if motion is None else motion.transforms
-        states = [state_at(switches, time) for time in range(len(transforms))]
+        states = [find_object_state(switches, time) for time in range(len(transforms))]
         return Moments(
             torch.tensor(np.asarray(transforms), dtype=torch.float32, device=device),
             torch.tensor(states, device=device),
         )
 
-    def posed(self, transforms: Shaped[np.ndarray, "poses bones 4 4"]) -> Moments:
+    def with_poses(self, transforms: Shaped[np.ndarray, "poses bones 4 4"]) -> Moments:
         """Returns other poses, with the states that these moments have; the last state goes on."""
         poses = torch.tensor(np.asarray(transforms), dtype=torch.float32, device=self.transforms.device)
         last = len(self.state) - 1
@@ -64,7 +64,7 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class Seen:
+class SceneRendering:
     """Rendered rays of a scene, and what the loss terms need of them.
 
     Attributes:
@@ -80,29 +80,29 @@ class Seen:
     color: Float[Tensor, "rays 3"]
     opacity: Float[Tensor, " rays"]
     depth: Float[Tensor, " rays"]
-    person: Float[Tensor, " rays"]
+    person_opacity: Float[Tensor, " rays"]
     weights: Float[Tensor, "rays samples"] | None = None
     background_weights: Float[Tensor, "rays intervals"] | None = None
-    stretches: Stretches | None = None
-    carried: Carried | None = None
+    background_intervals: RayIntervals | None = None
+    person_samples: PersonSamples | None = None
     bones: Float[Tensor, "moments bones 4 4"] | None = None
     pose_change: Float[Tensor, ""] | None = None
 
 
 @dataclass(frozen=True)
-class ViewPictures:
+class RenderedView:
     """The first four fields of `Seen` as pictures."""
 
     color: Float[Tensor, "height width 3"]
     opacity: Float[Tensor, "height width"]
     depth: Float[Tensor, "height width"]
-    person: Float[Tensor, "height width"]
+    person_opacity: Float[Tensor, "height width"]
 
 
 class Scene(nn.Module):
     """The background and, where there is one, the person with what they carry."""
 
-    def __init__(self, background: Background, person: Human | None) -> None:
+    def __init__(self, background: BackgroundField, person: PersonModel | None) -> None:
         super().__init__()
         self.background = background
         self.person = person
@@ -112,7 +112,7 @@ class Scene(nn.Module):
         """The parts that the scene has."""
         return PARTS if self.person is not None else frozenset({BACKGROUND})
 
-    def look(
+    def render_rays(
         self,
         rays: Rays,
         moments: Moments,
@@ -120,10 +120,10 @@ class Scene(nn.Module):
         parts: frozenset[str] = PARTS,
         behind: Float[Tensor, "3"] | None = None,
         generator: torch.Generator | None = None,
-        opened: float = 1.0,
-        corrected: bool = True,
-        unseen: float = 0.0,
-    ) -> Seen:
+        offset_share: float = 1.0,
+        refine_poses: bool = True,
+        min_weight: float = 0.0,
+    ) -> SceneRendering:
         """Renders rays.
 
         Args:
@@ -140,19 +140,19 @@ class Scene(nn.Module):
         person = background = intervals = samples = bones = pose_change = None
         if PERSON in parts and self.person is not None:
             bones, pose_change = moments.transforms, rays.origin.new_zeros(())
-            if corrected:
-                bones, pose_change = self.person.refined(moments.transforms)
-            person, samples = self.person.march(rays, bones, state, generator, opened)
+            if refine_poses:
+                bones, pose_change = self.person.refine_poses(moments.transforms)
+            person, samples = self.person.march_rays(rays, bones, state, generator, offset_share)
         if BACKGROUND in parts:
-            background, intervals = self.background.march(rays, state, generator, unseen=unseen)
+            background, intervals = self.background.march_rays(rays, state, generator, min_weight=min_weight)
         if person is not None and background is not None:
-            merged, from_person = merge(person, background)
+            merged, from_person = merge_samples(person, background)
         else:
             merged = person or background or _empty_samples(rays)
             from_person = torch.full_like(merged.depth, float(person is not None)).bool()
-        rendered = render_marched(merged)
+        rendered = render_samples(merged)
         if BACKGROUND in parts:
-            color_behind = self.background.sky(rays, state)
+            color_behind = self.background.render_sky(rays, state)
         else:
             color_behind = (rays.origin.new_zeros(3) if behind is None else behind).expand(len(rays), 3)
         on_person = torch.where(from_person, rendered.weights, 0)
@@ -161,26 +161,26 @@ class Scene(nn.Module):
             weights = _unmerge_weights(on_person, from_person, person)
         if background is not None:
             background_weights = _unmerge_weights(rendered.weights - on_person, ~from_person, background)
-        return Seen(
-            color=rendered.over(color_behind),
+        return SceneRendering(
+            color=rendered.composite_over(color_behind),
             opacity=rendered.opacity,
             depth=rendered.depth,
-            person=on_person.sum(dim=1),
+            person_opacity=on_person.sum(dim=1),
             weights=weights,
             background_weights=background_weights,
-            stretches=intervals,
-            carried=samples,
+            background_intervals=intervals,
+            person_samples=samples,
             bones=bones,
             pose_change=pose_change,
         )
 
-    def person_look(
+    def render_person(
         self,
         rays: Rays,
         moments: Moments,
         behind: Float[Tensor, "3"] | None = None,
         generator: torch.Generator | None = None,
-    ) -> Seen:
+    ) -> SceneRendering:
         """Renders the person alone.
 
         Args:
@@ -189,10 +189,10 @@ class Scene(nn.Module):
             behind: a solid colour, black by default.
             generator: as in the fields' `march`.
         """
-        return self.look(rays, moments, parts=frozenset({PERSON}), behind=behind, generator=generator)
+        return self.render_rays(rays, moments, parts=frozenset({PERSON}), behind=behind, generator=generator)
 
     @torch.no_grad()
-    def view(
+    def render_view(
         self,
         camera: Camera,
         time: int,
@@ -201,8 +201,8 @@ class Scene(nn.Module):
         parts: frozenset[str] = PARTS,
         behind: Float[Tensor, "3"] | None = None,
         chunk: int = 1 << 13,
-        unseen: float = 1e-3,
-    ) -> ViewPictures:
+        min_weight: float = 1e-3,
+    ) -> RenderedView:
         """Renders a whole picture at a moment, without gradients.
 
         Args:
@@ -215,26 +215,26 @@ class Scene(nn.Module):
         """
         rays = camera_rays(camera, time=time, device=moments.transforms.device)
         rendered = [
-            self.look(rays[start : start + chunk], moments, parts=parts, behind=behind, unseen=unseen)
+            self.render_rays(rays[start : start + chunk], moments, parts=parts, behind=behind, min_weight=min_weight)
             for start in range(0, len(rays), chunk)
         ]
         size = (camera.height, camera.width)
-        return ViewPictures(
+        return RenderedView(
             color=torch.cat([part.color for part in rendered]).clamp(0, 1).view(*size, 3),
             opacity=torch.cat([part.opacity for part in rendered]).view(size),
             depth=torch.cat([part.depth for part in rendered]).view(size),
-            person=torch.cat([part.person for part in rendered]).view(size),
+            person_opacity=torch.cat([part.person_opacity for part in rendered]).view(size),
         )
 
 
-def _empty_samples(rays: Rays) -> Marched:
+def _empty_samples(rays: Rays) -> RaySamples:
     """Returns one sample of no density for each ray."""
     none = rays.origin.new_zeros(len(rays), 1)
-    return Marched(none, none, none, none[..., None].expand(-1, -1, 3), none > 0)
+    return RaySamples(none, none, none, none[..., None].expand(-1, -1, 3), none > 0)
 
 
 def _unmerge_weights(
-    weights: Float[Tensor, "rays samples"], own: Bool[Tensor, "rays samples"], marched: Marched
+    weights: Float[Tensor, "rays samples"], own: Bool[Tensor, "rays samples"], marched: RaySamples
 ) -> Float[Tensor, "rays own_samples"]:
     """Returns the weights of one field's samples in its own order, from those of all samples after merging."""
     count = marched.depth.shape[1]

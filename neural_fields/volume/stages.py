@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neural_fields.config_volume import Stage, VolumeConfig
+from neural_fields.config_volume import TrainingStage, VolumeConfig
 from neural_fields.volume import human_terms, terms
 from neural_fields.volume.background import background_terms
-from neural_fields.volume.batches import Pixels, RayBatch
-from neural_fields.volume.scene import PERSON, Moments, Scene, Seen
+from neural_fields.volume.batches import CapturePixels, RayBatch
+from neural_fields.volume.scene import PERSON, Moments, Scene, SceneRendering
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ DEFAULTS = StageSettings()
 
 
 @dataclass(frozen=True)
-class Fit:
+class SceneTraining:
     """A 3D scene with everything that its training steps need.
 
     Attributes:
@@ -49,14 +49,14 @@ class Fit:
 
     scene: Scene
     moments: Moments
-    pixels: Pixels
+    pixels: CapturePixels
     config: VolumeConfig
     focal: float
 
 
-def step_terms(
-    training: Fit,
-    stage: Stage,
+def compute_step_terms(
+    training: SceneTraining,
+    stage: TrainingStage,
     step: int,
     generator: torch.Generator,
     divisor: int = 1,
@@ -74,10 +74,10 @@ def step_terms(
     """
     options, weight = training.config.training, training.config.terms
     progress = stage.progress(step)
-    rays = max(1, stage_rays(stage, training.config) // divisor)
+    rays = max(1, count_stage_rays(stage, training.config) // divisor)
 
     if stage.name == "background":
-        batch = training.pixels.background(rays, generator)
+        batch = training.pixels.draw_background(rays, generator)
         if not len(batch.rays):
             return {}
         state = training.moments.state[batch.rays.time]
@@ -85,54 +85,54 @@ def step_terms(
 
     if stage.name == "person":
         # The person before another solid colour every step, against the pictures cut out by the masks.
-        batch = training.pixels.person(rays, generator)
+        batch = training.pixels.draw_person(rays, generator)
         behind = torch.rand(3, generator=generator).to(batch.color.device)
-        rendered = training.scene.look(
+        rendered = training.scene.render_rays(
             batch.rays,
             training.moments,
             parts=frozenset({PERSON}),
             behind=behind,
             generator=generator,
-            opened=opening(training, stage, step),
-            corrected=progress >= options.poses_from,
+            offset_share=offset_share(training, stage, step),
+            refine_poses=progress >= options.poses_from,
         )
         terms_by_name = {"color": human_terms.color_term(rendered.color, batch.color, batch.person, behind)}
         mask_weight = (1.0 if progress < settings.sure_mask_share else settings.late_mask_factor) * weight.mask
         opacity = rendered.opacity
     else:
-        batch = training.pixels.any(rays, generator)
-        rendered = training.scene.look(batch.rays, training.moments, generator=generator)
-        intervals, weights = rendered.stretches, rendered.background_weights
+        batch = training.pixels.draw_any(rays, generator)
+        rendered = training.scene.render_rays(batch.rays, training.moments, generator=generator)
+        intervals, weights = rendered.background_intervals, rendered.background_weights
         assert intervals is not None and weights is not None, "the background was rendered"
         proposed = (intervals.proposed_edges, intervals.proposed_weights)
         terms_by_name = {
-            "color": terms.squared(rendered.color, batch.color),
-            "interlevel": weight.interlevel * terms.interlevel(intervals.edges, weights, *proposed),
-            "distortion": weight.distortion * terms.distortion(intervals.edges, weights),
+            "color": terms.squared_error(rendered.color, batch.color),
+            "interlevel": weight.interlevel * terms.interlevel_loss(intervals.edges, weights, *proposed),
+            "distortion": weight.distortion * terms.distortion_loss(intervals.edges, weights),
         }
         mask_weight = settings.late_mask_factor * weight.mask
-        opacity = rendered.person
+        opacity = rendered.person_opacity
 
     if mask_weight:
         terms_by_name["mask"] = mask_weight * human_terms.mask_term(opacity, batch.person)
     return terms_by_name | _person_terms(training, rendered, batch)
 
 
-def stage_rays(stage: Stage, config: VolumeConfig) -> int:
+def count_stage_rays(stage: TrainingStage, config: VolumeConfig) -> int:
     """Returns the number of rays of a step of a stage."""
     return config.training.person_rays if stage.name == "person" else config.training.rays
 
 
-def _person_terms(training: Fit, rendered: Seen, batch: RayBatch) -> dict[str, Tensor]:
+def _person_terms(training: SceneTraining, rendered: SceneRendering, batch: RayBatch) -> dict[str, Tensor]:
     """Computes the weighted terms of flow and cycle, and those that keep corrections small."""
-    weight, samples, person = training.config.terms, rendered.carried, training.scene.person
+    weight, samples, person = training.config.terms, rendered.person_samples, training.scene.person
     assert samples is not None and person is not None and rendered.bones is not None, "the person was rendered"
     span = person.offset.span
     terms_by_name = {}
     if weight.cycle:
         terms_by_name["cycle"] = weight.cycle * human_terms.cycle_term(person.skinning, samples, rendered.bones, span)
     if training.pixels.flow is not None and rendered.weights is not None:
-        target_rays, valid = training.pixels.flow(batch.places)
+        target_rays, valid = training.pixels.flow(batch.pixel_indices)
         valid &= batch.person
         # Flow teaches which bone carries what. Through the weights it would only make the person transparent; through
         # the poses it would move those of moments that no training view shows, by the errors of the flow.
@@ -164,7 +164,7 @@ def parameter_groups(scene: Scene, settings: StageSettings = DEFAULTS) -> list[d
     ]
 
 
-def rate(stage: Stage, config: VolumeConfig, step: int, settings: StageSettings = DEFAULTS) -> float:
+def learning_rate_factor(stage: TrainingStage, config: VolumeConfig, step: int, settings: StageSettings = DEFAULTS) -> float:
     """Returns the factor of all learning rates at a step.
 
     Args:
@@ -183,7 +183,7 @@ def rate(stage: Stage, config: VolumeConfig, step: int, settings: StageSettings 
     return factor if stage.name == "person" else config.training.joint_rate * factor
 
 
-def opening(training: Fit, stage: Stage, step: int) -> float:
+def offset_share(training: SceneTraining, stage: TrainingStage, step: int) -> float:
     """Returns how much of the pose's offset counts at a step, 0 to 1: see `Human.march`.
 
     Args:

@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def squared(found: Float[Tensor, "rays 3"], wanted: Float[Tensor, "rays 3"]) -> Float[Tensor, ""]:
+def squared_error(rendered: Float[Tensor, "rays 3"], target: Float[Tensor, "rays 3"]) -> Float[Tensor, ""]:
     """Computes the mean squared difference of colours."""
-    return (found - wanted).square().mean()
+    return (rendered - target).square().mean()
 
 
-def distortion(edges: Float[Tensor, "rays edges"], weights: Float[Tensor, "rays intervals"]) -> Float[Tensor, ""]:
+def distortion_loss(edges: Float[Tensor, "rays edges"], weights: Float[Tensor, "rays intervals"]) -> Float[Tensor, ""]:
     """Measures how far the weights of a ray are spread: mip-NeRF 360, equation 15.
 
     The double sum over pairs is written with running sums: its cost grows with the number of intervals, not its square.
@@ -33,7 +33,7 @@ def distortion(edges: Float[Tensor, "rays edges"], weights: Float[Tensor, "rays 
     return (between + within).mean()
 
 
-def interlevel(
+def interlevel_loss(
     edges: Float[Tensor, "rays edges"],
     weights: Float[Tensor, "rays intervals"],
     proposed_edges: Float[Tensor, "rays proposed_edges"],

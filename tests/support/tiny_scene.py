@@ -9,24 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from editors.volume.edit import VolumeSource
-from neural_fields.data.cameras import Camera, look_at
-from neural_fields.data.skeleton import ROOT, Motion, Skeleton, from_local
-from neural_fields.volume.paint import Paint
+from neural_fields.data.cameras import Camera, compute_look_at_pose
+from neural_fields.data.skeleton import NO_PARENT, SkeletonMotion, Skeleton, compose_transforms
+from neural_fields.volume.paint import ColorPaint
 from neural_fields.volume.rays import Rays
-from neural_fields.volume.scene import BACKGROUND, PARTS, PERSON, Moments, Scene, Seen
+from neural_fields.volume.scene import BACKGROUND, PARTS, PERSON, Moments, Scene, SceneRendering
 
 NAMES = ("hip", "chest", "head", "left_arm", "left_hand", "right_arm", "right_hand", "left_foot", "right_foot", "bag")
-PARENTS = (ROOT, 0, 1, 1, 3, 1, 5, 0, 0, 6)
+PARENTS = (NO_PARENT, 0, 1, 1, 3, 1, 5, 0, 0, 6)
 REST = np.array(
     [(0, 0, 1), (0, 0, 1.4), (0, 0, 1.7), (0.3, 0, 1.4), (0.6, 0, 1.4), (-0.3, 0, 1.4), (-0.6, 0, 1.4),
      (0.15, 0, 0.6), (-0.15, 0, 0.6), (-0.8, 0, 1.4)]
 )  # fmt: skip
-SKELETON = Skeleton(NAMES, PARENTS, REST, objects=(9,))
+SKELETON = Skeleton(NAMES, PARENTS, REST, object_joints=(9,))
 SHARP = 4000.0  # how hard the outline of a ball is
 LOW, SIDE = -1.0, 3.0  # of the box at rest
 
 
-def motion(count: int = 5) -> Motion:
+def motion(count: int = 5) -> SkeletonMotion:
     """Arms and head that turn while the body walks along x."""
     made = []
     for angle in np.linspace(-0.6, 0.6, count):
@@ -34,8 +34,8 @@ def motion(count: int = 5) -> Motion:
         for joint in (2, 3, 5):
             turns[joint] = [[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]]
         shifts[0] = REST[0] + (0.5 * angle, 0, 0)
-        made.append(from_local(SKELETON, turns, shifts))
-    return Motion(SKELETON, np.stack(made))
+        made.append(compose_transforms(SKELETON, turns, shifts))
+    return SkeletonMotion(SKELETON, np.stack(made))
 
 
 class Field(nn.Module):
@@ -45,7 +45,7 @@ class Field(nn.Module):
         super().__init__()
         self.color = nn.Parameter(torch.zeros(bones, 3))
         self.radius = nn.Parameter(torch.tensor(radius))
-        self.paint: Paint | None = None
+        self.paint: ColorPaint | None = None
 
     def colors(self, rest: Tensor, seen: Tensor) -> Tensor:
         """Colours of points of bones; black where they are not seen."""
@@ -68,7 +68,7 @@ class Sky(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.color = nn.Parameter(torch.tensor([[1.0, 0.2, -0.5], [0.5, 0.0, 0.4], [0.0, -1.0, 0.6]]))
-        self.paint: Paint | None = None
+        self.paint: ColorPaint | None = None
 
     def forward(self, direction: Tensor) -> Tensor:
         raw = direction @ self.color
@@ -83,7 +83,7 @@ class TinyScene(Scene):
         self.person: Any = Person(len(NAMES))
         self.background: Any = Sky()
 
-    def look(
+    def render_rays(
         self,
         rays: Rays,
         moments: Moments,
@@ -92,15 +92,15 @@ class TinyScene(Scene):
         behind: Tensor | None = None,
         generator: torch.Generator | None = None,
         **_: Any,
-    ) -> Seen:
+    ) -> SceneRendering:
         none = rays.origin.new_zeros(len(rays))
         color, opacity, depth = torch.zeros_like(rays.origin), none, none
         if PERSON in parts:
             color, opacity, depth = self._balls(rays, moments.transforms[rays.time])
         if BACKGROUND in parts:
-            return Seen(color + (1 - opacity)[:, None] * self.background(rays.direction), none + 1, depth, opacity)
+            return SceneRendering(color + (1 - opacity)[:, None] * self.background(rays.direction), none + 1, depth, opacity)
         ground = rays.origin.new_zeros(3) if behind is None else behind
-        return Seen(color + (1 - opacity)[:, None] * ground, opacity, depth, opacity)
+        return SceneRendering(color + (1 - opacity)[:, None] * ground, opacity, depth, opacity)
 
     def _balls(self, rays: Rays, bones: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         turns, moves = bones[..., :3, :3], bones[..., :3, 3]
@@ -128,7 +128,7 @@ def around(count: int = 4, size: tuple[int, int] = (48, 36)) -> tuple[Camera, ..
     made = []
     for angle in np.arange(count) * 2 * np.pi / count:
         place = np.array([4 * np.cos(angle), 4 * np.sin(angle), 1.5])
-        pose = look_at(place, np.array([0.0, 0.0, 1.2]), np.array([0.0, 0.0, 1.0]))
+        pose = compute_look_at_pose(place, np.array([0.0, 0.0, 1.2]), np.array([0.0, 0.0, 1.0]))
         made.append(Camera(width, height, (1.6 * height, 1.6 * height), (width / 2, height / 2), pose))
     return tuple(made)
 
@@ -136,5 +136,5 @@ def around(count: int = 4, size: tuple[int, int] = (48, 36)) -> tuple[Camera, ..
 def tiny_source(frames: int = 5, views: int = 4, size: tuple[int, int] = (48, 36)) -> VolumeSource:
     """A source whose views show one moment after the other."""
     walk = motion(frames)
-    moments = Moments.of(walk, ())
+    moments = Moments.from_motion(walk, ())
     return VolumeSource(TinyScene(), moments, around(views, size), tuple(view % frames for view in range(views)), walk)

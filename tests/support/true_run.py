@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from editors.demo import new_facts
+from editors.demo import make_clip_metadata
 from neural_fields import canonical, coords
 from neural_fields.baking import _add_rim, gain_size
 from neural_fields.canonical import CanonicalImage
-from neural_fields.data.synthetic import SyntheticClip, demo_clip
-from neural_fields.data.video import write
-from neural_fields.fit_options import FitOptions
-from neural_fields.fitting import fit
+from neural_fields.data.synthetic import SyntheticClip, make_demo_clip
+from neural_fields.data.video import write_video
+from neural_fields.fit_options import TrainOptions
+from neural_fields.fitting import train
 from neural_fields.run import Run
 
 
@@ -34,18 +34,18 @@ def make(home: Path, clip: SyntheticClip | None = None) -> TrueRun:
     Afterwards edits, rendering and exports that read maps and canonical pictures are exact; whatever asks the model
     itself (reconstructions, `load_model`) is not.
     """
-    clip = clip or demo_clip(12, 192, 108)
-    write(home / "clip.mkv", clip.render(), new_facts(clip), codec="ffv1")
+    clip = clip or make_demo_clip(12, 192, 108)
+    write_video(home / "clip.mkv", clip.render_frames(), make_clip_metadata(clip), codec="ffv1")
     np.save(home / "mask.npy", clip.masks[0])
     masks = (f"foreground={home / 'mask.npy'}",)
     size = f"{clip.width}x{clip.height}"
-    options = FitOptions(home / "run", size=size, masks=masks, overrides={"training.steps": 1})
-    run = fit(home / "clip.mkv", options).run
+    options = TrainOptions(home / "run", size=size, masks=masks, overrides={"training.steps": 1})
+    run = train(home / "clip.mkv", options).run
     _write_maps(run, clip)
     for surface in clip.surfaces:
         rgb = torch.from_numpy(np.ascontiguousarray(surface.texture)).float().permute(2, 0, 1)
         seen = _seen(clip, surface.name, rgb.shape[1:])
-        canonical.export(run.canonical, CanonicalImage(torch.cat([rgb, seen[None]]), surface.box, surface.name))
+        canonical.export_canonical(run.canonical, CanonicalImage(torch.cat([rgb, seen[None]]), surface.box, surface.name))
     return TrueRun(run, clip)
 
 
@@ -55,7 +55,7 @@ def _write_maps(run: Run, clip: SyntheticClip) -> None:
     weights = np.stack([front, 1 - front], axis=-1)
     small, has_gain = gain_size((clip.width, clip.height)), facts["has_gain"]
     xy = coords.frame_xy(*small)
-    gains = np.stack([_add_rim(clip.lighting.at(xy, t).numpy()) for t in range(clip.count)])
+    gains = np.stack([_add_rim(clip.lighting.compute_gain(xy, t).numpy()) for t in range(clip.count)])
     for number, surface in enumerate(clip.surfaces):
         uv = np.stack([_add_rim(clip.uv[number, t]) for t in range(clip.count)])
         np.save(run.maps / f"uv-{surface.name}.npy", uv.astype(np.float32))
