@@ -2,6 +2,6 @@
 
 import sys
 
-from editors.cli import main
+from editors.cli.main import main
 
 sys.exit(main(["train", *sys.argv[1:]]))

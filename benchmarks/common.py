@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,12 @@ class Done:
 
 def unwrap(*words: str | Path) -> Done:
     """Runs an `unwrap` command in a process of its own."""
-    command = [sys.executable, "-c", "import sys; from editors.cli import main; sys.exit(main())", *map(str, words)]
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from editors.cli.main import main; sys.exit(main())",
+        *map(str, words),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     begin = time.monotonic()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -89,8 +94,8 @@ def machine() -> dict[str, Any]:
     import cv2
     import torch
 
-    from neural_fields import __version__
-    from neural_fields.threads import available_cores
+    from neural_fields.core.threads import available_cores
+    from neural_fields.core.version import __version__
 
     facts: dict[str, Any] = {
         "unwrap": __version__,
@@ -163,28 +168,28 @@ def write_pan(path: Path, count: int, width: int, height: int) -> None:
     import numpy as np
 
     from editors.demo import make_clip_metadata
-    from neural_fields.coords import Box
-    from neural_fields.data.painting import paint_sea_floor
-    from neural_fields.data.synthetic import make_demo_clip
-    from neural_fields.data.video import write_video
+    from neural_fields.core.coords import Box
+    from neural_fields.data.synthetic.planar_clips import make_demo_clip
+    from neural_fields.data.synthetic.procedural_textures import paint_sea_floor
+    from neural_fields.data.video.io import write_video
 
     ground = paint_sea_floor(Box(-1.3, -0.9, 1.3, 0.9), 2 * width, 2 * height, 0)
     ground = np.ascontiguousarray((255 * ground).clip(0, 255).astype(np.uint8))
     disc = np.ascontiguousarray(ground[::-1, ::-1])
     facts = make_clip_metadata(make_demo_clip(2, width, height), Fraction(24))
-    facts = type(facts)(
-        **{**vars(facts), "frame_count": count, "timestamps": tuple(Fraction(t, 24) for t in range(count))}
-    )
+    facts = replace(facts, frame_count=count, timestamps=tuple(Fraction(t, 24) for t in range(count)))
 
     def frames() -> Iterator[np.ndarray]:
         for t in range(count):
             there = 240 - abs(t % 480 - 240)  # out for ten seconds, and back
-            shift = np.float32([[1, 0, -width * (0.3 + there / 2133)], [0, 1, -height * (0.3 + there / 3600)]])
+            shift = np.array(
+                [[1, 0, -width * (0.3 + there / 2133)], [0, 1, -height * (0.3 + there / 3600)]], np.float32
+            )
             frame = cv2.warpAffine(ground, shift, (width, height))
             cover = np.zeros((height, width), np.uint8)
             middle = (round(width * (0.2 + 0.6 * there / 240)), height // 2)
             cv2.circle(cover, middle, height // 6, 255, -1, cv2.LINE_AA)
-            along = np.float32([[1, 0, width * (there / 400 - 0.39)], [0, 1, -0.55 * height]])
+            along = np.array([[1, 0, width * (there / 400 - 0.39)], [0, 1, -0.55 * height]], np.float32)
             moved = cv2.warpAffine(disc, along, (width, height))
             share = (cover.astype(np.float32) / 255)[..., None]
             yield (frame * (1 - share) + moved * share).round().astype(np.uint8)

@@ -17,7 +17,7 @@ import dataclasses
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,35 +27,38 @@ sys.path.insert(0, str(ROOT))
 
 from PIL import Image, ImageDraw
 
-from editors.adjust import Adjust
 from editors.api import edit_with
+from editors.core.stack import undo
 from editors.demo import make_clip_metadata
-from editors.document import read_document_overlays
-from editors.drag import Drag
-from editors.place import Place
-from editors.remove import Remove
-from editors.stack import undo
-from neural_fields import canonical, coords
-from neural_fields.baking import Maps
-from neural_fields.coords import Box
-from neural_fields.data.synthetic import PaintedMark, SyntheticClip, make_demo_clip
-from neural_fields.data.video import write_video
+from editors.effects.adjust import Adjust
+from editors.effects.drag import Drag
+from editors.effects.place import Place
+from editors.effects.remove import Remove
+from editors.inputs.document import read_document_overlays
+from neural_fields.atlas import canonical
+from neural_fields.atlas.uv_maps import Maps
+from neural_fields.core import coords
+from neural_fields.core.coords import Box
+from neural_fields.data.synthetic.planar_clips import PaintedMark, SyntheticClip, make_demo_clip
+from neural_fields.data.video.io import write_video
 from neural_fields.export.base import export_run
-from neural_fields.export.canonical import CanonicalExporter
-from neural_fields.export.exr import read_exr
-from neural_fields.export.layered import PAINT, DocumentLayer, place_on_canvas
-from neural_fields.export.openraster import read_ora, write_ora
-from neural_fields.export.psd import read_psd, write_psd
-from neural_fields.export.stmap import STMapExporter
-from neural_fields.fit_options import TrainOptions
-from neural_fields.fitting import train
-from neural_fields.grading import Grade
-from neural_fields.output import open_passes
-from neural_fields.reshaping import WarpPass
-from neural_fields.run import Run
+from neural_fields.export.maps.stmap import STMapExporter
+from neural_fields.export.pictures.canonical import CanonicalExporter
+from neural_fields.imaging.color_grading import Grade
+from neural_fields.imaging.documents.layered import PAINT, DocumentLayer, place_on_canvas
+from neural_fields.imaging.documents.openraster import read_ora, write_ora
+from neural_fields.imaging.documents.psd import read_psd, write_psd
+from neural_fields.imaging.exr import read_exr
+from neural_fields.rendering.render_planar import open_passes
+from neural_fields.rendering.warp_pass import WarpPass
+from neural_fields.runs.run import Run
+from neural_fields.training.options import TrainOptions
+from neural_fields.training.train_planar import train
 
 
-def row(what: str, worst: float, mean: float, unit: str, asked: float | None) -> dict[str, Any]:
+def row(
+    what: str, worst: float | np.floating, mean: float | np.floating, unit: str, asked: float | None
+) -> dict[str, Any]:
     """A line of the table."""
     return {"what": what, "worst": float(worst), "mean": float(mean), "unit": unit, "asked": asked}
 
@@ -188,13 +191,15 @@ def mapping(run: Run, home: Path) -> dict[str, Any]:
 def documents(run: Run, home: Path) -> list[dict[str, Any]]:
     """Random pixels painted into a document, as a paint program would, and read back."""
     rows = []
-    for suffix, write_file, read_file in (("ora", write_ora, read_ora), ("psd", write_psd, read_psd)):
+    kinds: tuple[tuple[Literal["ora", "psd"], Any, Any], ...]
+    kinds = (("ora", write_ora, read_ora), ("psd", write_psd, read_psd))
+    for suffix, write_file, read_file in kinds:
         export_run(run, CanonicalExporter(layer=("foreground",), format=suffix), out=home / suffix)
         path = home / suffix / f"foreground.{suffix}"
         document = read_file(path, 64_000_000)
         width, height = document.size
         paint = np.random.default_rng(0).integers(0, 256, (height, width, 4), np.uint8)
-        layers = [_painted(layer, paint) if layer.name.startswith(PAINT) else layer for layer in document.layers]
+        layers = tuple(_painted(layer, paint) if layer.name.startswith(PAINT) else layer for layer in document.layers)
         write_file(path, dataclasses.replace(document, layers=layers))
         found = read_document_overlays(run, Maps.open(run), path)["foreground"].rgba
         wrong = np.abs(np.rint(found * 255) - paint)[paint[..., 3] > 0].max()

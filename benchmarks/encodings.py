@@ -22,9 +22,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from torch import Tensor, nn
 
-from neural_fields.encodings import hash_grid, tcnn
-from neural_fields.encodings.grid import DenseGrid, DenseGridConfig
-from neural_fields.encodings.hash_grid import HashGrid, HashGridConfig
+from neural_fields.nn import hash_grid, tcnn
+from neural_fields.nn.grid import DenseGrid, DenseGridConfig
+from neural_fields.nn.hash_grid import HashGrid, HashGridConfig
 
 Run = Callable[[Tensor], Tensor]
 CHOICES = ("autograd", "torch", "compiled", "tcnn", "dense")

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from common import ROOT, finish, parser, table
 
@@ -45,15 +45,17 @@ def measured(path: Path, style: str, side: int) -> dict[str, Any]:
     import cv2
     import numpy as np
 
-    from editors.base import EditSource, report_nothing
-    from editors.frames import Frames
-    from editors.style_network import read_style_network, stylize_picture
-    from neural_fields import canonical
-    from neural_fields.baking import Maps
-    from neural_fields.data.images import write_images
-    from neural_fields.evaluation import read_source
-    from neural_fields.rendering import OverlayOptions, OverlayPass
-    from neural_fields.run import Run
+    from editors.core.editor import report_nothing
+    from editors.core.source import EditSource
+    from editors.effects.external_frames import Frames
+    from editors.effects.style_network import read_style_network, stylize_picture
+    from neural_fields.atlas import canonical
+    from neural_fields.atlas.uv_maps import Maps
+    from neural_fields.data.video.image_sequence import write_images
+    from neural_fields.rendering.base import OverlayOptions
+    from neural_fields.rendering.overlay_pass import OverlayPass
+    from neural_fields.runs.run import Run
+    from neural_fields.runs.source import read_source
 
     run = Run.open(path)
     maps, network = Maps.open(run), read_style_network(WEIGHTS / f"{style}.bin")
@@ -74,7 +76,7 @@ def measured(path: Path, style: str, side: int) -> dict[str, Any]:
     fused = [cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in rendered]
     eyes = read_style_network(WEIGHTS / f"{'mosaic' if style == 'candy' else 'candy'}.bin")  # not those that painted
     left = kept([small[t] for t in looked_at], [painted[t] for t in looked_at], fused, eyes)
-    before, after = result.metadata["warp_error_of_frames"], result.metadata["warp_error"]
+    before, after = (cast("float", result.metadata[name]) for name in ("warp_error_of_frames", "warp_error"))
     return {
         "run": path.name,
         "style": style,

@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,8 @@ def parity(job: dict[str, Any]) -> dict[str, Any]:
     """The back ends beside eager torch on the CPU."""
     import torch
 
-    from neural_fields.encodings.hash_grid import HashGrid, HashGridConfig, explain_missing_compiler
-    from neural_fields.encodings.tcnn import explain_unavailable
+    from neural_fields.nn.hash_grid import HashGrid, HashGridConfig, explain_missing_compiler
+    from neural_fields.nn.tcnn import explain_unavailable
 
     device, rows = torch.device(job["device"]), []
     for in_dim in (2, 3):
@@ -52,7 +53,10 @@ def parity(job: dict[str, Any]) -> dict[str, Any]:
         x, pull = torch.rand(job["points"], in_dim), torch.randn(job["points"], grid.out_dim)
         truth = passes(grid, x, pull)
         for backend in ("torch", "tcnn", "compiled"):
-            reasons = {"tcnn": explain_unavailable, "compiled": explain_missing_compiler}
+            reasons: dict[str, Callable[[Any], str]] = {
+                "tcnn": explain_unavailable,
+                "compiled": explain_missing_compiler,
+            }
             row: dict[str, Any] = {"axes": in_dim, "backend": backend}
             if backend in reasons and (reason := reasons[backend](device)):
                 rows.append({**row, "left_out": reason})
@@ -75,7 +79,7 @@ def compared(grid: Any, backend: str, x: Any, pull: Any, truth: dict[str, Any], 
     """How far a back end is from the reference, and how long its passes take; an error is recorded."""
     import torch
 
-    from neural_fields.encodings.hash_grid import HashGrid
+    from neural_fields.nn.hash_grid import HashGrid
 
     try:
         other = HashGrid(grid.in_dim, grid.config, backend).to(device)  # type: ignore[arg-type]
@@ -111,14 +115,14 @@ def steps(job: dict[str, Any]) -> dict[str, Any]:
     """Training steps of some presets with resident and with travelling frames, from the same start."""
     import torch
 
-    from neural_fields.config import load_planar_config
-    from neural_fields.data.video import read_video
-    from neural_fields.fit_input import prepare_clip
-    from neural_fields.fit_options import TrainOptions
-    from neural_fields.fitting import make_planar_model
-    from neural_fields.planar.warm_up import WarmUpOptions
-    from neural_fields.run import Run
-    from neural_fields.training import Budget, train_steps
+    from neural_fields.config.planar import load_planar_config
+    from neural_fields.data.video.io import read_video
+    from neural_fields.planar.init.warm_up import WarmUpOptions
+    from neural_fields.runs.run import Run
+    from neural_fields.training.inputs import prepare_clip
+    from neural_fields.training.loop import Budget, train_steps
+    from neural_fields.training.options import TrainOptions
+    from neural_fields.training.train_planar import make_planar_model
 
     device, rows = torch.device(job["device"]), []
     source = read_video(job["video"], Path(job["work"]) / "steps-cache", job["size"])
@@ -143,10 +147,11 @@ def fit_preset(job: dict[str, Any]) -> dict[str, Any]:
     """One fit, in this process so that the GPU's memory can be asked for."""
     import torch
 
-    from neural_fields.evaluation import evaluate
-    from neural_fields.fit_options import TrainOptions, Progress
-    from neural_fields.fitting import train
-    from neural_fields.run import Run
+    from neural_fields.core.progress import Progress
+    from neural_fields.evaluation.evaluate_planar import evaluate
+    from neural_fields.runs.run import Run
+    from neural_fields.training.options import TrainOptions
+    from neural_fields.training.train_planar import train
 
     seen: list[Progress] = []
 
@@ -178,13 +183,14 @@ def render_edit(job: dict[str, Any]) -> dict[str, Any]:
     import cv2
     import torch
 
-    from neural_fields.data.video import source_frames, write_video
-    from neural_fields.fitting import load_planar_model
-    from neural_fields.output import RenderOptions, render, read_source_metadata
+    from neural_fields.core.prefetch import prefetch
+    from neural_fields.core.threads import prepare_threads
+    from neural_fields.data.video.io import source_frames, write_video
+    from neural_fields.planar.init.load import load_planar_model
     from neural_fields.planar.samples import composite_layers
-    from neural_fields.prefetch import prefetch
-    from neural_fields.run import Run
-    from neural_fields.threads import prepare_threads
+    from neural_fields.rendering.render_planar import RenderOptions, render
+    from neural_fields.runs.run import Run
+    from neural_fields.runs.source import read_source_metadata
 
     prepare_threads()
     run, work, device = Run.open(Path(job["run"])), Path(job["work"]), torch.device(job["device"])
@@ -198,13 +204,14 @@ def render_edit(job: dict[str, Any]) -> dict[str, Any]:
     for _ in range(3):
         edits.append(timed(lambda: render(run, RenderOptions(out=work / "edited.mp4", overwrite=True)), device))
         frames = prefetch(source_frames(facts, chosen))
-        plains.append(timed(lambda frames=frames: write_video(work / "plain.mp4", frames, facts, overwrite=True), device))
+        plains.append(timed(partial(write_video, work / "plain.mp4", frames, facts, overwrite=True), device))
     model = load_planar_model(run)[0].to(device)
+
+    def show(t: int) -> Any:
+        return composite_layers(model.sample_frame(t, (facts.width, facts.height)))
+
     with torch.no_grad():
-        shows = [
-            timed(lambda t=t: composite_layers(model.sample_frame(t, (facts.width, facts.height))), device)
-            for t in range(min(8, len(chosen)))
-        ]
+        shows = [timed(partial(show, t), device) for t in range(min(8, len(chosen)))]
     return {
         "size": [facts.width, facts.height],
         "edit_fps": round(len(chosen) / min(edits), 2),

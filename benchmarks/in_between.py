@@ -23,12 +23,12 @@ from common import ROOT, finish, parser, table
 
 sys.path.insert(0, str(ROOT))
 
-from neural_fields.baking import Maps
-from neural_fields.data.video import source_frames
-from neural_fields.in_between import Retimer
-from neural_fields.output import read_source_metadata
-from neural_fields.retiming import FrameSchedule
-from neural_fields.run import Run
+from neural_fields.atlas.uv_maps import Maps
+from neural_fields.data.video.io import source_frames
+from neural_fields.rendering.retiming.interpolation import Retimer
+from neural_fields.rendering.retiming.timeline import FrameSchedule
+from neural_fields.runs.run import Run
+from neural_fields.runs.source import read_source_metadata
 
 
 def every_second(maps: Maps, folder: Path) -> Maps:

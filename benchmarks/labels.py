@@ -24,12 +24,13 @@ from main_job import DATA, versions
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from neural_fields.data.flow import compute_flow
-from neural_fields.data.masks import load_masks, mask_iou
-from neural_fields.evaluation import read_source
-from neural_fields.fit_options import TrainOptions
-from neural_fields.fitting import train, load_planar_model
-from neural_fields.labels import chain_labels, propagate_label_map
+from neural_fields.data.flow.compute import compute_flow
+from neural_fields.data.masks.layer_masks import load_masks, mask_iou
+from neural_fields.planar.init.load import load_planar_model
+from neural_fields.runs.source import read_source
+from neural_fields.tracking.labels import chain_labels, propagate_label_map
+from neural_fields.training.options import TrainOptions
+from neural_fields.training.train_planar import train
 
 GIVEN = {"truth": "masks", "osvos": "masks_osvos"}
 

@@ -55,11 +55,12 @@ def render_rows(work: Path) -> Iterator[Row]:
     """Rendering beside a plain decode and encode of the same clip, in turns."""
     import cv2
 
-    from neural_fields.data.video import source_frames, write_video
-    from neural_fields.output import RenderOptions, render, read_source_metadata
-    from neural_fields.prefetch import prefetch
-    from neural_fields.run import Run
-    from neural_fields.threads import prepare_threads
+    from neural_fields.core.prefetch import prefetch
+    from neural_fields.core.threads import prepare_threads
+    from neural_fields.data.video.io import source_frames, write_video
+    from neural_fields.rendering.render_planar import RenderOptions, render
+    from neural_fields.runs.run import Run
+    from neural_fields.runs.source import read_source_metadata
 
     prepare_threads()
     out = work / "davis-blackswan"

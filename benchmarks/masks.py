@@ -25,11 +25,11 @@ LONGEST_FLOW = 480  # pixels: as `atlas` has it
 
 def mended_row(clip: str, kind: str, size: str, work: Path) -> dict[str, Any]:
     """The figures of one kind of masks of a clip before and after they are mended."""
-    from neural_fields.data.flow import compute_flow
-    from neural_fields.data.masks import load_masks, mask_iou
-    from neural_fields.data.refine import refine_masks
-    from neural_fields.data.video import read_video
-    from neural_fields.metrics import boundary_f
+    from neural_fields.data.flow.compute import compute_flow
+    from neural_fields.data.masks.layer_masks import load_masks, mask_iou
+    from neural_fields.data.masks.refinement import refine_masks
+    from neural_fields.data.video.io import read_video
+    from neural_fields.evaluation.metrics import boundary_f
 
     source = read_video(DATA / clip / "frames", work, size)
     frames, facts = source.frames, source.metadata

@@ -36,9 +36,10 @@ Curve = list[list[float]]  # [seconds since the start of the process, steps done
 
 def record(job: dict[str, Any]) -> None:
     """In a process of its own: fits, and prints the curve as JSON."""
-    from neural_fields.fit_options import TrainOptions, Progress
-    from neural_fields.fitting import train
-    from neural_fields.threads import prepare_threads
+    from neural_fields.core.progress import Progress
+    from neural_fields.core.threads import prepare_threads
+    from neural_fields.training.options import TrainOptions
+    from neural_fields.training.train_planar import train
 
     prepare_threads()
     curve: Curve = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,47 +15,46 @@ from unittest import mock
 import cv2
 import numpy as np
 import torch
-from common import ROOT
 from edits import adjusting, documents, dragging, mapping, middle_of, placing, removing
 from in_between import measured
 from PIL import Image
 from probes_models import FRAMES, SIZE, Figures, Job, copied, decibels
 from suite import write_clip
 
-sys.path.insert(0, str(ROOT / "tests" / "support"))
-
-from true_run import make as make_true_run
-
-from editors.base import EditSource, report_nothing
-from editors.carry import carry_to_charts
-from editors.cli import main as unwrap
-from editors.flat_change import find_frame_paint
-from editors.frame import read_frame_maps, lift_frame
-from editors.frames import Frames
-from editors.image import overlay_from_canonical
-from editors.painted_frames import lift_frames
-from editors.unwrapped import read_unwrapped_paint
-from neural_fields import canonical, coords, fitting
-from neural_fields.baking import Maps
-from neural_fields.canonical import CanonicalImage, Overlay
-from neural_fields.coords import Box
-from neural_fields.data.capture_folder import write_capture
-from neural_fields.data.suite import make_suite_clip
-from neural_fields.data.synthetic import PaintedMark, SyntheticClip, make_demo_clip, make_translation_clip
-from neural_fields.data.synthetic_scene import make_walking_scene
-from neural_fields.data.video import probe_video, source_frames, write_video
-from neural_fields.errors import UserError
+from editors.cli.main import main as unwrap
+from editors.core.editor import report_nothing
+from editors.core.source import EditSource
+from editors.effects.external_frames import Frames
+from editors.inputs.canonical_picture import overlay_from_canonical
+from editors.inputs.chart_propagation import carry_to_charts
+from editors.inputs.frame_change import find_frame_paint
+from editors.inputs.frame_lifting import lift_frame, read_frame_maps
+from editors.inputs.painted_frames import lift_frames
+from editors.inputs.unwrapped_clip import read_unwrapped_paint
+from neural_fields.atlas import canonical
+from neural_fields.atlas.canonical import CanonicalImage, Overlay
+from neural_fields.atlas.uv_maps import Maps
+from neural_fields.core import coords
+from neural_fields.core.coords import Box
+from neural_fields.core.errors import UserError
+from neural_fields.data.capture.capture_folder import write_capture
+from neural_fields.data.synthetic.planar_clips import PaintedMark, SyntheticClip, make_demo_clip, make_translation_clip
+from neural_fields.data.synthetic.scene import make_walking_scene
+from neural_fields.data.synthetic.suite import make_suite_clip
+from neural_fields.data.video.io import probe_video, source_frames, write_video
 from neural_fields.export.base import export_run
-from neural_fields.export.unmixing import FrameUnmixer
-from neural_fields.export.unwrapped import UnwrappedExporter
-from neural_fields.fit_options import TrainOptions
-from neural_fields.fitting import train
-from neural_fields.pictures import Picture, read_picture
-from neural_fields.planar.build import plan_model
-from neural_fields.planar.initialise import GeometrySettings
-from neural_fields.planar.sheets import ChartSettings
-from neural_fields.rendering import OverlayPass
-from neural_fields.run import Run
+from neural_fields.export.pictures.unwrapped import UnwrappedExporter
+from neural_fields.imaging.image_io import Picture, read_picture
+from neural_fields.planar.init.build import plan_model
+from neural_fields.planar.init.charts import ChartSettings
+from neural_fields.planar.init.geometry import GeometrySettings
+from neural_fields.rendering.overlay_pass import OverlayPass
+from neural_fields.rendering.unmixing import FrameUnmixer
+from neural_fields.runs.run import Run
+from neural_fields.training import train_planar
+from neural_fields.training.options import TrainOptions
+from neural_fields.training.train_planar import train
+from tests.support.true_run import make as make_true_run
 
 # --- edits on true maps -----------------------------------------------------------------------------------------------
 
@@ -186,7 +184,9 @@ def edited_frames(home: Path) -> Job:
     over = np.concatenate([waves, np.ones_like(x)[..., None]], axis=-1).astype(np.float32)
     under = np.concatenate([1 - waves[::-1], np.ones_like(x)[..., None]], axis=-1).astype(np.float32)
     boxes = {surface.name: surface.box for surface in clip.surfaces}
-    truth = clip.render_edited([PaintedMark(over, boxes["foreground"]), PaintedMark(under, boxes["background"], "background")])
+    truth = clip.render_edited(
+        [PaintedMark(over, boxes["foreground"]), PaintedMark(under, boxes["background"], "background")]
+    )
     random = np.random.default_rng(1)
     shades = random.uniform(0.7, 1.0, (len(truth), 1, 1, 1))
     wrong = truth.copy()
@@ -350,7 +350,7 @@ def carrying(home: Path) -> Job:
     frames, _ = write_clip(clip, home)
     short = ChartSettings(frames_per_chart=4, explained_psnr_db=99.0, min_gain_db=-99.0, max_loss_db=-99.0)
     divided = partial(plan_model, settings=GeometrySettings(charts=short))
-    with mock.patch.object(fitting, plan_model.__name__, divided):
+    with mock.patch.object(train_planar, plan_model.__name__, divided):
         options = TrainOptions(home / "run", size="source", masks=("none",), flow="dis", quality="draft")
         return partial(_carry_mark, clip, train(frames, options).run)
 

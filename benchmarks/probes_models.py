@@ -17,32 +17,35 @@ from common import DATA, GIVEN, missing
 from edits import fitted
 from suite import show, write_clip
 
-from neural_fields import canonical, coords, metrics
-from neural_fields.baking import Maps
-from neural_fields.config import load_planar_config
-from neural_fields.data.clip import ClipDataset
-from neural_fields.data.cuts import find_cuts
-from neural_fields.data.flow import FlowField, compute_flow
-from neural_fields.data.masks import LayerMasks, load_masks, mask_iou
-from neural_fields.data.motion import segment_motion
-from neural_fields.data.refine import refine_masks
-from neural_fields.data.region import draw_quad_mask
-from neural_fields.data.still_masks import BodyViews, segment_person
-from neural_fields.data.suite import make_suite_clip
-from neural_fields.data.synthetic import SyntheticClip, make_demo_clip, make_translation_clip
-from neural_fields.data.synthetic_scene import make_walking_scene
-from neural_fields.data.tracks import make_grid_points, compute_true_tracks
-from neural_fields.data.video import Video, read_video
-from neural_fields.fit_input import prepare_clip
-from neural_fields.fit_options import TrainOptions
-from neural_fields.fitting import train, load_planar_model
-from neural_fields.labels import propagate_label_map
-from neural_fields.planar.build import build_model, initialise_model, plan_model
-from neural_fields.planar.following import track_region
+from neural_fields.atlas import canonical
+from neural_fields.atlas.uv_maps import Maps
+from neural_fields.config.planar import load_planar_config
+from neural_fields.core import coords
+from neural_fields.data.capture.background_subtraction import BodyViews, segment_person
+from neural_fields.data.dataset import ClipDataset
+from neural_fields.data.flow.compute import FlowField, compute_flow
+from neural_fields.data.flow.shot_detection import find_cuts
+from neural_fields.data.masks.layer_masks import LayerMasks, load_masks, mask_iou
+from neural_fields.data.masks.motion_segmentation import segment_motion
+from neural_fields.data.masks.refinement import refine_masks
+from neural_fields.data.masks.roi import draw_quad_mask
+from neural_fields.data.synthetic.planar_clips import SyntheticClip, make_demo_clip, make_translation_clip
+from neural_fields.data.synthetic.scene import make_walking_scene
+from neural_fields.data.synthetic.suite import make_suite_clip
+from neural_fields.data.synthetic.true_tracks import compute_true_tracks, make_grid_points
+from neural_fields.data.video.io import Video, read_video
+from neural_fields.evaluation import metrics
+from neural_fields.evaluation.report import TrainingCost, report_training
+from neural_fields.planar.init.build import build_model, initialise_model, plan_model
+from neural_fields.planar.init.load import load_planar_model
+from neural_fields.planar.init.region_tracking import track_region
 from neural_fields.planar.model import PlanarModel
-from neural_fields.report import TrainingCost, report_training
-from neural_fields.run import Run
-from neural_fields.tracking import track_through_model
+from neural_fields.runs.run import Run
+from neural_fields.tracking.labels import propagate_label_map
+from neural_fields.tracking.points import track_through_model
+from neural_fields.training.inputs import prepare_clip
+from neural_fields.training.options import TrainOptions
+from neural_fields.training.train_planar import train
 
 Figures = dict[str, float]
 Job = Callable[[], Figures]
@@ -212,7 +215,9 @@ def _find_person(cases: Sequence[tuple[str, np.ndarray, BodyViews | None, np.nda
 
 def cuts(home: Path) -> Job:
     """Cuts between shots: one that is hard to see, and none in a flash and in a real clip."""
-    shots = [np.roll(make_translation_clip(8, 96, 54, velocity=(9, 3), seed=seed).frames, seed, -1) for seed in range(3)]
+    shots = [
+        np.roll(make_translation_clip(8, 96, 54, velocity=(9, 3), seed=seed).frames, seed, -1) for seed in range(3)
+    ]
     edited = np.concatenate([*shots, make_suite_clip("pan", 8, (96, 54), 3).frames])
     flash = shots[0].copy()
     flash[4] = 255 - (255 - flash[4]) // 4

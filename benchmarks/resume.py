@@ -34,10 +34,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
-from neural_fields.data.synthetic import make_demo_clip
-from neural_fields.fit_options import TrainOptions
-from neural_fields.fitting import train
-from neural_fields.pictures import encode_png
+from neural_fields.data.synthetic.planar_clips import make_demo_clip
+from neural_fields.imaging.image_io import encode_png
+from neural_fields.training.options import TrainOptions
+from neural_fields.training.train_planar import train
 
 CHECKPOINT_EVERY = 5  # steps
 

@@ -29,25 +29,29 @@ from main_job import versions
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from neural_fields import canonical, coords, metrics
-from neural_fields.baking import Maps
-from neural_fields.canonical import Overlay
-from neural_fields.data.flow import compute_flow
-from neural_fields.data.suite import SMOOTH_CLIP_NAMES, SUITE_CLIPS, make_suite_clip
-from neural_fields.data.synthetic import PaintedMark, SyntheticClip
-from neural_fields.data.tracks import PointTracks, make_grid_points, find_visible_layers, compute_true_tracks
-from neural_fields.errors import ExitCode, UserError
-from neural_fields.fit_options import TrainOptions
-from neural_fields.fitting import train, load_planar_model
-from neural_fields.metrics_tracking import measure_tracking, measure_uv_error, measure_uv_slip
+from neural_fields.atlas import canonical
+from neural_fields.atlas.canonical import Overlay
+from neural_fields.atlas.uv_maps import Maps
+from neural_fields.core import coords
+from neural_fields.core.errors import ExitCode, UserError
+from neural_fields.data.flow.compute import compute_flow
+from neural_fields.data.point_tracks import PointTracks
+from neural_fields.data.synthetic.planar_clips import PaintedMark, SyntheticClip
+from neural_fields.data.synthetic.suite import SMOOTH_CLIP_NAMES, SUITE_CLIPS, make_suite_clip
+from neural_fields.data.synthetic.true_tracks import compute_true_tracks, find_visible_layers, make_grid_points
+from neural_fields.evaluation import metrics
+from neural_fields.evaluation.tracking_metrics import measure_tracking, measure_uv_error, measure_uv_slip
+from neural_fields.planar.init.load import load_planar_model
 from neural_fields.planar.model import PlanarModel
 from neural_fields.planar.samples import composite_layers
-from neural_fields.rendering import OverlayPass
-from neural_fields.run import Run
-from neural_fields.tracking import chain_flow, track_through_model, compute_uv
+from neural_fields.rendering.overlay_pass import OverlayPass
+from neural_fields.runs.run import Run
+from neural_fields.tracking.points import chain_flow, compute_uv, track_through_model
+from neural_fields.training.options import TrainOptions
+from neural_fields.training.train_planar import train
 
 STEP = 6  # pixels between followed points
-PATCH = 12  # pixels: side of the squares that `uv_slip` aligns
+PATCH = 12  # pixels: side of the squares that `measure_uv_slip` aligns
 RED = (0.93, 0.16, 0.22)
 RADIUS = 0.06  # of the painted disc, where the longer side of the frame has 2
 
@@ -61,7 +65,7 @@ class Shown:
 
 
 def write_clip(clip: SyntheticClip, folder: Path) -> tuple[Path, list[str]]:
-    """Frames as PNG, and the true masks as arrays: what is seen of each front layer. Returns both for `FitOptions`."""
+    """Writes frames as PNG and the true masks (what is visible of each front layer) as arrays; returns the paths."""
     frames = folder / "frames"
     frames.mkdir(parents=True)
     for t, frame in enumerate(clip.frames):

@@ -26,15 +26,13 @@ from common import DATA, ROOT, finish, missing, parser, table, unwrap, unwrap_js
 from PIL import Image
 
 sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "examples" / "toy_diffusion"))
 
-from pictures import hue_share
-
-from neural_fields.baking import Maps
-from neural_fields.data.flow_files import FLO_UNKNOWN, write_flo
-from neural_fields.data.synthetic import make_demo_clip
-from neural_fields.edit_quality import render_edited_frames
-from neural_fields.run import Run
+from examples.toy_diffusion.pictures import hue_share
+from neural_fields.atlas.uv_maps import Maps
+from neural_fields.data.flow.flow_files import FLO_UNKNOWN, write_flo
+from neural_fields.data.synthetic.planar_clips import make_demo_clip
+from neural_fields.evaluation.edit_quality import render_edited_frames
+from neural_fields.runs.run import Run
 
 HUES = {"red": 0, "orange": 30, "yellow": 60, "green": 120, "cyan": 180, "blue": 240, "purple": 280}  # degrees
 TOY = ROOT / "examples" / "toy_diffusion"
@@ -48,7 +46,8 @@ ASKED = "hue >= 0.90 of the region in every frame, 0 changed outside, warp ratio
 
 def fitted(clip: str, chosen: argparse.Namespace, folder: Path) -> Path:
     """A run of a clip with its true masks."""
-    frames, masks, flow = DATA / clip / "frames", DATA / clip / "masks", "auto"
+    flow: Path | str = "auto"
+    frames, masks = DATA / clip / "frames", DATA / clip / "masks"
     if clip in MADE:
         frames, masks, flow = made(folder, with_flow=clip == "synthetic")
     run = folder / "run"

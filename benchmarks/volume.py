@@ -3,7 +3,7 @@
     python benchmarks/volume.py [--preset hosnerf] [--quality normal] [--views 40] [--size 128x96] [--seconds 570]
                                 [--folder DIR] [--json FILE]
 
-The scene is that of `neural_fields/data/synthetic_scene.py`: a moving camera, a walking person who carries something
+The scene is that of `neural_fields/data/synthetic/scene.py`: a moving camera, a walking person who carries something
 that changes, exact cameras, bones and masks. Every eighth view is left out of the fit. Asked on two cores, at most ten
 minutes a fit: the uncovered background from viewpoints that no view has, 27 dB; views that were left out, 26 dB;
 viewpoints far from the camera's path, 24 dB; the person in a pose that no view shows, in the box around them, 22 dB;
@@ -24,12 +24,12 @@ from PIL import Image
 
 sys.path.insert(0, str(ROOT))
 
-from neural_fields import metrics
-from neural_fields.data.capture_folder import write_capture
-from neural_fields.data.synthetic_scene import SyntheticScene, make_walking_scene
-from neural_fields.run import Run
+from neural_fields.data.capture.capture_folder import write_capture
+from neural_fields.data.synthetic.scene import SyntheticScene, make_walking_scene
+from neural_fields.evaluation import metrics
+from neural_fields.runs.run import Run
+from neural_fields.volume.record import load_scene, read_record
 from neural_fields.volume.scene import BACKGROUND, PARTS, PERSON, Moments, Scene
-from neural_fields.volume_run import load_scene, read_record
 
 HOLDOUT = 8
 ANGLE = 30.0  # degrees between a viewpoint that was held out and the view of its moment
@@ -58,7 +58,9 @@ def main() -> int:
 def measure(chosen: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[str, Any]]:
     """Fits the scene and compares."""
     width, height = (int(side) for side in chosen.size.split("x"))
-    truth = make_walking_scene(count=chosen.views, size=(width, height), switches=(chosen.views // 2,), seed=chosen.seed)
+    truth = make_walking_scene(
+        count=chosen.views, size=(width, height), switches=(chosen.views // 2,), seed=chosen.seed
+    )
     capture, path = folder / "scene", folder / "run"
     write_capture(capture, truth.capture)
     fit = ("--config", chosen.preset, "--quality", chosen.quality, "--size", "source", "--out", path)
@@ -122,7 +124,10 @@ class Compared:
         """PSNR in the box around the person in a pose of no view, in front of the fitted room and the true one."""
         pose, pairs, values = self.truth.make_unseen_pose(), [], []
         for time in self.times:
-            camera, moments = self.truth.cameras[time], self.moments.with_poses(np.stack([pose] * len(self.truth.times)))
+            camera, moments = (
+                self.truth.cameras[time],
+                self.moments.with_poses(np.stack([pose] * len(self.truth.times))),
+            )
             true = self.truth.compute_view(camera, time, pose)
             found = self.scene.render_view(camera, time, moments).color.numpy()
             rows, columns = np.flatnonzero(true.mask.any(axis=1)), np.flatnonzero(true.mask.any(axis=0))

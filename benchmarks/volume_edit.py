@@ -26,19 +26,16 @@ import torch
 from common import ROOT, Row, finish, parser, print_row, unwrap
 from PIL import Image
 
-sys.path.insert(0, str(ROOT / "examples" / "toy_diffusion"))
-
-from pictures import HUES, hue_share
-
-from editors.volume.parts import body_outline
-from editors.volume.views import Orbit, make_single_moment, estimate_up_direction
-from neural_fields import metrics
-from neural_fields.data.capture_folder import write_capture
-from neural_fields.data.synthetic_scene import SyntheticScene, make_walking_scene
-from neural_fields.run import Run
+from editors.volume.body_parts import body_outline
+from editors.volume.views import Orbit, estimate_up_direction, make_single_moment
+from examples.toy_diffusion.pictures import HUES, hue_share
+from neural_fields.data.capture.capture_folder import write_capture
+from neural_fields.data.synthetic.scene import SyntheticScene, make_walking_scene
+from neural_fields.evaluation import metrics
+from neural_fields.runs.run import Run
 from neural_fields.volume.rays import camera_rays
+from neural_fields.volume.record import VolumeRecord, apply_edits, load_scene, read_record
 from neural_fields.volume.scene import BACKGROUND, Scene
-from neural_fields.volume_run import VolumeRecord, load_scene, read_record, apply_edits
 
 SIDES = 8
 VIEWS, SIZE = 24, (96, 72)
@@ -106,7 +103,9 @@ def from_all_sides(record: VolumeRecord, scene: Scene, hue: float) -> tuple[list
     for side in range(SIDES):
         time = side * VIEWS // SIDES
         bones = record.motion.transforms[time]
-        camera = Orbit.from_points(body_outline(record.motion.skeleton, bones), up).place_camera(side * math.pi / 4, 0.2, 96)
+        camera = Orbit.from_points(body_outline(record.motion.skeleton, bones), up).place_camera(
+            side * math.pi / 4, 0.2, 96
+        )
         now = make_single_moment(bones, moments.state[time], torch.device("cpu"))
         with torch.no_grad():
             seen = scene.render_person(camera_rays(camera), now, torch.ones(3))

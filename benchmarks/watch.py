@@ -29,10 +29,10 @@ SIDE = 2048  # texels
 ASKED = 1.0  # seconds, for 95 of 100 saves
 PROGRAM = """
 import json, sys
-from neural_fields.threads import prepare_threads
+from neural_fields.core.threads import prepare_threads
 prepare_threads()
-from editors.watch import watch
-for update in watch(sys.argv[1]):
+from editors.live.watch import watch_pictures
+for update in watch_pictures(sys.argv[1]):
     print(json.dumps(update.to_json()), flush=True)
 """
 
@@ -46,15 +46,17 @@ def made_run(work: Path) -> Path:
     import torch
 
     from editors.demo import make_clip_metadata
-    from neural_fields import canonical
-    from neural_fields.data.synthetic import make_demo_clip
-    from neural_fields.data.video import write_video
-    from neural_fields.fit_options import TrainOptions
-    from neural_fields.fitting import train
+    from neural_fields.atlas import canonical
+    from neural_fields.data.synthetic.planar_clips import make_demo_clip
+    from neural_fields.data.video.io import write_video
+    from neural_fields.training.options import TrainOptions
+    from neural_fields.training.train_planar import train
 
     clip = make_demo_clip(4, 640, 360)
     large = [cv2.resize(frame, (1920, 1080), interpolation=cv2.INTER_CUBIC) for frame in clip.frames]
-    write_video(work / "clip.mkv", iter(large), replace(make_clip_metadata(clip), width=1920, height=1080), codec="ffv1")
+    write_video(
+        work / "clip.mkv", iter(large), replace(make_clip_metadata(clip), width=1920, height=1080), codec="ffv1"
+    )
     masks = [cv2.resize(mask.astype(np.uint8), (1920, 1080)) > 0 for mask in clip.masks[0]]
     np.save(work / "mask.npy", np.stack(masks))
     options = TrainOptions(
@@ -149,10 +151,10 @@ def documents(run: Path, work: Path, pictures: Iterator[Any]) -> Iterator[bytes]
     import numpy as np
 
     from neural_fields.export.base import export_run
-    from neural_fields.export.canonical import CanonicalExporter
-    from neural_fields.export.layered import PAINT, constant_pixels
-    from neural_fields.export.openraster import read_ora, write_ora
-    from neural_fields.run import Run
+    from neural_fields.export.pictures.canonical import CanonicalExporter
+    from neural_fields.imaging.documents.layered import PAINT, constant_pixels
+    from neural_fields.imaging.documents.openraster import read_ora, write_ora
+    from neural_fields.runs.run import Run
 
     export_run(Run.open(run), CanonicalExporter(format="ora"), out=work / "ora")
     document = read_ora(next((work / "ora").rglob("*background*.ora")), 16 * SIDE * SIDE)
@@ -160,7 +162,9 @@ def documents(run: Path, work: Path, pictures: Iterator[Any]) -> Iterator[bytes]
     for picture in pictures:
         pixels = np.asarray(picture)
         stroke = np.where((pixels != base).any(-1, keepdims=True), pixels, 0).astype(np.float32) / 255
-        layers = tuple(replace(la, pixels=constant_pixels(stroke)) if la.name == PAINT else la for la in document.layers)
+        layers = tuple(
+            replace(la, pixels=constant_pixels(stroke)) if la.name == PAINT else la for la in document.layers
+        )
         write_ora(work / "painted.ora", replace(document, layers=layers))
         yield (work / "painted.ora").read_bytes()
 

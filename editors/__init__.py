@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from editors.api import edit
-    from editors.stack import redo, undo
+    from editors.core.stack import redo, undo
 
 __all__ = ["edit", "redo", "undo"]
 
-_HOMES = {"edit": "api", "redo": "stack", "undo": "stack"}
+_HOMES = {"edit": "api", "redo": "core.stack", "undo": "core.stack"}
 
 
 def __getattr__(name: str) -> object:
@@ -25,7 +25,7 @@ def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if "torch" not in sys.modules:  # a program that has torch already chose its threads itself
-        from neural_fields.threads import prepare_threads
+        from neural_fields.core.threads import prepare_threads
 
         prepare_threads()
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

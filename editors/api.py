@@ -7,25 +7,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from editors.base import Editor, Report, EditSource, report_nothing
-from editors.carry import carry_to_charts
-from editors.document import is_document, read_document_overlays
-from editors.image import overlay_from_canonical, compute_pixel_limit, overlay_from_whole_picture
-from editors.stack import EditEffects, add_edit, add_scene_edit
-from editors.volume.edit import VolumeEditor, VolumeSource
-from neural_fields import canonical
-from neural_fields.arrangement import Arrangement
-from neural_fields.baking import Maps
-from neural_fields.canonical import Overlay
-from neural_fields.data.capture_folder import read_capture
-from neural_fields.edits import Edit
-from neural_fields.errors import bad_input
-from neural_fields.files import sha256_file
-from neural_fields.locking import lock_run
-from neural_fields.output import read_source_metadata
-from neural_fields.pictures import read_picture
-from neural_fields.run import Run
-from neural_fields.volume_run import is_volume_run, load_scene, read_record, require_planar, apply_edits
+from editors.core.editor import Editor, Report, report_nothing
+from editors.core.source import EditSource
+from editors.core.stack import EditEffects, add_edit, add_scene_edit
+from editors.inputs.canonical_picture import overlay_from_canonical, overlay_from_whole_picture
+from editors.inputs.chart_propagation import carry_to_charts
+from editors.inputs.document import is_document, read_document_overlays
+from editors.inputs.sizes import compute_pixel_limit
+from editors.volume.base import VolumeEditor, VolumeSource
+from neural_fields.atlas import canonical
+from neural_fields.atlas.canonical import Overlay
+from neural_fields.atlas.uv_maps import Maps
+from neural_fields.core.errors import bad_input
+from neural_fields.core.files import sha256_file
+from neural_fields.data.capture.capture_folder import read_capture
+from neural_fields.edits.arrangement import Arrangement
+from neural_fields.edits.read_stack import Edit
+from neural_fields.imaging.image_io import read_picture
+from neural_fields.runs.kind import is_volume_run, require_planar
+from neural_fields.runs.locking import lock_run
+from neural_fields.runs.run import Run
+from neural_fields.runs.source import read_source_metadata
+from neural_fields.volume.record import apply_edits, load_scene, read_record
 
 
 @dataclass(frozen=True)
@@ -75,13 +78,15 @@ def edit(
         )
     painted = read_picture(image, max_pixels=_find_pixel_limit(run, layer if frame is None else None))
     if frame is not None:
-        from editors.painted_frames import lift_frames
+        from editors.inputs.painted_frames import lift_frames
 
         overlays = dict(lift_frames(run, maps, {frame: painted}, layer))
     else:
         assert layer is not None, "without a frame there is a layer"
         base = canonical.find_base_version(run.canonical, layer, painted)
-        overlays = {layer: overlay_from_whole_picture(painted, base) if upscaled else overlay_from_canonical(painted, base)}
+        overlays = {
+            layer: overlay_from_whole_picture(painted, base) if upscaled else overlay_from_canonical(painted, base)
+        }
     metadata = {
         "editor": "image" if frame is None else "frame",
         "source": {"file": Path(image).name, "sha256": painted.sha256},
@@ -112,7 +117,7 @@ def edit_painted_frames(
     """
     run, maps = _open_planar(run, "a painted picture", () if layer is None else (layer,))
     most = _find_pixel_limit(run, None)
-    from editors.painted_frames import lift_frames
+    from editors.inputs.painted_frames import lift_frames
 
     pictures = {frame: read_picture(path, max_pixels=most) for frame, path in sorted(painted.items())}
     overlays = dict(lift_frames(run, maps, pictures, layer))
@@ -145,7 +150,7 @@ def edit_unwrapped(
         UserError: a clip of another size or length, or one that shows no change.
     """
     run, maps = _open_planar(run, "an unwrapped clip", () if layer is None else (layer,))
-    from editors.unwrapped import read_unwrapped_paint
+    from editors.inputs.unwrapped_clip import read_unwrapped_paint
 
     found, moving = read_unwrapped_paint(run, maps, Path(video), layer, report)
     metadata = _describe_file("unwrapped", Path(video)) | {"notes": list(moving.notes)}
@@ -167,7 +172,9 @@ def _add_overlays(
     overlays, carried = carry_to_charts(run, maps, overlays)
     notes = tuple(dict.fromkeys([*(note for overlay in overlays.values() for note in overlay.notes), *carried]))
     with lock_run(run):
-        return EditResult(add_edit(run, name, overlays, {**metadata, "notes": list(notes)}, arrangement=arrangement), notes)
+        return EditResult(
+            add_edit(run, name, overlays, {**metadata, "notes": list(notes)}, arrangement=arrangement), notes
+        )
 
 
 def _describe_file(editor: str, path: Path) -> dict[str, Any]:
@@ -262,7 +269,12 @@ def _edit_scene(
     masks = read_capture(record.source, record.size).masks if record.source.is_dir() else None
     source = VolumeSource(edited, record.make_moments(), record.cameras, record.times, record.motion, masks)
     result = editor(source, report)
-    metadata = {"editor": editor.name, "settings": _plain_settings(editor), "notes": list(result.notes), **result.metadata}
+    metadata = {
+        "editor": editor.name,
+        "settings": _plain_settings(editor),
+        "notes": list(result.notes),
+        **result.metadata,
+    }
     with lock_run(run):
         made = add_scene_edit(run, name or editor.name, result.weights, metadata, result.parts, result.hidden)
     return EditResult(made, result.notes)

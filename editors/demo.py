@@ -15,19 +15,24 @@ import torch
 from jaxtyping import Float, UInt8
 
 from editors.api import edit
-from neural_fields import canonical, coords, metrics
-from neural_fields.baking import Maps
-from neural_fields.data.facts import VideoMetadata, make_metadata
-from neural_fields.data.synthetic import PaintedMark, SyntheticClip, make_demo_clip
-from neural_fields.data.video import probe_video, source_frames, write_video
-from neural_fields.evaluation import contact_sheet, evaluate
-from neural_fields.files import atomic_write
-from neural_fields.fit_options import TrainOptions, Progress
-from neural_fields.fitting import train
-from neural_fields.output import RenderOptions, open_passes, render, read_source_metadata
-from neural_fields.pictures import encode_png, read_picture
-from neural_fields.rendering import OverlayPass
-from neural_fields.run import Run
+from neural_fields.atlas import canonical
+from neural_fields.atlas.uv_maps import Maps
+from neural_fields.core import coords
+from neural_fields.core.files import atomic_write
+from neural_fields.core.progress import Progress
+from neural_fields.data.synthetic.planar_clips import PaintedMark, SyntheticClip, make_demo_clip
+from neural_fields.data.video.io import probe_video, source_frames, write_video
+from neural_fields.data.video.metadata import VideoMetadata, make_metadata
+from neural_fields.evaluation import metrics
+from neural_fields.evaluation.evaluate_planar import evaluate
+from neural_fields.imaging.contact_sheet import contact_sheet
+from neural_fields.imaging.image_io import encode_png, read_picture
+from neural_fields.rendering.overlay_pass import OverlayPass
+from neural_fields.rendering.render_planar import RenderOptions, open_passes, render
+from neural_fields.runs.run import Run
+from neural_fields.runs.source import read_source_metadata
+from neural_fields.training.options import TrainOptions
+from neural_fields.training.train_planar import train
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw
 
 from editors import edit
 from editors.demo import make_clip_metadata
-from neural_fields import TrainOptions, RenderOptions, evaluate, train, render
-from neural_fields.data.synthetic import make_demo_clip
-from neural_fields.data.video import write_video
+from neural_fields import RenderOptions, TrainOptions, evaluate, render, train
+from neural_fields.data.synthetic.planar_clips import make_demo_clip
+from neural_fields.data.video.io import write_video
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else "example")
 folder.mkdir(parents=True, exist_ok=True)

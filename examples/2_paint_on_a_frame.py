@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from editors import edit
 from neural_fields import RenderOptions, Run, render
-from neural_fields.data.video import probe_video, source_frames
+from neural_fields.data.video.io import probe_video, source_frames
 
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else "example")
 run = Run.open(folder / "run")

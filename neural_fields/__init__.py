@@ -2,10 +2,10 @@
 
 The verbs of the command, from Python:
 
-    from neural_fields import FitOptions, evaluate, fit, render
+    from neural_fields import TrainOptions, evaluate, render, train
     from editors import edit
 
-    run = fit("clip.mp4", FitOptions(seconds=60)).run
+    run = train("clip.mp4", TrainOptions(seconds=60)).run
     edit(run, "painted.png", layer="foreground")
     (video,) = render(run)
     print(evaluate(run)["psnr"])
@@ -20,18 +20,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from neural_fields.errors import UserError
-    from neural_fields.evaluation import evaluate
-    from neural_fields.families import train
-    from neural_fields.fit_options import TrainOptions
-    from neural_fields.output import RenderOptions, render
-    from neural_fields.run import Run
+    from neural_fields.api import train
+    from neural_fields.core.errors import UserError
+    from neural_fields.evaluation.evaluate_planar import evaluate
+    from neural_fields.rendering.render_planar import RenderOptions, render
+    from neural_fields.runs.run import Run
+    from neural_fields.training.options import TrainOptions
 
-__version__ = "0.1.0"
-__all__ = ["TrainOptions", "RenderOptions", "Run", "UserError", "evaluate", "train", "render"]
+__all__ = ["RenderOptions", "Run", "TrainOptions", "UserError", "evaluate", "render", "train"]
 
-_LIGHT = {"FitOptions": "fit_options", "Run": "run", "UserError": "errors"}
-_HEAVY = {"RenderOptions": "output", "evaluate": "evaluation", "fit": "families", "render": "output"}
+_LIGHT = {"Run": "runs.run", "TrainOptions": "training.options", "UserError": "core.errors"}
+_HEAVY = {
+    "RenderOptions": "rendering.render_planar",
+    "evaluate": "evaluation.evaluate_planar",
+    "render": "rendering.render_planar",
+    "train": "api",
+}
 
 
 def __getattr__(name: str) -> object:
@@ -40,7 +44,7 @@ def __getattr__(name: str) -> object:
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name in _HEAVY and "torch" not in sys.modules:  # a program that has torch already chose its threads itself
-        from neural_fields.threads import prepare_threads
+        from neural_fields.core.threads import prepare_threads
 
         prepare_threads()
     return getattr(import_module(f"{__name__}.{home}"), name)

@@ -22,7 +22,7 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
-    from neural_fields.run import Run
+    from neural_fields.runs.run import Run
     from tests.support.true_run import TrueRun
 
 torch.set_num_threads(1)
@@ -52,7 +52,7 @@ def _compile_unchecked(function: Callable | None = None, **options: Any) -> Call
     return call
 
 
-torch.compile = _compile_unchecked
+torch.compile = _compile_unchecked  # type: ignore[assignment]
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -120,10 +120,10 @@ def moving_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     import numpy as np
 
     from editors.demo import make_clip_metadata
-    from neural_fields.data.synthetic import make_demo_clip
-    from neural_fields.data.video import write_video
-    from neural_fields.fit_options import TrainOptions
-    from neural_fields.fitting import train
+    from neural_fields.data.synthetic.planar_clips import make_demo_clip
+    from neural_fields.data.video.io import write_video
+    from neural_fields.training.options import TrainOptions
+    from neural_fields.training.train_planar import train
 
     home = tmp_path_factory.mktemp("moving")
     clip = make_demo_clip(6, 64, 36)

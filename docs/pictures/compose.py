@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from editors.demo import blend_on_checkerboard
-from neural_fields.data.video import probe_video, source_frames
+from neural_fields.data.video.io import probe_video, source_frames
 
 HERE = Path(__file__).parent
 WIDTH, GAP, LABEL = 960, 9, 24  # pixels

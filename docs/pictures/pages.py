@@ -16,38 +16,39 @@ import numpy as np
 from compose import row, save
 from PIL import Image
 
-from editors.adjust import Adjust
 from editors.api import edit_painted_frames, edit_with
+from editors.core.stack import add_edit
 from editors.demo import blend_on_checkerboard
-from editors.drag import Drag
-from editors.frames import Frames
-from editors.function import Lift
-from editors.place import Place
-from editors.preview import open_preview
-from editors.remove import Remove
-from editors.replace import Replace
-from editors.shape import ShapeEdit
-from editors.stack import add_edit
-from editors.style import Style
-from editors.style_network import read_style_network, stylize_picture
-from neural_fields.arrangement import Arrangement
-from neural_fields.baking import Maps
-from neural_fields.canonical import Overlay, read_pristine
-from neural_fields.data.video import rgba_frames, source_frames
+from editors.effects.adjust import Adjust
+from editors.effects.drag import Drag
+from editors.effects.external_frames import Frames
+from editors.effects.place import Place
+from editors.effects.python_function import Lift
+from editors.effects.remove import Remove
+from editors.effects.replace import Replace
+from editors.effects.shape import ShapeEdit
+from editors.effects.style import Style
+from editors.effects.style_network import read_style_network, stylize_picture
+from editors.live.preview import open_preview
+from neural_fields.atlas.canonical import Overlay, read_pristine
+from neural_fields.atlas.uv_maps import Maps
+from neural_fields.data.video.io import rgba_frames, source_frames
+from neural_fields.edits.arrangement import Arrangement
 from neural_fields.export.base import export_run
-from neural_fields.export.canonical import CanonicalExporter
-from neural_fields.export.labels import LabelsExporter
-from neural_fields.export.layered import DocumentLayer, flatten_layers, place_on_canvas, constant_pixels
-from neural_fields.export.mattes import LayersExporter, MatteExporter
-from neural_fields.export.openraster import read_ora
-from neural_fields.export.stmap import STMapExporter
-from neural_fields.export.tracks import track_points
-from neural_fields.export.unwrapped import UnwrappedExporter
-from neural_fields.in_between import Retimer
-from neural_fields.output import open_passes, read_source_metadata
-from neural_fields.pictures import read_picture
-from neural_fields.retiming import parse_timing, schedule_frames
-from neural_fields.run import Run
+from neural_fields.export.maps.stmap import STMapExporter
+from neural_fields.export.pictures.canonical import CanonicalExporter
+from neural_fields.export.pictures.mattes import LayersExporter, MatteExporter
+from neural_fields.export.pictures.unwrapped import UnwrappedExporter
+from neural_fields.export.tracks.labels import LabelsExporter
+from neural_fields.export.tracks.tracks import track_points
+from neural_fields.imaging.documents.layered import DocumentLayer, constant_pixels, flatten_layers, place_on_canvas
+from neural_fields.imaging.documents.openraster import read_ora
+from neural_fields.imaging.image_io import read_picture
+from neural_fields.rendering.render_planar import open_passes
+from neural_fields.rendering.retiming.interpolation import Retimer
+from neural_fields.rendering.retiming.timeline import parse_timing, schedule_frames
+from neural_fields.runs.run import Run
+from neural_fields.runs.source import read_source_metadata
 
 HERE = Path(__file__).parent
 FRAMES = (2, 24, 45)
@@ -245,7 +246,9 @@ def laying_flat(bench: Bench) -> None:
     matte = Image.open(sorted((bench.home / "matte").rglob("*0024.png"))[0])
     matte = Image.fromarray((np.asarray(matte, np.float32) / 257).astype(np.uint8)).convert("RGB")
     layer = {path.parent.name: path for path in (bench.home / "layers").rglob("*0024.png")}
-    shown = {name: Image.fromarray(blend_on_checkerboard(read_picture(path).rgba, cell=8)) for name, path in layer.items()}
+    shown = {
+        name: Image.fromarray(blend_on_checkerboard(read_picture(path).rgba, cell=8)) for name, path in layer.items()
+    }
     sheet(
         "mattes.png",
         [("Matte of the turtle", matte), ("Its layer", shown["foreground"]), ("The layer behind", shown["background"])],

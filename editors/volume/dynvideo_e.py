@@ -15,20 +15,29 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
-from editors.base import Report
-from editors.diffusion.conditions import load_depth_estimator
-from editors.diffusion.distillation import DistillationPrompts, make_score
-from editors.diffusion.settings import wrong_setting_error
-from editors.diffusion.weights import WeightsSource
-from editors.diffusion.wrapper import load_model
-from editors.volume.distil import WHOLE_BODY, RandomStreams, AdamSettings, PersonObjective, PersonSubject, DiffusionTeacher, NovelViewTeacher, optimize_parameters
-from editors.volume.edit import VolumeEditor, VolumeSource, WeightEdit, tune_part
-from editors.volume.parts import find_body_parts
+from editors.core.editor import Report
+from editors.diffusion.backend.diffusers_model import load_model
+from editors.diffusion.backend.settings import wrong_setting_error
+from editors.diffusion.backend.weights import WeightsSource
+from editors.diffusion.common.control_images import load_depth_estimator
+from editors.diffusion.common.score_distillation import DistillationPrompts, make_score
+from editors.volume.base import VolumeEditor, VolumeSource, WeightEdit, tune_part
+from editors.volume.body_parts import find_body_parts
+from editors.volume.distillation import (
+    WHOLE_BODY,
+    AdamSettings,
+    DiffusionTeacher,
+    NovelViewTeacher,
+    PersonObjective,
+    PersonSubject,
+    RandomStreams,
+    optimize_parameters,
+)
 from editors.volume.poses import Pose, PoseSampler
-from editors.volume.reference import ReferenceWeights, read_reference
+from editors.volume.reference_view import ReferenceWeights, read_reference
 from editors.volume.zero123 import load_view_model
-from neural_fields.config_flags import Repeated
-from neural_fields.errors import ExitCode, UserError
+from neural_fields.config.flags import Repeated
+from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.volume.scene import PERSON
 
 
@@ -137,7 +146,9 @@ class DynVideoE(VolumeEditor):
             depth = self.reference_depth if self.shape else None
             reference = read_reference(source, self.reference, self.reference_view, self.reference_mask, depth)
             if self.shape and self.depth_model and depth is None:
-                nearness = load_depth_estimator(self._make_weights(self.depth_model))(reference.composite_on_white())[0].mean(dim=0)
+                nearness = load_depth_estimator(self._make_weights(self.depth_model))(reference.composite_on_white())[
+                    0
+                ].mean(dim=0)
                 reference = replace(reference, nearness=nearness.numpy().astype(np.float32))
         model = load_model(self._make_weights(self.model)) if self.prompt else None
         side = self.side or min(self.default_side_px, model.trained_side if model is not None else self.default_side_px)
@@ -157,7 +168,8 @@ class DynVideoE(VolumeEditor):
                     for prompt in sorted(set(prompts.values()))
                 }
                 teachers = {
-                    part: DiffusionTeacher.from_model(model, scores[prompt], self.prompt_weight) for part, prompt in prompts.items()
+                    part: DiffusionTeacher.from_model(model, scores[prompt], self.prompt_weight)
+                    for part, prompt in prompts.items()
                 }
 
         # The teacher of other views: the novel-view model, shown the reference.

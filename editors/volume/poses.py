@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
-from neural_fields.data.rigid import axis_angle_to_matrix
-from neural_fields.data.skeleton import NO_PARENT, SkeletonMotion, compose_transforms, compute_local_pose
+from neural_fields.data.capture.rigid_transforms import axis_angle_to_matrix
+from neural_fields.data.capture.skeleton import NO_PARENT, SkeletonMotion, compose_transforms, compute_local_pose
 
 PoseKind = Literal["reference", "source", "random"]
 
@@ -60,7 +60,12 @@ class PoseSampler:
 
 
 def interpolate_poses(
-    motion: SkeletonMotion, first: int, second: int, share: float, random: np.random.Generator, noise_radians: float | None = None
+    motion: SkeletonMotion,
+    first: int,
+    second: int,
+    share: float,
+    random: np.random.Generator,
+    noise_radians: float | None = None,
 ) -> Float[np.ndarray, "bones 4 4"]:
     """Interpolates the poses of two moments, each joint along its own shortest rotation, and adds noise.
 
@@ -68,10 +73,11 @@ def interpolate_poses(
 
     Args:
         motion: of the capture.
-        first, second: the moments.
+        first: the moment where the way begins, an index into the frames of the motion.
+        second: the moment where it ends.
         share: of the way, in [0, 1].
         random: of the noise.
-        aside: standard deviation in radians of a random rotation of every joint; by default 8 degrees.
+        noise_radians: standard deviation in radians of a random rotation of every joint; by default 8 degrees.
     """
     noise_radians = np.deg2rad(8.0) if noise_radians is None else noise_radians
     skeleton = motion.skeleton

@@ -19,16 +19,17 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from editors.base import Report
-from editors.diffusion.settings import wrong_setting_error
-from editors.volume.distil import RandomStreams, AdamSettings, optimize_parameters
-from editors.volume.edit import VolumeEditor, VolumeSource, WeightEdit, tune_part
-from editors.volume.features import FeatureBackbone, load_backbone
-from editors.volume.views import PictureTensor, values_to_picture, jittered_camera_rays
-from neural_fields.data.cameras import Camera
-from neural_fields.errors import bad_input
-from neural_fields.pictures import premultiply, read_picture, resize_image
-from neural_fields.volume.neighbours import find_nearest
+from editors.core.editor import Report
+from editors.diffusion.backend.settings import wrong_setting_error
+from editors.volume.base import VolumeEditor, VolumeSource, WeightEdit, tune_part
+from editors.volume.distillation import AdamSettings, RandomStreams, optimize_parameters
+from editors.volume.vgg_features import FeatureBackbone, load_backbone
+from editors.volume.views import PictureTensor, jittered_camera_rays, values_to_picture
+from neural_fields.core.errors import bad_input
+from neural_fields.data.capture.cameras import Camera
+from neural_fields.imaging.alpha import premultiply, resize_image
+from neural_fields.imaging.image_io import read_picture
+from neural_fields.volume.nearest_neighbors import find_nearest
 from neural_fields.volume.scene import BACKGROUND
 
 
@@ -85,7 +86,9 @@ class VolumeStyle(VolumeEditor):
 
             def loss(done: float) -> Float[Tensor, ""]:
                 view = views.draw_view()
-                return style_loss(views.render_picture(view), views.plain[view], style, backbone, self.palette, self.content)
+                return style_loss(
+                    views.render_picture(view), views.plain[view], style, backbone, self.palette, self.content
+                )
 
             optimize_parameters(chosen, loss, AdamSettings(self.steps, self.rate), report, "restyling")
             return WeightEdit(chosen.copy_weights(), (BACKGROUND,), metadata={"network": backbone.kind})
@@ -127,7 +130,7 @@ class BackgroundViews:
             camera = source.cameras[view]
             scale = min(1.0, side / max(camera.width, camera.height))
             self.cameras.append(
-                camera.resized(max(1, round(camera.width * scale)), max(1, round(camera.height * scale)))
+                camera.resize(max(1, round(camera.width * scale)), max(1, round(camera.height * scale)))
             )
         self.times = [source.times[view] for view in chosen]
         with torch.no_grad():
@@ -180,7 +183,12 @@ def measure_style(picture: PictureTensor, see: FeatureBackbone) -> StyleFeatures
 
 
 def style_loss(
-    picture: PictureTensor, plain: PictureTensor, style: StyleFeatures, backbone: FeatureBackbone, color_weight: float, content_weight: float
+    picture: PictureTensor,
+    plain: PictureTensor,
+    style: StyleFeatures,
+    backbone: FeatureBackbone,
+    color_weight: float,
+    content_weight: float,
 ) -> Float[Tensor, ""]:
     """Computes the loss of a view against a style.
 
@@ -188,14 +196,17 @@ def style_loss(
         picture: the view as it is now.
         plain: the view before the edit, whose features are kept.
         style: that it should have.
-        see: the network of the features.
-        colours, content: weights beside that of the features, which is 1.
+        backbone: the network of the features.
+        color_weight: weight of the color statistics beside that of the features, which is 1; 0 leaves them out.
+        content_weight: weight of the distance from the features of `plain`; 0 leaves it out.
     """
     features = backbone(picture)[0].flatten(1)
     loss = nearest_features(features, style.features)
     if color_weight > 0:
         mean, covariance = color_statistics(picture)
-        loss = loss + color_weight * ((mean - style.mean).square().sum() + (covariance - style.covariance).square().sum())
+        loss = loss + color_weight * (
+            (mean - style.mean).square().sum() + (covariance - style.covariance).square().sum()
+        )
     if content_weight > 0:
         with torch.no_grad():
             before = backbone(plain)[0].flatten(1)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from neural_fields.data.cameras import Camera, compute_look_at_pose
+from neural_fields.data.capture.cameras import Camera, compute_look_at_pose
 from neural_fields.volume.rays import Rays, camera_rays
 from neural_fields.volume.scene import Moments
 
@@ -72,7 +72,8 @@ class Orbit:
         """Computes the point of the world in a direction from the centre.
 
         Args:
-            azimuth, elevation: in radians.
+            azimuth: angle about the up direction, in radians.
+            elevation: angle above the level, in radians.
             distance: from the centre, in world units.
         """
         ahead, aside = self._level_axes()
@@ -94,13 +95,16 @@ class Orbit:
         """Places a camera with the ball in the middle of a square picture.
 
         Args:
-            azimuth, elevation: in radians.
+            azimuth: angle about the up direction, in radians.
+            elevation: angle above the level, in radians.
             side: of the picture, in pixels.
             distance: from the centre, in world units; by default as far away as the ball fits.
         """
         place = self.place_at(azimuth, elevation, self.distance if distance is None else distance)
         focal = side / 2 / math.tan(math.radians(self.settings.field_of_view_deg) / 2)
-        return Camera(side, side, (focal, focal), (side / 2, side / 2), compute_look_at_pose(place, self.center, self.up))
+        return Camera(
+            side, side, (focal, focal), (side / 2, side / 2), compute_look_at_pose(place, self.center, self.up)
+        )
 
     def _level_axes(self) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
         """Returns two level directions; with the up direction they are right-handed."""
@@ -167,7 +171,9 @@ def values_to_picture(values: Float[Tensor, "pixels channels"], camera: Camera) 
     return values.t().reshape(1, -1, camera.height, camera.width)
 
 
-def make_single_moment(transforms: Float[np.ndarray, "bones 4 4"], state: Int[Tensor, ""], device: torch.device) -> Moments:
+def make_single_moment(
+    transforms: Float[np.ndarray, "bones 4 4"], state: Int[Tensor, ""], device: torch.device
+) -> Moments:
     """Makes the moments of a single pose, for rays of time 0.
 
     Args:

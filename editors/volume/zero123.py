@@ -15,12 +15,12 @@ from jaxtyping import Float, Shaped
 from numpy import ndarray
 from torch import Tensor
 
-from editors.diffusion.clip import CLIP_PIXEL_MEAN, CLIP_PIXEL_STD
-from editors.diffusion.distillation import Score, make_sds_score
-from editors.diffusion.novel_view import ViewNetworks, load_view_networks
-from editors.diffusion.schedule import Latents
-from editors.diffusion.weights import WeightsSource
-from editors.diffusion.wrapper import EncodedPrompt
+from editors.diffusion.backend.clip_model import CLIP_PIXEL_MEAN, CLIP_PIXEL_STD
+from editors.diffusion.backend.diffusers_model import EncodedPrompt
+from editors.diffusion.backend.noise_schedule import Latents
+from editors.diffusion.backend.weights import WeightsSource
+from editors.diffusion.backend.zero123_loader import ViewNetworks, load_view_networks
+from editors.diffusion.common.score_distillation import Score, make_sds_score
 from editors.volume.views import Orbit, PictureTensor
 
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
-from neural_fields.baking import Maps
-from neural_fields.errors import bad_input
-from neural_fields.files import disk_errors, make_folder
-from neural_fields.run import Run
-from neural_fields.volume_run import require_planar
+from neural_fields.atlas.uv_maps import Maps
+from neural_fields.core.errors import bad_input
+from neural_fields.core.files import disk_errors, make_folder
+from neural_fields.runs.kind import require_planar
+from neural_fields.runs.run import Run
 
 ReportProgress = Callable[[str, int, int], None]  # what is going on, steps done, steps in all
 
@@ -76,7 +76,7 @@ def export_run(
 
     Args:
         run: an open run, or its folder.
-        exporter: what to write, with its settings, such as `STMap(layer=("foreground",))`.
+        exporter: what to write, with its settings, such as `STMapExporter(layer=("foreground",))`.
         out: the folder; by default `exports/<name>` in the run.
         overwrite: whether a folder that is there is replaced.
         metadata: whether files say what made them.

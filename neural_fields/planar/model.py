@@ -10,17 +10,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from neural_fields import coords
-from neural_fields.config import LossWeights
-from neural_fields.coords import Box
-from neural_fields.data.clip import Batch
-from neural_fields.planar.gain import Gain
-from neural_fields.planar.mapping import Mapping
-from neural_fields.planar.opacity import Opacity, compute_layer_weights
+from neural_fields.atlas.chart import Chart, LayerChart
+from neural_fields.config.planar import LossWeights
+from neural_fields.core import coords
+from neural_fields.core.coords import Box
+from neural_fields.data.dataset import Batch
+from neural_fields.planar.appearance.gain import Gain
+from neural_fields.planar.appearance.opacity import Opacity, compute_layer_weights
+from neural_fields.planar.appearance.texture import Texture
+from neural_fields.planar.appearance.window_opacity import WindowOpacity
+from neural_fields.planar.mappings.mapping import Mapping
 from neural_fields.planar.samples import LayerSamples
-from neural_fields.planar.sheets import Chart, LayerChart
-from neural_fields.planar.texture import Texture
-from neural_fields.planar.window_opacity import WindowOpacity
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,9 @@ class LayerShape:
     width: int
     height: int
     reference: int | None = None  # the frame whose own coordinates the canonical plane has, where it has to
-    sheets: tuple[LayerChart, ...] = ()  # parts of the plane that belong to spans of frames; none: all of it to all frames
+    sheets: tuple[
+        LayerChart, ...
+    ] = ()  # parts of the plane that belong to spans of frames; none: all of it to all frames
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class PlanarModel(nn.Module):
         """Returns the layers at every pixel of frame `t`, as `frames` does."""
         return self.sample_frames(torch.tensor([t]), size)
 
-    def sample_frames(self, frames: Int[Tensor, " sample_frames"], size: tuple[int, int]) -> LayerSamples:
+    def sample_frames(self, frames: Int[Tensor, " frames"], size: tuple[int, int]) -> LayerSamples:
         """Returns the layers at every pixel of some frames, frame by frame in row-major order; agrees with `forward`.
 
         Args:
@@ -120,7 +122,11 @@ class PlanarModel(nn.Module):
 
     def sample_batch(self, batch: Batch) -> LayerSamples:
         """Returns the layers at the points of a training batch, by the fastest way."""
-        return self.sample_frames(batch.frames, batch.clip.size) if batch.pixel_index is None else self(batch.xyt.to(self.device))
+        return (
+            self.sample_frames(batch.frames, batch.clip.size)
+            if batch.pixel_index is None
+            else self(batch.xyt.to(self.device))
+        )
 
     @property
     def device(self) -> torch.device:

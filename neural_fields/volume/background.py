@@ -15,23 +15,29 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from neural_fields.config_volume import BackgroundConfig, VolumeLossWeights
-from neural_fields.data.cameras import Camera
-from neural_fields.data.capture import Capture
-from neural_fields.encodings.hash_grid import HashGrid
-from neural_fields.encodings.hash_layout import HashGridConfig, compute_growth
-from neural_fields.volume.paint import ColorPaint
-from neural_fields.volume.proposal import ProposalGrid, RayIntervals, annealing_exponent, activate_density, spacing_to_distance
+from neural_fields.config.volume import BackgroundConfig, VolumeLossWeights
+from neural_fields.data.capture.cameras import Camera
+from neural_fields.data.capture.capture import Capture
+from neural_fields.nn.hash_grid import HashGrid
+from neural_fields.nn.hash_layout import HashGridConfig, compute_growth
+from neural_fields.volume.color_edit import ColorPaint
+from neural_fields.volume.losses import distortion_loss, interlevel_loss, squared_error
+from neural_fields.volume.proposal import (
+    ProposalGrid,
+    RayIntervals,
+    activate_density,
+    annealing_exponent,
+    spacing_to_distance,
+)
 from neural_fields.volume.rays import (
-    RaySamples,
     Rays,
+    RaySamples,
     ViewRays,
     contract_space,
-    rendering_weights,
     optical_thickness,
     render_samples,
+    rendering_weights,
 )
-from neural_fields.volume.terms import distortion_loss, interlevel_loss, squared_error
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,9 @@ def find_scene_bounds(capture: Capture) -> SceneBounds:
     """Computes a ball around the smallest box of all cameras and joints, that reaches the farthest of them."""
     points = np.stack([camera.position for camera in capture.cameras])
     if capture.motion is not None:
-        points = np.concatenate([points, *(capture.motion.compute_joint_positions(time) for time in sorted(set(capture.times)))])
+        points = np.concatenate(
+            [points, *(capture.motion.compute_joint_positions(time) for time in sorted(set(capture.times)))]
+        )
     centre = (points.min(axis=0) + points.max(axis=0)) / 2
     radius = float(np.linalg.norm(points - centre, axis=1).max())
     x, y, z = centre.tolist()
@@ -162,8 +170,8 @@ class BackgroundField(nn.Module):
             rays: in the world.
             state: of the scene, for each ray.
             generator: moves samples along their rays; None for the same samples every time.
-            exponent: of the proposed weights, see `annealing`.
-            unseen: samples with a rendering weight up to this stay black, which saves most of the work.
+            exponent: of the proposed weights, see `annealing_exponent`.
+            min_weight: samples with a rendering weight up to this stay black, which saves most of the work.
         """
         config = self.config
         local = Rays((rays.origin - self.centre) / self.radius, rays.direction, rays.time)
@@ -182,7 +190,9 @@ class BackgroundField(nn.Module):
             visible = torch.ones_like(density, dtype=torch.bool)
             color = self._query_color(geometry, beside[:, None], points)
         radius = self.radius
-        return RaySamples(middle * radius, length * radius, density / radius, color, torch.ones_like(visible)), intervals
+        return RaySamples(
+            middle * radius, length * radius, density / radius, color, torch.ones_like(visible)
+        ), intervals
 
     def render_sky(self, rays: Rays, state: Int[Tensor, " rays"]) -> Float[Tensor, "rays 3"]:
         """Computes the colours behind everything."""
@@ -225,7 +235,7 @@ def background_terms(
         field: that is trained.
         rays: of pixels that do not show the person.
         state: of the scene, for each ray.
-        wanted: the colours of the pixels in [0, 1].
+        target: the colours of the pixels in [0, 1].
         progress: the part of the stage that is done, from 0 to 1.
         generator: of all that is random in the step.
         weights: of the terms.

@@ -20,17 +20,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from neural_fields.config_volume import PersonConfig
-from neural_fields.data.capture import Capture
-from neural_fields.data.skeleton import Skeleton
-from neural_fields.encodings.fourier import Fourier
-from neural_fields.encodings.hash_grid import HashGrid, HashGridConfig, compute_growth
-from neural_fields.encodings.mlp import MLP
-from neural_fields.errors import bad_input
-from neural_fields.volume.body import SkinningVolume, compute_bone_bumps, invert_rigid
-from neural_fields.volume.paint import ColorPaint
+from neural_fields.config.volume import PersonConfig
+from neural_fields.core.errors import bad_input
+from neural_fields.data.capture.capture import Capture
+from neural_fields.data.capture.skeleton import Skeleton
+from neural_fields.nn.fourier import Fourier
+from neural_fields.nn.hash_grid import HashGrid, HashGridConfig, compute_growth
+from neural_fields.nn.mlp import MLP
+from neural_fields.volume.color_edit import ColorPaint
 from neural_fields.volume.pose import Kinematics, PoseRefiner
-from neural_fields.volume.rays import RaySamples, Rays
+from neural_fields.volume.rays import Rays, RaySamples
+from neural_fields.volume.skinning import SkinningVolume, compute_bone_bumps, invert_rigid
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,9 @@ class CanonicalField(nn.Module):
 
 
 def hann_window(octaves: int, share: float) -> Float[Tensor, " octaves"]:
-    """Computes the weight of each frequency for `opened` from 0 to 1 (Park et al. 2021, "Nerfies", equation 8)."""
-    share = (share * octaves - torch.arange(octaves, dtype=torch.float32)).clamp(0, 1)
-    return (1 - torch.cos(math.pi * share)) / 2
+    """Computes the weight of each frequency for a `share` from 0 to 1 (Park et al. 2021, "Nerfies", equation 8)."""
+    opened = (share * octaves - torch.arange(octaves, dtype=torch.float32)).clamp(0, 1)
+    return (1 - torch.cos(math.pi * opened)) / 2
 
 
 class PoseOffset(nn.Module):
@@ -150,7 +150,7 @@ class PoseOffset(nn.Module):
             points: where skinning puts them in the rest pose.
             moment: of each point, an index into `code`.
             code: of the poses.
-            opened: from 0 to 1 lets one frequency in after the other.
+            offset_share: from 0 to 1 lets one frequency in after the other.
         """
         window = hann_window(self.waves.octaves, offset_share).to(points).repeat_interleave(6)
         waves = self.waves((points - self.centre) / self.span) * window
@@ -190,7 +190,7 @@ class PersonModel(nn.Module):
         skeleton: at rest.
         states: of the carried object.
         config: sizes.
-        radii: sizes of joints by name, in world units; see `body.bone_bumps`.
+        radii: sizes of joints by name, in world units; see `body.compute_bone_bumps`.
         poses: bones of the training's moments, which are corrected one by one; see `pose.PoseRefiner`.
         settings: of the field.
 
@@ -242,7 +242,7 @@ class PersonModel(nn.Module):
             transforms: bones, rest to world; `rays.time` are indices into them.
             state: of the carried object on each ray.
             generator: moves every sample within its part of the ray; without one they are in the middles.
-            opened: how much of the pose's offset counts, 0 to 1; at 0 it is not computed.
+            offset_share: how much of the pose's offset counts, 0 to 1; at 0 it is not computed.
 
         Returns:
             The samples of all rays, and those at which the field was read.

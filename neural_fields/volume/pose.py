@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from neural_fields.data.skeleton import NO_PARENT, Skeleton
-from neural_fields.encodings.mlp import MLP
+from neural_fields.data.capture.skeleton import NO_PARENT, Skeleton
+from neural_fields.nn.mlp import MLP
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Kinematics(nn.Module):
     def to_local(
         self, transforms: Float[Tensor, "moments bones 4 4"]
     ) -> tuple[Float[Tensor, "moments bones 3 3"], Float[Tensor, "moments bones 3"]]:
-        """Computes rotation and translation of each joint against its parent: `data.skeleton.local_rotations`."""
+        """Computes rotation and translation of each joint against its parent: `data.skeleton.compute_local_pose`."""
         rotation, translation = transforms[..., :3, :3], transforms[..., :3, 3]
         place = _rotate_points(rotation, self.rest) + translation
         above = [max(parent, 0) for parent in self.parents]

@@ -98,12 +98,14 @@ class ProposalGrid(nn.Module):
             rays: in units of the scene's radius, around its centre.
             span: distances at which they start and end.
             counts: intervals that are tried, and that are returned.
-            exponent: of the proposed weights, see `annealing`.
+            exponent: of the proposed weights, see `annealing_exponent`.
             generator: moves the intervals, as in `sample_pdf`.
         """
         start, end = distance_to_spacing(torch.tensor(span)).tolist()
         whole = rays.origin.new_tensor([[start, end]]).expand(len(rays), 2)
-        trial_edges = edges_around_samples(sample_pdf(whole, torch.ones_like(whole[:, :1]), counts[0], generator), start, end)
+        trial_edges = edges_around_samples(
+            sample_pdf(whole, torch.ones_like(whole[:, :1]), counts[0], generator), start, end
+        )
         distance = spacing_to_distance(trial_edges)
         middle = (distance[:, 1:] + distance[:, :-1]) / 2
         weights = rendering_weights(self.density_at(contract_space(rays.points_at(middle))) * distance.diff(dim=1))

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neural_fields.data.cameras import Camera
+from neural_fields.data.capture.cameras import Camera
 
 _EPSILON = 1e-10
 
@@ -231,8 +231,9 @@ def edges_around_samples(
     """Computes edges of intervals with one sample in each: midway between neighbors, and as far beyond the outer ones.
 
     Args:
-        places: of the samples, rising.
-        low, high: no edge is beyond these.
+        positions: of the samples, rising.
+        low: no edge is below this.
+        high: no edge is above this.
     """
     middle = (positions[:, 1:] + positions[:, :-1]) / 2
     first, last = 2 * positions[:, :1] - middle[:, :1], 2 * positions[:, -1:] - middle[:, -1:]

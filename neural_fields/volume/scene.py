@@ -13,13 +13,13 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
-from neural_fields.data.cameras import Camera
-from neural_fields.data.capture import find_object_state
-from neural_fields.data.skeleton import SkeletonMotion
+from neural_fields.data.capture.cameras import Camera
+from neural_fields.data.capture.capture import find_object_state
+from neural_fields.data.capture.skeleton import SkeletonMotion
 from neural_fields.volume.background import BackgroundField
-from neural_fields.volume.human import PersonSamples, PersonModel
+from neural_fields.volume.human import PersonModel, PersonSamples
 from neural_fields.volume.proposal import RayIntervals
-from neural_fields.volume.rays import RaySamples, Rays, camera_rays, merge_samples, render_samples
+from neural_fields.volume.rays import Rays, RaySamples, camera_rays, merge_samples, render_samples
 
 BACKGROUND, PERSON = "background", "person"
 PARTS = frozenset({BACKGROUND, PERSON})
@@ -71,10 +71,10 @@ class SceneRendering:
         color: RGB that arrives at the camera.
         opacity: how much of it comes from the fields; the rest from the sky, or from the colour behind.
         depth: mean distance along the ray, 0 where nothing is hit.
-        person: the share of a ray that ends on the person, after what is in front of them.
+        person_opacity: the share of a ray that ends on the person, after what is in front of them.
         weights, background_weights: rendering weights of the samples of the person, and of the background.
-        stretches, carried, bones, pose_change: what else the loss terms need. All are None of a part that is not
-            rendered; `bones` are the corrected ones.
+        background_intervals, person_samples, bones, pose_change: what else the loss terms need. All are None of a part
+            that is not rendered; `bones` are the corrected ones.
     """
 
     color: Float[Tensor, "rays 3"]
@@ -131,10 +131,10 @@ class Scene(nn.Module):
             moments: the poses and states that `rays.time` names.
             parts: that are rendered; without the background, colours stand before `behind`.
             behind: a solid colour, black by default.
-            generator: as in the fields' `march`.
-            opened: how much of the pose's offset counts; see `Human.march`.
-            corrected: whether poses are corrected.
-            unseen: see `Background.march`.
+            generator: as in the fields' `march_rays`.
+            offset_share: how much of the pose's offset counts; see `PersonModel.march_rays`.
+            refine_poses: whether poses are corrected.
+            min_weight: see `Background.march_rays`.
         """
         state = moments.state[rays.time]
         person = background = intervals = samples = bones = pose_change = None
@@ -148,7 +148,9 @@ class Scene(nn.Module):
         if person is not None and background is not None:
             merged, from_person = merge_samples(person, background)
         else:
-            merged = person or background or _empty_samples(rays)
+            none = rays.origin.new_zeros(len(rays), 1)  # where nothing is rendered: a sample of no density for each ray
+            empty = RaySamples(none, none, none, none[..., None].expand(-1, -1, 3), none > 0)
+            merged = person or background or empty
             from_person = torch.full_like(merged.depth, float(person is not None)).bool()
         rendered = render_samples(merged)
         if BACKGROUND in parts:
@@ -187,7 +189,7 @@ class Scene(nn.Module):
             rays: in the world.
             moments: the poses and states that `rays.time` names.
             behind: a solid colour, black by default.
-            generator: as in the fields' `march`.
+            generator: as in the fields' `march_rays`.
         """
         return self.render_rays(rays, moments, parts=frozenset({PERSON}), behind=behind, generator=generator)
 
@@ -209,9 +211,10 @@ class Scene(nn.Module):
             camera: in the world.
             time: an index into the moments.
             moments: poses and states.
-            parts, behind: as for `look`.
+            parts: that are rendered; without the background, colors stand before `behind`.
+            behind: a solid color, black by default.
             chunk: rays that are rendered at once.
-            unseen: samples of the background with a rendering weight up to this get no colour.
+            min_weight: samples of the background with a rendering weight up to this get no colour.
         """
         rays = camera_rays(camera, time=time, device=moments.transforms.device)
         rendered = [
@@ -225,12 +228,6 @@ class Scene(nn.Module):
             depth=torch.cat([part.depth for part in rendered]).view(size),
             person_opacity=torch.cat([part.person_opacity for part in rendered]).view(size),
         )
-
-
-def _empty_samples(rays: Rays) -> RaySamples:
-    """Returns one sample of no density for each ray."""
-    none = rays.origin.new_zeros(len(rays), 1)
-    return RaySamples(none, none, none, none[..., None].expand(-1, -1, 3), none > 0)
 
 
 def _unmerge_weights(

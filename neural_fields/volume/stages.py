@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neural_fields.config_volume import TrainingStage, VolumeConfig
-from neural_fields.volume import human_terms, terms
+from neural_fields.config.volume import TrainingStage, VolumeConfig
+from neural_fields.volume import human_losses, losses
 from neural_fields.volume.background import background_terms
-from neural_fields.volume.batches import CapturePixels, RayBatch
+from neural_fields.volume.ray_batches import CapturePixels, RayBatch
 from neural_fields.volume.scene import PERSON, Moments, Scene, SceneRendering
 
 
@@ -96,7 +96,7 @@ def compute_step_terms(
             offset_share=offset_share(training, stage, step),
             refine_poses=progress >= options.poses_from,
         )
-        terms_by_name = {"color": human_terms.color_term(rendered.color, batch.color, batch.person, behind)}
+        terms_by_name = {"color": human_losses.color_term(rendered.color, batch.color, batch.person, behind)}
         mask_weight = (1.0 if progress < settings.sure_mask_share else settings.late_mask_factor) * weight.mask
         opacity = rendered.opacity
     else:
@@ -106,15 +106,15 @@ def compute_step_terms(
         assert intervals is not None and weights is not None, "the background was rendered"
         proposed = (intervals.proposed_edges, intervals.proposed_weights)
         terms_by_name = {
-            "color": terms.squared_error(rendered.color, batch.color),
-            "interlevel": weight.interlevel * terms.interlevel_loss(intervals.edges, weights, *proposed),
-            "distortion": weight.distortion * terms.distortion_loss(intervals.edges, weights),
+            "color": losses.squared_error(rendered.color, batch.color),
+            "interlevel": weight.interlevel * losses.interlevel_loss(intervals.edges, weights, *proposed),
+            "distortion": weight.distortion * losses.distortion_loss(intervals.edges, weights),
         }
         mask_weight = settings.late_mask_factor * weight.mask
         opacity = rendered.person_opacity
 
     if mask_weight:
-        terms_by_name["mask"] = mask_weight * human_terms.mask_term(opacity, batch.person)
+        terms_by_name["mask"] = mask_weight * human_losses.mask_term(opacity, batch.person)
     return terms_by_name | _person_terms(training, rendered, batch)
 
 
@@ -130,17 +130,17 @@ def _person_terms(training: SceneTraining, rendered: SceneRendering, batch: RayB
     span = person.offset.span
     terms_by_name = {}
     if weight.cycle:
-        terms_by_name["cycle"] = weight.cycle * human_terms.cycle_term(person.skinning, samples, rendered.bones, span)
+        terms_by_name["cycle"] = weight.cycle * human_losses.cycle_term(person.skinning, samples, rendered.bones, span)
     if training.pixels.flow is not None and rendered.weights is not None:
         target_rays, valid = training.pixels.flow(batch.pixel_indices)
         valid &= batch.person
         # Flow teaches which bone carries what. Through the weights it would only make the person transparent; through
         # the poses it would move those of moments that no training view shows, by the errors of the flow.
         weights, bones = rendered.weights.detach(), rendered.bones.detach()
-        distance = human_terms.flow_term(person.skinning, samples, weights, target_rays, valid, bones, training.focal)
+        distance = human_losses.flow_term(person.skinning, samples, weights, target_rays, valid, bones, training.focal)
         terms_by_name["flow"] = weight.flow * valid.float().mean() * distance
     if weight.offset and samples.offset is not None:
-        terms_by_name["offset"] = weight.offset * human_terms.offset_term(samples, span)
+        terms_by_name["offset"] = weight.offset * human_losses.offset_term(samples, span)
     if weight.pose and rendered.pose_change is not None:
         terms_by_name["pose"] = weight.pose * rendered.pose_change
     return terms_by_name
@@ -164,7 +164,9 @@ def parameter_groups(scene: Scene, settings: StageSettings = DEFAULTS) -> list[d
     ]
 
 
-def learning_rate_factor(stage: TrainingStage, config: VolumeConfig, step: int, settings: StageSettings = DEFAULTS) -> float:
+def learning_rate_factor(
+    stage: TrainingStage, config: VolumeConfig, step: int, settings: StageSettings = DEFAULTS
+) -> float:
     """Returns the factor of all learning rates at a step.
 
     Args:
@@ -184,7 +186,7 @@ def learning_rate_factor(stage: TrainingStage, config: VolumeConfig, step: int, 
 
 
 def offset_share(training: SceneTraining, stage: TrainingStage, step: int) -> float:
-    """Returns how much of the pose's offset counts at a step, 0 to 1: see `Human.march`.
+    """Returns how much of the pose's offset counts at a step, 0 to 1: see `PersonModel.march_rays`.
 
     Args:
         training: the scene with its settings.

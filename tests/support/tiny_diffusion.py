@@ -49,21 +49,22 @@ def vae(channels: int = 4) -> Any:
     """Latents of half the size."""
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(
+    model: Any = AutoencoderKL(
         block_out_channels=(16, 32),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         latent_channels=channels,
         norm_num_groups=NORMS,
         sample_size=2 * LATENT,
-    ).eval()
+    )
+    return model.eval()
 
 
 def unet(inputs: int = 4, **more: Any) -> Any:
     """A UNet; with 8 or 9 input channels for instructions or inpainting."""
     from diffusers import UNet2DConditionModel
 
-    return UNet2DConditionModel(
+    model: Any = UNet2DConditionModel(
         sample_size=LATENT,
         in_channels=inputs,
         block_out_channels=(32, 64),
@@ -74,7 +75,8 @@ def unet(inputs: int = 4, **more: Any) -> Any:
         attention_head_dim=4,
         norm_num_groups=NORMS,
         **more,
-    ).eval()
+    )
+    return model.eval()
 
 
 def scheduler(kind: str = "epsilon") -> Any:
@@ -97,7 +99,7 @@ def stable_diffusion(folder: Path, kind: str = "epsilon", inputs: int = 4) -> Pa
     from diffusers import StableDiffusionPipeline
 
     torch.manual_seed(0)
-    StableDiffusionPipeline(
+    pipeline: Any = StableDiffusionPipeline(
         vae=vae(),
         text_encoder=text_encoder(),
         tokenizer=tokenizer(folder / "tokenizer"),
@@ -106,7 +108,8 @@ def stable_diffusion(folder: Path, kind: str = "epsilon", inputs: int = 4) -> Pa
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-    ).save_pretrained(folder)
+    )
+    pipeline.save_pretrained(folder)
     return folder
 
 
@@ -115,7 +118,7 @@ def stable_diffusion_xl(folder: Path) -> Path:
     from diffusers import StableDiffusionXLPipeline
 
     torch.manual_seed(0)
-    StableDiffusionXLPipeline(
+    pipeline: Any = StableDiffusionXLPipeline(
         vae=vae(),
         text_encoder=text_encoder(),
         text_encoder_2=text_encoder(projection=WIDTH),
@@ -129,7 +132,8 @@ def stable_diffusion_xl(folder: Path) -> Path:
             transformer_layers_per_block=1,
         ),
         scheduler=scheduler(),
-    ).save_pretrained(folder)
+    )
+    pipeline.save_pretrained(folder)
     return folder
 
 
@@ -138,7 +142,7 @@ def stable_diffusion_3(folder: Path) -> Path:
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
     torch.manual_seed(0)
-    transformer = SD3Transformer2DModel(
+    transformer: Any = SD3Transformer2DModel(
         sample_size=LATENT,
         patch_size=2,
         in_channels=4,
@@ -151,7 +155,7 @@ def stable_diffusion_3(folder: Path) -> Path:
         out_channels=4,
         pos_embed_max_size=64,
     )
-    StableDiffusion3Pipeline(
+    pipeline: Any = StableDiffusion3Pipeline(
         transformer=transformer.eval(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=vae(),
@@ -161,7 +165,8 @@ def stable_diffusion_3(folder: Path) -> Path:
         tokenizer=tokenizer(folder / "tokenizer"),
         tokenizer_2=tokenizer(folder / "tokenizer_2"),
         tokenizer_3=None,
-    ).save_pretrained(folder)
+    )
+    pipeline.save_pretrained(folder)
     return folder
 
 

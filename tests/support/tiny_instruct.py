@@ -18,7 +18,7 @@ def pix2pix(tiny: Any, folder: Path) -> Path:
     from diffusers import StableDiffusionInstructPix2PixPipeline
 
     torch.manual_seed(0)
-    StableDiffusionInstructPix2PixPipeline(
+    pipeline: Any = StableDiffusionInstructPix2PixPipeline(
         vae=tiny.vae(),
         text_encoder=tiny.text_encoder(),
         tokenizer=tiny.tokenizer(folder / "tokenizer"),
@@ -27,7 +27,8 @@ def pix2pix(tiny: Any, folder: Path) -> Path:
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-    ).save_pretrained(folder)
+    )
+    pipeline.save_pretrained(folder)
     return folder
 
 
@@ -36,7 +37,7 @@ def pix2pix_xl(tiny: Any, folder: Path) -> Path:
     from diffusers import StableDiffusionXLInstructPix2PixPipeline
 
     torch.manual_seed(0)
-    StableDiffusionXLInstructPix2PixPipeline(
+    pipeline: Any = StableDiffusionXLInstructPix2PixPipeline(
         vae=tiny.vae(),
         text_encoder=tiny.text_encoder(),
         text_encoder_2=tiny.text_encoder(projection=tiny.WIDTH),
@@ -51,7 +52,8 @@ def pix2pix_xl(tiny: Any, folder: Path) -> Path:
             transformer_layers_per_block=1,
         ),
         scheduler=tiny.scheduler(),
-    ).save_pretrained(folder)
+    )
+    pipeline.save_pretrained(folder)
     return folder
 
 
@@ -65,7 +67,7 @@ def kontext(tiny: Any, folder: Path) -> Path:
     from transformers import T5Config, T5EncoderModel
 
     torch.manual_seed(0)
-    transformer = FluxTransformer2DModel(
+    transformer: Any = FluxTransformer2DModel(
         patch_size=1,
         in_channels=16,
         num_layers=1,
@@ -80,7 +82,7 @@ def kontext(tiny: Any, folder: Path) -> Path:
     t5 = T5EncoderModel(T5Config(vocab_size=300, d_model=32, d_kv=8, d_ff=37, num_layers=1, num_heads=4))
     vae = tiny.vae()
     vae.register_to_config(shift_factor=0.1)
-    FluxKontextPipeline(
+    pipeline: Any = FluxKontextPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         vae=vae,
         text_encoder=tiny.text_encoder(),
@@ -88,7 +90,8 @@ def kontext(tiny: Any, folder: Path) -> Path:
         text_encoder_2=t5.eval(),
         tokenizer_2=unigrams(),
         transformer=transformer.eval(),
-    ).save_pretrained(folder)
+    )
+    pipeline.save_pretrained(folder)
     return folder
 
 
@@ -117,7 +120,7 @@ def qwen_edit(folder: Path) -> Path:
     )
 
     torch.manual_seed(0)
-    vae = AutoencoderKLQwenImage(
+    vae: Any = AutoencoderKLQwenImage(
         base_dim=4,
         z_dim=4,
         dim_mult=[1, 1, 1, 1],
@@ -126,7 +129,7 @@ def qwen_edit(folder: Path) -> Path:
         latents_mean=[0.0] * 4,
         latents_std=[1.0] * 4,
     )
-    transformer = QwenImageTransformer2DModel(
+    transformer: Any = QwenImageTransformer2DModel(
         patch_size=2,
         in_channels=16,
         out_channels=4,
@@ -137,14 +140,15 @@ def qwen_edit(folder: Path) -> Path:
         axes_dims_rope=(4, 4, 8),
     )
     processor = _qwen_processor(folder / "tokenizer")
-    QwenImageEditPipeline(
+    pipeline: Any = QwenImageEditPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         vae=vae.eval(),
         text_encoder=_qwen_text_encoder(processor.tokenizer),
         tokenizer=processor.tokenizer,
         processor=processor,
         transformer=transformer.eval(),
-    ).save_pretrained(folder)
+    )
+    pipeline.save_pretrained(folder)
     return folder
 
 
@@ -169,7 +173,8 @@ def _qwen_processor(folder: Path) -> Any:
             "<|video_pad|>",
         ],
     )
-    pixels = {"min_pixels": 56 * 56, "max_pixels": 56 * 56}  # the picture it reads beside the instruction is small
+    # The picture that it reads beside the instruction is small.
+    pixels: dict[str, Any] = {"min_pixels": 56 * 56, "max_pixels": 56 * 56}
     return Qwen2VLProcessor(
         image_processor=Qwen2VLImageProcessor(**pixels),
         tokenizer=tokenizer,

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from editors.volume.edit import VolumeSource
-from neural_fields.data.cameras import Camera, compute_look_at_pose
-from neural_fields.data.skeleton import NO_PARENT, SkeletonMotion, Skeleton, compose_transforms
-from neural_fields.volume.paint import ColorPaint
+from editors.volume.base import VolumeSource
+from neural_fields.data.capture.cameras import Camera, compute_look_at_pose
+from neural_fields.data.capture.skeleton import NO_PARENT, Skeleton, SkeletonMotion, compose_transforms
+from neural_fields.volume.color_edit import ColorPaint
 from neural_fields.volume.rays import Rays
 from neural_fields.volume.scene import BACKGROUND, PARTS, PERSON, Moments, Scene, SceneRendering
 
@@ -98,7 +98,9 @@ class TinyScene(Scene):
         if PERSON in parts:
             color, opacity, depth = self._balls(rays, moments.transforms[rays.time])
         if BACKGROUND in parts:
-            return SceneRendering(color + (1 - opacity)[:, None] * self.background(rays.direction), none + 1, depth, opacity)
+            return SceneRendering(
+                color + (1 - opacity)[:, None] * self.background(rays.direction), none + 1, depth, opacity
+            )
         ground = rays.origin.new_zeros(3) if behind is None else behind
         return SceneRendering(color + (1 - opacity)[:, None] * ground, opacity, depth, opacity)
 

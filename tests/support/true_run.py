@@ -10,14 +10,15 @@ import numpy as np
 import torch
 
 from editors.demo import make_clip_metadata
-from neural_fields import canonical, coords
-from neural_fields.baking import _add_rim, gain_size
-from neural_fields.canonical import CanonicalImage
-from neural_fields.data.synthetic import SyntheticClip, make_demo_clip
-from neural_fields.data.video import write_video
-from neural_fields.fit_options import TrainOptions
-from neural_fields.fitting import train
-from neural_fields.run import Run
+from neural_fields.atlas import canonical
+from neural_fields.atlas.canonical import CanonicalImage
+from neural_fields.atlas.uv_maps import _add_rim, gain_size
+from neural_fields.core import coords
+from neural_fields.data.synthetic.planar_clips import SyntheticClip, make_demo_clip
+from neural_fields.data.video.io import write_video
+from neural_fields.runs.run import Run
+from neural_fields.training.options import TrainOptions
+from neural_fields.training.train_planar import train
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,17 @@ def make(home: Path, clip: SyntheticClip | None = None) -> TrueRun:
     for surface in clip.surfaces:
         rgb = torch.from_numpy(np.ascontiguousarray(surface.texture)).float().permute(2, 0, 1)
         seen = _seen(clip, surface.name, rgb.shape[1:])
-        canonical.export_canonical(run.canonical, CanonicalImage(torch.cat([rgb, seen[None]]), surface.box, surface.name))
+        canonical.export_canonical(
+            run.canonical, CanonicalImage(torch.cat([rgb, seen[None]]), surface.box, surface.name)
+        )
     return TrueRun(run, clip)
 
 
 def _write_maps(run: Run, clip: SyntheticClip) -> None:
-    facts = json.loads((run.maps / "maps.json").read_text())
+    metadata = json.loads((run.maps / "maps.json").read_text())
     front = clip.alpha[0]
     weights = np.stack([front, 1 - front], axis=-1)
-    small, has_gain = gain_size((clip.width, clip.height)), facts["has_gain"]
+    small, has_gain = gain_size((clip.width, clip.height)), metadata["has_gain"]
     xy = coords.frame_xy(*small)
     gains = np.stack([_add_rim(clip.lighting.compute_gain(xy, t).numpy()) for t in range(clip.count)])
     for number, surface in enumerate(clip.surfaces):
@@ -63,8 +66,8 @@ def _write_maps(run: Run, clip: SyntheticClip) -> None:
             np.save(run.maps / f"gain-{surface.name}.npy", gains.astype(np.float16))
     packed = np.stack([(255 * _add_rim(w)).round().clip(0, 255).transpose(2, 0, 1) for w in weights])
     np.save(run.maps / "weight.npy", packed.astype(np.uint8))
-    facts["boxes"] = [list(surface.box.as_tuple()) for surface in clip.surfaces]
-    (run.maps / "maps.json").write_text(json.dumps(facts))
+    metadata["boxes"] = [list(surface.box.as_tuple()) for surface in clip.surfaces]
+    (run.maps / "maps.json").write_text(json.dumps(metadata))
 
 
 def _seen(clip: SyntheticClip, layer: str, shape: tuple[int, ...]) -> torch.Tensor:

@@ -1,0 +1,1 @@
+"""Commands of the editors, and the program `unwrap` that joins all commands."""

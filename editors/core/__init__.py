@@ -1,0 +1,1 @@
+"""What an editor is, what it reads, and the stack that its edits go onto."""

@@ -1,0 +1,1 @@
+"""Diffusion models: loading, devices, noise schedules and sampling loops."""

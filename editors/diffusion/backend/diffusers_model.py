@@ -1,0 +1,381 @@
+"""The one file that imports diffusers: a text-to-image model as the editors use it.
+
+Reads any folder in diffusers' layout, or a hub name, whose denoiser is a UNet (Stable Diffusion 1, 2 and XL) or the
+transformer of Stable Diffusion 3. The loops over time are the editors' own, over `schedule.py`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from editors.diffusion.backend.device_placement import add_user_weights, fetch_model, move_pipeline, plan_placement
+from editors.diffusion.backend.noise_schedule import DenoisedLatents, Latents, NoiseSchedule
+from editors.diffusion.backend.tiled_denoising import Window, run_in_windows
+from editors.diffusion.backend.weights import WeightsSource, check_model_folder, explain_load_errors
+from neural_fields.core.errors import bad_input
+
+Images = Float[Tensor, "n 3 height width"]
+ExtraChannels = Float[Tensor, "_ _ rows columns"]  # beside those of the latents, for one picture or for each
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """An encoded prompt: row 0 is the negative prompt, row 1 the prompt.
+
+    Attributes:
+        states: for the cross-attention.
+        pooled: one vector a prompt, for models that need it.
+    """
+
+    states: Float[Tensor, "2 tokens width"]
+    pooled: Float[Tensor, "2 features"] | None = None
+
+
+@dataclass(frozen=True)
+class ControlInput:
+    """A ControlNet (Zhang et al., 2023) and the picture that it makes the result follow.
+
+    Attributes:
+        network: the ControlNet, as `load_controlnet` returns it.
+        picture: edges, depth or pose, in [0, 1], at the size of the generated pictures.
+        scale: strength of its influence; 1 as trained.
+    """
+
+    network: Any
+    picture: Images
+    scale: float = 1.0
+
+
+class DiffusionModel:
+    """A text-to-image model: encodes and decodes pictures, encodes prompts, and runs the denoiser once.
+
+    Args:
+        pipeline: a loaded diffusers pipeline with a `unet` or a `transformer`, a `vae` and a `scheduler`.
+        device: where it runs.
+        notes: choices made at loading (offload, precision), one sentence each.
+
+    Attributes:
+        schedule: the noise levels it was trained with.
+        size: the side in pixels of the square pictures it was trained on.
+        multiple: sides of pictures in pixels must be multiples of this.
+        scale: pixels per latent.
+        channels: of the latents.
+    """
+
+    def __init__(self, pipeline: Any, device: torch.device, notes: tuple[str, ...] = ()) -> None:
+        self.pipeline, self.device, self.notes = pipeline, device, notes
+        self.vae = pipeline.vae
+        self.unet = getattr(pipeline, "unet", None)
+        self.denoiser = self.unet if self.unet is not None else pipeline.transformer
+        scheduler = pipeline.scheduler
+        self.schedule = NoiseSchedule.from_config(scheduler.config, getattr(scheduler, "alphas_cumprod", None))
+        self.pixels_per_latent = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.latent_channels = int(self.vae.config.latent_channels)
+        side = self.denoiser.config.sample_size or 64
+        self.trained_side = self.pixels_per_latent * int(side if isinstance(side, int) else min(side))
+        # The denoiser cuts the latents into patches (transformer) or halves them once per block (UNet).
+        if self.unet is None:
+            latent_multiple = int(self.denoiser.config.patch_size)
+        else:
+            latent_multiple = 2 ** (len(self.unet.config.block_out_channels) - 1)
+        self.side_multiple = self.pixels_per_latent * latent_multiple
+
+    def encode_prompt(self, prompt: str, negative: str = "") -> EncodedPrompt:
+        """Encodes a prompt and the negative prompt that guidance leads away from."""
+        with torch.no_grad():
+            if self.unet is None or self.unet.config.addition_embed_type == "text_time":  # these have pooled vectors
+                negative_or_none = negative or None
+                more = {} if self.unet is not None else {"prompt_2": None, "prompt_3": None}
+                states, other, pooled, other_pooled = self.pipeline.encode_prompt(
+                    prompt, device=self.device, negative_prompt=negative_or_none, **({"prompt_2": None} | more)
+                )
+                return EncodedPrompt(torch.cat([other, states]).float(), torch.cat([other_pooled, pooled]).float())
+            states, other = self.pipeline.encode_prompt(prompt, self.device, 1, True, negative)
+            return EncodedPrompt(torch.cat([other, states]).float())
+
+    def encode_images(self, images: Images) -> Latents:
+        """Encodes pictures in [0, 1] whose sides are multiples of `multiple` to latents. Differentiable."""
+        device, dtype = self._vae_device_and_dtype()
+        encoded = self.vae.encode((2 * images - 1).to(device, dtype)).latent_dist.mean.float()
+        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+        return (encoded - shift) * self.vae.config.scaling_factor
+
+    def decode_latents(self, latents: Latents) -> Images:
+        """Decodes latents to pictures, clipped to [0, 1]. Differentiable."""
+        device, dtype = self._vae_device_and_dtype()
+        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+        decoded = self.vae.decode((latents / self.vae.config.scaling_factor + shift).to(device, dtype)).sample
+        return (decoded.float() / 2 + 0.5).clamp(0, 1)
+
+    def draw_noise(self, like: Latents, seed: int) -> Latents:
+        """Draws Gaussian noise of the shape of `like`: the same for a seed on every device."""
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(like.shape, generator=generator).to(like.device)
+
+    def predict_denoised(
+        self,
+        latents: Latents,
+        time: int,
+        text: EncodedPrompt,
+        guidance: float = 7.5,
+        *,
+        controls: Sequence[ControlInput] = (),
+        extra: ExtraChannels | None = None,
+    ) -> DenoisedLatents:
+        """Predicts the clean picture and the noise in latents with classifier-free guidance (Ho and Salimans, 2022).
+
+        Args:
+            latents: noised, any number of pictures.
+            time: as the schedule counts.
+            text: one prompt for all of the pictures.
+            guidance: 1 is the prompt alone; more leads away from the negative prompt.
+            controls: pictures to follow; each holds one picture, or one for each of the latents.
+            extra: channels that the denoiser takes beside the latents (those of inpainting models).
+        """
+        if guidance == 1:
+            pooled = None if text.pooled is None else text.pooled[1:2]
+            output = self._run_denoiser(latents, time, text.states[1:], pooled, controls, extra)
+            return self.schedule.decompose_output(latents, output, time)
+        without, with_text = self.run_denoiser(latents, time, text, controls=controls, extra=extra)
+        return self.schedule.decompose_output(latents, without + guidance * (with_text - without), time)
+
+    def run_denoiser(
+        self,
+        latents: Latents,
+        time: int,
+        text: EncodedPrompt,
+        *,
+        controls: Sequence[ControlInput] = (),
+        extra: ExtraChannels | None = None,
+        blank: ExtraChannels | None = None,
+    ) -> tuple[Latents, Latents]:
+        """Runs the denoiser for the negative prompt and for the prompt; returns both outputs.
+
+        Args:
+            latents: noised, any number of pictures.
+            time: as the schedule counts.
+            text: one prompt, with its negative prompt, for all of the pictures.
+            controls: pictures to follow; each holds one picture, or one for each of the latents.
+            extra: channels that the denoiser takes beside the latents (those of inpainting models).
+            blank: replaces `extra` for the negative prompt; by default the same.
+        """
+        n = len(latents)
+        twice = torch.cat([latents, latents])
+        states = text.states.repeat_interleave(n, dim=0)
+        pooled = None if text.pooled is None else text.pooled.repeat_interleave(n, dim=0)
+        both_extra = None
+        if extra is not None:
+            both_extra = torch.cat([_expand_to(extra if blank is None else blank, n), _expand_to(extra, n)])
+        doubled = [ControlInput(c.network, _expand_to(c.picture, n).repeat(2, 1, 1, 1), c.scale) for c in controls]
+        output = self._run_denoiser(twice, time, states, pooled, doubled, both_extra)
+        return output[:n], output[n:]
+
+    @contextmanager
+    def replace_attention(self, processors: Mapping[str, Any]) -> Iterator[None]:
+        """Replaces attention processors, by name as in `unet.attn_processors`, for the time of the context."""
+        before = dict(self.denoiser.attn_processors)
+        self.denoiser.set_attn_processor({**before, **processors})
+        try:
+            yield
+        finally:
+            self.denoiser.set_attn_processor(before)
+
+    def _vae_device_and_dtype(self) -> tuple[torch.device, torch.dtype]:
+        return self.device, next(self.vae.parameters()).dtype
+
+    def _run_denoiser(
+        self,
+        latents: Latents,
+        time: int,
+        states: Float[Tensor, "m tokens depth"],
+        pooled: Float[Tensor, "m features"] | None,
+        controls: Sequence[ControlInput],
+        extra: ExtraChannels | None,
+    ) -> Latents:
+        """Runs the denoiser on latents of any size, in windows where they are large."""
+        n = len(latents)
+        inputs = latents if extra is None else torch.cat([latents, extra.expand(n, -1, -1, -1)], dim=1)
+        states = states.expand(n, -1, -1).to(self.device, self.denoiser.dtype)
+        pooled = None if pooled is None else pooled.expand(n, -1).to(self.device, self.denoiser.dtype)
+        when = self.schedule.network_time[time].to(self.device)
+
+        def run_window(inputs: ExtraChannels, window: Window) -> Latents:
+            rows, columns = (
+                slice(self.pixels_per_latent * span.start, self.pixels_per_latent * span.stop) for span in window
+            )
+            parts = [replace(control, picture=control.picture[..., rows, columns]) for control in controls]
+            inputs = inputs.to(self.device, self.denoiser.dtype)
+            return self._run_window(inputs, when, states, pooled, parts).to(latents)
+
+        return run_in_windows(
+            inputs,
+            self.trained_side // self.pixels_per_latent,
+            self.side_multiple // self.pixels_per_latent,
+            run_window,
+        )
+
+    def _run_window(
+        self, inputs: Tensor, when: Tensor, states: Tensor, pooled: Tensor | None, controls: Sequence[ControlInput]
+    ) -> Tensor:
+        """Runs the denoiser once."""
+        if self.unet is None:
+            return self.denoiser(
+                hidden_states=inputs,
+                encoder_hidden_states=states,
+                pooled_projections=pooled,
+                timestep=when.expand(len(inputs)),
+                return_dict=False,
+            )[0]
+        # SDXL is also told the size of the picture and its crop (Podell et al., 2023, 2.2).
+        added: dict[str, Tensor] = {}
+        if pooled is not None:
+            height, width = (self.pixels_per_latent * side for side in inputs.shape[-2:])
+            sizes = torch.tensor([[height, width, 0, 0, height, width]], device=self.device, dtype=inputs.dtype)
+            added = {"text_embeds": pooled, "time_ids": sizes.expand(len(inputs), -1)}
+        residuals = self._compute_control_residuals(inputs[:, : self.latent_channels], when, states, added, controls)
+        return self.unet(
+            inputs, when, encoder_hidden_states=states, added_cond_kwargs=added, **residuals, return_dict=False
+        )[0]
+
+    def _compute_control_residuals(
+        self, latents: Tensor, when: Tensor, states: Tensor, added: dict[str, Tensor], controls: Sequence[ControlInput]
+    ) -> dict[str, Any]:
+        """Computes what the ControlNets add to the UNet, summed over all of them."""
+        down: list[Tensor] | None = None
+        middle: Tensor | None = None
+        for control in controls:
+            network = control.network
+            more, more_middle = network(
+                latents.to(network.dtype),
+                when,
+                encoder_hidden_states=states.to(network.dtype),
+                controlnet_cond=_expand_to(control.picture, len(latents)).to(self.device, network.dtype),
+                conditioning_scale=control.scale,
+                added_cond_kwargs={name: value.to(network.dtype) for name, value in added.items()},
+                return_dict=False,
+            )
+            down = list(more) if down is None else [a + b for a, b in zip(down, more, strict=True)]
+            middle = more_middle if middle is None else middle + more_middle
+        if down is None or middle is None:
+            return {}
+        dtype = latents.dtype
+        return {
+            "down_block_additional_residuals": [value.to(dtype) for value in down],
+            "mid_block_additional_residual": middle.to(dtype),
+        }
+
+
+def load_model(weights: WeightsSource) -> DiffusionModel:
+    """Reads a text-to-image model.
+
+    Raises:
+        UserError: diffusers is not installed, there is no such model, or it is of a kind that cannot be used (exit 3);
+            no room (exit 4); weights in a format that can run code (exit 7).
+    """
+
+    def check_kind(kind: str) -> None:
+        if not kind.startswith(("StableDiffusion", "LatentConsistency")):
+            raise bad_input(
+                f"{weights.model} is a {kind or 'part of a model'}",
+                why="this editor needs a text-to-image model of Stable Diffusion 1, 2, 3 or XL",
+                fix="--model FOLDER with such a model",
+            )
+
+    return DiffusionModel(*load_pipeline(weights, check_kind))
+
+
+def load_pipeline(
+    weights: WeightsSource, check_kind: Callable[[str], None]
+) -> tuple[Any, torch.device, tuple[str, ...]]:
+    """Reads a pipeline of diffusers; returns it with its device and the choices made, one sentence each.
+
+    Args:
+        weights: the model to read.
+        check_kind: called with the name of its class before weights are read; raises where that class cannot be used.
+
+    Raises:
+        UserError: as `load_model`.
+    """
+    weights.check_name()
+    with explain_load_errors(weights):
+        import diffusers
+
+        _disable_progress_bars()
+        folder = weights.local_folder or fetch_model(weights)
+        index = check_model_folder(folder, weights.unsafe)
+        kind = str(index.get("_class_name", ""))
+        check_kind(kind)
+        device, chosen = plan_placement(weights, folder)
+        options: dict[str, Any] = {"dtype": getattr(torch, chosen.dtype), "use_safetensors": not weights.unsafe or None}
+        # The filter of unsafe pictures is not loaded: it judges whole pictures, not canonical images.
+        unused = ("safety_checker", "feature_extractor", "image_encoder")
+        options |= {name: None for name in unused if name in index}
+        if kind.startswith("StableDiffusion3"):  # it works without its third text encoder, in a tenth of the memory
+            optional = ("text_encoder_3", "tokenizer_3")
+            options |= {name: None for name in optional if index.get(name) in (None, [None, None])}
+        # InstructPix2Pix is read as another class with the same parts: its own encodes prompts for its own loop only.
+        is_pix2pix = kind == "StableDiffusionInstructPix2PixPipeline"
+        pipeline_class = diffusers.StableDiffusionPipeline if is_pix2pix else diffusers.DiffusionPipeline
+        pipeline = pipeline_class.from_pretrained(folder, **options)
+        add_user_weights(pipeline, weights)
+        move_pipeline(pipeline, device, chosen)
+    return pipeline, device, (chosen.note,) if chosen.note else ()
+
+
+def read_component(folder: Path, kind: str, **options: Any) -> Any:
+    """Reads one network or scheduler of a model that has no pipeline here; `kind` is its class in diffusers."""
+    import diffusers
+
+    _disable_progress_bars()
+    return getattr(diffusers, kind).from_pretrained(folder, **options)
+
+
+def list_call_arguments(kind: str) -> Mapping[str, Any]:
+    """Lists the arguments that a pipeline of diffusers takes, with their defaults; none for an unknown class."""
+    import diffusers
+
+    pipeline = getattr(diffusers, kind, None)
+    if not (isinstance(pipeline, type) and issubclass(pipeline, diffusers.DiffusionPipeline)):
+        return {}
+    return {name: given.default for name, given in inspect.signature(pipeline.__call__).parameters.items()}
+
+
+def load_controlnet(weights: WeightsSource, model: DiffusionModel) -> Any:
+    """Reads a ControlNet for a model.
+
+    Raises:
+        UserError: as `load_model`.
+    """
+    weights.check_name()
+    with explain_load_errors(weights):
+        from diffusers import ControlNetModel
+
+        folder = weights.local_folder or fetch_model(weights)
+        if check_model_folder(folder, weights.unsafe).get("_class_name") != "ControlNetModel":
+            raise bad_input(f"{weights.model} is no ControlNet", fix="name the folder of a ControlNetModel")
+        network = ControlNetModel.from_pretrained(
+            folder, dtype=model.denoiser.dtype, use_safetensors=not weights.unsafe or None
+        )
+        return network.eval().to(model.device)
+
+
+def _expand_to(picture: Tensor, n: int) -> Tensor:
+    return picture if len(picture) == n else picture.expand(n, -1, -1, -1)
+
+
+def _disable_progress_bars() -> None:
+    """Switches off progress bars of other packages, which would break ours."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()

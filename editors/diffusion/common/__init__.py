@@ -1,0 +1,1 @@
+"""What diffusion editors share: canvases, regions, keyframes, attention, score distillation."""

@@ -1,0 +1,310 @@
+"""Replaced attention of a UNet: over several pictures at once, along canonical paths, or recorded in another run.
+
+A diffusion UNet calls a processor for each of its attention layers. `AttentionProcessor` is the usual one, with a
+replaceable function of queries, keys and values. `DiffusionModel.attention` takes dictionaries of such processors:
+
+* `make_cross_frame_processors` lets the pictures of a batch attend to each other, so that they become consistent: all
+see the first
+  (Text2Video-Zero, Khachatryan et al., 2023, 3.3), the first and the previous (Tune-A-Video, Wu et al., 2023, 3.2), or
+  all of them (Vid2Vid-Zero, Wang et al., 2023). Then tokens attend along paths through time, which join the tokens that
+  show the same point (FLATTEN, Cong et al., 2024, 4.2). Here the paths come from the canonical picture, not from flow.
+* `Features` records queries, keys and outputs of layers in one run and injects them into another (see `pnp.py` and
+  `p2p.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import cycle
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.spatial import cKDTree
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from editors.diffusion.backend.diffusers_model import DiffusionModel
+from neural_fields.core.errors import bad_input
+
+HeadTensor = Float[Tensor, "batch heads tokens width"]
+RecordedTensors = tuple[Tensor, ...]  # recorded queries and keys, or the recorded output of a convolution
+AttentionFunction = Callable[
+    [Tensor, Tensor, Tensor, Tensor | None], Tensor
+]  # of queries, keys, values, and perhaps a mask
+RecordedAttentionFunction = Callable[
+    [RecordedTensors, Tensor, Tensor, Tensor], Tensor
+]  # of recorded tensors, and the present queries, keys, values
+CrossFrameMode = Literal["own", "first", "first-previous", "all"]
+
+
+def plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Computes ordinary attention."""
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+@dataclass(frozen=True)
+class AttentionProcessor:
+    """What diffusers calls for an attention layer; with `plain` it equals the layer's own processor."""
+
+    attend: AttentionFunction = plain_attention
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Float[Tensor, "batch tokens width"],
+        encoder_hidden_states: Float[Tensor, "batch words text"] | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Float[Tensor, "batch tokens width"]:
+        """Computes the layer's output."""
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        mask = attention_mask
+        if mask is not None:
+            mask = attn.prepare_attention_mask(mask, context.shape[1], len(context))
+            mask = mask.view(len(context), attn.heads, -1, mask.shape[-1])
+        query = _split_heads(attn.to_q(hidden_states), attn.heads)
+        key = _split_heads(attn.to_k(context), attn.heads)
+        value = _split_heads(attn.to_v(context), attn.heads)
+        out = self.attend(query, key, value, mask).transpose(1, 2).flatten(2).to(query.dtype)
+        out = attn.to_out[1](attn.to_out[0](out))
+        if attn.residual_connection:
+            out = out + hidden_states
+        return out / attn.rescale_output_factor
+
+
+def list_seen_frames(mode: CrossFrameMode, frames: int) -> list[tuple[int, ...]]:
+    """Lists for each of `frames` pictures those that it sees, for `make_cross_frame_processors`."""
+    if mode == "all":
+        return [tuple(range(frames))] * frames
+    if mode == "first":
+        return [(0,)] * frames
+    if mode == "first-previous":
+        return [(0, max(0, i - 1)) for i in range(frames)]
+    return [(i,) for i in range(frames)]
+
+
+def make_cross_frame_processors(
+    unet: Any,
+    seen_frames: Sequence[tuple[int, ...]],
+    paths: Mapping[int, Int[Tensor, "frames tokens frames"]] | None = None,
+) -> dict[str, AttentionProcessor]:
+    """Makes processors with which the pictures of a batch attend to each other in every self-attention layer.
+
+    Args:
+        unet: of a `DiffusionModel`.
+        seen_frames: for each picture, those to whose tokens its own tokens attend (`seen_by`). The batch holds the
+            pictures in order, and may repeat the whole sequence, as guidance does.
+        paths: by number of tokens of a layer, which token of each picture shows the same point as each token of each
+            picture (`find_canonical_paths`); a layer of another size goes without.
+
+    Raises:
+        UserError: the model is not a UNet with such layers (exit 3).
+    """
+    attend = CrossFrameAttention(tuple(seen_frames), dict(paths or {}))
+    return dict.fromkeys(list_self_attention(unet), AttentionProcessor(attend))
+
+
+def list_self_attention(unet: Any) -> list[str]:
+    """Lists the names of a UNet's self-attention processors, in the order in which they run."""
+    return _list_processors(unet, "attn1")
+
+
+def list_cross_attention(unet: Any) -> list[str]:
+    """Lists the names of a UNet's processors of attention to the prompt, in the order in which they run."""
+    return _list_processors(unet, "attn2")
+
+
+@dataclass(frozen=True)
+class CrossFrameAttention:
+    """Attention over several pictures of a batch; see `make_cross_frame_processors`."""
+
+    seen_frames: tuple[tuple[int, ...], ...]
+    paths: Mapping[int, Int[Tensor, "frames tokens frames"]]
+
+    def __call__(self, query: HeadTensor, key: HeadTensor, value: HeadTensor, mask: Tensor | None) -> HeadTensor:
+        """Attends to the tokens of the pictures that each token sees, and then to those on its path."""
+        frames = len(self.seen_frames)
+        if len(query) % frames:
+            raise ValueError(f"a batch of {len(query)} does not hold {frames} pictures a whole number of times")
+        if frames == 1:
+            return plain_attention(query, key, value, mask)
+        query, key, value = (x.unflatten(0, (-1, frames)) for x in (query, key, value))
+        out = torch.empty_like(query)
+        for row in set(self.seen_frames):
+            chosen = [i for i, other in enumerate(self.seen_frames) if other == row]
+            keys, values = _join_frames(key[:, list(row)]), _join_frames(value[:, list(row)])
+            attended = plain_attention(_join_frames(query[:, chosen]), keys, values, None)
+            out[:, chosen] = attended.unflatten(2, (len(chosen), -1)).transpose(1, 2)
+        paths = self.paths.get(query.shape[3])
+        if paths is None:
+            return out.flatten(0, 1)
+
+        # Along the paths, one picture at a time: the gathered keys are as large as those of all pictures together.
+        paths = paths.to(query.device)
+        indices = torch.arange(len(paths), device=paths.device)
+        along = []
+        for i, path in enumerate(paths):
+            # Two index lists with a slice between them put the indexed axes in front: (tokens, frames, groups, ...).
+            keys, values = (x[:, indices, :, path.clamp(min=0)].permute(2, 3, 0, 1, 4) for x in (key, out))
+            attended = plain_attention(query[:, i].unsqueeze(-2), keys, values, (path >= 0).unsqueeze(-2))
+            along.append(attended.squeeze(-2))
+        return torch.stack(along, dim=1).flatten(0, 1)
+
+
+def find_canonical_paths(
+    positions: Float[np.ndarray, "frames height width 2"],
+    visible: Bool[np.ndarray, "frames height width"],
+    max_distance: float = 0.75,
+) -> Int[Tensor, "frames tokens frames"]:
+    """Finds for each token of each picture the token of every other picture that shows the same canonical point.
+
+    Args:
+        positions: canonical positions of the tokens of each picture in one layer.
+        visible: which tokens show that layer.
+        max_distance: between two tokens of the same point, as a share of the spacing of tokens; in an even grid the
+            nearest token is never further away than 0.71.
+
+    Returns:
+        Numbers of tokens, row by row; -1 where a picture does not show the point. A token is its own partner. For
+        several layers take the larger of their paths, element by element.
+    """
+    # The usual distance between the canonical positions of neighboring tokens.
+    steps = []
+    for axis in (1, 2):
+        both = np.take(visible, range(1, visible.shape[axis]), axis) & np.take(
+            visible, range(visible.shape[axis] - 1), axis
+        )
+        steps.append(np.linalg.norm(np.diff(positions, axis=axis), axis=-1)[both])
+    all_steps = np.concatenate(steps)
+    spacing = float(np.median(all_steps)) if len(all_steps) else 0.0
+
+    frames, tokens = len(positions), visible[0].size
+    flat, shown = positions.reshape(frames, tokens, 2), visible.reshape(frames, tokens)
+    paths = torch.full((frames, tokens, frames), -1)
+    reach = max_distance * spacing
+    for other in range(frames):
+        known = np.flatnonzero(shown[other])
+        if len(known):
+            distance, nearest = cKDTree(flat[other, known]).query(flat.reshape(-1, 2))
+            same = (distance <= reach).reshape(frames, tokens) & shown
+            paths[:, :, other] = torch.from_numpy(np.where(same, known[nearest].reshape(frames, tokens), -1))
+        paths[other, :, other] = torch.arange(tokens)
+    return paths
+
+
+@dataclass
+class FeatureRecorder:
+    """Tensors of a UNet's layers, recorded in one run of the denoiser and injected into another.
+
+    Attributes:
+        layers: names of the processors whose queries and keys are recorded.
+        convolutions: modules whose outputs are recorded, by name.
+        recorded: queries and keys of a layer, or the output of a convolution, by name, of the last recorded run: one
+            entry for each window of the latents that the denoiser saw.
+    """
+
+    layers: Sequence[str] = ()
+    convolutions: Mapping[str, torch.nn.Module] = field(default_factory=dict)
+    recorded: dict[str, list[RecordedTensors]] = field(default_factory=dict)
+
+    @contextmanager
+    def record_features(self, model: DiffusionModel) -> Iterator[None]:
+        """Records the passes of `model`; replaces what was recorded before."""
+        self.recorded = {name: [] for name in (*self.layers, *self.convolutions)}
+        with ExitStack() as stack:
+            recorders = {name: AttentionProcessor(_RecordingAttention(self.recorded[name])) for name in self.layers}
+            stack.enter_context(model.replace_attention(recorders))
+            for name, module in self.convolutions.items():
+                stack.callback(module.register_forward_hook(_make_recording_hook(self.recorded[name])).remove)
+            yield
+
+    @contextmanager
+    def inject_features(
+        self, model: DiffusionModel, processors: Mapping[str, AttentionProcessor], outputs: bool = True
+    ) -> Iterator[None]:
+        """Injects the recorded tensors into every picture of the passes of `model`.
+
+        Args:
+            model: whose passes get the tensors.
+            processors: made by `make_replaying_processors`, for some or all of the layers.
+            outputs: whether the outputs of the convolutions are injected too.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(model.replace_attention(processors))
+            for name, module in self.convolutions.items() if outputs else ():
+                stack.callback(module.register_forward_hook(_make_injecting_hook(self.recorded[name])).remove)
+            yield
+
+    def make_replaying_processors(
+        self, layers: Sequence[str], mix: RecordedAttentionFunction | None = None
+    ) -> dict[str, AttentionProcessor]:
+        """Makes processors that attend with the recorded queries and keys, or with a mixture made by `mix`."""
+        return {
+            name: AttentionProcessor(_ReplayingAttention(cycle(self.recorded[name]), mix or attend_with_recorded))
+            for name in layers
+        }
+
+
+def attend_with_recorded(recorded: RecordedTensors, query: HeadTensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attends with the queries and keys of the recorded run and the values of this one."""
+    return plain_attention(repeat_batch(recorded[0], len(query)), repeat_batch(recorded[1], len(query)), value, None)
+
+
+def repeat_batch(values: Float[Tensor, "m ..."], count: int) -> Float[Tensor, "count ..."]:
+    """Repeats a batch to a batch of `count`."""
+    return values.repeat(count // len(values), *[1] * (values.ndim - 1))
+
+
+@dataclass(frozen=True)
+class _RecordingAttention:
+    held: list[RecordedTensors]
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        self.held.append((query, key))
+        return plain_attention(query, key, value, mask)
+
+
+@dataclass(frozen=True)
+class _ReplayingAttention:
+    held: Iterator[RecordedTensors]
+    mix: RecordedAttentionFunction
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        return self.mix(next(self.held), query, key, value)
+
+
+Hook = Callable[[torch.nn.Module, Any, Tensor], Tensor | None]
+
+
+def _make_recording_hook(held: list[RecordedTensors]) -> Hook:
+    return lambda module, inputs, output: held.append((output,))
+
+
+def _make_injecting_hook(held: list[RecordedTensors]) -> Hook:
+    recorded = cycle(held)
+    return lambda module, inputs, output: repeat_batch(next(recorded)[0], len(output)).to(output)
+
+
+def _list_processors(unet: Any, kind: str) -> list[str]:
+    names = [] if unet is None else [name for name in unet.attn_processors if name.endswith(f"{kind}.processor")]
+    if not names:
+        raise bad_input(
+            "this model's attention cannot be changed",
+            why="its denoiser is a transformer; attention is shared or put in only in a UNet",
+            fix="--model with Stable Diffusion 1.5, 2.1 or XL",
+        )
+    order = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
+    return sorted(names, key=lambda name: order.get(name.split(".")[0], 3))  # stable: within a block as listed
+
+
+def _split_heads(states: Tensor, heads: int) -> Tensor:
+    return states.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def _join_frames(states: Tensor) -> Tensor:
+    """Joins the tokens of several pictures: (groups, frames, heads, tokens, width) without the frames."""
+    return states.transpose(1, 2).flatten(2, 3)

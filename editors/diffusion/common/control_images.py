@@ -1,0 +1,222 @@
+"""Pictures for ControlNets: edges of the canonical picture, its depth, or a picture of the user.
+
+Edges are detected here without weights: by Canny (1986), and soft edges in place of those of HED (Xie and Tu, ICCV
+2015), whose ControlNets take any edges that are bright and of graded strength. Depth needs a network that estimates it,
+or a picture; a pose is a picture drawn by any tool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from editors.core.source import EditSource
+from editors.diffusion.backend.device_placement import fetch_model
+from editors.diffusion.backend.diffusers_model import ControlInput, DiffusionModel, Images, load_controlnet
+from editors.diffusion.backend.settings import wrong_setting_error
+from editors.diffusion.backend.weights import WeightsSource, check_model_folder, explain_load_errors
+from editors.diffusion.common.canvas import Canvas, join_pictures
+from editors.inputs.sizes import check_picture_size, compute_pixel_limit
+from neural_fields.core.errors import bad_input
+from neural_fields.imaging.image_io import read_picture
+
+CONTROL_KINDS = ("edges", "soft-edges", "depth", "pose", "picture")
+
+
+@dataclass(frozen=True)
+class SoftEdgeSettings:
+    """Settings of detecting soft edges."""
+
+    blur_sigmas_px: tuple[float, ...] = (1.0, 2.0, 4.0)  # at which edges are looked for
+    full_quantile: float = 0.99  # of the gradients: it counts as a full edge
+    min_full_gradient: float = 1.0  # of 8-bit grey: the noise of a flat picture is no edge
+
+
+DEFAULTS = SoftEdgeSettings()
+
+
+@dataclass(frozen=True)
+class ControlRequest:
+    """A ControlNet and the kind of picture that it gets.
+
+    Attributes:
+        kind: one of `KINDS`.
+        model: its folder, or its name on the hub.
+        scale: how strongly it is followed; 1 as trained.
+    """
+
+    kind: str
+    model: str
+    scale: float = 1.0
+
+
+def parse_control(text: str) -> ControlRequest:
+    """Parses `--control KIND=FOLDER` or `KIND=FOLDER@SCALE`.
+
+    Raises:
+        UserError: another form, an unknown kind, a scale that is negative (exit 2).
+    """
+    kind, equals, rest = text.partition("=")
+    model, at, number = rest.rpartition("@")
+    try:
+        scale = float(number) if at else 1.0
+    except ValueError:
+        model, at, scale = rest, "", 1.0
+    model = model if at else rest
+    if not equals or not model or kind not in CONTROL_KINDS:
+        raise wrong_setting_error(
+            "control",
+            text,
+            f"it is KIND=FOLDER, and the kinds are: {', '.join(CONTROL_KINDS)}",
+            "--control edges=FOLDER@0.8",
+        )
+    if not 0 <= scale < float("inf"):
+        raise wrong_setting_error("control", text, "the number behind @ is 0 or more", f"--control {kind}={model}@1")
+    return ControlRequest(kind, model, scale)
+
+
+def parse_control_pictures(texts: Sequence[str]) -> dict[str, Path]:
+    """Parses `--control-picture KIND=FILE`; returns the files by kind.
+
+    Raises:
+        UserError: another form or an unknown kind (exit 2).
+    """
+    found = {}
+    for text in texts:
+        kind, equals, file = text.partition("=")
+        if not equals or not file or kind not in CONTROL_KINDS:
+            fix = "--control-picture pose=pose.png"
+            raise wrong_setting_error(
+                "control-picture", text, f"it is KIND=FILE, and the kinds are: {', '.join(CONTROL_KINDS)}", fix
+            )
+        found[kind] = Path(file)
+    return found
+
+
+def detect_edges(images: Images, low: int = 100, high: int = 200) -> Images:
+    """Detects edges by Canny's method, as white lines on black; the thresholds are those of the ControlNets' training.
+
+    Args:
+        images: RGB in [0, 1].
+        low: gradient of 8-bit grey from which a line continues.
+        high: gradient of 8-bit grey from which a line begins.
+    """
+    detected = [cv2.Canny(grey, low, high) for grey in _convert_to_grey(images)]
+    lines = torch.from_numpy(np.stack(detected)).float()[:, None] / 255
+    return lines.expand(-1, 3, -1, -1).contiguous()
+
+
+def detect_soft_edges(images: Images, settings: SoftEdgeSettings = DEFAULTS) -> Images:
+    """Detects edges of graded strength: the largest gradient of brightness over several widths of blur, in [0, 1]."""
+    detected = []
+    for grey in _convert_to_grey(images):
+        strongest = np.zeros(grey.shape, np.float32)
+        for width in settings.blur_sigmas_px:
+            blurred = cv2.GaussianBlur(grey.astype(np.float32), (0, 0), width)
+            across, down = (cv2.Sobel(blurred, cv2.CV_32F, *axis) for axis in ((1, 0), (0, 1)))
+            gradient = width * np.hypot(across, down)  # times the width: a wide edge counts as much as a thin one
+            strongest = np.maximum(strongest, gradient)
+        full = max(float(np.quantile(strongest, settings.full_quantile)), settings.min_full_gradient)
+        detected.append(np.clip(strongest / full, 0, 1))
+    return torch.from_numpy(np.stack(detected))[:, None].expand(-1, 3, -1, -1).contiguous()
+
+
+def load_depth_estimator(weights: WeightsSource) -> Callable[[Images], Images]:
+    """Loads a depth network; the returned function estimates the depth of pictures: near is bright, in [0, 1].
+
+    Raises:
+        UserError: transformers is not installed, there is no such model, or it is another one (exit 3).
+    """
+    weights.check_name()
+    with explain_load_errors(weights):
+        from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+
+        folder = weights.local_folder or fetch_model(weights)
+        config = check_model_folder(folder, weights.unsafe)
+        network = AutoModelForDepthEstimation.from_pretrained(folder, use_safetensors=not weights.unsafe or None)
+        prepare = AutoImageProcessor.from_pretrained(folder)
+    network.eval()
+    metric_types = ("zoedepth", "prompt_depth_anything", "depth_pro")  # their output is in metres: near is small
+    is_metric = config.get("depth_estimation_type") == "metric" or config.get("model_type") in metric_types
+
+    @torch.no_grad()
+    def estimate_depth(images: Images) -> Images:
+        eight_bit = [(255 * image).round().to(torch.uint8).cpu().numpy() for image in images]
+        output = network(**prepare(images=eight_bit, return_tensors="pt")).predicted_depth.float()
+        nearness = -output if is_metric else output
+        full = torch.nn.functional.interpolate(nearness[:, None], images.shape[-2:], mode="bicubic")
+        low, high = full.amin(dim=(2, 3), keepdim=True), full.amax(dim=(2, 3), keepdim=True)
+        min_range = (1e-6 * full.abs().amax(dim=(2, 3), keepdim=True)).clamp(min=1e-30)  # a flat output stays flat
+        return ((full - low) / torch.maximum(high - low, min_range)).expand(-1, 3, -1, -1).contiguous()
+
+    return estimate_depth
+
+
+def load_controls(
+    model: DiffusionModel,
+    canvases: Sequence[Canvas],
+    requests: Sequence[ControlRequest],
+    make_picture: Callable[[ControlRequest, Canvas], Images],
+    unsafe: bool = False,
+) -> list[ControlInput]:
+    """Loads the ControlNets, each with its pictures of all canvases joined to one.
+
+    Args:
+        model: that they control.
+        canvases: that the model sees together.
+        requests: the ControlNets.
+        make_picture: makes the picture of a ControlNet for a canvas.
+        unsafe: whether weights that can run code are read.
+
+    Raises:
+        UserError: a model without a UNet, a ControlNet of another model (exit 3).
+    """
+    if model.unet is None:
+        raise bad_input(
+            "this model cannot follow a ControlNet",
+            why="only those for Stable Diffusion 1, 2 and XL are read",
+            fix="--model FOLDER with such a model",
+        )
+    controls = []
+    for follow in requests:
+        network = load_controlnet(WeightsSource(follow.model, str(model.device), unsafe), model)
+        wanted, given = network.config.cross_attention_dim, model.unet.config.cross_attention_dim
+        if wanted != given:
+            raise bad_input(
+                f"{follow.model} was made for another kind of model",
+                why=f"its text has {wanted} features, the model's {given}",
+                fix="use a ControlNet for the version of Stable Diffusion that --model is",
+            )
+        picture = join_pictures([make_picture(follow, canvas) for canvas in canvases], canvases, model.side_multiple)
+        controls.append(ControlInput(network, picture, follow.scale))
+    return controls
+
+
+def read_control_picture(path: Path, source: EditSource, canvas: Canvas) -> Images:
+    """Reads the part of a user's picture that the canvas covers.
+
+    Args:
+        path: of the picture, which has the aspect of the layer's canonical picture. Transparent places become black.
+        source: of the edit.
+        canvas: of the layer.
+
+    Raises:
+        UserError: a file that cannot be read, or of another shape (exit 3).
+    """
+    picture = source.pictures[canvas.layer]
+    painted = read_picture(path, max_pixels=compute_pixel_limit(picture.size))
+    check_picture_size(painted, picture.size, f"the picture of the layer {canvas.layer}")
+    shown: Float[np.ndarray, "height width 3"] = painted.rgba[..., :3] * painted.rgba[..., 3:]
+    return canvas.crop_picture(shown, picture.box).clamp(0, 1)
+
+
+def _convert_to_grey(images: Images) -> list[np.ndarray]:
+    """Converts pictures to 8-bit arrays of brightness."""
+    arrays = (255 * images.clamp(0, 1)).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [cv2.cvtColor(np.ascontiguousarray(array), cv2.COLOR_RGB2GRAY) for array in arrays]

@@ -1,0 +1,1 @@
+"""One diffusion editor a file."""

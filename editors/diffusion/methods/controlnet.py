@@ -1,0 +1,116 @@
+"""The region, generated so that it follows edges, depth, a pose or another picture.
+
+ControlNet (Zhang, Rao and Agrawala, ICCV 2023): a copy of the denoiser's first half reads the picture and adds to what
+the denoiser computes, each times its scale (section 3.4; several are summed).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+from editors.core.editor import EditorResult, Report
+from editors.core.source import EditSource
+from editors.diffusion.backend.diffusers_model import Images, load_model
+from editors.diffusion.backend.settings import wrong_setting_error
+from editors.diffusion.backend.weights import WeightsSource
+from editors.diffusion.common.canvas import Canvas
+from editors.diffusion.common.control_images import (
+    ControlRequest,
+    detect_edges,
+    detect_soft_edges,
+    load_controls,
+    load_depth_estimator,
+    parse_control,
+    parse_control_pictures,
+    read_control_picture,
+)
+from editors.diffusion.common.region import RegionalSettings, open_regions
+from editors.diffusion.methods.inpaint import repaint_regions
+from neural_fields.config.flags import Repeated
+from neural_fields.core.errors import bad_input
+
+DepthEstimator = Callable[[Images], Images] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlNet(RegionalSettings):
+    """ControlNet (Zhang et al., 2023): the layer made anew along its edges, its depth or a picture of yours."""
+
+    name: ClassVar[str] = "controlnet"
+
+    control: Repeated = ()
+    """A ControlNet: KIND=FOLDER or KIND=FOLDER@SCALE; KIND is edges, soft-edges, depth, pose, picture. Repeatable."""
+    control_picture: Repeated = ()
+    """KIND=FILE: follow this picture, of the shape of the canonical picture. May be repeated."""
+    depth_model: str = ""
+    """A folder of a network of transformers that estimates depth."""
+    edge_thresholds: tuple[int, int] = (100, 200)
+    """Canny's thresholds: lower ones find more lines."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.control:
+            raise wrong_setting_error("control", "", "there is nothing to follow", "--control edges=FOLDER")
+        given = parse_control_pictures(self.control_picture)
+        follows = [parse_control(text) for text in self.control]
+        for follow in follows:
+            in_picture = follow.kind in ("edges", "soft-edges")  # these are found in the canonical picture itself
+            if follow.kind in given or in_picture or (follow.kind == "depth" and self.depth_model):
+                continue
+            other = ", or --depth-model FOLDER" if follow.kind == "depth" else ""
+            fix = f"--control-picture {follow.kind}=FILE{other}"
+            raise wrong_setting_error(
+                "control", f"{follow.kind}={follow.model}", f"there is no {follow.kind} to follow", fix
+            )
+        if unused := given.keys() - {follow.kind for follow in follows}:
+            kind = min(unused)
+            fix = f"--control {kind}=FOLDER"
+            raise wrong_setting_error("control-picture", f"{kind}={given[kind]}", "no ControlNet follows it", fix)
+        if not 0 <= self.edge_thresholds[0] <= self.edge_thresholds[1]:
+            why = "the first is 0 or more and not above the second"
+            raise wrong_setting_error("edge-thresholds", self.edge_thresholds, why, "--edge-thresholds 100 200")
+
+    def __call__(self, source: EditSource, report: Report) -> EditorResult:
+        """Generates the region of each layer along what it has to follow."""
+        given = parse_control_pictures(self.control_picture)
+        if given and len(source.layers) > 1:
+            why = "a control picture belongs to one canonical picture"
+            raise bad_input("one control picture for several layers", why=why, fix=f"--layer {source.layers[0]}")
+        model = load_model(self.weights_source())
+        canvases, notes = open_regions(model, source, self, report)
+        follows = [parse_control(text) for text in self.control]
+        estimate_depth = None
+        if self.depth_model and "depth" not in given:
+            estimate_depth = load_depth_estimator(WeightsSource(self.depth_model, "cpu", self.unsafe_weights))
+        make_picture = partial(self._make_control_picture, source=source, given=given, estimate_depth=estimate_depth)
+        controls = load_controls(model, canvases, follows, make_picture, self.unsafe_weights)
+        return repaint_regions(model, canvases, self, report, controls, notes)
+
+    def _make_control_picture(
+        self,
+        follow: ControlRequest,
+        canvas: Canvas,
+        source: EditSource,
+        given: Mapping[str, Path],
+        estimate_depth: DepthEstimator,
+    ) -> Images:
+        """Makes the picture of a canvas that a ControlNet follows.
+
+        Args:
+            follow: what is followed.
+            canvas: of the layer.
+            source: the run.
+            given: pictures of the user's, by kind.
+            estimate_depth: None where there is no network for it.
+        """
+        if follow.kind in given:
+            return read_control_picture(given[follow.kind], source, canvas)
+        if follow.kind == "edges":
+            return detect_edges(canvas.image, *self.edge_thresholds)
+        if follow.kind == "soft-edges" or estimate_depth is None:
+            return detect_soft_edges(canvas.image)
+        return estimate_depth(canvas.image)

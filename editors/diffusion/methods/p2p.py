@@ -1,0 +1,343 @@
+"""Prompt-to-prompt: two prompts that differ in some words, and a picture that changes with those words only.
+
+Hertz, Mokady, Tenenbaum, Aberman, Pritch and Cohen-Or, Prompt-to-Prompt Image Editing with Cross Attention Control,
+ICLR 2023. Where a word shows in a picture is what its column of the cross-attention maps says. In a share of the steps
+the edit takes the columns of the original: those of the same word, those of the word it stands in for (section 3.2,
+"word swap"), its own for words that are new ("adding a new phrase"). The columns of a word times a factor make more or
+less of it ("attention re-weighting"). The two prompts are laid side by side word by word, so that one rule does for
+swapped and for added words.
+
+The picture is taken to noise as in `pnp.py`, and its latents there play the part of the paper's source branch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import interpolate, max_pool2d
+
+from editors.core.editor import EditorResult, Report
+from editors.core.source import EditSource
+from editors.diffusion.backend.diffusers_model import DiffusionModel, EncodedPrompt, load_model
+from editors.diffusion.backend.noise_schedule import DenoisedLatents, Latents
+from editors.diffusion.backend.settings import wrong_setting_error
+from editors.diffusion.common.attention import (
+    AttentionProcessor,
+    FeatureRecorder,
+    RecordedTensors,
+    attend_with_recorded,
+    list_cross_attention,
+    list_self_attention,
+    plain_attention,
+)
+from editors.diffusion.common.region import open_regions
+from editors.diffusion.methods.pnp import FeatureInjectionSettings, repaint_from_inversion
+from neural_fields.config.flags import Repeated
+
+Maps = Float[Tensor, "pictures heads places words"]
+
+
+@dataclass(frozen=True)
+class PromptToPromptSettings:
+    """Settings of prompt-to-prompt; those of the local blend are as in the paper's own program."""
+
+    min_replaced_ratio: int = 4  # latents per token from which self-attention of a layer is the original's
+    min_blend_ratio: int = 16  # latents per token from which the maps of a layer say where words are
+    settled_share: float = 0.2  # of the steps, after which the maps say where a word is
+    min_map_value: float = 0.3  # of the largest value of a map: what is above belongs to the word
+
+
+DEFAULTS = PromptToPromptSettings()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptToPrompt(FeatureInjectionSettings):
+    """Prompt-to-Prompt (Hertz et al., 2023): words of a prompt are exchanged, added, made more or less of."""
+
+    name: ClassVar[str] = "p2p"
+
+    source_prompt: str
+    """What the layer shows now; the prompt says the same in other words where it shall change."""
+    cross: float = 0.8
+    """Share of the steps, from the first on, in which words show where they showed in the original."""
+    attention: float = 0.4
+    """Share of the steps, from the first on, in which coarse self-attention looks where it looked in the original."""
+    weight: Repeated = ()
+    """WORD=FACTOR: more (above 1) or less of a word of the prompt. May be repeated."""
+    local_blend: Repeated = ()
+    """A word of either prompt: the picture changes only where such words show. May be repeated."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_share("cross", self.cross, 0.8)
+        self.check_share("attention", self.attention, 0.4)
+        if not self.source_prompt.strip():
+            raise wrong_setting_error(
+                "source-prompt", self.source_prompt, "it says what is there", '--source-prompt "a car"'
+            )
+        self._parse_factors()
+        both = {*_split_words(self.prompt), *_split_words(self.source_prompt)}
+        for word in self.local_blend:
+            if word.lower() not in both:
+                raise wrong_setting_error(
+                    "local_blend", word, "it is in neither prompt", f"--local-blend {_split_words(self.prompt)[-1]}"
+                )
+
+    def __call__(self, source: EditSource, report: Report) -> EditorResult:
+        """Changes the region of each layer as the words of its prompt are changed."""
+        model = load_model(self.weights_source())
+        kept = FeatureRecorder([*list_self_attention(model.unet), *list_cross_attention(model.unet)])
+        canvases, notes = open_regions(model, source, self, report)
+        now, wanted = model.encode_prompt(self.source_prompt), model.encode_prompt(self.prompt, self.negative)
+        tokenizer = model.pipeline.tokenizer
+        exchange = WordExchange.align_prompts(
+            tokenizer, self.source_prompt, self.prompt, self._parse_factors(), now.states.shape[1]
+        )
+        places = LocalBlendMask(
+            before=find_word_tokens(tokenizer, self.source_prompt, self.local_blend),
+            after=find_word_tokens(tokenizer, self.prompt, self.local_blend),
+        )
+        redo = partial(self._predict_step, model, now, wanted, kept, exchange, places)
+        return repaint_from_inversion(
+            model, canvases, self, now, redo, report, places.compute_mask if self.local_blend else None, notes
+        )
+
+    def _predict_step(
+        self,
+        model: DiffusionModel,
+        now: EncodedPrompt,
+        wanted: EncodedPrompt,
+        kept: FeatureRecorder,
+        exchange: WordExchange,
+        places: LocalBlendMask,
+        latents: Latents,
+        original: Latents,
+        done: int,
+    ) -> DenoisedLatents:
+        """Predicts one step with the original's attention."""
+        times = model.schedule.select_times(self.steps, self.strength)
+        share, time, size = done / len(times), times[done], latents.shape[-2] * latents.shape[-1]
+        with kept.record_features(model):
+            model.predict_denoised(original, time, now, 1.0)
+        places.choose_layers(latents, kept, settled=share >= places.settings.settled_share)
+        replaced: dict[str, AttentionProcessor] = {}
+        if share < self.attention:
+            coarse = []
+            for name in list_self_attention(model.unet):
+                tokens = kept.recorded[name][0][0].shape[2]
+                if places.settings.min_replaced_ratio * tokens <= size:
+                    coarse.append(name)
+            replaced |= kept.make_replaying_processors(coarse, _attend_like_original)
+        for name in list_cross_attention(model.unet):
+            mix = partial(exchange.attend, share < self.cross, places if name in places.layers else None)
+            replaced |= kept.make_replaying_processors([name], mix)
+        with kept.inject_features(model, replaced):
+            return model.predict_denoised(latents, time, wanted, self.guidance)
+
+    def _parse_factors(self) -> dict[str, float]:
+        """Parses the words of `--weight` and their factors.
+
+        Raises:
+            UserError: one that is not of the form WORD=FACTOR, or whose word the prompt does not have (exit 2).
+        """
+        factors = {}
+        for given in self.weight:
+            word, _, factor = given.rpartition("=")
+            try:
+                factors[word.lower()] = float(factor)
+            except ValueError:
+                raise wrong_setting_error("weight", given, "it is WORD=FACTOR", "--weight dots=2.0") from None
+            if word.lower() not in _split_words(self.prompt):
+                raise wrong_setting_error(
+                    "weight",
+                    given,
+                    f"{word!r} is no word of the prompt",
+                    f"--weight {_split_words(self.prompt)[-1]}=2.0",
+                )
+        return factors
+
+
+@dataclass(frozen=True)
+class WordExchange:
+    """How the cross-attention maps of an edit are mixed from its own and the original's.
+
+    Attributes:
+        column_weights: weights of the original's columns in the column of each word of the edit.
+        original_share: 1 for words whose columns are the original's, 0 for new ones.
+        word_factors: of each word.
+    """
+
+    column_weights: Float[Tensor, "before after"]
+    original_share: Float[Tensor, " after"]
+    word_factors: Float[Tensor, " after"]
+
+    @staticmethod
+    def align_prompts(
+        tokenizer: Any, before: str, after: str, factors: Mapping[str, float], length: int
+    ) -> WordExchange:
+        """Aligns two prompts word by word.
+
+        Args:
+            tokenizer: of the model.
+            before: the prompt of the original.
+            after: the prompt of the edit.
+            factors: of words of `after`, which are 1 otherwise.
+            length: tokens of an encoded prompt.
+        """
+        taken, factor = torch.zeros(length, length), torch.ones(length)
+        old, new = _list_token_spans(tokenizer, before), _list_token_spans(tokenizer, after)
+        # Words that stand for each other: the same word, or one of as many that are exchanged together
+        matcher = SequenceMatcher(None, [word for word, _ in old], [word for word, _ in new], autojunk=False)
+        for _, old_start, old_stop, new_start, new_stop in matcher.get_opcodes():
+            if old_stop - old_start != new_stop - new_start:
+                continue
+            pairs = zip(old[old_start:old_stop], new[new_start:new_stop], strict=True)
+            for (_, source), (_, target) in pairs:
+                if len(source) == len(target):
+                    taken[list(source), list(target)] = 1
+                elif source and target:  # each token takes an equal part of them all
+                    taken[source.start : source.stop, target.start : target.stop] = 1 / len(target)
+        # The beginning, the end of the prompt, and what fills it up
+        old_end = max((span.stop for _, span in old), default=1)
+        new_end = max((span.stop for _, span in new), default=1)
+        taken[0, 0] = 1
+        for k in range(new_end, length):
+            taken[min(old_end + k - new_end, length - 1), k] = 1
+        for word, span in new:
+            factor[span.start : span.stop] = factors.get(word, 1.0)
+        return WordExchange(taken, (taken.sum(0) > 0).float(), factor)
+
+    def attend(
+        self,
+        exchanged: bool,
+        blend_mask: LocalBlendMask | None,
+        held: RecordedTensors,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+    ) -> Tensor:
+        """Attends to the prompt with the changed maps, in the part of a batch that sees it; as usual in the rest.
+
+        Args:
+            exchanged: whether words take the original's maps; their factors count in any case.
+            blend_mask: counts the maps in; None for a layer that is not asked.
+            held: query and key of the original's pass.
+            query: of this pass; its last rows, as many as `held` has, see the prompt.
+            key: of this pass, a row for each of `query`.
+            value: of this pass, a row for each of `query`.
+        """
+        count = len(held[0])
+        new, old = compute_attention_maps(query[-count:], key[-count:]), compute_attention_maps(*held)
+        if blend_mask is not None:
+            blend_mask.accumulate_maps(old, new)
+        if exchanged:
+            share = self.original_share.to(new)
+            new = (old @ self.column_weights.to(old)) * share + new * (1 - share)
+        seen = (new * self.word_factors.to(new)) @ value[-count:]
+        if len(query) == count:
+            return seen
+        return torch.cat([plain_attention(query[:-count], key[:-count], value[:-count], None), seen])
+
+
+@dataclass
+class LocalBlendMask:
+    """Where words show, from cross-attention maps summed over the steps: the paper's "local blend" (section 3.2).
+
+    Attributes:
+        before, after: the tokens of the words in the prompt of the original and in that of the edit.
+        layers: the attention layers that are asked.
+        settings: which layers are asked, and when and where their maps count.
+    """
+
+    before: Sequence[int]
+    after: Sequence[int]
+    layers: frozenset[str] = frozenset()
+    settings: PromptToPromptSettings = DEFAULTS
+    _sums: dict[str, Tensor] = field(default_factory=dict)
+    _size: tuple[int, int] = (1, 1)
+    _settled: bool = False
+
+    def choose_layers(self, latents: Latents, kept: FeatureRecorder, settled: bool) -> None:
+        """Chooses the layers that are asked at a step.
+
+        Args:
+            latents: of the step, for their size.
+            kept: attention of the original's pass.
+            settled: whether the maps say already where words are.
+
+        Raises:
+            UserError: the picture is larger than the model sees at once (exit 2).
+        """
+        self._size, self._settled = (latents.shape[-2], latents.shape[-1]), settled
+        if not (self.before or self.after):
+            return
+        names = [name for name in kept.layers if name.endswith("attn2.processor")]
+        if any(len(kept.recorded[name]) > 1 for name in names):
+            raise wrong_setting_error(
+                "local_blend", "set", "it needs a picture that the model sees at once", "leave --side out"
+            )
+        tokens = {name: kept.recorded[name][0][0].shape[2] for name in names}
+        max_tokens = max(self._size[0] * self._size[1] // self.settings.min_blend_ratio, min(tokens.values()))
+        self.layers = frozenset(name for name in names if tokens[name] <= max_tokens)
+
+    def accumulate_maps(self, old: Maps, new: Maps) -> None:
+        """Counts the maps of a layer in, of the original and of the edit."""
+        rows, columns = self._size
+        for which, maps, tokens in (("before", old, self.before), ("after", new, self.after)):
+            if not tokens:
+                continue
+            flat = maps[..., list(tokens)].sum(-1).mean(1)
+            # As a picture of the size of the latents; each place spreads to its neighbors
+            factor = round((rows * columns / flat.shape[1]) ** 0.5)
+            grid = flat.unflatten(1, (1, rows // factor, columns // factor)).float()
+            picture = interpolate(max_pool2d(grid, 3, 1, 1), self._size, mode="bilinear")
+            self._sums[which] = self._sums[which] + picture if which in self._sums else picture
+
+    def compute_mask(self) -> Float[Tensor, "n 1 rows columns"]:
+        """Returns 1 where any of the words shows; everywhere in the first steps, when the maps do not say yet."""
+        shares = [total / total.amax(dim=(2, 3), keepdim=True) for total in self._sums.values()]
+        shown = torch.stack(shares).amax(0) > self.settings.min_map_value
+        return (shown if self._settled else torch.ones_like(shown)).float()
+
+
+def compute_attention_maps(query: Float[Tensor, "n h places d"], key: Float[Tensor, "n h words d"]) -> Maps:
+    """Computes attention maps: how much each place attends to each word; sums to 1 over the words."""
+    return (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1)
+
+
+def find_word_tokens(tokenizer: Any, prompt: str, words: Sequence[str]) -> list[int]:
+    """Lists the tokens of an encoded prompt that belong to some words; its beginning and end count as tokens."""
+    wanted = {word.lower() for word in words}
+    return [number for word, span in _list_token_spans(tokenizer, prompt) if word in wanted for number in span]
+
+
+def _split_words(prompt: str) -> list[str]:
+    """Splits a prompt into words and marks, in small letters."""
+    return re.findall(r"[\w'-]+|[^\w\s]+", prompt.lower())
+
+
+def _list_token_spans(tokenizer: Any, prompt: str) -> list[tuple[str, range]]:
+    """Lists the words of a prompt with their tokens; what does not fit into the tokenizer's length has none."""
+    spans, start, last = [], 1, int(tokenizer.model_max_length) - 1
+    for word in _split_words(prompt):
+        stop = start + len(tokenizer(word, add_special_tokens=False).input_ids)
+        spans.append((word, range(min(start, last), min(stop, last))))
+        start = stop
+    return spans
+
+
+def _attend_like_original(held: RecordedTensors, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attends with the original's maps, in the part of a batch that sees the prompt."""
+    count = len(held[0])
+    changed = attend_with_recorded(held, query[-count:], key[-count:], value[-count:])
+    if len(query) == count:
+        return changed
+    return torch.cat([plain_attention(query[:-count], key[:-count], value[:-count], None), changed])

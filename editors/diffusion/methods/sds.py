@@ -1,0 +1,237 @@
+"""Score distillation on the texture of a region: its texels are optimized until a diffusion model likes what they show.
+
+DreamFusion (Poole et al., 2023) optimizes a 3D scene in this way; DynVideo-E (Liu et al., 2024) and shape-aware layered
+editing (Lee et al., 2023) the texture of a video. Nothing is generated at once, so that other losses can pull too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from editors.core.editor import EditorResult, Report, report_nothing
+from editors.core.source import EditSource
+from editors.diffusion.backend.diffusers_model import Images, load_model
+from editors.diffusion.backend.noise_schedule import Latents, NoiseSchedule
+from editors.diffusion.backend.settings import PromptedSettings, wrong_setting_error
+from editors.diffusion.common.canvas import join_canvases, open_canvases, split_joined_picture
+from editors.diffusion.common.score_distillation import (
+    DistillationPrompts,
+    NoisedSample,
+    Score,
+    Variant,
+    draw_time,
+    gradient_loss,
+    make_score,
+    replace_nonfinite,
+)
+
+
+@dataclass(frozen=True)
+class TextureSettings:
+    """Settings of the texture that is optimized."""
+
+    n_levels: int = 4  # scales: whole texels, and 2, 4 and 8 of them
+    color_margin: float = 0.02  # colors start at least so far from black and white, where a sigmoid still moves
+
+
+DEFAULTS = TextureSettings()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sds(PromptedSettings):
+    """DreamFusion's score distillation (Poole et al., 2023) on the texels of the region."""
+
+    name: ClassVar[str] = "sds"
+
+    variant: Variant = "sds"
+    """sds, csd (the prompt alone), nfsd (noise-free, for a guidance of 7.5) or dds (what the two prompts differ in)."""
+    source_prompt: str = ""
+    """What the layer shows now; only dds uses it."""
+    steps: int = 300
+    """Steps of the optimization."""
+    keep: float = 0.0
+    """How strongly the region's colours are held at the source's: 0 leaves them free, 0.1 can be seen."""
+    rate: float = 0.05
+    """Learning rate of Adam."""
+    anneal: bool = True
+    """Looks at less and less noise as the run goes on: large shapes first, details after them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.keep < math.inf:
+            raise wrong_setting_error("keep", self.keep, "it is 0 or more", "--keep 0.1")
+        if not 0 < self.rate < math.inf:
+            raise wrong_setting_error("rate", self.rate, "it is above 0", "--rate 0.05")
+
+    def __call__(self, source: EditSource, report: Report) -> EditorResult:
+        """Repaints the region of each layer texel by texel."""
+        model = load_model(self.weights_source())
+        side = self.side or model.trained_side
+        regions = {layer: source.read_region(layer) for layer in source.layers}
+        canvases = open_canvases(source.pictures, regions, side, model.side_multiple, self.feather)
+        image, region = (part.to(model.device) for part in join_canvases(canvases, model.side_multiple))
+        words = DistillationPrompts(self.prompt, self.negative, self.source_prompt)
+        with torch.no_grad():
+            score = make_score(model, self.variant, words, self.guidance)
+        picture = optimize_texture(
+            PyramidTexture(image, region),
+            ScoreObjective(model.encode_images, score, model.schedule, needs_source=self.variant == "dds"),
+            TextureOptimization(self.steps, self.rate, self.keep, max(1.0, self.guidance), self.anneal, self.seed),
+            window=model.trained_side if side > model.trained_side else None,
+            multiple=model.side_multiple,
+            report=report,
+        )
+        parts = split_joined_picture(picture.cpu(), canvases, model.side_multiple)
+        overlays = {canvas.layer: canvas.make_overlay(part) for canvas, part in zip(canvases, parts, strict=True)}
+        return EditorResult(overlays, model.notes)
+
+
+class PyramidTexture(torch.nn.Module):
+    """A picture whose region is free: the source, changed by the sum of pictures of falling size.
+
+    The coarse ones let large parts change color together in few steps, the fine ones add the detail. All are added
+    before a sigmoid, so that colors stay in (0, 1). Outside the region it is the source, exactly.
+
+    Args:
+        original: the picture before the edit, in [0, 1].
+        region: 1 where it may change, 0 where not.
+        settings: of the texture.
+    """
+
+    def __init__(
+        self, original: Images, region: Float[Tensor, "#n 1 height width"], settings: TextureSettings = DEFAULTS
+    ) -> None:
+        super().__init__()
+        self.original, self.region = original, region
+        self.start = original.clamp(settings.color_margin, 1 - settings.color_margin).logit()
+        self.levels = torch.nn.ParameterList()
+        for level in range(settings.n_levels):
+            size = [max(1, side >> level) for side in original.shape[-2:]]
+            self.levels.append(torch.nn.Parameter(torch.zeros(*original.shape[:2], *size).to(original)))
+
+    def compute_colors(self) -> Images:
+        """Returns the colors as they are now, of the region and of what it touches."""
+        size = self.start.shape[-2:]
+        change = sum(torch.nn.functional.interpolate(level, size, mode="bilinear") for level in self.levels)
+        return (self.start + change).sigmoid()
+
+    def forward(self) -> Images:
+        """Returns the picture as it is now."""
+        return self.region * self.compute_colors() + (1 - self.region) * self.original
+
+
+@dataclass(frozen=True)
+class ScoreObjective:
+    """The objective of score distillation for a picture.
+
+    Attributes:
+        encode: pictures in [0, 1] to latents, differentiable.
+        score: the gradient in the latents.
+        schedule: from which times are drawn.
+        needs_source: whether `score` wants the source's latents too.
+    """
+
+    encode: Callable[[Images], Latents]
+    score: Score
+    schedule: NoiseSchedule
+    needs_source: bool = False
+
+    def compute_loss(self, picture: Images, source: Images, time: int, generator: torch.Generator) -> Float[Tensor, ""]:
+        """Computes a loss whose gradient moves `picture` along the score, with newly drawn noise.
+
+        Its gradient is that for the mean over all latents: it means the same whatever the size.
+
+        Args:
+            picture: RGB in [0, 1].
+            source: the picture before the edit, of the same size.
+            time: of the schedule.
+            generator: of the noise.
+        """
+        pixels = picture.detach().requires_grad_(True)
+        latents = self.encode(pixels)
+        with torch.no_grad():
+            noise = torch.randn(latents.shape, generator=generator).to(latents)
+            before = self.encode(source) if self.needs_source else None
+            gradient = replace_nonfinite(self.score(NoisedSample(latents.detach(), time, noise, before)).to(latents))
+        # The encoder is gone through backwards before the mean is taken, whose small numbers half precision would lose.
+        (pixel_gradient,) = torch.autograd.grad(latents, pixels, gradient)
+        return gradient_loss(picture, pixel_gradient / latents.numel())
+
+
+@dataclass(frozen=True)
+class TextureOptimization:
+    """Settings of an optimization of the texture, from those of the editor.
+
+    Attributes:
+        steps, rate: of Adam.
+        keep: weight of the mean absolute change of color.
+        scale: the gradient of the score is divided by this, so that `keep` means the same at every guidance.
+        anneal: as in `draw_time`.
+        seed: of times, noise and windows.
+    """
+
+    steps: int
+    rate: float
+    keep: float = 0.0
+    scale: float = 1.0
+    anneal: bool = True
+    seed: int = 0
+
+
+def optimize_texture(
+    texture: PyramidTexture,
+    objective: ScoreObjective,
+    optimization: TextureOptimization,
+    *,
+    window: int | None = None,
+    multiple: int = 1,
+    report: Report = report_nothing,
+) -> Images:
+    """Optimizes a texture by Adam (Kingma and Ba, 2015).
+
+    Args:
+        texture: changed in place.
+        objective: of every step.
+        optimization: steps, rate, seed and so on.
+        window: side of the random square that each step looks at; the whole picture where it is None.
+        multiple: windows start at multiples of this.
+        report: of the progress.
+
+    Returns:
+        The colors of the texture at the end, of the region and of what it touches.
+    """
+    generator = torch.Generator().manual_seed(optimization.seed)
+    levels = list(texture.levels)
+    # Details of pictures are weaker the finer they are, about as their size (Field, 1987). With one rate for all, the
+    # finest level fills with specks that only the encoder sees.
+    groups = [{"params": [level], "lr": optimization.rate / 2**fineness} for fineness, level in enumerate(levels[::-1])]
+    adam = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-12)
+    for step in range(optimization.steps):
+        picture = texture()
+        # The whole picture, or a square around a random pixel of the region.
+        height, width = texture.region.shape[-2:]
+        rows, columns = slice(0, height), slice(0, width)
+        if window is not None:
+            inside = (texture.region[0, 0] > 0).nonzero()
+            center = inside[int(torch.randint(len(inside), (), generator=generator))].tolist()
+            top, left = (
+                min(max(0, place - window // 2), max(0, limit - window)) // multiple * multiple
+                for place, limit in zip(center, (height, width), strict=True)
+            )
+            rows, columns = slice(top, top + window), slice(left, left + window)
+        time = draw_time(objective.schedule, step / optimization.steps, optimization.anneal, generator)
+        after, before = picture[..., rows, columns], texture.original[..., rows, columns]
+        loss = objective.compute_loss(after, before, time, generator) / optimization.scale
+        loss = loss + optimization.keep * (picture - texture.original).abs().sum() / (3 * texture.region.sum())
+        for level, gradient in zip(levels, torch.autograd.grad(loss, levels), strict=True):
+            level.grad = gradient
+        adam.step()
+        report("distilling", step + 1, optimization.steps)
+    return texture.compute_colors().detach()

@@ -1,0 +1,158 @@
+"""StableVideo: keyframes are edited one after another, each from the canonical picture as edited by those before it.
+
+Chai, Guo, Wang and Lu, ICCV 2023, section 3.2: the first keyframe is made from noise; for each further one the edits so
+far are looked up through the canonical picture, noised to nine tenths, and denoised with the same noise, prompt and
+edges. The keyframes are merged by the median, and what that misses of them goes back (`fusing.py`; in place of the
+small network of their section 3.3). Different here: what no earlier keyframe shows is made from noise as in the first,
+beside what they show; and around the layers the frame stays, so that the model sees what the edit has to fit to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from editors.core.editor import EditorResult, Report
+from editors.core.source import EditSource
+from editors.diffusion.backend.diffusers_model import ControlInput, DiffusionModel, EncodedPrompt, Images, load_model
+from editors.diffusion.backend.noise_schedule import DenoisedLatents, Latents, NoiseSchedule
+from editors.diffusion.backend.sampling import Denoiser, denoise_region, shrink_mask_to_latents
+from editors.diffusion.backend.settings import wrong_setting_error
+from editors.diffusion.common.control_images import detect_edges, detect_soft_edges, load_controls, parse_control
+from editors.diffusion.common.keyframe_fusion import (
+    fuse_keyframes,
+    make_overlays,
+    noise_to_first_time,
+    render_into_keyframes,
+)
+from editors.diffusion.common.keyframes import KeyframedSettings, Keyframes, open_keyframes
+from editors.diffusion.common.region import make_inpainting_inputs
+
+# By the kind of ControlNet that follows the edges
+EDGE_DETECTORS: dict[str, Callable[[Images], Images]] = {"edges": detect_edges, "soft-edges": detect_soft_edges}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StableVideo(KeyframedSettings):
+    """StableVideo (Chai et al., 2023): keyframes one after another, each from what the edits before it show of it."""
+
+    name: ClassVar[str] = "stablevideo"
+
+    follow: float = 0.9
+    """How much noise is put on the earlier edits for the next keyframe, in (0, 1]; less keeps closer to them."""
+    control: str = ""
+    """A ControlNet that follows the frames' edges: edges=FOLDER or soft-edges=FOLDER, with @SCALE for how strongly."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.follow <= 1:
+            raise wrong_setting_error("follow", self.follow, "it is above 0 and at most 1", "--follow 0.8")
+        if self.control and parse_control(self.control).kind not in EDGE_DETECTORS:
+            why = f"of a frame only these are found: {', '.join(EDGE_DETECTORS)}"
+            raise wrong_setting_error("control", self.control, why, "--control edges=FOLDER")
+
+    def __call__(self, source: EditSource, report: Report) -> EditorResult:
+        """Edits the keyframes one after another and merges them."""
+        numbers = self.choose_frames(source)  # a wrong one is told before a large model is read
+        model = load_model(self.weights_source())
+        keyframes = open_keyframes(source, numbers, self.side or model.trained_side, model.side_multiple, self.feather)
+        done: list[Images] = []
+        with torch.no_grad():
+            text = model.encode_prompt(self.prompt, self.negative)
+            controls = []
+            if self.control:
+                canvas = next(iter(keyframes.layers.values())).canvas
+                follows = [parse_control(self.control)]
+                first_edges = self._detect_edges(keyframes.images[:1])
+                controls = load_controls(model, [canvas], follows, lambda *_: first_edges, self.unsafe_weights)
+            for index in range(len(keyframes.frames)):
+                report("editing keyframes", index, len(keyframes.frames))
+                here = keyframes[index : index + 1]
+                before = fuse_keyframes(keyframes[:index], torch.cat(done)) if done else {}
+                start, known = render_into_keyframes(here, before)
+                shown = [replace(one, picture=self._detect_edges(here.images)) for one in controls]
+                done.append(self._edit_keyframe(model, text, here, start, known, shown))
+            found = fuse_keyframes(keyframes, torch.cat(done))
+            return make_overlays(model, text, self, keyframes, found, report)
+
+    def _detect_edges(self, images: Images) -> Images:
+        return EDGE_DETECTORS[parse_control(self.control).kind](images)
+
+    def _edit_keyframe(
+        self,
+        model: DiffusionModel,
+        text: EncodedPrompt,
+        here: Keyframes,
+        start: Images,
+        known: Float[Tensor, "1 1 height width"],
+        controls: Sequence[ControlInput],
+    ) -> Images:
+        """Edits one keyframe.
+
+        Args:
+            model: the diffusion model.
+            text: the prompt.
+            here: the keyframe alone.
+            start: what it shows of earlier edits, over its own picture.
+            known: how much of each pixel earlier edits fill.
+            controls: with the edges of this keyframe.
+        """
+        schedule, image = model.schedule, start.to(model.device)
+        original = model.encode_images(image)
+        noise = model.draw_noise(original, self.seed)
+        inside = shrink_mask_to_latents(here.change_mask.to(model.device), original)
+        extra = make_inpainting_inputs(model, image, inside)
+        times = schedule.select_times(self.steps, self.strength)
+        known = torch.nn.functional.avg_pool2d(known, model.pixels_per_latent).to(model.device)
+        held = keep_known_latents(
+            lambda noised, time: model.predict_denoised(
+                noised, time, text, self.guidance, controls=controls, extra=extra
+            ),
+            schedule,
+            original,
+            (known > 0.5).float(),  # latents most of which earlier edits fill
+            times[: -len(schedule.select_times(self.steps, self.follow))],
+        )
+        latents = denoise_region(
+            noise_to_first_time(original, noise, inside, times[0], schedule, self.strength),
+            times,
+            schedule,
+            held,
+            original=original,
+            noise=noise,
+            region=inside,
+        )
+        return model.decode_latents(latents).cpu()
+
+
+def keep_known_latents(
+    predict: Denoiser,
+    schedule: NoiseSchedule,
+    clean: Latents,
+    known: Float[Tensor, "#n 1 height width"],
+    times: Sequence[int],
+) -> Denoiser:
+    """Makes a prediction that at some times keeps the known part of a picture; the rest is generated beside it.
+
+    Once those times are over, the known part is as if it had been noised to the last of them and denoised from there.
+
+    Args:
+        predict: the prediction of the model.
+        schedule: of the model.
+        clean: latents of the known picture.
+        known: 1 where it is known.
+        times: at which it is kept.
+    """
+
+    def predict_keeping_known(latents: Latents, time: int) -> DenoisedLatents:
+        prediction = predict(latents, time)
+        if time not in times:
+            return prediction
+        return schedule.assume_clean(latents, prediction.clean + known * (clean - prediction.clean), time)
+
+    return predict_keeping_known

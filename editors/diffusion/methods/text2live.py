@@ -1,0 +1,362 @@
+"""Text2LIVE (Bar-Tal et al., ECCV 2022): a small network is trained, for this edit alone, to paint over a picture.
+
+The network sees the picture and returns colors and opacity. It is trained under CLIP with the paper's losses (section
+3.1 and 3.2), or under score distillation of the composed picture, where a diffusion model is at hand and CLIP is not.
+Because a network makes the layer, and not each texel for itself, it is smooth, and it follows the picture's own shapes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from editors.core.editor import EditorResult, Report, report_nothing
+from editors.core.source import EditSource
+from editors.diffusion.backend.clip_model import ClipModel, compute_self_similarity, load_clip, spherical_distance
+from editors.diffusion.backend.diffusers_model import Images, load_model
+from editors.diffusion.backend.noise_schedule import Latents
+from editors.diffusion.backend.settings import PromptedSettings, wrong_setting_error
+from editors.diffusion.backend.weights import WeightsSource
+from editors.diffusion.common.canvas import join_canvases, open_canvases, split_joined_picture
+from editors.diffusion.common.score_distillation import DistillationPrompts, Variant, draw_time, make_score
+from editors.diffusion.methods.sds import ScoreObjective
+
+# Prompts are embedded as the mean over these: a single sentence depends much on its wording (Radford et al., 2021).
+TEMPLATES = ("{}.", "a photo of {}.", "an image of {}.", "a picture of {}.", "a bright photo of {}.", "{} in a scene.")
+SCREENS = ("{} over a green screen.", "{} in front of a green screen.")
+
+
+@dataclass(frozen=True)
+class PaintedLayerSettings:
+    """Settings of the network that paints a layer, and of its losses; as published, for videos."""
+
+    max_scales: int = 7  # of the network
+    max_channels: int = 128  # of its convolutions
+    skip_channels: int = 4  # of its connections at each scale
+    n_views: int = 6  # crops per step that CLIP looks at
+    min_view: float = 0.8  # of a side: no crop is smaller
+    mirror_share: float = 0.5  # of the crops are mirrored
+    screen_color: tuple[float, float, float] = (0.0, 177 / 255, 64 / 255)  # green
+    composition_weight: float = 1.0  # of this loss under CLIP
+    screen_weight: float = 1.0  # of this loss under CLIP
+    structure_weight: float = 3.0  # of this loss under CLIP, where the user names none
+    opacity_weight: float = 0.01  # of the mean opacity in the sparsity loss
+    painted_weight: float = 0.005  # of the count of painted pixels in the sparsity loss
+    painted_slope: float = 5.0  # of the sigmoid that counts them
+    clip_multiple: int = 8  # sides of a canvas that only CLIP looks at
+
+
+DEFAULTS = PaintedLayerSettings()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text2Live(PromptedSettings):
+    """A layer over the picture, painted by a network that is trained for it (Bar-Tal et al., 2022)."""
+
+    name: ClassVar[str] = "text2live"
+
+    model: str = ""
+    """A text-to-image model that takes CLIP's place (score distillation of the result)."""
+    clip_model: str = ""
+    """A folder of a CLIP model, or its name on the hub."""
+    source_prompt: str = ""
+    """What the layer shows now, such as "a swan": the edit then follows the difference of the two prompts."""
+    steps: int = 300
+    """Steps of training; the paper takes 1000 for a picture."""
+    variant: Variant = "sds"
+    """Kind of score distillation with --model: sds, csd, nfsd or dds."""
+    structure: float | None = None
+    """How strongly the layout of the picture is kept (default: 3 under CLIP, 0 under --model)."""
+    sparsity: float = 0.1
+    """How strongly opacity is held back: more paints less."""
+    rate: float = 2.5e-3
+    """Learning rate of Adam."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.model) == bool(self.clip_model):
+            why = "the layer is trained under a CLIP or under a text-to-image model: name one of the two"
+            raise wrong_setting_error("clip-model", self.clip_model, why, "--clip-model FOLDER, or --model FOLDER")
+        for flag, value in (("structure", self.structure), ("sparsity", self.sparsity)):
+            if value is not None and not 0 <= value < math.inf:
+                raise wrong_setting_error(flag, value, "it is 0 or more", f"--{flag} 1")
+        if not 0 < self.rate < math.inf:
+            raise wrong_setting_error("rate", self.rate, "it is above 0", "--rate 0.0025")
+
+    def __call__(self, source: EditSource, report: Report) -> EditorResult:
+        """Paints a layer over the region of each layer."""
+        if self.clip_model:
+            clip = load_clip(WeightsSource(self.clip_model, self.device, self.unsafe_weights))
+            structure = DEFAULTS.structure_weight if self.structure is None else self.structure
+            terms = make_clip_loss(clip, self.prompt, self.source_prompt, structure)
+            judge = LayerCritic(terms, clip.device, clip.side, DEFAULTS.clip_multiple)
+        else:
+            model = load_model(self.weights_source())
+            with torch.no_grad():
+                words = DistillationPrompts(self.prompt, self.negative, self.source_prompt)
+                score = make_score(model, self.variant, words, self.guidance)
+            objective = ScoreObjective(model.encode_images, score, model.schedule, needs_source=self.variant == "dds")
+            terms = make_score_loss(objective, self.structure or 0.0, max(1.0, self.guidance))
+            judge = LayerCritic(terms, model.device, model.trained_side, model.side_multiple, model.notes)
+        regions = {layer: source.read_region(layer) for layer in source.layers}
+        side = self.side or judge.side
+        canvases = open_canvases(source.pictures, regions, side, judge.multiple, self.feather)
+        image, region = (part.to(judge.device) for part in join_canvases(canvases, judge.multiple))
+        painting = GeneratorTraining(self.steps, self.rate, self.sparsity, self.seed)
+        layer = train_layer(image, region, judge.compute_loss, painting, report)
+        parts = split_joined_picture(layer.cpu(), canvases, judge.multiple)
+        overlays = {canvas.layer: canvas.make_rgba_overlay(part) for canvas, part in zip(canvases, parts, strict=True)}
+        return EditorResult(overlays, judge.notes)
+
+
+@dataclass(frozen=True)
+class PaintedLayer:
+    """A layer that the network paints over a picture.
+
+    Attributes:
+        color: RGB in [0, 1].
+        alpha: opacity in [0, 1], none outside the region.
+        source: the picture below.
+    """
+
+    color: Images
+    alpha: Float[Tensor, "n 1 height width"]
+    source: Images
+
+    def composite_over(self, below: Float[Tensor, "#n 3 #height #width"]) -> Images:
+        """Composites the layer over a picture."""
+        return self.alpha * self.color + (1 - self.alpha) * below
+
+
+LayerLoss = Callable[
+    [PaintedLayer, float, torch.Generator], Float[Tensor, ""]
+]  # a layer, the share of the run done -> a loss
+
+
+@dataclass(frozen=True)
+class LayerCritic:
+    """What the layer is trained under: the losses, and the device, side and multiple of the pictures they look at."""
+
+    compute_loss: LayerLoss
+    device: torch.device
+    side: int
+    multiple: int
+    notes: tuple[str, ...] = ()
+
+
+def make_clip_loss(
+    clip: ClipModel, prompt: str, source_prompt: str, structure: float, settings: PaintedLayerSettings = DEFAULTS
+) -> LayerLoss:
+    """Makes the losses under CLIP: composition, screen and structure (the paper's eq. 2 to 5).
+
+    Args:
+        clip: the model.
+        prompt: what the composed picture shows.
+        source_prompt: what the picture below shows; empty leaves out the direction from one to the other.
+        structure: weight of the structure loss.
+        settings: weights of the others, the views and the screen.
+    """
+    wanted, screen = _embed_prompt(clip, prompt, TEMPLATES), _embed_prompt(clip, prompt, SCREENS)
+    direction = wanted - _embed_prompt(clip, source_prompt, TEMPLATES) if source_prompt.strip() else None
+
+    def compute_loss(layer: PaintedLayer, done: float, generator: torch.Generator) -> Tensor:
+        green = torch.tensor(settings.screen_color, device=layer.alpha.device)[None, :, None, None]
+        stacked = torch.cat([layer.source, layer.composite_over(layer.source), layer.composite_over(green)], dim=1)
+        before, after, on_green = draw_views(stacked, clip.side, generator, settings).split(3, dim=1)
+        features = clip.encode_images(after)
+        composition = spherical_distance(features, wanted).mean()
+        if direction is not None:
+            composition = (
+                composition + spherical_distance(features - clip.encode_images(before).detach(), direction).mean()
+            )
+        total = settings.composition_weight * composition
+        total = total + settings.screen_weight * spherical_distance(clip.encode_images(on_green), screen).mean()
+        return total + structure * structure_loss(clip.encode_patches(before), clip.encode_patches(after))
+
+    return compute_loss
+
+
+def make_score_loss(objective: ScoreObjective, structure: float, scale: float) -> LayerLoss:
+    """Makes the losses under a diffusion model: score distillation of the composed picture, structure of its latents.
+
+    Args:
+        objective: of score distillation.
+        structure: weight of the structure loss.
+        scale: the score's gradient is divided by this.
+    """
+
+    def compute_loss(layer: PaintedLayer, done: float, generator: torch.Generator) -> Tensor:
+        composed = layer.composite_over(layer.source)
+        time = draw_time(objective.schedule, done, True, generator)
+        total = objective.compute_loss(composed, layer.source, time, generator) / scale
+        if structure > 0:
+            total = total + structure * structure_loss(
+                _latent_tokens(objective.encode(layer.source)), _latent_tokens(objective.encode(composed))
+            )
+        return total
+
+    return compute_loss
+
+
+def structure_loss(before: Float[Tensor, "n t w"], after: Float[Tensor, "n t w"]) -> Float[Tensor, ""]:
+    """Computes how far the self-similarity of tokens has moved: the mean square over all pairs (the paper's eq. 4)."""
+    return (compute_self_similarity(after) - compute_self_similarity(before.detach())).square().mean()
+
+
+def sparsity_loss(
+    alpha: Float[Tensor, "n 1 height width"], settings: PaintedLayerSettings = DEFAULTS
+) -> Float[Tensor, ""]:
+    """Computes how much is painted: mean opacity, and a soft share of pixels painted at all (the paper's eq. 6)."""
+    loss = settings.opacity_weight * alpha.mean()
+    return loss + settings.painted_weight * (2 * torch.sigmoid(settings.painted_slope * alpha) - 1).mean()
+
+
+class LayerGenerator(torch.nn.Module):
+    """A network from a picture to colors and opacity: convolutions with a skip connection at every scale.
+
+    Args:
+        side: the shorter side of the pictures in pixels; a small one gets fewer scales and channels.
+        settings: of the network.
+    """
+
+    axes: Tensor
+
+    def __init__(self, side: int, settings: PaintedLayerSettings = DEFAULTS) -> None:
+        super().__init__()
+        power = max(2, int(math.log2(side)))
+        channels = min(settings.max_channels, 2**power)
+        body: torch.nn.Module = torch.nn.Identity()
+        for scale in reversed(range(min(settings.max_scales, power - 1))):
+            body = _Scale(3 if scale == 0 else channels, channels, settings.skip_channels, body)
+        self.body, self.out = body, torch.nn.Conv2d(channels, 4, 1)
+        # How red, green and blue vary together in photographs (Olah et al., Feature Visualization, 2017): brightness
+        # first
+        axes = torch.tensor(((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03)))
+        self.register_buffer("axes", axes / axes.norm(dim=0).max())
+
+    def forward(self, picture: Images) -> Float[Tensor, "n 4 height width"]:
+        """Computes RGB and opacity, in (0, 1)."""
+        output = self.out(self.body(2 * picture - 1))
+        color = torch.einsum("rc,nchw->nrhw", self.axes, output[:, :3])
+        return torch.cat([color, output[:, 3:]], dim=1).sigmoid()
+
+
+@dataclass(frozen=True)
+class GeneratorTraining:
+    """How the network is trained: steps and rate of Adam, weight of the sparsity loss, and the seed of all chance."""
+
+    steps: int
+    rate: float
+    sparsity: float
+    seed: int = 0
+
+
+def train_layer(
+    image: Images,
+    region: Float[Tensor, "#n 1 height width"],
+    compute_loss: LayerLoss,
+    training: GeneratorTraining,
+    report: Report = report_nothing,
+    settings: PaintedLayerSettings = DEFAULTS,
+) -> Float[Tensor, "n 4 height width"]:
+    """Trains a network for this picture, and returns the RGBA layer that it paints.
+
+    Args:
+        image: in [0, 1].
+        region: 1 where the layer may be opaque.
+        compute_loss: the losses on the layer and what it is painted over.
+        training: steps, rate, sparsity and seed.
+        report: of the progress.
+        settings: of the network and of the sparsity loss.
+
+    Returns:
+        Straight RGBA in [0, 1], not yet held to the region.
+    """
+    generator = torch.Generator().manual_seed(training.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(training.seed)
+        network = LayerGenerator(min(image.shape[-2:]), settings).to(image.device)
+    adam = torch.optim.Adam(network.parameters(), training.rate)
+    for step in range(training.steps):
+        rgba = network(image)
+        layer = PaintedLayer(rgba[:, :3], rgba[:, 3:] * region, image)
+        loss = compute_loss(layer, step / training.steps, generator)
+        loss = loss + training.sparsity * sparsity_loss(layer.alpha, settings)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        report("painting", step + 1, training.steps)
+    return network(image).detach()
+
+
+def draw_views(
+    pictures: Float[Tensor, "1 channels height width"],
+    side: int,
+    generator: torch.Generator,
+    settings: PaintedLayerSettings = DEFAULTS,
+) -> Float[Tensor, "views channels side side"]:
+    """Draws random crops of a picture, stretched to a square, half of them mirrored; the first shows all of it.
+
+    Args:
+        pictures: with any number of channels.
+        side: of the crops, in pixels.
+        generator: of where they lie.
+        settings: how many crops, and how small.
+    """
+    height, width = pictures.shape[-2:]
+    crops = []
+    for index in range(settings.n_views):
+        share, down, right, mirrored = torch.rand(4, generator=generator).tolist()
+        part = 1.0 if index == 0 else settings.min_view + (1 - settings.min_view) * share
+        rows, columns = max(1, round(part * height)), max(1, round(part * width))
+        top, left = round(down * (height - rows)), round(right * (width - columns))
+        crop = pictures[..., top : top + rows, left : left + columns]
+        crop = torch.nn.functional.interpolate(crop, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
+        crops.append(crop.flip(-1) if index and mirrored < settings.mirror_share else crop)
+    return torch.cat(crops)
+
+
+class _Scale(torch.nn.Module):
+    """One scale of the network: the inner scales at half the size, joined by a skip connection."""
+
+    def __init__(self, inputs: int, channels: int, skip_channels: int, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.skip = _make_convolution(inputs, skip_channels, 1)
+        self.down = torch.nn.Sequential(
+            _make_convolution(inputs, channels, 3, 2), _make_convolution(channels, channels, 3)
+        )
+        self.inner = inner
+        self.up = torch.nn.Sequential(
+            _make_convolution(channels + skip_channels, channels, 3), _make_convolution(channels, channels, 1)
+        )
+
+    def forward(self, picture: Tensor) -> Tensor:
+        deep = self.inner(self.down(picture))
+        large = torch.nn.functional.interpolate(deep, picture.shape[-2:], mode="bilinear")
+        return self.up(torch.cat([self.skip(picture), large], dim=1))
+
+
+def _make_convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> Any:
+    """Makes a convolution with its normalization and activation."""
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, padding_mode="replicate"),
+        torch.nn.GroupNorm(1, outputs),
+        torch.nn.LeakyReLU(0.2),
+    )
+
+
+def _embed_prompt(clip: ClipModel, prompt: str, templates: tuple[str, ...]) -> Float[Tensor, "1 features"]:
+    mean = clip.encode_texts([template.format(prompt) for template in templates]).mean(dim=0, keepdim=True)
+    return torch.nn.functional.normalize(mean, dim=-1)
+
+
+def _latent_tokens(latents: Latents) -> Float[Tensor, "n tokens channels"]:
+    """Returns latents as tokens, 16 x 16 at most: the pairs of more would be too many."""
+    height, width = latents.shape[-2:]
+    return torch.nn.functional.adaptive_avg_pool2d(latents, (min(16, height), min(16, width))).flatten(2).mT

@@ -1,0 +1,1 @@
+"""Editors that need no diffusion model, one a file."""

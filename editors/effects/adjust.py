@@ -1,0 +1,105 @@
+"""`adjust`: exposure, curves, hue, saturation, blur and sharpness of a layer, or of a region painted on its picture.
+
+The adjustment is stored as numbers and applied to the frames themselves, to what they show of the layer: grain and
+detail stay those of the video, and pixels that do not show the layer are not touched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from editors.core.editor import EditorResult, Report
+from editors.core.source import EditSource
+from editors.core.stack import EditEffects
+from neural_fields.atlas.canonical import Overlay
+from neural_fields.core.errors import bad_input
+from neural_fields.imaging.color_grading import CURVES, Curve, Grade
+from neural_fields.runs.source import read_source_metadata
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adjust:
+    """Change light, colour and sharpness of a layer, or with --mask of a region of it, on every frame."""
+
+    name: ClassVar[str] = "adjust"
+
+    exposure: float = 0.0
+    """Stops of light: 1 is twice as bright, -1 half."""
+    curve: str = ""
+    """Points of a curve for all channels, in and out from 0 to 1: "0,0 0.5,0.6 1,1"."""
+    curve_red: str = ""
+    """The same for the red channel alone."""
+    curve_green: str = ""
+    """The same for the green channel alone."""
+    curve_blue: str = ""
+    """The same for the blue channel alone."""
+    hue: float = 0.0
+    """Degrees by which colours turn; 120 makes red green."""
+    saturation: float = 1.0
+    """0 is grey, 1 as it was, 2 twice as strong."""
+    blur: float = 0.0
+    """Pixels of the video over which the layer is blurred; what is beside it does not bleed in."""
+    sharpen: float = 0.0
+    """How much fine detail is added; 1 is strong."""
+    radius: float = 2.0
+    """Detail finer than so many pixels is sharpened."""
+
+    def __call__(self, source: EditSource, report: Report) -> EditorResult:
+        """Makes the adjustment of the chosen layers.
+
+        Raises:
+            UserError: a setting out of range, a bad curve, or nothing that would change.
+        """
+        grade = self.make_grade(source)
+        masks = {}
+        if source.mask is not None:
+            (layer,) = source.layers
+            region = source.read_region(layer)
+            rgba = np.concatenate([np.ones((*region.shape, 3), np.float32), region[..., None]], axis=-1)
+            masks[layer] = Overlay(rgba * (region[..., None] > 0), source.pictures[layer].box)
+        return EditorResult({}, effects=EditEffects(grades=dict.fromkeys(source.layers, grade), masks=masks))
+
+    def make_grade(self, source: EditSource) -> Grade:
+        """Converts the settings to a grade of the run's frames.
+
+        Raises:
+            UserError: a setting out of range, a bad curve, or nothing that would change.
+        """
+        facts, _ = read_source_metadata(source.run)
+        longer = max(facts.width, facts.height)
+        try:
+            curves: dict[str, Curve] = {}
+            for name in CURVES:
+                text = getattr(self, name)  # points, such as "0,0 0.5,0.6 1,1"
+                try:
+                    points = [tuple(float(number) for number in word.split(",")) for word in text.split()]
+                except ValueError:
+                    points = [()]
+                if any(len(point) != 2 or not np.isfinite(point).all() for point in points) or len(points) > 100:
+                    raise ValueError(f"{name} {text!r} is not a list of points")
+                curves[name] = tuple((x, y) for x, y in points)
+            found = Grade(
+                exposure=self.exposure,
+                hue=self.hue,
+                saturation=self.saturation,
+                sharpen=self.sharpen,
+                blur=_to_frame_share("blur", self.blur, longer),
+                radius=_to_frame_share("radius", self.radius, longer),
+                **curves,
+            )
+        except ValueError as problem:
+            fix = '--exposure 0.5, or --curve "0,0 0.5,0.6 1,1"'
+            raise bad_input(f"the layer cannot be adjusted so: {problem}", fix=fix) from None
+        if found.does_nothing:
+            raise bad_input("nothing to adjust", why="all settings leave colours as they are", fix="--exposure 0.5")
+        return found
+
+
+def _to_frame_share(name: str, pixels: float, longer: int) -> float:
+    """Converts pixels to a share of the frame's longer side."""
+    if not 0 <= pixels <= longer / 10:
+        raise ValueError(f"{name} is {pixels:g} pixels; it is 0 to {longer // 10}")
+    return pixels / longer

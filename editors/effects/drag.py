@@ -1,0 +1,272 @@
+"""`drag`: moves points of an object in one frame, and with them what is around them, in all frames.
+
+As the dragged points of Gu et al., "VideoSwap" (CVPR 2024, 3.3): the frame's map transfers the displacement to the
+canonical plane, and the inverse maps of the other frames transfer it to these. Around a point the displacement falls
+off as Wendland's compactly supported function phi(r) = (1 - r)^4 (4 r + 1) ("Piecewise polynomial, positive definite
+and compactly supported radial functions of minimal degree", 1995): beyond the radius nothing moves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import Float
+
+from editors.core.editor import EditorResult, Report
+from editors.core.source import EditSource
+from editors.effects.shape import (
+    LayerInFrame,
+    check_point_positions,
+    find_layer_in_frame,
+    find_run_frame,
+    make_charts_note,
+    require_one_layer,
+    transfer_deformation,
+)
+from editors.effects.shape_points import DEFAULTS as POINTS
+from editors.effects.shape_points import Points, parse_point_pairs, parse_points
+from neural_fields.config.flags import Repeated
+from neural_fields.core.errors import bad_input
+
+HeldPoints = Float[np.ndarray, "held 2"]
+
+EXAMPLE = '--drag "120,80>140,80"'
+
+
+@dataclass(frozen=True)
+class DragSettings:
+    """Settings of the radius within which an object moves with a dragged point, and of the check for folds."""
+
+    radius_lengths: float = 4.0  # in lengths of the longest drag: the radius, unless that by the object is larger
+    radius_object_share: float = 0.3  # of the object's size: the radius by the object
+    radius_factors: tuple[float, ...] = (1.0, 1.5, 2.25, 3.5)  # tried in turn until several drags do not fold
+    max_radius_share: float = 4.0  # of the longer side of the frame
+    min_distance_px: float = 0.5  # points nearer than that are the same
+    min_area_change: float = 0.1  # of an area, or of its inverse: what a drag squeezes or stretches more has folded
+    grid_side: int = 160  # points along a side of the grid that is searched for folds
+    halvings: int = 12  # to find the largest length that does not fold
+
+
+DEFAULTS = DragSettings()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drag:
+    """Drag points of an object in one frame; what is around them goes along, in every frame."""
+
+    name: ClassVar[str] = "drag"
+
+    drag: Repeated = ()
+    """A point and where it is dragged to, in pixels of that frame: "x,y>x,y". Repeatable."""
+    hold: Repeated = ()
+    """A point that stays where it is: "x,y". Repeatable."""
+    frame: int | None = None
+    """Number of the frame in the source that the points are seen in, 0 is the first (default: the middle one)."""
+    radius: float | None = None
+    """How many pixels around a point go along, the less the farther (default: by the object and the longest drag)."""
+
+    def __call__(self, source: EditSource, report: Report, settings: DragSettings = DEFAULTS) -> EditorResult:
+        """Makes the deformation of one layer.
+
+        Args:
+            source: the run, and the layer to deform.
+            report: told about progress.
+            settings: of the radius, and of the check for folds.
+
+        Raises:
+            UserError: no drag, points that contradict each other or are not on the layer, a drag that folds.
+        """
+        layer = require_one_layer(source)
+        rows, held = parse_point_pairs(self.drag, "--drag"), parse_points(self.hold, "--hold")
+        start, end = rows[:, :2], rows[:, 2:]
+        check_drags(start, end, held, settings)
+        number, t = find_run_frame(source, self.frame)
+        report("dragging", 0, 1)
+        here = find_layer_in_frame(source, layer, t)
+        check_point_positions(here, start, np.ones(len(start), bool))
+        check_point_positions(here, np.concatenate([end, held]), np.zeros(len(end) + len(held), bool))
+        field = self._choose_field(here, start, end, held, settings)
+        scale = here.scale
+        low, high = (corner * scale for corner in field.bounds)
+        shape = transfer_deformation(
+            here.uv_map, low, high, lambda places: places - field.displacement_at(places / scale) * scale
+        )
+        report("dragging", 1, 1)
+        facts = {"frame": number, "points": np.round(rows, 2).tolist(), "radius": round(field.radius, 1)}
+        note = f"what lies within {field.radius:.0f} pixels of a point moves with it; --radius changes that"
+        return EditorResult(
+            {}, (*([note] if self.radius is None else []), *make_charts_note(source, layer)), facts, {layer: shape}
+        )
+
+    def _choose_field(
+        self, here: LayerInFrame, start: Points, end: Points, held: HeldPoints, settings: DragSettings
+    ) -> DragField:
+        """Computes the displacement in pixels of the source, with the smallest radius that does not fold.
+
+        Raises:
+            UserError: a bad radius, or one with which the drags fold (exit 3).
+        """
+        lengths = np.linalg.norm(end - start, axis=1)
+        longest = float(lengths.max())
+        if self.radius is None:
+            object_size = float(np.sqrt(here.visible_mask.sum() / here.scale.prod()))
+            own = max(settings.radius_lengths * longest, settings.radius_object_share * object_size)
+            radii = [factor * own for factor in settings.radius_factors]
+        else:
+            most = settings.max_radius_share * max(here.size)
+            if not longest < self.radius <= most:
+                raise bad_input(
+                    f"--radius {self.radius:g} does not fit the drags",
+                    why=f"the longest is {longest:.1f} pixels, and at most {most:.0f} make sense",
+                    fix=f"--radius {settings.radius_lengths * longest:.0f}, or leave it out",
+                )
+            radii = [self.radius]
+        for radius in radii:
+            field = solve_drag_field(start, end, held, radius, settings)
+            if field.min_area_change() >= settings.min_area_change:
+                return field
+
+        # All of them fold: the message says where, and how far the drags may go.
+        best = max(_find_longest_share(start, end, held, radius, settings) for radius in radii)
+        number = int(lengths.argmax())
+        x, y = solve_drag_field(start, end, held, radii[-1], settings).find_worst_point()
+        allowed = np.floor(10 * best * lengths[number]) / 10
+        place = start[number] + (end - start)[number] * allowed / lengths[number]
+        lengths_text = f"{allowed:g} of its {lengths[number]:.1f} pixels"
+        shorter = f'--drag "{_format_point(start[number])}>{_format_point(place)}"'
+        raise bad_input(
+            f"the drags fold the layer {here.layer} near {x:.0f},{y:.0f}",
+            why=f"with a radius of {radii[-1]:.0f} pixels the longest drag may be {lengths_text}",
+            fix=shorter + (" and the others shorter alike" if len(start) > 1 else ""),
+        )
+
+
+def check_drags(start: Points, end: Points, held: HeldPoints, settings: DragSettings = DEFAULTS) -> None:
+    """Refuses drags that move nothing, or contradict each other.
+
+    Args:
+        start: where drags start, in pixels.
+        end: where they end.
+        held: points that stay where they are.
+        settings: how near points are the same.
+
+    Raises:
+        UserError: no drag, one that moves nothing, or one place for two points (exit 3).
+    """
+    if not len(start):
+        raise bad_input("no point is dragged", fix=EXAMPLE)
+    for point, length in zip(start, np.linalg.norm(end - start, axis=1), strict=True):
+        if length < POINTS.min_move_px:
+            raise bad_input(
+                f"the drag of {_format_point(point)} moves nothing",
+                fix=f'--hold "{_format_point(point)}", or another place for it',
+            )
+    for points, what in ((start, "two drags start at"), (end, "two drags end at"), (held, "two points are held at")):
+        for one, other in combinations(points, 2):
+            if np.linalg.norm(one - other) < settings.min_distance_px:
+                raise bad_input(f"{what} {_format_point(one)}", fix="leave one of them out")
+    for point in held:
+        for places, what in ((start, "dragged away"), (end, "the end of a drag")):
+            if len(places) and np.linalg.norm(places - point, axis=1).min() < settings.min_distance_px:
+                raise bad_input(
+                    f"the point {_format_point(point)} is held, and {what} too", fix="leave one of them out"
+                )
+
+
+@dataclass(frozen=True)
+class DragField:
+    """A backward displacement: what is shown at x comes from x minus this. Everything is in pixels.
+
+    Attributes:
+        centers: where drags end, and points that are held.
+        weights: of the radial functions around them.
+        radius: beyond which they are zero.
+        grid_side: points along a side of the grid that is searched for folds.
+    """
+
+    centers: Float[np.ndarray, "n 2"]
+    weights: Float[np.ndarray, "n 2"]
+    radius: float
+    grid_side: int = DEFAULTS.grid_side
+
+    @property
+    def bounds(self) -> tuple[Float[np.ndarray, "2"], Float[np.ndarray, "2"]]:
+        """Two corners of the part of the plane that it moves, with a margin."""
+        margin = 1.02 * self.radius + 1
+        return self.centers.min(axis=0) - margin, self.centers.max(axis=0) + margin
+
+    def displacement_at(self, points: Points) -> Points:
+        """Computes the displacement at any points."""
+        total = np.zeros_like(points)
+        for centre, weight in zip(self.centers, self.weights, strict=True):
+            total = total + _evaluate_wendland(np.linalg.norm(points - centre, axis=1) / self.radius)[:, None] * weight
+        return total
+
+    def min_area_change(self) -> float:
+        """Computes the smallest factor by which a small area changes or, if less, the inverse of the largest."""
+        areas = self._compute_areas()
+        return float(min(areas.min(), 1 / max(areas.max(), 1e-9)))
+
+    def find_worst_point(self) -> Float[np.ndarray, "2"]:
+        """Finds where the area changes most."""
+        areas = self._compute_areas()
+        return self._make_grid()[np.argmin(np.minimum(areas, 1 / np.maximum(areas, 1e-9)))]
+
+    def _make_grid(self) -> Points:
+        low, high = self.bounds
+        x, y = (np.linspace(low[axis], high[axis], self.grid_side) for axis in (0, 1))
+        return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+
+    def _compute_areas(self) -> Float[np.ndarray, " m"]:
+        """Computes the area of the source of small squares, over their own: below zero where they are turned over."""
+        points = self._make_grid()
+        slope = np.zeros((len(points), 2, 2))
+        for centre, weight in zip(self.centers, self.weights, strict=True):
+            away = (points - centre) / self.radius
+            r = np.linalg.norm(away, axis=1)
+            # d phi / dr = -20 r (1 - r)^3, along `away` / r
+            along = (-20 * np.maximum(0, 1 - r) ** 3)[:, None] * away / self.radius
+            slope += weight[:, None] * along[:, None, :]
+        return (1 - slope[:, 0, 0]) * (1 - slope[:, 1, 1]) - slope[:, 0, 1] * slope[:, 1, 0]
+
+
+def solve_drag_field(
+    start: Points, end: Points, held: HeldPoints, radius: float, settings: DragSettings = DEFAULTS
+) -> DragField:
+    """Computes the displacement that moves points and holds others.
+
+    Args:
+        start: points in pixels.
+        end: where they go.
+        held: points that stay where they are.
+        radius: in pixels, beyond which nothing moves.
+        settings: the grid that is searched for folds.
+    """
+    centres = np.concatenate([end, held])
+    distances = np.linalg.norm(centres[:, None] - centres[None], axis=-1) / radius
+    values = np.concatenate([end - start, np.zeros_like(held)])
+    return DragField(centres, np.linalg.solve(_evaluate_wendland(distances), values), radius, settings.grid_side)
+
+
+def _evaluate_wendland(r: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
+    return np.maximum(0, 1 - r) ** 4 * (4 * r + 1)
+
+
+def _find_longest_share(start: Points, end: Points, held: HeldPoints, radius: float, settings: DragSettings) -> float:
+    """Finds the largest share of all drags that does not fold, by bisection."""
+    good, bad = 0.0, 1.0
+    for _ in range(settings.halvings):
+        share = (good + bad) / 2
+        field = solve_drag_field(start, start + share * (end - start), held, radius, settings)
+        if field.min_area_change() >= settings.min_area_change:
+            good = share
+        else:
+            bad = share
+    return good
+
+
+def _format_point(point: Float[np.ndarray, "2"]) -> str:
+    return f"{point[0]:.4g},{point[1]:.4g}"

@@ -1,0 +1,321 @@
+"""`frames`: makes one steady edit of a video that was edited frame by frame.
+
+What the frames show of each layer is fused into its canonical picture (`fused.py`), so that every place has one color
+in all frames. The warp error along the source's flow, before and after, tells how much steadier the result is.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import ClassVar
+
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from editors.core.editor import EditorResult, Report
+from editors.core.source import EditSource
+from editors.core.stack import EditEffects
+from editors.effects.style import check_strength
+from editors.inputs.frame_fusion import DEFAULTS as FUSION
+from editors.inputs.frame_fusion import (
+    FusedFrames,
+    FusionGrid,
+    FusionSettings,
+    compute_texel_positions,
+    follows_light,
+    fuse_frames,
+    sample_replicated,
+)
+from neural_fields.atlas import canonical
+from neural_fields.atlas.canonical import Overlay
+from neural_fields.core.errors import bad_input
+from neural_fields.data.flow.compute import FlowField, resize_mask, resize_vectors
+from neural_fields.data.video.image_sequence import is_image
+from neural_fields.data.video.io import probe_video, source_frames
+from neural_fields.data.video.metadata import VideoMetadata
+from neural_fields.evaluation import metrics
+from neural_fields.imaging.alpha import resize_image
+from neural_fields.rendering.base import OverlayOptions
+from neural_fields.rendering.overlay_pass import OverlayPass
+from neural_fields.runs.planar_record import read_planar_record
+from neural_fields.runs.source import read_run_flow, read_source, read_source_metadata
+
+
+@dataclass(frozen=True)
+class FramesEditSettings:
+    """Settings of the edit that is made of edited frames."""
+
+    max_texels: int = 24_000_000  # of an overlay
+    max_warp_error_ratio: float = 0.45  # of the result to the frames: below a half, so that it is surely halved
+    min_detail_share: float = 0.1  # less of what frames do not have in common is as good as none
+    min_disagreement_share: float = 0.05  # of a layer: frames that disagree on less of it are not mentioned
+    fusion: FusionSettings = FUSION
+
+
+DEFAULTS = FramesEditSettings()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frames:
+    """Fuse a video that was edited frame by frame, by any program, into one steady edit."""
+
+    name: ClassVar[str] = "frames"
+    starts_with: ClassVar[str] = "all"
+
+    frames: Path
+    """The edited frames: a folder of numbered pictures or a video, with as many frames as the run or as its source."""
+    strength: float = 1.0
+    """How much of the edit is shown, above 0 and at most 1."""
+
+    def __post_init__(self) -> None:
+        check_strength(self.strength)
+
+    def __call__(self, source: EditSource, report: Report, settings: FramesEditSettings = DEFAULTS) -> EditorResult:
+        """Fuses the frames into one overlay a layer.
+
+        Args:
+            source: the run, and the layers to edit.
+            report: told about progress.
+            settings: limits of the overlays, and of the warp error.
+
+        Returns:
+            The overlays, with notes on the warp error, the light, and where frames disagree.
+
+        Raises:
+            UserError: frames that cannot be read, that are too few or too many, or of another shape (exit 3).
+        """
+        edited = open_edited_frames(source, self.frames)
+        flow = read_run_flow(source.run, read_planar_record(source.run), read_source(source.run).frames)
+        before = _measure_flicker(_report_frames(edited, report), flow, source.maps.size)
+
+        # Canonical pictures have texels as much smaller as the pixels of the edited frames are.
+        grids = []
+        for layer in source.layers:
+            picture = canonical.read_pristine(source.run.canonical, layer)
+            scale = edited.size[0] / source.maps.size[0]
+            scale = min(scale, math.sqrt(settings.max_texels / (picture.size[0] * picture.size[1])))
+            width, height = (max(8, round(side * scale)) for side in picture.size)
+            grids.append(FusionGrid(source.maps.layers.index(layer), picture.box, (width, height)))
+
+        lit = follows_light(edited.iterate_targets, source.maps, grids, edited.size, settings.fusion)
+        found = fuse_frames(
+            edited.iterate_targets,
+            source.maps,
+            grids,
+            edited.size,
+            lit,
+            lambda done, total: report("fusing", done, total),
+            settings.fusion,
+        )
+        overlays, after, share = self._limit_flicker(source, grids, found, lit, flow, before, settings)
+
+        notes = list(edited.notes)
+        if before and after is not None:
+            ratio = after / before
+            figures = f"{before:.5f} frame by frame, {after:.5f} fused ({ratio:.0%} of it)"
+            notes.append(f"warp error along the source's flow: {figures}")
+        if not lit:
+            notes.append("the edited frames do not follow the light of the source, so it is not put on them")
+        apart = [
+            f"{1 - one.agreement:.0%} of {name}"
+            for name, one in zip(source.layers, found, strict=True)
+            if 1 - one.agreement > settings.min_disagreement_share
+        ]
+        if apart:
+            how = "looks as in those around the middle of the clip"
+            faint = "" if share == 1 else f", {share:.0%} as strong, or it would not be steady" if share else ""
+            where = f"there it {how}{faint}" if share else "there it is softer than they are, or it would not be steady"
+            notes.append(f"the frames do not agree on {' and '.join(apart)}: {where}")
+
+        facts = {
+            "frames": {"file": self.frames.name, "sha256": edited.metadata.sha256, "size": list(edited.size)},
+            "warp_error_of_frames": before,
+            "warp_error": after,
+            "agreement": {layer: round(one.agreement, 4) for layer, one in zip(source.layers, found, strict=True)},
+        }
+        return EditorResult(overlays, tuple(notes), facts, effects=EditEffects(lit=lit))
+
+    def _limit_flicker(
+        self,
+        source: EditSource,
+        grids: list[FusionGrid],
+        found: list[FusedFrames],
+        lit: bool,
+        flow: FlowField | None,
+        before: float | None,
+        settings: FramesEditSettings,
+    ) -> tuple[dict[str, Overlay], float | None, float]:
+        """Builds overlays that show as much of what not all frames have in common as the warp error allows.
+
+        The error of a mixture grows with the square of the share, so that two errors tell how much may be shown.
+
+        Returns:
+            The overlays, their warp error, and the share: 1 for all, 0 for what all frames have in common alone.
+        """
+        overlays = self._build_overlays(source, grids, found, 1.0)
+        error = _measure_flicker(_render_frames(source, overlays, lit), flow, source.maps.size)
+        if before is None or error is None or error <= settings.max_warp_error_ratio * before:
+            return overlays, error, 1.0
+        overlays = self._build_overlays(source, grids, found, 0.0)
+        least = _measure_flicker(_render_frames(source, overlays, lit), flow, source.maps.size)
+        assert least is not None, "there is a flow"
+        share = math.sqrt(max(0.0, settings.max_warp_error_ratio * before - least) / max(error - least, 1e-12))
+        if least >= error or share < settings.min_detail_share:
+            return overlays, least, 0.0
+        overlays = self._build_overlays(source, grids, found, share)
+        return overlays, _measure_flicker(_render_frames(source, overlays, lit), flow, source.maps.size), share
+
+    def _build_overlays(
+        self, source: EditSource, grids: list[FusionGrid], found: list[FusedFrames], share: float
+    ) -> dict[str, Overlay]:
+        result = {}
+        for layer, grid, one in zip(source.layers, grids, found, strict=True):
+            alpha = one.visible_mask.astype(np.float32)
+            if source.mask is not None:
+                alpha *= resize_image(source.read_region(layer)[..., None], grid.size)[..., 0]
+            color = np.where(alpha[..., None] > 0, one.shared_color + share * (one.color - one.shared_color), 0)
+            rgba = np.concatenate([color, self.strength * alpha[..., None]], axis=-1)
+            result[layer] = Overlay(rgba.astype(np.float32), grid.box)
+        return result
+
+
+@dataclass(frozen=True)
+class EditedFrames:
+    """Edited frames of a run, which are read anew for every pass.
+
+    Attributes:
+        source: the run, and the layers to edit.
+        metadata: metadata of the edited frames.
+        frame_numbers: which of them belong to the frames of the run.
+        size: (width, height) at which they are processed: theirs, or that of the source if that is smaller.
+        notes: what the user should know.
+    """
+
+    source: EditSource
+    metadata: VideoMetadata
+    frame_numbers: range
+    size: tuple[int, int]
+    notes: tuple[str, ...]
+
+    def __iter__(self) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
+        for frame in source_frames(self.metadata, self.frame_numbers):
+            yield _resize_frame(frame, self.size)
+
+    def iterate_targets(self) -> Iterator[Float[np.ndarray, "height width 3"]]:
+        """Yields what the layers to edit add to each frame: all of it, or what the other layers leave."""
+        source, maps, size = self.source, self.source.maps, self.size
+        others = [i for i, name in enumerate(maps.layers) if name not in source.layers]
+        if not others:
+            yield from (frame.astype(np.float32) / 255 for frame in self)
+            return
+        for t, (frame, plain) in enumerate(zip(self, source_frames(*read_source_metadata(source.run)), strict=True)):
+            # What the other layers show of a frame of the source, by the decomposition that rendering uses.
+            weight = maps.read_weights(t, size)
+            shown = []
+            for layer, name in enumerate(maps.layers):
+                picture = canonical.read_pristine(source.run.canonical, name)
+                places = compute_texel_positions(maps, t, layer, size, picture.box, picture.size)
+                color = sample_replicated(picture.to_array()[..., :3], places) * maps.read_gain(t, layer, size)
+                shown.append(weight[layer][..., None] * color)
+            missed = _resize_frame(plain, size).astype(np.float32) / 255 - np.sum(shown, axis=0)
+            added = sum((shown[i] + weight[i][..., None] * missed for i in others), np.zeros_like(missed))
+            yield frame.astype(np.float32) / 255 - added
+
+
+def open_edited_frames(source: EditSource, path: Path) -> EditedFrames:
+    """Opens the edited frames in a folder or video, and checks them against the run without decoding them.
+
+    Raises:
+        UserError: as `Frames` does.
+    """
+    if not path.exists():
+        raise bad_input(f"there is no file or folder {path}", where="--frames", fix="check the spelling of the path")
+    if path.is_dir():
+        # The first number that is missing is named here; whatever else is odd shows later.
+        found = [re.fullmatch(r"(.*?)([0-9]+)", file.stem, re.DOTALL) for file in path.iterdir() if is_image(file)]
+        numbers = sorted({int(match[2]): match[2] for match in found if match}.items())
+        for (one, text), (other, _) in pairwise(numbers):
+            if other > one + 1:
+                missing = f"{one + 1:0{len(text)}d}"
+                raise bad_input(
+                    f"the picture number {missing} is missing",
+                    where=str(path),
+                    why=f"{text} is followed by {other:0{len(text)}d}, and every frame is needed",
+                    fix="add the frames that are missing, in the order of the source",
+                )
+    facts = probe_video(path)
+    had, run_frames = read_source_metadata(source.run)
+    if facts.frame_count not in (len(run_frames), had.frame_count):
+        both = f"the run has {len(run_frames)} frames" + (
+            f" of {had.frame_count} in its source" if had.frame_count != len(run_frames) else ""
+        )
+        less = facts.frame_count < len(run_frames)
+        raise bad_input(
+            f"{path.name} has too {'few' if less else 'many'} frames: {facts.frame_count}",
+            where=str(path),
+            why=both,
+            fix="edit every frame of the source, or every frame of the run, and keep their order",
+        )
+    chosen = range(len(run_frames)) if facts.frame_count == len(run_frames) else run_frames
+    size, full = (facts.width, facts.height), (had.width, had.height)
+    scale = sum(size) / sum(full)
+    if max(abs(one - other * scale) for one, other in zip(size, full, strict=True)) > 1:
+        raise bad_input(
+            f"{path.name} has frames of another shape: {_format_size(size)} instead of {_format_size(full)}",
+            where=str(path),
+            why="they seem to be cropped, stretched or rotated",
+            fix="edit the frames without cropping or rotating them",
+        )
+    # "carry no rate" says nothing here: frames go by their order.
+    notes = [note for note in facts.notes if "rate" not in note]
+    if size != full:
+        sharp = "the edit is as sharp as they are" if sum(size) < sum(full) else "they are brought to that size"
+        notes.append(f"the edited frames have {_format_size(size)} pixels instead of {_format_size(full)}: {sharp}")
+    return EditedFrames(source, facts, chosen, min(size, full), tuple(notes))
+
+
+def _report_frames(edited: EditedFrames, report: Report) -> Iterator[np.ndarray]:
+    """Yields the frames and reports how many are read."""
+    for t, frame in enumerate(edited):
+        yield frame
+        report("reading the frames", t + 1, len(edited.frame_numbers))
+
+
+def _measure_flicker(frames: Iterator[np.ndarray], flow: FlowField | None, size: tuple[int, int]) -> float | None:
+    """Computes the warp error of frames along the source's flow, at the size of the training.
+
+    Returns:
+        The error; None for a clip of one frame.
+    """
+    small = (_resize_frame(frame, size) for frame in frames)
+    if flow is None:
+        for _ in small:  # all frames are read once before any work
+            pass
+        return None
+    forward = (resize_vectors(vectors, size) for vectors in flow.forward)
+    return metrics.warp_error(small, forward, (resize_mask(mask, size) for mask in flow.forward_ok))
+
+
+def _render_frames(source: EditSource, overlays: dict[str, Overlay], lit: bool) -> Iterator[np.ndarray]:
+    """Renders the frames of the source with the overlays on them, at the size of the training."""
+    pictures = {name: canonical.read_pristine(source.run.canonical, name) for name in source.maps.layers}
+    renderer = OverlayPass(source.maps, pictures, overlays, OverlayOptions(lit=lit))
+    for t, frame in enumerate(read_source(source.run).frames):
+        yield renderer.render_frame(t, np.asarray(frame))
+
+
+def _resize_frame(frame: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "height width 3"]:
+    if (frame.shape[1], frame.shape[0]) == size:
+        return frame
+    mode = cv2.INTER_AREA if size[0] < frame.shape[1] else cv2.INTER_LINEAR
+    return cv2.resize(frame, size, interpolation=mode)
+
+
+def _format_size(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"

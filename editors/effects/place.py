@@ -1,0 +1,331 @@
+"""`place`: puts a picture, a logo or a text somewhere in one frame, where it stays on what the frame shows.
+
+Nothing is drawn into the frame and lifted from it. For each texel of the overlay, the inverse of the frame's map gives
+its position in the frame, and the inverse of the homography from the picture to its four corners gives the position in
+the picture (Hartley and Zisserman, "Multiple View Geometry in Computer Vision", 2nd edition, 4.1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from editors.core.editor import EditorResult, Report
+from editors.core.source import EditSource
+from editors.effects.projection import DEFAULTS as PROJECTION
+from editors.effects.projection import ProjectionSettings, Quad, draw_picture, find_placement_area, find_texel_positions
+from editors.effects.shape import find_layer_in_frame, find_run_frame
+from editors.effects.shape_points import parse_points
+from editors.effects.text import DEFAULTS as LETTERING
+from editors.effects.text import LetteringSettings, draw_text
+from neural_fields.atlas.canonical import Overlay, resample_overlay
+from neural_fields.core import coords
+from neural_fields.core.errors import bad_input
+from neural_fields.data.masks.roi import draw_quad_mask
+from neural_fields.imaging.alpha import premultiply, unpremultiply
+from neural_fields.imaging.image_io import read_picture
+from neural_fields.runs.source import read_source_metadata
+
+EXAMPLE = '--image logo.png --box "100,80,200,120"'
+QUAD_EXAMPLE = '--quad "100,80 300,90 290,210 105,200"'
+
+
+@dataclass(frozen=True)
+class PlaceSettings:
+    """Limits on placements, and their default size."""
+
+    max_picture_px: int = 24_000_000
+    max_picture_side_px: int = 16_000
+    default_width_share: float = 0.25  # of the frame's width, for a picture at a point
+    min_thickness_px: float = 4.0  # of the frame: height and width of a placement at its thinnest
+    max_corner_distance: float = 4.0  # of a corner from the frame's middle, in longer sides of the frame
+    max_length_px: float = 1e6  # more than any frame has
+    min_layer_share: float = 0.005  # of a placement: with less of it on a layer, the layer is not there
+    projection: ProjectionSettings = PROJECTION
+    lettering: LetteringSettings = LETTERING
+
+
+DEFAULTS = PlaceSettings()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Put a picture, a logo or a text somewhere in one frame; it stays on the layer there, in every frame."""
+
+    name: ClassVar[str] = "place"
+    starts_with: ClassVar[str] = "all"  # then the one that shows most there is taken
+
+    image: Path | None = None
+    """The picture: a PNG, JPEG, TIFF, WebP or BMP file; what is transparent in it stays so."""
+    text: str | None = None
+    """Instead of a picture: a text. Lines are parted by a line break or by \\n."""
+    font: Path | None = None
+    """The font of the text, a .ttf, .otf or .ttc file (default: a plain one with the letters of English)."""
+    color: str | None = None
+    """The colour of the text, "#rrggbb" or a name (default: white)."""
+    point: str | None = None
+    """Where its middle is, in pixels of the frame: "x,y". With --width and --angle."""
+    width: float | None = None
+    """How wide it is at a point, in pixels of the frame (default: a quarter of the frame)."""
+    angle: float | None = None
+    """By how many degrees it is turned at a point, clockwise (default: 0)."""
+    box: str | None = None
+    """Instead of a point: a box that it is fitted into, in the middle and with its aspect kept: "x,y,w,h"."""
+    quad: str | None = None
+    """Instead: where its four corners are, top left first, clockwise: "x,y x,y x,y x,y"."""
+    frame: int | None = None
+    """Number of the frame in the source that the places are seen in, 0 is the first (default: the middle one)."""
+
+    def __call__(self, source: EditSource, report: Report, settings: PlaceSettings = DEFAULTS) -> EditorResult:
+        """Makes the overlay of one layer.
+
+        Args:
+            source: the run, and the layers to choose from.
+            report: told about progress.
+            settings: limits, and how fine the overlay is.
+
+        Returns:
+            The overlay, with a note on how much of the placement lies on the layer.
+
+        Raises:
+            UserError: no picture or no place, or several; what cannot be read; a layer that is not visible there.
+        """
+        if (self.image is None) == (self.text is None):
+            raise bad_input("a placement takes one of --image and --text", fix=EXAMPLE)
+        if sum(place is not None for place in (self.point, self.box, self.quad)) != 1:
+            raise bad_input("a placement takes one of --point, --box and --quad", fix=EXAMPLE)
+        for flag, value, needs, wanted in (
+            ("--font", self.font, "--text", self.text),
+            ("--color", self.color, "--text", self.text),
+            ("--width", self.width, "--point", self.point),
+            ("--angle", self.angle, "--point", self.point),
+        ):
+            if value is not None and wanted is None:
+                raise bad_input(f"{flag} goes with {needs}", fix=f"leave {flag} out, or use {needs}")
+
+        number, t = find_run_frame(source, self.frame)
+        facts, _ = read_source_metadata(source.run)
+        report("placing", 0, 1)
+
+        # What is placed: straight RGBA, notes for the user, and the origin for the record.
+        notes: tuple[str, ...] = ()
+        origin: dict[str, Any] = {}
+        if self.image is None:
+            assert self.text is not None
+            color = "white" if self.color is None else self.color
+            rgba = draw_text(self.text, self.font, color, settings.lettering)
+        else:
+            found = read_picture(self.image, max_pixels=settings.max_picture_px)
+            longest = settings.max_picture_side_px
+            if max(found.size) > longest:
+                why = f"it has {found.size[0]}x{found.size[1]} pixels, and at most {longest} along a side are accepted"
+                raise bad_input(f"{self.image.name} is too long", where=str(self.image), why=why, fix="make it smaller")
+            if not found.rgba[..., 3].any():
+                raise bad_input(f"{self.image.name} is transparent everywhere", where=str(self.image))
+            rgba, notes = found.rgba, found.notes
+            origin = {"source": {"file": self.image.name, "sha256": found.sha256}}
+
+        size, aspect = (facts.width, facts.height), rgba.shape[1] / rgba.shape[0]
+        if self.quad is not None:
+            quad = parse_points(self.quad.split(), "--quad")
+            if len(quad) != 4:
+                why = "a picture has four, top left first"
+                raise bad_input(f"--quad has {len(quad)} corners", why=why, fix=QUAD_EXAMPLE)
+        elif self.box is not None:
+            quad = fit_corners_into_box(self.box, aspect, settings)
+        else:
+            assert self.point is not None
+            width = settings.default_width_share * size[0] if self.width is None else self.width
+            quad = make_corners_at_point(self.point, width, self.angle or 0.0, aspect, size, settings)
+        check_corners(quad, size, settings)
+
+        layer, share = choose_layer(source, t, number, quad, size, settings)
+        overlay, more = draw_placement(source, layer, t, rgba, quad, settings)
+        report("placing", 1, 1)
+        position = f"{share:.0%} of it lies on {layer} in frame {number}"
+        corners = np.round(quad, 2).tolist()
+        return EditorResult(
+            {layer: overlay}, (*notes, position, *more), {"frame": number, "corners": corners, **origin}
+        )
+
+
+def fit_corners_into_box(text: str, aspect: float, settings: PlaceSettings = DEFAULTS) -> Quad:
+    """Computes the corners of a picture in the middle of a box, as large as fits.
+
+    Args:
+        text: the box in pixels of the frame: "x,y,w,h".
+        aspect: width / height of the picture.
+        settings: the largest length.
+
+    Raises:
+        UserError: a text that is no such box (exit 3).
+    """
+    try:
+        x, y, width, height = (float(number) for number in text.split(","))
+    except ValueError:
+        x = y = width = height = np.nan
+    if not (max(abs(x), abs(y), width, height) < settings.max_length_px and min(width, height) > 0):
+        why = "expected left, top, width and height, in pixels"
+        raise bad_input(f"--box {text!r} is no box", why=why, fix='--box "100,80,200,120"')
+    wide = min(width, aspect * height)
+    return _make_rectangle(np.array([x + width / 2, y + height / 2]), wide, wide / aspect, 0.0)
+
+
+def make_corners_at_point(
+    text: str,
+    width: float,
+    angle: float,
+    aspect: float,
+    size: tuple[int, int],
+    settings: PlaceSettings = DEFAULTS,
+) -> Quad:
+    """Computes the corners of a picture around a point of a frame.
+
+    Args:
+        text: the point in pixels of the frame: "x,y".
+        width: of the picture, in pixels of the frame.
+        angle: in degrees, clockwise.
+        aspect: width / height of the picture.
+        size: (width, height) of the frame.
+        settings: the largest length.
+
+    Raises:
+        UserError: a text that is no point, one outside of the frame, a bad width or angle (exit 3).
+    """
+    (middle,) = parse_points((text,), "--point")
+    if not ((middle >= 0) & (middle <= size)).all():
+        why = f"a frame has {size[0]}x{size[1]} pixels"
+        raise bad_input(
+            f"the point {text} is outside the frame", why=why, fix=f'--point "{size[0] // 2},{size[1] // 2}"'
+        )
+    if not 0 < width < settings.max_length_px:
+        raise bad_input(f"--width {width:g} is no width", why="it counts pixels of the frame", fix="--width 100")
+    if not np.isfinite(angle):
+        raise bad_input(f"--angle {angle:g} is no angle", why="it counts degrees", fix="--angle 15")
+    return _make_rectangle(middle, width, width / aspect, angle)
+
+
+def check_corners(quad: Quad, size: tuple[int, int], settings: PlaceSettings = DEFAULTS) -> None:
+    """Refuses corners that no picture can have, in pixels of a frame of `size` (width, height).
+
+    Raises:
+        UserError: mirrored, crossed, dented, too small, or too far away (exit 3).
+    """
+    away = np.abs(quad - np.array(size) / 2).max(axis=1)
+    if away.max() > settings.max_corner_distance * max(size):
+        why = (
+            f"a frame has {size[0]}x{size[1]} pixels, and one of the corners is {_format_points(quad[[away.argmax()]])}"
+        )
+        raise bad_input("the placement reaches too far beyond the frame", why=why, fix="make it smaller")
+    side = np.roll(quad, -1, axis=0) - quad
+    after = np.roll(side, -1, axis=0)
+    turns = side[:, 0] * after[:, 1] - side[:, 1] * after[:, 0]
+    if (turns < 0).all():
+        mirrored = f'--quad "{_format_points(quad[[0, 3, 2, 1]])}"'
+        raise bad_input("the corners run counter-clockwise", why="the picture would be mirrored", fix=mirrored)
+    if not (turns > 0).all():
+        why = "one after the other they have to go around a convex shape, clockwise, top left first"
+        raise bad_input(f"no picture has the corners {_format_points(quad)}", why=why, fix=QUAD_EXAMPLE)
+    thinnest = float((turns / np.linalg.norm(side, axis=1)).min())
+    if thinnest < settings.min_thickness_px:
+        why = f"at its thinnest it has {thinnest:.1f} pixels; at least {settings.min_thickness_px:g} are needed"
+        raise bad_input("the placement is too small", why=why, fix="make it larger")
+
+
+def choose_layer(
+    source: EditSource, t: int, number: int, quad: Quad, size: tuple[int, int], settings: PlaceSettings = DEFAULTS
+) -> tuple[str, float]:
+    """Chooses the layer for a placement.
+
+    Args:
+        source: the run, and the layers to choose from.
+        t: frame of the run.
+        number: of the frame in the source.
+        quad: in pixels of a frame of `size`.
+        size: (width, height) of a frame of the source.
+        settings: how much must lie on a layer.
+
+    Returns:
+        The layer, and the share of the placement that lies on it in the frame.
+
+    Raises:
+        UserError: several layers are named, or the layer is not visible there (exit 3).
+    """
+    names = source.maps.layers
+    if 1 < len(source.layers) < len(names):
+        raise bad_input("a picture is placed on one layer", fix=f"--layer {source.layers[0]}")
+    inside = draw_quad_mask(coords.normalize_pixels(torch.from_numpy(quad), *size).numpy(), size)
+    if not inside.any():
+        why = f"a frame has {size[0]}x{size[1]} pixels"
+        raise bad_input("the placement lies outside the frame", why=why, fix="another place, or another --frame")
+    x, y = quad.T
+    area = float((x * np.roll(y, -1) - y * np.roll(x, -1)).sum()) / 2
+    weights = zip(names, source.maps.read_weights(t, size), strict=True)
+    shares = {name: min(1.0, float(weight[inside].sum()) / area) for name, weight in weights}
+    most = max(shares, key=lambda name: shares[name])
+    layer = most if len(source.layers) > 1 else source.layers[0]
+    if shares[layer] < settings.min_layer_share:
+        why = f"in frame {number} {shares[most]:.0%} of the placement lies on the layer {most}"
+        raise bad_input(f"the layer {layer} is not seen there", why=why, fix=f"--layer {most}, or another place")
+    return layer, shares[layer]
+
+
+def draw_placement(
+    source: EditSource,
+    layer: str,
+    t: int,
+    rgba: Float[np.ndarray, "height width 4"],
+    quad: Quad,
+    settings: PlaceSettings = DEFAULTS,
+) -> tuple[Overlay, tuple[str, ...]]:
+    """Makes the overlay of a layer for a picture with its corners at `quad` in frame `t`.
+
+    Args:
+        source: the run.
+        layer: its name.
+        t: frame of the run.
+        rgba: straight.
+        quad: in pixels of the source.
+        settings: how fine the overlay is.
+
+    Returns:
+        The overlay, and notes for the user.
+
+    Raises:
+        UserError: nothing of it is where the layer is (exit 3).
+    """
+    # The part of the layer's plane that the frame shows: all of it, or the chart of the frame.
+    charts = (chart for series in source.maps.charts for chart in series)
+    own = [chart.box for chart in charts if chart.layer == layer and chart.first <= t <= chart.last]
+    limit = own[0] if own else source.maps.boxes[source.maps.layers.index(layer)]
+
+    here = find_layer_in_frame(source, layer, t)
+    corners, fineness = quad * here.scale, settings.projection
+    room = find_placement_area(source.maps, t, here, corners, limit, fineness)
+    painted = (
+        None if room is None else draw_picture(rgba, corners, find_texel_positions(here, room, fineness), fineness)
+    )
+    if room is not None and painted is not None and source.mask is not None:
+        mask = Overlay(np.repeat(source.read_region(layer)[..., None], 4, axis=-1), source.pictures[layer].box)
+        painted = unpremultiply(premultiply(painted) * resample_overlay(mask, room.size, room.box)[..., 3:])
+    if room is None or painted is None or not painted[..., 3].any():
+        raise bad_input(f"nothing of the picture comes to lie on the layer {layer}", fix="another place or --frame")
+    coarse = f"it is large: its texels are {room.resolution_share:.0%} as fine as they would have to be for all detail"
+    return Overlay(painted, room.box), () if room.resolution_share == 1 else (coarse,)
+
+
+def _make_rectangle(middle: Float[np.ndarray, "2"], width: float, height: float, angle: float) -> Quad:
+    """Makes the corners of a rectangle around a point, rotated clockwise by degrees."""
+    radians = np.deg2rad(angle)
+    across, down = np.array([np.cos(radians), np.sin(radians)]), np.array([-np.sin(radians), np.cos(radians)])
+    signs = ((-1, -1), (1, -1), (1, 1), (-1, 1))
+    return np.array([middle + (x * width * across + y * height * down) / 2 for x, y in signs])
+
+
+def _format_points(points: Float[np.ndarray, "n 2"]) -> str:
+    return " ".join(f"{x:g},{y:g}" for x, y in points)

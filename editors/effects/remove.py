@@ -1,0 +1,108 @@
+"""`remove`: hides a layer and shows what is behind it.
+
+What other frames show of the layers behind comes from their canonical pictures. What no frame shows there is inpainted
+once, on the canonical picture, and is therefore the same in every frame.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import cv2
+import numpy as np
+
+from editors.core.editor import EditorResult, Report
+from editors.core.source import EditSource
+from editors.core.stack import EditEffects
+from editors.effects.patchmatch import DEFAULTS as COMPLETION
+from editors.effects.patchmatch import CompletionSettings, complete_picture
+from neural_fields.atlas import canonical
+from neural_fields.atlas.canonical import Overlay
+from neural_fields.core.errors import bad_input
+
+
+@dataclass(frozen=True)
+class RemoveEditSettings:
+    """Settings of what is inpainted behind a removed layer."""
+
+    min_coverage: float = 0.5  # from which a texel is known
+    min_weight: float = 0.02  # of a pixel: with less of a layer nothing of it is taken off
+    margin_px: int = 7  # side of the square by which a removed layer is dilated, at the size of the training
+    max_inpainted_share: float = 0.5  # of what becomes visible; a note is given above it
+    completion: CompletionSettings = COMPLETION
+
+
+DEFAULTS = RemoveEditSettings()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remove:
+    """Take a layer off the video and show what was behind it."""
+
+    name: ClassVar[str] = "remove"
+
+    grow: float = 3.0
+    """Pixels of the video by which the layer is widened, so that soft edges and halos go with it."""
+
+    def __call__(self, source: EditSource, report: Report, settings: RemoveEditSettings = DEFAULTS) -> EditorResult:
+        """Removes the layers, and inpaints what no frame shows behind them.
+
+        Args:
+            source: the run, and the layers to remove.
+            report: told about progress.
+            settings: of what is inpainted.
+
+        Raises:
+            UserError: the layer at the back, a mask, or a width out of range.
+        """
+        back = source.maps.layers[-1]
+        if back in source.layers:
+            raise bad_input(
+                f"nothing is behind {back}",
+                where=str(source.run.canonical),
+                why=f"the layers of this run, front to back: {', '.join(source.maps.layers)}",
+                fix=f"unwrap edit {source.run.path} --editor replace --picture FILE puts something in its place",
+            )
+        if source.mask is not None:
+            raise bad_input("a layer is removed as a whole", why="--mask is of no use", fix="leave --mask out")
+        if not 0 <= self.grow <= 100:
+            raise bad_input(f"--grow {self.grow:g}", why="it counts pixels from 0 to 100", fix="--grow 3")
+        overlays, notes, maps = {}, [], source.maps
+        for number, layer in enumerate(maps.layers):
+            if layer in source.layers or number <= min(map(maps.layers.index, source.layers)):
+                continue
+            report("looking behind", number, len(maps.layers))
+            picture = source.pictures[layer]
+
+            # The texels that some frame would show without the removed layers in front of them.
+            size, box = picture.size, picture.box
+            in_front = [index for index in map(maps.layers.index, source.layers) if index < number]
+            found = np.zeros((size[1], size[0]), np.uint8)
+            around = np.ones((settings.margin_px, settings.margin_px), np.uint8)
+            for t in range(maps.frame_count):
+                weight = sum(maps.read_layer_weight_small(t, index) for index in in_front)
+                inside = cv2.dilate((np.asarray(weight) > settings.min_weight).astype(np.uint8), around) > 0
+                uv = maps.read_uv_small(t, number)[inside]
+                x = np.floor((uv[:, 0] - box.u0) / box.width * size[0]).astype(int)
+                y = np.floor((uv[:, 1] - box.v0) / box.height * size[1]).astype(int)
+                kept = (x >= 0) & (x < size[0]) & (y >= 0) & (y < size[1])
+                found[y[kept], x[kept]] = 1
+            # Texels may be finer than the pixels that show them: gaps between them are closed.
+            step = max(3, 2 * round(max(size) / max(maps.size)) + 1)
+            hidden = cv2.morphologyEx(found, cv2.MORPH_CLOSE, np.ones((step, step), np.uint8)) > 0
+
+            seen = canonical.read_pristine(source.run.canonical, layer).rgba[3].numpy() > settings.min_coverage
+            missing = hidden & ~seen
+            if not missing.any() or not seen.any():
+                continue
+            rgb = complete_picture(
+                np.ascontiguousarray(picture.to_array()[..., :3]), seen, missing, settings=settings.completion
+            )
+            alpha = missing.astype(np.float32)[..., None]
+            overlays[layer] = Overlay(np.concatenate([rgb, alpha], axis=-1) * alpha, picture.box)
+            inpainted = float(missing.sum() / hidden.sum())
+            if inpainted > settings.max_inpainted_share:
+                notes.append(f"{inpainted:.0%} of what would be seen of {layer} is in no frame: it is made up")
+        notes.append("shadows and reflections belong to what they fall on, and stay")
+        return EditorResult(overlays, tuple(notes), effects=EditEffects(hidden=source.layers, grow=self.grow))

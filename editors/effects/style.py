@@ -1,0 +1,205 @@
+"""`style`: repaints the canonical picture of a layer with a trained style network.
+
+The network gets the picture as a whole: instance norm makes every tile another picture, so tiles would not fit
+together. What no frame shows is filled smoothly from its surroundings first, so that nothing there bleeds into what is
+visible. Because of that norm, the network gets a frame of the clip beside each picture: a dark object alone would be
+painted bright.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float
+
+from editors.core.editor import EditorResult, Report
+from editors.core.source import EditSource
+from editors.effects.style_network import StyleNetwork, read_style_network, stylize_picture
+from neural_fields.atlas import canonical
+from neural_fields.atlas.canonical import Overlay
+from neural_fields.core.errors import bad_input
+from neural_fields.core.files import sha256_file
+from neural_fields.imaging.push_pull import pull_push
+
+
+@dataclass(frozen=True)
+class StyleEditSettings:
+    """Settings of how pictures are given to the style network."""
+
+    default_side_px: int = 1280  # of the largest picture: a larger one is made smaller if nothing else is asked for
+    min_side_px: int = 64
+    max_side_px: int = 2048  # 2048 x 2048 pixels at once take 3.6 GB
+    min_coverage: float = 0.5  # from which the color of a texel is that of the video
+    gap_px: int = 32  # between a picture and the frame beside it, filled smoothly
+    margin_texels: int = 16  # around what is visible that the network gets too
+
+
+DEFAULTS = StyleEditSettings()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Style:
+    """Repaint the canonical picture with a trained style network (Johnson et al. 2016)."""
+
+    name: ClassVar[str] = "style"
+
+    weights: Path
+    """The network: a .pth or .safetensors state dict of pytorch/examples fast_neural_style, or ncnn's .bin of it."""
+    side: int | None = None
+    """Longer side at which the largest picture is painted, 64 to 2048; less: larger strokes (default: up to 1280)."""
+    strength: float = 1.0
+    """How much of the style is shown, above 0 and at most 1."""
+
+    def __post_init__(self) -> None:
+        low, high = DEFAULTS.min_side_px, DEFAULTS.max_side_px
+        if self.side is not None and not low <= self.side <= high:
+            why = f"it is {low} to {high}"
+            raise bad_input(f"a side of {self.side} pixels", where="--side", why=why, fix="--side 640")
+        check_strength(self.strength)
+
+    def __call__(self, source: EditSource, report: Report, settings: StyleEditSettings = DEFAULTS) -> EditorResult:
+        """Makes one overlay a layer, opaque where the edit may go.
+
+        Args:
+            source: the run, and the layers to paint.
+            report: told about progress.
+            settings: how pictures are given to the network.
+
+        Raises:
+            UserError: weights that are not those of a style network, or nothing to edit (exit 3).
+        """
+        network = read_style_network(self.weights)
+        regions = {layer: source.read_region(layer) for layer in source.layers}
+        parts = {layer: StyleInput.from_layer(source, layer, settings) for layer in source.layers}
+        beside = source.read_frame(source.frame_count // 2).astype(np.float32) / 255
+        length = max(part.length for part in parts.values())
+        longest = max(max(part.rgb.shape[:2]) for part in parts.values())
+        side = self.side or min(longest, settings.default_side_px)
+        overlays = {}
+        for done, (layer, part) in enumerate(parts.items()):
+            report("painting", done, len(parts))
+            color = part.paint(network, beside, side / length, settings)
+            alpha = self.strength * regions[layer][..., None]
+            rgba = np.concatenate([np.where(alpha > 0, color, 0), alpha], axis=-1)
+            overlays[layer] = Overlay(rgba.astype(np.float32), source.pictures[layer].box)
+        report("painting", len(parts), len(parts))
+        smaller = f"the largest picture was painted with its longer side at {side} of {longest} pixels"
+        facts = {"network": {"file": self.weights.name, "sha256": sha256_file(self.weights)}, "side": side}
+        return EditorResult(overlays, (smaller,) if side < longest else (), facts)
+
+
+def check_strength(strength: float) -> None:
+    """Refuses a strength that is not above 0 and at most 1.
+
+    Raises:
+        UserError: it is not (exit 3).
+    """
+    if not 0 < strength <= 1:
+        why = "it is above 0 and at most 1"
+        raise bad_input(f"a strength of {strength:g}", where="--strength", why=why, fix="--strength 0.8")
+
+
+@dataclass(frozen=True)
+class StyleInput:
+    """What the network gets of a layer.
+
+    Attributes:
+        rgb: the layer's picture around what is visible, the rest filled smoothly.
+        rows: its rows in the whole picture.
+        columns: its columns in the whole picture.
+        whole: the whole picture, filled.
+        length: the longer side of `rgb`, in uv units.
+    """
+
+    rgb: Float[np.ndarray, "_ _ 3"]
+    rows: slice
+    columns: slice
+    whole: Float[np.ndarray, "height width 3"]
+    length: float
+
+    @classmethod
+    def from_layer(cls, source: EditSource, layer: str, settings: StyleEditSettings = DEFAULTS) -> StyleInput:
+        """Prepares the picture of a layer of a run."""
+        picture = source.pictures[layer]
+        seen = canonical.read_pristine(source.run.canonical, layer).rgba[3].numpy() >= settings.min_coverage
+        texel = picture.box.width / picture.size[0]
+        return cls.from_picture(np.ascontiguousarray(picture.to_array()[..., :3]), seen, texel, settings)
+
+    @classmethod
+    def from_picture(
+        cls,
+        rgb: Float[np.ndarray, "height width 3"],
+        visible_mask: Bool[np.ndarray, "height width"],
+        texel_size: float,
+        settings: StyleEditSettings = DEFAULTS,
+    ) -> StyleInput:
+        """Prepares a picture.
+
+        Args:
+            rgb: RGB of the whole picture in [0, 1].
+            visible_mask: what is visible of it.
+            texel_size: width of a texel in uv units.
+            settings: the margin around what is visible.
+
+        Returns:
+            The part around what is visible; all of the picture where nothing is.
+        """
+        whole = pull_push(rgb, visible_mask) if visible_mask.any() else rgb
+        left, top, width, height = cv2.boundingRect(visible_mask.astype(np.uint8))
+        margin = settings.margin_texels
+        rows = slice(max(0, top - margin), top + height + margin) if width else slice(0, visible_mask.shape[0])
+        columns = slice(max(0, left - margin), left + width + margin) if width else slice(0, visible_mask.shape[1])
+        rgb = np.ascontiguousarray(whole[rows, columns])
+        return cls(rgb, rows, columns, whole, texel_size * max(rgb.shape[:2]))
+
+    def paint(
+        self,
+        network: StyleNetwork,
+        beside: Float[np.ndarray, "_ _ 3"],
+        pixels_per_unit: float,
+        settings: StyleEditSettings = DEFAULTS,
+    ) -> Float[np.ndarray, "height width 3"]:
+        """Paints this part of the whole picture in the network's style.
+
+        Args:
+            network: the style network.
+            beside: a frame that the network gets beside it.
+            pixels_per_unit: of the network to a uv unit: the same for all layers, so that strokes are of one size.
+            settings: the gap between the two.
+
+        Returns:
+            The whole picture, with this part painted.
+        """
+        height, width = self.rgb.shape[:2]
+        scale = pixels_per_unit * self.length / max(height, width)
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        picture = _resize_picture(self.rgb, size)
+        scale = pixels_per_unit * 2 / max(beside.shape[:2])
+        frame_size = max(1, round(beside.shape[1] * scale)), max(1, round(beside.shape[0] * scale))
+        frame = _resize_picture(beside, frame_size)
+
+        # Both on one canvas, the picture in its corner and the frame along its longer side.
+        down = picture.shape[1] >= picture.shape[0]
+        gap = settings.gap_px
+        top, left = (picture.shape[0] + gap, 0) if down else (0, picture.shape[1] + gap)
+        canvas_size = max(picture.shape[0], top + frame.shape[0]), max(picture.shape[1], left + frame.shape[1])
+        canvas, known = np.zeros((*canvas_size, 3), np.float32), np.zeros(canvas_size, bool)
+        for one, row, column in ((picture, 0, 0), (frame, top, left)):
+            area = slice(row, row + one.shape[0]), slice(column, column + one.shape[1])
+            canvas[area], known[area] = one, True
+
+        found = stylize_picture(network, pull_push(canvas, known))[: size[1], : size[0]]
+        result = self.whole.copy()
+        result[self.rows, self.columns] = np.clip(_resize_picture(found, (width, height)), 0, 1)
+        return result
+
+
+def _resize_picture(picture: Float[np.ndarray, "h w 3"], size: tuple[int, int]) -> Float[np.ndarray, "_ _ 3"]:
+    if (picture.shape[1], picture.shape[0]) == size:
+        return picture
+    smaller = size[0] < picture.shape[1]
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)

@@ -1,0 +1,62 @@
+"""`unwrap eval --edit`: every measure of an edit that its run, and the networks at hand, allow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from neural_fields.core.errors import bad_input
+from neural_fields.data.video.io import source_frames
+from neural_fields.evaluation.edit_quality import measure_edit, render_edited_frames
+from neural_fields.runs.kind import require_planar
+from neural_fields.runs.run import Run
+from neural_fields.runs.source import read_source_metadata
+
+
+def measure_edits(
+    run: Run,
+    edits: Sequence[str],
+    prompt: str | None = None,
+    clip_model: str | None = None,
+    pickscore_model: str | None = None,
+) -> dict[str, Any]:
+    """Measures what edits do to the video of a run; plain values for JSON.
+
+    Args:
+        run: the run.
+        edits: names or numbers.
+        prompt: what they were asked for.
+        clip_model: folder of transformers, or a name on the hub; without it CLIP's measures are left out.
+        pickscore_model: folder of transformers, or a name on the hub; without it the PickScore is left out.
+
+    Raises:
+        UserError: an unknown edit, a damaged run, a prompt without a network that reads it, unusable networks.
+    """
+    if prompt is not None and clip_model is None and pickscore_model is None:
+        raise bad_input(
+            "--prompt without a network that reads it",
+            why="a CLIP says how well a picture shows a text; none is part of Unwrap",
+            fix=f"unwrap eval {run.path} --edit {edits[0]} --prompt TEXT --clip-model FOLDER",
+        )
+    if pickscore_model is not None and prompt is None:
+        raise bad_input("--pickscore-model needs a prompt", fix=f"--prompt TEXT --pickscore-model {pickscore_model}")
+    require_planar(run, "--edit")
+    found: dict[str, Any] = {"run": str(run.path), "edits": list(edits), **measure_edit(run, edits)}
+    if clip_model is not None:
+        from editors.diffusion.backend.clip_model import load_clip
+        from editors.diffusion.backend.weights import WeightsSource
+        from editors.diffusion.common.clip_metrics import measure_with_clip
+
+        # CLIP's measures of the edited video, and the consistency of the source beside them.
+        clip = load_clip(WeightsSource(clip_model))
+        found |= measure_with_clip((frame.edited for frame in render_edited_frames(run, edits)), clip, prompt)
+        source = measure_with_clip(source_frames(*read_source_metadata(run)), clip, prompt)
+        found |= {f"source_{name}": value for name, value in source.items()}
+    if pickscore_model is not None and prompt is not None:
+        from editors.diffusion.backend.clip_model import load_clip
+        from editors.diffusion.backend.weights import WeightsSource
+        from editors.diffusion.common.clip_metrics import compute_pick_score
+
+        edited = (frame.edited for frame in render_edited_frames(run, edits))
+        found["pick_score"] = compute_pick_score(edited, load_clip(WeightsSource(pickscore_model)), prompt)
+    return found

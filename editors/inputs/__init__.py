@@ -1,0 +1,1 @@
+"""Edits from what people painted: pictures, frames, documents, flat clips."""

@@ -1,0 +1,335 @@
+"""The texels of a painted picture that differ from the picture it was painted on, whatever a tool did to the others.
+
+A lossless picture that was changed in places is compared there only (`find_local_change`); where noise has to be told
+from paint, or nearly all was painted over, all of it is compared (`find_whole_change`). Both find the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from editors.inputs.noise_model import DEFAULTS as NOISE_DEFAULTS
+from editors.inputs.noise_model import (
+    LEVEL,
+    BaseComparison,
+    Gray,
+    NoiseModelSettings,
+    Rgb,
+    compute_color_distance,
+    max_over_channels,
+)
+from neural_fields.imaging.alpha import premultiply, resize_image, to_floats, unpremultiply
+from neural_fields.imaging.image_io import Picture
+from neural_fields.imaging.tiles import Part, bounding_part, to_local_range
+
+Rgba = Float[np.ndarray, "height width 4"]
+Pixels = UInt8[np.ndarray, "_ _ 4"] | Float[np.ndarray, "_ _ 4"]
+Colors = Float[np.ndarray, "colors 3"]
+
+
+@dataclass(frozen=True)
+class ChangeSettings:
+    """Settings of the search for paint. Levels are 8-bit levels of a color; alpha and coverage are in [0, 1]."""
+
+    noise: NoiseModelSettings = NOISE_DEFAULTS
+    opaque_alpha: float = 0.999  # from here on a texel counts as opaque
+    min_alpha: float = 0.5  # strength of a change from which a texel counts as painted
+    min_coverage: float = 0.5  # of texels that count as seen
+    fill_levels: float = 24.0  # where nothing was ever seen, paint differs at least this much from a flat fill
+    min_fill_share: float = 0.3  # of the unseen texels: a second color with so many is a fill (a checkerboard)
+    max_fill_distance: float = 0.1  # a texel farther from a fill than this is paint, and tells nothing of the fill
+    soft_levels: float = 1.5  # least threshold of texels that are not opaque: they are rounded
+    erased_alpha: float = 0.25  # alpha taken away from which a texel counts as erased
+    min_erased_texels: int = 16  # from here on the user is told
+    min_speck_texels: int = 5  # fewer changed texels that lie together are noise
+    speck_reach_px: int = 5  # window around what is no speck in which faint texels are kept
+    exact_gap_px: int = 3  # gaps in paint up to this size are closed
+    noisy_gap_px: int = 5  # the same on noisy input
+    whole_gap_px: int = 17  # the same in a picture that changed nearly everywhere
+    whole_share: float = 0.6  # of what is seen: with more, a picture changed nearly everywhere
+    unseen_reach_px: int = 5  # window around seen texels in which texels count as seen
+    tile_px: int = 256  # side of what is compared at a time
+    halo_px: int = 4  # around a tile: gaps are closed by their neighbors
+
+
+DEFAULTS = ChangeSettings()
+
+
+@dataclass(frozen=True)
+class Change:
+    """Where a painted picture differs from its base.
+
+    Attributes:
+        rgba: the painted colors with the strength of the change as straight alpha, at the painted picture's size.
+        notes: what was left out, one sentence each.
+    """
+
+    rgba: Rgba
+    notes: tuple[str, ...]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no texel was changed: the alpha is 0 everywhere."""
+        return not bool((self.rgba[..., 3] > 0).any())
+
+
+@dataclass(frozen=True)
+class _Backdrop:
+    """What a tool put behind transparent texels when it dropped the alpha.
+
+    Attributes:
+        fills: the flat colors that may be there.
+        fill: the one that is blended with the picture; None: the picture's hidden colors are shown.
+    """
+
+    fills: Colors
+    fill: Float[np.ndarray, "3"] | None
+
+    def composite(self, rgba: Rgba, hidden: Rgb) -> Rgb:
+        """Blends a picture with this backdrop."""
+        if self.fill is None:
+            return hidden
+        coverage = rgba[..., 3]
+        planes = zip(cv2.split(rgba)[:3], self.fill, strict=True)
+        return cv2.merge([plane * coverage + value * (1 - coverage) for plane, value in planes])
+
+
+def find_local_change(painted: Pixels, base: Pixels, settings: ChangeSettings = DEFAULTS) -> tuple[Part, Change] | None:
+    """Finds the change of a lossless picture that was painted in places: the part of it that changed, and how.
+
+    Args:
+        painted: straight RGBA, as bytes or as float32 in [0, 1].
+        base: what it was painted on, of the same type.
+        settings: of the search.
+
+    Returns:
+        The rows and columns that hold all that changed (none of them where nothing did) and the change there; None
+        where only the whole picture tells what is noise: another size, changes near half of the texels that were seen.
+    """
+    if painted.shape != base.shape or not painted.size:
+        return None
+    one = 255 if base.dtype == np.uint8 else 1
+    opaque = settings.opaque_alpha * one
+    alpha, coverage = cv2.extractChannel(painted, 3), cv2.extractChannel(base, 3)
+
+    # Did the tool drop the alpha?
+    backdrop = None
+    if cv2.minMaxLoc(alpha)[0] > opaque and cv2.minMaxLoc(coverage)[0] < opaque:
+        fills = _find_fills(_floats_at(painted, coverage < LEVEL * one)[:, :3], settings)
+        soft = coverage < opaque
+        shown, own = _floats_at(painted, soft), _floats_at(base, soft)
+        backdrop = _Backdrop(fills, _choose_fill(shown[:, :3], own, own[:, :3], fills, settings))
+
+    # Nonzero where texels are not what they would be without paint.
+    differs = np.zeros(alpha.shape, np.uint8)
+    for channel in range(3):
+        differs |= cv2.compare(cv2.extractChannel(painted, channel), cv2.extractChannel(base, channel), cv2.CMP_NE)
+    if backdrop is None:  # a clear texel may have any hidden color
+        differs &= cv2.compare(cv2.max(alpha, coverage), 0, cv2.CMP_GT)
+        differs |= cv2.compare(alpha, coverage, cv2.CMP_NE)
+    elif backdrop.fill is not None:  # on a flat fill soft texels are rounded
+        differs |= cv2.compare(coverage, opaque, cv2.CMP_LT)
+
+    # Fewer than half of those seen: then the median of what differs is zero, and there is no noise.
+    noise_window = settings.noise.noise_window_px
+    seen = cv2.compare(coverage, settings.min_coverage * one, cv2.CMP_GT)
+    near = cv2.dilate(differs, np.ones((noise_window,) * 2, np.uint8)) & seen
+    if near.any() and 2 * cv2.countNonZero(near) >= cv2.countNonZero(seen):
+        return None
+
+    part = bounding_part(differs, noise_window) or (slice(0, 0), slice(0, 0))
+    change = _compare_tiles(painted[part], base[part], differs[part], backdrop, settings)
+    notes: tuple[str, ...] = ()
+    if backdrop is None and change.size:
+        notes = _erasure_notes(alpha[part], coverage[part], one, settings)
+    return part, Change(change, notes)
+
+
+def _floats_at(pixels: Pixels, mask: np.ndarray) -> Float[np.ndarray, "n 4"]:
+    return to_floats(pixels[mask][None])[0]
+
+
+def _compare_tiles(
+    painted: Pixels,
+    base: Pixels,
+    differs: UInt8[np.ndarray, "height width"],
+    backdrop: _Backdrop | None,
+    settings: ChangeSettings,
+) -> Rgba:
+    """Computes the change where nothing is noise. What is equal is passed over; tiles stay in the processor's cache."""
+    height, width = differs.shape
+    side, halo = settings.tile_px, settings.halo_px
+    result = np.zeros((height, width, 4), np.float32)
+    for top, left in product(range(0, height, side), range(0, width, side)):
+        inner = (slice(top, min(height, top + side)), slice(left, min(width, left + side)))
+        rows, columns = (slice(max(0, span.start - halo), span.stop + halo) for span in inner)
+        if not differs[rows, columns].any():
+            continue
+        rgba, under = to_floats(painted[rows, columns]), to_floats(base[rows, columns])
+        plain, coverage = np.ascontiguousarray(under[..., :3]), under[..., 3]
+        threshold = np.full(coverage.shape, settings.noise.exact_levels * LEVEL, np.float32)
+        if backdrop is None:
+            distance = compute_color_distance(_blend_as_shown(rgba, plain, coverage), plain)
+            same = BaseComparison(distance, threshold, exact=True)
+            found = _extract_change_by_alpha(rgba, coverage, same, 0.0, False, settings)
+        else:
+            rgb = np.ascontiguousarray(rgba[..., :3])
+            same = BaseComparison(compute_color_distance(rgb, backdrop.composite(under, plain)), threshold, exact=True)
+            same = _compare_unseen_with_fills(rgb, coverage, backdrop.fills, plain, same, settings)
+            found = _extract_change(rgba, coverage, same, None, False, settings)
+        result[inner] = found[to_local_range(inner[0], rows), to_local_range(inner[1], columns)]
+    return result
+
+
+def find_whole_change(painted: Picture, base: Rgba, settings: ChangeSettings = DEFAULTS) -> Change:
+    """Finds the change of a picture of any size of the aspect of `base`, lossy or not.
+
+    Args:
+        painted: the painted picture.
+        base: what it was painted on, float32 in [0, 1] with straight alpha.
+        settings: of the search.
+    """
+    exact_size = painted.size == (base.shape[1], base.shape[0])
+    ground = base if exact_size else unpremultiply(resize_image(premultiply(base), painted.size))
+    rgba, coverage = painted.rgba, ground[..., 3]
+    scale = painted.size[0] / base.shape[1]
+    soft = coverage < settings.opaque_alpha
+    if (rgba[..., 3] > settings.opaque_alpha).all() and soft.any():  # the tool dropped the alpha
+        rgb = np.ascontiguousarray(rgba[..., :3])
+        hidden = np.ascontiguousarray(base[..., :3])
+        hidden = hidden if exact_size else resize_image(hidden, painted.size)
+        fills = _find_fills(rgb[coverage < LEVEL], settings)
+        backdrop = _Backdrop(fills, _choose_fill(rgb[soft], ground[soft], hidden[soft], fills, settings))
+        same = BaseComparison.compare_with_base(
+            painted, rgb, backdrop.composite(ground, hidden), coverage, scale, settings.noise
+        )
+        same = _compare_unseen_with_fills(rgb, coverage, fills, hidden, same, settings)
+        return Change(_extract_change(rgba, coverage, same, None, True, settings), ())
+    plain = np.ascontiguousarray(ground[..., :3])
+    same = BaseComparison.compare_with_base(
+        painted, _blend_as_shown(rgba, plain, coverage), plain, coverage, scale, settings.noise
+    )
+    found = _extract_change_by_alpha(rgba, coverage, same, 0.0 if exact_size else scale, True, settings)
+    return Change(found, _erasure_notes(rgba[..., 3], coverage, 1, settings))
+
+
+def _blend_as_shown(rgba: Rgba, plain: Rgb, coverage: Gray) -> Rgb:
+    """Takes painted colors of faint texels only as far as they show: straight ones are mostly rounding there."""
+    share = np.minimum(rgba[..., 3], coverage)
+    return plain + (rgba[..., :3] - plain) * cv2.merge([share] * 3)
+
+
+def _erasure_notes(alpha: np.ndarray, coverage: np.ndarray, one: int, settings: ChangeSettings) -> tuple[str, ...]:
+    """Makes a note where alpha was taken away; `one` is what stands for opaque."""
+    if np.count_nonzero(cv2.subtract(coverage, alpha) > settings.erased_alpha * one) < settings.min_erased_texels:
+        return ()
+    return ("erased places are left as they are in the video: paint over what should change",)
+
+
+def _extract_change_by_alpha(
+    rgba: Rgba, coverage: Gray, same: BaseComparison, scale: float, whole: bool, settings: ChangeSettings
+) -> Rgba:
+    """Extracts the change by what differs in color and by what was added where the base was transparent."""
+    alpha = rgba[..., 3]
+    reach = np.ones((2 * int(np.ceil(scale)) + 1,) * 2, np.uint8)
+    gained = np.clip(alpha - cv2.dilate(coverage, reach), 0, 1)
+    # How opaque the paint is: on soft coverage, alpha as before means that it is opaque.
+    kept = np.minimum(alpha / np.maximum(coverage, LEVEL), 1)
+    trust = np.minimum(4 * coverage, 1)
+    strength = alpha * (1 - trust) + kept * trust
+    distance = np.maximum(same.distance, gained)
+    soft_threshold = np.maximum(same.threshold, settings.soft_levels * LEVEL)
+    threshold = np.where(coverage < settings.opaque_alpha, soft_threshold, same.threshold)
+    return _extract_change(rgba, coverage, BaseComparison(distance, threshold, same.exact), strength, whole, settings)
+
+
+def _extract_change(
+    rgba: Rgba, coverage: Gray, same: BaseComparison, strength: Gray | None, whole: bool, settings: ChangeSettings
+) -> Rgba:
+    """Extracts the painted colors with the strength of the change as alpha.
+
+    Fills pinholes where paint happens to have the base's color and, on noisy input, drops single specks.
+
+    Args:
+        rgba: the painted picture.
+        coverage: alpha of the base.
+        same: how far texels are from the base, and how far they may be.
+        strength: how opaque the paint is; None: opaque.
+        whole: whether these are all of the texels, so that nearly all may have changed.
+        settings: of the search.
+    """
+    alpha = np.clip((same.distance - same.threshold) / (same.threshold + LEVEL), 0, 1)
+    mask = (alpha > settings.min_alpha).astype(np.uint8)
+    if not same.exact:
+        _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+        speck = stats[:, cv2.CC_STAT_AREA] < settings.min_speck_texels
+        mask[speck[labels]] = 0
+        # What is left of noise lies alone; a soft edge of paint touches it.
+        alpha = np.where(cv2.dilate(mask, np.ones((settings.speck_reach_px,) * 2, np.uint8)) > 0, alpha, 0)
+    gap = settings.exact_gap_px if same.exact else settings.noisy_gap_px
+    seen = coverage > settings.min_coverage
+    if whole and bool(seen.any()) and bool(mask[seen].mean() > settings.whole_share):
+        # Who repaints most of a picture has repainted its little-changed places too: a style, a grade.
+        gap = settings.whole_gap_px
+    closed = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (gap, gap)))
+    alpha = np.maximum(alpha, closed).astype(np.float32)
+    alpha = alpha if strength is None else alpha * strength
+    alpha[alpha < 0.5 * LEVEL] = 0
+    changed = alpha > 0
+    return cv2.merge([*(plane * changed for plane in cv2.split(rgba)[:3]), alpha])
+
+
+def _find_fills(unseen: Float[np.ndarray, "n 3"], settings: ChangeSettings) -> Colors:
+    """Finds the flat colors a tool put behind transparent texels: the most frequent, and others with a large share."""
+    if len(unseen) == 0:
+        return np.array([[1, 1, 1], [0, 0, 0]], np.float32)
+    bins = np.rint(unseen * 31).astype(np.int64) @ np.array([1024, 32, 1])  # 32 steps a channel
+    counts = np.bincount(bins, minlength=32**3)
+    first, *others = np.argsort(counts)[:-4:-1]  # three at most
+    frequent = [first, *(color for color in others if counts[color] >= settings.min_fill_share * len(unseen))]
+    return np.stack([np.median(unseen[bins == color], axis=0) for color in frequent]).astype(np.float32)
+
+
+def _choose_fill(
+    seen: Float[np.ndarray, "n 3"],
+    own: Float[np.ndarray, "n 4"],
+    hidden: Float[np.ndarray, "n 3"],
+    fills: Colors,
+    settings: ChangeSettings,
+) -> Float[np.ndarray, "3"] | None:
+    """Chooses the flat color on which soft texels of the base look most like those that are seen.
+
+    Args:
+        seen: the painted colors of soft texels.
+        own: the base's colors there, with alpha.
+        hidden: the base's colors there as they are under the alpha.
+        fills: the flat colors to choose from.
+        settings: of the search.
+
+    Returns:
+        The color; None where the base's own, hidden colors are shown.
+    """
+    candidates = [hidden, *(own[:, :3] * own[:, 3:] + fill * (1 - own[:, 3:]) for fill in fills)]
+    limit = settings.max_fill_distance
+    best = int(np.argmin([np.minimum(np.abs(seen - candidate), limit).mean() for candidate in candidates]))
+    return None if best == 0 else fills[best - 1]
+
+
+def _compare_unseen_with_fills(
+    rgb: Rgb, coverage: Gray, fills: Colors, hidden: Rgb, same: BaseComparison, settings: ChangeSettings
+) -> BaseComparison:
+    """Measures the texels that no frame shows against the flat fills instead of the base."""
+    reach = np.ones((settings.unseen_reach_px,) * 2, np.uint8)
+    seen = cv2.dilate((coverage >= LEVEL).astype(np.uint8), reach) > 0
+    to_fill = max_over_channels(np.abs(rgb - hidden))
+    for fill in fills:
+        to_fill = np.minimum(to_fill, max_over_channels(np.abs(rgb - fill)))
+    distance = np.where(seen, same.distance, np.minimum(same.distance, to_fill))
+    fill_threshold = np.maximum(same.threshold, settings.fill_levels * LEVEL)
+    threshold = np.where(seen, same.threshold, fill_threshold).astype(np.float32)
+    return BaseComparison(distance, threshold, same.exact)

@@ -1,0 +1,320 @@
+"""Edit by layered document: what was painted on its own layers of an .ora or .psd file becomes an overlay, bit for bit.
+
+Nothing has to be compared: the document has a layer to paint on, and programs keep layers apart. Its other layers (the
+picture below, the edits so far, guides) are known by their names, which every program keeps, and never become paint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from editors.inputs.canonical_picture import find_change
+from editors.inputs.file_kinds import DOCUMENT_SUFFIXES, PROGRAM_SUFFIXES, match_layer
+from editors.inputs.sizes import check_picture_size, compute_pixel_limit
+from neural_fields.atlas import canonical
+from neural_fields.atlas.canonical import CanonicalImage, Overlay
+from neural_fields.atlas.uv_maps import Maps
+from neural_fields.core.errors import UserError, bad_input
+from neural_fields.export.pictures.canonical import read_exported_versions
+from neural_fields.imaging.alpha import premultiply, resize_image, unpremultiply
+from neural_fields.imaging.documents.layered import (
+    BASE,
+    EDITS,
+    GUIDE,
+    PAINT,
+    DocumentLayer,
+    LayeredDocument,
+    Rgba,
+    flatten_layers,
+    iterate_layers,
+    place_on_canvas,
+)
+from neural_fields.imaging.documents.openraster import read_ora
+from neural_fields.imaging.documents.psd import SIGNATURE, read_psd
+from neural_fields.imaging.image_io import Picture
+from neural_fields.runs.run import Run
+
+SUFFIXES = (*DOCUMENT_SUFFIXES, *PROGRAM_SUFFIXES)
+_ZIP, _XCF = b"PK", b"gimp xcf"
+
+
+@dataclass(frozen=True)
+class DocumentSettings:
+    """Settings of reading paint from layered documents."""
+
+    max_rounding: float = 2.5 / 255  # programs that keep premultiplied colors in 8 bits give them back about so well
+    min_coverage: float = 0.5  # of texels of the picture that count as seen
+    max_changed_share: float = 0.5  # of what is seen; a base that differs in more is another picture, or a part of it
+
+
+DEFAULTS = DocumentSettings()
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    """A layer with pixels in the document, and the groups it is in, from the outside."""
+
+    layer: DocumentLayer
+    groups: tuple[DocumentLayer, ...]
+
+    @property
+    def is_visible(self) -> bool:
+        return all(item.visible and item.opacity > 0 for item in (*self.groups, self.layer))
+
+    def has_name(self, name: str) -> bool:
+        """Tells whether its name contains `name`."""
+        return name.casefold() in self.layer.name.casefold()
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is a layer that we put there to be looked at."""
+        return any(self.has_name(name) for name in (BASE, EDITS, GUIDE))
+
+    @property
+    def trouble(self) -> str:
+        """Why its pixels, and the opacity of its groups, do not say what it shows."""
+        for item in (self.layer, *self.groups):
+            if item.unsupported_reason:
+                return item.unsupported_reason
+            if item.blend != "normal" and item is self.layer:
+                return f"its blend mode is {item.blend}"
+            if item.blend != "normal":
+                return f"it is in a group with {item.blend}"
+        return ""
+
+
+def is_document(path: Path) -> bool:
+    """Tells whether a file is a layered document, by its name or its first bytes; others are read as plain pictures."""
+    return path.suffix.lower() in SUFFIXES or _read_head(path).startswith((_ZIP, SIGNATURE, _XCF))
+
+
+def read_document_overlays(
+    run: Run,
+    maps: Maps,
+    path: Path,
+    layer: str | None = None,
+    pictures: Mapping[str, CanonicalImage] | None = None,
+    settings: DocumentSettings = DEFAULTS,
+) -> Mapping[str, Overlay]:
+    """Reads what was painted in a layered document, as the overlay of one canonical layer.
+
+    All visible layers above the picture count as paint but for those that we put there: the one to paint on, whatever
+    it is called now, and those that a painter added, in their order and with their opacity.
+
+    Args:
+        run: the run.
+        maps: its baked maps.
+        path: an .ora or .psd file.
+        layer: the canonical layer; by default the one that the document or its file name tells.
+        pictures: the exported pictures, where they are at hand.
+        settings: of the reading.
+
+    Raises:
+        UserError: a file that cannot be read or is not safe to open, a canvas that was cropped or turned, a layer with
+            a blend mode, nothing painted, a layer that the run does not have (exit 3 or 7).
+    """
+    pictures = pictures or {name: canonical.read_pristine(run.canonical, name) for name in maps.layers}
+    document = _read_document(path, max(compute_pixel_limit(picture.size) for picture in pictures.values()))
+    leaves = list(_iterate_leaves(document.layers, ()))
+    name = find_layer(document, path, list(maps.layers), layer)
+    digest = document.origin.get("sha256")
+    if isinstance(digest, str) and digest not in read_exported_versions(run, name):
+        raise bad_input(
+            f"{path.name} was exported from another run",
+            where=str(path),
+            why=f"it was made from a picture of the layer {name} that this run never had: paint would lie elsewhere",
+            fix=f"unwrap export {run.path} canonical, and copy the painted layer into that document",
+        )
+
+    # The picture that the canvas shows, and whether it was painted on itself.
+    base = next((leaf for leaf in leaves if leaf.has_name(BASE)), None)
+    under = None if base is None else _as_picture(place_on_canvas(base.layer, document.size), path)
+    picture = pictures[name] if under is None else canonical.find_base_version(run.canonical, name, under)
+    canvas = _as_picture(np.zeros((document.size[1], document.size[0], 4), np.float32), path)
+    check_picture_size(canvas, picture.size, f"the exported picture of the layer {name}")
+    touched = under is not None and _is_base_painted(under, picture, path, settings)
+
+    # The paint: all that is visible above it and not ours.
+    paint = _find_paint_leaves(leaves, path)
+    rgba = flatten_layers(_keep_layers(document.layers, [leaf.layer for leaf in paint]), document.size)
+    if not (rgba[..., 3] > 0).any():
+        raise _no_paint_error(run, path, name, leaves, document, touched)
+    rgba = np.where(rgba[..., 3:] > 0, rgba, np.float32(0))
+
+    # What was taken and what was left, where that is not plain.
+    notes = []
+    names = [leaf.layer.name for leaf in reversed(paint)]
+    if names != [PAINT]:
+        notes.append(f"taken as paint, from the lowest: {', '.join(names)}")
+    if touched:
+        notes.append(f"{BASE!r} was painted on too: that is left out; save the picture flattened as PNG to have it")
+    below = leaves[_find_lowest_base(leaves) :]
+    if lower := [leaf.layer.name for leaf in below if leaf.is_visible and not leaf.is_ours]:
+        notes.append(f"below the picture, and left out: {', '.join(lower)}")
+    if document.size != picture.size:
+        notes.append(f"the canvas has {document.size[0]}x{document.size[1]} pixels: taken at that size")
+    if document.size[0] < picture.size[0]:
+        rgba = unpremultiply(resize_image(premultiply(rgba), picture.size))
+    return {name: Overlay(rgba, picture.box, tuple(notes))}
+
+
+def find_layer(document: LayeredDocument, path: Path, layers: Sequence[str], asked: str | None = None) -> str:
+    """Finds the canonical layer that a document belongs to.
+
+    It is told by the name of the layer with the picture, else by what we stored in the file, else by the file's name.
+
+    Args:
+        document: the document.
+        path: its file.
+        layers: those of the run.
+        asked: what the user says; it must not contradict the document.
+
+    Raises:
+        UserError: nothing tells, or a layer that the run does not have (exit 3).
+    """
+    every_name = f"the layers of this run, front to back: {', '.join(layers)}"
+    if asked is not None and asked not in layers:
+        raise bad_input(f"there is no layer '{asked}'", why=every_name, fix=f"--layer {layers[0]}")
+    told = [item.name.partition(f"{BASE}: ")[2] for item in iterate_layers(document.layers)]
+    told.append(str(document.origin.get("layer", "")))
+    for text in told:
+        found = match_layer(text, layers)
+        if found is None and text.strip():
+            raise bad_input(
+                f"{path.name} belongs to the layer {text.strip()[:80]!r}, which the run does not have",
+                where=str(path),
+                why=every_name,
+                fix="give it to the run that it was exported from",
+            )
+        if found is not None and asked not in (None, found):
+            raise bad_input(
+                f"{path.name} belongs to the layer {found}, not to {asked}", where=str(path), fix=f"--layer {found}"
+            )
+        if found is not None:
+            return found
+    name = asked or match_layer(path.stem, layers) or (layers[0] if len(layers) == 1 else None)
+    if name is None:
+        raise bad_input(
+            f"{path.name} does not tell which layer it belongs to", where=str(path), why=every_name, fix="--layer NAME"
+        )
+    return name
+
+
+def _read_document(path: Path, max_pixels: int) -> LayeredDocument:
+    head, suffix = _read_head(path), path.suffix.lower()
+    if suffix in PROGRAM_SUFFIXES or head.startswith(_XCF):
+        raise bad_input(
+            f"{path.name} is a file that only its own program reads well",
+            where=str(path),
+            why="expected .ora or .psd with its layers, or a plain picture such as .png",
+            fix="export it from your program as .ora, .psd or .png",
+        )
+    if head.startswith(SIGNATURE) or (suffix == ".psd" and not head.startswith(_ZIP)):
+        return read_psd(path, max_pixels)
+    return read_ora(path, max_pixels)
+
+
+def _read_head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(16)
+    except OSError:
+        return b""  # whoever reads the file says why it cannot be read
+
+
+def _iterate_leaves(layers: Sequence[DocumentLayer], groups: tuple[DocumentLayer, ...]) -> Iterator[_Leaf]:
+    """Yields all layers that are no groups, the top one first."""
+    for layer in layers:
+        if layer.pixels is not None or layer.unsupported_reason:
+            yield _Leaf(layer, groups)
+        yield from _iterate_leaves(layer.layers, (*groups, layer))
+
+
+def _keep_layers(layers: Sequence[DocumentLayer], kept: Sequence[DocumentLayer]) -> tuple[DocumentLayer, ...]:
+    """Takes all layers but `kept` out of layers and groups."""
+    found = []
+    for item in layers:
+        item_kept = any(item is other for other in kept)
+        group = replace(item, layers=_keep_layers(item.layers, kept))
+        if item_kept or group.layers:
+            found.append(group)
+    return tuple(found)
+
+
+def _find_paint_leaves(leaves: Sequence[_Leaf], path: Path) -> list[_Leaf]:
+    """Finds the layers that are paint.
+
+    Raises:
+        UserError: nothing tells paint from what was there, or a layer cannot be taken as it is (exit 3).
+    """
+    known = [leaf for leaf in leaves if leaf.is_ours or leaf.has_name(PAINT)]
+    if not known:
+        raise bad_input(
+            f"{path.name} has no layer {PAINT!r} and no picture {BASE!r}",
+            where=str(path),
+            why="without them nothing tells paint from what was there before",
+            fix=f"name the layer with the paint {PAINT!r}, or save the whole picture flattened as PNG",
+        )
+    chosen = [leaf for leaf in leaves[: _find_lowest_base(leaves)] if leaf.is_visible and not leaf.is_ours]
+    for leaf in chosen:
+        if leaf.trouble and (leaf.layer.pixels is None or (leaf.layer.pixels()[..., 3] > 0).any()):
+            raise bad_input(
+                f"the layer {leaf.layer.name!r} cannot be taken as paint: {leaf.trouble}",
+                where=str(path),
+                why="what it shows depends on what is below it, or on more than its pixels",
+                fix="set it to Normal, rasterise or hide it; or save the picture flattened, without guides, as PNG",
+            )
+    return [leaf for leaf in chosen if not leaf.trouble]
+
+
+def _find_lowest_base(leaves: Sequence[_Leaf]) -> int:
+    """Finds the place of the picture among the layers; after the last one where it is gone."""
+    return max((place for place, leaf in enumerate(leaves) if leaf.has_name(BASE)), default=len(leaves))
+
+
+def _as_picture(rgba: Rgba, path: Path) -> Picture:
+    return Picture(rgba, had_alpha=True, lossy=False, source=path.name)
+
+
+def _is_base_painted(under: Picture, picture: CanonicalImage, path: Path, settings: DocumentSettings) -> bool:
+    """Tells whether the picture in a document is not what was exported any more.
+
+    Raises:
+        UserError: it is another picture altogether (exit 3).
+    """
+    check_picture_size(under, picture.size, f"the exported picture of the layer {picture.layer}")
+    if under.size == picture.size:
+        off = np.abs(premultiply(under.rgba) - premultiply(picture.to_array())).max(axis=-1)
+        changed = off > settings.max_rounding
+    else:
+        changed = find_change(under, picture.to_array()).rgba[..., 3] > 0
+    seen = resize_image(picture.to_array()[..., 3:], under.size)[..., 0] > settings.min_coverage
+    if seen.any() and changed[seen].mean() > settings.max_changed_share:
+        raise bad_input(
+            f"the picture in {path.name} is not that of the layer {picture.layer}",
+            where=str(path),
+            why="most of it differs: the canvas was cropped, all of it was painted over, or it is of another run",
+            fix="leave the canvas as it is; a picture that was painted over as a whole can be given flattened, as PNG",
+        )
+    return bool(changed.any())
+
+
+def _no_paint_error(
+    run: Run, path: Path, layer: str, leaves: Sequence[_Leaf], document: LayeredDocument, touched: bool
+) -> UserError:
+    """Makes the error for a document without paint, with what was done instead."""
+    above = leaves[: _find_lowest_base(leaves)]
+    hidden = [leaf for leaf in above if not (leaf.is_visible or leaf.is_ours or leaf.trouble)]
+    names = [leaf.layer.name for leaf in hidden if (place_on_canvas(leaf.layer, document.size)[..., 3] > 0).any()]
+    why, fix = f"the layer {PAINT!r} is empty", f"paint on the layer {PAINT!r}, save, and run the same command again"
+    if names:
+        why, fix = f"the layer {names[0]!r} has paint, but is hidden", "show it, save, and run the same command again"
+    elif touched:
+        why = f"the picture itself ({BASE!r}) was painted on instead of the layer {PAINT!r}"
+        flat = f"{layer}.png"
+        fix = f"save it flattened, without guides, as {flat}: unwrap edit {run.path} {flat} --layer {layer}"
+    return bad_input(f"no change found in {path.name}", where=str(path), why=why, fix=fix)

@@ -1,0 +1,193 @@
+"""Several painted frames at once: each is lifted, and where their paint meets in a canonical picture they vote.
+
+A frame votes where it was painted, and within a few pixels of its paint, so that soft edges stay where they are.
+Elsewhere it has no vote, not even against: what was painted in one frame only, is painted. A vote counts as much as the
+frame sees of the texel. Of three votes or more the weighted median is taken, so that one frame that differs leaves no
+trace; of two, the one of the frame that sees the patch of paint better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+
+from editors.inputs.frame_lifting import lift_frame, read_frame_maps
+from editors.inputs.merging import DEFAULTS as MERGING
+from editors.inputs.merging import FrameMergingSettings, compute_weighted_median
+from neural_fields.atlas import canonical
+from neural_fields.atlas.canonical import Overlay
+from neural_fields.atlas.uv_maps import Maps
+from neural_fields.core import coords
+from neural_fields.core.errors import bad_input
+from neural_fields.data.video.io import source_frames
+from neural_fields.imaging.image_io import Picture
+from neural_fields.imaging.push_pull import pull_push
+from neural_fields.runs.run import Run
+from neural_fields.runs.source import read_source_metadata
+
+
+@dataclass(frozen=True)
+class FrameVoteSettings:
+    """Settings of merging what several painted frames say of a canonical picture."""
+
+    rim_px: float = 2.0  # around paint, in pixels of the frame, in which a frame says that there is none
+    weight_power: float = 4.0  # by which pixels count less that show other layers too
+    min_sight: float = 1e-3  # pixels to a texel: a frame with less does not see it
+    min_sight_share: float = 0.3  # of the usual sight of its paint: with less, its colors are not held against a frame
+    min_alpha: float = 0.5  # of paint whose colors are compared: edges are mixtures
+    max_color_difference: float = 0.1  # of a color's range; paint that differs by more is other paint
+    told_share: float = 0.01  # of the paint that frames share: where they disagree on more, it is told
+    merging: FrameMergingSettings = MERGING
+
+
+DEFAULTS = FrameVoteSettings()
+
+
+def lift_frames(
+    run: Run,
+    maps: Maps,
+    painted: Mapping[int, Picture],
+    layer: str | None = None,
+    settings: FrameVoteSettings = DEFAULTS,
+) -> Mapping[str, Overlay]:
+    """Lifts the changes a user made to several frames of a clip into one overlay a layer.
+
+    Args:
+        run: the run.
+        maps: its baked maps.
+        painted: the painted frames by their number in the source, 0 is the first.
+        layer: the layer that takes the changes; by default, for each frame the one that shows most under its paint.
+        settings: of the merging.
+
+    Raises:
+        UserError: frames that the run does not have, or what `lift_frame` raises; before any work where it can be.
+    """
+    metadata, chosen = read_source_metadata(run)
+    for number in painted:
+        if number not in chosen:
+            some = f", every {chosen.step}th" if chosen.step > 1 else ""
+            raise bad_input(
+                f"frame {number} is not part of this run",
+                why=f"it was trained on frames {chosen[0]} to {chosen[-1]}{some}",
+                fix=f"--frame {min(chosen, key=lambda k: abs(k - number))}",
+            )
+    pictures = {name: canonical.read_pristine(run.canonical, name) for name in maps.layers}
+    lifted: dict[str, list[_LiftedFrame]] = {}
+    for number, picture in sorted(painted.items()):
+        source = next(iter(source_frames(metadata, range(number, number + 1))))
+        here = read_frame_maps(maps, pictures, chosen.index(number), (source.shape[1], source.shape[0]))
+        for name, overlay in lift_frame(picture, source, here, layer).items():
+            index = maps.layers.index(name)
+            width, height = here.sizes[index]
+            uv = torch.from_numpy(np.asarray(here.uv[index], np.float32))
+            texels = coords.uv_to_texels(uv, here.boxes[index], width, height).numpy()
+            column, row = texels[..., 0], texels[..., 1]
+            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            # How many texels lie between pixels.
+            steps = np.abs(np.diff(texels, axis=1)).max(axis=-1)[(inside & (here.weight[index] > 0))[:, 1:]]
+            step = float(np.median(steps)) if len(steps) else 1.0
+            # How many pixels there are to each texel. Where layers share a pixel, colors of one are told badly: such
+            # pixels count much less. Over some pixels: how they fall on single texels is chance.
+            x, y = texels[inside].astype(np.int64).T
+            trust = here.weight[index][inside] ** settings.weight_power
+            count = np.bincount(y * width + x, trust, width * height).reshape(height, width)
+            sight = cv2.GaussianBlur(count.astype(np.float32), (0, 0), 2 * max(1.0, step))
+            rim = max(1, round(settings.rim_px * step))
+            lifted.setdefault(name, []).append(_LiftedFrame(number, overlay, sight, rim))
+    alone = len(painted) == 1
+    return {name: votes[0].overlay if alone else _merge_votes(name, votes, settings) for name, votes in lifted.items()}
+
+
+@dataclass(frozen=True)
+class _LiftedFrame:
+    """What one frame says of a layer.
+
+    Attributes:
+        number: of the frame in the source.
+        overlay: its paint.
+        sight: how many of its pixels there are to each texel of the layer.
+        rim: texels around the paint in which it says that there is none.
+    """
+
+    number: int
+    overlay: Overlay
+    sight: Float[np.ndarray, "height width"]
+    rim: int
+
+    @property
+    def paint_mask(self) -> Bool[np.ndarray, "height width"]:
+        return self.overlay.rgba[..., 3] > 0
+
+    def fill_colors(self) -> tuple[Float[np.ndarray, "height width 3"], Bool[np.ndarray, "height width"]]:
+        """Returns its colors, and where it has any: also in pinholes, where paint happened to be as what is below."""
+        window = np.ones((2 * self.rim + 1,) * 2, np.uint8)
+        closed = cv2.morphologyEx(self.paint_mask.astype(np.uint8), cv2.MORPH_CLOSE, window)
+        known = self.paint_mask
+        filled = pull_push(self.overlay.rgba[..., :3], known) if known.any() else self.overlay.rgba[..., :3]
+        return filled, closed > 0
+
+    def vote_mask(self, min_sight: float) -> Bool[np.ndarray, "height width"]:
+        """Returns where it votes: on its paint, and around it where it sees the layer."""
+        window = np.ones((2 * self.rim + 1,) * 2, np.uint8)
+        around = cv2.dilate(self.paint_mask.astype(np.uint8), window) > 0
+        return self.paint_mask | (around & (self.sight > min_sight))
+
+
+def _merge_votes(layer: str, votes: list[_LiftedFrame], settings: FrameVoteSettings) -> Overlay:
+    """Merges the overlays of several frames, and notes which frames were painted differently from others."""
+    rgba = np.stack([one.overlay.rgba for one in votes])
+    min_sight = settings.min_sight
+    weight = np.stack([np.where(one.vote_mask(min_sight), np.maximum(one.sight, min_sight), 0) for one in votes])
+    alpha = rgba[..., 3] * (weight > 0)
+    # Colors are asked only of frames that painted there; how opaque the paint is, of all that vote.
+    filled = [one.fill_colors() for one in votes]
+    colors, colored = np.stack([color for color, _ in filled]), np.stack([known for _, known in filled])
+    patches = cv2.connectedComponents((alpha.max(axis=0) > 0).astype(np.uint8))[1]
+    merged_color = _decide_votes(colors, weight * colored, patches, settings.merging)
+    merged_alpha = _decide_votes(alpha[..., None], weight, patches, settings.merging)
+    merged = np.concatenate([merged_color, merged_alpha], axis=-1)
+    merged[merged[..., 3] <= 0] = 0
+    notes = [f"frame {one.number}: {note}" for one in votes for note in one.overlay.notes]
+
+    # Which frames were painted differently where others were painted too?
+    usual = [np.median(one.sight[one.paint_mask]) if one.paint_mask.any() else 0 for one in votes]
+    fair = np.stack([one.sight >= settings.min_sight_share * level for one, level in zip(votes, usual, strict=True)])
+    opaque = (rgba[..., 3] > settings.min_alpha) & fair
+    shared = opaque.sum(axis=0) > 1
+    for one, own, color in zip(votes, opaque & shared, rgba[..., :3], strict=True):
+        # A mean over some texels: detail finer than the pixels comes out a little different in every frame.
+        side = (2 * one.rim + 1,) * 2
+        total = cv2.blur((color - merged[..., :3]) * own[..., None], side)
+        mean = total / np.maximum(cv2.blur(own.astype(np.float32), side), 1e-3)[..., None]
+        off = own & (np.abs(mean).max(axis=-1) > settings.max_color_difference)
+        if off.sum() > settings.told_share * own.sum():
+            there = [str(v.number) for v, o in zip(votes, opaque, strict=True) if v is not one and (o & off).any()]
+            others = f"frame {there[0]}"
+            if len(there) > 1:
+                others = f"frames {', '.join(there[:-1])} and {there[-1]}"
+            notes.append(
+                f"frame {one.number} differs from {others} on {off.sum() / own.sum():.0%} of the paint that "
+                f"they share in {layer}: there the others are followed"
+            )
+    return Overlay(merged.astype(np.float32), votes[0].overlay.box, tuple(dict.fromkeys(notes)))
+
+
+def _decide_votes(
+    values: Float[np.ndarray, "n height width channels"],
+    weight: Float[np.ndarray, "n height width"],
+    patches: Int[np.ndarray, "height width"],
+    settings: FrameMergingSettings,
+) -> Float[np.ndarray, "height width channels"]:
+    """Takes the weighted median of three votes or more; of fewer, that of the frame with most weight in the patch."""
+    flat = [np.bincount(patches.ravel(), one.ravel().astype(np.float64)) for one in weight]
+    standing = np.where(weight > 0, np.stack(flat)[:, patches], -1)
+    best = np.take_along_axis(values, standing.argmax(axis=0)[None, ..., None], axis=0)[0]
+    tensor = torch.from_numpy(np.ascontiguousarray(np.moveaxis(values, -1, 1), np.float32))
+    median = compute_weighted_median(tensor, torch.from_numpy(np.ascontiguousarray(weight, np.float32)), settings)
+    many = (weight > 0).sum(axis=0) >= settings.min_votes
+    return np.where(many[..., None], np.moveaxis(median.numpy(), 0, -1), best)

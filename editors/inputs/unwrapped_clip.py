@@ -1,0 +1,259 @@
+"""Edit by unwrapped clip: what was painted on a layer laid flat, frame by frame, becomes an overlay of each frame.
+
+Every edited frame is compared with the flat frame as it is exported, which is made here once more. As for pictures
+(`image.py`), a difference counts where it stands out of the noise of the file.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import weakref
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from editors.inputs.frame_change import DEFAULTS as PAINT_DEFAULTS
+from editors.inputs.frame_change import FramePaintSettings, find_frame_paint
+from editors.inputs.sizes import MAX_SCALE
+from neural_fields.atlas import canonical
+from neural_fields.atlas.uv_maps import Maps
+from neural_fields.core.errors import bad_input
+from neural_fields.core.files import disk_errors
+from neural_fields.core.validated_input import read_json_object
+from neural_fields.data.video.io import probe_video, source_frames
+from neural_fields.data.video.metadata import VideoMetadata
+from neural_fields.edits.animated_overlay import AnimatedOverlay
+from neural_fields.export.base import ReportProgress, ignore_progress, select_layers
+from neural_fields.export.pictures.unwrapped import CanonicalFill, has_same_aspect, parse_unwrapped_size
+from neural_fields.imaging.tiles import Part, bounding_part
+from neural_fields.rendering.uv_space import CanonicalPlane, UnwrappedFrame
+from neural_fields.runs.run import Run
+from neural_fields.runs.source import read_source_metadata
+
+LOSSLESS_CODECS = (
+    "ffv1",
+    "png",
+    "apng",
+    "tiff",
+    "tif",
+    "bmp",
+    "qtrle",
+    "huffyuv",
+    "ffvhuff",
+    "utvideo",
+    "magicyuv",
+    "rawvideo",
+)
+RGB_FORMATS = ("rgb", "bgr", "gbr", "argb", "abgr", "0rgb", "0bgr")  # pixel formats without a color matrix
+
+
+@dataclass(frozen=True)
+class UnwrappedEditSettings:
+    """Settings of the comparison of an edited unwrapped clip with the exported one."""
+
+    margin_texels: int = 16  # around what a frame shows of the layer; paint farther off would not be seen
+    min_unseen_texels: int = 64  # where a frame does not show the layer: so many tell what was put there
+    max_fill_levels: int = 24  # 8-bit levels: what differs more is paint, and tells nothing of what was put there
+    paint: FramePaintSettings = PAINT_DEFAULTS
+
+
+DEFAULTS = UnwrappedEditSettings()
+
+Frame = UInt8[np.ndarray, "height width 3"]
+
+
+def read_unwrapped_paint(
+    run: Run,
+    maps: Maps,
+    path: Path,
+    layer: str | None = None,
+    report: ReportProgress = ignore_progress,
+    settings: UnwrappedEditSettings = DEFAULTS,
+) -> tuple[str, AnimatedOverlay]:
+    """Finds what was painted on the unwrapped clip of a layer, for every frame of the run.
+
+    The colors are those of the painted frames, under whose light they were painted: the layer's light must not fall
+    on them again.
+
+    Args:
+        run: the run.
+        maps: its baked maps.
+        path: the edited clip, in any format that is read, or a folder of numbered pictures; as many frames as the run
+            has, of the shape of the canonical picture.
+        layer: the layer; by default the one that unwrapped.json beside the clip, or in the run, names.
+        report: told how far it is.
+        settings: of the comparison.
+
+    Returns:
+        The name of the layer, and its paint.
+
+    Raises:
+        UserError: another number of frames or shape, an unknown layer, a clip that cannot be read, no change (exit 3).
+    """
+    if layer is None:
+        for file in (path.parent / "unwrapped.json", run.exports / "unwrapped" / "unwrapped.json"):
+            if file.is_file():
+                layer = str(read_json_object(file, schema=1).get("layer"))
+                break
+    if layer is None and len(maps.layers) > 1:
+        raise bad_input(
+            f"{path.name} does not tell its layer",
+            where=str(path),
+            why=f"there is no unwrapped.json beside it; the layers are: {', '.join(maps.layers)}",
+            fix=f"--layer {maps.layers[0]}",
+        )
+    number = select_layers(maps, (layer or maps.layers[0],))[0]
+    picture = canonical.read_pristine(run.canonical, maps.layers[number])
+    source, chosen = read_source_metadata(run)
+    edited = probe_video(path)
+    _check_clip(edited, path, picture.size, len(chosen))
+    plane = CanonicalPlane(maps, number, picture.box, (edited.width, edited.height))
+    # Saving a clip may change its colors; and at another size no program makes the very texels that are made here.
+    plain_colors = edited.kind == "images" or edited.pixel_format.startswith(RGB_FORMATS)
+    same_size = plane.size == parse_unwrapped_size("canonical", picture.size)
+    is_lossy = not plain_colors or edited.codec not in LOSSLESS_CODECS or not same_size
+    comparison = _FrameComparison(CanonicalFill.from_canonical(picture, plane.size), is_lossy, settings)
+    pairs = zip(source_frames(source, chosen), source_frames(edited, range(len(chosen))), strict=True)
+    with disk_errors(run.path):
+        found = _PackedFrames(run.path, plane.size)
+        for t, (frame, painted) in enumerate(pairs):
+            found.append(comparison.find_paint(plane.unwrap_frame(t, frame), painted))
+            report("comparing", t + 1, len(chosen))
+    if not found.painted_count:
+        raise bad_input(
+            f"no change found in {path.name}",
+            where=str(path),
+            why=f"its frames equal the unwrapped clip of the layer {maps.layers[number]} where they show it",
+            fix="paint on it, save it, and run the same command again",
+        )
+    notes = (f"{found.painted_count} of {len(chosen)} frames were painted on",)
+    return maps.layers[number], AnimatedOverlay(found.read_frames, len(chosen), picture.box, notes)
+
+
+def _check_clip(edited: VideoMetadata, path: Path, size: tuple[int, int], count: int) -> None:
+    """Refuses a clip that cannot be an edited unwrapped one."""
+    if edited.frame_count != count:
+        raise bad_input(
+            f"{path.name} has {edited.frame_count} frames instead of {count}",
+            where=str(path),
+            why="every frame of the run needs its own, in the same order",
+            fix="save all frames of the unwrapped clip, at its rate and without a cut",
+        )
+    own = (edited.width, edited.height)
+    scale = sum(own) / sum(size)
+    if not has_same_aspect(own, size) or not 1 / MAX_SCALE <= scale <= MAX_SCALE:
+        raise bad_input(
+            f"{path.name} has {own[0]}x{own[1]} pixels",
+            where=str(path),
+            why=f"the canonical picture has {size[0]}x{size[1]}: the same shape, at most {MAX_SCALE} times larger or "
+            "smaller, is expected",
+            fix="paint without cropping, turning or stretching the clip",
+        )
+
+
+@dataclass
+class _FrameComparison:
+    """Compares painted frames with what they were before they were painted on.
+
+    Attributes:
+        filling: what stands where a frame does not show the layer.
+        is_lossy: whether saving alone may have changed colors.
+        settings: of the comparison.
+        base: what the clip was painted on, as a number of `_make_base`; None: not known yet.
+    """
+
+    filling: CanonicalFill
+    is_lossy: bool
+    settings: UnwrappedEditSettings
+    base: int | None = None
+
+    def find_paint(self, flat: UnwrappedFrame, painted: Frame) -> tuple[Part, np.ndarray] | None:
+        """Finds where a frame was painted on, and the paint there (uint8 RGBA, straight); None where it was not."""
+        shown = bounding_part((flat.visibility > 0).astype(np.uint8), self.settings.margin_texels)
+        if shown is None:
+            return None
+        # The flat frame as it was exported, or as a program lays it on a background of its own. The first frame that
+        # tells which of them it was decides for all frames.
+        if self.base is None:
+            unseen, soft = flat.visibility == 0, flat.visibility < 1
+            if unseen.sum() >= self.settings.min_unseen_texels:
+                limit = self.settings.max_fill_levels
+                off = [cv2.absdiff(self._make_base(index, flat, painted), painted)[soft] for index in range(4)]
+                self.base = int(np.argmin([np.minimum(values, limit).mean() for values in off]))
+        base = flat.colour if self.base is None else self._make_base(self.base, flat, painted)
+        found = find_frame_paint(
+            painted[shown], base[shown], flat.visibility[shown] > 0.5, self.is_lossy, self.settings.paint
+        )
+        if found is None:
+            return None
+        alpha = np.rint(255 * found).astype(np.uint8)
+        left, top, width, height = cv2.boundingRect(alpha)
+        if not width:
+            return None
+        part = (
+            slice(shown[0].start + top, shown[0].start + top + height),
+            slice(shown[1].start + left, shown[1].start + left + width),
+        )
+        alpha = alpha[top : top + height, left : left + width]
+        color = cv2.bitwise_and(painted[part], painted[part], mask=alpha)
+        return part, np.dstack([color, alpha])
+
+    def _make_base(self, number: int, flat: UnwrappedFrame, painted: Frame) -> Frame:
+        """Makes what a frame may have been before it was painted on.
+
+        Args:
+            number: 0 as exported, 1 with the canonical picture around it; 2 and 3 the same on a flat color.
+            flat: the flat frame.
+            painted: the painted frame, which tells the flat color where the layer is not seen.
+        """
+        frame = self.filling.fill_frame(flat) if number in (1, 3) else flat.colour
+        if number < 2:
+            return frame
+        seen = flat.visibility
+        color = np.median(painted[seen == 0], axis=0) if (seen == 0).any() else np.zeros(3)
+        return np.rint(seen[..., None] * frame + (1 - seen[..., None]) * color).astype(np.uint8)
+
+
+class _PackedFrames:
+    """Overlays of frames, packed in a file in `folder` that goes with them: a long clip would fill memory."""
+
+    def __init__(self, folder: Path, size: tuple[int, int]) -> None:
+        self.size = size
+        self.file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  open as long as frames are asked for
+        weakref.finalize(self, self.file.close)
+        # Of each frame: where its paint is, and how many bytes it takes.
+        self.places: list[tuple[Part, int] | None] = []
+
+    @property
+    def painted_count(self) -> int:
+        """How many frames have paint."""
+        return sum(place is not None for place in self.places)
+
+    def append(self, paint: tuple[Part, UInt8[np.ndarray, "rows columns 4"]] | None) -> None:
+        """Stores the paint of one more frame."""
+        if paint is None:
+            self.places.append(None)
+            return
+        part, rgba = paint
+        packed = zlib.compress(rgba.tobytes(), 1)
+        self.file.write(packed)
+        self.places.append((part, len(packed)))
+
+    def read_frames(self) -> Iterator[UInt8[np.ndarray, "height width 4"]]:
+        """Reads all frames from the first on."""
+        start = 0
+        for place in self.places:
+            rgba = np.zeros((*self.size[::-1], 4), np.uint8)
+            if place is not None:
+                part, length = place
+                self.file.seek(start)
+                start += length
+                packed = zlib.decompress(self.file.read(length))
+                rgba[part] = np.frombuffer(packed, np.uint8).reshape(rgba[part].shape)
+            yield rgba

@@ -1,0 +1,1 @@
+"""A preview whenever a picture is saved."""

@@ -1,0 +1,148 @@
+"""Files that somebody paints on: which belong to what layer, and when one that is being saved is complete."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from editors.inputs.file_kinds import DOCUMENT_SUFFIXES, PROGRAM_SUFFIXES, match_layer
+from neural_fields.core.errors import UserError, bad_input
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
+_BACKUP = re.compile(r"(^|[-_. ])(bak|backup)([-_. ]|$)", re.IGNORECASE)
+
+Stat = tuple[int, int, int]  # size, time of the last change in nanoseconds, number of the file
+
+
+@dataclass(frozen=True)
+class WatchSettings:
+    """Settings of `unwrap watch`."""
+
+    busy_s: float = 0.02  # between two looks at the files while something is saved or carried
+    idle_s: float = 0.5  # between two looks otherwise
+    still_s: float = 0.08  # without a change after which a file is read
+    gone_s: float = 0.7  # after which a missing file is not about to come back under its name
+    patience_s: float = 1.0  # after which it is said that a save is waited for
+    give_up_s: float = 2.0  # without a change after which a file that cannot be read is damaged
+    size_px: int = 1280  # longer side of a frame in the preview
+    min_size_px: int = 64
+    max_size_px: int = 4096
+    jpeg_quality: int = 90  # of the preview, 0 to 100
+    tried_frames: int = 40  # about so many are tried for the one that shows most
+    part_divisor: int = 3  # at least 1/3 of a side of a picture is made ready: overlays are widened by their own size
+    part_step_texels: int = 16  # parts, as exported pictures, have sides that can be halved four times
+
+
+DEFAULTS = WatchSettings()
+
+
+def find_file_layer(name: str, layers: Sequence[str]) -> str | None:
+    """Finds the layer that a file belongs to by its name: the longest that it begins with, as a whole word."""
+    return match_layer(Path(name).stem, layers)
+
+
+def is_watched(name: str) -> bool:
+    """Tells whether a file may be a picture or a document by its name, and is none that programs make to save."""
+    path = Path(name)
+    known = path.suffix.lower() in (*PICTURE_SUFFIXES, *DOCUMENT_SUFFIXES, *PROGRAM_SUFFIXES)
+    return known and not name.startswith((".", "~", "#")) and not _BACKUP.search(path.stem)
+
+
+def parse_given_file(text: str | Path, layers: Sequence[str]) -> tuple[Path, str | None]:
+    """Reads "[LAYER=]FILE": a file to watch, and its layer; a document tells its own.
+
+    Raises:
+        UserError: no such folder, a file that cannot be watched, or one that tells no layer (exit 3).
+    """
+    name, has_name, file = str(text).partition("=")
+    is_named = bool(has_name) and name in layers
+    path = Path(os.path.abspath(file if is_named else text))
+    is_document = path.suffix.lower() in DOCUMENT_SUFFIXES
+    layer = None
+    if is_named:
+        layer = name
+    elif not is_document:
+        layer = find_file_layer(path.name, layers)
+    if not path.parent.is_dir():
+        raise bad_input(f"there is no folder {path.parent}", where=str(text), fix="check the spelling of the path")
+    if path.suffix.lower() not in (*PICTURE_SUFFIXES, *DOCUMENT_SUFFIXES):
+        raise bad_input(
+            f"{path.name} is no picture that can be watched",
+            where=str(path),
+            why=f"expected {', '.join((*PICTURE_SUFFIXES, *DOCUMENT_SUFFIXES))}",
+            fix="export it from your program as .png or .ora",
+        )
+    if layer is None and not is_document and len(layers) == 1:
+        layer = layers[0]
+    if layer is None and not is_document:
+        raise bad_input(
+            f"{path.name} does not tell which layer it belongs to",
+            where=str(path),
+            why=f"the layers of this run, front to back: {', '.join(layers)}",
+            fix=f"--picture {layers[0]}={shlex.quote(str(text))}",
+        )
+    return path, layer
+
+
+@dataclass
+class WatchedFile:
+    """A watched file."""
+
+    path: Path
+    stat: Stat | None = None  # as it was seen last
+    taken_stat: Stat | None = None  # as it was when the preview took it
+    seen_since: float = 0.0  # when `stat` was seen first
+    save_begun: float = 0.0  # when a save was noticed first
+    read_error: UserError | None = None  # why it cannot be read as it is
+    is_told: bool = False  # that it is waited for
+
+    def observe(self, now: float) -> None:
+        """Looks at the file."""
+        found = read_stat(self.path)
+        if found == self.stat:
+            return
+        if self.stat == self.taken_stat:
+            self.save_begun, self.is_told = now, False
+        self.stat, self.seen_since, self.read_error = found, now, None
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the file differs from what the preview took last."""
+        return self.stat != self.taken_stat
+
+    def is_still(self, now: float, still_s: float) -> bool:
+        """Tells whether it has not changed for `still_s` seconds, as far as was seen or as the file itself says."""
+        since_change = time.time() - self.stat[1] / 1e9 if self.stat else 0.0
+        return now - self.seen_since >= still_s or since_change >= still_s
+
+    def estimate_save_time(self, patience_s: float) -> float:
+        """Returns when it was saved, in seconds since the epoch: what the file says, if that is about when it was seen.
+
+        Args:
+            patience_s: by how many seconds the file may say an earlier time.
+        """
+        noticed = time.time() - (time.monotonic() - self.seen_since)
+        changed = self.stat[1] / 1e9 if self.stat else noticed
+        return changed if 0 <= noticed - changed < patience_s else noticed
+
+
+class IncompleteFileError(Exception):
+    """A file cannot be read; perhaps its save is not finished."""
+
+    def __init__(self, error: UserError) -> None:
+        super().__init__(error.what)
+        self.error = error
+
+
+def read_stat(path: Path) -> Stat | None:
+    """Reads what tells two states of a file apart; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ino

@@ -1,0 +1,62 @@
+"""From a trained model to canonical images: the texture, and in how many frames each texel is seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from jaxtyping import Float
+
+from neural_fields.atlas.uv_maps import Maps
+from neural_fields.core.coords import Box
+
+
+@dataclass(frozen=True)
+class CoverageSettings:
+    """Settings of the count of the frames in which a texel is seen."""
+
+    min_weight: float = 0.5  # of the layer in a pixel that shows its texel
+    opaque_frames: int = 3  # in which a texel is seen to be opaque in the canonical image
+    step_frames: int = 8  # about so many frames give the usual distance between pixels
+    min_step: float = 1e-4  # uv units
+
+
+DEFAULTS = CoverageSettings()
+
+
+def count_frames_seen(
+    maps: Maps, layer: int, box: Box, size: tuple[int, int], settings: CoverageSettings = DEFAULTS
+) -> Float[np.ndarray, "height width"]:
+    """Counts in how many frames each texel of a layer's canonical image is seen.
+
+    Counted on cells about as far apart as the pixels are, then enlarged: a texel between two pixels is seen too.
+
+    Args:
+        maps: the baked maps.
+        layer: number of the layer.
+        box: that the canonical image covers, in uv units.
+        size: its (width, height) in texels.
+        settings: which pixels show a texel.
+    """
+    # The usual distance, in uv units, between the canonical points of neighboring pixels of the layer.
+    steps = []
+    for t in range(0, maps.frame_count, max(1, maps.frame_count // settings.step_frames)):
+        uv, weight = maps.read_uv_small(t, layer), maps.read_layer_weight_small(t, layer)
+        both = (weight[:, 1:] >= settings.min_weight) & (weight[:, :-1] >= settings.min_weight)
+        steps.append(np.linalg.norm(uv[:, 1:] - uv[:, :-1], axis=-1)[both])
+    distances = np.concatenate(steps)
+    step = float(np.median(distances).clip(settings.min_step)) if len(distances) else 2 / max(maps.size)
+    # The cells that each frame shows, holes between its pixels closed.
+    columns = max(1, min(size[0], round(box.width / step)))
+    rows = max(1, min(size[1], round(box.height / step)))
+    total = np.zeros((rows, columns), np.float32)
+    for t in range(maps.frame_count):
+        uv = maps.read_uv_small(t, layer)[maps.read_layer_weight_small(t, layer) >= settings.min_weight]
+        x = ((uv[:, 0] - box.u0) * (columns / box.width)).astype(np.int64)
+        y = ((uv[:, 1] - box.v0) * (rows / box.height)).astype(np.int64)
+        inside = (uv[:, 0] >= box.u0) & (x < columns) & (uv[:, 1] >= box.v0) & (y < rows)
+        hit = np.zeros((rows, columns), np.uint8)
+        hit[y[inside], x[inside]] = 1
+        total += cv2.morphologyEx(hit, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
+    return cv2.resize(total, size, interpolation=cv2.INTER_LINEAR)

@@ -1,0 +1,276 @@
+"""Baked uv maps: the canonical position of every pixel of every frame, so that rendering runs no network.
+
+Maps are kept at the size of training, with a rim of one pixel, and resampled to any larger size when they are read: the
+mapping is smooth, so nothing is lost, and a 4K source costs no more disk than its model. They are under `maps/`:
+
+    maps.json               layers, boxes, size, frame count, and the checkpoint they were baked from
+    uv-<layer>.npy          float32 [T, H + 2, W + 2, 2]
+    weight.npy              uint8   [T, L, H + 2, W + 2], 255 is one
+    gain-<layer>.npy        float16 [T, h + 2, w + 2, 3], one value every 4 pixels (`gain_size`)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from neural_fields.atlas.chart import Chart
+from neural_fields.core.coords import Box
+from neural_fields.core.errors import ExitCode, UserError
+from neural_fields.core.files import read_json
+from neural_fields.imaging.resampling import RIM, enlarge_map, sample_rimmed_maps, warp_part
+from neural_fields.runs.run import Run
+
+
+@dataclass(frozen=True)
+class MapSamples:
+    """Samples of the maps at scattered pixels; one row per layer."""
+
+    uv: Float[np.ndarray, "layers n 2"]
+    weight: Float[np.ndarray, "layers n"]  # sums to one
+    gain: Float[np.ndarray, "layers n 3"]
+
+
+class _FrameFile:
+    """An .npy file read a frame at a time, remembering the last one: mapped, a long clip would fill memory.
+
+    What is stored as float16 comes as float32.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)
+            shape, _, self.dtype = np.lib.format.read_array_header_1_0(file)
+            self.start = file.tell()
+        self.shape: tuple[int, ...] = shape[1:]
+        self.last: tuple[int, np.ndarray] | None = None
+
+    def __getitem__(self, index: int | tuple[Any, ...]) -> np.ndarray:
+        t, *rest = index if isinstance(index, tuple) else (index,)
+        last = self.last
+        if last is None or last[0] != t:
+            count = math.prod(self.shape)
+            offset = self.start + t * count * self.dtype.itemsize
+            values = np.fromfile(self.path, self.dtype, count, offset=offset).reshape(self.shape)
+            last = (t, values.astype(np.float32) if self.dtype == np.float16 else values)
+            self.last = last
+        return last[1][tuple(rest)]
+
+
+@dataclass(frozen=True)
+class Maps:
+    """The baked maps of a run, on disk. Sizes are (width, height)."""
+
+    folder: Path
+    layers: tuple[str, ...]
+    boxes: tuple[Box, ...]
+    size: tuple[int, int]
+    frame_count: int
+    has_gain: bool
+    charts: tuple[tuple[Chart, ...], ...] = ()  # parts of canonical planes that go on from one another
+
+    @staticmethod
+    def open(run: Run) -> Maps:
+        """Opens the maps of a trained run.
+
+        Raises:
+            UserError: the run has no maps yet, or they are damaged.
+        """
+        path = run.maps / "maps.json"
+        if not path.is_file():
+            raise UserError(
+                ExitCode.DAMAGED_RUN,
+                f"{run.path} has no baked maps",
+                where=str(path),
+                why="training did not finish, or the folder maps/ was removed",
+                fix=f"unwrap train <the video> --out {run.path} (it continues and bakes)",
+            )
+        try:
+            metadata: Any = read_json(path)
+            layers = tuple(map(str, metadata["layers"]))
+            boxes = tuple(Box(*map(float, box)) for box in metadata["boxes"])
+            if len(boxes) != len(layers):
+                raise ValueError(f"{len(boxes)} boxes for {len(layers)} layers")
+            width, height = map(int, metadata["size"])
+            count, has_gain = int(metadata["frame_count"]), bool(metadata["has_gain"])
+            charts = tuple(tuple(map(Chart.from_json, series)) for series in metadata.get("charts", ()))
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise _damaged_error(run.maps, f"maps.json does not describe them ({error!r})") from error
+
+        # Every file is opened, and its shape compared.
+        rows, columns = height + 2 * RIM, width + 2 * RIM
+        expected: dict[str, tuple[int, ...]] = {f"uv-{name}": (count, rows, columns, 2) for name in layers}
+        expected["weight"] = (count, len(layers), rows, columns)
+        if has_gain:
+            gain_width, gain_height = gain_size((width, height))
+            gain_shape = (count, gain_height + 2 * RIM, gain_width + 2 * RIM, 3)
+            expected |= {f"gain-{name}": gain_shape for name in layers}
+        for name, shape in expected.items():
+            try:
+                found = np.load(run.maps / f"{name}.npy", mmap_mode="r", allow_pickle=False).shape
+            except (OSError, ValueError) as error:
+                raise _damaged_error(run.maps, f"{name}.npy cannot be read: {error}") from error
+            if found != shape:
+                raise _damaged_error(run.maps, f"{name}.npy has the shape {found}, not {shape}")
+        return Maps(run.maps, layers, boxes, (width, height), count, has_gain, charts)
+
+    def read_uv(self, t: int, layer: int, size: tuple[int, int]) -> Float[np.ndarray, "height width 2"]:
+        """Returns the canonical coordinates of every pixel of frame `t` at `size`."""
+        return enlarge_map(self._uv_files[layer][t], self.size, size)
+
+    def read_uv_small(self, t: int, layer: int) -> Float[np.ndarray, "height width 2"]:
+        """Returns the canonical coordinates at the size of the maps."""
+        return self._uv_files[layer][t, RIM:-RIM, RIM:-RIM]
+
+    def read_weights(self, t: int, size: tuple[int, int]) -> Float[np.ndarray, "layers height width"]:
+        """Returns the share of each pixel that each layer fills; sums to one."""
+        planes = [enlarge_map(plane, self.size, size) for plane in self._weight_file[t]]
+        weights = np.stack(planes).astype(np.float32) / 255
+        return weights / weights.sum(0).clip(1e-3)
+
+    def read_layer_weight(
+        self, t: int, layer: int, size: tuple[int, int], part: tuple[slice, slice] | None = None
+    ) -> Float[np.ndarray, "height width"]:
+        """Returns the weight of one layer at `size`; `part` (rows, columns) asks for a part of the frame."""
+        return enlarge_map(self._weight_file[t, layer], self.size, size, part).astype(np.float32) / 255
+
+    def read_layer_weight_small(self, t: int, layer: int) -> Float[np.ndarray, "height width"]:
+        """Returns the weight of one layer at the size of the maps."""
+        return self._weight_file[t, layer, RIM:-RIM, RIM:-RIM].astype(np.float32) / 255
+
+    def read_uv_part(
+        self, t: int, layer: int, size: tuple[int, int], part: tuple[slice, slice]
+    ) -> Float[np.ndarray, "height width 2"]:
+        """Returns the canonical coordinates in a part (rows, columns) of the frame at `size`."""
+        return enlarge_map(self._uv_files[layer][t], self.size, size, part)
+
+    def read_gain(
+        self, t: int, layer: int, size: tuple[int, int], part: tuple[slice, slice] | None = None
+    ) -> Float[np.ndarray, "height width 3"]:
+        """Returns the lighting gain of a layer; ones where the model has none."""
+        if not self.has_gain:
+            rows, columns = part or (slice(0, size[1]), slice(0, size[0]))
+            return np.ones((rows.stop - rows.start, columns.stop - columns.start, 3), np.float32)
+        return enlarge_map(self._gain_files[layer][t], gain_size(self.size), size, part)
+
+    def read_rimmed(
+        self, t: int, layer: int
+    ) -> tuple[Float[np.ndarray, "height width 2"], UInt8[np.ndarray, "height width"]]:
+        """Returns the canonical coordinates and weight (255 is one) of a layer as they are stored, with their rim."""
+        return self._uv_files[layer][t], self._weight_file[t, layer]
+
+    def read_light(
+        self, t: int, layer: int, rows: slice, columns: slice, lit: bool = True
+    ) -> Float[np.ndarray, "height width 4"]:
+        """Returns weight times gain (RGB; without `lit` the weight), and the weight, in a part of the rimmed maps.
+
+        Args:
+            t: the frame.
+            layer: number of the layer.
+            rows: of the rimmed maps.
+            columns: of the rimmed maps.
+            lit: whether the weight is multiplied by the gain.
+        """
+        weight = cv2.multiply(self._weight_file[t, layer][rows, columns], 1 / 255, dtype=cv2.CV_32F)
+        weights = cv2.merge([weight] * 4)
+        if not self.has_gain or not lit:
+            return weights
+        here = (slice(rows.start - RIM, rows.stop - RIM), slice(columns.start - RIM, columns.stop - RIM))
+        # The fourth channel that comes with the others is one.
+        gain = cv2.cvtColor(self._gain_files[layer][t], cv2.COLOR_RGB2RGBA)
+        return cv2.multiply(weights, enlarge_map(gain, gain_size(self.size), self.size, here), dst=weights)
+
+    def sample_at_points(
+        self, t: int, x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], size: tuple[int, int]
+    ) -> MapSamples:
+        """Samples all layers at scattered pixels (column x, row y) of a frame of `size`."""
+        uv = sample_rimmed_maps([plane[t] for plane in self._uv_files], x, y, self.size, size)
+        weight = sample_rimmed_maps(list(self._weight_file[t]), x, y, self.size, size).astype(np.float32)
+        gain = np.ones((len(self.layers), len(x), 3), np.float32)
+        if self.has_gain:
+            gain = sample_rimmed_maps([plane[t] for plane in self._gain_files], x, y, gain_size(self.size), size)
+        return MapSamples(uv, weight / weight.sum(0).clip(1), gain)
+
+    def read_samples(
+        self, t: int, x: Int[np.ndarray, " n"], y: Int[np.ndarray, " n"]
+    ) -> tuple[Float[np.ndarray, "layers n 2"], Float[np.ndarray, "layers n"], Float[np.ndarray, "layers n 4"]]:
+        """Returns uv, weight (sums to one) and gain of all layers at some samples of the rimmed maps.
+
+        Args:
+            t: the frame.
+            x: columns of the rimmed maps.
+            y: rows of the rimmed maps.
+
+        Returns:
+            The fourth channel of the gain is one.
+        """
+        place = y * (self.size[0] + 2 * RIM) + x
+        uv = np.stack([plane[t].reshape(-1, 2).take(place, axis=0) for plane in self._uv_files])
+        weight = np.stack([plane.reshape(-1).take(place) for plane in self._weight_file[t]]).astype(np.float32)
+        weight /= np.maximum(weight.sum(0), 1)
+        if not self.has_gain:
+            return uv, weight, np.ones((len(uv), len(x), 4), np.float32)
+        gains = [cv2.cvtColor(plane[t], cv2.COLOR_RGB2RGBA) for plane in self._gain_files]
+        return uv, weight, sample_rimmed_maps(gains, x - RIM, y - RIM, gain_size(self.size), self.size)
+
+    def resample_part(
+        self,
+        values: Float[np.ndarray, "h w c"],
+        corner: tuple[int, int],
+        size: tuple[int, int],
+        part: tuple[slice, slice],
+    ) -> Float[np.ndarray, "rows columns c"]:
+        """Resamples values at the size of the maps in a part of a frame; beyond their edges the last ones go on.
+
+        Args:
+            values: a rectangle of the rimmed maps.
+            corner: (row, column) of the rimmed maps where it begins.
+            size: (width, height) of the frame.
+            part: rows and columns of the frame.
+        """
+        return warp_part(values, corner, self.size, size, part)
+
+    @cached_property
+    def _uv_files(self) -> list[_FrameFile]:
+        return [_FrameFile(self.folder / f"uv-{name}.npy") for name in self.layers]
+
+    @cached_property
+    def _weight_file(self) -> _FrameFile:
+        return _FrameFile(self.folder / "weight.npy")
+
+    @cached_property
+    def _gain_files(self) -> list[_FrameFile]:
+        return [_FrameFile(self.folder / f"gain-{name}.npy") for name in self.layers]
+
+
+def _damaged_error(folder: Path, why: str) -> UserError:
+    return UserError(
+        ExitCode.DAMAGED_RUN,
+        "the baked maps cannot be read",
+        where=str(folder),
+        why=why,
+        fix="run unwrap train again with the same --out: it bakes them anew",
+    )
+
+
+def gain_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Returns the (width, height) of a baked gain map, without its rim, for maps of `size`."""
+    stride = 4  # pixels
+    return (max(2, size[0] // stride), max(2, size[1] // stride))
+
+
+def _add_rim(values: Float[np.ndarray, "h w c"]) -> Float[np.ndarray, "hh ww c"]:
+    """Adds a rim of one pixel that goes on as the last two pixels do."""
+    for axis in (0, 1):
+        first, second = (np.take(values, [i], axis) for i in (0, min(1, values.shape[axis] - 1)))
+        last, before = (np.take(values, [i], axis) for i in (-1, max(-2, -values.shape[axis])))
+        values = np.concatenate([2 * first - second, values, 2 * last - before], axis)
+    return values

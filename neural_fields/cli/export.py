@@ -1,0 +1,110 @@
+"""`unwrap export RUN WHAT`: each name leads to a class whose fields are the command's flags."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, make_dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import Positional
+
+from neural_fields.cli import commands as base
+from neural_fields.core.errors import ExitCode, UserError
+from neural_fields.core.suggestions import nearest_word
+from neural_fields.core.threads import prepare_threads
+
+EXPORTS = {
+    "canonical": "neural_fields.export.pictures.canonical.CanonicalExporter",
+    "stmap": "neural_fields.export.maps.stmap.STMapExporter",
+    "matte": "neural_fields.export.pictures.mattes.MatteExporter",
+    "layers": "neural_fields.export.pictures.mattes.LayersExporter",
+    "unwrapped": "neural_fields.export.pictures.unwrapped.UnwrappedExporter",
+    "tracks": "neural_fields.export.tracks.tracks.TracksExporter",
+    "labels": "neural_fields.export.tracks.labels.LabelsExporter",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportCommand:
+    """Write files for other programs: canonical, stmap, matte, layers, unwrapped, tracks or labels.
+
+    `unwrap export RUN WHAT --help` shows the settings of each.
+    """
+
+    run: Positional[Path]
+    """The run's folder."""
+    what: Positional[str]
+    """canonical, stmap, matte, layers, unwrapped, tracks or labels."""
+    out: Path | None = None
+    """The folder to write (default: exports/WHAT in the run)."""
+    no_metadata: bool = False
+    """Leave out of the files what made them."""
+    yes: base.YesFlag = False
+    """Replace a folder that exists."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def make_export_command(words: Sequence[str]) -> type | None:
+    """Makes the command class with the settings of the export that a command line names; None where none is named.
+
+    Raises:
+        UserError: there is no such export (exit 2).
+    """
+    plain = [word for word in words[1:3] if not word.startswith("-")]
+    if len(plain) < 2:
+        return None
+    kind = find_export_class(plain[1])
+    settings: Any = Annotated[kind, tyro.conf.arg(name="")]
+    made = make_dataclass(
+        ExportCommand.__name__, [("settings", settings)], bases=(ExportCommand,), frozen=True, kw_only=True
+    )
+    made.__doc__ = kind.__doc__
+    return made
+
+
+def find_export_class(name: str) -> type:
+    """Returns the class of an export.
+
+    Raises:
+        UserError: there is no such export (exit 2).
+    """
+    if name not in EXPORTS:
+        guess = nearest_word(name, EXPORTS)
+        raise UserError(
+            ExitCode.USAGE,
+            f"there is no export {name!r}",
+            why=f"did you mean {guess}?" if guess else f"there are: {', '.join(EXPORTS)}",
+            fix=f"unwrap export RUN {guess or 'stmap'} --help",
+        )
+    module, _, kind = EXPORTS[name].rpartition(".")
+    return getattr(import_module(module), kind)
+
+
+def run_export(command: Any, extra: list[str]) -> int:
+    """Runs `unwrap export` and returns the exit status."""
+    base.refuse_overrides(extra, command)
+    prepare_threads()
+    from neural_fields.core.progress import Progress
+    from neural_fields.export.base import export_run
+    from neural_fields.runs.run import Run
+
+    line = base.LiveLine()
+    found = export_run(
+        Run.open(command.run),
+        command.settings,
+        out=command.out,
+        overwrite=command.yes,
+        metadata=not command.no_metadata,
+        report=lambda stage, done, total: line(Progress(stage, done, total)),
+    )
+    for note in found.notes:
+        base.print_message(f"note: {note}")
+    if command.json:
+        base.print_json({"files": [str(path) for path in found.paths], "notes": list(found.notes)})
+    else:
+        print(*found.paths, sep="\n")
+    return ExitCode.OK

@@ -1,0 +1,1 @@
+"""Configs: dataclasses, the strict loader, flags."""

@@ -1,0 +1,1 @@
+"""What everything rests on: errors, coordinates, files, threads, progress."""

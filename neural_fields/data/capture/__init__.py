@@ -1,0 +1,1 @@
+"""Captures of 3D scenes: cameras, skeletons and the files they come from."""

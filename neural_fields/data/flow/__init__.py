@@ -1,0 +1,1 @@
+"""Optical flow: computing, reading, shot boundaries."""

@@ -1,0 +1,322 @@
+"""Optical flow between neighboring frames, both ways, with the places where it cannot be trusted.
+
+A flow vector is (dx, dy) in pixels of the size it is stored at: the point x of the first frame is seen at
+x + flow(x) in the second. Where the flow is invalid (occluded, out of the frame, unknown) a mask says so; the
+numbers themselves never carry that meaning. Three sources: OpenCV's DIS (no weights needed), torchvision's RAFT
+(Teed and Deng 2020) and the user's own files.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from neural_fields.core.errors import bad_input
+from neural_fields.core.files import disk_errors
+from neural_fields.core.memmap import iterate_releasing
+from neural_fields.data.flow.flow_files import FlowFiles, list_flow_files, read_flo, read_user_flow, write_flo
+from neural_fields.data.flow.raft import build_raft, compute_raft_flow, load_hub_weights, read_raft_state
+
+__all__ = [
+    "FlowField",
+    "compute_flow",
+    "consistency_mask",
+    "read_flo",
+    "resize_mask",
+    "resize_vectors",
+    "write_flo",
+]
+
+_ARRAYS = ("forward", "backward", "forward_ok", "backward_ok")
+
+Progress = Callable[[int, int], None]
+Vectors = Float[np.ndarray, "height width 2"]
+Pair = tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]
+
+
+@dataclass(frozen=True)
+class FlowField:
+    """Flow between neighboring frames of a clip of T frames.
+
+    `forward[t]` maps frame t to t + 1 and lives on the pixels of frame t; `backward[t]` maps frame t + 1 to t and
+    lives on the pixels of frame t + 1. The masks are True where the flow agrees with its reverse.
+    """
+
+    forward: Float[np.ndarray, "pairs height width 2"]
+    backward: Float[np.ndarray, "pairs height width 2"]
+    forward_ok: Bool[np.ndarray, "pairs height width"]
+    backward_ok: Bool[np.ndarray, "pairs height width"]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the frames that the vectors are pixels of."""
+        return (self.forward.shape[2], self.forward.shape[1])
+
+
+def compute_flow(
+    frames: UInt8[np.ndarray, "time height width 3"],
+    cache: Path,
+    method: str = "auto",
+    size: tuple[int, int] | None = None,
+    progress: Progress | None = None,
+    device: str = "cpu",
+) -> FlowField:
+    """Computes the flow of a clip pair by pair, or finds it in `cache`.
+
+    Args:
+        frames: RGB; may be memory-mapped, only two frames are held at a time.
+        cache: folder that keeps results by content; may be emptied at any time.
+        method: "auto" or "dis" (OpenCV DIS); "raft" or "raft-large" (torchvision, weights of the hub); a RAFT state
+            dict (.pth, torchvision's or the original names); a folder of .flo or .npy files, one a pair, in
+            `forward/` and `backward/`. A folder with forward files only gets its backward flow from DIS.
+        size: (width, height) at which flow is computed and stored; the frames' own size by default.
+        progress: called with (pairs done, pairs in all).
+        device: where RAFT runs.
+
+    Returns:
+        The flow at `size`, memory-mapped from `cache`.
+
+    Raises:
+        UserError: unknown method, weights that cannot be had or read, files that do not fit the clip or hold NaN.
+    """
+    count, height, width = frames.shape[:3]
+    size = size or (width, height)
+    if count < 2:
+        vectors, ok = np.zeros((0, size[1], size[0], 2), np.float16), np.zeros((0, size[1], size[0]), bool)
+        return FlowField(vectors, vectors, ok, ok)
+    key, compute_pairs = _choose_pair_source(frames, method, size, device)
+    folder = Path(cache) / f"flow-{key}"
+    shape = (count - 1, size[1], size[0])
+    found = _open_cached(folder, shape)
+    if found is not None:
+        return found
+    with disk_errors(folder):
+        _build_cached(folder, compute_pairs(), shape, progress)
+    built = _open_cached(folder, shape)
+    if built is None:
+        raise OSError(errno.EIO, "flow written to the cache could not be read back", str(folder))
+    return built
+
+
+def consistency_mask(flow: Vectors, reverse: Vectors) -> Bool[np.ndarray, "height width"]:
+    """Computes where following `flow` and then `reverse` comes back to the start, inside the frame.
+
+    The tolerance grows with the motion: |f + b|^2 < 0.01 (|f|^2 + |b|^2) + 0.5 (Sundaram et al. 2010, eq. 5).
+    """
+    height, width = flow.shape[:2]
+    flow = np.nan_to_num(np.asarray(flow, np.float32), nan=4.0 * (width + height))
+    # cv2.remap takes sample positions: j is the center of pixel j, so the frame spans [-0.5, width - 0.5].
+    x = flow[..., 0] + np.arange(width, dtype=np.float32)
+    y = flow[..., 1] + np.arange(height, dtype=np.float32)[:, None]
+    back = cv2.remap(np.asarray(reverse, np.float32), x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    gap = ((flow + back) ** 2).sum(-1)
+    agrees = gap < 0.01 * ((flow**2).sum(-1) + (back**2).sum(-1)) + 0.5
+    return agrees & (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
+
+
+def resize_vectors(vectors: Vectors, size: tuple[int, int], ok: np.ndarray | None = None) -> Float[np.ndarray, "h w 2"]:
+    """Resizes the flow of one pair: dx scales by the width ratio, dy by the height ratio.
+
+    Args:
+        vectors: in pixels of their own size.
+        size: the new (width, height).
+        ok: where the flow is known; other pixels do not leak into their neighbors.
+
+    Returns:
+        Vectors in pixels of the new size.
+    """
+    height, width = vectors.shape[:2]
+    scale = np.array([size[0] / width, size[1] / height], np.float32)
+    mode = cv2.INTER_AREA if size[0] * size[1] < width * height else cv2.INTER_LINEAR
+    vectors = np.asarray(vectors, np.float32)
+    plain = cv2.resize(vectors, size, interpolation=mode)
+    if ok is not None and not ok.all():
+        share = cv2.resize(ok.astype(np.float32), size, interpolation=mode)[..., None]
+        known = cv2.resize(vectors * ok[..., None], size, interpolation=mode)
+        plain = np.where(share > 1e-3, known / np.maximum(share, 1e-3), plain)
+    return plain * scale
+
+
+def resize_mask(mask: Bool[np.ndarray, "height width"], size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+    """Resizes a mask to (width, height): a pixel is in where at least half of what it covers is in."""
+    smaller = size[0] * size[1] < mask.shape[0] * mask.shape[1]
+    mode = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
+    return cv2.resize(mask.astype(np.float32), size, interpolation=mode) >= 0.5
+
+
+# --- where the pairs come from -------------------------------------------------------------------------------------
+
+
+def _choose_pair_source(
+    frames: np.ndarray, method: str, size: tuple[int, int], device: str
+) -> tuple[str, Callable[[], Iterator[Pair]]]:
+    """Returns the cache key of a method, and a function that starts computing pairs. Cheap problems are raised here."""
+    version = 1  # of the cache: raise it when the same input would give other numbers
+    digest = hashlib.sha256(f"{version} {len(frames)} {size[0]}x{size[1]} ".encode())
+    if method in ("auto", "dis"):
+        digest.update(f"dis {cv2.__version__}".encode())
+        _hash_frames(digest, frames)
+        return digest.hexdigest()[:24], lambda: _compute_pairs(frames, _gray_at_size, size, _compute_dis_flow)
+    path = Path(method)
+    if path.is_dir():
+        files = list_flow_files(path, len(frames) - 1)
+        for file in files.forward + files.backward:
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+        if not files.backward:
+            _hash_frames(digest, frames)
+        return digest.hexdigest()[:24], lambda: _read_file_pairs(files, frames, size)
+    if method not in ("raft", "raft-large") and path.suffix not in (".pth", ".pt"):
+        raise bad_input(
+            f"no flow method or file called {method}",
+            where="--flow",
+            why="expected auto, dis, raft, raft-large, a RAFT state dict (.pth) or a folder of .flo or .npy files",
+            fix="--flow dis",
+        )
+    # Read before looking into the cache: changed weights must give another key.
+    state = load_hub_weights(method) if method in ("raft", "raft-large") else read_raft_state(path)
+    for name, value in sorted(state.items()):
+        digest.update(name.encode() + value.contiguous().numpy().tobytes())
+    _hash_frames(digest, frames)
+
+    def compute_raft_pairs() -> Iterator[Pair]:
+        network = build_raft(state, method, device)
+        return _compute_pairs(frames, _frame_at_size, size, functools.partial(compute_raft_flow, network))
+
+    return digest.hexdigest()[:24], compute_raft_pairs
+
+
+def _hash_frames(digest: Any, frames: np.ndarray) -> None:
+    digest.update(str(frames.shape).encode())
+    for frame in iterate_releasing(frames):
+        digest.update(np.ascontiguousarray(frame))
+
+
+def _frame_at_size(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if (frame.shape[1], frame.shape[0]) == size:
+        return np.ascontiguousarray(frame)
+    smaller = size[0] * size[1] < frame.shape[0] * frame.shape[1]
+    return cv2.resize(frame, size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
+
+
+def _gray_at_size(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return cv2.cvtColor(_frame_at_size(frame, size), cv2.COLOR_RGB2GRAY)
+
+
+def _compute_pairs(
+    frames: np.ndarray,
+    prepare: Callable[[np.ndarray, tuple[int, int]], np.ndarray],
+    size: tuple[int, int],
+    compute: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> Iterator[Pair]:
+    """Computes the flow of neighboring frames both ways; each frame is prepared once."""
+    previous = prepare(frames[0], size)
+    for frame in islice(iterate_releasing(frames), 1, None):
+        current = prepare(frame, size)
+        yield compute(previous, current), compute(current, previous), None, None
+        previous = current
+
+
+def _compute_dis_flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Computes DIS flow (Kroeger et al. 2016) of two gray images of any size (it needs a few patches on each side)."""
+    height, width = first.shape
+    pad = [(0, max(0, 32 - height)), (0, max(0, 32 - width))]
+    first, second = np.pad(first, pad, mode="edge"), np.pad(second, pad, mode="edge")
+    engine = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    return engine.calc(first, second, None)[:height, :width]
+
+
+def compute_pair_flow(
+    first: UInt8[np.ndarray, "height width 3"], second: UInt8[np.ndarray, "height width 3"]
+) -> tuple[Vectors, Bool[np.ndarray, "height width"]]:
+    """Computes the flow from one picture to another by DIS, and where the way back agrees with it."""
+    one, other = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in (first, second))
+    there, back = _compute_dis_flow(one, other), _compute_dis_flow(other, one)
+    return there, consistency_mask(there, back)
+
+
+def _read_file_pairs(files: FlowFiles, frames: np.ndarray, size: tuple[int, int]) -> Iterator[Pair]:
+    """Reads the user's flow; where only forward files are given, the backward flow comes from DIS."""
+    for pair, path in enumerate(files.forward):
+        forward, forward_known = _read_file_at_size(path, pair, size)
+        if files.backward:
+            backward, backward_known = _read_file_at_size(files.backward[pair], pair, size)
+        else:
+            backward = _compute_dis_flow(_gray_at_size(frames[pair + 1], size), _gray_at_size(frames[pair], size))
+            backward_known = np.ones((size[1], size[0]), bool)
+        yield forward, backward, forward_known, backward_known
+
+
+def _read_file_at_size(path: Path, pair: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    vectors, known = read_user_flow(path, pair, size)
+    if known.shape == (size[1], size[0]):
+        return vectors, known
+    return resize_vectors(vectors, size, known), resize_mask(known, size)
+
+
+# --- the cache -----------------------------------------------------------------------------------------------------
+
+
+def _open_cached(folder: Path, shape: tuple[int, int, int]) -> FlowField | None:
+    """Opens the cached flow; None if it is not there, cut short or of another shape."""
+    try:
+        arrays = [np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS]
+    except (OSError, ValueError, EOFError):
+        return None
+    right = all(array.shape[:3] == shape for array in arrays)
+    return FlowField(*arrays) if right else None
+
+
+def _build_cached(folder: Path, pairs: Iterable[Pair], shape: tuple[int, int, int], progress: Progress | None) -> None:
+    """Streams pairs into a folder beside the final one, then renames it: a cut run leaves nothing half done."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
+    files: list[BinaryIO] = []
+    try:
+        try:
+            for name in _ARRAYS:
+                # Plain writes and not a memory map: on a full disk a map ends the process, a write raises OSError.
+                files.append(open(part / f"{name}.npy", "wb"))  # noqa: SIM115 - closed below, with its siblings
+                is_mask = name.endswith("_ok")
+                descr = np.lib.format.dtype_to_descr(np.dtype(bool if is_mask else np.float16))
+                header = {"descr": descr, "fortran_order": False, "shape": shape if is_mask else (*shape, 2)}
+                np.lib.format.write_array_header_1_0(files[-1], header)
+            for index, (forward, backward, forward_known, backward_known) in enumerate(pairs):
+                # Vectors as finite float16, and masks of what is finite, known and consistent.
+                forward_ok = consistency_mask(forward, backward) & np.isfinite(forward).all(-1)
+                backward_ok = consistency_mask(backward, forward) & np.isfinite(backward).all(-1)
+                if forward_known is not None:
+                    forward_ok &= forward_known
+                if backward_known is not None:
+                    backward_ok &= backward_known
+                stored = (_clip_to_half(forward), _clip_to_half(backward), forward_ok, backward_ok)
+                for file, array in zip(files, stored, strict=True):
+                    file.write(array.tobytes())
+                if progress is not None:
+                    progress(index + 1, shape[0])
+        finally:
+            for file in files:
+                file.flush()
+                os.fsync(file.fileno())
+                file.close()
+        shutil.rmtree(folder, ignore_errors=True)  # Only ever a damaged entry of this cache.
+        os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _clip_to_half(vectors: np.ndarray) -> np.ndarray:
+    limit = float(np.finfo(np.float16).max)
+    return np.nan_to_num(np.clip(vectors, -limit, limit), nan=0.0).astype(np.float16)

@@ -1,0 +1,1 @@
+"""Layer masks: reading, motion segmentation, refinement, propagation."""

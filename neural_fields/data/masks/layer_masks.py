@@ -1,0 +1,278 @@
+"""Layer masks: which pixels of which frame belong to which object, from the user's files or from motion.
+
+Layers go front to back; the background is what no mask claims and is never listed here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+from PIL import Image
+
+from neural_fields.core.errors import bad_input
+from neural_fields.core.memmap import allocate_zeros
+from neural_fields.data.flow.compute import FlowField, resize_mask
+from neural_fields.data.flow.flow_files import natural_key
+from neural_fields.data.masks.motion_segmentation import DEFAULTS, MotionSegmentationSettings, segment_motion
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".pgm", ".ppm", ".gif")
+ASPECT_SLACK = 0.01  # Relative. Working sizes are rounded to whole pixels.
+
+
+@dataclass(frozen=True)
+class LayerMasks:
+    """Names (front to back, without the background) and one mask per name and frame.
+
+    No names means one layer: everything is background.
+    """
+
+    names: tuple[str, ...]
+    masks: Bool[np.ndarray, "layers time height width"]
+
+
+def default_layer_names(count: int) -> tuple[str, ...]:
+    """Returns the names of unnamed mask layers: "foreground", or "foreground1", "foreground2", ... front to back."""
+    return ("foreground",) if count == 1 else tuple(f"foreground{index + 1}" for index in range(count))
+
+
+def load_masks(
+    specs: Sequence[str],
+    frame_count: int,
+    size: tuple[int, int],
+    frames: range | None = None,
+    source_size: tuple[int, int] | None = None,
+) -> LayerMasks:
+    """Reads one mask layer per spec and checks that it fits the clip.
+
+    Args:
+        specs: "[NAME=]PATH", front first. PATH is a folder of images in natural order, a video, or a .npy array
+            [time, height, width]. White, a palette index above 0, or 1 is the object.
+        frame_count: frames of the whole clip.
+        size: (width, height) that the masks are brought to.
+        frames: the frames of the clip in use. Masks for the whole clip are cut to them.
+        source_size: the clip's own (width, height), where `size` has another aspect.
+
+    Returns:
+        The masks, at `size`.
+
+    Raises:
+        UserError: missing path, other count or aspect than the clip, inverted or empty masks, bad names.
+    """
+    chosen = range(frame_count) if frames is None else frames
+    names: list[str] = []
+    paths: list[Path] = []
+    for spec, fallback in zip(specs, default_layer_names(len(specs)), strict=True):
+        name, equals, rest = spec.partition("=")
+        has_name = equals and "/" not in name and "\\" not in name and not Path(spec).exists()
+        name, path = (name, Path(rest)) if has_name else (fallback, Path(spec))
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+            raise bad_input(
+                f'"{name}" cannot name a layer',
+                where="--masks",
+                why="a name has letters, digits, - and _ only: it becomes a file name",
+                fix="--masks car=PATH",
+            )
+        if name == "background":
+            raise bad_input(
+                'a mask layer cannot be called "background"',
+                where="--masks",
+                why="the background is what no mask claims; give masks for the objects in front of it",
+                fix="--masks foreground=PATH",
+            )
+        if name in names:
+            raise bad_input(f'two mask layers are called "{name}"', where="--masks", fix="give each layer its own name")
+        names.append(name)
+        paths.append(path)
+    out = allocate_zeros((len(paths), len(chosen), size[1], size[0]), bool)
+    for layer, path in enumerate(paths):
+        source = _open_source(path)
+        indices = _match_frames(source, frame_count, chosen)
+        for slot, (index, mask) in enumerate(zip(indices, source.read(indices), strict=True)):
+            out[layer, slot] = _resize_to_clip(mask, source.labels[index], path, size, source_size)
+
+        # Refuse masks that are empty on every frame, and masks that are most likely inverted.
+        masks = out[layer]
+        share = float(masks.mean())
+        if share == 0:
+            raise bad_input(
+                f"the masks in {path} are empty on every frame",
+                where=str(path),
+                why="the object must be white (128 or more), 1, or a palette index above 0",
+                fix="check that these are the right masks, or use --masks auto",
+            )
+        border = np.concatenate([masks[:, 0], masks[:, -1], masks[:, :, 0], masks[:, :, -1]], axis=1)
+        if share > 0.5 and float(border.mean()) > 0.9:
+            raise bad_input(
+                f"the masks in {path} look inverted: white covers {100 * share:.0f} % of the clip and all its borders",
+                where=str(path),
+                why="white is the object and black the rest",
+                fix="invert the masks with any image tool, or use --masks auto",
+            )
+    return LayerMasks(tuple(names), out)
+
+
+def mask_iou(a: Bool[np.ndarray, "*shape"], b: Bool[np.ndarray, "*shape"]) -> float:
+    """Computes the intersection over union of two masks (any shape, 0 to 1); two empty masks agree: 1."""
+    union = int(np.count_nonzero(a | b))
+    return int(np.count_nonzero(a & b)) / union if union else 1.0
+
+
+def find_masks(
+    frames: UInt8[np.ndarray, "time height width 3"],
+    flow: FlowField,
+    progress: Callable[[int, int], None] | None = None,
+    settings: MotionSegmentationSettings = DEFAULTS,
+) -> LayerMasks:
+    """Finds one layer "foreground": what moves against the dominant homography (see `motion.py`).
+
+    Args:
+        frames: RGB, 0 to 255; may be memory-mapped.
+        flow: between neighboring frames, of any size.
+        progress: called with (frames done, frames in all).
+        settings: of the segmentation by motion.
+
+    Returns:
+        The layer; no names when nothing clearly moves on its own: train one layer then, and say so.
+    """
+    found = segment_motion(frames, flow, progress, settings)
+    if found is None:
+        return LayerMasks((), np.zeros((0, *frames.shape[:3]), bool))
+    return LayerMasks(default_layer_names(1), found[None])
+
+
+# --- sources -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Masks on disk, read one after the other. `labels` name each of them in messages."""
+
+    path: Path
+    labels: tuple[str, ...]
+    read: Callable[[range], Iterator[np.ndarray]]
+
+
+def _open_source(path: Path) -> _Source:
+    """Opens a folder of images, a single image, a .npy array or a video."""
+    files = None
+    if path.is_dir():
+        files = sorted((file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES), key=natural_key)
+    elif not path.exists():
+        raise bad_input(
+            f"no mask folder or file {path}", where="--masks", fix="--masks auto finds what moves by itself"
+        )
+    elif path.suffix.lower() in IMAGE_SUFFIXES:
+        files = [path]
+    if files is not None:
+        if not files:
+            suffixes = ", ".join(IMAGE_SUFFIXES)
+            why = f"looked for files ending in {suffixes}"
+            raise bad_input(f"{path} holds no mask images", where=str(path), why=why)
+        labels = tuple(file.name for file in files)
+        return _Source(path, labels, lambda indices: (_read_image(files[index]) for index in indices))
+
+    if path.suffix.lower() == ".npy":
+        try:
+            values = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as problem:
+            raise bad_input(
+                f"{path.name} cannot be read: {problem}", where=str(path), fix="write it with numpy.save"
+            ) from None
+        if values.ndim != 3 or values.dtype.kind not in "buif":
+            shape = "x".join(map(str, values.shape))
+            why = "expected time x height x width numbers"
+            raise bad_input(f"{path.name} has shape {shape}", where=str(path), why=why)
+        labels = tuple(f"{path.name}[{index}]" for index in range(len(values)))
+        return _Source(path, labels, lambda indices: (_threshold_values(np.asarray(values[i])) for i in indices))
+
+    from neural_fields.data.video import io
+
+    metadata = io.probe_video(path)
+    labels = tuple(f"frame {index} of {path.name}" for index in range(metadata.frame_count))
+    # Lossy video: white is not quite white, so only the threshold counts.
+    return _Source(path, labels, lambda indices: (f.max(-1) >= 128 for f in io.source_frames(metadata, indices)))
+
+
+def _read_image(path: Path) -> np.ndarray:
+    """Reads one mask image: palette index above 0, or the lighter half of the range, or 1 where 1 is the most."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            if image.mode == "P" and image.getpalette() is not None and not any((image.getpalette() or [])[:3]):
+                return np.asarray(image) > 0
+            if image.mode in ("RGB", "RGBA", "LA", "P", "CMYK", "YCbCr", "PA"):
+                rgba = np.asarray(image.convert("RGBA"), np.float32)
+                values = rgba[..., :3].max(-1) * (rgba[..., 3] / 255)
+            else:
+                values = np.asarray(image)
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as problem:
+        raise bad_input(f"{path.name} cannot be read: {problem}", where=str(path), fix="save this mask again") from None
+    return _threshold_values(values, exact=image.format not in ("JPEG", "WEBP"))
+
+
+def _threshold_values(values: np.ndarray, exact: bool = True) -> np.ndarray:
+    """Returns the lighter half of the range; where 1 is the most and the file keeps numbers exactly, 1 is white."""
+    if values.dtype == bool:
+        return values
+    most = float(values.max(initial=0))
+    half = 0.5 if most <= 1 and exact else 128 if most <= 255 else 32768
+    return values >= half
+
+
+# --- checks --------------------------------------------------------------------------------------------------------
+
+
+def _match_frames(source: _Source, frame_count: int, chosen: range) -> range:
+    """Chooses the masks: one for each chosen frame, cut out of the whole clip's masks if that is what there is."""
+    count = len(source.labels)
+    if count == frame_count and chosen[-1] < count:
+        return chosen
+    if count == len(chosen):
+        return range(count)
+    wanted = len(chosen) if count < len(chosen) else frame_count
+
+    # Name the frames without a mask, by the numbers in the file names where there are any, else the last ones.
+    texts = [re.findall(r"\d+", Path(label).stem) for label in source.labels]
+    numbers = [int(found[-1]) for found in texts if found]
+    if len(numbers) == count == len(set(numbers)) and numbers:
+        first = 1 if min(numbers) == 1 and 0 not in numbers and max(numbers) <= wanted else min(numbers)
+        first = 0 if max(numbers) < wanted and min(numbers) != 1 else first
+        missing = sorted(set(range(first, first + wanted)) - set(numbers))
+    else:
+        missing = list(range(count, wanted))
+    detail = ""
+    if missing:
+        detail = f"; without a mask: frames {', '.join(map(str, missing[:8]))}"
+        detail += f" and {len(missing) - 8} more" if len(missing) > 8 else ""
+
+    more = f", or {len(chosen)} for the frames in use" if len(chosen) != frame_count else ""
+    raise bad_input(
+        f"{source.path} holds {count} mask{'s' * (count != 1)}, the clip has {frame_count} frames{detail}",
+        where=str(source.path),
+        why=f"one mask for each frame is needed: {frame_count}{more}",
+        fix="add the missing masks, use --frames to train on fewer frames, or --masks auto"
+        if count < wanted
+        else "remove the masks that belong to no frame, or use --masks auto",
+    )
+
+
+def _resize_to_clip(
+    mask: np.ndarray, label: str, path: Path, size: tuple[int, int], source: tuple[int, int] | None
+) -> np.ndarray:
+    """Resizes a mask to `size`; refuses it when its aspect is neither that of `size` nor that of the source."""
+    height, width = mask.shape
+    for wide, high in (size, source or size):
+        if abs(width * high / height - wide) <= max(1.0, ASPECT_SLACK * wide):
+            return resize_mask(mask, size)
+    expected = source or size
+    raise bad_input(
+        f"mask {label} is {width}x{height}, the clip is {expected[0]}x{expected[1]}",
+        where=str(path),
+        why="a mask may be larger or smaller than the frames, but must have their aspect",
+        fix=f"save the masks at {expected[0]}x{expected[1]}",
+    )

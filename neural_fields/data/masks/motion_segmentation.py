@@ -1,0 +1,472 @@
+"""Segmentation by motion: what moves on its own against the dominant homography.
+
+Five steps at a small working size. (1) The residual of the flow against a RANSAC homography per pair, averaged as a
+vector along the trajectories: ripples cancel, a moving object does not. (2) A per-clip threshold (Otsu) turns it into
+log odds, which travel along the flow so that an object that pauses is kept. (3) A few rounds of mean field on two
+bilateral grids, one broad in space (what colors does the object have around here?) and one narrow (edges), after
+Maerki et al. 2016, "Bilateral Space Video Segmentation". (4) The largest components that last. (5) GrabCut (Rother et
+al. 2004) in a band around the edge of each frame, then a vote along the flow.
+
+Odds are natural logarithms, positive for the object. Speeds are in pixels a frame of a clip whose shorter side is 240.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, UInt8
+from scipy import ndimage
+
+from neural_fields.core.memmap import allocate_zeros, release_memory
+from neural_fields.data.flow.compute import FlowField, resize_mask, resize_vectors
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class GridCells:
+    """The size of the cells of a bilateral grid."""
+
+    frames: int  # in one cell
+    per_side: int  # cells along the longer side of the frame
+    lightness: int  # steps of 8-bit CIELAB lightness in one cell
+    chroma: int  # steps of 8-bit CIELAB a and b in one cell
+
+
+@dataclass(frozen=True)
+class MotionSegmentationSettings:
+    """Settings of `segment_motion`. Lengths marked `_ref` are pixels of a clip whose shorter side is 240."""
+
+    reference_side_px: int = 240  # shorter side that speeds are measured at, and that edges are cut at
+    work_side_px: int = 120  # shorter side of the volumes of odds
+    chunk_frames: int = 240  # frames segmented at a time: memory must not grow with the clip
+
+    # The homography of the background.
+    sample_spacing_ref: int = 6  # between the vectors that homographies are fitted to
+    min_samples: int = 40  # trusted vectors; with fewer, all vectors are samples
+    min_points: int = 8  # that a homography is fitted to
+    ransac_tolerance_ref: float = 0.7
+    border_share: float = 0.18  # of each side: the border, where objects are rare
+    border_weight: float = 3.0  # of a border vector when two homographies are compared; others have 1
+    min_score_ratio: float = (
+        1.25  # the homography of the border must explain this much more to replace the dominant one
+    )
+
+    # From the speed of each pixel to log odds.
+    min_flow_trust: float = 0.02  # of a pixel whose flow is not trusted; trusted flow has 1 more
+    speed_decay: float = 0.7  # a frame, of residuals averaged along trajectories
+    threshold_quantile: float = 0.995  # of the speeds: the top of the histogram of Otsu's method
+    threshold_window_frames: int = 9  # of the median that makes thresholds smooth in time
+    min_speed: float = 0.5  # residuals below are never an object: they are the noise of good flow
+    odds_gain: int = 4
+    odds_speed_offset: float = 0.1  # added to speed and threshold before the logarithm of their ratio
+    max_log_speed_ratio: float = 1.15
+    still_weight: float = 0.6  # standing still says less about being background than moving says about being an object
+    odds_decay: float = 0.93  # a frame, of odds carried along trajectories
+
+    # Mean field.
+    rounds: int = 4
+    broad_cells: GridCells = GridCells(frames=12, per_side=16, lightness=12, chroma=6)
+    narrow_cells: GridCells = GridCells(frames=2, per_side=40, lightness=20, chroma=10)
+    near_side_px: int = 9  # at the working size: only pixels this near to the object can join it in a round
+    min_motion_weight: float = 0.5
+    motion_weight_gain: float = 0.1  # for each e-fold of the threshold above the noise: motion counts more beside color
+    max_log_contrast: int = 4
+    min_trust: float = 0.05  # added to the weight of every pixel
+    broad_prior_weight: float = 0.05  # of zeros added to the mean of a broad cell
+    narrow_prior_weight: float = 1e-3
+    rate_window_cells: float = 2.5  # broad cells: the window of the local rate of object pixels
+    min_rate: float = 0.03
+    rate_weight: float = 0.5  # share of the local rate that is taken out: a color that both share should say little
+    narrow_weight: float = 1.2  # of the narrow grid's odds
+    bias: float = -0.8  # objects are smaller than the rest: prior odds of a round
+    temporal_weight: float = 0.5  # of the odds averaged along trajectories against a frame's own
+    field_decay: float = 0.7  # a frame, of these odds
+
+    # What is kept, and when it is clear enough to be an object.
+    gap_side_px: int = 5  # at the working size: gaps below do not separate components
+    min_component_share: float = 0.3  # of the largest component's mass
+    min_presence: float = 0.8  # share of the frames in which the object must cover `min_area_share`
+    min_area_share: float = 0.002  # of the frame
+    max_area_share: float = 0.7  # of the clip: above, the background was taken for the object
+    min_stability: float = 0.7  # mean overlap of the mask with itself, carried to the next frame by the flow
+    min_contrast: float = 0.8  # the object must move this much faster than what surrounds it
+    surround_side_px: int = 25  # at the working size: how far the surroundings reach
+
+    # Holes and edges.
+    fill_kernel_px: int = 5  # at the working size: cracks below are closed
+    filled_share: float = 0.9  # the share that pixels of filled holes get
+    min_cut_pixels: int = 20  # of an object, and of its surroundings, for GrabCut
+    min_band_px: float = 2.0  # at the reference size, on both sides of the edge
+    outer_band_share: float = 0.08  # of the square root of the object's area
+    max_outer_band_share: float = 0.03  # of the longer side of the frame
+    inner_band_share: float = 0.06  # of the square root of the object's area
+    cut_margin_share: float = 0.06  # of the longer side of the frame: background around the object that GrabCut sees
+    vote_decay: float = 0.6  # a frame, of the masks that vote along the flow after GrabCut
+
+
+DEFAULTS = MotionSegmentationSettings()
+
+
+def segment_motion(
+    frames: UInt8[np.ndarray, "time height width 3"],
+    flow: FlowField,
+    progress: Progress | None = None,
+    settings: MotionSegmentationSettings = DEFAULTS,
+) -> Bool[np.ndarray, "time height width"] | None:
+    """Finds the object (or objects) moving on their own.
+
+    Args:
+        frames: RGB, 0 to 255; may be memory-mapped.
+        flow: between neighboring frames, in pixels of its own size, which may be another than that of `frames`.
+        progress: called with (frames done, frames in all).
+        settings: thresholds and sizes.
+
+    Returns:
+        The mask of the objects in each frame; None where nothing clearly moves on its own.
+    """
+    count, height, width = frames.shape[:3]
+    out = allocate_zeros((count, height, width), bool)
+    work = _scale_size((width, height), settings.work_side_px)
+    found = False
+    for part in np.array_split(np.arange(count), -(-count // settings.chunk_frames)):
+        first, stop = int(part[0]), int(part[-1]) + 1
+        pairs = range(first, stop - 1)
+        working_flow = _WorkingFlow(
+            _resize_flow(flow.forward, flow.forward_ok, pairs, work),
+            _resize_flow(flow.backward, flow.backward_ok, pairs, work),
+            _resize_trust(flow.forward_ok, pairs, work),
+            _resize_trust(flow.backward_ok, pairs, work),
+            settings.reference_side_px / min(work),
+        )
+        masks = _segment_chunk(frames[first:stop], working_flow, settings)
+        if masks is not None:
+            found = True
+            for index, mask in enumerate(masks):
+                out[first + index] = resize_mask(mask, (width, height))
+        release_memory(out)
+        release_memory(frames)
+        if progress is not None:
+            progress(stop, count)
+    return out if found else None
+
+
+@dataclass(frozen=True)
+class _WorkingFlow:
+    """Flow of a chunk at the working size (float32) and how far to trust it (0 to 1); `unit` turns it into speeds."""
+
+    forward: np.ndarray
+    backward: np.ndarray
+    forward_trust: np.ndarray
+    backward_trust: np.ndarray
+    unit: float
+
+
+def _scale_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Shrinks a size (width, height) until its shorter side is `side`; smaller sizes stay."""
+    short = min(size)
+    return (max(1, round(size[0] * side / short)), max(1, round(size[1] * side / short))) if short > side else size
+
+
+def _resize_flow(values: np.ndarray, ok: np.ndarray, pairs: range, work: tuple[int, int]) -> np.ndarray:
+    out = np.zeros((len(pairs), work[1], work[0], 2), np.float32)
+    for slot, pair in enumerate(pairs):
+        out[slot] = resize_vectors(values[pair], work, ok[pair])
+    return out
+
+
+def _resize_trust(ok: np.ndarray, pairs: range, work: tuple[int, int]) -> np.ndarray:
+    out = np.zeros((len(pairs), work[1], work[0]), np.float32)
+    for slot, pair in enumerate(pairs):
+        out[slot] = cv2.resize(ok[pair].astype(np.float32), work, interpolation=cv2.INTER_AREA)
+    return out
+
+
+def _segment_chunk(frames: np.ndarray, flow: _WorkingFlow, settings: MotionSegmentationSettings) -> np.ndarray | None:
+    """Segments some frames, at the size at which edges are cut; None where nothing clearly moves on its own."""
+    if len(frames) < 2:
+        return None
+
+    # (1) How fast each pixel moves against the background, averaged along its trajectory, and how far to trust it.
+    pairs, height, width = flow.forward_trust.shape
+    total = np.zeros((pairs + 1, height, width, 2), np.float32)
+    trust = np.zeros((pairs + 1, height, width), np.float32)
+    for pair in range(pairs):
+        # The reverse residual counts with the opposite sign: both then point along the motion of the object.
+        for frame, sign, vectors, known in (
+            (pair, 1, flow.forward[pair], flow.forward_trust[pair]),
+            (pair + 1, -1, flow.backward[pair], flow.backward_trust[pair]),
+        ):
+            residual = sign * flow.unit * (vectors - _fit_background_flow(vectors, known, flow.unit, settings))
+            total[frame] += residual * known[..., None]
+            trust[frame] += known
+    mean = total / np.maximum(trust, 1e-3)[..., None]
+    trust = trust / 2 + settings.min_flow_trust
+    speed = np.linalg.norm(_average_along_flow(mean, trust, flow, settings.speed_decay), axis=-1)
+
+    # (2) The speed that separates object from background in each frame: Otsu's, made smooth in time. Then the odds.
+    levels = np.zeros(len(speed))
+    for index, values in enumerate(speed):
+        top = float(np.quantile(values, settings.threshold_quantile)) + 1e-6
+        level, _ = cv2.threshold((values / top * 255).clip(0, 255).astype(np.uint8), 0, 255, cv2.THRESH_OTSU)
+        levels[index] = level / 255 * top
+    local = ndimage.median_filter(levels, settings.threshold_window_frames, mode="nearest")
+    threshold = np.maximum(np.sqrt(local * np.median(local)), settings.min_speed)
+    offset, most = settings.odds_speed_offset, settings.max_log_speed_ratio
+    odds = settings.odds_gain * np.log((speed + offset) / (threshold[:, None, None] + offset)).clip(-most, most)
+    odds = np.where(odds < 0, settings.still_weight * odds, odds).astype(np.float32)
+    odds = _average_along_flow(odds[..., None], trust, flow, settings.odds_decay)[..., 0]
+
+    # (3, 4) Color and place beside motion. Motion counts more where the object is far out of the noise.
+    noise = max(float(np.median(speed[:, ::3])), 1e-3)
+    contrast = float(np.clip(np.log(np.median(threshold) / noise), 0, settings.max_log_contrast))
+    motion_weight = settings.min_motion_weight + settings.motion_weight_gain * contrast
+    share = _run_mean_field(frames, odds, trust, flow, motion_weight, settings)
+
+    # Nothing, unless the masks look like one thing that moves: seen throughout, stable, faster than what surrounds it.
+    masks = share > 0.5
+    present = masks.mean(axis=(1, 2)) > settings.min_area_share
+    if present.mean() < settings.min_presence or masks.mean() > settings.max_area_share:
+        return None
+    overlaps = []
+    for pair, vectors in enumerate(flow.backward):
+        moved = _warp_image(masks[pair].astype(np.float32), vectors)[..., 0] > 0.5
+        union = np.count_nonzero(moved | masks[pair + 1])
+        overlaps.append(np.count_nonzero(moved & masks[pair + 1]) / union if union else 0.0)
+    around = _dilate_masks(masks, settings.surround_side_px) & ~masks
+    lead = np.median(speed[masks]) - (np.median(speed[around]) if around.any() else 0.0)
+    if not (np.mean(overlaps) >= settings.min_stability and lead >= settings.min_contrast):
+        return None
+
+    # (5) Edges of each frame, then a vote along the flow.
+    size = _scale_size((frames.shape[2], frames.shape[1]), settings.reference_side_px)
+    work = (width, height)
+    small = []
+    for frame, mask in zip(frames, _fill_holes(share, settings), strict=True):
+        cut = _cut_edges(frame, mask, size, settings)
+        small.append(cv2.resize(cut.astype(np.float32), work, interpolation=cv2.INTER_AREA))
+    vote = _average_along_flow(np.stack(small)[..., None], np.ones_like(trust), flow, settings.vote_decay)[..., 0]
+    vote = _fill_holes(vote, settings)
+    return np.stack([cv2.resize(mask, size, interpolation=cv2.INTER_LINEAR) > 0.5 for mask in vote])
+
+
+# --- motion --------------------------------------------------------------------------------------------------------
+
+
+def _fit_background_flow(
+    vectors: np.ndarray, trust: np.ndarray, unit: float, settings: MotionSegmentationSettings
+) -> np.ndarray:
+    """Computes the flow of the homography that most trusted vectors agree on.
+
+    A large object can outvote the background. Objects are rarely all along the border, so a second homography is
+    fitted there, and border vectors count three times when the two are compared.
+    """
+    height, width = trust.shape
+    step = max(1, round(settings.sample_spacing_ref / unit))
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    places = np.stack([x, y, np.ones_like(x)], axis=-1)
+    pick = np.zeros((height, width), bool)
+    pick[step // 2 :: step, step // 2 :: step] = True
+    if (pick & (trust > 0.5)).sum() >= settings.min_samples:
+        pick &= trust > 0.5
+    to_border = np.minimum(np.minimum(x, width - 1 - x) / width, np.minimum(y, height - 1 - y) / height)
+    border = to_border < settings.border_share
+    value = np.where(border, settings.border_weight, 1.0)[pick]
+    best, best_score = np.broadcast_to(np.median(vectors.reshape(-1, 2), axis=0), vectors.shape), 0.0
+    tolerance = settings.ransac_tolerance_ref / unit
+    for chosen in (pick, pick & border):
+        start = places[chosen][:, :2]
+        if len(start) < settings.min_points:
+            continue
+        matrix, _ = cv2.findHomography(
+            start, start + vectors[chosen], cv2.USAC_MAGSAC, tolerance, maxIters=500, confidence=0.99
+        )
+        if matrix is None:
+            continue
+        target = places @ matrix.T.astype(np.float32)
+        flow = target[..., :2] / target[..., 2:] - places[..., :2]
+        gap = unit * np.linalg.norm((vectors - flow)[pick], axis=-1)
+        score = float((value * np.exp(-(gap**2))).sum())
+        if score > settings.min_score_ratio * best_score:
+            best, best_score = flow, score
+    return best
+
+
+def _warp_image(image: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    height, width = vectors.shape[:2]
+    x = vectors[..., 0] + np.arange(width, dtype=np.float32)
+    y = vectors[..., 1] + np.arange(height, dtype=np.float32)[:, None]
+    return cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).reshape(height, width, -1)
+
+
+def _average_along_flow(values: np.ndarray, weight: np.ndarray, flow: _WorkingFlow, decay: float) -> np.ndarray:
+    """Averages `values` [time, h, w, channels] along the trajectories, both ways, fading by `decay` a frame."""
+    stacked = np.concatenate([values * weight[..., None], weight[..., None]], axis=-1).astype(np.float32)
+    total = -stacked  # The frame itself is in both passes.
+    for order, vectors, trust in (
+        (range(len(values)), flow.backward, flow.backward_trust),
+        (range(len(values) - 1, -1, -1), flow.forward, flow.forward_trust),
+    ):
+        carried: np.ndarray | None = None
+        for frame in order:
+            here = stacked[frame]
+            if carried is not None:
+                pair = frame - 1 if order.step > 0 else frame
+                here = here + decay * trust[pair][..., None] * _warp_image(carried, vectors[pair])
+            total[frame] += here
+            carried = here
+    return total[..., :-1] / np.maximum(total[..., -1:], 1e-3)
+
+
+# --- color ---------------------------------------------------------------------------------------------------------
+
+
+class _BilateralGrid:
+    """A sparse grid over (time, x, y, L, a, b) cells: averages over pixels near in place, time and color."""
+
+    def __init__(self, lab: np.ndarray, cells: GridCells) -> None:
+        """Sorts the pixels of `lab` (uint8 [time, height, width, 3], CIELAB) into cells."""
+        count, height, width = self.shape = lab.shape[:3]
+        time, y, x = np.meshgrid(np.arange(count), np.arange(height), np.arange(width), indexing="ij", sparse=True)
+        side = max(width, height) / cells.per_side
+        features = [
+            np.broadcast_to((time // cells.frames).astype(np.int32), self.shape),
+            np.broadcast_to((x // side).astype(np.int32), self.shape),
+            np.broadcast_to((y // side).astype(np.int32), self.shape),
+            (lab[..., 0] // cells.lightness).astype(np.int32),
+            (lab[..., 1] // cells.chroma).astype(np.int32),
+            (lab[..., 2] // cells.chroma).astype(np.int32),
+        ]
+        key = np.zeros(self.shape, np.int64)
+        strides, stride = [], 1
+        for feature in features:
+            cell = feature - feature.min() + 1  # One empty cell on both sides: neighbors never wrap around.
+            key += cell.astype(np.int64) * stride
+            strides.append(stride)
+            stride *= int(cell.max()) + 2
+        keys, index = np.unique(key.ravel(), return_inverse=True)
+        self.index = index.ravel().astype(np.int32)
+        self.count = len(keys)
+        self.neighbors = [(self._find_cells(keys, -stride), self._find_cells(keys, stride)) for stride in strides]
+
+    def _find_cells(self, keys: np.ndarray, offset: int) -> np.ndarray:
+        """Returns the index of the cell at `offset` from each cell; `count` where that cell is empty."""
+        where = np.searchsorted(keys, keys + offset).clip(0, self.count - 1)
+        return np.where(keys[where] == keys + offset, where, self.count).astype(np.int32)
+
+    def average_values(self, values: np.ndarray, weight: np.ndarray, prior: float) -> np.ndarray:
+        """Averages `values` by `weight` around each pixel; `prior` is a weight of zeros added to it."""
+        sums = self._blur_cells(np.bincount(self.index, (values * weight).ravel(), self.count))
+        weights = self._blur_cells(np.bincount(self.index, weight.ravel(), self.count))
+        return (sums / (weights + prior))[self.index].reshape(self.shape)
+
+    def _blur_cells(self, cells: np.ndarray) -> np.ndarray:
+        for _ in range(2):
+            for before, after in self.neighbors:
+                padded = np.append(cells, 0.0)
+                cells = 0.5 * cells + 0.25 * (padded[before] + padded[after])
+        return cells
+
+
+def _compute_logit(share: np.ndarray) -> np.ndarray:
+    share = share.clip(0.01, 0.99)
+    return np.log(share / (1 - share))
+
+
+def _run_mean_field(
+    frames: np.ndarray,
+    odds: np.ndarray,
+    trust: np.ndarray,
+    flow: _WorkingFlow,
+    motion_weight: float,
+    settings: MotionSegmentationSettings,
+) -> np.ndarray:
+    """Computes the share (0 to 1) of each working pixel that belongs to the object, by motion, color and place."""
+    work = (odds.shape[2], odds.shape[1])
+    small = [cv2.resize(frame, work, interpolation=cv2.INTER_AREA) for frame in frames]
+    lab = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2LAB) for frame in small])
+    broad, narrow = _BilateralGrid(lab, settings.broad_cells), _BilateralGrid(lab, settings.narrow_cells)
+    window = int(max(work) / settings.broad_cells.per_side * settings.rate_window_cells) | 1
+    weight = trust + settings.min_trust
+    share = 1 / (1 + np.exp(-odds))
+    for _ in range(settings.rounds):
+        near = _dilate_masks(_find_lasting(share, settings), settings.near_side_px)
+        inside = (share * near).astype(np.float32)
+        rate = np.stack([cv2.blur(values, (window, window)) for values in inside])
+        color = _compute_logit(broad.average_values(inside, weight, settings.broad_prior_weight))
+        color = color - settings.rate_weight * _compute_logit(np.maximum(rate, settings.min_rate))
+        edges = _compute_logit(narrow.average_values(inside, weight, settings.narrow_prior_weight))
+        total = motion_weight * odds + color + settings.narrow_weight * edges + settings.bias
+        along = _average_along_flow(total[..., None], trust, flow, settings.field_decay)[..., 0]
+        total = (1 - settings.temporal_weight) * total + settings.temporal_weight * along
+        share = near / (1 + np.exp(-total))
+    return share * _find_lasting(share, settings)
+
+
+# --- shape ---------------------------------------------------------------------------------------------------------
+
+
+def _dilate_masks(masks: np.ndarray, side: int) -> np.ndarray:
+    return np.stack([cv2.dilate(mask.astype(np.uint8), np.ones((side, side), np.uint8)) for mask in masks]) > 0
+
+
+def _find_lasting(share: np.ndarray, settings: MotionSegmentationSettings) -> np.ndarray:
+    """Finds the connected pieces of space and time that hold most of the object; small gaps do not separate them."""
+    masks = share > 0.5
+    labels, count = ndimage.label(_dilate_masks(masks, settings.gap_side_px))
+    if count == 0:
+        return masks
+    labels[~masks] = 0
+    mass = np.bincount(labels.ravel(), share.ravel(), count + 1)
+    mass[0] = 0
+    return (mass >= settings.min_component_share * mass.max())[labels] & masks
+
+
+def _fill_holes(share: np.ndarray, settings: MotionSegmentationSettings) -> np.ndarray:
+    """Closes cracks and holes: windows and flat patches inside an object often show no motion."""
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (settings.fill_kernel_px,) * 2)
+    out = []
+    for values in share:
+        closed = cv2.morphologyEx((values > 0.5).astype(np.uint8), cv2.MORPH_CLOSE, kernel)
+        filled = np.maximum(values, settings.filled_share * ndimage.binary_fill_holes(closed))
+        out.append(filled.astype(np.float32))
+    return np.stack(out)
+
+
+def _make_disc(radius: float) -> np.ndarray:
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * int(radius) + 1,) * 2)
+
+
+def _cut_edges(
+    frame: np.ndarray, share: np.ndarray, size: tuple[int, int], settings: MotionSegmentationSettings
+) -> np.ndarray:
+    """Cuts one mask out by GrabCut in a band around its edge, at `size`."""
+    mask = (cv2.resize(share, size, interpolation=cv2.INTER_LINEAR) > 0.5).astype(np.uint8)
+    area = int(mask.sum())
+    if area < settings.min_cut_pixels:
+        return mask > 0
+
+    # Only the band between `inner` and `outer` is open.
+    outer_band = min(settings.outer_band_share * area**0.5, settings.max_outer_band_share * max(size))
+    outer = cv2.dilate(mask, _make_disc(max(settings.min_band_px, outer_band)))
+    inner = cv2.erode(mask, _make_disc(max(settings.min_band_px, settings.inner_band_share * area**0.5)))
+    labels = np.where(mask > 0, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+    labels[outer == 0] = cv2.GC_BGD
+    labels[inner > 0] = cv2.GC_FGD
+
+    margin = int(settings.cut_margin_share * max(size)) + 2
+    x, y, width, height = cv2.boundingRect(outer)
+    window = np.s_[max(y - margin, 0) : y + height + margin, max(x - margin, 0) : x + width + margin]
+    part = np.ascontiguousarray(labels[window])
+    known = part[(part == cv2.GC_BGD) | (part == cv2.GC_PR_BGD)]
+    if known.size < settings.min_cut_pixels:
+        return mask > 0
+    colors = np.ascontiguousarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA)[window])
+    cv2.setRNGSeed(0)  # GrabCut starts its color clusters at random places.
+    cv2.grabCut(colors, part, None, np.zeros((1, 65)), np.zeros((1, 65)), 1, cv2.GC_INIT_WITH_MASK)
+    out = np.zeros(mask.shape, bool)
+    out[window] = (part == cv2.GC_FGD) | (part == cv2.GC_PR_FGD)
+    return out

@@ -1,0 +1,242 @@
+"""What a clip says about its masks: votes of other frames, and how each pixel moves.
+
+Masks are carried from frame to frame in two ways. Along the optical flow, where every pixel goes its own way: what only
+flickers gets no votes. And by one similarity for the whole object: what belongs to the background slides off the object
+there, however steadily it is in the masks, and gets no votes either. The motion evidence asks how far a pixel moves
+from the background's homography and from the object's similarity, and learns from the masks what that means in this
+clip: an object that stands still makes it say nothing. After Bai et al. 2009, "Video SnapCut", and Wang et al. 2017,
+"Selective Video Object Cutout", which carry masks by flow and judge them locally; everything here is closed form.
+
+Distances are pixels of the arrays that are given; log odds are natural logarithms, positive for the object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy import ndimage
+
+Masks = Bool[np.ndarray, "time height width"]
+
+
+@dataclass(frozen=True)
+class VoteSettings:
+    """Settings of the votes and of the motion odds."""
+
+    # Votes.
+    vote_decay: float = 0.83  # a mask's vote counts this much less with every frame it is carried
+    doubtful_flow_weight: float = 0.25  # of votes along flow that is not trusted: even doubtful flow is a hint
+    prior_votes: float = 0.02  # added to every pixel, half of them for the object: no votes say 0.5
+
+    # Transforms, fitted to the flow by RANSAC.
+    max_matches: int = 1500
+    min_matches: int = 8
+    object_tolerance_px: float = 1.5
+    background_tolerance_px: float = 0.7
+
+    # Motion odds, from a histogram of how much nearer a pixel is to one motion than to the other.
+    untrusted_weight: float = 0.05  # of flow that is not trusted; trusted flow has 1 more
+    noise_ref: float = 1.0  # pixels of a clip whose shorter side is 240: distances below it are all alike
+    bins: int = 16
+    max_log_ratio: float = 3.5  # of the two distances: the end of the histogram
+    span_frames: int = 6  # before and after a frame, that its histogram is learned from
+    bin_blur: float = 1.0  # standard deviation, in bins
+    min_bin_share: float = 0.01  # added to both shares of a bin: no motion is proof
+
+
+DEFAULTS = VoteSettings()
+
+
+@dataclass(frozen=True)
+class NeighborFlow:
+    """Flow of neighboring frames at the size of the masks, and where the way back agrees."""
+
+    forward: Float[np.ndarray, "pairs height width 2"]
+    backward: Float[np.ndarray, "pairs height width 2"]
+    forward_ok: Bool[np.ndarray, "pairs height width"]
+    backward_ok: Bool[np.ndarray, "pairs height width"]
+
+
+def fit_object_motion(
+    masks: Masks, flow: NeighborFlow, settings: VoteSettings = DEFAULTS
+) -> list[Float[np.ndarray, "3 3"]]:
+    """Fits the similarity that takes the object from each frame to the next, by RANSAC over the flow in its mask.
+
+    Args:
+        masks: the object in each frame.
+        flow: at the size of the masks.
+        settings: number and tolerance of the matches.
+
+    Returns:
+        One 3 x 3 matrix for each pair of frames, in pixels.
+    """
+    found = []
+    for mask, vectors, ok in zip(masks[:-1], flow.forward, flow.forward_ok, strict=True):
+        matrix = None
+        start, end = _sample_matches(mask & ok, vectors, settings.max_matches)
+        if len(start) >= settings.min_matches:
+            matrix, _ = cv2.estimateAffinePartial2D(
+                start, end, method=cv2.RANSAC, ransacReprojThreshold=settings.object_tolerance_px
+            )
+        # Masks without a trusted vector stay where they are: votes for a place are better than none.
+        found.append(np.eye(3) if matrix is None else np.vstack([matrix, [0, 0, 1]]))
+    return found
+
+
+def _sample_matches(where: np.ndarray, vectors: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draws at most `most` of the pixels in `where`, and returns them and where the flow takes them."""
+    rows, columns = np.nonzero(where)
+    chosen = np.random.default_rng(len(rows)).permutation(len(rows))[:most]
+    start = np.stack([columns[chosen], rows[chosen]], -1).astype(np.float32)
+    return start, start + vectors[rows[chosen], columns[chosen]]
+
+
+def compute_flow_votes(
+    masks: Masks, known: Masks, flow: NeighborFlow, settings: VoteSettings = DEFAULTS
+) -> Float[np.ndarray, "time height width"]:
+    """Computes the share of the other frames' masks, carried along the flow, that hold a pixel.
+
+    Args:
+        masks: the object in each frame.
+        known: where a frame's mask may vote; a layer in front hides the rest.
+        flow: at the size of the masks.
+        settings: weights of the votes.
+
+    Returns:
+        Shares from 0 to 1; 0.5 where no frame can say.
+    """
+    grid = _pixel_grid(masks.shape[1:])
+    doubt = settings.doubtful_flow_weight
+
+    def carry_along_flow(values: np.ndarray, to: int, of: int) -> np.ndarray:
+        later = to > of
+        vectors = flow.backward[of] if later else flow.forward[to]
+        ok = flow.backward_ok[of] if later else flow.forward_ok[to]
+        places = grid + vectors
+        moved = cv2.remap(values, places[..., 0], places[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+        return moved * (doubt + (1 - doubt) * ok[..., None])
+
+    return _collect_votes(masks, known, carry_along_flow, settings)
+
+
+def compute_object_votes(
+    masks: Masks, known: Masks, transforms: list[Float[np.ndarray, "3 3"]], settings: VoteSettings = DEFAULTS
+) -> Float[np.ndarray, "time height width"]:
+    """Computes the same shares as `compute_flow_votes`, with masks carried by one transform for the whole object.
+
+    Args:
+        masks: the object in each frame.
+        known: where a frame's mask may vote.
+        transforms: from each frame to the next, in pixels (`fit_object_motion`).
+        settings: weights of the votes.
+
+    Returns:
+        Shares from 0 to 1; 0.5 where no frame can say.
+    """
+    size = (masks.shape[2], masks.shape[1])
+
+    def carry_with_object(values: np.ndarray, to: int, of: int) -> np.ndarray:
+        matrix = transforms[of] if to > of else np.linalg.inv(transforms[to])
+        return cv2.warpAffine(values, matrix[:2], size, flags=cv2.INTER_LINEAR)
+
+    return _collect_votes(masks, known, carry_with_object, settings)
+
+
+def _collect_votes(
+    masks: np.ndarray,
+    known: np.ndarray,
+    carry: Callable[[np.ndarray, int, int], np.ndarray],
+    settings: VoteSettings,
+) -> np.ndarray:
+    """Adds up votes from before and after, fading with every frame, without the frame's own.
+
+    `carry(values, to, of)` takes votes [height, width, 2] of one frame to a neighboring one.
+    """
+    total = np.zeros((*masks.shape, 2), np.float32)
+    for order in (range(len(masks)), range(len(masks) - 1, -1, -1)):
+        carried: np.ndarray | None = None
+        for frame in order:
+            own = np.stack([masks[frame] & known[frame], known[frame]], -1).astype(np.float32)
+            if carried is not None:
+                moved = settings.vote_decay * carry(carried, frame, frame - order.step)
+                total[frame] += moved
+                own += moved
+            carried = own
+    return (total[..., 0] + settings.prior_votes / 2) / (total[..., 1] + settings.prior_votes)
+
+
+def _pixel_grid(shape: tuple[int, ...]) -> np.ndarray:
+    """Returns the sample position of every pixel, x and y."""
+    y, x = np.mgrid[0 : shape[0], 0 : shape[1]].astype(np.float32)
+    return np.stack([x, y], -1)
+
+
+def compute_motion_odds(
+    masks: Masks,
+    outside: Masks,
+    flow: NeighborFlow,
+    transforms: list[Float[np.ndarray, "3 3"]],
+    unit: float,
+    settings: VoteSettings = DEFAULTS,
+) -> Float[np.ndarray, "time height width"]:
+    """Computes the log odds that a pixel moves as the object does and not as the background.
+
+    What a motion means is learned from the masks themselves.
+
+    Args:
+        masks: the object in each frame.
+        outside: what no layer claims.
+        flow: at the size of the masks.
+        transforms: of the object from each frame to the next, in pixels (`fit_object_motion`).
+        unit: pixels of a clip whose shorter side is 240 in one pixel here.
+        settings: of the fit and of the histogram.
+
+    Returns:
+        Log odds, positive for the object.
+    """
+    # How far each pixel's flow is from the background's and from the object's, both directions averaged.
+    grid = _pixel_grid(outside.shape[1:])
+    places = np.concatenate([grid, np.ones_like(grid[..., :1])], -1)
+    total = np.zeros((*outside.shape, 2, 2), np.float32)
+    weights = np.zeros((*outside.shape, 1, 1), np.float32)
+    for pair, transform in enumerate(transforms):
+        where = outside[pair] & flow.forward_ok[pair]
+        background = _fit_homography(*_sample_matches(where, flow.forward[pair], settings.max_matches), settings)
+        for frame, sign, vectors, ok in (
+            (pair, 1, flow.forward[pair], flow.forward_ok[pair]),
+            (pair + 1, -1, flow.backward[pair], flow.backward_ok[pair]),
+        ):
+            weight = (settings.untrusted_weight + ok)[..., None, None].astype(np.float32)
+            for slot, matrix in enumerate((background, transform)):
+                target = places @ (matrix if sign > 0 else np.linalg.inv(matrix)).T.astype(np.float32)
+                away = sign * (grid + vectors - target[..., :2] / target[..., 2:])
+                total[frame, ..., slot, :] += weight[..., 0] * away
+            weights[frame] += weight
+    distance = unit * np.linalg.norm(total / np.maximum(weights, 1e-6), axis=-1)
+
+    # A histogram of how much nearer the pixels of the object, and those outside, are to the object's motion.
+    bins, noise = settings.bins, settings.noise_ref
+    nearer = np.log((distance[..., 0] + noise) / (distance[..., 1] + noise))
+    cells = ((nearer / settings.max_log_ratio + 1) * (bins / 2)).clip(0, bins - 1).astype(np.int64)
+    counts = np.zeros((len(masks), 2, bins))
+    for frame, cell in enumerate(cells):
+        counts[frame, 0] = np.bincount(cell[masks[frame]], minlength=bins)
+        counts[frame, 1] = np.bincount(cell[outside[frame]], minlength=bins)
+    counts = ndimage.uniform_filter1d(counts, 2 * settings.span_frames + 1, axis=0, mode="nearest")
+    counts = ndimage.gaussian_filter1d(counts, settings.bin_blur, axis=2, mode="nearest")
+    share = counts / np.maximum(counts.sum(2, keepdims=True), 1e-6)
+    odds = np.log((share[:, 0] + settings.min_bin_share) / (share[:, 1] + settings.min_bin_share))
+    return np.stack([table[cell] for table, cell in zip(odds, cells, strict=True)]).astype(np.float32)
+
+
+def _fit_homography(start: np.ndarray, end: np.ndarray, settings: VoteSettings) -> np.ndarray:
+    """Fits a homography to matches; the identity where there are too few, or none is found."""
+    if len(start) < settings.min_matches:
+        return np.eye(3)
+    tolerance = settings.background_tolerance_px
+    matrix, _ = cv2.findHomography(start, end, cv2.USAC_MAGSAC, tolerance, maxIters=500, confidence=0.99)
+    return np.eye(3) if matrix is None or abs(np.linalg.det(matrix)) < 1e-9 else matrix

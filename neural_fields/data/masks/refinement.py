@@ -1,0 +1,383 @@
+"""Masks that come out better than they went in, before any training.
+
+A mask falls into parts: its connected pieces, what hangs on them by a neck, and its regions of one color. Each part is
+judged as a whole by what the clip says about it (`votes.py`): do the masks of other frames, carried along the flow and
+with the object, hold it; does it move as the object does; are its colors the object's? Parts that fail are taken off,
+several times over, since every round leaves better witnesses. Then outlines go to where colors differ (`edges.py`).
+What all frames agree on is left alone, so sure masks stay as they are.
+
+Masks are judged at a shorter side of at most 240 pixels. Votes and odds are log odds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+from scipy import ndimage
+
+from neural_fields.data.flow.compute import FlowField, resize_mask, resize_vectors
+from neural_fields.data.masks.boundaries import OutlineSettings, align_outline
+from neural_fields.data.masks.layer_masks import LayerMasks
+from neural_fields.data.masks.propagation import (
+    Masks,
+    NeighborFlow,
+    VoteSettings,
+    compute_flow_votes,
+    compute_motion_odds,
+    compute_object_votes,
+    fit_object_motion,
+)
+
+_COLOR_BINS = 16  # of the histogram of colors, along each channel
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class MaskRefinementSettings:
+    """Settings of `refine_masks`. Lengths marked `_ref` are pixels of the size at which masks are judged."""
+
+    work_side_px: int = 240  # shorter side at which masks are judged; lengths shrink with clips that are smaller
+    motion_side_px: int = 120  # shorter side at which motion is judged
+    speed_side_px: int = 240  # shorter side of the clip whose pixels speeds are measured in
+    chunk_frames: int = 64  # judged at a time: memory does not grow with the clip
+    overlap_frames: int = 10  # around those of a chunk, that vote
+    rounds: int = 3
+    agreement_tolerance_ref: int = 2  # by which another frame's outline may be off and still agrees
+    hidden_margin_px: int = 3  # beside what a layer in front hides: there the outline stays as it is
+
+    # The parts of a mask.
+    necks_ref: tuple[int, ...] = (2, 3, 5)  # what hangs on by less than twice this is a part of its own
+    thin_radius_ref: float = 3.0  # flow sees what is behind parts that are thinner
+    large_part_share: float = 0.3  # of the largest piece's area: such a part stays when its own evidence is for it
+
+    # Weights of the evidence. Votes and motion add up to log odds; a part goes when they and its prior are below zero.
+    object_weight: float = 0.6  # of the votes carried with the object
+    flow_weight: float = 0.4  # of the votes carried along the flow
+    motion_weight: float = 0.8
+    color_weight: float = 0.5
+    min_vote_share: float = 0.05  # shares of votes are clipped to this and to 1 less this
+    thin_prior: float = 2.0  # thin parts need to be clearly wrong to go; their motion does not count
+    attached_prior: float = 0.3
+    detached_prior: float = -1.0
+    sure_prior: float = 0.9  # more for attached parts of masks without stray pieces
+    few_stray_share: float = 0.01  # of the mask: with more stray pieces than this, masks are not sure
+
+    # Colors.
+    colors: int = 8  # regions of one of so many colors are parts
+    color_samples: int = 4000  # pixels that the main colors are found from
+    region_blur_px: int = 5  # of the median that smooths regions
+    min_region_share: float = 0.02  # of the mask: smaller regions are not judged
+    surround_px: int = 40  # around the object, in which the colors of the rest are counted
+    min_color_share: float = 1e-4  # added to both shares of a color: no color is proof
+
+    votes: VoteSettings = field(default_factory=VoteSettings)
+    outline: OutlineSettings = field(default_factory=OutlineSettings)
+
+
+DEFAULTS = MaskRefinementSettings()
+
+
+def refine_masks(
+    frames: UInt8[np.ndarray, "time height width 3"],
+    flow: FlowField,
+    masks: LayerMasks,
+    progress: Progress | None = None,
+    settings: MaskRefinementSettings = DEFAULTS,
+) -> LayerMasks:
+    """Takes off masks what does not belong to their objects, and moves their outlines to where colors differ.
+
+    Layers are judged front to back, each where no layer in front of it hides it; hidden parts stay as they are. A frame
+    never loses all of a mask. Masks of a single frame come back as they are: there is nothing to compare them with.
+
+    Args:
+        frames: RGB at the size of the masks; may be memory-mapped.
+        flow: of any size; may be memory-mapped.
+        masks: of the layers, front to back.
+        progress: called with (frames done, frames in all).
+        settings: sizes, weights and priors.
+
+    Returns:
+        The masks under the same names.
+    """
+    count = len(frames)
+    if count < 2 or not masks.names:
+        return masks
+    full = (frames.shape[2], frames.shape[1])
+    size, tiny = _scale_size(full, settings.work_side_px), _scale_size(full, settings.motion_side_px)
+    out = np.array(masks.masks)
+    for first in range(0, count, settings.chunk_frames):
+        stop = min(first + settings.chunk_frames, count)
+        span = range(max(0, first - settings.overlap_frames), min(count, stop + settings.overlap_frames))
+
+        # Frames, masks and flow of the window, at the sizes that they are judged at.
+        small = [cv2.resize(np.asarray(frames[t]), size, interpolation=cv2.INTER_AREA) for t in span]
+        lab = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2LAB) for frame in small])
+        # The bin of each color in a histogram of 16 x 16 x 16, finer where colors are common.
+        bins = np.minimum((lab.astype(np.int32) - (0, 64, 64)) // (16, 8, 8), _COLOR_BINS - 1).clip(0)
+        color_cells = (bins[..., 0] * _COLOR_BINS + bins[..., 1]) * _COLOR_BINS + bins[..., 2]
+        window_flow = _resize_flow(flow, range(span.start, span.stop - 1), size)
+        window = _MaskWindow(
+            masks=np.stack([_resize_masks(layer[span.start : span.stop], size) for layer in masks.masks]),
+            lab=lab,
+            color_cells=color_cells.astype(np.int32),
+            flow=window_flow,
+            slow_flow=_resize_flow(window_flow, range(len(span) - 1), tiny),
+            speed_unit=settings.speed_side_px / min(tiny),
+            slow_scale=tiny[0] / size[0],
+        )
+
+        for layer in range(len(out)):
+            kept, removed = _judge_layer(window, layer, settings)
+            for frame in range(first, stop):
+                slot = frame - span.start
+                left = _remove_parts(masks.masks[layer, frame], removed[slot], kept[slot])
+                # What a layer in front hides, and the outline along it, stays.
+                aligned = align_outline(np.asarray(frames[frame]), left, settings.outline)
+                hidden = _unite_layers(masks.masks[:layer, frame])
+                if hidden.any():
+                    beside = _dilate_masks(hidden[None], settings.hidden_margin_px)[0]
+                    aligned = np.where(beside, left, aligned)
+                out[layer, frame] = aligned
+        if progress is not None:
+            progress(stop, count)
+    return LayerMasks(masks.names, out)
+
+
+@dataclass(frozen=True)
+class _MaskWindow:
+    """Some frames of a clip at the sizes that they are judged at."""
+
+    masks: np.ndarray  # bool [layers, time, h, w], as given
+    lab: np.ndarray  # uint8 [time, h, w, 3], CIELAB
+    color_cells: np.ndarray  # int32 [time, h, w], the bin of each color
+    flow: NeighborFlow  # at the size of the masks
+    slow_flow: NeighborFlow  # at the size at which motion is judged
+    speed_unit: float  # pixels of the clip that speeds are measured in, in one pixel of `slow_flow`
+    slow_scale: float  # pixels of `slow_flow` in one of `masks`
+
+
+def _scale_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Shrinks a size (width, height) until its shorter side is `side`; smaller sizes stay."""
+    shrink = min(1.0, side / min(size))
+    return (max(1, round(size[0] * shrink)), max(1, round(size[1] * shrink)))
+
+
+def _resize_flow(flow: FlowField | NeighborFlow, pairs: range, size: tuple[int, int]) -> NeighborFlow:
+    forward = [resize_vectors(flow.forward[pair], size, flow.forward_ok[pair]) for pair in pairs]
+    backward = [resize_vectors(flow.backward[pair], size, flow.backward_ok[pair]) for pair in pairs]
+    return NeighborFlow(
+        np.stack(forward).astype(np.float32),
+        np.stack(backward).astype(np.float32),
+        _resize_masks([np.asarray(flow.forward_ok[pair]) for pair in pairs], size),
+        _resize_masks([np.asarray(flow.backward_ok[pair]) for pair in pairs], size),
+    )
+
+
+def _resize_masks(masks: np.ndarray | list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    return np.stack([resize_mask(mask, size) for mask in masks])
+
+
+# --- judging --------------------------------------------------------------------------------------------------------
+
+
+def _judge_layer(window: _MaskWindow, layer: int, settings: MaskRefinementSettings) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what is kept of the visible masks of a layer and what is taken off, both bool [time, h, w]."""
+    front = _unite_layers(window.masks[:layer])
+    given = window.masks[layer] & ~front
+    if not given.any():
+        return given, np.zeros_like(given)
+    shrink = min(given.shape[1:]) / settings.work_side_px
+    necks = sorted({round(neck * shrink) for neck in settings.necks_ref} - {0})
+    thin = settings.thin_radius_ref * shrink
+
+    # The main colors of the object, by k-means.
+    colors = window.lab[given]
+    chosen = np.random.default_rng(0).permutation(len(colors))[: settings.color_samples]
+    sample = colors[chosen].astype(np.float32)
+    cv2.setRNGSeed(0)  # k-means starts at random places
+    stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_MAX_ITER, 15, 0.5)
+    _, _, palette = cv2.kmeans(sample, min(settings.colors, len(sample)), None, stop, 1, cv2.KMEANS_PP_CENTERS)
+
+    kept, attached_prior = given, settings.attached_prior
+    for attempt in range(settings.rounds):
+        votes, moves = _weigh_evidence(window, kept, ~front, shrink, settings)
+
+        # Pieces that touch nothing else.
+        judged = []
+        for mask, vote, move in zip(kept, votes, moves, strict=True):
+            pieces = _label_parts(mask, 0)
+            judged.append(_remove_bad_parts(mask, pieces, vote, move, settings.detached_prior, thin, settings))
+        if attempt == 0:  # masks without stray pieces are sure ones: their attached parts need more against them
+            stray = 1 - sum(int(mask.sum()) for mask in judged) / int(given.sum())
+            attached_prior += settings.sure_prior * float(np.exp(-stray / settings.few_stray_share))
+
+        # The log odds of each pixel by its color: how common it is in the masks, and around them.
+        counts = np.zeros((2, _COLOR_BINS**3))
+        for cells, mask in zip(window.color_cells, kept, strict=True):
+            # A distance map is much faster than a dilation this wide.
+            near = cv2.distanceTransform(1 - mask.astype(np.uint8), cv2.DIST_L2, 3) <= settings.surround_px
+            for side, where in enumerate((mask, near & ~mask)):
+                counts[side] += np.bincount(cells[where], minlength=_COLOR_BINS**3)
+        cube = counts.reshape(2, _COLOR_BINS, _COLOR_BINS, _COLOR_BINS)
+        smooth = ndimage.gaussian_filter(cube, (0, 1, 1, 1), mode="nearest").reshape(2, -1)
+        shares = smooth / np.maximum(counts.sum(1, keepdims=True), 1) + settings.min_color_share
+        color_odds = np.log(shares[0] / shares[1]).astype(np.float32)[window.color_cells]
+
+        # Parts that hang on by a neck, and regions of one color.
+        for t, mask in enumerate(judged):
+            for neck in necks:
+                parts = _label_parts(mask, neck)
+                mask = _remove_bad_parts(mask, parts, votes[t], moves[t], attached_prior, thin, settings)
+            if attempt:  # colors are learned from masks that have lost their worst parts
+                odds = votes[t] + moves[t] + settings.color_weight * color_odds[t] + attached_prior
+                mask = _remove_bad_regions(mask, window.lab[t], palette, odds, settings)
+            judged[t] = mask
+        kept = np.stack(judged)
+    return kept, given & ~kept
+
+
+def _weigh_evidence(
+    window: _MaskWindow, masks: np.ndarray, known: np.ndarray, shrink: float, settings: MaskRefinementSettings
+) -> tuple[np.ndarray, np.ndarray]:
+    """Computes the log odds of every pixel by the votes of other frames, and by how it moves."""
+    # The motion of the object is that of its largest connected piece.
+    largest = []
+    for mask in masks:
+        count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+        largest.append(mask if count < 3 else labels == 1 + stats[1:, cv2.CC_STAT_AREA].argmax())
+    transforms = fit_object_motion(np.stack(largest), window.flow, settings.votes)
+
+    wide = _dilate_masks(masks, max(1, round(settings.agreement_tolerance_ref * shrink)))
+    by_object = compute_object_votes(wide, known, transforms, settings.votes)
+    by_flow = compute_flow_votes(wide, known, window.flow, settings.votes)
+    votes = settings.object_weight * _compute_logit(by_object, settings.min_vote_share)
+    votes += settings.flow_weight * _compute_logit(by_flow, settings.min_vote_share)
+
+    scale = np.diag([window.slow_scale, window.slow_scale, 1.0])
+    slow_transforms = [scale @ matrix @ np.linalg.inv(scale) for matrix in transforms]
+    height, width = masks.shape[1:]
+    tiny = (window.slow_flow.forward.shape[2], window.slow_flow.forward.shape[1])
+    outside = _resize_masks(~_unite_layers(window.masks), tiny)
+    odds = compute_motion_odds(
+        _resize_masks(masks, tiny), outside, window.slow_flow, slow_transforms, window.speed_unit, settings.votes
+    )
+    moves = [cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR) for values in odds]
+    return votes, settings.motion_weight * np.stack(moves)
+
+
+def _remove_bad_parts(
+    mask: np.ndarray,
+    labels: np.ndarray,
+    votes: np.ndarray,
+    moves: np.ndarray,
+    prior: float,
+    thin_radius: float,
+    settings: MaskRefinementSettings,
+) -> np.ndarray:
+    """Takes off the parts whose evidence is against them; the best part always stays.
+
+    Args:
+        mask: of one frame.
+        labels: of its parts, from 1; 0 outside.
+        votes: log odds of each pixel by the votes of other frames.
+        moves: log odds of each pixel by how it moves.
+        prior: log odds of a part before any evidence.
+        thin_radius: parts with a smaller inscribed circle, in pixels, are thin.
+        settings: of the judgement.
+
+    Returns:
+        What is left of the mask.
+    """
+    count = int(labels.max()) + 1
+    if count < 3:
+        return mask
+    inside = labels[mask]
+    area = np.maximum(np.bincount(inside, minlength=count), 1)
+    radius = np.zeros(count)
+    np.maximum.at(radius, inside, cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 3)[mask])
+    vote, move = (np.bincount(inside, values[mask], count) / area for values in (votes, moves))
+    score = vote + np.where(radius < thin_radius, settings.thin_prior, prior + move)
+    large = area >= settings.large_part_share * area[1:].max()
+    keep = (score >= 0) | (large & (vote + move > 0))
+    keep[1 + (score.clip(0.01) * area)[1:].argmax()] = True
+    return keep[labels] & mask
+
+
+def _label_parts(mask: np.ndarray, neck: int) -> np.ndarray:
+    """Labels connected pieces from 1, cut at necks narrower than 2 `neck`; each pixel joins the nearest part."""
+    _, pieces = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    if neck == 0:
+        return pieces
+    cores = cv2.erode(mask.astype(np.uint8), _make_disc(neck))
+    has_core = np.zeros(int(pieces.max()) + 1, bool)
+    has_core[np.unique(pieces[cores > 0])] = True
+    cores |= (mask & ~has_core[pieces]).astype(np.uint8)  # pieces thinner than a neck stay whole
+    _, labels = cv2.distanceTransformWithLabels(1 - cores, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_CCOMP)
+    return np.where(mask, labels, 0)
+
+
+# --- colors ---------------------------------------------------------------------------------------------------------
+
+
+def _remove_bad_regions(
+    mask: np.ndarray, lab: np.ndarray, palette: np.ndarray, odds: np.ndarray, settings: MaskRefinementSettings
+) -> np.ndarray:
+    """Takes off the regions of one color whose log odds are against them; small regions are not judged."""
+    # Connected regions whose colors are nearest to the same one of the palette, labeled from 1.
+    classes = np.zeros(mask.shape, np.uint8)
+    distance = ((lab[mask].astype(np.float32)[:, None] - palette) ** 2).sum(-1)
+    classes[mask] = 1 + distance.argmin(1)
+    classes = cv2.medianBlur(classes, settings.region_blur_px) * mask
+    labels, total = np.zeros(mask.shape, np.int32), 0
+    for index in range(1, len(palette) + 1):
+        count, found = cv2.connectedComponents((classes == index).astype(np.uint8), connectivity=4)
+        labels += np.where(found > 0, found + total, 0)
+        total += count - 1
+
+    inside = labels[mask]
+    if not len(inside):
+        return mask
+    large = np.bincount(inside) >= settings.min_region_share * len(inside)
+    bad = (np.bincount(inside, odds[mask]) < 0) & large
+    bad[0] = False
+    left = mask & ~bad[labels]
+    return left if left.any() else mask
+
+
+# --- shapes ---------------------------------------------------------------------------------------------------------
+
+
+def _remove_parts(own: np.ndarray, removed: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Takes off a mask at full size what was removed at the size of judgement: each pixel goes with its nearest."""
+    if not removed.any():
+        return own
+    if removed.shape == own.shape:
+        return own & ~removed
+    to_kept, to_removed = (cv2.distanceTransform(1 - part.astype(np.uint8), cv2.DIST_L2, 3) for part in (kept, removed))
+    size = (own.shape[1], own.shape[0])
+    nearer = cv2.resize(to_kept - to_removed, size, interpolation=cv2.INTER_LINEAR)
+    near = cv2.resize(to_removed, size, interpolation=cv2.INTER_LINEAR)
+    return own & ~((nearer > 0) & (near < 2))
+
+
+def _unite_layers(layers: np.ndarray) -> np.ndarray:
+    """Returns where any of the layers is; nowhere, without layers."""
+    return np.asarray(layers.any(0))
+
+
+def _dilate_masks(masks: Masks, radius: int) -> Masks:
+    return np.stack([cv2.dilate(mask.astype(np.uint8), _make_disc(radius)) for mask in masks]) > 0
+
+
+def _make_disc(radius: int) -> np.ndarray:
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1,) * 2)
+
+
+def _compute_logit(share: np.ndarray, least: float) -> np.ndarray:
+    share = share.clip(least, 1 - least)
+    return np.log(share / (1 - share))

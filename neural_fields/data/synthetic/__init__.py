@@ -1,0 +1,1 @@
+"""Clips and scenes whose truth is known."""

@@ -1,0 +1,371 @@
+"""Video out: H.264, FFV1 and ProRes 4444 through PyAV, or a folder of PNG files, mirroring the source.
+
+Times are kept in the ticks of the source, colours are converted by the very matrix that is written in the tags, and
+sound is copied packet by packet. The file appears under its name only when it is whole.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from neural_fields.core.errors import ExitCode, UserError, bad_input
+from neural_fields.core.files import atomic_write
+from neural_fields.data.video import color_tags, decode
+from neural_fields.data.video.image_sequence import write_images
+from neural_fields.data.video.metadata import VideoMetadata, check_size
+
+log = logging.getLogger(__name__)
+
+# FFmpeg's numbers (libavutil/pixfmt.h).
+_BT709 = 1
+_TV, _PC = 1, 2
+
+
+@dataclass(frozen=True)
+class Codec:
+    """One kind of output."""
+
+    encoder: str  # FFmpeg's name; empty for PNG files
+    suffixes: tuple[str, ...]  # file name endings that can carry it, the usual one first; empty for a folder
+    pixels: str  # pixel format of RGB frames
+    alpha_pixels: str | None  # pixel format of RGBA frames; None when transparency cannot be stored
+    is_rgb: bool  # stored without a colour matrix
+    options: tuple[tuple[str, str], ...] = ()
+
+
+CODECS = {
+    "h264": Codec("libx264", (".mp4", ".mov", ".m4v", ".mkv"), "yuv420p", None, False),
+    "ffv1": Codec("ffv1", (".mkv",), "bgr0", "bgra", True, (("level", "3"), ("slicecrc", "1"), ("slices", "4"))),
+    "prores4444": Codec("prores_ks", (".mov",), "yuv444p10le", "yuva444p10le", False, (("profile", "4444"),)),
+    "png": Codec("", (), "rgb24", "rgba", True),
+}
+_VIDEO_SUFFIXES = {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".png"}
+
+
+@dataclass(frozen=True)
+class ColorTags:
+    """FFmpeg's numbers for the tags of the output, and swscale's number of the matrix behind them."""
+
+    matrix: int
+    space: int
+    primaries: int
+    transfer: int
+    range: int  # as written; 0 is unspecified and means limited
+
+
+def choose_output_tags(source: VideoMetadata, is_rgb: bool) -> ColorTags:
+    """Chooses the tags that mirror the source.
+
+    Pictures and RGB films have no matrix of their own: they become BT.709, tagged, which every player reads right. An
+    untagged film stays untagged and goes back through the matrix it was read by, so that its stored values return.
+    """
+    primaries = _find_number(color_tags.PRIMARIES, source.primaries)
+    transfer = _find_number(color_tags.TRANSFERS, source.transfer)
+    color_range = {None: 0, "tv": _TV, "pc": _PC}.get(source.range, 0)
+    if is_rgb:
+        return ColorTags(_BT709, 0, primaries, transfer, _PC)
+    if source.kind == "images" or source.color_space in ("gbr", "ycgco"):
+        known = source.kind != "images"
+        return ColorTags(_BT709, _BT709, primaries if known else _BT709, transfer if known else _BT709, _TV)
+    space = "bt2020nc" if source.color_space == "bt2020c" else source.color_space
+    matrix = color_tags.MATRICES.get(space or "", color_tags.UNTAGGED_MATRIX)
+    return ColorTags(matrix, _find_number(color_tags.SPACES, space), primaries, transfer, color_range)
+
+
+def _find_number(names: dict[int, str], name: str | None) -> int:
+    """Finds FFmpeg's number of a tag; 2, "unspecified", for other names."""
+    return next((number for number, known in names.items() if known == name), 2)
+
+
+def write_video(
+    path: str | Path,
+    frames: Iterable[np.ndarray],
+    source: VideoMetadata,
+    *,
+    codec: str = "h264",
+    timestamps: Sequence[Fraction] | None = None,
+    sound: bool = True,
+    overwrite: bool = False,
+    crf: int = 16,
+    texts: Mapping[str, str] | None = None,
+) -> Path:
+    """Writes a video that mirrors the source: its rate, times, colour tags and sound.
+
+    Args:
+        path: the file, whose ending must suit the codec; a folder for "png".
+        frames: uint8 [H, W, 3] RGB, or [H, W, 4] with straight alpha, one per timestamp, all of one size.
+        source: its metadata.
+        codec: a key of `CODECS`. "ffv1" is lossless, "ffv1", "prores4444" and "png" carry alpha.
+        timestamps: seconds in the source of each frame; None is all of the source. When they are a part of it the
+            output starts where the source starts and the sound is cut to the part.
+        sound: whether to copy the sound tracks that the container can hold; what it cannot is said in the log.
+        overwrite: whether an existing output may be replaced (never the source itself).
+        crf: quality of H.264 (0 is lossless, 16 looks lossless, 23 is x264's default).
+        texts: texts by name that go into the file, such as "comment"; MP4 and MOV keep that and a few other names,
+            Matroska and PNG keep all.
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: bad name or codec, output exists, no space (4; the unfinished file is removed).
+        ValueError: frames and timestamps do not belong together.
+    """
+    if codec not in CODECS:
+        raise UserError(
+            ExitCode.USAGE,
+            f"unknown codec {codec!r}",
+            where="--codec",
+            why=f"expected one of {', '.join(CODECS)}",
+            fix="--codec h264",
+        )
+    path, kind = Path(path), CODECS[codec]
+    _check_output(path, codec, kind, source, overwrite)
+    times = tuple(source.timestamps if timestamps is None else timestamps)
+    if not times or any(b <= a for a, b in pairwise(times)):
+        raise ValueError("timestamps must rise, and there must be at least one")
+    pictures = _check_frames(frames, codec, kind, len(times))
+    first = next(pictures)
+    check_size(first.shape[1], first.shape[0], where=str(path))
+    if codec == "png":
+        write_images(path, chain([first], pictures), texts)
+        if source.sound and sound:
+            log.warning("%s holds pictures: the sound is left out", path)
+        return path
+    job = _EncodingJob(path, kind, source, times, sound, crf, texts or {})
+    with atomic_write(path) as part:
+        _encode_file(part, job, first, pictures)
+    return path
+
+
+def _check_output(path: Path, name: str, codec: Codec, source: VideoMetadata, overwrite: bool) -> None:
+    """Refuses endings that cannot carry the codec, existing files, and the source itself."""
+    if codec.suffixes and path.suffix.lower() not in codec.suffixes:
+        raise bad_input(
+            f"{name} cannot be stored in {path.name!r}",
+            where=str(path),
+            why=f"it needs a name that ends in {' or '.join(codec.suffixes)}",
+            fix=f"--out {path.with_suffix(codec.suffixes[0])}",
+        )
+    if not codec.suffixes and path.suffix.lower() in _VIDEO_SUFFIXES:
+        raise bad_input(
+            f"{name} writes a folder of pictures, and {path.name!r} names a file",
+            where=str(path),
+            why="it needs the name of a folder",
+            fix=f"--out {path.with_suffix('')}",
+        )
+    if not path.exists() and not path.is_symlink():
+        return
+    if path.exists() and os.path.exists(source.path) and os.path.samefile(path, source.path):
+        raise bad_input("the output is the source video itself", where=str(path), fix="use another --out")
+    if not overwrite:
+        raise bad_input("the output exists already", where=str(path), fix="add -y to replace it, or use another --out")
+    if path.is_dir() != (not codec.suffixes):
+        raise bad_input("the output exists and is of another kind", where=str(path), fix="use another --out")
+
+
+def _check_frames(frames: Iterable[np.ndarray], name: str, codec: Codec, count: int) -> Iterator[np.ndarray]:
+    """Passes the frames on after checking their number, type and size."""
+    shape, count_seen = None, 0
+    for frame in frames:
+        shape = shape or frame.shape
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] not in (3, 4) or frame.shape != shape:
+            raise ValueError(
+                f"frame {count_seen} is {frame.dtype} {frame.shape}, expected uint8 [H, W, 3 or 4] like {shape}"
+            )
+        if frame.shape[2] == 4 and codec.alpha_pixels is None:
+            raise UserError(
+                ExitCode.USAGE,
+                f"{name} cannot store transparency",
+                where="--codec",
+                fix="--codec prores4444 (or ffv1, or png)",
+            )
+        count_seen += 1
+        if count_seen > count:
+            raise ValueError(f"more than {count} frames, and {count} timestamps")
+        yield np.ascontiguousarray(frame)
+    if count_seen != count:
+        raise ValueError(f"{count_seen} frames, and {count} timestamps")
+
+
+@dataclass(frozen=True)
+class _EncodingJob:
+    """What `write` was asked for."""
+
+    path: Path
+    codec: Codec
+    source: VideoMetadata
+    times: tuple[Fraction, ...]
+    sound: bool
+    crf: int
+    texts: Mapping[str, str] = field(default_factory=dict)  # by name, such as "comment"
+
+    @property
+    def shift(self) -> Fraction:
+        """Seconds to subtract from every time, so that a part of the source starts where the source starts."""
+        return self.times[0] - self.source.timestamps[0]
+
+    @property
+    def end(self) -> Fraction | None:
+        """Seconds in the source where the sound is cut; None when the part reaches the end of the source."""
+        after = [t for t in self.source.timestamps if t > self.times[-1]]
+        return after[0] if after else None
+
+    @property
+    def tick(self) -> Fraction:
+        """Seconds of one tick: the source's, or a finer one where its ticks cannot say every time exactly."""
+        base, times = self.source.time_base, (*self.times, self.shift)
+        if all((t / base).denominator == 1 for t in times):
+            return base
+        fine = Fraction(1, math.lcm(*(t.denominator for t in times)))
+        return fine if fine.denominator < 2**31 else Fraction(1, 1_000_000)
+
+    def frame_durations(self) -> list[Fraction]:
+        """Returns the seconds that each frame is shown."""
+        gaps = [b - a for a, b in pairwise(self.times)]
+        return [*gaps, self.end - self.times[-1] if self.end else 1 / self.source.rate]
+
+
+def _encode_file(part: Path, job: _EncodingJob, first: np.ndarray, pictures: Iterator[np.ndarray]) -> None:
+    """Encodes into the unfinished file `part`: every picture, each preceded by the sound that belongs before it."""
+    form = {".mkv": "matroska", ".mov": "mov"}.get(job.path.suffix.lower(), "mp4")
+    tick, options = job.tick, {}
+    if form != "matroska":
+        # A first frame later than zero is stored in units of the whole film: by default thousandths, which would round.
+        options = {"movflags": "faststart", "movie_timescale": str(max(1000, tick.denominator))}
+    with decode.convert_parser_errors(job.path, "opening the output"):
+        out = av.open("file:" + os.path.abspath(part), "w", format=form, options=options)
+    try:
+        with ExitStack() as stack:
+            with decode.convert_parser_errors(job.path, "starting the encoder"):
+                stream, colors = _add_film(out, job, first)
+                out.metadata.update(job.texts)
+                sound = _open_sound(stack, out, job)  # all tracks must be there before the first packet
+            reformatter = VideoReformatter()
+            for picture, time, duration in zip(chain([first], pictures), job.times, job.frame_durations(), strict=True):
+                with decode.convert_parser_errors(job.path, "encoding"):
+                    frame = _make_frame(picture, stream.codec_context.pix_fmt, colors, reformatter)
+                    frame.time_base, frame.pts = tick, round((time - job.shift) / tick)
+                    frame.duration = round(duration / tick)
+                    out.mux(stream.encode(frame))
+                if sound:
+                    sound.copy_packets(out, time + duration)
+            with decode.convert_parser_errors(job.path, "encoding"):
+                out.mux(stream.encode(None))
+            if sound:
+                sound.copy_packets(out, None)
+    except BaseException:
+        # The first error counts; closing a broken output raises a second one.
+        with suppress(OSError, ValueError, av.error.FFmpegError):
+            out.close()
+        raise
+    with decode.convert_parser_errors(job.path, "finishing the video"):
+        out.close()
+
+
+def _add_film(out: Any, job: _EncodingJob, first: np.ndarray) -> tuple[Any, ColorTags]:
+    """Adds the video stream to the output and sets it up."""
+    height, width, channels = first.shape
+    codec, source = job.codec, job.source
+    options = dict(codec.options)
+    if codec.encoder == "libx264":
+        options = {"crf": str(job.crf), "preset": "veryfast"}
+    stream = out.add_stream(codec.encoder, rate=source.rate, options=options)
+    context = stream.codec_context
+    context.thread_type = "FRAME" if codec.encoder == "libx264" else "AUTO"  # x264 is slower with threads by slices
+    context.width, context.height = width, height
+    context.pix_fmt = codec.alpha_pixels if channels == 4 else codec.pixels
+    if context.pix_fmt == "yuv420p" and (width % 2 or height % 2):
+        context.pix_fmt = "yuv444p"  # halved colour planes need even sizes, and the size must stay
+        log.warning("%s has an odd size: written as 4:4:4, which some players cannot show", job.path)
+    context.time_base = stream.time_base = job.tick
+    if source.pixel_aspect != 1:
+        context.sample_aspect_ratio = stream.sample_aspect_ratio = source.pixel_aspect
+    colors = choose_output_tags(source, codec.is_rgb)
+    context.colorspace, context.color_primaries = colors.space, colors.primaries
+    context.color_trc, context.color_range = colors.transfer, colors.range
+    return stream, colors
+
+
+def _make_frame(picture: np.ndarray, pixels: str, colors: ColorTags, reformatter: VideoReformatter) -> Any:
+    """Converts a picture to the encoder's pixel format by the matrix and range of the tags."""
+    frame = av.VideoFrame.from_ndarray(picture, format="rgba" if picture.shape[2] == 4 else "rgb24")
+    if colors.space == 0:
+        frame = reformatter.reformat(frame, format=pixels)
+    else:
+        frame = reformatter.reformat(
+            frame,
+            format=pixels,
+            dst_colorspace=colors.matrix,
+            src_color_range=_PC,
+            dst_color_range=colors.range or _TV,
+            interpolation=color_tags.FROM_RGB,
+        )
+    frame.colorspace, frame.color_range = colors.space, colors.range
+    frame.color_primaries, frame.color_trc = colors.primaries, colors.transfer
+    return frame
+
+
+@dataclass
+class _SoundCopier:
+    """Copies the sound packets of the source, in step with the film."""
+
+    packets: Iterator[Any]
+    tracks: dict[int, Any]  # stream index in the source: stream of the output
+    origin: Fraction  # seconds in the source that count as zero
+    job: _EncodingJob
+    waiting: Any = None
+
+    def copy_packets(self, out: Any, until: Fraction | None) -> None:
+        """Copies what starts before `until` (seconds in the source), or all that is left."""
+        job = self.job
+        with decode.convert_parser_errors(job.source.path, "copying the sound"):
+            while True:
+                packet = self.waiting or next(self.packets, None)
+                self.waiting = None
+                if packet is None:
+                    return
+                if packet.size == 0 or packet.pts is None:
+                    continue
+                time = packet.pts * packet.time_base - self.origin
+                if until is not None and time >= until:
+                    self.waiting = packet
+                    return
+                if (job.shift and time < job.times[0]) or (job.end is not None and time >= job.end):
+                    continue
+                late = round((job.shift + self.origin) / packet.time_base)
+                packet.pts -= late
+                packet.dts = packet.pts if packet.dts is None else packet.dts - late
+                packet.stream = self.tracks[packet.stream_index]
+                out.mux(packet)
+
+
+def _open_sound(stack: ExitStack, out: Any, job: _EncodingJob) -> _SoundCopier | None:
+    """Adds the sound tracks of the source that the output can hold; None when there are none."""
+    if not (job.sound and job.source.sound):
+        return None
+    source = stack.enter_context(decode.open_container(job.source.path))
+    tracks = {}
+    for stream in source.streams.audio:
+        codec = stream.codec_context.codec.canonical_name if stream.codec_context else "unknown"
+        if codec in out.supported_codecs:
+            tracks[stream.index] = out.add_stream_from_template(stream)
+        else:
+            log.warning("%s cannot hold the %s sound track: it is left out; --codec ffv1 keeps it", job.path, codec)
+    if not tracks:
+        return None
+    packets = source.demux([s for s in source.streams.audio if s.index in tracks])
+    return _SoundCopier(packets, tracks, decode.time_origin(source), job)

@@ -1,0 +1,278 @@
+"""Folders of numbered pictures as video: 00000.png, 00001.png, ... in the order of their numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import struct
+import tempfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from neural_fields.core.errors import bad_input
+from neural_fields.data.video.decode import convert_parser_errors
+from neural_fields.data.video.metadata import DEFAULT_RATE, VideoMetadata, check_size, even_timestamps
+from neural_fields.data.video.metadata import DEFAULTS as LIMITS
+from neural_fields.imaging.image_io import FORMATS, read_picture
+
+PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
+_DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+def is_image(path: Path) -> bool:
+    """Whether the name is that of a picture we read."""
+    return path.suffix.lower() in PICTURE_SUFFIXES
+
+
+def list_images(source: Path) -> list[Path]:
+    """Lists the pictures of a folder in the order of their numbers; a picture alone is a list of one.
+
+    Raises `UserError` when there is none, when numbers are missing or double, or when two sequences share the folder.
+    """
+    if not source.is_dir():
+        return [source]
+    try:
+        found = [p for p in source.iterdir() if is_image(p) and not p.name.startswith(".") and p.is_file()]
+    except OSError as error:
+        raise bad_input("the folder cannot be read", where=str(source), why=str(error)) from error
+    if not found:
+        raise bad_input(
+            "no pictures in the folder",
+            where=str(source),
+            why=f"expected numbered files ending in {', '.join(sorted(PICTURE_SUFFIXES))}",
+            fix="name the folder that holds the frames",
+        )
+    if len(found) == 1:
+        return found
+
+    # The text before the last number in each file name, and that number.
+    numbers: dict[Path, tuple[str, int]] = {}
+    for path in found:
+        match = re.fullmatch(r"(.*?)([0-9]+)", path.stem, flags=re.DOTALL)
+        if match is None:
+            raise bad_input(
+                f"the picture {path.name!r} has no number at the end of its name",
+                where=str(path.parent),
+                why="frames are ordered by their numbers, as in 00000.png, 00001.png",
+                fix="rename it, or move it out of the folder",
+            )
+        numbers[path] = match[1], int(match[2])
+
+    # Two sequences in one folder, double numbers and gaps are refused.
+    prefixes = {prefix: path.name for path, (prefix, _) in sorted(numbers.items())}
+    if len(prefixes) > 1:
+        raise bad_input(
+            "several sequences of pictures in one folder",
+            where=str(source),
+            why="for example " + " and ".join(repr(name) for name in list(prefixes.values())[:3]),
+            fix="put each sequence into a folder of its own",
+        )
+    by_number: dict[int, Path] = {}
+    for path, (_, number) in sorted(numbers.items()):
+        if number in by_number:
+            raise bad_input(
+                f"two pictures have the number {number}",
+                where=str(source),
+                why=f"{by_number[number].name!r} and {path.name!r}",
+                fix="move one of them out of the folder",
+            )
+        by_number[number] = path
+    order = sorted(by_number)
+    gaps = [(a, b) for a, b in pairwise(order) if b != a + 1]
+    if gaps:
+        shown = []
+        for a, b in gaps[:5]:
+            shown.append(f"between {by_number[a].name!r} and {by_number[b].name!r}, {b - a - 1} missing")
+        raise bad_input(
+            f"pictures are missing in the sequence ({len(gaps)} gap{'s' if len(gaps) > 1 else ''})",
+            where=str(source),
+            why="; ".join(shown),
+            fix="add the missing frames, or renumber the files without gaps",
+        )
+    return [by_number[number] for number in order]
+
+
+def hash_images(paths: Sequence[Path]) -> str:
+    """Computes the SHA-256 of the list of names and contents."""
+    whole = hashlib.sha256()
+    for path in paths:
+        try:
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise bad_input("a picture cannot be read", where=str(path), why=str(error)) from error
+        whole.update(os.fsencode(path.name) + b"\0" + content.encode() + b"\n")
+    return whole.hexdigest()
+
+
+def read_image_frame(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Reads a picture as uint8 [H, W, 3], upright, and says what was lost on the way. Raises `UserError`."""
+    plain = _read_plain_rgb(path)
+    if plain is not None:
+        return plain, ()
+    picture = read_picture(path, LIMITS.max_pixels)
+    notes = list(picture.notes)
+    if picture.bits > 8:
+        notes.append(f"{picture.bits} bit colour is read as 8 bit")
+    if picture.had_alpha:
+        notes.append("transparency is left out: the colours under it are read")
+    return np.rint(picture.rgba[..., :3] * 255).astype(np.uint8), tuple(notes)
+
+
+def _read_plain_rgb(path: Path) -> np.ndarray | None:
+    """Reads 8 bit RGB without profile or rotation the quick way; returns None for every other picture."""
+    try:
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
+            if image.mode != "RGB" or image.info.get("icc_profile") or getattr(image, "n_frames", 1) > 1:
+                return None
+            if image.width * image.height > LIMITS.max_pixels or image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                return None
+            if image.has_transparency_data:
+                return None
+            if image.format == "PNG":
+                with path.open("rb") as file:
+                    bit_depth = file.read(25)[24]  # in the header
+                if bit_depth != 8:
+                    return None
+            return np.array(image)
+    except (*_DAMAGED, UnidentifiedImageError):
+        return None  # `read_picture` looks again and says what is wrong
+
+
+def probe_images(source: Path) -> VideoMetadata:
+    """Reads the metadata of a folder of numbered pictures (or of one picture). Raises `UserError`."""
+    paths = list_images(source)
+    sizes = []  # width and height that each picture will have, from its header alone
+    for path in paths:
+        try:
+            with Image.open(path, formats=FORMATS) as image:
+                turned = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+                upright = image.size[::-1] if turned else image.size
+        except (*_DAMAGED, UnidentifiedImageError):
+            upright = read_picture(path, LIMITS.max_pixels).size  # says in a sentence what is wrong
+        sizes.append(upright)
+    size, _ = Counter(sizes).most_common(1)[0]
+    others = [f"{p.name!r} is {w}x{h}" for p, (w, h) in zip(paths, sizes, strict=True) if (w, h) != size]
+    if others:
+        raise bad_input(
+            f"the pictures differ in size ({len(others)} of {len(paths)})",
+            where=str(paths[0].parent),
+            why=f"{', '.join(others[:5])}; the others are {size[0]}x{size[1]}",
+            fix="scale them to one size",
+        )
+    check_size(*size, where=str(paths[0]))
+    _, notes = read_image_frame(paths[0])
+    rate = DEFAULT_RATE
+    return VideoMetadata(
+        path=os.path.abspath(source),
+        kind="images",
+        sha256=hash_images(paths),
+        bytes=sum(path.stat().st_size for path in paths),
+        width=size[0],
+        height=size[1],
+        frame_count=len(paths),
+        rate=rate,
+        time_base=1 / rate,
+        timestamps=even_timestamps(len(paths), rate),
+        variable_rate=False,
+        rotation=0,
+        codec=paths[0].suffix.lower().lstrip("."),
+        pixel_format="rgb24",
+        color_space=None,
+        primaries=None,
+        transfer=None,
+        range=None,
+        sound=(),
+        notes=(*notes, f"pictures carry no rate: {rate} frames a second are assumed"),
+    )
+
+
+def image_frames(metadata: VideoMetadata, frames: range) -> Iterator[np.ndarray]:
+    """Streams the chosen pictures, upright uint8 [H, W, 3]. Raises `UserError` when the folder changed since."""
+    paths = list_images(Path(metadata.path))
+    if len(paths) != metadata.frame_count:
+        raise bad_input(
+            "the folder of frames changed",
+            where=metadata.path,
+            why=f"{len(paths)} pictures now, {metadata.frame_count} before",
+            fix="put the frames back, or train again with --out NEW",
+        )
+    for index in frames:
+        picture, _ = read_image_frame(paths[index])
+        if picture.shape[:2] != (metadata.height, metadata.width):
+            raise bad_input(
+                "a picture has another size",
+                where=str(paths[index]),
+                why=f"{picture.shape[1]}x{picture.shape[0]} instead of {metadata.width}x{metadata.height}",
+                fix="scale it to the size of the others",
+            )
+        yield picture
+
+
+def insert_png_texts(png: bytes, texts: Mapping[str, str] | None) -> bytes:
+    """Puts texts by keyword ("Comment" and the like) into a PNG file, right after its header.
+
+    PNG stores them as Latin-1 (section 11.3.3 of its specification); other characters become their numbers.
+    """
+    end = 8 + 25  # of the signature and the header
+    chunks = []
+    for keyword, text in (texts or {}).items():
+        data = b"tEXt" + keyword.capitalize().encode("ascii") + b"\0" + text.encode("latin-1", "backslashreplace")
+        chunks.append(struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data)))
+    return png[:end] + b"".join(chunks) + png[end:]
+
+
+def write_images(path: Path, pictures: Iterator[np.ndarray], texts: Mapping[str, str] | None = None) -> None:
+    """Writes a folder of 00000.png, 00001.png, ...; an earlier one is replaced only if it holds nothing else.
+
+    `pictures` are uint8 [H, W, 3 or 4], `texts` go into each file. Raises `UserError`.
+    """
+    if path.exists():
+        foreign = sorted(p.name for p in path.iterdir() if not re.fullmatch(r"\d{5,}\.png", p.name))
+        if foreign:
+            raise bad_input(
+                "the folder holds other files too", where=str(path), why=repr(foreign[0]), fix="use another --out"
+            )
+    with convert_parser_errors(path, "writing pictures"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=".unwrap-part-", dir=path.parent))
+    try:
+        for index, picture in enumerate(pictures):
+            order = cv2.COLOR_RGBA2BGRA if picture.shape[2] == 4 else cv2.COLOR_RGB2BGR
+            _, data = cv2.imencode(".png", cv2.cvtColor(picture, order), [cv2.IMWRITE_PNG_COMPRESSION, 1])
+            with convert_parser_errors(path, "writing pictures"), (part / f"{index:05d}.png").open("wb") as file:
+                file.write(insert_png_texts(data.tobytes(), texts))
+        with convert_parser_errors(path, "writing pictures"):
+            for written in part.iterdir():  # together at the end, so that the disk can order them
+                descriptor = os.open(written, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+            part.chmod(0o755)
+            _replace_folder(part, path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _replace_folder(part: Path, path: Path) -> None:
+    """Renames a folder to `path`; the one that was there goes only after the new one stands."""
+    if not path.exists():
+        os.replace(part, path)
+        return
+    old = part.with_name(part.name + "-old")
+    os.replace(path, old)
+    try:
+        os.replace(part, path)
+    except OSError:
+        os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,178 @@
+"""Video in and out, for files and folders of numbered pictures: the front of `decode`, `images` and `encode`.
+
+`read` decodes the chosen frames once into a memory-mapped file; `source_frames` streams them at the source's size;
+`write` (in `encode`) makes a video that mirrors the source's times, colours and sound.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from neural_fields.core.errors import ExitCode, UserError, bad_input
+from neural_fields.core.files import atomic_write, sha256_file, write_json
+from neural_fields.data.video.decode import check_regular_file, file_frames, probe_file, rgba_frames
+from neural_fields.data.video.encode import CODECS, write_video
+from neural_fields.data.video.image_sequence import image_frames, is_image, probe_images
+from neural_fields.data.video.metadata import SoundTrack, Video, VideoMetadata, parse_frames, parse_size
+
+__all__ = [
+    "CODECS",
+    "SoundTrack",
+    "Video",
+    "VideoMetadata",
+    "parse_frames",
+    "parse_size",
+    "probe_video",
+    "read_video",
+    "rgba_frames",
+    "source_frames",
+    "write_video",
+]
+
+
+def probe_video(path: str | Path) -> VideoMetadata:
+    """Reads the metadata of a video file, a folder of numbered pictures or a single picture.
+
+    Pictures carry no rate: 24 frames a second are assumed and said in the notes. Raises `UserError` (exit 3) for
+    everything that cannot be used.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return probe_images(path)
+    check_regular_file(path)
+    if is_image(path):
+        return probe_images(path)
+    return probe_file(path, sha256_file(path))
+
+
+def source_frames(metadata: VideoMetadata, frames: range) -> Iterator[np.ndarray]:
+    """Streams the chosen frames of the source: upright RGB uint8 [H, W, 3] at its own size, one in memory at a time."""
+    if metadata.kind == "images":
+        return image_frames(metadata, frames)
+    size = check_regular_file(Path(metadata.path)).st_size
+    if size != metadata.bytes:
+        raise bad_input(
+            "the source video changed",
+            where=metadata.path,
+            why=f"it has {size} bytes now and had {metadata.bytes}",
+            fix="put the original back, or train again with --out NEW",
+        )
+    return file_frames(metadata, frames)
+
+
+def read_video(path: str | Path, cache: Path, size: str = "source", frames: str | None = None) -> Video:
+    """Decodes the chosen frames once into `cache` and maps them into memory.
+
+    Args:
+        path: a video file or a folder of numbered pictures.
+        cache: a folder for the decoded frames; found again by content, size and range; may be deleted at any time.
+        size: a `--size` text (`parse_size`); smaller sizes are averages over pixel areas.
+        frames: a `--frames` text (`parse_frames`); None is all.
+
+    Returns:
+        The frames with their times and the metadata of the whole source.
+
+    Raises:
+        UserError: bad input (3) or not enough space for the frames (4).
+    """
+    metadata = probe_video(path)
+    chosen = parse_frames(frames, metadata.frame_count) if frames else range(metadata.frame_count)
+    width, height = parse_size(size, metadata.width, metadata.height)
+    name = f"frames-{metadata.sha256[:24]}-{width}x{height}-{chosen.start}-{chosen.stop}-{chosen.step}.npy"
+    file, shape = Path(cache) / name, (len(chosen), height, width, 3)
+    array = _open_cached(file, shape)
+    if array is None:
+        # The folder with its tag, and enough free space.
+        folder, need = file.parent, int(np.prod(shape))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not (folder / "CACHEDIR.TAG").exists():
+                with atomic_write(folder / "CACHEDIR.TAG") as part:
+                    # The first line of https://bford.info/cachedir/: programs that make backups skip such folders.
+                    part.write_text(
+                        "Signature: 8a477f597d28d172789f06886806bc55\n"
+                        "# Decoded frames and flow of unwrap; may be deleted at any time.\n"
+                    )
+            free = shutil.disk_usage(folder).free
+        except OSError as error:
+            raise bad_input(
+                "the cache folder cannot be made", where=str(folder), why=str(error), fix="use another --out"
+            ) from error
+        if free < need + (16 << 20):
+            raise UserError(
+                ExitCode.NO_ROOM,
+                "not enough space for the decoded frames",
+                where=str(folder),
+                why=f"{need / 2**20:.0f} MiB are needed, {free / 2**20:.0f} MiB are free",
+                fix="use a smaller --size or fewer --frames, or free some space",
+            )
+
+        _decode_to(file, shape, source_frames(metadata, chosen))
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    times = tuple(metadata.timestamps[i] for i in chosen)
+    return Video(array, times, metadata, (chosen.start, chosen.stop, chosen.step))
+
+
+def _decode_to(file: Path, shape: tuple[int, int, int, int], pictures: Iterator[np.ndarray]) -> None:
+    """Writes the frames one after another (no mapped page stays dirty), then their checksum beside them.
+
+    Frames are resized to `shape` [frames, height, width, 3]: by averages of areas when they shrink, else linearly.
+    """
+    checksum, count = 0, 0
+    frame_count, height, width, _ = shape
+    try:
+        with atomic_write(file) as part, part.open("wb") as out:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(out, header)
+            for picture in pictures:
+                if picture.shape[:2] != (height, width):
+                    shrinks = width * height < picture.shape[0] * picture.shape[1]
+                    mode = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+                    picture = cv2.resize(picture, (width, height), interpolation=mode)
+                data = np.ascontiguousarray(picture).data
+                checksum = zlib.crc32(data, checksum)
+                out.write(data)
+                count += 1
+            if count != frame_count:
+                raise AssertionError(f"{count} frames decoded instead of {frame_count}")
+        write_json(_checksum_file(file), {"crc32": checksum, "bytes": file.stat().st_size})
+    except OSError as error:
+        raise UserError(
+            ExitCode.NO_ROOM,
+            "the decoded frames cannot be stored",
+            where=str(file.parent),
+            why=str(error),
+            fix="free some space",
+        ) from error
+
+
+def _checksum_file(file: Path) -> Path:
+    return file.with_suffix(".json")
+
+
+def _open_cached(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Maps the cached frames; None when they are not there, short or not what was written."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        known = json.loads(_checksum_file(file).read_text())
+        if os.path.getsize(file) != known["bytes"]:
+            return None
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        if array.shape != shape or array.dtype != np.uint8:
+            return None
+        # The checksum is read in pieces: a mapped file would count as memory in use.
+        checksum = 0
+        with file.open("rb") as source:
+            source.seek(-array.size, os.SEEK_END)
+            while piece := source.read(1 << 20):
+                checksum = zlib.crc32(piece, checksum)
+        return array if checksum == known["crc32"] else None
+    return None

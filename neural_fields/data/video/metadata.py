@@ -1,0 +1,239 @@
+"""Metadata of a video, which every other part of the tool reads, and the texts `--size` and `--frames`.
+
+Sizes are always of the upright picture in pixels, times are exact fractions of a second.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from neural_fields.core.errors import bad_input
+
+DEFAULT_RATE = Fraction(24)
+
+
+@dataclass(frozen=True)
+class FrameSizeLimits:
+    """Sizes of pictures and videos that are read."""
+
+    min_side_px: int = 16
+    max_side_px: int = 16384
+    max_pixels: int = 64 * 1024 * 1024  # an 8K frame has 33 million; a decompression bomb starts at about 100 million
+
+
+DEFAULTS = FrameSizeLimits()
+
+
+@dataclass(frozen=True)
+class SoundTrack:
+    """One sound track of the source: its stream index in the file, its codec and its length in seconds."""
+
+    index: int
+    codec: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class VideoMetadata:
+    """Everything about the source that the output must mirror."""
+
+    path: str
+    kind: str  # "file" or "images"
+    sha256: str  # of the content; for a folder, of the list of names and contents
+    bytes: int
+    width: int  # upright, after rotation
+    height: int
+    frame_count: int
+    rate: Fraction  # frames a second; the mean when the rate varies
+    time_base: Fraction  # seconds of one tick
+    timestamps: tuple[Fraction, ...]  # seconds, one per frame, rising
+    variable_rate: bool
+    rotation: int  # degrees clockwise by which the stored picture was rotated to stand upright: 0, 90, 180, 270
+    codec: str
+    pixel_format: str
+    color_space: str | None
+    primaries: str | None
+    transfer: str | None
+    range: str | None  # "tv" or "pc"
+    sound: tuple[SoundTrack, ...]
+    notes: tuple[str, ...]  # what is lost when the frames are read as 8 bit RGB, one sentence each
+    pixel_aspect: Fraction = Fraction(1)  # width of a pixel over its height
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns a dictionary that `json` can write; fractions are texts such as "30000/1001"."""
+        out: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name in ("rate", "time_base", "pixel_aspect"):
+            out[name] = str(out[name])
+        out["timestamps"] = [str(t) for t in self.timestamps]
+        out["sound"] = [{f.name: getattr(track, f.name) for f in fields(track)} for track in self.sound]
+        out["notes"] = list(self.notes)
+        return out
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> VideoMetadata:
+        """Reads the metadata that `to_json` wrote. Raises `UserError` when the dictionary is something else."""
+        try:
+            values = {f.name: data[f.name] for f in fields(VideoMetadata) if f.name in data}
+            for name in ("rate", "time_base", "pixel_aspect"):
+                if name in values:
+                    values[name] = Fraction(values[name])
+            values["timestamps"] = tuple(Fraction(t) for t in data["timestamps"])
+            values["sound"] = tuple(SoundTrack(**track) for track in data["sound"])
+            values["notes"] = tuple(data["notes"])
+            return VideoMetadata(**values)
+        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+            raise bad_input(
+                "the description of the source video cannot be read",
+                where="source.json",
+                why=f"{type(error).__name__}: {error}",
+                fix="run unwrap train again into a new folder with --out",
+            ) from error
+
+
+@dataclass(frozen=True)
+class Video:
+    """Frames on disk with their times: what training reads."""
+
+    frames: np.ndarray  # uint8 [T, H, W, 3], RGB, memory-mapped, read-only
+    timestamps: tuple[Fraction, ...]  # seconds, one per frame of `frames`
+    metadata: VideoMetadata  # of the whole source, at its own size
+    frame_range: tuple[int, int, int]  # start, stop, step within the source
+
+
+def parse_size(text: str, width: int, height: int) -> tuple[int, int]:
+    """Computes the (width, height) in pixels that a `--size` text asks for, given the size of the source.
+
+    "source" is the size as it is; "240p" makes the shorter side 240 and keeps the aspect, and never enlarges;
+    "640x360" is exactly that. Raises `UserError` for anything else and for sides out of range.
+    """
+    if text == "source":
+        size = (width, height)
+    elif match := re.fullmatch(r"(\d{1,6})p", text):
+        scale = min(Fraction(1), Fraction(int(match[1]), min(width, height)))
+        size = (_round_half_up(width * scale), _round_half_up(height * scale))
+    elif match := re.fullmatch(r"(\d{1,6})x(\d{1,6})", text):
+        size = (int(match[1]), int(match[2]))
+    else:
+        raise bad_input(
+            f"unknown size {text!r}", where="--size", why="expected 240p, 480p, Np, WxH or source", fix="--size 480p"
+        )
+    check_size(*size, where="--size")
+    return size
+
+
+def _round_half_up(value: Fraction) -> int:
+    """Returns the nearest whole number; halves go up (Python's `round` would take 240.5 down)."""
+    return int(value + Fraction(1, 2))
+
+
+def check_size(width: int, height: int, *, where: str, limits: FrameSizeLimits = DEFAULTS) -> None:
+    """Raises `UserError` unless a picture of this size can be worked with.
+
+    Args:
+        width: of the picture, in pixels.
+        height: of the picture, in pixels.
+        where: what has the size, for the error.
+        limits: sizes that are read.
+    """
+    if min(width, height) < limits.min_side_px:
+        raise bad_input(
+            f"the picture is {width}x{height} pixels",
+            where=where,
+            why=f"each side must have at least {limits.min_side_px} pixels",
+            fix="use a larger picture",
+        )
+    if max(width, height) > limits.max_side_px or width * height > limits.max_pixels:
+        most = limits.max_pixels // 2**20
+        raise bad_input(
+            f"the picture is {width}x{height} pixels",
+            where=where,
+            why=f"at most {limits.max_side_px} pixels a side and {most} million in all are read",
+            fix="scale it down first",
+        )
+
+
+def parse_frames(text: str, count: int) -> range:
+    """Reads which frames a `--frames A:B[:STEP]` text picks out of `count`: A is in, B is not; both may be left out.
+
+    Raises `UserError` when the text is malformed, picks nothing, or reaches past the end.
+    """
+    match = re.fullmatch(r"(\d{0,9}):(\d{0,9})(?::(\d{1,9}))?", text)
+    if match is None:
+        raise bad_input(
+            f"unknown frame range {text!r}",
+            where="--frames",
+            why="expected A:B or A:B:STEP, counted from 0, A in and B out",
+            fix=f"--frames 0:{count}",
+        )
+    start, stop, step = int(match[1] or 0), int(match[2] or count), int(match[3] or 1)
+    if step < 1 or start >= stop or stop > count:
+        raise bad_input(
+            f"the frame range {text!r} does not fit",
+            where="--frames",
+            why=f"the video has {count} frames (0 to {count - 1}); A must be below B and STEP at least 1",
+            fix=f"--frames 0:{count}",
+        )
+    return range(start, stop, step)
+
+
+def even_timestamps(count: int, rate: Fraction) -> tuple[Fraction, ...]:
+    """Returns the times in seconds of `count` frames at a constant rate, from zero."""
+    return tuple(i / rate for i in range(count))
+
+
+def find_frame_rate(timestamps: Sequence[Fraction], tick: Fraction, declared: Fraction | None) -> tuple[Fraction, bool]:
+    """Finds the frame rate, and whether it varies.
+
+    A rate is constant when every time is within one tick of the even grid: Matroska rounds 1/30 s to 33, 33 and 34
+    thousandths. A usual rate that fits comes first, the declared one of several: some files declare only an estimate.
+
+    Args:
+        timestamps: seconds, rising.
+        tick: seconds of one tick of the file.
+        declared: frames a second by the file's header; None where it says nothing.
+
+    Returns:
+        Frames a second (the mean when the rate varies), and whether it varies.
+    """
+    if len(timestamps) < 2:
+        return declared or DEFAULT_RATE, False
+    span = timestamps[-1] - timestamps[0]
+    mean = ((len(timestamps) - 1) / span).limit_denominator(100_000)
+    common = [Fraction(n, 1001) for n in (24000, 30000, 60000)] + [Fraction(n) for n in (24, 25, 30, 50, 60)]
+    usual = sorted(common, key=lambda rate: (rate != declared, abs(rate - mean)))[:3]
+    for rate in (*usual, declared, mean):
+        if rate and all(abs(t - timestamps[0] - i / rate) <= tick for i, t in enumerate(timestamps)):
+            return rate, False
+    return mean, True
+
+
+def make_metadata(size: tuple[int, int], count: int, rate: Fraction) -> VideoMetadata:
+    """Makes the metadata of a silent video of `size` (width, height) that no camera made and no file holds yet."""
+    return VideoMetadata(
+        path="",
+        kind="images",
+        sha256="",
+        bytes=0,
+        width=size[0],
+        height=size[1],
+        frame_count=count,
+        rate=rate,
+        time_base=1 / rate,
+        timestamps=even_timestamps(count, rate),
+        variable_rate=False,
+        rotation=0,
+        codec="",
+        pixel_format="rgb24",
+        color_space=None,
+        primaries=None,
+        transfer=None,
+        range=None,
+        sound=(),
+        notes=(),
+    )

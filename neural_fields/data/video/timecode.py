@@ -1,0 +1,65 @@
+"""Moments of a video as people write them: a frame number, or seconds, as frames of the source."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from fractions import Fraction
+
+from neural_fields.core.errors import bad_input
+from neural_fields.data.video.metadata import VideoMetadata
+
+
+def parse_frame(text: str, metadata: VideoMetadata, flag: str) -> int:
+    """Finds the frame that is shown at a moment.
+
+    Args:
+        text: "24" is frame 24, "1.5s" the one shown after 1.5 seconds.
+        metadata: of the source.
+        flag: that the text was given for, for errors.
+
+    Returns:
+        The number of the frame, from 0.
+
+    Raises:
+        UserError: text that is no moment, or one outside of the video (exit 3).
+    """
+    value, in_seconds = _parse_moment(text, flag)
+    first = metadata.timestamps[0]
+    frame = bisect_right(metadata.timestamps, first + value) - 1 if in_seconds else int(value)
+    length = metadata.timestamps[-1] - first + 1 / metadata.rate
+    if frame >= metadata.frame_count or (in_seconds and value >= length):
+        raise bad_input(
+            f"{flag} {text} is after the end of the video",
+            where=metadata.path,
+            why=f"it has {metadata.frame_count} frames, {float(length):.6g} seconds",
+            fix=f"{flag} {metadata.frame_count - 1}",
+        )
+    return frame
+
+
+def parse_frame_count(text: str, metadata: VideoMetadata, flag: str) -> int:
+    """Reads a length.
+
+    Args:
+        text: "12" is 12 frames, "0.5s" as many as half a second has.
+        metadata: of the source.
+        flag: that the text was given for, for errors.
+
+    Returns:
+        The length in frames.
+
+    Raises:
+        UserError: text that is no length (exit 3).
+    """
+    value, in_seconds = _parse_moment(text, flag)
+    return round(value * metadata.rate) if in_seconds else int(value)
+
+
+def _parse_moment(text: str, flag: str) -> tuple[Fraction, bool]:
+    """Reads a number, and whether it is in seconds."""
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(s?)", text.strip())
+    if found is None or (not found[2] and "." in found[1]):
+        fix = f"{flag} 24 for a frame, or {flag} 1.5s for seconds"
+        raise bad_input(f"{flag} {text!r} is no moment", why="it is a frame number, or seconds with an s", fix=fix)
+    return Fraction(found[1]), bool(found[2])

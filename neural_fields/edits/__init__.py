@@ -1,0 +1,1 @@
+"""The edit stack as rendering reads it."""

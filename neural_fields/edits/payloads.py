@@ -1,0 +1,146 @@
+"""Reads the payloads of an edit from its folder, and checks them against the hashes in edit.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from neural_fields.atlas.canonical import Overlay, resample_overlay
+from neural_fields.core.coords import Box
+from neural_fields.core.errors import UserError
+from neural_fields.core.files import sha256_file
+from neural_fields.data.video.io import rgba_frames
+from neural_fields.edits.animated_overlay import AnimatedOverlay
+from neural_fields.edits.journal import damaged_edit_error
+from neural_fields.edits.read_stack import Edit
+from neural_fields.edits.shape import Deformation
+from neural_fields.imaging.alpha import premultiply, unpremultiply
+from neural_fields.imaging.image_io import read_picture
+
+
+def read_overlay(edit: Edit, layer: str) -> Overlay:
+    """Reads the overlay of one layer.
+
+    Raises:
+        UserError: a missing, damaged or changed overlay (exit 5).
+    """
+    return _read_overlay_entry(edit, edit.spec["layers"][layer])
+
+
+def read_mask(edit: Edit, layer: str) -> Overlay | None:
+    """Reads the mask of a layer's grade, the alpha of an overlay; None: the grade is everywhere.
+
+    Raises:
+        UserError: a missing, damaged or changed file (exit 5).
+    """
+    entry = edit.spec.get("masks", {}).get(layer)
+    return None if entry is None else _read_overlay_entry(edit, entry)
+
+
+def _read_overlay_entry(edit: Edit, entry: Mapping[str, Any]) -> Overlay:
+    """Reads the overlay that an entry of edit.json names."""
+    path = edit.folder / entry["file"]
+    try:
+        changed = sha256_file(path) != entry["sha256"]
+        picture = read_picture(path)
+    except (OSError, UserError) as problem:
+        raise damaged_edit_error(edit.folder, f"{entry['file']} cannot be read") from problem
+    if changed or list(picture.size) != list(entry["size"]):
+        raise damaged_edit_error(edit.folder, f"{entry['file']} is not the file that was added")
+    return Overlay(picture.rgba, Box(*map(float, entry["box"])))
+
+
+def read_animated_overlay(edit: Edit, layer: str, count: int) -> AnimatedOverlay:
+    """Opens the animated overlay of a layer.
+
+    Args:
+        edit: the edit.
+        layer: name of the layer.
+        count: frames of the run.
+
+    Raises:
+        UserError: a missing, damaged or changed file, or one for another number of frames (exit 5).
+    """
+    entry = edit.spec["moving"][layer]
+    path = edit.folder / entry["file"]
+    if sha256_file(path) != entry["sha256"]:
+        raise damaged_edit_error(edit.folder, f"{entry['file']} is not the file that was added")
+    stored = entry.get("count")
+    if stored not in (1, count):
+        raise damaged_edit_error(edit.folder, f"{entry['file']} has {stored} frames, and the run {count}")
+    box = None if entry["box"] is None else Box(*map(float, entry["box"]))
+    return AnimatedOverlay(lambda: rgba_frames(path), stored, box)
+
+
+def read_deformation(edit: Edit, layer: str) -> Deformation:
+    """Reads the shape of one layer.
+
+    Raises:
+        UserError: a missing, damaged or changed file (exit 5).
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    entry = edit.spec["shapes"][layer]
+    path = edit.folder / entry["file"]
+    try:
+        changed = sha256_file(path) != entry["sha256"]
+        field = None if changed else load_file(path)["displacement"]
+    except (OSError, SafetensorError, KeyError) as problem:
+        raise damaged_edit_error(edit.folder, f"{entry['file']} cannot be read") from problem
+    if field is None or list(field.shape) != [2, *reversed(entry["size"])] or not np.isfinite(field).all():
+        raise damaged_edit_error(edit.folder, f"{entry['file']} is not the file that was added")
+    return Deformation(field.astype(np.float32), Box(*map(float, entry["box"])))
+
+
+def read_weights(edit: Edit) -> dict[str, Tensor]:
+    """Reads the tuned parameters of a 3D scene by name; empty where the edit has none.
+
+    Raises:
+        UserError: a missing, damaged or changed file (exit 5).
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    entry = edit.spec.get("weights")
+    if entry is None:
+        return {}
+    path = edit.folder / entry["file"]
+    try:
+        if sha256_file(path) != entry["sha256"]:
+            raise damaged_edit_error(edit.folder, f"{entry['file']} is not the file that was added")
+        return load_file(path)
+    except (OSError, SafetensorError) as problem:
+        raise damaged_edit_error(edit.folder, f"{entry['file']} cannot be read") from problem
+
+
+def flatten_overlays(
+    edits: Sequence[Edit], layer: str, size: tuple[int, int] | None = None, box: Box | None = None
+) -> Overlay | None:
+    """Composites the overlays of one layer into one with straight alpha; None where no edit has one for the layer.
+
+    Args:
+        edits: oldest first; later ones are on top.
+        layer: the layer's name.
+        size: (width, height) of the result; by default the largest overlay's.
+        box: what the result covers; by default the newest overlay's box.
+    """
+    parts = [
+        (read_overlay(edit, layer), edit.overlay_arrangement.opacity) for edit in edits if layer in edit.spec["layers"]
+    ]
+    if not parts:
+        return None
+    box = box or parts[-1][0].box
+    size = size or max((overlay.size for overlay, _ in parts), key=lambda pair: pair[0] * pair[1])
+    overlay, opacity = parts[0]
+    if len(parts) == 1 and opacity == 1 and overlay.size == size and overlay.box == box:
+        return Overlay(overlay.rgba, box)
+    result: Float[np.ndarray, "height width 4"] = np.zeros((size[1], size[0], 4), np.float32)
+    for overlay, opacity in parts:
+        top = premultiply(resample_overlay(overlay, size, box)) * np.float32(opacity)
+        result = top + result * (1 - top[..., 3:])
+    return Overlay(unpremultiply(result), box)

@@ -1,0 +1,270 @@
+"""Builds the data of a report from a run: reads, measures, and turns the figures into plain numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from neural_fields.atlas.canonical import CanonicalImage, read_pristine
+from neural_fields.atlas.uv_maps import Maps
+from neural_fields.config.planar import load_planar_config, planar_config_to_mapping, planar_presets
+from neural_fields.core.errors import UserError
+from neural_fields.evaluation.report.drift import measure_drift, measure_flow_trust
+from neural_fields.evaluation.report.heat_maps import classify_risk
+from neural_fields.evaluation.report.survey import LayerHeatMaps, Survey, SurveyedFrame
+from neural_fields.evaluation.report.verdict import (
+    DEFAULTS,
+    ClipMeasurements,
+    LayerMeasurements,
+    TrainCommandLine,
+    Verdict,
+    VerdictSettings,
+    find_picture_changes,
+    judge_clip,
+    mean_psnr,
+)
+from neural_fields.runs.planar_record import PlanarRecord, read_planar_record
+from neural_fields.runs.run import Run, read_run_yaml
+from neural_fields.runs.source import read_run_flow
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """Steps, time and memory of a training."""
+
+    steps: int
+    train_seconds: float | None
+    peak_mib: float | None
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """One layer as the page shows it."""
+
+    measurements: LayerMeasurements
+    image: CanonicalImage
+    maps: LayerHeatMaps
+    stretch: float | None  # median over the places of the canonical image
+    residual: float | None  # median, in 8-bit levels
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that the page says."""
+
+    run: Run
+    record: PlanarRecord
+    cost: TrainingCost
+    measurements: ClipMeasurements
+    heat_frames: int  # that stretch, fold-over and residual were measured in
+    verdict: Verdict
+    layers: tuple[LayerView, ...]
+    worst: tuple[SurveyedFrame, ...]
+    thumbnails: tuple[tuple[int, UInt8[np.ndarray, "height width 3"]], ...]
+    settings: VerdictSettings = DEFAULTS  # limits of the verdict
+
+    def source_frame(self, t: int) -> int:
+        """Returns the number in the source of a frame of the run."""
+        return self.record.frames[t]
+
+    @property
+    def verdict_sentence(self) -> str:
+        """The verdict in a line, with its first reason where it is not a plain yes."""
+        first = self.verdict.reasons[0]
+        return f"{self.verdict.title}." if self.verdict.level == "good" else f"{self.verdict.title}. {first.text}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the numbers of the page as plain values."""
+        layers = {}
+        for view in self.layers:
+            facts = view.measurements
+            layers[facts.name] = {
+                "psnr": _round_finite(facts.psnr),
+                "pixel_share": _round_finite(facts.pixel_share),
+                "coverage": {
+                    "seen": _round_finite(facts.seen),
+                    "frames_a_place": _round_finite(facts.frames_per_place),
+                    "pictures": _round_finite(facts.area_in_frames),
+                },
+                "stretch": {
+                    "median": _round_finite(view.stretch),
+                    f"beyond_{self.settings.min_stretch:.0f}": _round_finite(facts.stretched),
+                },
+                "fold": {"share": _round_finite(facts.folded)},
+                "residual": {"median": _round_finite(view.residual)},
+                "risk": {name: _round_finite(getattr(facts, name)) for name in ("green", "yellow", "red")},
+                "points": None if facts.drift is None else asdict(facts.drift),
+            }
+        return {
+            "path": str(self.run.report),
+            "verdict": self.verdict.level,
+            "title": self.verdict.title,
+            "reasons": [
+                {
+                    "level": reason.level,
+                    "text": reason.text,
+                    "advice": reason.advice,
+                    "commands": list(reason.commands),
+                }
+                for reason in self.verdict.reasons
+            ],
+            "frames_looked_at": len(self.measurements.surveyed_frames),
+            "psnr": _round_finite(mean_psnr(self.measurements.psnr)),
+            "worst_frames": [
+                {"frame": self.source_frame(shown.t), "psnr": _round_finite(shown.psnr)} for shown in self.worst
+            ],
+            "cuts": [list(pair) for pair in find_picture_changes(self.measurements, self.settings)],
+            "layers": layers,
+        }
+
+
+def begin_survey(
+    run: Run,
+    size: tuple[int, int],
+    looked_at: Sequence[int],
+    heat: Sequence[int],
+    settings: VerdictSettings = DEFAULTS,
+) -> Survey:
+    """Begins a survey of the layers of a finished run.
+
+    Args:
+        run: the finished run.
+        size: (width, height) of the frames.
+        looked_at: the frames of the run that will be added.
+        heat: those of them that stretch, fold-over and residual are measured in.
+        settings: limits of the verdict, of which the survey needs that of stretch.
+
+    Raises:
+        UserError: the run has no maps yet, or they are damaged.
+    """
+    maps = Maps.open(run)
+    boxes = dict(zip(maps.layers, maps.boxes, strict=True))
+    return Survey(boxes, size, looked_at, heat, settings.min_stretch)
+
+
+def build_report(
+    run: Run,
+    survey: Survey,
+    frames: UInt8[np.ndarray, "time height width 3"],
+    cost: TrainingCost,
+    starts: int,
+    with_flow: bool = True,
+    settings: VerdictSettings = DEFAULTS,
+) -> Report:
+    """Builds the report of a run whose frames were added to `survey`.
+
+    Args:
+        run: the finished run.
+        survey: that the frames of the run were added to.
+        frames: of the source, at the size of the run.
+        cost: of the training.
+        starts: how many frames points are followed from.
+        with_flow: whether flow may be used (that of the training is in the cache; otherwise it is computed).
+        settings: limits of the verdict.
+    """
+    record, maps = read_planar_record(run), Maps.open(run)
+    flow = read_run_flow(run, record, frames) if with_flow else None
+    drift = measure_drift(maps, flow, starts) if flow is not None else {}
+    width, height = survey.size
+    frame_area = 4 * width * height / max(survey.size) ** 2  # a frame is 2 units long
+    views = []
+    for layer in survey.layers:
+        heat = survey.compute_layer_maps(layer, maps.frame_count)
+        risk = classify_risk(heat, maps.frame_count, settings)
+        seen = heat.frames > 0
+        cells = max(1, int(seen.sum()))
+        values = [value for value in layer.psnr if math.isfinite(value)]
+        layer_facts = LayerMeasurements(
+            name=layer.name,
+            pixel_share=layer.pixels / max(1, len(layer.psnr) * width * height),
+            psnr=float(np.mean(values)) if values else None,
+            stretched=layer.stretched / layer.bent if layer.bent else None,
+            folded=layer.folded / layer.bent if layer.bent else None,
+            seen=float(seen.mean()),
+            frames_per_place=float(np.median(heat.frames[seen])) if seen.any() else 0.0,
+            area_in_frames=float(seen.mean()) * layer.box.width * layer.box.height / frame_area,
+            green=int((risk == 0).sum()) / cells,
+            yellow=int((risk == 1).sum()) / cells,
+            red=int((risk == 2).sum()) / cells,
+            drift=drift.get(layer.name),
+        )
+        stretch, residual = (part[np.isfinite(part)] for part in (heat.stretch, heat.residual))
+        view = LayerView(
+            measurements=layer_facts,
+            image=read_pristine(run.canonical, layer.name),
+            maps=heat,
+            stretch=float(np.median(stretch)) if len(stretch) else None,
+            residual=float(np.median(residual)) if len(residual) else None,
+        )
+        views.append(view)
+    facts = ClipMeasurements(
+        surveyed_frames=tuple(record.frames[t] for t in survey.surveyed_frames),
+        psnr=tuple(survey.psnr),
+        trust=tuple(measure_flow_trust(flow)) if flow is not None else None,
+        layers=tuple(view.measurements for view in views),
+        command=reconstruct_train_command(run, record),
+        presets=tuple(planar_presets()),
+    )
+    return Report(
+        run=run,
+        record=record,
+        cost=cost,
+        measurements=facts,
+        heat_frames=len(survey.heat),
+        verdict=judge_clip(facts, settings),
+        layers=tuple(views),
+        worst=tuple(survey.worst_frames(3)),
+        thumbnails=tuple(survey.thumbnails),
+        settings=settings,
+    )
+
+
+def reconstruct_train_command(run: Run, record: PlanarRecord) -> TrainCommandLine:
+    """Reconstructs the command that made a run, as far as run.yaml remembers it."""
+    width, height = record.size
+    flags = ["--size", f"{width}x{height}"]
+    values = read_run_yaml(run)
+    for name in ("seed", "roi"):
+        if values.get(name):
+            flags += [f"--{name}", str(values[name])]
+
+    # Settings that differ from the preset's, as flags; none if the preset cannot be read any more.
+    settings: list[str] = []
+    try:
+        preset = _flatten_mapping(planar_config_to_mapping(load_planar_config(record.preset)))
+    except UserError:
+        preset = None
+    if preset is not None:
+        for name, value in _flatten_mapping(planar_config_to_mapping(record.config)).items():
+            if preset.get(name) != value and not isinstance(value, list):
+                settings += [f"--{name}", str(value)]
+
+    return TrainCommandLine(
+        video=str(record.video),
+        out=str(run.path),
+        frames=record.frames,
+        preset=record.preset,
+        quality=record.quality,
+        masks=record.masks,
+        flow=record.flow,
+        flags=tuple(flags),
+        settings=tuple(settings),
+    )
+
+
+def _flatten_mapping(mapping: dict[str, Any], head: str = "") -> dict[str, Any]:
+    """Returns nested settings by their dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        flat |= _flatten_mapping(value, f"{head}{key}.") if isinstance(value, dict) else {f"{head}{key}": value}
+    return flat
+
+
+def _round_finite(value: float | None) -> float | None:
+    """Rounds a number for JSON; None where it is not known."""
+    return round(value, 5) if value is not None and math.isfinite(value) else None

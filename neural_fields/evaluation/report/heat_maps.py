@@ -1,0 +1,162 @@
+"""Draws the pictures of a report: canonical images with their heat maps, and the errors of frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, Shaped, UInt8
+
+from neural_fields.atlas.canonical import CanonicalImage
+from neural_fields.evaluation.report.survey import LayerHeatMaps
+from neural_fields.evaluation.report.verdict import DEFAULTS as VERDICT_DEFAULTS
+from neural_fields.evaluation.report.verdict import VerdictSettings
+
+Color = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class HeatSettings:
+    """Sizes and colours of the pictures on the page."""
+
+    canonical_side_px: int = 1200  # of the longer side
+    heat_side_px: int = 640
+    jpeg_quality: int = 82  # no difference is seen beside a PNG several times as large
+    checker_px: int = 8  # side of a square of the pattern where nothing is seen
+    checker_levels: tuple[int, int] = (150, 125)
+    max_stretch: float = 4.0  # the bright ends of the scales
+    max_residual: float = 64.0  # 8-bit levels
+    max_fold: float = 0.10  # share of the time
+    risk_colors: tuple[Color, Color, Color] = ((60, 170, 90), (236, 190, 60), (214, 55, 50))  # green, yellow, red
+    ghost_level: float = 90.0  # of a white place where its heat is zero
+    stripe_px: int = 6  # red is striped too, for eyes that see no difference to green
+
+
+DEFAULTS = HeatSettings()
+
+Picture = UInt8[np.ndarray, "height width 3"]
+
+
+def encode_jpeg(rgb: Picture, settings: HeatSettings = DEFAULTS) -> bytes:
+    """Encodes a picture as a JPEG file."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, settings.jpeg_quality]
+    done, encoded = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), options)
+    if not done:
+        raise ValueError(f"a picture of shape {rgb.shape} cannot be written as JPEG")
+    return encoded.tobytes()
+
+
+def color_scale(name: str) -> UInt8[np.ndarray, "256 3"]:
+    """Returns the 256 colours of a scale, RGB: `seen` (viridis) if more is better, `bad` (inferno) if more is worse."""
+    kind = {"seen": cv2.COLORMAP_VIRIDIS, "bad": cv2.COLORMAP_INFERNO}[name]
+    return cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], kind)[:, 0, ::-1].copy()
+
+
+def draw_canonical(image: CanonicalImage, settings: HeatSettings = DEFAULTS) -> Picture:
+    """Draws a canonical image at page size, over a checkerboard where no frame shows it."""
+    size = _page_size(image.size, settings.canonical_side_px)
+    rgba = cv2.resize(image.to_array(), size, interpolation=cv2.INTER_AREA)
+    alpha = rgba[..., 3:]
+    over_checkers = 255 * rgba[..., :3] * alpha + _draw_checkerboard(size, settings) * (1 - alpha)
+    return over_checkers.clip(0, 255).round().astype(np.uint8)
+
+
+def classify_risk(
+    maps: LayerHeatMaps, frame_count: int, limits: VerdictSettings = VERDICT_DEFAULTS
+) -> Shaped[np.ndarray, "rows columns"]:
+    """Classifies the edit risk of every cell.
+
+    Args:
+        maps: what was measured of a layer.
+        frame_count: frames of the clip.
+        limits: of the risks.
+
+    Returns:
+        0 green, 1 yellow, 2 red, -1 where no frame of the clip shows the cell.
+    """
+    with np.errstate(invalid="ignore"):  # a cell that was not measured compares as not risky
+        risk = np.zeros(maps.frames.shape, np.int8)
+        for values, (yellow, red) in (
+            (maps.fold, limits.fold_risks),
+            (maps.stretch, limits.stretch_risks),
+            (maps.residual, limits.residual_risks),
+        ):
+            risk = np.maximum(risk, (values >= yellow).astype(np.int8) + (values >= red))
+    risk[(maps.frames < min(limits.min_risk_frames, frame_count)) & (risk == 0)] = 1
+    risk[maps.frames <= 0] = -1
+    return risk
+
+
+def draw_heat_maps(
+    image: CanonicalImage,
+    maps: LayerHeatMaps,
+    frame_count: int,
+    limits: VerdictSettings = VERDICT_DEFAULTS,
+    settings: HeatSettings = DEFAULTS,
+) -> dict[str, Picture]:
+    """Draws coverage, stretch, fold, residual and risk of a layer, over its canonical image in grey.
+
+    Args:
+        image: the canonical image of the layer.
+        maps: what was measured of the layer.
+        frame_count: frames of the clip.
+        limits: of the edit risk.
+        settings: of the pictures.
+    """
+    size = _page_size(image.size, settings.heat_side_px)
+    rgb = cv2.resize(image.to_array()[..., :3], size, interpolation=cv2.INTER_AREA)
+    gray = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2GRAY)[..., None]
+    scales = {
+        "coverage": ("seen", maps.frames / max(1, frame_count)),
+        "stretch": ("bad", np.log2(np.maximum(maps.stretch, 1)) / np.log2(settings.max_stretch)),
+        "fold": ("bad", maps.fold / settings.max_fold),
+        "residual": ("bad", maps.residual / settings.max_residual),
+    }
+    known = _enlarge_cells(maps.frames > 0, size)
+    pictures = {}
+    for name, (kind, values) in scales.items():
+        levels = (255 * np.nan_to_num(values).clip(0, 1)).round().astype(np.uint8)
+        pictures[name] = _overlay_colors(color_scale(kind)[_enlarge_cells(levels, size)], gray, known, settings)
+    risk = _enlarge_cells(classify_risk(maps, frame_count, limits), size)
+    colors = np.array(settings.risk_colors, np.uint8)[risk.clip(0)]
+    x, y = (np.arange(side) for side in size)
+    colors[(risk == 2) & ((x + y[:, None]) // settings.stripe_px % 2 == 0)] //= 2
+    pictures["risk"] = _overlay_colors(colors, gray, known, settings)
+    return pictures
+
+
+def draw_error(error: UInt8[np.ndarray, "height width"], settings: HeatSettings = DEFAULTS) -> Picture:
+    """Draws the error of a frame, in 8-bit levels, in the colours of the residual."""
+    levels = (error.astype(np.float32) * (255 / settings.max_residual)).clip(0, 255).round().astype(np.uint8)
+    return color_scale("bad")[levels]
+
+
+def _overlay_colors(
+    colors: Picture, gray: Float[np.ndarray, "h w 1"], known: Bool[np.ndarray, "h w"], settings: HeatSettings
+) -> Picture:
+    """Lights colours by the picture below, which shows through where they are dark."""
+    lit = np.maximum(colors * (0.5 + 0.5 * gray), settings.ghost_level * gray)
+    unknown = _draw_checkerboard((colors.shape[1], colors.shape[0]), settings)
+    return np.where(known[..., None], lit, unknown).round().astype(np.uint8)
+
+
+def _enlarge_cells(
+    cells: Shaped[np.ndarray, "rows columns"], size: tuple[int, int]
+) -> Shaped[np.ndarray, "height width"]:
+    """Gives each pixel of a picture of (width, height) the value of the cell that it lies in."""
+    rows, columns = (np.arange(side) * count // side for side, count in zip(size[::-1], cells.shape, strict=True))
+    return cells[rows[:, None], columns]
+
+
+def _draw_checkerboard(size: tuple[int, int], settings: HeatSettings) -> Float[np.ndarray, "height width 1"]:
+    """Draws the pattern for places that no frame shows, (width, height) in grey levels."""
+    x, y = (np.arange(side) // settings.checker_px for side in size)
+    light, dark = settings.checker_levels
+    return np.where((x + y[:, None]) % 2 == 0, np.float32(light), np.float32(dark))[..., None]
+
+
+def _page_size(size: tuple[int, int], longest: int) -> tuple[int, int]:
+    """Shrinks a (width, height) to at most `longest` pixels along a side."""
+    shrink = min(1.0, longest / max(size))
+    return (max(1, round(size[0] * shrink)), max(1, round(size[1] * shrink)))

@@ -1,0 +1,1 @@
+"""UV maps for compositing programs."""

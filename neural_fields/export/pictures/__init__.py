@@ -1,0 +1,1 @@
+"""Canonical images, guides, mattes and flat clips for other programs."""

@@ -1,0 +1,188 @@
+"""`unwrap export RUN canonical`: a canonical picture as a layered document to paint on, or alone for other programs.
+
+A document has, from the top down: guides, an empty layer to paint on, the edits so far and the picture itself, both
+locked. What is painted comes back through `unwrap edit` (`editors/inputs/document.py`).
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from neural_fields.atlas import canonical
+from neural_fields.atlas.canonical import CanonicalImage
+from neural_fields.config.flags import Repeated
+from neural_fields.core.files import atomic_write, read_json
+from neural_fields.data.video.image_sequence import insert_png_texts
+from neural_fields.data.video.metadata import VideoMetadata
+from neural_fields.edits.provenance import build_provenance
+from neural_fields.edits.read_stack import active_edits
+from neural_fields.export.base import ReportProgress, Target, select_layers
+from neural_fields.export.pictures import guides
+from neural_fields.export.pictures.guides import GuidePlane
+from neural_fields.imaging.alpha import premultiply
+from neural_fields.imaging.documents.layered import (
+    BASE,
+    EDITS,
+    GUIDE,
+    GUIDES,
+    PAINT,
+    DocumentLayer,
+    LayeredDocument,
+    Rgba,
+    constant_pixels,
+)
+from neural_fields.imaging.documents.openraster import write_ora
+from neural_fields.imaging.documents.psd import write_psd
+from neural_fields.imaging.exr import write_exr
+from neural_fields.imaging.image_io import encode_png
+from neural_fields.rendering.compositor import canonical_painters
+from neural_fields.runs.planar_record import read_planar_record
+from neural_fields.runs.run import Run
+
+COLOURS = "display-referred sRGB as in the video; nothing was made linear"
+Format = Literal["ora", "psd", "png", "exr"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CanonicalExporter:
+    """Write canonical pictures for paint programs: layered with guides and a layer to paint on, or the picture alone.
+
+    `unwrap edit RUN FILE` takes a painted document back.
+    """
+
+    name: ClassVar[str] = "canonical"
+
+    layer: Repeated = ()
+    """The layers to write (default: all). Repeatable."""
+    format: Format = "ora"
+    """ora: layered, for Krita, GIMP and MyPaint; psd: layered, for Photoshop and others; png: the picture alone, with
+    16 bits and straight alpha; exr: the picture alone, 32-bit float, premultiplied."""
+
+    def __call__(self, target: Target, report: ReportProgress) -> Sequence[str]:
+        """Writes a file for each layer, and a README.
+
+        Raises:
+            UserError: an unknown layer, a package that is not installed (exit 3), no room (4).
+        """
+        numbers = select_layers(target.maps, self.layer)
+        names = []
+        for done, number in enumerate(numbers):
+            report("drawing layers", done, len(numbers))
+            picture = canonical.read_pristine(target.run.canonical, target.maps.layers[number])
+            path = target.folder / f"{picture.layer}.{self.format}"
+            box = list(picture.box.as_tuple())
+            made = build_provenance(target.run, "canonical", layer=picture.layer, box=box) if target.metadata else {}
+            if self.format == "png":
+                with atomic_write(path) as part:
+                    part.write_bytes(insert_png_texts(encode_png(picture.to_array(), bits=16), made))
+            elif self.format == "exr":
+                planes = dict(zip("RGBA", np.moveaxis(premultiply(picture.to_array()), -1, 0), strict=True))
+                header = {"alpha": "premultiplied, the share of the texel that is seen", "colours": COLOURS}
+                write_exr(path, planes, {**header, "layer": picture.layer, **made})
+            else:
+                document = build_document(target, number, picture, made)
+                write_ora(path, document) if self.format == "ora" else write_psd(path, document)
+            names.append(path.name)
+        report("drawing layers", len(numbers), len(numbers))
+
+        # The README says what the files are and how to give them back.
+        if self.format in ("ora", "psd"):
+            again = f"unwrap edit {target.run.path} {names[0]}"
+            note = f"paint on the layer {PAINT!r}, save, and give the file back: {again}"
+            parts = [
+                f"{', '.join(names)}: a layered document for each layer of the video.",
+                f'Paint on the layer "{PAINT}", or on new layers above the picture; mode Normal, any opacity. The '
+                f'picture itself ("{BASE}"), the edits so far and the guides are locked and are never taken for paint.',
+                "Do not crop, turn or stretch the canvas. It may be made up to four times as large or as small.",
+                'Guides: "frame outlines" are where the first, the middle and the last frame lie on the picture, or '
+                'what they show of it; "stretch" is red where a texel covers more than one pixel of the video, so '
+                'that paint gets blurred, and blue where fine detail is lost; "coverage" is how many frames show a '
+                "place. Hide and show them as you like.",
+                "Save in the same format and give the file back:",
+                f"    unwrap edit RUN {names[0]}",
+            ]
+        else:
+            note = "the picture has the 8 bits per channel of the run; the file leaves room for what you do with it"
+            alpha = "premultiplied: colours are multiplied by it" if self.format == "exr" else "straight"
+            parts = [
+                f"{', '.join(names)}: the canonical picture of each layer, as training left it, without edits.",
+                f"Alpha is {alpha}. It says how much of a texel the video shows. Colours are {COLOURS}.",
+            ]
+            if self.format == "png":
+                parts += ["Paint on it and give it back:", f"    unwrap edit RUN {names[0]} --layer {names[0][:-4]}"]
+        texts = [part if part.startswith("    ") else textwrap.fill(part, 100) for part in parts]
+        with atomic_write(target.folder / "README.txt") as part:
+            part.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+        return [note]
+
+
+def build_document(target: Target, number: int, picture: CanonicalImage, made: dict[str, str]) -> LayeredDocument:
+    """Builds the layered document of a canonical picture.
+
+    Args:
+        target: the run that is exported.
+        number: of the layer in the maps.
+        picture: the canonical picture of that layer.
+        made: texts that say what made it; without them nothing of ours is put beside the layers.
+    """
+    maps, plane = target.maps, GuidePlane(number, picture.box, picture.size)
+    facts = VideoMetadata.from_json(read_json(target.run.source_json))
+    drawn: list[tuple[str, guides.Guide, bool, float]] = [  # name, picture, whether it is visible, opacity
+        ("frame outlines", guides.draw_outlines(maps, plane, read_planar_record(target.run).frames), True, 1.0),
+        ("stretch", guides.draw_stretch(maps, plane, facts.width / maps.size[0]), False, 1.0),
+        ("coverage", guides.draw_coverage(maps, plane), False, 0.7),
+    ]
+    shown = tuple(
+        DocumentLayer(
+            GUIDE + name, constant_pixels(guide.astype(np.float32) / 255), visible=visible, opacity=opacity, locked=True
+        )
+        for name, guide, visible, opacity in drawn
+    )
+    empty: Rgba = np.zeros_like(picture.to_array())
+    changed = flatten_active_edits(target.run, picture)
+    layers = [
+        DocumentLayer(GUIDES, layers=shown),
+        DocumentLayer(PAINT, constant_pixels(empty)),
+        *([] if changed is None else [DocumentLayer(EDITS, constant_pixels(changed), locked=True)]),
+        DocumentLayer(f"{BASE}: {picture.layer}", constant_pixels(picture.to_array()), locked=True),
+    ]
+    ties: dict[str, Any] = {
+        "layer": picture.layer,
+        "box": list(picture.box.as_tuple()),
+        "size": list(picture.size),
+        "sha256": read_exported_versions(target.run, picture.layer)[-1],
+    }
+    return LayeredDocument(picture.size, tuple(layers), ties if made else {}, made)
+
+
+def flatten_active_edits(run: Run, picture: CanonicalImage) -> Rgba | None:
+    """Flattens the active edits onto a canonical picture: the result where they change it, clear elsewhere.
+
+    Edits that deform a layer, or differ from frame to frame, are not seen in a still picture.
+
+    Returns:
+        None where the edits change nothing.
+    """
+    now = picture
+    for edit in active_edits(run):
+        for painter in canonical_painters(edit):
+            now = painter.paint(now) if painter.layer == picture.layer else now
+    after = now.to_array()
+    visible_change = 0.5 / 255  # less is not seen in 8 bits
+    changed = (np.abs(after - picture.to_array()) > visible_change).any(axis=-1, keepdims=True)
+    return np.where(changed, after, np.float32(0)) if changed.any() else None
+
+
+def read_exported_versions(run: Run, layer: str) -> list[str]:
+    """Reads the SHA-256 of the canonical pictures of a layer that were ever written, the newest last.
+
+    Raises:
+        UserError: damaged metadata (exit 5).
+    """
+    versions = read_json(run.canonical / f"{layer}.json").get("versions", [])
+    return [str(version["sha256"]) for version in versions]

@@ -1,0 +1,238 @@
+"""Exports mattes and layers, from which other programs composite the video again.
+
+A matte is how much of each pixel a layer fills; the mattes of all layers add up to one. A layer has its colour as well,
+and its alpha is what "over" asks for: how much the layer fills of what those in front of it leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from textwrap import fill
+from typing import Any, ClassVar, Literal
+
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from neural_fields.atlas import canonical
+from neural_fields.config.flags import Repeated
+from neural_fields.core.errors import bad_input
+from neural_fields.core.files import write_synced
+from neural_fields.data.video.image_sequence import insert_png_texts
+from neural_fields.data.video.io import source_frames, write_video
+from neural_fields.data.video.metadata import VideoMetadata, parse_size
+from neural_fields.edits.provenance import build_provenance
+from neural_fields.edits.read_stack import active_edits
+from neural_fields.export.base import ReportProgress, Target, select_layers
+from neural_fields.imaging.alpha import premultiply
+from neural_fields.imaging.exr import write_exr
+from neural_fields.rendering.base import RenderPass
+from neural_fields.rendering.render_planar import open_passes
+from neural_fields.rendering.unmixing import FrameUnmixer, read_layer_weights, unmix_edited_frame
+from neural_fields.runs.source import read_source_metadata
+
+Format = Literal["png", "exr", "prores4444"]
+Picture = Float[np.ndarray, "height width channels"]  # one channel: a matte; four: straight RGBA
+Frames = Callable[[], Iterator[tuple[int, Sequence[Picture]]]]  # index in the run, and a picture of each layer
+
+COLOURS = "display-referred (sRGB, Rec. 709 primaries), as in the source; nothing was made linear"
+STORED = {
+    ("matte", "png"): "16-bit grey PNG files: 65535 where the layer fills the pixel.",
+    ("matte", "exr"): "32-bit float OpenEXR files with the channels A and Y, both the matte.",
+    ("matte", "prores4444"): "One ProRes 4444 film a layer: white, with the matte as its alpha.",
+    ("layers", "png"): "16-bit RGBA PNG files. Alpha is straight: colours are not multiplied by it.",
+    ("layers", "exr"): "32-bit float OpenEXR files. Alpha is premultiplied: colours are multiplied by it.",
+    ("layers", "prores4444"): "One ProRes 4444 film a layer. Alpha is straight: colours are not multiplied by it.",
+}
+MEANING = {
+    "matte": "A matte is how much of each pixel of the frame the layer fills. In each pixel the mattes of all layers "
+    "add up to one: a layer behind others has only what they leave.",
+    "layers": 'Put together with "over", the last on the bottom, the layers give the frame. Alpha is how much a layer '
+    "fills of what those in front of it leave. The last layer goes on behind the others, where some frame shows it, "
+    "with the colours of its canonical picture in the light around.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatteExporter:
+    """Write how much of each pixel each layer fills: one sequence a layer."""
+
+    name: ClassVar[str] = "matte"
+
+    layer: Repeated = ()
+    """Layers to write, repeatable (default: all)."""
+    format: Format = "png"
+    """png: 16-bit grey; exr: 32-bit float, channels A and Y; prores4444: white with alpha, one film a layer."""
+    size: str = "source"
+    """Size of the pictures: source, 480p, Np or WxH."""
+    every: int = 1
+    """Write every n-th frame only."""
+
+    def __call__(self, target: Target, report: ReportProgress) -> Sequence[str]:
+        """Fills the folder of `target`.
+
+        Raises:
+            UserError: an unknown layer, a size or a step out of range, a missing package, no room.
+        """
+        job = _plan_job(target, "matte", self.layer, self.format, self.size, self.every)
+        return job.write_files(partial(_iterate_mattes, job), report)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayersExporter:
+    """Write every layer with colour and alpha, so that "over", the last layer on the bottom, gives the frame."""
+
+    name: ClassVar[str] = "layers"
+
+    layer: Repeated = ()
+    """Layers to write, repeatable (default: all)."""
+    format: Format = "png"
+    """png: 16-bit RGBA, straight; exr: 32-bit float, premultiplied; prores4444: straight, one film a layer."""
+    what: Literal["source", "model"] = "source"
+    """source: the frame's own pixels; model: the canonical pictures in the frame's light."""
+    edited: bool = False
+    """With the active edits on the frames."""
+    size: str = "source"
+    """Size of the pictures: source, 480p, Np or WxH."""
+    every: int = 1
+    """Write every n-th frame only."""
+
+    def __call__(self, target: Target, report: ReportProgress) -> Sequence[str]:
+        """Fills the folder of `target`.
+
+        Raises:
+            UserError: an unknown layer, a size or a step out of range, a missing package, no room, no edit to show.
+        """
+        if self.edited and self.what == "model":
+            raise bad_input("edits are put on the source's own pixels", fix="leave out --what model, or --edited")
+        edits = active_edits(target.run) if self.edited else []
+        if self.edited and not edits:
+            raise bad_input("no edit is active in this run", where=str(target.run.edits), fix="leave out --edited")
+        job = _plan_job(
+            target, "layers", self.layer, self.format, self.size, self.every, edits=edits, colours=self.what
+        )
+        changer = open_passes(target.run, target.maps) if edits else None
+        images = [canonical.read_pristine(target.run.canonical, name) for name in target.maps.layers]
+        unmixing = FrameUnmixer(target.maps, [(image.to_array(), image.box) for image in images])
+        return job.write_files(partial(_iterate_layers, job, unmixing, changer, self.what == "model"), report)
+
+
+@dataclass(frozen=True)
+class _MatteJob:
+    """The pictures of one export, checked before anything is written."""
+
+    target: Target
+    kind: str  # "matte" or "layers"
+    facts: VideoMetadata
+    chosen: range  # number in the source of each frame of the run
+    layers: list[int]
+    format: str
+    size: tuple[int, int]
+    every: int
+    words: Mapping[str, str]  # metadata
+
+    @property
+    def frames(self) -> range:
+        """The frames of the run that are written."""
+        return range(0, len(self.chosen), self.every)
+
+    def iterate_source(self) -> Iterator[tuple[int, UInt8[np.ndarray, "height width 3"]]]:
+        """Yields the index in the run and the frame of the source, at the size that is asked for."""
+        for t, frame in zip(self.frames, source_frames(self.facts, self.chosen[:: self.every]), strict=True):
+            if frame.shape[1::-1] != self.size:
+                mode = cv2.INTER_AREA if self.size[0] < frame.shape[1] else cv2.INTER_CUBIC
+                frame = cv2.resize(frame, self.size, interpolation=mode)
+            yield t, frame
+
+    def write_files(self, pictures: Frames, report: ReportProgress) -> list[str]:
+        """Writes all files; returns notes for the user."""
+        names = self.target.maps.layers
+        if self.format == "prores4444":
+            # Each layer is a film of straight RGBA.
+            times = [self.facts.timestamps[self.chosen[t]] for t in self.frames]
+            facts = replace(self.facts, rate=self.facts.rate / (self.every * self.chosen.step))
+            for layer in self.layers:
+                path = self.target.folder / f"{names[layer]}.mov"
+                frames = self._iterate_film(pictures, layer, path.name, report)
+                write_video(path, frames, facts, codec="prores4444", timestamps=times, sound=False, texts=self.words)
+        else:
+            # Each picture is a file: PNG (16 bits, straight) or OpenEXR (float, premultiplied).
+            for layer in self.layers:
+                (self.target.folder / names[layer]).mkdir()
+            for done, (t, found) in enumerate(pictures(), start=1):
+                for layer in self.layers:
+                    picture, is_matte = found[layer], found[layer].shape[2] == 1
+                    path = self.target.folder / names[layer] / f"{names[layer]}.{self.chosen[t]:04d}.{self.format}"
+                    if self.format == "exr":
+                        planes = picture[..., 0] if is_matte else np.moveaxis(premultiply(picture), -1, 0)
+                        channels = dict.fromkeys("AY", planes) if is_matte else dict(zip("RGBA", planes, strict=True))
+                        header = {} if is_matte else {"alpha": "premultiplied", "colour": COLOURS}
+                        write_exr(path, channels, {**header, **self.words})
+                    else:
+                        values = np.rint(65535 * picture).astype(np.uint16)
+                        values = values if is_matte else cv2.cvtColor(values, cv2.COLOR_RGBA2BGRA)
+                        ok, png = cv2.imencode(".png", values, [cv2.IMWRITE_PNG_COMPRESSION, 2])
+                        assert ok, "16-bit pictures of one or four channels can be written"
+                        write_synced(path, insert_png_texts(png.tobytes(), self.words))
+                report(f"writing {self.kind}", done, len(self.frames))
+        stored = STORED[self.kind, self.format]
+
+        # The README says what the files are.
+        width, height = self.size
+        numbers = f"Numbers are those of the frames in the source, {self.chosen[0]} the first; every file is one frame."
+        if self.format == "prores4444":
+            numbers = f"The first frame is number {self.chosen[0]} of the source."
+        lines = [
+            stored,
+            MEANING[self.kind],
+            f"Layers, front to back: {', '.join(names)}. Written: {', '.join(names[n] for n in self.layers)}.",
+            f"{width}x{height} pixels. {numbers}",
+        ]
+        if self.kind == "layers":
+            lines.insert(2, f"Colours are {COLOURS}.")
+        text = "\n\n".join(fill(line, 100) for line in lines) + "\n"
+        write_synced(self.target.folder / "README.txt", text.encode())
+        return [stored]
+
+    def _iterate_film(
+        self, pictures: Frames, layer: int, name: str, report: ReportProgress
+    ) -> Iterator[UInt8[np.ndarray, "height width 4"]]:
+        """Yields the frames of one layer as 8-bit RGBA; a matte is the alpha of white."""
+        for done, (_, found) in enumerate(pictures(), start=1):
+            one = found[layer]
+            rgba = np.dstack([np.ones((*one.shape[:2], 3), np.float32), one]) if one.shape[2] == 1 else one
+            yield np.rint(255 * rgba).astype(np.uint8)
+            report(f"writing {name}", done, len(self.frames))
+
+
+def _plan_job(
+    target: Target, kind: str, layers: Sequence[str], format: str, size: str, every: int, **more: Any
+) -> _MatteJob:
+    """Checks what is asked for before anything is written."""
+    numbers = select_layers(target.maps, layers)
+    facts, chosen = read_source_metadata(target.run)
+    if not 1 <= every <= len(chosen):
+        why = f"the run has {len(chosen)} frames; a step of 1 to {len(chosen)} is possible"
+        raise bad_input(f"--every {every} is out of range", why=why, fix="--every 1")
+    wanted = parse_size(size, facts.width, facts.height)
+    words = build_provenance(target.run, kind, **more) if target.metadata else {}
+    return _MatteJob(target, kind, facts, chosen, numbers, format, wanted, every, words)
+
+
+def _iterate_mattes(job: _MatteJob) -> Iterator[tuple[int, Sequence[Picture]]]:
+    """Yields the index in the run and the matte of every layer, for each frame that is written."""
+    for t in job.frames:
+        yield t, [plane[..., None] for plane in read_layer_weights(job.target.maps, t, job.size)]
+
+
+def _iterate_layers(
+    job: _MatteJob, unmixing: FrameUnmixer, changer: RenderPass | None, model: bool
+) -> Iterator[tuple[int, Sequence[Picture]]]:
+    """Yields the index in the run and every layer for each frame that is written, edited where there is a `changer`."""
+    for t, frame in job.iterate_source():
+        if changer is None:
+            yield t, unmixing.unmix_frame(t, frame, model)
+        else:
+            yield t, unmix_edited_frame(changer, t, frame)

@@ -1,0 +1,1 @@
+"""Point tracks and label maps for other programs."""

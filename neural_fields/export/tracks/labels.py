@@ -1,0 +1,141 @@
+"""Propagates labels of one frame to all frames of a run: label maps, and masks of each class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Int
+
+from neural_fields.atlas.uv_maps import Maps
+from neural_fields.core.errors import bad_input
+from neural_fields.core.files import atomic_write, write_json, write_synced
+from neural_fields.edits.provenance import build_provenance
+from neural_fields.export.base import ReportProgress, Target
+from neural_fields.export.tracks.fitted_model import TrainedModel, open_trained_model
+from neural_fields.export.tracks.label_files import LabelMap, encode_mask, read_labels
+from neural_fields.tracking.labels import compute_label_planes, resize_labels
+
+Classes = Int[np.ndarray, "height width"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelsExporter:
+    """Carry a label picture from one frame to all frames."""
+
+    name: ClassVar[str] = "labels"
+
+    labels: Path | None = None
+    """A PNG, TIFF or BMP picture of the frame: each colour, grey value or palette index is a class."""
+    frame: int | None = None
+    """Number of the frame in the source that it belongs to, 0 is the first (default: the middle one)."""
+    masks: bool = False
+    """Also a folder of masks for each class, as `--masks NAME=FOLDER` of `unwrap train` takes them."""
+
+    def __call__(self, target: Target, report: ReportProgress) -> Sequence[str]:
+        """Propagates the labels and writes them.
+
+        Raises:
+            UserError: no picture, one that cannot be used, or a frame that the run does not have (exit 3).
+        """
+        if self.labels is None:
+            raise bad_input("no label picture is given", fix="--labels FILE.png --frame 0")
+        trained = open_trained_model(target.run)
+        t, size = trained.frame_index(self.frame), trained.source_size
+        picture = read_labels(self.labels, size)
+        labels = resize_labels(picture.classes, size)
+        named = np.unique(labels[labels > 0]).tolist() if self.masks else []
+        max_masks = 256  # folders
+        if len(named) > max_masks:
+            raise bad_input(
+                f"{len(named)} classes would be {len(named)} folders of masks",
+                why=f"at most {max_masks} are written",
+                fix="leave out --masks",
+            )
+        counts = np.zeros((len(trained.frames), len(picture.values)), np.int64)
+        for index, classes in enumerate(propagate_labels(trained, target.maps, picture, t)):
+            report("labels", index + 1, len(trained.frames))
+            counts[index] = np.bincount(classes.ravel(), minlength=counts.shape[1])
+            file = f"{trained.frames[index]:05d}.png"
+            _write_file(target.folder / file, picture.encode_png(classes))
+            for number in named:
+                _write_file(target.folder / "masks" / picture.class_name(number) / file, encode_mask(classes == number))
+
+        # What labels.json says of the picture and its classes.
+        frames = trained.frames
+        described = []
+        for number in range(len(picture.values)):
+            folder = {"masks": f"masks/{picture.class_name(number)}"} if number in named else {}
+            described.append(
+                {
+                    "value": picture.values[number].tolist(),
+                    "colour": picture.class_color(number),
+                    "pixels": int(counts[t, number]),
+                    "pixels_in_all_frames": int(counts[:, number].sum()),
+                    **folder,
+                }
+            )
+        content: dict[str, Any] = {
+            "schema": 1,
+            "labels": picture.source,
+            "sha256": picture.sha256,
+            "mode": picture.mode,
+            "bits": picture.bits_per_channel,
+            "width": size[0],
+            "height": size[1],
+            "frames": [frames.start, frames.stop, frames.step],
+            "frame": frames[t],
+            "classes": described,
+        }
+        made = build_provenance(target.run, "labels", frame=frames[t]) if target.metadata else {}
+        write_json(target.folder / "labels.json", {**content, **made})
+
+        notes = []
+        if len(picture.values) > 64:
+            notes.append(
+                f"{len(picture.values)} classes: where edges are soft, each of their shades is one; "
+                "draw labels without antialiasing"
+            )
+        lost = []  # classes that no other frame has
+        for number in np.flatnonzero(counts[t]).tolist():
+            if number and counts[:, number].sum() == counts[t, number]:
+                lost.append(number)
+        if lost and len(counts) > 1:
+            names = ", ".join(picture.class_name(number) for number in lost[:5]) + (" ..." if len(lost) > 5 else "")
+            notes.append(f"too small for the size of the run, or never seen again: {names}")
+        return notes
+
+
+def propagate_labels(trained: TrainedModel, maps: Maps, picture: LabelMap, t: int) -> Iterator[Classes]:
+    """Propagates the classes of frame `t` of the run to every frame, at the size of the source.
+
+    That frame keeps what it was given. The others sample their baked maps, so that labels end where edits end.
+
+    Args:
+        trained: the model and its source.
+        maps: its baked maps.
+        picture: the labels of frame `t`.
+        t: number of the frame in the run.
+    """
+    size = trained.source_size
+    planes = compute_label_planes(trained.model, resize_labels(picture.classes, maps.size), t, trained.flow)
+    for index in range(len(trained.frames)):
+        if index == t:
+            yield resize_labels(picture.classes, size)
+            continue
+        seen = maps.read_weights(index, size).argmax(axis=0)
+        classes = np.zeros(seen.shape, np.int32)
+        for layer, plane in enumerate(planes[index]):
+            own = seen == layer
+            if own.any():
+                classes[own] = plane.sample_labels(maps.read_uv(index, layer, size)[own])
+        yield classes
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    """Writes a file atomically."""
+    with atomic_write(path) as part:
+        write_synced(part, data)

@@ -1,0 +1,190 @@
+"""Reads the points that a user names: as words, as a table, or as a grid."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from neural_fields.core.errors import UserError, bad_input
+from neural_fields.core.validated_input import describe_value, read_text
+
+NUMBER = re.compile(r"[+-]?(?:[0-9]{1,30}(?:\.[0-9]{0,30})?|\.[0-9]{1,30})(?:[eE][+-]?[0-9]{1,3})?")
+EXAMPLE = '--point "120,80"'
+
+Points = Float[np.ndarray, "points 2"]
+
+
+@dataclass(frozen=True)
+class PointLimits:
+    """How much is taken at a time."""
+
+    points: int = 10_000
+    line_length: int = 1000  # characters, and columns, of a table
+
+
+DEFAULTS = PointLimits()
+
+
+def parse_points(words: Sequence[str]) -> Points:
+    """Parses points from texts such as "120.5,80".
+
+    Raises:
+        UserError: a text that is not a point (exit 3).
+    """
+    rows = []
+    for word in words:
+        row = [_parse_number(cell) for cell in word.split(",")]
+        if len(row) != 2 or None in row:
+            raise bad_input(
+                f"--point {describe_value(word)} is not a point", why="two numbers are expected: x,y", fix=EXAMPLE
+            )
+        rows.append(row)
+    return np.array(rows, np.float64).reshape(-1, 2)
+
+
+def read_points(path: Path, frame: int, limits: PointLimits = DEFAULTS) -> tuple[Points, int]:
+    """Reads points from a CSV file.
+
+    Without a heading each row is x,y. With one, its columns x and y are read; where there is a column "frame" those
+    rows that have `frame`, and where there is a column "visible" those that have 1 in it. So `tracks.csv` can be read
+    back, changed or not.
+
+    Args:
+        path: of the table.
+        frame: number in the source of the frame that points are wanted of.
+        limits: of the table.
+
+    Returns:
+        The points, and how many rows of that frame were left out because they are not visible.
+
+    Raises:
+        UserError: a file that cannot be read, too many points, or something else than numbers (exit 3).
+    """
+    text = read_text(path)
+    if "\0" in text:
+        raise bad_input(f"{path.name} is not a table of points", where=str(path), why="it holds binary data")
+    lines: list[tuple[int, list[str]]] = []  # number in the file and cells of each row that has some
+    for number, line in enumerate(text.split("\n"), start=1):
+        if len(line) > limits.line_length:
+            raise _bad_row(path, number, f"{len(line)} characters")
+        if line.strip():
+            lines.append((number, [cell.strip().strip('"') for cell in line.replace(";", ",").split(",")]))
+    if not lines:
+        raise bad_input(f"{path.name} holds no points", where=str(path), fix="write a row x,y for each point")
+
+    # The first row is a heading where it holds something else than numbers.
+    columns, max_cells = {"x": 0, "y": 1}, 2
+    number, cells = lines[0]
+    if any(_parse_number(cell) is None for cell in cells):
+        names = [cell.lower() for cell in cells]
+        if "x" not in names or "y" not in names:
+            raise _bad_row(
+                path, number, f"{describe_value(','.join(cells))} is neither two numbers nor a heading with x and y"
+            )
+        columns = {name: names.index(name) for name in ("x", "y", "frame", "visible") if name in names}
+        max_cells = limits.line_length
+        lines = lines[1:]
+
+    min_cells = max(columns.values()) + 1
+    rows: list[tuple[float, float]] = []
+    hidden, frames = 0, set()
+    for number, cells in lines:
+        if not min_cells <= len(cells) <= max_cells:
+            raise _bad_row(path, number, f"{len(cells)} values in a row")
+        values = {}
+        for name, column in columns.items():
+            value = _parse_number(cells[column])
+            if value is None:
+                raise _bad_row(path, number, f"{describe_value(cells[column])} is not a number")
+            values[name] = value
+        frames.add(values.get("frame", frame))
+        if values.get("frame", frame) != frame:
+            continue
+        if not values.get("visible", 1.0):
+            hidden += 1
+            continue
+        rows.append((values["x"], values["y"]))
+        if len(rows) > limits.points:
+            raise too_many_points_error(len(rows), str(path), limits)
+    if not rows:
+        why = f"its frames are {min(frames):g} to {max(frames):g}" if frames else "there is a heading and nothing else"
+        if hidden:
+            why = f"all {hidden} points of that frame are hidden there: a point is tracked from a frame that shows it"
+        raise bad_input(
+            f"{path.name} has no point of frame {frame}", where=str(path), why=why, fix="--frame with another"
+        )
+    return np.array(rows, np.float64), hidden
+
+
+def grid_points(count: int, size: tuple[int, int], limits: PointLimits = DEFAULTS) -> Points:
+    """Lays points at equal steps over a frame.
+
+    Args:
+        count: of the points along the longer side.
+        size: (width, height) of the frame.
+        limits: of the points.
+
+    Raises:
+        UserError: less than one, or too many (exit 3).
+    """
+    if count < 1:
+        raise bad_input(f"--grid {count} is no grid", why="it says how many points lie along the longer side")
+    step = max(size) / count
+    across, down = (max(1, round(side / step)) for side in size)
+    if across * down > limits.points:
+        raise too_many_points_error(across * down, "--grid", limits)
+    x, y = np.meshgrid((np.arange(across) + 0.5) * size[0] / across, (np.arange(down) + 0.5) * size[1] / down)
+    return np.stack([x.ravel(), y.ravel()], axis=1)
+
+
+def check_points(
+    points: Shaped[np.ndarray, "points 2"], size: tuple[int, int], limits: PointLimits = DEFAULTS
+) -> Points:
+    """Returns the points, if there are some and all lie in the frame.
+
+    Args:
+        points: in pixels of the frame.
+        size: (width, height) of the frame.
+        limits: of the points.
+
+    Raises:
+        UserError: none, too many, or one that is outside (exit 3).
+    """
+    if not len(points):
+        raise bad_input("no points are given", why="give --point, --points or --grid", fix=EXAMPLE)
+    if len(points) > limits.points:
+        raise too_many_points_error(len(points), "", limits)
+    given = np.asarray(points, np.float64)
+    outside = ~((given >= 0) & (given < np.array(size))).all(axis=1)  # a nan is nowhere
+    if outside.any():
+        number = int(outside.argmax())
+        x, y = given[number]
+        more = f", and {outside.sum() - 1} more" if outside.sum() > 1 else ""
+        raise bad_input(
+            f"point {number + 1} is not in the frame: {x:g},{y:g}{more}",
+            why=f"pixels of the source: x from 0 to {size[0]}, y from 0 to {size[1]}, from the upper left corner",
+            fix=f'--point "{size[0] // 2},{size[1] // 2}"',
+        )
+    return given
+
+
+def too_many_points_error(count: int, where: str, limits: PointLimits = DEFAULTS) -> UserError:
+    """Makes the error for more points than are tracked at a time."""
+    return bad_input(f"{count} points or more", where=where, why=f"at most {limits.points} are tracked at a time")
+
+
+def _bad_row(path: Path, number: int, problem: str) -> UserError:
+    """Makes the error for a row of a table."""
+    why = "expected x,y in each row, or the columns of a tracks.csv"
+    return bad_input(f"{path.name}, line {number}: {problem}", where=str(path), why=why)
+
+
+def _parse_number(text: str) -> float | None:
+    """Parses a finite number; None where the text is none."""
+    found = float(text) if NUMBER.fullmatch(text.strip()) else np.inf
+    return found if np.isfinite(found) else None

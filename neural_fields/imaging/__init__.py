@@ -1,0 +1,1 @@
+"""Images: files, alpha, resampling, blending, grading, hole filling."""

@@ -1,0 +1,1 @@
+"""Layered documents: OpenRaster and Photoshop."""

@@ -1,0 +1,314 @@
+"""Image I/O: the one place where picture files of other programs are parsed.
+
+A picture is checked before it is decoded (format, pixel count), decoded at its full bit depth, rotated upright once,
+and converted to sRGB with straight alpha. `Picture.notes` lists the conversions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import ExifTags, Image, ImageCms, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
+
+from neural_fields.core.errors import ExitCode, UserError, bad_input
+from neural_fields.imaging.alpha import to_floats, unpremultiply
+
+FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP")
+_SAVE_AGAIN = "save it again as PNG, JPEG, TIFF or WebP with 8 or 16 bits per channel"
+
+
+@dataclass(frozen=True)
+class PictureLimits:
+    """Limits against files that would exhaust the memory."""
+
+    max_pixels: int = 256_000_000  # of a picture
+    max_bytes: int = 1 << 30  # of a file
+
+
+DEFAULTS = PictureLimits()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture: sRGB colours and straight alpha.
+
+    Attributes:
+        rgba: float32 [h, w, 4] in [0, 1].
+        had_alpha: whether the file stores alpha (otherwise alpha is one).
+        lossy: whether the file's compression changes colours (JPEG, lossy WebP).
+        bits: bits per channel that were kept (8 or 16).
+        quantisation: the JPEG quantisation tables, when the file is a JPEG that can be imitated exactly.
+        subsampling: the JPEG chroma subsampling as Pillow numbers it (0 is 4:4:4), -1 where unknown.
+        notes: what was converted or dropped, one sentence each.
+        source: file name; sha256: of the file; kind: "PNG", "JPEG", "TIFF", "WEBP" or "BMP".
+        pixels: `rgba` as the bytes that it was made from; None where more than 8 bits were kept.
+    """
+
+    rgba: Float[np.ndarray, "height width 4"]
+    had_alpha: bool
+    lossy: bool
+    bits: int = 8
+    quantisation: dict[int, tuple[int, ...]] | None = None
+    subsampling: int = -1
+    notes: tuple[str, ...] = ()
+    source: str = ""
+    sha256: str = ""
+    kind: str = ""
+    pixels: UInt8[np.ndarray, "height width 4"] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height)."""
+        return self.rgba.shape[1], self.rgba.shape[0]
+
+
+def read_picture(path: str | Path, max_pixels: int = DEFAULTS.max_pixels) -> Picture:
+    """Reads a PNG, JPEG, TIFF, WebP or BMP file.
+
+    Args:
+        path: the file.
+        max_pixels: refuse a larger picture before decoding it. A caller that knows what to expect should say so.
+
+    Raises:
+        UserError: missing, empty, damaged or unsupported file (exit 3), too many pixels (7), not enough memory (4).
+    """
+    path = Path(path)
+    return decode_picture(read_file_bytes(path), path, max_pixels)
+
+
+def decode_picture(
+    data: bytes, path: Path, max_pixels: int = DEFAULTS.max_pixels, formats: tuple[str, ...] = FORMATS
+) -> Picture:
+    """Reads a picture from the bytes of a file, such as one inside an archive.
+
+    Args:
+        data: the whole file.
+        path: names it in messages; nothing is read there.
+        max_pixels: as for `read_picture`.
+        formats: those of `FORMATS` that are accepted.
+
+    Raises:
+        UserError: as `read_picture`.
+    """
+    # The one border around foreign parsers: Pillow and OpenCV answer damaged files with a dozen exception types.
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=formats) as image:
+                width, height = image.size
+                if width * height > max_pixels:
+                    count = f"{width} x {height} = {width * height / 1e6:.4g} megapixels"
+                    raise _pixel_limit_error(path, f"the file declares {count}", max_pixels)
+                return _decode_picture(image, data, path)
+    except UserError:
+        raise
+    except Image.DecompressionBombError as problem:
+        raise _pixel_limit_error(path, str(problem), max_pixels) from problem
+    except MemoryError as problem:
+        raise UserError(
+            ExitCode.NO_ROOM, f"not enough memory to open {path.name}", where=str(path), fix="save it at a smaller size"
+        ) from problem
+    except UnidentifiedImageError as problem:
+        raise bad_input(
+            f"{path.name} is not a picture that can be read",
+            where=str(path),
+            why=f"expected one of {', '.join(formats)}; its content is none of them, whatever its name says",
+            fix=_SAVE_AGAIN,
+        ) from problem
+    except Exception as problem:
+        raise bad_input(
+            f"{path.name} is damaged and cannot be read",
+            where=str(path),
+            why=str(problem).splitlines()[0] if str(problem) else type(problem).__name__,
+            fix=_SAVE_AGAIN,
+        ) from problem
+
+
+def encode_png(rgba: Float[np.ndarray, "height width channels"], bits: int = 8) -> bytes:
+    """Encodes an RGB or RGBA picture in [0, 1] (straight alpha) as PNG with 8 or 16 bits per channel."""
+    scale = 255 if bits == 8 else 65535
+    values = np.rint(np.clip(rgba, 0, 1) * scale).astype(np.uint8 if bits == 8 else np.uint16)
+    order = cv2.COLOR_RGBA2BGRA if rgba.shape[2] == 4 else cv2.COLOR_RGB2BGR
+    done, encoded = cv2.imencode(".png", cv2.cvtColor(values, order), [cv2.IMWRITE_PNG_COMPRESSION, 4])
+    if not done:
+        raise ValueError(f"a picture of shape {rgba.shape} cannot be written as PNG")
+    return encoded.tobytes()
+
+
+def read_file_bytes(path: Path, max_bytes: int = DEFAULTS.max_bytes) -> bytes:
+    """Reads the bytes of a picture file of a user.
+
+    Raises:
+        UserError: missing, empty or unreadable file (exit 3), more than `max_bytes` (7).
+    """
+    if not path.exists():
+        raise bad_input(f"there is no file {path}", where=str(path), fix="check the spelling of the path")
+    if not path.is_file():
+        raise bad_input(f"{path} is not a file", where=str(path), why="expected one picture file")
+    try:
+        size = path.stat().st_size
+        if size > max_bytes:
+            raise UserError(
+                ExitCode.UNSAFE_FILE,
+                f"{path.name} has {size} bytes, more than the {max_bytes} that are accepted",
+                where=str(path),
+                fix=_SAVE_AGAIN,
+            )
+        data = path.read_bytes()
+    except OSError as problem:
+        raise bad_input(f"{path.name} cannot be read: {problem.strerror}", where=str(path)) from problem
+    if not data:
+        raise bad_input(f"{path.name} is empty", where=str(path), fix=_SAVE_AGAIN)
+    return data
+
+
+def _pixel_limit_error(path: Path, size: str, limit: int) -> UserError:
+    return UserError(
+        ExitCode.UNSAFE_FILE,
+        f"{path.name} was not opened: its pixel count is over the limit",
+        where=str(path),
+        why=f"{size}; at most {limit / 1e6:.4g} megapixels are accepted here",
+        fix="save it at a smaller size",
+    )
+
+
+def _decode_picture(image: Image.Image, data: bytes, path: Path) -> Picture:
+    """Decodes an opened image; what was converted is said in the notes."""
+    notes: list[str] = []
+    kind = image.format
+    if getattr(image, "n_frames", 1) > 1:
+        notes.append(f"{image.n_frames} pictures in the file: the first is used")  # type: ignore[attr-defined]
+    bits = 8  # per channel, as the file states them
+    if kind == "PNG" and data[12:16] == b"IHDR":
+        bits = data[24]
+    elif kind == "TIFF":
+        bits = max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))  # type: ignore[attr-defined]
+    if bits > 16 or image.mode in ("I", "F"):
+        raise bad_input(
+            f"{path.name} stores {max(bits, 32)} bits per channel",
+            where=str(path),
+            why="expected 8 or 16 whole-number bits per channel",
+            fix=_SAVE_AGAIN,
+        )
+    # Pillow and OpenCV both rotate a TIFF upright while they decode it, and no other format.
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if kind != "TIFF" else 1
+    tables: dict[int, tuple[int, ...]] | None = None
+    subsampling = -1
+    if kind in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+        tables = {index: tuple(table) for index, table in image.quantization.items()}  # type: ignore[attr-defined]
+        subsampling = JpegImagePlugin.get_sampling(image)
+    # Pillow decodes everything first, 16 bit included: it notices a file that ends early, OpenCV does not.
+    image.load()
+    rgba = _decode_16_bit(image, data, notes) if bits == 16 else None
+    pixels = _decode_8_bit(image, notes) if rgba is None else None
+    if orientation in range(2, 9):
+        upright = rgba if pixels is None else pixels
+        assert upright is not None, "one of the two was decoded"
+        if orientation >= 5:
+            upright = upright.transpose(1, 0, 2)
+        if orientation in (2, 3, 6, 7):
+            upright = upright[:, ::-1]
+        if orientation in (3, 4, 7, 8):
+            upright = upright[::-1]
+        rgba, pixels = (upright, None) if pixels is None else (None, upright)
+        notes.append("turned upright as its EXIF orientation asks")
+        tables = None  # the blocks of the file are not the blocks of the upright picture
+    if pixels is not None:
+        pixels, bits = np.ascontiguousarray(pixels), 8
+        rgba = to_floats(pixels)
+    return Picture(
+        rgba=np.ascontiguousarray(rgba, dtype=np.float32),
+        had_alpha=image.has_transparency_data,
+        lossy=kind in ("JPEG", "MPO") or (kind == "WEBP" and b"VP8 " in data[12:4096]),
+        bits=bits,
+        quantisation=tables,
+        subsampling=subsampling,
+        notes=tuple(notes),
+        source=path.name,
+        sha256=hashlib.sha256(data).hexdigest(),
+        kind="JPEG" if kind == "MPO" else str(kind),
+        pixels=pixels,
+    )
+
+
+def _decode_16_bit(image: Image.Image, data: bytes, notes: list[str]) -> np.ndarray | None:
+    """Decodes all 16 bits of a PNG or TIFF; None where only 8 bits can be read (said in the notes)."""
+    if image.info.get("icc_profile") and not _is_srgb(image.info["icc_profile"]):
+        notes.append("16-bit picture with a colour profile: converted to sRGB at 8 bits per channel")
+        return None
+    if image.mode.startswith("I;16"):
+        gray = np.asarray(image).astype(np.float32) / 65535
+        clear = image.info.get("transparency")
+        alpha = np.ones_like(gray) if clear is None else (np.asarray(image) != clear).astype(np.float32)
+        notes.append("gray picture: used as RGB")
+        return np.stack([gray, gray, gray, alpha], axis=-1)
+    tags = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
+    is_rgb = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 2
+    plain = image.format == "PNG" or (is_rgb and tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1) == 1)
+    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if plain else None
+    if values is None or values.dtype != np.uint16 or values.ndim != 3 or values.shape[2] not in (3, 4):
+        notes.append("16-bit picture of an unusual layout: read at 8 bits per channel")
+        return None
+    rgba = cv2.cvtColor(values, cv2.COLOR_BGRA2RGBA if values.shape[2] == 4 else cv2.COLOR_BGR2RGBA)
+    rgba = rgba.astype(np.float32) / 65535
+    is_premultiplied = 1 in tags.get(TiffImagePlugin.EXTRASAMPLES, ())
+    return unpremultiply(rgba) if is_premultiplied else rgba
+
+
+def _decode_8_bit(image: Image.Image, notes: list[str]) -> UInt8[np.ndarray, "height width 4"]:
+    """Converts the 8-bit picture to RGBA in sRGB, from any mode that Pillow reads."""
+    if image.mode not in ("RGB", "RGBA"):
+        names = {"1": "1-bit", "L": "gray", "LA": "gray", "P": "palette", "PA": "palette", "I;16": "gray"}
+        notes.append(f"{names.get(image.mode, image.mode)} picture: used as RGB")
+    if image.mode.startswith("I;16"):
+        gray = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        gray.info = dict(image.info)
+        image = gray
+    profile = image.info.get("icc_profile")
+    has_alpha = image.has_transparency_data
+    image = image.convert("RGBA") if has_alpha else image
+    if has_alpha and (not profile or _is_srgb(profile)):
+        return np.asarray(image)
+    rgba = cv2.cvtColor(np.asarray(_convert_to_srgb(image, profile, notes)), cv2.COLOR_RGB2RGBA)
+    return cv2.insertChannel(np.asarray(image.getchannel("A")), rgba, 3) if has_alpha else rgba
+
+
+def _is_srgb(profile: bytes) -> bool:
+    try:
+        return "srgb" in ImageCms.getProfileDescription(io.BytesIO(profile)).lower()
+    except (ImageCms.PyCMSError, OSError):
+        return False
+
+
+def _convert_to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
+    """Converts an image to RGB in sRGB. A profile that cannot be used is ignored with a note."""
+    if image.mode == "LAB":
+        return _convert_profile(image, ImageCms.createProfile("LAB"))
+    plain = image if image.mode in ("L", "CMYK") else image.convert("RGB")
+    if not profile or _is_srgb(profile):
+        return plain.convert("RGB")
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        name = ImageCms.getProfileDescription(source).strip() or "unnamed"
+        space = source.profile.xcolor_space.strip()
+        ready = plain if (plain.mode, space) in (("L", "GRAY"), ("CMYK", "CMYK")) else plain.convert("RGB")
+        result = _convert_profile(ready, source)
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        notes.append("its colour profile is damaged or does not fit the picture: ignored, taken as sRGB")
+        return plain.convert("RGB")
+    notes.append(f"converted from its colour profile '{name}' to sRGB")
+    return result
+
+
+def _convert_profile(image: Image.Image, source: ImageCms.ImageCmsProfile | ImageCms.core.CmsProfile) -> Image.Image:
+    result = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    if result is None:
+        raise ValueError("the colours were not converted")
+    return result

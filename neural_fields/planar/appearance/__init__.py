@@ -1,0 +1,1 @@
+"""Textures, opacities and gains."""

@@ -1,0 +1,1 @@
+"""The start of a planar model, before the first gradient step."""

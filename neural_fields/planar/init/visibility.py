@@ -1,0 +1,50 @@
+"""The visibility of a layer in each frame, computed when it is asked for: for all frames it would fill memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import cv2
+import numpy as np
+from jaxtyping import Float
+
+
+class LayerVisibility:
+    """The visibility of a layer: how much of each pixel it fills, 0 to 1, in some frames.
+
+    Args:
+        share: the layer's share of the pixels [height, width] of a frame of the clip.
+        frames: which frames.
+        size: (width, height) of what `share` gives.
+    """
+
+    def __init__(
+        self, share: Callable[[int], Float[np.ndarray, "height width"]], frames: range, size: tuple[int, int]
+    ) -> None:
+        self.share = share
+        self.frames = frames
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> Float[np.ndarray, "height width"]:
+        """Returns the shares in one of the frames."""
+        return self.share(self.frames[index])
+
+    def select_span(self, first: int, last: int, stride: int = 1) -> LayerVisibility:
+        """Returns the visibility in frames `first` to `last` of the clip, or in every `stride`-th of them."""
+        return LayerVisibility(self.share, range(first, last + 1, stride), self.size)
+
+    def halve_size(self) -> LayerVisibility:
+        """Returns the visibility at half the size."""
+        size = (max(32, self.size[0] // 2), max(32, self.size[1] // 2))
+        return LayerVisibility(
+            lambda t: cv2.resize(self.share(t), size, interpolation=cv2.INTER_AREA), self.frames, size
+        )
+
+    @cached_property
+    def areas_px(self) -> Float[np.ndarray, " time"]:
+        """How many pixels the layer fills in each frame."""
+        return np.array([float(self[index].sum()) for index in range(len(self))])

@@ -1,0 +1,1 @@
+"""Losses of planar models, and their analytic gradients."""

@@ -1,0 +1,1 @@
+"""Mappings from (x, y, t) to the canonical plane."""

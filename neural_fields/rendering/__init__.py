@@ -1,0 +1,1 @@
+"""Rendering: a stack of edits as passes over frames."""

@@ -1,0 +1,66 @@
+"""What a rendering pass is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from neural_fields.atlas.uv_maps import Maps
+from neural_fields.core.coords import Box
+from neural_fields.imaging.blend_modes import Blend
+
+
+class RenderPass(ABC):
+    """One pass over the frames of a run that may change them."""
+
+    maps: Maps
+
+    @property
+    @abstractmethod
+    def changes_something(self) -> bool:
+        """Whether the pass can change any frame."""
+
+    @abstractmethod
+    def render_frame(self, t: int, source: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
+        """Returns frame `t` of the run after the pass, at the size of `source`, the frame before it."""
+
+    @abstractmethod
+    def affected_mask(self, t: int, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
+        """Returns where the pass may change frame `t` at `size` (width, height)."""
+
+    def layer_weights(self, t: int, size: tuple[int, int]) -> Float[np.ndarray, "layers height width"]:
+        """Returns how much of each pixel of frame `t` each layer fills after the pass; sums to one."""
+        return self.maps.read_weights(t, size)
+
+    def render_frames(
+        self, frames: Iterable[tuple[int, UInt8[np.ndarray, "height width 3"]]]
+    ) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
+        """Yields the frames after the pass for pairs of (frame index of the run, frame before it)."""
+        for t, frame in frames:
+            yield self.render_frame(t, frame)
+
+
+Canonicals = Sequence[tuple[Float[np.ndarray, "_ _ 4"], Box]]  # canonical pictures of all layers, front to back
+
+
+@dataclass(frozen=True)
+class OverlayOptions:
+    """Options of putting overlays on frames.
+
+    Attributes:
+        strength: how much of the overlays frame `t` of the run shows, 0 to 1.
+        blend: the blend mode of the paint with the layer; None: the paint alone. Blended paint is not lit, because the
+            layer that it is blended with already is.
+        lit: whether the layer's gain is applied to plain paint.
+        canonicals_at: the canonical pictures of all layers before the overlays, by frame; None: those that were
+            exported.
+    """
+
+    strength: Callable[[int], float] = lambda t: 1.0
+    blend: Blend | None = None
+    lit: bool = True
+    canonicals_at: Callable[[int], Canonicals] | None = None

@@ -1,0 +1,251 @@
+"""The compositor: turns a stack of edits into render passes, which are applied to a frame one after the other.
+
+Plain edits (normal blend mode, at all times, over one box) are flattened and put on in one pass, as quickly as a single
+one. An edit that depends on the pixels below it (blend modes, grades), changes in time, or is animated, is a pass of
+its own. Hidden layers are removed first, so that overlays can be put on the layers behind them. Shapes come last: a
+layer is deformed together with everything that is on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+
+from neural_fields.atlas.canonical import CanonicalImage, resample_overlay
+from neural_fields.atlas.uv_maps import Maps
+from neural_fields.edits.arrangement import Arrangement
+from neural_fields.edits.payloads import (
+    flatten_overlays,
+    read_animated_overlay,
+    read_deformation,
+    read_mask,
+    read_overlay,
+)
+from neural_fields.edits.read_stack import Edit
+from neural_fields.edits.shape import Deformation
+from neural_fields.imaging.alpha import premultiply, unpremultiply
+from neural_fields.imaging.blend_modes import blend_function
+from neural_fields.imaging.color_grading import Grade
+from neural_fields.rendering.animated_pass import AnimatedPass
+from neural_fields.rendering.base import Canonicals, OverlayOptions, RenderPass
+from neural_fields.rendering.grade_pass import GradePass
+from neural_fields.rendering.overlay_pass import OverlayPass
+from neural_fields.rendering.removal_pass import RemovalPass
+from neural_fields.rendering.warp_pass import WarpPass
+
+Strength = Callable[[int], float]
+
+
+class PassChain(RenderPass):
+    """Several passes, one after the other."""
+
+    def __init__(self, maps: Maps, passes: Sequence[RenderPass]) -> None:
+        self.maps = maps
+        self.passes = passes
+
+    @property
+    def changes_something(self) -> bool:
+        """Whether any of the passes can change a frame."""
+        return any(step.changes_something for step in self.passes)
+
+    def render_frame(self, t: int, source: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
+        """Returns a frame after all passes."""
+        for step in self.passes:
+            source = step.render_frame(t, source)
+        return source
+
+    def layer_weights(self, t: int, size: tuple[int, int]) -> Float[np.ndarray, "layers height width"]:
+        """Returns how much of each pixel each layer fills after the last pass; sums to one."""
+        return self.passes[-1].layer_weights(t, size) if self.passes else super().layer_weights(t, size)
+
+    def affected_mask(self, t: int, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
+        """Returns where any of the passes may change a frame."""
+        found = np.zeros((size[1], size[0]), bool)
+        for step in self.passes:
+            found |= step.affected_mask(t, size)
+        return found
+
+
+@dataclass(frozen=True)
+class CanonicalPainter:
+    """The effect of one edit on the canonical picture of a layer, as far as a still picture can show it."""
+
+    layer: str
+    strength: Strength
+    paint: Callable[[CanonicalImage], CanonicalImage]
+
+
+def build_passes(
+    maps: Maps, pictures: Mapping[str, CanonicalImage], edits: Sequence[Edit], frames: Sequence[int]
+) -> RenderPass:
+    """Builds the passes that put some edits on the frames of a run.
+
+    Args:
+        maps: the baked maps of the run.
+        pictures: the exported canonical picture of every layer.
+        edits: the lowest first.
+        frames: the number in the source of each frame of the run.
+
+    Raises:
+        UserError: a missing, damaged or changed file of an edit (exit 5).
+    """
+    # Hidden layers: their share in each frame by edit, and the rim in pixels that goes with them.
+    hidden: dict[str, list[tuple[Strength, float]]] = {}
+    for edit in edits:
+        for layer in edit.spec.get("hidden", ()):
+            strength = partial(_strength_at, edit.arrangement, frames, edit.arrangement.opacity)
+            hidden.setdefault(layer, []).append((strength, float(edit.spec.get("grow", 0))))
+    hider = RemovalPass(maps, pictures, hidden) if hidden else None
+    shown_maps = maps if hider is None else hider.shown_maps
+    passes: list[RenderPass] = [] if hider is None else [hider]
+
+    # Overlays, grades and animated overlays, the lowest first.
+    below = _PaintedCanonicals(maps.layers, pictures)
+    for group in _group_plain(edits):
+        first = group[0]
+        if _is_plain(first):
+            flat = {name: overlay for name in maps.layers if (overlay := flatten_overlays(group, name)) is not None}
+            if flat:
+                passes.append(
+                    OverlayPass(shown_maps, pictures, flat, OverlayOptions(canonicals_at=below.at_this_point()))
+                )
+        else:
+            canonicals_at = below.at_this_point()
+            shown = partial(_strength_at, first.overlay_arrangement, frames, first.overlay_arrangement.opacity)
+            blend, lit = blend_function(first.overlay_arrangement.blend), bool(first.spec.get("lit", True))
+            options = OverlayOptions(shown, blend, lit, canonicals_at)
+            overlays = {layer: read_overlay(first, layer) for layer in first.spec["layers"]}
+            if overlays:
+                passes.append(OverlayPass(shown_maps, pictures, overlays, options))
+            for layer, value in first.spec.get("grades", {}).items():
+                grade, mask = Grade.from_json(value), read_mask(first, layer)
+                passes.append(
+                    GradePass(
+                        shown_maps, pictures, layer, grade, mask, OverlayOptions(shown, canonicals_at=canonicals_at)
+                    )
+                )
+            for layer in first.spec.get("moving", {}):
+                moving = read_animated_overlay(first, layer, len(frames))
+                passes.append(AnimatedPass(shown_maps, pictures, layer, moving, options))
+        for edit in group:
+            below.add_edit(canonical_painters(edit, frames))
+
+    if shapes := read_deformations(edits, frames):
+        passes.append(WarpPass(shown_maps, pictures, {}, shapes, below.at_this_point()))
+    return passes[0] if len(passes) == 1 else PassChain(maps, passes)
+
+
+def canonical_painters(edit: Edit, frames: Sequence[int] = ()) -> Iterator[CanonicalPainter]:
+    """Yields the effects of an edit on canonical pictures, by layer. Without `frames`, its times do not count."""
+    # Files are read when a picture is painted: most stacks never need to, and have read them once for their passes.
+    strength = partial(_strength_at, edit.overlay_arrangement, frames, 1.0)
+    for layer in edit.spec["layers"]:
+        yield CanonicalPainter(layer, strength, partial(_paint_overlay, edit, layer))
+    for layer in edit.spec.get("grades", {}):
+        yield CanonicalPainter(layer, strength, partial(_apply_grade, edit, layer))
+
+
+def _paint_overlay(edit: Edit, layer: str, picture: CanonicalImage) -> CanonicalImage:
+    """Returns a picture with the overlay of an edit on it."""
+    blend, opacity = blend_function(edit.overlay_arrangement.blend), edit.overlay_arrangement.opacity
+    paint, under = resample_overlay(read_overlay(edit, layer), picture.size, picture.box), picture.to_array()
+    colour = paint[..., :3] if blend is None else blend(paint[..., :3], under[..., :3])
+    share = opacity * paint[..., 3:]
+    top = np.concatenate([colour * share, share], -1)
+    mixed = unpremultiply((top + premultiply(under) * (1 - share)).astype(np.float32))
+    mixed[..., :3] = np.where(mixed[..., 3:] > 1e-6, mixed[..., :3], under[..., :3])
+    return _replace_pixels(picture, mixed)
+
+
+def _apply_grade(edit: Edit, layer: str, picture: CanonicalImage) -> CanonicalImage:
+    """Returns a picture with its colours graded within the edit's mask; its coverage stays."""
+    mask, grade, under = read_mask(edit, layer), Grade.from_json(edit.spec["grades"][layer]), picture.to_array()
+    share = edit.overlay_arrangement.opacity * (
+        1.0 if mask is None else resample_overlay(mask, picture.size, picture.box)[..., 3:]
+    )
+    colour = under[..., :3] + share * (grade.apply(under[..., :3]) - under[..., :3])
+    return _replace_pixels(picture, np.concatenate([colour, under[..., 3:]], axis=-1).astype(np.float32))
+
+
+def _replace_pixels(picture: CanonicalImage, rgba: Float[np.ndarray, "h w 4"]) -> CanonicalImage:
+    return CanonicalImage(torch.from_numpy(rgba).permute(2, 0, 1).contiguous(), picture.box, picture.layer)
+
+
+def _group_plain(edits: Sequence[Edit]) -> Iterator[list[Edit]]:
+    """Yields edits that can be flattened together, and each of the others alone, in their order."""
+    group: list[Edit] = []
+    boxes: dict[str, list[float]] = {}  # of the group's overlays, by layer
+    for edit in edits:
+        # Only overlays over the same box of a layer can be flattened without any getting coarser.
+        own = {layer: list(entry["box"]) for layer, entry in edit.spec["layers"].items()}
+        share_boxes = all(boxes.get(layer, box) == box for layer, box in own.items())
+        if group and _is_plain(edit) and _is_plain(group[0]) and share_boxes:
+            group.append(edit)
+            boxes |= own
+            continue
+        if group:
+            yield group
+        group, boxes = [edit], own
+    if group:
+        yield group
+
+
+def _is_plain(edit: Edit) -> bool:
+    """Returns whether an edit has lit overlays alone, with the normal blend mode and at all times."""
+    more = any(edit.spec.get(key) for key in ("moving", "grades"))
+    is_normal = edit.overlay_arrangement.blend == "normal" and not edit.overlay_arrangement.changes_in_time
+    return is_normal and not more and edit.spec.get("lit", True)
+
+
+def _strength_at(arrangement: Arrangement, frames: Sequence[int], opacity: float, t: int) -> float:
+    """Returns how much of an edit frame `t` of the run shows, times an opacity."""
+    return opacity * (arrangement.strength_at(frames[t]) if frames else 1.0)
+
+
+def read_deformations(edits: Sequence[Edit], frames: Sequence[int] = ()) -> dict[str, list[Deformation]]:
+    """Reads the shapes of some edits by layer, the lowest first. Without `frames`, their times do not count.
+
+    Raises:
+        UserError: a missing, damaged or changed file (exit 5).
+    """
+    found: dict[str, list[Deformation]] = {}
+    for edit in edits:
+        for layer in edit.spec.get("shapes", {}):
+            shape = read_deformation(edit, layer)
+            shown = partial(_strength_at, edit.overlay_arrangement, frames, edit.overlay_arrangement.opacity)
+            found.setdefault(layer, []).append(Deformation(shape.field, shape.box, shown))
+    return found
+
+
+class _PaintedCanonicals:
+    """The canonical pictures of all layers, by frame, after the edits that were added so far."""
+
+    def __init__(self, layers: Sequence[str], pictures: Mapping[str, CanonicalImage]) -> None:
+        self.layers = layers
+        self.pictures = pictures
+        self.painters: list[CanonicalPainter] = []
+
+    def add_edit(self, painters: Iterator[CanonicalPainter]) -> None:
+        """Adds the effects of one more edit."""
+        self.painters += painters
+
+    def at_this_point(self) -> Callable[[int], Canonicals] | None:
+        """Returns the pictures by frame of the run; later edits do not change them. None: as exported."""
+        painters = tuple(self.painters)
+        if not painters:
+            return None
+        paint = lru_cache(maxsize=3)(partial(self._paint, painters))
+        return lambda t: paint(tuple(painter.strength(t) > 0.5 for painter in painters))
+
+    def _paint(self, painters: Sequence[CanonicalPainter], shown: tuple[bool, ...]) -> Canonicals:
+        """Applies those effects that a frame shows."""
+        found = dict(self.pictures)
+        for painter, is_shown in zip(painters, shown, strict=True):
+            if is_shown:
+                found[painter.layer] = painter.paint(found[painter.layer])
+        return [(found[name].to_array(), found[name].box) for name in self.layers]

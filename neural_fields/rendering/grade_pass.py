@@ -1,0 +1,72 @@
+"""The grade pass, and the pass of animated overlays, which differ from frame to frame."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from neural_fields.atlas.canonical import CanonicalImage, Overlay
+from neural_fields.atlas.uv_maps import Maps
+from neural_fields.core.coords import Box
+from neural_fields.imaging.color_grading import Grade, smooth_colors
+from neural_fields.imaging.tiles import Part
+from neural_fields.rendering.base import OverlayOptions
+from neural_fields.rendering.overlay_pass import OverlayPass
+
+
+class GradePass(OverlayPass):
+    """Grades what frames show of a layer.
+
+    Args:
+        maps, canonicals, options: as for `OverlayPass`.
+        layer: name of the layer.
+        grade: the change of colours.
+        mask: its alpha limits the grade on the canonical plane; None: everywhere.
+    """
+
+    def __init__(
+        self,
+        maps: Maps,
+        canonicals: Mapping[str, CanonicalImage],
+        layer: str,
+        grade: Grade,
+        mask: Overlay | None,
+        options: OverlayOptions,
+    ) -> None:
+        if mask is None:
+            # Opaque, and a hundred times the size of the layer's box: no uv of the layer is beyond.
+            box = canonicals[layer].box
+            u, v, half = (box.u0 + box.u1) / 2, (box.v0 + box.v1) / 2, 100.0 * max(box.width, box.height)
+            mask = Overlay(np.ones((8, 8, 4), np.float32), Box(u - half, v - half, u + half, v + half))
+        super().__init__(maps, canonicals, {layer: mask}, options)
+        self.grade = grade
+        self.layer = maps.layers.index(layer)
+        self._smoothed: dict[float, np.ndarray] = {}  # the frame smoothed within the layer, by radius
+
+    @property
+    def blends_with_layer(self) -> bool:
+        """Always True: a grade changes what the frame shows of the layer, which already has the light."""
+        return True
+
+    def render_frame(self, t: int, source: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
+        """Returns a frame with the grade on it."""
+        self._smoothed = {}
+        if self.grade.reads_neighbors and self.options.strength(t) > 0:
+            size = (source.shape[1], source.shape[0])
+            weight, plain = self.maps.read_layer_weight(t, self.layer, size), source.astype(np.float32)
+            for share in {self.grade.blur, self.grade.radius if self.grade.sharpen else 0.0} - {0.0}:
+                self._smoothed[share] = smooth_colors(plain, weight, max(0.1, share * max(size)))
+        return super().render_frame(t, source)
+
+    def _blend_paint(
+        self, paint: Float[np.ndarray, "rows columns 4"], under: Float[np.ndarray, "rows columns 3"], part: Part
+    ) -> Float[np.ndarray, "rows columns 4"]:
+        """Grades what a part of the frame shows of the layer; the mask is the alpha. Premultiplied, in 8-bit units."""
+        grade, alpha = self.grade, paint[..., 3:]
+        seen = self._smoothed[grade.blur][part] if grade.blur else under
+        if grade.sharpen:
+            seen = seen + grade.sharpen * (under - self._smoothed[grade.radius][part])
+        graded = 255 * grade.apply(np.clip(seen / 255, 0, 1))
+        return np.concatenate([graded * alpha, alpha], axis=-1).astype(np.float32)

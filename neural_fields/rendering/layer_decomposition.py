@@ -1,0 +1,176 @@
+"""Layer decomposition: splits a frame into the contributions of its layers.
+
+A layer contributes to a pixel its weight times (its lit canonical colour plus the residual of the model in the pixel),
+so that the contributions of all layers add up to the frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from neural_fields.atlas.uv_maps import Maps
+from neural_fields.core.coords import Box
+from neural_fields.imaging.color_grading import smooth_colors
+from neural_fields.imaging.push_pull import pull_push
+from neural_fields.imaging.resampling import sample_bilinear
+from neural_fields.imaging.tiles import Part
+from neural_fields.rendering.base import Canonicals
+
+
+@dataclass(frozen=True)
+class DecompositionSettings:
+    """Settings of layer decomposition."""
+
+    light_sigma_share: float = 0.01  # of the frame's longer side: Gaussian that smooths light before it fills a hole
+    min_light_weight: float = 0.9  # of the layers behind: from it on a pixel tells the light behind the layer
+    min_known_weight: float = 0.5  # of the layers behind: from it on a pixel tells their shares
+
+
+DEFAULTS = DecompositionSettings()
+
+
+@dataclass(frozen=True)
+class LayerDecomposition:
+    """A part of a frame, split around one layer. Colours are in 8-bit units and premultiplied, but for `filled`."""
+
+    own: Float[np.ndarray, "rows columns 4"]  # the contribution of the layer, and its weight
+    front: Float[np.ndarray, "rows columns 3"]  # the contribution of the layers in front
+    front_weight: Float[np.ndarray, "rows columns 1"]
+    rest: Float[np.ndarray, "rows columns 3"]  # the contribution of the layers behind if the layer were removed
+    filled: Float[np.ndarray, "rows columns 3"]  # the background of the layer, with nothing in front
+    weights: Float[np.ndarray, "layers rows columns"]
+    shares: Float[np.ndarray, "behind rows columns"]  # of the layers behind in that background; sums to one
+
+    def replace_weight(
+        self, layer: int, own: Float[np.ndarray, "rows columns"]
+    ) -> Float[np.ndarray, "layers rows columns"]:
+        """Returns the weights of all layers after the weight of the layer has changed to `own`."""
+        left = 1 - self.front_weight[..., 0] - own
+        return np.concatenate([self.weights[:layer], own[None], self.shares * left])
+
+
+@dataclass(frozen=True)
+class LayerDecomposer:
+    """Splits frames into layers.
+
+    Attributes:
+        maps: the baked maps of the run.
+        canonicals_at: the canonical pictures of all layers as frame `t` shows them.
+        settings: thresholds and smoothing.
+    """
+
+    maps: Maps
+    canonicals_at: Callable[[int], Canonicals]
+    settings: DecompositionSettings = DEFAULTS
+
+    def decompose_part(
+        self,
+        t: int,
+        layer: int,
+        seen: Float[np.ndarray, "rows columns 3"],
+        weights: Float[np.ndarray, "layers rows columns"],
+        size: tuple[int, int],
+        part: Part,
+        doubtful: Bool[np.ndarray, "rows columns"] | None = None,
+    ) -> LayerDecomposition:
+        """Splits a part of a frame into the layers in front of a layer, the layer, and its background.
+
+        Args:
+            t: frame of the run.
+            layer: number of the layer.
+            seen: the part of the frame, in 8-bit units.
+            weights: of all layers in the part.
+            size: (width, height) of the whole frame.
+            part: rows and columns of the part.
+            doubtful: pixels on and around the layer that do not tell the light behind it: the light there then
+                continues smoothly from the other pixels. None: every pixel without the layer tells its own light.
+        """
+        lit = np.stack([self.lit_colors(t, number, size, part) for number in range(len(weights))])
+        weight = weights[..., None]
+        missed = seen - (weight * lit).sum(axis=0)
+        premultiplied = weight * (lit + missed)
+        behind = weight[layer + 1 :].sum(axis=0)
+        shares = background_shares(weights[layer + 1 :], behind[..., 0], self.settings)
+        filled = lit[layer] + missed
+        if len(shares):
+            # In the hole the light is that of the surrounding pixels; the canonical pictures do not contain it.
+            around = behind[..., 0] > self.settings.min_light_weight
+            seen_behind = lit[layer + 1 :]
+            if doubtful is not None:
+                around &= ~doubtful
+                missed = smooth_colors(
+                    missed, around.astype(np.float32), max(1.0, self.settings.light_sigma_share * max(size))
+                )
+                seen_behind = np.stack(
+                    [self.lit_colors(t, number, size, part, around) for number in range(layer + 1, len(weights))]
+                )
+            light = pull_push(missed, around) if around.any() else np.zeros_like(missed)
+            filled = (shares[..., None] * seen_behind).sum(axis=0) + light
+        return LayerDecomposition(
+            own=np.concatenate([premultiplied[layer], weight[layer]], axis=-1),
+            front=premultiplied[:layer].sum(axis=0),
+            front_weight=weight[:layer].sum(axis=0),
+            rest=premultiplied[layer + 1 :].sum(axis=0) + weight[layer] * filled,
+            filled=filled,
+            weights=weights,
+            shares=shares,
+        )
+
+    def lit_colors(
+        self,
+        t: int,
+        layer: int,
+        size: tuple[int, int],
+        part: Part,
+        trusted: Bool[np.ndarray, "rows columns"] | None = None,
+    ) -> Float[np.ndarray, "rows columns 3"]:
+        """Computes the model's colours of a layer under its light in a part of a frame, in 8-bit units.
+
+        Args:
+            t: frame of the run.
+            layer: number of the layer.
+            size: (width, height) of the whole frame.
+            part: rows and columns of the part.
+            trusted: pixels whose light continues smoothly into all others; None: each pixel has its own.
+        """
+        image, box = self.canonicals_at(t)[layer]
+        uv = self.maps.read_uv_part(t, layer, size, part)
+        colour = sample_canonical(image, box, uv.reshape(-1, 2))[:, :3].reshape(*uv.shape[:2], 3)
+        gain = self.maps.read_gain(t, layer, size, part)
+        if trusted is not None and trusted.any() and self.maps.has_gain:
+            gain = pull_push(np.ascontiguousarray(gain), trusted)
+        return 255 * colour * gain
+
+
+def background_shares(
+    weights: Float[np.ndarray, "behind rows columns"],
+    total: Float[np.ndarray, "rows columns"],
+    settings: DecompositionSettings = DEFAULTS,
+) -> Float[np.ndarray, "behind rows columns"]:
+    """Returns the shares of the layers in the background; where it is hidden, they continue from around.
+
+    Args:
+        weights: of the layers behind a layer.
+        total: the sum of these weights.
+        settings: from which total on a pixel tells the shares.
+    """
+    if len(weights) < 2:
+        return np.ones_like(weights)
+    parts = np.moveaxis(weights, 0, -1) / np.maximum(total, 1e-3)[..., None]
+    known = total > settings.min_known_weight
+    if not known.any():
+        return np.concatenate([np.zeros_like(weights[:-1]), np.ones_like(weights[-1:])])
+    return np.moveaxis(pull_push(parts.astype(np.float32), known), -1, 0)
+
+
+def sample_canonical(
+    image: Float[np.ndarray, "h w 4"], box: Box, uv: Float[np.ndarray, "n 2"]
+) -> Float[np.ndarray, "n 4"]:
+    """Samples a canonical picture at any uv; beyond its box the edge continues."""
+    x = (uv[:, 0] - box.u0) / box.width * image.shape[1] - 0.5
+    y = (uv[:, 1] - box.v0) / box.height * image.shape[0] - 0.5
+    return sample_bilinear(image, x.astype(np.float32), y.astype(np.float32))

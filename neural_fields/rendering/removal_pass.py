@@ -1,0 +1,165 @@
+"""The removal pass: hides layers and shows the background behind them, in the light of the surrounding pixels.
+
+A frame does not show what is behind a layer; the canonical pictures of the layers behind do, where other frames show
+them. What no frame shows has to come from an overlay on those pictures (`editors/effects/remove.py` inpaints it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from neural_fields.atlas.canonical import CanonicalImage
+from neural_fields.atlas.uv_maps import Maps
+from neural_fields.imaging.tiles import bounding_part
+from neural_fields.rendering.base import RenderPass
+from neural_fields.rendering.layer_decomposition import LayerDecomposer, background_shares
+
+HiddenShares = Sequence[
+    tuple[Callable[[int], float], float]
+]  # of a layer, by edit: its share in frame t, and its rim in px
+
+
+@dataclass(frozen=True)
+class RemovalSettings:
+    """Settings of hiding layers."""
+
+    halo_share: float = 0.008  # of the frame's longer side: pixels that near to a hidden layer have its halo's colour
+    light_share: float = 0.06  # of the frame's longer side: pixels that near to it tell the light behind it
+
+
+DEFAULTS = RemovalSettings()
+
+
+def hidden_share(hidden: HiddenShares, t: int) -> float:
+    """Returns how much of a layer several edits together hide in frame `t`, 0 to 1."""
+    return 1 - float(np.prod([1 - strength(t) for strength, _ in hidden]))
+
+
+class RemovalPass(RenderPass):
+    """Removes layers from frames.
+
+    Args:
+        maps: the baked maps of the run.
+        canonicals: the canonical picture of every layer.
+        hidden: which layers, and how much of them; the last layer of a run, with nothing behind it, stays.
+        settings: how far around a layer its halo and the light behind it reach.
+    """
+
+    def __init__(
+        self,
+        maps: Maps,
+        canonicals: Mapping[str, CanonicalImage],
+        hidden: Mapping[str, HiddenShares],
+        settings: RemovalSettings = DEFAULTS,
+    ) -> None:
+        self.maps = maps
+        self.settings = settings
+        self.hidden = {maps.layers.index(name): shares for name, shares in hidden.items() if name != maps.layers[-1]}
+        pictures = [(canonicals[name].to_array(), canonicals[name].box) for name in maps.layers]
+        self.decomposer = LayerDecomposer(maps, lambda t: pictures)
+        self.shown_maps = hide_layers(maps, hidden)
+
+    @property
+    def changes_something(self) -> bool:
+        """Whether any layer is hidden; the last layer of a run never is."""
+        return bool(self.hidden)
+
+    def render_frame(self, t: int, source: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
+        """Returns a frame without the layers."""
+        size = (source.shape[1], source.shape[0])
+        weights = self.maps.read_weights(t, size)
+        for layer in sorted(self.hidden, reverse=True):
+            share = hidden_share(self.hidden[layer], t)
+            if share <= 0:
+                continue
+            rim = self._rim_weight(layer, weights[layer])
+            touched = (weights[layer] > 0) | (rim > 0)
+            part = bounding_part(touched.astype(np.uint8), round(self.settings.light_share * max(size)))
+            if part is None:
+                continue
+
+            # What would be visible without the layer.
+            here, widened = weights[(slice(None), *part)], rim[part][..., None]
+            side = 2 * round(self.settings.halo_share * max(size)) + 1
+            doubtful = cv2.dilate(touched[part].astype(np.uint8), np.ones((side, side), np.uint8)) > 0
+            seen = source[part].astype(np.float32)
+            split = self.decomposer.decompose_part(t, layer, seen, here, size, part, doubtful)
+            shown = split.front + split.rest
+            shown += widened * (split.front + (1 - split.front_weight) * split.filled - shown)
+
+            # Mixed with the frame by the share that is hidden; the weights become those of the new frame.
+            mixed = np.rint(seen + share * (shown - seen)).clip(0, 255).astype(np.uint8)
+            result = source.copy()
+            result[part] = np.where(touched[part][..., None], mixed, source[part])
+            source = result
+            new = split.replace_weight(layer, (1 - share) * here[layer])
+            weights[(slice(None), *part)] = np.where(touched[part], new, here)
+        return source
+
+    def affected_mask(self, t: int, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
+        """Returns where the layers and the rims that go with them are visible."""
+        found = np.zeros((size[1], size[0]), bool)
+        weights = self.maps.read_weights(t, size)
+        for layer, shares in self.hidden.items():
+            if hidden_share(shares, t) > 0:
+                found |= (weights[layer] > 0) | (self._rim_weight(layer, weights[layer]) > 0)
+        return found
+
+    def layer_weights(self, t: int, size: tuple[int, int]) -> Float[np.ndarray, "layers height width"]:
+        """Returns how much of each pixel each layer fills without the hidden ones; sums to one."""
+        return self.shown_maps.read_weights(t, size)
+
+    def _rim_weight(self, layer: int, weight: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, "rows columns"]:
+        """Returns how much of the pixels around a layer goes with it: one on the layer, falling to zero."""
+        grow = max(grow for _, grow in self.hidden[layer])
+        if grow <= 0:
+            return np.zeros_like(weight)
+        distance = cv2.distanceTransform((weight < 0.5).astype(np.uint8), cv2.DIST_L2, 3)
+        return np.clip(grow + 1 - distance, 0, 1).astype(np.float32)
+
+
+def hide_layers(maps: Maps, hidden: Mapping[str, HiddenShares]) -> Maps:
+    """Returns the maps of a run with layers hidden: their share of a pixel goes to the layers behind them."""
+    layers = {maps.layers.index(name): shares for name, shares in hidden.items() if name != maps.layers[-1]}
+    plain = (maps.folder, maps.layers, maps.boxes, maps.size, maps.frame_count, maps.has_gain, maps.charts)
+    return _MapsWithoutHidden(*plain, hidden=layers)
+
+
+@dataclass(frozen=True)
+class _MapsWithoutHidden(Maps):
+    """Maps whose weights leave out hidden layers."""
+
+    hidden: Mapping[int, HiddenShares] | None = None
+
+    @cached_property
+    def _weight_file(self) -> Any:
+        return _WeightsWithoutHidden(super()._weight_file, self.hidden or {})
+
+
+class _WeightsWithoutHidden:
+    """The stored weights of a frame, with the share of hidden layers given to those behind; one frame is cached."""
+
+    def __init__(self, stored: Any, hidden: Mapping[int, HiddenShares]) -> None:
+        self.stored = stored
+        self.hidden = hidden
+        self.last: tuple[int, np.ndarray] | None = None
+
+    def __getitem__(self, index: int | tuple[Any, ...]) -> np.ndarray:
+        t, *rest = index if isinstance(index, tuple) else (index,)
+        if self.last is None or self.last[0] != t:
+            weights = self.stored[t].astype(np.float32)
+            for layer in sorted(self.hidden, reverse=True):
+                released = hidden_share(self.hidden[layer], t) * weights[layer]
+                behind = weights[layer + 1 :]
+                shares = background_shares(behind / 255, behind.sum(axis=0) / 255)
+                weights[layer] -= released
+                weights[layer + 1 :] += shares * released
+            self.last = (t, np.rint(weights).clip(0, 255).astype(np.uint8))
+        return self.last[1][tuple(rest)]

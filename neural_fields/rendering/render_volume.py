@@ -1,0 +1,337 @@
+"""`unwrap render` for 3D scenes: the views that were filmed, or any other camera, moment and pose.
+
+Where an edit is put on the filmed views, pixels that it does not change are the source's: the edited scene shows only
+where it differs from the trained one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+
+from neural_fields.core.errors import UserError, bad_input
+from neural_fields.data.capture.bones_json import read_bones
+from neural_fields.data.capture.cameras import Camera, compute_look_at_pose
+from neural_fields.data.capture.capture_folder import read_capture
+from neural_fields.data.capture.transforms_json import read_transforms
+from neural_fields.data.video.io import CODECS, write_video
+from neural_fields.data.video.metadata import make_metadata, parse_size
+from neural_fields.edits.read_stack import active_edits
+from neural_fields.rendering.render_planar import RenderOptions
+from neural_fields.runs.run import Run
+from neural_fields.volume.previews import depth_to_grey
+from neural_fields.volume.record import VolumeRecord, apply_edits, load_scene, read_record
+from neural_fields.volume.scene import PERSON, Moments, RenderedView, Scene
+
+VolumeRenderMode = Literal["edit", "reconstruction", "compare", "layers", "depth", "opacity"]
+
+
+@dataclass(frozen=True)
+class RenderView:
+    """One picture to render.
+
+    Attributes:
+        time: an index into the moments.
+        view: the filmed view that it is; None for another camera, moment or pose.
+    """
+
+    camera: Camera
+    time: int
+    view: int | None = None
+
+
+@dataclass(frozen=True)
+class VolumeRenderOptions:
+    """Options of rendering a 3D scene; the defaults are those of the command.
+
+    Attributes:
+        common: edits, file, size, codec: as for every run; `common.what` is not read.
+        what: what to show.
+        camera: "source" for the views that were filmed, "orbit" for a circle around the scene, or a transforms.json.
+        time: the moment that is shown all along; None lets time run.
+        pose: a bones.json whose poses take the place of those of the capture.
+    """
+
+    common: RenderOptions = field(default_factory=RenderOptions)
+    what: VolumeRenderMode = "edit"
+    camera: str = "source"
+    time: int | None = None
+    pose: Path | None = None
+
+
+def render_volume(
+    run: Run, options: VolumeRenderOptions, report: Callable[[int, int], None] = lambda done, total: None
+) -> list[Path]:
+    """Renders a 3D scene.
+
+    Args:
+        run: of the scene.
+        options: what to render.
+        report: called with the pictures done, and all of them.
+
+    Returns:
+        The files written: one, or one per part with `what="layers"`.
+
+    Raises:
+        UserError: bad options, nothing to render, the output exists, damaged files, no room.
+    """
+    common = options.common
+    if common.codec not in CODECS:
+        raise bad_input(f"unknown codec '{common.codec}'", why=f"codecs: {', '.join(CODECS)}", fix="--codec h264")
+    record = read_record(run)
+    size = record.size if common.size == "source" else parse_size(common.size, *record.size)
+    moments, poses = _select_moments(record, options)
+    shots = _list_shots(record, options, size, poses)
+    scene, _ = load_scene(run, record)
+    edited, parts = apply_edits(run, scene, common.edits)
+    names = [edit.name for edit in active_edits(run, common.edits)]
+    if options.what == "edit" and not names:
+        raise bad_input(
+            "there is no edit to render",
+            where=str(run.edits),
+            why="no edit is active in this run",
+            fix=f"unwrap edit {run.path} --editor dynvideo_e --prompt TEXT --model FOLDER, or --what reconstruction",
+        )
+    base = common.out
+    if base is None:  # a name that says what is rendered, and from where
+        words = ["+".join(names) if options.what == "edit" else options.what]
+        words += [] if options.camera == "source" else [Path(options.camera).stem]
+        words += [] if options.time is None else [f"time{options.time}"]
+        words += [] if options.pose is None else [options.pose.stem]
+        stem = re.sub(r"[^a-z0-9+-]", "-", "-".join(words).lower())[:80]
+        base = run.renders / f"{stem}{'' if common.codec == 'png' else CODECS[common.codec].suffixes[0]}"
+    pictures = _ScenePictures(scene, edited, parts, moments, shots)
+    wanted: list[tuple[Path, Iterator[np.ndarray]]] = []
+    if options.what == "layers":
+        for part in sorted(scene.parts):
+            wanted.append((base.with_name(f"{base.stem}-{part}{base.suffix}"), pictures.render_part(part)))
+    else:
+        all_filmed = all(shot.view is not None for shot in shots)
+        source = _read_source_frames(record, size) if options.what in ("edit", "compare") and all_filmed else None
+        wanted.append((base, pictures.render_frames(options.what, source)))
+    written = []
+    for path, frames in wanted:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shown = _report_each(frames, len(shots), report)
+        try:
+            facts = make_metadata(size, len(shots), Fraction(24))  # a capture has no rate of its own
+            written.append(write_video(path, shown, facts, codec=common.codec, overwrite=common.overwrite))
+        except UserError as error:
+            if path.exists() and not common.overwrite and not error.fix:
+                error.fix = "add -y to replace it, or --out with another name"
+            raise
+    return written
+
+
+# --- cameras, moments and poses -------------------------------------------------------------------------------------
+
+
+def _select_moments(record: VolumeRecord, options: VolumeRenderOptions) -> tuple[Moments, int]:
+    """Returns the poses and states to render, and how many there are.
+
+    Raises:
+        UserError: the file of poses cannot be used, the scene has no person, the bones are others, or no such moment.
+    """
+    moments = record.make_moments()
+    count = len(moments.state)
+    if options.pose is not None:
+        if record.motion is None:
+            raise bad_input(f"--pose {options.pose}", why="the scene has no person to pose", fix="leave out --pose")
+        motion = read_bones(options.pose)
+        names, own = motion.skeleton.names, record.motion.skeleton.names
+        if names != own:
+            missing = [name for name in own if name not in names] or [name for name in names if name not in own]
+            raise bad_input(
+                f"{options.pose.name} has other bones than the scene",
+                where=str(options.pose),
+                why=f"the scene's are {', '.join(own)}" + (f"; {missing[0]} is not in both" if missing else ""),
+                fix="start from a copy of the run's scene/bones.json and change its transforms",
+            )
+        moments, count = moments.with_poses(motion.transforms), motion.frame_count
+    if options.time is not None and not 0 <= options.time < count:
+        raise bad_input(
+            f"--time {options.time}",
+            where=str(options.pose or record.source),
+            why=f"there are {count} moments, from 0 to {count - 1}",
+            fix=f"--time {min(max(options.time, 0), count - 1)}",
+        )
+    return moments, count
+
+
+def _list_shots(
+    record: VolumeRecord, options: VolumeRenderOptions, size: tuple[int, int], poses: int
+) -> list[RenderView]:
+    """Lists the pictures to render, in order.
+
+    Args:
+        record: of the run.
+        options: which cameras and moments.
+        size: (width, height) of the pictures.
+        poses: how many moments there are.
+    """
+    if options.camera == "source":
+        shots = [
+            RenderView(camera, time, view)
+            for view, (camera, time) in enumerate(zip(record.cameras, record.times, strict=True))
+        ]
+    elif options.camera == "orbit":
+        shots = [RenderView(camera, index % poses) for index, camera in enumerate(place_orbit_cameras(record))]
+    else:
+        pictures = read_transforms(Path(options.camera))
+        shots = [
+            RenderView(picture.camera, index % poses if picture.time is None else picture.time)
+            for index, picture in enumerate(pictures)
+        ]
+        late = next((shot.time for shot in shots if shot.time >= poses), None)
+        if late is not None and options.time is None:
+            raise bad_input(
+                f"{Path(options.camera).name} asks for moment {late}",
+                where=options.camera,
+                why=f"there are {poses} moments, from 0 to {poses - 1}",
+                fix="another time in the file, or --time K for all of it",
+            )
+    moved = options.time is not None or options.pose is not None
+    shots = [
+        replace(
+            shot,
+            camera=shot.camera.resize(*size),
+            time=shot.time if options.time is None else options.time,
+            view=None if moved else shot.view,
+        )
+        for shot in shots
+    ]
+    return [shot for shot in shots if shot.time < poses]
+
+
+def place_orbit_cameras(record: VolumeRecord, count: int = 60) -> list[Camera]:
+    """Places cameras on a circle around what the filming cameras look at.
+
+    They are at the mean distance and height of the filming cameras, with the lens of the first.
+
+    Args:
+        record: of the run.
+        count: of cameras.
+    """
+    poses = np.stack([camera.pose for camera in record.cameras])
+    positions, forward = poses[:, :3, 3], poses[:, :3, 2]
+    up = -poses[:, :3, 1].mean(axis=0)
+    up /= np.linalg.norm(up)
+    if record.motion is not None:
+        centre = np.mean(
+            [record.motion.compute_joint_positions(time).mean(axis=0) for time in sorted(set(record.times))], axis=0
+        )
+    else:  # the point nearest to all lines of sight
+        across = np.eye(3) - forward[:, :, None] * forward[:, None]
+        # Lines that are nearly parallel meet nowhere: then a point in front of the cameras is held on to.
+        anchor = positions.mean(axis=0) + forward.mean(axis=0) * record.bounds.radius
+        weight = 1e-3 * len(positions)
+        matrix = across.sum(axis=0) + weight * np.eye(3)
+        centre = np.linalg.solve(matrix, np.einsum("nij,nj->i", across, positions) + weight * anchor)
+    away = positions - centre
+    height = float((away @ up).mean())
+    radius = float(np.linalg.norm(away - np.outer(away @ up, up), axis=1).mean())
+    first = away[0] - (away[0] @ up) * up
+    ahead = first / max(float(np.linalg.norm(first)), 1e-9)
+    aside = np.cross(up, ahead)
+    cameras = []
+    for angle in 2 * np.pi * np.arange(count) / count:
+        place = centre + height * up + radius * (np.cos(angle) * ahead + np.sin(angle) * aside)
+        cameras.append(record.cameras[0].with_pose(compute_look_at_pose(place, centre, up)))
+    return cameras
+
+
+# --- pictures -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _ScenePictures:
+    """The trained and the edited scene, rendered from given cameras."""
+
+    scene: Scene
+    edited: Scene
+    parts: frozenset[str]  # of the edited scene
+    moments: Moments
+    shots: list[RenderView]
+
+    def render_frames(self, what: VolumeRenderMode, source: Iterator[np.ndarray] | None) -> Iterator[np.ndarray]:
+        """Renders RGB pictures of 8 bits; `source` are the filmed ones, if all are filmed."""
+        for shot in self.shots:
+            if what in ("depth", "opacity"):
+                pictures = self._render_edited(shot)
+                if what == "depth":
+                    grey = depth_to_grey(pictures.depth)
+                else:
+                    grey = pictures.opacity.clamp(0, 1)[..., None].expand(*pictures.opacity.shape, 3)
+                yield _to_bytes(grey.numpy())
+                continue
+            plain = self.scene.render_view(shot.camera, shot.time, self.moments).color.numpy()
+            filmed = None if source is None else next(source)
+            if what == "reconstruction":
+                yield _to_bytes(plain)
+            elif what == "edit":
+                edited = self._render_edited(shot).color.numpy()
+                yield _to_bytes(edited if filmed is None else composite_edit(filmed, plain, edited))
+            else:
+                edited = self._render_edited(shot).color.numpy()
+                shown = [plain] if filmed is None else [filmed, plain]
+                yield _to_bytes(np.concatenate([*shown, edited], axis=1))
+
+    def render_part(self, part: str) -> Iterator[np.ndarray]:
+        """Renders one part alone, with alpha."""
+        for shot in self.shots:
+            seen = self.edited.render_view(shot.camera, shot.time, self.moments, parts=frozenset({part}) & self.parts)
+            opacity = seen.opacity[..., None] if part == PERSON else torch.ones_like(seen.opacity[..., None])
+            straight = seen.color / opacity.clamp_min(1e-4) if part == PERSON else seen.color
+            yield _to_bytes(torch.cat([straight, opacity], dim=2).numpy())
+
+    def _render_edited(self, shot: RenderView) -> RenderedView:
+        return self.edited.render_view(shot.camera, shot.time, self.moments, parts=self.parts)
+
+
+def composite_edit(
+    filmed: np.ndarray,
+    plain: np.ndarray,
+    edited: np.ndarray,
+    min_change: float = 1 / 255,
+    full_change: float = 8 / 255,
+) -> np.ndarray:
+    """Adds to a filmed picture what an edit changes; all pictures are [height, width, 3] in [0, 1].
+
+    Args:
+        filmed: the picture that stays where the edit changes nothing.
+        plain: the trained scene.
+        edited: the edited scene.
+        min_change: of a color value; up to it the filmed picture stays.
+        full_change: of a color value; from it on all of the change is added.
+    """
+    change = np.abs(edited - plain).max(axis=2, keepdims=True)
+    share = np.clip((change - min_change) / (full_change - min_change), 0, 1)
+    return np.where(share > 0, filmed + share * (edited - filmed), filmed)
+
+
+def _to_bytes(values: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray((values.clip(0, 1) * 255).round().astype(np.uint8))
+
+
+def _read_source_frames(record: VolumeRecord, size: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Reads the filmed pictures in [0, 1], one a view."""
+    capture = read_capture(record.source, record.size)
+    for frame in capture.frames:
+        if (frame.shape[1], frame.shape[0]) != size:
+            frame = cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC)
+        yield frame.astype(np.float32) / 255
+
+
+def _report_each(frames: Iterator[np.ndarray], count: int, report: Callable[[int, int], None]) -> Iterator[np.ndarray]:
+    """Passes frames on, reporting each one that was taken."""
+    for done, frame in enumerate(frames, start=1):
+        yield frame
+        report(done, count)

@@ -1,0 +1,1 @@
+"""Slow motion, other rates, freezes."""

@@ -1,0 +1,228 @@
+"""Retiming: slow motion, other frame rates and frozen frames, as a list of positions among the source's frames.
+
+Position 3 is frame 3 as it is, 3 1/2 is half way to the next. All times are exact fractions of a second, so that
+nothing drifts however long a video is.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from math import ceil
+
+from neural_fields.core.errors import bad_input
+from neural_fields.data.video.metadata import VideoMetadata
+
+
+@dataclass(frozen=True)
+class RetimingSettings:
+    """Limits of retiming, and its tolerance."""
+
+    max_speed: int = 100  # times the source's
+    max_rate: int = 1000  # frames a second
+    max_freeze_s: int = 3600  # seconds
+    max_frames: int = 100_000  # of one rendering
+    snap: Fraction = Fraction(1, 50)  # of the way between frames: nearer to one it is that frame (ticks round times)
+
+
+DEFAULTS = RetimingSettings()
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The timing that a rendering is asked for.
+
+    Attributes:
+        speed: 1/2 is half as fast as the source.
+        rate: frames a second; None: as many as the source has.
+        freeze: (number of a frame in the source, seconds that it is frozen, on top of its own time).
+    """
+
+    speed: Fraction = Fraction(1)
+    rate: Fraction | None = None
+    freeze: tuple[tuple[int, Fraction], ...] = ()
+
+    @property
+    def changes_something(self) -> bool:
+        """Whether the output's frames differ from the source's in time."""
+        return self != Timing()
+
+    @property
+    def keeps_sound(self) -> bool:
+        """Whether the picture stays in step with the source's sound."""
+        return self.speed == 1 and not self.freeze
+
+
+@dataclass(frozen=True)
+class FrameSchedule:
+    """The frames of a rendering.
+
+    Attributes:
+        timestamps: seconds, one a frame, rising; the first is that of the run's first frame.
+        positions: among the run's frames (0 is the first, fractions lie between), one a frame, never falling.
+        metadata: metadata of the source as if it had these frames: what the output is encoded like.
+        notes: what the user should know.
+    """
+
+    timestamps: tuple[Fraction, ...]
+    positions: tuple[Fraction, ...]
+    metadata: VideoMetadata
+    notes: tuple[str, ...] = ()
+
+
+def parse_timing(
+    speed: str = "1", rate: str = "", freeze: Sequence[str] = (), settings: RetimingSettings = DEFAULTS
+) -> Timing:
+    """Parses the texts of `--speed`, `--rate` and `--freeze`; numbers may be fractions such as 30000/1001.
+
+    Args:
+        speed: times the source's.
+        rate: frames a second; empty: the source's.
+        freeze: "frame:seconds", one for each frozen frame.
+        settings: the limits.
+
+    Raises:
+        UserError: something else than numbers, or numbers out of range (exit 3).
+    """
+    speed_number, rate_number = _parse_number(speed), _parse_number(rate) if rate else None
+    if speed_number is None or not 0 < speed_number <= settings.max_speed:
+        why = f"expected a number above 0, at most {settings.max_speed}"
+        raise bad_input(f"--speed {speed!r}", why=why, fix="--speed 0.5")
+    if rate and (rate_number is None or not 0 < rate_number <= settings.max_rate):
+        why = f"expected frames a second, above 0 and at most {settings.max_rate}"
+        raise bad_input(f"--rate {rate!r}", why=why, fix="--rate 60")
+    pauses = []
+    for word in freeze:
+        number, _, text = word.partition(":")
+        seconds = _parse_number(text)
+        if not re.fullmatch(r"\d{1,9}", number) or seconds is None or not 0 < seconds <= settings.max_freeze_s:
+            why = f"expected the number of a frame and seconds above 0, at most {settings.max_freeze_s}"
+            raise bad_input(f"--freeze {word!r}", why=why, fix="--freeze 20:2")
+        pauses.append((int(number), seconds))
+    return Timing(speed_number, rate_number, tuple(pauses))
+
+
+def schedule_frames(
+    metadata: VideoMetadata, chosen: range, timing: Timing, settings: RetimingSettings = DEFAULTS
+) -> FrameSchedule:
+    """Plans the frames of a rendering.
+
+    Args:
+        metadata: metadata of the source.
+        chosen: the frames of it that are rendered.
+        timing: what is asked for.
+        settings: the limit of frames, and the tolerance of positions.
+
+    Raises:
+        UserError: a frozen frame that is not rendered, or frozen twice; more frames than are sensible (exit 3).
+    """
+    pauses = dict.fromkeys(chosen, Fraction(0))
+    for number, seconds in timing.freeze:
+        if number not in pauses:
+            why = f"the run has the frames {chosen[0]} to {chosen[-1]}"
+            nearest = min(chosen, key=lambda k: abs(k - number))
+            raise bad_input(f"frame {number} is not part of this run", why=why, fix=f"--freeze {nearest}:{seconds}")
+        if pauses[number]:
+            raise bad_input(f"frame {number} stands still twice", fix=f"--freeze {number}:{pauses[number] + seconds}")
+        pauses[number] = seconds
+
+    # The ticks of a container round the times of a steady video; slowed down, they would look like another rate.
+    first = metadata.timestamps[0]
+    source = [metadata.timestamps[k] if metadata.variable_rate else first + k / metadata.rate for k in chosen]
+    source.append(source[-1] + (source[-1] - source[-2] if len(source) > 1 else 1 / metadata.rate))
+    starts, late = [], Fraction(0)
+    for time, pause in zip(source, (*pauses.values(), Fraction(0)), strict=True):
+        starts.append((time - source[0]) / timing.speed + late)
+        late += pause
+    timeline = _Timeline(tuple(starts), tuple(pauses.values()))
+
+    rate = timing.rate or metadata.rate / chosen.step
+    count = starts[-1] * rate
+    if count > settings.max_frames:
+        raise bad_input(
+            f"that makes {int(count)} frames",
+            why=f"at most {settings.max_frames} are rendered at once",
+            fix="a higher --speed, a lower --rate, or a shorter --freeze",
+        )
+    times = list(timeline.constant_rate_times(rate) if timing.rate else timeline.source_times(timing.speed, rate))
+    stamps = tuple(source[0] + time for time in times)
+    positions = tuple(timeline.position_at(time, settings.snap) for time in times)
+    if not timing.keeps_sound:
+        notes = ("the sound is left out: it would not be in step with what is seen",) if metadata.sound else ()
+        mirrored = replace(metadata, timestamps=stamps, frame_count=len(stamps), rate=rate, sound=())
+        return FrameSchedule(stamps, positions, mirrored, notes)
+    # Around the new frames those of the source, by which the sound is cut.
+    after = tuple(time for time in metadata.timestamps[chosen[-1] + 1 :] if time > stamps[-1])
+    whole = (*metadata.timestamps[: chosen[0]], *stamps, *after)
+    return FrameSchedule(stamps, positions, replace(metadata, timestamps=whole, frame_count=len(whole), rate=rate))
+
+
+@dataclass(frozen=True)
+class _Timeline:
+    """When the output shows which frame. Output times are seconds from the first frame.
+
+    Attributes:
+        starts: when each frame is reached in the output, and the end.
+        pauses: how long each then is frozen.
+    """
+
+    starts: tuple[Fraction, ...]
+    pauses: tuple[Fraction, ...]
+
+    def position_at(self, time: Fraction, snap: Fraction) -> Fraction:
+        """Returns the position among the frames at an output time; nearer than `snap` to a frame it is the frame."""
+        last = len(self.pauses) - 1
+        frame = min(max(0, bisect_right(self.starts, time) - 1), last)
+        moving = time - self.starts[frame] - self.pauses[frame]
+        if moving <= 0 or frame == last:
+            return Fraction(frame)
+        share = moving / (self.starts[frame + 1] - self.starts[frame] - self.pauses[frame])
+        nearest = round(share)
+        return Fraction(frame) + (nearest if abs(share - nearest) < snap else share)
+
+    def constant_rate_times(self, rate: Fraction) -> Iterator[Fraction]:
+        """Yields output times at a constant rate."""
+        number = 0
+        while (time := number / rate) < self.starts[-1]:
+            yield time
+            number += 1
+
+    def source_times(self, speed: Fraction, rate: Fraction) -> Iterator[Fraction]:
+        """Yields output times in the rhythm of the source: from each to the next, `speed` frames of the source pass.
+
+        A frozen frame is repeated at the given rate.
+        """
+        count, place = Fraction(len(self.pauses)), Fraction(0)
+        while place < count:
+            following = min(place + speed, count)
+            time, end = self._time_of(place), self._time_of(following)
+            yield time
+            if any(self.pauses[ceil(place) : ceil(following)]):
+                extra = 1
+                while (between := time + extra / rate) < end - Fraction(1, 2) / rate:
+                    yield between
+                    extra += 1
+            place += speed
+
+    def _time_of(self, place: Fraction) -> Fraction:
+        """Returns when a position is first reached."""
+        frame = int(place)
+        if frame == len(self.pauses):
+            return self.starts[-1]
+        share = place - frame
+        moving = self.starts[frame + 1] - self.starts[frame] - self.pauses[frame]
+        return self.starts[frame] + (self.pauses[frame] + share * moving if share else 0)
+
+
+def _parse_number(text: str) -> Fraction | None:
+    """Parses a decimal number or a fraction; None where the text is neither."""
+    pattern = r"\d{1,6}(?:\.\d{1,6})?|\.\d{1,6}|\d{1,6}/\d{1,6}"
+    if not re.fullmatch(pattern, text.strip(), flags=re.ASCII):
+        return None
+    try:
+        return Fraction(text.strip())
+    except ZeroDivisionError:
+        return None

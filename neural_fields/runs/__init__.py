@@ -1,0 +1,1 @@
+"""Runs on disk: paths, checkpoints, locks, the source."""

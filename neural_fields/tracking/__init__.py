@@ -1,0 +1,1 @@
+"""Points and labels of one frame, on all frames."""

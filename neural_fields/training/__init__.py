@@ -1,0 +1,1 @@
+"""Training of planar and volume models."""

@@ -1,0 +1,31 @@
+"""The canonical images of a trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from neural_fields.atlas.canonical import CanonicalImage
+from neural_fields.atlas.coverage import DEFAULTS, CoverageSettings, count_frames_seen
+from neural_fields.atlas.uv_maps import Maps
+from neural_fields.core import coords
+from neural_fields.planar.model import PlanarModel
+
+
+@torch.no_grad()
+def make_canonical_images(
+    model: PlanarModel, maps: Maps, settings: CoverageSettings = DEFAULTS
+) -> Iterator[tuple[CanonicalImage, Int[Tensor, "height width"]]]:
+    """Yields the canonical image of every layer, front to back, and in how many frames each of its texels is seen."""
+    for number, shape in enumerate(model.shape.layers):
+        size = (shape.width, shape.height)
+        seen = count_frames_seen(maps, number, shape.box, size, settings)
+        uv = coords.texel_centers(shape.box, *size)
+        rows_at_once = max(1, 250_000 // shape.width)  # a network needs much memory for each texel
+        rows = [model.sample_canonical(shape.name, part) for part in uv.split(rows_at_once)]
+        rgb = torch.cat(rows).clamp(0, 1).permute(2, 0, 1)
+        alpha = (torch.from_numpy(seen).float() / min(settings.opaque_frames, maps.frame_count)).clamp(0, 1)
+        yield CanonicalImage(torch.cat([rgb, alpha[None]]), shape.box, shape.name), torch.from_numpy(seen).int()

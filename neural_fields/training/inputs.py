@@ -1,0 +1,305 @@
+"""Inputs of a planar training: frames with flow and masks, and the record that a continued run is checked against."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from neural_fields.config.planar import (
+    GridMappingConfig,
+    PixelOpacityConfig,
+    PlanarConfig,
+    SplineMappingConfig,
+    WindowOpacityConfig,
+    planar_config_to_mapping,
+)
+from neural_fields.core.errors import bad_input
+from neural_fields.core.files import atomic_write, require_disk_space
+from neural_fields.core.memmap import FILE_BACKED_FROM_BYTES, iterate_releasing
+from neural_fields.core.progress import Progress, ProgressReporter
+from neural_fields.data.dataset import ClipDataset
+from neural_fields.data.flow.compute import FlowField, compute_flow
+from neural_fields.data.masks.layer_masks import LayerMasks, find_masks, load_masks, mask_iou
+from neural_fields.data.masks.refinement import refine_masks
+from neural_fields.data.video.metadata import Video
+from neural_fields.planar.appearance.window_opacity import make_chart_masks
+from neural_fields.runs.planar_record import read_planar_record
+from neural_fields.runs.run import Run, read_run_yaml
+from neural_fields.training.options import TrainOptions
+from neural_fields.training.roi import add_region_layer, parse_roi_option
+
+
+@dataclass(frozen=True)
+class GivenMaskSettings:
+    """Settings of when the user's masks are refined before the training."""
+
+    keep_above_iou: float = 0.97  # IoU of a mask with its refinement, above which the mask stays as it is
+    max_full_frames: int = 80  # longer clips are refined only if a refinement changes samples of them
+    sample_frames: int = 16  # length of a sample
+    min_frames: int = 8  # shorter clips say too little about what is wrong with a mask
+    min_side_px: int = 160  # longer side; so do smaller ones
+
+
+DEFAULTS = GivenMaskSettings()
+
+
+def prepare_clip(
+    run: Run,
+    source: Video,
+    options: TrainOptions,
+    config: PlanarConfig,
+    report: ProgressReporter = lambda progress: None,
+    device: torch.device | None = None,
+    settings: GivenMaskSettings = DEFAULTS,
+) -> tuple[ClipDataset, list[str]]:
+    """Prepares frames, masks and flow at the size of the training.
+
+    Args:
+        run: its cache keeps flow and masks.
+        source: the frames that are trained on.
+        options: what the user asked for.
+        config: the model and its training.
+        report: called with the progress.
+        device: where RAFT runs; the CPU by default.
+        settings: when masks are refined.
+
+    Returns:
+        The clip, and notes for the user.
+
+    Raises:
+        UserError: masks or a region that cannot be used (exit 3), no room for them (4).
+    """
+    frames = source.frames
+    size = (frames.shape[2], frames.shape[1])
+    notes: list[str] = []
+    region = parse_roi_option(options, config, source)
+    if region and options.masks == ("auto",):
+        options = replace(options, masks=("none",))  # the region is the object
+    if len(frames) == 1:
+        notes.append("the clip has one frame: it is trained on as a still, without motion")
+
+    # Layers that are charts, one after the other in time.
+    charts = None
+    if isinstance(config.opacity, WindowOpacityConfig):
+        if options.masks not in ((), ("auto",), ("none",)):
+            given = " ".join(options.masks)
+            raise bad_input(
+                f"--masks {given} with --config {options.config}",
+                why="its layers are charts of the clip, one after the other: a mask has no place in it",
+                fix=f"leave --masks out, or take a preset with objects: --config atlas --masks {given}",
+            )
+        charts = make_chart_masks(config.opacity, len(frames), size)
+
+    # Optical flow, where the mapping, a loss term or the motion segmentation needs it.
+    flow = None
+    needs_flow = isinstance(config.mapping, GridMappingConfig | SplineMappingConfig) or config.terms.uses_flow
+    if len(frames) > 1 and (needs_flow or (charts is None and options.masks == ("auto",))):
+        flow_size = size  # the loss terms of the papers use the flow of the full size
+        if isinstance(
+            config.mapping, GridMappingConfig | SplineMappingConfig
+        ):  # geometry needs no more than a small flow
+            shrink = min(1.0, config.mapping.flow_size / max(size))
+            flow_size = (round(size[0] * shrink), round(size[1] * shrink))
+        flow = compute_flow(
+            frames,
+            run.cache,
+            options.flow,
+            flow_size,
+            lambda done, all_: report(Progress("flow", done, all_)),
+            device=str(device or "cpu"),
+        )
+
+    masks = charts or _load_masks(source, options, flow, size, notes, report)
+    masks = _map_large_masks(masks, run.cache)
+    if flow is not None and _should_refine_masks(config, options, frames, settings):
+        masks = _refine_given_masks(run.cache, frames, flow, masks, report, settings)
+    clip = ClipDataset(frames, masks, flow)
+    if region:
+        clip, more = add_region_layer(clip, region, source, report)
+        notes += more
+    return clip, notes
+
+
+def _load_masks(
+    source: Video,
+    options: TrainOptions,
+    flow: FlowField | None,
+    size: tuple[int, int],
+    notes: list[str],
+    report: ProgressReporter,
+) -> LayerMasks:
+    """Returns the masks that `--masks` asks for: none, segmented by motion, or read from files."""
+    nothing = LayerMasks((), np.zeros((0, *source.frames.shape[:3]), bool))
+    if options.masks in ((), ("none",)):
+        return nothing
+    if "auto" in options.masks or "none" in options.masks:
+        if len(options.masks) > 1:
+            raise bad_input(
+                f"--masks {' '.join(options.masks)}: 'auto' and 'none' stand alone",
+                why="either the program finds the moving object, or every layer has a mask of yours",
+                fix="--masks PATH for each front layer, front first",
+            )
+        if flow is None:
+            return nothing
+        report(Progress("masks", 0, 1))
+        found = find_masks(source.frames, flow, lambda done, all_: report(Progress("masks", done, all_)))
+        if not found.names:
+            notes.append("no object moves clearly on its own: the model has one layer (--masks PATH adds more)")
+        return found
+    report(Progress("masks", 0, 1))
+    chosen = range(*source.frame_range)
+    metadata = source.metadata
+    return load_masks(options.masks, metadata.frame_count, size, chosen, (metadata.width, metadata.height))
+
+
+# --- masks: large ones in files, the user's refined -----------------------------------------------------------------
+
+
+def _map_large_masks(masks: LayerMasks, cache: Path, min_bytes: int = FILE_BACKED_FROM_BYTES) -> LayerMasks:
+    """Maps masks of at least `min_bytes` from a file in `cache`, so that they do not fill memory."""
+    if masks.masks.nbytes < min_bytes or isinstance(masks.masks, np.memmap):
+        return masks
+    return _store_masks(masks, cache / f"masks-{_hash_masks(masks)}.npy")
+
+
+def _store_masks(masks: LayerMasks, path: Path) -> LayerMasks:
+    """Maps the masks from the file `path`, which is written if it is missing."""
+    if not path.is_file():
+        require_disk_space(path.parent, masks.masks.nbytes)
+        with atomic_write(path) as part:
+            np.save(part, masks.masks, allow_pickle=False)
+    return LayerMasks(masks.names, np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def _hash_masks(masks: LayerMasks) -> str:
+    digest = hashlib.blake2b(str(masks.masks.shape).encode(), digest_size=16)
+    for layer in masks.masks:
+        for mask in iterate_releasing(layer):
+            digest.update(np.ascontiguousarray(mask).tobytes())
+    return digest.hexdigest()
+
+
+def _should_refine_masks(
+    config: PlanarConfig, options: TrainOptions, frames: np.ndarray, settings: GivenMaskSettings
+) -> bool:
+    """Whether the user's masks are refined before the training: in our own preset; the papers' take them as they are.
+
+    Short and very small clips say too little about what is wrong with a mask.
+    """
+    given = bool(options.masks) and not {"auto", "none"} & set(options.masks)
+    enough = len(frames) >= settings.min_frames and max(frames.shape[1:3]) >= settings.min_side_px
+    return (
+        given
+        and enough
+        and isinstance(config.mapping, GridMappingConfig)
+        and isinstance(config.opacity, PixelOpacityConfig)
+    )
+
+
+def _refine_given_masks(
+    cache: Path,
+    frames: np.ndarray,
+    flow: FlowField,
+    masks: LayerMasks,
+    report: ProgressReporter,
+    settings: GivenMaskSettings,
+) -> LayerMasks:
+    """Refines masks, once for a run; those that the refinement hardly changes stay as they are."""
+    path = cache / f"mended-{_hash_masks(masks)}.npy"
+    if path.is_file():
+        return _store_masks(masks, path)
+    if len(frames) > settings.max_full_frames and _samples_stay(frames, flow, masks, settings):
+        return masks
+    refined = refine_masks(frames, flow, masks, lambda done, all_: report(Progress("masks", done, all_)))
+    kept = []
+    for before, after in zip(masks.masks, refined.masks, strict=True):
+        kept.append(before if mask_iou(before, after) > settings.keep_above_iou else after)
+    return _store_masks(LayerMasks(masks.names, np.stack(kept)), path)
+
+
+def _samples_stay(frames: np.ndarray, flow: FlowField, masks: LayerMasks, settings: GivenMaskSettings) -> bool:
+    """Whether a refinement hardly changes two samples of the clip; then a long one need not be refined as a whole."""
+    for middle in (len(frames) // 4, 3 * len(frames) // 4):
+        sample = slice(middle - settings.sample_frames // 2, middle + settings.sample_frames // 2)
+        pairs = slice(sample.start, sample.stop - 1)
+        sample_flow = FlowField(
+            flow.forward[pairs], flow.backward[pairs], flow.forward_ok[pairs], flow.backward_ok[pairs]
+        )
+        given = LayerMasks(masks.names, masks.masks[:, sample])
+        refined = refine_masks(frames[sample], sample_flow, given)
+        overlaps = [mask_iou(before, after) for before, after in zip(given.masks, refined.masks, strict=True)]
+        if min(overlaps) < settings.keep_above_iou:
+            return False
+    return True
+
+
+# --- the record in run.yaml -----------------------------------------------------------------------------------------
+
+
+def make_record(options: TrainOptions, config: PlanarConfig, source: Video) -> dict[str, Any]:
+    """Makes the record that run.yaml keeps: enough to repeat the run."""
+    start, stop, step = source.frame_range
+    metadata = source.metadata
+    region = parse_roi_option(options, config, source)
+    named_flow = options.flow in ("auto", "dis", "raft", "raft-large")
+    return {
+        "video": str(Path(metadata.path).resolve()),
+        "sha256": metadata.sha256,
+        "frames": f"{start}:{stop}:{step}",
+        "size": [source.frames.shape[2], source.frames.shape[1]],
+        "preset": options.config,
+        "quality": options.quality,
+        "masks": [_resolve_path(spec) for spec in options.masks],
+        "roi": region.roi_text if region else None,  # in one form, whatever spaces and zeros it was typed with
+        "flow": options.flow if named_flow else _resolve_path(options.flow),
+        "seed": options.seed,
+        "threads": torch.get_num_threads(),
+        "config": planar_config_to_mapping(config),
+    }
+
+
+def _resolve_path(spec: str) -> str:
+    """Makes the path of a "[NAME=]PATH" absolute."""
+    if spec in ("auto", "none"):
+        return spec
+    name, _, path = spec.rpartition("=")
+    return f"{name}={Path(path).resolve()}" if name else str(Path(path).resolve())
+
+
+def refuse_changed_settings(run: Run, record: dict[str, Any]) -> None:
+    """Refuses to continue a run with other settings than it was begun with.
+
+    Raises:
+        UserError: the settings differ (exit 3), or run.yaml is damaged (5).
+    """
+    if not run.run_yaml.is_file():
+        return
+    read_planar_record(run)  # a damaged record is not one of other settings
+    before = read_run_yaml(run)
+    free = (
+        "quality",
+        "threads",
+        "video",
+    )  # a training may continue for longer, elsewhere, from a moved file with the same content
+    changed = [key for key in record if key not in free and before.get(key) != record[key]]
+    if isinstance(before.get("config"), dict) and "config" in changed:
+        # Read and written again: settings that came with a later version of the program have their defaults.
+        old, new = planar_config_to_mapping(read_planar_record(run).config), record["config"]
+        parts = [key for key in new if old.get(key) != new[key]]
+        # The number of steps and how often to save may change on the way.
+        if parts in ([], ["training"]):
+            changed.remove("config")
+        else:
+            changed[changed.index("config")] = "config." + ", config.".join(parts)
+    if changed:
+        raise bad_input(
+            f"{run.path} was begun with other settings: {', '.join(changed).replace('sha256', 'another video')}",
+            where=str(run.run_yaml),
+            why="a run has one video, size, frame range, set of masks and config from beginning to end",
+            fix=f"another folder: --out {run.path}-2",
+        )

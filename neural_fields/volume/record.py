@@ -1,0 +1,191 @@
+"""The run of a 3D scene on disk: its record in run.yaml, its cameras and bones, and its model.
+
+Beside what every run has there is `scene/`: `transforms.json`, `bones.json` and `states.json`, so that a run can be
+rendered without the pictures that it was trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from neural_fields.config.loader import from_mapping
+from neural_fields.config.volume import VOLUME_KIND, VolumeConfig, volume_config_to_mapping
+from neural_fields.core.errors import ExitCode, UserError
+from neural_fields.core.files import make_folder
+from neural_fields.data.capture.bones_json import read_bones, read_states, write_bones, write_states
+from neural_fields.data.capture.cameras import Camera
+from neural_fields.data.capture.skeleton import SkeletonMotion
+from neural_fields.data.capture.transforms_json import PosedImage, read_transforms, write_transforms
+from neural_fields.edits.payloads import read_weights
+from neural_fields.edits.read_stack import active_edits, hidden_parts
+from neural_fields.runs.checkpoints import Checkpoint, require_checkpoint
+from neural_fields.runs.run import Run, read_run_yaml
+from neural_fields.volume.background import BackgroundField, SceneBounds
+from neural_fields.volume.color_edit import add_paints
+from neural_fields.volume.human import PersonModel
+from neural_fields.volume.scene import Moments, Scene
+
+
+@dataclass(frozen=True)
+class VolumeRecord:
+    """What a run was trained on, and how.
+
+    Attributes:
+        source: the folder or video of the capture.
+        config: all settings.
+        size: (width, height) of the training pictures.
+        bounds: the part of the world that is not contracted.
+        cameras, times: of all views; `held_out` are the indices of those that were not trained on.
+        motion: the bones; None without a person.
+        switches: moments at which the carried object changes its state.
+    """
+
+    source: Path
+    preset: str
+    quality: str
+    config: VolumeConfig
+    size: tuple[int, int]
+    bounds: SceneBounds
+    cameras: tuple[Camera, ...]
+    times: tuple[int, ...]
+    held_out: tuple[int, ...]
+    motion: SkeletonMotion | None
+    switches: tuple[int, ...]
+
+    @property
+    def state_count(self) -> int:
+        """The number of states of the carried object."""
+        return len(self.switches) + 1
+
+    def make_moments(self, device: torch.device | None = None) -> Moments:
+        """Returns the poses and states of all moments of the capture."""
+        return Moments.from_motion(self.motion, self.switches, max(self.times) + 1, device)
+
+
+def write_record(run: Run, record: VolumeRecord) -> dict[str, Any]:
+    """Writes `scene/`, and returns the entries of run.yaml."""
+    pictures = [
+        PosedImage(run.scene / f"view{index:05d}.png", camera, time=time)
+        for index, (camera, time) in enumerate(zip(record.cameras, record.times, strict=True))
+    ]
+    make_folder(run.scene)
+    write_transforms(run.scene / "transforms.json", pictures)
+    if record.motion is not None:
+        write_bones(run.scene / "bones.json", record.motion)
+    write_states(run.scene / "states.json", record.switches)
+    return {
+        "kind": VOLUME_KIND,
+        "source": str(record.source),
+        "preset": record.preset,
+        "quality": record.quality,
+        "size": list(record.size),
+        "centre": list(record.bounds.center),
+        "radius": record.bounds.radius,
+        "held_out": list(record.held_out),
+        "config": volume_config_to_mapping(record.config),
+    }
+
+
+def read_record(run: Run) -> VolumeRecord:
+    """Reads the record of a run.
+
+    Raises:
+        UserError: run.yaml or the files in scene/ are missing or damaged (exit 5).
+    """
+    values = read_run_yaml(run)
+    try:
+        pictures = read_transforms(run.scene / "transforms.json")
+        bones = run.scene / "bones.json"
+        kept = {key: value for key, value in dict(values["config"]).items() if key != "kind"}
+        x, y, z = (float(value) for value in values["centre"])
+        return VolumeRecord(
+            source=Path(values["source"]),
+            preset=str(values["preset"]),
+            quality=str(values["quality"]),
+            config=from_mapping(VolumeConfig, kept, where=str(run.run_yaml)),
+            size=(int(values["size"][0]), int(values["size"][1])),
+            bounds=SceneBounds((x, y, z), float(values["radius"])),
+            cameras=tuple(picture.camera for picture in pictures),
+            times=tuple(picture.time or 0 for picture in pictures),
+            held_out=tuple(int(index) for index in values["held_out"]),
+            motion=read_bones(bones) if bones.is_file() else None,
+            switches=read_states(run.scene / "states.json"),
+        )
+    except (KeyError, IndexError, TypeError, ValueError, UserError) as error:
+        raise UserError(
+            ExitCode.DAMAGED_RUN,
+            f"the scene of {run.path} cannot be read",
+            where=str(run.scene),
+            why=error.what if isinstance(error, UserError) else f"run.yaml is incomplete ({error!r})",
+            fix=f"restore {run.scene} and run.yaml from a copy, or start another run with unwrap train --out",
+        ) from error
+
+
+def build_scene(record: VolumeRecord, seed: int = 0) -> Scene:
+    """Builds an untrained scene; its weights come from the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        background = BackgroundField(record.bounds, record.state_count, record.config.background)
+        person = None
+        if record.motion is not None:
+            person = PersonModel(
+                record.motion.skeleton, record.state_count, record.config.person, poses=record.motion.transforms
+            )
+        return Scene(background, person)
+
+
+def load_scene(run: Run, record: VolumeRecord) -> tuple[Scene, Checkpoint]:
+    """Loads the scene of a run from its newest checkpoint.
+
+    Raises:
+        UserError: no checkpoint yet, or all are damaged.
+    """
+    checkpoint = require_checkpoint(run, f"unwrap train {record.source} --config {record.preset} --out {run.path}")
+    scene = build_scene(record)
+    scene.load_state_dict({name: torch.as_tensor(value) for name, value in checkpoint.model.items()})
+    return scene.eval(), checkpoint
+
+
+def apply_edits(run: Run, scene: Scene, names: Sequence[str] = ()) -> tuple[Scene, frozenset[str]]:
+    """Copies a scene and puts the active edits of its run, or those named, into it.
+
+    Args:
+        run: that the edits belong to.
+        scene: as it was trained; it stays as it is.
+        names: of edits; by default all that are active.
+
+    Returns:
+        The edited scene, and the parts that are not removed.
+
+    Raises:
+        UserError: there is no such edit, a damaged edit, or one of another scene.
+    """
+    edits = active_edits(run, names)
+    weights = [read_weights(edit) for edit in edits]
+    edited = deepcopy(scene)
+    add_paints(edited, [name for values in weights for name in values])
+    state = dict(edited.state_dict())
+    for edit, values in zip(edits, weights, strict=True):
+        for name, value in values.items():
+            if name not in state or state[name].shape != value.shape:
+                raise UserError(
+                    ExitCode.DAMAGED_RUN,
+                    f"the edit {edit.folder.name} is of another scene",
+                    where=str(edit.folder),
+                    why=f"{name} is not a parameter of this scene, or of another shape",
+                    fix=f"move {edit.folder} out of the run",
+                )
+            state[name] = value
+    edited.load_state_dict(state)
+    return edited, scene.parts - hidden_parts(edits)
+
+
+def choose_held_out_views(count: int, every: int) -> tuple[int, ...]:
+    """Returns the views that training leaves out: one in the middle of every so many; none for 0."""
+    return tuple(range(every // 2, count, every)) if every else ()

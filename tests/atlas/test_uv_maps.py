@@ -1,0 +1,209 @@
+"""Baked maps are the model's own answers, at any size, and a damaged map is never read as a good one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from neural_fields.atlas.uv_maps import Maps
+from neural_fields.config.planar import GridGainConfig, NoGainConfig, PlanarConfig
+from neural_fields.core import coords
+from neural_fields.core.coords import Box
+from neural_fields.core.errors import ExitCode, UserError
+from neural_fields.planar.appearance.gain import GridGain
+from neural_fields.planar.appearance.opacity import PixelOpacity
+from neural_fields.planar.init.build import build_model
+from neural_fields.planar.mappings.mapping import GridMapping
+from neural_fields.planar.model import LayerShape, ModelShape, PlanarModel
+from neural_fields.runs.run import Run
+from neural_fields.training.bake import bake_maps
+from tests.support.typed import as_all, as_one
+
+FRAMES = 3
+BOX = Box(-1.6, -1.3, 1.7, 1.4)
+NAMES = ("foreground", "background")
+
+
+def affine_model(size: tuple[int, int], gain: bool = True) -> PlanarModel:
+    """Two layers that turn, shrink and drift over the frames, under a gain and an opacity that vary."""
+    layers = tuple(LayerShape(name, BOX, 90, 70) for name in NAMES)
+    config = PlanarConfig(gain=GridGainConfig() if gain else NoGainConfig())
+    model = build_model(config, ModelShape(*size, FRAMES, layers))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for number, mapping in enumerate(as_all(GridMapping, model.mappings)):
+            for t in range(FRAMES):
+                angle, scale = 0.1 * (t + 1) * (1 - 2 * number), 1 - 0.05 * t
+                turn = [[np.cos(angle), -np.sin(angle), 0.1 * t], [np.sin(angle), np.cos(angle), -0.07 * number]]
+                mapping.homography[t, :2] = scale * torch.tensor(turn)
+        for part in [
+            as_one(PixelOpacity, model.opacity).table,
+            *(gain.table for gain in as_all(GridGain, model.gains)),
+        ]:
+            part.flat.copy_(0.1 * torch.randn(part.flat.shape, generator=generator))
+    return model.eval()
+
+
+def points_of(size: tuple[int, int], fit: tuple[int, int], t: int) -> torch.Tensor:
+    """xyt of the pixel centres of frame `t` at another size, whose frame is the same rectangle of the scene."""
+    pixels = coords.pixel_centers(*size).view(-1, 2) * torch.tensor([fit[0] / size[0], fit[1] / size[1]])
+    xy = coords.normalize_pixels(pixels, *fit)
+    return torch.cat([xy, torch.full((len(xy), 1), float(coords.normalize_time(t, FRAMES)))], 1)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run.create(tmp_path / "run")
+
+
+@pytest.mark.parametrize("fit", [(48, 27), (32, 32), (27, 48), (37, 23)])
+@pytest.mark.parametrize("times", [1.0, 2.0, 2.37, 0.6])
+def test_maps_brought_to_any_size_agree_with_the_model_at_that_size(
+    run: Run, fit: tuple[int, int], times: float
+) -> None:
+    model = affine_model(fit)
+    maps = bake_maps(run, model, 7)
+    size = (round(fit[0] * times), round(fit[1] * times))
+    pixel = 2 / max(size)
+    for t in range(FRAMES):
+        with torch.no_grad():
+            truth = model(points_of(size, fit, t)).uv.view(size[1], size[0], len(NAMES), 2).numpy()
+        for layer in range(len(NAMES)):
+            off = np.abs(maps.read_uv(t, layer, size) - truth[:, :, layer]).max() / pixel
+            assert off < 2e-3, f"frame {t} layer {layer}: {off} pixels"
+
+
+def test_maps_hold_weight_and_gain_of_the_model_at_the_size_of_the_fit(run: Run) -> None:
+    size = (48, 28)
+    model = affine_model(size)
+    maps = bake_maps(run, model, 7)
+    with torch.no_grad():
+        samples = model.sample_frame(1, size)
+    weight = samples.weight.view(size[1], size[0], 2).permute(2, 0, 1).numpy()
+    assert np.abs(maps.read_weights(1, size) - weight).max() <= 1 / 255
+    assert np.abs(maps.read_layer_weight(1, 0, size) - weight[0]).max() <= 0.51 / 255
+    # The gain has a knot every 16 pixels and is stored every 4: no more than the rounding of a bend is lost.
+    assert samples.gain is not None
+    gain = samples.gain.view(size[1], size[0], 2, 3).numpy()
+    for layer in range(2):
+        assert np.abs(maps.read_gain(1, layer, size) - gain[:, :, layer]).max() < 0.05
+
+
+@pytest.mark.parametrize("size", [(48, 27), (109, 61)])
+def test_weights_of_a_pixel_sum_to_one_at_any_size(run: Run, size: tuple[int, int]) -> None:
+    maps = bake_maps(run, affine_model((48, 27)), 7)
+    assert np.abs(maps.read_weights(2, size).sum(0) - 1).max() < 1e-5
+
+
+@pytest.mark.parametrize("size", [(48, 27), (109, 61)])
+@pytest.mark.parametrize("gain", [True, False])
+def test_a_part_and_scattered_pixels_are_cut_out_of_the_whole(run: Run, size: tuple[int, int], gain: bool) -> None:
+    maps = bake_maps(run, affine_model((48, 27), gain), 7)
+    part = (slice(5, 21), slice(11, 40))
+    y, x = np.array([0, 5, 20, size[1] - 1]), np.array([0, 11, 39, size[0] - 1])
+    found = maps.sample_at_points(1, x.astype(np.float32), y.astype(np.float32), size)
+    assert np.allclose(found.weight, maps.read_weights(1, size)[:, y, x], atol=0.02)
+    for layer in range(2):
+        uv, lit = maps.read_uv(1, layer, size), maps.read_gain(1, layer, size)
+        assert np.allclose(maps.read_uv_part(1, layer, size, part), uv[part], atol=1e-4)
+        assert np.allclose(maps.read_gain(1, layer, size, part), lit[part], atol=1e-3)
+        weight = maps.read_layer_weight(1, layer, size)
+        assert np.abs(maps.read_layer_weight(1, layer, size, part) - weight[part]).max() <= 1.01 / 255
+        # OpenCV's remap looks up in steps of 1/32 of a sample.
+        assert np.allclose(found.uv[layer], uv[y, x], atol=2 / 48 / 32)
+        assert np.allclose(found.gain[layer], lit[y, x], atol=0.01)
+
+
+def test_maps_of_a_transposed_model_are_the_transposed_maps(tmp_path: Path) -> None:
+    model, turned = affine_model((40, 24)), affine_model((24, 40))
+    with torch.no_grad():
+        for mine, other in zip(as_all(GridMapping, model.mappings), as_all(GridMapping, turned.mappings), strict=True):
+            swap = torch.tensor([[0.0, 1, 0], [1, 0, 0], [0, 0, 1]])
+            other.homography.copy_(swap @ mine.homography @ swap)
+    wide = bake_maps(Run.create(tmp_path / "wide"), model, 1)
+    tall = bake_maps(Run.create(tmp_path / "tall"), turned, 1)
+    for t in range(FRAMES):
+        assert np.allclose(
+            wide.read_uv(t, 0, (80, 48)), tall.read_uv(t, 0, (48, 80)).transpose(1, 0, 2)[..., ::-1], atol=1e-5
+        )
+
+
+def test_an_identity_mapping_puts_texel_centres_under_pixel_centres(run: Run) -> None:
+    size = (30, 20)
+    box = coords.frame_box(*size)
+    maps = bake_maps(
+        run, build_model(PlanarConfig(), ModelShape(*size, 1, (LayerShape("background", box, *size),))).eval(), 1
+    )
+    texels = coords.uv_to_texels(torch.from_numpy(maps.read_uv(0, 0, size)), box, *size)
+    assert torch.allclose(texels, coords.pixel_centers(*size), atol=1e-4)
+
+
+def test_opening_maps_returns_what_was_baked(run: Run) -> None:
+    baked = bake_maps(run, affine_model((32, 18)), 7)
+    opened = Maps.open(run)
+    assert opened == baked
+    assert opened.layers == NAMES and opened.boxes == (BOX, BOX) and opened.frame_count == FRAMES
+    assert json.loads((run.maps / "maps.json").read_text())["step"] == 7
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def another_shape(path: Path) -> None:
+    np.save(path, np.load(path)[:, 1:])
+
+
+def not_an_array(path: Path) -> None:
+    path.write_text("not an array")
+
+
+@pytest.mark.parametrize("damage", [cut, another_shape, not_an_array, Path.unlink])
+@pytest.mark.parametrize("name", ["uv-background.npy", "weight.npy", "gain-foreground.npy"])
+def test_a_damaged_map_is_named_and_not_read(run: Run, name: str, damage) -> None:
+    bake_maps(run, affine_model((32, 18)), 7)
+    damage(run.maps / name)
+    with pytest.raises(UserError) as caught:
+        Maps.open(run)
+    assert caught.value.code == ExitCode.DAMAGED_RUN
+    assert name in str(caught.value) and "unwrap train" in caught.value.fix
+
+
+@pytest.mark.parametrize("change", [{"layers": None}, {"size": [32]}, {"boxes": [[0, 0, 1, 1]]}, {"frame_count": "x"}])
+def test_facts_that_do_not_describe_maps_are_refused(run: Run, change: dict) -> None:
+    bake_maps(run, affine_model((32, 18)), 7)
+    path = run.maps / "maps.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UserError) as caught:
+        Maps.open(run)
+    assert caught.value.code == ExitCode.DAMAGED_RUN
+
+
+def test_baking_that_is_broken_off_leaves_no_maps_that_look_whole(run: Run) -> None:
+    bake_maps(run, affine_model((32, 18)), 7)
+
+    def break_off(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bake_maps(run, affine_model((32, 18)), 8, break_off)
+    assert not [path.name for path in run.maps.iterdir() if path.name.startswith(".")]
+    with pytest.raises(UserError, match="no baked maps") as caught:
+        Maps.open(run)
+    assert "unwrap train" in caught.value.fix
+
+
+def test_without_room_the_maps_of_before_stay(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    bake_maps(run, affine_model((32, 18)), 7)
+    before = {path.name: path.read_bytes() for path in run.maps.iterdir()}
+    usage = shutil.disk_usage(run.maps)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError) as caught:
+        bake_maps(run, affine_model((64, 36)), 8)
+    assert caught.value.code == ExitCode.NO_ROOM
+    assert {path.name: path.read_bytes() for path in run.maps.iterdir()} == before

@@ -1,0 +1,122 @@
+"""A change painted on one frame, lifted into a canonical image and looked up again, is the change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from editors.inputs.canonical_picture import find_change
+from editors.inputs.frame_lifting import FrameMaps, lift_frame
+from neural_fields.atlas.canonical import Overlay
+from neural_fields.core import coords
+from neural_fields.core.coords import Box
+from neural_fields.core.errors import UserError
+from neural_fields.imaging.alpha import premultiply
+from neural_fields.imaging.image_io import Picture, read_picture
+
+WIDTH, HEIGHT = 80, 60
+BOX = Box(-1.5, -1.2, 1.5, 1.2)
+Y, X = np.mgrid[:HEIGHT, :WIDTH]
+DISC = (X - 40) ** 2 + (Y - 30) ** 2 < 15**2
+SOURCE = cv2.GaussianBlur(np.random.default_rng(1).integers(60, 200, (HEIGHT, WIDTH, 3)).astype(np.uint8), (0, 0), 2)
+IDENTITY = [[1, 0, 0], [0, 1, 0]]
+SHIFT = [[1, 0, 0.0137], [0, 1, -0.0231]]
+TURN = [[0.76, -0.24, 0.05], [0.24, 0.76, 0.02]]
+PAINT = np.stack([0.55 + 0.2 * np.sin(X / 5), 0.4 + 0.2 * np.cos(Y / 4), np.full(X.shape, 0.25)], -1).astype(np.float32)
+
+
+def frame_maps(affine: list, size: tuple[int, int], weight: float | np.ndarray = 1.0, gain: float = 1.0) -> FrameMaps:
+    xy = coords.frame_xy(WIDTH, HEIGHT).numpy()
+    matrix = np.array(affine, np.float32)
+    uv = np.stack([xy @ matrix[:, :2].T + matrix[:, 2], xy]).astype(np.float32)
+    first = np.broadcast_to(np.float32(weight), (HEIGHT, WIDTH))
+    gains = np.full((2, HEIGHT, WIDTH, 3), gain, np.float32)
+    sizes = [size, (WIDTH, HEIGHT)]
+    boxes = [BOX, coords.frame_box(WIDTH, HEIGHT)]
+    return FrameMaps(["foreground", "background"], uv, np.stack([first, 1 - first]), gains, boxes, sizes)
+
+
+def paint(region: np.ndarray = DISC) -> Picture:
+    rgba = np.ones((HEIGHT, WIDTH, 4), np.float32)
+    rgba[..., :3] = np.where(region[..., None], np.rint(PAINT * 255) / 255, SOURCE / np.float32(255))
+    return Picture(rgba, had_alpha=False, lossy=False)
+
+
+def render(overlay: Overlay, maps: FrameMaps, index: int = 0) -> np.ndarray:
+    """The frame as the design states it: source + weight * (gain * edit - alpha * observed), premultiplied."""
+    image = torch.from_numpy(premultiply(overlay.rgba)).permute(2, 0, 1)[None]
+    found = (
+        coords.sample_canonical(image, overlay.box, torch.from_numpy(maps.uv[index])[None])[0].permute(1, 2, 0).numpy()
+    )
+    source = SOURCE / 255
+    return source + maps.weight[index][..., None] * (maps.gain[index] * found[..., :3] - found[..., 3:] * source)
+
+
+def region(grow: int) -> np.ndarray:
+    around = np.ones((2 * abs(grow) + 1,) * 2, np.uint8)
+    disc = DISC.astype(np.uint8)
+    return (cv2.dilate(disc, around) if grow > 0 else cv2.erode(disc, around)) > 0
+
+
+@pytest.mark.parametrize("density", [1, 3, 6])
+@pytest.mark.parametrize("affine", [IDENTITY, SHIFT, TURN], ids=["identity", "shift", "turn"])
+def test_a_lifted_frame_renders_as_it_was_painted(affine: list, density: int) -> None:
+    maps = frame_maps(affine, (120 * density, 96 * density))
+    picture = paint()
+    error = np.abs(render(lift_frame(picture, SOURCE, maps, "foreground")["foreground"], maps) - picture.rgba[..., :3])
+    assert error[region(-2)].max() <= 2 / 255
+    assert error[~region(2)].max() < 1e-6
+
+
+@pytest.mark.parametrize(("weight", "gain"), [(0.8, 1.0), (1.0, 0.8), (0.8, 1.2)])
+def test_soft_opacity_and_lighting_are_divided_out(weight: float, gain: float) -> None:
+    maps = frame_maps(SHIFT, (120, 96), weight, gain)
+    picture = paint()
+    error = np.abs(render(lift_frame(picture, SOURCE, maps, "foreground")["foreground"], maps) - picture.rgba[..., :3])
+    assert error[region(-2)].max() <= 2 / 255
+
+
+def test_there_are_no_pinholes_when_texels_are_finer_than_pixels() -> None:
+    alpha = lift_frame(paint(), SOURCE, frame_maps(TURN, (720, 576)), "foreground")["foreground"].rgba[..., 3]
+    mask = (alpha > 0.5).astype(np.uint8)
+    holes = cv2.connectedComponents(1 - mask)[0] - 1  # the outside is one component
+    assert (holes, cv2.connectedComponents(mask)[0] - 1) == (1, 1)
+
+
+def test_the_layer_that_shows_most_under_the_paint_is_chosen() -> None:
+    weight = np.where(X < 34, 1.0, 0.0)
+    lifted = lift_frame(paint(), SOURCE, frame_maps(IDENTITY, (120, 96), weight))
+    assert list(lifted) == ["background"]
+    assert any("background" in note for note in lifted["background"].notes)
+
+
+def test_paint_off_the_layer_is_left_out_and_said() -> None:
+    weight = np.where(X < 40, 1.0, 0.1)
+    maps = frame_maps(IDENTITY, (120, 96), weight)
+    overlay = lift_frame(paint(), SOURCE, maps, "foreground")["foreground"]
+    shown = render(overlay, maps)
+    assert np.abs(shown - SOURCE / 255)[X > 42].max() < 1e-6
+    assert any("left out" in note for note in overlay.notes)
+
+
+def test_a_layer_that_is_unknown_or_not_seen_and_an_untouched_frame_are_refused() -> None:
+    maps = frame_maps(IDENTITY, (120, 96), 0.0)
+    with pytest.raises(UserError, match="no layer 'sky'") as unknown:
+        lift_frame(paint(), SOURCE, maps, "sky")
+    assert "foreground, background" in unknown.value.why
+    with pytest.raises(UserError, match="not seen under the paint"):
+        lift_frame(paint(), SOURCE, maps, "foreground")
+    with pytest.raises(UserError, match="no change found"):
+        lift_frame(paint(np.zeros_like(DISC)), SOURCE, maps)
+
+
+def test_a_frame_that_is_a_jpeg_file_and_comes_back_as_it_is_has_no_change(tmp_path: Path) -> None:
+    noisy = np.random.default_rng(0).integers(0, 256, (128, 192, 3)).astype(np.uint8)
+    noisy[40:90, 60:120] = (250, 20, 20)  # an edge of clipped colour, which a second compression moves
+    cv2.imwrite(str(tmp_path / "frame.jpg"), cv2.GaussianBlur(noisy, (0, 0), 1.0), [cv2.IMWRITE_JPEG_QUALITY, 75])
+    painted = read_picture(tmp_path / "frame.jpg")
+    assert find_change(painted, painted.rgba).is_empty

@@ -1,0 +1,99 @@
+"""Grades in closed form: what exposure, curves, hue, saturation, blur and sharpening do to colours."""
+
+from __future__ import annotations
+
+import colorsys
+import dataclasses
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from neural_fields.imaging.color_grading import Grade, smooth_colors
+
+RGB = np.random.default_rng(0).random((6, 7, 3)).astype(np.float32)
+
+
+def linear(value: np.ndarray) -> np.ndarray:
+    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+
+
+def test_a_grade_without_settings_does_nothing() -> None:
+    assert Grade().does_nothing and Grade(radius=0.01).does_nothing
+    np.testing.assert_array_equal(Grade().apply(RGB), RGB)
+
+
+@pytest.mark.parametrize("stops", [-2.0, -0.5, 0.7])
+def test_exposure_multiplies_light(stops: float) -> None:
+    graded = Grade(exposure=stops).apply(RGB)
+    wanted = np.minimum(linear(RGB) * 2**stops, 1)
+    np.testing.assert_allclose(linear(graded), wanted, atol=1e-3)
+
+
+def test_a_curve_goes_through_its_points_and_stays_level_beyond() -> None:
+    points = ((0.2, 0.1), (0.5, 0.7), (0.8, 0.9))
+    grey = np.array([[0.0] * 3, [0.2] * 3, [0.5] * 3, [0.8] * 3, [1.0] * 3], np.float32)
+    np.testing.assert_allclose(Grade(curve=points).apply(grey)[:, 0], [0.1, 0.1, 0.7, 0.9, 0.9], atol=1e-3)
+    red = Grade(curve_red=((0.0, 1.0), (1.0, 0.0))).apply(RGB)
+    np.testing.assert_allclose(red[..., 0], 1 - RGB[..., 0], atol=1e-3)
+    np.testing.assert_allclose(red[..., 1:], RGB[..., 1:], atol=1e-6)
+
+
+def test_no_saturation_is_grey_of_the_same_luma_and_grey_has_no_hue() -> None:
+    grey = Grade(saturation=0.0).apply(RGB)
+    np.testing.assert_allclose(grey, (RGB @ [0.2126, 0.7152, 0.0722])[..., None].repeat(3, -1), atol=1e-5)
+    flat = np.full((3, 3), 0.37, np.float32)
+    np.testing.assert_allclose(Grade(hue=77.0).apply(flat), flat, atol=1e-4)
+
+
+def test_a_third_of_a_turn_makes_red_green_and_green_blue() -> None:
+    muted = np.array([[0.6, 0.4, 0.4], [0.4, 0.6, 0.4], [0.4, 0.4, 0.6]], np.float32)
+    for turns, wanted in ((120.0, 1 / 3), (-120.0, 2 / 3), (360.0, 0.0)):
+        hues = [colorsys.rgb_to_hsv(*row)[0] for row in Grade(hue=turns).apply(muted).tolist()]
+        before = [colorsys.rgb_to_hsv(*row)[0] for row in muted.tolist()]
+        moved = [(after - start - wanted + 0.5) % 1 - 0.5 for after, start in zip(hues, before, strict=True)]
+        assert np.abs(moved).max() < 1e-3
+
+
+def test_blur_does_not_mix_in_what_is_beside_the_layer() -> None:
+    picture = np.zeros((40, 60, 3), np.float32)
+    picture[:, 30:] = 1
+    weight = np.zeros((40, 60), np.float32)
+    weight[:, 30:] = 1
+    np.testing.assert_allclose(smooth_colors(picture, weight, 4.0)[:, 30:], 1, atol=1e-5)
+    everywhere = smooth_colors(picture, np.ones_like(weight), 4.0)
+    np.testing.assert_allclose(everywhere, cv2.GaussianBlur(picture, (0, 0), 4.0), atol=1e-5)
+
+
+def test_a_grade_comes_back_from_its_json() -> None:
+    grade = Grade(0.3, ((0.0, 0.1), (1.0, 0.9)), hue=20.0, saturation=1.4, blur=0.004, sharpen=0.5, radius=0.003)
+    assert Grade.from_json(grade.to_json()) == grade
+    assert set(grade.to_json()) == {"exposure", "curve", "hue", "saturation", "blur", "sharpen", "radius"}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [],
+        {"gamma": 2},
+        {"exposure": "1"},
+        {"exposure": 99},
+        {"exposure": float("nan")},
+        {"hue": True},
+        {"curve": [[0, 0]]},
+        {"curve": [[0.5, 0.5], [0.2, 0.9]]},
+        {"curve": [[0, 0], [1, 2]]},
+        {"curve": 5},
+        {"blur": 5},
+    ],
+)
+def test_what_is_no_grade_is_refused(value: Any) -> None:
+    with pytest.raises(ValueError):
+        Grade.from_json(value)
+
+
+def test_all_settings_of_a_grade_are_settings_of_the_editor() -> None:
+    from editors.effects.adjust import Adjust
+
+    assert {entry.name for entry in dataclasses.fields(Adjust)} == {entry.name for entry in dataclasses.fields(Grade)}

@@ -1,0 +1,167 @@
+"""Clips that one canonical picture cannot explain are divided, and an edit is carried through all parts."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from editors.demo import make_clip_metadata
+from editors.inputs.chart_propagation import carry_to_charts
+from neural_fields.atlas.canonical import Overlay
+from neural_fields.atlas.chart import Chart
+from neural_fields.atlas.uv_maps import Maps
+from neural_fields.config.planar import GridMappingConfig as GridSettings
+from neural_fields.core import coords
+from neural_fields.core.coords import Box
+from neural_fields.data.flow.shot_detection import find_cuts
+from neural_fields.data.synthetic.planar_clips import make_translation_clip
+from neural_fields.data.video.io import write_video
+from neural_fields.planar.init.build import plan_model
+from neural_fields.planar.init.charts import ChartSettings, SpanGeometry, divide_into_charts, lay_out_charts
+from neural_fields.planar.init.geometry import GeometrySettings, estimate_magnification
+from neural_fields.planar.mappings.mapping import GridMapping
+from neural_fields.rendering.overlay_pass import OverlayPass
+from neural_fields.training import train_planar
+from neural_fields.training.options import TrainOptions
+from neural_fields.training.train_planar import train
+
+pytestmark = pytest.mark.slow
+
+PLANE = Box(-1.0, -0.5, 1.0, 0.5)
+
+
+def geometry(first: int, count: int, box: Box = PLANE) -> SpanGeometry:
+    return SpanGeometry(first, np.tile(np.eye(3), (count, 1, 1)), np.zeros((count, 2, 2, 2)), box)
+
+
+def test_a_cut_is_found_and_a_pan_a_flash_and_a_fade_are_not() -> None:
+    def shot(seed: int) -> np.ndarray:
+        clip = make_translation_clip(8, 96, 54, velocity=(9, 3), seed=seed)
+        frames = clip.frames
+        return np.roll(frames, seed, axis=-1)  # other colours
+
+    pan = shot(0)
+    assert find_cuts(pan, None) == ()
+    assert find_cuts(np.concatenate([pan, shot(1), shot(2)]), None) == (8, 16)
+    flash = pan.copy()
+    flash[4] = 255 - (255 - flash[4]) // 4
+    assert find_cuts(flash, None) == ()
+    fade = np.concatenate([pan, pan]) * np.linspace(1, 0.2, 16)[:, None, None, None]
+    assert find_cuts(fade.astype(np.uint8), None) == ()
+
+
+@pytest.mark.parametrize(
+    ("errors", "spans"),
+    [
+        ({100: 1e-3}, [(0, 99)]),  # 30 dB: explained
+        ({100: 1e-2, 25: 8e-3}, [(0, 99)]),  # dividing would not help
+        ({100: 1e-2, 25: 2e-3, 50: 6e-3}, [(0, 24), (25, 49), (50, 74), (75, 99)]),
+        ({100: 1e-2, 25: 2e-3, 50: 2.1e-3}, [(0, 49), (50, 99)]),  # as good with fewer
+    ],
+)
+def test_a_shot_is_divided_as_far_as_that_explains_it_better(errors: dict, spans: list) -> None:
+    def place(span: tuple[int, int]) -> SpanGeometry:
+        return geometry(span[0], span[1] - span[0] + 1)
+
+    assert divide_into_charts([(0, 99)], place, lambda part: errors[len(part.homography)]) == spans
+
+
+def test_a_short_shot_is_never_divided_and_shots_are_kept_apart() -> None:
+    place = lambda span: geometry(span[0], span[1] - span[0] + 1)  # noqa: E731
+    assert divide_into_charts([(0, 30), (31, 40)], place, lambda part: 1.0) == [(0, 30), (31, 40)]
+
+
+def test_one_plane_stays_where_its_reference_frame_shows_itself() -> None:
+    (same,), (sheet,), box = lay_out_charts([geometry(0, 3)], [2.0], 0.1)
+    assert np.array_equal(same.homography, geometry(0, 3).homography)
+    assert sheet.box == box == Box(-1.0, -0.5, 1.0, 0.5)
+
+
+def test_sheets_lie_apart_and_hold_what_their_frames_show() -> None:
+    parts = [geometry(0, 4), geometry(4, 4, Box(-2.0, -0.5, 1.0, 0.9)), geometry(8, 2), geometry(10, 9)]
+    moved, found, whole = lay_out_charts(parts, [1.0, 1.5, 1.0, 2.0], 0.1)
+    assert [(s.first, s.last) for s in found] == [(0, 3), (4, 7), (8, 9), (10, 18)]
+    for one in found:
+        assert whole.u0 <= one.box.u0 and one.box.u1 <= whole.u1 and whole.v0 <= one.box.v0 and one.box.v1 <= whole.v1
+        for other in found:
+            apart = one.box.u1 + 0.05 < other.box.u0 or one.box.v1 + 0.05 < other.box.v0
+            assert one is other or apart or other.box.u1 + 0.05 < one.box.u0 or other.box.v1 + 0.05 < one.box.v0
+    for before, after, sheet, scale in zip(parts, moved, found, [1.0, 1.5, 1.0, 2.0], strict=True):
+        corner = after.homography[0] @ np.array([before.box.u0, before.box.v0, 1.0])
+        assert corner[:2] / corner[2] == pytest.approx([sheet.box.u0, sheet.box.v0])
+        assert sheet.box.width == pytest.approx(scale * before.box.width)
+
+
+@pytest.mark.parametrize("far", [0.0, 3.0, 8.0])
+def test_how_finely_a_frame_reads_its_sheet_does_not_depend_on_where_the_sheet_lies(far: float) -> None:
+    tilted = torch.tensor([[0.5, 0.05, 0.1], [-0.02, 0.5, 0.1], [0.15, -0.1, 1.0]])
+    aside = torch.eye(3)
+    aside[0, 2], aside[1, 2] = far, 0.7 * far
+    mapping = GridMapping(GridSettings(), 2, (64, 36))
+    mapping.start_from_geometry((aside @ tilted).repeat(2, 1, 1), torch.zeros(2, 2, *mapping.residual.shape[2:]))
+    uv = mapping.map_frames(torch.tensor([1]), 2, (64, 36))[0].detach()
+    between = torch.stack([uv[17:19, 32] - uv[17:19, 31], uv[18, 31:33] - uv[17, 31:33]]).mean(1)  # across, down
+    along = mapping.uv_per_pixel(torch.tensor([1.0]))[0]
+    torch.testing.assert_close(along, between.T.norm(dim=1), rtol=1e-3, atol=1e-6)
+    pixel = 2 / 64
+    area = float(torch.linalg.det(between)) / pixel**2
+    assert estimate_magnification(mapping.homography.numpy()) == pytest.approx(area**-0.5, rel=1e-3)
+
+
+def test_nothing_is_blended_across_two_sheets() -> None:
+    mapping = GridMapping(GridSettings(), 4, (32, 18), starts=[2])
+    shift = torch.eye(3).repeat(4, 1, 1)
+    shift[2:, 0, 2] = 10.0
+    mapping.start_from_geometry(shift, torch.zeros(4, 2, *mapping.residual.shape[2:]))
+    times = torch.tensor([0.5, 1.4, 1.6, 2.5])
+    xyt = torch.stack([torch.zeros(4), torch.zeros(4), torch.as_tensor(coords.normalize_time(times, 4))], dim=1)
+    assert mapping(xyt)[:, 0].tolist() == pytest.approx([0.0, 0.0, 10.0, 10.0])
+
+
+def test_what_is_painted_on_one_sheet_appears_in_every_frame_at_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    charts = ChartSettings(frames_per_chart=4, explained_psnr_db=99.0, min_gain_db=-99.0, max_loss_db=-99.0)
+    plan = partial(plan_model, settings=GeometrySettings(charts=charts))
+    monkeypatch.setattr(train_planar, plan_model.__name__, plan)
+    clip = make_translation_clip(12, 96, 64, velocity=(1.5, 0.5))
+    video = write_video(tmp_path / "clip.mkv", clip.frames, make_clip_metadata(clip), codec="ffv1")
+    run = train(video, TrainOptions(tmp_path / "run", size="source", masks=("none",), quality="draft")).run
+    maps = Maps.open(run)
+    (series,) = maps.charts
+    assert [(chart.first, chart.last) for chart in series] == [(0, 3), (4, 7), (8, 11)]
+
+    from neural_fields.atlas import canonical
+
+    picture = canonical.read_pristine(run.canonical, "background")
+    rgba = np.zeros((picture.size[1], picture.size[0], 4), np.float32)
+    texels = coords.uv_to_texels(torch.from_numpy(maps.read_uv(5, 0, maps.size)), picture.box, *picture.size).numpy()
+    column, row = texels[32, 48]  # the middle of frame 5
+    y, x = np.mgrid[: rgba.shape[0], : rgba.shape[1]] + 0.5
+    rgba[np.hypot(x - column, y - row) < 9] = (1, 0, 0, 1)
+    overlays, notes = carry_to_charts(run, maps, {"background": Overlay(rgba, picture.box)})
+    assert notes == ["carried to 2 more of the 3 parts of background"]
+
+    renderer = OverlayPass(maps, {"background": picture}, overlays)
+    for t in range(12):
+        change = np.abs(renderer.render_frame(t, clip.frames[t]).astype(int) - clip.frames[t]).sum(-1) > 60
+        rows, columns = np.nonzero(change)
+        # The pixel (48, 32) of frame 5 moves by the clip's velocity.
+        assert (columns.mean(), rows.mean()) == pytest.approx((48 + 1.5 * (t - 5), 32 + 0.5 * (t - 5)), abs=0.8), t
+        assert 80 < change.sum() < 260
+
+
+def test_a_sheet_that_was_painted_on_is_left_as_it_was(tmp_path: Path) -> None:
+    rgba = np.zeros((10, 40, 4), np.float32)
+    rgba[2:5, 2:5] = rgba[2:5, 30:33] = (0, 1, 0, 1)
+    overlay = Overlay(rgba, Box(0.0, 0.0, 4.0, 1.0))
+    parts = [Chart("background", i, i, Box(2.0 * i, 0.0, 2.0 * i + 2, 1.0)) for i in range(2)]
+    maps = Maps(tmp_path, ("background",), (overlay.box,), (8, 8), 2, False, (tuple(parts),))
+    from neural_fields.runs.run import Run
+
+    same, notes = carry_to_charts(Run(tmp_path), maps, {"background": overlay})
+    assert same["background"] is overlay and notes == []

@@ -1,0 +1,78 @@
+"""One writer at a time: a second one is told who holds the run, and a killed one holds nothing."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from neural_fields.core.errors import ExitCode, UserError
+from neural_fields.runs.checkpoints import load_latest_checkpoint, save_checkpoint
+from neural_fields.runs.locking import lock_run
+from neural_fields.runs.run import Run, write_run_yaml
+
+HOLD = """
+import sys, time
+from neural_fields.runs.locking import lock_run
+from neural_fields.runs.run import Run
+with lock_run(Run.open(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run with a run.yaml and a checkpoint of step 2."""
+    run = Run.create(tmp_path / "run")
+    write_run_yaml(run, {"preset": "atlas"})
+    save_checkpoint(run, 2, {"table": np.zeros(3)}, {}, {})
+    return run
+
+
+def test_a_second_writer_is_told_who_holds_the_run_until_that_one_is_killed(run) -> None:
+    command = [sys.executable, "-c", HOLD, str(run.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError) as caught, lock_run(run):
+            pass
+        found = load_latest_checkpoint(run, "numpy")
+        assert found is not None and found.step == 2, "reading goes on"
+        holder.kill()
+    assert caught.value.code == ExitCode.LOCKED
+    assert f"process {holder.pid} on {os.uname().nodename} since 2" in caught.value.why
+    with lock_run(run) as note:
+        assert note == ""
+
+
+def test_one_process_cannot_write_twice_at_once(run) -> None:
+    with lock_run(run):
+        with pytest.raises(UserError, match="in use"), lock_run(run):
+            pass
+        with pytest.raises(UserError, match="in use"), lock_run(run):
+            pass
+
+
+def test_a_volume_without_locks_gets_a_file_instead_and_a_note(run, monkeypatch) -> None:
+    def no_locks(descriptor, how) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    run.holder_file.write_text(json.dumps({"pid": gone.pid, "host": os.uname().nodename}))
+    with lock_run(run) as note:
+        assert "cannot lock files" in note
+        with pytest.raises(UserError, match="in use"), lock_run(run):
+            pass
+    assert not run.holder_file.exists()
+    run.holder_file.write_text(json.dumps({"pid": gone.pid, "host": "elsewhere\x1b[31m"}))
+    with pytest.raises(UserError) as caught, lock_run(run):
+        pass
+    assert "elsewhere[31m" in caught.value.why and run.holder_file.exists()

@@ -1,0 +1,141 @@
+"""What happens to the user's masks before the training begins."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from editors.demo import make_clip_metadata
+from neural_fields.config.planar import load_planar_config
+from neural_fields.data.flow.compute import FlowField
+from neural_fields.data.masks.layer_masks import LayerMasks
+from neural_fields.data.synthetic.planar_clips import make_demo_clip
+from neural_fields.data.video.io import write_video
+from neural_fields.data.video.metadata import Video, make_metadata
+from neural_fields.runs.run import Run
+from neural_fields.training import inputs, train_planar
+from neural_fields.training.options import TrainOptions
+
+COUNT, HEIGHT, WIDTH = 12, 20, 30
+
+
+def still() -> FlowField:
+    vectors, ok = np.zeros((COUNT - 1, HEIGHT, WIDTH, 2), np.float16), np.ones((COUNT - 1, HEIGHT, WIDTH), bool)
+    return FlowField(vectors, vectors, ok, ok)
+
+
+def given() -> LayerMasks:
+    masks = np.zeros((2, COUNT, HEIGHT, WIDTH), bool)
+    masks[0, :, 5:15, 5:15] = masks[1, :, 2:18, 18:28] = True
+    return LayerMasks(("a", "b"), masks)
+
+
+def refined(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rows: tuple[int, int],
+    settings: inputs.GivenMaskSettings = inputs.DEFAULTS,
+) -> tuple[LayerMasks, list[int]]:
+    """The masks after a refinement that takes some rows off each layer, and how often it was asked."""
+    calls: list[int] = []
+
+    def refine(frames: np.ndarray, flow: FlowField, masks: LayerMasks, progress: object = None) -> LayerMasks:
+        calls.append(len(frames))
+        better = np.array(masks.masks)
+        for layer, off in enumerate(rows):
+            better[layer, :, :off] = False
+        return LayerMasks(masks.names, better)
+
+    monkeypatch.setattr(inputs, "refine_masks", refine)
+    frames = np.zeros((COUNT, HEIGHT, WIDTH, 3), np.uint8)
+    result = inputs._refine_given_masks(tmp_path, frames, still(), given(), lambda progress: None, settings)
+    return result, calls
+
+
+def test_a_mask_that_the_refinement_changes_much_is_replaced_and_a_sure_one_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result, _ = refined(tmp_path, monkeypatch, (8, 2))  # of the first mask 3 of 10 rows go, of the second none
+    assert result.masks[0].sum() == COUNT * 70 and np.array_equal(result.masks[1], given().masks[1])
+
+
+def test_masks_are_refined_once_for_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, calls = refined(tmp_path, monkeypatch, (8, 2))
+    again, more = refined(tmp_path, monkeypatch, (8, 2))
+    assert calls == [COUNT] and more == [] and np.array_equal(first.masks, again.masks)
+
+
+def test_a_long_clip_with_sure_masks_is_only_looked_at_in_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = inputs.GivenMaskSettings(max_full_frames=10, sample_frames=4)
+    same, calls = refined(tmp_path, monkeypatch, (0, 0), settings)
+    assert calls == [4, 4] and np.array_equal(same.masks, given().masks)
+    _, calls = refined(tmp_path, monkeypatch, (9, 0), settings)
+    assert calls == [4, COUNT]
+
+
+@pytest.mark.parametrize(
+    ("masks", "frames", "size", "preset", "wanted"),
+    [
+        (("a.npy",), 12, (240, 427), "atlas", True),
+        (("auto",), 12, (240, 427), "atlas", False),
+        (("none",), 12, (240, 427), "atlas", False),
+        (("a.npy",), 5, (240, 427), "atlas", False),
+        (("a.npy",), 12, (60, 80), "atlas", False),
+        (("a.npy",), 12, (240, 427), "lna", False),
+    ],
+)
+def test_only_masks_of_a_users_own_are_refined_and_only_where_that_can_work(
+    masks: tuple[str, ...], frames: int, size: tuple[int, int], preset: str, wanted: bool
+) -> None:
+    clip = np.broadcast_to(np.uint8(0), (frames, *size, 3))
+    assert (
+        inputs._should_refine_masks(load_planar_config(preset), TrainOptions(masks=masks), clip, inputs.DEFAULTS)
+        is wanted
+    )
+
+
+def test_many_masks_are_mapped_from_a_file_with_the_same_content(tmp_path: Path) -> None:
+    mapped = inputs._map_large_masks(given(), tmp_path, min_bytes=100)
+    assert isinstance(mapped.masks, np.memmap) and np.array_equal(mapped.masks, given().masks)
+    assert inputs._map_large_masks(mapped, tmp_path, min_bytes=100) is mapped
+
+
+def test_flow_is_computed_on_the_device_of_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: list[str] = []
+
+    def compute(frames: np.ndarray, *words: object, device: str = "cpu") -> FlowField:
+        devices.append(device)
+        return still()
+
+    monkeypatch.setattr(inputs, inputs.compute_flow.__name__, compute)
+    frames = np.zeros((COUNT, HEIGHT, WIDTH, 3), np.uint8)
+    metadata = make_metadata((WIDTH, HEIGHT), COUNT, Fraction(24))
+    video = Video(frames, metadata.timestamps, metadata, (0, COUNT, 1))
+    run = Run.create(tmp_path / "run")
+    options = TrainOptions(masks=("none",), flow="raft")
+    make_clip = inputs.prepare_clip
+    make_clip(run, video, options, load_planar_config("atlas"), device=torch.device("meta"))
+    make_clip(run, video, options, load_planar_config("atlas"))
+    assert devices == ["meta", "cpu"]
+
+
+def test_training_hands_its_device_to_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reached(Exception):
+        pass
+
+    def stop(*words: object) -> None:
+        assert words[-1] == torch.device("meta")
+        raise Reached
+
+    clip = make_demo_clip(3, 32, 24)
+    write_video(tmp_path / "clip.mkv", clip.render_frames(), make_clip_metadata(clip), codec="ffv1")
+    monkeypatch.setattr(train_planar, train_planar.choose_device.__name__, lambda name: torch.device("meta"))
+    monkeypatch.setattr(train_planar, train_planar.prepare_clip.__name__, stop)
+    with pytest.raises(Reached):
+        train_planar.train(tmp_path / "clip.mkv", TrainOptions(tmp_path / "run", flow="raft", device="cuda"))

@@ -1,0 +1,207 @@
+"""A fit that is stopped, by whatever means, goes on as if it had never been."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from editors.cli.main import main
+from neural_fields.cli.commands import LiveLine
+from neural_fields.core.errors import ExitCode
+from neural_fields.core.progress import Progress
+from neural_fields.data.synthetic.planar_clips import make_demo_clip
+from neural_fields.data.video.io import probe_video
+from neural_fields.imaging.image_io import encode_png
+from neural_fields.runs.checkpoints import load_latest_checkpoint
+from neural_fields.runs.run import Run
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 9
+TRAIN = "train {home}/frames --masks {home}/mask.npy --training.checkpoint-every 2 --training.steps 9 --out {out}"
+LNA = (
+    " --config lna --mapping.layers [3,3] --mapping.width 16 --mapping.warm-up 4 --texture.layers 3 --texture.width 16"
+    " --texture.skips [1] --opacity.layers 3 --opacity.width 16 --training.pixels 200"
+)
+CODEF = (
+    " --config codef --mapping.levels 3 --mapping.log2-table 8 --mapping.width 8 --mapping.hidden-layers 2"
+    " --texture.levels 4 --texture.log2-table 9 --texture.width 16"
+)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clip as pictures, with its mask, and a fit of it that nothing interrupted."""
+    home = tmp_path_factory.mktemp("home")
+    clip = make_demo_clip(6, 48, 32)
+    (home / "frames").mkdir()
+    for number, frame in enumerate(clip.frames):
+        (home / "frames" / f"{number:05d}.png").write_bytes(encode_png(frame.astype(np.float32) / 255))
+    np.save(home / "mask.npy", clip.masks[0])
+    assert train(home, home / "whole") == 0
+    return home
+
+
+def train(home: Path, out: Path, more: str = "") -> int:
+    return main([word.format(home=home, out=out) for word in (TRAIN + more).split()])
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None], stage: str = "training") -> None:
+    """Lets something happen when a command reports `step` of a stage."""
+
+    class Watched(LiveLine):
+        def __call__(self, progress: Progress) -> None:
+            if progress.stage == stage and progress.done == step and not progress.note:
+                act()
+
+    monkeypatch.setattr("neural_fields.cli.commands.LiveLine", Watched)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """Weights and optimiser memory of the newest checkpoint."""
+    checkpoint = load_latest_checkpoint(Run(run))
+    assert checkpoint is not None and checkpoint.step == STEPS
+    return {**checkpoint.model, **{f"state.{name}": value for name, value in checkpoint.state.items()}}
+
+
+def assert_same_end(run: Path, whole: Path) -> None:
+    mine, expected = weights(run), weights(whole)
+    assert mine.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(mine[name], expected[name])] == []
+    for name in ("uv-foreground.npy", "weight.npy"):
+        assert (run / "maps" / name).read_bytes() == (whole / "maps" / name).read_bytes()
+    for path in (whole / "canonical").glob("*.png"):
+        assert (run / "canonical" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("step", [1, 4, 5])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, ExitCode.INTERRUPTED), (signal.SIGTERM, ExitCode.TERMINATED)]
+)
+def test_a_signal_saves_and_the_same_command_ends_with_the_same_weights(
+    number: int, code: ExitCode, step: int, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, step, lambda: signal.raise_signal(number))
+        assert train(home, run) == code
+    assert f"saved at step {step} of {STEPS}; the same command continues" in capsys.readouterr().err
+    checkpoint = load_latest_checkpoint(Run(run))
+    assert checkpoint is not None and checkpoint.step == step
+    assert train(home, run) == 0
+    assert_same_end(run, home / "whole")
+
+
+@pytest.mark.parametrize("stage", ["flow", "masks", "geometry", "baking"])
+def test_a_signal_before_or_after_the_steps_is_no_loss_either(stage: str, home: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, {"flow": 1, "baking": 1}.get(stage, 0), lambda: signal.raise_signal(signal.SIGINT), stage)
+        assert train(home, run) == ExitCode.INTERRUPTED
+    assert train(home, run) == 0
+    assert_same_end(run, home / "whole")
+
+
+def test_an_interrupted_rendering_leaves_no_half_video(home: Path, tmp_path: Path) -> None:
+    line = ["render", str(home / "whole"), "--what", "reconstruction", "--out", str(tmp_path / "out.mp4")]
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 3, lambda: signal.raise_signal(signal.SIGINT), "rendering")
+        assert main(line) == ExitCode.INTERRUPTED
+    assert list(tmp_path.iterdir()) == []
+    assert main(line) == 0
+
+
+@pytest.mark.parametrize("preset", [LNA, CODEF], ids=["lna", "codef"])
+def test_presets_of_networks_resume_bit_for_bit_too(preset: str, home: Path, tmp_path: Path) -> None:
+    assert train(home, tmp_path / "whole", preset) == 0
+    for step in (3, 6):
+        with pytest.MonkeyPatch.context() as patch:
+            at_step(patch, step, lambda: signal.raise_signal(signal.SIGINT))
+            assert train(home, tmp_path / "run", preset) == ExitCode.INTERRUPTED
+    assert train(home, tmp_path / "run", preset) == 0
+    assert_same_end(tmp_path / "run", tmp_path / "whole")
+
+
+def test_stopping_after_every_single_step_ends_with_the_same_weights(home: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for step in range(1, STEPS):
+        with pytest.MonkeyPatch.context() as patch:
+            at_step(patch, step, lambda: signal.raise_signal(signal.SIGINT))
+            assert train(home, run) == ExitCode.INTERRUPTED
+    assert train(home, run) == 0
+    assert_same_end(run, home / "whole")
+
+
+def test_an_error_in_the_middle_loses_no_more_than_the_steps_since_the_checkpoint(home: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+
+    def fail() -> None:
+        raise OSError(5, "the disk was pulled out")
+
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 5, fail)
+        assert train(home, run) == ExitCode.BAD_INPUT
+    checkpoint = load_latest_checkpoint(Run(run))
+    assert checkpoint is not None and checkpoint.step == 4
+    assert train(home, run) == 0
+    assert_same_end(run, home / "whole")
+
+
+def test_a_run_without_its_cache_resumes_to_the_same_weights(home: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 5, lambda: signal.raise_signal(signal.SIGINT))
+        assert train(home, run) == ExitCode.INTERRUPTED
+    shutil.rmtree(run / "cache")
+    assert train(home, run) == 0
+    assert_same_end(run, home / "whole")
+
+
+def test_killed_at_random_moments_a_fit_ends_with_the_same_files() -> None:
+    script = ROOT / "benchmarks" / "resume.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--kills", "3", "--steps", "25", "--seed", "3"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 of 3 equal bit for bit" in done.stdout
+
+
+def test_a_time_limit_stops_well_and_keeps_a_result_that_renders(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    more = " --seconds 4 --json --training.steps 1000000"
+    assert train(home, run, more) == 0
+    info = json.loads(capsys.readouterr().out)
+    assert 0 < info["step"] < 1_000_000 and info["finished"]
+    assert main(["render", str(run), "--what", "reconstruction", "--out", str(tmp_path / "out.mp4")]) == 0
+    assert probe_video(tmp_path / "out.mp4").frame_count == 6
+    assert main(["eval", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["steps"] == info["step"]
+
+
+def test_after_a_finished_fit_more_steps_can_be_asked_for(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert train(home, run) == 0
+    assert train(home, run) == 0
+    assert "is finished: 9 of 9 steps" in capsys.readouterr().err
+    assert train(home, run, " --training.steps 12 --json") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["step"] == 12
+    assert (run / "maps/maps.json").read_text().find('"step": 12') > 0
+    assert os.listdir(run / "canonical/pristine")
