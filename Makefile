@@ -12,6 +12,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_ALL := $(VENV)/.installed-all
+USER_EXTRAS := exr,psd
+ALL_EXTRAS := dev,diffusion,exr,metrics,psd
 INSTALL = $(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --build-constraint constraints.txt
 
 # Without an NVIDIA GPU, a torch without CUDA saves 4 GB; its own index has it. Where that cannot be reached (or has not
@@ -41,12 +43,12 @@ $(BIN)/uv:
 
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/uv
 	@echo "installing unwrap with the versions of constraints.txt (the first time takes minutes)"
-	$(call install,exr,psd)
+	$(call install,$(USER_EXTRAS))
 	@touch $@
 
 $(INSTALLED_ALL): pyproject.toml constraints.txt | $(BIN)/uv
 	@echo "installing unwrap and the developers' tools with the versions of constraints.txt (the first time takes minutes)"
-	$(call install,dev,diffusion,exr,metrics,psd)
+	$(call install,$(ALL_EXTRAS))
 	@touch $@ $(INSTALLED)
 
 # Two workers of one thread each: with more threads than free cores, small operators run far slower.
