@@ -1,8 +1,11 @@
 # Needs only make and Python 3.11 or newer; everything is installed into .venv beside this file.
-#   make setup      what a user needs             make demo     the main job on a clip made here
-#   make setup-all  also developers' tools        make check    style, types, fast tests
-#                   and diffusion                 make test     style, types, all tests, coverage
-#                                                 make lowest   fast tests with the oldest packages allowed
+#   make setup       what a user needs
+#   make setup-all   also the developers' tools and diffusion
+#   make demo        the main job on a clip made here
+#   make check       style, types, fast tests
+#   make test        style, types, all tests
+#   make coverage    which lines the tests run
+#   make lowest      fast tests with the oldest packages allowed
 
 # The first interpreter on the path that is new enough; choose another with: make setup PYTHON=/path/to/python
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
@@ -23,7 +26,7 @@ define install
 		>/dev/null 2>&1 && echo --torch-backend=auto); $(INSTALL) $$backend --editable '.[$(1)]'
 endef
 
-.PHONY: setup setup-all check test demo lowest
+.PHONY: setup setup-all check test coverage demo lowest
 .DEFAULT_GOAL := setup
 
 setup: $(INSTALLED)
@@ -52,8 +55,8 @@ $(INSTALLED_ALL): pyproject.toml constraints.txt | $(BIN)/uv
 	@touch $@ $(INSTALLED)
 
 # Two workers of one thread each: with more threads than free cores, small operators run far slower.
-check test lowest: export OMP_NUM_THREADS := 1
-check test lowest: export OMP_WAIT_POLICY := PASSIVE
+check test coverage lowest: export OMP_NUM_THREADS := 1
+check test coverage lowest: export OMP_WAIT_POLICY := PASSIVE
 
 check: $(INSTALLED_ALL)
 	$(BIN)/ruff check .
@@ -65,6 +68,10 @@ test: $(INSTALLED_ALL)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2
+
+# Twice as slow as the tests alone.
+coverage: $(INSTALLED_ALL)
 	$(BIN)/python -m pytest -n 2 --cov
 
 # The lower bounds of pyproject.toml, installed as they stand in an environment of their own.
