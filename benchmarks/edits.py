@@ -64,7 +64,7 @@ def row(
 
 
 def psnr(shown: np.ndarray, truth: np.ndarray) -> float:
-    """Of 8-bit colours."""
+    """Of 8-bit colors."""
     return float(-10 * np.log10(max(1e-12, (((shown.astype(float) - truth) / 255) ** 2).mean())))
 
 

@@ -7,7 +7,7 @@ that the editor `frames` makes of them, rendered at the size of the fit. The sty
 on some frames, both at the size at which they were painted, so that 0 is the source and 1 the painted frames:
 
     gram     distance of Gram matrices of trained features (the encoder of another style network)
-    colours  distance of sorted values of each channel
+    colors  distance of sorted values of each channel
     detail   root mean square of what a blur of 1, 2, 4 and 8 pixels takes away, as a share of the painted frames' own
 """
 
@@ -24,7 +24,7 @@ from common import ROOT, finish, parser, table
 STYLES = ("candy", "mosaic", "pointilism", "rain_princess", "udnie")
 WEIGHTS = ROOT.parent / "shared" / "weights" / "style"
 LOOKED_AT = 6
-COLUMNS = ("run", "style", "before", "after", "ratio", "gram", "colours", "detail", "lit", "seconds")
+COLUMNS = ("run", "style", "before", "after", "ratio", "gram", "colors", "detail", "lit", "seconds")
 
 
 def main() -> None:
@@ -104,7 +104,7 @@ def kept(plain: Sequence[Any], painted: Sequence[Any], fused: Sequence[Any], net
             found.append(seen @ seen.T / seen.shape[1])
         return torch.stack(found).mean(0).numpy()
 
-    def colours(frames: Sequence[Any]) -> Any:
+    def colors(frames: Sequence[Any]) -> Any:
         return np.sort(np.stack(frames).reshape(-1, 3).astype(np.float32) / 255, axis=0)
 
     def detail(frames: Sequence[Any]) -> float:
@@ -121,7 +121,7 @@ def kept(plain: Sequence[Any], painted: Sequence[Any], fused: Sequence[Any], net
 
     return {
         "gram": round(share(gram), 3),
-        "colours": round(share(colours), 3),
+        "colors": round(share(colors), 3),
         "detail": round(detail(fused) / detail(painted), 3),
     }
 

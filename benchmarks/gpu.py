@@ -112,7 +112,7 @@ def timed(work: Callable[[], Any], device: Any) -> float:
 
 
 def steps(job: dict[str, Any]) -> dict[str, Any]:
-    """Training steps of some presets with resident and with travelling frames, from the same start."""
+    """Training steps of some presets with resident and with traveling frames, from the same start."""
     import torch
 
     from neural_fields.config.planar import load_planar_config
@@ -132,7 +132,7 @@ def steps(job: dict[str, Any]) -> dict[str, Any]:
         run = Run.create(Path(job["work"]) / f"steps-{preset}")
         clip, _ = prepare_clip(run, source, options, config)
         row: dict[str, Any] = {"preset": preset}
-        for name, pixels in (("travelling", clip), ("resident", clip.copy_to_device(device))):
+        for name, pixels in (("traveling", clip), ("resident", clip.copy_to_device(device))):
             model = make_planar_model(config, clip, None, WarmUpOptions(0, device, 5.0)).to(device)
             into = Run.create(Path(job["work"]) / f"steps-{preset}-{name}")
             records = train_steps(model, pixels, config.training, into, Budget(job["steps"]))

@@ -3,7 +3,7 @@
     python benchmarks/in_between.py RUN [RUN ...] [--frames 31] [--json FILE]
 
 A run is any planar one. Its maps of the frames that are left out are not read. Beside the frames that are made stand
-the mean of the two neighbours (blend) and the earlier one alone (repeat), all as the mean PSNR of the frames that were
+the mean of the two neighbors (blend) and the earlier one alone (repeat), all as the mean PSNR of the frames that were
 left out. Seconds are of one frame that is made, without decoding and encoding.
 """
 

@@ -36,7 +36,7 @@ from neural_fields.data.synthetic.true_tracks import compute_true_tracks, make_g
 from neural_fields.data.video.io import Video, read_video
 from neural_fields.evaluation import metrics
 from neural_fields.evaluation.report import TrainingCost, report_training
-from neural_fields.planar.init.build import build_model, initialise_model, plan_model
+from neural_fields.planar.init.build import build_model, initialize_model, plan_model
 from neural_fields.planar.init.load import load_planar_model
 from neural_fields.planar.init.region_tracking import track_region
 from neural_fields.planar.model import PlanarModel
@@ -234,6 +234,12 @@ def cuts(home: Path) -> Job:
         bright = shots[0].copy()
         bright[3 : 3 + step // 2] = 255 - ((255 - shots[0][3 : 3 + step // 2]) * (1 - step / 12)).astype(np.uint8)
         clips[f"brighter {step}"] = bright
+        after = shots[0] + (step / 12) * (shots[1].astype(np.float32) - shots[0])  # a flash that hides a change
+        clips[f"changed behind a flash {step}"] = np.concatenate([shots[0], flash[4:5], after.astype(np.uint8)])
+        light = 1 - 0.05 * step * (np.arange(16) % 2)[:, None, None, None]  # a cut among frames that flicker
+        flickering = (np.concatenate([shots[0], shots[1]]) * light).astype(np.uint8)
+        clips[f"flickering {step}"] = flickering
+        clips[f"flickers for a while {step}"] = np.concatenate([shots[0], flickering[12 - step : 12 + step // 2]])
     return partial(_count_cuts, clips, flows)
 
 
@@ -256,16 +262,16 @@ def geometry(home: Path) -> Job:
         fronts = clip.layer_names[:-1]
         masks = LayerMasks(fronts, np.stack([clip.compute_labels() == layer for layer in range(len(fronts))]))
         prepared[name] = clip, ClipDataset(clip.frames, masks, compute_flow(clip.frames, home / name, "dis"))
-    return partial(_initialise_all, prepared)
+    return partial(_initialize_all, prepared)
 
 
-def _initialise_all(clips: dict[str, tuple[SyntheticClip, ClipDataset]]) -> Figures:
+def _initialize_all(clips: dict[str, tuple[SyntheticClip, ClipDataset]]) -> Figures:
     config = load_planar_config("atlas")
     figures: Figures = {}
     for name, (truth, clip) in clips.items():
         start = plan_model(config, clip)
         model = build_model(config, start.shape)
-        initialise_model(model, start, clip)
+        initialize_model(model, start, clip)
         model.eval()
         figures[f"{name}: dB"] = decibels(show(model).frames, truth.frames)
         figures[f"{name}, points: px"] = _track_error(model, truth, FRAMES // 2)
@@ -304,8 +310,12 @@ def _train_shortly(clip: SyntheticClip, frames: Path, masks: list[str]) -> Figur
 
 
 def charts(home: Path) -> Job:
-    """Two clips of DAVIS without masks, which one picture explains badly, divided into charts."""
+    """Clips without masks, divided into charts: two of DAVIS, and two that one picture explains badly."""
     prepared = {}
+    for name, count in (("turning", 110), ("parallax", 60)):
+        clip = make_suite_clip(name, count, (80, 48))
+        masks = load_masks([], count, (clip.width, clip.height))
+        prepared[name] = ClipDataset(clip.frames, masks, compute_flow(clip.frames, home / name, "dis"))
     for name in available():
         frames = np.asarray(read_video(DATA / name / "frames", home / name, DAVIS_SIZE).frames)
         size = (frames.shape[2], frames.shape[1])
@@ -350,7 +360,7 @@ def _follow_corners(cases: dict[str, tuple[SyntheticClip, FlowField, np.ndarray]
 
 
 def tracking(home: Path) -> Job:
-    """Points and labels followed by a trained model."""
+    """Points and labels followed by a trained model; the labels are stripes of a few pixels."""
     clip = make_demo_clip(FRAMES, *SIZE)
     run = fitted(home, clip, "draft")
     flow = compute_flow(clip.frames, run.cache, "dis")
@@ -360,7 +370,9 @@ def tracking(home: Path) -> Job:
 def _follow_points(clip: SyntheticClip, run: Run, flow: FlowField) -> Figures:
     model, _ = load_planar_model(run)
     model = model.eval()
-    truth = clip.compute_labels() == 0
+    object_seen = clip.compute_labels() == 0
+    stripes = np.floor(clip.uv[..., 0] * 16 + clip.uv[..., 1] * 9).astype(int) % 2 == 1  # fixed to the layers
+    truth = np.where(object_seen, stripes[0], stripes[1] & (clip.uv[1, ..., 0] > 0))
     figures: Figures = {}
     for frame in (0, FRAMES // 2):
         start = make_grid_points(clip, frame, 5)

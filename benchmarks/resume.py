@@ -5,7 +5,7 @@
 OMP_NUM_THREADS sets the threads (1 without it).
 
 Every kill has a run of its own, begun afresh, killed at a moment drawn evenly over the time that the uninterrupted fit
-took, and then continued to its end. Compared are the weights and the optimiser's memory of the last checkpoint, the
+took, and then continued to its end. Compared are the weights and the optimizer's memory of the last checkpoint, the
 baked maps and the canonical pictures, byte for byte. Exit status 0 if all are equal.
 """
 
@@ -145,7 +145,7 @@ def main() -> int:
     parser.add_argument("--masks", action="append", default=[])
     parser.add_argument("--size", default="240p")
     options = parser.parse_args()
-    torch.optim.Adam([torch.zeros(1)])  # the first optimiser imports torch's compiler, which takes seconds
+    torch.optim.Adam([torch.zeros(1)])  # the first optimizer imports torch's compiler, which takes seconds
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         job = Job(options.video, tuple(options.masks) or ("auto",), options.size, options.steps)

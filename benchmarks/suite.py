@@ -126,14 +126,14 @@ def per_layer(clip: SyntheticClip, figure: Any) -> dict[str, float | None]:
 
 def uv_errors(clip: SyntheticClip, model: PlanarModel, layers: list[int]) -> dict[str, Any]:
     """Mean distance, in pixels of frame 0, of fitted to true uv where a layer is seen, after each alignment."""
-    labels, centres = clip.compute_labels(), coords.pixel_centers(clip.width, clip.height).numpy()[::2, ::2]
+    labels, centers = clip.compute_labels(), coords.pixel_centers(clip.width, clip.height).numpy()[::2, ::2]
     pixel = 2 / max(clip.width, clip.height)
     result: dict[str, Any] = {"uv_error_px": {}, "uv_slip_px": {}}
     for layer, name in enumerate(clip.layer_names):
         found, truth = [], []
         for t in range(clip.count):
             seen = labels[t, ::2, ::2] == layer
-            found.append(compute_uv(model, centres[seen], t, layers[layer]))
+            found.append(compute_uv(model, centers[seen], t, layers[layer]))
             truth.append(clip.uv[layer, t, ::2, ::2][seen])
         both = np.concatenate(found), np.concatenate(truth)
         result["uv_error_px"][name] = plain(measure_uv_error(*both).mean() / pixel, 3)
@@ -232,8 +232,8 @@ def true_mark(clip: SyntheticClip, renderer: OverlayPass, own: int, name: str, f
     """The disc as it looks in the frame it is anchored at, without that frame's light."""
     size = (clip.width, clip.height)
     rgba, lit = renderer.warp_overlay(frame, own, size)
-    colour = np.clip(lit / clip.gain[frame], 0, 1)
-    return PaintedMark(np.concatenate([colour, rgba[..., 3:]], axis=-1), coords.frame_box(*size), name, frame)
+    color = np.clip(lit / clip.gain[frame], 0, 1)
+    return PaintedMark(np.concatenate([color, rgba[..., 3:]], axis=-1), coords.frame_box(*size), name, frame)
 
 
 # --- the table ------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Edits by prompt with the toy model: does the region get the colour asked for, in every frame, and nothing else?
+"""Edits by prompt with the toy model: does the region get the color asked for, in every frame, and nothing else?
 
     python benchmarks/toy_edit.py [--editors inpaint img2img controlnet videdit sds mediated ...] [--prompt "blue dots"]
                                   [--clips synthetic synthetic-dis davis-car-shadow] [--size 240p] [--json FILE]

@@ -1,4 +1,4 @@
-"""Edits of a scene in space: does a prompt recolour the person from all sides, and does nothing else change?
+"""Edits of a scene in space: does a prompt recolor the person from all sides, and does nothing else change?
 
     python benchmarks/volume_edit.py [--prompts red green blue] [--steps 200]
                                      [--features FILE] [--folder DIR] [--json FILE]
@@ -69,12 +69,12 @@ def measure(chosen: argparse.Namespace, folder: Path) -> list[Row]:
     scene, _ = load_scene(run, record)
     rows: list[Row] = []
     for prompt in chosen.prompts:
-        rows += recoloured(run, record, scene, prompt, chosen.steps, folder)
+        rows += recolored(run, record, scene, prompt, chosen.steps, folder)
     rows.append(removed(run, record, scene, truth))
     return [*rows, *(styled(run, record, scene, folder, chosen.features) if chosen.features else [])]
 
 
-def recoloured(run: Run, record: VolumeRecord, scene: Scene, prompt: str, steps: int, folder: Path) -> list[Row]:
+def recolored(run: Run, record: VolumeRecord, scene: Scene, prompt: str, steps: int, folder: Path) -> list[Row]:
     """The person painted by a prompt."""
     words = ("--model", ROOT / "examples" / "toy_diffusion" / "model", "--prompt", prompt, "--steps", str(steps))
     begin = time.monotonic()
@@ -110,7 +110,7 @@ def from_all_sides(record: VolumeRecord, scene: Scene, hue: float) -> tuple[list
         with torch.no_grad():
             seen = scene.render_person(camera_rays(camera), now, torch.ones(3))
         on = seen.person_opacity > 0.5
-        white = (1 - seen.opacity)[:, None]  # the person's own colour: without what shines through
+        white = (1 - seen.opacity)[:, None]  # the person's own color: without what shines through
         own = ((seen.color - white) / seen.opacity.clamp_min(1e-3)[:, None])[on].clamp(0, 1)
         shares.append(hue_share(own.numpy(), hue, within=30, darkest=0.15))
         shown.append((seen.color.clamp(0, 1).view(96, 96, 3).numpy() * 255).astype(np.uint8))

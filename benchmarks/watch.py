@@ -131,8 +131,8 @@ def strokes(run: Path, layer: str) -> Iterator[Any]:
     number = 0
     while True:
         pixels, (x, y) = base.copy(), generator.integers(SIDE // 3, 2 * SIDE // 3, 2).tolist()
-        colour = (*generator.integers(0, 256, 3).tolist(), 255)
-        cv2.circle(pixels, (x, y), (40, 400)[number % 2], colour, -1, cv2.LINE_AA)
+        color = (*generator.integers(0, 256, 3).tolist(), 255)
+        cv2.circle(pixels, (x, y), (40, 400)[number % 2], color, -1, cv2.LINE_AA)
         number += 1
         yield Image.fromarray(pixels)
 

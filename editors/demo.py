@@ -55,7 +55,7 @@ class Star:
     """Where the star was painted."""
 
     frame: int
-    position: tuple[float, float]  # pixel position of its centre in that frame
+    position: tuple[float, float]  # pixel position of its center in that frame
     rgb: tuple[float, float, float]
     picture: Path
 
@@ -115,8 +115,8 @@ def paint_star(run: Run, clip: SyntheticClip, out: Path, settings: DemoSettings 
     """
     frame = clip.count // 2
     box = clip.boxes[0]
-    centre = ((box.u0 + box.u1) / 2, (box.v0 + box.v1) / 2)
-    x, y = (float(value) for value in clip.compute_mark_positions("foreground", centre)[frame])
+    center = ((box.u0 + box.u1) / 2, (box.v0 + box.v1) / 2)
+    x, y = (float(value) for value in clip.compute_mark_positions("foreground", center)[frame])
     maps = Maps.open(run)
     exported = canonical.read_pristine(run.canonical, "foreground")
     size = (clip.width, clip.height)
@@ -132,19 +132,19 @@ def paint_star(run: Run, clip: SyntheticClip, out: Path, settings: DemoSettings 
     return Star(frame, (x, y), settings.star_rgb, path)
 
 
-def draw_star(size: tuple[int, int], centre: tuple[float, float], radius: float) -> Float[np.ndarray, "height width"]:
+def draw_star(size: tuple[int, int], center: tuple[float, float], radius: float) -> Float[np.ndarray, "height width"]:
     """Draws a five-pointed star: how much of each pixel it covers, 0 to 1.
 
     Args:
         size: (width, height) in pixels.
-        centre: (x, y) in pixels.
+        center: (x, y) in pixels.
         radius: in pixels, from the center to the outer points.
     """
     angles = np.pi * np.arange(10) / 5 - np.pi / 2
     reach = radius * np.where(np.arange(10) % 2, 0.45, 1.0)
-    points = np.stack([centre[0] + reach * np.cos(angles), centre[1] + reach * np.sin(angles)], axis=-1)
+    points = np.stack([center[0] + reach * np.cos(angles), center[1] + reach * np.sin(angles)], axis=-1)
     canvas = np.zeros((size[1], size[0]), np.uint8)
-    # Points are given in 1/256 of a pixel; OpenCV counts from pixel centres.
+    # Points are given in 1/256 of a pixel; OpenCV counts from pixel centers.
     cv2.fillPoly(canvas, [np.round((points - 0.5) * 256).astype(np.int32)], 255, cv2.LINE_AA, 8)
     return canvas.astype(np.float32) / 255
 

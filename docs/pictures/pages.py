@@ -81,7 +81,7 @@ class Bench:
         return found
 
     def middle(self, t: int) -> tuple[float, float]:
-        """Returns the centre of the object in a frame, in pixels."""
+        """Returns the center of the object in a frame, in pixels."""
         weight = Maps.open(self.run).read_layer_weight(t, 0, self.sources[0].shape[1::-1])
         y, x = np.nonzero(weight > 0.5)
         return float(x.mean()), float(y.mean())
@@ -265,8 +265,8 @@ def following(bench: Bench) -> None:
         frame = bench.sources[t].copy()
         for k, (place, seen) in enumerate(zip(tracks.positions[:, t], tracks.visibility[:, t], strict=True)):
             if seen:
-                colour = tuple(int(v) for v in cv2.cvtColor(np.uint8([[[k * 10, 220, 255]]]), cv2.COLOR_HSV2RGB)[0, 0])
-                cv2.circle(frame, (round(place[0] * 16), round(place[1] * 16)), 5 * 16, colour, -1, cv2.LINE_AA, 4)
+                color = tuple(int(v) for v in cv2.cvtColor(np.uint8([[[k * 10, 220, 255]]]), cv2.COLOR_HSV2RGB)[0, 0])
+                cv2.circle(frame, (round(place[0] * 16), round(place[1] * 16)), 5 * 16, color, -1, cv2.LINE_AA, 4)
                 cv2.circle(frame, (round(place[0] * 16), round(place[1] * 16)), 5 * 16, (0, 0, 0), 1, cv2.LINE_AA, 4)
         panels.append((f"Frame {t}", Image.fromarray(frame)))
     sheet("tracks.png", panels)
@@ -281,7 +281,7 @@ def following(bench: Bench) -> None:
     for t in FRAMES:
         label = np.asarray(Image.open(files[t]).convert("RGB"), np.float32)
         mixed = 0.5 * bench.sources[t] + 0.5 * label
-        panels.append((f"Frame {t}" + (", labelled" if t == 24 else ""), Image.fromarray(mixed.astype(np.uint8))))
+        panels.append((f"Frame {t}" + (", labeled" if t == 24 else ""), Image.fromarray(mixed.astype(np.uint8))))
     sheet("labels.png", panels)
 
 

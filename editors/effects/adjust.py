@@ -22,7 +22,7 @@ from neural_fields.runs.source import read_source_metadata
 
 @dataclass(frozen=True, kw_only=True)
 class Adjust:
-    """Change light, colour and sharpness of a layer, or with --mask of a region of it, on every frame."""
+    """Change light, color and sharpness of a layer, or with --mask of a region of it, on every frame."""
 
     name: ClassVar[str] = "adjust"
 
@@ -37,9 +37,9 @@ class Adjust:
     curve_blue: str = ""
     """The same for the blue channel alone."""
     hue: float = 0.0
-    """Degrees by which colours turn; 120 makes red green."""
+    """Degrees by which colors turn; 120 makes red green."""
     saturation: float = 1.0
-    """0 is grey, 1 as it was, 2 twice as strong."""
+    """0 is gray, 1 as it was, 2 twice as strong."""
     blur: float = 0.0
     """Pixels of the video over which the layer is blurred; what is beside it does not bleed in."""
     sharpen: float = 0.0
@@ -94,7 +94,7 @@ class Adjust:
             fix = '--exposure 0.5, or --curve "0,0 0.5,0.6 1,1"'
             raise bad_input(f"the layer cannot be adjusted so: {problem}", fix=fix) from None
         if found.does_nothing:
-            raise bad_input("nothing to adjust", why="all settings leave colours as they are", fix="--exposure 0.5")
+            raise bad_input("nothing to adjust", why="all settings leave colors as they are", fix="--exposure 0.5")
         return found
 
 

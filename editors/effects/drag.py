@@ -201,8 +201,8 @@ class DragField:
     def displacement_at(self, points: Points) -> Points:
         """Computes the displacement at any points."""
         total = np.zeros_like(points)
-        for centre, weight in zip(self.centers, self.weights, strict=True):
-            total = total + _evaluate_wendland(np.linalg.norm(points - centre, axis=1) / self.radius)[:, None] * weight
+        for center, weight in zip(self.centers, self.weights, strict=True):
+            total = total + _evaluate_wendland(np.linalg.norm(points - center, axis=1) / self.radius)[:, None] * weight
         return total
 
     def min_area_change(self) -> float:
@@ -224,8 +224,8 @@ class DragField:
         """Computes the area of the source of small squares, over their own: below zero where they are turned over."""
         points = self._make_grid()
         slope = np.zeros((len(points), 2, 2))
-        for centre, weight in zip(self.centers, self.weights, strict=True):
-            away = (points - centre) / self.radius
+        for center, weight in zip(self.centers, self.weights, strict=True):
+            away = (points - center) / self.radius
             r = np.linalg.norm(away, axis=1)
             # d phi / dr = -20 r (1 - r)^3, along `away` / r
             along = (-20 * np.maximum(0, 1 - r) ** 3)[:, None] * away / self.radius
@@ -245,10 +245,10 @@ def solve_drag_field(
         radius: in pixels, beyond which nothing moves.
         settings: the grid that is searched for folds.
     """
-    centres = np.concatenate([end, held])
-    distances = np.linalg.norm(centres[:, None] - centres[None], axis=-1) / radius
+    centers = np.concatenate([end, held])
+    distances = np.linalg.norm(centers[:, None] - centers[None], axis=-1) / radius
     values = np.concatenate([end - start, np.zeros_like(held)])
-    return DragField(centres, np.linalg.solve(_evaluate_wendland(distances), values), radius, settings.grid_side)
+    return DragField(centers, np.linalg.solve(_evaluate_wendland(distances), values), radius, settings.grid_side)
 
 
 def _evaluate_wendland(r: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:

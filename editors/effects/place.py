@@ -67,7 +67,7 @@ class Place:
     font: Path | None = None
     """The font of the text, a .ttf, .otf or .ttc file (default: a plain one with the letters of English)."""
     color: str | None = None
-    """The colour of the text, "#rrggbb" or a name (default: white)."""
+    """The color of the text, "#rrggbb" or a name (default: white)."""
     point: str | None = None
     """Where its middle is, in pixels of the frame: "x,y". With --width and --angle."""
     width: float | None = None

@@ -69,7 +69,7 @@ def draw_text(
         red, green, blue, *alpha = ImageColor.getrgb(color)
     except ValueError:
         why = 'expected "#rrggbb" or a name such as white, gold or navy'
-        raise bad_input(f"--color {color!r} is no colour", why=why, fix='--color "#ffcc00"') from None
+        raise bad_input(f"--color {color!r} is no color", why=why, fix='--color "#ffcc00"') from None
 
     data = None if font is None else _read_font(font, settings.max_font_bytes)
     name = "the usual font" if font is None else font.name
@@ -93,7 +93,7 @@ def draw_text(
     if not ink.any() or alpha == [0]:
         raise bad_input(
             f"nothing of --text {text!r} can be seen",
-            why="its characters have no ink, or its colour is transparent",
+            why="its characters have no ink, or its color is transparent",
             fix='--text "Hello"',
         )
 

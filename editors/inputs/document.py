@@ -266,7 +266,7 @@ def _find_paint_leaves(leaves: Sequence[_Leaf], path: Path) -> list[_Leaf]:
                 f"the layer {leaf.layer.name!r} cannot be taken as paint: {leaf.trouble}",
                 where=str(path),
                 why="what it shows depends on what is below it, or on more than its pixels",
-                fix="set it to Normal, rasterise or hide it; or save the picture flattened, without guides, as PNG",
+                fix="set it to Normal, rasterize or hide it; or save the picture flattened, without guides, as PNG",
             )
     return [leaf for leaf in chosen if not leaf.trouble]
 

@@ -1,7 +1,7 @@
 """Edit by frame: the changed pixels of one painted frame are lifted into the canonical image of a layer.
 
 The render of an edit adds `weight * alpha * (gain * edit - observed)` to a frame. Lifting solves this for `edit`: first
-for each changed pixel, then for the texels whose bilinear samples give the pixels back (least squares, regularised by a
+for each changed pixel, then for the texels whose bilinear samples give the pixels back (least squares, regularized by a
 membrane, which also fills the texels between pixels that lie far apart in the canonical image).
 """
 

@@ -41,7 +41,7 @@ class TexelFootprints:
     """Where the pixels of several pictures lie among the texels of one canonical picture.
 
     Attributes:
-        texels: texel coordinates (x, y); the centre of texel (i, j) is (j + 0.5, i + 0.5).
+        texels: texel coordinates (x, y); the center of texel (i, j) is (j + 0.5, i + 0.5).
         weight: how much each pixel counts, in [0, 1]; 0 where it shows something else.
         size: (width, height) of the canonical picture.
     """

@@ -80,7 +80,7 @@ class BaseComparison:
         noise = _estimate_noise(rgb - reference, coverage, settings)
         # A lossless file may hold what a lossy one went through before.
         lossy = painted.lossy or (noise > LEVEL and not resampled)
-        imitated = lossy and painted.quantisation is None  # then the compression is not known exactly
+        imitated = lossy and painted.quantization is None  # then the compression is not known exactly
         distance = compute_color_distance(rgb, reference, scale if resampled or imitated else 0.0, settings)
         limits = (settings.exact_levels, settings.max_exact_levels)
         if lossy:
@@ -130,8 +130,8 @@ def _recompress_like(rgb: Rgb, painted: Picture, settings: NoiseModelSettings) -
     A JPEG tells its tables and its chroma subsampling. A lossy WebP does not: the usual qualities are tried. Everything
     else comes back as it is.
     """
-    if painted.quantisation is not None:
-        tables = {index: list(table) for index, table in painted.quantisation.items()}
+    if painted.quantization is not None:
+        tables = {index: list(table) for index, table in painted.quantization.items()}
         if painted.subsampling < 0:
             return _compress(rgb, "JPEG", gray=True, qtables=tables)
         return _compress(rgb, "JPEG", qtables=tables, subsampling=painted.subsampling)

@@ -186,7 +186,7 @@ class _FrameComparison:
                 limit = self.settings.max_fill_levels
                 off = [cv2.absdiff(self._make_base(index, flat, painted), painted)[soft] for index in range(4)]
                 self.base = int(np.argmin([np.minimum(values, limit).mean() for values in off]))
-        base = flat.colour if self.base is None else self._make_base(self.base, flat, painted)
+        base = flat.color if self.base is None else self._make_base(self.base, flat, painted)
         found = find_frame_paint(
             painted[shown], base[shown], flat.visibility[shown] > 0.5, self.is_lossy, self.settings.paint
         )
@@ -212,7 +212,7 @@ class _FrameComparison:
             flat: the flat frame.
             painted: the painted frame, which tells the flat color where the layer is not seen.
         """
-        frame = self.filling.fill_frame(flat) if number in (1, 3) else flat.colour
+        frame = self.filling.fill_frame(flat) if number in (1, 3) else flat.color
         if number < 2:
             return frame
         seen = flat.visibility

@@ -4,8 +4,8 @@ As in two dimensions, an editor is a frozen dataclass of its settings that can b
 from any camera and returns new values for some of the scene's parameters, by their names in its state dict.
 Whatever it does not name stays, bit for bit: an edit of the person cannot touch the background.
 
-Colours are edited through a `Paint` that is added to a part's own colours. Density does not depend on it, so that an
-edit of colours keeps every outline where it was.
+Colors are edited through a `Paint` that is added to a part's own colors. Density does not depend on it, so that an
+edit of colors keeps every outline where it was.
 """
 
 from __future__ import annotations
@@ -110,15 +110,15 @@ class TunedParameters:
     """Parameters of a part that an editor may change, by name.
 
     Attributes:
-        paint: of its colours.
-        shape: of its density and own colours; empty where the shape is to stay.
+        paint: of its colors.
+        shape: of its density and own colors; empty where the shape is to stay.
     """
 
     paint: Mapping[str, nn.Parameter]
     shape: Mapping[str, nn.Parameter]
 
     def parameter_groups(self, rate: float, shape_rate: float) -> list[dict]:
-        """Returns parameter groups for an optimiser, with a learning rate for each kind."""
+        """Returns parameter groups for an optimizer, with a learning rate for each kind."""
         kinds = ((self.paint, rate), (self.shape, shape_rate))
         return [{"params": list(kind.values()), "lr": lr} for kind, lr in kinds if kind]
 
@@ -134,7 +134,7 @@ def tune_part(scene: Scene, part: str, shape: bool = False) -> Iterator[TunedPar
     Args:
         scene: that is changed meanwhile.
         part: "person" or "background".
-        shape: whether density and own colours may change too.
+        shape: whether density and own colors may change too.
     """
     holder = scene.get_submodule(FIELD_MODULES[part])
     had = holder.paint is not None

@@ -49,10 +49,10 @@ def body_outline(
     bumps = compute_bone_bumps(skeleton)
     wanted = set(range(skeleton.bone_count) if joints is None else joints)
     tips = []
-    for bone, centre, shape in zip(bumps.bone, bumps.center, bumps.shape, strict=True):
+    for bone, center, shape in zip(bumps.bone, bumps.center, bumps.shape, strict=True):
         if bone in wanted:
             _, sizes, axes = np.linalg.svd(shape)
             reach = axes / sizes[:, None]
-            rest = np.concatenate([centre + reach, centre - reach])
+            rest = np.concatenate([center + reach, center - reach])
             tips.append(rest @ transforms[bone, :3, :3].T + transforms[bone, :3, 3])
     return np.concatenate(tips)

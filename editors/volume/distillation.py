@@ -1,4 +1,4 @@
-"""Score distillation into a person: their parameters are optimised by the scores of diffusion models on views.
+"""Score distillation into a person: their parameters are optimized by the scores of diffusion models on views.
 
 The parts of DynVideo-E (Liu et al., 2024, section 3) that edit the person, each a loss on a view: a reference picture,
 a text-to-image model that may know the subject (a LoRA), a model that turns the reference (Zero-1-to-3), and the
@@ -72,19 +72,19 @@ class PersonSubject:
         """Computes the orbit of cameras that see all of the body."""
         return Orbit.from_points(self.body_outline(pose), self.source.up_direction)
 
-    def render_picture(self, camera: Camera, pose: Pose, grey: float, chance: RandomStreams) -> PictureTensor:
-        """Renders the person before a grey.
+    def render_picture(self, camera: Camera, pose: Pose, gray: float, chance: RandomStreams) -> PictureTensor:
+        """Renders the person before a gray.
 
         Args:
             camera: in the world.
             pose: of the person.
-            grey: from black (0) to white (1).
+            gray: from black (0) to white (1).
             chance: random numbers of the edit.
         """
         device = self.source.device
         moment = make_single_moment(pose.transforms, self.source.moments.state[pose.time], device)
         rays = jittered_camera_rays(camera, chance.noise, device)
-        behind = torch.full((3,), grey, device=device)
+        behind = torch.full((3,), gray, device=device)
         return values_to_picture(self.source.scene.render_person(rays, moment, behind, chance.samples).color, camera)
 
     def render_reference(
@@ -231,7 +231,7 @@ class PersonObjective:
             orbit = self.subject.make_orbit(pose)
             place = orbit.place_at(*random_direction(chance.random), orbit.distance)
             camera = frame_points(self.subject.body_outline(pose, joints), place, orbit.up, self.side)
-            # Before any grey: what is learnt is about the person, and no colour of a background seeps into them.
+            # Before any gray: what is learnt is about the person, and no color of a background seeps into them.
             picture = self.subject.render_picture(camera, pose, float(chance.random.random()), chance)
             losses.append(self._score_loss(self.words[part], picture, done, chance))
         return torch.stack(losses).sum() if losses else None
@@ -260,7 +260,7 @@ def optimize_parameters(
     report: Report = report_nothing,
     stage: str = "distilling",
 ) -> None:
-    """Optimises parameters by a random loss.
+    """Optimizes parameters by a random loss.
 
     Args:
         chosen: the parameters.

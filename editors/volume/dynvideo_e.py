@@ -69,11 +69,11 @@ class DynVideoE(VolumeEditor):
     view_model: str = ""
     """A model converted from Zero-1-to-3: makes the other sides look as the reference lets one expect."""
     shape: bool = False
-    """Also changes the shape of the person, and not their colours alone."""
+    """Also changes the shape of the person, and not their colors alone."""
     steps: int = 300
-    """Steps of the optimisation."""
+    """Steps of the optimization."""
     rate: float = 0.05
-    """Learning rate of the colours."""
+    """Learning rate of the colors."""
     shape_rate: float = 0.002
     """Learning rate of the shape."""
     guidance: float = 100.0
@@ -91,7 +91,7 @@ class DynVideoE(VolumeEditor):
     source_poses: float = 0.25
     """Share of the views in poses of the video; what is left is for the reference, or all poses without one."""
     rgb_weight: float = 1000.0
-    """Weight of the reference's colours."""
+    """Weight of the reference's colors."""
     mask_weight: float = 100.0
     """Weight of the reference's outline."""
     depth_weight: float = 10.0

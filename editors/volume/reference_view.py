@@ -1,6 +1,6 @@
 """A reference picture of the person as they should become, and the loss of the scene against it.
 
-DynVideo-E (Liu et al., 2024), the reference reconstruction: colours in the mask, the mask, and how the depth correlates
+DynVideo-E (Liu et al., 2024), the reference reconstruction: colors in the mask, the mask, and how the depth correlates
 with what a depth network says of the reference (Pearson, so that its unknown scale and shift do not matter).
 """
 
@@ -74,8 +74,8 @@ class Reference:
             side, side, (focal, focal), (side / 2, side / 2), compute_look_at_pose(place, orbit.center, orbit.up)
         )
         columns, rows = np.meshgrid(np.arange(side) + 0.5, np.arange(side) + 0.5)
-        centres = np.stack([columns.ravel(), rows.ravel()], axis=1)
-        pixels, _, _ = self.camera.project_points(place + camera.compute_ray_directions(centres))
+        centers = np.stack([columns.ravel(), rows.ravel()], axis=1)
+        pixels, _, _ = self.camera.project_points(place + camera.compute_ray_directions(centers))
         where = torch.from_numpy(2 * pixels / self.mask.shape[::-1] - 1).float().view(1, side, side, 2)
         inverted = 1 - self.composite_on_white()  # so that all around the picture is white too
         return 1 - torch.nn.functional.grid_sample(inverted, where, align_corners=False)
@@ -169,7 +169,7 @@ def reference_loss(
         rendered: of the person alone before black.
         target: the reference at the same rays.
         weights: of the terms.
-        shape: whether the mask and the depth count; colours do not depend on them.
+        shape: whether the mask and the depth count; colors do not depend on them.
     """
     inside = target.mask[:, None]
     loss = weights.rgb * (inside * (rendered.color - target.color)).square().mean()

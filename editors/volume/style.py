@@ -1,8 +1,8 @@
 """The background in the style of a picture: every feature of a view is drawn to the nearest feature of the style.
 
-Nearest-neighbour feature matching of Zhang et al., "ARF: Artistic Radiance Fields", ECCV 2022, section 4, with which
-DynVideo-E restyles backgrounds. Nothing is averaged, so that strokes stay strokes. Features say little about colour as
-such; ARF repaints the training pictures in the style's colours first. Here the mean and the spread of a view's colours
+Nearest-neighbor feature matching of Zhang et al., "ARF: Artistic Radiance Fields", ECCV 2022, section 4, with which
+DynVideo-E restyles backgrounds. Nothing is averaged, so that strokes stay strokes. Features say little about color as
+such; ARF repaints the training pictures in the style's colors first. Here the mean and the spread of a view's colors
 are drawn to the style's along with the features, which needs no second training.
 """
 
@@ -35,7 +35,7 @@ from neural_fields.volume.scene import BACKGROUND
 
 @dataclass(frozen=True, kw_only=True)
 class VolumeStyle(VolumeEditor):
-    """Nearest-neighbour feature matching (ARF, 2022; DynVideo-E, 2024): the background in the style of a picture."""
+    """Nearest-neighbor feature matching (ARF, 2022; DynVideo-E, 2024): the background in the style of a picture."""
 
     name: ClassVar[str] = "volume_style"
 
@@ -44,15 +44,15 @@ class VolumeStyle(VolumeEditor):
     features: Path
     """Weights of VGG-16, SqueezeNet 1.1 or AlexNet, as torchvision has them."""
     steps: int = 200
-    """Steps of the optimisation; each looks at one view."""
+    """Steps of the optimization; each looks at one view."""
     rate: float = 0.05
-    """Learning rate of the colours."""
+    """Learning rate of the colors."""
     side: int = 128
     """Longer side in pixels of the views that are looked at."""
     style_side: int = 256
     """Longer side in pixels of the style; strokes are as large in the views as in a picture of that size."""
     palette: float = 10.0
-    """How strongly the colours are drawn to the style's; 0 leaves them to the features."""
+    """How strongly the colors are drawn to the style's; 0 leaves them to the features."""
     content: float = 0.05
     """How strongly what the views show is kept."""
     seed: int = 0
@@ -96,11 +96,11 @@ class VolumeStyle(VolumeEditor):
 
 @dataclass(frozen=True)
 class StyleFeatures:
-    """The style of a picture: its features and colours.
+    """The style of a picture: its features and colors.
 
     Attributes:
         features: unit vectors.
-        mean, covariance: of its colours.
+        mean, covariance: of its colors.
     """
 
     features: Float[Tensor, "channels count"]
@@ -169,10 +169,10 @@ def nearest_features(
 
 
 def color_statistics(picture: PictureTensor) -> tuple[Float[Tensor, "3"], Float[Tensor, "3 3"]]:
-    """Computes mean and covariance of a picture's colours."""
-    colours = picture[0].flatten(1)
-    mean = colours.mean(dim=1)
-    away = colours - mean[:, None]
+    """Computes mean and covariance of a picture's colors."""
+    colors = picture[0].flatten(1)
+    mean = colors.mean(dim=1)
+    away = colors - mean[:, None]
     return mean, away @ away.t() / away.shape[1]
 
 

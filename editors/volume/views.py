@@ -60,8 +60,8 @@ class Orbit:
     @staticmethod
     def from_points(points: Float[np.ndarray, "points 3"], up: Float[np.ndarray, "3"]) -> Orbit:
         """Computes the ball around the middle of points."""
-        centre = (points.min(axis=0) + points.max(axis=0)) / 2
-        return Orbit(centre, float(np.linalg.norm(points - centre, axis=1).max()), up)
+        center = (points.min(axis=0) + points.max(axis=0)) / 2
+        return Orbit(center, float(np.linalg.norm(points - center, axis=1).max()), up)
 
     @property
     def distance(self) -> float:
@@ -69,12 +69,12 @@ class Orbit:
         return self.radius / math.sin(math.radians(self.settings.field_of_view_deg) / 2)
 
     def place_at(self, azimuth: float, elevation: float, distance: float) -> Float[np.ndarray, "3"]:
-        """Computes the point of the world in a direction from the centre.
+        """Computes the point of the world in a direction from the center.
 
         Args:
             azimuth: angle about the up direction, in radians.
             elevation: angle above the level, in radians.
-            distance: from the centre, in world units.
+            distance: from the center, in world units.
         """
         ahead, aside = self._level_axes()
         out = math.cos(elevation) * (math.cos(azimuth) * ahead + math.sin(azimuth) * aside)
@@ -98,7 +98,7 @@ class Orbit:
             azimuth: angle about the up direction, in radians.
             elevation: angle above the level, in radians.
             side: of the picture, in pixels.
-            distance: from the centre, in world units; by default as far away as the ball fits.
+            distance: from the center, in world units; by default as far away as the ball fits.
         """
         place = self.place_at(azimuth, elevation, self.distance if distance is None else distance)
         focal = side / 2 / math.tan(math.radians(self.settings.field_of_view_deg) / 2)
@@ -142,8 +142,8 @@ def frame_points(
     flat = local[:, :2] / local[:, 2:]
     low, high = flat.min(axis=0), flat.max(axis=0)
     focal = settings.filled_share * side / max(float((high - low).max()), 1e-9)
-    centre = side / 2 - focal * (low + high) / 2
-    return Camera(side, side, (focal, focal), (float(centre[0]), float(centre[1])), pose)
+    center = side / 2 - focal * (low + high) / 2
+    return Camera(side, side, (focal, focal), (float(center[0]), float(center[1])), pose)
 
 
 def random_direction(random: np.random.Generator, settings: ViewSettings = DEFAULTS) -> tuple[float, float]:

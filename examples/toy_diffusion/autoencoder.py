@@ -1,6 +1,6 @@
 """The toy's autoencoder: pictures to latents of half the side and back.
 
-Trained from random weights, an `AutoencoderKL` this small needs hours of one core: its normalisations hide how bright
+Trained from random weights, an `AutoencoderKL` this small needs hours of one core: its normalizations hide how bright
 a flat picture is. So the best linear code, which is found in seconds, is written into its weights as a start.
 """
 
@@ -71,23 +71,23 @@ def start_linear(vae: Any, code: LinearCode, rgb: Tensor) -> None:
     """Writes a linear code into an autoencoder, so that it begins with the same pictures, nearly to the bit.
 
     Residual branches begin at zero. Each linear channel x goes with a channel -x, since silu(x) - silu(-x) = x, and
-    with constant channels that outweigh it, so that the normalisation divides by nearly the same number everywhere.
+    with constant channels that outweigh it, so that the normalization divides by nearly the same number everywhere.
     """
     encoder, decoder = vae.encoder, vae.decoder
     for block in (*encoder.down_blocks, encoder.mid_block, *decoder.up_blocks, decoder.mid_block):
         for residual in block.resnets:
             _write(residual.conv2, {})
     latents, features, _ = code(rgb)
-    centre = torch.zeros(4, 4, 3, 3)
-    centre[range(4), range(4), 1, 1] = 1
+    center = torch.zeros(4, 4, 3, 3)
+    center[range(4), range(4), 1, 1] = 1
     _copy(encoder.conv_in, code.first)
     _copy(encoder.down_blocks[0].downsamplers[0].conv, code.halve)
     _both_signs(encoder.down_blocks[1].resnets[0].conv_shortcut, encoder.conv_norm_out, 4, latents)
-    _write(encoder.conv_out, {(0, 0): centre, (0, 4): -centre})
+    _write(encoder.conv_out, {(0, 0): center, (0, 4): -center})
     _write(vae.quant_conv, {(0, 0): torch.eye(4)[..., None, None]})
     vae.quant_conv.bias[4:] = -6.0  # logarithm of the latents' variance: small, or the decoder sees little but noise
     _write(vae.post_quant_conv, {(0, 0): torch.eye(4)[..., None, None]})
-    decoder.conv_in.weight[:4], decoder.conv_in.bias[:4] = centre, 0
+    decoder.conv_in.weight[:4], decoder.conv_in.bias[:4] = center, 0
     _copy(decoder.up_blocks[0].upsamplers[0].conv, code.spread)
     _both_signs(decoder.up_blocks[1].resnets[0].conv_shortcut, decoder.conv_norm_out, FEATURES, features)
     _write(decoder.conv_out, {(0, 0): code.last.weight, (0, FEATURES): -code.last.weight})
@@ -111,7 +111,7 @@ def _write(target: Any, blocks: dict[tuple[int, int], Tensor]) -> None:
 
 
 def _both_signs(shortcut: Any, norm: Any, count: int, values: Tensor) -> None:
-    """Makes x, -x and constants of both signs of the first channels, and the normalisation after it undo itself."""
+    """Makes x, -x and constants of both signs of the first channels, and the normalization after it undo itself."""
     identity = torch.eye(count)[..., None, None]
     _write(shortcut, {(0, 0): identity, (count, 0): -identity})
     constant, total = 5 * values.square().mean().sqrt(), len(shortcut.bias)

@@ -1,7 +1,7 @@
 """Procedural pictures with captions, from which the toy diffusion model learns, and the rules that judge its samples.
 
-A picture is a colour times a pattern ("blue dots", "red stripes") or a shape on a plain ground ("a red circle"), with
-random phase, size, angle and lightness. Both tones of a pattern have the hue of the colour that the caption names.
+A picture is a color times a pattern ("blue dots", "red stripes") or a shape on a plain ground ("a red circle"), with
+random phase, size, angle and lightness. Both tones of a pattern have the hue of the color that the caption names.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-# Degrees on the colour circle.
+# Degrees on the color circle.
 HUES = {
     "red": 0.0,
     "orange": 30.0,
@@ -25,12 +25,12 @@ HUES = {
     "pink": 325.0,
 }
 # Value of the darker and of the lighter tone, each from .. to, in [0, 1]; these have no hue.
-GREYS = {
+GRAYS = {
     "white": ((0.70, 0.80), (0.93, 1.0)),
     "grey": ((0.36, 0.46), (0.60, 0.70)),
     "black": ((0.0, 0.06), (0.20, 0.32)),
 }
-COLOURS = (*HUES, *GREYS)
+COLORS = (*HUES, *GRAYS)
 PATTERNS = ("dots", "stripes", "checks", "plain", "patches")
 SHAPES = ("circle", "square", "triangle")
 TEMPLATES = ("{} {}", "a picture of {} {}", "a pattern of {} {}", "a {} {} pattern", "{} {} all over")
@@ -53,7 +53,7 @@ class Picture:
 
 def words() -> list[str]:
     """Every word of the captions: the tokenizer has one token for each."""
-    text = " ".join([*COLOURS, *PATTERNS, *SHAPES, *OTHERS, *TEMPLATES, "with on the in and of"])
+    text = " ".join([*COLORS, *PATTERNS, *SHAPES, *OTHERS, *TEMPLATES, "with on the in and of"])
     return sorted({word for word in text.split() if word.isalpha()})
 
 
@@ -61,24 +61,24 @@ def draw(random: np.random.Generator, height: int, width: int) -> Picture:
     """A picture with its caption; a quarter of them show the pattern in a part of photo-like content."""
     if random.random() < 0.04:
         return Picture(photo_like(random, height, width), "a photo", np.ones((height, width), bool))
-    colour = str(random.choice(COLOURS))
+    color = str(random.choice(COLORS))
     if random.random() < 0.13:
         shape = str(random.choice(SHAPES))
-        caption = f"a {colour} {shape}" if random.random() < 0.7 else f"{colour} {shape}"
-        return Picture(_shape(random, height, width, colour, shape), caption, np.ones((height, width), bool))
+        caption = f"a {color} {shape}" if random.random() < 0.7 else f"{color} {shape}"
+        return Picture(_shape(random, height, width, color, shape), caption, np.ones((height, width), bool))
     pattern = str(random.choice(PATTERNS, p=[0.26, 0.22, 0.22, 0.16, 0.14]))
-    picture, shown = pattern_picture(random, height, width, colour, pattern), np.ones((height, width), bool)
+    picture, shown = pattern_picture(random, height, width, color, pattern), np.ones((height, width), bool)
     if random.random() < 0.25:
         shown = _part(random, height, width)
         picture = np.where(shown[..., None], picture, photo_like(random, height, width))
-    return Picture(picture, _caption(random, colour, pattern), shown)
+    return Picture(picture, _caption(random, color, pattern), shown)
 
 
 def pattern_picture(
-    random: np.random.Generator, height: int, width: int, colour: str, pattern: str
+    random: np.random.Generator, height: int, width: int, color: str, pattern: str
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """A picture of a pattern in two tones of a colour ("plain": in one), with faint shading."""
-    fore, ground = _tones(random, colour) if pattern != "plain" else (_plain_tone(random, colour),) * 2
+    """A picture of a pattern in two tones of a color ("plain": in one), with faint shading."""
+    fore, ground = _tones(random, color) if pattern != "plain" else (_plain_tone(random, color),) * 2
     if random.random() < 0.5:
         fore, ground = ground, fore
     part = _coverage(random, height, width, pattern)[..., None]
@@ -86,7 +86,7 @@ def pattern_picture(
 
 
 def photo_like(random: np.random.Generator, height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
-    """Two fields of coloured 1/f noise with a hard border between them: what a piece of a photo looks like."""
+    """Two fields of colored 1/f noise with a hard border between them: what a piece of a photo looks like."""
     first, second = (_noise_picture(random, height, width) for _ in range(2))
     mixed = np.where(_part(random, height, width)[..., None], first, second) if random.random() < 0.6 else first
     return _to_bytes(mixed)
@@ -100,57 +100,57 @@ def edges(
     return np.repeat((lines > 0).astype(np.float32)[..., None], 3, axis=2)
 
 
-def colour_share(rgb: UInt8[np.ndarray, "height width 3"], colour: str) -> float:
-    """Share of the pixels that have a colour, in [0, 1].
+def color_share(rgb: UInt8[np.ndarray, "height width 3"], color: str) -> float:
+    """Share of the pixels that have a color, in [0, 1].
 
-    A hue is met within 30 degrees at a saturation and a value above 0.15; white, grey and black are met where
+    A hue is met within 30 degrees at a saturation and a value above 0.15; white, gray and black are met where
     the channels differ by less than 0.15 and the value is within 0.1 of their range.
     """
     unit = rgb.astype(np.float32) / 255
-    if colour in HUES:
-        return hue_share(unit, HUES[colour], within=30, darkest=0.15)
+    if color in HUES:
+        return hue_share(unit, HUES[color], within=30, darkest=0.15)
     _, saturation, value = _hsv(unit)
-    (lowest, _), (_, highest) = GREYS[colour]
+    (lowest, _), (_, highest) = GRAYS[color]
     met = (saturation * value < 0.15) & (value >= lowest - 0.1) & (value <= highest + 0.1)
     return float(met.mean())
 
 
-def hue_share(rgb: Float[np.ndarray, "*colours 3"], hue: float, within: float = 40.0, darkest: float = 0.0) -> float:
-    """Share of colours, RGB in [0, 1], near a hue in degrees, of a saturation above 0.15 and lighter than `darkest`."""
+def hue_share(rgb: Float[np.ndarray, "*colors 3"], hue: float, within: float = 40.0, darkest: float = 0.0) -> float:
+    """Share of colors, RGB in [0, 1], near a hue in degrees, of a saturation above 0.15 and lighter than `darkest`."""
     found, saturation, value = _hsv(rgb)
     apart = np.abs((found - hue + 180) % 360 - 180)
     return float(((apart <= within) & (saturation > 0.15) & (value > darkest)).mean())
 
 
 def seen_pattern(rgb: UInt8[np.ndarray, "height width 3"]) -> str:
-    """Which of plain, stripes, checks and dots a picture shows, by three numbers of its grey picture.
+    """Which of plain, stripes, checks and dots a picture shows, by three numbers of its gray picture.
 
     Plain has no contrast; stripes have one direction (eigenvalues of the structure tensor); of the others, dots take
     clearly less than half of the picture and checks take half. Patches come out as any of the last two.
     """
-    grey = cv2.GaussianBlur(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float32), (3, 3), 0.6)
-    if np.percentile(grey, 95) - np.percentile(grey, 5) < 18:
+    gray = cv2.GaussianBlur(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float32), (3, 3), 0.6)
+    if np.percentile(gray, 95) - np.percentile(gray, 5) < 18:
         return "plain"
-    dx, dy = cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1)
+    dx, dy = cv2.Sobel(gray, cv2.CV_32F, 1, 0), cv2.Sobel(gray, cv2.CV_32F, 0, 1)
     tensor = np.array([[(dx * dx).mean(), (dx * dy).mean()], [(dx * dy).mean(), (dy * dy).mean()]])
     weaker, stronger = np.linalg.eigvalsh(tensor)
     if weaker < 0.25 * stronger:
         return "stripes"
-    threshold, _ = cv2.threshold(grey.astype(np.uint8), 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
-    light = float((grey > threshold).mean())
+    threshold, _ = cv2.threshold(gray.astype(np.uint8), 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
+    light = float((gray > threshold).mean())
     return "dots" if min(light, 1 - light) < 0.41 else "checks"
 
 
-def _caption(random: np.random.Generator, colour: str, pattern: str) -> str:
+def _caption(random: np.random.Generator, color: str, pattern: str) -> str:
     """The words for a pattern: mostly "blue dots", some longer, some with only one of the two, some with noise."""
     kind = random.random()
     if kind < 0.10:
-        return colour
+        return color
     if kind < 0.14:
         return pattern
-    text = TEMPLATES[0 if kind < 0.7 else random.integers(1, len(TEMPLATES))].format(colour, pattern)
+    text = TEMPLATES[0 if kind < 0.7 else random.integers(1, len(TEMPLATES))].format(color, pattern)
     if pattern == "plain" and random.random() < 0.5:
-        text = f"plain {colour}"
+        text = f"plain {color}"
     if random.random() < 0.15:
         other = str(random.choice(OTHERS)) if random.random() < 0.7 else _letters(random)
         text = [f"a {other} with {text}", f"{text} on the {other}", f"{other} {text}"][random.integers(3)]
@@ -166,25 +166,25 @@ def _rgb(hue: float, saturation: float, value: float) -> Float[np.ndarray, "3"]:
     return np.array(colorsys.hsv_to_rgb((hue % 360) / 360, saturation, value), np.float32)
 
 
-def _tones(random: np.random.Generator, colour: str) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
-    """A deep and a light tone of a colour."""
-    if colour in GREYS:
-        dark, light = (_rgb(random.uniform(0, 360), random.uniform(0, 0.04), random.uniform(*v)) for v in GREYS[colour])
+def _tones(random: np.random.Generator, color: str) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
+    """A deep and a light tone of a color."""
+    if color in GRAYS:
+        dark, light = (_rgb(random.uniform(0, 360), random.uniform(0, 0.04), random.uniform(*v)) for v in GRAYS[color])
         return dark, light
-    hue = HUES[colour] + random.uniform(-6, 6)
+    hue = HUES[color] + random.uniform(-6, 6)
     deep = _rgb(hue, random.uniform(0.75, 1.0), random.uniform(0.45, 0.85))
     return deep, _rgb(hue + random.uniform(-4, 4), random.uniform(0.32, 0.55), random.uniform(0.88, 1.0))
 
 
-def _plain_tone(random: np.random.Generator, colour: str) -> Float[np.ndarray, "3"]:
+def _plain_tone(random: np.random.Generator, color: str) -> Float[np.ndarray, "3"]:
     """Any tone between the deep and the light one."""
-    deep, light = _tones(random, colour)
+    deep, light = _tones(random, color)
     part = np.float32(random.random())
     return part * deep + (1 - part) * light
 
 
-def _hsv(rgb: Float[np.ndarray, "*colours 3"]) -> Float[np.ndarray, "3 n"]:
-    """Hue in degrees, saturation and value of colours."""
+def _hsv(rgb: Float[np.ndarray, "*colors 3"]) -> Float[np.ndarray, "3 n"]:
+    """Hue in degrees, saturation and value of colors."""
     return cv2.cvtColor(rgb.reshape(1, -1, 3).astype(np.float32), cv2.COLOR_RGB2HSV)[0].T
 
 
@@ -230,7 +230,7 @@ def _coverage(random: np.random.Generator, height: int, width: int, pattern: str
     return np.zeros((height, width), np.float32)
 
 
-def _shape(random: np.random.Generator, height: int, width: int, colour: str, shape: str) -> np.ndarray:
+def _shape(random: np.random.Generator, height: int, width: int, color: str, shape: str) -> np.ndarray:
     """A shape in one tone on a plain ground without a hue, lighter or darker than it."""
     x, y = _grid(height, width)
     radius = min(height, width) * random.uniform(0.27, 0.42)
@@ -243,9 +243,9 @@ def _shape(random: np.random.Generator, height: int, width: int, colour: str, sh
     else:
         inside = np.minimum(0.6 * radius - y, 0.53 * radius + 0.45 * y - 0.89 * np.abs(x))
     part = np.clip(0.5 + inside, 0, 1)[..., None]
-    light = random.random() < 0.5 if colour in HUES or colour == "grey" else colour == "black"
+    light = random.random() < 0.5 if color in HUES or color == "grey" else color == "black"
     ground = _rgb(0, 0, random.uniform(0.85, 1.0) if light else random.uniform(0.05, 0.25))
-    return _shaded(random, part * _plain_tone(random, colour) + (1 - part) * ground)
+    return _shaded(random, part * _plain_tone(random, color) + (1 - part) * ground)
 
 
 def _part(random: np.random.Generator, height: int, width: int) -> Bool[np.ndarray, "height width"]:
@@ -272,7 +272,7 @@ def _pink_noise(random: np.random.Generator, height: int, width: int, power: flo
 
 
 def _noise_picture(random: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Coloured 1/f noise around a random colour: light varies more than hue does, as in photos."""
+    """Colored 1/f noise around a random color: light varies more than hue does, as in photos."""
     power = random.uniform(0.9, 2.0)
     light = _pink_noise(random, height, width, power)[..., None] * random.uniform(0.03, 0.25)
     tint = np.stack([_pink_noise(random, height, width, power + 0.3) for _ in range(3)], axis=2)

@@ -46,31 +46,31 @@ def sampler(parts: dict[str, Any]) -> Callable[..., np.ndarray]:
 
 
 def measure(parts: dict[str, Any], count: int = 20) -> None:
-    """Prints what share of samples and of their pixels have the colour asked for, and the share with the pattern."""
+    """Prints what share of samples and of their pixels have the color asked for, and the share with the pattern."""
     sample = sampler({name: part for name, part in parts.items() if name != "controlnet"})
     right: Counter[str] = Counter()
-    for seed, colour in enumerate(pictures.COLOURS):
+    for seed, color in enumerate(pictures.COLORS):
         asked = [pattern for pattern in ("dots", "stripes", "checks", "plain") for _ in range(count // 4)]
-        drawn = sample([f"{colour} {pattern}" for pattern in asked], seed)
-        shares = [pictures.colour_share(picture, colour) for picture in drawn]
+        drawn = sample([f"{color} {pattern}" for pattern in asked], seed)
+        shares = [pictures.color_share(picture, color) for picture in drawn]
         right.update(
             pattern for pattern, picture in zip(asked, drawn, strict=True) if pictures.seen_pattern(picture) == pattern
         )
         most = sum(share >= 0.9 for share in shares)
-        print(f"{colour}: {100 * np.mean(shares):.1f} % of the pixels; 90 % of them in {most} of {len(shares)} samples")
-    total = len(pictures.COLOURS) * (count // 4)
+        print(f"{color}: {100 * np.mean(shares):.1f} % of the pixels; 90 % of them in {most} of {len(shares)} samples")
+    total = len(pictures.COLORS) * (count // 4)
     print("pattern as asked: " + ", ".join(f"{name} {number} of {total}" for name, number in right.items()))
 
 
 def measure_control(parts: dict[str, Any], count: int = 24) -> None:
     """Prints how well samples' edges meet the edges asked for, with the ControlNet and without (F score, 1 pixel)."""
     random = np.random.default_rng(7)
-    colours = [str(colour) for colour in random.choice(list(pictures.HUES), count)]
+    colors = [str(color) for color in random.choice(list(pictures.HUES), count)]
     kinds = [("dots", "stripes", "checks", "patches")[index % 4] for index in range(count)]
     asked = [
-        pictures.edges(pictures.pattern_picture(random, SIZE, SIZE, *both)) for both in zip(colours, kinds, strict=True)
+        pictures.edges(pictures.pattern_picture(random, SIZE, SIZE, *both)) for both in zip(colors, kinds, strict=True)
     ]
-    prompts = [f"{colour} {kind}" for colour, kind in zip(colours, kinds, strict=True)]
+    prompts = [f"{color} {kind}" for color, kind in zip(colors, kinds, strict=True)]
     drawn = sampler(parts)(prompts, image=torch.from_numpy(np.stack(asked)).movedim(3, 1))
     free = sampler({name: part for name, part in parts.items() if name != "controlnet"})(prompts)
     for name, samples in (("with", drawn), ("without", free)):
@@ -88,9 +88,9 @@ def edge_score(picture: np.ndarray, asked: np.ndarray) -> float:
 
 
 def draw_sheet(parts: dict[str, Any], path: Path) -> None:
-    """Writes samples with their prompts below: patterns, shapes, one colour, and edges with what follows them."""
-    prompts = [f"{colour} {pattern}" for pattern in pictures.PATTERNS for colour in pictures.COLOURS]
-    prompts += [f"a {colour} {pictures.SHAPES[index % 3]}" for index, colour in enumerate(pictures.COLOURS)]
+    """Writes samples with their prompts below: patterns, shapes, one color, and edges with what follows them."""
+    prompts = [f"{color} {pattern}" for pattern in pictures.PATTERNS for color in pictures.COLORS]
+    prompts += [f"a {color} {pictures.SHAPES[index % 3]}" for index, color in enumerate(pictures.COLORS)]
     made = sampler({name: part for name, part in parts.items() if name != "controlnet"})(prompts)
     cells = list(zip(made, prompts, strict=True))
     if "controlnet" in parts:
@@ -98,12 +98,12 @@ def draw_sheet(parts: dict[str, Any], path: Path) -> None:
         kinds = ["patches", "dots", "checks", "stripes", "patches"]
         lines = [pictures.edges(pictures.pattern_picture(random, SIZE, SIZE, "blue", kind)) for kind in kinds]
         prompts = [
-            f"{colour} {kind}" for colour, kind in zip(("red", "green", "blue", "yellow", "pink"), kinds, strict=True)
+            f"{color} {kind}" for color, kind in zip(("red", "green", "blue", "yellow", "pink"), kinds, strict=True)
         ]
         drawn = sampler(parts)(prompts, image=torch.from_numpy(np.stack(lines)).movedim(3, 1))
         for edge, picture, prompt in zip(lines, drawn, prompts, strict=True):
             cells += [((255 * edge).astype(np.uint8), "edges"), (picture, prompt)]
-    across, side = len(pictures.COLOURS), 2 * SIZE
+    across, side = len(pictures.COLORS), 2 * SIZE
     sheet = Image.new("RGB", (across * (side + 8), -(-len(cells) // across) * (side + 18)), "white")
     for index, (picture, text) in enumerate(cells):
         left, top = index % across * (side + 8) + 4, index // across * (side + 18) + 2

@@ -122,10 +122,10 @@ def new_unet() -> Any:
 
 
 def new_scheduler() -> Any:
-    """DDIM with the settings of Stable Diffusion 1.5 but for a noisier end, where even a flat colour is drowned.
+    """DDIM with the settings of Stable Diffusion 1.5 but for a noisier end, where even a flat color is drowned.
 
     With the usual `beta_end` of 0.012 the mean of a flat picture shows through the noise of the last step, so the
-    model reads its colours there and not in the words; samples then keep the mean of the noise that they start from.
+    model reads its colors there and not in the words; samples then keep the mean of the noise that they start from.
     """
     from diffusers import DDIMScheduler
 
@@ -211,7 +211,7 @@ def noise_loss(guess: Tensor, noise: Tensor, shown: Tensor, alphas: Tensor) -> T
     """Squared error of the noise where the caption holds, weighted by the signal-to-noise ratio of each time step.
 
     Above a ratio of 5 the weight falls as in Hang et al. 2023, eq. 10; below 1 it rises (Salimans and Ho 2022, sec. 4),
-    to 20 at most: at such steps only words tell the colour, and unweighted errors are too small to teach them.
+    to 20 at most: at such steps only words tell the color, and unweighted errors are too small to teach them.
     Photo-like content beside a pattern is seen and not learnt, so that a pattern painted into a photo stays one.
     """
     ratio = alphas / (1 - alphas)
@@ -235,10 +235,10 @@ def context_of(captions: list[str], tokenizer: Any, text_encoder: Any) -> Tensor
 def teach_words(tokenizer: Any, text_encoder: Any, captions: list[str], random: np.random.Generator) -> None:
     """A head start for the words: what the U-Net reads from a caption's end on tells which words were in it.
 
-    A linear reader has to find the words of colours, patterns and shapes in each of those positions, so that they are
+    A linear reader has to find the words of colors, patterns and shapes in each of those positions, so that they are
     there for the U-Net from its first step on.
     """
-    names = [*pictures.COLOURS, *pictures.PATTERNS, *pictures.SHAPES]
+    names = [*pictures.COLORS, *pictures.PATTERNS, *pictures.SHAPES]
     said = torch.tensor([[float(name in caption.split()) for name in names] for caption in captions])
     ids = tokenizer(captions, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt").input_ids
     reader = nn.Linear(text_encoder.config.hidden_size, len(names))

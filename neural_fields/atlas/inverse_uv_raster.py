@@ -117,7 +117,7 @@ def _find_covered_texels(
     """
     corners = np.stack([texels[:-1, :-1], texels[:-1, 1:], texels[1:, :-1], texels[1:, 1:]]).reshape(4, -1, 2)
     some = seen[:-1, :-1] | seen[:-1, 1:] | seen[1:, :-1] | seen[1:, 1:]
-    # The texels whose centres lie between the least and the greatest coordinates of a cell.
+    # The texels whose centers lie between the least and the greatest coordinates of a cell.
     low = np.maximum(np.ceil(corners.min(axis=0) - 0.5 - settings.slack), 0).astype(np.int64)
     high = np.minimum(np.floor(corners.max(axis=0) - 0.5 + settings.slack), np.array(size) - 1).astype(np.int64)
     count = np.maximum(high - low + 1, 0)

@@ -31,7 +31,7 @@ class CaptureCommand:
     joints_axes: str = "xyz"
     """Order of the world's axes in a .trc or .bvh: zxy for a file with y up and cameras with z up."""
     joints_scale: float = 1.0
-    """World units for one of the file's: 0.01 for a .bvh in centimetres and cameras in metres."""
+    """World units for one of the file's: 0.01 for a .bvh in centimeters and cameras in meters."""
     masks: UseAppendAction[tuple[str, ...]] = ()
     """auto (the default), none, or a path for each video: where the person and what they carry are."""
     frames: str | None = None

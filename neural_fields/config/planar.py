@@ -77,16 +77,16 @@ Quality = Literal["draft", "normal", "final"]
 class LossWeights:
     """Weights of the loss terms; a term of weight 0 is not computed. `..._until` is the step at which a term ends.
 
-    Squared colours are averaged over points and over the three channels; lengths are pixels unless it says otherwise.
+    Squared colors are averaged over points and over the three channels; lengths are pixels unless it says otherwise.
     """
 
-    color: float = 0.0  # mean squared error of the colour
-    color_l1: float = 0.0  # mean absolute error of each layer's own colour where it is visible at all; layers are added
-    gradient: float = 0.0  # mean squared error of the forward differences of the colour, x and y added
-    sobel: float = 0.0  # mean absolute error of the grey Sobel gradients, each layer where it is visible
+    color: float = 0.0  # mean squared error of the color
+    color_l1: float = 0.0  # mean absolute error of each layer's own color where it is visible at all; layers are added
+    gradient: float = 0.0  # mean squared error of the forward differences of the color, x and y added
+    sobel: float = 0.0  # mean absolute error of the gray Sobel gradients, each layer where it is visible
     mask: float = 0.0  # binary cross-entropy of the opacities against the masks
     mask_until: int = 0  # 0: to the end
-    sparsity: float = 0.0  # squared colour of front layers where they are transparent
+    sparsity: float = 0.0  # squared color of front layers where they are transparent
     rigidity: float = 0.0  # departure of the mapping's Jacobian from a rotation, over 1 pixel
     global_rigidity: tuple[float, ...] = ()  # the same over 100 pixels: front layers, background
     global_rigidity_until: int = 0  # 0: to the end
@@ -94,17 +94,17 @@ class LossWeights:
     flow_l1: float = 0.0  # the same, forward only, mean of |du| and |dv| in widths and heights of the frame
     decisive_opacity: float = 0.0  # mean of -log of the largest weight: a pixel belongs to one layer
     alpha_flow: float = 0.0  # change of opacity along the flow
-    background_color: float = 0.0  # colour error of a layer where it is hidden, so that hidden texels stay natural
+    background_color: float = 0.0  # color error of a layer where it is hidden, so that hidden texels stay natural
     residual_jacobian: float = 0.0  # mean size of the derivatives of the residual by x, y and t
     residual_smoothness: float = 0.0  # squared differences of the residual grid in pixels
     residual_anchor: float = 0.0  # squared distance of the residual grid from its start in pixels
     texture_smoothness: float = 0.0  # squared differences of neighboring texels
     gain_size: float = 0.0  # squared logarithm of the gain
     gain_smoothness: float = 0.0  # squared differences of the logarithm of the gain
-    composite_l1: float = 0.0  # mean absolute error of the colour
-    laplacian: float = 0.0  # mean absolute error of the levels of a Laplacian pyramid of the colour, levels added
-    contrast: float = 0.0  # mean product of the colours that different layers have at a point
-    opacity_from: int = 0  # step from which colours move the opacity; before, only terms that are about masks do
+    composite_l1: float = 0.0  # mean absolute error of the color
+    laplacian: float = 0.0  # mean absolute error of the levels of a Laplacian pyramid of the color, levels added
+    contrast: float = 0.0  # mean product of the colors that different layers have at a point
+    opacity_from: int = 0  # step from which colors move the opacity; before, only terms that are about masks do
     gain_deviation: float = 0.0  # squared difference of the gain from 1
     gain_consistency: float = 0.0  # where a texel is out of view, its gain has the pattern it had in view, and is flat
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 @dataclass(frozen=True)
 class GridMappingConfig:
-    """A homography per frame plus a smooth residual grid per frame, both initialised from optical flow."""
+    """A homography per frame plus a smooth residual grid per frame, both initialized from optical flow."""
 
     kind: ClassVar[str] = "grid"
     cell: float = 8.0  # pixels between the knots of the residual grid
@@ -110,7 +110,7 @@ class HomographyMlpMappingConfig:
 
 @dataclass(frozen=True)
 class ImageTextureConfig:
-    """One image per layer, initialised in closed form as the weighted mean of the frames it is visible in."""
+    """One image per layer, initialized in closed form as the weighted mean of the frames it is visible in."""
 
     kind: ClassVar[str] = "image"
     density: float = 1.25  # texels a pixel where the layer appears largest
@@ -195,7 +195,7 @@ class HashNetworkConfig:
 
 @dataclass(frozen=True)
 class BoundedHashTextureConfig(HashNetworkConfig):
-    """A two-dimensional `HashNetwork` per layer, colours from 0 to 1 by tanh."""
+    """A two-dimensional `HashNetwork` per layer, colors from 0 to 1 by tanh."""
 
     kind: ClassVar[str] = "bounded_hash"
 
@@ -222,7 +222,7 @@ class WindowOpacityConfig:
 
 @dataclass(frozen=True)
 class PixelOpacityConfig:
-    """A logit per pixel, frame and layer, initialised from the masks."""
+    """A logit per pixel, frame and layer, initialized from the masks."""
 
     kind: ClassVar[str] = "pixel"
     max_megapixels: float = 25.0  # of all frames together; longer clips get a coarser grid
@@ -274,7 +274,7 @@ class HashGainConfig(HashNetworkConfig):
 
 @dataclass(frozen=True)
 class NoGainConfig:
-    """No gain: the texture's colour is the layer's colour."""
+    """No gain: the texture's color is the layer's color."""
 
     kind: ClassVar[str] = "none"
 

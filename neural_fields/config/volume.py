@@ -27,7 +27,7 @@ class BackgroundConfig:
     base_resolution: int = 16  # vertices of the coarsest grid along each axis; the grid spans four radii
     finest: int = 256  # vertices of the finest grid along each axis
     width: int = 32  # neurons of a hidden layer
-    geometry: int = 15  # geometry features that the colour network gets beside the direction
+    geometry: int = 15  # geometry features that the color network gets beside the direction
     state_code: int = 64  # length of the code of a state of the carried object; 64 in the paper
     proposed: int = 48  # intervals of a ray whose weights the proposal computes
     samples: int = 16  # intervals of a ray at which the field is evaluated
@@ -53,7 +53,7 @@ class PersonConfig:
 
 @dataclass(frozen=True)
 class VolumeLossWeights:
-    """Weights of the loss terms beside the mean squared difference of colours; a term of weight 0 is not computed."""
+    """Weights of the loss terms beside the mean squared difference of colors; a term of weight 0 is not computed."""
 
     interlevel: float = 0.1  # the proposal encloses the background's field (mip-NeRF 360, equation 13)
     distortion: float = 0.01  # the weights of a ray are close together (mip-NeRF 360, equation 15)

@@ -1,9 +1,9 @@
 """Coordinate conventions and conversions, all in one place.
 
-Pixels: x right, y down, the centre of pixel (row i, column j) is (j + 0.5, i + 0.5); a frame spans [0, W] x [0, H].
+Pixels: x right, y down, the center of pixel (row i, column j) is (j + 0.5, i + 0.5); a frame spans [0, W] x [0, H].
 Network input xyt: ((2x - W)/L, (2y - H)/L, 2(t + 0.5)/T - 1) with L = max(W, H), so one unit is the same length on
 both axes. Canonical uv use the unit of xy: the identity map shows the frame. A canonical image covers the box
-(u0, v0, u1, v1) and its texel centres sit at half steps.
+(u0, v0, u1, v1) and its texel centers sit at half steps.
 """
 
 from __future__ import annotations
@@ -67,19 +67,19 @@ def denormalize_time(time: Tensor | float, count: int) -> Tensor | float:
 
 
 def pixel_centers(width: int, height: int, device: torch.device | None = None) -> Float[Tensor, "height width 2"]:
-    """Returns the pixel coordinates of every pixel centre of a frame."""
+    """Returns the pixel coordinates of every pixel center of a frame."""
     y = torch.arange(height, dtype=torch.float32, device=device) + 0.5
     x = torch.arange(width, dtype=torch.float32, device=device) + 0.5
     return torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=-1)
 
 
 def frame_xy(width: int, height: int, device: torch.device | None = None) -> Float[Tensor, "height width 2"]:
-    """Returns the centre of every pixel of a frame in xy units."""
+    """Returns the center of every pixel of a frame in xy units."""
     return normalize_pixels(pixel_centers(width, height, device), width, height)
 
 
 def texel_centers(box: Box, width: int, height: int) -> Float[Tensor, "height width 2"]:
-    """Returns the uv of every texel centre of a canonical image of `width` x `height` texels that covers `box`."""
+    """Returns the uv of every texel center of a canonical image of `width` x `height` texels that covers `box`."""
     step = torch.tensor([box.width / width, box.height / height])
     return pixel_centers(width, height) * step + torch.tensor([box.u0, box.v0])
 
@@ -90,7 +90,7 @@ def box_to_unit(uv: Float[Tensor, "*n 2"], box: Box) -> Float[Tensor, "*n 2"]:
 
 
 def uv_to_texels(uv: Float[Tensor, "*n 2"], box: Box, width: int, height: int) -> Float[Tensor, "*n 2"]:
-    """Converts uv to texel coordinates (the centre of texel (i, j) is (j + 0.5, i + 0.5))."""
+    """Converts uv to texel coordinates (the center of texel (i, j) is (j + 0.5, i + 0.5))."""
     return box_to_unit(uv, box) * uv.new_tensor([width, height])
 
 

@@ -126,7 +126,7 @@ class Batch:
 
     @cached_property
     def rgb(self) -> Float[Tensor, "n 3"]:
-        """Colours in [0, 1] of every point."""
+        """Colors in [0, 1] of every point."""
         if self.pixel_index is not None:
             return self.clip.colors_at(self.pixel_index)
         return self.clip.read_frame_colors(self.frames)

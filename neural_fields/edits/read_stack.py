@@ -6,7 +6,7 @@ keys name by layer what is stored beside it:
     layers    an RGBA overlay: a PNG file, its box and size
     shapes    a deformation: a safetensors file
     moving    an animated overlay: an FFV1 file; without a box it covers the frame instead of the plane
-    grades    changes of colours, as numbers; with "masks" they are limited to the alpha of a PNG file
+    grades    changes of colors, as numbers; with "masks" they are limited to the alpha of a PNG file
     hidden    layers that are removed, so that what is behind them is visible; "grow" widens them by pixels
     lit       false: the layer's gain is not applied to the paint
     weights   of a 3D scene: tuned parameters; "parts", "hidden": the parts that it changes and removes

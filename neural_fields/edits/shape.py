@@ -17,7 +17,7 @@ class Deformation:
     """A deformation of one layer.
 
     Attributes:
-        field: displacement in uv units at the centres of equal cells of `box`; zero at its rim, and beyond.
+        field: displacement in uv units at the centers of equal cells of `box`; zero at its rim, and beyond.
         box: the part of the canonical plane that is deformed.
         strength: how much of it frame `t` of a run shows, 0 to 1.
     """

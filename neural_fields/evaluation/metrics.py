@@ -29,7 +29,7 @@ def psnr(a: Shaped[ndarray, "*n"], b: Shaped[ndarray, "*n"], mask: Shaped[ndarra
     Args:
         a: the first picture.
         b: the second picture, of the same shape.
-        mask: weights of the pixels, bool or float >= 0, of the shape without the colour axis.
+        mask: weights of the pixels, bool or float >= 0, of the shape without the color axis.
 
     Returns:
         inf when there is no error; nan where the mask is empty.
@@ -105,7 +105,7 @@ def boundary_f(alpha: Iterable[Mask], truth: Iterable[Mask]) -> float:
 class WarpError:
     """Mean squared difference in [0, 1] between frame t and frame t+1 brought back along the forward flow.
 
-    The mean runs over channels and over all pixels of the pairs added that `ok` marks and whose target pixel centre
+    The mean runs over channels and over all pixels of the pairs added that `ok` marks and whose target pixel center
     lies inside frame t+1; lookup is bilinear (Lai et al. 2018, section 4.2, with plain means).
     """
 
@@ -130,7 +130,7 @@ class WarpError:
         if not flow.shape[:2] == ok.shape == first.shape[:2]:
             sizes = f"flow of {flow.shape[:2]} and mask of {ok.shape} for frames of {first.shape[:2]}"
             raise ValueError(f"{sizes}: resize the flow first")
-        # The second frame, sampled at pixel + flow, counts where that lies between the outermost pixel centres.
+        # The second frame, sampled at pixel + flow, counts where that lies between the outermost pixel centers.
         height, width = first.shape[:2]
         target = coords.pixel_centers(width, height) + torch.from_numpy(np.asarray(flow, np.float32))
         picture = torch.from_numpy(_to_unit_float(second)).permute(2, 0, 1)[None]
@@ -170,10 +170,10 @@ def warp_error(
 def locate_marks(
     edited: Iterable[Frame], plain: Iterable[Frame], color: tuple[float, float, float] | None = None
 ) -> Float[ndarray, "frames 2"]:
-    """Locates the centre of a painted mark in each frame, in pixels; nan where it is not seen.
+    """Locates the center of a painted mark in each frame, in pixels; nan where it is not seen.
 
     The mark is where the edited frame differs from the plain one. With its `color` (RGB in [0, 1]) each pixel counts by
-    how far it went from the plain colour towards it, so the picture under the mark does not pull the centre. Without,
+    how far it went from the plain color towards it, so the picture under the mark does not pull the center. Without,
     it counts by its difference, saturated at half the strongest. Changes under 0.1 are taken for coding noise.
 
     Args:
@@ -181,7 +181,7 @@ def locate_marks(
         plain: the same frames without it.
         color: of the mark.
     """
-    centres = []
+    centers = []
     for frame, unedited in zip(edited, plain, strict=True):
         # How much of each pixel the mark covers, 0 to 1.
         base = _to_unit_float(unedited)
@@ -196,13 +196,13 @@ def locate_marks(
 
         total = float(opacity.sum(dtype=np.float64))
         if total == 0:
-            centres.append((math.nan, math.nan))
+            centers.append((math.nan, math.nan))
             continue
         height, width = opacity.shape
         x = float((opacity.sum(axis=0, dtype=np.float64) * (np.arange(width) + 0.5)).sum()) / total
         y = float((opacity.sum(axis=1, dtype=np.float64) * (np.arange(height) + 0.5)).sum()) / total
-        centres.append((x, y))
-    return np.array(centres).reshape(-1, 2)
+        centers.append((x, y))
+    return np.array(centers).reshape(-1, 2)
 
 
 def measure_mark_drift(
@@ -216,7 +216,7 @@ def measure_mark_drift(
     Args:
         edited: the frames with the mark.
         plain: the same frames without it.
-        positions: the true centres: `SyntheticClip.compute_mark_positions`, or `locate_marks` of the true edited clip.
+        positions: the true centers: `SyntheticClip.compute_mark_positions`, or `locate_marks` of the true edited clip.
         color: of the mark, as in `locate_marks`.
 
     Returns:

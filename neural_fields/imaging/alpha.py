@@ -15,7 +15,7 @@ def to_floats(pixels: UInt8[np.ndarray, "_ _ 4"] | Float[np.ndarray, "_ _ 4"]) -
 
 
 def premultiply(rgba: Float[np.ndarray, "height width 4"]) -> Float[np.ndarray, "height width 4"]:
-    """Multiplies colours by alpha: the only form that may be averaged or resampled."""
+    """Multiplies colors by alpha: the only form that may be averaged or resampled."""
     result = rgba.copy()
     for channel in range(3):  # plane by plane: many times faster than broadcasting over four channels
         result[..., channel] *= rgba[..., 3]
@@ -23,10 +23,10 @@ def premultiply(rgba: Float[np.ndarray, "height width 4"]) -> Float[np.ndarray, 
 
 
 def unpremultiply(rgba: Float[np.ndarray, "height width 4"]) -> Float[np.ndarray, "height width 4"]:
-    """Divides colours by alpha, the inverse of `premultiplied`; where alpha is zero the colour is black."""
+    """Divides colors by alpha, the inverse of `premultiplied`; where alpha is zero the color is black."""
     alpha = rgba[..., 3:]
-    colour = np.where(alpha > 1e-6, rgba[..., :3] / np.maximum(alpha, 1e-6), 0)
-    return np.concatenate([np.clip(colour, 0, 1), np.clip(alpha, 0, 1)], axis=-1).astype(np.float32)
+    color = np.where(alpha > 1e-6, rgba[..., :3] / np.maximum(alpha, 1e-6), 0)
+    return np.concatenate([np.clip(color, 0, 1), np.clip(alpha, 0, 1)], axis=-1).astype(np.float32)
 
 
 def resize_image(

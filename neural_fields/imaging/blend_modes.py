@@ -1,7 +1,7 @@
-"""Blend modes: how paint and the colour under it are combined, before the paint's opacity.
+"""Blend modes: how paint and the color under it are combined, before the paint's opacity.
 
 The formulas are those of the W3C's "Compositing and Blending Level 1" (sections 10.1 and 10.2), which paint programs
-share; "add" is its plus-lighter. Colours are display referred, in [0, 1], without alpha.
+share; "add" is its plus-lighter. Colors are display referred, in [0, 1], without alpha.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import numpy as np
 from jaxtyping import Float
 
 Rgb = Float[np.ndarray, "*pixels 3"]
-Blend = Callable[[Rgb, Rgb], Rgb]  # paint, colour under it: the blended colour
+Blend = Callable[[Rgb, Rgb], Rgb]  # paint, color under it: the blended color
 _LUMA = np.array([0.3, 0.59, 0.11], np.float32)  # of the standard's non-separable modes
 
 
 def multiply(top: Rgb, under: Rgb) -> Rgb:
-    """Darkens: like a filter of that colour."""
+    """Darkens: like a filter of that color."""
     return top * under
 
 
@@ -55,12 +55,12 @@ def add(top: Rgb, under: Rgb) -> Rgb:
 
 
 def color(top: Rgb, under: Rgb) -> Rgb:
-    """Recolours: hue and saturation of the paint, lightness of the colour under it."""
+    """Recolors: hue and saturation of the paint, lightness of the color under it."""
     return _set_luma(top, under @ _LUMA)
 
 
 def luminosity(top: Rgb, under: Rgb) -> Rgb:
-    """Takes the lightness of the paint, hue and saturation of the colour under it."""
+    """Takes the lightness of the paint, hue and saturation of the color under it."""
     return _set_luma(under, top @ _LUMA)
 
 
@@ -80,12 +80,12 @@ def blend_function(name: str) -> Blend | None:
 
 
 def _set_luma(rgb: Rgb, luma: Float[np.ndarray, "*pixels"]) -> Rgb:
-    """Moves colours along grey to a luma, and then towards grey until every channel is within 0 and 1."""
+    """Moves colors along gray to a luma, and then towards gray until every channel is within 0 and 1."""
     moved = rgb + (luma - rgb @ _LUMA)[..., None]
-    grey, low, high = luma[..., None], moved.min(axis=-1, keepdims=True), moved.max(axis=-1, keepdims=True)
-    shrink = np.where(low < 0, grey / np.maximum(grey - low, 1e-6), 1)
-    shrink = np.minimum(shrink, np.where(high > 1, (1 - grey) / np.maximum(high - grey, 1e-6), 1))
-    return (grey + (moved - grey) * shrink).astype(np.float32)
+    gray, low, high = luma[..., None], moved.min(axis=-1, keepdims=True), moved.max(axis=-1, keepdims=True)
+    shrink = np.where(low < 0, gray / np.maximum(gray - low, 1e-6), 1)
+    shrink = np.minimum(shrink, np.where(high > 1, (1 - gray) / np.maximum(high - gray, 1e-6), 1))
+    return (gray + (moved - gray) * shrink).astype(np.float32)
 
 
 BLEND_MODES = (

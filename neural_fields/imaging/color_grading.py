@@ -1,6 +1,6 @@
-"""Color grades: per-pixel changes of the colours that a frame shows of a layer.
+"""Color grades: per-pixel changes of the colors that a frame shows of a layer.
 
-A grade is applied to the pixels of the frame, so that grain, detail and light stay the frame's own. Colours are display
+A grade is applied to the pixels of the frame, so that grain, detail and light stay the frame's own. Colors are display
 referred, in [0, 1]; exposure alone is worked out in linear light (the sRGB curve, IEC 61966-2-1), as a camera would.
 """
 
@@ -25,14 +25,14 @@ Curve = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True)
 class Grade:
-    """A change of colours: first blur and sharpen, then the others in their order. The defaults do nothing.
+    """A change of colors: first blur and sharpen, then the others in their order. The defaults do nothing.
 
     Attributes:
         exposure: stops of light.
         curve, curve_red, curve_green, curve_blue: points (in, out) from 0 to 1 that a smooth curve goes through, for
             all channels and for single ones; before the first and after the last point it is constant.
-        hue: degrees by which colours are rotated around grey.
-        saturation: 0 is grey, 1 as it was, 2 twice as strong.
+        hue: degrees by which colors are rotated around gray.
+        saturation: 0 is gray, 1 as it was, 2 twice as strong.
         blur: deviation of a Gaussian, as a share of the frame's longer side. Only pixels of the layer are averaged.
         sharpen: how much of the detail finer than `radius` is added; radius: as `blur`.
     """
@@ -71,16 +71,16 @@ class Grade:
 
     @property
     def does_nothing(self) -> bool:
-        """Whether colours stay as they are."""
+        """Whether colors stay as they are."""
         return not set(self.to_json()) - {"radius"}
 
     @property
     def reads_neighbors(self) -> bool:
-        """Whether a pixel's colour depends on its neighbors."""
+        """Whether a pixel's color depends on its neighbors."""
         return self.sharpen > 0 or self.blur > 0
 
     def apply(self, rgb: Rgb) -> Rgb:
-        """Applies the grade to colours, without `blur` and `sharpen`."""
+        """Applies the grade to colors, without `blur` and `sharpen`."""
         shape = rgb.shape
         result = np.ascontiguousarray(rgb.reshape(-1, 3), np.float32)
         if self.exposure or any(getattr(self, name) for name in CURVES):
@@ -106,15 +106,15 @@ class Grade:
 
     @cached_property
     def _color_matrix(self) -> Float[np.ndarray, "3 3"]:
-        """Hue and saturation as one linear map that keeps luma: a rotation around grey, and a scale about luma."""
+        """Hue and saturation as one linear map that keeps luma: a rotation around gray, and a scale about luma."""
         angle = np.deg2rad(self.hue)
         cos, sin = np.cos(angle), np.sin(angle)
         axis = np.full((3, 3), 1 / 3)
         across = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
         rotation = cos * np.eye(3) + sin * across + (1 - cos) * axis  # Rodrigues: 120 degrees permute the channels
         rotation = rotation + np.ones((3, 1)) * (LUMA - LUMA @ rotation)
-        grey = np.broadcast_to(LUMA, (3, 3))
-        return ((self.saturation * np.eye(3) + (1 - self.saturation) * grey) @ rotation).astype(np.float32)
+        gray = np.broadcast_to(LUMA, (3, 3))
+        return ((self.saturation * np.eye(3) + (1 - self.saturation) * gray) @ rotation).astype(np.float32)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the settings that differ from the defaults."""
@@ -149,11 +149,11 @@ class Grade:
 def smooth_colors(
     rgb: Float[np.ndarray, "height width 3"], weight: Float[np.ndarray, "height width"], radius: float
 ) -> Float[np.ndarray, "height width 3"]:
-    """Averages colours with a Gaussian over the pixels that have weight (normalised convolution).
+    """Averages colors with a Gaussian over the pixels that have weight (normalized convolution).
 
     Args:
-        rgb: colours.
-        weight: of each pixel in the average; where none is near, the colour stays.
+        rgb: colors.
+        weight: of each pixel in the average; where none is near, the color stays.
         radius: standard deviation of the Gaussian in pixels.
     """
     total = cv2.GaussianBlur(weight, (0, 0), radius)

@@ -37,14 +37,14 @@ DEFAULTS = PictureLimits()
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded picture: sRGB colours and straight alpha.
+    """A decoded picture: sRGB colors and straight alpha.
 
     Attributes:
         rgba: float32 [h, w, 4] in [0, 1].
         had_alpha: whether the file stores alpha (otherwise alpha is one).
-        lossy: whether the file's compression changes colours (JPEG, lossy WebP).
+        lossy: whether the file's compression changes colors (JPEG, lossy WebP).
         bits: bits per channel that were kept (8 or 16).
-        quantisation: the JPEG quantisation tables, when the file is a JPEG that can be imitated exactly.
+        quantization: the JPEG quantization tables, when the file is a JPEG that can be imitated exactly.
         subsampling: the JPEG chroma subsampling as Pillow numbers it (0 is 4:4:4), -1 where unknown.
         notes: what was converted or dropped, one sentence each.
         source: file name; sha256: of the file; kind: "PNG", "JPEG", "TIFF", "WEBP" or "BMP".
@@ -55,7 +55,7 @@ class Picture:
     had_alpha: bool
     lossy: bool
     bits: int = 8
-    quantisation: dict[int, tuple[int, ...]] | None = None
+    quantization: dict[int, tuple[int, ...]] | None = None
     subsampling: int = -1
     notes: tuple[str, ...] = ()
     source: str = ""
@@ -228,7 +228,7 @@ def _decode_picture(image: Image.Image, data: bytes, path: Path) -> Picture:
         had_alpha=image.has_transparency_data,
         lossy=kind in ("JPEG", "MPO") or (kind == "WEBP" and b"VP8 " in data[12:4096]),
         bits=bits,
-        quantisation=tables,
+        quantization=tables,
         subsampling=subsampling,
         notes=tuple(notes),
         source=path.name,
@@ -241,7 +241,7 @@ def _decode_picture(image: Image.Image, data: bytes, path: Path) -> Picture:
 def _decode_16_bit(image: Image.Image, data: bytes, notes: list[str]) -> np.ndarray | None:
     """Decodes all 16 bits of a PNG or TIFF; None where only 8 bits can be read (said in the notes)."""
     if image.info.get("icc_profile") and not _is_srgb(image.info["icc_profile"]):
-        notes.append("16-bit picture with a colour profile: converted to sRGB at 8 bits per channel")
+        notes.append("16-bit picture with a color profile: converted to sRGB at 8 bits per channel")
         return None
     if image.mode.startswith("I;16"):
         gray = np.asarray(image).astype(np.float32) / 65535
@@ -301,14 +301,14 @@ def _convert_to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]
         ready = plain if (plain.mode, space) in (("L", "GRAY"), ("CMYK", "CMYK")) else plain.convert("RGB")
         result = _convert_profile(ready, source)
     except (ImageCms.PyCMSError, OSError, ValueError):
-        notes.append("its colour profile is damaged or does not fit the picture: ignored, taken as sRGB")
+        notes.append("its color profile is damaged or does not fit the picture: ignored, taken as sRGB")
         return plain.convert("RGB")
-    notes.append(f"converted from its colour profile '{name}' to sRGB")
+    notes.append(f"converted from its color profile '{name}' to sRGB")
     return result
 
 
 def _convert_profile(image: Image.Image, source: ImageCms.ImageCmsProfile | ImageCms.core.CmsProfile) -> Image.Image:
     result = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
     if result is None:
-        raise ValueError("the colours were not converted")
+        raise ValueError("the colors were not converted")
     return result

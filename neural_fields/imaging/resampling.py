@@ -73,7 +73,7 @@ def warp_part(
     """
     scale_x, scale_y = stored[0] / size[0], stored[1] / size[1]
     rows, columns = part
-    # Pixel j of the result has its centre at stored sample (j + 0.5) * scale - 0.5 + RIM.
+    # Pixel j of the result has its center at stored sample (j + 0.5) * scale - 0.5 + RIM.
     matrix = np.array(
         [
             [scale_x, 0, (columns.start + 0.5) * scale_x - 0.5 + RIM - origin[1]],

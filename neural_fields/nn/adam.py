@@ -1,6 +1,6 @@
 """Adam (Kingma and Ba 2015) for whole parameters and for tables of which a step touches a few rows.
 
-The library's optimisers import torch's compiler the first time one is made: seconds of start-up in a tool that trains
+The library's optimizers import torch's compiler the first time one is made: seconds of start-up in a tool that trains
 in seconds. This one has the same arithmetic (a test compares them), keeps a step count per row, so that a row that gets
 its first gradient late is corrected like any other, and hands its memory out as plain tensors for checkpoints.
 """
@@ -48,7 +48,7 @@ class RectangleGradient:
 
 
 class Adam:
-    """The optimiser of a training.
+    """The optimizer of a training.
 
     A parameter whose attribute `patches` is a list of `RectangleGradient` that do not overlap is moved there only: a
     step sees a small part of a large picture.
@@ -136,5 +136,5 @@ class Adam:
 
 
 def _rectangle_gradients(parameter: Tensor) -> list[RectangleGradient]:
-    """Returns the attribute that `zero_grad` sets; parameters that never were in an optimiser have none."""
+    """Returns the attribute that `zero_grad` sets; parameters that never were in an optimizer have none."""
     return getattr(parameter, "patches", [])

@@ -23,7 +23,7 @@ class DenseGridConfig:
     base_resolution: tuple[int, ...] = (8,)
     """Vertices of the coarsest level: one number for all axes, or one for each axis; at least 2."""
     growth: float = 2.0
-    """Ratio of the resolutions of neighbouring levels, at least 1."""
+    """Ratio of the resolutions of neighboring levels, at least 1."""
 
     def __post_init__(self) -> None:
         _require(self.n_levels >= 1, "n_levels", self.n_levels, "at least 1")

@@ -45,7 +45,7 @@ __all__ = [
 
 Backend = Literal["auto", "torch", "compiled", "tcnn"]
 
-# tiny-cuda-nn: "coherent" primes, the first factor is 1 so that neighbours along axis 0 stay neighbours in memory.
+# tiny-cuda-nn: "coherent" primes, the first factor is 1 so that neighbors along axis 0 stay neighbors in memory.
 _PRIMES = (1, 2654435761, 805459861, 3674653429)
 _UINT32 = 2**32 - 1
 # Points handled at once: bounds the working memory in 3-D to some 60 MB level by level, ten times that on a GPU.
@@ -65,7 +65,7 @@ def compute_release_weights(n_levels: int, progress: float) -> Float[Tensor, " l
 
 @dataclass(frozen=True)
 class _Group:
-    """Neighbouring levels that are computed together: all dense, or all hashed. Tensors are [G, 1] or [D, G, 1]."""
+    """Neighboring levels that are computed together: all dense, or all hashed. Tensors are [G, 1] or [D, G, 1]."""
 
     dense: bool
     scale: Tensor

@@ -30,7 +30,7 @@ class HashGridConfig:
     base_resolution: int = 16
     """Vertices per axis of the coarsest level."""
     growth: float = 2.0
-    """Ratio of the resolutions of neighbouring levels, at least 1."""
+    """Ratio of the resolutions of neighboring levels, at least 1."""
     interpolation: Literal["linear", "smoothstep"] = "linear"
     """Weights inside a cell; smoothstep has continuous derivatives."""
 

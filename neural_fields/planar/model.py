@@ -165,7 +165,7 @@ class PlanarModel(nn.Module):
         groups = [group for part in [*parts, *unique_textures.values()] for group in part.param_groups()]
         seen: set[int] = set()
         kept = []
-        for group in groups:  # a mapping or texture that layers share is optimised once
+        for group in groups:  # a mapping or texture that layers share is optimized once
             params = [p for p in group["params"] if id(p) not in seen and p.numel()]
             seen.update(id(p) for p in params)
             if params:

@@ -1,4 +1,4 @@
-"""What a planar model says of points of the video: the layers' colours, weights, canonical positions and gains."""
+"""What a planar model says of points of the video: the layers' colors, weights, canonical positions and gains."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class LayerSamples:
 
     @property
     def lit_color(self) -> Float[Tensor, "n layers 3"]:
-        """The layers' colours under their light."""
+        """The layers' colors under their light."""
         return self.color if self.gain is None else self.color * self.gain
 
 
 def composite_layers(samples: LayerSamples) -> Float[Tensor, "n 3"]:
-    """Returns the colour that a viewer sees: the layers' lit colours, weighted."""
+    """Returns the color that a viewer sees: the layers' lit colors, weighted."""
     return (samples.lit_color * samples.weight[..., None]).sum(1)

@@ -154,22 +154,22 @@ def _paint_overlay(edit: Edit, layer: str, picture: CanonicalImage) -> Canonical
     """Returns a picture with the overlay of an edit on it."""
     blend, opacity = blend_function(edit.overlay_arrangement.blend), edit.overlay_arrangement.opacity
     paint, under = resample_overlay(read_overlay(edit, layer), picture.size, picture.box), picture.to_array()
-    colour = paint[..., :3] if blend is None else blend(paint[..., :3], under[..., :3])
+    color = paint[..., :3] if blend is None else blend(paint[..., :3], under[..., :3])
     share = opacity * paint[..., 3:]
-    top = np.concatenate([colour * share, share], -1)
+    top = np.concatenate([color * share, share], -1)
     mixed = unpremultiply((top + premultiply(under) * (1 - share)).astype(np.float32))
     mixed[..., :3] = np.where(mixed[..., 3:] > 1e-6, mixed[..., :3], under[..., :3])
     return _replace_pixels(picture, mixed)
 
 
 def _apply_grade(edit: Edit, layer: str, picture: CanonicalImage) -> CanonicalImage:
-    """Returns a picture with its colours graded within the edit's mask; its coverage stays."""
+    """Returns a picture with its colors graded within the edit's mask; its coverage stays."""
     mask, grade, under = read_mask(edit, layer), Grade.from_json(edit.spec["grades"][layer]), picture.to_array()
     share = edit.overlay_arrangement.opacity * (
         1.0 if mask is None else resample_overlay(mask, picture.size, picture.box)[..., 3:]
     )
-    colour = under[..., :3] + share * (grade.apply(under[..., :3]) - under[..., :3])
-    return _replace_pixels(picture, np.concatenate([colour, under[..., 3:]], axis=-1).astype(np.float32))
+    color = under[..., :3] + share * (grade.apply(under[..., :3]) - under[..., :3])
+    return _replace_pixels(picture, np.concatenate([color, under[..., 3:]], axis=-1).astype(np.float32))
 
 
 def _replace_pixels(picture: CanonicalImage, rgba: Float[np.ndarray, "h w 4"]) -> CanonicalImage:

@@ -22,7 +22,7 @@ class GradePass(OverlayPass):
     Args:
         maps, canonicals, options: as for `OverlayPass`.
         layer: name of the layer.
-        grade: the change of colours.
+        grade: the change of colors.
         mask: its alpha limits the grade on the canonical plane; None: everywhere.
     """
 

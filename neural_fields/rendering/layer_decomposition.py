@@ -1,6 +1,6 @@
 """Layer decomposition: splits a frame into the contributions of its layers.
 
-A layer contributes to a pixel its weight times (its lit canonical colour plus the residual of the model in the pixel),
+A layer contributes to a pixel its weight times (its lit canonical color plus the residual of the model in the pixel),
 so that the contributions of all layers add up to the frame.
 """
 
@@ -35,7 +35,7 @@ DEFAULTS = DecompositionSettings()
 
 @dataclass(frozen=True)
 class LayerDecomposition:
-    """A part of a frame, split around one layer. Colours are in 8-bit units and premultiplied, but for `filled`."""
+    """A part of a frame, split around one layer. Colors are in 8-bit units and premultiplied, but for `filled`."""
 
     own: Float[np.ndarray, "rows columns 4"]  # the contribution of the layer, and its weight
     front: Float[np.ndarray, "rows columns 3"]  # the contribution of the layers in front
@@ -128,7 +128,7 @@ class LayerDecomposer:
         part: Part,
         trusted: Bool[np.ndarray, "rows columns"] | None = None,
     ) -> Float[np.ndarray, "rows columns 3"]:
-        """Computes the model's colours of a layer under its light in a part of a frame, in 8-bit units.
+        """Computes the model's colors of a layer under its light in a part of a frame, in 8-bit units.
 
         Args:
             t: frame of the run.
@@ -139,11 +139,11 @@ class LayerDecomposer:
         """
         image, box = self.canonicals_at(t)[layer]
         uv = self.maps.read_uv_part(t, layer, size, part)
-        colour = sample_canonical(image, box, uv.reshape(-1, 2))[:, :3].reshape(*uv.shape[:2], 3)
+        color = sample_canonical(image, box, uv.reshape(-1, 2))[:, :3].reshape(*uv.shape[:2], 3)
         gain = self.maps.read_gain(t, layer, size, part)
         if trusted is not None and trusted.any() and self.maps.has_gain:
             gain = pull_push(np.ascontiguousarray(gain), trusted)
-        return 255 * colour * gain
+        return 255 * color * gain
 
 
 def background_shares(

@@ -2,7 +2,7 @@
 
     out = source + sum_i weight_i * alpha_i * (gain_i * edit_i - observed_i)
 
-where `observed_i` is what layer i contributes to the source pixel: the model's colour of the layer plus the residual
+where `observed_i` is what layer i contributes to the source pixel: the model's color of the layer plus the residual
 of the model in that pixel, so that the contributions of all layers add up to the source. A pixel that no edit covers
 keeps the value of the source, bit for bit.
 
@@ -62,7 +62,7 @@ DEFAULTS = OverlaySettings()
 class OverlayPyramid:
     """An overlay ready for lookup: premultiplied, with a pyramid of halved copies for where it appears smaller."""
 
-    levels: tuple[Float[np.ndarray, "_ _ 4"], ...]  # each half the size of the one before; colours up to 255
+    levels: tuple[Float[np.ndarray, "_ _ 4"], ...]  # each half the size of the one before; colors up to 255
     touchable_mask: UInt8[np.ndarray, "height width"]  # 255 where the overlay, or its surroundings, are not transparent
     box: Box
 
@@ -95,7 +95,7 @@ class LayerFrameState:
 
 @dataclass(frozen=True)
 class ColorExcess:
-    """In pixels that layers share: the model's colour of each layer minus the model's colour of the pixel.
+    """In pixels that layers share: the model's color of each layer minus the model's color of the pixel.
 
     At the size of the maps, where it is smooth enough, and in 8-bit units.
     """
@@ -184,7 +184,7 @@ class OverlayPass(RenderPass):
     def warp_overlay(
         self, t: int, layer: int, size: tuple[int, int]
     ) -> tuple[Float[np.ndarray, "height width 4"], Float[np.ndarray, "height width 3"]]:
-        """Returns the overlay of a layer warped to a frame: straight RGBA, and its colour times the layer's gain.
+        """Returns the overlay of a layer warped to a frame: straight RGBA, and its color times the layer's gain.
 
         Args:
             t: frame of the run.
@@ -243,7 +243,7 @@ class OverlayPass(RenderPass):
         rows, columns = near
         x, y = cv2.findNonZero(mixed[near]).reshape(-1, 2).T
         uvs, weights, gains = self.maps.read_samples(t, x + columns.start, y + rows.start)
-        lit = []  # the colour of each layer under its light
+        lit = []  # the color of each layer under its light
         for (image, box), uv, gain in zip(self.canonicals_at(t), uvs, gains, strict=True):
             texel_x, texel_y = (plane.reshape(-1) for plane in cv2.split(_texel_positions(uv[None], box, image.shape)))
             lit.append(sample_bilinear(image, texel_x, texel_y) * gain)
@@ -288,7 +288,7 @@ class OverlayPass(RenderPass):
     ) -> Float[np.ndarray, "rows columns 4"]:
         """Computes what an edit adds to a part of the source (RGB), and how much of the source it hides.
 
-        Colours are in 8-bit units. Four channels at a time are what OpenCV is quickest at.
+        Colors are in 8-bit units. Four channels at a time are what OpenCV is quickest at.
         """
         size = (source.shape[1], source.shape[0])
         texels = copy_first_channels(self.maps.resample_part(state.texels, state.corner, size, part), 2)
@@ -335,7 +335,7 @@ def _sum_overlapping(changes: Sequence[tuple[Part, np.ndarray]]) -> Sequence[tup
 
 
 def _texel_positions(uv: Float[np.ndarray, "*n 2"], box: Box, shape: tuple[int, ...]) -> Float[np.ndarray, "*n 2"]:
-    """Computes the positions (0 is the centre of the first texel) of uv in an image of (height, width) over `box`."""
+    """Computes the positions (0 is the center of the first texel) of uv in an image of (height, width) over `box`."""
     x, y = shape[1] / box.width, shape[0] / box.height
     linear = np.array([[x, 0, -box.u0 * x - 0.5], [0, y, -box.v0 * y - 0.5]])
     return cv2.transform(uv, linear)  # fifty times as fast as numpy along an axis of two

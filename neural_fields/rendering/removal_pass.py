@@ -30,7 +30,7 @@ HiddenShares = Sequence[
 class RemovalSettings:
     """Settings of hiding layers."""
 
-    halo_share: float = 0.008  # of the frame's longer side: pixels that near to a hidden layer have its halo's colour
+    halo_share: float = 0.008  # of the frame's longer side: pixels that near to a hidden layer have its halo's color
     light_share: float = 0.06  # of the frame's longer side: pixels that near to it tell the light behind it
 
 

@@ -229,7 +229,7 @@ def _render_comparison(rendering: _Rendering) -> list[Path]:
 
 
 def _render_layers(rendering: _Rendering) -> list[Path]:
-    """Renders every layer alone to a file: with alpha where the codec carries it, otherwise over grey."""
+    """Renders every layer alone to a file: with alpha where the codec carries it, otherwise over gray."""
     rendering.require_source_timing()
     base = rendering.path("layers")
     paths = []

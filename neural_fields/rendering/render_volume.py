@@ -27,7 +27,7 @@ from neural_fields.data.video.metadata import make_metadata, parse_size
 from neural_fields.edits.read_stack import active_edits
 from neural_fields.rendering.render_planar import RenderOptions
 from neural_fields.runs.run import Run
-from neural_fields.volume.previews import depth_to_grey
+from neural_fields.volume.previews import depth_to_gray
 from neural_fields.volume.record import VolumeRecord, apply_edits, load_scene, read_record
 from neural_fields.volume.scene import PERSON, Moments, RenderedView, Scene
 
@@ -225,7 +225,7 @@ def place_orbit_cameras(record: VolumeRecord, count: int = 60) -> list[Camera]:
     up = -poses[:, :3, 1].mean(axis=0)
     up /= np.linalg.norm(up)
     if record.motion is not None:
-        centre = np.mean(
+        center = np.mean(
             [record.motion.compute_joint_positions(time).mean(axis=0) for time in sorted(set(record.times))], axis=0
         )
     else:  # the point nearest to all lines of sight
@@ -234,8 +234,8 @@ def place_orbit_cameras(record: VolumeRecord, count: int = 60) -> list[Camera]:
         anchor = positions.mean(axis=0) + forward.mean(axis=0) * record.bounds.radius
         weight = 1e-3 * len(positions)
         matrix = across.sum(axis=0) + weight * np.eye(3)
-        centre = np.linalg.solve(matrix, np.einsum("nij,nj->i", across, positions) + weight * anchor)
-    away = positions - centre
+        center = np.linalg.solve(matrix, np.einsum("nij,nj->i", across, positions) + weight * anchor)
+    away = positions - center
     height = float((away @ up).mean())
     radius = float(np.linalg.norm(away - np.outer(away @ up, up), axis=1).mean())
     first = away[0] - (away[0] @ up) * up
@@ -243,8 +243,8 @@ def place_orbit_cameras(record: VolumeRecord, count: int = 60) -> list[Camera]:
     aside = np.cross(up, ahead)
     cameras = []
     for angle in 2 * np.pi * np.arange(count) / count:
-        place = centre + height * up + radius * (np.cos(angle) * ahead + np.sin(angle) * aside)
-        cameras.append(record.cameras[0].with_pose(compute_look_at_pose(place, centre, up)))
+        place = center + height * up + radius * (np.cos(angle) * ahead + np.sin(angle) * aside)
+        cameras.append(record.cameras[0].with_pose(compute_look_at_pose(place, center, up)))
     return cameras
 
 
@@ -267,10 +267,10 @@ class _ScenePictures:
             if what in ("depth", "opacity"):
                 pictures = self._render_edited(shot)
                 if what == "depth":
-                    grey = depth_to_grey(pictures.depth)
+                    gray = depth_to_gray(pictures.depth)
                 else:
-                    grey = pictures.opacity.clamp(0, 1)[..., None].expand(*pictures.opacity.shape, 3)
-                yield _to_bytes(grey.numpy())
+                    gray = pictures.opacity.clamp(0, 1)[..., None].expand(*pictures.opacity.shape, 3)
+                yield _to_bytes(gray.numpy())
                 continue
             plain = self.scene.render_view(shot.camera, shot.time, self.moments).color.numpy()
             filmed = None if source is None else next(source)

@@ -1,6 +1,6 @@
 """Un-mixes frames into layers that "over", back to front, mixes again.
 
-Colours are those of rendering (`rendering.py`): the model's colour of a layer, plus the residual of the pixel. What
+Colors are those of rendering (`rendering.py`): the model's color of a layer, plus the residual of the pixel. What
 then lies outside of [0, 1] is distributed over the layers, so that all of them together still give the frame.
 """
 
@@ -26,7 +26,7 @@ Frame = UInt8[np.ndarray, "height width 3"]
 Rgb = Float[np.ndarray, "height width 3"]
 Rgba = Float[np.ndarray, "height width 4"]  # straight
 Planes = Float[np.ndarray, "layers height width"]
-Colours = Float[np.ndarray, "layers height width 3"]
+Colors = Float[np.ndarray, "layers height width 3"]
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ class FrameUnmixer:
     def unmix_frame(self, t: int, frame: Frame, model: bool = False) -> list[Rgba]:
         """Un-mixes frame `t` into its layers, front to back: together the frame, or the model's reconstruction of it.
 
-        The last one goes on behind the others, with the colours of its canonical picture, where some frame shows it.
+        The last one goes on behind the others, with the colors of its canonical picture, where some frame shows it.
 
         Args:
             t: number of the frame in the run.
             frame: at the size of the result.
-            model: whether colours are the model's instead of the frame's own.
+            model: whether colors are the model's instead of the frame's own.
         """
         size = (frame.shape[1], frame.shape[0])
         part = (slice(0, size[1]), slice(0, size[0]))
@@ -70,15 +70,15 @@ class FrameUnmixer:
         apart = LayerDecomposer(self.maps, lambda t: self.canonicals)
         lit = np.stack([apart.lit_colors(t, layer, size, part) for layer in range(len(weights))]) / np.float32(255)
         missed = plain - (weights[..., None] * lit).sum(axis=0)
-        colours = lit.clip(0, 1) if model else unmix_colors(lit + missed, weights, plain)
+        colors = lit.clip(0, 1) if model else unmix_colors(lit + missed, weights, plain)
         alphas = compute_over_alphas(weights, self.settings)
         clear, hidden = weights[-1] > self.settings.min_light_weight, weights[-1] <= 0
         if clear.any() and hidden.any():
             behind = lit[-1] if model else lit[-1] + pull_push(missed, clear)
-            colours[-1][hidden] = behind[hidden].clip(0, 1)
+            colors[-1][hidden] = behind[hidden].clip(0, 1)
             uv = self.maps.read_uv(t, len(weights) - 1, size)[hidden]
             alphas[-1][hidden] = sample_canonical(*self.canonicals[-1], uv)[:, 3]
-        return [join_rgba(*pair) for pair in zip(colours, alphas, strict=True)]
+        return [join_rgba(*pair) for pair in zip(colors, alphas, strict=True)]
 
 
 def read_layer_weights(maps: Maps, t: int, size: tuple[int, int]) -> Planes:
@@ -108,18 +108,18 @@ def compute_over_alphas(weights: Planes, settings: UnmixingSettings = DEFAULTS) 
     return alphas.astype(np.float32)
 
 
-def unmix_colors(colours: Colours, weights: Planes, frame: Rgb) -> Colours:
-    """Computes colours of layers in [0, 1] that mix to a frame, near colours that may lie beyond.
+def unmix_colors(colors: Colors, weights: Planes, frame: Rgb) -> Colors:
+    """Computes colors of layers in [0, 1] that mix to a frame, near colors that may lie beyond.
 
     What clipping takes off the mixture goes to the layers that have room for it. That is always enough: with all of
     them at one end of the range the mixture is at that end, and the frame is not beyond it.
 
     Args:
-        colours: of the layers, of any range.
+        colors: of the layers, of any range.
         weights: how much of each pixel each layer fills.
         frame: the mixture.
     """
-    inside, shares = colours.clip(0, 1), weights[..., None]
+    inside, shares = colors.clip(0, 1), weights[..., None]
     rest = frame - (shares * inside).sum(axis=0)
     room = np.where(rest > 0, 1 - inside, -inside)
     total = (shares * room).sum(axis=0)
@@ -130,7 +130,7 @@ def unmix_colors(colours: Colours, weights: Planes, frame: Rgb) -> Colours:
 def unmix_edited_frame(changer: RenderPass, t: int, source: Frame) -> list[Rgba]:
     """Un-mixes a frame with edits into its layers, front to back.
 
-    In pixels that layers share, the colour of each is extrapolated from the pixels that it fills alone.
+    In pixels that layers share, the color of each is extrapolated from the pixels that it fills alone.
 
     Args:
         changer: renders the edits.
@@ -152,10 +152,10 @@ def unmix_edited_frame(changer: RenderPass, t: int, source: Frame) -> list[Rgba]
         weights = read_layer_weights(maps, t, (frame.shape[1], frame.shape[0]))
     plain, alone = frame / np.float32(255), weights >= OVERLAYS.full_weight
     guess = np.stack([pull_push(plain, here) if here.any() else plain for here in alone])
-    colours = unmix_colors(guess, weights, plain)
-    return [join_rgba(*pair) for pair in zip(colours, compute_over_alphas(weights), strict=True)]
+    colors = unmix_colors(guess, weights, plain)
+    return [join_rgba(*pair) for pair in zip(colors, compute_over_alphas(weights), strict=True)]
 
 
-def join_rgba(colour: Rgb, alpha: Float[np.ndarray, "height width"]) -> Rgba:
-    """Joins colours and alpha to straight RGBA, black where alpha is 0."""
-    return cv2.merge([*cv2.split(np.where(alpha[..., None] > 0, colour, np.float32(0))), alpha])
+def join_rgba(color: Rgb, alpha: Float[np.ndarray, "height width"]) -> Rgba:
+    """Joins colors and alpha to straight RGBA, black where alpha is 0."""
+    return cv2.merge([*cv2.split(np.where(alpha[..., None] > 0, color, np.float32(0))), alpha])

@@ -47,12 +47,12 @@ class UnwrappedFrame:
     """What one frame shows of a layer, on its canonical plane.
 
     Attributes:
-        colour: as the frame shows it, under its light; black where the layer is not visible.
+        color: as the frame shows it, under its light; black where the layer is not visible.
         visibility: how much of the layer the frame shows there, in [0, 1].
-        gain: the light of the frame: a canonical colour times this is what the frame shows.
+        gain: the light of the frame: a canonical color times this is what the frame shows.
     """
 
-    colour: UInt8[np.ndarray, "height width 3"]
+    color: UInt8[np.ndarray, "height width 3"]
     visibility: Float[np.ndarray, "height width"]
     gain: Float[np.ndarray, "height width 3"]
 
@@ -81,10 +81,10 @@ class CanonicalPlane:
             frame: the frame at any size.
         """
         width, height = self.size
-        colour, seen = np.zeros((height, width, 3), np.uint8), np.zeros((height, width), np.float32)
+        color, seen = np.zeros((height, width, 3), np.uint8), np.zeros((height, width), np.float32)
         grid = self._solve_grid(t)
         if grid is None:
-            return UnwrappedFrame(colour, seen, np.ones((height, width, 3), np.float32))
+            return UnwrappedFrame(color, seen, np.ones((height, width, 3), np.float32))
         places = cv2.resize(grid.places, self.size, interpolation=cv2.INTER_LINEAR)
 
         # The rows and columns of the texels that lie in the frame, or near enough to it that they may.
@@ -105,14 +105,12 @@ class CanonicalPlane:
             scale = np.array([frame_width, frame_height], np.float32) / np.array(self.maps.size, np.float32)
             samples = places[part] * scale - np.float32(0.5)
             shown = cv2.remap(frame, samples, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-            colour[part] = cv2.bitwise_and(shown, shown, mask=cv2.compare(seen[part], 0, cv2.CMP_GT))
+            color[part] = cv2.bitwise_and(shown, shown, mask=cv2.compare(seen[part], 0, cv2.CMP_GT))
 
         # The light at these positions; beyond the frame, that at its edge.
         small = gain_size(self.maps.size)
         scale = np.array(small, np.float32) / np.array(self.maps.size, np.float32)
-        return UnwrappedFrame(
-            colour, seen, _sample_linear(self.maps.read_gain(t, self.layer, small), places * scale, 0)
-        )
+        return UnwrappedFrame(color, seen, _sample_linear(self.maps.read_gain(t, self.layer, small), places * scale, 0))
 
     def _solve_grid(self, t: int) -> _Grid | None:
         """Finds the points of a coarse grid of the plane in the frame; None if too little of the layer is visible."""
@@ -218,7 +216,7 @@ class _Grid:
 
 
 def _texel_centers(box: Box, size: tuple[int, int], part: Part) -> Float[np.ndarray, "rows columns 2"]:
-    """Returns the uv of the texel centres in a part of a picture of `size` (width, height) that covers a box."""
+    """Returns the uv of the texel centers in a part of a picture of `size` (width, height) that covers a box."""
     rows, columns = part
     u = box.u0 + (np.arange(columns.start, columns.stop) + 0.5) * box.width / size[0]
     v = box.v0 + (np.arange(rows.start, rows.stop) + 0.5) * box.height / size[1]

@@ -229,22 +229,22 @@ class WarpPass(OverlayPass):
         if not doubt.any():
             return body, opacity
 
-        # From the canonical picture: the colour under the light of the frame, and where the layer was ever visible.
+        # From the canonical picture: the color under the light of the frame, and where the layer was ever visible.
         found = extrapolate_frame_map(self.maps, t, layer)
         assert found is not None, "nothing moves where nothing is seen"
         unsure = places[doubt]
         small = unsure * (np.array(self.maps.size) / np.array(size))
         image, box = self.decomposer.canonicals_at(t)[layer]
-        colour = sample_canonical(image, box, found.sample_uv(small))
+        color = sample_canonical(image, box, found.sample_uv(small))
         x, y = (np.clip(unsure[:, axis], 0, size[axis] - 1).astype(np.float32) for axis in (0, 1))
-        lit, known = 255 * colour[:, :3] * self.maps.sample_at_points(t, x, y, size).gain[layer], colour[:, 3:]
+        lit, known = 255 * color[:, :3] * self.maps.sample_at_points(t, x, y, size).gain[layer], color[:, 3:]
         body[doubt] = sure[doubt] * body[doubt] + (1 - sure[doubt]) * known * lit
         opacity[doubt] = sure[doubt] * opacity[doubt] + (1 - sure[doubt]) * known
         return body, opacity
 
 
 def _pixel_centers(part: Part) -> Float[np.ndarray, "rows columns 2"]:
-    """Returns the positions of the pixel centres of a part of a frame."""
+    """Returns the positions of the pixel centers of a part of a frame."""
     rows, columns = part
     x, y = np.meshgrid(np.arange(columns.start, columns.stop), np.arange(rows.start, rows.stop))
     return (np.stack([x, y], axis=-1) + 0.5).astype(np.float32)

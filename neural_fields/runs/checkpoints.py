@@ -62,7 +62,7 @@ class Checkpoint:
 
     step: int
     model: dict[str, Any]  # name -> tensor
-    state: dict[str, Any]  # name -> tensor: moments of the optimiser and what else resuming needs
+    state: dict[str, Any]  # name -> tensor: moments of the optimizer and what else resuming needs
     metadata: dict[str, Any]  # metadata that the caller gave: any JSON
     path: Path
     warnings: tuple[str, ...]  # newer checkpoints that were skipped, and why

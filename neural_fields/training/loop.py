@@ -81,7 +81,7 @@ def train_steps(
     A checkpoint is saved every `settings.checkpoint_every` steps, when `stop()` turns true, and at the end.
 
     Args:
-        model: the model, initialised or of the checkpoint's shape.
+        model: the model, initialized or of the checkpoint's shape.
         clip: frames, masks and flow to train on.
         settings: of the loop.
         run: where checkpoints are saved.
@@ -135,7 +135,7 @@ def _run_step(
     state: LoopState,
     seed: int,
 ) -> dict[str, float]:
-    """Runs one step of the optimiser and returns the weighted terms.
+    """Runs one step of the optimizer and returns the weighted terms.
 
     Out of memory halves the batch and tries again; numbers that are not finite skip the step.
     """
@@ -217,7 +217,7 @@ def learning_rate_factor(schedule: str, progress: float) -> float:
 
 
 def restore_state(model: nn.Module, adam: Adam, run: Run) -> LoopState:
-    """Loads the newest good checkpoint into model and optimiser; returns its state, or a new one if there is none."""
+    """Loads the newest good checkpoint into model and optimizer; returns its state, or a new one if there is none."""
     checkpoint = load_latest_checkpoint(run)
     if checkpoint is None:
         return LoopState()

@@ -48,7 +48,7 @@ def add_region_layer(
         region: a quadrilateral on one frame.
         source: the video that the clip was read from.
         report: called with the progress.
-        min_recognized_share: of the region; if less is recognised on most frames, a note says so.
+        min_recognized_share: of the region; if less is recognized on most frames, a note says so.
 
     Returns:
         The clip with the region's layer, and notes for the user.
@@ -83,7 +83,7 @@ def add_region_layer(
         notes.append(f"the region is not visible on frame{'s' * (len(gone) > 1)} {', '.join(parts[:4])}{more}")
     if np.median(found.visible_shares) < min_recognized_share:
         notes.append(
-            f"less than {min_recognized_share:.0%} of the region is recognised on most frames: draw it on a frame on "
+            f"less than {min_recognized_share:.0%} of the region is recognized on most frames: draw it on a frame on "
             "which nothing is in front of it, and on one plane"
         )
     return out, notes

@@ -23,7 +23,7 @@ from neural_fields.data.video.io import read_video
 from neural_fields.data.video.metadata import VideoMetadata
 from neural_fields.evaluation.report import TrainingCost, report_training
 from neural_fields.nn.device import choose_device, peak_memory_mib
-from neural_fields.planar.init.build import ModelPlan, build_model, initialise_model, plan_model
+from neural_fields.planar.init.build import ModelPlan, build_model, initialize_model, plan_model
 from neural_fields.planar.init.canonical_extent import measure_shape
 from neural_fields.planar.init.warm_up import WarmUpOptions
 from neural_fields.planar.model import ModelShape, PlanarModel
@@ -112,7 +112,7 @@ def train(
         for text in notes:
             report(Progress("reading", 1, 1, note=text))
 
-        # The model, initialised from the clip or of the checkpoint's shape.
+        # The model, initialized from the clip or of the checkpoint's shape.
         report(Progress("geometry", 0, 1))
         warm_up = WarmUpOptions(
             options.seed,
@@ -122,7 +122,7 @@ def train(
             lambda done, all_: report(Progress("geometry", done, all_)),
         )
         model = make_planar_model(config, clip, checkpoint, warm_up).to(device)
-        if checkpoint is None and stop.signal_number is not None:  # initialised in part only: nothing of it is kept
+        if checkpoint is None and stop.signal_number is not None:  # initialized in part only: nothing of it is kept
             _append_final_metrics(run, 0, total, time.monotonic() - started, stop.signal_number)
             return TrainResult(run, 0, total, stop.exit_code, tuple(notes))
 
@@ -167,11 +167,11 @@ def _has_valid_results(run: Run) -> bool:
 def make_planar_model(
     config: PlanarConfig, clip: ClipDataset, checkpoint: Checkpoint | None, how: WarmUpOptions | None = None
 ) -> PlanarModel:
-    """Makes an initialised model, or one of the checkpoint's shape whose weights are loaded later; on the CPU.
+    """Makes an initialized model, or one of the checkpoint's shape whose weights are loaded later; on the CPU.
 
     Args:
         config: the parts of the model.
-        clip: frames, masks and flow that a new model is initialised from.
+        clip: frames, masks and flow that a new model is initialized from.
         checkpoint: the one to continue from, or None.
         how: seed of the weights; device and time limit of the warm-up that mappings which are networks begin with.
     """
@@ -180,7 +180,7 @@ def make_planar_model(
         return build_model(config, ModelShape.from_json(checkpoint.metadata["shape"]))
     start: ModelPlan = plan_model(config, clip)
     model = build_model(config, start.shape, how.seed)
-    initialise_model(model, start, clip, how)
+    initialize_model(model, start, clip, how)
     return model
 
 

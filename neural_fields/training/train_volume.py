@@ -281,7 +281,7 @@ def train_volume_steps(
 def _take_step(
     training: SceneTraining, adam: Adam, stage: TrainingStage, state: LoopState, seed: int
 ) -> dict[str, float]:
-    """Takes one optimiser step; returns the weighted terms."""
+    """Takes one optimizer step; returns the weighted terms."""
     adam.zero_grad()
     generator = torch.Generator().manual_seed((seed << 32) + state.step)
     terms = compute_step_terms(training, stage, state.step, generator, state.batch_divisor)

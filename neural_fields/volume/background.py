@@ -48,7 +48,7 @@ class BackgroundSettings:
     network_rate: float = 5e-3  # learning rates
     grid_rate: float = 8e-2
     proposal_rate: float = 5e-2
-    view_color_rate: float = 5e-4  # of what makes colours depend on the direction
+    view_color_rate: float = 5e-4  # of what makes colors depend on the direction
     annealing_speed: float = 5.0  # proposed weights count in full after this part of one over the stage
     clearance_stride: int = 4  # one in so many rays is checked for what is before the near plane
     blocked_share: float = 0.5  # of a view's light that ends right before the camera: then the view is blocked
@@ -73,9 +73,9 @@ def find_scene_bounds(capture: Capture) -> SceneBounds:
         points = np.concatenate(
             [points, *(capture.motion.compute_joint_positions(time) for time in sorted(set(capture.times)))]
         )
-    centre = (points.min(axis=0) + points.max(axis=0)) / 2
-    radius = float(np.linalg.norm(points - centre, axis=1).max())
-    x, y, z = centre.tolist()
+    center = (points.min(axis=0) + points.max(axis=0)) / 2
+    radius = float(np.linalg.norm(points - center, axis=1).max())
+    x, y, z = center.tolist()
     return SceneBounds((x, y, z), radius if radius > 1e-6 else 1.0)  # one camera and nobody: any scale does
 
 
@@ -87,7 +87,7 @@ def spherical_harmonics(direction: Float[Tensor, "rays 3"]) -> Float[Tensor, "ra
 
 
 class BackgroundField(nn.Module):
-    """Density and colour of a scene that stands still within each of its states.
+    """Density and color of a scene that stands still within each of its states.
 
     Args:
         frame: the bounds of the scene.
@@ -99,7 +99,7 @@ class BackgroundField(nn.Module):
         paint: of an edit; see `volume.paint`.
     """
 
-    centre: Tensor
+    center: Tensor
     radius: Tensor
     paint: ColorPaint | None
 
@@ -134,16 +134,16 @@ class BackgroundField(nn.Module):
         self.rgb = nn.Linear(shape.width, 3)
         self.sky_color = nn.Linear(n_harmonics, 3)
         self.sky_state = nn.Linear(shape.state_code, 3, bias=False)
-        # Colours start the same from all sides: views far from the path are then guessed from geometry.
+        # Colors start the same from all sides: views far from the path are then guessed from geometry.
         for layer in (self.color_view, self.sky_color):
             nn.init.zeros_(layer.weight)
         nn.init.zeros_(self.sky_color.bias)
-        self.register_buffer("centre", torch.tensor(frame.center))
+        self.register_buffer("center", torch.tensor(frame.center))
         self.register_buffer("radius", torch.tensor(frame.radius))
         self.paint = None
 
     def parameter_groups(self) -> list[dict]:
-        """Returns parameters and learning rates for an optimiser."""
+        """Returns parameters and learning rates for an optimizer."""
         named = dict(self.named_parameters())
         rates = {
             "grid.params": self.settings.grid_rate,
@@ -174,7 +174,7 @@ class BackgroundField(nn.Module):
             min_weight: samples with a rendering weight up to this stay black, which saves most of the work.
         """
         config = self.config
-        local = Rays((rays.origin - self.centre) / self.radius, rays.direction, rays.time)
+        local = Rays((rays.origin - self.center) / self.radius, rays.direction, rays.time)
         counts = (config.proposed, config.samples)
         intervals = self.proposal.divide_rays(local, (config.near, config.far), counts, exponent, generator)
         distance = spacing_to_distance(intervals.edges)
@@ -195,13 +195,13 @@ class BackgroundField(nn.Module):
         ), intervals
 
     def render_sky(self, rays: Rays, state: Int[Tensor, " rays"]) -> Float[Tensor, "rays 3"]:
-        """Computes the colours behind everything."""
+        """Computes the colors behind everything."""
         raw = self.sky_color(spherical_harmonics(rays.direction)) + self.sky_state(self.codes)[state]
         return torch.sigmoid(raw if self.paint is None else raw + self.paint(rays.direction / 2 + 0.5))
 
     def density_at(self, points: Float[Tensor, "points 3"], state: Int[Tensor, " points"]) -> Float[Tensor, " points"]:
         """Computes densities at points of the world, for a unit of its length."""
-        local = contract_space((points - self.centre) / self.radius)
+        local = contract_space((points - self.center) / self.radius)
         return self._query_geometry(local[:, None], state)[0][:, 0] / self.radius
 
     def _query_geometry(self, points: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -213,7 +213,7 @@ class BackgroundField(nn.Module):
         return activate_density(raw[..., 0] - 1), geometry
 
     def _query_color(self, geometry: Tensor, beside: Tensor, points: Tensor) -> Tensor:
-        """Computes colours [..., 3] of features [..., G] at contracted points [..., 3]."""
+        """Computes colors [..., 3] of features [..., G] at contracted points [..., 3]."""
         raw = self.rgb(torch.relu(self.color(geometry) + beside))
         if self.paint is None:
             return torch.sigmoid(raw)
@@ -235,7 +235,7 @@ def background_terms(
         field: that is trained.
         rays: of pixels that do not show the person.
         state: of the scene, for each ray.
-        target: the colours of the pixels in [0, 1].
+        target: the colors of the pixels in [0, 1].
         progress: the part of the stage that is done, from 0 to 1.
         generator: of all that is random in the step.
         weights: of the terms.
@@ -283,7 +283,7 @@ def find_blocked_views(field: BackgroundField, cameras: Sequence[Camera], states
         cameras: of the views.
         states: of the scene, one a view.
     """
-    device = field.centre.device
+    device = field.center.device
     blocked, limit = [], 2 * field.config.near * field.bounds.radius
     for index, (camera, state) in enumerate(zip(cameras, states, strict=True)):
         pixel = torch.linspace(0, camera.width * camera.height - 1, field.settings.blocked_rays, device=device).long()

@@ -49,7 +49,7 @@ DEFAULTS = PersonSettings()
 
 
 class CanonicalField(nn.Module):
-    """Density and colour in the box of the rest pose, for each state of the carried object.
+    """Density and color in the box of the rest pose, for each state of the carried object.
 
     Density is in units of 1 / length of the world: it starts at a third of `density_scale` over the box's longest side.
     The paper puts the state's code beside the features of a place. Here it also says how much each neuron of the first
@@ -92,7 +92,7 @@ class CanonicalField(nn.Module):
     def forward(
         self, points: Float[Tensor, "points 3"], state: Int[Tensor, " points"]
     ) -> tuple[Float[Tensor, " points"], Float[Tensor, "points 3"]]:
-        """Computes density and colour at points of the rest pose."""
+        """Computes density and color at points of the rest pose."""
         side = self.high - self.low
         place = ((points - self.low) / side).clamp(0, 1)
         gain, shift = 1 + self.state_gain(self.states), self.state_in(self.states)
@@ -112,25 +112,25 @@ class PoseOffset(nn.Module):
     """The offset of points of the rest pose from where skinning puts them, by the pose: cloth, muscles, hair.
 
     Args:
-        centre: of the box of the rest pose.
+        center: of the box of the rest pose.
         span: longest side of the box in world units: offsets are parts of it.
         code_size: numbers of a pose's code, see `pose.Kinematics`.
         config: sizes.
         settings: of the person's field.
     """
 
-    centre: Tensor
+    center: Tensor
 
     def __init__(
         self,
-        centre: Tensor,
+        center: Tensor,
         span: float,
         code_size: int,
         config: PersonConfig,
         settings: PersonSettings = DEFAULTS,
     ) -> None:
         super().__init__()
-        self.register_buffer("centre", centre.clone())
+        self.register_buffer("center", center.clone())
         self.span = span
         self.waves = Fourier(3, config.octaves)
         self.first = nn.Linear(self.waves.out_dim, config.width)
@@ -153,7 +153,7 @@ class PoseOffset(nn.Module):
             offset_share: from 0 to 1 lets one frequency in after the other.
         """
         window = hann_window(self.waves.octaves, offset_share).to(points).repeat_interleave(6)
-        waves = self.waves((points - self.centre) / self.span) * window
+        waves = self.waves((points - self.center) / self.span) * window
         hidden = torch.relu(self.first(waves) + self.code_in(code)[moment])
         return self.span * self.rest(hidden)
 

@@ -1,4 +1,4 @@
-"""Losses of the person: colours, masks, flow, and skinning that leads back to where it came from.
+"""Losses of the person: colors, masks, flow, and skinning that leads back to where it came from.
 
 HOSNeRF (Liu et al. 2023), section 3.4. N rays, S samples of a ray, K samples of the person that were looked up.
 """
@@ -23,13 +23,13 @@ def color_term(
     mask: Bool[Tensor, " rays"],
     behind: Float[Tensor, "3"],
 ) -> Float[Tensor, ""]:
-    """Computes the mean squared error of the person before one colour, against the picture cut out by the mask.
+    """Computes the mean squared error of the person before one color, against the picture cut out by the mask.
 
     Args:
         rendered: the rendered person before `behind`.
-        target: colours of the pixels in [0, 1].
+        target: colors of the pixels in [0, 1].
         mask: whether a pixel shows the person.
-        behind: another colour every step: else the field may paint the background instead of leaving it open.
+        behind: another color every step: else the field may paint the background instead of leaving it open.
     """
     return (rendered - torch.where(mask[:, None], target, behind)).square().mean()
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def squared_error(rendered: Float[Tensor, "rays 3"], target: Float[Tensor, "rays 3"]) -> Float[Tensor, ""]:
-    """Computes the mean squared difference of colours."""
+    """Computes the mean squared difference of colors."""
     return (rendered - target).square().mean()
 
 

@@ -36,9 +36,9 @@ def save_volume_previews(
         rows = [torch.from_numpy(capture.frames[view].astype(np.float32) / 255).to(device), whole.color]
         rows.append(scene.render_view(camera, time, moments, parts=frozenset({BACKGROUND})).color)
         if scene.person is not None:
-            grey = torch.full((3,), 0.5, device=device)
-            rows.append(scene.render_view(camera, time, moments, parts=frozenset({PERSON}), behind=grey).color)
-        rows.append(depth_to_grey(whole.depth))
+            gray = torch.full((3,), 0.5, device=device)
+            rows.append(scene.render_view(camera, time, moments, parts=frozenset({PERSON}), behind=gray).color)
+        rows.append(depth_to_gray(whole.depth))
         columns.append(torch.cat(rows))
     picture = torch.cat(columns, dim=1).cpu().numpy()
     scale = min(1.0, max_side_px * views / max(picture.shape[:2]))
@@ -48,12 +48,12 @@ def save_volume_previews(
         part.write_bytes(encode_png(np.ascontiguousarray(picture)))
 
 
-def depth_to_grey(depth: torch.Tensor) -> torch.Tensor:
-    """Turns depth [height, width] into grey [height, width, 3]: near is bright, by disparity; no hit is black."""
+def depth_to_gray(depth: torch.Tensor) -> torch.Tensor:
+    """Turns depth [height, width] into gray [height, width, 3]: near is bright, by disparity; no hit is black."""
     hit = depth > 0
     if not hit.any():
         return depth[..., None].expand(*depth.shape, 3) * 0
     disparity = torch.where(hit, 1 / depth.clamp_min(1e-6), 0)
     low, high = disparity[hit].quantile(0.02), disparity[hit].quantile(0.98)
-    grey = torch.where(hit, 0.1 + 0.9 * ((disparity - low) / (high - low).clamp_min(1e-9)).clamp(0, 1), 0)
-    return grey[..., None].expand(*depth.shape, 3)
+    gray = torch.where(hit, 0.1 + 0.9 * ((disparity - low) / (high - low).clamp_min(1e-9)).clamp(0, 1), 0)
+    return gray[..., None].expand(*depth.shape, 3)

@@ -95,7 +95,7 @@ class ProposalGrid(nn.Module):
         """Divides rays into intervals that are short where something is seen.
 
         Args:
-            rays: in units of the scene's radius, around its centre.
+            rays: in units of the scene's radius, around its center.
             span: distances at which they start and end.
             counts: intervals that are tried, and that are returned.
             exponent: of the proposed weights, see `annealing_exponent`.

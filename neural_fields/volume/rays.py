@@ -83,7 +83,7 @@ class RenderedRays:
     weights: Float[Tensor, "rays samples"]
 
     def composite_over(self, behind: Float[Tensor, "*rays 3"]) -> Float[Tensor, "rays 3"]:
-        """Composites the colours over other colours."""
+        """Composites the colors over other colors."""
         return self.color + (1 - self.opacity)[:, None] * behind
 
 
@@ -94,7 +94,7 @@ def camera_rays(
 
     Args:
         camera: in the world.
-        pixels: positions, x to the right and y down; by default all pixel centres, row by row.
+        pixels: positions, x to the right and y down; by default all pixel centers, row by row.
         time: the moment.
         device: of the rays.
     """
@@ -128,8 +128,8 @@ class ViewRays:
             key = (camera.width, camera.height, camera.focal, camera.center, camera.distortion, camera.lens)
             if key not in lenses:
                 lenses[key] = len(lenses)
-                centres = _pixel_centers(camera.width, camera.height)
-                tables.append(camera.with_pose(np.eye(4)).compute_ray_directions(centres))
+                centers = _pixel_centers(camera.width, camera.height)
+                tables.append(camera.with_pose(np.eye(4)).compute_ray_directions(centers))
             chosen.append(lenses[key])
         poses = np.stack([camera.pose for camera in cameras])
         self.width, self.height = cameras[0].width, cameras[0].height

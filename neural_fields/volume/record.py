@@ -85,7 +85,7 @@ def write_record(run: Run, record: VolumeRecord) -> dict[str, Any]:
         "preset": record.preset,
         "quality": record.quality,
         "size": list(record.size),
-        "centre": list(record.bounds.center),
+        "center": list(record.bounds.center),
         "radius": record.bounds.radius,
         "held_out": list(record.held_out),
         "config": volume_config_to_mapping(record.config),
@@ -103,7 +103,7 @@ def read_record(run: Run) -> VolumeRecord:
         pictures = read_transforms(run.scene / "transforms.json")
         bones = run.scene / "bones.json"
         kept = {key: value for key, value in dict(values["config"]).items() if key != "kind"}
-        x, y, z = (float(value) for value in values["centre"])
+        x, y, z = (float(value) for value in values["center"])
         return VolumeRecord(
             source=Path(values["source"]),
             preset=str(values["preset"]),

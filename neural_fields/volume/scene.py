@@ -69,7 +69,7 @@ class SceneRendering:
 
     Attributes:
         color: RGB that arrives at the camera.
-        opacity: how much of it comes from the fields; the rest from the sky, or from the colour behind.
+        opacity: how much of it comes from the fields; the rest from the sky, or from the color behind.
         depth: mean distance along the ray, 0 where nothing is hit.
         person_opacity: the share of a ray that ends on the person, after what is in front of them.
         weights, background_weights: rendering weights of the samples of the person, and of the background.
@@ -129,8 +129,8 @@ class Scene(nn.Module):
         Args:
             rays: in the world.
             moments: the poses and states that `rays.time` names.
-            parts: that are rendered; without the background, colours stand before `behind`.
-            behind: a solid colour, black by default.
+            parts: that are rendered; without the background, colors stand before `behind`.
+            behind: a solid color, black by default.
             generator: as in the fields' `march_rays`.
             offset_share: how much of the pose's offset counts; see `PersonModel.march_rays`.
             refine_poses: whether poses are corrected.
@@ -188,7 +188,7 @@ class Scene(nn.Module):
         Args:
             rays: in the world.
             moments: the poses and states that `rays.time` names.
-            behind: a solid colour, black by default.
+            behind: a solid color, black by default.
             generator: as in the fields' `march_rays`.
         """
         return self.render_rays(rays, moments, parts=frozenset({PERSON}), behind=behind, generator=generator)
@@ -214,7 +214,7 @@ class Scene(nn.Module):
             parts: that are rendered; without the background, colors stand before `behind`.
             behind: a solid color, black by default.
             chunk: rays that are rendered at once.
-            min_weight: samples of the background with a rendering weight up to this get no colour.
+            min_weight: samples of the background with a rendering weight up to this get no color.
         """
         rays = camera_rays(camera, time=time, device=moments.transforms.device)
         rendered = [

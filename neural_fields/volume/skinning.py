@@ -32,7 +32,7 @@ from neural_fields.volume.rays import Rays
 class SkinningSettings:
     """Settings of bones as a body.
 
-    Sizes are those of the paper's bumps in metres, for a person whose joints span `adult_span_m`; the height of a bump
+    Sizes are those of the paper's bumps in meters, for a person whose joints span `adult_span_m`; the height of a bump
     is exp(-|d / 2 size|^2). They belong to a bone 0.2 m long; longer bones have larger ones, by the shares of their
     length. At 0.3 lengths along, a bone's bump is 1/2 at its ends, so that two bones in a row add up to 1 at their
     joint.
@@ -60,7 +60,7 @@ DEFAULTS = SkinningSettings()
 
 @dataclass(frozen=True)
 class BoneBumps:
-    """Ellipsoids around the bones at rest: |shape (x - centre)|^2 = 1 is where a bump has fallen to 1/e.
+    """Ellipsoids around the bones at rest: |shape (x - center)|^2 = 1 is where a bump has fallen to 1/e.
 
     Attributes:
         bone: which bone it belongs to, rising; a bone has one for each of its children, or one of its own.
@@ -107,7 +107,7 @@ def compute_bone_bumps(
         ends = [child for child in skeleton.find_children(joint) if child not in skeleton.object_joints]
         ends = [child for child in ends if _bone_length(skeleton, child) > settings.min_bone_share * span]
         if joint in skeleton.object_joints or not ends:
-            # The size of a round bump: an object's, the head's, or a hand's, foot's or toe's, in metres on an adult.
+            # The size of a round bump: an object's, the head's, or a hand's, foot's or toe's, in meters on an adult.
             if name in radii:
                 size = radii[name]
             else:
@@ -240,7 +240,7 @@ class SkinningVolume(nn.Module):
     low: Tensor
     high: Tensor
     _bone: Tensor
-    _centre: Tensor
+    _center: Tensor
     _shape: Tensor
 
     def __init__(
@@ -262,7 +262,7 @@ class SkinningVolume(nn.Module):
         for name, values in (("low", middle - half), ("high", middle + half)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32))
         self.register_buffer("_bone", torch.tensor(bumps.bone))
-        self.register_buffer("_centre", torch.tensor(bumps.center, dtype=torch.float32))
+        self.register_buffer("_center", torch.tensor(bumps.center, dtype=torch.float32))
         self.register_buffer("_shape", torch.tensor(bumps.shape, dtype=torch.float32))
         # The bumps added up bone by bone, the space around as what they leave of 1, all divided by their sum.
         heights = torch.exp(-self.bump_distances(points := self.voxel_centers()))
@@ -274,7 +274,7 @@ class SkinningVolume(nn.Module):
         self.learnt = nn.Parameter(torch.zeros(1, self.bones + 1, *coarse))
 
     def voxel_centers(self) -> Float[Tensor, "voxels 3"]:
-        """Computes the centres of the voxels in the rest pose, x fastest."""
+        """Computes the centers of the voxels in the rest pose, x fastest."""
         axes = [torch.linspace(float(a), float(b), n) for a, b, n in zip(self.low, self.high, self.shape, strict=True)]
         z, y, x = torch.meshgrid(*reversed(axes), indexing="ij")
         return torch.stack([x, y, z], dim=-1).view(-1, 3)
@@ -285,7 +285,7 @@ class SkinningVolume(nn.Module):
 
     def bump_distances(self, points: Float[Tensor, "points 3"]) -> Float[Tensor, "points bumps"]:
         """Computes squared distances of points of the rest pose from the bumps, each in its own size."""
-        return torch.einsum("gij,ngj->ngi", self._shape, points[:, None] - self._centre).square().sum(dim=-1)
+        return torch.einsum("gij,ngj->ngi", self._shape, points[:, None] - self._center).square().sum(dim=-1)
 
     def compute_weights(self) -> Float[Tensor, "channels z y x"]:
         """Computes the weights of all bones, then that of the space around; they add up to 1 everywhere."""
@@ -297,7 +297,7 @@ class SkinningVolume(nn.Module):
         """Intersects rays with the reach of the bones at their moments."""
         with torch.no_grad():
             origin, direction = _rays_to_rest(rays, to_rest)
-            away = torch.einsum("gij,ngj->ngi", self._shape, origin[:, self._bone] - self._centre)
+            away = torch.einsum("gij,ngj->ngi", self._shape, origin[:, self._bone] - self._center)
             onward = torch.einsum("gij,ngj->ngi", self._shape, direction[:, self._bone])
             square, half = onward.square().sum(dim=-1), (away * onward).sum(dim=-1)
             inner = half.square() - square * (away.square().sum(dim=-1) - self.settings.reach)
@@ -349,7 +349,7 @@ class SkinningVolume(nn.Module):
         """
         transform = to_rest[moment]
         places = torch.einsum("nbij,nj->nbi", transform[..., :3, :3], points) + transform[..., :3, 3]
-        away = torch.einsum("gij,ngj->ngi", self._shape, places[:, self._bone] - self._centre)
+        away = torch.einsum("gij,ngj->ngi", self._shape, places[:, self._bone] - self._center)
         near = away.square().sum(dim=-1) <= self.settings.reach
         row, bone = self._find_bones(near[:, None])[:, 0].nonzero(as_tuple=True)
         return BonePairs(row, bone, places[row, bone], len(points))

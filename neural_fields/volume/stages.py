@@ -84,7 +84,7 @@ def compute_step_terms(
         return background_terms(training.scene.background, batch.rays, state, batch.color, progress, generator, weight)
 
     if stage.name == "person":
-        # The person before another solid colour every step, against the pictures cut out by the masks.
+        # The person before another solid color every step, against the pictures cut out by the masks.
         batch = training.pixels.draw_person(rays, generator)
         behind = torch.rand(3, generator=generator).to(batch.color.device)
         rendered = training.scene.render_rays(

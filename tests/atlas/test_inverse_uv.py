@@ -18,6 +18,8 @@ from neural_fields.core import coords
 from neural_fields.data.synthetic.suite import SUITE_CLIPS, make_suite_clip
 from tests.support.true_run import TrueRun
 
+pytestmark = pytest.mark.slow
+
 NEAR = 0.02  # pixels
 
 

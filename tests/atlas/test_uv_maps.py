@@ -50,7 +50,7 @@ def affine_model(size: tuple[int, int], gain: bool = True) -> PlanarModel:
 
 
 def points_of(size: tuple[int, int], fit: tuple[int, int], t: int) -> torch.Tensor:
-    """xyt of the pixel centres of frame `t` at another size, whose frame is the same rectangle of the scene."""
+    """xyt of the pixel centers of frame `t` at another size, whose frame is the same rectangle of the scene."""
     pixels = coords.pixel_centers(*size).view(-1, 2) * torch.tensor([fit[0] / size[0], fit[1] / size[1]])
     xy = coords.normalize_pixels(pixels, *fit)
     return torch.cat([xy, torch.full((len(xy), 1), float(coords.normalize_time(t, FRAMES)))], 1)
@@ -133,7 +133,7 @@ def test_maps_of_a_transposed_model_are_the_transposed_maps(tmp_path: Path) -> N
         )
 
 
-def test_an_identity_mapping_puts_texel_centres_under_pixel_centres(run: Run) -> None:
+def test_an_identity_mapping_puts_texel_centers_under_pixel_centers(run: Run) -> None:
     size = (30, 20)
     box = coords.frame_box(*size)
     maps = bake_maps(

@@ -25,6 +25,8 @@ from neural_fields.core.errors import ExitCode
 from neural_fields.data.synthetic.planar_clips import make_demo_clip
 from neural_fields.data.video.io import probe_video
 
+pytestmark = pytest.mark.slow
+
 WIDTH, HEIGHT, FRAMES = 48, 32, 6
 CLIP = make_demo_clip(FRAMES, WIDTH, HEIGHT)
 TRAIN = "train {home}/clip.mp4 --masks {home}/mask.npy --training.steps 4 --out run"

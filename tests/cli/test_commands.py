@@ -186,9 +186,9 @@ def test_an_edit_of_one_frame_appears_in_the_others_where_the_motion_puts_it(pla
     change = np.abs(decoded(place / "out.mkv", place) - frames).sum(-1)
     y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
     for t in range(FRAMES):
-        centre = np.array([(change[t] * x).sum(), (change[t] * y).sum()]) / change[t].sum()
+        center = np.array([(change[t] * x).sum(), (change[t] * y).sum()]) / change[t].sum()
         # The floor moves by (2, 1) pixels a frame; the middle of the paint lies at (25, 16) in frame 2.
-        assert np.abs(centre - [25 + 2 * (t - 2), 16 + (t - 2)]).max() < 0.35
+        assert np.abs(center - [25 + 2 * (t - 2), 16 + (t - 2)]).max() < 0.35
     inside = decoded(place / "out.mkv", place)[2, 13:19, 21:29]
     assert np.abs(inside - [255, 0, 255]).max() < 12
 
@@ -201,8 +201,8 @@ def test_an_edit_of_a_canonical_picture_appears_where_the_motion_puts_it(place: 
     assert command("render floor --codec ffv1 --out out.mkv") == 0
     change = np.abs(decoded(place / "out.mkv", place) - decoded(home / "floor.mp4", place)).sum(-1)
     y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
-    centres = [np.array([(c * x).sum(), (c * y).sum()]) / c.sum() for c in change]
-    steps = np.diff(centres, axis=0)
+    centers = [np.array([(c * x).sum(), (c * y).sum()]) / c.sum() for c in change]
+    steps = np.diff(centers, axis=0)
     assert np.abs(steps - [2, 1]).max() < 0.35
 
 

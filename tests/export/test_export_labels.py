@@ -49,7 +49,7 @@ class Shown:
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
-    home = tmp_path_factory.mktemp("labelled")
+    home = tmp_path_factory.mktemp("labeled")
     clip = make_demo_clip(COUNT, *SIZE)
     write_video(home / "clip.mkv", clip.render_frames(), make_metadata(SIZE, COUNT, Fraction(24)), codec="ffv1")
     np.save(home / "mask.npy", clip.masks[0])
@@ -114,7 +114,7 @@ def test_what_labels_json_says_is_what_the_pictures_hold(shown: Shown, tmp_path:
     all_frames = np.stack([stored(file) for file in sorted((tmp_path / "out").glob("*.png"))])
     for entry in metadata["classes"]:
         (value,) = entry["value"]
-        assert entry["colour"] == PALETTE[3 * value : 3 * value + 3]
+        assert entry["color"] == PALETTE[3 * value : 3 * value + 3]
         assert entry["pixels"] == (shown.classes[4] == value).sum()
         assert entry["pixels_in_all_frames"] == (all_frames == value).sum()
     assert [entry["value"] for entry in metadata["classes"]] == [[0], [1], [2], [4]]
@@ -169,17 +169,17 @@ def pictures(classes: np.ndarray) -> dict[str, Image.Image]:
     deep = np.array([0, 300, 40000, 1, 65535], np.uint16)[classes]
     soft = np.concatenate([COLORS[classes], np.where(classes == 2, 0, 255).astype(np.uint8)[..., None]], axis=-1)
     return {
-        "grey.png": Image.fromarray(classes * 60),
-        "grey.tif": Image.fromarray(classes * 60),
-        "grey.bmp": Image.fromarray(classes * 60),
+        "gray.png": Image.fromarray(classes * 60),
+        "gray.tif": Image.fromarray(classes * 60),
+        "gray.bmp": Image.fromarray(classes * 60),
         "deep.png": Image.fromarray(deep),
         "deep.tif": Image.fromarray(deep),
         "bits.png": Image.fromarray(classes > 1),
-        "colours.png": Image.fromarray(COLORS[classes]),
-        "colours.tif": Image.fromarray(COLORS[classes]),
-        "colours.bmp": Image.fromarray(COLORS[classes]),
+        "colors.png": Image.fromarray(COLORS[classes]),
+        "colors.tif": Image.fromarray(COLORS[classes]),
+        "colors.bmp": Image.fromarray(COLORS[classes]),
         "alpha.png": Image.fromarray(soft),
-        "grey_alpha.png": Image.fromarray(soft[..., 2:]),
+        "gray_alpha.png": Image.fromarray(soft[..., 2:]),
         "palette.tif": with_palette(classes),
         "palette.bmp": with_palette(classes),
     }
@@ -196,7 +196,7 @@ def test_a_picture_of_any_kind_is_written_as_it_was_read(name: str, shown: Shown
     assert not labels.values[0, 0], "the first class is nothing, whether it is there or not"
 
 
-def test_sixteen_bits_of_a_colour_are_kept(shown: Shown, tmp_path: Path) -> None:
+def test_sixteen_bits_of_a_color_are_kept(shown: Shown, tmp_path: Path) -> None:
     colors = np.array([[0, 0, 0], [1, 0, 0], [65535, 65534, 3], [9, 9, 9], [0, 0, 32769]], np.uint16)
     (tmp_path / "deep.png").write_bytes(encode_png(colors[shown.classes[4]].astype(np.float32) / 65535, 16))
     labels = read_labels(tmp_path / "deep.png", SIZE)
@@ -208,8 +208,8 @@ def test_sixteen_bits_of_a_colour_are_kept(shown: Shown, tmp_path: Path) -> None
 
 def test_nothing_is_a_class_where_no_pixel_has_it(tmp_path: Path) -> None:
     halves = np.repeat([[5, 9]], 4, axis=0).repeat(4, axis=1).astype(np.uint8)
-    grey = read_labels(saved(Image.fromarray(halves), tmp_path / "grey.png"), (8, 4))
-    assert grey.values.tolist() == [[0], [5], [9]] and set(np.unique(grey.classes)) == {1, 2}
+    gray = read_labels(saved(Image.fromarray(halves), tmp_path / "gray.png"), (8, 4))
+    assert gray.values.tolist() == [[0], [5], [9]] and set(np.unique(gray.classes)) == {1, 2}
     solid = np.dstack([halves, halves, halves, np.full_like(halves, 255)])
     color = read_labels(saved(Image.fromarray(solid), tmp_path / "solid.png"), (8, 4))
     assert color.values.tolist() == [[0, 0, 0, 255], [5, 5, 5, 255], [9, 9, 9, 255]]
@@ -238,27 +238,27 @@ def refused(path: Path, size: tuple[int, int] = SIZE) -> UserError:
     return caught.value
 
 
-def test_a_photo_is_refused_with_the_number_of_its_colours(tmp_path: Path) -> None:
+def test_a_photo_is_refused_with_the_number_of_its_colors(tmp_path: Path) -> None:
     image = photo()
     count = len(np.unique(np.asarray(image).reshape(-1, 3), axis=0))
     error = refused(saved(image, tmp_path / "photo.png"))
-    assert f"{count} colours" in error.what and "4096" in error.why
+    assert f"{count} colors" in error.what and "4096" in error.why
 
 
-def test_files_whose_compression_changes_colours_are_refused(tmp_path: Path) -> None:
+def test_files_whose_compression_changes_colors_are_refused(tmp_path: Path) -> None:
     image = with_palette(np.eye(8, dtype=np.uint8)).convert("RGB")
     jpeg = refused(saved(image, tmp_path / "a.jpg", quality=100), (8, 8))
-    assert "JPEG changes colours" in jpeg.why
+    assert "JPEG changes colors" in jpeg.why
     renamed = tmp_path / "really.png"
     shutil.copy(tmp_path / "a.jpg", renamed)
-    assert "JPEG changes colours" in refused(renamed, (8, 8)).why
-    assert "changes colours" in refused(saved(image, tmp_path / "a.tif", compression="jpeg"), (8, 8)).why
+    assert "JPEG changes colors" in refused(renamed, (8, 8)).why
+    assert "changes colors" in refused(saved(image, tmp_path / "a.tif", compression="jpeg"), (8, 8)).why
     assert "labels are read from" in refused(saved(image, tmp_path / "a.webp", lossless=True), (8, 8)).why
 
 
 def test_other_files_that_are_no_labels_are_refused(tmp_path: Path) -> None:
     small = with_palette(np.eye(8, dtype=np.uint8))
-    assert "one colour everywhere" in refused(saved(Image.new("L", (8, 8), 3), tmp_path / "flat.png"), (8, 8)).what
+    assert "one color everywhere" in refused(saved(Image.new("L", (8, 8), 3), tmp_path / "flat.png"), (8, 8)).what
     assert "is 8x8, the frames are 192x108" in refused(saved(small, tmp_path / "square.png")).what
     assert "CMYK" in refused(saved(small.convert("CMYK"), tmp_path / "ink.tif"), (8, 8)).why
     float_picture = Image.fromarray(np.eye(8, dtype=np.float32))
@@ -298,7 +298,7 @@ def test_an_index_that_the_palette_lacks_is_refused(tmp_path: Path) -> None:
     [
         ({}, "no label picture is given"),
         ({"labels": "labels.png", "frame": COUNT}, f"no frame {COUNT} in this run"),
-        ({"labels": "photo.png"}, "colours"),
+        ({"labels": "photo.png"}, "colors"),
         ({"labels": "nowhere.png"}, "nowhere.png"),
         ({"labels": "many.png", "masks": True}, "folders of masks"),
     ],

@@ -47,7 +47,7 @@ def frames_of(run: Run) -> list[np.ndarray]:
 
 
 def png(path: Path) -> np.ndarray:
-    """A 16-bit PNG as floats, colours in the order R, G, B."""
+    """A 16-bit PNG as floats, colors in the order R, G, B."""
     found = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     assert found is not None and found.dtype == np.uint16
     return (found if found.ndim == 2 else cv2.cvtColor(found, cv2.COLOR_BGRA2RGBA)) / 65535
@@ -67,7 +67,7 @@ def number(folder: Path, layer: str, frame: int, suffix: str = "png") -> Path:
 
 
 @given(st.integers(0, 10_000), st.integers(1, 4))
-def test_unmixed_colours_stay_in_range_and_mix_to_the_frame(seed: int, count: int) -> None:
+def test_unmixed_colors_stay_in_range_and_mix_to_the_frame(seed: int, count: int) -> None:
     generator = np.random.default_rng(seed)
     weights = generator.dirichlet(np.full(count, 0.4), (5, 7)).transpose(2, 0, 1).astype(np.float32)
     frame = generator.choice([0, 0.3, 1], (5, 7, 3)).astype(np.float32)
@@ -108,7 +108,7 @@ def test_layers_over_each_other_are_the_frame(run: Run, tmp_path: Path, size: st
         assert np.abs(linear - frame / 255).max() < 1e-3
 
 
-def test_layers_of_the_model_are_the_true_colours_where_they_are_alone(
+def test_layers_of_the_model_are_the_true_colors_where_they_are_alone(
     run: Run, true_run: TrueRun, tmp_path: Path
 ) -> None:
     export_run(run, LayersExporter(what="model", every=6), out=tmp_path / "out")
@@ -154,7 +154,7 @@ def test_a_film_of_a_matte_is_white_with_the_matte_as_alpha(run: Run, true_run: 
 def test_files_say_what_they_are(run: Run, tmp_path: Path) -> None:
     export_run(run, LayersExporter(format="exr", every=12), out=tmp_path / "out")
     _, header = read_exr(number(tmp_path / "out", "foreground", 0, "exr"))
-    assert header["alpha"] == "premultiplied" and "display-referred" in header["colour"] and "comment" in header
+    assert header["alpha"] == "premultiplied" and "display-referred" in header["color"] and "comment" in header
     text = " ".join((tmp_path / "out" / "README.txt").read_text().split())
     for words in ("premultiplied", "display-referred", "front to back: foreground, background", "192x108"):
         assert words in text

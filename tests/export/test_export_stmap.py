@@ -39,6 +39,8 @@ from neural_fields.rendering.render_planar import open_passes
 from neural_fields.runs.run import Run
 from tests.support.true_run import TrueRun
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("OpenEXR", reason="OpenEXR is not installed: the extra `exr`")
 
 FRAME = 7
@@ -68,7 +70,7 @@ def _paint(size: tuple[int, int]) -> np.ndarray:
 
 
 def look_up(picture: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Bilinear: x, y are pixels from the top left corner, the first centre is (0.5, 0.5). Black outside."""
+    """Bilinear: x, y are pixels from the top left corner, the first center is (0.5, 0.5). Black outside."""
     height, width = picture.shape[:2]
     padded = np.pad(picture, ((1, 1), (1, 1), (0, 0)))
     x, y = np.clip(x + 0.5, 0, width + 0.999), np.clip(y + 0.5, 0, height + 0.999)
@@ -251,7 +253,7 @@ def test_the_python_lines_of_the_readme_run(painted: Any, tmp_path: Path, monkey
 def test_headers_and_facts_say_what_the_numbers_are(painted: Any) -> None:
     planes, header = read_exr(painted.folder / f"inverse/foreground.{FRAME:04d}.exr")
     assert sorted(planes) == ["A", "B", "G", "R"] and "ZIP_" in str(header["compression"])
-    assert header["uvOrigin"] == "bottom-left" and header["uvUnit"] == "normalised"
+    assert header["uvOrigin"] == "bottom-left" and header["uvUnit"] == "normalized"
     assert (header["pictureWidth"], header["pictureHeight"]) == painted.maps.size
     assert (header["layer"], header["frame"], header["direction"]) == ("foreground", FRAME, "inverse")
     assert Fraction(*map(int, header["framesPerSecond"])) == 24

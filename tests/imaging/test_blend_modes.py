@@ -1,4 +1,4 @@
-"""Blend modes by their formulas, and their limits: white, black, grey and the paint itself."""
+"""Blend modes by their formulas, and their limits: white, black, gray and the paint itself."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def test_modes_equal_their_formulas_pixel_by_pixel() -> None:
             assert one("overlay") == pytest.approx(hard, abs=1e-6)
 
 
-def test_colour_keeps_the_lightness_below_and_luminosity_that_of_the_paint() -> None:
+def test_color_keeps_the_lightness_below_and_luminosity_that_of_the_paint() -> None:
     np.testing.assert_allclose(blended("color", TOP, UNDER) @ LUMA, UNDER @ LUMA, atol=1e-5)
     np.testing.assert_allclose(blended("luminosity", TOP, UNDER) @ LUMA, TOP @ LUMA, atol=1e-5)
-    grey = np.full((5, 3), 0.4, np.float32)
-    np.testing.assert_allclose(blended("color", np.full(3, 0.9), grey), grey, atol=1e-6)
+    gray = np.full((5, 3), 0.4, np.float32)
+    np.testing.assert_allclose(blended("color", np.full(3, 0.9), gray), gray, atol=1e-6)
 
 
 def test_normal_takes_the_paint_and_an_unknown_mode_is_a_mistake() -> None:

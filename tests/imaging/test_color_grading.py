@@ -1,4 +1,4 @@
-"""Grades in closed form: what exposure, curves, hue, saturation, blur and sharpening do to colours."""
+"""Grades in closed form: what exposure, curves, hue, saturation, blur and sharpening do to colors."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def test_exposure_multiplies_light(stops: float) -> None:
 
 def test_a_curve_goes_through_its_points_and_stays_level_beyond() -> None:
     points = ((0.2, 0.1), (0.5, 0.7), (0.8, 0.9))
-    grey = np.array([[0.0] * 3, [0.2] * 3, [0.5] * 3, [0.8] * 3, [1.0] * 3], np.float32)
-    np.testing.assert_allclose(Grade(curve=points).apply(grey)[:, 0], [0.1, 0.1, 0.7, 0.9, 0.9], atol=1e-3)
+    gray = np.array([[0.0] * 3, [0.2] * 3, [0.5] * 3, [0.8] * 3, [1.0] * 3], np.float32)
+    np.testing.assert_allclose(Grade(curve=points).apply(gray)[:, 0], [0.1, 0.1, 0.7, 0.9, 0.9], atol=1e-3)
     red = Grade(curve_red=((0.0, 1.0), (1.0, 0.0))).apply(RGB)
     np.testing.assert_allclose(red[..., 0], 1 - RGB[..., 0], atol=1e-3)
     np.testing.assert_allclose(red[..., 1:], RGB[..., 1:], atol=1e-6)
 
 
-def test_no_saturation_is_grey_of_the_same_luma_and_grey_has_no_hue() -> None:
-    grey = Grade(saturation=0.0).apply(RGB)
-    np.testing.assert_allclose(grey, (RGB @ [0.2126, 0.7152, 0.0722])[..., None].repeat(3, -1), atol=1e-5)
+def test_no_saturation_is_gray_of_the_same_luma_and_gray_has_no_hue() -> None:
+    gray = Grade(saturation=0.0).apply(RGB)
+    np.testing.assert_allclose(gray, (RGB @ [0.2126, 0.7152, 0.0722])[..., None].repeat(3, -1), atol=1e-5)
     flat = np.full((3, 3), 0.37, np.float32)
     np.testing.assert_allclose(Grade(hue=77.0).apply(flat), flat, atol=1e-4)
 

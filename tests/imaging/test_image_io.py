@@ -139,12 +139,12 @@ def test_jpeg_reports_its_tables_and_adobe_cmyk_is_not_inverted(tmp_path: Path) 
     Image.fromarray(SMOOTH.astype(np.uint8)).save(tmp_path / "a.jpg", quality=80, subsampling=2)
     Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "cmyk.jpg", quality=95)
     picture, cmyk = read_picture(tmp_path / "a.jpg"), read_picture(tmp_path / "cmyk.jpg")
-    assert picture.lossy and picture.subsampling == 2 and len(picture.quantisation or {}) == 2
+    assert picture.lossy and picture.subsampling == 2 and len(picture.quantization or {}) == 2
     assert np.abs(picture.rgba[..., :3] * 255 - SMOOTH).max() < 12
-    assert cmyk.rgba[8, 8, 0] > 0.9 and cmyk.rgba[8, 8, 1:3].max() < 0.2 and cmyk.quantisation is None
+    assert cmyk.rgba[8, 8, 0] > 0.9 and cmyk.rgba[8, 8, 1:3].max() < 0.2 and cmyk.quantization is None
 
 
-def test_colour_profile_is_applied_and_a_broken_one_ignored_with_a_note(tmp_path: Path) -> None:
+def test_color_profile_is_applied_and_a_broken_one_ignored_with_a_note(tmp_path: Path) -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     table = slice(128, 128 + 4 + 12 * struct.unpack(">I", profile[128:132])[0])
     names = profile[table].replace(b"rXYZ", b"?XYZ").replace(b"gXYZ", b"rXYZ").replace(b"?XYZ", b"gXYZ")
@@ -156,7 +156,7 @@ def test_colour_profile_is_applied_and_a_broken_one_ignored_with_a_note(tmp_path
     np.testing.assert_array_equal(read_picture(tmp_path / "own.png").rgba[0, 0], [1, 0, 0, 1])
     green = read_picture(tmp_path / "swapped.png")
     np.testing.assert_allclose(green.rgba[0, 0], [0, 1, 0, 1], atol=0.02)
-    assert "colour profile" in green.notes[0]
+    assert "color profile" in green.notes[0]
     broken = read_picture(tmp_path / "broken.png")
     np.testing.assert_array_equal(broken.rgba[0, 0], [1, 0, 0, 1])
     assert "ignored" in broken.notes[0]
@@ -232,7 +232,7 @@ def test_a_mutated_file_gives_a_picture_or_a_user_error(tmp_path: Path, seed: by
         assert np.isfinite(picture.rgba).all() and picture.rgba.min() >= 0 and picture.rgba.max() <= 1
 
 
-def test_resizing_an_overlay_does_not_bleed_hidden_colours() -> None:
+def test_resizing_an_overlay_does_not_bleed_hidden_colors() -> None:
     rgba = np.zeros((8, 8, 4), np.float32)
     rgba[2:6, 2:6] = (1, 0, 0, 1)
     rgba[rgba[..., 3] == 0, 1] = 1  # hidden green

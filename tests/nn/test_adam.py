@@ -18,10 +18,10 @@ def test_whole_parameters_move_as_with_the_library() -> None:
     adam = Adam([{"params": [ours], "lr": 0.05}], betas=(0.9, 0.99), eps=1e-8)
     library = torch.optim.Adam([theirs], lr=0.05, betas=(0.9, 0.99), eps=1e-8)
     for _ in range(20):
-        for parameter, optimiser in ((ours, adam), (theirs, library)):
-            optimiser.zero_grad()
+        for parameter, optimizer in ((ours, adam), (theirs, library)):
+            optimizer.zero_grad()
             (parameter - target).pow(4).sum().backward()
-            optimiser.step()
+            optimizer.step()
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 

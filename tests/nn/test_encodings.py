@@ -400,6 +400,7 @@ def test_without_tcnn_a_gpu_runs_compiled_torch_where_there_is_a_compiler(
         choose_backend("compiled", CPU)
 
 
+@pytest.mark.slow
 def test_a_grid_on_the_cpu_never_imports_an_installed_tcnn_and_a_config_needs_no_torch(tmp_path: Path) -> None:
     (tmp_path / "tinycudann.py").write_text("raise OSError('Unknown compute capability')")
     program = """

@@ -13,7 +13,7 @@ from neural_fields.data.dataset import Batch, ClipDataset
 from neural_fields.data.masks.layer_masks import LayerMasks
 from neural_fields.nn.adam import RectangleGradient
 from neural_fields.planar.appearance.texture import ImageTexture
-from neural_fields.planar.init.build import build_model, initialise_model, plan_model
+from neural_fields.planar.init.build import build_model, initialize_model, plan_model
 from neural_fields.planar.losses import analytic_step
 from neural_fields.planar.losses.analytic_layer import InterpolationMatrices, interpolation_matrix
 from neural_fields.planar.losses.objective import accumulate_by_autograd
@@ -36,7 +36,7 @@ def shaken(front: int, size: tuple[int, int] = (41, 27), **overrides: object) ->
     config = load_planar_config("atlas", {"mapping.cell": 6.0, "terms.texture_smoothness": 0.0, **gain, **overrides})
     chosen = plan_model(config, clip)
     model = build_model(config, chosen.shape)
-    initialise_model(model, chosen, clip)
+    initialize_model(model, chosen, clip)
     generator = torch.Generator().manual_seed(front)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -127,7 +127,7 @@ def test_rectangles_that_overlap_are_joined_and_others_are_not() -> None:
     assert torch.equal(joined, total)
 
 
-def test_texture_smoothness_pulls_neighbouring_texels_together_where_the_step_looks() -> None:
+def test_texture_smoothness_pulls_neighboring_texels_together_where_the_step_looks() -> None:
     model, clip = shaken(0)
     model.weights = replace(model.weights, texture_smoothness=3.0)
     with_it = gradients(model, Batch(clip, torch.tensor([0]), None), general=False)

@@ -42,7 +42,7 @@ def test_a_cut_is_found_and_a_pan_a_flash_and_a_fade_are_not() -> None:
     def shot(seed: int) -> np.ndarray:
         clip = make_translation_clip(8, 96, 54, velocity=(9, 3), seed=seed)
         frames = clip.frames
-        return np.roll(frames, seed, axis=-1)  # other colours
+        return np.roll(frames, seed, axis=-1)  # other colors
 
     pan = shot(0)
     assert find_cuts(pan, None) == ()

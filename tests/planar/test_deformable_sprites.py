@@ -19,7 +19,7 @@ from neural_fields.data.flow.compute import FlowField
 from neural_fields.data.masks.layer_masks import LayerMasks, mask_iou
 from neural_fields.data.synthetic.planar_clips import make_demo_clip
 from neural_fields.planar.appearance.texture import ImageTexture
-from neural_fields.planar.init.build import build_model, initialise_model, plan_model
+from neural_fields.planar.init.build import build_model, initialize_model, plan_model
 from neural_fields.planar.init.load import load_planar_model
 from neural_fields.planar.losses.deformable_sprites import composite_l1_loss, contrast_loss, laplacian_loss
 from neural_fields.planar.losses.objective import compute_losses
@@ -59,7 +59,7 @@ def begun(**overrides: object) -> tuple[PlanarModel, ClipDataset]:
     )
     start = plan_model(config, clip)
     model = build_model(config, start.shape)
-    initialise_model(model, start, clip)
+    initialize_model(model, start, clip)
     return model, clip
 
 

@@ -26,7 +26,7 @@ from neural_fields.data.flow.compute import FlowField
 from neural_fields.data.masks.layer_masks import LayerMasks
 from neural_fields.data.synthetic.planar_clips import SyntheticLighting, make_demo_clip, make_translation_clip
 from neural_fields.planar.appearance.hash_fields import BoundedHashTexture, HashGain, HashNetwork, HashOpacity
-from neural_fields.planar.init.build import build_model, initialise_model, plan_model
+from neural_fields.planar.init.build import build_model, initialize_model, plan_model
 from neural_fields.planar.losses import hashing_nvd
 from neural_fields.planar.losses.objective import compute_losses
 from neural_fields.planar.mappings.mapping import Mapping, MlpMapping
@@ -69,7 +69,7 @@ def shaken(clip: ClipDataset, config: PlanarConfig, scale: float = 0.1) -> Plana
     """A model with its start, moved off it so that nothing is flat."""
     begun = plan_model(config, clip)
     model = build_model(config, begun.shape)
-    initialise_model(model, begun, clip)
+    initialize_model(model, begun, clip)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -164,7 +164,7 @@ def test_the_background_is_taught_a_scale_of_its_own() -> None:
     config = small(mapping__warm_up=60, mapping__learning_rate=5e-3)
     begun = plan_model(config, clip)
     model = build_model(config, begun.shape)
-    initialise_model(model, begun, clip)
+    initialize_model(model, begun, clip)
     xy = coords.frame_xy(32, 18).view(-1, 2)
     for mapping, scale in zip(model.mappings, (0.9, 0.6), strict=True):
         with torch.no_grad():
@@ -282,7 +282,7 @@ def test_points_have_left_where_the_rim_has_moved_past_them() -> None:
 # --- from the fit to the picture ------------------------------------------------------------------------------------
 
 
-def test_exported_texels_are_the_texture_at_their_centres_up_to_the_last_one(tmp_path: Path) -> None:
+def test_exported_texels_are_the_texture_at_their_centers_up_to_the_last_one(tmp_path: Path) -> None:
     """The paper's export has 999 intervals where its lookup has 1000, and the last texel is black."""
     clip = turtle()
     model = shaken(clip, small())

@@ -61,7 +61,7 @@ class Affine(Mapping):
 
 
 class Painted(Texture):
-    """The colour is a function of uv."""
+    """The color is a function of uv."""
 
     def __init__(self, function: Function) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ def whole(clip: ClipDataset) -> Batch:
     return Batch(clip, torch.arange(clip.frame_count), None)
 
 
-def grey(width: int = 12, height: int = 8, count: int = 3, value: int = 51) -> np.ndarray:
+def gray(width: int = 12, height: int = 8, count: int = 3, value: int = 51) -> np.ndarray:
     return np.full((count, height, width, 3), value, np.uint8)
 
 
@@ -140,21 +140,21 @@ IDENTITY = [[1.0, 0.0], [0.0, 1.0]]
 # --- one value each, by hand ----------------------------------------------------------------------------------------
 
 
-def test_colour_is_the_mean_square_over_points_and_channels() -> None:
-    clip = make_clip(grey(value=51))
+def test_color_is_the_mean_square_over_points_and_channels() -> None:
+    clip = make_clip(gray(value=51))
     model = model_of(clip, LossWeights(color=2.0), [Affine(IDENTITY)], [flat(0.5, 0.2, 0.2)])
     assert term(model, whole(clip), "color") == pytest.approx(2 * 0.09 / 3, rel=1e-5)
 
 
 def test_gradient_is_the_squared_slope_that_the_model_lacks() -> None:
-    frames = grey(width=9, height=7)
+    frames = gray(width=9, height=7)
     frames += (np.arange(9, dtype=np.uint8) * 10)[:, None] + (np.arange(7, dtype=np.uint8) * 5)[:, None, None]
     clip = make_clip(frames)
     index = torch.cartesian_prod(torch.arange(3), torch.arange(6), torch.arange(8))  # none on the last row or column
     batch = Batch(clip, index[:, 0].unique(), index)
     model = model_of(clip, LossWeights(gradient=1.0), [Affine(IDENTITY)], [flat(0.3, 0.3, 0.3)])
     assert term(model, batch, "gradient") == pytest.approx((10 / 255) ** 2 + (5 / 255) ** 2, rel=1e-4)
-    long = 9 / 2  # the colour of the frames as a function of uv: exact slopes leave nothing
+    long = 9 / 2  # the color of the frames as a function of uv: exact slopes leave nothing
 
     def ramp(uv: Tensor) -> Tensor:
         value = 51 + 10 * (uv[:, 0] * long + 4) + 5 * (uv[:, 1] * long + 3)
@@ -165,7 +165,7 @@ def test_gradient_is_the_squared_slope_that_the_model_lacks() -> None:
 
 
 def test_sobel_of_a_ramp_is_eight_slopes_where_the_layer_is_seen() -> None:
-    frames = grey(width=10, height=10, count=1)
+    frames = gray(width=10, height=10, count=1)
     frames += (np.arange(10, dtype=np.uint8) * 10)[:, None]
     clip = make_clip(frames, np.zeros((1, 1, 10, 10), bool))
 
@@ -184,21 +184,21 @@ def test_sobel_of_a_ramp_is_eight_slopes_where_the_layer_is_seen() -> None:
 def test_mask_is_the_cross_entropy_of_the_opacity() -> None:
     masks = np.zeros((1, 3, 8, 12), bool)
     masks[:, :, :4] = True
-    clip = make_clip(grey(), masks)
+    clip = make_clip(gray(), masks)
     model = model_of(clip, LossWeights(mask=1.0), [Affine(IDENTITY)] * 2, [flat(0, 0, 0)] * 2, constant(0.8))
     expected = -(math.log(0.8) + math.log(0.2)) / 2
     assert term(model, whole(clip), "mask") == pytest.approx(expected, rel=1e-4)
 
 
-def test_sparsity_is_the_squared_colour_that_light_passes() -> None:
-    clip = make_clip(grey(), np.zeros((1, 3, 8, 12), bool))
+def test_sparsity_is_the_squared_color_that_light_passes() -> None:
+    clip = make_clip(gray(), np.zeros((1, 3, 8, 12), bool))
     textures: list[Texture] = [flat(0.5, 0.5, 0.5), flat(1, 1, 1)]
     model = model_of(clip, LossWeights(sparsity=1.0), [Affine(IDENTITY)] * 2, textures, constant(0.25))
     assert term(model, whole(clip), "sparsity") == pytest.approx((0.5 * 0.75) ** 2, rel=1e-5)
 
 
-def test_background_colour_looks_only_where_a_layer_is_hidden() -> None:
-    clip = make_clip(grey(value=51), np.zeros((1, 3, 8, 12), bool))
+def test_background_color_looks_only_where_a_layer_is_hidden() -> None:
+    clip = make_clip(gray(value=51), np.zeros((1, 3, 8, 12), bool))
     textures: list[Texture] = [flat(0.6, 0.6, 0.6), flat(0.4, 0.4, 0.4)]
 
     def left_half(xyt: Tensor) -> Tensor:
@@ -212,7 +212,7 @@ def test_background_colour_looks_only_where_a_layer_is_hidden() -> None:
 def test_rigidity_is_two_root_two_where_the_mapping_only_turns(angle: float) -> None:
     scale = 0.8
     turn = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
-    clip = make_clip(grey())
+    clip = make_clip(gray())
     mapping = Affine([[scale * x for x in row] for row in turn], uv_scale=scale)
     weights = LossWeights(rigidity=1.0, global_rigidity=(0.0, 3.0))
     model = model_of(clip, weights, [mapping], [flat(0, 0, 0)])
@@ -228,7 +228,7 @@ def test_rigidity_of_a_stretch_adds_both_norms() -> None:
 
 
 def test_global_rigidity_weighs_front_layers_and_background_apart() -> None:
-    clip = make_clip(grey(), np.zeros((1, 3, 8, 12), bool))
+    clip = make_clip(gray(), np.zeros((1, 3, 8, 12), bool))
     mappings: list[Mapping] = [Affine(IDENTITY), Affine([[2.0, 0.0], [0.0, 1.0]])]
     model = model_of(clip, LossWeights(global_rigidity=(5.0, 50.0)), mappings, [flat(0, 0, 0)] * 2, constant(0.5))
     stretched = math.hypot(4, 1) + math.hypot(0.25, 1)
@@ -237,7 +237,7 @@ def test_global_rigidity_weighs_front_layers_and_background_apart() -> None:
 
 
 def test_alpha_flow_is_the_change_of_opacity_along_the_flow() -> None:
-    clip = make_clip(grey(width=16, height=10), np.zeros((1, 3, 10, 16), bool), (2.0, 0.0))
+    clip = make_clip(gray(width=16, height=10), np.zeros((1, 3, 10, 16), bool), (2.0, 0.0))
 
     def slope(xyt: Tensor) -> Tensor:
         return 0.5 + 0.2 * xyt[:, 0]
@@ -267,7 +267,7 @@ def test_flow_terms_vanish_for_the_true_mapping_of_a_translation(size: tuple[int
 
 
 def test_flow_weighs_each_layer_by_what_is_seen_of_it() -> None:
-    clip = make_clip(grey(), np.zeros((1, 3, 8, 12), bool), (3.0, 0.0))
+    clip = make_clip(gray(), np.zeros((1, 3, 8, 12), bool), (3.0, 0.0))
     drift = -3.0 * 2 / 12 / (2 / 3)
     mappings: list[Mapping] = [Affine(IDENTITY), Affine(IDENTITY, (drift, 0.0))]  # the background follows the flow
     model = model_of(clip, LossWeights(flow=1.0), mappings, [flat(0, 0, 0)] * 2, constant(0.25))
@@ -277,14 +277,14 @@ def test_flow_weighs_each_layer_by_what_is_seen_of_it() -> None:
 def test_flow_of_another_size_than_the_frames_is_scaled_to_them() -> None:
     half = np.broadcast_to(np.array([1.0, 0.5], np.float32), (2, 4, 6, 2))
     ok = np.ones((2, 4, 6), bool)
-    clip = make_clip(grey(width=12, height=8))
+    clip = make_clip(gray(width=12, height=8))
     clip = ClipDataset(clip.frames, clip.masks, FlowField(half, -half, ok, ok))
     model = model_of(clip, LossWeights(flow=1.0), [Affine(IDENTITY)], [flat(0, 0, 0)])
     assert term(model, whole(clip), "flow") == pytest.approx(math.hypot(2, 1), rel=1e-4)
 
 
 def test_flow_that_is_not_trusted_does_not_count() -> None:
-    clip = make_clip(grey(), velocity=(3.0, 0.0))
+    clip = make_clip(gray(), velocity=(3.0, 0.0))
     assert clip.flow is not None
     none = np.zeros_like(clip.flow.forward_ok)
     clip = ClipDataset(clip.frames, clip.masks, FlowField(clip.flow.forward, clip.flow.backward, none, none))
@@ -390,7 +390,7 @@ def test_every_term_that_looks_at_a_mapping_pulls_on_it() -> None:
 
 
 def test_one_layer_has_no_terms_of_front_layers() -> None:
-    clip = make_clip(grey(), velocity=(1.0, 0.0))
+    clip = make_clip(gray(), velocity=(1.0, 0.0))
     model = model_of(clip, EVERYTHING, [Affine(IDENTITY)], [flat(0.5, 0.5, 0.5)])
     found = compute_losses(model, whole(clip), model.sample_batch(whole(clip)), 0)
     assert not {"mask", "sparsity", "alpha_flow", "background_color"} & set(found)

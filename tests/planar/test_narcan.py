@@ -27,7 +27,7 @@ from neural_fields.nn.siren import Siren
 from neural_fields.planar.appearance.opacity import compute_layer_weights
 from neural_fields.planar.appearance.siren import SirenTexture
 from neural_fields.planar.appearance.window_opacity import ChartSpans, make_chart_masks, plan_chart_spans
-from neural_fields.planar.init.build import build_model, initialise_model, plan_model
+from neural_fields.planar.init.build import build_model, initialize_model, plan_model
 from neural_fields.planar.init.warm_up import WarmUpOptions
 from neural_fields.planar.losses.objective import compute_losses
 from neural_fields.planar.mappings.homography_mlp import ChartMapping, HomographyNetwork
@@ -69,7 +69,7 @@ def taught() -> tuple[PlanarConfig, ClipDataset, PlanarModel]:
     clip = sliding(config)
     begun = plan_model(config, clip)
     model = build_model(config, begun.shape)
-    initialise_model(model, begun, clip)
+    initialize_model(model, begun, clip)
     return config, clip, model
 
 
@@ -188,7 +188,7 @@ def test_teaching_ends_when_it_is_told_to() -> None:
     begun = plan_model(config, clip)
     for options in (WarmUpOptions(stop=lambda: True), WarmUpOptions(seconds=-1.0)):
         model, untouched = build_model(config, begun.shape), build_model(config, begun.shape)
-        initialise_model(model, begun, clip, options)
+        initialize_model(model, begun, clip, options)
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), untouched.parameters(), strict=True))
 
 
@@ -265,7 +265,7 @@ def test_an_edit_of_a_segment_follows_the_picture_and_fades_with_it(
     list(train_steps(model, clip, config.training, run, Budget(120)))
     with torch.no_grad():
         shown = composite_layers(model.sample_frames(torch.arange(FRAMES), SIZE)).view(clip.frames.shape) * 255
-    assert float((shown - torch.from_numpy(clip.frames)).abs().mean()) < 12  # of 255; a grey picture misses by more
+    assert float((shown - torch.from_numpy(clip.frames)).abs().mean()) < 12  # of 255; a gray picture misses by more
     maps = bake_maps(run, model, 1)
     with torch.no_grad():
         canonicals = {image.layer: image for image, _ in make_canonical_images(model, maps)}
@@ -285,10 +285,10 @@ def test_an_edit_of_a_segment_follows_the_picture_and_fades_with_it(
             continue
         change = np.abs(edited.astype(float) - frame).sum(-1)
         rows, columns = np.nonzero(change)
-        centre = np.average([columns, rows], axis=1, weights=change[rows, columns])
-        assert np.linalg.norm(centre - [20 + (t - 1) * VELOCITY[0], 13 + (t - 1) * VELOCITY[1]]) < 0.8  # pixels
+        center = np.average([columns, rows], axis=1, weights=change[rows, columns])
+        assert np.linalg.norm(center - [20 + (t - 1) * VELOCITY[0], 13 + (t - 1) * VELOCITY[1]]) < 0.8  # pixels
         weight = float(maps.read_weights(t, SIZE)[0, 0, 0])
-        y, x = (round(float(value)) for value in centre[::-1])
+        y, x = (round(float(value)) for value in center[::-1])
         expected = (1 - weight) * frame[y, x] + weight * np.array([255, 0, 255])
         assert np.abs(edited[y, x] - expected).max() < 40 * weight + 2  # what the model missed stays in the picture
 

@@ -26,7 +26,7 @@ from neural_fields.nn.hash_grid import compute_release_weights
 from neural_fields.nn.mlp import MLP
 from neural_fields.planar.appearance.opacity import MaskOpacity, MlpOpacity, compute_layer_weights
 from neural_fields.planar.appearance.texture import MlpTexture
-from neural_fields.planar.init.build import build_model, initialise_model, plan_model
+from neural_fields.planar.init.build import build_model, initialize_model, plan_model
 from neural_fields.planar.init.canonical_extent import measure_shape
 from neural_fields.planar.init.warm_up import WarmUpOptions, warm_up
 from neural_fields.planar.mappings.frame_points import evaluate_in_parts
@@ -34,6 +34,8 @@ from neural_fields.planar.mappings.mapping import HashMapping, Mapping, MlpMappi
 from neural_fields.planar.model import PlanarModel
 from neural_fields.planar.samples import composite_layers
 from tests.support.typed import as_one
+
+pytestmark = pytest.mark.slow
 
 TINY: dict[str, dict[str, object]] = {
     "atlas": {"mapping.cell": 6.0},
@@ -68,7 +70,7 @@ def started(preset: str, clip: ClipDataset, seed: int = 0) -> PlanarModel:
     config = tiny(preset)
     start = plan_model(config, clip)
     model = build_model(config, start.shape, seed)
-    initialise_model(model, start, clip, WarmUpOptions(seed))
+    initialize_model(model, start, clip, WarmUpOptions(seed))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -163,11 +165,11 @@ def test_layers_of_a_shared_texture_have_a_square_each_and_one_network() -> None
     model = started("lna", small_clip())
     front, back = model.textures
     assert isinstance(front, MlpTexture) and isinstance(back, MlpTexture)
-    assert (front.centre, front.half_side) == ((0.5, 0.5), 0.5)  # 0.5 uv + 0.5
-    assert (back.centre, back.half_side) == ((-0.5, -0.5), 0.5)  # 0.5 uv - 0.5
+    assert (front.center, front.half_side) == ((0.5, 0.5), 0.5)  # 0.5 uv + 0.5
+    assert (back.center, back.half_side) == ((-0.5, -0.5), 0.5)  # 0.5 uv - 0.5
     assert {name.split(".")[1] for name in model.state_dict() if name.startswith("textures")} == {"0"}
     squares = [
-        texture.centre
+        texture.center
         for texture in build_model(tiny("lna"), plan_model(tiny("lna"), small_clip(fronts=5)).shape).textures
     ]
     assert len(set(squares)) == 6
@@ -262,7 +264,7 @@ def test_displacements_are_shares_of_the_frame_and_the_canonical_reaches_a_margi
 def test_hard_masks_are_shown_as_they_are_at_any_size() -> None:
     clip = small_clip()
     model = build_model(tiny("codef"), plan_model(tiny("codef"), clip).shape)
-    initialise_model(model, plan_model(tiny("codef"), clip), clip)
+    initialize_model(model, plan_model(tiny("codef"), clip), clip)
     assert isinstance(model.opacity, MaskOpacity)
     assert model.opacity.masks.dtype == torch.bool
     for t in range(4):

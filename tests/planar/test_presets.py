@@ -20,7 +20,7 @@ from neural_fields.data.dataset import ClipDataset
 from neural_fields.data.flow.compute import FlowField, compute_flow
 from neural_fields.data.masks.layer_masks import LayerMasks
 from neural_fields.data.synthetic.planar_clips import make_demo_clip, make_translation_clip
-from neural_fields.planar.init.build import build_model, initialise_model, plan_model
+from neural_fields.planar.init.build import build_model, initialize_model, plan_model
 from neural_fields.planar.init.canonical_extent import measure_shape
 from neural_fields.planar.losses.objective import compute_losses
 from neural_fields.planar.model import PlanarModel
@@ -73,7 +73,7 @@ def turtle(frames: int = 6) -> ClipDataset:
 def start(config: PlanarConfig, clip: ClipDataset) -> PlanarModel:
     begun = plan_model(config, clip)
     model = build_model(config, begun.shape)
-    initialise_model(model, begun, clip)
+    initialize_model(model, begun, clip)
     return model
 
 

@@ -91,8 +91,8 @@ def scene(marked: bool = False, pole: bool = True, frames: int = FRAMES) -> Scen
 
 def warped(image: np.ndarray, matrix: np.ndarray, border: int = cv2.BORDER_REPLICATE) -> np.ndarray:
     """An image on the sampling points of a frame; the matrix leads from its edges-at-whole-numbers to pixels."""
-    centre = np.array([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1.0]])
-    full = centre @ np.diag([FINER, FINER, 1.0]) @ matrix @ np.linalg.inv(centre)
+    center = np.array([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1.0]])
+    full = center @ np.diag([FINER, FINER, 1.0]) @ matrix @ np.linalg.inv(center)
     return cv2.warpPerspective(image, full, (WIDTH * FINER, HEIGHT * FINER), flags=cv2.INTER_LINEAR, borderMode=border)
 
 
@@ -155,7 +155,7 @@ def test_a_region_has_one_text_however_it_was_typed() -> None:
     assert parse_region(typed.roi_text, WIDTH, HEIGHT, range(14)) == typed
 
 
-def test_the_pixels_of_a_region_are_those_whose_centres_lie_in_it() -> None:
+def test_the_pixels_of_a_region_are_those_whose_centers_lie_in_it() -> None:
     corners = to_xy(np.array([[10.0, 5.0], [30.0, 5.0], [30.0, 25.0], [10.0, 25.0]]))
     for order in (corners, corners[::-1]):
         mask = draw_quad_mask(order, (WIDTH, HEIGHT))

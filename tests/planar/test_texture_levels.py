@@ -27,7 +27,7 @@ def test_pixels_as_dense_as_texels_see_the_picture_itself() -> None:
 
 def test_pixels_four_texels_apart_see_means_of_sixteen_texels() -> None:
     texture = make()
-    uv = torch.tensor([[-1 + 4 / 64, -0.5 + 4 / 64]])  # the centre of the first cell of 4 x 4 texels
+    uv = torch.tensor([[-1 + 4 / 64, -0.5 + 4 / 64]])  # the center of the first cell of 4 x 4 texels
     seen = texture.sample_filtered(uv, torch.full((1, 2), 4 * 2 / 64))
     torch.testing.assert_close(seen[0], texture.image[:, :4, :4].mean((1, 2)))
 

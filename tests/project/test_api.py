@@ -45,6 +45,7 @@ def test_importing_the_packages_loads_nothing_heavy() -> None:
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
 
 
+@pytest.mark.slow
 def test_the_first_heavy_name_sets_threads_before_torch_is_loaded() -> None:
     code = (
         "import os; os.environ.pop('OMP_WAIT_POLICY', None)\n"
@@ -54,6 +55,7 @@ def test_the_first_heavy_name_sets_threads_before_torch_is_loaded() -> None:
     assert done.stdout.strip() == "PASSIVE", done.stderr
 
 
+@pytest.mark.slow
 def test_a_clip_is_fitted_edited_rendered_and_measured(tmp_path: Path) -> None:
     from editors import edit, redo, undo
     from neural_fields import RenderOptions, Run, TrainOptions, UserError, evaluate, render, train

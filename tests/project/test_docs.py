@@ -224,6 +224,7 @@ def test_python_that_is_shown_uses_names_and_arguments_that_exist(name: str, sou
             assert {word.arg for word in node.keywords} <= known.keys(), ast.unparse(node)
 
 
+@pytest.mark.slow
 def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     small = synthetic.make_demo_clip(frames=8, width=128, height=72)
     monkeypatch.setattr(synthetic, "make_demo_clip", lambda **size: small)

@@ -52,8 +52,8 @@ def rendered(run: Run, clip: SyntheticClip, t: int) -> np.ndarray:
     return open_passes(run, Maps.open(run)).render_frame(t, clip.frames[t])
 
 
-def full(clip: SyntheticClip, layer: int, colour: tuple[float, ...], alpha: float = 1.0) -> Overlay:
-    rgba = np.full((8, 8, 4), (*colour, alpha), np.float32)
+def full(clip: SyntheticClip, layer: int, color: tuple[float, ...], alpha: float = 1.0) -> Overlay:
+    rgba = np.full((8, 8, 4), (*color, alpha), np.float32)
     box = clip.boxes[layer]
     return Overlay(rgba, Box(box.u0 - 1, box.v0 - 1, box.u1 + 1, box.v1 + 1))
 
@@ -108,8 +108,8 @@ def test_an_edit_with_a_time_is_there_only_then_and_comes_by_degrees(run: Run, c
 
 
 def test_the_order_of_edits_decides_which_is_seen(run: Run, clip: SyntheticClip) -> None:
-    for name, colour in (("red", (1.0, 0.0, 0.0)), ("blue", (0.0, 0.0, 1.0))):
-        stack.add_edit(run, name, {"foreground": full(clip, 0, colour)}, {})
+    for name, color in (("red", (1.0, 0.0, 0.0)), ("blue", (0.0, 0.0, 1.0))):
+        stack.add_edit(run, name, {"foreground": full(clip, 0, color)}, {})
     here = alone(clip, 5, 0)
     assert rendered(run, clip, 5)[here][:, 2].mean() > 200
     stack.arrange_edit(run, "red", {}, ("top", ""))
@@ -162,7 +162,7 @@ def test_a_mask_keeps_the_adjustment_to_what_was_painted(run: Run, clip: Synthet
 
 
 def test_a_grade_over_paint_grades_the_paint(run: Run, clip: SyntheticClip) -> None:
-    stack.add_edit(run, "grey", {"foreground": full(clip, 0, (0.5, 0.5, 0.5))}, {})
+    stack.add_edit(run, "gray", {"foreground": full(clip, 0, (0.5, 0.5, 0.5))}, {})
     before = rendered(run, clip, 3)
     edit_with(run, Adjust(curve_red="0,1 1,0"))
     here = alone(clip, 3, 0)
@@ -216,14 +216,14 @@ def test_a_name_that_leads_to_no_function_is_said(run: Run, name: str) -> None:
 # --- what moves -----------------------------------------------------------------------------------------------------
 
 
-def colours(count: int, alpha: int = 255) -> Iterator[np.ndarray]:
+def colors(count: int, alpha: int = 255) -> Iterator[np.ndarray]:
     for t in range(count):
         yield np.full((18, 24, 4), (20 * t, 255 - 20 * t, 40, alpha), np.uint8)
 
 
 def test_an_overlay_can_be_another_in_every_frame(run: Run, clip: SyntheticClip) -> None:
     box = full(clip, 1, RED).box
-    moving = {"background": AnimatedOverlay(lambda: colours(clip.count), clip.count, box)}
+    moving = {"background": AnimatedOverlay(lambda: colors(clip.count), clip.count, box)}
     stack.add_edit(run, "clip", {}, {}, effects=EditEffects(moving=moving, lit=False))
     renderer = open_passes(run, Maps.open(run))
     for t in (0, 5, 11, 3):  # also backwards
@@ -273,7 +273,7 @@ def test_a_video_replaces_the_background_in_step_and_begins_again(
 
 
 def test_moving_overlays_that_were_changed_on_disk_are_refused(run: Run, clip: SyntheticClip) -> None:
-    moving = {"background": AnimatedOverlay(lambda: colours(clip.count), clip.count, None)}
+    moving = {"background": AnimatedOverlay(lambda: colors(clip.count), clip.count, None)}
     made = stack.add_edit(run, "clip", {}, {}, effects=EditEffects(moving=moving))
     (film,) = made.folder.glob("*.mkv")
     data = bytearray(film.read_bytes())

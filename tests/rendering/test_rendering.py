@@ -1,4 +1,4 @@
-"""What an edit does to the frames of a clip, in closed form: where it appears, in which colour, and nowhere else."""
+"""What an edit does to the frames of a clip, in closed form: where it appears, in which color, and nowhere else."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def noise(size: tuple[int, int] = (WIDTH, HEIGHT), seed: int = 5) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [(48, 32), (32, 32), (32, 48)])
-def test_one_painted_texel_under_an_identity_mapping_changes_one_pixel_to_that_colour(
+def test_one_painted_texel_under_an_identity_mapping_changes_one_pixel_to_that_color(
     run: Run, size: tuple[int, int]
 ) -> None:
     box = coords.frame_box(*size)
@@ -116,7 +116,7 @@ def test_pixels_without_an_edit_under_them_are_the_sources_bit_for_bit(run: Run,
     renderer = OverlayPass(maps, pictures(model), {"foreground": overlay})
     for t in range(FRAMES):
         texels = coords.uv_to_texels(torch.from_numpy(maps.read_uv(t, 0, size)), overlay.box, 60, 50).numpy()
-        # A bilinear lookup reaches less than one texel beyond the painted ones' centres.
+        # A bilinear lookup reaches less than one texel beyond the painted ones' centers.
         outside = (texels < [23.49, 19.49]).any(-1) | (texels > [33.51, 26.51]).any(-1)
         shown, source = renderer.render_frame(t, noise(size, t)), noise(size, t)
         assert np.array_equal(shown[outside], source[outside])
@@ -175,7 +175,7 @@ def test_an_edited_texel_appears_in_every_frame_where_the_motion_puts_it(run: Ru
         source = noise(seed=t)
         expected = source.copy()
         expected[9 + 2 * t, 14 + 3 * t] = np.rint(255 * np.array(RED))
-        # float32 coordinates leave less than a thousandth of the colour in the neighbours.
+        # float32 coordinates leave less than a thousandth of the color in the neighbors.
         assert np.abs(renderer.render_frame(t, source).astype(int) - expected).max() <= 1
 
 
@@ -195,11 +195,11 @@ def test_a_mark_moves_with_the_true_motion_to_a_few_hundredths_of_a_pixel(
     uv = [corner[0] / texels[0] * box.width + box.u0, corner[1] / texels[1] * box.height + box.v0]
     positions = scale * clip.compute_mark_positions("background", uv)
     black = np.zeros((scale * size[1], scale * size[0], 3), np.uint8)
-    centres = coords.pixel_centers(scale * size[0], scale * size[1]).numpy()
+    centers = coords.pixel_centers(scale * size[0], scale * size[1]).numpy()
     for t in range(FRAMES):
         light = renderer.render_frame(t, black).mean(-1, keepdims=True)
-        centre = (centres * light).sum((0, 1)) / light.sum()
-        assert np.abs(centre - positions[t]).max() < 0.05 * scale
+        center = (centers * light).sum((0, 1)) / light.sum()
+        assert np.abs(center - positions[t]).max() < 0.05 * scale
 
 
 def test_a_rendered_edit_is_what_a_camera_would_have_seen(run: Run) -> None:
@@ -228,15 +228,15 @@ def test_an_edit_stays_put_at_every_output_size(run: Run) -> None:
     renderer = OverlayPass(maps, {"background": blank("background", box)}, {"background": overlay})
     for width, height in [(48, 32), (96, 64), (31, 21), (480, 320), (50, 32)]:
         light = renderer.render_frame(2, np.zeros((height, width, 3), np.uint8)).mean(-1, keepdims=True)
-        centre = (coords.pixel_centers(width, height).numpy() * light).sum((0, 1)) / light.sum()
+        center = (coords.pixel_centers(width, height).numpy() * light).sum((0, 1)) / light.sum()
         # Texels 40-80 across and 40-72 down, four to a pixel, moved by two frames of (2, 1) pixels.
         expected = np.array([60 / 4 + 4, 56 / 4 + 2]) * [width / WIDTH, height / HEIGHT]
-        assert np.abs(centre - expected).max() < 0.1 * max(1, width / WIDTH)
+        assert np.abs(center - expected).max() < 0.1 * max(1, width / WIDTH)
         covered = light.sum() / 255 / (width * height) * (WIDTH * HEIGHT)
         assert covered == pytest.approx(80, rel=0.06)  # 10 x 8 pixels at the size of the fit
 
 
-# --- in which colour ------------------------------------------------------------------------------------------------
+# --- in which color ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("alpha", [0.25, 0.5, 1.0])
@@ -266,7 +266,7 @@ def test_the_layers_light_multiplies_the_edit(run: Run) -> None:
     assert np.abs(shown[part] - 255 * np.array([0.4, 0.48, 0.5])).max() <= 1
 
 
-def test_a_colour_beyond_white_or_black_is_cut_and_does_not_wrap(run: Run) -> None:
+def test_a_color_beyond_white_or_black_is_cut_and_does_not_wrap(run: Run) -> None:
     box = coords.frame_box(WIDTH, HEIGHT)
     model = build_model(PlanarConfig(), ModelShape(WIDTH, HEIGHT, FRAMES, (LayerShape("background", box, 8, 8),)))
     with torch.no_grad():
@@ -279,7 +279,7 @@ def test_a_colour_beyond_white_or_black_is_cut_and_does_not_wrap(run: Run) -> No
 
 
 def bilinear(image: np.ndarray, x: float, y: float, border: bool) -> np.ndarray:
-    """One lookup at texel coordinates (the centre of texel (i, j) is (j + 0.5, i + 0.5)), spelt out."""
+    """One lookup at texel coordinates (the center of texel (i, j) is (j + 0.5, i + 0.5)), spelt out."""
     height, width = image.shape[:2]
     left, top = int(np.floor(x - 0.5)), int(np.floor(y - 0.5))
     total = np.zeros(image.shape[2])
@@ -321,6 +321,7 @@ def slow_frame(model: PlanarModel, overlays: dict[str, Overlay], t: int, source:
     return 255 * result.clip(0, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("edited", "times"), [(NAMES, 1), (NAMES[:1], 1), (NAMES[1:], 1), (NAMES, 2)])
 def test_edits_on_overlapping_layers_equal_a_slow_obvious_reference(
     run: Run, edited: tuple[str, ...], times: int
@@ -340,7 +341,7 @@ def test_edits_on_overlapping_layers_equal_a_slow_obvious_reference(
     assert np.percentile(difference, 99) <= 5 and difference.mean() < 0.6
 
 
-def test_painting_both_layers_in_their_own_colour_changes_nothing_but_rounding(run: Run) -> None:
+def test_painting_both_layers_in_their_own_color_changes_nothing_but_rounding(run: Run) -> None:
     model = two_layers()
     images = pictures(model)
     overlays = {name: Overlay(image.to_array(), image.box) for name, image in images.items()}

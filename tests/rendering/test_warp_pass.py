@@ -111,42 +111,42 @@ def deformed(clip: SyntheticClip, d: Displacement, layer: int = 0) -> SyntheticC
     return replace(clip, surfaces=(*clip.surfaces[:layer], new, *clip.surfaces[layer + 1 :]))
 
 
-def centre_of(clip: SyntheticClip) -> tuple[np.ndarray, float]:
+def center_of(clip: SyntheticClip) -> tuple[np.ndarray, float]:
     box = clip.surfaces[0].box
     return np.array([box.u0 + box.u1, box.v0 + box.v1]) / 2, box.width / 3.4
 
 
-def faded(uv: np.ndarray, centre: np.ndarray, inner: float, outer: float) -> np.ndarray:
+def faded(uv: np.ndarray, center: np.ndarray, inner: float, outer: float) -> np.ndarray:
     """One within a distance, zero beyond another."""
-    part = np.clip((np.linalg.norm(uv - centre, axis=-1) - inner) / (outer - inner), 0, 1)
+    part = np.clip((np.linalg.norm(uv - center, axis=-1) - inner) / (outer - inner), 0, 1)
     return (1 - part**2 * (3 - 2 * part))[..., None]
 
 
 def translated(clip: SyntheticClip) -> Displacement:
     """Most of its own size to the side."""
-    centre, radius = centre_of(clip)
-    return lambda uv: np.array([1.2 * radius, 0.3 * radius]) * faded(uv, centre, 3.2 * radius, 7 * radius)
+    center, radius = center_of(clip)
+    return lambda uv: np.array([1.2 * radius, 0.3 * radius]) * faded(uv, center, 3.2 * radius, 7 * radius)
 
 
 def grown(clip: SyntheticClip) -> Displacement:
-    centre, radius = centre_of(clip)
-    return lambda uv: (uv - centre) * (1 - 1 / 1.45) * faded(uv, centre, 3 * radius, 9 * radius)
+    center, radius = center_of(clip)
+    return lambda uv: (uv - center) * (1 - 1 / 1.45) * faded(uv, center, 3 * radius, 9 * radius)
 
 
 def shrunk(clip: SyntheticClip) -> Displacement:
-    centre, radius = centre_of(clip)
-    return lambda uv: (uv - centre) * (1 - 1 / 0.7) * faded(uv, centre, 2 * radius, 7 * radius)
+    center, radius = center_of(clip)
+    return lambda uv: (uv - center) * (1 - 1 / 0.7) * faded(uv, center, 2 * radius, 7 * radius)
 
 
 def bent(clip: SyntheticClip) -> Displacement:
-    centre, radius = centre_of(clip)
+    center, radius = center_of(clip)
 
     def displacement(uv: np.ndarray) -> np.ndarray:
-        x, y = ((uv - centre) / radius).T
+        x, y = ((uv - center) / radius).T
         return (
             radius
             * np.stack([0.25 * np.sin(1.5 * y), 0.3 * x * x - 0.2], -1)
-            * faded(uv, centre, 2 * radius, 6 * radius)
+            * faded(uv, center, 2 * radius, 6 * radius)
         )
 
     return displacement
@@ -234,10 +234,10 @@ def test_a_shape_that_moves_nothing_gives_the_source_itself(run: Run) -> None:
 def test_an_object_comes_out_from_behind_another(run: Run) -> None:
     clip = make_suite_clip("occlusion", 12, (112, 63))
     box, t = clip.surfaces[1].box, 8
-    centre = np.array([box.u0 + box.u1, box.v0 + box.v1]) / 2
+    center = np.array([box.u0 + box.u1, box.v0 + box.v1]) / 2
 
     def away(uv: np.ndarray) -> np.ndarray:
-        return np.array([0.22, 0.06]) * faded(uv, centre, 0.9, 2.0)
+        return np.array([0.22, 0.06]) * faded(uv, center, 0.9, 2.0)
 
     maps, (front, before) = known_maps(run, clip), clip.alpha[:, t]
     assert (front * before).sum() > 0.2 * before.sum()  # a good part of it is hidden
@@ -254,16 +254,16 @@ def test_an_object_comes_out_from_behind_another(run: Run) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_a_map_goes_on_beyond_what_is_seen_whatever_is_stored_there(seed: int) -> None:
     generator = np.random.default_rng(seed)
-    centres = coords.pixel_centers(96, 64).numpy()
+    centers = coords.pixel_centers(96, 64).numpy()
     turn = np.array([[0.02, 0.004], [-0.005, 0.018]]) + 0.002 * generator.standard_normal((2, 2))
     bend = generator.uniform(-2e-5, 2e-5, 2)
-    truth = centres @ turn.T + bend * (centres[..., :1] - 48) ** 2
-    seen = ((centres - [48, 32]) ** 2).sum(-1) < 14**2
+    truth = centers @ turn.T + bend * (centers[..., :1] - 48) ** 2
+    seen = ((centers - [48, 32]) ** 2).sum(-1) < 14**2
     given = np.where(seen[..., None], truth, generator.standard_normal(truth.shape)).astype(np.float32)
     found = extrapolate_uv(given, seen)
     assert found is not None
     np.testing.assert_allclose(found.uv[seen], given[seen], atol=1e-5)
-    near = ((centres - [48, 32]) ** 2).sum(-1) < 24**2
+    near = ((centers - [48, 32]) ** 2).sum(-1) < 24**2
     assert np.abs(found.uv - truth)[near].max() < 0.02  # a pixel
     points = generator.uniform([-20, -20], [116, 84], (200, 2))
     back, off = found.solve_positions(found.sample_uv(points), points + generator.uniform(-8, 8, points.shape))

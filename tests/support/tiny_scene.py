@@ -1,4 +1,4 @@
-"""A scene of balls on bones in front of a coloured sky, in closed form and differentiable: it needs no fit."""
+"""A scene of balls on bones in front of a colored sky, in closed form and differentiable: it needs no fit."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def motion(count: int = 5) -> SkeletonMotion:
 
 
 class Field(nn.Module):
-    """Balls: their size and a colour for each bone."""
+    """Balls: their size and a color for each bone."""
 
     def __init__(self, bones: int, radius: float = 0.14) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Field(nn.Module):
         self.paint: ColorPaint | None = None
 
     def colors(self, rest: Tensor, seen: Tensor) -> Tensor:
-        """Colours of points of bones; black where they are not seen."""
+        """Colors of points of bones; black where they are not seen."""
         raw = self.color.expand(len(rest), -1, -1)[seen]
         if self.paint is not None:
             raw = raw + self.paint(((rest[seen] - LOW) / SIDE).clamp(0, 1))
@@ -63,7 +63,7 @@ class Person(nn.Module):
 
 
 class Sky(nn.Module):
-    """A colour that changes with the direction, infinitely far away."""
+    """A color that changes with the direction, infinitely far away."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -25,7 +25,7 @@ from neural_fields.planar.appearance.opacity import PixelOpacity
 from neural_fields.planar.appearance.texture import ImageTexture
 from neural_fields.planar.appearance.window_opacity import ChartSpans
 from neural_fields.planar.appearance.window_opacity import WindowOpacity as WindowedOpacity
-from neural_fields.planar.init.build import build_model, initialise_model, plan_model
+from neural_fields.planar.init.build import build_model, initialize_model, plan_model
 from neural_fields.planar.init.charts import ChartSettings
 from neural_fields.planar.init.geometry import GeometrySettings
 from neural_fields.planar.mappings.mapping import GridMapping, Mapping
@@ -57,7 +57,7 @@ def exact_model(name: str) -> PlanarModel:
     config = load_planar_config("atlas")
     start = plan_model(config, given)
     model = build_model(config, start.shape)
-    initialise_model(model, start, given)
+    initialize_model(model, start, given)
     for mapping, surface in zip(as_all(GridMapping, model.mappings), clip.surfaces, strict=True):
         homography = torch.from_numpy(surface.transforms).float()
         mapping.start_from_geometry(homography, torch.zeros_like(mapping.residual.values))
@@ -161,7 +161,7 @@ def divided(name: str) -> tuple[SyntheticClip, FlowField, PlanarModel]:
     charts = ChartSettings(frames_per_chart=4, explained_psnr_db=99.0, min_gain_db=-99.0, max_loss_db=-99.0)
     start = plan_model(load_planar_config("atlas"), given, GeometrySettings(charts=charts))
     model = build_model(load_planar_config("atlas"), start.shape)
-    initialise_model(model, start, given)
+    initialize_model(model, start, given)
     assert all([chart.first for chart in series] == [0, 4, 8] for series in model.list_charts())
     return clip, true_flow(clip), model.eval()
 

@@ -69,7 +69,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None],
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    """Weights and optimiser memory of the newest checkpoint."""
+    """Weights and optimizer memory of the newest checkpoint."""
     checkpoint = load_latest_checkpoint(Run(run))
     assert checkpoint is not None and checkpoint.step == STEPS
     return {**checkpoint.model, **{f"state.{name}": value for name, value in checkpoint.state.items()}}

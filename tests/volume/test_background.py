@@ -38,7 +38,7 @@ FRAME = SceneBounds((1.0, -2.0, 0.5), 3.0)
 
 
 def look(field: BackgroundField, some: Rays, state: torch.Tensor) -> tuple[torch.Tensor, RenderedRays]:
-    """Colours along rays as pictures have them, and what they are made of."""
+    """Colors along rays as pictures have them, and what they are made of."""
     marched, _ = field.march_rays(some, state, min_weight=1e-3)
     shown = render_samples(marched)
     return shown.composite_over(field.render_sky(some, state)), shown
@@ -146,11 +146,11 @@ def test_a_scene_in_another_unit_looks_the_same() -> None:
     with torch.no_grad():
         field.grid.params.uniform_(-1, 1)
     small = BackgroundField(SceneBounds((100.0, -200.0, 50.0), 300.0), config=SMALL)
-    here = {name: value for name, value in small.state_dict().items() if name in ("centre", "radius")}
+    here = {name: value for name, value in small.state_dict().items() if name in ("center", "radius")}
     small.load_state_dict(field.state_dict() | here)
-    metres = rays(40)
-    centimetres = Rays(metres.origin * 100, metres.direction, metres.time)
-    (color, shown), (other_color, other) = look(field, metres, states(40)), look(small, centimetres, states(40))
+    meters = rays(40)
+    centimeters = Rays(meters.origin * 100, meters.direction, meters.time)
+    (color, shown), (other_color, other) = look(field, meters, states(40)), look(small, centimeters, states(40))
     torch.testing.assert_close(color, other_color, atol=1e-3, rtol=0)
     torch.testing.assert_close(shown.depth * 100, other.depth, rtol=1e-2, atol=0)
 
@@ -216,19 +216,19 @@ def test_a_box_can_be_there_in_one_state_only() -> None:
     torch.manual_seed(0)
     made = torch.Generator().manual_seed(0)
     field = BackgroundField(FRAME, states=2, config=SMALL)
-    optimiser = Adam(field.parameter_groups())
+    optimizer = Adam(field.parameter_groups())
 
     def wrong(points: Tensor, state: Tensor) -> Tensor:
         """How far the light that a short way takes away is from all in the box and in the ground, else none."""
         full = (points[:, 2] < 0) | ((points - 1).abs().amax(dim=1) < 0.6) & (state == 1)
-        passed = torch.exp(-0.3 * field.density_at(points * FRAME.radius + field.centre, state))
+        passed = torch.exp(-0.3 * field.density_at(points * FRAME.radius + field.center, state))
         return 1 - passed - full.float()
 
     for _ in range(200):
         points, state = torch.rand(1500, 3, generator=made) * 4 - 2, torch.randint(2, (1500,), generator=made)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         wrong(points, state).square().mean().backward()
-        optimiser.step()
+        optimizer.step()
     box = torch.rand(500, 3, generator=made) + 0.5
     for number in (0, 1):  # a field without states is wrong by a half in the mean of both
         assert wrong(box, states(500, number)).abs().mean() < 0.1
@@ -243,15 +243,15 @@ def fitted(capture: Capture, shape: BackgroundConfig, steps: int) -> BackgroundF
     colors = torch.tensor(capture.frames).flatten(1, 2).float() / 255
     free = np.ones(capture.frames.shape[:3], bool) if capture.masks is None else ~capture.masks
     view, pixel = torch.tensor(free).flatten(1).nonzero().T
-    optimiser = Adam(field.parameter_groups())
+    optimizer = Adam(field.parameter_groups())
     for step in range(steps):
         pick = torch.randint(len(view), (384,), generator=made)
         batch, seen = views(view[pick], pixel[pick]), view[pick]
         found = background_terms(field, batch, state[seen], colors[seen, pixel[pick]], step / steps, made)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         torch.stack(list(found.values())).sum().backward()
-        optimiser.rate_factor = min(1, (step + 1) / 20) * 0.1 ** (step / steps)
-        optimiser.step()
+        optimizer.rate_factor = min(1, (step + 1) / 20) * 0.1 ** (step / steps)
+        optimizer.step()
     return field
 
 

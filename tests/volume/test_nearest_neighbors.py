@@ -1,4 +1,4 @@
-"""Nearest neighbours, by either way."""
+"""Nearest neighbors, by either way."""
 
 from __future__ import annotations
 

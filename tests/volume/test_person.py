@@ -100,7 +100,7 @@ def test_a_state_is_its_code_and_nothing_else(capture: Capture) -> None:
     assert torch.equal(look(human, rays, bones, 1).color, one.color)
 
 
-def test_paint_changes_colours_and_no_density(capture: Capture) -> None:
+def test_paint_changes_colors_and_no_density(capture: Capture) -> None:
     human, bones, rays = person(), bones_of(capture), camera_rays(capture.cameras[0])
     before = look(human, rays, bones)
     human.field.paint = ColorPaint()
@@ -212,7 +212,7 @@ def test_flow_rays_lead_where_the_flow_says(truth: SyntheticScene, capture: Capt
 
 
 def before(shown: RenderedRays, behind: torch.Tensor) -> torch.Tensor:
-    """What is seen where one colour is behind it."""
+    """What is seen where one color is behind it."""
     return shown.composite_over(behind.expand_as(shown.color))
 
 
@@ -254,6 +254,7 @@ def test_masks_that_say_nothing_carve_nothing(capture: Capture) -> None:
     assert torch.allclose(human.skinning.prior, before, atol=5e-3)
 
 
+@pytest.mark.slow
 def test_a_few_steps_teach_a_person_that_can_be_posed_anew(truth: SyntheticScene, capture: Capture) -> None:
     torch.manual_seed(0)
     human, generator = PersonModel(make_person_skeleton(), 2, PersonConfig(samples=16, voxels=32)), torch.Generator()

@@ -99,7 +99,7 @@ def test_merging_an_empty_field_changes_nothing(padding: bool) -> None:
             torch.testing.assert_close(getattr(shown, name), getattr(alone, name))
 
 
-def test_gradients_reach_density_colour_and_depth() -> None:
+def test_gradients_reach_density_color_and_depth() -> None:
     field = marched(4)
     density, color = field.density.double().requires_grad_(), field.color.double().requires_grad_()
 

@@ -55,7 +55,7 @@ def test_without_the_person_the_background_is_all_there_is(scene: Scene, capture
     assert not seen.person_opacity.any() and seen.person_samples is None
 
 
-def test_the_person_alone_stands_before_the_colour_asked_for(scene: Scene, capture: Capture) -> None:
+def test_the_person_alone_stands_before_the_color_asked_for(scene: Scene, capture: Capture) -> None:
     behind = torch.tensor([0.1, 0.9, 0.4])
     rays = camera_rays(capture.cameras[2], time=2)
     seen = scene.render_person(rays, moments_of(capture), behind)
@@ -121,7 +121,7 @@ def test_another_pose_moves_the_person_and_not_the_room(scene: Scene, capture: C
 # --- pixels ---------------------------------------------------------------------------------------------------------
 
 
-def test_drawn_pixels_have_the_colours_and_rays_of_their_views(capture: Capture) -> None:
+def test_drawn_pixels_have_the_colors_and_rays_of_their_views(capture: Capture) -> None:
     batch = CapturePixels(capture).draw_any(200, torch.Generator().manual_seed(1))
     for index in range(0, 200, 17):
         view, rest = divmod(int(batch.pixel_indices[index]), 36 * 48)

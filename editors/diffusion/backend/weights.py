@@ -250,8 +250,8 @@ def explain_load_errors(weights: WeightsSource) -> Iterator[None]:
 HUB_FAILURES = {
     "GatedRepoError": (
         "the model {} is gated",
-        "its owner lets only people read it who have accepted a licence",
-        "accept the licence on the model's page, then: hf auth login",
+        "its owner lets only people read it who have accepted a license",
+        "accept the license on the model's page, then: hf auth login",
     ),
     "RepositoryNotFoundError": (
         "there is no model {} on the hub",

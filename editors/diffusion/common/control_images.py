@@ -35,7 +35,7 @@ class SoftEdgeSettings:
 
     blur_sigmas_px: tuple[float, ...] = (1.0, 2.0, 4.0)  # at which edges are looked for
     full_quantile: float = 0.99  # of the gradients: it counts as a full edge
-    min_full_gradient: float = 1.0  # of 8-bit grey: the noise of a flat picture is no edge
+    min_full_gradient: float = 1.0  # of 8-bit gray: the noise of a flat picture is no edge
 
 
 DEFAULTS = SoftEdgeSettings()
@@ -104,10 +104,10 @@ def detect_edges(images: Images, low: int = 100, high: int = 200) -> Images:
 
     Args:
         images: RGB in [0, 1].
-        low: gradient of 8-bit grey from which a line continues.
-        high: gradient of 8-bit grey from which a line begins.
+        low: gradient of 8-bit gray from which a line continues.
+        high: gradient of 8-bit gray from which a line begins.
     """
-    detected = [cv2.Canny(grey, low, high) for grey in _convert_to_grey(images)]
+    detected = [cv2.Canny(gray, low, high) for gray in _convert_to_gray(images)]
     lines = torch.from_numpy(np.stack(detected)).float()[:, None] / 255
     return lines.expand(-1, 3, -1, -1).contiguous()
 
@@ -115,10 +115,10 @@ def detect_edges(images: Images, low: int = 100, high: int = 200) -> Images:
 def detect_soft_edges(images: Images, settings: SoftEdgeSettings = DEFAULTS) -> Images:
     """Detects edges of graded strength: the largest gradient of brightness over several widths of blur, in [0, 1]."""
     detected = []
-    for grey in _convert_to_grey(images):
-        strongest = np.zeros(grey.shape, np.float32)
+    for gray in _convert_to_gray(images):
+        strongest = np.zeros(gray.shape, np.float32)
         for width in settings.blur_sigmas_px:
-            blurred = cv2.GaussianBlur(grey.astype(np.float32), (0, 0), width)
+            blurred = cv2.GaussianBlur(gray.astype(np.float32), (0, 0), width)
             across, down = (cv2.Sobel(blurred, cv2.CV_32F, *axis) for axis in ((1, 0), (0, 1)))
             gradient = width * np.hypot(across, down)  # times the width: a wide edge counts as much as a thin one
             strongest = np.maximum(strongest, gradient)
@@ -142,7 +142,7 @@ def load_depth_estimator(weights: WeightsSource) -> Callable[[Images], Images]:
         network = AutoModelForDepthEstimation.from_pretrained(folder, use_safetensors=not weights.unsafe or None)
         prepare = AutoImageProcessor.from_pretrained(folder)
     network.eval()
-    metric_types = ("zoedepth", "prompt_depth_anything", "depth_pro")  # their output is in metres: near is small
+    metric_types = ("zoedepth", "prompt_depth_anything", "depth_pro")  # their output is in meters: near is small
     is_metric = config.get("depth_estimation_type") == "metric" or config.get("model_type") in metric_types
 
     @torch.no_grad()
@@ -216,7 +216,7 @@ def read_control_picture(path: Path, source: EditSource, canvas: Canvas) -> Imag
     return canvas.crop_picture(shown, picture.box).clamp(0, 1)
 
 
-def _convert_to_grey(images: Images) -> list[np.ndarray]:
+def _convert_to_gray(images: Images) -> list[np.ndarray]:
     """Converts pictures to 8-bit arrays of brightness."""
     arrays = (255 * images.clamp(0, 1)).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [cv2.cvtColor(np.ascontiguousarray(array), cv2.COLOR_RGB2GRAY) for array in arrays]

@@ -57,7 +57,7 @@ class Sds(PromptedSettings):
     steps: int = 300
     """Steps of the optimization."""
     keep: float = 0.0
-    """How strongly the region's colours are held at the source's: 0 leaves them free, 0.1 can be seen."""
+    """How strongly the region's colors are held at the source's: 0 leaves them free, 0.1 can be seen."""
     rate: float = 0.05
     """Learning rate of Adam."""
     anneal: bool = True

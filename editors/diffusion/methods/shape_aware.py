@@ -74,7 +74,7 @@ DEFAULTS = ShapeAwareSettings()
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeAware(PromptedSettings):
-    """Lee et al. (CVPR 2023): repaint an object in one frame; its new shape and colours go to all frames."""
+    """Lee et al. (CVPR 2023): repaint an object in one frame; its new shape and colors go to all frames."""
 
     name: ClassVar[str] = "shape_aware"
 

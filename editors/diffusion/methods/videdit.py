@@ -31,7 +31,7 @@ class VidEdit(RegionalSettings):
     control_scale: float = 1.0
     """How strictly the edges are followed; 1 as trained."""
     strength: float = 0.8
-    """How much of the picture in the region is lost to noise first, in (0, 1]: what is left keeps the colours near."""
+    """How much of the picture in the region is lost to noise first, in (0, 1]: what is left keeps the colors near."""
     feather: float = 4.0
     """Pixels of that size over which the edit fades in from the edge of the region."""
     steps: int = 50

@@ -4,7 +4,7 @@
 beyond which nothing of the person is. (2) Of a camera that stands still, the background is the median of what lies
 outside the reach: a person who hardly moves is not in it, and what the person never uncovers is not known. (3) Pixels
 that differ from it by less than its noise are background, others probably not. (4) GrabCut (Rother et al. 2004)
-decides what is left open, from colours around it. Of a moving camera, steps (1) and (4) alone are used.
+decides what is left open, from colors around it. Of a moving camera, steps (1) and (4) alone are used.
 """
 
 from __future__ import annotations
@@ -186,8 +186,8 @@ def learn_background(
     hidden = None if covered is None else np.stack([covered(int(index)) for index in chosen])
     least = min(settings.min_uncovered_frames, max(1, len(chosen) // 4))
     height, width = frames.shape[1:3]
-    colour = np.empty((height, width, 3), np.float32)
-    noise, known = np.empty_like(colour), np.ones((height, width), bool)
+    color = np.empty((height, width, 3), np.float32)
+    noise, known = np.empty_like(color), np.ones((height, width), bool)
     rows = max(1, (16 << 20) // (len(chosen) * width * 12))  # bands of 16 MiB: memory does not grow with the frame
     for top in range(0, height, rows):
         part = np.s_[top : top + rows]
@@ -195,12 +195,12 @@ def learn_background(
         uncovered = np.ones(values.shape[:3], bool) if hidden is None else ~hidden[:, part]
         known[part] = uncovered.sum(axis=0) >= least
         uncovered |= ~known[part]
-        colour[part] = _compute_median(values, uncovered)
-        off = np.abs(values - colour[part]).astype(np.int16)
+        color[part] = _compute_median(values, uncovered)
+        off = np.abs(values - color[part]).astype(np.int16)
         # 1.4826 times the median absolute deviation is the standard deviation of a normal distribution.
         noise[part] = np.maximum(1.4826 * _compute_median(off, uncovered), settings.min_noise)
     release_memory(frames)
-    return StaticBackground(colour, noise, known)
+    return StaticBackground(color, noise, known)
 
 
 def _compute_median(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
@@ -285,10 +285,10 @@ def _cut_person(frame: np.ndarray, labels: np.ndarray, settings: PersonMaskSetti
     part = np.ascontiguousarray(labels[window])
     inner = (part == cv2.GC_FGD) | (part == cv2.GC_PR_FGD)
     if min(np.count_nonzero(inner), np.count_nonzero(~inner)) >= settings.min_cut_pixels:
-        colours = np.ascontiguousarray(frame[window])
+        colors = np.ascontiguousarray(frame[window])
         models = np.zeros((1, 65)), np.zeros((1, 65))
-        cv2.setRNGSeed(0)  # GrabCut starts its colour clusters at random places.
-        cv2.grabCut(colours, part, None, *models, settings.cut_rounds, cv2.GC_INIT_WITH_MASK)
+        cv2.setRNGSeed(0)  # GrabCut starts its color clusters at random places.
+        cv2.grabCut(colors, part, None, *models, settings.cut_rounds, cv2.GC_INIT_WITH_MASK)
         inner = (part == cv2.GC_FGD) | (part == cv2.GC_PR_FGD)
     out[window] = inner
     return out

@@ -321,7 +321,7 @@ def _check_motion_in_view(parts: Sequence[_Film], motion: SkeletonMotion) -> Non
             f"{100 * float(np.mean(shares)):.0f} % of the bones' joints are in the pictures",
             where=parts[0].name,
             why="they do not stand where the cameras look; their axes or units are other than the cameras'",
-            fix="--joints-axes zxy for a file with y up and cameras with z up; --joints-scale 0.01 for centimetres",
+            fix="--joints-axes zxy for a file with y up and cameras with z up; --joints-scale 0.01 for centimeters",
         )
 
 

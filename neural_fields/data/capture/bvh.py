@@ -54,7 +54,7 @@ def read_bvh(
     Args:
         path: of the file.
         frames: which frames to take; all by default.
-        scale: world units for one of the file's: 0.01 for a file in centimetres and a world in metres.
+        scale: world units for one of the file's: 0.01 for a file in centimeters and a world in meters.
         axes: the world's axes in those of the file, see `parse_axes`; BVH is mostly y up.
         end_sites: keep the ends of the last bones as joints called NAME_end, which move with their parents.
 

@@ -1,7 +1,7 @@
 """Calibrations of several fixed cameras as TOML tables, as Pose2Sim and anipose write them.
 
 A table has `size` (width, height), `matrix`, `distortions`, `rotation` (axis times angle) and `translation`; the last
-two take the world to the camera. As in OpenCV, the centre of pixel (0, 0) is at (0, 0).
+two take the world to the camera. As in OpenCV, the center of pixel (0, 0) is at (0, 0).
 """
 
 from __future__ import annotations
@@ -73,13 +73,13 @@ def _parse_camera(table: dict[str, Any], where: str) -> Camera:
     skewed = np.any(matrix[(0, 1, 2, 2), (1, 0, 0, 1)] != 0) or matrix[2, 2] != 1
     if skewed or min(matrix[0, 0], matrix[1, 1]) <= 0:
         raise FormatError("its matrix is not that of a lens: [[fx, 0, cx], [0, fy, cy], [0, 0, 1]], fx and fy above 0")
-    centre = matrix[:2, 2] + 0.5
+    center = matrix[:2, 2] + 0.5
 
-    # Width and height are swapped if the lens's centre is near the picture's only when they change places.
-    off_centre = 0.1  # share of the picture
-    distance = np.abs(centre / (width, height) - 0.5).max()
-    swapped_distance = np.abs(centre / (height, width) - 0.5).max()
-    if distance > off_centre and swapped_distance < off_centre / 2:
+    # Width and height are swapped if the lens's center is near the picture's only when they change places.
+    off_center = 0.1  # share of the picture
+    distance = np.abs(center / (width, height) - 0.5).max()
+    swapped_distance = np.abs(center / (height, width) - 0.5).max()
+    if distance > off_center and swapped_distance < off_center / 2:
         raise FormatError(f"its size is {width} x {height}, but its matrix is for {height} x {width}: swap the numbers")
 
     listed = table["distortions"]
@@ -95,4 +95,4 @@ def _parse_camera(table: dict[str, Any], where: str) -> Camera:
     distortion = tuple(parse_numbers(listed, len(listed)).tolist())
     focal = float(matrix[0, 0]), float(matrix[1, 1])
     lens: Lens = "fisheye" if fisheye else "perspective"
-    return Camera(width, height, focal, (float(centre[0]), float(centre[1])), pose, distortion, lens)
+    return Camera(width, height, focal, (float(center[0]), float(center[1])), pose, distortion, lens)

@@ -1,7 +1,7 @@
 """Cameras: the ray of a pixel and the projection of a point. Every file format is converted to this one.
 
 World axes are those of the user's files; lengths are in their unit. A camera looks along its own z: x right, y down,
-z forward, as in OpenCV. `pose` takes points of the camera to the world. Pixels are those of `coords`: the centre of
+z forward, as in OpenCV. `pose` takes points of the camera to the world. Pixels are those of `coords`: the center of
 pixel (row i, column j) is (j + 0.5, i + 0.5).
 """
 

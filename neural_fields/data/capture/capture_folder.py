@@ -257,8 +257,8 @@ def write_capture(folder: Path | str, capture: Capture) -> None:
             part.mkdir()
             write_images(part / "images", iter(capture.frames))
             if capture.masks is not None:
-                greys = (np.where(mask, 255, 0).astype(np.uint8)[..., None] for mask in capture.masks)
-                write_images(part / "masks", (np.repeat(grey, 3, axis=2) for grey in greys))
+                grays = (np.where(mask, 255, 0).astype(np.uint8)[..., None] for mask in capture.masks)
+                write_images(part / "masks", (np.repeat(gray, 3, axis=2) for gray in grays))
             pictures = []
             for index, (camera, time) in enumerate(zip(capture.cameras, capture.times, strict=True)):
                 name = f"{index:05d}.png"

@@ -1,7 +1,7 @@
 """Sparse models of COLMAP, text and binary: cameras and the pictures they took. Points are skipped.
 
 Its rotations (quaternions w x y z) and translations take the world to the camera. Camera axes and pixels are ours: the
-centre of the first pixel is at (0.5, 0.5).
+center of the first pixel is at (0.5, 0.5).
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ DEFAULTS = PoseNetworkSettings()
 class _Crop:
     """A square of a picture, rotated so that the person in it stands upright."""
 
-    centre: tuple[float, float]
+    center: tuple[float, float]
     side: float
     angle: float  # radians, of the square's x axis in the picture
 
@@ -50,14 +50,14 @@ class _Crop:
         (0, 0) is the corner of the first pixel.
         """
         linear = self.side / size * self.compute_rotation()
-        return np.concatenate([linear, np.array(self.centre)[:, None] - linear @ np.full((2, 1), size / 2)], axis=1)
+        return np.concatenate([linear, np.array(self.center)[:, None] - linear @ np.full((2, 1), size / 2)], axis=1)
 
     def compute_rotation(self) -> Float[np.ndarray, "2 2"]:
         """Computes the rotation of the crop in the picture."""
         return np.array([[np.cos(self.angle), -np.sin(self.angle)], [np.sin(self.angle), np.cos(self.angle)]])
 
     def cut_out(self, frame: UInt8[np.ndarray, "height width 3"], size: int) -> Float[np.ndarray, "1 side side 3"]:
-        """Cuts the crop out with colours in [0, 1]; black beyond the picture."""
+        """Cuts the crop out with colors in [0, 1]; black beyond the picture."""
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         values = cv2.warpAffine(frame, _convert_to_opencv(self.compute_matrix(size)), (size, size), flags=flags)
         return values[None].astype(np.float32) / 255
@@ -73,7 +73,7 @@ class _Crop:
 
 
 def _convert_to_opencv(matrix: np.ndarray) -> np.ndarray:
-    """Converts a map to coordinates whose whole numbers are the centres of pixels, as in OpenCV."""
+    """Converts a map to coordinates whose whole numbers are the centers of pixels, as in OpenCV."""
     return np.concatenate([matrix[:, :2], (matrix @ (0.5, 0.5, 1.0) - 0.5)[:, None]], axis=1)
 
 
@@ -151,7 +151,7 @@ class PoseNetwork:
         if logit.max() < 0:  # a probability of a half
             return None
 
-        # Each detection is relative to the centre of its cell; a cell makes several.
+        # Each detection is relative to the center of its cell; a cell makes several.
         anchors = []  # in shares of the picture
         for stride, guesses in ((8, 2), (16, 2), (32, 6)):
             cells = side // stride

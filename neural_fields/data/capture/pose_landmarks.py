@@ -1,6 +1,6 @@
 """Landmarks of a person in pictures, and their triangulation from several calibrated cameras.
 
-The depth that a network gives is a guess, in metres around the hips; two cameras measure it.
+The depth that a network gives is a guess, in meters around the hips; two cameras measure it.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class PersonDetection:
     Attributes:
         pixels: positions of the landmarks; none where only the outline is known.
         visibility: probability that each is in the picture and not hidden.
-        world: metres around the middle of the hips, x right, y down, z away from the camera: a guess, not measured.
+        world: meters around the middle of the hips, x right, y down, z away from the camera: a guess, not measured.
         mask: the pixels of the person.
     """
 

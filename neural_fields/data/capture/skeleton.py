@@ -1,7 +1,7 @@
 """Skeletons: rest joints, parents, and the transform of every bone in every frame. All importers return these.
 
 Bone b moves what is attached to joint b: `transforms[t, b]` takes points of the rest pose to the world of frame t.
-A body needs nothing else: no body model and no file that is bound to a licence.
+A body needs nothing else: no body model and no file that is bound to a license.
 """
 
 from __future__ import annotations

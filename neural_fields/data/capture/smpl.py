@@ -1,4 +1,4 @@
-"""SMPL parameters as bones, with a body model of the user's own: its files are bound to a licence and not part of this.
+"""SMPL parameters as bones, with a body model of the user's own: its files are bound to a license and not part of this.
 
 All 24 joints of SMPL are taken; of SMPL-H and SMPL-X the 22 of the body, without fingers and face. The package `smplx`
 reads the model file, which may be a pickle: name only one that came from the model's makers.
@@ -146,7 +146,7 @@ def compute_smpl_motion(poses: SmplPoses, model: Path | str) -> SkeletonMotion:
         raise bad_input(
             "there is no SMPL model file",
             where=str(model),
-            why="the model's licence does not let others hand it on",
+            why="the model's license does not let others hand it on",
             fix="register with the makers of the model, download it, and name the file",
         )
     options: dict[str, Any] = {"num_betas": len(poses.betas), "batch_size": 1}

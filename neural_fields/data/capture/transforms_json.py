@@ -164,8 +164,8 @@ def _parse_frame(
     distortion = tuple(given.get(key, 0.0) for key in stored)
 
     focal = _parse_focal_lengths(lens, width, height)
-    centre = parse_number(lens.get("cx", width / 2)), parse_number(lens.get("cy", height / 2))
-    camera = Camera(width, height, focal, centre, pose, distortion, projection)
+    center = parse_number(lens.get("cx", width / 2)), parse_number(lens.get("cy", height / 2))
+    camera = Camera(width, height, focal, center, pose, distortion, projection)
     return PosedImage(path, camera, None if mask is None else resolve_inside(folder, mask), time)
 
 

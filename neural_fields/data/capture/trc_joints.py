@@ -58,7 +58,7 @@ def read_trc(path: Path | str, axes: str = "xyz", scale: float = 1.0) -> JointTr
         path: of the file.
         axes: the world's axes in those of the file, see `parse_axes`: "zxy" for a file with y up from Pose2Sim and a
             calibration with z up.
-        scale: world units for one of the file's: 0.001 for millimetres in a world in metres.
+        scale: world units for one of the file's: 0.001 for millimeters in a world in meters.
 
     Raises:
         UserError: not a TRC file, cut off, or with a joint that is in no frame.

@@ -288,7 +288,7 @@ def _remove_bad_parts(
         moves: log odds of each pixel by how it moves.
         prior: log odds of a part before any evidence.
         thin_radius: parts with a smaller inscribed circle, in pixels, are thin.
-        settings: of the judgement.
+        settings: of the judgment.
 
     Returns:
         What is left of the mask.
@@ -353,7 +353,7 @@ def _remove_bad_regions(
 
 
 def _remove_parts(own: np.ndarray, removed: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """Takes off a mask at full size what was removed at the size of judgement: each pixel goes with its nearest."""
+    """Takes off a mask at full size what was removed at the size of judgment: each pixel goes with its nearest."""
     if not removed.any():
         return own
     if removed.shape == own.shape:

@@ -68,7 +68,7 @@ class SyntheticLighting:
     exposure: float = 1.0  # a gain of every frame; below 1 leaves room for flashes
 
     def compute_gain(self, xy: Float[Tensor, "*n 2"], frame: Time) -> Float[Tensor, "*n 3"]:
-        """Computes the gain of each colour channel at xy units."""
+        """Computes the gain of each color channel at xy units."""
         phase = 2 * np.pi * frame / self.period
         wave = torch.sin(1.9 * xy[..., 0] + 1.3 * xy[..., 1] - phase + 0.6)
         breath = 0.35 * np.sin(phase * 0.5 + 0.4)
@@ -81,7 +81,7 @@ class SyntheticLighting:
 class SyntheticClip:
     """A clip with its ground truth. Everything is computed from the surfaces on first use and kept.
 
-    Layers go front to back; the last is the background. The centre of a foreground's box is the centre of its object.
+    Layers go front to back; the last is the background. The center of a foreground's box is the center of its object.
     """
 
     width: int
@@ -114,7 +114,7 @@ class SyntheticClip:
 
     @cached_property
     def uv(self) -> Float[ndarray, "layers frames height width 2"]:
-        """Computes the true uv of every pixel centre in every layer, also where another layer hides it."""
+        """Computes the true uv of every pixel center in every layer, also where another layer hides it."""
         xy = coords.frame_xy(self.width, self.height).double()
         maps = [[surface.uv_at(t, xy).float().numpy() for t in range(self.count)] for surface in self.surfaces]
         return np.array(maps)
@@ -138,7 +138,7 @@ class SyntheticClip:
 
     @cached_property
     def gain(self) -> Float[ndarray, "frames height width 3"]:
-        """Computes the true lighting at the pixel centres: rendered colour = gain * texture."""
+        """Computes the true lighting at the pixel centers: rendered color = gain * texture."""
         xy = coords.frame_xy(self.width, self.height)
         return np.stack([self.lighting.compute_gain(xy, t).numpy() for t in range(self.count)])
 
@@ -168,10 +168,10 @@ class SyntheticClip:
             self._layer_index(mark.layer)
         xy = _sampling_points(self.width, self.height)
         for t in range(self.count):
-            colours = [self._compute_color(time, xy, marks) for time in self._shutter_times(t)]
-            unlit = colours[0] if len(colours) == 1 else torch.stack(colours).mean(0)
-            colour = unlit * self.lighting.compute_gain(xy, t).permute(2, 0, 1)
-            yield (_downsample(colour, self.width).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+            colors = [self._compute_color(time, xy, marks) for time in self._shutter_times(t)]
+            unlit = colors[0] if len(colors) == 1 else torch.stack(colors).mean(0)
+            color = unlit * self.lighting.compute_gain(xy, t).permute(2, 0, 1)
+            yield (_downsample(color, self.width).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
     def render_edited(self, marks: Sequence[PaintedMark]) -> UInt8[ndarray, "frames height width 3"]:
         """Renders the true edited clip: the one of surfaces that the marks are painted on."""
@@ -220,7 +220,7 @@ class SyntheticClip:
     def _compute_color(
         self, t: Time, xy: Float[Tensor, "h w 2"], marks: Sequence[PaintedMark]
     ) -> Float[Tensor, "3 h w"]:
-        """Computes the unlit colour of time t at the points xy."""
+        """Computes the unlit color of time t at the points xy."""
         result = xy.new_zeros(3, *xy.shape[:2])
         for surface in reversed(self.surfaces):
             # The rows and columns of the sampling grid that can show the surface.
@@ -233,21 +233,21 @@ class SyntheticClip:
                 columns = slice(*np.searchsorted(xy[0, :, 0].numpy(), [low[0], high[0]]))
                 rows = slice(*np.searchsorted(xy[:, 0, 1].numpy(), [low[1], high[1]]))
             uv = surface.uv_at(t, xy[rows, columns])
-            colour = coords.sample_canonical(_to_batch(surface.texture), surface.box, uv[None])[0]
+            color = coords.sample_canonical(_to_batch(surface.texture), surface.box, uv[None])[0]
             for mark in marks:
                 if mark.layer != surface.name:
                     continue
                 at = surface.xy_at(mark.frame, uv)
                 hidden = ~surface.faces_camera(mark.frame, uv)  # a mark covers only what faces the camera
                 at = at.masked_fill(hidden[..., None], 1e3) if hidden.any() else at
-                # Blended premultiplied, so that a transparent texel's colour does not bleed.
+                # Blended premultiplied, so that a transparent texel's color does not bleed.
                 rgba = mark.picture / 255 if mark.picture.dtype == np.uint8 else mark.picture
                 premultiplied = np.concatenate([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], axis=-1)
                 picture = _to_batch(premultiplied.astype(np.float32))
                 over = coords.sample_canonical(picture, mark.box, at[None], padding="zeros")[0]
-                colour = over[:3] + (1 - over[3:]) * colour
+                color = over[:3] + (1 - over[3:]) * color
             alpha = _compute_coverage(surface, t, xy[rows, columns], max(self.width, self.height))
-            result[:, rows, columns] += alpha * (colour - result[:, rows, columns])
+            result[:, rows, columns] += alpha * (color - result[:, rows, columns])
         return result
 
     def _compute_flow(self, step: int) -> tuple[Float[ndarray, "n h w 2"], Bool[ndarray, "n h w"]]:
@@ -289,7 +289,7 @@ def make_demo_clip(frames: int = 48, width: int = 320, height: int = 180, seed: 
     radius = min(0.52 * short / long, 0.4)  # of the shell; leaves room to swim in a square as well
     upright = height > width
 
-    # The path of the turtle: centre x, y, angle and scale in each frame, in xy units.
+    # The path of the turtle: center x, y, angle and scale in each frame, in xy units.
     phase = np.pi * (np.arange(frames) + 7) / 62
     room = np.maximum(half - 1.68 * radius, 0)
     along, across = -room.max() * 0.85 * np.cos(phase), room.min() * 0.9 * np.cos(1.7 * phase + 0.5)
@@ -297,8 +297,8 @@ def make_demo_clip(frames: int = 48, width: int = 320, height: int = 180, seed: 
     scale = 1 + 0.1 * (np.sin(phase) - np.sin(phase[0]))
     xy = (across, -along) if upright else (along, across)
     path = np.stack([*xy, angle - angle[0], scale], axis=1)
-    centre = path[0, :2]
-    body = Box(*(centre - 1.6 * radius), *(centre + 1.6 * radius))
+    center = path[0, :2]
+    body = Box(*(center - 1.6 * radius), *(center + 1.6 * radius))
     texture, distance = procedural_textures.paint_turtle(body, *compute_texture_size(body, long), radius, seed, upright)
     turtle = PlanarSurface("foreground", texture, body, distance, _compute_object_maps(path))
 
@@ -341,13 +341,13 @@ def remove_lighting(clip: SyntheticClip) -> SyntheticClip:
 def _compute_object_maps(path: Float[ndarray, "frames 4"]) -> Float[ndarray, "frames 2 3"]:
     """Computes the maps from xy of each frame to the object's uv.
 
-    They undo scale and rotation about its centre, and move the centre back to that of frame 0.
+    They undo scale and rotation about its center, and move the center back to that of frame 0.
     """
     x, y, angle, scale = path.T
     cos, sin = np.cos(angle) / scale, np.sin(angle) / scale
     linear = np.stack([np.stack([cos, sin], -1), np.stack([-sin, cos], -1)], axis=1)
-    centres = np.stack([x, y], -1)
-    shift = centres[0] - (linear @ centres[..., None])[..., 0]
+    centers = np.stack([x, y], -1)
+    shift = centers[0] - (linear @ centers[..., None])[..., 0]
     return np.concatenate([linear, shift[..., None]], axis=2)
 
 

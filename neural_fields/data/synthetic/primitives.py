@@ -29,7 +29,7 @@ class Primitive(Protocol):
         """Computes outward unit normals at points of the surface."""
 
     def bounding_ball(self) -> tuple[Vector, float]:
-        """Returns centre and radius of a bounding ball; an infinite radius for a surface without end."""
+        """Returns center and radius of a bounding ball; an infinite radius for a surface without end."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Ellipsoid:
         return _normalize_rows((points - self.center) / np.square(self.radii))
 
     def bounding_ball(self) -> tuple[Vector, float]:
-        """Returns the centre and the largest of the radii."""
+        """Returns the center and the largest of the radii."""
         return self.center, max(self.radii)
 
 
@@ -87,7 +87,7 @@ class RoundCone:
         return np.minimum.reduce([first_ball, second_ball, *sides])
 
     def compute_normals(self, points: Points) -> Points:
-        """Computes unit normals, which point away from the centre of the ball that touches the surface there."""
+        """Computes unit normals, which point away from the center of the ball that touches the surface there."""
         axis, length, slope = self._compute_axis()
         away = points - self.start
         along = away @ axis
@@ -131,7 +131,7 @@ class Cuboid:
         return result
 
     def bounding_ball(self) -> tuple[Vector, float]:
-        """Returns the centre and half the diagonal."""
+        """Returns the center and half the diagonal."""
         return self.center, float(np.linalg.norm(self.half_sizes))
 
 
@@ -157,12 +157,12 @@ class Wall:
 
 
 def find_rays_through_ball(
-    origin: Float[ndarray, "3"], directions: Points, centre: Float[ndarray, "3"], radius: float
+    origin: Float[ndarray, "3"], directions: Points, center: Float[ndarray, "3"], radius: float
 ) -> Int[ndarray, " k"]:
-    """Finds the indices of the unit directions that come within `radius` of `centre`."""
+    """Finds the indices of the unit directions that come within `radius` of `center`."""
     if not np.isfinite(radius):
         return np.arange(len(directions))
-    towards = centre - origin
+    towards = center - origin
     along = directions @ towards
     reach = towards @ towards - radius**2  # of the tangents, squared; negative: the rays start inside
     return np.flatnonzero((along > 0) & (along**2 >= reach)) if reach > 0 else np.arange(len(directions))

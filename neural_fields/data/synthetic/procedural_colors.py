@@ -1,7 +1,7 @@
-"""Colours as functions of a 3D point, for the surfaces of the synthetic scene.
+"""Colors as functions of a 3D point, for the surfaces of the synthetic scene.
 
-A paint takes points (metres, in the rest space of the surface) to RGB in [0, 1]. All are smooth: edges are
-some centimetres wide, so that pictures of 100 pixels show them without jagged edges.
+A paint takes points (meters, in the rest space of the surface) to RGB in [0, 1]. All are smooth: edges are
+some centimeters wide, so that pictures of 100 pixels show them without jagged edges.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Paint = Callable[[Points], Points]
 
 @dataclass(frozen=True)
 class FlatColor:
-    """One colour."""
+    """One color."""
 
     color: Vector
 
@@ -33,7 +33,7 @@ class FlatColor:
 
 @dataclass(frozen=True)
 class Bands:
-    """Two paints in turn, across `along` (a unit vector), every `period` metres; `shift` is a share of the period."""
+    """Two paints in turn, across `along` (a unit vector), every `period` meters; `shift` is a share of the period."""
 
     first: Paint
     second: Paint
@@ -49,7 +49,7 @@ class Bands:
 
 @dataclass(frozen=True)
 class Checks:
-    """Two paints in turn like the fields of a chess board; `periods` in metres, infinite along axes without change."""
+    """Two paints in turn like the fields of a chess board; `periods` in meters, infinite along axes without change."""
 
     first: Paint
     second: Paint
@@ -67,16 +67,16 @@ class Checks:
 
 @dataclass(frozen=True)
 class Rings:
-    """Two paints in turn in shells around a point, every `period` metres."""
+    """Two paints in turn in shells around a point, every `period` meters."""
 
     first: Paint
     second: Paint
-    centre: Vector
+    center: Vector
     period: float
 
     def __call__(self, points: Points) -> Points:
-        """Computes the color of each point; the paints change by a sine of the distance to `centre`; edges are soft."""
-        radius = np.sqrt(np.sum((points - self.centre) ** 2, axis=1) + (0.1 * self.period) ** 2)
+        """Computes the color of each point; the paints change by a sine of the distance to `center`; edges are soft."""
+        radius = np.sqrt(np.sum((points - self.center) ** 2, axis=1) + (0.1 * self.period) ** 2)
         return _mix_colors(
             self.first(points), self.second(points), _flatten_wave(np.sin(2 * np.pi * radius / self.period))
         )
@@ -90,7 +90,7 @@ class SplitPaint:
     back: Paint
     towards: Vector
     at: float = 0.0
-    width: float = 0.03  # metres over which they blend
+    width: float = 0.03  # meters over which they blend
 
     def __call__(self, points: Points) -> Points:
         """Computes the color of each point: `front` ahead of `at`, `back` behind it, blended around it."""
@@ -100,7 +100,7 @@ class SplitPaint:
 
 @dataclass(frozen=True)
 class Spots:
-    """A paint with soft round spots: (centre, radius in metres, colour) each, later ones on top."""
+    """A paint with soft round spots: (center, radius in meters, color) each, later ones on top."""
 
     base: Paint
     spots: tuple[tuple[Vector, float, Vector], ...]
@@ -108,15 +108,15 @@ class Spots:
     def __call__(self, points: Points) -> Points:
         """Computes the color of each point: that of `base`, with the spots blended over it in their order."""
         result = self.base(points)
-        for centre, radius, colour in self.spots:
-            away = np.sum((points - centre) ** 2, axis=1) / radius**2
-            result = _mix_colors(result, np.asarray(colour), 1 / (1 + away**3))
+        for center, radius, color in self.spots:
+            away = np.sum((points - center) ** 2, axis=1) / radius**2
+            result = _mix_colors(result, np.asarray(color), 1 / (1 + away**3))
         return result
 
 
 @dataclass(frozen=True)
 class Clouds:
-    """A paint with slow random changes of brightness and hue: cosines no shorter than `wavelength` metres."""
+    """A paint with slow random changes of brightness and hue: cosines no shorter than `wavelength` meters."""
 
     base: Paint
     strength: float
@@ -136,7 +136,7 @@ class Clouds:
 
 
 def hue_to_rgb(angle: float, saturation: float = 0.7, value: float = 0.85) -> Vector:
-    """Converts a place on the colour circle, in turns, with saturation and value in [0, 1] to RGB."""
+    """Converts a place on the color circle, in turns, with saturation and value in [0, 1] to RGB."""
     return colorsys.hsv_to_rgb(angle % 1.0, saturation, value)
 
 
@@ -146,5 +146,5 @@ def _flatten_wave(wave: Float[ndarray, " n"]) -> Float[ndarray, " n"]:
 
 
 def _mix_colors(first: Points, second: Points | Float[ndarray, "3"], weight: Float[ndarray, " n"]) -> Points:
-    """Interpolates between two colours."""
+    """Interpolates between two colors."""
     return first + weight[:, None] * (second - first)

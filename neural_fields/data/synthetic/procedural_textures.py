@@ -74,13 +74,13 @@ def paint_sea_floor(box: Box, width: int, height: int, seed: int) -> Picture:
     grain = _compute_noise(uv, 0.05, 2, seed + 3)
     sand = sand * (0.95 + 0.10 * ripple + 0.09 * grain)[..., None]
 
-    # Pebbles: cells, each with a colour of its own.
+    # Pebbles: cells, each with a color of its own.
     places = uv + 0.012 * _compute_noise(uv, 0.1, 2, seed + 4)[..., None]
     near, border, value = _compute_cells(places, 0.115, seed + 104)
-    colours = np.array(
+    colors = np.array(
         [[0.62, 0.66, 0.68], [0.40, 0.47, 0.52], [0.74, 0.62, 0.52], [0.55, 0.44, 0.42], [0.78, 0.77, 0.70]]
     )
-    stone = colours[(value * 997).astype(int) % len(colours)] * (0.8 + 0.35 * value)[..., None]
+    stone = colors[(value * 997).astype(int) % len(colors)] * (0.8 + 0.35 * value)[..., None]
     stone = stone * (1.12 - 0.55 * near**2 + 0.09 * _compute_noise(uv, 0.045, 2, seed + 204))[..., None]
     gaps = np.full_like(stone, 0.2) * (0.9, 1.1, 1.1)
     pebble_cover = _smooth_step(_compute_noise(uv, 0.55, 3, seed + 5), 0.2, 0.35)
@@ -105,10 +105,10 @@ def paint_sea_floor(box: Box, width: int, height: int, seed: int) -> Picture:
 
 
 def _paint_starfish(
-    picture: Picture, uv: Float[ndarray, "h w 2"], centre: tuple[float, float], size: float, turn: float
+    picture: Picture, uv: Float[ndarray, "h w 2"], center: tuple[float, float], size: float, turn: float
 ) -> Picture:
     """Paints a starfish and its shadow into a picture, in place; `turn` is its angle in radians."""
-    u, v = centre
+    u, v = center
     columns = slice(*np.searchsorted(uv[0, :, 0], (u - 1.4 * size, u + 1.4 * size)))
     rows = slice(*np.searchsorted(uv[:, 0, 1], (v - 1.4 * size, v + 1.4 * size)))
     du, dv = uv[rows, columns, 0] - u, uv[rows, columns, 1] - v
@@ -141,11 +141,11 @@ def paint_turtle(
         RGB in [0, 1], and the signed distance to the outline in uv units.
     """
     uv = coords.texel_centers(box, width, height).numpy().astype(np.float64)
-    centre = np.array([box.u0 + box.u1, box.v0 + box.v1]) / 2
-    x, y = np.moveaxis((uv - centre) / radius, -1, 0)
+    center = np.array([box.u0 + box.u1, box.v0 + box.v1]) / 2
+    x, y = np.moveaxis((uv - center) / radius, -1, 0)
     ahead, aside = (-y, x) if upright else (x, y)
     seed = seed * 1000 + 500
-    here = (uv - centre) / radius
+    here = (uv - center) / radius
 
     # Green skin with pale-rimmed scales.
     places = here + 0.02 * _compute_noise(here, 0.2, 1, seed + 4)[..., None]
@@ -191,25 +191,25 @@ def _compute_outline(ahead: Plane, aside: Plane, shell: Plane) -> Plane:
 
 
 def _paint_shell(ahead: Plane, aside: Plane, here: Float[ndarray, "h w 2"], seed: int) -> Picture:
-    """Paints scutes: each is a cell with growth rings, its own colour and a pale seam; darker towards the rim."""
+    """Paints scutes: each is a cell with growth rings, its own color and a pale seam; darker towards the rim."""
     rng = np.random.default_rng(seed)
     spine = [(a, 0.0) for a in (-0.80, -0.42, -0.03, 0.36, 0.72)]
     ribs = [(a, s * 0.42) for a in (-0.62, -0.23, 0.17, 0.54) for s in (-1, 1)]
     turn = np.linspace(0, 2 * np.pi, 24, endpoint=False) + 0.13
     rim = [(-0.05 + 0.92 * np.cos(a), 0.74 * np.sin(a)) for a in turn]
-    centres = np.array(spine + ribs + rim)
+    centers = np.array(spine + ribs + rim)
     wobble = 0.02 * _compute_noise(here, 0.3, 2, seed + 1)
-    away = np.stack([np.hypot(ahead - a + wobble, aside - b + wobble) for a, b in centres])
+    away = np.stack([np.hypot(ahead - a + wobble, aside - b + wobble) for a, b in centers])
     nearest = away.argmin(axis=0)
     near, second = np.partition(away, 1, axis=0)[:2]
-    hue = rng.random(len(centres))[nearest]
-    colour = _mix_colors((0.45, 0.24, 0.10), (0.80, 0.60, 0.20), hue)
+    hue = rng.random(len(centers))[nearest]
+    color = _mix_colors((0.45, 0.24, 0.10), (0.80, 0.60, 0.20), hue)
     rings = 0.10 * np.sin(44 * near + 6.28 * hue) + 0.15 * _compute_noise(here, 0.20, 3, seed + 2)
     rays = 0.08 * np.cos(9 * np.arctan2(aside, ahead + 0.05) + 5 * hue)
     dome = 1.12 - 0.38 * (ahead**2 + (1.2 * aside) ** 2)
-    colour = colour * (dome * (1 + rings + rays))[..., None]
+    color = color * (dome * (1 + rings + rays))[..., None]
     seam = _smooth_step((second - near) / 2, 0.012, 0.035)
-    return _blend_over(np.ones_like(colour) * (0.20, 0.17, 0.09), colour, seam)
+    return _blend_over(np.ones_like(color) * (0.20, 0.17, 0.09), color, seam)
 
 
 def _capsule_distance(
@@ -228,7 +228,7 @@ def _smooth_step(x: Plane, low: float, high: float) -> Plane:
 
 
 def _mix_colors(a: tuple[float, float, float], b: tuple[float, float, float], weight: Plane) -> Picture:
-    """Interpolates between two colours."""
+    """Interpolates between two colors."""
     return np.array(a) + weight[..., None] * (np.array(b) - np.array(a))
 
 

@@ -1,6 +1,6 @@
 """The static room of the synthetic scene, painted so that every direction looks different.
 
-Metres, z up: the ground is z = 0, its middle the origin. Patterns are no finer than half a metre, which is more than
+Meters, z up: the ground is z = 0, its middle the origin. Patterns are no finer than half a meter, which is more than
 five pixels where a camera of 100 pixels sees a wall.
 """
 
@@ -25,7 +25,7 @@ UP: Vector = (0.0, 0.0, 1.0)
 
 def make_room_parts(seed: int) -> list[tuple[Primitive, Paint]]:
     """Builds the ground, four walls with different patterns, a ceiling, and two boxes behind the cameras' path."""
-    half, height = 4.0, 3.4  # metres from the middle to the walls, and from the ground to the ceiling
+    half, height = 4.0, 3.4  # meters from the middle to the walls, and from the ground to the ceiling
 
     def make_plain(angle: float, saturation: float = 0.35, value: float = 0.8) -> Paint:
         return FlatColor(hue_to_rgb(angle + 0.137 * seed, saturation, value))

@@ -2,7 +2,7 @@
 
 Every picture is ray cast from closed forms, so depth, masks, flow, uncovered background, other cameras, other moments
 and other poses are exact. Surfaces of the person are painted in the rest space of their bones: a point of the body
-keeps its colour in every pose. Metres, z up; the ground is z = 0 and the room is centred on the origin.
+keeps its color in every pose. Meters, z up; the ground is z = 0 and the room is centerd on the origin.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class BoneSurface:
 
 @dataclass(frozen=True, eq=False)
 class TrueView:
-    """The truth of a view. `rgb`, `cover` and `object_cover` are means over a pixel, all else is of its centre.
+    """The truth of a view. `rgb`, `cover` and `object_cover` are means over a pixel, all else is of its center.
 
     Attributes:
         camera, time: of the view.
@@ -55,8 +55,8 @@ class TrueView:
         person, background: whether the person with the object, and the room, are there.
         rgb: in [0, 1]; black where nothing is hit.
         cover, object_cover: share of the pixel that the person (with the object), or the object, covers.
-        mask, object_mask: whether the pixel's centre shows them.
-        depth: distance along the unit ray of the centre; infinite where nothing is hit.
+        mask, object_mask: whether the pixel's center shows them.
+        depth: distance along the unit ray of the center; infinite where nothing is hit.
         z_depth: the same along the camera's z.
         bone: of the visible surface; `WORLD` for the room and where nothing is hit.
         rest: the visible point in the rest space of its bone; in the world for the room; 0 where nothing is hit.
@@ -85,7 +85,7 @@ class ViewFlow:
     """The flow of the surface points of one view to another.
 
     Attributes:
-        pixels: displacement of each pixel's centre, in pixels of the other view; 0 where nothing is hit.
+        pixels: displacement of each pixel's center, in pixels of the other view; 0 where nothing is hit.
         visible: whether the other view shows the same point: in its picture, with nothing in front of it.
     """
 
@@ -103,8 +103,8 @@ class SyntheticScene:
         switches: moments from which the object is in its next state.
         room, body: surfaces that do not change.
         objects: the surfaces of the held object, one group a state.
-        supersample: a pixel's colour is the mean over `supersample`^2 points.
-        lit_person: whether the world's light falls on the person too; otherwise its colours are those of its paint.
+        supersample: a pixel's color is the mean over `supersample`^2 points.
+        lit_person: whether the world's light falls on the person too; otherwise its colors are those of its paint.
     """
 
     motion: SkeletonMotion
@@ -206,7 +206,7 @@ class SyntheticScene:
         Args:
             time: of a training view.
             angle: degrees around the person.
-            rise: metres upwards.
+            rise: meters upwards.
         """
         index = self.times.index(time)
         camera, target = self.cameras[index], _compute_target(self.motion, time)
@@ -235,26 +235,26 @@ class SyntheticScene:
     def _render_means(
         self, camera: Camera, surfaces: tuple[BoneSurface, ...], transforms: Float[ndarray, "bones 4 4"]
     ) -> tuple[Float[ndarray, "n 3"], Float[ndarray, " n"], Float[ndarray, " n"]]:
-        """Renders means over the pixels: colour, cover of the person, cover of the object."""
+        """Renders means over the pixels: color, cover of the person, cover of the object."""
         sun: Vector = (0.36, -0.48, 0.8)  # direction of the light
         shade = 0.72  # brightness of a surface that faces away from it
         directions = camera.compute_ray_directions(_make_pixel_positions(camera, self.supersample))
-        colours, bones = np.zeros((len(directions), 3)), np.full(len(directions), WORLD_BONE)
+        colors, bones = np.zeros((len(directions), 3)), np.full(len(directions), WORLD_BONE)
         depth, which = _cast_rays(surfaces, transforms, camera.position, directions)
         for index, rays in _group_by_surface(which):
             surface = surfaces[index]
             rotation, translation = _find_pose(surface, transforms)
             points = (camera.position + depth[rays, None] * directions[rays] - translation) @ rotation
             bones[rays] = surface.bone
-            colours[rays] = surface.paint(points)
+            colors[rays] = surface.paint(points)
             if surface.bone == WORLD_BONE or self.lit_person:  # soft light, never dark
                 normals = surface.shape.compute_normals(points) @ rotation.T
                 light = shade + (1 - shade) * (0.5 + 0.5 * normals @ np.asarray(sun)) ** 2
-                colours[rays] *= light[:, None]
+                colors[rays] *= light[:, None]
         inner = (-1, self.supersample**2)
         person, held = bones != WORLD_BONE, np.isin(bones, self.motion.skeleton.object_joints)
         return (
-            colours.reshape(*inner, 3).mean(1),
+            colors.reshape(*inner, 3).mean(1),
             person.reshape(inner).mean(1),
             held.reshape(inner).mean(1),
         )
@@ -273,7 +273,7 @@ def make_walking_scene(
         count: of moments and views.
         size: width and height of the pictures.
         switches: moments at which the held object changes: a blue ball, an orange box, a green roll, a ball again.
-        seed: changes the colours of person and room.
+        seed: changes the colors of person and room.
         lit_person: whether the world's light falls on the person too.
     """
     motion = walking_person.make_walk(count)
@@ -291,11 +291,11 @@ def make_scene(
     """Makes a scene in which any body moves; `fit_into_room` brings a motion of other units or places into it.
 
     Args:
-        motion: in metres, z up; the object is at the joints that are objects of its skeleton.
+        motion: in meters, z up; the object is at the joints that are objects of its skeleton.
         cameras: of the views.
         times: the moment that each camera shows; None for one view a moment, in order.
         switches: moments at which the object enters its next state.
-        seed: changes the colours of person and room.
+        seed: changes the colors of person and room.
         lit_person: whether the world's light falls on the person too.
 
     Raises:
@@ -304,7 +304,7 @@ def make_scene(
     times = tuple(range(len(cameras))) if times is None else tuple(times)
     if len(times) != len(cameras) or not all(0 <= time < motion.frame_count for time in times):
         raise ValueError(f"{len(cameras)} cameras need as many times within {motion.frame_count} moments")
-    skeleton, object_radius = motion.skeleton, 0.15  # metres
+    skeleton, object_radius = motion.skeleton, 0.15  # meters
     is_walker = skeleton.names == walking_person.make_person_skeleton().names
     parts = walking_person.make_person_parts(seed) if is_walker else walking_person.make_skeleton_parts(skeleton, seed)
     room = tuple(BoneSurface(shape, paint) for shape, paint in make_room_parts(seed))
@@ -335,8 +335,8 @@ def place_orbit_cameras(
         motion: of the person.
         size: width and height in pixels.
         arc: degrees from the first camera to the last.
-        radius: metres.
-        heights: lowest and highest, in metres, between which the camera goes up and down one and a half times.
+        radius: meters.
+        heights: lowest and highest, in meters, between which the camera goes up and down one and a half times.
     """
     width, height = size
     cameras = []
@@ -357,7 +357,7 @@ def _compute_target(motion: SkeletonMotion, time: int) -> Float[ndarray, "3"]:
 
 
 def _make_pixel_positions(camera: Camera, fine: int) -> Float[ndarray, "n 2"]:
-    """Computes pixel positions: the centres of `fine` x `fine` parts of every pixel, those of one pixel together."""
+    """Computes pixel positions: the centers of `fine` x `fine` parts of every pixel, those of one pixel together."""
     inner = (np.arange(fine) + 0.5) / fine
     rows, columns = np.arange(camera.height)[:, None, None, None], np.arange(camera.width)[:, None, None]
     y, x = np.broadcast_arrays(rows + inner[:, None], columns + inner)
@@ -386,8 +386,8 @@ def _cast_rays(
         part = slice(start, start + chunk)
         for index, surface in enumerate(surfaces):
             rotation, translation = _find_pose(surface, transforms)
-            centre, radius = surface.shape.bounding_ball()
-            near = find_rays_through_ball(origin, directions[part], rotation @ np.asarray(centre) + translation, radius)
+            center, radius = surface.shape.bounding_ball()
+            near = find_rays_through_ball(origin, directions[part], rotation @ np.asarray(center) + translation, radius)
             found = surface.shape.intersect_rays((origin - translation) @ rotation, directions[part][near] @ rotation)
             near, found = start + near[found < distance[part][near]], found[found < distance[part][near]]
             distance[near], which[near] = found, index

@@ -26,7 +26,7 @@ from neural_fields.data.synthetic.planar_clips import (
 from neural_fields.data.synthetic.surfaces import CylinderWarp, PlanarSurface, ReliefWarp, SurfaceWarp, WaveWarp
 
 Photo = Float[ndarray, "_ _ 3"]
-Course = Float[ndarray, "frames 4"]  # centre x, y, angle and scale of an object
+Course = Float[ndarray, "frames 4"]  # center x, y, angle and scale of an object
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def compute_course(
     speed: tuple[float, float] = (-0.012, 0.003),
     turn: float = 0.006,
 ) -> Course:
-    """Computes centre x, y, angle and scale of an object in each frame.
+    """Computes center x, y, angle and scale of an object in each frame.
 
     Args:
         stage: settings of the suite.
@@ -236,8 +236,8 @@ def _compute_object_maps(path: Course) -> Float[ndarray, "frames 3 3"]:
     cos, sin = np.cos(angle) / scale, np.sin(angle) / scale
     maps = np.tile(np.eye(3), (len(path), 1, 1))
     maps[:, :2, :2] = np.stack([np.stack([cos, sin], -1), np.stack([-sin, cos], -1)], axis=1)
-    centres = np.stack([x, y], -1)
-    maps[:, :2, 2] = centres[0] - (maps[:, :2, :2] @ centres[..., None])[..., 0]
+    centers = np.stack([x, y], -1)
+    maps[:, :2, 2] = centers[0] - (maps[:, :2, :2] @ centers[..., None])[..., 0]
     return maps
 
 
@@ -286,7 +286,7 @@ def _make_turtle(
     warp: SurfaceWarp | None = None,
     name: str = "foreground",
 ) -> PlanarSurface:
-    """Makes the turtle of the demo on a path, with its centre at the start of the path."""
+    """Makes the turtle of the demo on a path, with its center at the start of the path."""
     radius = 0.42 * stage.half_size.min()
     box = _compute_box_around(path, 1.7 * radius)
     size = compute_texture_size(box, max(stage.width, stage.height))
@@ -296,7 +296,7 @@ def _make_turtle(
 
 
 def _paint_other_floor(box: Box, width: int, height: int, seed: int) -> Float[ndarray, "height width 3"]:
-    """Paints a sea floor of another seed with exchanged colours: nothing in it is found in the background."""
+    """Paints a sea floor of another seed with exchanged colors: nothing in it is found in the background."""
     return np.ascontiguousarray(
         procedural_textures.paint_sea_floor(box, width, height, seed + 7)[..., [0, 2, 1]] * [1.0, 0.75, 0.75]
     )

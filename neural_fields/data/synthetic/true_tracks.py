@@ -57,7 +57,7 @@ def find_visible_layers(
 
 
 def make_grid_points(clip: SyntheticClip, frame: int, step: int) -> Float[np.ndarray, "points 2"]:
-    """Lists the pixel centres of a frame, every `step`th both ways, where a single layer is visible."""
-    centres = coords.pixel_centers(clip.width, clip.height).numpy()[step // 2 :: step, step // 2 :: step]
+    """Lists the pixel centers of a frame, every `step`th both ways, where a single layer is visible."""
+    centers = coords.pixel_centers(clip.width, clip.height).numpy()[step // 2 :: step, step // 2 :: step]
     mixed = np.any((clip.alpha[:, frame] > 0.01) & (clip.alpha[:, frame] < 0.99), axis=0)
-    return centres[~np.asarray(mixed)[step // 2 :: step, step // 2 :: step]].astype(float)
+    return centers[~np.asarray(mixed)[step // 2 :: step, step // 2 :: step]].astype(float)

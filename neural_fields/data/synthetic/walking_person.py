@@ -1,6 +1,6 @@
 """The person of the synthetic scene: a skeleton of 18 bones, its surfaces, its walk, and a pose outside of the walk.
 
-Metres, z up. At rest the person stands with arms held out, faces -y, and has its left at +x. It holds an object in the
+Meters, z up. At rest the person stands with arms held out, faces -y, and has its left at +x. It holds an object in the
 right hand; the object has a bone of its own.
 """
 
@@ -74,7 +74,7 @@ def make_walk(count: int, turn: float = -200.0, steps: float = 4.0, circle: floa
         count: number of moments.
         turn: degrees by which the person turns from the first moment to the last, positive to its left.
         steps: number of steps in all.
-        circle: radius in metres of the circle around the origin that the person walks on.
+        circle: radius in meters of the circle around the origin that the person walks on.
     """
     skeleton = make_person_skeleton()
     share = np.arange(count) / max(count - 1, 1)
@@ -100,12 +100,12 @@ def make_arms_up_pose() -> Float[ndarray, "bones 4 4"]:
 
 
 def fit_into_room(motion: SkeletonMotion, height: float = 1.7, reach: float = 0.8) -> SkeletonMotion:
-    """Scales and moves a motion of any unit and place into the room: metres, feet on the ground, around the middle.
+    """Scales and moves a motion of any unit and place into the room: meters, feet on the ground, around the middle.
 
     Args:
         motion: z up.
-        height: in metres, of the joints of the standing body (the median over the moments).
-        reach: largest distance of the root from the middle in metres; a longer path is shortened, and feet slide.
+        height: in meters, of the joints of the standing body (the median over the moments).
+        reach: largest distance of the root from the middle in meters; a longer path is shortened, and feet slide.
     """
     body = [bone for bone in range(motion.skeleton.bone_count) if bone not in motion.skeleton.object_joints]
     joints = np.stack([motion.compute_joint_positions(time)[body] for time in range(motion.frame_count)])
@@ -121,7 +121,7 @@ def fit_into_room(motion: SkeletonMotion, height: float = 1.7, reach: float = 0.
 
 
 def make_person_parts(seed: int) -> list[BodyPart]:
-    """Makes the surfaces of the person's bones at rest, without the object. `seed` changes colours and clouds."""
+    """Makes the surfaces of the person's bones at rest, without the object. `seed` changes colors and clouds."""
     wardrobe = _Wardrobe(np.random.default_rng(seed).uniform() if seed else 0.0, seed)
 
     # A face in front; hair behind and on top.
@@ -171,13 +171,13 @@ def make_person_parts(seed: int) -> list[BodyPart]:
 
 @dataclass(frozen=True)
 class _Wardrobe:
-    """The cloths of the person; `spin` is added to their places on the colour circle, in turns."""
+    """The cloths of the person; `spin` is added to their places on the color circle, in turns."""
 
     spin: float
     seed: int
 
     def make_cloth(self, first: float, second: float, along: Vector, period: float) -> Paint:
-        """Makes a cloth with bands of two hues across `along`, every `period` metres."""
+        """Makes a cloth with bands of two hues across `along`, every `period` meters."""
         bands = Bands(
             FlatColor(hue_to_rgb(first + self.spin, 0.7, 0.72)),
             FlatColor(hue_to_rgb(second + self.spin, 0.4, 0.92)),
@@ -216,7 +216,7 @@ def make_skeleton_parts(skeleton: Skeleton, seed: int) -> list[BodyPart]:
 
 
 def _paint_bands(order: int, start: Vector, along: Float[ndarray, "3"], size: float, seed: int) -> Paint:
-    """Paints bands across a limb, with other colours in front than behind; `order` chooses the hues."""
+    """Paints bands across a limb, with other colors in front than behind; `order` chooses the hues."""
     across = np.cross(np.cross(along, FRONT if abs(along[1]) < 0.9 else UP), along)
     sides: list[Paint] = []
     for angle in (0.382 * order + 0.11 * seed, 0.382 * order + 0.11 * seed + 0.5):
@@ -232,7 +232,7 @@ def make_held_object(place: Float[ndarray, "3"], state: int, size: float, seed: 
     Args:
         place: of the object's joint at rest.
         state: index of the state.
-        size: radius of the ball in metres.
+        size: radius of the ball in meters.
         seed: of its clouds.
     """
     middle = _to_vector(place)

@@ -1,4 +1,4 @@
-"""Colour tags of video streams: FFmpeg's numbers and names, and the matrix by which frames become RGB and back."""
+"""Color tags of video streams: FFmpeg's numbers and names, and the matrix by which frames become RGB and back."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FROM_RGB = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.F
 
 
 def read_color_tags(frame: Any) -> dict[str, str | None]:
-    """Returns the colour tags of a decoded frame by FFmpeg's names; None where the stream says nothing."""
+    """Returns the color tags of a decoded frame by FFmpeg's names; None where the stream says nothing."""
     full = frame.format.name.startswith("yuvj")
     return {
         "color_space": SPACES.get(int(frame.colorspace)),

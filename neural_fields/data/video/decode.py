@@ -306,15 +306,15 @@ def _list_losses(container: Any, film: Any, first: Any, matrix: tuple[int, int, 
     notes = []
     depth = max(component.bits for component in first.format.components)
     if depth > 8:
-        notes.append(f"{depth} bit colour is read as 8 bit")
+        notes.append(f"{depth} bit color is read as 8 bit")
     has_alpha = any(component.is_alpha for component in first.format.components)
     if has_alpha or film.metadata.get("alpha_mode") == "1":
-        notes.append("transparency is left out: the colours under it are read")
+        notes.append("transparency is left out: the colors under it are read")
     transfer = TRANSFERS.get(int(first.color_trc))
     if transfer in ("smpte2084", "arib-std-b67"):
         notes.append(f"high dynamic range ({transfer}) is read as coded, without tone mapping")
     if SPACES.get(int(first.colorspace)) in ("ycgco", "bt2020c"):
-        notes.append("its colour matrix is rare and is read as the nearest common one")
+        notes.append("its color matrix is rare and is read as the nearest common one")
     if first.interlaced_frame:
         notes.append("it is interlaced: both fields are read as one frame")
     if matrix[0] * matrix[3] - matrix[1] * matrix[2] < 0:

@@ -1,6 +1,6 @@
 """Video out: H.264, FFV1 and ProRes 4444 through PyAV, or a folder of PNG files, mirroring the source.
 
-Times are kept in the ticks of the source, colours are converted by the very matrix that is written in the tags, and
+Times are kept in the ticks of the source, colors are converted by the very matrix that is written in the tags, and
 sound is copied packet by packet. The file appears under its name only when it is whole.
 """
 
@@ -42,7 +42,7 @@ class Codec:
     suffixes: tuple[str, ...]  # file name endings that can carry it, the usual one first; empty for a folder
     pixels: str  # pixel format of RGB frames
     alpha_pixels: str | None  # pixel format of RGBA frames; None when transparency cannot be stored
-    is_rgb: bool  # stored without a colour matrix
+    is_rgb: bool  # stored without a color matrix
     options: tuple[tuple[str, str], ...] = ()
 
 
@@ -102,7 +102,7 @@ def write_video(
     crf: int = 16,
     texts: Mapping[str, str] | None = None,
 ) -> Path:
-    """Writes a video that mirrors the source: its rate, times, colour tags and sound.
+    """Writes a video that mirrors the source: its rate, times, color tags and sound.
 
     Args:
         path: the file, whose ending must suit the codec; a folder for "png".
@@ -289,7 +289,7 @@ def _add_film(out: Any, job: _EncodingJob, first: np.ndarray) -> tuple[Any, Colo
     context.width, context.height = width, height
     context.pix_fmt = codec.alpha_pixels if channels == 4 else codec.pixels
     if context.pix_fmt == "yuv420p" and (width % 2 or height % 2):
-        context.pix_fmt = "yuv444p"  # halved colour planes need even sizes, and the size must stay
+        context.pix_fmt = "yuv444p"  # halved color planes need even sizes, and the size must stay
         log.warning("%s has an odd size: written as 4:4:4, which some players cannot show", job.path)
     context.time_base = stream.time_base = job.tick
     if source.pixel_aspect != 1:

@@ -121,9 +121,9 @@ def read_image_frame(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
     picture = read_picture(path, LIMITS.max_pixels)
     notes = list(picture.notes)
     if picture.bits > 8:
-        notes.append(f"{picture.bits} bit colour is read as 8 bit")
+        notes.append(f"{picture.bits} bit color is read as 8 bit")
     if picture.had_alpha:
-        notes.append("transparency is left out: the colours under it are read")
+        notes.append("transparency is left out: the colors under it are read")
     return np.rint(picture.rgba[..., :3] * 255).astype(np.uint8), tuple(notes)
 
 

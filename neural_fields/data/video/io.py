@@ -1,7 +1,7 @@
 """Video in and out, for files and folders of numbered pictures: the front of `decode`, `images` and `encode`.
 
 `read` decodes the chosen frames once into a memory-mapped file; `source_frames` streams them at the source's size;
-`write` (in `encode`) makes a video that mirrors the source's times, colours and sound.
+`write` (in `encode`) makes a video that mirrors the source's times, colors and sound.
 """
 
 from __future__ import annotations

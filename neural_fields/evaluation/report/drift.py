@@ -61,7 +61,7 @@ def measure_drift(maps: Maps, flow: FlowField, starts: int, settings: DriftSetti
     span = min(settings.span_frames, count - 1)
     first = np.unique(np.linspace(0, count - 1 - span, min(starts, count - span)).round().astype(int))
 
-    # Points start evenly over each of these frames, at sample positions (0 is the centre of the first pixel).
+    # Points start evenly over each of these frames, at sample positions (0 is the center of the first pixel).
     size = np.array(maps.size, np.float32)
     step = max(1.0, np.sqrt(maps.size[0] * maps.size[1] / settings.points))
     x, y = np.meshgrid(*(np.arange(step / 2 - 0.5, side - 0.5, step) for side in maps.size))

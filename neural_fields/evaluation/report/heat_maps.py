@@ -18,7 +18,7 @@ Color = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class HeatSettings:
-    """Sizes and colours of the pictures on the page."""
+    """Sizes and colors of the pictures on the page."""
 
     canonical_side_px: int = 1200  # of the longer side
     heat_side_px: int = 640
@@ -48,7 +48,7 @@ def encode_jpeg(rgb: Picture, settings: HeatSettings = DEFAULTS) -> bytes:
 
 
 def color_scale(name: str) -> UInt8[np.ndarray, "256 3"]:
-    """Returns the 256 colours of a scale, RGB: `seen` (viridis) if more is better, `bad` (inferno) if more is worse."""
+    """Returns the 256 colors of a scale, RGB: `seen` (viridis) if more is better, `bad` (inferno) if more is worse."""
     kind = {"seen": cv2.COLORMAP_VIRIDIS, "bad": cv2.COLORMAP_INFERNO}[name]
     return cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], kind)[:, 0, ::-1].copy()
 
@@ -95,7 +95,7 @@ def draw_heat_maps(
     limits: VerdictSettings = VERDICT_DEFAULTS,
     settings: HeatSettings = DEFAULTS,
 ) -> dict[str, Picture]:
-    """Draws coverage, stretch, fold, residual and risk of a layer, over its canonical image in grey.
+    """Draws coverage, stretch, fold, residual and risk of a layer, over its canonical image in gray.
 
     Args:
         image: the canonical image of the layer.
@@ -127,7 +127,7 @@ def draw_heat_maps(
 
 
 def draw_error(error: UInt8[np.ndarray, "height width"], settings: HeatSettings = DEFAULTS) -> Picture:
-    """Draws the error of a frame, in 8-bit levels, in the colours of the residual."""
+    """Draws the error of a frame, in 8-bit levels, in the colors of the residual."""
     levels = (error.astype(np.float32) * (255 / settings.max_residual)).clip(0, 255).round().astype(np.uint8)
     return color_scale("bad")[levels]
 
@@ -135,7 +135,7 @@ def draw_error(error: UInt8[np.ndarray, "height width"], settings: HeatSettings 
 def _overlay_colors(
     colors: Picture, gray: Float[np.ndarray, "h w 1"], known: Bool[np.ndarray, "h w"], settings: HeatSettings
 ) -> Picture:
-    """Lights colours by the picture below, which shows through where they are dark."""
+    """Lights colors by the picture below, which shows through where they are dark."""
     lit = np.maximum(colors * (0.5 + 0.5 * gray), settings.ghost_level * gray)
     unknown = _draw_checkerboard((colors.shape[1], colors.shape[0]), settings)
     return np.where(known[..., None], lit, unknown).round().astype(np.uint8)
@@ -150,7 +150,7 @@ def _enlarge_cells(
 
 
 def _draw_checkerboard(size: tuple[int, int], settings: HeatSettings) -> Float[np.ndarray, "height width 1"]:
-    """Draws the pattern for places that no frame shows, (width, height) in grey levels."""
+    """Draws the pattern for places that no frame shows, (width, height) in gray levels."""
     x, y = (np.arange(side) // settings.checker_px for side in size)
     light, dark = settings.checker_levels
     return np.where((x + y[:, None]) % 2 == 0, np.float32(light), np.float32(dark))[..., None]

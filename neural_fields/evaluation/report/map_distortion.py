@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 
 @dataclass(frozen=True)
 class Distortion:
-    """Distortion of a mapping in one frame: one value for each square of four neighboring pixel centres."""
+    """Distortion of a mapping in one frame: one value for each square of four neighboring pixel centers."""
 
     stretch: Float[np.ndarray, "rows columns"]  # 1 is none, 2 is twice as long or half as long as the layer's usual
     folded: Bool[np.ndarray, "rows columns"]  # runs the other way round than the rest of the layer

@@ -208,7 +208,7 @@ def _render_layer(report: Report, view: LayerView) -> str:
         + _render_scale("bad", "1: none", f"{HEAT_SETTINGS.max_stretch:g}-fold and more"),
         "fold": f"<b>Fold-over</b>: {folded} of what is seen."
         + _render_scale("bad", "never", f"{HEAT_SETTINGS.max_fold:.0%} of the time and more"),
-        "residual": f"<b>Residual</b>: colour error; {residual} of 255 levels (median)."
+        "residual": f"<b>Residual</b>: color error; {residual} of 255 levels (median)."
         + _render_scale("bad", "0", f"{HEAT_SETTINGS.max_residual:.0f} levels and more"),
     }
     figures = ""
@@ -293,7 +293,7 @@ def _render_method(report: Report) -> str:
         "Stretch: with s1 and s2 the singular values of the Jacobian of the map from frame to canonical image, and m "
         "the square root of the median area change in that frame, max(s1/m, m/s2): zoom as a whole is no stretch. "
         "Fold-over: the Jacobian's determinant has the other sign than most of the layer. Residual: root mean square "
-        "colour error of the pixels that show a place.",
+        "color error of the pixels that show a place.",
         "Points stay put: points move along the optical flow where it agrees with itself forward and backward; "
         "measured is how far apart the flow and the canonical image have them, and the share that is within "
         f"{DRIFT_SETTINGS.max_gap_share:.0%} of the frame's longer side, at least {DRIFT_SETTINGS.flow_error_px:g} "
@@ -323,7 +323,7 @@ def _render_figure(picture: Picture, alt: str, caption: str, is_html: bool = Fal
 
 
 def _render_scale(name: str, low: str, high: str) -> str:
-    """Renders the colours of a scale with a text at each end."""
+    """Renders the colors of a scale with a text at each end."""
     stops = heat_maps.color_scale(name)[:: 255 // 15]
     colors = ",".join("#{:02x}{:02x}{:02x}".format(*stop) for stop in stops)
     return (

@@ -44,7 +44,7 @@ class SurveyedFrame:
     psnr: float
     source: UInt8[np.ndarray, "h w 3"]
     reconstruction: UInt8[np.ndarray, "h w 3"]
-    error: UInt8[np.ndarray, "h w"]  # root mean square over the colours
+    error: UInt8[np.ndarray, "h w"]  # root mean square over the colors
 
 
 @dataclass
@@ -79,7 +79,7 @@ class LayerSurvey:
         Args:
             uv: [height, width, 2] canonical coordinates.
             seen: [height, width] whether the layer is what a pixel shows.
-            error: [height, width] mean squared colour error in 8-bit levels; None adds no heat, only coverage.
+            error: [height, width] mean squared color error in 8-bit levels; None adds no heat, only coverage.
             stretched: from which stretch on a place counts as stretched.
         """
         self.pixels += int(seen.sum())
@@ -112,7 +112,7 @@ class LayerHeatMaps:
     frames: Float[np.ndarray, "rows columns"]  # in how many frames of the clip it is seen
     stretch: Float[np.ndarray, "rows columns"]  # geometric mean; 1 is none
     fold: Float[np.ndarray, "rows columns"]  # share of the times it was seen folded over
-    residual: Float[np.ndarray, "rows columns"]  # root mean square colour error, in 8-bit levels
+    residual: Float[np.ndarray, "rows columns"]  # root mean square color error, in 8-bit levels
 
 
 class Survey:
@@ -161,7 +161,7 @@ class Survey:
         """
         height, width = source.shape[:2]
         weight = samples.weight.view(height, width, -1).numpy()
-        # Mean squared difference over the colours, in 8-bit levels; OpenCV is several times as fast as numpy here.
+        # Mean squared difference over the colors, in 8-bit levels; OpenCV is several times as fast as numpy here.
         apart = cv2.absdiff(np.ascontiguousarray(source), shown).astype(np.float32)
         squares = cv2.transform(apart * apart, np.full((1, 3), 1 / 3, np.float32))
         psnr = _compute_psnr(float(squares.mean(dtype=np.float64)))

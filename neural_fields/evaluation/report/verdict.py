@@ -46,8 +46,8 @@ class VerdictSettings:
     # Of a cell of a canonical image, for the edit-risk picture: yellow from the first number on, red from the second.
     fold_risks: tuple[float, float] = (0.01, 0.10)  # share of the times it is seen folded
     stretch_risks: tuple[float, float] = (1.5, 2.0)
-    residual_risks: tuple[float, float] = (20.0, 40.0)  # colour error in 8-bit levels: 22 and 16 dB
-    min_risk_frames: int = 3  # seen in fewer is yellow: neither its colour nor its place is checked by others
+    residual_risks: tuple[float, float] = (20.0, 40.0)  # color error in 8-bit levels: 22 and 16 dB
+    min_risk_frames: int = 3  # seen in fewer is yellow: neither its color nor its place is checked by others
 
 
 DEFAULTS = VerdictSettings()

@@ -24,7 +24,7 @@ class MapConvention:
 
     Attributes:
         program: its name for people.
-        pixels: positions are pixels, 0 the centre of the first, instead of shares in [0, 1].
+        pixels: positions are pixels, 0 the center of the first, instead of shares in [0, 1].
         from_bottom: the second number counts up from the bottom edge.
         mask_in_blue: the blue channel repeats A, which the program takes as the mask.
         suffix: ".exr", or ".npy" for an array [3, height, width] of x, y and A.
@@ -44,7 +44,7 @@ class MapConvention:
     @property
     def unit(self) -> str:
         """The unit of the numbers."""
-        return "pixels" if self.pixels else "normalised"
+        return "pixels" if self.pixels else "normalized"
 
     def encode_positions(
         self, positions: Float[np.ndarray, "height width 2"], size: tuple[int, int]

@@ -39,7 +39,7 @@ def readme_text(comp: CompDescription) -> str:
 
     numbers = [
         "Let x, y be a position in a picture of W x H pixels, counted in pixels to the right and down from its top "
-        "left corner; the centre of its first pixel is (0.5, 0.5). A map is looked up at its own pixels, and holds "
+        "left corner; the center of its first pixel is (0.5, 0.5). A map is looked up at its own pixels, and holds "
         "there, in 32-bit floats:",
         "",
     ]
@@ -47,7 +47,7 @@ def readme_text(comp: CompDescription) -> str:
         numbers += [
             "    array[0] = x - 0.5    array[1] = y - 0.5    array[2] = A",
             "",
-            "Arrays are float32 [3, rows, columns]. The centre of the first pixel is (0, 0), as cv2.remap counts.",
+            "Arrays are float32 [3, rows, columns]. The center of the first pixel is (0, 0), as cv2.remap counts.",
         ]
     else:
         down, blue = "1 - y / H" if convention.from_bottom else "y / H", "A" if convention.mask_in_blue else "0"
@@ -116,7 +116,7 @@ def _fusion_steps(comp: CompDescription) -> list[str]:
         f"{', loaded with Post-Multiply by Alpha' if comp.forward else ''}.",
     ]
     if comp.forward:
-        light = "Multiply its colours by the light, then merge" if comp.light else "Merge"
+        light = "Multiply its colors by the light, then merge" if comp.light else "Merge"
         parts.append(
             f"3. {light} it over the source, with A of the map as the effect mask of the Merge. Take all values as the "
             "files store them, without gamma or gamut."
@@ -134,7 +134,7 @@ def _blender_steps(comp: CompDescription) -> list[str]:
         return [what, "Blender takes the blue channel of a UV map as its mask.", untried]
     return [
         "comp_blender.py builds these nodes:",
-        "1. overlay/NAME.png and forward/NAME.*.exr (image sequence), both with the colour space Non-Color, and the "
+        "1. overlay/NAME.png and forward/NAME.*.exr (image sequence), both with the color space Non-Color, and the "
         "view transform Raw: light and weight belong to the values as the files store them.",
         "2. Map UV: the overlay is its Image, the sequence its UV. Blender takes the blue channel of a UV map as "
         "its mask and multiplies by it, so that the result is premultiplied.",
@@ -149,9 +149,9 @@ def _after_effects_steps(comp: CompDescription) -> list[str]:
     return [
         "After Effects itself has nothing that looks a picture up in a map of positions; plug-ins do (RE:Map is "
         "one). Set the project to 32 bits per channel, or positions are off by pixels, and interpret the maps "
-        "without colour management. They count from the top left corner, as After Effects does; if your plug-in "
+        "without color management. They count from the top left corner, as After Effects does; if your plug-in "
         "counts from the bottom left, export with --for nuke. Multiply what it gives by A of the "
-        f"map{' and its colours by the light' if comp.light else ''}.",
+        f"map{' and its colors by the light' if comp.light else ''}.",
         "None of this has been tried in After Effects. Without a plug-in, `unwrap export RUN unwrapped` gives a "
         "clip of a layer laid flat.",
     ]

@@ -44,7 +44,7 @@ from neural_fields.rendering.compositor import canonical_painters
 from neural_fields.runs.planar_record import read_planar_record
 from neural_fields.runs.run import Run
 
-COLOURS = "display-referred sRGB as in the video; nothing was made linear"
+COLORS = "display-referred sRGB as in the video; nothing was made linear"
 Format = Literal["ora", "psd", "png", "exr"]
 
 
@@ -82,7 +82,7 @@ class CanonicalExporter:
                     part.write_bytes(insert_png_texts(encode_png(picture.to_array(), bits=16), made))
             elif self.format == "exr":
                 planes = dict(zip("RGBA", np.moveaxis(premultiply(picture.to_array()), -1, 0), strict=True))
-                header = {"alpha": "premultiplied, the share of the texel that is seen", "colours": COLOURS}
+                header = {"alpha": "premultiplied, the share of the texel that is seen", "colors": COLORS}
                 write_exr(path, planes, {**header, "layer": picture.layer, **made})
             else:
                 document = build_document(target, number, picture, made)
@@ -108,10 +108,10 @@ class CanonicalExporter:
             ]
         else:
             note = "the picture has the 8 bits per channel of the run; the file leaves room for what you do with it"
-            alpha = "premultiplied: colours are multiplied by it" if self.format == "exr" else "straight"
+            alpha = "premultiplied: colors are multiplied by it" if self.format == "exr" else "straight"
             parts = [
                 f"{', '.join(names)}: the canonical picture of each layer, as training left it, without edits.",
-                f"Alpha is {alpha}. It says how much of a texel the video shows. Colours are {COLOURS}.",
+                f"Alpha is {alpha}. It says how much of a texel the video shows. Colors are {COLORS}.",
             ]
             if self.format == "png":
                 parts += ["Paint on it and give it back:", f"    unwrap edit RUN {names[0]} --layer {names[0][:-4]}"]

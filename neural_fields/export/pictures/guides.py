@@ -33,7 +33,7 @@ class GuideSettings:
     min_outline_share: float = 0.02  # of the largest outline's area; smaller ones are specks
     max_frames: int = 24  # that sizes are measured in
     cell_px: int = 2  # of the maps along a side of a cell that sizes are averaged in
-    max_scale: float = 4.0  # pixels per texel at the strong end of the colours, and one in so many at the other
+    max_scale: float = 4.0  # pixels per texel at the strong end of the colors, and one in so many at the other
     max_opacity: float = 0.85  # there
     frame_colors: tuple[Color, Color, Color] = ((64, 224, 120), (255, 205, 60), (255, 96, 96))  # first, middle, last
     fine_color: Color = (60, 130, 255)  # more texels than pixels
@@ -198,7 +198,7 @@ def draw_coverage(maps: Maps, plane: GuidePlane, settings: GuideSettings = DEFAU
 
 
 def _diverging_colors(ratio: Float[np.ndarray, "rows columns"], settings: GuideSettings) -> Guide:
-    """Colours numbers blue below zero and red above, the stronger the further from it up to one."""
+    """Colors numbers blue below zero and red above, the stronger the further from it up to one."""
     strength = np.abs(ratio).clip(0, 1)[..., None]
     fine, coarse = np.array(settings.fine_color, np.float32), np.array(settings.coarse_color, np.float32)
     color = np.where(ratio[..., None] < 0, fine, coarse)
@@ -208,7 +208,7 @@ def _diverging_colors(ratio: Float[np.ndarray, "rows columns"], settings: GuideS
 def _draw_with_edge(
     guide: Guide, draw_shape: Callable[[Mask, int], object], color: Color, edge: int, settings: GuideSettings
 ) -> None:
-    """Draws a shape in a colour with a dark edge of some texels.
+    """Draws a shape in a color with a dark edge of some texels.
 
     Args:
         guide: to draw on.
@@ -241,7 +241,7 @@ def _draw_text(text: str, place: tuple[int, int], scale: float, mask: Mask, more
 def _draw_legend(
     guide: Guide, bar: UInt8[np.ndarray, "1 256 4"], title: str, marks: Sequence[str], settings: GuideSettings
 ) -> None:
-    """Draws a bar of colours with numbers below and a title above, at the lower left."""
+    """Draws a bar of colors with numbers below and a title above, at the lower left."""
     height, width = guide.shape[:2]
     scale = max(0.35, max(width, height) / 2400)
     (title_width, high), _ = cv2.getTextSize(title, _FONT, scale, 1)
@@ -262,7 +262,7 @@ def _draw_legend(
     texts = [(title, bar_left, top + high + gap)]
     for number, mark in enumerate(marks):
         wide = cv2.getTextSize(mark, _FONT, scale, 1)[0][0]
-        centre = bar_left + number * long / (len(marks) - 1) - wide / 2
-        texts.append((mark, round(np.clip(centre, left + gap, left + panel[0] - gap - wide)), bar_top + 2 * high + gap))
+        center = bar_left + number * long / (len(marks) - 1) - wide / 2
+        texts.append((mark, round(np.clip(center, left + gap, left + panel[0] - gap - wide)), bar_top + 2 * high + gap))
     for text, x, y in texts:
         _draw_with_edge(guide, partial(_draw_text, text, (x, y), scale), settings.light_color, 0, settings)

@@ -1,6 +1,6 @@
 """Exports mattes and layers, from which other programs composite the video again.
 
-A matte is how much of each pixel a layer fills; the mattes of all layers add up to one. A layer has its colour as well,
+A matte is how much of each pixel a layer fills; the mattes of all layers add up to one. A layer has its color as well,
 and its alpha is what "over" asks for: how much the layer fills of what those in front of it leave.
 """
 
@@ -37,21 +37,21 @@ Format = Literal["png", "exr", "prores4444"]
 Picture = Float[np.ndarray, "height width channels"]  # one channel: a matte; four: straight RGBA
 Frames = Callable[[], Iterator[tuple[int, Sequence[Picture]]]]  # index in the run, and a picture of each layer
 
-COLOURS = "display-referred (sRGB, Rec. 709 primaries), as in the source; nothing was made linear"
+COLORS = "display-referred (sRGB, Rec. 709 primaries), as in the source; nothing was made linear"
 STORED = {
-    ("matte", "png"): "16-bit grey PNG files: 65535 where the layer fills the pixel.",
+    ("matte", "png"): "16-bit gray PNG files: 65535 where the layer fills the pixel.",
     ("matte", "exr"): "32-bit float OpenEXR files with the channels A and Y, both the matte.",
     ("matte", "prores4444"): "One ProRes 4444 film a layer: white, with the matte as its alpha.",
-    ("layers", "png"): "16-bit RGBA PNG files. Alpha is straight: colours are not multiplied by it.",
-    ("layers", "exr"): "32-bit float OpenEXR files. Alpha is premultiplied: colours are multiplied by it.",
-    ("layers", "prores4444"): "One ProRes 4444 film a layer. Alpha is straight: colours are not multiplied by it.",
+    ("layers", "png"): "16-bit RGBA PNG files. Alpha is straight: colors are not multiplied by it.",
+    ("layers", "exr"): "32-bit float OpenEXR files. Alpha is premultiplied: colors are multiplied by it.",
+    ("layers", "prores4444"): "One ProRes 4444 film a layer. Alpha is straight: colors are not multiplied by it.",
 }
 MEANING = {
     "matte": "A matte is how much of each pixel of the frame the layer fills. In each pixel the mattes of all layers "
     "add up to one: a layer behind others has only what they leave.",
     "layers": 'Put together with "over", the last on the bottom, the layers give the frame. Alpha is how much a layer '
     "fills of what those in front of it leave. The last layer goes on behind the others, where some frame shows it, "
-    "with the colours of its canonical picture in the light around.",
+    "with the colors of its canonical picture in the light around.",
 }
 
 
@@ -64,7 +64,7 @@ class MatteExporter:
     layer: Repeated = ()
     """Layers to write, repeatable (default: all)."""
     format: Format = "png"
-    """png: 16-bit grey; exr: 32-bit float, channels A and Y; prores4444: white with alpha, one film a layer."""
+    """png: 16-bit gray; exr: 32-bit float, channels A and Y; prores4444: white with alpha, one film a layer."""
     size: str = "source"
     """Size of the pictures: source, 480p, Np or WxH."""
     every: int = 1
@@ -82,7 +82,7 @@ class MatteExporter:
 
 @dataclass(frozen=True, kw_only=True)
 class LayersExporter:
-    """Write every layer with colour and alpha, so that "over", the last layer on the bottom, gives the frame."""
+    """Write every layer with color and alpha, so that "over", the last layer on the bottom, gives the frame."""
 
     name: ClassVar[str] = "layers"
 
@@ -110,9 +110,7 @@ class LayersExporter:
         edits = active_edits(target.run) if self.edited else []
         if self.edited and not edits:
             raise bad_input("no edit is active in this run", where=str(target.run.edits), fix="leave out --edited")
-        job = _plan_job(
-            target, "layers", self.layer, self.format, self.size, self.every, edits=edits, colours=self.what
-        )
+        job = _plan_job(target, "layers", self.layer, self.format, self.size, self.every, edits=edits, colors=self.what)
         changer = open_passes(target.run, target.maps) if edits else None
         images = [canonical.read_pristine(target.run.canonical, name) for name in target.maps.layers]
         unmixing = FrameUnmixer(target.maps, [(image.to_array(), image.box) for image in images])
@@ -168,7 +166,7 @@ class _MatteJob:
                     if self.format == "exr":
                         planes = picture[..., 0] if is_matte else np.moveaxis(premultiply(picture), -1, 0)
                         channels = dict.fromkeys("AY", planes) if is_matte else dict(zip("RGBA", planes, strict=True))
-                        header = {} if is_matte else {"alpha": "premultiplied", "colour": COLOURS}
+                        header = {} if is_matte else {"alpha": "premultiplied", "color": COLORS}
                         write_exr(path, channels, {**header, **self.words})
                     else:
                         values = np.rint(65535 * picture).astype(np.uint16)
@@ -191,7 +189,7 @@ class _MatteJob:
             f"{width}x{height} pixels. {numbers}",
         ]
         if self.kind == "layers":
-            lines.insert(2, f"Colours are {COLOURS}.")
+            lines.insert(2, f"Colors are {COLORS}.")
         text = "\n\n".join(fill(line, 100) for line in lines) + "\n"
         write_synced(self.target.folder / "README.txt", text.encode())
         return [stored]

@@ -91,7 +91,7 @@ class CanonicalFill:
         """Fills an unwrapped frame with the picture, in the frame's light, where the frame does not show the layer."""
         share = flat.visibility[..., None]
         lit = 255 * np.clip(self.rgb * flat.gain, 0, 1)
-        return np.rint(share * flat.colour + (1 - share) * lit).astype(np.uint8)
+        return np.rint(share * flat.color + (1 - share) * lit).astype(np.uint8)
 
 
 def _unwrap_frames(
@@ -105,8 +105,8 @@ def _unwrap_frames(
     """Yields the layer in uv space for each frame, RGBA; `behind` fills it where the frame does not show it."""
     for t, frame in enumerate(frames):
         flat = plane.unwrap_frame(t, frame)
-        colour = flat.colour if behind is None else behind.fill_frame(flat)
-        yield np.dstack([colour, np.rint(255 * flat.visibility).astype(np.uint8)])
+        color = flat.color if behind is None else behind.fill_frame(flat)
+        yield np.dstack([color, np.rint(255 * flat.visibility).astype(np.uint8)])
         report(stage, t + 1, count)
 
 

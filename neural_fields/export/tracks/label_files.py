@@ -1,6 +1,6 @@
-"""Reads and writes label maps: pictures in which each colour, grey value or palette index is a class.
+"""Reads and writes label maps: pictures in which each color, gray value or palette index is a class.
 
-A class is a colour that a file keeps exactly. So colours are not converted, not averaged, and files whose compression
+A class is a color that a file keeps exactly. So colors are not converted, not averaged, and files whose compression
 changes them are refused.
 """
 
@@ -19,9 +19,9 @@ from neural_fields.data.masks.layer_masks import ASPECT_SLACK
 from neural_fields.imaging.image_io import encode_png, read_picture
 
 KINDS = ("PNG", "TIFF", "BMP")
-MODES = ("1", "L", "P", "LA", "RGB", "RGBA")  # of Pillow, 8 bit; and 16-bit grey, whose mode says the byte order
+MODES = ("1", "L", "P", "LA", "RGB", "RGBA")  # of Pillow, 8 bit; and 16-bit gray, whose mode says the byte order
 LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")
-SAVE_AGAIN = "save it as PNG with a palette, grey values or plain colours, without antialiasing"
+SAVE_AGAIN = "save it as PNG with a palette, gray values or plain colors, without antialiasing"
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class LabelMap:
 
     Attributes:
         classes: the class of each pixel; class 0 is nothing, also where no pixel has it.
-        values: for each class what the file stores: a palette index or grey value, or the channels of a colour.
-        mode: as Pillow names it ("I;16" is 16-bit grey); "RGB" and "RGBA" may have 16 bits.
+        values: for each class what the file stores: a palette index or gray value, or the channels of a color.
+        mode: as Pillow names it ("I;16" is 16-bit gray); "RGB" and "RGBA" may have 16 bits.
         palette: RGB bytes of a picture with a palette.
-        transparency: what a PNG says of its transparent index or colour.
+        transparency: what a PNG says of its transparent index or color.
         source, sha256: name and digest of the file.
     """
 
@@ -51,7 +51,7 @@ class LabelMap:
         return 1 if self.mode == "1" else 8 * self.values.dtype.itemsize
 
     def class_color(self, number: int) -> list[int]:
-        """Returns the colour of a class, channel by channel."""
+        """Returns the color of a class, channel by channel."""
         value = self.values[number]
         return list(self.palette[3 * value[0] : 3 * value[0] + 3]) if self.mode == "P" else value.tolist()
 
@@ -84,12 +84,12 @@ def read_labels(path: Path, size: tuple[int, int], max_pixels: int = 40_000_000,
         max_classes: a picture with more classes is refused.
 
     Raises:
-        UserError: a file that cannot be read or changes colours, too many classes or only one, another aspect (exit 3),
+        UserError: a file that cannot be read or changes colors, too many classes or only one, another aspect (exit 3),
             or too many pixels (7).
     """
     picture = read_picture(path, max_pixels)  # whatever is damaged, too large or no picture is refused here
     if picture.kind not in KINDS or picture.lossy:
-        exact = f"{picture.kind} changes colours, and each colour is a class" if picture.lossy else ""
+        exact = f"{picture.kind} changes colors, and each color is a class" if picture.lossy else ""
         raise bad_input(
             f"{path.name} is a {picture.kind} file",
             where=str(path),
@@ -110,15 +110,15 @@ def read_labels(path: Path, size: tuple[int, int], max_pixels: int = 40_000_000,
             problem, orientation = "", 0x0112  # the EXIF tag
             deep = ";16" in str(getattr(image, "tile", ""))
             if image.mode not in MODES and not image.mode.startswith("I;16"):
-                problem = f"it stores {image.mode}; expected a palette, grey values, or RGB colours"
+                problem = f"it stores {image.mode}; expected a palette, gray values, or RGB colors"
             elif getattr(image, "n_frames", 1) > 1:
                 problem = f"it holds {image.n_frames} pictures; expected one"  # type: ignore[attr-defined]
             elif image.format == "TIFF" and image.info.get("compression") in LOSSY_TIFF:
-                problem = "its JPEG or WebP compression changes colours, and each colour is a class"
+                problem = "its JPEG or WebP compression changes colors, and each color is a class"
             elif image.format != "TIFF" and image.getexif().get(orientation, 1) != 1:
                 problem = "it is stored turned (EXIF orientation)"
             elif deep and picture.bits != 16:
-                problem = "its 16 bits per channel come with a colour profile, or in an unusual layout"
+                problem = "its 16 bits per channel come with a color profile, or in an unusual layout"
             if problem:
                 raise bad_input(f"{path.name} cannot be used as labels", where=str(path), why=problem, fix=SAVE_AGAIN)
 
@@ -138,7 +138,7 @@ def read_labels(path: Path, size: tuple[int, int], max_pixels: int = 40_000_000,
         raise bad_input(f"{path.name} cannot be read: {error}", where=str(path), fix=SAVE_AGAIN) from None
     classes, values = _classify_pixels(path, pixels, max_classes)
     if mode == "P" and 3 * int(values.max()) + 3 > len(palette):
-        raise bad_input(f"{path.name} is damaged: a pixel has a colour that its palette lacks", where=str(path))
+        raise bad_input(f"{path.name} is damaged: a pixel has a color that its palette lacks", where=str(path))
     return LabelMap(classes, values, mode, palette, transparency, path.name, picture.sha256)
 
 
@@ -165,13 +165,13 @@ def _classify_pixels(
     found = np.unique(packed)
     if len(found) > max_classes:
         raise bad_input(
-            f"{path.name} has {len(found)} colours",
+            f"{path.name} has {len(found)} colors",
             where=str(path),
             why=f"each is a class, and at most {max_classes} are taken: is it a photo, or are its edges soft?",
             fix=SAVE_AGAIN,
         )
     if len(found) == 1:
-        raise bad_input(f"{path.name} has one colour everywhere", where=str(path), why="there is nothing to tell apart")
+        raise bad_input(f"{path.name} has one color everywhere", where=str(path), why="there is nothing to tell apart")
     solid = channels in (2, 4) and bool((pixels[..., -1] == 2**bits - 1).all())
     nothing = np.uint64(2**bits - 1 if solid else 0)
     found = np.union1d(found, nothing)

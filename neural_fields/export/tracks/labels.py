@@ -29,7 +29,7 @@ class LabelsExporter:
     name: ClassVar[str] = "labels"
 
     labels: Path | None = None
-    """A PNG, TIFF or BMP picture of the frame: each colour, grey value or palette index is a class."""
+    """A PNG, TIFF or BMP picture of the frame: each color, gray value or palette index is a class."""
     frame: int | None = None
     """Number of the frame in the source that it belongs to, 0 is the first (default: the middle one)."""
     masks: bool = False
@@ -72,7 +72,7 @@ class LabelsExporter:
             described.append(
                 {
                     "value": picture.values[number].tolist(),
-                    "colour": picture.class_color(number),
+                    "color": picture.class_color(number),
                     "pixels": int(counts[t, number]),
                     "pixels_in_all_frames": int(counts[:, number].sum()),
                     **folder,

@@ -1,6 +1,6 @@
 """Formats point tracks for other programs. Every format has all points in all frames of the run, visible or not.
 
-- csv: a table. Pixels of the source, y down, the centre of the first pixel at 0.5,0.5; frames are counted from 0.
+- csv: a table. Pixels of the source, y down, the center of the first pixel at 0.5,0.5; frames are counted from 0.
 - nuke: a Tracker4 node; its columns are those that Nuke 13.2 writes. y up, frames from 1. A point that is not seen is
   switched off in that frame (column `enable`).
 - after_effects: keyframe data to paste onto a layer: its position, and an opacity of 0 where the point is not seen.
@@ -27,7 +27,7 @@ NUKE_COLUMNS = (
     *(f"1 1 0 {box}_{side} {box}_{side} 1" for box in ("pattern", "search") for side in "xyrt"),
     "2 1 0 key_track key_track 1",
     *(f"2 1 0 key_{box}_{side} key_{box}_{side} 1" for box in ("search", "track") for side in "xyrt"),
-    *(f"2 1 0 key_centre_offset_{side} key_centre_offset_{side} 1" for side in "xy"),
+    *(f"2 1 0 key_center_offset_{side} key_center_offset_{side} 1" for side in "xy"),
 )  # fmt: skip
 
 BLENDER = '''"""Makes tracks in the movie clip of this size: open it in the Movie Clip Editor, then run this script."""

@@ -69,7 +69,7 @@ class TracksExporter:
             "frames": [frames.start, frames.stop, frames.step],
             "frame": frame,
             "points": len(tracks.positions),
-            "csv": "pixels of the source, y down, the centre of the first pixel is 0.5,0.5; frames are counted from 0",
+            "csv": "pixels of the source, y down, the center of the first pixel is 0.5,0.5; frames are counted from 0",
         }
         made = build_provenance(target.run, "tracks", frame=frame) if target.metadata else {}
         write_json(target.folder / "tracks.json", {**described, **made})
@@ -114,7 +114,7 @@ def track_points(run: Run | str | Path, points: Shaped[np.ndarray, "points 2"], 
 
     Args:
         run: an open run, or its folder.
-        points: (x, y) in pixels of the source; the centre of the first pixel is 0.5, 0.5.
+        points: (x, y) in pixels of the source; the center of the first pixel is 0.5, 0.5.
         frame: number of the frame in the source, from 0.
 
     Returns:

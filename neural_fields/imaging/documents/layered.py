@@ -104,8 +104,8 @@ def composite_over(top: Rgba, under: Rgba) -> Rgba:
     alpha = share + below * (1 - share)
     mixed = (top[..., :3] * share + under[..., :3] * below * (1 - share)) / np.maximum(alpha, np.float32(1e-6))
     alone = np.where(share > 0, top[..., :3], under[..., :3])
-    colour = np.where((share > 0) & (share < 1) & (below > 0), mixed, alone)
-    return np.concatenate([colour, alpha], axis=-1).astype(np.float32)
+    color = np.where((share > 0) & (share < 1) & (below > 0), mixed, alone)
+    return np.concatenate([color, alpha], axis=-1).astype(np.float32)
 
 
 def place_on_canvas(layer: DocumentLayer, size: Size) -> Rgba:

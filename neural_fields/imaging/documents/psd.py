@@ -105,7 +105,7 @@ def read_psd(path: Path, max_pixels: int, limits: DocumentLimits = DEFAULTS) -> 
         raise bad_input(f"{path.name} is {kind}", where=str(path), why="only .psd is read", fix=again)
     rgb_mode = 3
     if mode != rgb_mode or depth not in (8, 16):
-        found = f"it has {depth} bits per channel in colour mode {mode}"
+        found = f"it has {depth} bits per channel in color mode {mode}"
         raise bad_input(f"{path.name} is not RGB", where=str(path), why=found, fix=again)
     check_canvas(path, (width, height), max_pixels)
 
@@ -199,8 +199,8 @@ def _read_pixels(path: Path, item: Any, max_pixels: int) -> Rgba:
             raise unsafe_document_error(
                 path, f"the mask of {item.name[:80]!r} has {item.mask.width} x {item.mask.height} pixels"
             )
-        colour, shape = item.numpy("color"), item.numpy("shape")
-        rgba[..., :3] = 0 if colour is None else colour[..., :3]
+        color, shape = item.numpy("color"), item.numpy("shape")
+        rgba[..., :3] = 0 if color is None else color[..., :3]
         rgba[..., 3] = 1 if shape is None else shape[..., 0]
         if _has_mask(item):
             mask, values = item.mask, item.numpy("mask")

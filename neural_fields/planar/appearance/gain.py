@@ -1,4 +1,4 @@
-"""Gains: multiplicative shading on top of a layer's texture, a factor for each colour channel."""
+"""Gains: multiplicative shading on top of a layer's texture, a factor for each color channel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from neural_fields.planar.mappings.frame_grid import FrameTable, make_zero_table
 
 
 class Gain(nn.Module):
-    """The shading of one layer at points of the video: a factor for each colour channel."""
+    """The shading of one layer at points of the video: a factor for each color channel."""
 
     on_canonical = False  # a function of uv, with as much detail as a texture
 
@@ -40,7 +40,7 @@ class Gain(nn.Module):
 
     @abstractmethod
     def param_groups(self) -> list[dict]:
-        """Returns what the optimiser changes, with learning rates."""
+        """Returns what the optimizer changes, with learning rates."""
 
 
 class GridGain(Gain):
@@ -72,7 +72,7 @@ class GridGain(Gain):
         return torch.exp(self.table.sample_frames(frames, size).permute(0, 2, 3, 1))
 
     def compute_size_and_steps(self, frames: Int[Tensor, " frames"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """Computes the mean square of the logarithm of the gain, and of its differences between neighbouring cells."""
+        """Computes the mean square of the logarithm of the gain, and of its differences between neighboring cells."""
         rows = self.table.frame_rows(frames)
         return rows.square().mean(), mean_squared_steps(rows)
 

@@ -48,7 +48,7 @@ class HashNetwork(nn.Module):
 
 
 class BoundedHashTexture(Texture):
-    """One layer's colours over all of [-1, 1]^2: (tanh + 1) / 2 of a hash network."""
+    """One layer's colors over all of [-1, 1]^2: (tanh + 1) / 2 of a hash network."""
 
     def __init__(self, settings: planar.BoundedHashTextureConfig) -> None:
         super().__init__()

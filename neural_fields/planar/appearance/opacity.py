@@ -22,7 +22,7 @@ SNAP_MARGIN = 0.02  # sigmoids this near to 0 or 1 mean 0 or 1
 class Opacity(nn.Module):
     """Alphas in [0, 1] of the front layers, front to back, each as if it stood alone."""
 
-    skips_hidden = False  # a weight of 0 stays 0 for good: the colours of the layer are not computed there
+    skips_hidden = False  # a weight of 0 stays 0 for good: the colors of the layer are not computed there
 
     @abstractmethod
     def forward(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n front"]:
@@ -43,7 +43,7 @@ class Opacity(nn.Module):
 
     @abstractmethod
     def param_groups(self) -> list[dict]:
-        """Returns what the optimiser changes, with learning rates."""
+        """Returns what the optimizer changes, with learning rates."""
 
 
 class PixelOpacity(Opacity):

@@ -17,7 +17,7 @@ from neural_fields.planar.mappings.mapping import PAPER_ADAM
 
 
 class SirenTexture(Texture):
-    """One layer's colours: (1 + a network of sines of (u, v)) / 2.
+    """One layer's colors: (1 + a network of sines of (u, v)) / 2.
 
     Nothing bounds them; they are clipped to [0, 1] where they are shown.
     """

@@ -1,4 +1,4 @@
-"""Textures: the colours of the canonical plane of a layer, (u, v) -> rgb."""
+"""Textures: the colors of the canonical plane of a layer, (u, v) -> rgb."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DEFAULTS = MipmapSettings()
 
 
 class Texture(nn.Module):
-    """The colours of one layer's canonical plane."""
+    """The colors of one layer's canonical plane."""
 
     @abstractmethod
     def forward(self, uv: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n 3"]:
@@ -50,7 +50,7 @@ class Texture(nn.Module):
 
     @abstractmethod
     def param_groups(self) -> list[dict]:
-        """Returns what the optimiser changes, with learning rates."""
+        """Returns what the optimizer changes, with learning rates."""
 
 
 class ImageTexture(Texture):
@@ -59,7 +59,7 @@ class ImageTexture(Texture):
     Args:
         box: in uv units.
         width, height: in texels, multiples of 2^max_halvings.
-        learning_rate: of the colours.
+        learning_rate: of the colors.
         settings: of the smaller pictures.
     """
 
@@ -80,7 +80,7 @@ class ImageTexture(Texture):
         """Returns the RGB of pixels; where they lie more than a texel apart, from a picture with fewer texels.
 
         Otherwise a frame that shows the layer small would use single texels with gaps between them, and training would
-        change the colours of just these: a pattern of dots in the picture that people paint on.
+        change the colors of just these: a pattern of dots in the picture that people paint on.
         """
         if step is None:
             return self(uv)
@@ -118,7 +118,7 @@ class ImageTexture(Texture):
         return coords.sample_canonical(images, self.box, batch).permute(0, 2, 3, 1).reshape(*uv.shape[:-1], 3)
 
     def compute_roughness(self) -> Float[Tensor, ""]:
-        """Computes the mean squared difference between neighbouring texels."""
+        """Computes the mean squared difference between neighboring texels."""
         return mean_squared_steps(self.image[None])
 
     def param_groups(self) -> list[dict]:
@@ -134,8 +134,8 @@ class MlpTexture(Texture):
 
     Args:
         settings: learning rate.
-        network: from positions in the plane to colours from -1 to 1.
-        centre, half_side: the middle and half the side of the square; uv in [-1, 1]^2 fill it.
+        network: from positions in the plane to colors from -1 to 1.
+        center, half_side: the middle and half the side of the square; uv in [-1, 1]^2 fill it.
         owner: this layer registers and trains the network.
     """
 
@@ -143,13 +143,13 @@ class MlpTexture(Texture):
         self,
         settings: planar.MlpTextureConfig,
         network: nn.Module,
-        centre: tuple[float, float],
+        center: tuple[float, float],
         half_side: float,
         owner: bool,
     ) -> None:
         super().__init__()
         self.learning_rate = settings.learning_rate
-        self.centre = centre
+        self.center = center
         self.half_side = half_side
         if owner:
             self.network = network
@@ -157,7 +157,7 @@ class MlpTexture(Texture):
 
     def forward(self, uv: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n 3"]:
         """Returns the RGB at any points, in [0, 1]."""
-        place = uv.reshape(-1, 2) * self.half_side + uv.new_tensor(self.centre)
+        place = uv.reshape(-1, 2) * self.half_side + uv.new_tensor(self.center)
         return ((evaluate_in_parts(self._shared[0], place) + 1) / 2).view(*uv.shape[:-1], 3)
 
     def param_groups(self) -> list[dict]:
@@ -180,15 +180,15 @@ def make_mlp_textures(settings: planar.MlpTextureConfig, layers: int) -> list[Ml
     while side * side < layers:
         side += 1
     middles = [(2 * index + 1) / side - 1 for index in reversed(range(side))]
-    centres = [(u, v) for v in middles for u in middles]
-    used = [*centres[: layers - 1], centres[-1]]
-    return [MlpTexture(settings, network, centre, 1 / side, number == 0) for number, centre in enumerate(used)]
+    centers = [(u, v) for v in middles for u in middles]
+    used = [*centers[: layers - 1], centers[-1]]
+    return [MlpTexture(settings, network, center, 1 / side, number == 0) for number, center in enumerate(used)]
 
 
 class HashTexture(Texture):
     """A 2-D hash grid over `box` and a small network, which also reads the raw position; beyond it the tables repeat.
 
-    Ouyang et al., "CoDeF" (2024), section 3.1. Nothing bounds the colours; they are cut to [0, 1] where they are shown.
+    Ouyang et al., "CoDeF" (2024), section 3.1. Nothing bounds the colors; they are cut to [0, 1] where they are shown.
     """
 
     def __init__(self, settings: planar.HashTextureConfig, box: Box) -> None:
@@ -204,7 +204,7 @@ class HashTexture(Texture):
         return evaluate_in_parts(self._evaluate_unit_square, place).view(*uv.shape[:-1], 3)
 
     def _evaluate_unit_square(self, place: Float[Tensor, "n 2"]) -> Float[Tensor, "n 3"]:
-        """Returns the colours at positions from 0 to 1 across the box."""
+        """Returns the colors at positions from 0 to 1 across the box."""
         return self.network(torch.cat([place, self.grid(place)], dim=1))
 
     def param_groups(self) -> list[dict]:

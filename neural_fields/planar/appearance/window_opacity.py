@@ -22,7 +22,7 @@ from neural_fields.planar.appearance.opacity import Opacity
 
 @dataclass(frozen=True)
 class ChartSpans:
-    """`count` spans of equal length, neighbours sharing `overlap` frames, as the paper's code cuts a clip."""
+    """`count` spans of equal length, neighbors sharing `overlap` frames, as the paper's code cuts a clip."""
 
     frame_count: int
     count: int
@@ -87,7 +87,7 @@ class WindowOpacity(Opacity):
     def forward(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, "n front"]:
         """Returns the shares of all charts but the last at the times of points; see `ChartSpans.remaining_share`."""
         frame = torch.as_tensor(coords.denormalize_time(xyt[:, 2], self.chart_spans.frame_count))
-        # Frame indices come back from normalised times with a rounding error that must not leave a sliver of a layer.
+        # Frame indices come back from normalized times with a rounding error that must not leave a sliver of a layer.
         nearest = frame.round()
         return self.chart_spans.remaining_share(torch.where((frame - nearest).abs() < 1e-3, nearest, frame))
 

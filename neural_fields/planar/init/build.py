@@ -1,4 +1,4 @@
-"""From a config to a planar model: `plan` looks at the clip, `build` makes the parts, `fill` initialises them."""
+"""From a config to a planar model: `plan` looks at the clip, `build` makes the parts, `fill` initializes them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ from neural_fields.planar.model import LayerShape, ModelShape, PlanarModel
 
 
 @dataclass(frozen=True)
-class InitialisationSettings:
+class InitializationSettings:
     """Settings of the closed-form start of opacities, textures and gains."""
 
     min_opacity: float = 0.005  # and its complement the largest; what is certain takes steady evidence to change
@@ -63,7 +63,7 @@ class InitialisationSettings:
     gain_rim_px: int = 1  # of a layer, whose pixels do not count in its lighting gain
 
 
-DEFAULTS = InitialisationSettings()
+DEFAULTS = InitializationSettings()
 
 
 @dataclass(frozen=True)
@@ -218,21 +218,21 @@ def _divide_clip(settings: WindowOpacityConfig, shape: ModelShape) -> window_opa
     return window_opacity.ChartSpans(shape.frame_count, len(shape.layers), settings.overlap)
 
 
-def initialise_model(
+def initialize_model(
     model: PlanarModel,
     plan: ModelPlan,
     clip: ClipDataset,
     warm_up_options: WarmUpOptions | None = None,
-    settings: InitialisationSettings = DEFAULTS,
+    settings: InitializationSettings = DEFAULTS,
 ) -> None:
-    """Initialises a new model on the CPU: opacity, geometry or warm-up of the mappings, then explicit textures.
+    """Initializes a new model on the CPU: opacity, geometry or warm-up of the mappings, then explicit textures.
 
     Args:
         model: as `build` returned it; changed in place.
         plan: the geometry that mappings start from.
         clip: frames and masks.
         warm_up_options: seed, device and time limit of the warm-up of mappings that are networks.
-        settings: of the parts that are initialised in closed form.
+        settings: of the parts that are initialized in closed form.
     """
     if isinstance(model.opacity, opacity.PixelOpacity):
         _fill_opacity(model.opacity, clip, settings)
@@ -293,7 +293,7 @@ def initialise_model(
             fit_gain(light, where, picture, t, np.float32(1 / 255) * clip.frames[t], share)  # type: ignore[arg-type]
 
 
-def _fill_opacity(part: opacity.PixelOpacity, clip: ClipDataset, settings: InitialisationSettings) -> None:
+def _fill_opacity(part: opacity.PixelOpacity, clip: ClipDataset, settings: InitializationSettings) -> None:
     """Sets logits from the masks: soft at their outlines, where masks know least, and certain elsewhere."""
     count, front, rows, columns = part.table.values.shape
     with torch.no_grad():

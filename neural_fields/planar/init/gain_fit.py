@@ -40,7 +40,7 @@ def fit_gain(
 ) -> None:
     """Sets the gain of frame `t`.
 
-    In every cell g minimises the sum of (g texture - frame)^2 over the pixels, so g = sum(texture frame) /
+    In every cell g minimizes the sum of (g texture - frame)^2 over the pixels, so g = sum(texture frame) /
     sum(texture^2).
 
     Args:

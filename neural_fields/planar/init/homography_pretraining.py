@@ -36,7 +36,7 @@ def pretrain_homographies(
 ) -> None:
     """Trains the homographies together with one canonical network for the whole clip, which is then dropped.
 
-    As the paper's code: mean squared error of colours from -1 to 1, Adam, `pretrain` steps of a fourth of a frame's
+    As the paper's code: mean squared error of colors from -1 to 1, Adam, `pretrain` steps of a fourth of a frame's
     pixels. Steps whose gradients are not finite are left out.
 
     Args:

@@ -48,7 +48,7 @@ def warm_up(mapping: MlpMapping, frame_count: int, size: tuple[int, int], option
     home = next(mapping.parameters()).device
     mapping.to(options.device)
     generator = torch.Generator().manual_seed(int(np.random.SeedSequence([options.seed, 1]).generate_state(1)[0]))
-    optimiser = Adam([{"params": list(mapping.parameters()), "lr": settings.learning_rate, **PAPER_ADAM}])
+    optimizer = Adam([{"params": list(mapping.parameters()), "lr": settings.learning_rate, **PAPER_ADAM}])
     total = settings.warm_up * frame_count
     begin = time.monotonic()
     distance = torch.zeros(())
@@ -63,9 +63,9 @@ def warm_up(mapping: MlpMapping, frame_count: int, size: tuple[int, int], option
             t = float(coords.normalize_time(float(step % frame_count), frame_count))
             xyt = torch.cat([xy, torch.full((count, 1), t)], dim=1).to(options.device)
             distance = (mapping(xyt) - settings.uv_scale * xyt[:, :2]).norm(dim=1).mean()
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             distance.backward()
-            optimiser.step()
+            optimizer.step()
             if step % options.report_every == 0:
                 options.progress(step, total)
     mapping.to(home)

@@ -139,7 +139,7 @@ def render_patch(layer: LayerTables, level: tuple[int, int], size: tuple[int, in
         patch: not empty.
     """
     box, image = layer.texture.box, layer.texture.image.data
-    # u and v of the homography at the pixel centres, in the units and the order of `coords.frame_xy`.
+    # u and v of the homography at the pixel centers, in the units and the order of `coords.frame_xy`.
     h = layer.mapping.homography[layer.t].tolist()
     x = (2 * (torch.arange(patch.left, patch.right) + 0.5) - size[0]) / max(size)
     y = (2 * (torch.arange(patch.top, patch.bottom) + 0.5) - size[1])[:, None] / max(size)

@@ -208,7 +208,7 @@ def accumulate_table_gradients(model: PlanarModel, batch: Batch, min_bands: int 
     mask_scale = weights.mask / (front * pixels) if with_mask else 0.0
     bands = _split_into_bands(model, batch, with_mask, min_bands)
     results = list(_thread_pool().map(lambda band: compute_band_gradients(model, band, color_scale, mask_scale), bands))
-    # The losses of colours and masks; outside the windows a weight is 0, and its entropy that of the clamp.
+    # The losses of colors and masks; outside the windows a weight is 0, and its entropy that of the clamp.
     losses = {"color": torch.tensor(color_scale * sum(result.squared_error for result in results))}
     if with_mask:
         inside = sum(result.band.window.area for result in results)

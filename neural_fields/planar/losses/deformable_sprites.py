@@ -39,7 +39,7 @@ def laplacian_loss(samples: LayerSamples, batch: Batch, levels: int = 3) -> Floa
 
 
 def contrast_loss(samples: LayerSamples) -> Float[Tensor, ""]:
-    """Computes the mean dot product of the colours that different layers have at a point, over all pairs of layers.
+    """Computes the mean dot product of the colors that different layers have at a point, over all pairs of layers.
 
     A layer is dark where another one explains the picture. A layer's pairs with itself count as 0, as in the code.
     """

@@ -28,7 +28,7 @@ class GainConsistencySettings:
 
     times: int = 15  # other frames at which the gain of a patch is looked up, for each patch
     flatness_weight: float = 16.0  # of a gain out of view that is not flat, relative to one with another pattern
-    epsilon: float = 1e-6  # of 8-bit colours, in which patterns are compared: no division by zero
+    epsilon: float = 1e-6  # of 8-bit colors, in which patterns are compared: no division by zero
 
 
 DEFAULTS = GainConsistencySettings()

@@ -1,4 +1,4 @@
-"""What training minimises: the weighted losses of a planar model, and their gradients.
+"""What training minimizes: the weighted losses of a planar model, and their gradients.
 
 Losses look at a model, never the other way round: this module is above the model and above every loss.
 """
@@ -41,7 +41,7 @@ def accumulate_by_autograd(model: PlanarModel, batch: Batch, step: int) -> dict[
 
 
 def compute_losses(model: PlanarModel, batch: Batch, samples: LayerSamples, step: int) -> dict[str, Float[Tensor, ""]]:
-    """Returns the losses of the model's config that are active at `step`, times their weights; their sum is minimised.
+    """Returns the losses of the model's config that are active at `step`, times their weights; their sum is minimized.
 
     Args:
         model: its `weights` say which losses are active.

@@ -91,7 +91,7 @@ def measure_departure_from_rotation(jacobian: Float[Tensor, "n 2 2"]) -> Float[T
 
 @dataclass(frozen=True)
 class FlowMatches:
-    """Points of a batch that optical flow finds again in a neighbouring frame."""
+    """Points of a batch that optical flow finds again in a neighboring frame."""
 
     row: Int[Tensor, " m"]  # which points of the batch
     xyt: Float[Tensor, "m 3"]  # where they are in the other frame

@@ -4,7 +4,7 @@ Each function returns one unweighted scalar; `objective.compute_losses` weights 
 units of xy (the longer side of the frame is 2) or in pixels, so that no loss depends on which side is the longer one.
 "LNA" is Kasten et al., "Layered Neural Atlases for Consistent Video Editing" (2021); "CoDeF" is Ouyang et al., "CoDeF:
 Content Deformation Fields for Temporally Consistent Video Processing" (2024). Losses that look at other points than the
-batch's own (a pixel further, where the flow leads) are in `neighbours`.
+batch's own (a pixel further, where the flow leads) are in `neighbors`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def color_loss(samples: LayerSamples, batch: Batch) -> Float[Tensor, ""]:
 
 
 def color_l1_loss(samples: LayerSamples, batch: Batch) -> Float[Tensor, ""]:
-    """Computes the mean absolute error, over points and channels, of each layer's own colour where it is visible.
+    """Computes the mean absolute error, over points and channels, of each layer's own color where it is visible.
 
     Layers are added. Layers that fade into each other each have to show the frame alone, as charts that are trained one
     by one do.
@@ -53,9 +53,9 @@ def mask_loss(samples: LayerSamples, masks: Float[Tensor, "n front"]) -> Float[T
 
 
 def sparsity_loss(samples: LayerSamples) -> Float[Tensor, ""]:
-    """Computes the mean square, over points and channels, of each front layer's colour where light passes it (LNA).
+    """Computes the mean square, over points and channels, of each front layer's color where light passes it (LNA).
 
-    With one front layer that is (1 - alpha) times its colour, without its gain; a layer further back counts where those
+    With one front layer that is (1 - alpha) times its color, without its gain; a layer further back counts where those
     before it let light pass. Layers are added.
     """
     front = samples.weight[:, :-1]
@@ -64,7 +64,7 @@ def sparsity_loss(samples: LayerSamples) -> Float[Tensor, ""]:
 
 
 def sobel_loss(samples: LayerSamples, batch: Batch) -> Float[Tensor, ""]:
-    """Computes the mean absolute difference of the grey Sobel gradients of each layer and of the frame.
+    """Computes the mean absolute difference of the gray Sobel gradients of each layer and of the frame.
 
     CoDeF; whole frames only. Only pixels where the layer is visible count. x and y are averaged, layers are added, and
     each layer counts with the share of the frame that it fills. Beyond the edge both pictures are black, as in CoDeF's
@@ -87,7 +87,7 @@ def _sobel_gradients(image: Float[Tensor, "batch 1 height width"]) -> Float[Tens
 
 
 def background_color_loss(samples: LayerSamples, batch: Batch) -> Float[Tensor, ""]:
-    """Computes the mean squared error of each layer's own colour where it is not visible (CoDeF).
+    """Computes the mean squared error of each layer's own color where it is not visible (CoDeF).
 
     Texels that no pixel shows stay natural. Layers are added, each with the share of the frame that it fills: then one
     step of CoDeF on that layer alone differs by that factor only, which Adam does not see.
@@ -113,7 +113,7 @@ def residual_anchor_loss(model: PlanarModel, batch: Batch) -> Float[Tensor, ""]:
 
 
 def residual_smoothness_loss(model: PlanarModel, batch: Batch) -> Float[Tensor, ""]:
-    """Computes squared differences of neighbouring shifts of the residual grids, in pixels, layers added."""
+    """Computes squared differences of neighboring shifts of the residual grids, in pixels, layers added."""
     frames = batch.frames.to(model.device)
     mappings = cast("Sequence[GridMapping]", model.mappings)
     return torch.stack([mapping.residual_smoothness(frames) for mapping in mappings]).sum()
@@ -127,7 +127,7 @@ def residual_jacobian_loss(model: PlanarModel, batch: Batch) -> Float[Tensor, ""
 
 
 def gain_size_and_steps_losses(model: PlanarModel, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Computes the squared logarithm of the gains, and of its differences between neighbouring cells, layers added."""
+    """Computes the squared logarithm of the gains, and of its differences between neighboring cells, layers added."""
     frames = batch.frames.to(model.device)
     gains = cast("Sequence[GridGain]", model.gains)
     parts = [gain.compute_size_and_steps(frames) for gain in gains]

@@ -16,7 +16,7 @@ class FrameTable(nn.Module):
     Args:
         values: the start values.
         size: (width, height) of the frames in pixels; only the aspect matters.
-        learning_rate: step of the optimiser, in the unit of the values.
+        learning_rate: step of the optimizer, in the unit of the values.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class FrameTable(nn.Module):
     def sample_frames(
         self, frames: Int[Tensor, " frames"], size: tuple[int, int]
     ) -> Float[Tensor, "frames channel height width"]:
-        """Returns the values at every pixel centre of some frames of `size` (width, height)."""
+        """Returns the values at every pixel center of some frames of `size` (width, height)."""
         if not self.shape[1]:  # a single layer has no opacities; torch refuses pictures without channels
             return self.flat.new_zeros(len(frames), 0, size[1], size[0])
         if tuple(self.shape[2:]) == (size[1], size[0]):
@@ -58,7 +58,7 @@ class FrameTable(nn.Module):
         return found[0, :, :, 0, 0].T
 
     def param_groups(self) -> list[dict]:
-        """Returns what the optimiser changes, with its learning rate."""
+        """Returns what the optimizer changes, with its learning rate."""
         return [{"params": [self.flat], "lr": self.learning_rate, "sparse": True}]
 
 
@@ -78,7 +78,7 @@ def compute_table_size(
 
 
 def mean_squared_steps(values: Float[Tensor, "frames channel rows columns"]) -> Float[Tensor, ""]:
-    """Computes the mean squared difference between neighbouring cells, both axes added."""
+    """Computes the mean squared difference between neighboring cells, both axes added."""
     across = (values[..., 1:] - values[..., :-1]).square().mean()
     return across + (values[..., 1:, :] - values[..., :-1, :]).square().mean()
 

@@ -42,7 +42,7 @@ class Mapping(nn.Module):
         return self(points).view(len(frames), size[1], size[0], 2)
 
     def uv_per_pixel(self, t: Float[Tensor, " n"]) -> Float[Tensor, "n 2"] | None:
-        """Returns the distance along u and v of neighbouring pixels in frame `t`; None where that is not known."""
+        """Returns the distance along u and v of neighboring pixels in frame `t`; None where that is not known."""
         return None
 
     def begin_step(self, step: int) -> None:
@@ -50,7 +50,7 @@ class Mapping(nn.Module):
 
     @abstractmethod
     def param_groups(self) -> list[dict]:
-        """Returns what the optimiser changes, with learning rates."""
+        """Returns what the optimizer changes, with learning rates."""
 
 
 def project_points(matrix: Float[Tensor, "*#n 3 3"], xy: Float[Tensor, "*#n 2"]) -> Float[Tensor, "*n 2"]:
@@ -61,7 +61,7 @@ def project_points(matrix: Float[Tensor, "*#n 3 3"], xy: Float[Tensor, "*#n 2"])
 
 
 def center_jacobian(matrix: Float[Tensor, "*n 3 3"]) -> Float[Tensor, "*n 2 2"]:
-    """Returns the derivatives of u and v (rows) by x and y that homographies have at the centre of the frame.
+    """Returns the derivatives of u and v (rows) by x and y that homographies have at the center of the frame.
 
     With perspective these are not the numbers of the matrix: those change with the place of the frame on the plane,
     which says nothing about its scale.
@@ -73,7 +73,7 @@ def center_jacobian(matrix: Float[Tensor, "*n 3 3"]) -> Float[Tensor, "*n 2 2"]:
 class GridMapping(Mapping):
     """uv = homography_t(x, y) + residual_t(x, y): the homography is geometry, the residual a grid of small shifts.
 
-    Between frames both neighbours' uv are blended linearly.
+    Between frames both neighbors' uv are blended linearly.
 
     Args:
         settings: cell size and learning rate.
@@ -130,7 +130,7 @@ class GridMapping(Mapping):
                 self.residual.flat[self.pinned] = self.placed[self.pinned]
 
     def uv_per_pixel(self, t: Float[Tensor, " n"]) -> Float[Tensor, "n 2"]:
-        """See `Mapping.uv_per_pixel`; by the homography of the nearest frame at the centre of the frame."""
+        """See `Mapping.uv_per_pixel`; by the homography of the nearest frame at the center of the frame."""
         nearest = t.round().long().clamp(0, len(self.homography) - 1)
         return center_jacobian(self.homography[nearest]).norm(dim=2) * self.pixel
 
@@ -151,13 +151,13 @@ class GridMapping(Mapping):
     def residual_anchor(self, frames: Int[Tensor, " frames"]) -> Float[Tensor, ""]:
         """Computes the mean squared distance of the shifts from their start, in pixels of the training size.
 
-        Where the picture is flat the colours say nothing; without this the shifts would wander there.
+        Where the picture is flat the colors say nothing; without this the shifts would wander there.
         """
         rows = self.residual.frame_rows(frames)
         return (rows - self.placed[frames].view_as(rows)).square().mean() / self.pixel**2
 
     def residual_smoothness(self, frames: Int[Tensor, " frames"]) -> Float[Tensor, ""]:
-        """Computes the mean squared difference of what neighbouring shifts have moved since their start, in pixels.
+        """Computes the mean squared difference of what neighboring shifts have moved since their start, in pixels.
 
         What geometry found is evidence: parallax and bending are not smoothed away.
         """

@@ -94,7 +94,7 @@ class SplineMapping(Mapping):
             self.motion.copy_(found)
 
     def uv_per_pixel(self, t: Float[Tensor, " n"]) -> Float[Tensor, "n 2"]:
-        """See `Mapping.uv_per_pixel`; by the homography at the centre of the frame, without gradients."""
+        """See `Mapping.uv_per_pixel`; by the homography at the center of the frame, without gradients."""
         return center_jacobian(self.homography_at(t.detach()).detach()).norm(dim=2) * self.pixel
 
     def param_groups(self) -> list[dict]:

@@ -2,7 +2,7 @@
 
 A pixel of the new frame is sampled in both frames: at the earlier and at the later position of the point of the layer
 that passes there (`layer_motion.py`). The path between is a line, bent by the motion before and after. Layers are
-sampled separately, with the colour and the opacity of their own, and composited again. Where one of the two frames
+sampled separately, with the color and the opacity of their own, and composited again. Where one of the two frames
 hides a point or does not contain it, the other alone is used.
 """
 
@@ -29,7 +29,7 @@ class InterpolationSettings:
     """Settings of frame interpolation."""
 
     path_rounds: int = 6  # iterations to find the point that passes a pixel at a moment
-    min_pure_weight: float = 0.98  # weight from which a pixel shows a layer's own colour
+    min_pure_weight: float = 0.98  # weight from which a pixel shows a layer's own color
     min_free_share: float = 0.5  # of a pixel that no layer in front fills: from it on the opacity of a layer is known
     edge_share: float = 0.015  # of the longer side: so near to a layer in front, confidence is lower
     hidden_weight: float = 1e-3  # of a frame that hides a layer: it counts only if the other hides it too
@@ -91,12 +91,12 @@ class Retimer:
     def _interpolate_layer(
         self, motion: LayerMotion, share: float, pair: tuple[LayerAppearance, LayerAppearance]
     ) -> Float[np.ndarray, "height width 4"]:
-        """Interpolates a layer at a share of the time between two frames: premultiplied colour and opacity."""
+        """Interpolates a layer at a share of the time between two frames: premultiplied color and opacity."""
         height, width = pair[0].confidence.shape
         grid, points = self.motions.grid, self.motions.grid.points
         scale = np.array((width, height)) / self.maps.size
         x, y = ((np.arange(side) + 0.5) / scale[axis] for axis, side in enumerate((width, height)))
-        centres = np.stack(np.meshgrid(x, y), axis=-1)
+        centers = np.stack(np.meshgrid(x, y), axis=-1)
 
         # The position in the earlier frame of what passes each point of the grid at the moment.
         way = share * motion.step - 0.5 * share * (1 - share) * motion.bend
@@ -109,7 +109,7 @@ class Retimer:
             if not factor:
                 continue
             away = origin - points + (grid.interpolate_at(motion.step, origin) if k else 0)
-            places = ((centres + grid.interpolate_at(away, centres)) * scale - 0.5).astype(np.float32)
+            places = ((centers + grid.interpolate_at(away, centers)) * scale - 0.5).astype(np.float32)
             rgba = cv2.remap(appearance.rgba, places, None, cv2.INTER_LANCZOS4, borderMode=cv2.BORDER_REPLICATE)
             sure = cv2.remap(appearance.confidence, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
             sure = (time * factor) * (sure + self.settings.hidden_weight)
@@ -120,27 +120,27 @@ class Retimer:
         return total
 
     def _split_layers(self, t: int, frame: Frame) -> list[LayerAppearance]:
-        """Splits a frame into layers with a colour of their own, also where others cover them or share the pixel."""
+        """Splits a frame into layers with a color of their own, also where others cover them or share the pixel."""
         settings = self.settings
         weights = self.weights(t, (frame.shape[1], frame.shape[0])).astype(np.float32)
         seen = frame.astype(np.float32)
-        colours = []
+        colors = []
         for plane in weights:
             pure = plane >= settings.min_pure_weight
-            colours.append(pull_push(seen, pure) if pure.any() else seen)
+            colors.append(pull_push(seen, pure) if pure.any() else seen)
         # The residual of a mixed pixel goes to the layers in proportion to their weights.
-        missed = seen - sum(plane[..., None] * colour for plane, colour in zip(weights, colours, strict=True))
+        missed = seen - sum(plane[..., None] * color for plane, color in zip(weights, colors, strict=True))
         missed /= (weights**2).sum(axis=0)[..., None]
         appearances, free = [], np.ones(frame.shape[:2], np.float32)
         near = (2 * round(settings.edge_share * max(frame.shape[:2]) / 2) + 1,) * 2
-        for layer, (plane, colour) in enumerate(zip(weights, colours, strict=True)):
+        for layer, (plane, color) in enumerate(zip(weights, colors, strict=True)):
             opacity = np.ones_like(plane)
             if layer < len(weights) - 1:
                 opacity = np.clip(plane / np.maximum(free, settings.min_free_share / 2), 0, 1)
                 hidden = free < settings.min_free_share
                 if hidden.any() and not hidden.all():
                     opacity = pull_push(opacity[..., None], ~hidden)[..., 0]
-            own = np.clip(colour + missed * plane[..., None], 0, 255)
+            own = np.clip(color + missed * plane[..., None], 0, 255)
             sure = cv2.blur(cv2.erode(free, np.ones(near)), near) if layer else free
             appearances.append(LayerAppearance(np.dstack([own * opacity[..., None], opacity]), sure))
             free = np.clip(free - plane, 0, 1)

@@ -39,7 +39,7 @@ class LayerMotionSettings:
     max_flow_ratio: float = 0.85  # of the difference: what flow has to reduce it to, to be believed
     flow_blur_px: int = 5  # box that flow, and the belief in it, are smoothed with
     min_confidence: float = 0.5  # of a pixel: from it on its flow counts
-    backdrop: float = 128.0  # 8-bit grey behind transparent pixels while frames are compared
+    backdrop: float = 128.0  # 8-bit gray behind transparent pixels while frames are compared
 
 
 DEFAULTS = LayerMotionSettings()
@@ -52,7 +52,7 @@ class LayerMotion:
     Attributes:
         step: the displacement to the next frame.
         bend: the change of the step from one pair of frames to the next.
-        counts: the weight of each of the two frames when the colours of the layer are interpolated.
+        counts: the weight of each of the two frames when the colors of the layer are interpolated.
     """
 
     step: Float[np.ndarray, "rows columns 2"]
@@ -62,7 +62,7 @@ class LayerMotion:
 
 @dataclass(frozen=True)
 class LayerAppearance:
-    """What a frame shows of a layer: premultiplied colour in 8-bit units with opacity, and their confidence."""
+    """What a frame shows of a layer: premultiplied color in 8-bit units with opacity, and their confidence."""
 
     rgba: Float[np.ndarray, "height width 4"]
     confidence: Float[np.ndarray, "height width"]
@@ -223,8 +223,8 @@ class LayerMotionEstimator:
     def _warp_back(self, appearance: LayerAppearance, step: np.ndarray) -> LayerAppearance:
         """Warps what the later frame shows to the earlier one, at the size at which frames are compared."""
         (width, height), scale = self.compared, np.array(self.compared) / self.maps.size
-        centres = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), axis=-1)
-        places = (centres + self.grid.interpolate_at(step, centres / scale) * scale - 0.5).astype(np.float32)
+        centers = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), axis=-1)
+        places = (centers + self.grid.interpolate_at(step, centers / scale) * scale - 0.5).astype(np.float32)
         rgba = cv2.remap(appearance.rgba, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         sure = cv2.remap(appearance.confidence, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
         return LayerAppearance(rgba, sure)
@@ -297,6 +297,6 @@ def _color_difference(
     return cv2.blur(off * shared, window) / np.maximum(cv2.blur(shared, window), 0.1)
 
 
-def _over_backdrop(appearance: LayerAppearance, grey: float) -> Float[np.ndarray, "height width 3"]:
-    """Composites an appearance over grey."""
-    return cv2.transform(appearance.rgba, np.hstack([np.eye(3), np.full((3, 1), -grey), np.full((3, 1), grey)]))
+def _over_backdrop(appearance: LayerAppearance, gray: float) -> Float[np.ndarray, "height width 3"]:
+    """Composites an appearance over gray."""
+    return cv2.transform(appearance.rgba, np.hstack([np.eye(3), np.full((3, 1), -gray), np.full((3, 1), gray)]))

@@ -132,7 +132,7 @@ def test_the_trunk_is_what_two_limbs_leave_from_and_hands_with_fingers_are_none(
 
 
 def write_calibration(path: Path, cameras: dict[str, Camera]) -> Path:
-    """A calibration as Pose2Sim writes it, whose first pixel has its centre at 0."""
+    """A calibration as Pose2Sim writes it, whose first pixel has its center at 0."""
     lines = []
     for name, seen in cameras.items():
         turn = seen.pose[:3, :3].T

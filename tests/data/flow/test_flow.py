@@ -27,7 +27,7 @@ RAFT_SMALL = SHARED / "weights" / "raft" / "raft-small.pth"
 
 
 def texture(width: int, height: int, seed: int = 0) -> np.ndarray:
-    """Smooth random RGB: every place is told from its neighbours, nothing aliases."""
+    """Smooth random RGB: every place is told from its neighbors, nothing aliases."""
     noise = np.random.default_rng(seed).random((height, width, 3)).astype(np.float32)
     smooth = cv2.GaussianBlur(noise, (0, 0), 2.5)
     smooth = (smooth - smooth.min()) / (smooth.max() - smooth.min())
@@ -86,7 +86,7 @@ def test_resizing_scales_dx_by_the_width_ratio_and_dy_by_the_height_ratio() -> N
     assert wide.shape == (3, 16, 2) and np.allclose(wide, [8.0, 3.0])
 
 
-def test_invalid_vectors_do_not_leak_into_their_neighbours_on_resize() -> None:
+def test_invalid_vectors_do_not_leak_into_their_neighbors_on_resize() -> None:
     vectors = np.ones((8, 8, 2), np.float32)
     vectors[:, 0] = 1e6
     ok = np.ones((8, 8), bool)
@@ -203,6 +203,7 @@ def test_flow_files_that_do_not_fit_the_clip_are_refused(tmp_path: Path) -> None
         compute_flow(moving(64, 64, 1, 0), tmp_path / "cache", str(folder))
 
 
+@pytest.mark.slow
 def test_unknown_methods_and_unreadable_weights_are_refused(tmp_path: Path) -> None:
     frames = moving(64, 48, 1, 0)
     with pytest.raises(UserError, match="no flow method or file called rafft"):
@@ -224,6 +225,7 @@ def test_weights_that_would_run_code_are_not_opened(tmp_path: Path) -> None:
     assert caught.value.code == ExitCode.UNSAFE_FILE
 
 
+@pytest.mark.slow
 def test_raft_without_a_network_connection_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from urllib.error import URLError
 
@@ -287,6 +289,7 @@ def test_dis_is_near_the_truth_on_most_of_a_flying_chairs_pair(tmp_path: Path) -
     assert np.median(gap) < 0.6 and gap.mean() < 10 and gap[flow.forward_ok[0]].mean() < 0.5 * gap.mean()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (CHAIRS.is_dir() and RAFT_SMALL.is_file()), reason="needs ../shared weights and data")
 def test_raft_small_with_the_original_names_has_its_known_error_on_a_flying_chairs_pair(tmp_path: Path) -> None:
     pair = np.stack([cv2.imread(str(CHAIRS / f"0000000-img{index}.ppm"))[..., ::-1] for index in (0, 1)])

@@ -210,6 +210,7 @@ def test_a_pan_without_an_object_and_a_still_clip_give_no_layer(tmp_path: Path) 
         assert layers.names == () and layers.masks.shape == (0, *clip.shape[:3])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "davis-car-shadow").is_dir(), reason="needs ../shared/data/davis-car-shadow")
 def test_the_car_is_found_by_its_motion(tmp_path: Path) -> None:
     place, size = SHARED / "davis-car-shadow", (427, 240)

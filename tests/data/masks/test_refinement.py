@@ -22,7 +22,7 @@ CAMERA, OWN = (-2, 0), (3, 1)  # pixels a frame: of the background, of the objec
 
 
 def noise(seed: int, color: tuple[int, int, int], shape: tuple[int, int] = (HEIGHT, WIDTH)) -> np.ndarray:
-    """A textured picture around a colour."""
+    """A textured picture around a color."""
     values = cv2.GaussianBlur(np.random.default_rng(seed).normal(size=(*shape, 3)).astype(np.float32), (0, 0), 1.5)
     return (np.array(color, np.float32) + 60 * values).clip(0, 255).astype(np.uint8)
 
@@ -106,7 +106,7 @@ def test_a_thin_line_stays() -> None:
     assert (found & lined & ~masks).sum() > 0.9 * (lined & ~masks).sum()
 
 
-def test_outlines_go_to_where_colours_part() -> None:
+def test_outlines_go_to_where_colors_part() -> None:
     frames, masks, flow = scene()
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3))
     for change in (cv2.dilate, cv2.erode):
@@ -114,7 +114,7 @@ def test_outlines_go_to_where_colours_part() -> None:
         assert mean_iou(mended(frames, wrong, flow), masks) > mean_iou(wrong, masks) + 0.04
 
 
-def test_sides_of_one_colour_leave_the_outline() -> None:
+def test_sides_of_one_color_leave_the_outline() -> None:
     picture = noise(3, (128, 128, 128))
     mask = np.zeros((HEIGHT, WIDTH), bool)
     mask[30:60, 40:90] = True

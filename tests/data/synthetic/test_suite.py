@@ -1,4 +1,4 @@
-"""The ground-truth suite is what it says: its maps can be inverted, its points keep their colour and their layer."""
+"""The ground-truth suite is what it says: its maps can be inverted, its points keep their color and their layer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def clip(name: str) -> SyntheticClip:
 
 
 def colors(image: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Bilinear colours of a frame at pixel positions."""
+    """Bilinear colors of a frame at pixel positions."""
     height, width = image.shape[:2]
     box = coords.Box(0.0, 0.0, float(width), float(height))
     picture = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None]
@@ -57,7 +57,7 @@ def test_uv_are_the_xy_of_the_first_frame(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in SUITE_CLIPS if name not in ("flash", "portrait", "square")])
-def test_true_points_keep_their_colour_while_they_are_seen(name: str) -> None:
+def test_true_points_keep_their_color_while_they_are_seen(name: str) -> None:
     if name == "blur":
         sharp = replace(clip(name), shutter=0.0)
         assert np.abs(sharp.frames.astype(int) - clip(name).frames).mean() > 1

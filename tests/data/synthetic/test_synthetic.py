@@ -74,14 +74,14 @@ def test_frames_are_lit_textures_looked_up_at_the_true_uv(width: int, height: in
 
 
 @ASPECTS
-def test_flow_joins_points_of_equal_uv_and_leads_to_the_colour_of_the_next_frame(width: int, height: int) -> None:
+def test_flow_joins_points_of_equal_uv_and_leads_to_the_color_of_the_next_frame(width: int, height: int) -> None:
     clip = remove_lighting(make_demo_clip(4, width, height))
     for t in range(3):
         there = pixel_grid(width, height) + clip.forward_flow[t]
         back = pixel_grid(width, height) + clip.backward_flow[t]
         for layer, seen in enumerate((clip.masks[0, t], ~clip.masks[0, t])):
             error = np.abs(look_up(clip.uv[layer, t + 1], there) - clip.uv[layer, t])[seen & clip.forward_visible[t]]
-            assert error.max() < 0.02  # only the half pixel beyond the outermost centres cannot be interpolated
+            assert error.max() < 0.02  # only the half pixel beyond the outermost centers cannot be interpolated
             assert np.median(error) < 1e-5
         color = np.abs(look_up(clip.frames[t + 1] / 255, there) - clip.frames[t] / 255)[clip.forward_visible[t]]
         earlier = np.abs(look_up(clip.frames[t] / 255, back) - clip.frames[t + 1] / 255)[clip.backward_visible[t]]

@@ -39,7 +39,7 @@ LIMB = RoundCone((0.1, 0.0, -0.5), (0.3, 0.2, 0.6), (0.35, 0.15))
 
 @pytest.fixture(scope="module")
 def scene() -> SyntheticScene:
-    """A clip of eight moments; a pixel's colour is that of its centre."""
+    """A clip of eight moments; a pixel's color is that of its center."""
     return replace(make_walking_scene(count=8, size=SIZE, switches=(3, 6)), supersample=1)
 
 
@@ -58,7 +58,7 @@ def towards(origin: np.ndarray, count: int = 600) -> np.ndarray:
 
 
 def centers() -> np.ndarray:
-    """Pixel positions of all centres, row by row."""
+    """Pixel positions of all centers, row by row."""
     y, x = np.mgrid[: SIZE[1], : SIZE[0]] + 0.5
     return np.stack([x.ravel(), y.ravel()], axis=1)
 
@@ -117,8 +117,8 @@ def test_normals_stand_on_the_surface_and_the_ball_holds_the_shape(shape: Primit
         [shape.intersect_rays(point, -normal[None])[0] for point, normal in zip(outside, normals, strict=True)]
     )
     np.testing.assert_allclose(back, 1e-3, atol=1e-5)  # straight down, the surface is as far as we went up
-    centre, radius = shape.bounding_ball()
-    assert set(seen) <= set(find_rays_through_ball(origin, directions, np.array(centre), radius))
+    center, radius = shape.bounding_ball()
+    assert set(seen) <= set(find_rays_through_ball(origin, directions, np.array(center), radius))
 
 
 def test_depth_leads_to_the_surface_and_its_rest_point(scene: SyntheticScene, views: tuple[TrueView, ...]) -> None:
@@ -138,7 +138,7 @@ def test_depth_leads_to_the_surface_and_its_rest_point(scene: SyntheticScene, vi
         assert inside.all() and np.all(np.isfinite(view.depth))
 
 
-def test_a_point_of_the_body_keeps_its_colour_at_all_moments_and_in_all_views(
+def test_a_point_of_the_body_keeps_its_color_at_all_moments_and_in_all_views(
     scene: SyntheticScene, views: tuple[TrueView, ...]
 ) -> None:
     carriers = [surface.bone for surface in scene.body]
@@ -285,7 +285,7 @@ def test_the_new_pose_is_far_from_every_moment_of_the_clip(scene: SyntheticScene
 
 
 def test_any_skeleton_can_walk_through_the_room() -> None:
-    """A motion in centimetres, far away, of other names: brought into the room and dressed."""
+    """A motion in centimeters, far away, of other names: brought into the room and dressed."""
     own = make_walk(6)
     names = tuple(f"joint {index}" for index in range(own.skeleton.bone_count))
     skeleton = Skeleton(names, own.skeleton.parents, 100 * own.skeleton.rest_positions, own.skeleton.object_joints)
@@ -312,7 +312,7 @@ def test_light_falls_on_the_room_and_on_the_person_only_if_asked() -> None:
     assert np.ptp((second.rgb.sum(-1) / np.maximum(first.rgb.sum(-1), 1e-6))[first.mask]) > 0.1
 
 
-def test_seeds_change_colours_and_nothing_else() -> None:
+def test_seeds_change_colors_and_nothing_else() -> None:
     camera = Camera(
         *SIZE,
         (54.0, 54.0),

@@ -37,7 +37,7 @@ RATE = Fraction(30000, 1001)
 
 
 def patches(width: int, height: int, shift: int = 0) -> np.ndarray:
-    """Eight flat colours in a 4 by 2 grid, moved along the list by `shift`."""
+    """Eight flat colors in a 4 by 2 grid, moved along the list by `shift`."""
     colors = [(230, 30, 40), (30, 200, 60), (40, 60, 220), (235, 235, 235)]
     colors += [(16, 16, 16), (220, 200, 30), (30, 190, 200), (128, 100, 90)]
     picture = np.zeros((height, width, 3), np.uint8)
@@ -456,7 +456,7 @@ def test_open_frame_ranges() -> None:
 
 
 @pytest.mark.parametrize(("space", "wide"), [(1, 1), (1, 2), (2, 0), (6, 1), (9, 1)])
-def test_colours_and_tags_return_within_two_levels(tmp_path: Path, space: int, wide: int) -> None:
+def test_colors_and_tags_return_within_two_levels(tmp_path: Path, space: int, wide: int) -> None:
     picture = patches(128, 96)
     source = probe_video(make(tmp_path / "a.mp4", [picture] * 2, pixels="yuv420p", space=space, wide=wide))
     out = write_video(tmp_path / "b.mp4", [picture] * 2, source, crf=4)

@@ -22,13 +22,11 @@ from editors.diffusion.common.canvas import (
 from neural_fields.atlas.canonical import CanonicalImage, Overlay, resample_overlay
 from neural_fields.core.coords import Box
 
-pytestmark = pytest.mark.slow
-
 BOX = Box(-0.7, -0.4, 1.1, 0.9)
 
 
 def ramps(width: int, height: int, seen: np.ndarray | None = None) -> CanonicalImage:
-    """A picture whose colours say where each texel lies."""
+    """A picture whose colors say where each texel lies."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
     coverage = np.ones((height, width), np.float32) if seen is None else seen.astype(np.float32)
     rgba = np.stack([(x + 0.5) / width, (y + 0.5) / height, 0 * x + 0.5, coverage])
@@ -106,14 +104,14 @@ def test_a_canvas_has_whole_multiples_and_hardly_any_stretch(case: tuple[Canonic
 
 
 @pytest.mark.parametrize("side", [24, 96])  # smaller and larger than the picture
-def test_an_edit_of_a_whole_layer_goes_on_past_its_silhouette_in_its_own_colour(side: int) -> None:
+def test_an_edit_of_a_whole_layer_goes_on_past_its_silhouette_in_its_own_color(side: int) -> None:
     seen = disc(49, 43, 15)
     picture = ramps(49, 43, seen)
     canvas = open_canvas(picture, seen.astype(np.float32), side, 4)
-    colour = torch.tensor([0.9, 0.3, 0.1])
-    overlay = canvas.make_overlay(colour.view(1, 3, 1, 1).expand_as(canvas.image))
+    color = torch.tensor([0.9, 0.3, 0.1])
+    overlay = canvas.make_overlay(color.view(1, 3, 1, 1).expand_as(canvas.image))
     visible = overlay.rgba[overlay.rgba[..., 3] > 0]
-    np.testing.assert_allclose(visible[:, :3], np.broadcast_to(colour.numpy(), visible[:, :3].shape), atol=1e-4)
+    np.testing.assert_allclose(visible[:, :3], np.broadcast_to(color.numpy(), visible[:, :3].shape), atol=1e-4)
     alpha = on(overlay, picture)[..., 3]
     assert alpha[disc(49, 43, 15 + DEFAULTS.extension_texels - 1.5)].min() > 0.99
     assert alpha[~disc(49, 43, 15 + DEFAULTS.extension_texels + 1.5)].max() < 1e-3
@@ -147,7 +145,7 @@ def test_feather_fades_inwards_from_the_edges_of_a_mask_and_not_from_a_silhouett
     assert middle[np.flatnonzero(hard[len(hard) // 2]).min()] == 1
 
 
-def test_a_picture_without_holes_keeps_what_is_known_and_stays_within_its_colours() -> None:
+def test_a_picture_without_holes_keeps_what_is_known_and_stays_within_its_colors() -> None:
     generator = np.random.default_rng(0)
     rgb, known = generator.random((31, 45, 3), np.float32), disc(45, 31, 9)
     whole = fill_holes(rgb, known)

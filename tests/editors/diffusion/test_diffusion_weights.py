@@ -65,9 +65,9 @@ def test_a_model_that_is_not_here_and_cannot_be_fetched_says_so() -> None:
     assert "folder" in caught.value.fix
 
 
-def test_gated_weights_ask_for_the_licence() -> None:
+def test_gated_weights_ask_for_the_license() -> None:
     kind = type("GatedRepoError", (OSError,), {})
-    assert "licence" in failure(WeightsSource("a/b"), kind("403")).fix
+    assert "license" in failure(WeightsSource("a/b"), kind("403")).fix
 
 
 def test_an_unknown_name_on_the_hub_is_told_apart_from_no_network() -> None:

@@ -208,9 +208,9 @@ def test_merging_with_what_was_missed_lies_nearer_to_the_keyframes_than_the_medi
 
     from editors.inputs import merging
 
-    places, colours = part.locate_pixels(), (wanted / part.gain).clamp(0, 1)
-    alone = FusedKeyframes(part, merging.merge_frames(colours, places, replace(merging.DEFAULTS, rounds=0)))
-    assert error(FusedKeyframes(part, merging.merge_frames(colours, places))) < 0.6 * error(alone)
+    places, colors = part.locate_pixels(), (wanted / part.gain).clamp(0, 1)
+    alone = FusedKeyframes(part, merging.merge_frames(colors, places, replace(merging.DEFAULTS, rounds=0)))
+    assert error(FusedKeyframes(part, merging.merge_frames(colors, places))) < 0.6 * error(alone)
 
 
 # --- the editor ------------------------------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from editors.diffusion.backend.noise_schedule import DenoisedLatents, NoiseSchedule, PredictionKind, pair_with_next
 
+pytestmark = pytest.mark.slow
+
 KINDS: tuple[PredictionKind, ...] = ("epsilon", "v_prediction", "sample", "flow")
 
 

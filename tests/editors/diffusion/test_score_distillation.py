@@ -229,9 +229,9 @@ def test_a_texture_goes_where_the_score_points_in_its_region_and_stays_as_it_was
         texture(), texture.original.clamp(0.02, 0.98) * texture.region + texture.original * (1 - texture.region)
     )
     objective = ScoreObjective(lambda picture: 2 * picture - 1, towards(0.4), schedule())
-    colours = optimize_texture(texture, objective, TextureOptimization(120, 0.4), window=window, multiple=2)
+    colors = optimize_texture(texture, objective, TextureOptimization(120, 0.4), window=window, multiple=2)
     made = texture().detach()
-    assert torch.equal(made[..., 8:], colours[..., 8:]) and torch.equal(made[..., :8], texture.original[..., :8])
+    assert torch.equal(made[..., 8:], colors[..., 8:]) and torch.equal(made[..., :8], texture.original[..., :8])
     assert (made[..., 8:].mean() - 0.7).abs() < 0.03
     assert (made[..., 8:] - 0.7).abs().mean() < 0.5 * (texture.original[..., 8:] - 0.7).abs().mean()
 
@@ -298,7 +298,7 @@ def test_every_variant_runs_on_every_kind_of_model(models: dict[str, Path]) -> N
             assert rgba.shape[2] == 4 and np.isfinite(rgba).all() and 0 < (rgba[..., 3] > 0).mean() < 1
 
 
-def test_a_canvas_larger_than_the_model_is_optimised_window_by_window(models: dict[str, Path]) -> None:
+def test_a_canvas_larger_than_the_model_is_optimized_window_by_window(models: dict[str, Path]) -> None:
     result = Sds(model=str(models["epsilon"]), prompt="blue dots", side=64, steps=3)(Still(), report_nothing)
     assert max(result.overlays["foreground"].size) >= 64
 

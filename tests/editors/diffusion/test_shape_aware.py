@@ -1,4 +1,4 @@
-"""A frame with a new object in it: its shape and its colours are found, and go to every frame."""
+"""A frame with a new object in it: its shape and its colors are found, and go to every frame."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_a_new_object_is_cut_out_of_what_was_painted() -> None:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_a_frame_painted_by_hand_gives_its_shape_and_colours_to_all_frames(
+def test_a_frame_painted_by_hand_gives_its_shape_and_colors_to_all_frames(
     run: Run, tmp_path: Path, masked: bool
 ) -> None:
     path, truth = painted(run, tmp_path)

@@ -96,8 +96,8 @@ def test_a_keyframe_starts_from_the_edits_before_it_where_they_are_seen(source: 
     start, known = render_into_keyframes(keyframes[1:], found)
     sure, outside = keyframes[1:].change_mask > 0.99, keyframes[1:].change_mask == 0
     assert float(known[sure].mean()) > 0.9
-    colour = red * keyframes[1:].layers["foreground"].gain
-    assert float((start - colour).abs().mean(dim=1, keepdim=True)[sure & (known > 0.99)].max()) < 0.02
+    color = red * keyframes[1:].layers["foreground"].gain
+    assert float((start - color).abs().mean(dim=1, keepdim=True)[sure & (known > 0.99)].max()) < 0.02
     assert torch.equal(start[outside.expand_as(start)], keyframes[1:].images[outside.expand_as(start)])
 
 

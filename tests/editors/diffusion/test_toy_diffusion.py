@@ -82,11 +82,11 @@ def test_latents_keep_new_pictures_and_have_unit_spread(toy: Any) -> None:
     assert latents.mul(vae.config.scaling_factor).std() == pytest.approx(1, abs=0.35)
 
 
-def test_samples_have_the_colour_asked_for(toy: Any) -> None:
-    colours = ["blue", "red", "green", "yellow", "white", "black"]
-    painted = toy.paint([f"{colour} dots" for colour in colours], num_inference_steps=12)
-    for colour, picture in zip(colours, painted, strict=True):
-        assert toy.pictures.colour_share(picture, colour) >= 0.9, colour
+def test_samples_have_the_color_asked_for(toy: Any) -> None:
+    colors = ["blue", "red", "green", "yellow", "white", "black"]
+    painted = toy.paint([f"{color} dots" for color in colors], num_inference_steps=12)
+    for color, picture in zip(colors, painted, strict=True):
+        assert toy.pictures.color_share(picture, color) >= 0.9, color
 
 
 def test_samples_have_the_pattern_asked_for(toy: Any) -> None:
@@ -96,9 +96,9 @@ def test_samples_have_the_pattern_asked_for(toy: Any) -> None:
     assert sum(one == other for one, other in zip(seen, asked, strict=True)) >= 13, seen
 
 
-def test_words_that_name_no_colour_or_pattern_change_little(toy: Any) -> None:
+def test_words_that_name_no_color_or_pattern_change_little(toy: Any) -> None:
     painted = toy.paint(["a swan with blue dots", "blue dots on the car"], num_inference_steps=12)
-    assert min(toy.pictures.colour_share(picture, "blue") for picture in painted) >= 0.9
+    assert min(toy.pictures.color_share(picture, "blue") for picture in painted) >= 0.9
 
 
 def test_outlines_follow_the_edges_given_to_the_controlnet(toy: Any) -> None:

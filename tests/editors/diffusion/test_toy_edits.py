@@ -1,4 +1,4 @@
-"""Editors with a model that really paints: the layer gets the colour asked for in every frame, nothing else does."""
+"""Editors with a model that really paints: the layer gets the color asked for in every frame, nothing else does."""
 
 from __future__ import annotations
 

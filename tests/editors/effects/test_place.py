@@ -287,9 +287,9 @@ def test_a_user_is_told_what_is_wrong_with_a_placement(
         ({"text": "a" * 401}, "too long"),
         ({"text": "a\n" * 41}, "too long"),
         ({"text": "Grüße"}, "does not have all letters"),
-        ({"text": "a", "color": "#12"}, "no colour"),
-        ({"text": "a", "color": "glittering"}, "no colour"),
-        ({"text": "a", "color": ""}, "no colour"),
+        ({"text": "a", "color": "#12"}, "no color"),
+        ({"text": "a", "color": "glittering"}, "no color"),
+        ({"text": "a", "color": ""}, "no color"),
         ({"text": "a", "color": "#ffffff00"}, "can be seen"),
         ({"text": "a", "font": Path("gone.ttf")}, "no font"),
     ],
@@ -359,7 +359,7 @@ def test_fonts_that_are_none_or_too_large_are_refused(tmp_path: Path) -> None:
         draw_text("a", tmp_path / "damaged.ttf", "white", dataclasses.replace(text.DEFAULTS, max_font_bytes=100))
 
 
-def test_a_text_is_cropped_to_its_ink_and_has_its_colour() -> None:
+def test_a_text_is_cropped_to_its_ink_and_has_its_color() -> None:
     one, two = draw_text("HI", None, "#ff8000"), draw_text("HI\\nHI", None, "#ff800080")
     for picture, alpha in ((one, 1.0), (two, 128 / 255)):
         ink = picture[..., 3]

@@ -27,10 +27,10 @@ from neural_fields.runs.run import Run
 from neural_fields.runs.source import read_source_metadata
 
 WIDTH, HEIGHT = 96, 64
-CENTRE = np.array([48.0, 32.0])
+CENTER = np.array([48.0, 32.0])
 TURN = np.array([[0.02, 0.004], [-0.005, 0.018]])  # pixels to uv
 ANGLES = np.linspace(0, 2 * np.pi, 8, endpoint=False)
-RING = np.concatenate([CENTRE + 11 * np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1), CENTRE[None]])
+RING = np.concatenate([CENTER + 11 * np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1), CENTER[None]])
 Motion = Callable[[np.ndarray], np.ndarray]
 
 
@@ -38,9 +38,9 @@ Motion = Callable[[np.ndarray], np.ndarray]
 def disc() -> tuple[ExtrapolatedMap, np.ndarray]:
     """A disc of 12 pixels in the middle of a frame, whose plane leans."""
     x, y = np.meshgrid(np.arange(WIDTH) + 0.5, np.arange(HEIGHT) + 0.5)
-    centres = np.stack([x, y], axis=-1)
-    seen = ((centres - CENTRE) ** 2).sum(-1) < 12**2
-    found = extrapolate_uv((centres @ TURN.T).astype(np.float32), seen)
+    centers = np.stack([x, y], axis=-1)
+    seen = ((centers - CENTER) ** 2).sum(-1) < 12**2
+    found = extrapolate_uv((centers @ TURN.T).astype(np.float32), seen)
     assert found is not None
     return found, seen
 
@@ -54,10 +54,10 @@ def run(moving_run: Run, tmp_path: Path) -> Run:
 
 MOTIONS: dict[str, Motion] = {
     "shift": lambda p: p + np.array([30.0, -6.0]),
-    "grow": lambda p: CENTRE + (p - CENTRE) * 1.6,
-    "shrink": lambda p: CENTRE + (p - CENTRE) * 0.5,
-    "turn": lambda p: CENTRE + (p - CENTRE) @ np.array([[0.5, 0.866], [-0.866, 0.5]]),
-    "shear": lambda p: CENTRE + (p - CENTRE) @ np.array([[1.2, 0.0], [0.5, 0.9]]),
+    "grow": lambda p: CENTER + (p - CENTER) * 1.6,
+    "shrink": lambda p: CENTER + (p - CENTER) * 0.5,
+    "turn": lambda p: CENTER + (p - CENTER) @ np.array([[0.5, 0.866], [-0.866, 0.5]]),
+    "shear": lambda p: CENTER + (p - CENTER) @ np.array([[1.2, 0.0], [0.5, 0.9]]),
     "bend": lambda p: p + 0.02 * (p[:, :1] - 48) ** 2 * [0.0, 1.0],
 }
 
@@ -67,7 +67,7 @@ def test_every_point_of_the_object_goes_where_the_pairs_say(disc: tuple, name: s
     found, seen = disc
     motion = MOTIONS[name]
     shape = deform_by_points(found, seen, RING, motion(RING))
-    inside = CENTRE + 0.8 * (RING[:-1] - CENTRE)
+    inside = CENTER + 0.8 * (RING[:-1] - CENTER)
     ends = motion(inside)
     uv = ends @ TURN.T
     from_pixel = (uv - shape.displacement_at(uv)) @ np.linalg.inv(TURN).T
@@ -82,7 +82,7 @@ def test_far_from_the_object_nothing_is_moved_and_the_object_appears_once(disc: 
     v, u = np.mgrid[-3:4:0.02, -3:4:0.02]
     uv = np.stack([u, v], axis=-1).reshape(-1, 2)
     places = (uv - shape.displacement_at(uv)) @ np.linalg.inv(TURN).T
-    shown = (((places - CENTRE) ** 2).sum(-1) < 11.5**2).reshape(u.shape)
+    shown = (((places - CENTER) ** 2).sum(-1) < 11.5**2).reshape(u.shape)
     assert cv2.connectedComponents(shown.astype(np.uint8))[0] == 2  # the object, and what is around it
 
 
@@ -175,8 +175,8 @@ def test_points_that_tell_no_deformation_are_refused(start: list, end: list, wha
 def pairs_on(run: Run, frame: int, move: Motion) -> tuple[str, ...]:
     """Points around the middle of the foreground, and where they shall be."""
     y, x = np.nonzero(Maps.open(run).read_layer_weight_small(frame, 0) > 0.9)
-    centre, reach = np.array([x.mean(), y.mean()]) + 0.5, 0.3 * min(np.ptp(x), np.ptp(y))
-    points = centre + reach * np.stack([np.cos(ANGLES[::2]), np.sin(ANGLES[::2])], axis=1)
+    center, reach = np.array([x.mean(), y.mean()]) + 0.5, 0.3 * min(np.ptp(x), np.ptp(y))
+    points = center + reach * np.stack([np.cos(ANGLES[::2]), np.sin(ANGLES[::2])], axis=1)
     return tuple(f"{p[0]:.2f},{p[1]:.2f}>{q[0]:.2f},{q[1]:.2f}" for p, q in zip(points, move(points), strict=True))
 
 

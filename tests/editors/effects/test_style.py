@@ -31,7 +31,7 @@ def random_state(seed: int = 0) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for name, less, more, kernel, _, _, norm in NETWORK_LAYERS:
-        scale = 60 if not norm else 1  # so that colours differ
+        scale = 60 if not norm else 1  # so that colors differ
         weight = torch.randn(more, less, kernel, kernel, generator=generator) * scale / (less * kernel**2) ** 0.5
         state[f"{name}.conv2d.weight"] = weight.half().float()
         state[f"{name}.conv2d.bias"] = torch.full((more,), 0.0 if norm else 128.0)
@@ -208,8 +208,8 @@ def test_what_no_frame_shows_does_not_change_the_result(weights: Path) -> None:
     seen = np.zeros((60, 80), bool)
     seen[10:50, 20:70] = True
     results = []
-    for colour in (0.0, 1.0):
-        rgb = np.where(seen[..., None], picture(60, 80), np.float32(colour)).astype(np.float32)
+    for color in (0.0, 1.0):
+        rgb = np.where(seen[..., None], picture(60, 80), np.float32(color)).astype(np.float32)
         part = StyleInput.from_picture(rgb, seen, texel_size=0.02)
         results.append(part.paint(read_style_network(weights), picture(), 50.0)[seen])
     np.testing.assert_array_equal(results[0], results[1])

@@ -127,7 +127,7 @@ def empty(size: tuple[int, int]) -> np.ndarray:
 
 
 def same(overlay: Any, pixels: np.ndarray) -> bool:
-    """Whether an overlay is exactly these 8-bit pixels; what is clear has no colour."""
+    """Whether an overlay is exactly these 8-bit pixels; what is clear has no color."""
     expected = np.where(pixels[..., 3:] > 0, pixels, 0)
     return np.array_equal(overlay.rgba, expected.astype(np.float32) / 255)
 

@@ -116,7 +116,7 @@ def test_a_layer_that_is_unknown_or_not_seen_and_an_untouched_frame_are_refused(
 
 def test_a_frame_that_is_a_jpeg_file_and_comes_back_as_it_is_has_no_change(tmp_path: Path) -> None:
     noisy = np.random.default_rng(0).integers(0, 256, (128, 192, 3)).astype(np.uint8)
-    noisy[40:90, 60:120] = (250, 20, 20)  # an edge of clipped colour, which a second compression moves
+    noisy[40:90, 60:120] = (250, 20, 20)  # an edge of clipped color, which a second compression moves
     cv2.imwrite(str(tmp_path / "frame.jpg"), cv2.GaussianBlur(noisy, (0, 0), 1.0), [cv2.IMWRITE_JPEG_QUALITY, 75])
     painted = read_picture(tmp_path / "frame.jpg")
     assert find_change(painted, painted.rgba).is_empty

@@ -48,9 +48,9 @@ RECTANGLE = np.s_[36:60, 44:84]
 RED = (235, 30, 25, 255)
 
 
-def painted(soft: bool, where: tuple = RECTANGLE, colour: tuple = RED) -> np.ndarray:
+def painted(soft: bool, where: tuple = RECTANGLE, color: tuple = RED) -> np.ndarray:
     pixels = PIXELS[soft].copy()
-    pixels[where] = colour
+    pixels[where] = color
     return pixels
 
 
@@ -61,8 +61,8 @@ def mask(where: tuple = RECTANGLE, grow: int = 0) -> np.ndarray:
     return (cv2.dilate(inside, around) if grow >= 0 else cv2.erode(inside, around)) > 0
 
 
-def on(pixels: np.ndarray, colour: tuple[int, int, int]) -> Image.Image:
-    ground = Image.new("RGBA", (WIDTH, HEIGHT), (*colour, 255))
+def on(pixels: np.ndarray, color: tuple[int, int, int]) -> Image.Image:
+    ground = Image.new("RGBA", (WIDTH, HEIGHT), (*color, 255))
     return Image.alpha_composite(ground, Image.fromarray(pixels)).convert("RGB")
 
 
@@ -199,8 +199,8 @@ def test_a_canonical_image_is_saved_loaded_and_sampled(tmp_path: Path) -> None:
     back = canonicals.read_pristine(tmp_path, "foreground")
     assert (back.box, back.layer) == (BOX, "foreground")
     torch.testing.assert_close(back.rgba, BASES[True].rgba, atol=1e-6, rtol=0)
-    centre = back.sample_rgba(torch.tensor([[[-1 + 2 * 64.5 / WIDTH, -0.75 + 1.5 * 48.5 / HEIGHT]]]))
-    torch.testing.assert_close(centre[0, 0], back.rgba[:, 48, 64], atol=1e-4, rtol=0)
+    center = back.sample_rgba(torch.tensor([[[-1 + 2 * 64.5 / WIDTH, -0.75 + 1.5 * 48.5 / HEIGHT]]]))
+    torch.testing.assert_close(center[0, 0], back.rgba[:, 48, 64], atol=1e-4, rtol=0)
     (pristine,) = (tmp_path / "pristine").iterdir()
     pristine.write_bytes(b"x")
     with pytest.raises(UserError) as caught:

@@ -150,7 +150,7 @@ def test_back_projection_lowers_what_the_merged_picture_misses_of_sharp_frames()
     assert errors[1] < 0.6 * errors[0] and errors[2] < 0.25 * errors[0]
 
 
-def test_merging_brings_no_colours_much_stronger_than_those_that_were_there() -> None:
+def test_merging_brings_no_colors_much_stronger_than_those_that_were_there() -> None:
     where = places()
     where.weight[:, :, ::3] = 0.01
     found = merge_frames(0.2 + 0.5 * noise(5, 3, HEIGHT, WIDTH), where, replace(DEFAULTS, rounds=20))

@@ -21,12 +21,12 @@ from tests.support.true_run import TrueRun
 pytestmark = pytest.mark.slow
 
 
-def mark(colour: tuple[float, float, float] = (0.9, 0.2, 0.1), box: Box | None = None, frame: int = 0) -> PaintedMark:
+def mark(color: tuple[float, float, float] = (0.9, 0.2, 0.1), box: Box | None = None, frame: int = 0) -> PaintedMark:
     """A soft disc with stripes in it."""
     y, x = np.mgrid[:96, :96]
     alpha = np.clip((44 - np.hypot(x - 47.5, y - 47.5)) / 6, 0, 1)
     shade = 1 - 0.35 * (np.sin(x / 7) > 0)
-    rgba = np.concatenate([shade[..., None] * np.array(colour), alpha[..., None]], axis=-1)
+    rgba = np.concatenate([shade[..., None] * np.array(color), alpha[..., None]], axis=-1)
     return PaintedMark(rgba.astype(np.float32), box or Box(-0.5, -0.1, -0.25, 0.15), "foreground", frame)
 
 

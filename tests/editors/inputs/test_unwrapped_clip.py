@@ -36,7 +36,7 @@ from tests.support.true_run import TrueRun
 
 pytestmark = pytest.mark.slow
 
-COLOUR = np.array([0.85, 0.2, 0.3])
+COLOR = np.array([0.85, 0.2, 0.3])
 LAYERS = ("foreground", "background")
 Paint = Callable[[int, np.ndarray], np.ndarray]  # number and RGB of a flat frame: RGB
 
@@ -76,7 +76,7 @@ class Dot:
     def radius(self) -> float:
         return 0.12 * min(self.plane.box.width, self.plane.box.height)
 
-    def centre(self, t: int) -> tuple[float, float]:
+    def center(self, t: int) -> tuple[float, float]:
         box = self.plane.box
         u, v = (box.u0 + box.u1) / 2, (box.v0 + box.v1) / 2
         return u + 0.01 * (t - 6) * box.width, v + 0.01 * (t - 6) * box.height
@@ -85,7 +85,7 @@ class Dot:
         """How much the dot covers of the texels of a picture of `size` over `box`."""
         u = box.u0 + (np.arange(size[0]) + 0.5) * box.width / size[0]
         v = box.v0 + (np.arange(size[1]) + 0.5) * box.height / size[1]
-        off = np.hypot(*(grid - c for grid, c in zip(np.meshgrid(u, v), self.centre(t), strict=True)))
+        off = np.hypot(*(grid - c for grid, c in zip(np.meshgrid(u, v), self.center(t), strict=True)))
         return np.clip((self.radius - off) / 0.0115 + 0.5, 0, 1)
 
     def paint(self, t: int, frame: np.ndarray) -> np.ndarray:
@@ -93,13 +93,13 @@ class Dot:
         plane = self.plane
         gain = self.flat(t).gain
         alpha = self.alpha(t, plane.box, plane.size)[..., None]
-        return np.rint(255 * alpha * np.clip(COLOUR * gain, 0, 1) + (1 - alpha) * frame).astype(np.uint8)
+        return np.rint(255 * alpha * np.clip(COLOR * gain, 0, 1) + (1 - alpha) * frame).astype(np.uint8)
 
     def mark(self, t: int) -> PaintedMark:
         """The same dot for the synthetic clip."""
-        (u, v), side = self.centre(t), 1.3 * self.radius
+        (u, v), side = self.center(t), 1.3 * self.radius
         box = Box(u - side, v - side, u + side, v + side)
-        picture = np.dstack([np.broadcast_to(COLOUR, (256, 256, 3)), self.alpha(t, box, (256, 256))])
+        picture = np.dstack([np.broadcast_to(COLOR, (256, 256, 3)), self.alpha(t, box, (256, 256))])
         return PaintedMark(picture.astype(np.float32), box, self.layer)
 
 
@@ -126,7 +126,7 @@ def test_a_flat_layer_is_its_texture_in_the_light_of_the_frame(run: Run, true_ru
             flat = dot.flat(t)
             seen = flat.visibility > 0.99
             assert seen.mean() > 0.2
-            assert psnr(flat.colour[seen] / 255, (texture * flat.gain)[seen].clip(0, 1)) > least
+            assert psnr(flat.color[seen] / 255, (texture * flat.gain)[seen].clip(0, 1)) > least
 
 
 def test_every_texel_that_a_frame_shows_is_found(run: Run, true_run: TrueRun) -> None:
@@ -136,7 +136,7 @@ def test_every_texel_that_a_frame_shows_is_found(run: Run, true_run: TrueRun) ->
     x = ((uv[:, 0] - box.u0) / box.width * plane.size[0]).astype(int)
     y = ((uv[:, 1] - box.v0) / box.height * plane.size[1]).astype(int)
     assert (flat.visibility[y, x] > 0.6).all()
-    assert (flat.colour[flat.visibility == 0] == 0).all() and (flat.visibility == 0).any()
+    assert (flat.color[flat.visibility == 0] == 0).all() and (flat.visibility == 0).any()
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -164,17 +164,17 @@ def test_a_lossy_codec_changes_nothing_and_a_dot_in_it_only_the_dot(run: Run) ->
     _, moving = read_unwrapped_paint(run, maps, painted(run, clip, dot.paint, "h264", crf=23))
     for t, rgba in enumerate(moving.frames()):
         truth, alpha = dot.alpha(t, plane.box, plane.size), rgba[..., 3] / 255
-        around = cv2.dilate((truth > 0).astype(np.uint8), np.ones((21, 21))) > 0  # halved colour planes bleed
+        around = cv2.dilate((truth > 0).astype(np.uint8), np.ones((21, 21))) > 0  # halved color planes bleed
         assert alpha[~around].max() == 0
         seen = dot.flat(t).visibility > 0.9
         assert alpha[(truth == 1) & seen].mean() > 0.97
 
 
 @pytest.mark.parametrize("fill", [False, True])
-@pytest.mark.parametrize("kind", ["as it was", "on grey", "as pictures"])
+@pytest.mark.parametrize("kind", ["as it was", "on gray", "as pictures"])
 def test_an_untouched_clip_has_no_change(run: Run, fill: bool, kind: str) -> None:
     clip = flat_clip(run, fill=fill)
-    if kind == "on grey":
+    if kind == "on gray":
         rgba = list(rgba_frames(clip))
         laid = [np.rint(f[..., :3] * (f[..., 3:] / 255) + 90 * (1 - f[..., 3:] / 255)).astype(np.uint8) for f in rgba]
         clip = painted(run, clip, lambda t, frame: laid[t])
@@ -255,7 +255,7 @@ def test_a_layer_that_a_frame_does_not_show_is_empty_there(run: Run) -> None:
     weight[4, 0], weight[4, 1] = 0, 255
     np.save(run.maps / "weight.npy", weight)
     flat = Dot(run, "foreground").flat(4)
-    assert not flat.visibility.any() and not flat.colour.any() and (flat.gain == 1).all()
+    assert not flat.visibility.any() and not flat.color.any() and (flat.gain == 1).all()
 
 
 @pytest.mark.parametrize(

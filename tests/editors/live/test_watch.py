@@ -80,10 +80,10 @@ def clip(true_run: TrueRun) -> SyntheticClip:
     return true_run.clip
 
 
-def painted(run: Run, layer: str, colour: tuple[int, ...] = RED, radius: int = 9) -> np.ndarray:
+def painted(run: Run, layer: str, color: tuple[int, ...] = RED, radius: int = 9) -> np.ndarray:
     """The exported picture of a layer with a disc at the place that the middle of its part of the frame shows."""
     pixels = np.asarray(Image.open(run.canonical / "pristine" / pristine_name(run, layer))).copy()
-    cv2.circle(pixels, place(run, layer), radius, colour, -1)
+    cv2.circle(pixels, place(run, layer), radius, color, -1)
     return pixels
 
 
@@ -224,12 +224,12 @@ def test_the_preview_is_the_frame_that_rendering_the_edit_gives(
     assert (shown != easel.render_picture({})).any() == (below != "hidden" or layer == "background")
 
 
-@pytest.mark.parametrize("tool", ["plain", "hidden colours lost", "16 bit", "flattened", "jpg", "larger"])
+@pytest.mark.parametrize("tool", ["plain", "hidden colors lost", "16 bit", "flattened", "jpg", "larger"])
 def test_what_a_tool_does_to_the_rest_of_a_picture_is_not_shown(
     run: Run, clip: SyntheticClip, tmp_path: Path, tool: str
 ) -> None:
     pixels, path = painted(run, "foreground"), tmp_path / "foreground.png"
-    if tool == "hidden colours lost":
+    if tool == "hidden colors lost":
         pixels[pixels[..., 3] == 0] = 0
     image = Image.fromarray(pixels)
     if tool == "flattened":
@@ -289,7 +289,7 @@ def test_a_part_of_a_picture_tells_the_same_change_as_all_of_it(seed: int) -> No
         pixels[row : row + height, column : column + width] = random.integers(0, 256, 4)
     if seed % 3 == 0:
         pixels[40:60, 100:150] = 0  # erased
-    if seed % 4 == 1:  # flattened on a colour, or with the alpha dropped
+    if seed % 4 == 1:  # flattened on a color, or with the alpha dropped
         share = pixels[..., 3:] / 255 if seed % 8 == 1 else 1
         pixels[..., :3] = np.rint(pixels[..., :3] * share + 180 * (1 - share))
         pixels[..., 3] = 255

@@ -255,7 +255,7 @@ def test_the_reference_loss_is_zero_at_the_reference_and_knows_depth_but_for_sca
 
 
 def reference_from(source: VolumeSource, view: int, shape: bool) -> Reference:
-    """What a scene of other colours, and of another size if wanted, shows in a view."""
+    """What a scene of other colors, and of another size if wanted, shows in a view."""
     other = tiny.TinyScene()
     with torch.no_grad():
         other.person.field.color.copy_(torch.linspace(-2, 2, 30).view(10, 3))
@@ -329,15 +329,15 @@ def test_a_reference_is_cut_out_by_its_transparency_or_by_a_mask(source: VolumeS
 
 
 def teacher_of(mean: tuple[float, float, float], size: int = 16) -> DiffusionTeacher:
-    """A model whose pictures are all of one colour, but for some noise; its latents are pixels."""
+    """A model whose pictures are all of one color, but for some noise; its latents are pixels."""
     levels = NoiseSchedule.from_config(
         {"prediction_type": "sample"}, torch.cumprod(1 - torch.linspace(0.001, 0.1, 100), 0)
     )
-    colour = 2 * torch.tensor(mean)[:, None, None] - 1
+    color = 2 * torch.tensor(mean)[:, None, None] - 1
 
     def outputs(latents: Tensor, time: int) -> tuple[Tensor, Tensor]:
         a, s = levels.signal[time].item(), levels.noise[time].item()
-        said = colour + a * 0.3**2 / (a**2 * 0.3**2 + s**2) * (latents - a * colour)
+        said = color + a * 0.3**2 / (a**2 * 0.3**2 + s**2) * (latents - a * color)
         return said, said
 
     score = make_sds_score(outputs, levels, 1.0)
@@ -361,8 +361,8 @@ def test_distillation_through_views_paints_the_person_as_the_model_wants_from_al
             camera = lesson.subject.make_orbit(pose).place_camera(azimuth * math.pi / 4, 0.2, 32)
             with torch.no_grad():
                 dark, light = (
-                    lesson.subject.render_picture(camera, pose, grey, RandomStreams(1, source.device))
-                    for grey in (0.0, 1.0)
+                    lesson.subject.render_picture(camera, pose, gray, RandomStreams(1, source.device))
+                    for gray in (0.0, 1.0)
                 )
             solid = (light - dark)[0, 0] < 0.01
             assert (dark[0, :, solid].mean(dim=1) - torch.tensor(wanted)).abs().max() < 0.05
@@ -385,7 +385,7 @@ def test_a_part_is_taught_by_its_own_words(source: VolumeSource) -> None:
         assert head[0] > 0.7 and head[2] < 0.3 and foot[2] > 0.7 and foot[0] < 0.3
 
 
-def test_colours_are_edited_without_a_change_of_any_outline(source: VolumeSource) -> None:
+def test_colors_are_edited_without_a_change_of_any_outline(source: VolumeSource) -> None:
     rays = camera_rays(source.cameras[0])
     with torch.no_grad():
         before = source.scene.render_rays(rays, source.moments)
@@ -411,13 +411,13 @@ def test_a_step_says_nothing_where_only_the_reference_speaks_and_another_pose_is
 
 
 def test_moves_of_known_orbits_have_their_angles_and_distance() -> None:
-    centre, turn = np.array([1.0, -2.0, 0.5]), np.linalg.qr(np.random.default_rng(3).standard_normal((3, 3)))[0]
+    center, turn = np.array([1.0, -2.0, 0.5]), np.linalg.qr(np.random.default_rng(3).standard_normal((3, 3)))[0]
     turn *= np.sign(np.linalg.det(turn))
-    orbit = Orbit(centre, 0.5, turn @ UP)
+    orbit = Orbit(center, 0.5, turn @ UP)
 
     def at(azimuth: float, elevation: float, distance: float) -> np.ndarray:
         a, e = math.radians(azimuth), math.radians(elevation)
-        return centre + turn @ (
+        return center + turn @ (
             distance * np.array([math.cos(e) * math.cos(a), math.cos(e) * math.sin(a), math.sin(e)])
         )
 
