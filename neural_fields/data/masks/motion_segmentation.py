@@ -46,7 +46,6 @@ class MotionSegmentationSettings:
 
     # The homography of the background.
     sample_spacing_ref: int = 6  # between the vectors that homographies are fitted to
-    min_samples: int = 40  # trusted vectors; with fewer, all vectors are samples
     min_points: int = 8  # that a homography is fitted to
     ransac_tolerance_ref: float = 0.7
     border_share: float = 0.18  # of each side: the border, where objects are rare
@@ -59,7 +58,6 @@ class MotionSegmentationSettings:
     min_flow_trust: float = 0.02  # of a pixel whose flow is not trusted; trusted flow has 1 more
     speed_decay: float = 0.7  # a frame, of residuals averaged along trajectories
     threshold_quantile: float = 0.995  # of the speeds: the top of the histogram of Otsu's method
-    threshold_window_frames: int = 9  # of the median that makes thresholds smooth in time
     min_speed: float = 0.5  # residuals below are never an object: they are the noise of good flow
     odds_gain: int = 4
     odds_speed_offset: float = 0.1  # added to speed and threshold before the logarithm of their ratio
@@ -207,14 +205,14 @@ def _segment_chunk(frames: np.ndarray, flow: _WorkingFlow, settings: MotionSegme
     trust = trust / 2 + settings.min_flow_trust
     speed = np.linalg.norm(_average_along_flow(mean, trust, flow, settings.speed_decay), axis=-1)
 
-    # (2) The speed that separates object from background in each frame: Otsu's, made smooth in time. Then the odds.
+    # (2) The speed that separates object from background in each frame: Otsu's, drawn halfway to that of the clip.
+    # Then the odds.
     levels = np.zeros(len(speed))
     for index, values in enumerate(speed):
         top = float(np.quantile(values, settings.threshold_quantile)) + 1e-6
         level, _ = cv2.threshold((values / top * 255).clip(0, 255).astype(np.uint8), 0, 255, cv2.THRESH_OTSU)
         levels[index] = level / 255 * top
-    local = ndimage.median_filter(levels, settings.threshold_window_frames, mode="nearest")
-    threshold = np.maximum(np.sqrt(local * np.median(local)), settings.min_speed)
+    threshold = np.maximum(np.sqrt(levels * np.median(levels)), settings.min_speed)
     offset, most = settings.odds_speed_offset, settings.max_log_speed_ratio
     odds = settings.odds_gain * np.log((speed + offset) / (threshold[:, None, None] + offset)).clip(-most, most)
     odds = np.where(odds < 0, settings.still_weight * odds, odds).astype(np.float32)
@@ -270,8 +268,7 @@ def _fit_background_flow(
     places = np.stack([x, y, np.ones_like(x)], axis=-1)
     pick = np.zeros((height, width), bool)
     pick[step // 2 :: step, step // 2 :: step] = True
-    if (pick & (trust > 0.5)).sum() >= settings.min_samples:
-        pick &= trust > 0.5
+    pick &= trust > 0.5
     to_border = np.minimum(np.minimum(x, width - 1 - x) / width, np.minimum(y, height - 1 - y) / height)
     border = to_border < settings.border_share
     value = np.where(border, settings.border_weight, 1.0)[pick]

@@ -1,10 +1,10 @@
 """Masks that come out better than they went in, before any training.
 
-A mask falls into parts: its connected pieces, what hangs on them by a neck, and its regions of one color. Each part is
-judged as a whole by what the clip says about it (`votes.py`): do the masks of other frames, carried along the flow and
-with the object, hold it; does it move as the object does; are its colors the object's? Parts that fail are taken off,
-several times over, since every round leaves better witnesses. Then outlines go to where colors differ (`edges.py`).
-What all frames agree on is left alone, so sure masks stay as they are.
+A mask falls into parts: its connected pieces, and what hangs on them by a neck. Each part is judged as a whole by what
+the clip says about it (`propagation.py`): do the masks of other frames, carried along the flow and with the object,
+hold it; does it move as the object does? Parts that fail are taken off, several times over, since every round leaves
+better witnesses. Then outlines go to where colors differ (`boundaries.py`). What all frames agree on is left alone, so
+sure masks stay as they are.
 
 Masks are judged at a shorter side of at most 240 pixels. Votes and odds are log odds.
 """
@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 from jaxtyping import UInt8
-from scipy import ndimage
 
 from neural_fields.data.flow.compute import FlowField, resize_mask, resize_vectors
 from neural_fields.data.masks.boundaries import OutlineSettings, align_outline
@@ -31,8 +30,6 @@ from neural_fields.data.masks.propagation import (
     compute_object_votes,
     fit_object_motion,
 )
-
-_COLOR_BINS = 16  # of the histogram of colors, along each channel
 
 Progress = Callable[[int, int], None]
 
@@ -53,27 +50,17 @@ class MaskRefinementSettings:
     # The parts of a mask.
     necks_ref: tuple[int, ...] = (2, 3, 5)  # what hangs on by less than twice this is a part of its own
     thin_radius_ref: float = 3.0  # flow sees what is behind parts that are thinner
-    large_part_share: float = 0.3  # of the largest piece's area: such a part stays when its own evidence is for it
 
     # Weights of the evidence. Votes and motion add up to log odds; a part goes when they and its prior are below zero.
     object_weight: float = 0.6  # of the votes carried with the object
     flow_weight: float = 0.4  # of the votes carried along the flow
     motion_weight: float = 0.8
-    color_weight: float = 0.5
     min_vote_share: float = 0.05  # shares of votes are clipped to this and to 1 less this
     thin_prior: float = 2.0  # thin parts need to be clearly wrong to go; their motion does not count
     attached_prior: float = 0.3
     detached_prior: float = -1.0
     sure_prior: float = 0.9  # more for attached parts of masks without stray pieces
     few_stray_share: float = 0.01  # of the mask: with more stray pieces than this, masks are not sure
-
-    # Colors.
-    colors: int = 8  # regions of one of so many colors are parts
-    color_samples: int = 4000  # pixels that the main colors are found from
-    region_blur_px: int = 5  # of the median that smooths regions
-    min_region_share: float = 0.02  # of the mask: smaller regions are not judged
-    surround_px: int = 40  # around the object, in which the colors of the rest are counted
-    min_color_share: float = 1e-4  # added to both shares of a color: no color is proof
 
     votes: VoteSettings = field(default_factory=VoteSettings)
     outline: OutlineSettings = field(default_factory=OutlineSettings)
@@ -114,17 +101,10 @@ def refine_masks(
         stop = min(first + settings.chunk_frames, count)
         span = range(max(0, first - settings.overlap_frames), min(count, stop + settings.overlap_frames))
 
-        # Frames, masks and flow of the window, at the sizes that they are judged at.
-        small = [cv2.resize(np.asarray(frames[t]), size, interpolation=cv2.INTER_AREA) for t in span]
-        lab = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2LAB) for frame in small])
-        # The bin of each color in a histogram of 16 x 16 x 16, finer where colors are common.
-        bins = np.minimum((lab.astype(np.int32) - (0, 64, 64)) // (16, 8, 8), _COLOR_BINS - 1).clip(0)
-        color_cells = (bins[..., 0] * _COLOR_BINS + bins[..., 1]) * _COLOR_BINS + bins[..., 2]
+        # Masks and flow of the window, at the sizes that they are judged at.
         window_flow = _resize_flow(flow, range(span.start, span.stop - 1), size)
         window = _MaskWindow(
             masks=np.stack([_resize_masks(layer[span.start : span.stop], size) for layer in masks.masks]),
-            lab=lab,
-            color_cells=color_cells.astype(np.int32),
             flow=window_flow,
             slow_flow=_resize_flow(window_flow, range(len(span) - 1), tiny),
             speed_unit=settings.speed_side_px / min(tiny),
@@ -153,8 +133,6 @@ class _MaskWindow:
     """Some frames of a clip at the sizes that they are judged at."""
 
     masks: np.ndarray  # bool [layers, time, h, w], as given
-    lab: np.ndarray  # uint8 [time, h, w, 3], CIELAB
-    color_cells: np.ndarray  # int32 [time, h, w], the bin of each color
     flow: NeighborFlow  # at the size of the masks
     slow_flow: NeighborFlow  # at the size at which motion is judged
     speed_unit: float  # pixels of the clip that speeds are measured in, in one pixel of `slow_flow`
@@ -195,14 +173,6 @@ def _judge_layer(window: _MaskWindow, layer: int, settings: MaskRefinementSettin
     necks = sorted({round(neck * shrink) for neck in settings.necks_ref} - {0})
     thin = settings.thin_radius_ref * shrink
 
-    # The main colors of the object, by k-means.
-    colors = window.lab[given]
-    chosen = np.random.default_rng(0).permutation(len(colors))[: settings.color_samples]
-    sample = colors[chosen].astype(np.float32)
-    cv2.setRNGSeed(0)  # k-means starts at random places
-    stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_MAX_ITER, 15, 0.5)
-    _, _, palette = cv2.kmeans(sample, min(settings.colors, len(sample)), None, stop, 1, cv2.KMEANS_PP_CENTERS)
-
     kept, attached_prior = given, settings.attached_prior
     for attempt in range(settings.rounds):
         votes, moves = _weigh_evidence(window, kept, ~front, shrink, settings)
@@ -216,26 +186,11 @@ def _judge_layer(window: _MaskWindow, layer: int, settings: MaskRefinementSettin
             stray = 1 - sum(int(mask.sum()) for mask in judged) / int(given.sum())
             attached_prior += settings.sure_prior * float(np.exp(-stray / settings.few_stray_share))
 
-        # The log odds of each pixel by its color: how common it is in the masks, and around them.
-        counts = np.zeros((2, _COLOR_BINS**3))
-        for cells, mask in zip(window.color_cells, kept, strict=True):
-            # A distance map is much faster than a dilation this wide.
-            near = cv2.distanceTransform(1 - mask.astype(np.uint8), cv2.DIST_L2, 3) <= settings.surround_px
-            for side, where in enumerate((mask, near & ~mask)):
-                counts[side] += np.bincount(cells[where], minlength=_COLOR_BINS**3)
-        cube = counts.reshape(2, _COLOR_BINS, _COLOR_BINS, _COLOR_BINS)
-        smooth = ndimage.gaussian_filter(cube, (0, 1, 1, 1), mode="nearest").reshape(2, -1)
-        shares = smooth / np.maximum(counts.sum(1, keepdims=True), 1) + settings.min_color_share
-        color_odds = np.log(shares[0] / shares[1]).astype(np.float32)[window.color_cells]
-
-        # Parts that hang on by a neck, and regions of one color.
+        # Parts that hang on by a neck.
         for t, mask in enumerate(judged):
             for neck in necks:
                 parts = _label_parts(mask, neck)
                 mask = _remove_bad_parts(mask, parts, votes[t], moves[t], attached_prior, thin, settings)
-            if attempt:  # colors are learned from masks that have lost their worst parts
-                odds = votes[t] + moves[t] + settings.color_weight * color_odds[t] + attached_prior
-                mask = _remove_bad_regions(mask, window.lab[t], palette, odds, settings)
             judged[t] = mask
         kept = np.stack(judged)
     return kept, given & ~kept
@@ -302,8 +257,7 @@ def _remove_bad_parts(
     np.maximum.at(radius, inside, cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 3)[mask])
     vote, move = (np.bincount(inside, values[mask], count) / area for values in (votes, moves))
     score = vote + np.where(radius < thin_radius, settings.thin_prior, prior + move)
-    large = area >= settings.large_part_share * area[1:].max()
-    keep = (score >= 0) | (large & (vote + move > 0))
+    keep = score >= 0
     keep[1 + (score.clip(0.01) * area)[1:].argmax()] = True
     return keep[labels] & mask
 
@@ -319,34 +273,6 @@ def _label_parts(mask: np.ndarray, neck: int) -> np.ndarray:
     cores |= (mask & ~has_core[pieces]).astype(np.uint8)  # pieces thinner than a neck stay whole
     _, labels = cv2.distanceTransformWithLabels(1 - cores, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_CCOMP)
     return np.where(mask, labels, 0)
-
-
-# --- colors ---------------------------------------------------------------------------------------------------------
-
-
-def _remove_bad_regions(
-    mask: np.ndarray, lab: np.ndarray, palette: np.ndarray, odds: np.ndarray, settings: MaskRefinementSettings
-) -> np.ndarray:
-    """Takes off the regions of one color whose log odds are against them; small regions are not judged."""
-    # Connected regions whose colors are nearest to the same one of the palette, labeled from 1.
-    classes = np.zeros(mask.shape, np.uint8)
-    distance = ((lab[mask].astype(np.float32)[:, None] - palette) ** 2).sum(-1)
-    classes[mask] = 1 + distance.argmin(1)
-    classes = cv2.medianBlur(classes, settings.region_blur_px) * mask
-    labels, total = np.zeros(mask.shape, np.int32), 0
-    for index in range(1, len(palette) + 1):
-        count, found = cv2.connectedComponents((classes == index).astype(np.uint8), connectivity=4)
-        labels += np.where(found > 0, found + total, 0)
-        total += count - 1
-
-    inside = labels[mask]
-    if not len(inside):
-        return mask
-    large = np.bincount(inside) >= settings.min_region_share * len(inside)
-    bad = (np.bincount(inside, odds[mask]) < 0) & large
-    bad[0] = False
-    left = mask & ~bad[labels]
-    return left if left.any() else mask
 
 
 # --- shapes ---------------------------------------------------------------------------------------------------------
