@@ -6,6 +6,7 @@
 #   make test        style, types, all tests
 #   make coverage    which lines the tests run
 #   make lowest      fast tests with the oldest packages allowed
+#   make docs        the documentation as a site, in site/
 
 # The first interpreter on the path that is new enough; choose another with: make setup PYTHON=/path/to/python
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
@@ -15,6 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_ALL := $(VENV)/.installed-all
+INSTALLED_DOCS := $(VENV)/.installed-docs
 USER_EXTRAS := exr,psd
 ALL_EXTRAS := dev,diffusion,exr,metrics,psd
 INSTALL = $(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --build-constraint constraints.txt
@@ -26,7 +28,7 @@ define install
 		>/dev/null 2>&1 && echo --torch-backend=auto); $(INSTALL) $$backend --editable '.[$(1)]'
 endef
 
-.PHONY: setup setup-all check test coverage demo lowest
+.PHONY: setup setup-all check test coverage demo docs lowest
 .DEFAULT_GOAL := setup
 
 setup: $(INSTALLED)
@@ -53,6 +55,11 @@ $(INSTALLED_ALL): pyproject.toml constraints.txt | $(BIN)/uv
 	@echo "installing unwrap and the developers' tools with the versions of constraints.txt (the first time takes minutes)"
 	$(call install,$(ALL_EXTRAS))
 	@touch $@ $(INSTALLED)
+
+$(INSTALLED_DOCS): pyproject.toml constraints.txt | $(BIN)/uv
+	@echo "installing what the documentation needs with the versions of constraints.txt (the first time takes minutes)"
+	$(call install,docs)
+	@touch $@
 
 # Two workers of one thread each: with more threads than free cores, small operators run far slower.
 check test coverage lowest: export OMP_NUM_THREADS := 1
@@ -82,6 +89,12 @@ lowest: | $(BIN)/uv
 	"$(PYTHON)" -m venv --clear .venv-lowest
 	$(BIN)/uv pip install --python .venv-lowest/bin/python --resolution lowest-direct --editable '.[dev,exr,metrics,psd]'
 	.venv-lowest/bin/python -m pytest -n 2 -m "not slow" -W default
+
+# The variable silences news of the makers of mkdocs, which are not about these pages.
+docs: export NO_MKDOCS_2_WARNING := 1
+# A broken link, a missing anchor, an unknown name of the API, or a page that loads something from elsewhere is an error.
+docs: $(INSTALLED_DOCS)
+	$(BIN)/mkdocs build --strict
 
 demo: $(INSTALLED)
 	$(BIN)/unwrap demo

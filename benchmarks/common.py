@@ -1,4 +1,4 @@
-"""What the benchmarks share: the real clips, runs of the `unwrap` command, made clips, tables, machine and versions."""
+"""Shared parts of the benchmarks: real clips, runs of `unwrap`, synthetic clips, tables, machine and versions."""
 
 from __future__ import annotations
 

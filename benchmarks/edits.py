@@ -1,4 +1,4 @@
-"""Edits that need no model, and files for other programs, on a fitted synthetic clip against what is true.
+"""Measures edits that need no model, and files for other programs, on a trained synthetic clip with known truth.
 
     python benchmarks/edits.py [--frames 24] [--size 320 180] [--quality draft] [--json FILE]
 
@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from PIL import Image, ImageDraw
 
-from editors.api import edit_with
+from editors.api import edit
 from editors.core.stack import undo
 from editors.demo import make_clip_metadata
 from editors.effects.adjust import Adjust
@@ -49,6 +49,7 @@ from neural_fields.imaging.documents.layered import PAINT, DocumentLayer, place_
 from neural_fields.imaging.documents.openraster import read_ora, write_ora
 from neural_fields.imaging.documents.psd import read_psd, write_psd
 from neural_fields.imaging.exr import read_exr
+from neural_fields.open_runs.opening import require_planar
 from neural_fields.rendering.render_planar import open_passes
 from neural_fields.rendering.warp_pass import WarpPass
 from neural_fields.runs.run import Run
@@ -83,7 +84,7 @@ def fitted(home: Path, clip: SyntheticClip, quality: Any) -> Run:
 
 def frames_with(run: Run, clip: SyntheticClip) -> list[np.ndarray]:
     """All frames with the active edits; afterwards the last one is undone."""
-    changer = open_passes(run, Maps.open(run))
+    changer = open_passes(require_planar(run, "the benchmark"))
     shown = [changer.render_frame(t, clip.frames[t]) for t in range(clip.count)]
     undo(run)
     return shown
@@ -104,9 +105,9 @@ def placing(run: Run, clip: SyntheticClip, home: Path, layer: int, at: tuple[flo
     path, name = logo(home), clip.layer_names[layer]
     width = 0.2 * clip.width
     height = width / 2
-    edit_with(
+    edit(
         run,
-        Place(image=path, box=f"{at[0] - width / 2},{at[1] - height / 2},{width},{height}", frame=t),
+        editor=Place(image=path, box=f"{at[0] - width / 2},{at[1] - height / 2},{width},{height}", frame=t),
         layers=(name,),
     )
     low, high = (
@@ -121,7 +122,7 @@ def placing(run: Run, clip: SyntheticClip, home: Path, layer: int, at: tuple[flo
 
 def adjusting(run: Run, clip: SyntheticClip) -> dict[str, Any]:
     """Exposure and saturation of the background."""
-    edit_with(run, Adjust(exposure=-0.7, saturation=0.3), layers=("background",))
+    edit(run, editor=Adjust(exposure=-0.7, saturation=0.3), layers=("background",))
     grade = Grade(exposure=-0.7, saturation=0.3)
     values = []
     for t, shown in enumerate(frames_with(run, clip)):
@@ -133,10 +134,10 @@ def adjusting(run: Run, clip: SyntheticClip) -> dict[str, Any]:
 
 def removing(run: Run, clip: SyntheticClip) -> dict[str, Any]:
     """The object taken off."""
-    edit_with(run, Remove())
+    edit(run, editor=Remove())
     empty = dataclasses.replace(clip, surfaces=clip.surfaces[1:]).frames
     picture = canonical.read_pristine(run.canonical, "background")
-    maps, values = Maps.open(run), []
+    maps, values = Maps.open(run.maps), []
     for t, shown in enumerate(frames_with(run, clip)):
         uv = torch.from_numpy(maps.read_uv(t, 1, (clip.width, clip.height)))
         known = (picture.sample_rgba(uv)[..., 3] > 0.99).numpy() & (clip.alpha[0, t] > 0)
@@ -148,8 +149,8 @@ def dragging(run: Run, clip: SyntheticClip, t: int) -> dict[str, Any]:
     """A point of the object dragged by 4 % of the frame's width."""
     start = clip.compute_mark_positions(0, middle_of(clip.boxes[0]))
     end = start[t] + np.array([0.04 * clip.width, -0.01 * clip.width])
-    edit_with(run, Drag(drag=(f"{start[t][0]},{start[t][1]}>{end[0]},{end[1]}",), frame=t))
-    changer = open_passes(run, Maps.open(run))
+    edit(run, editor=Drag(drag=(f"{start[t][0]},{start[t][1]}>{end[0]},{end[1]}",), frame=t))
+    changer = open_passes(require_planar(run, "the benchmark"))
     assert isinstance(changer, WarpPass)
     there = clip.surfaces[0].uv_at(t, coords.normalize_pixels(torch.tensor(end)[None], clip.width, clip.height))
     wanted = clip.compute_mark_positions(0, there[0].tolist())
@@ -172,7 +173,7 @@ def _came_from(changer: WarpPass, t: int, place: np.ndarray, size: tuple[int, in
 
 def mapping(run: Run, home: Path) -> dict[str, Any]:
     """Forward STMaps read back."""
-    maps = Maps.open(run)
+    maps = Maps.open(run.maps)
     export_run(run, STMapExporter(direction="forward"), out=home / "stmap")
     errors = []
     for number, name in enumerate(maps.layers):
@@ -201,7 +202,7 @@ def documents(run: Run, home: Path) -> list[dict[str, Any]]:
         paint = np.random.default_rng(0).integers(0, 256, (height, width, 4), np.uint8)
         layers = tuple(_painted(layer, paint) if layer.name.startswith(PAINT) else layer for layer in document.layers)
         write_file(path, dataclasses.replace(document, layers=layers))
-        found = read_document_overlays(run, Maps.open(run), path)["foreground"].rgba
+        found = read_document_overlays(require_planar(run, "the benchmark"), path)["foreground"].rgba
         wrong = np.abs(np.rint(found * 255) - paint)[paint[..., 3] > 0].max()
         rows.append(row(f"painted .{suffix}, read back", wrong, wrong, "levels", 0))
     return rows

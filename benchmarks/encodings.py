@@ -1,4 +1,4 @@
-"""Time of the hash grid's back ends, side by side in one run.
+"""Measures the time of the hash grid's back ends, side by side in one run.
 
     python benchmarks/encodings.py --points 65536 --backends autograd torch compiled
 

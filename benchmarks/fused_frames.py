@@ -1,4 +1,4 @@
-"""Frames that a style network paints one by one, before and after they are fused: how steady they are, and their style.
+"""Measures steadiness and style of frames that a style network paints one by one, before and after they are fused.
 
     python benchmarks/fused_frames.py RUN [RUN ...] [--style NAME] [--side 512]
 
@@ -45,21 +45,18 @@ def measured(path: Path, style: str, side: int) -> dict[str, Any]:
     import cv2
     import numpy as np
 
-    from editors.core.editor import report_nothing
     from editors.core.source import EditSource
     from editors.effects.external_frames import Frames
     from editors.effects.style_network import read_style_network, stylize_picture
-    from neural_fields.atlas import canonical
-    from neural_fields.atlas.uv_maps import Maps
+    from neural_fields.core.progress import report_nothing
     from neural_fields.data.video.image_sequence import write_images
+    from neural_fields.open_runs.opening import require_planar
     from neural_fields.rendering.base import OverlayOptions
     from neural_fields.rendering.overlay_pass import OverlayPass
-    from neural_fields.runs.run import Run
-    from neural_fields.runs.source import read_source
 
-    run = Run.open(path)
-    maps, network = Maps.open(run), read_style_network(WEIGHTS / f"{style}.bin")
-    plain = read_source(run).frames
+    run = require_planar(path, "the benchmark")
+    maps, network = run.maps, read_style_network(WEIGHTS / f"{style}.bin")
+    plain = run.video.frames
     scale = side / max(plain.shape[1:3])
     size = round(plain.shape[2] * scale), round(plain.shape[1] * scale)
     small = [cv2.resize(np.asarray(frame), size, interpolation=cv2.INTER_AREA) for frame in plain]
@@ -67,16 +64,15 @@ def measured(path: Path, style: str, side: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as home:
         write_images(Path(home) / "painted", iter(painted))
         begin = time.monotonic()
-        result = Frames(frames=Path(home) / "painted")(EditSource(run, maps, maps.layers), report_nothing)
+        result = Frames(frames=Path(home) / "painted").edit(EditSource(run, maps.layers), report_nothing)
         seconds = time.monotonic() - begin
-    pictures = {name: canonical.read_pristine(run.canonical, name) for name in maps.layers}
-    renderer = OverlayPass(maps, pictures, result.overlays, OverlayOptions(lit=result.effects.lit))
+    renderer = OverlayPass(maps, run.canonicals, result.overlays, OverlayOptions(lit=result.effects.lit))
     looked_at = np.unique(np.linspace(0, len(small) - 1, LOOKED_AT).round().astype(int))
     rendered = (renderer.render_frame(t, np.asarray(plain[t])) for t in looked_at)
     fused = [cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in rendered]
     eyes = read_style_network(WEIGHTS / f"{'mosaic' if style == 'candy' else 'candy'}.bin")  # not those that painted
     left = kept([small[t] for t in looked_at], [painted[t] for t in looked_at], fused, eyes)
-    before, after = (cast("float", result.metadata[name]) for name in ("warp_error_of_frames", "warp_error"))
+    before, after = (cast("float", result.details[name]) for name in ("warp_error_of_frames", "warp_error"))
     return {
         "run": path.name,
         "style": style,

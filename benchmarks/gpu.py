@@ -115,13 +115,14 @@ def steps(job: dict[str, Any]) -> dict[str, Any]:
     """Training steps of some presets with resident and with traveling frames, from the same start."""
     import torch
 
-    from neural_fields.config.planar import load_planar_config
     from neural_fields.data.video.io import read_video
+    from neural_fields.planar.config import load_planar_config
     from neural_fields.planar.init.warm_up import WarmUpOptions
     from neural_fields.runs.run import Run
     from neural_fields.training.inputs import prepare_clip
-    from neural_fields.training.loop import Budget, train_steps
+    from neural_fields.training.loop import train_steps
     from neural_fields.training.options import TrainOptions
+    from neural_fields.training.planar_task import PlanarTask
     from neural_fields.training.train_planar import make_planar_model
 
     device, rows = torch.device(job["device"]), []
@@ -135,7 +136,7 @@ def steps(job: dict[str, Any]) -> dict[str, Any]:
         for name, pixels in (("traveling", clip), ("resident", clip.copy_to_device(device))):
             model = make_planar_model(config, clip, None, WarmUpOptions(0, device, 5.0)).to(device)
             into = Run.create(Path(job["work"]) / f"steps-{preset}-{name}")
-            records = train_steps(model, pixels, config.training, into, Budget(job["steps"]))
+            records = train_steps(PlanarTask(model, pixels, config.training, job["steps"]), into)
             times = sorted(record.seconds for record in records)
             row[f"{name}_ms"] = round(1000 * times[len(times) // 2], 3)
         rows.append(row)
@@ -186,11 +187,11 @@ def render_edit(job: dict[str, Any]) -> dict[str, Any]:
     from neural_fields.core.prefetch import prefetch
     from neural_fields.core.threads import prepare_threads
     from neural_fields.data.video.io import source_frames, write_video
-    from neural_fields.planar.init.load import load_planar_model
-    from neural_fields.planar.samples import composite_layers
-    from neural_fields.rendering.render_planar import RenderOptions, render
+    from neural_fields.open_runs.opening import require_planar
+    from neural_fields.planar.composition.samples import composite_layers
+    from neural_fields.rendering.options import RenderOptions
+    from neural_fields.rendering.render_planar import render
     from neural_fields.runs.run import Run
-    from neural_fields.runs.source import read_source_metadata
 
     prepare_threads()
     run, work, device = Run.open(Path(job["run"])), Path(job["work"]), torch.device(job["device"])
@@ -199,13 +200,14 @@ def render_edit(job: dict[str, Any]) -> dict[str, Any]:
     cv2.circle(picture, (picture.shape[1] // 2, picture.shape[0] // 2), picture.shape[0] // 4, (40, 60, 230, 255), -1)
     cv2.imwrite(str(painted), picture)
     unwrap("edit", run.path, painted, "--layer", "background")
-    facts, chosen = read_source_metadata(run)
+    opened = require_planar(run, "the benchmark")
+    facts, chosen = opened.metadata, opened.frames
     edits, plains = [], []
     for _ in range(3):
         edits.append(timed(lambda: render(run, RenderOptions(out=work / "edited.mp4", overwrite=True)), device))
         frames = prefetch(source_frames(facts, chosen))
         plains.append(timed(partial(write_video, work / "plain.mp4", frames, facts, overwrite=True), device))
-    model = load_planar_model(run)[0].to(device)
+    model = opened.model.to(device)
 
     def show(t: int) -> Any:
         return composite_layers(model.sample_frame(t, (facts.width, facts.height)))

@@ -1,4 +1,4 @@
-"""Frames between frames, against those the camera saw: every second frame of a fitted clip is left out and made again.
+"""Compares interpolated frames with true ones: every second frame of a trained clip is left out and interpolated.
 
     python benchmarks/in_between.py RUN [RUN ...] [--frames 31] [--json FILE]
 
@@ -25,10 +25,10 @@ sys.path.insert(0, str(ROOT))
 
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.data.video.io import source_frames
+from neural_fields.open_runs.opening import require_planar
 from neural_fields.rendering.retiming.interpolation import Retimer
 from neural_fields.rendering.retiming.timeline import FrameSchedule
 from neural_fields.runs.run import Run
-from neural_fields.runs.source import read_source_metadata
 
 
 def every_second(maps: Maps, folder: Path) -> Maps:
@@ -46,7 +46,8 @@ def decibels(one: np.ndarray, other: np.ndarray) -> float:
 
 def measured(run: Run, most: int) -> dict[str, Any]:
     """PSNR of the frames left out, made in each of three ways."""
-    maps, (facts, chosen) = Maps.open(run), read_source_metadata(run)
+    opened = require_planar(run, "the benchmark")
+    maps, facts, chosen = opened.maps, opened.metadata, opened.frames
     count = (min(most, maps.frame_count) - 1) // 2 * 2 + 1
     frames = list(source_frames(facts, chosen[:count]))
     times = tuple(map(Fraction, range(count)))

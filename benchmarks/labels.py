@@ -1,4 +1,4 @@
-"""Carries the first frame's true mask to all frames of the DAVIS clips and compares with the true masks.
+"""Propagates the first frame's true mask to all frames of the DAVIS clips, and compares it with the true masks.
 
     python benchmarks/labels.py [--clips davis-blackswan ...] [--masks truth osvos auto] [--size 240p]
                                 [--quality draft] [--config PRESET] [--frames A:B] [--json FILE]
@@ -26,8 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from neural_fields.data.flow.compute import compute_flow
 from neural_fields.data.masks.layer_masks import load_masks, mask_iou
-from neural_fields.planar.init.load import load_planar_model
-from neural_fields.runs.source import read_source
+from neural_fields.open_runs.opening import require_planar
 from neural_fields.tracking.labels import chain_labels, propagate_label_map
 from neural_fields.training.options import TrainOptions
 from neural_fields.training.train_planar import train
@@ -45,8 +44,8 @@ def measure(clip: Path, masks: str, chosen: argparse.Namespace, out: Path) -> di
     )  # fmt: skip
     run = train(clip / "frames", options).run
     seconds = time.monotonic() - begin
-    model, _ = load_planar_model(run)
-    source = read_source(run)
+    model = require_planar(run, "the benchmark").model
+    source = require_planar(run, "the benchmark").video
     frames = range(*source.frame_range)
     size = model.shape.size
 

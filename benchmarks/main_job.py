@@ -1,4 +1,4 @@
-"""The figures of the main job: fit, opacity, drift, render rate, memory. Every row is a run of the `unwrap` command.
+"""Measures the main workflow: quality, opacity, drift, render rate, memory. Every row is a run of `unwrap`.
 
     python benchmarks/main_job.py [--only fit auto demo render memory] [--json FILE]
 
@@ -58,9 +58,9 @@ def render_rows(work: Path) -> Iterator[Row]:
     from neural_fields.core.prefetch import prefetch
     from neural_fields.core.threads import prepare_threads
     from neural_fields.data.video.io import source_frames, write_video
-    from neural_fields.rendering.render_planar import RenderOptions, render
-    from neural_fields.runs.run import Run
-    from neural_fields.runs.source import read_source_metadata
+    from neural_fields.open_runs.opening import require_planar
+    from neural_fields.rendering.options import RenderOptions
+    from neural_fields.rendering.render_planar import render
 
     prepare_threads()
     out = work / "davis-blackswan"
@@ -73,8 +73,8 @@ def render_rows(work: Path) -> Iterator[Row]:
         painted = work / f"{layer}-painted.png"
         cv2.imwrite(str(painted), picture)
         unwrap("edit", out, painted, "--layer", layer)
-    run = Run.open(out)
-    facts, chosen = read_source_metadata(run)
+    run = require_planar(out, "the benchmark")
+    facts, chosen = run.metadata, run.frames
     rates: dict[str, list[float]] = {"render": [], "plain": []}
     for _ in range(6):
         begin = time.perf_counter()

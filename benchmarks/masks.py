@@ -1,4 +1,4 @@
-"""Masks that get better: imperfect and true masks of the DAVIS clips, before and after they are mended, and the fit.
+"""Measures mask refinement: imperfect and true masks of the DAVIS clips, before and after it, and after training.
 
     python benchmarks/masks.py [--size 240p] [--clips NAME ...] [--fit] [--json FILE]
 

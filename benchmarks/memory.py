@@ -1,4 +1,4 @@
-"""Peak memory of `unwrap train` and `unwrap render` against the length of the clip.
+"""Measures the peak memory of `unwrap train` and `unwrap render` for clips of several lengths.
 
     python benchmarks/memory.py [--frames 100 1000] [--size 480p] [--masks auto] [--seconds 240] [--json FILE]
 

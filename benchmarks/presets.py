@@ -1,4 +1,4 @@
-"""Time to 26, 28 and 30 dB of every preset on the same clips, side by side.
+"""Measures the time to 26, 28 and 30 dB of every preset on the same clips, side by side.
 
     python benchmarks/presets.py [--presets atlas lna codef ...] [--clips davis-blackswan ...] [--targets 26 28 30]
                                  [--seconds 300] [--size 240p] [--masks truth] [--frames A:B] [--quality normal]

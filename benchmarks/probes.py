@@ -1,8 +1,8 @@
-"""Small jobs whose results depend on settings of heuristics: what `sensitivity.py` runs again and again.
+"""Defines probes: small jobs whose results depend on settings of heuristics. `sensitivity.py` runs them repeatedly.
 
-A probe gets an empty folder and prepares there what its job needs, once. It returns the job: called with the settings
-as they are, it gives figures. The last word of a figure's name is its unit. Synthetic clips have 12 frames of 128x72
-and known truth; those of DAVIS are cut to 10 frames of 160 lines and left out where they are missing.
+A probe gets an empty folder and prepares the inputs of its job there, once. It returns the job: a function that
+measures figures with the current settings. The last word of a figure's name is its unit. Synthetic clips have 12
+frames of 128x72 and known truth; those of DAVIS are cut to 10 frames of 160 lines and left out where they are missing.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ PROBES: dict[str, Probe] = {  # about the quickest first, so that much is known 
         Probe(carrying, ("ChartCarryingSettings", "TrackingSettings", "FrameLiftSettings")),
         Probe(tracking),
         Probe(exports),
-        Probe(training, ("CoverageSettings", "ExtentSettings", "MipmapSettings", "LightingSettings")),
+        Probe(training, ("CoverageSettings", "ExtentSettings", "ImageTextureSettings", "LightingSettings")),
         Probe(painted_frames),
         Probe(captured_person),
         Probe(given_masks, ("GivenMaskSettings",), DAVIS[:1]),

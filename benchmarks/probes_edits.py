@@ -1,4 +1,4 @@
-"""Probes of edits, exports and retiming on the exact maps of a clip, and of 3D scenes (see `probes.py`)."""
+"""Defines probes of edits, exports and retiming on the exact maps of a clip, and of 3D scenes (see `probes.py`)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from probes_models import FRAMES, SIZE, Figures, Job, copied, decibels
 from suite import write_clip
 
 from editors.cli.main import main as unwrap
-from editors.core.editor import report_nothing
 from editors.core.source import EditSource
 from editors.effects.external_frames import Frames
 from editors.inputs.canonical_picture import overlay_from_canonical
@@ -31,12 +30,11 @@ from editors.inputs.frame_change import find_frame_paint
 from editors.inputs.frame_lifting import lift_frame, read_frame_maps
 from editors.inputs.painted_frames import lift_frames
 from editors.inputs.unwrapped_clip import read_unwrapped_paint
-from neural_fields.atlas import canonical
 from neural_fields.atlas.canonical import CanonicalImage, Overlay
-from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core import coords
 from neural_fields.core.coords import Box
 from neural_fields.core.errors import UserError
+from neural_fields.core.progress import report_nothing
 from neural_fields.data.capture.capture_folder import write_capture
 from neural_fields.data.synthetic.planar_clips import PaintedMark, SyntheticClip, make_demo_clip, make_translation_clip
 from neural_fields.data.synthetic.scene import make_walking_scene
@@ -45,7 +43,8 @@ from neural_fields.data.video.io import probe_video, source_frames, write_video
 from neural_fields.export.base import export_run
 from neural_fields.export.pictures.unwrapped import UnwrappedExporter
 from neural_fields.imaging.image_io import Picture, read_picture
-from neural_fields.planar.init.build import plan_model
+from neural_fields.open_runs.opening import require_planar
+from neural_fields.planar.build import plan_model
 from neural_fields.planar.init.charts import ChartSettings
 from neural_fields.planar.init.geometry import GeometrySettings
 from neural_fields.rendering.overlay_pass import OverlayPass
@@ -103,8 +102,8 @@ def _export_all(run: Run, clip: SyntheticClip) -> Figures:
     with copied(run) as fresh, tempfile.TemporaryDirectory() as home:
         for row in documents(fresh, Path(home)):
             figures[f"{row['what']}: {row['unit']}"] = row["worst"]
-    maps = Maps.open(run)
-    pictures = [canonical.read_pristine(run.canonical, name) for name in maps.layers]
+    opened = require_planar(run, "the benchmark")
+    maps, pictures = opened.maps, list(opened.canonicals.values())
     unmixing = FrameUnmixer(maps, [(picture.to_array(), picture.box) for picture in pictures])
     empty = replace(clip, surfaces=clip.surfaces[1:]).frames
     found = [unmixing.unmix_frame(t, clip.frames[t])[-1] for t in range(clip.count)]
@@ -158,8 +157,8 @@ def painted_frames(home: Path) -> Job:
 
 
 def _lift_all(run: Run, clip: SyntheticClip, truth: np.ndarray, painted: dict[str, dict[int, Picture]]) -> Figures:
-    maps = Maps.open(run)
-    pictures = {name: canonical.read_pristine(run.canonical, name) for name in maps.layers}
+    opened = require_planar(run, "the benchmark")
+    maps, pictures = opened.maps, opened.canonicals
     figures: Figures = {}
     changed = np.stack([cv2.absdiff(a, b).max(axis=-1) > 2 for a, b in zip(truth, clip.frames, strict=True)])
     for name, frames in painted.items():
@@ -168,7 +167,7 @@ def _lift_all(run: Run, clip: SyntheticClip, truth: np.ndarray, painted: dict[st
             where = read_frame_maps(maps, pictures, t, (clip.width, clip.height))
             overlays = lift_frame(picture, clip.frames[t], where, "foreground")
         else:
-            overlays = lift_frames(run, maps, frames, "foreground")
+            overlays = lift_frames(require_planar(run, "the benchmark"), frames, "foreground")
         renderer = OverlayPass(maps, pictures, overlays)
         shown = np.stack([renderer.render_frame(t, frame) for t, frame in enumerate(clip.frames)])
         figures[f"{name}: dB"] = decibels(shown, truth, changed)
@@ -205,16 +204,16 @@ def edited_frames(home: Path) -> Job:
 
 
 def _fuse_all(run: Run, clip: SyntheticClip, truth: np.ndarray, folders: dict[str, Path]) -> Figures:
-    maps = Maps.open(run)
-    pictures = {name: canonical.read_pristine(run.canonical, name) for name in maps.layers}
+    opened = require_planar(run, "the benchmark")
+    maps, pictures = opened.maps, opened.canonicals
     figures: Figures = {}
     for name, folder in folders.items():
-        result = Frames(frames=folder)(EditSource(run, maps, maps.layers), report_nothing)
+        result = Frames(frames=folder).edit(EditSource(require_planar(run, "the probe"), maps.layers), report_nothing)
         renderer = OverlayPass(maps, pictures, result.overlays)
         shown = np.stack([renderer.render_frame(t, frame) for t, frame in enumerate(clip.frames)])
         figures[f"{name}: dB"] = decibels(shown, truth)
         figures[f"{name}, contrast: share"] = float(result.overlays["background"].rgba[..., :3].std())
-        error = result.metadata["warp_error"]
+        error = result.details["warp_error"]
         assert isinstance(error, float)
         figures[f"{name}, 100 x warp error: ratio"] = 100 * error
     return figures
@@ -293,7 +292,6 @@ def _paint_disc(frame: np.ndarray) -> np.ndarray:
 
 
 def _read_unwrapped(run: Run, clip: SyntheticClip, cases: dict[str, tuple[str, Path, list[np.ndarray]]]) -> Figures:
-    maps = Maps.open(run)
     figures: Figures = {}
     with copied(run) as fresh, tempfile.TemporaryDirectory() as home:  # rendering an unwrapped clip again
         done = export_run(fresh, UnwrappedExporter(layer="background"), out=Path(home) / "flat")
@@ -303,7 +301,7 @@ def _read_unwrapped(run: Run, clip: SyntheticClip, cases: dict[str, tuple[str, P
     figures["unwrapped, mean: levels"] = float(flat.astype(np.float64).mean())
     figures["unwrapped, width: texels"] = float(flat.shape[2])
     for name, (layer, path, frames) in cases.items():
-        _, moving = read_unwrapped_paint(run, maps, path, layer)
+        _, moving = read_unwrapped_paint(require_planar(run, "the benchmark"), path, layer)
         wrong, right = [], []
         for rgba, frame in zip(moving.frames(), frames, strict=True):
             truth = (_paint_disc(frame) != frame).any(-1)
@@ -356,8 +354,8 @@ def carrying(home: Path) -> Job:
 
 
 def _carry_mark(clip: SyntheticClip, run: Run) -> Figures:
-    maps = Maps.open(run)
-    pictures = {name: canonical.read_pristine(run.canonical, name) for name in maps.layers}
+    opened = require_planar(run, "the benchmark")
+    maps, pictures = opened.maps, opened.canonicals
     first = maps.layers[0]
     picture = pictures[first]
     rgba = np.zeros((picture.size[1], picture.size[0], 4), np.float32)
@@ -365,7 +363,7 @@ def _carry_mark(clip: SyntheticClip, run: Run) -> Figures:
     column, row = coords.uv_to_texels(uv, picture.box, *picture.size).tolist()
     y, x = np.mgrid[: rgba.shape[0], : rgba.shape[1]] + 0.5
     rgba[np.hypot(x - column, y - row) < 9] = (1, 0, 0, 1)
-    overlays, notes = carry_to_charts(run, maps, {first: Overlay(rgba, picture.box)})
+    overlays, notes = carry_to_charts(require_planar(run, "the benchmark"), {first: Overlay(rgba, picture.box)})
     renderer = OverlayPass(maps, pictures, overlays)
     shown = np.stack([renderer.render_frame(t, frame) for t, frame in enumerate(clip.frames)])
     change = np.abs(shown.astype(float) - clip.frames).mean()

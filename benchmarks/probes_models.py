@@ -1,4 +1,4 @@
-"""Probes of masks, geometry, training, tracking and the report, and what all probes share (see `probes.py`)."""
+"""Defines probes of masks, geometry, training, tracking and the report, and shared parts (see `probes.py`)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,6 @@ from common import DATA, GIVEN, missing
 from edits import fitted
 from suite import show, write_clip
 
-from neural_fields.atlas import canonical
-from neural_fields.atlas.uv_maps import Maps
-from neural_fields.config.planar import load_planar_config
 from neural_fields.core import coords
 from neural_fields.data.capture.background_subtraction import BodyViews, segment_person
 from neural_fields.data.dataset import ClipDataset
@@ -36,10 +33,11 @@ from neural_fields.data.synthetic.true_tracks import compute_true_tracks, make_g
 from neural_fields.data.video.io import Video, read_video
 from neural_fields.evaluation import metrics
 from neural_fields.evaluation.report import TrainingCost, report_training
-from neural_fields.planar.init.build import build_model, initialize_model, plan_model
-from neural_fields.planar.init.load import load_planar_model
+from neural_fields.open_runs.opening import require_planar
+from neural_fields.planar.build import build_model, initialize_model, plan_model
+from neural_fields.planar.composition.model import PlanarModel
+from neural_fields.planar.config import load_planar_config
 from neural_fields.planar.init.region_tracking import track_region
-from neural_fields.planar.model import PlanarModel
 from neural_fields.runs.run import Run
 from neural_fields.tracking.labels import propagate_label_map
 from neural_fields.tracking.points import track_through_model
@@ -299,9 +297,8 @@ def _train_shortly(clip: SyntheticClip, frames: Path, masks: list[str]) -> Figur
             Path(folder) / "run", masks=tuple(masks), size="source", flow="dis", overrides={"training.steps": 10}
         )
         run = train(frames, options).run
-        model, _ = load_planar_model(run)
-        maps = Maps.open(run)
-        pictures = {layer: canonical.read_pristine(run.canonical, layer) for layer in maps.layers}
+        opened = require_planar(run, "the benchmark")
+        model, pictures = opened.model, opened.canonicals
     figures = {"flash: dB": decibels(show(model.eval()).frames, clip.frames)}
     for name, picture in pictures.items():
         figures[f"{name} covered: share"] = float(picture.rgba[3].mean())
@@ -368,7 +365,7 @@ def tracking(home: Path) -> Job:
 
 
 def _follow_points(clip: SyntheticClip, run: Run, flow: FlowField) -> Figures:
-    model, _ = load_planar_model(run)
+    model = require_planar(run, "the benchmark").model
     model = model.eval()
     object_seen = clip.compute_labels() == 0
     stripes = np.floor(clip.uv[..., 0] * 16 + clip.uv[..., 1] * 9).astype(int) % 2 == 1  # fixed to the layers
@@ -401,9 +398,9 @@ LEVELS = ("good", "care", "bad")
 
 def _judge_runs(runs: dict[str, tuple[SyntheticClip, Run]]) -> Figures:
     figures: Figures = {}
-    for name, (clip, run) in runs.items():
-        model, steps = load_planar_model(run)
-        found = report_training(run, model.eval(), clip.frames, TrainingCost(steps, None, None), True)
+    for name, (_, run) in runs.items():
+        opened = require_planar(run, "the benchmark")
+        found = report_training(opened, opened.model, TrainingCost(opened.step, None, None), True)
         figures[f"{name} verdict: level"] = float(LEVELS.index(found.verdict.level))
         figures[f"{name} reasons: reasons"] = float(len(found.verdict.reasons))
         for layer in found.measurements.layers:

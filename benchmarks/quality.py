@@ -1,4 +1,4 @@
-"""Quality, time and memory of `unwrap train` on the real clips, beside what is asked for.
+"""Measures quality, time and memory of `unwrap train` on the real clips, beside the requirements.
 
     python benchmarks/quality.py [--quality draft normal final] [--clips davis-blackswan ...] [--size 240p]
                                  [--masks truth|osvos|auto|none] [--config PRESET] [--frames A:B] [--asked]

@@ -1,12 +1,14 @@
-"""Kills a fit with SIGKILL at random moments, continues it, and compares what it ends with: bit for bit, on the CPU.
+"""Kills a training with SIGKILL at random moments, continues it, and compares the results bit for bit, on the CPU.
 
     python benchmarks/resume.py [--kills 20] [--video CLIP --size 240p --masks MASKS] [--steps 40]
+    python benchmarks/resume.py --scene [--kills 20] [--steps 40]
 
 OMP_NUM_THREADS sets the threads (1 without it).
 
 Every kill has a run of its own, begun afresh, killed at a moment drawn evenly over the time that the uninterrupted fit
 took, and then continued to its end. Compared are the weights and the optimizer's memory of the last checkpoint, the
-baked maps and the canonical pictures, byte for byte. Exit status 0 if all are equal.
+baked maps and the canonical pictures (of a 3D scene, with `--scene`: cameras, bones and the preview), byte for byte.
+Exit status 0 if all are equal.
 """
 
 from __future__ import annotations
@@ -34,10 +36,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
+from neural_fields.api import train
+from neural_fields.data.capture.capture_folder import write_capture
 from neural_fields.data.synthetic.planar_clips import make_demo_clip
+from neural_fields.data.synthetic.scene import make_walking_scene
 from neural_fields.imaging.image_io import encode_png
 from neural_fields.training.options import TrainOptions
-from neural_fields.training.train_planar import train
 
 CHECKPOINT_EVERY = 5  # steps
 
@@ -50,14 +54,27 @@ class Job:
     masks: tuple[str, ...]
     size: str
     steps: int
+    is_scene: bool = False
 
     def run(self, out: Path) -> None:
-        overrides: dict[str, object] = {
-            "training.steps": self.steps,
-            "training.checkpoint_every": CHECKPOINT_EVERY,
-            "training.preview_every": 3 * CHECKPOINT_EVERY,
-        }
-        train(self.video, TrainOptions(out=out, overrides=overrides, size=self.size, masks=self.masks, device="cpu"))
+        if self.is_scene:
+            config, overrides = "hosnerf", self.make_stages()
+        else:
+            config, overrides = "atlas", {"training.steps": self.steps}
+            overrides["training.preview_every"] = 3 * CHECKPOINT_EVERY
+        overrides["training.checkpoint_every"] = CHECKPOINT_EVERY
+        options = TrainOptions(
+            out=out, config=config, overrides=overrides, size=self.size, masks=self.masks, device="cpu"
+        )
+        train(self.video, options)
+
+    def make_stages(self) -> dict[str, object]:
+        """A few small steps of each stage of a 3D scene."""
+        joint = self.steps // 5
+        person = 2 * joint
+        counts = {"background": self.steps - person - joint, "person": person, "joint": joint}
+        overrides: dict[str, object] = {f"training.{name}_steps": [count] * 3 for name, count in counts.items()}
+        return {**overrides, "training.rays": 128, "training.person_rays": 128}
 
 
 def forked(work, *arguments) -> int:
@@ -82,7 +99,8 @@ def finished(child: int) -> int:
 def results(run: Path) -> dict[str, bytes]:
     """What a fit ends with."""
     newest = max((run / "checkpoints").iterdir())
-    files = [*newest.glob("*.safetensors"), *(run / "maps").iterdir(), *(run / "canonical").glob("*.png")]
+    files = [*newest.glob("*.safetensors"), *run.glob("maps/*"), *run.glob("canonical/*.png"), *run.glob("scene/*")]
+    files += run.glob("previews/scene.png")
     return {path.relative_to(newest if newest in path.parents else run).as_posix(): path.read_bytes() for path in files}
 
 
@@ -99,6 +117,11 @@ def write_clip(folder: Path) -> None:
     for number, frame in enumerate(clip.frames):
         (folder / "frames" / f"{number:05d}.png").write_bytes(encode_png(frame.astype(np.float32) / 255))
     np.save(folder / "mask.npy", clip.masks[0])
+
+
+def write_scene(folder: Path) -> None:
+    """The synthetic capture of a person."""
+    write_capture(folder / "scene", make_walking_scene(count=6, size=(48, 36), switches=(3,)).capture)
 
 
 def kill_and_continue(job: Job, run: Path, delay: float) -> tuple[str, int]:
@@ -141,6 +164,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scene", action="store_true", help="a small synthetic 3D scene instead of a clip")
     parser.add_argument("--video", type=Path, help="a clip of yours (default: a small synthetic one)")
     parser.add_argument("--masks", action="append", default=[])
     parser.add_argument("--size", default="240p")
@@ -149,7 +173,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         job = Job(options.video, tuple(options.masks) or ("auto",), options.size, options.steps)
-        if options.video is None:
+        if options.scene:
+            finished(forked(write_scene, folder))
+            job = Job(folder / "scene", ("auto",), "source", options.steps, is_scene=True)
+        elif options.video is None:
             finished(forked(write_clip, folder))
             job = Job(folder / "frames", (str(folder / "mask.npy"),), "source", options.steps)
         facts = measure(job, folder, options.kills, options.seed)

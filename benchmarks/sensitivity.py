@@ -1,4 +1,4 @@
-"""How much each setting of the heuristics matters: every one is moved by 20 % down and up, and small jobs run again.
+"""Measures the effect of each setting of the heuristics: changes it by 20 % down and up, and reruns small jobs.
 
     python benchmarks/sensitivity.py [--only TEXT] [--probes NAME ...] [--jobs 2] [--budget SECONDS] [--all]
                                      [--json FILE]

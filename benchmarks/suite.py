@@ -1,4 +1,4 @@
-"""Fits every clip of the ground-truth suite and compares points, opacity, pictures and edits with what is true.
+"""Trains on every clip of the ground-truth suite, and compares points, opacity, pictures and edits with the truth.
 
     python benchmarks/suite.py [--clips pan wave ...] [--config PRESET] [--quality draft] [--masks truth|auto]
                                [--frames 24] [--size 192 108] [--photos PICTURE ...] [--json FILE]
@@ -29,9 +29,7 @@ from main_job import versions
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from neural_fields.atlas import canonical
 from neural_fields.atlas.canonical import Overlay
-from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core import coords
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.data.flow.compute import compute_flow
@@ -41,9 +39,9 @@ from neural_fields.data.synthetic.suite import SMOOTH_CLIP_NAMES, SUITE_CLIPS, m
 from neural_fields.data.synthetic.true_tracks import compute_true_tracks, find_visible_layers, make_grid_points
 from neural_fields.evaluation import metrics
 from neural_fields.evaluation.tracking_metrics import measure_tracking, measure_uv_error, measure_uv_slip
-from neural_fields.planar.init.load import load_planar_model
-from neural_fields.planar.model import PlanarModel
-from neural_fields.planar.samples import composite_layers
+from neural_fields.open_runs.opening import require_planar
+from neural_fields.planar.composition.model import PlanarModel
+from neural_fields.planar.composition.samples import composite_layers
 from neural_fields.rendering.overlay_pass import OverlayPass
 from neural_fields.runs.run import Run
 from neural_fields.tracking.points import chain_flow, compute_uv, track_through_model
@@ -80,7 +78,8 @@ def write_clip(clip: SyntheticClip, folder: Path) -> tuple[Path, list[str]]:
 
 def measure(clip: SyntheticClip, run: Run, seconds: float) -> dict[str, Any]:
     """All figures of one fitted clip."""
-    model, step = load_planar_model(run)
+    opened = require_planar(run, "the benchmark")
+    model, step = opened.model, opened.step
     model = model.eval()
     shown = show(model)
     truth_layers = [match_layer(clip, shown, model, layer) for layer in range(len(clip.surfaces))]
@@ -185,8 +184,8 @@ def opacities(clip: SyntheticClip, shown: Shown, layers: list[int], figure: Any)
 
 def edits(clip: SyntheticClip, run: Run, model: PlanarModel, layers: list[int]) -> dict[str, Any]:
     """A disc painted on each layer's canonical picture in turn: PSNR of the edited clip, drift of the disc."""
-    maps = Maps.open(run)
-    pictures = {name: canonical.read_pristine(run.canonical, name) for name in maps.layers}
+    opened = require_planar(run, "the benchmark")
+    maps, pictures = opened.maps, opened.canonicals
     found: dict[str, Any] = {"edit_psnr": {}, "drift_px": {}, "worst_drift_px": {}}
     for layer, name in enumerate(clip.layer_names):
         frame, point = place_for_mark(clip, layer)

@@ -1,4 +1,4 @@
-"""Edits by prompt with the toy model: does the region get the color asked for, in every frame, and nothing else?
+"""Measures edits by prompt with the toy model: the region must get the requested color in every frame, nothing else.
 
     python benchmarks/toy_edit.py [--editors inpaint img2img controlnet videdit sds mediated ...] [--prompt "blue dots"]
                                   [--clips synthetic synthetic-dis davis-car-shadow] [--size 240p] [--json FILE]
@@ -32,6 +32,7 @@ from neural_fields.atlas.uv_maps import Maps
 from neural_fields.data.flow.flow_files import FLO_UNKNOWN, write_flo
 from neural_fields.data.synthetic.planar_clips import make_demo_clip
 from neural_fields.evaluation.edit_quality import render_edited_frames
+from neural_fields.open_runs.opening import require_planar
 from neural_fields.runs.run import Run
 
 HUES = {"red": 0, "orange": 30, "yellow": 60, "green": 120, "cyan": 180, "blue": 240, "purple": 280}  # degrees
@@ -84,8 +85,8 @@ def measure(clip: str, editor: str, path: Path, chosen: argparse.Namespace) -> d
     found = unwrap_json("eval", path, "--edit", editor)
     unwrap("undo", path)
     run, hue = Run.open(path), HUES[chosen.prompt.split()[0]]
-    maps, shares = Maps.open(run), []
-    for t, frame in enumerate(render_edited_frames(run, [editor])):
+    maps, shares = Maps.open(run.maps), []
+    for t, frame in enumerate(render_edited_frames(require_planar(run, "the benchmark"), [editor])):
         size = (frame.source.shape[1], frame.source.shape[0])
         region = maps.read_weights(t, size)[maps.layers.index("foreground")] >= 0.9
         shares.append(hue_share(frame.edited[region] / 255.0, hue) if region.any() else 1.0)

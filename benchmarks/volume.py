@@ -1,13 +1,13 @@
-"""Scenes in space: a person in a room whose truth is known, fitted by `unwrap train` and compared with it.
+"""Measures 3D scenes: `unwrap train` on a synthetic person in a room, compared with the known truth.
 
     python benchmarks/volume.py [--preset hosnerf] [--quality normal] [--views 40] [--size 128x96] [--seconds 570]
                                 [--folder DIR] [--json FILE]
 
 The scene is that of `neural_fields/data/synthetic/scene.py`: a moving camera, a walking person who carries something
-that changes, exact cameras, bones and masks. Every eighth view is left out of the fit. Asked on two cores, at most ten
-minutes a fit: the uncovered background from viewpoints that no view has, 27 dB; views that were left out, 26 dB;
-viewpoints far from the camera's path, 24 dB; the person in a pose that no view shows, in the box around them, 22 dB;
-the carried object in the right state at every moment. --folder keeps capture, run and pictures.
+that changes, exact cameras, bones and masks. Every eighth view is left out of the training. Asked on two cores, at
+most ten minutes a fit: the uncovered background from viewpoints that no view has, 27 dB; views that were left out, 26
+dB; viewpoints far from the camera's path, 24 dB; the person in a pose that no view shows, in the box around them, 22
+dB; the carried object in the right state at every moment. --folder keeps capture, run and pictures.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ sys.path.insert(0, str(ROOT))
 from neural_fields.data.capture.capture_folder import write_capture
 from neural_fields.data.synthetic.scene import SyntheticScene, make_walking_scene
 from neural_fields.evaluation import metrics
-from neural_fields.runs.run import Run
-from neural_fields.volume.record import load_scene, read_record
+from neural_fields.open_runs.opening import require_scene
 from neural_fields.volume.scene import BACKGROUND, PARTS, PERSON, Moments, Scene
 
 HOLDOUT = 8
@@ -67,9 +66,8 @@ def measure(chosen: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[s
     settings = ("--training.holdout", str(HOLDOUT), "--seconds", str(chosen.seconds))
     done = unwrap("train", capture, *fit, *settings)
     found = unwrap_json("eval", path)
-    run = Run.open(path)
-    record = read_record(run)
-    scene, _ = load_scene(run, record)
+    run = require_scene(path, "the benchmark")
+    record, scene = run.record, run.scene
     compared = Compared(truth, scene, record.make_moments(), folder / "pictures")
     background, viewpoint = compared.background(), compared.viewpoint()
     posed, (switch, right) = compared.posed(), compared.switch()

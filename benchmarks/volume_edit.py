@@ -1,9 +1,9 @@
-"""Edits of a scene in space: does a prompt recolor the person from all sides, and does nothing else change?
+"""Measures edits of a 3D scene: a prompt must recolor the person from all sides, and must not change anything else.
 
     python benchmarks/volume_edit.py [--prompts red green blue] [--steps 200]
                                      [--features FILE] [--folder DIR] [--json FILE]
 
-A synthetic scene (24 views of 96x72) is fitted with `unwrap train --quality draft` and edited with `unwrap edit RUN
+A synthetic scene (24 views of 96x72) is trained with `unwrap train --quality draft` and edited with `unwrap edit RUN
 --editor dynvideo_e` by the toy model. From eight sides, each at another moment, the share of the person's pixels that
 have the hue of the prompt's first word within 30 degrees is measured, before and after; asked: 0.90 in every view. The
 background's pictures before and after are compared bit by bit. `remove` is measured against the true empty room, and
@@ -32,9 +32,10 @@ from examples.toy_diffusion.pictures import HUES, hue_share
 from neural_fields.data.capture.capture_folder import write_capture
 from neural_fields.data.synthetic.scene import SyntheticScene, make_walking_scene
 from neural_fields.evaluation import metrics
-from neural_fields.runs.run import Run
+from neural_fields.open_runs.opening import require_scene
+from neural_fields.open_runs.scene_run import SceneRun
 from neural_fields.volume.rays import camera_rays
-from neural_fields.volume.record import VolumeRecord, apply_edits, load_scene, read_record
+from neural_fields.volume.record import VolumeRecord
 from neural_fields.volume.scene import BACKGROUND, Scene
 
 SIDES = 8
@@ -64,9 +65,8 @@ def measure(chosen: argparse.Namespace, folder: Path) -> list[Row]:
     path = folder / "run"
     write_capture(folder / "scene", truth.capture)
     unwrap("train", folder / "scene", "--config", "dynvideo_e", "--quality", "draft", "--size", "source", "--out", path)
-    run = Run.open(path)
-    record = read_record(run)
-    scene, _ = load_scene(run, record)
+    run = require_scene(path, "the benchmark")
+    record, scene = run.record, run.scene
     rows: list[Row] = []
     for prompt in chosen.prompts:
         rows += recolored(run, record, scene, prompt, chosen.steps, folder)
@@ -74,13 +74,14 @@ def measure(chosen: argparse.Namespace, folder: Path) -> list[Row]:
     return [*rows, *(styled(run, record, scene, folder, chosen.features) if chosen.features else [])]
 
 
-def recolored(run: Run, record: VolumeRecord, scene: Scene, prompt: str, steps: int, folder: Path) -> list[Row]:
+def recolored(run: SceneRun, record: VolumeRecord, scene: Scene, prompt: str, steps: int, folder: Path) -> list[Row]:
     """The person painted by a prompt."""
     words = ("--model", ROOT / "examples" / "toy_diffusion" / "model", "--prompt", prompt, "--steps", str(steps))
     begin = time.monotonic()
     unwrap("edit", run.path, "--editor", "dynvideo_e", *words)
     seconds = time.monotonic() - begin
-    edited, _ = apply_edits(run, scene)
+    run.refresh_edits()
+    edited, _ = run.apply_edits()
     hue = HUES[prompt.split()[0]]
     before, after = (from_all_sides(record, one, hue) for one in (scene, edited))
     Image.fromarray(np.concatenate([before[1], after[1]])).save(folder / f"{prompt.replace(' ', '-')}.png")
@@ -122,10 +123,11 @@ def room(record: VolumeRecord, scene: Scene, time: int) -> torch.Tensor:
     return scene.render_view(record.cameras[time], time, record.make_moments(), parts=frozenset({BACKGROUND})).color
 
 
-def removed(run: Run, record: VolumeRecord, scene: Scene, truth: SyntheticScene) -> Row:
+def removed(run: SceneRun, record: VolumeRecord, scene: Scene, truth: SyntheticScene) -> Row:
     """The person taken away, against the true empty room where they were seen."""
     unwrap("edit", run.path, "--editor", "remove")
-    edited, parts = apply_edits(run, scene)
+    run.refresh_edits()
+    edited, parts = run.apply_edits()
     values: list[Any] = []
     for moment in range(0, VIEWS, 3):
         true = truth.compute_view(truth.cameras[moment], moment, person=False).rgb
@@ -135,7 +137,7 @@ def removed(run: Run, record: VolumeRecord, scene: Scene, truth: SyntheticScene)
     return Row("remove", "what was behind the person, PSNR", "", f"{np.mean(values):.2f} dB")
 
 
-def styled(run: Run, record: VolumeRecord, scene: Scene, folder: Path, features: Path) -> list[Row]:
+def styled(run: SceneRun, record: VolumeRecord, scene: Scene, folder: Path, features: Path) -> list[Row]:
     """The background in the style of a picture."""
     style = folder / "style.png"
     random = np.random.default_rng(0)
@@ -156,7 +158,8 @@ def styled(run: Run, record: VolumeRecord, scene: Scene, folder: Path, features:
         "--side",
         "64",
     )
-    edited, _ = apply_edits(run, scene)
+    run.refresh_edits()
+    edited, _ = run.apply_edits()
     rooms = [float((room(record, scene, now) - room(record, edited, now)).abs().mean()) for now in (0, VIEWS // 2)]
     assert record.motion is not None, "the scene has a person"
     rays = camera_rays(record.cameras[0])

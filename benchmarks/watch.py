@@ -1,11 +1,12 @@
-"""`unwrap watch`: from the save of a painted picture to the preview, at 1080p with canonical pictures of 2048 x 2048.
+"""Measures the delay of `unwrap watch` from the save of a painted picture to the preview, at 1080p.
 
     python benchmarks/watch.py [--saves 30] [--json FILE]
 
-Makes a run of a synthetic clip (its maps are those of a fit at 480p that took one step: how good it is does not matter
-here), watches it in a process of its own, and saves pictures: in place, by a temporary file and a rename, and with a
-backup, with small and large strokes in turn. A save counts from its end to the moment when the preview was put in its
-place. Below are pictures that have to be compared as a whole, and layered documents.
+Makes a run of a synthetic clip with canonical pictures of 2048 x 2048 texels (its maps are those of a training at 480p
+with one step: its quality does not matter here), watches it in a separate process, and saves pictures: in place, with a
+temporary file and a rename, and with a backup, with small and large strokes in turn. The delay is the time from the end
+of a save to the replacement of the preview. Further rows: pictures that need a comparison of all texels, and layered
+documents.
 """
 
 from __future__ import annotations

@@ -12,12 +12,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from editors.api import edit
-    from editors.core.stack import redo, undo
+    from editors.api import edit, redo, undo
 
 __all__ = ["edit", "redo", "undo"]
 
-_HOMES = {"edit": "api", "redo": "core.stack", "undo": "core.stack"}
+_HOMES = {"edit": "api", "redo": "api", "undo": "api"}
 
 
 def __getattr__(name: str) -> object:

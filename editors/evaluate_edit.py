@@ -1,4 +1,4 @@
-"""`unwrap eval --edit`: every measure of an edit that its run, and the networks at hand, allow."""
+"""`unwrap eval --edit`: computes all metrics of an edit that its run and the given networks allow."""
 
 from __future__ import annotations
 
@@ -6,32 +6,34 @@ from collections.abc import Sequence
 from typing import Any
 
 from neural_fields.core.errors import bad_input
-from neural_fields.data.video.io import source_frames
 from neural_fields.evaluation.edit_quality import measure_edit, render_edited_frames
-from neural_fields.runs.kind import require_planar
-from neural_fields.runs.run import Run
-from neural_fields.runs.source import read_source_metadata
+from neural_fields.open_runs.opening import RunLike, open_run, require_planar
 
 
 def measure_edits(
-    run: Run,
+    run: RunLike,
     edits: Sequence[str],
     prompt: str | None = None,
     clip_model: str | None = None,
     pickscore_model: str | None = None,
 ) -> dict[str, Any]:
-    """Measures what edits do to the video of a run; plain values for JSON.
+    """Measures the effect of edits on the video of a run.
 
     Args:
-        run: the run.
-        edits: names or numbers.
-        prompt: what they were asked for.
-        clip_model: folder of transformers, or a name on the hub; without it CLIP's measures are left out.
-        pickscore_model: folder of transformers, or a name on the hub; without it the PickScore is left out.
+        run: the run, or the path of its folder.
+        edits: names or numbers of the edits.
+        prompt: the prompt of the edits.
+        clip_model: folder of a CLIP model of transformers, or its name on the hub; without it, CLIP metrics are left
+            out.
+        pickscore_model: folder of a PickScore model, or its name on the hub; without it, PickScore is left out.
+
+    Returns:
+        Plain values for JSON, by metric.
 
     Raises:
-        UserError: an unknown edit, a damaged run, a prompt without a network that reads it, unusable networks.
+        UserError: an unknown edit, a damaged run, a prompt without a network that reads it, or an unusable network.
     """
+    run = open_run(run)
     if prompt is not None and clip_model is None and pickscore_model is None:
         raise bad_input(
             "--prompt without a network that reads it",
@@ -40,7 +42,7 @@ def measure_edits(
         )
     if pickscore_model is not None and prompt is None:
         raise bad_input("--pickscore-model needs a prompt", fix=f"--prompt TEXT --pickscore-model {pickscore_model}")
-    require_planar(run, "--edit")
+    run = require_planar(run, "--edit")
     found: dict[str, Any] = {"run": str(run.path), "edits": list(edits), **measure_edit(run, edits)}
     if clip_model is not None:
         from editors.diffusion.backend.clip_model import load_clip
@@ -50,7 +52,7 @@ def measure_edits(
         # CLIP's measures of the edited video, and the consistency of the source beside them.
         clip = load_clip(WeightsSource(clip_model))
         found |= measure_with_clip((frame.edited for frame in render_edited_frames(run, edits)), clip, prompt)
-        source = measure_with_clip(source_frames(*read_source_metadata(run)), clip, prompt)
+        source = measure_with_clip(run.iterate_frames(), clip, prompt)
         found |= {f"source_{name}": value for name, value in source.items()}
     if pickscore_model is not None and prompt is not None:
         from editors.diffusion.backend.clip_model import load_clip

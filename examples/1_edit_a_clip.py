@@ -1,4 +1,4 @@
-"""The whole job from Python: make a clip, train on it, paint on the object's picture, render, measure.
+"""Runs the complete workflow from Python: make a clip, train on it, paint on the object's picture, render, measure.
 
 python examples/1_edit_a_clip.py [FOLDER]     (default: example; about half a minute on two cores)
 """

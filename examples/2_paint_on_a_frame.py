@@ -1,4 +1,4 @@
-"""Paint on one frame of the video instead: the paint moves with the surface, and goes behind things that pass in front.
+"""Paints on one frame of the video: the paint moves with the surface and is hidden by objects that pass in front.
 
 python examples/2_paint_on_a_frame.py [FOLDER]     (a folder that example 1 or `unwrap demo` made; default: example)
 """

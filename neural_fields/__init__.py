@@ -2,13 +2,14 @@
 
 The verbs of the command, from Python:
 
-    from neural_fields import TrainOptions, evaluate, render, train
+    from neural_fields import TrainOptions, evaluate, open_run, render, train
     from editors import edit
 
     run = train("clip.mp4", TrainOptions(seconds=60)).run
     edit(run, "painted.png", layer="foreground")
     (video,) = render(run)
     print(evaluate(run)["psnr"])
+    picture = open_run(run).canonical("foreground")
 
 Each name is loaded when it is first used, so that importing the package stays quick.
 """
@@ -20,20 +21,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from neural_fields.api import train
+    from neural_fields.api import evaluate, render, train
     from neural_fields.core.errors import UserError
-    from neural_fields.evaluation.evaluate_planar import evaluate
-    from neural_fields.rendering.render_planar import RenderOptions, render
+    from neural_fields.evaluation.options import EvalOptions
+    from neural_fields.open_runs.opening import open_run
+    from neural_fields.rendering.options import RenderOptions
     from neural_fields.runs.run import Run
     from neural_fields.training.options import TrainOptions
 
-__all__ = ["RenderOptions", "Run", "TrainOptions", "UserError", "evaluate", "render", "train"]
+__all__ = [
+    "EvalOptions",
+    "RenderOptions",
+    "Run",
+    "TrainOptions",
+    "UserError",
+    "evaluate",
+    "open_run",
+    "render",
+    "train",
+]
 
-_LIGHT = {"Run": "runs.run", "TrainOptions": "training.options", "UserError": "core.errors"}
+_LIGHT = {
+    "EvalOptions": "evaluation.options",
+    "RenderOptions": "rendering.options",
+    "Run": "runs.run",
+    "TrainOptions": "training.options",
+    "UserError": "core.errors",
+}
 _HEAVY = {
-    "RenderOptions": "rendering.render_planar",
-    "evaluate": "evaluation.evaluate_planar",
-    "render": "rendering.render_planar",
+    "evaluate": "api",
+    "open_run": "open_runs.opening",
+    "render": "api",
     "train": "api",
 }
 

@@ -1,31 +1,58 @@
-"""The commands for runs of both families: planar models (canonical images of a video) and 3D scenes."""
+"""The Python functions behind the commands, for planar models (canonical pictures of a video) and for 3D scenes.
+
+Each function does what the command of its name does, with the same options.
+"""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from neural_fields.atlas.canonical import list_layers
 from neural_fields.config.volume import is_volume_config
 from neural_fields.core.errors import UserError, bad_input
-from neural_fields.core.progress import ProgressReporter
-from neural_fields.rendering.render_planar import render
-from neural_fields.rendering.render_volume import VolumeRenderOptions, render_volume
+from neural_fields.core.progress import ProgressReporter, report_nothing
+from neural_fields.evaluation.options import EvalOptions
+from neural_fields.open_runs.base import OpenRun
+from neural_fields.open_runs.opening import RunLike, open_run
+from neural_fields.open_runs.planar_run import PlanarRun
+from neural_fields.open_runs.scene_run import SceneRun
+from neural_fields.rendering import render_planar
+from neural_fields.rendering.options import RenderOptions
+from neural_fields.rendering.render_volume import render_volume
 from neural_fields.rendering.retiming.timeline import parse_timing
-from neural_fields.runs.kind import is_volume_run
-from neural_fields.runs.run import Run, read_metrics
+from neural_fields.runs.run import read_metrics
 from neural_fields.training import train_planar
 from neural_fields.training.options import TrainOptions
-from neural_fields.training.train_planar import TrainResult
-from neural_fields.volume.record import read_record
+from neural_fields.training.session import TrainResult
 
 
 def train(
-    source: str | Path, options: TrainOptions | None = None, report: ProgressReporter = lambda progress: None
+    source: str | Path, options: TrainOptions | None = None, report: ProgressReporter = report_nothing
 ) -> TrainResult:
-    """Trains a planar model with `fitting.fit`, or a 3D scene with `volume_fit.train_volume`, as the config says."""
+    """Trains a planar model on a video, or a model of a 3D scene, as the config says.
+
+    Args:
+        source: a video file, a folder of numbered pictures, or for a 3D scene a folder with a transforms.json.
+        options: the options of `unwrap train`; by default those of the preset `atlas`.
+        report: called with the progress of each stage.
+
+    Returns:
+        The run, its last step and notes for the user. A run that was stopped continues where it was.
+
+    Raises:
+        UserError: a source, a config or an option that cannot be used (exit 3), no room (4), a damaged run (5), a run
+            that another process trains (6), or losses that are not finite (8).
+
+    Example:
+        from neural_fields.api import render, train
+        from neural_fields.rendering.options import RenderOptions
+        from neural_fields.training.options import TrainOptions
+
+        result = train("car.mp4", TrainOptions(quality="draft"))
+        render(result.run, RenderOptions(what="reconstruction"))
+    """
     options = options or TrainOptions()
     if is_volume_config(options.config):
         from neural_fields.training.train_volume import train_volume
@@ -42,52 +69,56 @@ def train(
 
 
 def describe_next_steps(result: TrainResult) -> list[str]:
-    """Returns lines that say what a user can do with a finished training."""
+    """Returns lines of text that tell a user what to do after a finished training."""
     path, name = result.run.path, shlex.quote(str(result.run.path))
-    if is_volume_run(result.run):
+    if isinstance(open_run(result.run), SceneRun):
         first = f"done: {result.step} steps. Look at {path / 'previews' / 'scene.png'}, then"
         return [first, f"  unwrap render {name} --what reconstruction --camera orbit"]
     first = f"done: {result.step} steps. Paint on a picture in {path / 'canonical'}, then"
     return [first, f"  unwrap edit {name} PAINTED.png --layer NAME && unwrap render {name}"]
 
 
-def render_run(path: Path, options: VolumeRenderOptions, report: Callable[[int, int], None]) -> list[Path]:
-    """Renders a run.
+def render(run: RunLike, options: RenderOptions | None = None, report: ProgressReporter = report_nothing) -> list[Path]:
+    """Renders a run: the edited video, or the model's reconstruction of it.
 
     Args:
-        path: the run's folder.
-        options: those of both families; what the run's family does not have must be left at its default.
-        report: called with the frames done and all frames.
+        run: an open run, its paths, or its folder.
+        options: the options of `unwrap render`. Options for 3D scenes must keep their defaults for a video, and the
+            other way round.
+        report: called after each frame.
 
     Returns:
-        The files written.
+        The files written: one file, or one for each layer with `what="layers"`.
 
     Raises:
-        UserError: as `output.render` and `volume_output.render_volume`; an option that the run's family does not have.
+        UserError: an unknown edit, an option that the run does not support, or an output that exists (exit 3), no room
+            (exit 4), or a damaged run (exit 5).
+
+    Example:
+        render("runs/car", RenderOptions(edits=("painted",), out=Path("painted.mp4")))
     """
-    run = Run.open(path)
-    if is_volume_run(run):
-        common = options.common
-        if parse_timing(common.speed, common.rate, common.freeze).changes_something:
+    options, opened = options or RenderOptions(), open_run(run)
+    if isinstance(opened, SceneRun):
+        if parse_timing(options.speed, options.rate, options.freeze).changes_something:
             raise bad_input(
                 "a 3D scene has no --speed, --rate or --freeze",
-                where=str(run.path),
+                where=str(opened.path),
                 why="its frames are views, each at its own moment",
                 fix="--time 20 shows one moment all along",
             )
-        return render_volume(run, options, report)
+        return render_volume(opened, options, report)
     if options.what == "depth" or options.what == "opacity":
-        raise _volume_option_error(run, f"--what {options.what}")
+        raise _volume_option_error(opened, f"--what {options.what}")
     if options.camera != "source":
-        raise _volume_option_error(run, f"--camera {options.camera}")
+        raise _volume_option_error(opened, f"--camera {options.camera}")
     if options.time is not None:
-        raise _volume_option_error(run, f"--time {options.time}")
+        raise _volume_option_error(opened, f"--time {options.time}")
     if options.pose is not None:
-        raise _volume_option_error(run, f"--pose {options.pose}")
-    return render(run, replace(options.common, what=options.what), report)
+        raise _volume_option_error(opened, f"--pose {options.pose}")
+    return render_planar.render(opened, options, report)
 
 
-def _volume_option_error(run: Run, flag: str) -> UserError:
+def _volume_option_error(run: OpenRun, flag: str) -> UserError:
     return bad_input(
         flag,
         where=str(run.path),
@@ -96,45 +127,61 @@ def _volume_option_error(run: Run, flag: str) -> UserError:
     )
 
 
-def evaluate_run(path: Path, masks: Sequence[str], lpips: Path | None, html: bool) -> dict[str, Any]:
-    """Measures a run against its source.
+def evaluate(
+    run: RunLike, options: EvalOptions | None = None, report: ProgressReporter = report_nothing
+) -> dict[str, Any]:
+    """Measures how well a run reproduces its source.
 
     Args:
-        path: the run's folder.
-        masks: true masks, "[NAME=]PATH" for each front layer; of planar runs only.
-        lpips: weights of an LPIPS backbone; of planar runs only.
-        html: whether to write report.html as well; of planar runs only.
+        run: an open run, its paths, or its folder.
+        options: the options of `unwrap eval`; they must keep their defaults for a 3D scene.
+        report: called after each frame or view.
 
     Returns:
-        Plain values for JSON.
+        The metrics as plain values: those of `unwrap eval RUN --json`.
 
     Raises:
-        UserError: as `evaluation.evaluate` and `volume_eval.evaluate_volume`.
+        UserError: an option that the run does not support, a source that is gone or changed (exit 3), or a damaged run
+            (exit 5).
+
+    Example:
+        evaluate("runs/car")["psnr"]
     """
-    run = Run.open(path)
-    if is_volume_run(run):
+    options, opened = options or EvalOptions(), open_run(run)
+    if isinstance(opened, SceneRun):
         from neural_fields.evaluation.evaluate_volume import evaluate_volume
 
-        for flag, value in {"--masks": masks, "--lpips": lpips, "--html": html}.items():
+        for flag, value in {"--masks": options.masks, "--lpips": options.lpips, "--html": options.html}.items():
             if value:
                 raise bad_input(
                     flag,
-                    where=str(run.path),
+                    where=str(opened.path),
                     why="it is about the canonical images of a video, and the run is of a 3D scene",
-                    fix=f"unwrap eval {run.path} --json, and look at previews/scene.png",
+                    fix=f"unwrap eval {opened.path} --json, and look at previews/scene.png",
                 )
-        return evaluate_volume(run)
-    from neural_fields.evaluation.evaluate_planar import evaluate
+        return evaluate_volume(opened, report)
+    from neural_fields.evaluation import evaluate_planar
 
-    return evaluate(run, masks, lpips, html)
+    return evaluate_planar.evaluate(opened, options, report)
 
 
 def video_metadata(path: Path) -> dict[str, Any]:
-    """Returns the metadata of a video, for people and for JSON."""
+    """Returns the metadata of a video: the values that `unwrap info VIDEO` prints.
+
+    Args:
+        path: a video file, a folder of numbered pictures, or a picture.
+
+    Returns:
+        Plain values; sizes in pixels, times in seconds.
+
+    Raises:
+        UserError: a file that cannot be used (exit 3).
+    """
+    from neural_fields.config.loader import to_mapping
     from neural_fields.data.video.io import probe_video
 
     metadata = probe_video(path)
-    plain = metadata.to_json()
+    plain = to_mapping(metadata)
     times = metadata.timestamps
     copied = ("path", "kind", "width", "height", "frame_count", "codec", "pixel_format", "color_space", "range")
     return {
@@ -148,14 +195,23 @@ def video_metadata(path: Path) -> dict[str, Any]:
     }
 
 
-def run_metadata(path: Path) -> dict[str, Any]:
-    """Returns the metadata of a run, for people and for JSON."""
-    from neural_fields.edits.read_stack import list_edits
-    from neural_fields.runs.planar_record import read_planar_record
+def run_metadata(run: RunLike) -> dict[str, Any]:
+    """Returns the metadata of a run: the values that `unwrap info RUN` prints.
 
-    run = Run.open(path)
-    if is_volume_run(run):
-        scene = read_record(run)
+    Args:
+        run: an open run, its paths, or its folder.
+
+    Returns:
+        Plain values: source, preset, sizes in pixels, number of steps, layers and edits.
+
+    Raises:
+        UserError: the folder is not a run (exit 3), or the run is damaged (exit 5).
+    """
+    run = open_run(run)
+    lines = read_metrics(run.files)
+    edits = [f"{edit.folder.name}{'' if edit.active else ' (undone)'}" for edit in run.edits]
+    if isinstance(run, SceneRun):
+        scene = run.record
         return {
             "run": str(run.path),
             "source": str(scene.source),
@@ -167,14 +223,14 @@ def run_metadata(path: Path) -> dict[str, Any]:
             "moments": max(scene.times) + 1,
             "bones": 0 if scene.motion is None else scene.motion.skeleton.bone_count,
             "states": scene.state_count,
-            "steps": _count_steps(read_metrics(run)),
-            "edits": [f"{edit.folder.name}{'' if edit.active else ' (undone)'}" for edit in list_edits(run)],
+            "steps": _count_steps(lines),
+            "edits": edits,
         }
-    record = read_planar_record(run)
-    lines = read_metrics(run)
+    assert isinstance(run, PlanarRun), "a run is of a video or of a 3D scene"
+    record = run.record
     psnr = [line["psnr"] for line in lines if line.get("psnr") is not None]
     return {
-        "run": str(path),
+        "run": str(run.path),
         "video": str(record.video),
         "preset": record.preset,
         "quality": record.quality,
@@ -183,13 +239,13 @@ def run_metadata(path: Path) -> dict[str, Any]:
         "masks": list(record.masks),
         "steps": _count_steps(lines),
         "last_psnr": psnr[-1] if psnr else None,
-        "layers": sorted(sidecar.stem for sidecar in run.canonical.glob("*.json")),
-        "edits": [f"{edit.folder.name}{'' if edit.active else ' (undone)'}" for edit in list_edits(run)],
+        "layers": list_layers(run.files.canonical),
+        "edits": edits,
     }
 
 
 def _count_steps(metrics: list[dict[str, Any]]) -> int:
-    """Returns the number of steps done, as the lines of metrics.jsonl say; 0 without any."""
+    """Finds the number of steps done in the lines of metrics.jsonl; 0 for an empty file."""
     counts = [0]
     for line in metrics:
         counts += [line[name] for name in ("step", "steps") if isinstance(line.get(name), int)]

@@ -16,7 +16,7 @@ import numpy as np
 from compose import row, save
 from PIL import Image
 
-from editors.api import edit_painted_frames, edit_with
+from editors.api import edit
 from editors.core.stack import add_edit
 from editors.demo import blend_on_checkerboard
 from editors.effects.adjust import Adjust
@@ -44,11 +44,11 @@ from neural_fields.export.tracks.tracks import track_points
 from neural_fields.imaging.documents.layered import DocumentLayer, constant_pixels, flatten_layers, place_on_canvas
 from neural_fields.imaging.documents.openraster import read_ora
 from neural_fields.imaging.image_io import read_picture
+from neural_fields.open_runs.opening import require_planar
 from neural_fields.rendering.render_planar import open_passes
 from neural_fields.rendering.retiming.interpolation import Retimer
 from neural_fields.rendering.retiming.timeline import parse_timing, schedule_frames
 from neural_fields.runs.run import Run
-from neural_fields.runs.source import read_source_metadata
 
 HERE = Path(__file__).parent
 FRAMES = (2, 24, 45)
@@ -62,7 +62,8 @@ class Bench:
         self.run = Run.open(
             shutil.copytree(demo / "run", home / "run", ignore=shutil.ignore_patterns("edits", "renders"))
         )
-        facts, chosen = read_source_metadata(self.run)
+        opened = require_planar(self.run, "the pictures")
+        facts, chosen = opened.metadata, opened.frames
         self.sources = list(source_frames(facts, chosen))
         self.home = home
 
@@ -70,7 +71,7 @@ class Bench:
         return Image.fromarray(self.sources[t])
 
     def shown(self, t: int) -> Image.Image:
-        changer = open_passes(self.run, Maps.open(self.run))
+        changer = open_passes(require_planar(self.run, "the pictures"))
         return Image.fromarray(changer.render_frame(t, self.sources[t]))
 
     def after(self, change: Callable[[Run], object], frames: Sequence[int]) -> list[Image.Image]:
@@ -82,7 +83,7 @@ class Bench:
 
     def middle(self, t: int) -> tuple[float, float]:
         """Returns the center of the object in a frame, in pixels."""
-        weight = Maps.open(self.run).read_layer_weight(t, 0, self.sources[0].shape[1::-1])
+        weight = Maps.open(self.run.maps).read_layer_weight(t, 0, self.sources[0].shape[1::-1])
         y, x = np.nonzero(weight > 0.5)
         return float(x.mean()), float(y.mean())
 
@@ -94,9 +95,9 @@ def sheet(name: str, *rows: Sequence[Panel]) -> None:
 def adjusting(bench: Bench) -> None:
     """Makes adjust.png."""
     (floor,) = bench.after(
-        lambda run: edit_with(run, Adjust(exposure=-0.8, saturation=0.2), layers=("background",)), [24]
+        lambda run: edit(run, editor=Adjust(exposure=-0.8, saturation=0.2), layers=("background",)), [24]
     )
-    (turtle,) = bench.after(lambda run: edit_with(run, Adjust(hue=150.0)), [24])
+    (turtle,) = bench.after(lambda run: edit(run, editor=Adjust(hue=150.0)), [24])
     sheet(
         "adjust.png",
         [("The source", bench.source(24)), ("--exposure -0.8 --saturation 0.2", floor), ("--hue 150", turtle)],
@@ -107,7 +108,8 @@ def lifting(bench: Bench) -> None:
     """Makes lift.png."""
     looks = bench.home / "looks.py"
     looks.write_text("def poster(rgb):\n    return (rgb * 4).round() / 4\n")
-    frames = bench.after(lambda run: edit_with(run, Lift(function=f"{looks}:poster"), layers=("background",)), [2, 45])
+    poster = Lift(function=f"{looks}:poster")
+    frames = bench.after(lambda run: edit(run, editor=poster, layers=("background",)), [2, 45])
     picture = read_pristine(bench.run.canonical, "background").to_array()
     rgb = Image.fromarray((255 * (picture[..., :3] * 4).round() / 4).clip(0, 255).astype(np.uint8))
     sheet(
@@ -119,7 +121,7 @@ def lifting(bench: Bench) -> None:
 
 def removing(bench: Bench) -> None:
     """Makes remove.png."""
-    frames = bench.after(lambda run: edit_with(run, Remove()), [24, 45])
+    frames = bench.after(lambda run: edit(run, editor=Remove()), [24, 45])
     sheet("remove.png", [("The source", bench.source(24)), ("Without the turtle", frames[0]), ("Later", frames[1])])
 
 
@@ -131,8 +133,8 @@ def replacing(bench: Bench) -> None:
     sky = np.stack([90 + 0 * y, 140 + y // 6, 215 + 0 * y], -1).clip(0, 255).astype(np.uint8)
     sky = cv2.circle(np.ascontiguousarray(sky), (650, 110), 55, (255, 240, 170), -1, cv2.LINE_AA)
     Image.fromarray(sky).save(bench.home / "sky.png")
-    floor = bench.after(lambda run: edit_with(run, Replace(picture=bench.home / "floor.png")), [2, 45])
-    still = bench.after(lambda run: edit_with(run, Replace(picture=bench.home / "sky.png", still=True)), [45])
+    floor = bench.after(lambda run: edit(run, editor=Replace(picture=bench.home / "floor.png")), [2, 45])
+    still = bench.after(lambda run: edit(run, editor=Replace(picture=bench.home / "sky.png", still=True)), [45])
     sheet("replace.png", [("It moves with the camera", floor[0]), ("", floor[1]), ("--still", still[0])])
 
 
@@ -146,10 +148,10 @@ def arranging(bench: Bench) -> None:
         ("--blend multiply", Arrangement(blend="multiply")),
         ("--blend color", Arrangement(blend="color")),
     ]:
-        (frame,) = bench.after(lambda run, lies=lies: add_edit(run, "red", red, {}, arrangement=lies), [24])
+        (frame,) = bench.after(lambda run, lies=lies: add_edit(run, "red", red, arrangement=lies), [24])
         panels.append((label, frame))
     lies = Arrangement(blend="color", start=10, fade_in=20)
-    faded = bench.after(lambda run: add_edit(run, "red", red, {}, arrangement=lies), [10, 19, 30])
+    faded = bench.after(lambda run: add_edit(run, "red", red, arrangement=lies), [10, 19, 30])
     labels = ("Frame 10 of --start 10 --fade-in 20", "Frame 19", "Frame 30")
     sheet("arranging.png", panels, list(zip(labels, faded, strict=True)))
 
@@ -158,9 +160,9 @@ def placing(bench: Bench) -> None:
     """Makes place.png."""
     x, y = bench.middle(2)
     text = Place(text="TURTLE", color="#ffe27a", point=f"{x:.0f},{y:.0f}", width=120.0, angle=-12.0, frame=2)
-    frames = bench.after(lambda run: edit_with(run, text, layers=("foreground",)), FRAMES)
+    frames = bench.after(lambda run: edit(run, editor=text, layers=("foreground",)), FRAMES)
     quad = Place(text="SEA FLOOR", color="#c02020", quad="330,235 560,215 575,300 320,330", frame=2)
-    floor = bench.after(lambda run: edit_with(run, quad, layers=("background",)), FRAMES)
+    floor = bench.after(lambda run: edit(run, editor=quad, layers=("background",)), FRAMES)
     labels = ("A text at a point of frame 2", "Frame 24", "Frame 45")
     again = ("A text between four corners", "", "")
     sheet("place.png", list(zip(labels, frames, strict=True)), list(zip(again, floor, strict=True)))
@@ -170,7 +172,7 @@ def dragging(bench: Bench) -> None:
     """Makes drag.png."""
     x, y = bench.middle(24)
     drag = Drag(drag=(f"{x + 40:.0f},{y:.0f}>{x + 75:.0f},{y - 12:.0f}",), frame=24)
-    frames = bench.after(lambda run: edit_with(run, drag), [24, 45])
+    frames = bench.after(lambda run: edit(run, editor=drag), [24, 45])
     sheet(
         "drag.png",
         [("The source", bench.source(24)), ("A point of the shell, dragged", frames[0]), ("Later", frames[1])],
@@ -182,7 +184,7 @@ def shaping(bench: Bench) -> None:
     x, y = bench.middle(24)
     around = [(-60, 0, -85, 0), (60, 0, 85, 0), (0, -55, 0, -40), (0, 55, 0, 40)]
     pairs = tuple(f"{x + a:.0f},{y + b:.0f}>{x + c:.0f},{y + d:.0f}" for a, b, c, d in around)
-    frames = bench.after(lambda run: edit_with(run, ShapeEdit(pairs=pairs, frame=24)), [24, 45])
+    frames = bench.after(lambda run: edit(run, editor=ShapeEdit(pairs=pairs, frame=24)), [24, 45])
     sheet("shape.png", [("The source", bench.source(24)), ("Four points moved", frames[0]), ("Later", frames[1])])
 
 
@@ -199,7 +201,7 @@ def painting(bench: Bench) -> None:
         Image.fromarray(frame).save(path)
         painted[t] = path
     first = {2: painted[2]}
-    frames = bench.after(lambda run: edit_painted_frames(run, first), [2, 45])
+    frames = bench.after(lambda run: edit(run, first), [2, 45])
     with Image.open(painted[2]) as picture:
         shown = picture.convert("RGB")
     sheet("painted-frames.png", [("Frame 2, painted on", shown), ("Rendered", frames[0]), ("Frame 45", frames[1])])
@@ -272,7 +274,7 @@ def following(bench: Bench) -> None:
     sheet("tracks.png", panels)
     height, width = bench.sources[24].shape[:2]
     classes = np.zeros((height, width, 3), np.uint8)
-    classes[Maps.open(bench.run).read_layer_weight(24, 0, (width, height)) > 0.5] = (230, 70, 60)
+    classes[Maps.open(bench.run.maps).read_layer_weight(24, 0, (width, height)) > 0.5] = (230, 70, 60)
     classes[(np.arange(height)[:, None] > 0.8 * height) & (classes.max(-1) == 0)] = (60, 120, 230)
     Image.fromarray(classes).save(bench.home / "classes.png")
     export_run(bench.run, LabelsExporter(labels=bench.home / "classes.png", frame=24), out=bench.home / "labels")
@@ -300,8 +302,9 @@ def watching(bench: Bench) -> None:
 
 def slowing(bench: Bench) -> None:
     """Makes slow-motion.png."""
-    facts, chosen = read_source_metadata(bench.run)
-    maps = Maps.open(bench.run)
+    opened = require_planar(bench.run, "the pictures")
+    facts, chosen = opened.metadata, opened.frames
+    maps = Maps.open(bench.run.maps)
     asked = schedule_frames(facts, chosen, parse_timing("1/2"))
     made = list(islice(Retimer(maps).interpolate_frames(iter(bench.sources), asked), 50))
     labels = ("Frame 24", "Made in between", "Frame 25")
@@ -310,14 +313,14 @@ def slowing(bench: Bench) -> None:
 
 def styling(bench: Bench, weights: Path) -> None:
     """Makes style.png and fused-frames.png."""
-    frames = bench.after(lambda run: edit_with(run, Style(weights=weights), layers=("background",)), [2, 45])
+    frames = bench.after(lambda run: edit(run, editor=Style(weights=weights), layers=("background",)), [2, 45])
     sheet("style.png", [("The source", bench.source(2)), ("The sea floor in a style", frames[0]), ("Later", frames[1])])
     network, folder = read_style_network(weights), bench.home / "styled"
     folder.mkdir()
     for t, source in enumerate(bench.sources):
         shown = stylize_picture(network, source.astype(np.float32) / 255)
         Image.fromarray((255 * shown.clip(0, 1)).astype(np.uint8)).save(folder / f"{t:05d}.png")
-    fused = bench.after(lambda run: edit_with(run, Frames(frames=folder)), [24])
+    fused = bench.after(lambda run: edit(run, editor=Frames(frames=folder)), [24])
     with Image.open(folder / "00024.png") as picture:
         alone = picture.convert("RGB")
     panels = [

@@ -1,10 +1,9 @@
-"""The editors of `unwrap edit RUN --editor NAME`: each name leads to a class whose fields are the command's flags."""
+"""The commands of `unwrap edit RUN --editor NAME`: one for each editor, with its settings as flags."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,63 +11,39 @@ import tyro
 from tyro.conf import Positional
 
 from editors.cli.arrange import ArrangementOptions
+from editors.editors_table import find_editor_class
 from editors.inputs.file_kinds import DOCUMENT_SUFFIXES
 from neural_fields.config.volume import VOLUME_KIND
 from neural_fields.core.errors import ExitCode, UserError
-from neural_fields.core.suggestions import nearest_word
 from neural_fields.runs.run import Run, read_run_yaml
-
-EDITORS = {
-    "sds": "editors.diffusion.methods.sds.Sds",
-    "text2live": "editors.diffusion.methods.text2live.Text2Live",
-    "inpaint": "editors.diffusion.methods.inpaint.Inpaint",
-    "img2img": "editors.diffusion.methods.img2img.Img2Img",
-    "controlnet": "editors.diffusion.methods.controlnet.ControlNet",
-    "videdit": "editors.diffusion.methods.videdit.VidEdit",
-    "mediated": "editors.diffusion.methods.mediated.Mediated",
-    "stablevideo": "editors.diffusion.methods.stablevideo.StableVideo",
-    "tokenflow": "editors.diffusion.methods.tokenflow.TokenFlow",
-    "instruct": "editors.diffusion.methods.instruct.Instruct",
-    "pnp": "editors.diffusion.methods.pnp.PlugAndPlay",
-    "p2p": "editors.diffusion.methods.p2p.PromptToPrompt",
-    "shape": "editors.effects.shape.ShapeEdit",
-    "shape_aware": "editors.diffusion.methods.shape_aware.ShapeAware",
-    "dynvideo_e": "editors.volume.dynvideo_e.DynVideoE",
-    "volume_style": "editors.volume.style.VolumeStyle",
-    "place": "editors.effects.place.Place",
-    "drag": "editors.effects.drag.Drag",
-    "style": "editors.effects.style.Style",
-    "adjust": "editors.effects.adjust.Adjust",
-    "lift": "editors.effects.python_function.Lift",
-    "remove": "editors.effects.remove.Remove",
-    "replace": "editors.effects.replace.Replace",
-}
-SCENE_EDITORS = {
-    "remove": "editors.volume.remove_replace.RemovePart",
-    "replace": "editors.volume.remove_replace.ReplacePart",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class EditByEditorCommand(ArrangementOptions):
-    """Let an editor make an edit."""
+    """Make an edit with an editor."""
 
     run: Positional[Path]
     """The run's folder."""
     editor: str
     """The editor's name."""
     layer: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """The layers to edit, made together (default: the front one; of replace the back one, of place what it is on)."""
+    """Layers to edit together (default: the front layer; for replace the background, for place the layer under it)."""
     mask: Path | None = None
-    """A picture, bright where the edit may go, of the shape of the layer's canonical picture."""
+    """A picture of the shape of the layer's canonical picture, bright where the edit may go."""
     name: str | None = None
-    """Name of the edit (default: that of the editor)."""
+    """Name of the edit (default: the name of the editor)."""
     json: bool = False
-    """Print one JSON object."""
+    """Print one JSON object, and the progress as JSON lines on stderr."""
 
 
 def make_editor_command(words: Sequence[str]) -> type | None:
-    """Makes the command that takes the settings of the editor named on a command line; None where none is named.
+    """Makes the command for the settings of the editor that a command line names.
+
+    Args:
+        words: the words of the command line.
+
+    Returns:
+        The class of the command; None if the line names no editor.
 
     Raises:
         UserError: there is no such editor (exit 2).
@@ -90,29 +65,11 @@ def make_editor_command(words: Sequence[str]) -> type | None:
     return made
 
 
-def find_editor_class(name: str, is_scene: bool = False) -> type:
-    """Finds the class of an editor; some names mean another one on a 3D scene.
-
-    Raises:
-        UserError: there is no such editor (exit 2).
-    """
-    if name not in EDITORS:
-        guess = nearest_word(name, EDITORS)
-        raise UserError(
-            ExitCode.USAGE,
-            f"there is no editor {name!r}",
-            why=f"did you mean {guess}?" if guess else f"the editors are: {', '.join(sorted(EDITORS))}",
-            fix=f"unwrap edit RUN --editor {guess or 'inpaint'} --help",
-        )
-    module, _, kind = (SCENE_EDITORS if is_scene and name in SCENE_EDITORS else EDITORS)[name].rpartition(".")
-    return getattr(import_module(module), kind)
-
-
 def check_edit_command(command: Any) -> None:
-    """Refuses an `unwrap edit` without an editor that does not say what it takes.
+    """Refuses an `unwrap edit` without an editor whose arguments do not determine the edit.
 
     Raises:
-        UserError: nothing to take, or several things at once (exit 2).
+        UserError: no painted picture, or several kinds of them at once (exit 2).
     """
     ways = {
         "a picture": bool(command.images),

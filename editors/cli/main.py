@@ -18,6 +18,7 @@ from editors.cli.editors import EditByEditorCommand, check_edit_command, make_ed
 from editors.cli.watch import WatchCommand, run_watch
 from neural_fields.cli import capture, export
 from neural_fields.cli import commands as base
+from neural_fields.cli.progress_display import show_progress
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.core.suggestions import nearest_word
 from neural_fields.core.threads import prepare_threads
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EditCommand(ArrangementOptions):
-    """Take an edit: a painted canonical picture (--layer), painted frames (--frame), or one that an editor makes.
+    """Add an edit: a painted canonical picture (--layer), painted frames (--frame), or one made by an editor.
 
     `unwrap edit RUN --editor NAME --help` shows the settings of an editor.
     """
@@ -41,33 +42,33 @@ class EditCommand(ArrangementOptions):
     layer: str | None = None
     """The layer whose canonical picture was painted; with --frame, the layer that takes the change."""
     frame: UseAppendAction[tuple[int, ...]] = ()
-    """The number of the painted frame; 0 is the first. Once for each picture."""
+    """Number of the painted frame, 0 is the first. Once for each picture."""
     frames: Path | None = None
     """Instead of pictures: a folder or video of frames that another program edited, to be made consistent."""
     strength: float = 1.0
-    """With --frames: how much of them is shown, 0 to 1."""
+    """With --frames: how much of the edit is shown, above 0 and at most 1."""
     unwrapped: Path | None = None
-    """Instead of pictures: an edited version of the flat clip that unwrap export RUN unwrapped wrote."""
+    """Instead of pictures: an edited version of the clip that unwrap export RUN unwrapped wrote."""
     upscaled: bool = False
     """The picture is an enlarged canonical picture that is shown as a whole, not only what was painted on it."""
     name: str | None = None
-    """Name of the edit (default: that of the picture)."""
+    """Name of the edit (default: the name of the picture)."""
     json: bool = False
-    """Print one JSON object."""
+    """Print one JSON object, and the progress as JSON lines on stderr."""
 
 
 @dataclass(frozen=True)
 class EvalEditCommand(base.EvalCommand):
-    """Measure how well a run shows its video, or with --edit what an edit does to it."""
+    """Measure how well a run reproduces its video, or with --edit the effect of an edit."""
 
     edit: UseAppendAction[tuple[str, ...]] = ()
-    """Edits to measure, by name or number: what they leave untouched, and how steady they are."""
+    """Edits to measure, by name or number: changes outside of the edit, and steadiness."""
     prompt: str | None = None
-    """What the edit was asked for; with --clip-model, how well the frames show it."""
+    """Prompt of the edit; with --clip-model, measures how well the frames match it."""
     clip_model: str | None = None
-    """A CLIP, in a folder of transformers or on the hub: do the frames agree with each other and with the prompt?"""
+    """A CLIP model, a folder of transformers or a name on the hub: consistency of frames, and match with the prompt."""
     pickscore_model: str | None = None
-    """A CLIP tuned to people's choices (PickScore); with --prompt."""
+    """A PickScore model (CLIP fine-tuned on human preferences), a folder or a name on the hub; with --prompt."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class EditsCommand:
 
 @dataclass(frozen=True)
 class UndoCommand:
-    """Take back what was done last: an edit, or a change of its arrangement. Everything stays on disk."""
+    """Undo the last step: an edit, or a change of an edit's arrangement. Everything stays on disk."""
 
     run: Positional[Path]
     """The run's folder."""
@@ -90,7 +91,7 @@ class UndoCommand:
 
 @dataclass(frozen=True)
 class RedoCommand:
-    """Bring back what was undone last."""
+    """Redo the step that was undone last."""
 
     run: Positional[Path]
     """The run's folder."""
@@ -98,72 +99,69 @@ class RedoCommand:
 
 @dataclass(frozen=True)
 class DemoCommand:
-    """The whole job on a clip that the program makes itself: train, paint, render, measure the drift of the mark."""
+    """Run the complete workflow on a built-in clip: train, paint, render, measure the drift of the painted star."""
 
     out: Path = Path("demo")
-    """Where the demonstration goes."""
+    """Folder for the results."""
     json: bool = False
-    """Print one JSON object."""
+    """Print one JSON object, and the progress as JSON lines on stderr."""
 
 
 def run_edit(command: EditCommand, extra: list[str]) -> int:
-    """`unwrap edit`."""
+    """Runs `unwrap edit`."""
     base.refuse_overrides(extra, command)
     check_edit_command(command)
     prepare_threads()
-    from editors.api import edit, edit_painted_frames, edit_unwrapped, edit_with
-    from neural_fields.runs.run import Run
+    from editors.api import edit
+    from editors.effects.external_frames import Frames
+    from editors.effects.painted import UnwrappedClip
+    from neural_fields.open_runs.opening import open_run
 
-    run = Run.open(command.run)
-    report = _make_report()
-    more: dict[str, Any] = {"name": command.name, "arrangement": read_arrangement(command, run)}
+    run = open_run(command.run)
+    what: dict[str, Any]
     if command.frames is not None:
-        from editors.effects.external_frames import Frames
-
-        frames = Frames(frames=command.frames, strength=command.strength)
-        layers = (command.layer,) if command.layer else ()
-        made = edit_with(run, frames, layers=layers, report=report, **more)
+        what = {"editor": Frames(frames=command.frames, strength=command.strength)}
     elif command.unwrapped is not None:
-        made = edit_unwrapped(run, command.unwrapped, layer=command.layer, report=report, **more)
-    elif len(command.images) > 1:
-        painted = dict(zip(command.frame, command.images, strict=True))
-        made = edit_painted_frames(run, painted, layer=command.layer, **more)
+        what = {"editor": UnwrappedClip(clip=command.unwrapped)}
+    elif command.frame:
+        what = {"image": dict(zip(command.frame, command.images, strict=True))}
     else:
-        frame = command.frame[0] if command.frame else None
-        made = edit(run, command.images[0], layer=command.layer, frame=frame, upscaled=command.upscaled, **more)
+        what = {"image": command.images[0], "upscaled": command.upscaled}
+    with show_progress(as_json=command.json) as report:
+        made = edit(
+            run,
+            **what,
+            layer=command.layer,
+            name=command.name,
+            arrangement=read_arrangement(command, run),
+            report=report,
+        )
     return _print_added(made, command)
 
 
 def run_editor(command: Any, extra: list[str]) -> int:
-    """`unwrap edit RUN --editor NAME`."""
+    """Runs `unwrap edit RUN --editor NAME`."""
     base.refuse_overrides(extra, command)
     prepare_threads()
-    from editors.api import edit_with
-    from neural_fields.runs.run import Run
+    from editors.api import edit
+    from neural_fields.open_runs.opening import open_run
 
-    run = Run.open(command.run)
-    made = edit_with(
-        run,
-        command.settings,
-        layers=command.layer,
-        mask=command.mask,
-        name=command.name,
-        arrangement=read_arrangement(command, run),
-        report=_make_report(),
-    )
+    run = open_run(command.run)
+    with show_progress(as_json=command.json) as report:
+        made = edit(
+            run,
+            editor=command.settings,
+            layers=command.layer,
+            mask=command.mask,
+            name=command.name,
+            arrangement=read_arrangement(command, run),
+            report=report,
+        )
     return _print_added(made, command)
 
 
-def _make_report() -> Any:
-    """Makes a report of an editor's progress: a line that renews itself."""
-    from neural_fields.core.progress import Progress
-
-    line = base.LiveLine()
-    return lambda stage, done, total: line(Progress(stage, done, total))
-
-
 def _print_added(made: EditResult, command: Any) -> int:
-    """Prints which edit was added."""
+    """Prints the edit that was added."""
     for note in made.notes:
         base.print_message(f"note: {note}")
     if command.json:
@@ -175,7 +173,7 @@ def _print_added(made: EditResult, command: Any) -> int:
 
 
 def run_eval(command: EvalEditCommand, extra: list[str]) -> int:
-    """`unwrap eval`."""
+    """Runs `unwrap eval`."""
     asked = [name for name in ("prompt", "clip_model", "pickscore_model") if getattr(command, name) is not None]
     if not command.edit:
         if asked:
@@ -187,11 +185,8 @@ def run_eval(command: EvalEditCommand, extra: list[str]) -> int:
     base.refuse_overrides(extra, command)
     prepare_threads()
     from editors.evaluate_edit import measure_edits
-    from neural_fields.runs.run import Run
 
-    found = measure_edits(
-        Run.open(command.run), command.edit, command.prompt, command.clip_model, command.pickscore_model
-    )
+    found = measure_edits(command.run, command.edit, command.prompt, command.clip_model, command.pickscore_model)
     if command.json:
         base.print_json(found)
     else:
@@ -202,15 +197,20 @@ def run_eval(command: EvalEditCommand, extra: list[str]) -> int:
 
 
 def run_edits(command: EditsCommand, extra: list[str]) -> int:
-    """`unwrap edits`."""
+    """Runs `unwrap edits`."""
     base.refuse_overrides(extra, command)
-    from neural_fields.edits.read_stack import list_edits
-    from neural_fields.runs.run import Run
+    from neural_fields.config.loader import to_mapping
+    from neural_fields.open_runs.opening import open_run
 
-    found = list_edits(Run.open(command.run))
+    found = open_run(command.run).edits
     if command.json:
         rows = [
-            {"edit": e.folder.name, "layers": list(e.layers), "active": e.active, **e.arrangement.to_json()}
+            {
+                "edit": e.folder.name,
+                "layers": list(e.layers),
+                "active": e.active,
+                **to_mapping(e.arrangement, without_defaults=True),
+            }
             for e in found
         ]
         base.print_json({"edits": rows})
@@ -227,44 +227,37 @@ def run_edits(command: EditsCommand, extra: list[str]) -> int:
 
 
 def run_undo(command: UndoCommand, extra: list[str]) -> int:
-    """`unwrap undo`."""
+    """Runs `unwrap undo`."""
     base.refuse_overrides(extra, command)
-    from editors.core.stack import undo
-    from neural_fields.runs.locking import lock_run
-    from neural_fields.runs.run import Run
+    from editors.api import undo
 
-    run = Run.open(command.run)
-    with lock_run(run):
-        print(f"undone: {_describe_step(undo(run))}")
+    print(f"undone: {_describe_step(undo(command.run))}")
     return ExitCode.OK
 
 
 def _describe_step(found: StackChange) -> str:
-    """Describes what was taken back or brought back."""
+    """Describes the step that was undone or redone."""
     change = "the arrangement of " if found.operation == "set" else ""
     return f"{change}{found.edit.folder.name}"
 
 
 def run_redo(command: RedoCommand, extra: list[str]) -> int:
-    """`unwrap redo`."""
+    """Runs `unwrap redo`."""
     base.refuse_overrides(extra, command)
-    from editors.core.stack import redo
-    from neural_fields.runs.locking import lock_run
-    from neural_fields.runs.run import Run
+    from editors.api import redo
 
-    run = Run.open(command.run)
-    with lock_run(run):
-        print(f"again: {_describe_step(redo(run))}")
+    print(f"again: {_describe_step(redo(command.run))}")
     return ExitCode.OK
 
 
 def run_demo(command: DemoCommand, extra: list[str]) -> int:
-    """`unwrap demo`."""
+    """Runs `unwrap demo`."""
     base.refuse_overrides(extra, command)
     prepare_threads()
-    from editors.demo import run_demonstration
+    from editors.demo import STAGE_WEIGHTS, run_demonstration
 
-    figures = run_demonstration(command.out, base.LiveLine())
+    with show_progress(STAGE_WEIGHTS, as_json=command.json) as report:
+        figures = run_demonstration(command.out, report)
     if command.json:
         base.print_json(figures)
     else:
@@ -306,7 +299,7 @@ BASE_HANDLERS: list[tuple[type, Any]] = [(EditByEditorCommand, run_editor), (exp
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit status. `--debug` shows where an error came from."""
+    """Runs one command and returns its exit status. `--debug` shows the traceback of an error."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -342,11 +335,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse_command(words: Sequence[str]) -> tuple[Any, list[str]]:
-    """Parses a command line: the command and what is left of the line (dotted settings of the config).
+    """Parses a command line.
+
+    Args:
+        words: the words after `unwrap`.
+
+    Returns:
+        The command, and the rest of the line (dotted settings of the config).
 
     Raises:
         UserError: there is no such command.
-        SystemExit: the help was asked for (0), or an argument is missing or of the wrong kind (2).
+        SystemExit: the help was requested (0), or an argument is missing or of the wrong type (2).
     """
     if words and not words[0].startswith("-") and words[0] not in COMMANDS:
         guess = nearest_word(words[0], COMMANDS)

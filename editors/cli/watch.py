@@ -1,4 +1,4 @@
-"""`unwrap watch`: the command line of `watch.py`."""
+"""`unwrap watch`: the command line of `editors/live/watch.py`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from neural_fields.core.threads import prepare_threads
 
 @dataclass(frozen=True, kw_only=True)
 class WatchCommand:
-    """Show on a frame of the video what you paint, whenever you save. Ctrl-C ends it.
+    """Preview your paint on a frame of the video whenever you save. Ctrl-C ends it.
 
-    Pictures in the run's canonical/ are watched, named after their layers. The preview is previews/watch.jpg;
-    previews/watch.html shows it and renews itself. Nothing is added to the edits.
+    It watches pictures in the run's folder canonical/ that are named after their layers. The preview is
+    previews/watch.jpg; the page previews/watch.html shows it and updates itself. Nothing is added to the edits.
     """
 
     run: Positional[Path]
@@ -36,7 +36,7 @@ class WatchCommand:
 
 
 def run_watch(command: WatchCommand, extra: list[str]) -> int:
-    """`unwrap watch`."""
+    """Runs `unwrap watch`."""
     base.refuse_overrides(extra, command)
     if not DEFAULTS.min_size_px <= command.size <= DEFAULTS.max_size_px:
         why = f"the longer side of the preview has {DEFAULTS.min_size_px} to {DEFAULTS.max_size_px} pixels"

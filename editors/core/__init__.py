@@ -1,1 +1,1 @@
-"""What an editor is, what it reads, and the stack that its edits go onto."""
+"""The base classes of editors, the run as editors read it, and the stack of edits."""

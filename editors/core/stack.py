@@ -1,9 +1,8 @@
-"""The append-only stack of edits of a run: `edits/0001-name/` with `edit.json` and what the edit puts on layers.
+"""The append-only stack of a run's edits: folders `edits/0001-name/` with `edit.json` and the files of the edit.
 
-An edit is written once and never changed. `edits/journal.jsonl` (`neural_fields/edits/journal.py`) says what was done
-with
-the edits: added, arranged, undone, brought back. What is done after an undo ends the redo chain; undone edits stay on
-disk, and their numbers are not used again.
+An edit is written once and never changed. `edits/journal.jsonl` (`neural_fields/edits/journal.py`) records what was
+done with the edits: added, arranged, undone, redone. A new step after an undo ends the redo chain; undone edits stay
+on disk, and their numbers are not used again.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,8 @@ import numpy as np
 from torch import Tensor
 
 from neural_fields.atlas.canonical import Overlay
-from neural_fields.core.errors import bad_input
+from neural_fields.config.loader import from_mapping, to_mapping
+from neural_fields.core.errors import UserError, bad_input
 from neural_fields.core.files import atomic_write, disk_errors, make_folder, sha256_file, write_json
 from neural_fields.data.video.io import write_video
 from neural_fields.data.video.metadata import make_metadata
@@ -32,12 +32,23 @@ from neural_fields.edits.arrangement import Arrangement
 from neural_fields.edits.journal import MOVE_TARGETS, JournalStep, append_step
 from neural_fields.edits.read_stack import (
     Edit,
-    EditSchema,
     edit_number,
     find_edit,
     list_edit_folders,
     list_edits,
     read_history,
+)
+from neural_fields.edits.record import (
+    EDIT_SCHEMA,
+    AnimatedOverlayRecord,
+    EditOrigin,
+    EditRecord,
+    GradeRecord,
+    OverlayRecord,
+    RemovalRecord,
+    ShapeRecord,
+    WeightsRecord,
+    read_edit_record,
 )
 from neural_fields.edits.shape import Deformation
 from neural_fields.imaging.color_grading import Grade
@@ -47,13 +58,15 @@ from neural_fields.runs.run import Run
 
 @dataclass(frozen=True)
 class EditEffects:
-    """What an edit does to layers beyond overlays and shapes.
+    """Holds the effects of an edit on layers, other than overlays and deformations.
 
     Attributes:
         moving: animated overlays, which differ from frame to frame, by layer.
-        grades: how colors change, by layer; masks: where, as the alpha of an overlay; without one everywhere.
-        hidden: layers that are not shown any more; grow: by how many pixels of the frame that is widened.
-        lit: whether the light of the layer falls on what is painted.
+        grades: color grades, by layer.
+        masks: where the grades apply, by layer, as the alpha of an overlay; without a mask a grade applies everywhere.
+        hidden: names of the layers to hide.
+        grow: pixels of the frame by which hidden layers are widened.
+        lit: whether the layer's lighting is applied to the paint.
     """
 
     moving: Mapping[str, AnimatedOverlay] = field(default_factory=dict)
@@ -63,17 +76,12 @@ class EditEffects:
     grow: float = 0.0
     lit: bool = True
 
-    @property
-    def does_nothing(self) -> bool:
-        """Whether there is nothing beyond overlays and shapes."""
-        return not (self.moving or self.grades or self.hidden) and self.lit
-
 
 def add_edit(
     run: Run,
     name: str,
     overlays: Mapping[str, Overlay],
-    metadata: Mapping[str, Any],
+    origin: EditOrigin | None = None,
     shapes: Mapping[str, Deformation] | None = None,
     effects: EditEffects | None = None,
     arrangement: Arrangement | None = None,
@@ -83,56 +91,47 @@ def add_edit(
     Args:
         run: the run.
         name: any text; it is reduced to a-z, 0-9 and hyphens.
-        overlays: what is painted, by layer name.
-        metadata: metadata to keep in edit.json: "editor", "source" (file and sha256), ...
-        shapes: how layers are deformed, by layer name.
-        effects: what else it does. Overlays, shapes and effects together do something.
-        arrangement: when it is shown, and how it is blended.
+        overlays: painted overlays, by layer name.
+        origin: where the edit comes from; stored in edit.json.
+        shapes: deformations of layers, by layer name.
+        effects: further effects. Overlays, shapes and effects must not all be empty.
+        arrangement: when the edit is shown, and how it is blended.
+
+    Returns:
+        The edit on the stack.
 
     Raises:
-        UserError: no room on the disk (exit 4), or nothing to add (exit 3).
+        UserError: no space left on the disk (exit 4), or nothing to add (exit 3).
     """
-    effects = effects or EditEffects()
+    effects, shapes = effects or EditEffects(), shapes or {}
     if not overlays and not shapes and not (effects.moving or effects.grades or effects.hidden):
         raise bad_input("the edit changes no layer", where=str(run.edits))
-    arranged = (arrangement or Arrangement()).to_json()
-    is_plain = effects.does_nothing and not set(arranged) - {"opacity"}
-    schema = EditSchema.SHAPES if shapes else EditSchema.OVERLAYS
-    schema = schema if is_plain else EditSchema.ARRANGED
-    layers: dict[str, Any] = {}
-    described: dict[str, Any] = {"opacity": 1.0, **metadata, **arranged, "schema": schema}
-    described |= {"name": clean_name(name), "layers": layers}
     with _part_folder(run) as part:
+        written = {}
         for number, (layer, overlay) in enumerate(overlays.items()):
-            layers[layer] = _write_overlay(part, _file_stem(layer, number), overlay)
-        if shapes:
-            from safetensors.numpy import save
-
-            written: dict[str, Any] = {}
-            for number, (layer, shape) in enumerate(shapes.items()):
-                path = part / f"{_file_stem(layer, number)}.safetensors"
-                with atomic_write(path) as temporary:
-                    temporary.write_bytes(save({"displacement": np.ascontiguousarray(shape.field, np.float32)}))
-                size = (shape.field.shape[2], shape.field.shape[1])
-                written[layer] = _describe_file(path, size, shape.box.as_tuple())
-            described["shapes"] = written
-        if effects.moving:
-            described["moving"] = {
-                layer: _write_moving(part, f"{_file_stem(layer, number)}-moving", moving)
-                for number, (layer, moving) in enumerate(effects.moving.items())
-            }
-        if effects.grades:
-            described["grades"] = {layer: grade.to_json() for layer, grade in effects.grades.items()}
-            described["masks"] = {
-                layer: _write_overlay(part, f"{_file_stem(layer, number)}-mask", mask)
-                for number, (layer, mask) in enumerate(effects.masks.items())
-            }
-        if effects.hidden:
-            described |= {"hidden": list(effects.hidden), "grow": effects.grow}
-        if not effects.lit:
-            described["lit"] = False
-        write_json(part / "edit.json", described)
-        folder = _move_into_place(part, clean_name(name))
+            written[layer] = _write_overlay(part, _file_stem(layer, number), overlay)
+        deformed = {}
+        for number, (layer, shape) in enumerate(shapes.items()):
+            deformed[layer] = _write_shape(part, _file_stem(layer, number), shape)
+        animated = {}
+        for number, (layer, moving) in enumerate(effects.moving.items()):
+            animated[layer] = _write_animated_overlay(part, f"{_file_stem(layer, number)}-moving", moving)
+        masks = {}
+        for number, (layer, mask) in enumerate(effects.masks.items()):
+            masks[layer] = _write_overlay(part, f"{_file_stem(layer, number)}-mask", mask)
+        record = EditRecord(
+            schema=EDIT_SCHEMA,
+            name=clean_name(name),
+            arrangement=arrangement or Arrangement(),
+            overlays=written,
+            shapes=deformed,
+            animated=animated,
+            grades={layer: GradeRecord(grade=grade, mask=masks.get(layer)) for layer, grade in effects.grades.items()},
+            removal=RemovalRecord(layers=effects.hidden, grow=effects.grow) if effects.hidden else None,
+            lit=effects.lit,
+            origin=origin or EditOrigin(),
+        )
+        folder = _write_record(part, record)
     return _log_added(run, folder)
 
 
@@ -140,7 +139,7 @@ def add_scene_edit(
     run: Run,
     name: str,
     weights: Mapping[str, Tensor],
-    metadata: Mapping[str, Any],
+    origin: EditOrigin | None = None,
     parts: Sequence[str] = (),
     hidden: Sequence[str] = (),
 ) -> Edit:
@@ -149,34 +148,42 @@ def add_scene_edit(
     Args:
         run: the run.
         name: any text; it is reduced to a-z, 0-9 and hyphens.
-        weights: parameters by the names that the scene has for them; they take the trained ones' place.
-        metadata: as for `add_edit`.
-        parts: the parts of the scene that it changes.
-        hidden: the parts that it takes away.
+        weights: parameters, by their names in the scene's state dict; they replace the trained ones.
+        origin: where the edit comes from; stored in edit.json.
+        parts: the parts of the scene that change.
+        hidden: the parts of the scene to hide.
+
+    Returns:
+        The edit on the stack.
 
     Raises:
-        UserError: no room on the disk (exit 4), or nothing to add (exit 3).
+        UserError: no space left on the disk (exit 4), or nothing to add (exit 3).
     """
     if not weights and not hidden:
         raise bad_input("the edit changes no part of the scene", where=str(run.edits))
     from safetensors.torch import save
 
-    described = {"opacity": 1.0, **metadata, "parts": [*parts], "hidden": [*hidden], "schema": EditSchema.WEIGHTS}
-    described |= {"name": clean_name(name), "layers": {}}
     with _part_folder(run) as part:
+        tuned = None
         if weights:
             path = part / "weights.safetensors"
             with atomic_write(path) as temporary:
                 temporary.write_bytes(save({key: value.detach().cpu().contiguous() for key, value in weights.items()}))
-            described["weights"] = {"file": path.name, "sha256": sha256_file(path)}
-        write_json(part / "edit.json", described)
-        folder = _move_into_place(part, clean_name(name))
+            tuned = WeightsRecord(file=path.name, sha256=sha256_file(path), parts=tuple(parts))
+        record = EditRecord(
+            schema=EDIT_SCHEMA,
+            name=clean_name(name),
+            removal=RemovalRecord(layers=tuple(hidden)) if hidden else None,
+            weights=tuned,
+            origin=origin or EditOrigin(),
+        )
+        folder = _write_record(part, record)
     return _log_added(run, folder)
 
 
 @contextmanager
 def _part_folder(run: Run) -> Iterator[Path]:
-    """Makes a folder beside the edits to be filled and moved into place; what is left of it in the end is removed."""
+    """Makes a temporary folder beside the edits, to be filled and moved into place; removes it if it still exists."""
     make_folder(run.edits)
     part = run.edits / f".part-{uuid.uuid4().hex[:12]}"
     part.mkdir()
@@ -188,21 +195,22 @@ def _part_folder(run: Run) -> Iterator[Path]:
 
 
 def _log_added(run: Run, folder: Path) -> Edit:
-    """Writes to the journal that an edit was added, and reads it."""
+    """Records in the journal that an edit was added, and returns the edit."""
     append_step(run, JournalStep("add", folder.name))
-    return _find_by_folder(run, folder.name)
+    record = read_edit_record(folder)
+    return Edit(folder, edit_number(folder), record.name, True, False, record, record.arrangement)
 
 
 @dataclass(frozen=True)
 class StackChange:
-    """A step taken back or again: the edit that it was about, and what it had done: "add" or "set"."""
+    """Describes a step that was undone or redone: its edit, and its operation, "add" or "set"."""
 
     edit: Edit
     operation: str
 
 
 def undo(run: Run) -> StackChange:
-    """Takes back what was done last: an edit that was added, or a change of its arrangement. Everything stays on disk.
+    """Undoes the last step: an edit that was added, or a change of an edit's arrangement. Everything stays on disk.
 
     Raises:
         UserError: nothing to undo (exit 3).
@@ -216,7 +224,7 @@ def undo(run: Run) -> StackChange:
 
 
 def redo(run: Run) -> StackChange:
-    """Brings back what was undone last.
+    """Redoes the step that was undone last.
 
     Raises:
         UserError: nothing to redo (exit 3).
@@ -238,18 +246,21 @@ def arrange_edit(run: Run, name: str, values: Mapping[str, Any], move: tuple[str
 
     Args:
         run: the run.
-        name: of the edit, its number or its folder.
-        values: new values of `Arrangement`, by name.
-        move: to another place in the stack: ("above", name), ("below", name), ("top", "") or ("bottom", "").
+        name: name, number or folder of the edit.
+        values: new values of `Arrangement`, by field name.
+        move: a new place in the stack: ("above", name), ("below", name), ("top", "") or ("bottom", "").
+
+    Returns:
+        The edit with its new arrangement.
 
     Raises:
-        UserError: an unknown or undone edit, a value that cannot be, or nothing to change (exit 3).
+        UserError: an unknown or undone edit, an invalid value, or nothing to change (exit 3).
     """
     edits = list_edits(run)
     found = find_edit(edits, name, run)
     if not found.active:
         raise bad_input(f"the edit {found.folder.name} is undone", where=str(run.edits), fix=f"unwrap redo {run.path}")
-    changes: dict[str, Any] = dict(values)
+    step = JournalStep("set", found.folder.name, dict(values))
     if move is not None:
         where, other = move
         if where not in MOVE_TARGETS:
@@ -258,34 +269,53 @@ def arrange_edit(run: Run, name: str, values: Mapping[str, Any], move: tuple[str
         target = find_edit(edits, other, run).folder.name if where in ("above", "below") else ""
         if target == found.folder.name:
             raise bad_input(f"the edit {found.folder.name} cannot be {where} itself", fix=f"--{where} with another")
-        changes["move"] = [where, target]
-    if not changes:
+        step = replace(step, move=(where, target))
+    if not step.values and step.move is None:
         raise bad_input(
             "nothing to change", where=str(found.folder), fix=f"unwrap arrange {run.path} {name} --opacity 0.5"
         )
     try:
-        found.arrangement.replace_values(values)
-    except ValueError as problem:
-        raise bad_input(f"{found.folder.name} cannot be arranged so: {problem}", where=str(run.edits)) from None
-    append_step(run, JournalStep("set", found.folder.name, changes))
+        from_mapping(Arrangement, values, base=found.arrangement)
+    except UserError as problem:
+        what = f"{found.folder.name} cannot be arranged so: {problem.what}"
+        raise bad_input(what, where=str(run.edits), why=problem.why) from None
+    append_step(run, step)
     return _find_by_folder(run, found.folder.name)
 
 
 def clean_name(name: str) -> str:
-    """Reduces a name to a-z, 0-9 and hyphens, at most 40 characters; "edit" if nothing is left."""
+    """Reduces a name to a-z, 0-9 and hyphens, at most 40 characters; returns "edit" if nothing is left.
+
+    Example:
+        >>> clean_name("Blue dots (2nd try)!")
+        'blue-dots-2nd-try'
+        >>> clean_name("?")
+        'edit'
+    """
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-") or "edit"
 
 
-def _write_overlay(part: Path, stem: str, overlay: Overlay) -> dict[str, Any]:
-    """Writes an overlay; returns what edit.json keeps of it."""
+def _write_overlay(part: Path, stem: str, overlay: Overlay) -> OverlayRecord:
     path = part / f"{stem}.png"
     with atomic_write(path) as temporary:
         temporary.write_bytes(encode_png(overlay.rgba, bits=16))
-    return {**_describe_file(path, overlay.size, overlay.box.as_tuple()), "notes": list(overlay.notes)}
+    return OverlayRecord(
+        file=path.name, sha256=sha256_file(path), size=overlay.size, box=overlay.box, notes=tuple(overlay.notes)
+    )
 
 
-def _write_moving(part: Path, stem: str, moving: AnimatedOverlay) -> dict[str, Any]:
-    """Writes the overlays of all frames as one lossless video; returns what edit.json keeps of it."""
+def _write_shape(part: Path, stem: str, shape: Deformation) -> ShapeRecord:
+    from safetensors.numpy import save
+
+    path = part / f"{stem}.safetensors"
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(save({"displacement": np.ascontiguousarray(shape.field, np.float32)}))
+    size = (shape.field.shape[2], shape.field.shape[1])
+    return ShapeRecord(file=path.name, sha256=sha256_file(path), size=size, box=shape.box)
+
+
+def _write_animated_overlay(part: Path, stem: str, moving: AnimatedOverlay) -> AnimatedOverlayRecord:
+    """Writes the overlays of all frames as one lossless video."""
     size: tuple[int, int] | None = None
 
     def iterate_frames() -> Any:
@@ -298,17 +328,20 @@ def _write_moving(part: Path, stem: str, moving: AnimatedOverlay) -> dict[str, A
     # The frames are read by their order, so that their rate means nothing; their size is that of the first.
     write_video(path, iterate_frames(), make_metadata((16, 16), moving.count, Fraction(24)), codec="ffv1")
     assert size is not None, "write refuses a video without frames"
-    box = None if moving.box is None else moving.box.as_tuple()
-    return {**_describe_file(path, size, box), "count": moving.count, "notes": list(moving.notes)}
+    return AnimatedOverlayRecord(
+        file=path.name,
+        sha256=sha256_file(path),
+        size=size,
+        box=moving.box,
+        count=moving.count,
+        notes=tuple(moving.notes),
+    )
 
 
-def _describe_file(path: Path, size: tuple[int, int], box: Sequence[float] | None) -> dict[str, Any]:
-    return {
-        "file": path.name,
-        "sha256": sha256_file(path),
-        "size": list(size),
-        "box": None if box is None else list(box),
-    }
+def _write_record(part: Path, record: EditRecord) -> Path:
+    """Writes edit.json into a filled folder, and moves the folder into its place."""
+    write_json(part / "edit.json", to_mapping(record, without_defaults=True))
+    return _move_into_place(part, record.name)
 
 
 def _file_stem(layer: str, number: int) -> str:

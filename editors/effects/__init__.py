@@ -1,1 +1,1 @@
-"""Editors that need no diffusion model, one a file."""
+"""Editors that need no diffusion model, one per file."""

@@ -1,7 +1,7 @@
-"""`adjust`: exposure, curves, hue, saturation, blur and sharpness of a layer, or of a region painted on its picture.
+"""`adjust`: changes exposure, curves, hue, saturation, blur and sharpness of a layer, or of a masked region of it.
 
-The adjustment is stored as numbers and applied to the frames themselves, to what they show of the layer: grain and
-detail stay those of the video, and pixels that do not show the layer are not touched.
+The adjustment is stored as numbers and applied to the pixels of the frames that show the layer: the grain and detail of
+the video are preserved, and pixels that do not show the layer do not change.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from typing import ClassVar
 
 import numpy as np
 
-from editors.core.editor import EditorResult, Report
+from editors.core.editor import EditorResult, PlanarEditor
 from editors.core.source import EditSource
 from editors.core.stack import EditEffects
 from neural_fields.atlas.canonical import Overlay
 from neural_fields.core.errors import bad_input
+from neural_fields.core.progress import ProgressReporter
 from neural_fields.imaging.color_grading import CURVES, Curve, Grade
-from neural_fields.runs.source import read_source_metadata
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adjust:
+class Adjust(PlanarEditor):
     """Change light, color and sharpness of a layer, or with --mask of a region of it, on every frame."""
 
     name: ClassVar[str] = "adjust"
@@ -29,7 +29,7 @@ class Adjust:
     exposure: float = 0.0
     """Stops of light: 1 is twice as bright, -1 half."""
     curve: str = ""
-    """Points of a curve for all channels, in and out from 0 to 1: "0,0 0.5,0.6 1,1"."""
+    """Points of a tone curve for all channels, input and output from 0 to 1: "0,0 0.5,0.6 1,1"."""
     curve_red: str = ""
     """The same for the red channel alone."""
     curve_green: str = ""
@@ -37,18 +37,22 @@ class Adjust:
     curve_blue: str = ""
     """The same for the blue channel alone."""
     hue: float = 0.0
-    """Degrees by which colors turn; 120 makes red green."""
+    """Degrees by which hues are rotated; 120 turns red into green."""
     saturation: float = 1.0
-    """0 is gray, 1 as it was, 2 twice as strong."""
+    """Factor of the saturation: 0 is gray, 1 leaves it unchanged, 2 doubles it."""
     blur: float = 0.0
-    """Pixels of the video over which the layer is blurred; what is beside it does not bleed in."""
+    """Standard deviation of a blur, in pixels of the video; colors beside the layer do not bleed in."""
     sharpen: float = 0.0
-    """How much fine detail is added; 1 is strong."""
+    """Amount of sharpening; 1 is strong."""
     radius: float = 2.0
-    """Detail finer than so many pixels is sharpened."""
+    """Radius of the sharpening in pixels of the video: finer detail is enhanced."""
 
-    def __call__(self, source: EditSource, report: Report) -> EditorResult:
+    def edit(self, source: EditSource, report: ProgressReporter) -> EditorResult:
         """Makes the adjustment of the chosen layers.
+
+        Args:
+            source: the run, and the layers to adjust.
+            report: called with the progress.
 
         Raises:
             UserError: a setting out of range, a bad curve, or nothing that would change.
@@ -68,8 +72,7 @@ class Adjust:
         Raises:
             UserError: a setting out of range, a bad curve, or nothing that would change.
         """
-        facts, _ = read_source_metadata(source.run)
-        longer = max(facts.width, facts.height)
+        longer = max(source.run.source_size)
         try:
             curves: dict[str, Curve] = {}
             for name in CURVES:

@@ -1,9 +1,9 @@
-"""`drag`: moves points of an object in one frame, and with them what is around them, in all frames.
+"""`drag`: moves points of an object in one frame, and the area around them, in all frames.
 
-As the dragged points of Gu et al., "VideoSwap" (CVPR 2024, 3.3): the frame's map transfers the displacement to the
-canonical plane, and the inverse maps of the other frames transfer it to these. Around a point the displacement falls
-off as Wendland's compactly supported function phi(r) = (1 - r)^4 (4 r + 1) ("Piecewise polynomial, positive definite
-and compactly supported radial functions of minimal degree", 1995): beyond the radius nothing moves.
+This follows the dragged points of Gu et al., "VideoSwap" (CVPR 2024, 3.3): the frame's map transfers the displacement
+to the canonical plane, and the inverse maps of the other frames transfer it to them. Around a point the displacement
+falls off as Wendland's compactly supported function phi(r) = (1 - r)^4 (4 r + 1) ("Piecewise polynomial, positive
+definite and compactly supported radial functions of minimal degree", 1995): beyond the radius nothing moves.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float
 
-from editors.core.editor import EditorResult, Report
+from editors.core.editor import EditorResult, PlanarEditor
 from editors.core.source import EditSource
 from editors.effects.shape import (
     LayerInFrame,
@@ -30,6 +30,7 @@ from editors.effects.shape_points import DEFAULTS as POINTS
 from editors.effects.shape_points import Points, parse_point_pairs, parse_points
 from neural_fields.config.flags import Repeated
 from neural_fields.core.errors import bad_input
+from neural_fields.core.progress import Progress, ProgressReporter
 
 HeldPoints = Float[np.ndarray, "held 2"]
 
@@ -40,13 +41,13 @@ EXAMPLE = '--drag "120,80>140,80"'
 class DragSettings:
     """Settings of the radius within which an object moves with a dragged point, and of the check for folds."""
 
-    radius_lengths: float = 4.0  # in lengths of the longest drag: the radius, unless that by the object is larger
-    radius_object_share: float = 0.3  # of the object's size: the radius by the object
+    radius_lengths: float = 4.0  # the radius in lengths of the longest drag, unless the object gives a larger one
+    radius_object_share: float = 0.3  # the radius as a share of the object's size
     radius_factors: tuple[float, ...] = (1.0, 1.5, 2.25, 3.5)  # tried in turn until several drags do not fold
-    max_radius_share: float = 4.0  # of the longer side of the frame
-    min_distance_px: float = 0.5  # points nearer than that are the same
-    min_area_change: float = 0.1  # of an area, or of its inverse: what a drag squeezes or stretches more has folded
-    grid_side: int = 160  # points along a side of the grid that is searched for folds
+    max_radius_share: float = 4.0  # largest radius, as a share of the longer side of the frame
+    min_distance_px: float = 0.5  # points closer than this count as the same
+    min_area_change: float = 0.1  # least factor of an area, or its inverse: a larger change counts as a fold
+    grid_side: int = 160  # number of points along a side of the grid that is searched for folds
     halvings: int = 12  # to find the largest length that does not fold
 
 
@@ -54,27 +55,27 @@ DEFAULTS = DragSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drag:
-    """Drag points of an object in one frame; what is around them goes along, in every frame."""
+class Drag(PlanarEditor):
+    """Drag points of an object in one frame; the area around them moves along, in every frame."""
 
     name: ClassVar[str] = "drag"
 
     drag: Repeated = ()
-    """A point and where it is dragged to, in pixels of that frame: "x,y>x,y". Repeatable."""
+    """A point and its target, in pixels of that frame: "x,y>x,y". Repeatable."""
     hold: Repeated = ()
-    """A point that stays where it is: "x,y". Repeatable."""
+    """A point to hold in place: "x,y". Repeatable."""
     frame: int | None = None
-    """Number of the frame in the source that the points are seen in, 0 is the first (default: the middle one)."""
+    """Number of the frame in the source that the points refer to, 0 is the first (default: the middle one)."""
     radius: float | None = None
-    """How many pixels around a point go along, the less the farther (default: by the object and the longest drag)."""
+    """Falloff radius around a point, in pixels (default: from the object's size and the longest drag)."""
 
-    def __call__(self, source: EditSource, report: Report, settings: DragSettings = DEFAULTS) -> EditorResult:
+    def edit(self, source: EditSource, report: ProgressReporter, settings: DragSettings = DEFAULTS) -> EditorResult:
         """Makes the deformation of one layer.
 
         Args:
             source: the run, and the layer to deform.
-            report: told about progress.
-            settings: of the radius, and of the check for folds.
+            report: called with the progress.
+            settings: choice of the radius, and the check for folds.
 
         Raises:
             UserError: no drag, points that contradict each other or are not on the layer, a drag that folds.
@@ -84,7 +85,7 @@ class Drag:
         start, end = rows[:, :2], rows[:, 2:]
         check_drags(start, end, held, settings)
         number, t = find_run_frame(source, self.frame)
-        report("dragging", 0, 1)
+        report(Progress("dragging", 0, 1))
         here = find_layer_in_frame(source, layer, t)
         check_point_positions(here, start, np.ones(len(start), bool))
         check_point_positions(here, np.concatenate([end, held]), np.zeros(len(end) + len(held), bool))
@@ -94,11 +95,11 @@ class Drag:
         shape = transfer_deformation(
             here.uv_map, low, high, lambda places: places - field.displacement_at(places / scale) * scale
         )
-        report("dragging", 1, 1)
-        facts = {"frame": number, "points": np.round(rows, 2).tolist(), "radius": round(field.radius, 1)}
-        note = f"what lies within {field.radius:.0f} pixels of a point moves with it; --radius changes that"
+        report(Progress("dragging", 1, 1))
+        details = {"frame": number, "points": np.round(rows, 2).tolist(), "radius": round(field.radius, 1)}
+        note = f"the area within {field.radius:.0f} pixels of a point moves with it; --radius changes that"
         return EditorResult(
-            {}, (*([note] if self.radius is None else []), *make_charts_note(source, layer)), facts, {layer: shape}
+            {}, (*([note] if self.radius is None else []), *make_charts_note(source, layer)), details, {layer: shape}
         )
 
     def _choose_field(
@@ -145,16 +146,16 @@ class Drag:
 
 
 def check_drags(start: Points, end: Points, held: HeldPoints, settings: DragSettings = DEFAULTS) -> None:
-    """Refuses drags that move nothing, or contradict each other.
+    """Refuses drags that move nothing or contradict each other.
 
     Args:
-        start: where drags start, in pixels.
-        end: where they end.
-        held: points that stay where they are.
-        settings: how near points are the same.
+        start: start points of the drags, in pixels.
+        end: their targets, in pixels.
+        held: points to hold in place, in pixels.
+        settings: distance below which two points count as the same.
 
     Raises:
-        UserError: no drag, one that moves nothing, or one place for two points (exit 3).
+        UserError: no drag, a drag that moves nothing, or two points at the same position (exit 3).
     """
     if not len(start):
         raise bad_input("no point is dragged", fix=EXAMPLE)
@@ -178,13 +179,13 @@ def check_drags(start: Points, end: Points, held: HeldPoints, settings: DragSett
 
 @dataclass(frozen=True)
 class DragField:
-    """A backward displacement: what is shown at x comes from x minus this. Everything is in pixels.
+    """Describes a backward displacement: the deformed picture at x shows the original at x minus the displacement.
 
     Attributes:
-        centers: where drags end, and points that are held.
-        weights: of the radial functions around them.
-        radius: beyond which they are zero.
-        grid_side: points along a side of the grid that is searched for folds.
+        centers: targets of the drags, and held points, in pixels.
+        weights: weights of the radial functions around the centers, in pixels.
+        radius: distance in pixels beyond which the functions are 0.
+        grid_side: number of points along a side of the grid that is searched for folds.
     """
 
     centers: Float[np.ndarray, "n 2"]
@@ -194,24 +195,24 @@ class DragField:
 
     @property
     def bounds(self) -> tuple[Float[np.ndarray, "2"], Float[np.ndarray, "2"]]:
-        """Two corners of the part of the plane that it moves, with a margin."""
+        """The upper left and lower right corners of the area that moves, with a margin, in pixels."""
         margin = 1.02 * self.radius + 1
         return self.centers.min(axis=0) - margin, self.centers.max(axis=0) + margin
 
     def displacement_at(self, points: Points) -> Points:
-        """Computes the displacement at any points."""
+        """Computes the displacement in pixels at points."""
         total = np.zeros_like(points)
         for center, weight in zip(self.centers, self.weights, strict=True):
             total = total + _evaluate_wendland(np.linalg.norm(points - center, axis=1) / self.radius)[:, None] * weight
         return total
 
     def min_area_change(self) -> float:
-        """Computes the smallest factor by which a small area changes or, if less, the inverse of the largest."""
+        """Computes the smallest factor by which a small area shrinks, or the inverse of the largest growth."""
         areas = self._compute_areas()
         return float(min(areas.min(), 1 / max(areas.max(), 1e-9)))
 
     def find_worst_point(self) -> Float[np.ndarray, "2"]:
-        """Finds where the area changes most."""
+        """Finds the point where the area changes most."""
         areas = self._compute_areas()
         return self._make_grid()[np.argmin(np.minimum(areas, 1 / np.maximum(areas, 1e-9)))]
 
@@ -221,7 +222,7 @@ class DragField:
         return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
 
     def _compute_areas(self) -> Float[np.ndarray, " m"]:
-        """Computes the area of the source of small squares, over their own: below zero where they are turned over."""
+        """Computes the ratio of areas, source to target, of small squares; it is negative where the field folds."""
         points = self._make_grid()
         slope = np.zeros((len(points), 2, 2))
         for center, weight in zip(self.centers, self.weights, strict=True):
@@ -236,14 +237,20 @@ class DragField:
 def solve_drag_field(
     start: Points, end: Points, held: HeldPoints, radius: float, settings: DragSettings = DEFAULTS
 ) -> DragField:
-    """Computes the displacement that moves points and holds others.
+    """Computes the displacement that moves points and holds others in place.
 
     Args:
-        start: points in pixels.
-        end: where they go.
-        held: points that stay where they are.
-        radius: in pixels, beyond which nothing moves.
+        start: start points, in pixels.
+        end: their targets, in pixels.
+        held: points to hold in place, in pixels.
+        radius: distance in pixels beyond which nothing moves.
         settings: the grid that is searched for folds.
+
+    Example:
+        >>> start, end, held = np.array([[50.0, 50.0]]), np.array([[60.0, 50.0]]), np.zeros((0, 2))
+        >>> field = solve_drag_field(start, end, held, radius=40.0)
+        >>> field.displacement_at(np.array([[60.0, 50.0], [110.0, 50.0]])).tolist()
+        [[10.0, 0.0], [0.0, 0.0]]
     """
     centers = np.concatenate([end, held])
     distances = np.linalg.norm(centers[:, None] - centers[None], axis=-1) / radius

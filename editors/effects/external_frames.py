@@ -1,7 +1,8 @@
-"""`frames`: makes one steady edit of a video that was edited frame by frame.
+"""`frames`: turns a video that was edited frame by frame into one steady edit.
 
-What the frames show of each layer is fused into its canonical picture (`fused.py`), so that every place has one color
-in all frames. The warp error along the source's flow, before and after, tells how much steadier the result is.
+The frames are fused into the canonical picture of each layer (`inputs/frame_fusion.py`), so that every point has one
+color in all frames. The warp error along the source's optical flow, before and after, measures how much steadier the
+result is.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from editors.core.editor import EditorResult, Report
+from editors.core.editor import EditorResult, PlanarEditor
 from editors.core.source import EditSource
 from editors.core.stack import EditEffects
 from editors.effects.style import check_strength
@@ -32,9 +33,9 @@ from editors.inputs.frame_fusion import (
     fuse_frames,
     sample_replicated,
 )
-from neural_fields.atlas import canonical
 from neural_fields.atlas.canonical import Overlay
 from neural_fields.core.errors import bad_input
+from neural_fields.core.progress import Progress, ProgressReporter
 from neural_fields.data.flow.compute import FlowField, resize_mask, resize_vectors
 from neural_fields.data.video.image_sequence import is_image
 from neural_fields.data.video.io import probe_video, source_frames
@@ -43,18 +44,16 @@ from neural_fields.evaluation import metrics
 from neural_fields.imaging.alpha import resize_image
 from neural_fields.rendering.base import OverlayOptions
 from neural_fields.rendering.overlay_pass import OverlayPass
-from neural_fields.runs.planar_record import read_planar_record
-from neural_fields.runs.source import read_run_flow, read_source, read_source_metadata
 
 
 @dataclass(frozen=True)
 class FramesEditSettings:
     """Settings of the edit that is made of edited frames."""
 
-    max_texels: int = 24_000_000  # of an overlay
-    max_warp_error_ratio: float = 0.45  # of the result to the frames: below a half, so that it is surely halved
-    min_detail_share: float = 0.1  # less of what frames do not have in common is as good as none
-    min_disagreement_share: float = 0.05  # of a layer: frames that disagree on less of it are not mentioned
+    max_texels: int = 24_000_000  # largest number of texels of an overlay
+    max_warp_error_ratio: float = 0.45  # ratio of the result to the frames: below 0.5, to halve the error safely
+    min_detail_share: float = 0.1  # a smaller share of the detail that frames do not share is left out
+    min_disagreement_share: float = 0.05  # share of a layer: smaller disagreements are not reported
     fusion: FusionSettings = FUSION
 
 
@@ -62,42 +61,44 @@ DEFAULTS = FramesEditSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Frames:
+class Frames(PlanarEditor):
     """Fuse a video that was edited frame by frame, by any program, into one steady edit."""
 
     name: ClassVar[str] = "frames"
-    starts_with: ClassVar[str] = "all"
+    starts_with = "all"
 
     frames: Path
-    """The edited frames: a folder of numbered pictures or a video, with as many frames as the run or as its source."""
+    """The edited frames: a folder of numbered pictures or a video, with as many frames as the run or its source."""
     strength: float = 1.0
     """How much of the edit is shown, above 0 and at most 1."""
 
     def __post_init__(self) -> None:
         check_strength(self.strength)
 
-    def __call__(self, source: EditSource, report: Report, settings: FramesEditSettings = DEFAULTS) -> EditorResult:
-        """Fuses the frames into one overlay a layer.
+    def edit(
+        self, source: EditSource, report: ProgressReporter, settings: FramesEditSettings = DEFAULTS
+    ) -> EditorResult:
+        """Fuses the frames into one overlay per layer.
 
         Args:
             source: the run, and the layers to edit.
-            report: told about progress.
-            settings: limits of the overlays, and of the warp error.
+            report: called with the progress.
+            settings: limits of the overlays and of the warp error.
 
         Returns:
-            The overlays, with notes on the warp error, the light, and where frames disagree.
+            The overlays, with notes on the warp error, the lighting, and the regions where frames disagree.
 
         Raises:
-            UserError: frames that cannot be read, that are too few or too many, or of another shape (exit 3).
+            UserError: frames that cannot be read, too few or too many frames, or a different shape (exit 3).
         """
         edited = open_edited_frames(source, self.frames)
-        flow = read_run_flow(source.run, read_planar_record(source.run), read_source(source.run).frames)
+        flow = source.run.flow
         before = _measure_flicker(_report_frames(edited, report), flow, source.maps.size)
 
         # Canonical pictures have texels as much smaller as the pixels of the edited frames are.
         grids = []
         for layer in source.layers:
-            picture = canonical.read_pristine(source.run.canonical, layer)
+            picture = source.run.canonical(layer)
             scale = edited.size[0] / source.maps.size[0]
             scale = min(scale, math.sqrt(settings.max_texels / (picture.size[0] * picture.size[1])))
             width, height = (max(8, round(side * scale)) for side in picture.size)
@@ -110,7 +111,7 @@ class Frames:
             grids,
             edited.size,
             lit,
-            lambda done, total: report("fusing", done, total),
+            report,
             settings.fusion,
         )
         overlays, after, share = self._limit_flicker(source, grids, found, lit, flow, before, settings)
@@ -133,13 +134,13 @@ class Frames:
             where = f"there it {how}{faint}" if share else "there it is softer than they are, or it would not be steady"
             notes.append(f"the frames do not agree on {' and '.join(apart)}: {where}")
 
-        facts = {
+        details = {
             "frames": {"file": self.frames.name, "sha256": edited.metadata.sha256, "size": list(edited.size)},
             "warp_error_of_frames": before,
             "warp_error": after,
             "agreement": {layer: round(one.agreement, 4) for layer, one in zip(source.layers, found, strict=True)},
         }
-        return EditorResult(overlays, tuple(notes), facts, effects=EditEffects(lit=lit))
+        return EditorResult(overlays, tuple(notes), details, effects=EditEffects(lit=lit))
 
     def _limit_flicker(
         self,
@@ -151,12 +152,12 @@ class Frames:
         before: float | None,
         settings: FramesEditSettings,
     ) -> tuple[dict[str, Overlay], float | None, float]:
-        """Builds overlays that show as much of what not all frames have in common as the warp error allows.
+        """Builds overlays that keep as much detail that not all frames share as the warp error allows.
 
-        The error of a mixture grows with the square of the share, so that two errors tell how much may be shown.
+        The error of a mixture grows with the square of the share of that detail, so two errors determine the share.
 
         Returns:
-            The overlays, their warp error, and the share: 1 for all, 0 for what all frames have in common alone.
+            The overlays, their warp error, and the share: 1 for all detail, 0 for only what all frames have in common.
         """
         overlays = self._build_overlays(source, grids, found, 1.0)
         error = _measure_flicker(_render_frames(source, overlays, lit), flow, source.maps.size)
@@ -187,14 +188,14 @@ class Frames:
 
 @dataclass(frozen=True)
 class EditedFrames:
-    """Edited frames of a run, which are read anew for every pass.
+    """Holds the edited frames of a run, which are decoded again for every pass.
 
     Attributes:
         source: the run, and the layers to edit.
         metadata: metadata of the edited frames.
-        frame_numbers: which of them belong to the frames of the run.
-        size: (width, height) at which they are processed: theirs, or that of the source if that is smaller.
-        notes: what the user should know.
+        frame_numbers: numbers of the edited frames that belong to the frames of the run.
+        size: (width, height) in pixels at which they are processed: their size, or the source's if that is smaller.
+        notes: notes for the user, one sentence each.
     """
 
     source: EditSource
@@ -208,18 +209,18 @@ class EditedFrames:
             yield _resize_frame(frame, self.size)
 
     def iterate_targets(self) -> Iterator[Float[np.ndarray, "height width 3"]]:
-        """Yields what the layers to edit add to each frame: all of it, or what the other layers leave."""
+        """Yields the contribution of the edited layers to each frame: the frame without the other layers."""
         source, maps, size = self.source, self.source.maps, self.size
         others = [i for i, name in enumerate(maps.layers) if name not in source.layers]
         if not others:
             yield from (frame.astype(np.float32) / 255 for frame in self)
             return
-        for t, (frame, plain) in enumerate(zip(self, source_frames(*read_source_metadata(source.run)), strict=True)):
+        for t, (frame, plain) in enumerate(zip(self, source.run.iterate_frames(), strict=True)):
             # What the other layers show of a frame of the source, by the decomposition that rendering uses.
             weight = maps.read_weights(t, size)
             shown = []
             for layer, name in enumerate(maps.layers):
-                picture = canonical.read_pristine(source.run.canonical, name)
+                picture = source.run.canonical(name)
                 places = compute_texel_positions(maps, t, layer, size, picture.box, picture.size)
                 color = sample_replicated(picture.to_array()[..., :3], places) * maps.read_gain(t, layer, size)
                 shown.append(weight[layer][..., None] * color)
@@ -229,10 +230,14 @@ class EditedFrames:
 
 
 def open_edited_frames(source: EditSource, path: Path) -> EditedFrames:
-    """Opens the edited frames in a folder or video, and checks them against the run without decoding them.
+    """Opens edited frames, and checks them against the run without decoding them.
+
+    Args:
+        source: the run, and the layers to edit.
+        path: a folder of numbered pictures, or a video.
 
     Raises:
-        UserError: as `Frames` does.
+        UserError: frames that cannot be read, too few or too many frames, or a different shape (exit 3).
     """
     if not path.exists():
         raise bad_input(f"there is no file or folder {path}", where="--frames", fix="check the spelling of the path")
@@ -249,21 +254,21 @@ def open_edited_frames(source: EditSource, path: Path) -> EditedFrames:
                     why=f"{text} is followed by {other:0{len(text)}d}, and every frame is needed",
                     fix="add the frames that are missing, in the order of the source",
                 )
-    facts = probe_video(path)
-    had, run_frames = read_source_metadata(source.run)
-    if facts.frame_count not in (len(run_frames), had.frame_count):
+    metadata = probe_video(path)
+    had, run_frames = source.run.metadata, source.run.frames
+    if metadata.frame_count not in (len(run_frames), had.frame_count):
         both = f"the run has {len(run_frames)} frames" + (
             f" of {had.frame_count} in its source" if had.frame_count != len(run_frames) else ""
         )
-        less = facts.frame_count < len(run_frames)
+        less = metadata.frame_count < len(run_frames)
         raise bad_input(
-            f"{path.name} has too {'few' if less else 'many'} frames: {facts.frame_count}",
+            f"{path.name} has too {'few' if less else 'many'} frames: {metadata.frame_count}",
             where=str(path),
             why=both,
             fix="edit every frame of the source, or every frame of the run, and keep their order",
         )
-    chosen = range(len(run_frames)) if facts.frame_count == len(run_frames) else run_frames
-    size, full = (facts.width, facts.height), (had.width, had.height)
+    chosen = range(len(run_frames)) if metadata.frame_count == len(run_frames) else run_frames
+    size, full = (metadata.width, metadata.height), (had.width, had.height)
     scale = sum(size) / sum(full)
     if max(abs(one - other * scale) for one, other in zip(size, full, strict=True)) > 1:
         raise bad_input(
@@ -273,22 +278,22 @@ def open_edited_frames(source: EditSource, path: Path) -> EditedFrames:
             fix="edit the frames without cropping or rotating them",
         )
     # "carry no rate" says nothing here: frames go by their order.
-    notes = [note for note in facts.notes if "rate" not in note]
+    notes = [note for note in metadata.notes if "rate" not in note]
     if size != full:
         sharp = "the edit is as sharp as they are" if sum(size) < sum(full) else "they are brought to that size"
         notes.append(f"the edited frames have {_format_size(size)} pixels instead of {_format_size(full)}: {sharp}")
-    return EditedFrames(source, facts, chosen, min(size, full), tuple(notes))
+    return EditedFrames(source, metadata, chosen, min(size, full), tuple(notes))
 
 
-def _report_frames(edited: EditedFrames, report: Report) -> Iterator[np.ndarray]:
+def _report_frames(edited: EditedFrames, report: ProgressReporter) -> Iterator[np.ndarray]:
     """Yields the frames and reports how many are read."""
     for t, frame in enumerate(edited):
         yield frame
-        report("reading the frames", t + 1, len(edited.frame_numbers))
+        report(Progress("reading the frames", t + 1, len(edited.frame_numbers)))
 
 
 def _measure_flicker(frames: Iterator[np.ndarray], flow: FlowField | None, size: tuple[int, int]) -> float | None:
-    """Computes the warp error of frames along the source's flow, at the size of the training.
+    """Computes the warp error of frames along the source's optical flow, at the training size.
 
     Returns:
         The error; None for a clip of one frame.
@@ -303,10 +308,9 @@ def _measure_flicker(frames: Iterator[np.ndarray], flow: FlowField | None, size:
 
 
 def _render_frames(source: EditSource, overlays: dict[str, Overlay], lit: bool) -> Iterator[np.ndarray]:
-    """Renders the frames of the source with the overlays on them, at the size of the training."""
-    pictures = {name: canonical.read_pristine(source.run.canonical, name) for name in source.maps.layers}
-    renderer = OverlayPass(source.maps, pictures, overlays, OverlayOptions(lit=lit))
-    for t, frame in enumerate(read_source(source.run).frames):
+    """Renders the frames of the source with the overlays on them, at the training size."""
+    renderer = OverlayPass(source.maps, source.run.canonicals, overlays, OverlayOptions(lit=lit))
+    for t, frame in enumerate(source.run.video.frames):
         yield renderer.render_frame(t, np.asarray(frame))
 
 

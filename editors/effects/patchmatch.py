@@ -1,8 +1,8 @@
-"""Completes a picture: what no frame shows of it is made of patches of what is known.
+"""Inpaints the holes of a picture with patches of its known parts.
 
-Coarse to fine, the known patch most similar to every patch that reaches into a hole is searched (Barnes et al.,
-"PatchMatch", SIGGRAPH 2009, section 3), and every pixel of the hole takes the mean of the patches over it (Wexler et
-al., "Space-Time Completion of Video", PAMI 2007, section 3). Unlike smoothing this continues texture.
+From coarse to fine, each patch that reaches into a hole is matched with the most similar known patch (Barnes et al.,
+"PatchMatch", SIGGRAPH 2009, section 3), and every pixel of the hole takes the mean of the patches that cover it (Wexler
+et al., "Space-Time Completion of Video", PAMI 2007, section 3). Unlike smooth filling, this continues texture.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class CompletionSettings:
     """Settings of the completion of holes."""
 
     patch_radius_px: int = 3  # patches have 7 x 7 pixels
-    max_coarse_depth_px: float = 3.0  # from the middle of a hole to its edge, at the size at which it is first filled
-    searches: int = 5  # for better patches in a round: neighbors', and random ones nearer and nearer
-    search_shrinkage: float = 0.4  # of the distance of random patches, from search to search
-    depth_doubt: float = 1.3  # by which patches count less for each pixel deeper in the hole (Wexler et al., 3.2)
+    max_coarse_depth_px: float = 3.0  # depth of a hole at the size at which it is first filled
+    searches: int = 5  # searches in a round: matches of neighbors, and random ones at shrinking distances
+    search_shrinkage: float = 0.4  # factor of the distance of random patches, from search to search
+    depth_doubt: float = 1.3  # factor of a patch's weight per pixel of depth in the hole (Wexler et al., 3.2)
     rounds: tuple[int, ...] = (
         20,
         8,
@@ -34,7 +34,7 @@ class CompletionSettings:
     )  # of search and averaging, from the coarsest size on; the last for all finer
     margin_share: float = 1.5  # of the size of the hole: how far around it patches are taken from, but at least
     min_margin_px: int = 48
-    max_side_px: int = 900  # holes of a longer side are completed at a smaller size
+    max_side_px: int = 900  # holes with a longer side are completed at a smaller size
 
 
 DEFAULTS = CompletionSettings()
@@ -46,14 +46,17 @@ PixelMask = Bool[np.ndarray, "height width"]
 def complete_picture(
     rgb: RgbPicture, known: PixelMask, missing: PixelMask, seed: int = 0, settings: CompletionSettings = DEFAULTS
 ) -> RgbPicture:
-    """Fills what is missing of a picture from what is known of it; all else stays.
+    """Fills the missing part of a picture from its known part.
 
     Args:
-        rgb: colors in [0, 1]; anything where they are not known.
-        known: what patches may be taken from.
-        missing: what to fill; not known.
-        seed: of the random search; the same makes the same picture.
-        settings: size of patches, and how long the search is.
+        rgb: colors in [0, 1]; any value where they are not known.
+        known: pixels that patches may be taken from.
+        missing: pixels to fill; disjoint from `known`.
+        seed: seed of the random search; the same seed gives the same picture.
+        settings: patch size, and length of the search.
+
+    Returns:
+        The picture with the missing pixels filled; all others are unchanged.
     """
     result = rgb.copy()
     if not missing.any() or not known.any():
@@ -115,17 +118,17 @@ def _fill_hole(
 
 @dataclass(frozen=True, eq=False)
 class _Level:
-    """A picture at one size, and its patches by their middles.
+    """Holds a picture at one size, and the centers of its patches.
 
     Attributes:
-        rgb: its colors; zero where they are not known.
+        rgb: colors; 0 where they are not known.
         known: pixels whose color is known.
         hole: pixels to fill.
-        targets: rows and columns of patches that reach into the hole.
-        sources: those of patches that are known entirely.
-        number: of the target at a pixel; -1 where there is none.
-        trust: in each target: the less, the deeper it is in the hole.
-        settings: of the completion.
+        targets: (row, column) of the centers of patches that reach into the hole.
+        sources: (row, column) of the centers of patches that are entirely known.
+        number: index of the target at each pixel; -1 where there is none.
+        trust: weight of each target; smaller deeper in the hole.
+        settings: settings of the completion.
     """
 
     rgb: RgbPicture
@@ -141,10 +144,10 @@ class _Level:
     def make(
         rgb: RgbPicture, known: PixelMask, hole: PixelMask, size: tuple[int, int], settings: CompletionSettings
     ) -> _Level | None:
-        """Resizes a picture to a size (width, height).
+        """Resizes a picture to `size` (width, height).
 
         Returns:
-            The level; None where no patch is known entirely.
+            The level; None if no patch is entirely known.
         """
         share = cv2.resize(known.astype(np.float32), size, interpolation=cv2.INTER_AREA)
         colors = cv2.resize(rgb * known[..., None], size, interpolation=cv2.INTER_AREA)
@@ -169,9 +172,9 @@ class _Level:
         return _Level(plain, small_known, small_hole, places, np.argwhere(sources > 0), number, trust, settings)
 
     def fill_from_rim(self) -> RgbPicture:
-        """Fills the hole ring by ring: each pixel is the middle of the known patch most similar to its surroundings.
+        """Fills the hole ring by ring: each pixel is the center of the known patch most similar to its surroundings.
 
-        As Efros and Leung, "Texture Synthesis by Non-parametric Sampling" (ICCV 1999), with the best patch alone.
+        This is Efros and Leung, "Texture Synthesis by Non-parametric Sampling" (ICCV 1999), with the best patch only.
         """
         current, done = self.rgb.copy(), self.known.copy()
         every = self._take_patches(current, self.sources).reshape(len(self.sources), -1)
@@ -191,12 +194,12 @@ class _Level:
     def find_matches(
         self, current: RgbPicture, start: Int[np.ndarray, "targets 2"] | None, generator: np.random.Generator
     ) -> Int[np.ndarray, "targets 2"]:
-        """Searches the known patch most similar to each target.
+        """Searches for the known patch most similar to each target.
 
         Args:
-            current: the picture as it is filled so far.
-            start: patches to begin with; None for random ones.
-            generator: of the random candidates.
+            current: the picture as filled so far.
+            start: initial matches; None for random ones.
+            generator: random generator of the candidates.
         """
         wanted = self._take_patches(current, self.targets)
         if start is None:
@@ -228,7 +231,7 @@ class _Level:
         return best
 
     def blend_patches(self, current: RgbPicture, nearest: Int[np.ndarray, "targets 2"]) -> RgbPicture:
-        """Fills the hole with the mean of the patches that match the targets over it, those at its edge first."""
+        """Fills the hole with the weighted mean of the patches that match the targets covering it."""
         weight, radius = self.trust, self.settings.patch_radius_px
         total = np.zeros((*self.hole.shape, 4), np.float32)
         for down in range(-radius, radius + 1):
@@ -243,7 +246,7 @@ class _Level:
         return np.where(covered[..., None], mean, current).astype(np.float32)
 
     def enlarge_matches(self, nearest: Int[np.ndarray, "n 2"], coarse: _Level) -> Int[np.ndarray, "targets 2"]:
-        """Converts matches that were found at a coarser size to this one."""
+        """Converts matches from a coarser level to this one."""
         scale = np.array(self.known.shape) / np.array(coarse.known.shape)
         there = np.minimum((self.targets / scale).astype(int), np.array(coarse.known.shape) - 1)
         number = coarse.number[there[:, 0], there[:, 1]]
@@ -254,13 +257,13 @@ class _Level:
 
     @cached_property
     def source_mask(self) -> PixelMask:
-        """The middles of known patches."""
+        """The centers of known patches."""
         found = np.zeros(self.known.shape, bool)
         found[self.sources[:, 0], self.sources[:, 1]] = True
         return found
 
     def snap_to_sources(self, places: Int[np.ndarray, "n 2"]) -> Int[np.ndarray, "n 2"]:
-        """Moves positions that are no middles of known patches to the nearest one."""
+        """Moves each position to the nearest center of a known patch."""
         from scipy.spatial import cKDTree
 
         fine = self.source_mask[places[:, 0], places[:, 1]]

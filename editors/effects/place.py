@@ -1,21 +1,21 @@
-"""`place`: puts a picture, a logo or a text somewhere in one frame, where it stays on what the frame shows.
+"""`place`: puts a picture, a logo or a text on an object in one frame; it stays on the object in all frames.
 
-Nothing is drawn into the frame and lifted from it. For each texel of the overlay, the inverse of the frame's map gives
-its position in the frame, and the inverse of the homography from the picture to its four corners gives the position in
-the picture (Hartley and Zisserman, "Multiple View Geometry in Computer Vision", 2nd edition, 4.1).
+The picture is drawn directly into the overlay. For each texel of the overlay, the inverse of the frame's map gives its
+position in the frame, and the inverse of the homography from the picture to its four corners gives its position in the
+picture (Hartley and Zisserman, "Multiple View Geometry in Computer Vision", 2nd edition, 4.1).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
-from editors.core.editor import EditorResult, Report
+from editors.core.editor import EditorResult, PlanarEditor
 from editors.core.source import EditSource
 from editors.effects.projection import DEFAULTS as PROJECTION
 from editors.effects.projection import ProjectionSettings, Quad, draw_picture, find_placement_area, find_texel_positions
@@ -26,10 +26,11 @@ from editors.effects.text import LetteringSettings, draw_text
 from neural_fields.atlas.canonical import Overlay, resample_overlay
 from neural_fields.core import coords
 from neural_fields.core.errors import bad_input
+from neural_fields.core.progress import Progress, ProgressReporter
 from neural_fields.data.masks.roi import draw_quad_mask
+from neural_fields.edits.record import SourceFile
 from neural_fields.imaging.alpha import premultiply, unpremultiply
 from neural_fields.imaging.image_io import read_picture
-from neural_fields.runs.source import read_source_metadata
 
 EXAMPLE = '--image logo.png --box "100,80,200,120"'
 QUAD_EXAMPLE = '--quad "100,80 300,90 290,210 105,200"'
@@ -43,9 +44,9 @@ class PlaceSettings:
     max_picture_side_px: int = 16_000
     default_width_share: float = 0.25  # of the frame's width, for a picture at a point
     min_thickness_px: float = 4.0  # of the frame: height and width of a placement at its thinnest
-    max_corner_distance: float = 4.0  # of a corner from the frame's middle, in longer sides of the frame
+    max_corner_distance: float = 4.0  # of a corner from the frame's center, in longer sides of the frame
     max_length_px: float = 1e6  # more than any frame has
-    min_layer_share: float = 0.005  # of a placement: with less of it on a layer, the layer is not there
+    min_layer_share: float = 0.005  # least share of a placement that must fall on a layer
     projection: ProjectionSettings = PROJECTION
     lettering: LetteringSettings = LETTERING
 
@@ -54,46 +55,47 @@ DEFAULTS = PlaceSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """Put a picture, a logo or a text somewhere in one frame; it stays on the layer there, in every frame."""
+class Place(PlanarEditor):
+    """Put a picture, a logo or a text on a layer in one frame; it stays on the layer in every frame."""
 
     name: ClassVar[str] = "place"
-    starts_with: ClassVar[str] = "all"  # then the one that shows most there is taken
+    starts_with = "all"  # then the one that shows most there is taken
 
     image: Path | None = None
-    """The picture: a PNG, JPEG, TIFF, WebP or BMP file; what is transparent in it stays so."""
+    """The picture: a PNG, JPEG, TIFF, WebP or BMP file; transparency is kept."""
     text: str | None = None
-    """Instead of a picture: a text. Lines are parted by a line break or by \\n."""
+    """A text, instead of a picture. Lines are separated by a line break or by \\n."""
     font: Path | None = None
-    """The font of the text, a .ttf, .otf or .ttc file (default: a plain one with the letters of English)."""
+    """The font of the text: a .ttf, .otf or .ttc file (default: a plain font with the letters of English)."""
     color: str | None = None
-    """The color of the text, "#rrggbb" or a name (default: white)."""
+    """The color of the text: "#rrggbb" or a CSS name (default: white)."""
     point: str | None = None
-    """Where its middle is, in pixels of the frame: "x,y". With --width and --angle."""
+    """The center of the placement, in pixels of the frame: "x,y". Use --width and --angle with it."""
     width: float | None = None
-    """How wide it is at a point, in pixels of the frame (default: a quarter of the frame)."""
+    """Width of the placement at --point, in pixels of the frame (default: a quarter of the frame's width)."""
     angle: float | None = None
-    """By how many degrees it is turned at a point, clockwise (default: 0)."""
+    """Rotation of the placement at --point, in degrees clockwise (default: 0)."""
     box: str | None = None
-    """Instead of a point: a box that it is fitted into, in the middle and with its aspect kept: "x,y,w,h"."""
+    """A box, instead of a point: "x,y,w,h". The placement is centered in it, as large as its aspect ratio allows."""
     quad: str | None = None
-    """Instead: where its four corners are, top left first, clockwise: "x,y x,y x,y x,y"."""
+    """The four corners, instead of a point: "x,y x,y x,y x,y", top left first, clockwise."""
     frame: int | None = None
-    """Number of the frame in the source that the places are seen in, 0 is the first (default: the middle one)."""
+    """Number of the frame in the source that the positions refer to, 0 is the first (default: the middle one)."""
 
-    def __call__(self, source: EditSource, report: Report, settings: PlaceSettings = DEFAULTS) -> EditorResult:
+    def edit(self, source: EditSource, report: ProgressReporter, settings: PlaceSettings = DEFAULTS) -> EditorResult:
         """Makes the overlay of one layer.
 
         Args:
             source: the run, and the layers to choose from.
-            report: told about progress.
-            settings: limits, and how fine the overlay is.
+            report: called with the progress.
+            settings: limits, and the resolution of the overlay.
 
         Returns:
-            The overlay, with a note on how much of the placement lies on the layer.
+            The overlay, with a note on the share of the placement that falls on the layer.
 
         Raises:
-            UserError: no picture or no place, or several; what cannot be read; a layer that is not visible there.
+            UserError: no picture or no position, or more than one; a file that cannot be read; a layer that is not
+                visible at that position.
         """
         if (self.image is None) == (self.text is None):
             raise bad_input("a placement takes one of --image and --text", fix=EXAMPLE)
@@ -109,12 +111,11 @@ class Place:
                 raise bad_input(f"{flag} goes with {needs}", fix=f"leave {flag} out, or use {needs}")
 
         number, t = find_run_frame(source, self.frame)
-        facts, _ = read_source_metadata(source.run)
-        report("placing", 0, 1)
+        report(Progress("placing", 0, 1))
 
-        # What is placed: straight RGBA, notes for the user, and the origin for the record.
+        # What is placed: straight RGBA, notes for the user, and the file for the record.
         notes: tuple[str, ...] = ()
-        origin: dict[str, Any] = {}
+        sources: tuple[SourceFile, ...] = ()
         if self.image is None:
             assert self.text is not None
             color = "white" if self.color is None else self.color
@@ -128,9 +129,9 @@ class Place:
             if not found.rgba[..., 3].any():
                 raise bad_input(f"{self.image.name} is transparent everywhere", where=str(self.image))
             rgba, notes = found.rgba, found.notes
-            origin = {"source": {"file": self.image.name, "sha256": found.sha256}}
+            sources = (SourceFile(file=self.image.name, sha256=found.sha256),)
 
-        size, aspect = (facts.width, facts.height), rgba.shape[1] / rgba.shape[0]
+        size, aspect = source.run.source_size, rgba.shape[1] / rgba.shape[0]
         if self.quad is not None:
             quad = parse_points(self.quad.split(), "--quad")
             if len(quad) != 4:
@@ -146,24 +147,31 @@ class Place:
 
         layer, share = choose_layer(source, t, number, quad, size, settings)
         overlay, more = draw_placement(source, layer, t, rgba, quad, settings)
-        report("placing", 1, 1)
-        position = f"{share:.0%} of it lies on {layer} in frame {number}"
+        report(Progress("placing", 1, 1))
+        position = f"{share:.0%} of the placement falls on layer {layer} in frame {number}"
         corners = np.round(quad, 2).tolist()
         return EditorResult(
-            {layer: overlay}, (*notes, position, *more), {"frame": number, "corners": corners, **origin}
+            {layer: overlay}, (*notes, position, *more), {"frame": number, "corners": corners}, sources=sources
         )
 
 
 def fit_corners_into_box(text: str, aspect: float, settings: PlaceSettings = DEFAULTS) -> Quad:
-    """Computes the corners of a picture in the middle of a box, as large as fits.
+    """Computes the corners of a picture that is centered in a box, as large as possible.
 
     Args:
         text: the box in pixels of the frame: "x,y,w,h".
         aspect: width / height of the picture.
         settings: the largest length.
 
+    Returns:
+        The corners (x, y) in pixels of the frame, top left first, clockwise.
+
     Raises:
-        UserError: a text that is no such box (exit 3).
+        UserError: the text does not describe a box (exit 3).
+
+    Example:
+        >>> fit_corners_into_box("100,80,200,100", aspect=1.0).tolist()
+        [[150.0, 80.0], [250.0, 80.0], [250.0, 180.0], [150.0, 180.0]]
     """
     try:
         x, y, width, height = (float(number) for number in text.split(","))
@@ -187,15 +195,18 @@ def make_corners_at_point(
     """Computes the corners of a picture around a point of a frame.
 
     Args:
-        text: the point in pixels of the frame: "x,y".
-        width: of the picture, in pixels of the frame.
-        angle: in degrees, clockwise.
+        text: the center in pixels of the frame: "x,y".
+        width: width of the picture, in pixels of the frame.
+        angle: rotation in degrees, clockwise.
         aspect: width / height of the picture.
-        size: (width, height) of the frame.
+        size: (width, height) of the frame in pixels.
         settings: the largest length.
 
+    Returns:
+        The corners (x, y) in pixels of the frame, top left first, clockwise.
+
     Raises:
-        UserError: a text that is no point, one outside of the frame, a bad width or angle (exit 3).
+        UserError: the text does not describe a point in the frame, or the width or angle is invalid (exit 3).
     """
     (middle,) = parse_points((text,), "--point")
     if not ((middle >= 0) & (middle <= size)).all():
@@ -211,10 +222,15 @@ def make_corners_at_point(
 
 
 def check_corners(quad: Quad, size: tuple[int, int], settings: PlaceSettings = DEFAULTS) -> None:
-    """Refuses corners that no picture can have, in pixels of a frame of `size` (width, height).
+    """Refuses corners that no picture can have.
+
+    Args:
+        quad: the corners (x, y) in pixels of the frame, top left first, clockwise.
+        size: (width, height) of the frame in pixels.
+        settings: limits of size and distance.
 
     Raises:
-        UserError: mirrored, crossed, dented, too small, or too far away (exit 3).
+        UserError: the corners are mirrored, crossed or concave, or the quad is too small or too far away (exit 3).
     """
     away = np.abs(quad - np.array(size) / 2).max(axis=1)
     if away.max() > settings.max_corner_distance * max(size):
@@ -244,14 +260,14 @@ def choose_layer(
 
     Args:
         source: the run, and the layers to choose from.
-        t: frame of the run.
-        number: of the frame in the source.
-        quad: in pixels of a frame of `size`.
-        size: (width, height) of a frame of the source.
-        settings: how much must lie on a layer.
+        t: index of the frame in the run.
+        number: number of the frame in the source.
+        quad: the corners (x, y) in pixels of the frame.
+        size: (width, height) of a frame of the source, in pixels.
+        settings: least share of the placement that must fall on a layer.
 
     Returns:
-        The layer, and the share of the placement that lies on it in the frame.
+        The name of the layer, and the share of the placement that falls on it in the frame.
 
     Raises:
         UserError: several layers are named, or the layer is not visible there (exit 3).
@@ -262,7 +278,7 @@ def choose_layer(
     inside = draw_quad_mask(coords.normalize_pixels(torch.from_numpy(quad), *size).numpy(), size)
     if not inside.any():
         why = f"a frame has {size[0]}x{size[1]} pixels"
-        raise bad_input("the placement lies outside the frame", why=why, fix="another place, or another --frame")
+        raise bad_input("the placement is outside the frame", why=why, fix="another place, or another --frame")
     x, y = quad.T
     area = float((x * np.roll(y, -1) - y * np.roll(x, -1)).sum()) / 2
     weights = zip(names, source.maps.read_weights(t, size), strict=True)
@@ -270,7 +286,7 @@ def choose_layer(
     most = max(shares, key=lambda name: shares[name])
     layer = most if len(source.layers) > 1 else source.layers[0]
     if shares[layer] < settings.min_layer_share:
-        why = f"in frame {number} {shares[most]:.0%} of the placement lies on the layer {most}"
+        why = f"in frame {number} {shares[most]:.0%} of the placement falls on layer {most}"
         raise bad_input(f"the layer {layer} is not seen there", why=why, fix=f"--layer {most}, or another place")
     return layer, shares[layer]
 
@@ -283,21 +299,21 @@ def draw_placement(
     quad: Quad,
     settings: PlaceSettings = DEFAULTS,
 ) -> tuple[Overlay, tuple[str, ...]]:
-    """Makes the overlay of a layer for a picture with its corners at `quad` in frame `t`.
+    """Draws a picture with its corners at `quad` in one frame as an overlay of a layer.
 
     Args:
         source: the run.
-        layer: its name.
-        t: frame of the run.
-        rgba: straight.
-        quad: in pixels of the source.
-        settings: how fine the overlay is.
+        layer: name of the layer.
+        t: index of the frame in the run.
+        rgba: the picture, straight RGBA in [0, 1].
+        quad: the corners (x, y) in pixels of the source.
+        settings: resolution of the overlay.
 
     Returns:
         The overlay, and notes for the user.
 
     Raises:
-        UserError: nothing of it is where the layer is (exit 3).
+        UserError: no part of the picture falls on the layer (exit 3).
     """
     # The part of the layer's plane that the frame shows: all of it, or the chart of the frame.
     charts = (chart for series in source.maps.charts for chart in series)

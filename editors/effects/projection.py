@@ -1,7 +1,8 @@
-"""Draws a picture, as one frame shows it, on the canonical plane: where each texel lies, and what it covers there.
+"""Draws a picture onto the canonical plane, so that one frame shows it at given corners.
 
-A texel takes the mean of what it covers of the picture: several samples, in a copy of the picture that was halved until
-neighboring samples leave nothing out, as in Williams, "Pyramidal Parametrics" (SIGGRAPH 1983).
+Each texel is located in the frame and takes the mean of the part of the picture that it covers: several samples, in a
+copy of the picture that was halved until neighboring samples leave no gap, as in Williams, "Pyramidal Parametrics"
+(SIGGRAPH 1983).
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ from neural_fields.planar.init.frame_registration import apply_transform
 class ProjectionSettings:
     """Settings of how fine the texels of a drawn picture are, and how they are sampled."""
 
-    max_doublings: float = 2.5  # of one texel for a pixel of the frame
+    max_doublings: float = 2.5  # largest resolution: doublings of one texel per pixel of the frame
     scale_doubt: float = 1.03  # factor by which the texels for a pixel may be misjudged
-    max_scale_frames: int = 24  # that are looked at to find out how large they show a place
-    min_scale_px: int = 12  # pixels of a frame that tell how large it shows the place
+    max_scale_frames: int = 24  # largest number of frames from which the scale is measured
+    min_scale_px: int = 12  # least number of pixels of a frame for measuring the scale
     max_texels: int = 16_000_000
     max_side_texels: int = 16_000
-    max_nodes: int = 250_000  # positions that the map is inverted for; between them it is linear
-    outline_points: int = 33  # along a side of the picture, to find the area that it takes
-    samples_per_side: int = 4  # of a texel
+    max_nodes: int = 250_000  # largest number of positions for which the map is inverted; linear in between
+    outline_points: int = 33  # points along a side of the picture, to find the area that it covers
+    samples_per_side: int = 4  # samples along a side of a texel
     # A sample between texels blurs them, its variance is 1/6 of a texel; this takes 2/16 of that back.
     sharpening: float = 1 / 16
 
@@ -47,14 +48,13 @@ Quad = Float[np.ndarray, "4 2"]  # corners of a picture: top left, top right, bo
 
 @dataclass(frozen=True)
 class PlacementArea:
-    """The part of the plane that a picture takes.
+    """Describes the part of the canonical plane that a picture covers.
 
     Attributes:
-        box: in uv units.
-        pixel_size: uv units along u and v that one pixel of the frame at the size of the training spans.
+        box: bounds of the part, in uv units.
+        pixel_size: uv units along u and v that one pixel of the frame at the training size spans.
         size: (width, height) in texels.
-        resolution_share: the texels along a side over those that it should have; below one where that would be too
-            many.
+        resolution_share: texels along a side as a share of the ideal number; below 1 if that would be too many.
     """
 
     box: Box
@@ -64,7 +64,20 @@ class PlacementArea:
 
 
 def compute_homography(size: tuple[int, int], quad: Quad) -> Float[np.ndarray, "3 3"]:
-    """Computes the homography from a picture of `size` (width, height) to a frame that maps its corners to `quad`."""
+    """Computes the homography that maps the corners of a picture to the corners of a quad in a frame.
+
+    Args:
+        size: (width, height) of the picture in pixels.
+        quad: the four corners (x, y) in the frame, top left first, clockwise, in pixels.
+
+    Returns:
+        A matrix that maps homogeneous pixel positions (x, y, 1) of the picture to those of the frame.
+
+    Example:
+        >>> quad = np.array([[10.0, 20.0], [30.0, 20.0], [30.0, 30.0], [10.0, 30.0]])
+        >>> (compute_homography((2, 1), quad) @ [1, 0.5, 1]).round(6).tolist()
+        [20.0, 25.0, 1.0]
+    """
     width, height = size
     rows, values = [], []
     for (x, y), (u, v) in zip([(0, 0), (1, 0), (1, 1), (0, 1)], quad, strict=True):
@@ -81,14 +94,14 @@ def find_placement_area(
 
     Args:
         maps: the baked maps of the run.
-        t: frame of the run.
+        t: index of the frame in the run.
         here: the layer in that frame.
-        quad: in pixels at the size of the training.
-        limit: the part of the plane that is the layer's in that frame.
-        settings: how fine the texels are.
+        quad: the corners (x, y) in pixels at the training size.
+        limit: the part of the plane that belongs to the layer in that frame.
+        settings: resolution of the texels.
 
     Returns:
-        The area; None where the picture has none on the layer.
+        The area; None if the picture does not touch the layer.
     """
     side = np.linspace(0, 1, settings.outline_points)
     points = apply_transform(
@@ -127,7 +140,7 @@ def find_placement_area(
 
 
 def _measure_pixel_step(maps: Maps, t: int, box: Box, layer: int, settings: ProjectionSettings) -> float:
-    """Measures the distance in uv units of neighboring pixels of frame `t` in a box; 0 if it does not show the box."""
+    """Measures the uv distance of neighboring pixels of frame `t` in a box; returns 0 if the frame does not show it."""
     uv, weight = maps.read_uv_small(t, layer), maps.read_layer_weight_small(t, layer)
     u, v = uv[..., 0], uv[..., 1]
     inside = (weight >= EXTRAPOLATION.min_map_weight) & (u > box.u0) & (u < box.u1) & (v > box.v0) & (v < box.v1)
@@ -140,10 +153,15 @@ def _measure_pixel_step(maps: Maps, t: int, box: Box, layer: int, settings: Proj
 def find_texel_positions(
     here: LayerInFrame, area: PlacementArea, settings: ProjectionSettings = DEFAULTS
 ) -> Float[np.ndarray, "height width 3"]:
-    """Finds where each texel lies in the frame.
+    """Computes the position of each texel in the frame.
+
+    Args:
+        here: the layer in the frame.
+        area: the part of the canonical plane whose texels are located.
+        settings: largest number of positions that are solved exactly; between them the map is interpolated.
 
     Returns:
-        x and y in pixels at the size of the training, and one where they are known, else zero.
+        x and y in pixels at the training size, and 1 where they are known, else 0.
     """
     sides = np.array([area.box.width, area.box.height]) / area.pixel_size
     columns, rows = (max(2, int(n)) for n in np.ceil(sides * min(1.0, (settings.max_nodes / sides.prod()) ** 0.5)))
@@ -161,16 +179,16 @@ def draw_picture(
     positions: Float[np.ndarray, "height width 3"],
     settings: ProjectionSettings = DEFAULTS,
 ) -> Float[np.ndarray, "height width 4"]:
-    """Draws a picture with its corners at `quad`, as texels at some positions of the frame show it.
+    """Draws a picture with its corners at `quad` into texels with known positions in the frame.
 
     Args:
-        rgba: straight.
-        quad: in pixels of the frame.
-        positions: positions of the texels in the frame, as `places_of` gives them.
-        settings: how texels are sampled.
+        rgba: the picture, straight RGBA in [0, 1].
+        quad: the corners (x, y) in pixels of the frame.
+        positions: positions of the texels in the frame, as `find_texel_positions` returns them.
+        settings: sampling of the texels.
 
     Returns:
-        Straight RGBA of the texels.
+        Straight RGBA of the texels, in [0, 1].
     """
     levels = [premultiply(rgba)]
     while max(levels[-1].shape[:2]) > 1:
@@ -213,14 +231,14 @@ def _average_footprints(
     slope: Float[np.ndarray, "n 2 2"],
     samples_per_side: int,
 ) -> Float[np.ndarray, "n 4"]:
-    """Computes the mean of what texels cover of a picture, premultiplied.
+    """Computes the mean of the part of a picture that each texel covers, premultiplied.
 
     Args:
         levels: the picture and its halved copies.
         back: homography from the frame to the picture.
         points: positions of texels in the frame.
-        slope: how they change by a texel to the right and one down.
-        samples_per_side: of a texel.
+        slope: change of these positions from one texel to the next, to the right and down.
+        samples_per_side: number of samples along a side of a texel.
     """
     size = np.array(levels[0].shape[1::-1])
     points = points.astype(np.float64)

@@ -1,6 +1,6 @@
-"""`lift`: applies any Python function on images to the video: it is called once, on the layer's canonical picture.
+"""`lift`: applies any Python function on images to the video by calling it once, on the layer's canonical picture.
 
-The function is code that the user names and runs as their own: no data in a run or in a file can name one.
+The function is code that the user chooses to run: no data in a run or in a file can name one.
 """
 
 from __future__ import annotations
@@ -10,56 +10,102 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from editors.core.editor import EditorResult, Report
+from editors.core.editor import EditorResult, PlanarEditor
 from editors.core.source import EditSource
 from neural_fields.atlas.canonical import Overlay
 from neural_fields.core.errors import ExitCode, UserError, bad_input
+from neural_fields.core.progress import Progress, ProgressReporter
 from neural_fields.imaging.push_pull import pull_push
 
 ImageFunction = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lift:
-    """Run a Python function of yours on the picture of a layer: RGB in, RGB out."""
+class Lift(PlanarEditor):
+    """Run your Python function on the canonical picture of a layer: RGB in, RGB out."""
 
     name: ClassVar[str] = "lift"
 
     function: str
-    """FILE.py:NAME or MODULE:NAME of a function from float32 [height, width, 3] in [0, 1] to the same. It is run."""
+    """FILE.py:NAME or MODULE:NAME of a function from float32 [height, width, 3] in [0, 1] to the same. Runs as code."""
 
-    def __call__(self, source: EditSource, report: Report) -> EditorResult:
-        """Calls the function and makes overlays of what it changes.
+    def edit(self, source: EditSource, report: ProgressReporter) -> EditorResult:
+        """Calls the function, and makes overlays of the texels that it changes.
+
+        Args:
+            source: the run, and the layers to edit.
+            report: called with the progress.
 
         Raises:
-            UserError: there is no such function, it fails, or what it returns is no such picture.
+            UserError: there is no such function, it fails, or it returns no picture of the right shape.
         """
         return apply_picture_function(source, load_function(self.function), self.function, report)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LiftFunction(PlanarEditor):
+    """Runs a Python function on the canonical picture of a layer; `Lift` for a function of the calling program.
+
+    Attributes:
+        function: maps a picture, float32 [height, width, 3] in [0, 1], to a picture of the same shape.
+    """
+
+    name: ClassVar[str] = "lift"
+
+    function: ImageFunction
+
+    @property
+    def function_name(self) -> str:
+        """The name of the function, as edit.json stores it."""
+        return getattr(self.function, "__qualname__", type(self.function).__qualname__)
+
+    def edit(self, source: EditSource, report: ProgressReporter) -> EditorResult:
+        """Calls the function, and makes overlays of the texels that it changes.
+
+        Args:
+            source: the run, and the layers to edit.
+            report: called with the progress.
+
+        Raises:
+            UserError: the function fails, or it returns no picture of the right shape.
+        """
+        return apply_picture_function(source, self.function, self.function_name, report)
+
+    def describe_settings(self) -> dict[str, Any]:
+        """Returns the name of the function."""
+        return {"function": self.function_name}
+
+
 def apply_picture_function(
-    source: EditSource, function: ImageFunction, function_name: str, report: Report, min_change: float = 0.5 / 255
+    source: EditSource,
+    function: ImageFunction,
+    function_name: str,
+    report: ProgressReporter,
+    min_change: float = 0.5 / 255,
 ) -> EditorResult:
-    """Makes the edit that a function of a picture makes of the pictures of the chosen layers.
+    """Applies a function to the canonical pictures of the chosen layers.
 
     Args:
         source: the run, and the layers to edit.
-        function: float32 [height, width, 3] in [0, 1] to the same. Where nothing was ever visible, colors are
-            extrapolated.
-        function_name: its name, for messages.
-        report: told about progress.
-        min_change: a texel that changes less is not edited.
+        function: maps a picture, float32 [height, width, 3] in [0, 1], to a picture of the same shape. Texels that no
+            frame shows have extrapolated colors.
+        function_name: name of the function, for messages.
+        report: called with the progress.
+        min_change: smallest change of a color, in [0, 1], that counts as an edit.
+
+    Returns:
+        One overlay per layer, of the texels that change.
 
     Raises:
-        UserError: it fails, returns something else, or changes nothing (exit 3).
+        UserError: the function fails, returns no picture of the right shape, or changes nothing (exit 3).
     """
     overlays = {}
     for number, layer in enumerate(source.layers):
-        report("running", number, len(source.layers))
+        report(Progress("running", number, len(source.layers)))
         picture, region = source.pictures[layer], source.read_region(layer)
         rgba = picture.to_array()
         seen = rgba[..., 3] > 0
@@ -83,17 +129,20 @@ def apply_picture_function(
         if (alpha > 0).any():
             painted = np.concatenate([result, alpha[..., None]], axis=-1) * (alpha[..., None] > 0)
             overlays[layer] = Overlay(painted, picture.box)
-    report("running", len(source.layers), len(source.layers))
+    report(Progress("running", len(source.layers), len(source.layers)))
     if not overlays:
         raise bad_input(f"{function_name} changes nothing", where=", ".join(source.layers), fix="check what it returns")
     return EditorResult(overlays)
 
 
 def load_function(function_name: str) -> ImageFunction:
-    """Loads the function of a name such as "looks.py:warm" or "package.looks:warm". Its module is run.
+    """Loads a function by a name such as "looks.py:warm" or "package.looks:warm", and so runs its module.
+
+    Args:
+        function_name: FILE.py:NAME or MODULE:NAME.
 
     Raises:
-        UserError: no such file, module or function (exit 2).
+        UserError: there is no such file, module or function (exit 2).
     """
     home, _, name = function_name.rpartition(":")
     fix = "--function looks.py:warm"

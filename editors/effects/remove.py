@@ -1,7 +1,7 @@
-"""`remove`: hides a layer and shows what is behind it.
+"""`remove`: hides a layer and shows the layers behind it.
 
-What other frames show of the layers behind comes from their canonical pictures. What no frame shows there is inpainted
-once, on the canonical picture, and is therefore the same in every frame.
+The canonical pictures of the layers behind provide all texels that other frames show. Texels that no frame shows are
+inpainted once, on the canonical picture, and are therefore the same in every frame.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from typing import ClassVar
 import cv2
 import numpy as np
 
-from editors.core.editor import EditorResult, Report
+from editors.core.editor import EditorResult, PlanarEditor
 from editors.core.source import EditSource
 from editors.core.stack import EditEffects
 from editors.effects.patchmatch import DEFAULTS as COMPLETION
 from editors.effects.patchmatch import CompletionSettings, complete_picture
-from neural_fields.atlas import canonical
 from neural_fields.atlas.canonical import Overlay
 from neural_fields.core.errors import bad_input
+from neural_fields.core.progress import Progress, ProgressReporter
 
 
 @dataclass(frozen=True)
 class RemoveEditSettings:
     """Settings of what is inpainted behind a removed layer."""
 
-    min_coverage: float = 0.5  # from which a texel is known
-    min_weight: float = 0.02  # of a pixel: with less of a layer nothing of it is taken off
+    min_coverage: float = 0.5  # least coverage of a known texel
+    min_weight: float = 0.02  # a pixel with less of a layer is not changed
     margin_px: int = 7  # side of the square by which a removed layer is dilated, at the size of the training
-    max_inpainted_share: float = 0.5  # of what becomes visible; a note is given above it
+    max_inpainted_share: float = 0.5  # share of the uncovered area above which a note is given
     completion: CompletionSettings = COMPLETION
 
 
@@ -37,21 +37,23 @@ DEFAULTS = RemoveEditSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Remove:
-    """Take a layer off the video and show what was behind it."""
+class Remove(PlanarEditor):
+    """Remove a layer from the video and show the background behind it."""
 
     name: ClassVar[str] = "remove"
 
     grow: float = 3.0
-    """Pixels of the video by which the layer is widened, so that soft edges and halos go with it."""
+    """Pixels of the video by which the layer is widened, so that soft edges and halos are removed too."""
 
-    def __call__(self, source: EditSource, report: Report, settings: RemoveEditSettings = DEFAULTS) -> EditorResult:
-        """Removes the layers, and inpaints what no frame shows behind them.
+    def edit(
+        self, source: EditSource, report: ProgressReporter, settings: RemoveEditSettings = DEFAULTS
+    ) -> EditorResult:
+        """Removes the layers, and inpaints the texels behind them that no frame shows.
 
         Args:
             source: the run, and the layers to remove.
-            report: told about progress.
-            settings: of what is inpainted.
+            report: called with the progress.
+            settings: thresholds and settings of the inpainting.
 
         Raises:
             UserError: the layer at the back, a mask, or a width out of range.
@@ -60,19 +62,19 @@ class Remove:
         if back in source.layers:
             raise bad_input(
                 f"nothing is behind {back}",
-                where=str(source.run.canonical),
+                where=str(source.run.files.canonical),
                 why=f"the layers of this run, front to back: {', '.join(source.maps.layers)}",
                 fix=f"unwrap edit {source.run.path} --editor replace --picture FILE puts something in its place",
             )
         if source.mask is not None:
-            raise bad_input("a layer is removed as a whole", why="--mask is of no use", fix="leave --mask out")
+            raise bad_input("only entire layers can be removed", why="--mask is not supported", fix="leave --mask out")
         if not 0 <= self.grow <= 100:
             raise bad_input(f"--grow {self.grow:g}", why="it counts pixels from 0 to 100", fix="--grow 3")
         overlays, notes, maps = {}, [], source.maps
         for number, layer in enumerate(maps.layers):
             if layer in source.layers or number <= min(map(maps.layers.index, source.layers)):
                 continue
-            report("looking behind", number, len(maps.layers))
+            report(Progress("looking behind", number, len(maps.layers)))
             picture = source.pictures[layer]
 
             # The texels that some frame would show without the removed layers in front of them.
@@ -92,7 +94,7 @@ class Remove:
             step = max(3, 2 * round(max(size) / max(maps.size)) + 1)
             hidden = cv2.morphologyEx(found, cv2.MORPH_CLOSE, np.ones((step, step), np.uint8)) > 0
 
-            seen = canonical.read_pristine(source.run.canonical, layer).rgba[3].numpy() > settings.min_coverage
+            seen = source.run.canonical(layer).rgba[3].numpy() > settings.min_coverage
             missing = hidden & ~seen
             if not missing.any() or not seen.any():
                 continue

@@ -1,7 +1,7 @@
-"""`replace`: puts a picture or a video in the place of the background, or of any layer's texture.
+"""`replace`: replaces the texture of the background, or of any other layer, with a picture or a video.
 
-The new texture follows the layer, as if the layer were made of it, or with --still it stays where it is in the frame,
-like a backdrop behind everything that is in front.
+The new texture moves with the layer. With --still it stays in place in the frame, like a backdrop behind the layers in
+front.
 """
 
 from __future__ import annotations
@@ -16,62 +16,63 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from editors.core.editor import EditorResult, Report
+from editors.core.editor import EditorResult, PlanarEditor
 from editors.core.source import EditSource
 from editors.core.stack import EditEffects
 from neural_fields.atlas.canonical import Overlay
 from neural_fields.core.coords import Box
 from neural_fields.core.errors import bad_input
+from neural_fields.core.progress import Progress, ProgressReporter
 from neural_fields.data.video.io import probe_video, source_frames
 from neural_fields.data.video.metadata import VideoMetadata
 from neural_fields.edits.animated_overlay import AnimatedOverlay
+from neural_fields.edits.record import SourceFile
 from neural_fields.imaging.alpha import premultiply, resize_image, unpremultiply
 from neural_fields.imaging.image_io import read_picture
-from neural_fields.runs.source import read_source_metadata
 
 
 @dataclass(frozen=True)
 class ReplaceSettings:
     """Limits on the size of textures."""
 
-    max_texels: int = 16_000_000  # of a picture
-    max_video_side_px: int = 1920  # of a video (as the area of a square): it is kept a frame at a time, without loss
+    max_texels: int = 16_000_000  # largest number of texels of a picture
+    max_video_side_px: int = 1920  # largest video, as the side of a square of its area; it is stored losslessly
 
 
 DEFAULTS = ReplaceSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Replace:
-    """Put a picture or a video in the place of a layer's texture (default: the background's)."""
+class Replace(PlanarEditor):
+    """Replace the texture of a layer (default: the background) with a picture or a video."""
 
     name: ClassVar[str] = "replace"
-    starts_with: ClassVar[str] = "back"
+    starts_with = "back"
 
     picture: Path
-    """The picture, or the video, to show instead."""
+    """The picture or video to show."""
     fit: Literal["cover", "contain", "stretch"] = "cover"
-    """How it fits: cropped to cover everything, whole with the old texture around it, or stretched."""
+    """Cover crops it, contain shows it completely with the old texture around it, stretch changes its aspect ratio."""
     still: bool = False
-    """It stays where it is in the frame, instead of moving with the layer."""
+    """Keep it in place in the frame instead of moving it with the layer."""
     lit: bool = False
-    """The light and shade of the layer fall on it."""
+    """Apply the layer's light and shade to it."""
 
-    def __call__(self, source: EditSource, report: Report, settings: ReplaceSettings = DEFAULTS) -> EditorResult:
+    def edit(self, source: EditSource, report: ProgressReporter, settings: ReplaceSettings = DEFAULTS) -> EditorResult:
         """Makes the overlay of one layer.
 
         Args:
             source: the run, and the layer to replace.
-            report: told about progress.
+            report: called with the progress.
             settings: limits on the size of textures.
 
         Raises:
             UserError: several layers, a mask, or a file that cannot be read.
         """
         if len(source.layers) > 1 or source.mask is not None:
-            raise bad_input("one whole layer is replaced at a time", fix=f"--layer {source.layers[0]}")
+            raise bad_input("only one entire layer can be replaced at a time", fix=f"--layer {source.layers[0]}")
         layer = source.layers[0]
-        facts, chosen = read_source_metadata(source.run)
+        metadata, chosen = source.run.metadata, source.run.frames
         overlays, moving, notes = {}, {}, []
 
         # The area to cover: the frame, all of the layer's plane, or its first chart, from which edits are transferred.
@@ -82,9 +83,9 @@ class Replace:
                 own = [chart for chart in charts if chart.layer == layer]
                 if own:
                     box = own[0].box
-                    notes.append(f"{layer} has {len(charts)} parts: the first is covered, and carried to the others")
+                    notes.append(f"{layer} has {len(charts)} charts: the edit of the first is propagated to the others")
                     break
-        aspect = facts.width / facts.height if box is None else box.width / box.height
+        aspect = metadata.width / metadata.height if box is None else box.width / box.height
 
         if self.picture.suffix.lower() in (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp"):
             read = read_picture(self.picture)
@@ -100,18 +101,18 @@ class Replace:
             own_video = probe_video(self.picture)
             length = own_video.timestamps[-1] - own_video.timestamps[0] + 1 / own_video.rate
             notes += [f"{self.picture.name}: {note}" for note in own_video.notes]
-            start = facts.timestamps[chosen[0]]
+            start = metadata.timestamps[chosen[0]]
             elapsed = [t - own_video.timestamps[0] for t in own_video.timestamps]
             shown = []
             for k in chosen:
-                time = (facts.timestamps[k] - start) % length if length > 0 else Fraction(0)
+                time = (metadata.timestamps[k] - start) % length if length > 0 else Fraction(0)
                 shown.append(max(i for i, t in enumerate(elapsed) if t <= time))
-            if facts.timestamps[chosen[-1]] - start >= length:
+            if metadata.timestamps[chosen[-1]] - start >= length:
                 notes.append(f"{self.picture.name} is shorter than the clip: it begins again")
             video = _TimedVideo(own_video, tuple(shown))
             moving[layer] = self._animate_video(video, source, aspect, box, report, settings)
         effects = EditEffects(moving=moving, lit=self.lit)
-        return EditorResult(overlays, tuple(notes), {"source": {"file": self.picture.name}}, effects=effects)
+        return EditorResult(overlays, tuple(notes), effects=effects, sources=(SourceFile(file=self.picture.name),))
 
     def _animate_video(
         self,
@@ -119,15 +120,15 @@ class Replace:
         source: EditSource,
         aspect: float,
         box: Box | None,
-        report: Report,
+        report: ProgressReporter,
         settings: ReplaceSettings,
     ) -> AnimatedOverlay:
-        """Makes an animated overlay with a frame of the video for each of the run."""
+        """Makes an animated overlay with one frame of the video for each frame of the run."""
         count = source.maps.frame_count
 
         def iterate_overlays() -> Iterator[UInt8[np.ndarray, "height width 4"]]:
             for number, frame in enumerate(video.iterate_frames()):
-                report("taking frames", number + 1, count)
+                report(Progress("taking frames", number + 1, count))
                 rgba = np.dstack([frame, np.full(frame.shape[:2], 255, np.uint8)]).astype(np.float32) / 255
                 yield _as_bytes(_limit_size(_change_aspect(rgba, aspect, self.fit), settings.max_video_side_px**2))
 
@@ -136,24 +137,24 @@ class Replace:
 
 @dataclass(frozen=True)
 class _TimedVideo:
-    """A video, and which of its frames each frame of a run shows.
+    """Holds a video, and the number of the frame that each frame of a run shows.
 
     Attributes:
-        facts: metadata of the video.
-        shown: frame numbers; they rise, except where the video begins again.
+        metadata: metadata of the video.
+        shown: frame numbers; they increase, except where the video restarts.
     """
 
-    facts: VideoMetadata
+    metadata: VideoMetadata
     shown: tuple[int, ...]
 
     def iterate_frames(self) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
         """Yields the frames for each frame of the run."""
-        every = range(self.facts.frame_count)
-        run, at = source_frames(self.facts, every), 0
+        every = range(self.metadata.frame_count)
+        run, at = source_frames(self.metadata, every), 0
         last = next(run)
         for number in self.shown:
             if number < at:
-                run, at = source_frames(self.facts, every), 0
+                run, at = source_frames(self.metadata, every), 0
                 last = next(run)
             while at < number:
                 last = next(run)
@@ -180,7 +181,7 @@ def _change_aspect(rgba: Float[np.ndarray, "h w 4"], aspect: float, how: str) ->
 
 
 def _limit_size(rgba: Float[np.ndarray, "h w 4"], most: int) -> Float[np.ndarray, "height width 4"]:
-    """Makes a picture of more than so many pixels smaller."""
+    """Shrinks a picture that has more than `most` pixels."""
     height, width = rgba.shape[:2]
     scale = min(1.0, (most / (width * height)) ** 0.5)
     if scale == 1:

@@ -1,8 +1,8 @@
-"""`shape`: deforms an object in all frames by points of it that are moved in one frame.
+"""`shape`: deforms an object in all frames; the user moves points of the object in one frame.
 
 Between the points the deformation is a thin-plate spline (Bookstein, "Principal Warps", PAMI 1989); beyond the object
-it fades out. The uv map of the frame transfers it to the canonical plane, and the maps of the other frames to these,
-as in Lee et al., "Shape-aware Text-driven Layered Video Editing" (CVPR 2023, 3.2).
+it fades out. The uv map of that frame transfers it to the canonical plane, and the maps of the other frames transfer it
+to them, as in Lee et al., "Shape-aware Text-driven Layered Video Editing" (CVPR 2023, 3.2).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float
 
-from editors.core.editor import EditorResult, Report
+from editors.core.editor import EditorResult, PlanarEditor
 from editors.core.source import EditSource
 from editors.effects.shape_points import DEFAULTS as POINTS
 from editors.effects.shape_points import (
@@ -32,9 +32,9 @@ from neural_fields.atlas.uv_extrapolation import ExtrapolatedMap, extrapolate_fr
 from neural_fields.config.flags import Repeated
 from neural_fields.core.coords import Box
 from neural_fields.core.errors import bad_input
+from neural_fields.core.progress import Progress, ProgressReporter
 from neural_fields.edits.shape import Deformation
 from neural_fields.imaging.resampling import sample_bilinear
-from neural_fields.runs.source import read_source_metadata
 
 
 @dataclass(frozen=True)
@@ -53,39 +53,41 @@ DEFAULTS = ShapeEditSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShapeEdit:
+class ShapeEdit(PlanarEditor):
     """Move points of an object in one frame; the object is deformed with them in every frame."""
 
     name: ClassVar[str] = "shape"
 
     frame: int | None = None
-    """Number of the frame in the source that the points are seen in, 0 is the first (default: the middle one)."""
+    """Number of the frame in the source that the points refer to, 0 is the first (default: the middle one)."""
     pairs: Repeated = ()
-    """A point and where it shall be, in pixels of that frame: "x,y>x,y". The same twice holds a point. Repeatable."""
+    """A point and its target, in pixels of that frame: "x,y>x,y". Equal positions hold a point in place. Repeatable."""
     pairs_file: Path | None = None
-    """A CSV file with four numbers a line: x, y, and the x, y where it shall be."""
+    """A CSV file with four numbers per line: x, y of a point, and x, y of its target."""
     flow: Path | None = None
-    """Instead of points: a .flo or .npy file of that frame's size that says by how much each pixel shall move."""
+    """A .flo or .npy file of that frame's size, instead of points: the displacement of each pixel, in pixels."""
 
-    def __call__(self, source: EditSource, report: Report, settings: ShapeEditSettings = DEFAULTS) -> EditorResult:
+    def edit(
+        self, source: EditSource, report: ProgressReporter, settings: ShapeEditSettings = DEFAULTS
+    ) -> EditorResult:
         """Makes the deformation of one layer.
 
         Args:
             source: the run, and the layer to deform.
-            report: told about progress.
+            report: called with the progress.
             settings: resolution and fade-out of the deformation.
 
         Raises:
-            UserError: no points or not enough of them, points that are not on the layer, a deformation that folds.
+            UserError: too few points, points that are not on the layer, or a deformation that folds.
         """
         layer = require_one_layer(source)
         number, t = find_run_frame(source, self.frame)
-        report("deforming", 0, 1)
+        report(Progress("deforming", 0, 1))
         start, end, loose = self.read_points(source, layer, t, settings)
         shape = compute_deformation(source, layer, t, start, end, loose, settings)
-        report("deforming", 1, 1)
-        facts = {"frame": number, "points": np.round(np.concatenate([start, end], axis=1), 2).tolist()}
-        return EditorResult({}, tuple(make_charts_note(source, layer)), facts, {layer: shape})
+        report(Progress("deforming", 1, 1))
+        details = {"frame": number, "points": np.round(np.concatenate([start, end], axis=1), 2).tolist()}
+        return EditorResult({}, tuple(make_charts_note(source, layer)), details, {layer: shape})
 
     def read_points(
         self, source: EditSource, layer: str, t: int, settings: ShapeEditSettings = DEFAULTS
@@ -94,15 +96,15 @@ class ShapeEdit:
 
         Args:
             source: the run.
-            layer: name of the layer that they lie on.
-            t: frame of the run.
-            settings: how many points are taken from a flow file, and the smoothing for them.
+            layer: name of the layer that the points are on.
+            t: index of the frame in the run.
+            settings: number of points taken from a flow file, and the smoothing for them.
 
         Returns:
             Points in pixels of the source, their targets, and the smoothing of the spline.
 
         Raises:
-            UserError: no source of points or several, or one that cannot be read (exit 3).
+            UserError: points from no source or from several, or a file that cannot be read (exit 3).
         """
         if sum([bool(self.pairs), self.pairs_file is not None, self.flow is not None]) != 1:
             raise bad_input(
@@ -110,8 +112,7 @@ class ShapeEdit:
                 fix='--pairs "120,80>140,80" --pairs "200,80>200,80" --pairs "160,140>160,140"',
             )
         if self.flow is not None:
-            facts, _ = read_source_metadata(source.run)
-            size = (facts.width, facts.height)
+            size = source.run.source_size
             weight = source.maps.read_layer_weight(t, source.maps.layers.index(layer), size)
             rows = read_flow_pairs(self.flow, size, weight >= EXTRAPOLATION.min_map_weight, settings.points)
         else:
@@ -128,16 +129,16 @@ def compute_deformation(
     smoothing: float = 0.0,
     settings: ShapeEditSettings = DEFAULTS,
 ) -> Deformation:
-    """Computes the deformation of a layer that moves points of frame `t`.
+    """Computes the deformation of a layer that moves points of one frame.
 
     Args:
         source: the run.
-        layer: its name.
-        t: frame of the run.
-        start: points in pixels of the source.
-        end: their targets.
-        smoothing: smoothing of the spline; 0 goes through all points.
-        settings: which points are accepted, and resolution and fade-out of the deformation.
+        layer: name of the layer.
+        t: index of the frame in the run.
+        start: points (x, y) in pixels of the source.
+        end: their targets, in pixels of the source.
+        smoothing: smoothing of the spline; 0 interpolates all points.
+        settings: requirements on the points, and resolution and fade-out of the deformation.
 
     Raises:
         UserError: points that do not define a deformation, or define one that folds (exit 3).
@@ -160,14 +161,14 @@ def compute_deformation(
 
 @dataclass(frozen=True)
 class LayerInFrame:
-    """Where a frame shows a layer.
+    """Describes where a frame shows a layer.
 
     Attributes:
-        layer: its name.
-        uv_map: uv map at the size of the training, extrapolated beyond the visible part.
-        visible_mask: the pixels at that size that show the layer.
-        size: (width, height) of a frame of the source.
-        scale: pixels of the training in one of the source, along x and y.
+        layer: name of the layer.
+        uv_map: uv map at the training size, extrapolated beyond the visible part.
+        visible_mask: the pixels at the training size that show the layer.
+        size: (width, height) of a frame of the source, in pixels.
+        scale: pixels at the training size per pixel of the source, along x and y.
     """
 
     layer: str
@@ -178,13 +179,17 @@ class LayerInFrame:
 
 
 def find_layer_in_frame(source: EditSource, layer: str, t: int) -> LayerInFrame:
-    """Finds where frame `t` of the run shows a layer.
+    """Finds where a frame of the run shows a layer.
+
+    Args:
+        source: the run.
+        layer: name of the layer.
+        t: index of the frame in the run.
 
     Raises:
-        UserError: too little of it is visible (exit 3).
+        UserError: too little of the layer is visible (exit 3).
     """
-    facts, _ = read_source_metadata(source.run)
-    index, maps, size = source.maps.layers.index(layer), source.maps, (facts.width, facts.height)
+    index, maps, size = source.maps.layers.index(layer), source.maps, source.run.source_size
     found = extrapolate_frame_map(maps, t, index)
     if found is None:
         raise bad_input(f"the layer {layer} is not visible in that frame", fix="--frame with one that shows it")
@@ -193,7 +198,7 @@ def find_layer_in_frame(source: EditSource, layer: str, t: int) -> LayerInFrame:
 
 
 class FoldError(Exception):
-    """A deformation turns a part of the object over; `place` is a pixel position there."""
+    """Signals that a deformation folds the object; `position` is a pixel position in the fold."""
 
     def __init__(self, place: Float[np.ndarray, "2"]) -> None:
         super().__init__(f"near {place}")
@@ -213,13 +218,13 @@ def deform_by_points(
     Args:
         uv_map: uv map of the layer in that frame.
         visible_mask: where the frame shows the layer.
-        start: points in pixels of the frame at that size.
-        end: their targets.
-        smoothing: smoothing of the spline; 0 goes through all points.
+        start: points (x, y) in pixels of the frame at the size of `visible_mask`.
+        end: their targets, in the same pixels.
+        smoothing: smoothing of the spline; 0 interpolates all points.
         settings: resolution and fade-out.
 
     Raises:
-        Folded: a part of the object would be turned over.
+        FoldError: the deformation folds the object.
     """
     corner, step, backward = _displace_on_grid(visible_mask, start, end, smoothing, settings)
     low = corner - step / 2
@@ -245,10 +250,10 @@ def transfer_deformation(
 
     Args:
         uv_map: uv map of the layer in that frame.
-        low: corner of a rectangle of the frame, in pixels, beyond which nothing moves.
-        high: the opposite corner.
-        source_of: gives the pixel positions from which the deformed frame takes what it shows at some positions.
-        texels: along the longer side of the result.
+        low: upper left corner (x, y), in pixels of the frame, of the rectangle beyond which nothing moves.
+        high: its lower right corner.
+        source_of: maps pixel positions of the deformed frame to the positions in the original frame that they show.
+        texels: number of texels along the longer side of the result.
     """
     rim = np.stack(np.meshgrid(np.linspace(low[0], high[0], 33), np.linspace(low[1], high[1], 33)), -1).reshape(-1, 2)
     uv = uv_map.sample_uv(rim)
@@ -320,7 +325,7 @@ def _displace_on_grid(
 
 
 def _is_on_object(seen: Bool[np.ndarray, "height width"], places: Float[np.ndarray, "rows columns 2"]) -> np.ndarray:
-    """Tells which positions in pixels lie on the visible part of the object."""
+    """Tells which positions in pixels are on the visible part of the object."""
     height, width = seen.shape
     column, row = (np.floor(places[..., axis]).astype(int) for axis in (0, 1))
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
@@ -328,7 +333,7 @@ def _is_on_object(seen: Bool[np.ndarray, "height width"], places: Float[np.ndarr
 
 
 def require_one_layer(source: EditSource) -> str:
-    """Returns the one layer to deform.
+    """Returns the name of the only layer to edit.
 
     Raises:
         UserError: several layers, or a mask, which a deformation does not use (exit 3).
@@ -341,33 +346,32 @@ def require_one_layer(source: EditSource) -> str:
 
 
 def find_run_frame(source: EditSource, frame: int | None) -> tuple[int, int]:
-    """Returns the number of a frame in the source, and in the run; by default of the middle one.
+    """Finds a frame of the source in the run.
+
+    Args:
+        source: the run.
+        frame: number of the frame in the source, 0 is the first; None for the middle one of the run.
+
+    Returns:
+        The number of the frame in the source, and its index in the run.
 
     Raises:
         UserError: a frame that the run was not trained on (exit 3).
     """
-    _, chosen = read_source_metadata(source.run)
-    if frame is None:
-        frame = chosen[len(chosen) // 2]
-    if frame not in chosen:
-        raise bad_input(
-            f"frame {frame} is not part of this run",
-            why=f"it was trained on frames {chosen[0]} to {chosen[-1]}",
-            fix=f"--frame {min(chosen, key=lambda k: abs(k - frame))}",
-        )
-    return frame, chosen.index(frame)
+    frame = source.run.frames[source.run.frame_count // 2] if frame is None else frame
+    return frame, source.run.require_frame(frame)
 
 
 def check_point_positions(here: LayerInFrame, points: Points, moving: Bool[np.ndarray, " n"]) -> None:
-    """Refuses points that are not in the frame, and those that move and are not on the layer.
+    """Refuses points outside of the frame, and moving points that are not on the layer.
 
     Args:
         here: the layer in the frame.
-        points: in pixels of the source.
-        moving: which of them move.
+        points: points (x, y) in pixels of the source.
+        moving: which of the points move.
 
     Raises:
-        UserError: names the point, and the nearest one that would do (exit 3).
+        UserError: an invalid point (exit 3); the message names the nearest valid one.
     """
     near = cv2.dilate(here.visible_mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0  # nobody points more exactly
     rows, columns = np.nonzero(here.visible_mask)
@@ -386,7 +390,15 @@ def check_point_positions(here: LayerInFrame, points: Points, moving: Bool[np.nd
 
 
 def make_charts_note(source: EditSource, layer: str) -> list[str]:
-    """Makes the note on a layer that the clip has in several charts."""
+    """Makes a note for a layer that is one of several charts of the clip.
+
+    Args:
+        source: the run.
+        layer: name of the layer.
+
+    Returns:
+        The note; an empty list if the layer is not one of several charts.
+    """
     parts = next((series for series in source.maps.charts if any(chart.layer == layer for chart in series)), ())
     if len(parts) < 2:
         return []

@@ -1,4 +1,4 @@
-"""Reads points of an object and their targets from words, a table or a flow file, and checks that they suffice."""
+"""Reads points of an object and their targets from text, a table or a flow file, and checks that they suffice."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from neural_fields.data.flow.flow_files import FLOW_SUFFIXES, read_user_flow
 class PointPairSettings:
     """Settings of point pairs that define a deformation."""
 
-    min_points: int = 3  # an affine map takes three
-    min_spread_ratio: float = 0.03  # of points, across over along: below that they lie on one line
-    max_flow_points: int = 300  # about, that are taken from a flow file
+    min_points: int = 3  # an affine map needs three
+    min_spread_ratio: float = 0.03  # least ratio of the spread across to that along; below it points are collinear
+    max_flow_points: int = 300  # approximate largest number of points from a flow file
     min_move_px: float = 0.05  # a point that moves less holds the object in place
 
 
@@ -29,10 +29,21 @@ Points = Float[np.ndarray, "n 2"]
 
 
 def parse_point_pairs(words: Sequence[str], flag: str = "--pairs") -> Float[np.ndarray, "n 4"]:
-    """Reads pairs of points from text such as "12,30>15,30", given behind a flag.
+    """Parses pairs of points such as "12,30>15,30".
+
+    Args:
+        words: one text per pair: a point and its target.
+        flag: the command line flag for messages.
+
+    Returns:
+        x, y of each point and x, y of its target, in pixels.
 
     Raises:
-        UserError: text that is not such a pair (exit 3).
+        UserError: a text that is not a pair of points (exit 3).
+
+    Example:
+        >>> parse_point_pairs(["12,30>15,30", "40,8>40,8"]).tolist()
+        [[12.0, 30.0, 15.0, 30.0], [40.0, 8.0, 40.0, 8.0]]
     """
     rows = [_parse_numbers(word, 2) for word in words]
     for word, row in zip(words, rows, strict=True):
@@ -42,10 +53,21 @@ def parse_point_pairs(words: Sequence[str], flag: str = "--pairs") -> Float[np.n
 
 
 def parse_points(words: Sequence[str], flag: str) -> Points:
-    """Reads points from text such as "12,30", given behind a flag.
+    """Parses points such as "12,30".
+
+    Args:
+        words: one text per point.
+        flag: the command line flag for messages.
+
+    Returns:
+        x, y of each point, in pixels.
 
     Raises:
-        UserError: text that is not a point (exit 3).
+        UserError: a text that is not a point (exit 3).
+
+    Example:
+        >>> parse_points(["12,30", "40,8.5"], "--hold").tolist()
+        [[12.0, 30.0], [40.0, 8.5]]
     """
     rows = [_parse_numbers(word, 1) for word in words]
     for word, row in zip(words, rows, strict=True):
@@ -55,7 +77,7 @@ def parse_points(words: Sequence[str], flag: str) -> Points:
 
 
 def _parse_numbers(word: str, count: int) -> list[float]:
-    """Reads the numbers of a text of `count` points; none where it is something else."""
+    """Parses the numbers of a text of `count` points; returns an empty list for any other text."""
     points = [point.split(",") for point in word.split(">")]
     try:
         row = [float(number) for point in points for number in point]
@@ -65,10 +87,16 @@ def _parse_numbers(word: str, count: int) -> list[float]:
 
 
 def read_point_pairs(path: Path) -> Float[np.ndarray, "n 4"]:
-    """Reads pairs of points from a CSV file; a first line without numbers is a heading.
+    """Reads pairs of points from a CSV file; a first line without numbers is a header.
+
+    Args:
+        path: a file with four numbers per line: x, y of a point, and x, y of its target.
+
+    Returns:
+        x, y of each point and x, y of its target, in pixels.
 
     Raises:
-        UserError: a file that cannot be read, or other than four numbers in a line (exit 3).
+        UserError: a file that cannot be read, or a line that does not have four numbers (exit 3).
     """
     fix = "four numbers a line: 120,80,140,80"
     try:
@@ -99,19 +127,19 @@ def read_flow_pairs(
     weight: Bool[np.ndarray, "height width"],
     settings: PointPairSettings = DEFAULTS,
 ) -> Float[np.ndarray, "n 4"]:
-    """Samples points of an object evenly, and reads from a flow file where they move.
+    """Samples points of an object evenly, and reads their displacements from a flow file.
 
     Args:
-        path: a .flo or .npy file of (dx, dy) in its own pixels, of the frame's aspect.
-        size: (width, height) of the frame.
-        weight: where the frame shows the object, at that size.
-        settings: how many points are taken.
+        path: a .flo or .npy file of (dx, dy) in pixels of the file, with the aspect ratio of the frame.
+        size: (width, height) of the frame in pixels.
+        weight: pixels of the frame that show the object, at that size.
+        settings: the number of points.
 
     Returns:
-        x, y of each point and of its target, in pixels of the frame.
+        x, y of each point and x, y of its target, in pixels of the frame.
 
     Raises:
-        UserError: a file that cannot be read or does not fit, or knows nothing of the object (exit 3).
+        UserError: a file that cannot be read, has the wrong shape, or has no displacement on the object (exit 3).
     """
     fix = "a .flo file, or an .npy file of height x width x 2 numbers, as large as the frame"
     if not path.is_file() or path.suffix.lower() not in FLOW_SUFFIXES:
@@ -139,21 +167,21 @@ def check_spread(start: Points, end: Points, settings: PointPairSettings = DEFAU
 
     Args:
         start: points of the object, in pixels.
-        end: their targets.
-        settings: how many points, how far apart, and how far they move at least.
+        end: their targets, in pixels.
+        settings: least number, spread and displacement of the points.
 
     Raises:
-        UserError: too few, on one line, none that moves, or one place for two points (exit 3).
+        UserError: too few points, points on one line, none that moves, or two points at one position (exit 3).
     """
     if len(start) < settings.min_points:
         raise bad_input(
             f"{len(start)} pair{'' if len(start) == 1 else 's'} of points",
-            why=f"a deformation takes {settings.min_points}: give points that shall stay with the same place twice",
+            why=f"a deformation needs {settings.min_points}; give a point to hold in place with equal positions",
             fix='--pairs "120,80>140,80" --pairs "200,80>200,80" --pairs "160,140>160,140"',
         )
     if np.linalg.norm(end - start, axis=1).max() < settings.min_move_px:
         raise bad_input("no point is moved", fix='--pairs "120,80>140,80"')
-    for points, what in ((start, "points"), (end, "places the points shall go to")):
+    for points, what in ((start, "points"), (end, "targets of the points")):
         spread = np.linalg.svd(points - points.mean(axis=0), compute_uv=False)
         if spread[1] < settings.min_spread_ratio * max(spread[0], 1e-9):
             raise bad_input(

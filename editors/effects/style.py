@@ -1,9 +1,9 @@
 """`style`: repaints the canonical picture of a layer with a trained style network.
 
-The network gets the picture as a whole: instance norm makes every tile another picture, so tiles would not fit
-together. What no frame shows is filled smoothly from its surroundings first, so that nothing there bleeds into what is
-visible. Because of that norm, the network gets a frame of the clip beside each picture: a dark object alone would be
-painted bright.
+The network gets the entire picture at once: instance normalization depends on the whole input, so separate tiles would
+not match. Texels that no frame shows are first filled smoothly from their surroundings, so that they do not bleed into
+the visible part. Because of the normalization, the network gets a frame of the clip beside each picture: a dark object
+alone would be painted bright.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float
 
-from editors.core.editor import EditorResult, Report
+from editors.core.editor import EditorResult, PlanarEditor
 from editors.core.source import EditSource
 from editors.effects.style_network import StyleNetwork, read_style_network, stylize_picture
-from neural_fields.atlas import canonical
 from neural_fields.atlas.canonical import Overlay
 from neural_fields.core.errors import bad_input
 from neural_fields.core.files import sha256_file
+from neural_fields.core.progress import Progress, ProgressReporter
 from neural_fields.imaging.push_pull import pull_push
 
 
@@ -30,27 +30,27 @@ from neural_fields.imaging.push_pull import pull_push
 class StyleEditSettings:
     """Settings of how pictures are given to the style network."""
 
-    default_side_px: int = 1280  # of the largest picture: a larger one is made smaller if nothing else is asked for
+    default_side_px: int = 1280  # default side of the largest picture; larger ones are scaled down
     min_side_px: int = 64
     max_side_px: int = 2048  # 2048 x 2048 pixels at once take 3.6 GB
-    min_coverage: float = 0.5  # from which the color of a texel is that of the video
-    gap_px: int = 32  # between a picture and the frame beside it, filled smoothly
-    margin_texels: int = 16  # around what is visible that the network gets too
+    min_coverage: float = 0.5  # least coverage of a texel whose color is that of the video
+    gap_px: int = 32  # gap between a picture and the frame beside it, filled smoothly
+    margin_texels: int = 16  # margin around the visible part in the network's input
 
 
 DEFAULTS = StyleEditSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Style:
+class Style(PlanarEditor):
     """Repaint the canonical picture with a trained style network (Johnson et al. 2016)."""
 
     name: ClassVar[str] = "style"
 
     weights: Path
-    """The network: a .pth or .safetensors state dict of pytorch/examples fast_neural_style, or ncnn's .bin of it."""
+    """The network: a .pth or .safetensors state dict of pytorch/examples fast_neural_style, or its .bin for ncnn."""
     side: int | None = None
-    """Longer side at which the largest picture is painted, 64 to 2048; less: larger strokes (default: up to 1280)."""
+    """Longer side in pixels at which the largest picture is painted, 64 to 2048; less gives larger strokes."""
     strength: float = 1.0
     """How much of the style is shown, above 0 and at most 1."""
 
@@ -61,13 +61,15 @@ class Style:
             raise bad_input(f"a side of {self.side} pixels", where="--side", why=why, fix="--side 640")
         check_strength(self.strength)
 
-    def __call__(self, source: EditSource, report: Report, settings: StyleEditSettings = DEFAULTS) -> EditorResult:
-        """Makes one overlay a layer, opaque where the edit may go.
+    def edit(
+        self, source: EditSource, report: ProgressReporter, settings: StyleEditSettings = DEFAULTS
+    ) -> EditorResult:
+        """Makes one overlay per layer, opaque in the editable region.
 
         Args:
             source: the run, and the layers to paint.
-            report: told about progress.
-            settings: how pictures are given to the network.
+            report: called with the progress.
+            settings: preparation of the network's input.
 
         Raises:
             UserError: weights that are not those of a style network, or nothing to edit (exit 3).
@@ -81,22 +83,35 @@ class Style:
         side = self.side or min(longest, settings.default_side_px)
         overlays = {}
         for done, (layer, part) in enumerate(parts.items()):
-            report("painting", done, len(parts))
+            report(Progress("painting", done, len(parts)))
             color = part.paint(network, beside, side / length, settings)
             alpha = self.strength * regions[layer][..., None]
             rgba = np.concatenate([np.where(alpha > 0, color, 0), alpha], axis=-1)
             overlays[layer] = Overlay(rgba.astype(np.float32), source.pictures[layer].box)
-        report("painting", len(parts), len(parts))
+        report(Progress("painting", len(parts), len(parts)))
         smaller = f"the largest picture was painted with its longer side at {side} of {longest} pixels"
-        facts = {"network": {"file": self.weights.name, "sha256": sha256_file(self.weights)}, "side": side}
-        return EditorResult(overlays, (smaller,) if side < longest else (), facts)
+        details = {"network": {"file": self.weights.name, "sha256": sha256_file(self.weights)}, "side": side}
+        return EditorResult(overlays, (smaller,) if side < longest else (), details)
 
 
 def check_strength(strength: float) -> None:
-    """Refuses a strength that is not above 0 and at most 1.
+    """Refuses a strength outside of (0, 1].
+
+    Args:
+        strength: the strength of an edit.
 
     Raises:
-        UserError: it is not (exit 3).
+        UserError: the strength is 0, negative, above 1 or not a number (exit 3).
+
+    Example:
+        >>> check_strength(0.8)
+        >>> check_strength(1.5)
+        Traceback (most recent call last):
+            ...
+        neural_fields.core.errors.UserError: error: a strength of 1.5
+          where --strength
+          why   it is above 0 and at most 1
+          try   --strength 0.8
     """
     if not 0 < strength <= 1:
         why = "it is above 0 and at most 1"
@@ -105,12 +120,12 @@ def check_strength(strength: float) -> None:
 
 @dataclass(frozen=True)
 class StyleInput:
-    """What the network gets of a layer.
+    """Holds the network's input for a layer.
 
     Attributes:
-        rgb: the layer's picture around what is visible, the rest filled smoothly.
-        rows: its rows in the whole picture.
-        columns: its columns in the whole picture.
+        rgb: the part of the layer's picture around its visible texels; the others are filled smoothly.
+        rows: rows of this part in the whole picture.
+        columns: columns of this part in the whole picture.
         whole: the whole picture, filled.
         length: the longer side of `rgb`, in uv units.
     """
@@ -123,9 +138,15 @@ class StyleInput:
 
     @classmethod
     def from_layer(cls, source: EditSource, layer: str, settings: StyleEditSettings = DEFAULTS) -> StyleInput:
-        """Prepares the picture of a layer of a run."""
+        """Prepares the canonical picture of a layer.
+
+        Args:
+            source: the run.
+            layer: name of the layer.
+            settings: the margin around visible texels.
+        """
         picture = source.pictures[layer]
-        seen = canonical.read_pristine(source.run.canonical, layer).rgba[3].numpy() >= settings.min_coverage
+        seen = source.run.canonical(layer).rgba[3].numpy() >= settings.min_coverage
         texel = picture.box.width / picture.size[0]
         return cls.from_picture(np.ascontiguousarray(picture.to_array()[..., :3]), seen, texel, settings)
 
@@ -141,12 +162,12 @@ class StyleInput:
 
         Args:
             rgb: RGB of the whole picture in [0, 1].
-            visible_mask: what is visible of it.
+            visible_mask: texels that frames show.
             texel_size: width of a texel in uv units.
-            settings: the margin around what is visible.
+            settings: the margin around visible texels.
 
         Returns:
-            The part around what is visible; all of the picture where nothing is.
+            The part around the visible texels; the whole picture if there are none.
         """
         whole = pull_push(rgb, visible_mask) if visible_mask.any() else rgb
         left, top, width, height = cv2.boundingRect(visible_mask.astype(np.uint8))
@@ -167,8 +188,9 @@ class StyleInput:
 
         Args:
             network: the style network.
-            beside: a frame that the network gets beside it.
-            pixels_per_unit: of the network to a uv unit: the same for all layers, so that strokes are of one size.
+            beside: a frame that the network gets beside it, RGB in [0, 1].
+            pixels_per_unit: pixels of the network's input per uv unit; the same for all layers, so that all strokes
+                have the same size.
             settings: the gap between the two.
 
         Returns:

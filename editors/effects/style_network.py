@@ -1,11 +1,11 @@
 """A feed-forward style network (Johnson et al., "Perceptual Losses for Real-Time Style Transfer", ECCV 2016, 3.1).
 
-The network is that of pytorch/examples `fast_neural_style`: three convolutions down to a quarter of the size, five
-residual blocks, nearest-neighbor enlarging back up, instance norm (Ulyanov et al., 2016) behind every convolution but
-the last, reflected borders. RGB in and out, 0 to 255 inside.
+The network is the one of pytorch/examples `fast_neural_style`: three convolutions down to a quarter of the size, five
+residual blocks, nearest-neighbor upsampling, instance normalization (Ulyanov et al., 2016) after every convolution but
+the last, reflection padding. It maps RGB to RGB, in the range 0 to 255.
 
-Weights come as its state dict, or as the file of the program ncnn: array after array in the order of the layers, those
-of convolutions as float16 behind a tag and filled up to four bytes, all others as float32.
+Weights are read from its state dict, or from a file of the program ncnn: the arrays in the order of the layers, those
+of convolutions as float16 after a tag and padded to four bytes, all others as float32.
 """
 
 from __future__ import annotations
@@ -41,7 +41,11 @@ _FIX = "--weights with a .bin (ncnn), .pth or .safetensors file of a fast_neural
 
 
 class StyleNetwork(nn.Module):
-    """The network, with the weights that a file had."""
+    """Applies a style in one forward pass.
+
+    Args:
+        weights: the arrays of the state dict, by name.
+    """
 
     def __init__(self, weights: dict[str, Tensor]) -> None:
         super().__init__()
@@ -49,7 +53,7 @@ class StyleNetwork(nn.Module):
             self.register_buffer(name.replace(".", "_"), value.float())
 
     def forward(self, rgb: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 height width"]:
-        """Paints pictures in the style; RGB from 0 to 255, both sides multiples of four and at least 16."""
+        """Paints pictures in the style; RGB from 0 to 255, both sides multiples of 4 and at least 16 pixels."""
         x, kept = rgb, rgb
         for name, *_, norm in NETWORK_LAYERS:
             if norm.endswith(".in1"):
@@ -59,7 +63,7 @@ class StyleNetwork(nn.Module):
         return x.clamp(0, 255)
 
     def compute_features(self, rgb: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 128 _ _"]:
-        """Computes the activations at a quarter of the size, which describe pictures before they are painted."""
+        """Computes the encoder's activations, at a quarter of the size; RGB from 0 to 255."""
         for name in ("conv1", "conv2", "conv3"):
             rgb = F.relu(self._apply_layer(name, rgb))
         return rgb
@@ -79,14 +83,15 @@ class StyleNetwork(nn.Module):
 
 
 def read_style_network(path: Path, max_bytes: int = 64 << 20) -> StyleNetwork:
-    """Reads the network whose weights a file holds.
+    """Reads a style network from a file.
 
     Args:
-        path: ncnn's .bin, or a .pth or .safetensors state dict.
-        max_bytes: of the file; the network has 1.7 million weights, 7 MB as float32, and a checkpoint may hold more.
+        path: a .bin file of ncnn, or a .pth or .safetensors state dict.
+        max_bytes: largest size of the file. The network has 1.7 million weights, 7 MB as float32; a checkpoint may
+            contain more.
 
     Raises:
-        UserError: no such file, or one that does not hold exactly this network (exit 3).
+        UserError: the file does not exist, or its arrays are not exactly those of this network (exit 3).
     """
     if not path.is_file():
         raise bad_input(f"there is no file {path}", where="--weights", fix=_FIX)
@@ -133,16 +138,16 @@ def read_style_network(path: Path, max_bytes: int = 64 << 20) -> StyleNetwork:
 def stylize_picture(
     network: StyleNetwork, rgb: Float[np.ndarray, "height width 3"], side: int | None = None
 ) -> Float[np.ndarray, "height width 3"]:
-    """Paints a picture in the network's style, at its own size.
+    """Paints a picture in the network's style.
 
     Args:
         network: the style network.
-        rgb: in [0, 1].
-        side: the longer side at which the network gets it. Strokes have a size in pixels: a smaller side makes them
-            larger, and takes less time. By default that of the picture.
+        rgb: the picture, in [0, 1].
+        side: longer side of the network's input in pixels; by default that of the picture. Strokes have a fixed size in
+            pixels: a smaller side makes them larger, and takes less time.
 
     Returns:
-        RGB in [0, 1].
+        RGB in [0, 1], at the size of the picture.
     """
     height, width = rgb.shape[:2]
     scale = 1.0 if side is None else side / max(height, width)
@@ -172,13 +177,13 @@ def _iterate_shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _count_ncnn_bytes(shape: tuple[int, ...]) -> int:
-    """Counts the bytes of an array in ncnn's file."""
+    """Counts the bytes of an array in a file of ncnn."""
     count = int(np.prod(shape))
     return 4 + -(-2 * count // 4) * 4 if len(shape) == 4 else 4 * count
 
 
 def _check_state(path: Path, state: object) -> dict[str, Tensor]:
-    """Returns the arrays of a state dict, if they are those of the network."""
+    """Checks that the arrays of a state dict are those of the network, and returns them."""
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise _not_a_network(path, "it holds no state dict")
     given = {name: value for name, value in state.items() if not _UNUSED.fullmatch(name)}

@@ -1,7 +1,7 @@
-"""Draws a text as a picture: the letters of a font on transparent, as large as makes sense; it is shown smaller.
+"""Draws a text as a picture: letters on a transparent background, at a high resolution that is scaled down later.
 
-A font is a foreign program that FreeType runs: only outline fonts of a bounded size are opened, and whatever FreeType
-says of a damaged one becomes one error.
+A font is a foreign program that FreeType runs: only outline fonts of a limited size are opened, and every failure of
+FreeType on a damaged font becomes one error.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ DEFAULTS = LetteringSettings()
 def draw_text(
     text: str, font: Path | None, color: str, settings: LetteringSettings = DEFAULTS
 ) -> Float[np.ndarray, "height width 4"]:
-    """Draws a text in one color, cropped to its ink.
+    """Draws a text in one color, cropped to the visible glyphs.
 
     Args:
-        text: one line or several, which are centered; a line break, or the two characters backslash and n.
-        font: a TrueType or OpenType file; None for one that comes with Pillow.
-        color: "#rrggbb", "#rrggbbaa", or a name that CSS knows.
+        text: one or more lines, which are centered; separated by a line break or by the characters backslash and n.
+        font: a TrueType or OpenType file; None for the font of Pillow.
+        color: "#rrggbb", "#rrggbbaa", or a CSS color name.
         settings: limits and layout.
 
     Returns:
         Straight RGBA in [0, 1].
 
     Raises:
-        UserError: no text, too much of it, an unknown color or font, a character that the font does not have.
+        UserError: no text, too long a text, an unknown color or font, or a character that the font lacks (exit 3).
     """
     lines = text.replace("\\n", "\n").replace("\r\n", "\n").split("\n")
     if not text.strip():
@@ -109,7 +109,7 @@ def _read_font(path: Path, max_bytes: int) -> bytes:
     """Reads the bytes of a font file.
 
     Raises:
-        UserError: a file that is no font by its name, or too large, or cannot be read (exit 3).
+        UserError: a file with another suffix than those of fonts, one that is too large, or cannot be read (exit 3).
     """
     suffixes = (".ttf", ".otf", ".ttc")
     if path.suffix.lower() not in suffixes or not path.is_file():
@@ -127,12 +127,12 @@ def _read_font(path: Path, max_bytes: int) -> bytes:
 
 
 def _load_font(data: bytes | None, pixels: float) -> Font:
-    """Loads a font at a size; without bytes the one that comes with Pillow."""
+    """Loads a font at a size in pixels; without `data`, the font of Pillow."""
     return ImageFont.load_default(pixels) if data is None else ImageFont.truetype(io.BytesIO(data), pixels)
 
 
 def _draw_ink(text: str, data: bytes | None, settings: LetteringSettings) -> UInt8[np.ndarray, "height width"]:
-    """Draws how much of each pixel the letters fill, 0 to 255."""
+    """Draws the coverage of each pixel by the letters, 0 to 255."""
     trial = settings.trial_letter_px
     left, top, right, bottom = _measure_text(text, data, trial, settings.leading)
     width, height = max(1.0, right - left), max(1.0, bottom - top)
@@ -148,7 +148,7 @@ def _draw_ink(text: str, data: bytes | None, settings: LetteringSettings) -> UIn
 
 
 def _measure_text(text: str, data: bytes | None, pixels: float, leading: float) -> list[float]:
-    """Measures left, top, right and bottom of a text with letters of a size."""
+    """Measures left, top, right and bottom of a text at a size in pixels."""
     draw = ImageDraw.Draw(Image.new("L", (1, 1)))
     found = draw.multiline_textbbox((0, 0), text, _load_font(data, pixels), spacing=leading * pixels, align="center")
     return [float(edge) for edge in found]

@@ -1,1 +1,1 @@
-"""Edits from what people painted: pictures, frames, documents, flat clips."""
+"""Edits from pictures, frames, documents and unwrapped clips that people painted."""

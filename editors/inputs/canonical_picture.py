@@ -1,8 +1,8 @@
-"""Edit by picture: what differs between a painted canonical image and the exported one becomes an overlay.
+"""Edit by picture: the difference between a painted canonical image and the exported one becomes an overlay.
 
-The comparison has to survive what image tools do to a picture they were not asked to change: lossy compression,
-resampling, flattening on a background, dropping hidden colors. So the exported picture is first put through the same
-treatment as far as the file tells it, and a difference counts only where it stands out of the noise that is left.
+Image tools change a picture even where nobody painted: lossy compression, resampling, flattening on a background,
+dropping hidden colors. So the exported picture first gets the same treatment, as far as the file reveals it, and a
+difference counts only where it exceeds the noise that remains.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ import numpy as np
 from editors.inputs.change_detection import DEFAULTS, Change, ChangeSettings, Rgba, find_local_change, find_whole_change
 from editors.inputs.noise_model import LEVEL
 from editors.inputs.sizes import _compare_sizes, _format_size, check_picture_size
-from neural_fields.atlas.canonical import CanonicalImage, Overlay
+from neural_fields.atlas.canonical import CanonicalImage, Overlay, read_older_versions
 from neural_fields.core.errors import UserError, bad_input
 from neural_fields.imaging.alpha import premultiply, resize_image, unpremultiply
 from neural_fields.imaging.image_io import Picture
+from neural_fields.open_runs.planar_run import PlanarRun
 
 __all__ = [
     "LEVEL",
     "Change",
     "check_picture_size",
+    "find_base_version",
     "find_change",
     "make_no_change_error",
     "overlay_from_canonical",
@@ -29,18 +31,46 @@ __all__ = [
 ]
 
 
-def overlay_from_canonical(painted: Picture, canonical: CanonicalImage) -> Overlay:
-    """Computes the overlay of the change a user made to a canonical image.
+def find_base_version(run: PlanarRun, layer: str, painted: Picture) -> CanonicalImage:
+    """Finds the exported version of a layer that a picture was painted on: the one that most of its texels still equal.
+
+    Continued training exports the layer again; a picture painted before that has to be compared with the older version.
 
     Args:
-        painted: the picture that came back from an image tool.
-        canonical: the picture it started from, as exported.
-
-    Returns:
-        An overlay at the painted picture's size, or at the canonical image's where that is larger.
+        run: the open run.
+        layer: name of the layer.
+        painted: the painted picture.
 
     Raises:
-        UserError: another aspect, more than four times larger or smaller, or no change found (exit 3).
+        UserError: an unknown layer (exit 3), a damaged picture (exit 5).
+    """
+    newest = run.canonical(layer)
+    older = read_older_versions(run.files.canonical, layer)
+    same_size = [image for image in (newest, *older) if image.size == painted.size]
+    if not older or not same_size:
+        return newest
+
+    def measure_difference(image: CanonicalImage) -> float:
+        step = max(1, max(image.size) // 256)  # a few ten thousand texels tell versions apart
+        base, other = image.to_array()[::step, ::step], painted.rgba[::step, ::step]
+        seen = base[..., 3] > 0.5
+        return float(np.median(np.abs(base - other)[..., :3][seen])) if seen.any() else 0.0
+
+    return min(same_size, key=measure_difference)
+
+
+def overlay_from_canonical(painted: Picture, canonical: CanonicalImage) -> Overlay:
+    """Computes the overlay of the change that a user made to a canonical image.
+
+    Args:
+        painted: the picture as saved by an image tool.
+        canonical: the exported picture that it was painted on.
+
+    Returns:
+        An overlay at the size of the painted picture or of the canonical image, whichever is larger.
+
+    Raises:
+        UserError: a different aspect ratio, a picture more than four times larger or smaller, or no change (exit 3).
     """
     check_picture_size(painted, canonical.size, f"the exported picture of the layer {canonical.layer}")
     found = find_change(painted, canonical.to_array())
@@ -50,15 +80,15 @@ def overlay_from_canonical(painted: Picture, canonical: CanonicalImage) -> Overl
 
 
 def overlay_from_change(found: Change, painted: Picture, canonical: CanonicalImage) -> Overlay:
-    """Makes the overlay of what `find_change` found in a painted picture against a canonical image.
+    """Makes an overlay from the change that `find_change` found in a painted picture.
 
     Args:
         found: the change, at the size of the painted picture.
         painted: the painted picture.
-        canonical: the picture it started from, as exported.
+        canonical: the exported picture that it was painted on.
 
     Returns:
-        An overlay at the painted picture's size, or at the canonical image's where that is larger.
+        An overlay at the size of the painted picture or of the canonical image, whichever is larger.
     """
     notes = [*painted.notes, *found.notes]
     if painted.size != canonical.size:
@@ -75,10 +105,17 @@ def overlay_from_change(found: Change, painted: Picture, canonical: CanonicalIma
 
 
 def overlay_from_whole_picture(painted: Picture, canonical: CanonicalImage) -> Overlay:
-    """Makes an overlay of all of a picture, wherever the video shows the layer: for one that an upscaler enlarged.
+    """Makes an overlay of a complete picture, such as an enlarged one, wherever the video shows the layer.
+
+    Args:
+        painted: the picture to show.
+        canonical: the exported picture that it replaces.
+
+    Returns:
+        An overlay at the picture's size.
 
     Raises:
-        UserError: another aspect, or more than four times larger or smaller (exit 3).
+        UserError: a different aspect ratio, or a picture more than four times larger or smaller (exit 3).
     """
     check_picture_size(painted, canonical.size, f"the exported picture of the layer {canonical.layer}")
     own = canonical.to_array()[..., 3:]
@@ -94,8 +131,8 @@ def make_no_change_error(painted: Picture, base: str, notes: tuple[str, ...]) ->
 
     Args:
         painted: the painted picture.
-        base: what it equals: "the exported picture".
-        notes: what else there is to say, one sentence each.
+        base: name of its base for the message, such as "the exported picture".
+        notes: further explanations, one sentence each.
     """
     return bad_input(
         f"no change found in {painted.source or 'the picture'}",
@@ -106,12 +143,15 @@ def make_no_change_error(painted: Picture, base: str, notes: tuple[str, ...]) ->
 
 
 def find_change(painted: Picture, base: Rgba, settings: ChangeSettings = DEFAULTS) -> Change:
-    """Finds the texels of a painted picture that differ from its base, beyond noise.
+    """Finds the texels of a painted picture that differ from its base by more than noise.
 
     Args:
-        painted: any size of the aspect of `base`.
-        base: what it was painted on, float in [0, 1] with straight alpha (one everywhere for a video frame).
-        settings: of the search.
+        painted: the painted picture, of any size with the aspect ratio of `base`.
+        base: the picture that it was painted on, float in [0, 1] with straight alpha (1 everywhere for a video frame).
+        settings: thresholds of the search.
+
+    Returns:
+        The change, at the size of the painted picture.
     """
     base = np.asarray(base, np.float32)
     quick = None if painted.lossy else find_local_change(painted.rgba, base, settings)

@@ -1,7 +1,8 @@
-"""The texels of a painted picture that differ from the picture it was painted on, whatever a tool did to the others.
+"""Finds the texels of a picture that were painted on, regardless of how the image tool altered the others.
 
-A lossless picture that was changed in places is compared there only (`find_local_change`); where noise has to be told
-from paint, or nearly all was painted over, all of it is compared (`find_whole_change`). Both find the same.
+A lossless picture with local changes is compared only there (`find_local_change`). If noise has to be separated from
+paint, or if nearly everything was painted over, the entire picture is compared (`find_whole_change`). Both give the
+same result.
 """
 
 from __future__ import annotations
@@ -37,24 +38,24 @@ class ChangeSettings:
     """Settings of the search for paint. Levels are 8-bit levels of a color; alpha and coverage are in [0, 1]."""
 
     noise: NoiseModelSettings = NOISE_DEFAULTS
-    opaque_alpha: float = 0.999  # from here on a texel counts as opaque
-    min_alpha: float = 0.5  # strength of a change from which a texel counts as painted
-    min_coverage: float = 0.5  # of texels that count as seen
-    fill_levels: float = 24.0  # where nothing was ever seen, paint differs at least this much from a flat fill
-    min_fill_share: float = 0.3  # of the unseen texels: a second color with so many is a fill (a checkerboard)
-    max_fill_distance: float = 0.1  # a texel farther from a fill than this is paint, and tells nothing of the fill
-    soft_levels: float = 1.5  # least threshold of texels that are not opaque: they are rounded
-    erased_alpha: float = 0.25  # alpha taken away from which a texel counts as erased
-    min_erased_texels: int = 16  # from here on the user is told
-    min_speck_texels: int = 5  # fewer changed texels that lie together are noise
-    speck_reach_px: int = 5  # window around what is no speck in which faint texels are kept
+    opaque_alpha: float = 0.999  # a texel with at least this alpha counts as opaque
+    min_alpha: float = 0.5  # least strength of a change for a painted texel
+    min_coverage: float = 0.5  # least coverage of a seen texel
+    fill_levels: float = 24.0  # least difference of paint from a flat fill, in texels that no frame shows
+    min_fill_share: float = 0.3  # least share of the unseen texels for a second fill (a checkerboard)
+    max_fill_distance: float = 0.1  # a texel farther than this from a fill is paint
+    soft_levels: float = 1.5  # least threshold of texels that are not opaque, because they are rounded
+    erased_alpha: float = 0.25  # least decrease of alpha of an erased texel
+    min_erased_texels: int = 16  # least number of erased texels for a note
+    min_speck_texels: int = 5  # smaller groups of changed texels are noise
+    speck_reach_px: int = 5  # window around larger groups in which faint texels are kept
     exact_gap_px: int = 3  # gaps in paint up to this size are closed
-    noisy_gap_px: int = 5  # the same on noisy input
-    whole_gap_px: int = 17  # the same in a picture that changed nearly everywhere
-    whole_share: float = 0.6  # of what is seen: with more, a picture changed nearly everywhere
-    unseen_reach_px: int = 5  # window around seen texels in which texels count as seen
-    tile_px: int = 256  # side of what is compared at a time
-    halo_px: int = 4  # around a tile: gaps are closed by their neighbors
+    noisy_gap_px: int = 5  # the same for noisy input
+    whole_gap_px: int = 17  # the same for a picture that changed almost everywhere
+    whole_share: float = 0.6  # share of the seen texels above which a picture changed almost everywhere
+    unseen_reach_px: int = 5  # window around seen texels in which all texels count as seen
+    tile_px: int = 256  # side of a tile that is compared at once
+    halo_px: int = 4  # margin of a tile, because closing gaps needs neighbors
 
 
 DEFAULTS = ChangeSettings()
@@ -62,10 +63,10 @@ DEFAULTS = ChangeSettings()
 
 @dataclass(frozen=True)
 class Change:
-    """Where a painted picture differs from its base.
+    """Holds the difference between a painted picture and its base.
 
     Attributes:
-        rgba: the painted colors with the strength of the change as straight alpha, at the painted picture's size.
+        rgba: the painted colors, with the strength of the change as straight alpha, at the painted picture's size.
         notes: what was left out, one sentence each.
     """
 
@@ -80,11 +81,11 @@ class Change:
 
 @dataclass(frozen=True)
 class _Backdrop:
-    """What a tool put behind transparent texels when it dropped the alpha.
+    """Describes what a tool put behind transparent texels when it dropped the alpha channel.
 
     Attributes:
-        fills: the flat colors that may be there.
-        fill: the one that is blended with the picture; None: the picture's hidden colors are shown.
+        fills: the possible flat colors.
+        fill: the color that is blended with the picture; None if the picture's hidden colors are shown.
     """
 
     fills: Colors
@@ -100,16 +101,16 @@ class _Backdrop:
 
 
 def find_local_change(painted: Pixels, base: Pixels, settings: ChangeSettings = DEFAULTS) -> tuple[Part, Change] | None:
-    """Finds the change of a lossless picture that was painted in places: the part of it that changed, and how.
+    """Finds a local change of a lossless picture.
 
     Args:
-        painted: straight RGBA, as bytes or as float32 in [0, 1].
-        base: what it was painted on, of the same type.
-        settings: of the search.
+        painted: straight RGBA, uint8 or float32 in [0, 1].
+        base: the picture that it was painted on, of the same type.
+        settings: thresholds of the search.
 
     Returns:
-        The rows and columns that hold all that changed (none of them where nothing did) and the change there; None
-        where only the whole picture tells what is noise: another size, changes near half of the texels that were seen.
+        The rows and columns that contain the change (empty if nothing changed), and the change within them. None if the
+        entire picture is needed to estimate the noise: the sizes differ, or about half of the seen texels changed.
     """
     if painted.shape != base.shape or not painted.size:
         return None
@@ -161,7 +162,7 @@ def _compare_tiles(
     backdrop: _Backdrop | None,
     settings: ChangeSettings,
 ) -> Rgba:
-    """Computes the change where nothing is noise. What is equal is passed over; tiles stay in the processor's cache."""
+    """Computes the change of a noiseless picture tile by tile, which keeps it in the cache; skips equal tiles."""
     height, width = differs.shape
     side, halo = settings.tile_px, settings.halo_px
     result = np.zeros((height, width, 4), np.float32)
@@ -187,12 +188,15 @@ def _compare_tiles(
 
 
 def find_whole_change(painted: Picture, base: Rgba, settings: ChangeSettings = DEFAULTS) -> Change:
-    """Finds the change of a picture of any size of the aspect of `base`, lossy or not.
+    """Finds the change of a picture, lossy or lossless, of any size with the aspect ratio of `base`.
 
     Args:
         painted: the painted picture.
-        base: what it was painted on, float32 in [0, 1] with straight alpha.
-        settings: of the search.
+        base: the picture that it was painted on, float32 in [0, 1] with straight alpha.
+        settings: thresholds of the search.
+
+    Returns:
+        The change, at the size of the painted picture.
     """
     exact_size = painted.size == (base.shape[1], base.shape[0])
     ground = base if exact_size else unpremultiply(resize_image(premultiply(base), painted.size))
@@ -219,13 +223,13 @@ def find_whole_change(painted: Picture, base: Rgba, settings: ChangeSettings = D
 
 
 def _blend_as_shown(rgba: Rgba, plain: Rgb, coverage: Gray) -> Rgb:
-    """Takes painted colors of faint texels only as far as they show: straight ones are mostly rounding there."""
+    """Blends painted colors of faint texels by their coverage: straight colors are mostly rounding noise there."""
     share = np.minimum(rgba[..., 3], coverage)
     return plain + (rgba[..., :3] - plain) * cv2.merge([share] * 3)
 
 
 def _erasure_notes(alpha: np.ndarray, coverage: np.ndarray, one: int, settings: ChangeSettings) -> tuple[str, ...]:
-    """Makes a note where alpha was taken away; `one` is what stands for opaque."""
+    """Makes a note if alpha was erased; `one` is the value of opaque alpha."""
     if np.count_nonzero(cv2.subtract(coverage, alpha) > settings.erased_alpha * one) < settings.min_erased_texels:
         return ()
     return ("erased places are left as they are in the video: paint over what should change",)
@@ -234,7 +238,7 @@ def _erasure_notes(alpha: np.ndarray, coverage: np.ndarray, one: int, settings: 
 def _extract_change_by_alpha(
     rgba: Rgba, coverage: Gray, same: BaseComparison, scale: float, whole: bool, settings: ChangeSettings
 ) -> Rgba:
-    """Extracts the change by what differs in color and by what was added where the base was transparent."""
+    """Extracts the change from differences in color, and from alpha that was added where the base is transparent."""
     alpha = rgba[..., 3]
     reach = np.ones((2 * int(np.ceil(scale)) + 1,) * 2, np.uint8)
     gained = np.clip(alpha - cv2.dilate(coverage, reach), 0, 1)
@@ -258,10 +262,10 @@ def _extract_change(
     Args:
         rgba: the painted picture.
         coverage: alpha of the base.
-        same: how far texels are from the base, and how far they may be.
-        strength: how opaque the paint is; None: opaque.
-        whole: whether these are all of the texels, so that nearly all may have changed.
-        settings: of the search.
+        same: the distance of texels from the base, and the distance that noise explains.
+        strength: opacity of the paint; None for opaque.
+        whole: whether these are all of the texels, so that nearly all of them may have changed.
+        settings: thresholds of the search.
     """
     alpha = np.clip((same.distance - same.threshold) / (same.threshold + LEVEL), 0, 1)
     mask = (alpha > settings.min_alpha).astype(np.uint8)
@@ -285,7 +289,7 @@ def _extract_change(
 
 
 def _find_fills(unseen: Float[np.ndarray, "n 3"], settings: ChangeSettings) -> Colors:
-    """Finds the flat colors a tool put behind transparent texels: the most frequent, and others with a large share."""
+    """Finds the flat colors that a tool put behind transparent texels: the most frequent ones."""
     if len(unseen) == 0:
         return np.array([[1, 1, 1], [0, 0, 0]], np.float32)
     bins = np.rint(unseen * 31).astype(np.int64) @ np.array([1024, 32, 1])  # 32 steps a channel
@@ -302,17 +306,17 @@ def _choose_fill(
     fills: Colors,
     settings: ChangeSettings,
 ) -> Float[np.ndarray, "3"] | None:
-    """Chooses the flat color on which soft texels of the base look most like those that are seen.
+    """Chooses the flat color over which the soft texels of the base look most like the painted ones.
 
     Args:
         seen: the painted colors of soft texels.
-        own: the base's colors there, with alpha.
-        hidden: the base's colors there as they are under the alpha.
+        own: the base's colors of these texels, with alpha.
+        hidden: the base's colors of these texels without alpha.
         fills: the flat colors to choose from.
-        settings: of the search.
+        settings: thresholds of the search.
 
     Returns:
-        The color; None where the base's own, hidden colors are shown.
+        The color; None if the hidden colors of the base are shown instead.
     """
     candidates = [hidden, *(own[:, :3] * own[:, 3:] + fill * (1 - own[:, 3:]) for fill in fills)]
     limit = settings.max_fill_distance
@@ -323,7 +327,7 @@ def _choose_fill(
 def _compare_unseen_with_fills(
     rgb: Rgb, coverage: Gray, fills: Colors, hidden: Rgb, same: BaseComparison, settings: ChangeSettings
 ) -> BaseComparison:
-    """Measures the texels that no frame shows against the flat fills instead of the base."""
+    """Compares the texels that no frame shows with the flat fills instead of the base."""
     reach = np.ones((settings.unseen_reach_px,) * 2, np.uint8)
     seen = cv2.dilate((coverage >= LEVEL).astype(np.uint8), reach) > 0
     to_fill = max_over_channels(np.abs(rgb - hidden))

@@ -1,11 +1,11 @@
-"""One edit for all of a clip: what is painted on one chart of a canonical picture is carried to the others.
+"""Propagates paint from one chart of a canonical picture to the other charts, so that one edit covers the entire clip.
 
-Where a layer or a clip has several charts (`planar/sheets.py`), neighbors meet in time: the edit is rendered into the
-last frame of the one, follows the optical flow into the first frame of the other, and is lifted from there into its
-chart. Charts that overlap in time share a frame; no flow is needed then.
+If a layer or a clip has several charts (`neural_fields/atlas/chart.py`), neighboring charts meet in time: the edit is
+rendered into the last frame of one chart, follows the optical flow into the first frame of the next, and is lifted
+from there into that chart. Charts that overlap in time share a frame and need no flow.
 
-What hides a layer there does not hide the edit: the maps know where the layer lies behind it, and the flow is carried
-on.
+An object in front of the layer does not interrupt the propagation: the maps give the position of the layer behind it,
+and the flow is extrapolated.
 """
 
 from __future__ import annotations
@@ -19,16 +19,14 @@ from jaxtyping import Bool, Float, UInt8
 
 from editors.inputs.frame_lifting import DEFAULTS as LIFTING
 from editors.inputs.frame_lifting import lift_paint, read_frame_maps
-from neural_fields.atlas import canonical
 from neural_fields.atlas.canonical import CanonicalImage, Overlay, resample_overlay
 from neural_fields.atlas.chart import Chart
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.data.flow.compute import consistency_mask
 from neural_fields.imaging.alpha import premultiply, resize_image, unpremultiply
+from neural_fields.open_runs.planar_run import PlanarRun
 from neural_fields.planar.init.frame_registration import extrapolate_shifts
 from neural_fields.rendering.overlay_pass import OverlayPass
-from neural_fields.runs.run import Run
-from neural_fields.runs.source import read_source
 from neural_fields.tracking.points import DEFAULTS as TRACKING
 from neural_fields.tracking.points import choose_handover_frames
 
@@ -37,9 +35,9 @@ from neural_fields.tracking.points import choose_handover_frames
 class ChartCarryingSettings:
     """Settings of carrying an edit from chart to chart."""
 
-    max_texels: int = 16_000_000  # of an overlay that covers a part of its picture and is carried beyond it
-    min_alpha: float = 0.02  # less of an edit than this in a frame is not worth carrying on
-    min_pixels: int = 4  # of a frame that show the edit
+    max_texels: int = 16_000_000  # largest overlay that covers a part of its picture and is extended
+    min_alpha: float = 0.02  # fainter paint in a frame is not propagated
+    min_pixels: int = 4  # least number of pixels of a frame that show the edit
 
 
 DEFAULTS = ChartCarryingSettings()
@@ -47,7 +45,7 @@ DEFAULTS = ChartCarryingSettings()
 
 @dataclass(frozen=True)
 class _ChartStep:
-    """From one chart of a series to the next or to the one before, and the frames by which to go."""
+    """Describes a step from one chart of a series to a neighboring one, and the frames in which they meet."""
 
     start: Chart
     end: Chart
@@ -56,23 +54,23 @@ class _ChartStep:
 
 
 def carry_to_charts(
-    run: Run, maps: Maps, overlays: Mapping[str, Overlay], settings: ChartCarryingSettings = DEFAULTS
+    run: PlanarRun, overlays: Mapping[str, Overlay], settings: ChartCarryingSettings = DEFAULTS
 ) -> tuple[dict[str, Overlay], list[str]]:
-    """Carries what was painted on one chart to all charts of its series.
+    """Propagates the paint on one chart to all charts of its series.
 
-    A chart that was painted on itself is left as it was painted.
+    Charts that were painted on themselves stay unchanged.
 
     Args:
-        run: the run.
-        maps: its baked maps.
-        overlays: what was painted, by layer.
-        settings: of the carrying.
+        run: the open run.
+        overlays: painted overlays, by layer.
+        settings: limits of the propagation.
 
     Returns:
-        The overlays of all charts, by layer, and what to tell the user.
+        The overlays of all charts, by layer, and notes for the user.
     """
     result = dict(overlays)
     notes: list[str] = []
+    maps = run.maps
     for series in maps.charts:
         painted = []
         for chart in series:
@@ -80,8 +78,7 @@ def carry_to_charts(
             painted.append(own is not None and bool((_crop_to_chart(own, chart)[..., 3] > 0).any()))
         if not any(painted) or all(painted):
             continue
-        frames = read_source(run).frames
-        pictures = {name: canonical.read_pristine(run.canonical, name) for name in maps.layers}
+        frames, pictures = run.video.frames, run.canonicals
         done, short = list(painted), 0
         for step in _order_steps(series, painted):
             # The edit in the frame where the charts meet: straight RGBA at the size of the maps, without light.
@@ -112,7 +109,7 @@ def carry_to_charts(
             done[series.index(step.end)] = True
         reached = sum(done) - sum(painted)
         if reached:
-            notes.append(f"carried to {reached} more of the {len(series)} parts of {_name_series(series)}")
+            notes.append(f"propagated to {reached} more of the {len(series)} charts of {_name_series(series)}")
         if short:
             notes.append(
                 f"{len(series) - sum(done)} parts of {_name_series(series)} show nothing of it where they meet the "
@@ -127,7 +124,7 @@ def _name_series(series: tuple[Chart, ...]) -> str:
 
 
 def _order_steps(series: tuple[Chart, ...], painted: list[bool]) -> Iterator[_ChartStep]:
-    """Orders the steps to all charts that were not painted on, each from the nearest that was; nearer ones first."""
+    """Orders the steps from each painted chart to the unpainted charts that are nearest to it, nearer ones first."""
     count = len(series)
     sources = [index for index in range(count) if painted[index]]
     nearest = {i: min(sources, key=lambda source: (abs(source - i), source)) for i in range(count)}
@@ -181,7 +178,7 @@ def _lift_to_chart(
     step: _ChartStep,
     settings: ChartCarryingSettings,
 ) -> Overlay | None:
-    """Lifts the edit of a frame into an overlay of the chart's layer; None where there is none to speak of."""
+    """Lifts the edit of a frame into an overlay of the chart's layer; returns None if almost nothing is visible."""
     index, t = maps.layers.index(step.end.layer), step.to_frame
     seen = maps.read_layer_weight(t, index, maps.size) >= LIFTING.min_weight
     if ((rgba[..., 3] > settings.min_alpha) & seen).sum() < settings.min_pixels:

@@ -1,7 +1,8 @@
-"""Edit by layered document: what was painted on its own layers of an .ora or .psd file becomes an overlay, bit for bit.
+"""Edit by layered document: paint on separate layers of an .ora or .psd file becomes an overlay, bit for bit.
 
-Nothing has to be compared: the document has a layer to paint on, and programs keep layers apart. Its other layers (the
-picture below, the edits so far, guides) are known by their names, which every program keeps, and never become paint.
+No comparison is needed: the document has a layer to paint on, and programs keep layers separate. The other layers (the
+picture, the earlier edits, guides) are recognized by their names, which every program preserves; they never become
+paint.
 """
 
 from __future__ import annotations
@@ -12,12 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from editors.inputs.canonical_picture import find_change
+from editors.inputs.canonical_picture import find_base_version, find_change
 from editors.inputs.file_kinds import DOCUMENT_SUFFIXES, PROGRAM_SUFFIXES, match_layer
 from editors.inputs.sizes import check_picture_size, compute_pixel_limit
-from neural_fields.atlas import canonical
 from neural_fields.atlas.canonical import CanonicalImage, Overlay
-from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core.errors import UserError, bad_input
 from neural_fields.export.pictures.canonical import read_exported_versions
 from neural_fields.imaging.alpha import premultiply, resize_image, unpremultiply
@@ -36,7 +35,7 @@ from neural_fields.imaging.documents.layered import (
 from neural_fields.imaging.documents.openraster import read_ora
 from neural_fields.imaging.documents.psd import SIGNATURE, read_psd
 from neural_fields.imaging.image_io import Picture
-from neural_fields.runs.run import Run
+from neural_fields.open_runs.planar_run import PlanarRun
 
 SUFFIXES = (*DOCUMENT_SUFFIXES, *PROGRAM_SUFFIXES)
 _ZIP, _XCF = b"PK", b"gimp xcf"
@@ -46,9 +45,9 @@ _ZIP, _XCF = b"PK", b"gimp xcf"
 class DocumentSettings:
     """Settings of reading paint from layered documents."""
 
-    max_rounding: float = 2.5 / 255  # programs that keep premultiplied colors in 8 bits give them back about so well
-    min_coverage: float = 0.5  # of texels of the picture that count as seen
-    max_changed_share: float = 0.5  # of what is seen; a base that differs in more is another picture, or a part of it
+    max_rounding: float = 2.5 / 255  # rounding error of programs that store premultiplied 8-bit colors
+    min_coverage: float = 0.5  # least coverage of a seen texel of the picture
+    max_changed_share: float = 0.5  # share of the seen texels above which the base is another picture, or a part of it
 
 
 DEFAULTS = DocumentSettings()
@@ -56,7 +55,7 @@ DEFAULTS = DocumentSettings()
 
 @dataclass(frozen=True)
 class _Leaf:
-    """A layer with pixels in the document, and the groups it is in, from the outside."""
+    """Describes a layer with pixels, and the groups that contain it, outermost first."""
 
     layer: DocumentLayer
     groups: tuple[DocumentLayer, ...]
@@ -71,12 +70,12 @@ class _Leaf:
 
     @property
     def is_ours(self) -> bool:
-        """Whether it is a layer that we put there to be looked at."""
+        """Whether the export wrote this layer for display only."""
         return any(self.has_name(name) for name in (BASE, EDITS, GUIDE))
 
     @property
     def trouble(self) -> str:
-        """Why its pixels, and the opacity of its groups, do not say what it shows."""
+        """The reason why its pixels and the opacity of its groups do not determine what it shows; empty if they do."""
         for item in (self.layer, *self.groups):
             if item.unsupported_reason:
                 return item.unsupported_reason
@@ -88,41 +87,40 @@ class _Leaf:
 
 
 def is_document(path: Path) -> bool:
-    """Tells whether a file is a layered document, by its name or its first bytes; others are read as plain pictures."""
+    """Tells whether a file is a layered document, by its name or its first bytes. Other files are plain pictures."""
     return path.suffix.lower() in SUFFIXES or _read_head(path).startswith((_ZIP, SIGNATURE, _XCF))
 
 
 def read_document_overlays(
-    run: Run,
-    maps: Maps,
+    run: PlanarRun,
     path: Path,
     layer: str | None = None,
-    pictures: Mapping[str, CanonicalImage] | None = None,
     settings: DocumentSettings = DEFAULTS,
 ) -> Mapping[str, Overlay]:
-    """Reads what was painted in a layered document, as the overlay of one canonical layer.
+    """Reads the paint in a layered document as the overlay of one canonical layer.
 
-    All visible layers above the picture count as paint but for those that we put there: the one to paint on, whatever
-    it is called now, and those that a painter added, in their order and with their opacity.
+    All visible layers above the picture count as paint, in their order and with their opacity: the layer to paint on,
+    even if it was renamed, and layers that the painter added. Layers that the export wrote for display do not count.
 
     Args:
-        run: the run.
-        maps: its baked maps.
+        run: the open run.
         path: an .ora or .psd file.
-        layer: the canonical layer; by default the one that the document or its file name tells.
-        pictures: the exported pictures, where they are at hand.
-        settings: of the reading.
+        layer: the canonical layer; by default the one that the document or its file name states.
+        settings: tolerances of the reading.
+
+    Returns:
+        One overlay, by the name of its layer.
 
     Raises:
-        UserError: a file that cannot be read or is not safe to open, a canvas that was cropped or turned, a layer with
-            a blend mode, nothing painted, a layer that the run does not have (exit 3 or 7).
+        UserError: a file that cannot be read or is not safe to open, a cropped or rotated canvas, a layer with a blend
+            mode, no paint, or a layer that the run does not have (exit 3 or 7).
     """
-    pictures = pictures or {name: canonical.read_pristine(run.canonical, name) for name in maps.layers}
+    pictures = run.canonicals
     document = _read_document(path, max(compute_pixel_limit(picture.size) for picture in pictures.values()))
     leaves = list(_iterate_leaves(document.layers, ()))
-    name = find_layer(document, path, list(maps.layers), layer)
+    name = find_layer(run, document, path, layer)
     digest = document.origin.get("sha256")
-    if isinstance(digest, str) and digest not in read_exported_versions(run, name):
+    if isinstance(digest, str) and digest not in read_exported_versions(run.files, name):
         raise bad_input(
             f"{path.name} was exported from another run",
             where=str(path),
@@ -133,7 +131,7 @@ def read_document_overlays(
     # The picture that the canvas shows, and whether it was painted on itself.
     base = next((leaf for leaf in leaves if leaf.has_name(BASE)), None)
     under = None if base is None else _as_picture(place_on_canvas(base.layer, document.size), path)
-    picture = pictures[name] if under is None else canonical.find_base_version(run.canonical, name, under)
+    picture = pictures[name] if under is None else find_base_version(run, name, under)
     canvas = _as_picture(np.zeros((document.size[1], document.size[0], 4), np.float32), path)
     check_picture_size(canvas, picture.size, f"the exported picture of the layer {name}")
     touched = under is not None and _is_base_painted(under, picture, path, settings)
@@ -162,23 +160,28 @@ def read_document_overlays(
     return {name: Overlay(rgba, picture.box, tuple(notes))}
 
 
-def find_layer(document: LayeredDocument, path: Path, layers: Sequence[str], asked: str | None = None) -> str:
+def find_layer(run: PlanarRun, document: LayeredDocument, path: Path, asked: str | None = None) -> str:
     """Finds the canonical layer that a document belongs to.
 
-    It is told by the name of the layer with the picture, else by what we stored in the file, else by the file's name.
+    The name of the layer with the picture states it; otherwise the metadata that the export stored in the file;
+    otherwise the file name.
 
     Args:
+        run: the open run.
         document: the document.
-        path: its file.
-        layers: those of the run.
-        asked: what the user says; it must not contradict the document.
+        path: path of the document.
+        asked: the layer that the user named; it must not contradict the document.
+
+    Returns:
+        The name of the layer.
 
     Raises:
-        UserError: nothing tells, or a layer that the run does not have (exit 3).
+        UserError: the layer cannot be determined, or the run does not have it (exit 3).
     """
+    if asked is not None:
+        run.require_layer(asked)
+    layers = run.layers
     every_name = f"the layers of this run, front to back: {', '.join(layers)}"
-    if asked is not None and asked not in layers:
-        raise bad_input(f"there is no layer '{asked}'", why=every_name, fix=f"--layer {layers[0]}")
     told = [item.name.partition(f"{BASE}: ")[2] for item in iterate_layers(document.layers)]
     told.append(str(document.origin.get("layer", "")))
     for text in told:
@@ -235,7 +238,7 @@ def _iterate_leaves(layers: Sequence[DocumentLayer], groups: tuple[DocumentLayer
 
 
 def _keep_layers(layers: Sequence[DocumentLayer], kept: Sequence[DocumentLayer]) -> tuple[DocumentLayer, ...]:
-    """Takes all layers but `kept` out of layers and groups."""
+    """Removes all layers except `kept` from layers and groups."""
     found = []
     for item in layers:
         item_kept = any(item is other for other in kept)
@@ -249,7 +252,7 @@ def _find_paint_leaves(leaves: Sequence[_Leaf], path: Path) -> list[_Leaf]:
     """Finds the layers that are paint.
 
     Raises:
-        UserError: nothing tells paint from what was there, or a layer cannot be taken as it is (exit 3).
+        UserError: paint cannot be separated from the exported picture, or a layer has an unsupported mode (exit 3).
     """
     known = [leaf for leaf in leaves if leaf.is_ours or leaf.has_name(PAINT)]
     if not known:
@@ -272,7 +275,7 @@ def _find_paint_leaves(leaves: Sequence[_Leaf], path: Path) -> list[_Leaf]:
 
 
 def _find_lowest_base(leaves: Sequence[_Leaf]) -> int:
-    """Finds the place of the picture among the layers; after the last one where it is gone."""
+    """Finds the index of the picture among the layers; returns the number of layers if it was deleted."""
     return max((place for place, leaf in enumerate(leaves) if leaf.has_name(BASE)), default=len(leaves))
 
 
@@ -281,10 +284,10 @@ def _as_picture(rgba: Rgba, path: Path) -> Picture:
 
 
 def _is_base_painted(under: Picture, picture: CanonicalImage, path: Path, settings: DocumentSettings) -> bool:
-    """Tells whether the picture in a document is not what was exported any more.
+    """Tells whether the picture in a document differs from the exported one.
 
     Raises:
-        UserError: it is another picture altogether (exit 3).
+        UserError: it is a different picture (exit 3).
     """
     check_picture_size(under, picture.size, f"the exported picture of the layer {picture.layer}")
     if under.size == picture.size:
@@ -304,9 +307,9 @@ def _is_base_painted(under: Picture, picture: CanonicalImage, path: Path, settin
 
 
 def _no_paint_error(
-    run: Run, path: Path, layer: str, leaves: Sequence[_Leaf], document: LayeredDocument, touched: bool
+    run: PlanarRun, path: Path, layer: str, leaves: Sequence[_Leaf], document: LayeredDocument, touched: bool
 ) -> UserError:
-    """Makes the error for a document without paint, with what was done instead."""
+    """Makes the error for a document without paint; it says what the user did instead."""
     above = leaves[: _find_lowest_base(leaves)]
     hidden = [leaf for leaf in above if not (leaf.is_visible or leaf.is_ours or leaf.trouble)]
     names = [leaf.layer.name for leaf in hidden if (place_on_canvas(leaf.layer, document.size)[..., 3] > 0).any()]

@@ -1,4 +1,4 @@
-"""Which files are documents, and which layer a name in them means."""
+"""File name suffixes of documents, and the layer that a name refers to."""
 
 from __future__ import annotations
 
@@ -9,6 +9,20 @@ PROGRAM_SUFFIXES = (".kra", ".xcf", ".psb")  # files that only their own program
 
 
 def match_layer(text: str, layers: Sequence[str]) -> str | None:
-    """Finds the longest name of a layer that a text begins with, as a whole word."""
+    """Finds the layer with the longest name that a text begins with, as a complete word.
+
+    Args:
+        text: a file name or the name of a document's layer.
+        layers: the names of the run's layers.
+
+    Returns:
+        The name of the layer; None if there is no such layer.
+
+    Example:
+        >>> match_layer("car-2nd-try", ["car", "background"])
+        'car'
+        >>> match_layer("carpet", ["car", "background"]) is None
+        True
+    """
     fits = [name for name in layers if text.startswith(name) and not text[len(name) : len(name) + 1].isalnum()]
     return max(fits, key=len, default=None)

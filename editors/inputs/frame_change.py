@@ -1,8 +1,8 @@
-"""Where a frame of a clip was painted on, however the clip was saved since.
+"""Finds the paint on a frame of a clip, however the clip was saved.
 
-What a video codec leaves of a frame differs from it in fine detail, and the more the busier the frame is around a
-texel. Means over some texels differ little: a codec keeps those, and paint changes them. So paint is found by means
-that stand far out of what is usual for texels as busy, and followed to its edges from there.
+A video codec changes the fine detail of a frame, and more so where the frame is busy. Local means change little: a
+codec preserves them, and paint alters them. So paint is detected where local means deviate far more than is usual for
+texels with as much contrast, and followed from there to its edges.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ Frame = UInt8[np.ndarray, "height width 3"]
 class FramePaintSettings:
     """Settings of the search for paint in a frame that a codec may have changed. Levels are 8-bit levels."""
 
-    narrow_px: int = 3  # sides of the windows that means are taken of
+    narrow_px: int = 3  # sides of the windows for local means
     small_px: int = 5
     large_px: int = 17
-    contrast_levels: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)  # between two of them texels count as equally busy
-    textured_levels: float = 4.0  # contrast from which the frame tells how strongly it was compressed
-    min_texels: int = 64  # of a kind that tell what is usual for it
-    usual_levels: tuple[float, float] = (0.3, 2.5)  # usual means of the best and the worst files
-    contrast_per_level: float = 48.0  # an edge may lose one level for so many, however good the file
-    far: float = 21.0  # times the usual, for means of the small window: no codec does that
-    far_large: float = 11.0  # the same for means of the large window
-    near: float = 10.0  # times the usual, for means of the narrow window: what goes on from there is paint too
-    min_spot_texels: int = 9  # so far out that make a spot of paint
-    whole_share: float = 0.5  # of what is seen: who painted so much painted all of it
+    contrast_levels: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)  # limits of the classes of equally busy texels
+    textured_levels: float = 4.0  # contrast above which the frame reveals its compression
+    min_texels: int = 64  # least number of texels of a class for its usual deviation
+    usual_levels: tuple[float, float] = (0.3, 2.5)  # usual deviations of the best and the worst files
+    contrast_per_level: float = 48.0  # an edge may lose one level per so much contrast in any file
+    far: float = 21.0  # factor of the usual deviation in the small window that no codec reaches
+    far_large: float = 11.0  # the same in the large window
+    near: float = 10.0  # factor of the usual deviation in the narrow window for texels connected to paint
+    min_spot_texels: int = 9  # least number of such texels for a spot of paint
+    whole_share: float = 0.5  # share of the seen texels above which all of them count as painted
 
 
 DEFAULTS = FramePaintSettings()
@@ -45,17 +45,17 @@ def find_frame_paint(
     is_lossy: bool,
     settings: FramePaintSettings = DEFAULTS,
 ) -> Float[np.ndarray, "height width"] | None:
-    """Finds how much of each texel is paint.
+    """Estimates the opacity of paint in each texel of a frame.
 
     Args:
-        painted: a frame after painting.
-        base: the frame before.
-        seen: texels that count for whether all of it was painted on.
-        is_lossy: whether saving alone may have changed colors.
-        settings: of the search.
+        painted: the frame after painting.
+        base: the frame before painting.
+        seen: texels that show the layer; if most of them are painted, all texels count as painted.
+        is_lossy: whether saving may have changed colors.
+        settings: thresholds of the search.
 
     Returns:
-        Alpha in [0, 1]; None where nothing is paint.
+        Alpha in [0, 1]; None if there is no paint.
     """
     if not is_lossy:
         off = cv2.absdiff(painted, base)
@@ -110,11 +110,11 @@ def find_frame_paint(
 
 
 def _blur(off: Float[np.ndarray, "height width 3"], side: int) -> Float[np.ndarray, "height width 3"]:
-    """Takes the mean of the texels around; beyond the edge nothing differs, or an edge alone would count twice."""
+    """Computes local means; beyond the border the difference is 0, so that texels at the border do not count twice."""
     return cv2.blur(off, (side, side), borderType=cv2.BORDER_CONSTANT)
 
 
 def _largest_channel(values: Float[np.ndarray, "height width 3"]) -> Float[np.ndarray, "height width"]:
-    """Takes the largest size of the three channels."""
+    """Computes the largest absolute value of the three channels."""
     one, two, three = (cv2.absdiff(plane, 0.0) for plane in cv2.split(values))
     return cv2.max(cv2.max(one, two), three)

@@ -1,15 +1,15 @@
-"""Fuses all frames of an edited video into one picture a layer: streamed, robust, and as sharp as the frames.
+"""Fuses all frames of an edited video into one picture per layer: streamed, robust, and as sharp as the frames.
 
-Each layer's picture starts as a mean of the frames, and what it misses of them is put back a few times (iterative
-back-projection, Irani and Peleg, 1991), each pixel with the less weight the further the picture is from it
-(Geman-McClure, with a width that narrows: Black and Rangarajan, "On the Unification of Line Processes, Outlier
-Rejection, and Robust Statistics", 1996): a frame that shows something else than the others leaves no trace.
-Pixels that layers share correct all of them, each by its share.
+Each layer's picture starts as the mean of the frames. Then the residual is added back a few times (iterative
+back-projection, Irani and Peleg, 1991); a pixel weighs less the larger its residual is (Geman-McClure, with a width
+that narrows: Black and Rangarajan, "On the Unification of Line Processes, Outlier Rejection, and Robust Statistics",
+1996), so that a frame that disagrees with the others leaves no trace. Pixels that show several layers correct each of
+them by its share.
 
-Where frames have nothing in common, for example where brush strokes swim, their mean is a blur. There the picture
-starts anew from the frames around the middle of the clip, and keeps what agrees with those.
+Where the frames have nothing in common, for example where brush strokes swim, their mean is a blur. There the picture
+restarts from the frames around the middle of the clip and keeps what agrees with them.
 
-One frame is in memory at a time. Every pass goes over all of them.
+One frame is in memory at a time. Every pass reads all frames.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core.coords import Box
+from neural_fields.core.progress import Progress, ProgressReporter
 from neural_fields.imaging.push_pull import pull_push
 
 
@@ -32,26 +33,26 @@ from neural_fields.imaging.push_pull import pull_push
 class FusionSettings:
     """Settings of the fusion of edited frames."""
 
-    min_weight: float = 0.02  # of a pixel; with less of a layer it says nothing about it
-    min_known_px: float = 0.3  # a texel that was seen by more has a color of its own
-    robust_widths: tuple[float, ...] = (0.4, 0.3, 0.2)  # color distances from which a pixel counts less, pass by pass
+    min_weight: float = 0.02  # a pixel with less of a layer is ignored for that layer
+    min_known_px: float = 0.3  # a texel that more pixels show than this has a known color
+    robust_widths: tuple[float, ...] = (0.4, 0.3, 0.2)  # widths of the robust weight in units of color, per pass
     # Those of the passes after the frames that do not agree were set aside.
     restart_widths: tuple[float, ...] = (0.1, 0.1)
-    middle_power: int = 6  # by which frames count less the farther they are from the middle, in a start from there
+    middle_power: int = 6  # exponent that reduces the weight of frames far from the middle, in a restart
     # Frames agree where most of their weight is within the width, or where the picture explains most of what they show
     # around a texel; below the first figure not at all, from the second on fully.
     majority_share: tuple[float, float] = (0.6, 0.75)
     explained_share: tuple[float, float] = (0.3, 0.6)
-    plain_deviation: float = 0.03  # standard deviation of colors so small that there is nothing to explain
-    agreement_sigma_share: float = 1 / 120  # of the picture's longer side: Gaussian over the surroundings of a texel
-    outline_share: float = 0.03  # of the frame's longer side: as near to a layer's end edits often draw outlines
-    outline_power: int = 4  # by which pixels there count less
-    middle_outline_power: int = 16  # the same in a start from the middle, where few frames are heard
-    min_surroundings: float = 0.05  # share of the layer around a pixel: less counts as this much
-    min_gain: float = 0.05  # light under which it is not divided out
-    light_side_px: int = 160  # longer side of the frames that light is measured on
-    light_frames: int = 24  # at most, that light is measured on
-    min_light_share: float = 0.35  # of what still pictures miss: so much the light must explain before it is applied
+    plain_deviation: float = 0.03  # standard deviation of colors below which there is nothing to explain
+    agreement_sigma_share: float = 1 / 120  # sigma of a Gaussian, as a share of the picture's longer side
+    outline_share: float = 0.03  # share of the frame's longer side within which edits often draw outlines
+    outline_power: int = 4  # exponent that reduces the weight of pixels there
+    middle_outline_power: int = 16  # the same in a restart from the middle, which uses few frames
+    min_surroundings: float = 0.05  # least value of the layer's share around a pixel
+    min_gain: float = 0.05  # lighting below which it is not divided out
+    light_side_px: int = 160  # longer side of the frames on which lighting is measured
+    light_frames: int = 24  # largest number of frames on which lighting is measured
+    min_light_share: float = 0.35  # share of the residual of still pictures that the lighting must explain
 
 
 DEFAULTS = FusionSettings()
@@ -59,10 +60,10 @@ DEFAULTS = FusionSettings()
 
 @dataclass(frozen=True)
 class FusionGrid:
-    """The grid of texels of the picture that one layer shall have.
+    """Describes the texel grid of the fused picture of one layer.
 
     Attributes:
-        layer: its number among the layers of the maps.
+        layer: index of the layer in the maps.
         box: the part of the canonical plane that the picture covers.
         size: (width, height) of the picture in texels.
     """
@@ -74,13 +75,13 @@ class FusionGrid:
 
 @dataclass(frozen=True)
 class FusedFrames:
-    """What all frames show of a layer.
+    """Holds the fused picture of a layer.
 
     Attributes:
-        color: without the layer's light; defined where frames show the layer, and around it.
-        shared_color: the same, but with what frames have in common also where they do not agree: steadier, and softer.
-        visible_mask: texels that frames show, and those between them.
-        agreement: the share of what is seen on which the frames agree.
+        color: RGB in [0, 1] without the layer's lighting; defined where frames show the layer, and around it.
+        shared_color: the same, but averaged over all frames where they disagree: steadier and softer.
+        visible_mask: texels that frames show, and the texels between them.
+        agreement: the share of the visible texels on which the frames agree, in [0, 1].
     """
 
     color: Float[np.ndarray, "height width 3"]
@@ -90,7 +91,6 @@ class FusedFrames:
 
 
 FrameSource = Callable[[], Iterable[Float[np.ndarray, "height width 3"]]]  # what the layers shall show, frame by frame
-ReportFrames = Callable[[int, int], None]
 
 
 def fuse_frames(
@@ -99,25 +99,25 @@ def fuse_frames(
     grids: Sequence[FusionGrid],
     size: tuple[int, int],
     has_light: bool,
-    progress: ReportFrames,
+    report: ProgressReporter,
     settings: FusionSettings = DEFAULTS,
 ) -> list[FusedFrames]:
-    """Fuses frames into one picture a layer, which together show all frames as well as still pictures can.
+    """Fuses frames into one picture per layer; together the pictures reproduce all frames as well as possible.
 
     Args:
-        frames: gives the frames of the run, from the first; called once a pass. RGB; in pixels that other layers share,
-            only what the layers of `grids` add.
+        frames: returns an iterator over the frames of the run, from the first; called once per pass. RGB in [0, 1]; in
+            pixels that other layers share, only the contribution of the layers of `grids`.
         maps: the baked maps of the run.
-        grids: of the pictures to make.
-        size: (width, height) of the frames.
-        has_light: whether the layers' light falls on the pictures.
-        progress: told how many frames of all passes are done.
-        settings: which pixels count, and where frames agree.
+        grids: the grids of the pictures to make.
+        size: (width, height) of the frames in pixels.
+        has_light: whether the layers' lighting is applied to the pictures.
+        report: called with the number of frames done, over all passes.
+        settings: which pixels count, and when frames agree.
 
     Returns:
         One picture for each of `grids`.
     """
-    clip = _EditedClip(frames, maps, grids, size, has_light, progress, settings)
+    clip = _EditedClip(frames, maps, grids, size, has_light, report, settings)
 
     # The first pictures: the mean of all frames, and of those around the middle of the clip.
     mean, middle, seen = (_TexelSums.make_all(grids) for _ in range(3))
@@ -171,20 +171,19 @@ def follows_light(
     size: tuple[int, int],
     settings: FusionSettings = DEFAULTS,
 ) -> bool:
-    """Tells whether the frames follow the layers' light: whether still pictures under it show them clearly better.
+    """Tells whether the frames follow the layers' lighting: whether pictures under it fit the frames clearly better.
 
-    A part of the frames is compared at a small size. Both errors are those of least squares, texel by texel, in closed
-    form.
+    A subset of the frames is compared at a small size. Both errors are least-squares errors in closed form, per texel.
 
     Args:
         frames: as for `fuse_frames`.
         maps: the baked maps of the run.
-        grids: of the layers' pictures.
-        size: (width, height) of the frames.
-        settings: how small, how many frames, and how much better.
+        grids: the grids of the layers' pictures.
+        size: (width, height) of the frames in pixels.
+        settings: the size, the number of frames, and the improvement that is required.
 
     Returns:
-        True also where the run has no light.
+        True if they do, and also if the run has no lighting.
     """
     if not maps.has_gain:
         return True
@@ -217,7 +216,12 @@ def follows_light(
 def sample_replicated(
     picture: Float[np.ndarray, "rows columns 3"], positions: Float[np.ndarray, "height width 2"]
 ) -> Float[np.ndarray, "height width 3"]:
-    """Samples a picture bilinearly at positions (0 is the center of the first texel); its edges are replicated."""
+    """Samples a picture bilinearly and replicates its edges.
+
+    Args:
+        picture: the picture, float32.
+        positions: (x, y) in texels; (0, 0) is the center of the first texel.
+    """
     # OpenCV samples four channels exactly, and is quickest at it.
     four = cv2.cvtColor(picture.astype(np.float32), cv2.COLOR_RGB2RGBA)
     found = cv2.remap(four, positions, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -231,14 +235,14 @@ def compute_texel_positions(
 
     Args:
         maps: the baked maps of the run.
-        t: frame of the run.
-        layer: its number among the layers of the maps.
-        size: (width, height) of the frame.
+        t: index of the frame in the run.
+        layer: index of the layer in the maps.
+        size: (width, height) of the frame in pixels.
         box: the part of the canonical plane that the picture covers.
-        grid: (width, height) of the picture.
+        grid: (width, height) of the picture in texels.
 
     Returns:
-        Positions in texels; zero is the center of the first texel.
+        Positions (x, y) in texels; (0, 0) is the center of the first texel.
     """
     scale = np.array([grid[0] / box.width, grid[1] / box.height], np.float32)
     low = np.array([box.u0, box.v0], np.float32)
@@ -247,15 +251,15 @@ def compute_texel_positions(
 
 @dataclass(frozen=True)
 class _LayerView:
-    """What one frame shows of one layer; arrays have a row for each pixel with enough of the layer.
+    """Holds one frame's view of one layer; arrays have a row for each pixel that shows enough of the layer.
 
     Attributes:
-        pixels: their numbers in the frame, row by row.
+        pixels: indices of these pixels in the frame, row by row.
         places: positions of all pixels of the frame in the layer's picture, in texels.
-        weight: the layer's share of them.
-        surroundings: the layer's share of what is around them, at least `min_surroundings`.
-        trust: weight, less near the layer's outline, where a pixel covers many texels, and where it is dark.
-        gain: the layer's light.
+        weight: the layer's share of each pixel.
+        surroundings: the layer's share of the neighborhood of each pixel, at least `min_surroundings`.
+        trust: the weight, reduced near the layer's outline, where a pixel covers many texels, and where it is dark.
+        gain: the layer's lighting.
     """
 
     pixels: Int[np.ndarray, " n"]
@@ -269,7 +273,7 @@ class _LayerView:
     def read(
         cls, maps: Maps, t: int, grid: FusionGrid, size: tuple[int, int], lit: bool, settings: FusionSettings
     ) -> _LayerView:
-        """Reads what frame `t` shows at `size` (width, height)."""
+        """Reads the view of the layer in frame `t` at `size` (width, height)."""
         places = compute_texel_positions(maps, t, grid.layer, size, grid.box, grid.size)
         weight = maps.read_weights(t, size)[grid.layer]
         x, y = places[..., 0], places[..., 1]
@@ -292,7 +296,7 @@ class _LayerView:
 
 @dataclass(frozen=True)
 class _TexelSums:
-    """Weighted colors and weights summed up in the texels of a picture that has one texel more on every side."""
+    """Sums weighted colors and weights in the texels of a picture that is padded by one texel on every side."""
 
     values: Float[Tensor, "texels 4"]
     size: tuple[int, int]
@@ -304,7 +308,7 @@ class _TexelSums:
         return [cls(torch.zeros((width + 2) * (height + 2), 4), (width, height)) for width, height in sizes]
 
     def add(self, view: _LayerView, colors: Float[np.ndarray, "n 3"], weight: Float[np.ndarray, " n"]) -> None:
-        """Distributes pixels over the four texels around each."""
+        """Splats each pixel onto the four texels around it."""
         places = view.places.reshape(-1, 2)[view.pixels]
         corner = np.floor(places)
         part = places - corner
@@ -332,13 +336,13 @@ class _TexelSums:
 
 @dataclass(frozen=True)
 class _FrameViews:
-    """One frame, with what it shows of each grid.
+    """Holds one frame, with its view of the layer of each grid.
 
     Attributes:
-        rgb: its pixels, row by row.
-        views: one for each grid.
-        nearness: to the middle of the clip, at most 1.
-        outline_power: by which pixels near a layer's outline count less in a picture of the middle of the clip.
+        rgb: pixels of the frame, row by row.
+        views: one view per grid.
+        nearness: nearness of the frame to the middle of the clip, at most 1.
+        outline_power: exponent that reduces the weight of pixels near a layer's outline in the restart.
     """
 
     rgb: Float[np.ndarray, "pixels 3"]
@@ -347,7 +351,7 @@ class _FrameViews:
     outline_power: int
 
     def compute_residual(self, pictures: Sequence[Float[np.ndarray, "_ _ 3"]]) -> Float[np.ndarray, "pixels 3"]:
-        """Computes what pictures of the grids miss of the frame."""
+        """Computes the difference between the frame and its reproduction by pictures of the grids."""
         result = self.rgb.copy()
         for view, picture in zip(self.views, pictures, strict=True):
             shown = sample_replicated(picture, view.places).reshape(-1, 3)[view.pixels]
@@ -355,26 +359,26 @@ class _FrameViews:
         return result
 
     def add_robustly(self, sums: Sequence[_TexelSums], residual: Float[np.ndarray, "pixels 3"], width: float) -> None:
-        """Adds a residual to the sums of each grid, pixels the less the larger it is (Geman-McClure)."""
+        """Adds a residual to the sums of each grid; larger residuals weigh less (Geman-McClure)."""
         weight = (1 + np.einsum("ij,ij->i", residual, residual) / width**2) ** -2
         for view, one in zip(self.views, sums, strict=True):
             one.add(view, residual[view.pixels] / view.gain, view.trust * weight[view.pixels])
 
     def weigh_by_nearness(self, view: _LayerView) -> Float[np.ndarray, " n"]:
-        """Computes the weight of pixels in a picture of the middle of the clip."""
+        """Computes the weights of pixels in the restart from the middle of the clip."""
         return view.trust * self.nearness * view.surroundings**self.outline_power
 
 
 @dataclass(frozen=True)
 class _EditedClip:
-    """The edited frames and the layers that they show; fields are the arguments of `fuse_frames`."""
+    """Holds the edited frames and the layers that they show; the fields are the arguments of `fuse_frames`."""
 
     frames: FrameSource
     maps: Maps
     grids: Sequence[FusionGrid]
     size: tuple[int, int]
     lit: bool
-    progress: ReportFrames
+    report: ProgressReporter
     settings: FusionSettings
 
     def iterate_pass(self, number: int) -> Iterator[_FrameViews]:
@@ -385,7 +389,7 @@ class _EditedClip:
             views = [_LayerView.read(self.maps, t, grid, self.size, self.lit, settings) for grid in self.grids]
             nearness = (1.0 + abs(t - count // 2)) ** -settings.middle_power
             yield _FrameViews(frame.reshape(-1, 3), views, nearness, settings.middle_outline_power)
-            self.progress(number * count + t + 1, passes * count)
+            self.report(Progress("fusing", number * count + t + 1, passes * count))
 
 
 def _to_gray(rgb: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, " n"]:
@@ -401,12 +405,12 @@ def _correct_pictures(
 def _measure_agreement(
     missing: _TexelSums, grays: _TexelSums, known: Bool[np.ndarray, "h w"], settings: FusionSettings
 ) -> Float[np.ndarray, "h w"]:
-    """Measures how far frames agree in a texel and around it, 0 to 1.
+    """Measures how well the frames agree in and around each texel, from 0 to 1.
 
     Args:
-        missing: what the picture misses, by how much pixels are within the width.
-        grays: the frames' gray, its square, and the square of what is missing, by how much pixels count at all.
-        known: texels with a color of their own.
+        missing: sums of the residual, with robust weights.
+        grays: sums of the frames' gray, its square and the squared residual, with plain weights.
+        known: texels that frames show.
         settings: when frames agree.
     """
     there, sigma = known.astype(np.float32)[..., None], settings.agreement_sigma_share * max(known.shape)

@@ -1,8 +1,8 @@
-"""Edit by frame: the changed pixels of one painted frame are lifted into the canonical image of a layer.
+"""Edit by frame: the changed pixels of a painted frame are lifted into the canonical image of a layer.
 
-The render of an edit adds `weight * alpha * (gain * edit - observed)` to a frame. Lifting solves this for `edit`: first
-for each changed pixel, then for the texels whose bilinear samples give the pixels back (least squares, regularized by a
-membrane, which also fills the texels between pixels that lie far apart in the canonical image).
+Rendering an edit adds `weight * alpha * (gain * edit - observed)` to a frame. Lifting solves this for `edit`: first for
+each changed pixel, then for the texels whose bilinear samples reproduce the pixels (least squares, regularized by a
+membrane, which also fills the texels between pixels that are far apart in the canonical image).
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from neural_fields.imaging.image_io import Picture
 class FrameLiftSettings:
     """Settings of lifting paint from a frame into a canonical image. Levels are 8-bit levels of a color."""
 
-    min_weight: float = 0.25  # a pixel that shows less of the layer says too little about it
-    min_gain: float = 1e-3  # a darker light tells nothing of the color
-    max_gap_texels: int = 8  # pixels that lie further apart in the canonical image are not joined
-    gap_percentile: float = 90.0  # of the texels between neighboring pixels
-    gap_slack_texels: float = 0.05  # so much beyond a whole number is rounded down
-    rim_px: int = 5  # window around the paint in which unchanged pixels hold its outline in place
-    max_averaged_gap: int = 2  # texels between pixels; up to here the outline is averaged, beyond it is solved
-    min_touch: float = 1e-3  # bilinear share from which a pixel touches a texel
-    membrane_stiffness: float = 1e-3  # against one pixel
-    min_trust: float = 1e-3  # of a pixel, against the membrane
+    min_weight: float = 0.25  # least weight of the layer in a pixel that is lifted
+    min_gain: float = 1e-3  # under darker light the color is unknown
+    max_gap_texels: int = 8  # pixels that are farther apart in the canonical image are not joined
+    gap_percentile: float = 90.0  # percentile of the distances between neighboring pixels, in texels
+    gap_slack_texels: float = 0.05  # a distance this little above a whole number is rounded down
+    rim_px: int = 5  # window around the paint in which unchanged pixels fix its outline
+    max_averaged_gap: int = 2  # texels between pixels up to which the outline is averaged, not solved
+    min_touch: float = 1e-3  # least bilinear weight of a texel that a pixel touches
+    membrane_stiffness: float = 1e-3  # relative to one pixel
+    min_trust: float = 1e-3  # least weight of a pixel, relative to the membrane
     solver_steps: int = 60
     solver_tolerance: float = 1e-5  # of the residual, relative
     min_alpha_levels: float = 2.0  # fainter paint is dropped
-    clipped_levels: float = 8.0  # out of the range of colors: from here on a texel counts as clipped
-    told_share: float = 0.01  # of the paint: what is lost or clipped beyond it is told
+    clipped_levels: float = 8.0  # distance from the range of colors above which a texel counts as clipped
+    told_share: float = 0.01  # share of the paint above which lost or clipped paint is reported
 
 
 DEFAULTS = FrameLiftSettings()
@@ -52,12 +52,15 @@ DEFAULTS = FrameLiftSettings()
 
 @dataclass(frozen=True)
 class FrameMaps:
-    """Where one frame lies in the canonical images: the baked maps of frame t, layers front to back.
+    """Holds the baked maps of one frame into the canonical images, layers front to back.
 
     Attributes:
-        names: the layers' names.
-        uv: uv units; weight: sums to one over the layers; gain: lighting that multiplies the canonical color.
-        boxes, sizes: box and (width, height) of each canonical image.
+        names: names of the layers.
+        uv: canonical coordinates, in uv units.
+        weight: share of each layer in a pixel; sums to 1 over the layers.
+        gain: lighting, a factor of the canonical color.
+        boxes: the part of the canonical plane that each canonical image covers.
+        sizes: (width, height) of each canonical image in texels.
     """
 
     names: Sequence[str]
@@ -69,13 +72,13 @@ class FrameMaps:
 
 
 def read_frame_maps(maps: Maps, pictures: Mapping[str, CanonicalImage], t: int, size: tuple[int, int]) -> FrameMaps:
-    """Reads where a frame of a run lies in the canonical pictures of its layers.
+    """Reads the maps of a frame into the canonical pictures of its layers.
 
     Args:
         maps: the baked maps of the run.
-        pictures: the canonical picture of each layer.
+        pictures: the canonical picture of each layer, by name.
         t: index of the frame in the run.
-        size: (width, height) at which to sample the maps, in pixels.
+        size: (width, height) in pixels at which the maps are sampled.
     """
     layers = range(len(maps.layers))
     return FrameMaps(
@@ -95,17 +98,21 @@ def lift_frame(
     layer: str | None = None,
     settings: FrameLiftSettings = DEFAULTS,
 ) -> Mapping[str, Overlay]:
-    """Lifts the change a user made to one frame into an overlay of one layer.
+    """Lifts the change that a user made to one frame into an overlay of one layer.
 
     Args:
-        painted: the painted frame, of the frame's aspect.
-        source_frame: the frame as it was.
+        painted: the painted frame, with the aspect ratio of the frame.
+        source_frame: the original frame.
         maps: the baked maps of that frame.
-        layer: the layer that takes the change; by default the one that shows most under it.
-        settings: of the lifting.
+        layer: the layer that takes the change; by default the layer that is most visible under the paint.
+        settings: thresholds and solver of the lifting.
+
+    Returns:
+        One overlay, by the name of its layer.
 
     Raises:
-        UserError: another aspect, no change found, unknown layer, or a layer that is not seen there (exit 3).
+        UserError: a different aspect ratio, no change, an unknown layer, or a layer that is not visible under the paint
+            (exit 3).
     """
     height, width = source_frame.shape[:2]
     check_picture_size(painted, (width, height), "the frame")
@@ -123,8 +130,6 @@ def lift_frame(
     sums = (maps.weight * alpha).sum(axis=(1, 2), dtype=np.float64)
     index = int(np.argmax(sums))
     if layer is not None:
-        if layer not in names:
-            raise bad_input(f"there is no layer {layer!r}", why=f"the layers are: {', '.join(names)}")
         best, index = names[index], names.index(layer)
         if not ((maps.weight[index] >= settings.min_weight) & (alpha > 0)).any():
             raise bad_input(
@@ -151,17 +156,18 @@ def lift_paint(
     index: int,
     settings: FrameLiftSettings = DEFAULTS,
 ) -> tuple[Float[np.ndarray, "rows columns 4"], float, float]:
-    """Lifts paint of a frame into the canonical image of one layer.
+    """Lifts paint on a frame into the canonical image of one layer.
 
     Args:
         rgba: the paint, straight RGBA in [0, 1].
-        observed: the frame as it was, in [0, 1].
+        observed: the original frame, in [0, 1].
         maps: the baked maps of that frame.
-        index: of the layer.
-        settings: of the lifting.
+        index: index of the layer in `maps`.
+        settings: thresholds and solver of the lifting.
 
     Returns:
-        The overlay, the share of the paint that the layer could not take, and the share that was clipped.
+        The overlay (straight RGBA in [0, 1]), the share of the paint that the layer cannot show, and the share that was
+        clipped.
     """
     size, box, weight = maps.sizes[index], maps.boxes[index], maps.weight[index]
     texels = coords.uv_to_texels(torch.from_numpy(np.asarray(maps.uv[index], np.float32)), box, *size).numpy()
@@ -218,7 +224,7 @@ class _TexelGrid:
     def from_points(
         cls, points: Float[np.ndarray, "points 2"], size: tuple[int, int], gap: int, settings: FrameLiftSettings
     ) -> _TexelGrid:
-        """Numbers the texels under the points and between them."""
+        """Creates the grid of the texels at and between points."""
         mask = _close_gaps(_draw_footprint(points, size, settings), gap)
         rows, columns = np.nonzero(mask)
         numbers = np.full(mask.shape, -1, np.int64)
@@ -228,7 +234,7 @@ class _TexelGrid:
     def reach_mask(
         self, points: Float[np.ndarray, "points 2"], gap: int, settings: FrameLiftSettings
     ) -> Float[np.ndarray, "texels 1"]:
-        """Returns one for texels under or between the points, zero for others."""
+        """Computes 1 for texels at or between the points, 0 for others."""
         height, width = self.numbers.shape
         mask = _close_gaps(_draw_footprint(points, (width, height), settings), gap)
         return mask[self.rows, self.columns].astype(np.float32)[:, None]
@@ -239,12 +245,12 @@ class _TexelGrid:
         values: Float[np.ndarray, "points channels"],
         trust: Float[np.ndarray, " points"],
     ) -> Float[np.ndarray, "texels channels"]:
-        """Averages the points around each texel, each with its bilinear share; zero without a point.
+        """Averages the points around each texel with bilinear weights; texels without a point become 0.
 
         Args:
             points: (x, y) in texels.
-            values: of the points.
-            trust: how much each point counts.
+            values: values of the points.
+            trust: weight of each point.
         """
         shares = self._sampling_matrix(points).T
         total = shares @ trust[:, None].astype(np.float64)
@@ -257,15 +263,15 @@ class _TexelGrid:
         trust: Float[np.ndarray, " points"],
         settings: FrameLiftSettings,
     ) -> Float[np.ndarray, "texels channels"]:
-        """Solves for texel values whose bilinear samples at `points` are nearest to `values`.
+        """Solves for the texel values whose bilinear samples at `points` are nearest to `values`.
 
-        A membrane makes them smooth where no point tells.
+        A membrane regularizes the texels that no point determines.
 
         Args:
             points: (x, y) in texels.
-            values: of the points.
-            trust: how much each point counts.
-            settings: of the membrane and the solver.
+            values: values of the points.
+            trust: weight of each point.
+            settings: stiffness of the membrane, and tolerance of the solver.
         """
         from scipy import sparse
         from scipy.sparse.linalg import LinearOperator, cg
@@ -300,7 +306,7 @@ class _TexelGrid:
         return np.stack(solved, axis=1).astype(np.float32)
 
     def _sampling_matrix(self, points: Float[np.ndarray, "points 2"]):
-        """Makes the sparse matrix of bilinear sampling, with the border repeated as the renderer does."""
+        """Makes the sparse matrix of bilinear sampling, with replicated borders as in the renderer."""
         from scipy import sparse
 
         height, width = self.numbers.shape
@@ -321,7 +327,7 @@ class _TexelGrid:
 
 
 def _find_corners(points: Float[np.ndarray, "points 2"]) -> tuple[np.ndarray, np.ndarray]:
-    """Finds the upper left of the four texels around each point (x, y), and the place of the point between them."""
+    """Finds the upper left of the four texels around each point (x, y), and the offset of the point from it."""
     shifted = points - 0.5
     corner = np.floor(shifted).astype(np.int64)
     return corner, shifted - corner
@@ -343,7 +349,7 @@ def _draw_footprint(
 
 
 def _close_gaps(mask: np.ndarray, gap: int) -> np.ndarray:
-    """Joins texels over gaps; up to a gap of one there are none."""
+    """Closes gaps between texels; a gap of 1 means that the texels are adjacent already."""
     if gap <= 1:
         return mask
     return cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones((2 * gap + 1, 2 * gap + 1), np.uint8))

@@ -1,12 +1,12 @@
-"""Several pictures of frames and one canonical picture: sampling it for all of them, and merging all of them into it.
+"""Samples a canonical picture for several frames, and merges several frames into a canonical picture.
 
-Sampling is bilinear, as in rendering. Its way back splats each pixel onto the four texels around it; where several
-pixels meet, a texel takes their weighted mean, or, frame against frame, their weighted median (StableVideo, Chai et
-al., ICCV 2023, 3.3, merges its keyframes by the median of atlases). Either is softer than what was given: a texel
-between pixels is a mixture of them. Going back and forth, and adding what is still missing (iterative back-projection,
-Irani and Peleg, 1991), ends at the picture that shows all pixels best.
+Sampling is bilinear, as in rendering. Its transpose splats each pixel onto the four texels around it; where several
+pixels meet, a texel takes their weighted mean or, over frames, their weighted median (StableVideo, Chai et al., ICCV
+2023, 3.3, merges its keyframes by the median of atlases). Both are softer than the input, because a texel between
+pixels mixes them. Alternating between the two and adding the residual (iterative back-projection, Irani and Peleg,
+1991) converges to the picture that reproduces all pixels best.
 
-Values may be anything that has channels: colors, the latents of a diffusion model, premultiplied paint.
+Values may have any channels: colors, the latents of a diffusion model, premultiplied paint.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from neural_fields.core.coords import Box
 class FrameMergingSettings:
     """Settings of merging frames into a canonical picture."""
 
-    rounds: int = 6  # of back-projection: then 99% of a smooth picture is within 1/255 of what was given
-    range_slack: float = 0.25  # of the range of the pixels around a texel, by which its color may be beyond theirs
-    min_weight: float = 1e-3  # of a pixel in a texel; less than this is as good as nothing
-    min_votes: int = 3  # frames that must show a texel before one of them can be told to be wrong
-    tie_share: float = 1e-4  # of the weight of a texel: frames that differ by less weigh the same
+    rounds: int = 6  # rounds of back-projection: 99% of a smooth picture is then within 1/255 of the input
+    range_slack: float = 0.25  # allowed overshoot of a texel, as a share of the range of the pixels around it
+    min_weight: float = 1e-3  # least weight of a pixel in a texel
+    min_votes: int = 3  # least number of frames that show a texel for a majority
+    tie_share: float = 1e-4  # share of a texel's weight: frames that differ by less weigh the same
 
 
 DEFAULTS = FrameMergingSettings()
@@ -38,12 +38,12 @@ DEFAULTS = FrameMergingSettings()
 
 @dataclass(frozen=True)
 class TexelFootprints:
-    """Where the pixels of several pictures lie among the texels of one canonical picture.
+    """Holds the positions of the pixels of several frames in one canonical picture.
 
     Attributes:
-        texels: texel coordinates (x, y); the center of texel (i, j) is (j + 0.5, i + 0.5).
-        weight: how much each pixel counts, in [0, 1]; 0 where it shows something else.
-        size: (width, height) of the canonical picture.
+        texels: texel coordinates (x, y); the center of the texel in row i and column j is (j + 0.5, i + 0.5).
+        weight: weight of each pixel, in [0, 1]; 0 if the pixel shows something else.
+        size: (width, height) of the canonical picture in texels.
     """
 
     texels: Float[Tensor, "n rows columns 2"]
@@ -57,12 +57,12 @@ class TexelFootprints:
 
 @dataclass(frozen=True)
 class MergedFrames:
-    """Several pictures made one.
+    """Holds several frames merged into one picture.
 
     Attributes:
-        values: zero where nothing is known.
-        weight: how much was seen of each texel, summed over the pictures; zero where none shows it.
-        spread: how far the pictures lie from `values`, as a weighted mean over them of the largest channel.
+        values: the merged values; 0 where no frame shows the texel.
+        weight: visibility of each texel in pixels, summed over the frames; 0 where no frame shows it.
+        spread: weighted mean over the frames of the distance from `values`, in the channel where it is largest.
     """
 
     values: Float[Tensor, "channels height width"]
@@ -71,18 +71,23 @@ class MergedFrames:
 
     @property
     def seen_mask(self) -> Bool[Tensor, "height width"]:
-        """Texels that some picture shows."""
+        """Texels that at least one frame shows."""
         return self.weight > 0
 
     def find_conflicts(self, limit: float) -> Bool[Tensor, "height width"]:
-        """Finds texels where the pictures disagree by more than `limit`, in units of their values."""
+        """Finds texels where the frames disagree by more than `limit`, in the units of `values`."""
         return self.seen_mask & (self.spread > limit)
 
 
 def sample_frames(
     values: Float[Tensor, "channels height width"], footprints: TexelFootprints
 ) -> Float[Tensor, "n channels rows columns"]:
-    """Samples a canonical picture for every frame; beyond its edges the edge goes on."""
+    """Samples a canonical picture bilinearly for every frame; its edges are replicated.
+
+    Args:
+        values: the canonical picture.
+        footprints: positions of the frames' pixels in it.
+    """
     width, height = footprints.size
     image = values[None].expand(len(footprints.texels), -1, -1, -1)
     return coords.sample_canonical(image, Box(0.0, 0.0, float(width), float(height)), footprints.texels.to(values))
@@ -93,15 +98,15 @@ def splat_each_frame(
     footprints: TexelFootprints,
     settings: FrameMergingSettings = DEFAULTS,
 ) -> tuple[Float[Tensor, "n channels height width"], Float[Tensor, "n height width"]]:
-    """Splats each frame into a canonical picture of its own.
+    """Splats each frame into a separate canonical picture.
 
     Args:
         values: the frames.
-        footprints: where their pixels lie.
-        settings: of the merging.
+        footprints: positions of their pixels in the canonical picture.
+        settings: least weight of a pixel.
 
     Returns:
-        The pictures, zero where their frame shows nothing, and how much it saw of each texel (in pixels).
+        One picture per frame, 0 where the frame shows nothing, and the visibility of each texel in pixels.
     """
     width, height = footprints.size
     n, channels = values.shape[:2]
@@ -130,12 +135,12 @@ def splat_frames(
     footprints: TexelFootprints,
     settings: FrameMergingSettings = DEFAULTS,
 ) -> MergedFrames:
-    """Merges all frames by their weighted mean in every texel.
+    """Merges frames by their weighted mean in every texel.
 
     Args:
         values: the frames.
-        footprints: where their pixels lie.
-        settings: of the merging.
+        footprints: positions of their pixels in the canonical picture.
+        settings: least weight of a pixel.
     """
     each, weight = splat_each_frame(values, footprints, settings)
     total = weight.sum(dim=0)
@@ -148,16 +153,16 @@ def merge_frames(
     footprints: TexelFootprints,
     settings: FrameMergingSettings = DEFAULTS,
 ) -> MergedFrames:
-    """Merges all frames by their weighted median in every texel, as sharp as they are.
+    """Merges frames by their weighted median in every texel, without losing sharpness.
 
-    A frame that shows something else than the others there leaves no trace, as long as they weigh more: what a frame
-    has beyond the merged picture is merged by the median as well. Texels stay in the range of the pixels around them,
-    so that none rings where few pixels tell.
+    A frame that disagrees with the others leaves no trace as long as the others weigh more: residuals are merged by the
+    median as well. Texels stay within the range of the pixels around them, which prevents ringing where few pixels are
+    visible.
 
     Args:
         values: the frames.
-        footprints: where their pixels lie.
-        settings: of the merging.
+        footprints: positions of their pixels in the canonical picture.
+        settings: rounds of back-projection, and weights.
     """
     each, weight = splat_each_frame(values, footprints, settings)
     found = compute_weighted_median(each, weight, settings)
@@ -191,12 +196,14 @@ def fit_canonical(
     footprints: TexelFootprints,
     settings: FrameMergingSettings = DEFAULTS,
 ) -> Float[Tensor, "channels height width"]:
-    """Fits the canonical picture whose samples are nearest to all frames, in weighted squares: linear in the values.
+    """Computes the canonical picture whose samples are nearest to all frames (weighted least squares).
+
+    The result is linear in the values.
 
     Args:
         values: the frames.
-        footprints: where their pixels lie.
-        settings: of the merging.
+        footprints: positions of their pixels in the canonical picture.
+        settings: rounds of back-projection.
     """
     found = splat_frames(values, footprints, settings).values
     for _ in range(settings.rounds):
@@ -209,12 +216,12 @@ def project_to_canonical(
     footprints: TexelFootprints,
     settings: FrameMergingSettings = DEFAULTS,
 ) -> Float[Tensor, "n channels rows columns"]:
-    """Projects frames to the nearest ones that one canonical picture shows.
+    """Projects frames onto the nearest frames that one canonical picture can show.
 
     Args:
         values: the frames.
-        footprints: where their pixels lie; those without weight stay as they are.
-        settings: of the merging.
+        footprints: positions of their pixels in the canonical picture; pixels without weight stay unchanged.
+        settings: rounds of back-projection.
     """
     seen = sample_frames(fit_canonical(values, footprints, settings), footprints)
     return values + footprints.weight[:, None].to(values) * (seen - values)
@@ -225,17 +232,22 @@ def compute_weighted_median(
     weight: Float[Tensor, "n height width"],
     settings: FrameMergingSettings = DEFAULTS,
 ) -> Float[Tensor, "channels height width"]:
-    """Computes the median over n, by channel: half of the weight lies on either side.
+    """Computes the weighted median over the frames, per channel: half of the weight is on either side.
 
-    With fewer than `min_votes` frames there is no majority: then it is the weighted mean.
+    With fewer than `min_votes` frames there is no majority; then it returns the weighted mean.
 
     Args:
-        values: of each frame.
-        weight: of each frame, not below zero.
-        settings: of the merging.
+        values: values of each frame.
+        weight: weights of each frame, at least 0.
+        settings: least weight of a frame, and least number of frames.
 
     Returns:
-        The median; zero where there is no weight.
+        The median; 0 where there is no weight.
+
+    Example:
+        >>> values = torch.tensor([0.1, 0.2, 0.9]).reshape(3, 1, 1, 1)
+        >>> round(compute_weighted_median(values, torch.ones(3, 1, 1)).item(), 3)
+        0.2
     """
     total = weight.sum(dim=0)
     mean = (values * weight[:, None]).sum(dim=0) / total.clamp(min=settings.min_weight)

@@ -1,4 +1,4 @@
-"""How far a painted picture is from its base, and how far by chance: compression and resampling change texels too."""
+"""The distance of a painted picture from its base, and the part of it that compression and resampling explain."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ Rgb = Float[np.ndarray, "height width 3"]
 class NoiseModelSettings:
     """Settings of the comparison of a painted picture with its base. Levels are 8-bit levels of a color."""
 
-    exact_levels: float = 0.75  # by which a texel may differ where nothing was compressed or resampled
-    max_exact_levels: float = 6.0  # upper end of the threshold of such a picture
+    exact_levels: float = 0.75  # tolerance without compression and resampling
+    max_exact_levels: float = 6.0  # largest threshold of such a picture
     lossy_levels: tuple[float, float] = (3.0, 16.0)  # range of the threshold of a compressed picture
     resampled_levels: tuple[float, float] = (2.5, 6.0)  # range of the threshold of a resampled picture
     noise_factor: float = 4.0  # the threshold in standard deviations of the noise
     local_noise_factor: float = 2.5  # the threshold in standard deviations of the noise around a texel
-    ringing: float = 0.18  # of the contrast of paint: how far the texels beside it may be off
+    ringing: float = 0.18  # error of the texels beside paint, as a share of its contrast
     lossy_ringing_px: int = 33  # window in which paint rings; a block of compressed color has 16 texels
     resampled_ringing_px: int = 17
-    min_mean_levels: float = 3.0  # threshold of the local mean, in which a faint glaze shows
-    mean_noise_factor: float = 0.8  # the same in standard deviations of the noise around a texel
-    resampled_range_share: float = 0.1  # of the range around a texel: what resampling may change it by
-    overshoot: float = 0.15  # of the range around a texel: what resampling filters go beyond it
-    noise_window_px: int = 9  # window in which noise has no mean
-    local_noise_window_px: int = 17  # window in which noise is as strong as at its center
-    usual_jpeg_quality: int = 75  # stands for a compression that is not known
-    max_noise_ratio: float = 4.0  # how much stronger than the usual one it is taken to be
-    tried_webp_qualities: tuple[int, ...] = (75, 80, 85, 90, 95)  # a WebP file does not tell its own
-    min_coverage: float = 0.5  # of texels that tell how strong the noise is
+    min_mean_levels: float = 3.0  # threshold of the local mean, which reveals a faint glaze
+    mean_noise_factor: float = 0.8  # the same in standard deviations of the local noise
+    resampled_range_share: float = 0.1  # error by resampling, as a share of the local range
+    overshoot: float = 0.15  # overshoot of resampling filters, as a share of the local range
+    noise_window_px: int = 9  # window in which the mean of noise is 0
+    local_noise_window_px: int = 17  # window in which the strength of noise is constant
+    usual_jpeg_quality: int = 75  # quality that stands for an unknown compression
+    max_noise_ratio: float = 4.0  # largest ratio of the noise to that of the usual quality
+    tried_webp_qualities: tuple[int, ...] = (75, 80, 85, 90, 95)  # a WebP file does not contain its quality
+    min_coverage: float = 0.5  # least coverage of texels from which noise is estimated
 
 
 DEFAULTS = NoiseModelSettings()
@@ -49,7 +49,7 @@ DEFAULTS = NoiseModelSettings()
 
 @dataclass(frozen=True)
 class BaseComparison:
-    """How far each texel is from what it would be without an edit, and how far it may be by chance."""
+    """Holds the distance of each texel from its unedited color, and the threshold below which it counts as noise."""
 
     distance: Gray
     threshold: Gray
@@ -68,12 +68,12 @@ class BaseComparison:
         """Compares the colors of a painted picture with those of its base.
 
         Args:
-            painted: the painted picture, which tells its compression.
+            painted: the painted picture, with its compression.
             rgb: its colors in [0, 1].
             plain: the base at the size of the painted picture, in [0, 1].
-            coverage: alpha of the base in [0, 1].
-            scale: by which the base was enlarged to that size; 1 if it was not.
-            settings: of the comparison.
+            coverage: alpha of the base, in [0, 1].
+            scale: factor by which the base was enlarged to that size; 1 if it was not.
+            settings: thresholds of the comparison.
         """
         resampled = abs(scale - 1) > 1e-6
         reference = plain if resampled else _recompress_like(plain, painted, settings)
@@ -125,10 +125,10 @@ class BaseComparison:
 
 
 def _recompress_like(rgb: Rgb, painted: Picture, settings: NoiseModelSettings) -> Rgb:
-    """Compresses a picture as the painted file is compressed.
+    """Compresses a picture like the painted file.
 
-    A JPEG tells its tables and its chroma subsampling. A lossy WebP does not: the usual qualities are tried. Everything
-    else comes back as it is.
+    A JPEG file contains its tables and its chroma subsampling. A lossy WebP file does not: the usual qualities are
+    tried. For other formats the picture is returned unchanged.
     """
     if painted.quantization is not None:
         tables = {index: list(table) for index, table in painted.quantization.items()}
@@ -151,15 +151,18 @@ def _compress(rgb: Rgb, kind: str, gray: bool = False, **options: Any) -> Rgb:
 def compute_color_distance(
     rgb: Rgb, reference: Rgb, scale: float = 0.0, settings: NoiseModelSettings = DEFAULTS
 ) -> Gray:
-    """Computes how far each color is from the reference; where it was resampled, from the range of its neighborhood.
+    """Computes the distance of each color from a reference, or from the range of its neighborhood after resampling.
 
-    Every common resampling filter stays close to the range of the texels around: some overshoot is let through.
+    Every common resampling filter stays close to the range of the texels around it; some overshoot is allowed.
 
     Args:
         rgb: colors in [0, 1].
-        reference: the colors to compare with.
-        scale: by which the reference was resampled; 0 compares texel by texel.
-        settings: of the comparison.
+        reference: the colors to compare with, in [0, 1].
+        scale: factor by which the reference was resampled; 0 compares texel by texel.
+        settings: thresholds of the comparison.
+
+    Returns:
+        The largest distance over the channels, in [0, 1].
     """
     low = high = reference
     if scale > 0:
@@ -170,15 +173,20 @@ def compute_color_distance(
 
 
 def max_over_channels(rgb: Rgb) -> Gray:
-    """Takes the largest of three channels; many times as fast as numpy along an axis of three."""
+    """Computes the largest of three channels, many times faster than numpy along an axis of length 3.
+
+    Example:
+        >>> max_over_channels(np.array([[[0.25, 0.5, 0.125]]], np.float32)).tolist()
+        [[0.5]]
+    """
     red, green, blue = cv2.split(rgb)
     return cv2.max(cv2.max(red, green), blue)
 
 
 def _estimate_noise(difference: Rgb, coverage: Gray, settings: NoiseModelSettings) -> float:
-    """Estimates the standard deviation of what has no local mean: robustly, so that paint does not raise it.
+    """Estimates the standard deviation of the noise robustly, so that paint does not raise it.
 
-    A smooth change of the whole picture (a grade) is not noise: its local mean is taken out.
+    A smooth change of the entire picture (a grade) is not noise: the local mean is subtracted.
     """
     window = (settings.noise_window_px, settings.noise_window_px)
     rough = max_over_channels(np.abs(difference - cv2.blur(difference, window)))

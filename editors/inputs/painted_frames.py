@@ -1,9 +1,9 @@
-"""Several painted frames at once: each is lifted, and where their paint meets in a canonical picture they vote.
+"""Edit by several frames: each painted frame is lifted, and frames vote where their paint meets in a canonical picture.
 
-A frame votes where it was painted, and within a few pixels of its paint, so that soft edges stay where they are.
-Elsewhere it has no vote, not even against: what was painted in one frame only, is painted. A vote counts as much as the
-frame sees of the texel. Of three votes or more the weighted median is taken, so that one frame that differs leaves no
-trace; of two, the one of the frame that sees the patch of paint better.
+A frame votes on its paint and within a few pixels around it, so that soft edges keep their position. Elsewhere it has
+no vote, not even against: paint in a single frame counts as paint. The weight of a vote is the visibility of the texel
+in the frame. Of three votes or more the weighted median is taken, so that a single deviating frame leaves no trace; of
+two votes, the one of the frame that shows the patch of paint better.
 """
 
 from __future__ import annotations
@@ -19,29 +19,24 @@ from jaxtyping import Bool, Float, Int
 from editors.inputs.frame_lifting import lift_frame, read_frame_maps
 from editors.inputs.merging import DEFAULTS as MERGING
 from editors.inputs.merging import FrameMergingSettings, compute_weighted_median
-from neural_fields.atlas import canonical
 from neural_fields.atlas.canonical import Overlay
-from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core import coords
-from neural_fields.core.errors import bad_input
-from neural_fields.data.video.io import source_frames
 from neural_fields.imaging.image_io import Picture
 from neural_fields.imaging.push_pull import pull_push
-from neural_fields.runs.run import Run
-from neural_fields.runs.source import read_source_metadata
+from neural_fields.open_runs.planar_run import PlanarRun
 
 
 @dataclass(frozen=True)
 class FrameVoteSettings:
     """Settings of merging what several painted frames say of a canonical picture."""
 
-    rim_px: float = 2.0  # around paint, in pixels of the frame, in which a frame says that there is none
-    weight_power: float = 4.0  # by which pixels count less that show other layers too
-    min_sight: float = 1e-3  # pixels to a texel: a frame with less does not see it
-    min_sight_share: float = 0.3  # of the usual sight of its paint: with less, its colors are not held against a frame
-    min_alpha: float = 0.5  # of paint whose colors are compared: edges are mixtures
-    max_color_difference: float = 0.1  # of a color's range; paint that differs by more is other paint
-    told_share: float = 0.01  # of the paint that frames share: where they disagree on more, it is told
+    rim_px: float = 2.0  # distance around paint, in pixels of the frame, in which a frame votes for no paint
+    weight_power: float = 4.0  # exponent that reduces the weight of pixels that show other layers too
+    min_sight: float = 1e-3  # pixels per texel: below this a frame does not show a texel
+    min_sight_share: float = 0.3  # share of the usual visibility of its paint below which colors are not compared
+    min_alpha: float = 0.5  # least alpha of paint whose colors are compared; edges are mixtures
+    max_color_difference: float = 0.1  # share of the range of colors above which paint counts as different
+    told_share: float = 0.01  # share of the common paint above which a disagreement of frames is reported
     merging: FrameMergingSettings = MERGING
 
 
@@ -49,38 +44,34 @@ DEFAULTS = FrameVoteSettings()
 
 
 def lift_frames(
-    run: Run,
-    maps: Maps,
+    run: PlanarRun,
     painted: Mapping[int, Picture],
     layer: str | None = None,
     settings: FrameVoteSettings = DEFAULTS,
 ) -> Mapping[str, Overlay]:
-    """Lifts the changes a user made to several frames of a clip into one overlay a layer.
+    """Lifts the changes that a user made to several frames of a clip into one overlay per layer.
 
     Args:
-        run: the run.
-        maps: its baked maps.
-        painted: the painted frames by their number in the source, 0 is the first.
-        layer: the layer that takes the changes; by default, for each frame the one that shows most under its paint.
-        settings: of the merging.
+        run: the open run.
+        painted: the painted frames, by their number in the source; 0 is the first.
+        layer: the layer that takes the changes; by default, for each frame, the layer most visible under its paint.
+        settings: thresholds of the votes.
+
+    Returns:
+        The overlays, by layer.
 
     Raises:
-        UserError: frames that the run does not have, or what `lift_frame` raises; before any work where it can be.
+        UserError: frames that the run does not have, or an error of `lift_frame` (exit 3). Errors are raised before any
+            work is done, where possible.
     """
-    metadata, chosen = read_source_metadata(run)
-    for number in painted:
-        if number not in chosen:
-            some = f", every {chosen.step}th" if chosen.step > 1 else ""
-            raise bad_input(
-                f"frame {number} is not part of this run",
-                why=f"it was trained on frames {chosen[0]} to {chosen[-1]}{some}",
-                fix=f"--frame {min(chosen, key=lambda k: abs(k - number))}",
-            )
-    pictures = {name: canonical.read_pristine(run.canonical, name) for name in maps.layers}
+    indices = {number: run.require_frame(number) for number in painted}
+    if layer is not None:
+        run.require_layer(layer)
+    maps, pictures = run.maps, run.canonicals
     lifted: dict[str, list[_LiftedFrame]] = {}
     for number, picture in sorted(painted.items()):
-        source = next(iter(source_frames(metadata, range(number, number + 1))))
-        here = read_frame_maps(maps, pictures, chosen.index(number), (source.shape[1], source.shape[0]))
+        source = run.read_frame(number)
+        here = read_frame_maps(maps, pictures, indices[number], (source.shape[1], source.shape[0]))
         for name, overlay in lift_frame(picture, source, here, layer).items():
             index = maps.layers.index(name)
             width, height = here.sizes[index]
@@ -105,13 +96,13 @@ def lift_frames(
 
 @dataclass(frozen=True)
 class _LiftedFrame:
-    """What one frame says of a layer.
+    """Holds the vote of one frame on a layer.
 
     Attributes:
-        number: of the frame in the source.
-        overlay: its paint.
-        sight: how many of its pixels there are to each texel of the layer.
-        rim: texels around the paint in which it says that there is none.
+        number: number of the frame in the source.
+        overlay: the paint of the frame.
+        sight: visibility of each texel of the layer, in pixels of the frame.
+        rim: texels around the paint in which the frame votes for no paint.
     """
 
     number: int
@@ -124,7 +115,7 @@ class _LiftedFrame:
         return self.overlay.rgba[..., 3] > 0
 
     def fill_colors(self) -> tuple[Float[np.ndarray, "height width 3"], Bool[np.ndarray, "height width"]]:
-        """Returns its colors, and where it has any: also in pinholes, where paint happened to be as what is below."""
+        """Returns its colors and where they are defined, with pinholes filled where paint equals the picture below."""
         window = np.ones((2 * self.rim + 1,) * 2, np.uint8)
         closed = cv2.morphologyEx(self.paint_mask.astype(np.uint8), cv2.MORPH_CLOSE, window)
         known = self.paint_mask
@@ -132,14 +123,14 @@ class _LiftedFrame:
         return filled, closed > 0
 
     def vote_mask(self, min_sight: float) -> Bool[np.ndarray, "height width"]:
-        """Returns where it votes: on its paint, and around it where it sees the layer."""
+        """Computes where the frame votes: on its paint, and around it where it shows the layer."""
         window = np.ones((2 * self.rim + 1,) * 2, np.uint8)
         around = cv2.dilate(self.paint_mask.astype(np.uint8), window) > 0
         return self.paint_mask | (around & (self.sight > min_sight))
 
 
 def _merge_votes(layer: str, votes: list[_LiftedFrame], settings: FrameVoteSettings) -> Overlay:
-    """Merges the overlays of several frames, and notes which frames were painted differently from others."""
+    """Merges the overlays of several frames, with a note on frames that were painted differently from others."""
     rgba = np.stack([one.overlay.rgba for one in votes])
     min_sight = settings.min_sight
     weight = np.stack([np.where(one.vote_mask(min_sight), np.maximum(one.sight, min_sight), 0) for one in votes])
@@ -183,7 +174,7 @@ def _decide_votes(
     patches: Int[np.ndarray, "height width"],
     settings: FrameMergingSettings,
 ) -> Float[np.ndarray, "height width channels"]:
-    """Takes the weighted median of three votes or more; of fewer, that of the frame with most weight in the patch."""
+    """Takes the weighted median of three or more votes, else the vote of the frame with most weight in the patch."""
     flat = [np.bincount(patches.ravel(), one.ravel().astype(np.float64)) for one in weight]
     standing = np.where(weight > 0, np.stack(flat)[:, patches], -1)
     best = np.take_along_axis(values, standing.argmax(axis=0)[None, ..., None], axis=0)[0]

@@ -1,4 +1,4 @@
-"""The size of a painted picture against the size of its base."""
+"""Checks the size of a painted picture against the size of its base."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ MAX_SCALE = 4  # a painted picture may be up to four times as large, or as small
 
 
 def check_picture_size(painted: Picture, size: tuple[int, int], base: str) -> None:
-    """Refuses a picture whose aspect is not that of `size`, or that was scaled by more than `MAX_SCALE`.
+    """Refuses a picture whose aspect ratio differs from that of `size`, or that was scaled by more than `MAX_SCALE`.
 
     Args:
         painted: the painted picture.
-        size: (width, height) of what it was painted on, in pixels.
-        base: what that is, for the message: "the frame".
+        size: (width, height) of its base, in pixels.
+        base: name of its base for the message, such as "the frame".
 
     Raises:
-        UserError: with both sizes and the likely cause (exit 3).
+        UserError: the size does not match (exit 3); the message has both sizes and the likely cause.
     """
     (width, height), (had_width, had_height) = painted.size, size
     scale = (width + height) / (had_width + had_height)
@@ -41,12 +41,18 @@ def check_picture_size(painted: Picture, size: tuple[int, int], base: str) -> No
 
 
 def compute_pixel_limit(size: tuple[int, int], scale: int = MAX_SCALE, least: int = 16_000_000) -> int:
-    """Computes how many pixels a painted picture may have, so that decompression bombs are refused early.
+    """Computes the largest number of pixels of a painted picture, so that decompression bombs are refused early.
 
     Args:
-        size: (width, height) of what it was painted on, in pixels.
-        scale: by which it may be larger.
-        least: pixels that it may always have.
+        size: (width, height) of its base, in pixels.
+        scale: factor by which each side may be larger.
+        least: number of pixels that is always allowed.
+
+    Example:
+        >>> compute_pixel_limit((1920, 1080)) == 4**2 * 1920 * 1080
+        True
+        >>> compute_pixel_limit((320, 180))
+        16000000
     """
     return max(least, scale**2 * size[0] * size[1])
 

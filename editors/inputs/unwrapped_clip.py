@@ -1,7 +1,7 @@
-"""Edit by unwrapped clip: what was painted on a layer laid flat, frame by frame, becomes an overlay of each frame.
+"""Edit by unwrapped clip: paint on the unwrapped frames of a layer becomes one overlay per frame.
 
-Every edited frame is compared with the flat frame as it is exported, which is made here once more. As for pictures
-(`image.py`), a difference counts where it stands out of the noise of the file.
+Every edited frame is compared with the exported unwrapped frame, which is rendered here again. As for pictures
+(`canonical_picture.py`), a difference counts where it exceeds the noise of the file.
 """
 
 from __future__ import annotations
@@ -21,20 +21,17 @@ from jaxtyping import UInt8
 from editors.inputs.frame_change import DEFAULTS as PAINT_DEFAULTS
 from editors.inputs.frame_change import FramePaintSettings, find_frame_paint
 from editors.inputs.sizes import MAX_SCALE
-from neural_fields.atlas import canonical
-from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core.errors import bad_input
 from neural_fields.core.files import disk_errors
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.core.validated_input import read_json_object
 from neural_fields.data.video.io import probe_video, source_frames
 from neural_fields.data.video.metadata import VideoMetadata
 from neural_fields.edits.animated_overlay import AnimatedOverlay
-from neural_fields.export.base import ReportProgress, ignore_progress, select_layers
 from neural_fields.export.pictures.unwrapped import CanonicalFill, has_same_aspect, parse_unwrapped_size
 from neural_fields.imaging.tiles import Part, bounding_part
+from neural_fields.open_runs.planar_run import PlanarRun
 from neural_fields.rendering.uv_space import CanonicalPlane, UnwrappedFrame
-from neural_fields.runs.run import Run
-from neural_fields.runs.source import read_source_metadata
 
 LOSSLESS_CODECS = (
     "ffv1",
@@ -57,9 +54,9 @@ RGB_FORMATS = ("rgb", "bgr", "gbr", "argb", "abgr", "0rgb", "0bgr")  # pixel for
 class UnwrappedEditSettings:
     """Settings of the comparison of an edited unwrapped clip with the exported one."""
 
-    margin_texels: int = 16  # around what a frame shows of the layer; paint farther off would not be seen
-    min_unseen_texels: int = 64  # where a frame does not show the layer: so many tell what was put there
-    max_fill_levels: int = 24  # 8-bit levels: what differs more is paint, and tells nothing of what was put there
+    margin_texels: int = 16  # margin around the visible part; paint farther away would not be visible
+    min_unseen_texels: int = 64  # least number of unseen texels for estimating their fill
+    max_fill_levels: int = 24  # 8-bit levels: larger differences from the fill are paint
     paint: FramePaintSettings = PAINT_DEFAULTS
 
 
@@ -69,75 +66,73 @@ Frame = UInt8[np.ndarray, "height width 3"]
 
 
 def read_unwrapped_paint(
-    run: Run,
-    maps: Maps,
+    run: PlanarRun,
     path: Path,
     layer: str | None = None,
-    report: ReportProgress = ignore_progress,
+    report: ProgressReporter = report_nothing,
     settings: UnwrappedEditSettings = DEFAULTS,
 ) -> tuple[str, AnimatedOverlay]:
-    """Finds what was painted on the unwrapped clip of a layer, for every frame of the run.
+    """Finds the paint on the unwrapped clip of a layer, for every frame of the run.
 
-    The colors are those of the painted frames, under whose light they were painted: the layer's light must not fall
-    on them again.
+    The colors include the lighting of the frames on which they were painted: the layer's lighting must not be applied
+    to them again.
 
     Args:
-        run: the run.
-        maps: its baked maps.
-        path: the edited clip, in any format that is read, or a folder of numbered pictures; as many frames as the run
-            has, of the shape of the canonical picture.
-        layer: the layer; by default the one that unwrapped.json beside the clip, or in the run, names.
-        report: told how far it is.
-        settings: of the comparison.
+        run: the open run.
+        path: the edited clip, in any readable format, or a folder of numbered pictures; with as many frames as the run,
+            of the shape of the canonical picture.
+        layer: name of the layer; by default the layer that unwrapped.json beside the clip, or in the run, names.
+        report: called with the progress.
+        settings: thresholds of the comparison.
 
     Returns:
         The name of the layer, and its paint.
 
     Raises:
-        UserError: another number of frames or shape, an unknown layer, a clip that cannot be read, no change (exit 3).
+        UserError: a wrong number of frames, a wrong shape, an unknown layer, a clip that cannot be read, or no change
+            (exit 3).
     """
     if layer is None:
-        for file in (path.parent / "unwrapped.json", run.exports / "unwrapped" / "unwrapped.json"):
+        for file in (path.parent / "unwrapped.json", run.files.exports / "unwrapped" / "unwrapped.json"):
             if file.is_file():
                 layer = str(read_json_object(file, schema=1).get("layer"))
                 break
-    if layer is None and len(maps.layers) > 1:
+    if layer is None and len(run.layers) > 1:
         raise bad_input(
             f"{path.name} does not tell its layer",
             where=str(path),
-            why=f"there is no unwrapped.json beside it; the layers are: {', '.join(maps.layers)}",
-            fix=f"--layer {maps.layers[0]}",
+            why=f"there is no unwrapped.json beside it; the layers are: {', '.join(run.layers)}",
+            fix=f"--layer {run.layers[0]}",
         )
-    number = select_layers(maps, (layer or maps.layers[0],))[0]
-    picture = canonical.read_pristine(run.canonical, maps.layers[number])
-    source, chosen = read_source_metadata(run)
+    layer = layer or run.layers[0]
+    number, picture = run.require_layer(layer), run.canonical(layer)
     edited = probe_video(path)
-    _check_clip(edited, path, picture.size, len(chosen))
-    plane = CanonicalPlane(maps, number, picture.box, (edited.width, edited.height))
+    _check_clip(edited, path, picture.size, run.frame_count)
+    plane = CanonicalPlane(run.maps, number, picture.box, (edited.width, edited.height))
     # Saving a clip may change its colors; and at another size no program makes the very texels that are made here.
     plain_colors = edited.kind == "images" or edited.pixel_format.startswith(RGB_FORMATS)
     same_size = plane.size == parse_unwrapped_size("canonical", picture.size)
     is_lossy = not plain_colors or edited.codec not in LOSSLESS_CODECS or not same_size
     comparison = _FrameComparison(CanonicalFill.from_canonical(picture, plane.size), is_lossy, settings)
-    pairs = zip(source_frames(source, chosen), source_frames(edited, range(len(chosen))), strict=True)
+    pairs = zip(run.iterate_frames(), source_frames(edited, range(run.frame_count)), strict=True)
     with disk_errors(run.path):
         found = _PackedFrames(run.path, plane.size)
         for t, (frame, painted) in enumerate(pairs):
             found.append(comparison.find_paint(plane.unwrap_frame(t, frame), painted))
-            report("comparing", t + 1, len(chosen))
+            report(Progress("comparing", t + 1, run.frame_count))
     if not found.painted_count:
         raise bad_input(
             f"no change found in {path.name}",
             where=str(path),
-            why=f"its frames equal the unwrapped clip of the layer {maps.layers[number]} where they show it",
+            why=f"its frames equal the unwrapped clip of the layer {layer} where they show it",
             fix="paint on it, save it, and run the same command again",
         )
-    notes = (f"{found.painted_count} of {len(chosen)} frames were painted on",)
-    return maps.layers[number], AnimatedOverlay(found.read_frames, len(chosen), picture.box, notes)
+    notes = (f"{found.painted_count} of {run.frame_count} frames were painted on",)
+    return layer, AnimatedOverlay(found.read_frames, run.frame_count, picture.box, notes)
 
 
 def _check_clip(edited: VideoMetadata, path: Path, size: tuple[int, int], count: int) -> None:
-    """Refuses a clip that cannot be an edited unwrapped one."""
+    """Refuses a clip whose size or length is not that of the unwrapped clip."""
     if edited.frame_count != count:
         raise bad_input(
             f"{path.name} has {edited.frame_count} frames instead of {count}",
@@ -159,13 +154,13 @@ def _check_clip(edited: VideoMetadata, path: Path, size: tuple[int, int], count:
 
 @dataclass
 class _FrameComparison:
-    """Compares painted frames with what they were before they were painted on.
+    """Compares painted frames with the frames before they were painted on.
 
     Attributes:
-        filling: what stands where a frame does not show the layer.
-        is_lossy: whether saving alone may have changed colors.
-        settings: of the comparison.
-        base: what the clip was painted on, as a number of `_make_base`; None: not known yet.
+        filling: the picture that fills the texels that a frame does not show.
+        is_lossy: whether saving may have changed colors.
+        settings: thresholds of the comparison.
+        base: the kind of base that the clip was painted on, as `_make_base` numbers them; None if not known yet.
     """
 
     filling: CanonicalFill
@@ -174,7 +169,7 @@ class _FrameComparison:
     base: int | None = None
 
     def find_paint(self, flat: UnwrappedFrame, painted: Frame) -> tuple[Part, np.ndarray] | None:
-        """Finds where a frame was painted on, and the paint there (uint8 RGBA, straight); None where it was not."""
+        """Finds the painted part of a frame, and its paint (straight uint8 RGBA); returns None if there is no paint."""
         shown = bounding_part((flat.visibility > 0).astype(np.uint8), self.settings.margin_texels)
         if shown is None:
             return None
@@ -205,12 +200,13 @@ class _FrameComparison:
         return part, np.dstack([color, alpha])
 
     def _make_base(self, number: int, flat: UnwrappedFrame, painted: Frame) -> Frame:
-        """Makes what a frame may have been before it was painted on.
+        """Makes a candidate for the frame before it was painted on.
 
         Args:
-            number: 0 as exported, 1 with the canonical picture around it; 2 and 3 the same on a flat color.
-            flat: the flat frame.
-            painted: the painted frame, which tells the flat color where the layer is not seen.
+            number: 0 for the exported frame, 1 for that with the canonical picture around it; 2 and 3 for the same on a
+                flat color.
+            flat: the unwrapped frame.
+            painted: the painted frame, which gives the flat color where the layer is not visible.
         """
         frame = self.filling.fill_frame(flat) if number in (1, 3) else flat.color
         if number < 2:
@@ -221,7 +217,7 @@ class _FrameComparison:
 
 
 class _PackedFrames:
-    """Overlays of frames, packed in a file in `folder` that goes with them: a long clip would fill memory."""
+    """Stores the overlays of frames in a temporary file in `folder`, because a long clip would fill the memory."""
 
     def __init__(self, folder: Path, size: tuple[int, int]) -> None:
         self.size = size
@@ -232,11 +228,11 @@ class _PackedFrames:
 
     @property
     def painted_count(self) -> int:
-        """How many frames have paint."""
+        """The number of frames with paint."""
         return sum(place is not None for place in self.places)
 
     def append(self, paint: tuple[Part, UInt8[np.ndarray, "rows columns 4"]] | None) -> None:
-        """Stores the paint of one more frame."""
+        """Appends the paint of the next frame."""
         if paint is None:
             self.places.append(None)
             return
@@ -246,7 +242,7 @@ class _PackedFrames:
         self.places.append((part, len(packed)))
 
     def read_frames(self) -> Iterator[UInt8[np.ndarray, "height width 4"]]:
-        """Reads all frames from the first on."""
+        """Yields the overlays of all frames, from the first."""
         start = 0
         for place in self.places:
             rgba = np.zeros((*self.size[::-1], 4), np.uint8)

@@ -1,1 +1,1 @@
-"""A preview whenever a picture is saved."""
+"""A preview that is updated whenever a picture is saved."""

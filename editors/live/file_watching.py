@@ -1,4 +1,4 @@
-"""Files that somebody paints on: which belong to what layer, and when one that is being saved is complete."""
+"""Files that the user paints on: the layer that each belongs to, and whether a file that is being saved is complete."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ Stat = tuple[int, int, int]  # size, time of the last change in nanoseconds, num
 class WatchSettings:
     """Settings of `unwrap watch`."""
 
-    busy_s: float = 0.02  # between two looks at the files while something is saved or carried
-    idle_s: float = 0.5  # between two looks otherwise
-    still_s: float = 0.08  # without a change after which a file is read
-    gone_s: float = 0.7  # after which a missing file is not about to come back under its name
-    patience_s: float = 1.0  # after which it is said that a save is waited for
-    give_up_s: float = 2.0  # without a change after which a file that cannot be read is damaged
+    busy_s: float = 0.02  # interval between checks of the files while something is saved or propagated
+    idle_s: float = 0.5  # interval between checks otherwise
+    still_s: float = 0.08  # time without a change after which a file is read
+    gone_s: float = 0.7  # time after which a missing file is removed from the preview
+    patience_s: float = 1.0  # time after which the user is told that a save is incomplete
+    give_up_s: float = 2.0  # time without a change after which an unreadable file counts as damaged
     size_px: int = 1280  # longer side of a frame in the preview
     min_size_px: int = 64
     max_size_px: int = 4096
     jpeg_quality: int = 90  # of the preview, 0 to 100
-    tried_frames: int = 40  # about so many are tried for the one that shows most
-    part_divisor: int = 3  # at least 1/3 of a side of a picture is made ready: overlays are widened by their own size
+    tried_frames: int = 40  # approximate number of frames that are tried for the one that shows most
+    part_divisor: int = 3  # at least 1/3 of a side of a picture is prepared: overlays are padded by their size
     part_step_texels: int = 16  # parts, as exported pictures, have sides that can be halved four times
 
 
@@ -42,22 +42,46 @@ DEFAULTS = WatchSettings()
 
 
 def find_file_layer(name: str, layers: Sequence[str]) -> str | None:
-    """Finds the layer that a file belongs to by its name: the longest that it begins with, as a whole word."""
+    """Finds the layer that a file belongs to by its name.
+
+    Args:
+        name: name of the file.
+        layers: the names of the run's layers.
+
+    Returns:
+        The longest name of a layer that the file name begins with, as a complete word; None if there is none.
+
+    Example:
+        >>> find_file_layer("car final.png", ["car", "background"])
+        'car'
+    """
     return match_layer(Path(name).stem, layers)
 
 
 def is_watched(name: str) -> bool:
-    """Tells whether a file may be a picture or a document by its name, and is none that programs make to save."""
+    """Tells whether a file name is that of a picture or document, and not of a temporary or backup file.
+
+    Example:
+        >>> [is_watched(name) for name in ("car.png", ".car.png", "notes.txt")]
+        [True, False, False]
+    """
     path = Path(name)
     known = path.suffix.lower() in (*PICTURE_SUFFIXES, *DOCUMENT_SUFFIXES, *PROGRAM_SUFFIXES)
     return known and not name.startswith((".", "~", "#")) and not _BACKUP.search(path.stem)
 
 
 def parse_given_file(text: str | Path, layers: Sequence[str]) -> tuple[Path, str | None]:
-    """Reads "[LAYER=]FILE": a file to watch, and its layer; a document tells its own.
+    """Parses "[LAYER=]FILE": a file to watch, and its layer.
+
+    Args:
+        text: the text that the user gave, or a path.
+        layers: the names of the run's layers.
+
+    Returns:
+        The path, and the layer; None for a document, which states its layer itself.
 
     Raises:
-        UserError: no such folder, a file that cannot be watched, or one that tells no layer (exit 3).
+        UserError: a missing folder, a file that cannot be watched, or an unknown layer (exit 3).
     """
     name, has_name, file = str(text).partition("=")
     is_named = bool(has_name) and name in layers
@@ -91,7 +115,7 @@ def parse_given_file(text: str | Path, layers: Sequence[str]) -> tuple[Path, str
 
 @dataclass
 class WatchedFile:
-    """A watched file."""
+    """Holds the state of a watched file."""
 
     path: Path
     stat: Stat | None = None  # as it was seen last
@@ -102,7 +126,7 @@ class WatchedFile:
     is_told: bool = False  # that it is waited for
 
     def observe(self, now: float) -> None:
-        """Looks at the file."""
+        """Reads the state of the file at time `now`, in seconds of `time.monotonic`."""
         found = read_stat(self.path)
         if found == self.stat:
             return
@@ -112,19 +136,27 @@ class WatchedFile:
 
     @property
     def is_new(self) -> bool:
-        """Whether the file differs from what the preview took last."""
+        """Whether the file changed since the preview read it."""
         return self.stat != self.taken_stat
 
     def is_still(self, now: float, still_s: float) -> bool:
-        """Tells whether it has not changed for `still_s` seconds, as far as was seen or as the file itself says."""
+        """Tells whether the file has not changed for some time, as observed or by its modification time.
+
+        Args:
+            now: the current time, in seconds of `time.monotonic`.
+            still_s: the time without a change, in seconds.
+        """
         since_change = time.time() - self.stat[1] / 1e9 if self.stat else 0.0
         return now - self.seen_since >= still_s or since_change >= still_s
 
     def estimate_save_time(self, patience_s: float) -> float:
-        """Returns when it was saved, in seconds since the epoch: what the file says, if that is about when it was seen.
+        """Estimates when the file was saved: its modification time, if that is close to the time of observation.
 
         Args:
-            patience_s: by how many seconds the file may say an earlier time.
+            patience_s: largest difference between the two, in seconds.
+
+        Returns:
+            Seconds since the epoch.
         """
         noticed = time.time() - (time.monotonic() - self.seen_since)
         changed = self.stat[1] / 1e9 if self.stat else noticed
@@ -132,7 +164,7 @@ class WatchedFile:
 
 
 class IncompleteFileError(Exception):
-    """A file cannot be read; perhaps its save is not finished."""
+    """Signals that a file cannot be read, perhaps because it is still being saved."""
 
     def __init__(self, error: UserError) -> None:
         super().__init__(error.what)
@@ -140,7 +172,7 @@ class IncompleteFileError(Exception):
 
 
 def read_stat(path: Path) -> Stat | None:
-    """Reads what tells two states of a file apart; None where there is none."""
+    """Reads the values that distinguish two states of a file; returns None if the file does not exist."""
     try:
         found = path.stat()
     except OSError:

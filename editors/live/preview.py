@@ -1,7 +1,7 @@
-"""From a picture that was just saved to a frame that shows it, quickly.
+"""Renders a picture that was just saved into a frame, quickly.
 
-What stays while somebody paints (maps, exported pictures, source frames with the edits so far) is kept in memory. Of a
-saved picture only the part that differs from the exported one is compared, made ready and put on the frames.
+Data that does not change while the user paints (maps, exported pictures, source frames with the active edits) stays in
+memory. Only the part of a saved picture that differs from the exported one is compared, prepared and rendered.
 """
 
 from __future__ import annotations
@@ -16,41 +16,41 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from editors.inputs.canonical_picture import find_change, overlay_from_change
+from editors.inputs.canonical_picture import find_base_version, find_change, overlay_from_change
 from editors.inputs.change_detection import find_local_change
 from editors.inputs.file_kinds import DOCUMENT_SUFFIXES
 from editors.inputs.sizes import check_picture_size, compute_pixel_limit
 from editors.live.file_watching import DEFAULTS, IncompleteFileError, Stat, WatchSettings, read_stat
-from neural_fields.atlas import canonical
-from neural_fields.atlas.canonical import CanonicalImage, Overlay
+from neural_fields.atlas.canonical import CanonicalImage, Overlay, read_sidecar
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core.coords import Box
 from neural_fields.core.errors import ExitCode, UserError, bad_input
-from neural_fields.core.files import atomic_write, make_folder, read_json, sha256_file, temporary_path
-from neural_fields.data.video.io import source_frames
+from neural_fields.core.files import atomic_write, make_folder, sha256_file, temporary_path
+from neural_fields.core.html_pages import render_html
 from neural_fields.edits.journal import journal_path
-from neural_fields.edits.read_stack import Edit, active_edits
+from neural_fields.edits.read_stack import Edit
 from neural_fields.edits.shape import Deformation
 from neural_fields.imaging.image_io import Picture, read_picture
 from neural_fields.imaging.tiles import to_local_range
+from neural_fields.open_runs.opening import RunLike, require_planar
+from neural_fields.open_runs.planar_run import PlanarRun
 from neural_fields.rendering.base import Canonicals, OverlayOptions
 from neural_fields.rendering.compositor import PassChain, build_passes, canonical_painters, read_deformations
 from neural_fields.rendering.overlay_pass import OverlayPass
 from neural_fields.rendering.removal_pass import RemovalPass, hide_layers
 from neural_fields.rendering.warp_pass import WarpPass
-from neural_fields.runs.kind import require_planar
 from neural_fields.runs.run import Run
-from neural_fields.runs.source import read_source_metadata
 
 Frame = UInt8[np.ndarray, "_ _ 3"]
 
 
 @dataclass(frozen=True)
 class PreviewFrame:
-    """A frame of the run as it is without what is being painted.
+    """Holds a frame of the preview without the paint in progress.
 
     Attributes:
-        t, number: of the frame, in the run and in the source.
+        t: index of the frame in the run.
+        number: number of the frame in the source.
         below: the frame with the active edits on it, at the size of the preview.
         layer_pictures: the canonical pictures of all layers, with the edits that this frame shows.
     """
@@ -63,22 +63,21 @@ class PreviewFrame:
 
 @dataclass(frozen=True)
 class PreviewSession:
-    """What stays while somebody paints.
+    """Holds the data that does not change while the user paints.
 
     Attributes:
-        run, maps: the run and its baked maps; `numbers`: the number in the source of each of its frames.
+        run: the open run.
         shown_maps: the maps without the layers that edits hide.
-        pictures: the newest exported picture of each layer, with no edits; `pixels`: the same as bytes.
-        versions: how many exported pictures of each layer there are.
+        pictures: the newest exported picture of each layer, without edits.
+        pixels: the same pictures as uint8.
+        versions: number of exported versions of each layer.
         shots: the frames of the preview.
-        shapes: by which edits deform layers.
-        active_digests: SHA-256 of pictures that are active edits already.
-        settings: of the preview.
+        shapes: deformations of each layer by edits.
+        active_digests: SHA-256 digests of pictures that are active edits already.
+        settings: settings of the preview.
     """
 
-    run: Run
-    maps: Maps
-    numbers: range
+    run: PlanarRun
     shown_maps: Maps
     pictures: Mapping[str, CanonicalImage]
     pixels: Mapping[str, UInt8[np.ndarray, "_ _ 4"]]
@@ -89,15 +88,18 @@ class PreviewSession:
     settings: WatchSettings
 
     def read_overlays(self, path: Path, layer: str | None) -> dict[str, Overlay]:
-        """Finds what was painted in a picture or a layered document, by layer; nothing where it is as it was exported.
+        """Finds the paint in a picture or a layered document.
 
         Args:
-            path: the file.
-            layer: the layer of a picture. A document tells its own.
+            path: path of the file.
+            layer: the layer of a picture; None for a document, which states its layer itself.
+
+        Returns:
+            Overlays by layer; empty if the file equals the exported one.
 
         Raises:
-            Incomplete: the file cannot be read.
-            UserError: it can, but does not fit (exit 3), or has too many pixels (7).
+            IncompleteFileError: the file cannot be read yet.
+            UserError: the file has the wrong shape (exit 3) or too many pixels (exit 7).
         """
         try:
             if path.suffix.lower() in DOCUMENT_SUFFIXES:
@@ -110,13 +112,13 @@ class PreviewSession:
         return {} if overlay is None else {layer: overlay}
 
     def _read_document(self, path: Path, layer: str | None) -> dict[str, Overlay]:
-        """Reads what was painted in a layered document; nothing where it is an active edit or has no paint."""
+        """Reads the paint in a layered document; returns nothing if it is an active edit already or has no paint."""
         from editors.inputs.document import read_document_overlays
 
         try:
             if sha256_file(path) in self.active_digests:
                 return {}
-            return dict(read_document_overlays(self.run, self.maps, path, layer, self.pictures))
+            return dict(read_document_overlays(self.run, path, layer))
         except FileNotFoundError as error:  # between two looks
             raise bad_input(f"there is no file {path}", where=str(path)) from error
         except UserError as error:
@@ -125,12 +127,17 @@ class PreviewSession:
             raise
 
     def find_overlay(self, painted: Picture, layer: str) -> Overlay | None:
-        """Finds what was painted on a picture of a layer; None if it is as it was exported.
+        """Finds the paint on the picture of a layer.
 
-        The overlay covers the part of the layer that was painted on, where that can be told without the rest.
+        Args:
+            painted: the painted picture.
+            layer: name of the layer.
+
+        Returns:
+            The overlay, which covers only the painted part of the layer if possible; None if nothing was painted.
 
         Raises:
-            UserError: a picture of another shape (exit 3).
+            UserError: a picture of the wrong shape (exit 3).
         """
         picture, pixels = self.pictures[layer], painted.pixels
         base = f"the exported picture of the layer {layer}"
@@ -138,7 +145,7 @@ class PreviewSession:
         quick = None if painted.lossy or pixels is None else find_local_change(pixels, self.pixels[layer])
         if quick is None:  # all of the picture has to be compared, with the version that it was painted on
             if self.versions[layer] > 1:
-                picture = canonical.find_base_version(self.run.canonical, layer, painted)
+                picture = find_base_version(self.run, layer, painted)
                 check_picture_size(painted, picture.size, base)
             found = find_change(painted, picture.to_array())
             return None if found.is_empty else overlay_from_change(found, painted, picture)
@@ -162,16 +169,20 @@ class PreviewSession:
         return frames[0] if len(frames) == 1 else np.concatenate(frames, axis=1)
 
     def find_best_frame(self, overlays: Mapping[str, Overlay]) -> int | None:
-        """Finds the number in the source of the frame that shows most of some overlays; None where no frame shows any.
+        """Finds the frame that shows the largest part of overlays; in long clips only some frames are tried.
 
-        Of a long clip not every frame is tried.
+        Args:
+            overlays: overlays by layer.
+
+        Returns:
+            The number of the frame in the source; None if no frame shows any of them.
         """
         renderer = OverlayPass(self.shown_maps, self.pictures, overlays)
-        size = (max(1, self.maps.size[0] // 4), max(1, self.maps.size[1] // 4))
-        tried = range(0, self.maps.frame_count, max(1, self.maps.frame_count // self.settings.tried_frames))
+        size = (max(1, self.run.maps.size[0] // 4), max(1, self.run.maps.size[1] // 4))
+        tried = range(0, self.run.maps.frame_count, max(1, self.run.maps.frame_count // self.settings.tried_frames))
         areas = {t: int(renderer.affected_mask(t, size).sum()) for t in tried}
         best = max(areas, key=lambda t: areas[t])
-        return self.numbers[best] if areas[best] else None
+        return self.run.frames[best] if areas[best] else None
 
     def _render_shot(self, shot: PreviewFrame, overlays: Mapping[str, Overlay]) -> Frame:
         on_top = OverlayPass(
@@ -182,7 +193,7 @@ class PreviewSession:
             return frame
         # A layer is deformed with everything that is on it, and shows it where it was hidden before.
         looks = []
-        for name, (image, box) in zip(self.maps.layers, shot.layer_pictures, strict=True):
+        for name, (image, box) in zip(self.run.maps.layers, shot.layer_pictures, strict=True):
             if name in overlays:
                 picture = CanonicalImage(torch.from_numpy(image).permute(2, 0, 1), box, name)
                 image = picture.composite_overlay(overlays[name]).to_array()
@@ -191,40 +202,33 @@ class PreviewSession:
 
 
 def open_preview(
-    run: Run, frames: Sequence[int] = (), size: int = DEFAULTS.size_px, settings: WatchSettings = DEFAULTS
+    run: RunLike, frames: Sequence[int] = (), size: int = DEFAULTS.size_px, settings: WatchSettings = DEFAULTS
 ) -> PreviewSession:
-    """Reads all that does not change while somebody paints.
+    """Opens a run for previews: reads all data that does not change while the user paints.
 
     Args:
-        run: the run.
-        frames: numbers of frames of the source to show, 0 is the first; by default the middle one.
-        size: pixels of the longer side of each frame; frames are never enlarged.
-        settings: of the preview.
+        run: the run, or the path of its folder.
+        frames: numbers of the frames in the source to show, 0 is the first; by default the middle one.
+        size: longer side of each frame in pixels; frames are never enlarged.
+        settings: settings of the preview.
 
     Raises:
-        UserError: a frame that the run does not have, a size that shows nothing (exit 3), no maps, a damaged run (5).
+        UserError: a frame that the run does not have, or a size out of range (exit 3); missing maps, or a damaged run
+            (exit 5).
     """
     if size < settings.min_size_px:
         why = f"expected the pixels of the longer side of a frame, at least {settings.min_size_px}"
         raise bad_input(f"a preview of {size} pixels shows nothing", why=why, fix=f"--size {settings.size_px}")
-    require_planar(run, "unwrap watch")
-    maps = Maps.open(run)
-    metadata, chosen = read_source_metadata(run)
+    run = require_planar(run, "unwrap watch")
+    maps, chosen = run.maps, run.frames
     numbers = list(dict.fromkeys(frames)) or [chosen[len(chosen) // 2]]
     for number in numbers:
-        if number not in chosen:
-            raise bad_input(
-                f"there is no frame {number} in this run",
-                where=str(run.path),
-                why=f"it was trained on the frames {chosen.start} to {chosen[-1]} of the source, every {chosen.step}",
-                fix=f"--frame {chosen[len(chosen) // 2]}",
-            )
+        run.require_frame(number)
     pictures = {}
-    for name in maps.layers:
-        picture = canonical.read_pristine(run.canonical, name)
+    for name, picture in run.canonicals.items():
         # Laid in memory so that it is an array with colors last without copying it every time.
         pictures[name] = replace(picture, rgba=torch.from_numpy(picture.to_array()).permute(2, 0, 1))
-    edits = active_edits(run)
+    edits = run.active_edits()
     changer = build_passes(maps, pictures, edits, chosen)
     passes = changer.passes if isinstance(changer, PassChain) else [changer]
     looks = _make_looks(maps.layers, pictures, edits, chosen)
@@ -232,7 +236,7 @@ def open_preview(
     shots = []
     for number in numbers:
         t = chosen.index(number)
-        frame = next(iter(source_frames(metadata, range(number, number + 1))))
+        frame: Frame = run.read_frame(number)
         scale = size / max(frame.shape[:2])
         if scale < 1:
             frame = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
@@ -245,39 +249,40 @@ def open_preview(
     hider = next((render_pass for render_pass in passes if isinstance(render_pass, RemovalPass)), None)
     if hider is not None:
         shown_maps = hide_layers(maps, {maps.layers[layer]: how for layer, how in hider.hidden.items()})
-    sources = [edit.spec.get("source") for edit in edits]
     return PreviewSession(
         run=run,
-        maps=maps,
-        numbers=chosen,
         shown_maps=shown_maps,
         pictures=pictures,
         pixels={name: np.rint(255 * picture.to_array()).astype(np.uint8) for name, picture in pictures.items()},
-        versions={name: len(read_json(run.canonical / f"{name}.json")["versions"]) for name in maps.layers},
+        versions={name: len(read_sidecar(run.files.canonical, name).versions) for name in maps.layers},
         shots=tuple(shots),
         shapes=read_deformations(edits, chosen),
         active_digests=frozenset(
-            str(file["sha256"]) for file in sources if isinstance(file, dict) and "sha256" in file
+            file.sha256 for edit in edits for file in edit.record.origin.sources if file.sha256 is not None
         ),
         settings=settings,
     )
 
 
-def read_run_stamp(run: Run, layers: Sequence[str]) -> tuple[Stat | None, ...]:
-    """Reads what changes when the edits, the maps or the exported pictures do: then an easel is out of date."""
-    histories = [run.canonical / f"{layer}.json" for layer in layers]
-    return tuple(read_stat(path) for path in (run.maps / "maps.json", journal_path(run), run.edits, *histories))
+def read_run_stamp(run: PlanarRun) -> tuple[Stat | None, ...]:
+    """Reads a stamp that changes with the edits, the maps and the exported pictures: then a session is out of date."""
+    files = run.files
+    histories = [files.canonical / f"{layer}.json" for layer in run.layers]
+    return tuple(read_stat(path) for path in (files.maps / "maps.json", journal_path(files), files.edits, *histories))
 
 
 def write_preview(run: Run, picture: Frame, quality: int = DEFAULTS.jpeg_quality) -> Path:
-    """Puts a picture in the place of the preview; whoever reads it sees the old one or the new one.
+    """Replaces the preview atomically: a reader sees the old picture or the new one.
 
-    Nothing is flushed to the disk: a preview need not outlive a power cut, and flushing takes longer than the rest.
+    Nothing is flushed to the disk: a preview need not survive a power failure, and flushing takes longer than the rest.
 
     Args:
         run: the run.
-        picture: RGB in 8 bits.
-        quality: of the JPEG, 0 to 100.
+        picture: the preview, 8-bit RGB.
+        quality: quality of the JPEG, 0 to 100.
+
+    Returns:
+        The path of the preview.
     """
     path = run.previews / "watch.jpg"
     make_folder(path.parent)
@@ -291,43 +296,18 @@ def write_preview(run: Run, picture: Frame, quality: int = DEFAULTS.jpeg_quality
 
 
 def write_page(run: Run) -> Path:
-    """Writes the page that shows the preview and renews it; it needs no network and no server."""
+    """Writes a page that shows the preview and updates it, without a network or a server; returns its path."""
     path = run.previews / "watch.html"
+    page = render_html(Path(__file__).with_name("watch.html.j2"), picture="watch.jpg")
     with atomic_write(path) as part:
-        part.write_text(PAGE, encoding="utf-8")
+        part.write_text(page, encoding="utf-8")
     return path
-
-
-PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<title>unwrap watch</title>
-<style>
-  html, body { margin: 0; height: 100%; background: #202020; }
-  body { display: flex; align-items: center; justify-content: center; }
-  img { max-width: 100%; max-height: 100%; }
-</style>
-<img src="watch.jpg" alt="the preview; it renews itself while unwrap watch runs">
-<script>
-  // Another address each time, or the browser shows what it remembers; swapped when it is there, so nothing flickers.
-  const shown = document.querySelector("img");
-  let count = Date.now();
-  function renew() {
-    const next = new Image();
-    next.onload = () => { shown.src = next.src; setTimeout(renew, 300); };
-    next.onerror = () => setTimeout(renew, 300);
-    next.src = "watch.jpg?" + count++;
-  }
-  renew();
-</script>
-</html>
-"""
 
 
 def _make_looks(
     layers: Sequence[str], pictures: Mapping[str, CanonicalImage], edits: Sequence[Edit], chosen: Sequence[int]
 ) -> Callable[[int], Canonicals]:
-    """Makes a function that returns how the layers look in a frame with the edits that it shows."""
+    """Makes a function that returns the canonical pictures with the edits that a frame shows."""
     known = [painter for edit in edits for painter in canonical_painters(edit, chosen)]
 
     @cache
@@ -342,7 +322,7 @@ def _make_looks(
 
 
 def _widen_span(span: slice, side: int, settings: WatchSettings) -> slice:
-    """Widens rows or columns to a share of a side; they begin and end at multiples of a step, or at the edge."""
+    """Widens rows or columns to a share of a side; they start and end at multiples of a step, or at the edge."""
     step = settings.part_step_texels
     least = -(-side // settings.part_divisor)
     more = max(0, least - (span.stop - span.start)) // 2

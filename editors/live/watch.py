@@ -1,9 +1,9 @@
-"""`unwrap watch`: what is painted is shown on a frame of the video as soon as it is saved.
+"""`unwrap watch`: shows paint on a frame of the video as soon as the picture is saved.
 
-Programs save in three ways: in place, by a new file that takes the old one's name, and with a backup. A watch on the
-file itself hears only the first, so the folder is watched. What is heard only wakes the loop, which then looks at the
-files: where a volume does not tell of changes, they are seen half a second later. A file is read when it has been still
-for a moment, and one that cannot be read may not be complete yet.
+Programs save in three ways: in place, by a new file that takes the name of the old one, and with a backup. A watch on
+the file detects only the first, so the folder is watched. A notification only wakes the loop, which then checks the
+files: on a volume without notifications, changes are seen half a second later. A file is read when it has not changed
+for a moment; a file that cannot be read may be incomplete.
 """
 
 from __future__ import annotations
@@ -37,25 +37,26 @@ from editors.live.file_watching import (
 from editors.live.preview import PreviewSession, open_preview, read_run_stamp, write_page, write_preview
 from neural_fields.atlas.canonical import Overlay
 from neural_fields.core.errors import UserError
-from neural_fields.runs.run import Run
+from neural_fields.open_runs.opening import RunLike
+from neural_fields.open_runs.planar_run import PlanarRun
 
 Kind = Literal["start", "painted", "no change", "removed", "edits", "carried", "hint", "waiting", "error", "end"]
 
 
 @dataclass(frozen=True)
 class WatchUpdate:
-    """Something that happened while watching.
+    """Describes an event while watching.
 
     Attributes:
-        kind: "painted", "no change" and "removed" tell of a picture, "carried" of all parts of a layer that shows them
-            later; with "start" and "edits" (the stack changed) the preview is new too. "hint", "waiting" and "error"
-            leave it as it is; "end" is the last one.
-        picture: the file it is about.
-        layers: those that the preview shows painted.
-        seconds: from the save to the preview.
-        stages: of these seconds, by what they were spent on.
-        notes: what the user should know; with "end" commands that make edits of what was painted.
-        error: what is wrong.
+        kind: the kind of event. With "start", "edits" (the stack changed), "painted", "no change", "removed" (all three
+            about a picture) and "carried" (paint was propagated to all charts) the preview is new. With "hint",
+            "waiting" and "error" it is unchanged. "end" is the last event.
+        picture: the file that the event is about.
+        layers: layers that the preview shows painted.
+        seconds: time from the save to the preview.
+        stages: parts of this time, in seconds, by stage.
+        notes: notes for the user; with "end", the commands that turn the paint into edits.
+        error: the problem, with "error".
     """
 
     kind: Kind
@@ -81,7 +82,7 @@ class WatchUpdate:
         }
 
     def to_lines(self) -> list[str]:
-        """Returns the update in lines for a person."""
+        """Returns the update as lines of text."""
         name = "" if self.picture is None else self.picture.name
         took = "" if self.seconds is None else f" after {self.seconds:.2f} s"
         if self.error is not None:
@@ -101,7 +102,7 @@ class WatchUpdate:
 
 
 def watch_pictures(
-    run: Run | str | Path,
+    run: RunLike,
     *,
     frames: Sequence[int] = (),
     pictures: Sequence[str | Path] = (),
@@ -109,25 +110,27 @@ def watch_pictures(
     stop: Callable[[], bool] = lambda: False,
     settings: WatchSettings = DEFAULTS,
 ) -> Iterator[WatchUpdate]:
-    """Shows what is painted in `previews/watch.jpg` of a run, and in the page beside it, until it is told to stop.
+    """Watches pictures and renders their paint to `previews/watch.jpg` of the run, until it is told to stop.
 
-    Watched are the pictures in `canonical/` that begin with the name of a layer, and the layered documents there. The
-    picture that was saved last is the one of its layer. Nothing is added to the run's edits.
+    It watches the pictures in `canonical/` whose names begin with the name of a layer, and the layered documents there.
+    The picture that was saved last counts for its layer. Nothing is added to the run's edits.
 
     Args:
-        run: the run, or its folder.
-        frames: numbers of frames of the source to show side by side; by default the middle one.
-        pictures: more files to watch, "[LAYER=]FILE"; the layer is that of the file's name by default.
-        size: pixels of the longer side of each frame.
-        stop: asked twice a second, and more often while something is saved.
-        settings: of the watching.
+        run: the run, or the path of its folder.
+        frames: numbers of the frames in the source to show side by side; by default the middle one.
+        pictures: further files to watch, "[LAYER=]FILE"; by default the file name states the layer.
+        size: longer side of each frame in pixels.
+        stop: called twice a second, and more often while a file is being saved; returns True to stop.
+        settings: intervals and sizes.
+
+    Yields:
+        Updates of the preview, and problems with pictures.
 
     Raises:
-        UserError: what cannot be watched (exit 3), a damaged run (5). What is wrong with a picture is an update.
+        UserError: a file that cannot be watched (exit 3), or a damaged run (exit 5).
     """
-    run = run if isinstance(run, Run) else Run.open(Path(run))
     session = _Session(run, frames, size, settings)
-    session.given = dict(parse_given_file(text, session.easel.maps.layers) for text in pictures)
+    session.given = dict(parse_given_file(text, session.run.layers) for text in pictures)
     folders = list(dict.fromkeys([session.folder, *(path.parent for path in session.given)]))
     with _wake_on_changes(folders, settings) as wake, ThreadPoolExecutor(1) as session.workers:
         yield session.show_first()
@@ -141,26 +144,29 @@ def watch_pictures(
 
 
 class _Session:
-    """What is watched and shown."""
+    """Holds the watched files, and the paint that the preview shows."""
 
     workers: ThreadPoolExecutor
 
-    def __init__(self, run: Run, frames: Sequence[int], size: int, settings: WatchSettings) -> None:
-        self.run = run
-        self.folder = Path(os.path.abspath(run.canonical))
+    def __init__(self, run: RunLike, frames: Sequence[int], size: int, settings: WatchSettings) -> None:
         self.frames = frames
         self.size = size
         self.settings = settings
         self.easel: PreviewSession = open_preview(run, frames, size, settings)
+        self.folder = Path(os.path.abspath(self.run.files.canonical))
         self.given: dict[Path, str | None] = {}
         self.files: dict[Path, WatchedFile] = {}
         self.painted: dict[str, tuple[Path, Overlay]] = {}
-        self.stamp = read_run_stamp(run, self.easel.maps.layers)
+        self.stamp = read_run_stamp(self.run)
         self.is_whole = True  # the run can be read as it is
         self.carrying: Future[tuple[dict[str, Overlay], list[str]]] | None = None
         self.saved = 0.0
         self.notes: set[str] = set()  # those that were said
         self.hinted: set[Path] = set()  # pictures of which a hint was given
+
+    @property
+    def run(self) -> PlanarRun:
+        return self.easel.run
 
     @property
     def is_busy(self) -> bool:
@@ -171,22 +177,22 @@ class _Session:
         return {layer: overlay for layer, (_, overlay) in self.painted.items()}
 
     def make_update(self, kind: Kind, picture: Path | None = None, **more: Any) -> WatchUpdate:
-        """Makes an update; notes are given once."""
+        """Makes an update; each note is given only once."""
         notes = tuple(note for note in dict.fromkeys(more.pop("notes", ())) if note not in self.notes)
         self.notes.update(notes)
         return WatchUpdate(kind, picture, tuple(self.painted), notes=notes, **more)
 
     def show_first(self) -> WatchUpdate:
-        """Shows what is painted already."""
-        write_page(self.run)
+        """Shows the paint that exists at the start."""
+        write_page(self.run.files)
         notes = self._read_all()
         self._write_preview(self.overlays)
         self._start_carrying()
         return self.make_update("start", notes=notes)
 
     def poll_files(self) -> Iterator[WatchUpdate]:
-        """Looks once at the run and at all files, and shows what is new."""
-        stamp = read_run_stamp(self.run, self.easel.maps.layers)
+        """Checks the run and all files once, and shows changes."""
+        stamp = read_run_stamp(self.run)
         if stamp != self.stamp:
             yield from self._reopen_run(stamp)
         if not self.is_whole:
@@ -207,14 +213,14 @@ class _Session:
             yield self.make_update("carried", seconds=time.time() - self.saved if self.saved else None, notes=notes)
 
     def edit_commands(self) -> list[str]:
-        """Makes the commands that make edits of the pictures that are shown."""
+        """Makes the commands that turn the shown pictures into edits."""
         run = shlex.quote(str(self.run.path))
         return [
             f"unwrap edit {run} {shlex.quote(str(path))} --layer {layer}" for layer, (path, _) in self.painted.items()
         ]
 
     def _scan_files(self, now: float) -> None:
-        """Observes all files, new ones too."""
+        """Updates the state of all files, including new ones."""
         found = set(self.files) | set(self.given)
         with suppress(OSError), os.scandir(self.folder) as entries:
             found |= {self.folder / entry.name for entry in entries if is_watched(entry.name)}
@@ -222,7 +228,7 @@ class _Session:
             self.files.setdefault(path, WatchedFile(path)).observe(now)
 
     def _read_all(self) -> list[str]:
-        """Reads all files that can be read, the one saved last at the end; returns notes."""
+        """Reads all readable files in the order of their saves; returns notes."""
         self._scan_files(time.monotonic())
         notes: list[str] = []
         for file in sorted(self.files.values(), key=lambda file: file.stat[1] if file.stat else 0):
@@ -235,10 +241,10 @@ class _Session:
         return notes
 
     def _reopen_run(self, stamp: tuple[Stat | None, ...]) -> Iterator[WatchUpdate]:
-        """Reads the run again after its edits, maps or exported pictures changed."""
+        """Reopens the run after its edits, maps or exported pictures changed."""
         self.stamp = stamp
         try:
-            self.easel = open_preview(self.run, self.frames, self.size, self.settings)
+            self.easel = open_preview(self.run.files, self.frames, self.size, self.settings)
             self.is_whole = True
         except UserError as error:  # such as a training that goes on and bakes just now; then the stamp changes again
             self.is_whole = False
@@ -251,7 +257,7 @@ class _Session:
         yield self.make_update("edits", notes=notes)
 
     def _handle_change(self, file: WatchedFile, now: float) -> Iterator[WatchUpdate]:
-        """Shows a file that changed, if it is ready."""
+        """Shows a changed file if it is complete."""
         if file.stat is None:
             if now - file.seen_since >= self.settings.gone_s:
                 file.taken_stat = None
@@ -269,7 +275,7 @@ class _Session:
             if file.path not in self.hinted:  # say once why it is left alone
                 self.hinted.add(file.path)
                 text = f"{file.path.name} belongs to no layer: begin its name with one of "
-                text += ", ".join(self.easel.maps.layers)
+                text += ", ".join(self.run.layers)
                 if file.path.suffix.lower() in PROGRAM_SUFFIXES:
                     text = f"{file.path.name} can be read by its own program only: export it as .ora or .png"
                 yield self.make_update("hint", file.path, notes=[text])
@@ -292,13 +298,13 @@ class _Session:
             yield self.make_update("waiting", file.path)
 
     def _show_file(self, file: WatchedFile) -> Iterator[WatchUpdate]:
-        """Reads a file and renews the preview."""
+        """Reads a file and updates the preview."""
         stat, saved, begin = file.stat, file.estimate_save_time(self.settings.patience_s), time.time()
         kind, notes = self._read_paint(file)
         read = time.time()
         picture = self.easel.render_picture(self.overlays)
         rendered = time.time()
-        write_preview(self.run, picture, self.settings.jpeg_quality)
+        write_preview(self.run.files, picture, self.settings.jpeg_quality)
         written = time.time()
         stages = {"settle": begin - saved, "read": read - begin, "render": rendered - read, "write": written - rendered}
         self.saved, file.taken_stat = saved, stat
@@ -320,11 +326,11 @@ class _Session:
         yield self.make_update("hint", file.path, notes=[text])
 
     def _read_paint(self, file: WatchedFile) -> tuple[Kind, Sequence[str]]:
-        """Reads a file and keeps what was painted; the notes are of the picture.
+        """Reads a file and stores its paint; returns the kind of update, and notes on the picture.
 
         Raises:
-            Incomplete: it cannot be read.
-            UserError: it can, but does not fit.
+            IncompleteFileError: the file cannot be read yet.
+            UserError: the file has the wrong shape.
         """
         path = file.path
         found = self.easel.read_overlays(path, self._find_layer(path))
@@ -336,8 +342,8 @@ class _Session:
         return ("painted" if found else "no change"), notes
 
     def _find_layer(self, path: Path) -> str | None:
-        """Finds the layer of a file as the user says, or else as its name does; a document tells its own."""
-        named = None if path.suffix.lower() in DOCUMENT_SUFFIXES else find_file_layer(path.name, self.easel.maps.layers)
+        """Finds the layer of a file: as the user states it, or else by its name; None for a document."""
+        named = None if path.suffix.lower() in DOCUMENT_SUFFIXES else find_file_layer(path.name, self.run.layers)
         return self.given.get(path) or named
 
     def _has_layer(self, path: Path) -> bool:
@@ -346,21 +352,19 @@ class _Session:
         return suffix in DOCUMENT_SUFFIXES or (suffix in PICTURE_SUFFIXES and self._find_layer(path) is not None)
 
     def _start_carrying(self) -> None:
-        """Begins to carry what was painted to all parts of its layers, beside everything else: it takes seconds."""
+        """Starts to propagate paint to all charts of its layers in the background, which takes seconds."""
         if self.carrying is not None:
             self.carrying.cancel()
-        wanted = bool(self.easel.maps.charts) and bool(self.painted)
-        self.carrying = (
-            self.workers.submit(carry_to_charts, self.run, self.easel.maps, self.overlays) if wanted else None
-        )
+        wanted = bool(self.run.maps.charts) and bool(self.painted)
+        self.carrying = self.workers.submit(carry_to_charts, self.run, self.overlays) if wanted else None
 
     def _write_preview(self, overlays: Mapping[str, Overlay]) -> None:
-        write_preview(self.run, self.easel.render_picture(overlays), self.settings.jpeg_quality)
+        write_preview(self.run.files, self.easel.render_picture(overlays), self.settings.jpeg_quality)
 
 
 @contextmanager
 def _wake_on_changes(folders: Sequence[Path], settings: WatchSettings) -> Iterator[threading.Event]:
-    """Opens an event that is set when something in one of the folders changed."""
+    """Opens an event that is set when anything in one of the folders changes."""
     from watchfiles import watch as watch_folders
 
     wake, end = threading.Event(), threading.Event()

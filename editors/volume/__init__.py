@@ -1,1 +1,1 @@
-"""Editors of 3D scenes: the person or the background, recolored, restyled, taken away or replaced."""
+"""Editors of 3D scenes: they recolor, restyle, remove or replace the person or the background."""

@@ -1,46 +1,49 @@
-"""The input and the result of an editor of 3D scenes.
+"""The base of editors of 3D scenes, and the source that they read.
 
-As in two dimensions, an editor is a frozen dataclass of its settings that can be called. It renders the trained scene
-from any camera and returns new values for some of the scene's parameters, by their names in its state dict.
-Whatever it does not name stays, bit for bit: an edit of the person cannot touch the background.
+Such an editor renders the trained scene from any camera and returns new values for some of the scene's parameters, by
+their names in its state dict. All other parameters keep their values, bit for bit: an edit of the person cannot change
+the background.
 
-Colors are edited through a `Paint` that is added to a part's own colors. Density does not depend on it, so that an
-edit of colors keeps every outline where it was.
+Colors are edited through a `Paint` that is added to a part's trained colors. Density does not depend on it, so that an
+edit of colors does not move any outline.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from editors.core.editor import Report
+from editors.core.editor import Editor
+from editors.inputs.picture_input import PictureInput
 from editors.volume.views import estimate_up_direction
 from neural_fields.core.errors import bad_input
 from neural_fields.data.capture.cameras import Camera
 from neural_fields.data.capture.skeleton import SkeletonMotion
+from neural_fields.open_runs.base import OpenRun
+from neural_fields.open_runs.scene_run import SceneRun
 from neural_fields.volume.color_edit import FIELD_MODULES, add_paint
 from neural_fields.volume.scene import Moments, Scene
 
 
 @dataclass(frozen=True)
 class VolumeSource:
-    """A trained scene as an editor sees it.
+    """Gives an editor access to a trained 3D scene.
 
     Attributes:
-        scene: with the active edits in it. An editor leaves it as it was.
+        scene: the scene, with the active edits applied. An editor must restore it.
         moments: poses and states of the capture.
-        cameras, times: one a view; the moment of each is an index into `moments`.
-        motion: the bones; None for a scene without a person.
-        masks: where the person is seen in the views, if that is known.
+        cameras: one camera per view.
+        times: the moment of each view, an index into `moments`.
+        motion: the skeleton in motion; None for a scene without a person.
+        masks: pixels of the views that show the person; None if unknown.
     """
 
     scene: Scene
@@ -61,10 +64,10 @@ class VolumeSource:
         return self.moments.transforms.device
 
     def require_person(self) -> SkeletonMotion:
-        """Returns the bones of the person.
+        """Returns the moving skeleton of the person.
 
         Raises:
-            UserError: there is nobody in the scene (exit 3).
+            UserError: there is no person in the scene (exit 3).
         """
         if self.motion is None or self.scene.person is None:
             raise bad_input(
@@ -75,66 +78,76 @@ class VolumeSource:
         return self.motion
 
 
-@dataclass(frozen=True)
-class WeightEdit:
-    """The result of an editor.
-
-    Attributes:
-        weights: new values of parameters, by their names in the scene's state dict.
-        parts: the parts of the scene that it changes.
-        hidden: the parts that it removes.
-        notes: what the user should know, one sentence each.
-        metadata: metadata in edit.json beside the editor's settings.
-    """
-
-    weights: Mapping[str, Tensor]
-    parts: tuple[str, ...]
-    hidden: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    metadata: Mapping[str, object] = field(default_factory=dict)
-
-
 @dataclass(frozen=True, kw_only=True)
-class VolumeEditor(ABC):
-    """The base of all editors of 3D scenes: a dataclass of settings that can be called."""
+class VolumeEditor(Editor[VolumeSource]):
+    """Defines the base of editors of 3D scenes, which tune parameters of a trained scene and then restore it."""
 
-    name: ClassVar[str]
+    def open_source(self, run: OpenRun, layers: Sequence[str], mask: PictureInput | None) -> VolumeSource:
+        """Opens a 3D scene with its active edits.
 
-    @abstractmethod
-    def __call__(self, source: VolumeSource, report: Report) -> WeightEdit:
-        """Makes the edit; changes nothing on disk, and restores the scene."""
+        Args:
+            run: the open run.
+            layers: must be empty: 3D scenes have no layers.
+            mask: must be None: 3D scenes take no mask.
+
+        Raises:
+            UserError: a run of a video, or layers or a mask given (exit 3).
+        """
+        if not isinstance(run, SceneRun):
+            raise bad_input(
+                f"{self.title} is for 3D scenes",
+                where=str(run.path),
+                why="the run has canonical pictures of a video",
+                fix="unwrap train SCENE --config dynvideo_e, or an editor such as inpaint",
+            )
+        if layers or mask is not None:
+            what = layers[0] if layers else str(mask) if isinstance(mask, str | Path) else "a mask"
+            raise bad_input(
+                f"{what} is no part of a 3D scene",
+                where=str(run.path),
+                why="its parts are the background and the person, and each editor says which it changes",
+                fix="leave out --layer and --mask",
+            )
+        record, (edited, _) = run.record, run.apply_edits()
+        masks = run.capture.masks if record.source.is_dir() else None
+        return VolumeSource(edited, record.make_moments(), record.cameras, record.times, record.motion, masks)
 
 
 @dataclass(frozen=True)
 class TunedParameters:
-    """Parameters of a part that an editor may change, by name.
+    """Holds the parameters of a part that an editor may change, by name.
 
     Attributes:
-        paint: of its colors.
-        shape: of its density and own colors; empty where the shape is to stay.
+        paint: parameters of the paint on its colors.
+        shape: parameters of its density and trained colors; empty if the shape must not change.
     """
 
     paint: Mapping[str, nn.Parameter]
     shape: Mapping[str, nn.Parameter]
 
     def parameter_groups(self, rate: float, shape_rate: float) -> list[dict]:
-        """Returns parameter groups for an optimizer, with a learning rate for each kind."""
+        """Returns parameter groups for an optimizer.
+
+        Args:
+            rate: learning rate of the paint.
+            shape_rate: learning rate of the shape.
+        """
         kinds = ((self.paint, rate), (self.shape, shape_rate))
         return [{"params": list(kind.values()), "lr": lr} for kind, lr in kinds if kind]
 
     def copy_weights(self) -> dict[str, Tensor]:
-        """Copies the values as they are now."""
+        """Copies the current values, by their names in the scene's state dict."""
         return {name: value.detach().cpu().clone() for name, value in {**self.paint, **self.shape}.items()}
 
 
 @contextmanager
 def tune_part(scene: Scene, part: str, shape: bool = False) -> Iterator[TunedParameters]:
-    """Makes the paint of a part trainable, and its shape if that is wanted; restores the scene at the end.
+    """Makes the paint of a part trainable, and its shape if requested; restores the scene on exit.
 
     Args:
-        scene: that is changed meanwhile.
+        scene: the scene; it is modified within the context.
         part: "person" or "background".
-        shape: whether density and own colors may change too.
+        shape: whether density and trained colors may change too.
     """
     holder = scene.get_submodule(FIELD_MODULES[part])
     had = holder.paint is not None

@@ -1,7 +1,7 @@
-"""Parts of a body, from its bones alone: a limb is a chain of bones with a free end, the trunk is the rest.
+"""Derives the parts of a body from its skeleton: a limb is a chain of bones with a free end, the trunk is the rest.
 
-DynVideo-E refines parts of the body in zoomed pictures. It knows them from a body model; names and numbers of joints
-differ between captures, the way they hang together does not.
+DynVideo-E refines parts of the body in zoomed pictures, and takes the parts from a body model. Here captures differ in
+the names and numbers of joints, but the tree of bones always has this structure.
 """
 
 from __future__ import annotations
@@ -18,7 +18,15 @@ TRUNK = "trunk"
 
 
 def find_body_parts(skeleton: Skeleton) -> dict[str, tuple[int, ...]]:
-    """Finds the joints of every part: limbs by the name of their last joint, carried objects by theirs, the trunk."""
+    """Finds the joints of every part of a body.
+
+    Args:
+        skeleton: the skeleton.
+
+    Returns:
+        Indices of joints by part: limbs are named after their last joint, carried objects after theirs; the rest is the
+        trunk.
+    """
     body = [joint for joint in range(skeleton.bone_count) if joint not in skeleton.object_joints]
     below = {joint: [child for child in skeleton.find_children(joint) if child in body] for joint in body}
     parts = {}
@@ -39,12 +47,15 @@ def find_body_parts(skeleton: Skeleton) -> dict[str, tuple[int, ...]]:
 def body_outline(
     skeleton: Skeleton, transforms: Float[np.ndarray, "bones 4 4"], joints: Sequence[int] | None = None
 ) -> Float[np.ndarray, "points 3"]:
-    """Computes points of the world around the body, or some of its bones, in a pose: tips of ellipsoids around bones.
+    """Computes points around the body, or some of its bones, in a pose: the tips of ellipsoids around the bones.
 
     Args:
-        skeleton: at rest.
-        transforms: bones, rest to world.
-        joints: the bones that count; by default all.
+        skeleton: the skeleton at rest.
+        transforms: a matrix per bone, from rest to world.
+        joints: indices of the bones to use; by default all.
+
+    Returns:
+        Points in world units.
     """
     bumps = compute_bone_bumps(skeleton)
     wanted = set(range(skeleton.bone_count) if joints is None else joints)

@@ -1,8 +1,8 @@
-"""Score distillation into a person: their parameters are optimized by the scores of diffusion models on views.
+"""Score distillation into a person: optimizes the person's parameters with scores of diffusion models on views.
 
-The parts of DynVideo-E (Liu et al., 2024, section 3) that edit the person, each a loss on a view: a reference picture,
-a text-to-image model that may know the subject (a LoRA), a model that turns the reference (Zero-1-to-3), and the
-text-to-image model again on zoomed views of parts of the body.
+These are the losses of DynVideo-E (Liu et al., 2024, section 3) on the person: a reference picture, a text-to-image
+model (optionally with a LoRA of the subject), a novel-view model of the reference (Zero-1-to-3), and the text-to-image
+model on zoomed views of parts of the body.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from editors.core.editor import Report, report_nothing
 from editors.diffusion.backend.diffusers_model import DiffusionModel
 from editors.diffusion.backend.noise_schedule import Latents, NoiseSchedule
 from editors.diffusion.common.score_distillation import Score, draw_time
@@ -40,6 +39,7 @@ from editors.volume.views import (
     values_to_picture,
 )
 from editors.volume.zero123 import NovelViewModel, compute_camera_move
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.data.capture.cameras import Camera
 from neural_fields.data.capture.skeleton import SkeletonMotion
 from neural_fields.nn.adam import Adam
@@ -49,7 +49,12 @@ WHOLE_BODY = ""  # the name that stands for the whole body among its parts
 
 
 class RandomStreams:
-    """The random numbers of an edit: the same for a seed, whatever device the scene is on but for its samples."""
+    """Provides the random numbers of an edit; apart from samples on the device, a seed gives the same on every device.
+
+    Args:
+        seed: the seed.
+        device: the device of the scene.
+    """
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self.random = np.random.default_rng(seed)
@@ -59,26 +64,31 @@ class RandomStreams:
 
 @dataclass(frozen=True)
 class PersonSubject:
-    """The person of a scene, rendered in any pose."""
+    """Renders the person of a scene in any pose."""
 
     source: VolumeSource
     motion: SkeletonMotion
 
     def body_outline(self, pose: Pose, joints: Sequence[int] | None = None) -> Float[np.ndarray, "points 3"]:
-        """Computes points around the body, or around some of its bones."""
+        """Computes points around the body, or around some of its bones.
+
+        Args:
+            pose: pose of the person.
+            joints: indices of the bones to use; by default all.
+        """
         return body_outline(self.motion.skeleton, pose.transforms, joints)
 
     def make_orbit(self, pose: Pose) -> Orbit:
-        """Computes the orbit of cameras that see all of the body."""
+        """Computes the orbit of cameras that show the entire body in a pose."""
         return Orbit.from_points(self.body_outline(pose), self.source.up_direction)
 
     def render_picture(self, camera: Camera, pose: Pose, gray: float, chance: RandomStreams) -> PictureTensor:
-        """Renders the person before a gray.
+        """Renders the person on a gray background.
 
         Args:
-            camera: in the world.
-            pose: of the person.
-            gray: from black (0) to white (1).
+            camera: camera in world coordinates.
+            pose: pose of the person.
+            gray: brightness of the background, from 0 (black) to 1 (white).
             chance: random numbers of the edit.
         """
         device = self.source.device
@@ -90,15 +100,15 @@ class PersonSubject:
     def render_reference(
         self, reference: Reference, chance: RandomStreams, count: int = 1024
     ) -> tuple[SceneRendering, ReferenceTargets]:
-        """Renders the person before black along random rays of the reference.
+        """Renders the person on black along random rays of the reference.
 
         Args:
-            reference: the person as they should become.
+            reference: the target appearance of the person.
             chance: random numbers of the edit.
-            count: of rays.
+            count: number of rays.
 
         Returns:
-            The rendered rays, and what they should see.
+            The rendered rays, and their targets.
         """
         device = self.source.device
         rays, wanted = draw_reference_rays(reference, count, chance.random, device)
@@ -109,15 +119,15 @@ class PersonSubject:
 
 @dataclass(frozen=True)
 class DiffusionTeacher:
-    """A diffusion model that scores pictures.
+    """Scores pictures with a diffusion model.
 
     Attributes:
-        encode: pictures in [0, 1] to latents, differentiable.
-        schedule: of noise.
-        score: of noised latents.
-        size: side in pixels of the pictures it was trained on.
-        latents: numbers of a picture's latents.
-        weight: the gradient in the latents is multiplied by this; it is their sum that counts, as in DreamFusion.
+        encode: differentiable function from pictures in [0, 1] to latents.
+        schedule: noise schedule of the model.
+        score: the score of noised latents.
+        size: side in pixels of the pictures that the model was trained on.
+        latents: number of values in the latents of a picture.
+        weight: factor of the gradient with respect to the latents; the loss sums over them, as in DreamFusion.
     """
 
     encode: Callable[[PictureTensor], Latents]
@@ -129,23 +139,23 @@ class DiffusionTeacher:
 
     @staticmethod
     def from_model(model: DiffusionModel, score: Score, weight: float) -> DiffusionTeacher:
-        """Makes a teacher of a loaded model.
+        """Makes a teacher from a loaded model.
 
         Args:
-            model: a diffusion model.
-            score: of its noised latents.
-            weight: see `weight`.
+            model: the diffusion model.
+            score: the score of its noised latents.
+            weight: factor of the gradient with respect to the latents.
         """
         latents = model.latent_channels * (model.trained_side // model.pixels_per_latent) ** 2
         return DiffusionTeacher(model.encode_images, model.schedule, score, model.trained_side, latents, weight)
 
     def distillation_loss(self, picture: PictureTensor, time: int, generator: torch.Generator) -> Float[Tensor, ""]:
-        """Computes a loss whose gradient in the latents of a square picture is the score.
+        """Computes a loss whose gradient with respect to the latents of a square picture is the score.
 
         Args:
-            picture: that is scored.
-            time: of the schedule.
-            generator: of the noise.
+            picture: the picture to score, RGB in [0, 1].
+            time: noise level, an index into the schedule.
+            generator: random generator of the noise.
         """
         if picture.shape[-1] != self.size:
             picture = torch.nn.functional.interpolate(picture, (self.size, self.size), mode="bilinear")
@@ -155,11 +165,14 @@ class DiffusionTeacher:
 
 @dataclass(frozen=True)
 class NovelViewTeacher:
-    """A novel-view model with its reference, and the camera of the reference.
+    """Makes teachers from a novel-view model with its reference, and the camera of the reference.
 
     Attributes:
-        orbit: of the cameras.
-        place: of the reference's camera, at the distance of the orbit's cameras.
+        views: the novel-view model.
+        orbit: orbit of the cameras.
+        place: position of the reference's camera, at the distance of the orbit's cameras, in world units.
+        guidance: scale of classifier-free guidance.
+        weight: factor of the gradient with respect to the latents.
     """
 
     views: NovelViewModel
@@ -169,26 +182,26 @@ class NovelViewTeacher:
     weight: float
 
     def make_teacher(self, camera: Camera) -> DiffusionTeacher:
-        """Makes the teacher of a camera of the orbit."""
+        """Makes the teacher for a camera of the orbit."""
         move = compute_camera_move(self.orbit, self.place, camera.position)
         return DiffusionTeacher.from_model(self.views.model, self.views.make_score(move, self.guidance), self.weight)
 
 
 @dataclass(frozen=True)
 class PersonObjective:
-    """All losses on a person. What is None or empty has none.
+    """Combines all losses on a person. Losses whose model or reference is None are left out.
 
     Attributes:
         subject: the person.
-        poses: in which they are rendered.
-        weights: of the reference's terms.
-        reference: a picture of the person as they should become.
-        words: the text-to-image model's teacher for each part of the body, and for `WHOLE_BODY`.
-        parts: the joints of each part.
+        poses: sampler of the poses in which the person is rendered.
+        side: side of the square views, in pixels.
+        weights: weights of the reference's terms.
+        reference: a picture with the target appearance of the person.
+        words: teachers with the prompt for each part of the body, and for `WHOLE_BODY`.
+        parts: indices of the joints of each part.
         novel_view: the novel-view model of the reference.
-        zoom: how often a part is shown instead of the whole body: more and more over the run, as details come last.
-        side: of the square views in pixels.
-        span: times that are drawn, in parts of all.
+        zoom: how often a part is shown instead of the entire body, in [0, 1]; it grows over the run, details come last.
+        span: range of the times that are drawn, as shares of the schedule.
         shape: whether outlines may change.
     """
 
@@ -205,10 +218,10 @@ class PersonObjective:
     shape: bool = False
 
     def compute_loss(self, done: float, chance: RandomStreams) -> Float[Tensor, ""] | None:
-        """Computes the loss of one step in a random pose; None where no loss belongs to the pose that was drawn.
+        """Computes the loss of one step in a random pose; returns None if no loss applies to the pose.
 
         Args:
-            done: share of the steps that are done.
+            done: share of the steps that are done, in [0, 1].
             chance: random numbers of the edit.
         """
         pose = self.poses(chance.random)
@@ -246,7 +259,7 @@ class PersonObjective:
 
 @dataclass(frozen=True)
 class AdamSettings:
-    """Steps and learning rates of Adam (Kingma and Ba, 2015)."""
+    """Holds the number of steps and the learning rates of Adam (Kingma and Ba, 2015)."""
 
     steps: int
     rate: float
@@ -257,17 +270,17 @@ def optimize_parameters(
     chosen: TunedParameters,
     loss: Callable[[float], Float[Tensor, ""] | None],
     settings: AdamSettings,
-    report: Report = report_nothing,
+    report: ProgressReporter = report_nothing,
     stage: str = "distilling",
 ) -> None:
-    """Optimizes parameters by a random loss.
+    """Optimizes parameters by a stochastic loss.
 
     Args:
         chosen: the parameters.
-        loss: of a step, by the share of the steps that are done; None leaves the step out.
-        settings: steps and learning rates.
+        loss: computes the loss of a step from the share of the steps that are done; None skips the step.
+        settings: number of steps, and learning rates.
         report: called with the progress.
-        stage: its name in reports.
+        stage: name of the stage in reports.
     """
     adam = Adam(chosen.parameter_groups(settings.rate, settings.shape_rate), betas=(0.9, 0.99), eps=1e-15)
     for step in range(settings.steps):
@@ -276,4 +289,4 @@ def optimize_parameters(
             adam.zero_grad()
             value.backward()
             adam.step()
-        report(stage, step + 1, settings.steps)
+        report(Progress(stage, step + 1, settings.steps))

@@ -1,8 +1,8 @@
 """Repaints or reshapes the person of a 3D scene from a prompt, a reference picture, or both.
 
-Liu et al., "DynVideo-E: Harnessing Dynamic NeRF for Large-Scale Motion- and View-Change Human-Centric Video Editing",
-CVPR 2024, section 3. Because the person is edited at rest and carried to every frame by their bones, an edit is the
-same in all frames, from all sides and in new poses.
+The method is that of Liu et al., "DynVideo-E: Harnessing Dynamic NeRF for Large-Scale Motion- and View-Change
+Human-Centric Video Editing", CVPR 2024, section 3. The person is edited in the rest pose, and the bones deform the
+edited person into every frame, so that an edit is consistent over all frames, views and poses.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
-from editors.core.editor import Report
+from editors.core.editor import EditorResult
 from editors.diffusion.backend.diffusers_model import load_model
 from editors.diffusion.backend.settings import wrong_setting_error
 from editors.diffusion.backend.weights import WeightsSource
 from editors.diffusion.common.control_images import load_depth_estimator
 from editors.diffusion.common.score_distillation import DistillationPrompts, make_score
-from editors.volume.base import VolumeEditor, VolumeSource, WeightEdit, tune_part
+from editors.volume.base import VolumeEditor, VolumeSource, tune_part
 from editors.volume.body_parts import find_body_parts
 from editors.volume.distillation import (
     WHOLE_BODY,
@@ -38,12 +38,13 @@ from editors.volume.reference_view import ReferenceWeights, read_reference
 from editors.volume.zero123 import load_view_model
 from neural_fields.config.flags import Repeated
 from neural_fields.core.errors import ExitCode, UserError
+from neural_fields.core.progress import ProgressReporter
 from neural_fields.volume.scene import PERSON
 
 
 @dataclass(frozen=True, kw_only=True)
 class DynVideoE(VolumeEditor):
-    """DynVideo-E (Liu et al., 2024): the person, from a prompt and a reference picture, from all sides at once."""
+    """Repaint the person of a 3D scene from a prompt, a reference picture or both: DynVideo-E (Liu et al., 2024)."""
 
     name: ClassVar[str] = "dynvideo_e"
     default_side_px: ClassVar[int] = 128  # of a view; what a model was trained on where that is less
@@ -53,23 +54,23 @@ class DynVideoE(VolumeEditor):
     model: str = ""
     """A text-to-image model: a folder in diffusers' layout, or the name of one on the hub."""
     negative: str = ""
-    """What they should not look like."""
+    """What the person should not look like."""
     lora: Repeated = ()
-    """A safetensors file of low-rank changes of the model (of the very person), FILE or FILE@STRENGTH. Repeatable."""
+    """A LoRA of the model (for example of this person), a safetensors FILE or FILE@STRENGTH. Repeatable."""
     reference: Path | None = None
-    """A picture of one of the capture's views as it should become."""
+    """An edited picture of one of the capture's views: the target appearance."""
     reference_view: int = 0
-    """Which of the views that is."""
+    """Number of that view, 0 is the first."""
     reference_mask: Path | None = None
-    """A picture, white where the person of the reference is (default: its transparency, or the view's mask)."""
+    """A mask, white on the person of the reference (default: its transparency, or the view's mask)."""
     reference_depth: Path | None = None
-    """A picture of the reference that is brighter where things are nearer; only with --shape."""
+    """A depth picture of the reference, brighter where it is nearer; only with --shape."""
     depth_model: str = ""
-    """A network of transformers that estimates the reference's depth, instead; only with --shape."""
+    """A depth network of transformers that estimates the reference's depth instead; only with --shape."""
     view_model: str = ""
-    """A model converted from Zero-1-to-3: makes the other sides look as the reference lets one expect."""
+    """A model converted from Zero-1-to-3: makes the other sides consistent with the reference."""
     shape: bool = False
-    """Also changes the shape of the person, and not their colors alone."""
+    """Change the shape of the person too, not only the colors."""
     steps: int = 300
     """Steps of the optimization."""
     rate: float = 0.05
@@ -81,33 +82,33 @@ class DynVideoE(VolumeEditor):
     view_guidance: float = 5.0
     """How strongly the reference is followed by --view-model."""
     times: tuple[float, float] = (0.02, 0.98)
-    """Shares of noise under which the models look at views, in parts of their times."""
+    """Range of the noise levels at which the models score views, as shares of their schedule, in [0, 1]."""
     zoom: float = 0.5
-    """How often a view shows a part of the body instead of all of it, in [0, 1]; more and more over the run."""
+    """How often a view shows a part of the body instead of all of it, in [0, 1]; it grows over the run."""
     part_prompt: str = "{prompt}"
-    """What is asked of a part; {part} stands for its name and {prompt} for the prompt."""
+    """The prompt for a part of the body; {part} stands for its name and {prompt} for the prompt."""
     random_poses: float = 0.25
-    """Share of the views in poses of no frame, in [0, 1]."""
+    """Share of the views in random poses, in [0, 1]."""
     source_poses: float = 0.25
-    """Share of the views in poses of the video; what is left is for the reference, or all poses without one."""
+    """Share of the views in poses of the video; the rest is in the reference's pose, or any pose without one."""
     rgb_weight: float = 1000.0
-    """Weight of the reference's colors."""
+    """Weight of the loss on the reference's colors."""
     mask_weight: float = 100.0
-    """Weight of the reference's outline."""
+    """Weight of the loss on the reference's outline."""
     depth_weight: float = 10.0
-    """Weight of the reference's depth."""
+    """Weight of the loss on the reference's depth."""
     prompt_weight: float = 0.025
-    """Weight of the prompt."""
+    """Weight of the score distillation by the prompt."""
     view_weight: float = 1.0
-    """Weight of --view-model."""
+    """Weight of the score distillation by --view-model."""
     side: int | None = None
-    """Pixels of a view's side (default: 128, or what the model was trained on where that is less)."""
+    """Side of the views in pixels (default: 128, or the side that the model was trained on if that is less)."""
     seed: int = 0
-    """Another seed makes another edit."""
+    """Seed of the random numbers; another seed gives another result."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the models run."""
+    """Device that runs the models."""
     unsafe_weights: bool = False
-    """Also read weights that are not safetensors. Such files can run code: only from people you trust."""
+    """Also read weights that are not safetensors. Such files can run code: use them only if you trust their source."""
 
     def __post_init__(self) -> None:
         if not self.prompt.strip() and self.reference is None:
@@ -137,8 +138,19 @@ class DynVideoE(VolumeEditor):
             if wrong:
                 raise wrong_setting_error(flag, value, why, fix)
 
-    def __call__(self, source: VolumeSource, report: Report) -> WeightEdit:
-        """Edits the person of the scene."""
+    def edit(self, source: VolumeSource, report: ProgressReporter) -> EditorResult:
+        """Edits the person of the scene.
+
+        Args:
+            source: the scene, with its cameras and poses.
+            report: called with the progress.
+
+        Returns:
+            New values of the person's parameters.
+
+        Raises:
+            UserError: there is no person, or a model or picture cannot be used.
+        """
         motion = source.require_person()
         subject = PersonSubject(source, motion)
         reference = None
@@ -199,7 +211,8 @@ class DynVideoE(VolumeEditor):
         with tune_part(source.scene, PERSON, self.shape) as chosen:
             descent = AdamSettings(self.steps, self.rate, self.shape_rate)
             optimize_parameters(chosen, lambda done: lesson.compute_loss(done, chance), descent, report)
-            return WeightEdit(chosen.copy_weights(), (PERSON,), notes=() if model is None else model.notes)
+            notes = () if model is None else model.notes
+            return EditorResult(weights=chosen.copy_weights(), parts=(PERSON,), notes=notes)
 
     def _make_weights(self, name: str) -> WeightsSource:
         return WeightsSource(name, self.device, self.unsafe_weights, self.lora if name == self.model else ())

@@ -1,7 +1,7 @@
-"""Poses in which a person is rendered while they are edited: the reference's, the video's, and random ones.
+"""Samples the poses in which a person is rendered during an edit: the reference's, the video's, and random ones.
 
-DynVideo-E (Liu et al., 2024) mixes the three so that what is painted fits every pose. Where it takes random poses of a
-body model, these come from the capture itself: between two of its poses, joint by joint, and a little beside.
+DynVideo-E (Liu et al., 2024) mixes the three so that the result looks right in every pose. It draws random poses from a
+body model; here they are interpolated, joint by joint, between two poses of the capture, with some noise.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
-from neural_fields.data.capture.rigid_transforms import axis_angle_to_matrix
 from neural_fields.data.capture.skeleton import NO_PARENT, SkeletonMotion, compose_transforms, compute_local_pose
 
 PoseKind = Literal["reference", "source", "random"]
@@ -21,11 +20,12 @@ PoseKind = Literal["reference", "source", "random"]
 
 @dataclass(frozen=True)
 class Pose:
-    """A pose to render.
+    """Describes a pose to render.
 
     Attributes:
-        transforms: bones, rest to world.
-        time: the moment whose state the carried object is in.
+        kind: where the pose comes from.
+        transforms: a matrix per bone, from rest to world.
+        time: the moment that gives the state of the carried object.
     """
 
     kind: PoseKind
@@ -35,12 +35,12 @@ class Pose:
 
 @dataclass(frozen=True)
 class PoseSampler:
-    """Draws poses.
+    """Draws random poses.
 
     Attributes:
-        motion: of the capture.
-        shares: how often each kind comes, in the order of `Kind`; they add up to 1.
-        reference: the moment of the reference; only needed where its share is above 0.
+        motion: the moving skeleton of the capture.
+        shares: probability of each kind of pose, in the order of `PoseKind`; they add up to 1.
+        reference: the moment of the reference; only used if its share is above 0.
     """
 
     motion: SkeletonMotion
@@ -67,17 +67,20 @@ def interpolate_poses(
     random: np.random.Generator,
     noise_radians: float | None = None,
 ) -> Float[np.ndarray, "bones 4 4"]:
-    """Interpolates the poses of two moments, each joint along its own shortest rotation, and adds noise.
+    """Interpolates the poses of two moments, each joint along its shortest rotation, and adds noise.
 
-    The body stands where it stood at the first moment: roots do not move. Carried objects stay in place at their hand.
+    The body stays where it is at the first moment: roots do not move. Carried objects stay in place in the hand.
 
     Args:
-        motion: of the capture.
-        first: the moment where the way begins, an index into the frames of the motion.
-        second: the moment where it ends.
-        share: of the way, in [0, 1].
-        random: of the noise.
+        motion: the moving skeleton of the capture.
+        first: the first moment, an index into the frames of the motion.
+        second: the second moment.
+        share: position between the two, in [0, 1].
+        random: random generator of the noise.
         noise_radians: standard deviation in radians of a random rotation of every joint; by default 8 degrees.
+
+    Returns:
+        A matrix per bone, from rest to world.
     """
     noise_radians = np.deg2rad(8.0) if noise_radians is None else noise_radians
     skeleton = motion.skeleton
@@ -90,8 +93,8 @@ def interpolate_poses(
     if not free:
         return motion.transforms[first]
     way = Rotation.from_matrix(rotations[free].transpose(0, 2, 1) @ other_rotations[free]).as_rotvec()
-    noise = axis_angle_to_matrix(noise_radians * random.standard_normal((len(free), 3)))
+    noise = Rotation.from_rotvec(noise_radians * random.standard_normal((len(free), 3))).as_matrix()
     made, moved = rotations.copy(), translations.copy()
-    made[free] = rotations[free] @ axis_angle_to_matrix(share * way) @ noise
+    made[free] = rotations[free] @ Rotation.from_rotvec(share * way).as_matrix() @ noise
     moved[free] = (1 - share) * translations[free] + share * other_translations[free]
     return compose_transforms(skeleton, made, moved)

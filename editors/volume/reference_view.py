@@ -1,7 +1,7 @@
-"""A reference picture of the person as they should become, and the loss of the scene against it.
+"""A reference picture with the target appearance of the person, and the loss of the scene against it.
 
-DynVideo-E (Liu et al., 2024), the reference reconstruction: colors in the mask, the mask, and how the depth correlates
-with what a depth network says of the reference (Pearson, so that its unknown scale and shift do not matter).
+This is the reference reconstruction of DynVideo-E (Liu et al., 2024): colors within the mask, the mask, and Pearson's
+correlation of the depth with a depth network's estimate for the reference, whose scale and shift are unknown.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from neural_fields.volume.scene import SceneRendering
 class ReferenceSettings:
     """Settings of a reference picture."""
 
-    min_opacity: float = 0.5  # from which a pixel is the person's
-    margin_share: float = 0.1  # of the longer side of the person's box is looked at around it
-    min_pixels: int = 16  # of the person, for a correlation to mean anything
+    min_opacity: float = 0.5  # least opacity of a pixel of the person
+    margin_share: float = 0.1  # margin around the person's box, as a share of its longer side
+    min_pixels: int = 16  # least number of pixels of the person for a correlation
 
 
 DEFAULTS = ReferenceSettings()
@@ -40,13 +40,14 @@ DEFAULTS = ReferenceSettings()
 
 @dataclass(frozen=True)
 class Reference:
-    """The person as they should look from one camera at one moment. Everything is of the camera's size.
+    """Holds the target appearance of the person from one camera at one moment, at the camera's size.
 
     Attributes:
-        time: the moment; its pose is that of the picture.
-        color: premultiplied by the mask.
-        mask: how much of a pixel is the person.
-        nearness: larger where things are nearer, in any unit; None where nothing is known of depth.
+        camera: the camera of the picture.
+        time: the moment whose pose the picture shows.
+        color: RGB in [0, 1], premultiplied by the mask.
+        mask: share of the person in each pixel, in [0, 1].
+        nearness: inverse depth of any scale, larger where it is nearer; None if unknown.
     """
 
     camera: Camera
@@ -56,7 +57,7 @@ class Reference:
     nearness: Float[np.ndarray, "height width"] | None = None
 
     def person_box(self, settings: ReferenceSettings = DEFAULTS) -> tuple[int, int, int, int]:
-        """Computes left, top, right and bottom of the person with a margin around, in pixels."""
+        """Computes left, top, right and bottom of the person with a margin, in pixels."""
         rows, columns = (np.flatnonzero((self.mask >= settings.min_opacity).any(axis=axis)) for axis in (1, 0))
         low = np.array([columns[0], rows[0]])
         high = np.array([columns[-1], rows[-1]]) + 1
@@ -66,7 +67,12 @@ class Reference:
         return int(left), int(top), int(right), int(bottom)
 
     def resample_square(self, orbit: Orbit, side: int) -> PictureTensor:
-        """Resamples the person before white into a square picture, as an orbit's camera would show them from here."""
+        """Resamples the person on white into a square picture, as a camera of an orbit would show it from here.
+
+        Args:
+            orbit: the orbit around the person.
+            side: side of the picture in pixels.
+        """
         place = self.camera.position
         distance = float(np.linalg.norm(place - orbit.center))
         focal = side / 2 / np.tan(np.arcsin(min(orbit.radius / distance, 0.99)))
@@ -88,7 +94,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class ReferenceTargets:
-    """The reference at some rays; fields as those of `Reference`."""
+    """Holds the reference at some rays; the fields are those of `Reference`."""
 
     color: Float[Tensor, "rays 3"]
     mask: Float[Tensor, " rays"]
@@ -97,7 +103,7 @@ class ReferenceTargets:
 
 @dataclass(frozen=True)
 class ReferenceWeights:
-    """Weights of the three loss terms."""
+    """Holds the weights of the three loss terms."""
 
     rgb: float
     mask: float
@@ -112,19 +118,19 @@ def read_reference(
     nearness: Path | None = None,
     settings: ReferenceSettings = DEFAULTS,
 ) -> Reference:
-    """Reads a painted picture of one of the capture's views.
+    """Reads an edited picture of one of the capture's views.
 
     Args:
         source: the trained scene.
-        path: of the picture.
-        view: which of the views it shows, from the same camera at the same moment.
-        mask: a picture that is bright where the person is; by default the picture's own transparency, or else the
+        path: path of the picture.
+        view: number of the view that it shows, 0 is the first.
+        mask: path of a picture that is bright on the person; by default the alpha channel of the picture, or else the
             capture's mask of the view.
-        nearness: a picture that is brighter where things are nearer.
-        settings: of a reference picture.
+        nearness: path of a picture that is brighter where it is nearer.
+        settings: thresholds of a reference picture.
 
     Raises:
-        UserError: no such view, a file that cannot be read or has another shape, or nothing says where the person is.
+        UserError: an unknown view, a file that cannot be read or has the wrong shape, or no mask of the person.
     """
     if not 0 <= view < len(source.cameras):
         raise bad_input(
@@ -166,10 +172,10 @@ def reference_loss(
     """Computes the loss of rendered rays against the reference.
 
     Args:
-        rendered: of the person alone before black.
+        rendered: the rendered person on black.
         target: the reference at the same rays.
-        weights: of the terms.
-        shape: whether the mask and the depth count; colors do not depend on them.
+        weights: weights of the terms.
+        shape: whether the mask and the depth count; an edit of colors cannot change them.
     """
     inside = target.mask[:, None]
     loss = weights.rgb * (inside * (rendered.color - target.color)).square().mean()
@@ -186,12 +192,20 @@ def reference_loss(
 def weighted_correlation(
     one: Float[Tensor, " n"], other: Float[Tensor, " n"], weight: Float[Tensor, " n"]
 ) -> Float[Tensor, ""]:
-    """Computes the weighted correlation of two series: 1 where one is a rising line of the other.
+    """Computes the weighted Pearson correlation of two series.
 
     Args:
         one: the first series.
         other: the second series.
-        weight: of each sample, at least 0.
+        weight: weight of each sample, at least 0.
+
+    Returns:
+        The correlation in [-1, 1]; 1 if one series is a linear, increasing function of the other.
+
+    Example:
+        >>> one = torch.tensor([1.0, 2.0, 3.0, 9.0])
+        >>> round(weighted_correlation(one, 5 - 2 * one, torch.tensor([1.0, 1.0, 1.0, 0.0])).item(), 4)
+        -1.0
     """
     share = weight / weight.sum().clamp_min(1e-8)
     first, second = (values - (share * values).sum() for values in (one, other))
@@ -205,13 +219,13 @@ def draw_reference_rays(
     """Draws random pixels of the box around the person.
 
     Args:
-        reference: that they are of.
-        count: of pixels.
-        random: draws them.
-        device: of the result.
+        reference: the reference.
+        count: number of pixels.
+        random: random generator of the pixels.
+        device: device of the result.
 
     Returns:
-        Their rays, and what these should see.
+        The rays of the pixels, and their targets.
     """
     left, top, right, bottom = reference.person_box()
     columns, rows = random.integers(left, right, count), random.integers(top, bottom, count)
@@ -225,7 +239,7 @@ def draw_reference_rays(
 
 
 def _read_sized(path: Path, size: tuple[int, int]) -> Painted:
-    """Reads a picture that has the shape of a view of this size."""
+    """Reads a picture with the aspect ratio of a view, at `size` (width, height)."""
     painted = read_picture(path, max_pixels=max(16_000_000, 16 * size[0] * size[1]))
     check_picture_size(painted, size, "the view")
     return painted

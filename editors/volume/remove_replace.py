@@ -1,4 +1,4 @@
-"""Removal of a part of a 3D scene, and its replacement by that of another scene."""
+"""Removes a part of a 3D scene, or replaces it with that of another scene."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from editors.core.editor import Report
-from editors.volume.base import VolumeEditor, VolumeSource, WeightEdit
+from editors.core.editor import EditorResult
+from editors.core.stack import EditEffects
+from editors.volume.base import VolumeEditor, VolumeSource
 from neural_fields.core.errors import bad_input
+from neural_fields.core.progress import ProgressReporter
 from neural_fields.volume.scene import PERSON, Scene
 
 Part = Literal["person", "background"]
@@ -20,33 +22,49 @@ Part = Literal["person", "background"]
 
 @dataclass(frozen=True, kw_only=True)
 class RemovePart(VolumeEditor):
-    """Removes the person or the background; what was behind them is what the capture showed of it."""
+    """Remove the person or the background; the capture's other views show what was behind it."""
 
     name: ClassVar[str] = "remove"
 
     part: Part = "person"
-    """What goes."""
+    """The part to remove."""
 
-    def __call__(self, source: VolumeSource, report: Report) -> WeightEdit:
-        """Removes the part."""
+    def edit(self, source: VolumeSource, report: ProgressReporter) -> EditorResult:
+        """Removes the part.
+
+        Args:
+            source: the scene.
+            report: called with the progress.
+
+        Raises:
+            UserError: there is no person in the scene (exit 3).
+        """
         if self.part == PERSON:
             source.require_person()
-        return WeightEdit({}, (self.part,), hidden=(self.part,))
+        return EditorResult(parts=(self.part,), effects=EditEffects(hidden=(self.part,)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplacePart(VolumeEditor):
-    """Replaces the person or the background by that of another training, moved as this one was."""
+    """Replace the person or the background with that of another trained scene, moved like this one."""
 
     name: ClassVar[str] = "replace"
 
     part: Part = "person"
-    """What is replaced."""
+    """The part to replace."""
     weights: Path
-    """A safetensors file of the other scene's parameters, trained with the same bones and the same sizes."""
+    """A safetensors file of the other scene's parameters, trained with the same skeleton and the same sizes."""
 
-    def __call__(self, source: VolumeSource, report: Report) -> WeightEdit:
-        """Replaces the part."""
+    def edit(self, source: VolumeSource, report: ProgressReporter) -> EditorResult:
+        """Replaces the part.
+
+        Args:
+            source: the scene.
+            report: called with the progress.
+
+        Raises:
+            UserError: the file cannot be read, or its parameters do not match the scene (exit 3).
+        """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -58,20 +76,21 @@ class ReplacePart(VolumeEditor):
             raise bad_input(
                 f"{self.weights} cannot be read", why=str(problem).splitlines()[0], fix="--weights FILE.safetensors"
             ) from problem
-        return WeightEdit(select_part_weights(source.scene, self.part, weights, str(self.weights)), (self.part,))
+        chosen = select_part_weights(source.scene, self.part, weights, str(self.weights))
+        return EditorResult(weights=chosen, parts=(self.part,))
 
 
 def select_part_weights(scene: Scene, part: str, weights: Mapping[str, Tensor], where: str = "") -> dict[str, Tensor]:
-    """Selects the parameters of a part among those of another scene, as this scene can hold them.
+    """Selects the parameters of a part from another scene, and clears the paint that this scene has on the part.
 
     Args:
-        scene: that they are put into.
+        scene: the scene that takes them.
         part: "person" or "background".
-        weights: of the other scene, by name.
-        where: the file they come from, for messages.
+        weights: parameters of the other scene, by name.
+        where: the file that they come from, for messages.
 
     Raises:
-        UserError: there is nothing of the part, or it does not fit into this scene (exit 3).
+        UserError: the other scene does not have the part, or its shapes differ from this scene's (exit 3).
     """
     own = {name: value for name, value in scene.state_dict().items() if name.startswith(part + ".")}
     wanted = {name: value for name, value in own.items() if ".paint." not in name}

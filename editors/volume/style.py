@@ -1,9 +1,9 @@
-"""The background in the style of a picture: every feature of a view is drawn to the nearest feature of the style.
+"""Restyles the background: every feature of a view is pulled to the nearest feature of a style picture.
 
-Nearest-neighbor feature matching of Zhang et al., "ARF: Artistic Radiance Fields", ECCV 2022, section 4, with which
-DynVideo-E restyles backgrounds. Nothing is averaged, so that strokes stay strokes. Features say little about color as
-such; ARF repaints the training pictures in the style's colors first. Here the mean and the spread of a view's colors
-are drawn to the style's along with the features, which needs no second training.
+This is the nearest-neighbor feature matching of Zhang et al., "ARF: Artistic Radiance Fields", ECCV 2022, section 4,
+with which DynVideo-E restyles backgrounds. Nothing is averaged, so that strokes stay distinct. Features say little
+about color; ARF first repaints the training pictures in the style's colors. Here the mean and the covariance of a
+view's colors are pulled to the style's along with the features, which needs no second training.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from editors.core.editor import Report
+from editors.core.editor import EditorResult
 from editors.diffusion.backend.settings import wrong_setting_error
-from editors.volume.base import VolumeEditor, VolumeSource, WeightEdit, tune_part
+from editors.volume.base import VolumeEditor, VolumeSource, tune_part
 from editors.volume.distillation import AdamSettings, RandomStreams, optimize_parameters
 from editors.volume.vgg_features import FeatureBackbone, load_backbone
 from editors.volume.views import PictureTensor, jittered_camera_rays, values_to_picture
 from neural_fields.core.errors import bad_input
+from neural_fields.core.progress import ProgressReporter
 from neural_fields.data.capture.cameras import Camera
 from neural_fields.imaging.alpha import premultiply, resize_image
 from neural_fields.imaging.image_io import read_picture
@@ -35,28 +36,28 @@ from neural_fields.volume.scene import BACKGROUND
 
 @dataclass(frozen=True, kw_only=True)
 class VolumeStyle(VolumeEditor):
-    """Nearest-neighbor feature matching (ARF, 2022; DynVideo-E, 2024): the background in the style of a picture."""
+    """Restyle the background after a picture: nearest-neighbor feature matching (ARF, 2022; DynVideo-E, 2024)."""
 
     name: ClassVar[str] = "volume_style"
 
     style: Path
-    """The picture whose style the background takes on."""
+    """The style picture."""
     features: Path
-    """Weights of VGG-16, SqueezeNet 1.1 or AlexNet, as torchvision has them."""
+    """Weights of torchvision's VGG-16, SqueezeNet 1.1 or AlexNet."""
     steps: int = 200
-    """Steps of the optimization; each looks at one view."""
+    """Steps of the optimization; each uses one view."""
     rate: float = 0.05
     """Learning rate of the colors."""
     side: int = 128
-    """Longer side in pixels of the views that are looked at."""
+    """Longer side of the rendered views, in pixels."""
     style_side: int = 256
-    """Longer side in pixels of the style; strokes are as large in the views as in a picture of that size."""
+    """Longer side of the style picture, in pixels; its strokes have the same size in pixels in the views."""
     palette: float = 10.0
-    """How strongly the colors are drawn to the style's; 0 leaves them to the features."""
+    """Weight of the style's color statistics; 0 uses the features alone."""
     content: float = 0.05
-    """How strongly what the views show is kept."""
+    """Weight of the content: how strongly the features of the original views are preserved."""
     seed: int = 0
-    """Another seed makes another result."""
+    """Seed of the random numbers; another seed gives another result."""
 
     def __post_init__(self) -> None:
         for wrong, flag, value, why, fix in (
@@ -70,8 +71,19 @@ class VolumeStyle(VolumeEditor):
             if wrong:
                 raise wrong_setting_error(flag, value, why, fix)
 
-    def __call__(self, source: VolumeSource, report: Report) -> WeightEdit:
-        """Restyles the background of the scene."""
+    def edit(self, source: VolumeSource, report: ProgressReporter) -> EditorResult:
+        """Restyles the background of the scene.
+
+        Args:
+            source: the scene, with its cameras.
+            report: called with the progress.
+
+        Returns:
+            New values of the paint on the background.
+
+        Raises:
+            UserError: views that are too small for the network, or a file that cannot be read (exit 3).
+        """
         backbone = load_backbone(self.features, source.device)
         chance = RandomStreams(self.seed, source.device)
         views = BackgroundViews(source, self.side, chance)
@@ -91,16 +103,18 @@ class VolumeStyle(VolumeEditor):
                 )
 
             optimize_parameters(chosen, loss, AdamSettings(self.steps, self.rate), report, "restyling")
-            return WeightEdit(chosen.copy_weights(), (BACKGROUND,), metadata={"network": backbone.kind})
+            weights = chosen.copy_weights()
+            return EditorResult(weights=weights, parts=(BACKGROUND,), details={"network": backbone.kind})
 
 
 @dataclass(frozen=True)
 class StyleFeatures:
-    """The style of a picture: its features and colors.
+    """Holds the style of a picture: its features and color statistics.
 
     Attributes:
-        features: unit vectors.
-        mean, covariance: of its colors.
+        features: feature vectors of the picture.
+        mean: mean of its colors.
+        covariance: covariance of its colors.
     """
 
     features: Float[Tensor, "channels count"]
@@ -109,16 +123,16 @@ class StyleFeatures:
 
 
 class BackgroundViews:
-    """Pictures of the background from cameras of the capture, at their moments.
+    """Renders the background from cameras of the capture, at their moments.
 
     Args:
         source: the trained scene.
-        side: longer side in pixels of the pictures.
+        side: longer side of the pictures, in pixels.
         chance: random numbers of the edit.
-        max_views: of the capture that are looked at, evenly spread.
+        max_views: largest number of views, evenly spread over the capture.
 
     Attributes:
-        plain: each picture before the edit.
+        plain: the picture of each view before the edit.
     """
 
     def __init__(self, source: VolumeSource, side: int, chance: RandomStreams, max_views: int = 60) -> None:
@@ -138,11 +152,11 @@ class BackgroundViews:
 
     @property
     def min_side(self) -> int:
-        """The shortest side in pixels."""
+        """The shortest side of all pictures, in pixels."""
         return min(min(camera.width, camera.height) for camera in self.cameras)
 
     def render_picture(self, index: int) -> PictureTensor:
-        """Renders one of them as it is now."""
+        """Renders the view with an index, with the edit in its current state."""
         camera, device = self.cameras[index], self.source.device
         rays = jittered_camera_rays(camera, self.chance.noise, device)
         rays = replace(rays, time=torch.full_like(rays.time, self.times[index]))
@@ -151,16 +165,26 @@ class BackgroundViews:
         return values_to_picture(rendered.color, camera)
 
     def draw_view(self) -> int:
-        """Draws the index of one of them."""
+        """Draws the index of a random view."""
         return int(self.chance.random.integers(len(self.cameras)))
 
 
 def nearest_features(
     found: Float[Tensor, "channels count"], style: Float[Tensor, "channels wanted"]
 ) -> Float[Tensor, ""]:
-    """Computes the distance of features from the style's nearest ones: the mean of 1 - cosine (ARF, equation 1).
+    """Computes the mean cosine distance of features from their nearest style features (ARF, equation 1).
 
-    It is 0 where every feature has the direction of one of the style's; order and length do not matter.
+    Args:
+        found: features of a view; their lengths do not matter.
+        style: features of the style, in any order.
+
+    Returns:
+        The mean of 1 - cosine: 0 if every feature has the direction of a style feature.
+
+    Example:
+        >>> style = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> nearest_features(torch.tensor([[0.0, 3.0], [2.0, 0.0]]), style).item()
+        0.0
     """
     unit, target = (F.normalize(features, dim=0) for features in (found, style))
     with torch.no_grad():
@@ -169,7 +193,7 @@ def nearest_features(
 
 
 def color_statistics(picture: PictureTensor) -> tuple[Float[Tensor, "3"], Float[Tensor, "3 3"]]:
-    """Computes mean and covariance of a picture's colors."""
+    """Computes the mean and the covariance of a picture's colors."""
     colors = picture[0].flatten(1)
     mean = colors.mean(dim=1)
     away = colors - mean[:, None]
@@ -177,7 +201,12 @@ def color_statistics(picture: PictureTensor) -> tuple[Float[Tensor, "3"], Float[
 
 
 def measure_style(picture: PictureTensor, see: FeatureBackbone) -> StyleFeatures:
-    """Measures the style of a picture."""
+    """Measures the style of a picture.
+
+    Args:
+        picture: the style picture, RGB in [0, 1].
+        see: the network of the features.
+    """
     with torch.no_grad():
         return StyleFeatures(see(picture)[0].flatten(1), *color_statistics(picture))
 
@@ -193,11 +222,11 @@ def style_loss(
     """Computes the loss of a view against a style.
 
     Args:
-        picture: the view as it is now.
-        plain: the view before the edit, whose features are kept.
-        style: that it should have.
+        picture: the view with the edit in its current state.
+        plain: the view before the edit, whose features are preserved.
+        style: the target style.
         backbone: the network of the features.
-        color_weight: weight of the color statistics beside that of the features, which is 1; 0 leaves them out.
+        color_weight: weight of the color statistics, relative to the features; 0 leaves them out.
         content_weight: weight of the distance from the features of `plain`; 0 leaves it out.
     """
     features = backbone(picture)[0].flatten(1)
@@ -216,7 +245,11 @@ def style_loss(
 
 
 def read_style(path: Path, side: int) -> PictureTensor:
-    """Reads a picture, on white where it is transparent, its longer side at most `side` pixels.
+    """Reads a style picture; transparent parts become white.
+
+    Args:
+        path: path of the picture.
+        side: largest length of the longer side in pixels; larger pictures are scaled down.
 
     Raises:
         UserError: a file that cannot be read (exit 3).

@@ -1,7 +1,7 @@
-"""Features of image classifiers, by which style is measured.
+"""Features of image classifiers, with which style is measured.
 
-The weights are a file of the user's: torchvision's VGG-16, SqueezeNet 1.1 or AlexNet, recognized by its shapes. Only
-convolutions are needed, so each network is written out here from the tensors in the file.
+The user provides the weights in a file: torchvision's VGG-16, SqueezeNet 1.1 or AlexNet, recognized by its shapes. Only
+convolutions are needed, so each network is built here from the tensors in the file.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ IMAGENET_MEAN, IMAGENET_SPREAD = (
 
 @dataclass(frozen=True)
 class FeatureBackbone:
-    """A network up to the layers whose outputs are the features.
+    """Computes features with the first layers of an image classifier.
 
     Attributes:
         kind: "vgg", "squeeze" or "alex".
-        steps: applied one after the other.
-        feature_steps: the steps whose results are the features; all have the same size in pixels.
-        min_side: side in pixels of the smallest picture that it takes.
+        steps: operations, applied in order.
+        feature_steps: indices of the steps whose results are the features; all results have the same size in pixels.
+        min_side: smallest side in pixels of a picture.
     """
 
     kind: str
@@ -45,7 +45,7 @@ class FeatureBackbone:
     min_side: int
 
     def __call__(self, pictures: PictureBatch) -> FeatureMaps:
-        """Computes features of pictures in [0, 1], the layers one behind the other. Differentiable."""
+        """Computes features of pictures in [0, 1], concatenated over the layers. Differentiable."""
         mean, spread = (torch.tensor(values).to(pictures)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_SPREAD))
         maps, features = (pictures - mean) / spread, []
         for index, step in enumerate(self.steps):
@@ -56,10 +56,14 @@ class FeatureBackbone:
 
 
 def load_backbone(path: Path, device: torch.device | None = None) -> FeatureBackbone:
-    """Reads a network from a state dict of torchvision, as .pth or as .safetensors.
+    """Reads a network from a state dict of torchvision.
+
+    Args:
+        path: a .pth or .safetensors file.
+        device: device of the network; by default the CPU.
 
     Raises:
-        UserError: the file cannot be read, or it holds another network (exit 3).
+        UserError: the file cannot be read, or it contains another network (exit 3).
     """
     from safetensors.torch import load_file
 

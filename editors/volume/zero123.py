@@ -1,8 +1,8 @@
-"""Novel-view diffusion: a model that is shown an object from one side scores renders of its other sides.
+"""Novel-view diffusion: a model that is given one view of an object scores renders of its other sides.
 
-Liu et al., "Zero-1-to-3: Zero-shot One Image to 3D Object", ICCV 2023, section 3.2: the denoiser sees the latents of
-the reference beside the noised ones, and in place of a prompt one token made of the reference's CLIP embedding and the
-four numbers of how the camera has moved. DynVideo-E distils it into the person in the pose of the reference.
+Liu et al., "Zero-1-to-3: Zero-shot One Image to 3D Object", ICCV 2023, section 3.2: the denoiser gets the latents of
+the reference beside the noised ones and, instead of a prompt, one token computed from the reference's CLIP embedding
+and four numbers that describe the motion of the camera. DynVideo-E distills it into the person in the reference's pose.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from editors.volume.views import Orbit, PictureTensor
 
 @dataclass(frozen=True)
 class CameraMove:
-    """The motion of a camera around what it looks at, from where the reference was taken.
+    """Describes the motion of a camera around an object, relative to the camera of the reference.
 
     Attributes:
-        polar: radians by which it has come down: the angle against the way up has grown.
-        azimuth: radians by which it has gone to its own right.
-        distance: by how much it is farther away, in sizes of the object.
+        polar: increase of the angle to the up direction, in radians: positive if the camera moved down.
+        azimuth: rotation around the up direction, in radians: positive if the camera moved to its right.
+        distance: increase of the distance, in diameters of the object.
     """
 
     polar: float
@@ -39,19 +39,24 @@ class CameraMove:
     distance: float
 
     def encode(self) -> Float[Tensor, "4"]:
-        """Encodes the motion as the four numbers that the network takes."""
+        """Encodes the motion as the network's four inputs.
+
+        Example:
+            >>> CameraMove(polar=0.5, azimuth=0.0, distance=0.25).encode().tolist()
+            [0.5, 0.0, 1.0, 0.25]
+        """
         return torch.tensor([self.polar, math.sin(self.azimuth), math.cos(self.azimuth), self.distance])
 
 
 def compute_camera_move(orbit: Orbit, reference: Shaped[ndarray, "3"], place: Shaped[ndarray, "3"]) -> CameraMove:
-    """Computes the motion of a camera from one place to another that always looks at the middle of an orbit.
+    """Computes the motion between two positions of a camera that looks at the center of an orbit.
 
-    The network's objects fit into a ball of radius 1 / 2: that is the unit of distances.
+    The objects that the network was trained on fit into a sphere of radius 1/2, which defines the unit of distances.
 
     Args:
-        orbit: around the object.
-        reference: where the camera of the reference is.
-        place: where the camera goes.
+        orbit: the orbit around the object.
+        reference: position of the reference's camera, in world units.
+        place: position of the moved camera, in world units.
     """
     first, second = orbit.direction_of(reference), orbit.direction_of(place)
     azimuth = (second[0] - first[0] + math.pi) % (2 * math.pi) - math.pi
@@ -59,11 +64,11 @@ def compute_camera_move(orbit: Orbit, reference: Shaped[ndarray, "3"], place: Sh
 
 
 class NovelViewModel:
-    """A loaded model with its reference.
+    """Predicts views of an object from a reference with a model of the Zero-1-to-3 kind.
 
     Args:
-        networks: as `load_view_networks` reads them.
-        reference: the object before white, square, in [0, 1].
+        networks: the networks that `load_view_networks` returns.
+        reference: a square picture of the object on white, RGB in [0, 1].
     """
 
     def __init__(self, networks: ViewNetworks, reference: PictureTensor) -> None:
@@ -82,34 +87,46 @@ class NovelViewModel:
             self.embedding = encoder(pixel_values=pixels).image_embeds.float()
 
     def encode_move(self, move: CameraMove) -> EncodedPrompt:
-        """Returns the token of a camera, and the zeros that stand for no reference."""
+        """Encodes a camera as a token; the row of the negative prompt holds zeros, which stand for no reference."""
         condition = torch.cat([self.embedding, move.encode().to(self.embedding)[None]], dim=1)
         with torch.no_grad():
             token = self.projection(condition.to(self.projection.weight.dtype)).float()[:, None]
         return EncodedPrompt(torch.cat([torch.zeros_like(token), token]))
 
     def run_denoiser(self, latents: Latents, time: int, move: CameraMove) -> tuple[Latents, Latents]:
-        """Runs the denoiser without the reference, and with it for a camera.
+        """Runs the denoiser without and with the reference.
 
         Args:
-            latents: noised.
-            time: of the schedule.
-            move: of the camera, from that of the reference.
+            latents: noised latents.
+            time: noise level, an index into the schedule.
+            move: motion of the camera from that of the reference.
+
+        Returns:
+            The output without the reference, and the output with it.
         """
         blank = torch.zeros_like(self.latents)
         return self.model.run_denoiser(latents, time, self.encode_move(move), extra=self.latents, blank=blank)
 
     def make_score(self, move: CameraMove, guidance: float) -> Score:
-        """Makes the score distillation towards the look of the object for a camera."""
+        """Makes a score that pulls a view toward the object's appearance from a camera.
+
+        Args:
+            move: motion of the camera from that of the reference.
+            guidance: scale of classifier-free guidance.
+        """
         return make_sds_score(
             lambda latents, time: self.run_denoiser(latents, time, move), self.model.schedule, guidance
         )
 
 
 def load_view_model(weights: WeightsSource, reference: PictureTensor) -> NovelViewModel:
-    """Reads a model of the Zero-1-to-3 kind, for a reference.
+    """Loads a model of the Zero-1-to-3 kind for a reference.
+
+    Args:
+        weights: the model to load, and its device.
+        reference: a square picture of the object on white, RGB in [0, 1].
 
     Raises:
-        UserError: there is no such model or it is another kind (exit 3); weights that could run code (exit 7).
+        UserError: an unknown model or one of another kind (exit 3); weights that can run code (exit 7).
     """
     return NovelViewModel(load_view_networks(weights), reference)

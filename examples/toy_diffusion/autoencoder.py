@@ -1,7 +1,7 @@
-"""The toy's autoencoder: pictures to latents of half the side and back.
+"""Builds the toy's autoencoder: pictures to latents of half the side and back.
 
-Trained from random weights, an `AutoencoderKL` this small needs hours of one core: its normalizations hide how bright
-a flat picture is. So the best linear code, which is found in seconds, is written into its weights as a start.
+Trained from random weights, an `AutoencoderKL` this small needs hours on one core: its normalizations hide the
+brightness of a flat picture. So its weights are initialized with the best linear code, which is found in seconds.
 """
 
 from __future__ import annotations

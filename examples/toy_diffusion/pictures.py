@@ -1,7 +1,7 @@
-"""Procedural pictures with captions, from which the toy diffusion model learns, and the rules that judge its samples.
+"""Draws procedural pictures with captions to train the toy diffusion model, and classifies its samples.
 
-A picture is a color times a pattern ("blue dots", "red stripes") or a shape on a plain ground ("a red circle"), with
-random phase, size, angle and lightness. Both tones of a pattern have the hue of the color that the caption names.
+A picture is a color with a pattern ("blue dots", "red stripes") or a shape on a plain background ("a red circle"), with
+random phase, size, angle and lightness. Both tones of a pattern have the hue of the color in the caption.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the toy diffusion model makes of its prompts: a sheet of samples, and how many show what was asked for.
+"""Samples the toy diffusion model: writes a contact sheet, and counts the samples that match their prompts.
 
 python examples/toy_diffusion/samples.py FOLDER     (default: the folder of this file; writes FOLDER/samples.png)
 """

@@ -2,8 +2,8 @@
 
 python examples/toy_diffusion/train.py --out FOLDER [--minutes M] [--seed S] [--parts vae unet controlnet] [--go-on]
 
-Writes FOLDER/model (a StableDiffusionPipeline), FOLDER/controlnet and FOLDER/samples.png, and prints what the samples
-show. Parts that are not named are taken from FOLDER, so that one can be trained again alone.
+Writes FOLDER/model (a StableDiffusionPipeline), FOLDER/controlnet and FOLDER/samples.png, and prints an evaluation of
+the samples. Parts that are not named are read from FOLDER, so that a single part can be trained again.
 """
 
 from __future__ import annotations

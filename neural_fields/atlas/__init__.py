@@ -1,1 +1,1 @@
-"""Canonical images, uv maps and charts: what a trained planar model leaves on disk."""
+"""Canonical pictures, uv maps and charts: the files that a trained planar model writes."""

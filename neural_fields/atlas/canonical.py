@@ -1,40 +1,41 @@
-"""Canonical images: the still pictures a video is turned into, and the overlays that change them.
+"""Canonical pictures, the still pictures of a video's layers, and the overlays that change them.
 
-In a run `canonical/<layer>.png` is made to be painted on, `canonical/<layer>.json` holds its metadata, and
-`canonical/pristine/` keeps every version the tool has written, so that a painted picture can be compared with exactly
-the one it started from. A picture that somebody painted over is never written again.
+In a run, `canonical/<layer>.png` is the picture to paint on, `canonical/<layer>.json` holds its metadata, and
+`canonical/pristine/` keeps every version that the program wrote, so that a painted picture can be compared with the
+version it started from. A picture that was painted on is never overwritten.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from neural_fields.config.loader import load_json, to_mapping
 from neural_fields.core import coords
 from neural_fields.core.coords import Box
-from neural_fields.core.errors import ExitCode, UserError, bad_input
-from neural_fields.core.files import atomic_write, read_json, write_json
+from neural_fields.core.errors import ExitCode, UserError
+from neural_fields.core.files import atomic_write, write_json
 from neural_fields.imaging.alpha import premultiply, resize_image, unpremultiply
-from neural_fields.imaging.image_io import Picture, encode_png, read_picture
+from neural_fields.imaging.image_io import encode_png, read_picture
+from neural_fields.imaging.notebook_pictures import encode_thumbnail
 
 
 @dataclass(frozen=True)
 class Overlay:
-    """A change of one canonical image.
+    """Holds a change of a canonical picture.
 
     Attributes:
-        rgba: float32 [h, w, 4], straight alpha, in [0, 1]; black where alpha is zero. Premultiply before resampling.
-        box: the part of the canonical plane it covers. Its size in pixels is free.
-        notes: what the user should know about how it was made.
+        rgba: RGB with straight alpha in [0, 1]; black where alpha is zero. Premultiply it before resampling. Any size.
+        box: the part of the canonical plane that it covers, in uv units.
+        notes: sentences for the user about how it was made.
     """
 
     rgba: Float[np.ndarray, "height width 4"]
@@ -49,11 +50,18 @@ class Overlay:
 
 @dataclass(frozen=True)
 class CanonicalImage:
-    """One layer as a still picture: float32 [4, h, w] in [0, 1], straight alpha that says where the video shows it.
+    """Holds a layer as a still picture.
+
+    Attributes:
+        rgba: RGB with straight alpha in [0, 1]; alpha is the coverage: where frames show the layer.
+        box: the part of the canonical plane that the picture covers, in uv units.
+        layer: the name of the layer.
 
     Example:
-        >>> image = CanonicalImage(torch.ones(4, 2, 3), Box(-1, -1, 1, 1), "background")
-        >>> image.sample(torch.zeros(1, 2)).tolist()
+        >>> image = CanonicalImage(torch.ones(4, 2, 3), Box(-1.0, -1.0, 1.0, 1.0), "background")
+        >>> image.size
+        (3, 2)
+        >>> image.sample_rgba(torch.zeros(1, 2)).tolist()
         [[1.0, 1.0, 1.0, 1.0]]
     """
 
@@ -67,11 +75,22 @@ class CanonicalImage:
         return self.rgba.shape[2], self.rgba.shape[1]
 
     def to_array(self) -> Float[np.ndarray, "height width 4"]:
-        """Returns the picture as a numpy array, channels last."""
+        """Returns the picture as a NumPy array, channels last."""
         return self.rgba.permute(1, 2, 0).contiguous().cpu().numpy()
 
+    def _repr_png_(self) -> bytes:
+        """Shows the picture in a notebook."""
+        return encode_thumbnail(self.to_array())
+
     def sample_rgba(self, uv: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n 4"]:
-        """Samples straight colors and alpha bilinearly at any uv. Outside the box alpha is zero."""
+        """Samples the picture bilinearly.
+
+        Args:
+            uv: positions in uv units.
+
+        Returns:
+            RGB and straight alpha in [0, 1]; alpha is zero outside the box.
+        """
         alpha = self.rgba[3:]
         flat = uv.reshape(1, 1, -1, 2).to(self.rgba)
         image = torch.cat([self.rgba[:3] * alpha, alpha])[None]
@@ -80,7 +99,14 @@ class CanonicalImage:
         return torch.cat([color, found[:, 3:]], dim=1).reshape(*uv.shape[:-1], 4)
 
     def composite_overlay(self, overlay: Overlay) -> CanonicalImage:
-        """Composites an overlay over this picture, at this picture's size."""
+        """Composites an overlay over this picture.
+
+        Args:
+            overlay: of the same canonical plane, of any size and box.
+
+        Returns:
+            The changed picture, of the size and box of this one.
+        """
         on_top = torch.from_numpy(resample_overlay(overlay, self.size, self.box)).to(self.rgba).permute(2, 0, 1)
         below = torch.cat([self.rgba[:3] * self.rgba[3:], self.rgba[3:]])
         mixed = torch.cat([on_top[:3] * on_top[3:], on_top[3:]]) + below * (1 - on_top[3:])
@@ -89,8 +115,82 @@ class CanonicalImage:
 
 
 @dataclass(frozen=True)
+class CanonicalVersion:
+    """Identifies a canonical picture that the program wrote.
+
+    Attributes:
+        sha256: of the bytes of the PNG file, in hexadecimal.
+        box: the part of the canonical plane that it covers.
+        size: (width, height) in texels.
+    """
+
+    sha256: str
+    box: Box
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class FrameCounts:
+    """Summarizes in how many frames the texels of a layer are visible.
+
+    Attributes:
+        share: the share of the texels that are visible in any frame, 0 to 1.
+        min: the least number of frames of a visible texel.
+        median: the median number of frames of the visible texels.
+        max: the largest number of frames of a texel.
+
+    Example:
+        >>> FrameCounts.from_texels(torch.tensor([[0, 2], [3, 4]]))
+        FrameCounts(share=0.75, min=2, median=3, max=4)
+    """
+
+    share: float
+    min: int
+    median: int
+    max: int
+
+    @staticmethod
+    def from_texels(frames_seen: Int[Tensor, "height width"]) -> FrameCounts:
+        """Summarizes the number of frames that show each texel."""
+        seen = frames_seen[frames_seen > 0]
+        share = round(float((frames_seen > 0).float().mean()), 6)
+        if not seen.numel():
+            return FrameCounts(share, 0, 0, 0)
+        return FrameCounts(share, int(seen.min()), int(seen.median()), int(seen.max()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CanonicalSidecar:
+    """Holds the content of canonical/<layer>.json.
+
+    Attributes:
+        version: of this format.
+        layer: the name of the layer.
+        box: the part of the canonical plane that the picture covers, in uv units.
+        size: (width, height) of the picture in texels.
+        alpha: the meaning of the picture's alpha: where frames show the layer, not premultiplied.
+        frames_seen: in how many frames the texels are visible; null if that was not counted.
+        sha256: of the bytes of the written picture, in hexadecimal.
+        versions: every picture of the layer that was written, the newest last.
+    """
+
+    version: Literal[1]
+    layer: str
+    box: Box
+    size: tuple[int, int]
+    alpha: Literal["coverage, straight"]
+    frames_seen: FrameCounts | None
+    sha256: str
+    versions: tuple[CanonicalVersion, ...]
+
+    def __post_init__(self) -> None:
+        if not self.versions:
+            raise ValueError("versions is empty: it lists no exported picture")
+
+
+@dataclass(frozen=True)
 class ExportedCanonical:
-    """Where a canonical image was written, and what to tell the user."""
+    """Holds the path of a written canonical picture, and notes for the user."""
 
     path: Path
     notes: tuple[str, ...] = ()
@@ -99,42 +199,42 @@ class ExportedCanonical:
 def export_canonical(
     folder: Path, image: CanonicalImage, frames_seen: Int[Tensor, "height width"] | None = None
 ) -> ExportedCanonical:
-    """Writes one layer into `run.canonical`: the picture to paint on, its metadata, and a pristine copy.
+    """Writes a layer into the folder `canonical` of a run: the picture to paint on, its metadata, and a pristine copy.
 
-    A picture there that is not one of ours, byte for byte, belongs to the user: it stays, and the new one goes to
-    `<layer>.new.png` (`<layer>.new2.png` and so on).
+    A picture there that differs in any byte from those that the program wrote belongs to the user: it stays, and the
+    new picture becomes `<layer>.new.png` (`<layer>.new2.png` and so on).
 
     Args:
-        folder: `run.canonical`.
+        folder: the folder `canonical` of the run.
         image: the layer.
-        frames_seen: in how many frames each texel is seen.
+        frames_seen: in how many frames each texel is visible.
+
+    Returns:
+        The path of the picture, and a note if it has another name.
+
+    Raises:
+        UserError: damaged metadata of an earlier picture (exit 5).
     """
     data = encode_png(image.to_array())
     digest = hashlib.sha256(data).hexdigest()
-    sidecar = folder / f"{image.layer}.json"
-    version: dict[str, Any] = {"sha256": digest, "box": list(image.box.as_tuple()), "size": list(image.size)}
-    versions = [old for old in _read_versions(sidecar) if old["sha256"] != digest] + [version]
-    counts: dict[str, Any] | None = None
-    if frames_seen is not None:
-        seen = frames_seen[frames_seen > 0]
-        counts = {"share": round(float((frames_seen > 0).float().mean()), 6), "min": 0, "median": 0, "max": 0}
-        if seen.numel():
-            counts |= {"min": int(seen.min()), "median": int(seen.median()), "max": int(seen.max())}
-    metadata = {
-        "version": 1,  # of this format
-        "layer": image.layer,
-        "box": version["box"],
-        "size": version["size"],
-        "alpha": "coverage, straight",
-        "frames_seen": counts,
-        "sha256": digest,
-        "versions": versions,
-    }
+    path = folder / f"{image.layer}.json"
+    before = read_sidecar(folder, image.layer).versions if path.exists() else ()
+    newest = CanonicalVersion(digest, image.box, image.size)
+    sidecar = CanonicalSidecar(
+        version=1,
+        layer=image.layer,
+        box=image.box,
+        size=image.size,
+        alpha="coverage, straight",
+        frames_seen=None if frames_seen is None else FrameCounts.from_texels(frames_seen),
+        sha256=digest,
+        versions=(*(old for old in before if old.sha256 != digest), newest),
+    )
     # The pristine copy first and the metadata before the picture: a stop in between never makes our picture a stranger.
     with atomic_write(folder / "pristine" / _pristine_name(image.layer, digest)) as part:
         part.write_bytes(data)
-    write_json(sidecar, metadata)
-    ours = {old["sha256"] for old in versions}
+    write_json(path, to_mapping(sidecar))
+    ours = {version.sha256 for version in sidecar.versions}
     for ending in chain(("", ".new"), (f".new{n}" for n in count(2))):
         path = folder / f"{image.layer}{ending}.png"
         if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() in ours:
@@ -147,48 +247,63 @@ def export_canonical(
 
 
 def list_layers(folder: Path) -> list[str]:
-    """Lists the layers exported into `run.canonical`."""
+    """Lists the names of the layers in the folder `canonical` of a run, in alphabetical order."""
     return sorted(path.stem for path in folder.glob("*.json"))
 
 
-def read_pristine(folder: Path, layer: str) -> CanonicalImage:
-    """Reads the newest picture of a layer as the tool wrote it.
-
-    Raises:
-        UserError: unknown layer (exit 3, lists the layers), damaged file (exit 5).
-    """
-    return _read_pristine_version(folder, layer, _known_versions(folder, layer)[-1])
-
-
-def find_base_version(folder: Path, layer: str, painted: Picture) -> CanonicalImage:
-    """Finds the version of a layer that a painted picture started from: the one that most of its texels still equal.
-
-    Training that goes on exports the layer again; a picture painted before has to be compared with the older version.
+def read_sidecar(folder: Path, layer: str) -> CanonicalSidecar:
+    """Reads the metadata of a layer's canonical picture.
 
     Args:
-        folder: `run.canonical`.
-        layer: the layer's name.
-        painted: the picture.
+        folder: the folder `canonical` of the run.
+        layer: the name of the layer.
 
     Raises:
-        UserError: as `read_pristine`.
+        UserError: a missing or damaged file (exit 5).
     """
-    versions = _known_versions(folder, layer)
-    newest = _read_pristine_version(folder, layer, versions[-1])
-    if len(versions) == 1:
-        return newest
-    candidates = [newest] + [_read_pristine_version(folder, layer, version) for version in reversed(versions[:-1])]
-    same_size = [image for image in candidates if image.size == painted.size]
-    return min(same_size, key=lambda image: _median_difference(image, painted)) if same_size else newest
+    path = folder / f"{layer}.json"
+    if not path.is_file():
+        raise _damaged_error(path, "it is missing")
+    return load_json(CanonicalSidecar, path, _describe_repair(path))
+
+
+def read_pristine(folder: Path, layer: str) -> CanonicalImage:
+    """Reads the newest picture of a layer that the program wrote, without later paint.
+
+    Args:
+        folder: the folder `canonical` of the run.
+        layer: the name of the layer.
+
+    Raises:
+        UserError: a missing or damaged file (exit 5).
+    """
+    return _read_pristine_version(folder, layer, read_sidecar(folder, layer).versions[-1])
+
+
+def read_older_versions(folder: Path, layer: str) -> list[CanonicalImage]:
+    """Reads the pictures of a layer that the program wrote before the newest one.
+
+    Args:
+        folder: the folder `canonical` of the run.
+        layer: the name of the layer.
+
+    Returns:
+        The pictures, newer ones first.
+
+    Raises:
+        UserError: a missing or damaged file (exit 5).
+    """
+    older = reversed(read_sidecar(folder, layer).versions[:-1])
+    return [_read_pristine_version(folder, layer, version) for version in older]
 
 
 def resample_overlay(overlay: Overlay, size: tuple[int, int], box: Box) -> Float[np.ndarray, "height width 4"]:
-    """Resamples an overlay to `size` texels over a box; transparent where it does not reach.
+    """Resamples an overlay to another size and box; the result is transparent outside the overlay.
 
     Args:
         overlay: any overlay of the same canonical plane.
         size: (width, height) of the result in texels.
-        box: that the result covers.
+        box: the part of the canonical plane that the result covers, in uv units.
 
     Returns:
         RGBA in [0, 1], straight alpha.
@@ -209,26 +324,14 @@ def resample_overlay(overlay: Overlay, size: tuple[int, int], box: Box) -> Float
     return unpremultiply(found.permute(1, 2, 0).numpy())
 
 
-def is_number_list(value: Any, count: int) -> bool:
-    """Tells whether a value read from JSON is a list of `count` numbers."""
-    return isinstance(value, list) and len(value) == count and all(isinstance(item, int | float) for item in value)
-
-
-def _median_difference(image: CanonicalImage, painted: Picture) -> float:
-    step = max(1, max(image.size) // 256)  # a few ten thousand texels tell versions apart
-    base, other = image.to_array()[::step, ::step], painted.rgba[::step, ::step]
-    seen = base[..., 3] > 0.5
-    return float(np.median(np.abs(base - other)[..., :3][seen])) if seen.any() else 0.0
-
-
 def _pristine_name(layer: str, digest: str) -> str:
     return f"{layer}-{digest[:12]}.png"
 
 
-def _read_pristine_version(folder: Path, layer: str, version: Mapping[str, Any]) -> CanonicalImage:
+def _read_pristine_version(folder: Path, layer: str, version: CanonicalVersion) -> CanonicalImage:
     """Reads an exported picture, and refuses one of another size than its metadata says."""
-    path = folder / "pristine" / _pristine_name(layer, version["sha256"])
-    width, height = version["size"]
+    path = folder / "pristine" / _pristine_name(layer, version.sha256)
+    width, height = version.size
     try:
         picture = read_picture(path)
     except UserError as problem:
@@ -236,39 +339,7 @@ def _read_pristine_version(folder: Path, layer: str, version: Mapping[str, Any])
     if picture.size != (width, height):
         texels = f"{picture.size[0]}x{picture.size[1]} texels"
         raise _damaged_error(path, f"it has {texels}, its metadata says {width}x{height}")
-    box = Box(*map(float, version["box"]))
-    return CanonicalImage(torch.from_numpy(picture.rgba).permute(2, 0, 1).contiguous(), box, layer)
-
-
-def _known_versions(folder: Path, layer: str) -> list[dict[str, Any]]:
-    """Returns the exported versions of a layer, the newest last; refuses a layer that has none."""
-    names = list_layers(folder)
-    if layer not in names:
-        raise bad_input(
-            f"there is no layer {layer!r}",
-            where=str(folder),
-            why=f"the layers are: {', '.join(names)}" if names else "no layer has been exported yet",
-            fix=f"--layer {names[0]}" if names else "unwrap train to the end first",
-        )
-    versions = _read_versions(folder / f"{layer}.json")
-    if not versions:
-        raise _damaged_error(folder / f"{layer}.json", "it lists no exported picture")
-    return versions
-
-
-def _read_versions(sidecar: Path) -> list[dict[str, Any]]:
-    """Reads the versions that a sidecar lists, none where there is no sidecar; checks what the code relies on."""
-    if not sidecar.exists():
-        return []
-    metadata = read_json(sidecar)
-    if not isinstance(metadata, dict) or not isinstance(metadata.get("layer"), str):
-        raise _damaged_error(sidecar, "its metadata is incomplete")
-    versions = metadata.get("versions", [])
-    for entry in (metadata, *versions):
-        is_known = isinstance(entry, dict) and isinstance(entry.get("sha256"), str)
-        if not (is_known and is_number_list(entry.get("box"), 4) and is_number_list(entry.get("size"), 2)):
-            raise _damaged_error(sidecar, "its metadata is incomplete")
-    return list(versions)
+    return CanonicalImage(torch.from_numpy(picture.rgba).permute(2, 0, 1).contiguous(), version.box, layer)
 
 
 def _damaged_error(path: Path, why: str) -> UserError:
@@ -277,5 +348,9 @@ def _damaged_error(path: Path, why: str) -> UserError:
         f"{path.name} is damaged",
         where=str(path),
         why=why,
-        fix=f"remove {path}; unwrap train with the same --out then writes it again",
+        fix=_describe_repair(path),
     )
+
+
+def _describe_repair(path: Path) -> str:
+    return f"remove {path}; unwrap train with the same --out then writes it again"

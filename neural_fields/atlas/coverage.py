@@ -1,4 +1,4 @@
-"""From a trained model to canonical images: the texture, and in how many frames each texel is seen."""
+"""Coverage: the number of frames that show each texel of a canonical picture."""
 
 from __future__ import annotations
 
@@ -28,16 +28,19 @@ DEFAULTS = CoverageSettings()
 def count_frames_seen(
     maps: Maps, layer: int, box: Box, size: tuple[int, int], settings: CoverageSettings = DEFAULTS
 ) -> Float[np.ndarray, "height width"]:
-    """Counts in how many frames each texel of a layer's canonical image is seen.
+    """Counts the frames that show each texel of a layer's canonical picture.
 
-    Counted on cells about as far apart as the pixels are, then enlarged: a texel between two pixels is seen too.
+    It counts cells of about the size of a pixel and enlarges the result, so that texels between two pixels count too.
 
     Args:
         maps: the baked maps.
         layer: number of the layer.
-        box: that the canonical image covers, in uv units.
-        size: its (width, height) in texels.
-        settings: which pixels show a texel.
+        box: the part of the canonical plane that the picture covers, in uv units.
+        size: (width, height) of the picture in texels.
+        settings: of the count.
+
+    Returns:
+        The number of frames; fractions are interpolated.
     """
     # The usual distance, in uv units, between the canonical points of neighboring pixels of the layer.
     steps = []

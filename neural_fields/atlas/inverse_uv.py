@@ -1,8 +1,8 @@
-"""The inverse uv map: where points of a canonical plane lie in a frame, by the baked maps.
+"""The inverse uv map: it finds points of a canonical plane in a frame, by the baked maps.
 
-A map is smooth, but it may be bent, and points may be asked for that the frame does not show. So the search starts from
-the nearest of a grid of positions that show the layer, or else from the nearest of the whole frame, and goes on by
-Newton's method on the map that is continued smoothly where nothing is seen (`extended_map.py`).
+A map is smooth but may be bent, and points may be hidden in the frame. The search starts from the nearest of a grid of
+positions that show the layer, or otherwise of a grid over the frame, and continues with Newton's method on the map that
+is extrapolated smoothly beyond the visible pixels (`uv_extrapolation.py`).
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ DEFAULTS = InverseMapSettings()
 
 @dataclass(frozen=True)
 class FramePositions:
-    """Positions of points in a frame.
+    """Holds positions of points in a frame.
 
     Attributes:
-        pixels: x, y; also beyond the frame and where something hides the point. Not a number where the frame shows too
-            little of the layer to tell.
-        error: how many pixels the position is off; infinite where there is none.
+        pixels: x and y in pixels, also outside the frame and of hidden points; nan where the frame shows too little of
+            the layer.
+        error: error of the position in pixels; inf where none was found.
         visible: whether the frame shows the point.
     """
 
@@ -58,11 +58,14 @@ def find_frame_positions(
 
     Args:
         maps: the baked maps of a run.
-        t: the frame.
-        layer: the layer's name.
-        uv: any points.
-        size: (width, height) that positions are pixels of; by default that of the maps.
+        t: index of the frame in the run.
+        layer: the name of the layer.
+        uv: any points, in uv units.
+        size: (width, height) of the frame whose pixels are returned; by default that of the maps.
         settings: of the search.
+
+    Returns:
+        The position of each point.
     """
     number, (width, height) = maps.layers.index(layer), maps.size
     found = extrapolate_frame_map(maps, t, number)
@@ -87,16 +90,16 @@ def solve_positions(
     seen: Bool[np.ndarray, "height width"],
     settings: InverseMapSettings = DEFAULTS,
 ) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, " n"]]:
-    """Finds positions that show some uv without knowing where to start.
+    """Finds the positions of uv points in a frame, without positions to start from.
 
     Args:
         uv_map: the map of a frame.
         uv: any points.
-        seen: the pixels that show the layer: where a uv occurs twice, that is the place that is meant.
+        seen: the pixels that show the layer; where a uv occurs twice, they decide.
         settings: of the search.
 
     Returns:
-        Positions in pixels, and how many pixels they are off.
+        Positions in pixels, and their errors in pixels.
     """
     height, width = seen.shape
     step = max(1, round(max(width, height) / settings.grid_side))

@@ -2,7 +2,7 @@
 
 A baked map is bilinear between its samples. Four neighboring samples make a cell, which covers a patch of the
 canonical picture; the cells are rasterized there, and the position of a texel in the cell that covers it is found by
-Newton's method. A texel that is covered by two cells far apart in the frame is folded, and has no position of its own.
+Newton's method. A texel that is covered by two cells far apart in the frame is folded, and has no single position.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ DEFAULTS = InversionSettings()
 
 @dataclass(frozen=True)
 class InverseMap:
-    """Positions of the texels of a canonical picture in one frame.
+    """Holds the positions of the texels of a canonical picture in a frame.
 
     Attributes:
-        positions: x, y as shares of the frame's width and height; (0, 0) is its top left corner. It goes on smoothly
-            for some texels beyond those that are seen, and is 0 farther off.
-        visibility: how much of the layer the frame shows there, 0 to 1; 0 where it is not seen or the map folds.
+        positions: x, y as shares of the frame's width and height; (0, 0) is its top left corner. They continue
+            smoothly for some texels beyond the visible ones, and are 0 elsewhere.
+        visibility: the share of the layer that the frame shows, 0 to 1; 0 where it is hidden or the map folds.
         folded_share: the share of folds among the texels that the frame shows, 0 to 1.
     """
 
@@ -61,9 +61,9 @@ def invert_map(
     """Inverts one frame's map.
 
     Args:
-        uv: the map as it is stored, with its rim.
-        weight: the layer's weight (255 is one) as it is stored, with its rim.
-        box: what the canonical picture covers, in uv.
+        uv: the stored map, with its rim.
+        weight: the stored weight of the layer (255 is one), with its rim.
+        box: the part of the canonical plane that the picture covers, in uv units.
         size: (width, height) of the canonical picture.
         settings: of the inversion.
     """

@@ -1,8 +1,8 @@
-"""uv extrapolation: the uv map of a layer in one frame, continued smoothly where the layer is not seen; its inverse.
+"""uv extrapolation: it continues the uv map of a layer in a frame beyond the visible pixels, and inverts it.
 
-A trained model says nothing of a mapping where no pixel shows the layer, and a deformed object reaches just there. So
-outside of what is seen an affine map fitted to the seen pixels around takes over (moving least squares), far away the
-one that is fitted to all of them. What the pixels of the silhouette have beyond it fades out around them.
+A trained model does not determine the mapping where no pixel shows the layer, but deformed objects extend beyond it. So
+outside the visible pixels, the map is an affine one fitted to the visible pixels nearby (moving least squares), and far
+away the one fitted to all of them. The residual at the silhouette fades out around it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ DEFAULTS = ExtrapolationSettings()
 
 @dataclass(frozen=True)
 class ExtrapolatedMap:
-    """uv at every pixel center of a frame, and its smooth Jacobian. Positions are pixels, (0.5, 0.5) is the first.
+    """Holds the uv at every pixel center of a frame, and its smooth Jacobian. The first pixel center is (0.5, 0.5).
 
     Attributes:
         uv: uv units.
@@ -50,7 +50,7 @@ class ExtrapolatedMap:
     jacobian: Float[np.ndarray, "height width 2 2"]
 
     def sample_uv(self, points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
-        """Returns the uv of any positions; beyond the frame the map goes on with the Jacobian at its edge."""
+        """Returns the uv of any positions; beyond the frame, the map continues with the Jacobian at its edge."""
         return self._sample_with_slope(points)[0]
 
     def sample_jacobian(self, points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2 2"]:
@@ -64,7 +64,7 @@ class ExtrapolatedMap:
         start: Float[np.ndarray, "n 2"],
         settings: ExtrapolationSettings = DEFAULTS,
     ) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, " n"]]:
-        """Finds positions that show some uv, by Newton's method with the smooth Jacobian: what is seen may be rough.
+        """Finds the positions of uv points by Newton's method with the smooth Jacobian; the visible map may be rough.
 
         Args:
             uv: any points.
@@ -72,7 +72,7 @@ class ExtrapolatedMap:
             settings: steps and tolerance.
 
         Returns:
-            The positions, and how many pixels they are off.
+            The positions, and their errors in pixels.
         """
         points, best = start.astype(np.float64), start.astype(np.float64)
         least = np.full(len(points), np.inf)
@@ -106,7 +106,12 @@ class ExtrapolatedMap:
 
 
 def solve_2x2(values: Float[np.ndarray, "n 2"], slope: Float[np.ndarray, "n 2 2"]) -> Float[np.ndarray, "n 2"]:
-    """Solves slope @ x = values for x."""
+    """Solves slope @ x = values for x.
+
+    Example:
+        >>> solve_2x2(np.array([[2.0, 3.0]]), np.diag([2.0, 1.0])[None]).tolist()
+        [[1.0, 3.0]]
+    """
     (a, b), (c, d) = np.moveaxis(slope.astype(np.float64), 0, -1)
     u, v = values.T
     area = a * d - b * c

@@ -1,7 +1,7 @@
-"""Baked uv maps: the canonical position of every pixel of every frame, so that rendering runs no network.
+"""Baked uv maps: the canonical position of every pixel of every frame, so that rendering needs no network.
 
-Maps are kept at the size of training, with a rim of one pixel, and resampled to any larger size when they are read: the
-mapping is smooth, so nothing is lost, and a 4K source costs no more disk than its model. They are under `maps/`:
+Maps are stored at the training size, with a rim of one pixel, and resampled to any larger size when they are read: the
+mapping is smooth, so nothing is lost, and a 4K source takes no more disk space than its model. They are in `maps/`:
 
     maps.json               layers, boxes, size, frame count, and the checkpoint they were baked from
     uv-<layer>.npy          float32 [T, H + 2, W + 2, 2]
@@ -22,16 +22,44 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from neural_fields.atlas.chart import Chart
+from neural_fields.config.loader import load_json
 from neural_fields.core.coords import Box
 from neural_fields.core.errors import ExitCode, UserError
-from neural_fields.core.files import read_json
 from neural_fields.imaging.resampling import RIM, enlarge_map, sample_rimmed_maps, warp_part
-from neural_fields.runs.run import Run
+
+_BAKE_AGAIN = "run unwrap train again with the same --out: it bakes them anew"
+
+
+@dataclass(frozen=True)
+class MapsHeader:
+    """Holds the content of maps.json.
+
+    Attributes:
+        layers: names of the layers, front to back.
+        boxes: the part of the canonical plane that each layer's picture covers, in uv units.
+        size: (width, height) of the maps in pixels, without their rim.
+        frame_count: number of frames of the run.
+        has_gain: whether there are gain maps.
+        charts: the charts that continue each other, one list for each series.
+        step: of the checkpoint that they were baked from.
+    """
+
+    layers: tuple[str, ...]
+    boxes: tuple[Box, ...]
+    size: tuple[int, int]
+    frame_count: int
+    has_gain: bool
+    charts: tuple[tuple[Chart, ...], ...] = ()
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.boxes) != len(self.layers):
+            raise ValueError(f"{len(self.boxes)} boxes for {len(self.layers)} layers")
 
 
 @dataclass(frozen=True)
 class MapSamples:
-    """Samples of the maps at scattered pixels; one row per layer."""
+    """Holds samples of the maps at scattered pixels, a row for each layer."""
 
     uv: Float[np.ndarray, "layers n 2"]
     weight: Float[np.ndarray, "layers n"]  # sums to one
@@ -41,7 +69,7 @@ class MapSamples:
 class _FrameFile:
     """An .npy file read a frame at a time, remembering the last one: mapped, a long clip would fill memory.
 
-    What is stored as float16 comes as float32.
+    float16 values are returned as float32.
     """
 
     def __init__(self, path: Path) -> None:
@@ -67,7 +95,7 @@ class _FrameFile:
 
 @dataclass(frozen=True)
 class Maps:
-    """The baked maps of a run, on disk. Sizes are (width, height)."""
+    """Reads the baked maps of a run from disk. Sizes are (width, height) in pixels."""
 
     folder: Path
     layers: tuple[str, ...]
@@ -78,60 +106,63 @@ class Maps:
     charts: tuple[tuple[Chart, ...], ...] = ()  # parts of canonical planes that go on from one another
 
     @staticmethod
-    def open(run: Run) -> Maps:
+    def open(folder: Path) -> Maps:
         """Opens the maps of a trained run.
 
+        Args:
+            folder: the folder `maps` of the run.
+
         Raises:
-            UserError: the run has no maps yet, or they are damaged.
+            UserError: the run has no maps yet, or they are damaged (exit 5).
         """
-        path = run.maps / "maps.json"
+        path = folder / "maps.json"
         if not path.is_file():
             raise UserError(
                 ExitCode.DAMAGED_RUN,
-                f"{run.path} has no baked maps",
+                f"{folder.parent} has no baked maps",
                 where=str(path),
                 why="training did not finish, or the folder maps/ was removed",
-                fix=f"unwrap train <the video> --out {run.path} (it continues and bakes)",
+                fix=f"unwrap train <the video> --out {folder.parent} (it continues and bakes)",
             )
-        try:
-            metadata: Any = read_json(path)
-            layers = tuple(map(str, metadata["layers"]))
-            boxes = tuple(Box(*map(float, box)) for box in metadata["boxes"])
-            if len(boxes) != len(layers):
-                raise ValueError(f"{len(boxes)} boxes for {len(layers)} layers")
-            width, height = map(int, metadata["size"])
-            count, has_gain = int(metadata["frame_count"]), bool(metadata["has_gain"])
-            charts = tuple(tuple(map(Chart.from_json, series)) for series in metadata.get("charts", ()))
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise _damaged_error(run.maps, f"maps.json does not describe them ({error!r})") from error
+        header = load_json(MapsHeader, path, _BAKE_AGAIN)
 
         # Every file is opened, and its shape compared.
+        layers, count, (width, height) = header.layers, header.frame_count, header.size
         rows, columns = height + 2 * RIM, width + 2 * RIM
         expected: dict[str, tuple[int, ...]] = {f"uv-{name}": (count, rows, columns, 2) for name in layers}
         expected["weight"] = (count, len(layers), rows, columns)
-        if has_gain:
-            gain_width, gain_height = gain_size((width, height))
+        if header.has_gain:
+            gain_width, gain_height = gain_size(header.size)
             gain_shape = (count, gain_height + 2 * RIM, gain_width + 2 * RIM, 3)
             expected |= {f"gain-{name}": gain_shape for name in layers}
         for name, shape in expected.items():
             try:
-                found = np.load(run.maps / f"{name}.npy", mmap_mode="r", allow_pickle=False).shape
+                found = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False).shape
             except (OSError, ValueError) as error:
-                raise _damaged_error(run.maps, f"{name}.npy cannot be read: {error}") from error
+                raise _damaged_error(folder, f"{name}.npy cannot be read: {error}") from error
             if found != shape:
-                raise _damaged_error(run.maps, f"{name}.npy has the shape {found}, not {shape}")
-        return Maps(run.maps, layers, boxes, (width, height), count, has_gain, charts)
+                raise _damaged_error(folder, f"{name}.npy has the shape {found}, not {shape}")
+        return Maps(folder, layers, header.boxes, header.size, count, header.has_gain, header.charts)
 
     def read_uv(self, t: int, layer: int, size: tuple[int, int]) -> Float[np.ndarray, "height width 2"]:
-        """Returns the canonical coordinates of every pixel of frame `t` at `size`."""
+        """Returns the uv of every pixel of a frame.
+
+        Args:
+            t: index of the frame in the run.
+            layer: number of the layer, front to back.
+            size: (width, height) of the frame, at least that of the maps.
+
+        Returns:
+            Canonical positions in uv units.
+        """
         return enlarge_map(self._uv_files[layer][t], self.size, size)
 
     def read_uv_small(self, t: int, layer: int) -> Float[np.ndarray, "height width 2"]:
-        """Returns the canonical coordinates at the size of the maps."""
+        """Returns the uv of every pixel of a frame at the size of the maps."""
         return self._uv_files[layer][t, RIM:-RIM, RIM:-RIM]
 
     def read_weights(self, t: int, size: tuple[int, int]) -> Float[np.ndarray, "layers height width"]:
-        """Returns the share of each pixel that each layer fills; sums to one."""
+        """Returns the share of each pixel that each layer fills, in [0, 1]; the shares of a pixel sum to one."""
         planes = [enlarge_map(plane, self.size, size) for plane in self._weight_file[t]]
         weights = np.stack(planes).astype(np.float32) / 255
         return weights / weights.sum(0).clip(1e-3)
@@ -139,23 +170,53 @@ class Maps:
     def read_layer_weight(
         self, t: int, layer: int, size: tuple[int, int], part: tuple[slice, slice] | None = None
     ) -> Float[np.ndarray, "height width"]:
-        """Returns the weight of one layer at `size`; `part` (rows, columns) asks for a part of the frame."""
+        """Returns the weight of a layer in a frame.
+
+        Args:
+            t: index of the frame in the run.
+            layer: number of the layer, front to back.
+            size: (width, height) of the frame.
+            part: rows and columns of the frame to return; None returns all of them.
+
+        Returns:
+            The share of each pixel that the layer fills, 0 to 1.
+        """
         return enlarge_map(self._weight_file[t, layer], self.size, size, part).astype(np.float32) / 255
 
     def read_layer_weight_small(self, t: int, layer: int) -> Float[np.ndarray, "height width"]:
-        """Returns the weight of one layer at the size of the maps."""
+        """Returns the weight of a layer in a frame at the size of the maps, 0 to 1."""
         return self._weight_file[t, layer, RIM:-RIM, RIM:-RIM].astype(np.float32) / 255
 
     def read_uv_part(
         self, t: int, layer: int, size: tuple[int, int], part: tuple[slice, slice]
     ) -> Float[np.ndarray, "height width 2"]:
-        """Returns the canonical coordinates in a part (rows, columns) of the frame at `size`."""
+        """Returns the uv in a part of a frame.
+
+        Args:
+            t: index of the frame in the run.
+            layer: number of the layer, front to back.
+            size: (width, height) of the frame.
+            part: rows and columns of the frame.
+
+        Returns:
+            Canonical positions in uv units.
+        """
         return enlarge_map(self._uv_files[layer][t], self.size, size, part)
 
     def read_gain(
         self, t: int, layer: int, size: tuple[int, int], part: tuple[slice, slice] | None = None
     ) -> Float[np.ndarray, "height width 3"]:
-        """Returns the lighting gain of a layer; ones where the model has none."""
+        """Returns the gain of a layer in a frame; ones where the model has no gain.
+
+        Args:
+            t: index of the frame in the run.
+            layer: number of the layer, front to back.
+            size: (width, height) of the frame.
+            part: rows and columns of the frame to return; None returns all of them.
+
+        Returns:
+            A factor above 0 for each channel.
+        """
         if not self.has_gain:
             rows, columns = part or (slice(0, size[1]), slice(0, size[0]))
             return np.ones((rows.stop - rows.start, columns.stop - columns.start, 3), np.float32)
@@ -164,7 +225,7 @@ class Maps:
     def read_rimmed(
         self, t: int, layer: int
     ) -> tuple[Float[np.ndarray, "height width 2"], UInt8[np.ndarray, "height width"]]:
-        """Returns the canonical coordinates and weight (255 is one) of a layer as they are stored, with their rim."""
+        """Returns the stored uv and weight (255 is one) of a layer in a frame, with their rim."""
         return self._uv_files[layer][t], self._weight_file[t, layer]
 
     def read_light(
@@ -191,7 +252,17 @@ class Maps:
     def sample_at_points(
         self, t: int, x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], size: tuple[int, int]
     ) -> MapSamples:
-        """Samples all layers at scattered pixels (column x, row y) of a frame of `size`."""
+        """Samples all layers at scattered pixels of a frame.
+
+        Args:
+            t: index of the frame in the run.
+            x: columns; 0 is the center of the first pixel, and fractions lie between pixels.
+            y: rows.
+            size: (width, height) of the frame.
+
+        Returns:
+            uv, weight and gain of each layer, front to back.
+        """
         uv = sample_rimmed_maps([plane[t] for plane in self._uv_files], x, y, self.size, size)
         weight = sample_rimmed_maps(list(self._weight_file[t]), x, y, self.size, size).astype(np.float32)
         gain = np.ones((len(self.layers), len(x), 3), np.float32)
@@ -228,7 +299,7 @@ class Maps:
         size: tuple[int, int],
         part: tuple[slice, slice],
     ) -> Float[np.ndarray, "rows columns c"]:
-        """Resamples values at the size of the maps in a part of a frame; beyond their edges the last ones go on.
+        """Resamples values at the size of the maps in a part of a frame; the values at their edges are repeated.
 
         Args:
             values: a rectangle of the rimmed maps.
@@ -257,12 +328,17 @@ def _damaged_error(folder: Path, why: str) -> UserError:
         "the baked maps cannot be read",
         where=str(folder),
         why=why,
-        fix="run unwrap train again with the same --out: it bakes them anew",
+        fix=_BAKE_AGAIN,
     )
 
 
 def gain_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Returns the (width, height) of a baked gain map, without its rim, for maps of `size`."""
+    """Returns the (width, height) of a baked gain map, without its rim, for maps of `size`.
+
+    Example:
+        >>> gain_size((640, 360))
+        (160, 90)
+    """
     stride = 4  # pixels
     return (max(2, size[0] // stride), max(2, size[1] // stride))
 

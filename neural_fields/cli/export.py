@@ -12,6 +12,8 @@ import tyro
 from tyro.conf import Positional
 
 from neural_fields.cli import commands as base
+from neural_fields.cli.progress_display import show_progress
+from neural_fields.config.flags import MetadataFlag, OverwriteFlag
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.core.suggestions import nearest_word
 from neural_fields.core.threads import prepare_threads
@@ -40,12 +42,12 @@ class ExportCommand:
     """canonical, stmap, matte, layers, unwrapped, tracks or labels."""
     out: Path | None = None
     """The folder to write (default: exports/WHAT in the run)."""
-    no_metadata: bool = False
-    """Leave out of the files what made them."""
-    yes: base.YesFlag = False
+    metadata: MetadataFlag = True
+    """Write into the files what made them."""
+    overwrite: OverwriteFlag = False
     """Replace a folder that exists."""
     json: bool = False
-    """Print one JSON object."""
+    """Print one JSON object, and the progress as JSON lines on stderr."""
 
 
 def make_export_command(words: Sequence[str]) -> type | None:
@@ -88,19 +90,17 @@ def run_export(command: Any, extra: list[str]) -> int:
     """Runs `unwrap export` and returns the exit status."""
     base.refuse_overrides(extra, command)
     prepare_threads()
-    from neural_fields.core.progress import Progress
     from neural_fields.export.base import export_run
-    from neural_fields.runs.run import Run
 
-    line = base.LiveLine()
-    found = export_run(
-        Run.open(command.run),
-        command.settings,
-        out=command.out,
-        overwrite=command.yes,
-        metadata=not command.no_metadata,
-        report=lambda stage, done, total: line(Progress(stage, done, total)),
-    )
+    with show_progress(as_json=command.json) as report:
+        found = export_run(
+            command.run,
+            command.settings,
+            out=command.out,
+            overwrite=command.overwrite,
+            metadata=command.metadata,
+            report=report,
+        )
     for note in found.notes:
         base.print_message(f"note: {note}")
     if command.json:

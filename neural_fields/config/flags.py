@@ -1,12 +1,18 @@
-"""Types of flags that dataclasses of settings share; the command lines are made from those dataclasses."""
+"""Types of flags that options classes share; the command lines are made from those classes."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from tyro.conf import UseAppendAction, arg
+from tyro.conf import Suppress, UseAppendAction, arg
 
 Repeated = UseAppendAction[tuple[str, ...]]  # a flag that may be given several times
 MapProgram = Annotated[  # `for` is a keyword of Python
     Literal["nuke", "fusion", "blender", "after_effects", "opencv"], arg(name="for")
+]
+EditsFlag = Annotated[Repeated, arg(name="edit")]
+Overrides = Annotated[dict[str, object], Suppress]  # by dotted name; on the command line each is a flag of its own
+OverwriteFlag = Annotated[bool, arg(name="yes", aliases=["-y"])]
+MetadataFlag = Annotated[  # True, which --no-metadata turns off
+    bool, arg(help="Leave out of the files what made them.", help_behavior_hint="(default: False)")
 ]

@@ -1,10 +1,11 @@
-"""Strict reading of plain YAML into nested frozen dataclasses, and back. Knows no particular config.
+"""Strict reading of plain YAML and JSON into nested frozen dataclasses, and back, for any config or record.
 
-Rules: a key that no field has is an error that names the nearest one; values are never converted except where
-nothing is lost (3 for a float, 1e4 for an integer, a list for a tuple); a union of dataclasses is told apart by the
-key `kind`, which each of them carries as a class variable or as a field with a default. What a mapping leaves out
-keeps the value it had: the default of the field, or that of `base`. A class rejects a contradiction by raising
-`ValueError` in `__post_init__`; the dotted path is added here.
+Rules: an unknown key is an error that names the nearest field; values are only converted where nothing is lost (3 for a
+float, 1e4 for an integer, a list for a tuple, text for a path, a fraction or a range); the key `kind` selects a member
+of a union of dataclasses, each of which has it as a class variable or as a field with a default. Missing keys keep the
+default of the field, or the value of `base`. A class refuses a contradiction, or a number out of range, by raising
+`ValueError` in `__post_init__`; the loader adds the dotted path. A field `schema` is checked before all others, since
+another schema has other keys. A dataclass with the class variable `as_list` is written as the list of its values.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
+from fractions import Fraction
+from functools import cache
 from pathlib import Path, PurePath
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -20,6 +23,7 @@ from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin,
 import yaml
 
 from neural_fields.core.errors import ExitCode, UserError, bad_input
+from neural_fields.core.files import read_json
 from neural_fields.core.suggestions import nearest_word
 
 T = TypeVar("T")
@@ -35,30 +39,86 @@ def from_mapping(cls: type[T], mapping: object, path: str = "", *, base: T | Non
         base: values for the keys that `mapping` leaves out (default: the defaults of the fields).
         where: the file the mapping came from, for messages.
 
+    Returns:
+        The instance, with every value checked against the type of its field.
+
     Raises:
         UserError: an unknown key, a wrong type, a missing value, an unknown `kind`, or a contradiction.
+
+    Example:
+        >>> from neural_fields.core.coords import Box
+        >>> from_mapping(Box, {"u0": 0, "v0": 0, "u1": 1, "v2": 1})
+        Traceback (most recent call last):
+        ...
+        neural_fields.core.errors.UserError: error: v2: unknown key
+          why   known keys here: u0, v0, u1, v1
     """
     try:
         return _build_dataclass(cls, mapping, path, base)
     except UserError as error:
         error.where = error.where or where
         raise
+    except RecursionError as error:
+        raise bad_input("values are nested too deeply", where=where) from error
 
 
-def to_mapping(instance: object) -> dict[str, Any]:
-    """Converts an instance to the plain mapping that `from_mapping` reads back to an equal one; `kind` comes first."""
+def to_mapping(instance: object, *, without_defaults: bool = False) -> dict[str, Any]:
+    """Converts an instance to plain values, from which `from_mapping` makes an equal one; `kind` comes first.
+
+    Args:
+        instance: an instance of a dataclass.
+        without_defaults: whether fields with their default value are left out.
+
+    Returns:
+        Values of the types of YAML and JSON, by field name.
+
+    Raises:
+        TypeError: not an instance of a dataclass.
+    """
     if not is_dataclass(instance) or isinstance(instance, type):
         raise TypeError(f"expected a dataclass instance, got {instance!r}")
-    kind = _kind_of(type(instance))
-    head = {} if kind is None else {"kind": kind}
-    return head | {field.name: _to_plain(getattr(instance, field.name)) for field in fields(instance) if field.init}
+    kind = kind_of(type(instance))
+    mapping: dict[str, Any] = {} if kind is None else {"kind": kind}
+    for field in fields(instance):
+        value = getattr(instance, field.name)
+        if field.init and not (without_defaults and value == default_of(field)):
+            mapping[field.name] = to_plain(value, without_defaults)
+    return mapping
+
+
+def load_json(cls: type[T], path: Path, fix: str) -> T:
+    """Reads a JSON file of a run, which holds the values of the dataclass `cls`.
+
+    Args:
+        cls: the dataclass.
+        path: the file.
+        fix: what to do about a damaged file, for the message.
+
+    Raises:
+        UserError: DAMAGED_RUN with the dotted path of the wrong key if the file is missing or was changed;
+            BAD_INPUT if it may not be read.
+    """
+    try:
+        return from_mapping(cls, read_json(path), where=str(path))
+    except UserError as error:
+        if error.code == ExitCode.DAMAGED_RUN:  # not JSON at all
+            error.fix = fix
+            raise
+        if isinstance(error.__cause__, PermissionError):
+            raise
+        what, why = f"{path.name} is damaged", error.what + (f" ({error.why})" if error.why else "")
+        raise UserError(ExitCode.DAMAGED_RUN, what, where=str(path), why=why, fix=fix) from error
 
 
 def nest_keys(dotted: Mapping[str, object]) -> dict[str, Any]:
-    """Turns dotted keys into nested mappings: {"training.steps": 5} becomes {"training": {"steps": 5}}.
+    """Turns dotted keys into nested mappings.
 
     Raises:
-        UserError: one key is both a value and a group ("training" and "training.steps").
+        UserError: a key is both a value and a group ("training" and "training.steps").
+
+    Example:
+        >>> nest_keys({"training.steps": 5, "region": True})
+        {'training': {'steps': 5}, 'region': True}
     """
     tree: dict[str, Any] = {}
     groups: set[str] = set()
@@ -109,7 +169,22 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, where: str = "") -> Any:
-    """Returns the value of a YAML text under the rules of `load_yaml`; "5" gives 5, as dotted flags need it."""
+    """Parses a YAML text under the rules of `load_yaml`; single values are allowed, as dotted flags need them.
+
+    Args:
+        text: the YAML text.
+        where: the file or flag that it came from, for messages.
+
+    Returns:
+        The plain value.
+
+    Raises:
+        UserError: not valid YAML (exit 3), or a tag that asks to build an object (exit 7).
+
+    Example:
+        >>> parse_yaml("[1e-3, 0:50, yes, true]")
+        [0.001, '0:50', 'yes', True]
+    """
     try:
         return yaml.load(text, Loader=_PlainLoader)
     except _TagRefused as error:
@@ -125,7 +200,13 @@ def parse_yaml(text: str, where: str = "") -> Any:
 
 
 def dump_yaml(mapping: Mapping[str, Any]) -> str:
-    """Returns YAML text that `load_yaml`, and a YAML 1.1 parser alike, reads back to an equal mapping."""
+    """Converts a mapping to YAML text that parsers of YAML 1.1 and 1.2 read back to an equal mapping.
+
+    Example:
+        >>> print(dump_yaml({"steps": 5, "name": "1e-3"}), end="")
+        steps: 5
+        name: '1e-3'
+    """
     return yaml.dump(dict(mapping), Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=120)
 
 
@@ -134,22 +215,28 @@ def dump_yaml(mapping: Mapping[str, Any]) -> str:
 
 def _build_dataclass(cls: type[T], mapping: object, path: str, base: T | None) -> T:
     """Makes an instance of one dataclass; see `from_mapping`."""
+    kind = kind_of(cls)
+    known = [field.name for field in fields(cls) if field.init]  # type: ignore[arg-type]
+    if kind is not None:
+        known = [name for name in known if name != "kind"]
+    if getattr(cls, "as_list", False) and isinstance(mapping, list | tuple):
+        if len(mapping) != len(known):
+            raise bad_input(f"{_path_prefix(path)}expected {len(known)} items, got {len(mapping)}")
+        mapping = dict(zip(known, mapping, strict=True))
     if not isinstance(mapping, Mapping):
         raise bad_input(f"{_path_prefix(path)}expected {_describe_type(cls)}, got {_describe_value(mapping)}")
-    kind, given = _kind_of(cls), dict(mapping)
-    known = [field.name for field in fields(cls) if field.init and field.name != "kind"]  # type: ignore[arg-type]
+    given, hints = dict(mapping), type_hints(cls)  # type: ignore[arg-type]
+    if "schema" in known and "schema" in given:
+        _convert_value(hints["schema"], given["schema"], _join_path(path, "schema"))
     if kind is not None and given.pop("kind", kind) != kind:
         raise bad_input(f"{_join_path(path, 'kind')}: expected '{kind}', got {_describe_value(mapping['kind'])}")
     for key in given:
         if key not in known:
             what = f"{_join_path(path, str(key))}: unknown key{_suggest_nearest(str(key), known)}"
             raise bad_input(what, why=f"known keys here: {', '.join(known) or 'none'}")
-    values, hints = {}, get_type_hints(cls)
+    values = {}
     for field in fields(cls):  # type: ignore[arg-type]
-        if base is not None:
-            before = getattr(base, field.name)
-        else:
-            before = field.default_factory() if field.default_factory is not MISSING else field.default
+        before = default_of(field) if base is None else getattr(base, field.name)
         if field.name in given:
             here = _join_path(path, field.name)
             values[field.name] = _convert_value(hints[field.name], given[field.name], here, before)
@@ -167,6 +254,11 @@ def _convert_value(expected: Any, value: object, path: str, before: object = MIS
     """Converts `value` to the annotated type `expected`; `before` is the value that it replaces."""
     if expected is Any:
         return value
+    if expected in _SCALARS:
+        accepts, convert, name = _SCALARS[expected]
+        if accepts(value):
+            return convert(value)
+        raise bad_input(f"{_path_prefix(path)}expected {name}, got {_describe_value(value)}")
     if isinstance(expected, type) and is_dataclass(expected):
         return _build_dataclass(expected, value, path, before if type(before) is expected else None)
     origin, arguments = get_origin(expected), get_args(expected)
@@ -188,18 +280,14 @@ def _convert_value(expected: Any, value: object, path: str, before: object = MIS
         for index, (item_type, item) in enumerate(zip(arguments, value, strict=True)):
             items.append(_convert_value(item_type, item, f"{path}[{index}]"))
         return tuple(items)
-    if origin is dict and isinstance(value, Mapping):
+    if origin in (dict, Mapping) and isinstance(value, Mapping):
         key_type, item_type = arguments
         converted = {}
         for key, item in value.items():
             new_key = _convert_value(key_type, key, path)
             converted[new_key] = _convert_value(item_type, item, _join_path(path, str(key)))
         return converted
-    if expected in _SCALARS:
-        accepts, convert, _ = _SCALARS[expected]
-        if accepts(value):
-            return convert(value)
-    elif origin not in (tuple, dict):
+    if origin not in (tuple, dict, Mapping):
         raise TypeError(f"{path}: config fields of type {expected!r} are not supported")
     raise bad_input(f"{_path_prefix(path)}expected {_describe_type(expected)}, got {_describe_value(value)}")
 
@@ -212,11 +300,11 @@ def _convert_union(members: tuple[Any, ...], value: object, path: str, before: o
     variants: dict[str, type] = {}
     for member in members:
         if isinstance(member, type) and is_dataclass(member):
-            variants[_kind_of(member) or member.__name__] = member
+            variants[kind_of(member) or member.__name__] = member
     if variants and isinstance(value, Mapping):
         if len(variants) == 1:
             return _convert_value(next(iter(variants.values())), value, path, before)
-        current = _kind_of(type(before)) if type(before) in variants.values() else None
+        current = kind_of(type(before)) if type(before) in variants.values() else None
         kind = value.get("kind", current)
         if kind is None:
             raise bad_input(f"{_path_prefix(path)}needs 'kind', one of {_list_words(variants)}")
@@ -246,6 +334,15 @@ def _is_whole_number(value: Any) -> bool:
     return _is_number(value) and (isinstance(value, int) or (value.is_integer() and abs(value) < 1 << 53))
 
 
+def _is_fraction(value: object) -> bool:
+    is_text = isinstance(value, str) and re.fullmatch(r"-?\d{1,40}(/[1-9]\d{0,39})?", value, re.ASCII) is not None
+    return is_text or _is_whole_number(value)
+
+
+def _is_range(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"\d{1,9}:\d{1,9}:[1-9]\d{0,8}", value, re.ASCII) is not None
+
+
 # Of each type: whether a value is accepted, its conversion, and the type in words.
 _SCALARS: dict[Any, tuple[Callable[[Any], bool], Callable[[Any], Any], str]] = {
     bool: (lambda value: isinstance(value, bool), bool, "true or false"),
@@ -253,21 +350,38 @@ _SCALARS: dict[Any, tuple[Callable[[Any], bool], Callable[[Any], Any], str]] = {
     float: (_is_number, float, "a finite number"),
     str: (lambda value: isinstance(value, str), str, "text"),
     NoneType: (lambda value: value is None, lambda value: None, "null"),
+    Path: (lambda value: isinstance(value, str | Path), Path, "a path"),
+    Fraction: (_is_fraction, Fraction, "a fraction such as 30000/1001"),
+    range: (_is_range, lambda value: range(*map(int, value.split(":"))), "a range such as 0:50:1"),
 }
 
 
-def _to_plain(value: object) -> Any:
-    """Converts a config value to the types of YAML."""
+def to_plain(value: object, without_defaults: bool = False) -> Any:
+    """Converts a value of a field to the types of YAML and JSON."""
     if is_dataclass(value):
-        return to_mapping(value)
+        mapping = to_mapping(value, without_defaults=without_defaults and not getattr(value, "as_list", False))
+        return list(mapping.values()) if getattr(value, "as_list", False) else mapping
     if isinstance(value, list | tuple):
-        return [_to_plain(item) for item in value]
+        return [to_plain(item, without_defaults) for item in value]
     if isinstance(value, Mapping):
-        return {key: _to_plain(item) for key, item in value.items()}
-    return str(value) if isinstance(value, PurePath) else value
+        return {key: to_plain(item, without_defaults) for key, item in value.items()}
+    if isinstance(value, range):
+        return f"{value.start}:{value.stop}:{value.step}"
+    return str(value) if isinstance(value, PurePath | Fraction) else value
 
 
-def _kind_of(cls: Any) -> str | None:
+def default_of(field: Field) -> Any:
+    """Returns the default value of a field; MISSING where it has none."""
+    return field.default_factory() if field.default_factory is not MISSING else field.default
+
+
+@cache
+def type_hints(cls: Any) -> dict[str, Any]:
+    """Returns the annotated type of each field of a dataclass."""
+    return get_type_hints(cls)
+
+
+def kind_of(cls: Any) -> str | None:
     """Returns the tag of a dataclass: its class variable `kind`, or the default of its field `kind`."""
     declared = [field.default for field in fields(cls) if field.name == "kind"]
     kind = declared[0] if declared else getattr(cls, "kind", None)
@@ -289,7 +403,9 @@ def _describe_type(expected: Any) -> str:
     if origin is tuple:
         many = len(arguments) == 2 and arguments[1] is Ellipsis
         return "a list" if many else f"a list of {len(arguments)} items"
-    return "a group of keys" if origin is dict or is_dataclass(expected) else str(expected)
+    if getattr(expected, "as_list", False):
+        return f"a list of {len(fields(expected))} items"
+    return "a group of keys" if origin in (dict, Mapping) or is_dataclass(expected) else str(expected)
 
 
 def _describe_value(value: object) -> str:

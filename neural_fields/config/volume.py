@@ -1,4 +1,4 @@
-"""Settings of 3D scene training: defaults here, what a method changes in `configs/<preset>.yaml`.
+"""Settings of 3D scene training: defaults are here, and presets in `configs/<preset>.yaml` change them.
 
 Steps of a stage are given at draft, normal and final quality. This module imports no heavy package.
 """
@@ -6,12 +6,11 @@ Steps of a stage are given at draft, normal and final quality. This module impor
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from neural_fields.config.loader import from_mapping, load_yaml, nest_keys, to_mapping
-from neural_fields.config.planar import all_presets, preset_path
-from neural_fields.config.planar_parts import require_valid
+from neural_fields.config.loader import from_mapping, nest_keys
+from neural_fields.config.presets import all_presets, load_config_values, require_valid
+from neural_fields.config.training_stage import TrainingStage
 
 VOLUME_KIND = "volume"  # what `kind` is in the YAML of such a preset
 STAGE_NAMES = ("background", "person", "joint")
@@ -19,7 +18,7 @@ STAGE_NAMES = ("background", "person", "joint")
 
 @dataclass(frozen=True)
 class BackgroundConfig:
-    """Sizes of the background field. Lengths are in units of the scene's radius."""
+    """Sets the sizes of the background field. Lengths are in units of the scene's radius."""
 
     n_levels: int = 8  # grids, from coarse to fine
     n_features: int = 2  # features of a vertex
@@ -38,7 +37,7 @@ class BackgroundConfig:
 
 @dataclass(frozen=True)
 class PersonConfig:
-    """Sizes of the person's field."""
+    """Sets the sizes of the person's field."""
 
     n_levels: int = 8  # grids, from coarse to fine
     log2_table: int = 15  # entries of a grid at most, as a power of two
@@ -53,7 +52,7 @@ class PersonConfig:
 
 @dataclass(frozen=True)
 class VolumeLossWeights:
-    """Weights of the loss terms beside the mean squared difference of colors; a term of weight 0 is not computed."""
+    """Holds the weights of the losses added to the mean squared error of colors; a loss of weight 0 is not computed."""
 
     interlevel: float = 0.1  # the proposal encloses the background's field (mip-NeRF 360, equation 13)
     distortion: float = 0.01  # the weights of a ray are close together (mip-NeRF 360, equation 15)
@@ -68,11 +67,11 @@ class VolumeLossWeights:
 
 @dataclass(frozen=True)
 class VolumeTrainingConfig:
-    """Settings of the training loop: three stages, one after the other, in one count of steps."""
+    """Sets the three stages of the training, one after the other, with one count of steps."""
 
-    background_steps: tuple[int, int, int] = (500, 1000, 6000)  # at draft, normal, final
-    person_steps: tuple[int, int, int] = (400, 1000, 5000)
-    joint_steps: tuple[int, int, int] = (100, 200, 2000)
+    background_steps: tuple[int, int, int] = (500, 1000, 6000)  # steps of the background, at draft, normal, final
+    person_steps: tuple[int, int, int] = (400, 1000, 5000)  # steps of the person, at draft, normal, final
+    joint_steps: tuple[int, int, int] = (100, 200, 2000)  # steps of both together, at draft, normal, final
     rays: int = 2048  # a step, of the background's and of the joint stage
     person_rays: int = 1024  # a step, of the person's stage
     poses_from: float = 0.2  # share of the person's stage after which poses are corrected
@@ -94,32 +93,37 @@ class VolumeTrainingConfig:
 
 @dataclass(frozen=True)
 class VolumeConfig:
-    """The model of a 3D scene and its training."""
+    """Describes the model of a 3D scene and its training: the content of a 3D preset's YAML file.
+
+    Example:
+        >>> VolumeConfig().person.state_size
+        64
+    """
 
     kind: ClassVar[str] = VOLUME_KIND
     paper: str = ""  # the publication that a preset follows
     states: bool = True  # whether the carried object has a code for each of its states
-    background: BackgroundConfig = field(default_factory=BackgroundConfig)
-    person: PersonConfig = field(default_factory=PersonConfig)
-    terms: VolumeLossWeights = field(default_factory=VolumeLossWeights)
-    training: VolumeTrainingConfig = field(default_factory=VolumeTrainingConfig)
-
-
-@dataclass(frozen=True)
-class TrainingStage:
-    """One of `STAGE_NAMES`, and the steps it takes of the whole count: from `first` to before `last`."""
-
-    name: str
-    first: int
-    last: int
-
-    def progress(self, step: int) -> float:
-        """Returns how much of the stage is over, 0 to 1."""
-        return min(1.0, max(0.0, (step - self.first) / max(1, self.last - self.first)))
+    background: BackgroundConfig = field(default_factory=BackgroundConfig)  # sizes of the background field
+    person: PersonConfig = field(default_factory=PersonConfig)  # sizes of the person's field
+    terms: VolumeLossWeights = field(default_factory=VolumeLossWeights)  # the weights of the losses
+    training: VolumeTrainingConfig = field(default_factory=VolumeTrainingConfig)  # stages and batches
 
 
 def training_stages(training: VolumeTrainingConfig, quality: str, with_person: bool) -> tuple[TrainingStage, ...]:
-    """Returns the stages of a training without those of no steps; without a person there is only the first."""
+    """Lists the stages of a training; stages without steps are left out.
+
+    Args:
+        training: settings of the training.
+        quality: "draft", "normal" or "final".
+        with_person: whether the scene has a person; otherwise only the background is trained.
+
+    Returns:
+        The stages in order.
+
+    Example:
+        >>> [(stage.name, stage.first, stage.last) for stage in training_stages(VolumeTrainingConfig(), "draft", False)]
+        [('background', 0, 500)]
+    """
     index = ("draft", "normal", "final").index(quality)
     counts = (training.background_steps, training.person_steps, training.joint_steps)
     found, first = [], 0
@@ -131,12 +135,19 @@ def training_stages(training: VolumeTrainingConfig, quality: str, with_person: b
 
 
 def is_volume_config(name: str) -> bool:
-    """Whether a preset or a YAML file is of a 3D scene.
+    """Tells whether a preset or a YAML file is for 3D scenes.
+
+    Args:
+        name: the name of a preset, or a path that ends in .yaml or .yml.
 
     Raises:
-        UserError: there is no such preset or file.
+        UserError: there is no such preset or file (exit 3).
+
+    Example:
+        >>> is_volume_config("hosnerf"), is_volume_config("atlas")
+        (True, False)
     """
-    return _load_values(name).get("kind") == VOLUME_KIND
+    return load_config_values(name).get("kind") == VOLUME_KIND
 
 
 def volume_presets() -> list[str]:
@@ -145,22 +156,20 @@ def volume_presets() -> list[str]:
 
 
 def load_volume_config(name: str, overrides: dict[str, object] | None = None) -> VolumeConfig:
-    """Loads the config of a preset or of a YAML file, with dotted overrides on top.
+    """Loads the config of a 3D preset or of a YAML file.
+
+    Args:
+        name: the name of a preset, or a path that ends in .yaml or .yml.
+        overrides: values that replace those of the file, by dotted name.
+
+    Returns:
+        The checked config.
 
     Raises:
-        UserError: an unknown preset or key (the nearest is named), a wrong type, a contradiction.
+        UserError: an unknown preset or key (the nearest is named), a wrong type, or a contradiction (exit 3).
     """
-    values = {key: value for key, value in _load_values(name).items() if key != "kind"}
+    values = {key: value for key, value in load_config_values(name).items() if key != "kind"}
     config = from_mapping(VolumeConfig, values, where=name)
     return (
         from_mapping(VolumeConfig, nest_keys(overrides), base=config, where="the command line") if overrides else config
     )
-
-
-def volume_config_to_mapping(config: VolumeConfig) -> dict[str, Any]:
-    """Converts the config to plain values for run.yaml."""
-    return to_mapping(config)
-
-
-def _load_values(name: str) -> dict[str, Any]:
-    return load_yaml(Path(name) if name.endswith((".yaml", ".yml")) else preset_path(name))

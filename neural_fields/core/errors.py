@@ -25,11 +25,17 @@ class UserError(Exception):
     """An error that the user caused and can correct.
 
     Args:
-        code: the exit status the command ends with.
-        what: one line, with the value received.
+        code: the exit status of the command.
+        what: the problem in one line, with the value received.
         where: the file, frame or config key.
         why: what was expected instead.
-        fix: a command, or an action, that would work (shown behind "try").
+        fix: a command or an action that would work (shown after "try").
+
+    Example:
+        >>> print(UserError(ExitCode.BAD_INPUT, "no such file", where="car.mp4", fix="check the path"))
+        error: no such file
+          where car.mp4
+          try   check the path
     """
 
     def __init__(self, code: ExitCode, what: str, *, where: str = "", why: str = "", fix: str = "") -> None:
@@ -46,5 +52,15 @@ class UserError(Exception):
 
 
 def bad_input(what: str, *, where: str = "", why: str = "", fix: str = "") -> UserError:
-    """Makes a `UserError` for input that cannot be used (exit status 3)."""
+    """Makes a `UserError` for input that cannot be used (exit status 3).
+
+    Args:
+        what: the problem in one line, with the value received.
+        where: the file, frame or config key.
+        why: what was expected instead.
+        fix: a command or an action that would work.
+
+    Returns:
+        The error, to be raised by the caller.
+    """
     return UserError(ExitCode.BAD_INPUT, what, where=where, why=why, fix=fix)

@@ -1,7 +1,7 @@
 """Files that are never half written: a temporary name in the same folder, a flush to the disk, then a rename.
 
-A kill, a power cut or a full disk leaves either the old file or the new one. What the disk refuses becomes a
-`UserError` that says what to do. Only our own temporary files are ever removed.
+A kill, a power cut or a full disk leaves either the old file or the new one. Errors of the disk become a
+`UserError` with a fix. Only temporary files of this program are removed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import platform
 import re
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,6 +34,7 @@ _WRITE_REFUSED_ERRORS = (
     errno.EIO,
     errno.ENOTDIR,
     errno.EISDIR,
+    errno.ELOOP,
     errno.ENAMETOOLONG,
     errno.EMFILE,
 )
@@ -189,7 +191,7 @@ def _remove_temporary(part: Path) -> None:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether `name` is one that `temporary` gives, here or on another machine."""
+    """Tells whether `name` is a name of `temporary_path`, of this or another machine."""
     return _TEMP_NAME.fullmatch(name) is not None
 
 
@@ -204,7 +206,7 @@ def remove_stale_temporaries(folder: Path) -> None:
 
 
 def is_process_alive(pid: int) -> bool:
-    """Whether this machine has a process of that number."""
+    """Tells whether this machine has a process with that number."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -266,7 +268,7 @@ def read_json(path: Path | str) -> Any:
     """
     path = Path(path)
     try:
-        return json.loads(read_limited(path))
+        return json.loads(read_limited(path), object_pairs_hook=_refuse_repeated_keys)
     except PermissionError as error:
         raise bad_input(f"cannot read {path}", why="permission denied") from error
     except (DamagedFileError, OSError, ValueError, RecursionError) as error:
@@ -275,8 +277,15 @@ def read_json(path: Path | str) -> Any:
         raise UserError(ExitCode.DAMAGED_RUN, what, where=str(path), why=describe_read_error(error), fix=fix) from error
 
 
+def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError(f"key {Counter(name for name, _ in pairs).most_common(1)[0][0]!r} is given twice")
+    return found
+
+
 class DamagedFileError(Exception):
-    """A file is not what was written; the text says what is wrong with it."""
+    """Reports a file with other content than was written; the text says what is wrong."""
 
 
 def describe_read_error(error: Exception) -> str:

@@ -15,7 +15,7 @@ from neural_fields.core.errors import ExitCode
 
 @dataclass
 class StopRequest:
-    """Whether the user, or the system, has asked the work to stop. Loops look at it once per step."""
+    """Tells whether the user or the system asked the work to stop. Loops check it once per step."""
 
     signal_number: int | None = None
     """Number of the first signal received, or None."""

@@ -1,4 +1,4 @@
-"""Prefetching: a thread of its own makes the next items of an iterator while the earlier ones are still in use."""
+"""Prefetching: a thread makes the next items of an iterator while the earlier ones are in use."""
 
 from __future__ import annotations
 

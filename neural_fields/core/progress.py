@@ -1,23 +1,88 @@
-"""How far a long job is, as commands and pages show it."""
+"""The progress of a long job: the one type that every reporter takes, from training to editors and exports."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a training is doing now, for the live line of the command."""
+    """Describes the progress of a stage of a job.
 
-    stage: str  # "reading", "flow", "masks", "following", "geometry", "training", "baking", "report"
+    Attributes:
+        stage: the name of the stage: "flow", "training", "rendering".
+        done: number of steps, frames or files that are done, 0 to `total`.
+        total: number of steps, frames or files of the stage, at least 1.
+        psnr: of the last training steps, in dB.
+        seconds_per_step: time of one step.
+        seconds_left: estimated time to the end of the stage.
+        peak_mib: peak memory so far, in MiB; 0 where it was not measured.
+        note: a sentence for the user; progress with a note is shown as the note alone.
+        part: the part of the stage that is running, where a stage has several: "person" in a 3D training.
+
+    Example:
+        >>> Progress("rendering", 12, 48).share
+        0.25
+    """
+
+    stage: str
     done: int
     total: int
-    psnr: float | None = None  # of the last steps, in dB
+    psnr: float | None = None
     seconds_per_step: float | None = None
     seconds_left: float | None = None
     peak_mib: float = 0.0
     note: str = ""
+    part: str = ""
+
+    @property
+    def name(self) -> str:
+        """The name to show: the part of the stage where it has parts, otherwise the stage."""
+        return self.part or self.stage
+
+    @property
+    def share(self) -> float:
+        """The share of the stage that is done, 0 to 1."""
+        return min(1.0, max(0.0, self.done / self.total)) if self.total > 0 else 1.0
 
 
 ProgressReporter = Callable[[Progress], None]
+
+StageWeights = Mapping[str, float]
+"""The stages of a job in order, each with the time that it usually takes, in any unit."""
+
+
+def report_nothing(progress: Progress) -> None:
+    """Ignores the progress: the default reporter."""
+
+
+def overall_share(weights: StageWeights, progress: Progress) -> float | None:
+    """Computes the share of a job that is done; stages that were skipped count as done.
+
+    Args:
+        weights: the stages of the job in order, with their weights.
+        progress: of one of its stages.
+
+    Returns:
+        The share, 0 to 1; None for a stage that the job does not have.
+
+    Example:
+        >>> overall_share({"flow": 1.0, "training": 3.0}, Progress("training", 50, 100))
+        0.625
+    """
+    if progress.stage not in weights:
+        return None
+    stages = list(weights)
+    before = sum(weights[stage] for stage in stages[: stages.index(progress.stage)])
+    return (before + weights[progress.stage] * progress.share) / sum(weights.values())
+
+
+def rename_stage(report: ProgressReporter, stage: str) -> ProgressReporter:
+    """Makes a reporter that passes progress on under another name of the stage.
+
+    Args:
+        report: receives the renamed progress.
+        stage: the name that the stage has in the surrounding job.
+    """
+    return lambda progress: report(replace(progress, stage=stage))

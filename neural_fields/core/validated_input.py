@@ -24,12 +24,21 @@ MAX_FILE_BYTES = 64 << 20  # bytes of a file; bones of 26 joints over 5000 frame
 
 
 class FormatError(ValueError):
-    """A part of a file is not what its format asks for; the text says what is wrong, in words that follow a colon."""
+    """Reports a part of a file that breaks its format; the text says what is wrong, in words that follow a colon."""
 
 
 @contextmanager
 def locate_format_errors(path: Path, part: str = "", fix: str = "") -> Iterator[None]:
-    """Turns `FormatError` into a `UserError` that names the file and the part of it that was being read."""
+    """Turns `FormatError` into a `UserError` that names the file and the part of it that was being read.
+
+    Args:
+        path: the file that is read.
+        part: the part of it, such as "bone 3"; empty for the file as a whole.
+        fix: a command or an action that would work.
+
+    Raises:
+        UserError: a `FormatError` was raised in the block (exit 3).
+    """
     try:
         yield
     except FormatError as problem:
@@ -38,7 +47,11 @@ def locate_format_errors(path: Path, part: str = "", fix: str = "") -> Iterator[
 
 
 def read_bytes(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
-    """Reads the bytes of a file of at most `limit` of them. Raises `UserError`."""
+    """Reads a file of at most `limit` bytes.
+
+    Raises:
+        UserError: no such file, or a larger one (exit 3).
+    """
     try:
         return read_limited(path, limit)
     except (DamagedFileError, OSError, ValueError) as error:
@@ -47,7 +60,11 @@ def read_bytes(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
 
 
 def read_text(path: Path, limit: int = MAX_FILE_BYTES) -> str:
-    """Reads the text of a file in UTF-8. Raises `UserError`."""
+    """Reads the text of a file in UTF-8, at most `limit` bytes.
+
+    Raises:
+        UserError: no such file, a larger one, or one that is not text (exit 3).
+    """
     try:
         return read_bytes(path, limit).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -55,7 +72,14 @@ def read_text(path: Path, limit: int = MAX_FILE_BYTES) -> str:
 
 
 def read_json_object(path: Path, schema: int | None = None) -> dict[str, Any]:
-    """Reads the object in a JSON file; of our own formats with its `schema` checked.
+    """Reads the object in a JSON file.
+
+    Args:
+        path: the file.
+        schema: the number that the key "schema" must have; None for formats without one.
+
+    Returns:
+        The object as a dictionary.
 
     Raises:
         UserError: no such file, too large, not JSON, too deeply nested, NaN or infinity, or another schema.
@@ -80,13 +104,33 @@ def _refuse_non_finite(name: str) -> None:
 
 
 def describe_value(value: object) -> str:
-    """Returns the text of a value for a message, cut short."""
+    """Returns the text of a value for a message, at most 60 characters.
+
+    Example:
+        >>> len(describe_value([0] * 1000))
+        60
+    """
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def parse_numbers(value: object, *shape: int) -> Float[np.ndarray, "..."]:
-    """Converts nested lists of finite numbers to an array of that shape. Raises `FormatError`."""
+    """Converts nested lists of finite numbers to an array.
+
+    Args:
+        value: lists of numbers, as JSON has them.
+        shape: the length of the list at each level.
+
+    Returns:
+        A float64 array of that shape.
+
+    Raises:
+        FormatError: another shape, or something that is not a finite number.
+
+    Example:
+        >>> parse_numbers([[1, 2], [3, 4.5]], 2, 2).tolist()
+        [[1.0, 2.0], [3.0, 4.5]]
+    """
     flat: list[float] = []
     _gather_numbers(value, shape, flat)
     return np.array(flat, np.float64).reshape(shape)
@@ -104,7 +148,17 @@ def _gather_numbers(value: object, shape: Sequence[int], flat: list[float]) -> N
 
 
 def parse_number(value: object) -> float:
-    """Returns `value` as a finite number of at most `MAX_MAGNITUDE`. Raises `FormatError`."""
+    """Returns `value` as a finite number of at most `MAX_MAGNITUDE`.
+
+    Raises:
+        FormatError: not a number, not finite, or too large.
+
+    Example:
+        >>> parse_number("12")
+        Traceback (most recent call last):
+        ...
+        neural_fields.core.validated_input.FormatError: '12' is not a number
+    """
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise FormatError(f"{describe_value(value)} is not a number")
     try:
@@ -117,7 +171,15 @@ def parse_number(value: object) -> float:
 
 
 def parse_whole_number(value: object, name: str) -> int:
-    """Returns `value` as a whole number; 8.0 is one too. Raises `FormatError`."""
+    """Returns `value` as a whole number; 8.0 is one too.
+
+    Args:
+        value: a number, as JSON has it.
+        name: of the number, for the message.
+
+    Raises:
+        FormatError: not a whole number.
+    """
     found = parse_number(value)
     if found != int(found):
         raise FormatError(f"{name} is {describe_value(value)}, which is not a whole number")
@@ -125,7 +187,19 @@ def parse_whole_number(value: object, name: str) -> int:
 
 
 def parse_number_words(words: Sequence[str], name: str) -> Float[np.ndarray, " count"]:
-    """Converts words of a text file to finite numbers. Raises `FormatError`."""
+    """Converts words of a text file to finite numbers.
+
+    Args:
+        words: the words.
+        name: what they stand for, for the message.
+
+    Raises:
+        FormatError: a word that is not a finite number.
+
+    Example:
+        >>> parse_number_words(["1", "-2.5"], "line 3").tolist()
+        [1.0, -2.5]
+    """
     try:
         found = np.array([float(word) for word in words], np.float64)
     except ValueError as error:
@@ -142,9 +216,20 @@ def check_finite(values: Shaped[np.ndarray, "..."], name: str) -> None:
 
 
 def resolve_inside(folder: Path, name: object) -> Path:
-    """Returns the path of a file that another file names, which must lie below `folder`. Raises `FormatError`.
+    """Returns the path of a file that another file names, which must be below `folder`.
 
-    A scene that came from elsewhere could otherwise name any file of this machine.
+    A scene from an unknown author could otherwise name any file of this machine.
+
+    Args:
+        folder: the folder that must hold the file.
+        name: a relative path, with slashes or backslashes between its parts.
+
+    Raises:
+        FormatError: not a relative path, or one that leaves the folder.
+
+    Example:
+        >>> resolve_inside(Path("scene"), "images/./0001.png").as_posix()
+        'scene/images/0001.png'
     """
     if not isinstance(name, str) or not name or "\0" in name:
         raise FormatError(f"{describe_value(name)} is not the name of a file")
@@ -163,6 +248,11 @@ def resolve_inside(folder: Path, name: object) -> Path:
 
 
 def natural_sort_key(name: str) -> tuple[tuple[bool, int | str], ...]:
-    """Returns a sort key that orders names with numbers in them by the numbers: r_2 before r_10."""
+    """Returns a sort key that orders names by the numbers in them: r_2 comes before r_10.
+
+    Example:
+        >>> sorted(["r_10", "r_2"], key=natural_sort_key)
+        ['r_2', 'r_10']
+    """
     parts = re.split(r"([0-9]+)", name)
     return tuple((part.isdigit(), int(part[:1000]) if part.isdigit() else part) for part in parts)

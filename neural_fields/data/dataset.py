@@ -18,7 +18,7 @@ from neural_fields.data.masks.roi import RegionTrack
 
 @dataclass(frozen=True)
 class ClipPixels:
-    """Frames and masks of a clip as tensors on one device."""
+    """Holds frames and masks of a clip as tensors on a device."""
 
     frames: UInt8[Tensor, "time height width 3"]
     masks: Bool[Tensor, "layers time height width"]
@@ -26,7 +26,7 @@ class ClipPixels:
 
 @dataclass(frozen=True)
 class ClipDataset:
-    """A clip at the size of training."""
+    """Holds a clip at the training size: frames, masks and flow."""
 
     frames: UInt8[np.ndarray, "time height width 3"]
     masks: LayerMasks
@@ -55,9 +55,9 @@ class ClipDataset:
         return {name: track.frame for name, track in self.regions.items()}
 
     def copy_to_device(self, device: torch.device) -> ClipDataset:
-        """Returns this clip with its frames and masks on `device` too, a byte a value, where batches then read them.
+        """Copies frames and masks to a device, a byte for each value; batches then read them there.
 
-        On a GPU without room for them, twice over, the clip comes back as it is and frames travel with every step.
+        On a GPU without room for twice the frames, the clip is returned unchanged, and every step copies its frames.
         """
         size = self.frames.nbytes + self.masks.masks.nbytes
         if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < 2 * size:
@@ -66,14 +66,14 @@ class ClipDataset:
         return replace(self, pixels=ClipPixels(frames, torch.from_numpy(np.array(self.masks.masks)).to(device)))
 
     def read_frame_colors(self, frames: Int[Tensor, " frames"]) -> Float[Tensor, "n 3"]:
-        """Returns RGB in [0, 1] of every pixel of whole frames, in row-major order."""
+        """Returns the RGB in [0, 1] of every pixel of some frames, frame by frame and row by row."""
         if self.pixels is not None:
             return self.pixels.frames[frames.to(self.pixels.frames.device)].float().div_(255).reshape(-1, 3)
         stacked = np.stack([self.frames[t] for t in frames.tolist()])
         return torch.from_numpy(stacked).float().div_(255).reshape(-1, 3)
 
     def read_frame_masks(self, frames: Int[Tensor, " frames"]) -> Bool[Tensor, "n layers"]:
-        """Returns the masks of the front layers in every pixel of whole frames, in row-major order."""
+        """Returns the masks of the front layers in every pixel of some frames, frame by frame and row by row."""
         if self.pixels is not None:
             return self.pixels.masks[:, frames.to(self.pixels.masks.device)].flatten(1).T
         return torch.from_numpy(self.masks.masks[:, frames.numpy()]).flatten(1).T
@@ -104,7 +104,7 @@ class ClipDataset:
 
 @dataclass(frozen=True)
 class Batch:
-    """The points of one training step: whole frames (`index` is None) or pixels scattered over the clip."""
+    """Holds the points of a training step: whole frames (`index` is None) or pixels scattered over the clip."""
 
     clip: ClipDataset
     frames: Int[Tensor, " frames"]  # the frames that the points lie in, each once
@@ -146,7 +146,7 @@ class Batch:
 
 
 def draw_frames(clip: ClipDataset, count: int, step: int, seed: int) -> Batch:
-    """Draws whole frames for a step: each frame comes once before any comes again.
+    """Draws whole frames for a step: every frame is drawn once before any is drawn again.
 
     Args:
         clip: to draw from.

@@ -13,7 +13,7 @@ from neural_fields.core.coords import Box
 
 @dataclass(frozen=True)
 class AnimatedOverlay:
-    """An overlay for every frame of a run.
+    """Holds an overlay for every frame of a run.
 
     Attributes:
         frames: opens the sequence from its start, frame by frame of the run: RGBA with straight alpha, all of one size.

@@ -6,35 +6,56 @@ line in the journal (`journal.py`), and an undo reverts that.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass
 
-from neural_fields.imaging.blend_modes import BLEND_MODES
+from neural_fields.imaging.blend_modes import BlendMode
 
 
 @dataclass(frozen=True)
 class Arrangement:
-    """Opacity, blend mode and times of an edit.
+    """Sets opacity, blend mode and times of an edit.
 
     Attributes:
         opacity: 0 to 1.
-        blend: one of `BLEND_MODES`.
-        start, end: the first and the last frame that show it; None: from the beginning, to the end.
-        fade_in, fade_out: frames over which it appears from `start` on, and disappears before `end`.
+        blend: the blend mode of paint.
+        start: number in the source of the first frame that shows the edit; None: from the beginning.
+        end: number of the last frame that shows it; None: to the end.
+        fade_in: number of frames of the fade from `start`.
+        fade_out: number of frames of the fade before `end`.
+
+    Raises:
+        ValueError: a value out of range, an end before the start, or a fade without its frame.
+
+    Example:
+        >>> fading = Arrangement(start=10, end=20, fade_in=3)
+        >>> [fading.strength_at(frame) for frame in (9, 10, 12, 13, 20, 21)]
+        [0.0, 0.25, 0.75, 1.0, 1.0, 0.0]
     """
 
     opacity: float = 1.0
-    blend: str = "normal"
+    blend: BlendMode = "normal"
     start: int | None = None
     end: int | None = None
     fade_in: int = 0
     fade_out: int = 0
 
-    def strength_at(self, frame: int) -> float:
-        """Returns how much of the edit a frame of the source shows, 0 to 1, without its opacity.
+    def __post_init__(self) -> None:
+        if not 0 <= self.opacity <= 1:
+            raise ValueError(f"opacity is {self.opacity!r}; it is 0 to 1")
+        for name in ("start", "end", "fade_in", "fade_out"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1 << 31:
+                raise ValueError(f"{name} is {value!r}; it counts frames from 0")
+        if self.start is not None and self.end is not None and self.end < self.start:
+            raise ValueError(f"it ends at frame {self.end} and starts at frame {self.start}")
+        for fade, side in (("fade_in", "start"), ("fade_out", "end")):
+            if getattr(self, fade) and getattr(self, side) is None:
+                raise ValueError(f"{fade} without {side}: a fade needs the frame that it belongs to")
 
-        A fade of n frames shows 1/(n + 1) of it in its first frame, and all of it after n.
+    def strength_at(self, frame: int) -> float:
+        """Returns the strength of the edit in a frame of the source, 0 to 1, without its opacity.
+
+        A fade of n frames has the strength 1/(n + 1) in its first frame, and 1 after n frames.
         """
         if (self.start is not None and frame < self.start) or (self.end is not None and frame > self.end):
             return 0.0
@@ -46,41 +67,3 @@ class Arrangement:
     def changes_in_time(self) -> bool:
         """Whether some frames show the edit and others do not."""
         return self.start is not None or self.end is not None
-
-    def replace_values(self, values: Mapping[str, Any]) -> Arrangement:
-        """Returns a copy with some of its values replaced; names that are no field are ignored.
-
-        Raises:
-            ValueError: an invalid value; the text names it, in words that can follow a colon.
-        """
-        known = {entry.name for entry in fields(Arrangement)}
-        given = {name: value for name, value in values.items() if name in known}
-        for name, value in given.items():
-            if name == "opacity":
-                if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
-                    raise ValueError(f"opacity is {value!r}; it is 0 to 1")
-            elif name == "blend":
-                if value not in BLEND_MODES:
-                    raise ValueError(f"blend is {value!r}; there are {', '.join(BLEND_MODES)}")
-            elif value is None and name in ("start", "end"):
-                continue
-            elif not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 1 << 31:
-                raise ValueError(f"{name} is {value!r}; it counts frames from 0")
-        if "opacity" in given:
-            given["opacity"] = float(given["opacity"])
-        found = replace(self, **given)
-        if found.start is not None and found.end is not None and found.end < found.start:
-            raise ValueError(f"it ends at frame {found.end} and starts at frame {found.start}")
-        for fade, side in (("fade_in", "start"), ("fade_out", "end")):
-            if getattr(found, fade) and getattr(found, side) is None:
-                raise ValueError(f"{fade} without {side}: a fade needs the frame that it belongs to")
-        return found
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the values that differ from the default arrangement."""
-        plain = Arrangement()
-        return {
-            entry.name: getattr(self, entry.name)
-            for entry in fields(Arrangement)
-            if getattr(self, entry.name) != getattr(plain, entry.name)
-        }

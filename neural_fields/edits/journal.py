@@ -1,8 +1,8 @@
 """The journal of a run's edits: one line for each "add", "set", "undo" and "redo", and the state that they result in.
 
-"set" changes the arrangement of an edit (`arrangement.py`), or moves it above or below another. Steps are undone one by
-one, the last first; a new step discards those that could be redone. An edit folder that the journal does not mention
-counts as added: it was copied from another run, or written just before a power cut.
+"set" changes the arrangement of an edit (`arrangement.py`), or moves it above or below another edit. Steps are undone
+one by one, the last first; a new step discards those that could be redone. An edit folder that the journal does not
+mention counts as added: it was copied from another run, or written just before a power cut.
 """
 
 from __future__ import annotations
@@ -12,28 +12,38 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from neural_fields.core.errors import ExitCode, UserError
+from neural_fields.config.loader import from_mapping, to_mapping
+from neural_fields.core.errors import UserError
 from neural_fields.core.files import atomic_write, disk_errors
+from neural_fields.edits.record import damaged_edit_error
 from neural_fields.runs.run import Run
 
-OPERATIONS = ("add", "set", "undo", "redo")
-MOVE_TARGETS = ("above", "below", "top", "bottom")  # where an edit can be moved to
+MoveTarget = Literal["above", "below", "top", "bottom"]  # where an edit can be moved to
+MOVE_TARGETS: tuple[MoveTarget, ...] = get_args(MoveTarget)
 
 
 @dataclass(frozen=True)
 class JournalStep:
-    """One line: the operation and the name of the edit folder; of "set" also the new values."""
+    """Holds a line of the journal.
 
-    operation: str
+    Attributes:
+        operation: what was done.
+        edit: the name of the edit's folder.
+        values: of "set": new values of its `Arrangement`, by name.
+        move: of "set": where it goes in the stack, and the folder of the other edit ("" for top and bottom).
+    """
+
+    operation: Literal["add", "set", "undo", "redo"]
     edit: str
     values: Mapping[str, Any] = field(default_factory=dict)
+    move: tuple[MoveTarget, str] | None = None
 
 
 @dataclass(frozen=True)
 class EditHistory:
-    """The state that a journal results in.
+    """Holds the state of the edits after all lines of a journal.
 
     Attributes:
         done: steps "add" and "set" that are in force, oldest first.
@@ -50,8 +60,8 @@ class EditHistory:
         for step in self.done:
             if step.operation == "add":
                 names.append(step.edit)
-            elif "move" in step.values and step.edit in names:
-                where, other = step.values["move"]
+            elif step.move is not None and step.edit in names:
+                where, other = step.move
                 names.remove(step.edit)
                 if where == "bottom":
                     names.insert(0, step.edit)
@@ -85,15 +95,12 @@ def replay_journal(run: Run, present: Sequence[str]) -> EditHistory:
     lines = path.read_bytes().split(b"\n") if path.exists() else []
     for number, line in enumerate(lines, start=1):
         try:
-            found = json.loads(line)
-            step = JournalStep(found["op"], found["edit"], found.get("set", {}))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
+            steps.append(from_mapping(JournalStep, json.loads(line)))
+        except (ValueError, RecursionError, UserError) as problem:
             if number == len(lines):
                 break  # a last line without its end was cut by a power cut, or is the empty rest after the last line
-            raise damaged_edit_error(path, f"line {number} cannot be read") from problem
-        if step.operation not in OPERATIONS or not isinstance(step.edit, str) or not _are_values(step.values):
-            raise damaged_edit_error(path, f"line {number} says {step.operation!r}")
-        steps.append(step)
+            why = problem.what if isinstance(problem, UserError) else "not JSON"
+            raise damaged_edit_error(path, f"line {number}: {why}") from problem
 
     mentioned = {step.edit for step in steps}
     done: list[JournalStep] = []
@@ -119,10 +126,9 @@ def journal_path(run: Run) -> Path:
 def append_step(run: Run, step: JournalStep) -> None:
     """Appends a line. Earlier lines are never rewritten, except a last one that a power cut left incomplete."""
     path = journal_path(run)
-    described = {"op": step.operation, "edit": step.edit, **({"set": dict(step.values)} if step.values else {})}
+    line = json.dumps(to_mapping(step, without_defaults=True)).encode() + b"\n"
     with disk_errors(path):
         kept = path.read_bytes() if path.exists() else b""
-        line = json.dumps(described).encode() + b"\n"
         if kept and not kept.endswith(b"\n"):
             with atomic_write(path) as part:
                 part.write_bytes(kept[: kept.rfind(b"\n") + 1] + line)
@@ -131,22 +137,3 @@ def append_step(run: Run, step: JournalStep) -> None:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
-
-
-def _are_values(values: Any) -> bool:
-    """Returns whether a value of "set" is a mapping whose move, if there is one, is valid."""
-    if not isinstance(values, dict):
-        return False
-    move = values.get("move", ["top", ""])
-    return isinstance(move, list) and len(move) == 2 and move[0] in MOVE_TARGETS and isinstance(move[1], str)
-
-
-def damaged_edit_error(path: Path, why: str) -> UserError:
-    """Returns the error for an edit, or a journal, whose files are not what was written."""
-    return UserError(
-        ExitCode.DAMAGED_RUN,
-        f"the edit {path.name} is damaged" if path.is_dir() else f"{path.name} is damaged",
-        where=str(path),
-        why=why,
-        fix=f"move {path} out of the run, or put the original file back",
-    )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -15,8 +14,8 @@ from neural_fields.core.errors import UserError
 from neural_fields.core.files import sha256_file
 from neural_fields.data.video.io import rgba_frames
 from neural_fields.edits.animated_overlay import AnimatedOverlay
-from neural_fields.edits.journal import damaged_edit_error
 from neural_fields.edits.read_stack import Edit
+from neural_fields.edits.record import OverlayRecord, damaged_edit_error
 from neural_fields.edits.shape import Deformation
 from neural_fields.imaging.alpha import premultiply, unpremultiply
 from neural_fields.imaging.image_io import read_picture
@@ -28,7 +27,7 @@ def read_overlay(edit: Edit, layer: str) -> Overlay:
     Raises:
         UserError: a missing, damaged or changed overlay (exit 5).
     """
-    return _read_overlay_entry(edit, edit.spec["layers"][layer])
+    return _read_overlay_entry(edit, edit.record.overlays[layer])
 
 
 def read_mask(edit: Edit, layer: str) -> Overlay | None:
@@ -37,21 +36,21 @@ def read_mask(edit: Edit, layer: str) -> Overlay | None:
     Raises:
         UserError: a missing, damaged or changed file (exit 5).
     """
-    entry = edit.spec.get("masks", {}).get(layer)
-    return None if entry is None else _read_overlay_entry(edit, entry)
+    mask = edit.record.grades[layer].mask
+    return None if mask is None else _read_overlay_entry(edit, mask)
 
 
-def _read_overlay_entry(edit: Edit, entry: Mapping[str, Any]) -> Overlay:
+def _read_overlay_entry(edit: Edit, entry: OverlayRecord) -> Overlay:
     """Reads the overlay that an entry of edit.json names."""
-    path = edit.folder / entry["file"]
+    path = edit.folder / entry.file
     try:
-        changed = sha256_file(path) != entry["sha256"]
+        changed = sha256_file(path) != entry.sha256
         picture = read_picture(path)
     except (OSError, UserError) as problem:
-        raise damaged_edit_error(edit.folder, f"{entry['file']} cannot be read") from problem
-    if changed or list(picture.size) != list(entry["size"]):
-        raise damaged_edit_error(edit.folder, f"{entry['file']} is not the file that was added")
-    return Overlay(picture.rgba, Box(*map(float, entry["box"])))
+        raise damaged_edit_error(edit.folder, f"{entry.file} cannot be read") from problem
+    if changed or picture.size != entry.size:
+        raise damaged_edit_error(edit.folder, f"{entry.file} is not the file that was added")
+    return Overlay(picture.rgba, entry.box)
 
 
 def read_animated_overlay(edit: Edit, layer: str, count: int) -> AnimatedOverlay:
@@ -65,15 +64,13 @@ def read_animated_overlay(edit: Edit, layer: str, count: int) -> AnimatedOverlay
     Raises:
         UserError: a missing, damaged or changed file, or one for another number of frames (exit 5).
     """
-    entry = edit.spec["moving"][layer]
-    path = edit.folder / entry["file"]
-    if sha256_file(path) != entry["sha256"]:
-        raise damaged_edit_error(edit.folder, f"{entry['file']} is not the file that was added")
-    stored = entry.get("count")
-    if stored not in (1, count):
-        raise damaged_edit_error(edit.folder, f"{entry['file']} has {stored} frames, and the run {count}")
-    box = None if entry["box"] is None else Box(*map(float, entry["box"]))
-    return AnimatedOverlay(lambda: rgba_frames(path), stored, box)
+    entry = edit.record.animated[layer]
+    path = edit.folder / entry.file
+    if sha256_file(path) != entry.sha256:
+        raise damaged_edit_error(edit.folder, f"{entry.file} is not the file that was added")
+    if entry.count not in (1, count):
+        raise damaged_edit_error(edit.folder, f"{entry.file} has {entry.count} frames, and the run {count}")
+    return AnimatedOverlay(lambda: rgba_frames(path), entry.count, entry.box)
 
 
 def read_deformation(edit: Edit, layer: str) -> Deformation:
@@ -85,16 +82,16 @@ def read_deformation(edit: Edit, layer: str) -> Deformation:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    entry = edit.spec["shapes"][layer]
-    path = edit.folder / entry["file"]
+    entry = edit.record.shapes[layer]
+    path = edit.folder / entry.file
     try:
-        changed = sha256_file(path) != entry["sha256"]
+        changed = sha256_file(path) != entry.sha256
         field = None if changed else load_file(path)["displacement"]
     except (OSError, SafetensorError, KeyError) as problem:
-        raise damaged_edit_error(edit.folder, f"{entry['file']} cannot be read") from problem
-    if field is None or list(field.shape) != [2, *reversed(entry["size"])] or not np.isfinite(field).all():
-        raise damaged_edit_error(edit.folder, f"{entry['file']} is not the file that was added")
-    return Deformation(field.astype(np.float32), Box(*map(float, entry["box"])))
+        raise damaged_edit_error(edit.folder, f"{entry.file} cannot be read") from problem
+    if field is None or list(field.shape) != [2, *reversed(entry.size)] or not np.isfinite(field).all():
+        raise damaged_edit_error(edit.folder, f"{entry.file} is not the file that was added")
+    return Deformation(field.astype(np.float32), entry.box)
 
 
 def read_weights(edit: Edit) -> dict[str, Tensor]:
@@ -106,16 +103,16 @@ def read_weights(edit: Edit) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    entry = edit.spec.get("weights")
+    entry = edit.record.weights
     if entry is None:
         return {}
-    path = edit.folder / entry["file"]
+    path = edit.folder / entry.file
     try:
-        if sha256_file(path) != entry["sha256"]:
-            raise damaged_edit_error(edit.folder, f"{entry['file']} is not the file that was added")
+        if sha256_file(path) != entry.sha256:
+            raise damaged_edit_error(edit.folder, f"{entry.file} is not the file that was added")
         return load_file(path)
     except (OSError, SafetensorError) as problem:
-        raise damaged_edit_error(edit.folder, f"{entry['file']} cannot be read") from problem
+        raise damaged_edit_error(edit.folder, f"{entry.file} cannot be read") from problem
 
 
 def flatten_overlays(
@@ -127,10 +124,10 @@ def flatten_overlays(
         edits: oldest first; later ones are on top.
         layer: the layer's name.
         size: (width, height) of the result; by default the largest overlay's.
-        box: what the result covers; by default the newest overlay's box.
+        box: the part of the canonical plane that the result covers; by default that of the newest overlay.
     """
     parts = [
-        (read_overlay(edit, layer), edit.overlay_arrangement.opacity) for edit in edits if layer in edit.spec["layers"]
+        (read_overlay(edit, layer), edit.overlay_arrangement.opacity) for edit in edits if layer in edit.record.overlays
     ]
     if not parts:
         return None

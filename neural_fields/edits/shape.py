@@ -14,12 +14,12 @@ from neural_fields.imaging.resampling import sample_bilinear
 
 @dataclass(frozen=True)
 class Deformation:
-    """A deformation of one layer.
+    """Holds a deformation of a layer.
 
     Attributes:
         field: displacement in uv units at the centers of equal cells of `box`; zero at its rim, and beyond.
         box: the part of the canonical plane that is deformed.
-        strength: how much of it frame `t` of a run shows, 0 to 1.
+        strength: the strength in frame `t` of a run, 0 to 1.
     """
 
     field: Float[np.ndarray, "2 height width"]

@@ -1,4 +1,4 @@
-"""Measures an edit in the rendered video: what it leaves untouched, and how temporally consistent it is."""
+"""Measures an edit in the rendered video: the share of untouched pixels, and the temporal consistency."""
 
 from __future__ import annotations
 
@@ -10,20 +10,16 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core.errors import bad_input
 from neural_fields.data.flow.compute import FlowField, resize_mask, resize_vectors
-from neural_fields.data.video.io import source_frames
 from neural_fields.evaluation import metrics
+from neural_fields.open_runs.planar_run import PlanarRun
 from neural_fields.rendering.render_planar import open_passes
-from neural_fields.runs.planar_record import read_planar_record
-from neural_fields.runs.run import Run
-from neural_fields.runs.source import read_run_flow, read_source, read_source_metadata
 
 
 @dataclass(frozen=True)
 class EditedFrame:
-    """A frame before and after an edit.
+    """Holds a frame before and after an edit.
 
     Attributes:
         source, edited: RGB at the size of the source.
@@ -36,28 +32,26 @@ class EditedFrame:
     reach_mask: Bool[np.ndarray, "height width"]
 
 
-def render_edited_frames(run: Run, names: Sequence[str] = ()) -> Iterator[EditedFrame]:
+def render_edited_frames(run: PlanarRun, names: Sequence[str] = ()) -> Iterator[EditedFrame]:
     """Renders the frames of a run with its active edits, or with those named.
 
     Raises:
         UserError: there is no such edit, a damaged run, or the source is gone.
     """
-    maps = Maps.open(run)
-    renderer = open_passes(run, maps, names)
+    renderer = open_passes(run, run.active_edits(names))
     if not renderer.changes_something:
         raise bad_input(
-            "there is no edit to measure", where=str(run.edits), fix=f"unwrap edit {run.path} IMAGE --layer NAME"
+            "there is no edit to measure", where=str(run.files.edits), fix=f"unwrap edit {run.path} IMAGE --layer NAME"
         )
-    facts, chosen = read_source_metadata(run)
-    for t, source in enumerate(source_frames(facts, chosen)):
+    for t, source in enumerate(run.iterate_frames()):
         edited = renderer.render_frame(t, source)
         reach = renderer.affected_mask(t, (source.shape[1], source.shape[0]))
         reach = cv2.dilate(reach.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
         yield EditedFrame(source, edited, reach)
 
 
-def measure_edit(run: Run, names: Sequence[str] = ()) -> dict[str, Any]:
-    """Measures what an edit leaves untouched and how consistent it is over time; plain values for JSON.
+def measure_edit(run: PlanarRun, names: Sequence[str] = ()) -> dict[str, Any]:
+    """Measures the untouched pixels and the temporal consistency of an edit.
 
     Returns:
         `edited_share`: of the pixels of all frames, how many the edit reaches; `changed_outside`: of the others, how
@@ -70,8 +64,7 @@ def measure_edit(run: Run, names: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         UserError: as `edited_frames`.
     """
-    size = read_planar_record(run).size
-    flow = read_run_flow(run, read_planar_record(run), read_source(run).frames)
+    size, flow = run.record.size, run.flow
     reached = outside = changed = 0
     difference, errors = 0.0, _EditWarpErrors(flow, size)
     for frame in render_edited_frames(run, names):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,44 +12,46 @@ import torch
 
 from neural_fields.core.errors import bad_input
 from neural_fields.core.memmap import RELEASE_INTERVAL, release_memory
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.data.flow.compute import resize_mask, resize_vectors
 from neural_fields.data.masks.layer_masks import LayerMasks, load_masks
 from neural_fields.data.video.metadata import Video
 from neural_fields.evaluation import metrics
 from neural_fields.evaluation.lpips import LpipsDistance
+from neural_fields.evaluation.options import EvalOptions
 from neural_fields.evaluation.report import TrainingCost, begin_full_survey, write_report
-from neural_fields.planar.init.load import load_planar_model
-from neural_fields.planar.model import PlanarModel
-from neural_fields.planar.samples import composite_layers
-from neural_fields.runs.planar_record import read_planar_record
-from neural_fields.runs.run import Run, read_metrics
-from neural_fields.runs.source import read_run_flow, read_source
+from neural_fields.open_runs.opening import RunLike, require_planar
+from neural_fields.planar.composition.model import PlanarModel
+from neural_fields.planar.composition.samples import composite_layers
+from neural_fields.runs.run import read_metrics
 
 
-def evaluate(run: Run, masks: Sequence[str] = (), lpips: Path | None = None, html: bool = False) -> dict[str, Any]:
-    """Measures a run against its source at the size of the run, in one pass over the frames; plain values for JSON.
+def evaluate(
+    run: RunLike, options: EvalOptions | None = None, report: ProgressReporter = report_nothing
+) -> dict[str, Any]:
+    """Measures a run against its source at the training size, in one pass over the frames.
 
     Args:
-        run: a trained planar run.
-        masks: true masks, "[NAME=]PATH" for each front layer, front first; without them `alpha_iou` is null.
-        lpips: weights of an LPIPS backbone; without them the one in the torch hub's cache, if any.
-        html: also writes `report.html` into the run, and adds its numbers as `report`.
+        run: a trained run of a video, or its folder.
+        options: true masks (without them `alpha_iou` is null), weights for LPIPS (by default those in the cache of the
+            torch hub, if any), and whether `report.html` is written, whose values are added as `report`.
+        report: called after each frame.
 
     Returns:
-        `psnr` and `ssim` are means over the frames of 8-bit reconstructions; `psnr_per_layer` is over the pixels in
-        which the layer has at least half of the weight; `alpha_iou` is the mean over the frames; `warp_error` is the
-        mean squared difference of neighboring reconstructed frames along the flow, `source_warp_error` that of the
-        source. `train_seconds` and `peak_mib` are those of the training.
+        Plain values for JSON. `psnr` (dB) and `ssim` are means over the frames of 8-bit reconstructions;
+        `psnr_per_layer` is over the pixels in which the layer has at least half of the weight; `alpha_iou` is the mean
+        over the frames; `warp_error` is the mean squared difference of neighboring reconstructed frames along the flow,
+        `source_warp_error` that of the source. `train_seconds` and `peak_mib` are those of the training.
 
     Raises:
-        UserError: a damaged run, a source video that is gone, masks that do not fit.
+        UserError: a source video that is gone or masks that do not fit (exit 3), or a damaged run (exit 5).
     """
-    model, step = load_planar_model(run)
-    source = read_source(run)
-    truth = _load_true_masks(masks, source, model)
-    flow = read_run_flow(run, read_planar_record(run), source.frames)
-    survey = begin_full_survey(run, model) if html else None
-    perceptual = LpipsDistance(lpips)
+    options, run = options or EvalOptions(), require_planar(run, "this evaluation")
+    model, source = run.model, run.video
+    truth = _load_true_masks(options.masks, source, model)
+    flow = run.flow
+    survey = begin_full_survey(run) if options.html else None
+    perceptual = LpipsDistance(options.lpips)
     warp_error, source_warp_error = metrics.WarpError(), metrics.WarpError()
     size = model.shape.size
     psnrs, ssims, layer_psnrs, ious = [], [], [], []
@@ -78,10 +79,11 @@ def evaluate(run: Run, masks: Sequence[str] = (), lpips: Path | None = None, htm
             warp_error.add(previous[0], shown, forward, ok)
             source_warp_error.add(previous[1], frame, forward, ok)
         previous = shown, frame
-    events = [line for line in read_metrics(run) if "train_seconds" in line]
+        report(Progress("measuring", t + 1, model.shape.frame_count))
+    events = [line for line in read_metrics(run.files) if "train_seconds" in line]
     last = events[-1] if events else {}
-    cost = TrainingCost(step, last.get("train_seconds"), last.get("peak_mib"))
-    report = write_report(run, survey, source.frames, cost) if survey is not None else None
+    cost = TrainingCost(run.step, last.get("train_seconds"), last.get("peak_mib"))
+    page = write_report(run, survey, cost) if survey is not None else None
     return {
         "run": str(run.path),
         "psnr": _mean_of_finite(psnrs),
@@ -99,7 +101,7 @@ def evaluate(run: Run, masks: Sequence[str] = (), lpips: Path | None = None, htm
         "size": list(size),
         "layers": list(model.layers),
         **asdict(cost),
-        **({"report": report.to_json()} if report is not None else {}),
+        **({"report": page.to_json()} if page is not None else {}),
     }
 
 
@@ -114,9 +116,9 @@ def _load_true_masks(specs: Sequence[str], source: Video, model: PlanarModel) ->
             why=f"the layers of this run, front to back: {', '.join(model.layers)}",
             fix="one --masks for each front layer, front first",
         )
-    facts = source.metadata
+    metadata = source.metadata
     chosen = range(*source.frame_range)
-    found = load_masks(specs, facts.frame_count, model.shape.size, chosen, (facts.width, facts.height))
+    found = load_masks(specs, metadata.frame_count, model.shape.size, chosen, (metadata.width, metadata.height))
     return LayerMasks(front, found.masks)
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from neural_fields.data.capture.capture_folder import read_capture
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.evaluation import metrics
-from neural_fields.runs.run import Run, read_metrics
-from neural_fields.volume.record import load_scene, read_record
+from neural_fields.open_runs.opening import RunLike, require_scene
+from neural_fields.runs.run import read_metrics
 
 
 def choose_measured_views(count: int, held_out: Sequence[int], most: int = 16) -> list[int]:
@@ -30,28 +30,31 @@ def choose_measured_views(count: int, held_out: Sequence[int], most: int = 16) -
     return sorted(chosen)
 
 
-def evaluate_volume(run: Run) -> dict[str, Any]:
-    """Measures the quality of a run.
+def evaluate_volume(run: RunLike, report: ProgressReporter = report_nothing) -> dict[str, Any]:
+    """Measures a run of a 3D scene against its views.
+
+    Args:
+        run: a trained run of a 3D scene, or its folder.
+        report: called after each view.
 
     Returns:
-        Plain values for JSON. `psnr`, `ssim`: mean over the views that were trained on; `psnr_held_out`: mean over
-        those that were left out, null where none was; `psnr_person`, `psnr_person_held_out`: in the box around the
-        person's mask; `mask_iou`: of the person's opacity with the masks, null where there is no person. Of many views
-        some of either kind are measured: `measured` are their numbers, and `psnr_per_frame` is of these.
+        Plain values for JSON. `psnr` (dB) and `ssim` are means over the trained views; `psnr_held_out` is the mean over
+        the held-out views, null where there are none; `psnr_person` and `psnr_person_held_out` are in the box around
+        the person's mask; `mask_iou` is that of the person's opacity and the masks, null without a person. Of many
+        views, a part of either kind is measured: `measured` are their numbers, and `psnr_per_frame` has their values.
 
     Raises:
-        UserError: a damaged run, or its source is gone.
+        UserError: a source that is gone (exit 3), or a damaged run (exit 5).
     """
-    record = read_record(run)
-    scene, checkpoint = load_scene(run, record)
-    capture = read_capture(record.source, record.size)
+    run = require_scene(run, "this evaluation")
+    record, scene, capture = run.record, run.scene, run.capture
     moments = record.make_moments()
     psnrs: list[float] = []
     ssims: list[float] = []
     in_boxes: list[float | None] = []
     ious: list[float | None] = []
     measured = choose_measured_views(len(record.cameras), record.held_out)
-    for view in measured:
+    for done, view in enumerate(measured, start=1):
         rendered = scene.render_view(record.cameras[view], record.times[view], moments)
         truth = capture.frames[view].astype(np.float32) / 255
         picture = rendered.color.numpy()
@@ -69,9 +72,10 @@ def evaluate_volume(run: Run) -> dict[str, Any]:
                 iou = float((person & mask).sum() / (person | mask).sum())
         in_boxes.append(psnr_person)
         ious.append(iou)
+        report(Progress("measuring", done, len(measured)))
     held = [index for index, view in enumerate(measured) if view in set(record.held_out)]
     trained = [index for index in range(len(measured)) if index not in set(held)]
-    lines = read_metrics(run)
+    lines = read_metrics(run.files)
     return {
         "run": str(run.path),
         "psnr": _mean_of_chosen(psnrs, trained),
@@ -85,7 +89,7 @@ def evaluate_volume(run: Run) -> dict[str, Any]:
         "measured": measured,
         "held_out": list(record.held_out),
         "size": list(record.size),
-        "steps": checkpoint.step,
+        "steps": run.step,
         "train_seconds": next((line["train_seconds"] for line in reversed(lines) if "train_seconds" in line), None),
         "peak_mib": max((line["peak_mib"] for line in lines if line.get("peak_mib")), default=None),
     }

@@ -15,14 +15,14 @@ from neural_fields.evaluation.metrics import Frame, _to_unit_float
 
 
 class LpipsResult(NamedTuple):
-    """Result of `LpipsDistance`: the distance, or None with the reason in one sentence."""
+    """Holds the result of `LpipsDistance`: the distance, or None with the reason in a sentence."""
 
     distance: float | None
     reason: str
 
 
 class LpipsDistance:
-    """Mean LPIPS distance over the frames (Zhang et al. 2018, version 0.1), lower is nearer; never downloads.
+    """Computes the mean LPIPS distance over frames (Zhang et al. 2018, version 0.1); lower is better. Never downloads.
 
     Whatever is missing, the distance is None and the reason says what would help.
 

@@ -1,8 +1,8 @@
-"""Measures of a reconstruction and of an edit.
+"""Metrics of a reconstruction and of an edit.
 
 Pictures are RGB, uint8 or float in [0, 1]; clips may be any iterable of frames. Functions of clips read them once,
-frame by frame, so memory does not grow with their length. Iterables that belong together must have the same length:
-a short one raises ValueError.
+frame by frame, so that memory does not grow with the length. Iterables that belong together must have the same length;
+otherwise `ValueError` is raised.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Mask = Shaped[ndarray, "height width"]
 
 
 def psnr(a: Shaped[ndarray, "*n"], b: Shaped[ndarray, "*n"], mask: Shaped[ndarray, "*m"] | None = None) -> float:
-    """Returns the peak signal-to-noise ratio in dB: -10 log10 of the mean squared error in [0, 1].
+    """Computes the peak signal-to-noise ratio in dB: -10 log10 of the mean squared error in [0, 1].
 
     Args:
         a: the first picture.
@@ -32,7 +32,11 @@ def psnr(a: Shaped[ndarray, "*n"], b: Shaped[ndarray, "*n"], mask: Shaped[ndarra
         mask: weights of the pixels, bool or float >= 0, of the shape without the color axis.
 
     Returns:
-        inf when there is no error; nan where the mask is empty.
+        The ratio in dB; inf when there is no error, nan when the mask is empty.
+
+    Example:
+        >>> psnr(np.zeros((4, 4, 3)), np.full((4, 4, 3), 0.5)).__round__(2)
+        6.02
     """
     squared = (_to_unit_float(a) - _to_unit_float(b)) ** 2
     if mask is None:
@@ -45,15 +49,38 @@ def psnr(a: Shaped[ndarray, "*n"], b: Shaped[ndarray, "*n"], mask: Shaped[ndarra
 
 
 def psnr_per_frame(a: Iterable[Frame], b: Iterable[Frame]) -> list[float]:
-    """Computes the `psnr` of each frame, in order."""
+    """Computes the `psnr` of each frame, in order.
+
+    Args:
+        a: the frames of the first clip.
+        b: the frames of the second clip, as many and of the same size.
+
+    Returns:
+        The ratio of each frame, in dB.
+    """
     return [psnr(x, y) for x, y in zip(a, b, strict=True)]
 
 
 def ssim(a: Frame, b: Shaped[ndarray, "rows columns 3"]) -> float:
     """Computes the structural similarity of two pictures (Wang et al. 2004, equation 13), mean over channels.
 
-    Gaussian window of 11 pixels, sigma 1.5, K1 = 0.01, K2 = 0.03, only where the window lies inside the picture.
-    A picture with a side under 11 pixels gets the largest odd window that fits.
+    The window is a Gaussian of 11 pixels with sigma 1.5, K1 = 0.01 and K2 = 0.03; only windows inside the picture
+    count. A picture with a side under 11 pixels gets the largest odd window that fits.
+
+    Args:
+        a: the first picture.
+        b: the second picture, of the same shape.
+
+    Returns:
+        The similarity, at most 1.
+
+    Raises:
+        ValueError: pictures of different shapes.
+
+    Example:
+        >>> picture = np.zeros((16, 16, 3))
+        >>> ssim(picture, picture)
+        1.0
     """
     x, y = _to_unit_float(a), _to_unit_float(b)
     if x.shape != y.shape:
@@ -69,9 +96,18 @@ def ssim(a: Frame, b: Shaped[ndarray, "rows columns 3"]) -> float:
 
 
 def alpha_iou(alpha: Iterable[Mask], truth: Iterable[Mask]) -> float:
-    """Computes the intersection over union of two opacities cut at 0.5, pixels of all frames pooled.
+    """Computes the intersection over union of two opacities, thresholded at 0.5, over the pixels of all frames.
 
-    Two empty clips have 1.
+    Args:
+        alpha: opacity of each frame, bool or float in [0, 1].
+        truth: the true opacity of each frame.
+
+    Returns:
+        The ratio, 0 to 1; 1 for two empty clips.
+
+    Example:
+        >>> alpha_iou([np.array([[1.0, 0.8, 0.2, 0.0]])], [np.array([[True, False, False, False]])])
+        0.5
     """
     both = either = 0
     for a, b in zip(alpha, truth, strict=True):
@@ -84,8 +120,20 @@ def alpha_iou(alpha: Iterable[Mask], truth: Iterable[Mask]) -> float:
 def boundary_f(alpha: Iterable[Mask], truth: Iterable[Mask]) -> float:
     """Computes the F measure of outlines (Perazzi et al. 2016, section 5), mean over frames.
 
-    It is the harmonic mean of precision and recall of the outline pixels of opacities cut at 0.5, matched within 0.008
-    of the frame's diagonal (at least a pixel), as in the DAVIS benchmark.
+    It is the harmonic mean of precision and recall of the outline pixels of opacities thresholded at 0.5, matched
+    within 0.008 of the frame's diagonal (at least a pixel), as in the DAVIS benchmark.
+
+    Args:
+        alpha: opacity of each frame, bool or float in [0, 1].
+        truth: the true opacity of each frame.
+
+    Returns:
+        The measure, 0 to 1; nan for a clip without frames.
+
+    Example:
+        >>> square = np.pad(np.ones((4, 4), bool), 4)
+        >>> boundary_f([square], [square])
+        1.0
     """
     scores = []
     for a, b in zip(alpha, truth, strict=True):
@@ -103,10 +151,10 @@ def boundary_f(alpha: Iterable[Mask], truth: Iterable[Mask]) -> float:
 
 
 class WarpError:
-    """Mean squared difference in [0, 1] between frame t and frame t+1 brought back along the forward flow.
+    """Measures the mean squared difference, in [0, 1], of frame t and frame t+1 warped back along the forward flow.
 
-    The mean runs over channels and over all pixels of the pairs added that `ok` marks and whose target pixel center
-    lies inside frame t+1; lookup is bilinear (Lai et al. 2018, section 4.2, with plain means).
+    The mean is over channels and over the pixels of all pairs that `ok` marks and that the flow takes to a place inside
+    frame t+1; frame t+1 is sampled bilinearly (Lai et al. 2018, section 4.2, with plain means).
     """
 
     def __init__(self) -> None:
@@ -126,6 +174,9 @@ class WarpError:
             second: frame t+1.
             flow: from `first` to `second`, in pixels of these frames.
             ok: the pixels of `first` that count.
+
+        Raises:
+            ValueError: a flow or a mask of another size than the frames.
         """
         if not flow.shape[:2] == ok.shape == first.shape[:2]:
             sizes = f"flow of {flow.shape[:2]} and mask of {ok.shape} for frames of {first.shape[:2]}"
@@ -145,7 +196,7 @@ class WarpError:
 
     @property
     def value(self) -> float | None:
-        """The error; None where no pixel qualifies, such as in a clip of one frame."""
+        """The error; None where no pixel counts, such as in a clip of one frame."""
         return self._total / self._count if self._count else None
 
 
@@ -160,6 +211,14 @@ def warp_error(
         frames: of the clip.
         forward: the flow from each frame but the last to the next one, in pixels.
         ok: the pixels that count of each frame but the last.
+
+    Returns:
+        The error in [0, 1]; None where no pixel counts.
+
+    Example:
+        >>> still, flow, ok = np.full((4, 4, 3), 0.5), np.zeros((4, 4, 2), np.float32), np.ones((4, 4), bool)
+        >>> warp_error([still, still], [flow], [ok])
+        0.0
     """
     error = WarpError()
     for (first, second), flow, valid in zip(pairwise(frames), forward, ok, strict=True):
@@ -170,16 +229,25 @@ def warp_error(
 def locate_marks(
     edited: Iterable[Frame], plain: Iterable[Frame], color: tuple[float, float, float] | None = None
 ) -> Float[ndarray, "frames 2"]:
-    """Locates the center of a painted mark in each frame, in pixels; nan where it is not seen.
+    """Locates the center of a painted mark in each frame.
 
-    The mark is where the edited frame differs from the plain one. With its `color` (RGB in [0, 1]) each pixel counts by
-    how far it went from the plain color towards it, so the picture under the mark does not pull the center. Without,
-    it counts by its difference, saturated at half the strongest. Changes under 0.1 are taken for coding noise.
+    The mark is where the edited frame differs from the plain one. With a `color`, each pixel is weighted by how far it
+    moved from the plain color towards that color, so that the picture under the mark does not shift the center. Without
+    one, it is weighted by its difference, saturated at half of the largest. Changes under 0.1 count as coding noise.
 
     Args:
         edited: the frames with the mark.
         plain: the same frames without it.
-        color: of the mark.
+        color: of the mark, RGB in [0, 1].
+
+    Returns:
+        The centers in pixels; nan where the mark is hidden.
+
+    Example:
+        >>> plain, edited = np.zeros((4, 6, 3)), np.zeros((4, 6, 3))
+        >>> edited[1:3, 2:4] = 1
+        >>> locate_marks([edited], [plain]).tolist()
+        [[3.0, 2.0]]
     """
     centers = []
     for frame, unedited in zip(edited, plain, strict=True):
@@ -211,7 +279,7 @@ def measure_mark_drift(
     positions: Float[ndarray, "positions 2"],
     color: tuple[float, float, float] | None = None,
 ) -> Float[ndarray, " frames"]:
-    """Computes the distance in pixels, frame by frame, between the painted mark and its true position.
+    """Computes the distance between the painted mark and its true position, frame by frame.
 
     Args:
         edited: the frames with the mark.
@@ -220,7 +288,10 @@ def measure_mark_drift(
         color: of the mark, as in `locate_marks`.
 
     Returns:
-        nan where the mark is not seen.
+        The distances in pixels; nan where the mark is hidden.
+
+    Raises:
+        ValueError: another number of positions than of frames.
     """
     found = locate_marks(edited, plain, color)
     if found.shape != positions.shape:

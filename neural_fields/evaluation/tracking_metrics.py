@@ -1,4 +1,4 @@
-"""Measures of points: how well they are tracked, and how far a trained canonical plane is from the true one."""
+"""Metrics of points: how well they are tracked, and how far a trained canonical plane is from the true one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ THRESHOLDS = (1.0, 2.0, 4.0, 8.0, 16.0)  # pixels: Doersch et al., "TAP-Vid" (20
 
 @dataclass(frozen=True)
 class TrackingScore:
-    """How well points were tracked; shares from 0 to 1, nan where no point counts."""
+    """Holds the metrics of tracked points; shares are 0 to 1, and nan where no point counts."""
 
     delta: float  # share of the visible points within 1, 2, 4, 8, 16 px, averaged (TAP-Vid: < delta_avg)
     delta_256: float  # the same with both frames stretched to 256 x 256, as TAP-Vid measures
@@ -42,8 +42,17 @@ def measure_tracking(
         visible: whether the tracked points are visible.
         true_positions: of the true points, in the same pixels.
         true_visible: whether the true points are visible.
-        queries: where each point was given; these frames do not count.
-        size: (width, height) of the frames.
+        queries: the frames in which each point was given; they do not count.
+        size: (width, height) of the frames, in pixels.
+
+    Returns:
+        The metrics.
+
+    Example:
+        >>> points, seen = np.zeros((1, 3, 2)), np.ones((1, 3), bool)
+        >>> score = measure_tracking(points + [3, 0], seen, points, seen, np.zeros((1, 3), bool), (64, 64))
+        >>> score.median, score.delta
+        (3.0, 0.6)
     """
     tap_size = np.array((256, 256))  # (width, height) at which TAP-Vid measures
     counted = ~queries
@@ -69,15 +78,18 @@ def measure_tracking(
 def measure_uv_error(
     uv: Float[np.ndarray, "points 2"], truth: Float[np.ndarray, "points 2"], freedom: str = "affine"
 ) -> Float[np.ndarray, " points"]:
-    """Computes the distance of trained to true uv, in true uv units, after the transform that brings them closest.
+    """Computes the distances of trained to true uv after the transform that brings them closest.
 
-    A canonical plane is only known up to a transform. That is fitted to all points by least squares, then once more
-    without those that are further away than three medians, so that a few folded points do not bend it.
+    A canonical plane is only determined up to a transform. It is fitted to all points by least squares, then once more
+    without the points that are further away than three medians, so that a few folded points do not bend it.
 
     Args:
         uv: the trained uv of the points.
         truth: the true uv of the same points.
-        freedom: of the transform: "similarity" (rotation, zoom, translation) or "affine".
+        freedom: the kind of transform: "similarity" (rotation, zoom, translation) or "affine".
+
+    Returns:
+        The distances, in true uv units.
     """
     used = np.ones(len(uv), bool)
     for _ in range(2):
@@ -99,7 +111,7 @@ def measure_uv_error(
 def measure_uv_slip(
     uv: Float[np.ndarray, "points 2"], truth: Float[np.ndarray, "points 2"], cell: float
 ) -> Float[np.ndarray, " most"]:
-    """Computes the uv error after an affine map of its own for every square of `cell` uv units: how far points slide.
+    """Computes the uv error after an affine map for each square of `cell` uv units: the distance by which points slide.
 
     A canonical plane may be bent in any smooth way and still keep its points: one that looks like another frame than
     the truth's differs from it by that frame's perspective and waves. What no smooth map takes away is that one

@@ -9,24 +9,22 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
-from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core.errors import bad_input
 from neural_fields.core.files import disk_errors, make_folder
-from neural_fields.runs.kind import require_planar
-from neural_fields.runs.run import Run
-
-ReportProgress = Callable[[str, int, int], None]  # what is going on, steps done, steps in all
+from neural_fields.core.progress import ProgressReporter, report_nothing
+from neural_fields.open_runs.opening import RunLike, require_planar
+from neural_fields.open_runs.planar_run import PlanarRun
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """The files that were written, and notes for the user."""
+    """Holds the paths of the written files, and notes for the user."""
 
     paths: tuple[Path, ...]
     notes: tuple[str, ...] = ()
@@ -34,73 +32,93 @@ class ExportResult:
 
 @dataclass(frozen=True)
 class Target:
-    """The run that an exporter reads, and the folder that it writes.
+    """Holds the run that an exporter reads, and the folder that it fills.
 
     Attributes:
-        run, maps: the run and its baked maps.
-        folder: an empty folder to fill; it is renamed at the end, so no file may hold its path.
-        metadata: whether files say what made them (`--no-metadata` turns it off).
+        run: the open run.
+        folder: an empty folder; it is renamed at the end, so no file may contain its path.
+        metadata: whether files record how they were made (`--no-metadata` turns it off).
     """
 
-    run: Run
-    maps: Maps
+    run: PlanarRun
     folder: Path
     metadata: bool = True
 
 
 @runtime_checkable
 class Exporter(Protocol):
-    """A dataclass of settings that writes files."""
+    """Writes files for other programs. An exporter is a dataclass whose fields are its settings."""
 
     name: ClassVar[str]
 
-    def __call__(self, target: Target, report: ReportProgress) -> Sequence[str]:
-        """Fills the folder of `target`; returns notes for the user, one sentence each."""
+    def __call__(self, target: Target, report: ProgressReporter) -> Sequence[str]:
+        """Fills the folder of `target`.
+
+        Args:
+            target: the run, and the folder to fill.
+            report: called with the progress.
+
+        Returns:
+            Notes for the user, one sentence each.
+
+        Raises:
+            UserError: settings that cannot be used, or no room.
+        """
         ...
 
 
-def ignore_progress(stage: str, done: int, total: int) -> None:
-    """Ignores the progress that is reported."""
-
-
 def export_run(
-    run: Run | str | Path,
+    run: RunLike,
     exporter: Exporter,
     *,
     out: Path | None = None,
     overwrite: bool = False,
     metadata: bool = True,
-    report: ReportProgress = ignore_progress,
+    report: ProgressReporter = report_nothing,
 ) -> ExportResult:
-    """Writes files for other programs.
+    """Writes files for other programs: the Python twin of `unwrap export`.
 
     Args:
         run: an open run, or its folder.
-        exporter: what to write, with its settings, such as `STMapExporter(layer=("foreground",))`.
-        out: the folder; by default `exports/<name>` in the run.
-        overwrite: whether a folder that is there is replaced.
-        metadata: whether files say what made them.
+        exporter: the exporter with its settings.
+        out: the folder to write; by default `exports/<name>` in the run.
+        overwrite: whether an existing folder is replaced.
+        metadata: whether files record how they were made.
         report: called with the progress.
 
+    Returns:
+        The paths of the files, and notes for the user.
+
     Raises:
-        UserError: the folder exists, there is no room, or the exporter refuses its settings.
+        UserError: the folder exists or the exporter refuses its settings (exit 3), or there is no room (exit 4).
+
+    Example:
+        from neural_fields.export.maps.stmap import STMapExporter
+
+        export_run("runs/car", STMapExporter(layer=("foreground",), convention="fusion"))
     """
-    run = run if isinstance(run, Run) else Run.open(Path(run))
-    require_planar(run, f"the export {exporter.name}")
-    maps = Maps.open(run)
-    folder = out or run.exports / exporter.name
+    run = require_planar(run, f"the export {exporter.name}")
+    _ = run.maps  # an unfinished run is refused before a folder is made
+    folder = out or run.files.exports / exporter.name
     with create_folder_atomically(folder, overwrite) as part:
-        notes = tuple(exporter(Target(run, maps, part, metadata), report))
+        notes = tuple(exporter(Target(run, part, metadata), report))
         names = sorted(path.relative_to(part) for path in part.rglob("*") if path.is_file())
     return ExportResult(tuple(folder / name for name in names), notes)
 
 
 @contextmanager
 def create_folder_atomically(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """Creates an empty folder that replaces `folder` at the end; if the block raises, nothing has changed.
+    """Creates an empty folder that replaces `folder` at the end; if the block raises, nothing is changed.
+
+    Args:
+        folder: the final folder.
+        overwrite: whether an existing folder is replaced.
+
+    Yields:
+        The empty folder.
 
     Raises:
-        UserError: `folder` exists and may not be replaced, or the disk refuses.
+        UserError: `folder` exists and may not be replaced (exit 3), or no room (exit 4).
     """
     fix = "add -y to replace it, or --out with another name"
     if folder.exists() and not folder.is_dir():
@@ -125,19 +143,3 @@ def create_folder_atomically(folder: Path, overwrite: bool) -> Iterator[Path]:
         for parent in missing:  # made for an export that failed, and empty again
             with suppress(OSError):
                 parent.rmdir()
-
-
-def select_layers(maps: Maps, names: Sequence[str]) -> list[int]:
-    """Returns the numbers of the layers that were named, front to back; all of them where none was.
-
-    Raises:
-        UserError: a layer that the run does not have (exit 3).
-    """
-    for name in names:
-        if name not in maps.layers:
-            raise bad_input(
-                f"there is no layer '{name}'",
-                why=f"the layers of this run, front to back: {', '.join(maps.layers)}",
-                fix=f"--layer {maps.layers[0]}",
-            )
-    return [number for number, name in enumerate(maps.layers) if not names or name in names]

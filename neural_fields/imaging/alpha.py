@@ -10,12 +10,22 @@ _AS_FLOAT = np.arange(256, dtype=np.float32) / 255
 
 
 def to_floats(pixels: UInt8[np.ndarray, "_ _ 4"] | Float[np.ndarray, "_ _ 4"]) -> Float[np.ndarray, "_ _ 4"]:
-    """Converts bytes to float32 in [0, 1]; floats stay as they are."""
+    """Converts bytes to float32 in [0, 1]; floats are returned unchanged.
+
+    Example:
+        >>> print(to_floats(np.uint8([[[0, 51, 255, 255]]])))
+        [[[0.  0.2 1.  1. ]]]
+    """
     return cv2.LUT(pixels, _AS_FLOAT) if pixels.dtype == np.uint8 else pixels
 
 
 def premultiply(rgba: Float[np.ndarray, "height width 4"]) -> Float[np.ndarray, "height width 4"]:
-    """Multiplies colors by alpha: the only form that may be averaged or resampled."""
+    """Multiplies colors by alpha. Only premultiplied pictures may be averaged or resampled.
+
+    Example:
+        >>> premultiply(np.float32([[[1, 0.5, 0, 0.5]]])).tolist()
+        [[[0.5, 0.25, 0.0, 0.5]]]
+    """
     result = rgba.copy()
     for channel in range(3):  # plane by plane: many times faster than broadcasting over four channels
         result[..., channel] *= rgba[..., 3]
@@ -23,7 +33,7 @@ def premultiply(rgba: Float[np.ndarray, "height width 4"]) -> Float[np.ndarray, 
 
 
 def unpremultiply(rgba: Float[np.ndarray, "height width 4"]) -> Float[np.ndarray, "height width 4"]:
-    """Divides colors by alpha, the inverse of `premultiplied`; where alpha is zero the color is black."""
+    """Divides colors by alpha: the inverse of `premultiply`. Colors are black where alpha is zero."""
     alpha = rgba[..., 3:]
     color = np.where(alpha > 1e-6, rgba[..., :3] / np.maximum(alpha, 1e-6), 0)
     return np.concatenate([np.clip(color, 0, 1), np.clip(alpha, 0, 1)], axis=-1).astype(np.float32)
@@ -32,9 +42,14 @@ def unpremultiply(rgba: Float[np.ndarray, "height width 4"]) -> Float[np.ndarray
 def resize_image(
     image: Float[np.ndarray, "height width channels"], size: tuple[int, int]
 ) -> Float[np.ndarray, "rows columns channels"]:
-    """Resamples to (width, height) keeping the extent: averaging when smaller, bilinear when larger.
+    """Resizes a picture: averages of areas when it shrinks, bilinear interpolation when it grows.
 
-    A picture with alpha has to be premultiplied before.
+    Args:
+        image: the picture; with alpha it must be premultiplied.
+        size: (width, height) of the result, in pixels.
+
+    Returns:
+        The picture at that size.
     """
     height, width = image.shape[:2]
     if (width, height) == size:

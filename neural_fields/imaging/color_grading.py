@@ -1,16 +1,14 @@
-"""Color grades: per-pixel changes of the colors that a frame shows of a layer.
+"""Color grades: changes of the colors of a layer, pixel by pixel.
 
-A grade is applied to the pixels of the frame, so that grain, detail and light stay the frame's own. Colors are display
-referred, in [0, 1]; exposure alone is worked out in linear light (the sRGB curve, IEC 61966-2-1), as a camera would.
+A grade changes the pixels of the frame, so that grain, detail and light are kept. Colors are display referred, in
+[0, 1]; only exposure is computed in linear light (the sRGB curve, IEC 61966-2-1), as in a camera.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
 
 import cv2
 import numpy as np
@@ -25,16 +23,30 @@ Curve = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True)
 class Grade:
-    """A change of colors: first blur and sharpen, then the others in their order. The defaults do nothing.
+    """Changes colors: first blur and sharpening, then exposure, curves, hue and saturation. The defaults do nothing.
 
     Attributes:
-        exposure: stops of light.
-        curve, curve_red, curve_green, curve_blue: points (in, out) from 0 to 1 that a smooth curve goes through, for
-            all channels and for single ones; before the first and after the last point it is constant.
-        hue: degrees by which colors are rotated around gray.
-        saturation: 0 is gray, 1 as it was, 2 twice as strong.
-        blur: deviation of a Gaussian, as a share of the frame's longer side. Only pixels of the layer are averaged.
-        sharpen: how much of the detail finer than `radius` is added; radius: as `blur`.
+        exposure: stops of light, -10 to 10; 1 doubles the light.
+        curve: points (in, out) from 0 to 1 of a smooth curve for all channels; it is constant before the first and
+            after the last point.
+        curve_red: the same for the red channel.
+        curve_green: the same for the green channel.
+        curve_blue: the same for the blue channel.
+        hue: degrees by which colors are rotated around gray, -360 to 360.
+        saturation: factor, 0 to 10: 0 is gray, 1 changes nothing, 2 doubles it.
+        blur: standard deviation of a Gaussian as a share of the frame's longer side, 0 to 0.1. Only pixels of the
+            layer are averaged.
+        sharpen: the amount of detail finer than `radius` that is added, 0 to 10.
+        radius: the size of that detail as a share of the frame's longer side, 0.0001 to 0.1.
+
+    Raises:
+        ValueError: a value out of its range, or curve points that do not rise.
+
+    Example:
+        >>> print(Grade(exposure=1.0).apply(np.float32([[0.5, 0.5, 0.5]])).round(2))
+        [[0.69 0.69 0.69]]
+        >>> print(Grade(saturation=0.0).apply(np.float32([[1, 0, 0]])).round(2))
+        [[0.21 0.21 0.21]]
     """
 
     exposure: float = 0.0
@@ -71,8 +83,8 @@ class Grade:
 
     @property
     def does_nothing(self) -> bool:
-        """Whether colors stay as they are."""
-        return not set(self.to_json()) - {"radius"}
+        """Whether the grade leaves colors unchanged."""
+        return self == Grade(radius=self.radius)
 
     @property
     def reads_neighbors(self) -> bool:
@@ -80,7 +92,14 @@ class Grade:
         return self.sharpen > 0 or self.blur > 0
 
     def apply(self, rgb: Rgb) -> Rgb:
-        """Applies the grade to colors, without `blur` and `sharpen`."""
+        """Applies the grade to colors, without `blur` and `sharpen`, which need the neighbors of a pixel.
+
+        Args:
+            rgb: colors in [0, 1].
+
+        Returns:
+            The changed colors, float32 in [0, 1].
+        """
         shape = rgb.shape
         result = np.ascontiguousarray(rgb.reshape(-1, 3), np.float32)
         if self.exposure or any(getattr(self, name) for name in CURVES):
@@ -116,35 +135,6 @@ class Grade:
         gray = np.broadcast_to(LUMA, (3, 3))
         return ((self.saturation * np.eye(3) + (1 - self.saturation) * gray) @ rotation).astype(np.float32)
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns the settings that differ from the defaults."""
-        plain = Grade()
-        found = {
-            f.name: getattr(self, f.name) for f in fields(Grade) if getattr(self, f.name) != getattr(plain, f.name)
-        }
-        return {name: [list(point) for point in value] if name in CURVES else value for name, value in found.items()}
-
-    @staticmethod
-    def from_json(value: Any) -> Grade:
-        """Reads what `to_json` returned.
-
-        Raises:
-            ValueError: something else.
-        """
-        names = {entry.name for entry in fields(Grade)}
-        if not isinstance(value, Mapping) or set(value) - names:
-            raise ValueError("a grade has other settings than those known")
-        try:
-            curves = {name: tuple((float(x), float(y)) for x, y in value[name]) for name in CURVES if name in value}
-        except TypeError as problem:
-            raise ValueError(f"a curve is a list of pairs of numbers ({problem})") from problem
-        plain = {name: number for name, number in value.items() if name not in CURVES}
-        for name, number in plain.items():
-            if not isinstance(number, int | float) or isinstance(number, bool):
-                raise ValueError(f"{name} is {number!r}, which is not a number")
-        settings: dict[str, Any] = {name: float(number) for name, number in plain.items()} | curves
-        return Grade(**settings)
-
 
 def smooth_colors(
     rgb: Float[np.ndarray, "height width 3"], weight: Float[np.ndarray, "height width"], radius: float
@@ -152,9 +142,12 @@ def smooth_colors(
     """Averages colors with a Gaussian over the pixels that have weight (normalized convolution).
 
     Args:
-        rgb: colors.
-        weight: of each pixel in the average; where none is near, the color stays.
-        radius: standard deviation of the Gaussian in pixels.
+        rgb: colors in [0, 1].
+        weight: weight of each pixel in the average, at least 0; where no neighbor has any, the color stays.
+        radius: standard deviation of the Gaussian, in pixels.
+
+    Returns:
+        The averaged colors.
     """
     total = cv2.GaussianBlur(weight, (0, 0), radius)
     sums = cv2.GaussianBlur(rgb * weight[..., None], (0, 0), radius)

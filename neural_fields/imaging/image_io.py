@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import ExifTags, Image, ImageCms, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from neural_fields.core.errors import ExitCode, UserError, bad_input
 from neural_fields.imaging.alpha import to_floats, unpremultiply
@@ -37,7 +37,7 @@ DEFAULTS = PictureLimits()
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded picture: sRGB colors and straight alpha.
+    """Holds a decoded picture: sRGB colors and straight alpha.
 
     Attributes:
         rgba: float32 [h, w, 4] in [0, 1].
@@ -129,6 +129,72 @@ def decode_picture(
             why=str(problem).splitlines()[0] if str(problem) else type(problem).__name__,
             fix=_SAVE_AGAIN,
         ) from problem
+
+
+def make_picture(values: np.ndarray, name: str = "the picture") -> Picture:
+    """Makes a picture of an array.
+
+    Args:
+        values: RGB or RGBA [height, width, 3 or 4] with straight alpha, uint8 or float in [0, 1].
+        name: of the array, for messages.
+
+    Raises:
+        UserError: another shape or type, or values that are not colors (exit 3).
+    """
+    fits = values.ndim == 3 and values.shape[2] in (3, 4) and values.size > 0
+    if not fits or (values.dtype != np.uint8 and values.dtype.kind != "f"):
+        raise bad_input(
+            f"{name} is {values.dtype} {list(values.shape)}",
+            why="expected uint8 or float [height, width, 3 or 4]",
+            fix="np.asarray(PIL.Image.open(FILE).convert('RGBA')) has that form",
+        )
+    if values.dtype != np.uint8 and not (values.min() >= 0 and values.max() <= 1):
+        raise bad_input(
+            f"{name} has values from {values.min():.4g} to {values.max():.4g}",
+            why="floats are colors from 0 to 1",
+            fix="divide colors from 0 to 255 by 255, or np.clip(values, 0, 1)",
+        )
+    is_bytes, had_alpha = values.dtype == np.uint8, values.shape[2] == 4
+    if not had_alpha:
+        opaque = np.full_like(values[..., :1], 255 if is_bytes else 1)
+        values = np.concatenate([values, opaque], axis=-1)
+    values = np.ascontiguousarray(values if is_bytes else values.astype(np.float32))
+    pixels = values if is_bytes else None
+    return Picture(to_floats(values), had_alpha, lossy=False, bits=8 if is_bytes else 16, pixels=pixels)
+
+
+def convert_image(image: Image.Image) -> Picture:
+    """Converts a Pillow image of 8 bits per channel, in any mode, to a picture: upright, in sRGB.
+
+    Raises:
+        UserError: more than 8 bits per channel (exit 3).
+    """
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        raise bad_input(
+            f"the PIL picture has the mode {image.mode}",
+            why="expected 8 bits per channel",
+            fix="save it as PNG or TIFF, or give an array",
+        )
+    notes: list[str] = []
+    is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+    pixels = np.ascontiguousarray(_decode_8_bit(ImageOps.exif_transpose(image), notes))
+    if is_turned:
+        notes.append("turned upright as its EXIF orientation asks")
+    # An image that Pillow opened, and nobody changed, still knows how its file was compressed.
+    tables, subsampling = None, -1
+    if isinstance(image, JpegImagePlugin.JpegImageFile) and image.mode in ("RGB", "L"):
+        tables = None if is_turned else {index: tuple(table) for index, table in image.quantization.items()}
+        subsampling = JpegImagePlugin.get_sampling(image)
+    return Picture(
+        rgba=to_floats(pixels),
+        had_alpha=image.has_transparency_data,
+        lossy=isinstance(image, JpegImagePlugin.JpegImageFile),
+        quantization=tables,
+        subsampling=subsampling,
+        notes=tuple(notes),
+        kind="JPEG" if isinstance(image, JpegImagePlugin.JpegImageFile) else "",
+        pixels=pixels,
+    )
 
 
 def encode_png(rgba: Float[np.ndarray, "height width channels"], bits: int = 8) -> bytes:

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 
 
 def pull_push(values: Float[np.ndarray, "h w c"], known: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "h w c"]:
-    """Fills holes: keeps known values, and puts smooth means of ever larger surroundings elsewhere."""
+    """Fills holes: keeps known values, and fills the others with smooth means of increasingly larger neighborhoods."""
     sums, weights = values * known[..., None], known.astype(np.float32)[..., None]
     levels = [(sums, weights)]
     while max(levels[-1][0].shape[:2]) > 1:

@@ -1,4 +1,4 @@
-"""Resampling: bilinear interpolation of stored maps at another size, for whole parts of a frame or single points.
+"""Resampling: bilinear interpolation of stored maps at another size, for parts of a frame or single points.
 
 A map that was stored with a rim of one sample around the frame needs no extrapolation at the frame's edges. OpenCV (5)
 samples four channels exactly and fast, two in steps of 1/32 and slowly: so two or three are filled up to four.
@@ -62,7 +62,7 @@ def warp_part(
     size: tuple[int, int],
     part: tuple[slice, slice],
 ) -> np.ndarray:
-    """Resamples some values of a rimmed map in a part of a frame; beyond their edges the last values go on.
+    """Resamples some values of a rimmed map in a part of a frame; the values at their edges are repeated.
 
     Args:
         values: a rectangle of the map.
@@ -131,7 +131,7 @@ def sample_rimmed_maps(
 
 
 def sample_bilinear(image: np.ndarray, x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> np.ndarray:
-    """Samples an image bilinearly at positions where 0 is the center of the first pixel; beyond it the edge goes on.
+    """Samples an image bilinearly; position 0 is the center of the first pixel, and the edge is repeated outside.
 
     Args:
         image: [rows, columns] or [rows, columns, channels].

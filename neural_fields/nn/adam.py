@@ -1,8 +1,8 @@
-"""Adam (Kingma and Ba 2015) for whole parameters and for tables of which a step touches a few rows.
+"""Adam (Kingma and Ba 2015) for dense parameters and for tables of which a step changes a few rows.
 
-The library's optimizers import torch's compiler the first time one is made: seconds of start-up in a tool that trains
-in seconds. This one has the same arithmetic (a test compares them), keeps a step count per row, so that a row that gets
-its first gradient late is corrected like any other, and hands its memory out as plain tensors for checkpoints.
+torch's optimizers import its compiler when the first one is made, which takes seconds in a tool that trains in seconds.
+This one has the same arithmetic (a test compares them), keeps a step count for each row, so that the bias correction is
+right for rows with a late first gradient, and returns its state as plain tensors for checkpoints.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _Memory:
 
 @dataclass(frozen=True)
 class RectangleGradient:
-    """The gradient of a rectangle of a picture [channels, rows, columns]; the rest of the picture has none."""
+    """Holds the gradient of a rectangle of an image [channels, rows, columns]; the rest of the image has none."""
 
     top: int
     left: int
@@ -48,15 +48,25 @@ class RectangleGradient:
 
 
 class Adam:
-    """The optimizer of a training.
+    """Optimizes the parameters of a model with Adam.
 
-    A parameter whose attribute `patches` is a list of `RectangleGradient` that do not overlap is moved there only: a
-    step sees a small part of a large picture.
+    A parameter may have a list of `RectangleGradient`, which do not overlap, in its attribute `patches`: only these
+    rectangles are changed, as a step samples a small part of a large image.
 
     Args:
-        groups: dictionaries with "params" and "lr", and maybe "betas", "eps" and "sparse" (tables [rows, values] whose
-            gradient is sparse).
-        betas, eps: for groups that do not bring their own.
+        groups: dictionaries with "params" and "lr", and optionally "betas", "eps" and "sparse" (for tables
+            [rows, values] with sparse gradients).
+        betas: decay of the two means, for groups without "betas".
+        eps: added to the root of the second mean, for groups without "eps".
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0]))
+        >>> optimizer = Adam([{"params": [weight], "lr": 0.1}])
+        >>> optimizer.zero_grad()
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+        >>> print(f"{weight.item():.3f}")
+        0.900
     """
 
     def __init__(self, groups: list[dict], betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-10) -> None:
@@ -68,13 +78,13 @@ class Adam:
         ]
 
     def zero_grad(self) -> None:
-        """Forgets all gradients."""
+        """Clears all gradients."""
         for memory in self._memories:
             memory.parameter.grad = None
             memory.parameter.patches = []  # type: ignore[attr-defined]
 
     def iterate_gradients(self) -> Iterator[Tensor]:
-        """Yields the values of every gradient there is."""
+        """Yields the values of all gradients that are set."""
         for memory in self._memories:
             gradient = memory.parameter.grad
             if gradient is not None:
@@ -83,7 +93,7 @@ class Adam:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Makes one step along the gradients."""
+        """Changes the parameters by one step."""
         for memory in self._memories:
             first, second = memory.betas
             rate = memory.rate * self.rate_factor
@@ -124,12 +134,12 @@ class Adam:
             memory.parameter.addcdiv_(memory.mean, scale, value=-rate / (1 - first**count))
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Returns all that is remembered, by name."""
+        """Returns the state of the optimizer: its tensors by name."""
         names = ("mean", "square", "steps")
         return {f"{n}.{name}": getattr(memory, name) for n, memory in enumerate(self._memories) for name in names}
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Puts back what `tensors` gave."""
+        """Restores the state that `state_tensors` returned."""
         for number, memory in enumerate(self._memories):
             for name in ("mean", "square", "steps"):
                 getattr(memory, name).copy_(tensors[f"{number}.{name}"])

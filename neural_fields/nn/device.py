@@ -1,4 +1,4 @@
-"""Where to compute, and how much memory that took."""
+"""The device of computations, and the peak memory of the process."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from neural_fields.core.errors import bad_input
 
 
 def choose_device(name: str) -> torch.device:
-    """Returns the device that "auto", "cpu" or "cuda" stands for.
+    """Returns the device for "auto", "cpu" or "cuda"; "auto" is a GPU where there is one.
 
     Raises:
-        UserError: an unknown name, or cuda where there is none.
+        UserError: an unknown name, or "cuda" without a GPU (exit 3).
+
+    Example:
+        >>> choose_device("cpu")
+        device(type='cpu')
     """
     if name not in ("auto", "cpu", "cuda"):
         raise bad_input(f"unknown device '{name}'", why="expected auto, cpu or cuda", fix="--device auto")

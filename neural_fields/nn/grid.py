@@ -1,4 +1,4 @@
-"""Dense multi-resolution grid: smooth, small, free of collisions; for two or three coordinates."""
+"""Dense multi-resolution grid for two or three coordinates: smooth, small and without hash collisions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from neural_fields.core.errors import ExitCode, UserError
 
 @dataclass(frozen=True)
 class DenseGridConfig:
-    """Shape of a dense grid."""
+    """Sets the shape of a dense grid."""
 
     n_levels: int = 4
     """Number of grids, from coarse to fine."""
@@ -40,7 +40,22 @@ def _require(ok: bool, field: str, value: object, expected: str) -> None:
 
 
 def compute_level_resolutions(config: DenseGridConfig, in_dim: int) -> tuple[tuple[int, ...], ...]:
-    """Returns the vertices of every level, one number for each axis."""
+    """Computes the number of vertices of every level along each axis.
+
+    Args:
+        config: shape of the grid.
+        in_dim: number of axes.
+
+    Returns:
+        The numbers of vertices of each level, coarsest first.
+
+    Raises:
+        UserError: another number of base resolutions than 1 or `in_dim`.
+
+    Example:
+        >>> compute_level_resolutions(DenseGridConfig(n_levels=3), 2)
+        ((8, 8), (16, 16), (32, 32))
+    """
     base = config.base_resolution
     _require(len(base) in (1, in_dim), "base_resolution", base, f"1 or {in_dim} numbers")
     base = base * in_dim if len(base) == 1 else base
@@ -48,11 +63,23 @@ def compute_level_resolutions(config: DenseGridConfig, in_dim: int) -> tuple[tup
 
 
 class DenseGrid(nn.Module):
-    """Points in [0, 1]^D (D = 2 or 3) to L*F features, coarsest level first.
+    """Encodes points in [0, 1]^D (D = 2 or 3) as L*F features, coarsest level first.
 
-    The first vertex of an axis sits at 0 and the last at 1; between vertices the features are linear, outside they stay
-    at the border's. First derivatives by x and by the parameters exist, second ones by x do not. State dict:
-    `tables.<level>` of shape [1, F, (R2,) R1, R0], axis 0 of x last.
+    The first vertex of an axis is at 0 and the last at 1; features are linear between vertices and constant outside.
+    First derivatives by x and by the parameters exist, second derivatives by x do not. State dict: `tables.<level>` of
+    shape [1, F, (R2,) R1, R0], axis 0 of x last.
+
+    Args:
+        in_dim: number of coordinates, 2 or 3.
+        config: shape of the grid.
+        max_values: limit of the number of values of all levels.
+
+    Raises:
+        UserError: another number of coordinates, or too many values.
+
+    Example:
+        >>> DenseGrid(2, DenseGridConfig(n_levels=3, n_features=2))(torch.rand(5, 2)).shape
+        torch.Size([5, 6])
     """
 
     def __init__(self, in_dim: int, config: DenseGridConfig | None = None, max_values: int = 2**28) -> None:
@@ -71,7 +98,15 @@ class DenseGrid(nn.Module):
     def forward(
         self, x: Float[Tensor, "points in_dim"], level_weights: Float[Tensor, " levels"] | None = None
     ) -> Float[Tensor, "points out_dim"]:
-        """Returns the features of the points; `level_weights` multiplies all features of a level."""
+        """Computes the features of points.
+
+        Args:
+            x: points in [0, 1]^D.
+            level_weights: a factor on all features of each level, coarsest first.
+
+        Returns:
+            The features of each point.
+        """
         if x.ndim != 2 or x.shape[1] != self.in_dim:
             raise ValueError(f"expected points of shape [N, {self.in_dim}], got {list(x.shape)}")
         of_levels = []

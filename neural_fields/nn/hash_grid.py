@@ -55,9 +55,20 @@ _log = logging.getLogger(__name__)
 
 
 def compute_release_weights(n_levels: int, progress: float) -> Float[Tensor, " levels"]:
-    """Returns the weight of each level while a grid is released from coarse to fine; `progress` 0 is none, 1 is all.
+    """Computes the weight of each level while a grid is released from coarse to fine.
 
-    CoDeF (Ouyang et al. 2023), section 3.3: level j counts (1 - cos(pi * clamp(progress * L - j, 0, 1))) / 2.
+    CoDeF (Ouyang et al. 2023), section 3.3: level j has the weight (1 - cos(pi * clamp(progress * L - j, 0, 1))) / 2.
+
+    Args:
+        n_levels: the number of levels, L.
+        progress: 0 releases no level, 1 releases all of them.
+
+    Returns:
+        The weight of each level, in [0, 1].
+
+    Example:
+        >>> compute_release_weights(4, 0.5).tolist()
+        [1.0, 1.0, 0.0, 0.0]
     """
     opened = (progress * n_levels - torch.arange(n_levels, dtype=torch.float32)).clamp(0, 1)
     return (1 - torch.cos(math.pi * opened)) / 2
@@ -261,13 +272,24 @@ def explain_missing_compiler(device: torch.device) -> str:
 
 
 def choose_backend(requested: Backend, device: torch.device) -> Literal["torch", "compiled", "tcnn"]:
-    """Returns the back end that runs a grid on `device`.
+    """Chooses the back end that evaluates a hash grid.
 
-    "auto" takes tiny-cuda-nn on a GPU where it works, else compiled torch on a GPU, else torch. tiny-cuda-nn is looked
-    for only when the device is a GPU.
+    "auto" takes tiny-cuda-nn on a GPU where it works, otherwise compiled torch on a GPU, otherwise torch. tiny-cuda-nn
+    is only imported for a GPU.
+
+    Args:
+        requested: "auto", "torch", "compiled" or "tcnn".
+        device: where the grid is evaluated.
+
+    Returns:
+        The back end.
 
     Raises:
-        UserError: the back end asked for by name does not work here.
+        UserError: the requested back end does not work here.
+
+    Example:
+        >>> choose_backend("auto", torch.device("cpu"))
+        'torch'
     """
     if requested == "torch":
         return "torch"
@@ -292,10 +314,18 @@ def _backend_error(name: str, reason: str) -> UserError:
 
 
 class HashGrid(nn.Module):
-    """Points in [0, 1]^D to L*F features, coarsest level first.
+    """Encodes points in [0, 1]^D as L*F features, coarsest level first (Instant NGP, section 3).
 
     The only parameter is the flat float32 `params`, the same for every back end. Points a little outside [0, 1] are
     allowed; the tables then wrap around as in tiny-cuda-nn.
+
+    Args:
+        in_dim: number of coordinates D, 2 to 4.
+        config: shape of the grid.
+        backend: "auto", "torch", "compiled" or "tcnn" (see `choose_backend`).
+
+    Raises:
+        UserError: a number of coordinates out of range, or a back end that does not work here.
 
     Example:
         >>> grid = HashGrid(2, HashGridConfig(n_levels=4, log2_table=12))
@@ -316,7 +346,15 @@ class HashGrid(nn.Module):
     def forward(
         self, x: Float[Tensor, "points in_dim"], level_weights: Float[Tensor, " levels"] | None = None
     ) -> Float[Tensor, "points out_dim"]:
-        """Returns the features; `level_weights` (of `compute_release_weights`) multiplies all features of a level."""
+        """Computes the features of points.
+
+        Args:
+            x: points in [0, 1]^D.
+            level_weights: a factor on all features of each level, as from `compute_release_weights`.
+
+        Returns:
+            The features of each point.
+        """
         if x.ndim != 2 or x.shape[1] != self.in_dim:
             raise ValueError(f"expected points of shape [N, {self.in_dim}], got {list(x.shape)}")
         x = x.to(self.params.dtype)

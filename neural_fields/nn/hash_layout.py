@@ -1,7 +1,7 @@
-"""The shape of a hash grid and the offset of every level in its parameters, as tiny-cuda-nn has them.
+"""The shape of a hash grid and the offset of every level in its parameters, as in tiny-cuda-nn.
 
-No torch here: a config can be read and checked without loading it. D is the number of input axes, L of levels, F of
-features of a level.
+This module does not import torch, so that a config can be read and checked without it. D is the number of input axes, L
+of levels, F of features of a level.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ MAX_VERTICES = {2: 65535, 3: 1625, 4: 255}
 
 @dataclass(frozen=True)
 class HashGridConfig:
-    """Shape of a hash grid, in tiny-cuda-nn's terms."""
+    """Sets the shape of a hash grid, in the terms of tiny-cuda-nn.
+
+    Raises:
+        UserError: a value out of range.
+    """
 
     n_levels: int = 16
     """Number of grids, from coarse to fine (1 to 128)."""
@@ -53,7 +57,7 @@ def _require(ok: bool, field: str, value: object, expected: str) -> None:
 
 @dataclass(frozen=True)
 class HashLevel:
-    """One grid of the pyramid: vertex (i, j, ...) sits at (i - 0.5) / scale."""
+    """Describes a level of a hash grid: vertex (i, j, ...) is at (i - 0.5) / scale."""
 
     scale: float
     resolution: int
@@ -70,8 +74,23 @@ def _round_to_float32(value: float) -> float:
 def compute_level_table(config: HashGridConfig, in_dim: int) -> tuple[HashLevel, ...]:
     """Computes scale, vertices, entries and offset of every level, as tiny-cuda-nn does.
 
-    Every step is rounded to float32: in float64 one configuration in six gets another number of vertices on some
-    level, and with it other parameters.
+    Every step is rounded to float32: with float64, one configuration in six has another number of vertices on some
+    level, and therefore other parameters.
+
+    Args:
+        config: shape of the grid.
+        in_dim: number of coordinates, 2 to 4.
+
+    Returns:
+        The levels, coarsest first.
+
+    Raises:
+        UserError: another number of coordinates.
+
+    Example:
+        >>> levels = compute_level_table(HashGridConfig(n_levels=2, log2_table=8, base_resolution=8), 2)
+        >>> [(level.resolution, level.entries, level.dense) for level in levels]
+        [(8, 64, True), (16, 256, True)]
     """
     _require(in_dim in MAX_VERTICES, "in_dim", in_dim, "2, 3 or 4")
     log2_growth = _round_to_float32(math.log2(_round_to_float32(config.growth)))
@@ -90,14 +109,33 @@ def compute_level_table(config: HashGridConfig, in_dim: int) -> tuple[HashLevel,
 
 
 def compute_growth(finest: int, base_resolution: int, n_levels: int) -> float:
-    """Returns the growth that takes `base_resolution` vertices per axis on level 0 to `finest` on the last level."""
+    """Computes the ratio of the resolutions of neighboring levels.
+
+    Args:
+        finest: vertices of the last level along each axis.
+        base_resolution: vertices of the first level along each axis.
+        n_levels: number of levels.
+
+    Returns:
+        The ratio.
+
+    Example:
+        >>> compute_growth(64, 16, 3)
+        2.0
+    """
     return (finest / base_resolution) ** (1 / max(n_levels - 1, 1))
 
 
 def find_fragile_levels(levels: tuple[HashLevel, ...]) -> tuple[int, ...]:
-    """Returns dense levels whose scale lies within 1e-3 of an integer without being one.
+    """Finds dense levels whose scale is within 1e-3 of an integer, but is not an integer.
 
-    tiny-cuda-nn recomputes the scale on the GPU with a faster exp2: such a level may get one vertex more or less there.
+    tiny-cuda-nn recomputes the scale on the GPU with a faster exp2: there, such a level may have a vertex more or less.
+
+    Args:
+        levels: of a hash grid.
+
+    Returns:
+        The numbers of these levels, 0 for the coarsest.
     """
     distance = [abs(level.scale - round(level.scale)) for level in levels]
     return tuple(i for i, level in enumerate(levels) if level.dense and 0 < distance[i] < 1e-3)

@@ -20,17 +20,25 @@ _OUTPUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class MLP(nn.Module):
-    """A ReLU network as in Layered Neural Atlases (Kasten et al. 2021).
+    """Evaluates a ReLU network as in Layered Neural Atlases ("LNA", Kasten et al. 2021).
 
     Args:
-        in_dim, out_dim: features in and out.
+        in_dim: number of input features.
+        out_dim: number of output features.
         width: neurons of a hidden layer.
         layers: number of linear layers, the output layer included (LNA's "6 x 256" is layers=6, width=256).
-        skips: indices of layers (0 is the first) that also read the network's input, behind the hidden features; the
-            input passes no gradient back there, as in LNA.
-        output: activation of the last layer.
-        output_bound: weights of the last layer start uniform in [-bound, bound] and its bias at zero, so that the
-            network starts near a constant (CoDeF starts its deformation with 1e-4); None is torch's own start.
+        skips: indices of layers (0 is the first) that also read the network's input, after the hidden features; no
+            gradient flows to the input there, as in LNA.
+        output: activation of the last layer: "none", "tanh", "sigmoid" or "softplus".
+        output_bound: initial weights of the last layer are uniform in [-bound, bound] and its bias is zero, so that the
+            network is nearly constant at first (CoDeF uses 1e-4 for its deformation); None keeps torch's default.
+
+    Raises:
+        ValueError: no layer, a skip out of range, or an unknown activation.
+
+    Example:
+        >>> MLP(2, 3, width=8, layers=3, output="tanh")(torch.zeros(5, 2)).shape
+        torch.Size([5, 3])
     """
 
     def __init__(

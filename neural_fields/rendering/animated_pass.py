@@ -18,7 +18,7 @@ from neural_fields.rendering.overlay_pass import DEFAULTS, OverlayPass, OverlayS
 
 
 class AnimatedPass(RenderPass):
-    """Puts an overlay of its own on every frame.
+    """Composites a different overlay onto each frame.
 
     Args:
         maps, canonicals, options: as for `OverlayPass`.

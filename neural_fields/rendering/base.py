@@ -1,4 +1,4 @@
-"""What a rendering pass is."""
+"""The interface of rendering passes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class RenderPass(ABC):
         """Returns where the pass may change frame `t` at `size` (width, height)."""
 
     def layer_weights(self, t: int, size: tuple[int, int]) -> Float[np.ndarray, "layers height width"]:
-        """Returns how much of each pixel of frame `t` each layer fills after the pass; sums to one."""
+        """Returns the share of each pixel of frame `t` that each layer fills after the pass; the shares sum to one."""
         return self.maps.read_weights(t, size)
 
     def render_frames(
@@ -52,7 +52,7 @@ class OverlayOptions:
     """Options of putting overlays on frames.
 
     Attributes:
-        strength: how much of the overlays frame `t` of the run shows, 0 to 1.
+        strength: the strength of the overlays in frame `t` of the run, 0 to 1.
         blend: the blend mode of the paint with the layer; None: the paint alone. Blended paint is not lit, because the
             layer that it is blended with already is.
         lit: whether the layer's gain is applied to plain paint.

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from neural_fields.atlas.canonical import CanonicalImage, resample_overlay
 from neural_fields.atlas.uv_maps import Maps
+from neural_fields.core.coords import Box
 from neural_fields.edits.arrangement import Arrangement
 from neural_fields.edits.payloads import (
     flatten_overlays,
@@ -30,7 +31,6 @@ from neural_fields.edits.read_stack import Edit
 from neural_fields.edits.shape import Deformation
 from neural_fields.imaging.alpha import premultiply, unpremultiply
 from neural_fields.imaging.blend_modes import blend_function
-from neural_fields.imaging.color_grading import Grade
 from neural_fields.rendering.animated_pass import AnimatedPass
 from neural_fields.rendering.base import Canonicals, OverlayOptions, RenderPass
 from neural_fields.rendering.grade_pass import GradePass
@@ -60,7 +60,7 @@ class PassChain(RenderPass):
         return source
 
     def layer_weights(self, t: int, size: tuple[int, int]) -> Float[np.ndarray, "layers height width"]:
-        """Returns how much of each pixel each layer fills after the last pass; sums to one."""
+        """Returns the share of each pixel that each layer fills after the last pass; the shares sum to one."""
         return self.passes[-1].layer_weights(t, size) if self.passes else super().layer_weights(t, size)
 
     def affected_mask(self, t: int, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
@@ -97,9 +97,10 @@ def build_passes(
     # Hidden layers: their share in each frame by edit, and the rim in pixels that goes with them.
     hidden: dict[str, list[tuple[Strength, float]]] = {}
     for edit in edits:
-        for layer in edit.spec.get("hidden", ()):
+        if removal := edit.record.removal:
             strength = partial(_strength_at, edit.arrangement, frames, edit.arrangement.opacity)
-            hidden.setdefault(layer, []).append((strength, float(edit.spec.get("grow", 0))))
+            for layer in removal.layers:
+                hidden.setdefault(layer, []).append((strength, removal.grow))
     hider = RemovalPass(maps, pictures, hidden) if hidden else None
     shown_maps = maps if hider is None else hider.shown_maps
     passes: list[RenderPass] = [] if hider is None else [hider]
@@ -117,19 +118,19 @@ def build_passes(
         else:
             canonicals_at = below.at_this_point()
             shown = partial(_strength_at, first.overlay_arrangement, frames, first.overlay_arrangement.opacity)
-            blend, lit = blend_function(first.overlay_arrangement.blend), bool(first.spec.get("lit", True))
+            blend, lit = blend_function(first.overlay_arrangement.blend), first.record.lit
             options = OverlayOptions(shown, blend, lit, canonicals_at)
-            overlays = {layer: read_overlay(first, layer) for layer in first.spec["layers"]}
+            overlays = {layer: read_overlay(first, layer) for layer in first.record.overlays}
             if overlays:
                 passes.append(OverlayPass(shown_maps, pictures, overlays, options))
-            for layer, value in first.spec.get("grades", {}).items():
-                grade, mask = Grade.from_json(value), read_mask(first, layer)
+            for layer, entry in first.record.grades.items():
+                grade, mask = entry.grade, read_mask(first, layer)
                 passes.append(
                     GradePass(
                         shown_maps, pictures, layer, grade, mask, OverlayOptions(shown, canonicals_at=canonicals_at)
                     )
                 )
-            for layer in first.spec.get("moving", {}):
+            for layer in first.record.animated:
                 moving = read_animated_overlay(first, layer, len(frames))
                 passes.append(AnimatedPass(shown_maps, pictures, layer, moving, options))
         for edit in group:
@@ -144,9 +145,9 @@ def canonical_painters(edit: Edit, frames: Sequence[int] = ()) -> Iterator[Canon
     """Yields the effects of an edit on canonical pictures, by layer. Without `frames`, its times do not count."""
     # Files are read when a picture is painted: most stacks never need to, and have read them once for their passes.
     strength = partial(_strength_at, edit.overlay_arrangement, frames, 1.0)
-    for layer in edit.spec["layers"]:
+    for layer in edit.record.overlays:
         yield CanonicalPainter(layer, strength, partial(_paint_overlay, edit, layer))
-    for layer in edit.spec.get("grades", {}):
+    for layer in edit.record.grades:
         yield CanonicalPainter(layer, strength, partial(_apply_grade, edit, layer))
 
 
@@ -164,7 +165,7 @@ def _paint_overlay(edit: Edit, layer: str, picture: CanonicalImage) -> Canonical
 
 def _apply_grade(edit: Edit, layer: str, picture: CanonicalImage) -> CanonicalImage:
     """Returns a picture with its colors graded within the edit's mask; its coverage stays."""
-    mask, grade, under = read_mask(edit, layer), Grade.from_json(edit.spec["grades"][layer]), picture.to_array()
+    mask, grade, under = read_mask(edit, layer), edit.record.grades[layer].grade, picture.to_array()
     share = edit.overlay_arrangement.opacity * (
         1.0 if mask is None else resample_overlay(mask, picture.size, picture.box)[..., 3:]
     )
@@ -179,10 +180,10 @@ def _replace_pixels(picture: CanonicalImage, rgba: Float[np.ndarray, "h w 4"]) -
 def _group_plain(edits: Sequence[Edit]) -> Iterator[list[Edit]]:
     """Yields edits that can be flattened together, and each of the others alone, in their order."""
     group: list[Edit] = []
-    boxes: dict[str, list[float]] = {}  # of the group's overlays, by layer
+    boxes: dict[str, Box] = {}  # of the group's overlays, by layer
     for edit in edits:
         # Only overlays over the same box of a layer can be flattened without any getting coarser.
-        own = {layer: list(entry["box"]) for layer, entry in edit.spec["layers"].items()}
+        own = {layer: entry.box for layer, entry in edit.record.overlays.items()}
         share_boxes = all(boxes.get(layer, box) == box for layer, box in own.items())
         if group and _is_plain(edit) and _is_plain(group[0]) and share_boxes:
             group.append(edit)
@@ -197,9 +198,9 @@ def _group_plain(edits: Sequence[Edit]) -> Iterator[list[Edit]]:
 
 def _is_plain(edit: Edit) -> bool:
     """Returns whether an edit has lit overlays alone, with the normal blend mode and at all times."""
-    more = any(edit.spec.get(key) for key in ("moving", "grades"))
-    is_normal = edit.overlay_arrangement.blend == "normal" and not edit.overlay_arrangement.changes_in_time
-    return is_normal and not more and edit.spec.get("lit", True)
+    record, arrangement = edit.record, edit.overlay_arrangement
+    is_normal = arrangement.blend == "normal" and not arrangement.changes_in_time
+    return is_normal and not (record.animated or record.grades) and record.lit
 
 
 def _strength_at(arrangement: Arrangement, frames: Sequence[int], opacity: float, t: int) -> float:
@@ -215,7 +216,7 @@ def read_deformations(edits: Sequence[Edit], frames: Sequence[int] = ()) -> dict
     """
     found: dict[str, list[Deformation]] = {}
     for edit in edits:
-        for layer in edit.spec.get("shapes", {}):
+        for layer in edit.record.shapes:
             shape = read_deformation(edit, layer)
             shown = partial(_strength_at, edit.overlay_arrangement, frames, edit.overlay_arrangement.opacity)
             found.setdefault(layer, []).append(Deformation(shape.field, shape.box, shown))

@@ -47,7 +47,7 @@ class GradePass(OverlayPass):
 
     @property
     def blends_with_layer(self) -> bool:
-        """Always True: a grade changes what the frame shows of the layer, which already has the light."""
+        """Always True: a grade changes the pixels of the frame, which already have the shading."""
         return True
 
     def render_frame(self, t: int, source: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:

@@ -151,7 +151,7 @@ def background_shares(
     total: Float[np.ndarray, "rows columns"],
     settings: DecompositionSettings = DEFAULTS,
 ) -> Float[np.ndarray, "behind rows columns"]:
-    """Returns the shares of the layers in the background; where it is hidden, they continue from around.
+    """Returns the shares of the layers in the background; where it is hidden, they continue from the surroundings.
 
     Args:
         weights: of the layers behind a layer.
@@ -170,7 +170,13 @@ def background_shares(
 def sample_canonical(
     image: Float[np.ndarray, "h w 4"], box: Box, uv: Float[np.ndarray, "n 2"]
 ) -> Float[np.ndarray, "n 4"]:
-    """Samples a canonical picture at any uv; beyond its box the edge continues."""
+    """Samples a canonical picture bilinearly; the colors of its edge are repeated outside.
+
+    Args:
+        image: the picture.
+        box: the part of the canonical plane that it covers, in uv units.
+        uv: positions in uv units.
+    """
     x = (uv[:, 0] - box.u0) / box.width * image.shape[1] - 0.5
     y = (uv[:, 1] - box.v0) / box.height * image.shape[0] - 0.5
     return sample_bilinear(image, x.astype(np.float32), y.astype(np.float32))

@@ -51,7 +51,7 @@ class OverlaySettings:
 
     @property
     def margin_px(self) -> int:
-        """Pixels of the maps to keep around the touched ones: what the outermost is interpolated from."""
+        """Pixels of the maps to keep around the touched ones, for the interpolation of the outermost ones."""
         return self.reach_px + 1
 
 
@@ -138,7 +138,7 @@ class OverlayPass(RenderPass):
 
     @property
     def blends_with_layer(self) -> bool:
-        """Whether the paint is blended with what the frame shows of the layer, which already has the light."""
+        """Whether the paint is blended with the pixels of the frame, which already have the shading."""
         return self.options.blend is not None
 
     def canonicals_at(self, t: int) -> Canonicals:

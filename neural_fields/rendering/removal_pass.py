@@ -38,7 +38,7 @@ DEFAULTS = RemovalSettings()
 
 
 def hidden_share(hidden: HiddenShares, t: int) -> float:
-    """Returns how much of a layer several edits together hide in frame `t`, 0 to 1."""
+    """Returns the share of a layer that several edits together hide in frame `t`, 0 to 1."""
     return 1 - float(np.prod([1 - strength(t) for strength, _ in hidden]))
 
 
@@ -48,7 +48,7 @@ class RemovalPass(RenderPass):
     Args:
         maps: the baked maps of the run.
         canonicals: the canonical picture of every layer.
-        hidden: which layers, and how much of them; the last layer of a run, with nothing behind it, stays.
+        hidden: the layers and the share of each that is hidden; the last layer of a run cannot be hidden.
         settings: how far around a layer its halo and the light behind it reach.
     """
 
@@ -113,7 +113,7 @@ class RemovalPass(RenderPass):
         return found
 
     def layer_weights(self, t: int, size: tuple[int, int]) -> Float[np.ndarray, "layers height width"]:
-        """Returns how much of each pixel each layer fills without the hidden ones; sums to one."""
+        """Returns the share of each pixel that each layer fills without the hidden ones; the shares sum to one."""
         return self.shown_maps.read_weights(t, size)
 
     def _rim_weight(self, layer: int, weight: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, "rows columns"]:

@@ -4,83 +4,59 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import cv2
 import numpy as np
 import torch
 
-from neural_fields.atlas import canonical
-from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core.errors import UserError, bad_input
 from neural_fields.core.prefetch import prefetch
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.core.threads import available_cores
-from neural_fields.data.video.io import CODECS, source_frames, write_video
-from neural_fields.data.video.metadata import VideoMetadata, parse_size
-from neural_fields.edits.provenance import build_provenance
-from neural_fields.edits.read_stack import Edit, active_edits
-from neural_fields.planar.init.load import load_planar_model
-from neural_fields.planar.samples import composite_layers
+from neural_fields.data.video.io import CODECS, write_video
+from neural_fields.data.video.metadata import parse_size
+from neural_fields.edits.read_stack import Edit
+from neural_fields.open_runs.opening import RunLike, require_planar
+from neural_fields.open_runs.planar_run import PlanarRun
+from neural_fields.open_runs.provenance import build_provenance
+from neural_fields.planar.composition.samples import composite_layers
 from neural_fields.rendering.base import RenderPass
 from neural_fields.rendering.compositor import build_passes
+from neural_fields.rendering.options import RenderOptions
 from neural_fields.rendering.retiming.interpolation import Retimer, Weights
 from neural_fields.rendering.retiming.timeline import FrameSchedule, Timing, parse_timing, schedule_frames
-from neural_fields.runs.planar_record import read_planar_record
-from neural_fields.runs.run import Run
-from neural_fields.runs.source import read_source_metadata
 
 log = logging.getLogger(__name__)
 
-RenderMode = Literal["edit", "reconstruction", "compare", "layers"]
 
-
-@dataclass(frozen=True)
-class RenderOptions:
-    """Options of a rendering; the defaults are those of the command."""
-
-    edits: tuple[str, ...] = ()  # names or numbers; default: all active edits
-    out: Path | None = None  # default: renders/<edit> in the run
-    what: RenderMode = "edit"
-    size: str = "source"
-    codec: str = "h264"
-    overwrite: bool = False
-    speed: str = "1"  # "0.5" is half as fast
-    rate: str = ""  # frames a second; default: the source's
-    freeze: tuple[str, ...] = ()  # "20:2": frame 20 of the source is frozen for two seconds more
-    metadata: bool = True  # whether the file says what made it
-
-
-FrameReporter = Callable[[int, int], None]
-
-
-def render(
-    run: Run, options: RenderOptions | None = None, report: FrameReporter = lambda done, total: None
-) -> list[Path]:
-    """Renders a run; returns the files written (one, or one per layer with `what="layers"`).
+def render(run: RunLike, options: RenderOptions | None = None, report: ProgressReporter = report_nothing) -> list[Path]:
+    """Renders a run of a video.
 
     Args:
-        run: the run.
-        options: what to render, and how to write it.
-        report: is called with the number of frames done and of all frames.
+        run: the run, or its folder.
+        options: the options of `unwrap render`.
+        report: called after each frame.
+
+    Returns:
+        The files written: one file, or one for each layer with `what="layers"`.
 
     Raises:
-        UserError: nothing to render, the output exists, the source is gone, no room.
+        UserError: nothing to render, an existing output, or a source that is gone (exit 3), or no room (exit 4).
     """
     options = options or RenderOptions()
-    maps = Maps.open(run)
-    facts, chosen = read_source_metadata(run)
+    run = require_planar(run, "this rendering")
+    _ = run.maps, run.metadata  # an unfinished run, or one whose source is gone, is refused before anything is made
     if options.codec not in CODECS:
         raise bad_input(f"unknown codec '{options.codec}'", why=f"codecs: {', '.join(CODECS)}", fix="--codec h264")
-    size = parse_size(options.size, facts.width, facts.height)
+    size = parse_size(options.size, *run.source_size)
     timing = parse_timing(options.speed, options.rate, options.freeze)
-    rendering = _Rendering(run, options, report, maps, facts, chosen, size, timing)
+    rendering = _Rendering(run, options, report, size, timing)
     modes = {
         "edit": _render_edit,
         "reconstruction": _render_reconstruction,
@@ -93,22 +69,17 @@ def render(
 
 @dataclass(frozen=True)
 class _Rendering:
-    """One rendering: the run, what is asked for, and what was opened for it.
+    """One rendering: the run, and what is asked for.
 
     Attributes:
         run, options, report: as for `render`.
-        maps: the baked maps of the run.
-        facts, chosen: metadata of the source, and the frames of it that the run has.
         size: (width, height) of the output; a comparison has several such pictures side by side.
         timing: when the frames are shown.
     """
 
-    run: Run
+    run: PlanarRun
     options: RenderOptions
-    report: FrameReporter
-    maps: Maps
-    facts: VideoMetadata
-    chosen: range
+    report: ProgressReporter
     size: tuple[int, int]
     timing: Timing
 
@@ -116,9 +87,9 @@ class _Rendering:
     def plan(self) -> FrameSchedule:
         """The frames to write: those of the run at their own times, unless the timing is changed."""
         if self.timing.changes_something:
-            return schedule_frames(self.facts, self.chosen, self.timing)
-        times = tuple(self.facts.timestamps[k] for k in self.chosen)
-        return FrameSchedule(times, tuple(map(Fraction, range(len(self.chosen)))), self.facts)
+            return schedule_frames(self.run.metadata, self.run.frames, self.timing)
+        times = tuple(self.run.metadata.timestamps[k] for k in self.run.frames)
+        return FrameSchedule(times, tuple(map(Fraction, range(self.run.frame_count))), self.run.metadata)
 
     def require_source_timing(self) -> None:
         """Refuses a changed timing.
@@ -135,7 +106,7 @@ class _Rendering:
 
     def resized_source(self) -> Iterator[np.ndarray]:
         """Yields the frames of the source at the size of the output."""
-        for frame in source_frames(self.facts, self.chosen):
+        for frame in self.run.iterate_frames():
             if (frame.shape[1], frame.shape[0]) == self.size:
                 yield frame
             else:
@@ -150,7 +121,7 @@ class _Rendering:
             weights: how much of their pixels each layer fills; by default as the maps say.
         """
         return (
-            Retimer(self.maps, weights).interpolate_frames(frames, self.plan)
+            Retimer(self.run.maps, weights).interpolate_frames(frames, self.plan)
             if self.timing.changes_something
             else frames
         )
@@ -158,10 +129,14 @@ class _Rendering:
     def path(self, stem: str) -> Path:
         """The output file: as asked for, or by default named in the run's folder of renders."""
         suffix = "" if self.options.codec == "png" else CODECS[self.options.codec].suffixes[0]
-        return self.options.out or self.run.renders / f"{stem}{suffix}"
+        return self.options.out or self.run.files.renders / f"{stem}{suffix}"
 
     def encode(
-        self, path: Path, frames: Iterator[np.ndarray], edits: Sequence[Edit] = (), report: FrameReporter | None = None
+        self,
+        path: Path,
+        frames: Iterator[np.ndarray],
+        edits: Sequence[Edit] = (),
+        report: ProgressReporter | None = None,
     ) -> Path:
         """Encodes frames like the source.
 
@@ -196,17 +171,17 @@ class _Rendering:
 
 def _render_edit(rendering: _Rendering) -> list[Path]:
     """Renders the source with the edits on it."""
-    run, maps, timing = rendering.run, rendering.maps, rendering.timing
-    edit_pass = open_passes(run, maps, rendering.options.edits)
+    run, timing = rendering.run, rendering.timing
+    edits = run.active_edits(rendering.options.edits)
+    edit_pass = open_passes(run, edits)
     if not edit_pass.changes_something and not timing.changes_something:
         raise bad_input(
             "there is no edit to render",
-            where=str(run.edits),
+            where=str(run.files.edits),
             why="no edit is active in this run",
-            fix=f"unwrap edit {run.path} IMAGE --layer {maps.layers[0]}, or --what reconstruction",
+            fix=f"unwrap edit {run.path} IMAGE --layer {run.layers[0]}, or --what reconstruction",
         )
     edited = prefetch(edit_pass.render_frames(enumerate(prefetch(rendering.resized_source()))))
-    edits = active_edits(run, rendering.options.edits)
     names = [edit.name for edit in edits] or ["retimed" if timing.changes_something else "edit"]
     stem = re.sub(r"[^a-z0-9+-]", "-", "+".join(names))[:80]
     frames = rendering.retimed(edited, edit_pass.layer_weights)
@@ -215,16 +190,15 @@ def _render_edit(rendering: _Rendering) -> list[Path]:
 
 def _render_reconstruction(rendering: _Rendering) -> list[Path]:
     """Renders what the model shows, without the source."""
-    frames = rendering.retimed(_reconstruct_frames(rendering.run, rendering.size, rendering.maps.frame_count))
+    frames = rendering.retimed(_reconstruct_frames(rendering.run, rendering.size))
     return [rendering.encode(rendering.path("reconstruction"), frames, report=rendering.report)]
 
 
 def _render_comparison(rendering: _Rendering) -> list[Path]:
     """Renders source, reconstruction and, where there is one, the edit, side by side."""
     rendering.require_source_timing()
-    edit_pass = open_passes(rendering.run, rendering.maps, rendering.options.edits)
-    edits = active_edits(rendering.run, rendering.options.edits)
-    frames = _compare_frames(rendering, edit_pass)
+    edits = rendering.run.active_edits(rendering.options.edits)
+    frames = _compare_frames(rendering, open_passes(rendering.run, edits))
     return [rendering.encode(rendering.path("compare"), frames, edits, rendering.report)]
 
 
@@ -233,22 +207,22 @@ def _render_layers(rendering: _Rendering) -> list[Path]:
     rendering.require_source_timing()
     base = rendering.path("layers")
     paths = []
-    for layer, name in enumerate(rendering.maps.layers):
+    for layer, name in enumerate(rendering.run.layers):
         path = base.with_name(f"{base.stem}-{name}{base.suffix}")
         paths.append(rendering.encode(path, _layer_frames(rendering, layer)))
     return paths
 
 
-def _reconstruct_frames(run: Run, size: tuple[int, int], count: int) -> Iterator[np.ndarray]:
-    model, _ = load_planar_model(run)
-    for t in range(count):
+def _reconstruct_frames(run: PlanarRun, size: tuple[int, int]) -> Iterator[np.ndarray]:
+    model = run.model
+    for t in range(run.maps.frame_count):
         with torch.no_grad():
             shown = composite_layers(model.sample_frame(t, size)).clamp(0, 1).view(size[1], size[0], 3)
         yield (shown * 255).round().to(torch.uint8).numpy()
 
 
 def _compare_frames(rendering: _Rendering, edit_pass: RenderPass) -> Iterator[np.ndarray]:
-    reconstructed = _reconstruct_frames(rendering.run, rendering.size, len(rendering.chosen))
+    reconstructed = _reconstruct_frames(rendering.run, rendering.size)
     for t, (source, shown) in enumerate(zip(rendering.resized_source(), reconstructed, strict=True)):
         parts = [source, shown] + ([edit_pass.render_frame(t, source)] if edit_pass.changes_something else [])
         yield np.concatenate(parts, axis=1)
@@ -256,7 +230,7 @@ def _compare_frames(rendering: _Rendering, edit_pass: RenderPass) -> Iterator[np
 
 def _layer_frames(rendering: _Rendering, layer: int) -> Iterator[np.ndarray]:
     size, with_alpha = rendering.size, CODECS[rendering.options.codec].alpha_pixels is not None
-    model, _ = load_planar_model(rendering.run)
+    model = rendering.run.model
     for t in range(model.shape.frame_count):
         with torch.no_grad():
             samples = model.sample_frame(t, size)
@@ -267,11 +241,11 @@ def _layer_frames(rendering: _Rendering, layer: int) -> Iterator[np.ndarray]:
         yield (shown * 255).round().to(torch.uint8).view(size[1], size[0], -1).numpy()
 
 
-def _report_frames(frames: Iterator[np.ndarray], total: int, report: FrameReporter) -> Iterator[np.ndarray]:
+def _report_frames(frames: Iterator[np.ndarray], total: int, report: ProgressReporter) -> Iterator[np.ndarray]:
     """Passes frames on and reports how many were."""
     for done, frame in enumerate(frames, start=1):
         yield frame
-        report(done, total)
+        report(Progress("rendering", done, total))
 
 
 @contextmanager
@@ -288,19 +262,15 @@ def _share_cores() -> Iterator[None]:
         cv2.setNumThreads(before)
 
 
-def open_passes(run: Run, maps: Maps, names: Sequence[str] = ()) -> RenderPass:
-    """Opens the passes that put the active edits of a run, or those named, on its frames.
+def open_passes(run: PlanarRun, edits: Sequence[Edit] | None = None) -> RenderPass:
+    """Opens the passes that put edits on the frames of a run.
 
     Args:
         run: the run.
-        maps: its baked maps.
-        names: names or numbers of edits; by default all active ones.
+        edits: of the run, the lowest first; by default all active ones.
 
     Raises:
-        UserError: an unknown name (exit 3), a damaged edit or canonical picture (exit 5).
+        UserError: a damaged edit or canonical picture (exit 5).
     """
-    # Decoding pictures releases Python's lock: one after the other they would hold up the first frame.
-    with ThreadPoolExecutor(2) as pool:
-        pictures = pool.map(lambda name: canonical.read_pristine(run.canonical, name), maps.layers)
-        images = dict(zip(maps.layers, pictures, strict=True))
-    return build_passes(maps, images, active_edits(run, names), read_planar_record(run).frames)
+    edits = run.active_edits() if edits is None else edits
+    return build_passes(run.maps, run.canonicals, edits, run.frames)

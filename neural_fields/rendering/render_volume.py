@@ -7,31 +7,28 @@ where it differs from the trained one.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
 
 import cv2
 import numpy as np
 import torch
 
 from neural_fields.core.errors import UserError, bad_input
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.data.capture.bones_json import read_bones
 from neural_fields.data.capture.cameras import Camera, compute_look_at_pose
-from neural_fields.data.capture.capture_folder import read_capture
 from neural_fields.data.capture.transforms_json import read_transforms
 from neural_fields.data.video.io import CODECS, write_video
 from neural_fields.data.video.metadata import make_metadata, parse_size
-from neural_fields.edits.read_stack import active_edits
-from neural_fields.rendering.render_planar import RenderOptions
-from neural_fields.runs.run import Run
+from neural_fields.open_runs.opening import RunLike, require_scene
+from neural_fields.open_runs.scene_run import SceneRun
+from neural_fields.rendering.options import RenderMode, RenderOptions
 from neural_fields.volume.previews import depth_to_gray
-from neural_fields.volume.record import VolumeRecord, apply_edits, load_scene, read_record
+from neural_fields.volume.record import VolumeRecord
 from neural_fields.volume.scene import PERSON, Moments, RenderedView, Scene
-
-VolumeRenderMode = Literal["edit", "reconstruction", "compare", "layers", "depth", "opacity"]
 
 
 @dataclass(frozen=True)
@@ -48,84 +45,62 @@ class RenderView:
     view: int | None = None
 
 
-@dataclass(frozen=True)
-class VolumeRenderOptions:
-    """Options of rendering a 3D scene; the defaults are those of the command.
-
-    Attributes:
-        common: edits, file, size, codec: as for every run; `common.what` is not read.
-        what: what to show.
-        camera: "source" for the views that were filmed, "orbit" for a circle around the scene, or a transforms.json.
-        time: the moment that is shown all along; None lets time run.
-        pose: a bones.json whose poses take the place of those of the capture.
-    """
-
-    common: RenderOptions = field(default_factory=RenderOptions)
-    what: VolumeRenderMode = "edit"
-    camera: str = "source"
-    time: int | None = None
-    pose: Path | None = None
-
-
-def render_volume(
-    run: Run, options: VolumeRenderOptions, report: Callable[[int, int], None] = lambda done, total: None
-) -> list[Path]:
+def render_volume(run: RunLike, options: RenderOptions, report: ProgressReporter = report_nothing) -> list[Path]:
     """Renders a 3D scene.
 
     Args:
-        run: of the scene.
-        options: what to render.
-        report: called with the pictures done, and all of them.
+        run: the run of the scene, or its folder.
+        options: the options of `unwrap render`.
+        report: called after each picture.
 
     Returns:
-        The files written: one, or one per part with `what="layers"`.
+        The files written: one file, or one for each part with `what="layers"`.
 
     Raises:
-        UserError: bad options, nothing to render, the output exists, damaged files, no room.
+        UserError: wrong options, nothing to render, or an existing output (exit 3), no room (4), or damaged files (5).
     """
-    common = options.common
-    if common.codec not in CODECS:
-        raise bad_input(f"unknown codec '{common.codec}'", why=f"codecs: {', '.join(CODECS)}", fix="--codec h264")
-    record = read_record(run)
-    size = record.size if common.size == "source" else parse_size(common.size, *record.size)
+    if options.codec not in CODECS:
+        raise bad_input(f"unknown codec '{options.codec}'", why=f"codecs: {', '.join(CODECS)}", fix="--codec h264")
+    run = require_scene(run, "this rendering")
+    record = run.record
+    size = record.size if options.size == "source" else parse_size(options.size, *record.size)
     moments, poses = _select_moments(record, options)
     shots = _list_shots(record, options, size, poses)
-    scene, _ = load_scene(run, record)
-    edited, parts = apply_edits(run, scene, common.edits)
-    names = [edit.name for edit in active_edits(run, common.edits)]
+    edited, parts = run.apply_edits(options.edits)
+    names = [edit.name for edit in run.active_edits(options.edits)]
     if options.what == "edit" and not names:
         raise bad_input(
             "there is no edit to render",
-            where=str(run.edits),
+            where=str(run.files.edits),
             why="no edit is active in this run",
             fix=f"unwrap edit {run.path} --editor dynvideo_e --prompt TEXT --model FOLDER, or --what reconstruction",
         )
-    base = common.out
+    base = options.out
     if base is None:  # a name that says what is rendered, and from where
         words = ["+".join(names) if options.what == "edit" else options.what]
         words += [] if options.camera == "source" else [Path(options.camera).stem]
         words += [] if options.time is None else [f"time{options.time}"]
         words += [] if options.pose is None else [options.pose.stem]
         stem = re.sub(r"[^a-z0-9+-]", "-", "-".join(words).lower())[:80]
-        base = run.renders / f"{stem}{'' if common.codec == 'png' else CODECS[common.codec].suffixes[0]}"
-    pictures = _ScenePictures(scene, edited, parts, moments, shots)
+        base = run.files.renders / f"{stem}{'' if options.codec == 'png' else CODECS[options.codec].suffixes[0]}"
+    pictures = _ScenePictures(run.scene, edited, parts, moments, shots)
     wanted: list[tuple[Path, Iterator[np.ndarray]]] = []
     if options.what == "layers":
-        for part in sorted(scene.parts):
+        for part in sorted(run.scene.parts):
             wanted.append((base.with_name(f"{base.stem}-{part}{base.suffix}"), pictures.render_part(part)))
     else:
         all_filmed = all(shot.view is not None for shot in shots)
-        source = _read_source_frames(record, size) if options.what in ("edit", "compare") and all_filmed else None
+        source = _read_source_frames(run, size) if options.what in ("edit", "compare") and all_filmed else None
         wanted.append((base, pictures.render_frames(options.what, source)))
     written = []
     for path, frames in wanted:
         path.parent.mkdir(parents=True, exist_ok=True)
         shown = _report_each(frames, len(shots), report)
         try:
-            facts = make_metadata(size, len(shots), Fraction(24))  # a capture has no rate of its own
-            written.append(write_video(path, shown, facts, codec=common.codec, overwrite=common.overwrite))
+            metadata = make_metadata(size, len(shots), Fraction(24))  # a capture has no rate of its own
+            written.append(write_video(path, shown, metadata, codec=options.codec, overwrite=options.overwrite))
         except UserError as error:
-            if path.exists() and not common.overwrite and not error.fix:
+            if path.exists() and not options.overwrite and not error.fix:
                 error.fix = "add -y to replace it, or --out with another name"
             raise
     return written
@@ -134,7 +109,7 @@ def render_volume(
 # --- cameras, moments and poses -------------------------------------------------------------------------------------
 
 
-def _select_moments(record: VolumeRecord, options: VolumeRenderOptions) -> tuple[Moments, int]:
+def _select_moments(record: VolumeRecord, options: RenderOptions) -> tuple[Moments, int]:
     """Returns the poses and states to render, and how many there are.
 
     Raises:
@@ -166,9 +141,7 @@ def _select_moments(record: VolumeRecord, options: VolumeRenderOptions) -> tuple
     return moments, count
 
 
-def _list_shots(
-    record: VolumeRecord, options: VolumeRenderOptions, size: tuple[int, int], poses: int
-) -> list[RenderView]:
+def _list_shots(record: VolumeRecord, options: RenderOptions, size: tuple[int, int], poses: int) -> list[RenderView]:
     """Lists the pictures to render, in order.
 
     Args:
@@ -212,7 +185,7 @@ def _list_shots(
 
 
 def place_orbit_cameras(record: VolumeRecord, count: int = 60) -> list[Camera]:
-    """Places cameras on a circle around what the filming cameras look at.
+    """Places cameras on a circle around the point that the filming cameras are aimed at.
 
     They are at the mean distance and height of the filming cameras, with the lens of the first.
 
@@ -261,7 +234,7 @@ class _ScenePictures:
     moments: Moments
     shots: list[RenderView]
 
-    def render_frames(self, what: VolumeRenderMode, source: Iterator[np.ndarray] | None) -> Iterator[np.ndarray]:
+    def render_frames(self, what: RenderMode, source: Iterator[np.ndarray] | None) -> Iterator[np.ndarray]:
         """Renders RGB pictures of 8 bits; `source` are the filmed ones, if all are filmed."""
         for shot in self.shots:
             if what in ("depth", "opacity"):
@@ -321,17 +294,16 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray((values.clip(0, 1) * 255).round().astype(np.uint8))
 
 
-def _read_source_frames(record: VolumeRecord, size: tuple[int, int]) -> Iterator[np.ndarray]:
+def _read_source_frames(run: SceneRun, size: tuple[int, int]) -> Iterator[np.ndarray]:
     """Reads the filmed pictures in [0, 1], one a view."""
-    capture = read_capture(record.source, record.size)
-    for frame in capture.frames:
+    for frame in run.capture.frames:
         if (frame.shape[1], frame.shape[0]) != size:
             frame = cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC)
         yield frame.astype(np.float32) / 255
 
 
-def _report_each(frames: Iterator[np.ndarray], count: int, report: Callable[[int, int], None]) -> Iterator[np.ndarray]:
+def _report_each(frames: Iterator[np.ndarray], count: int, report: ProgressReporter) -> Iterator[np.ndarray]:
     """Passes frames on, reporting each one that was taken."""
     for done, frame in enumerate(frames, start=1):
         yield frame
-        report(done, count)
+        report(Progress("rendering", done, count))

@@ -55,7 +55,7 @@ class FrameUnmixer:
     settings: UnmixingSettings = DEFAULTS
 
     def unmix_frame(self, t: int, frame: Frame, model: bool = False) -> list[Rgba]:
-        """Un-mixes frame `t` into its layers, front to back: together the frame, or the model's reconstruction of it.
+        """Separates frame `t` into its layers, front to back; together they give the frame, or its reconstruction.
 
         The last one goes on behind the others, with the colors of its canonical picture, where some frame shows it.
 
@@ -82,7 +82,7 @@ class FrameUnmixer:
 
 
 def read_layer_weights(maps: Maps, t: int, size: tuple[int, int]) -> Planes:
-    """Reads how much of each pixel each layer fills; sums to one.
+    """Reads the share of each pixel that each layer fills; the shares sum to one.
 
     Enlarged, it has finer steps than what is stored.
 
@@ -116,7 +116,7 @@ def unmix_colors(colors: Colors, weights: Planes, frame: Rgb) -> Colors:
 
     Args:
         colors: of the layers, of any range.
-        weights: how much of each pixel each layer fills.
+        weights: the share of each pixel that each layer fills.
         frame: the mixture.
     """
     inside, shares = colors.clip(0, 1), weights[..., None]
@@ -128,7 +128,7 @@ def unmix_colors(colors: Colors, weights: Planes, frame: Rgb) -> Colors:
 
 
 def unmix_edited_frame(changer: RenderPass, t: int, source: Frame) -> list[Rgba]:
-    """Un-mixes a frame with edits into its layers, front to back.
+    """Separates a frame with edits into its layers, front to back.
 
     In pixels that layers share, the color of each is extrapolated from the pixels that it fills alone.
 

@@ -1,8 +1,8 @@
-"""Texture-space rendering: what a frame shows of a layer, resampled to the canonical plane of that layer.
+"""uv-space (texture-space) rendering: it resamples the pixels of a layer in a frame to its canonical plane.
 
-The maps give the uv of a pixel; here they are inverted. A coarse grid of the plane is solved with the map that is
-extrapolated smoothly where the layer is not visible (`extended_map.py`), and every texel from there by Newton's method
-with the maps as they are, which are those that rendering reads.
+The maps give the uv of a pixel; this module inverts them. A coarse grid of the plane is solved with the map that is
+extrapolated smoothly beyond the visible pixels (`uv_extrapolation.py`), and every texel from there by Newton's method
+with the maps that rendering reads.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class UnwrappedFrame:
 
     Attributes:
         color: as the frame shows it, under its light; black where the layer is not visible.
-        visibility: how much of the layer the frame shows there, in [0, 1].
+        visibility: the share of the layer that the frame shows, in [0, 1].
         gain: the light of the frame: a canonical color times this is what the frame shows.
     """
 

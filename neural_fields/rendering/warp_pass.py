@@ -49,7 +49,7 @@ DEFAULTS = DeformationSettings()
 def compute_displacement(
     uv_map: ExtrapolatedMap, deformations: Sequence[Deformation], settings: ExtrapolationSettings = EXTRAPOLATION
 ) -> Float[np.ndarray, "height width 2"]:
-    """Computes the backward displacement of every pixel of a frame: pixel x shows what was at x minus this.
+    """Computes the backward displacement of every pixel of a frame: pixel x shows the color at x minus this.
 
     Args:
         uv_map: the uv map of the layer in the frame.
@@ -119,7 +119,7 @@ class WarpPass(OverlayPass):
     def deform_frame(
         self, t: int, frame: UInt8[np.ndarray, "height width 3"]
     ) -> tuple[UInt8[np.ndarray, "height width 3"], Float[np.ndarray, "layers height width"]]:
-        """Deforms the layers of a frame; also returns how much of each pixel each layer then fills; sums to one."""
+        """Deforms the layers of a frame; also returns the share of each pixel that each layer then fills."""
         size = (frame.shape[1], frame.shape[0])
         weights = self.maps.read_weights(t, size)
         for layer in sorted(
@@ -161,7 +161,7 @@ class WarpPass(OverlayPass):
         return frame, weights
 
     def layer_weights(self, t: int, size: tuple[int, int]) -> Float[np.ndarray, "layers height width"]:
-        """Returns how much of each pixel each layer fills after the deformation; sums to one."""
+        """Returns the share of each pixel that each layer fills after the deformation; the shares sum to one."""
         return self.deform_frame(t, np.zeros((size[1], size[0], 3), np.uint8))[1]
 
     def affected_mask(self, t: int, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:

@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import errno
-import fcntl
-import json
 import os
 import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from neural_fields.core.errors import ExitCode, UserError
-from neural_fields.core.files import (
-    disk_errors,
-    is_process_alive,
-    make_folder,
-    nearest_existing_folder,
-    remove_stale_temporaries,
-    write_synced,
-)
+from neural_fields.core.files import disk_errors, make_folder, nearest_existing_folder, remove_stale_temporaries
 from neural_fields.runs.run import Run
 
-_NO_LOCK_ERRORS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-_held_files: set[str] = set()  # holder files that this process has made and not yet removed
+NO_LOCK_ERRORS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
@@ -40,75 +31,49 @@ def lock_run(run: Run) -> Iterator[str]:
     """
     with disk_errors(run.lock_file):
         make_folder(run.path)
-        descriptor = os.open(run.lock_file, os.O_RDWR | os.O_CREAT, 0o666)
-    note, holder_file = "", None
+        lock, note = _acquire_lock(run)
     try:
         with disk_errors(run.lock_file):
-            if _try_flock(run, descriptor):
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, _encode_holder(), 0)
-            else:
-                holder_file = _create_holder_file(run)
-                note = f"{nearest_existing_folder(run.path)} cannot lock files, so {holder_file.name} is used instead"
             for folder in (run.path, run.canonical, run.maps, run.previews, run.renders, run.exports, run.checkpoints):
                 remove_stale_temporaries(folder)
         yield note
     finally:
-        if holder_file is not None:
-            _held_files.discard(str(holder_file))
-            holder_file.unlink(missing_ok=True)
-        os.close(descriptor)  # this frees the lock
+        lock.release()
 
 
-def _try_flock(run: Run, descriptor: int) -> bool:
-    """Takes the lock of the system; returns False where the volume has none."""
+def _acquire_lock(run: Run) -> tuple[BaseFileLock, str]:
+    """Takes the lock of the system or, where the volume has none, that of a file; returns it with the note."""
+    lock: BaseFileLock = FileLock(run.lock_file, timeout=0, thread_local=False, on_acquired=_write_holder)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise _locked_error(run, os.pread(descriptor, 4096, 0)) from error
+        lock.acquire()
+        return lock, ""
+    except Timeout as error:
+        raise _locked_error(run, run.lock_file) from error
     except OSError as error:
-        if error.errno in _NO_LOCK_ERRORS:
-            return False
-        raise
-    return True
-
-
-def _create_holder_file(run: Run) -> Path:
-    """Creates LOCK.holder; replaces that of a process of this machine that has ended."""
-    path = run.holder_file
-    if path.exists():
-        text = path.read_bytes()
-        holder = _parse_holder(text)
-        pid = holder.get("pid")
-        left_over = pid == os.getpid() and str(path) not in _held_files
-        dead = isinstance(pid, int) and (left_over or not is_process_alive(pid))
-        if holder.get("host") != platform.node() or not dead:
-            raise _locked_error(run, text)
-        path.unlink(missing_ok=True)
+        if error.errno not in NO_LOCK_ERRORS:
+            raise
+    # The first try may only remove the file that a killed process of this machine left.
+    lock = SoftFileLock(run.holder_file, timeout=0.2, thread_local=False)
     try:
-        write_synced(path, _encode_holder())
-    except FileExistsError as error:
-        raise _locked_error(run, path.read_bytes()) from error
-    _held_files.add(str(path))
-    return path
+        lock.acquire()
+    except Timeout as error:
+        raise _locked_error(run, run.holder_file) from error
+    return lock, f"{nearest_existing_folder(run.path)} cannot lock files, so {run.holder_file.name} is used instead"
 
 
-def _encode_holder() -> bytes:
-    started = time.strftime("%Y-%m-%d %H:%M:%S")
-    return json.dumps({"pid": os.getpid(), "host": platform.node(), "started": started}).encode()
+def _write_holder(descriptor: int) -> None:
+    """Writes into the lock file who holds it, as filelock does into that of a soft lock."""
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n{platform.node()}\n".encode(), 0)
 
 
-def _parse_holder(text: bytes) -> dict[str, Any]:
-    with suppress(ValueError, RecursionError):
-        holder = json.loads(text)
-        if isinstance(holder, dict):
-            return holder
-    return {}
-
-
-def _locked_error(run: Run, text: bytes) -> UserError:
-    shown = {key: "".join(c for c in str(value)[:80] if c.isprintable()) for key, value in _parse_holder(text).items()}
-    who = "process {} on {} since {}".format(*(shown.get(key, "?") for key in ("pid", "host", "started")))
+def _locked_error(run: Run, file: Path) -> UserError:
+    """Makes the error that names the process and the machine in a lock file, and when it was written."""
+    lines, started = ["?", "?"], "?"
+    with suppress(OSError), file.open("rb") as stream:
+        lines = stream.read(1024).decode(errors="replace").splitlines()
+        started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(os.fstat(stream.fileno()).st_mtime))
+    pid, host = ("".join(filter(str.isprintable, line[:80])) for line in (*lines, "?", "?")[:2])
     fix = f"wait until it has ended; unwrap info {run.path} works meanwhile"
-    why = f"{who} is writing to it, and only one may"
-    return UserError(ExitCode.LOCKED, f"the run {run.path} is in use", where=str(run.lock_file), why=why, fix=fix)
+    why = f"process {pid} on {host} since {started} is writing to it, and only one may"
+    return UserError(ExitCode.LOCKED, f"the run {run.path} is in use", where=str(file), why=why, fix=fix)

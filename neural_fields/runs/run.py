@@ -66,11 +66,10 @@ class Run:
 
     @classmethod
     def open(cls, path: Path | str) -> Run:
-        """Opens the run in an existing folder.
+        """Finds the run in an existing folder; `open_run` reads it as well.
 
         Raises:
-            UserError: BAD_INPUT if the folder is missing or is no run; DAMAGED_RUN or UNSAFE_FILE if its run.yaml is
-                not written by this program.
+            UserError: the folder is missing, or is no run (exit 3).
         """
         run = cls(Path(path))
         if not run.path.is_dir():
@@ -80,12 +79,11 @@ class Run:
         if not run.run_yaml.exists() and not (run.checkpoints.exists() or run.source_json.exists()):
             fix = f"unwrap train VIDEO --out {run.path}"
             raise bad_input(f"{run.path} is not a run", why="it has no run.yaml", fix=fix)
-        read_run_yaml(run)
         return run
 
     @classmethod
     def create(cls, path: Path | str) -> Run:
-        """Creates a run in `path` and its folder if it is missing; a run that exists is left as it is.
+        """Creates a run in `path` and its folder if it is missing; an existing run is not changed.
 
         Raises:
             UserError: BAD_INPUT if `path` is a file, may not be written, or holds files but no run.

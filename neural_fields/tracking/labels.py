@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from neural_fields.core import coords
 from neural_fields.core.coords import Box
 from neural_fields.data.flow.compute import FlowField, resize_mask, resize_vectors
-from neural_fields.planar.model import PlanarModel
+from neural_fields.planar.composition.model import PlanarModel
 from neural_fields.tracking.points import choose_handover_frames, extrapolate_layer_flow, find_chart_series
 
 
@@ -39,7 +39,7 @@ DEFAULTS = LabelSettings()
 
 @dataclass(frozen=True)
 class LabelPlane:
-    """The labels of one layer's canonical plane."""
+    """Holds the labels of a layer's canonical plane."""
 
     labels: Int[np.ndarray, "rows columns"]
     box: Box
@@ -92,9 +92,19 @@ def compute_label_planes(
     flow: FlowField | None = None,
     settings: LabelSettings = DEFAULTS,
 ) -> list[list[LabelPlane]]:
-    """Returns for every frame the labels of the canonical planes of all layers, front to back.
+    """Computes the labels on the canonical planes of all layers for every frame.
 
-    From `frame` outwards, each chart that begins gets a new plane. The arguments are those of `propagate_label_map`.
+    Each chart that begins, from `frame` in both directions, gets a new plane.
+
+    Args:
+        model: the trained model.
+        labels: the class of each pixel of `frame`.
+        frame: index of the labeled frame.
+        flow: optical flow from chart to chart; None for models with a single chart.
+        settings: of the propagation.
+
+    Returns:
+        The planes of each frame, front to back.
     """
     planes = lift_labels(model, labels, frame, settings)
     count, names = model.shape.frame_count, model.layers

@@ -20,9 +20,9 @@ from neural_fields.atlas.chart import Chart
 from neural_fields.core import coords
 from neural_fields.data.flow.compute import FlowField
 from neural_fields.data.point_tracks import PointTracks
+from neural_fields.planar.composition.model import PlanarModel
 from neural_fields.planar.init.frame_registration import extrapolate_shifts
 from neural_fields.planar.mappings.mapping import Mapping
-from neural_fields.planar.model import PlanarModel
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def chain_flow(
     frame: int,
     size: tuple[int, int] | None = None,
 ) -> PointTracks:
-    """Tracks points by adding up flow from frame to frame, forwards and backwards; what is lost once stays lost.
+    """Tracks points by adding up flow from frame to frame, forwards and backwards; a lost point stays lost.
 
     Args:
         flow: between neighboring frames.
@@ -186,7 +186,7 @@ def chain_flow(
 
 
 def find_chart_series(model: PlanarModel, layer: int) -> list[Chart]:
-    """Returns the charts, in the order of time, that show what a layer shows; at least one, as long as the clip."""
+    """Returns the charts that show the same object as a layer, in the order of time; at least one."""
     name, shape = model.layers[layer], model.shape.layers[layer]
     for series in model.list_charts():
         if any(chart.layer == name for chart in series):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,23 +11,26 @@ import cv2
 import numpy as np
 import torch
 
-from neural_fields.atlas.uv_maps import Maps, _add_rim, gain_size
+from neural_fields.atlas.uv_maps import Maps, MapsHeader, _add_rim, gain_size
+from neural_fields.config.loader import to_mapping
 from neural_fields.core.files import atomic_write, require_disk_space, write_json
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.imaging.resampling import RIM
+from neural_fields.nn.device import peak_memory_mib
 from neural_fields.planar.appearance.opacity import compute_layer_weights
-from neural_fields.planar.model import PlanarModel
+from neural_fields.planar.composition.model import PlanarModel
 from neural_fields.runs.run import Run
 
 
 @torch.no_grad()
-def bake_maps(run: Run, model: PlanarModel, step: int, progress: Callable[[int, int], None] | None = None) -> Maps:
+def bake_maps(run: Run, model: PlanarModel, step: int, report: ProgressReporter = report_nothing) -> Maps:
     """Evaluates the model once per frame and writes the maps.
 
     Args:
         run: the run that the model belongs to.
         model: a trained model, on the CPU.
         step: of the checkpoint that the model was loaded from.
-        progress: called with (frames done, frames in all).
+        report: called after each frame.
 
     Raises:
         UserError: not enough room on the disk.
@@ -70,19 +72,18 @@ def bake_maps(run: Run, model: PlanarModel, step: int, progress: Callable[[int, 
                 arrays[f"gain-{name}"] = _add_rim(values)
             for name, array in arrays.items():
                 files[name].write(np.ascontiguousarray(array, formats[name][1]).tobytes())
-            if progress:
-                progress(t + 1, count)
-    metadata = {
-        "layers": names,
-        "boxes": [model.canonical_box(name).as_tuple() for name in names],
-        "size": size,
-        "frame_count": count,
-        "has_gain": has_gain,
-        "charts": [[asdict(chart) for chart in series] for series in model.list_charts()],
-        "step": step,
-    }
-    write_json(run.maps / "maps.json", metadata)
-    return Maps.open(run)
+            report(Progress("baking", t + 1, count, peak_mib=peak_memory_mib()))
+    header = MapsHeader(
+        layers=names,
+        boxes=tuple(model.canonical_box(name) for name in names),
+        size=size,
+        frame_count=count,
+        has_gain=has_gain,
+        charts=tuple(tuple(series) for series in model.list_charts()),
+        step=step,
+    )
+    write_json(run.maps / "maps.json", to_mapping(header))
+    return Maps.open(run.maps)
 
 
 @contextmanager

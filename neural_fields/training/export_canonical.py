@@ -12,14 +12,23 @@ from neural_fields.atlas.canonical import CanonicalImage
 from neural_fields.atlas.coverage import DEFAULTS, CoverageSettings, count_frames_seen
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core import coords
-from neural_fields.planar.model import PlanarModel
+from neural_fields.planar.composition.model import PlanarModel
 
 
 @torch.no_grad()
 def make_canonical_images(
     model: PlanarModel, maps: Maps, settings: CoverageSettings = DEFAULTS
 ) -> Iterator[tuple[CanonicalImage, Int[Tensor, "height width"]]]:
-    """Yields the canonical image of every layer, front to back, and in how many frames each of its texels is seen."""
+    """Computes the canonical picture of every layer.
+
+    Args:
+        model: the trained model.
+        maps: its baked maps.
+        settings: of the coverage.
+
+    Yields:
+        The picture of each layer, front to back, and the number of frames that show each of its texels.
+    """
     for number, shape in enumerate(model.shape.layers):
         size = (shape.width, shape.height)
         seen = count_frames_seen(maps, number, shape.box, size, settings)

@@ -10,25 +10,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from neural_fields.config.planar import (
-    GridMappingConfig,
-    PixelOpacityConfig,
-    PlanarConfig,
-    SplineMappingConfig,
-    WindowOpacityConfig,
-    planar_config_to_mapping,
-)
 from neural_fields.core.errors import bad_input
 from neural_fields.core.files import atomic_write, require_disk_space
 from neural_fields.core.memmap import FILE_BACKED_FROM_BYTES, iterate_releasing
-from neural_fields.core.progress import Progress, ProgressReporter
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.data.flow.compute import FlowField, compute_flow
 from neural_fields.data.masks.layer_masks import LayerMasks, find_masks, load_masks, mask_iou
 from neural_fields.data.masks.refinement import refine_masks
 from neural_fields.data.video.metadata import Video
-from neural_fields.planar.appearance.window_opacity import make_chart_masks
-from neural_fields.runs.planar_record import read_planar_record
+from neural_fields.planar.appearance.pixel_opacity import PixelOpacityConfig
+from neural_fields.planar.appearance.window_opacity import WindowOpacityConfig, make_chart_masks
+from neural_fields.planar.config import PlanarConfig, planar_config_to_mapping
+from neural_fields.planar.mappings.grid import GridMappingConfig
+from neural_fields.planar.record import parse_planar_record
 from neural_fields.runs.run import Run, read_run_yaml
 from neural_fields.training.options import TrainOptions
 from neural_fields.training.roi import add_region_layer, parse_roi_option
@@ -53,7 +48,7 @@ def prepare_clip(
     source: Video,
     options: TrainOptions,
     config: PlanarConfig,
-    report: ProgressReporter = lambda progress: None,
+    report: ProgressReporter = report_nothing,
     device: torch.device | None = None,
     settings: GivenMaskSettings = DEFAULTS,
 ) -> tuple[ClipDataset, list[str]]:
@@ -62,7 +57,7 @@ def prepare_clip(
     Args:
         run: its cache keeps flow and masks.
         source: the frames that are trained on.
-        options: what the user asked for.
+        options: of the training.
         config: the model and its training.
         report: called with the progress.
         device: where RAFT runs; the CPU by default.
@@ -86,7 +81,7 @@ def prepare_clip(
     # Layers that are charts, one after the other in time.
     charts = None
     if isinstance(config.opacity, WindowOpacityConfig):
-        if options.masks not in ((), ("auto",), ("none",)):
+        if options.masks not in (("auto",), ("none",)):
             given = " ".join(options.masks)
             raise bad_input(
                 f"--masks {given} with --config {options.config}",
@@ -97,20 +92,19 @@ def prepare_clip(
 
     # Optical flow, where the mapping, a loss term or the motion segmentation needs it.
     flow = None
-    needs_flow = isinstance(config.mapping, GridMappingConfig | SplineMappingConfig) or config.terms.uses_flow
+    geometry_side = config.mapping.flow_side  # geometry needs no more than a small flow
+    needs_flow = geometry_side is not None or config.terms.uses_flow
     if len(frames) > 1 and (needs_flow or (charts is None and options.masks == ("auto",))):
         flow_size = size  # the loss terms of the papers use the flow of the full size
-        if isinstance(
-            config.mapping, GridMappingConfig | SplineMappingConfig
-        ):  # geometry needs no more than a small flow
-            shrink = min(1.0, config.mapping.flow_size / max(size))
+        if geometry_side is not None:
+            shrink = min(1.0, geometry_side / max(size))
             flow_size = (round(size[0] * shrink), round(size[1] * shrink))
         flow = compute_flow(
             frames,
             run.cache,
             options.flow,
             flow_size,
-            lambda done, all_: report(Progress("flow", done, all_)),
+            report,
             device=str(device or "cpu"),
         )
 
@@ -135,7 +129,7 @@ def _load_masks(
 ) -> LayerMasks:
     """Returns the masks that `--masks` asks for: none, segmented by motion, or read from files."""
     nothing = LayerMasks((), np.zeros((0, *source.frames.shape[:3]), bool))
-    if options.masks in ((), ("none",)):
+    if options.masks == ("none",):
         return nothing
     if "auto" in options.masks or "none" in options.masks:
         if len(options.masks) > 1:
@@ -147,7 +141,7 @@ def _load_masks(
         if flow is None:
             return nothing
         report(Progress("masks", 0, 1))
-        found = find_masks(source.frames, flow, lambda done, all_: report(Progress("masks", done, all_)))
+        found = find_masks(source.frames, flow, report)
         if not found.names:
             notes.append("no object moves clearly on its own: the model has one layer (--masks PATH adds more)")
         return found
@@ -191,7 +185,7 @@ def _should_refine_masks(
 
     Short and very small clips say too little about what is wrong with a mask.
     """
-    given = bool(options.masks) and not {"auto", "none"} & set(options.masks)
+    given = not {"auto", "none"} & set(options.masks)
     enough = len(frames) >= settings.min_frames and max(frames.shape[1:3]) >= settings.min_side_px
     return (
         given
@@ -215,7 +209,7 @@ def _refine_given_masks(
         return _store_masks(masks, path)
     if len(frames) > settings.max_full_frames and _samples_stay(frames, flow, masks, settings):
         return masks
-    refined = refine_masks(frames, flow, masks, lambda done, all_: report(Progress("masks", done, all_)))
+    refined = refine_masks(frames, flow, masks, report)
     kept = []
     for before, after in zip(masks.masks, refined.masks, strict=True):
         kept.append(before if mask_iou(before, after) > settings.keep_above_iou else after)
@@ -242,7 +236,16 @@ def _samples_stay(frames: np.ndarray, flow: FlowField, masks: LayerMasks, settin
 
 
 def make_record(options: TrainOptions, config: PlanarConfig, source: Video) -> dict[str, Any]:
-    """Makes the record that run.yaml keeps: enough to repeat the run."""
+    """Makes the content of run.yaml, from which the training can be repeated.
+
+    Args:
+        options: of the training.
+        config: of the model.
+        source: the frames that are trained on.
+
+    Returns:
+        Plain values.
+    """
     start, stop, step = source.frame_range
     metadata = source.metadata
     region = parse_roi_option(options, config, source)
@@ -279,8 +282,8 @@ def refuse_changed_settings(run: Run, record: dict[str, Any]) -> None:
     """
     if not run.run_yaml.is_file():
         return
-    read_planar_record(run)  # a damaged record is not one of other settings
     before = read_run_yaml(run)
+    begun_with = parse_planar_record(run, before)  # a damaged record is not one of other settings
     free = (
         "quality",
         "threads",
@@ -289,7 +292,7 @@ def refuse_changed_settings(run: Run, record: dict[str, Any]) -> None:
     changed = [key for key in record if key not in free and before.get(key) != record[key]]
     if isinstance(before.get("config"), dict) and "config" in changed:
         # Read and written again: settings that came with a later version of the program have their defaults.
-        old, new = planar_config_to_mapping(read_planar_record(run).config), record["config"]
+        old, new = planar_config_to_mapping(begun_with.config), record["config"]
         parts = [key for key in new if old.get(key) != new[key]]
         # The number of steps and how often to save may change on the way.
         if parts in ([], ["training"]):

@@ -1,64 +1,57 @@
-"""The training loop of planar models. All that a step needs comes from (seed, step), so resuming repeats exactly."""
+"""The training loop of all models: checkpoints, retries when memory runs out, time budget, stop requests, reports.
+
+Batches, losses and learning rates are those of the task: `training/planar_task.py`, `training/scene_task.py`.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
-from torch import nn
 
-from neural_fields.config.planar import TrainingConfig, frames_per_step
+from neural_fields.config.training_stage import TrainingStage
 from neural_fields.core.errors import ExitCode, UserError
-from neural_fields.core.memmap import RELEASE_INTERVAL, release_memory
-from neural_fields.data.dataset import Batch, ClipDataset, draw_frames, draw_pixels
+from neural_fields.core.progress import Progress, ProgressReporter
 from neural_fields.nn.adam import Adam
-from neural_fields.planar.losses.objective import accumulate_gradients
-from neural_fields.planar.model import PlanarModel
+from neural_fields.nn.device import peak_memory_mib
 from neural_fields.runs.checkpoints import load_latest_checkpoint, save_checkpoint
-from neural_fields.runs.run import Run
-
-
-@dataclass(frozen=True)
-class Budget:
-    """When a training ends: after `steps` steps or, if it comes first, `seconds` from `started` (a monotonic clock)."""
-
-    steps: int
-    seconds: float | None = None
-    started: float = 0.0
-
-    def progress(self, step: int) -> float:
-        """Returns how much of the training is over, 0 to 1: what the learning rate follows."""
-        share = step / max(1, self.steps)
-        if self.seconds is not None:
-            share = max(share, (time.monotonic() - self.started) / self.seconds)
-        return min(1.0, share)
-
-    def is_over(self, step: int) -> bool:
-        """Returns whether the training ends after `step` steps."""
-        return self.progress(step) >= 1.0
+from neural_fields.runs.run import Run, append_metrics
+from neural_fields.training.task import TrainingTask
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """Outcome of one step."""
+    """Holds the result of a step.
 
-    step: int  # steps done so far
-    loss: float
+    Attributes:
+        step: number of steps done.
+        stage: name of the stage of the step.
+        terms: weighted losses by name; training minimizes their sum.
+        seconds: time of the step.
+        skipped: number of steps that were skipped because a value was not finite.
+        notes: sentences for the user.
+    """
+
+    step: int
+    stage: str
     terms: dict[str, float]
-    seconds: float  # of this step
-    skipped: int = 0  # steps skipped so far because a number was not finite
+    seconds: float
+    skipped: int = 0
     notes: tuple[str, ...] = ()
 
 
 @dataclass
 class LoopState:
-    """State of the training loop beside the parameters."""
+    """Holds the state of the training loop besides the parameters."""
 
+    adam: Adam
     step: int = 0
-    loaded: bool = False  # from a checkpoint
+    saved_at: int | None = None  # step of the newest checkpoint; None if the run has none
     skipped: int = 0
     batch_divisor: int = 1  # doubled when memory runs out
     train_seconds: float = 0.0
@@ -66,129 +59,150 @@ class LoopState:
     notes: list[str] = field(default_factory=list)
 
 
-def train_steps(
-    model: PlanarModel,
-    clip: ClipDataset,
-    settings: TrainingConfig,
-    run: Run,
-    budget: Budget,
-    seed: int = 0,
-    stop: Callable[[], bool] = lambda: False,
-    metadata: dict | None = None,
-) -> Iterator[StepRecord]:
-    """Trains `model`, yielding a record after every step; continues from the newest checkpoint in `run`.
-
-    A checkpoint is saved every `settings.checkpoint_every` steps, when `stop()` turns true, and at the end.
+def run_training(
+    task: TrainingTask, run: Run, report: ProgressReporter, stop: Callable[[], bool], seconds: float | None = None
+) -> int:
+    """Trains a task to its end; reports every step, writes metrics.jsonl and previews.
 
     Args:
-        model: the model, initialized or of the checkpoint's shape.
-        clip: frames, masks and flow to train on.
-        settings: of the loop.
-        run: where checkpoints are saved.
-        budget: when to end.
-        seed: of the batches.
+        task: the model with its data; it continues from the newest checkpoint in `run`.
+        run: where checkpoints, metrics and previews go.
+        report: called after every step.
         stop: asked before each step; True ends the training.
-        metadata: metadata that goes into each checkpoint (what is needed to build the model again).
+        seconds: time after which the training ends; None for no limit.
+
+    Returns:
+        The number of steps done.
 
     Raises:
         UserError: too many non-finite steps in a row (exit 8), no room (4), damaged checkpoints (5).
     """
-    adam = Adam(model.param_groups())
-    state = restore_state(model, adam, run)
-    budget = replace(budget, started=budget.started or time.monotonic())
-    saved_at = state.step if state.loaded else -1
-    model.train()
-    while not budget.is_over(state.step) and not stop():
+    metrics_every = 20  # steps between two lines of metrics.jsonl; means are over as many steps
+    recent: deque[StepRecord] = deque(maxlen=metrics_every)
+    state = restore_state(task, run)
+    first_step, began = state.step, time.monotonic()
+    for record in train_steps(task, run, seconds, stop, state):
+        recent.append(record)
+        elapsed = time.monotonic() - began
+        seconds_left = (task.total_steps - record.step) * elapsed / (record.step - first_step)
+        if seconds is not None:
+            seconds_left = max(0.0, min(seconds_left, seconds - elapsed))
+        progress = Progress(
+            "training",
+            record.step,
+            task.total_steps,
+            part=record.stage,
+            psnr=measure_psnr(recent, task.color_weight),
+            seconds_per_step=round(float(np.mean([one.seconds for one in recent])), 5),
+            seconds_left=seconds_left,
+            peak_mib=peak_memory_mib(),
+            note="; ".join(record.notes),
+        )
+        report(progress)
+        if record.step % metrics_every == 0:
+            line = {
+                "step": record.step,
+                "stage": record.stage,
+                "psnr": progress.psnr,
+                "terms": {name: round(value, 6) for name, value in record.terms.items()},
+                "seconds_a_step": progress.seconds_per_step,
+                "seconds": round(time.monotonic() - began, 3),
+                "skipped": record.skipped,
+                "peak_mib": progress.peak_mib,
+            }
+            append_metrics(run, line)
+        if task.preview_every and record.step % task.preview_every == 0:
+            task.save_previews(run)
+    return state.step
+
+
+def train_steps(
+    task: TrainingTask,
+    run: Run,
+    seconds: float | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    state: LoopState | None = None,
+) -> Iterator[StepRecord]:
+    """Trains a task stage by stage, yielding a record after every step.
+
+    A checkpoint is saved every `task.checkpoint_every` steps, when `stop()` turns true, and at the end. A limit in
+    seconds ends each stage after its share of the steps. Where memory runs out the batch is halved for the rest of the
+    training, and the step says so in its notes.
+
+    Args:
+        task: the model with its data.
+        run: where checkpoints are saved.
+        seconds: time after which the training ends; None for no limit.
+        stop: asked before each step; True ends the training.
+        state: to continue from, with the task's parameters; by default that of the newest checkpoint in `run`.
+
+    Raises:
+        UserError: too many non-finite steps in a row (exit 8), no room (4), damaged checkpoints (5).
+    """
+    state = state or restore_state(task, run)
+    total, first_step, began = task.total_steps, state.step, time.monotonic()
+    task.model.train()
+    while state.step < total and not stop():
+        stage = task.find_stage(state.step)
+        # A stage has its share of the time: that of its steps, and of those before it.
+        time_share = 0.0 if seconds is None else (time.monotonic() - began) / seconds
+        if time_share >= (stage.last - first_step) / (total - first_step):
+            if stage.last == total:
+                break
+            state.step = stage.last
+            continue
         begin = time.perf_counter()
-        adam.rate_factor = learning_rate_factor(settings.schedule, budget.progress(state.step))
-        terms = _run_step(model, adam, clip, settings, state, seed)
-        seconds = time.perf_counter() - begin
-        state.step += 1
-        state.train_seconds += seconds
-        if settings.checkpoint_every and state.step % settings.checkpoint_every == 0:
-            save_state(model, adam, run, state, metadata)
-            saved_at = state.step
-        if state.step % RELEASE_INTERVAL == 0:
-            release_memory(clip.frames)
-            release_memory(clip.masks.masks)
+        progress = min(1.0, max(state.step / total, time_share))
+        state.adam.rate_factor = task.learning_rate_factor(stage, state.step, progress)
+        terms = _run_step(task, stage, state)
+        step_seconds = time.perf_counter() - begin
+        state.step, state.train_seconds = state.step + 1, state.train_seconds + step_seconds
+        if state.step % task.checkpoint_every == 0:
+            save_state(task, run, state)
         notes, state.notes = tuple(state.notes), []
-        yield StepRecord(state.step, sum(terms.values()), terms, seconds, state.skipped, notes=notes)
-    if saved_at != state.step:
-        save_state(model, adam, run, state, metadata)
-    model.eval()
+        yield StepRecord(state.step, stage.name, terms, step_seconds, state.skipped, notes)
+    if state.saved_at != state.step:
+        save_state(task, run, state)
+    task.model.eval()
 
 
-def draw_batch(clip: ClipDataset, settings: TrainingConfig, step: int, seed: int, divisor: int = 1) -> Batch:
-    """Draws the batch of a step, which is the same for the same (seed, step)."""
-    if settings.batch == "pixels":
-        return draw_pixels(clip, max(1, settings.pixels // divisor), step, seed)
-    width, height = clip.size
-    count = frames_per_step(settings, clip.frame_count, width * height)
-    return draw_frames(clip, max(1, count // divisor), step, seed)
-
-
-def _run_step(
-    model: PlanarModel,
-    adam: Adam,
-    clip: ClipDataset,
-    settings: TrainingConfig,
-    state: LoopState,
-    seed: int,
-) -> dict[str, float]:
+def _run_step(task: TrainingTask, stage: TrainingStage, state: LoopState) -> dict[str, float]:
     """Runs one step of the optimizer and returns the weighted terms.
 
     Out of memory halves the batch and tries again; numbers that are not finite skip the step.
     """
+    adam = state.adam
     while True:
         try:
-            batch = draw_batch(clip, settings, state.step, seed, state.batch_divisor)
             adam.zero_grad()
-            model.begin_step(state.step)
-            values = {name: float(value) for name, value in accumulate_gradients(model, batch, state.step).items()}
-            is_finite = all(map(math.isfinite, values.values()))
+            terms = task.compute_gradients(stage, state.step, state.batch_divisor)
+            if not terms:
+                return terms
+            is_finite = all(map(math.isfinite, terms.values()))
             # One sum per tensor: cheap beside the step itself.
             if not is_finite or not all(bool(torch.isfinite(gradient.sum())) for gradient in adam.iterate_gradients()):
-                count_skipped_step(state, values)
-                return values
+                _count_skipped_step(task, state, terms)
+                return terms
             adam.step()
             state.bad_in_a_row = 0
-            return values
+            return terms
         except torch.OutOfMemoryError as error:
-            halve_batch(state, settings.pixels if settings.batch == "pixels" else clip.frame_count, error)
+            if state.batch_divisor >= task.batch_size(stage):
+                raise UserError(
+                    ExitCode.NO_ROOM,
+                    "not enough memory for one step",
+                    why=str(error),
+                    fix="a smaller size, for example --size 240p",
+                ) from error
+            state.batch_divisor *= 2
+            state.notes.append(f"out of memory: the batch is now 1/{state.batch_divisor} of its size")
 
 
-def halve_batch(state: LoopState, batch_size: int, error: torch.OutOfMemoryError) -> None:
-    """Halves the batch after a step ran out of memory, and notes it.
-
-    Args:
-        state: of the loop; its `batch_divisor` is doubled.
-        batch_size: elements of the undivided batch.
-        error: what torch raised.
-
-    Raises:
-        UserError: the batch is a single element already (exit 4).
-    """
-    if state.batch_divisor >= batch_size:
-        raise UserError(
-            ExitCode.NO_ROOM,
-            "not enough memory for one step",
-            why=str(error),
-            fix="a smaller size, for example --size 240p",
-        ) from error
-    state.batch_divisor *= 2
-    state.notes.append(f"out of memory: the batch is now 1/{state.batch_divisor} of its size")
-
-
-def count_skipped_step(state: LoopState, values: dict[str, float], max_in_a_row: int = 50) -> None:
+def _count_skipped_step(task: TrainingTask, state: LoopState, terms: dict[str, float], max_in_a_row: int = 50) -> None:
     """Counts a step that was skipped because a number was not finite.
 
-    Args:
-        state: of the loop.
-        values: the loss terms of the step, for the message.
-        max_in_a_row: skipped steps in a row after which the training is given up.
-
     Raises:
-        UserError: too many of them in a row (exit 8).
+        UserError: there were `max_in_a_row` of them in a row (exit 8).
     """
     state.skipped += 1
     state.bad_in_a_row += 1
@@ -196,37 +210,50 @@ def count_skipped_step(state: LoopState, values: dict[str, float], max_in_a_row:
         raise UserError(
             ExitCode.NOT_CONVERGED,
             f"{max_in_a_row} steps in a row gave numbers that are not finite",
-            where=f"step {state.step}, terms {values}",
+            where=f"step {state.step}, terms {terms}",
             why="checkpoints saved before that are kept",
-            fix="smaller learning rates, for example --mapping.learning-rate 0.05 --texture.learning-rate 0.001",
+            fix=task.retry_advice,
         )
 
 
-def learning_rate_factor(schedule: str, progress: float) -> float:
-    """Returns the learning rate relative to its start, at `progress` (0 to 1) of the training."""
-    if schedule == "cosine":
-        return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress))
-    if schedule == "halving":
-        return 0.5 ** sum(progress >= mark for mark in (0.25, 0.5, 0.75))
-    if schedule == "tenths":
-        return 0.1 ** sum(progress >= mark for mark in (0.16, 0.64, 0.8))
-    return 1.0
+def measure_psnr(records: Iterable[StepRecord], color_weight: float) -> float | None:
+    """Returns the PSNR of the pixels of some steps in dB, from their term "color"; None where it says nothing.
+
+    Args:
+        records: of the steps.
+        color_weight: of the mean squared difference of colors in that term; 0 if there is none.
+    """
+    if not color_weight:
+        return None
+    errors = [record.terms["color"] / color_weight for record in records if "color" in record.terms]
+    if not errors or not np.isfinite(errors).all():
+        return None
+    return round(float(-10 * np.log10(max(1e-10, float(np.mean(errors))))), 3)
 
 
 # --- checkpoints ----------------------------------------------------------------------------------------------------
 
 
-def restore_state(model: nn.Module, adam: Adam, run: Run) -> LoopState:
-    """Loads the newest good checkpoint into model and optimizer; returns its state, or a new one if there is none."""
+def restore_state(task: TrainingTask, run: Run) -> LoopState:
+    """Loads the newest good checkpoint of a run into a task's model and a new optimizer.
+
+    Returns:
+        The state of the loop: a new one if there is no checkpoint.
+
+    Raises:
+        UserError: there are checkpoints and all are damaged (exit 5).
+    """
+    adam = Adam(task.parameter_groups())
     checkpoint = load_latest_checkpoint(run)
     if checkpoint is None:
-        return LoopState()
-    model.load_state_dict({name: torch.as_tensor(value) for name, value in checkpoint.model.items()})
+        return LoopState(adam)
+    task.model.load_state_dict({name: torch.as_tensor(value) for name, value in checkpoint.model.items()})
     adam.load_state_tensors({name: torch.as_tensor(value) for name, value in checkpoint.state.items()})
     loop = checkpoint.metadata.get("loop", {})
     return LoopState(
+        adam,
         step=checkpoint.step,
-        loaded=True,
+        saved_at=checkpoint.step,
         skipped=int(loop.get("skipped", 0)),
         batch_divisor=int(loop.get("batch_divisor", 1)),
         train_seconds=float(loop.get("train_seconds", 0.0)),
@@ -234,14 +261,18 @@ def restore_state(model: nn.Module, adam: Adam, run: Run) -> LoopState:
     )
 
 
-def save_state(
-    model: nn.Module,
-    adam: Adam,
-    run: Run,
-    state: LoopState,
-    metadata: dict | None,
-) -> None:
-    """Saves a checkpoint of the loop's state; `facts` as for `train_steps`."""
+def save_state(task: TrainingTask, run: Run, state: LoopState) -> None:
+    """Saves a checkpoint of the model, the optimizer and the loop's state.
+
+    Args:
+        task: the model and its metadata.
+        run: the paths of the run.
+        state: of the loop; it keeps the step of the checkpoint.
+
+    Raises:
+        UserError: no room on the disk (exit 4).
+    """
     loop = {"skipped": state.skipped, "batch_divisor": state.batch_divisor, "train_seconds": state.train_seconds}
-    kept = {**(metadata or {}), "loop": loop, "threads": torch.get_num_threads()}
-    save_checkpoint(run, state.step, dict(model.state_dict()), adam.state_tensors(), kept)
+    metadata = {**task.checkpoint_metadata(), "loop": loop, "threads": torch.get_num_threads()}
+    save_checkpoint(run, state.step, dict(task.model.state_dict()), state.adam.state_tensors(), metadata)
+    state.saved_at = state.step

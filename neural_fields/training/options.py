@@ -1,32 +1,80 @@
-"""Options of a training, and the progress that it reports."""
+"""Options of `unwrap train`, and the time that its stages take."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from neural_fields.config.planar import Quality
+from neural_fields.config.flags import Overrides, Repeated
+from neural_fields.config.presets import Quality
 from neural_fields.core.errors import bad_input
+from neural_fields.core.progress import StageWeights
+
+# Shares of the time of a usual training; on a terminal they make one bar of all stages.
+STAGE_WEIGHTS: StageWeights = {
+    "reading": 0.02,
+    "flow": 0.06,
+    "masks": 0.1,
+    "following": 0.02,
+    "geometry": 0.05,
+    "training": 0.65,
+    "baking": 0.07,
+    "report": 0.03,
+}
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Options of a training; the defaults are those of the command."""
+    """Sets how a model is trained; the fields are the flags of `unwrap train`.
 
-    out: Path | None = None  # default: runs/<name of the video>
-    config: str = "atlas"  # a preset or a YAML file
-    overrides: dict[str, object] = field(default_factory=dict)  # dotted keys: {"training.steps": 50}
+    Raises:
+        UserError: a time budget that is not above 0, or a seed out of range (exit 3).
+
+    Example:
+        >>> options = TrainOptions(quality="draft", seconds=90.0, overrides={"texture.density": 2.0})
+        >>> options.config, options.masks
+        ('atlas', ('auto',))
+        >>> TrainOptions(seconds=0.0)
+        Traceback (most recent call last):
+        ...
+        neural_fields.core.errors.UserError: error: --seconds 0
+          why   training takes some time: above 0
+          try   --seconds 90
+    """
+
+    out: Path | None = None
+    """The run's folder (default: runs/NAME, where NAME is the name of the video)."""
+    config: str = "atlas"
+    """A preset, or a YAML file."""
+    overrides: Overrides = field(default_factory=dict)
+    """Values of the config by dotted name; on the command line each of them is a flag."""
     quality: Quality = "normal"
-    size: str = "480p"  # never enlarges
-    seconds: float | None = None  # end after this time, everything included
-    frames: str | None = None  # A:B[:STEP]
-    masks: tuple[str, ...] = ("auto",)  # [NAME=]PATH, front first; "auto" or "none"
+    """How long to refine: draft, normal or final."""
+    size: str = "480p"
+    """Size of the training: 240p, 480p, Np, WxH or source. Never enlarges; rendering uses the source's size."""
+    seconds: float | None = None
+    """Time budget in seconds: finish within about this time, setup included."""
+    frames: str | None = None
+    """Frames to use: A:B or A:B:STEP."""
+    masks: Repeated = ()
+    """[NAME=]PATH for each front layer, front first; auto (segment by motion, the default); or none."""
+    roi: str | None = None
+    """A region to track, as the front layer: frame K and four corners in pixels, "K:x,y x,y x,y x,y"."""
     flow: str = "auto"
-    roi: str | None = None  # "K:x,y x,y x,y x,y": a region of frame K, in pixels of the source, as the front layer
-    device: str = "auto"
+    """Optical flow: auto, dis, raft, raft-large, a RAFT .pth file, or a folder of flow files."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device to train on."""
     seed: int = 0
+    """Random seed, 0 to 2^32 - 1."""
 
     def __post_init__(self) -> None:
+        """Fills in the default of `masks`: a repeatable flag would otherwise add to it.
+
+        Raises:
+            UserError: a time budget or a seed out of range (exit 3).
+        """
+        object.__setattr__(self, "masks", tuple(self.masks) or ("auto",))
         if self.seconds is not None and not self.seconds > 0:
             raise bad_input(f"--seconds {self.seconds:g}", why="training takes some time: above 0", fix="--seconds 90")
         if not 0 <= self.seed < 2**32:

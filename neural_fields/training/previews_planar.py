@@ -10,8 +10,8 @@ from neural_fields.core import coords
 from neural_fields.core.files import atomic_write
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.imaging.image_io import encode_png
-from neural_fields.planar.model import PlanarModel
-from neural_fields.planar.samples import composite_layers
+from neural_fields.planar.composition.model import PlanarModel
+from neural_fields.planar.composition.samples import composite_layers
 from neural_fields.runs.run import Run
 
 
@@ -21,7 +21,7 @@ def save_previews(run: Run, model: PlanarModel, clip: ClipDataset, max_side_px: 
 
     Args:
         run: where they are written.
-        model: the model as it is now.
+        model: the current model.
         clip: the frames that it is trained on.
         max_side_px: larger images are reduced to it: enough to see, quick to write.
     """

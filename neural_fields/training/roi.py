@@ -6,22 +6,32 @@ from dataclasses import replace
 
 import numpy as np
 
-from neural_fields.config.planar import GridMappingConfig, PlanarConfig
 from neural_fields.core.errors import bad_input
-from neural_fields.core.progress import Progress, ProgressReporter
+from neural_fields.core.progress import ProgressReporter
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.data.masks.layer_masks import LayerMasks
 from neural_fields.data.masks.roi import REGION_LAYER, Region, convert_corners, missing_region_error, parse_region
 from neural_fields.data.video.metadata import Video
+from neural_fields.planar.config import PlanarConfig
 from neural_fields.planar.init.region_tracking import track_region
+from neural_fields.planar.mappings.grid import GridMappingConfig
 from neural_fields.training.options import TrainOptions
 
 
 def parse_roi_option(options: TrainOptions, config: PlanarConfig, source: Video) -> Region | None:
-    """Parses the region that `--roi` names and checks it against the video; None where none is named.
+    """Parses the region of `--roi` and checks it against the video.
+
+    Args:
+        options: of the training.
+        config: of the model; its `region` says whether a region is needed.
+        source: the frames that are trained on.
+
+    Returns:
+        The region; None where none is given.
 
     Raises:
-        UserError: a region that cannot be taken, a preset that needs one, or one that cannot have one.
+        UserError: a malformed region, no region for a preset that needs one, or a region for a preset that cannot
+            track one (exit 3).
     """
     metadata, frames = source.metadata, range(*source.frame_range)
     if options.roi is None:
@@ -64,9 +74,7 @@ def add_region_layer(
         )
     corners = convert_corners(region, source.metadata.width, source.metadata.height, clip.size)
     frame = range(*source.frame_range).index(region.frame)
-    found = track_region(
-        clip.frames, clip.flow, corners, frame, lambda done, total: report(Progress("following", done, total))
-    )
+    found = track_region(clip.frames, clip.flow, corners, frame, report)
     masks = np.concatenate([found.visibility[None], clip.masks.masks])
     out = replace(clip, masks=LayerMasks((REGION_LAYER, *clip.masks.names), masks), regions={REGION_LAYER: found.track})
     gone = [frame for frame, mask in zip(range(*source.frame_range), found.visibility, strict=True) if not mask.any()]

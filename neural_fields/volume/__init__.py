@@ -1,1 +1,1 @@
-"""3D scenes: rays, a background field, a person and what they carry; fields on hash grids."""
+"""3D scenes: rays, a background field, and a person with carried objects; fields on hash grids."""

@@ -60,7 +60,7 @@ DEFAULTS = BackgroundSettings()
 
 @dataclass(frozen=True)
 class SceneBounds:
-    """The bounds of a scene: the ball that is not contracted, in world units."""
+    """Holds the bounds of a scene: the ball that is not contracted, in world units."""
 
     center: tuple[float, float, float]
     radius: float
@@ -87,16 +87,16 @@ def spherical_harmonics(direction: Float[Tensor, "rays 3"]) -> Float[Tensor, "ra
 
 
 class BackgroundField(nn.Module):
-    """Density and color of a scene that stands still within each of its states.
+    """Computes density and color of a scene that is static within each of its states.
 
     Args:
         frame: the bounds of the scene.
-        states: how many there are.
+        states: number of states.
         config: sizes.
         settings: of the field and of its training.
 
     Attributes:
-        paint: of an edit; see `volume.paint`.
+        paint: of an edit; see `color_edit.py`.
     """
 
     center: Tensor
@@ -258,13 +258,13 @@ def background_terms(
 def clearance_loss(
     field: BackgroundField, rays: Rays, state: Int[Tensor, " rays"], generator: torch.Generator
 ) -> Float[Tensor, ""]:
-    """Computes how much light the field absorbs before the near plane, where no camera can have anything.
+    """Computes the light that the field absorbs before the near plane, where there cannot be anything.
 
     Args:
         field: the background.
         rays: from cameras.
         state: of the scene, for each ray.
-        generator: of the point on each ray that is looked at.
+        generator: draws a point on each ray.
     """
     near = field.config.near * field.bounds.radius
     share = torch.rand(len(rays), 1, generator=generator, device=generator.device).to(rays.origin.device)

@@ -1,4 +1,4 @@
-"""Color that an edit adds to a field: a change of color by place. It leaves density as it is.
+"""Color edits of a field: a change of color that depends on the position. Density is not changed.
 
 A field adds it to its colors before their sigmoid. It is a sum of grids from coarse to fine, so that large parts can
 change color together in few steps and detail comes after them; all zeros, as it starts, change nothing at all.
@@ -47,7 +47,7 @@ PAINT_CONFIGS = {
 
 
 class ColorPaint(nn.Module):
-    """A change of color in the unit cube.
+    """Computes a change of color in the unit cube.
 
     Details of pictures are weaker the finer they are, about as their size (Field, 1987): each grid counts for less than
     the coarser one before it.
@@ -65,7 +65,7 @@ class ColorPaint(nn.Module):
         self.register_buffer("shares", shares, persistent=False)
 
     def forward(self, points: Float[Tensor, "points 3"]) -> Float[Tensor, "points 3"]:
-        """Computes what is added to colors before the sigmoid, at places in [0, 1]."""
+        """Computes the change of colors before the sigmoid, at positions in [0, 1]."""
         levels = self.grid(points).view(len(points), -1, self.config.n_features)[..., :3]  # RGB
         return torch.einsum("nlc,l->nc", levels, self.shares)
 

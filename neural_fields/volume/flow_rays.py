@@ -16,7 +16,7 @@ from neural_fields.volume.rays import Rays
 
 
 class FlowTable:
-    """For every pixel of the person's surroundings the ray along which the moment before shows the same point.
+    """Holds for every pixel around the person the ray along which the moment before shows the same point.
 
     The moment before is the one in the capture, whether its view is trained on or not: where it is left out, the flow
     still leads one moment back and not two.

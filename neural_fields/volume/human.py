@@ -1,12 +1,12 @@
-"""The person and what they carry: one field in the rest pose, brought to every moment by bones.
+"""The person with carried objects: a field in the rest pose that bones deform to every moment.
 
-HOSNeRF (Liu et al. 2023), section 3.2, with a hash grid in place of the paper's network of eight layers. A point of the
-world goes back to the rest pose by backward skinning, is moved a little by a network that knows the pose, and the
-field is read there. What the carried object is like at a moment comes in as a code for each of its states.
+HOSNeRF (Liu et al. 2023), section 3.2, with a hash grid instead of the paper's network of eight layers. Backward
+skinning takes a point of the world to the rest pose, a network that reads the pose adds a small offset, and the field
+is evaluated there. A code for each state of the carried object is an input of the field.
 
-Samples lie only where a bone reaches (`body.Reached`), and the field is read only where they belong to the body.
-Another pose is another set of transforms; nothing else changes. N rays, S samples of a ray, M moments, B bones, K
-samples at which the field was read.
+Rays are sampled only within reach of a bone (`skinning.ReachIntervals`), and the field is evaluated only at samples
+that belong to the body. A new pose is a new set of transforms; nothing else changes. N rays, S samples of a ray, M
+moments, B bones, K samples at which the field was evaluated.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ DEFAULTS = PersonSettings()
 
 
 class CanonicalField(nn.Module):
-    """Density and color in the box of the rest pose, for each state of the carried object.
+    """Computes density and color in the box of the rest pose, for each state of the carried object.
 
     Density is in units of 1 / length of the world: it starts at a third of `density_scale` over the box's longest side.
-    The paper puts the state's code beside the features of a place. Here it also says how much each neuron of the first
-    layer counts: a small field holds all states in one place, and a sum alone hardly tells them apart.
+    The paper concatenates the state's code with the features of a position. Here it also scales each neuron of the
+    first layer: a small field holds all states at the same positions, and a sum does not separate them well.
 
     Args:
         low, high: corners of the box of the rest pose, in world units.
@@ -62,7 +62,7 @@ class CanonicalField(nn.Module):
         settings: of the person's field.
 
     Attributes:
-        paint: of an edit; see `volume.paint`.
+        paint: of an edit; see `color_edit.py`.
     """
 
     low: Tensor
@@ -103,13 +103,25 @@ class CanonicalField(nn.Module):
 
 
 def hann_window(octaves: int, share: float) -> Float[Tensor, " octaves"]:
-    """Computes the weight of each frequency for a `share` from 0 to 1 (Park et al. 2021, "Nerfies", equation 8)."""
+    """Computes the weight of each frequency of an encoding that is released (Park et al. 2021, "Nerfies", equation 8).
+
+    Args:
+        octaves: number of frequencies.
+        share: progress of the release, 0 to 1.
+
+    Returns:
+        The weights, in [0, 1].
+
+    Example:
+        >>> hann_window(4, 0.5).tolist()
+        [1.0, 1.0, 0.0, 0.0]
+    """
     opened = (share * octaves - torch.arange(octaves, dtype=torch.float32)).clamp(0, 1)
     return (1 - torch.cos(math.pi * opened)) / 2
 
 
 class PoseOffset(nn.Module):
-    """The offset of points of the rest pose from where skinning puts them, by the pose: cloth, muscles, hair.
+    """Computes pose-dependent offsets of points of the rest pose after skinning: cloth, muscles, hair.
 
     Args:
         center: of the box of the rest pose.
@@ -160,16 +172,16 @@ class PoseOffset(nn.Module):
 
 @dataclass(frozen=True)
 class PersonSamples:
-    """The samples at which the field was read, for the loss terms.
+    """Holds the samples at which the field was evaluated, for the losses.
 
     Attributes:
         ray: of each sample, an index into the rays.
-        slot: of each sample, an index into the rays' samples one behind the other.
+        slot: of each sample, an index into the concatenated samples of all rays.
         moment: of each sample.
-        world: where it is.
+        world: its position.
         rest: where skinning puts it in the rest pose, before the offset.
         offset: from there to where the field was read; None while offsets are not computed.
-        likelihood: how much it belongs to the body.
+        likelihood: that it belongs to the body, 0 to 1.
         weights: the skinning volume that was used.
     """
 
@@ -184,20 +196,20 @@ class PersonSamples:
 
 
 class PersonModel(nn.Module):
-    """A person on bones.
+    """Models a rigged person with carried objects.
 
     Args:
-        skeleton: at rest.
-        states: of the carried object.
+        skeleton: the skeleton in the rest pose.
+        states: number of states of the carried object.
         config: sizes.
-        radii: sizes of joints by name, in world units; see `body.compute_bone_bumps`.
-        poses: bones of the training's moments, which are corrected one by one; see `pose.PoseRefiner`.
+        radii: sizes of joints by name, in world units; see `skinning.compute_bone_bumps`.
+        poses: bones at the moments of the training, which are corrected one by one; see `pose.PoseRefiner`.
         settings: of the field.
 
     Example:
-        >>> human = Human(motion.skeleton, states=2)
-        >>> bones, _ = human.refined(transforms)
-        >>> marched, _ = human.march(rays, bones, state)
+        person = PersonModel(motion.skeleton, states=2)
+        bones, change = person.refine_poses(transforms)
+        ray_samples, person_samples = person.march_rays(rays, bones, state)
     """
 
     def __init__(
@@ -242,7 +254,7 @@ class PersonModel(nn.Module):
             transforms: bones, rest to world; `rays.time` are indices into them.
             state: of the carried object on each ray.
             generator: moves every sample within its part of the ray; without one they are in the middles.
-            offset_share: how much of the pose's offset counts, 0 to 1; at 0 it is not computed.
+            offset_share: factor on the pose-dependent offset, 0 to 1; at 0 it is not computed.
 
         Returns:
             The samples of all rays, and those at which the field was read.
@@ -287,7 +299,7 @@ class PersonModel(nn.Module):
 
 
 def check_cameras_outside(capture: Capture) -> None:
-    """Checks that no camera stands inside the person at its own moment.
+    """Checks that no camera is inside the person at its moment.
 
     Raises:
         UserError: one does; it names the view.

@@ -1,6 +1,6 @@
-"""Losses of the person: colors, masks, flow, and skinning that leads back to where it came from.
+"""Losses of the person: colors, masks, optical flow, and the cycle of backward and forward skinning.
 
-HOSNeRF (Liu et al. 2023), section 3.4. N rays, S samples of a ray, K samples of the person that were looked up.
+HOSNeRF (Liu et al. 2023), section 3.4. N rays, S samples of a ray, K samples of the person that were evaluated.
 """
 
 from __future__ import annotations
@@ -23,39 +23,45 @@ def color_term(
     mask: Bool[Tensor, " rays"],
     behind: Float[Tensor, "3"],
 ) -> Float[Tensor, ""]:
-    """Computes the mean squared error of the person before one color, against the picture cut out by the mask.
+    """Computes the mean squared error of the person over a plain color, against the masked picture over that color.
 
     Args:
-        rendered: the rendered person before `behind`.
-        target: colors of the pixels in [0, 1].
+        rendered: the person rendered over `behind`, RGB.
+        target: colors of the pixels, RGB in [0, 1].
         mask: whether a pixel shows the person.
-        behind: another color every step: else the field may paint the background instead of leaving it open.
+        behind: the plain color, a new one in each step: otherwise the field might learn the background's colors instead
+            of being transparent there.
     """
     return (rendered - torch.where(mask[:, None], target, behind)).square().mean()
 
 
 def mask_term(opacity: Float[Tensor, " rays"], mask: Bool[Tensor, " rays"]) -> Float[Tensor, ""]:
-    """Computes the binary cross entropy of the opacities against the masks."""
+    """Computes the binary cross-entropy of the opacities against the masks.
+
+    Args:
+        opacity: of the rays, 0 to 1.
+        mask: whether the pixels show the person.
+    """
     margin = 1e-4  # an opacity is never surer than this: the loss stays finite
     sure = opacity.clamp(margin, 1 - margin)
     return torch.nn.functional.binary_cross_entropy(sure, mask.to(sure))
 
 
-def flow_rays(
-    camera: Camera, other: Camera, flow: Float[NDArray, "height width 2"], time: int, device: torch.device | None = None
-) -> Rays:
-    """Computes the rays of another view along which it sees the points that the pixels of this view show, row by row.
+def flow_rays(camera: Camera, other: Camera, flow: Float[NDArray, "height width 2"], time: int) -> Rays:
+    """Computes the rays of another view through the pixels that optical flow matches with those of this view.
 
     Args:
         camera: of the view itself.
         other: camera of the view that the flow leads to.
-        flow: in pixels, from the view to the other.
-        time: moment of the view that the flow leads to.
-        device: of the rays.
+        flow: from this view to the other, in pixels.
+        time: moment of the other view.
+
+    Returns:
+        The rays on the CPU, row by row.
     """
     columns, rows = np.meshgrid(np.arange(camera.width) + 0.5, np.arange(camera.height) + 0.5)
     pixels = np.stack([columns, rows], axis=-1) + flow
-    return camera_rays(other, pixels.reshape(-1, 2), time, device)
+    return camera_rays(other, pixels.reshape(-1, 2), time)
 
 
 def flow_term(
@@ -67,12 +73,11 @@ def flow_term(
     transforms: Float[Tensor, "moments bones 4 4"],
     focal: float,
 ) -> Float[Tensor, ""]:
-    """Computes how far samples are from where the flow sees them at another moment, in pixels, weighted by visibility.
+    """Computes the distance in pixels between samples and their optical flow at another moment, weighted by visibility.
 
-    The samples go forward to the bones of `seen.time`, which is the moment that the flow leads to and no other. The
-    paper projects them and compares pixels. Here the distance from the ray of the flow's pixel, over the depth and
-    times the focal length, is the same on the axis of every lens, needs no model of any, and has no fold behind the
-    camera.
+    Forward skinning takes the samples to the moment of `target_rays`. The paper projects them and compares pixels. Here
+    it is the distance from the ray of the matched pixel, divided by the depth and multiplied by the focal length: on
+    the optical axis that is the same for every lens, and it works without a lens model and behind the camera.
 
     Args:
         skinning: of the person.
@@ -97,7 +102,7 @@ def flow_term(
 def cycle_term(
     skinning: SkinningVolume, samples: PersonSamples, transforms: Float[Tensor, "moments bones 4 4"], span: float
 ) -> Float[Tensor, ""]:
-    """Computes half the squared distance between samples and where skinning back and forth puts them.
+    """Computes half the squared distance between samples and their positions after backward and forward skinning.
 
     Args:
         skinning: of the person.
@@ -110,7 +115,12 @@ def cycle_term(
 
 
 def offset_term(samples: PersonSamples, span: float) -> Float[Tensor, ""]:
-    """Computes the mean square of the offsets, in spans of the body; 0 while none is computed."""
+    """Computes the mean square of the offsets; 0 while none are computed.
+
+    Args:
+        samples: of the person.
+        span: of the body in world units: the unit of the offsets.
+    """
     if samples.offset is None or not len(samples.offset):
         return samples.likelihood.new_zeros(())
     return (samples.offset / span).square().sum(dim=1).mean()

@@ -1,7 +1,7 @@
 """Losses on rays. "mip-NeRF 360" is Barron et al., "Unbounded Anti-Aliased Neural Radiance Fields" (2022).
 
-Each function returns one unweighted scalar. Edges are those of the intervals of a ray, from 0 to 1 in the spacing of
-`proposal.squeeze`.
+Each function returns an unweighted scalar. Edges are those of the intervals of a ray, from 0 to 1 in the spacing of
+`proposal.distance_to_spacing`.
 """
 
 from __future__ import annotations
@@ -12,18 +12,28 @@ from torch import Tensor
 
 
 def squared_error(rendered: Float[Tensor, "rays 3"], target: Float[Tensor, "rays 3"]) -> Float[Tensor, ""]:
-    """Computes the mean squared difference of colors."""
+    """Computes the mean squared difference of colors.
+
+    Args:
+        rendered: colors of the rays, RGB.
+        target: true colors of the pixels, RGB in [0, 1].
+    """
     return (rendered - target).square().mean()
 
 
 def distortion_loss(edges: Float[Tensor, "rays edges"], weights: Float[Tensor, "rays intervals"]) -> Float[Tensor, ""]:
-    """Measures how far the weights of a ray are spread: mip-NeRF 360, equation 15.
+    """Measures the spread of the weights along a ray (mip-NeRF 360, equation 15).
 
-    The double sum over pairs is written with running sums: its cost grows with the number of intervals, not its square.
+    The double sum over pairs is computed with running sums, in linear time in the number of intervals.
 
     Args:
         edges: of the intervals, rising from 0 to 1.
         weights: of the intervals in the rendered color, at least 0.
+
+    Example:
+        >>> edges, weights = torch.tensor([[0.0, 0.5, 1.0]]), torch.tensor([[0.5, 0.5]])
+        >>> print(f"{distortion_loss(edges, weights).item():.3f}")
+        0.333
     """
     middle = (edges[:, 1:] + edges[:, :-1]) / 2
     weight_before = weights.cumsum(dim=1) - weights
@@ -39,9 +49,9 @@ def interlevel_loss(
     proposed_edges: Float[Tensor, "rays proposed_edges"],
     proposed_weights: Float[Tensor, "rays proposed_intervals"],
 ) -> Float[Tensor, ""]:
-    """Measures by how much a field's weights exceed what was proposed there: mip-NeRF 360, equation 13.
+    """Measures by how much a field's weights exceed the proposed ones (mip-NeRF 360, equation 13).
 
-    Only the proposal learns from it: the field's weights pass no gradient.
+    It trains only the proposal: no gradient flows to the field's weights.
 
     Args:
         edges: of the field's intervals, rising from 0 to 1.

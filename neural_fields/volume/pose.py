@@ -37,7 +37,7 @@ def axis_angle_to_matrix(axis_angle: Float[Tensor, "*rotations 3"]) -> Float[Ten
 
 
 class Kinematics(nn.Module):
-    """Forward kinematics of a skeleton, generation by generation of its joints."""
+    """Computes the forward kinematics of a skeleton, generation by generation of its joints."""
 
     rest: Tensor
 
@@ -105,7 +105,7 @@ def _rotate_points(rotations: Tensor, points: Tensor) -> Tensor:
 
 
 class PoseRefiner(nn.Module):
-    """A small rotation and translation for every joint but the roots, from the pose as it was measured.
+    """Computes a small rotation and translation for every joint but the roots, from the measured pose.
 
     HOSNeRF, section 3.2: the rotation is multiplied from the right, the translation added; both start at 0. The paper's
     network of the pose corrects what all poses have in common, in poses too that no frame shows. What one moment alone

@@ -1,4 +1,4 @@
-"""Previews of a trained 3D scene beside what was filmed."""
+"""Previews of a trained 3D scene beside the source."""
 
 from __future__ import annotations
 
@@ -14,19 +14,16 @@ from neural_fields.volume.record import VolumeRecord
 from neural_fields.volume.scene import BACKGROUND, PERSON, Scene
 
 
-def save_volume_previews(
-    run: Run, scene: Scene, record: VolumeRecord, capture: Capture, views: int = 4, max_side_px: int = 640
-) -> None:
-    """Writes `previews/scene.png`: some views; from above what was filmed, the scene, its parts alone and its depth.
+def save_volume_previews(run: Run, scene: Scene, record: VolumeRecord, capture: Capture) -> None:
+    """Writes `previews/scene.png`: four views; from above what was filmed, the scene, its parts alone and its depth.
 
     Args:
         run: where the picture goes.
         scene: trained.
         record: of the run.
-        capture: what was filmed.
-        views: that are shown.
-        max_side_px: of a view: enough to see, quick to write.
+        capture: the filmed views.
     """
+    views, max_side_px = 4, 640  # enough to see, quick to write
     device = next(scene.parameters()).device
     moments = record.make_moments(device)
     columns = []

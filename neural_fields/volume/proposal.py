@@ -1,7 +1,7 @@
-"""Where to sample a ray: a coarse grid of densities that learns to enclose those of the field.
+"""The proposal: a coarse grid of densities that learns to enclose those of the field, and says where rays are sampled.
 
-Barron et al., "Mip-NeRF 360" (2022), section 3: a proposal distilled while the field is trained. Here it is one dense
-grid over contracted space, which a step reads at many points for little, so that the field is asked at few.
+Barron et al., "Mip-NeRF 360" (2022), section 3: a proposal is distilled while the field is trained. Here it is a dense
+grid over contracted space, which is cheap to evaluate at many points, so that the field is evaluated at few.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ DEFAULTS = ProposalSettings()
 
 @dataclass(frozen=True)
 class RayIntervals:
-    """The intervals into which rays were divided, in the spacing of `squeeze`.
+    """Holds the intervals into which rays were divided, in the spacing of `distance_to_spacing`.
 
     Attributes:
-        edges: of the field's intervals.
-        proposed_edges, proposed_weights: the proposal's histogram, from which they were drawn.
+        edges: of the field's intervals, rising from 0 to 1.
+        proposed_edges: of the proposal's histogram, from which the intervals were drawn, rising from 0 to 1.
+        proposed_weights: of the proposal's histogram, at least 0.
     """
 
     edges: Float[Tensor, "rays edges"]
@@ -44,17 +45,39 @@ class RayIntervals:
 
 
 def distance_to_spacing(distance: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-    """Maps distances from 0 to infinity to 0 to 1: half of it up to distance 1, then evenly in disparity."""
+    """Maps distances along a ray to spacing in [0, 1]: linear up to distance 1, then linear in disparity.
+
+    Args:
+        distance: in units of the scene's radius, 0 to infinity.
+
+    Returns:
+        The spacing, 0 to 1.
+
+    Example:
+        >>> distance_to_spacing(torch.tensor([0.0, 1.0, 2.0])).tolist()
+        [0.0, 0.5, 0.75]
+    """
     return torch.where(distance < 1, distance / 2, 1 - 0.5 / distance.clamp_min(1))
 
 
 def spacing_to_distance(spacing: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-    """Inverts `squeeze`."""
+    """Maps spacing in [0, 1] to distances: the inverse of `distance_to_spacing`."""
     return torch.where(spacing < 0.5, 2 * spacing, 0.5 / (1 - spacing).clamp(1e-6, 0.5))
 
 
 def annealing_exponent(progress: float, settings: ProposalSettings = DEFAULTS) -> float:
-    """Computes the exponent of the proposed weights: at progress 0 all intervals count alike, at 1 as proposed."""
+    """Computes the exponent of the proposed weights: 0 treats all intervals alike, 1 keeps the weights.
+
+    Mip-NeRF 360, section 4.
+
+    Args:
+        progress: of the training, 0 to 1.
+        settings: the slope of the annealing.
+
+    Example:
+        >>> annealing_exponent(0.0), annealing_exponent(1.0)
+        (0.0, 1.0)
+    """
     slope = settings.annealing_slope
     return slope * progress / ((slope - 1) * progress + 1)
 

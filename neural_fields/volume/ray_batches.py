@@ -29,12 +29,12 @@ DEFAULTS = PixelDrawingSettings()
 
 @dataclass(frozen=True)
 class RayBatch:
-    """Rays and what they should see.
+    """Holds rays and their target values.
 
     Attributes:
         color: of the pixels, in [0, 1].
         person: whether the mask is there.
-        pixel_indices: indices of the pixels among those of all views one behind the other.
+        pixel_indices: indices into the concatenated pixels of all views.
     """
 
     rays: Rays
@@ -44,7 +44,7 @@ class RayBatch:
 
 
 class CapturePixels:
-    """A capture on a device, ready to draw from.
+    """Holds the pixels of a capture on a device, and draws batches from them.
 
     Args:
         capture: pictures, masks and cameras.

@@ -23,7 +23,7 @@ _EPSILON = 1e-10
 
 @dataclass(frozen=True)
 class Rays:
-    """Half lines, each at one moment.
+    """Holds rays, each at a moment.
 
     Attributes:
         origin: in world units.
@@ -68,7 +68,7 @@ class RaySamples:
 
 @dataclass(frozen=True)
 class RenderedRays:
-    """Rendered rays.
+    """Holds rendered rays.
 
     Attributes:
         color: RGB premultiplied by the opacity.
@@ -111,7 +111,7 @@ def _pixel_centers(width: int, height: int) -> NDArray[np.float64]:
 
 
 class ViewRays:
-    """The rays of all pixels of many views of one size, made when they are asked for.
+    """Computes the rays of the pixels of many views of one size on demand.
 
     Views with one lens share one table of directions, so that long captures take little memory.
 
@@ -151,7 +151,7 @@ def optical_thickness(marched: RaySamples) -> Float[Tensor, "rays samples"]:
 
 
 def rendering_weights(thickness: Float[Tensor, "rays samples"]) -> Float[Tensor, "rays samples"]:
-    """Computes rendering weights: the light not yet absorbed in front of a sample, times what it absorbs itself."""
+    """Computes rendering weights: the light that reaches a sample, times the share that it absorbs."""
     behind = thickness.cumsum(dim=1) - thickness
     return torch.exp(-behind) * -torch.expm1(-thickness)
 

@@ -1,21 +1,21 @@
 """The run of a 3D scene on disk: its record in run.yaml, its cameras and bones, and its model.
 
-Beside what every run has there is `scene/`: `transforms.json`, `bones.json` and `states.json`, so that a run can be
-rendered without the pictures that it was trained on.
+In addition to the files of every run there is `scene/` with `transforms.json`, `bones.json` and `states.json`, so that
+a run can be rendered without the pictures that it was trained on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from neural_fields.config.loader import from_mapping
-from neural_fields.config.volume import VOLUME_KIND, VolumeConfig, volume_config_to_mapping
+from neural_fields.config.loader import from_mapping, to_mapping
+from neural_fields.config.volume import VOLUME_KIND, VolumeConfig
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.core.files import make_folder
 from neural_fields.data.capture.bones_json import read_bones, read_states, write_bones, write_states
@@ -23,9 +23,9 @@ from neural_fields.data.capture.cameras import Camera
 from neural_fields.data.capture.skeleton import SkeletonMotion
 from neural_fields.data.capture.transforms_json import PosedImage, read_transforms, write_transforms
 from neural_fields.edits.payloads import read_weights
-from neural_fields.edits.read_stack import active_edits, hidden_parts
+from neural_fields.edits.read_stack import Edit, hidden_parts
 from neural_fields.runs.checkpoints import Checkpoint, require_checkpoint
-from neural_fields.runs.run import Run, read_run_yaml
+from neural_fields.runs.run import Run
 from neural_fields.volume.background import BackgroundField, SceneBounds
 from neural_fields.volume.color_edit import add_paints
 from neural_fields.volume.human import PersonModel
@@ -34,7 +34,7 @@ from neural_fields.volume.scene import Moments, Scene
 
 @dataclass(frozen=True)
 class VolumeRecord:
-    """What a run was trained on, and how.
+    """Holds the capture and the settings of a training.
 
     Attributes:
         source: the folder or video of the capture.
@@ -68,6 +68,31 @@ class VolumeRecord:
         return Moments.from_motion(self.motion, self.switches, max(self.times) + 1, device)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SceneRunYaml:
+    """Holds the content of run.yaml, except for schema and version.
+
+    Attributes:
+        source: the folder or video of the capture.
+        preset, quality: as they were asked for.
+        size: (width, height) of the training pictures.
+        center, radius: the part of the world that is not contracted.
+        held_out: indices of the views that were not trained on.
+        config: all settings.
+    """
+
+    kind: ClassVar[str] = VOLUME_KIND
+
+    source: Path
+    preset: str
+    quality: str
+    size: tuple[int, int]
+    center: tuple[float, float, float]
+    radius: float
+    held_out: tuple[int, ...]
+    config: VolumeConfig
+
+
 def write_record(run: Run, record: VolumeRecord) -> dict[str, Any]:
     """Writes `scene/`, and returns the entries of run.yaml."""
     pictures = [
@@ -79,50 +104,53 @@ def write_record(run: Run, record: VolumeRecord) -> dict[str, Any]:
     if record.motion is not None:
         write_bones(run.scene / "bones.json", record.motion)
     write_states(run.scene / "states.json", record.switches)
-    return {
-        "kind": VOLUME_KIND,
-        "source": str(record.source),
-        "preset": record.preset,
-        "quality": record.quality,
-        "size": list(record.size),
-        "center": list(record.bounds.center),
-        "radius": record.bounds.radius,
-        "held_out": list(record.held_out),
-        "config": volume_config_to_mapping(record.config),
-    }
+    values = SceneRunYaml(
+        source=record.source,
+        preset=record.preset,
+        quality=record.quality,
+        size=record.size,
+        center=record.bounds.center,
+        radius=record.bounds.radius,
+        held_out=record.held_out,
+        config=record.config,
+    )
+    return to_mapping(values)
 
 
-def read_record(run: Run) -> VolumeRecord:
-    """Reads the record of a run.
+def parse_volume_record(run: Run, values: Mapping[str, Any]) -> VolumeRecord:
+    """Parses what run.yaml holds, and reads the files in scene/.
+
+    Args:
+        run: the run.
+        values: of its run.yaml.
 
     Raises:
-        UserError: run.yaml or the files in scene/ are missing or damaged (exit 5).
+        UserError: they are incomplete, missing or damaged (exit 5).
     """
-    values = read_run_yaml(run)
     try:
         pictures = read_transforms(run.scene / "transforms.json")
         bones = run.scene / "bones.json"
-        kept = {key: value for key, value in dict(values["config"]).items() if key != "kind"}
-        x, y, z = (float(value) for value in values["center"])
+        kept = {key: values[key] for key in values if key not in ("schema", "version")}
+        found = from_mapping(SceneRunYaml, kept, where=str(run.run_yaml))
         return VolumeRecord(
-            source=Path(values["source"]),
-            preset=str(values["preset"]),
-            quality=str(values["quality"]),
-            config=from_mapping(VolumeConfig, kept, where=str(run.run_yaml)),
-            size=(int(values["size"][0]), int(values["size"][1])),
-            bounds=SceneBounds((x, y, z), float(values["radius"])),
+            source=found.source,
+            preset=found.preset,
+            quality=found.quality,
+            config=found.config,
+            size=found.size,
+            bounds=SceneBounds(found.center, found.radius),
             cameras=tuple(picture.camera for picture in pictures),
             times=tuple(picture.time or 0 for picture in pictures),
-            held_out=tuple(int(index) for index in values["held_out"]),
+            held_out=found.held_out,
             motion=read_bones(bones) if bones.is_file() else None,
             switches=read_states(run.scene / "states.json"),
         )
-    except (KeyError, IndexError, TypeError, ValueError, UserError) as error:
+    except UserError as error:
         raise UserError(
             ExitCode.DAMAGED_RUN,
             f"the scene of {run.path} cannot be read",
-            where=str(run.scene),
-            why=error.what if isinstance(error, UserError) else f"run.yaml is incomplete ({error!r})",
+            where=error.where or str(run.scene),
+            why=error.what,
             fix=f"restore {run.scene} and run.yaml from a copy, or start another run with unwrap train --out",
         ) from error
 
@@ -152,21 +180,19 @@ def load_scene(run: Run, record: VolumeRecord) -> tuple[Scene, Checkpoint]:
     return scene.eval(), checkpoint
 
 
-def apply_edits(run: Run, scene: Scene, names: Sequence[str] = ()) -> tuple[Scene, frozenset[str]]:
-    """Copies a scene and puts the active edits of its run, or those named, into it.
+def apply_edits(scene: Scene, edits: Sequence[Edit]) -> tuple[Scene, frozenset[str]]:
+    """Applies edits to a copy of a scene.
 
     Args:
-        run: that the edits belong to.
-        scene: as it was trained; it stays as it is.
-        names: of edits; by default all that are active.
+        scene: the trained scene; it is not changed.
+        edits: of its run, the lowest first.
 
     Returns:
         The edited scene, and the parts that are not removed.
 
     Raises:
-        UserError: there is no such edit, a damaged edit, or one of another scene.
+        UserError: a damaged edit, or one of another scene.
     """
-    edits = active_edits(run, names)
     weights = [read_weights(edit) for edit in edits]
     edited = deepcopy(scene)
     add_paints(edited, [name for values in weights for name in values])

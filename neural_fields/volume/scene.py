@@ -27,7 +27,7 @@ PARTS = frozenset({BACKGROUND, PERSON})
 
 @dataclass(frozen=True)
 class Moments:
-    """Poses and states of a scene, by moment: `Rays.time` are indices into them.
+    """Holds the poses and states of a scene, by moment: `Rays.time` are indices into them.
 
     Attributes:
         transforms: bones, rest to world; no bones for a scene without a person.
@@ -57,7 +57,7 @@ class Moments:
         )
 
     def with_poses(self, transforms: Shaped[np.ndarray, "poses bones 4 4"]) -> Moments:
-        """Returns other poses, with the states that these moments have; the last state goes on."""
+        """Replaces the poses and keeps the states of these moments; the last state continues."""
         poses = torch.tensor(np.asarray(transforms), dtype=torch.float32, device=self.transforms.device)
         last = len(self.state) - 1
         return Moments(poses, self.state[torch.arange(len(poses), device=self.state.device).clamp_max(last)])
@@ -65,13 +65,13 @@ class Moments:
 
 @dataclass(frozen=True)
 class SceneRendering:
-    """Rendered rays of a scene, and what the loss terms need of them.
+    """Holds rendered rays of a scene, and the values that the losses need.
 
     Attributes:
         color: RGB that arrives at the camera.
-        opacity: how much of it comes from the fields; the rest from the sky, or from the color behind.
+        opacity: the share of it from the fields; the rest is from the sky, or from the color behind.
         depth: mean distance along the ray, 0 where nothing is hit.
-        person_opacity: the share of a ray that ends on the person, after what is in front of them.
+        person_opacity: the share of a ray that ends on the person, behind everything in front of them.
         weights, background_weights: rendering weights of the samples of the person, and of the background.
         background_intervals, person_samples, bones, pose_change: what else the loss terms need. All are None of a part
             that is not rendered; `bones` are the corrected ones.
@@ -91,7 +91,7 @@ class SceneRendering:
 
 @dataclass(frozen=True)
 class RenderedView:
-    """The first four fields of `Seen` as pictures."""
+    """Holds the first four fields of `SceneRendering` as pictures."""
 
     color: Float[Tensor, "height width 3"]
     opacity: Float[Tensor, "height width"]
@@ -100,7 +100,7 @@ class RenderedView:
 
 
 class Scene(nn.Module):
-    """The background and, where there is one, the person with what they carry."""
+    """Combines the background and, where there is one, the person with carried objects."""
 
     def __init__(self, background: BackgroundField, person: PersonModel | None) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class Scene(nn.Module):
             parts: that are rendered; without the background, colors stand before `behind`.
             behind: a solid color, black by default.
             generator: as in the fields' `march_rays`.
-            offset_share: how much of the pose's offset counts; see `PersonModel.march_rays`.
+            offset_share: factor on the pose-dependent offset; see `PersonModel.march_rays`.
             refine_poses: whether poses are corrected.
             min_weight: see `Background.march_rays`.
         """
@@ -203,9 +203,10 @@ class Scene(nn.Module):
         parts: frozenset[str] = PARTS,
         behind: Float[Tensor, "3"] | None = None,
         chunk: int = 1 << 13,
-        min_weight: float = 1e-3,
     ) -> RenderedView:
-        """Renders a whole picture at a moment, without gradients.
+        """Renders a picture at a moment, without gradients.
+
+        Samples of the background with a rendering weight up to 0.001 get no color: it is invisible.
 
         Args:
             camera: in the world.
@@ -214,11 +215,10 @@ class Scene(nn.Module):
             parts: that are rendered; without the background, colors stand before `behind`.
             behind: a solid color, black by default.
             chunk: rays that are rendered at once.
-            min_weight: samples of the background with a rendering weight up to this get no color.
         """
         rays = camera_rays(camera, time=time, device=moments.transforms.device)
         rendered = [
-            self.render_rays(rays[start : start + chunk], moments, parts=parts, behind=behind, min_weight=min_weight)
+            self.render_rays(rays[start : start + chunk], moments, parts=parts, behind=behind, min_weight=1e-3)
             for start in range(0, len(rays), chunk)
         ]
         size = (camera.height, camera.width)

@@ -1,4 +1,4 @@
-"""Bones as a body: where each reaches at rest, how much of a point it carries, and skinning there and back.
+"""The body of bones: the reach of each bone at rest, its skinning weights, and forward and backward skinning.
 
 HOSNeRF (Liu et al. 2023), section 3.2, after HumanNeRF (Weng et al. 2022): a bump around every bone of the rest pose is
 the prior of a volume of weights, one channel for each bone and one for the space around, which is then learnt. Two
@@ -30,7 +30,7 @@ from neural_fields.volume.rays import Rays
 
 @dataclass(frozen=True)
 class SkinningSettings:
-    """Settings of bones as a body.
+    """Holds the settings of the body of bones.
 
     Sizes are those of the paper's bumps in meters, for a person whose joints span `adult_span_m`; the height of a bump
     is exp(-|d / 2 size|^2). They belong to a bone 0.2 m long; longer bones have larger ones, by the shares of their
@@ -165,7 +165,7 @@ def invert_rigid(transforms: Float[Tensor, "*places 4 4"]) -> Float[Tensor, "*pl
 
 @dataclass(frozen=True)
 class ReachIntervals:
-    """The intervals of rays that lie within reach of bones, one behind the other without the gaps.
+    """Holds the intervals of rays within reach of bones, concatenated without the gaps.
 
     Attributes:
         start: distances at which intervals begin, rising.
@@ -219,7 +219,7 @@ class SkinnedPoints:
 
     Attributes:
         points: their new positions; one without any bone is at the origin.
-        likelihood: how much they belong to the body, in [0, 1]: the weights of all bones together.
+        likelihood: that they belong to the body, in [0, 1]: the sum of the weights of all bones.
     """
 
     points: Float[Tensor, "points 3"]
@@ -227,7 +227,7 @@ class SkinnedPoints:
 
 
 class SkinningVolume(nn.Module):
-    """The volume of skinning weights over the box of the rest pose, for backward and forward skinning.
+    """Stores skinning weights in a volume over the box of the rest pose, for backward and forward skinning.
 
     Args:
         skeleton: at rest.

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neural_fields.config.volume import TrainingStage, VolumeConfig
+from neural_fields.config.training_stage import TrainingStage
+from neural_fields.config.volume import VolumeConfig
 from neural_fields.volume import human_losses, losses
 from neural_fields.volume.background import background_terms
 from neural_fields.volume.ray_batches import CapturePixels, RayBatch
@@ -20,7 +21,7 @@ from neural_fields.volume.scene import PERSON, Moments, Scene, SceneRendering
 
 @dataclass(frozen=True)
 class StageSettings:
-    """Learning rates of a 3D scene, and what changes while a stage runs."""
+    """Sets the learning rates of a 3D scene, and the changes during a stage."""
 
     background_hold: float = 0.3  # share of the background's stage after which its rates fall
     background_final_factor: float = 0.03  # of the rates at the end of the background's stage
@@ -41,7 +42,7 @@ DEFAULTS = StageSettings()
 
 @dataclass(frozen=True)
 class SceneTraining:
-    """A 3D scene with everything that its training steps need.
+    """Holds a 3D scene with everything that its training steps need.
 
     Attributes:
         focal: mean focal length of the views, in pixels.
@@ -186,7 +187,7 @@ def learning_rate_factor(
 
 
 def offset_share(training: SceneTraining, stage: TrainingStage, step: int) -> float:
-    """Returns how much of the pose's offset counts at a step, 0 to 1: see `PersonModel.march_rays`.
+    """Returns the factor on the pose-dependent offset at a step, 0 to 1: see `PersonModel.march_rays`.
 
     Args:
         training: the scene with its settings.

@@ -38,7 +38,7 @@ def carve_prior(
     Args:
         skinning: whose prior is changed in place.
         capture: cameras, masks and bones; without masks or bones nothing is changed.
-        views: those that may be looked at; by default all.
+        views: the views to use; by default all.
         settings: of the visual hull.
     """
     views = list(range(capture.view_count)) if views is None else list(views)

@@ -25,7 +25,7 @@ NEAR = 0.02  # pixels
 
 @pytest.fixture(scope="module")
 def maps(true_run: TrueRun) -> Maps:
-    return Maps.open(true_run.run)
+    return Maps.open(true_run.run.maps)
 
 
 def places_in(mask: np.ndarray, count: int = 1500) -> np.ndarray:

@@ -432,7 +432,7 @@ def test_debug_shows_where_an_error_came_from(line: str, place: Path, capsys: py
 def test_what_is_no_users_mistake_is_called_a_bug(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("neural_fields.edits.read_stack.list_edits", lambda run: 1 / 0)
+    monkeypatch.setattr("neural_fields.open_runs.base.list_edits", lambda run: 1 / 0)
     assert command("edits run") == ExitCode.BUG
     err = capsys.readouterr().err
     assert "bug: ZeroDivisionError" in err and "--debug" in err and "Traceback" not in err

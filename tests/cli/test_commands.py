@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -19,13 +19,14 @@ from PIL import Image
 
 from editors.api import edit
 from editors.cli.main import COMMANDS, main
-from neural_fields.cli.commands import LiveLine, format_duration, format_progress
+from neural_fields.cli.commands import list_flags
 from neural_fields.core.errors import UserError
 from neural_fields.core.progress import Progress
 from neural_fields.data.synthetic.planar_clips import SyntheticClip, make_demo_clip, make_translation_clip
 from neural_fields.data.video.io import probe_video, read_video
 from neural_fields.evaluation.evaluate_planar import evaluate
-from neural_fields.rendering.render_planar import RenderOptions, render
+from neural_fields.rendering.options import RenderOptions
+from neural_fields.rendering.render_planar import render
 from neural_fields.runs.run import Run
 from neural_fields.training.options import TrainOptions
 from neural_fields.training.train_planar import train
@@ -274,7 +275,7 @@ def test_a_finished_run_says_so_and_stays_as_it_is(place: Path, home: Path, caps
     assert facts == {"run": "floor", "step": 20, "steps": 20, "finished": True, "notes": []}
 
 
-def test_a_range_of_frames_is_fitted_rendered_and_addressed_by_the_sources_numbers(
+def test_a_range_of_frames_is_trained_on_rendered_and_addressed_by_the_sources_numbers(
     place: Path, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = "train {home}/floor.mp4 --masks none --frames 1:6:2 --training.steps 4 --out part"
@@ -290,7 +291,7 @@ def test_a_range_of_frames_is_fitted_rendered_and_addressed_by_the_sources_numbe
     paint(place / "frame.png", place / "painted.png", (20, 12, 30, 20), (255, 0, 255))
     capsys.readouterr()
     assert command("edit part painted.png --frame 2") == 3
-    assert "every 2" in capsys.readouterr().err
+    assert "one in 2" in capsys.readouterr().err
     assert command("edit part painted.png --frame 3") == 0
     assert command("render part --codec ffv1 --out edited.mkv") == 0
     assert np.abs(decoded(place / "edited.mkv", place)[1, 13:19, 21:29] - [255, 0, 255]).max() < 15
@@ -309,7 +310,7 @@ def test_the_folder_that_one_stands_in_is_a_video_too(
     assert "unwrap render 'runs/my frames'" in captured.err  # a line that can be pasted
 
 
-def test_a_fit_at_a_smaller_size_is_rendered_at_the_size_of_the_source(place: Path, home: Path) -> None:
+def test_a_training_at_a_smaller_size_is_rendered_at_the_size_of_the_source(place: Path, home: Path) -> None:
     assert command("train {home}/floor.mp4 --masks none --size 32x18 --training.steps 4 --out small", home=home) == 0
     assert command("render small --what reconstruction --out out.mp4") == 0
     facts = probe_video(place / "out.mp4")
@@ -407,48 +408,21 @@ def test_the_same_verbs_from_python(place: Path, home: Path) -> None:
         edit(fitted.run, place / "painted.png")
 
 
-# --- talk -----------------------------------------------------------------------------------------------------------
-
-
-def test_off_a_terminal_progress_is_a_few_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    line = LiveLine()
-    for step in range(1, 1001):
-        line(Progress("training", step, 1000, 30.125, 0.01, 75.0, 512.0))
-    line(Progress("training", 1000, 1000, note="out of memory"))
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    shown = captured.err.splitlines()
-    assert len(shown) == 3 and "\r" not in captured.err and "\x1b" not in captured.err
-    assert shown[0] == "training   1/1000  10 ms/step  1:15 left  PSNR 30.12 dB  512 MiB"
-    assert shown[1].startswith("training   1000/1000") and shown[2] == "note: out of memory"
-
-
-def test_on_a_terminal_one_line_renews_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    screen = io.StringIO()
-    screen.isatty = lambda: True  # type: ignore[method-assign]
-    monkeypatch.setattr(sys, "stderr", screen)
-    line = LiveLine()
-    for step in range(1, 101):
-        line(Progress("training", step, 100))
-    shown = screen.getvalue()
-    assert shown.startswith("\r\x1b[K") and shown.count("\n") == 1 and shown.endswith("100/100\n")
-
-
-def test_times_are_said_as_people_say_them() -> None:
-    assert [format_duration(seconds) for seconds in (0.4, 75.0, 3600.0, 86399.6)] == [
-        "0:00",
-        "1:15",
-        "1:00:00",
-        "24:00:00",
-    ]
-    assert format_progress(Progress("flow", 1, 5)) == "flow       1/5"
-
-
 def test_no_editor_has_a_setting_of_a_name_that_all_edits_have() -> None:
-    from editors.cli.editors import EDITORS, SCENE_EDITORS, EditByEditorCommand, find_editor_class
+    from editors.cli.editors import EditByEditorCommand
+    from editors.editors_table import EDITORS, SCENE_EDITORS, find_editor_class
 
     common = {entry.name for entry in dataclasses.fields(EditByEditorCommand)}
-    for name in EDITORS:
-        for of_scene in {False, name in SCENE_EDITORS}:
-            own = {entry.name for entry in dataclasses.fields(find_editor_class(name, of_scene))}
-            assert not own & common, name
+    kinds = [find_editor_class(name) for name in EDITORS]
+    for kind in [*kinds, *(find_editor_class(name, is_scene=True) for name in SCENE_EDITORS)]:
+        assert not {entry.name for entry in dataclasses.fields(kind)} & common, kind.name
+
+
+@pytest.mark.parametrize("name", ["capture", "train", "render", "eval", "export", "edit"])
+def test_the_flags_that_an_error_can_suggest_are_those_of_the_help(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    shown = re.findall(r"^ {,4}(?:-\w, )?(--[a-z][\w-]*)", capsys.readouterr().out, flags=re.MULTILINE)
+    assert sorted(shown) == sorted(set(list_flags(COMMANDS[name])))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from neural_fields.config.loader import dump_yaml, from_mapping, load_yaml, nest_keys, parse_yaml, to_mapping
+from neural_fields.config.loader import dump_yaml, from_mapping, load_json, load_yaml, nest_keys, parse_yaml, to_mapping
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.core.suggestions import nearest_word
 
@@ -220,3 +223,98 @@ def test_a_missing_file_and_a_folder_are_bad_input(tmp_path: Path) -> None:
 def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "empty.yaml").write_text("# only a comment\n")
     assert load_yaml(tmp_path / "empty.yaml") == {}
+
+
+# --- records of runs ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Corner:
+    as_list: ClassVar[bool] = True
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
+class Note:
+    schema: Literal[3]
+    path: Path
+    rate: Fraction = Fraction(24)
+    frames: range = range(0, 5, 1)
+    corner: Corner = Corner(0.0, 0.0)
+    corners: Mapping[str, Corner] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    kind: str = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.rate <= 0:
+            raise ValueError(f"rate is {self.rate}; it is above 0")
+
+
+notes = st.builds(
+    Note,
+    schema=st.just(3),
+    path=st.text("ab/.", min_size=1).map(Path),
+    rate=st.fractions(min_value=Fraction(1, 10**6)),
+    frames=st.builds(range, st.integers(0, 10**6), st.integers(0, 10**6), st.integers(1, 99)),
+    corner=st.builds(Corner, st.floats(-9, 9), st.floats(-9, 9)),
+    corners=st.dictionaries(texts, st.builds(Corner, st.floats(-9, 9), st.floats(-9, 9)), max_size=2),
+    settings=st.dictionaries(texts, st.none() | st.integers(-9, 9) | st.lists(st.booleans(), max_size=2), max_size=2),
+    kind=texts,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(notes, st.booleans())
+def test_writing_and_reading_a_record_gives_the_same_record(note: Note, without_defaults: bool) -> None:
+    assert from_mapping(Note, json.loads(json.dumps(to_mapping(note, without_defaults=without_defaults)))) == note
+
+
+def test_what_has_its_default_value_is_left_out_when_asked() -> None:
+    note = Note(3, Path("a"), corner=Corner(0.0, 1.0), kind="x")
+    assert to_mapping(note, without_defaults=True) == {"schema": 3, "path": "a", "corner": [0.0, 1.0], "kind": "x"}
+    assert to_mapping(note)["rate"] == "24" and to_mapping(note)["frames"] == "0:5:1"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"schema": 4, "strange": 1}, "schema: expected one of [3], got 4"),  # before other keys: they may be right
+        ({"strange": 1}, "strange: unknown key"),
+        ({"corner": [1]}, "corner: expected 2 items, got 1"),
+        ({"corner": [1, "x"]}, "corner.y: expected a finite number, got 'x'"),
+        ({"corner": 3}, "corner: expected a list of 2 items, got 3"),
+        ({"corners": {"a": [1, None]}}, "corners.a.y: expected a finite number, got null"),
+        ({"rate": "1/0"}, "rate: expected a fraction such as 30000/1001, got '1/0'"),
+        ({"rate": 0.5}, "rate: expected a fraction such as 30000/1001, got 0.5"),
+        ({"rate": "-1/2"}, "rate is -1/2; it is above 0"),
+        ({"frames": "0:5:0"}, "frames: expected a range such as 0:50:1, got '0:5:0'"),
+        ({"frames": "0:5"}, "frames: expected a range such as 0:50:1, got '0:5'"),
+        ({"path": 3}, "path: expected a path, got 3"),
+        ({"settings": []}, "settings: expected a group of keys, got []"),
+    ],
+)
+def test_a_wrong_record_is_named_with_its_key(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        from_mapping(Note, {"schema": 3, "path": "a", "kind": "x"} | change)
+    assert caught.value.what == sentence
+
+
+def test_a_json_file_of_a_run_is_damaged_by_name_and_key(tmp_path: Path) -> None:
+    path = tmp_path / "note.json"
+    for text, why in [
+        ('{"schema": 3, "path": 1, "kind": "x"}', "path: expected a path, got 1"),
+        ('{"schema": 3, "pat": "a", "kind": "x"}', "pat: unknown key; did you mean 'path'? (known keys here: schema"),
+        ('{"schema": 3, "schema": 3}', "key 'schema' is given twice"),
+        ("{", "Expecting"),
+        ('{"path": ' + "[" * 50_000, "recursion"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(UserError) as caught:
+            load_json(Note, path, "make it again")
+        assert caught.value.code == ExitCode.DAMAGED_RUN and caught.value.what == "note.json is damaged"
+        assert why in caught.value.why and caught.value.where == str(path) and caught.value.fix == "make it again"
+    path.write_text('{"schema": 3, "path": "a", "kind": "x"}')
+    assert load_json(Note, path, "") == Note(3, Path("a"), kind="x")
+    with pytest.raises(UserError, match=r"none.json is damaged"):
+        load_json(Note, tmp_path / "none.json", "")

@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from editors.cli.editors import EDITORS, find_editor_class
 from editors.cli.main import main
 from editors.diffusion.common.clip_metrics import compute_all_pairs_consistency, compute_consecutive_consistency
+from editors.editors_table import EDITORS, SCENE_EDITORS, find_editor_class
 from neural_fields.core.errors import UserError
 from neural_fields.data.synthetic.planar_clips import make_demo_clip
 from neural_fields.evaluation.edit_quality import measure_edit
-from neural_fields.runs.run import Run
+from neural_fields.open_runs.opening import require_planar
 
 pytestmark = pytest.mark.slow
 
@@ -66,10 +66,9 @@ def test_an_editor_makes_an_edit_that_renders_and_leaves_the_rest_untouched(
     assert main(["render", run]) == 0
     found = measured(capsys, run, "--edit", "dots")
     assert found["changed_outside"] == 0 and 0.02 < found["edited_share"] < 0.5
-    facts = json.loads((Path(run) / "edits/0001-dots/edit.json").read_text())
-    assert (
-        facts["editor"] == "inpaint" and facts["settings"]["prompt"] == "blue dots" and facts["settings"]["seed"] == 0
-    )
+    origin = json.loads((Path(run) / "edits/0001-dots/edit.json").read_text())["origin"]
+    assert origin["editor"] == "inpaint"
+    assert origin["settings"]["prompt"] == "blue dots" and origin["settings"]["seed"] == 0
 
 
 def test_the_same_seed_makes_the_same_edit_and_another_seed_another(run: str, home: Path) -> None:
@@ -89,7 +88,7 @@ def test_a_mask_bounds_the_edit(run: str, home: Path, tmp_path: Path) -> None:
     left[:, : width // 2] = 255
     Image.fromarray(left).save(tmp_path / "left.png")
     assert edit(run, home, "--layer", "turtle", "--mask", str(tmp_path / "left.png")) == 0
-    facts = json.loads((Path(run) / "edits/0001-inpaint/edit.json").read_text())["layers"]["turtle"]
+    facts = json.loads((Path(run) / "edits/0001-inpaint/edit.json").read_text())["overlays"]["turtle"]
     canonical = json.loads((Path(run) / "canonical/turtle.json").read_text())
     middle = (canonical["box"][0] + canonical["box"][2]) / 2
     with Image.open(Path(run) / "edits/0001-inpaint/turtle.png") as overlay:
@@ -125,11 +124,11 @@ def test_a_misspelt_editor_is_named_right(run: str, capsys: pytest.CaptureFixtur
 
 
 def test_every_editor_has_a_page_and_shows_its_settings() -> None:
-    pages = Path(__file__).resolve().parents[2] / "docs" / "editors"
-    for name in EDITORS:
-        kind: Any = find_editor_class(name)
+    pages, homes = Path(__file__).resolve().parents[2] / "docs", {"unwrapped": "export"}
+    for name in (*EDITORS, *SCENE_EDITORS):
+        kind = find_editor_class(name, is_scene=name in SCENE_EDITORS)
         assert kind.name == name and (kind.__doc__ or "").strip()
-        assert f"--editor {name}" in (pages / f"{name}.md").read_text(encoding="utf-8")
+        assert f"--editor {name}" in (pages / homes.get(name, "editors") / f"{name}.md").read_text(encoding="utf-8")
 
 
 def test_clip_measures_come_with_those_of_the_source_and_both_consistencies(
@@ -151,7 +150,7 @@ def test_measures_that_lack_something_say_what(run: str, home: Path, words: list
 
 def test_a_run_without_edits_has_nothing_to_measure(run: str) -> None:
     with pytest.raises(UserError, match="no edit to measure"):
-        measure_edit(Run.open(Path(run)))
+        measure_edit(require_planar(run, "the test"))
 
 
 @given(st.integers(2, 6), st.integers(0, 99))

@@ -16,8 +16,9 @@ from neural_fields.atlas.canonical import Overlay
 from neural_fields.core.coords import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.edits.arrangement import Arrangement
-from neural_fields.edits.read_stack import active_edits, list_edits
+from neural_fields.edits.read_stack import list_edits
 from neural_fields.imaging.blend_modes import BLEND_MODES
+from neural_fields.open_runs.base import OpenRun
 from neural_fields.runs.run import Run
 
 BOX = Box(-1.0, -0.5, 1.0, 0.5)
@@ -27,12 +28,12 @@ BOX = Box(-1.0, -0.5, 1.0, 0.5)
 def run(tmp_path: Path) -> Run:
     run = Run.create(tmp_path / "run")
     for name in ("a", "b", "c"):
-        stack.add_edit(run, name, {"foreground": Overlay(np.ones((4, 8, 4), np.float32), BOX)}, {"editor": "image"})
+        stack.add_edit(run, name, {"foreground": Overlay(np.ones((4, 8, 4), np.float32), BOX)})
     return run
 
 
 def order(run: Run) -> list[str]:
-    return [edit.name for edit in active_edits(run)]
+    return [edit.name for edit in OpenRun(run, {}).active_edits()]
 
 
 @given(
@@ -45,8 +46,8 @@ def test_an_edit_shows_between_its_frames_and_nowhere_else(
     start: int | None, length: int | None, fades: tuple[int, int], frame: int
 ) -> None:
     end = None if length is None else (start or 0) + length
-    values = {"fade_in": fades[0] if start is not None else 0, "fade_out": fades[1] if end is not None else 0}
-    lies = Arrangement().replace_values({"start": start, "end": end, **values})
+    fade_in, fade_out = fades[0] if start is not None else 0, fades[1] if end is not None else 0
+    lies = Arrangement(start=start, end=end, fade_in=fade_in, fade_out=fade_out)
     strength = lies.strength_at(frame)
     outside = (start is not None and frame < start) or (end is not None and frame > end)
     assert (strength == 0) == outside
@@ -87,14 +88,14 @@ def test_a_change_holds_and_is_taken_back_and_brought_back(run: Run) -> None:
     stack.arrange_edit(run, "b", {"opacity": 0.5, "blend": "multiply"})
     stack.arrange_edit(run, "b", {"start": 3, "fade_in": 2})
     wanted = Arrangement(0.5, "multiply", start=3, fade_in=2)
-    assert active_edits(run, ["b"])[0].arrangement == wanted
+    assert OpenRun(run, {}).active_edits(["b"])[0].arrangement == wanted
     assert stack.undo(run).operation == "set"
-    assert active_edits(run, ["b"])[0].arrangement == Arrangement(0.5, "multiply")
+    assert OpenRun(run, {}).active_edits(["b"])[0].arrangement == Arrangement(0.5, "multiply")
     assert order(run) == ["a", "b", "c"]
     stack.redo(run)
-    assert active_edits(run, ["b"])[0].arrangement == wanted
+    assert OpenRun(run, {}).active_edits(["b"])[0].arrangement == wanted
     stack.arrange_edit(run, "b", {"start": None, "fade_in": 0})
-    assert active_edits(run, ["b"])[0].arrangement == Arrangement(0.5, "multiply")
+    assert OpenRun(run, {}).active_edits(["b"])[0].arrangement == Arrangement(0.5, "multiply")
 
 
 def test_an_edit_moves_in_the_stack_and_back(run: Run) -> None:
@@ -133,29 +134,28 @@ def test_what_is_undone_cannot_be_arranged_and_nothing_is_no_change(run: Run) ->
 
 
 def test_the_folder_of_an_edit_is_never_changed_by_arranging_it(run: Run) -> None:
-    folder = active_edits(run, ["a"])[0].folder
+    folder = OpenRun(run, {}).active_edits(["a"])[0].folder
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     stack.arrange_edit(run, "a", {"opacity": 0.2}, ("top", ""))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_a_plain_edit_can_be_read_by_older_programs_and_another_cannot(run: Run) -> None:
+def test_an_edit_keeps_the_arrangement_that_it_was_added_with(run: Run) -> None:
     overlay = {"foreground": Overlay(np.ones((4, 8, 4), np.float32), BOX)}
-    plain = stack.add_edit(run, "d", overlay, {}, arrangement=Arrangement(opacity=0.5))
-    timed = stack.add_edit(run, "e", overlay, {}, arrangement=Arrangement(start=3))
-    schemas = [json.loads((edit.folder / "edit.json").read_text())["schema"] for edit in (plain, timed)]
-    assert schemas == [1, 4]
+    timed = stack.add_edit(run, "e", overlay, arrangement=Arrangement(start=3))
+    assert json.loads((timed.folder / "edit.json").read_text())["arrangement"] == {"start": 3}
     assert timed.arrangement == Arrangement(start=3)
 
 
 @pytest.mark.parametrize(
     "line",
     [
-        b'{"op": "set", "edit": "0001-a", "set": {"opacity": 7}}',
-        b'{"op": "set", "edit": "0001-a", "set": {"blend": "x"}}',
-        b'{"op": "set", "edit": "0001-a", "set": {"move": ["up", ""]}}',
-        b'{"op": "set", "edit": "0001-a", "set": 5}',
-        b'{"op": "burn", "edit": "0001-a"}',
+        b'{"operation": "set", "edit": "0001-a", "values": {"opacity": 7}}',
+        b'{"operation": "set", "edit": "0001-a", "values": {"blend": "x"}}',
+        b'{"operation": "set", "edit": "0001-a", "move": ["up", ""]}',
+        b'{"operation": "set", "edit": "0001-a", "values": 5}',
+        b'{"operation": "burn", "edit": "0001-a"}',
+        b'{"operation": "set", "edit": "0001-a", "valves": {}}',
         b"[" * 20_000,
     ],
 )

@@ -15,6 +15,9 @@ from neural_fields.atlas.canonical import Overlay, resample_overlay
 from neural_fields.core.coords import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.edits import payloads, read_stack
+from neural_fields.edits.arrangement import Arrangement
+from neural_fields.edits.record import EditOrigin, SourceFile
+from neural_fields.open_runs.base import OpenRun
 from neural_fields.runs.run import Run
 
 BOX = Box(-1.0, -0.5, 1.0, 0.5)
@@ -34,7 +37,7 @@ def patch(
 
 
 def add(run: Run, name: str) -> read_stack.Edit:
-    return stack.add_edit(run, name, {"foreground": patch((1, 0, 0, 1))}, {"editor": "image"})
+    return stack.add_edit(run, name, {"foreground": patch((1, 0, 0, 1))}, EditOrigin(editor="image"))
 
 
 def states(run: Run) -> list[tuple[str, bool, bool]]:
@@ -43,9 +46,12 @@ def states(run: Run) -> list[tuple[str, bool, bool]]:
 
 def test_an_edit_is_a_folder_with_its_facts_and_a_16_bit_overlay(run: Run) -> None:
     rgba = np.random.default_rng(0).random((4, 8, 4), dtype=np.float32)
-    edit = stack.add_edit(run, "My Logo!", {"foreground": Overlay(rgba, BOX, ("note",))}, {"source": {"file": "p.png"}})
+    origin = EditOrigin(editor="image", sources=(SourceFile(file="p.png"),))
+    edit = stack.add_edit(run, "My Logo!", {"foreground": Overlay(rgba, BOX, ("note",))}, origin)
     assert edit.folder == run.edits / "0001-my-logo" and edit.layers == ("foreground",)
-    assert json.loads((edit.folder / "edit.json").read_text())["source"] == {"file": "p.png"}
+    written = json.loads((edit.folder / "edit.json").read_text())
+    assert written["origin"] == {"editor": "image", "sources": [{"file": "p.png"}]}
+    assert written["overlays"]["foreground"]["notes"] == ["note"]
     back = payloads.read_overlay(edit, "foreground")
     assert back.box == BOX
     np.testing.assert_allclose(back.rgba, rgba, atol=0.6 / 65535)
@@ -85,23 +91,23 @@ def test_the_stack_equals_a_list_with_a_redo_list(tmp_path_factory: pytest.TempP
         else:
             with pytest.raises(UserError):
                 stack.undo(run) if step == "undo" else stack.redo(run)
-    assert [edit.number for edit in read_stack.active_edits(run)] == active
+    assert [edit.number for edit in OpenRun(run, {}).active_edits()] == active
     assert {edit.number for edit in read_stack.list_edits(run) if edit.redoable} == set(undone)
 
 
 def test_a_later_edit_lies_over_an_earlier_one_and_opacity_scales_it(run: Run) -> None:
-    stack.add_edit(run, "red", {"foreground": patch((1, 0, 0, 1))}, {})
-    stack.add_edit(run, "blue", {"foreground": patch((0, 0, 1, 1), slice(2, 4))}, {"opacity": 0.25})
-    flat = payloads.flatten_overlays(read_stack.active_edits(run), "foreground")
+    stack.add_edit(run, "red", {"foreground": patch((1, 0, 0, 1))})
+    stack.add_edit(run, "blue", {"foreground": patch((0, 0, 1, 1), slice(2, 4))}, arrangement=Arrangement(opacity=0.25))
+    flat = payloads.flatten_overlays(OpenRun(run, {}).active_edits(), "foreground")
     assert flat is not None
     np.testing.assert_allclose(flat.rgba[0, 0], [1, 0, 0, 1], atol=1e-4)
     np.testing.assert_allclose(flat.rgba[3, 0], [0.75, 0, 0.25, 1], atol=1e-4)
-    assert payloads.flatten_overlays(read_stack.active_edits(run), "background") is None
+    assert payloads.flatten_overlays(OpenRun(run, {}).active_edits(), "background") is None
 
 
 def test_flatten_moves_an_overlay_to_another_box_and_size(run: Run) -> None:
-    stack.add_edit(run, "red", {"foreground": patch((1, 0, 0, 1), slice(0, 2))}, {})
-    flat = payloads.flatten_overlays(read_stack.active_edits(run), "foreground", (16, 16), Box(-1.0, -1.0, 1.0, 1.0))
+    stack.add_edit(run, "red", {"foreground": patch((1, 0, 0, 1), slice(0, 2))})
+    flat = payloads.flatten_overlays(OpenRun(run, {}).active_edits(), "foreground", (16, 16), Box(-1.0, -1.0, 1.0, 1.0))
     assert flat is not None
     alpha = flat.rgba[:, 8, 3]
     assert alpha[5:7].min() > 0.99 and alpha[:3].max() == 0 and alpha[9:].max() == 0
@@ -112,9 +118,9 @@ def test_names_choose_edits_even_undone_ones_and_an_unknown_name_lists_them(run:
     add(run, "a")
     add(run, "b")
     stack.undo(run)
-    assert [edit.name for edit in read_stack.active_edits(run, ["b", "1", "0001-a"])] == ["a", "b"]
+    assert [edit.name for edit in OpenRun(run, {}).active_edits(["b", "1", "0001-a"])] == ["a", "b"]
     with pytest.raises(UserError) as caught:
-        read_stack.active_edits(run, ["logo"])
+        OpenRun(run, {}).active_edits(["logo"])
     assert caught.value.code == ExitCode.BAD_INPUT and "0001-a, 0002-b" in caught.value.why
 
 
@@ -124,9 +130,9 @@ def test_a_crash_between_folder_and_journal_keeps_the_edit_and_a_torn_line_is_ig
     journal = run.edits / "journal.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(lines[0] + lines[1][:9])
-    assert [edit.name for edit in read_stack.active_edits(run)] == ["a", "b"]
+    assert [edit.name for edit in OpenRun(run, {}).active_edits()] == ["a", "b"]
     stack.undo(run)
-    assert [edit.name for edit in read_stack.active_edits(run)] == ["a"]
+    assert [edit.name for edit in OpenRun(run, {}).active_edits()] == ["a"]
     assert journal.read_bytes().startswith(lines[0])
 
 

@@ -20,7 +20,7 @@ from editors.cli.main import parse_command
 from neural_fields.atlas.canonical import CanonicalImage
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.cli.commands import TrainCommand, parse_overrides
-from neural_fields.config.planar import NoGainConfig, PlanarConfig, load_planar_config, planar_presets
+from neural_fields.config.presets import planar_presets
 from neural_fields.core.coords import Box, frame_box, frame_xy
 from neural_fields.core.progress import Progress
 from neural_fields.data.flow.compute import FlowField, resize_mask, resize_vectors
@@ -28,7 +28,8 @@ from neural_fields.data.synthetic.planar_clips import make_demo_clip
 from neural_fields.data.video.io import read_video
 from neural_fields.evaluation import metrics
 from neural_fields.evaluation.evaluate_planar import evaluate
-from neural_fields.evaluation.report import TrainingCost, begin_full_survey, write_report
+from neural_fields.evaluation.options import EvalOptions
+from neural_fields.evaluation.report import Report, TrainingCost, begin_full_survey, write_report
 from neural_fields.evaluation.report.drift import DEFAULTS as DRIFT_SETTINGS
 from neural_fields.evaluation.report.drift import Drift, measure_drift
 from neural_fields.evaluation.report.heat_maps import DEFAULTS as HEAT_SETTINGS
@@ -38,14 +39,15 @@ from neural_fields.evaluation.report.page import render_page
 from neural_fields.evaluation.report.survey import DEFAULTS as SURVEY_SETTINGS
 from neural_fields.evaluation.report.survey import LayerHeatMaps, Survey, spread_indices
 from neural_fields.evaluation.report.verdict import ClipMeasurements, LayerMeasurements, TrainCommandLine, judge_clip
-from neural_fields.planar.init.build import build_model
-from neural_fields.planar.init.load import load_planar_model
-from neural_fields.planar.mappings.mapping import GridMapping
-from neural_fields.planar.model import LayerShape, ModelShape, PlanarModel
-from neural_fields.planar.samples import LayerSamples, composite_layers
-from neural_fields.runs.planar_record import read_planar_record
+from neural_fields.open_runs.opening import require_planar
+from neural_fields.planar.appearance.gain import NoGainConfig
+from neural_fields.planar.build import build_model
+from neural_fields.planar.composition.model import PlanarModel
+from neural_fields.planar.composition.samples import LayerSamples, composite_layers
+from neural_fields.planar.config import PlanarConfig, load_planar_config
+from neural_fields.planar.init.model_shape import LayerShape, ModelShape
+from neural_fields.planar.mappings.grid import GridMapping
 from neural_fields.runs.run import Run, append_metrics
-from neural_fields.runs.source import read_run_flow, read_source
 from neural_fields.training.bake import bake_maps
 from neural_fields.training.options import TrainOptions
 from neural_fields.training.train_planar import train
@@ -315,11 +317,15 @@ def test_every_command_that_is_advised_is_one_that_the_program_takes(preset: str
         asked, extra = parse_command(words[1:])
         assert words[0] == "unwrap" and "my clip" in line
         if isinstance(asked, TrainCommand):
-            load_planar_config(asked.config, parse_overrides(extra))
-            assert asked.size == "64x36" and asked.frames and not (asked.config != "atlas" and extra)
+            load_planar_config(asked.options.config, parse_overrides(extra))
+            assert (
+                asked.options.size == "64x36"
+                and asked.options.frames
+                and not (asked.options.config != "atlas" and extra)
+            )
 
 
-def test_a_clip_with_a_cut_is_to_be_fitted_in_parts_and_not_harder() -> None:
+def test_a_clip_with_a_cut_is_to_be_trained_in_parts_and_not_harder() -> None:
     verdict = judge_clip(replace(CASES["cut"][0], psnr=(18.0,) * 40))
     lines = [line for reason in verdict.reasons for line in reason.commands]
     assert [re.findall(r"--frames (\S+)", line)[0] for line in lines] == ["10:31", "31:50"]
@@ -388,7 +394,7 @@ def pictures(text: str) -> dict[str, np.ndarray]:
     return {name: cv2.imdecode(np.frombuffer(value, np.uint8), cv2.IMREAD_COLOR) for name, value in data.items()}
 
 
-def test_the_page_of_a_fit_stands_alone_and_shows_every_layer(fitted: Run) -> None:
+def test_the_page_of_a_run_stands_alone_and_shows_every_layer(fitted: Run) -> None:
     text = fitted.report.read_text(encoding="utf-8")
     checked = Checked(text)
     assert not {"script", "link", "iframe", "i", "object"} & {tag for tag, _ in checked.tags}
@@ -406,7 +412,7 @@ def test_the_page_of_a_fit_stands_alone_and_shows_every_layer(fitted: Run) -> No
 
 
 def test_eval_says_the_same_in_numbers(fitted: Run) -> None:
-    result = evaluate(fitted, html=True)
+    result = evaluate(fitted, EvalOptions(html=True))
     report = result["report"]
     assert report["path"] == str(fitted.report) and report["title"] in fitted.report.read_text(encoding="utf-8")
     assert report["frames_looked_at"] == 8 and report["verdict"] in ("good", "care", "bad")
@@ -431,14 +437,13 @@ def test_eval_reconstructs_every_frame_once(fitted: Run, monkeypatch: pytest.Mon
         return reconstruct(model, t, size)
 
     monkeypatch.setattr(PlanarModel, "sample_frame", count_frames)
-    result = evaluate(fitted, html=True)
+    result = evaluate(fitted, EvalOptions(html=True))
     assert asked == list(range(8))
 
     # The figures of the single pass are those of the measures on whole clips.
-    model, _ = load_planar_model(fitted)
-    source = read_source(fitted).frames
-    shown = [reconstruct_frame(model, t) for t in range(8)]
-    flow = read_run_flow(fitted, read_planar_record(fitted), source)
+    opened = require_planar(fitted, "the test")
+    source, flow = opened.video.frames, opened.flow
+    shown = [reconstruct_frame(opened.model, t) for t in range(8)]
     assert flow is not None
     forward = [resize_vectors(vectors, SIZE) for vectors in flow.forward]
     ok = [resize_mask(mask, SIZE) for mask in flow.forward_ok]
@@ -455,19 +460,37 @@ def reconstruct_frame(model: PlanarModel, t: int) -> np.ndarray:
 
 
 def test_a_layer_that_is_never_seen_does_not_stop_the_page(fitted: Run) -> None:
-    model, _ = load_planar_model(fitted)
+    opened = require_planar(fitted, "the test")
+    model = opened.model
     source = read_video(Path(fitted.path.parent / "clip <b>"), fitted.cache, "64x36", "2:10").frames
-    survey = begin_full_survey(fitted, model)
+    survey = begin_full_survey(opened)
     for t in range(8):
         found = model.sample_frame(t, SIZE)
         assert found.uv is not None
         hidden = torch.tensor([0.0, 1.0]).expand(len(found.weight), 2)
         survey.add_frame(t, source[t], source[t], replace(found, weight=hidden, uv=found.uv.detach()))
-    report = write_report(fitted, survey, source, TrainingCost(1, None, None))
+    report = write_report(opened, survey, TrainingCost(1, None, None))
     assert report.verdict.level == "care" and "exact" in render_page(report)
     assert report.to_json()["layers"]["turtle"]["risk"] == {"green": 0, "yellow": 0, "red": 0}
     words = Checked(fitted.report.read_text(encoding="utf-8")).words
     assert "The layer 'turtle' is never seen." in words and "No frame shows this layer." in words
+
+
+def test_a_hostile_layer_name_stays_text(fitted: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Report] = []
+
+    def keep_report(report: Report) -> str:
+        kept.append(report)
+        return render_page(report)
+
+    monkeypatch.setattr("neural_fields.evaluation.report.render_page", keep_report)
+    evaluate(fitted, EvalOptions(html=True))
+    hostile = "<script>alert(1)</script>\"'{{ 1 }}"
+    views = [replace(view, measurements=replace(view.measurements, name=hostile)) for view in kept[0].layers]
+    text = render_page(replace(kept[0], layers=tuple(views)))
+    checked = Checked(text)
+    assert "script" not in {tag for tag, _ in checked.tags} and f"Layer {hostile}" in checked.words
+    assert f"canonical image of layer {hostile}" in pictures(text)
 
 
 def test_a_still_gets_a_report_too(tmp_path: Path) -> None:
@@ -477,4 +500,4 @@ def test_a_still_gets_a_report_too(tmp_path: Path) -> None:
     run = train(tmp_path / "still", options).run
     words = Checked(run.report.read_text(encoding="utf-8")).words
     assert ": 1 frame, 64x36, preset atlas" in words
-    assert evaluate(run, html=True)["report"]["layers"]["background"]["points"] is None
+    assert evaluate(run, EvalOptions(html=True))["report"]["layers"]["background"]["points"] is None

@@ -21,6 +21,7 @@ from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core import coords
 from neural_fields.core.coords import Box
 from neural_fields.core.errors import ExitCode, UserError
+from neural_fields.edits.record import EditOrigin
 from neural_fields.export.base import export_run
 from neural_fields.export.pictures import guides
 from neural_fields.export.pictures.canonical import CanonicalExporter
@@ -183,7 +184,7 @@ def test_active_edits_lie_on_a_layer_of_their_own(true_run: TrueRun, tmp_path: P
     picture = canonical.read_pristine(run.canonical, "foreground")
     rgba = np.zeros_like(picture.to_array())
     rgba[20:40, 30:60] = (1, 0, 0, 1)
-    add_edit(run, "red", {"foreground": Overlay(rgba, picture.box)}, {"editor": "test"})
+    add_edit(run, "red", {"foreground": Overlay(rgba, picture.box)}, EditOrigin(editor="test"))
     export_run(run, CanonicalExporter(), out=tmp_path / "out")
     document = read_ora(tmp_path / "out" / "foreground.ora", MOST)
     (edits,) = [layer for layer in document.layers if layer.name == EDITS]
@@ -268,7 +269,7 @@ def test_outlines_go_around_the_frames_and_bear_their_numbers(tmp_path: Path) ->
 
 
 def test_outlines_of_a_front_layer_go_around_what_is_seen_of_it(true_run: TrueRun) -> None:
-    maps, clip = Maps.open(true_run.run), true_run.clip
+    maps, clip = Maps.open(true_run.run.maps), true_run.clip
     picture = canonical.read_pristine(true_run.run.canonical, "foreground")
     plane = GuidePlane(0, picture.box, picture.size)
     guide = guides.draw_outlines(maps, plane, range(maps.frame_count))

@@ -26,7 +26,7 @@ from neural_fields.export.base import export_run
 from neural_fields.export.tracks.label_files import read_labels
 from neural_fields.export.tracks.labels import LabelsExporter
 from neural_fields.imaging.image_io import encode_png
-from neural_fields.planar.init.load import load_planar_model
+from neural_fields.open_runs.opening import require_planar
 from neural_fields.runs.run import Run
 from neural_fields.tracking.labels import lift_labels, resize_labels
 from neural_fields.training.options import TrainOptions
@@ -120,7 +120,7 @@ def test_what_labels_json_says_is_what_the_pictures_hold(shown: Shown, tmp_path:
     assert [entry["value"] for entry in metadata["classes"]] == [[0], [1], [2], [4]]
 
 
-def test_masks_of_a_class_are_what_a_fit_takes(shown: Shown, tmp_path: Path) -> None:
+def test_masks_of_a_class_are_what_training_takes(shown: Shown, tmp_path: Path) -> None:
     given = saved(with_palette(shown.classes[4]), tmp_path / "given.png")
     export_run(shown.run, LabelsExporter(labels=given, frame=4, masks=True), out=tmp_path / "out")
     metadata = read_json(tmp_path / "out" / "labels.json")
@@ -152,7 +152,7 @@ def test_smaller_labels_are_enlarged_in_blocks() -> None:
 
 
 def test_what_reaches_over_an_outline_does_not_go_on_behind_the_object(shown: Shown) -> None:
-    model, _ = load_planar_model(shown.run)
+    model = require_planar(shown.run, "the test").model
     size = model.shape.size
     thing = resize_labels((shown.clip.compute_labels()[4] == 0).astype(np.int32), size)
     wide = thing.copy()
@@ -297,7 +297,7 @@ def test_an_index_that_the_palette_lacks_is_refused(tmp_path: Path) -> None:
     "settings,words",
     [
         ({}, "no label picture is given"),
-        ({"labels": "labels.png", "frame": COUNT}, f"no frame {COUNT} in this run"),
+        ({"labels": "labels.png", "frame": COUNT}, f"frame {COUNT} is not part of this run"),
         ({"labels": "photo.png"}, "colors"),
         ({"labels": "nowhere.png"}, "nowhere.png"),
         ({"labels": "many.png", "masks": True}, "folders of masks"),

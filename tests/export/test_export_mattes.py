@@ -24,10 +24,10 @@ from neural_fields.edits.shape import Deformation
 from neural_fields.export.base import Exporter, export_run
 from neural_fields.export.pictures.mattes import LayersExporter, MatteExporter
 from neural_fields.imaging.exr import read_exr
+from neural_fields.open_runs.opening import require_planar
 from neural_fields.rendering.render_planar import open_passes
 from neural_fields.rendering.unmixing import compute_over_alphas, unmix_colors
 from neural_fields.runs.run import Run
-from neural_fields.runs.source import read_source_metadata
 from tests.support.true_run import TrueRun
 
 pytestmark = pytest.mark.slow
@@ -42,7 +42,8 @@ def run(true_run: TrueRun, tmp_path: Path) -> Run:
 
 
 def frames_of(run: Run) -> list[np.ndarray]:
-    metadata, chosen = read_source_metadata(run)
+    opened = require_planar(run, "the test")
+    metadata, chosen = opened.metadata, opened.frames
     return list(source_frames(metadata, chosen))
 
 
@@ -184,13 +185,13 @@ def paint() -> Overlay:
 def bend(run: Run) -> Deformation:
     field = np.zeros((2, 16, 16), np.float32)
     field[0, 3:-3, 3:-3] = 0.05
-    return Deformation(field, Maps.open(run).boxes[0])
+    return Deformation(field, Maps.open(run.maps).boxes[0])
 
 
 EDITS: dict[str, Callable[[Run], Any]] = {
-    "paint": lambda run: add_edit(run, "paint", {"foreground": paint()}, {}),
-    "shape": lambda run: add_edit(run, "bend", {}, {}, {"foreground": bend(run)}),
-    "hidden": lambda run: add_edit(run, "gone", {}, {}, effects=EditEffects(hidden=("foreground",))),
+    "paint": lambda run: add_edit(run, "paint", {"foreground": paint()}),
+    "shape": lambda run: add_edit(run, "bend", {}, shapes={"foreground": bend(run)}),
+    "hidden": lambda run: add_edit(run, "gone", {}, effects=EditEffects(hidden=("foreground",))),
 }
 
 
@@ -198,7 +199,7 @@ EDITS: dict[str, Callable[[Run], Any]] = {
 def test_edited_layers_over_each_other_are_the_edited_frame(run: Run, tmp_path: Path, kind: str) -> None:
     EDITS[kind](run)
     export_run(run, LayersExporter(edited=True, every=11), out=tmp_path / "out")
-    changer = open_passes(run, Maps.open(run))
+    changer = open_passes(require_planar(run, "the test"))
     for t in (0, 11):
         source = frames_of(run)[t]
         frame = changer.render_frame(t, source)

@@ -29,11 +29,13 @@ from neural_fields.core.coords import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.data.video.metadata import make_metadata
 from neural_fields.edits.arrangement import Arrangement
+from neural_fields.edits.record import EditOrigin
 from neural_fields.export.base import export_run
 from neural_fields.export.maps.comps import locate_source
 from neural_fields.export.maps.conventions import CONVENTIONS
 from neural_fields.export.maps.stmap import STMapExporter
 from neural_fields.imaging.exr import read_exr
+from neural_fields.open_runs.opening import require_planar
 from neural_fields.rendering.overlay_pass import OverlayPass
 from neural_fields.rendering.render_planar import open_passes
 from neural_fields.runs.run import Run
@@ -54,10 +56,10 @@ def painted(true_run: TrueRun, tmp_path_factory: pytest.TempPathFactory) -> Any:
     run = Run.open(home / "run")
     pictures = {name: canonical.read_pristine(run.canonical, name) for name in ("foreground", "background")}
     paint = {name: Overlay(_paint(picture.size), picture.box) for name, picture in pictures.items()}
-    stack.add_edit(run, "paint", paint, {"editor": "image"})
+    stack.add_edit(run, "paint", paint, EditOrigin(editor="image"))
     exported = export_run(run, STMapExporter(), out=home / "maps")
     frames = list(true_run.clip.render_frames())
-    return SimpleNamespace(run=run, folder=home / "maps", exported=exported, frames=frames, maps=Maps.open(run))
+    return SimpleNamespace(run=run, folder=home / "maps", exported=exported, frames=frames, maps=Maps.open(run.maps))
 
 
 def _paint(size: tuple[int, int]) -> np.ndarray:
@@ -112,7 +114,7 @@ def test_what_a_program_reads_is_where_the_maps_say_that_pixels_lie(
     true_run: TrueRun, tmp_path: Path, program: Any
 ) -> None:
     export_run(true_run.run, STMapExporter(convention=program, every=5), out=tmp_path / "maps")
-    metadata, maps = json.loads((tmp_path / "maps/stmap.json").read_text()), Maps.open(true_run.run)
+    metadata, maps = json.loads((tmp_path / "maps/stmap.json").read_text()), Maps.open(true_run.run.maps)
     assert metadata["frames"] == [0, 5, 10]
     for t in metadata["frames"]:
         weights = maps.read_weights(t, maps.size)
@@ -199,7 +201,7 @@ def test_a_map_of_no_seen_pixel_and_a_torn_map_have_nothing_to_show() -> None:
 
 
 def test_a_picture_through_the_forward_map_lies_as_the_renderer_lays_it(painted: Any) -> None:
-    renderer = open_passes(painted.run, painted.maps)
+    renderer = open_passes(require_planar(painted.run, "the test"))
     assert isinstance(renderer, OverlayPass)
     for number, name in enumerate(painted.maps.layers):
         overlay = _picture(painted.folder / f"overlay/{name}.png")
@@ -210,7 +212,7 @@ def test_a_picture_through_the_forward_map_lies_as_the_renderer_lays_it(painted:
 
 
 def test_the_nuke_script_shows_what_unwrap_renders_where_a_layer_is_alone(painted: Any) -> None:
-    renderer, differ = open_passes(painted.run, painted.maps), []
+    renderer, differ = open_passes(require_planar(painted.run, "the test")), []
     for t in (0, FRAME, 11):
         shown = np.rint(255 * np.clip(NukeScript(painted.folder, painted.frames).result(t)[..., :3], 0, 1))
         wanted = renderer.render_frame(t, painted.frames[t])
@@ -242,7 +244,7 @@ def test_the_python_lines_of_the_readme_run(painted: Any, tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path / "maps")
     known = {"frame": painted.frames[0][..., ::-1] / np.float32(255)}
     exec(code, known)
-    wanted = open_passes(painted.run, painted.maps).render_frame(0, painted.frames[0])
+    wanted = open_passes(require_planar(painted.run, "the test")).render_frame(0, painted.frames[0])
     alone = painted.maps.read_weights(0, painted.maps.size)[0] == 1
     assert np.abs(255 * known["result"][..., ::-1] - wanted)[alone].max() < 2
 
@@ -313,7 +315,7 @@ def test_edits_that_are_more_than_still_paint_are_named(painted: Any, tmp_path: 
     rgba = np.ones((8, 8, 4), np.float32)
     box = painted.maps.boxes[0]
     stack.add_edit(
-        run, "late", {"foreground": Overlay(rgba, box)}, {"editor": "image"}, arrangement=Arrangement(start=5)
+        run, "late", {"foreground": Overlay(rgba, box)}, EditOrigin(editor="image"), arrangement=Arrangement(start=5)
     )
     exported = export_run(run, STMapExporter(every=20, direction="forward"))
     assert any("0002-late" in note for note in exported.notes)

@@ -24,13 +24,13 @@ from neural_fields.data.synthetic.true_tracks import compute_true_tracks, make_g
 from neural_fields.data.video.io import write_video
 from neural_fields.data.video.metadata import make_metadata
 from neural_fields.export.base import export_run
-from neural_fields.export.tracks.fitted_model import open_trained_model
 from neural_fields.export.tracks.point_input import DEFAULTS as LIMITS
 from neural_fields.export.tracks.point_input import grid_points as grid
 from neural_fields.export.tracks.point_input import read_points
 from neural_fields.export.tracks.track_files import FORMATS, PointTrajectories
 from neural_fields.export.tracks.tracks import TracksExporter, track_points
-from neural_fields.planar.model import PlanarModel
+from neural_fields.open_runs.opening import require_planar
+from neural_fields.planar.composition.model import PlanarModel
 from neural_fields.runs.run import Run
 from neural_fields.training.options import TrainOptions
 from neural_fields.training.train_planar import train
@@ -230,9 +230,9 @@ def test_flow_is_at_hand_where_a_canonical_plane_has_several_parts(
     small_run: tuple[Run, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, _ = small_run
-    assert open_trained_model(run).flow is None  # one part: nobody would ask for it
+    assert require_planar(run, "the test").chart_flow is None  # one part: nobody would ask for it
     monkeypatch.setattr(PlanarModel, "list_charts", lambda model: [["several"]])
-    flow = open_trained_model(run).flow
+    flow = require_planar(run, "the test").chart_flow
     assert flow is not None and len(flow.forward) == 4
 
 
@@ -322,8 +322,8 @@ def test_a_grid_lies_evenly_in_the_frame(count: int, size: tuple[int, int], shap
         ({"point": ("=2+3,5",)}, "is not a point"),
         ({"point": ("60,50", "192,50")}, "point 2 is not in the frame: 192,50"),
         ({"point": ("60,-0.1",)}, "not in the frame"),
-        ({"point": POINTS, "frame": 5}, "no frame 5 in this run"),
-        ({"point": POINTS, "frame": -1}, "no frame -1 in this run"),
+        ({"point": POINTS, "frame": 5}, "frame 5 is not part of this run"),
+        ({"point": POINTS, "frame": -1}, "frame -1 is not part of this run"),
         ({"point": POINTS, "format": ("maya",)}, "there is no format 'maya'"),
         ({"grid": 0}, "is no grid"),
         ({"grid": 10**9}, "points or more"),

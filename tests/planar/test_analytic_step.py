@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from neural_fields.config.planar import load_planar_config
 from neural_fields.data.dataset import Batch, ClipDataset
 from neural_fields.data.masks.layer_masks import LayerMasks
 from neural_fields.nn.adam import RectangleGradient
-from neural_fields.planar.appearance.texture import ImageTexture
-from neural_fields.planar.init.build import build_model, initialize_model, plan_model
+from neural_fields.planar.appearance.image_texture import ImageTexture
+from neural_fields.planar.appearance.layer_patch import InterpolationMatrices, interpolation_matrix
+from neural_fields.planar.build import build_model, initialize_model, plan_model
+from neural_fields.planar.composition.model import PlanarModel
+from neural_fields.planar.config import load_planar_config
 from neural_fields.planar.losses import analytic_step
-from neural_fields.planar.losses.analytic_layer import InterpolationMatrices, interpolation_matrix
 from neural_fields.planar.losses.objective import accumulate_by_autograd
 from neural_fields.planar.mappings.frame_grid import mean_squared_steps
-from neural_fields.planar.mappings.mapping import GridMapping
-from neural_fields.planar.model import PlanarModel
+from neural_fields.planar.mappings.grid import GridMapping
 from tests.support.typed import as_all, as_one
 
 
@@ -102,8 +102,11 @@ def test_a_band_more_or_less_changes_nothing() -> None:
 
 def test_other_parts_and_terms_take_the_graph() -> None:
     model, _ = shaken(1)
-    model.weights = replace(model.weights, sparsity=1.0)
-    assert not analytic_step.supports_model(model)
+    assert analytic_step.supports_model(model)
+    weights = model.weights
+    for changed in ({"sparsity": 1.0}, {"mask_until": 10}):  # a loss that ends is not written out
+        model.weights = replace(weights, **changed)
+        assert not analytic_step.supports_model(model)
 
 
 def test_interpolation_matrices_are_those_of_interpolate() -> None:

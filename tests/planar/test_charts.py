@@ -14,17 +14,20 @@ from editors.inputs.chart_propagation import carry_to_charts
 from neural_fields.atlas.canonical import Overlay
 from neural_fields.atlas.chart import Chart
 from neural_fields.atlas.uv_maps import Maps
-from neural_fields.config.planar import GridMappingConfig as GridSettings
 from neural_fields.core import coords
 from neural_fields.core.coords import Box
 from neural_fields.data.flow.shot_detection import find_cuts
 from neural_fields.data.synthetic.planar_clips import make_translation_clip
 from neural_fields.data.video.io import write_video
-from neural_fields.planar.init.build import plan_model
+from neural_fields.open_runs.opening import require_planar
+from neural_fields.open_runs.planar_run import PlanarRun
+from neural_fields.planar.build import plan_model
 from neural_fields.planar.init.charts import ChartSettings, SpanGeometry, divide_into_charts, lay_out_charts
 from neural_fields.planar.init.geometry import GeometrySettings, estimate_magnification
-from neural_fields.planar.mappings.mapping import GridMapping
+from neural_fields.planar.mappings.grid import GridMapping
+from neural_fields.planar.mappings.grid import GridMappingConfig as GridSettings
 from neural_fields.rendering.overlay_pass import OverlayPass
+from neural_fields.runs.run import Run
 from neural_fields.training import train_planar
 from neural_fields.training.options import TrainOptions
 from neural_fields.training.train_planar import train
@@ -76,12 +79,12 @@ def test_a_short_shot_is_never_divided_and_shots_are_kept_apart() -> None:
 
 
 def test_one_plane_stays_where_its_reference_frame_shows_itself() -> None:
-    (same,), (sheet,), box = lay_out_charts([geometry(0, 3)], [2.0], 0.1)
+    (same,), (chart,), box = lay_out_charts([geometry(0, 3)], [2.0], 0.1)
     assert np.array_equal(same.homography, geometry(0, 3).homography)
-    assert sheet.box == box == Box(-1.0, -0.5, 1.0, 0.5)
+    assert chart.box == box == Box(-1.0, -0.5, 1.0, 0.5)
 
 
-def test_sheets_lie_apart_and_hold_what_their_frames_show() -> None:
+def test_charts_lie_apart_and_hold_what_their_frames_show() -> None:
     parts = [geometry(0, 4), geometry(4, 4, Box(-2.0, -0.5, 1.0, 0.9)), geometry(8, 2), geometry(10, 9)]
     moved, found, whole = lay_out_charts(parts, [1.0, 1.5, 1.0, 2.0], 0.1)
     assert [(s.first, s.last) for s in found] == [(0, 3), (4, 7), (8, 9), (10, 18)]
@@ -90,14 +93,14 @@ def test_sheets_lie_apart_and_hold_what_their_frames_show() -> None:
         for other in found:
             apart = one.box.u1 + 0.05 < other.box.u0 or one.box.v1 + 0.05 < other.box.v0
             assert one is other or apart or other.box.u1 + 0.05 < one.box.u0 or other.box.v1 + 0.05 < one.box.v0
-    for before, after, sheet, scale in zip(parts, moved, found, [1.0, 1.5, 1.0, 2.0], strict=True):
+    for before, after, chart, scale in zip(parts, moved, found, [1.0, 1.5, 1.0, 2.0], strict=True):
         corner = after.homography[0] @ np.array([before.box.u0, before.box.v0, 1.0])
-        assert corner[:2] / corner[2] == pytest.approx([sheet.box.u0, sheet.box.v0])
-        assert sheet.box.width == pytest.approx(scale * before.box.width)
+        assert corner[:2] / corner[2] == pytest.approx([chart.box.u0, chart.box.v0])
+        assert chart.box.width == pytest.approx(scale * before.box.width)
 
 
 @pytest.mark.parametrize("far", [0.0, 3.0, 8.0])
-def test_how_finely_a_frame_reads_its_sheet_does_not_depend_on_where_the_sheet_lies(far: float) -> None:
+def test_how_finely_a_frame_reads_its_chart_does_not_depend_on_where_the_chart_lies(far: float) -> None:
     tilted = torch.tensor([[0.5, 0.05, 0.1], [-0.02, 0.5, 0.1], [0.15, -0.1, 1.0]])
     aside = torch.eye(3)
     aside[0, 2], aside[1, 2] = far, 0.7 * far
@@ -112,7 +115,7 @@ def test_how_finely_a_frame_reads_its_sheet_does_not_depend_on_where_the_sheet_l
     assert estimate_magnification(mapping.homography.numpy()) == pytest.approx(area**-0.5, rel=1e-3)
 
 
-def test_nothing_is_blended_across_two_sheets() -> None:
+def test_nothing_is_blended_across_two_charts() -> None:
     mapping = GridMapping(GridSettings(), 4, (32, 18), starts=[2])
     shift = torch.eye(3).repeat(4, 1, 1)
     shift[2:, 0, 2] = 10.0
@@ -122,7 +125,7 @@ def test_nothing_is_blended_across_two_sheets() -> None:
     assert mapping(xyt)[:, 0].tolist() == pytest.approx([0.0, 0.0, 10.0, 10.0])
 
 
-def test_what_is_painted_on_one_sheet_appears_in_every_frame_at_its_place(
+def test_what_is_painted_on_one_chart_appears_in_every_frame_at_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     charts = ChartSettings(frames_per_chart=4, explained_psnr_db=99.0, min_gain_db=-99.0, max_loss_db=-99.0)
@@ -131,7 +134,7 @@ def test_what_is_painted_on_one_sheet_appears_in_every_frame_at_its_place(
     clip = make_translation_clip(12, 96, 64, velocity=(1.5, 0.5))
     video = write_video(tmp_path / "clip.mkv", clip.frames, make_clip_metadata(clip), codec="ffv1")
     run = train(video, TrainOptions(tmp_path / "run", size="source", masks=("none",), quality="draft")).run
-    maps = Maps.open(run)
+    maps = Maps.open(run.maps)
     (series,) = maps.charts
     assert [(chart.first, chart.last) for chart in series] == [(0, 3), (4, 7), (8, 11)]
 
@@ -143,8 +146,8 @@ def test_what_is_painted_on_one_sheet_appears_in_every_frame_at_its_place(
     column, row = texels[32, 48]  # the middle of frame 5
     y, x = np.mgrid[: rgba.shape[0], : rgba.shape[1]] + 0.5
     rgba[np.hypot(x - column, y - row) < 9] = (1, 0, 0, 1)
-    overlays, notes = carry_to_charts(run, maps, {"background": Overlay(rgba, picture.box)})
-    assert notes == ["carried to 2 more of the 3 parts of background"]
+    overlays, notes = carry_to_charts(require_planar(run, "the test"), {"background": Overlay(rgba, picture.box)})
+    assert notes == ["propagated to 2 more of the 3 charts of background"]
 
     renderer = OverlayPass(maps, {"background": picture}, overlays)
     for t in range(12):
@@ -155,13 +158,12 @@ def test_what_is_painted_on_one_sheet_appears_in_every_frame_at_its_place(
         assert 80 < change.sum() < 260
 
 
-def test_a_sheet_that_was_painted_on_is_left_as_it_was(tmp_path: Path) -> None:
+def test_a_chart_that_was_painted_on_is_left_as_it_was(tmp_path: Path) -> None:
     rgba = np.zeros((10, 40, 4), np.float32)
     rgba[2:5, 2:5] = rgba[2:5, 30:33] = (0, 1, 0, 1)
     overlay = Overlay(rgba, Box(0.0, 0.0, 4.0, 1.0))
     parts = [Chart("background", i, i, Box(2.0 * i, 0.0, 2.0 * i + 2, 1.0)) for i in range(2)]
-    maps = Maps(tmp_path, ("background",), (overlay.box,), (8, 8), 2, False, (tuple(parts),))
-    from neural_fields.runs.run import Run
-
-    same, notes = carry_to_charts(Run(tmp_path), maps, {"background": overlay})
+    run = PlanarRun(Run(tmp_path), {})
+    run.maps = Maps(tmp_path, ("background",), (overlay.box,), (8, 8), 2, False, (tuple(parts),))
+    same, notes = carry_to_charts(run, {"background": overlay})
     assert same["background"] is overlay and notes == []

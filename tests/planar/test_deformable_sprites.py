@@ -11,22 +11,22 @@ from PIL import Image
 from torch import Tensor
 
 from neural_fields.atlas.canonical import read_pristine
-from neural_fields.config.planar import SplineMappingConfig as Settings
-from neural_fields.config.planar import count_steps, load_planar_config, scale_steps
 from neural_fields.core import coords
 from neural_fields.data.dataset import Batch, ClipDataset
 from neural_fields.data.flow.compute import FlowField
 from neural_fields.data.masks.layer_masks import LayerMasks, mask_iou
 from neural_fields.data.synthetic.planar_clips import make_demo_clip
-from neural_fields.planar.appearance.texture import ImageTexture
-from neural_fields.planar.init.build import build_model, initialize_model, plan_model
-from neural_fields.planar.init.load import load_planar_model
+from neural_fields.open_runs.opening import require_planar
+from neural_fields.planar.appearance.image_texture import ImageTexture
+from neural_fields.planar.build import build_model, initialize_model, plan_model
+from neural_fields.planar.composition.model import PlanarModel
+from neural_fields.planar.composition.samples import LayerSamples
+from neural_fields.planar.config import count_steps, load_planar_config, scale_steps
 from neural_fields.planar.losses.deformable_sprites import composite_l1_loss, contrast_loss, laplacian_loss
 from neural_fields.planar.losses.objective import compute_losses
 from neural_fields.planar.mappings.frame_points import frame_points
 from neural_fields.planar.mappings.spline import SplineMapping, knot_count, spline_matrix
-from neural_fields.planar.model import PlanarModel
-from neural_fields.planar.samples import LayerSamples
+from neural_fields.planar.mappings.spline import SplineMappingConfig as Settings
 from neural_fields.training.options import TrainOptions
 from neural_fields.training.train_planar import train
 from tests.support.typed import as_one
@@ -178,7 +178,7 @@ def test_a_clip_without_masks_comes_apart_into_what_moves_and_what_does_not(tmp_
     result = train(
         tmp_path / "frames", TrainOptions(out=tmp_path / "run", config="deformable_sprites", overrides=overrides)
     )
-    model, _ = load_planar_model(result.run)
+    model = require_planar(result.run, "the test").model
     assert model.layers == ("foreground", "background")
     with torch.no_grad():
         weight = torch.cat([model.sample_frame(t, (128, 72)).weight[:, 0] for t in range(12)])

@@ -6,26 +6,24 @@ import numpy as np
 import pytest
 import torch
 
-from neural_fields.config import planar
 from neural_fields.core import coords
-from neural_fields.planar.appearance.gain import GridGain
-from neural_fields.planar.appearance.opacity import PixelOpacity
-from neural_fields.planar.appearance.texture import ImageTexture
-from neural_fields.planar.init.gain_fit import fit_gain
+from neural_fields.planar.appearance.grid_gain import GridGain, GridGainConfig, fit_gain
+from neural_fields.planar.appearance.image_texture import ImageTexture
+from neural_fields.planar.appearance.pixel_opacity import PixelOpacity, PixelOpacityConfig
 from neural_fields.planar.mappings.frame_grid import compute_table_size
-from neural_fields.planar.mappings.mapping import GridMapping
+from neural_fields.planar.mappings.grid import GridMapping, GridMappingConfig
 
 SIZE = (64, 36)
 
 
 def scene() -> tuple[GridMapping, ImageTexture, GridGain, np.ndarray]:
     """A mapping that shows a random texture as it is, a gain, and the texture as a picture."""
-    mapping = GridMapping(planar.GridMappingConfig(), 2, SIZE)
+    mapping = GridMapping(GridMappingConfig(), 2, SIZE)
     texture = ImageTexture(coords.frame_box(*SIZE), *SIZE, 0.01)
     picture = np.random.default_rng(0).uniform(0.3, 0.7, (SIZE[1], SIZE[0], 3)).astype(np.float32)
     with torch.no_grad():
         texture.image.copy_(torch.from_numpy(picture).permute(2, 0, 1))
-    return mapping, texture, GridGain(planar.GridGainConfig(cell=8.0), 2, SIZE), picture
+    return mapping, texture, GridGain(GridGainConfig(cell=8.0), 2, SIZE), picture
 
 
 def test_the_light_on_a_texture_is_found_in_closed_form() -> None:
@@ -49,7 +47,7 @@ def test_no_light_is_found_where_a_layer_is_not_seen() -> None:
 
 
 def test_a_front_layer_is_seen_only_inside_its_window() -> None:
-    opacity = PixelOpacity(planar.PixelOpacityConfig(), 1, 2, SIZE)
+    opacity = PixelOpacity(PixelOpacityConfig(), 1, 2, SIZE)
     with torch.no_grad():
         opacity.table.values.fill_(9.0)
         opacity.windows[1] = torch.tensor([10, 20, 30, 50])

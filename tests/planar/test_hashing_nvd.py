@@ -17,26 +17,30 @@ from torch import Tensor
 
 from neural_fields.atlas.canonical import Overlay
 from neural_fields.atlas.uv_maps import gain_size
-from neural_fields.config import planar as settings
-from neural_fields.config.planar import MlpMappingConfig, PlanarConfig, load_planar_config
 from neural_fields.core import coords
 from neural_fields.core.errors import UserError
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.data.flow.compute import FlowField
 from neural_fields.data.masks.layer_masks import LayerMasks
 from neural_fields.data.synthetic.planar_clips import SyntheticLighting, make_demo_clip, make_translation_clip
-from neural_fields.planar.appearance.hash_fields import BoundedHashTexture, HashGain, HashNetwork, HashOpacity
-from neural_fields.planar.init.build import build_model, initialize_model, plan_model
+from neural_fields.planar.appearance.bounded_hash_texture import BoundedHashTexture, BoundedHashTextureConfig
+from neural_fields.planar.appearance.hash_gain import HashGain, HashGainConfig
+from neural_fields.planar.appearance.hash_network import HashNetwork
+from neural_fields.planar.appearance.hash_opacity import HashOpacity, HashOpacityConfig
+from neural_fields.planar.build import build_model, initialize_model, plan_model
+from neural_fields.planar.composition.model import PlanarModel
+from neural_fields.planar.composition.samples import LayerSamples, composite_layers
+from neural_fields.planar.config import PlanarConfig, load_planar_config
 from neural_fields.planar.losses import hashing_nvd
 from neural_fields.planar.losses.objective import compute_losses
-from neural_fields.planar.mappings.mapping import Mapping, MlpMapping
-from neural_fields.planar.model import PlanarModel
-from neural_fields.planar.samples import LayerSamples, composite_layers
+from neural_fields.planar.mappings.mapping import Mapping
+from neural_fields.planar.mappings.mlp import MlpMapping, MlpMappingConfig
 from neural_fields.rendering.overlay_pass import OverlayPass
 from neural_fields.runs.run import Run
 from neural_fields.training.bake import bake_maps
 from neural_fields.training.export_canonical import make_canonical_images
-from neural_fields.training.loop import Budget, draw_batch, train_steps
+from neural_fields.training.loop import train_steps
+from neural_fields.training.planar_task import PlanarTask, draw_batch
 from tests.support.typed import as_all, as_one
 
 pytestmark = pytest.mark.slow
@@ -130,8 +134,8 @@ def test_values_stay_in_their_ranges_however_far_the_tables_go() -> None:
     torch.manual_seed(0)
     points = torch.rand(300, 3) * 2 - 1
     parts = (
-        (BoundedHashTexture(settings.BoundedHashTextureConfig(levels=3, log2_table=8)), points[:, :2]),
-        (HashOpacity(settings.HashOpacityConfig(levels=3, log2_table=8), 2), points),
+        (BoundedHashTexture(BoundedHashTextureConfig(levels=3, log2_table=8)), points[:, :2]),
+        (HashOpacity(HashOpacityConfig(levels=3, log2_table=8), 2), points),
     )
     with torch.no_grad():
         for part, at in parts:
@@ -144,7 +148,7 @@ def test_values_stay_in_their_ranges_however_far_the_tables_go() -> None:
         assert float(values.min()) == pytest.approx(1e-5) and float(values.max()) == pytest.approx(
             1 - 1e-5
         )  # of the opacity
-        gain = HashGain(settings.HashGainConfig(levels=3, log2_table=8))
+        gain = HashGain(HashGainConfig(levels=3, log2_table=8))
         start = gain(points, points[:, :2])
     assert float(start.min()) > 0 and float((start - math.log(2)).abs().max()) < 0.2  # softplus near 0
 
@@ -225,7 +229,7 @@ class Light(HashGain):
     """A gain that is a plain function of (u, v) and time."""
 
     def __init__(self, formula: Callable[[Tensor, Tensor], Tensor]) -> None:
-        super().__init__(settings.HashGainConfig(levels=3, log2_table=8))
+        super().__init__(HashGainConfig(levels=3, log2_table=8))
         self.formula = formula
 
     def sample_canonical(self, uv: Tensor, time: Tensor) -> Tensor:
@@ -327,7 +331,7 @@ def test_an_edit_takes_the_light_of_its_place_and_time(tmp_path: Path) -> None:
     # A pixel is 2 / 48 in xy units, a frame 2 / 6 in time.
     model.mappings = modules([Drifting((6 / 48, 0.0))])
     run = Run.create(tmp_path / "run")
-    list(train_steps(model, clip, config.training, run, Budget(120)))
+    list(train_steps(PlanarTask(model, clip, config.training, 120), run))
     with torch.no_grad():
         shown = composite_layers(model.sample_frames(torch.arange(6), clip.size)).view(clip.frames.shape)
         assert float((shown - torch.from_numpy(clip.frames) / 255).square().mean()) < 10 ** (-2.4)
@@ -360,9 +364,9 @@ def test_an_edit_takes_the_light_of_its_place_and_time(tmp_path: Path) -> None:
     [
         ("hashing_nvd", {"mapping.kind": "hash"}, "texture kind bounded_hash needs mapping kind mlp"),
         ("hashing_nvd", {"gain.kind": "none"}, "terms.gain_deviation needs gain kind grid or hash"),
-        ("hashing_nvd", {"terms.gain_size": 1.0}, "need gain kind grid"),
+        ("hashing_nvd", {"terms.gain_size": 1.0}, "terms.gain_size needs gain kind grid or none"),
         ("atlas", {"terms.gain_consistency": 1.0}, "terms.gain_consistency needs gain kind hash"),
-        ("lna", {"gain.kind": "grid", "training.batch": "frames"}, "terms.gradient needs gain kind none or hash"),
+        ("lna", {"gain.kind": "grid", "training.batch": "frames"}, "terms.gradient needs gain kind hash or none"),
         ("hashing_nvd", {"mapping.background_uv_scale": 1.5}, "background_uv_scale must lie between 0 and 1"),
         ("hashing_nvd", {"gain.layers": 0}, "width and layers must be at least 1"),
     ],

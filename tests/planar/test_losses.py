@@ -15,28 +15,31 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from neural_fields.config.planar import LossWeights
 from neural_fields.core import coords
 from neural_fields.core.coords import Box
 from neural_fields.data.dataset import Batch, ClipDataset
 from neural_fields.data.flow.compute import FlowField
 from neural_fields.data.masks.layer_masks import LayerMasks
 from neural_fields.data.synthetic.planar_clips import make_translation_clip
+from neural_fields.planar.appearance import layer_patch
 from neural_fields.planar.appearance.opacity import Opacity
 from neural_fields.planar.appearance.texture import Texture
+from neural_fields.planar.composition.model import PlanarModel
+from neural_fields.planar.init.model_shape import LayerShape, ModelShape
 from neural_fields.planar.losses import (
-    analytic_layer,
     analytic_step,
+    codef,
     deformable_sprites,
     hashing_nvd,
+    layered_neural_atlases,
+    narcan,
     objective,
-    pairwise,
-    planar_losses,
+    tables,
 )
+from neural_fields.planar.losses.layered_neural_atlases import measure_departure_from_rotation
 from neural_fields.planar.losses.objective import compute_losses
-from neural_fields.planar.losses.pairwise import measure_departure_from_rotation
+from neural_fields.planar.losses.table import LossWeights
 from neural_fields.planar.mappings.mapping import Mapping
-from neural_fields.planar.model import LayerShape, ModelShape, PlanarModel
 
 ASPECTS = [(32, 18), (24, 24), (18, 32)]
 Function = Callable[[Tensor], Tensor]
@@ -398,7 +401,18 @@ def test_one_layer_has_no_terms_of_front_layers() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [planar_losses, pairwise, hashing_nvd, deformable_sprites, objective, analytic_step, analytic_layer]
+    "module",
+    [
+        layered_neural_atlases,
+        codef,
+        narcan,
+        tables,
+        hashing_nvd,
+        deformable_sprites,
+        objective,
+        analytic_step,
+        layer_patch,
+    ],
 )
 def test_losses_refuse_arguments_of_other_types(module: ModuleType) -> None:
     """A hint that cannot be resolved is not checked, in silence: names in hints are imported for real."""
@@ -416,4 +430,4 @@ def test_losses_refuse_arguments_of_other_types(module: ModuleType) -> None:
 
 def test_a_number_is_no_sample() -> None:
     with pytest.raises(jaxtyping.TypeCheckError):
-        planar_losses.sparsity_loss(123)  # type: ignore[arg-type]
+        layered_neural_atlases.sparsity_loss(123)  # type: ignore[arg-type]

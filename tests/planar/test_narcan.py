@@ -12,33 +12,34 @@ from PIL import Image
 
 from neural_fields.atlas.canonical import Overlay
 from neural_fields.atlas.uv_maps import Maps
-from neural_fields.config.planar import (
-    HomographyMlpMappingConfig,
-    PlanarConfig,
-    WindowOpacityConfig,
-    load_planar_config,
-    scale_steps,
-)
 from neural_fields.core import coords
 from neural_fields.core.errors import UserError
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.data.synthetic.planar_clips import make_translation_clip
 from neural_fields.nn.siren import Siren
 from neural_fields.planar.appearance.opacity import compute_layer_weights
-from neural_fields.planar.appearance.siren import SirenTexture
-from neural_fields.planar.appearance.window_opacity import ChartSpans, make_chart_masks, plan_chart_spans
-from neural_fields.planar.init.build import build_model, initialize_model, plan_model
+from neural_fields.planar.appearance.siren_texture import SirenTexture
+from neural_fields.planar.appearance.window_opacity import (
+    ChartSpans,
+    WindowOpacityConfig,
+    make_chart_masks,
+    plan_chart_spans,
+)
+from neural_fields.planar.build import build_model, initialize_model, plan_model
+from neural_fields.planar.composition.model import PlanarModel
+from neural_fields.planar.composition.samples import composite_layers
+from neural_fields.planar.config import PlanarConfig, load_planar_config, scale_steps
 from neural_fields.planar.init.warm_up import WarmUpOptions
 from neural_fields.planar.losses.objective import compute_losses
-from neural_fields.planar.mappings.homography_mlp import ChartMapping, HomographyNetwork
-from neural_fields.planar.model import PlanarModel
-from neural_fields.planar.samples import composite_layers
+from neural_fields.planar.mappings.homography_mlp import ChartMapping, HomographyMlpMappingConfig, HomographyNetwork
 from neural_fields.rendering.overlay_pass import OverlayPass
 from neural_fields.runs.run import Run
 from neural_fields.training.bake import bake_maps
 from neural_fields.training.export_canonical import make_canonical_images
-from neural_fields.training.loop import Budget, draw_batch, train_steps
-from neural_fields.training.train_planar import TrainOptions, train
+from neural_fields.training.loop import train_steps
+from neural_fields.training.options import TrainOptions
+from neural_fields.training.planar_task import PlanarTask, draw_batch
+from neural_fields.training.train_planar import train
 from tests.support.typed import as_all, as_one
 
 pytestmark = pytest.mark.slow
@@ -82,7 +83,7 @@ def points(t: float, count: int = FRAMES, size: tuple[int, int] = SIZE) -> torch
 # --- segments -------------------------------------------------------------------------------------------------------
 
 
-def test_segments_lie_and_fade_as_the_papers_scripts_cut_and_mix_them() -> None:
+def test_charts_lie_and_fade_as_the_papers_scripts_cut_and_mix_them() -> None:
     segments = ChartSpans(50, 3, 10)
     assert segments.spans == ((0, 20), (11, 36), (27, 49))  # lengths of 16, 5 frames more on each side
     weight = compute_layer_weights(segments.remaining_share(torch.arange(50).float()))
@@ -94,7 +95,7 @@ def test_segments_lie_and_fade_as_the_papers_scripts_cut_and_mix_them() -> None:
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 5, 8, 31])
 @pytest.mark.parametrize("overlap", [0, 1, 10])
-def test_every_frame_belongs_to_one_segment_or_two_at_any_length(frames: int, overlap: int) -> None:
+def test_every_frame_belongs_to_one_chart_or_two_at_any_length(frames: int, overlap: int) -> None:
     segments = plan_chart_spans(WindowOpacityConfig(segments=3, overlap=overlap), frames)
     weight = compute_layer_weights(segments.remaining_share(torch.arange(frames).float()))
     assert segments.count == max(1, min(3, frames // 2)) == weight.shape[1]
@@ -192,7 +193,7 @@ def test_teaching_ends_when_it_is_told_to() -> None:
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), untouched.parameters(), strict=True))
 
 
-def test_the_box_of_a_segment_holds_its_frames(taught: tuple[PlanarConfig, ClipDataset, PlanarModel]) -> None:
+def test_the_box_of_a_chart_holds_its_frames(taught: tuple[PlanarConfig, ClipDataset, PlanarModel]) -> None:
     _, _, model = taught
     for mapping, shape in zip(as_all(ChartMapping, model.mappings), model.shape.layers, strict=True):
         first, last = mapping.span
@@ -204,7 +205,7 @@ def test_the_box_of_a_segment_holds_its_frames(taught: tuple[PlanarConfig, ClipD
         assert max(shape.width, shape.height) == 1000
 
 
-def test_a_segment_has_shifts_in_its_own_frames_only(taught: tuple[PlanarConfig, ClipDataset, PlanarModel]) -> None:
+def test_a_chart_has_shifts_in_its_own_frames_only(taught: tuple[PlanarConfig, ClipDataset, PlanarModel]) -> None:
     _, _, model = taught
     for mapping in as_all(ChartMapping, model.mappings):
         for t in range(FRAMES):
@@ -223,7 +224,7 @@ def test_a_segment_has_shifts_in_its_own_frames_only(taught: tuple[PlanarConfig,
 # --- terms ----------------------------------------------------------------------------------------------------------
 
 
-def test_each_segment_shows_the_frame_alone_and_the_sizes_of_slopes_are_added(
+def test_each_chart_shows_the_frame_alone_and_the_sizes_of_slopes_are_added(
     taught: tuple[PlanarConfig, ClipDataset, PlanarModel],
 ) -> None:
     config, clip, model = taught
@@ -257,12 +258,12 @@ def test_each_segment_shows_the_frame_alone_and_the_sizes_of_slopes_are_added(
 # --- fits -----------------------------------------------------------------------------------------------------------
 
 
-def test_an_edit_of_a_segment_follows_the_picture_and_fades_with_it(
+def test_an_edit_of_a_chart_follows_the_picture_and_fades_with_it(
     taught: tuple[PlanarConfig, ClipDataset, PlanarModel], tmp_path: Path
 ) -> None:
     config, clip, model = taught
     run = Run.create(tmp_path / "run")
-    list(train_steps(model, clip, config.training, run, Budget(120)))
+    list(train_steps(PlanarTask(model, clip, config.training, 120), run))
     with torch.no_grad():
         shown = composite_layers(model.sample_frames(torch.arange(FRAMES), SIZE)).view(clip.frames.shape) * 255
     assert float((shown - torch.from_numpy(clip.frames)).abs().mean()) < 12  # of 255; a gray picture misses by more
@@ -300,7 +301,7 @@ def test_a_clip_is_cut_by_the_preset_and_a_mask_is_refused(tmp_path: Path) -> No
     overrides = {**SMALL, "mapping.pretrain": 5, "training.steps": 4, "training.pixels": 100}
     options = TrainOptions(out=tmp_path / "run", config="narcan", overrides=overrides, device="cpu")
     result = train(tmp_path / "frames", options)
-    assert Maps.open(result.run).layers == ("segment1", "segment2", "background")
+    assert Maps.open(result.run.maps).layers == ("segment1", "segment2", "background")
     assert not list(result.run.cache.glob("*flow*"))  # nothing of it asks for flow
     assert train(tmp_path / "frames", options).was_finished
     refused = TrainOptions(

@@ -8,13 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from neural_fields.config.planar import (
-    HashMappingConfig,
-    MlpMappingConfig,
-    PlanarConfig,
-    load_planar_config,
-    scale_steps,
-)
 from neural_fields.core import coords
 from neural_fields.core.coords import Box
 from neural_fields.core.errors import UserError
@@ -24,15 +17,20 @@ from neural_fields.data.masks.layer_masks import LayerMasks
 from neural_fields.data.synthetic.planar_clips import make_demo_clip
 from neural_fields.nn.hash_grid import compute_release_weights
 from neural_fields.nn.mlp import MLP
-from neural_fields.planar.appearance.opacity import MaskOpacity, MlpOpacity, compute_layer_weights
-from neural_fields.planar.appearance.texture import MlpTexture
-from neural_fields.planar.init.build import build_model, initialize_model, plan_model
-from neural_fields.planar.init.canonical_extent import measure_shape
-from neural_fields.planar.init.warm_up import WarmUpOptions, warm_up
+from neural_fields.planar.appearance.mask_opacity import MaskOpacity
+from neural_fields.planar.appearance.mlp_opacity import MlpOpacity
+from neural_fields.planar.appearance.mlp_texture import MlpTexture
+from neural_fields.planar.appearance.opacity import compute_layer_weights
+from neural_fields.planar.build import build_model, initialize_model, plan_model
+from neural_fields.planar.composition.canonical_extent import measure_shape
+from neural_fields.planar.composition.model import PlanarModel
+from neural_fields.planar.composition.samples import composite_layers
+from neural_fields.planar.config import PlanarConfig, load_planar_config, scale_steps
+from neural_fields.planar.init.warm_up import WarmUpOptions
 from neural_fields.planar.mappings.frame_points import evaluate_in_parts
-from neural_fields.planar.mappings.mapping import HashMapping, Mapping, MlpMapping
-from neural_fields.planar.model import PlanarModel
-from neural_fields.planar.samples import composite_layers
+from neural_fields.planar.mappings.hash_deformation import HashMapping, HashMappingConfig
+from neural_fields.planar.mappings.mapping import Mapping
+from neural_fields.planar.mappings.mlp import MlpMapping, MlpMappingConfig, warm_up
 from tests.support.typed import as_one
 
 pytestmark = pytest.mark.slow
@@ -157,7 +155,7 @@ def test_a_warm_up_ends_when_it_is_told_to() -> None:
     warm_up(mapping, 3, (32, 18), WarmUpOptions(seconds=-1.0))
     assert all(torch.equal(old, new) for old, new in zip(before, mapping.parameters(), strict=True))
     seen: list[tuple[int, int]] = []
-    warm_up(mapping, 3, (32, 18), WarmUpOptions(progress=lambda done, total: seen.append((done, total))))
+    warm_up(mapping, 3, (32, 18), WarmUpOptions(report=lambda progress: seen.append((progress.done, progress.total))))
     assert seen == [(0, 6)]
 
 
@@ -301,13 +299,15 @@ def test_schedules_fit_into_fewer_steps_and_never_turn_endless() -> None:
 @pytest.mark.parametrize(
     ("preset", "overrides", "words"),
     [
-        ("atlas", {"terms.flow": 1.0}, "terms.flow needs mapping kind mlp or hash"),
-        ("atlas", {"terms.rigidity": 1.0}, "terms.rigidity needs mapping kind mlp or hash"),
-        ("atlas", {"terms.alpha_flow": 1.0}, "terms.alpha_flow needs opacity kind mlp or mask"),
+        ("atlas", {"terms.flow": 1.0}, "terms.flow needs mapping kind spline, mlp, hash or homography_mlp"),
+        ("atlas", {"terms.rigidity": 1.0}, "terms.rigidity needs mapping kind spline, mlp, hash or homography_mlp"),
+        ("atlas", {"terms.alpha_flow": 1.0}, "terms.alpha_flow needs opacity kind mlp, mask, hash or window"),
         ("atlas", {"training.batch": "pixels"}, "needs training.batch: frames"),
         ("atlas", {"texture.kind": "mlp"}, "texture kind mlp needs mapping kind mlp"),
         ("lna", {"terms.sobel": 1.0}, "terms.sobel needs training.batch: frames"),
         ("lna", {"terms.residual_smoothness": 1.0}, "needs mapping kind grid"),
+        ("lna", {"terms.residual_anchor": 1.0}, "terms.residual_anchor needs mapping kind grid"),
+        ("lna", {"terms.texture_smoothness": 1.0}, "terms.texture_smoothness needs texture kind image"),
         ("lna", {"mapping.layers": [4]}, "layers takes two numbers"),
         ("lna", {"texture.skips": [8]}, "skips must lie between 1 and 7"),
         ("codef", {"mapping.release": [8, 2]}, "release takes two steps"),

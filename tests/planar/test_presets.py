@@ -12,7 +12,7 @@ from PIL import Image
 
 from neural_fields.atlas.canonical import read_pristine
 from neural_fields.atlas.uv_maps import Maps
-from neural_fields.config.planar import PlanarConfig, load_planar_config, planar_presets
+from neural_fields.config.presets import planar_presets
 from neural_fields.config.volume import volume_presets
 from neural_fields.core import coords
 from neural_fields.core.errors import ExitCode
@@ -20,14 +20,17 @@ from neural_fields.data.dataset import ClipDataset
 from neural_fields.data.flow.compute import FlowField, compute_flow
 from neural_fields.data.masks.layer_masks import LayerMasks
 from neural_fields.data.synthetic.planar_clips import make_demo_clip, make_translation_clip
-from neural_fields.planar.init.build import build_model, initialize_model, plan_model
-from neural_fields.planar.init.canonical_extent import measure_shape
+from neural_fields.planar.build import build_model, initialize_model, plan_model
+from neural_fields.planar.composition.canonical_extent import measure_shape
+from neural_fields.planar.composition.model import PlanarModel
+from neural_fields.planar.composition.samples import composite_layers
+from neural_fields.planar.config import PlanarConfig, load_planar_config
 from neural_fields.planar.losses.objective import compute_losses
-from neural_fields.planar.model import PlanarModel
-from neural_fields.planar.samples import composite_layers
 from neural_fields.runs.run import Run
-from neural_fields.training.loop import Budget, draw_batch, train_steps
-from neural_fields.training.train_planar import TrainOptions, train
+from neural_fields.training.loop import train_steps
+from neural_fields.training.options import TrainOptions
+from neural_fields.training.planar_task import PlanarTask, draw_batch
+from neural_fields.training.train_planar import train
 
 pytestmark = pytest.mark.slow
 
@@ -95,7 +98,7 @@ def test_a_few_dozen_steps_bring_the_picture_closer(preset: str, tmp_path: Path)
     clip, config = turtle(), small(preset)
     model = start(config, clip)
     before = whole_loss(model, clip)
-    records = list(train_steps(model, clip, config.training, Run.create(tmp_path / "run"), Budget(60)))
+    records = list(train_steps(PlanarTask(model, clip, config.training, 60), Run.create(tmp_path / "run")))
     assert len(records) == 60 and records[-1].skipped == 0
     assert whole_loss(model, clip) < 0.6 * before
     boxes = [layer.box for layer in measure_shape(model).layers]
@@ -103,16 +106,16 @@ def test_a_few_dozen_steps_bring_the_picture_closer(preset: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("preset", SMALL)
-def test_a_fit_that_was_stopped_goes_on_as_if_it_had_not_been(preset: str, tmp_path: Path) -> None:
+def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(preset: str, tmp_path: Path) -> None:
     clip, config = turtle(4), small(preset)
     through = start(config, clip)
-    list(train_steps(through, clip, config.training, Run.create(tmp_path / "through"), Budget(24)))
+    list(train_steps(PlanarTask(through, clip, config.training, 24), Run.create(tmp_path / "through")))
     run = Run.create(tmp_path / "stopped")
     first = start(config, clip)
     stop = itertools.count()
-    list(train_steps(first, clip, config.training, run, Budget(24), stop=lambda: next(stop) >= 17))
+    list(train_steps(PlanarTask(first, clip, config.training, 24), run, stop=lambda: next(stop) >= 17))
     second = build_model(config, first.shape, seed=9)  # its weights come from the checkpoint
-    records = list(train_steps(second, clip, config.training, run, Budget(24)))
+    records = list(train_steps(PlanarTask(second, clip, config.training, 24), run))
     assert [record.step for record in records] == list(range(18, 25))
     expected, found = through.state_dict(), second.state_dict()
     assert set(expected) == set(found)
@@ -142,7 +145,7 @@ def test_each_preset_asks_for_every_term_of_its_paper(preset: str) -> None:
 
 
 @pytest.mark.parametrize("preset", ["lna", "codef", "hashing_nvd"])
-def test_a_fit_ends_in_maps_and_canonical_images_of_what_it_uses(preset: str, tmp_path: Path) -> None:
+def test_a_training_ends_in_maps_and_canonical_images_of_what_it_uses(preset: str, tmp_path: Path) -> None:
     truth = make_demo_clip(3, 48, 27)
     for kind, pictures in (("frames", truth.frames), ("masks", truth.masks[0] * np.uint8(255))):
         (tmp_path / kind).mkdir()
@@ -154,7 +157,7 @@ def test_a_fit_ends_in_maps_and_canonical_images_of_what_it_uses(preset: str, tm
     )
     result = train(tmp_path / "frames", options)
     assert (result.step, result.exit_code) == (8, ExitCode.OK)
-    maps = Maps.open(result.run)
+    maps = Maps.open(result.run.maps)
     for number, layer in enumerate(("foreground", "background")):
         image = read_pristine(result.run.canonical, layer)
         assert image.box.as_tuple() == pytest.approx(maps.boxes[number].as_tuple())

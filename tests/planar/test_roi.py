@@ -14,16 +14,17 @@ import torch
 from PIL import Image
 
 from editors.api import edit
-from neural_fields.config.planar import load_planar_config
 from neural_fields.core import coords
 from neural_fields.core.coords import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.data.flow.compute import FlowField, compute_flow
 from neural_fields.data.masks.roi import compute_quad_area, draw_quad_mask, parse_region
 from neural_fields.data.synthetic import procedural_textures
-from neural_fields.planar.init.load import load_planar_model
+from neural_fields.open_runs.opening import require_planar
+from neural_fields.planar.config import load_planar_config
 from neural_fields.planar.init.region_tracking import TrackedRegion, track_region
-from neural_fields.rendering.render_planar import RenderOptions, render
+from neural_fields.rendering.options import RenderOptions
+from neural_fields.rendering.render_planar import render
 from neural_fields.runs.run import read_run_yaml
 from neural_fields.training.options import TrainOptions
 from neural_fields.training.train_planar import train
@@ -235,7 +236,7 @@ def test_an_edit_drawn_on_the_region_lies_there_on_every_frame_and_on_nothing_el
         overrides={"training.steps": 40, "training.frame_pixels": 30000},
     )  # fmt: skip
     result = train(clip, options)
-    model, _ = load_planar_model(result.run)
+    model = require_planar(result.run, "the test").model
     assert model.layers == ("region", "background")
     grid = coords.frame_xy(WIDTH, HEIGHT)
     with torch.no_grad():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from neural_fields.core.coords import Box, frame_xy
-from neural_fields.planar.appearance.opacity import snap_alphas
-from neural_fields.planar.appearance.texture import ImageTexture
+from neural_fields.planar.appearance.image_texture import ImageTexture
+from neural_fields.planar.appearance.pixel_opacity import snap_alphas
 
 BOX = Box(-1.0, -0.5, 1.0, 0.5)
 

@@ -56,7 +56,7 @@ def test_the_first_heavy_name_sets_threads_before_torch_is_loaded() -> None:
 
 
 @pytest.mark.slow
-def test_a_clip_is_fitted_edited_rendered_and_measured(tmp_path: Path) -> None:
+def test_a_clip_is_trained_on_edited_rendered_and_measured(tmp_path: Path) -> None:
     from editors import edit, redo, undo
     from neural_fields import RenderOptions, Run, TrainOptions, UserError, evaluate, render, train
     from neural_fields.core.errors import ExitCode

@@ -6,16 +6,26 @@ import re
 import shutil
 import textwrap
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from neural_fields.config.planar import load_planar_config
+from neural_fields.data.dataset import ClipDataset, draw_frames
+from neural_fields.data.masks.layer_masks import LayerMasks
 from neural_fields.edits.read_stack import list_edits
+from neural_fields.planar.appearance.image_texture import ImageTextureConfig
+from neural_fields.planar.build import build_model, initialize_model, plan_model
+from neural_fields.planar.composition.model import PlanarModel
+from neural_fields.planar.config import load_planar_config
+from neural_fields.planar.losses.loss import LossInputs
+from neural_fields.planar.losses.objective import accumulate_gradients
 from neural_fields.runs.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-EDITOR, EXPORTER = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+EDITOR, EXPORTER, LOSS, TEXTURE = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
 @pytest.fixture
@@ -41,11 +51,39 @@ def test_the_exporter_of_the_guide_writes_its_file(run: Run, monkeypatch: pytest
     assert [line.split()[0] for line in written.splitlines()] == ["foreground", "background"]
 
 
+def define(source: str) -> dict[str, Any]:
+    names: dict[str, Any] = {"__name__": "contributing"}
+    exec(compile(source, "CONTRIBUTING.md", "exec", dont_inherit=True), names)
+    return names
+
+
+def test_the_loss_and_the_texture_of_the_guide_train_a_model() -> None:
+    loss, texture = define(LOSS)["SATURATION"], define(TEXTURE)["FlatTextureConfig"]()
+    frames = np.random.default_rng(0).integers(0, 256, (2, 18, 32, 3), dtype=np.uint8)
+    clip = ClipDataset(frames, LayerMasks((), np.zeros((0, 2, 18, 32), bool)), None)
+    config = load_planar_config("atlas", {"terms.texture_smoothness": 0.0})
+    plan = plan_model(config, clip)
+    parts = build_model(config, plan.shape)
+    textures = texture.build(plan.shape)
+    model = PlanarModel(plan.shape, [*parts.mappings], textures, [*parts.gains], parts.opacity, config.terms)
+    initialize_model(model, plan, clip)
+    with torch.no_grad():
+        for group in model.textures[0].param_groups():
+            group["params"][0].copy_(torch.tensor([0.2, 0.5, 0.8]))
+    batch = draw_frames(clip, 1, 0, 0)
+    samples = model.sample_batch(batch)
+    value = loss.compute(LossInputs(model, config.terms, batch, samples, samples, []))
+    assert float(value.detach()) == pytest.approx(0.06, abs=1e-6)  # the mean of 0.3^2, 0 and 0.3^2
+    accumulate_gradients(model, batch, 0)
+    (group,) = model.textures[0].param_groups()
+    assert float(group["params"][0].grad.abs().sum()) > 0
+
+
 def test_the_preset_of_the_guide_is_a_config(tmp_path: Path) -> None:
-    quoted = re.search(r"printf '(.*)' > mine.yaml", TEXT)
-    assert quoted is not None
-    (tmp_path / "mine.yaml").write_text(quoted[1].replace("\\n", "\n"), encoding="utf-8")
-    assert load_planar_config(str(tmp_path / "mine.yaml")).texture.density == 0.5  # type: ignore[union-attr]
+    (preset,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+    (tmp_path / "mine.yaml").write_text(preset, encoding="utf-8")
+    config = load_planar_config(str(tmp_path / "mine.yaml"))
+    assert config.texture == ImageTextureConfig(density=0.5) and config.terms.flow == 5
 
 
 def test_files_that_the_guide_and_the_answers_of_the_design_name_exist() -> None:

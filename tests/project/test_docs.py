@@ -9,22 +9,27 @@ import runpy
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
+from functools import cache
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 import neural_fields.data.synthetic.planar_clips as synthetic
 from editors.cli import editors
-from editors.cli.editors import EDITORS, SCENE_EDITORS, EditByEditorCommand, find_editor_class
+from editors.cli.editors import EditByEditorCommand
 from editors.cli.main import COMMANDS, parse_command
-from neural_fields.cli.commands import TrainCommand, parse_overrides
+from editors.editors_table import EDITORS, SCENE_EDITORS, find_editor_class
+from neural_fields.cli.commands import TrainCommand, list_flags, parse_overrides
 from neural_fields.cli.export import EXPORTS, find_export_class
-from neural_fields.config.planar import load_planar_config
 from neural_fields.config.volume import is_volume_config, load_volume_config
 from neural_fields.core.errors import ExitCode
 from neural_fields.data.video.encode import CODECS
+from neural_fields.planar.config import PlanarConfig, load_planar_config
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
@@ -52,8 +57,17 @@ def shown_commands() -> list[tuple[str, str]]:
 
 
 def options(command: type) -> set[str]:
-    """The flags of a command; what stands on the line without a flag is no option."""
-    return {"--" + f.name.replace("_", "-") for f in fields(command) if "Positional" not in str(f.type)}
+    """The flags of a command, or of the settings of an editor or export."""
+    return set(list_flags(command)) - {"--help"}
+
+
+@cache
+def every_flag() -> frozenset[str]:
+    """The flags of all commands, editors and exports."""
+    classes = [*COMMANDS.values(), EditByEditorCommand, *(find_export_class(name) for name in EXPORTS)]
+    classes += [find_editor_class(name) for name in EDITORS]
+    classes += [find_editor_class(name, is_scene=True) for name in SCENE_EDITORS]
+    return frozenset({"--help", "--version", "--debug"}.union(*(options(command) for command in classes)))
 
 
 def python_sources() -> list[tuple[str, str]]:
@@ -72,7 +86,9 @@ def section(page: str, title: str) -> str:
 
 
 def first_cells(text: str) -> list[str]:
-    return [row.strip() for row in re.findall(r"^\| *([^|]*)\|", text, flags=re.MULTILINE)]
+    """The first cell of each row of the tables, and what stands before the colon in the items of the lists."""
+    rows = re.findall(r"^\| *([^|]*)\||^- (.+?)(?: \(default|: )", text, flags=re.MULTILINE)
+    return [(cell or item).strip() for cell, item in rows]
 
 
 def slug(heading: str) -> str:
@@ -92,8 +108,8 @@ def test_a_command_that_is_shown_is_one_that_the_program_takes(
     monkeypatch.chdir(tmp_path)
     command, extra = parse_command(shlex.split(line, comments=True)[1:])
     if isinstance(command, TrainCommand):
-        load = load_volume_config if is_volume_config(command.config) else load_planar_config
-        load(command.config, parse_overrides(extra))  # dotted settings exist and fit the preset
+        load = load_volume_config if is_volume_config(command.options.config) else load_planar_config
+        load(command.options.config, parse_overrides(extra))  # dotted settings exist and fit the preset
     else:
         assert not extra
 
@@ -107,12 +123,7 @@ def test_there_are_commands_to_check() -> None:
 @pytest.mark.parametrize("page", [page for page in PAGES if page != "docs/design.md"])
 def test_commands_and_options_inside_sentences_exist(page: str) -> None:
     """The design names what is still to come; all other pages speak of what there is."""
-    known = {"--help", "--version", "--debug"}.union(*(options(command) for command in COMMANDS.values()))
-    known = known.union(
-        options(EditByEditorCommand), *(options(find_editor_class(name)) for name in EDITORS), {"--for"}
-    )
-    known = known.union(*(options(find_editor_class(name, is_scene=True)) for name in SCENE_EDITORS))
-    known = known.union(*(options(find_export_class(name)) for name in EXPORTS))
+    known = every_flag()
     for code in re.findall(r"`([^`\n]+)`", without_fences(PAGES[page])):
         if match := re.match(r"unwrap ([a-z]+)", code):
             assert match[1] in COMMANDS, code
@@ -156,7 +167,7 @@ def test_the_table_of_codecs_is_the_programs() -> None:
 
 
 def test_the_table_of_presets_is_what_configs_holds() -> None:
-    cells = first_cells(section("README.md", "## Presets"))
+    cells = first_cells(section("docs/presets.md", "# Presets"))
     assert sorted(name for cell in cells for name in re.findall(r"^\[`(\w+)`\]", cell)) == PRESETS
 
 
@@ -199,13 +210,61 @@ def test_every_page_and_picture_is_reached_from_the_readme() -> None:
             if found not in reached and found.exists():
                 reached.add(found)
                 waiting += [found] if found.suffix == ".md" else []
-    wanted = {ROOT / page for page in PAGES} | set((ROOT / "docs" / "pictures").glob("*.png"))
-    assert not wanted - reached
+    pictures = {path for path in (ROOT / "docs" / "pictures").iterdir() if path.suffix in (".png", ".webp")}
+    assert not ({ROOT / page for page in PAGES} | pictures) - reached
 
 
 def test_pictures_are_small() -> None:
+    pictures = ROOT / "docs" / "pictures"
     for path in (ROOT / "docs").rglob("*.png"):
-        assert path.stat().st_size < 600_000, path.name
+        assert path.stat().st_size < (150_000 if path.name.startswith("how-") else 600_000), path.name
+    assert sum(path.stat().st_size for path in pictures.glob("how-*.png")) < 1_000_000
+    assert (pictures / "demo.webp").stat().st_size < 2_000_000
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_lines_are_short(page: str) -> None:
+    assert [line for line in PAGES[page].splitlines() if len(line) >= 120] == []
+
+
+# --- the site -------------------------------------------------------------------------------------------------------
+
+
+def pages_in_navigation(entry: Any) -> Iterator[str]:
+    if isinstance(entry, str):
+        yield entry
+    else:
+        for part in entry.values() if isinstance(entry, dict) else entry:
+            yield from pages_in_navigation(part)
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    shown = list(pages_in_navigation(site["nav"]))
+    assert len(shown) == len(set(shown))
+    written = {page.removeprefix("docs/") for page in PAGES if page.startswith("docs/")}
+    assert written <= set(shown)
+    assert {"index.md", "CONTRIBUTING.md", "CHANGELOG.md", "api/index.md"} <= set(shown)
+
+
+def test_every_generated_page_is_in_the_navigation_and_holds_what_the_program_has() -> None:
+    pytest.importorskip("mkdocs", reason="the extra docs is not installed: make docs")
+    pages = runpy.run_path(str(ROOT / "docs" / "site_pages.py"))
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    shown = {page for page in pages_in_navigation(site["nav"]) if f"docs/{page}" not in PAGES}
+    reference = pages["make_reference_pages"]()
+    assert shown == {*pages["CHECKOUT_PAGES"], *pages["EXAMPLES"], *reference}
+    text = "\n".join(reference.values())
+    for path in [*EDITORS.values(), *SCENE_EDITORS.values(), *EXPORTS.values()]:
+        assert f"::: {path}\n" in text, path
+    assert f"::: {PlanarConfig.__module__}.PlanarConfig\n" in text
+
+
+def test_every_term_of_the_glossary_is_one_sentence_with_a_link() -> None:
+    terms = re.findall(r"^- \*\*(.*?)(?=^- |^#|\Z)", PAGES["docs/glossary.md"], flags=re.MULTILINE | re.DOTALL)
+    assert len(terms) > 40
+    for term in terms:
+        assert re.search(r"\]\([^)]+\)\)\.$", term.strip()), term
 
 
 # --- Python ---------------------------------------------------------------------------------------------------------
@@ -220,8 +279,12 @@ def test_python_that_is_shown_uses_names_and_arguments_that_exist(name: str, sou
             ours.update({alias.name: getattr(import_module(node.module or ""), alias.name) for alias in node.names})
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ours:
-            known = inspect.signature(ours[node.func.id]).parameters
-            assert {word.arg for word in node.keywords} <= known.keys(), ast.unparse(node)
+            known = set(inspect.signature(ours[node.func.id]).parameters)
+            chosen = [word.value for word in node.keywords if word.arg == "editor"]
+            if "settings" in known and chosen and isinstance(chosen[0], ast.Constant):  # of `edit(..., editor="place")`
+                is_scene = "runs/scene" in ast.unparse(node)
+                known |= {field.name for field in fields(find_editor_class(str(chosen[0].value), is_scene=is_scene))}
+            assert {word.arg for word in node.keywords} <= known, ast.unparse(node)
 
 
 @pytest.mark.slow

@@ -65,22 +65,28 @@ def test_the_wheel_holds_the_two_packages_and_nothing_else_to_import(wheel: Path
     assert top == {"neural_fields", "editors"}
     assert {"neural_fields/py.typed", "editors/py.typed"} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    assert all(name.endswith((".py", ".yaml", "py.typed")) for name in names if ".dist-info/" not in name)
+    assert all(
+        name.endswith((".py", ".yaml", ".html.j2", ".css", "py.typed")) for name in names if ".dist-info/" not in name
+    )
 
 
-def test_every_module_of_the_checkout_travels(wheel: Path) -> None:
-    modules = [path for package in ("neural_fields", "editors") for path in (ROOT / package).rglob("*.py")]
-    assert {path.relative_to(ROOT).as_posix() for path in modules} <= set(zipfile.ZipFile(wheel).namelist())
+def test_every_module_and_template_of_the_checkout_travels(wheel: Path) -> None:
+    files = [path for package in ("neural_fields", "editors") for path in (ROOT / package).rglob("*.*")]
+    names = {path.relative_to(ROOT).as_posix() for path in files if path.suffix in (".py", ".j2", ".css")}
+    assert {"neural_fields/evaluation/report/page.html.j2", "editors/live/watch.html.j2"} <= names
+    assert names <= set(zipfile.ZipFile(wheel).namelist())
 
 
 def test_presets_are_read_from_the_installed_package(installed: Path, tmp_path: Path) -> None:
     code = """if True:
         import json, sys
-        from neural_fields.config.planar import all_presets, load_planar_config, planar_presets, preset_path
+        from neural_fields.config.presets import all_presets, planar_presets, preset_path
+        names = all_presets(), str(preset_path("atlas")), "torch" in sys.modules
         from neural_fields.config.volume import load_volume_config, volume_presets
+        from neural_fields.planar.config import load_planar_config
         configs = [load_planar_config(name) for name in planar_presets()]
         configs += [load_volume_config(name) for name in volume_presets()]
-        print(json.dumps([all_presets(), str(preset_path("atlas")), "torch" in sys.modules]))
+        print(json.dumps(names))
     """
     names, path, torch_loaded = json.loads(run(installed / "python", "-c", code, cwd=tmp_path))
     assert names == sorted(preset.stem for preset in (ROOT / "configs").glob("*.yaml"))

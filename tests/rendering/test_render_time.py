@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from editors.api import edit_with
+from editors.api import edit
 from editors.effects.remove import Remove
 from neural_fields.core.errors import UserError
 from neural_fields.data.video.io import probe_video, source_frames
-from neural_fields.rendering.render_planar import RenderOptions, render
+from neural_fields.rendering.options import RenderOptions
+from neural_fields.rendering.render_planar import render
 from neural_fields.runs.run import Run
 from tests.support.true_run import TrueRun
 
@@ -57,7 +58,7 @@ def test_a_frozen_frame_stands_still_and_a_rate_keeps_the_length(run: Run, true_
 
 
 def test_slow_motion_of_an_edit_is_slow_motion_of_the_edited_video(run: Run, true_run: TrueRun, tmp_path: Path) -> None:
-    edit_with(run, Remove())
+    edit(run, editor=Remove())
     whole = frames_of(render(run, RenderOptions(out=tmp_path / "edit.mkv", codec="ffv1"))[0])
     slow = frames_of(render(run, RenderOptions(out=tmp_path / "slow.mkv", codec="ffv1", speed="0.5"))[0])
     assert all(np.array_equal(slow[2 * t], whole[t]) for t in range(true_run.clip.count))
@@ -79,7 +80,7 @@ def test_a_time_that_cannot_be_is_refused_and_nothing_is_written(run: Run, optio
 def test_a_rendering_says_what_made_it_unless_told_not_to(run: Run, tmp_path: Path) -> None:
     import av
 
-    edit_with(run, Remove())
+    edit(run, editor=Remove())
     found: list[str | None] = []
     for name, metadata in (("with.mp4", True), ("without.mp4", False)):
         render(run, RenderOptions(out=tmp_path / name, metadata=metadata))

@@ -11,17 +11,18 @@ import torch
 
 from neural_fields.atlas.canonical import CanonicalImage, Overlay
 from neural_fields.atlas.uv_maps import Maps
-from neural_fields.config.planar import PlanarConfig
 from neural_fields.core import coords
 from neural_fields.core.coords import Box
 from neural_fields.core.threads import available_cores
 from neural_fields.data.synthetic.planar_clips import PaintedMark, make_translation_clip
-from neural_fields.planar.appearance.gain import GridGain
-from neural_fields.planar.appearance.opacity import PixelOpacity
-from neural_fields.planar.appearance.texture import ImageTexture
-from neural_fields.planar.init.build import build_model
-from neural_fields.planar.mappings.mapping import GridMapping
-from neural_fields.planar.model import LayerShape, ModelShape, PlanarModel
+from neural_fields.planar.appearance.grid_gain import GridGain
+from neural_fields.planar.appearance.image_texture import ImageTexture
+from neural_fields.planar.appearance.pixel_opacity import PixelOpacity
+from neural_fields.planar.build import build_model
+from neural_fields.planar.composition.model import PlanarModel
+from neural_fields.planar.config import PlanarConfig
+from neural_fields.planar.init.model_shape import LayerShape, ModelShape
+from neural_fields.planar.mappings.grid import GridMapping
 from neural_fields.rendering import render_planar
 from neural_fields.rendering.overlay_pass import OverlayPass, OverlaySettings
 from neural_fields.runs.run import Run

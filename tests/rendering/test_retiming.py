@@ -198,7 +198,7 @@ def truth(true_run: TrueRun, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     found = {}
     for name, clip in clips.items():
         run = maker.make(tmp_path_factory.mktemp(name), every_second(clip)).run
-        found[name] = (clip, Maps.open(run))
+        found[name] = (clip, Maps.open(run.maps))
     return found
 
 

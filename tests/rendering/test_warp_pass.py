@@ -23,8 +23,9 @@ from neural_fields.data.synthetic.planar_clips import SyntheticClip, make_demo_c
 from neural_fields.data.synthetic.suite import make_suite_clip
 from neural_fields.data.synthetic.surfaces import PlanarSurface
 from neural_fields.edits.payloads import flatten_overlays, read_deformation
-from neural_fields.edits.read_stack import active_edits
+from neural_fields.edits.record import EditOrigin
 from neural_fields.edits.shape import Deformation
+from neural_fields.open_runs.base import OpenRun
 from neural_fields.rendering.compositor import read_deformations
 from neural_fields.rendering.warp_pass import WarpPass
 from neural_fields.runs.run import Run
@@ -67,7 +68,7 @@ def known_maps(run: Run, clip: SyntheticClip, unknown: float = 0.3) -> Maps:
         "frame_count": clip.count, "has_gain": True,
     }  # fmt: skip
     (run.maps / "maps.json").write_text(json.dumps(facts))
-    return Maps.open(run)
+    return Maps.open(run.maps)
 
 
 def pictures(clip: SyntheticClip) -> dict[str, CanonicalImage]:
@@ -288,31 +289,32 @@ def shape(value: float = 0.1) -> Deformation:
 
 def test_an_edit_keeps_its_shape_beside_its_overlays(run: Run) -> None:
     overlay = Overlay(np.ones((4, 8, 4), np.float32), Box(-1.0, -0.5, 1.0, 0.5))
-    plain = stack.add_edit(run, "paint", {"foreground": overlay}, {"editor": "image"})
-    both = stack.add_edit(run, "both", {"foreground": overlay}, {}, {"foreground": shape(), "back ground": shape(0.2)})
-    alone = stack.add_edit(run, "alone", {}, {}, {"foreground": shape(0.3)})
-    assert (plain.spec["schema"], both.spec["schema"], alone.spec["schema"]) == (1, 2, 2)
+    plain = stack.add_edit(run, "paint", {"foreground": overlay}, EditOrigin(editor="image"))
+    shapes = {"foreground": shape(), "back ground": shape(0.2)}
+    both = stack.add_edit(run, "both", {"foreground": overlay}, shapes=shapes)
+    alone = stack.add_edit(run, "alone", {}, shapes={"foreground": shape(0.3)})
+    assert list(alone.record.shapes) == ["foreground"] and not alone.record.overlays
     assert both.layers == ("foreground", "back ground") and alone.layers == ("foreground",)
     back = read_deformation(both, "back ground")
     assert back.box == shape().box and np.array_equal(back.field, shape(0.2).field)
-    found = read_deformations(active_edits(run))
+    found = read_deformations(OpenRun(run, {}).active_edits())
     assert [float(part.field[0, 0, 1]) for part in found["foreground"]] == pytest.approx([0.1, 0.3])
     assert (
         flatten_overlays([alone], "foreground") is None
         and flatten_overlays([plain, both, alone], "foreground") is not None
     )
     stack.undo(run)
-    assert len(read_deformations(active_edits(run))["foreground"]) == 1
+    assert len(read_deformations(OpenRun(run, {}).active_edits())["foreground"]) == 1
 
 
 def test_an_edit_without_anything_is_refused(run: Run) -> None:
     with pytest.raises(UserError, match="changes no layer"):
-        stack.add_edit(run, "nothing", {}, {}, {})
+        stack.add_edit(run, "nothing", {}, shapes={})
 
 
 @pytest.mark.parametrize("harm", ["bit", "gone", "escape", "size", "not finite", "list", "newer"])
 def test_a_damaged_shape_is_reported_by_name(run: Run, harm: str) -> None:
-    edit = stack.add_edit(run, "a", {}, {}, {"foreground": shape(np.nan if harm == "not finite" else 0.1)})
+    edit = stack.add_edit(run, "a", {}, shapes={"foreground": shape(np.nan if harm == "not finite" else 0.1)})
     facts, file = edit.folder / "edit.json", edit.folder / "foreground.safetensors"
     text = facts.read_text()
     if harm == "bit":
@@ -324,7 +326,7 @@ def test_a_damaged_shape_is_reported_by_name(run: Run, harm: str) -> None:
     elif harm == "escape":
         facts.write_text(text.replace('"foreground.safetensors"', '"../secret.safetensors"'))
     elif harm == "newer":
-        facts.write_text(text.replace('"schema": 2', '"schema": 5'))
+        facts.write_text(text.replace('"schema": 1', '"schema": 5'))
     elif harm != "not finite":
         described = json.loads(text)
         described["shapes"] = (
@@ -332,5 +334,5 @@ def test_a_damaged_shape_is_reported_by_name(run: Run, harm: str) -> None:
         )
         facts.write_text(json.dumps(described))
     with pytest.raises(UserError) as caught:
-        read_deformations(active_edits(run))
+        read_deformations(OpenRun(run, {}).active_edits())
     assert caught.value.code == ExitCode.DAMAGED_RUN and "0001-a" in str(caught.value)

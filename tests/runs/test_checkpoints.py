@@ -133,7 +133,7 @@ print(k)
     assert found == sorted(found) and set(found) == {2, 3}
 
 
-def test_a_fit_killed_again_and_again_ends_with_the_bits_of_an_uninterrupted_one(tmp_path: Path) -> None:
+def test_a_training_killed_again_and_again_ends_with_the_bits_of_an_uninterrupted_one(tmp_path: Path) -> None:
     job = """
 def fit():
     run = Run.create(target)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import subprocess
 import sys
@@ -66,13 +65,48 @@ def test_a_volume_without_locks_gets_a_file_instead_and_a_note(run, monkeypatch)
     monkeypatch.setattr("fcntl.flock", no_locks)
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    run.holder_file.write_text(json.dumps({"pid": gone.pid, "host": os.uname().nodename}))
+    run.holder_file.write_text(f"{gone.pid}\n{os.uname().nodename}\n")
     with lock_run(run) as note:
         assert "cannot lock files" in note
         with pytest.raises(UserError, match="in use"), lock_run(run):
             pass
     assert not run.holder_file.exists()
-    run.holder_file.write_text(json.dumps({"pid": gone.pid, "host": "elsewhere\x1b[31m"}))
+    run.holder_file.write_text(f"{gone.pid}\nelsewhere\x1b[31m\n")
     with pytest.raises(UserError) as caught, lock_run(run):
         pass
-    assert "elsewhere[31m" in caught.value.why and run.holder_file.exists()
+    assert caught.value.code == ExitCode.LOCKED and run.holder_file.exists()
+    assert f"process {gone.pid} on elsewhere[31m since 2" in caught.value.why
+
+
+def test_a_lock_file_without_a_holder_frees_the_run_with_its_process_and_not_before(run) -> None:
+    run.lock_file.write_bytes(b"\xff")
+    with lock_run(run):
+        run.lock_file.write_bytes(b"")
+        with pytest.raises(UserError, match="in use") as caught, lock_run(run):
+            pass
+    assert "process ? on ? since 2" in caught.value.why
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_with_the_reason(tmp_path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "run" / "LOCK").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "LOCK").symlink_to(tmp_path / "elsewhere")
+    for path, why in (("file/run", "not a directory"), ("run", "is a directory"), ("other", "symbolic links")):
+        with pytest.raises(UserError, match="cannot write") as caught, lock_run(Run(tmp_path / path)):
+            pass
+        assert caught.value.code == ExitCode.BAD_INPUT and why in caught.value.why
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_disk_without_room_for_the_holder_frees_the_run_again(run, monkeypatch) -> None:
+    def no_room(*arguments) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.pwrite", no_room)
+        with pytest.raises(UserError) as caught, lock_run(run):
+            pass
+    assert caught.value.code == ExitCode.NO_ROOM
+    with lock_run(run) as note:
+        assert note == ""

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from neural_fields.core.errors import ExitCode, UserError
+from neural_fields.open_runs.opening import open_run
 from neural_fields.runs.locking import lock_run
 from neural_fields.runs.run import Run, append_metrics, read_metrics, read_run_yaml, write_run_yaml
 
@@ -69,7 +70,7 @@ def test_a_run_yaml_that_cannot_be_trusted_is_refused(run, text, code, monkeypat
     if text is not None:
         run.run_yaml.write_text(text)
     with pytest.raises(UserError) as caught:
-        Run.open(run.path)
+        open_run(run.path)
     assert caught.value.code == code and "run.yaml" in str(caught.value) and caught.value.fix
     assert not (run.path / "canary").exists()
 

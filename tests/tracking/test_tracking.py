@@ -11,8 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from neural_fields.config.planar import GridMappingConfig as GridSettings
-from neural_fields.config.planar import load_planar_config
 from neural_fields.core import coords
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.data.flow.compute import FlowField
@@ -21,15 +19,19 @@ from neural_fields.data.synthetic.planar_clips import SyntheticClip, make_transl
 from neural_fields.data.synthetic.suite import make_suite_clip
 from neural_fields.data.synthetic.true_tracks import compute_true_tracks, find_visible_layers, make_grid_points
 from neural_fields.evaluation.tracking_metrics import measure_tracking, measure_uv_error, measure_uv_slip
-from neural_fields.planar.appearance.opacity import PixelOpacity
-from neural_fields.planar.appearance.texture import ImageTexture
+from neural_fields.planar.appearance.image_texture import ImageTexture
+from neural_fields.planar.appearance.pixel_opacity import PixelOpacity
 from neural_fields.planar.appearance.window_opacity import ChartSpans
 from neural_fields.planar.appearance.window_opacity import WindowOpacity as WindowedOpacity
-from neural_fields.planar.init.build import build_model, initialize_model, plan_model
+from neural_fields.planar.build import build_model, initialize_model, plan_model
+from neural_fields.planar.composition.model import PlanarModel
+from neural_fields.planar.config import load_planar_config
 from neural_fields.planar.init.charts import ChartSettings
 from neural_fields.planar.init.geometry import GeometrySettings
-from neural_fields.planar.mappings.mapping import GridMapping, Mapping
-from neural_fields.planar.model import LayerShape, ModelShape, PlanarModel
+from neural_fields.planar.init.model_shape import LayerShape, ModelShape
+from neural_fields.planar.mappings.grid import GridMapping
+from neural_fields.planar.mappings.grid import GridMappingConfig as GridSettings
+from neural_fields.planar.mappings.mapping import Mapping
 from neural_fields.tracking.labels import chain_labels, lift_labels, propagate_label_map
 from neural_fields.tracking.points import chain_flow, compute_uv, solve_near, track_through_model
 from tests.support.typed import as_all, as_one
@@ -144,7 +146,7 @@ def test_flow_of_another_size_is_scaled() -> None:
     np.testing.assert_allclose(found.positions[0, 3], [52.0, 34.0], atol=1e-3)
 
 
-# --- from sheet to sheet --------------------------------------------------------------------------------------------
+# --- from chart to chart --------------------------------------------------------------------------------------------
 
 
 def long_truth(name: str) -> SyntheticClip:
@@ -153,7 +155,7 @@ def long_truth(name: str) -> SyntheticClip:
 
 @cache
 def divided(name: str) -> tuple[SyntheticClip, FlowField, PlanarModel]:
-    """A clip whose layers all have three sheets of four frames, and the start of their model."""
+    """A clip whose layers all have three charts of four frames, and the start of their model."""
     clip = long_truth(name)
     labels = clip.compute_labels()
     masks = np.stack([labels == layer for layer in range(len(clip.surfaces) - 1)])
@@ -168,7 +170,7 @@ def divided(name: str) -> tuple[SyntheticClip, FlowField, PlanarModel]:
 
 @pytest.mark.parametrize("name", ["rotation", "occlusion"])
 @pytest.mark.parametrize("frame", [0, 5, 11])
-def test_points_go_over_from_sheet_to_sheet(name: str, frame: int) -> None:
+def test_points_go_over_from_chart_to_chart(name: str, frame: int) -> None:
     clip, flow, model = divided(name)
     points = make_grid_points(clip, frame, 5)
     found, true = track_through_model(model, points, frame, flow=flow), compute_true_tracks(clip, points, frame)
@@ -178,7 +180,7 @@ def test_points_go_over_from_sheet_to_sheet(name: str, frame: int) -> None:
     assert (found.visibility == true.visibility).mean() > 0.98
 
 
-def test_without_flow_and_across_a_cut_points_end_where_their_sheet_does() -> None:
+def test_without_flow_and_across_a_cut_points_end_where_their_chart_does() -> None:
     clip, flow, model = divided("rotation")
     points = make_grid_points(clip, 5, 9)
     nothing = np.zeros_like(flow.forward_ok)
@@ -189,7 +191,7 @@ def test_without_flow_and_across_a_cut_points_end_where_their_sheet_does() -> No
 
 
 @pytest.mark.parametrize("frame", [0, 5])
-def test_labels_go_over_from_sheet_to_sheet(frame: int) -> None:
+def test_labels_go_over_from_chart_to_chart(frame: int) -> None:
     clip, flow, model = divided("rotation")
     xy = coords.frame_xy(*SIZE).double()
     u = np.stack([clip.surfaces[1].uv_at(t, xy)[..., 0].numpy() for t in range(clip.count)])
@@ -220,7 +222,7 @@ def segmented(clip: SyntheticClip) -> PlanarModel:
 
 
 @pytest.mark.parametrize("frame", [0, 4, 5, 11])
-def test_segments_hand_over_in_a_frame_that_both_have(frame: int) -> None:
+def test_overlapping_charts_hand_over_in_a_frame_that_both_have(frame: int) -> None:
     clip = make_translation_clip(12, *SIZE, velocity=(1.5, 0.5))
     model = segmented(clip)
     points = make_grid_points(clip, frame, 9)

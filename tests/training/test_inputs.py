@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from editors.demo import make_clip_metadata
-from neural_fields.config.planar import load_planar_config
+from neural_fields.core.progress import report_nothing
 from neural_fields.data.flow.compute import FlowField
 from neural_fields.data.masks.layer_masks import LayerMasks
 from neural_fields.data.synthetic.planar_clips import make_demo_clip
 from neural_fields.data.video.io import write_video
 from neural_fields.data.video.metadata import Video, make_metadata
+from neural_fields.planar.config import load_planar_config
 from neural_fields.runs.run import Run
 from neural_fields.training import inputs, train_planar
 from neural_fields.training.options import TrainOptions
@@ -52,7 +53,7 @@ def refined(
 
     monkeypatch.setattr(inputs, "refine_masks", refine)
     frames = np.zeros((COUNT, HEIGHT, WIDTH, 3), np.uint8)
-    result = inputs._refine_given_masks(tmp_path, frames, still(), given(), lambda progress: None, settings)
+    result = inputs._refine_given_masks(tmp_path, frames, still(), given(), report_nothing, settings)
     return result, calls
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -16,10 +17,12 @@ import pytest
 import torch
 
 from editors.cli.main import main
-from neural_fields.cli.commands import LiveLine
+from neural_fields.cli.progress_display import PlainLines
 from neural_fields.core.errors import ExitCode
 from neural_fields.core.progress import Progress
+from neural_fields.data.capture.capture_folder import write_capture
 from neural_fields.data.synthetic.planar_clips import make_demo_clip
+from neural_fields.data.synthetic.scene import make_walking_scene
 from neural_fields.data.video.io import probe_video
 from neural_fields.imaging.image_io import encode_png
 from neural_fields.runs.checkpoints import load_latest_checkpoint
@@ -37,6 +40,11 @@ LNA = (
 CODEF = (
     " --config codef --mapping.levels 3 --mapping.log2-table 8 --mapping.width 8 --mapping.hidden-layers 2"
     " --texture.levels 4 --texture.log2-table 9 --texture.width 16"
+)
+SCENE = (
+    "train {home}/scene --config hosnerf --size source --out {out} --training.holdout 3 --training.checkpoint-every 2"
+    " --training.background-steps [3,3,3] --training.person-steps [3,3,3] --training.joint-steps [3,3,3]"
+    " --training.rays 128 --training.person-rays 128"
 )
 
 
@@ -57,15 +65,27 @@ def train(home: Path, out: Path, more: str = "") -> int:
     return main([word.format(home=home, out=out) for word in (TRAIN + more).split()])
 
 
+@pytest.fixture(scope="module")
+def scene_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A capture of a person, and a training of it that nothing interrupted."""
+    home = tmp_path_factory.mktemp("scene")
+    write_capture(home / "scene", make_walking_scene(count=6, size=(48, 36), switches=(3,)).capture)
+    assert train_scene(home, home / "whole") == 0
+    return home
+
+
+def train_scene(home: Path, out: Path, more: str = "") -> int:
+    return main([word.format(home=home, out=out) for word in (SCENE + more).split()])
+
+
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None], stage: str = "training") -> None:
     """Lets something happen when a command reports `step` of a stage."""
 
-    class Watched(LiveLine):
-        def __call__(self, progress: Progress) -> None:
-            if progress.stage == stage and progress.done == step and not progress.note:
-                act()
+    def watch(lines: PlainLines, progress: Progress) -> None:
+        if progress.name == stage and progress.done == step and not progress.note:
+            act()
 
-    monkeypatch.setattr("neural_fields.cli.commands.LiveLine", Watched)
+    monkeypatch.setattr(PlainLines, "__call__", watch)
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -75,10 +95,14 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return {**checkpoint.model, **{f"state.{name}": value for name, value in checkpoint.state.items()}}
 
 
-def assert_same_end(run: Path, whole: Path) -> None:
+def assert_same_weights(run: Path, whole: Path) -> None:
     mine, expected = weights(run), weights(whole)
     assert mine.keys() == expected.keys()
     assert [name for name in expected if not torch.equal(mine[name], expected[name])] == []
+
+
+def assert_same_end(run: Path, whole: Path) -> None:
+    assert_same_weights(run, whole)
     for name in ("uv-foreground.npy", "weight.npy"):
         assert (run / "maps" / name).read_bytes() == (whole / "maps" / name).read_bytes()
     for path in (whole / "canonical").glob("*.png"):
@@ -143,6 +167,34 @@ def test_stopping_after_every_single_step_ends_with_the_same_weights(home: Path,
     assert_same_end(run, home / "whole")
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_scene_stopped_at_random_steps_ends_with_the_same_files(
+    seed: int, scene_home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    for step in sorted(random.Random(seed).sample(range(1, STEPS), 3)):
+        with pytest.MonkeyPatch.context() as patch:
+            stage = ("background", "person", "joint")[(step - 1) // 3]
+            at_step(patch, step, lambda: signal.raise_signal(signal.SIGTERM), stage)
+            assert train_scene(scene_home, run) == ExitCode.TERMINATED
+        assert f"saved at step {step} of {STEPS}" in capsys.readouterr().err
+    assert train_scene(scene_home, run) == 0
+    assert_same_weights(run, scene_home / "whole")
+    for name in ("run.yaml", "scene/transforms.json", "scene/bones.json", "previews/scene.png"):
+        assert (run / name).read_bytes() == (scene_home / "whole" / name).read_bytes(), name
+
+
+def test_a_time_limit_leaves_a_scene_that_can_be_trained_further(
+    scene_home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert train_scene(scene_home, run, " --seconds 3 --json --training.joint-steps [100000,100000,100000]") == 0
+    info = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert 6 < info["step"] < 100_006 and info["steps"] == 100_006 and info["finished"]
+    checkpoint = load_latest_checkpoint(Run(run))
+    assert checkpoint is not None and checkpoint.step == info["step"]
+
+
 def test_an_error_in_the_middle_loses_no_more_than_the_steps_since_the_checkpoint(home: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
 
@@ -168,10 +220,11 @@ def test_a_run_without_its_cache_resumes_to_the_same_weights(home: Path, tmp_pat
     assert_same_end(run, home / "whole")
 
 
-def test_killed_at_random_moments_a_fit_ends_with_the_same_files() -> None:
+@pytest.mark.parametrize("family", [(), ("--scene",)], ids=["planar", "scene"])
+def test_killed_at_random_moments_a_training_ends_with_the_same_files(family: tuple[str, ...]) -> None:
     script = ROOT / "benchmarks" / "resume.py"
     done = subprocess.run(
-        [sys.executable, str(script), "--kills", "3", "--steps", "25", "--seed", "3"],
+        [sys.executable, str(script), "--kills", "3", "--steps", "25", "--seed", "3", *family],
         capture_output=True,
         text=True,
         timeout=240,
@@ -194,7 +247,7 @@ def test_a_time_limit_stops_well_and_keeps_a_result_that_renders(
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["steps"] == info["step"]
 
 
-def test_after_a_finished_fit_more_steps_can_be_asked_for(
+def test_after_a_finished_training_more_steps_can_be_asked_for(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
+from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from editors import edit
 from editors.cli.main import main
 from editors.core.stack import add_scene_edit, undo
 from neural_fields.config.volume import load_volume_config, training_stages
@@ -21,13 +25,15 @@ from neural_fields.data.capture.capture_folder import read_capture, write_captur
 from neural_fields.data.capture.skeleton import Skeleton, SkeletonMotion
 from neural_fields.data.capture.transforms_json import read_transforms
 from neural_fields.data.synthetic.scene import make_walking_scene
+from neural_fields.edits.arrangement import Arrangement
+from neural_fields.edits.record import EditOrigin
+from neural_fields.open_runs.opening import require_scene
 from neural_fields.rendering.render_volume import composite_edit, place_orbit_cameras
 from neural_fields.runs.run import Run, append_metrics, read_metrics
-from neural_fields.training.loop import Budget
-from neural_fields.training.train_volume import VolumeStep, prepare_training, train_volume_steps
+from neural_fields.training.loop import StepRecord, train_steps
+from neural_fields.training.scene_task import SceneTask
 from neural_fields.volume.ray_batches import RayBatch
-from neural_fields.volume.record import apply_edits, choose_held_out_views, load_scene, read_record
-from neural_fields.volume.stages import SceneTraining
+from neural_fields.volume.record import choose_held_out_views
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +58,9 @@ def run(folder: Path) -> Run:
     return Run.open(path)
 
 
-def test_a_finished_fit_says_so_and_does_nothing(run: Run, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_training_says_so_and_does_nothing(
+    run: Run, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ("--config", "hosnerf", "--size", "source", "--out", str(run.path), "--training.holdout", "3", *SHORT)
     assert main(["train", str(folder), *words]) == 0
     assert "is finished: 15 of 15 steps" in capsys.readouterr().err
@@ -67,36 +75,32 @@ def test_stages_come_one_after_the_other_and_only_the_first_without_a_person() -
 
 
 def test_stopped_and_continued_is_the_same_as_never_stopped(folder: Path, run: Run, tmp_path: Path) -> None:
-    record, capture = read_record(run), read_capture(folder)
-    parts = training_stages(record.config.training, "normal", True)
-
-    def trained_until(own: Run, fit: SceneTraining, last: int) -> None:
-        done = [0]
-        for step in train_volume_steps(own, fit, parts, Budget(parts[-1].last), 0, lambda: done[0] == last):
-            done[0] = step.step
+    record, capture = require_scene(run, "the test").record, read_capture(folder)
 
     def trained(path: Path, stops: tuple[int, ...]) -> dict[str, torch.Tensor]:
         own = Run.create(path)
         for last in stops:
-            fit = prepare_training(record, capture, torch.device("cpu"))
-            trained_until(own, fit, last)
-        return {name: value.clone() for name, value in fit.scene.state_dict().items()}
+            task, asked = SceneTask(record, capture, torch.device("cpu")), itertools.count()
+            list(train_steps(task, own, stop=partial(trained_enough, asked, last)))
+        return {name: value.clone() for name, value in task.model.state_dict().items()}
 
-    whole, broken = trained(tmp_path / "one", (-1,)), trained(tmp_path / "two", (4, 9, -1))
+    def trained_enough(asked: Iterator[int], steps: int) -> bool:
+        return next(asked) == steps
+
+    whole, broken = trained(tmp_path / "one", (-1,)), trained(tmp_path / "two", (4, 5, -1))
     assert whole.keys() == broken.keys()
     assert all(torch.equal(value, broken[name]) for name, value in whole.items())
 
 
-def test_out_of_memory_halves_the_batch_says_so_and_keeps_it_when_continued(
+def test_fewer_rays_are_drawn_where_memory_runs_out_also_when_continued(
     folder: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record, capture = read_record(run), read_capture(folder)
-    parts = training_stages(record.config.training, "normal", True)
+    record, capture = require_scene(run, "the test").record, read_capture(folder)
     own, counts = Run.create(tmp_path / "run"), []
 
-    def trained(limit: int, until: int) -> list[VolumeStep]:
-        fit = prepare_training(record, capture, torch.device("cpu"))
-        draw, done = fit.pixels.draw_background, list[VolumeStep]()
+    def trained(limit: int, until: int) -> list[StepRecord]:
+        task = SceneTask(record, capture, torch.device("cpu"))
+        draw, done = task.training.pixels.draw_background, list[StepRecord]()
 
         def limited(count: int, generator: torch.Generator) -> RayBatch:
             counts.append(count)
@@ -104,8 +108,8 @@ def test_out_of_memory_halves_the_batch_says_so_and_keeps_it_when_continued(
                 raise torch.OutOfMemoryError("no room")
             return draw(count, generator)
 
-        monkeypatch.setattr(fit.pixels, "draw_background", limited)
-        for step in train_volume_steps(own, fit, parts, Budget(parts[-1].last), 0, lambda: len(done) == until):
+        monkeypatch.setattr(task.training.pixels, "draw_background", limited)
+        for step in train_steps(task, own, stop=lambda: len(done) == until):
             done.append(step)
         return done
 
@@ -145,7 +149,7 @@ def test_views_left_out_are_measured_apart(run: Run, capsys: pytest.CaptureFixtu
 def test_renders_the_filmed_views_other_cameras_frozen_time_and_poses(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    record = read_record(run)
+    record = require_scene(run, "the test").record
     assert record.motion is not None
     cameras = tmp_path / "transforms.json"
     cameras.write_bytes((run.scene / "transforms.json").read_bytes())
@@ -169,7 +173,7 @@ def test_renders_the_filmed_views_other_cameras_frozen_time_and_poses(
 
 
 def test_an_orbit_looks_at_the_person_from_all_around(run: Run) -> None:
-    record = read_record(run)
+    record = require_scene(run, "the test").record
     cameras = place_orbit_cameras(record, 12)
     assert record.motion is not None
     middle = np.mean([record.motion.compute_joint_positions(t).mean(axis=0) for t in range(6)], axis=0)
@@ -196,16 +200,18 @@ def test_what_an_edit_does_not_change_stays_the_sources() -> None:
 def test_edits_of_a_scene_are_weights_on_the_same_stack(run: Run, folder: Path, tmp_path: Path) -> None:
     own = Run(tmp_path / "copy")
     shutil.copytree(run.path, own.path)
-    scene, _ = load_scene(own, read_record(own))
+    opened = require_scene(own, "the test")
+    scene = opened.scene
     name = "background.sky_color.bias"
     value = torch.full_like(scene.state_dict()[name], 3.0)
-    add_scene_edit(own, "sky", {name: value}, {"editor": "test"}, parts=("background",))
-    add_scene_edit(own, "gone", {}, {"editor": "test"}, hidden=("person",))
-    edited, parts = apply_edits(own, scene)
+    add_scene_edit(own, "sky", {name: value}, EditOrigin(editor="test"), parts=("background",))
+    add_scene_edit(own, "gone", {}, EditOrigin(editor="test"), hidden=("person",))
+    edited, parts = opened.apply_edits()
     assert torch.equal(edited.state_dict()[name], value) and parts == {"background"}
     assert not torch.equal(scene.state_dict()[name], value)
     undo(own)
-    assert apply_edits(own, scene)[1] == {"background", "person"}
+    opened.refresh_edits()
+    assert opened.apply_edits()[1] == {"background", "person"}
     assert main(["render", str(own.path), "--out", str(tmp_path / "edit.mp4")]) == 0
 
 
@@ -239,8 +245,8 @@ def test_planar_presets_and_flags_on_a_scene_are_refused_by_name(
     assert not (tmp_path / "one").exists() and not (tmp_path / "two").exists()
 
 
-def test_a_run_keeps_the_cameras_and_bones_it_was_fitted_to(run: Run, folder: Path) -> None:
-    record, capture = read_record(run), read_capture(folder)
+def test_a_run_keeps_the_cameras_and_bones_it_was_trained_on(run: Run, folder: Path) -> None:
+    record, capture = require_scene(run, "the test").record, read_capture(folder)
     assert capture.motion is not None and record.motion is not None
     assert np.allclose(record.motion.transforms, capture.motion.transforms)
     assert len(read_transforms(run.scene / "transforms.json")) == 6
@@ -256,12 +262,17 @@ def test_editors_of_scenes_and_of_pictures_are_not_mixed_up(
     shutil.copytree(run.path, own)
     assert main(["edit", str(own), "--editor", "remove"]) == 0
     assert "0001-remove" in capsys.readouterr().out
-    scene, _ = load_scene(Run(own), read_record(Run(own)))
-    assert apply_edits(Run(own), scene)[1] == {"background"}
+    assert require_scene(own, "the test").apply_edits()[1] == {"background"}
     assert main(["render", str(own), "--what", "compare", "--out", str(tmp_path / "both.mp4")]) == 0
     capsys.readouterr()
     assert main(["edit", str(own), "--editor", "remove", "--layer", "person"]) == 3
     assert "no part of a 3D scene" in capsys.readouterr().err
+    with pytest.raises(UserError, match="cannot be arranged"):
+        edit(own, editor="remove", arrangement=Arrangement(opacity=0.5))
+    with pytest.raises(UserError, match="needs the canonical images of a video"):
+        edit(own, editor="adjust", exposure=1.0)
+    removal = edit(own, editor="remove", part="background").edit.record.removal
+    assert removal is not None and removal.layers == ("background",)
     points = ("--editor", "shape", "--frame", "0", "--points", "1,1>2,2")
     assert main(["edit", str(own), *points]) in (2, 3)
     picture = tmp_path / "painted.png"

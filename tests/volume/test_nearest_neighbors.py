@@ -40,6 +40,17 @@ def test_each_point_gets_its_nearest_also_over_several_parts() -> None:
     assert nearest_neighbors.find_nearest(points, others, rows=7).tolist() == slow(points, others)
 
 
+@pytest.mark.parametrize("with_pytorch3d", [False, True])
+def test_either_way_gives_the_nearest_of_the_whole_table_of_distances(
+    with_pytorch3d: bool, request: pytest.FixtureRequest
+) -> None:
+    if with_pytorch3d:
+        request.getfixturevalue("stand_in")
+    points, others = torch.randn(300, 16), torch.randn(200, 16)
+    wanted = torch.cdist(points, others).argmin(dim=1)
+    assert torch.equal(nearest_neighbors.find_nearest(points, others, rows=64), wanted)
+
+
 def test_pytorch3d_is_asked_where_it_is_there_and_says_the_same(stand_in: list[int]) -> None:
     points, others = torch.rand(20, 3), torch.rand(9, 3)
     assert nearest_neighbors.find_nearest(points, others).tolist() == slow(points, others)

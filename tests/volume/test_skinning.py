@@ -236,7 +236,7 @@ def test_corrections_change_nothing_at_the_start_and_never_the_root() -> None:
     assert torch.allclose(refined[..., :3, :3] @ refined[..., :3, :3].mT, torch.eye(3), atol=1e-4)
 
 
-def test_a_moment_that_the_fit_knows_has_a_correction_of_its_own() -> None:
+def test_a_moment_of_the_training_has_a_correction_of_its_own() -> None:
     bones, rest = poses(WALKER), torch.eye(4).expand(1, WALKER.bone_count, 4, 4)
     refiner = PoseRefiner(Kinematics(WALKER), 2.0, poses=bones)
     torch.nn.init.normal_(refiner.moments, std=0.1)

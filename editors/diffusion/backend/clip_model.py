@@ -1,6 +1,6 @@
-"""CLIP (Radford et al., 2021): pictures and texts as unit vectors, whose cosine says how well they match.
+"""CLIP (Radford et al., 2021): encodes pictures and texts as unit vectors whose cosine measures how well they match.
 
-The parts of the network are called one by one, because that works with every release of transformers.
+The parts of the network are called one by one, which works with every release of transformers.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ CLIP_PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)  # and their standard devi
 
 
 class ClipModel:
-    """A loaded CLIP.
+    """Encodes pictures and texts with a loaded CLIP.
 
     Args:
-        network: a transformers `CLIPModel`.
-        tokenizer: of its texts.
-        device: where it runs.
+        network: a `CLIPModel` of transformers.
+        tokenizer: its tokenizer.
+        device: the device that runs it.
 
     Attributes:
-        side: of the square pictures that it takes, in pixels.
+        side: side of the square pictures that it takes, in pixels.
     """
 
     def __init__(self, network: Any, tokenizer: Any, device: torch.device) -> None:
@@ -46,7 +46,7 @@ class ClipModel:
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str]) -> ClipFeatures:
-        """Computes one unit vector for each text; long texts are cut off."""
+        """Computes one unit vector for each text; long texts are truncated."""
         words = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(self.device)
         encoded = self.network.text_model(input_ids=words["input_ids"], attention_mask=words["attention_mask"])
         return torch.nn.functional.normalize(self.network.text_projection(encoded.pooler_output), dim=-1)
@@ -56,7 +56,7 @@ class ClipModel:
         return self.network.vision_model(pixel_values=self._prepare_pixels(pictures)).last_hidden_state[:, 1:]
 
     def _prepare_pixels(self, pictures: Images) -> Float[Tensor, "n 3 side side"]:
-        """Cuts out the middle square of pictures, at the size and in the range that the network was trained with."""
+        """Crops the central square of pictures, at the size and in the range that the network was trained with."""
         height, width = pictures.shape[-2:]
         scale = self.side / min(height, width)
         size = (max(self.side, round(height * scale)), max(self.side, round(width * scale)))
@@ -69,15 +69,14 @@ class ClipModel:
         return (middle - mean[:, None, None]) / spread[:, None, None]
 
 
-def load_clip(weights: WeightsSource, device: torch.device | None = None) -> ClipModel:
-    """Reads a CLIP from a folder of transformers, or by the name of one on the hub.
+def load_clip(weights: WeightsSource) -> ClipModel:
+    """Loads a CLIP from a folder of transformers, or by its name on the hub.
 
     Args:
-        weights: the model to read.
-        device: where it runs; by default as `weights` says.
+        weights: the model to load, and its device.
 
     Raises:
-        UserError: transformers is not installed, there is no such model, or it is another kind (exit 3); weights in a
+        UserError: transformers is not installed, the model does not exist or is of another kind (exit 3); weights in a
             format that can run code (exit 7).
     """
     weights.check_name()
@@ -97,7 +96,7 @@ def load_clip(weights: WeightsSource, device: torch.device | None = None) -> Cli
         network = CLIPModel.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=None if weights.unsafe else True
         )
-        device = device or plan_placement(weights, folder)[0]
+        device = plan_placement(weights, folder)[0]
         return ClipModel(network.eval().requires_grad_(False).to(device), AutoTokenizer.from_pretrained(folder), device)
 
 
@@ -108,7 +107,15 @@ def compute_self_similarity(tokens: Float[Tensor, "n tokens channels"]) -> Float
 
 
 def spherical_distance(one: Float[Tensor, "*n features"], other: Float[Tensor, "*#n features"]) -> Float[Tensor, "*n"]:
-    """Computes half the square of the angle between vectors: 0 for equal directions, pi^2 / 2 for opposite ones."""
+    """Computes half the squared angle between vectors.
+
+    Args:
+        one: the first vectors, of any length.
+        other: the second vectors, of any length.
+
+    Returns:
+        0 for equal directions, up to pi^2 / 2 for opposite ones.
+    """
     unit, target = (torch.nn.functional.normalize(vectors, dim=-1) for vectors in (one, other))
     # Not by the arc cosine, whose slope is infinite where the two are equal.
     chord = ((unit - target).square().sum(dim=-1) / 4).clamp(1e-12, 1 - 1e-6).sqrt()

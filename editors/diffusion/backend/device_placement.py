@@ -1,4 +1,4 @@
-"""Fetching a model, adding the user's own weights to it, and moving it to the device that runs it."""
+"""Fetches a model, adds the user's adapters and embeddings to it, and moves it to the device that runs it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from neural_fields.core.errors import bad_input
 
 
 def fetch_model(weights: WeightsSource) -> Path:
-    """Fetches a model of the hub, or finds it in the cache; returns its folder."""
+    """Downloads a model from the hub, or finds it in the cache; returns its folder."""
     from huggingface_hub import snapshot_download
 
     patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]
@@ -23,7 +23,18 @@ def fetch_model(weights: WeightsSource) -> Path:
 
 
 def plan_placement(weights: WeightsSource, folder: Path) -> tuple[torch.device, LoadingPlan]:
-    """Chooses the device of a model, and how the model fits into its memory."""
+    """Chooses the device of a model, and how the model is held in its memory.
+
+    Args:
+        weights: the model, with the device that the user asked for.
+        folder: folder of the model.
+
+    Returns:
+        The device, and the plan.
+
+    Raises:
+        UserError: there is no such device, or the model does not fit into its memory.
+    """
     has_gpu = torch.cuda.is_available()
     if weights.device == "cuda" and not has_gpu:
         raise bad_input("--device cuda, but there is no CUDA device", fix="--device cpu")
@@ -38,7 +49,15 @@ def plan_placement(weights: WeightsSource, folder: Path) -> tuple[torch.device, 
 
 
 def add_user_weights(pipeline: Any, weights: WeightsSource) -> None:
-    """Adds low-rank adapters (LoRA) and embeddings of textual inversion to a pipeline."""
+    """Adds low-rank adapters (LoRA) and embeddings of textual inversion to a pipeline.
+
+    Args:
+        pipeline: a loaded pipeline of diffusers.
+        weights: names the files of the adapters and embeddings.
+
+    Raises:
+        UserError: a file that is missing, is not safetensors, or does not match the model.
+    """
     names = []
     for number, (path, _) in enumerate(weights.find_lora_files()):
         names.append(f"lora{number}")
@@ -50,7 +69,13 @@ def add_user_weights(pipeline: Any, weights: WeightsSource) -> None:
 
 
 def move_pipeline(pipeline: Any, device: torch.device, plan: LoadingPlan) -> None:
-    """Moves a pipeline to its device, as planned."""
+    """Moves a pipeline to its device.
+
+    Args:
+        pipeline: a loaded pipeline of diffusers.
+        device: the device.
+        plan: how the pipeline is held in memory.
+    """
     if plan.offload == "parts":
         pipeline.enable_model_cpu_offload(device=device)
     elif plan.offload == "layers":

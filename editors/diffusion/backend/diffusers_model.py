@@ -1,7 +1,7 @@
-"""The one file that imports diffusers: a text-to-image model as the editors use it.
+"""Text-to-image models of diffusers, as the editors use them. No other module imports diffusers.
 
-Reads any folder in diffusers' layout, or a hub name, whose denoiser is a UNet (Stable Diffusion 1, 2 and XL) or the
-transformer of Stable Diffusion 3. The loops over time are the editors' own, over `schedule.py`.
+It loads any folder in diffusers' layout, or a model by its name on the hub, whose denoiser is a UNet (Stable Diffusion
+1, 2 and XL) or the transformer of Stable Diffusion 3. The sampling loops are those of `sampling.py`, not of diffusers.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ ExtraChannels = Float[Tensor, "_ _ rows columns"]  # beside those of the latents
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """An encoded prompt: row 0 is the negative prompt, row 1 the prompt.
+    """Holds an encoded prompt: row 0 is the negative prompt, row 1 the prompt.
 
     Attributes:
-        states: for the cross-attention.
-        pooled: one vector a prompt, for models that need it.
+        states: input of the cross-attention.
+        pooled: one vector per prompt, for models that need it.
     """
 
     states: Float[Tensor, "2 tokens width"]
@@ -42,10 +42,10 @@ class EncodedPrompt:
 
 @dataclass(frozen=True)
 class ControlInput:
-    """A ControlNet (Zhang et al., 2023) and the picture that it makes the result follow.
+    """Holds a ControlNet (Zhang et al., 2023) and its control picture.
 
     Attributes:
-        network: the ControlNet, as `load_controlnet` returns it.
+        network: the ControlNet that `load_controlnet` returns.
         picture: edges, depth or pose, in [0, 1], at the size of the generated pictures.
         scale: strength of its influence; 1 as trained.
     """
@@ -56,19 +56,19 @@ class ControlInput:
 
 
 class DiffusionModel:
-    """A text-to-image model: encodes and decodes pictures, encodes prompts, and runs the denoiser once.
+    """Encodes and decodes pictures, encodes prompts, and runs the denoiser of a text-to-image model.
 
     Args:
-        pipeline: a loaded diffusers pipeline with a `unet` or a `transformer`, a `vae` and a `scheduler`.
-        device: where it runs.
-        notes: choices made at loading (offload, precision), one sentence each.
+        pipeline: a loaded pipeline of diffusers with a `unet` or a `transformer`, a `vae` and a `scheduler`.
+        device: the device that runs it.
+        notes: choices made at loading (offloading, precision), one sentence each.
 
     Attributes:
-        schedule: the noise levels it was trained with.
-        size: the side in pixels of the square pictures it was trained on.
+        schedule: the noise schedule that it was trained with.
+        size: side in pixels of the square pictures that it was trained on.
         multiple: sides of pictures in pixels must be multiples of this.
-        scale: pixels per latent.
-        channels: of the latents.
+        scale: pixels per latent, along a side.
+        channels: number of channels of the latents.
     """
 
     def __init__(self, pipeline: Any, device: torch.device, notes: tuple[str, ...] = ()) -> None:
@@ -90,7 +90,12 @@ class DiffusionModel:
         self.side_multiple = self.pixels_per_latent * latent_multiple
 
     def encode_prompt(self, prompt: str, negative: str = "") -> EncodedPrompt:
-        """Encodes a prompt and the negative prompt that guidance leads away from."""
+        """Encodes a prompt and a negative prompt.
+
+        Args:
+            prompt: what the picture should show.
+            negative: what it should not show; guidance leads away from it.
+        """
         with torch.no_grad():
             if self.unet is None or self.unet.config.addition_embed_type == "text_time":  # these have pooled vectors
                 negative_or_none = negative or None
@@ -117,7 +122,12 @@ class DiffusionModel:
         return (decoded.float() / 2 + 0.5).clamp(0, 1)
 
     def draw_noise(self, like: Latents, seed: int) -> Latents:
-        """Draws Gaussian noise of the shape of `like`: the same for a seed on every device."""
+        """Draws Gaussian noise; a seed gives the same noise on every device.
+
+        Args:
+            like: latents with the shape, type and device of the noise.
+            seed: seed of the noise.
+        """
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(like.shape, generator=generator).to(like.device)
 
@@ -134,12 +144,12 @@ class DiffusionModel:
         """Predicts the clean picture and the noise in latents with classifier-free guidance (Ho and Salimans, 2022).
 
         Args:
-            latents: noised, any number of pictures.
-            time: as the schedule counts.
-            text: one prompt for all of the pictures.
-            guidance: 1 is the prompt alone; more leads away from the negative prompt.
-            controls: pictures to follow; each holds one picture, or one for each of the latents.
-            extra: channels that the denoiser takes beside the latents (those of inpainting models).
+            latents: noised latents of any number of pictures.
+            time: noise level, an index into the schedule.
+            text: one prompt for all pictures.
+            guidance: scale of the guidance; 1 uses the prompt alone, larger values lead away from the negative prompt.
+            controls: control pictures; each has one picture, or one for each of the latents.
+            extra: further input channels of the denoiser (those of inpainting models).
         """
         if guidance == 1:
             pooled = None if text.pooled is None else text.pooled[1:2]
@@ -158,15 +168,18 @@ class DiffusionModel:
         extra: ExtraChannels | None = None,
         blank: ExtraChannels | None = None,
     ) -> tuple[Latents, Latents]:
-        """Runs the denoiser for the negative prompt and for the prompt; returns both outputs.
+        """Runs the denoiser for the negative prompt and for the prompt.
 
         Args:
-            latents: noised, any number of pictures.
-            time: as the schedule counts.
-            text: one prompt, with its negative prompt, for all of the pictures.
-            controls: pictures to follow; each holds one picture, or one for each of the latents.
-            extra: channels that the denoiser takes beside the latents (those of inpainting models).
+            latents: noised latents of any number of pictures.
+            time: noise level, an index into the schedule.
+            text: one prompt, with its negative prompt, for all pictures.
+            controls: control pictures; each has one picture, or one for each of the latents.
+            extra: further input channels of the denoiser (those of inpainting models).
             blank: replaces `extra` for the negative prompt; by default the same.
+
+        Returns:
+            The output for the negative prompt, and the output for the prompt.
         """
         n = len(latents)
         twice = torch.cat([latents, latents])
@@ -181,7 +194,7 @@ class DiffusionModel:
 
     @contextmanager
     def replace_attention(self, processors: Mapping[str, Any]) -> Iterator[None]:
-        """Replaces attention processors, by name as in `unet.attn_processors`, for the time of the context."""
+        """Replaces attention processors, by their names in `unet.attn_processors`, within the context."""
         before = dict(self.denoiser.attn_processors)
         self.denoiser.set_attn_processor({**before, **processors})
         try:
@@ -201,7 +214,7 @@ class DiffusionModel:
         controls: Sequence[ControlInput],
         extra: ExtraChannels | None,
     ) -> Latents:
-        """Runs the denoiser on latents of any size, in windows where they are large."""
+        """Runs the denoiser on latents of any size, in windows if they are large."""
         n = len(latents)
         inputs = latents if extra is None else torch.cat([latents, extra.expand(n, -1, -1, -1)], dim=1)
         states = states.expand(n, -1, -1).to(self.device, self.denoiser.dtype)
@@ -249,7 +262,7 @@ class DiffusionModel:
     def _compute_control_residuals(
         self, latents: Tensor, when: Tensor, states: Tensor, added: dict[str, Tensor], controls: Sequence[ControlInput]
     ) -> dict[str, Any]:
-        """Computes what the ControlNets add to the UNet, summed over all of them."""
+        """Computes the residuals that the ControlNets add to the UNet, summed over all of them."""
         down: list[Tensor] | None = None
         middle: Tensor | None = None
         for control in controls:
@@ -275,11 +288,14 @@ class DiffusionModel:
 
 
 def load_model(weights: WeightsSource) -> DiffusionModel:
-    """Reads a text-to-image model.
+    """Loads a text-to-image model.
+
+    Args:
+        weights: the model to load, with its adapters and device.
 
     Raises:
-        UserError: diffusers is not installed, there is no such model, or it is of a kind that cannot be used (exit 3);
-            no room (exit 4); weights in a format that can run code (exit 7).
+        UserError: diffusers is not installed, the model does not exist or is of an unsupported kind (exit 3); not
+            enough memory or disk space (exit 4); weights in a format that can run code (exit 7).
     """
 
     def check_kind(kind: str) -> None:
@@ -296,14 +312,17 @@ def load_model(weights: WeightsSource) -> DiffusionModel:
 def load_pipeline(
     weights: WeightsSource, check_kind: Callable[[str], None]
 ) -> tuple[Any, torch.device, tuple[str, ...]]:
-    """Reads a pipeline of diffusers; returns it with its device and the choices made, one sentence each.
+    """Loads a pipeline of diffusers.
 
     Args:
-        weights: the model to read.
-        check_kind: called with the name of its class before weights are read; raises where that class cannot be used.
+        weights: the model to load.
+        check_kind: called with the name of its class before weights are read; raises if the class is not supported.
+
+    Returns:
+        The pipeline, its device, and the choices made at loading, one sentence each.
 
     Raises:
-        UserError: as `load_model`.
+        UserError: the errors of `load_model`.
     """
     weights.check_name()
     with explain_load_errors(weights):
@@ -332,7 +351,13 @@ def load_pipeline(
 
 
 def read_component(folder: Path, kind: str, **options: Any) -> Any:
-    """Reads one network or scheduler of a model that has no pipeline here; `kind` is its class in diffusers."""
+    """Loads one network or scheduler of a model without a pipeline.
+
+    Args:
+        folder: folder of the component.
+        kind: name of its class in diffusers.
+        **options: arguments of `from_pretrained`.
+    """
     import diffusers
 
     _disable_progress_bars()
@@ -340,7 +365,7 @@ def read_component(folder: Path, kind: str, **options: Any) -> Any:
 
 
 def list_call_arguments(kind: str) -> Mapping[str, Any]:
-    """Lists the arguments that a pipeline of diffusers takes, with their defaults; none for an unknown class."""
+    """Lists the arguments of a diffusers pipeline's call, with their defaults; returns none for an unknown class."""
     import diffusers
 
     pipeline = getattr(diffusers, kind, None)
@@ -350,10 +375,14 @@ def list_call_arguments(kind: str) -> Mapping[str, Any]:
 
 
 def load_controlnet(weights: WeightsSource, model: DiffusionModel) -> Any:
-    """Reads a ControlNet for a model.
+    """Loads a ControlNet for a model.
+
+    Args:
+        weights: the ControlNet to load.
+        model: the model that it controls.
 
     Raises:
-        UserError: as `load_model`.
+        UserError: the errors of `load_model`, or a ControlNet for another model.
     """
     weights.check_name()
     with explain_load_errors(weights):

@@ -1,7 +1,7 @@
-"""Models that follow instructions and have a sampling loop of their own, such as FLUX.1 Kontext and Qwen-Image-Edit.
+"""Models that follow instructions with a sampling loop of their own, such as FLUX.1 Kontext and Qwen-Image-Edit.
 
-They are called through diffusers with the arguments that their call accepts: a picture, an instruction, and those of
-the settings that it knows. All other arguments keep the defaults of the model's authors.
+They are called through diffusers with the arguments that their call accepts: a picture, an instruction, and the
+settings that it has. All other arguments keep the defaults of the model's authors.
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from editors.diffusion.backend.sampling import StepCallback
 from neural_fields.core.errors import bad_input
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 
 Images = Float[Tensor, "n 3 height width"]
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """An instruction and the settings of the run.
+    """Holds an instruction and the settings of the sampling.
 
     Attributes:
-        prompt, negative: in words.
-        steps: of the sampling loop.
-        guidance: how strongly the prompt is followed; None for the default of the model.
-        image_guidance: how strongly the picture is kept, for models that have this setting.
-        seed: of the noise.
-        own_size: lets the model choose the size it works at, if it can.
+        prompt: the instruction.
+        negative: what the result should not show.
+        steps: number of sampling steps.
+        guidance: scale of the guidance by the prompt; None for the default of the model.
+        image_guidance: scale of the guidance by the picture, for models that have this setting.
+        seed: seed of the noise.
+        own_size: whether the model chooses the size at which it works, if it can.
     """
 
     prompt: str
@@ -47,12 +48,12 @@ def check_instruction_pipeline(model: str, kind: str, arguments: Mapping[str, An
     """Refuses a pipeline that does not edit a picture by an instruction.
 
     Args:
-        model: as the user named it.
-        kind: the pipeline's class.
-        arguments: the arguments of its call.
+        model: the model, as the user named it.
+        kind: name of the pipeline's class.
+        arguments: the arguments of its call, with their defaults.
 
     Raises:
-        UserError: it takes no picture, or an amount of noise instead of an instruction (exit 3).
+        UserError: it takes no picture, or a strength of noise instead of an instruction (exit 3).
     """
     if (
         "image" in arguments
@@ -68,14 +69,16 @@ def check_instruction_pipeline(model: str, kind: str, arguments: Mapping[str, An
     )
 
 
-def run_instruction(pipeline: Any, image: Images, instruction: Instruction, step: StepCallback | None = None) -> Images:
+def run_instruction(
+    pipeline: Any, image: Images, instruction: Instruction, report: ProgressReporter = report_nothing
+) -> Images:
     """Edits a picture by an instruction; the result has the size of the picture.
 
     Args:
         pipeline: a loaded pipeline of diffusers.
         image: one picture in [0, 1].
-        instruction: the instruction.
-        step: called after each step.
+        instruction: the instruction, and the settings of the sampling.
+        report: called after each step.
     """
     from PIL import Image
 
@@ -85,8 +88,7 @@ def run_instruction(pipeline: Any, image: Images, instruction: Instruction, step
 
     # Diffusers passes the tensors of its loop and expects them back; only the number of the step is used here.
     def report_step(_pipeline: Any, done: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
-        if step is not None:
-            step(done + 1, instruction.steps)
+        report(Progress("denoising", done + 1, instruction.steps))
         return values
 
     values: dict[str, Any] = {

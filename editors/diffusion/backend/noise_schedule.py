@@ -1,4 +1,4 @@
-"""Noise schedules: how much signal and how much noise a picture has at every time of a diffusion model.
+"""Noise schedules: the amount of signal and noise in a picture at every time of a diffusion model.
 
 Every model used here noises a clean picture x0 to
 
@@ -25,7 +25,7 @@ Latents = Float[Tensor, "n channels rows columns"]
 
 @dataclass(frozen=True)
 class DenoisedLatents:
-    """The clean picture and the noise that a model sees in noised latents, `signal * clean + level * noise`."""
+    """Holds the clean picture and the noise that a model predicts for noised latents."""
 
     clean: Latents
     noise: Latents
@@ -33,13 +33,20 @@ class DenoisedLatents:
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """The noise levels of a model, for its training times 0 (nearly clean) to T - 1 (nearly noise).
+    """Holds the noise levels of a model, for its training times 0 (almost clean) to T - 1 (almost noise).
 
     Attributes:
-        signal, noise: the factors of x0 and of the noise.
-        network_time: the time as it is given to the network.
+        signal: factor of x0 at each time.
+        noise: factor of the noise at each time.
+        network_time: the time as the network takes it.
         kind: what the network predicts.
-        spacing, offset: which of the times are used for fewer steps (diffusers' `timestep_spacing`, `steps_offset`).
+        spacing: how times are selected for fewer steps (`timestep_spacing` of diffusers).
+        offset: offset of the selected times (`steps_offset` of diffusers).
+
+    Example:
+        >>> schedule = NoiseSchedule.from_config({}, torch.linspace(0.999, 0.005, 1000))
+        >>> schedule.select_times(steps=4), schedule.select_times(steps=4, strength=0.5)
+        ([750, 500, 250, 0], [250, 0])
     """
 
     signal: Float[Tensor, " times"]
@@ -54,8 +61,8 @@ class NoiseSchedule:
         """Makes the schedule that a diffusers scheduler describes.
 
         Args:
-            config: the scheduler's config.
-            alphas_cumprod: its squared signal levels; None for a flow-matching scheduler.
+            config: the scheduler's configuration.
+            alphas_cumprod: its squared signal factors; None for a flow-matching scheduler.
         """
         if alphas_cumprod is None:
             count, shift = int(config.get("num_train_timesteps", 1000)), float(config.get("shift") or 1.0)
@@ -73,11 +80,11 @@ class NoiseSchedule:
         )
 
     def select_times(self, steps: int, strength: float = 1.0) -> list[int]:
-        """Selects the times of a run of `steps` steps, noisiest first.
+        """Selects the times of the denoising steps, noisiest first.
 
         Args:
-            steps: of a whole run from pure noise, at least 1.
-            strength: in (0, 1]; below 1 only the last share of the steps is run, from less noise on (SDEdit).
+            steps: number of steps from pure noise to a picture, at least 1.
+            strength: share of these steps to run, in (0, 1]; below 1 the run starts from less noise (SDEdit).
         """
         count = len(self.signal)
         steps = min(max(1, steps), count)
@@ -92,16 +99,22 @@ class NoiseSchedule:
         return times[steps - remaining :]
 
     def add_noise(self, clean: Latents, noise: Latents, time: int) -> Latents:
-        """Computes x_t of a clean picture."""
+        """Computes the noised latents x_t.
+
+        Args:
+            clean: clean latents x0.
+            noise: noise of the same shape.
+            time: noise level, an index into the schedule.
+        """
         return self.signal[time].item() * clean + self.noise[time].item() * noise
 
     def decompose_output(self, latents: Latents, output: Latents, time: int) -> DenoisedLatents:
         """Computes the clean picture and the noise from a network's output.
 
         Args:
-            latents: noised, of `time`.
-            output: of the network for them.
-            time: as the schedule counts.
+            latents: noised latents.
+            output: output of the network for them.
+            time: noise level of the latents, an index into the schedule.
         """
         a, s = self.signal[time].item(), self.noise[time].item()
         if self.kind == "epsilon":
@@ -113,23 +126,32 @@ class NoiseSchedule:
         return DenoisedLatents(latents - s * output, latents + (1 - s) * output)
 
     def mix_latents(self, denoised: DenoisedLatents, time: int | None) -> Latents:
-        """Mixes the clean picture and the noise to latents of a time; returns the clean picture where `time` is None.
+        """Mixes a clean picture and noise to the latents of a time.
 
-        This is a step of DDIM without randomness (Song et al., 2021, eq. 12), and for flow matching one of Euler.
+        This is a step of deterministic DDIM (Song et al., 2021, eq. 12), and an Euler step for flow matching.
+
+        Args:
+            denoised: the clean picture and the noise.
+            time: noise level, an index into the schedule; None returns the clean picture.
         """
         return denoised.clean if time is None else self.add_noise(denoised.clean, denoised.noise, time)
 
     def assume_clean(self, latents: Latents, clean: Latents, time: int) -> DenoisedLatents:
-        """Computes the noise that remains when the clean picture in noised latents is assumed to be `clean`.
+        """Computes the noise in noised latents for a given clean picture.
 
         Args:
-            latents: noised, of `time`.
+            latents: noised latents.
             clean: the clean latents.
-            time: as the schedule counts.
+            time: noise level of the noised latents, an index into the schedule.
         """
         return DenoisedLatents(clean, (latents - self.signal[time].item() * clean) / self.noise[time].item())
 
 
 def pair_with_next(times: Sequence[int]) -> list[tuple[int, int | None]]:
-    """Pairs each time with the next one, the last with None, which is the clean picture."""
+    """Pairs each time with the next one, and the last one with None, which stands for the clean picture.
+
+    Example:
+        >>> pair_with_next([750, 500, 250])
+        [(750, 500), (500, 250), (250, None)]
+    """
     return list(zip(times, [*times[1:], None], strict=True))

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from editors.diffusion.backend.noise_schedule import DenoisedLatents, Latents, NoiseSchedule, pair_with_next
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 
 Denoiser = Callable[[Latents, int], DenoisedLatents]  # noised latents and their time
-StepCallback = Callable[[int, int], None]  # steps done, steps in all
 LatentsCallback = Callable[[Latents, int | None], Latents]  # latents after a step and their time, None for clean ones
 
 
@@ -20,26 +20,28 @@ def denoise_latents(
     times: Sequence[int],
     schedule: NoiseSchedule,
     predict: Denoiser,
-    step: StepCallback | None = None,
+    report: ProgressReporter = report_nothing,
     change_latents: LatentsCallback | None = None,
 ) -> Latents:
-    """Denoises latents by DDIM without randomness (Song et al., 2021), or by Euler steps for flow matching.
+    """Denoises latents with deterministic DDIM (Song et al., 2021), or with Euler steps for flow matching.
 
     Args:
-        latents: of the time `times[0]`.
-        times: noisiest first.
-        schedule: of the model.
-        predict: the model.
-        step: called after each step.
-        change_latents: changes the latents after each step.
+        latents: noised latents at the time `times[0]`.
+        times: indices into the schedule, noisiest first.
+        schedule: noise schedule of the model.
+        predict: predicts the clean picture and the noise.
+        report: called after each step.
+        change_latents: called after each step; returns changed latents.
+
+    Returns:
+        Clean latents.
     """
     pairs = pair_with_next(times)
     for done, (time, after) in enumerate(pairs, start=1):
         latents = schedule.mix_latents(predict(latents, time), after)
         if change_latents is not None:
             latents = change_latents(latents, after)
-        if step is not None:
-            step(done, len(pairs))
+        report(Progress("denoising", done, len(pairs)))
     return latents
 
 
@@ -52,26 +54,29 @@ def denoise_region(
     original: Latents,
     noise: Latents,
     region: Float[Tensor, "#n 1 rows columns"],
-    step: StepCallback | None = None,
+    report: ProgressReporter = report_nothing,
 ) -> Latents:
-    """Denoises only a region: outside, the latents are the original's at every time (Blended Latent Diffusion, 2023).
+    """Denoises only a region; outside, the latents stay the original's at every time (Blended Latent Diffusion, 2023).
 
     Args:
-        latents: of the time `times[0]`.
-        times: noisiest first.
-        schedule: of the model.
-        predict: the model.
-        original: the clean latents of the picture.
-        noise: with which `latents` were noised, so that the outside follows one path through time.
-        region: 1 where the picture may change.
-        step: called after each step.
+        latents: noised latents at the time `times[0]`.
+        times: indices into the schedule, noisiest first.
+        schedule: noise schedule of the model.
+        predict: predicts the clean picture and the noise.
+        original: clean latents of the picture.
+        noise: the noise in `latents`; it noises the original at every time.
+        region: 1 where the picture may change, else 0.
+        report: called after each step.
+
+    Returns:
+        Clean latents.
     """
 
     def keep_outside(inside: Latents, time: int | None) -> Latents:
         outside = original if time is None else schedule.add_noise(original, noise, time)
         return region * inside + (1 - region) * outside
 
-    return denoise_latents(latents, times, schedule, predict, step, keep_outside)
+    return denoise_latents(latents, times, schedule, predict, report, keep_outside)
 
 
 def invert_latents(
@@ -80,21 +85,21 @@ def invert_latents(
     schedule: NoiseSchedule,
     predict: Denoiser,
     refinements: int = 0,
-    step: StepCallback | None = None,
+    report: ProgressReporter = report_nothing,
 ) -> list[Latents]:
     """Finds the noised latents from which `denoise_latents` returns to a picture: DDIM inversion (Song et al., 2021).
 
     Args:
-        clean: latents of the picture.
-        times: as for `denoise_latents`, noisiest first.
-        schedule: of the model.
-        predict: the model.
-        refinements: fixed-point iterations a step: each brings the step closer to the exact inverse of a denoising step
-            (AIDI, Pan et al., 2023).
-        step: called after each step.
+        clean: clean latents of the picture.
+        times: indices into the schedule, noisiest first, as for `denoise_latents`.
+        schedule: noise schedule of the model.
+        predict: predicts the clean picture and the noise.
+        refinements: fixed-point iterations per step; each brings the step closer to the exact inverse of a denoising
+            step (AIDI, Pan et al., 2023).
+        report: called after each step.
 
     Returns:
-        The latents of each of `times`, in their order.
+        The latents at each of `times`, in the same order.
     """
     path: list[Latents] = []
     latents, before = clean, None
@@ -113,8 +118,7 @@ def invert_latents(
                 noised = schedule.mix_latents(DenoisedLatents(clean_now, predicted.noise), time)
         latents, before = noised, time
         path.append(latents)
-        if step is not None:
-            step(done, len(times))
+        report(Progress("inverting", done, len(times)))
     return path[::-1]
 
 
@@ -123,9 +127,9 @@ def noise_to_start(original: Latents, noise: Latents, times: Sequence[int], sche
 
     Args:
         original: clean latents.
-        noise: of the same shape.
-        times: noisiest first.
-        schedule: of the model.
+        noise: noise of the same shape.
+        times: indices into the schedule, noisiest first.
+        schedule: noise schedule of the model.
     """
     return schedule.add_noise(original, noise, times[0])
 
@@ -133,8 +137,15 @@ def noise_to_start(original: Latents, noise: Latents, times: Sequence[int], sche
 def shrink_mask_to_latents(
     mask: Float[Tensor, "#m 1 height width"], latents: Latents
 ) -> Float[Tensor, "#m 1 rows columns"]:
-    """Shrinks a mask of pixels to latents, 0 or 1: a latent that shows any of the region belongs to it.
+    """Shrinks a mask of pixels to a binary mask of latents; a latent that shows any of the region belongs to it.
 
-    Soft edges are left to the overlay: a region of one half would be half noise and half picture here.
+    Soft edges are left to the overlay: a value of 0.5 would mix noise and picture here.
+
+    Args:
+        mask: mask of pixels, in [0, 1].
+        latents: latents with the size of the result.
+
+    Returns:
+        A mask of 0 and 1.
     """
     return (torch.nn.functional.adaptive_max_pool2d(mask, latents.shape[-2:]) > 0).to(mask)

@@ -13,7 +13,7 @@ from neural_fields.core.errors import ExitCode, UserError
 
 @dataclass(frozen=True, kw_only=True)
 class PromptedSettings:
-    """Settings of editors that give a prompt to a model."""
+    """Holds the settings of editors that give a prompt to a model."""
 
     model: str
     """A folder in diffusers' layout, or the name of a model on the hub."""
@@ -22,23 +22,23 @@ class PromptedSettings:
     negative: str = ""
     """What it should not show."""
     steps: int = 30
-    """Steps of a whole run from noise to a picture."""
+    """Number of denoising steps from pure noise to a picture."""
     guidance: float = 7.5
-    """How strongly the prompt is followed; 1 is without classifier-free guidance."""
+    """Scale of classifier-free guidance: how strongly the prompt is followed; 1 is without guidance."""
     seed: int = 0
-    """Another seed makes another picture."""
+    """Seed of the noise; another seed gives another picture."""
     side: int | None = None
-    """Longer side in pixels at which the region is worked on (default: what the model was trained on)."""
+    """Longer side in pixels at which the region is edited (default: the side that the model was trained on)."""
     feather: float = 0.0
     """Pixels of that size over which the edit fades in from the edge of the region."""
     lora: Repeated = ()
-    """A safetensors file of low-rank changes of the model (a style, a person), FILE or FILE@STRENGTH. Repeatable."""
+    """A LoRA of the model (a style, a person), a safetensors FILE or FILE@STRENGTH. Repeatable."""
     embedding: Repeated = ()
-    """A safetensors file of textual inversion; the file's name is the word to use in the prompt. May be repeated."""
+    """A textual inversion, a safetensors file; its name is the word to use in the prompt. Repeatable."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model runs."""
+    """Device that runs the model."""
     unsafe_weights: bool = False
-    """Also read weights that are not safetensors. Such files can run code: only from people you trust."""
+    """Also read weights that are not safetensors. Such files can run code: use them only if you trust their source."""
 
     def __post_init__(self) -> None:
         for wrong, flag, value, why, fix in (
@@ -52,11 +52,24 @@ class PromptedSettings:
                 raise wrong_setting_error(flag, value, why, fix)
 
     def weights_source(self) -> WeightsSource:
-        """Names the model to read, with its adapters and embeddings."""
+        """Returns the model to load, with its adapters and embeddings."""
         return WeightsSource(self.model, self.device, self.unsafe_weights, self.lora, self.embedding)
 
 
 def wrong_setting_error(flag: str, value: object, why: str, fix: str) -> UserError:
-    """Makes the error for a setting that an editor cannot use (exit 2)."""
+    """Makes the error for a setting that an editor cannot use (exit 2).
+
+    Args:
+        flag: name of the setting's flag, without dashes.
+        value: the value that was given.
+        why: the values that are possible.
+        fix: a flag and value that would work.
+
+    Example:
+        >>> print(wrong_setting_error("steps", 0, "at least one is needed", "--steps 30"))
+        error: --steps is 0
+          why   at least one is needed
+          try   --steps 30
+    """
     shown = repr(value) if isinstance(value, str) else value
     return UserError(ExitCode.USAGE, f"--{flag} is {shown}", why=why, fix=fix)

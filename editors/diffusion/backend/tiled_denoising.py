@@ -1,7 +1,7 @@
-"""Pictures larger than a model was trained for: the denoiser sees windows of them, and its outputs are averaged.
+"""Pictures larger than a model was trained for: the denoiser runs on windows, and its outputs are averaged.
 
-All windows are parts of the same noised latents at every step, so that their results join (MultiDiffusion, Bar-Tal et
-al., 2023, eq. 5, with weights that fall towards the edge of a window).
+All windows are parts of the same noised latents at every step, so that their results match (MultiDiffusion, Bar-Tal et
+al., 2023, eq. 5, with weights that decrease toward the edge of a window).
 """
 
 from __future__ import annotations
@@ -39,11 +39,14 @@ def run_in_windows(
     """Runs a denoiser on windows of latents and blends the outputs.
 
     Args:
-        latents: of any size.
-        side: of a window, in latents.
-        multiple: windows begin and end at multiples of this.
-        run: called with the latents of a window and its position; its output has the same size.
-        settings: of the windows.
+        latents: latents of any size.
+        side: side of a window, in latents.
+        multiple: windows start and end at multiples of this, in latents.
+        run: called with the latents of a window and its position; returns an output of the same size.
+        settings: overlap of the windows.
+
+    Returns:
+        The weighted mean of the outputs, at the size of the latents.
     """
     height, width = latents.shape[-2:]
     if max(height, width) <= settings.max_stretch * side:
@@ -63,13 +66,19 @@ def run_in_windows(
 
 
 def divide_into_windows(length: int, side: int, multiple: int, settings: WindowSettings = DEFAULTS) -> list[slice]:
-    """Divides a length into evenly spaced windows; one window covers all of it where it is not much longer.
+    """Divides a length into evenly spaced windows; a length that is little longer than a window is one window.
 
     Args:
-        length: to cover, in latents.
-        side: of a window, in latents.
-        multiple: windows begin and end at multiples of this.
-        settings: of the windows.
+        length: length to cover, in latents.
+        side: side of a window, in latents.
+        multiple: windows start and end at multiples of this, in latents.
+        settings: overlap of the windows.
+
+    Example:
+        >>> divide_into_windows(length=128, side=64, multiple=8)
+        [slice(0, 64, None), slice(32, 96, None), slice(64, 128, None)]
+        >>> divide_into_windows(length=72, side=64, multiple=8)
+        [slice(0, 72, None)]
     """
     if length <= settings.max_stretch * side:
         return [slice(0, length)]
@@ -80,7 +89,7 @@ def divide_into_windows(length: int, side: int, multiple: int, settings: WindowS
 
 
 def _compute_window_weights(span: slice, length: int, settings: WindowSettings) -> Float[Tensor, " side"]:
-    """Computes how much a window counts at each of its latents: less towards edges that are not the picture's own."""
+    """Computes the weight of a window at each of its latents; it decreases toward edges within the picture."""
     side = span.stop - span.start
     ramp = torch.arange(side) + 0.5
     reach = settings.min_overlap * side

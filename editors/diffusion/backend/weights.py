@@ -1,7 +1,7 @@
-"""Where the weights of a network come from, whether they are safe to read, and how they fit into memory.
+"""Sources of a network's weights: checks that they are safe to read, and plans how they fit into memory.
 
 Nothing here imports diffusers: folders are checked before any of their content is used. Weights are safetensors, which
-hold numbers only; other formats can run code when they are read.
+contain only numbers; other formats can run code when they are read.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ DEFAULTS = MemorySettings()
 
 @dataclass(frozen=True)
 class WeightsSource:
-    """A network to read.
+    """Describes a network to load.
 
     Attributes:
-        model: a folder in diffusers' layout, or the name of one on the hub.
+        model: a folder in diffusers' layout, or the name of a model on the hub.
         device: "auto", "cpu" or "cuda".
-        unsafe: also reads weights that are not safetensors, which can run code.
+        unsafe: whether weights that are not safetensors, which can run code, are read too.
         loras: safetensors files of low-rank adapters, each with an optional strength: "style.safetensors@0.7".
-        embeddings: safetensors files of textual inversion; a file's name is the word it teaches.
+        embeddings: safetensors files of textual inversion; the name of a file is the word that it teaches.
     """
 
     model: str
@@ -56,7 +56,7 @@ class WeightsSource:
 
     @property
     def local_folder(self) -> Path | None:
-        """The folder, if the model is one on this machine."""
+        """The folder of the model, if it is on this machine."""
         path = Path(self.model).expanduser()
         return path if self.model and path.is_dir() else None
 
@@ -64,7 +64,7 @@ class WeightsSource:
         """Refuses a model that is neither a folder nor a name on the hub.
 
         Raises:
-            UserError: the model is a file, or no name of a model (exit 3).
+            UserError: the model is a file, or not a valid name (exit 3).
         """
         if self.local_folder is not None:
             return
@@ -85,7 +85,7 @@ class WeightsSource:
         """Lists the low-rank adapters with their strengths.
 
         Raises:
-            UserError: a strength that is no number, a missing file, or one that is not safetensors.
+            UserError: a strength that is not a number, a missing file, or a file that is not safetensors.
         """
         found = []
         for text in self.loras:
@@ -101,21 +101,24 @@ class WeightsSource:
         """Lists the files of textual inversion.
 
         Raises:
-            UserError: a missing file, or one that is not safetensors.
+            UserError: a missing file, or a file that is not safetensors.
         """
         return [_find_safetensors(Path(text).expanduser(), "--embedding") for text in self.embeddings]
 
 
 def check_model_folder(folder: Path, unsafe: bool = False, plain: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Checks a folder before anything in it is used; returns the content of its model_index.json or config.json.
+    """Checks the folder of a model before anything in it is used.
 
     Args:
-        folder: of the model.
+        folder: folder of the model.
         unsafe: whether formats that can run code are accepted.
         plain: parts of which only the numbers are read, so that any class name is accepted for them.
 
+    Returns:
+        The content of its model_index.json or config.json.
+
     Raises:
-        UserError: it is not in diffusers' layout or names classes of other libraries (exit 3), or its weights could run
+        UserError: it is not in diffusers' layout or names classes of other libraries (exit 3), or its weights can run
             code (exit 7).
     """
     index = _read_index(folder)
@@ -155,11 +158,14 @@ def count_parameters(folder: Path, max_header_bytes: int = 100_000_000) -> dict[
     """Counts the parameters of each part of a model, from the headers of its files.
 
     Args:
-        folder: of the model.
-        max_header_bytes: of a file; the safetensors format has this limit.
+        folder: folder of the model.
+        max_header_bytes: largest header of a file, in bytes; the limit of the safetensors format.
+
+    Returns:
+        Numbers of parameters, by part.
 
     Raises:
-        UserError: a damaged safetensors file (exit 3), named.
+        UserError: a damaged safetensors file (exit 3).
     """
     counts: dict[str, int] = {}
     for path in sorted(folder.rglob("*.safetensors")):
@@ -181,13 +187,13 @@ def count_parameters(folder: Path, max_header_bytes: int = 100_000_000) -> dict[
 
 @dataclass(frozen=True)
 class LoadingPlan:
-    """How a model is held in memory.
+    """Describes how a model is held in memory.
 
     Attributes:
         dtype: "float32", "float16" or "bfloat16".
-        offload: "none"; "parts": each part is moved to the GPU when it is needed; "layers": each layer is.
+        offload: "none", "parts" (each part is moved to the GPU when it is needed) or "layers" (each layer is).
         tiled: whether pictures are encoded and decoded in tiles.
-        note: for the user, when memory is short; otherwise empty.
+        note: a note for the user if memory is short; otherwise empty.
     """
 
     dtype: str
@@ -197,16 +203,20 @@ class LoadingPlan:
 
 
 def plan_loading(counts: dict[str, int], device: str, free: float, settings: MemorySettings = DEFAULTS) -> LoadingPlan:
-    """Chooses the fastest way of holding a model that fits into memory.
+    """Chooses the fastest way to hold a model in memory.
 
     Args:
-        counts: parameters of each part.
+        counts: number of parameters of each part.
         device: "cpu" or "cuda".
-        free: bytes of memory of the device that are free.
-        settings: memory that is needed beside the parameters.
+        free: free memory of the device, in bytes.
+        settings: memory needed in addition to the parameters.
 
     Raises:
-        UserError: it does not fit in any way (exit 4).
+        UserError: the model does not fit in any way (exit 4).
+
+    Example:
+        >>> plan_loading({"unet": 860_000_000, "vae": 84_000_000}, "cuda", free=24e9)
+        LoadingPlan(dtype='float16', offload='none', tiled=False, note='')
     """
     half, largest = 2 * sum(counts.values()), 2 * max(counts.values(), default=0)  # bytes in half precision
     working = settings.working_bytes
@@ -231,7 +241,7 @@ def plan_loading(counts: dict[str, int], device: str, free: float, settings: Mem
 
 @contextmanager
 def explain_load_errors(weights: WeightsSource) -> Iterator[None]:
-    """Turns errors that occur while a model is fetched and read into one sentence with a remedy."""
+    """Converts errors while a model is fetched and loaded into one sentence with a remedy."""
     if importlib.util.find_spec("diffusers") is None or importlib.util.find_spec("transformers") is None:
         raise bad_input(
             "this editor needs diffusers, which is not installed",
@@ -270,7 +280,7 @@ HUB_FAILURE_ALIASES = {
 
 
 def _explain_load_error(weights: WeightsSource, problem: Exception) -> UserError:
-    """Makes the error for the user, by the kinds of the errors that led to it."""
+    """Makes the error for the user from the types of the errors that caused it."""
     chain, link = [], problem
     while link is not None and link not in chain:
         chain.append(link)
@@ -295,7 +305,7 @@ def _explain_load_error(weights: WeightsSource, problem: Exception) -> UserError
 
 
 def _is_known_library(library: str) -> bool:
-    """Tells whether diffusers reads classes of this library from itself or from transformers only."""
+    """Tells whether a library is diffusers or transformers, whose classes are safe to create."""
     if library in LIBRARIES:
         return True
     found = importlib.util.find_spec("diffusers")
@@ -304,7 +314,7 @@ def _is_known_library(library: str) -> bool:
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
-    """Reads the file that describes the content of a folder."""
+    """Reads the index file of a model's folder."""
     for name in ("model_index.json", "config.json"):
         path = folder / name
         if not path.is_file():
@@ -323,10 +333,10 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 
 def _find_safetensors(path: Path, flag: str) -> Path:
-    """Finds the file of weights that the user names, which must hold numbers only.
+    """Finds a weights file that the user named; it must be a safetensors file.
 
     Raises:
-        UserError: it is missing (exit 3) or of a format that can run code (exit 7).
+        UserError: the file is missing (exit 3) or has a format that can run code (exit 7).
     """
     if path.is_dir():
         inside = sorted(path.glob("*.safetensors"))

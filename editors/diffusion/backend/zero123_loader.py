@@ -1,8 +1,8 @@
-"""Reads models of the Zero-1-to-3 kind (Liu et al., ICCV 2023), for which diffusers has no pipeline of its own.
+"""Loads models of the Zero-1-to-3 kind (Liu et al., ICCV 2023), for which diffusers has no pipeline.
 
 Such a folder is in diffusers' layout: a UNet that takes the latents of a picture beside the noised ones, a VAE, a CLIP
-image encoder, and one linear layer from the picture's embedding and the camera to a token. The layer's class is
-code of the folder's owner: only its numbers are read.
+image encoder, and one linear layer from the picture's embedding and the camera to a token. The class of that layer is
+code in the folder; it is not run, only the layer's numbers are read.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ PROJECTIONS = ("cc_projection", "clip_camera_projection")  # what converters cal
 
 @dataclass(frozen=True)
 class ViewNetworks:
-    """The networks of such a model.
+    """Holds the networks of a novel-view model.
 
     Attributes:
         model: its denoiser and autoencoder; it has no text encoder.
-        image_encoder: a transformers `CLIPVisionModelWithProjection`.
-        projection: from an embedding and four numbers that describe the camera to a token.
+        image_encoder: a `CLIPVisionModelWithProjection` of transformers.
+        projection: linear layer from an embedding and four numbers that describe the camera to a token.
     """
 
     model: DiffusionModel
@@ -37,11 +37,14 @@ class ViewNetworks:
 
 
 def load_view_networks(weights: WeightsSource) -> ViewNetworks:
-    """Reads a folder, or a model by its name on the hub.
+    """Loads a novel-view model from a folder, or by its name on the hub.
+
+    Args:
+        weights: the model to load, and its device.
 
     Raises:
-        UserError: there is no such model, or it is another kind (exit 3); no room (exit 4); weights in a format that
-            can run code (exit 7).
+        UserError: an unknown model or one of another kind (exit 3); not enough memory or disk space (exit 4); weights
+            in a format that can run code (exit 7).
     """
     weights.check_name()
     with explain_load_errors(weights):

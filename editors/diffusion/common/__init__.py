@@ -1,1 +1,1 @@
-"""What diffusion editors share: canvases, regions, keyframes, attention, score distillation."""
+"""Shared parts of diffusion editors: canvases, regions, keyframes, attention, score distillation."""

@@ -1,15 +1,15 @@
 """Replaced attention of a UNet: over several pictures at once, along canonical paths, or recorded in another run.
 
 A diffusion UNet calls a processor for each of its attention layers. `AttentionProcessor` is the usual one, with a
-replaceable function of queries, keys and values. `DiffusionModel.attention` takes dictionaries of such processors:
+replaceable function of queries, keys and values. `DiffusionModel.replace_attention` takes dictionaries of them:
 
-* `make_cross_frame_processors` lets the pictures of a batch attend to each other, so that they become consistent: all
-see the first
-  (Text2Video-Zero, Khachatryan et al., 2023, 3.3), the first and the previous (Tune-A-Video, Wu et al., 2023, 3.2), or
-  all of them (Vid2Vid-Zero, Wang et al., 2023). Then tokens attend along paths through time, which join the tokens that
-  show the same point (FLATTEN, Cong et al., 2024, 4.2). Here the paths come from the canonical picture, not from flow.
-* `Features` records queries, keys and outputs of layers in one run and injects them into another (see `pnp.py` and
-  `p2p.py`).
+* `make_cross_frame_processors` lets the pictures of a batch attend to each other, so that they become consistent: to
+  the first (Text2Video-Zero, Khachatryan et al., 2023, 3.3), to the first and the previous (Tune-A-Video, Wu et al.,
+  2023, 3.2), or to all of them (Vid2Vid-Zero, Wang et al., 2023). Then tokens attend along paths through time, which
+  connect the tokens that show the same point (FLATTEN, Cong et al., 2024, 4.2). Here the paths come from the canonical
+  picture, not from optical flow.
+* `FeatureRecorder` records queries, keys and outputs of layers in one run and injects them into another (see
+  `methods/pnp.py` and `methods/p2p.py`).
 """
 
 from __future__ import annotations
@@ -42,13 +42,24 @@ CrossFrameMode = Literal["own", "first", "first-previous", "all"]
 
 
 def plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Computes ordinary attention."""
+    """Computes scaled dot-product attention.
+
+    Args:
+        query: queries.
+        key: keys.
+        value: values.
+        mask: attention mask; None for none.
+    """
     return scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
 @dataclass(frozen=True)
 class AttentionProcessor:
-    """What diffusers calls for an attention layer; with `plain` it equals the layer's own processor."""
+    """Runs an attention layer for diffusers; with `plain_attention` it equals the default processor.
+
+    Attributes:
+        attend: computes the attention from queries, keys, values and a mask.
+    """
 
     attend: AttentionFunction = plain_attention
 
@@ -77,7 +88,16 @@ class AttentionProcessor:
 
 
 def list_seen_frames(mode: CrossFrameMode, frames: int) -> list[tuple[int, ...]]:
-    """Lists for each of `frames` pictures those that it sees, for `make_cross_frame_processors`."""
+    """Lists for each picture of a batch the pictures that it attends to, for `make_cross_frame_processors`.
+
+    Args:
+        mode: "own", "first", "first-previous" or "all".
+        frames: number of pictures.
+
+    Example:
+        >>> list_seen_frames("first-previous", 4)
+        [(0, 0), (0, 0), (0, 1), (0, 2)]
+    """
     if mode == "all":
         return [tuple(range(frames))] * frames
     if mode == "first":
@@ -95,11 +115,11 @@ def make_cross_frame_processors(
     """Makes processors with which the pictures of a batch attend to each other in every self-attention layer.
 
     Args:
-        unet: of a `DiffusionModel`.
-        seen_frames: for each picture, those to whose tokens its own tokens attend (`seen_by`). The batch holds the
-            pictures in order, and may repeat the whole sequence, as guidance does.
-        paths: by number of tokens of a layer, which token of each picture shows the same point as each token of each
-            picture (`find_canonical_paths`); a layer of another size goes without.
+        unet: UNet of a `DiffusionModel`.
+        seen_frames: for each picture, the pictures that it attends to (`list_seen_frames`). The batch has the pictures
+            in order, and may repeat the sequence, as guidance does.
+        paths: by the number of tokens of a layer: the token of each picture that shows the same point as each token
+            (`find_canonical_paths`); layers of other sizes use no paths.
 
     Raises:
         UserError: the model is not a UNet with such layers (exit 3).
@@ -120,13 +140,13 @@ def list_cross_attention(unet: Any) -> list[str]:
 
 @dataclass(frozen=True)
 class CrossFrameAttention:
-    """Attention over several pictures of a batch; see `make_cross_frame_processors`."""
+    """Computes attention over several pictures of a batch; see `make_cross_frame_processors`."""
 
     seen_frames: tuple[tuple[int, ...], ...]
     paths: Mapping[int, Int[Tensor, "frames tokens frames"]]
 
     def __call__(self, query: HeadTensor, key: HeadTensor, value: HeadTensor, mask: Tensor | None) -> HeadTensor:
-        """Attends to the tokens of the pictures that each token sees, and then to those on its path."""
+        """Attends to the tokens of the seen pictures, and then to the tokens on the path of each token."""
         frames = len(self.seen_frames)
         if len(query) % frames:
             raise ValueError(f"a batch of {len(query)} does not hold {frames} pictures a whole number of times")
@@ -160,17 +180,17 @@ def find_canonical_paths(
     visible: Bool[np.ndarray, "frames height width"],
     max_distance: float = 0.75,
 ) -> Int[Tensor, "frames tokens frames"]:
-    """Finds for each token of each picture the token of every other picture that shows the same canonical point.
+    """Finds for each token the token of every other picture that shows the same canonical point.
 
     Args:
-        positions: canonical positions of the tokens of each picture in one layer.
-        visible: which tokens show that layer.
-        max_distance: between two tokens of the same point, as a share of the spacing of tokens; in an even grid the
-            nearest token is never further away than 0.71.
+        positions: canonical positions of the tokens of each picture in one layer, in uv units.
+        visible: tokens that show that layer.
+        max_distance: largest distance between two tokens of the same point, as a share of the spacing of tokens; in a
+            regular grid the nearest token is at most 0.71 away.
 
     Returns:
-        Numbers of tokens, row by row; -1 where a picture does not show the point. A token is its own partner. For
-        several layers take the larger of their paths, element by element.
+        Indices of tokens, row by row; -1 where a picture does not show the point. Each token matches itself. For
+        several layers, take the elementwise maximum of their paths.
     """
     # The usual distance between the canonical positions of neighboring tokens.
     steps = []
@@ -198,13 +218,13 @@ def find_canonical_paths(
 
 @dataclass
 class FeatureRecorder:
-    """Tensors of a UNet's layers, recorded in one run of the denoiser and injected into another.
+    """Records tensors of a UNet's layers in one run of the denoiser, and injects them into another.
 
     Attributes:
         layers: names of the processors whose queries and keys are recorded.
         convolutions: modules whose outputs are recorded, by name.
-        recorded: queries and keys of a layer, or the output of a convolution, by name, of the last recorded run: one
-            entry for each window of the latents that the denoiser saw.
+        recorded: queries and keys of a layer, or the output of a convolution, by name, in the last recorded run: one
+            entry for each window of the latents.
     """
 
     layers: Sequence[str] = ()
@@ -213,7 +233,7 @@ class FeatureRecorder:
 
     @contextmanager
     def record_features(self, model: DiffusionModel) -> Iterator[None]:
-        """Records the passes of `model`; replaces what was recorded before."""
+        """Records the passes of `model` within the context; replaces earlier records."""
         self.recorded = {name: [] for name in (*self.layers, *self.convolutions)}
         with ExitStack() as stack:
             recorders = {name: AttentionProcessor(_RecordingAttention(self.recorded[name])) for name in self.layers}
@@ -229,8 +249,8 @@ class FeatureRecorder:
         """Injects the recorded tensors into every picture of the passes of `model`.
 
         Args:
-            model: whose passes get the tensors.
-            processors: made by `make_replaying_processors`, for some or all of the layers.
+            model: the model whose passes get the tensors.
+            processors: results of `make_replaying_processors`, for some or all of the layers.
             outputs: whether the outputs of the convolutions are injected too.
         """
         with ExitStack() as stack:
@@ -242,7 +262,13 @@ class FeatureRecorder:
     def make_replaying_processors(
         self, layers: Sequence[str], mix: RecordedAttentionFunction | None = None
     ) -> dict[str, AttentionProcessor]:
-        """Makes processors that attend with the recorded queries and keys, or with a mixture made by `mix`."""
+        """Makes processors that attend with the recorded queries and keys.
+
+        Args:
+            layers: names of the processors to replace.
+            mix: computes the attention from the recorded tensors and those of the pass; by default
+                `attend_with_recorded`.
+        """
         return {
             name: AttentionProcessor(_ReplayingAttention(cycle(self.recorded[name]), mix or attend_with_recorded))
             for name in layers
@@ -250,12 +276,28 @@ class FeatureRecorder:
 
 
 def attend_with_recorded(recorded: RecordedTensors, query: HeadTensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attends with the queries and keys of the recorded run and the values of this one."""
+    """Attends with the queries and keys of the recorded run, and the values of this one.
+
+    Args:
+        recorded: queries and keys of the recorded run.
+        query: queries of this run, for the size of the batch.
+        key: keys of this run; not used.
+        value: values of this run.
+    """
     return plain_attention(repeat_batch(recorded[0], len(query)), repeat_batch(recorded[1], len(query)), value, None)
 
 
 def repeat_batch(values: Float[Tensor, "m ..."], count: int) -> Float[Tensor, "count ..."]:
-    """Repeats a batch to a batch of `count`."""
+    """Repeats a batch until it has `count` entries.
+
+    Args:
+        values: a batch of m entries.
+        count: a multiple of m.
+
+    Example:
+        >>> repeat_batch(torch.tensor([[1.0], [2.0]]), 4).flatten().tolist()
+        [1.0, 2.0, 1.0, 2.0]
+    """
     return values.repeat(count // len(values), *[1] * (values.ndim - 1))
 
 
@@ -306,5 +348,5 @@ def _split_heads(states: Tensor, heads: int) -> Tensor:
 
 
 def _join_frames(states: Tensor) -> Tensor:
-    """Joins the tokens of several pictures: (groups, frames, heads, tokens, width) without the frames."""
+    """Concatenates the tokens of several pictures: merges the frames of (groups, frames, heads, tokens, width)."""
     return states.transpose(1, 2).flatten(2, 3)

@@ -1,11 +1,11 @@
-"""Canvases: parts of canonical pictures on which a diffusion model works, and the way back to an overlay.
+"""Canvases: parts of canonical pictures on which a diffusion model works, and their conversion to overlays.
 
-A model needs a picture without holes, of the size it was trained on. A canvas is the part of a canonical picture around
-the region to edit, enlarged or shrunk to that size (VidEdit, Couairon et al., 2023, crops its atlas in the same way).
-The result becomes an overlay that is transparent outside the region: other pixels stay the source's.
+A model needs a picture without holes, at the size that it was trained on. A canvas is the part of a canonical picture
+around the region to edit, scaled to that size (VidEdit, Couairon et al., 2023, crops its atlas in the same way). The
+result becomes an overlay that is transparent outside the region: other pixels do not change.
 
-Where the video shows nothing, the region is extended by some texels: pixels at the silhouette of a layer sample texels
-on both sides of it, and would keep a rim of the old color otherwise.
+Beyond the part that the video shows, the region is extended by a few texels: pixels at the silhouette of a layer sample
+texels on both sides of it, and would otherwise keep a rim of the old color.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from neural_fields.imaging.alpha import premultiply, resize_image, unpremultiply
 class CanvasSettings:
     """Settings of cutting canvases out of canonical pictures and of joining them."""
 
-    margin_share: float = 0.1  # of the region's longer side is shown around it, so that the model sees its surroundings
-    gap_px: int = 16  # between canvases that lie side by side
-    min_coverage: float = 0.5  # from which a texel's color is the video's
+    margin_share: float = 0.1  # margin around the region, as a share of its longer side, that the model sees
+    gap_px: int = 16  # gap between canvases that are placed side by side
+    min_coverage: float = 0.5  # least coverage of a texel whose color is that of the video
     extension_texels: int = 3  # by which the region is extended where the video shows nothing
 
 
@@ -40,14 +40,14 @@ DEFAULTS = CanvasSettings()
 
 @dataclass(frozen=True)
 class Canvas:
-    """A part of a canonical picture at the size a model works at.
+    """Holds a part of a canonical picture at the size at which a model works.
 
     Attributes:
         image: RGB in [0, 1], without holes.
-        region: where the edit may go, in [0, 1].
-        alpha: the same for each texel of the picture: the largest alpha of an overlay there.
-        box: the part of the canonical plane it covers.
-        layer: to which the picture belongs.
+        region: the editable region, in [0, 1].
+        alpha: the region at the texels of the whole picture: the largest alpha of an overlay there.
+        box: the part of the canonical plane that the canvas covers.
+        layer: name of the layer.
     """
 
     image: Float[Tensor, "1 3 height width"]
@@ -62,13 +62,22 @@ class Canvas:
         return self.image.shape[3], self.image.shape[2]
 
     def make_overlay(self, result: Float[Tensor, "1 3 height width"], notes: Sequence[str] = ()) -> Overlay:
-        """Makes an overlay that shows a model's result in the region and nothing elsewhere."""
+        """Makes an overlay that shows a model's result in the region, and is transparent elsewhere.
+
+        Args:
+            result: the model's result, RGB in [0, 1].
+            notes: notes for the user, one sentence each.
+        """
         return self.make_rgba_overlay(torch.cat([result, torch.ones_like(result[:, :1])], dim=1), notes)
 
     def make_rgba_overlay(self, rgba: Float[Tensor, "1 4 height width"], notes: Sequence[str] = ()) -> Overlay:
-        """Makes an overlay of straight RGBA on the canvas, limited to the region.
+        """Makes an overlay of RGBA on the canvas, limited to the region.
 
-        Its size is the smallest multiple of the picture's own texels that keeps the resolution of the canvas.
+        Its resolution is the smallest multiple of the picture's texels that preserves the resolution of the canvas.
+
+        Args:
+            rgba: straight RGBA in [0, 1].
+            notes: notes for the user, one sentence each.
         """
         rows, columns = self.alpha.shape
         finer = max(1, -(-self.size[0] // columns), -(-self.size[1] // rows))
@@ -84,7 +93,12 @@ class Canvas:
     def crop_picture(
         self, picture: Float[np.ndarray, "h w channels"], box: Box
     ) -> Float[Tensor, "1 channels height width"]:
-        """Crops a picture that covers `box` to the canvas, at the size of the canvas."""
+        """Crops a picture to the canvas, at the size of the canvas.
+
+        Args:
+            picture: the picture.
+            box: the part of the canonical plane that the picture covers.
+        """
         height, width = picture.shape[:2]
         left, right = (round((u - box.u0) / box.width * width) for u in (self.box.u0, self.box.u1))
         top, bottom = (round((v - box.v0) / box.height * height) for v in (self.box.v0, self.box.v1))
@@ -94,7 +108,12 @@ class Canvas:
     def resample_to_picture(
         self, values: Float[Tensor, "1 1 height width"], picture: CanonicalImage
     ) -> Float[np.ndarray, "rows columns"]:
-        """Resamples values in [0, 1] on the canvas to the texels of the whole picture; 0 around the canvas."""
+        """Resamples values on the canvas to the texels of the whole picture; they are 0 outside the canvas.
+
+        Args:
+            values: values in [0, 1] on the canvas.
+            picture: the canonical picture.
+        """
         rows, columns = self.alpha.shape
         array = resize_image(values[0].permute(1, 2, 0).float().cpu().contiguous().numpy(), (columns, rows))
         rgba = np.concatenate([np.zeros((rows, columns, 3), np.float32), array], axis=-1)
@@ -109,16 +128,16 @@ def open_canvas(
     feather: float = 0.0,
     settings: CanvasSettings = DEFAULTS,
 ) -> Canvas:
-    """Cuts out the part of a picture around a region, scaled so that its longer side has about `side` pixels.
+    """Crops the part of a picture around a region, scaled so that its longer side has about `side` pixels.
 
     Args:
         picture: the canonical picture.
-        region: where the edit may go, at the picture's size; some of it is above 0.
-        side: of the canvas in pixels.
-        multiple: both sides of the canvas are multiples of this.
-        feather: pixels of the canvas over which the region fades in from its edge. The end of the layer itself is no
-            edge: there its weight in each frame fades.
-        settings: of canvases.
+        region: the editable region in [0, 1], at the picture's size; it must not be 0 everywhere.
+        side: longer side of the canvas, in pixels.
+        multiple: both sides of the canvas are multiples of this, in pixels.
+        feather: pixels of the canvas over which the region fades in from its edge. The outline of the layer is not such
+            an edge: there its weight in each frame fades.
+        settings: margin and extension of the region.
     """
     rgba = picture.to_array()
 
@@ -172,16 +191,16 @@ def open_canvases(
     feather: float = 0.0,
     settings: CanvasSettings = DEFAULTS,
 ) -> list[Canvas]:
-    """Opens canvases of several layers that together are small enough for a model to see them as a whole.
+    """Opens canvases of several layers that together are small enough for one pass of a model.
 
     Args:
-        pictures: canonical pictures by layer.
-        regions: where the edit may go, by layer, each at the size of its picture and above 0 somewhere; these layers
-            are opened, in this order.
-        side: pixels of the longer side of each canvas, about; less where the canvases would be too large together.
+        pictures: canonical pictures, by layer.
+        regions: editable regions in [0, 1], by layer, each at the size of its picture and not 0 everywhere. These
+            layers are opened, in this order.
+        side: approximate longer side of each canvas in pixels; smaller if the canvases would be too large together.
         multiple: both sides of each canvas are multiples of this, in pixels.
         feather: pixels of a canvas over which its region fades in from its edge; 0 for none.
-        settings: of canvases.
+        settings: margin and extension of the regions.
     """
     each = side
     longest = WINDOWS.max_stretch * side
@@ -204,7 +223,15 @@ def open_canvases(
 def fill_holes(
     rgb: Float[np.ndarray, "height width 3"], known: Bool[np.ndarray, "height width"]
 ) -> Float[np.ndarray, "height width 3"]:
-    """Fills the holes of a picture with smooth colors from around them (push-pull, Gortler et al., 1996)."""
+    """Fills the holes of a picture smoothly from their surroundings (push-pull, Gortler et al., 1996).
+
+    Args:
+        rgb: colors in [0, 1]; any value where they are not known.
+        known: texels whose color is known.
+
+    Returns:
+        The picture with known colors unchanged and holes filled.
+    """
     if known.all() or not known.any():
         return rgb
     weight = known.astype(np.float32)[..., None]
@@ -214,15 +241,18 @@ def fill_holes(
 def join_canvases(
     canvases: Sequence[Canvas], multiple: int, settings: CanvasSettings = DEFAULTS
 ) -> tuple[Float[Tensor, "1 3 h w"], Float[Tensor, "1 1 h w"]]:
-    """Joins canvases of several layers to one picture and its region, so that a model makes them consistent.
+    """Joins canvases of several layers to one picture and one region, so that a model makes them consistent.
 
-    They lie beside each other, or one above the other where that is the squarer picture. NaRCan (2024) edits the
+    They are placed side by side, or on top of each other if that makes a squarer picture. NaRCan (2024) edits the
     canonical pictures of its charts in the same way, as one grid.
 
     Args:
-        canvases: of the layers.
+        canvases: canvases of the layers.
         multiple: the gaps between them are multiples of this, in pixels.
-        settings: of canvases.
+        settings: width of the gaps.
+
+    Returns:
+        The picture, RGB in [0, 1], and its region.
     """
     image = join_pictures([canvas.image for canvas in canvases], canvases, multiple, "replicate", settings)
     return image, join_pictures([canvas.region for canvas in canvases], canvases, multiple, settings=settings)
@@ -238,12 +268,11 @@ def join_pictures(
     """Joins pictures of the canvases' sizes to one picture.
 
     Args:
-        parts: one picture for each canvas.
-        canvases: of the layers.
+        parts: one picture per canvas.
+        canvases: canvases of the layers.
         multiple: the gaps between them are multiples of this, in pixels.
-        padding_mode: how the space around them is filled, as in `torch.nn.functional.pad`: "constant" (zeros) or
-            "replicate".
-        settings: of canvases.
+        padding_mode: padding around the parts, as in `torch.nn.functional.pad`: "constant" (zeros) or "replicate".
+        settings: width of the gaps.
     """
     above = _are_stacked(canvases)
     across = max(canvas.size[0 if above else 1] for canvas in canvases)
@@ -262,10 +291,10 @@ def split_joined_picture(
     """Splits a picture made by `join_canvases` into its parts.
 
     Args:
-        picture: of all canvases.
-        canvases: of the layers, in the order in which they were joined.
-        multiple: that they were joined with: the gaps between them are multiples of this, in pixels.
-        settings: of canvases, those that they were joined with.
+        picture: the joined picture.
+        canvases: canvases of the layers, in the order in which they were joined.
+        multiple: the value with which they were joined: the gaps are multiples of this, in pixels.
+        settings: the settings with which they were joined.
     """
     above, start, parts = _are_stacked(canvases), 0, []
     for canvas in canvases:
@@ -284,14 +313,14 @@ def _compute_gap(multiple: int, settings: CanvasSettings) -> int:
 
 
 def _are_stacked(canvases: Sequence[Canvas]) -> bool:
-    """Tells whether joined canvases lie one above the other."""
+    """Tells whether joined canvases are placed on top of each other."""
     return sum(canvas.size[1] for canvas in canvases) < sum(canvas.size[0] for canvas in canvases)
 
 
 def _frame_region(
     region: Float[np.ndarray, "height width"], side: int, multiple: int, margin_share: float
 ) -> tuple[slice, slice]:
-    """Finds the rows and columns of a region with a margin, of an aspect that a canvas of whole multiples has."""
+    """Finds the rows and columns of a region with a margin, with an aspect ratio that suits multiples of `multiple`."""
     where = np.argwhere(region > 0)
     (top, left), (bottom, right) = where.min(axis=0).tolist(), (where.max(axis=0) + 1).tolist()
     margin = round(margin_share * max(bottom - top, right - left))
@@ -314,7 +343,7 @@ def _frame_region(
 
 
 def _fill_from_coarser(color: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Spreads the colors of weighted texels over all of a picture, through smaller and smaller copies of it."""
+    """Spreads the colors of weighted texels over the entire picture through a pyramid of smaller copies."""
     height, width = weight.shape[:2]
     if max(height, width) <= 1:
         return color / np.maximum(weight, 1e-6)

@@ -1,4 +1,4 @@
-"""Measures of an edited video that need a CLIP: do its frames agree, and do they show what was asked for?"""
+"""Metrics of an edited video with CLIP: consistency of its frames, and their agreement with the prompt."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Features = Float[Tensor, "frames features"]
 def measure_with_clip(
     frames: Iterable[UInt8[np.ndarray, "height width 3"]], clip: ClipModel, prompt: str | None = None
 ) -> dict[str, float | None]:
-    """Measures an edited video by a CLIP.
+    """Measures an edited video with CLIP.
 
     Args:
-        frames: of the video.
-        clip: whose features are compared.
-        prompt: what the edit was asked for.
+        frames: frames of the video.
+        clip: the model whose features are compared.
+        prompt: the prompt of the edit.
 
     Returns:
         `clip_consistency_all_pairs` and `clip_consistency_consecutive` (see below), and with a prompt
@@ -37,12 +37,12 @@ def measure_with_clip(
 
 
 def compute_pick_score(frames: Iterable[UInt8[np.ndarray, "height width 3"]], clip: ClipModel, prompt: str) -> float:
-    """Computes PickScore (Kirstain et al., 2023): the scaled cosine of a CLIP tuned to people's choices.
+    """Computes PickScore (Kirstain et al., 2023): the scaled cosine of a CLIP fine-tuned on human preferences.
 
     Args:
-        frames: of the video.
-        clip: the tuned model.
-        prompt: what the edit was asked for.
+        frames: frames of the video.
+        clip: the fine-tuned model.
+        prompt: the prompt of the edit.
 
     Returns:
         The mean over the frames.
@@ -51,7 +51,13 @@ def compute_pick_score(frames: Iterable[UInt8[np.ndarray, "height width 3"]], cl
 
 
 def compute_all_pairs_consistency(features: Features) -> float | None:
-    """Computes the mean cosine between all pairs of frames (Tune-A-Video, Wu et al., 2023); None for one frame."""
+    """Computes the mean cosine between all pairs of frames (Tune-A-Video, Wu et al., 2023); None for one frame.
+
+    Example:
+        >>> features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+        >>> round(compute_all_pairs_consistency(features), 3)
+        0.333
+    """
     count = len(features)
     if count < 2:
         return None
@@ -59,7 +65,12 @@ def compute_all_pairs_consistency(features: Features) -> float | None:
 
 
 def compute_consecutive_consistency(features: Features) -> float | None:
-    """Computes the mean cosine between frames and the next ones (Gen-1, Esser et al., 2023); None for one frame."""
+    """Computes the mean cosine between consecutive frames (Gen-1, Esser et al., 2023); None for one frame.
+
+    Example:
+        >>> compute_consecutive_consistency(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+        0.5
+    """
     return float((features[:-1] * features[1:]).sum(dim=1).mean()) if len(features) > 1 else None
 
 
@@ -67,8 +78,8 @@ def compute_text_alignment(clip: ClipModel, features: Features, prompt: str) -> 
     """Computes the mean cosine between frames and a text.
 
     Args:
-        clip: that computed the features.
-        features: of the frames, of length one.
+        clip: the model that computed the features.
+        features: unit vectors of the frames.
         prompt: the text.
     """
     return float((features @ clip.encode_texts([prompt]).T.to(features)).mean())

@@ -1,8 +1,8 @@
-"""Pictures for ControlNets: edges of the canonical picture, its depth, or a picture of the user.
+"""Control pictures for ControlNets: edges of the canonical picture, its depth, or a picture from the user.
 
-Edges are detected here without weights: by Canny (1986), and soft edges in place of those of HED (Xie and Tu, ICCV
-2015), whose ControlNets take any edges that are bright and of graded strength. Depth needs a network that estimates it,
-or a picture; a pose is a picture drawn by any tool.
+Edges are detected without weights: with Canny's method (1986), or as soft edges that replace those of HED (Xie and Tu,
+ICCV 2015), whose ControlNets accept any bright edges of graded strength. Depth needs a depth network or a picture; a
+pose is a picture drawn with any tool.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ DEFAULTS = SoftEdgeSettings()
 
 @dataclass(frozen=True)
 class ControlRequest:
-    """A ControlNet and the kind of picture that it gets.
+    """Describes a ControlNet and the kind of its control picture.
 
     Attributes:
-        kind: one of `KINDS`.
-        model: its folder, or its name on the hub.
-        scale: how strongly it is followed; 1 as trained.
+        kind: one of `CONTROL_KINDS`.
+        model: folder of the ControlNet, or its name on the hub.
+        scale: strength of its influence; 1 as trained.
     """
 
     kind: str
@@ -59,8 +59,15 @@ class ControlRequest:
 def parse_control(text: str) -> ControlRequest:
     """Parses `--control KIND=FOLDER` or `KIND=FOLDER@SCALE`.
 
+    Args:
+        text: the value of the flag.
+
     Raises:
-        UserError: another form, an unknown kind, a scale that is negative (exit 2).
+        UserError: another form, an unknown kind, or a negative scale (exit 2).
+
+    Example:
+        >>> parse_control("edges=models/canny@0.8")
+        ControlRequest(kind='edges', model='models/canny', scale=0.8)
     """
     kind, equals, rest = text.partition("=")
     model, at, number = rest.rpartition("@")
@@ -82,7 +89,13 @@ def parse_control(text: str) -> ControlRequest:
 
 
 def parse_control_pictures(texts: Sequence[str]) -> dict[str, Path]:
-    """Parses `--control-picture KIND=FILE`; returns the files by kind.
+    """Parses `--control-picture KIND=FILE`.
+
+    Args:
+        texts: the values of the flag.
+
+    Returns:
+        Paths of the files, by kind.
 
     Raises:
         UserError: another form or an unknown kind (exit 2).
@@ -100,12 +113,12 @@ def parse_control_pictures(texts: Sequence[str]) -> dict[str, Path]:
 
 
 def detect_edges(images: Images, low: int = 100, high: int = 200) -> Images:
-    """Detects edges by Canny's method, as white lines on black; the thresholds are those of the ControlNets' training.
+    """Detects edges with Canny's method, as white lines on black.
 
     Args:
         images: RGB in [0, 1].
-        low: gradient of 8-bit gray from which a line continues.
-        high: gradient of 8-bit gray from which a line begins.
+        low: gradient of 8-bit gray from which a line continues. The defaults are those of the ControlNets' training.
+        high: gradient of 8-bit gray from which a line starts.
     """
     detected = [cv2.Canny(gray, low, high) for gray in _convert_to_gray(images)]
     lines = torch.from_numpy(np.stack(detected)).float()[:, None] / 255
@@ -113,7 +126,15 @@ def detect_edges(images: Images, low: int = 100, high: int = 200) -> Images:
 
 
 def detect_soft_edges(images: Images, settings: SoftEdgeSettings = DEFAULTS) -> Images:
-    """Detects edges of graded strength: the largest gradient of brightness over several widths of blur, in [0, 1]."""
+    """Detects edges of graded strength: the largest gradient of brightness over several widths of blur.
+
+    Args:
+        images: RGB in [0, 1].
+        settings: widths of the blur, and scaling.
+
+    Returns:
+        Strengths in [0, 1].
+    """
     detected = []
     for gray in _convert_to_gray(images):
         strongest = np.zeros(gray.shape, np.float32)
@@ -128,10 +149,16 @@ def detect_soft_edges(images: Images, settings: SoftEdgeSettings = DEFAULTS) -> 
 
 
 def load_depth_estimator(weights: WeightsSource) -> Callable[[Images], Images]:
-    """Loads a depth network; the returned function estimates the depth of pictures: near is bright, in [0, 1].
+    """Loads a depth network.
+
+    Args:
+        weights: the network to load, and its device.
+
+    Returns:
+        A function from pictures to inverse depth in [0, 1]: near is bright.
 
     Raises:
-        UserError: transformers is not installed, there is no such model, or it is another one (exit 3).
+        UserError: transformers is not installed, or the model does not exist or is of another kind (exit 3).
     """
     weights.check_name()
     with explain_load_errors(weights):
@@ -165,17 +192,17 @@ def load_controls(
     make_picture: Callable[[ControlRequest, Canvas], Images],
     unsafe: bool = False,
 ) -> list[ControlInput]:
-    """Loads the ControlNets, each with its pictures of all canvases joined to one.
+    """Loads ControlNets, each with the joined control pictures of all canvases.
 
     Args:
-        model: that they control.
-        canvases: that the model sees together.
-        requests: the ControlNets.
-        make_picture: makes the picture of a ControlNet for a canvas.
+        model: the model that they control.
+        canvases: the canvases that the model edits together.
+        requests: the ControlNets to load.
+        make_picture: makes the control picture of a ControlNet for a canvas.
         unsafe: whether weights that can run code are read.
 
     Raises:
-        UserError: a model without a UNet, a ControlNet of another model (exit 3).
+        UserError: a model without a UNet, or a ControlNet for another model (exit 3).
     """
     if model.unet is None:
         raise bad_input(
@@ -202,12 +229,13 @@ def read_control_picture(path: Path, source: EditSource, canvas: Canvas) -> Imag
     """Reads the part of a user's picture that the canvas covers.
 
     Args:
-        path: of the picture, which has the aspect of the layer's canonical picture. Transparent places become black.
-        source: of the edit.
-        canvas: of the layer.
+        path: path of the picture, which has the aspect ratio of the layer's canonical picture. Transparent parts become
+            black.
+        source: the run.
+        canvas: canvas of the layer.
 
     Raises:
-        UserError: a file that cannot be read, or of another shape (exit 3).
+        UserError: a file that cannot be read, or has the wrong shape (exit 3).
     """
     picture = source.pictures[canvas.layer]
     painted = read_picture(path, max_pixels=compute_pixel_limit(picture.size))

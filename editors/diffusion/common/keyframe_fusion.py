@@ -1,9 +1,9 @@
-"""From edited keyframes to overlays: merged in the canonical pictures, and completed where no keyframe shows them.
+"""Converts edited keyframes to overlays: merges them in the canonical pictures, and completes texels that none shows.
 
-StableVideo (Chai et al., ICCV 2023, 3.3) merges its keyframes by the median of their atlases, and offers a small
-network that learns what the median lost, from the difference between the edited keyframes and the atlas rendered into
-them. As released the network gets no gradient. Here that difference itself goes back into the canonical picture, also
-by the median, a few times (`lift.merge`): nothing is trained.
+StableVideo (Chai et al., ICCV 2023, 3.3) merges its keyframes by the median of their atlases, and has a small network
+that learns the loss of the median from the difference between the edited keyframes and the atlas rendered into them. In
+the released code the network gets no gradient. Here that difference is added back to the canonical picture, also by the
+median, a few times (`merge_frames`): nothing is trained.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from editors.core.editor import EditorResult, Report
+from editors.core.editor import EditorResult
 from editors.diffusion.backend.diffusers_model import DiffusionModel, EncodedPrompt
 from editors.diffusion.backend.noise_schedule import Latents, NoiseSchedule
 from editors.diffusion.backend.sampling import denoise_region, shrink_mask_to_latents
@@ -27,6 +27,7 @@ from editors.diffusion.common.canvas import fill_holes
 from editors.diffusion.common.keyframes import Keyframes, LayerKeyframes
 from editors.diffusion.common.region import make_inpainting_inputs
 from editors.inputs.merging import MergedFrames, TexelFootprints, merge_frames, sample_frames
+from neural_fields.core.progress import ProgressReporter, rename_stage
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,12 @@ class KeyframeFusingSettings:
     supersampling: int = (
         2  # lookups for each pixel along a side, so that no texel is left out where a layer is stretched
     )
-    min_lookups: float = 0.3  # that a texel needs to count as seen
+    min_lookups: float = 0.3  # least number of lookups of a seen texel
     min_region: float = 0.5  # opacity of the region from which a pixel of the canvas belongs to it
     min_cover: float = 0.5  # of a keyframe's pixel by known texels: less of it shows none of the merged picture
-    min_gain: float = 0.05  # where there is next to no light it cannot be divided out
-    min_hole_px: int = 5  # a part that no keyframe shows and that is thinner than this is filled from around
-    min_share: float = 0.01  # of the region: less than this needs no model, and is not worth telling
+    min_gain: float = 0.05  # lighting below which it cannot be divided out
+    min_hole_px: int = 5  # holes thinner than this are filled smoothly from their surroundings
+    min_share: float = 0.01  # least share of the region for inpainting, and for a note
     max_disagreement: float = 0.1  # of a color's range; keyframes further apart than this disagree
 
 
@@ -50,12 +51,12 @@ DEFAULTS = KeyframeFusingSettings()
 
 @dataclass(frozen=True)
 class FusedKeyframes:
-    """The pictures that keyframes show of a layer, merged on the pixels of its canvas.
+    """Holds the keyframes of a layer, merged on the pixels of its canvas.
 
     Attributes:
         part: the layer in the keyframes.
         merged: RGB without lighting.
-        settings: of the merging.
+        settings: thresholds of the merging.
     """
 
     part: LayerKeyframes
@@ -64,17 +65,17 @@ class FusedKeyframes:
 
     @property
     def seen_mask(self) -> Bool[Tensor, "height width"]:
-        """Pixels of the canvas that some keyframe shows; single ones between such are seen too."""
+        """Pixels of the canvas that at least one keyframe shows, with single gaps closed."""
         known = (self.merged.weight > self.settings.min_lookups).numpy().astype(np.uint8)
         return torch.from_numpy(cv2.morphologyEx(known, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)) > 0)
 
     def compose_picture(
         self, inpainted: Float[Tensor, "1 3 height width"] | None = None
     ) -> Float[Tensor, "1 3 height width"]:
-        """Returns the canvas with the merged picture on it; unknown parts are filled smoothly from around.
+        """Composes the canvas with the merged picture; unknown parts are filled smoothly from their surroundings.
 
         Args:
-            inpainted: another picture in [0, 1], for the parts that are `missing`.
+            inpainted: another picture in [0, 1], for the parts in `missing_mask`.
         """
         known, colors = self.merged.weight > self.settings.min_lookups, self.merged.values.clamp(0, 1)
         if inpainted is not None:
@@ -85,7 +86,7 @@ class FusedKeyframes:
 
     @property
     def missing_mask(self) -> Bool[Tensor, "height width"]:
-        """Parts of the region that no keyframe shows; not those thinner than a few pixels, which their rims fill."""
+        """Parts of the region that no keyframe shows, without those that are only a few pixels thin."""
         unseen = ((self.part.region > self.settings.min_region) & ~self.seen_mask).numpy().astype(np.uint8)
         kernel = np.ones((self.settings.min_hole_px, self.settings.min_hole_px), np.uint8)
         return torch.from_numpy(cv2.morphologyEx(unseen, cv2.MORPH_OPEN, kernel) > 0)
@@ -104,12 +105,12 @@ class FusedKeyframes:
 def fuse_keyframes(
     keyframes: Keyframes, edited: Float[Tensor, "n 3 height width"], settings: KeyframeFusingSettings = DEFAULTS
 ) -> dict[str, FusedKeyframes]:
-    """Merges edited keyframes into the canonical picture of each layer, by the weighted median and what it missed.
+    """Merges edited keyframes into the canonical picture of each layer, by the weighted median and its residuals.
 
     Args:
-        keyframes: where the layers lie in the keyframes.
+        keyframes: the keyframes, with the positions of the layers in them.
         edited: the keyframes after the edit, RGB in [0, 1].
-        settings: of the merging.
+        settings: thresholds of the merging.
 
     Returns:
         The merged picture of each layer, by its name.
@@ -134,11 +135,11 @@ def render_into_keyframes(
     """Renders merged pictures into keyframes.
 
     Args:
-        keyframes: the pictures to render into; they need not be those that were merged.
-        fused_layers: the merged picture of each layer.
+        keyframes: the keyframes to render into; they may differ from those that were merged.
+        fused_layers: the merged picture of each layer, by name.
 
     Returns:
-        The keyframes with the merged pictures over their own, and how much of each pixel these fill.
+        The keyframes with the merged pictures composited over them, and the coverage of each pixel by these, in [0, 1].
     """
     images, share = keyframes.images, torch.zeros_like(keyframes.images[:, :1])
     for layer, one in fused_layers.items():
@@ -157,22 +158,25 @@ def make_overlays(
     editor: PromptedSettings,
     keyframes: Keyframes,
     fused_layers: Mapping[str, FusedKeyframes],
-    report: Report,
+    report: ProgressReporter,
 ) -> EditorResult:
-    """Makes overlays of merged pictures; inpaints with the same prompt what no keyframe shows.
+    """Makes overlays of merged pictures, and inpaints texels that no keyframe shows with the same prompt.
 
-    Blended Latent Diffusion (Avrahami et al., 2023) in the canonical picture, as the editor `inpaint` does it; what is
-    thin, or less than a hundredth of the region, is filled smoothly instead.
+    The inpainting is Blended Latent Diffusion (Avrahami et al., 2023) in the canonical picture, as in the editor
+    `inpaint`; thin parts, and parts below a hundredth of the region, are filled smoothly instead.
 
     Args:
         model: the model that edited the keyframes.
-        text: the prompt.
+        text: the encoded prompt.
         editor: guidance, steps and seed.
         keyframes: the keyframes that were merged.
-        fused_layers: the merged picture of each layer.
-        report: of the progress.
+        fused_layers: the merged picture of each layer, by name.
+        report: called with the progress.
+
+    Returns:
+        One overlay per layer, with notes for the user.
     """
-    overlays, facts = {}, {}
+    overlays, details = {}, {}
     notes = [f"keyframes: {', '.join(map(str, keyframes.source_frames))} of the source"]
     for layer, one in fused_layers.items():
         canvas, picture = one.part.canvas, one.compose_picture()
@@ -186,9 +190,9 @@ def make_overlays(
         if conflicts > one.settings.min_share:
             notes.append(f"the keyframes disagree on {conflicts:.0%} of what they show of {layer}")
         overlays[layer] = canvas.make_overlay(picture)
-        facts[layer] = {"not_in_keyframes": round(missing, 4), "disagreement": round(conflicts, 4)}
+        details[layer] = {"not_in_keyframes": round(missing, 4), "disagreement": round(conflicts, 4)}
     return EditorResult(
-        overlays, (*model.notes, *notes), {"keyframes": list(keyframes.source_frames), "layers_shown": facts}
+        overlays, (*model.notes, *notes), {"keyframes": list(keyframes.source_frames), "layers_shown": details}
     )
 
 
@@ -200,15 +204,15 @@ def noise_to_first_time(
     schedule: NoiseSchedule,
     strength: float,
 ) -> Latents:
-    """Noises latents to the first time of a denoising; with strength 1 nothing of the original stays in the region.
+    """Noises latents to the first time of a denoising; with strength 1 the region keeps nothing of the original.
 
     Args:
-        original: the clean latents.
-        noise: of their shape.
-        inside: 1 in the region.
-        time: the first time, of the schedule.
-        schedule: of the model.
-        strength: share of the picture that is lost to noise, in (0, 1].
+        original: clean latents.
+        noise: noise of the same shape.
+        inside: 1 in the region, else 0.
+        time: the first time, an index into the schedule.
+        schedule: noise schedule of the model.
+        strength: share of the denoising steps that run, in (0, 1].
     """
     noised = schedule.add_noise(original, noise, time)
     return noised if strength < 1 else inside * noise + (1 - inside) * noised
@@ -220,7 +224,7 @@ def _inpaint_picture(
     editor: PromptedSettings,
     picture: Float[Tensor, "1 3 height width"],
     missing: Bool[Tensor, "1 1 height width"],
-    report: Report,
+    report: ProgressReporter,
 ) -> Float[Tensor, "1 3 height width"]:
     """Generates the missing part of a picture."""
     image = picture.to(model.device)
@@ -237,6 +241,6 @@ def _inpaint_picture(
         original=original,
         noise=noise,
         region=inside,
-        step=lambda done, total: report("inpainting what no keyframe shows", done, total),
+        report=rename_stage(report, "inpainting what no keyframe shows"),
     )
     return model.decode_latents(latents).cpu()

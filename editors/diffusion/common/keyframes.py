@@ -1,8 +1,8 @@
-"""Keyframes: a few frames that together show the layers to edit, as pictures of the size that a model works at.
+"""Keyframes: a few frames that together show the layers to edit, as pictures of the size at which a model works.
 
-Diffusion models know frames better than canonical pictures, which may be stretched (StableVideo, Chai et al., ICCV
-2023, 3.2). So some methods edit pictures cut from frames, all of one size, with the canonical coordinates of each
-pixel. `fusing.py` makes overlays of the edited ones.
+Diffusion models handle frames better than canonical pictures, which may be stretched (StableVideo, Chai et al., ICCV
+2023, 3.2). So some methods edit pictures cropped from frames, all of one size, with the canonical coordinates of each
+pixel. `keyframe_fusion.py` makes overlays of the edited keyframes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from neural_fields.core.errors import bad_input
 from neural_fields.imaging.alpha import resize_image
 from neural_fields.imaging.resampling import RIM, warp_part
 from neural_fields.rendering.render_planar import open_passes
-from neural_fields.runs.source import read_source_metadata
 
 Cut = tuple[slice, slice]  # rows and columns
 
@@ -38,10 +37,10 @@ Cut = tuple[slice, slice]  # rows and columns
 class KeyframeSelectionSettings:
     """Settings of choosing keyframes and of cutting them out."""
 
-    min_weight: float = 0.5  # of the layer in a pixel: with less, the pixel shows something else
-    max_candidates: int = 48  # frames from which keyframes are chosen
+    min_weight: float = 0.5  # least weight of the layer in a pixel that shows it
+    max_candidates: int = 48  # largest number of frames from which keyframes are chosen
     grid_cells: int = 48  # along each side of a canonical picture; coverage is counted in such cells
-    min_gain_share: float = 0.02  # of the region: a further keyframe that adds no more than this is not worth its time
+    min_gain_share: float = 0.02  # least share of the region that a further keyframe must add
     min_pixel_spacing: float = 1e-4  # in units of uv, between pixels of a canvas
 
 
@@ -50,14 +49,14 @@ DEFAULTS = KeyframeSelectionSettings()
 
 @dataclass(frozen=True, kw_only=True)
 class KeyframedSettings(PromptedSettings):
-    """Settings of editors that work on keyframes."""
+    """Holds the settings of editors that work on keyframes."""
 
     keyframes: str = ""
-    """Frames of the source to edit, such as 3,10,20 (default: frames that together show what is to be edited)."""
+    """Numbers of the frames to edit, such as 3,10,20 (default: frames that together show the region to edit)."""
     count: int = 4
-    """How many frames are chosen at most where none are named."""
+    """Largest number of frames that are chosen if --keyframes is not given."""
     strength: float = 1.0
-    """How much of the picture is lost to noise first, in (0, 1]; 1 keeps nothing of it."""
+    """Share of the denoising steps that run, in (0, 1]: the amount of noise; 1 keeps nothing of the picture."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,7 +66,13 @@ class KeyframedSettings(PromptedSettings):
             raise wrong_setting_error("strength", self.strength, "it is above 0 and at most 1", "--strength 0.8")
 
     def choose_frames(self, source: EditSource) -> list[int]:
-        """Chooses the frames of the run to edit, or takes those that the user named.
+        """Chooses the frames to edit, or takes those that the user named.
+
+        Args:
+            source: the run, and the layers to edit.
+
+        Returns:
+            Indices of frames in the run.
 
         Raises:
             UserError: frames that the run does not have (exit 3).
@@ -77,14 +82,14 @@ class KeyframedSettings(PromptedSettings):
 
 @dataclass(frozen=True)
 class LayerKeyframes:
-    """One layer as the keyframes show it.
+    """Holds the view of the keyframes on one layer.
 
     Attributes:
         canvas: the layer's region, with the pixel spacing of the keyframes.
-        region: where the edit may go on the canvas, in [0, 1], of what the video shows.
-        uv: canonical coordinates of the keyframes' pixels.
-        weight: how much of each pixel the layer fills, within its region.
-        gain: the lighting of the layer.
+        region: the editable region on the canvas that the video shows, in [0, 1].
+        uv: canonical coordinates of the keyframes' pixels, in uv units.
+        weight: the layer's share of each pixel within its region, in [0, 1].
+        gain: lighting of the layer, a factor of its color.
     """
 
     canvas: Canvas
@@ -94,13 +99,13 @@ class LayerKeyframes:
     gain: Float[Tensor, "n 3 height width"]
 
     def locate_pixels(self, shrink: int = 1, settings: KeyframeSelectionSettings = DEFAULTS) -> TexelFootprints:
-        """Computes the positions of the pixels on the canvas.
+        """Computes the positions of the keyframes' pixels on the canvas.
 
         Pixels that show little of the layer have no weight.
 
         Args:
-            shrink: pixels per side of the squares that are located instead, on a canvas that is smaller by this factor.
-            settings: of keyframes.
+            shrink: side in pixels of the squares to locate instead, on a canvas that is smaller by this factor.
+            settings: least weight of the layer in a pixel.
         """
         uv = avg_pool2d(self.uv.movedim(3, 1), shrink).movedim(1, 3)
         weight = avg_pool2d(self.weight[:, None], shrink)[:, 0]
@@ -111,15 +116,15 @@ class LayerKeyframes:
 
 @dataclass(frozen=True)
 class Keyframes:
-    """Pictures cut from frames, with the canonical coordinates of each layer in them.
+    """Holds pictures cropped from frames, with the canonical coordinates of each layer in them.
 
     Attributes:
-        frames: the frames of the run from which they are cut, 0 is its first.
-        images: RGB in [0, 1], with the edits made so far.
+        frames: indices of the frames in the run, 0 is the first.
+        images: RGB in [0, 1], with the active edits.
         layers: the layers to edit, by name.
-        canonical_positions: canonical coordinates of all pixels in the layer that they show most, and the number of
-            that layer.
-        source_frames: the same frames, in the numbering of the source.
+        canonical_positions: canonical coordinates of each pixel in the layer that it shows most, and the index of that
+            layer.
+        source_frames: numbers of the same frames in the source.
     """
 
     frames: tuple[int, ...]
@@ -144,15 +149,20 @@ class Keyframes:
 
     @property
     def change_mask(self) -> Float[Tensor, "n 1 height width"]:
-        """Where the pictures may change, in [0, 1]: pixels that show a layer in its region."""
+        """The pixels that may change, in [0, 1]: those that show a layer in its region."""
         return torch.stack([part.weight for part in self.layers.values()]).sum(dim=0)[:, None].clamp(0, 1)
 
     def locate_pixels(self, shrink: int, device: torch.device) -> list[TexelFootprints]:
-        """Computes the positions of the pixels, or of latents of `shrink` pixels, in each layer."""
+        """Computes the positions of pixels or latents on the canvas of each layer.
+
+        Args:
+            shrink: pixels per latent along a side; 1 for pixels.
+            device: device of the result.
+        """
         return [part.locate_pixels(shrink).to(device) for part in self.layers.values()]
 
     def find_token_paths(self, shrink: int) -> dict[int, Int[Tensor, "n tokens n"]]:
-        """Finds the tokens that show the same point, by the number of tokens a picture, for cross-frame attention."""
+        """Finds the tokens that show the same point, for cross-frame attention, by the number of tokens per picture."""
         paths_by_count = {}
         height, width = self.images.shape[2:]
         for factor in (shrink, 2 * shrink, 4 * shrink, 8 * shrink):
@@ -171,21 +181,20 @@ def open_keyframes(
     feather: float = 0.0,
     settings: KeyframeSelectionSettings = DEFAULTS,
 ) -> Keyframes:
-    """Cuts pictures around the layers to edit out of some frames, all of one size, about `side` pixels long.
+    """Crops pictures of one size around the layers to edit from some frames.
 
     Args:
-        source: of the edit.
-        numbers: frames of the run, 0 is its first. Those that do not show the region are left out.
-        side: of the pictures, the longer one, in pixels.
-        multiple: both sides in pixels are multiples of this.
+        source: the run, and the layers to edit.
+        numbers: indices of frames in the run, 0 is the first. Frames that do not show the region are left out.
+        side: approximate longer side of the pictures, in pixels.
+        multiple: both sides are multiples of this, in pixels.
         feather: pixels over which overlays fade in.
-        settings: of keyframes.
+        settings: thresholds of keyframes.
 
     Raises:
-        UserError: none of the frames shows any of the region (exit 3).
+        UserError: none of the frames shows the region (exit 3).
     """
-    metadata, source_numbers = read_source_metadata(source.run)
-    frame_size = (metadata.width, metadata.height)
+    source_numbers, frame_size = source.run.frames, source.run.source_size
     regions = {layer: _restrict_to_charts(source, layer, numbers) for layer in source.layers}
 
     # The bounding box (left, top, right, bottom) of the regions in each frame that shows some of them.
@@ -205,7 +214,7 @@ def open_keyframes(
 
     whole, cuts = _plan_cuts(list(boxes.values()), frame_size, side, multiple)
     views = list(zip(boxes, cuts, strict=True))
-    renderer = open_passes(source.run, source.maps)
+    renderer = open_passes(source.run)
     images, tokens = [], []
     for t, cut in views:
         frame = renderer.render_frame(t, source.read_frame(t))
@@ -237,29 +246,38 @@ def open_keyframes(
 
 
 def parse_frame_numbers(source: EditSource, text: str) -> list[int]:
-    """Parses a user's list of source frames, such as "3,10,20", to frames of the run.
+    """Parses a list of source frames such as "3,10,20".
+
+    Args:
+        source: the run.
+        text: numbers of frames in the source, separated by commas.
+
+    Returns:
+        Indices of the frames in the run.
 
     Raises:
-        UserError: a word that is no number, or no frame of the run (exit 3).
+        UserError: a word that is not a number, or a frame that the run does not have (exit 3).
     """
-    _, run_frames = read_source_metadata(source.run)
+    run_frames = source.run.frames
     indices = []
     for word in (word.strip() for word in text.split(",")):
         if not word.isdecimal():
             raise bad_input(f"{word!r} in --keyframes is no number of a frame", fix=f"--keyframes {run_frames[0]}")
-        if int(word) not in run_frames:
-            every = f", every {run_frames.step}th" if run_frames.step > 1 else ""
-            raise bad_input(
-                f"frame {word} is not part of this run",
-                why=f"it was trained on frames {run_frames[0]} to {run_frames[-1]}{every}",
-                fix=f"--keyframes {min(run_frames, key=lambda k: abs(k - int(word)))}",
-            )
-        indices.append(run_frames.index(int(word)))
+        indices.append(source.run.require_frame(int(word), "--keyframes"))
     return list(dict.fromkeys(indices))
 
 
 def choose_keyframes(source: EditSource, max_count: int, settings: KeyframeSelectionSettings = DEFAULTS) -> list[int]:
-    """Chooses at most `most` frames of the run that together show the layers' regions; see `cover`."""
+    """Chooses frames of the run that together show the layers' regions; see `cover_cells`.
+
+    Args:
+        source: the run, and the layers to edit.
+        max_count: largest number of frames.
+        settings: thresholds of keyframes.
+
+    Returns:
+        Indices of frames in the run.
+    """
     candidates, cells = _find_shown_cells(source, settings)
     return [candidates[i] for i in cover_cells(cells, max_count, settings)]
 
@@ -267,7 +285,16 @@ def choose_keyframes(source: EditSource, max_count: int, settings: KeyframeSelec
 def choose_keyframes_evenly(
     source: EditSource, max_count: int, settings: KeyframeSelectionSettings = DEFAULTS
 ) -> list[int]:
-    """Chooses at most `most` frames, in time, spread evenly over those that show any of the layers' regions."""
+    """Chooses frames of the run, spread evenly over those that show any of the layers' regions.
+
+    Args:
+        source: the run, and the layers to edit.
+        max_count: largest number of frames.
+        settings: thresholds of keyframes.
+
+    Returns:
+        Indices of frames in the run, in ascending order.
+    """
     candidates, cells = _find_shown_cells(source, settings)
     shown = [t for t, row in zip(candidates, cells, strict=True) if row.any()] or candidates[:1]
     return [shown[i] for i in sorted({round(i) for i in np.linspace(0, len(shown) - 1, min(max_count, len(shown)))})]
@@ -276,15 +303,22 @@ def choose_keyframes_evenly(
 def cover_cells(
     shown: Bool[np.ndarray, "frames cells"], max_count: int, settings: KeyframeSelectionSettings = DEFAULTS
 ) -> list[int]:
-    """Picks at most `max_count` rows that together are true in most columns: the fullest first, then what adds most.
+    """Picks frames that together show most cells: first the one that shows most, then those that add most.
 
-    Where fewer rows suffice than a majority vote needs, rows are added that are full and far away. The rows are
-    returned in the order in which each shares most with those before it.
+    If fewer frames suffice than a majority vote needs, frames are added that show many cells and are far away in time.
 
     Args:
         shown: which cells each frame shows.
-        max_count: rows to pick.
-        settings: of keyframes.
+        max_count: largest number of frames.
+        settings: least gain of a further frame.
+
+    Returns:
+        Indices of frames, ordered so that each shares most cells with those before it.
+
+    Example:
+        >>> shown = np.array([[1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [0, 0, 1, 1, 1], [0, 0, 0, 0, 1]], bool)
+        >>> cover_cells(shown, max_count=2)
+        [1, 2]
     """
     picked: list[int] = []
     covered = np.zeros(shown.shape[1], bool)
@@ -317,7 +351,7 @@ def _sample_region(
 
 
 def _restrict_to_charts(source: EditSource, layer: str, numbers: Sequence[int]) -> Float[np.ndarray, "rows columns"]:
-    """Restricts a layer's region to the charts of the given frames: the edit is propagated to others afterwards."""
+    """Restricts a layer's region to the charts of the given frames; the edit is propagated to the others later."""
     region, picture = source.read_region(layer), source.pictures[layer]
     charts = [chart for series in source.maps.charts for chart in series if chart.layer == layer]
     if not charts:
@@ -334,7 +368,7 @@ def _restrict_to_charts(source: EditSource, layer: str, numbers: Sequence[int]) 
 def _compute_visibility(
     source: EditSource, layer: str, region: np.ndarray, t: int, settings: KeyframeSelectionSettings
 ) -> Bool[np.ndarray, "h w"]:
-    """Computes which pixels of a frame show a layer's region, at the size of training."""
+    """Computes which pixels of a frame show a layer's region, at the training size."""
     index = source.maps.layers.index(layer)
     uv = np.ascontiguousarray(source.maps.read_uv_small(t, index))
     shows_layer = source.maps.read_layer_weight_small(t, index) >= settings.min_weight
@@ -344,7 +378,7 @@ def _compute_visibility(
 def _find_shown_cells(
     source: EditSource, settings: KeyframeSelectionSettings
 ) -> tuple[list[int], Bool[np.ndarray, "frames cells"]]:
-    """Finds the frames that may become keyframes, and the cells of the layers' canonical pictures that each shows."""
+    """Finds candidate keyframes, and the cells of the layers' canonical pictures that each of them shows."""
     count = source.maps.frame_count
     candidates = sorted({round(i) for i in np.linspace(0, count - 1, min(count, settings.max_candidates))})
     regions = {layer: source.read_region(layer) for layer in source.layers}
@@ -364,7 +398,7 @@ def _find_shown_cells(
 def _plan_cuts(
     boxes: Sequence[tuple[float, float, float, float]], size: tuple[int, int], side: int, multiple: int
 ) -> tuple[tuple[int, int], list[Cut]]:
-    """Computes the size to which frames are scaled, and the part of each that is cut out, all `side` pixels long."""
+    """Computes the size to which frames are scaled, and the crop of each, `side` pixels long."""
     spans = [max(box[axis + 2] - box[axis] for box in boxes) for axis in (0, 1)]
     margin = 2 * CANVASES.margin_share * max(spans)  # on both sides
     spans = [min(full, span + margin) for span, full in zip(spans, size, strict=True)]
@@ -394,7 +428,7 @@ def _cut_layer(
     feather: float,
     settings: KeyframeSelectionSettings,
 ) -> LayerKeyframes:
-    """Cuts a layer's uv maps, weights and gains out of the keyframes, and opens its canvas."""
+    """Crops a layer's uv maps, weights and gains from the keyframes, and opens its canvas."""
     maps, index = source.maps, source.maps.layers.index(layer)
     uv = np.stack([maps.read_uv_part(t, index, whole, cut) for t, cut in views])
     editable = np.stack([_sample_region(source, layer, region, one) for one in uv])

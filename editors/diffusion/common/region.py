@@ -1,9 +1,9 @@
-"""The region of an edit: all of a layer, the user's mask, or the part of it that some words name.
+"""The region of an edit: an entire layer, the user's mask, or the part of it that some words describe.
 
-Words are found in one of two ways. Without further weights as in DiffEdit (Couairon et al., ICLR 2023, section 3.2,
-step 1): the model predicts the noise in the noised picture once for the present content and once for the wanted
-content, and the two predictions differ where the edit belongs. Or by CLIPSeg (Lüddecke and Ecker, CVPR 2022), which was
-trained to segment what words name. Neither reaches outside the user's mask.
+Words are located in one of two ways. Without further weights, as in DiffEdit (Couairon et al., ICLR 2023, section 3.2,
+step 1): the model predicts the noise in the noised picture once for the current content and once for the desired
+content, and the two predictions differ in the region of the edit. Or with CLIPSeg (Lüddecke and Ecker, CVPR 2022),
+which was trained to segment what words describe. Neither extends beyond the user's mask.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from editors.core.editor import Report
 from editors.core.source import EditSource
 from editors.diffusion.backend.device_placement import fetch_model
 from editors.diffusion.backend.diffusers_model import DiffusionModel, EncodedPrompt, Images
@@ -27,6 +26,7 @@ from editors.diffusion.backend.settings import PromptedSettings, wrong_setting_e
 from editors.diffusion.backend.weights import WeightsSource, check_model_folder, explain_load_errors
 from editors.diffusion.common.canvas import Canvas, open_canvas, open_canvases
 from neural_fields.core.errors import bad_input
+from neural_fields.core.progress import Progress, ProgressReporter
 
 RegionMap = Float[Tensor, "1 1 height width"]
 
@@ -37,10 +37,10 @@ class RegionFindingSettings:
 
     noise_count: int = 10  # noises over which the difference is averaged (DiffEdit, section 4.1)
     noise_level: float = 0.5  # share of the schedule's times at which the picture is noised (DiffEdit, section 4.1)
-    full_quantile: float = 0.99  # of the differences: it counts as 1, because the largest are outliers
+    full_quantile: float = 0.99  # quantile of the differences that counts as 1, because the largest are outliers
     full_mean_factor: float = 3.0  # this many times the mean difference counts as 1 too
-    min_texel_value: float = 0.5  # of the map: texels with more belong to the region
-    min_region_share: float = 0.002  # of the editable part of a layer: with less than that nothing is found
+    min_texel_value: float = 0.5  # least value of a texel in the region
+    min_region_share: float = 0.002  # least share of the editable part of a layer; with less nothing was found
 
 
 DEFAULTS = RegionFindingSettings()
@@ -48,16 +48,16 @@ DEFAULTS = RegionFindingSettings()
 
 @dataclass(frozen=True, kw_only=True)
 class RegionalSettings(PromptedSettings):
-    """Settings of editors that repaint a region."""
+    """Holds the settings of editors that repaint a region."""
 
     strength: float = 1.0
-    """How much of the picture in the region is lost to noise first, in (0, 1]; 1 keeps nothing of it."""
+    """Share of the denoising steps that run, in (0, 1]: the amount of noise; 1 keeps nothing of the region."""
     region: str = ""
-    """Words for what is there now and shall change, such as "a car" (default: all of the layer, or of the mask)."""
+    """What to change, in words, such as "a car" (default: the entire layer, or the mask)."""
     region_model: str = ""
-    """A folder of CLIPSeg, which then finds the words; several things are joined by + (default: the model itself)."""
+    """A folder of CLIPSeg to locate --region, several things joined by + (default: the model of the edit does it)."""
     region_threshold: float = 0.5
-    """How sure a part must be to belong to the region, in (0, 1); lower takes more."""
+    """Least confidence that a part belongs to --region, in (0, 1); lower values select more."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,20 +75,23 @@ def open_regions(
     model: DiffusionModel,
     source: EditSource,
     settings: RegionalSettings,
-    report: Report,
+    report: ProgressReporter,
     finding: RegionFindingSettings = DEFAULTS,
 ) -> tuple[list[Canvas], tuple[str, ...]]:
-    """Opens the canvases of the layers to edit; returns them with notes for the user on their regions.
+    """Opens the canvases of the layers to edit.
 
     Args:
         model: the text-to-image model.
-        source: of the edit.
-        settings: of the editor.
+        source: the run, and the layers to edit.
+        settings: settings of the editor.
         report: called with the progress.
-        finding: settings of finding the region that words name.
+        finding: settings of locating the region that words describe.
+
+    Returns:
+        One canvas per layer, and notes for the user on their regions.
 
     Raises:
-        UserError: a mask that does not fit, or words that nothing is found for (exit 3).
+        UserError: a mask of the wrong shape, or words that are not found (exit 3).
     """
     side = settings.side or model.trained_side
     regions = {layer: source.read_region(layer) for layer in source.layers}
@@ -132,10 +135,10 @@ def make_inpainting_inputs(
     Args:
         model: the text-to-image model.
         image: the picture, in [0, 1].
-        inside: 1 in the region.
+        inside: 1 in the region, else 0.
 
     Returns:
-        The channels, or None for a model without such inputs.
+        The channels; None for a model without such inputs.
 
     Raises:
         UserError: the denoiser needs other inputs (exit 3).
@@ -162,18 +165,18 @@ def measure_disagreement(
     noises: Float[Tensor, "many channels rows columns"],
     level: float = DEFAULTS.noise_level,
 ) -> RegionMap:
-    """Measures how much the predicted noise differs between the present and the wanted content (DiffEdit, 3.2).
+    """Measures the difference of the predicted noise between the current and the desired content (DiffEdit, 3.2).
 
     Args:
-        clean: latents of one picture.
-        schedule: of the model.
-        now: the model's prediction for the prompt of the present content.
-        wanted: the model's prediction for the prompt of the wanted content.
-        noises: several, of the shape of `clean`.
+        clean: clean latents of one picture.
+        schedule: noise schedule of the model.
+        now: the model's prediction for a prompt of the current content.
+        wanted: the model's prediction for a prompt of the desired content.
+        noises: several noises of the shape of `clean`.
         level: share of the schedule's times at which the picture is noised, in (0, 1).
 
     Returns:
-        The mean over the noises and channels of the absolute difference; not negative, not yet scaled.
+        The mean absolute difference over noises and channels: at least 0, not yet scaled.
     """
     time = min(len(schedule.signal) - 1, max(0, round(level * len(schedule.signal)) - 1))
     total = torch.zeros_like(clean[:, :1])
@@ -184,15 +187,23 @@ def measure_disagreement(
 
 
 def scale_differences(values: RegionMap, inside: RegionMap, settings: RegionFindingSettings = DEFAULTS) -> RegionMap:
-    """Scales differences in a region by a large one among them and clips them to [0, 1]; 0 outside of the region.
+    """Scales differences in a region to [0, 1] by a large one among them.
 
-    The large one is the `full_quantile`, or `full_mean_factor` times the mean where that is less: the first is right
-    where most of the region differs, the second where a small part differs.
+    That is the `full_quantile`, or `full_mean_factor` times the mean if that is less: the first is right if most of the
+    region differs, the second if a small part differs.
 
     Args:
-        values: differences, not negative.
+        values: differences, at least 0.
         inside: above 0 in the region.
-        settings: of the scaling.
+        settings: quantile and factor of the scaling.
+
+    Returns:
+        Values in [0, 1]; 0 outside of the region.
+
+    Example:
+        >>> values, inside = torch.tensor([[[[0.0, 1.0, 2.0, 8.0]]]]), torch.tensor([[[[1.0, 1.0, 1.0, 0.0]]]])
+        >>> [round(value, 2) for value in scale_differences(values, inside).flatten().tolist()]
+        [0.0, 0.51, 1.0, 0.0]
     """
     chosen = values[inside > 0]
     if not len(chosen):
@@ -202,10 +213,17 @@ def scale_differences(values: RegionMap, inside: RegionMap, settings: RegionFind
 
 
 def load_segmenter(weights: WeightsSource, words: Sequence[str]) -> Callable[[Images], RegionMap]:
-    """Loads CLIPSeg; the function that is returned maps pictures to the confidence in any of the words, in [0, 1].
+    """Loads CLIPSeg.
+
+    Args:
+        weights: the model to load, and its device.
+        words: descriptions of what to segment.
+
+    Returns:
+        A function from pictures to the largest confidence in any of the words, in [0, 1].
 
     Raises:
-        UserError: transformers is not installed, there is no such model, or it is another one (exit 3).
+        UserError: transformers is not installed, or the model does not exist or is of another kind (exit 3).
     """
     weights.check_name()
     with explain_load_errors(weights):
@@ -237,7 +255,11 @@ def load_segmenter(weights: WeightsSource, words: Sequence[str]) -> Callable[[Im
 
 @torch.no_grad()
 def _find_by_contrast(
-    model: DiffusionModel, canvas: Canvas, settings: RegionalSettings, report: Report, finding: RegionFindingSettings
+    model: DiffusionModel,
+    canvas: Canvas,
+    settings: RegionalSettings,
+    report: ProgressReporter,
+    finding: RegionFindingSettings,
 ) -> RegionMap:
     """Finds where the predictions for the prompt and for the words of the region differ: 1 there, 0 elsewhere."""
     clean = model.encode_images(canvas.image.to(model.device))
@@ -249,7 +271,7 @@ def _find_by_contrast(
     def predict(noised: Latents, time: int, text: EncodedPrompt) -> DenoisedLatents:
         nonlocal done
         done += 1
-        report("looking for the region", done, 2 * finding.noise_count)
+        report(Progress("looking for the region", done, 2 * finding.noise_count))
         return model.predict_denoised(noised, time, text, 1.0, extra=extra)
 
     values = measure_disagreement(

@@ -1,8 +1,8 @@
-"""Score distillation: a diffusion model as a loss for a picture that is optimized.
+"""Score distillation: a diffusion model as the loss of a picture that is optimized.
 
 A picture's latents x0 are noised to x_t, the model predicts the noise, and the difference from the added noise is the
-direction to a likelier picture (DreamFusion: Poole et al., 2023, section 3, eq. 3). The gradient skips the network, so
-that only the encoder is differentiated. All variants share the factor w(t) and one form of inputs:
+direction to a more likely picture (DreamFusion: Poole et al., 2023, section 3, eq. 3). The gradient skips the network,
+so that only the encoder is differentiated. All variants share the factor w(t) and one form of inputs:
 
     sds    w (u + g (c - u) - n)                              Poole et al., 2023
     csd    w g (c - u)                                        Yu et al., 2023: classifier score distillation
@@ -38,7 +38,7 @@ DenoiserOutputs = Callable[
 class DistillationSettings:
     """Settings of score distillation; times are shares of all times of a schedule."""
 
-    clean_below: float = 0.2  # noise-free distillation assumes that the model predicts a real picture's noise there
+    clean_below: float = 0.2  # noise-free distillation assumes below this that the model predicts the true noise
     bad_prompt: str = "blurry, low quality"  # from which noise-free distillation leads away
     min_time: float = 0.02  # times are drawn from here
     max_time: float = 0.98  # to here (Poole et al., 2023, section 3)
@@ -49,13 +49,13 @@ DEFAULTS = DistillationSettings()
 
 @dataclass(frozen=True)
 class NoisedSample:
-    """The point at which a gradient of score distillation is computed.
+    """Holds the inputs of a gradient of score distillation.
 
     Attributes:
-        clean: latents of the current picture.
-        time: of the schedule.
-        noise: to add to them.
-        source: latents of the picture before the edit, for the variant that compares with it.
+        clean: clean latents of the current picture.
+        time: noise level, an index into the schedule.
+        noise: the noise to add to the latents.
+        source: clean latents of the picture before the edit, for the variant "dds".
     """
 
     clean: Latents
@@ -72,13 +72,23 @@ def compute_time_weight(schedule: NoiseSchedule, time: int) -> float:
 
     It is 1 - alpha_bar for the models of Stable Diffusion, the published choice. A flow-matching model gets the weight
     of the same signal-to-noise ratio.
+
+    Args:
+        schedule: noise schedule of the model.
+        time: noise level, an index into the schedule.
     """
     signal, noise = schedule.signal[time].item(), schedule.noise[time].item()
     return noise**2 / (signal**2 + noise**2)
 
 
 def make_sds_score(outputs: DenoiserOutputs, schedule: NoiseSchedule, guidance: float) -> Score:
-    """Makes the score of SDS, which leads to the modes of the model's pictures of the prompt."""
+    """Makes the score of SDS, which leads to modes of the model's distribution for the prompt (Poole et al., 2023).
+
+    Args:
+        outputs: runs the network for the prompt.
+        schedule: noise schedule of the model.
+        guidance: scale of the guidance; 1 uses the prompt alone.
+    """
 
     def compute_gradient(at: NoisedSample) -> Latents:
         without, prompted = _predict_noises(outputs, schedule, at.clean, at)
@@ -88,7 +98,13 @@ def make_sds_score(outputs: DenoiserOutputs, schedule: NoiseSchedule, guidance: 
 
 
 def make_csd_score(outputs: DenoiserOutputs, schedule: NoiseSchedule, guidance: float) -> Score:
-    """Makes the score of CSD: only the part of SDS that the guidance multiplies."""
+    """Makes the score of CSD: only the guidance term of SDS (Yu et al., 2023).
+
+    Args:
+        outputs: runs the network for the prompt.
+        schedule: noise schedule of the model.
+        guidance: scale of the guidance.
+    """
 
     def compute_gradient(at: NoisedSample) -> Latents:
         without, prompted = _predict_noises(outputs, schedule, at.clean, at)
@@ -104,14 +120,14 @@ def make_nfsd_score(
     guidance: float,
     settings: DistillationSettings = DEFAULTS,
 ) -> Score:
-    """Makes the score of NFSD: SDS without the part that is only noise; works at the usual guidance of sampling, 7.5.
+    """Makes the score of NFSD: SDS without its pure noise term (Katzir et al., 2023). It works at a guidance of 7.5.
 
     Args:
-        outputs: of the network for the prompt.
-        bad: the same for a prompt that describes bad pictures.
-        schedule: of the model.
-        guidance: 1 is the prompt alone.
-        settings: of the distillation.
+        outputs: runs the network for the prompt.
+        bad: runs the network for a prompt that describes bad pictures.
+        schedule: noise schedule of the model.
+        guidance: scale of the guidance; 1 uses the prompt alone.
+        settings: the time below which the noise term is left out.
     """
 
     def compute_gradient(at: NoisedSample) -> Latents:
@@ -127,13 +143,13 @@ def make_nfsd_score(
 def make_dds_score(
     outputs: DenoiserOutputs, source: DenoiserOutputs, schedule: NoiseSchedule, guidance: float
 ) -> Score:
-    """Makes the score of DDS: that of the picture less that of the source, so that common parts stay.
+    """Makes the score of DDS: the picture's score minus the source's, which cancels common parts (Hertz et al., 2023).
 
     Args:
-        outputs: of the network for the prompt.
-        source: the same for a prompt that describes the source.
-        schedule: of the model.
-        guidance: 1 is the prompt alone.
+        outputs: runs the network for the prompt.
+        source: runs the network for a prompt that describes the source.
+        schedule: noise schedule of the model.
+        guidance: scale of the guidance; 1 uses the prompt alone.
     """
 
     def predict_guided(outputs: DenoiserOutputs, clean: Latents, at: NoisedSample) -> Latents:
@@ -150,7 +166,7 @@ def make_dds_score(
 
 @dataclass(frozen=True)
 class DistillationPrompts:
-    """Prompts: what the picture should show, what it should not show, and what the source shows."""
+    """Holds the prompts: what the picture should show, what it should not show, and what the source shows."""
 
     prompt: str
     negative: str = ""
@@ -168,13 +184,13 @@ def make_score(
 
     Args:
         model: the text-to-image model.
-        variant: of score distillation.
+        variant: the variant of score distillation: "sds", "csd", "nfsd" or "dds".
         prompts: the prompts.
-        guidance: 1 is the prompt alone.
-        settings: of the distillation.
+        guidance: scale of the guidance; 1 uses the prompt alone.
+        settings: settings of the distillation.
 
     Raises:
-        UserError: the model's denoiser needs more inputs than a picture and a prompt (exit 3).
+        UserError: the model's denoiser needs other inputs than a picture and a prompt (exit 3).
     """
     if int(model.denoiser.config.in_channels) != model.latent_channels:
         raise bad_input(
@@ -208,12 +224,15 @@ def draw_time(
     """Draws a random time for a step.
 
     Args:
-        schedule: of the model.
-        done: share of the run that is finished, in [0, 1].
-        anneal: lets the noisiest time fall evenly over the run to the middle of the span: large shapes form first,
-            details after them (after DreamTime, Huang et al., 2024, whose times fall as well).
-        generator: of the random numbers.
-        span: from which times are drawn, as shares of all times.
+        schedule: noise schedule of the model.
+        done: share of the run that is done, in [0, 1].
+        anneal: whether the noisiest time decreases linearly over the run to the middle of the span: large shapes form
+            first, then details (after DreamTime, Huang et al., 2024, whose times decrease too).
+        generator: random generator of the times.
+        span: range of the times, as shares of the schedule.
+
+    Returns:
+        An index into the schedule.
     """
     first, last = span
     last -= (last - first) / 2 * done * anneal
@@ -225,12 +244,22 @@ def gradient_loss(values: Float[Tensor, "*shape"], gradient: Float[Tensor, "*sha
     """Computes a loss whose gradient with respect to `values` is `gradient`.
 
     Infinite or undefined gradients, from a network in half precision, count as 0.
+
+    Args:
+        values: the values that are optimized.
+        gradient: the gradient that they should get.
+
+    Example:
+        >>> values = torch.zeros(3, requires_grad=True)
+        >>> gradient_loss(values, torch.tensor([1.0, -2.0, float("nan")])).backward()
+        >>> values.grad.tolist()
+        [1.0, -2.0, 0.0]
     """
     return (values * replace_nonfinite(gradient.detach()).to(values)).sum()
 
 
 def replace_nonfinite(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Replaces values that are infinite or no number by 0."""
+    """Replaces infinite and undefined values with 0."""
     return torch.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
 
 

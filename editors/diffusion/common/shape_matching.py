@@ -1,7 +1,7 @@
-"""Matching the points of two objects: by their outlines, and by the features of a diffusion model.
+"""Matches the points of two objects: by their outlines, and by the features of a diffusion model.
 
-The features of a denoising network at one noise level tell what is shown well enough to match it between pictures
-(DIFT, Tang et al., "Emergent Correspondence from Image Diffusion", NeurIPS 2023, section 4).
+The features of a denoising network at one noise level are semantic enough to match points between pictures (DIFT, Tang
+et al., "Emergent Correspondence from Image Diffusion", NeurIPS 2023, section 4).
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ Points = Float[np.ndarray, "_ 2"]
 class ShapeMatchingSettings:
     """Settings of matching two objects."""
 
-    outline_points: int = 20  # that are matched
+    outline_points: int = 20  # number of matched points
     outline_oversampling: int = 6  # times as many points are tried for the first of them
-    distance_weight: float = 0.02  # of the way that points go, in what a match of outlines costs
+    distance_weight: float = 0.02  # weight of the distance of points in the cost of a match of outlines
     noise_level: float = 0.26  # share of the schedule's times at which features are read: step 261 of 1000 as in DIFT
     n_noises: int = 4  # over which features are averaged; DIFT takes 8
     feature_cells: int = 64  # at least so many along each side, if the masks have them, are compared
-    min_similarity: float = 0.6  # cosine from which two features are the same thing
-    max_stray: float = 0.15  # of the object's extent: so far a match may lie from where the outlines say
-    max_matches: int = 60  # inside the object
+    min_similarity: float = 0.6  # least cosine of matching features
+    max_stray: float = 0.15  # largest distance of a match from the prediction by the outlines, in object sizes
+    max_matches: int = 60  # largest number of matches inside the object
 
 
 DEFAULTS = ShapeMatchingSettings()
 
 
 def match_outlines(before: Mask, after: Mask, settings: ShapeMatchingSettings = DEFAULTS) -> tuple[Points, Points]:
-    """Matches points at equal shares of the outlines of two objects, and their centers.
+    """Matches points at equal steps along the outlines of two objects, and their centers.
 
-    The first point is chosen so that an affine map takes the points to their partners best; of equals, where they go
-    least far once the objects are laid on each other.
+    The first point is chosen so that an affine map from the points to their partners fits best, and the points move
+    little once the objects are aligned.
 
     Args:
-        before: where the first object is.
-        after: where the second object is.
-        settings: of the matching.
+        before: mask of the first object.
+        after: mask of the second object.
+        settings: number of points, and weight of the distance.
 
     Returns:
         Points of the first object and their partners on the second, in pixels.
@@ -68,7 +68,15 @@ def match_outlines(before: Mask, after: Mask, settings: ShapeMatchingSettings = 
 
 
 def match_box_corners(before: Mask, after: Mask) -> tuple[Points, Points]:
-    """Matches the corners of the rectangles around two objects: the coarsest of all deformations."""
+    """Matches the corners of the bounding boxes of two objects, which gives the coarsest deformation.
+
+    Args:
+        before: mask of the first object.
+        after: mask of the second object.
+
+    Returns:
+        Corners of the first box and their partners on the second, in pixels.
+    """
     corners = []
     for mask in (before, after):
         x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
@@ -80,17 +88,17 @@ def match_box_corners(before: Mask, after: Mask) -> tuple[Points, Points]:
 def compute_features(
     model: DiffusionModel, image: Images, prompt: str, seed: int, settings: ShapeMatchingSettings = DEFAULTS
 ) -> Float[Tensor, "channels rows columns"]:
-    """Computes the features of the model's U-Net for a picture, of length one at every position.
+    """Computes the features of the model's UNet for a picture, normalized at every position.
 
     Args:
-        model: a model with a U-Net.
+        model: a model with a UNet.
         image: one picture in [0, 1], with sides that are multiples of `model.multiple`.
         prompt: what the picture shows.
-        seed: of the noise.
-        settings: of the noise level and of how many noises.
+        seed: seed of the noise.
+        settings: noise level, and number of noises.
 
     Raises:
-        ValueError: the model has no U-Net.
+        ValueError: the model has no UNet.
     """
     if model.unet is None:
         raise ValueError("features are those of a U-Net")
@@ -120,16 +128,15 @@ def match_features(
     outline_matches: tuple[Points, Points],
     settings: ShapeMatchingSettings = DEFAULTS,
 ) -> tuple[Points, Points]:
-    """Matches points of two objects that are each other's nearest by their features.
+    """Matches points of two objects whose features are mutual nearest neighbors.
 
     Args:
         features_before: features of the first picture, as `compute_features` returns them.
         features_after: features of the second picture.
-        before: where the first object is.
-        after: where the second object is.
-        outline_matches: matches of their outlines. What lies far from where an affine map through them leads is left
-            out.
-        settings: of the matching.
+        before: mask of the first object.
+        after: mask of the second object.
+        outline_matches: matches of their outlines. Matches far from an affine map through them are left out.
+        settings: thresholds of the matching.
 
     Returns:
         Points of the first object and their partners on the second, in the pixels of the masks; there may be none.

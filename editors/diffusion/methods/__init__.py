@@ -1,1 +1,1 @@
-"""One diffusion editor a file."""
+"""Diffusion editors, one per file."""

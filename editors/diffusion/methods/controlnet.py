@@ -1,7 +1,7 @@
-"""The region, generated so that it follows edges, depth, a pose or another picture.
+"""`controlnet`: generates the region so that it follows edges, depth, a pose or another picture.
 
-ControlNet (Zhang, Rao and Agrawala, ICCV 2023): a copy of the denoiser's first half reads the picture and adds to what
-the denoiser computes, each times its scale (section 3.4; several are summed).
+ControlNet (Zhang, Rao and Agrawala, ICCV 2023): a copy of the denoiser's first half reads the control picture and adds
+its outputs, multiplied by a scale, to those of the denoiser (section 3.4; several ControlNets are summed).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from editors.core.editor import EditorResult, Report
+from editors.core.editor import EditorResult, PlanarEditor
 from editors.core.source import EditSource
 from editors.diffusion.backend.diffusers_model import Images, load_model
 from editors.diffusion.backend.settings import wrong_setting_error
@@ -32,24 +32,25 @@ from editors.diffusion.common.region import RegionalSettings, open_regions
 from editors.diffusion.methods.inpaint import repaint_regions
 from neural_fields.config.flags import Repeated
 from neural_fields.core.errors import bad_input
+from neural_fields.core.progress import ProgressReporter
 
 DepthEstimator = Callable[[Images], Images] | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControlNet(RegionalSettings):
-    """ControlNet (Zhang et al., 2023): the layer made anew along its edges, its depth or a picture of yours."""
+class ControlNet(RegionalSettings, PlanarEditor):
+    """Regenerate a layer along its edges, its depth or your picture: ControlNet (Zhang et al., 2023)."""
 
     name: ClassVar[str] = "controlnet"
 
     control: Repeated = ()
     """A ControlNet: KIND=FOLDER or KIND=FOLDER@SCALE; KIND is edges, soft-edges, depth, pose, picture. Repeatable."""
     control_picture: Repeated = ()
-    """KIND=FILE: follow this picture, of the shape of the canonical picture. May be repeated."""
+    """KIND=FILE: follow this picture, which has the shape of the canonical picture. Repeatable."""
     depth_model: str = ""
-    """A folder of a network of transformers that estimates depth."""
+    """A folder of a depth network of transformers, for the kind depth."""
     edge_thresholds: tuple[int, int] = (100, 200)
-    """Canny's thresholds: lower ones find more lines."""
+    """Thresholds of Canny's edge detector; lower values find more lines."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,8 +75,16 @@ class ControlNet(RegionalSettings):
             why = "the first is 0 or more and not above the second"
             raise wrong_setting_error("edge-thresholds", self.edge_thresholds, why, "--edge-thresholds 100 200")
 
-    def __call__(self, source: EditSource, report: Report) -> EditorResult:
-        """Generates the region of each layer along what it has to follow."""
+    def edit(self, source: EditSource, report: ProgressReporter) -> EditorResult:
+        """Generates the region of each layer along its control pictures.
+
+        Args:
+            source: the run, and the layers to edit.
+            report: called with the progress.
+
+        Raises:
+            UserError: a model, a ControlNet or a picture that cannot be used, or nothing to edit (exit 3).
+        """
         given = parse_control_pictures(self.control_picture)
         if given and len(source.layers) > 1:
             why = "a control picture belongs to one canonical picture"
@@ -98,14 +107,14 @@ class ControlNet(RegionalSettings):
         given: Mapping[str, Path],
         estimate_depth: DepthEstimator,
     ) -> Images:
-        """Makes the picture of a canvas that a ControlNet follows.
+        """Makes the control picture of a canvas.
 
         Args:
-            follow: what is followed.
-            canvas: of the layer.
+            follow: the ControlNet and the kind of its picture.
+            canvas: canvas of the layer.
             source: the run.
-            given: pictures of the user's, by kind.
-            estimate_depth: None where there is no network for it.
+            given: the user's pictures, by kind.
+            estimate_depth: estimates depth; None without a depth network.
         """
         if follow.kind in given:
             return read_control_picture(given[follow.kind], source, canvas)

@@ -1,4 +1,4 @@
-"""Inpainting: the region is generated from a prompt; its surroundings stay, and the model sees them.
+"""`inpaint`: generates the region from a prompt; its surroundings are preserved, and the model sees them.
 
 `repaint_regions` is shared by all editors that denoise a region: Blended Latent Diffusion (Avrahami, Fried and
 Lischinski, ACM TOG 2023, section 3.1) for any model, with the further inputs of models that were trained to inpaint
@@ -13,22 +13,31 @@ from typing import ClassVar
 
 import torch
 
-from editors.core.editor import EditorResult, Report
+from editors.core.editor import EditorResult, PlanarEditor
 from editors.core.source import EditSource
 from editors.diffusion.backend.diffusers_model import ControlInput, DiffusionModel, load_model
 from editors.diffusion.backend.sampling import denoise_region, noise_to_start, shrink_mask_to_latents
 from editors.diffusion.common.canvas import Canvas, join_canvases, split_joined_picture
 from editors.diffusion.common.region import RegionalSettings, make_inpainting_inputs, open_regions
+from neural_fields.core.progress import ProgressReporter
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inpaint(RegionalSettings):
-    """Blended Latent Diffusion (Avrahami et al., 2023): denoise the region, keep the rest at every step."""
+class Inpaint(RegionalSettings, PlanarEditor):
+    """Generate a region from a prompt and keep the rest: Blended Latent Diffusion (Avrahami et al., 2023)."""
 
     name: ClassVar[str] = "inpaint"
 
-    def __call__(self, source: EditSource, report: Report) -> EditorResult:
-        """Generates the region of each layer."""
+    def edit(self, source: EditSource, report: ProgressReporter) -> EditorResult:
+        """Generates the region of each layer.
+
+        Args:
+            source: the run, and the layers to edit.
+            report: called with the progress.
+
+        Raises:
+            UserError: a model that cannot be used, or nothing to edit (exit 3).
+        """
         model = load_model(self.weights_source())
         canvases, notes = open_regions(model, source, self, report)
         return repaint_regions(model, canvases, self, report, notes=notes)
@@ -38,7 +47,7 @@ def repaint_regions(
     model: DiffusionModel,
     canvases: Sequence[Canvas],
     settings: RegionalSettings,
-    report: Report,
+    report: ProgressReporter,
     controls: Sequence[ControlInput] = (),
     notes: Sequence[str] = (),
 ) -> EditorResult:
@@ -46,17 +55,17 @@ def repaint_regions(
 
     Args:
         model: the diffusion model.
-        canvases: one per layer.
+        canvases: one canvas per layer.
         settings: prompt, steps, strength and so on.
-        report: of the progress.
-        controls: pictures to follow, at the size of the canvases together.
-        notes: what the user should know of the regions.
+        report: called with the progress.
+        controls: control pictures, at the size of the joined canvases.
+        notes: notes for the user on the regions.
 
     Returns:
-        An overlay for each layer.
+        One overlay per layer.
 
     Raises:
-        UserError: a model whose denoiser wants other inputs (exit 3).
+        UserError: a model whose denoiser needs other inputs (exit 3).
     """
     image, region = (part.to(model.device) for part in join_canvases(canvases, model.side_multiple))
     schedule = model.schedule
@@ -80,7 +89,7 @@ def repaint_regions(
             original=original,
             noise=noise,
             region=inside,
-            step=lambda done, total: report("denoising", done, total),
+            report=report,
         )
         picture = model.decode_latents(latents).cpu()
     parts = split_joined_picture(picture, canvases, model.side_multiple)

@@ -1,9 +1,9 @@
-"""Instructions: the layer is changed as a sentence says, by a model that was trained to do so.
+"""`instruct`: changes a layer as an instruction says, with a model that was trained to follow instructions.
 
-Brooks, Holynski and Efros, InstructPix2Pix, CVPR 2023, section 3.2 and equation 3: the denoiser sees the latents of the
-picture beside the noised ones and knows the instruction, and two guidances say how strongly each of them counts.
-Such models, of Stable Diffusion 1 and of XL, run in a loop of this project, which keeps the surroundings of the region
-at every step. Others run in their own loop (`pipelines.py`).
+Brooks, Holynski and Efros, InstructPix2Pix, CVPR 2023, section 3.2 and equation 3: the denoiser gets the latents of the
+picture beside the noised ones, and the instruction; two guidance scales weight the picture and the instruction. Such
+models, of Stable Diffusion 1 and XL, run in a loop of this project that keeps the surroundings of the region at every
+step. Others run in their own loop (`backend/instruction_pipelines.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from editors.core.editor import EditorResult, Report
+from editors.core.editor import EditorResult, PlanarEditor
 from editors.core.source import EditSource
 from editors.diffusion.backend.diffusers_model import (
     DiffusionModel,
@@ -25,22 +25,23 @@ from editors.diffusion.backend.diffusers_model import (
 )
 from editors.diffusion.backend.instruction_pipelines import Instruction, check_instruction_pipeline, run_instruction
 from editors.diffusion.backend.noise_schedule import DenoisedLatents, Latents, NoiseSchedule
-from editors.diffusion.backend.sampling import StepCallback, denoise_region, shrink_mask_to_latents
+from editors.diffusion.backend.sampling import denoise_region, shrink_mask_to_latents
 from editors.diffusion.backend.settings import PromptedSettings, wrong_setting_error
 from editors.diffusion.common.canvas import Canvas, join_canvases, open_canvases, split_joined_picture
 from neural_fields.core.errors import bad_input
+from neural_fields.core.progress import ProgressReporter
 
 
 @dataclass(frozen=True, kw_only=True)
-class Instruct(PromptedSettings):
-    """InstructPix2Pix (Brooks et al., 2023), FLUX.1 Kontext, Qwen-Image-Edit: the layer, changed as a sentence says."""
+class Instruct(PromptedSettings, PlanarEditor):
+    """Follow an instruction: InstructPix2Pix (Brooks et al., 2023), FLUX.1 Kontext, Qwen-Image-Edit."""
 
     name: ClassVar[str] = "instruct"
 
     prompt: str
-    """What to do, such as "turn the car into a taxi"."""
+    """The instruction, such as "turn the car into a taxi"."""
     steps: int = 50
-    """Steps of a whole run from noise to a picture."""
+    """Number of denoising steps from pure noise to a picture."""
     guidance: float = 0.0
     """How strongly the instruction is followed (0: as the model's authors chose; 7.5 for InstructPix2Pix)."""
     image_guidance: float = 1.5
@@ -51,14 +52,17 @@ class Instruct(PromptedSettings):
         if not 0 <= self.image_guidance < float("inf"):
             raise wrong_setting_error("image-guidance", self.image_guidance, "it is 0 or more", "--image-guidance 1.5")
 
-    def __call__(self, source: EditSource, report: Report) -> EditorResult:
+    def edit(self, source: EditSource, report: ProgressReporter) -> EditorResult:
         """Changes the region of each layer as the instruction says.
 
+        Args:
+            source: the run, and the layers to edit.
+            report: called with the progress.
+
         Raises:
-            UserError: a model that follows no instructions (exit 3).
+            UserError: a model that does not follow instructions, or nothing to edit (exit 3).
         """
         pipeline, device, notes = load_pipeline(self.weights_source(), self._check_kind)
-        step: StepCallback = lambda done, total: report("denoising", done, total)  # noqa: E731
         if getattr(pipeline, "unet", None) is not None:
             # InstructPix2Pix, in the loop of this project
             model = DiffusionModel(pipeline, device, notes)
@@ -90,7 +94,7 @@ class Instruct(PromptedSettings):
                     original=original,
                     noise=noise,
                     region=inside,
-                    step=step,
+                    report=report,
                 )
                 picture = model.decode_latents(latents)
         else:
@@ -107,18 +111,18 @@ class Instruct(PromptedSettings):
                 self.seed,
                 own_size=self.side is None,
             )
-            picture = run_instruction(pipeline, image, instruction, step)
+            picture = run_instruction(pipeline, image, instruction, report)
         parts = split_joined_picture(picture.cpu(), canvases, multiple)
         overlays = {canvas.layer: canvas.make_overlay(part) for canvas, part in zip(canvases, parts, strict=True)}
         return EditorResult(overlays, notes)
 
     def _check_kind(self, kind: str) -> None:
-        """Refuses a model that follows no instructions, before its weights are read."""
+        """Refuses a model that does not follow instructions, before its weights are read."""
         if not kind.startswith(("StableDiffusionPipeline", "StableDiffusionXLPipeline")):
             check_instruction_pipeline(self.model, kind, list_call_arguments(kind))
 
     def _open_layers(self, source: EditSource, side: int, multiple: int) -> tuple[list[Canvas], Tensor, Tensor]:
-        """Opens the canvases of the layers; returns their picture and region side by side too."""
+        """Opens the canvases of the layers; returns them with their joined picture and region."""
         regions = {layer: source.read_region(layer) for layer in source.layers}
         canvases = open_canvases(source.pictures, regions, self.side or side, multiple, self.feather)
         return canvases, *join_canvases(canvases, multiple)
@@ -136,13 +140,13 @@ def predict_guided(
     """Predicts with guidance by the instruction and by the picture (Brooks et al., 2023, equation 3).
 
     Args:
-        model: an InstructPix2Pix.
-        latents: the noised ones.
-        time: of the schedule, to which they are noised.
-        text: the instruction, and what it leads away from.
-        picture_latents: latents of the picture, as the denoiser sees them.
-        guidance: of the instruction, s_T in the paper.
-        image_guidance: of the picture, s_I in the paper.
+        model: an InstructPix2Pix model.
+        latents: noised latents.
+        time: their noise level, an index into the schedule.
+        text: the encoded instruction, and the negative prompt.
+        picture_latents: latents of the picture, as the denoiser takes them.
+        guidance: scale of the instruction, s_T in the paper.
+        image_guidance: scale of the picture, s_I in the paper.
     """
     with_image, with_both = model.run_denoiser(latents, time, text, extra=picture_latents)
     nothing = EncodedPrompt(
@@ -161,19 +165,19 @@ def combine_guidance(
     with_both: Latents,
     guides: Sequence[float],
 ) -> DenoisedLatents:
-    """Combines three answers of the network by classifier-free guidance with two scales (Brooks et al., 2023, eq. 3).
+    """Combines three outputs of the network by classifier-free guidance with two scales (Brooks et al., 2023, eq. 3).
 
-    Clean picture and noise are affine in the network's output, and the factors of the three answers add up to 1: so the
-    answers can be combined as clean pictures and noise just as well as in outputs, whatever the network predicts.
+    Clean picture and noise are affine in the network's output, and the factors of the three outputs add up to 1: so
+    combining clean pictures and noise is equivalent to combining outputs, whatever the network predicts.
 
     Args:
-        schedule: of the model.
-        latents: the noised ones.
-        time: of the schedule, to which they are noised.
+        schedule: noise schedule of the model.
+        latents: noised latents.
+        time: their noise level, an index into the schedule.
         neither: the prediction without instruction and picture.
         with_image: the output for the picture alone.
         with_both: the output for picture and instruction.
-        guides: the guidance of the instruction (s_T in the paper) and that of the picture (s_I).
+        guides: the scale of the instruction (s_T in the paper) and that of the picture (s_I).
     """
     text_guidance, image_guidance = guides
     by_text = schedule.decompose_output(latents, with_image + text_guidance * (with_both - with_image), time)

@@ -1,11 +1,11 @@
-"""Mediated: all keyframes are denoised at once, and at every step the canonical pictures make them agree.
+"""`mediated`: denoises all keyframes at once; at every step the canonical pictures make them consistent.
 
-MeDM (Chu, Lin and Chen, AAAI 2024, section 3) gathers the pixels that optical flow joins into repositories, and at each
-step replaces what a model predicts of them by their mean. Here the canonical pictures are the repositories: they join
-all frames at once, and know what hides what. Two things differ from the paper. The predictions are brought to the
-nearest frames that one canonical picture shows (least squares, `lift.agreed`), of which the mean over rounded places is
-a first approximation: a single frame comes out as sharp as it was. And this is done with the latents, not with decoded
-pictures, which would cost a pass of the decoder and one of the encoder at every step.
+MeDM (Chu, Lin and Chen, AAAI 2024, section 3) collects the pixels that optical flow connects in repositories, and at
+each step replaces the model's predictions for them with their mean. Here the canonical pictures are the repositories:
+they connect all frames at once, and handle occlusion. Two things differ from the paper. The predictions are projected
+onto the nearest frames that one canonical picture can show (least squares, `project_to_canonical`); the mean over
+rounded positions is a first approximation of that. A single frame keeps its sharpness. And this is done with latents,
+not with decoded pictures, which would need a pass of the decoder and one of the encoder at every step.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from editors.core.editor import EditorResult, Report
+from editors.core.editor import EditorResult, PlanarEditor
 from editors.core.source import EditSource
 from editors.diffusion.backend.diffusers_model import DiffusionModel, load_model
 from editors.diffusion.backend.noise_schedule import DenoisedLatents, Latents, NoiseSchedule
@@ -27,21 +27,30 @@ from editors.diffusion.common.keyframe_fusion import fuse_keyframes, make_overla
 from editors.diffusion.common.keyframes import KeyframedSettings, Keyframes, open_keyframes
 from editors.diffusion.common.region import make_inpainting_inputs
 from editors.inputs.merging import TexelFootprints, project_to_canonical
+from neural_fields.core.progress import ProgressReporter, rename_stage
 
 SharedAttention = Literal[CrossFrameMode, "paths"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mediated(KeyframedSettings):
-    """MeDM (Chu et al., 2024): keyframes are denoised together, and agree in the canonical picture at every step."""
+class Mediated(KeyframedSettings, PlanarEditor):
+    """Denoise keyframes together; at every step they agree in the canonical picture: MeDM (Chu et al., 2024)."""
 
     name: ClassVar[str] = "mediated"
 
     attention: SharedAttention = "own"
-    """What each keyframe sees: its own picture, the first, first-previous, all, or all and then its points' paths."""
+    """Keyframes that each one attends to: own, first, first-previous, all, or paths (all, then along its points)."""
 
-    def __call__(self, source: EditSource, report: Report) -> EditorResult:
-        """Denoises the keyframes together, agreeing in the canonical pictures, and merges them."""
+    def edit(self, source: EditSource, report: ProgressReporter) -> EditorResult:
+        """Denoises the keyframes together, consistent in the canonical pictures, and merges them.
+
+        Args:
+            source: the run, and the layers to edit.
+            report: called with the progress.
+
+        Raises:
+            UserError: a model or frames that cannot be used, or nothing to edit (exit 3).
+        """
         numbers = self.choose_frames(source)  # a wrong one is told before a large model is read
         model = load_model(self.weights_source())
         keyframes = open_keyframes(source, numbers, self.side or model.trained_side, model.side_multiple, self.feather)
@@ -67,7 +76,7 @@ class Mediated(KeyframedSettings):
                 original=original,
                 noise=noise,
                 region=inside,
-                step=lambda done, total: report("denoising keyframes", done, total),
+                report=rename_stage(report, "denoising keyframes"),
             )
             edited = model.decode_latents(latents).cpu()
         with torch.no_grad():
@@ -75,14 +84,14 @@ class Mediated(KeyframedSettings):
 
 
 def mediate_prediction(predict: Denoiser, schedule: NoiseSchedule, footprints: Sequence[TexelFootprints]) -> Denoiser:
-    """Makes a prediction for all keyframes whose clean pictures are those of one canonical picture per layer.
+    """Wraps a prediction so that its clean pictures are views of one canonical picture per layer.
 
-    The noise is computed anew from the latents, so that the next step starts from the same picture.
+    The noise is recomputed from the latents, so that the next step starts from the same picture.
 
     Args:
-        predict: the prediction of the model.
-        schedule: of the model.
-        footprints: where the latents of the keyframes lie in the canonical picture of each layer.
+        predict: predicts the clean pictures and the noise of all keyframes.
+        schedule: noise schedule of the model.
+        footprints: positions of the keyframes' latents in the canonical picture of each layer.
     """
 
     def predict_agreeing(latents: Latents, time: int) -> DenoisedLatents:
@@ -96,15 +105,15 @@ def mediate_prediction(predict: Denoiser, schedule: NoiseSchedule, footprints: S
 
 @contextmanager
 def share_attention(model: DiffusionModel, keyframes: Keyframes, attention: SharedAttention) -> Iterator[None]:
-    """Lets the keyframes of a batch see each other in the model's self-attention.
+    """Lets the keyframes of a batch attend to each other in the model's self-attention, within the context.
 
     Args:
         model: the diffusion model.
-        keyframes: the batch.
-        attention: what each keyframe sees.
+        keyframes: the keyframes of the batch.
+        attention: the keyframes that each one attends to.
 
     Raises:
-        UserError: a model whose attention cannot be changed (exit 3).
+        UserError: a model whose attention cannot be replaced (exit 3).
     """
     if attention == "own":
         yield

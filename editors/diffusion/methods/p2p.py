@@ -1,13 +1,13 @@
-"""Prompt-to-prompt: two prompts that differ in some words, and a picture that changes with those words only.
+"""`p2p`: changes a picture only where two prompts differ.
 
 Hertz, Mokady, Tenenbaum, Aberman, Pritch and Cohen-Or, Prompt-to-Prompt Image Editing with Cross Attention Control,
-ICLR 2023. Where a word shows in a picture is what its column of the cross-attention maps says. In a share of the steps
-the edit takes the columns of the original: those of the same word, those of the word it stands in for (section 3.2,
-"word swap"), its own for words that are new ("adding a new phrase"). The columns of a word times a factor make more or
-less of it ("attention re-weighting"). The two prompts are laid side by side word by word, so that one rule does for
-swapped and for added words.
+ICLR 2023. The column of a word in the cross-attention maps shows where the word appears in the picture. In a share of
+the steps the edit uses the columns of the original: those of the same word, or of the word that it replaces (section
+3.2, "word swap"); new words keep their own columns ("adding a new phrase"). A factor on the column of a word emphasizes
+or weakens it ("attention re-weighting"). The two prompts are aligned word by word, so that one rule covers swapped and
+added words.
 
-The picture is taken to noise as in `pnp.py`, and its latents there play the part of the paper's source branch.
+The picture is inverted to noise as in `pnp.py`, and the inverted latents replace the paper's source branch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d
 
-from editors.core.editor import EditorResult, Report
+from editors.core.editor import EditorResult, PlanarEditor
 from editors.core.source import EditSource
 from editors.diffusion.backend.diffusers_model import DiffusionModel, EncodedPrompt, load_model
 from editors.diffusion.backend.noise_schedule import DenoisedLatents, Latents
@@ -41,6 +41,7 @@ from editors.diffusion.common.attention import (
 from editors.diffusion.common.region import open_regions
 from editors.diffusion.methods.pnp import FeatureInjectionSettings, repaint_from_inversion
 from neural_fields.config.flags import Repeated
+from neural_fields.core.progress import ProgressReporter
 
 Maps = Float[Tensor, "pictures heads places words"]
 
@@ -51,29 +52,29 @@ class PromptToPromptSettings:
 
     min_replaced_ratio: int = 4  # latents per token from which self-attention of a layer is the original's
     min_blend_ratio: int = 16  # latents per token from which the maps of a layer say where words are
-    settled_share: float = 0.2  # of the steps, after which the maps say where a word is
-    min_map_value: float = 0.3  # of the largest value of a map: what is above belongs to the word
+    settled_share: float = 0.2  # share of the steps after which the maps locate a word
+    min_map_value: float = 0.3  # share of a map's largest value above which a latent belongs to the word
 
 
 DEFAULTS = PromptToPromptSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptToPrompt(FeatureInjectionSettings):
-    """Prompt-to-Prompt (Hertz et al., 2023): words of a prompt are exchanged, added, made more or less of."""
+class PromptToPrompt(FeatureInjectionSettings, PlanarEditor):
+    """Swap, add, emphasize or weaken words of a prompt: Prompt-to-Prompt (Hertz et al., 2023)."""
 
     name: ClassVar[str] = "p2p"
 
     source_prompt: str
-    """What the layer shows now; the prompt says the same in other words where it shall change."""
+    """What the layer shows now; the prompt repeats it and differs only in the words to change."""
     cross: float = 0.8
-    """Share of the steps, from the first on, in which words show where they showed in the original."""
+    """Share of the steps, from the first, in which words keep the cross-attention of the original, in [0, 1]."""
     attention: float = 0.4
-    """Share of the steps, from the first on, in which coarse self-attention looks where it looked in the original."""
+    """Share of the steps, from the first, in which coarse self-attention is that of the original, in [0, 1]."""
     weight: Repeated = ()
-    """WORD=FACTOR: more (above 1) or less of a word of the prompt. May be repeated."""
+    """WORD=FACTOR: emphasize (above 1) or weaken (below 1) a word of the prompt. Repeatable."""
     local_blend: Repeated = ()
-    """A word of either prompt: the picture changes only where such words show. May be repeated."""
+    """A word of either prompt: the picture changes only where such words appear. Repeatable."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,8 +92,16 @@ class PromptToPrompt(FeatureInjectionSettings):
                     "local_blend", word, "it is in neither prompt", f"--local-blend {_split_words(self.prompt)[-1]}"
                 )
 
-    def __call__(self, source: EditSource, report: Report) -> EditorResult:
-        """Changes the region of each layer as the words of its prompt are changed."""
+    def edit(self, source: EditSource, report: ProgressReporter) -> EditorResult:
+        """Changes the region of each layer where the two prompts differ.
+
+        Args:
+            source: the run, and the layers to edit.
+            report: called with the progress.
+
+        Raises:
+            UserError: a model or words that cannot be used, or nothing to edit (exit 2 or 3).
+        """
         model = load_model(self.weights_source())
         kept = FeatureRecorder([*list_self_attention(model.unet), *list_cross_attention(model.unet)])
         canvases, notes = open_regions(model, source, self, report)
@@ -146,7 +155,7 @@ class PromptToPrompt(FeatureInjectionSettings):
         """Parses the words of `--weight` and their factors.
 
         Raises:
-            UserError: one that is not of the form WORD=FACTOR, or whose word the prompt does not have (exit 2).
+            UserError: a value that is not of the form WORD=FACTOR, or a word that the prompt does not have (exit 2).
         """
         factors = {}
         for given in self.weight:
@@ -167,12 +176,12 @@ class PromptToPrompt(FeatureInjectionSettings):
 
 @dataclass(frozen=True)
 class WordExchange:
-    """How the cross-attention maps of an edit are mixed from its own and the original's.
+    """Mixes the cross-attention maps of an edit from its own maps and those of the original.
 
     Attributes:
-        column_weights: weights of the original's columns in the column of each word of the edit.
-        original_share: 1 for words whose columns are the original's, 0 for new ones.
-        word_factors: of each word.
+        column_weights: weights of the original's columns in the column of each token of the edit.
+        original_share: 1 for tokens whose columns are the original's, 0 for new ones.
+        word_factors: factor of each token's column.
     """
 
     column_weights: Float[Tensor, "before after"]
@@ -186,11 +195,11 @@ class WordExchange:
         """Aligns two prompts word by word.
 
         Args:
-            tokenizer: of the model.
+            tokenizer: tokenizer of the model.
             before: the prompt of the original.
             after: the prompt of the edit.
-            factors: of words of `after`, which are 1 otherwise.
-            length: tokens of an encoded prompt.
+            factors: factors of words of `after`; other words have 1.
+            length: number of tokens of an encoded prompt.
         """
         taken, factor = torch.zeros(length, length), torch.ones(length)
         old, new = _list_token_spans(tokenizer, before), _list_token_spans(tokenizer, after)
@@ -224,15 +233,15 @@ class WordExchange:
         key: Tensor,
         value: Tensor,
     ) -> Tensor:
-        """Attends to the prompt with the changed maps, in the part of a batch that sees it; as usual in the rest.
+        """Attends to the prompt with the mixed maps, in the conditional part of a batch; as usual in the rest.
 
         Args:
-            exchanged: whether words take the original's maps; their factors count in any case.
-            blend_mask: counts the maps in; None for a layer that is not asked.
+            exchanged: whether words use the original's maps; their factors always apply.
+            blend_mask: accumulates the maps; None for a layer that does not contribute.
             held: query and key of the original's pass.
-            query: of this pass; its last rows, as many as `held` has, see the prompt.
-            key: of this pass, a row for each of `query`.
-            value: of this pass, a row for each of `query`.
+            query: query of this pass; its last rows, as many as `held` has, attend to the prompt.
+            key: key of this pass, a row for each row of `query`.
+            value: value of this pass, a row for each row of `query`.
         """
         count = len(held[0])
         new, old = compute_attention_maps(query[-count:], key[-count:]), compute_attention_maps(*held)
@@ -249,12 +258,13 @@ class WordExchange:
 
 @dataclass
 class LocalBlendMask:
-    """Where words show, from cross-attention maps summed over the steps: the paper's "local blend" (section 3.2).
+    """Locates words by cross-attention maps summed over the steps: the paper's "local blend" (section 3.2).
 
     Attributes:
-        before, after: the tokens of the words in the prompt of the original and in that of the edit.
-        layers: the attention layers that are asked.
-        settings: which layers are asked, and when and where their maps count.
+        before: tokens of the words in the prompt of the original.
+        after: tokens of the words in the prompt of the edit.
+        layers: names of the attention layers that contribute.
+        settings: which layers contribute, and thresholds of the maps.
     """
 
     before: Sequence[int]
@@ -266,15 +276,15 @@ class LocalBlendMask:
     _settled: bool = False
 
     def choose_layers(self, latents: Latents, kept: FeatureRecorder, settled: bool) -> None:
-        """Chooses the layers that are asked at a step.
+        """Chooses the layers that contribute at a step.
 
         Args:
-            latents: of the step, for their size.
-            kept: attention of the original's pass.
-            settled: whether the maps say already where words are.
+            latents: latents of the step, for their size.
+            kept: recorded attention of the original's pass.
+            settled: whether the maps already locate the words.
 
         Raises:
-            UserError: the picture is larger than the model sees at once (exit 2).
+            UserError: the picture is larger than the model processes at once (exit 2).
         """
         self._size, self._settled = (latents.shape[-2], latents.shape[-1]), settled
         if not (self.before or self.after):
@@ -289,7 +299,12 @@ class LocalBlendMask:
         self.layers = frozenset(name for name in names if tokens[name] <= max_tokens)
 
     def accumulate_maps(self, old: Maps, new: Maps) -> None:
-        """Counts the maps of a layer in, of the original and of the edit."""
+        """Adds the maps of a layer to the sums.
+
+        Args:
+            old: maps of the original.
+            new: maps of the edit.
+        """
         rows, columns = self._size
         for which, maps, tokens in (("before", old, self.before), ("after", new, self.after)):
             if not tokens:
@@ -302,30 +317,52 @@ class LocalBlendMask:
             self._sums[which] = self._sums[which] + picture if which in self._sums else picture
 
     def compute_mask(self) -> Float[Tensor, "n 1 rows columns"]:
-        """Returns 1 where any of the words shows; everywhere in the first steps, when the maps do not say yet."""
+        """Computes 1 where any of the words appears, else 0; 1 everywhere in the first steps, before maps settle."""
         shares = [total / total.amax(dim=(2, 3), keepdim=True) for total in self._sums.values()]
         shown = torch.stack(shares).amax(0) > self.settings.min_map_value
         return (shown if self._settled else torch.ones_like(shown)).float()
 
 
 def compute_attention_maps(query: Float[Tensor, "n h places d"], key: Float[Tensor, "n h words d"]) -> Maps:
-    """Computes attention maps: how much each place attends to each word; sums to 1 over the words."""
+    """Computes attention maps.
+
+    Args:
+        query: queries of the positions, per head.
+        key: keys of the words, per head.
+
+    Returns:
+        The attention of each position to each word; it sums to 1 over the words.
+
+    Example:
+        >>> query, key = torch.tensor([[[[2.0]]]]), torch.tensor([[[[0.0], [0.0]]]])
+        >>> compute_attention_maps(query, key).flatten().tolist()
+        [0.5, 0.5]
+    """
     return (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1)
 
 
 def find_word_tokens(tokenizer: Any, prompt: str, words: Sequence[str]) -> list[int]:
-    """Lists the tokens of an encoded prompt that belong to some words; its beginning and end count as tokens."""
+    """Lists the tokens of an encoded prompt that belong to some words.
+
+    Args:
+        tokenizer: tokenizer of the model.
+        prompt: the prompt.
+        words: the words to look for.
+
+    Returns:
+        Indices of tokens; the start token of the encoded prompt has index 0.
+    """
     wanted = {word.lower() for word in words}
     return [number for word, span in _list_token_spans(tokenizer, prompt) if word in wanted for number in span]
 
 
 def _split_words(prompt: str) -> list[str]:
-    """Splits a prompt into words and marks, in small letters."""
+    """Splits a prompt into words and punctuation marks, in lower case."""
     return re.findall(r"[\w'-]+|[^\w\s]+", prompt.lower())
 
 
 def _list_token_spans(tokenizer: Any, prompt: str) -> list[tuple[str, range]]:
-    """Lists the words of a prompt with their tokens; what does not fit into the tokenizer's length has none."""
+    """Lists the words of a prompt with their tokens; words beyond the tokenizer's length have none."""
     spans, start, last = [], 1, int(tokenizer.model_max_length) - 1
     for word in _split_words(prompt):
         stop = start + len(tokenizer(word, add_special_tokens=False).input_ids)
@@ -335,7 +372,7 @@ def _list_token_spans(tokenizer: Any, prompt: str) -> list[tuple[str, range]]:
 
 
 def _attend_like_original(held: RecordedTensors, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attends with the original's maps, in the part of a batch that sees the prompt."""
+    """Attends with the original's maps, in the conditional part of a batch."""
     count = len(held[0])
     changed = attend_with_recorded(held, query[-count:], key[-count:], value[-count:])
     if len(query) == count:

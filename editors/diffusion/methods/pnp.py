@@ -1,14 +1,14 @@
-"""Plug-and-play: the layer keeps its layout, because the model is given its features of the original.
+"""`pnp`: preserves the layout of a layer by injecting features of the original into the denoiser.
 
 Tumanyan, Geyer, Bagon and Dekel, Plug-and-Play Diffusion Features, CVPR 2023, section 4 and algorithm 1. The canvas is
-taken to noise by DDIM run backwards and denoised again with the prompt. At each step the denoiser first sees the
-original at that time; for the first share of the steps, the output of one convolution in its decoder and the queries
-and keys of self-attention from there on are put into the pass that makes the edit: where things are comes from the
-original, how they look from the prompt. The layers are counted from the coarse end of the decoder; a third of the way
-in is layer 4 of Stable Diffusion 1.5, the one of the paper.
+inverted to noise with DDIM and denoised again with the prompt. At each step the denoiser first runs on the original at
+that time. In the first share of the steps, the output of one convolution in its decoder, and the queries and keys of
+self-attention from there on, are injected into the pass of the edit: the layout comes from the original, the appearance
+from the prompt. Layers are counted from the coarse end of the decoder; a third of the way in is layer 4 of Stable
+Diffusion 1.5, the one of the paper.
 
-The original's features come from the very latents of the way to noise, not from a denoising of its own beside the edit,
-so that they do not drift from it (Direct Inversion, Ju et al., 2024, does this for its source branch).
+The original's features come directly from the inverted latents, not from a separate denoising of the original, so that
+they do not drift (Direct Inversion, Ju et al., 2024, does this for its source branch).
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from editors.core.editor import EditorResult, Report
+from editors.core.editor import EditorResult, PlanarEditor
 from editors.core.source import EditSource
 from editors.diffusion.backend.diffusers_model import DiffusionModel, EncodedPrompt, load_model
 from editors.diffusion.backend.noise_schedule import DenoisedLatents, Latents, NoiseSchedule, pair_with_next
-from editors.diffusion.backend.sampling import StepCallback, invert_latents, shrink_mask_to_latents
+from editors.diffusion.backend.sampling import invert_latents, shrink_mask_to_latents
 from editors.diffusion.backend.settings import wrong_setting_error
 from editors.diffusion.common.attention import FeatureRecorder, list_self_attention
 from editors.diffusion.common.canvas import Canvas, join_canvases, split_joined_picture
 from editors.diffusion.common.region import RegionalSettings, open_regions
+from neural_fields.core.progress import Progress, ProgressReporter, rename_stage, report_nothing
 
 PredictStep = Callable[
     [Latents, Latents, int], DenoisedLatents
@@ -39,14 +40,14 @@ PredictStep = Callable[
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureInjectionSettings(RegionalSettings):
-    """Settings of editors that take the picture to noise and back, with the original at hand at each step."""
+    """Holds the settings of editors that invert the picture to noise and inject features of the original."""
 
     strength: float = 1.0
-    """How far back to noise the picture is taken, in (0, 1]; less stays closer to it."""
+    """Share of the inversion to noise, in (0, 1]; less stays closer to the original."""
     steps: int = 50
-    """Steps of a whole run from noise to a picture; the way there takes as many."""
+    """Number of denoising steps from pure noise to a picture; the inversion takes as many."""
     refine: int = 1
-    """Passes more for each step of the way to noise, so that the way back without an edit ends nearer the original."""
+    """Further passes per step of the inversion, which make the reconstruction of the original more exact."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,35 +55,48 @@ class FeatureInjectionSettings(RegionalSettings):
             raise wrong_setting_error("refine", self.refine, "it counts passes", "--refine 1")
 
     def check_share(self, flag: str, value: float, default: float) -> None:
-        """Refuses a value that is no share of the steps.
+        """Refuses a value that is not a share of the steps.
+
+        Args:
+            flag: name of the setting's flag, without dashes.
+            value: the value.
+            default: the default, which the message suggests.
 
         Raises:
-            UserError: the value is outside [0, 1] (exit 2).
+            UserError: the value is outside of [0, 1] (exit 2).
         """
         if not 0 <= value <= 1:
             raise wrong_setting_error(flag, value, "it is a share of the steps, from 0 to 1", f"--{flag} {default}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlugAndPlay(FeatureInjectionSettings):
-    """Plug-and-Play (Tumanyan et al., 2023): other looks on the same layout, by features of the original."""
+class PlugAndPlay(FeatureInjectionSettings, PlanarEditor):
+    """Change the look on the same layout, by features of the original: Plug-and-Play (Tumanyan et al., 2023)."""
 
     name: ClassVar[str] = "pnp"
 
     source_prompt: str = ""
-    """What the layer shows now (default: no words, as in the paper)."""
+    """What the layer shows now (default: an empty prompt, as in the paper)."""
     features: float = 0.8
-    """Share of the steps, from the first on, in which one convolution's output is the original's."""
+    """Share of the steps, from the first, in which the output of one convolution is the original's, in [0, 1]."""
     attention: float = 0.5
-    """Share of the steps, from the first on, in which self-attention looks where it looked in the original."""
+    """Share of the steps, from the first, in which self-attention is that of the original, in [0, 1]."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_share("features", self.features, 0.8)
         self.check_share("attention", self.attention, 0.5)
 
-    def __call__(self, source: EditSource, report: Report) -> EditorResult:
-        """Repaints the region of each layer in the look that the prompt asks for, its parts where they were."""
+    def edit(self, source: EditSource, report: ProgressReporter) -> EditorResult:
+        """Repaints the region of each layer in the look that the prompt describes, with the layout preserved.
+
+        Args:
+            source: the run, and the layers to edit.
+            report: called with the progress.
+
+        Raises:
+            UserError: a model that cannot be used, or nothing to edit (exit 3).
+        """
         model = load_model(self.weights_source())
         kept = select_decoder_features(model.unet)
         canvases, notes = open_regions(model, source, self, report)
@@ -113,10 +127,13 @@ class PlugAndPlay(FeatureInjectionSettings):
 
 
 def select_decoder_features(unet: Any) -> FeatureRecorder:
-    """Selects the features that are put into the edit: those of a UNet's decoder from a third of its layers on.
+    """Selects the features to inject: those of a UNet's decoder from a third of its layers on.
+
+    Args:
+        unet: UNet of the model.
 
     Raises:
-        UserError: the model is no UNet with self-attention there (exit 3).
+        UserError: the model is not a UNet with self-attention in these layers (exit 3).
     """
     names = list_self_attention(unet)
     layers = [(f"up_blocks.{b}", i) for b, block in enumerate(unet.up_blocks) for i in range(len(block.resnets))]
@@ -136,21 +153,24 @@ def repaint_from_inversion(
     settings: FeatureInjectionSettings,
     source_text: EncodedPrompt,
     predict_step: PredictStep,
-    report: Report,
+    report: ProgressReporter,
     compute_mask: Callable[[], Float[Tensor, "#n 1 rows columns"]] | None = None,
     notes: Sequence[str] = (),
 ) -> EditorResult:
-    """Takes the regions of canvases to noise and back.
+    """Inverts the regions of canvases to noise, and denoises them.
 
     Args:
         model: the diffusion model.
-        canvases: one per layer.
+        canvases: one canvas per layer.
         settings: steps, strength and refinement.
-        source_text: what they show, for the way to noise.
-        predict_step: predicts a step on the way back.
-        report: of the progress.
-        compute_mask: asked after each step for where in the region the picture may change (default: all of it).
-        notes: what the user should know of the regions.
+        source_text: encoded prompt of the original, for the inversion.
+        predict_step: predicts a step of the denoising.
+        report: called with the progress.
+        compute_mask: called after each step; returns where in the region the picture may change (default: everywhere).
+        notes: notes for the user on the regions.
+
+    Returns:
+        One overlay per layer.
     """
     image, region = (part.to(model.device) for part in join_canvases(canvases, model.side_multiple))
     original = model.encode_images(image)
@@ -162,7 +182,7 @@ def repaint_from_inversion(
         model.schedule,
         lambda noised, time: model.predict_denoised(noised, time, source_text, 1.0),
         settings.refine,
-        lambda done, total: report("going to noise", done, total),
+        rename_stage(report, "going to noise"),
     )
     latents = denoise_along_path(
         path,
@@ -171,7 +191,7 @@ def repaint_from_inversion(
         predict_step,
         original=original,
         region=lambda: inside if compute_mask is None else inside * compute_mask(),
-        step=lambda done, total: report("denoising", done, total),
+        report=report,
     )
     parts = split_joined_picture(model.decode_latents(latents).cpu(), canvases, model.side_multiple)
     overlays = {canvas.layer: canvas.make_overlay(part) for canvas, part in zip(canvases, parts, strict=True)}
@@ -186,18 +206,18 @@ def denoise_along_path(
     *,
     original: Latents,
     region: Callable[[], Float[Tensor, "#n 1 rows columns"]],
-    step: StepCallback | None = None,
+    report: ProgressReporter = report_nothing,
 ) -> Latents:
-    """Denoises from the noisy end of a path: anew in a region, along the path elsewhere.
+    """Denoises a region from the noisy end of a path; outside of it, the latents follow the path.
 
     Args:
-        path: what `invert` returns: the original's latents at each of `times`, noisiest first.
-        times: of the schedule.
-        schedule: of the model.
-        predict_step: called with latents, those of the path, and the number of steps done.
-        original: the clean latents at the other end of the path.
-        region: called after each prediction: 1 where the picture may change.
-        step: called after each step.
+        path: the result of `invert_latents`: the original's latents at each of `times`, noisiest first.
+        times: indices into the schedule.
+        schedule: noise schedule of the model.
+        predict_step: called with the latents, those of the path, and the number of steps done.
+        original: clean latents of the original.
+        region: called after each prediction; returns 1 where the picture may change, else 0.
+        report: called after each step.
 
     Returns:
         Clean latents.
@@ -207,6 +227,5 @@ def denoise_along_path(
         edited = schedule.mix_latents(predict_step(latents, path[done], done), after)
         outside, inside = original if after is None else path[done + 1], region()
         latents = inside * edited + (1 - inside) * outside
-        if step is not None:
-            step(done + 1, len(times))
+        report(Progress("denoising", done + 1, len(times)))
     return latents

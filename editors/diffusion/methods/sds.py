@@ -1,7 +1,8 @@
-"""Score distillation on the texture of a region: its texels are optimized until a diffusion model likes what they show.
+"""`sds`: optimizes the texels of a region with score distillation by a diffusion model.
 
 DreamFusion (Poole et al., 2023) optimizes a 3D scene in this way; DynVideo-E (Liu et al., 2024) and shape-aware layered
-editing (Lee et al., 2023) the texture of a video. Nothing is generated at once, so that other losses can pull too.
+editing (Lee et al., 2023) optimize the texture of a video. As the picture is optimized, not generated, other losses can
+be added.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from editors.core.editor import EditorResult, Report, report_nothing
+from editors.core.editor import EditorResult, PlanarEditor
 from editors.core.source import EditSource
 from editors.diffusion.backend.diffusers_model import Images, load_model
 from editors.diffusion.backend.noise_schedule import Latents, NoiseSchedule
@@ -31,6 +32,7 @@ from editors.diffusion.common.score_distillation import (
     make_score,
     replace_nonfinite,
 )
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 
 
 @dataclass(frozen=True)
@@ -45,23 +47,23 @@ DEFAULTS = TextureSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sds(PromptedSettings):
-    """DreamFusion's score distillation (Poole et al., 2023) on the texels of the region."""
+class Sds(PromptedSettings, PlanarEditor):
+    """Optimize the texels of a region with DreamFusion's score distillation (Poole et al., 2023)."""
 
     name: ClassVar[str] = "sds"
 
     variant: Variant = "sds"
-    """sds, csd (the prompt alone), nfsd (noise-free, for a guidance of 7.5) or dds (what the two prompts differ in)."""
+    """sds, csd (the guidance alone), nfsd (noise-free, for a guidance of 7.5) or dds (difference of two prompts)."""
     source_prompt: str = ""
-    """What the layer shows now; only dds uses it."""
+    """What the layer shows now; used only by dds."""
     steps: int = 300
     """Steps of the optimization."""
     keep: float = 0.0
-    """How strongly the region's colors are held at the source's: 0 leaves them free, 0.1 can be seen."""
+    """Weight of the source's colors: 0 leaves the region free, 0.1 has a visible effect."""
     rate: float = 0.05
     """Learning rate of Adam."""
     anneal: bool = True
-    """Looks at less and less noise as the run goes on: large shapes first, details after them."""
+    """Reduce the noise during the optimization: large shapes form first, then details."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,8 +72,16 @@ class Sds(PromptedSettings):
         if not 0 < self.rate < math.inf:
             raise wrong_setting_error("rate", self.rate, "it is above 0", "--rate 0.05")
 
-    def __call__(self, source: EditSource, report: Report) -> EditorResult:
-        """Repaints the region of each layer texel by texel."""
+    def edit(self, source: EditSource, report: ProgressReporter) -> EditorResult:
+        """Optimizes the texels of the region of each layer.
+
+        Args:
+            source: the run, and the layers to edit.
+            report: called with the progress.
+
+        Raises:
+            UserError: a model that cannot be used, or nothing to edit (exit 3).
+        """
         model = load_model(self.weights_source())
         side = self.side or model.trained_side
         regions = {layer: source.read_region(layer) for layer in source.layers}
@@ -94,15 +104,15 @@ class Sds(PromptedSettings):
 
 
 class PyramidTexture(torch.nn.Module):
-    """A picture whose region is free: the source, changed by the sum of pictures of falling size.
+    """Represents a picture with an editable region as the source plus a pyramid of changes.
 
-    The coarse ones let large parts change color together in few steps, the fine ones add the detail. All are added
-    before a sigmoid, so that colors stay in (0, 1). Outside the region it is the source, exactly.
+    Coarse levels change the color of large parts in few steps, fine levels add detail. They are added before a sigmoid,
+    so that colors stay in (0, 1). Outside the region the picture equals the source exactly.
 
     Args:
-        original: the picture before the edit, in [0, 1].
-        region: 1 where it may change, 0 where not.
-        settings: of the texture.
+        original: the picture before the edit, RGB in [0, 1].
+        region: 1 where it may change, else 0.
+        settings: number of levels, and margin of the colors.
     """
 
     def __init__(
@@ -117,25 +127,25 @@ class PyramidTexture(torch.nn.Module):
             self.levels.append(torch.nn.Parameter(torch.zeros(*original.shape[:2], *size).to(original)))
 
     def compute_colors(self) -> Images:
-        """Returns the colors as they are now, of the region and of what it touches."""
+        """Computes the current colors of the region and of the texels next to it."""
         size = self.start.shape[-2:]
         change = sum(torch.nn.functional.interpolate(level, size, mode="bilinear") for level in self.levels)
         return (self.start + change).sigmoid()
 
     def forward(self) -> Images:
-        """Returns the picture as it is now."""
+        """Computes the current picture."""
         return self.region * self.compute_colors() + (1 - self.region) * self.original
 
 
 @dataclass(frozen=True)
 class ScoreObjective:
-    """The objective of score distillation for a picture.
+    """Holds the objective of score distillation for a picture.
 
     Attributes:
-        encode: pictures in [0, 1] to latents, differentiable.
-        score: the gradient in the latents.
-        schedule: from which times are drawn.
-        needs_source: whether `score` wants the source's latents too.
+        encode: differentiable function from pictures in [0, 1] to latents.
+        score: the gradient with respect to the latents.
+        schedule: noise schedule of the model.
+        needs_source: whether `score` needs the source's latents too.
     """
 
     encode: Callable[[Images], Latents]
@@ -146,13 +156,13 @@ class ScoreObjective:
     def compute_loss(self, picture: Images, source: Images, time: int, generator: torch.Generator) -> Float[Tensor, ""]:
         """Computes a loss whose gradient moves `picture` along the score, with newly drawn noise.
 
-        Its gradient is that for the mean over all latents: it means the same whatever the size.
+        Its gradient is that of the mean over all latents, which does not depend on the size.
 
         Args:
             picture: RGB in [0, 1].
             source: the picture before the edit, of the same size.
-            time: of the schedule.
-            generator: of the noise.
+            time: noise level, an index into the schedule.
+            generator: random generator of the noise.
         """
         pixels = picture.detach().requires_grad_(True)
         latents = self.encode(pixels)
@@ -167,14 +177,15 @@ class ScoreObjective:
 
 @dataclass(frozen=True)
 class TextureOptimization:
-    """Settings of an optimization of the texture, from those of the editor.
+    """Holds the settings of an optimization of a texture.
 
     Attributes:
-        steps, rate: of Adam.
+        steps: number of steps of Adam.
+        rate: learning rate of Adam.
         keep: weight of the mean absolute change of color.
-        scale: the gradient of the score is divided by this, so that `keep` means the same at every guidance.
-        anneal: as in `draw_time`.
-        seed: of times, noise and windows.
+        scale: divisor of the score's gradient, so that `keep` does not depend on the guidance.
+        anneal: whether the noise decreases over the steps, as in `draw_time`.
+        seed: seed of times, noise and windows.
     """
 
     steps: int
@@ -192,20 +203,20 @@ def optimize_texture(
     *,
     window: int | None = None,
     multiple: int = 1,
-    report: Report = report_nothing,
+    report: ProgressReporter = report_nothing,
 ) -> Images:
-    """Optimizes a texture by Adam (Kingma and Ba, 2015).
+    """Optimizes a texture with Adam (Kingma and Ba, 2015).
 
     Args:
-        texture: changed in place.
-        objective: of every step.
+        texture: the texture; it is modified in place.
+        objective: the objective of every step.
         optimization: steps, rate, seed and so on.
-        window: side of the random square that each step looks at; the whole picture where it is None.
-        multiple: windows start at multiples of this.
-        report: of the progress.
+        window: side in pixels of the random square of each step; None for the entire picture.
+        multiple: windows start at multiples of this, in pixels.
+        report: called with the progress.
 
     Returns:
-        The colors of the texture at the end, of the region and of what it touches.
+        The final colors of the region and of the texels next to it.
     """
     generator = torch.Generator().manual_seed(optimization.seed)
     levels = list(texture.levels)
@@ -233,5 +244,5 @@ def optimize_texture(
         for level, gradient in zip(levels, torch.autograd.grad(loss, levels), strict=True):
             level.grad = gradient
         adam.step()
-        report("distilling", step + 1, optimization.steps)
+        report(Progress("distilling", step + 1, optimization.steps))
     return texture.compute_colors().detach()

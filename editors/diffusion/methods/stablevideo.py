@@ -1,10 +1,11 @@
-"""StableVideo: keyframes are edited one after another, each from the canonical picture as edited by those before it.
+"""`stablevideo`: edits keyframes one after another, each starting from the edits of the earlier ones.
 
-Chai, Guo, Wang and Lu, ICCV 2023, section 3.2: the first keyframe is made from noise; for each further one the edits so
-far are looked up through the canonical picture, noised to nine tenths, and denoised with the same noise, prompt and
-edges. The keyframes are merged by the median, and what that misses of them goes back (`fusing.py`; in place of the
-small network of their section 3.3). Different here: what no earlier keyframe shows is made from noise as in the first,
-beside what they show; and around the layers the frame stays, so that the model sees what the edit has to fit to.
+Chai, Guo, Wang and Lu, ICCV 2023, section 3.2: the first keyframe is generated from noise; for each further one, the
+earlier edits are rendered into it through the canonical picture, noised to nine tenths, and denoised with the same
+noise, prompt and edges. The keyframes are merged by the median, and their residuals are added back
+(`keyframe_fusion.py`, in place of the small network of their section 3.3). Differences: parts that no earlier keyframe
+shows are generated from noise like the first keyframe, beside the parts that they show; and the frame around the layers
+is preserved, so that the model sees the surroundings of the edit.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from editors.core.editor import EditorResult, Report
+from editors.core.editor import EditorResult, PlanarEditor
 from editors.core.source import EditSource
 from editors.diffusion.backend.diffusers_model import ControlInput, DiffusionModel, EncodedPrompt, Images, load_model
 from editors.diffusion.backend.noise_schedule import DenoisedLatents, Latents, NoiseSchedule
@@ -32,19 +33,20 @@ from editors.diffusion.common.keyframe_fusion import (
 )
 from editors.diffusion.common.keyframes import KeyframedSettings, Keyframes, open_keyframes
 from editors.diffusion.common.region import make_inpainting_inputs
+from neural_fields.core.progress import Progress, ProgressReporter
 
 # By the kind of ControlNet that follows the edges
 EDGE_DETECTORS: dict[str, Callable[[Images], Images]] = {"edges": detect_edges, "soft-edges": detect_soft_edges}
 
 
 @dataclass(frozen=True, kw_only=True)
-class StableVideo(KeyframedSettings):
-    """StableVideo (Chai et al., 2023): keyframes one after another, each from what the edits before it show of it."""
+class StableVideo(KeyframedSettings, PlanarEditor):
+    """Edit keyframes one after another, each starting from the earlier edits: StableVideo (Chai et al., 2023)."""
 
     name: ClassVar[str] = "stablevideo"
 
     follow: float = 0.9
-    """How much noise is put on the earlier edits for the next keyframe, in (0, 1]; less keeps closer to them."""
+    """Amount of noise on the earlier edits for the next keyframe, in (0, 1]; less stays closer to them."""
     control: str = ""
     """A ControlNet that follows the frames' edges: edges=FOLDER or soft-edges=FOLDER, with @SCALE for how strongly."""
 
@@ -56,8 +58,16 @@ class StableVideo(KeyframedSettings):
             why = f"of a frame only these are found: {', '.join(EDGE_DETECTORS)}"
             raise wrong_setting_error("control", self.control, why, "--control edges=FOLDER")
 
-    def __call__(self, source: EditSource, report: Report) -> EditorResult:
-        """Edits the keyframes one after another and merges them."""
+    def edit(self, source: EditSource, report: ProgressReporter) -> EditorResult:
+        """Edits the keyframes one after another and merges them.
+
+        Args:
+            source: the run, and the layers to edit.
+            report: called with the progress.
+
+        Raises:
+            UserError: a model or frames that cannot be used, or nothing to edit (exit 3).
+        """
         numbers = self.choose_frames(source)  # a wrong one is told before a large model is read
         model = load_model(self.weights_source())
         keyframes = open_keyframes(source, numbers, self.side or model.trained_side, model.side_multiple, self.feather)
@@ -71,7 +81,7 @@ class StableVideo(KeyframedSettings):
                 first_edges = self._detect_edges(keyframes.images[:1])
                 controls = load_controls(model, [canvas], follows, lambda *_: first_edges, self.unsafe_weights)
             for index in range(len(keyframes.frames)):
-                report("editing keyframes", index, len(keyframes.frames))
+                report(Progress("editing keyframes", index, len(keyframes.frames)))
                 here = keyframes[index : index + 1]
                 before = fuse_keyframes(keyframes[:index], torch.cat(done)) if done else {}
                 start, known = render_into_keyframes(here, before)
@@ -96,11 +106,11 @@ class StableVideo(KeyframedSettings):
 
         Args:
             model: the diffusion model.
-            text: the prompt.
-            here: the keyframe alone.
-            start: what it shows of earlier edits, over its own picture.
-            known: how much of each pixel earlier edits fill.
-            controls: with the edges of this keyframe.
+            text: the encoded prompt.
+            here: the keyframe.
+            start: the keyframe with the earlier edits rendered into it, RGB in [0, 1].
+            known: coverage of each pixel by earlier edits, in [0, 1].
+            controls: ControlNets with the edges of this keyframe.
         """
         schedule, image = model.schedule, start.to(model.device)
         original = model.encode_images(image)
@@ -137,16 +147,16 @@ def keep_known_latents(
     known: Float[Tensor, "#n 1 height width"],
     times: Sequence[int],
 ) -> Denoiser:
-    """Makes a prediction that at some times keeps the known part of a picture; the rest is generated beside it.
+    """Wraps a prediction so that it keeps the known part of a picture at some times; the rest is generated beside it.
 
-    Once those times are over, the known part is as if it had been noised to the last of them and denoised from there.
+    After those times, the known part is as if it had been noised to the last of them and denoised from there.
 
     Args:
-        predict: the prediction of the model.
-        schedule: of the model.
-        clean: latents of the known picture.
-        known: 1 where it is known.
-        times: at which it is kept.
+        predict: predicts the clean picture and the noise.
+        schedule: noise schedule of the model.
+        clean: clean latents of the known picture.
+        known: 1 where the picture is known, else 0.
+        times: indices into the schedule at which it is kept.
     """
 
     def predict_keeping_known(latents: Latents, time: int) -> DenoisedLatents:

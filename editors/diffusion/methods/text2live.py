@@ -1,8 +1,8 @@
-"""Text2LIVE (Bar-Tal et al., ECCV 2022): a small network is trained, for this edit alone, to paint over a picture.
+"""`text2live`: trains a small network that paints a layer over a picture (Text2LIVE, Bar-Tal et al., ECCV 2022).
 
-The network sees the picture and returns colors and opacity. It is trained under CLIP with the paper's losses (section
-3.1 and 3.2), or under score distillation of the composed picture, where a diffusion model is at hand and CLIP is not.
-Because a network makes the layer, and not each texel for itself, it is smooth, and it follows the picture's own shapes.
+The network maps the picture to colors and opacity. It is trained with the paper's losses under CLIP (section 3.1 and
+3.2), or with score distillation of the composite if a diffusion model is given instead of CLIP. Because a network makes
+the layer, not each texel separately, it is smooth and follows the shapes of the picture.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from editors.core.editor import EditorResult, Report, report_nothing
+from editors.core.editor import EditorResult, PlanarEditor
 from editors.core.source import EditSource
 from editors.diffusion.backend.clip_model import ClipModel, compute_self_similarity, load_clip, spherical_distance
 from editors.diffusion.backend.diffusers_model import Images, load_model
@@ -26,6 +26,7 @@ from editors.diffusion.backend.weights import WeightsSource
 from editors.diffusion.common.canvas import join_canvases, open_canvases, split_joined_picture
 from editors.diffusion.common.score_distillation import DistillationPrompts, Variant, draw_time, make_score
 from editors.diffusion.methods.sds import ScoreObjective
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 
 # Prompts are embedded as the mean over these: a single sentence depends much on its wording (Radford et al., 2021).
 TEMPLATES = ("{}.", "a photo of {}.", "an image of {}.", "a picture of {}.", "a bright photo of {}.", "{} in a scene.")
@@ -56,25 +57,25 @@ DEFAULTS = PaintedLayerSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text2Live(PromptedSettings):
-    """A layer over the picture, painted by a network that is trained for it (Bar-Tal et al., 2022)."""
+class Text2Live(PromptedSettings, PlanarEditor):
+    """Paint over a layer with a network that is trained for this edit: Text2LIVE (Bar-Tal et al., 2022)."""
 
     name: ClassVar[str] = "text2live"
 
     model: str = ""
-    """A text-to-image model that takes CLIP's place (score distillation of the result)."""
+    """A text-to-image model, instead of CLIP: the loss is score distillation of the composite."""
     clip_model: str = ""
     """A folder of a CLIP model, or its name on the hub."""
     source_prompt: str = ""
-    """What the layer shows now, such as "a swan": the edit then follows the difference of the two prompts."""
+    """What the layer shows now, such as "a swan": the edit follows the difference of the two prompts."""
     steps: int = 300
-    """Steps of training; the paper takes 1000 for a picture."""
+    """Number of training steps; the paper uses 1000 for a picture."""
     variant: Variant = "sds"
     """Kind of score distillation with --model: sds, csd, nfsd or dds."""
     structure: float | None = None
-    """How strongly the layout of the picture is kept (default: 3 under CLIP, 0 under --model)."""
+    """Weight of the picture's layout (default: 3 with --clip-model, 0 with --model)."""
     sparsity: float = 0.1
-    """How strongly opacity is held back: more paints less."""
+    """Weight of the sparsity loss: larger values paint less."""
     rate: float = 2.5e-3
     """Learning rate of Adam."""
 
@@ -89,8 +90,16 @@ class Text2Live(PromptedSettings):
         if not 0 < self.rate < math.inf:
             raise wrong_setting_error("rate", self.rate, "it is above 0", "--rate 0.0025")
 
-    def __call__(self, source: EditSource, report: Report) -> EditorResult:
-        """Paints a layer over the region of each layer."""
+    def edit(self, source: EditSource, report: ProgressReporter) -> EditorResult:
+        """Paints over the region of each layer.
+
+        Args:
+            source: the run, and the layers to edit.
+            report: called with the progress.
+
+        Raises:
+            UserError: a model that cannot be used, or nothing to edit (exit 3).
+        """
         if self.clip_model:
             clip = load_clip(WeightsSource(self.clip_model, self.device, self.unsafe_weights))
             structure = DEFAULTS.structure_weight if self.structure is None else self.structure
@@ -117,12 +126,12 @@ class Text2Live(PromptedSettings):
 
 @dataclass(frozen=True)
 class PaintedLayer:
-    """A layer that the network paints over a picture.
+    """Holds a layer that the network paints over a picture.
 
     Attributes:
         color: RGB in [0, 1].
-        alpha: opacity in [0, 1], none outside the region.
-        source: the picture below.
+        alpha: opacity in [0, 1]; 0 outside the region.
+        source: the picture below, RGB in [0, 1].
     """
 
     color: Images
@@ -141,7 +150,7 @@ LayerLoss = Callable[
 
 @dataclass(frozen=True)
 class LayerCritic:
-    """What the layer is trained under: the losses, and the device, side and multiple of the pictures they look at."""
+    """Holds the losses of the layer, and the device, side and multiple (in pixels) of their pictures."""
 
     compute_loss: LayerLoss
     device: torch.device
@@ -157,10 +166,10 @@ def make_clip_loss(
 
     Args:
         clip: the model.
-        prompt: what the composed picture shows.
-        source_prompt: what the picture below shows; empty leaves out the direction from one to the other.
+        prompt: what the composite should show.
+        source_prompt: what the picture below shows; empty leaves out the directional loss.
         structure: weight of the structure loss.
-        settings: weights of the others, the views and the screen.
+        settings: weights of the other losses, views and screen.
     """
     wanted, screen = _embed_prompt(clip, prompt, TEMPLATES), _embed_prompt(clip, prompt, SCREENS)
     direction = wanted - _embed_prompt(clip, source_prompt, TEMPLATES) if source_prompt.strip() else None
@@ -183,12 +192,12 @@ def make_clip_loss(
 
 
 def make_score_loss(objective: ScoreObjective, structure: float, scale: float) -> LayerLoss:
-    """Makes the losses under a diffusion model: score distillation of the composed picture, structure of its latents.
+    """Makes the losses under a diffusion model: score distillation of the composite, and structure of its latents.
 
     Args:
-        objective: of score distillation.
+        objective: the objective of score distillation.
         structure: weight of the structure loss.
-        scale: the score's gradient is divided by this.
+        scale: divisor of the score's gradient.
     """
 
     def compute_loss(layer: PaintedLayer, done: float, generator: torch.Generator) -> Tensor:
@@ -205,24 +214,43 @@ def make_score_loss(objective: ScoreObjective, structure: float, scale: float) -
 
 
 def structure_loss(before: Float[Tensor, "n t w"], after: Float[Tensor, "n t w"]) -> Float[Tensor, ""]:
-    """Computes how far the self-similarity of tokens has moved: the mean square over all pairs (the paper's eq. 4)."""
+    """Computes the mean squared change of the self-similarity of tokens, over all pairs (eq. 4 of the paper).
+
+    Args:
+        before: tokens of the picture below.
+        after: tokens of the composite.
+
+    Example:
+        >>> tokens = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])
+        >>> structure_loss(tokens, 3 * tokens).item()
+        0.0
+    """
     return (compute_self_similarity(after) - compute_self_similarity(before.detach())).square().mean()
 
 
 def sparsity_loss(
     alpha: Float[Tensor, "n 1 height width"], settings: PaintedLayerSettings = DEFAULTS
 ) -> Float[Tensor, ""]:
-    """Computes how much is painted: mean opacity, and a soft share of pixels painted at all (the paper's eq. 6)."""
+    """Computes the mean opacity and a soft share of painted pixels, weighted (eq. 6 of the paper).
+
+    Args:
+        alpha: opacity of the layer, in [0, 1].
+        settings: weights of the two, and slope of the sigmoid.
+
+    Example:
+        >>> sparsity_loss(torch.zeros(1, 1, 4, 4)).item()
+        0.0
+    """
     loss = settings.opacity_weight * alpha.mean()
     return loss + settings.painted_weight * (2 * torch.sigmoid(settings.painted_slope * alpha) - 1).mean()
 
 
 class LayerGenerator(torch.nn.Module):
-    """A network from a picture to colors and opacity: convolutions with a skip connection at every scale.
+    """Maps a picture to colors and opacity: convolutions with a skip connection at every scale.
 
     Args:
-        side: the shorter side of the pictures in pixels; a small one gets fewer scales and channels.
-        settings: of the network.
+        side: shorter side of the pictures in pixels; small pictures get fewer scales and channels.
+        settings: sizes of the network.
     """
 
     axes: Tensor
@@ -249,7 +277,7 @@ class LayerGenerator(torch.nn.Module):
 
 @dataclass(frozen=True)
 class GeneratorTraining:
-    """How the network is trained: steps and rate of Adam, weight of the sparsity loss, and the seed of all chance."""
+    """Holds steps and learning rate of Adam, the weight of the sparsity loss, and the seed of all random numbers."""
 
     steps: int
     rate: float
@@ -262,21 +290,21 @@ def train_layer(
     region: Float[Tensor, "#n 1 height width"],
     compute_loss: LayerLoss,
     training: GeneratorTraining,
-    report: Report = report_nothing,
+    report: ProgressReporter = report_nothing,
     settings: PaintedLayerSettings = DEFAULTS,
 ) -> Float[Tensor, "n 4 height width"]:
     """Trains a network for this picture, and returns the RGBA layer that it paints.
 
     Args:
-        image: in [0, 1].
-        region: 1 where the layer may be opaque.
-        compute_loss: the losses on the layer and what it is painted over.
+        image: the picture, RGB in [0, 1].
+        region: 1 where the layer may be opaque, else 0.
+        compute_loss: the losses of the layer on the picture.
         training: steps, rate, sparsity and seed.
-        report: of the progress.
-        settings: of the network and of the sparsity loss.
+        report: called with the progress.
+        settings: settings of the network and of the sparsity loss.
 
     Returns:
-        Straight RGBA in [0, 1], not yet held to the region.
+        Straight RGBA in [0, 1], not yet limited to the region.
     """
     generator = torch.Generator().manual_seed(training.seed)
     with torch.random.fork_rng(devices=[]):
@@ -291,7 +319,7 @@ def train_layer(
         adam.zero_grad()
         loss.backward()
         adam.step()
-        report("painting", step + 1, training.steps)
+        report(Progress("painting", step + 1, training.steps))
     return network(image).detach()
 
 
@@ -301,13 +329,13 @@ def draw_views(
     generator: torch.Generator,
     settings: PaintedLayerSettings = DEFAULTS,
 ) -> Float[Tensor, "views channels side side"]:
-    """Draws random crops of a picture, stretched to a square, half of them mirrored; the first shows all of it.
+    """Draws random crops of a picture, stretched to a square, some of them mirrored; the first is the entire picture.
 
     Args:
-        pictures: with any number of channels.
-        side: of the crops, in pixels.
-        generator: of where they lie.
-        settings: how many crops, and how small.
+        pictures: the picture, with any number of channels.
+        side: side of the crops, in pixels.
+        generator: random generator of their positions.
+        settings: number of crops, and their smallest size.
     """
     height, width = pictures.shape[-2:]
     crops = []
@@ -323,7 +351,7 @@ def draw_views(
 
 
 class _Scale(torch.nn.Module):
-    """One scale of the network: the inner scales at half the size, joined by a skip connection."""
+    """Runs one scale of the network: the inner scales at half the size, joined by a skip connection."""
 
     def __init__(self, inputs: int, channels: int, skip_channels: int, inner: torch.nn.Module) -> None:
         super().__init__()
@@ -357,6 +385,6 @@ def _embed_prompt(clip: ClipModel, prompt: str, templates: tuple[str, ...]) -> F
 
 
 def _latent_tokens(latents: Latents) -> Float[Tensor, "n tokens channels"]:
-    """Returns latents as tokens, 16 x 16 at most: the pairs of more would be too many."""
+    """Converts latents to at most 16 x 16 tokens, because the number of pairs grows quadratically."""
     height, width = latents.shape[-2:]
     return torch.nn.functional.adaptive_avg_pool2d(latents, (min(16, height), min(16, width))).flatten(2).mT

@@ -1,14 +1,14 @@
-"""TokenFlow: frames take over from keyframes what self-attention makes of the points that both show.
+"""`tokenflow`: frames take the self-attention tokens of keyframes at corresponding points.
 
 Geyer, Bar-Tal, Bagon and Dekel, ICLR 2024, section 4. The frames are inverted to noise (4, "preprocessing"). At each
 step one keyframe is drawn from each block of frames; the keyframes are denoised together, with attention over all of
-their tokens (4.1); and in the pass over the other frames each token becomes a mixture of the tokens of the two nearest
-keyframes at the corresponding places, the nearer in time counting more (4.2, eq. 4). The correspondences of the paper
-are nearest neighbors among the features of the source, inverted to the same time. Our maps give the same without
-features, and know which keyframe does not show a point: then the other one counts alone. Either can be asked for.
+their tokens (4.1); and in the pass over the other frames each token becomes a mixture of the corresponding tokens of
+the two nearest keyframes, with a larger weight for the nearer one in time (4.2, eq. 4). The correspondences of the
+paper are nearest neighbors among the features of the source, inverted to the same time. The uv maps give them without
+features, and also tell if a keyframe does not show a point: then the other one is used alone. Both are available.
 
-The paper's result are the frames. Here they are merged in the canonical pictures like all keyframes, and become an
-overlay, so that what the decoder makes to flicker is gone, and all frames of the clip follow.
+The result of the paper is the frames. Here they are merged in the canonical pictures like all keyframes, and become an
+overlay, which removes the flicker of the decoder and extends to all frames of the clip.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from editors.core.editor import EditorResult, Report
+from editors.core.editor import EditorResult, PlanarEditor
 from editors.core.source import EditSource
 from editors.diffusion.backend.diffusers_model import load_model
 from editors.diffusion.backend.noise_schedule import DenoisedLatents, Latents
@@ -49,6 +49,7 @@ from editors.diffusion.common.keyframes import (
     parse_frame_numbers,
 )
 from editors.diffusion.common.region import make_inpainting_inputs
+from neural_fields.core.progress import ProgressReporter, rename_stage
 
 
 @dataclass(frozen=True)
@@ -63,17 +64,17 @@ DEFAULTS = TokenMatchingSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenFlow(KeyframedSettings):
-    """TokenFlow (Geyer et al., 2024): frames are edited together, and share the tokens of what they both show."""
+class TokenFlow(KeyframedSettings, PlanarEditor):
+    """Edit frames together; they share the tokens of points that they both show: TokenFlow (Geyer et al., 2024)."""
 
     name: ClassVar[str] = "tokenflow"
 
     count: int = 12
-    """How many frames are edited where none are named; they are spread evenly over those that show the layers."""
+    """Number of frames to edit if --keyframes is not given, spread evenly over those that show the layers."""
     block: int = 4
-    """Of so many frames in a row one is drawn as a keyframe at each step; the model sees no more than these at once."""
+    """Number of frames in a block, of which one is a keyframe at each step. The model runs on one block at a time."""
     correspondences: Literal["maps", "features"] = "maps"
-    """What joins the frames: our maps, or, as in the paper, nearest neighbors among features of the source."""
+    """Source of correspondences: the uv maps or, as in the paper, nearest neighbors among features of the source."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,7 +82,13 @@ class TokenFlow(KeyframedSettings):
             raise wrong_setting_error("block", self.block, "at least one frame makes a block", "--block 4")
 
     def choose_frames(self, source: EditSource) -> list[int]:
-        """The frames of the run to edit, in time.
+        """Chooses the frames to edit, in ascending order, or takes those that the user named.
+
+        Args:
+            source: the run, and the layers to edit.
+
+        Returns:
+            Indices of frames in the run.
 
         Raises:
             UserError: frames that the run does not have (exit 3).
@@ -93,8 +100,16 @@ class TokenFlow(KeyframedSettings):
         )
         return sorted(named)
 
-    def __call__(self, source: EditSource, report: Report) -> EditorResult:
-        """Edits the frames together and merges them."""
+    def edit(self, source: EditSource, report: ProgressReporter) -> EditorResult:
+        """Edits the frames together and merges them.
+
+        Args:
+            source: the run, and the layers to edit.
+            report: called with the progress.
+
+        Raises:
+            UserError: a model or frames that cannot be used, or nothing to edit (exit 3).
+        """
         numbers = self.choose_frames(source)  # a wrong one is told before a large model is read
         model = load_model(self.weights_source())
         layers = list_self_attention(model.unet)
@@ -125,7 +140,7 @@ class TokenFlow(KeyframedSettings):
                 predict_in_blocks(
                     lambda latents, time, chosen: predict_chosen(latents, time, chosen, True), self.block
                 ),
-                step=lambda done, total: report("inverting frames", done, total),
+                report=rename_stage(report, "inverting frames"),
             )
             # And back, with the prompt
             if self.correspondences == "features":
@@ -141,7 +156,7 @@ class TokenFlow(KeyframedSettings):
                     original=original,
                     noise=schedule.assume_clean(path[0], original, times[0]).noise,
                     region=inside,
-                    step=lambda done, total: report("denoising frames", done, total),
+                    report=rename_stage(report, "denoising frames"),
                 )
             edited = torch.cat([model.decode_latents(part).cpu() for part in latents.split(self.block)])
             return make_overlays(model, text, self, keyframes, fuse_keyframes(keyframes, edited), report)
@@ -152,7 +167,12 @@ PredictChosen = Callable[[Latents, int, Sequence[int], bool], DenoisedLatents]
 
 
 def predict_in_blocks(predict: Callable[[Latents, int, Sequence[int]], DenoisedLatents], block: int) -> Denoiser:
-    """Makes a prediction for all pictures of one for a block of them at a time."""
+    """Makes a prediction for all pictures from one that handles a block of them at a time.
+
+    Args:
+        predict: called with latents, the time and the indices of the pictures.
+        block: number of pictures in a block.
+    """
 
     def predict_all(latents: Latents, time: int) -> DenoisedLatents:
         parts = [predict(latents[part], time, part) for part in _split_blocks(len(latents), block)]
@@ -167,11 +187,11 @@ def predict_by_token_flow(
     """Makes a prediction for all frames: keyframes of each block together, then the others from their tokens.
 
     Args:
-        state: what the layers of the denoiser know of each pass.
+        state: state that the layers of the denoiser share.
         predict_chosen: predicts some of the frames.
-        block: frames in a row, of which one is drawn as a keyframe.
-        seed: of the draws.
-        source_latents: by time, the latents of the source, where correspondences come from its features.
+        block: number of frames in a block, of which one is drawn as a keyframe.
+        seed: seed of the draws.
+        source_latents: latents of the source by time, if correspondences come from its features.
     """
     generator = np.random.default_rng(seed)
 
@@ -199,12 +219,13 @@ def predict_by_token_flow(
 
 @dataclass
 class TokenMatches:
-    """Which tokens of frames show the same, from the maps.
+    """Matches tokens of frames that show the same point, with the uv maps.
 
     Attributes:
-        tokens: by how many there are of a picture, the canonical coordinates of each, with the layer far apart.
-        max_distances: by the same, how far tokens that show the same may lie apart, in units of uv.
-        cache: the answers of `between` so far.
+        tokens: canonical coordinates of each token, by the number of tokens per picture; the third coordinate separates
+            the layers.
+        max_distances: largest distance of matching tokens in uv units, by the number of tokens per picture.
+        cache: earlier results of `match_tokens`.
     """
 
     tokens: Mapping[int, Float[np.ndarray, "frames tokens 3"]]
@@ -217,8 +238,8 @@ class TokenMatches:
 
         Args:
             keyframes: the frames.
-            shrink: pixels per latent along a side.
-            settings: of the matching.
+            shrink: pixels per latent, along a side.
+            settings: largest distances.
         """
         tokens, reach = {}, {}
         height, width = keyframes.canonical_positions.shape[1:3]
@@ -238,12 +259,12 @@ class TokenMatches:
         """Finds the nearest token of a keyframe for each of a frame.
 
         Args:
-            count: tokens of a picture.
+            count: number of tokens per picture.
             frame: row of the frame in `tokens`.
             key: row of the keyframe in `tokens`.
 
         Returns:
-            The nearest token, and 1 where it shows the same.
+            The index of the nearest token, and 1 if it shows the same point, else 0.
         """
         if (count, frame, key) not in self.cache:
             points = self.tokens[count]
@@ -255,12 +276,12 @@ class TokenMatches:
 
 @dataclass
 class TokenFlowState:
-    """The state of the denoiser that all its layers share: which pass runs, for which frames.
+    """Holds the state that all layers of the denoiser share: the current pass and its frames.
 
     Attributes:
-        matches: correspondences from the maps; None to look for them among the features of the source.
-        stage: what the pass is for.
-        keys: the keyframes of this step, in time.
+        matches: correspondences from the maps; None to find them among the features of the source.
+        stage: purpose of the pass.
+        keys: the keyframes of this step, in ascending order.
         frames: the frames of this pass.
     """
 
@@ -273,7 +294,13 @@ class TokenFlowState:
     def run_pass(
         self, stage: Literal["source", "keyframes", "others"], keys: Sequence[int], frames: Sequence[int]
     ) -> Iterator[None]:
-        """Runs a pass over the frames `shown`; `keys` are the keyframes of this step."""
+        """Sets the state of a pass within the context.
+
+        Args:
+            stage: purpose of the pass.
+            keys: the keyframes of this step, in ascending order.
+            frames: the frames of the pass.
+        """
         self.stage, self.keys, self.frames = stage, keys, frames
         try:
             yield
@@ -281,7 +308,7 @@ class TokenFlowState:
             self.stage = "plain"
 
     def find_neighbor_keyframes(self, frame: int) -> list[tuple[int, float]]:
-        """Finds the keyframes before and after a frame: their places in `keys` and how much each counts (eq. 4)."""
+        """Finds the keyframes before and after a frame: their indices in `keys`, and their weights (eq. 4)."""
         before = [place for place, key in enumerate(self.keys) if key <= frame]
         after = [place for place, key in enumerate(self.keys) if key > frame]
         if not before or not after:
@@ -293,9 +320,9 @@ class TokenFlowState:
 
 @dataclass
 class TokenFlowAttention:
-    """The inner part of one self-attention layer: keeps the tokens of keyframes, and gives them to other frames.
+    """Computes the attention of one self-attention layer: stores tokens of keyframes, and gives them to other frames.
 
-    A token is what attention answers. The layer's output is linear in it, so mixing before or after is the same.
+    A token is a result of the attention. The layer's output is linear in it, so it can be mixed before or after.
     """
 
     state: TokenFlowState
@@ -303,7 +330,7 @@ class TokenFlowAttention:
     features: dict[int, Float[Tensor, "tokens width"]] = field(default_factory=dict)
 
     def __call__(self, query: HeadTensor, key: HeadTensor, value: HeadTensor, mask: Tensor | None) -> HeadTensor:
-        """Attends as the pass asks for it."""
+        """Computes the attention for the current pass."""
         flow = self.state
         if flow.stage == "others":
             # The tokens of the keyframes, mixed into those of the frames of this pass, in each of the batch's groups.
@@ -335,7 +362,7 @@ class TokenFlowAttention:
         return self.keyframe_tokens
 
     def _match_tokens(self, frame: int, key: int) -> tuple[Int[Tensor, " tokens"], Float[Tensor, " tokens"]]:
-        """Finds the nearest token of a keyframe for each of a frame, and whether it shows the same."""
+        """Finds the nearest token of a keyframe for each token of a frame, and whether it shows the same point."""
         assert self.keyframe_tokens is not None, "keyframes come first"
         if self.state.matches is not None:
             return self.state.matches.match_tokens(self.keyframe_tokens.shape[2], frame, key)

@@ -1,4 +1,4 @@
-"""Masks of a person without a network: from a background that stands still, and from bones where they are known.
+"""Masks of a person without a network: from a static background, and from bones where they are known.
 
 (1) Bones are drawn into the picture as a core that is surely the person, a body as thick as bodies are, and a reach
 beyond which nothing of the person is. (2) Of a camera that stands still, the background is the median of what lies
@@ -17,10 +17,10 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from neural_fields.core.memmap import RELEASE_INTERVAL, allocate_zeros, release_memory
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.data.capture.cameras import Camera
 from neural_fields.data.capture.skeleton import NO_PARENT, Skeleton, SkeletonMotion
 
-Progress = Callable[[int, int], None]
 Region = Bool[np.ndarray, "height width"]
 
 
@@ -63,10 +63,10 @@ DEFAULTS = PersonMaskSettings()
 
 @dataclass(frozen=True)
 class StaticBackground:
-    """What a camera sees behind the person.
+    """Holds the background of a static camera, behind the person.
 
     Attributes:
-        color: RGB from 0 to 255; where it is not known, the median of everything.
+        color: RGB from 0 to 255; where it is unknown, the median of all frames.
         noise: standard deviation of each channel, in the same unit.
         known: where enough frames show it.
     """
@@ -169,7 +169,7 @@ def learn_background(
     covered: Callable[[int], Region] | None = None,
     settings: PersonMaskSettings = DEFAULTS,
 ) -> StaticBackground:
-    """Learns the background of a camera that stands still.
+    """Learns the background of a static camera.
 
     Args:
         frames: RGB, 0 to 255; may be memory-mapped.
@@ -215,7 +215,7 @@ def segment_person(
     frames: UInt8[np.ndarray, "time height width 3"],
     body: BodyViews | None,
     still: bool,
-    progress: Progress | None = None,
+    report: ProgressReporter = report_nothing,
     settings: PersonMaskSettings = DEFAULTS,
 ) -> Bool[np.ndarray, "time height width"] | None:
     """Segments the person in each frame.
@@ -223,15 +223,15 @@ def segment_person(
     Args:
         frames: RGB, 0 to 255; may be memory-mapped.
         body: bones, if they are known; they are needed where the camera moves.
-        still: whether the camera stands still.
-        progress: called with (frames done, frames in all).
+        still: whether the camera is static.
+        report: called after each frame.
         settings: thresholds and the thickness of bodies.
 
     Returns:
         The masks; None where nothing differs from the background.
 
     Raises:
-        ValueError: neither bones nor a camera that stands still.
+        ValueError: neither bones nor a static camera.
     """
     if body is None and not still:
         raise ValueError("a person in front of a moving camera is found by bones, or by motion")
@@ -268,8 +268,7 @@ def segment_person(
         if index % RELEASE_INTERVAL == RELEASE_INTERVAL - 1:
             release_memory(frames)
             release_memory(out)
-        if progress is not None:
-            progress(index + 1, len(frames))
+        report(Progress("masks", index + 1, len(frames)))
     return out if out.any() else None
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from neural_fields.core.errors import ExitCode, UserError, bad_input
 from neural_fields.core.files import disk_errors, make_folder, temporary_path
 from neural_fields.core.memmap import allocate_zeros, iterate_releasing
-from neural_fields.core.progress import Progress, ProgressReporter
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.data.capture.background_subtraction import BodyViews, segment_person
 from neural_fields.data.capture.bones_json import read_bones, read_states
 from neural_fields.data.capture.bvh import read_bvh
@@ -22,6 +22,7 @@ from neural_fields.data.capture.camera_matching import FilmedFrames, assign_came
 from neural_fields.data.capture.cameras import Camera
 from neural_fields.data.capture.capture import Capture
 from neural_fields.data.capture.capture_folder import check_new_folder, write_capture
+from neural_fields.data.capture.options import CaptureBuildOptions
 from neural_fields.data.capture.pose_estimation import PoseNetwork
 from neural_fields.data.capture.pose_landmarks import (
     LANDMARK_SKELETON,
@@ -38,34 +39,6 @@ from neural_fields.data.video.io import probe_video, read_video
 from neural_fields.data.video.metadata import VideoMetadata, parse_frames, parse_size
 
 LANDMARKS_FILE = "landmarks.json"
-
-
-@dataclass(frozen=True)
-class CaptureBuildOptions:
-    """The inputs of a scene folder; the defaults are those of the command.
-
-    Attributes:
-        cameras: a calibration (.toml), a transforms.json, or the folder of a COLMAP model.
-        bones: bones.json or .bvh.
-        joints: .trc, tracked joints.
-        axes, scale: the world's axes in those of a .bvh or .trc ("zxy"), and world units for one of the file's.
-        masks: "auto", "none", or one path a video.
-        frames: A:B[:STEP].
-        size: of the pictures; never enlarges.
-        states: states.json, its switches in frames of the videos.
-        pose_model: folder of pose networks (.tflite).
-    """
-
-    cameras: Path
-    bones: Path | None = None
-    joints: Path | None = None
-    axes: str = "xyz"
-    scale: float = 1.0
-    masks: tuple[str, ...] = ("auto",)
-    frames: str | None = None
-    size: str = "480p"
-    states: Path | None = None
-    pose_model: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +77,7 @@ def build_capture(
     out: Path | str,
     videos: Sequence[Path],
     options: CaptureBuildOptions,
-    report: ProgressReporter = lambda progress: None,
+    report: ProgressReporter = report_nothing,
 ) -> BuiltCapture:
     """Builds a scene folder, all of it or nothing.
 
@@ -241,9 +214,9 @@ def _read_motion(options: CaptureBuildOptions, count: int, chosen: range) -> Ske
         return None
     try:
         if options.joints is not None:
-            motion = fit_body_motion(read_trc(options.joints, options.axes, options.scale))
+            motion = fit_body_motion(read_trc(options.joints, options.joints_axes, options.joints_scale))
         elif path.suffix.lower() == ".bvh":
-            motion = read_bvh(path, None, options.scale, options.axes)
+            motion = read_bvh(path, None, options.joints_scale, options.joints_axes)
         else:
             motion = read_bones(path)
     except ValueError as error:
@@ -374,19 +347,15 @@ def _segment_person(
     part: _Film, motion: SkeletonMotion | None, work: Path, report: ProgressReporter
 ) -> np.ndarray | None:
     """Makes masks without a network: by the bones, by a static background, or by motion; None if nobody is found."""
-
-    def report_masks(done: int, total: int) -> None:
-        report(Progress("masks", done, total))
-
     if motion is not None:
         body = BodyViews(part.film.cameras, replace(motion, transforms=motion.transforms[list(part.moments)]))
-        return segment_person(part.frames, body, part.film.is_static, report_masks)
+        return segment_person(part.frames, body, part.film.is_static, report)
     if part.film.is_static:
-        return segment_person(part.frames, None, True, report_masks)
+        return segment_person(part.frames, None, True, report)
     if len(part.frames) < 2:
         return None
-    flow = compute_flow(part.frames, work, progress=lambda done, all_: report(Progress("flow", done, all_)))
-    found = find_masks(part.frames, flow, report_masks)
+    flow = compute_flow(part.frames, work, report=report)
+    found = find_masks(part.frames, flow, report)
     return found.masks[0] if found.names else None
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
+from scipy.spatial.transform import Rotation
 
 from neural_fields.core.errors import bad_input
 from neural_fields.core.validated_input import (
@@ -22,7 +23,7 @@ from neural_fields.core.validated_input import (
     parse_number_words,
     read_text,
 )
-from neural_fields.data.capture.rigid_transforms import compute_axis_rotations, parse_axes
+from neural_fields.data.capture.rigid_transforms import parse_axes
 from neural_fields.data.capture.skeleton import NO_PARENT, SkeletonMotion, build_skeleton
 
 _CHANNELS = {f"{axis}{kind}".lower(): (kind, "XYZ".index(axis)) for axis in "XYZ" for kind in ("position", "rotation")}
@@ -158,7 +159,7 @@ def _compute_kinematics(
             if kind == "position":
                 position[:, axis] = values[:, channel]
             else:
-                rotation = rotation @ compute_axis_rotations(axis, np.radians(values[:, channel]))
+                rotation = rotation @ Rotation.from_euler("xyz"[axis], values[:, [channel]], degrees=True).as_matrix()
             channel += 1
         if joint.parent != NO_PARENT:
             above = rotations[joint.parent]

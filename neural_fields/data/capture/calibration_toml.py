@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from neural_fields.core.errors import bad_input
 from neural_fields.core.validated_input import (
@@ -22,7 +23,6 @@ from neural_fields.core.validated_input import (
     read_text,
 )
 from neural_fields.data.capture.cameras import Camera, Lens
-from neural_fields.data.capture.rigid_transforms import axis_angle_to_matrix
 from neural_fields.data.video.metadata import check_size
 
 _NEEDED = ("size", "matrix", "distortions", "rotation", "translation")
@@ -90,7 +90,7 @@ def _parse_camera(table: dict[str, Any], where: str) -> Camera:
             f"distortions are {describe_value(listed)}; {' or '.join(map(str, allowed))} numbers were expected"
         )
     pose = np.eye(4)
-    pose[:3, :3] = axis_angle_to_matrix(parse_numbers(table["rotation"], 3)).T
+    pose[:3, :3] = Rotation.from_rotvec(parse_numbers(table["rotation"], 3)).inv().as_matrix()
     pose[:3, 3] = -pose[:3, :3] @ parse_numbers(table["translation"], 3)
     distortion = tuple(parse_numbers(listed, len(listed)).tolist())
     focal = float(matrix[0, 0]), float(matrix[1, 1])

@@ -19,7 +19,7 @@ class Capture:
         cameras: one a view, all of the size of `frames`.
         frames: RGB.
         times: the moment that a view shows: an index into the frames of `motion`.
-        masks: the visible person with what they hold; None for a scene without a person.
+        masks: the visible person with carried objects; None for a scene without a person.
         motion: the bones at every moment; None for a scene without a person.
         switches: moments from which the held object is in its next state, rising; state k begins at switches[k - 1].
         notes: for the user, on how the files were read; one sentence each.

@@ -2,7 +2,7 @@
 
 transforms.json   cameras (see `camera_files`), or a COLMAP model in sparse/0
 images/           pictures, as transforms.json names them
-masks/            brighter than half: the person with what they hold; named by "mask_path", or like the pictures
+masks/            brighter than half: the person with carried objects; named by "mask_path", or like the pictures
 bones.json        transforms of the bones at every moment (see `bones_file`)
 states.json       moments at which the held object changes
 """

@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Float
+from scipy.spatial.transform import Rotation
 
 from neural_fields.core.errors import bad_input
 from neural_fields.core.validated_input import (
@@ -124,17 +125,11 @@ def _compute_pose(values: Sequence[float]) -> Float[np.ndarray, "4 4"]:
     length = float(np.linalg.norm(values[:4]))
     if abs(length - 1) > 1e-2:
         raise FormatError(f"its quaternion has the length {length:.4g} instead of 1")
-    w, x, y, z = np.array(values[:4]) / length
-    rotation = np.array(  # camera to world
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y + z * w), 2 * (x * z - y * w)],
-            [2 * (x * y - z * w), 1 - 2 * (x * x + z * z), 2 * (y * z + x * w)],
-            [2 * (x * z + y * w), 2 * (y * z - x * w), 1 - 2 * (x * x + y * y)],
-        ]
-    )
+    w, x, y, z = values[:4]
+    rotation = Rotation.from_quat([x, y, z, w]).inv()  # scipy has w last, and makes the length exactly 1
     pose = np.eye(4)
-    pose[:3, :3] = rotation
-    pose[:3, 3] = -rotation @ np.array(values[4:7])
+    pose[:3, :3] = rotation.as_matrix()
+    pose[:3, 3] = -rotation.apply(values[4:7])
     return pose
 
 

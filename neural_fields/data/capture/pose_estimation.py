@@ -122,7 +122,7 @@ class PoseNetwork:
         self._crop = None
 
     def find_person(self, frame: UInt8[np.ndarray, "height width 3"]) -> PersonDetection | None:
-        """Finds the person in a frame; None where there is nobody.
+        """Finds the person in a frame; None where there is none.
 
         Of several it is the largest one, and the same one in the frames after that.
         """

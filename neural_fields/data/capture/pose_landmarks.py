@@ -111,7 +111,7 @@ def triangulate_landmarks(
     filter over time removes what lasts for one or two moments.
 
     Args:
-        views: for each camera, what it sees at every moment.
+        views: for each camera, its detections at every moment.
         settings: of the triangulation.
 
     Raises:
@@ -170,7 +170,7 @@ class _Rays:
 
     @staticmethod
     def from_sightings(seen: Sequence[tuple[Camera, PersonDetection]], settings: TriangulationSettings) -> _Rays:
-        """Computes the rays of each camera from what it sees."""
+        """Computes the rays of each camera from its detections."""
         least = settings.min_visibility
         return _Rays(
             tuple(camera for camera, _ in seen),
@@ -269,7 +269,7 @@ def write_landmarks(
     """Writes the landmarks as JSON, atomically.
 
     A landmark is [x, y, probability of being visible], in pixels of the scene's pictures; "world" has the network's
-    guess of [x, y, z]. Where nobody is seen both are null.
+    guess of [x, y, z]. Both are null where no person is visible.
 
     Args:
         path: of the file.

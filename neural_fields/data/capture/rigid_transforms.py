@@ -1,4 +1,7 @@
-"""Rotations and rigid transforms: checks of matrices from files, conversions, and least-squares fits to points."""
+"""Rotations and rigid transforms: checks of matrices from files, axes, and least-squares fits to points.
+
+What one rotation is in another notation, scipy's `Rotation` computes where it is needed.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ def repair_rigid_transforms(
     """Checks that matrices are rigid transforms, and makes their rotations exact where a file rounded them.
 
     Raises:
-        NotRigid: a matrix mirrors, scales or skews, is not finite, or has another last row than 0 0 0 1.
+        NotRigidError: a matrix mirrors, scales or skews, is not finite, or has another last row than 0 0 0 1.
     """
     _refuse_any(~np.isfinite(matrices).all(axis=(1, 2)), "the matrix holds a number that is not finite")
     last_row_error = np.abs(matrices[:, 3] - (0, 0, 0, 1)).max(axis=1, initial=0)
@@ -70,7 +73,8 @@ def fit_rotations(
     """Fits at each time the rotation that brings vectors `before` nearest to vectors `after` (Kabsch 1976).
 
     Longer vectors count more. Where the vectors do not determine the rotation, it is the smallest one: one vector gives
-    the rotation with the smallest angle, no vector the identity.
+    the rotation with the smallest angle, no vector the identity. (scipy's `Rotation.align_vectors` takes one time a
+    call, and warns where the vectors leave a rotation open, as the single child of a joint always does.)
     """
     spread = np.einsum("tpi,tpj->tij", after, before)
     size = np.maximum(np.linalg.norm(spread, axis=(1, 2), keepdims=True), 1e-30)
@@ -79,28 +83,6 @@ def fit_rotations(
     signs = np.ones((len(left), 3))
     signs[:, 2] = np.sign(np.linalg.det(left @ right))
     return (left * signs[:, None]) @ right
-
-
-def compute_axis_rotations(axis: int, angles: Float[np.ndarray, " times"]) -> Float[np.ndarray, "times 3 3"]:
-    """Computes right-handed rotations around x, y or z (axis 0, 1 or 2) by angles in radians."""
-    rotations = np.zeros((len(angles), 3, 3))
-    one, two = (axis + 1) % 3, (axis + 2) % 3
-    rotations[:, axis, axis] = 1
-    rotations[:, one, one] = rotations[:, two, two] = np.cos(angles)
-    rotations[:, two, one] = np.sin(angles)
-    rotations[:, one, two] = -rotations[:, two, one]
-    return rotations
-
-
-def axis_angle_to_matrix(vectors: Float[np.ndarray, "*dims 3"]) -> Float[np.ndarray, "*dims 3 3"]:
-    """Computes the rotations around vectors by their lengths in radians (Rodrigues)."""
-    angle = np.linalg.norm(vectors, axis=-1)[..., None, None]
-    x, y, z = np.moveaxis(vectors, -1, 0)
-    zero = np.zeros_like(x)
-    cross = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(*vectors.shape, 3)
-    # sin(a) / a and (1 - cos(a)) / a^2 without dividing by zero
-    first, second = np.sinc(angle / np.pi), 0.5 * np.sinc(angle / (2 * np.pi)) ** 2
-    return np.eye(3) + first * cross + second * (cross @ cross)
 
 
 def parse_axes(axes: str) -> Float[np.ndarray, "3 3"]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from scipy.spatial.transform import Rotation
 
 from neural_fields.core.errors import bad_input
 from neural_fields.core.validated_input import (
@@ -24,7 +25,6 @@ from neural_fields.core.validated_input import (
     locate_format_errors,
     read_json_object,
 )
-from neural_fields.data.capture.rigid_transforms import axis_angle_to_matrix
 from neural_fields.data.capture.skeleton import NO_PARENT, SkeletonMotion, build_skeleton, compose_transforms
 
 SMPL_JOINTS = (
@@ -190,10 +190,10 @@ def motion_from_axis_angles(
         ValueError: as `build_skeleton`.
     """
     skeleton, order = build_skeleton(names, parents, rest)
-    rotations = axis_angle_to_matrix(rotations[:, order])
+    matrices = Rotation.from_rotvec(rotations[:, order].reshape(-1, 3)).as_matrix().reshape(*rotations.shape, 3)
     transforms = np.empty((len(rotations), skeleton.bone_count, 4, 4))
     is_root = (np.array(skeleton.parents) == NO_PARENT)[:, None]
     for frame in range(len(translation)):
         translations = np.where(is_root, skeleton.rest_positions + translation[frame], 0.0)
-        transforms[frame] = compose_transforms(skeleton, rotations[frame], translations)
+        transforms[frame] = compose_transforms(skeleton, matrices[frame], translations)
     return SkeletonMotion(skeleton, transforms)

@@ -1,9 +1,8 @@
-"""Optical flow between neighboring frames, both ways, with the places where it cannot be trusted.
+"""Optical flow between neighboring frames in both directions, with masks of the reliable vectors.
 
-A flow vector is (dx, dy) in pixels of the size it is stored at: the point x of the first frame is seen at
-x + flow(x) in the second. Where the flow is invalid (occluded, out of the frame, unknown) a mask says so; the
-numbers themselves never carry that meaning. Three sources: OpenCV's DIS (no weights needed), torchvision's RAFT
-(Teed and Deng 2020) and the user's own files.
+A flow vector is (dx, dy) in pixels of the stored size: point x of the first frame is at x + flow(x) in the second one.
+Masks mark invalid vectors (occluded, out of the frame, unknown); the values of the vectors never do. There are three
+sources: OpenCV's DIS (without weights), torchvision's RAFT (Teed and Deng 2020), and files of the user.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from jaxtyping import Bool, Float, UInt8
 from neural_fields.core.errors import bad_input
 from neural_fields.core.files import disk_errors
 from neural_fields.core.memmap import iterate_releasing
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.data.flow.flow_files import FlowFiles, list_flow_files, read_flo, read_user_flow, write_flo
 from neural_fields.data.flow.raft import build_raft, compute_raft_flow, load_hub_weights, read_raft_state
 
@@ -42,17 +42,16 @@ __all__ = [
 
 _ARRAYS = ("forward", "backward", "forward_ok", "backward_ok")
 
-Progress = Callable[[int, int], None]
 Vectors = Float[np.ndarray, "height width 2"]
 Pair = tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]
 
 
 @dataclass(frozen=True)
 class FlowField:
-    """Flow between neighboring frames of a clip of T frames.
+    """Holds the optical flow between neighboring frames of a clip, in pixels of its size.
 
-    `forward[t]` maps frame t to t + 1 and lives on the pixels of frame t; `backward[t]` maps frame t + 1 to t and
-    lives on the pixels of frame t + 1. The masks are True where the flow agrees with its reverse.
+    `forward[t]` is defined on the pixels of frame t and leads to frame t + 1; `backward[t]` is defined on the pixels of
+    frame t + 1 and leads to frame t. The masks are True where both directions agree.
     """
 
     forward: Float[np.ndarray, "pairs height width 2"]
@@ -71,20 +70,20 @@ def compute_flow(
     cache: Path,
     method: str = "auto",
     size: tuple[int, int] | None = None,
-    progress: Progress | None = None,
+    report: ProgressReporter = report_nothing,
     device: str = "cpu",
 ) -> FlowField:
-    """Computes the flow of a clip pair by pair, or finds it in `cache`.
+    """Computes the optical flow of a clip, or reads it from `cache`.
 
     Args:
-        frames: RGB; may be memory-mapped, only two frames are held at a time.
-        cache: folder that keeps results by content; may be emptied at any time.
+        frames: RGB; may be memory-mapped, as only two frames are in memory at a time.
+        cache: folder that keeps results by content; it may be emptied at any time.
         method: "auto" or "dis" (OpenCV DIS); "raft" or "raft-large" (torchvision, weights of the hub); a RAFT state
-            dict (.pth, torchvision's or the original names); a folder of .flo or .npy files, one a pair, in
-            `forward/` and `backward/`. A folder with forward files only gets its backward flow from DIS.
-        size: (width, height) at which flow is computed and stored; the frames' own size by default.
-        progress: called with (pairs done, pairs in all).
-        device: where RAFT runs.
+            dict (.pth, torchvision's or the original names); a folder of .flo or .npy files, one for each pair, in
+            `forward/` and `backward/`. Without backward files, DIS computes the backward flow.
+        size: (width, height) at which flow is computed and stored; by default the size of the frames.
+        report: called after each pair of frames.
+        device: the device of RAFT.
 
     Returns:
         The flow at `size`, memory-mapped from `cache`.
@@ -104,7 +103,7 @@ def compute_flow(
     if found is not None:
         return found
     with disk_errors(folder):
-        _build_cached(folder, compute_pairs(), shape, progress)
+        _build_cached(folder, compute_pairs(), shape, report)
     built = _open_cached(folder, shape)
     if built is None:
         raise OSError(errno.EIO, "flow written to the cache could not be read back", str(folder))
@@ -112,9 +111,18 @@ def compute_flow(
 
 
 def consistency_mask(flow: Vectors, reverse: Vectors) -> Bool[np.ndarray, "height width"]:
-    """Computes where following `flow` and then `reverse` comes back to the start, inside the frame.
+    """Finds the pixels where `flow` followed by `reverse` leads back to the start, inside the frame.
 
-    The tolerance grows with the motion: |f + b|^2 < 0.01 (|f|^2 + |b|^2) + 0.5 (Sundaram et al. 2010, eq. 5).
+    The tolerance grows with the motion: |f + b|^2 < 0.01 (|f|^2 + |b|^2) + 0.5 (Sundaram et al. 2010, equation 5).
+
+    Args:
+        flow: from one frame to the other, in pixels.
+        reverse: from the other frame back, in pixels.
+
+    Example:
+        >>> flow = np.full((4, 6, 2), (2.0, 0.0), np.float32)
+        >>> consistency_mask(flow, -flow)[0].tolist()
+        [True, True, True, True, False, False]
     """
     height, width = flow.shape[:2]
     flow = np.nan_to_num(np.asarray(flow, np.float32), nan=4.0 * (width + height))
@@ -128,12 +136,12 @@ def consistency_mask(flow: Vectors, reverse: Vectors) -> Bool[np.ndarray, "heigh
 
 
 def resize_vectors(vectors: Vectors, size: tuple[int, int], ok: np.ndarray | None = None) -> Float[np.ndarray, "h w 2"]:
-    """Resizes the flow of one pair: dx scales by the width ratio, dy by the height ratio.
+    """Resizes a flow field: dx scales with the width, dy with the height.
 
     Args:
-        vectors: in pixels of their own size.
+        vectors: in pixels of their size.
         size: the new (width, height).
-        ok: where the flow is known; other pixels do not leak into their neighbors.
+        ok: the pixels with known flow; the others do not influence their neighbors.
 
     Returns:
         Vectors in pixels of the new size.
@@ -151,7 +159,7 @@ def resize_vectors(vectors: Vectors, size: tuple[int, int], ok: np.ndarray | Non
 
 
 def resize_mask(mask: Bool[np.ndarray, "height width"], size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
-    """Resizes a mask to (width, height): a pixel is in where at least half of what it covers is in."""
+    """Resizes a mask to (width, height): a pixel is set where at least half of its area is set."""
     smaller = size[0] * size[1] < mask.shape[0] * mask.shape[1]
     mode = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
     return cv2.resize(mask.astype(np.float32), size, interpolation=mode) >= 0.5
@@ -241,7 +249,15 @@ def _compute_dis_flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def compute_pair_flow(
     first: UInt8[np.ndarray, "height width 3"], second: UInt8[np.ndarray, "height width 3"]
 ) -> tuple[Vectors, Bool[np.ndarray, "height width"]]:
-    """Computes the flow from one picture to another by DIS, and where the way back agrees with it."""
+    """Computes the flow from one picture to another with DIS, and the pixels where the reverse flow agrees.
+
+    Args:
+        first: RGB, 0 to 255.
+        second: RGB, 0 to 255.
+
+    Returns:
+        The flow in pixels, and the mask of reliable vectors.
+    """
     one, other = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in (first, second))
     there, back = _compute_dis_flow(one, other), _compute_dis_flow(other, one)
     return there, consistency_mask(there, back)
@@ -279,7 +295,7 @@ def _open_cached(folder: Path, shape: tuple[int, int, int]) -> FlowField | None:
     return FlowField(*arrays) if right else None
 
 
-def _build_cached(folder: Path, pairs: Iterable[Pair], shape: tuple[int, int, int], progress: Progress | None) -> None:
+def _build_cached(folder: Path, pairs: Iterable[Pair], shape: tuple[int, int, int], report: ProgressReporter) -> None:
     """Streams pairs into a folder beside the final one, then renames it: a cut run leaves nothing half done."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
@@ -304,8 +320,7 @@ def _build_cached(folder: Path, pairs: Iterable[Pair], shape: tuple[int, int, in
                 stored = (_clip_to_half(forward), _clip_to_half(backward), forward_ok, backward_ok)
                 for file, array in zip(files, stored, strict=True):
                     file.write(array.tobytes())
-                if progress is not None:
-                    progress(index + 1, shape[0])
+                report(Progress("flow", index + 1, shape[0]))
         finally:
             for file in files:
                 file.flush()

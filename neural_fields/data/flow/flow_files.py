@@ -44,7 +44,7 @@ def read_flo(path: Path) -> Vectors:
 
 
 def write_flo(path: Path, flow: Vectors) -> None:
-    """Writes one field as a Middlebury .flo file, whole or not at all."""
+    """Writes a flow field as a Middlebury .flo file, atomically."""
     height, width = flow.shape[:2]
     head = np.array([FLO_MAGIC], "<f4").tobytes() + np.array([width, height], "<i4").tobytes()
     with atomic_write(Path(path)) as part:
@@ -99,7 +99,7 @@ def read_user_flow(path: Path, pair: int, size: tuple[int, int]) -> tuple[Vector
         size: (width, height) of the frames, whose aspect it must have.
 
     Returns:
-        Vectors in the pixels of the file, and a mask of what the file knows.
+        Vectors in pixels of the file, and a mask of the known ones.
 
     Raises:
         UserError: NaN or infinite values, another aspect, a file that cannot be read.

@@ -96,7 +96,7 @@ def compute_raft_flow(network: torch.nn.Module, first: Frame, second: Frame) -> 
 
 
 def read_raft_state(path: Path) -> dict[str, torch.Tensor]:
-    """Reads a RAFT state dict of the user, in torchvision's names; only tensors are ever unpickled.
+    """Reads a RAFT state dict of the user, with torchvision's names; only tensors are unpickled.
 
     Raises:
         UserError: no such file, a file that cannot be read, or one that holds more than tensors.

@@ -1,10 +1,10 @@
-"""Outlines of masks, moved to where the colors change.
+"""Boundary refinement: it moves outlines of masks to color edges.
 
-In a narrow band around the outline, the colors of both sides nearby (mean and spread, in boxes, as Bai et al. 2009,
-"Video SnapCut", do with mixtures) say how likely a pixel is the object's; the distance to the given outline says how
-likely it was. Both add up in log odds. Where the two sides look alike, the given outline stands.
+In a narrow band around the outline, the colors of both sides nearby give the likelihood that a pixel belongs to the
+object (mean and spread in boxes, where Bai et al. 2009, "Video SnapCut", use mixtures); the distance to the given
+outline gives the prior. Both are added as log odds. Where the colors of both sides are similar, the outline is kept.
 
-Lengths marked `_ref` are pixels of a picture whose shorter side is 240; larger pictures have them in proportion.
+Lengths marked `_ref` are pixels of a picture whose shorter side is 240, and scale with the picture.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jaxtyping import Bool, UInt8
 
 @dataclass(frozen=True)
 class OutlineSettings:
-    """Settings of `align_outline`."""
+    """Holds the settings of `align_outline`."""
 
     reference_side_px: int = 240
     band_ref: float = 3.0  # half the width of the band around the outline
@@ -43,7 +43,7 @@ def align_outline(
 
     Args:
         frame: RGB, 0 to 255.
-        mask: the object; masks that are empty or cover all of the frame come back as they are.
+        mask: of the object; a mask that is empty or covers the frame is returned unchanged.
         settings: widths and weights.
 
     Returns:

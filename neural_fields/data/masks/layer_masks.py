@@ -1,6 +1,6 @@
-"""Layer masks: which pixels of which frame belong to which object, from the user's files or from motion.
+"""Layer masks: they say which pixels of each frame belong to which object. They come from files or from motion.
 
-Layers go front to back; the background is what no mask claims and is never listed here.
+Layers are ordered front to back. The background is everything outside the masks, and is never listed here.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from PIL import Image
 
 from neural_fields.core.errors import bad_input
 from neural_fields.core.memmap import allocate_zeros
+from neural_fields.core.progress import ProgressReporter, report_nothing
 from neural_fields.data.flow.compute import FlowField, resize_mask
 from neural_fields.data.flow.flow_files import natural_key
 from neural_fields.data.masks.motion_segmentation import DEFAULTS, MotionSegmentationSettings, segment_motion
@@ -26,9 +27,9 @@ ASPECT_SLACK = 0.01  # Relative. Working sizes are rounded to whole pixels.
 
 @dataclass(frozen=True)
 class LayerMasks:
-    """Names (front to back, without the background) and one mask per name and frame.
+    """Holds the names of the front layers, front to back, and a mask for each of them in each frame.
 
-    No names means one layer: everything is background.
+    Without names there is a single layer: everything is background.
     """
 
     names: tuple[str, ...]
@@ -36,7 +37,12 @@ class LayerMasks:
 
 
 def default_layer_names(count: int) -> tuple[str, ...]:
-    """Returns the names of unnamed mask layers: "foreground", or "foreground1", "foreground2", ... front to back."""
+    """Returns names for mask layers that have none, front to back.
+
+    Example:
+        >>> default_layer_names(1), default_layer_names(2)
+        (('foreground',), ('foreground1', 'foreground2'))
+    """
     return ("foreground",) if count == 1 else tuple(f"foreground{index + 1}" for index in range(count))
 
 
@@ -47,21 +53,22 @@ def load_masks(
     frames: range | None = None,
     source_size: tuple[int, int] | None = None,
 ) -> LayerMasks:
-    """Reads one mask layer per spec and checks that it fits the clip.
+    """Reads the masks of the front layers and checks that they fit the clip.
 
     Args:
-        specs: "[NAME=]PATH", front first. PATH is a folder of images in natural order, a video, or a .npy array
-            [time, height, width]. White, a palette index above 0, or 1 is the object.
-        frame_count: frames of the whole clip.
-        size: (width, height) that the masks are brought to.
-        frames: the frames of the clip in use. Masks for the whole clip are cut to them.
-        source_size: the clip's own (width, height), where `size` has another aspect.
+        specs: "[NAME=]PATH" for each layer, front first. PATH is a folder of images in natural order, a video, or a
+            .npy array [time, height, width]. White, a palette index above 0, or 1 marks the object.
+        frame_count: number of frames of the source.
+        size: (width, height) of the result, in pixels.
+        frames: numbers of the frames that are used; masks of the other frames are dropped. None uses all of them.
+        source_size: (width, height) of the source, where `size` has another aspect.
 
     Returns:
         The masks, at `size`.
 
     Raises:
-        UserError: missing path, other count or aspect than the clip, inverted or empty masks, bad names.
+        UserError: a missing path, another number of frames or another aspect than the clip, inverted or empty masks,
+            or a name that cannot be used (exit 3).
     """
     chosen = range(frame_count) if frames is None else frames
     names: list[str] = []
@@ -117,7 +124,12 @@ def load_masks(
 
 
 def mask_iou(a: Bool[np.ndarray, "*shape"], b: Bool[np.ndarray, "*shape"]) -> float:
-    """Computes the intersection over union of two masks (any shape, 0 to 1); two empty masks agree: 1."""
+    """Computes the intersection over union of two masks of any shape: 0 to 1, and 1 for two empty masks.
+
+    Example:
+        >>> mask_iou(np.array([True, True, False]), np.array([True, False, False]))
+        0.5
+    """
     union = int(np.count_nonzero(a | b))
     return int(np.count_nonzero(a & b)) / union if union else 1.0
 
@@ -125,21 +137,21 @@ def mask_iou(a: Bool[np.ndarray, "*shape"], b: Bool[np.ndarray, "*shape"]) -> fl
 def find_masks(
     frames: UInt8[np.ndarray, "time height width 3"],
     flow: FlowField,
-    progress: Callable[[int, int], None] | None = None,
+    report: ProgressReporter = report_nothing,
     settings: MotionSegmentationSettings = DEFAULTS,
 ) -> LayerMasks:
-    """Finds one layer "foreground": what moves against the dominant homography (see `motion.py`).
+    """Finds the object that moves differently from the dominant homography (see `motion_segmentation.py`).
 
     Args:
         frames: RGB, 0 to 255; may be memory-mapped.
-        flow: between neighboring frames, of any size.
-        progress: called with (frames done, frames in all).
-        settings: of the segmentation by motion.
+        flow: optical flow between neighboring frames, of any size.
+        report: called after each batch of frames.
+        settings: of the motion segmentation.
 
     Returns:
-        The layer; no names when nothing clearly moves on its own: train one layer then, and say so.
+        The layer "foreground"; no layer where no separate moving object is found.
     """
-    found = segment_motion(frames, flow, progress, settings)
+    found = segment_motion(frames, flow, report, settings)
     if found is None:
         return LayerMasks((), np.zeros((0, *frames.shape[:3]), bool))
     return LayerMasks(default_layer_names(1), found[None])

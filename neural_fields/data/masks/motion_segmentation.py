@@ -1,18 +1,17 @@
-"""Segmentation by motion: what moves on its own against the dominant homography.
+"""Motion segmentation: it finds objects that move differently from the dominant homography.
 
-Five steps at a small working size. (1) The residual of the flow against a RANSAC homography per pair, averaged as a
-vector along the trajectories: ripples cancel, a moving object does not. (2) A per-clip threshold (Otsu) turns it into
-log odds, which travel along the flow so that an object that pauses is kept. (3) A few rounds of mean field on two
-bilateral grids, one broad in space (what colors does the object have around here?) and one narrow (edges), after
-Maerki et al. 2016, "Bilateral Space Video Segmentation". (4) The largest components that last. (5) GrabCut (Rother et
-al. 2004) in a band around the edge of each frame, then a vote along the flow.
+It has five steps at a small working size. (1) The residual of the flow against a RANSAC homography of each pair of
+frames is averaged as a vector along the trajectories: ripples cancel, a moving object does not. (2) A threshold for the
+clip (Otsu) turns it into log odds, which are propagated along the flow, so that an object that pauses is kept. (3) A
+few rounds of mean field on two bilateral grids, one coarse in space (the colors of the object nearby) and one fine
+(edges), after Maerki et al. 2016, "Bilateral Space Video Segmentation". (4) The largest components that persist are
+kept. (5) GrabCut (Rother et al. 2004) in a band around the outline in each frame, then a vote along the flow.
 
 Odds are natural logarithms, positive for the object. Speeds are in pixels a frame of a clip whose shorter side is 240.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -21,14 +20,14 @@ from jaxtyping import Bool, UInt8
 from scipy import ndimage
 
 from neural_fields.core.memmap import allocate_zeros, release_memory
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.data.flow.compute import FlowField, resize_mask, resize_vectors
-
-Progress = Callable[[int, int], None]
+from neural_fields.imaging.ransac import find_transform
 
 
 @dataclass(frozen=True)
 class GridCells:
-    """The size of the cells of a bilateral grid."""
+    """Sets the size of the cells of a bilateral grid."""
 
     frames: int  # in one cell
     per_side: int  # cells along the longer side of the frame
@@ -38,7 +37,7 @@ class GridCells:
 
 @dataclass(frozen=True)
 class MotionSegmentationSettings:
-    """Settings of `segment_motion`. Lengths marked `_ref` are pixels of a clip whose shorter side is 240."""
+    """Holds the settings of `segment_motion`. Lengths marked `_ref` are pixels of a clip whose shorter side is 240."""
 
     reference_side_px: int = 240  # shorter side that speeds are measured at, and that edges are cut at
     work_side_px: int = 120  # shorter side of the volumes of odds
@@ -112,19 +111,19 @@ DEFAULTS = MotionSegmentationSettings()
 def segment_motion(
     frames: UInt8[np.ndarray, "time height width 3"],
     flow: FlowField,
-    progress: Progress | None = None,
+    report: ProgressReporter = report_nothing,
     settings: MotionSegmentationSettings = DEFAULTS,
 ) -> Bool[np.ndarray, "time height width"] | None:
-    """Finds the object (or objects) moving on their own.
+    """Finds the objects that move differently from the background.
 
     Args:
         frames: RGB, 0 to 255; may be memory-mapped.
-        flow: between neighboring frames, in pixels of its own size, which may be another than that of `frames`.
-        progress: called with (frames done, frames in all).
+        flow: optical flow between neighboring frames, in pixels of its size, which may differ from that of `frames`.
+        report: called after each batch of frames.
         settings: thresholds and sizes.
 
     Returns:
-        The mask of the objects in each frame; None where nothing clearly moves on its own.
+        The mask of the objects in each frame; None where no separate moving object is found.
     """
     count, height, width = frames.shape[:3]
     out = allocate_zeros((count, height, width), bool)
@@ -147,8 +146,7 @@ def segment_motion(
                 out[first + index] = resize_mask(mask, (width, height))
         release_memory(out)
         release_memory(frames)
-        if progress is not None:
-            progress(stop, count)
+        report(Progress("masks", stop, count))
     return out if found else None
 
 
@@ -278,9 +276,8 @@ def _fit_background_flow(
         start = places[chosen][:, :2]
         if len(start) < settings.min_points:
             continue
-        matrix, _ = cv2.findHomography(
-            start, start + vectors[chosen], cv2.USAC_MAGSAC, tolerance, maxIters=500, confidence=0.99
-        )
+        end = start + vectors[chosen]
+        matrix = find_transform(start, end, "homography", tolerance, max_iterations=500, confidence=0.99)
         if matrix is None:
             continue
         target = places @ matrix.T.astype(np.float32)

@@ -1,13 +1,13 @@
-"""What a clip says about its masks: votes of other frames, and how each pixel moves.
+"""Mask propagation: the evidence of a clip about its masks, from votes of other frames and from the motion of pixels.
 
-Masks are carried from frame to frame in two ways. Along the optical flow, where every pixel goes its own way: what only
-flickers gets no votes. And by one similarity for the whole object: what belongs to the background slides off the object
-there, however steadily it is in the masks, and gets no votes either. The motion evidence asks how far a pixel moves
-from the background's homography and from the object's similarity, and learns from the masks what that means in this
-clip: an object that stands still makes it say nothing. After Bai et al. 2009, "Video SnapCut", and Wang et al. 2017,
-"Selective Video Object Cutout", which carry masks by flow and judge them locally; everything here is closed form.
+Masks are propagated from frame to frame in two ways. Along the optical flow, each pixel moves separately: pieces that
+flicker get no votes. With a single similarity for the object, pieces of the background slide off the object and get no
+votes either, even if all masks contain them. The motion evidence compares the motion of a pixel with the homography of
+the background and with the similarity of the object, and learns from the masks how to weigh both in this clip; it is
+neutral for a static object. After Bai et al. 2009, "Video SnapCut", and Wang et al. 2017, "Selective Video Object
+Cutout", which propagate masks by flow and evaluate them locally; here, all steps are in closed form.
 
-Distances are pixels of the arrays that are given; log odds are natural logarithms, positive for the object.
+Distances are pixels of the given arrays; log odds are natural logarithms, positive for the object.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
 
+from neural_fields.imaging.ransac import find_transform
+
 Masks = Bool[np.ndarray, "time height width"]
 
 
 @dataclass(frozen=True)
 class VoteSettings:
-    """Settings of the votes and of the motion odds."""
+    """Holds the settings of the votes and of the motion odds."""
 
     # Votes.
     vote_decay: float = 0.83  # a mask's vote counts this much less with every frame it is carried
@@ -53,7 +55,7 @@ DEFAULTS = VoteSettings()
 
 @dataclass(frozen=True)
 class NeighborFlow:
-    """Flow of neighboring frames at the size of the masks, and where the way back agrees."""
+    """Holds the flow of neighboring frames at the size of the masks, and the pixels where both directions agree."""
 
     forward: Float[np.ndarray, "pairs height width 2"]
     backward: Float[np.ndarray, "pairs height width 2"]
@@ -64,26 +66,24 @@ class NeighborFlow:
 def fit_object_motion(
     masks: Masks, flow: NeighborFlow, settings: VoteSettings = DEFAULTS
 ) -> list[Float[np.ndarray, "3 3"]]:
-    """Fits the similarity that takes the object from each frame to the next, by RANSAC over the flow in its mask.
+    """Fits the similarity of the object from each frame to the next, by RANSAC over the flow in its mask.
 
     Args:
-        masks: the object in each frame.
-        flow: at the size of the masks.
+        masks: of the object in each frame.
+        flow: at the size of the masks, in pixels.
         settings: number and tolerance of the matches.
 
     Returns:
-        One 3 x 3 matrix for each pair of frames, in pixels.
+        A matrix for each pair of frames, in pixels.
     """
     found = []
     for mask, vectors, ok in zip(masks[:-1], flow.forward, flow.forward_ok, strict=True):
         matrix = None
         start, end = _sample_matches(mask & ok, vectors, settings.max_matches)
         if len(start) >= settings.min_matches:
-            matrix, _ = cv2.estimateAffinePartial2D(
-                start, end, method=cv2.RANSAC, ransacReprojThreshold=settings.object_tolerance_px
-            )
+            matrix = find_transform(start, end, "similarity", settings.object_tolerance_px)
         # Masks without a trusted vector stay where they are: votes for a place are better than none.
-        found.append(np.eye(3) if matrix is None else np.vstack([matrix, [0, 0, 1]]))
+        found.append(np.eye(3) if matrix is None else matrix)
     return found
 
 
@@ -98,16 +98,16 @@ def _sample_matches(where: np.ndarray, vectors: np.ndarray, most: int) -> tuple[
 def compute_flow_votes(
     masks: Masks, known: Masks, flow: NeighborFlow, settings: VoteSettings = DEFAULTS
 ) -> Float[np.ndarray, "time height width"]:
-    """Computes the share of the other frames' masks, carried along the flow, that hold a pixel.
+    """Computes the share of the other frames' masks, propagated along the flow, that contain each pixel.
 
     Args:
-        masks: the object in each frame.
-        known: where a frame's mask may vote; a layer in front hides the rest.
-        flow: at the size of the masks.
+        masks: of the object in each frame.
+        known: the pixels whose mask may vote; a layer in front hides the others.
+        flow: at the size of the masks, in pixels.
         settings: weights of the votes.
 
     Returns:
-        Shares from 0 to 1; 0.5 where no frame can say.
+        Shares from 0 to 1; 0.5 without votes.
     """
     grid = _pixel_grid(masks.shape[1:])
     doubt = settings.doubtful_flow_weight
@@ -126,16 +126,16 @@ def compute_flow_votes(
 def compute_object_votes(
     masks: Masks, known: Masks, transforms: list[Float[np.ndarray, "3 3"]], settings: VoteSettings = DEFAULTS
 ) -> Float[np.ndarray, "time height width"]:
-    """Computes the same shares as `compute_flow_votes`, with masks carried by one transform for the whole object.
+    """Computes the same shares as `compute_flow_votes`, with masks propagated by a single transform of the object.
 
     Args:
-        masks: the object in each frame.
-        known: where a frame's mask may vote.
+        masks: of the object in each frame.
+        known: the pixels whose mask may vote.
         transforms: from each frame to the next, in pixels (`fit_object_motion`).
         settings: weights of the votes.
 
     Returns:
-        Shares from 0 to 1; 0.5 where no frame can say.
+        Shares from 0 to 1; 0.5 without votes.
     """
     size = (masks.shape[2], masks.shape[1])
 
@@ -183,16 +183,16 @@ def compute_motion_odds(
     unit: float,
     settings: VoteSettings = DEFAULTS,
 ) -> Float[np.ndarray, "time height width"]:
-    """Computes the log odds that a pixel moves as the object does and not as the background.
+    """Computes the log odds that a pixel moves like the object, and not like the background.
 
-    What a motion means is learned from the masks themselves.
+    The meaning of a motion is learned from the masks.
 
     Args:
-        masks: the object in each frame.
-        outside: what no layer claims.
-        flow: at the size of the masks.
+        masks: of the object in each frame.
+        outside: the pixels outside the masks of all layers.
+        flow: at the size of the masks, in pixels.
         transforms: of the object from each frame to the next, in pixels (`fit_object_motion`).
-        unit: pixels of a clip whose shorter side is 240 in one pixel here.
+        unit: pixels of a clip whose shorter side is 240 per pixel of the masks.
         settings: of the fit and of the histogram.
 
     Returns:
@@ -238,5 +238,5 @@ def _fit_homography(start: np.ndarray, end: np.ndarray, settings: VoteSettings) 
     if len(start) < settings.min_matches:
         return np.eye(3)
     tolerance = settings.background_tolerance_px
-    matrix, _ = cv2.findHomography(start, end, cv2.USAC_MAGSAC, tolerance, maxIters=500, confidence=0.99)
+    matrix = find_transform(start, end, "homography", tolerance, max_iterations=500, confidence=0.99)
     return np.eye(3) if matrix is None or abs(np.linalg.det(matrix)) < 1e-9 else matrix

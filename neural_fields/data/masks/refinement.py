@@ -1,23 +1,23 @@
-"""Masks that come out better than they went in, before any training.
+"""Refinement of masks before the training.
 
-A mask falls into parts: its connected pieces, and what hangs on them by a neck. Each part is judged as a whole by what
-the clip says about it (`propagation.py`): do the masks of other frames, carried along the flow and with the object,
-hold it; does it move as the object does? Parts that fail are taken off, several times over, since every round leaves
-better witnesses. Then outlines go to where colors differ (`boundaries.py`). What all frames agree on is left alone, so
-sure masks stay as they are.
+A mask consists of parts: its connected components, and pieces that are attached to them by a neck. Each part is tested
+with the evidence of the clip (`propagation.py`): whether the masks of other frames, propagated along the flow and with
+the object, contain it, and whether it moves like the object. Parts that fail are removed. This is repeated, as each
+round leaves more reliable masks. Then outlines are moved to color edges (`boundaries.py`). Masks on which all frames
+agree are not changed.
 
-Masks are judged at a shorter side of at most 240 pixels. Votes and odds are log odds.
+Masks are tested at a shorter side of at most 240 pixels. Votes and odds are log odds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.data.flow.compute import FlowField, resize_mask, resize_vectors
 from neural_fields.data.masks.boundaries import OutlineSettings, align_outline
 from neural_fields.data.masks.layer_masks import LayerMasks
@@ -31,12 +31,10 @@ from neural_fields.data.masks.propagation import (
     fit_object_motion,
 )
 
-Progress = Callable[[int, int], None]
-
 
 @dataclass(frozen=True)
 class MaskRefinementSettings:
-    """Settings of `refine_masks`. Lengths marked `_ref` are pixels of the size at which masks are judged."""
+    """Holds the settings of `refine_masks`. Lengths marked `_ref` are pixels of the size at which masks are tested."""
 
     work_side_px: int = 240  # shorter side at which masks are judged; lengths shrink with clips that are smaller
     motion_side_px: int = 120  # shorter side at which motion is judged
@@ -73,23 +71,23 @@ def refine_masks(
     frames: UInt8[np.ndarray, "time height width 3"],
     flow: FlowField,
     masks: LayerMasks,
-    progress: Progress | None = None,
+    report: ProgressReporter = report_nothing,
     settings: MaskRefinementSettings = DEFAULTS,
 ) -> LayerMasks:
-    """Takes off masks what does not belong to their objects, and moves their outlines to where colors differ.
+    """Removes parts of masks that do not belong to the object, and moves outlines to color edges.
 
-    Layers are judged front to back, each where no layer in front of it hides it; hidden parts stay as they are. A frame
-    never loses all of a mask. Masks of a single frame come back as they are: there is nothing to compare them with.
+    Layers are tested front to back, each where no layer in front hides it; hidden parts are not changed. A frame never
+    loses its mask completely. Masks of a single frame are returned unchanged, as there is nothing to compare them with.
 
     Args:
         frames: RGB at the size of the masks; may be memory-mapped.
-        flow: of any size; may be memory-mapped.
+        flow: optical flow between neighboring frames, of any size; may be memory-mapped.
         masks: of the layers, front to back.
-        progress: called with (frames done, frames in all).
+        report: called after each batch of frames.
         settings: sizes, weights and priors.
 
     Returns:
-        The masks under the same names.
+        The refined masks with the same names.
     """
     count = len(frames)
     if count < 2 or not masks.names:
@@ -123,8 +121,7 @@ def refine_masks(
                     beside = _dilate_masks(hidden[None], settings.hidden_margin_px)[0]
                     aligned = np.where(beside, left, aligned)
                 out[layer, frame] = aligned
-        if progress is not None:
-            progress(stop, count)
+        report(Progress("masks", stop, count))
     return LayerMasks(masks.names, out)
 
 

@@ -24,7 +24,12 @@ Corners = Float[np.ndarray, "4 2"]
 
 @dataclass(frozen=True)
 class Region:
-    """A convex quadrilateral on a frame of the source."""
+    """Marks a convex quadrilateral on a frame of the source.
+
+    Example:
+        >>> Region(12, ((10.0, 10.0), (50.0, 10.0), (50.0, 40.0), (10.0, 40.0))).roi_text
+        '12:10,10 50,10 50,40 10,40'
+    """
 
     frame: int  # counted from 0 in the source
     corners: tuple[tuple[float, float], ...]  # four, in pixels of the source, in order around the region
@@ -37,7 +42,7 @@ class Region:
 
 @dataclass(frozen=True)
 class RegionTrack:
-    """The place of a region in every frame of a clip."""
+    """Holds the place of a region in every frame of a clip."""
 
     frame: int  # the frame of the clip that it was drawn on
     corners: Corners  # xy units of that frame
@@ -49,21 +54,27 @@ class RegionTrack:
 
 
 def parse_region(text: str, width: int, height: int, frames: Sequence[int], min_height_px: float = 8.0) -> Region:
-    """Reads the region that a `--roi` text names.
+    """Parses a `--roi` text.
 
     Args:
-        text: "K:x1,y1 x2,y2 x3,y3 x4,y4": a frame of the source, and pixels of it, in order around the region.
+        text: "K:x1,y1 x2,y2 x3,y3 x4,y4": the number of a frame in the source, and four corners in pixels, in order
+            around the region.
         width: of the source, in pixels.
         height: of the source, in pixels.
-        frames: the frames of the source that are fitted.
-        min_height_px: pixels of the source over each side: a region needs something to be tracked by.
+        frames: numbers of the frames of the source that are used.
+        min_height_px: the least height of the region over each of its sides, in pixels of the source; smaller regions
+            cannot be tracked.
 
     Returns:
-        The region, which is a convex quadrilateral inside its frame.
+        The region, a convex quadrilateral inside its frame.
 
     Raises:
-        UserError: another form, a frame that is not fitted, corners outside the frame, the same twice, crossed, not
-            convex, or a region too small to be tracked.
+        UserError: a malformed text, a frame that is not used, corners outside the frame, a region that is not convex,
+            or one that is too small (exit 3).
+
+    Example:
+        >>> parse_region("0:10,10 50,10 50,40 10,40", 64, 48, range(5)).corners
+        ((10.0, 10.0), (50.0, 10.0), (50.0, 40.0), (10.0, 40.0))
     """
     example = _format_example(width, height, frames[len(frames) // 2])
     number = r"-?\d{1,6}(?:\.\d{1,6})?"
@@ -119,7 +130,13 @@ def _region_error(text: str, why: str, example: str) -> UserError:
 
 
 def missing_region_error(width: int, height: int, frames: Sequence[int]) -> UserError:
-    """Returns the error for a preset that tracks one region, where none was given."""
+    """Makes the error for a preset that tracks a region, where none was given.
+
+    Args:
+        width: of the source, in pixels.
+        height: of the source, in pixels.
+        frames: numbers of the frames of the source that are used.
+    """
     return bad_input(
         "this preset tracks one region, and none was given",
         where="--roi",
@@ -148,7 +165,19 @@ def convert_corners(region: Region, width: int, height: int, size: tuple[int, in
 
 
 def apply_homography(matrix: Float[np.ndarray, "3 3"], points: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n 2"]:
-    """Applies a homography to points."""
+    """Applies a homography to points.
+
+    Args:
+        matrix: the homography.
+        points: x and y, in the unit that the homography takes.
+
+    Returns:
+        The projected points.
+
+    Example:
+        >>> apply_homography(np.diag([2.0, 2.0, 1.0]), np.array([[1.0, 3.0]])).tolist()
+        [[2.0, 6.0]]
+    """
     moved = points @ matrix[:, :2].T + matrix[:, 2]
     return moved[..., :2] / moved[..., 2:]
 

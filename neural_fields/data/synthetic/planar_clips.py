@@ -190,7 +190,13 @@ class SyntheticClip:
         return coords.denormalize_pixels(xy, self.width, self.height)
 
     def is_inside_layer(self, layer: int, t: int, xy: Float[Tensor, "*n 2"]) -> Bool[Tensor, "*n"]:
-        """Returns whether points are inside the outline of a layer, whatever is in front of it."""
+        """Tells whether points are inside the outline of a layer, hidden or not.
+
+        Args:
+            layer: number of the layer.
+            t: number of the frame.
+            xy: positions in xy units.
+        """
         distance = _compute_distance(self.surfaces[layer], t, xy)
         return torch.ones(xy.shape[:-1], dtype=torch.bool) if distance is None else distance < 0
 
@@ -324,7 +330,15 @@ def make_demo_clip(frames: int = 48, width: int = 320, height: int = 180, seed: 
 def make_translation_clip(
     frames: int = 8, width: int = 64, height: int = 36, velocity: Sequence[float | int] = (2.0, 1.0), seed: int = 0
 ) -> SyntheticClip:
-    """Makes a clip of one layer that moves by `velocity` pixels (dx, dy) a frame under constant light."""
+    """Makes a clip of a single layer that moves at constant speed under constant light.
+
+    Args:
+        frames: number of frames.
+        width: in pixels.
+        height: in pixels.
+        velocity: (dx, dy) in pixels a frame.
+        seed: of the texture.
+    """
     matrices = np.tile(np.eye(2, 3), (frames, 1, 1))
     matrices[:, :, 2] = -np.arange(frames)[:, None] * np.array(velocity) * 2 / max(width, height)
     box = _compute_visible_box(matrices, np.array([width, height]) / max(width, height))

@@ -159,7 +159,17 @@ class Wall:
 def find_rays_through_ball(
     origin: Float[ndarray, "3"], directions: Points, center: Float[ndarray, "3"], radius: float
 ) -> Int[ndarray, " k"]:
-    """Finds the indices of the unit directions that come within `radius` of `center`."""
+    """Finds the rays that pass through a ball.
+
+    Args:
+        origin: of all rays.
+        directions: unit vectors.
+        center: of the ball.
+        radius: of the ball, in the same unit; inf for all rays.
+
+    Returns:
+        The indices of the rays.
+    """
     if not np.isfinite(radius):
         return np.arange(len(directions))
     towards = center - origin

@@ -136,7 +136,17 @@ class Clouds:
 
 
 def hue_to_rgb(angle: float, saturation: float = 0.7, value: float = 0.85) -> Vector:
-    """Converts a place on the color circle, in turns, with saturation and value in [0, 1] to RGB."""
+    """Converts a hue to RGB.
+
+    Args:
+        angle: hue in turns; 0 is red, 1/3 green.
+        saturation: 0 to 1.
+        value: 0 to 1.
+
+    Example:
+        >>> hue_to_rgb(0.0, saturation=1.0, value=1.0)
+        (1.0, 0.0, 0.0)
+    """
     return colorsys.hsv_to_rgb(angle % 1.0, saturation, value)
 
 

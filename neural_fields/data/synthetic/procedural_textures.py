@@ -65,7 +65,17 @@ def _compute_cells(uv: Float[ndarray, "h w 2"], cell: float, seed: int) -> tuple
 
 
 def paint_sea_floor(box: Box, width: int, height: int, seed: int) -> Picture:
-    """Paints a sea floor from above: rippled sand, fields of pebbles, weed and starfish. RGB in [0, 1]."""
+    """Paints a sea floor from above: rippled sand, fields of pebbles, weed and starfish.
+
+    Args:
+        box: the part of the plane, in uv units.
+        width: in texels.
+        height: in texels.
+        seed: of the pattern.
+
+    Returns:
+        RGB in [0, 1].
+    """
     uv = coords.texel_centers(box, width, height).numpy().astype(np.float64)
     seed = seed * 1000
     depth = _smooth_step(_compute_noise(uv, 0.9, 2, seed + 1), -1.4, 1.6)

@@ -198,7 +198,7 @@ class SyntheticScene:
         pixels = np.where(np.isfinite(first.depth).ravel()[:, None], moves, 0)
         return ViewFlow(pixels.reshape(*shape, 2), visible.reshape(shape))
 
-    def place_holdout_camera(self, time: int, angle: float = 30.0, rise: float = 0.4) -> Camera:
+    def place_holdout_camera(self, time: int, angle: float = 30.0) -> Camera:
         """Computes a viewpoint that no training view of the moment has: further around the person, and higher.
 
         It is closer to the middle of the clip, so that other views show the room behind the person.
@@ -206,8 +206,8 @@ class SyntheticScene:
         Args:
             time: of a training view.
             angle: degrees around the person.
-            rise: meters upwards.
         """
+        rise = 0.4  # meters
         index = self.times.index(time)
         camera, target = self.cameras[index], _compute_target(self.motion, time)
         last = len(self.cameras) - 1
@@ -265,7 +265,6 @@ def make_walking_scene(
     size: tuple[int, int] = (128, 96),
     switches: tuple[int, ...] = (20,),
     seed: int = 0,
-    lit_person: bool = False,
 ) -> SyntheticScene:
     """Makes the standard scene: a person walks on a small circle, a camera on an arc around them, one view a moment.
 
@@ -274,10 +273,9 @@ def make_walking_scene(
         size: width and height of the pictures.
         switches: moments at which the held object changes: a blue ball, an orange box, a green roll, a ball again.
         seed: changes the colors of person and room.
-        lit_person: whether the world's light falls on the person too.
     """
     motion = walking_person.make_walk(count)
-    return make_scene(motion, place_orbit_cameras(motion, size), switches=switches, seed=seed, lit_person=lit_person)
+    return make_scene(motion, place_orbit_cameras(motion, size), switches=switches, seed=seed)
 
 
 def make_scene(
@@ -286,7 +284,6 @@ def make_scene(
     times: Sequence[int] | None = None,
     switches: tuple[int, ...] = (),
     seed: int = 0,
-    lit_person: bool = False,
 ) -> SyntheticScene:
     """Makes a scene in which any body moves; `fit_into_room` brings a motion of other units or places into it.
 
@@ -296,7 +293,6 @@ def make_scene(
         times: the moment that each camera shows; None for one view a moment, in order.
         switches: moments at which the object enters its next state.
         seed: changes the colors of person and room.
-        lit_person: whether the world's light falls on the person too.
 
     Raises:
         ValueError: not one time a camera, or a time that the motion does not have.
@@ -319,15 +315,13 @@ def make_scene(
                 )
             )
         objects.append(tuple(surfaces))
-    return SyntheticScene(motion, tuple(cameras), times, switches, room, body, tuple(objects), lit_person=lit_person)
+    return SyntheticScene(motion, tuple(cameras), times, switches, room, body, tuple(objects))
 
 
 def place_orbit_cameras(
     motion: SkeletonMotion,
     size: tuple[int, int] = (128, 96),
     arc: float = 230.0,
-    radius: float = 2.9,
-    heights: tuple[float, float] = (0.9, 1.9),
 ) -> tuple[Camera, ...]:
     """Makes one camera a moment on an arc around the middle of the room, looking at the person.
 
@@ -335,9 +329,9 @@ def place_orbit_cameras(
         motion: of the person.
         size: width and height in pixels.
         arc: degrees from the first camera to the last.
-        radius: meters.
-        heights: lowest and highest, in meters, between which the camera goes up and down one and a half times.
     """
+    radius = 2.9  # meters
+    heights = (0.9, 1.9)  # meters, between which the camera goes up and down one and a half times
     width, height = size
     cameras = []
     for time in range(motion.frame_count):

@@ -24,7 +24,7 @@ Points = Float[Tensor, "*n 2"]
 
 
 class SurfaceWarp:
-    """A smooth change of a surface over time, in its own plane; this one changes nothing."""
+    """Deforms a surface smoothly over time, in its plane; this base class changes nothing."""
 
     def to_uv(self, plane: Points, t: Time) -> Points:
         """Maps plane to uv."""
@@ -69,7 +69,7 @@ class WaveWarp(SurfaceWarp):
 
 @dataclass(frozen=True)
 class ReliefWarp(SurfaceWarp):
-    """Hills seen by a camera that moves sideways: what is nearer moves further.
+    """Deforms a surface like hills under a camera that moves sideways: nearer points move further.
 
     plane = uv + t * velocity * depth(uv), with a smooth depth from -1 to 1.
     """
@@ -93,7 +93,7 @@ class ReliefWarp(SurfaceWarp):
 
 @dataclass(frozen=True)
 class CylinderWarp(SurfaceWarp):
-    """An upright cylinder that rotates about its axis: uv is its wall, unrolled; it hides its own back.
+    """Wraps a surface around an upright cylinder that rotates about its axis; uv is its unrolled wall.
 
     In frame 0, u differs from x towards the rims: a point at the angle a is visible at x = radius * sin(a) and has
     u = radius * a.

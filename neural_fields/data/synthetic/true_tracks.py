@@ -50,14 +50,32 @@ def compute_true_tracks(
 def find_visible_layers(
     clip: SyntheticClip, frame: int, points: Shaped[np.ndarray, "points 2"]
 ) -> Int[np.ndarray, " points"]:
-    """Finds the index of the layer that is visible at each pixel position of a frame."""
+    """Finds the layer that is visible at each position of a frame.
+
+    Args:
+        clip: the synthetic clip.
+        frame: number of the frame.
+        points: x and y in pixels.
+
+    Returns:
+        The number of the layer at each point.
+    """
     xy = coords.normalize_pixels(torch.from_numpy(np.asarray(points, np.float64)), clip.width, clip.height)
     covered = torch.stack([clip.is_inside_layer(layer, frame, xy) for layer in range(len(clip.surfaces))])
     return covered.int().argmax(0).numpy()  # the first that covers; the background covers everything
 
 
 def make_grid_points(clip: SyntheticClip, frame: int, step: int) -> Float[np.ndarray, "points 2"]:
-    """Lists the pixel centers of a frame, every `step`th both ways, where a single layer is visible."""
+    """Lists pixel centers of a frame, on a grid, where a single layer is visible.
+
+    Args:
+        clip: the synthetic clip.
+        frame: number of the frame.
+        step: distance of the points, in pixels.
+
+    Returns:
+        x and y in pixels.
+    """
     centers = coords.pixel_centers(clip.width, clip.height).numpy()[step // 2 :: step, step // 2 :: step]
     mixed = np.any((clip.alpha[:, frame] > 0.01) & (clip.alpha[:, frame] < 0.99), axis=0)
     return centers[~np.asarray(mixed)[step // 2 :: step, step // 2 :: step]].astype(float)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
+from scipy.spatial.transform import Rotation
 
-from neural_fields.data.capture.rigid_transforms import axis_angle_to_matrix
 from neural_fields.data.capture.skeleton import NO_PARENT, Skeleton, SkeletonMotion, compose_transforms
 from neural_fields.data.synthetic.primitives import Cuboid, Ellipsoid, Primitive, RoundCone, Vector
 from neural_fields.data.synthetic.procedural_colors import (
@@ -58,7 +58,7 @@ _NAMES = tuple(name for name, _, _ in _JOINTS)
 
 def make_rotation(axis: Vector, angle: float) -> Float[ndarray, "3 3"]:
     """Computes the rotation by `angle` radians about a unit axis."""
-    return axis_angle_to_matrix(np.asarray(axis, np.float64) * angle)
+    return Rotation.from_rotvec(np.asarray(axis, np.float64) * angle).as_matrix()
 
 
 def make_person_skeleton() -> Skeleton:
@@ -67,15 +67,9 @@ def make_person_skeleton() -> Skeleton:
     return Skeleton(_NAMES, parents, np.array([place for _, _, place in _JOINTS]), object_joints=(len(_NAMES) - 1,))
 
 
-def make_walk(count: int, turn: float = -200.0, steps: float = 4.0, circle: float = 0.5) -> SkeletonMotion:
-    """Makes a walk over `count` moments.
-
-    Args:
-        count: number of moments.
-        turn: degrees by which the person turns from the first moment to the last, positive to its left.
-        steps: number of steps in all.
-        circle: radius in meters of the circle around the origin that the person walks on.
-    """
+def make_walk(count: int) -> SkeletonMotion:
+    """Makes a walk of four steps over `count` moments, to the right on a circle around the origin."""
+    turn, steps, circle = -200.0, 4.0, 0.5  # degrees from the first moment to the last; steps in all; meters
     skeleton = make_person_skeleton()
     share = np.arange(count) / max(count - 1, 1)
     poses = [_compute_stride(np.pi * steps * moment, np.deg2rad(turn) * moment, circle, turn) for moment in share]
@@ -99,14 +93,14 @@ def make_arms_up_pose() -> Float[ndarray, "bones 4 4"]:
     return _stand_on_ground(make_person_skeleton(), turns, (0.0, 0.0), 0.0)
 
 
-def fit_into_room(motion: SkeletonMotion, height: float = 1.7, reach: float = 0.8) -> SkeletonMotion:
+def fit_into_room(motion: SkeletonMotion, height: float = 1.7) -> SkeletonMotion:
     """Scales and moves a motion of any unit and place into the room: meters, feet on the ground, around the middle.
 
     Args:
         motion: z up.
         height: in meters, of the joints of the standing body (the median over the moments).
-        reach: largest distance of the root from the middle in meters; a longer path is shortened, and feet slide.
     """
+    reach = 0.8  # largest distance of the root from the middle in meters; a longer path is shortened, and feet slide
     body = [bone for bone in range(motion.skeleton.bone_count) if bone not in motion.skeleton.object_joints]
     joints = np.stack([motion.compute_joint_positions(time)[body] for time in range(motion.frame_count)])
     scale = height / float(np.median(np.ptp(joints[..., 2], axis=1)))

@@ -34,7 +34,7 @@ FROM_RGB = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.F
 
 
 def read_color_tags(frame: Any) -> dict[str, str | None]:
-    """Returns the color tags of a decoded frame by FFmpeg's names; None where the stream says nothing."""
+    """Returns the color tags of a decoded frame with FFmpeg's names; None for tags that the stream does not have."""
     full = frame.format.name.startswith("yuvj")
     return {
         "color_space": SPACES.get(int(frame.colorspace)),
@@ -45,7 +45,15 @@ def read_color_tags(frame: Any) -> dict[str, str | None]:
 
 
 def convert_to_rgb(frame: Any, reformatter: VideoReformatter) -> np.ndarray:
-    """Converts a decoded frame to uint8 [H, W, 3], by the matrix and range of its tags."""
+    """Converts a decoded frame to RGB, with the matrix and range of its tags.
+
+    Args:
+        frame: a frame of PyAV.
+        reformatter: converts all frames of a stream.
+
+    Returns:
+        uint8 [height, width, 3].
+    """
     space = read_color_tags(frame)["color_space"]
     matrix = MATRICES.get(space or "", UNTAGGED_MATRIX)
     return reformatter.reformat(frame, format="rgb24", src_colorspace=matrix, interpolation=TO_RGB).to_ndarray()

@@ -1,4 +1,4 @@
-"""The length of a video file by its own account, read from its outermost structure without decoding anything."""
+"""The declared length of a video file, read from its outermost structure without decoding anything."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 
 def count_missing_bytes(path: Path) -> int:
-    """Computes how many bytes a file lacks by its own account; 0 for formats that do not declare a length.
+    """Computes the number of bytes that a truncated file lacks; 0 for formats that do not declare a length.
 
     MP4 boxes, the Matroska segment and the RIFF header of AVI each declare their length, so any cut shows.
     """

@@ -1,4 +1,4 @@
-"""Video files in, through PyAV: what a file holds, and its frames upright as 8 bit RGB.
+"""Reads video files with PyAV: their metadata, and their frames upright as 8-bit RGB.
 
 A foreign file meets FFmpeg only here (and its sound in `encode.py`), behind three fences: an allow-list of demuxers
 and of the one protocol "file" (a script of other files, renamed to .mp4, is refused), the declared lengths checked
@@ -38,7 +38,7 @@ from neural_fields.data.video.metadata import (
 
 @contextmanager
 def convert_parser_errors(path: str | Path, doing: str) -> Iterator[None]:
-    """Turn whatever FFmpeg raises while `doing` something into a `UserError` that names the file."""
+    """Turns any error of FFmpeg while `doing` something into a `UserError` that names the file."""
     try:
         yield
     except UserError:
@@ -166,7 +166,7 @@ def truncation_error(path: str | Path, why: str) -> UserError:
 def rotate_upright(picture: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
     """Turns a picture [H, W, C] by a display matrix (a, b, c, d): x' = a x + c y, y' = b x + d y, y down.
 
-    Only the eight rotations and mirrorings that keep pixels whole exist here.
+    It supports only the eight rotations and mirrorings that do not resample pixels.
     """
     a, b, c, d = matrix
     if a == 0 and d == 0:

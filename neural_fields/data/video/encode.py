@@ -1,7 +1,7 @@
 """Video out: H.264, FFV1 and ProRes 4444 through PyAV, or a folder of PNG files, mirroring the source.
 
 Times are kept in the ticks of the source, colors are converted by the very matrix that is written in the tags, and
-sound is copied packet by packet. The file appears under its name only when it is whole.
+sound is copied packet by packet. The file gets its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _TV, _PC = 1, 2
 
 @dataclass(frozen=True)
 class Codec:
-    """One kind of output."""
+    """Describes a kind of output."""
 
     encoder: str  # FFmpeg's name; empty for PNG files
     suffixes: tuple[str, ...]  # file name endings that can carry it, the usual one first; empty for a folder
@@ -57,7 +57,7 @@ _VIDEO_SUFFIXES = {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".png"}
 
 @dataclass(frozen=True)
 class ColorTags:
-    """FFmpeg's numbers for the tags of the output, and swscale's number of the matrix behind them."""
+    """Holds FFmpeg's numbers for the tags of the output, and swscale's number of their matrix."""
 
     matrix: int
     space: int
@@ -69,8 +69,8 @@ class ColorTags:
 def choose_output_tags(source: VideoMetadata, is_rgb: bool) -> ColorTags:
     """Chooses the tags that mirror the source.
 
-    Pictures and RGB films have no matrix of their own: they become BT.709, tagged, which every player reads right. An
-    untagged film stays untagged and goes back through the matrix it was read by, so that its stored values return.
+    Pictures and RGB videos have no matrix: they become BT.709, with tags, which every player shows correctly. An
+    untagged video stays untagged and is converted with the matrix that it was read with, so that its values are kept.
     """
     primaries = _find_number(color_tags.PRIMARIES, source.primaries)
     transfer = _find_number(color_tags.TRANSFERS, source.transfer)
@@ -105,24 +105,26 @@ def write_video(
     """Writes a video that mirrors the source: its rate, times, color tags and sound.
 
     Args:
-        path: the file, whose ending must suit the codec; a folder for "png".
-        frames: uint8 [H, W, 3] RGB, or [H, W, 4] with straight alpha, one per timestamp, all of one size.
-        source: its metadata.
-        codec: a key of `CODECS`. "ffv1" is lossless, "ffv1", "prores4444" and "png" carry alpha.
-        timestamps: seconds in the source of each frame; None is all of the source. When they are a part of it the
-            output starts where the source starts and the sound is cut to the part.
-        sound: whether to copy the sound tracks that the container can hold; what it cannot is said in the log.
-        overwrite: whether an existing output may be replaced (never the source itself).
-        crf: quality of H.264 (0 is lossless, 16 looks lossless, 23 is x264's default).
-        texts: texts by name that go into the file, such as "comment"; MP4 and MOV keep that and a few other names,
-            Matroska and PNG keep all.
+        path: the file, with a suffix for the codec; a folder for "png".
+        frames: uint8 [height, width, 3] RGB, or [height, width, 4] with straight alpha; one for each timestamp, all of
+            the same size.
+        source: the metadata of the source.
+        codec: a key of `CODECS`. "ffv1" is lossless; "ffv1", "prores4444" and "png" have alpha.
+        timestamps: time of each frame in the source, in seconds; None uses those of the source. For a part of the
+            source, the output starts at the start time of the source, and the sound is cut to the part.
+        sound: whether to copy the sound tracks that the container supports; the log names the others.
+        overwrite: whether an existing output may be replaced (never the source).
+        crf: quality of H.264 (0 is lossless, 16 is visually lossless, 23 is x264's default).
+        texts: metadata of the file by name, such as "comment"; MP4 and MOV keep that and a few other names, Matroska
+            and PNG keep all of them.
 
     Returns:
         The path.
 
     Raises:
-        UserError: bad name or codec, output exists, no space (4; the unfinished file is removed).
-        ValueError: frames and timestamps do not belong together.
+        UserError: a wrong suffix or codec, or an existing output (exit 3), or no room (exit 4; the unfinished file is
+            removed).
+        ValueError: another number of frames than of timestamps, or frames of different sizes.
     """
     if codec not in CODECS:
         raise UserError(

@@ -29,7 +29,7 @@ _DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def is_image(path: Path) -> bool:
-    """Whether the name is that of a picture we read."""
+    """Tells whether a path has the suffix of a supported picture format."""
     return path.suffix.lower() in PICTURE_SUFFIXES
 
 
@@ -114,7 +114,7 @@ def hash_images(paths: Sequence[Path]) -> str:
 
 
 def read_image_frame(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Reads a picture as uint8 [H, W, 3], upright, and says what was lost on the way. Raises `UserError`."""
+    """Reads a picture as upright uint8 [height, width, 3], with notes about lost information. Raises `UserError`."""
     plain = _read_plain_rgb(path)
     if plain is not None:
         return plain, ()
@@ -231,9 +231,15 @@ def insert_png_texts(png: bytes, texts: Mapping[str, str] | None) -> bytes:
 
 
 def write_images(path: Path, pictures: Iterator[np.ndarray], texts: Mapping[str, str] | None = None) -> None:
-    """Writes a folder of 00000.png, 00001.png, ...; an earlier one is replaced only if it holds nothing else.
+    """Writes a folder of pictures 00000.png, 00001.png and so on.
 
-    `pictures` are uint8 [H, W, 3 or 4], `texts` go into each file. Raises `UserError`.
+    Args:
+        path: the folder; an existing one is replaced if it holds only such pictures.
+        pictures: uint8 [height, width, 3 or 4], RGB or RGB with straight alpha.
+        texts: metadata of each file, by name.
+
+    Raises:
+        UserError: the folder holds other files (exit 3), or no room (exit 4).
     """
     if path.exists():
         foreign = sorted(p.name for p in path.iterdir() if not re.fullmatch(r"\d{5,}\.png", p.name))

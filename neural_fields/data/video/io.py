@@ -1,7 +1,7 @@
-"""Video in and out, for files and folders of numbered pictures: the front of `decode`, `images` and `encode`.
+"""Video input and output, for files and folders of numbered pictures: `decode`, `image_sequence` and `encode` in one.
 
-`read` decodes the chosen frames once into a memory-mapped file; `source_frames` streams them at the source's size;
-`write` (in `encode`) makes a video that mirrors the source's times, colors and sound.
+`read_video` decodes the chosen frames once into a memory-mapped file; `source_frames` streams them at the source's
+size; `write_video` writes a video that mirrors the source's times, colors and sound.
 """
 
 from __future__ import annotations
@@ -42,8 +42,22 @@ __all__ = [
 def probe_video(path: str | Path) -> VideoMetadata:
     """Reads the metadata of a video file, a folder of numbered pictures or a single picture.
 
-    Pictures carry no rate: 24 frames a second are assumed and said in the notes. Raises `UserError` (exit 3) for
-    everything that cannot be used.
+    Pictures have no frame rate: 24 frames a second are assumed, and the notes say so.
+
+    Args:
+        path: a video file, a folder of numbered pictures, or a picture.
+
+    Returns:
+        The metadata; sizes are those of the upright picture in pixels, times are exact fractions of a second.
+
+    Raises:
+        UserError: no such file, or one that is not a usable video or picture (exit 3).
+
+    Example:
+        >>> probe_video("no-such-clip.mp4")
+        Traceback (most recent call last):
+        ...
+        neural_fields.core.errors.UserError: error: ...
     """
     path = Path(path)
     if path.is_dir():
@@ -55,7 +69,18 @@ def probe_video(path: str | Path) -> VideoMetadata:
 
 
 def source_frames(metadata: VideoMetadata, frames: range) -> Iterator[np.ndarray]:
-    """Streams the chosen frames of the source: upright RGB uint8 [H, W, 3] at its own size, one in memory at a time."""
+    """Streams frames of the source, one in memory at a time.
+
+    Args:
+        metadata: of the source.
+        frames: numbers of the frames; 0 is the first.
+
+    Yields:
+        Upright frames, RGB uint8 [height, width, 3], at the source's size.
+
+    Raises:
+        UserError: the source is missing, damaged, or has changed since it was probed (exit 3).
+    """
     if metadata.kind == "images":
         return image_frames(metadata, frames)
     size = check_regular_file(Path(metadata.path)).st_size
@@ -74,15 +99,16 @@ def read_video(path: str | Path, cache: Path, size: str = "source", frames: str 
 
     Args:
         path: a video file or a folder of numbered pictures.
-        cache: a folder for the decoded frames; found again by content, size and range; may be deleted at any time.
+        cache: a folder for the decoded frames, which are reused for the same content, size and range; it may be
+            deleted at any time.
         size: a `--size` text (`parse_size`); smaller sizes are averages over pixel areas.
-        frames: a `--frames` text (`parse_frames`); None is all.
+        frames: a `--frames` text (`parse_frames`); None takes all frames.
 
     Returns:
         The frames with their times and the metadata of the whole source.
 
     Raises:
-        UserError: bad input (3) or not enough space for the frames (4).
+        UserError: input that cannot be used (exit 3), or not enough space for the frames (exit 4).
     """
     metadata = probe_video(path)
     chosen = parse_frames(frames, metadata.frame_count) if frames else range(metadata.frame_count)

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 
@@ -32,7 +31,7 @@ DEFAULTS = FrameSizeLimits()
 
 @dataclass(frozen=True)
 class SoundTrack:
-    """One sound track of the source: its stream index in the file, its codec and its length in seconds."""
+    """Describes a sound track of the source: its stream index in the file, its codec and its length in seconds."""
 
     index: int
     codec: str
@@ -41,7 +40,7 @@ class SoundTrack:
 
 @dataclass(frozen=True)
 class VideoMetadata:
-    """Everything about the source that the output must mirror."""
+    """Describes the source: everything that the output must mirror."""
 
     path: str
     kind: str  # "file" or "images"
@@ -65,40 +64,10 @@ class VideoMetadata:
     notes: tuple[str, ...]  # what is lost when the frames are read as 8 bit RGB, one sentence each
     pixel_aspect: Fraction = Fraction(1)  # width of a pixel over its height
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns a dictionary that `json` can write; fractions are texts such as "30000/1001"."""
-        out: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        for name in ("rate", "time_base", "pixel_aspect"):
-            out[name] = str(out[name])
-        out["timestamps"] = [str(t) for t in self.timestamps]
-        out["sound"] = [{f.name: getattr(track, f.name) for f in fields(track)} for track in self.sound]
-        out["notes"] = list(self.notes)
-        return out
-
-    @staticmethod
-    def from_json(data: dict[str, Any]) -> VideoMetadata:
-        """Reads the metadata that `to_json` wrote. Raises `UserError` when the dictionary is something else."""
-        try:
-            values = {f.name: data[f.name] for f in fields(VideoMetadata) if f.name in data}
-            for name in ("rate", "time_base", "pixel_aspect"):
-                if name in values:
-                    values[name] = Fraction(values[name])
-            values["timestamps"] = tuple(Fraction(t) for t in data["timestamps"])
-            values["sound"] = tuple(SoundTrack(**track) for track in data["sound"])
-            values["notes"] = tuple(data["notes"])
-            return VideoMetadata(**values)
-        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-            raise bad_input(
-                "the description of the source video cannot be read",
-                where="source.json",
-                why=f"{type(error).__name__}: {error}",
-                fix="run unwrap train again into a new folder with --out",
-            ) from error
-
 
 @dataclass(frozen=True)
 class Video:
-    """Frames on disk with their times: what training reads."""
+    """Holds decoded frames on disk with their times, for training."""
 
     frames: np.ndarray  # uint8 [T, H, W, 3], RGB, memory-mapped, read-only
     timestamps: tuple[Fraction, ...]  # seconds, one per frame of `frames`
@@ -107,10 +76,25 @@ class Video:
 
 
 def parse_size(text: str, width: int, height: int) -> tuple[int, int]:
-    """Computes the (width, height) in pixels that a `--size` text asks for, given the size of the source.
+    """Computes the size that a `--size` text asks for.
 
-    "source" is the size as it is; "240p" makes the shorter side 240 and keeps the aspect, and never enlarges;
-    "640x360" is exactly that. Raises `UserError` for anything else and for sides out of range.
+    Args:
+        text: "source" keeps the size; "240p" makes the shorter side 240 pixels, keeps the aspect and never enlarges;
+            "640x360" is exactly that size.
+        width: of the source, in pixels.
+        height: of the source, in pixels.
+
+    Returns:
+        (width, height) in pixels.
+
+    Raises:
+        UserError: another text, or a side out of range (exit 3).
+
+    Example:
+        >>> parse_size("480p", 1920, 1080)
+        (853, 480)
+        >>> parse_size("480p", 320, 240)
+        (320, 240)
     """
     if text == "source":
         size = (width, height)
@@ -133,13 +117,16 @@ def _round_half_up(value: Fraction) -> int:
 
 
 def check_size(width: int, height: int, *, where: str, limits: FrameSizeLimits = DEFAULTS) -> None:
-    """Raises `UserError` unless a picture of this size can be worked with.
+    """Refuses pictures that are too small or too large.
 
     Args:
         width: of the picture, in pixels.
         height: of the picture, in pixels.
-        where: what has the size, for the error.
-        limits: sizes that are read.
+        where: the file or flag that has the size, for the message.
+        limits: the sizes that are accepted.
+
+    Raises:
+        UserError: a side or the number of pixels is out of range (exit 3).
     """
     if min(width, height) < limits.min_side_px:
         raise bad_input(
@@ -159,9 +146,23 @@ def check_size(width: int, height: int, *, where: str, limits: FrameSizeLimits =
 
 
 def parse_frames(text: str, count: int) -> range:
-    """Reads which frames a `--frames A:B[:STEP]` text picks out of `count`: A is in, B is not; both may be left out.
+    """Parses a `--frames` text.
 
-    Raises `UserError` when the text is malformed, picks nothing, or reaches past the end.
+    Args:
+        text: "A:B" or "A:B:STEP", counted from 0; A is included, B is not, and both may be left out.
+        count: number of frames of the video.
+
+    Returns:
+        The numbers of the chosen frames.
+
+    Raises:
+        UserError: a malformed text, or a range that is empty or reaches beyond the last frame (exit 3).
+
+    Example:
+        >>> parse_frames("10:", 48)
+        range(10, 48)
+        >>> list(parse_frames("0:9:3", 48))
+        [0, 3, 6]
     """
     match = re.fullmatch(r"(\d{0,9}):(\d{0,9})(?::(\d{1,9}))?", text)
     if match is None:
@@ -183,7 +184,12 @@ def parse_frames(text: str, count: int) -> range:
 
 
 def even_timestamps(count: int, rate: Fraction) -> tuple[Fraction, ...]:
-    """Returns the times in seconds of `count` frames at a constant rate, from zero."""
+    """Returns the times in seconds of `count` frames at a constant rate, from zero.
+
+    Example:
+        >>> [str(time) for time in even_timestamps(3, Fraction(24))]
+        ['0', '1/24', '1/12']
+    """
     return tuple(i / rate for i in range(count))
 
 
@@ -191,15 +197,21 @@ def find_frame_rate(timestamps: Sequence[Fraction], tick: Fraction, declared: Fr
     """Finds the frame rate, and whether it varies.
 
     A rate is constant when every time is within one tick of the even grid: Matroska rounds 1/30 s to 33, 33 and 34
-    thousandths. A usual rate that fits comes first, the declared one of several: some files declare only an estimate.
+    thousandths. A common rate that fits is preferred, and among several the declared one: some files declare only an
+    estimate.
 
     Args:
-        timestamps: seconds, rising.
+        timestamps: times of the frames in seconds, rising.
         tick: seconds of one tick of the file.
-        declared: frames a second by the file's header; None where it says nothing.
+        declared: frames a second in the file's header; None where it has none.
 
     Returns:
         Frames a second (the mean when the rate varies), and whether it varies.
+
+    Example:
+        >>> times = [Fraction(ms, 1000) for ms in (0, 33, 67, 100)]
+        >>> find_frame_rate(times, Fraction(1, 1000), None)
+        (Fraction(30, 1), False)
     """
     if len(timestamps) < 2:
         return declared or DEFAULT_RATE, False
@@ -214,7 +226,17 @@ def find_frame_rate(timestamps: Sequence[Fraction], tick: Fraction, declared: Fr
 
 
 def make_metadata(size: tuple[int, int], count: int, rate: Fraction) -> VideoMetadata:
-    """Makes the metadata of a silent video of `size` (width, height) that no camera made and no file holds yet."""
+    """Makes the metadata of a silent synthetic video that is not in a file yet.
+
+    Args:
+        size: (width, height) of the frames, in pixels.
+        count: number of frames.
+        rate: frames a second.
+
+    Example:
+        >>> make_metadata((64, 36), 48, Fraction(24)).timestamps[-1]
+        Fraction(47, 24)
+    """
     return VideoMetadata(
         path="",
         kind="images",

@@ -1,4 +1,4 @@
-"""Moments of a video as people write them: a frame number, or seconds, as frames of the source."""
+"""Parses moments and lengths of a video: frame numbers, or seconds, as frames of the source."""
 
 from __future__ import annotations
 
@@ -14,15 +14,21 @@ def parse_frame(text: str, metadata: VideoMetadata, flag: str) -> int:
     """Finds the frame that is shown at a moment.
 
     Args:
-        text: "24" is frame 24, "1.5s" the one shown after 1.5 seconds.
+        text: "24" is frame 24, "1.5s" is the frame shown after 1.5 seconds.
         metadata: of the source.
-        flag: that the text was given for, for errors.
+        flag: the flag that the text was given for, for the message.
 
     Returns:
         The number of the frame, from 0.
 
     Raises:
-        UserError: text that is no moment, or one outside of the video (exit 3).
+        UserError: a text that is not a moment, or a moment after the end of the video (exit 3).
+
+    Example:
+        >>> from neural_fields.data.video.metadata import make_metadata
+        >>> clip = make_metadata((64, 36), 48, Fraction(24))
+        >>> parse_frame("12", clip, "--frame"), parse_frame("1.5s", clip, "--frame")
+        (12, 36)
     """
     value, in_seconds = _parse_moment(text, flag)
     first = metadata.timestamps[0]
@@ -39,18 +45,23 @@ def parse_frame(text: str, metadata: VideoMetadata, flag: str) -> int:
 
 
 def parse_frame_count(text: str, metadata: VideoMetadata, flag: str) -> int:
-    """Reads a length.
+    """Parses a length of time.
 
     Args:
-        text: "12" is 12 frames, "0.5s" as many as half a second has.
+        text: "12" is 12 frames, "0.5s" is half a second.
         metadata: of the source.
-        flag: that the text was given for, for errors.
+        flag: the flag that the text was given for, for the message.
 
     Returns:
         The length in frames.
 
     Raises:
-        UserError: text that is no length (exit 3).
+        UserError: a text that is not a length (exit 3).
+
+    Example:
+        >>> from neural_fields.data.video.metadata import make_metadata
+        >>> parse_frame_count("0.5s", make_metadata((64, 36), 48, Fraction(24)), "--fade")
+        12
     """
     value, in_seconds = _parse_moment(text, flag)
     return round(value * metadata.rate) if in_seconds else int(value)

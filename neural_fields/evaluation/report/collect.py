@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from neural_fields.atlas.canonical import CanonicalImage, read_pristine
-from neural_fields.atlas.uv_maps import Maps
-from neural_fields.config.planar import load_planar_config, planar_config_to_mapping, planar_presets
+from neural_fields.atlas.canonical import CanonicalImage
+from neural_fields.config.presets import planar_presets
 from neural_fields.core.errors import UserError
 from neural_fields.evaluation.report.drift import measure_drift, measure_flow_trust
 from neural_fields.evaluation.report.heat_maps import classify_risk
@@ -28,14 +27,15 @@ from neural_fields.evaluation.report.verdict import (
     judge_clip,
     mean_psnr,
 )
-from neural_fields.runs.planar_record import PlanarRecord, read_planar_record
-from neural_fields.runs.run import Run, read_run_yaml
-from neural_fields.runs.source import read_run_flow
+from neural_fields.open_runs.planar_run import PlanarRun
+from neural_fields.planar.config import load_planar_config, planar_config_to_mapping
+from neural_fields.planar.record import PlanarRecord
+from neural_fields.runs.run import Run
 
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """Steps, time and memory of a training."""
+    """Holds steps, time and memory of a training."""
 
     steps: int
     train_seconds: float | None
@@ -44,7 +44,7 @@ class TrainingCost:
 
 @dataclass(frozen=True)
 class LayerView:
-    """One layer as the page shows it."""
+    """Holds a layer of the page."""
 
     measurements: LayerMeasurements
     image: CanonicalImage
@@ -55,7 +55,7 @@ class LayerView:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that the page says."""
+    """Holds the content of the page."""
 
     run: Run
     record: PlanarRecord
@@ -82,23 +82,23 @@ class Report:
         """Returns the numbers of the page as plain values."""
         layers = {}
         for view in self.layers:
-            facts = view.measurements
-            layers[facts.name] = {
-                "psnr": _round_finite(facts.psnr),
-                "pixel_share": _round_finite(facts.pixel_share),
+            measurements = view.measurements
+            layers[measurements.name] = {
+                "psnr": _round_finite(measurements.psnr),
+                "pixel_share": _round_finite(measurements.pixel_share),
                 "coverage": {
-                    "seen": _round_finite(facts.seen),
-                    "frames_a_place": _round_finite(facts.frames_per_place),
-                    "pictures": _round_finite(facts.area_in_frames),
+                    "seen": _round_finite(measurements.seen),
+                    "frames_a_place": _round_finite(measurements.frames_per_place),
+                    "pictures": _round_finite(measurements.area_in_frames),
                 },
                 "stretch": {
                     "median": _round_finite(view.stretch),
-                    f"beyond_{self.settings.min_stretch:.0f}": _round_finite(facts.stretched),
+                    f"beyond_{self.settings.min_stretch:.0f}": _round_finite(measurements.stretched),
                 },
-                "fold": {"share": _round_finite(facts.folded)},
+                "fold": {"share": _round_finite(measurements.folded)},
                 "residual": {"median": _round_finite(view.residual)},
-                "risk": {name: _round_finite(getattr(facts, name)) for name in ("green", "yellow", "red")},
-                "points": None if facts.drift is None else asdict(facts.drift),
+                "risk": {name: _round_finite(getattr(measurements, name)) for name in ("green", "yellow", "red")},
+                "points": None if measurements.drift is None else asdict(measurements.drift),
             }
         return {
             "path": str(self.run.report),
@@ -124,7 +124,7 @@ class Report:
 
 
 def begin_survey(
-    run: Run,
+    run: PlanarRun,
     size: tuple[int, int],
     looked_at: Sequence[int],
     heat: Sequence[int],
@@ -142,15 +142,13 @@ def begin_survey(
     Raises:
         UserError: the run has no maps yet, or they are damaged.
     """
-    maps = Maps.open(run)
-    boxes = dict(zip(maps.layers, maps.boxes, strict=True))
+    boxes = dict(zip(run.layers, run.maps.boxes, strict=True))
     return Survey(boxes, size, looked_at, heat, settings.min_stretch)
 
 
 def build_report(
-    run: Run,
+    run: PlanarRun,
     survey: Survey,
-    frames: UInt8[np.ndarray, "time height width 3"],
     cost: TrainingCost,
     starts: int,
     with_flow: bool = True,
@@ -161,14 +159,13 @@ def build_report(
     Args:
         run: the finished run.
         survey: that the frames of the run were added to.
-        frames: of the source, at the size of the run.
         cost: of the training.
-        starts: how many frames points are followed from.
+        starts: number of frames from which points are tracked.
         with_flow: whether flow may be used (that of the training is in the cache; otherwise it is computed).
         settings: limits of the verdict.
     """
-    record, maps = read_planar_record(run), Maps.open(run)
-    flow = read_run_flow(run, record, frames) if with_flow else None
+    record, maps = run.record, run.maps
+    flow = run.flow if with_flow else None
     drift = measure_drift(maps, flow, starts) if flow is not None else {}
     width, height = survey.size
     frame_area = 4 * width * height / max(survey.size) ** 2  # a frame is 2 units long
@@ -179,7 +176,7 @@ def build_report(
         seen = heat.frames > 0
         cells = max(1, int(seen.sum()))
         values = [value for value in layer.psnr if math.isfinite(value)]
-        layer_facts = LayerMeasurements(
+        layer_measurements = LayerMeasurements(
             name=layer.name,
             pixel_share=layer.pixels / max(1, len(layer.psnr) * width * height),
             psnr=float(np.mean(values)) if values else None,
@@ -195,28 +192,28 @@ def build_report(
         )
         stretch, residual = (part[np.isfinite(part)] for part in (heat.stretch, heat.residual))
         view = LayerView(
-            measurements=layer_facts,
-            image=read_pristine(run.canonical, layer.name),
+            measurements=layer_measurements,
+            image=run.canonical(layer.name),
             maps=heat,
             stretch=float(np.median(stretch)) if len(stretch) else None,
             residual=float(np.median(residual)) if len(residual) else None,
         )
         views.append(view)
-    facts = ClipMeasurements(
+    measurements = ClipMeasurements(
         surveyed_frames=tuple(record.frames[t] for t in survey.surveyed_frames),
         psnr=tuple(survey.psnr),
         trust=tuple(measure_flow_trust(flow)) if flow is not None else None,
         layers=tuple(view.measurements for view in views),
-        command=reconstruct_train_command(run, record),
+        command=reconstruct_train_command(run),
         presets=tuple(planar_presets()),
     )
     return Report(
-        run=run,
+        run=run.files,
         record=record,
         cost=cost,
-        measurements=facts,
+        measurements=measurements,
         heat_frames=len(survey.heat),
-        verdict=judge_clip(facts, settings),
+        verdict=judge_clip(measurements, settings),
         layers=tuple(views),
         worst=tuple(survey.worst_frames(3)),
         thumbnails=tuple(survey.thumbnails),
@@ -224,14 +221,13 @@ def build_report(
     )
 
 
-def reconstruct_train_command(run: Run, record: PlanarRecord) -> TrainCommandLine:
+def reconstruct_train_command(run: PlanarRun) -> TrainCommandLine:
     """Reconstructs the command that made a run, as far as run.yaml remembers it."""
-    width, height = record.size
+    record, (width, height) = run.record, run.record.size
     flags = ["--size", f"{width}x{height}"]
-    values = read_run_yaml(run)
-    for name in ("seed", "roi"):
-        if values.get(name):
-            flags += [f"--{name}", str(values[name])]
+    for name, value in {"seed": record.seed, "roi": record.roi}.items():
+        if value:
+            flags += [f"--{name}", str(value)]
 
     # Settings that differ from the preset's, as flags; none if the preset cannot be read any more.
     settings: list[str] = []

@@ -34,7 +34,7 @@ DEFAULTS = DriftSettings()
 
 @dataclass(frozen=True)
 class Drift:
-    """How far apart flow and canonical coordinates come, in pixels of the maps; None where no point was followed."""
+    """Holds the disagreement of flow and canonical positions, in pixels of the maps; None without tracked points."""
 
     next_frame: float | None  # median after one frame
     span: int  # frames of `far`
@@ -54,7 +54,7 @@ def measure_drift(maps: Maps, flow: FlowField, starts: int, settings: DriftSetti
     Args:
         maps: baked uv maps and weights of the run.
         flow: of all frames of the run.
-        starts: how many frames, spread over the clip, points start in.
+        starts: number of frames, spread over the clip, in which points start.
         settings: of the comparison.
     """
     count = maps.frame_count

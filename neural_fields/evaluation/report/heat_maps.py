@@ -68,7 +68,7 @@ def classify_risk(
     """Classifies the edit risk of every cell.
 
     Args:
-        maps: what was measured of a layer.
+        maps: the measurements of a layer.
         frame_count: frames of the clip.
         limits: of the risks.
 
@@ -99,7 +99,7 @@ def draw_heat_maps(
 
     Args:
         image: the canonical image of the layer.
-        maps: what was measured of the layer.
+        maps: the measurements of the layer.
         frame_count: frames of the clip.
         limits: of the edit risk.
         settings: of the pictures.

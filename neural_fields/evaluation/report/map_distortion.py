@@ -31,7 +31,7 @@ def measure_distortion(
     Args:
         uv: canonical coordinates of every pixel.
         seen: where the frame shows the layer; other pixels do not count.
-        max_stretch: stretches are cut here: beyond it a place is torn, and by how much says nothing.
+        max_stretch: limit of stretches: beyond it, a place is torn.
     """
     right = (uv[:-1, 1:] - uv[:-1, :-1] + uv[1:, 1:] - uv[1:, :-1]) / 2
     down = (uv[1:, :-1] - uv[:-1, :-1] + uv[1:, 1:] - uv[:-1, 1:]) / 2

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 
 from neural_fields.core.coords import Box
 from neural_fields.evaluation.report.map_distortion import measure_distortion
-from neural_fields.planar.samples import LayerSamples
+from neural_fields.planar.composition.samples import LayerSamples
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class LayerSurvey:
 
 @dataclass(frozen=True)
 class LayerHeatMaps:
-    """What a survey found in each cell of a layer's canonical image; nan where nothing is known."""
+    """Holds the measurements of each cell of a layer's canonical picture; nan where there are none."""
 
     frames: Float[np.ndarray, "rows columns"]  # in how many frames of the clip it is seen
     stretch: Float[np.ndarray, "rows columns"]  # geometric mean; 1 is none
@@ -121,7 +121,7 @@ class Survey:
     Args:
         boxes: the box of each layer's canonical image, front to back.
         size: (width, height) of the frames.
-        frames: the frames that will be looked at.
+        frames: the frames that are sampled.
         heat: those of them that stretch, fold-over and residual are measured in.
         stretched: from which stretch on a place counts as stretched.
     """
@@ -195,7 +195,7 @@ class Survey:
 
         Args:
             layer: one of `layers`.
-            frame_count: frames of the clip; where only some were looked at, the others are taken to be like them.
+            frame_count: frames of the clip; frames that were not sampled count like the sampled ones.
         """
         shape = layer.cells[::-1]
         frames = layer.frames.reshape(shape) * (frame_count / max(1, len(self.psnr)))

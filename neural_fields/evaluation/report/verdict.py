@@ -62,7 +62,7 @@ TITLES: dict[Level, str] = {
 
 @dataclass(frozen=True)
 class LayerMeasurements:
-    """What was measured of one layer. Shares are in [0, 1]; None where there was nothing to measure."""
+    """Holds the measurements of a layer. Shares are in [0, 1]; None where nothing could be measured."""
 
     name: str
     pixel_share: float  # of all pixels of the frames that were looked at
@@ -101,17 +101,17 @@ class TrainCommandLine:
         return shlex.join([*words, "--flow", self.flow, *self.flags, *self.settings])
 
     def for_preset(self, preset: str, masks: tuple[str, ...]) -> str:
-        """Returns the command for another preset, in a run of its own."""
+        """Returns the command for another preset, in a new run."""
         return replace(self, preset=preset, masks=masks, settings=(), out=f"{self.out}-{preset}").format_line()
 
     def for_part(self, frames: range, name: str = "part") -> str:
-        """Returns the command for a part of the clip, in a run of its own."""
+        """Returns the command for a part of the clip, in a new run."""
         return replace(self, frames=frames, out=f"{self.out}-{name}").format_line()
 
 
 @dataclass(frozen=True)
 class ClipMeasurements:
-    """What was measured of a trained run."""
+    """Holds the measurements of a trained run."""
 
     surveyed_frames: tuple[int, ...]  # frames of the source, ascending
     psnr: tuple[float, ...]  # dB of each of those
@@ -123,7 +123,7 @@ class ClipMeasurements:
 
 @dataclass(frozen=True)
 class Reason:
-    """One sentence of a verdict, and what to do about it."""
+    """Holds a sentence of a verdict, with advice."""
 
     level: Level
     text: str
@@ -134,7 +134,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer, with its reasons, the worst first."""
+    """Holds the verdict with its reasons, the worst first."""
 
     level: Level
     reasons: tuple[Reason, ...]
@@ -183,27 +183,27 @@ def find_picture_changes(clip: ClipMeasurements, settings: VerdictSettings = DEF
     return [pair for pair, share in zip(pairs, clip.trust, strict=True) if share < limit]
 
 
-def _judge_cuts(facts: ClipMeasurements, settings: VerdictSettings) -> Iterator[Reason]:
+def _judge_cuts(measurements: ClipMeasurements, settings: VerdictSettings) -> Iterator[Reason]:
     """Judges the places where the picture changes at once."""
-    found = find_picture_changes(facts, settings)
-    if not found or facts.trust is None:
+    found = find_picture_changes(measurements, settings)
+    if not found or measurements.trust is None:
         return
-    frames, many = facts.command.frames, len(found) > 1
+    frames, many = measurements.command.frames, len(found) > 1
     ends = [frames.start, *(after for _, after in found), frames.stop]
     parts = sorted((range(a, b, frames.step) for a, b in pairwise(ends)), key=len, reverse=True)
     places = ", ".join(f"{before} and {after}" for before, after in found[:5]) + (", ..." if len(found) > 5 else "")
     text = (
         f"The picture changes at once between frames {places} (optical flow agrees with itself on "
-        f"{min(facts.trust):.0%} of the pixels there, on {median(facts.trust):.0%} usually): "
+        f"{min(measurements.trust):.0%} of the pixels there, on {median(measurements.trust):.0%} usually): "
         f"{'cuts, flashes' if many else 'a cut, a flash'} or frames left out. One picture cannot hold both sides."
     )
-    lines = tuple(facts.command.for_part(part, f"{part.start}") for part in parts[:3] if len(part) > 1)
+    lines = tuple(measurements.command.for_part(part, f"{part.start}") for part in parts[:3] if len(part) > 1)
     yield Reason("bad", text, "Train on each part by itself:", lines)
 
 
-def _judge_quality(facts: ClipMeasurements, settings: VerdictSettings) -> Iterator[Reason]:
+def _judge_quality(measurements: ClipMeasurements, settings: VerdictSettings) -> Iterator[Reason]:
     """Judges the PSNR of the whole clip."""
-    mean, worst = mean_psnr(facts.psnr), min(facts.psnr)
+    mean, worst = mean_psnr(measurements.psnr), min(measurements.psnr)
     figures = f"{mean:.1f} dB on average, {worst:.1f} dB in the worst frame"
     if mean >= settings.good_psnr_db:
         yield Reason("good", f"The model shows the video well: {figures}.")
@@ -213,19 +213,19 @@ def _judge_quality(facts: ClipMeasurements, settings: VerdictSettings) -> Iterat
     text = f"The model shows the video {how}: {figures} (good is {settings.good_psnr_db:.0f} and more)."
     # Steps sharpen what is in the right place; they do not find what was not found.
     order = ("refine", "masks", "preset", "segments") if level == "care" else ("masks",)
-    yield Reason(level, text, *_suggest_remedy(facts, order, settings))
+    yield Reason(level, text, *_suggest_remedy(measurements, order, settings))
 
 
 def _suggest_remedy(
-    facts: ClipMeasurements, order: Sequence[str], settings: VerdictSettings
+    measurements: ClipMeasurements, order: Sequence[str], settings: VerdictSettings
 ) -> tuple[str, tuple[str, ...]]:
     """Returns advice and command: the first of `order` that was not done yet, else a shorter part of the clip.
 
     Where there is a cut nothing of this helps, and its own advice comes first.
     """
-    if find_picture_changes(facts, settings):
+    if find_picture_changes(measurements, settings):
         return "", ()
-    command, tries = facts.command, {}
+    command, tries = measurements.command, {}
     if command.quality != "final":
         better: str = "normal" if command.quality == "draft" else "final"
         tries["refine"] = (
@@ -239,7 +239,7 @@ def _suggest_remedy(
         )
     if command.preset not in ("atlas", "roi"):
         tries["preset"] = ("Try the default preset:", command.for_preset("atlas", command.masks))
-    if "narcan" in facts.presets and command.preset == "atlas":
+    if "narcan" in measurements.presets and command.preset == "atlas":
         tries["segments"] = (
             "Try several overlapping pictures instead of one:",
             command.for_preset("narcan", ("none",)),
@@ -252,12 +252,12 @@ def _suggest_remedy(
     return "Train on a shorter part, in which less changes:", (command.for_part(middle),)
 
 
-def _judge_drops(facts: ClipMeasurements, settings: VerdictSettings) -> Iterator[Reason]:
+def _judge_drops(measurements: ClipMeasurements, settings: VerdictSettings) -> Iterator[Reason]:
     """Judges the longest interval of frames that the model shows much worse than the rest."""
-    usual = median(facts.psnr)
+    usual = median(measurements.psnr)
     intervals: list[list[tuple[int, float]]] = []
     was_low = False
-    for frame, value in zip(facts.surveyed_frames, facts.psnr, strict=True):
+    for frame, value in zip(measurements.surveyed_frames, measurements.psnr, strict=True):
         is_low = value < usual - settings.psnr_drop_db
         if is_low and was_low:
             intervals[-1].append((frame, value))
@@ -269,12 +269,12 @@ def _judge_drops(facts: ClipMeasurements, settings: VerdictSettings) -> Iterator
     longest = max(intervals, key=len)
     first, last = longest[0][0], longest[-1][0]
     where = f"Frame {first} fits" if first == last else f"Frames {first} to {last} fit"
-    frames = facts.command.frames
+    frames = measurements.command.frames
     sides = (range(frames.start, first, frames.step), range(last + frames.step, frames.stop, frames.step))
     rest = max(sides, key=len)
     found = mean_psnr([value for _, value in longest])
     text = f"{where} worse than the rest: {found:.1f} dB, against {usual:.1f} dB usually."
-    commands = (facts.command.for_part(rest),) if len(rest) > 1 else ()
+    commands = (measurements.command.for_part(rest),) if len(rest) > 1 else ()
     yield Reason(
         "care",
         text,
@@ -283,30 +283,32 @@ def _judge_drops(facts: ClipMeasurements, settings: VerdictSettings) -> Iterator
     )
 
 
-def _judge_layer(facts: ClipMeasurements, layer: LayerMeasurements, settings: VerdictSettings) -> Iterator[Reason]:
+def _judge_layer(
+    measurements: ClipMeasurements, layer: LayerMeasurements, settings: VerdictSettings
+) -> Iterator[Reason]:
     """Judges one layer: visibility, quality, distortion, steadiness, and room for edits."""
     if layer.pixel_share == 0:
         advice = "Its mask may be empty, or lie behind another layer's. Look at what became of the masks:"
-        line = shlex.join(["unwrap", "render", facts.command.out, "--what", "layers"])
+        line = shlex.join(["unwrap", "render", measurements.command.out, "--what", "layers"])
         yield Reason("care", f"The layer '{layer.name}' is never seen.", advice, (line,))
         return
     decides = layer.pixel_share >= settings.min_main_share
 
     # Of a clip with one layer everything about the quality is said already.
-    if len(facts.layers) > 1 and layer.psnr is not None and layer.psnr < settings.poor_psnr_db:
+    if len(measurements.layers) > 1 and layer.psnr is not None and layer.psnr < settings.poor_psnr_db:
         text = (
             f"'{layer.name}' is shown wrongly where it is seen: {layer.psnr:.1f} dB. It may turn, or change its shape."
         )
-        remedy = _suggest_remedy(facts, ("masks", "refine", "preset"), settings)
+        remedy = _suggest_remedy(measurements, ("masks", "refine", "preset"), settings)
         yield Reason("bad", text, *remedy, decides=decides)
 
-    yield from _judge_distortion(facts, layer, decides, settings)
-    yield from _judge_steadiness(facts, layer, decides, settings)
+    yield from _judge_distortion(measurements, layer, decides, settings)
+    yield from _judge_steadiness(measurements, layer, decides, settings)
     if layer.seen <= 0:
         return
 
     # How much of the layer can be painted on, and how long it stays.
-    count = len(facts.command.frames)
+    count = len(measurements.command.frames)
     if layer.frames_per_place < settings.min_stay_share * count:
         text = f"A place of '{layer.name}' is on screen for {layer.frames_per_place:.0f} of {count} frames (median)."
         yield Reason("care", text, "Choose the place of an edit from its coverage picture: bright stays long.")
@@ -318,14 +320,14 @@ def _judge_layer(facts: ClipMeasurements, layer: LayerMeasurements, settings: Ve
 
 
 def _judge_distortion(
-    facts: ClipMeasurements, layer: LayerMeasurements, decides: bool, settings: VerdictSettings
+    measurements: ClipMeasurements, layer: LayerMeasurements, decides: bool, settings: VerdictSettings
 ) -> Iterator[Reason]:
     """Judges how much of a layer folds over or is stretched."""
     care, bad = settings.folded_shares
-    frames = facts.command.frames
+    frames = measurements.command.frames
     middle = frames[len(frames) // 2]
     line = shlex.join(
-        ["unwrap", "edit", facts.command.out, "PAINTED_FRAME.png", "--frame", str(middle), "--layer", layer.name]
+        ["unwrap", "edit", measurements.command.out, "PAINTED_FRAME.png", "--frame", str(middle), "--layer", layer.name]
     )
     advice = "Paint where its edit-risk picture is green, or paint on a frame instead of on the picture:"
     if layer.folded is not None and layer.folded >= care:
@@ -345,7 +347,7 @@ def _judge_distortion(
 
 
 def _judge_steadiness(
-    facts: ClipMeasurements, layer: LayerMeasurements, decides: bool, settings: VerdictSettings
+    measurements: ClipMeasurements, layer: LayerMeasurements, decides: bool, settings: VerdictSettings
 ) -> Iterator[Reason]:
     """Judges whether the points of a layer stay put."""
     drift = layer.drift
@@ -361,4 +363,4 @@ def _judge_steadiness(
         return
     level: Level = "care" if drift.steady >= bad else "bad"
     text = f"Points of '{layer.name}' wander: {figures}. Edits may slide."
-    yield Reason(level, text, *_suggest_remedy(facts, ("masks", "refine", "preset"), settings), decides=decides)
+    yield Reason(level, text, *_suggest_remedy(measurements, ("masks", "refine", "preset"), settings), decides=decides)

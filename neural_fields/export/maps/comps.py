@@ -21,7 +21,7 @@ _HARMLESS = re.compile(r"[\w ./+,=@~()-]+")
 
 @dataclass(frozen=True)
 class CompLayer:
-    """A layer: the (width, height) of its canonical picture, and of its inverse maps."""
+    """Describes a layer: the (width, height) of its canonical picture, and of its inverse maps."""
 
     name: str
     size: tuple[int, int]
@@ -30,7 +30,7 @@ class CompLayer:
 
 @dataclass(frozen=True)
 class SourceFrames:
-    """The files in which a script finds the source.
+    """Describes the files of the source, for a script.
 
     Attributes:
         file: relative to the folder of the export; numbered pictures have %0Nd in it.
@@ -47,7 +47,7 @@ class SourceFrames:
 
 @dataclass(frozen=True)
 class CompDescription:
-    """What was exported, as scripts and the README describe it.
+    """Describes the exported files, for scripts and the README.
 
     Attributes:
         layers: front to back.

@@ -1,7 +1,7 @@
-"""Conventions of compositing programs for maps of positions, and the files that hold such maps.
+"""Conventions of compositing programs for maps of positions, and writers of such maps.
 
-Everywhere in Unwrap a position in a picture is a share of its width and height counted from the top left corner; only
-here is it converted to what a program expects.
+Exporters have positions in a picture as shares of its width and height from the top left corner; this module converts
+them to the numbers that a program expects.
 """
 
 from __future__ import annotations
@@ -20,14 +20,21 @@ from neural_fields.imaging.exr import write_exr
 
 @dataclass(frozen=True)
 class MapConvention:
-    """The convention of one program for a map of positions.
+    """Describes how a program stores a map of positions.
 
     Attributes:
-        program: its name for people.
-        pixels: positions are pixels, 0 the center of the first, instead of shares in [0, 1].
-        from_bottom: the second number counts up from the bottom edge.
-        mask_in_blue: the blue channel repeats A, which the program takes as the mask.
+        program: the name of the program.
+        pixels: whether positions are pixels, with 0 at the center of the first one, instead of shares in [0, 1].
+        from_bottom: whether the second number counts up from the bottom edge.
+        mask_in_blue: whether the blue channel repeats A, which the program uses as the mask.
         suffix: ".exr", or ".npy" for an array [3, height, width] of x, y and A.
+
+    Example:
+        >>> center_of_first_pixel = np.array([[[0.25, 0.25]]])
+        >>> CONVENTIONS["nuke"].encode_positions(center_of_first_pixel, (2, 2)).tolist()
+        [[[0.25, 0.75]]]
+        >>> CONVENTIONS["opencv"].encode_positions(center_of_first_pixel, (2, 2)).tolist()
+        [[[0.0, 0.0]]]
     """
 
     program: str
@@ -38,7 +45,7 @@ class MapConvention:
 
     @property
     def origin(self) -> str:
-        """Which corner of the picture is (0, 0)."""
+        """The corner of the picture at (0, 0)."""
         return "bottom-left" if self.from_bottom else "top-left"
 
     @property
@@ -53,7 +60,10 @@ class MapConvention:
 
         Args:
             positions: shares of the picture's width and height.
-            size: (width, height) of the picture that they point into.
+            size: (width, height) in pixels of the picture that they point into.
+
+        Returns:
+            The numbers, float32.
         """
         if self.from_bottom:
             positions = positions * [1, -1] + [0, 1]
@@ -80,18 +90,18 @@ def write_map(
     """Writes one map of positions.
 
     Args:
-        path: with the convention's suffix.
-        convention: how numbers stand in the file.
-        positions: shares of the picture from its top left corner.
-        alpha: what becomes A.
-        size: (width, height) of the picture that the positions point into.
+        path: the file, with the suffix of the convention.
+        convention: of the program.
+        positions: shares of the picture's width and height from its top left corner.
+        alpha: the channel A, 0 to 1.
+        size: (width, height) in pixels of the picture that the positions point into.
         header: attributes of an .exr file.
 
     Returns:
-        The bytes of the file.
+        The size of the file in bytes.
 
     Raises:
-        UserError: OpenEXR is not installed (exit 3), no room (4).
+        UserError: OpenEXR is not installed (exit 3), or no room (exit 4).
     """
     numbers = convention.encode_positions(positions, size)
     alpha = alpha.astype(np.float32)
@@ -106,19 +116,19 @@ def write_map(
 def write_light(
     path: Path, convention: MapConvention, gain: Float[np.ndarray, "height width 3"], header: Mapping[str, Any]
 ) -> int:
-    """Writes the light of a layer in one frame, RGB in half floats with A = 1.
+    """Writes the gain of a layer in a frame, as RGB in half floats with A = 1.
 
     Args:
-        path: with the convention's suffix.
-        convention: its suffix says whether the file is an .exr or an .npy.
-        gain: by which RGB is multiplied.
+        path: the file, with the suffix of the convention.
+        convention: its suffix decides between .exr and .npy.
+        gain: factors on RGB.
         header: attributes of an .exr file.
 
     Returns:
-        The bytes of the file.
+        The size of the file in bytes.
 
     Raises:
-        UserError: as `write_map`.
+        UserError: OpenEXR is not installed (exit 3), or no room (exit 4).
     """
     half = gain.astype(np.float16)  # as the baked maps keep it
     if convention.suffix == ".npy":

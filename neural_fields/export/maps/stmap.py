@@ -15,7 +15,6 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from jaxtyping import Float
 
-from neural_fields.atlas import canonical
 from neural_fields.atlas.canonical import CanonicalImage
 from neural_fields.atlas.inverse_uv_raster import invert_map
 from neural_fields.atlas.uv_maps import Maps
@@ -23,45 +22,45 @@ from neural_fields.config.flags import MapProgram, Repeated
 from neural_fields.core.coords import Box
 from neural_fields.core.errors import UserError, bad_input
 from neural_fields.core.files import atomic_write, require_disk_space, write_json
+from neural_fields.core.progress import Progress, ProgressReporter
 from neural_fields.data.video.metadata import VideoMetadata, parse_size
 from neural_fields.edits.payloads import flatten_overlays
-from neural_fields.edits.provenance import build_provenance
-from neural_fields.edits.read_stack import Edit, active_edits
-from neural_fields.export.base import ReportProgress, Target, select_layers
+from neural_fields.edits.read_stack import Edit
+from neural_fields.export.base import Target
 from neural_fields.export.maps.blender import build_blender_script
 from neural_fields.export.maps.comps import CompDescription, CompLayer, locate_source
 from neural_fields.export.maps.conventions import CONVENTIONS, MapConvention, write_light, write_map
 from neural_fields.export.maps.nuke import build_nuke_script
 from neural_fields.export.maps.readme import readme_text
 from neural_fields.imaging.image_io import encode_png
-from neural_fields.runs.source import read_source_metadata
+from neural_fields.open_runs.provenance import build_provenance
 
 
 @dataclass(frozen=True, kw_only=True)
 class STMapExporter:
-    """Maps from frames to canonical pictures and back for Nuke, Fusion, Blender, After Effects or OpenCV."""
+    """Write maps from frames to canonical pictures and back, for Nuke, Fusion, Blender, After Effects or OpenCV."""
 
     name: ClassVar[str] = "stmap"
 
     layer: Repeated = ()
     """The layers to write (default: all). Repeatable."""
     convention: MapProgram = "nuke"
-    """The program that the maps are for: each counts positions in its own way."""
+    """The program that the maps are for; each has its convention for positions."""
     direction: Literal["forward", "inverse", "both"] = "both"
-    """forward puts a canonical picture into the frame, inverse lays the frame out as the canonical picture."""
+    """forward warps a canonical picture to the frame, inverse warps the frame to the canonical picture."""
     size: str = "source"
     """Size of the frames that the maps are for: source, 480p, Np or WxH."""
     canonical_size: str = "source"
-    """Size of the inverse maps: source (that of the canonical picture), 480p, Np or WxH."""
+    """Size of the inverse maps: source (the size of the canonical picture), 480p, Np or WxH."""
     every: int = 1
-    """Write every so many frames only: 1 is all of them."""
+    """Write every n-th frame only (1: all frames)."""
 
-    def __call__(self, target: Target, report: ReportProgress) -> Sequence[str]:
-        """Writes the maps, the pictures they point into, and what a program needs to put them together.
+    def __call__(self, target: Target, report: ProgressReporter) -> Sequence[str]:
+        """Writes the maps, the pictures that they point into, and scripts for the program.
 
         Raises:
-            UserError: an unknown layer, a size out of range, `every` below 1, OpenEXR is not installed (exit 3), no
-                room (4).
+            UserError: an unknown layer, a size out of range, `every` below 1, or OpenEXR is not installed (exit 3), or
+                no room (exit 4).
         """
         job = self._plan_job(target)
         require_disk_space(target.folder, job.estimate_bytes(self.direction))
@@ -94,7 +93,7 @@ class STMapExporter:
                     path, header = job.map_path("inverse", layer, t), job.exr_header(layer, t, "inverse", job.size)
                     written += write_map(path, job.convention, found.positions, found.visibility, job.size, header)
                     folds[layer] += found.folded_share / len(job.frames)
-            report("mapping frames", done, len(job.frames))
+            report(Progress("mapping frames", done, len(job.frames)))
 
         comp = CompDescription(
             convention=job.convention,
@@ -105,10 +104,10 @@ class STMapExporter:
             size=job.size,
             frames=tuple(job.numbers[t] for t in job.frames),
             digits=job.digits,
-            rate=job.facts.rate,
-            pixel_aspect=float(job.facts.pixel_aspect),
+            rate=job.metadata.rate,
+            pixel_aspect=float(job.metadata.pixel_aspect),
             # The path of the source says something about the machine.
-            source=locate_source(job.facts, target.folder) if target.metadata else None,
+            source=locate_source(job.metadata, target.folder) if target.metadata else None,
             forward=self.direction != "inverse",
             inverse=self.direction != "forward",
             light=job.maps.has_gain and self.direction != "inverse",
@@ -127,13 +126,13 @@ class STMapExporter:
         others = [edit.folder.name for edit in job.edits if not _is_still(edit)]
         if others:
             notes.append(f"the overlays do not show {', '.join(others)}: more than still paint; unwrap render does")
-        if job.facts.variable_rate:
+        if job.metadata.variable_rate:
             notes.append("the frame rate of the source varies: the maps are numbered by frame, whatever its time")
         return notes
 
     def _plan_job(self, target: Target) -> _STMapJob:
         """Checks the settings, and works out what will be written."""
-        layers = select_layers(target.maps, self.layer)
+        layers = target.run.select_layers(self.layer)
         if self.every < 1:
             raise bad_input(
                 f"every {self.every} frames cannot be written",
@@ -141,10 +140,10 @@ class STMapExporter:
                 why="1 writes all frames, 2 every second one",
                 fix="--every 1",
             )
-        facts, numbers = read_source_metadata(target.run)
-        pictures = {layer: canonical.read_pristine(target.run.canonical, target.maps.layers[layer]) for layer in layers}
-        edits = active_edits(target.run)
-        size = parse_size(self.size, facts.width, facts.height)
+        metadata, numbers = target.run.metadata, target.run.frames
+        pictures = {layer: target.run.canonical(target.run.layers[layer]) for layer in layers}
+        edits = target.run.active_edits()
+        size = parse_size(self.size, metadata.width, metadata.height)
         flat_sizes = {layer: picture.size for layer, picture in pictures.items()}
         if self.canonical_size != "source":
             try:
@@ -158,9 +157,9 @@ class STMapExporter:
             target=target,
             convention=CONVENTIONS[self.convention],
             layers=layers,
-            frames=range(0, target.maps.frame_count, self.every),
+            frames=range(0, target.run.maps.frame_count, self.every),
             numbers=numbers,
-            facts=facts,
+            metadata=metadata,
             size=size,
             pictures=pictures,
             flat_sizes=flat_sizes,
@@ -178,7 +177,7 @@ class _STMapJob:
     layers: Sequence[int]
     frames: range  # of the run
     numbers: range  # in the source, of each frame of the run
-    facts: VideoMetadata
+    metadata: VideoMetadata
     size: tuple[int, int]
     pictures: dict[int, CanonicalImage]
     flat_sizes: dict[int, tuple[int, int]]
@@ -188,7 +187,7 @@ class _STMapJob:
     @property
     def maps(self) -> Maps:
         """The baked maps of the run."""
-        return self.target.maps
+        return self.target.run.maps
 
     @property
     def digits(self) -> int:
@@ -209,7 +208,7 @@ class _STMapJob:
             direction: of the map.
             points_into: (width, height) of the picture that the positions point into.
         """
-        rate = self.facts.rate
+        rate = self.metadata.rate
         return {
             "uvOrigin": self.convention.origin,
             "uvUnit": self.convention.unit,
@@ -223,7 +222,7 @@ class _STMapJob:
         }
 
     def estimate_bytes(self, direction: str) -> int:
-        """Estimates how many bytes the files will take on the disk, and rather more."""
+        """Estimates the size of the files on disk in bytes, rather too high than too low."""
         frame = self.size[0] * self.size[1]
         forward = frame * (16 + (8 if self.maps.has_gain else 0)) if direction != "inverse" else 0
         each = [forward + (16 * w * h if direction != "forward" else 0) for w, h in self.flat_sizes.values()]
@@ -234,10 +233,9 @@ class _STMapJob:
 
 def _is_still(edit: Edit) -> bool:
     """Tells whether an edit consists only of pictures that lie on their layers all the time."""
-    more = any(edit.spec.get(key) for key in ("shapes", "moving", "grades", "hidden"))
-    arrangement = edit.arrangement
-    is_plain = arrangement.blend == "normal" and not arrangement.changes_in_time
-    return is_plain and not more and edit.spec.get("lit", True)
+    record, arrangement = edit.record, edit.arrangement
+    is_plain = arrangement.blend == "normal" and not arrangement.changes_in_time and record.lit
+    return is_plain and not (record.shapes or record.animated or record.grades or record.removal)
 
 
 def uv_to_shares(uv: Float[np.ndarray, "height width 2"], box: Box) -> Float[np.ndarray, "height width 2"]:
@@ -274,7 +272,7 @@ def _write_texts(job: _STMapJob, comp: CompDescription) -> None:
         "unit": job.convention.unit,
         "frame_size": list(job.size),
         "frames": list(comp.frames),
-        "rate": str(job.facts.rate),
+        "rate": str(job.metadata.rate),
         "layers": layers,
         **job.made,
     }

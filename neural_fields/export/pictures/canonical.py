@@ -1,7 +1,7 @@
 """`unwrap export RUN canonical`: a canonical picture as a layered document to paint on, or alone for other programs.
 
 A document has, from the top down: guides, an empty layer to paint on, the edits so far and the picture itself, both
-locked. What is painted comes back through `unwrap edit` (`editors/inputs/document.py`).
+locked. `unwrap edit` makes an edit of the paint (`editors/inputs/document.py`).
 """
 
 from __future__ import annotations
@@ -13,15 +13,13 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from neural_fields.atlas import canonical
-from neural_fields.atlas.canonical import CanonicalImage
+from neural_fields.atlas.canonical import CanonicalImage, read_sidecar
 from neural_fields.config.flags import Repeated
-from neural_fields.core.files import atomic_write, read_json
+from neural_fields.core.files import atomic_write
+from neural_fields.core.progress import Progress, ProgressReporter
 from neural_fields.data.video.image_sequence import insert_png_texts
-from neural_fields.data.video.metadata import VideoMetadata
-from neural_fields.edits.provenance import build_provenance
-from neural_fields.edits.read_stack import active_edits
-from neural_fields.export.base import ReportProgress, Target, select_layers
+from neural_fields.edits.read_stack import Edit
+from neural_fields.export.base import Target
 from neural_fields.export.pictures import guides
 from neural_fields.export.pictures.guides import GuidePlane
 from neural_fields.imaging.alpha import premultiply
@@ -40,8 +38,8 @@ from neural_fields.imaging.documents.openraster import write_ora
 from neural_fields.imaging.documents.psd import write_psd
 from neural_fields.imaging.exr import write_exr
 from neural_fields.imaging.image_io import encode_png
+from neural_fields.open_runs.provenance import build_provenance
 from neural_fields.rendering.compositor import canonical_painters
-from neural_fields.runs.planar_record import read_planar_record
 from neural_fields.runs.run import Run
 
 COLORS = "display-referred sRGB as in the video; nothing was made linear"
@@ -50,9 +48,9 @@ Format = Literal["ora", "psd", "png", "exr"]
 
 @dataclass(frozen=True, kw_only=True)
 class CanonicalExporter:
-    """Write canonical pictures for paint programs: layered with guides and a layer to paint on, or the picture alone.
+    """Write canonical pictures for paint programs: with guides and a layer to paint on, or only the picture.
 
-    `unwrap edit RUN FILE` takes a painted document back.
+    `unwrap edit RUN FILE` makes an edit of a painted document.
     """
 
     name: ClassVar[str] = "canonical"
@@ -60,20 +58,20 @@ class CanonicalExporter:
     layer: Repeated = ()
     """The layers to write (default: all). Repeatable."""
     format: Format = "ora"
-    """ora: layered, for Krita, GIMP and MyPaint; psd: layered, for Photoshop and others; png: the picture alone, with
-    16 bits and straight alpha; exr: the picture alone, 32-bit float, premultiplied."""
+    """ora: layered, for Krita, GIMP and MyPaint; psd: layered, for Photoshop and others; png: only the picture, 16-bit
+    with straight alpha; exr: only the picture, 32-bit float, premultiplied."""
 
-    def __call__(self, target: Target, report: ReportProgress) -> Sequence[str]:
+    def __call__(self, target: Target, report: ProgressReporter) -> Sequence[str]:
         """Writes a file for each layer, and a README.
 
         Raises:
-            UserError: an unknown layer, a package that is not installed (exit 3), no room (4).
+            UserError: an unknown layer or a package that is not installed (exit 3), or no room (exit 4).
         """
-        numbers = select_layers(target.maps, self.layer)
+        numbers = target.run.select_layers(self.layer)
         names = []
         for done, number in enumerate(numbers):
-            report("drawing layers", done, len(numbers))
-            picture = canonical.read_pristine(target.run.canonical, target.maps.layers[number])
+            report(Progress("drawing layers", done, len(numbers)))
+            picture = target.run.canonical(target.run.layers[number])
             path = target.folder / f"{picture.layer}.{self.format}"
             box = list(picture.box.as_tuple())
             made = build_provenance(target.run, "canonical", layer=picture.layer, box=box) if target.metadata else {}
@@ -88,7 +86,7 @@ class CanonicalExporter:
                 document = build_document(target, number, picture, made)
                 write_ora(path, document) if self.format == "ora" else write_psd(path, document)
             names.append(path.name)
-        report("drawing layers", len(numbers), len(numbers))
+        report(Progress("drawing layers", len(numbers), len(numbers)))
 
         # The README says what the files are and how to give them back.
         if self.format in ("ora", "psd"):
@@ -126,15 +124,18 @@ def build_document(target: Target, number: int, picture: CanonicalImage, made: d
 
     Args:
         target: the run that is exported.
-        number: of the layer in the maps.
+        number: number of the layer in the maps.
         picture: the canonical picture of that layer.
-        made: texts that say what made it; without them nothing of ours is put beside the layers.
+        made: the provenance; empty leaves out all metadata.
+
+    Returns:
+        The document, with its layers from top to bottom.
     """
-    maps, plane = target.maps, GuidePlane(number, picture.box, picture.size)
-    facts = VideoMetadata.from_json(read_json(target.run.source_json))
+    maps, plane = target.run.maps, GuidePlane(number, picture.box, picture.size)
+    metadata = target.run.stored_metadata
     drawn: list[tuple[str, guides.Guide, bool, float]] = [  # name, picture, whether it is visible, opacity
-        ("frame outlines", guides.draw_outlines(maps, plane, read_planar_record(target.run).frames), True, 1.0),
-        ("stretch", guides.draw_stretch(maps, plane, facts.width / maps.size[0]), False, 1.0),
+        ("frame outlines", guides.draw_outlines(maps, plane, target.run.frames), True, 1.0),
+        ("stretch", guides.draw_stretch(maps, plane, metadata.width / maps.size[0]), False, 1.0),
         ("coverage", guides.draw_coverage(maps, plane), False, 0.7),
     ]
     shown = tuple(
@@ -144,7 +145,7 @@ def build_document(target: Target, number: int, picture: CanonicalImage, made: d
         for name, guide, visible, opacity in drawn
     )
     empty: Rgba = np.zeros_like(picture.to_array())
-    changed = flatten_active_edits(target.run, picture)
+    changed = flatten_edits(target.run.active_edits(), picture)
     layers = [
         DocumentLayer(GUIDES, layers=shown),
         DocumentLayer(PAINT, constant_pixels(empty)),
@@ -155,21 +156,25 @@ def build_document(target: Target, number: int, picture: CanonicalImage, made: d
         "layer": picture.layer,
         "box": list(picture.box.as_tuple()),
         "size": list(picture.size),
-        "sha256": read_exported_versions(target.run, picture.layer)[-1],
+        "sha256": read_exported_versions(target.run.files, picture.layer)[-1],
     }
     return LayeredDocument(picture.size, tuple(layers), ties if made else {}, made)
 
 
-def flatten_active_edits(run: Run, picture: CanonicalImage) -> Rgba | None:
-    """Flattens the active edits onto a canonical picture: the result where they change it, clear elsewhere.
+def flatten_edits(edits: Sequence[Edit], picture: CanonicalImage) -> Rgba | None:
+    """Flattens edits onto a canonical picture.
 
-    Edits that deform a layer, or differ from frame to frame, are not seen in a still picture.
+    Edits that deform a layer, or that differ from frame to frame, cannot be shown in a still picture.
+
+    Args:
+        edits: from the lowest to the highest.
+        picture: the canonical picture.
 
     Returns:
-        None where the edits change nothing.
+        The changed picture where the edits change it, transparent elsewhere; None where they change nothing.
     """
     now = picture
-    for edit in active_edits(run):
+    for edit in edits:
         for painter in canonical_painters(edit):
             now = painter.paint(now) if painter.layer == picture.layer else now
     after = now.to_array()
@@ -179,10 +184,13 @@ def flatten_active_edits(run: Run, picture: CanonicalImage) -> Rgba | None:
 
 
 def read_exported_versions(run: Run, layer: str) -> list[str]:
-    """Reads the SHA-256 of the canonical pictures of a layer that were ever written, the newest last.
+    """Reads the SHA-256 of all canonical pictures of a layer that were written, the newest last.
+
+    Args:
+        run: the paths of the run.
+        layer: the name of the layer.
 
     Raises:
         UserError: damaged metadata (exit 5).
     """
-    versions = read_json(run.canonical / f"{layer}.json").get("versions", [])
-    return [str(version["sha256"]) for version in versions]
+    return [version.sha256 for version in read_sidecar(run.canonical, layer).versions]

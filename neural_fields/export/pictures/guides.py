@@ -54,7 +54,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class GuidePlane:
-    """The canonical picture of one layer: its number in the maps, its box in uv and its (width, height)."""
+    """Describes the canonical picture of a layer: its number in the maps, its box in uv and its (width, height)."""
 
     layer: int
     box: Box
@@ -69,7 +69,7 @@ class GuidePlane:
 def draw_outlines(maps: Maps, plane: GuidePlane, numbers: Sequence[int], settings: GuideSettings = DEFAULTS) -> Guide:
     """Draws outlines of the first, the middle and the last frame that show a layer, with the frame's number.
 
-    For the background the whole frame is outlined, for other layers the part that the frame shows.
+    For the background, it outlines the frame, for other layers the part that the frame shows.
 
     Args:
         maps: the baked maps of the run.
@@ -124,7 +124,7 @@ def draw_outlines(maps: Maps, plane: GuidePlane, numbers: Sequence[int], setting
 def measure_pixels_per_texel(
     maps: Maps, plane: GuidePlane, scale: float = 1.0, settings: GuideSettings = DEFAULTS
 ) -> Float[np.ndarray, "rows columns"]:
-    """Measures how many pixels of a frame lie along the side of a texel, averaged over frames.
+    """Measures the number of pixels of a frame along the side of a texel, averaged over frames.
 
     It is 1 / sqrt(|det J|) of the map J from pixels to texels: with 2, a texel is two pixels wide, and paint on it
     looks half as sharp as the frame.

@@ -1,7 +1,7 @@
 """Exports mattes and layers, from which other programs composite the video again.
 
-A matte is how much of each pixel a layer fills; the mattes of all layers add up to one. A layer has its color as well,
-and its alpha is what "over" asks for: how much the layer fills of what those in front of it leave.
+A matte is the share of each pixel that a layer fills; the mattes of all layers add up to one. A layer also has its
+color, and an alpha for "over": the share of the layer in what the layers in front of it leave.
 """
 
 from __future__ import annotations
@@ -16,22 +16,20 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from neural_fields.atlas import canonical
 from neural_fields.config.flags import Repeated
 from neural_fields.core.errors import bad_input
 from neural_fields.core.files import write_synced
+from neural_fields.core.progress import Progress, ProgressReporter
 from neural_fields.data.video.image_sequence import insert_png_texts
 from neural_fields.data.video.io import source_frames, write_video
 from neural_fields.data.video.metadata import VideoMetadata, parse_size
-from neural_fields.edits.provenance import build_provenance
-from neural_fields.edits.read_stack import active_edits
-from neural_fields.export.base import ReportProgress, Target, select_layers
+from neural_fields.export.base import Target
 from neural_fields.imaging.alpha import premultiply
 from neural_fields.imaging.exr import write_exr
+from neural_fields.open_runs.provenance import build_provenance
 from neural_fields.rendering.base import RenderPass
 from neural_fields.rendering.render_planar import open_passes
 from neural_fields.rendering.unmixing import FrameUnmixer, read_layer_weights, unmix_edited_frame
-from neural_fields.runs.source import read_source_metadata
 
 Format = Literal["png", "exr", "prores4444"]
 Picture = Float[np.ndarray, "height width channels"]  # one channel: a matte; four: straight RGBA
@@ -57,20 +55,20 @@ MEANING = {
 
 @dataclass(frozen=True, kw_only=True)
 class MatteExporter:
-    """Write how much of each pixel each layer fills: one sequence a layer."""
+    """Write the share of each pixel that each layer fills: a sequence for each layer."""
 
     name: ClassVar[str] = "matte"
 
     layer: Repeated = ()
     """Layers to write, repeatable (default: all)."""
     format: Format = "png"
-    """png: 16-bit gray; exr: 32-bit float, channels A and Y; prores4444: white with alpha, one film a layer."""
+    """png: 16-bit gray; exr: 32-bit float, channels A and Y; prores4444: white with alpha, a video for each layer."""
     size: str = "source"
     """Size of the pictures: source, 480p, Np or WxH."""
     every: int = 1
     """Write every n-th frame only."""
 
-    def __call__(self, target: Target, report: ReportProgress) -> Sequence[str]:
+    def __call__(self, target: Target, report: ProgressReporter) -> Sequence[str]:
         """Fills the folder of `target`.
 
         Raises:
@@ -82,24 +80,24 @@ class MatteExporter:
 
 @dataclass(frozen=True, kw_only=True)
 class LayersExporter:
-    """Write every layer with color and alpha, so that "over", the last layer on the bottom, gives the frame."""
+    """Write every layer with color and alpha; "over" with the last layer at the bottom reproduces the frame."""
 
     name: ClassVar[str] = "layers"
 
     layer: Repeated = ()
     """Layers to write, repeatable (default: all)."""
     format: Format = "png"
-    """png: 16-bit RGBA, straight; exr: 32-bit float, premultiplied; prores4444: straight, one film a layer."""
+    """png: 16-bit RGBA, straight; exr: 32-bit float, premultiplied; prores4444: straight, a video for each layer."""
     what: Literal["source", "model"] = "source"
-    """source: the frame's own pixels; model: the canonical pictures in the frame's light."""
+    """source: the pixels of the frame; model: the canonical pictures with the shading of the frame."""
     edited: bool = False
-    """With the active edits on the frames."""
+    """Show the active edits."""
     size: str = "source"
     """Size of the pictures: source, 480p, Np or WxH."""
     every: int = 1
     """Write every n-th frame only."""
 
-    def __call__(self, target: Target, report: ReportProgress) -> Sequence[str]:
+    def __call__(self, target: Target, report: ProgressReporter) -> Sequence[str]:
         """Fills the folder of `target`.
 
         Raises:
@@ -107,13 +105,15 @@ class LayersExporter:
         """
         if self.edited and self.what == "model":
             raise bad_input("edits are put on the source's own pixels", fix="leave out --what model, or --edited")
-        edits = active_edits(target.run) if self.edited else []
+        edits = target.run.active_edits() if self.edited else []
         if self.edited and not edits:
-            raise bad_input("no edit is active in this run", where=str(target.run.edits), fix="leave out --edited")
+            raise bad_input(
+                "no edit is active in this run", where=str(target.run.files.edits), fix="leave out --edited"
+            )
         job = _plan_job(target, "layers", self.layer, self.format, self.size, self.every, edits=edits, colors=self.what)
-        changer = open_passes(target.run, target.maps) if edits else None
-        images = [canonical.read_pristine(target.run.canonical, name) for name in target.maps.layers]
-        unmixing = FrameUnmixer(target.maps, [(image.to_array(), image.box) for image in images])
+        changer = open_passes(target.run, edits) if edits else None
+        images = target.run.canonicals.values()
+        unmixing = FrameUnmixer(target.run.maps, [(image.to_array(), image.box) for image in images])
         return job.write_files(partial(_iterate_layers, job, unmixing, changer, self.what == "model"), report)
 
 
@@ -123,7 +123,7 @@ class _MatteJob:
 
     target: Target
     kind: str  # "matte" or "layers"
-    facts: VideoMetadata
+    metadata: VideoMetadata
     chosen: range  # number in the source of each frame of the run
     layers: list[int]
     format: str
@@ -138,23 +138,23 @@ class _MatteJob:
 
     def iterate_source(self) -> Iterator[tuple[int, UInt8[np.ndarray, "height width 3"]]]:
         """Yields the index in the run and the frame of the source, at the size that is asked for."""
-        for t, frame in zip(self.frames, source_frames(self.facts, self.chosen[:: self.every]), strict=True):
+        for t, frame in zip(self.frames, source_frames(self.metadata, self.chosen[:: self.every]), strict=True):
             if frame.shape[1::-1] != self.size:
                 mode = cv2.INTER_AREA if self.size[0] < frame.shape[1] else cv2.INTER_CUBIC
                 frame = cv2.resize(frame, self.size, interpolation=mode)
             yield t, frame
 
-    def write_files(self, pictures: Frames, report: ReportProgress) -> list[str]:
+    def write_files(self, pictures: Frames, report: ProgressReporter) -> list[str]:
         """Writes all files; returns notes for the user."""
-        names = self.target.maps.layers
+        names = self.target.run.layers
         if self.format == "prores4444":
             # Each layer is a film of straight RGBA.
-            times = [self.facts.timestamps[self.chosen[t]] for t in self.frames]
-            facts = replace(self.facts, rate=self.facts.rate / (self.every * self.chosen.step))
+            times = [self.metadata.timestamps[self.chosen[t]] for t in self.frames]
+            metadata = replace(self.metadata, rate=self.metadata.rate / (self.every * self.chosen.step))
             for layer in self.layers:
                 path = self.target.folder / f"{names[layer]}.mov"
                 frames = self._iterate_film(pictures, layer, path.name, report)
-                write_video(path, frames, facts, codec="prores4444", timestamps=times, sound=False, texts=self.words)
+                write_video(path, frames, metadata, codec="prores4444", timestamps=times, sound=False, texts=self.words)
         else:
             # Each picture is a file: PNG (16 bits, straight) or OpenEXR (float, premultiplied).
             for layer in self.layers:
@@ -174,7 +174,7 @@ class _MatteJob:
                         ok, png = cv2.imencode(".png", values, [cv2.IMWRITE_PNG_COMPRESSION, 2])
                         assert ok, "16-bit pictures of one or four channels can be written"
                         write_synced(path, insert_png_texts(png.tobytes(), self.words))
-                report(f"writing {self.kind}", done, len(self.frames))
+                report(Progress(f"writing {self.kind}", done, len(self.frames)))
         stored = STORED[self.kind, self.format]
 
         # The README says what the files are.
@@ -195,34 +195,34 @@ class _MatteJob:
         return [stored]
 
     def _iterate_film(
-        self, pictures: Frames, layer: int, name: str, report: ReportProgress
+        self, pictures: Frames, layer: int, name: str, report: ProgressReporter
     ) -> Iterator[UInt8[np.ndarray, "height width 4"]]:
         """Yields the frames of one layer as 8-bit RGBA; a matte is the alpha of white."""
         for done, (_, found) in enumerate(pictures(), start=1):
             one = found[layer]
             rgba = np.dstack([np.ones((*one.shape[:2], 3), np.float32), one]) if one.shape[2] == 1 else one
             yield np.rint(255 * rgba).astype(np.uint8)
-            report(f"writing {name}", done, len(self.frames))
+            report(Progress(f"writing {name}", done, len(self.frames)))
 
 
 def _plan_job(
     target: Target, kind: str, layers: Sequence[str], format: str, size: str, every: int, **more: Any
 ) -> _MatteJob:
     """Checks what is asked for before anything is written."""
-    numbers = select_layers(target.maps, layers)
-    facts, chosen = read_source_metadata(target.run)
+    numbers = target.run.select_layers(layers)
+    metadata, chosen = target.run.metadata, target.run.frames
     if not 1 <= every <= len(chosen):
         why = f"the run has {len(chosen)} frames; a step of 1 to {len(chosen)} is possible"
         raise bad_input(f"--every {every} is out of range", why=why, fix="--every 1")
-    wanted = parse_size(size, facts.width, facts.height)
+    wanted = parse_size(size, metadata.width, metadata.height)
     words = build_provenance(target.run, kind, **more) if target.metadata else {}
-    return _MatteJob(target, kind, facts, chosen, numbers, format, wanted, every, words)
+    return _MatteJob(target, kind, metadata, chosen, numbers, format, wanted, every, words)
 
 
 def _iterate_mattes(job: _MatteJob) -> Iterator[tuple[int, Sequence[Picture]]]:
     """Yields the index in the run and the matte of every layer, for each frame that is written."""
     for t in job.frames:
-        yield t, [plane[..., None] for plane in read_layer_weights(job.target.maps, t, job.size)]
+        yield t, [plane[..., None] for plane in read_layer_weights(job.target.run.maps, t, job.size)]
 
 
 def _iterate_layers(

@@ -1,6 +1,6 @@
-"""Exports an unwrapped layer: a clip in uv space, in which the layer stands still, to paint on in any video program.
+"""Exports an unwrapped layer: a clip in uv space, in which the layer does not move, to paint on in a video program.
 
-The painted clip is compared with this one and put on the frames again (`editors/inputs/unwrapped_clip.py`).
+The painted clip is compared with this one, and the difference becomes an edit (`editors/inputs/unwrapped_clip.py`).
 """
 
 from __future__ import annotations
@@ -12,24 +12,23 @@ from typing import ClassVar, Literal
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from neural_fields.atlas import canonical
 from neural_fields.atlas.canonical import CanonicalImage
 from neural_fields.core.errors import bad_input
 from neural_fields.core.files import sha256_file, write_json
+from neural_fields.core.progress import Progress, ProgressReporter
 from neural_fields.data.video.encode import CODECS
 from neural_fields.data.video.image_sequence import hash_images, list_images
-from neural_fields.data.video.io import source_frames, write_video
+from neural_fields.data.video.io import write_video
 from neural_fields.data.video.metadata import check_size, parse_size
-from neural_fields.edits.provenance import build_provenance
-from neural_fields.export.base import ReportProgress, Target, select_layers
+from neural_fields.export.base import Target
 from neural_fields.imaging.alpha import premultiply, resize_image, unpremultiply
+from neural_fields.open_runs.provenance import build_provenance
 from neural_fields.rendering.uv_space import CanonicalPlane, UnwrappedFrame
-from neural_fields.runs.source import read_source_metadata
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnwrappedExporter:
-    """Write a layer laid flat as a clip to paint on; `unwrap edit RUN --unwrapped FILE` puts the paint on frames."""
+    """Write an unwrapped layer as a clip to paint on; `unwrap edit RUN --unwrapped FILE` makes an edit of the paint."""
 
     name: ClassVar[str] = "unwrapped"
 
@@ -38,29 +37,29 @@ class UnwrappedExporter:
     format: Literal["ffv1", "prores4444", "png"] = "ffv1"
     """ffv1: lossless, .mkv; prores4444: .mov; png: a folder of numbered pictures. All have alpha."""
     size: str = "canonical"
-    """Size of the frames: canonical, 480p, Np or WxH of the same shape."""
+    """Size of the frames: canonical, 480p, Np or WxH with the same aspect."""
     fill: bool = False
-    """Show the canonical picture where a frame does not show the layer; alpha is the same with and without."""
+    """Show the canonical picture where a frame does not show the layer; alpha does not change."""
 
-    def __call__(self, target: Target, report: ReportProgress) -> Sequence[str]:
-        """Writes the clip and unwrapped.json, which says what it is.
+    def __call__(self, target: Target, report: ProgressReporter) -> Sequence[str]:
+        """Writes the clip and unwrapped.json, which describes it.
 
         Raises:
-            UserError: an unknown layer, a size of another shape or out of range, no room.
+            UserError: an unknown layer, a size out of range or with another aspect (exit 3), or no room (exit 4).
         """
-        (number,) = select_layers(target.maps, (self.layer or target.maps.layers[0],))
-        name = target.maps.layers[number]
-        picture = canonical.read_pristine(target.run.canonical, name)
-        plane = CanonicalPlane(target.maps, number, picture.box, parse_unwrapped_size(self.size, picture.size))
+        run = target.run
+        name = self.layer or run.layers[0]
+        number, picture = run.require_layer(name), run.canonical(name)
+        plane = CanonicalPlane(run.maps, number, picture.box, parse_unwrapped_size(self.size, picture.size))
         behind = CanonicalFill.from_canonical(picture, plane.size) if self.fill else None
-        facts, chosen = read_source_metadata(target.run)
-        words = build_provenance(target.run, "unwrapped", layer=name) if target.metadata else None
+        metadata, chosen = run.metadata, run.frames
+        words = build_provenance(run, "unwrapped", layer=name) if target.metadata else None
 
         path = target.folder / (name if self.format == "png" else name + CODECS[self.format].suffixes[0])
-        frames, stage = source_frames(facts, chosen), f"laying {name} flat"
+        frames, stage = run.iterate_frames(), f"laying {name} flat"
         unwrapped = _unwrap_frames(plane, behind, frames, stage, len(chosen), report)
-        like = replace(facts, rate=facts.rate / chosen.step)
-        times = [facts.timestamps[i] for i in chosen]
+        like = replace(metadata, rate=metadata.rate / chosen.step)
+        times = [metadata.timestamps[i] for i in chosen]
         write_video(path, unwrapped, like, codec=self.format, timestamps=times, sound=False, texts=words)
         described = {
             "schema": 1,
@@ -73,12 +72,12 @@ class UnwrappedExporter:
             "sha256": hash_images(list_images(path)) if path.is_dir() else sha256_file(path),
         }
         write_json(target.folder / "unwrapped.json", described)
-        return [f"after painting: unwrap edit {target.run.path} --unwrapped FILE --layer {name}"]
+        return [f"after painting: unwrap edit {run.path} --unwrapped FILE --layer {name}"]
 
 
 @dataclass(frozen=True)
 class CanonicalFill:
-    """The canonical picture of a layer, for where a frame does not show it."""
+    """Fills the parts of a layer that a frame does not show with its canonical picture."""
 
     rgb: Float[np.ndarray, "height width 3"]
 
@@ -100,14 +99,14 @@ def _unwrap_frames(
     frames: Iterator[UInt8[np.ndarray, "height width 3"]],
     stage: str,
     count: int,
-    report: ReportProgress,
+    report: ProgressReporter,
 ) -> Iterator[UInt8[np.ndarray, "rows columns 4"]]:
     """Yields the layer in uv space for each frame, RGBA; `behind` fills it where the frame does not show it."""
     for t, frame in enumerate(frames):
         flat = plane.unwrap_frame(t, frame)
         color = flat.color if behind is None else behind.fill_frame(flat)
         yield np.dstack([color, np.rint(255 * flat.visibility).astype(np.uint8)])
-        report(stage, t + 1, count)
+        report(Progress(stage, t + 1, count))
 
 
 def parse_unwrapped_size(text: str, size: tuple[int, int]) -> tuple[int, int]:
@@ -134,6 +133,15 @@ def parse_unwrapped_size(text: str, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def has_same_aspect(size: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Tells whether two pictures have the same aspect, up to two pixels of rounding."""
+    """Tells whether two pictures have the same aspect, up to two pixels of rounding.
+
+    Args:
+        size: (width, height) of the first picture.
+        other: (width, height) of the second picture.
+
+    Example:
+        >>> has_same_aspect((854, 480), (1920, 1080)), has_same_aspect((640, 480), (1920, 1080))
+        (True, False)
+    """
     scale = (size[0] + size[1]) / (other[0] + other[1])
     return all(abs(side - scale * of) <= 2 for side, of in zip(size, other, strict=True))

@@ -26,15 +26,16 @@ SAVE_AGAIN = "save it as PNG with a palette, gray values or plain colors, withou
 
 @dataclass(frozen=True)
 class LabelMap:
-    """A label map.
+    """Holds a label map: the class of each pixel, and the colors of the classes.
 
     Attributes:
-        classes: the class of each pixel; class 0 is nothing, also where no pixel has it.
-        values: for each class what the file stores: a palette index or gray value, or the channels of a color.
-        mode: as Pillow names it ("I;16" is 16-bit gray); "RGB" and "RGBA" may have 16 bits.
+        classes: the class of each pixel; class 0 means no label, even if no pixel has it.
+        values: the value of each class in the file: a palette index, a gray value, or the channels of a color.
+        mode: the mode in Pillow ("I;16" is 16-bit gray); "RGB" and "RGBA" may have 16 bits.
         palette: RGB bytes of a picture with a palette.
-        transparency: what a PNG says of its transparent index or color.
-        source, sha256: name and digest of the file.
+        transparency: the transparent index or color of a PNG.
+        source: name of the file.
+        sha256: digest of the file, in hexadecimal.
     """
 
     classes: Int[np.ndarray, "height width"]
@@ -78,10 +79,13 @@ def read_labels(path: Path, size: tuple[int, int], max_pixels: int = 40_000_000,
     """Reads the classes in a PNG, TIFF or BMP file.
 
     Args:
-        path: of the file.
-        size: (width, height) of the frame; the picture may be larger or smaller, of the same aspect.
+        path: the file.
+        size: (width, height) of the frame; the picture may be larger or smaller, with the same aspect.
         max_pixels: a picture with more pixels is refused.
         max_classes: a picture with more classes is refused.
+
+    Returns:
+        The labels.
 
     Raises:
         UserError: a file that cannot be read or changes colors, too many classes or only one, another aspect (exit 3),
@@ -143,7 +147,7 @@ def read_labels(path: Path, size: tuple[int, int], max_pixels: int = 40_000_000,
 
 
 def encode_mask(mask: Shaped[np.ndarray, "height width"]) -> bytes:
-    """Encodes a mask as a PNG file: 255 where it is set, 8 bit."""
+    """Encodes a mask as an 8-bit PNG file with the values 0 and 255."""
     return _encode_png(Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0))))
 
 

@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Int
 
-from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core.errors import bad_input
 from neural_fields.core.files import atomic_write, write_json, write_synced
-from neural_fields.edits.provenance import build_provenance
-from neural_fields.export.base import ReportProgress, Target
-from neural_fields.export.tracks.fitted_model import TrainedModel, open_trained_model
+from neural_fields.core.progress import Progress, ProgressReporter
+from neural_fields.export.base import Target
 from neural_fields.export.tracks.label_files import LabelMap, encode_mask, read_labels
+from neural_fields.open_runs.planar_run import PlanarRun
+from neural_fields.open_runs.provenance import build_provenance
 from neural_fields.tracking.labels import compute_label_planes, resize_labels
 
 Classes = Int[np.ndarray, "height width"]
@@ -24,27 +24,27 @@ Classes = Int[np.ndarray, "height width"]
 
 @dataclass(frozen=True, kw_only=True)
 class LabelsExporter:
-    """Carry a label picture from one frame to all frames."""
+    """Propagate a label picture from one frame to all frames."""
 
     name: ClassVar[str] = "labels"
 
     labels: Path | None = None
     """A PNG, TIFF or BMP picture of the frame: each color, gray value or palette index is a class."""
     frame: int | None = None
-    """Number of the frame in the source that it belongs to, 0 is the first (default: the middle one)."""
+    """Number of its frame in the source, 0 is the first (default: the middle one)."""
     masks: bool = False
-    """Also a folder of masks for each class, as `--masks NAME=FOLDER` of `unwrap train` takes them."""
+    """Also write a folder of masks for each class, for `unwrap train --masks NAME=FOLDER`."""
 
-    def __call__(self, target: Target, report: ReportProgress) -> Sequence[str]:
+    def __call__(self, target: Target, report: ProgressReporter) -> Sequence[str]:
         """Propagates the labels and writes them.
 
         Raises:
-            UserError: no picture, one that cannot be used, or a frame that the run does not have (exit 3).
+            UserError: no picture, a picture that cannot be used, or a frame that the run does not have (exit 3).
         """
         if self.labels is None:
             raise bad_input("no label picture is given", fix="--labels FILE.png --frame 0")
-        trained = open_trained_model(target.run)
-        t, size = trained.frame_index(self.frame), trained.source_size
+        run = target.run
+        t, size = run.frame_count // 2 if self.frame is None else run.require_frame(self.frame), run.source_size
         picture = read_labels(self.labels, size)
         labels = resize_labels(picture.classes, size)
         named = np.unique(labels[labels > 0]).tolist() if self.masks else []
@@ -55,17 +55,17 @@ class LabelsExporter:
                 why=f"at most {max_masks} are written",
                 fix="leave out --masks",
             )
-        counts = np.zeros((len(trained.frames), len(picture.values)), np.int64)
-        for index, classes in enumerate(propagate_labels(trained, target.maps, picture, t)):
-            report("labels", index + 1, len(trained.frames))
+        counts = np.zeros((run.frame_count, len(picture.values)), np.int64)
+        for index, classes in enumerate(propagate_labels(run, picture, t)):
+            report(Progress("labels", index + 1, run.frame_count))
             counts[index] = np.bincount(classes.ravel(), minlength=counts.shape[1])
-            file = f"{trained.frames[index]:05d}.png"
+            file = f"{run.frames[index]:05d}.png"
             _write_file(target.folder / file, picture.encode_png(classes))
             for number in named:
                 _write_file(target.folder / "masks" / picture.class_name(number) / file, encode_mask(classes == number))
 
         # What labels.json says of the picture and its classes.
-        frames = trained.frames
+        frames = run.frames
         described = []
         for number in range(len(picture.values)):
             folder = {"masks": f"masks/{picture.class_name(number)}"} if number in named else {}
@@ -90,7 +90,7 @@ class LabelsExporter:
             "frame": frames[t],
             "classes": described,
         }
-        made = build_provenance(target.run, "labels", frame=frames[t]) if target.metadata else {}
+        made = build_provenance(run, "labels", frame=frames[t]) if target.metadata else {}
         write_json(target.folder / "labels.json", {**content, **made})
 
         notes = []
@@ -109,20 +109,23 @@ class LabelsExporter:
         return notes
 
 
-def propagate_labels(trained: TrainedModel, maps: Maps, picture: LabelMap, t: int) -> Iterator[Classes]:
+def propagate_labels(run: PlanarRun, picture: LabelMap, t: int) -> Iterator[Classes]:
     """Propagates the classes of frame `t` of the run to every frame, at the size of the source.
 
-    That frame keeps what it was given. The others sample their baked maps, so that labels end where edits end.
+    Frame `t` keeps the given labels. The other frames sample their baked maps, so that labels have the same outlines as
+    edits.
 
     Args:
-        trained: the model and its source.
-        maps: its baked maps.
+        run: with its model, source and baked maps.
         picture: the labels of frame `t`.
-        t: number of the frame in the run.
+        t: index of the frame in the run.
+
+    Yields:
+        The class of each pixel, frame by frame.
     """
-    size = trained.source_size
-    planes = compute_label_planes(trained.model, resize_labels(picture.classes, maps.size), t, trained.flow)
-    for index in range(len(trained.frames)):
+    size, maps = run.source_size, run.maps
+    planes = compute_label_planes(run.model, resize_labels(picture.classes, maps.size), t, run.chart_flow)
+    for index in range(run.frame_count):
         if index == t:
             yield resize_labels(picture.classes, size)
             continue

@@ -21,7 +21,7 @@ Points = Float[np.ndarray, "points 2"]
 
 @dataclass(frozen=True)
 class PointLimits:
-    """How much is taken at a time."""
+    """Limits the points of an export."""
 
     points: int = 10_000
     line_length: int = 1000  # characters, and columns, of a table
@@ -33,8 +33,18 @@ DEFAULTS = PointLimits()
 def parse_points(words: Sequence[str]) -> Points:
     """Parses points from texts such as "120.5,80".
 
+    Args:
+        words: x and y in pixels, separated by a comma.
+
+    Returns:
+        The points, one a row.
+
     Raises:
         UserError: a text that is not a point (exit 3).
+
+    Example:
+        >>> parse_points(["120.5,80", "3,4"]).tolist()
+        [[120.5, 80.0], [3.0, 4.0]]
     """
     rows = []
     for word in words:
@@ -50,17 +60,16 @@ def parse_points(words: Sequence[str]) -> Points:
 def read_points(path: Path, frame: int, limits: PointLimits = DEFAULTS) -> tuple[Points, int]:
     """Reads points from a CSV file.
 
-    Without a heading each row is x,y. With one, its columns x and y are read; where there is a column "frame" those
-    rows that have `frame`, and where there is a column "visible" those that have 1 in it. So `tracks.csv` can be read
-    back, changed or not.
+    Without a header, each row is x,y. With a header, the columns x and y are read; a column "frame" selects the rows of
+    that frame, and a column "visible" the rows with 1. `tracks.csv` can therefore be read again, changed or not.
 
     Args:
-        path: of the table.
-        frame: number in the source of the frame that points are wanted of.
+        path: the file.
+        frame: number of the frame in the source whose points are read.
         limits: of the table.
 
     Returns:
-        The points, and how many rows of that frame were left out because they are not visible.
+        The points, and the number of rows of that frame that were skipped as not visible.
 
     Raises:
         UserError: a file that cannot be read, too many points, or something else than numbers (exit 3).
@@ -174,7 +183,13 @@ def check_points(
 
 
 def too_many_points_error(count: int, where: str, limits: PointLimits = DEFAULTS) -> UserError:
-    """Makes the error for more points than are tracked at a time."""
+    """Makes the error for too many points.
+
+    Args:
+        count: number of points that were found so far.
+        where: the file or flag.
+        limits: of the points.
+    """
     return bad_input(f"{count} points or more", where=where, why=f"at most {limits.points} are tracked at a time")
 
 

@@ -13,54 +13,54 @@ from jaxtyping import Float, Shaped
 from neural_fields.config.flags import Repeated
 from neural_fields.core.errors import bad_input
 from neural_fields.core.files import atomic_write, write_json, write_synced
+from neural_fields.core.progress import Progress, ProgressReporter
 from neural_fields.core.suggestions import nearest_word
 from neural_fields.data.point_tracks import PointTracks
-from neural_fields.edits.provenance import build_provenance
-from neural_fields.export.base import ReportProgress, Target
-from neural_fields.export.tracks.fitted_model import TrainedModel, open_trained_model
+from neural_fields.export.base import Target
 from neural_fields.export.tracks.point_input import check_points, grid_points, parse_points, read_points
 from neural_fields.export.tracks.track_files import FORMATS, PointTrajectories
-from neural_fields.runs.kind import require_planar
-from neural_fields.runs.run import Run
+from neural_fields.open_runs.opening import RunLike, require_planar
+from neural_fields.open_runs.planar_run import PlanarRun
+from neural_fields.open_runs.provenance import build_provenance
 from neural_fields.tracking.points import track_through_model
 
 
 @dataclass(frozen=True, kw_only=True)
 class TracksExporter:
-    """Follow points of one frame through all frames: a table, and files for Nuke, After Effects and Blender."""
+    """Track points of one frame through all frames: a table, and files for Nuke, After Effects and Blender."""
 
     name: ClassVar[str] = "tracks"
 
     frame: int | None = None
-    """Number of the frame in the source that the points are seen in, 0 is the first (default: the middle one)."""
+    """Number of the frame of the points in the source, 0 is the first (default: the middle one)."""
     point: Repeated = ()
-    """A point of that frame in pixels of the source, from its upper left corner: "x,y". Repeatable."""
+    """A point of that frame in pixels of the source, from the upper left corner: "x,y". Repeatable."""
     points: Path | None = None
-    """A CSV file of points, x,y in each row; or a tracks.csv, whose points of that frame are taken."""
+    """A CSV file with x,y in each row; or a tracks.csv, of which the points of that frame are used."""
     grid: int | None = None
-    """A grid of points: how many lie along the longer side of the frame."""
+    """A grid of points: their number along the longer side of the frame."""
     format: Repeated = ()
     """csv, nuke, after_effects or blender. Repeatable (default: all of them)."""
 
-    def __call__(self, target: Target, report: ReportProgress) -> Sequence[str]:
+    def __call__(self, target: Target, report: ProgressReporter) -> Sequence[str]:
         """Tracks the points and writes them.
 
         Raises:
-            UserError: no points, points that are outside the frame or no numbers, an unknown format or frame (exit 3).
+            UserError: no points, points outside the frame, or an unknown format or frame (exit 3).
         """
         writers = [FORMATS[name] for name in select_formats(self.format)]
-        trained = open_trained_model(target.run)
-        t = trained.frame_index(self.frame)
-        points, notes = self.collect_points(trained.frames[t], trained.source_size)
-        report("tracks", 0, 1)
-        facts = trained.metadata
-        tracks = _track_from_frame(trained, points, t)
-        trajectories = PointTrajectories(tracks, trained.frames, trained.source_size, facts.rate, facts.pixel_aspect)
+        run = target.run
+        t = run.frame_count // 2 if self.frame is None else run.require_frame(self.frame)
+        points, notes = self.collect_points(run.frames[t], run.source_size)
+        report(Progress("tracks", 0, 1))
+        metadata = run.metadata
+        tracks = _track_from_frame(run, points, t)
+        trajectories = PointTrajectories(tracks, run.frames, run.source_size, metadata.rate, metadata.pixel_aspect)
         for write_format in writers:
             for name, text in write_format(trajectories):
                 with atomic_write(target.folder / name) as part:
                     write_synced(part, text.encode())
-        frames, frame = trained.frames, trained.frames[t]
+        frames, frame = run.frames, run.frames[t]
         described = {
             "schema": 1,
             "width": trajectories.size[0],
@@ -71,10 +71,10 @@ class TracksExporter:
             "points": len(tracks.positions),
             "csv": "pixels of the source, y down, the center of the first pixel is 0.5,0.5; frames are counted from 0",
         }
-        made = build_provenance(target.run, "tracks", frame=frame) if target.metadata else {}
+        made = build_provenance(run, "tracks", frame=frame) if target.metadata else {}
         write_json(target.folder / "tracks.json", {**described, **made})
-        report("tracks", 1, 1)
-        if facts.variable_rate:
+        report(Progress("tracks", 1, 1))
+        if metadata.variable_rate:
             notes.append("the source has a variable rate: tracks are given frame by frame, not by time")
 
         seen_frames = tracks.visibility.sum(axis=1)
@@ -109,7 +109,7 @@ class TracksExporter:
         return check_points(np.concatenate(parts), size), notes
 
 
-def track_points(run: Run | str | Path, points: Shaped[np.ndarray, "points 2"], frame: int) -> PointTracks:
+def track_points(run: RunLike, points: Shaped[np.ndarray, "points 2"], frame: int) -> PointTracks:
     """Tracks points seen in one frame through all frames of a run.
 
     Args:
@@ -123,11 +123,9 @@ def track_points(run: Run | str | Path, points: Shaped[np.ndarray, "points 2"], 
     Raises:
         UserError: no points, points outside the frame, a frame that was not trained on, or no finished run.
     """
-    run = run if isinstance(run, Run) else Run.open(Path(run))
-    require_planar(run, "following points")
-    trained = open_trained_model(run)
-    t = trained.frame_index(frame)
-    return _track_from_frame(trained, check_points(points, trained.source_size), t)
+    run = require_planar(run, "following points")
+    t = run.require_frame(frame)
+    return _track_from_frame(run, check_points(points, run.source_size), t)
 
 
 def select_formats(names: Sequence[str]) -> list[str]:
@@ -148,8 +146,8 @@ def select_formats(names: Sequence[str]) -> list[str]:
     return [name for name in FORMATS if not names or name in names]
 
 
-def _track_from_frame(trained: TrainedModel, points: Float[np.ndarray, "points 2"], t: int) -> PointTracks:
+def _track_from_frame(run: PlanarRun, points: Float[np.ndarray, "points 2"], t: int) -> PointTracks:
     """Tracks points of frame `t` of the run, which keep their exact positions there."""
-    tracks = track_through_model(trained.model, points, t, size=trained.source_size, flow=trained.flow)
+    tracks = track_through_model(run.model, points, t, size=run.source_size, flow=run.chart_flow)
     tracks.positions[:, t] = points  # the model counts in float32
     return tracks

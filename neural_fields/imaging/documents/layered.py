@@ -27,7 +27,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class DocumentLimits:
-    """What a document from elsewhere may hold at most; more is refused as unsafe."""
+    """Limits the size of documents; larger ones are refused as unsafe."""
 
     layers: int = 500
     depth: int = 30  # of nested groups
@@ -44,7 +44,7 @@ DEFAULTS = DocumentLimits()
 
 @dataclass(frozen=True)
 class DocumentLayer:
-    """One layer of a document, or a group of them.
+    """Holds a layer of a document, or a group of layers.
 
     Attributes:
         name: as programs show it.
@@ -72,7 +72,7 @@ class DocumentLayer:
 
 @dataclass(frozen=True)
 class LayeredDocument:
-    """A layered picture.
+    """Holds a layered picture.
 
     Attributes:
         size: (width, height) of the canvas.

@@ -40,7 +40,7 @@ from neural_fields.imaging.documents.layered import (
 from neural_fields.imaging.image_io import decode_picture, encode_png, read_file_bytes
 
 MIMETYPE = "image/openraster"
-FACTS = "unwrap.json"  # our own entry; programs that do not know it drop it
+METADATA_ENTRY = "unwrap.json"  # our own entry; programs that do not know it drop it
 _NORMAL = "svg:src-over"
 
 
@@ -65,8 +65,8 @@ def write_ora(path: Path, document: LayeredDocument) -> None:
         "mergedimage.png": encode_png(merged),
         "Thumbnails/thumbnail.png": encode_png(thumbnail),
     }
-    if facts := {**document.origin, **document.metadata}:
-        entries[FACTS] = json.dumps(facts, indent=2).encode()
+    if metadata := {**document.origin, **document.metadata}:
+        entries[METADATA_ENTRY] = json.dumps(metadata, indent=2).encode()
     with atomic_write(path) as part, zipfile.ZipFile(part, "w") as archive:
         for name, data in entries.items():
             packed = zipfile.ZIP_DEFLATED if name.endswith((".xml", ".json")) else zipfile.ZIP_STORED
@@ -109,13 +109,13 @@ def read_ora(path: Path, max_pixels: int, limits: DocumentLimits = DEFAULTS) -> 
         raise unsafe_document_error(path, f"it has more than {limits.layers} layers")
 
     # What we wrote about the document; nothing where it is not what we write.
-    facts: Any = {}
-    if FACTS in names:
+    metadata: Any = {}
+    if METADATA_ENTRY in names:
         try:
-            facts = json.loads(_read_entry(path, archive, FACTS))
+            metadata = json.loads(_read_entry(path, archive, METADATA_ENTRY))
         except (ValueError, RecursionError):
-            facts = {}
-    return LayeredDocument(size, layers, facts if isinstance(facts, dict) else {})
+            metadata = {}
+    return LayeredDocument(size, layers, metadata if isinstance(metadata, dict) else {})
 
 
 def parse_xml(path: Path, data: bytes, max_bytes: int = DEFAULTS.xml_bytes) -> ElementTree.Element:

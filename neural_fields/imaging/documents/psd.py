@@ -61,11 +61,11 @@ def write_psd(path: Path, document: LayeredDocument) -> None:
         )
     psd = package.PSDImage.frompil(_to_pillow(flatten_layers(document.layers, document.size)))
     _add_layers(psd, document.layers)
-    if facts := {**document.origin, **document.metadata}:
+    if metadata := {**document.origin, **document.metadata}:
         from psd_tools.constants import Resource
         from psd_tools.psd.image_resources import ImageResource
 
-        # XMP metadata with the facts as the description, which Photoshop keeps.
+        # XMP metadata with these values as the description, which Photoshop keeps.
         root = ElementTree.Element(f"{{{_XMP}}}xmpmeta")
         about = ElementTree.SubElement(ElementTree.SubElement(root, f"{{{_RDF}}}RDF"), f"{{{_RDF}}}Description")
         about.set(f"{{{_RDF}}}about", "")
@@ -73,7 +73,7 @@ def write_psd(path: Path, document: LayeredDocument) -> None:
             about.set(f"{{{_XAP}}}CreatorTool", software)
         texts = ElementTree.SubElement(ElementTree.SubElement(about, f"{{{_DC}}}description"), f"{{{_RDF}}}Alt")
         item = ElementTree.SubElement(texts, f"{{{_RDF}}}li", {"xml:lang": "x-default"})
-        item.text = json.dumps(facts)
+        item.text = json.dumps(metadata)
         text = ElementTree.tostring(root, encoding="UTF-8")
         psd.image_resources[Resource.XMP_METADATA] = ImageResource(key=Resource.XMP_METADATA, data=text)
     file = io.BytesIO()
@@ -117,15 +117,15 @@ def read_psd(path: Path, max_pixels: int, limits: DocumentLimits = DEFAULTS) -> 
         layers = tuple(_read_layers(path, psd, max_pixels, limits, [0], 1))
 
         # What `write_psd` wrote about the document; nothing where it is gone or another text.
-        facts: Any = {}
+        metadata: Any = {}
         xmp = psd.image_resources.get_data(Resource.XMP_METADATA)
         if isinstance(xmp, bytes):
             try:
                 root = parse_xml(path, xmp[xmp.find(b"<") : xmp.rfind(b">") + 1])
-                facts = json.loads("".join(next(iter(root.iter(f"{{{_DC}}}description"))).itertext()))
+                metadata = json.loads("".join(next(iter(root.iter(f"{{{_DC}}}description"))).itertext()))
             except (UserError, StopIteration, ValueError, RecursionError):
-                facts = {}  # a text of the painter's own
-        return LayeredDocument((width, height), layers, facts if isinstance(facts, dict) else {})
+                metadata = {}  # a text of the painter's own
+        return LayeredDocument((width, height), layers, metadata if isinstance(metadata, dict) else {})
 
 
 def _add_layers(parent: Any, layers: tuple[DocumentLayer, ...]) -> None:

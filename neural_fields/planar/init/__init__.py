@@ -1,1 +1,1 @@
-"""The start of a planar model, before the first gradient step."""
+"""Initialization of the parts of a planar model, before the first gradient step."""

@@ -47,7 +47,7 @@ DEFAULTS = ChartSettings()
 
 @dataclass(frozen=True)
 class SpanGeometry:
-    """The placement of the frames of a span on a canonical plane of their own."""
+    """Holds the placement of the frames of a span on a canonical plane."""
 
     first: int  # frame
     homography: Float[np.ndarray, "time 3 3"]  # xy units to uv units
@@ -119,7 +119,7 @@ def compute_unexplained_error(
     Args:
         geometry: the placement of the frames.
         frames: RGB uint8 [height, width, 3] of a frame of the clip.
-        visible: the visibility of the layer in the whole clip.
+        visible: the visibility of the layer in the clip.
         settings: from how many frames, and at what size, the error is measured.
     """
     width, height = visible.size

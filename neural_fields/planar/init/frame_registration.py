@@ -44,7 +44,7 @@ TransformFitter = Callable[
 
 @dataclass(frozen=True)
 class FramePlacement:
-    """The placement of a frame on the canonical plane: uv = transform(xy) + shift(xy)."""
+    """Holds the placement of a frame on the canonical plane: uv = transform(xy) + shift(xy)."""
 
     transform: Float[np.ndarray, "3 3"]  # xy units to uv units
     shift: Float[np.ndarray, "height width 2"]  # uv units
@@ -52,7 +52,7 @@ class FramePlacement:
 
 @dataclass(frozen=True)
 class FrameView:
-    """What one frame shows of the layer."""
+    """Holds the view of a layer in a frame."""
 
     gray: UInt8[np.ndarray, "height width"]  # filled with the layer's own brightness where it is not visible
     visibility: Float[np.ndarray, "height width"]  # share of each pixel that the layer fills, 0 to 1
@@ -216,7 +216,16 @@ def make_frame_view(frame: UInt8[np.ndarray, "h w 3"], visible: Float[np.ndarray
 def extrapolate_shifts(
     shift: Float[np.ndarray, "h w 2"], trusted: Bool[np.ndarray, "h w"], settings: PlacementSettings = DEFAULTS
 ) -> Float[np.ndarray, "h w 2"]:
-    """Smooths shifts over the pixels that can be trusted, and extrapolates them smoothly into the others."""
+    """Smooths shifts over the reliable pixels, and extrapolates them smoothly to the others.
+
+    Args:
+        shift: in pixels.
+        trusted: the reliable pixels.
+        settings: of the smoothing.
+
+    Returns:
+        The shifts of all pixels; zero where no pixel is reliable.
+    """
     if not trusted.any():
         return np.zeros_like(shift)
     known = trusted.astype(np.float32)

@@ -23,6 +23,7 @@ from neural_fields.core.coords import Box
 from neural_fields.core.memmap import RELEASE_INTERVAL, release_memory
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.data.flow.compute import FlowField
+from neural_fields.imaging.ransac import find_transform_or_identity
 from neural_fields.planar.init.charts import (
     ChartSettings,
     Span,
@@ -68,7 +69,7 @@ DEFAULTS = GeometrySettings()
 
 @dataclass(frozen=True)
 class LayerGeometry:
-    """The placement of one layer: a transform and a grid of shifts per frame, and the box that they fill."""
+    """Holds the placement of a layer: a transform and a grid of shifts for each frame, and the box that they fill."""
 
     homography: Float[np.ndarray, "time 3 3"]  # xy units to uv units
     residual: Float[np.ndarray, "time rows columns 2"]  # uv units, spans the frame
@@ -250,34 +251,14 @@ def _fit_transform(
 
     A freer transform always comes a little closer: to parts of an object that no mask names, say, and drifts with them.
     """
-    stiff = fit_ransac(start, end, "similarity", pixel)
+    stiff = find_transform_or_identity(start, end, "similarity", pixel)
     if kind == "similarity":
         return stiff
-    free = fit_ransac(start, end, kind, pixel)
+    free = find_transform_or_identity(start, end, kind, pixel)
     limit = settings.max_match_error_px * pixel
     stiff_error = np.minimum(np.linalg.norm(apply_transform(stiff, start[:, 0]) - end[:, 0], axis=1), limit).mean()
     free_error = np.minimum(np.linalg.norm(apply_transform(free, start[:, 0]) - end[:, 0], axis=1), limit).mean()
     return free if free_error < settings.max_error_ratio * stiff_error else stiff
-
-
-def fit_ransac(start: np.ndarray, end: np.ndarray, kind: str, pixel: float) -> Float[np.ndarray, "3 3"]:
-    """Fits a transform to matched points, robust against outliers.
-
-    Args:
-        start: points [n, 2] or [n, 1, 2] in xy units.
-        end: the points that they are matched with.
-        kind: homography, affine or similarity.
-        pixel: xy units; matches further off are outliers.
-
-    Returns:
-        The transform; the identity where none is found.
-    """
-    if kind == "homography":
-        found, _ = cv2.findHomography(start, end, cv2.USAC_MAGSAC, pixel, maxIters=1000)
-        return np.eye(3) if found is None else found
-    estimate = cv2.estimateAffine2D if kind == "affine" else cv2.estimateAffinePartial2D
-    found, _ = estimate(start, end, method=cv2.RANSAC, ransacReprojThreshold=pixel)
-    return np.eye(3) if found is None else np.vstack([found, [0, 0, 1]])
 
 
 def _fit_unless_few(
@@ -335,7 +316,7 @@ def _measure_box(
 
 
 def estimate_magnification(transforms: Float[np.ndarray, "n 3 3"], settings: GeometrySettings = DEFAULTS) -> float:
-    """Estimates how many times finer than the reference frame a layer is seen where it is seen largest.
+    """Estimates the largest magnification of a layer relative to the reference frame.
 
     Args:
         transforms: from the frames that show the layer to the canonical plane, in xy and uv units.

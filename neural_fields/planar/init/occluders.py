@@ -140,10 +140,18 @@ def estimate_light(
 def remove_specks(
     track: RegionTrack, seen: Bool[np.ndarray, "time height width"], settings: OcclusionSettings = DEFAULTS
 ) -> Bool[np.ndarray, "time height width"]:
-    """Removes occluders that did not come from outside the region; returns the visibility of the region without them.
+    """Removes occluders that did not enter the region from outside.
 
-    Reflections and blinking lights change colors in the middle of a region; tracked through time on the plane of the
+    Reflections and blinking lights change colors in the middle of a region; tracked over time on the plane of the
     drawn frame, they never reach its border.
+
+    Args:
+        track: the place of the region in each frame.
+        seen: the pixels that show the region.
+        settings: of the occluders.
+
+    Returns:
+        The pixels that show the region, without these occluders.
     """
     size = (seen.shape[2], seen.shape[1])
     quad = draw_quad_mask(track.corners, size)

@@ -11,7 +11,6 @@ ROI-based Neural Atlas", 2024), so that an edit is drawn where it is seen.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -21,6 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from neural_fields.core.coords import Box
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.data.flow.compute import FlowField
 from neural_fields.data.masks.roi import (
@@ -31,8 +31,9 @@ from neural_fields.data.masks.roi import (
     draw_quad_mask,
     pixel_positions,
 )
+from neural_fields.imaging.ransac import find_transform_or_identity
 from neural_fields.planar.init.frame_registration import FrameView, make_frame_view, place_frames
-from neural_fields.planar.init.geometry import GeometrySettings, LayerGeometry, estimate_magnification, fit_ransac
+from neural_fields.planar.init.geometry import GeometrySettings, LayerGeometry, estimate_magnification
 from neural_fields.planar.init.occluders import (
     OcclusionSettings,
     estimate_light,
@@ -78,7 +79,7 @@ DEFAULTS = RegionTrackingSettings()
 
 @dataclass(frozen=True)
 class TrackedRegion:
-    """A region in every frame."""
+    """Holds a region in every frame."""
 
     track: RegionTrack
     visibility: Bool[
@@ -87,7 +88,7 @@ class TrackedRegion:
 
     @property
     def visible_shares(self) -> Float[np.ndarray, " time"]:
-        """How much of the region inside the frame is visible, 0 to 1."""
+        """The visible share of the region inside the frame, 0 to 1."""
         size = (self.visibility.shape[2], self.visibility.shape[1])
         room = [draw_quad_mask(self.track.compute_quad(t), size).sum() for t in range(len(self.visibility))]
         return self.visibility.sum((1, 2)) / np.maximum(1, room)
@@ -98,7 +99,7 @@ def track_region(
     flow: FlowField | None,
     corners: Corners,
     frame: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    report: ProgressReporter = report_nothing,
     settings: RegionTrackingSettings = DEFAULTS,
 ) -> TrackedRegion:
     """Tracks a region of one frame through all frames of a clip.
@@ -108,7 +109,7 @@ def track_region(
         flow: may be at another size than the frames; None for a clip of one frame.
         corners: of the region in `frame`, in xy units.
         frame: number of the frame that the region was drawn on.
-        progress: called with (frames done, frames in all).
+        report: called after each frame.
         settings: of the tracking.
     """
     size = (frames.shape[2], frames.shape[1])
@@ -116,7 +117,7 @@ def track_region(
         track = RegionTrack(frame, corners, np.tile(np.eye(3), (len(frames), 1, 1)))
         return TrackedRegion(track, np.stack([draw_quad_mask(corners, size)] * len(frames)))
     clip = _TrackedClip(frames, flow, corners, frame, settings)
-    track, seen = _track_by_flow(clip, progress)
+    track, seen = _track_by_flow(clip, report)
     median = _compute_median_image(clip, track, seen)
     track, seen = _refine_track(clip, track, seen, median)
     seen = remove_specks(track, seen, settings.occlusion)
@@ -202,7 +203,7 @@ class _TrackedClip:
         return quad & ~find_occluders(self.read_picture(t), transform, canonical, quad, self.settings.occlusion)
 
     def measure_jump(self, found: np.ndarray, predicted: np.ndarray) -> float:
-        """Measures how far the corners are from where they were predicted, in frame lengths; infinite for no place."""
+        """Measures the distance of the corners from the predicted ones, in frame lengths; inf without positions."""
         if not np.isfinite(found).all() or abs(np.linalg.det(found)) < 1e-6:
             return np.inf
         distances = np.linalg.norm(self.compute_quad(found) - self.compute_quad(predicted), axis=1)
@@ -213,7 +214,7 @@ class _TrackedClip:
 
 
 def _track_by_flow(
-    clip: _TrackedClip, progress: Callable[[int, int], None]
+    clip: _TrackedClip, report: ProgressReporter
 ) -> tuple[RegionTrack, Bool[np.ndarray, "time height width"]]:
     """Places each frame by the flow of the one before, corrected by the flow from the drawn frame.
 
@@ -246,7 +247,7 @@ def _track_by_flow(
         # Of the two the one is taken that shows more of the region.
         candidates = [_refine_placement(clip, t, transform, drawn) for transform in (found, predicted)]
         transforms[t], seen[t] = max(candidates, key=lambda candidate: candidate[1].sum())
-        progress(done + 1, count)
+        report(Progress("following", done + 1, count))
     return RegionTrack(first, clip.corners, transforms), seen
 
 
@@ -315,7 +316,7 @@ def _fit_stiffest(
     del kinds[kinds.index(freest) + 1 :]
     chosen = np.random.default_rng(len(start)).permutation(len(start))[: settings.max_matches]
     a, b = (np.ascontiguousarray(points[chosen], np.float64) for points in (start, end))
-    found = [fit_ransac(a, b, kind, pixel) for kind in kinds]
+    found = [find_transform_or_identity(a, b, kind, pixel) for kind in kinds]
     limit = settings.max_match_error_px * pixel
     errors = [np.minimum(np.linalg.norm(apply_homography(matrix, a) - b, axis=1), limit).mean() for matrix in found]
     best = min(errors)

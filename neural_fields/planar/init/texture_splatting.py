@@ -14,7 +14,7 @@ from neural_fields.core.coords import Box
 
 
 class TextureMean:
-    """The weighted mean of frames splatted onto a canonical image, with holes filled smoothly."""
+    """Computes the weighted mean of frames splatted onto a canonical image, with holes filled smoothly."""
 
     def __init__(self, box: Box, width: int, height: int) -> None:
         self.box = box
@@ -59,7 +59,7 @@ class TextureMean:
 def fill_holes(
     total: Float[Tensor, "batch channel height width"], weight: Float[Tensor, "batch 1 height width"]
 ) -> Float[Tensor, "batch channel height width"]:
-    """Computes total / weight, and where the weight is small the mean of ever larger surroundings (pull-push)."""
+    """Computes total / weight, and means of increasingly larger neighborhoods for small weights (pull-push)."""
     coarse_weight = 0.02  # of the surroundings in each texel
     pyramid = [(total, weight)]
     while max(pyramid[-1][0].shape[-2:]) > 1:

@@ -20,43 +20,45 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neural_fields.config.planar import LossWeights
 from neural_fields.data.dataset import Batch
 from neural_fields.nn.adam import RectangleGradient
-from neural_fields.planar.appearance.gain import GridGain
-from neural_fields.planar.appearance.opacity import SNAP_MARGIN, PixelOpacity
-from neural_fields.planar.appearance.texture import ImageTexture
-from neural_fields.planar.losses.analytic_layer import (
+from neural_fields.planar.appearance.grid_gain import GridGain
+from neural_fields.planar.appearance.image_texture import ImageTexture
+from neural_fields.planar.appearance.layer_patch import (
     ForwardCache,
-    FramePatch,
     InterpolationMatrices,
     LayerGradients,
     LayerTables,
     backpropagate_patch,
     render_patch,
 )
-from neural_fields.planar.losses.planar_losses import MASK_CLAMP
+from neural_fields.planar.appearance.pixel_opacity import SNAP_MARGIN, PixelOpacity
+from neural_fields.planar.composition.model import PlanarModel
+from neural_fields.planar.init.frame_patch import FramePatch
+from neural_fields.planar.losses.layered_neural_atlases import MASK_CLAMP
+from neural_fields.planar.losses.table import LOSSES, LossWeights
 from neural_fields.planar.mappings.frame_grid import FrameTable, accumulate_squared_steps
-from neural_fields.planar.mappings.mapping import GridMapping
-from neural_fields.planar.model import PlanarModel
+from neural_fields.planar.mappings.grid import GridMapping
+
+WRITTEN_OUT = {
+    "color",
+    "mask",
+    "residual_smoothness",
+    "residual_anchor",
+    "texture_smoothness",
+    "gain_size",
+    "gain_smoothness",
+}
 
 
 def supports_model(model: PlanarModel) -> bool:
-    """Whether the parts and the losses of a model, on the CPU, are those that are written out here."""
-    written_out = {
-        "color",
-        "mask",
-        "mask_until",
-        "residual_smoothness",
-        "residual_anchor",
-        "texture_smoothness",
-        "gain_size",
-        "gain_smoothness",
-    }
-    active = {name for name, value in vars(model.weights).items() if value and value != getattr(LossWeights(), name)}
+    """Tells whether this module has the analytic gradients of a model: its parts, its losses, and the CPU."""
+    weights: LossWeights = model.weights
+    active = {loss.name for loss in LOSSES if loss.weigh(weights)}
     return (
         model.device.type == "cpu"
-        and active <= written_out
+        and active <= WRITTEN_OUT
+        and not (weights.mask_until or weights.opacity_from)  # the same losses at every step
         and all(type(part) is GridMapping for part in model.mappings)
         and all(type(part) is ImageTexture for part in model.textures)
         and all(type(part) is GridGain for part in model.gains)
@@ -79,7 +81,7 @@ class _Parts:
 
 @dataclass(frozen=True)
 class Band:
-    """One band of rows of one frame, and what a step needs to know of it."""
+    """Holds a band of rows of a frame, for a step."""
 
     t: int
     patch: FramePatch
@@ -91,7 +93,7 @@ class Band:
 
 @dataclass
 class BandGradients:
-    """What a band adds to the losses and to the gradients."""
+    """Holds the contribution of a band to the losses and to the gradients."""
 
     band: Band
     squared_error: float  # sum over pixels and channels
@@ -117,7 +119,7 @@ def compute_band_gradients(model: PlanarModel, band: Band, color_scale: float, m
     for number, mapping in enumerate(parts.mappings):
         patch = band.window if number < front else band.patch
         if not patch.is_empty:
-            gain = parts.gains[number] if parts.gains else None
+            gain = parts.gains[number].table if parts.gains else None
             layer = LayerTables(mapping, parts.textures[number], gain, band.t)
             caches.append(render_patch(layer, band.levels[number], size, patch))
     *fronts, back = caches
@@ -190,7 +192,7 @@ def _compute_mask_gradient(
 
 @torch.no_grad()
 def accumulate_table_gradients(model: PlanarModel, batch: Batch, min_bands: int = 4) -> dict[str, Tensor]:
-    """Leaves the gradients of a step on whole frames in the model's parameters; returns the weighted losses.
+    """Adds the gradients of a step on whole frames to the model's parameters; returns the weighted losses.
 
     Gradients of textures are left in `patches`, as rectangles (see `Adam`), the others in `grad`.
 
@@ -199,8 +201,8 @@ def accumulate_table_gradients(model: PlanarModel, batch: Batch, min_bands: int 
         batch: whole frames.
         min_bands: that a step is split into at least.
     """
-    parts, weights = _Parts(model), model.weights
-    frames = batch.frames.tolist()
+    weights: LossWeights = model.weights
+    parts, frames = _Parts(model), batch.frames.tolist()
     front = len(model.layers) - 1
     pixels = len(frames) * model.shape.width * model.shape.height
     with_mask = bool(weights.mask and front)
@@ -256,7 +258,7 @@ def accumulate_table_gradients(model: PlanarModel, batch: Batch, min_bands: int 
             roughness += accumulate_squared_steps(patch.crop(texture.image.data)[None], share, patch.gradient[None])
     if weights.texture_smoothness:
         losses["texture_smoothness"] = roughness
-    return losses | _add_table_losses(model, frames)
+    return losses | _add_table_losses(model, weights, frames)
 
 
 @cache
@@ -342,9 +344,9 @@ def _bound_rectangles(parts: list[RectangleGradient]) -> FramePatch:
     return FramePatch(min(part.top for part in parts), max(bottoms), min(part.left for part in parts), max(rights))
 
 
-def _add_table_losses(model: PlanarModel, frames: list[int]) -> dict[str, Tensor]:
+def _add_table_losses(model: PlanarModel, weights: LossWeights, frames: list[int]) -> dict[str, Tensor]:
     """Returns the losses that look at the tables alone; adds their gradients."""
-    parts, weights = _Parts(model), model.weights
+    parts = _Parts(model)
     chosen = torch.tensor(frames)
     found: list[tuple[str, Tensor]] = []
     for mapping in parts.mappings:

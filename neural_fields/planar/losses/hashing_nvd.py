@@ -1,7 +1,6 @@
-"""Losses of "Hashing Neural Video Decomposition" on the gain, and the one that makes opacities decide.
+"""Losses of "Hashing Neural Video Decomposition" (Chan et al. 2023) on gain and opacity, as in its code.
 
-Chan et al. (2023), by the losses of their code. Lighting where a texel is out of view is seen by no pixel; it matters
-for a texel that comes back into view.
+No pixel shows the gain of a texel that is out of view, but it matters when the texel comes back into view.
 """
 
 from __future__ import annotations
@@ -16,10 +15,21 @@ from torch import Tensor
 
 from neural_fields.core import coords
 from neural_fields.data.dataset import Batch
-from neural_fields.planar.appearance.hash_fields import HashGain
+from neural_fields.planar.appearance.grid_gain import GridGainConfig
+from neural_fields.planar.appearance.hash_gain import HashGain, HashGainConfig
+from neural_fields.planar.composition.model import PlanarModel
+from neural_fields.planar.composition.samples import LayerSamples
+from neural_fields.planar.losses.loss import Loss, LossWeightGroup
 from neural_fields.planar.mappings.mapping import Mapping
-from neural_fields.planar.model import PlanarModel
-from neural_fields.planar.samples import LayerSamples
+
+
+@dataclass(frozen=True)
+class HashingNvdWeights(LossWeightGroup):
+    """Holds the weights of the losses of Hashing Neural Video Decomposition."""
+
+    decisive_opacity: float = 0.0  # mean of -log of the largest weight: a pixel belongs to one layer
+    gain_deviation: float = 0.0  # squared difference of the gain from 1
+    gain_consistency: float = 0.0  # where a texel is out of view, its gain has the pattern it had in view, and is flat
 
 
 @dataclass(frozen=True)
@@ -35,12 +45,20 @@ DEFAULTS = GainConsistencySettings()
 
 
 def decisive_opacity_loss(samples: LayerSamples) -> Float[Tensor, ""]:
-    """Computes the mean of -log of the largest weight of each point: 0 where a point belongs to one layer alone."""
+    """Computes the mean of -log of the largest weight of each point: 0 where a point belongs to a single layer.
+
+    Args:
+        samples: of the model at the batch's points.
+    """
     return -samples.weight.amax(dim=1).clamp_min(1e-10).log().mean()
 
 
 def gain_deviation_loss(samples: LayerSamples) -> Float[Tensor, ""]:
-    """Computes the mean square, over points and channels, of gain - 1; layers are added."""
+    """Computes the mean square, over points and channels, of gain - 1; layers are added.
+
+    Args:
+        samples: of a model with gain at the batch's points.
+    """
     assert samples.gain is not None
     return (samples.gain - 1).square().mean(dim=(0, 2)).sum()
 
@@ -48,13 +66,18 @@ def gain_deviation_loss(samples: LayerSamples) -> Float[Tensor, ""]:
 def gain_consistency_loss(
     model: PlanarModel, batch: Batch, settings: GainConsistencySettings = DEFAULTS
 ) -> Float[Tensor, ""]:
-    """Measures how much the gain of texels that have left the view differs in pattern from what it was in view.
+    """Measures how much the pattern of the gain of texels changes when they leave the view.
 
-    3 x 3 patches at the rim of random frames are looked up again at other times. Where the rim has moved past them, so
-    that they are out of view, 1 less the correlation of the two patterns is taken, and 16 times the variance of the one
-    out of view; mean over patches and channels, layers added. The pattern in view is left as it is. As in the paper's
-    code, motion is taken to be smooth and the canonical upright: what lies beyond the rim has a smaller (or larger) u
-    or v than the rim. A 135th of the batch's points are looked at.
+    3 x 3 patches at the border of random frames are sampled again at other times. For patches that are out of view
+    then, it adds 1 minus the correlation of the two patterns and 16 times the variance of the pattern out of view; it
+    is the mean over patches and channels, and layers are added. The pattern in view gets no gradient. As in the paper's
+    code, motion is assumed to be smooth and the canonical plane upright: points beyond the border have a smaller (or
+    larger) u or v than the border. A 135th of the batch's points are sampled.
+
+    Args:
+        model: its gains are of kind `hash`.
+        batch: points of the clip.
+        settings: of the comparison.
     """
     device, frame_count = model.device, batch.clip.frame_count
     offsets = torch.tensor([(x, y) for y in (-1, 0, 1) for x in (-1, 0, 1)])  # pixels of a patch, (0, 0) in the middle
@@ -118,3 +141,12 @@ def _has_left_view(mapping: Mapping, batch: Batch, rim: _Rim, uv: Float[Tensor, 
     side = rim.side.to(uv.device)
     towards = torch.where(side < 2, beyond[..., 0], beyond[..., 1])
     return torch.where(side % 2 == 0, towards > 0, towards < 0)
+
+
+DECISIVE_OPACITY = Loss("decisive_opacity", lambda at: decisive_opacity_loss(at.samples), front=True)
+GAIN_DEVIATION = Loss(
+    "gain_deviation", lambda at: gain_deviation_loss(at.samples), gain=(GridGainConfig, HashGainConfig)
+)
+GAIN_CONSISTENCY = Loss(
+    "gain_consistency", lambda at: gain_consistency_loss(at.model, at.batch), gain=(HashGainConfig,)
+)

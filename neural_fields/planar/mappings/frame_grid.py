@@ -31,11 +31,11 @@ class FrameTable(nn.Module):
 
     @property
     def values(self) -> Float[Tensor, "time channel rows columns"]:
-        """The whole table, as a view of the parameter."""
+        """The table, as a view of the parameter."""
         return self.flat.view(self.shape)
 
     def frame_rows(self, frames: Int[Tensor, " frames"]) -> Float[Tensor, "frames channel rows columns"]:
-        """Returns the values of some frames. Their gradient is sparse: a step touches only the frames it looked at."""
+        """Returns the values of some frames. Their gradient is sparse: a step changes only its frames."""
         return F.embedding(frames, self.flat, sparse=self.training).view(len(frames), *self.shape[1:])
 
     def sample_frames(
@@ -58,7 +58,7 @@ class FrameTable(nn.Module):
         return found[0, :, :, 0, 0].T
 
     def param_groups(self) -> list[dict]:
-        """Returns what the optimizer changes, with its learning rate."""
+        """Returns the trained parameter with its learning rate, for the optimizer."""
         return [{"params": [self.flat], "lr": self.learning_rate, "sparse": True}]
 
 

@@ -6,20 +6,78 @@ the steps of their code, which calls the charts segments. Points outside a chart
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from neural_fields.config import planar
+from neural_fields.config.presets import require_valid
+from neural_fields.core import coords
+from neural_fields.core.coords import Box
+from neural_fields.core.progress import Progress
+from neural_fields.data.dataset import ClipDataset, draw_pixels
+from neural_fields.nn.adam import Adam
 from neural_fields.nn.siren import Siren
+from neural_fields.planar.init.geometry import LayerGeometry
+from neural_fields.planar.init.model_shape import ModelShape
+from neural_fields.planar.init.warm_up import WarmUpOptions
 from neural_fields.planar.mappings.frame_points import evaluate_in_parts
-from neural_fields.planar.mappings.mapping import PAPER_ADAM, Mapping, project_points
+from neural_fields.planar.mappings.mapping import PAPER_ADAM, Mapping, MappingConfig, PointFunction, project_points
+
+
+@dataclass(frozen=True)
+class HomographyMlpMappingConfig(MappingConfig, PointFunction):
+    """Sets a network t -> homography for all charts, and a sine network of displacements for each chart (NaRCan)."""
+
+    kind: ClassVar[str] = "homography_mlp"
+    homography_width: int = 256  # neurons of a hidden layer of the homography network
+    homography_layers: int = 2  # hidden layers between the first and the last
+    pretrain: int = 3000  # steps that fit the homographies before the training, which does not change them
+    width: int = 256  # neurons of a layer of the sine networks
+    hidden_layers: int = 5  # between the first sine layer and the last linear one
+    omega: float = 30.0  # radians a unit: frequency of a sine layer
+    learning_rate: float = 1e-4  # of all networks
+
+    def __post_init__(self) -> None:
+        require_valid(min(self.homography_width, self.width) >= 1, "homography_width and width must be at least 1")
+        require_valid(
+            min(self.homography_layers, self.hidden_layers, self.pretrain) >= 0,
+            "homography_layers, hidden_layers and pretrain must not be negative",
+        )
+        require_valid(self.omega > 0, "omega must be above 0")
+
+    def build(self, shape: ModelShape, spans: Sequence[tuple[int, int]]) -> list[ChartMapping]:
+        """See `MappingConfig.build`; all charts share the network of homographies."""
+        network = HomographyNetwork(self)
+        return [ChartMapping(self, network, number == 0, span, shape.frame_count) for number, span in enumerate(spans)]
+
+    def scale_steps(self, total: int, final: int) -> MappingConfig:
+        """See `MappingConfig.scale_steps`; the pretraining takes no more steps than a quarter of the training."""
+        return replace(self, pretrain=min(self.pretrain, -(-total // 4)))
+
+
+@dataclass(frozen=True)
+class HomographyPretrainingSettings:
+    """Settings of the homographies' pretraining and of the boxes that follow from it."""
+
+    canonical_hidden_layers: int = 4  # of the network that the homographies are trained with, then dropped
+    pixel_divisor: int = 4  # a step sees the pixels of a frame divided by this
+    box_margin: float = 0.05  # of a box's sides: the shifts may go beyond what the homographies reach
+    max_box_reach: float = 5.0  # frame lengths: no box reaches further, whatever a homography does
+
+
+DEFAULTS = HomographyPretrainingSettings()
 
 
 class HomographyNetwork(nn.Module):
-    """A ReLU network from t to a homography [3, 3] whose last element is 1; its bias starts at the identity."""
+    """Computes a homography [3, 3] of t with a ReLU network; the last element is 1, and it starts at the identity."""
 
-    def __init__(self, settings: planar.HomographyMlpMappingConfig) -> None:
+    def __init__(self, settings: HomographyMlpMappingConfig) -> None:
         super().__init__()
         width = settings.homography_width
         layers: list[nn.Module] = [nn.Linear(1, width), nn.ReLU()]
@@ -42,7 +100,7 @@ class HomographyNetwork(nn.Module):
 
 
 class ChartMapping(Mapping):
-    """uv = homography(t) xy + shift(x, y, t), the shift a network of sines over the time of its chart.
+    """Maps by uv = homography(t) xy + shift(x, y, t), with shifts from a network of sines over the time of its chart.
 
     The homographies are pretrained (`pretrain_homographies`) and then stay as they are. The paper's code trains them on
     the time of the whole clip and evaluates them at that of the segment; here each frame gets its own.
@@ -57,7 +115,7 @@ class ChartMapping(Mapping):
 
     def __init__(
         self,
-        settings: planar.HomographyMlpMappingConfig,
+        settings: HomographyMlpMappingConfig,
         homography: HomographyNetwork,
         owner: bool,
         span: tuple[int, int],
@@ -69,6 +127,7 @@ class ChartMapping(Mapping):
         if owner:
             self.homography = homography
         self.shift = Siren(3, 2, settings.width, settings.hidden_layers, settings.omega)
+        self.owns_homography = owner
         self.span, self.frame_count = span, frame_count
         begin, end = ((2 * edge / frame_count - 1) for edge in (span[0], span[1] + 1))
         self.middle, self.reach = (begin + end) / 2, (end - begin) / 2
@@ -85,6 +144,17 @@ class ChartMapping(Mapping):
         if not len(inside):
             return place
         return place.index_add(0, inside, evaluate_in_parts(self.shift, points))
+
+    def initialize(
+        self, number: int, clip: ClipDataset, geometry: LayerGeometry | None, options: WarmUpOptions
+    ) -> None:
+        """See `Mapping.initialize`; the homographies of all charts are pretrained, once."""
+        if self.owns_homography:
+            pretrain_homographies(self, clip, options)
+
+    def measure_box(self, size: tuple[int, int]) -> Box | None:
+        """See `Mapping.measure_box`; the chart's frames, moved by the pretrained homographies."""
+        return compute_chart_box(self, size)
 
     def residual_jacobian(self, xyt: Float[Tensor, "n 3"]) -> Float[Tensor, ""]:
         """Computes the mean absolute derivative of the shift by x, y and t; points outside the chart count as 0."""
@@ -106,3 +176,66 @@ class ChartMapping(Mapping):
     def param_groups(self) -> list[dict]:
         """Returns the weights of the network of shifts; the homographies are not trained here."""
         return [{"params": list(self.shift.parameters()), "lr": self.settings.learning_rate, **PAPER_ADAM}]
+
+
+def pretrain_homographies(
+    mapping: ChartMapping, clip: ClipDataset, how: WarmUpOptions, settings: HomographyPretrainingSettings = DEFAULTS
+) -> None:
+    """Trains the homographies together with one canonical network for the whole clip, which is then dropped.
+
+    As the paper's code: mean squared error of colors from -1 to 1, Adam, `pretrain` steps of a fourth of a frame's
+    pixels. Steps whose gradients are not finite are left out.
+
+    Args:
+        mapping: of any chart; its network of homographies is trained.
+        clip: frames, masks and flow.
+        how: seed, device and patience.
+        settings: sizes.
+    """
+    planar, network = mapping.settings, mapping.shared_network
+    home = next(network.parameters()).device
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(how.seed)
+        canonical = Siren(2, 3, planar.width, settings.canonical_hidden_layers, planar.omega).to(how.device)
+    network.to(how.device).requires_grad_(True)
+    params = [*network.parameters(), *canonical.parameters()]
+    adam = Adam([{"params": params, "lr": planar.learning_rate, **PAPER_ADAM}])
+    pixels = max(1, clip.size[0] * clip.size[1] // settings.pixel_divisor)
+    begin = time.monotonic()
+    with torch.enable_grad():
+        for step in range(planar.pretrain):
+            if how.stop() or (how.seconds is not None and time.monotonic() - begin > how.seconds):
+                break
+            batch = draw_pixels(clip, pixels, step, how.seed)
+            shown = canonical(network.map_points(batch.xyt.to(how.device)))
+            loss = F.mse_loss(shown, 2 * batch.rgb.to(how.device) - 1)
+            adam.zero_grad()
+            loss.backward()
+            if all(bool(torch.isfinite(gradient).all()) for gradient in adam.iterate_gradients()):
+                adam.step()
+            if step % how.report_every == 0:
+                how.report(Progress("geometry", step, planar.pretrain))
+    network.to(home).requires_grad_(False)
+
+
+@torch.no_grad()
+def compute_chart_box(
+    mapping: ChartMapping, size: tuple[int, int], settings: HomographyPretrainingSettings = DEFAULTS
+) -> Box:
+    """Computes the box of a chart's canonical image: the chart's frames, moved by the homographies, and a margin.
+
+    Args:
+        mapping: of the chart.
+        size: (width, height) of the frames in pixels.
+        settings: margin and limit.
+    """
+    frame = coords.frame_box(*size)
+    corners = torch.tensor([[u, v] for u in (frame.u0, frame.u1) for v in (frame.v0, frame.v1)])
+    first, last = mapping.span
+    times = torch.as_tensor(coords.normalize_time(torch.arange(first, last + 1).float(), mapping.frame_count))
+    xyt = torch.cat([corners.repeat(len(times), 1), times.repeat_interleave(4)[:, None]], dim=1)
+    reach = 2 * settings.max_box_reach  # in uv units
+    places = mapping.shared_network.map_points(xyt).nan_to_num().clamp(-reach, reach)
+    low, high = places.amin(0), places.amax(0)
+    margin = settings.box_margin * (high - low).clamp_min(2 / max(size))
+    return Box(*(low - margin).tolist(), *(high + margin).tolist())

@@ -6,24 +6,70 @@ Ye et al., "Deformable Sprites for Unsupervised Video Decomposition" (2022), sec
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from neural_fields.config import planar
+from neural_fields.config.presets import require_valid
 from neural_fields.core import coords
-from neural_fields.planar.mappings.mapping import PAPER_ADAM, Mapping, center_jacobian
+from neural_fields.data.dataset import ClipDataset
+from neural_fields.planar.init.clip_geometry import compute_clip_geometry
+from neural_fields.planar.init.geometry import GeometrySettings, LayerGeometry
+from neural_fields.planar.init.model_shape import ModelShape
+from neural_fields.planar.init.warm_up import WarmUpOptions
+from neural_fields.planar.mappings.frame_grid import compute_table_size
+from neural_fields.planar.mappings.mapping import PAPER_ADAM, Mapping, MappingConfig, PointFunction, center_jacobian
+
+
+@dataclass(frozen=True)
+class SplineMappingConfig(MappingConfig, PointFunction):
+    """Sets a homography along a spline in time and a spline grid of bounded displacements (Deformable Sprites)."""
+
+    kind: ClassVar[str] = "spline"
+    time_step: int = 2  # frames between knots, at least 1
+    cell: float = 16.0  # pixels between the knots of the displacements, at least 2
+    max_shift: float = 0.1  # largest displacement in uv units; half the longer side of a frame is 1
+    motion_rate: float = 5e-4  # learning rate of the homography's parameters
+    learning_rate: float = 1e-3  # of the displacements, before they are bounded
+    flow_size: int = 480  # pixels on the longer side at which flow is computed
+
+    def __post_init__(self) -> None:
+        require_valid(self.time_step >= 1, "time_step must be at least 1 frame")
+        require_valid(self.cell >= 2, "cell must be at least 2 pixels")
+        require_valid(self.max_shift > 0, "max_shift must be above 0")
+        require_valid(self.flow_size >= 64, "flow_size must be at least 64 pixels")
+
+    def build(self, shape: ModelShape, spans: Sequence[tuple[int, int]]) -> list[SplineMapping]:
+        """See `MappingConfig.build`."""
+        return [SplineMapping(self, shape.frame_count, shape.size) for _ in shape.layers]
+
+    @property
+    def flow_side(self) -> int | None:
+        """See `MappingConfig.flow_side`."""
+        return self.flow_size
+
+    def plan_geometry(self, clip: ClipDataset, settings: GeometrySettings) -> tuple[LayerGeometry, ...]:
+        """See `MappingConfig.plan_geometry`."""
+        return compute_clip_geometry(clip, compute_table_size(clip.size, self.cell, clip.frame_count), settings)
 
 
 class SplineMapping(Mapping):
-    """uv = homography(t)(x, y) + max_shift * tanh(shift(x, y, t)), both of uniform cubic B-splines.
+    """Maps by uv = homography(t)(x, y) + max_shift * tanh(shift(x, y, t)), both of uniform cubic B-splines.
 
-    The homography's eight numbers have a knot every `time_step` frames; shifts have knots every `cell` pixels and
-    every `time_step` frames. Knots start at the identity and without shifts.
+    The eight numbers of the homography have a knot every `time_step` frames; shifts have knots every `cell` pixels and
+    every `time_step` frames. The knots start at the identity and without shifts.
+
+    Args:
+        settings: distances of the knots, and learning rates.
+        frame_count: number of frames of the clip.
+        size: (width, height) of the frames in pixels.
     """
 
-    def __init__(self, settings: planar.SplineMappingConfig, frame_count: int, size: tuple[int, int]) -> None:
+    def __init__(self, settings: SplineMappingConfig, frame_count: int, size: tuple[int, int]) -> None:
         super().__init__()
         self.settings = settings
         self.frame_count = frame_count
@@ -81,6 +127,13 @@ class SplineMapping(Mapping):
         weights = spline_matrix(moments / self.settings.time_step, len(self.shifts))
         return (weights @ self.shifts.flatten(1)).view(len(moments), *self.shifts.shape[1:])
 
+    def initialize(
+        self, number: int, clip: ClipDataset, geometry: LayerGeometry | None, options: WarmUpOptions
+    ) -> None:
+        """See `Mapping.initialize`; the motion nearest to the homographies that geometry found."""
+        if geometry is not None:
+            self.start_from_homographies(torch.from_numpy(geometry.homography))
+
     def start_from_homographies(self, homography: Float[Tensor, "time 3 3"]) -> None:
         """Starts the motion nearest to a transform of each frame (xy to uv), by least squares."""
         eight = (homography / homography[:, 2:, 2:]).flatten(1)[:, :8].double()
@@ -98,7 +151,7 @@ class SplineMapping(Mapping):
         return center_jacobian(self.homography_at(t.detach()).detach()).norm(dim=2) * self.pixel
 
     def param_groups(self) -> list[dict]:
-        """Returns the knots of the homography and those of the shifts, each with its own learning rate."""
+        """Returns the knots of the homography and those of the shifts in groups with their learning rates."""
         settings = self.settings
         return [
             {"params": [self.motion], "lr": settings.motion_rate, **PAPER_ADAM},
@@ -115,8 +168,8 @@ def spline_weights(place: Float[Tensor, " n"], knots: int) -> tuple[Int[Tensor, 
     """Returns the first of the four knots that a place depends on, and their weights, which sum to one.
 
     Args:
-        place: in steps between knots from the beginning; beyond the ends the end pieces go on.
-        knots: how many there are.
+        place: in steps between knots from the beginning; beyond the ends, the end pieces continue.
+        knots: their number.
     """
     first = place.detach().floor().clamp(0, knots - 4)
     s = place - first

@@ -3,7 +3,7 @@
 A point of a layer has one uv, and the maps of two frames give its position in each. That motion is used where the
 frame shows the layer. A model may have represented the same content twice, or blur what it cannot explain; so where
 the two frames differ along the motion, it is interpolated from the surroundings instead, and the rest is estimated
-with optical flow. Beyond the visible pixels the motion continues as an affine one (`extended_map.py`).
+with optical flow. Beyond the visible pixels the motion continues as an affine one (`uv_extrapolation.py`).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class LayerMotion:
 
 @dataclass(frozen=True)
 class LayerAppearance:
-    """What a frame shows of a layer: premultiplied color in 8-bit units with opacity, and their confidence."""
+    """Holds the appearance of a layer in a frame: premultiplied color in 8-bit units, opacity, and their confidence."""
 
     rgba: Float[np.ndarray, "height width 4"]
     confidence: Float[np.ndarray, "height width"]

@@ -1,7 +1,7 @@
 """Retiming: slow motion, other frame rates and frozen frames, as a list of positions among the source's frames.
 
-Position 3 is frame 3 as it is, 3 1/2 is half way to the next. All times are exact fractions of a second, so that
-nothing drifts however long a video is.
+Position 3 is frame 3, position 3 1/2 is half way to frame 4. All times are exact fractions of a second, so that
+nothing drifts in a long video.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ DEFAULTS = RetimingSettings()
 
 @dataclass(frozen=True)
 class Timing:
-    """The timing that a rendering is asked for.
+    """Says how the frames of a rendering are timed.
 
     Attributes:
-        speed: 1/2 is half as fast as the source.
-        rate: frames a second; None: as many as the source has.
-        freeze: (number of a frame in the source, seconds that it is frozen, on top of its own time).
+        speed: speed relative to the source; 1/2 is half as fast.
+        rate: frames a second; None keeps the source's rate.
+        freeze: pairs of a frame's number in the source and the seconds for which it is frozen, in addition to its
+            normal duration.
     """
 
     speed: Fraction = Fraction(1)
@@ -58,13 +59,14 @@ class Timing:
 
 @dataclass(frozen=True)
 class FrameSchedule:
-    """The frames of a rendering.
+    """Lists the frames of a rendering.
 
     Attributes:
-        timestamps: seconds, one a frame, rising; the first is that of the run's first frame.
-        positions: among the run's frames (0 is the first, fractions lie between), one a frame, never falling.
-        metadata: metadata of the source as if it had these frames: what the output is encoded like.
-        notes: what the user should know.
+        timestamps: time of each frame in seconds, rising; the first is that of the run's first frame.
+        positions: position of each frame among the run's frames, never falling; 0 is the first frame, and fractions
+            lie between frames.
+        metadata: the metadata of the source, adapted to these frames, for the encoder.
+        notes: sentences for the user.
     """
 
     timestamps: tuple[Fraction, ...]
@@ -79,13 +81,22 @@ def parse_timing(
     """Parses the texts of `--speed`, `--rate` and `--freeze`; numbers may be fractions such as 30000/1001.
 
     Args:
-        speed: times the source's.
-        rate: frames a second; empty: the source's.
+        speed: speed relative to the source, above 0 and at most 100.
+        rate: frames a second, above 0 and at most 1000; empty keeps the source's rate.
         freeze: "frame:seconds", one for each frozen frame.
         settings: the limits.
 
+    Returns:
+        The timing, in exact fractions.
+
     Raises:
-        UserError: something else than numbers, or numbers out of range (exit 3).
+        UserError: a text that is not a number, or a number out of range (exit 3).
+
+    Example:
+        >>> parse_timing(speed="1/2", freeze=["20:2"])
+        Timing(speed=Fraction(1, 2), rate=None, freeze=((20, Fraction(2, 1)),))
+        >>> parse_timing().changes_something
+        False
     """
     speed_number, rate_number = _parse_number(speed), _parse_number(rate) if rate else None
     if speed_number is None or not 0 < speed_number <= settings.max_speed:
@@ -111,13 +122,22 @@ def schedule_frames(
     """Plans the frames of a rendering.
 
     Args:
-        metadata: metadata of the source.
-        chosen: the frames of it that are rendered.
-        timing: what is asked for.
+        metadata: of the source.
+        chosen: numbers in the source of the frames that are rendered.
+        timing: the timing of the rendering.
         settings: the limit of frames, and the tolerance of positions.
 
+    Returns:
+        The frames in order.
+
     Raises:
-        UserError: a frozen frame that is not rendered, or frozen twice; more frames than are sensible (exit 3).
+        UserError: a frozen frame that is not rendered, a frame that is frozen twice, or too many frames (exit 3).
+
+    Example:
+        >>> from neural_fields.data.video.metadata import make_metadata
+        >>> clip = make_metadata((64, 36), 3, Fraction(24))
+        >>> [str(position) for position in schedule_frames(clip, range(3), Timing(Fraction(1, 2))).positions]
+        ['0', '1/2', '1', '3/2', '2', '2']
     """
     pauses = dict.fromkeys(chosen, Fraction(0))
     for number, seconds in timing.freeze:

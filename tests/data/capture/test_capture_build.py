@@ -23,9 +23,10 @@ from neural_fields.data.capture.background_subtraction import (
     segment_person,
 )
 from neural_fields.data.capture.bones_json import write_bones, write_states
-from neural_fields.data.capture.build import CaptureBuildOptions, build_capture
+from neural_fields.data.capture.build import build_capture
 from neural_fields.data.capture.cameras import Camera, compute_look_at_pose
 from neural_fields.data.capture.capture_folder import read_capture
+from neural_fields.data.capture.options import CaptureBuildOptions
 from neural_fields.data.capture.pose_estimation import PoseNetwork
 from neural_fields.data.capture.pose_landmarks import (
     LANDMARK_SKELETON,
@@ -376,7 +377,7 @@ def test_joints_of_a_real_recording_lie_in_its_masks(shared_data: Path, tmp_path
     folder = shared_data / "pose2sim-balancing"
     joints = folder / "pose-3d" / "S00_P00_T01_BalancingTrial_0-100_filt_butterworth.trc"
     options = CaptureBuildOptions(
-        folder / "Calib_qualisys.toml", joints=joints, axes="zxy", frames="0:40:10", size="120p"
+        folder / "Calib_qualisys.toml", joints=joints, joints_axes="zxy", frames="0:40:10", size="120p"
     )
     build_capture(tmp_path / "scene", [folder / "videos" / "cam02.mp4"], options)
     scene = read_capture(tmp_path / "scene")

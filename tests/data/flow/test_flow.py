@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from neural_fields.core.errors import ExitCode, UserError
+from neural_fields.core.progress import Progress
 from neural_fields.data.flow.compute import (
     FlowField,
     compute_flow,
@@ -105,10 +106,10 @@ def test_consistency_refuses_flow_that_does_not_come_back() -> None:
 def test_cached_flow_is_opened_again_and_a_damaged_entry_is_computed_again(tmp_path: Path) -> None:
     frames = moving(64, 48, 1, 0)
     calls: list[tuple[int, int]] = []
-    first = compute_flow(frames, tmp_path, progress=lambda done, count: calls.append((done, count)))
+    first = compute_flow(frames, tmp_path, report=lambda progress: calls.append((progress.done, progress.total)))
     values = np.array(first.forward)
     assert calls == [(1, 2), (2, 2)] and isinstance(first.forward, np.memmap) and first.forward.dtype == np.float16
-    compute_flow(frames, tmp_path, progress=lambda done, count: calls.append((done, count)))
+    compute_flow(frames, tmp_path, report=lambda progress: calls.append((progress.done, progress.total)))
     assert len(calls) == 2
     next(tmp_path.glob("*/backward.npy")).write_bytes(b"cut short")
     again = compute_flow(frames, tmp_path)
@@ -124,11 +125,11 @@ def test_other_frames_and_other_sizes_have_other_cache_entries(tmp_path: Path) -
 
 
 def test_a_failure_half_way_leaves_no_cache_entry(tmp_path: Path) -> None:
-    def stop(done: int, count: int) -> None:
+    def stop(progress: Progress) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        compute_flow(moving(64, 48, 1, 0), tmp_path, progress=stop)
+        compute_flow(moving(64, 48, 1, 0), tmp_path, report=stop)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -160,7 +160,7 @@ def test_a_long_clip_is_judged_in_chunks_that_know_their_neighbors() -> None:
     done: list[tuple[int, int]] = []
     layers = LayerMasks(("foreground",), spotted[None])
     settings = MaskRefinementSettings(chunk_frames=7)
-    parts = refine_masks(frames, flow, layers, lambda *now: done.append(now), settings).masks[0]
+    parts = refine_masks(frames, flow, layers, lambda now: done.append((now.done, now.total)), settings).masks[0]
     assert mean_iou(parts, whole) > 0.99 and done == [(7, COUNT), (COUNT, COUNT)]
 
 

@@ -168,7 +168,7 @@ def benchmark(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def test_the_benchmark_fits_and_measures_a_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_benchmark_trains_on_and_measures_a_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     suite = benchmark("suite", monkeypatch)
     output = tmp_path / "figures.json"
     words = ["suite.py", "--clips", "pan", "--frames", "4", "--size", "96", "54", "--json", str(output)]

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from neural_fields.config.loader import from_mapping, to_mapping
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.data.video import encode
 from neural_fields.data.video.image_sequence import list_images
@@ -217,9 +218,9 @@ def test_cover_art_is_not_the_video(tmp_path: Path) -> None:
 
 def test_facts_survive_json(tmp_path: Path) -> None:
     metadata = probe_video(make(tmp_path / "a.mp4", clip(3), sound="aac"))
-    assert VideoMetadata.from_json(json.loads(json.dumps(metadata.to_json()))) == metadata
-    with pytest.raises(UserError):
-        VideoMetadata.from_json({"path": "x"})
+    assert from_mapping(VideoMetadata, json.loads(json.dumps(to_mapping(metadata)))) == metadata
+    with pytest.raises(UserError, match="kind: missing"):
+        from_mapping(VideoMetadata, {"path": "x"})
 
 
 @pytest.mark.parametrize("name", ["-i.mp4", "a%03d.mp4", "http:x.mp4", "'; $(x) \n.mp4", "ü🦢.mp4", b"\xff.mp4"])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from editors.core.editor import EditorResult, report_nothing
+from editors.core.editor import EditorResult
 from editors.core.source import EditSource
 from editors.diffusion.backend.diffusers_model import DiffusionModel, load_model
 from editors.diffusion.backend.noise_schedule import DenoisedLatents, Latents, NoiseSchedule
@@ -29,6 +29,7 @@ from editors.diffusion.methods.pnp import PlugAndPlay, denoise_along_path, selec
 from neural_fields.atlas.canonical import CanonicalImage
 from neural_fields.core.coords import Box
 from neural_fields.core.errors import ExitCode, UserError
+from neural_fields.core.progress import report_nothing
 
 pytestmark = pytest.mark.slow
 
@@ -142,9 +143,9 @@ def test_the_prompt_of_the_original_gives_the_original_back(calm: dict[str, str]
         model, source = load_model(WeightsSource(calm[name], "cpu")), Still()
         image = torch.from_numpy(source.pictures["foreground"].to_array()[..., :3]).permute(2, 0, 1)[None].contiguous()
         expected = model.decode_latents(model.encode_images(image))[0].permute(1, 2, 0)[8:24, 8:24]
-    same = shown(kind(prompt="red stripes", guidance=1.0, **common)(source, report_nothing))
+    same = shown(kind(prompt="red stripes", guidance=1.0, **common).edit(source, report_nothing))
     torch.testing.assert_close(same[8:24, 8:24, :3], expected, atol=0.02, rtol=0)
-    other = shown(kind(prompt="blue dots", guidance=20.0, **common)(source, report_nothing))
+    other = shown(kind(prompt="blue dots", guidance=20.0, **common).edit(source, report_nothing))
     assert (other - same)[..., :3].abs().max() > (same[8:24, 8:24, :3] - expected).abs().max()
     assert (same[0, :, 3] == 0).all() and (same[8:24, 8:24, 3] == 1).all()
 
@@ -179,7 +180,7 @@ def test_each_feature_is_used_for_its_share_of_the_steps(
         return injecting(self, model, processors, outputs)
 
     monkeypatch.setattr(FeatureRecorder, FeatureRecorder.inject_features.__name__, watch)
-    PlugAndPlay(model=folders["epsilon"], prompt="blue dots", steps=10, refine=0)(Still(), report_nothing)
+    PlugAndPlay(model=folders["epsilon"], prompt="blue dots", steps=10, refine=0).edit(Still(), report_nothing)
     assert used == [(True, True)] * 5 + [(False, True)] * 3
 
 
@@ -272,12 +273,12 @@ def test_words_can_be_weighted_and_bound_to_their_place(folders: dict[str, str])
         "source_prompt": "red dots",
         "prompt": "blue dots",
     }
-    alike = shown(PromptToPrompt(**common)(Still(), report_nothing))
-    stronger = shown(PromptToPrompt(**common, weight=("Blue=5",))(Still(), report_nothing))
-    bound = shown(PromptToPrompt(**common, local_blend=("dots",))(Still(), report_nothing))
+    alike = shown(PromptToPrompt(**common).edit(Still(), report_nothing))
+    stronger = shown(PromptToPrompt(**common, weight=("Blue=5",)).edit(Still(), report_nothing))
+    bound = shown(PromptToPrompt(**common, local_blend=("dots",)).edit(Still(), report_nothing))
     assert (stronger - alike).abs().max() > 1e-3 and torch.isfinite(bound).all()
     with pytest.raises(UserError, match="blend"):
-        PromptToPrompt(**common, local_blend=("dots",), side=64)(Still(), report_nothing)
+        PromptToPrompt(**common, local_blend=("dots",), side=64).edit(Still(), report_nothing)
 
 
 # What users get wrong
@@ -307,11 +308,11 @@ def test_settings_that_cannot_work_are_refused_with_a_flag_to_try(kind: Any, set
 @pytest.mark.parametrize("kind", [PlugAndPlay, PromptToPrompt])
 def test_a_transformer_is_refused(folders: dict[str, str], kind: Any) -> None:
     with pytest.raises(UserError, match="attention cannot be changed"):
-        kind(model=folders["flow"], prompt="blue dots", source_prompt="red dots")(Still(), report_nothing)
+        kind(model=folders["flow"], prompt="blue dots", source_prompt="red dots").edit(Still(), report_nothing)
 
 
 def test_a_picture_larger_than_the_model_is_edited_window_by_window(folders: dict[str, str]) -> None:
-    result = PlugAndPlay(model=folders["epsilon"], prompt="blue dots", steps=2, refine=0, side=64)(
+    result = PlugAndPlay(model=folders["epsilon"], prompt="blue dots", steps=2, refine=0, side=64).edit(
         Still(), report_nothing
     )
     assert max(result.overlays["foreground"].size) == 64 and np.isfinite(result.overlays["foreground"].rgba).all()

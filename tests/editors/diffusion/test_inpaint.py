@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from editors.cli.main import main
-from editors.core.editor import EditorResult, report_nothing
+from editors.core.editor import EditorResult
 from editors.core.source import EditSource
 from editors.diffusion.backend.diffusers_model import load_model
 from editors.diffusion.backend.noise_schedule import DenoisedLatents, Latents, NoiseSchedule
@@ -29,12 +29,14 @@ from editors.diffusion.methods.inpaint import Inpaint, repaint_regions
 from editors.diffusion.methods.videdit import VidEdit
 from neural_fields.atlas import canonical
 from neural_fields.atlas.canonical import CanonicalImage, resample_overlay
-from neural_fields.config.planar import PlanarConfig
 from neural_fields.core import coords
 from neural_fields.core.coords import Box
 from neural_fields.core.errors import ExitCode, UserError
-from neural_fields.planar.init.build import build_model
-from neural_fields.planar.model import LayerShape, ModelShape
+from neural_fields.core.progress import Progress, report_nothing
+from neural_fields.open_runs.opening import require_planar
+from neural_fields.planar.build import build_model
+from neural_fields.planar.config import PlanarConfig
+from neural_fields.planar.init.model_shape import LayerShape, ModelShape
 from neural_fields.runs.run import Run, write_run_yaml
 from neural_fields.training.bake import bake_maps
 
@@ -50,7 +52,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> EditSource:
     """A run of two layers; the foreground is a disc."""
     run = Run.create(tmp_path_factory.mktemp("inpaint") / "run")
     layers = tuple(LayerShape(name, BOXES[name], *SIZES[name]) for name in SIZES)
-    maps = bake_maps(run, build_model(PlanarConfig(), ModelShape(48, 32, 2, layers)).eval(), 1)
+    bake_maps(run, build_model(PlanarConfig(), ModelShape(48, 32, 2, layers)).eval(), 1)
     generator = torch.Generator().manual_seed(0)
     for name, (width, height) in SIZES.items():
         coarse = torch.rand(1, 3, 5, 7, generator=generator)
@@ -59,7 +61,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> EditSource:
         seen = (uv.norm(dim=-1) < 0.38).float() if name == "foreground" else torch.ones(height, width)
         canonical.export_canonical(run.canonical, CanonicalImage(torch.cat([rgb, seen[None]]), BOXES[name], name))
     write_run_yaml(run, {})
-    return EditSource(run, maps, ("foreground",))
+    return EditSource(require_planar(run, "the test"), ("foreground",))
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +151,7 @@ def test_every_kind_of_model_repaints_the_region_and_nothing_else(
     model: str, source: EditSource, models: Callable[..., str], tmp_path: Path
 ) -> None:
     half = masked(source, tmp_path / "mask.png")
-    result = Inpaint(model=models(model), **FEW)(half, report_nothing)
+    result = Inpaint(model=models(model), **FEW).edit(half, report_nothing)
     overlay = on_picture(result, half)
     inside = half.read_region("foreground") > 0
     seen = source.read_region("foreground") > 0
@@ -162,7 +164,7 @@ def test_a_seed_gives_the_same_picture_again_and_another_seed_another(
     source: EditSource, models: Callable[..., str]
 ) -> None:
     first, again, other = (
-        on_picture(Inpaint(model=models("plain"), seed=seed, **FEW)(source, report_nothing), source)
+        on_picture(Inpaint(model=models("plain"), seed=seed, **FEW).edit(source, report_nothing), source)
         for seed in (0, 0, 1)
     )
     assert np.array_equal(first, again) and np.abs(first - other).mean() > 0.01
@@ -171,9 +173,9 @@ def test_a_seed_gives_the_same_picture_again_and_another_seed_another(
 def test_weaker_image_to_image_stays_nearer_to_the_picture(source: EditSource, models: Callable[..., str]) -> None:
     def distance(strength: float) -> float:
         settings: dict[str, Any] = {"model": models("plain"), "prompt": "blue dots", "steps": 10, "guidance": 1.0}
-        result = Img2Img(strength=strength, **settings)(source, report_nothing)
+        result = Img2Img(strength=strength, **settings).edit(source, report_nothing)
         assert isinstance(result, EditorResult)
-        kept = Img2Img(strength=0.1, **settings)(source, report_nothing)
+        kept = Img2Img(strength=0.1, **settings).edit(source, report_nothing)
         return float(np.abs(on_picture(result, source) - on_picture(kept, source)).mean())
 
     assert distance(0.1) == 0 < distance(0.3) < distance(1.0)
@@ -194,17 +196,17 @@ def test_with_all_of_the_noise_nothing_of_the_region_is_left(source: EditSource,
 
 
 def test_several_layers_are_made_in_one_picture(source: EditSource, models: Callable[..., str]) -> None:
-    said: list[tuple[str, int, int]] = []
+    said: list[Progress] = []
     both = replace(source, layers=("foreground", "background"))
-    result = Inpaint(model=models("plain"), **FEW)(both, lambda *words: said.append(words))
+    result = Inpaint(model=models("plain"), **FEW).edit(both, said.append)
     assert set(result.overlays) == {"foreground", "background"}
-    assert said == [("denoising", 1, 2), ("denoising", 2, 2)]
+    assert said == [Progress("denoising", 1, 2), Progress("denoising", 2, 2)]
 
 
 def test_a_model_that_follows_instructions_is_sent_to_its_own_editor(
     source: EditSource, models: Callable[..., str]
 ) -> None:
-    error = refusal(lambda: Inpaint(model=models("instructions"), **FEW)(source, report_nothing))
+    error = refusal(lambda: Inpaint(model=models("instructions"), **FEW).edit(source, report_nothing))
     assert error.code == ExitCode.BAD_INPUT and "--editor instruct" in error.fix
 
 
@@ -238,8 +240,9 @@ def test_the_command_line_takes_every_setting_and_the_edit_remembers_them(
     words += ["--layer", "foreground", "--steps", "1", "--side", "64", "--feather", "2", "--json"]  # windows of 32
     assert main(words) == ExitCode.OK, capsys.readouterr().err
     written = json.loads((run / "edits" / "0001-controlnet" / "edit.json").read_text())
-    assert written["editor"] == "controlnet" and list(written["layers"]) == ["foreground"]
-    assert written["settings"]["edge_thresholds"] == [50, 90] and len(written["settings"]["control"]) == 2
+    assert written["origin"]["editor"] == "controlnet" and list(written["overlays"]) == ["foreground"]
+    chosen = written["origin"]["settings"]
+    assert chosen["edge_thresholds"] == [50, 90] and len(chosen["control"]) == 2
     assert main([*words, "--strength", "2"]) == ExitCode.USAGE
     assert "--strength is 2.0" in capsys.readouterr().err
 
@@ -251,9 +254,11 @@ def test_controls_are_followed_in_the_region_as_strongly_as_their_scale_says(
     source: EditSource, models: Callable[..., str]
 ) -> None:
     def made(*control: str) -> np.ndarray:
-        return on_picture(ControlNet(model=models("plain"), control=control, **FEW)(source, report_nothing), source)
+        return on_picture(
+            ControlNet(model=models("plain"), control=control, **FEW).edit(source, report_nothing), source
+        )
 
-    plain = on_picture(Inpaint(model=models("plain"), **FEW)(source, report_nothing), source)
+    plain = on_picture(Inpaint(model=models("plain"), **FEW).edit(source, report_nothing), source)
     folder = models("control")
     np.testing.assert_array_equal(made(f"edges={folder}@0"), plain)
     np.testing.assert_array_equal(  # a ControlNet that was never trained adds zeros
@@ -277,12 +282,12 @@ def test_a_trained_controlnet_changes_the_result(
     monkeypatch.setattr(control_images, load.__name__, trained)
     settings: dict[str, Any] = {"model": models("plain"), **FEW}
     folder = models("control")
-    plain = on_picture(Inpaint(**settings, strength=0.8)(source, report_nothing), source)
+    plain = on_picture(Inpaint(**settings, strength=0.8).edit(source, report_nothing), source)
     for editor in (
         VidEdit(**settings | {"steps": 2}, control=folder, feather=0.0),
         ControlNet(**settings, control=(f"depth={folder}",), depth_model=models("depth"), strength=0.8),
     ):
-        result = editor(source, report_nothing)
+        result = editor.edit(source, report_nothing)
         assert np.abs(on_picture(result, source) - plain).mean() > 0.01
 
 
@@ -350,7 +355,7 @@ def test_a_controlnet_for_a_transformer_or_another_model_is_refused(
 ) -> None:
     for model in ("flow", "xl"):
         editor = ControlNet(model=models(model), control=(f"edges={models('control')}",), **FEW)
-        assert refusal(lambda: editor(source, report_nothing)).code == ExitCode.BAD_INPUT  # noqa: B023 - called at once
+        assert refusal(lambda: editor.edit(source, report_nothing)).code == ExitCode.BAD_INPUT  # noqa: B023 - called at once
 
 
 # --- regions from words ---------------------------------------------------------------------------------------------
@@ -396,7 +401,7 @@ def test_a_region_from_words_stays_inside_the_mask(
     half = masked(source, tmp_path / "mask.png")
     settings: dict[str, Any] = {"region_model": models(finder)} if finder else {}
     editor = Inpaint(model=models("plain"), region="a disc + a car", region_threshold=0.4, **settings, **FEW)
-    result = editor(half, report_nothing)
+    result = editor.edit(half, report_nothing)
     overlay, seen = on_picture(result, half), source.read_region("foreground") > 0
     assert overlay[..., 3][seen & (half.read_region("foreground") == 0)].max() < 1e-3
     assert (overlay[..., 3] > 0.5).any()
@@ -410,10 +415,10 @@ def test_words_that_nothing_is_found_for_are_said(
         region, region.load_segmenter.__name__, lambda weights, words: lambda images: torch.zeros_like(images[:, :1])
     )
     editor = Inpaint(model=models("plain"), region="a boat", region_model="any", **FEW)
-    error = refusal(lambda: editor(source, report_nothing))
+    error = refusal(lambda: editor.edit(source, report_nothing))
     assert error.code == ExitCode.BAD_INPUT and "a boat" in error.what and "--region-threshold 0.25" in error.fix
 
 
 def test_a_folder_of_another_network_is_no_region_model(source: EditSource, models: Callable[..., str]) -> None:
     editor = Inpaint(model=models("plain"), region="a car", region_model=models("depth"), **FEW)
-    assert "no CLIPSeg" in refusal(lambda: editor(source, report_nothing)).what
+    assert "no CLIPSeg" in refusal(lambda: editor.edit(source, report_nothing)).what

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from editors.core.editor import report_nothing
 from editors.core.source import EditSource
 from editors.diffusion.backend.diffusers_model import DiffusionModel, load_pipeline
 from editors.diffusion.backend.instruction_pipelines import Instruction, check_instruction_pipeline, run_instruction
@@ -20,6 +19,7 @@ from editors.diffusion.methods.instruct import Instruct, combine_guidance, predi
 from neural_fields.atlas.canonical import CanonicalImage
 from neural_fields.core.coords import Box
 from neural_fields.core.errors import ExitCode, UserError
+from neural_fields.core.progress import report_nothing
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +62,7 @@ def folders(tiny_models: ModuleType, tmp_path_factory: pytest.TempPathFactory) -
 
 def edited(folder: str, **settings: Any) -> np.ndarray:
     settings = {"prompt": "make it blue", "steps": 2, **settings}
-    return Instruct(model=folder, **settings)(Still(), report_nothing).overlays["foreground"].rgba
+    return Instruct(model=folder, **settings).edit(Still(), report_nothing).overlays["foreground"].rgba
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction", "flow"])
@@ -143,7 +143,7 @@ def test_a_pipeline_is_given_what_it_has_a_name_for_and_its_picture_comes_back_i
     image[:, 0] = 1
     kontext, steps = Kontext(), []
     made = run_instruction(
-        kontext, image, Instruction("blue", steps=3), lambda done, total: steps.append((done, total))
+        kontext, image, Instruction("blue", steps=3), lambda progress: steps.append((progress.done, progress.total))
     )
     assert made.shape == image.shape and (made - 0.25).abs().max() < 1e-6
     assert steps == [(1, 3), (2, 3), (3, 3)]

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from editors.core.editor import EditorResult, report_nothing
+from editors.core.editor import EditorResult
 from editors.core.source import EditSource
 from editors.diffusion.backend.noise_schedule import DenoisedLatents, Latents, NoiseSchedule
 from editors.diffusion.backend.sampling import denoise_latents
@@ -33,10 +33,10 @@ from editors.diffusion.common.keyframes import (
 )
 from editors.diffusion.methods.mediated import Mediated, mediate_prediction
 from editors.inputs.merging import MergedFrames, TexelFootprints, sample_frames
-from neural_fields.atlas import canonical
-from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core import coords
 from neural_fields.core.errors import ExitCode, UserError
+from neural_fields.core.progress import report_nothing
+from neural_fields.open_runs.opening import require_planar
 from neural_fields.rendering.overlay_pass import OverlayPass
 from neural_fields.runs.run import Run
 
@@ -50,7 +50,7 @@ SCHEDULES = {
 
 @pytest.fixture(scope="module")
 def source(moving_run: Run) -> EditSource:
-    return EditSource(moving_run, Maps.open(moving_run), ("foreground",))
+    return EditSource(require_planar(moving_run, "the test"), ("foreground",))
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def test_a_change_of_keyframes_comes_back_in_all_frames(source: EditSource) -> N
 
     overlay = found["foreground"].part.canvas.make_overlay(found["foreground"].compose_picture())
     run, maps = source.run, source.maps
-    pictures = {name: canonical.read_pristine(run.canonical, name) for name in maps.layers}
+    pictures = run.canonicals
     renderer = OverlayPass(maps, pictures, {"foreground": overlay})
     for t in range(source.frame_count):
         frame = source.read_frame(t)
@@ -219,18 +219,20 @@ def test_merging_with_what_was_missed_lies_nearer_to_the_keyframes_than_the_medi
 @pytest.mark.parametrize("attention", ["own", "paths"])
 def test_the_editor_changes_its_layer_and_nothing_else(source: EditSource, model: str, attention: Any) -> None:
     editor = Mediated(model=model, prompt="blue dots", steps=2, keyframes="0,5", attention=attention)
-    result = editor(source, report_nothing)
-    assert set(result.overlays) == {"foreground"} and result.metadata["keyframes"] == [0, 5]
+    result = editor.edit(source, report_nothing)
+    assert set(result.overlays) == {"foreground"} and result.details["keyframes"] == [0, 5]
     assert "keyframes: 0, 5 of the source" in result.notes
     alpha = result.overlays["foreground"].rgba[..., 3]
     assert 0 < (alpha > 0).mean() < 1
-    again = editor(source, report_nothing).overlays["foreground"].rgba
+    again = editor.edit(source, report_nothing).overlays["foreground"].rgba
     assert np.array_equal(result.overlays["foreground"].rgba, again)
 
 
 def test_layers_are_edited_in_the_same_keyframes(source: EditSource, model: str) -> None:
     both = replace(source, layers=("foreground", "background"))
-    result = Mediated(model=model, prompt="blue dots", steps=1, keyframes="0,5", strength=0.5)(both, report_nothing)
+    result = Mediated(model=model, prompt="blue dots", steps=1, keyframes="0,5", strength=0.5).edit(
+        both, report_nothing
+    )
     assert set(result.overlays) == {"foreground", "background"}
 
 

@@ -17,6 +17,7 @@ from editors.diffusion.backend.sampling import (
     noise_to_start,
     shrink_mask_to_latents,
 )
+from neural_fields.core.progress import Progress
 
 SHAPE = (1, 2, 6, 8)
 
@@ -148,11 +149,12 @@ def test_the_path_of_an_inversion_is_the_path_of_sampling(schedule: NoiseSchedul
 
 
 def test_every_step_is_reported() -> None:
-    schedule, said = schedules()[0], []
+    schedule, said = schedules()[0], list[Progress]()
     times, predict = schedule.select_times(3), gaussian(schedules()[0], randn(0), 0.0)
-    denoise_latents(randn(1), times, schedule, predict, lambda done, total: said.append((done, total)))
-    invert_latents(randn(1), times, schedule, predict, step=lambda done, total: said.append((done, total)))
-    assert said == [(1, 3), (2, 3), (3, 3)] * 2
+    denoise_latents(randn(1), times, schedule, predict, said.append)
+    invert_latents(randn(1), times, schedule, predict, report=said.append)
+    steps = [(progress.stage, progress.done, progress.total) for progress in said]
+    assert steps == [(stage, done, 3) for stage in ("denoising", "inverting") for done in (1, 2, 3)]
 
 
 def test_what_is_predicted_makes_no_difference_to_the_clean_picture_that_follows() -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from editors.core.editor import EditorResult, report_nothing
+from editors.core.editor import EditorResult
 from editors.core.source import EditSource
 from editors.diffusion.backend.noise_schedule import DenoisedLatents, NoiseSchedule
 from editors.diffusion.common.score_distillation import (
@@ -36,6 +36,7 @@ from editors.diffusion.methods.sds import PyramidTexture, ScoreObjective, Sds, T
 from neural_fields.atlas.canonical import CanonicalImage
 from neural_fields.core.coords import Box
 from neural_fields.core.errors import ExitCode, UserError
+from neural_fields.core.progress import report_nothing
 
 pytestmark = pytest.mark.slow
 
@@ -292,14 +293,14 @@ def test_every_variant_runs_on_every_kind_of_model(models: dict[str, Path]) -> N
     for name, model in models.items():
         for variant in get_args(Variant) if name == "epsilon" else ("sds",):
             editor = Sds(model=str(model), prompt="blue dots", variant=variant, steps=2, source_prompt="a cat")
-            result = editor(Still(), report_nothing)
+            result = editor.edit(Still(), report_nothing)
             assert isinstance(result, EditorResult)
             rgba = result.overlays["foreground"].rgba
             assert rgba.shape[2] == 4 and np.isfinite(rgba).all() and 0 < (rgba[..., 3] > 0).mean() < 1
 
 
 def test_a_canvas_larger_than_the_model_is_optimized_window_by_window(models: dict[str, Path]) -> None:
-    result = Sds(model=str(models["epsilon"]), prompt="blue dots", side=64, steps=3)(Still(), report_nothing)
+    result = Sds(model=str(models["epsilon"]), prompt="blue dots", side=64, steps=3).edit(Still(), report_nothing)
     assert max(result.overlays["foreground"].size) >= 64
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from editors.api import edit_with
+from editors.api import edit
 from editors.cli.main import main
 from editors.core.stack import undo
 from editors.diffusion.backend.diffusers_model import load_model
@@ -25,9 +25,9 @@ from editors.effects.shape import ShapeEdit
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.data.video.io import source_frames
+from neural_fields.open_runs.opening import require_planar
 from neural_fields.rendering.render_planar import open_passes
 from neural_fields.runs.run import Run
-from neural_fields.runs.source import read_source_metadata
 
 pytestmark = pytest.mark.slow
 
@@ -62,13 +62,13 @@ def run(moving_run: Run, tmp_path: Path) -> Run:
 
 
 def frames(run: Run) -> list[np.ndarray]:
-    metadata, _ = read_source_metadata(run)
+    metadata = require_planar(run, "the test").metadata
     return list(source_frames(metadata, range(6)))
 
 
 def painted(run: Run, folder: Path) -> tuple[Path, list[np.ndarray]]:
     """A frame whose object is wider, taller and green, and where it then is in all frames."""
-    y, x = np.nonzero(Maps.open(run).read_layer_weight_small(FRAME, 0) > 0.9)
+    y, x = np.nonzero(Maps.open(run.maps).read_layer_weight_small(FRAME, 0) > 0.9)
     (left, right), (top, bottom) = ((line.min() + 3.0, line.max() - 2.0) for line in (x, y))
     middle = ((left + right) / 2, (top + bottom) / 2)
     points = [(left + 3, middle[1]), (right - 3, middle[1]), (middle[0], top + 2), (middle[0], bottom - 2)]
@@ -76,8 +76,8 @@ def painted(run: Run, folder: Path) -> tuple[Path, list[np.ndarray]]:
         f"{a:.1f},{b:.1f}>{middle[0] + 1.35 * (a - middle[0]):.1f},{middle[1] + 1.2 * (b - middle[1]):.1f}"
         for a, b in points
     )
-    edit_with(run, ShapeEdit(frame=FRAME, pairs=words))
-    renderer = open_passes(run, Maps.open(run))
+    edit(run, editor=ShapeEdit(frame=FRAME, pairs=words))
+    renderer = open_passes(require_planar(run, "the test"))
     both = [(renderer.render_frame(t, frame), renderer.layer_weights(t, SIZE)) for t, frame in enumerate(frames(run))]
     undo(run)
     shown, weights = both[FRAME]
@@ -162,9 +162,9 @@ def test_a_frame_painted_by_hand_gives_its_shape_and_colors_to_all_frames(
     if masked:
         Image.fromarray(255 * truth[FRAME].astype(np.uint8)).save(tmp_path / "mask.png")
     settings = ShapeAware(frame=FRAME, edited=path, edited_mask=tmp_path / "mask.png" if masked else None)
-    made = edit_with(run, settings)
+    made = edit(run, editor=settings)
     assert made.edit.layers == ("foreground",) and any("matched by" in note for note in made.notes)
-    renderer = open_passes(run, Maps.open(run))
+    renderer = open_passes(require_planar(run, "the test"))
     for t, frame in enumerate(frames(run)):
         shown = renderer.render_frame(t, frame)
         weights = renderer.layer_weights(t, SIZE)
@@ -177,7 +177,7 @@ def test_a_frame_painted_by_hand_gives_its_shape_and_colors_to_all_frames(
             shown[far & ~renderer.affected_mask(t, SIZE)], frame[far & ~renderer.affected_mask(t, SIZE)]
         )
     with pytest.raises(UserError, match="has a shape already"):
-        edit_with(run, settings)
+        edit(run, editor=settings)
 
 
 @pytest.mark.parametrize(("kind", "refine"), [("plain", 2), ("inpainting", 0), ("three", 0)])
@@ -188,8 +188,9 @@ def test_a_model_repaints_the_frame_and_the_command_line_takes_it(
     words += ["--steps", "2", "--frame", "1", "--refine", str(refine), "--json"]
     assert main(words) == ExitCode.OK, capsys.readouterr().err
     written = json.loads((run.edits / "0001-shape-aware" / "edit.json").read_text())
-    assert written["frame"] == 1 and list(written["layers"]) == ["foreground"]
-    assert ("shapes" in written) == (len(written["points"]) >= 4)  # a model that was never trained makes no object
+    details = written["origin"]["details"]
+    assert details["frame"] == 1 and list(written["overlays"]) == ["foreground"]
+    assert ("shapes" in written) == (len(details["points"]) >= 4)  # a model that was never trained makes no object
 
 
 @pytest.mark.parametrize(
@@ -220,6 +221,6 @@ def test_an_edited_frame_that_does_not_fit_is_refused(run: Run, tmp_path: Path) 
         ({"edited": dark, "frame": 11}, "frame 11 is not part"),
     ):
         with pytest.raises(UserError, match=what) as caught:
-            edit_with(run, ShapeAware(**({"frame": FRAME} | settings)))
+            edit(run, editor=ShapeAware(**({"frame": FRAME} | settings)))
         assert caught.value.code == ExitCode.BAD_INPUT
     assert not (run.edits / "journal.jsonl").exists()

@@ -12,7 +12,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from editors.core.editor import report_nothing
 from editors.core.source import EditSource
 from editors.diffusion.backend.noise_schedule import DenoisedLatents, Latents, NoiseSchedule
 from editors.diffusion.backend.sampling import denoise_latents
@@ -27,8 +26,9 @@ from editors.diffusion.methods.tokenflow import (
     predict_by_token_flow,
     predict_in_blocks,
 )
-from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core.errors import ExitCode, UserError
+from neural_fields.core.progress import report_nothing
+from neural_fields.open_runs.opening import require_planar
 from neural_fields.runs.run import Run
 
 pytestmark = pytest.mark.slow
@@ -38,7 +38,7 @@ SCHEDULE = NoiseSchedule.from_config({"prediction_type": "epsilon"}, torch.linsp
 
 @pytest.fixture(scope="module")
 def source(moving_run: Run) -> EditSource:
-    return EditSource(moving_run, Maps.open(moving_run), ("foreground",))
+    return EditSource(require_planar(moving_run, "the test"), ("foreground",))
 
 
 @pytest.fixture(scope="module")
@@ -106,16 +106,16 @@ def test_stablevideo_edits_a_layer_with_any_kind_of_model(
     source: EditSource, models: dict[str, str], kind: str
 ) -> None:
     editor = StableVideo(model=models[kind], prompt="blue dots", steps=2, keyframes="0,5")
-    result = editor(source, report_nothing)
+    result = editor.edit(source, report_nothing)
     rgba = result.overlays["foreground"].rgba
-    assert set(result.overlays) == {"foreground"} and result.metadata["keyframes"] == [0, 5]
+    assert set(result.overlays) == {"foreground"} and result.details["keyframes"] == [0, 5]
     assert np.isfinite(rgba).all() and 0 < (rgba[..., 3] > 0).mean() < 1
 
 
 def test_the_edges_of_the_frames_are_followed(source: EditSource, models: dict[str, str]) -> None:
     def made(control: str) -> np.ndarray:
         editor = StableVideo(model=models["plain"], prompt="blue dots", steps=1, keyframes="0,5", control=control)
-        return editor(source, report_nothing).overlays["foreground"].rgba
+        return editor.edit(source, report_nothing).overlays["foreground"].rgba
 
     without, with_none = made(""), made(f"edges={models['control']}@0")
     np.testing.assert_allclose(without, with_none, atol=1e-4)
@@ -228,9 +228,9 @@ def test_every_frame_is_predicted_once_a_step_and_keyframes_are_drawn_from_their
 @pytest.mark.parametrize("correspondences", ["maps", "features"])
 def test_tokenflow_edits_a_layer(source: EditSource, models: dict[str, str], correspondences: Any) -> None:
     editor = TokenFlow(model=models["plain"], prompt="blue dots", steps=2, count=4, block=2)
-    result = replace(editor, correspondences=correspondences)(source, report_nothing)
+    result = replace(editor, correspondences=correspondences).edit(source, report_nothing)
     rgba = result.overlays["foreground"].rgba
-    assert result.metadata["keyframes"] == [0, 2, 3, 5]
+    assert result.details["keyframes"] == [0, 2, 3, 5]
     assert np.isfinite(rgba).all() and 0 < (rgba[..., 3] > 0).mean() < 1
 
 
@@ -238,6 +238,6 @@ def test_what_tokenflow_cannot_do_is_said(source: EditSource, models: dict[str, 
     with pytest.raises(UserError, match="--block is 0"):
         TokenFlow(model="folder", prompt="blue dots", block=0)
     with pytest.raises(UserError, match="--side is 80"):
-        TokenFlow(model=models["plain"], prompt="blue dots", side=80, keyframes="5,0")(source, report_nothing)
+        TokenFlow(model=models["plain"], prompt="blue dots", side=80, keyframes="5,0").edit(source, report_nothing)
     with pytest.raises(UserError, match="attention cannot be changed"):
-        TokenFlow(model=models["flow"], prompt="blue dots")(source, report_nothing)
+        TokenFlow(model=models["flow"], prompt="blue dots").edit(source, report_nothing)

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from editors.core.editor import report_nothing
 from editors.core.source import EditSource
 from editors.diffusion.backend.clip_model import (
     CLIP_PIXEL_MEAN,
@@ -42,6 +41,7 @@ from editors.diffusion.methods.text2live import (
 from neural_fields.atlas.canonical import CanonicalImage
 from neural_fields.core.coords import Box
 from neural_fields.core.errors import ExitCode, UserError
+from neural_fields.core.progress import Progress, report_nothing
 
 pytestmark = pytest.mark.slow
 
@@ -159,13 +159,13 @@ def gaussian_score(mean: float) -> ScoreObjective:
 
 def test_a_layer_trained_on_a_score_takes_the_picture_where_the_score_points_and_nothing_outside_the_region() -> None:
     image, region = pictures(), right_half()
-    seen: list[tuple[str, int, int]] = []
+    seen: list[Progress] = []
     terms = make_score_loss(gaussian_score(0.6), 0.0, 1.0)
-    rgba = train_layer(image, region, terms, GeneratorTraining(80, 0.01, 0.0), lambda *step: seen.append(step))
+    rgba = train_layer(image, region, terms, GeneratorTraining(80, 0.01, 0.0), seen.append)
     composed = PaintedLayer(rgba[:, :3], rgba[:, 3:] * region, image).composite_over(image)
     assert torch.equal(composed[..., :16], image[..., :16])
     assert (composed[..., 16:] - 0.8).abs().mean() < 0.4 * (image[..., 16:] - 0.8).abs().mean()
-    assert seen[-1] == ("painting", 80, 80)
+    assert seen[-1] == Progress("painting", 80, 80)
 
 
 def test_more_sparsity_paints_less() -> None:
@@ -237,7 +237,7 @@ def test_the_editor_paints_a_layer_over_each_picture_with_either_kind_of_model(
         {"model": str(model), "variant": "dds"},
     ]
     for chosen in choices:
-        result = Text2Live(prompt="blue dots", device="cpu", steps=2, **chosen)(Still(), report_nothing)
+        result = Text2Live(prompt="blue dots", device="cpu", steps=2, **chosen).edit(Still(), report_nothing)
         assert set(result.overlays) == {"foreground", "background"}
         for overlay in result.overlays.values():
             assert np.isfinite(overlay.rgba).all() and 0 < (overlay.rgba[..., 3] > 0).mean() < 1

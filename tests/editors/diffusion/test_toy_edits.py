@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from editors.api import edit_with
+from editors.api import edit
 from editors.core.editor import Editor
 from editors.core.source import EditSource
 from editors.core.stack import undo
@@ -23,6 +23,7 @@ from examples.toy_diffusion.pictures import hue_share
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.data.synthetic.planar_clips import make_demo_clip
 from neural_fields.evaluation.edit_quality import measure_edit, render_edited_frames
+from neural_fields.open_runs.opening import require_planar
 from neural_fields.runs.run import Run
 from neural_fields.training.options import TrainOptions
 from neural_fields.training.train_planar import train
@@ -72,28 +73,28 @@ def editors(prompt: str) -> dict[str, Editor]:
 def test_the_layer_shows_what_was_asked_for_in_every_frame_and_nothing_else_changes(
     run: Run, name: str, prompt: str
 ) -> None:
-    edit_with(run, editors(prompt)[name], layers=["turtle"])
-    maps = Maps.open(run)
-    for t, frame in enumerate(render_edited_frames(run)):
+    edit(run, editor=editors(prompt)[name], layers=["turtle"])
+    maps = Maps.open(run.maps)
+    for t, frame in enumerate(render_edited_frames(require_planar(run, "the test"))):
         size = (frame.source.shape[1], frame.source.shape[0])
         shown = maps.read_weights(t, size)[maps.layers.index("turtle")] >= 0.9
         assert hue_share(frame.edited[shown] / 255.0, HUES[prompt.split()[0]]) >= 0.9, t
-    found = measure_edit(run)
+    found = measure_edit(require_planar(run, "the test"))
     undo(run)
     assert found["changed_outside"] == 0
     assert found["warp_error_ratio_inside"] < 1.1
 
 
 def test_an_edit_painted_elsewhere_is_left_by_an_edit_of_a_part(run: Run, tmp_path: Path) -> None:
-    source = EditSource(run, Maps.open(run), ("turtle",))
+    source = EditSource(require_planar(run, "the test"), ("turtle",))
     picture = source.pictures["turtle"]
     left = np.zeros((picture.size[1], picture.size[0]), np.uint8)
     left[:, : picture.size[0] // 2] = 255
     Image.fromarray(left).save(tmp_path / "left.png")
-    edit_with(run, editors("red stripes")["img2img"], layers=["turtle"])
-    before = EditSource(run, Maps.open(run), ("turtle",)).pictures["turtle"].to_array()
-    edit_with(run, editors("blue dots")["inpaint"], layers=["turtle"], mask=tmp_path / "left.png")
-    after = EditSource(run, Maps.open(run), ("turtle",)).pictures["turtle"].to_array()
+    edit(run, editor=editors("red stripes")["img2img"], layers=["turtle"])
+    before = EditSource(require_planar(run, "the test"), ("turtle",)).pictures["turtle"].to_array()
+    edit(run, editor=editors("blue dots")["inpaint"], layers=["turtle"], mask=tmp_path / "left.png")
+    after = EditSource(require_planar(run, "the test"), ("turtle",)).pictures["turtle"].to_array()
     undo(run)
     undo(run)
     seen = source.read_region("turtle") > 0

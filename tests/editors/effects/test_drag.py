@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from editors.api import edit_with
+from editors.api import edit
 from editors.effects.drag import DEFAULTS, Drag, solve_drag_field
-from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core import coords
 from neural_fields.core.coords import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.data.synthetic.planar_clips import PaintedMark, SyntheticClip
 from neural_fields.edits.payloads import read_deformation
+from neural_fields.open_runs.opening import require_planar
 from neural_fields.rendering.render_planar import open_passes
 from neural_fields.rendering.warp_pass import WarpPass
 from neural_fields.runs.run import Run
@@ -93,10 +93,10 @@ def test_dragged_material_is_at_the_end_of_the_drag_in_every_frame(true_run: Tru
     middle, radius = middle_of(clip)
     start = middle + radius * np.array(DRAGS[name][0])
     end = start + DRAGS[name][1]
-    made = edit_with(run, Drag(frame=FRAME, drag=words(start, end)))
-    assert made.edit.layers == ("foreground",) and made.edit.spec["frame"] == FRAME
-    maps, shape = Maps.open(run), read_deformation(made.edit, "foreground")
-    renderer = open_passes(run, maps)
+    made = edit(run, editor=Drag(frame=FRAME, drag=words(start, end)))
+    assert made.edit.layers == ("foreground",) and made.edit.record.origin.details["frame"] == FRAME
+    shape = read_deformation(made.edit, "foreground")
+    renderer = open_passes(require_planar(run, "the test"))
     for number, (point, place) in enumerate(zip(start, end, strict=True)):
         shown = marked(clip, point) if number == 0 and name in SHOWN else None
         for t in range(clip.count):
@@ -117,8 +117,8 @@ def test_the_outline_moves_with_a_point_near_it_and_the_object_appears_once(true
     clip = true_run.clip
     middle, radius = middle_of(clip)
     start = middle + radius * np.array([[0.9, 0.0]])
-    edit_with(run, Drag(frame=FRAME, drag=words(start, start + right(16))))
-    renderer = open_passes(run, Maps.open(run))
+    edit(run, editor=Drag(frame=FRAME, drag=words(start, start + right(16))))
+    renderer = open_passes(require_planar(run, "the test"))
     assert isinstance(renderer, WarpPass)
     for t in (0, FRAME, 11):
         weight = renderer.deform_frame(t, clip.frames[t])[1][0]
@@ -134,11 +134,11 @@ def test_held_points_stay_and_beyond_the_radius_nothing_changes(true_run: TrueRu
     start, held = middle + radius * np.array([[0.5, 0.0]]), middle - right(0.3 * radius)
     end = start + np.array([7.0, 4.0])
     hold = (f"{held[0]:.3f},{held[1]:.3f}",)
-    made = edit_with(run, Drag(frame=FRAME, drag=words(start, end), hold=hold, radius=30.0))
+    made = edit(run, editor=Drag(frame=FRAME, drag=words(start, end), hold=hold, radius=30.0))
     xy = coords.normalize_pixels(torch.from_numpy(held[None]), clip.width, clip.height)
     uv = clip.surfaces[0].uv_at(FRAME, xy).numpy()
     assert np.abs(read_deformation(made.edit, "foreground").displacement_at(uv)).max() * clip.width / 2 < 0.05
-    shown = open_passes(run, Maps.open(run)).render_frame(FRAME, clip.frames[FRAME])
+    shown = open_passes(require_planar(run, "the test")).render_frame(FRAME, clip.frames[FRAME])
     x, y = np.meshgrid(np.arange(clip.width) + 0.5, np.arange(clip.height) + 0.5)
     far = np.minimum(*(np.hypot(x - p[0], y - p[1]) for p in (end[0], held))) > 34
     assert np.array_equal(shown[far], clip.frames[FRAME][far]) and not np.array_equal(shown, clip.frames[FRAME])
@@ -147,8 +147,8 @@ def test_held_points_stay_and_beyond_the_radius_nothing_changes(true_run: TrueRu
 @pytest.mark.parametrize("length", [2.0, 20.0, 60.0])
 def test_one_drag_never_folds_by_itself(true_run: TrueRun, run: Run, length: float) -> None:
     middle, _ = middle_of(true_run.clip)
-    made = edit_with(run, Drag(frame=FRAME, drag=words(middle[None], middle[None] + right(length))))
-    assert made.edit.spec["radius"] >= 4 * length and "radius" in made.notes[0]
+    made = edit(run, editor=Drag(frame=FRAME, drag=words(middle[None], middle[None] + right(length))))
+    assert made.edit.record.origin.details["radius"] >= 4 * length and "radius" in made.notes[0]
 
 
 # --- the field -------------------------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ def test_a_user_is_told_what_is_wrong_with_a_drag(true_run: TrueRun, run: Run, s
     }
     before = sorted(path for path in run.edits.rglob("*")) if run.edits.exists() else []
     with pytest.raises(UserError, match=what) as caught:
-        edit_with(run, Drag(**{"frame": FRAME, **words}))
+        edit(run, editor=Drag(**{"frame": FRAME, **words}))
     assert caught.value.code == ExitCode.BAD_INPUT
     assert (sorted(path for path in run.edits.rglob("*")) if run.edits.exists() else []) == before
 
@@ -236,23 +236,25 @@ def test_a_drag_that_folds_is_told_how_long_it_may_be(true_run: TrueRun, run: Ru
     middle, _ = middle_of(true_run.clip)
     start = middle[None]
     with pytest.raises(UserError, match="fold") as caught:
-        edit_with(run, Drag(frame=FRAME, drag=words(start, start + right(18)), radius=24.0))
+        edit(run, editor=Drag(frame=FRAME, drag=words(start, start + right(18)), radius=24.0))
     told = re.search(r'"(.+)"', caught.value.fix)
     assert told is not None and "24 pixels" in caught.value.why
     numbers = [float(word) for word in re.split("[,>]", told[1])]
     assert 8 < numbers[2] - numbers[0] < 12  # 24 / 2.11 at most: the steepest slope of the function
-    edit_with(run, Drag(frame=FRAME, drag=(told[1],), radius=24.0))
+    edit(run, editor=Drag(frame=FRAME, drag=(told[1],), radius=24.0))
     with pytest.raises(UserError, match="fold"):
-        edit_with(run, Drag(frame=FRAME, drag=words(start, start + right(numbers[2] - numbers[0] + 0.3)), radius=24.0))
+        edit(
+            run, editor=Drag(frame=FRAME, drag=words(start, start + right(numbers[2] - numbers[0] + 0.3)), radius=24.0)
+        )
 
 
 def test_drags_against_each_other_fold(true_run: TrueRun, run: Run) -> None:
     middle, _ = middle_of(true_run.clip)
     start = middle + np.array([[-4.0, 0.0], [4.0, 0.0]])
     with pytest.raises(UserError, match="fold"):
-        edit_with(run, Drag(frame=FRAME, drag=words(start, start[::-1] + np.array([[0, 1], [0, -1]]))))
+        edit(run, editor=Drag(frame=FRAME, drag=words(start, start[::-1] + np.array([[0, 1], [0, -1]]))))
 
 
 def test_several_layers_or_a_mask_are_refused(true_run: TrueRun, run: Run) -> None:
     with pytest.raises(UserError, match="one layer"):
-        edit_with(run, Drag(drag=("1,1>2,2",)), layers=("foreground", "background"))
+        edit(run, editor=Drag(drag=("1,1>2,2",)), layers=("foreground", "background"))

@@ -10,18 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from editors.api import edit_with
-from editors.core.editor import report_nothing
+from editors.api import edit
 from editors.core.source import EditSource
 from editors.effects.external_frames import DEFAULTS, Frames, open_edited_frames
-from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core.errors import ExitCode, UserError
+from neural_fields.core.progress import report_nothing
 from neural_fields.data.synthetic.planar_clips import PaintedMark
 from neural_fields.data.video.io import write_video
 from neural_fields.evaluation import metrics
+from neural_fields.open_runs.opening import require_planar
 from neural_fields.rendering.render_planar import open_passes
 from neural_fields.runs.run import Run
-from neural_fields.runs.source import read_source_metadata
 from tests.support.true_run import TrueRun
 
 pytestmark = pytest.mark.slow
@@ -54,19 +53,18 @@ def truth(true_run: TrueRun) -> np.ndarray:
 
 
 def shown(run: Run, frames: np.ndarray) -> np.ndarray:
-    maps = Maps.open(run)
-    renderer = open_passes(run, maps)
+    renderer = open_passes(require_planar(run, "the test"))
     return np.stack([renderer.render_frame(t, frame) for t, frame in enumerate(frames)])
 
 
 def source(run: Run, *layers: str) -> EditSource:
-    maps = Maps.open(run)
-    return EditSource(run, maps, layers or maps.layers)
+    opened = require_planar(run, "the test")
+    return EditSource(opened, layers or opened.layers)
 
 
 def test_a_steady_edit_comes_back_as_it_was(run: Run, true_run: TrueRun, truth: np.ndarray, tmp_path: Path) -> None:
-    made = edit_with(run, Frames(frames=write_frames(tmp_path / "edited", truth)))
-    assert set(made.edit.layers) == {"foreground", "background"} and made.edit.spec.get("lit", True)
+    made = edit(run, editor=Frames(frames=write_frames(tmp_path / "edited", truth)))
+    assert set(made.edit.layers) == {"foreground", "background"} and made.edit.record.lit
     assert metrics.psnr(shown(run, true_run.clip.frames), truth) > 33
 
 
@@ -74,15 +72,15 @@ def test_one_wrong_frame_leaves_no_trace(run: Run, true_run: TrueRun, truth: np.
     wrong = truth.copy()
     middle = len(truth) // 2
     wrong[middle] = np.random.default_rng(0).integers(0, 255, truth[0].shape)
-    edit_with(run, Frames(frames=write_frames(tmp_path / "edited", wrong)))
+    edit(run, editor=Frames(frames=write_frames(tmp_path / "edited", wrong)))
     assert metrics.psnr(shown(run, true_run.clip.frames), truth) > 30
 
 
 def test_flicker_is_at_least_halved_and_told(run: Run, true_run: TrueRun, truth: np.ndarray, tmp_path: Path) -> None:
     shades = np.random.default_rng(1).uniform(0.7, 1.0, len(truth))
     flickering = np.stack([np.rint(f * s).astype(np.uint8) for f, s in zip(truth, shades, strict=True)])
-    made = edit_with(run, Frames(frames=write_frames(tmp_path / "edited", flickering)))
-    facts = made.edit.spec
+    made = edit(run, editor=Frames(frames=write_frames(tmp_path / "edited", flickering)))
+    facts = made.edit.record.origin.details
     assert facts["warp_error"] < 0.5 * facts["warp_error_of_frames"]
     assert any("warp error" in note for note in made.notes)
     assert set(facts["agreement"]) == {"foreground", "background"}
@@ -95,8 +93,8 @@ def test_frames_with_nothing_in_common_keep_their_contrast_or_what_they_share(
     blocks = np.random.default_rng(2).uniform(20, 235, (12, 9, 16, 1)).astype(np.uint8)
     frames = np.repeat(np.repeat(np.repeat(blocks, 12, axis=1), 12, axis=2), 3, axis=3)
     folder = write_frames(tmp_path / "edited", frames)
-    sharp = Frames(frames=folder)(source(run), report_nothing)
-    soft = Frames(frames=folder)(source(run), report_nothing, replace(DEFAULTS, max_warp_error_ratio=0.0))
+    sharp = Frames(frames=folder).edit(source(run), report_nothing)
+    soft = Frames(frames=folder).edit(source(run), report_nothing, replace(DEFAULTS, max_warp_error_ratio=0.0))
     spread = [
         float(result.overlays["background"].rgba[..., 0][result.overlays["background"].rgba[..., 3] > 0].std())
         for result in (sharp, soft)
@@ -110,15 +108,15 @@ def test_frames_that_do_not_follow_the_light_are_shown_without_it(
     run: Run, true_run: TrueRun, truth: np.ndarray, tmp_path: Path
 ) -> None:
     flat = np.rint(np.clip(truth / true_run.clip.gain, 0, 255)).astype(np.uint8)
-    made = edit_with(run, Frames(frames=write_frames(tmp_path / "edited", flat)))
-    assert made.edit.spec["lit"] is False
+    made = edit(run, editor=Frames(frames=write_frames(tmp_path / "edited", flat)))
+    assert made.edit.record.lit is False
     assert metrics.psnr(shown(run, true_run.clip.frames), flat) > 32
 
 
 def test_one_layer_alone_is_changed_and_the_others_stay_the_source(
     run: Run, true_run: TrueRun, truth: np.ndarray, tmp_path: Path
 ) -> None:
-    made = edit_with(run, Frames(frames=write_frames(tmp_path / "edited", truth)), layers=["foreground"])
+    made = edit(run, editor=Frames(frames=write_frames(tmp_path / "edited", truth)), layers=["foreground"])
     assert made.edit.layers == ("foreground",)
     result, front = shown(run, true_run.clip.frames), true_run.clip.alpha[0]
     assert (result[front == 0] == true_run.clip.frames[front == 0]).mean() > 0.98
@@ -126,13 +124,13 @@ def test_one_layer_alone_is_changed_and_the_others_stay_the_source(
 
 
 def test_strength_shows_a_part_of_the_edit(run: Run, true_run: TrueRun, truth: np.ndarray, tmp_path: Path) -> None:
-    edit_with(run, Frames(frames=write_frames(tmp_path / "edited", truth), strength=0.5))
+    edit(run, editor=Frames(frames=write_frames(tmp_path / "edited", truth), strength=0.5))
     half = np.rint((truth.astype(np.float32) + true_run.clip.frames) / 2).astype(np.uint8)
     assert metrics.psnr(shown(run, true_run.clip.frames), half) > 36
 
 
 def test_smaller_frames_and_a_video_of_them_are_taken_with_a_note(run: Run, truth: np.ndarray, tmp_path: Path) -> None:
-    facts, _ = read_source_metadata(run)
+    facts = require_planar(run, "the test").metadata
     small = np.ascontiguousarray(truth[:, ::2, ::2])
     folder = write_frames(tmp_path / "edited", small, first=100)
     video = tmp_path / "edited.mkv"
@@ -161,7 +159,7 @@ def test_frames_that_do_not_fit_are_refused_before_any_work(run: Run, truth: np.
     }
     for path, message in cases.items():
         with pytest.raises(UserError, match=message) as refused:
-            edit_with(run, Frames(frames=path))
+            edit(run, editor=Frames(frames=path))
         assert refused.value.code == ExitCode.BAD_INPUT
     assert not run.edits.exists() or not list(run.edits.iterdir())
 
@@ -171,7 +169,7 @@ def test_a_damaged_picture_is_refused_by_name(run: Run, truth: np.ndarray, tmp_p
     whole = (folder / "0007.png").read_bytes()
     (folder / "0007.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"0007\.png"):
-        edit_with(run, Frames(frames=folder))
+        edit(run, editor=Frames(frames=folder))
     assert not run.edits.exists() or not list(run.edits.iterdir())
 
 

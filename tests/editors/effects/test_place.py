@@ -13,9 +13,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from editors.api import edit_with
+from editors.api import edit
 from editors.cli.main import main
-from editors.core.editor import report_nothing
 from editors.core.source import EditSource
 from editors.effects import text
 from editors.effects.place import Place, PlaceSettings, check_corners
@@ -26,9 +25,11 @@ from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core import coords
 from neural_fields.core.coords import Box
 from neural_fields.core.errors import ExitCode, UserError
+from neural_fields.core.progress import report_nothing
 from neural_fields.data.synthetic.planar_clips import PaintedMark, SyntheticClip
 from neural_fields.edits.payloads import read_overlay
 from neural_fields.imaging.image_io import encode_png
+from neural_fields.open_runs.opening import require_planar
 from neural_fields.planar.init.frame_registration import apply_transform
 from neural_fields.rendering.render_planar import open_passes
 from neural_fields.runs.run import Run
@@ -80,7 +81,7 @@ def box_xy(clip: SyntheticClip, *box: float) -> Box:
 
 def figures(run: Run, clip: SyntheticClip, mark: PaintedMark) -> tuple[float, float]:
     """The lowest PSNR of a frame, and of what the mark changes of one, with what is around."""
-    renderer, true = open_passes(run, Maps.open(run)), clip.render_edited([mark])
+    renderer, true = open_passes(require_planar(run, "the test")), clip.render_edited([mark])
     whole, part = [], []
     for t, frame in enumerate(clip.frames):
         error = ((renderer.render_frame(t, frame).astype(float) - true[t]) / 255) ** 2
@@ -104,14 +105,14 @@ def figures(run: Run, clip: SyntheticClip, mark: PaintedMark) -> tuple[float, fl
 def test_a_logo_is_seen_as_if_it_had_been_painted_there(
     run: Run, clip: SyntheticClip, badge: Path, layer: str, frame: int, box: tuple
 ) -> None:
-    edit_with(run, Place(image=badge, box=",".join(map(str, box)), frame=frame), layers=[layer])
+    edit(run, editor=Place(image=badge, box=",".join(map(str, box)), frame=frame), layers=[layer])
     whole, part = figures(run, clip, PaintedMark(logo(400, 300), box_xy(clip, *box), layer, frame))
     assert whole > 38 and part > WANTED
 
 
 def test_a_quad_is_the_homography_of_its_corners(run: Run, clip: SyntheticClip, badge: Path) -> None:
     corners = np.array([[100.0, 20.0], [175.0, 8.0], [165.0, 66.0], [110.0, 60.0]])
-    edit_with(run, Place(image=badge, quad=words(corners), frame=4), layers=["background"])
+    edit(run, editor=Place(image=badge, quad=words(corners), frame=4), layers=["background"])
     # The same picture, seen through that homography in a box around it.
     finer, low, high = 8, corners.min(axis=0), corners.max(axis=0)
     width, height = ((high - low) * finer).astype(int)
@@ -126,9 +127,9 @@ def test_a_quad_is_the_homography_of_its_corners(run: Run, clip: SyntheticClip, 
 
 
 def test_a_text_is_seen_as_if_it_had_been_written_there(run: Run, clip: SyntheticClip) -> None:
-    made = edit_with(run, Place(text="GO\\n47", color="gold", point="63,52", width=34.0, frame=5))
+    made = edit(run, editor=Place(text="GO\\n47", color="gold", point="63,52", width=34.0, frame=5))
     assert made.edit.layers == ("foreground",)  # which shows most there, without being named
-    low, _, high, _ = np.array(made.edit.spec["corners"])
+    low, _, high, _ = np.array(made.edit.record.origin.details["corners"])
     assert (high - low)[0] == pytest.approx(34) and (high + low) / 2 == pytest.approx([63, 52])
     mark = PaintedMark(draw_text("GO\n47", None, "gold"), box_xy(clip, *low, *(high - low)), "foreground", 5)
     whole, part = figures(run, clip, mark)
@@ -136,20 +137,21 @@ def test_a_text_is_seen_as_if_it_had_been_written_there(run: Run, clip: Syntheti
 
 
 def test_a_turned_picture_turns_clockwise_around_its_point(run: Run, badge: Path) -> None:
-    made = edit_with(run, Place(image=badge, point="63,52", width=40.0, angle=90.0))
-    assert np.allclose(made.edit.spec["corners"], [[78, 32], [78, 72], [48, 72], [48, 32]])
-    assert made.edit.spec["source"]["file"] == "badge.png" and made.edit.spec["frame"] == 6
+    made = edit(run, editor=Place(image=badge, point="63,52", width=40.0, angle=90.0))
+    assert np.allclose(made.edit.record.origin.details["corners"], [[78, 32], [78, 72], [48, 72], [48, 32]])
+    origin = made.edit.record.origin
+    assert origin.sources[0].file == "badge.png" and origin.details["frame"] == 6
 
 
 def test_a_box_keeps_the_aspect_of_the_picture(run: Run, badge: Path) -> None:
-    made = edit_with(run, Place(image=badge, box="100,20,80,30"))
-    assert np.allclose(made.edit.spec["corners"], [[120, 20], [160, 20], [160, 50], [120, 50]])
+    made = edit(run, editor=Place(image=badge, box="100,20,80,30"))
+    assert np.allclose(made.edit.record.origin.details["corners"], [[120, 20], [160, 20], [160, 50], [120, 50]])
 
 
 def test_a_note_says_how_much_lies_on_the_layer(run: Run, badge: Path) -> None:
     # Half of it lies beyond the frame's edge.
-    made = edit_with(run, Place(image=badge, quad="172,20 212,20 212,60 172,60"))
-    assert made.notes == ("50% of it lies on background in frame 6",)
+    made = edit(run, editor=Place(image=badge, quad="172,20 212,20 212,60 172,60"))
+    assert made.notes == ("50% of the placement falls on layer background in frame 6",)
 
 
 def test_a_mask_says_where_a_placement_may_go(run: Run, badge: Path, tmp_path: Path) -> None:
@@ -157,8 +159,8 @@ def test_a_mask_says_where_a_placement_may_go(run: Run, badge: Path, tmp_path: P
         mask = Image.new("L", picture.size)
         mask.paste(255, (0, 0, picture.size[0] // 2, picture.size[1]))
     mask.save(tmp_path / "mask.png")
-    made = edit_with(run, Place(image=badge, box="50,0,90,30"), layers=["background"], mask=tmp_path / "mask.png")
-    overlay, box = read_overlay(made.edit, "background"), Maps.open(run).boxes[1]
+    made = edit(run, editor=Place(image=badge, box="50,0,90,30"), layers=["background"], mask=tmp_path / "mask.png")
+    overlay, box = read_overlay(made.edit, "background"), Maps.open(run.maps).boxes[1]
     u = overlay.box.u0 + (np.arange(overlay.size[0]) + 0.5) * overlay.box.width / overlay.size[0]
     middle, texel = (box.u0 + box.u1) / 2, box.width / mask.size[0]
     assert overlay.rgba[:, u < middle - texel, 3].max() == 1 and not overlay.rgba[:, u > middle + texel].any()
@@ -166,19 +168,20 @@ def test_a_mask_says_where_a_placement_may_go(run: Run, badge: Path, tmp_path: P
 
 def test_a_large_placement_is_coarser_and_says_so(run: Run, badge: Path) -> None:
     settings = PlaceSettings(projection=ProjectionSettings(max_texels=900))
-    source = EditSource(run, Maps.open(run), ("background",))
-    made = Place(image=badge, box="20,10,140,80")(source, report_nothing, settings)
+    source = EditSource(require_planar(run, "the test"), ("background",))
+    made = Place(image=badge, box="20,10,140,80").edit(source, report_nothing, settings)
     assert np.prod(made.overlays["background"].size) < 1000
     assert "its texels are" in made.notes[1]
 
 
-def test_a_placement_stays_on_the_sheet_of_its_frame(true_run: TrueRun, badge: Path) -> None:
-    maps = Maps.open(true_run.run)
-    box = maps.boxes[1]
+def test_a_placement_stays_on_the_chart_of_its_frame(true_run: TrueRun, badge: Path) -> None:
+    run = require_planar(true_run.run, "the test")
+    box = run.maps.boxes[1]
     left = Box(box.u0, box.v0, box.u0 + 0.6 * box.width, box.v1)
-    sheets = (Chart("background", 0, 5, left), Chart("background", 6, 11, Box(left.u1, box.v0, box.u1, box.v1)))
-    source = EditSource(true_run.run, dataclasses.replace(maps, charts=(sheets,)), ("background",))
-    made = Place(image=badge, quad="20,0 190,0 190,40 20,40", frame=0)(source, report_nothing)
+    charts = (Chart("background", 0, 5, left), Chart("background", 6, 11, Box(left.u1, box.v0, box.u1, box.v1)))
+    run.maps = dataclasses.replace(run.maps, charts=(charts,))
+    source = EditSource(run, ("background",))
+    made = Place(image=badge, quad="20,0 190,0 190,40 20,40", frame=0).edit(source, report_nothing)
     overlay = made.overlays["background"]
     assert overlay.box.u1 == pytest.approx(left.u1) and overlay.rgba[:, -1, 3].any()
 
@@ -262,7 +265,7 @@ def words(corners: Sequence[Any] | np.ndarray) -> str:
         ({"box": "1,1,-5,50"}, "no box"),
         ({"box": "1,1,nan,50"}, "no box"),
         ({"box": "1e300,1,1e308,50"}, "no box"),
-        ({"box": "200,10,50,50"}, "lies outside the frame"),
+        ({"box": "200,10,50,50"}, "is outside the frame"),
         ({"quad": "1,1 20,1 20,20"}, "has 3 corners"),
         ({"quad": ""}, "has 0 corners"),
         ({"quad": "1,1 20,1 20,inf 1,20"}, "is not a point"),
@@ -273,7 +276,7 @@ def test_a_user_is_told_what_is_wrong_with_a_placement(
     true_run: TrueRun, badge: Path, settings: dict, what: str
 ) -> None:
     with pytest.raises(UserError, match=what) as caught:
-        edit_with(true_run.run, Place(**{"image": badge, **settings}))
+        edit(true_run.run, editor=Place(**{"image": badge, **settings}))
     assert caught.value.code == ExitCode.BAD_INPUT and not true_run.run.edits.exists()
 
 
@@ -296,7 +299,7 @@ def test_a_user_is_told_what_is_wrong_with_a_placement(
 )
 def test_a_user_is_told_what_is_wrong_with_a_text(true_run: TrueRun, settings: dict, what: str) -> None:
     with pytest.raises(UserError, match=what) as caught:
-        edit_with(true_run.run, Place(**settings, point="63,52"))
+        edit(true_run.run, editor=Place(**settings, point="63,52"))
     assert caught.value.code == ExitCode.BAD_INPUT and not true_run.run.edits.exists()
 
 
@@ -322,15 +325,15 @@ def test_corners_that_no_picture_can_have_are_refused(corners: list, what: str) 
 
 def test_a_layer_that_is_not_seen_there_is_refused_with_the_one_that_is(true_run: TrueRun) -> None:
     with pytest.raises(UserError, match="the layer foreground is not seen there") as caught:
-        edit_with(true_run.run, Place(text="a", box="150,10,30,30"), layers=["foreground"])
-    assert "100% of the placement lies on the layer background" in caught.value.why
+        edit(true_run.run, editor=Place(text="a", box="150,10,30,30"), layers=["foreground"])
+    assert "100% of the placement falls on layer background" in caught.value.why
     assert "--layer background" in caught.value.fix
 
 
 def test_pictures_that_show_nothing_or_are_too_large_or_damaged_are_refused(true_run: TrueRun, tmp_path: Path) -> None:
     def refused(path: Path, what: str, code: ExitCode = ExitCode.BAD_INPUT) -> None:
         with pytest.raises(UserError, match=what) as caught:
-            edit_with(true_run.run, Place(image=path, box="10,10,50,50"))
+            edit(true_run.run, editor=Place(image=path, box="10,10,50,50"))
         assert caught.value.code == code
 
     Image.new("RGBA", (8, 8)).save(tmp_path / "clear.png")
@@ -381,5 +384,5 @@ def test_a_letter_of_a_font_from_a_file_is_drawn(tmp_path: Path) -> None:
 def test_the_command_places_a_text(run: Run, capsys: pytest.CaptureFixture) -> None:
     line = ["edit", str(run.path), "--editor", "place", "--text", "Hi", "--point", "63,52", "--width", "30"]
     assert main([*line, "--frame", "3", "--angle", "-10", "--opacity", "0.8"]) == 0
-    assert "of it lies on foreground in frame 3" in capsys.readouterr().err
+    assert "of the placement falls on layer foreground in frame 3" in capsys.readouterr().err
     assert main([*line, "--quad", "1,1"]) == 3

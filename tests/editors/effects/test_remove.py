@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from editors.api import edit_with
+from editors.api import edit
 from editors.core import stack
 from editors.effects.patchmatch import complete_picture
 from editors.effects.remove import Remove
 from neural_fields.atlas import canonical
 from neural_fields.atlas.canonical import Overlay
-from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core.errors import UserError
 from neural_fields.data.synthetic.planar_clips import SyntheticClip
 from neural_fields.edits.arrangement import Arrangement
 from neural_fields.edits.payloads import read_overlay
+from neural_fields.open_runs.opening import require_planar
 from neural_fields.rendering.render_planar import open_passes
 from neural_fields.runs.run import Run
 from tests.support.true_run import TrueRun
@@ -58,8 +58,8 @@ def known_behind(run: Run, clip: SyntheticClip, t: int) -> np.ndarray:
 def test_behind_a_removed_object_is_what_other_frames_show_there(
     run: Run, clip: SyntheticClip, empty: np.ndarray
 ) -> None:
-    edit_with(run, Remove(grow=2.0))
-    renderer = open_passes(run, Maps.open(run))
+    edit(run, editor=Remove(grow=2.0))
+    renderer = open_passes(require_planar(run, "the test"))
     for t in (0, 6, 11):
         shown = renderer.render_frame(t, clip.frames[t])
         hole = clip.alpha[0, t] > 0
@@ -69,9 +69,9 @@ def test_behind_a_removed_object_is_what_other_frames_show_there(
 
 
 def test_what_no_frame_shows_is_made_up_once_and_stays_where_it_is(run: Run, clip: SyntheticClip) -> None:
-    made = edit_with(run, Remove())
-    overlay = made.edit.spec["layers"]["background"]
-    assert made.edit.spec["hidden"] == ["foreground"] and overlay["file"] == "background.png"
+    made = edit(run, editor=Remove())
+    removal, overlay = made.edit.record.removal, made.edit.record.overlays["background"]
+    assert removal is not None and removal.layers == ("foreground",) and overlay.file == "background.png"
     seen = canonical.read_pristine(run.canonical, "background").rgba[3].numpy() > 0.5
     alpha = read_overlay(made.edit, "background").rgba[..., 3]
     assert (alpha > 0).any() and not (alpha[seen] > 0).any()
@@ -84,23 +84,23 @@ def test_paint_on_the_background_shows_where_the_object_was_and_paint_on_the_obj
         name: Overlay(np.full((8, 8, 4), (0.6, 0.1, 0.1, 1), np.float32), box)
         for name, box in zip(clip.layer_names, clip.boxes, strict=True)
     }
-    edit_with(run, Remove())
-    stack.add_edit(run, "on the object", {"foreground": red["foreground"]}, {})
-    without = open_passes(run, Maps.open(run)).render_frame(5, clip.frames[5])
-    stack.add_edit(run, "behind", {"background": red["background"]}, {})
-    painted = open_passes(run, Maps.open(run)).render_frame(5, clip.frames[5])
+    edit(run, editor=Remove())
+    stack.add_edit(run, "on the object", {"foreground": red["foreground"]})
+    without = open_passes(require_planar(run, "the test")).render_frame(5, clip.frames[5])
+    stack.add_edit(run, "behind", {"background": red["background"]})
+    painted = open_passes(require_planar(run, "the test")).render_frame(5, clip.frames[5])
     hole = clip.alpha[0, 5] > 0.999
     assert np.ptp(painted[hole][:, 1].astype(float)) < 25  # flat paint, in the light of the frame
     assert (np.abs(without[hole].astype(int) - painted[hole]).max(-1) > 10).mean() > 0.9
 
 
 def test_an_object_can_go_by_degrees_and_come_back(run: Run, clip: SyntheticClip) -> None:
-    edit_with(run, Remove(grow=0.0), arrangement=Arrangement(start=4, fade_in=1))
-    renderer = open_passes(run, Maps.open(run))
+    edit(run, editor=Remove(grow=0.0), arrangement=Arrangement(start=4, fade_in=1))
+    renderer = open_passes(require_planar(run, "the test"))
     assert np.array_equal(renderer.render_frame(3, clip.frames[3]), clip.frames[3])
     half = renderer.render_frame(4, clip.frames[4]).astype(float)
     stack.arrange_edit(run, "remove", {"start": None, "fade_in": 0})
-    gone = open_passes(run, Maps.open(run)).render_frame(4, clip.frames[4]).astype(float)
+    gone = open_passes(require_planar(run, "the test")).render_frame(4, clip.frames[4]).astype(float)
     inside = (clip.alpha[0, 4] > 0.999) & known_behind(run, clip, 4)
     assert np.abs(half - (gone + clip.frames[4]) / 2)[inside].max() <= 2
 
@@ -108,7 +108,7 @@ def test_an_object_can_go_by_degrees_and_come_back(run: Run, clip: SyntheticClip
 @pytest.mark.parametrize(("layers", "settings"), [(("background",), {}), ((), {"grow": -1.0}), ((), {"grow": 1e9})])
 def test_what_cannot_be_removed_is_refused(run: Run, layers: tuple[str, ...], settings: dict[str, float]) -> None:
     with pytest.raises(UserError):
-        edit_with(run, Remove(**settings), layers=layers)
+        edit(run, editor=Remove(**settings), layers=layers)
     assert not run.edits.exists()
 
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from editors.api import edit_with
+from editors.api import edit
 from editors.core.stack import undo
 from editors.effects.shape import FoldError, ShapeEdit, deform_by_points
 from editors.effects.shape_points import check_spread, parse_point_pairs, read_flow_pairs, read_point_pairs
@@ -21,10 +21,10 @@ from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.data.flow.flow_files import write_flo
 from neural_fields.data.video.io import source_frames
 from neural_fields.edits.shape import Deformation
+from neural_fields.open_runs.opening import require_planar
 from neural_fields.rendering.render_planar import open_passes
 from neural_fields.rendering.warp_pass import WarpPass
 from neural_fields.runs.run import Run
-from neural_fields.runs.source import read_source_metadata
 
 WIDTH, HEIGHT = 96, 64
 CENTER = np.array([48.0, 32.0])
@@ -174,17 +174,17 @@ def test_points_that_tell_no_deformation_are_refused(start: list, end: list, wha
 
 def pairs_on(run: Run, frame: int, move: Motion) -> tuple[str, ...]:
     """Points around the middle of the foreground, and where they shall be."""
-    y, x = np.nonzero(Maps.open(run).read_layer_weight_small(frame, 0) > 0.9)
+    y, x = np.nonzero(Maps.open(run.maps).read_layer_weight_small(frame, 0) > 0.9)
     center, reach = np.array([x.mean(), y.mean()]) + 0.5, 0.3 * min(np.ptp(x), np.ptp(y))
     points = center + reach * np.stack([np.cos(ANGLES[::2]), np.sin(ANGLES[::2])], axis=1)
     return tuple(f"{p[0]:.2f},{p[1]:.2f}>{q[0]:.2f},{q[1]:.2f}" for p, q in zip(points, move(points), strict=True))
 
 
 def test_an_object_is_moved_in_all_frames_and_undone(run: Run) -> None:
-    made = edit_with(run, ShapeEdit(frame=2, pairs=pairs_on(run, 2, lambda p: p + np.array([6.0, 3.0]))))
-    assert made.edit.layers == ("foreground",) and made.edit.spec["frame"] == 2
-    maps = Maps.open(run)
-    renderer, (facts, _) = open_passes(run, maps), read_source_metadata(run)
+    made = edit(run, editor=ShapeEdit(frame=2, pairs=pairs_on(run, 2, lambda p: p + np.array([6.0, 3.0]))))
+    assert made.edit.layers == ("foreground",) and made.edit.record.origin.details["frame"] == 2
+    maps = Maps.open(run.maps)
+    renderer, facts = open_passes(require_planar(run, "the test")), require_planar(run, "the test").metadata
     assert isinstance(renderer, WarpPass)
     for t, frame in enumerate(source_frames(facts, range(6))):
         before, (shown, weights) = maps.read_weights(t, (64, 36))[0], renderer.deform_frame(t, frame)
@@ -195,7 +195,7 @@ def test_an_object_is_moved_in_all_frames_and_undone(run: Run) -> None:
         assert np.array_equal(shown[far], frame[far])
     undo(run)
     frame = next(iter(source_frames(facts, range(1))))
-    assert open_passes(run, maps).render_frame(0, frame) is frame
+    assert open_passes(require_planar(run, "the test")).render_frame(0, frame) is frame
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_an_object_is_moved_in_all_frames_and_undone(run: Run) -> None:
 )
 def test_a_user_is_told_what_is_wrong_with_a_shape(run: Run, settings: dict, what: str) -> None:
     with pytest.raises(UserError, match=what) as caught:
-        edit_with(run, ShapeEdit(**settings))
+        edit(run, editor=ShapeEdit(**settings))
     assert caught.value.code == ExitCode.BAD_INPUT
     assert not (run.edits / "journal.jsonl").exists()
 
@@ -220,11 +220,11 @@ def test_a_fold_is_refused_with_its_place_and_several_layers_or_a_mask_are_refus
         return points[[2, 1, 0, 3]]
 
     with pytest.raises(UserError, match="folds the layer foreground near"):
-        edit_with(run, ShapeEdit(frame=0, pairs=pairs_on(run, 0, crossed)))
+        edit(run, editor=ShapeEdit(frame=0, pairs=pairs_on(run, 0, crossed)))
     with pytest.raises(UserError, match="one layer"):
-        edit_with(run, ShapeEdit(pairs=("1,1>2,2",)), layers=("foreground", "background"))
+        edit(run, editor=ShapeEdit(pairs=("1,1>2,2",)), layers=("foreground", "background"))
     with pytest.raises(UserError, match="no mask"):
-        edit_with(run, ShapeEdit(pairs=("1,1>2,2",)), mask=run.canonical / "foreground.png")
+        edit(run, editor=ShapeEdit(pairs=("1,1>2,2",)), mask=run.canonical / "foreground.png")
 
 
 def test_a_shape_says_where_it_is_zero() -> None:

@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from editors.api import edit_with
+from editors.api import edit
 from editors.effects.style import Style, StyleInput
 from editors.effects.style_network import NCNN_FLOAT16_TAG, NETWORK_LAYERS, read_style_network, stylize_picture
 from neural_fields.atlas import canonical
-from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core.errors import ExitCode, UserError
+from neural_fields.open_runs.opening import require_planar
 from neural_fields.rendering.overlay_pass import OverlayPass
 from neural_fields.rendering.render_planar import open_passes
 from neural_fields.runs.run import Run
@@ -194,10 +194,9 @@ def test_a_pickle_with_code_is_not_run(tmp_path: Path) -> None:
 
 
 def test_the_edit_covers_what_the_video_shows(run: Run, weights: Path) -> None:
-    made = edit_with(run, Style(weights=weights), layers=["foreground"])
-    assert made.edit.layers == ("foreground",) and made.edit.spec["network"]["file"] == "random.bin"
-    maps = Maps.open(run)
-    renderer = open_passes(run, maps)
+    made = edit(run, editor=Style(weights=weights), layers=["foreground"])
+    assert made.edit.layers == ("foreground",) and made.edit.record.origin.details["network"]["file"] == "random.bin"
+    renderer = open_passes(require_planar(run, "the test"))
     assert isinstance(renderer, OverlayPass)
     overlay = renderer.pyramids[0].levels[0]
     seen = canonical.read_pristine(run.canonical, "foreground").rgba[3].numpy() > 0
@@ -236,14 +235,14 @@ def test_strength_and_side_are_kept_in_range() -> None:
 
 
 def test_a_side_that_makes_the_picture_smaller_is_told(run: Run, weights: Path) -> None:
-    made = edit_with(run, Style(weights=weights, side=64, strength=0.5), layers=["background"])
+    made = edit(run, editor=Style(weights=weights, side=64, strength=0.5), layers=["background"])
     assert any("longer side at 64 of" in note for note in made.notes)
 
 
 def test_wrong_weights_change_nothing_on_disk(run: Run, tmp_path: Path) -> None:
     (tmp_path / "wrong.bin").write_bytes(b"\0" * 100)
     with pytest.raises(UserError, match="does not hold a style network"):
-        edit_with(run, Style(weights=tmp_path / "wrong.bin"))
+        edit(run, editor=Style(weights=tmp_path / "wrong.bin"))
     assert not run.edits.exists() or not list(run.edits.iterdir())
 
 

@@ -21,7 +21,6 @@ from PIL import Image
 
 from editors.inputs.document import is_document, read_document_overlays
 from neural_fields.atlas import canonical
-from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.export.base import export_run
 from neural_fields.export.pictures.canonical import CanonicalExporter
@@ -35,6 +34,7 @@ from neural_fields.imaging.documents.layered import (
 )
 from neural_fields.imaging.documents.openraster import MIMETYPE, read_ora, write_ora
 from neural_fields.imaging.documents.psd import read_psd, write_psd
+from neural_fields.open_runs.opening import require_planar
 from neural_fields.runs.run import Run
 from tests.support.true_run import TrueRun
 
@@ -57,10 +57,9 @@ def exported(true_run: TrueRun, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(scope="module")
 def take(true_run: TrueRun) -> Callable[..., Any]:
     """Takes a document back into the true run: the one overlay that comes out."""
-    maps = Maps.open(true_run.run)
 
     def taken(path: Path, layer: str | None = None, expect: str = LAYER) -> Any:
-        found = read_document_overlays(true_run.run, maps, path, layer)
+        found = read_document_overlays(require_planar(true_run.run, "the test"), path, layer)
         assert list(found) == [expect]
         return found[expect]
 
@@ -447,7 +446,7 @@ def test_a_painted_document_survives_a_second_export(true_run: TrueRun, exported
     canonical.export_canonical(run.canonical, newer)
     pixels = random_paint(old.size)
     path = painted_ora(exported / "ora" / "foreground.ora", tmp_path / "a.ora", {PAINT: pixels})
-    found = read_document_overlays(run, Maps.open(run), path)
+    found = read_document_overlays(require_planar(run, "the test"), path)
     assert same(found[LAYER], pixels) and found[LAYER].notes == ()
 
 

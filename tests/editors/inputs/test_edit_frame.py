@@ -103,11 +103,8 @@ def test_paint_off_the_layer_is_left_out_and_said() -> None:
     assert any("left out" in note for note in overlay.notes)
 
 
-def test_a_layer_that_is_unknown_or_not_seen_and_an_untouched_frame_are_refused() -> None:
+def test_a_layer_that_is_not_seen_and_an_untouched_frame_are_refused() -> None:
     maps = frame_maps(IDENTITY, (120, 96), 0.0)
-    with pytest.raises(UserError, match="no layer 'sky'") as unknown:
-        lift_frame(paint(), SOURCE, maps, "sky")
-    assert "foreground, background" in unknown.value.why
     with pytest.raises(UserError, match="not seen under the paint"):
         lift_frame(paint(), SOURCE, maps, "foreground")
     with pytest.raises(UserError, match="no change found"):

@@ -13,12 +13,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from editors.inputs.canonical_picture import overlay_from_canonical
+from editors.inputs.canonical_picture import find_base_version, overlay_from_canonical
 from neural_fields.atlas import canonical as canonicals
 from neural_fields.atlas.canonical import CanonicalImage, Overlay
+from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core.coords import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.imaging.image_io import encode_png, read_picture
+from neural_fields.open_runs.planar_run import PlanarRun
+from neural_fields.runs.run import Run
 
 WIDTH, HEIGHT = 128, 96
 BOX = Box(-1.0, -0.75, 1.0, 0.75)
@@ -215,27 +218,30 @@ def test_an_overlay_painted_over_its_canonical_gives_the_painted_picture(tmp_pat
 
 
 def test_export_never_writes_over_a_painted_picture_and_keeps_every_base(tmp_path: Path) -> None:
+    folder = tmp_path / "canonical"
     first, second = BASES[True], CanonicalImage(BASES[True].rgba.flip(2).contiguous(), BOX, "foreground")
-    assert canonicals.export_canonical(tmp_path, first).path == tmp_path / "foreground.png"
-    assert canonicals.export_canonical(tmp_path, first).path == tmp_path / "foreground.png"
-    Image.fromarray(painted(True)).save(tmp_path / "foreground.png")
-    mine = (tmp_path / "foreground.png").read_bytes()
-    again = canonicals.export_canonical(tmp_path, second)
-    assert again.path == tmp_path / "foreground.new.png" and "stays" in again.notes[0]
-    assert (tmp_path / "foreground.png").read_bytes() == mine
-    torch.testing.assert_close(canonicals.read_pristine(tmp_path, "foreground").rgba, second.rgba, atol=1e-6, rtol=0)
-    picture = read_picture(tmp_path / "foreground.png")
-    base = canonicals.find_base_version(tmp_path, "foreground", picture)
+    assert canonicals.export_canonical(folder, first).path == folder / "foreground.png"
+    assert canonicals.export_canonical(folder, first).path == folder / "foreground.png"
+    Image.fromarray(painted(True)).save(folder / "foreground.png")
+    mine = (folder / "foreground.png").read_bytes()
+    again = canonicals.export_canonical(folder, second)
+    assert again.path == folder / "foreground.new.png" and "stays" in again.notes[0]
+    assert (folder / "foreground.png").read_bytes() == mine
+    torch.testing.assert_close(canonicals.read_pristine(folder, "foreground").rgba, second.rgba, atol=1e-6, rtol=0)
+    picture = read_picture(folder / "foreground.png")
+    run = PlanarRun(Run(tmp_path), {})
+    run.maps = Maps(tmp_path, ("foreground",), (BOX,), (8, 8), 1, False)
+    base = find_base_version(run, "foreground", picture)
     torch.testing.assert_close(base.rgba, first.rgba, atol=1e-6, rtol=0)
     alpha = overlay_from_canonical(picture, base).rgba[..., 3]
     assert alpha[mask()].min() == 1 and alpha[~mask()].max() == 0
 
 
-def test_an_unknown_layer_lists_the_layers_and_damaged_facts_are_named(tmp_path: Path) -> None:
+def test_missing_and_damaged_facts_are_named(tmp_path: Path) -> None:
     canonicals.export_canonical(tmp_path, BASES[True])
     with pytest.raises(UserError) as caught:
         canonicals.read_pristine(tmp_path, "sky")
-    assert caught.value.code == ExitCode.BAD_INPUT and "foreground" in caught.value.why
+    assert caught.value.code == ExitCode.DAMAGED_RUN and "sky.json" in caught.value.what
     (tmp_path / "foreground.json").write_text('{"version": 1}')
     with pytest.raises(UserError) as caught:
         canonicals.read_pristine(tmp_path, "foreground")

@@ -15,6 +15,7 @@ from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.data.synthetic.planar_clips import PaintedMark
 from neural_fields.evaluation import metrics
 from neural_fields.imaging.image_io import Picture
+from neural_fields.open_runs.opening import require_planar
 from neural_fields.rendering.overlay_pass import OverlayPass
 from tests.support.true_run import TrueRun
 
@@ -37,11 +38,11 @@ def picture(frame: np.ndarray) -> Picture:
 
 def lifted(true_run: TrueRun, painted: dict[int, np.ndarray], layer: str | None = "foreground") -> dict[str, Overlay]:
     pictures = {number: picture(frame) for number, frame in painted.items()}
-    return dict(lift_frames(true_run.run, Maps.open(true_run.run), pictures, layer))
+    return dict(lift_frames(require_planar(true_run.run, "the test"), pictures, layer))
 
 
 def rendered(true_run: TrueRun, overlays: dict[str, Overlay]) -> list[np.ndarray]:
-    maps = Maps.open(true_run.run)
+    maps = Maps.open(true_run.run.maps)
     pictures = {name: canonical.read_pristine(true_run.run.canonical, name) for name in maps.layers}
     renderer = OverlayPass(maps, pictures, overlays)
     return [renderer.render_frame(t, frame) for t, frame in enumerate(true_run.clip.frames)]
@@ -51,6 +52,12 @@ def fidelity(true_run: TrueRun, overlays: dict[str, Overlay], truth: np.ndarray)
     """PSNR where the true edit changes something, over all frames."""
     changed = np.stack([cv2.absdiff(a, b).max(axis=-1) > 2 for a, b in zip(truth, true_run.clip.frames, strict=True)])
     return metrics.psnr(np.stack(rendered(true_run, overlays)), truth, changed)
+
+
+def test_an_unknown_layer_is_refused_before_any_work(true_run: TrueRun) -> None:
+    with pytest.raises(UserError, match="no layer 'sky'") as unknown:
+        lifted(true_run, {0: true_run.clip.frames[0]}, "sky")
+    assert "foreground, background" in unknown.value.why
 
 
 @pytest.fixture(scope="module")

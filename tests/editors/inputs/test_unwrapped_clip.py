@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
-from editors.api import edit_unwrapped
+from editors.api import edit
 from editors.inputs.frame_change import find_frame_paint
 from editors.inputs.unwrapped_clip import read_unwrapped_paint
 from neural_fields.atlas import canonical
@@ -28,10 +28,10 @@ from neural_fields.data.video.io import probe_video, rgba_frames, source_frames,
 from neural_fields.evaluation.metrics import psnr
 from neural_fields.export.base import export_run
 from neural_fields.export.pictures.unwrapped import UnwrappedExporter, parse_unwrapped_size
+from neural_fields.open_runs.opening import require_planar
 from neural_fields.rendering.render_planar import open_passes
 from neural_fields.rendering.uv_space import CanonicalPlane, UnwrappedFrame
 from neural_fields.runs.run import Run
-from neural_fields.runs.source import read_source_metadata
 from tests.support.true_run import TrueRun
 
 pytestmark = pytest.mark.slow
@@ -57,7 +57,7 @@ class Dot:
     @cached_property
     def plane(self) -> CanonicalPlane:
         picture = canonical.read_pristine(self.run.canonical, self.layer)
-        maps = Maps.open(self.run)
+        maps = Maps.open(self.run.maps)
         return CanonicalPlane(
             maps, maps.layers.index(self.layer), picture.box, parse_unwrapped_size("canonical", picture.size)
         )
@@ -65,7 +65,8 @@ class Dot:
     @cached_property
     def frames(self) -> list[np.ndarray]:
         """The frames of the source."""
-        facts, chosen = read_source_metadata(self.run)
+        opened = require_planar(self.run, "the test")
+        facts, chosen = opened.metadata, opened.frames
         return list(source_frames(facts, chosen))
 
     def flat(self, t: int) -> UnwrappedFrame:
@@ -143,8 +144,8 @@ def test_every_texel_that_a_frame_shows_is_found(run: Run, true_run: TrueRun) ->
 def test_a_moving_dot_on_the_flat_clip_is_the_true_edit_of_the_video(run: Run, true_run: TrueRun, layer: str) -> None:
     dot = Dot(run, layer)
     clip = painted(run, flat_clip(run, layer), dot.paint)
-    edit_unwrapped(run, clip)
-    changer = open_passes(run, Maps.open(run))
+    edit(run, editor="unwrapped", clip=clip)
+    changer = open_passes(require_planar(run, "the test"))
     errors = []
     for t in (0, 3, 5):
         source = dot.frames[t]
@@ -159,9 +160,9 @@ def test_a_moving_dot_on_the_flat_clip_is_the_true_edit_of_the_video(run: Run, t
 def test_a_lossy_codec_changes_nothing_and_a_dot_in_it_only_the_dot(run: Run) -> None:
     dot, clip = Dot(run, "background"), flat_clip(run, "background", fill=True)
     with pytest.raises(UserError, match="no change found"):
-        read_unwrapped_paint(run, Maps.open(run), painted(run, clip, lambda t, f: f, "h264", crf=23))
-    maps, plane = Maps.open(run), dot.plane
-    _, moving = read_unwrapped_paint(run, maps, painted(run, clip, dot.paint, "h264", crf=23))
+        read_unwrapped_paint(require_planar(run, "the test"), painted(run, clip, lambda t, f: f, "h264", crf=23))
+    plane = dot.plane
+    _, moving = read_unwrapped_paint(require_planar(run, "the test"), painted(run, clip, dot.paint, "h264", crf=23))
     for t, rgba in enumerate(moving.frames()):
         truth, alpha = dot.alpha(t, plane.box, plane.size), rgba[..., 3] / 255
         around = cv2.dilate((truth > 0).astype(np.uint8), np.ones((21, 21))) > 0  # halved color planes bleed
@@ -182,14 +183,14 @@ def test_an_untouched_clip_has_no_change(run: Run, fill: bool, kind: str) -> Non
         facts = probe_video(clip)
         clip = write_video(run.path.parent / "pictures", rgba_frames(clip), facts, codec="png")
     with pytest.raises(UserError, match="no change found") as caught:
-        read_unwrapped_paint(run, Maps.open(run), clip, "foreground")
+        read_unwrapped_paint(require_planar(run, "the test"), clip, "foreground")
     assert caught.value.code == ExitCode.BAD_INPUT
 
 
 def test_a_whole_clip_that_was_graded_is_found_in_a_lossy_file(run: Run) -> None:
     clip = flat_clip(run, "background")
     graded = painted(run, clip, lambda t, frame: (0.6 * frame).astype(np.uint8), "h264")
-    _, moving = read_unwrapped_paint(run, Maps.open(run), graded)
+    _, moving = read_unwrapped_paint(require_planar(run, "the test"), graded)
     dot = Dot(run, "background")
     for t, rgba in enumerate(moving.frames()):
         assert (rgba[..., 3] > 127)[dot.flat(t).visibility > 0.9].mean() > 0.95
@@ -198,7 +199,7 @@ def test_a_whole_clip_that_was_graded_is_found_in_a_lossy_file(run: Run) -> None
 def test_frames_are_given_as_often_as_they_are_asked_for(run: Run) -> None:
     dot = Dot(run, "foreground")
     once = painted(run, flat_clip(run), lambda t, frame: dot.paint(t, frame) if t == 5 else frame)
-    layer, moving = read_unwrapped_paint(run, Maps.open(run), once)
+    layer, moving = read_unwrapped_paint(require_planar(run, "the test"), once)
     assert layer == "foreground" and moving.count == 12 and moving.notes == ("1 of 12 frames were painted on",)
     for _ in range(2):
         assert [t for t, rgba in enumerate(moving.frames()) if rgba.any()] == [5]
@@ -208,7 +209,7 @@ def test_a_clip_can_have_another_size_of_the_same_shape(run: Run) -> None:
     dot, clip = Dot(run, "foreground"), flat_clip(run)
     small = [cv2.resize(dot.paint(t, f[..., :3]), (120, 120)) for t, f in enumerate(rgba_frames(clip))]
     path = write_video(run.path / "small.mkv", small, probe_video(clip), codec="ffv1", sound=False)
-    _, moving = read_unwrapped_paint(run, Maps.open(run), path, "foreground")
+    _, moving = read_unwrapped_paint(require_planar(run, "the test"), path, "foreground")
     rgba = list(moving.frames())[6]
     truth = dot.alpha(6, dot.plane.box, (120, 120))
     assert rgba.shape == (120, 120, 4)
@@ -224,7 +225,7 @@ def test_what_lies_beside_the_clip_says_what_it_is(run: Run) -> None:
     assert facts["box"] == list(picture.box.as_tuple()) and facts["size"] == [414, 230]
     assert facts["sha256"] == sha256_file(clip) and facts["file"] == "background.mkv"
     assert str(run.path.parent) not in json.dumps(facts)
-    assert probe_video(clip).timestamps == read_source_metadata(run)[0].timestamps
+    assert probe_video(clip).timestamps == require_planar(run, "the test").metadata.timestamps
 
 
 def test_formats_hold_the_same_frames_with_alpha(run: Run) -> None:
@@ -300,7 +301,7 @@ def _no_video(run: Run, frames: Sequence[np.ndarray]) -> Path:
 
 
 def _facts(run: Run, count: int = 12) -> Any:
-    facts, _ = read_source_metadata(run)
+    facts = require_planar(run, "the test").metadata
     return replace(facts, kind="images", frame_count=count, timestamps=facts.timestamps[:count])
 
 
@@ -320,23 +321,23 @@ def test_a_clip_that_does_not_fit_is_refused(run: Run, make: Any, words: str) ->
     before = sorted(path.name for path in run.path.iterdir())
     path = make(run, frames)
     with pytest.raises(UserError) as caught:
-        read_unwrapped_paint(run, Maps.open(run), path, "foreground")
+        read_unwrapped_paint(require_planar(run, "the test"), path, "foreground")
     assert words in str(caught.value) and caught.value.code == ExitCode.BAD_INPUT
     assert sorted(p.name for p in run.path.iterdir() if p != path) == before
 
 
 def test_the_layer_of_a_clip_is_what_its_export_says_or_asked_for(run: Run) -> None:
     clip = painted(run, flat_clip(run, "background"), Dot(run, "background").paint)
-    assert read_unwrapped_paint(run, Maps.open(run), clip)[0] == "background"
+    assert read_unwrapped_paint(require_planar(run, "the test"), clip)[0] == "background"
     with pytest.raises(UserError, match="forground"):
-        read_unwrapped_paint(run, Maps.open(run), clip, "forground")
+        read_unwrapped_paint(require_planar(run, "the test"), clip, "forground")
     sidecar = run.path / "exports" / "unwrapped" / "unwrapped.json"
     sidecar.write_text('{"schema": 1, "layer": "../../x"}')
     with pytest.raises(UserError, match="no layer"):
-        read_unwrapped_paint(run, Maps.open(run), clip)
+        read_unwrapped_paint(require_planar(run, "the test"), clip)
     sidecar.unlink()
     with pytest.raises(UserError, match="does not tell its layer"):
-        read_unwrapped_paint(run, Maps.open(run), clip)
+        read_unwrapped_paint(require_planar(run, "the test"), clip)
 
 
 def test_paint_is_found_to_the_texel_in_a_lossless_file() -> None:

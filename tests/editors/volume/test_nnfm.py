@@ -12,11 +12,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from editors.core.editor import report_nothing
 from editors.volume.base import VolumeEditor, VolumeSource, tune_part
 from editors.volume.style import VolumeStyle, color_statistics, measure_style, nearest_features, read_style, style_loss
 from editors.volume.vgg_features import load_backbone
 from neural_fields.core.errors import ExitCode, UserError
+from neural_fields.core.progress import report_nothing
 from neural_fields.volume.rays import camera_rays
 from neural_fields.volume.scene import BACKGROUND
 from tests.support import tiny_scene as tiny
@@ -164,7 +164,7 @@ def test_the_background_takes_the_style_on_and_the_person_and_all_outlines_stay(
     before = {name: value.clone() for name, value in source.scene.state_dict().items()}
     editor = VolumeStyle(style=path, features=weights["squeeze"], steps=60, rate=0.02, side=40, style_side=64)
     assert isinstance(editor, VolumeEditor)
-    result = editor(source, report_nothing)
+    result = editor.edit(source, report_nothing)
     assert set(result.weights) == {"background.paint.grid.params"} and result.parts == (BACKGROUND,)
     after = source.scene.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
@@ -191,7 +191,7 @@ def test_views_that_are_too_small_for_the_network_are_refused(
 ) -> None:
     editor = VolumeStyle(style=style_picture(tmp_path / "s.png"), features=weights["alex"], side=40)
     with pytest.raises(UserError, match="side of 30 pixels") as caught:
-        editor(source, report_nothing)
+        editor.edit(source, report_nothing)
     assert caught.value.fix == "--side 86"
 
 

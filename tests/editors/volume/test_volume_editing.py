@@ -15,12 +15,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from editors.core.editor import report_nothing
 from editors.diffusion.backend.noise_schedule import NoiseSchedule
 from editors.diffusion.backend.weights import WeightsSource
 from editors.diffusion.backend.zero123_loader import load_view_networks
 from editors.diffusion.common.score_distillation import make_sds_score
-from editors.volume.base import VolumeEditor, VolumeSource, WeightEdit, tune_part
+from editors.volume.base import VolumeSource, tune_part
 from editors.volume.body_parts import TRUNK, body_outline, find_body_parts
 from editors.volume.distillation import (
     WHOLE_BODY,
@@ -45,6 +44,7 @@ from editors.volume.remove_replace import RemovePart, ReplacePart
 from editors.volume.views import DEFAULTS, Orbit, estimate_up_direction, frame_points, random_direction
 from editors.volume.zero123 import CameraMove, NovelViewModel, compute_camera_move
 from neural_fields.core.errors import ExitCode, UserError
+from neural_fields.core.progress import report_nothing
 from neural_fields.data.capture.cameras import Camera, compute_look_at_pose
 from neural_fields.data.capture.skeleton import compute_local_pose
 from neural_fields.volume.color_edit import add_paints
@@ -558,8 +558,8 @@ def test_the_whole_editor_runs_on_a_prompt_a_reference_and_a_view_model(
     words: dict[str, Any] = {"prompt": "a red coat", "model": str(text_model), "part_prompt": "{part} of {prompt}"}
     for more in ({}, words, words | {"shape": True, "reference_depth": depth}):
         editor = DynVideoE(**settings, **more)
-        result = editor(source, report_nothing)
-        assert isinstance(editor, VolumeEditor) and isinstance(result, WeightEdit) and result.parts == (PERSON,)
+        result = editor.edit(source, report_nothing)
+        assert result.parts == (PERSON,)
         names = {"person.field.paint.grid.params"}
         names |= {"person.field.color", "person.field.radius"} if "shape" in more else set()
         assert set(result.weights) == names
@@ -570,22 +570,22 @@ def test_the_whole_editor_runs_on_a_prompt_a_reference_and_a_view_model(
 
 def test_the_same_seed_makes_the_same_edit(source: VolumeSource, text_model: Path) -> None:
     settings: dict[str, Any] = {"prompt": "a red coat", "model": str(text_model), "device": "cpu", "steps": 2}
-    one, two, other = (DynVideoE(**settings, seed=seed)(source, report_nothing).weights for seed in (1, 1, 2))
+    one, two, other = (DynVideoE(**settings, seed=seed).edit(source, report_nothing).weights for seed in (1, 1, 2))
     name = "person.field.paint.grid.params"
     assert torch.equal(one[name], two[name]) and not torch.equal(one[name], other[name])
 
 
 def test_what_is_taken_away_shows_what_is_behind(source: VolumeSource) -> None:
-    result = RemovePart()(source, report_nothing)
-    assert result.hidden == (PERSON,) and not result.weights
+    result = RemovePart().edit(source, report_nothing)
+    assert result.effects.hidden == (PERSON,) and not result.weights
     rays = camera_rays(source.cameras[0])
     with torch.no_grad():
-        left = source.scene.render_rays(rays, source.moments, parts=source.scene.parts - set(result.hidden))
+        left = source.scene.render_rays(rays, source.moments, parts=source.scene.parts - set(result.effects.hidden))
         sky = source.scene.background(rays.direction)
     assert torch.equal(left.color, sky)
-    assert RemovePart(part="background")(source, report_nothing).hidden == (BACKGROUND,)
+    assert RemovePart(part="background").edit(source, report_nothing).effects.hidden == (BACKGROUND,)
     with pytest.raises(UserError, match="no person"):
-        RemovePart()(replace(source, motion=None), report_nothing)
+        RemovePart().edit(replace(source, motion=None), report_nothing)
 
 
 def test_a_part_is_replaced_by_that_of_another_scene_and_the_other_part_stays(
@@ -596,12 +596,12 @@ def test_a_part_is_replaced_by_that_of_another_scene_and_the_other_part_stays(
         other.person.field.color.fill_(2.0)
         other.background.color.fill_(-1.0)
     save_file(other.state_dict(), tmp_path / "other.safetensors")
-    result = ReplacePart(weights=tmp_path / "other.safetensors")(source, report_nothing)
+    result = ReplacePart(weights=tmp_path / "other.safetensors").edit(source, report_nothing)
     assert set(result.weights) == {name for name in source.scene.state_dict() if name.startswith("person.")}
     assert torch.equal(result.weights["person.field.color"], other.person.field.color)
     save_file({"person.field.color": torch.zeros(3, 3)}, tmp_path / "small.safetensors")
     with pytest.raises(UserError, match="does not fit"):
-        ReplacePart(weights=tmp_path / "small.safetensors")(source, report_nothing)
+        ReplacePart(weights=tmp_path / "small.safetensors").edit(source, report_nothing)
 
 
 @pytest.mark.parametrize(

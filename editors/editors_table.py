@@ -1,0 +1,95 @@
+"""The editors by name, as `unwrap edit RUN --editor NAME` and `editors.edit(run, editor=NAME)` know them.
+
+Each name stands for a class, which is imported on first use. Some names stand for another editor on a 3D scene.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from neural_fields.config.loader import from_mapping
+from neural_fields.core.errors import ExitCode, UserError
+from neural_fields.core.suggestions import nearest_word
+
+EDITORS = {
+    "sds": "editors.diffusion.methods.sds.Sds",
+    "text2live": "editors.diffusion.methods.text2live.Text2Live",
+    "inpaint": "editors.diffusion.methods.inpaint.Inpaint",
+    "img2img": "editors.diffusion.methods.img2img.Img2Img",
+    "controlnet": "editors.diffusion.methods.controlnet.ControlNet",
+    "videdit": "editors.diffusion.methods.videdit.VidEdit",
+    "mediated": "editors.diffusion.methods.mediated.Mediated",
+    "stablevideo": "editors.diffusion.methods.stablevideo.StableVideo",
+    "tokenflow": "editors.diffusion.methods.tokenflow.TokenFlow",
+    "instruct": "editors.diffusion.methods.instruct.Instruct",
+    "pnp": "editors.diffusion.methods.pnp.PlugAndPlay",
+    "p2p": "editors.diffusion.methods.p2p.PromptToPrompt",
+    "shape": "editors.effects.shape.ShapeEdit",
+    "shape_aware": "editors.diffusion.methods.shape_aware.ShapeAware",
+    "place": "editors.effects.place.Place",
+    "drag": "editors.effects.drag.Drag",
+    "style": "editors.effects.style.Style",
+    "adjust": "editors.effects.adjust.Adjust",
+    "lift": "editors.effects.python_function.Lift",
+    "remove": "editors.effects.remove.Remove",
+    "replace": "editors.effects.replace.Replace",
+    "frames": "editors.effects.external_frames.Frames",
+    "unwrapped": "editors.effects.painted.UnwrappedClip",
+}
+SCENE_EDITORS = {
+    "dynvideo_e": "editors.volume.dynvideo_e.DynVideoE",
+    "volume_style": "editors.volume.style.VolumeStyle",
+    "remove": "editors.volume.remove_replace.RemovePart",
+    "replace": "editors.volume.remove_replace.ReplacePart",
+}
+
+
+def find_editor_class(name: str, *, is_scene: bool = False) -> type[Any]:
+    """Finds the class of an editor by its name.
+
+    Args:
+        name: name of the editor.
+        is_scene: whether the run to edit is a 3D scene. An editor that exists only for the other family is found too;
+            its error message says which runs it is for.
+
+    Raises:
+        UserError: an unknown name (exit 2); the message suggests the nearest one.
+
+    Example:
+        >>> find_editor_class("adjust").__name__
+        'Adjust'
+    """
+    first, second = (SCENE_EDITORS, EDITORS) if is_scene else (EDITORS, SCENE_EDITORS)
+    path = first.get(name) or second.get(name)
+    if path is None:
+        known = sorted({*EDITORS, *SCENE_EDITORS})
+        guess = nearest_word(name, known)
+        raise UserError(
+            ExitCode.USAGE,
+            f"there is no editor {name!r}",
+            why=f"did you mean {guess}?" if guess else f"the editors are: {', '.join(known)}",
+            fix=f"unwrap edit RUN --editor {guess or 'inpaint'} --help",
+        )
+    module, _, kind = path.rpartition(".")
+    return getattr(import_module(module), kind)
+
+
+def make_editor(kind: type[Any], settings: Mapping[str, object]) -> Any:
+    """Creates an editor from its settings.
+
+    Args:
+        kind: the class of the editor.
+        settings: values by field name; paths may be strings, and lists stand for tuples.
+
+    Raises:
+        UserError: an unknown setting (the message suggests the nearest one), a missing one, or an invalid value
+            (exit 2 or 3).
+
+    Example:
+        >>> editor = make_editor(find_editor_class("adjust"), {"hue": 120.0, "saturation": 1.2})
+        >>> editor.hue, editor.exposure
+        (120.0, 0.0)
+    """
+    return from_mapping(kind, settings, where=f"the editor {kind.name}")

@@ -1,0 +1,28 @@
+"""HTML pages from jinja2 templates, which lie beside the code that fills them (`*.html.j2`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def render_html(template: Path, **values: object) -> str:
+    """Renders a template with values. Every value is escaped, so that a hostile name stays text.
+
+    Args:
+        template: the file; it may include others of its folder.
+        **values: by the names that the template uses.
+
+    Raises:
+        jinja2.UndefinedError: the template uses a name that is not among the values.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(template.parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(template.name).render(values)

@@ -1,0 +1,243 @@
+"""The record of an edit, edit.json: what each kind of change consists of, and where the edit came from.
+
+The record names the files that are beside it; `payloads.py` reads those. It is written once, by
+`editors/core/stack.py`, and read through the strict loader: whatever is wrong in it is an error that names the folder
+and the key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from neural_fields.config.loader import load_json
+from neural_fields.core.coords import Box
+from neural_fields.core.errors import ExitCode, UserError
+from neural_fields.edits.arrangement import Arrangement
+from neural_fields.imaging.color_grading import Grade
+
+EDIT_SCHEMA: Literal[1] = 1  # of edit.json; raised when an older program could not show an edit
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFile:
+    """Describes a file in the folder of an edit.
+
+    Attributes:
+        file: its name, without folders.
+        sha256: of its bytes, in hexadecimal.
+    """
+
+    file: str
+    sha256: str
+
+    def __post_init__(self) -> None:
+        if Path(self.file).name != self.file or self.file in ("", ".."):
+            raise ValueError(f"file is {self.file!r}, which is not the name of a file in the folder of the edit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizedFile(StoredFile):
+    """Describes a file of samples on a grid.
+
+    Attributes:
+        size: (width, height) in samples.
+    """
+
+    size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.size) < 1:
+            raise ValueError(f"size is {self.size[0]}x{self.size[1]}; both sides are 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverlayRecord(SizedFile):
+    """Describes an overlay, RGBA on a part of a layer's canonical plane: a PNG file.
+
+    Attributes:
+        box: the part of the canonical plane that it covers, in uv units.
+        notes: sentences for the user about how it was made.
+    """
+
+    box: Box
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeRecord(SizedFile):
+    """Describes the deformation of a layer: a safetensors file with "displacement" in uv units.
+
+    Attributes:
+        box: the part of the canonical plane that is deformed, in uv units.
+    """
+
+    box: Box
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnimatedOverlayRecord(SizedFile):
+    """Describes an overlay for every frame of the run: an FFV1 file.
+
+    Attributes:
+        box: the part of the canonical plane that they cover, in uv units; null: they cover the frame.
+        count: the number of overlays: one for each frame of the run, or a single one for all frames.
+        notes: sentences for the user about how they were made.
+    """
+
+    box: Box | None
+    count: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradeRecord:
+    """Describes a grade: a change of the colors of a layer in the frames.
+
+    Attributes:
+        grade: the change of the colors.
+        mask: limits the change to its alpha; null: the change is not limited.
+    """
+
+    grade: Grade
+    mask: OverlayRecord | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemovalRecord:
+    """Names layers that are removed, so that the layers behind them are visible; or parts of a 3D scene.
+
+    Attributes:
+        layers: names of the layers or parts.
+        grow: pixels of the frame by which the removed area is widened.
+    """
+
+    layers: tuple[str, ...]
+    grow: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise ValueError("layers is empty; a removal names one or more")
+        if not self.grow >= 0:
+            raise ValueError(f"grow is {self.grow!r}; it counts pixels from 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsRecord(StoredFile):
+    """Describes tuned parameters of a 3D scene: a safetensors file.
+
+    Attributes:
+        parts: the parts of the scene that the parameters change.
+    """
+
+    parts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFile:
+    """Identifies a file that an edit was made from.
+
+    Attributes:
+        file: its name, without folders.
+        sha256: of its bytes, in hexadecimal; null for a folder.
+    """
+
+    file: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditOrigin:
+    """Describes the origin of an edit. Rendering does not depend on it.
+
+    Attributes:
+        editor: the name of the editor; "image", "frame", "document" or "unwrapped" for painted files.
+        sources: the files that the edit was made from.
+        frames: numbers in the source of the painted frames.
+        settings: of the editor.
+        notes: sentences for the user.
+        details: further values of the editor.
+    """
+
+    editor: str | None = None
+    sources: tuple[SourceFile, ...] = ()
+    frames: tuple[int, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditRecord:
+    """Holds the content of edit.json. The names of layers are keys of their changes.
+
+    Attributes:
+        schema: version of edit.json; a program refuses edits with another version.
+        name: name of the edit, of a-z, 0-9 and hyphens.
+        arrangement: opacity, blend mode and times at the time when the edit was added.
+        overlays: pictures on layers.
+        shapes: deformations of layers.
+        animated: overlays that differ from frame to frame.
+        grades: changes of the colors of layers.
+        removal: layers, or parts of a 3D scene, that are removed.
+        weights: tuned parameters of a 3D scene.
+        lit: whether the paint is multiplied by the gain of its layer.
+        origin: the origin of the edit.
+    """
+
+    schema: Literal[1]
+    name: str
+    arrangement: Arrangement = field(default_factory=Arrangement)
+    overlays: Mapping[str, OverlayRecord] = field(default_factory=dict)
+    shapes: Mapping[str, ShapeRecord] = field(default_factory=dict)
+    animated: Mapping[str, AnimatedOverlayRecord] = field(default_factory=dict)
+    grades: Mapping[str, GradeRecord] = field(default_factory=dict)
+    removal: RemovalRecord | None = None
+    weights: WeightsRecord | None = None
+    lit: bool = True
+    origin: EditOrigin = field(default_factory=EditOrigin)
+
+    def __post_init__(self) -> None:
+        if not (self.layers or self.weights):
+            raise ValueError("it changes no layer: overlays, shapes, animated, grades, removal and weights are empty")
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that the edit changes, or the parts of a 3D scene."""
+        parts = self.weights.parts if self.weights else ()
+        removed = self.removal.layers if self.removal else ()
+        named = [*self.overlays, *self.shapes, *self.animated, *self.grades, *parts, *removed]
+        return tuple(dict.fromkeys(named))
+
+    @property
+    def files(self) -> tuple[StoredFile, ...]:
+        """The files of the edit."""
+        masks = [entry.mask for entry in self.grades.values() if entry.mask is not None]
+        placed = [*self.overlays.values(), *self.shapes.values(), *self.animated.values(), *masks]
+        return (*placed, self.weights) if self.weights else tuple(placed)
+
+
+def read_edit_record(folder: Path) -> EditRecord:
+    """Reads edit.json in the folder of an edit.
+
+    Raises:
+        UserError: a missing or damaged file (exit 5); the message names the folder and the wrong key.
+    """
+    try:
+        return load_json(EditRecord, folder / "edit.json", fix="")
+    except UserError as problem:
+        raise damaged_edit_error(folder, f"edit.json: {problem.why or problem.what}") from problem
+
+
+def damaged_edit_error(path: Path, why: str) -> UserError:
+    """Makes the error for an edit or a journal whose files were changed."""
+    return UserError(
+        ExitCode.DAMAGED_RUN,
+        f"the edit {path.name} is damaged" if path.is_dir() else f"{path.name} is damaged",
+        where=str(path),
+        why=why,
+        fix=f"move {path} out of the run, or put the original file back",
+    )

@@ -1,0 +1,147 @@
+"""The gain of the default preset: a coarse grid over (x, y, t), initialized in closed form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from neural_fields.config.presets import require_valid
+from neural_fields.data.dataset import ClipDataset
+from neural_fields.planar.appearance.gain import Gain, GainConfig
+from neural_fields.planar.appearance.image_texture import ImageTexture
+from neural_fields.planar.appearance.layer_patch import LayerTables, render_patch
+from neural_fields.planar.appearance.texture import Texture
+from neural_fields.planar.init.frame_patch import find_visible_rectangle
+from neural_fields.planar.init.model_shape import ModelShape
+from neural_fields.planar.init.visibility import compute_visible_share, erode_share, release_clip
+from neural_fields.planar.mappings.frame_grid import FrameTable, make_zero_table, mean_squared_steps
+from neural_fields.planar.mappings.grid import GridMapping
+from neural_fields.planar.mappings.mapping import Mapping
+
+
+@dataclass(frozen=True)
+class LightingSettings:
+    """Settings of the closed-form lighting gains. Colors are in [0, 1]."""
+
+    dark_offset: float = 0.003  # added to squared colors: black says nothing about light
+    rest_weight: float = 0.01  # of "no change" in every cell, so that a gain fades where its layer is not seen
+    max_gain: float = 2.5  # gains beyond this factor, up or down, are no lighting
+    rim_px: int = 1  # of a layer, whose pixels do not count
+    blur_sigma_cells: float = 0.6  # Gaussian over 3 x 3 cells
+
+
+DEFAULTS = LightingSettings()
+
+
+@dataclass(frozen=True)
+class GridGainConfig(GainConfig):
+    """Sets a smooth multiplicative gain on a coarse grid over (x, y, t)."""
+
+    kind: ClassVar[str] = "grid"
+    cell: float = 16.0  # pixels between knots, at least 2
+    learning_rate: float = 0.05  # of the logarithm of the gain, a step
+
+    def __post_init__(self) -> None:
+        require_valid(self.cell >= 2, "cell must be at least 2 pixels")
+
+    def build(self, shape: ModelShape) -> list[GridGain]:
+        """See `GainConfig.build`."""
+        return [GridGain(self, shape.frame_count, shape.size) for _ in shape.layers]
+
+
+class GridGain(Gain):
+    """Computes the gain as exp of a coarse grid over (x, y, t); it starts at 1.
+
+    Args:
+        settings: cell size and learning rate.
+        frame_count: number of frames of the clip.
+        size: (width, height) of the frames in pixels.
+    """
+
+    def __init__(self, settings: GridGainConfig, frame_count: int, size: tuple[int, int]) -> None:
+        super().__init__()
+        table = make_zero_table(frame_count, 3, size, settings.cell)
+        self.table = FrameTable(table, size, settings.learning_rate)
+
+    def forward(self, xyt: Float[Tensor, "n 3"], uv: Float[Tensor, "n 2"] | None = None) -> Float[Tensor, "n 3"]:
+        """Returns exp of the grid, interpolated at any points; `uv` is not read."""
+        return torch.exp(self.table(xyt))
+
+    def sample_frames(
+        self,
+        frames: Int[Tensor, " frames"],
+        frame_count: int,
+        size: tuple[int, int],
+        uv: Float[Tensor, "frames height width 2"] | None = None,
+    ) -> Float[Tensor, "frames height width 3"]:
+        """See `Gain.sample_frames`; `uv` is not read."""
+        return torch.exp(self.table.sample_frames(frames, size).permute(0, 2, 3, 1))
+
+    def initialize(self, layer: int, clip: ClipDataset, mapping: Mapping, texture: Texture) -> None:
+        """See `Gain.initialize`; in closed form where mapping and texture are tables, otherwise 1."""
+        if not (isinstance(mapping, GridMapping) and isinstance(texture, ImageTexture)):
+            return
+        for t in range(clip.frame_count):
+            release_clip(clip, t)
+            share = erode_share(compute_visible_share(clip, layer, t, clip.size), DEFAULTS.rim_px)
+            fit_gain(self, mapping, texture, t, np.float32(1 / 255) * clip.frames[t], share)
+
+    def compute_size_and_steps(self, frames: Int[Tensor, " frames"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """Computes the mean square of the logarithm of the gain, and of its differences between neighboring cells."""
+        rows = self.table.frame_rows(frames)
+        return rows.square().mean(), mean_squared_steps(rows)
+
+    def param_groups(self) -> list[dict]:
+        """Returns the grid with its learning rate."""
+        return self.table.param_groups()
+
+
+@torch.no_grad()
+def fit_gain(
+    gain: GridGain,
+    mapping: GridMapping,
+    texture: ImageTexture,
+    t: int,
+    rgb: Float[np.ndarray, "height width 3"],
+    share: Float[np.ndarray, "height width"],
+    settings: LightingSettings = DEFAULTS,
+) -> None:
+    """Sets the gain of frame `t`.
+
+    In every cell g minimizes the sum of (g texture - frame)^2 over the pixels, so g = sum(texture frame) /
+    sum(texture^2).
+
+    Args:
+        gain: the table to set.
+        mapping: of the same layer.
+        texture: of the same layer.
+        t: the frame.
+        rgb: the frame, 0 to 1.
+        share: the share of each pixel that the layer fills, 0 to 1.
+        settings: regularization and limit of the gains.
+    """
+    rows, columns = gain.table.shape[2:]
+    part = find_visible_rectangle(share)
+    if part.is_empty:
+        gain.table.values[t].zero_()
+        return
+    height, width = share.shape
+    step = mapping.uv_per_pixel(torch.tensor([float(t)]))
+    across, down = texture.choose_levels(step)[0].tolist()
+    found = render_patch(LayerTables(mapping, texture, None, t), (across, down), (width, height), part)
+    texel = found.texel.permute(1, 2, 0).numpy()
+    inside = part.slices
+    sums = []
+    for products in (texel * rgb[inside] + settings.dark_offset, texel * texel + settings.dark_offset):
+        whole = np.zeros((height, width, 3), np.float32)
+        whole[inside] = products * share[inside][..., None]
+        cells = cv2.resize(whole, (columns, rows), interpolation=cv2.INTER_AREA)
+        sums.append(cv2.GaussianBlur(cells, (3, 3), settings.blur_sigma_cells) + settings.rest_weight)
+    factor = (sums[0] / sums[1]).clip(1 / settings.max_gain, settings.max_gain)
+    gain.table.values[t] = torch.from_numpy(np.log(factor)).permute(2, 0, 1)

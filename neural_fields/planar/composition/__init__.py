@@ -1,0 +1,1 @@
+"""The planar model: its parts joined."""

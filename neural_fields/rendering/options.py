@@ -1,0 +1,50 @@
+"""Options of `unwrap render`, for runs of videos and of 3D scenes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from neural_fields.config.flags import EditsFlag, MetadataFlag, OverwriteFlag, Repeated
+
+RenderMode = Literal["edit", "reconstruction", "compare", "layers", "depth", "opacity"]
+Codec = Literal["h264", "ffv1", "prores4444", "png"]
+
+
+@dataclass(frozen=True)
+class RenderOptions:
+    """Sets what is rendered of a run, and how it is written; the fields are the flags of `unwrap render`.
+
+    Example:
+        >>> options = RenderOptions(edits=("painted",), codec="prores4444", out=Path("painted.mov"))
+        >>> options.what, options.size
+        ('edit', 'source')
+    """
+
+    edits: EditsFlag = ()
+    """Name or number of an edit. Repeatable (default: all active edits)."""
+    out: Path | None = None
+    """The file to write (default: renders/<edit> in the run)."""
+    what: RenderMode = "edit"
+    """What to show; depth and opacity need a 3D scene."""
+    camera: str = "source"
+    """3D scenes: source (the filmed views), orbit, or a transforms.json."""
+    time: int | None = None
+    """3D scenes: freeze time at this frame."""
+    pose: Path | None = None
+    """3D scenes: a bones.json with poses for the person."""
+    size: str = "source"
+    """Size of the output: source, 240p, Np or WxH."""
+    codec: Codec = "h264"
+    """ffv1 is lossless; ffv1, prores4444 and png carry alpha."""
+    speed: str = "1"
+    """Videos: speed relative to the source. 0.5 or 1/2 is slow motion with interpolated frames."""
+    rate: str = ""
+    """Videos: frames a second, such as 60 or 30000/1001 (default: the source's)."""
+    freeze: Repeated = ()
+    """Videos: FRAME:SECONDS, such as 20:2, freezes a frame for this time. Repeatable."""
+    metadata: MetadataFlag = True
+    """Record in the files how they were made."""
+    overwrite: OverwriteFlag = False
+    """Replace an existing output."""

@@ -1,0 +1,124 @@
+"""The frame around a training: the lock of the run, requests to stop, notes for the user, and the result."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neural_fields.core.errors import ExitCode
+from neural_fields.core.interrupt import StopRequest, stop_on_signals
+from neural_fields.core.progress import Progress, ProgressReporter
+from neural_fields.nn.device import peak_memory_mib
+from neural_fields.runs.locking import lock_run
+from neural_fields.runs.run import Run, append_metrics, read_metrics, write_run_yaml
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Describes how a training ended.
+
+    Attributes:
+        run: the paths of the run.
+        step: number of steps that are done.
+        total: number of steps of the training.
+        exit_code: exit status of the command.
+        notes: sentences for the user.
+        was_finished: whether the training was already complete before the call.
+    """
+
+    run: Run
+    step: int
+    total: int
+    exit_code: ExitCode
+    notes: tuple[str, ...]
+    was_finished: bool = False
+
+
+@dataclass
+class TrainingSession:
+    """Holds the state of a call of `train`, which begins or continues a training.
+
+    Attributes:
+        run: the paths of the locked run.
+        report: called with the progress.
+        started: start of the call, in seconds of the monotonic clock.
+        stop_request: a request of the user or the system to stop.
+        notes: sentences for the user.
+    """
+
+    run: Run
+    report: ProgressReporter
+    started: float
+    stop_request: StopRequest
+    notes: list[str]
+
+    def is_stopped(self) -> bool:
+        """Returns whether the training was asked to stop."""
+        return self.stop_request.signal_number is not None
+
+    def elapsed_seconds(self) -> float:
+        """Returns the time since the call began."""
+        return time.monotonic() - self.started
+
+    def sum_train_seconds(self) -> float:
+        """Returns the seconds of this and all earlier sessions, whose sum is in metrics.jsonl."""
+        before = [line["train_seconds"] for line in read_metrics(self.run) if "train_seconds" in line]
+        return round(self.elapsed_seconds() + (before[-1] if before else 0.0), 3)
+
+    def write_record(self, record: Mapping[str, Any]) -> None:
+        """Writes run.yaml, and reports the notes so far."""
+        write_run_yaml(self.run, record)
+        for note in self.notes:
+            self.report(Progress("reading", 1, 1, note=note))
+
+    def add_note(self, stage: str, note: str) -> None:
+        """Adds a note for the user, and reports it."""
+        self.notes.append(note)
+        self.report(Progress(stage, 1, 1, note=note))
+
+    def finish(self, step: int, total: int) -> TrainResult:
+        """Appends the last line of metrics.jsonl and returns how the training ended.
+
+        Args:
+            step: steps done.
+            total: number of steps of the training.
+        """
+        line = {
+            "event": "stopped" if self.is_stopped() else "finished",
+            "steps": step,
+            "total_steps": total,
+            "train_seconds": self.sum_train_seconds(),
+            "peak_mib": peak_memory_mib(),
+        }
+        append_metrics(self.run, line)
+        return TrainResult(self.run, step, total, self.stop_request.exit_code, tuple(self.notes))
+
+    def was_finished(self, step: int, total: int) -> TrainResult:
+        """Returns the result of a call that finds nothing left to do; arguments as for `finish`."""
+        return TrainResult(self.run, step, total, ExitCode.OK, tuple(self.notes), was_finished=True)
+
+
+@contextmanager
+def open_session(run: Run, report: ProgressReporter, started: float) -> Iterator[TrainingSession]:
+    """Locks a run and handles signals during the training.
+
+    Args:
+        run: what is trained.
+        report: called with the progress.
+        started: when the call of `train` began, by the monotonic clock.
+
+    Raises:
+        UserError: another process writes to the run (exit 6).
+    """
+    with lock_run(run) as note, stop_on_signals() as stop_request:
+        yield TrainingSession(run, report, started, stop_request, [note] if note else [])
+
+
+def default_run_folder(source: str | Path) -> Path:
+    """Returns the folder of a source's run: `runs/` and the name of the source, also for "." and ".."."""
+    return Path("runs") / (Path(os.path.abspath(source)).stem or "video")
