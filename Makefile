@@ -73,7 +73,7 @@ check: $(INSTALLED_ALL)
 
 # From Python 3.12 on the interpreter itself can count lines, which costs little; before, the tests take half as long
 # again (make coverage).
-CHEAP_COVERAGE = $(shell $(BIN)/python -c 'import sys; print("--cov" if sys.version_info >= (3, 12) else "")')
+CHEAP_COVERAGE = $(shell $(BIN)/python -c 'import sys; print("--cov" if sys.version_info >= (3, 12) else "")' 2>/dev/null)
 test: export COVERAGE_CORE = $(if $(CHEAP_COVERAGE),sysmon)
 test: $(INSTALLED_ALL)
 	$(BIN)/ruff check .

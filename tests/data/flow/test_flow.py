@@ -270,6 +270,7 @@ def original_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return out
 
 
+@pytest.mark.slow
 def test_the_original_names_of_raft_large_become_torchvisions() -> None:
     from torchvision.models.optical_flow import raft_large
 
