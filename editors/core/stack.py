@@ -305,6 +305,7 @@ def _write_overlay(part: Path, stem: str, overlay: Overlay) -> OverlayRecord:
 
 
 def _write_shape(part: Path, stem: str, shape: Deformation) -> ShapeRecord:
+    """Writes a deformation as a safetensors file; returns its entry of edit.json."""
     from safetensors.numpy import save
 
     path = part / f"{stem}.safetensors"

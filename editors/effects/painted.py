@@ -26,7 +26,7 @@ from neural_fields.imaging.image_io import Picture
 
 @dataclass(frozen=True, kw_only=True)
 class PaintedEditor(PlanarEditor):
-    """Defines the base of painted edits. Their only settings are pictures, which edit.json stores as sources."""
+    """Base of the editors for painted pictures, which are their only settings and go into edit.json as sources."""
 
     starts_with = "all"  # which layer was painted is found out
 
@@ -179,8 +179,7 @@ class UnwrappedClip(PaintedEditor):
         Raises:
             UserError: a clip of the wrong size or length, or one without a change (exit 3).
         """
-        found = read_unwrapped_paint(source.run, self.clip, source.only_layer, report)
-        layer, moving = found
+        layer, moving = read_unwrapped_paint(source.run, self.clip, source.only_layer, report)
         origin = SourceFile(file=self.clip.name, sha256=sha256_file(self.clip) if self.clip.is_file() else None)
         painted = EditEffects(moving={layer: moving}, lit=False)  # a flat frame has the light already
         return EditorResult(notes=moving.notes, effects=painted, sources=(origin,))
