@@ -26,22 +26,22 @@ GIVEN = {"truth": "masks", "osvos": "masks_osvos"}  # folders beside the frames 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table that compares a figure with what was asked for."""
+    """Compares a figure with its target: a line of a table."""
 
     on: str
     figure: str
     asked: str
     measured: str
-    reached: bool | None = None  # None: nothing was asked, or the row says it in words
+    reached: bool | None = None  # None: there is no target, or the words of the row say it
 
 
 @dataclass(frozen=True)
 class Done:
-    """A command that ran to its end."""
+    """Holds the result of a command that has ended."""
 
     stdout: str
     seconds: float  # from its start to its end, interpreter and imports included
-    peak_mib: float | None  # the most memory it had; None where the system does not say
+    peak_mib: float | None  # peak memory; None where the system does not report it
 
 
 def unwrap(*words: str | Path) -> Done:
@@ -72,17 +72,17 @@ def unwrap(*words: str | Path) -> Done:
 
 
 def unwrap_json(*words: str | Path) -> dict[str, Any]:
-    """The JSON object that an `unwrap` command prints with --json."""
+    """Runs an `unwrap` command with --json and returns the object that it prints."""
     return json.loads(unwrap(*words, "--json").stdout)
 
 
 def masks_of(clip: str, kind: str) -> str:
-    """The word after --masks for a DAVIS clip: a folder for "truth" and "osvos", otherwise the word itself."""
+    """Returns the word after --masks for a DAVIS clip: a folder for "truth" and "osvos", otherwise the word itself."""
     return str(DATA / clip / GIVEN[kind]) if kind in GIVEN else kind
 
 
 def missing(clips: Iterable[str]) -> list[str]:
-    """The clips that do not lie in the data folder, said on stderr."""
+    """Returns the clips that are not in the data folder, and lists them on stderr."""
     gone = [clip for clip in clips if not (DATA / clip / "frames").is_dir()]
     for clip in gone:
         print(f"{clip}: left out, it is not beside the checkout", file=sys.stderr)
@@ -90,7 +90,7 @@ def missing(clips: Iterable[str]) -> list[str]:
 
 
 def machine() -> dict[str, Any]:
-    """The machine and what the figures were measured with."""
+    """Returns the machine and the versions with which the figures were measured."""
     import cv2
     import torch
 
@@ -114,7 +114,7 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name, as far as the system tells it."""
+    """Returns the processor's name, as far as the system knows it."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -122,7 +122,7 @@ def processor() -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """The lines of a table; what is None is shown as a dash, and numbers with at most two decimals."""
+    """Yields the lines of a table; None becomes a dash, and numbers get at most two decimals, or three below 1."""
     cells = [list(columns)] + [[shown(row.get(name)) for name in columns] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     for line in cells:
@@ -130,7 +130,7 @@ def table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Iterator
 
 
 def shown(value: Any) -> str:
-    """A value as a cell of a table."""
+    """Formats a value for a cell of a table."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -141,7 +141,7 @@ def shown(value: Any) -> str:
 
 
 def print_row(row: Row) -> None:
-    """A line of a table that grows while it is measured."""
+    """Prints a line of a table that grows while it is measured."""
     verdict = "" if row.reached is None else "reached  " if row.reached else "NOT REACHED  "
     print(f"{row.on:<52} {row.figure:<18} asked {row.asked:<17} {verdict}{row.measured}", flush=True)
 
@@ -156,14 +156,21 @@ def finish(rows: Sequence[Row | Mapping[str, Any]], out: Path | None, **more: An
 
 
 def parser(text: str | None) -> argparse.ArgumentParser:
-    """A parser that shows a benchmark's docstring and knows --json."""
+    """Makes a parser that shows a benchmark's docstring and knows --json."""
     made = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--json", type=Path, help="also write the JSON to this file")
     return made
 
 
 def write_pan(path: Path, count: int, width: int, height: int) -> None:
-    """A clip made quickly: a window that wanders over a large picture and back, and a disc that crosses it."""
+    """Writes a clip that is quick to make: the camera pans over a large picture and back, and a disc crosses it.
+
+    Args:
+        path: the video file; it is overwritten.
+        count: number of frames, at 24 frames a second.
+        width: in pixels.
+        height: in pixels.
+    """
     import cv2
     import numpy as np
 
@@ -181,7 +188,7 @@ def write_pan(path: Path, count: int, width: int, height: int) -> None:
 
     def frames() -> Iterator[np.ndarray]:
         for t in range(count):
-            there = 240 - abs(t % 480 - 240)  # out for ten seconds, and back
+            there = 240 - abs(t % 480 - 240)  # ten seconds in one direction, then back
             shift = np.array(
                 [[1, 0, -width * (0.3 + there / 2133)], [0, 1, -height * (0.3 + there / 3600)]], np.float32
             )

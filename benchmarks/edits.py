@@ -2,12 +2,12 @@
 
     python benchmarks/edits.py [--frames 24] [--size 320 180] [--quality draft] [--json FILE]
 
-The demo's clip is fitted once with its true masks. Rows, each over all frames: a logo placed on the object and on the
-background in one frame, against the clip rendered with it on the surface (least PSNR of a frame); the background
-adjusted, against the adjusted clip; the object removed, against the clip without it, where some frame shows what is
-behind it; end-point error of a dragged point, against where its surface carries it; a forward STMap, read back from its
-EXR and turned into uv by its README's formula, against the baked maps, in pixels of the canonical picture; pixels
-painted into an .ora and a .psd document and read back, against what was painted.
+The demo's clip is fitted once with its true masks. Each row is measured over all frames: a logo placed on the object
+and on the background in one frame, compared with the clip rendered with the logo on the surface (least PSNR of a
+frame); the adjusted background, compared with the adjusted clip; the removed object, compared with the clip without it
+where some frame shows what is behind it; a dragged point, compared with the true motion of its surface; a forward
+STMap, read back from its EXR file and converted to uv by the formula of its README, compared with the baked maps in
+pixels of the canonical picture; pixels painted into an .ora and a .psd document, compared with what is read back.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from neural_fields.data.synthetic.planar_clips import PaintedMark, SyntheticClip
 from neural_fields.data.video.io import write_video
 from neural_fields.export.base import export_run
 from neural_fields.export.maps.stmap import STMapExporter
+from neural_fields.export.options import ExportOptions
 from neural_fields.export.pictures.canonical import CanonicalExporter
 from neural_fields.imaging.color_grading import Grade
 from neural_fields.imaging.documents.layered import PAINT, DocumentLayer, place_on_canvas
@@ -60,22 +61,36 @@ from neural_fields.training.train_planar import train
 def row(
     what: str, worst: float | np.floating, mean: float | np.floating, unit: str, asked: float | None
 ) -> dict[str, Any]:
-    """A line of the table."""
+    """Makes a row of the table.
+
+    Args:
+        what: the edit or file that was measured.
+        worst: the figure of the worst frame.
+        mean: the mean over the frames.
+        unit: the unit of both.
+        asked: the target, or None.
+    """
     return {"what": what, "worst": float(worst), "mean": float(mean), "unit": unit, "asked": asked}
 
 
 def psnr(shown: np.ndarray, truth: np.ndarray) -> float:
-    """Of 8-bit colors."""
+    """Computes the PSNR of 8-bit colors in dB, at most 120."""
     return float(-10 * np.log10(max(1e-12, (((shown.astype(float) - truth) / 255) ** 2).mean())))
 
 
 def middle_of(box: Box) -> tuple[float, float]:
-    """The middle of a box, in uv."""
+    """Returns the middle of a box in uv units."""
     return (box.u0 + box.u1) / 2, (box.v0 + box.v1) / 2
 
 
 def fitted(home: Path, clip: SyntheticClip, quality: Any) -> Run:
-    """A run of the clip with its true masks."""
+    """Trains a run of a clip with its true masks.
+
+    Args:
+        home: folder for the video, the mask and the run.
+        clip: the clip; its front layer is called "foreground".
+        quality: "draft", "normal" or "final".
+    """
     write_video(home / "clip.mkv", clip.render_frames(), make_clip_metadata(clip), codec="ffv1")
     np.save(home / "mask.npy", clip.masks[0])
     options = TrainOptions(home / "run", quality=quality, size="source", masks=(f"foreground={home / 'mask.npy'}",))
@@ -83,7 +98,7 @@ def fitted(home: Path, clip: SyntheticClip, quality: Any) -> Run:
 
 
 def frames_with(run: Run, clip: SyntheticClip) -> list[np.ndarray]:
-    """All frames with the active edits; afterwards the last one is undone."""
+    """Renders all frames with the active edits, and undoes the last edit."""
     changer = open_passes(require_planar(run, "the benchmark"))
     shown = [changer.render_frame(t, clip.frames[t]) for t in range(clip.count)]
     undo(run)
@@ -91,7 +106,7 @@ def frames_with(run: Run, clip: SyntheticClip) -> list[np.ndarray]:
 
 
 def logo(home: Path) -> Path:
-    """A picture with letters, an edge and transparent corners."""
+    """Writes a picture with letters, an edge and transparent corners, and returns its path."""
     picture = Image.new("RGBA", (240, 120))
     pen = ImageDraw.Draw(picture)
     pen.rounded_rectangle((4, 4, 235, 115), 30, fill=(200, 40, 50, 255), outline=(250, 240, 220, 255), width=8)
@@ -101,7 +116,19 @@ def logo(home: Path) -> Path:
 
 
 def placing(run: Run, clip: SyntheticClip, home: Path, layer: int, at: tuple[float, float], t: int) -> dict[str, Any]:
-    """A logo 0.2 of the frame wide, placed on a layer in frame t."""
+    """Places a logo, 0.2 of the frame's width wide, and compares the frames with the true ones.
+
+    Args:
+        run: a run of the clip.
+        clip: the clip with its truth.
+        home: folder for the logo.
+        layer: index of the layer that gets the logo.
+        at: middle of the logo in frame `t`, (x, y) in pixels.
+        t: number of the frame in which the logo is placed.
+
+    Returns:
+        The row with the PSNR.
+    """
     path, name = logo(home), clip.layer_names[layer]
     width = 0.2 * clip.width
     height = width / 2
@@ -121,7 +148,7 @@ def placing(run: Run, clip: SyntheticClip, home: Path, layer: int, at: tuple[flo
 
 
 def adjusting(run: Run, clip: SyntheticClip) -> dict[str, Any]:
-    """Exposure and saturation of the background."""
+    """Changes exposure and saturation of the background, and measures the PSNR against the adjusted clip."""
     edit(run, editor=Adjust(exposure=-0.7, saturation=0.3), layers=("background",))
     grade = Grade(exposure=-0.7, saturation=0.3)
     values = []
@@ -133,7 +160,7 @@ def adjusting(run: Run, clip: SyntheticClip) -> dict[str, Any]:
 
 
 def removing(run: Run, clip: SyntheticClip) -> dict[str, Any]:
-    """The object taken off."""
+    """Removes the object, and measures the PSNR against the clip without it where some frame shows what is behind."""
     edit(run, editor=Remove())
     empty = dataclasses.replace(clip, surfaces=clip.surfaces[1:]).frames
     picture = canonical.read_pristine(run.canonical, "background")
@@ -146,7 +173,16 @@ def removing(run: Run, clip: SyntheticClip) -> dict[str, Any]:
 
 
 def dragging(run: Run, clip: SyntheticClip, t: int) -> dict[str, Any]:
-    """A point of the object dragged by 4 % of the frame's width."""
+    """Drags a point of the object by 4 % of the frame's width, and measures where it ends in all frames.
+
+    Args:
+        run: a run of the clip.
+        clip: the clip with its truth.
+        t: number of the frame in which the point is dragged.
+
+    Returns:
+        The row with the errors in pixels.
+    """
     start = clip.compute_mark_positions(0, middle_of(clip.boxes[0]))
     end = start[t] + np.array([0.04 * clip.width, -0.01 * clip.width])
     edit(run, editor=Drag(drag=(f"{start[t][0]},{start[t][1]}>{end[0]},{end[1]}",), frame=t))
@@ -163,7 +199,7 @@ def dragging(run: Run, clip: SyntheticClip, t: int) -> dict[str, Any]:
 
 
 def _came_from(changer: WarpPass, t: int, place: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Where in the changed frame t the pixel is that lay at a place before."""
+    """Finds the position in the changed frame `t` of the pixel that was at `place` before."""
     places = changer.source_positions(t, 0, size)
     row, column = np.unravel_index(((places - place) ** 2).sum(-1).argmin(), places.shape[:2])
     here = places[row - 1 : row + 2, column - 1 : column + 2]
@@ -172,9 +208,9 @@ def _came_from(changer: WarpPass, t: int, place: np.ndarray, size: tuple[int, in
 
 
 def mapping(run: Run, home: Path) -> dict[str, Any]:
-    """Forward STMaps read back."""
+    """Exports forward STMaps, reads them back and compares them with the baked maps."""
     maps = Maps.open(run.maps)
-    export_run(run, STMapExporter(direction="forward"), out=home / "stmap")
+    export_run(run, STMapExporter(direction="forward"), ExportOptions(out=home / "stmap"))
     errors = []
     for number, name in enumerate(maps.layers):
         picture = canonical.read_pristine(run.canonical, name)
@@ -190,12 +226,12 @@ def mapping(run: Run, home: Path) -> dict[str, Any]:
 
 
 def documents(run: Run, home: Path) -> list[dict[str, Any]]:
-    """Random pixels painted into a document, as a paint program would, and read back."""
+    """Paints random pixels into documents, as a paint program would, and reads them back."""
     rows = []
     kinds: tuple[tuple[Literal["ora", "psd"], Any, Any], ...]
     kinds = (("ora", write_ora, read_ora), ("psd", write_psd, read_psd))
     for suffix, write_file, read_file in kinds:
-        export_run(run, CanonicalExporter(layer=("foreground",), format=suffix), out=home / suffix)
+        export_run(run, CanonicalExporter(layer=("foreground",), format=suffix), ExportOptions(out=home / suffix))
         path = home / suffix / f"foreground.{suffix}"
         document = read_file(path, 64_000_000)
         width, height = document.size

@@ -31,7 +31,7 @@ CHOICES = ("autograd", "torch", "compiled", "tcnn", "dense")
 
 
 def autograd(grid: HashGrid) -> Run:
-    """The plain operators behind the grid, differentiated by autograd."""
+    """Makes a function that runs the grid's plain operators, differentiated by autograd."""
 
     def run(x: Tensor) -> Tensor:
         layout = hash_grid._make_layout(grid.config, grid.in_dim, x.device, x.dtype, "autograd", True)
@@ -41,7 +41,17 @@ def autograd(grid: HashGrid) -> Run:
 
 
 def encoder(backend: str, in_dim: int, config: HashGridConfig, device: torch.device) -> tuple[Run, list[nn.Parameter]]:
-    """What to time, and the parameters whose gradients are cleared between rounds."""
+    """Makes the function to time for a back end.
+
+    Args:
+        backend: one of `CHOICES`.
+        in_dim: number of axes, 2 to 4.
+        config: settings of the hash grid.
+        device: device of the parameters.
+
+    Returns:
+        The function, and the parameters whose gradients are cleared between rounds.
+    """
     if backend == "dense":
         dense = DenseGrid(in_dim, DenseGridConfig(4, config.n_features, base_resolution=(16,))).to(device)
         return dense, list(dense.parameters())
@@ -50,12 +60,14 @@ def encoder(backend: str, in_dim: int, config: HashGridConfig, device: torch.dev
 
 
 def reason_against(backend: str, device: torch.device) -> str:
+    """Explains why a back end does not work on this machine; empty if it works."""
     if backend == "tcnn":
         return tcnn.explain_unavailable(device)
     return hash_grid.explain_missing_compiler(device) if backend == "compiled" else ""
 
 
 def seconds(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
+    """Runs a piece of work, including what the GPU does for it, and returns the time and its result."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -66,7 +78,16 @@ def seconds(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
 
 
 def round_times(run: Run, params: list[nn.Parameter], x: Tensor) -> dict[str, float]:
-    """Seconds of one forward pass and one backward pass to the parameters and the points."""
+    """Measures a forward pass, and a backward pass to the parameters and the points.
+
+    Args:
+        run: the function.
+        params: its parameters.
+        x: points [points, axes] in [0, 1].
+
+    Returns:
+        Seconds of "forward" and "backward".
+    """
     x = x.detach().requires_grad_()
     for parameter in params:
         parameter.grad = None
@@ -76,7 +97,16 @@ def round_times(run: Run, params: list[nn.Parameter], x: Tensor) -> dict[str, fl
 
 
 def measure(in_dim: int, config: HashGridConfig, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row for each back end that works here."""
+    """Measures every back end that works on this machine, in turns.
+
+    Args:
+        in_dim: number of axes, 2 to 4.
+        config: settings of the hash grid.
+        arguments: options of the command line.
+
+    Returns:
+        A row for each back end: best times, and their ratios to "autograd".
+    """
     device = torch.device(arguments.device)
     names = [name for name in arguments.backends if not reason_against(name, device)]
     names = [name for name in names if name != "dense" or in_dim < 4]
@@ -96,6 +126,7 @@ def measure(in_dim: int, config: HashGridConfig, arguments: argparse.Namespace) 
 
 
 def machine(device: str) -> dict[str, Any]:
+    """Returns the machine and the versions with which the times were measured."""
     name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
     return {
         "machine": name,
@@ -108,6 +139,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
+    """Prints the times and ratios of the back ends."""
     print(f"{'axes':>4} {'back end':<10}{'first s':>9}{'forward s':>11}{'ratio':>7}{'backward s':>12}{'ratio':>7}")
     for row in rows:
         ratios = [f"{row[f'{phase}_ratio'] or float('nan'):>7.2f}" for phase in ("forward", "backward")]
@@ -118,6 +150,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
+    """Measures what the options name, and prints a table and one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, default=65536)
     parser.add_argument("--dims", type=int, nargs="+", default=[2, 3], choices=[2, 3, 4])

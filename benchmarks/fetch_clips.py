@@ -3,8 +3,8 @@
     python benchmarks/fetch_clips.py [--out ../shared/data] [--source URL]
 
 The clips are `car-shadow` and `blackswan` of DAVIS (Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for
-Video Object Segmentation", CVPR 2016): 854x480 JPEG frames and hand-made masks, 6 MB together. They go beside the
-checkout, where tests and benchmarks look for real clips. What is there already is left alone; every file is checked.
+Video Object Segmentation", CVPR 2016): 854x480 JPEG frames and hand-made masks, 6 MB together. They are written beside
+the checkout, where tests and benchmarks look for real clips. Existing files are kept, and all files are checked.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ SOURCE = "https://raw.githubusercontent.com/MathLee/EOR-VOS/1bde4d5f936304c5ad69
 
 @dataclass(frozen=True)
 class RemoteClip:
-    """A clip of DAVIS, and what its files must add up to."""
+    """Describes a clip of DAVIS, with the checksums of its files."""
 
     name: str
-    count: int  # frames
-    sha256: str  # of the lines "sha256  folder/file" of its frames and masks, sorted
+    count: int  # number of frames
+    sha256: str  # hash of the sorted lines "sha256  folder/file" of its frames and masks
 
 
 CLIPS = (
@@ -37,10 +37,10 @@ CLIPS = (
 
 
 def main() -> int:
-    """Fetches what is missing; returns 1 if something cannot be fetched or is not what it should be."""
+    """Downloads what is missing; returns 1 if a file cannot be downloaded or does not have its checksum."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--source", default=SOURCE, help="where DAVIS lies, if not at its usual place")
+    parser.add_argument("--source", default=SOURCE, help="another place of DAVIS")
     chosen = parser.parse_args()
     for clip in CLIPS:
         try:

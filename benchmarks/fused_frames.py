@@ -2,13 +2,13 @@
 
     python benchmarks/fused_frames.py RUN [RUN ...] [--style NAME] [--side 512]
 
-For each run and network: the warp error along the source's flow of the frames as they were painted, and of the edit
-that the editor `frames` makes of them, rendered at the size of the fit. The style that is left is measured three ways
-on some frames, both at the size at which they were painted, so that 0 is the source and 1 the painted frames:
+For each run and network, the table has the warp error, along the source's flow, of the painted frames and of the edit
+that the editor `frames` makes from them, rendered at the size of the fit. The remaining style is measured in three ways
+on some frames, at the size at which they were painted; 0 is the source and 1 the painted frames:
 
     gram     distance of Gram matrices of trained features (the encoder of another style network)
-    colors  distance of sorted values of each channel
-    detail   root mean square of what a blur of 1, 2, 4 and 8 pixels takes away, as a share of the painted frames' own
+    colors   distance of the sorted values of each channel
+    detail   root mean square of what blurs of 1, 2, 4 and 8 pixels remove, relative to the painted frames
 """
 
 from __future__ import annotations
@@ -41,7 +41,16 @@ def main() -> None:
 
 
 def measured(path: Path, style: str, side: int) -> dict[str, Any]:
-    """One run painted frame by frame with one network, and fused."""
+    """Paints the frames of a run one by one with a network, fuses them, and measures both.
+
+    Args:
+        path: folder of the run; it is not changed.
+        style: name of the network.
+        side: longer side at which frames are painted, in pixels.
+
+    Returns:
+        The row of the table, with the notes of the editor.
+    """
     import cv2
     import numpy as np
 
@@ -87,7 +96,17 @@ def measured(path: Path, style: str, side: int) -> dict[str, Any]:
 
 
 def kept(plain: Sequence[Any], painted: Sequence[Any], fused: Sequence[Any], network: Any) -> dict[str, float]:
-    """How much of a style is left: 1 as in the painted frames, 0 as in the source."""
+    """Measures how much of a style is left: 1 as in the painted frames, 0 as in the source.
+
+    Args:
+        plain: frames of the source, uint8 RGB.
+        painted: the painted frames, of the same size.
+        fused: the fused frames, of the same size.
+        network: a style network whose features are compared.
+
+    Returns:
+        The shares by "gram", "colors" and "detail".
+    """
     import cv2
     import numpy as np
     import torch

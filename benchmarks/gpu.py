@@ -4,12 +4,12 @@
                              [--presets atlas lna ...] [--budget 470] [--device cuda]
 
 parity   the hash grid's back ends (tiny-cuda-nn where it imports, compiled torch, eager torch): features and gradients
-         beside eager torch on the CPU, and milliseconds of a pass forward and back
-steps    milliseconds of a training step with the frames on the GPU and with frames that travel at every step
-fits     a fit of --seconds with every preset, to a clip made here or to --clip
-render   frames a second of an edit from baked maps beside plain decoding and encoding, and of the model itself
+         compared with eager torch on the CPU, and milliseconds of a forward and a backward pass
+steps    milliseconds of a training step with the frames on the GPU and with frames that are transferred at every step
+fits     a fit of --seconds with every preset, to a synthetic clip or to --clip
+render   frames a second of an edit from baked maps, of plain decoding and encoding, and of the model itself
 
-Every part is a process of its own with a limit of time: one that fails, hangs or crashes is recorded and the rest runs.
+Every part runs in a separate process with a time limit: a failure is recorded, and the other parts run.
 Without a CUDA device it says so and ends with status 2; status 1 says that some part failed. `--device cpu` runs every
 part on the CPU, which takes far longer: with small numbers it shows that all of it works.
 """
@@ -32,14 +32,14 @@ from common import ROOT, finish, parser, shown, unwrap, write_pan
 
 PRESETS = ("atlas", "codef", "lna", "hashing_nvd", "deformable_sprites", "narcan")  # roi needs a region drawn by hand
 FORWARD, BACKWARD = 1e-4, 1e-3  # differences allowed, relative to the largest value of the reference
-OVERHEAD = 35  # seconds that a part may take beside the work it is asked for: start, flow, masks, maps
+OVERHEAD = 35  # seconds that a part may take in addition to its work: start, flow, masks, maps
 
 
 # --- parts, each in a process of its own ----------------------------------------------------------------------------
 
 
 def parity(job: dict[str, Any]) -> dict[str, Any]:
-    """The back ends beside eager torch on the CPU."""
+    """Compares the back ends of the hash grid with eager torch on the CPU."""
     import torch
 
     from neural_fields.nn.hash_grid import HashGrid, HashGridConfig, explain_missing_compiler
@@ -62,12 +62,21 @@ def parity(job: dict[str, Any]) -> dict[str, Any]:
                 rows.append({**row, "left_out": reason})
                 continue
             rows.append({**row, **compared(grid, backend, x, pull, truth, device)})
-            print(json.dumps({"rows": rows, "ok": False}), flush=True)  # a compiler may take all the time there is
+            print(json.dumps({"rows": rows, "ok": False}), flush=True)  # a compiler may use up the time
     return {"rows": rows, "ok": all(row.get("ok", True) for row in rows)}
 
 
 def passes(grid: Any, x: Any, pull: Any) -> dict[str, Any]:
-    """Features, and gradients to the tables and to the points, of a fixed linear loss."""
+    """Computes features, and the gradients of a fixed linear loss to the tables and to the points.
+
+    Args:
+        grid: the hash grid.
+        x: points [points, axes] in [0, 1].
+        pull: weights of the loss, of the shape of the features.
+
+    Returns:
+        The tensors "features", "tables" and "points".
+    """
     x = x.detach().clone().requires_grad_()
     grid.params.grad = None
     features = grid(x)
@@ -76,7 +85,19 @@ def passes(grid: Any, x: Any, pull: Any) -> dict[str, Any]:
 
 
 def compared(grid: Any, backend: str, x: Any, pull: Any, truth: dict[str, Any], device: Any) -> dict[str, Any]:
-    """How far a back end is from the reference, and how long its passes take; an error is recorded."""
+    """Measures the difference of a back end from the reference, and the time of its passes.
+
+    Args:
+        grid: the reference, on the CPU.
+        backend: name of the back end.
+        x: points [points, axes] in [0, 1].
+        pull: weights of the loss, of the shape of the features.
+        truth: what `passes` returns for the reference.
+        device: device of the back end.
+
+    Returns:
+        Whether the differences are within the limits, with differences and milliseconds; or the error.
+    """
     import torch
 
     from neural_fields.nn.hash_grid import HashGrid
@@ -97,7 +118,7 @@ def compared(grid: Any, backend: str, x: Any, pull: Any, truth: dict[str, Any], 
 
 
 def timed(work: Callable[[], Any], device: Any) -> float:
-    """Seconds of a piece of work, with everything that the GPU has to do for it."""
+    """Runs a piece of work, including what the GPU does for it, and returns the seconds."""
     import torch
 
     def wait() -> None:
@@ -112,18 +133,18 @@ def timed(work: Callable[[], Any], device: Any) -> float:
 
 
 def steps(job: dict[str, Any]) -> dict[str, Any]:
-    """Training steps of some presets with resident and with traveling frames, from the same start."""
+    """Times training steps of some presets with frames on the device and with transferred frames."""
     import torch
 
     from neural_fields.data.video.io import read_video
     from neural_fields.planar.config import load_planar_config
     from neural_fields.planar.init.warm_up import WarmUpOptions
     from neural_fields.runs.run import Run
+    from neural_fields.training.initialize import make_planar_model
     from neural_fields.training.inputs import prepare_clip
     from neural_fields.training.loop import train_steps
     from neural_fields.training.options import TrainOptions
     from neural_fields.training.planar_task import PlanarTask
-    from neural_fields.training.train_planar import make_planar_model
 
     device, rows = torch.device(job["device"]), []
     source = read_video(job["video"], Path(job["work"]) / "steps-cache", job["size"])
@@ -145,7 +166,7 @@ def steps(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def fit_preset(job: dict[str, Any]) -> dict[str, Any]:
-    """One fit, in this process so that the GPU's memory can be asked for."""
+    """Trains one preset, in this process so that the GPU's peak memory can be read."""
     import torch
 
     from neural_fields.core.progress import Progress
@@ -180,7 +201,7 @@ def fit_preset(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def render_edit(job: dict[str, Any]) -> dict[str, Any]:
-    """An edit from baked maps, a plain decode and encode, and the model evaluated at the source's size."""
+    """Times an edit from baked maps, plain decoding and encoding, and the model at the source's size."""
     import cv2
     import torch
 
@@ -236,7 +257,16 @@ WORK: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 
 
 def run_part(name: str, job: dict[str, Any], limit: float) -> dict[str, Any]:
-    """A part in a process of its own; what it printed last counts, also if it had to be stopped."""
+    """Runs a part in a separate process. The last object that it prints counts, even if it had to be stopped.
+
+    Args:
+        name: one of `WORK`.
+        job: arguments of the part, as JSON.
+        limit: seconds after which it is stopped.
+
+    Returns:
+        The results, with "ok", "seconds_in_all" and, after a failure, "error".
+    """
     begin = time.monotonic()
     if limit < 5:
         return {"ok": False, "error": "left out: no time was left", "seconds_in_all": 0.0}
@@ -259,7 +289,7 @@ def run_part(name: str, job: dict[str, Any], limit: float) -> dict[str, Any]:
 
 
 def last_object(text: str) -> dict[str, Any]:
-    """The last line that is a whole JSON object."""
+    """Returns the last line that is a whole JSON object; empty without one."""
     for line in reversed(text.splitlines()):
         if line.startswith("{") and line.endswith("}"):
             return json.loads(line)
@@ -267,7 +297,7 @@ def last_object(text: str) -> dict[str, Any]:
 
 
 def measure(chosen: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """All parts in turn, each within what is left of the time."""
+    """Runs all parts in turn, each within the time that is left."""
     end = time.monotonic() + chosen.budget
     video, masks = chosen.clip, chosen.masks
     if video is None:
@@ -298,7 +328,7 @@ def measure(chosen: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 
 def summary(result: dict[str, Any]) -> str:
-    """What a part found, in one line or a line a row."""
+    """Formats the results of a part: a line, and a line for each row."""
     plain = {name: value for name, value in result.items() if name not in ("ok", "rows")}
     lines = [", ".join(f"{name} {shown(value)}" for name, value in plain.items())]
     lines += [
@@ -308,16 +338,17 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def main() -> int:
+    """Measures all parts, prints them and writes JSON; returns the exit status."""
     options = parser(__doc__)
-    options.add_argument("--clip", type=Path, help="a clip of yours; default: one made here")
+    options.add_argument("--clip", type=Path, help="your own clip (default: a synthetic one)")
     options.add_argument("--masks", action="append", default=[])
     options.add_argument("--size", default="480p")
-    options.add_argument("--frames", type=int, default=24, help="of the clip that is made")
-    options.add_argument("--seconds", type=float, default=25, help="of each fit")
-    options.add_argument("--steps", type=int, default=40, help="of each side of the part `steps`")
-    options.add_argument("--points", type=int, default=1 << 18, help="of the part `parity`")
+    options.add_argument("--frames", type=int, default=24, help="number of frames of the synthetic clip")
+    options.add_argument("--seconds", type=float, default=25, help="seconds of each fit")
+    options.add_argument("--steps", type=int, default=40, help="number of steps in the part `steps`")
+    options.add_argument("--points", type=int, default=1 << 18, help="number of points in the part `parity`")
     options.add_argument("--presets", nargs="+", default=list(PRESETS))
-    options.add_argument("--budget", type=float, default=470, help="seconds for everything")
+    options.add_argument("--budget", type=float, default=470, help="seconds for all parts together")
     options.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     options.add_argument("--part", help=argparse.SUPPRESS)
     chosen = options.parse_args()

@@ -2,9 +2,9 @@
 
     python benchmarks/in_between.py RUN [RUN ...] [--frames 31] [--json FILE]
 
-A run is any planar one. Its maps of the frames that are left out are not read. Beside the frames that are made stand
-the mean of the two neighbors (blend) and the earlier one alone (repeat), all as the mean PSNR of the frames that were
-left out. Seconds are of one frame that is made, without decoding and encoding.
+RUN is any run of a video. Its maps of the omitted frames are not read. The interpolated frames (made) are compared with
+the mean of the two neighbors (blend) and with the earlier neighbor alone (repeat), by the mean PSNR of the omitted
+frames. Seconds are for one interpolated frame, without decoding and encoding.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from neural_fields.runs.run import Run
 
 
 def every_second(maps: Maps, folder: Path) -> Maps:
-    """The maps of the even frames of a run."""
+    """Writes the maps of the even frames of a run to a folder, and opens them."""
     for path in maps.folder.glob("*.npy"):
         np.save(folder / path.name, np.load(path, mmap_mode="r", allow_pickle=False)[::2])
     facts = json.loads((maps.folder / "maps.json").read_text())
@@ -41,11 +41,12 @@ def every_second(maps: Maps, folder: Path) -> Maps:
 
 
 def decibels(one: np.ndarray, other: np.ndarray) -> float:
+    """Computes the PSNR of two 8-bit pictures in dB."""
     return float(10 * np.log10(255**2 / max(1e-9, ((one.astype(np.float32) - other) ** 2).mean())))
 
 
 def measured(run: Run, most: int) -> dict[str, Any]:
-    """PSNR of the frames left out, made in each of three ways."""
+    """Measures the PSNR of every second frame, interpolated, blended and repeated."""
     opened = require_planar(run, "the benchmark")
     maps, facts, chosen = opened.maps, opened.metadata, opened.frames
     count = (min(most, maps.frame_count) - 1) // 2 * 2 + 1
@@ -71,6 +72,7 @@ def measured(run: Run, most: int) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Measures what the options name, and prints a table and one line of JSON."""
     command = parser(__doc__)
     command.add_argument("runs", nargs="+", type=Path)
     command.add_argument("--frames", type=int, default=31, help="frames of each clip, at most")

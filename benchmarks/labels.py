@@ -3,10 +3,10 @@
     python benchmarks/labels.py [--clips davis-blackswan ...] [--masks truth osvos auto] [--size 240p]
                                 [--quality draft] [--config PRESET] [--frames A:B] [--json FILE]
 
-The clips lie in ../shared/data beside the checkout. Each row says which masks the fit was given: with the true masks of
-all frames the task is an easy one, for the fit was told the answer; `osvos` are imperfect masks, `auto` are found by
-motion. IoU is the mean over all frames but the first, at the size of the fit; beside it the same label chained by the
-same optical flow, and the masks that the fit was given.
+The clips are read from ../shared/data beside the checkout. Each row says which masks the fit was given: with the true
+masks of all frames the task is easy, as they contain the answer; `osvos` are imperfect masks, `auto` are found by
+motion. IoU is the mean over all frames but the first, at the size of the fit. For comparison the table has the IoU of
+the same label chained by the same optical flow, and of the masks that the fit was given.
 """
 
 from __future__ import annotations
@@ -35,7 +35,17 @@ GIVEN = {"truth": "masks", "osvos": "masks_osvos"}
 
 
 def measure(clip: Path, masks: str, chosen: argparse.Namespace, out: Path) -> dict[str, Any]:
-    """Fits one clip and carries its first mask through it."""
+    """Trains a clip, propagates its first mask, and compares the result with the true masks.
+
+    Args:
+        clip: folder of the clip.
+        masks: masks that the training gets: "truth", "osvos" or "auto".
+        chosen: options of the command line.
+        out: folder of the run.
+
+    Returns:
+        The row of the table.
+    """
     begin = time.monotonic()
     specs = ("auto",) if masks == "auto" else (str(clip / GIVEN[masks]),)
     options = TrainOptions(
@@ -69,12 +79,13 @@ def measure(clip: Path, masks: str, chosen: argparse.Namespace, out: Path) -> di
 
 
 def iou(labels: Any, truth: np.ndarray) -> float:
-    """Mean over all frames but the first."""
+    """Computes the mean IoU over all frames but the first."""
     each = [mask_iou(np.asarray(found) > 0, true) for found, true in zip(labels, truth, strict=True)]
     return round(float(np.mean(each[1:])), 4)
 
 
 def main() -> None:
+    """Measures what the options name, and prints a table and one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", nargs="+")
     parser.add_argument("--masks", nargs="+", choices=(*GIVEN, "auto"), default=["truth", "osvos"])

@@ -2,8 +2,9 @@
 
     python benchmarks/main_job.py [--only fit auto demo render memory] [--json FILE]
 
-The real clips lie in ../shared/data beside the checkout; rows whose clip is missing are left out with a word. Prints
-a table, then one line of JSON with the machine and the versions. Kills and continuations: `benchmarks/resume.py`.
+The real clips are read from ../shared/data beside the checkout; rows whose clip is missing are left out with a
+message. Prints a table, then one line of JSON with the machine and the versions. Killed and continued trainings are
+measured by `benchmarks/resume.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 from common import DATA, Row, finish, machine, parser, print_row, unwrap, unwrap_json, write_pan
 
 SECONDS = "90"
-versions = machine  # by its older name, for the benchmarks that import it from here
+versions = machine  # the name under which other benchmarks import it
 
 
 def fit(clip: str, out: Path, *more: str | Path) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def fit(clip: str, out: Path, *more: str | Path) -> dict[str, Any]:
 
 
 def fit_rows(work: Path) -> Iterator[Row]:
-    """Quality of a fit with the true masks."""
+    """Measures the quality of trainings with the true masks."""
     for clip, asked in (("davis-blackswan", "28.5 dB"), ("davis-car-shadow", "29 dB, IoU 0.90")):
         found = fit(clip, work / clip, "--masks", DATA / clip / "masks")
         iou = found["alpha_iou"]["foreground"]
@@ -38,21 +39,21 @@ def fit_rows(work: Path) -> Iterator[Row]:
 
 
 def auto_rows(work: Path) -> Iterator[Row]:
-    """Opacity that motion alone finds."""
+    """Measures the opacity of an object that is found by motion alone."""
     found = fit("davis-car-shadow", work / "auto", "--masks", "auto")
     iou = found["alpha_iou"]["foreground"]
     yield Row("davis-car-shadow, --masks auto", "IoU", "0.70", f"{iou:.3f} ({found['psnr']:.2f} dB)")
 
 
 def demo_rows(work: Path) -> Iterator[Row]:
-    """The synthetic clip with known truth."""
+    """Measures drift and edits on the synthetic clip with known truth."""
     found = unwrap_json("demo", "--out", work / "demo")
     drift = f"{found['mean drift (px)']} px (worst {found['worst drift (px)']}), {found['edit PSNR (dB)']} dB"
     yield Row("demo clip", "drift, edit PSNR", "1 px, 30 dB", f"{drift}; fit {found['fit (s)']} s")
 
 
 def render_rows(work: Path) -> Iterator[Row]:
-    """Rendering beside a plain decode and encode of the same clip, in turns."""
+    """Measures rendering beside plain decoding and encoding of the same clip, in turns."""
     import cv2
 
     from neural_fields.core.prefetch import prefetch
@@ -91,7 +92,7 @@ def render_rows(work: Path) -> Iterator[Row]:
 
 
 def memory_rows(work: Path) -> Iterator[Row]:
-    """Peak memory of a whole fit of 240 frames of 720p at 480p, with masks found by motion."""
+    """Measures the peak memory of a training on 240 frames of 720p at 480p, with and without masks by motion."""
     clip = work / "pan.mp4"
     write_pan(clip, 240, 1280, 720)
     out = work / "pan"
@@ -107,6 +108,7 @@ NEEDS_DATA = ("fit", "auto", "render")
 
 
 def main() -> None:
+    """Measures what the options name, and prints a table and one line of JSON."""
     options = parser(__doc__)
     options.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     chosen = options.parse_args()

@@ -4,8 +4,8 @@
 
 Each row: mean IoU over the frames and mean boundary F (Perazzi et al. 2016) against the true masks, of the masks as
 given, of the mended masks and, with --fit, of the opacity that `unwrap train --quality draft` ends with (IoU only:
-`unwrap eval` gives no boundary F). Rows "truth" put in the true masks: what comes out should be what went in.
-Processor seconds are of mending alone, without flow. Clips are read from ../shared/data beside the checkout.
+`unwrap eval` gives no boundary F). Rows "truth" refine the true masks, which should stay as they are. Processor
+seconds are for the refinement alone, without flow. Clips are read from ../shared/data beside the checkout.
 """
 
 from __future__ import annotations
@@ -20,11 +20,21 @@ from common import DATA, GIVEN, finish, masks_of, missing, parser, table, unwrap
 
 CLIPS = ("davis-blackswan", "davis-car-shadow", "davis-kite-surf", "davis-parkour")
 COLUMNS = ("clip", "masks", "IoU in", "IoU mended", "IoU fitted", "worst in", "worst mended", "F in", "F mended", "s")
-LONGEST_FLOW = 480  # pixels: as `atlas` has it
+LONGEST_FLOW = 480  # pixels, as in the preset `atlas`
 
 
 def mended_row(clip: str, kind: str, size: str, work: Path) -> dict[str, Any]:
-    """The figures of one kind of masks of a clip before and after they are mended."""
+    """Measures the masks of a clip before and after refinement.
+
+    Args:
+        clip: name of the clip.
+        kind: "truth" or "osvos".
+        size: size of the frames, such as "240p".
+        work: folder for the decoded frames and the flow.
+
+    Returns:
+        The row of the table.
+    """
     from neural_fields.data.flow.compute import compute_flow
     from neural_fields.data.masks.layer_masks import load_masks, mask_iou
     from neural_fields.data.masks.refinement import refine_masks
@@ -52,7 +62,14 @@ def mended_row(clip: str, kind: str, size: str, work: Path) -> dict[str, Any]:
 
 
 def fitted_iou(clip: str, kind: str, size: str, work: Path) -> float:
-    """Mean IoU of the opacity of a draft fit."""
+    """Computes the mean IoU of the opacity after a draft training.
+
+    Args:
+        clip: name of the clip.
+        kind: masks that the training gets: "truth" or "osvos".
+        size: size of the training, such as "240p".
+        work: folder for the run.
+    """
     out = work / f"{clip}-{kind}"
     masks = masks_of(clip, kind)
     unwrap("train", DATA / clip / "frames", "--masks", masks, "--size", size, "--quality", "draft", "--out", out)

@@ -2,9 +2,9 @@
 
     python benchmarks/memory.py [--frames 100 1000] [--size 480p] [--masks auto] [--seconds 240] [--json FILE]
 
-The clips are made here (854x480 for 480p: a picture that the camera wanders over, and a disc that crosses it). Each
-command is a process of its own, and its peak is the most memory that process had. --seconds ends each fit early: memory
-is at its height while flow, geometry, steps and maps are made, not at the end of a long refinement. About ten minutes.
+The clips are synthetic (854x480 for 480p: the camera pans over a picture, and a disc crosses it). Each command runs in
+a separate process, whose peak memory is measured. --seconds ends each fit early: memory peaks during flow,
+initialization, the first steps and baking, not at the end of a long refinement. Takes about ten minutes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,18 @@ ASKED = 300  # MiB between the longest and the shortest clip
 
 
 def measure(count: int, size: str, masks: str, seconds: float, folder: Path) -> dict[str, Any]:
-    """Fits and renders a clip of `count` frames."""
+    """Trains and renders a synthetic clip, and measures the peak memory of both.
+
+    Args:
+        count: number of frames.
+        size: size of clip and training, such as "480p".
+        masks: "auto" or "none".
+        seconds: time budget of the training.
+        folder: folder for the clip and the run.
+
+    Returns:
+        The row of the table.
+    """
     height = int(size.removesuffix("p"))
     clip, run = folder / f"{count}.mp4", folder / f"run-{count}"
     write_pan(clip, count, 2 * round(height * 16 / 18), height)
@@ -41,7 +52,7 @@ def measure(count: int, size: str, masks: str, seconds: float, folder: Path) -> 
 
 
 def paint(picture: Path) -> None:
-    """A disc in the middle of a canonical picture."""
+    """Paints a disc in the middle of a canonical picture."""
     import cv2
 
     image = cv2.imread(str(picture), cv2.IMREAD_UNCHANGED)
@@ -51,6 +62,7 @@ def paint(picture: Path) -> None:
 
 
 def main() -> None:
+    """Measures what the options name, and prints a table and one line of JSON."""
     options = parser(__doc__)
     options.add_argument("--frames", nargs="+", type=int, default=[100, 1000])
     options.add_argument("--size", default="480p")

@@ -4,9 +4,9 @@
                                  [--seconds 300] [--size 240p] [--masks truth] [--frames A:B] [--quality normal]
                                  [--extrapolate lna] [--json FILE]
 
-Every fit is a process of its own that may take --seconds. Time counts from the start of the process: interpreter,
-decoding, flow and geometry included. The PSNR is that of the pixels of the last 20 steps, which the command shows while
-it trains; "final" is `unwrap eval` of what the fit ended with. A target that was not reached says so.
+Every fit runs in a separate process and may take --seconds. Time counts from the start of the process, with
+interpreter, decoding, flow and geometry. The PSNR is that of the pixels of the last 20 steps, which the command shows
+while it trains; "final" is measured by `unwrap eval` after the fit. A target that was not reached is marked.
 
 For presets named by --extrapolate a target beyond the time given is extrapolated from their own measured curve: a
 straight line through PSNR over the logarithm of the training time, fitted to the last three quarters of the steps. Fits
@@ -35,7 +35,7 @@ Curve = list[list[float]]  # [seconds since the start of the process, steps done
 
 
 def record(job: dict[str, Any]) -> None:
-    """In a process of its own: fits, and prints the curve as JSON."""
+    """Trains in this process, and prints the PSNR over time as JSON."""
     from neural_fields.core.progress import Progress
     from neural_fields.core.threads import prepare_threads
     from neural_fields.training.options import TrainOptions
@@ -54,27 +54,27 @@ def record(job: dict[str, Any]) -> None:
 
 
 def fitted_curve(video: Path, options: dict[str, Any]) -> tuple[Curve, str]:
-    """The curve of a fit, and what went wrong if it did."""
+    """Trains in a separate process; returns the PSNR over time, and the error if the training failed."""
     job = {"video": str(video), "options": options, "begun": time.monotonic()}
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, __file__, "--record", json.dumps(job)]
-    limit = 3 * options["seconds"] + 180  # a fit ends well inside its time; what hangs is a failure of its own
+    limit = 3 * options["seconds"] + 180  # a fit ends well within its time; longer means that it hangs
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=limit)
     except subprocess.TimeoutExpired:
-        return [], f"stopped: it had not ended after {limit:.0f} s"
+        return [], f"stopped: it did not end within {limit:.0f} s"
     if done.returncode:
-        return [], (done.stderr.strip().splitlines() or ["failed without a word"])[-1]
+        return [], (done.stderr.strip().splitlines() or ["failed without a message"])[-1]
     return json.loads(done.stdout.splitlines()[-1]), ""
 
 
 def reached(curve: Curve, target: float) -> float | None:
-    """Seconds after which the PSNR first was at least `target`."""
+    """Returns the seconds after which the PSNR first was at least `target`; None if it never was."""
     return next((seconds for seconds, _, psnr in curve if psnr >= target), None)
 
 
 def extrapolated(curve: Curve, target: float) -> float | None:
-    """Seconds after which a curve that ended too early would reach `target`; None where it does not rise."""
+    """Extrapolates the seconds after which a curve would reach `target`; None where it does not rise."""
     if len(curve) < 8:
         return None
     seconds_a_step = (curve[-1][0] - curve[0][0]) / (curve[-1][1] - curve[0][1])
@@ -88,7 +88,7 @@ def extrapolated(curve: Curve, target: float) -> float | None:
 
 
 def thinned(curve: Curve) -> Curve:
-    """At most about `POINTS` of a curve, evenly in the logarithm of the step, with both ends."""
+    """Thins a curve to about `POINTS` points, evenly in the logarithm of the step, with both ends."""
     if len(curve) <= POINTS:
         return curve
     picked = {round(len(curve) ** (i / (POINTS - 1))) - 1 for i in range(POINTS)}
@@ -96,7 +96,17 @@ def thinned(curve: Curve) -> Curve:
 
 
 def measure(clip: str, preset: str, chosen: argparse.Namespace, out: Path) -> dict[str, Any]:
-    """One row: a preset on a clip."""
+    """Trains a preset on a clip and measures the times to the targets.
+
+    Args:
+        clip: name of the clip.
+        preset: name of the preset.
+        chosen: options of the command line.
+        out: folder of the run.
+
+    Returns:
+        The row of the table, with the thinned curve.
+    """
     options = {
         "out": str(out),
         "config": preset,
@@ -111,7 +121,7 @@ def measure(clip: str, preset: str, chosen: argparse.Namespace, out: Path) -> di
     if failure:
         return row
     row |= {"final": unwrap_json("eval", out)["psnr"]}
-    if not curve:  # the loss has no term from which a PSNR could be told
+    if not curve:  # the loss has no term that gives a PSNR
         return row
     row |= {"steps": int(curve[-1][1]), "seconds": curve[-1][0]}
     for target in chosen.targets:
@@ -123,7 +133,7 @@ def measure(clip: str, preset: str, chosen: argparse.Namespace, out: Path) -> di
 
 
 def cell(row: dict[str, Any], target: float) -> str:
-    """When a target was reached, in words."""
+    """Formats the time at which a target was reached."""
     if row["failure"]:
         return "failed"
     if f"seconds to {target:g} dB" not in row:
@@ -135,26 +145,27 @@ def cell(row: dict[str, Any], target: float) -> str:
 
 
 def ratios(rows: list[dict[str, Any]], target: float) -> list[str]:
-    """How many times sooner than lna atlas reaches a target, clip by clip."""
+    """Formats, for each clip, by what factor atlas reaches a target earlier than lna."""
     name, lines = f"{target:g} dB", []
     for clip in dict.fromkeys(row["clip"] for row in rows):
         mine, other = (next((r for r in rows if (r["clip"], r["preset"]) == (clip, p)), {}) for p in ("atlas", "lna"))
         sooner = mine.get(f"seconds to {name}")
         late, guess = other.get(f"seconds to {name}"), other.get(f"extrapolated to {name}")
         if sooner and late:
-            lines.append(f"{clip}, {name}: atlas {late / sooner:.0f} times sooner than lna (measured)")
+            lines.append(f"{clip}, {name}: atlas is {late / sooner:.0f} times as fast as lna (measured)")
         elif sooner and guess:
-            words = f"atlas {guess / sooner:.0f} times sooner than lna"
+            words = f"atlas is {guess / sooner:.0f} times as fast as lna"
             lines.append(f"{clip}, {name}: {words} (lna's time is extrapolated from its own curve)")
         elif sooner and other.get("seconds"):
             least = other["seconds"] / sooner
             lines.append(
-                f"{clip}, {name}: atlas more than {least:.0f} times sooner (lna had not reached it in that time)"
+                f"{clip}, {name}: atlas is more than {least:.0f} times as fast (lna did not reach it in that time)"
             )
     return lines
 
 
 def main() -> None:
+    """Measures what the options name, and prints a table and one line of JSON."""
     options = parser(__doc__)
     options.add_argument("--presets", nargs="+", default=list(PRESETS))
     options.add_argument("--clips", nargs="+", default=["davis-blackswan", "davis-car-shadow"])

@@ -42,7 +42,7 @@ from probes_models import (
 
 @dataclass(frozen=True)
 class Probe:
-    """A job, and the classes of settings that are moved with it: none named are all that it reads."""
+    """Holds a job, and the classes of settings that are moved with it; without names all that it reads are moved."""
 
     prepare: Callable[[Path], Job]
     classes: tuple[str, ...] = ()
@@ -56,7 +56,7 @@ PROBES: dict[str, Probe] = {  # about the quickest first, so that much is known 
         Probe(painted_canonical),
         Probe(compressed_frames),
         Probe(retiming),
-        Probe(carrying, ("ChartCarryingSettings", "TrackingSettings", "FrameLiftSettings")),
+        Probe(carrying, ("ChartCarryingSettings", "TrackingSettings", "PaintLiftSettings")),
         Probe(tracking),
         Probe(exports),
         Probe(training, ("CoverageSettings", "ExtentSettings", "ImageTextureSettings", "LightingSettings")),

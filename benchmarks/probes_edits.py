@@ -22,15 +22,16 @@ from probes_models import FRAMES, SIZE, Figures, Job, copied, decibels
 from suite import write_clip
 
 from editors.cli.main import main as unwrap
+from editors.core.chart_propagation import carry_to_charts
 from editors.core.source import EditSource
 from editors.effects.external_frames import Frames
 from editors.inputs.canonical_picture import overlay_from_canonical
-from editors.inputs.chart_propagation import carry_to_charts
 from editors.inputs.frame_change import find_frame_paint
-from editors.inputs.frame_lifting import lift_frame, read_frame_maps
+from editors.inputs.frame_lifting import lift_frame
 from editors.inputs.painted_frames import lift_frames
 from editors.inputs.unwrapped_clip import read_unwrapped_paint
 from neural_fields.atlas.canonical import CanonicalImage, Overlay
+from neural_fields.atlas.paint_lifting import read_frame_maps
 from neural_fields.core import coords
 from neural_fields.core.coords import Box
 from neural_fields.core.errors import UserError
@@ -41,16 +42,17 @@ from neural_fields.data.synthetic.scene import make_walking_scene
 from neural_fields.data.synthetic.suite import make_suite_clip
 from neural_fields.data.video.io import probe_video, source_frames, write_video
 from neural_fields.export.base import export_run
+from neural_fields.export.options import ExportOptions
 from neural_fields.export.pictures.unwrapped import UnwrappedExporter
 from neural_fields.imaging.image_io import Picture, read_picture
 from neural_fields.open_runs.opening import require_planar
-from neural_fields.planar.build import plan_model
 from neural_fields.planar.init.charts import ChartSettings
 from neural_fields.planar.init.geometry import GeometrySettings
 from neural_fields.rendering.overlay_pass import OverlayPass
 from neural_fields.rendering.unmixing import FrameUnmixer
 from neural_fields.runs.run import Run
-from neural_fields.training import train_planar
+from neural_fields.training import initialize
+from neural_fields.training.initialize import plan_model
 from neural_fields.training.options import TrainOptions
 from neural_fields.training.train_planar import train
 from tests.support.true_run import make as make_true_run
@@ -59,13 +61,13 @@ from tests.support.true_run import make as make_true_run
 
 
 def true_run(home: Path, size: tuple[int, int] = SIZE) -> tuple[Run, SyntheticClip]:
-    """A run with the exact maps of a clip."""
+    """Makes a run with the exact maps of a clip."""
     made = make_true_run(home, make_demo_clip(FRAMES, *size))
     return made.run, made.clip
 
 
 def rendering(home: Path) -> Job:
-    """Pictures placed, the background adjusted, the object removed and a point dragged, against the truth."""
+    """Prepares edits (place, adjust, remove, drag) that are compared with the truth."""
     return partial(_edit_all, *true_run(home))
 
 
@@ -93,7 +95,7 @@ def _collect_rows(run: Run, jobs: Sequence[Callable[[Run, Path], dict]]) -> Figu
 
 
 def exports(home: Path) -> Job:
-    """STMaps and documents read back, and frames that are un-mixed into layers."""
+    """Prepares STMaps and documents that are read back, and frames that are un-mixed into layers."""
     return partial(_export_all, *true_run(home))
 
 
@@ -116,7 +118,7 @@ def _export_all(run: Run, clip: SyntheticClip) -> Figures:
 
 
 def retiming(home: Path) -> Job:
-    """Every second frame left out and made again."""
+    """Prepares a clip of which every second frame is interpolated."""
     return partial(_make_between, *true_run(home))
 
 
@@ -126,7 +128,13 @@ def _make_between(run: Run, clip: SyntheticClip) -> Figures:
 
 
 def soft_mark(box: Box, layer: str, frame: int = 0) -> PaintedMark:
-    """A soft disc with stripes."""
+    """Makes a soft striped disc.
+
+    Args:
+        box: the part that it covers, in xy units of `frame`.
+        layer: name of the layer.
+        frame: number of the frame.
+    """
     y, x = np.mgrid[:96, :96]
     alpha = np.clip((44 - np.hypot(x - 47.5, y - 47.5)) / 6, 0, 1)
     shade = 1 - 0.35 * (np.sin(x / 7) > 0)
@@ -135,7 +143,7 @@ def soft_mark(box: Box, layer: str, frame: int = 0) -> PaintedMark:
 
 
 def painted_frames(home: Path) -> Job:
-    """A mark painted on one frame and on three, saved as PNG and as JPEG, shown in all frames."""
+    """Prepares a mark on one frame and on three, saved as PNG and as JPEG, to be lifted to all frames."""
     run, clip = true_run(home, (192, 108))
     truth = clip.render_edited([soft_mark(Box(-0.5, -0.1, -0.25, 0.15), "foreground")])
     other = clip.render_edited([soft_mark(Box(-0.45, -0.05, -0.2, 0.2), "foreground")])
@@ -176,7 +184,7 @@ def _lift_all(run: Run, clip: SyntheticClip, truth: np.ndarray, painted: dict[st
 
 
 def edited_frames(home: Path) -> Job:
-    """Frames that were edited one by one, fused: with flicker, with one wrong frame, with nothing in common."""
+    """Prepares frames that were edited one by one: with flicker, with a wrong one, and unrelated ones."""
     run, clip = true_run(home)
     y, x = np.mgrid[:160, :160] / 160
     waves = np.stack([0.5 + 0.35 * np.sin(20 * x), 0.5 + 0.35 * np.cos(16 * y), 0.4 + 0.3 * x], axis=-1)
@@ -220,7 +228,7 @@ def _fuse_all(run: Run, clip: SyntheticClip, truth: np.ndarray, folders: dict[st
 
 
 def painted_canonical(home: Path) -> Job:
-    """A painted canonical picture as programs save it: paint that is found, and texels wrongly taken for paint."""
+    """Prepares painted canonical pictures as programs save them, with the texels that are painted."""
     width, height = 128, 96
     y, x = np.mgrid[:height, :width]
     random = np.random.default_rng(3)
@@ -269,11 +277,11 @@ def _find_changes(painted: dict[str, Picture], base: CanonicalImage, paint: np.n
 
 
 def unwrapped(home: Path) -> Job:
-    """A disc painted on the unwrapped clip of each layer, saved without loss and as H.264."""
+    """Prepares a disc on the unwrapped clip of each layer, saved without loss and as H.264."""
     run, clip = true_run(home)
     cases = {}
     for layer in ("foreground", "background"):
-        exported = export_run(run, UnwrappedExporter(layer=layer), out=home / layer)
+        exported = export_run(run, UnwrappedExporter(layer=layer), ExportOptions(out=home / layer))
         flat = next(path for path in exported.paths if path.suffix in (".mkv", ".mov"))
         facts = probe_video(flat)
         frames = list(source_frames(facts, range(facts.frame_count)))
@@ -294,7 +302,7 @@ def _paint_disc(frame: np.ndarray) -> np.ndarray:
 def _read_unwrapped(run: Run, clip: SyntheticClip, cases: dict[str, tuple[str, Path, list[np.ndarray]]]) -> Figures:
     figures: Figures = {}
     with copied(run) as fresh, tempfile.TemporaryDirectory() as home:  # rendering an unwrapped clip again
-        done = export_run(fresh, UnwrappedExporter(layer="background"), out=Path(home) / "flat")
+        done = export_run(fresh, UnwrappedExporter(layer="background"), ExportOptions(out=Path(home) / "flat"))
         path = next(path for path in done.paths if path.suffix in (".mkv", ".mov"))
         facts = probe_video(path)
         flat = np.stack(list(source_frames(facts, range(facts.frame_count))))
@@ -314,7 +322,7 @@ def _read_unwrapped(run: Run, clip: SyntheticClip, cases: dict[str, tuple[str, P
 
 
 def compressed_frames(home: Path) -> Job:
-    """Paint on a frame that went through JPEG, against the frame."""
+    """Prepares paint on a frame that was compressed as JPEG, to be compared with the frame."""
     frame = make_suite_clip("pan", FRAMES, SIZE).frames[0]
     cases = {}
     for name, radius, color in (("disc", 14, (220, 40, 60)), ("spot", 2, (250, 240, 30)), ("soft", 18, None)):
@@ -343,12 +351,12 @@ def _find_all_paint(frame: np.ndarray, cases: dict[str, tuple[np.ndarray, np.nda
 
 
 def carrying(home: Path) -> Job:
-    """Paint on one chart of a clip, carried to the others."""
+    """Prepares paint on one chart of a clip, to be propagated to the others."""
     clip = make_translation_clip(FRAMES, 96, 64, velocity=(1.5, 0.5))
     frames, _ = write_clip(clip, home)
     short = ChartSettings(frames_per_chart=4, explained_psnr_db=99.0, min_gain_db=-99.0, max_loss_db=-99.0)
     divided = partial(plan_model, settings=GeometrySettings(charts=short))
-    with mock.patch.object(train_planar, plan_model.__name__, divided):
+    with mock.patch.object(initialize, plan_model.__name__, divided):
         options = TrainOptions(home / "run", size="source", masks=("none",), flow="dis", quality="draft")
         return partial(_carry_mark, clip, train(frames, options).run)
 
@@ -379,7 +387,7 @@ FEW_STEPS = (
 
 
 def capture(home: Path) -> Job:
-    """A few steps of a 3D scene of a person."""
+    """Prepares a few steps of the training of a 3D scene with a person."""
     write_capture(home / "scene", make_walking_scene(count=6, size=(48, 36), switches=(3,)).capture)
     return partial(_train_scene, home / "scene")
 
@@ -393,7 +401,7 @@ def _train_scene(scene: Path) -> Figures:
 
 
 def _run_quietly(*words: str) -> str:
-    """Runs a command in this process and gives back what it prints."""
+    """Runs a command in this process and returns what it prints."""
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         code = unwrap(list(words))
     if code:

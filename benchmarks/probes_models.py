@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -34,13 +34,14 @@ from neural_fields.data.video.io import Video, read_video
 from neural_fields.evaluation import metrics
 from neural_fields.evaluation.report import TrainingCost, report_training
 from neural_fields.open_runs.opening import require_planar
-from neural_fields.planar.build import build_model, initialize_model, plan_model
+from neural_fields.planar.build import build_model
 from neural_fields.planar.composition.model import PlanarModel
 from neural_fields.planar.config import load_planar_config
 from neural_fields.planar.init.region_tracking import track_region
 from neural_fields.runs.run import Run
 from neural_fields.tracking.labels import propagate_label_map
 from neural_fields.tracking.points import track_through_model
+from neural_fields.training.initialize import initialize_model, plan_model
 from neural_fields.training.inputs import prepare_clip
 from neural_fields.training.options import TrainOptions
 from neural_fields.training.train_planar import train
@@ -56,13 +57,19 @@ DAVIS_SIZE = "160p"
 
 
 def decibels(found: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None) -> float:
-    """PSNR with an end at 100 dB, so that a figure is always a number."""
+    """Computes the PSNR in dB, at most 100, so that a figure is always a number.
+
+    Args:
+        found: 8-bit colors.
+        truth: the true colors.
+        mask: the pixels to compare; None for all.
+    """
     return min(100.0, metrics.psnr(found, truth, mask))
 
 
 @contextlib.contextmanager
 def copied(run: Run) -> Iterator[Run]:
-    """A copy of a run that edits may change."""
+    """Makes a temporary copy of a run that edits may change."""
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(run.path, Path(folder) / "run")
         yield Run(Path(folder) / "run")
@@ -73,7 +80,7 @@ def copied(run: Run) -> Iterator[Run]:
 
 @dataclass(frozen=True)
 class MaskedClip:
-    """A clip with the true masks of its one object, and imperfect ones."""
+    """Holds a clip with true and imperfect masks of its one object."""
 
     name: str
     frames: np.ndarray
@@ -83,7 +90,7 @@ class MaskedClip:
 
 
 def masked_clips(home: Path) -> list[MaskedClip]:
-    """Two clips of the suite, whose masks are made imperfect, and the clips of DAVIS with masks of a network."""
+    """Prepares two clips of the suite with spoiled masks, and the clips of DAVIS with masks of a network."""
     clips = []
     for name in ("pan", "occlusion"):
         clip = make_suite_clip(name, FRAMES, SIZE)
@@ -111,7 +118,7 @@ def masked_clips(home: Path) -> list[MaskedClip]:
 
 
 def available() -> list[str]:
-    """The clips of DAVIS that are beside the checkout; what is missing is said on stderr."""
+    """Returns the clips of DAVIS that are beside the checkout, and lists the missing ones on stderr."""
     gone = missing(DAVIS)
     return [name for name in DAVIS if name not in gone]
 
@@ -128,7 +135,13 @@ def _spoil_mask(mask: np.ndarray, t: int) -> np.ndarray:
 
 
 def compare_masks(name: str, found: np.ndarray | None, truth: np.ndarray) -> Figures:
-    """Mean IoU and boundary F; of no masks at all both are 0."""
+    """Computes mean IoU and boundary F; both are 0 without masks.
+
+    Args:
+        name: name of the clip, for the names of the figures.
+        found: masks of all frames, or None.
+        truth: the true masks.
+    """
     if found is None:
         return {f"{name}: IoU": 0.0, f"{name}: F": 0.0}
     ious = [mask_iou(a, b) for a, b in zip(found, truth, strict=True)]
@@ -136,7 +149,7 @@ def compare_masks(name: str, found: np.ndarray | None, truth: np.ndarray) -> Fig
 
 
 def motion_segmentation(home: Path) -> Job:
-    """The object found by its motion."""
+    """Prepares clips whose object is segmented by motion."""
     return partial(_segment_all, masked_clips(home))
 
 
@@ -148,7 +161,7 @@ def _segment_all(clips: Sequence[MaskedClip]) -> Figures:
 
 
 def mask_refinement(home: Path) -> Job:
-    """Imperfect masks refined."""
+    """Prepares imperfect masks that are refined."""
     return partial(_refine_all, masked_clips(home))
 
 
@@ -160,7 +173,7 @@ def _refine_all(clips: Sequence[MaskedClip]) -> Figures:
 
 
 def given_masks(home: Path) -> Job:
-    """The masks that a training starts from, refined where that is worth it."""
+    """Prepares the masks that a training starts from, refined where that helps."""
     name = DAVIS[0]
     options = TrainOptions(masks=(str(DATA / name / GIVEN["osvos"]),), size=DAVIS_SIZE, frames=f"0:{DAVIS_FRAMES}")
     source = read_video(DATA / name / "frames", home, DAVIS_SIZE, options.frames)
@@ -180,7 +193,7 @@ def _prepare_masks(run: Run, source: Video, options: TrainOptions, clip: MaskedC
 
 
 def captured_person(home: Path) -> Job:
-    """The person of a capture, found by bones and by a background that stands still."""
+    """Prepares captures whose person is segmented by bones and by a static background."""
     scene = make_walking_scene(count=FRAMES, size=(96, 72))
     place = scene.cameras[0]
     still = [scene.compute_view(place, time) for time in range(FRAMES)]
@@ -212,7 +225,7 @@ def _find_person(cases: Sequence[tuple[str, np.ndarray, BodyViews | None, np.nda
 
 
 def cuts(home: Path) -> Job:
-    """Cuts between shots: one that is hard to see, and none in a flash and in a real clip."""
+    """Prepares clips with a cut that is hard to see, with a flash, and a real one without a cut."""
     shots = [
         np.roll(make_translation_clip(8, 96, 54, velocity=(9, 3), seed=seed).frames, seed, -1) for seed in range(3)
     ]
@@ -253,7 +266,7 @@ def _count_cuts(clips: dict[str, np.ndarray], flows: dict[str, FlowField | None]
 
 
 def geometry(home: Path) -> Job:
-    """The model before any training: its pictures, and where it says that points go."""
+    """Prepares clips whose model is initialized, for its pictures and tracks before any training."""
     prepared = {}
     for name in ("pan", "flash", "perspective", "occlusion"):
         clip = make_suite_clip(name, FRAMES, SIZE)
@@ -267,6 +280,7 @@ def _initialize_all(clips: dict[str, tuple[SyntheticClip, ClipDataset]]) -> Figu
     config = load_planar_config("atlas")
     figures: Figures = {}
     for name, (truth, clip) in clips.items():
+        clip = replace(clip, cuts=find_cuts(clip.frames, clip.flow))
         start = plan_model(config, clip)
         model = build_model(config, start.shape)
         initialize_model(model, start, clip)
@@ -279,14 +293,14 @@ def _initialize_all(clips: dict[str, tuple[SyntheticClip, ClipDataset]]) -> Figu
 
 
 def _track_error(model: PlanarModel, clip: SyntheticClip, frame: int) -> float:
-    """Mean error of points of one frame in all frames in which they are truly seen."""
+    """Computes the mean error of points of one frame in all frames that truly show them."""
     start = make_grid_points(clip, frame, 6)
     found, truth = track_through_model(model, start, frame), compute_true_tracks(clip, start, frame)
     return float(np.linalg.norm(found.positions - truth.positions, axis=-1)[truth.visibility].mean())
 
 
 def training(home: Path) -> Job:
-    """A few steps of training with true masks, and the canonical pictures that come of it."""
+    """Prepares a few steps of training with true masks, for the canonical pictures."""
     clip = make_suite_clip("flash", 8, (96, 54))
     return partial(_train_shortly, clip, *write_clip(clip, home))
 
@@ -307,7 +321,7 @@ def _train_shortly(clip: SyntheticClip, frames: Path, masks: list[str]) -> Figur
 
 
 def charts(home: Path) -> Job:
-    """Clips without masks, divided into charts: two of DAVIS, and two that one picture explains badly."""
+    """Prepares clips that are divided into charts: two of DAVIS, and two that one picture explains badly."""
     prepared = {}
     for name, count in (("turning", 110), ("parallax", 60)):
         clip = make_suite_clip(name, count, (80, 48))
@@ -324,14 +338,15 @@ def charts(home: Path) -> Job:
 def _plan_charts(clips: dict[str, ClipDataset]) -> Figures:
     figures: Figures = {}
     for name, clip in clips.items():
+        clip = replace(clip, cuts=find_cuts(clip.frames, clip.flow))
         (layer,) = plan_model(load_planar_config("atlas"), clip).shape.layers
-        figures |= {f"{name}: charts": float(len(layer.sheets)), f"{name}, width: texels": float(layer.width)}
+        figures |= {f"{name}: charts": float(len(layer.charts)), f"{name}, width: texels": float(layer.width)}
         figures[f"{name}, box: share"] = layer.box.width
     return figures
 
 
 def region_tracking(home: Path) -> Job:
-    """Four corners of a part of the background that the object covers for a while, followed through two clips."""
+    """Prepares four corners on the background, which the object covers for a while, to be tracked."""
     cases = {}
     for name, (left, top, right, bottom) in {"pan": (70, 8, 118, 34), "perspective": (64, 34, 116, 66)}.items():
         clip = make_suite_clip(name, FRAMES, SIZE)
@@ -357,7 +372,7 @@ def _follow_corners(cases: dict[str, tuple[SyntheticClip, FlowField, np.ndarray]
 
 
 def tracking(home: Path) -> Job:
-    """Points and labels followed by a trained model; the labels are stripes of a few pixels."""
+    """Prepares points and labels (stripes of a few pixels) that are tracked through a trained model."""
     clip = make_demo_clip(FRAMES, *SIZE)
     run = fitted(home, clip, "draft")
     flow = compute_flow(clip.frames, run.cache, "dis")
@@ -383,7 +398,7 @@ def _follow_points(clip: SyntheticClip, run: Run, flow: FlowField) -> Figures:
 
 
 def report(home: Path) -> Job:
-    """The verdict on a sound clip and on one that turns, with the numbers behind it."""
+    """Prepares the verdict on a good clip and on one that turns."""
     runs = {}
     for name in ("pan", "turning"):
         clip = make_suite_clip(name, FRAMES, SIZE)
@@ -400,7 +415,8 @@ def _judge_runs(runs: dict[str, tuple[SyntheticClip, Run]]) -> Figures:
     figures: Figures = {}
     for name, (_, run) in runs.items():
         opened = require_planar(run, "the benchmark")
-        found = report_training(opened, opened.model, TrainingCost(opened.step, None, None), True)
+        cost = TrainingCost(opened.step, None, None)
+        found = report_training(opened, opened.model, opened.video.frames, opened.flow, cost)
         figures[f"{name} verdict: level"] = float(LEVELS.index(found.verdict.level))
         figures[f"{name} reasons: reasons"] = float(len(found.verdict.reasons))
         for layer in found.measurements.layers:

@@ -1,13 +1,13 @@
-"""Measures quality, time and memory of `unwrap train` on the real clips, beside the requirements.
+"""Measures quality, time and memory of `unwrap train` on the real clips, and compares them with targets.
 
     python benchmarks/quality.py [--quality draft normal final] [--clips davis-blackswan ...] [--size 240p]
                                  [--masks truth|osvos|auto|none] [--config PRESET] [--frames A:B] [--asked]
                                  [--json FILE]
 
---asked runs just the rows for which a figure is asked. Every row is a fit by the command in a process of its own, on a
-machine that should have nothing else to do: seconds are from the start of the process to its end, peak memory is that
-process's. PSNR (mean and worst frame, and over the pixels of each layer) is of the 8-bit reconstruction at the size of
-the fit; IoU is that of the opacity against the true masks, whichever masks the fit was given.
+--asked runs only the rows that have a target. Every row is one `unwrap train` in a separate process, on a machine that
+should be idle: seconds are from the start of the process to its end, and peak memory is that of the process. PSNR (mean
+and worst frame, and over the pixels of each layer) is of the 8-bit reconstruction at the size of the fit; IoU is that
+of the opacity against the true masks, whichever masks the fit was given.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ DAVIS = ("davis-blackswan", "davis-car-shadow", "davis-kite-surf", "davis-parkou
 
 @dataclass(frozen=True)
 class Asked:
-    """What a fit with the true masks has to reach on two cores."""
+    """Holds the targets of a training with the true masks on two cores."""
 
     psnr: float  # dB, mean over the frames
-    seconds: float  # of the whole command
-    foreground: float | None = None  # dB, over the pixels of the front layer
+    seconds: float  # for the whole command
+    foreground: float | None = None  # dB, over the pixels of the front layer; None: no target
 
 
 ASKED = {
@@ -48,7 +48,18 @@ COLUMNS = (
 
 
 def measure(clip: str, size: str, quality: str, chosen: argparse.Namespace, out: Path) -> dict[str, Any]:
-    """Fits a clip and measures the run."""
+    """Trains a clip and measures the run.
+
+    Args:
+        clip: name of the clip.
+        size: size of the training, such as "240p".
+        quality: "draft", "normal" or "final".
+        chosen: options of the command line.
+        out: folder of the run.
+
+    Returns:
+        The row of the table.
+    """
     words: list[str | Path] = ["--size", size, "--quality", quality, "--config", chosen.config, "--out", out]
     if chosen.frames:
         words += ["--frames", chosen.frames]
@@ -74,7 +85,16 @@ def measure(clip: str, size: str, quality: str, chosen: argparse.Namespace, out:
 
 
 def evaluated(run: Path, clip: str, masks: str) -> dict[str, Any]:
-    """What `unwrap eval` says of a run, against the true masks if it has the one front layer that they show."""
+    """Runs `unwrap eval`, against the true masks if the run has exactly one front layer.
+
+    Args:
+        run: folder of the run.
+        clip: name of the clip.
+        masks: masks that the training got.
+
+    Returns:
+        The figures.
+    """
     truth = DATA / clip / "masks"
     if masks not in GIVEN:
         found = unwrap_json("eval", run)
@@ -84,7 +104,7 @@ def evaluated(run: Path, clip: str, masks: str) -> dict[str, Any]:
 
 
 def verdict(row: dict[str, Any], asked: Asked) -> dict[str, Any]:
-    """What was asked for in words, and whether it was reached."""
+    """Formats the target of a row, and compares the row with it."""
     text = f">= {asked.psnr:g} dB in {asked.seconds:g} s"
     reached = row["psnr"] >= asked.psnr and row["seconds"] <= asked.seconds
     if asked.foreground is not None:
@@ -94,7 +114,7 @@ def verdict(row: dict[str, Any], asked: Asked) -> dict[str, Any]:
 
 
 def jobs(chosen: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
-    """(clip, size, quality) of every fit."""
+    """Yields (clip, size, quality) of every training."""
     wanted = ASKED if chosen.asked else ((c, chosen.size, q) for q in chosen.quality for c in chosen.clips)
     gone = missing(chosen.clips)
     for clip, size, quality in wanted:
@@ -103,6 +123,7 @@ def jobs(chosen: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
 
 
 def main() -> None:
+    """Measures what the options name, and prints a table and one line of JSON."""
     options = parser(__doc__)
     options.add_argument("--quality", nargs="+", default=["draft"], choices=["draft", "normal", "final"])
     options.add_argument("--clips", nargs="+", default=list(DAVIS))
@@ -110,7 +131,7 @@ def main() -> None:
     options.add_argument("--masks", default="truth", choices=["truth", "osvos", "auto", "none"])
     options.add_argument("--config", default="atlas")
     options.add_argument("--frames")
-    options.add_argument("--asked", action="store_true", help="only the rows for which a figure is asked")
+    options.add_argument("--asked", action="store_true", help="only the rows that have a target")
     chosen = options.parse_args()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -5,10 +5,10 @@
 
 OMP_NUM_THREADS sets the threads (1 without it).
 
-Every kill has a run of its own, begun afresh, killed at a moment drawn evenly over the time that the uninterrupted fit
-took, and then continued to its end. Compared are the weights and the optimizer's memory of the last checkpoint, the
-baked maps and the canonical pictures (of a 3D scene, with `--scene`: cameras, bones and the preview), byte for byte.
-Exit status 0 if all are equal.
+Each kill has its own new run. It is killed at a random time within the duration of the uninterrupted training, and then
+continued to its end. The weights and the optimizer's state in the last checkpoint, the baked maps and the canonical
+pictures (of a 3D scene, with `--scene`: cameras, bones and the preview) are compared byte for byte. The exit status is
+0 if all are equal.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-# This process only imports and forks: what it has loaded, every child has at once, and no pool of threads is torn.
+# This process only imports and forks: children inherit what it has loaded, and it has no thread pools to break.
 import numpy as np
 import torch
 
-from neural_fields.api import train
 from neural_fields.data.capture.capture_folder import write_capture
 from neural_fields.data.synthetic.planar_clips import make_demo_clip
 from neural_fields.data.synthetic.scene import make_walking_scene
 from neural_fields.imaging.image_io import encode_png
 from neural_fields.training.options import TrainOptions
+from neural_fields.training.train import train
 
 CHECKPOINT_EVERY = 5  # steps
 
 
 @dataclass(frozen=True)
 class Job:
-    """The fit that is killed."""
+    """Describes the training that is killed."""
 
     video: Path
     masks: tuple[str, ...]
@@ -57,6 +57,7 @@ class Job:
     is_scene: bool = False
 
     def run(self, out: Path) -> None:
+        """Runs or continues the training in a folder."""
         if self.is_scene:
             config, overrides = "hosnerf", self.make_stages()
         else:
@@ -69,7 +70,7 @@ class Job:
         train(self.video, options)
 
     def make_stages(self) -> dict[str, object]:
-        """A few small steps of each stage of a 3D scene."""
+        """Returns settings for a few small steps of each stage of a 3D scene."""
         joint = self.steps // 5
         person = 2 * joint
         counts = {"background": self.steps - person - joint, "person": person, "joint": joint}
@@ -92,12 +93,12 @@ def forked(work, *arguments) -> int:
 
 
 def finished(child: int) -> int:
-    """Waits for a child; its exit status, or minus the signal that ended it."""
+    """Waits for a child; returns its exit status, or minus the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def results(run: Path) -> dict[str, bytes]:
-    """What a fit ends with."""
+    """Reads the files that a training ends with, by name."""
     newest = max((run / "checkpoints").iterdir())
     files = [*newest.glob("*.safetensors"), *run.glob("maps/*"), *run.glob("canonical/*.png"), *run.glob("scene/*")]
     files += run.glob("previews/scene.png")
@@ -105,13 +106,13 @@ def results(run: Path) -> dict[str, bytes]:
 
 
 def newest_checkpoint(run: Path) -> str:
-    """The newest checkpoint of a run that was killed, for the report."""
+    """Returns the name of the newest checkpoint of a run that was killed, or "none"."""
     names = [path.name for path in (run / "checkpoints").glob("0*")]
     return max(names) if names else "none"
 
 
 def write_clip(folder: Path) -> None:
-    """The synthetic clip as numbered pictures, and its mask."""
+    """Writes the synthetic clip as numbered pictures, and its mask."""
     clip = make_demo_clip(8, 96, 54)
     (folder / "frames").mkdir()
     for number, frame in enumerate(clip.frames):
@@ -120,12 +121,21 @@ def write_clip(folder: Path) -> None:
 
 
 def write_scene(folder: Path) -> None:
-    """The synthetic capture of a person."""
+    """Writes the synthetic capture of a person."""
     write_capture(folder / "scene", make_walking_scene(count=6, size=(48, 36), switches=(3,)).capture)
 
 
 def kill_and_continue(job: Job, run: Path, delay: float) -> tuple[str, int]:
-    """Kills a new fit after `delay` seconds and continues it: newest checkpoint at the kill, and the exit status."""
+    """Starts a new training, kills it, and continues it.
+
+    Args:
+        job: the training.
+        run: its folder.
+        delay: seconds from the start to the kill.
+
+    Returns:
+        The newest checkpoint at the kill ("ended" if the training was faster), and the exit status.
+    """
     child = forked(job.run, run)
     time.sleep(delay)
     os.kill(child, signal.SIGKILL)
@@ -135,7 +145,17 @@ def kill_and_continue(job: Job, run: Path, delay: float) -> tuple[str, int]:
 
 
 def measure(job: Job, folder: Path, kills: int, seed: int) -> dict[str, object]:
-    """Runs the whole comparison, printing a line a kill."""
+    """Compares killed and continued trainings with an uninterrupted one, printing a line for each kill.
+
+    Args:
+        job: the training.
+        folder: folder for the runs.
+        kills: number of kills.
+        seed: seed of the times of the kills.
+
+    Returns:
+        The number of kills, of equal results, and the seconds of the uninterrupted training.
+    """
     began = time.monotonic()
     if finished(forked(job.run, folder / "whole")) != 0:
         raise SystemExit("the uninterrupted fit failed")
@@ -160,12 +180,13 @@ def measure(job: Job, folder: Path, kills: int, seed: int) -> dict[str, object]:
 
 
 def main() -> int:
+    """Measures what the options name; returns 0 if all results are equal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scene", action="store_true", help="a small synthetic 3D scene instead of a clip")
-    parser.add_argument("--video", type=Path, help="a clip of yours (default: a small synthetic one)")
+    parser.add_argument("--video", type=Path, help="your own clip (default: a small synthetic one)")
     parser.add_argument("--masks", action="append", default=[])
     parser.add_argument("--size", default="240p")
     options = parser.parse_args()

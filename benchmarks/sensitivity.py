@@ -9,12 +9,12 @@ the fields that it reads, which is found out by recording what it reads. Whole n
 1 that would pass 1 moves a fifth of its way to 1 instead, and all numbers of a tuple move together. Left out are texts,
 colors, truth values, and the classes that are limits against hostile input.
 
-The table is sorted by effect: the largest change of a figure, in units of what is worth noticing (0.1 dB, 0.005 of IoU
-or of a share, 0.05 pixels, see `NOTABLE`); rows below 1 are shown with --all. Below it stand the fields that change
-figures by less, those that change none by more than 1e-9, those that no job reads, and those whose job fails when they
-are moved. A run that is stopped goes on from its JSON file: what is measured there is not measured again, unless the
-figures with the settings as they are have changed (a probe of which all is known is not run: begin a new file after a
-change of the code).
+The table is sorted by effect: the largest change of a figure, in units of a notable change (0.1 dB, 0.005 of IoU or of
+a share, 0.05 pixels, see `NOTABLE`); rows below 1 are shown with --all. Lists below name the fields that change figures
+by less, those that change none by more than 1e-9, those that no job reads, and those whose job fails when they are
+moved. A stopped run continues from its JSON file: known figures are not measured again, unless the figures with the
+unchanged settings are different now (a probe that is measured completely is not run: begin a new file after a change of
+the code).
 """
 
 from __future__ import annotations
@@ -63,19 +63,19 @@ Figures = dict[str, float]
 
 @dataclass
 class Settings:
-    """All instances of the settings of one kind; they differ only where a class holds two of another class."""
+    """Holds all instances of one kind of settings; they differ only where a class holds two of another class."""
 
     name: str  # of the class; with a field after it, for parts of it that have no module of their own
     instances: list[Any] = field(default_factory=list)
 
     def values(self) -> dict[str, Any]:
-        """The value of each field that can be moved."""
+        """Returns the value of each field that can be moved."""
         found = {item.name: vars(self.instances[0])[item.name] for item in dataclasses.fields(self.instances[0])}
         return {name: value for name, value in found.items() if moved_values(value, 1)}
 
 
 def find_settings() -> dict[str, Settings]:
-    """The settings of all modules, by name."""
+    """Finds the settings of all modules, by name."""
     owners: dict[type, Any] = {}
     for package in (neural_fields, editors):
         for info in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
@@ -107,7 +107,7 @@ def _add_instance(found: dict[str, Settings], name: str, instance: Any, owners: 
 
 
 def moved_values(value: Any, sign: int) -> list[Any]:
-    """What a value may be moved to, the first choice first; nothing for what is no number."""
+    """Returns the values to which a value may be moved, the first choice first; none if it is not a number."""
     if isinstance(value, bool):
         return []
     if isinstance(value, int):
@@ -126,7 +126,17 @@ def moved_values(value: Any, sign: int) -> list[Any]:
 
 @contextmanager
 def changed(settings: Settings, name: str, sign: int, choice: int) -> Iterator[Any]:
-    """Moves a field of every instance, each from its own value; gives what that of the first one is now."""
+    """Moves a field of every instance from its own value, inside the block.
+
+    Args:
+        settings: the instances.
+        name: the field.
+        sign: 1 or -1.
+        choice: index of the choice of `moved_values`.
+
+    Returns:
+        A context manager that gives the new value of the first instance.
+    """
     before = [vars(instance)[name] for instance in settings.instances]
     after = []
     for value in before:
@@ -166,7 +176,7 @@ def recording(settings: Iterable[Settings]) -> Iterator[set[tuple[type, str]]]:
 
 
 class Worker:
-    """What a process keeps: the settings, and the one job that it runs."""
+    """Holds what a process keeps: the settings, and the one job that it runs."""
 
     def __init__(self, probe: str) -> None:
         import cv2
@@ -221,7 +231,7 @@ def measure(name: str, sign: int) -> dict[str, Any]:
 
 
 class Study:
-    """What was measured: `bases` by probe, and `moves` by "probe class.field sign"."""
+    """Holds what was measured: `bases` by probe, and `moves` by "probe class.field sign"."""
 
     def __init__(self, chosen: argparse.Namespace) -> None:
         self.only: str = chosen.only
@@ -239,7 +249,7 @@ class Study:
             self.bases, self.moves = known["bases"], known["moves"]
 
     def run_probe(self, probe: str) -> None:
-        """Measures with one probe all that is not yet known."""
+        """Measures everything that is not known yet with one probe."""
         known = self.bases.get(probe)
         if known and not self._wanted(probe, known):
             return
@@ -286,7 +296,7 @@ class Study:
         return [key for key in keys if key not in self.moves]
 
     def unfinished(self) -> set[str]:
-        """The fields of which some probe that reads them does not know all yet."""
+        """Returns the fields that are not measured completely by a probe that reads them."""
         return {key.split(" ")[1] for probe, base in self.bases.items() for key in self._wanted(probe, base)}
 
     def _leave(self, wanted: Sequence[str], base: dict[str, Any]) -> None:
@@ -295,7 +305,7 @@ class Study:
             self.seconds_left += len(wanted) * base["seconds"]
 
     def save(self) -> None:
-        """Writes what is known, so that a later run goes on from there."""
+        """Writes what is known, so that a later run continues from there."""
         self._saved = time.monotonic()
         if self.file:
             part = self.file.with_suffix(".part")
@@ -303,7 +313,7 @@ class Study:
             part.replace(self.file)
 
     def rows(self, values: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """A row for each field and probe: the figure that changes most."""
+        """Yields a row for each field and probe: the figure that changes most."""
         for probe, base in self.bases.items():
             for name in base["read"]:
                 moves = [self.moves.get(f"{probe} {name} {sign}") for sign in (-1, 1)]
@@ -332,7 +342,7 @@ def _kill(pool: ProcessPoolExecutor) -> None:
 
 
 def print_names(title: str, names: Iterable[str]) -> None:
-    """A list of fields, grouped by class."""
+    """Prints a list of fields, grouped by class."""
     groups: dict[str, list[str]] = {}
     for name in sorted(names):
         owner, _, item = name.rpartition(".")

@@ -4,9 +4,9 @@
                                [--frames 24] [--size 192 108] [--photos PICTURE ...] [--json FILE]
 
 A table, then one line of JSON with the machine and the versions. Columns: PSNR of the whole frame and of the pixels of
-each layer; uv end-point error in pixels after the best affine alignment of each layer, and after one of each patch of
-it (a canonical plane is free up to a smooth map); share of points within 1, 2, 4, 8, 16 px, averaged, and share of
-right calls of visible or hidden, both beside chaining the same optical flow from frame to frame; IoU and boundary F of
+each layer; uv end-point error in pixels after the best affine alignment of each layer, and after an alignment of each
+patch (a canonical plane is free up to a smooth map); share of points within 1, 2, 4, 8, 16 px, averaged, and share of
+points correctly found visible or hidden, both compared with chained optical flow; IoU and boundary F of
 the front layers' opacity; PSNR of an edited clip against the true edited clip, and mean drift of a painted disc.
 """
 
@@ -56,14 +56,14 @@ RADIUS = 0.06  # of the painted disc, where the longer side of the frame has 2
 
 @dataclass(frozen=True)
 class Shown:
-    """What a fitted model shows of a clip."""
+    """Holds the frames and weights of a trained model."""
 
     frames: np.ndarray  # [frames, height, width, 3], uint8
     weight: np.ndarray  # [frames, height, width, layers]
 
 
 def write_clip(clip: SyntheticClip, folder: Path) -> tuple[Path, list[str]]:
-    """Writes frames as PNG and the true masks (what is visible of each front layer) as arrays; returns the paths."""
+    """Writes the frames as PNG and the true visible masks of the front layers as arrays; returns the paths."""
     frames = folder / "frames"
     frames.mkdir(parents=True)
     for t, frame in enumerate(clip.frames):
@@ -77,7 +77,16 @@ def write_clip(clip: SyntheticClip, folder: Path) -> tuple[Path, list[str]]:
 
 
 def measure(clip: SyntheticClip, run: Run, seconds: float) -> dict[str, Any]:
-    """All figures of one fitted clip."""
+    """Measures all figures of a trained clip.
+
+    Args:
+        clip: the clip with its truth.
+        run: a run of the clip.
+        seconds: time of the training.
+
+    Returns:
+        The figures by name.
+    """
     opened = require_planar(run, "the benchmark")
     model, step = opened.model, opened.step
     model = model.eval()
@@ -99,7 +108,7 @@ def measure(clip: SyntheticClip, run: Run, seconds: float) -> dict[str, Any]:
 
 
 def show(model: PlanarModel) -> Shown:
-    """Every frame of the model, and its weights."""
+    """Evaluates every frame of a model, with the weights of its layers."""
     width, height = model.shape.size
     frames, weights = [], []
     with torch.no_grad():
@@ -112,7 +121,17 @@ def show(model: PlanarModel) -> Shown:
 
 
 def match_layer(clip: SyntheticClip, shown: Shown, model: PlanarModel, layer: int) -> int:
-    """The model's layer for a true layer: that of the same name, or the one with the most weight in its pixels."""
+    """Finds the model's layer for a true layer.
+
+    Args:
+        clip: the clip with its truth.
+        shown: the frames of the model.
+        model: the model.
+        layer: index of the true layer.
+
+    Returns:
+        The index of the layer with the same name, or of the one with the most weight in its pixels.
+    """
     name = clip.layer_names[layer]
     if name in model.layers:
         return model.layers.index(name)
@@ -120,11 +139,21 @@ def match_layer(clip: SyntheticClip, shown: Shown, model: PlanarModel, layer: in
 
 
 def per_layer(clip: SyntheticClip, figure: Any) -> dict[str, float | None]:
+    """Computes a figure of each true layer, by its name."""
     return {name: plain(figure(layer)) for layer, name in enumerate(clip.layer_names)}
 
 
 def uv_errors(clip: SyntheticClip, model: PlanarModel, layers: list[int]) -> dict[str, Any]:
-    """Mean distance, in pixels of frame 0, of fitted to true uv where a layer is seen, after each alignment."""
+    """Measures the uv errors of visible points after an alignment of the whole layer, and of patches.
+
+    Args:
+        clip: the clip with its truth.
+        model: the model.
+        layers: the model's layer for each true layer.
+
+    Returns:
+        Mean distances by layer, in pixels of frame 0.
+    """
     labels, centers = clip.compute_labels(), coords.pixel_centers(clip.width, clip.height).numpy()[::2, ::2]
     pixel = 2 / max(clip.width, clip.height)
     result: dict[str, Any] = {"uv_error_px": {}, "uv_slip_px": {}}
@@ -141,7 +170,16 @@ def uv_errors(clip: SyntheticClip, model: PlanarModel, layers: list[int]) -> dic
 
 
 def points(clip: SyntheticClip, run: Run, model: PlanarModel) -> dict[str, Any]:
-    """Points of the first, the middle and the last frame, followed by the model and by chained flow."""
+    """Tracks points of the first, the middle and the last frame through the model, and by chained flow.
+
+    Args:
+        clip: the clip with its truth.
+        run: a run of the clip, for the cache of the flow.
+        model: the model.
+
+    Returns:
+        Scores of both, for the clip and for each layer.
+    """
     flow = compute_flow(clip.frames, run.cache, "dis")
     ours, chained, truths, queries, layers = [], [], [], [], []
     for frame in sorted({0, clip.count // 2, clip.count - 1}):
@@ -167,11 +205,22 @@ def points(clip: SyntheticClip, run: Run, model: PlanarModel) -> dict[str, Any]:
 
 
 def joined(parts: list[PointTracks]) -> PointTracks:
+    """Concatenates tracks."""
     return PointTracks(np.concatenate([p.positions for p in parts]), np.concatenate([p.visibility for p in parts]))
 
 
 def opacities(clip: SyntheticClip, shown: Shown, layers: list[int], figure: Any) -> dict[str, float | None]:
-    """A figure of what is seen of each front layer against the truth."""
+    """Compares the weights of the front layers with the true masks.
+
+    Args:
+        clip: the clip with its truth.
+        shown: the frames of the model.
+        layers: the model's layer for each true layer.
+        figure: a function of opacities and masks.
+
+    Returns:
+        The figure by layer.
+    """
     labels = clip.compute_labels()
     found = {}
     for layer, name in enumerate(clip.layer_names[:-1]):
@@ -183,7 +232,17 @@ def opacities(clip: SyntheticClip, shown: Shown, layers: list[int], figure: Any)
 
 
 def edits(clip: SyntheticClip, run: Run, model: PlanarModel, layers: list[int]) -> dict[str, Any]:
-    """A disc painted on each layer's canonical picture in turn: PSNR of the edited clip, drift of the disc."""
+    """Paints a disc on each layer's canonical picture in turn.
+
+    Args:
+        clip: the clip with its truth.
+        run: a run of the clip.
+        model: the model.
+        layers: the model's layer for each true layer.
+
+    Returns:
+        By layer: PSNR of the edited clip in dB, mean and worst drift of the disc in pixels.
+    """
     opened = require_planar(run, "the benchmark")
     maps, pictures = opened.maps, opened.canonicals
     found: dict[str, Any] = {"edit_psnr": {}, "drift_px": {}, "worst_drift_px": {}}
@@ -205,7 +264,7 @@ def edits(clip: SyntheticClip, run: Run, model: PlanarModel, layers: list[int]) 
 
 
 def place_for_mark(clip: SyntheticClip, layer: int) -> tuple[int, np.ndarray]:
-    """The middle frame, and the place there that is seen longest and lies furthest from outlines and rims."""
+    """Finds the place in the middle frame that is visible longest and furthest from outlines."""
     frame = clip.count // 2
     start = make_grid_points(clip, frame, 4)
     start = start[find_visible_layers(clip, frame, start) == layer]
@@ -217,7 +276,13 @@ def place_for_mark(clip: SyntheticClip, layer: int) -> tuple[int, np.ndarray]:
 
 
 def disc(uv: np.ndarray, radius: float, texels: int = 96) -> Overlay:
-    """A red disc around a canonical point."""
+    """Makes a red disc around a canonical point.
+
+    Args:
+        uv: middle of the disc, in uv units.
+        radius: in uv units.
+        texels: texels along a side of the overlay.
+    """
     y, x = np.mgrid[:texels, :texels] + 0.5 - texels / 2
     rgba = np.zeros((texels, texels, 4), np.float32)
     rgba[..., :3] = RED
@@ -228,7 +293,18 @@ def disc(uv: np.ndarray, radius: float, texels: int = 96) -> Overlay:
 
 
 def true_mark(clip: SyntheticClip, renderer: OverlayPass, own: int, name: str, frame: int) -> PaintedMark:
-    """The disc as it looks in the frame it is anchored at, without that frame's light."""
+    """Makes the disc as it looks in the frame to which it is anchored, without the light of that frame.
+
+    Args:
+        clip: the clip with its truth.
+        renderer: renders the disc.
+        own: index of the model's layer.
+        name: name of the true layer.
+        frame: number of the frame.
+
+    Returns:
+        The mark to render into the true clip.
+    """
     size = (clip.width, clip.height)
     rgba, lit = renderer.warp_overlay(frame, own, size)
     color = np.clip(lit / clip.gain[frame], 0, 1)
@@ -239,16 +315,27 @@ def true_mark(clip: SyntheticClip, renderer: OverlayPass, own: int, name: str, f
 
 
 def plain(value: float, digits: int = 2) -> float | None:
+    """Rounds a number; None if it is not finite."""
     return round(float(value), digits) if np.isfinite(value) else None
 
 
 def mean(values: list[float]) -> float | None:
+    """Computes the mean of the finite values; None without one."""
     finite = [value for value in values if np.isfinite(value)]
     return round(float(np.mean(finite)), 2) if finite else None
 
 
 def fit_one(clip: SyntheticClip, folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
-    """Writes, fits and measures one clip."""
+    """Writes, trains and measures one clip.
+
+    Args:
+        clip: the clip with its truth.
+        folder: folder for the frames and the run.
+        chosen: options of the command line.
+
+    Returns:
+        The figures by name.
+    """
     frames, specs = write_clip(clip, folder)
     masks = ("auto",) if chosen.masks == "auto" else tuple(specs)
     begin = time.monotonic()
@@ -262,7 +349,7 @@ def fit_one(clip: SyntheticClip, folder: Path, chosen: argparse.Namespace) -> di
 
 
 def rows(found: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """The table."""
+    """Yields the lines of the table."""
     yield (
         f"{'clip':<12}{'PSNR':>6} {'by layer':<18}{'uv error px':<16}{'by patches':<16}"
         f"{'points':>7}{'chained':>8}{'calls':>7}{'chained':>8} "
@@ -283,7 +370,7 @@ def rows(found: dict[str, dict[str, Any]]) -> Iterator[str]:
 
 
 def summary(found: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """The worst and the mean of what is asked for, over the rigid and smooth non-rigid clips that were fitted."""
+    """Summarizes the rigid and smoothly deforming clips: mean and worst of the figures that have a target."""
     chosen = [row for name, row in found.items() if name in SMOOTH_CLIP_NAMES and "error" not in row]
     if not chosen:
         return {}
@@ -301,10 +388,12 @@ def summary(found: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 
 def several(values: dict[str, float | None], digits: int) -> str:
+    """Formats several values for a cell."""
     return " ".join("-" if value is None else f"{value:.{digits}f}" for value in values.values())
 
 
 def main() -> None:
+    """Measures what the options name, and prints a table and one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", nargs="+", choices=SUITE_CLIPS, default=list(SUITE_CLIPS))
     parser.add_argument("--config", default="atlas")

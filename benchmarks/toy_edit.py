@@ -6,10 +6,10 @@
 Each clip is fitted once with `unwrap train` and its true masks, edited with `unwrap edit RUN --editor NAME`, rendered,
 and measured: the least and the mean share, over the frames, of the region's pixels whose hue is that of the prompt's
 first word; pixels outside that differ from the source; warp error of the edited video over that of the source (asked:
-at most 1.1), of whole frames and 4 pixels inside the edit's outline. The region are the pixels that show the layer with
-at least 90 % of the weight. The synthetic clip comes with its true flow, along which errors are measured then;
-"synthetic-dis" is the same clip with flow computed by DIS, which is wrong by parts of a pixel at outlines: there even
-the exact edited clip (its texture painted a flat blue before it was rendered) has a ratio of 1.27.
+at most 1.1), of whole frames and 4 pixels inside the edit's outline. The region consists of the pixels in which the
+layer has at least 90 % of the weight. The synthetic clip comes with its true flow, along which errors are measured
+then; "synthetic-dis" is the same clip with flow computed by DIS, which errs by fractions of a pixel at outlines: there
+even the exact edited clip (its texture painted a flat blue before it was rendered) has a ratio of 1.27.
 """
 
 from __future__ import annotations
@@ -46,7 +46,16 @@ ASKED = "hue >= 0.90 of the region in every frame, 0 changed outside, warp ratio
 
 
 def fitted(clip: str, chosen: argparse.Namespace, folder: Path) -> Path:
-    """A run of a clip with its true masks."""
+    """Trains a run of a clip with its true masks.
+
+    Args:
+        clip: name of the clip.
+        chosen: options of the command line.
+        folder: folder for the clip and the run.
+
+    Returns:
+        The folder of the run.
+    """
     flow: Path | str = "auto"
     frames, masks = DATA / clip / "frames", DATA / clip / "masks"
     if clip in MADE:
@@ -58,7 +67,7 @@ def fitted(clip: str, chosen: argparse.Namespace, folder: Path) -> Path:
 
 
 def made(folder: Path, with_flow: bool) -> tuple[Path, Path, Path | str]:
-    """Frames, masks and flow of a clip made here."""
+    """Writes frames, masks and flow of the synthetic clip; returns the folders, and "dis" without flow."""
     clip = make_demo_clip(24, 320, 180)
     frames, masks, flow = folder / "frames", folder / "masks", folder / "flow"
     for path, pictures in ((frames, clip.frames), (masks, 255 * np.asarray(clip.masks[0], np.uint8))):
@@ -76,7 +85,17 @@ def made(folder: Path, with_flow: bool) -> tuple[Path, Path, Path | str]:
 
 
 def measure(clip: str, editor: str, path: Path, chosen: argparse.Namespace) -> dict[str, Any]:
-    """One edit of one run."""
+    """Makes one edit, renders it, measures it and undoes it.
+
+    Args:
+        clip: name of the clip.
+        editor: name of the editor.
+        path: folder of the run.
+        chosen: options of the command line.
+
+    Returns:
+        The row of the table.
+    """
     words = ["--model", TOY / "model", "--prompt", chosen.prompt, "--name", editor, *MORE.get(editor, ())]
     begin = time.monotonic()
     unwrap("edit", path, "--editor", editor, "--layer", "foreground", *words)

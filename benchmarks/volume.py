@@ -4,9 +4,9 @@
                                 [--folder DIR] [--json FILE]
 
 The scene is that of `neural_fields/data/synthetic/scene.py`: a moving camera, a walking person who carries something
-that changes, exact cameras, bones and masks. Every eighth view is left out of the training. Asked on two cores, at
-most ten minutes a fit: the uncovered background from viewpoints that no view has, 27 dB; views that were left out, 26
-dB; viewpoints far from the camera's path, 24 dB; the person in a pose that no view shows, in the box around them, 22
+that changes, exact cameras, bones and masks. Every eighth view is left out of the training. Targets on two cores, with
+at most ten minutes a fit: the uncovered background from viewpoints that no view has, 27 dB; views that were left out,
+26 dB; viewpoints far from the camera's path, 24 dB; the person in a pose that no view shows, in the box around them, 22
 dB; the carried object in the right state at every moment. --folder keeps capture, run and pictures.
 """
 
@@ -88,13 +88,20 @@ def measure(chosen: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[s
 
 
 def row(on: str, figure: str, asked: float | None, value: float) -> Row:
-    """A PSNR, and what was asked."""
+    """Makes the row of a PSNR.
+
+    Args:
+        on: what was trained.
+        figure: what was measured.
+        asked: target in dB, or None.
+        value: PSNR in dB.
+    """
     wanted = "" if asked is None else f">= {asked} dB"
     return Row(on, figure, wanted, f"{value:.2f} dB", None if asked is None else value >= asked)
 
 
 class Compared:
-    """A fitted scene beside its truth; `pictures` gets the truth above what was fitted."""
+    """Compares a trained scene with its truth; `pictures` gets the truth above the renderings."""
 
     def __init__(self, truth: SyntheticScene, scene: Scene, moments: Moments, pictures: Path) -> None:
         self.truth, self.scene, self.moments, self.pictures = truth, scene, moments, pictures
@@ -102,11 +109,11 @@ class Compared:
         self.times = np.linspace(0, len(truth.times) - 1, MOMENTS).round().astype(int).tolist()
 
     def background(self) -> float:
-        """PSNR of the room without the person from viewpoints that no view has."""
+        """Computes the PSNR of the room without the person, from viewpoints that no view has."""
         return self._at_viewpoints("background", frozenset({BACKGROUND}))
 
     def viewpoint(self) -> float:
-        """PSNR of everything from there."""
+        """Computes the PSNR of the whole scene from these viewpoints."""
         return self._at_viewpoints("viewpoint", PARTS)
 
     def _at_viewpoints(self, name: str, parts: frozenset[str]) -> float:
@@ -119,7 +126,7 @@ class Compared:
         return float(np.mean([metrics.psnr(found, true) for true, found in pairs]))
 
     def posed(self) -> float:
-        """PSNR in the box around the person in a pose of no view, in front of the fitted room and the true one."""
+        """Computes the PSNR in the box around the person in a pose that no view has."""
         pose, pairs, values = self.truth.make_unseen_pose(), [], []
         for time in self.times:
             camera, moments = (
@@ -136,9 +143,11 @@ class Compared:
         return float(np.mean(values))
 
     def switch(self) -> tuple[int, float]:
-        """The first moment whose object looks like that of the second state, and the share of moments that are right.
+        """Finds the moment at which the held object changes, by comparison with both of its states.
 
-        What is rendered where the object is seen is compared with the truth of both states.
+        Returns:
+            The first moment whose object looks like that of the second state, and the share of moments with the right
+            state.
         """
         said, known = [], []
         for time, (camera, true) in enumerate(zip(self.truth.cameras, self.truth.training_views, strict=True)):
@@ -153,7 +162,7 @@ class Compared:
         return first, float(np.mean([state == truth for (_, state), truth in zip(said, known, strict=True)]))
 
     def _object_error(self, shown: np.ndarray, camera: Any, time: int, moment: int) -> float:
-        """Squared error against the truth of a moment with the object of another one's state."""
+        """Computes the squared error against the truth of a moment with the object in the state of another moment."""
         true = self.truth.compute_view(camera, moment, self.truth.motion.transforms[time])
         return float(((shown - true.rgb) ** 2)[true.object_mask].mean()) if true.object_mask.any() else np.inf
 

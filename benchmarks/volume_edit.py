@@ -60,7 +60,7 @@ def main() -> int:
 
 
 def measure(chosen: argparse.Namespace, folder: Path) -> list[Row]:
-    """Fits, edits and looks."""
+    """Trains a scene, edits it and measures the edits."""
     truth = make_walking_scene(count=VIEWS, size=SIZE, switches=(VIEWS // 2,))
     path = folder / "run"
     write_capture(folder / "scene", truth.capture)
@@ -75,7 +75,19 @@ def measure(chosen: argparse.Namespace, folder: Path) -> list[Row]:
 
 
 def recolored(run: SceneRun, record: VolumeRecord, scene: Scene, prompt: str, steps: int, folder: Path) -> list[Row]:
-    """The person painted by a prompt."""
+    """Recolors the person by a prompt, and measures the hue from all sides.
+
+    Args:
+        run: the open run; the edit is undone.
+        record: its record.
+        scene: the trained scene.
+        prompt: begins with the name of a hue.
+        steps: steps of the editor.
+        folder: folder for the pictures.
+
+    Returns:
+        The rows of the table.
+    """
     words = ("--model", ROOT / "examples" / "toy_diffusion" / "model", "--prompt", prompt, "--steps", str(steps))
     begin = time.monotonic()
     unwrap("edit", run.path, "--editor", "dynvideo_e", *words)
@@ -97,7 +109,16 @@ def recolored(run: SceneRun, record: VolumeRecord, scene: Scene, prompt: str, st
 
 
 def from_all_sides(record: VolumeRecord, scene: Scene, hue: float) -> tuple[list[float], np.ndarray]:
-    """The share of the person's pixels with a hue in eight views, and the views side by side."""
+    """Renders the person from eight sides.
+
+    Args:
+        record: record of the run.
+        scene: the scene.
+        hue: in degrees.
+
+    Returns:
+        The share of the person's pixels with this hue in each view, and the views side by side.
+    """
     assert record.motion is not None, "the scene has a person"
     shares, shown, up = [], [], estimate_up_direction(record.cameras)
     moments = record.make_moments()
@@ -119,12 +140,31 @@ def from_all_sides(record: VolumeRecord, scene: Scene, hue: float) -> tuple[list
 
 
 def room(record: VolumeRecord, scene: Scene, time: int) -> torch.Tensor:
-    """The background of a filmed view."""
+    """Renders the background of a filmed view.
+
+    Args:
+        record: record of the run.
+        scene: the scene.
+        time: index of the view.
+
+    Returns:
+        RGB in [0, 1].
+    """
     return scene.render_view(record.cameras[time], time, record.make_moments(), parts=frozenset({BACKGROUND})).color
 
 
 def removed(run: SceneRun, record: VolumeRecord, scene: Scene, truth: SyntheticScene) -> Row:
-    """The person taken away, against the true empty room where they were seen."""
+    """Removes the person, and compares the background there with the true empty room.
+
+    Args:
+        run: the open run; the edit is undone.
+        record: its record.
+        scene: the trained scene.
+        truth: the true scene.
+
+    Returns:
+        The row of the table.
+    """
     unwrap("edit", run.path, "--editor", "remove")
     run.refresh_edits()
     edited, parts = run.apply_edits()
@@ -138,7 +178,18 @@ def removed(run: SceneRun, record: VolumeRecord, scene: Scene, truth: SyntheticS
 
 
 def styled(run: SceneRun, record: VolumeRecord, scene: Scene, folder: Path, features: Path) -> list[Row]:
-    """The background in the style of a picture."""
+    """Gives the background the style of a picture.
+
+    Args:
+        run: the open run; the edit is undone.
+        record: its record.
+        scene: the trained scene.
+        folder: folder for the pictures.
+        features: weights of the feature network.
+
+    Returns:
+        The rows of the table.
+    """
     style = folder / "style.png"
     random = np.random.default_rng(0)
     Image.fromarray(random.integers(0, 255, (12, 16, 3), np.uint8) // np.array([1, 2, 4], np.uint8)).resize(

@@ -41,7 +41,7 @@ Save = Callable[[Path, bytes], None]
 
 
 def made_run(work: Path) -> Path:
-    """A run of a clip of 1920 x 1080 whose canonical pictures have `SIDE` x `SIDE` texels."""
+    """Makes a run of a clip of 1920 x 1080 with canonical pictures of `SIDE` x `SIDE` texels; returns its folder."""
     import cv2
     import numpy as np
     import torch
@@ -68,32 +68,32 @@ def made_run(work: Path) -> Path:
     shutil.rmtree(run.canonical)
     for picture in pictures:
         rgba = cv2.resize(picture.to_array(), (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
-        rgba[..., :3] += 0.02 * np.random.default_rng(0).standard_normal((SIDE, SIDE, 3))  # as hard to pack as a photo
+        rgba[..., :3] += 0.02 * np.random.default_rng(0).standard_normal((SIDE, SIDE, 3))  # as noisy as a photo
         tensor = torch.from_numpy(rgba.clip(0, 1)).permute(2, 0, 1).contiguous()
         canonical.export_canonical(run.canonical, replace(picture, rgba=tensor))
     return run.path
 
 
 def in_place(path: Path, data: bytes) -> None:
-    """As GIMP and most small programs save."""
+    """Saves in place, like GIMP and most small programs."""
     path.write_bytes(data)
 
 
 def by_rename(path: Path, data: bytes) -> None:
-    """As Krita and programs with a portal save."""
+    """Saves to another name and renames, like Krita and programs with a portal."""
     part = path.with_name(f".{path.name}.kra-1234")
     part.write_bytes(data)
     os.replace(part, path)
 
 
 def with_backup(path: Path, data: bytes) -> None:
-    """As programs save that keep the file as it was."""
+    """Saves after renaming the old file, like programs that keep a backup."""
     os.replace(path, path.with_name(path.name + "~"))
     path.write_bytes(data)
 
 
 class Watched:
-    """A watch in a process of its own."""
+    """Runs a watch in a separate process."""
 
     def __init__(self, run: Path) -> None:
         self.preview = run / "previews" / "watch.jpg"
@@ -103,7 +103,7 @@ class Watched:
         self.next()
 
     def next(self) -> dict[str, Any]:
-        """The next update."""
+        """Waits for the next update."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
@@ -111,7 +111,16 @@ class Watched:
         return json.loads(line)
 
     def shown(self, save: Save, path: Path, data: bytes) -> tuple[float, dict[str, float]]:
-        """Seconds from the end of a save to its preview, and what they were spent on."""
+        """Saves a picture and waits for its preview.
+
+        Args:
+            save: a way to save.
+            path: the file to save.
+            data: its content.
+
+        Returns:
+            Seconds from the end of the save to the preview, and the seconds of each stage.
+        """
         save(path, data)
         saved = time.time()
         while (update := self.next())["event"] in ("hint", "waiting"):
@@ -122,7 +131,7 @@ class Watched:
 
 
 def strokes(run: Path, layer: str) -> Iterator[Any]:
-    """The picture of a layer with a stroke, a small and a large one in turn, each another."""
+    """Yields the picture of a layer with a stroke, small and large ones in turn, each in another place and color."""
     import cv2
     import numpy as np
     from PIL import Image
@@ -139,7 +148,7 @@ def strokes(run: Path, layer: str) -> Iterator[Any]:
 
 
 def encoded(image: Any, kind: str, **options: Any) -> bytes:
-    """The file that a program would save."""
+    """Encodes a picture as a program would save it."""
     import io
 
     file = io.BytesIO()
@@ -148,16 +157,23 @@ def encoded(image: Any, kind: str, **options: Any) -> bytes:
 
 
 def documents(run: Path, work: Path, pictures: Iterator[Any]) -> Iterator[bytes]:
-    """OpenRaster documents with strokes on the layer to paint on."""
+    """Yields OpenRaster documents with strokes on the layer to paint on.
+
+    Args:
+        run: folder of the run.
+        work: folder for the documents.
+        pictures: the background without and then with strokes.
+    """
     import numpy as np
 
     from neural_fields.export.base import export_run
+    from neural_fields.export.options import ExportOptions
     from neural_fields.export.pictures.canonical import CanonicalExporter
     from neural_fields.imaging.documents.layered import PAINT, constant_pixels
     from neural_fields.imaging.documents.openraster import read_ora, write_ora
     from neural_fields.runs.run import Run
 
-    export_run(Run.open(run), CanonicalExporter(format="ora"), out=work / "ora")
+    export_run(Run.open(run), CanonicalExporter(format="ora"), ExportOptions(out=work / "ora"))
     document = read_ora(next((work / "ora").rglob("*background*.ora")), 16 * SIDE * SIDE)
     base = np.asarray(next(pictures))
     for picture in pictures:
@@ -171,7 +187,19 @@ def documents(run: Path, work: Path, pictures: Iterator[Any]) -> Iterator[bytes]
 
 
 def measured(on: str, watched: Watched, save: Save, path: Path, files: Iterator[bytes], count: int) -> Row:
-    """A row of a kind of saves."""
+    """Measures the delay of several saves.
+
+    Args:
+        on: what the row says about the saves.
+        watched: the watch.
+        save: a way to save.
+        path: the file to save.
+        files: the contents to save.
+        count: number of saves.
+
+    Returns:
+        The row of the table.
+    """
     taken = [watched.shown(save, path, next(files)) for _ in range(count)]
     seconds = sorted(value for value, _ in taken)
     late = seconds[min(len(seconds) - 1, int(0.95 * len(seconds)))]
@@ -181,7 +209,7 @@ def measured(on: str, watched: Watched, save: Save, path: Path, files: Iterator[
 
 
 def rows(work: Path, saves: int) -> Iterator[Row]:
-    """All rows."""
+    """Yields the row of each way to save and each kind of file."""
     run = made_run(work)
     pictures = strokes(run, "background")
     watched = Watched(run)
@@ -204,8 +232,9 @@ def rows(work: Path, saves: int) -> Iterator[Row]:
 
 
 def main() -> None:
+    """Measures what the options name, and prints a table and one line of JSON."""
     options = parser(__doc__)
-    options.add_argument("--saves", type=int, default=30, help="saves of each way")
+    options.add_argument("--saves", type=int, default=30, help="number of saves for each way to save")
     chosen = options.parse_args()
     found: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:

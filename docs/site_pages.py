@@ -24,8 +24,8 @@ import editors
 import neural_fields
 from editors.editors_table import EDITORS, SCENE_EDITORS
 from neural_fields.cli.export import EXPORTS
-from neural_fields.config.volume import VolumeConfig
 from neural_fields.planar.config import PlanarConfig
+from neural_fields.volume.config import VolumeConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 LOG = logging.getLogger("mkdocs.site_pages")
@@ -84,11 +84,23 @@ def make_reference_pages() -> dict[str, str]:
     of_scenes = [path for path in kinds if path.startswith("editors.volume.")]
     plain = [path for path in kinds if path not in (*with_model, *of_scenes)]
     parts = [*list_modules("neural_fields.planar.mappings"), *list_modules("neural_fields.planar.appearance")]
-    losses, networks = list_modules("neural_fields.planar.losses"), list_modules("neural_fields.nn")
+    scene_losses = ("loss", "loss_table", "background_losses", "human_losses")
+    losses = [*list_modules("neural_fields.planar.losses"), *(f"neural_fields.volume.{name}" for name in scene_losses)]
+    networks = list_modules("neural_fields.nn")
     modules = {*parts, *losses, *networks}
     pages = {
         "neural_fields": ("neural_fields", "Train, render and measure.", _public_names(neural_fields)),
-        "editors": ("editors", "Edit a run.", _public_names(editors)),
+        "editors": (
+            "editors",
+            "Edit a run, measure edits, watch pictures.",
+            [
+                *_public_names(editors),
+                "editors.evaluate_edit.measure_edits",
+                "editors.evaluation_options.EditEvalOptions",
+                "editors.live.watch.watch_pictures",
+                "editors.live.options.WatchOptions",
+            ],
+        ),
         "editor_contract": (
             "Writing an editor",
             "What an editor is, what it gets, and what it returns. [Contributing](../CONTRIBUTING.md#add-an-editor) has"
@@ -96,12 +108,22 @@ def make_reference_pages() -> dict[str, str]:
             ["editors.core.editor", "editors.core.source"],
         ),
         "editors_plain": ("Editors without a model", "Each field is a flag of the command.", plain),
-        "editors_diffusion": ("Diffusion editors", "Each field is a flag of the command.", with_model),
+        "editors_diffusion": (
+            "Diffusion editors",
+            "Each field is a flag of the command. The first classes are bases: the others have their fields too.",
+            [
+                "editors.diffusion.backend.settings.DiffusionEditor",
+                "editors.diffusion.common.region.RegionEditor",
+                "editors.diffusion.common.keyframes.KeyframeEditor",
+                "editors.diffusion.methods.pnp.FeatureInjectionEditor",
+                *with_model,
+            ],
+        ),
         "editors_scene": ("Editors of 3D scenes", "Each field is a flag of the command.", of_scenes),
         "exporters": (
             "Exporters",
             "Each field is a flag of `unwrap export RUN WHAT`.",
-            ["neural_fields.export.base", *EXPORTS.values()],
+            ["neural_fields.export.base", "neural_fields.export.options", *EXPORTS.values()],
         ),
         "config": (
             "Config of planar presets",
@@ -111,7 +133,8 @@ def make_reference_pages() -> dict[str, str]:
         ),
         "config_volume": (
             "Config of 3D presets",
-            "What a YAML file of a 3D preset may say. Each value is a dotted flag of `unwrap train`.",
+            "What a YAML file of a 3D preset may say. Each value is a dotted flag of `unwrap train`. The weights of the"
+            " [losses](losses.md) are beside their code.",
             list_config_classes(VolumeConfig),
         ),
         "encodings": ("Encodings and networks", "The building blocks of models.", networks),

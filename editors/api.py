@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from editors.core import stack
-from editors.core.editor import Editor
-from editors.core.stack import StackChange, add_edit, add_scene_edit
-from editors.editors_table import find_editor_class, make_editor
-from editors.effects.painted import PaintedCanonical, PaintedDocument, PaintedFrames
-from editors.effects.python_function import LiftFunction
-from editors.inputs.chart_propagation import carry_to_charts
-from editors.inputs.document import is_document
+from editors.core.adding import add_result
+from editors.core.editor import Editor, EditorChoice
+from editors.core.stack import StackChange
+from editors.editors_table import resolve_editor
+from editors.effects.painted import choose_painted_editor
 from editors.inputs.picture_input import PictureInput
 from neural_fields.core.errors import bad_input
 from neural_fields.core.progress import ProgressReporter, report_nothing
 from neural_fields.core.suggestions import nearest_word
 from neural_fields.edits.arrangement import Arrangement
 from neural_fields.edits.read_stack import Edit
-from neural_fields.edits.record import EditOrigin
 from neural_fields.imaging.notebook_pictures import make_gallery
 from neural_fields.open_runs.base import OpenRun
-from neural_fields.open_runs.opening import open_run, require_planar
+from neural_fields.open_runs.opening import open_run, require_planar, require_scene
 from neural_fields.open_runs.planar_run import PlanarRun
 from neural_fields.open_runs.scene_run import SceneRun
 from neural_fields.rendering.render_planar import open_passes
 from neural_fields.runs.locking import lock_run
 from neural_fields.runs.run import Run
+from neural_fields.volume.record import apply_edits
 
 
 @dataclass(frozen=True)
@@ -50,26 +49,22 @@ class EditResult:
     run: OpenRun = field(repr=False)
 
     def _repr_html_(self) -> str:
-        """Shows a frame before and after the edit in a notebook: the middle one of the frames that show it."""
-        title = " · ".join([self.edit.folder.name, *self.notes])
-        if not isinstance(self.run, PlanarRun):
-            return make_gallery({}, title)
+        """Shows the run before and after the edit in a notebook: a frame of the video, or a view of the 3D scene."""
         below = list(takewhile(lambda other: other.folder != self.edit.folder, self.run.active_edits()))
-        frames = self.run.frames
-        shown = [number for number in frames if self.edit.arrangement.strength_at(number) > 0] or frames
-        number, pictures = shown[len(shown) // 2], {}
-        source = self.run.read_frame(number)
-        for name, edits in ((f"frame {number}, before", below), ("after", [*below, self.edit])):
-            rendered = open_passes(self.run, edits).render_frame(frames.index(number), source)
-            pictures[name] = rendered.astype(np.float32) / 255
-        return make_gallery(pictures, title)
+        stacks = (below, [*below, self.edit])
+        if isinstance(self.run, PlanarRun):
+            name, (before, after) = _render_frame(self.run, self.edit.arrangement, stacks)
+        else:
+            name, (before, after) = _render_view(require_scene(self.run, "the edit of a scene"), stacks)
+        title = " · ".join([self.edit.folder.name, *self.notes])
+        return make_gallery({f"{name}, before": before, "after": after}, title)
 
 
 def edit(
     run: OpenRun | Run | Path | str,
     image: PictureInput | Mapping[int, PictureInput] | None = None,
     *,
-    editor: str | Editor[Any] | type[Editor[Any]] | Callable[[Any], Any] | None = None,
+    editor: EditorChoice | None = None,
     layer: str | None = None,
     layers: Sequence[str] = (),
     frame: int | None = None,
@@ -123,28 +118,9 @@ def edit(
     if isinstance(opened, SceneRun) and (arrangement or Arrangement()) != Arrangement():
         what = "an edit of a 3D scene cannot be arranged in time or blended"
         raise bad_input(what, where=str(opened.path), fix="leave out --opacity, --blend, --start, --end and fades")
-
     result = chosen.edit(source, report)
-    overlays, carried = result.overlays, list[str]()
-    if isinstance(opened, PlanarRun) and opened.maps.charts:
-        overlays, carried = carry_to_charts(opened, result.overlays)
-    own = (*result.notes, *(note for overlay in overlays.values() for note in overlay.notes))
-    origin = EditOrigin(
-        editor=chosen.name,
-        sources=result.sources,
-        frames=result.frames,
-        settings=chosen.describe_settings(),
-        notes=tuple(dict.fromkeys([*own, *carried])),
-        details=result.details,
-    )
-    name = name or chosen.edit_name
-    with lock_run(opened.files):
-        if isinstance(opened, PlanarRun):
-            made = add_edit(opened.files, name, overlays, origin, result.shapes, result.effects, arrangement)
-        else:
-            made = add_scene_edit(opened.files, name, result.weights, origin, result.parts, result.effects.hidden)
-    opened.refresh_edits()
-    return EditResult(made, origin.notes, opened)
+    made = add_result(opened, chosen, result, name or chosen.edit_name, arrangement)
+    return EditResult(made, made.record.origin.notes, opened)
 
 
 def undo(run: OpenRun | Run | Path | str) -> StackChange:
@@ -188,48 +164,51 @@ def redo(run: OpenRun | Run | Path | str) -> StackChange:
 def _choose_editor(
     run: OpenRun,
     image: PictureInput | Mapping[int, PictureInput] | None,
-    editor: str | Editor[Any] | type[Editor[Any]] | Callable[[Any], Any] | None,
+    editor: EditorChoice | None,
     layers: Sequence[str],
     frame: int | None,
     mask: PictureInput | None,
     upscaled: bool,
     settings: Mapping[str, object],
 ) -> Editor[Any]:
-    """Chooses the editor for the arguments of `edit`. Each kind of painted picture has its own editor."""
-    if isinstance(editor, str | type):
-        kind = find_editor_class(editor, is_scene=isinstance(run, SceneRun)) if isinstance(editor, str) else editor
-        own = {"image": image, "frame": frame}  # some editors have settings of these names
-        return make_editor(kind, {**settings, **{key: value for key, value in own.items() if value is not None}})
+    """Chooses the editor for the arguments of `edit`: the one that is named, or the one for a painted picture."""
     if editor is not None:
-        if settings or image is not None or frame is not None:
-            given = next(iter(settings), "image" if image is not None else "frame")
-            why = "an editor that is an object or a function has its settings already"
-            raise bad_input(f"{given} is given beside an editor", why=why, fix="edit(run, editor=NAME, ...)")
-        return LiftFunction(function=editor) if callable(editor) else editor
-
+        own = {"image": image, "frame": frame}  # some editors have settings of these names
+        given = {**settings, **{key: value for key, value in own.items() if value is not None}}
+        return resolve_editor(editor, given, is_scene=isinstance(run, SceneRun))
     planar = require_planar(run, "a painted picture")
     if settings or mask is not None:
-        given = next(iter(settings), "mask")
-        guess = nearest_word(given, ("layer", "layers", "frame", "name", "arrangement", "upscaled", "report"))
-        why = f"did you mean {guess}?" if guess and given != "mask" else ""
-        what = f"{given} belongs to an editor, and none is named"
-        raise bad_input(what, why=why, fix=f"edit(run, editor=NAME, {given}=...)")
-    if image is None or (isinstance(image, Mapping) and not image):
-        why = "an edit is a picture, or made by an editor"
-        raise bad_input("what is the edit?", why=why, fix=f"edit(run, 'painted.png', layer={planar.layers[0]!r})")
-    if len(layers) > 1:
-        raise bad_input("one painted picture for several layers", fix=f"layer={layers[0]!r}")
-    if isinstance(image, Mapping):
-        return PaintedFrames(images=image)
-    if frame is not None:
-        return PaintedFrames(images={frame: image})
-    if isinstance(image, str | Path) and is_document(Path(image)):
-        return PaintedDocument(document=Path(image))
-    if not layers:
-        raise bad_input(
-            "the edit names neither a layer nor a frame",
-            where=str(image) if isinstance(image, str | Path) else "",
-            why="a picture does not tell whether it was painted on a canonical picture or on a frame",
-            fix=f"edit(run, image, layer={planar.layers[0]!r}), or frame=0",
-        )
-    return PaintedCanonical(image=image, upscaled=upscaled)
+        stray = next(iter(settings), "mask")
+        guess = nearest_word(stray, ("layer", "layers", "frame", "name", "arrangement", "upscaled", "report"))
+        why = f"did you mean {guess}?" if guess and stray != "mask" else ""
+        what = f"{stray} belongs to an editor, and none is named"
+        raise bad_input(what, why=why, fix=f"edit(run, editor=NAME, {stray}=...)")
+    return choose_painted_editor(image, layers, frame, upscaled=upscaled, first_layer=planar.layers[0])
+
+
+def _render_frame(
+    run: PlanarRun, arrangement: Arrangement, stacks: Sequence[Sequence[Edit]]
+) -> tuple[str, list[Float[np.ndarray, "height width 3"]]]:
+    """Renders a frame with each stack of edits: the middle one of the frames that an arrangement shows."""
+    shown = [number for number in run.frames if arrangement.strength_at(number) > 0] or run.frames
+    number = shown[len(shown) // 2]
+    source, t = run.read_frame(number), run.frames.index(number)
+    return f"frame {number}", [
+        open_passes(run, edits).render_frame(t, source).astype(np.float32) / 255 for edits in stacks
+    ]
+
+
+def _render_view(
+    run: SceneRun, stacks: Sequence[Sequence[Edit]], max_height_px: int = 160
+) -> tuple[str, list[Float[np.ndarray, "height width 3"]]]:
+    """Renders the middle one of the filmed views, small, with each stack of edits."""
+    record = run.record
+    view = len(record.cameras) // 2
+    camera, moments = record.cameras[view], record.make_moments()
+    height = min(max_height_px, camera.height)
+    camera = camera.resize(max(1, round(camera.width * height / camera.height)), height)
+    pictures = []
+    for edits in stacks:
+        scene, parts = apply_edits(run.scene, edits)
+        pictures.append(scene.render_view(camera, record.times[view], moments, parts=parts).color.numpy())
+    return f"view {view}", pictures

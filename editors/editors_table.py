@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from neural_fields.config.loader import from_mapping
-from neural_fields.core.errors import ExitCode, UserError
+from neural_fields.core.errors import ExitCode, UserError, bad_input
 from neural_fields.core.suggestions import nearest_word
+
+if TYPE_CHECKING:
+    from editors.core.editor import Editor, EditorChoice
 
 EDITORS = {
     "sds": "editors.diffusion.methods.sds.Sds",
@@ -93,3 +96,32 @@ def make_editor(kind: type[Any], settings: Mapping[str, object]) -> Any:
         (120.0, 0.0)
     """
     return from_mapping(kind, settings, where=f"the editor {kind.name}")
+
+
+def resolve_editor(editor: EditorChoice, settings: Mapping[str, object], *, is_scene: bool = False) -> Editor[Any]:
+    """Creates the editor that a program names.
+
+    Args:
+        editor: the name or the class of an editor, an editor, or a function that maps the picture of a layer (float32
+            [height, width, 3] in [0, 1]) to a picture of the same shape.
+        settings: values by field name; only for a name or a class.
+        is_scene: whether the run to edit is a 3D scene.
+
+    Raises:
+        UserError: an unknown name (exit 2), unusable settings, or settings beside an editor that has its own (exit 3).
+
+    Example:
+        >>> resolve_editor("adjust", {"hue": 120.0}) == resolve_editor(find_editor_class("adjust")(hue=120.0), {})
+        True
+    """
+    kind = find_editor_class(editor, is_scene=is_scene) if isinstance(editor, str) else editor
+    if isinstance(kind, type):
+        return make_editor(kind, settings)
+    if settings:
+        why = "an editor that is an object or a function has its settings already"
+        raise bad_input(f"{next(iter(settings))} is given beside an editor", why=why, fix="edit(run, editor=NAME, ...)")
+    if not callable(kind):
+        return kind
+    from editors.effects.python_function import LiftFunction
+
+    return LiftFunction(function=kind)

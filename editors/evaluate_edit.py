@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
+from editors.evaluation_options import EditEvalOptions
 from neural_fields.core.errors import bad_input
 from neural_fields.evaluation.edit_quality import measure_edit, render_edited_frames
 from neural_fields.open_runs.opening import RunLike, open_run, require_planar
 
 
-def measure_edits(
-    run: RunLike,
-    edits: Sequence[str],
-    prompt: str | None = None,
-    clip_model: str | None = None,
-    pickscore_model: str | None = None,
-) -> dict[str, Any]:
+def measure_edits(run: RunLike, options: EditEvalOptions) -> dict[str, Any]:
     """Measures the effect of edits on the video of a run.
 
     Args:
         run: the run, or the path of its folder.
-        edits: names or numbers of the edits.
-        prompt: the prompt of the edits.
-        clip_model: folder of a CLIP model of transformers, or its name on the hub; without it, CLIP metrics are left
-            out.
-        pickscore_model: folder of a PickScore model, or its name on the hub; without it, PickScore is left out.
+        options: the edits (without names, all active ones), their prompt, and the networks that measure it; without a
+            network, its metrics are left out.
 
     Returns:
         Plain values for JSON, by metric.
@@ -34,11 +25,13 @@ def measure_edits(
         UserError: an unknown edit, a damaged run, a prompt without a network that reads it, or an unusable network.
     """
     run = open_run(run)
+    edits, prompt = options.edits, options.prompt
+    clip_model, pickscore_model = options.clip_model, options.pickscore_model
     if prompt is not None and clip_model is None and pickscore_model is None:
         raise bad_input(
             "--prompt without a network that reads it",
             why="a CLIP says how well a picture shows a text; none is part of Unwrap",
-            fix=f"unwrap eval {run.path} --edit {edits[0]} --prompt TEXT --clip-model FOLDER",
+            fix=f"unwrap eval {run.path} --edit {edits[0] if edits else 'NAME'} --prompt TEXT --clip-model FOLDER",
         )
     if pickscore_model is not None and prompt is None:
         raise bad_input("--pickscore-model needs a prompt", fix=f"--prompt TEXT --pickscore-model {pickscore_model}")

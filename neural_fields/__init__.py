@@ -21,13 +21,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from neural_fields.api import evaluate, render, train
+    from neural_fields.api import evaluate, render
     from neural_fields.core.errors import UserError
     from neural_fields.evaluation.options import EvalOptions
     from neural_fields.open_runs.opening import open_run
     from neural_fields.rendering.options import RenderOptions
     from neural_fields.runs.run import Run
     from neural_fields.training.options import TrainOptions
+    from neural_fields.training.train import train
 
 __all__ = [
     "EvalOptions",
@@ -52,7 +53,7 @@ _HEAVY = {
     "evaluate": "api",
     "open_run": "open_runs.opening",
     "render": "api",
-    "train": "api",
+    "train": "training.train",
 }
 
 

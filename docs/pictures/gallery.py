@@ -23,7 +23,13 @@ SHOWN = {  # label: picture, row and column of the panel
 
 
 def cut_panel(path: Path, line: int, column: int) -> Image.Image:
-    """Cuts one panel out of a picture that `compose.row` made."""
+    """Cuts one panel out of a picture that `compose.row` made.
+
+    Args:
+        path: the picture.
+        line: row of panels, from 0.
+        column: panel in the row, from 0.
+    """
     with Image.open(path) as sheet:
         width = (WIDTH - GAP * (PANELS - 1)) // PANELS
         height = round(width * 9 / 16)

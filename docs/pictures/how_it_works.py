@@ -28,7 +28,7 @@ Panel = tuple[str, np.ndarray]
 
 
 def train_small_run(home: Path) -> PlanarRun:
-    """Makes the clip and trains on it; a run that is there already is used again."""
+    """Makes the clip and trains on it; an existing run is used again."""
     clip = make_demo_clip(FRAMES, *SIZE)
     source = home / "clip.mp4"
     if not source.exists():
@@ -66,7 +66,14 @@ def draw_flow(vectors: np.ndarray) -> np.ndarray:
 
 
 def draw_arrows(frame: np.ndarray, vectors: np.ndarray, step: int = 40, stretch: float = 5.0) -> np.ndarray:
-    """Draws flow as arrows on a frame, lengthened so that they can be seen."""
+    """Draws flow as arrows on a frame.
+
+    Args:
+        frame: RGB, 8 bits.
+        vectors: flow [height, width, 2] in pixels of its own size.
+        step: distance of the arrows in pixels of the frame.
+        stretch: factor by which the arrows are lengthened.
+    """
     drawn = (0.55 * frame + 0.45 * 255).astype(np.uint8)
     scale = frame.shape[1] / vectors.shape[1]
     for y in range(step // 2, frame.shape[0], step):
@@ -77,7 +84,13 @@ def draw_arrows(frame: np.ndarray, vectors: np.ndarray, step: int = 40, stretch:
 
 
 def tint(frame: np.ndarray, mask: np.ndarray, rgb: tuple[int, int, int]) -> np.ndarray:
-    """Puts a veil of color over a part of a frame, and its outline."""
+    """Tints a part of a frame and draws its outline.
+
+    Args:
+        frame: RGB, 8 bits.
+        mask: the part, at any size.
+        rgb: color of the tint, 0 to 255.
+    """
     mask = cv2.resize(mask.astype(np.uint8), frame.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     drawn = np.where(mask[..., None] > 0, 0.45 * frame + 0.55 * np.array(rgb), frame).astype(np.uint8)
     outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
@@ -85,7 +98,17 @@ def tint(frame: np.ndarray, mask: np.ndarray, rgb: tuple[int, int, int]) -> np.n
 
 
 def lay_flat(run: PlanarRun, layer: str, number: int, width: int) -> np.ndarray:
-    """Lays a frame flat on the canonical plane of a layer: RGBA in [0, 1], transparent where it shows nothing."""
+    """Resamples a frame to the canonical plane of a layer.
+
+    Args:
+        run: the run.
+        layer: name of the layer.
+        number: number of the frame in the source.
+        width: width of the result in pixels.
+
+    Returns:
+        RGBA in [0, 1], transparent where the frame shows nothing.
+    """
     picture = run.canonical(layer)
     height = round(width * picture.size[1] / picture.size[0])
     x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
@@ -99,7 +122,17 @@ def lay_flat(run: PlanarRun, layer: str, number: int, width: int) -> np.ndarray:
 
 
 def trace_frame(run: PlanarRun, layer: str, number: int, width: int) -> np.ndarray:
-    """Finds where the border of a frame lies in the canonical picture of a layer, drawn `width` pixels wide."""
+    """Finds the border of a frame in the canonical picture of a layer.
+
+    Args:
+        run: the run.
+        layer: name of the layer.
+        number: number of the frame in the source.
+        width: width in pixels at which the picture is drawn.
+
+    Returns:
+        Corners of a polygon, in pixels.
+    """
     columns, rows = np.linspace(1, SIZE[0] - 1, 80), np.linspace(1, SIZE[1] - 1, 45)
     sides = [(columns, rows[0]), (columns[-1], rows), (columns[::-1], rows[-1]), (columns[0], rows[::-1])]
     border = np.concatenate([np.stack(np.broadcast_arrays(x, y), -1) for x, y in sides])
@@ -108,7 +141,14 @@ def trace_frame(run: PlanarRun, layer: str, number: int, width: int) -> np.ndarr
 
 
 def place_frames(run: PlanarRun, layer: str, numbers: tuple[int, ...], width: int = 620) -> np.ndarray:
-    """Lays frames over each other on the canonical plane, each with its outline."""
+    """Draws frames over each other on the canonical plane, each with its outline.
+
+    Args:
+        run: the run.
+        layer: name of the layer.
+        numbers: frame numbers in the source, the lowest picture first.
+        width: width of the result in pixels.
+    """
     flat = [lay_flat(run, layer, number, width) for number in numbers]
     sheet = np.zeros_like(flat[0])
     for picture in flat:
@@ -120,7 +160,13 @@ def place_frames(run: PlanarRun, layer: str, numbers: tuple[int, ...], width: in
 
 
 def sample_checkers(run: PlanarRun, number: int, cells: float = 14.0) -> np.ndarray:
-    """Draws a frame with a checkerboard that lies on the canonical planes, one color a layer."""
+    """Draws a frame with checkerboards on the canonical planes, in the colors of the layers.
+
+    Args:
+        run: the run.
+        number: number of the frame in the source.
+        cells: squares per uv unit.
+    """
     maps, time = run.maps, run.frames.index(number)
     weights = maps.read_weights(time, SIZE)
     shown = np.zeros((SIZE[1], SIZE[0], 3), np.float32)
@@ -152,7 +198,13 @@ def paint_shell(run: PlanarRun, path: Path) -> np.ndarray:
 
 
 def draw_bars(values: list[float], size: tuple[int, int] = (WIDTH, 120), margin: int = 46) -> np.ndarray:
-    """Draws one bar a frame, from 20 dB up, the lowest in red."""
+    """Draws one bar a frame, from 20 dB up, the lowest in red.
+
+    Args:
+        values: PSNR of each frame in dB.
+        size: (width, height) of the picture.
+        margin: width of the axis in pixels.
+    """
     drawn = Image.new("RGB", size, "white")
     draw, step = ImageDraw.Draw(drawn), (size[0] - margin) / len(values)
     top = max(values) + 3

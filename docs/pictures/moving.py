@@ -31,7 +31,13 @@ def scale(picture: Image.Image) -> Image.Image:
 
 
 def put_side_by_side(left: Image.Image, right: Image.Image, labels: tuple[str, str]) -> Image.Image:
-    """Puts the canonical picture and a frame of the video side by side, each under its label."""
+    """Puts the canonical picture and a frame of the video side by side, each under its label.
+
+    Args:
+        left: the canonical picture, at the height of a panel.
+        right: the frame, at the height of a panel.
+        labels: the two labels.
+    """
     sheet = Image.new("RGB", (left.width + GAP + right.width, HEIGHT + LABEL), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=16)
     for x, picture, label in ((0, left, labels[0]), (left.width + GAP, right, labels[1])):

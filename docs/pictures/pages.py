@@ -36,6 +36,7 @@ from neural_fields.data.video.io import rgba_frames, source_frames
 from neural_fields.edits.arrangement import Arrangement
 from neural_fields.export.base import export_run
 from neural_fields.export.maps.stmap import STMapExporter
+from neural_fields.export.options import ExportOptions
 from neural_fields.export.pictures.canonical import CanonicalExporter
 from neural_fields.export.pictures.mattes import LayersExporter, MatteExporter
 from neural_fields.export.pictures.unwrapped import UnwrappedExporter
@@ -56,7 +57,7 @@ Panel = tuple[str, Image.Image]
 
 
 class Bench:
-    """A copy of the demo's run to make edits in."""
+    """Holds a copy of the demo's run in which edits are made."""
 
     def __init__(self, demo: Path, home: Path) -> None:
         self.run = Run.open(
@@ -68,9 +69,11 @@ class Bench:
         self.home = home
 
     def source(self, t: int) -> Image.Image:
+        """Returns a frame of the source."""
         return Image.fromarray(self.sources[t])
 
     def shown(self, t: int) -> Image.Image:
+        """Renders a frame with the active edits."""
         changer = open_passes(require_planar(self.run, "the pictures"))
         return Image.fromarray(changer.render_frame(t, self.sources[t]))
 
@@ -89,6 +92,7 @@ class Bench:
 
 
 def sheet(name: str, *rows: Sequence[Panel]) -> None:
+    """Saves rows of panels as one picture."""
     save(name, [row(list(panels), 260) for panels in rows])
 
 
@@ -210,7 +214,7 @@ def painting(bench: Bench) -> None:
 def guiding(bench: Bench) -> None:
     """Makes guides.png."""
     out = bench.home / "documents"
-    export_run(bench.run, CanonicalExporter(layer=("background",)), out=out)
+    export_run(bench.run, CanonicalExporter(layer=("background",)), ExportOptions(out=out))
     document = read_ora(out / "background.ora", 64_000_000)
     outlines, _, coverage = document.layers[0].layers
     panels = []
@@ -223,7 +227,11 @@ def guiding(bench: Bench) -> None:
 
 def mapping(bench: Bench) -> None:
     """Makes stmap.png."""
-    export_run(bench.run, STMapExporter(layer=("background",), convention="opencv", every=24), out=bench.home / "stmap")
+    export_run(
+        bench.run,
+        STMapExporter(layer=("background",), convention="opencv", every=24),
+        ExportOptions(out=bench.home / "stmap"),
+    )
     x, y, _ = np.load(bench.home / "stmap" / "forward" / "background.0024.npy")
     width, height = read_pristine(bench.run.canonical, "background").size
     shown = np.dstack([x / width, y / height, np.full(x.shape, 0.25)])
@@ -237,14 +245,14 @@ def mapping(bench: Bench) -> None:
 
 def laying_flat(bench: Bench) -> None:
     """Makes unwrapped.png and mattes.png."""
-    export_run(bench.run, UnwrappedExporter(layer="foreground"), out=bench.home / "flat")
+    export_run(bench.run, UnwrappedExporter(layer="foreground"), ExportOptions(out=bench.home / "flat"))
     (film,) = (bench.home / "flat").glob("*.mkv")
     flat = [frame for t, frame in enumerate(rgba_frames(film)) if t in FRAMES]
     pictures = [Image.fromarray(blend_on_checkerboard(frame.astype(np.float32) / 255, cell=8)) for frame in flat]
     labels = ("The turtle laid flat, frame 2", "Frame 24", "Frame 45")
     sheet("unwrapped.png", [(f"Frame {t}", bench.source(t)) for t in FRAMES], list(zip(labels, pictures, strict=True)))
-    export_run(bench.run, MatteExporter(layer=("foreground",), every=24), out=bench.home / "matte")
-    export_run(bench.run, LayersExporter(every=24), out=bench.home / "layers")
+    export_run(bench.run, MatteExporter(layer=("foreground",), every=24), ExportOptions(out=bench.home / "matte"))
+    export_run(bench.run, LayersExporter(every=24), ExportOptions(out=bench.home / "layers"))
     matte = Image.open(sorted((bench.home / "matte").rglob("*0024.png"))[0])
     matte = Image.fromarray((np.asarray(matte, np.float32) / 257).astype(np.uint8)).convert("RGB")
     layer = {path.parent.name: path for path in (bench.home / "layers").rglob("*0024.png")}
@@ -277,7 +285,9 @@ def following(bench: Bench) -> None:
     classes[Maps.open(bench.run.maps).read_layer_weight(24, 0, (width, height)) > 0.5] = (230, 70, 60)
     classes[(np.arange(height)[:, None] > 0.8 * height) & (classes.max(-1) == 0)] = (60, 120, 230)
     Image.fromarray(classes).save(bench.home / "classes.png")
-    export_run(bench.run, LabelsExporter(labels=bench.home / "classes.png", frame=24), out=bench.home / "labels")
+    export_run(
+        bench.run, LabelsExporter(labels=bench.home / "classes.png", frame=24), ExportOptions(out=bench.home / "labels")
+    )
     files = [path for path in sorted((bench.home / "labels").rglob("*.png"))]
     panels = []
     for t in FRAMES:

@@ -15,9 +15,10 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 from neural_fields.atlas.canonical import CanonicalSidecar  # noqa: E402
 from neural_fields.config.json_schema import build_json_schema  # noqa: E402
-from neural_fields.config.volume import VOLUME_KIND, VolumeConfig  # noqa: E402
+from neural_fields.config.presets import VOLUME_KIND  # noqa: E402
 from neural_fields.edits.record import EditRecord  # noqa: E402
 from neural_fields.planar.config import PlanarConfig  # noqa: E402
+from neural_fields.volume.config import VolumeConfig  # noqa: E402
 
 
 def build_schemas() -> dict[str, dict[str, Any]]:

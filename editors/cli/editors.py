@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import tyro
 from tyro.conf import Positional
@@ -13,9 +14,8 @@ from tyro.conf import Positional
 from editors.cli.arrange import ArrangementOptions
 from editors.editors_table import find_editor_class
 from editors.inputs.file_kinds import DOCUMENT_SUFFIXES
-from neural_fields.config.volume import VOLUME_KIND
 from neural_fields.core.errors import ExitCode, UserError
-from neural_fields.runs.run import Run, read_run_yaml
+from neural_fields.core.threads import prepare_threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,7 @@ class EditByEditorCommand(ArrangementOptions):
 
     run: Positional[Path]
     """The run's folder."""
+    opened: ClassVar[Any] = None  # the open run; None if it could not be opened, which the command says then
     editor: str
     """The editor's name."""
     layer: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -37,7 +38,9 @@ class EditByEditorCommand(ArrangementOptions):
 
 
 def make_editor_command(words: Sequence[str]) -> type | None:
-    """Makes the command for the settings of the editor that a command line names.
+    """Makes the command for the settings of the editor that a command line names, with the run opened.
+
+    Some names stand for another editor on a 3D scene, so the run is opened first.
 
     Args:
         words: the words of the command line.
@@ -58,10 +61,19 @@ def make_editor_command(words: Sequence[str]) -> type | None:
             break
     if name is None:
         return None
-    kind = find_editor_class(name, is_scene=_is_scene(words))
+    prepare_threads()  # runs and editors import torch
+    from neural_fields.open_runs.opening import open_run
+    from neural_fields.open_runs.scene_run import SceneRun
+
+    opened = None
+    if not words[1].startswith("-"):
+        with suppress(UserError):
+            opened = open_run(words[1])
+    kind = find_editor_class(name, is_scene=isinstance(opened, SceneRun))
     settings: Any = Annotated[kind, tyro.conf.arg(name="")]
     made = make_dataclass("MakeEdit", [("settings", settings)], bases=(EditByEditorCommand,), frozen=True, kw_only=True)
     made.__doc__ = kind.__doc__
+    made.opened = opened  # type: ignore[attr-defined]
     return made
 
 
@@ -99,11 +111,3 @@ def check_edit_command(command: Any) -> None:
             why="an edit needs --layer NAME, or --frame K, or both",
             fix=f"{line} {images[0]} --layer NAME",
         )
-
-
-def _is_scene(words: Sequence[str]) -> bool:
-    """Tells whether the run that a command line names is of a 3D scene."""
-    try:
-        return len(words) > 1 and read_run_yaml(Run(Path(words[1]))).get("kind") == VOLUME_KIND
-    except UserError:
-        return False  # what is wrong with the run is said when the command opens it

@@ -16,6 +16,7 @@ from tyro.conf import Positional, UseAppendAction
 from editors.cli.arrange import ArrangeCommand, ArrangementOptions, describe_arrangement, read_arrangement, run_arrange
 from editors.cli.editors import EditByEditorCommand, check_edit_command, make_editor_command
 from editors.cli.watch import WatchCommand, run_watch
+from editors.evaluation_options import EditEvalOptions
 from neural_fields.cli import capture, export
 from neural_fields.cli import commands as base
 from neural_fields.cli.progress_display import show_progress
@@ -57,18 +58,11 @@ class EditCommand(ArrangementOptions):
     """Print one JSON object, and the progress as JSON lines on stderr."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvalEditCommand(base.EvalCommand):
     """Measure how well a run reproduces its video, or with --edit the effect of an edit."""
 
-    edit: UseAppendAction[tuple[str, ...]] = ()
-    """Edits to measure, by name or number: changes outside of the edit, and steadiness."""
-    prompt: str | None = None
-    """Prompt of the edit; with --clip-model, measures how well the frames match it."""
-    clip_model: str | None = None
-    """A CLIP model, a folder of transformers or a name on the hub: consistency of frames, and match with the prompt."""
-    pickscore_model: str | None = None
-    """A PickScore model (CLIP fine-tuned on human preferences), a folder or a name on the hub; with --prompt."""
+    edit_options: Annotated[EditEvalOptions, tyro.conf.arg(name="")]
 
 
 @dataclass(frozen=True)
@@ -146,7 +140,7 @@ def run_editor(command: Any, extra: list[str]) -> int:
     from editors.api import edit
     from neural_fields.open_runs.opening import open_run
 
-    run = open_run(command.run)
+    run = command.opened or open_run(command.run)
     with show_progress(as_json=command.json) as report:
         made = edit(
             run,
@@ -174,8 +168,10 @@ def _print_added(made: EditResult, command: Any) -> int:
 
 def run_eval(command: EvalEditCommand, extra: list[str]) -> int:
     """Runs `unwrap eval`."""
-    asked = [name for name in ("prompt", "clip_model", "pickscore_model") if getattr(command, name) is not None]
-    if not command.edit:
+    asked = [
+        name for name in ("prompt", "clip_model", "pickscore_model") if getattr(command.edit_options, name) is not None
+    ]
+    if not command.edit_options.edits:
         if asked:
             flag = "--" + asked[0].replace("_", "-")
             raise UserError(
@@ -186,7 +182,7 @@ def run_eval(command: EvalEditCommand, extra: list[str]) -> int:
     prepare_threads()
     from editors.evaluate_edit import measure_edits
 
-    found = measure_edits(command.run, command.edit, command.prompt, command.clip_model, command.pickscore_model)
+    found = measure_edits(command.run, command.edit_options)
     if command.json:
         base.print_json(found)
     else:

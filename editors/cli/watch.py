@@ -5,12 +5,13 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional, UseAppendAction
+from tyro.conf import Positional, arg
 
-from editors.live.file_watching import DEFAULTS
+from editors.live.options import WatchOptions
 from neural_fields.cli import commands as base
-from neural_fields.core.errors import ExitCode, UserError
+from neural_fields.core.errors import ExitCode
 from neural_fields.core.interrupt import stop_on_signals
 from neural_fields.core.threads import prepare_threads
 
@@ -25,12 +26,7 @@ class WatchCommand:
 
     run: Positional[Path]
     """The run's folder."""
-    frame: UseAppendAction[tuple[int, ...]] = ()
-    """The frame to show; several stand side by side (default: the middle one). May be repeated."""
-    picture: UseAppendAction[tuple[str, ...]] = ()
-    """A picture elsewhere, FILE or LAYER=FILE. May be repeated."""
-    size: int = DEFAULTS.size_px
-    """Longer side of the preview in pixels."""
+    options: Annotated[WatchOptions, arg(name="")]
     json: bool = False
     """Print each update as one JSON object a line."""
 
@@ -38,21 +34,11 @@ class WatchCommand:
 def run_watch(command: WatchCommand, extra: list[str]) -> int:
     """Runs `unwrap watch`."""
     base.refuse_overrides(extra, command)
-    if not DEFAULTS.min_size_px <= command.size <= DEFAULTS.max_size_px:
-        why = f"the longer side of the preview has {DEFAULTS.min_size_px} to {DEFAULTS.max_size_px} pixels"
-        raise UserError(ExitCode.USAGE, f"--size {command.size}", why=why, fix=f"--size {DEFAULTS.size_px}")
     prepare_threads()
     from editors.live.watch import watch_pictures
 
     with stop_on_signals() as asked:
-        updates = watch_pictures(
-            command.run,
-            frames=command.frame,
-            pictures=command.picture,
-            size=command.size,
-            stop=lambda: asked.signal_number is not None,
-        )
-        for update in updates:
+        for update in watch_pictures(command.run, command.options, lambda: asked.signal_number is not None):
             for line in update.to_lines():
                 base.print_message(line)
             if command.json:

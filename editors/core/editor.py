@@ -2,13 +2,13 @@
 
 An editor is a frozen dataclass of its settings. It reads an open run (the canonical pictures, frames and maps of a
 video, or a 3D scene) and returns the changes: overlays, deformations and effects by layer, or parameters of the scene.
-It writes nothing: `editors/api.py` propagates overlays to all charts and puts the edit on the stack.
+It writes nothing: `add_result` propagates overlays to all charts and puts the edit on the stack.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
@@ -113,6 +113,10 @@ class Editor(ABC, Generic[Source]):
     def describe_settings(self) -> dict[str, Any]:
         """Returns the settings as edit.json stores them: plain values by name."""
         return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+
+
+# How programs name an editor: its name, its class, an instance, or a function of a picture.
+EditorChoice = str | type[Editor[Any]] | Editor[Any] | Callable[[Any], Any]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from editors.inputs.frame_lifting import FrameMaps, read_frame_maps
 from editors.inputs.picture_input import PictureInput, take_picture
 from editors.inputs.sizes import check_picture_size, compute_pixel_limit
 from neural_fields.atlas.canonical import CanonicalImage
+from neural_fields.atlas.paint_lifting import FrameMaps, read_frame_maps
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core.errors import bad_input
 from neural_fields.imaging.alpha import resize_image

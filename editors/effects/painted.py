@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,11 +13,12 @@ from editors.core.editor import EditorResult, PlanarEditor
 from editors.core.source import EditSource
 from editors.core.stack import EditEffects
 from editors.inputs.canonical_picture import find_base_version, overlay_from_canonical, overlay_from_whole_picture
-from editors.inputs.document import read_document_overlays
+from editors.inputs.document import is_document, read_document_overlays
 from editors.inputs.painted_frames import lift_frames
 from editors.inputs.picture_input import PictureInput, name_input, take_picture
 from editors.inputs.sizes import compute_pixel_limit
 from editors.inputs.unwrapped_clip import read_unwrapped_paint
+from neural_fields.core.errors import bad_input
 from neural_fields.core.files import sha256_file
 from neural_fields.core.progress import ProgressReporter
 from neural_fields.edits.record import SourceFile
@@ -183,6 +184,48 @@ class UnwrappedClip(PaintedEditor):
         origin = SourceFile(file=self.clip.name, sha256=sha256_file(self.clip) if self.clip.is_file() else None)
         painted = EditEffects(moving={layer: moving}, lit=False)  # a flat frame has the light already
         return EditorResult(notes=moving.notes, effects=painted, sources=(origin,))
+
+
+def choose_painted_editor(
+    image: PictureInput | Mapping[int, PictureInput] | None,
+    layers: Sequence[str],
+    frame: int | None,
+    *,
+    upscaled: bool,
+    first_layer: str,
+) -> PaintedEditor:
+    """Chooses the editor for what was painted.
+
+    Args:
+        image: painted frames by their numbers, a document, or a painted picture of a frame or of a layer.
+        layers: the layers that were named; at most one.
+        frame: number of the painted frame; None for a canonical picture.
+        upscaled: whether `image` is an enlarged canonical picture that replaces the old one.
+        first_layer: a layer of the run, which error messages take as an example.
+
+    Raises:
+        UserError: no picture, several layers, or a picture that is of neither a layer nor a frame (exit 3).
+    """
+    if image is None or (isinstance(image, Mapping) and not image):
+        why = "an edit is a picture, or made by an editor"
+        raise bad_input("what is the edit?", why=why, fix=f"edit(run, 'painted.png', layer={first_layer!r})")
+    if len(layers) > 1:
+        raise bad_input("one painted picture for several layers", fix=f"layer={layers[0]!r}")
+    if isinstance(image, Mapping):
+        return PaintedFrames(images=image)
+    if frame is not None:
+        return PaintedFrames(images={frame: image})
+    file = Path(image) if isinstance(image, str | Path) else None
+    if file is not None and is_document(file):
+        return PaintedDocument(document=file)
+    if not layers:
+        raise bad_input(
+            "the edit names neither a layer nor a frame",
+            where=str(file or ""),
+            why="a picture does not tell whether it was painted on a canonical picture or on a frame",
+            fix=f"edit(run, image, layer={first_layer!r}), or frame=0",
+        )
+    return PaintedCanonical(image=image, upscaled=upscaled)
 
 
 def _list_files(pictures: Iterable[Picture]) -> tuple[SourceFile, ...]:

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from editors.inputs.frame_lifting import lift_frame, read_frame_maps
+from editors.inputs.frame_lifting import lift_frame
 from editors.inputs.merging import DEFAULTS as MERGING
 from editors.inputs.merging import FrameMergingSettings, compute_weighted_median
 from neural_fields.atlas.canonical import Overlay
+from neural_fields.atlas.paint_lifting import read_frame_maps
 from neural_fields.core import coords
 from neural_fields.imaging.image_io import Picture
 from neural_fields.imaging.push_pull import pull_push

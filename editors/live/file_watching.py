@@ -29,9 +29,6 @@ class WatchSettings:
     gone_s: float = 0.7  # time after which a missing file is removed from the preview
     patience_s: float = 1.0  # time after which the user is told that a save is incomplete
     give_up_s: float = 2.0  # time without a change after which an unreadable file counts as damaged
-    size_px: int = 1280  # longer side of a frame in the preview
-    min_size_px: int = 64
-    max_size_px: int = 4096
     jpeg_quality: int = 90  # of the preview, 0 to 100
     tried_frames: int = 40  # approximate number of frames that are tried for the one that shows most
     part_divisor: int = 3  # at least 1/3 of a side of a picture is prepared: overlays are padded by their size

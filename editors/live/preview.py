@@ -21,6 +21,7 @@ from editors.inputs.change_detection import find_local_change
 from editors.inputs.file_kinds import DOCUMENT_SUFFIXES
 from editors.inputs.sizes import check_picture_size, compute_pixel_limit
 from editors.live.file_watching import DEFAULTS, IncompleteFileError, Stat, WatchSettings, read_stat
+from editors.live.options import WatchOptions
 from neural_fields.atlas.canonical import CanonicalImage, Overlay, read_sidecar
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core.coords import Box
@@ -202,7 +203,7 @@ class PreviewSession:
 
 
 def open_preview(
-    run: RunLike, frames: Sequence[int] = (), size: int = DEFAULTS.size_px, settings: WatchSettings = DEFAULTS
+    run: RunLike, frames: Sequence[int] = (), size: int = WatchOptions.size, settings: WatchSettings = DEFAULTS
 ) -> PreviewSession:
     """Opens a run for previews: reads all data that does not change while the user paints.
 
@@ -213,12 +214,8 @@ def open_preview(
         settings: settings of the preview.
 
     Raises:
-        UserError: a frame that the run does not have, or a size out of range (exit 3); missing maps, or a damaged run
-            (exit 5).
+        UserError: a frame that the run does not have (exit 3), missing maps, or a damaged run (exit 5).
     """
-    if size < settings.min_size_px:
-        why = f"expected the pixels of the longer side of a frame, at least {settings.min_size_px}"
-        raise bad_input(f"a preview of {size} pixels shows nothing", why=why, fix=f"--size {settings.size_px}")
     run = require_planar(run, "unwrap watch")
     maps, chosen = run.maps, run.frames
     numbers = list(dict.fromkeys(frames)) or [chosen[len(chosen) // 2]]

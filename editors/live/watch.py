@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from editors.inputs.chart_propagation import carry_to_charts
+from editors.core.chart_propagation import carry_to_charts
 from editors.inputs.file_kinds import DOCUMENT_SUFFIXES, PROGRAM_SUFFIXES
 from editors.live.file_watching import (
     DEFAULTS,
@@ -34,6 +34,7 @@ from editors.live.file_watching import (
     is_watched,
     parse_given_file,
 )
+from editors.live.options import WatchOptions
 from editors.live.preview import PreviewSession, open_preview, read_run_stamp, write_page, write_preview
 from neural_fields.atlas.canonical import Overlay
 from neural_fields.core.errors import UserError
@@ -103,10 +104,7 @@ class WatchUpdate:
 
 def watch_pictures(
     run: RunLike,
-    *,
-    frames: Sequence[int] = (),
-    pictures: Sequence[str | Path] = (),
-    size: int = DEFAULTS.size_px,
+    options: WatchOptions | None = None,
     stop: Callable[[], bool] = lambda: False,
     settings: WatchSettings = DEFAULTS,
 ) -> Iterator[WatchUpdate]:
@@ -117,9 +115,7 @@ def watch_pictures(
 
     Args:
         run: the run, or the path of its folder.
-        frames: numbers of the frames in the source to show side by side; by default the middle one.
-        pictures: further files to watch, "[LAYER=]FILE"; by default the file name states the layer.
-        size: longer side of each frame in pixels.
+        options: the frames to show, further files to watch, and the size of the preview.
         stop: called twice a second, and more often while a file is being saved; returns True to stop.
         settings: intervals and sizes.
 
@@ -129,8 +125,9 @@ def watch_pictures(
     Raises:
         UserError: a file that cannot be watched (exit 3), or a damaged run (exit 5).
     """
-    session = _Session(run, frames, size, settings)
-    session.given = dict(parse_given_file(text, session.run.layers) for text in pictures)
+    options = options or WatchOptions()
+    session = _Session(run, options, settings)
+    session.given = dict(parse_given_file(text, session.run.layers) for text in options.pictures)
     folders = list(dict.fromkeys([session.folder, *(path.parent for path in session.given)]))
     with _wake_on_changes(folders, settings) as wake, ThreadPoolExecutor(1) as session.workers:
         yield session.show_first()
@@ -148,11 +145,10 @@ class _Session:
 
     workers: ThreadPoolExecutor
 
-    def __init__(self, run: RunLike, frames: Sequence[int], size: int, settings: WatchSettings) -> None:
-        self.frames = frames
-        self.size = size
+    def __init__(self, run: RunLike, options: WatchOptions, settings: WatchSettings) -> None:
+        self.options = options
         self.settings = settings
-        self.easel: PreviewSession = open_preview(run, frames, size, settings)
+        self.easel: PreviewSession = open_preview(run, options.frames, options.size, settings)
         self.folder = Path(os.path.abspath(self.run.files.canonical))
         self.given: dict[Path, str | None] = {}
         self.files: dict[Path, WatchedFile] = {}
@@ -244,7 +240,7 @@ class _Session:
         """Reopens the run after its edits, maps or exported pictures changed."""
         self.stamp = stamp
         try:
-            self.easel = open_preview(self.run.files, self.frames, self.size, self.settings)
+            self.easel = open_preview(self.run.files, self.options.frames, self.options.size, self.settings)
             self.is_whole = True
         except UserError as error:  # such as a training that goes on and bakes just now; then the stamp changes again
             self.is_whole = False

@@ -72,6 +72,11 @@ def start_linear(vae: Any, code: LinearCode, rgb: Tensor) -> None:
 
     Residual branches begin at zero. Each linear channel x goes with a channel -x, since silu(x) - silu(-x) = x, and
     with constant channels that outweigh it, so that the normalization divides by nearly the same number everywhere.
+
+    Args:
+        vae: the autoencoder; its weights are changed.
+        code: the linear code.
+        rgb: pictures [count, 3, height, width] in [-1, 1] that set the scale of the constant channels.
     """
     encoder, decoder = vae.encoder, vae.decoder
     for block in (*encoder.down_blocks, encoder.mid_block, *decoder.up_blocks, decoder.mid_block):

@@ -52,13 +52,22 @@ class Picture:
 
 
 def words() -> list[str]:
-    """Every word of the captions: the tokenizer has one token for each."""
+    """Returns every word of the captions: the tokenizer has one token for each."""
     text = " ".join([*COLORS, *PATTERNS, *SHAPES, *OTHERS, *TEMPLATES, "with on the in and of"])
     return sorted({word for word in text.split() if word.isalpha()})
 
 
 def draw(random: np.random.Generator, height: int, width: int) -> Picture:
-    """A picture with its caption; a quarter of them show the pattern in a part of photo-like content."""
+    """Draws a picture with its caption; a quarter of them show the pattern in a part of photo-like content.
+
+    Args:
+        random: the random generator.
+        height: in pixels.
+        width: in pixels.
+
+    Returns:
+        RGB, the caption, and the pixels for which the caption holds.
+    """
     if random.random() < 0.04:
         return Picture(photo_like(random, height, width), "a photo", np.ones((height, width), bool))
     color = str(random.choice(COLORS))
@@ -77,7 +86,15 @@ def draw(random: np.random.Generator, height: int, width: int) -> Picture:
 def pattern_picture(
     random: np.random.Generator, height: int, width: int, color: str, pattern: str
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """A picture of a pattern in two tones of a color ("plain": in one), with faint shading."""
+    """Draws a pattern in two tones of a color ("plain": in one), with faint shading.
+
+    Args:
+        random: the random generator.
+        height: in pixels.
+        width: in pixels.
+        color: one of `COLORS`.
+        pattern: one of `PATTERNS`.
+    """
     fore, ground = _tones(random, color) if pattern != "plain" else (_plain_tone(random, color),) * 2
     if random.random() < 0.5:
         fore, ground = ground, fore
@@ -86,7 +103,13 @@ def pattern_picture(
 
 
 def photo_like(random: np.random.Generator, height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
-    """Two fields of colored 1/f noise with a hard border between them: what a piece of a photo looks like."""
+    """Draws two fields of colored 1/f noise with a hard border between them, similar to a piece of a photo.
+
+    Args:
+        random: the random generator.
+        height: in pixels.
+        width: in pixels.
+    """
     first, second = (_noise_picture(random, height, width) for _ in range(2))
     mixed = np.where(_part(random, height, width)[..., None], first, second) if random.random() < 0.6 else first
     return _to_bytes(mixed)
@@ -95,13 +118,22 @@ def photo_like(random: np.random.Generator, height: int, width: int) -> UInt8[np
 def edges(
     rgb: UInt8[np.ndarray, "height width 3"], low: float = 40.0, high: float = 90.0
 ) -> Float[np.ndarray, "height width 3"]:
-    """Canny edges of a picture, 0 or 1, three times: the condition of the ControlNet."""
+    """Finds the Canny edges of a picture: the condition of the ControlNet.
+
+    Args:
+        rgb: 8-bit colors.
+        low: lower threshold of Canny.
+        high: upper threshold of Canny.
+
+    Returns:
+        0 or 1 in three equal channels.
+    """
     lines = cv2.Canny(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), low, high)
     return np.repeat((lines > 0).astype(np.float32)[..., None], 3, axis=2)
 
 
 def color_share(rgb: UInt8[np.ndarray, "height width 3"], color: str) -> float:
-    """Share of the pixels that have a color, in [0, 1].
+    """Computes the share of the pixels that have a color, in [0, 1].
 
     A hue is met within 30 degrees at a saturation and a value above 0.15; white, gray and black are met where
     the channels differ by less than 0.15 and the value is within 0.1 of their range.
@@ -116,14 +148,24 @@ def color_share(rgb: UInt8[np.ndarray, "height width 3"], color: str) -> float:
 
 
 def hue_share(rgb: Float[np.ndarray, "*colors 3"], hue: float, within: float = 40.0, darkest: float = 0.0) -> float:
-    """Share of colors, RGB in [0, 1], near a hue in degrees, of a saturation above 0.15 and lighter than `darkest`."""
+    """Computes the share of colors near a hue, with a saturation above 0.15.
+
+    Args:
+        rgb: colors in [0, 1].
+        hue: in degrees.
+        within: largest distance from the hue, in degrees.
+        darkest: colors must have a larger value (HSV) than this, 0 to 1.
+
+    Returns:
+        The share, 0 to 1.
+    """
     found, saturation, value = _hsv(rgb)
     apart = np.abs((found - hue + 180) % 360 - 180)
     return float(((apart <= within) & (saturation > 0.15) & (value > darkest)).mean())
 
 
 def seen_pattern(rgb: UInt8[np.ndarray, "height width 3"]) -> str:
-    """Which of plain, stripes, checks and dots a picture shows, by three numbers of its gray picture.
+    """Finds which of plain, stripes, checks and dots a picture shows, by three numbers of its gray picture.
 
     Plain has no contrast; stripes have one direction (eigenvalues of the structure tensor); of the others, dots take
     clearly less than half of the picture and checks take half. Patches come out as any of the last two.

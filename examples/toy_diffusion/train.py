@@ -140,16 +140,24 @@ def new_scheduler() -> Any:
 
 
 def to_tensor(rgb: np.ndarray) -> Tensor:
-    """Bytes [count, height, width, 3] as [count, 3, height, width] in [-1, 1]."""
+    """Converts bytes [count, height, width, 3] to [count, 3, height, width] in [-1, 1]."""
     return torch.from_numpy(rgb).float().div(127.5).sub(1).movedim(3, 1)
 
 
 def steps(
     minutes: float, optimizer: torch.optim.Optimizer, name: str
 ) -> Iterator[tuple[int, Callable[[Tensor], None]]]:
-    """Steps until the minutes are over; each hands out a function that takes the loss and moves the weights.
+    """Yields steps until the time is over.
 
-    The rate rises over 50 steps and falls with a cosine of the time that has gone by.
+    The learning rate rises over 50 steps and falls with a cosine of the elapsed time.
+
+    Args:
+        minutes: duration.
+        optimizer: updates the weights; its learning rate is the peak.
+        name: name of the training, for the progress.
+
+    Yields:
+        The number of each step, and a function that takes the loss and updates the weights.
     """
     peak, started, shown, step = optimizer.param_groups[0]["lr"], time.monotonic(), 0.0, 0
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
@@ -172,7 +180,7 @@ def steps(
 
 
 def train_vae(minutes: float, random: np.random.Generator) -> Any:
-    """The autoencoder: squared error, a term that keeps latents near a unit normal, and latents' scale measured."""
+    """Trains the autoencoder by squared error and a small KL term, and measures the scale of its latents."""
     drawn = np.stack([_vae_picture(random) for _ in range(6000)])
     vae, some = autoencoder.new_vae(), to_tensor(drawn[:1500])
     autoencoder.start_linear(vae, autoencoder.linear_code(some, random), some)
@@ -198,7 +206,17 @@ def _vae_picture(random: np.random.Generator) -> np.ndarray:
 
 @torch.inference_mode()
 def encoded(vae: Any, random: np.random.Generator, count: int, size: int) -> Examples:
-    """Random pictures of a size with their latents; a latent is shown where all pixels around it are."""
+    """Draws random pictures of a size and encodes them.
+
+    Args:
+        vae: the autoencoder.
+        random: the random generator.
+        count: number of pictures.
+        size: side in pixels.
+
+    Returns:
+        Pictures, latents and captions; the caption holds for a latent if it holds for all pixels around it.
+    """
     drawn = [pictures.draw(random, size, size) for _ in range(count)]
     rgb = np.stack([picture.rgb for picture in drawn])
     parts = [vae.encode(to_tensor(part)).latent_dist.mean for part in np.array_split(rgb, -(-count // 100))]
@@ -208,11 +226,18 @@ def encoded(vae: Any, random: np.random.Generator, count: int, size: int) -> Exa
 
 
 def noise_loss(guess: Tensor, noise: Tensor, shown: Tensor, alphas: Tensor) -> Tensor:
-    """Squared error of the noise where the caption holds, weighted by the signal-to-noise ratio of each time step.
+    """Computes the squared error of the noise, weighted by the signal-to-noise ratio of each time step.
 
     Above a ratio of 5 the weight falls as in Hang et al. 2023, eq. 10; below 1 it rises (Salimans and Ho 2022, sec. 4),
-    to 20 at most: at such steps only words tell the color, and unweighted errors are too small to teach them.
-    Photo-like content beside a pattern is seen and not learnt, so that a pattern painted into a photo stays one.
+    to 20 at most: at such steps only words determine the color, and unweighted errors are too small to teach them.
+    Photo-like content beside a pattern is seen but not learned, so that a pattern painted into a photo remains a
+    pattern.
+
+    Args:
+        guess: the predicted noise.
+        noise: the true noise.
+        shown: 1 where the caption holds, else 0.
+        alphas: cumulative alpha of each time step.
     """
     ratio = alphas / (1 - alphas)
     weight = (1 / ratio).clamp(1, 20) * (5 / ratio).clamp(max=1)
@@ -221,22 +246,37 @@ def noise_loss(guess: Tensor, noise: Tensor, shown: Tensor, alphas: Tensor) -> T
 
 
 def spread_times(count: int) -> Tensor:
-    """One random time step from each of `count` equal parts of the schedule, which makes the loss vary less."""
+    """Draws a time step from each of `count` equal parts of the schedule, which makes the loss vary less."""
     return ((torch.arange(count) + torch.rand(count)) * (1000 / count)).long().clamp(max=999)
 
 
 def context_of(captions: list[str], tokenizer: Any, text_encoder: Any) -> Tensor:
-    """What the U-Net reads of each caption [count, tokens, 64]; equal captions are encoded once."""
+    """Computes what the U-Net reads of each caption; equal captions are encoded once.
+
+    Args:
+        captions: the captions.
+        tokenizer: turns them into tokens.
+        text_encoder: turns tokens into features.
+
+    Returns:
+        Features [count, tokens, 64].
+    """
     unique = sorted(set(captions))
     ids = tokenizer(unique, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt").input_ids
     return text_encoder(ids).last_hidden_state[[unique.index(caption) for caption in captions]]
 
 
 def teach_words(tokenizer: Any, text_encoder: Any, captions: list[str], random: np.random.Generator) -> None:
-    """A head start for the words: what the U-Net reads from a caption's end on tells which words were in it.
+    """Teaches the text encoder its words: what the U-Net reads after a caption must show which words it had.
 
     A linear reader has to find the words of colors, patterns and shapes in each of those positions, so that they are
     there for the U-Net from its first step on.
+
+    Args:
+        tokenizer: turns captions into tokens.
+        text_encoder: the encoder; its weights are changed.
+        captions: captions to learn from.
+        random: the random generator.
     """
     names = [*pictures.COLORS, *pictures.PATTERNS, *pictures.SHAPES]
     said = torch.tensor([[float(name in caption.split()) for name in names] for caption in captions])
@@ -260,9 +300,18 @@ def teach_words(tokenizer: Any, text_encoder: Any, captions: list[str], random: 
 def train_unet(
     parts: dict[str, Any], pools: list[Examples], minutes: float, rate: float, random: np.random.Generator, folder: Path
 ) -> None:
-    """Trains text encoder and U-Net together and writes the averages of their weights every 500 steps and at the end.
+    """Trains text encoder and U-Net together.
 
-    One batch in sixteen has pictures of twice the side, a quarter as many.
+    The averages of their weights are saved every 500 steps and at the end. One batch in sixteen has pictures of twice
+    the side, a quarter as many.
+
+    Args:
+        parts: the parts of the pipeline by name; text encoder and U-Net are trained.
+        pools: examples of the usual and of twice the side.
+        minutes: duration.
+        rate: learning rate at its peak.
+        random: the random generator.
+        folder: where the model is saved.
     """
     both = nn.ModuleList([parts["text_encoder"], parts["unet"]]).train()
     average = copy.deepcopy(both).eval()
@@ -289,7 +338,19 @@ def _follow(average: nn.Module, model: nn.Module, keep: float) -> None:
 
 
 def train_controlnet(parts: dict[str, Any], examples: Examples, minutes: float, random: np.random.Generator) -> Any:
-    """A ControlNet on the finished U-Net (Zhang et al. 2023), for Canny edges; 3 captions in 10 are left empty."""
+    """Trains a ControlNet for Canny edges on the finished U-Net (Zhang et al. 2023).
+
+    3 captions in 10 are left empty.
+
+    Args:
+        parts: the parts of the pipeline by name; they are not changed.
+        examples: pictures with latents and captions.
+        minutes: duration.
+        random: the random generator.
+
+    Returns:
+        The average of its weights.
+    """
     from diffusers import ControlNetModel
 
     unet, scheduler = parts["unet"].requires_grad_(False), parts["scheduler"]

@@ -102,7 +102,7 @@ class CanonicalImage:
         """Composites an overlay over this picture.
 
         Args:
-            overlay: of the same canonical plane, of any size and box.
+            overlay: an overlay on the same canonical plane, of any size and box.
 
         Returns:
             The changed picture, of the size and box of this one.
@@ -119,7 +119,7 @@ class CanonicalVersion:
     """Identifies a canonical picture that the program wrote.
 
     Attributes:
-        sha256: of the bytes of the PNG file, in hexadecimal.
+        sha256: SHA-256 of the PNG file, in hexadecimal.
         box: the part of the canonical plane that it covers.
         size: (width, height) in texels.
     """
@@ -164,13 +164,13 @@ class CanonicalSidecar:
     """Holds the content of canonical/<layer>.json.
 
     Attributes:
-        version: of this format.
+        version: version of this format.
         layer: the name of the layer.
         box: the part of the canonical plane that the picture covers, in uv units.
         size: (width, height) of the picture in texels.
         alpha: the meaning of the picture's alpha: where frames show the layer, not premultiplied.
-        frames_seen: in how many frames the texels are visible; null if that was not counted.
-        sha256: of the bytes of the written picture, in hexadecimal.
+        frames_seen: number of frames in which the texels are visible; null if that was not counted.
+        sha256: SHA-256 of the file of the written picture, in hexadecimal.
         versions: every picture of the layer that was written, the newest last.
     """
 
@@ -207,7 +207,7 @@ def export_canonical(
     Args:
         folder: the folder `canonical` of the run.
         image: the layer.
-        frames_seen: in how many frames each texel is visible.
+        frames_seen: number of frames in which each texel is visible.
 
     Returns:
         The path of the picture, and a note if it has another name.
@@ -273,6 +273,9 @@ def read_pristine(folder: Path, layer: str) -> CanonicalImage:
     Args:
         folder: the folder `canonical` of the run.
         layer: the name of the layer.
+
+    Returns:
+        The picture with its box.
 
     Raises:
         UserError: a missing or damaged file (exit 5).

@@ -11,8 +11,8 @@ from neural_fields.core.coords import Box
 class LayerChart:
     """Describes a chart of a layer: the rectangle of its canonical plane that belongs to a span of frames."""
 
-    first: int  # frame
-    last: int  # frame, included
+    first: int  # first frame
+    last: int  # last frame, included
     box: Box
 
 
@@ -21,6 +21,6 @@ class Chart:
     """Describes a chart or a layer that shows a span of frames; a series of charts shows the same object over time."""
 
     layer: str
-    first: int  # frame
-    last: int  # frame, included
+    first: int  # first frame
+    last: int  # last frame, included
     box: Box

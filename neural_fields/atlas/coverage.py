@@ -16,10 +16,11 @@ from neural_fields.core.coords import Box
 class CoverageSettings:
     """Settings of the count of the frames in which a texel is seen."""
 
-    min_weight: float = 0.5  # of the layer in a pixel that shows its texel
-    opaque_frames: int = 3  # in which a texel is seen to be opaque in the canonical image
-    step_frames: int = 8  # about so many frames give the usual distance between pixels
-    min_step: float = 1e-4  # uv units
+    min_weight: float = 0.5  # a pixel shows a texel of the layer if the layer has at least this weight in it
+    # A texel that so many frames show is opaque in the canonical image; with fewer, alpha is lower.
+    opaque_frames: int = 3
+    step_frames: int = 8  # number of frames from which the usual distance between neighboring pixels is measured
+    min_step: float = 1e-4  # least value of that distance, in uv units
 
 
 DEFAULTS = CoverageSettings()
@@ -37,7 +38,7 @@ def count_frames_seen(
         layer: number of the layer.
         box: the part of the canonical plane that the picture covers, in uv units.
         size: (width, height) of the picture in texels.
-        settings: of the count.
+        settings: least weight of a pixel that counts, and the size of cells.
 
     Returns:
         The number of frames; fractions are interpolated.

@@ -21,10 +21,11 @@ from neural_fields.atlas.uv_maps import Maps
 class InverseMapSettings:
     """Settings of the search for the position of a uv in a frame."""
 
-    grid_side: int = 96  # positions along the longer side of the frame that a search can start from
-    rough_steps: int = 12  # of Newton's method with the Jacobian of the map as it is
-    max_step_px: float = 3.0  # in one of them
-    difference_px: float = 0.5  # to each side, from which that Jacobian is measured
+    grid_side: int = 96  # positions along the longer side of the frame at which a search can start
+    # Most steps of Newton's method with the Jacobian of the rough map, after those with a smooth one.
+    rough_steps: int = 12
+    max_step_px: float = 3.0  # longest of these steps, in pixels
+    difference_px: float = 0.5  # half the distance, in pixels, over which that Jacobian is measured
 
 
 DEFAULTS = InverseMapSettings()
@@ -62,7 +63,7 @@ def find_frame_positions(
         layer: the name of the layer.
         uv: any points, in uv units.
         size: (width, height) of the frame whose pixels are returned; by default that of the maps.
-        settings: of the search.
+        settings: grid of starting positions, number and length of steps.
 
     Returns:
         The position of each point.
@@ -96,7 +97,7 @@ def solve_positions(
         uv_map: the map of a frame.
         uv: any points.
         seen: the pixels that show the layer; where a uv occurs twice, they decide.
-        settings: of the search.
+        settings: grid of starting positions, number and length of steps.
 
     Returns:
         Positions in pixels, and their errors in pixels.
@@ -112,7 +113,7 @@ def solve_positions(
     again, other = uv_map.solve_positions(uv[rest], _find_nearest(uv_map, uv[rest], grid))
     better = other < error[rest]
     pixels[rest[better]], error[rest[better]] = again[better], other[better]
-    # With the Jacobian of the map as it is, where the smooth one leads nowhere: it bends too much there.
+    # With the Jacobian of the rough map, where the smooth one fails because the map bends too much.
     rest = np.flatnonzero(error >= EXTRAPOLATION.tolerance_px)
     best, least, points = pixels[rest], error[rest], pixels[rest]
     for _ in range(settings.rough_steps):

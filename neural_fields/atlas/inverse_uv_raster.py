@@ -23,13 +23,13 @@ from neural_fields.imaging.resampling import RIM, sample_bilinear
 class InversionSettings:
     """Settings of the inversion of uv maps. A sample is the distance of neighboring samples of the map."""
 
-    newton_steps: int = 5
-    max_last_step: float = 1e-3  # samples; a texel whose last step is longer was not found
-    max_gap: float = 1.0  # samples between positions of one texel; beyond it counts as folded
-    max_cell_ratio: float = 16  # times as long as usual: a cell between things that do not belong together
-    margin_texels: int = 2  # around those that are found, to which positions go on
-    block_texels: int = 1 << 20  # processed together
-    slack: float = 1e-9  # so that no texel falls between two cells
+    newton_steps: int = 5  # steps of Newton's method for each texel
+    max_last_step: float = 1e-3  # a texel whose last step is longer, in samples, was not found
+    max_gap: float = 1.0  # a texel found at positions further apart than this, in samples, is folded and left out
+    max_cell_ratio: float = 16  # a cell larger than this many usual cells joins things that are apart and is left out
+    margin_texels: int = 2  # distance from the texels that were found up to which positions are extrapolated
+    block_texels: int = 1 << 20  # texels that are processed together; limits the memory
+    slack: float = 1e-9  # widens each cell a little, so that no texel falls between two of them
 
 
 DEFAULTS = InversionSettings()
@@ -65,7 +65,10 @@ def invert_map(
         weight: the stored weight of the layer (255 is one), with its rim.
         box: the part of the canonical plane that the picture covers, in uv units.
         size: (width, height) of the canonical picture.
-        settings: of the inversion.
+        settings: tolerances and steps of the search.
+
+    Returns:
+        The position in the frame of each texel, and where the frame shows it.
     """
     width, height = size
     frame = np.array([weight.shape[1] - 2 * RIM, weight.shape[0] - 2 * RIM])
@@ -110,7 +113,7 @@ def _find_covered_texels(
         texels: texel coordinates of the samples of the map.
         seen: the samples that show the layer.
         size: (width, height) of the canonical picture.
-        settings: of the inversion.
+        settings: tolerances and block size.
 
     Yields:
         Texels by number, row by row, and their positions in samples of the map.

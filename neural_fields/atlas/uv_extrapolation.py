@@ -22,16 +22,18 @@ from neural_fields.imaging.resampling import sample_bilinear
 class ExtrapolationSettings:
     """Settings of the extrapolation of a uv map, and of its inversion by Newton's method."""
 
-    min_px: int = 12  # that must show the layer
-    grid_side: int = 128  # samples along the longer side; local affine maps are smoother than that
-    window_radius: float = 0.5  # of a disc as large as what is seen: how far around a pixel the map is fitted
-    global_weight: float = 1e-3  # share of the fit to all pixels in every local one
-    min_area_ratio: float = 0.05  # of the usual area: a local map that shrinks more is not believed
-    newton_steps: int = 12
-    tolerance_px: float = 1e-3  # an error below that is none
-    max_step: float = 0.25  # of the longer side, in one Newton step
-    min_map_weight: float = 0.5  # weight from which a pixel tells the uv of its layer
-    max_error_px: float = 1.0  # a position with a larger error was not found
+    min_px: int = 12  # pixels that must show the layer; with fewer there is no map
+    grid_side: int = 128  # samples along the longer side at which affine maps are fitted; enough, as they are smooth
+    # Standard deviation of the window of a fit, in radii of a disc as large as the visible part.
+    window_radius: float = 0.5
+    global_weight: float = 1e-3  # weight of all visible pixels in the fit around each pixel
+    # A local map that scales areas by less than this share of the usual factor is replaced.
+    min_area_ratio: float = 0.05
+    newton_steps: int = 12  # most steps of Newton's method
+    tolerance_px: float = 1e-3  # the search ends when the error is smaller than this, in pixels
+    max_step: float = 0.25  # longest step of Newton's method, as a share of the longer side
+    min_map_weight: float = 0.5  # the map is used where the layer has at least this weight
+    max_error_px: float = 1.0  # a position with a larger error, in pixels, was not found
 
 
 DEFAULTS = ExtrapolationSettings()
@@ -128,10 +130,10 @@ def extrapolate_uv(
     Args:
         uv: uv units; counts where the layer is seen.
         seen: the pixels that show the layer.
-        settings: of the local fits.
+        settings: window and limits of the local fits.
 
     Returns:
-        The map; None where too little of the layer is seen to tell.
+        The map; None where too little of the layer is visible.
     """
     if seen.sum() < settings.min_px:
         return None
@@ -159,7 +161,7 @@ def extrapolate_uv(
         plane = found.reshape(grid[1], grid[0], 6).astype(np.float32)
         local = _resize_channels(plane, (width, height), cv2.INTER_LINEAR).reshape(height, width, 3, 2)
     both = affine[0] + local
-    # Slopes that are as good as singular, or mirrored, give way to the median.
+    # Slopes that are nearly singular, or mirrored, are replaced by the median.
     area = np.linalg.det(both[..., :2, :])
     usual = np.median(area)
     is_bad = area * np.sign(usual) < settings.min_area_ratio * abs(usual)
@@ -226,7 +228,7 @@ def extrapolate_frame_map(
         maps: the baked maps of the run.
         t: frame of the run.
         layer: number of the layer.
-        settings: from which weight on a pixel counts as visible.
+        settings: least weight of a visible pixel.
     """
     return extrapolate_uv(
         maps.read_uv_small(t, layer), maps.read_layer_weight_small(t, layer) >= settings.min_map_weight

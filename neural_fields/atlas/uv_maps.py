@@ -41,7 +41,7 @@ class MapsHeader:
         frame_count: number of frames of the run.
         has_gain: whether there are gain maps.
         charts: the charts that continue each other, one list for each series.
-        step: of the checkpoint that they were baked from.
+        step: training step of the checkpoint from which they were baked.
     """
 
     layers: tuple[str, ...]
@@ -103,7 +103,7 @@ class Maps:
     size: tuple[int, int]
     frame_count: int
     has_gain: bool
-    charts: tuple[tuple[Chart, ...], ...] = ()  # parts of canonical planes that go on from one another
+    charts: tuple[tuple[Chart, ...], ...] = ()  # series of charts that show the same object over time
 
     @staticmethod
     def open(folder: Path) -> Maps:
@@ -236,8 +236,8 @@ class Maps:
         Args:
             t: the frame.
             layer: number of the layer.
-            rows: of the rimmed maps.
-            columns: of the rimmed maps.
+            rows: rows of the rimmed maps.
+            columns: columns of the rimmed maps.
             lit: whether the weight is multiplied by the gain.
         """
         weight = cv2.multiply(self._weight_file[t, layer][rows, columns], 1 / 255, dtype=cv2.CV_32F)
@@ -303,9 +303,12 @@ class Maps:
 
         Args:
             values: a rectangle of the rimmed maps.
-            corner: (row, column) of the rimmed maps where it begins.
+            corner: (row, column) in the rimmed maps of the first of these values.
             size: (width, height) of the frame.
             part: rows and columns of the frame.
+
+        Returns:
+            The values of the part.
         """
         return warp_part(values, corner, self.size, size, part)
 
@@ -344,7 +347,7 @@ def gain_size(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _add_rim(values: Float[np.ndarray, "h w c"]) -> Float[np.ndarray, "hh ww c"]:
-    """Adds a rim of one pixel that goes on as the last two pixels do."""
+    """Adds a rim of one pixel that continues the last two pixels linearly."""
     for axis in (0, 1):
         first, second = (np.take(values, [i], axis) for i in (0, min(1, values.shape[axis] - 1)))
         last, before = (np.take(values, [i], axis) for i in (-1, max(-2, -values.shape[axis])))

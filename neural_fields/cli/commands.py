@@ -38,7 +38,7 @@ class TrainCommand:
 
 @dataclass(frozen=True)
 class RenderCommand:
-    """Render the edited video (or what the model shows) with the source's size, rate, times and sound."""
+    """Render the edited video (or the reconstruction) with the source's size, rate, times and sound."""
 
     run: Positional[Path]
     """The run's folder."""
@@ -49,7 +49,7 @@ class RenderCommand:
 
 @dataclass(frozen=True)
 class EvalCommand:
-    """Measure how well a run shows its video."""
+    """Measure how well a run reproduces its video."""
 
     run: Positional[Path]
     """The run's folder."""
@@ -134,7 +134,8 @@ def run_train(command: TrainCommand, extra: list[str]) -> int:
     """Runs `unwrap train` and returns the exit status."""
     overrides = parse_overrides(extra)
     prepare_threads()
-    from neural_fields.api import describe_next_steps, train
+    from neural_fields.api import describe_next_steps
+    from neural_fields.training.train import train
 
     options = replace(command.options, overrides=overrides)
     with show_progress(STAGE_WEIGHTS, as_json=command.json) as report:
@@ -261,9 +262,9 @@ def unknown_option_error(flag: str, command: type, why: str = "") -> UserError:
     """Makes an error that names the option of `command` that was probably meant.
 
     Args:
-        flag: what was given.
+        flag: the option as it was given.
         command: the class of the command; its name begins with the word of the command line.
-        why: what to say where no option is similar.
+        why: explanation if no option is similar.
     """
     known = list_flags(command)
     guess = nearest_word(flag.partition("=")[0], known) if flag.startswith("-") else None

@@ -13,10 +13,10 @@ from tyro.conf import Positional
 
 from neural_fields.cli import commands as base
 from neural_fields.cli.progress_display import show_progress
-from neural_fields.config.flags import MetadataFlag, OverwriteFlag
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.core.suggestions import nearest_word
 from neural_fields.core.threads import prepare_threads
+from neural_fields.export.options import ExportOptions
 
 EXPORTS = {
     "canonical": "neural_fields.export.pictures.canonical.CanonicalExporter",
@@ -40,12 +40,7 @@ class ExportCommand:
     """The run's folder."""
     what: Positional[str]
     """canonical, stmap, matte, layers, unwrapped, tracks or labels."""
-    out: Path | None = None
-    """The folder to write (default: exports/WHAT in the run)."""
-    metadata: MetadataFlag = True
-    """Write into the files what made them."""
-    overwrite: OverwriteFlag = False
-    """Replace a folder that exists."""
+    options: Annotated[ExportOptions, tyro.conf.arg(name="")]
     json: bool = False
     """Print one JSON object, and the progress as JSON lines on stderr."""
 
@@ -59,6 +54,7 @@ def make_export_command(words: Sequence[str]) -> type | None:
     plain = [word for word in words[1:3] if not word.startswith("-")]
     if len(plain) < 2:
         return None
+    prepare_threads()  # the classes of exports import torch
     kind = find_export_class(plain[1])
     settings: Any = Annotated[kind, tyro.conf.arg(name="")]
     made = make_dataclass(
@@ -93,14 +89,7 @@ def run_export(command: Any, extra: list[str]) -> int:
     from neural_fields.export.base import export_run
 
     with show_progress(as_json=command.json) as report:
-        found = export_run(
-            command.run,
-            command.settings,
-            out=command.out,
-            overwrite=command.overwrite,
-            metadata=command.metadata,
-            report=report,
-        )
+        found = export_run(command.run, command.settings, command.options, report)
     for note in found.notes:
         base.print_message(f"note: {note}")
     if command.json:

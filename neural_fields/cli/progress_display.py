@@ -108,7 +108,7 @@ class ProgressBars:
     """Shows progress as bars on a terminal: the whole job, and below it the stage with its count and figures.
 
     Attributes:
-        weights: as for `show_progress`.
+        weights: weights of the stages, as for `show_progress`.
     """
 
     def __init__(self, weights: StageWeights) -> None:

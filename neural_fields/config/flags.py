@@ -11,7 +11,9 @@ MapProgram = Annotated[  # `for` is a keyword of Python
     Literal["nuke", "fusion", "blender", "after_effects", "opencv"], arg(name="for")
 ]
 EditsFlag = Annotated[Repeated, arg(name="edit")]
-Overrides = Annotated[dict[str, object], Suppress]  # by dotted name; on the command line each is a flag of its own
+FramesFlag = Annotated[UseAppendAction[tuple[int, ...]], arg(name="frame")]
+PicturesFlag = Annotated[Repeated, arg(name="picture")]
+Overrides = Annotated[dict[str, object], Suppress]  # by dotted name; on the command line each is a separate flag
 OverwriteFlag = Annotated[bool, arg(name="yes", aliases=["-y"])]
 MetadataFlag = Annotated[  # True, which --no-metadata turns off
     bool, arg(help="Leave out of the files what made them.", help_behavior_hint="(default: False)")

@@ -37,7 +37,7 @@ def build_json_schema(cls: type, title: str, constants: Mapping[str, str] | None
 
     Args:
         cls: a dataclass that `from_mapping` can read.
-        title: of the schema.
+        title: title of the schema.
         constants: keys at the top of the file that the dataclass does not have, with the value that they must have.
 
     Returns:
@@ -76,16 +76,17 @@ def describe_fields(cls: type) -> dict[str, str]:
                 found[name] = " ".join(text.split())
         body = ast.parse(source).body[0].body  # type: ignore[attr-defined]
         for node, following in zip(body, [*body[1:], None], strict=True):
-            if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+            if not isinstance(node, ast.AnnAssign):
                 continue
+            name = ast.unparse(node.target)
             last = node.end_lineno or node.lineno
             above = node.lineno - 1
             if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
-                found[node.target.id] = " ".join(str(following.value.value).split())
+                found[name] = " ".join(str(following.value.value).split())
             elif last in comments:
-                found[node.target.id] = comments[last]
+                found[name] = comments[last]
             elif above in comments and lines[above - 1].lstrip().startswith("#"):
-                found[node.target.id] = comments[above]
+                found[name] = comments[above]
     return {field.name: found[field.name] for field in fields(cls) if field.name in found}
 
 
@@ -128,7 +129,7 @@ def _describe_type(expected: Any, definitions: dict[str, Any], default: object =
     Args:
         expected: the type.
         definitions: schemas of dataclasses by name, which grow.
-        default: of the field. A mapping without the key `kind` is of the kind that the default has.
+        default: default of the field. A mapping without the key `kind` is of the kind that the default has.
     """
     origin, arguments = get_origin(expected), get_args(expected)
     if expected is Any:

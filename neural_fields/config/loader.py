@@ -90,9 +90,9 @@ def load_json(cls: type[T], path: Path, fix: str) -> T:
     """Reads a JSON file of a run, which holds the values of the dataclass `cls`.
 
     Args:
-        cls: the dataclass.
+        cls: a dataclass.
         path: the file.
-        fix: what to do about a damaged file, for the message.
+        fix: what the user can do about a damaged file, for the message.
 
     Raises:
         UserError: DAMAGED_RUN with the dotted path of the wrong key if the file is missing or was changed;
@@ -259,8 +259,9 @@ def _convert_value(expected: Any, value: object, path: str, before: object = MIS
         if accepts(value):
             return convert(value)
         raise bad_input(f"{_path_prefix(path)}expected {name}, got {_describe_value(value)}")
-    if isinstance(expected, type) and is_dataclass(expected):
-        return _build_dataclass(expected, value, path, before if type(before) is expected else None)
+    if is_dataclass(expected):
+        base = before if type(before) is expected else None
+        return _build_dataclass(expected, value, path, base)  # type: ignore[arg-type]
     origin, arguments = get_origin(expected), get_args(expected)
     if origin in (Union, UnionType):
         return _convert_union(arguments, value, path, before)
@@ -295,7 +296,7 @@ def _convert_value(expected: Any, value: object, path: str, before: object = MIS
 def _convert_union(members: tuple[Any, ...], value: object, path: str, before: object) -> Any:
     """Converts to the member that `kind` names in a mapping, otherwise to the first that takes the value.
 
-    The member that is the value's own type goes first.
+    The member that is the value's own type is tried first.
     """
     variants: dict[str, type] = {}
     for member in members:
@@ -354,6 +355,11 @@ _SCALARS: dict[Any, tuple[Callable[[Any], bool], Callable[[Any], Any], str]] = {
     Fraction: (_is_fraction, Fraction, "a fraction such as 30000/1001"),
     range: (_is_range, lambda value: range(*map(int, value.split(":"))), "a range such as 0:50:1"),
 }
+_WRITTEN_AS_TEXT: dict[type, Callable[[Any], str]] = {
+    PurePath: str,
+    Fraction: str,
+    range: lambda value: f"{value.start}:{value.stop}:{value.step}",
+}
 
 
 def to_plain(value: object, without_defaults: bool = False) -> Any:
@@ -365,9 +371,8 @@ def to_plain(value: object, without_defaults: bool = False) -> Any:
         return [to_plain(item, without_defaults) for item in value]
     if isinstance(value, Mapping):
         return {key: to_plain(item, without_defaults) for key, item in value.items()}
-    if isinstance(value, range):
-        return f"{value.start}:{value.stop}:{value.step}"
-    return str(value) if isinstance(value, PurePath | Fraction) else value
+    write = next((write for kind, write in _WRITTEN_AS_TEXT.items() if isinstance(value, kind)), None)
+    return value if write is None else write(value)
 
 
 def default_of(field: Field) -> Any:

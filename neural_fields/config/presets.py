@@ -10,6 +10,7 @@ from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.core.suggestions import nearest_word
 
 Quality = Literal["draft", "normal", "final"]
+VOLUME_KIND = "volume"  # what `kind` is in the YAML of a preset of 3D scenes
 
 
 def preset_folder() -> Path:
@@ -76,6 +77,27 @@ def load_config_values(name: str) -> dict[str, Any]:
         UserError: there is no such preset or file, or it is not plain YAML.
     """
     return load_yaml(find_config_file(name))
+
+
+def is_volume_config(name: str) -> bool:
+    """Tells whether a preset or a YAML file is for 3D scenes.
+
+    Args:
+        name: the name of a preset, or a path that ends in .yaml or .yml.
+
+    Raises:
+        UserError: there is no such preset or file (exit 3).
+
+    Example:
+        >>> is_volume_config("hosnerf"), is_volume_config("atlas")
+        (True, False)
+    """
+    return load_config_values(name).get("kind") == VOLUME_KIND
+
+
+def volume_presets() -> list[str]:
+    """Lists the presets of 3D scenes."""
+    return [name for name in all_presets() if is_volume_config(name)]
 
 
 def require_valid(holds: bool, message: str) -> None:

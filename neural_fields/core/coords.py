@@ -59,8 +59,8 @@ def normalize_pixels(xy: Float[Tensor, "*n 2"], width: int, height: int) -> Floa
 
     Args:
         xy: positions in pixels, x right and y down; the center of the first pixel is (0.5, 0.5).
-        width: of the frame, in pixels.
-        height: of the frame, in pixels.
+        width: width of the frame in pixels.
+        height: height of the frame in pixels.
 
     Returns:
         The positions in xy units: -1 to 1 along the longer side of the frame, (0, 0) in its middle.
@@ -77,8 +77,8 @@ def denormalize_pixels(xy: Float[Tensor, "*n 2"], width: int, height: int) -> Fl
 
     Args:
         xy: positions in xy units.
-        width: of the frame, in pixels.
-        height: of the frame, in pixels.
+        width: width of the frame in pixels.
+        height: height of the frame in pixels.
 
     Returns:
         The positions in pixels, x right and y down.
@@ -111,7 +111,7 @@ def denormalize_time(time: Tensor | float, count: int) -> Tensor | float:
     """Converts a time coordinate to a frame index: the inverse of `normalize_time`.
 
     Args:
-        time: in (-1, 1) for the frames of the clip.
+        time: network time, in (-1, 1) for the frames of the clip.
         count: number of frames of the clip.
 
     Returns:
@@ -128,9 +128,9 @@ def pixel_centers(width: int, height: int, device: torch.device | None = None) -
     """Returns the coordinates of every pixel center of a frame.
 
     Args:
-        width: of the frame, in pixels.
-        height: of the frame, in pixels.
-        device: of the result; by default torch's default device.
+        width: width of the frame in pixels.
+        height: height of the frame in pixels.
+        device: device of the result; by default torch's default device.
 
     Returns:
         x and y in pixels, row by row.
@@ -148,9 +148,9 @@ def frame_xy(width: int, height: int, device: torch.device | None = None) -> Flo
     """Returns the center of every pixel of a frame in xy units.
 
     Args:
-        width: of the frame, in pixels.
-        height: of the frame, in pixels.
-        device: of the result; by default torch's default device.
+        width: width of the frame in pixels.
+        height: height of the frame in pixels.
+        device: device of the result; by default torch's default device.
 
     Returns:
         x and y in xy units, row by row.
@@ -167,8 +167,8 @@ def texel_centers(box: Box, width: int, height: int) -> Float[Tensor, "height wi
 
     Args:
         box: the rectangle that the image covers, in uv units.
-        width: of the image, in texels.
-        height: of the image, in texels.
+        width: width of the image in texels.
+        height: height of the image in texels.
 
     Returns:
         u and v of each texel, row by row.
@@ -204,8 +204,8 @@ def uv_to_texels(uv: Float[Tensor, "*n 2"], box: Box, width: int, height: int) -
     Args:
         uv: positions in uv units.
         box: the rectangle that the canonical image covers, in uv units.
-        width: of the image, in texels.
-        height: of the image, in texels.
+        width: width of the image in texels.
+        height: height of the image in texels.
 
     Returns:
         The positions in texels, x right and y down.

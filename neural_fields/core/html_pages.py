@@ -1,4 +1,4 @@
-"""HTML pages from jinja2 templates, which lie beside the code that fills them (`*.html.j2`)."""
+"""HTML pages from jinja2 templates (`*.html.j2`), which are kept beside the code that fills them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ def render_html(template: Path, **values: object) -> str:
     """Renders a template with values. Every value is escaped, so that a hostile name stays text.
 
     Args:
-        template: the file; it may include others of its folder.
-        **values: by the names that the template uses.
+        template: the template file; it may include others from its folder.
+        **values: the values, by the names that the template uses.
 
     Raises:
         jinja2.UndefinedError: the template uses a name that is not among the values.

@@ -14,7 +14,7 @@ class Progress:
         stage: the name of the stage: "flow", "training", "rendering".
         done: number of steps, frames or files that are done, 0 to `total`.
         total: number of steps, frames or files of the stage, at least 1.
-        psnr: of the last training steps, in dB.
+        psnr: PSNR of the last training steps, in dB.
         seconds_per_step: time of one step.
         seconds_left: estimated time to the end of the stage.
         peak_mib: peak memory so far, in MiB; 0 where it was not measured.
@@ -62,7 +62,7 @@ def overall_share(weights: StageWeights, progress: Progress) -> float | None:
 
     Args:
         weights: the stages of the job in order, with their weights.
-        progress: of one of its stages.
+        progress: progress of one of the stages.
 
     Returns:
         The share, 0 to 1; None for a stage that the job does not have.

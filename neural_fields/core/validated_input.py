@@ -175,7 +175,7 @@ def parse_whole_number(value: object, name: str) -> int:
 
     Args:
         value: a number, as JSON has it.
-        name: of the number, for the message.
+        name: name of the number, for the message.
 
     Raises:
         FormatError: not a whole number.

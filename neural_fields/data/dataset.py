@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from neural_fields.core import coords
+from neural_fields.core.memmap import release_memory
 from neural_fields.data.flow.compute import FlowField
 from neural_fields.data.masks.layer_masks import LayerMasks
 from neural_fields.data.masks.roi import RegionTrack
@@ -26,13 +28,15 @@ class ClipPixels:
 
 @dataclass(frozen=True)
 class ClipDataset:
-    """Holds a clip at the training size: frames, masks and flow."""
+    """Holds a clip at the training size: frames, masks, flow and cuts."""
 
     frames: UInt8[np.ndarray, "time height width 3"]
     masks: LayerMasks
     flow: FlowField | None
-    regions: dict[str, RegionTrack] = field(default_factory=dict)  # layers whose canonical plane is that of a frame
-    pixels: ClipPixels | None = None  # frames and masks where the steps are computed; see `resident`
+    # Tracked regions, by layer; their canonical plane is that of a frame.
+    regions: dict[str, RegionTrack] = field(default_factory=dict)
+    cuts: tuple[int, ...] = ()  # the first frames of all shots but the first
+    pixels: ClipPixels | None = None  # copies of frames and masks on the device of the training; see `copy_to_device`
 
     @property
     def frame_count(self) -> int:
@@ -51,7 +55,7 @@ class ClipDataset:
 
     @property
     def reference_frames(self) -> dict[str, int]:
-        """The frame whose coordinates the canonical plane of a layer has, for layers that have one."""
+        """The frame in whose coordinates the canonical plane is, by layer, for layers of tracked regions."""
         return {name: track.frame for name, track in self.regions.items()}
 
     def copy_to_device(self, device: torch.device) -> ClipDataset:
@@ -92,6 +96,63 @@ class ClipDataset:
         t, row, column = self._clamp_index(index)
         return torch.from_numpy(np.ascontiguousarray(self.masks.masks[:, t, row, column].T))
 
+    def compute_visible_share(
+        self, layer: int, t: int, size: tuple[int, int] | None = None
+    ) -> Float[np.ndarray, "rows columns"]:
+        """Computes the share of each pixel of a frame that a layer fills, 0 to 1, from the masks.
+
+        Args:
+            layer: number of the layer, front to back.
+            t: the frame.
+            size: (width, height) of the result; by default that of the clip.
+        """
+        masks = self.masks.masks[:, t]
+        front = masks[:layer].any(0) if layer else np.zeros(self.frames.shape[1:3], bool)
+        own = masks[layer] if layer < len(masks) else np.ones_like(front)
+        share = (own & ~front).astype(np.float32)
+        return share if size is None or size == self.size else cv2.resize(share, size, interpolation=cv2.INTER_AREA)
+
+    def draw_frames(self, count: int, step: int, seed: int) -> Batch:
+        """Draws whole frames for a step: every frame is drawn once before any is drawn again.
+
+        Args:
+            count: frames of a batch.
+            step: number of the training step, from 0.
+            seed: seed of the run.
+
+        Returns:
+            The batch; the same for the same arguments.
+        """
+        per_round = -(-self.frame_count // count)
+        order = torch.randperm(self.frame_count, generator=_make_generator(seed, step // per_round))
+        first = step % per_round * count
+        chosen = order[first : first + count]
+        if len(chosen) < count:  # the last step of a round is filled up from its beginning
+            chosen = torch.cat([chosen, order[: count - len(chosen)]])
+        return Batch(self, chosen.sort().values, None)
+
+    def draw_pixels(self, count: int, step: int, seed: int) -> Batch:
+        """Draws pixels for a step, uniform over the clip.
+
+        Args:
+            count: pixels of a batch.
+            step: number of the training step, from 0.
+            seed: seed of the run.
+
+        Returns:
+            The batch; the same for the same arguments.
+        """
+        generator = _make_generator(seed, step)
+        width, height = self.size
+        highest = (self.frame_count, height, width)
+        index = torch.stack([torch.randint(high, (count,), generator=generator) for high in highest], dim=1)
+        return Batch(self, index[:, 0].unique(), index)
+
+    def release_memory(self) -> None:
+        """Releases the memory of frames and masks that are mapped from files; batches read them again."""
+        release_memory(self.frames)
+        release_memory(self.masks.masks)
+
     def _clamp_index(self, index: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         width, height = self.size
         t, row, column = index.numpy().T
@@ -107,7 +168,7 @@ class Batch:
     """Holds the points of a training step: whole frames (`index` is None) or pixels scattered over the clip."""
 
     clip: ClipDataset
-    frames: Int[Tensor, " frames"]  # the frames that the points lie in, each once
+    frames: Int[Tensor, " frames"]  # numbers of the frames that contain the points, each once
     pixel_index: Int[Tensor, "n 3"] | None  # (frame, row, column) of scattered pixels
 
     @cached_property
@@ -143,46 +204,6 @@ class Batch:
         unit = coords.normalize_pixels(xy.float(), *self.clip.size)
         time = coords.normalize_time(t.float(), self.clip.frame_count)
         return torch.cat([unit, torch.as_tensor(time)[:, None]], dim=1)
-
-
-def draw_frames(clip: ClipDataset, count: int, step: int, seed: int) -> Batch:
-    """Draws whole frames for a step: every frame is drawn once before any is drawn again.
-
-    Args:
-        clip: to draw from.
-        count: frames of a batch.
-        step: of the training, from 0.
-        seed: of the run.
-
-    Returns:
-        The batch; the same for the same arguments.
-    """
-    per_round = -(-clip.frame_count // count)
-    order = torch.randperm(clip.frame_count, generator=_make_generator(seed, step // per_round))
-    first = step % per_round * count
-    chosen = order[first : first + count]
-    if len(chosen) < count:  # the last step of a round is filled up from its beginning
-        chosen = torch.cat([chosen, order[: count - len(chosen)]])
-    return Batch(clip, chosen.sort().values, None)
-
-
-def draw_pixels(clip: ClipDataset, count: int, step: int, seed: int) -> Batch:
-    """Draws pixels for a step, uniform over the clip.
-
-    Args:
-        clip: to draw from.
-        count: pixels of a batch.
-        step: of the training, from 0.
-        seed: of the run.
-
-    Returns:
-        The batch; the same for the same arguments.
-    """
-    generator = _make_generator(seed, step)
-    width, height = clip.size
-    highest = (clip.frame_count, height, width)
-    index = torch.stack([torch.randint(high, (count,), generator=generator) for high in highest], dim=1)
-    return Batch(clip, index[:, 0].unique(), index)
 
 
 def _make_generator(seed: int, number: int) -> torch.Generator:

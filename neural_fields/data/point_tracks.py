@@ -12,5 +12,5 @@ from jaxtyping import Bool, Float
 class PointTracks:
     """The positions and the visibility of points in every frame."""
 
-    positions: Float[np.ndarray, "points frames 2"]  # pixels; also where a point is hidden or beyond the frame
+    positions: Float[np.ndarray, "points frames 2"]  # in pixels; also where a point is hidden or outside the frame
     visibility: Bool[np.ndarray, "points frames"]

@@ -31,8 +31,8 @@ class JournalStep:
     Attributes:
         operation: what was done.
         edit: the name of the edit's folder.
-        values: of "set": new values of its `Arrangement`, by name.
-        move: of "set": where it goes in the stack, and the folder of the other edit ("" for top and bottom).
+        values: for "set": new values of its `Arrangement`, by name.
+        move: for "set": the new place in the stack, and the folder of the other edit ("" for top and bottom).
     """
 
     operation: Literal["add", "set", "undo", "redo"]
@@ -86,6 +86,9 @@ def replay_journal(run: Run, present: Sequence[str]) -> EditHistory:
     Args:
         run: the run.
         present: names of its edit folders, in the order of their numbers.
+
+    Returns:
+        The steps in force, and the undone steps that can be redone.
 
     Raises:
         UserError: a damaged journal (exit 5).

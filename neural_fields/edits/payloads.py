@@ -59,7 +59,7 @@ def read_animated_overlay(edit: Edit, layer: str, count: int) -> AnimatedOverlay
     Args:
         edit: the edit.
         layer: name of the layer.
-        count: frames of the run.
+        count: number of frames of the run.
 
     Raises:
         UserError: a missing, damaged or changed file, or one for another number of frames (exit 5).
@@ -123,7 +123,7 @@ def flatten_overlays(
     Args:
         edits: oldest first; later ones are on top.
         layer: the layer's name.
-        size: (width, height) of the result; by default the largest overlay's.
+        size: (width, height) of the result in texels; by default the size of the largest overlay.
         box: the part of the canonical plane that the result covers; by default that of the newest overlay.
     """
     parts = [

@@ -27,7 +27,7 @@ class StoredFile:
 
     Attributes:
         file: its name, without folders.
-        sha256: of its bytes, in hexadecimal.
+        sha256: SHA-256 of its bytes, in hexadecimal.
     """
 
     file: str
@@ -142,7 +142,7 @@ class SourceFile:
 
     Attributes:
         file: its name, without folders.
-        sha256: of its bytes, in hexadecimal; null for a folder.
+        sha256: SHA-256 of its bytes, in hexadecimal; null for a folder.
     """
 
     file: str
@@ -157,9 +157,9 @@ class EditOrigin:
         editor: the name of the editor; "image", "frame", "document" or "unwrapped" for painted files.
         sources: the files that the edit was made from.
         frames: numbers in the source of the painted frames.
-        settings: of the editor.
+        settings: settings of the editor, by name.
         notes: sentences for the user.
-        details: further values of the editor.
+        details: further values that the editor reports.
     """
 
     editor: str | None = None

@@ -17,9 +17,12 @@ def choose_measured_views(count: int, held_out: Sequence[int], most: int = 16) -
     """Chooses the views that are measured.
 
     Args:
-        count: of all views.
-        held_out: those that were not trained on.
-        most: views of either kind; of more an even choice is taken.
+        count: number of views.
+        held_out: indices of the views that were left out of the training.
+        most: most views of either kind; of more, evenly spaced ones are chosen.
+
+    Returns:
+        Indices of views, rising.
     """
     trained = [view for view in range(count) if view not in set(held_out)]
     chosen: list[int] = []

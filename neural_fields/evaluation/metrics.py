@@ -172,7 +172,7 @@ class WarpError:
         Args:
             first: frame t.
             second: frame t+1.
-            flow: from `first` to `second`, in pixels of these frames.
+            flow: flow from `first` to `second`, in pixels of these frames.
             ok: the pixels of `first` that count.
 
         Raises:
@@ -208,7 +208,7 @@ def warp_error(
     """Computes the `WarpError` of a clip.
 
     Args:
-        frames: of the clip.
+        frames: frames of the clip.
         forward: the flow from each frame but the last to the next one, in pixels.
         ok: the pixels that count of each frame but the last.
 
@@ -238,7 +238,7 @@ def locate_marks(
     Args:
         edited: the frames with the mark.
         plain: the same frames without it.
-        color: of the mark, RGB in [0, 1].
+        color: color of the mark, RGB in [0, 1].
 
     Returns:
         The centers in pixels; nan where the mark is hidden.
@@ -285,7 +285,7 @@ def measure_mark_drift(
         edited: the frames with the mark.
         plain: the same frames without it.
         positions: the true centers: `SyntheticClip.compute_mark_positions`, or `locate_marks` of the true edited clip.
-        color: of the mark, as in `locate_marks`.
+        color: color of the mark, as in `locate_marks`.
 
     Returns:
         The distances in pixels; nan where the mark is hidden.
@@ -306,7 +306,7 @@ def _to_unit_float(image: Shaped[ndarray, "*n"]) -> Float[ndarray, "*n"]:
 
 
 def _binarize(alpha: Mask) -> Bool[ndarray, "height width"]:
-    """Cuts an opacity at one half; a mask stays as it is."""
+    """Thresholds an opacity at one half; a mask is returned unchanged."""
     values = np.asarray(alpha)
     return values if values.dtype == bool else values >= 0.5
 

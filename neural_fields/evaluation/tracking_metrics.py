@@ -16,10 +16,10 @@ class TrackingScore:
     """Holds the metrics of tracked points; shares are 0 to 1, and nan where no point counts."""
 
     delta: float  # share of the visible points within 1, 2, 4, 8, 16 px, averaged (TAP-Vid: < delta_avg)
-    delta_256: float  # the same with both frames stretched to 256 x 256, as TAP-Vid measures
-    occlusion: float  # share of frames in which visible or hidden was called rightly
-    jaccard: float  # both in one: TAP-Vid's average Jaccard
-    median: float  # distance of the visible points, pixels
+    delta_256: float  # the same with both frames scaled to 256 x 256, as in TAP-Vid
+    occlusion: float  # share of frames in which a point is correctly found visible or hidden
+    jaccard: float  # TAP-Vid's average Jaccard, which combines position and visibility
+    median: float  # median distance of the visible points, in pixels
     mean: float
 
     def as_dict(self) -> dict[str, float | None]:
@@ -38,9 +38,9 @@ def measure_tracking(
     """Computes TAP-Vid's measures (Doersch et al. 2022, section 3.3), all points and frames pooled.
 
     Args:
-        positions: of the tracked points, in pixels of frames of `size`.
+        positions: positions of the tracked points, in pixels of frames of `size`.
         visible: whether the tracked points are visible.
-        true_positions: of the true points, in the same pixels.
+        true_positions: positions of the true points, in the same pixels.
         true_visible: whether the true points are visible.
         queries: the frames in which each point was given; they do not count.
         size: (width, height) of the frames, in pixels.
@@ -111,7 +111,7 @@ def measure_uv_error(
 def measure_uv_slip(
     uv: Float[np.ndarray, "points 2"], truth: Float[np.ndarray, "points 2"], cell: float
 ) -> Float[np.ndarray, " most"]:
-    """Computes the uv error after an affine map for each square of `cell` uv units: the distance by which points slide.
+    """Computes the uv errors that remain after an affine fit in each square: the distances by which points slide.
 
     A canonical plane may be bent in any smooth way and still keep its points: one that looks like another frame than
     the truth's differs from it by that frame's perspective and waves. What no smooth map takes away is that one
@@ -121,6 +121,9 @@ def measure_uv_slip(
         uv: the trained uv of the points.
         truth: the true uv of the same points.
         cell: side of a square, in uv units.
+
+    Returns:
+        The error of each point in a square with at least 8 points, in uv units.
     """
     square = np.floor(uv / cell).astype(np.int64)
     _, index, count = np.unique(square, axis=0, return_inverse=True, return_counts=True)

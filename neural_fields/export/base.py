@@ -18,6 +18,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 from neural_fields.core.errors import bad_input
 from neural_fields.core.files import disk_errors, make_folder
 from neural_fields.core.progress import ProgressReporter, report_nothing
+from neural_fields.export.options import ExportOptions
 from neural_fields.open_runs.opening import RunLike, require_planar
 from neural_fields.open_runs.planar_run import PlanarRun
 
@@ -70,10 +71,7 @@ class Exporter(Protocol):
 def export_run(
     run: RunLike,
     exporter: Exporter,
-    *,
-    out: Path | None = None,
-    overwrite: bool = False,
-    metadata: bool = True,
+    options: ExportOptions | None = None,
     report: ProgressReporter = report_nothing,
 ) -> ExportResult:
     """Writes files for other programs: the Python twin of `unwrap export`.
@@ -81,9 +79,7 @@ def export_run(
     Args:
         run: an open run, or its folder.
         exporter: the exporter with its settings.
-        out: the folder to write; by default `exports/<name>` in the run.
-        overwrite: whether an existing folder is replaced.
-        metadata: whether files record how they were made.
+        options: the folder to write, and whether files record how they were made.
         report: called with the progress.
 
     Returns:
@@ -97,11 +93,11 @@ def export_run(
 
         export_run("runs/car", STMapExporter(layer=("foreground",), convention="fusion"))
     """
-    run = require_planar(run, f"the export {exporter.name}")
+    options, run = options or ExportOptions(), require_planar(run, f"the export {exporter.name}")
     _ = run.maps  # an unfinished run is refused before a folder is made
-    folder = out or run.files.exports / exporter.name
-    with create_folder_atomically(folder, overwrite) as part:
-        notes = tuple(exporter(Target(run, part, metadata), report))
+    folder = options.out or run.files.exports / exporter.name
+    with create_folder_atomically(folder, options.overwrite) as part:
+        notes = tuple(exporter(Target(run, part, options.metadata), report))
         names = sorted(path.relative_to(part) for path in part.rglob("*") if path.is_file())
     return ExportResult(tuple(folder / name for name in names), notes)
 

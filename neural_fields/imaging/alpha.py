@@ -1,4 +1,4 @@
-"""Straight and premultiplied alpha, and resizing with it."""
+"""Straight and premultiplied alpha, and resizing and eroding with it."""
 
 from __future__ import annotations
 
@@ -57,3 +57,13 @@ def resize_image(
     shrinks = size[0] * size[1] < width * height
     resized = cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     return resized.reshape(size[1], size[0], -1)  # OpenCV drops a single channel
+
+
+def erode_alpha(alpha: Float[np.ndarray, "height width"], radius_px: int) -> Float[np.ndarray, "height width"]:
+    """Erodes an alpha: each pixel takes the smallest value of a square that reaches `radius_px` pixels to each side.
+
+    Example:
+        >>> erode_alpha(np.float32([[1, 1, 1, 0.5]]), 1).tolist()
+        [[1.0, 1.0, 0.5, 0.5]]
+    """
+    return cv2.erode(alpha, np.ones((2 * radius_px + 1, 2 * radius_px + 1), np.uint8))

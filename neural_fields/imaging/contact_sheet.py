@@ -13,9 +13,12 @@ def contact_sheet(frames: Sequence[np.ndarray], columns: int, width: int) -> UIn
     """Arranges frames in rows, on black.
 
     Args:
-        frames: RGB, all of one size.
-        columns: frames in a row.
-        width: pixels of a frame on the sheet.
+        frames: uint8 RGB [h, w, 3], all of one size.
+        columns: number of frames in a row.
+        width: width of a frame on the sheet, in pixels.
+
+    Returns:
+        The sheet; the last row is filled up with black.
     """
     height = round(frames[0].shape[0] * width / frames[0].shape[1])
     small = [cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA) for frame in frames]

@@ -24,7 +24,7 @@ def write_exr(
     """Writes one part with ZIP compression.
 
     Args:
-        path: of the file, which is written atomically.
+        path: the file, which is written atomically.
         channels: float32 or float16 planes by name, such as "R", "G", "B", "A" or "foreground.R".
         header: attributes beside the usual ones: texts, whole numbers, floats.
 

@@ -28,8 +28,8 @@ _SAVE_AGAIN = "save it again as PNG, JPEG, TIFF or WebP with 8 or 16 bits per ch
 class PictureLimits:
     """Limits against files that would exhaust the memory."""
 
-    max_pixels: int = 256_000_000  # of a picture
-    max_bytes: int = 1 << 30  # of a file
+    max_pixels: int = 256_000_000  # most pixels of a picture
+    max_bytes: int = 1 << 30  # largest size of a file
 
 
 DEFAULTS = PictureLimits()
@@ -91,8 +91,8 @@ def decode_picture(
     Args:
         data: the whole file.
         path: names it in messages; nothing is read there.
-        max_pixels: as for `read_picture`.
-        formats: those of `FORMATS` that are accepted.
+        max_pixels: refuse a larger picture before decoding it.
+        formats: accepted formats, out of `FORMATS`.
 
     Raises:
         UserError: as `read_picture`.
@@ -132,11 +132,14 @@ def decode_picture(
 
 
 def make_picture(values: np.ndarray, name: str = "the picture") -> Picture:
-    """Makes a picture of an array.
+    """Makes a picture from an array.
 
     Args:
         values: RGB or RGBA [height, width, 3 or 4] with straight alpha, uint8 or float in [0, 1].
-        name: of the array, for messages.
+        name: name of the array, for messages.
+
+    Returns:
+        The picture; without alpha it is opaque.
 
     Raises:
         UserError: another shape or type, or values that are not colors (exit 3).

@@ -18,10 +18,10 @@ from neural_fields.imaging.image_io import encode_png
 class NotebookSettings:
     """Settings of pictures in a notebook."""
 
-    max_side_px: int = 320
-    square_px: int = 8  # of the checkerboard
-    light: float = 0.8  # gray of its squares
-    dark: float = 0.6
+    max_side_px: int = 320  # longer side of a thumbnail; larger pictures are scaled down
+    square_px: int = 8  # side of a square of the checkerboard behind transparent pixels
+    light: float = 0.8  # gray of its light squares, 0 to 1
+    dark: float = 0.6  # gray of its dark squares, 0 to 1
 
 
 DEFAULTS = NotebookSettings()
@@ -34,7 +34,10 @@ def draw_thumbnail(
 
     Args:
         picture: RGB, or RGBA with straight alpha, in [0, 1].
-        settings: of the size and the checkerboard.
+        settings: largest size, and the checkerboard.
+
+    Returns:
+        RGB in [0, 1]; a picture that is smaller keeps its size.
     """
     height, width = picture.shape[:2]
     shrink = min(1.0, settings.max_side_px / max(height, width))

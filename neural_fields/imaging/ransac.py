@@ -44,10 +44,13 @@ def find_transform_or_identity(
     """Fits a transform like `find_transform`, which has the same arguments; returns the identity where none is found.
 
     Args:
-        start: points, in the unit of `tolerance`.
-        end: where the points move to.
-        kind: of the transform.
+        start: positions (x, y), in the unit of `tolerance`.
+        end: where these points move to.
+        kind: "homography", "affine" or "similarity".
         tolerance: largest distance of a point that counts as an inlier.
+
+    Returns:
+        A matrix for homogeneous coordinates.
     """
     found = find_transform(start, end, kind, tolerance)
     return np.eye(3) if found is None else found

@@ -25,7 +25,10 @@ def enlarge_map(
         values: the map with its rim, [rows, columns] or [rows, columns, channels].
         stored: (width, height) of the map without its rim.
         size: (width, height) of the frame.
-        part: the rows and columns of the frame that are wanted; by default all.
+        part: rows and columns of the frame to compute; by default all.
+
+    Returns:
+        The values of the part, [rows, columns] or [rows, columns, channels].
     """
     part = part or (slice(0, size[1]), slice(0, size[0]))
     rows, columns = find_source_window(stored, size, part)
@@ -66,10 +69,13 @@ def warp_part(
 
     Args:
         values: a rectangle of the map.
-        origin: (row, column) of the rimmed map where they begin.
+        origin: (row, column) in the rimmed map of the first of these values.
         stored: (width, height) of the map without its rim.
         size: (width, height) of the frame.
         part: rows and columns of the frame.
+
+    Returns:
+        The values of the part, [rows, columns] or [rows, columns, channels].
     """
     scale_x, scale_y = stored[0] / size[0], stored[1] / size[1]
     rows, columns = part

@@ -51,7 +51,7 @@ def row_bands(stored: int, wanted: int, rows: int) -> Iterator[slice]:
     Args:
         stored: rows of the maps.
         wanted: rows of the frame.
-        rows: of the frame in a band, about.
+        rows: approximate number of rows of the frame in a band.
     """
     height = max(1, round(rows * stored / wanted))
     for start in range(0, stored, height):

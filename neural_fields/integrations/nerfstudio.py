@@ -20,7 +20,7 @@ from neural_fields.core.errors import bad_input
 from neural_fields.data.capture.cameras import Camera, Lens
 from neural_fields.data.capture.transforms_json import OPENGL_FLIP, PosedImage
 from neural_fields.volume.background import BackgroundField, SceneBounds
-from neural_fields.volume.losses import distortion_loss, interlevel_loss
+from neural_fields.volume.background_losses import distortion_loss, interlevel_loss
 from neural_fields.volume.rays import Rays, render_samples
 
 _LAZY = ("method", "BackgroundModel", "BackgroundModelConfig")
@@ -30,11 +30,11 @@ _LAZY = ("method", "BackgroundModel", "BackgroundModelConfig")
 class NerfstudioSettings:
     """Settings of the method's training; weights of the losses as in mip-NeRF 360, sections 4 and 5."""
 
-    steps: int = 20_000
-    rays_per_step: int = 4096
-    learning_rate: float = 1e-2
-    distortion_weight: float = 0.01
-    interlevel_weight: float = 1.0
+    steps: int = 20_000  # steps of the training
+    rays_per_step: int = 4096  # rays in a step
+    learning_rate: float = 1e-2  # learning rate of Adam
+    distortion_weight: float = 0.01  # weight of the distortion loss (equation 15)
+    interlevel_weight: float = 1.0  # weight of the loss of the proposal (equation 13)
 
 
 DEFAULTS = NerfstudioSettings()

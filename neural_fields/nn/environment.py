@@ -17,7 +17,7 @@ OPTIONAL_MODULES = {  # module: what it is for and how to install it
     "psd_tools": ".psd documents: pip install 'unwrap-video[psd]'",
     "pytorch3d": "built from source by its own instructions; finds neighbors in volume_style",
     "ai_edge_litert": "pose networks of unwrap capture: pip install 'unwrap-video[pose]'",
-    "nerfstudio": "pip install nerfstudio, in an environment of its own; ns-train then knows unwrap-background",
+    "nerfstudio": "pip install nerfstudio, in a separate environment; ns-train then knows unwrap-background",
 }
 
 

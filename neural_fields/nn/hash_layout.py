@@ -132,7 +132,7 @@ def find_fragile_levels(levels: tuple[HashLevel, ...]) -> tuple[int, ...]:
     tiny-cuda-nn recomputes the scale on the GPU with a faster exp2: there, such a level may have a vertex more or less.
 
     Args:
-        levels: of a hash grid.
+        levels: the levels of a hash grid.
 
     Returns:
         The numbers of these levels, 0 for the coarsest.

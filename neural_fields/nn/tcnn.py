@@ -75,7 +75,7 @@ def encode_points(
 
     Args:
         x: points, on a GPU.
-        params: of `HashGrid`.
+        params: the parameters of a `HashGrid`.
         in_dim: axes of the points.
         config: shape of the grid.
 

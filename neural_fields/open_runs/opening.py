@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from neural_fields.config.volume import VOLUME_KIND
+from neural_fields.config.presets import VOLUME_KIND
 from neural_fields.core.errors import bad_input
 from neural_fields.open_runs.base import OpenRun
 from neural_fields.open_runs.planar_run import PlanarRun
@@ -45,7 +45,7 @@ def require_planar(run: RunLike, what: str) -> PlanarRun:
     """Opens a run of a video; refuses a run of a 3D scene, which has no canonical pictures.
 
     Args:
-        run: as for `open_run`.
+        run: a run, as for `open_run`.
         what: the operation that needs canonical pictures, for the message.
 
     Returns:
@@ -69,7 +69,7 @@ def require_scene(run: RunLike, what: str) -> SceneRun:
     """Opens a run of a 3D scene; refuses a run of a video.
 
     Args:
-        run: as for `open_run`.
+        run: a run, as for `open_run`.
         what: the operation that needs a 3D scene, for the message.
 
     Returns:

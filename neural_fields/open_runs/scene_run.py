@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
+from neural_fields.core.errors import UserError
 from neural_fields.data.capture.capture import Capture
 from neural_fields.data.capture.capture_folder import read_capture
+from neural_fields.imaging.notebook_pictures import make_gallery
 from neural_fields.open_runs.base import OpenRun
 from neural_fields.runs.checkpoints import Checkpoint
+from neural_fields.volume.previews import read_preview_view, render_preview_view
 from neural_fields.volume.record import VolumeRecord, apply_edits, load_scene, parse_volume_record
 from neural_fields.volume.scene import Scene
 
@@ -57,6 +60,14 @@ class SceneRun(OpenRun):
             UserError: the capture was moved or removed, or cannot be read (exit 3).
         """
         return read_capture(self.record.source, self.record.size)
+
+    def _repr_html_(self) -> str:
+        """Shows a view in a notebook: what was filmed, the scene, its parts and its depth, as training ended."""
+        try:
+            pictures = read_preview_view(self.files, self.record) or render_preview_view(self.scene, self.record)
+        except UserError:  # no previews and no checkpoint yet, or damaged ones: the path is shown alone
+            pictures = {}
+        return make_gallery(pictures, str(self.path))
 
     def apply_edits(self, names: Sequence[str] = ()) -> tuple[Scene, frozenset[str]]:
         """Applies edits to a copy of the scene.

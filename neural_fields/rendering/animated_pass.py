@@ -62,7 +62,7 @@ class AnimatedPass(RenderPass):
             self._set_overlay(rgba)
             return self.overlay_pass.render_frame(t, source)
 
-        # It covers the frame: it goes on the pixels of the layer.
+        # It covers the frame and is put on the pixels of the layer.
         size, how = (source.shape[1], source.shape[0]), self.overlay_pass.options
         weight = self.maps.read_layer_weight(t, self.layer, size)
 

@@ -49,7 +49,7 @@ Canonicals = Sequence[tuple[Float[np.ndarray, "_ _ 4"], Box]]  # canonical pictu
 
 @dataclass(frozen=True)
 class OverlayOptions:
-    """Options of putting overlays on frames.
+    """Sets how overlays are put on frames.
 
     Attributes:
         strength: the strength of the overlays in frame `t` of the run, 0 to 1.

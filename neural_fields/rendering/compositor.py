@@ -88,13 +88,16 @@ def build_passes(
     Args:
         maps: the baked maps of the run.
         pictures: the exported canonical picture of every layer.
-        edits: the lowest first.
-        frames: the number in the source of each frame of the run.
+        edits: the edits, lowest first.
+        frames: number in the source of each frame of the run.
+
+    Returns:
+        One pass, or a chain of several.
 
     Raises:
         UserError: a missing, damaged or changed file of an edit (exit 5).
     """
-    # Hidden layers: their share in each frame by edit, and the rim in pixels that goes with them.
+    # Hidden layers: their share in each frame by edit, and the rim in pixels that is hidden with them.
     hidden: dict[str, list[tuple[Strength, float]]] = {}
     for edit in edits:
         if removal := edit.record.removal:

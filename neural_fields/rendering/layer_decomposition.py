@@ -25,9 +25,12 @@ from neural_fields.rendering.base import Canonicals
 class DecompositionSettings:
     """Settings of layer decomposition."""
 
-    light_sigma_share: float = 0.01  # of the frame's longer side: Gaussian that smooths light before it fills a hole
-    min_light_weight: float = 0.9  # of the layers behind: from it on a pixel tells the light behind the layer
-    min_known_weight: float = 0.5  # of the layers behind: from it on a pixel tells their shares
+    # Standard deviation, as a share of the frame's longer side, of the blur of light that fills holes.
+    light_sigma_share: float = 0.01
+    # The light behind a layer is measured where the layers behind have more than this weight.
+    min_light_weight: float = 0.9
+    # The shares of the layers behind are measured where they have more than this weight together.
+    min_known_weight: float = 0.5
 
 
 DEFAULTS = DecompositionSettings()
@@ -43,7 +46,7 @@ class LayerDecomposition:
     rest: Float[np.ndarray, "rows columns 3"]  # the contribution of the layers behind if the layer were removed
     filled: Float[np.ndarray, "rows columns 3"]  # the background of the layer, with nothing in front
     weights: Float[np.ndarray, "layers rows columns"]
-    shares: Float[np.ndarray, "behind rows columns"]  # of the layers behind in that background; sums to one
+    shares: Float[np.ndarray, "behind rows columns"]  # shares of the layers behind in that background; they sum to one
 
     def replace_weight(
         self, layer: int, own: Float[np.ndarray, "rows columns"]
@@ -80,14 +83,14 @@ class LayerDecomposer:
         """Splits a part of a frame into the layers in front of a layer, the layer, and its background.
 
         Args:
-            t: frame of the run.
-            layer: number of the layer.
+            t: number of the frame in the run.
+            layer: index of the layer, front to back.
             seen: the part of the frame, in 8-bit units.
-            weights: of all layers in the part.
+            weights: weights of all layers in the part, 0 to 1.
             size: (width, height) of the whole frame.
             part: rows and columns of the part.
-            doubtful: pixels on and around the layer that do not tell the light behind it: the light there then
-                continues smoothly from the other pixels. None: every pixel without the layer tells its own light.
+            doubtful: pixels on and around the layer that do not show the light behind it: it is extrapolated
+                smoothly from the other pixels. None: the light is taken from every pixel without the layer.
         """
         lit = np.stack([self.lit_colors(t, number, size, part) for number in range(len(weights))])
         weight = weights[..., None]
@@ -131,11 +134,14 @@ class LayerDecomposer:
         """Computes the model's colors of a layer under its light in a part of a frame, in 8-bit units.
 
         Args:
-            t: frame of the run.
-            layer: number of the layer.
+            t: number of the frame in the run.
+            layer: index of the layer, front to back.
             size: (width, height) of the whole frame.
             part: rows and columns of the part.
-            trusted: pixels whose light continues smoothly into all others; None: each pixel has its own.
+            trusted: pixels whose light is extrapolated smoothly to all others; None: each pixel has its own light.
+
+        Returns:
+            RGB, 0 to 255 and beyond where light is strong.
         """
         image, box = self.canonicals_at(t)[layer]
         uv = self.maps.read_uv_part(t, layer, size, part)
@@ -154,9 +160,9 @@ def background_shares(
     """Returns the shares of the layers in the background; where it is hidden, they continue from the surroundings.
 
     Args:
-        weights: of the layers behind a layer.
+        weights: weights of the layers behind a layer, 0 to 1.
         total: the sum of these weights.
-        settings: from which total on a pixel tells the shares.
+        settings: least total weight at which shares are measured.
     """
     if len(weights) < 2:
         return np.ones_like(weights)
@@ -173,9 +179,12 @@ def sample_canonical(
     """Samples a canonical picture bilinearly; the colors of its edge are repeated outside.
 
     Args:
-        image: the picture.
+        image: straight RGBA in [0, 1].
         box: the part of the canonical plane that it covers, in uv units.
         uv: positions in uv units.
+
+    Returns:
+        Straight RGBA in [0, 1].
     """
     x = (uv[:, 0] - box.u0) / box.width * image.shape[1] - 0.5
     y = (uv[:, 1] - box.v0) / box.height * image.shape[0] - 0.5

@@ -39,15 +39,16 @@ from neural_fields.rendering.base import Canonicals, OverlayOptions, RenderPass
 
 @dataclass(frozen=True)
 class OverlaySettings:
-    """Settings of putting overlays on frames."""
+    """Settings of the overlay pass."""
 
-    full_weight: float = 0.996  # a layer with this weight or more is the only one in a pixel
-    reach_px: int = 2  # pixels of the maps around the touched ones that may change the frame too
-    max_levels: int = 5  # copies of an overlay, each half the size of the one before
-    min_level_px: int = 8  # an overlay whose shorter side is smaller is not halved again
-    dilation_share: float = 0.02  # of the overlay's longer side: texels around opaque ones that count as touched
-    min_dilation_px: int = 5  # texels: the least of that
-    band_rows: int = 64  # of a frame that are processed at once
+    full_weight: float = 0.996  # where a layer has at least this weight, it alone fills the pixel
+    reach_px: int = 2  # touched pixels of the maps may change the frame up to this many pixels of the maps around them
+    max_levels: int = 5  # most levels of an overlay's pyramid, each half the size of the one before
+    min_level_px: int = 8  # a level whose shorter side is smaller, in texels, is not halved again
+    # Side of the square around opaque texels that is touched, as a share of the longer side, ...
+    dilation_share: float = 0.02
+    min_dilation_px: int = 5  # ... and at least this many texels
+    band_rows: int = 64  # rows of a frame that are processed together, so that they stay in the CPU cache
 
     @property
     def margin_px(self) -> int:
@@ -63,7 +64,7 @@ class OverlayPyramid:
     """An overlay ready for lookup: premultiplied, with a pyramid of halved copies for where it appears smaller."""
 
     levels: tuple[Float[np.ndarray, "_ _ 4"], ...]  # each half the size of the one before; colors up to 255
-    touchable_mask: UInt8[np.ndarray, "height width"]  # 255 where the overlay, or its surroundings, are not transparent
+    touchable_mask: UInt8[np.ndarray, "height width"]  # 255 where the overlay or its surroundings are not transparent
     box: Box
 
 
@@ -87,8 +88,8 @@ class LayerFrameState:
     layer: int
     corner: tuple[int, int]  # (row, column) in the rimmed maps of the first value of each of these arrays:
     touched: UInt8[np.ndarray, "height width"]  # not zero where the edit may change the frame
-    shared: UInt8[np.ndarray, "height width"]  # not zero where layers share such a pixel, and around it
-    light: Float[np.ndarray, "height width 4"]  # of the layer: weight times gain, and the weight
+    shared: UInt8[np.ndarray, "height width"]  # not zero in and around touched pixels that layers share
+    light: Float[np.ndarray, "height width 4"]  # weight times gain of the layer, and its weight
     texels: Float[np.ndarray, "height width 4"]  # positions (x, y, x, y) in `image`
     image: Float[np.ndarray, "_ _ 4"]  # the level of the overlay to look up
 

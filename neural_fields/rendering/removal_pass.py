@@ -28,10 +28,11 @@ HiddenShares = Sequence[
 
 @dataclass(frozen=True)
 class RemovalSettings:
-    """Settings of hiding layers."""
+    """Settings of the removal of layers."""
 
-    halo_share: float = 0.008  # of the frame's longer side: pixels that near to a hidden layer have its halo's color
-    light_share: float = 0.06  # of the frame's longer side: pixels that near to it tell the light behind it
+    # Width, as a share of the frame's longer side, of the halo of a hidden layer, whose colors are not used.
+    halo_share: float = 0.008
+    light_share: float = 0.06  # distance, as a share of the frame's longer side, from which light is taken for the hole
 
 
 DEFAULTS = RemovalSettings()
@@ -117,7 +118,7 @@ class RemovalPass(RenderPass):
         return self.shown_maps.read_weights(t, size)
 
     def _rim_weight(self, layer: int, weight: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, "rows columns"]:
-        """Returns how much of the pixels around a layer goes with it: one on the layer, falling to zero."""
+        """Returns how much of each pixel around a layer is hidden with it: one on the layer, falling to zero."""
         grow = max(grow for _, grow in self.hidden[layer])
         if grow <= 0:
             return np.zeros_like(weight)

@@ -117,7 +117,7 @@ class _Rendering:
         """Interpolates frames to the planned times, where the timing is changed.
 
         Args:
-            frames: those of the run, in order.
+            frames: the frames of the run, in order.
             weights: how much of their pixels each layer fills; by default as the maps say.
         """
         return (
@@ -142,8 +142,8 @@ class _Rendering:
 
         Args:
             path: the file to write.
-            frames: as many as planned.
-            edits: those that the frames show, for the metadata.
+            frames: the frames to write, as many as planned.
+            edits: the edits that the frames show, for the metadata.
             report: is called with the number of frames done and of all frames.
 
         Raises:
@@ -266,8 +266,8 @@ def open_passes(run: PlanarRun, edits: Sequence[Edit] | None = None) -> RenderPa
     """Opens the passes that put edits on the frames of a run.
 
     Args:
-        run: the run.
-        edits: of the run, the lowest first; by default all active ones.
+        run: an open run of a video.
+        edits: edits of the run, lowest first; by default all active ones.
 
     Raises:
         UserError: a damaged edit or canonical picture (exit 5).

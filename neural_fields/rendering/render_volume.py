@@ -97,7 +97,7 @@ def render_volume(run: RunLike, options: RenderOptions, report: ProgressReporter
         path.parent.mkdir(parents=True, exist_ok=True)
         shown = _report_each(frames, len(shots), report)
         try:
-            metadata = make_metadata(size, len(shots), Fraction(24))  # a capture has no rate of its own
+            metadata = make_metadata(size, len(shots), Fraction(24))  # a capture has no frame rate
             written.append(write_video(path, shown, metadata, codec=options.codec, overwrite=options.overwrite))
         except UserError as error:
             if path.exists() and not options.overwrite and not error.fix:
@@ -145,7 +145,7 @@ def _list_shots(record: VolumeRecord, options: RenderOptions, size: tuple[int, i
     """Lists the pictures to render, in order.
 
     Args:
-        record: of the run.
+        record: record of the run.
         options: which cameras and moments.
         size: (width, height) of the pictures.
         poses: how many moments there are.
@@ -190,8 +190,8 @@ def place_orbit_cameras(record: VolumeRecord, count: int = 60) -> list[Camera]:
     They are at the mean distance and height of the filming cameras, with the lens of the first.
 
     Args:
-        record: of the run.
-        count: of cameras.
+        record: record of the run, with the filming cameras.
+        count: number of cameras on the circle.
     """
     poses = np.stack([camera.pose for camera in record.cameras])
     positions, forward = poses[:, :3, 3], poses[:, :3, 2]
@@ -279,11 +279,14 @@ def composite_edit(
     """Adds to a filmed picture what an edit changes; all pictures are [height, width, 3] in [0, 1].
 
     Args:
-        filmed: the picture that stays where the edit changes nothing.
-        plain: the trained scene.
-        edited: the edited scene.
-        min_change: of a color value; up to it the filmed picture stays.
-        full_change: of a color value; from it on all of the change is added.
+        filmed: the filmed picture, which is kept where the edit changes nothing.
+        plain: rendering of the trained scene.
+        edited: rendering of the edited scene.
+        min_change: change of a color value, 0 to 1, up to which the filmed picture is kept.
+        full_change: change of a color value, 0 to 1, from which on the whole change is added.
+
+    Returns:
+        The filmed picture with the edit.
     """
     change = np.abs(edited - plain).max(axis=2, keepdims=True)
     share = np.clip((change - min_change) / (full_change - min_change), 0, 1)

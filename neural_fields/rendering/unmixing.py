@@ -33,8 +33,10 @@ Colors = Float[np.ndarray, "layers height width 3"]
 class UnmixingSettings:
     """Settings of the un-mixing of frames into layers."""
 
-    min_remaining_weight: float = 1e-4  # of a pixel: less than this is not left behind other layers
-    min_light_weight: float = 0.9  # with this weight a layer tells the light around a pixel
+    # A layer behind others that have all but this weight in a pixel is transparent there.
+    min_remaining_weight: float = 1e-4
+    # The light of the last layer, extrapolated behind others, is measured from this weight on.
+    min_light_weight: float = 0.9
 
 
 DEFAULTS = UnmixingSettings()
@@ -47,7 +49,7 @@ class FrameUnmixer:
     Attributes:
         maps: its baked maps.
         canonicals: the canonical pictures of its layers, front to back.
-        settings: of the un-mixing.
+        settings: least remaining weight.
     """
 
     maps: Maps
@@ -57,12 +59,15 @@ class FrameUnmixer:
     def unmix_frame(self, t: int, frame: Frame, model: bool = False) -> list[Rgba]:
         """Separates frame `t` into its layers, front to back; together they give the frame, or its reconstruction.
 
-        The last one goes on behind the others, with the colors of its canonical picture, where some frame shows it.
+        The last layer continues behind the others, with the colors of its canonical picture, where some frame shows it.
 
         Args:
             t: number of the frame in the run.
             frame: at the size of the result.
-            model: whether colors are the model's instead of the frame's own.
+            model: use the model's colors instead of the frame's.
+
+        Returns:
+            For each layer straight RGBA of the size of the frame.
         """
         size = (frame.shape[1], frame.shape[0])
         part = (slice(0, size[1]), slice(0, size[0]))
@@ -111,11 +116,11 @@ def compute_over_alphas(weights: Planes, settings: UnmixingSettings = DEFAULTS) 
 def unmix_colors(colors: Colors, weights: Planes, frame: Rgb) -> Colors:
     """Computes colors of layers in [0, 1] that mix to a frame, near colors that may lie beyond.
 
-    What clipping takes off the mixture goes to the layers that have room for it. That is always enough: with all of
-    them at one end of the range the mixture is at that end, and the frame is not beyond it.
+    What clipping removes from the mixture is given to the layers that have room for it. They always have enough: with
+    all colors at one end of the range the mixture is at that end, and the frame is not beyond it.
 
     Args:
-        colors: of the layers, of any range.
+        colors: colors of the layers, of any range.
         weights: the share of each pixel that each layer fills.
         frame: the mixture.
     """
@@ -136,6 +141,9 @@ def unmix_edited_frame(changer: RenderPass, t: int, source: Frame) -> list[Rgba]
         changer: renders the edits.
         t: number of the frame in the run.
         source: the frame without edits.
+
+    Returns:
+        For each layer straight RGBA of the size of the frame.
     """
     # The edited frame, and how much of each pixel each layer then fills.
     frame = source

@@ -24,19 +24,19 @@ from neural_fields.imaging.tiles import Part
 class UnwrappingSettings:
     """Settings of texture-space rendering."""
 
-    min_map_weight: float = 0.5  # weight from which a pixel tells the uv of its layer
-    min_visible_px: int = 12  # pixels of the maps that must show the layer
-    min_visible_weight: float = 0.5 / 255  # less of a layer than this is not visible
-    grid_side: int = 160  # samples of a map along its longer side from which the grid is solved, at least
-    grid_samples: int = 2000  # samples of the layer from which the grid is solved, if it has so many
-    affine_samples: int = 2000  # of those, about, that the start of the solution is fitted to
+    min_map_weight: float = 0.5  # the map of a layer is used where the layer has at least this weight
+    min_visible_px: int = 12  # pixels of the maps that must show the layer; with fewer the frame shows nothing of it
+    min_visible_weight: float = 0.5 / 255  # less weight of the layer counts as 0
+    grid_side: int = 160  # least samples along the longer side of a map that the grid is solved from
+    grid_samples: int = 2000  # samples of the layer that the grid is solved from, if it has that many
+    affine_samples: int = 2000  # approximate number of them from which the affine starting map is fitted
     cell_texels: int = 12  # texels from one point of the grid to the next
-    newton_rounds: int = 2  # for every texel
-    max_step_px: float = 8.0  # pixels of the maps: the longest step of a round
-    max_error_texels: float = 1.0  # a position with a larger error was not found
-    max_grid_error_px: float = 1.0  # pixels of the maps: the same for the grid
-    samples_per_texel: float = 1.6  # positions that are tried along each side of a texel
-    max_pixels_per_texel: float = 1.25  # from it on the frame is averaged before it is sampled
+    newton_rounds: int = 2  # steps of Newton's method for each texel
+    max_step_px: float = 8.0  # longest of these steps, in pixels of the maps
+    max_error_texels: float = 1.0  # a position with a larger error, in texels, was not found
+    max_grid_error_px: float = 1.0  # a point of the grid with a larger error, in pixels of the maps, was not found
+    samples_per_texel: float = 1.6  # starting positions along each side of a texel
+    max_pixels_per_texel: float = 1.25  # a frame with more pixels along a texel is averaged before it is sampled
 
 
 DEFAULTS = UnwrappingSettings()
@@ -47,7 +47,7 @@ class UnwrappedFrame:
     """What one frame shows of a layer, on its canonical plane.
 
     Attributes:
-        color: as the frame shows it, under its light; black where the layer is not visible.
+        color: colors in the frame, under its light; black where the layer is not visible.
         visibility: the share of the layer that the frame shows, in [0, 1].
         gain: the light of the frame: a canonical color times this is what the frame shows.
     """
@@ -77,8 +77,11 @@ class CanonicalPlane:
         """Resamples a frame to the plane. Nothing is visible where it shows too little of the layer to invert its map.
 
         Args:
-            t: its index in the run.
-            frame: the frame at any size.
+            t: number of the frame in the run.
+            frame: the frame, of any size.
+
+        Returns:
+            Colors, visibility and gain at the size of the plane.
         """
         width, height = self.size
         color, seen = np.zeros((height, width, 3), np.uint8), np.zeros((height, width), np.float32)
@@ -114,7 +117,7 @@ class CanonicalPlane:
 
     def _solve_grid(self, t: int) -> _Grid | None:
         """Finds the points of a coarse grid of the plane in the frame; None if too little of the layer is visible."""
-        # The map of every so many pixels of the frame, extrapolated.
+        # The map at every `stride`-th pixel of the frame, extrapolated.
         settings = self.settings
         weight = self.maps.read_layer_weight_small(t, self.layer)
         count = int((weight >= settings.min_map_weight).sum())

@@ -34,13 +34,15 @@ from neural_fields.rendering.overlay_pass import OverlayPass
 
 @dataclass(frozen=True)
 class DeformationSettings:
-    """Settings of deforming layers."""
+    """Settings of the deformation of layers."""
 
-    min_motion_px: float = 0.02  # pixels that move less stay as they are
-    min_visible_weight: float = 0.5 / 255  # less of a layer than this is not visible in a pixel
-    min_free_share: float = 0.5  # of a pixel that no layer in front fills: from it on the frame alone tells the layer
-    light_margin_share: float = 0.02  # of the frame's longer side: pixels around the change, for the light there
-    min_light_margin_px: int = 4  # added to that
+    min_motion_px: float = 0.02  # pixels that move less are not changed
+    min_visible_weight: float = 0.5 / 255  # a pixel with less weight of the layer does not show it
+    # Where layers in front leave at least this share of a pixel, the frame gives the layer's color.
+    min_free_share: float = 0.5
+    # Margin around the change in which light is measured, as a share of the frame's longer side.
+    light_margin_share: float = 0.02
+    min_light_margin_px: int = 4  # pixels that are added to that margin
 
 
 DEFAULTS = DeformationSettings()
@@ -54,7 +56,7 @@ def compute_displacement(
     Args:
         uv_map: the uv map of the layer in the frame.
         deformations: oldest first; each deforms the result of those before it.
-        settings: from which error on a position counts as not found.
+        settings: largest error of a position.
 
     Returns:
         Pixels of the maps.
@@ -82,7 +84,7 @@ class WarpPass(OverlayPass):
 
     Args:
         maps, canonicals, overlays: as for `OverlayPass`.
-        deformations: by layer, oldest first.
+        deformations: the deformations of each layer, oldest first.
         canonicals_at: the canonical pictures of all layers before the overlays, by frame; by default those that were
             exported.
         deformation: thresholds of deforming.
@@ -199,7 +201,7 @@ class WarpPass(OverlayPass):
     def _changed_mask(
         self, weights: Float[np.ndarray, "layers height width"], layer: int, move: Float[np.ndarray, "height width 2"]
     ) -> Bool[np.ndarray, "height width"]:
-        """Returns the pixels that move and show the layer before or after, or may where the frame does not tell."""
+        """Returns the pixels that move and show the layer before or after, or may do so where the frame cannot say."""
         height, width = weights.shape[1:]
         visible = self.deformation.min_visible_weight
         places = _pixel_centers((slice(0, height), slice(0, width))) - move

@@ -61,9 +61,9 @@ class Checkpoint:
     """One saved state of a training, verified against its manifest."""
 
     step: int
-    model: dict[str, Any]  # name -> tensor
-    state: dict[str, Any]  # name -> tensor: moments of the optimizer and what else resuming needs
-    metadata: dict[str, Any]  # metadata that the caller gave: any JSON
+    model: dict[str, Any]  # tensors by name
+    state: dict[str, Any]  # tensors by name: the optimizer's moments, and what else resuming needs
+    metadata: dict[str, Any]  # JSON values that the caller gave
     path: Path
     warnings: tuple[str, ...]  # newer checkpoints that were skipped, and why
 
@@ -80,7 +80,7 @@ def save_checkpoint(run: Run, step: int, model: Arrays, state: Arrays, metadata:
         model: parameters and buffers as tensors or numpy arrays by name; shared and strided ones are stored as separate
             plain ones.
         state: moments of the optimizer and what else resuming needs, in the same form.
-        metadata: as JSON values (thread count, versions, seconds trained, ...); non-finite numbers become null.
+        metadata: JSON values (thread count, versions, seconds trained, ...); non-finite numbers become null.
 
     Returns:
         The folder of the checkpoint.

@@ -141,7 +141,7 @@ def read_run_yaml(run: Run) -> dict[str, Any]:
 
 
 def append_metrics(run: Run, record: Mapping[str, Any]) -> None:
-    """Appends one line of JSON to metrics.jsonl, at once. Values are converted as by `write_json`."""
+    """Appends a line of JSON to metrics.jsonl in one write. Values are converted as by `write_json`."""
     line = json.dumps(to_plain_values(record), allow_nan=False).encode() + b"\n"
     with disk_errors(run.metrics, len(line)):
         descriptor = os.open(run.metrics, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)

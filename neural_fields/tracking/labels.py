@@ -1,8 +1,8 @@
-"""Label propagation: a mask or a label map, painted on one frame, brought to all others.
+"""Propagates a mask or a label map, painted on one frame, to all others.
 
-Through a trained model: the labels of a frame are laid on the canonical planes of the layers that are seen there, and
-every frame samples the label of the layer that it shows. Where one chart of a layer ends, the labels go over to the
-next as points do (`tracking.py`). Plain flow chaining, which the model has to beat, stands beside it.
+With a trained model, the labels of a frame are lifted to the canonical planes of the layers that are visible there, and
+every frame samples the labels of the layers that it shows. Where one chart of a layer ends, the labels are carried over
+to the next as points are (`points.py`). `chain_labels` is the baseline that the model has to beat.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from neural_fields.tracking.points import choose_handover_frames, extrapolate_la
 class LabelSettings:
     """Settings of label propagation."""
 
-    texels_per_pixel: float = 2.0  # label texels for a pixel of the model's size, along each side
-    max_texels: int = 16_000_000  # of one layer's labels; a larger canonical plane gets coarser ones
-    min_weight: float = 0.5  # a layer with more is what a pixel shows
-    rim_px: int = 2  # so near to a layer's outline, a label may be that of the layer beside it
-    min_home_share: float = 0.2  # of a layer; a label that covers so much of it belongs to it, slivers and all
+    texels_per_pixel: float = 2.0  # label texels along each side of a pixel of the model's size
+    max_texels: int = 16_000_000  # most label texels of a layer; the labels of a larger canonical plane are coarser
+    min_weight: float = 0.5  # a pixel shows the layer that has more than this weight in it
+    rim_px: int = 2  # pixels within this distance of a layer's outline may have the label of the layer beside it
+    # A label that covers this share of a layer belongs to it, with the thin slivers at its outline.
+    min_home_share: float = 0.2
 
 
 DEFAULTS = LabelSettings()
@@ -63,8 +64,9 @@ def propagate_label_map(
         model: a trained model.
         labels: whole numbers at the size of the model.
         frame: the frame that they belong to.
-        flow: takes labels from one chart of a layer to the next; without it those of the first one's rim go on.
-        settings: of the planes that hold the labels.
+        flow: carries labels from one chart of a layer to the next; without it the labels at the rim of the first chart
+            continue.
+        settings: size of the planes, and the treatment of outlines.
 
     Yields:
         Frame by frame: each pixel has the label that its strongest layer has at the pixel's uv. A canonical point that
@@ -101,7 +103,7 @@ def compute_label_planes(
         labels: the class of each pixel of `frame`.
         frame: index of the labeled frame.
         flow: optical flow from chart to chart; None for models with a single chart.
-        settings: of the propagation.
+        settings: size of the planes, and the treatment of outlines.
 
     Returns:
         The planes of each frame, front to back.
@@ -143,17 +145,20 @@ def resize_labels(labels: Int[np.ndarray, "h w"], size: tuple[int, int]) -> Int[
 def lift_labels(
     model: PlanarModel, labels: Int[np.ndarray, "h w"], frame: int, settings: LabelSettings = DEFAULTS
 ) -> list[LabelPlane]:
-    """Lays the labels of a frame on the canonical plane of every layer, front to back.
+    """Lifts the labels of a frame to the canonical plane of every layer, front to back.
 
-    Where a label reaches over the outline of its layer, the sliver is left out: the outlines of labels and of layers
-    never agree to the pixel, and a sliver of the object left on the ground would stay behind when the object moves.
-    What reaches further over stays where it was drawn, and does not go on into what is hidden there.
+    Where a label extends a little beyond the outline of its layer, this sliver is left out: the outlines of labels and
+    of layers never agree to the pixel, and a sliver of the object's label on the ground would stay behind when the
+    object moves. Larger parts beyond the outline are kept where they were drawn, but not extended behind other layers.
 
     Args:
         model: a trained model.
-        labels: at the size of the model.
-        frame: the frame that they belong to.
-        settings: of the planes.
+        labels: whole numbers, at the size of the model.
+        frame: number of the labeled frame in the run.
+        settings: density of the planes, and the treatment of outlines.
+
+    Returns:
+        One plane for each layer.
 
     Raises:
         ValueError: labels of another size.
@@ -193,11 +198,11 @@ def _lift_to_plane(
 
     Args:
         model: gives the size of the frame.
-        labels: of all pixels of a frame.
-        uv: of all pixels.
+        labels: labels of all pixels of a frame.
+        uv: canonical positions of all pixels.
         trusted: the pixels whose labels count.
-        at_home: those of them whose labels may spread.
-        box: that the plane covers.
+        at_home: the pixels whose labels may spread.
+        box: the part of the canonical plane that the result covers.
         settings: texels and rim.
     """
     density = min(
@@ -281,14 +286,14 @@ def _hand_over_labels(
 
 
 def chain_labels(flow: FlowField, labels: Int[np.ndarray, "h w"], frame: int) -> Iterator[Int[np.ndarray, "h w"]]:
-    """Yields the labels of every frame by plain flow: pixels follow it back, pair by pair, to the frame with labels.
+    """Yields the labels of every frame by chained flow, which leads each pixel back to the frame with labels.
 
-    A pixel whose way back is broken somewhere, by the masks of the flow, has label 0: that does better than going on.
+    A pixel whose path crosses flow that is not trusted gets label 0: that is better than following such flow.
 
     Args:
         flow: between neighboring frames.
-        labels: at the size of the flow.
-        frame: the frame that they belong to.
+        labels: whole numbers, at the size of the flow.
+        frame: number of the labeled frame in the run.
     """
     height, width = labels.shape
     count = len(flow.forward) + 1
@@ -346,6 +351,6 @@ def _evaluate_frame(
 def _sample_field(
     field: Float[np.ndarray, "h w *channels"], points: Float[np.ndarray, "h w 2"]
 ) -> Float[np.ndarray, "h w *channels"]:
-    """Samples a field bilinearly at pixel positions; beyond its edge the edge goes on."""
+    """Samples a field bilinearly at pixel positions; its edge is repeated outside."""
     x, y = (np.ascontiguousarray(points[..., axis] - 0.5, np.float32) for axis in (0, 1))
     return cv2.remap(field, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)

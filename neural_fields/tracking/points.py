@@ -1,8 +1,7 @@
-"""Tracks points through a trained model: to the canonical plane, and from there to where every frame shows it.
+"""Tracks points through a trained model: to the canonical plane, and from there to its position in every frame.
 
-Where a point passes from one chart of its layer to the next, it goes over in a frame that both have, or along the flow
-between the last frame of the one and the first of the other, as edits do. Plain flow chaining, which the model has to
-beat, stands beside it.
+A point passes from one chart of its layer to the next in a frame that both have, or along the flow between the last
+frame of the one and the first frame of the other, as edits do. `chain_flow` is the baseline that the model has to beat.
 """
 
 from __future__ import annotations
@@ -29,15 +28,16 @@ from neural_fields.planar.mappings.mapping import Mapping
 class TrackingSettings:
     """Settings of point tracking through a model."""
 
-    newton_steps: int = 8  # from the last frame's position; a mapping that is nearly affine needs two or three
-    max_step: float = 0.1  # xy units in one of them, so that a fold does not throw a point across the frame
-    tolerance_px: float = 1e-3  # of uv: a smaller error is none
+    newton_steps: int = 8  # most steps from the position in the last frame; a nearly affine mapping needs two or three
+    max_step: float = 0.1  # longest step in xy units, so that a fold does not throw a point across the frame
+    tolerance_px: float = 1e-3  # the search ends when the error in uv is smaller than this many pixels
     damping: float = 1e-6  # added to the diagonal of the Jacobian
-    max_error_px: float = 0.5  # of uv that still counts as found
-    restart_error_ratio: float = 0.5  # a search without a guess of the motion wins if its error is below that share
-    min_weight: float = 0.5  # of a layer: a pixel with less shows something else
-    min_trusted_share: float = 0.02  # of a frame; with less in common with the next one it is another shot
-    max_flow_gap: float = 0.1  # of the longer side: so far from trusted pixels the extrapolated flow still counts
+    max_error_px: float = 0.5  # a point with a larger error in uv, in pixels, was not found
+    # A search from the last position replaces one from the predicted position if its error is below this share.
+    restart_error_ratio: float = 0.5
+    min_weight: float = 0.5  # a point is visible where its layer has more than this weight
+    min_trusted_share: float = 0.02  # with a smaller share of trusted flow, the next frame is another shot
+    max_flow_gap: float = 0.1  # flow is extrapolated this far from trusted pixels, as a share of the longer side
 
 
 DEFAULTS = TrackingSettings()
@@ -65,7 +65,7 @@ def track_through_model(
         layers: the layer of each point, where it is known.
         size: (width, height) that positions are pixels of; by default that of the model.
         flow: takes points from one chart of a layer to the next; without it they end where their chart does.
-        settings: of the search.
+        settings: steps, tolerances and limits.
 
     Returns:
         A point is visible where it is inside the frame, its layer has more than half of the weight, and its uv was
@@ -100,8 +100,8 @@ def compute_uv(
     Args:
         model: a trained model.
         points: (x, y) in pixels of the model's size.
-        frame: number of the frame.
-        layer: number of the layer.
+        frame: number of the frame in the run.
+        layer: index of the layer, front to back.
     """
     xy = coords.normalize_pixels(torch.from_numpy(np.asarray(points, np.float32)), *model.shape.size)
     with torch.no_grad():
@@ -120,12 +120,12 @@ def solve_near(
     """Solves mapping(x, y, time) = uv by Newton's method, from `start`.
 
     Args:
-        mapping: of a layer.
-        uv: what to look for.
-        start: xy units.
+        mapping: mapping of the layer.
+        uv: canonical positions to find.
+        start: first guesses, in xy units.
         time: network time, -1 to 1.
-        pixel: how far apart, in xy units, the derivatives are measured.
-        settings: steps and tolerance.
+        pixel: distance in xy units over which derivatives are measured.
+        settings: number and length of steps, tolerance.
 
     Returns:
         xy, and the distance in uv that is left.
@@ -163,8 +163,11 @@ def chain_flow(
     Args:
         flow: between neighboring frames.
         points: pixel positions (x, y) in frame `frame`.
-        frame: number of the frame.
-        size: (width, height) that positions are pixels of; by default that of the flow.
+        frame: number of the frame in the run.
+        size: (width, height) of the frames that positions refer to; by default the size of the flow.
+
+    Returns:
+        Positions in pixels of `size`, and where the flow can be trusted so far.
     """
     scale = np.array(flow.size) / (size or flow.size)
     count = len(flow.forward) + 1
@@ -217,7 +220,7 @@ def extrapolate_layer_flow(
     """Computes the flow of some layers between two frames, extrapolated where it is not trusted or they are hidden.
 
     Args:
-        model: tells where the layers are seen.
+        model: gives the weights of the layers.
         layers: numbers of the layers.
         flow: between neighboring frames.
         source: the frame whose pixels move.

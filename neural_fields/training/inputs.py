@@ -16,6 +16,7 @@ from neural_fields.core.memmap import FILE_BACKED_FROM_BYTES, iterate_releasing
 from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.data.flow.compute import FlowField, compute_flow
+from neural_fields.data.flow.shot_detection import find_cuts
 from neural_fields.data.masks.layer_masks import LayerMasks, find_masks, load_masks, mask_iou
 from neural_fields.data.masks.refinement import refine_masks
 from neural_fields.data.video.metadata import Video
@@ -27,6 +28,7 @@ from neural_fields.planar.record import parse_planar_record
 from neural_fields.runs.run import Run, read_run_yaml
 from neural_fields.training.options import TrainOptions
 from neural_fields.training.roi import add_region_layer, parse_roi_option
+from neural_fields.training.session import refuse_changed_record
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def prepare_clip(
     device: torch.device | None = None,
     settings: GivenMaskSettings = DEFAULTS,
 ) -> tuple[ClipDataset, list[str]]:
-    """Prepares frames, masks and flow at the size of the training.
+    """Prepares frames, masks, flow and cuts at the size of the training.
 
     Args:
         run: its cache keeps flow and masks.
@@ -90,8 +92,9 @@ def prepare_clip(
             )
         charts = make_chart_masks(config.opacity, len(frames), size)
 
-    # Optical flow, where the mapping, a loss term or the motion segmentation needs it.
-    flow = None
+    # Optical flow and cuts, where the mapping, a loss term or the motion segmentation needs them.
+    flow: FlowField | None = None
+    cuts: tuple[int, ...] = ()
     geometry_side = config.mapping.flow_side  # geometry needs no more than a small flow
     needs_flow = geometry_side is not None or config.terms.uses_flow
     if len(frames) > 1 and (needs_flow or (charts is None and options.masks == ("auto",))):
@@ -107,12 +110,14 @@ def prepare_clip(
             report,
             device=str(device or "cpu"),
         )
+        if geometry_side is not None:
+            cuts = find_cuts(frames, flow)
 
     masks = charts or _load_masks(source, options, flow, size, notes, report)
     masks = _map_large_masks(masks, run.cache)
     if flow is not None and _should_refine_masks(config, options, frames, settings):
         masks = _refine_given_masks(run.cache, frames, flow, masks, report, settings)
-    clip = ClipDataset(frames, masks, flow)
+    clip = ClipDataset(frames, masks, flow, cuts=cuts)
     if region:
         clip, more = add_region_layer(clip, region, source, report)
         notes += more
@@ -284,25 +289,7 @@ def refuse_changed_settings(run: Run, record: dict[str, Any]) -> None:
         return
     before = read_run_yaml(run)
     begun_with = parse_planar_record(run, before)  # a damaged record is not one of other settings
-    free = (
-        "quality",
-        "threads",
-        "video",
-    )  # a training may continue for longer, elsewhere, from a moved file with the same content
-    changed = [key for key in record if key not in free and before.get(key) != record[key]]
-    if isinstance(before.get("config"), dict) and "config" in changed:
-        # Read and written again: settings that came with a later version of the program have their defaults.
-        old, new = planar_config_to_mapping(begun_with.config), record["config"]
-        parts = [key for key in new if old.get(key) != new[key]]
-        # The number of steps and how often to save may change on the way.
-        if parts in ([], ["training"]):
-            changed.remove("config")
-        else:
-            changed[changed.index("config")] = "config." + ", config.".join(parts)
-    if changed:
-        raise bad_input(
-            f"{run.path} was begun with other settings: {', '.join(changed).replace('sha256', 'another video')}",
-            where=str(run.run_yaml),
-            why="a run has one video, size, frame range, set of masks and config from beginning to end",
-            fix=f"another folder: --out {run.path}-2",
-        )
+    # A training may continue for longer, elsewhere, from a moved file with the same content.
+    free = ("quality", "threads", "video")
+    before = {**before, "config": planar_config_to_mapping(begun_with.config)}
+    refuse_changed_record(run, before, record, free, "video, size, frame range, set of masks and config")

@@ -7,8 +7,8 @@ from typing import Any
 
 from neural_fields.config.loader import to_mapping
 from neural_fields.config.training_stage import TrainingStage
-from neural_fields.core.memmap import RELEASE_INTERVAL, release_memory
-from neural_fields.data.dataset import Batch, ClipDataset, draw_frames, draw_pixels
+from neural_fields.core.memmap import RELEASE_INTERVAL
+from neural_fields.data.dataset import Batch, ClipDataset
 from neural_fields.planar.composition.model import PlanarModel
 from neural_fields.planar.config import TrainingConfig, frames_per_step
 from neural_fields.planar.losses.objective import accumulate_gradients
@@ -68,8 +68,7 @@ class PlanarTask(TrainingTask):
         self.model.begin_step(step)
         terms = {name: float(value) for name, value in accumulate_gradients(self.model, batch, step).items()}
         if (step + 1) % RELEASE_INTERVAL == 0:
-            release_memory(self.clip.frames)
-            release_memory(self.clip.masks.masks)
+            self.clip.release_memory()
         return terms
 
     def save_previews(self, run: Run) -> None:
@@ -92,7 +91,7 @@ def draw_batch(clip: ClipDataset, settings: TrainingConfig, step: int, seed: int
         divisor: the batch is made smaller by this factor, where memory ran out.
     """
     if settings.batch == "pixels":
-        return draw_pixels(clip, max(1, settings.pixels // divisor), step, seed)
+        return clip.draw_pixels(max(1, settings.pixels // divisor), step, seed)
     width, height = clip.size
     count = frames_per_step(settings, clip.frame_count, width * height)
-    return draw_frames(clip, max(1, count // divisor), step, seed)
+    return clip.draw_frames(max(1, count // divisor), step, seed)

@@ -9,17 +9,17 @@ import numpy as np
 import torch
 
 from neural_fields.config.training_stage import TrainingStage
-from neural_fields.config.volume import training_stages
 from neural_fields.data.capture.capture import Capture
 from neural_fields.runs.run import Run
 from neural_fields.training.task import TrainingTask
+from neural_fields.volume.config import training_stages
 from neural_fields.volume.previews import save_volume_previews
 from neural_fields.volume.ray_batches import CapturePixels
 from neural_fields.volume.record import VolumeRecord, build_scene
 from neural_fields.volume.scene import Scene
 from neural_fields.volume.stages import (
     SceneTraining,
-    compute_step_terms,
+    compute_step_losses,
     count_stage_rays,
     learning_rate_factor,
     parameter_groups,
@@ -34,25 +34,23 @@ class SceneTask(TrainingTask):
         record: of the run.
         capture: pictures, masks and bones.
         device: of the scene and the pixels.
-        seed: of the weights and of all that is random in a step.
     """
 
     model: Scene
     preview_every = 0  # a preview renders whole views, which takes longer than many steps
-    color_weight = 1.0
     retry_advice = "other random numbers, for example --seed 1"
 
-    def __init__(self, record: VolumeRecord, capture: Capture, device: torch.device, seed: int = 0) -> None:
+    def __init__(self, record: VolumeRecord, capture: Capture, device: torch.device) -> None:
         self.record = record
         self.capture = capture
-        self.seed = seed
         self.stages = training_stages(record.config.training, record.quality, record.motion is not None)
         self.checkpoint_every = record.config.training.checkpoint_every
+        self.color_weight = record.config.terms.color
         chosen = tuple(view for view in range(capture.view_count) if view not in record.held_out)
         with_flow = record.motion is not None and record.config.terms.flow > 0
         pixels = CapturePixels(capture, chosen, device, with_flow=with_flow)
         focal = float(np.mean([camera.focal for camera in capture.cameras]))
-        scene = build_scene(record, seed)
+        scene = build_scene(record)
         if scene.person is not None:
             carve_prior(scene.person.skinning, capture, chosen)
         self.model = scene.to(device)
@@ -72,11 +70,11 @@ class SceneTask(TrainingTask):
 
     def compute_gradients(self, stage: TrainingStage, step: int, batch_divisor: int) -> dict[str, float]:
         """See `TrainingTask.compute_gradients`."""
-        generator = torch.Generator().manual_seed((self.seed << 32) + step)
-        terms = compute_step_terms(self.training, stage, step, generator, batch_divisor)
-        values = {name: float(value.detach()) for name, value in terms.items()}
+        generator = torch.Generator().manual_seed((self.record.seed << 32) + step)
+        losses = compute_step_losses(self.training, stage, step, generator, batch_divisor)
+        values = {name: float(value.detach()) for name, value in losses.items()}
         if values and all(map(math.isfinite, values.values())):
-            torch.stack(list(terms.values())).sum().backward()
+            torch.stack(list(losses.values())).sum().backward()
         return values
 
     def save_previews(self, run: Run) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neural_fields.core.errors import ExitCode
+from neural_fields.core.errors import ExitCode, bad_input
 from neural_fields.core.interrupt import StopRequest, stop_on_signals
 from neural_fields.core.progress import Progress, ProgressReporter
 from neural_fields.nn.device import peak_memory_mib
@@ -117,6 +117,39 @@ def open_session(run: Run, report: ProgressReporter, started: float) -> Iterator
     """
     with lock_run(run) as note, stop_on_signals() as stop_request:
         yield TrainingSession(run, report, started, stop_request, [note] if note else [])
+
+
+def refuse_changed_record(
+    run: Run, begun_with: Mapping[str, Any], record: Mapping[str, Any], free: Collection[str], constants: str
+) -> None:
+    """Refuses to continue a run with other settings than it was begun with.
+
+    Of the config, the section `training` may change on the way: the number of steps, and how often to save.
+
+    Args:
+        run: the run to continue.
+        begun_with: content of its run.yaml, with a config that was parsed and written again: settings that came with a
+            later version of the program have their defaults.
+        record: what would be written to its run.yaml now.
+        free: entries that may change.
+        constants: what a run has one of from beginning to end, for the message.
+
+    Raises:
+        UserError: the settings differ (exit 3).
+    """
+    changed = [key for key in record if key not in free and begun_with.get(key) != record[key]]
+    if "config" in changed:
+        old, new = begun_with["config"], record["config"]
+        parts = [f"config.{key}" for key in new if key != "training" and old.get(key) != new[key]]
+        place = changed.index("config")
+        changed[place : place + 1] = parts
+    if changed:
+        raise bad_input(
+            f"{run.path} was begun with other settings: {', '.join(changed).replace('sha256', 'another video')}",
+            where=str(run.run_yaml),
+            why=f"a run has one {constants} from beginning to end",
+            fix=f"another folder: --out {run.path}-2",
+        )
 
 
 def default_run_folder(source: str | Path) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from neural_fields.atlas.canonical import export_canonical
-from neural_fields.config.loader import from_mapping, to_mapping
+from neural_fields.config.loader import to_mapping
 from neural_fields.core.errors import UserError
 from neural_fields.core.files import write_json
 from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
@@ -18,16 +18,15 @@ from neural_fields.data.video.io import read_video
 from neural_fields.evaluation.report import TrainingCost, report_training
 from neural_fields.nn.device import choose_device, peak_memory_mib
 from neural_fields.open_runs.opening import require_planar
-from neural_fields.planar.build import ModelPlan, build_model, initialize_model, plan_model
 from neural_fields.planar.composition.canonical_extent import measure_shape
 from neural_fields.planar.composition.model import PlanarModel
-from neural_fields.planar.config import PlanarConfig, count_steps, load_planar_config, scale_steps
-from neural_fields.planar.init.model_shape import ModelShape
+from neural_fields.planar.config import count_steps, load_planar_config, scale_steps
 from neural_fields.planar.init.warm_up import WarmUpOptions
-from neural_fields.runs.checkpoints import Checkpoint, load_latest_checkpoint
+from neural_fields.runs.checkpoints import load_latest_checkpoint
 from neural_fields.runs.run import Run
 from neural_fields.training.bake import bake_maps
 from neural_fields.training.export_canonical import make_canonical_images
+from neural_fields.training.initialize import make_planar_model
 from neural_fields.training.inputs import make_record, prepare_clip, refuse_changed_settings
 from neural_fields.training.loop import run_training
 from neural_fields.training.options import TrainOptions
@@ -109,9 +108,10 @@ def train(
             return session.finish(0, total)
 
         # Training, then maps, canonical images and the report.
-        had_flow = clip.flow is not None
-        if not config.terms.uses_flow:
-            clip = replace(clip, flow=None)  # it has served its purpose: unmapped, it takes no memory
+        flow = clip.flow
+        if flow is not None and not config.terms.uses_flow:
+            flow.release_memory()  # the steps do without it, the report needs it again
+            clip = replace(clip, flow=None)
         if device.type == "cuda":
             clip = clip.copy_to_device(device)
         seconds = None
@@ -123,8 +123,7 @@ def train(
             bake_and_export(run, model, step, report)
             cost = TrainingCost(step, session.sum_train_seconds(), peak_memory_mib())
             opened = require_planar(run, "the report")
-            opened.video = source  # as it was decoded already
-            made = report_training(opened, model, cost, had_flow, report)
+            made = report_training(opened, model, clip.frames, flow, cost, report)
             report(Progress("report", 1, 1, note=f"{made.verdict_sentence} See {run.report}"))
         return session.finish(step, total)
 
@@ -137,29 +136,6 @@ def _has_valid_results(run: Run) -> bool:
     except UserError:
         return False
     return True
-
-
-# --- model ----------------------------------------------------------------------------------------------------------
-
-
-def make_planar_model(
-    config: PlanarConfig, clip: ClipDataset, checkpoint: Checkpoint | None, how: WarmUpOptions | None = None
-) -> PlanarModel:
-    """Makes an initialized model, or one of the checkpoint's shape whose weights are loaded later; on the CPU.
-
-    Args:
-        config: the parts of the model.
-        clip: frames, masks and flow that a new model is initialized from.
-        checkpoint: the one to continue from, or None.
-        how: seed of the weights; device and time limit of the warm-up that mappings which are networks begin with.
-    """
-    how = how or WarmUpOptions()
-    if checkpoint is not None:
-        return build_model(config, from_mapping(ModelShape, checkpoint.metadata["shape"]))
-    start: ModelPlan = plan_model(config, clip)
-    model = build_model(config, start.shape, how.seed)
-    initialize_model(model, start, clip, how)
-    return model
 
 
 # --- training and finishing -----------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from neural_fields.config.volume import load_volume_config, training_stages
+from neural_fields.config.loader import to_mapping
 from neural_fields.core.errors import bad_input
 from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.data.capture.capture_folder import read_capture
@@ -15,10 +15,17 @@ from neural_fields.runs.run import Run, read_run_yaml
 from neural_fields.training.loop import run_training
 from neural_fields.training.options import TrainOptions
 from neural_fields.training.scene_task import SceneTask
-from neural_fields.training.session import TrainResult, default_run_folder, open_session
+from neural_fields.training.session import TrainResult, default_run_folder, open_session, refuse_changed_record
 from neural_fields.volume.background import find_blocked_views, find_scene_bounds
+from neural_fields.volume.config import load_volume_config, training_stages
 from neural_fields.volume.human import check_cameras_outside
-from neural_fields.volume.record import VolumeRecord, choose_held_out_views, write_record
+from neural_fields.volume.record import (
+    VolumeRecord,
+    choose_held_out_views,
+    make_run_yaml_values,
+    parse_run_yaml_values,
+    write_scene_files,
+)
 
 
 def train_volume(source: str | Path, options: TrainOptions, report: ProgressReporter = report_nothing) -> TrainResult:
@@ -64,15 +71,24 @@ def train_volume(source: str | Path, options: TrainOptions, report: ProgressRepo
             held_out=choose_held_out_views(capture.view_count, config.training.holdout),
             motion=capture.motion if capture.masks is not None else None,
             switches=capture.switches if config.states else (),
+            seed=options.seed,
         )
-        _refuse_changed_source(run, record)
+        values = make_run_yaml_values(record)
+        if run.run_yaml.is_file():
+            before = to_mapping(parse_run_yaml_values(run, read_run_yaml(run)))
+            free = ("quality", "center", "radius")  # a training may continue for longer; the bounds are the capture's
+            refuse_changed_record(run, before, values, free, "capture, size, seed and config")
         checkpoint = load_latest_checkpoint(run)
         session.notes += [*capture.notes, *(checkpoint.warnings if checkpoint else ())]
-        total = training_stages(config.training, options.quality, record.motion is not None)[-1].last
+        stages = training_stages(config.training, options.quality, record.motion is not None)
+        total = stages[-1].last if stages else 0
         if checkpoint and checkpoint.step >= total:
             return session.was_finished(checkpoint.step, total)
-        session.write_record(write_record(run, record))
-        task = SceneTask(record, capture, device, options.seed)
+        if not stages:
+            session.notes.append(f"the training has no steps at {options.quality} quality: the scene is not trained")
+        write_scene_files(run, record)
+        session.write_record(values)
+        task = SceneTask(record, capture, device)
         seconds = options.seconds and max(0.1, options.seconds - session.elapsed_seconds())
         step = run_training(task, run, report, session.is_stopped, seconds)
         # Cameras that see something right before them: a pose is wrong, or a hand was on the lens.
@@ -84,28 +100,3 @@ def train_volume(source: str | Path, options: TrainOptions, report: ProgressRepo
             session.add_note("background", f"{len(views)} views see something right before their camera: {first}")
         task.save_previews(run)
         return session.finish(step, total)
-
-
-def _refuse_changed_source(run: Run, record: VolumeRecord) -> None:
-    """Checks that a run is continued with what it was begun with.
-
-    Raises:
-        UserError: something else was asked for now.
-    """
-    if not run.run_yaml.exists():
-        return
-    before = read_run_yaml(run)
-    now = {
-        "source": str(record.source),
-        "preset": record.preset,
-        "size": list(record.size),
-        "held_out": list(record.held_out),
-    }
-    for name, value in now.items():
-        if before.get(name) != value:
-            raise bad_input(
-                f"{run.path} was begun with {name} {before.get(name)}, now it is {value}",
-                where=str(run.run_yaml),
-                why="a run is continued with what it was begun with",
-                fix="another folder: --out ANOTHER",
-            )

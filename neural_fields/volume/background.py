@@ -15,18 +15,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from neural_fields.config.volume import BackgroundConfig, VolumeLossWeights
 from neural_fields.data.capture.cameras import Camera
 from neural_fields.data.capture.capture import Capture
 from neural_fields.nn.hash_grid import HashGrid
 from neural_fields.nn.hash_layout import HashGridConfig, compute_growth
 from neural_fields.volume.color_edit import ColorPaint
-from neural_fields.volume.losses import distortion_loss, interlevel_loss, squared_error
 from neural_fields.volume.proposal import (
     ProposalGrid,
     RayIntervals,
     activate_density,
-    annealing_exponent,
     spacing_to_distance,
 )
 from neural_fields.volume.rays import (
@@ -35,9 +32,27 @@ from neural_fields.volume.rays import (
     ViewRays,
     contract_space,
     optical_thickness,
-    render_samples,
     rendering_weights,
 )
+
+
+@dataclass(frozen=True)
+class BackgroundConfig:
+    """Sets the sizes of the background field. Lengths are in units of the scene's radius."""
+
+    n_levels: int = 8  # grids, from coarse to fine
+    n_features: int = 2  # features of a vertex
+    log2_table: int = 17  # entries of a grid at most, as a power of two
+    base_resolution: int = 16  # vertices of the coarsest grid along each axis; the grid spans four radii
+    finest: int = 256  # vertices of the finest grid along each axis
+    width: int = 32  # neurons of a hidden layer
+    geometry: int = 15  # geometry features that the color network gets beside the direction
+    state_code: int = 64  # length of the code of a state of the carried object; 64 in the paper
+    proposed: int = 48  # intervals of a ray whose weights the proposal computes
+    samples: int = 16  # intervals of a ray at which the field is evaluated
+    proposal_resolution: int = 64  # vertices of the proposal's grid along each axis
+    near: float = 0.05  # distance from the camera at which rays start; nothing is nearer
+    far: float = 100.0  # distance at which rays end
 
 
 @dataclass(frozen=True)
@@ -218,58 +233,6 @@ class BackgroundField(nn.Module):
         if self.paint is None:
             return torch.sigmoid(raw)
         return torch.sigmoid(raw + self.paint(points.reshape(-1, 3) / 4 + 0.5).view_as(raw))
-
-
-def background_terms(
-    field: BackgroundField,
-    rays: Rays,
-    state: Int[Tensor, " rays"],
-    target: Float[Tensor, "rays 3"],
-    progress: float,
-    generator: torch.Generator,
-    weights: VolumeLossWeights | None = None,
-) -> dict[str, Tensor]:
-    """Computes the weighted loss terms of one step of the background.
-
-    Args:
-        field: that is trained.
-        rays: of pixels that do not show the person.
-        state: of the scene, for each ray.
-        target: the colors of the pixels in [0, 1].
-        progress: the part of the stage that is done, from 0 to 1.
-        generator: of all that is random in the step.
-        weights: of the terms.
-    """
-    weights, settings = weights or VolumeLossWeights(), field.settings
-    exponent = annealing_exponent(min(1.0, settings.annealing_speed * progress))
-    samples, intervals = field.march_rays(rays, state, generator, exponent)
-    rendered = render_samples(samples)
-    proposed = (intervals.proposed_edges, intervals.proposed_weights)
-    checked = slice(None, None, settings.clearance_stride)
-    return {
-        "color": squared_error(rendered.composite_over(field.render_sky(rays, state)), target),
-        "interlevel": weights.interlevel * interlevel_loss(intervals.edges, rendered.weights, *proposed),
-        "distortion": weights.distortion * distortion_loss(intervals.edges, rendered.weights),
-        "opacity": weights.opacity * (1 - rendered.opacity).mean(),
-        "clearance": weights.clearance * clearance_loss(field, rays[checked], state[checked], generator),
-    }
-
-
-def clearance_loss(
-    field: BackgroundField, rays: Rays, state: Int[Tensor, " rays"], generator: torch.Generator
-) -> Float[Tensor, ""]:
-    """Computes the light that the field absorbs before the near plane, where there cannot be anything.
-
-    Args:
-        field: the background.
-        rays: from cameras.
-        state: of the scene, for each ray.
-        generator: draws a point on each ray.
-    """
-    near = field.config.near * field.bounds.radius
-    share = torch.rand(len(rays), 1, generator=generator, device=generator.device).to(rays.origin.device)
-    density = field.density_at(rays.points_at(share * near)[:, 0], state)
-    return -torch.expm1(-density * near).mean()
 
 
 @torch.no_grad()

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
+from neural_fields.data.capture.cameras import Camera
 from neural_fields.data.capture.capture import Capture
 from neural_fields.data.flow.compute import compute_pair_flow
-from neural_fields.volume.human_losses import flow_rays
-from neural_fields.volume.rays import Rays
+from neural_fields.volume.rays import Rays, camera_rays
 
 
 class FlowTable:
@@ -68,6 +69,23 @@ class FlowTable:
         row = row.clamp_min(0)
         view = self._view[row]
         return Rays(self._origin[view], self._direction[row], self._time[view]), valid
+
+
+def flow_rays(camera: Camera, other: Camera, flow: Float[NDArray, "height width 2"], time: int) -> Rays:
+    """Computes the rays of another view through the pixels that optical flow matches with those of this view.
+
+    Args:
+        camera: of the view itself.
+        other: camera of the view that the flow leads to.
+        flow: from this view to the other, in pixels.
+        time: moment of the other view.
+
+    Returns:
+        The rays on the CPU, row by row.
+    """
+    columns, rows = np.meshgrid(np.arange(camera.width) + 0.5, np.arange(camera.height) + 0.5)
+    pixels = np.stack([columns, rows], axis=-1) + flow
+    return camera_rays(other, pixels.reshape(-1, 2), time)
 
 
 def find_previous_view(capture: Capture, view: int) -> int | None:

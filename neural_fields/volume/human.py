@@ -20,7 +20,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from neural_fields.config.volume import PersonConfig
 from neural_fields.core.errors import bad_input
 from neural_fields.data.capture.capture import Capture
 from neural_fields.data.capture.skeleton import Skeleton
@@ -31,6 +30,21 @@ from neural_fields.volume.color_edit import ColorPaint
 from neural_fields.volume.pose import Kinematics, PoseRefiner
 from neural_fields.volume.rays import Rays, RaySamples
 from neural_fields.volume.skinning import SkinningVolume, compute_bone_bumps, invert_rigid
+
+
+@dataclass(frozen=True)
+class PersonConfig:
+    """Sets the sizes of the person's field."""
+
+    n_levels: int = 8  # grids, from coarse to fine
+    log2_table: int = 15  # entries of a grid at most, as a power of two
+    base_resolution: int = 12  # vertices of the coarsest grid along each axis of the box in rest pose
+    finest: int = 160  # vertices of the finest grid along each axis
+    width: int = 64  # neurons of a hidden layer, here and in the networks of pose and offset
+    state_size: int = 64  # length of the code of a state of the carried object; 64 in the paper
+    samples: int = 24  # samples of a ray, in the part of it that is within reach of the bones
+    voxels: int = 48  # of the skinning volume along the longest side of the box; 32 in the paper
+    octaves: int = 6  # frequencies of the positional encoding of the offset network; the paper's number
 
 
 @dataclass(frozen=True)

@@ -1,41 +1,45 @@
-"""Losses of the person: colors, masks, optical flow, and the cycle of backward and forward skinning.
+"""Losses of the person: masks, optical flow, the cycle of backward and forward skinning, and sizes of corrections.
 
 HOSNeRF (Liu et al. 2023), section 3.4. N rays, S samples of a ray, K samples of the person that were evaluated.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Bool, Float
-from numpy.typing import NDArray
 from torch import Tensor
 
-from neural_fields.data.capture.cameras import Camera
-from neural_fields.volume.human import PersonSamples
-from neural_fields.volume.rays import Rays, camera_rays
+from neural_fields.volume.human import PersonModel, PersonSamples
+from neural_fields.volume.loss import SceneLoss, SceneLossInputs, SceneLossWeightGroup
+from neural_fields.volume.rays import Rays
 from neural_fields.volume.skinning import SkinningVolume
 
 
-def color_term(
-    rendered: Float[Tensor, "rays 3"],
-    target: Float[Tensor, "rays 3"],
-    mask: Bool[Tensor, " rays"],
-    behind: Float[Tensor, "3"],
-) -> Float[Tensor, ""]:
-    """Computes the mean squared error of the person over a plain color, against the masked picture over that color.
+@dataclass(frozen=True)
+class PersonLossWeights(SceneLossWeightGroup):
+    """Holds the weights of the losses of the person."""
 
-    Args:
-        rendered: the person rendered over `behind`, RGB.
-        target: colors of the pixels, RGB in [0, 1].
-        mask: whether a pixel shows the person.
-        behind: the plain color, a new one in each step: otherwise the field might learn the background's colors instead
-            of being transparent there.
-    """
-    return (rendered - torch.where(mask[:, None], target, behind)).square().mean()
+    mask: float = 0.05  # cross-entropy of the person's opacity against the masks; a tenth of it from half of the stage
+    flow: float = 0.003  # distance in pixels between the person's motion by flow and by bones; 0.01 in the paper
+    cycle: float = 0.01  # skinning back and forth leads to the same place; the paper's weight
+    offset: float = 1.0  # squared length of the pose-dependent offset, in units of the body's span
+    pose: float = 3.0  # mean square of the poses' corrections
 
 
-def mask_term(opacity: Float[Tensor, " rays"], mask: Bool[Tensor, " rays"]) -> Float[Tensor, ""]:
+@dataclass(frozen=True)
+class MaskLossSettings:
+    """Sets how the weight of the masks falls."""
+
+    sure_share: float = 0.5  # of the person's stage in which masks count in full
+    late_factor: float = 0.1  # of their weight after that: their outlines are not exact
+
+
+DEFAULTS = MaskLossSettings()
+
+
+def mask_loss(opacity: Float[Tensor, " rays"], mask: Bool[Tensor, " rays"]) -> Float[Tensor, ""]:
     """Computes the binary cross-entropy of the opacities against the masks.
 
     Args:
@@ -47,24 +51,7 @@ def mask_term(opacity: Float[Tensor, " rays"], mask: Bool[Tensor, " rays"]) -> F
     return torch.nn.functional.binary_cross_entropy(sure, mask.to(sure))
 
 
-def flow_rays(camera: Camera, other: Camera, flow: Float[NDArray, "height width 2"], time: int) -> Rays:
-    """Computes the rays of another view through the pixels that optical flow matches with those of this view.
-
-    Args:
-        camera: of the view itself.
-        other: camera of the view that the flow leads to.
-        flow: from this view to the other, in pixels.
-        time: moment of the other view.
-
-    Returns:
-        The rays on the CPU, row by row.
-    """
-    columns, rows = np.meshgrid(np.arange(camera.width) + 0.5, np.arange(camera.height) + 0.5)
-    pixels = np.stack([columns, rows], axis=-1) + flow
-    return camera_rays(other, pixels.reshape(-1, 2), time)
-
-
-def flow_term(
+def flow_loss(
     skinning: SkinningVolume,
     samples: PersonSamples,
     weights: Float[Tensor, "rays samples"],
@@ -99,7 +86,7 @@ def flow_term(
     return (amount * pixels).sum() / valid.sum().clamp_min(1)
 
 
-def cycle_term(
+def cycle_loss(
     skinning: SkinningVolume, samples: PersonSamples, transforms: Float[Tensor, "moments bones 4 4"], span: float
 ) -> Float[Tensor, ""]:
     """Computes half the squared distance between samples and their positions after backward and forward skinning.
@@ -114,7 +101,7 @@ def cycle_term(
     return ((back - samples.world) / span).square().sum(dim=1).mean() / 2 if len(back) else back.sum()
 
 
-def offset_term(samples: PersonSamples, span: float) -> Float[Tensor, ""]:
+def offset_loss(samples: PersonSamples, span: float) -> Float[Tensor, ""]:
     """Computes the mean square of the offsets; 0 while none are computed.
 
     Args:
@@ -124,3 +111,66 @@ def offset_term(samples: PersonSamples, span: float) -> Float[Tensor, ""]:
     if samples.offset is None or not len(samples.offset):
         return samples.likelihood.new_zeros(())
     return (samples.offset / span).square().sum(dim=1).mean()
+
+
+# --- in a step ------------------------------------------------------------------------------------------------------
+
+
+def _require_person(at: SceneLossInputs) -> tuple[PersonModel, PersonSamples, Float[Tensor, "moments bones 4 4"]]:
+    """Returns the person, and its samples and bones in the rendering of a step."""
+    person, samples, bones = at.scene.person, at.rendering.person_samples, at.rendering.bones
+    assert person is not None and samples is not None and bones is not None, "the person was rendered"
+    return person, samples, bones
+
+
+def _mask_loss_of_step(at: SceneLossInputs) -> Float[Tensor, ""]:
+    alone = at.stage == "person"
+    return mask_loss(at.rendering.opacity if alone else at.rendering.person_opacity, at.batch.person)
+
+
+def mask_weight_factor(at: SceneLossInputs, settings: MaskLossSettings = DEFAULTS) -> float:
+    """Returns the factor on the weight of the masks in a step.
+
+    Args:
+        at: inputs of the step.
+        settings: of its fall.
+    """
+    return 1.0 if at.stage == "person" and at.progress < settings.sure_share else settings.late_factor
+
+
+def _cycle_loss_of_step(at: SceneLossInputs) -> Float[Tensor, ""]:
+    person, samples, bones = _require_person(at)
+    return cycle_loss(person.skinning, samples, bones, person.offset.span)
+
+
+def _flow_loss_of_step(at: SceneLossInputs) -> Float[Tensor, ""]:
+    person, samples, bones = _require_person(at)
+    assert at.flow is not None and at.rendering.weights is not None, "the person was rendered"
+    target_rays, valid = at.flow
+    # Flow teaches which bone carries what. Through the weights it would only make the person transparent; through the
+    # poses it would move those of moments that no training view shows, by the errors of the flow.
+    weights, bones = at.rendering.weights.detach(), bones.detach()
+    return flow_loss(person.skinning, samples, weights, target_rays, valid, bones, at.focal)
+
+
+def _flow_weight_factor(at: SceneLossInputs) -> Float[Tensor, ""]:
+    """Returns the share of the rays whose flow can be trusted."""
+    assert at.flow is not None
+    return at.flow[1].float().mean()
+
+
+def _offset_loss_of_step(at: SceneLossInputs) -> Float[Tensor, ""]:
+    person, samples, _ = _require_person(at)
+    return offset_loss(samples, person.offset.span)
+
+
+def _pose_loss_of_step(at: SceneLossInputs) -> Float[Tensor, ""]:
+    assert at.rendering.pose_change is not None, "the person was rendered"
+    return at.rendering.pose_change
+
+
+MASK = SceneLoss("mask", _mask_loss_of_step, stages=("person", "joint"), factor=mask_weight_factor)
+CYCLE = SceneLoss("cycle", _cycle_loss_of_step, stages=("person", "joint"))
+FLOW = SceneLoss("flow", _flow_loss_of_step, stages=("person", "joint"), factor=_flow_weight_factor, flow=True)
+OFFSET = SceneLoss("offset", _offset_loss_of_step, stages=("person", "joint"), offsets=True)
+POSE = SceneLoss("pose", _pose_loss_of_step, stages=("person", "joint"))

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 
 from neural_fields.config.loader import from_mapping, to_mapping
-from neural_fields.config.volume import VOLUME_KIND, VolumeConfig
+from neural_fields.config.presets import VOLUME_KIND
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.core.files import make_folder
 from neural_fields.data.capture.bones_json import read_bones, read_states, write_bones, write_states
@@ -28,6 +28,7 @@ from neural_fields.runs.checkpoints import Checkpoint, require_checkpoint
 from neural_fields.runs.run import Run
 from neural_fields.volume.background import BackgroundField, SceneBounds
 from neural_fields.volume.color_edit import add_paints
+from neural_fields.volume.config import VolumeConfig
 from neural_fields.volume.human import PersonModel
 from neural_fields.volume.scene import Moments, Scene
 
@@ -44,6 +45,7 @@ class VolumeRecord:
         cameras, times: of all views; `held_out` are the indices of those that were not trained on.
         motion: the bones; None without a person.
         switches: moments at which the carried object changes its state.
+        seed: of the weights and of all that is random in a step.
     """
 
     source: Path
@@ -57,6 +59,7 @@ class VolumeRecord:
     held_out: tuple[int, ...]
     motion: SkeletonMotion | None
     switches: tuple[int, ...]
+    seed: int
 
     @property
     def state_count(self) -> int:
@@ -78,6 +81,7 @@ class SceneRunYaml:
         size: (width, height) of the training pictures.
         center, radius: the part of the world that is not contracted.
         held_out: indices of the views that were not trained on.
+        seed: of the weights and of all that is random in a step.
         config: all settings.
     """
 
@@ -90,11 +94,12 @@ class SceneRunYaml:
     center: tuple[float, float, float]
     radius: float
     held_out: tuple[int, ...]
+    seed: int
     config: VolumeConfig
 
 
-def write_record(run: Run, record: VolumeRecord) -> dict[str, Any]:
-    """Writes `scene/`, and returns the entries of run.yaml."""
+def write_scene_files(run: Run, record: VolumeRecord) -> None:
+    """Writes the cameras, bones and states of a record to `scene/`."""
     pictures = [
         PosedImage(run.scene / f"view{index:05d}.png", camera, time=time)
         for index, (camera, time) in enumerate(zip(record.cameras, record.times, strict=True))
@@ -104,6 +109,10 @@ def write_record(run: Run, record: VolumeRecord) -> dict[str, Any]:
     if record.motion is not None:
         write_bones(run.scene / "bones.json", record.motion)
     write_states(run.scene / "states.json", record.switches)
+
+
+def make_run_yaml_values(record: VolumeRecord) -> dict[str, Any]:
+    """Makes the content of run.yaml, except for schema and version."""
     values = SceneRunYaml(
         source=record.source,
         preset=record.preset,
@@ -112,9 +121,27 @@ def write_record(run: Run, record: VolumeRecord) -> dict[str, Any]:
         center=record.bounds.center,
         radius=record.bounds.radius,
         held_out=record.held_out,
+        seed=record.seed,
         config=record.config,
     )
     return to_mapping(values)
+
+
+def parse_run_yaml_values(run: Run, values: Mapping[str, Any]) -> SceneRunYaml:
+    """Parses what run.yaml holds.
+
+    Args:
+        run: whose run.yaml it is; errors name it.
+        values: of run.yaml.
+
+    Raises:
+        UserError: it is not what `unwrap train` writes for a 3D scene (exit 5).
+    """
+    try:
+        kept = {key: values[key] for key in values if key not in ("schema", "version")}
+        return from_mapping(SceneRunYaml, kept, where=str(run.run_yaml))
+    except UserError as error:
+        raise _make_damage_error(run, error) from error
 
 
 def parse_volume_record(run: Run, values: Mapping[str, Any]) -> VolumeRecord:
@@ -127,11 +154,10 @@ def parse_volume_record(run: Run, values: Mapping[str, Any]) -> VolumeRecord:
     Raises:
         UserError: they are incomplete, missing or damaged (exit 5).
     """
+    found = parse_run_yaml_values(run, values)
     try:
         pictures = read_transforms(run.scene / "transforms.json")
         bones = run.scene / "bones.json"
-        kept = {key: values[key] for key in values if key not in ("schema", "version")}
-        found = from_mapping(SceneRunYaml, kept, where=str(run.run_yaml))
         return VolumeRecord(
             source=found.source,
             preset=found.preset,
@@ -144,21 +170,26 @@ def parse_volume_record(run: Run, values: Mapping[str, Any]) -> VolumeRecord:
             held_out=found.held_out,
             motion=read_bones(bones) if bones.is_file() else None,
             switches=read_states(run.scene / "states.json"),
+            seed=found.seed,
         )
     except UserError as error:
-        raise UserError(
-            ExitCode.DAMAGED_RUN,
-            f"the scene of {run.path} cannot be read",
-            where=error.where or str(run.scene),
-            why=error.what,
-            fix=f"restore {run.scene} and run.yaml from a copy, or start another run with unwrap train --out",
-        ) from error
+        raise _make_damage_error(run, error) from error
 
 
-def build_scene(record: VolumeRecord, seed: int = 0) -> Scene:
-    """Builds an untrained scene; its weights come from the seed."""
+def _make_damage_error(run: Run, cause: UserError) -> UserError:
+    return UserError(
+        ExitCode.DAMAGED_RUN,
+        f"the scene of {run.path} cannot be read",
+        where=cause.where or str(run.scene),
+        why=cause.what,
+        fix=f"restore {run.scene} and run.yaml from a copy, or start another run with unwrap train --out",
+    )
+
+
+def build_scene(record: VolumeRecord) -> Scene:
+    """Builds an untrained scene; its weights come from the record's seed."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(record.seed)
         background = BackgroundField(record.bounds, record.state_count, record.config.background)
         person = None
         if record.motion is not None:

@@ -6,22 +6,26 @@ HOSNeRF (Liu et al. 2023), section 3.4 and its three commands, in one loop.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from neural_fields.config.training_stage import TrainingStage
-from neural_fields.config.volume import VolumeConfig
-from neural_fields.volume import human_losses, losses
-from neural_fields.volume.background import background_terms
-from neural_fields.volume.ray_batches import CapturePixels, RayBatch
+from neural_fields.volume.background import BackgroundField
+from neural_fields.volume.config import VolumeConfig
+from neural_fields.volume.loss import SceneLossInputs, StageName
+from neural_fields.volume.loss_table import compute_scene_losses
+from neural_fields.volume.proposal import annealing_exponent
+from neural_fields.volume.ray_batches import CapturePixels
+from neural_fields.volume.rays import Rays, render_samples
 from neural_fields.volume.scene import PERSON, Moments, Scene, SceneRendering
 
 
 @dataclass(frozen=True)
 class StageSettings:
-    """Sets the learning rates of a 3D scene, and the changes during a stage."""
+    """Sets the learning rates of a 3D scene, and their changes during a stage."""
 
     background_hold: float = 0.3  # share of the background's stage after which its rates fall
     background_final_factor: float = 0.03  # of the rates at the end of the background's stage
@@ -33,8 +37,6 @@ class StageSettings:
     skinning_rate: float = 5e-2
     moment_rate: float = 3e-3  # of the corrections of single moments
     correction_rate: float = 1e-3  # of the networks that correct poses
-    sure_mask_share: float = 0.5  # of the person's stage in which masks count in full
-    late_mask_factor: float = 0.1  # of the masks' weight after that: their outlines are not exact
 
 
 DEFAULTS = StageSettings()
@@ -55,15 +57,10 @@ class SceneTraining:
     focal: float
 
 
-def compute_step_terms(
-    training: SceneTraining,
-    stage: TrainingStage,
-    step: int,
-    generator: torch.Generator,
-    divisor: int = 1,
-    settings: StageSettings = DEFAULTS,
+def compute_step_losses(
+    training: SceneTraining, stage: TrainingStage, step: int, generator: torch.Generator, divisor: int = 1
 ) -> dict[str, Float[Tensor, ""]]:
-    """Computes the weighted loss terms of a step, by name; none where the step drew no pixel of use.
+    """Computes the weighted losses of a step, by name; none where the step drew no pixel of use.
 
     Args:
         training: the scene with its pixels.
@@ -71,80 +68,83 @@ def compute_step_terms(
         step: of the whole count of steps.
         generator: of all that is random in the step.
         divisor: the number of rays is divided by it, where memory ran out.
-        settings: of the stages.
     """
-    options, weight = training.config.training, training.config.terms
+    scene, moments, pixels = training.scene, training.moments, training.pixels
     progress = stage.progress(step)
     rays = max(1, count_stage_rays(stage, training.config) // divisor)
-
     if stage.name == "background":
-        batch = training.pixels.draw_background(rays, generator)
+        batch = pixels.draw_background(rays, generator)
         if not len(batch.rays):
             return {}
-        state = training.moments.state[batch.rays.time]
-        return background_terms(training.scene.background, batch.rays, state, batch.color, progress, generator, weight)
-
-    if stage.name == "person":
-        # The person before another solid color every step, against the pictures cut out by the masks.
-        batch = training.pixels.draw_person(rays, generator)
+        target = batch.color
+        state = moments.state[batch.rays.time]
+        rendering = render_background(scene.background, batch.rays, state, progress, generator)
+    elif stage.name == "person":
+        # The person before another solid color every step, against the pictures cut out by the masks: otherwise the
+        # field might learn the background's colors instead of being transparent there.
+        batch = pixels.draw_person(rays, generator)
         behind = torch.rand(3, generator=generator).to(batch.color.device)
-        rendered = training.scene.render_rays(
+        target = torch.where(batch.person[:, None], batch.color, behind)
+        rendering = scene.render_rays(
             batch.rays,
-            training.moments,
+            moments,
             parts=frozenset({PERSON}),
             behind=behind,
             generator=generator,
             offset_share=offset_share(training, stage, step),
-            refine_poses=progress >= options.poses_from,
+            refine_poses=progress >= training.config.training.poses_from,
         )
-        terms_by_name = {"color": human_losses.color_term(rendered.color, batch.color, batch.person, behind)}
-        mask_weight = (1.0 if progress < settings.sure_mask_share else settings.late_mask_factor) * weight.mask
-        opacity = rendered.opacity
     else:
-        batch = training.pixels.draw_any(rays, generator)
-        rendered = training.scene.render_rays(batch.rays, training.moments, generator=generator)
-        intervals, weights = rendered.background_intervals, rendered.background_weights
-        assert intervals is not None and weights is not None, "the background was rendered"
-        proposed = (intervals.proposed_edges, intervals.proposed_weights)
-        terms_by_name = {
-            "color": losses.squared_error(rendered.color, batch.color),
-            "interlevel": weight.interlevel * losses.interlevel_loss(intervals.edges, weights, *proposed),
-            "distortion": weight.distortion * losses.distortion_loss(intervals.edges, weights),
-        }
-        mask_weight = settings.late_mask_factor * weight.mask
-        opacity = rendered.person_opacity
+        batch = pixels.draw_any(rays, generator)
+        target = batch.color
+        rendering = scene.render_rays(batch.rays, moments, generator=generator)
+    flow = None
+    if pixels.flow is not None and rendering.person_samples is not None:
+        target_rays, valid = pixels.flow(batch.pixel_indices)
+        flow = target_rays, valid & batch.person
+    inputs = SceneLossInputs(
+        scene,
+        batch,
+        moments.state[batch.rays.time],
+        target,
+        rendering,
+        cast(StageName, stage.name),
+        progress,
+        generator,
+        training.focal,
+        flow,
+    )
+    return compute_scene_losses(training.config.terms, inputs)
 
-    if mask_weight:
-        terms_by_name["mask"] = mask_weight * human_losses.mask_term(opacity, batch.person)
-    return terms_by_name | _person_terms(training, rendered, batch)
+
+def render_background(
+    field: BackgroundField, rays: Rays, state: Int[Tensor, " rays"], progress: float, generator: torch.Generator
+) -> SceneRendering:
+    """Renders the background alone for a step of its stage.
+
+    Args:
+        field: the background.
+        rays: of pixels that do not show the person.
+        state: of the scene, for each ray.
+        progress: share of the stage that is done, 0 to 1; the proposed weights count more and more.
+        generator: of all that is random in the step.
+    """
+    exponent = annealing_exponent(min(1.0, field.settings.annealing_speed * progress))
+    samples, intervals = field.march_rays(rays, state, generator, exponent)
+    rendered = render_samples(samples)
+    return SceneRendering(
+        color=rendered.composite_over(field.render_sky(rays, state)),
+        opacity=rendered.opacity,
+        depth=rendered.depth,
+        person_opacity=torch.zeros_like(rendered.opacity),
+        background_weights=rendered.weights,
+        background_intervals=intervals,
+    )
 
 
 def count_stage_rays(stage: TrainingStage, config: VolumeConfig) -> int:
     """Returns the number of rays of a step of a stage."""
     return config.training.person_rays if stage.name == "person" else config.training.rays
-
-
-def _person_terms(training: SceneTraining, rendered: SceneRendering, batch: RayBatch) -> dict[str, Tensor]:
-    """Computes the weighted terms of flow and cycle, and those that keep corrections small."""
-    weight, samples, person = training.config.terms, rendered.person_samples, training.scene.person
-    assert samples is not None and person is not None and rendered.bones is not None, "the person was rendered"
-    span = person.offset.span
-    terms_by_name = {}
-    if weight.cycle:
-        terms_by_name["cycle"] = weight.cycle * human_losses.cycle_term(person.skinning, samples, rendered.bones, span)
-    if training.pixels.flow is not None and rendered.weights is not None:
-        target_rays, valid = training.pixels.flow(batch.pixel_indices)
-        valid &= batch.person
-        # Flow teaches which bone carries what. Through the weights it would only make the person transparent; through
-        # the poses it would move those of moments that no training view shows, by the errors of the flow.
-        weights, bones = rendered.weights.detach(), rendered.bones.detach()
-        distance = human_losses.flow_term(person.skinning, samples, weights, target_rays, valid, bones, training.focal)
-        terms_by_name["flow"] = weight.flow * valid.float().mean() * distance
-    if weight.offset and samples.offset is not None:
-        terms_by_name["offset"] = weight.offset * human_losses.offset_term(samples, span)
-    if weight.pose and rendered.pose_change is not None:
-        terms_by_name["pose"] = weight.pose * rendered.pose_change
-    return terms_by_name
 
 
 def parameter_groups(scene: Scene, settings: StageSettings = DEFAULTS) -> list[dict]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from neural_fields.data.dataset import Batch, ClipDataset, draw_frames, draw_pixels
+from neural_fields.data.dataset import Batch, ClipDataset
 from neural_fields.data.masks.layer_masks import LayerMasks
 
 FRAMES, HEIGHT, WIDTH = 5, 6, 9
@@ -24,7 +24,7 @@ def clip() -> ClipDataset:
     return ClipDataset(frames, LayerMasks(("one", "two"), masks), None)
 
 
-@pytest.mark.parametrize("draw", [lambda clip: draw_frames(clip, 3, 4, 0), lambda clip: draw_pixels(clip, 200, 4, 0)])
+@pytest.mark.parametrize("draw", [lambda clip: clip.draw_frames(3, 4, 0), lambda clip: clip.draw_pixels(200, 4, 0)])
 def test_a_resident_clip_gives_the_batches_of_the_clip_itself(
     clip: ClipDataset, draw: Callable[[ClipDataset], Batch]
 ) -> None:

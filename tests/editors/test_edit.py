@@ -31,7 +31,12 @@ from neural_fields.edits.payloads import read_overlay
 from neural_fields.imaging.notebook_pictures import make_gallery
 from neural_fields.open_runs.opening import require_planar
 from neural_fields.open_runs.planar_run import PlanarRun
+from neural_fields.open_runs.scene_run import SceneRun
 from neural_fields.runs.run import Run
+from neural_fields.volume.background import SceneBounds
+from neural_fields.volume.config import VolumeConfig
+from neural_fields.volume.record import VolumeRecord
+from tests.support import tiny_scene as tiny
 from tests.support.true_run import TrueRun
 
 pytestmark = pytest.mark.slow
@@ -52,6 +57,29 @@ def copies(true_run: TrueRun, tmp_path: Path) -> Iterator[Run]:
 @pytest.fixture
 def run(copies: Iterator[Run]) -> PlanarRun:
     return require_planar(next(copies), "the test")
+
+
+@pytest.fixture
+def scene_run(tmp_path: Path) -> SceneRun:
+    """An open run of the scene in closed form, filmed in 250x200."""
+    source = tiny.tiny_source(size=(250, 200))
+    record = VolumeRecord(
+        source=tmp_path / "gone",
+        preset="test",
+        quality="draft",
+        config=VolumeConfig(),
+        size=(250, 200),
+        bounds=SceneBounds((0.0, 0.0, 1.0), 5.0),
+        cameras=source.cameras,
+        times=source.times,
+        held_out=(),
+        motion=source.motion,
+        switches=(),
+        seed=0,
+    )
+    opened = SceneRun(Run(tmp_path), {})
+    vars(opened).update(record=record, _loaded=(source.scene, None))
+    return opened
 
 
 @pytest.fixture
@@ -337,6 +365,21 @@ def test_an_edit_shows_a_frame_before_and_after_and_its_paint(run: PlanarRun) ->
     assert np.abs(after[0] - frame[0] / 2).mean() < 8  # the background, along the top
     (painted,) = shown_pictures(made.edit._repr_html_())
     assert max(painted.shape) <= 320 and painted.mean() > 0
+
+
+def test_an_edit_of_a_scene_shows_a_view_before_and_after(scene_run: SceneRun) -> None:
+    made = edit(scene_run, editor="remove", part="person", name="nobody")
+    html = made._repr_html_()
+    before, after = shown_pictures(html)
+    assert "view 2, before" in html and html.index("0001-nobody") < html.index("view 2")
+    assert before.shape == after.shape == (160, 200, 3)
+    scene, camera = scene_run.scene, scene_run.record.cameras[2].resize(200, 160)
+    for shown, parts in ((before, scene.parts), (after, frozenset({"background"}))):
+        expected = scene.render_view(camera, 2, scene_run.record.make_moments(), parts=parts).color.numpy()
+        assert np.abs(shown / 255 - expected).max() < 0.01
+    assert (before != after).any()
+    again = shown_pictures(edit(scene_run, editor="remove", part="background")._repr_html_())
+    assert (again[0] == after).all() and (again[1] == 0).all()
 
 
 def test_names_in_a_notebook_are_escaped() -> None:

@@ -263,22 +263,22 @@ def with_front(**changes: Any) -> ClipMeasurements:
 
 
 CASES = {
-    "good": (GOOD, "good", "shows the video well"),
-    "soft": (replace(GOOD, psnr=(25.0,) * 40), "care", "softly"),
-    "wrong": (replace(GOOD, psnr=(18.0,) * 40), "bad", "wrongly"),
+    "good": (GOOD, "good", "matches the video well"),
+    "soft": (replace(GOOD, psnr=(25.0,) * 40), "care", "is soft"),
+    "wrong": (replace(GOOD, psnr=(18.0,) * 40), "bad", "does not match"),
     "cut": (replace(GOOD, trust=(*(0.95,) * 20, 0.03, *(0.95,) * 18)), "bad", "between frames 30 and 31"),
     "water": (replace(GOOD, trust=(0.6,) * 39), "good", "well"),
-    "falls": (replace(GOOD, psnr=(*(30.0,) * 30, *(24.0,) * 6, *(30.0,) * 4)), "care", "Frames 40 to 45 fit worse"),
+    "falls": (replace(GOOD, psnr=(*(30.0,) * 30, *(24.0,) * 6, *(30.0,) * 4)), "care", "Frames 40 to 45 are"),
     "folds": (with_background(folded=0.02), "care", "folds over in 2.0%"),
     "folded": (with_background(folded=0.2), "bad", "folds over in 20.0%"),
     "a small layer folded": (with_front(folded=0.2), "care", "folds over"),
     "stretched": (with_background(stretched=0.4), "bad", "stretched or squeezed"),
-    "wanders": (with_front(drift=replace(STEADY, steady=0.6)), "care", "wander"),
+    "wanders": (with_front(drift=replace(STEADY, steady=0.6)), "care", "drift"),
     "few points": (with_front(drift=replace(STEADY, steady=0.0, points=3)), "good", "well"),
-    "never seen": (with_front(pixel_share=0.0, psnr=None, seen=0.0, drift=None), "care", "never seen"),
+    "never seen": (with_front(pixel_share=0.0, psnr=None, seen=0.0, drift=None), "care", "never visible"),
     "passes by": (with_background(frames_per_place=2.0), "care", "on screen for 2 of 40 frames"),
     "no room": (with_background(green=0.2), "care", "20% of 'background' only"),
-    "front shown wrongly": (with_front(psnr=17.0), "care", "shown wrongly"),
+    "front shown wrongly": (with_front(psnr=17.0), "care", "reconstructed poorly"),
     "no flow": (replace(GOOD, trust=None, layers=(replace(BACKGROUND, drift=None),)), "good", "well"),
     "exact": (replace(GOOD, psnr=(math.inf,) * 40), "good", "well"),
     "one frame": (
@@ -469,11 +469,11 @@ def test_a_layer_that_is_never_seen_does_not_stop_the_page(fitted: Run) -> None:
         assert found.uv is not None
         hidden = torch.tensor([0.0, 1.0]).expand(len(found.weight), 2)
         survey.add_frame(t, source[t], source[t], replace(found, weight=hidden, uv=found.uv.detach()))
-    report = write_report(opened, survey, TrainingCost(1, None, None))
+    report = write_report(opened, survey, opened.flow, TrainingCost(1, None, None))
     assert report.verdict.level == "care" and "exact" in render_page(report)
     assert report.to_json()["layers"]["turtle"]["risk"] == {"green": 0, "yellow": 0, "red": 0}
     words = Checked(fitted.report.read_text(encoding="utf-8")).words
-    assert "The layer 'turtle' is never seen." in words and "No frame shows this layer." in words
+    assert "Layer 'turtle' is never visible." in words and "No frame shows this layer." in words
 
 
 def test_a_hostile_layer_name_stays_text(fitted: Run, monkeypatch: pytest.MonkeyPatch) -> None:

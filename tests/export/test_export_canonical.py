@@ -23,6 +23,7 @@ from neural_fields.core.coords import Box
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.edits.record import EditOrigin
 from neural_fields.export.base import export_run
+from neural_fields.export.options import ExportOptions
 from neural_fields.export.pictures import guides
 from neural_fields.export.pictures.canonical import CanonicalExporter
 from neural_fields.export.pictures.guides import GuidePlane
@@ -54,7 +55,7 @@ def folder(true_run: TrueRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Exports of the true run: ora, psd and png of both layers."""
     home = tmp_path_factory.mktemp("exports")
     for kind in ("ora", "psd", "png"):
-        export_run(true_run.run, CanonicalExporter(format=kind), out=home / kind)
+        export_run(true_run.run, CanonicalExporter(format=kind), ExportOptions(out=home / kind))
     return home
 
 
@@ -172,7 +173,9 @@ def test_png_has_sixteen_bits_straight_and_exr_is_premultiplied(
     picture = canonical.read_pristine(true_run.run.canonical, "background").to_array()
     found = read_picture(folder / "png" / "background.png")
     assert found.bits == 16 and np.abs(found.rgba - picture).max() < 1e-6
-    export_run(true_run.run, CanonicalExporter(format="exr", layer=("background",)), out=tmp_path / "exr")
+    export_run(
+        true_run.run, CanonicalExporter(format="exr", layer=("background",)), ExportOptions(out=tmp_path / "exr")
+    )
     channels, header = read_exr(tmp_path / "exr" / "background.exr")
     assert set(channels) == set("RGBA") and all(plane.dtype == np.float32 for plane in channels.values())
     assert np.allclose(channels["G"], picture[..., 1] * picture[..., 3]) and "premultiplied" in header["alpha"]
@@ -185,7 +188,7 @@ def test_active_edits_lie_on_a_layer_of_their_own(true_run: TrueRun, tmp_path: P
     rgba = np.zeros_like(picture.to_array())
     rgba[20:40, 30:60] = (1, 0, 0, 1)
     add_edit(run, "red", {"foreground": Overlay(rgba, picture.box)}, EditOrigin(editor="test"))
-    export_run(run, CanonicalExporter(), out=tmp_path / "out")
+    export_run(run, CanonicalExporter(), ExportOptions(out=tmp_path / "out"))
     document = read_ora(tmp_path / "out" / "foreground.ora", MOST)
     (edits,) = [layer for layer in document.layers if layer.name == EDITS]
     assert np.array_equal(place_on_canvas(edits, document.size), rgba)
@@ -197,7 +200,9 @@ def test_active_edits_lie_on_a_layer_of_their_own(true_run: TrueRun, tmp_path: P
 def test_no_metadata_leaves_out_what_made_a_file(true_run: TrueRun, tmp_path: Path) -> None:
     for kind in ("ora", "psd", "png"):
         out = tmp_path / kind
-        export_run(true_run.run, CanonicalExporter(format=kind, layer=("foreground",)), out=out, metadata=False)
+        export_run(
+            true_run.run, CanonicalExporter(format=kind, layer=("foreground",)), ExportOptions(out=out, metadata=False)
+        )
         data = (out / f"foreground.{kind}").read_bytes()
         assert b"unwrap" not in data and b"sha256" not in data
 
@@ -211,7 +216,7 @@ def test_files_hold_no_path_of_the_machine(true_run: TrueRun, folder: Path) -> N
 
 def test_an_unknown_layer_is_refused_and_nothing_is_written(true_run: TrueRun, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        export_run(true_run.run, CanonicalExporter(layer=("sky",)), out=tmp_path / "out")
+        export_run(true_run.run, CanonicalExporter(layer=("sky",)), ExportOptions(out=tmp_path / "out"))
     assert caught.value.code == ExitCode.BAD_INPUT and not list(tmp_path.iterdir())
 
 

@@ -23,6 +23,7 @@ from neural_fields.data.synthetic.planar_clips import SyntheticClip, make_demo_c
 from neural_fields.data.video.io import write_video
 from neural_fields.data.video.metadata import make_metadata
 from neural_fields.export.base import export_run
+from neural_fields.export.options import ExportOptions
 from neural_fields.export.tracks.label_files import read_labels
 from neural_fields.export.tracks.labels import LabelsExporter
 from neural_fields.imaging.image_io import encode_png
@@ -92,7 +93,7 @@ COLORS = np.array([[0, 0, 0], [250, 0, 0], [0, 250, 0], [1, 2, 3], [0, 0, 251]],
 
 def test_labels_are_where_they_truly_are(shown: Shown, tmp_path: Path) -> None:
     given = saved(with_palette(shown.classes[4]), tmp_path / "given.png")
-    export_run(shown.run, LabelsExporter(labels=given, frame=4), out=tmp_path / "out")
+    export_run(shown.run, LabelsExporter(labels=given, frame=4), ExportOptions(out=tmp_path / "out"))
     files = sorted((tmp_path / "out").glob("*.png"))
     assert [file.name for file in files] == [f"{t:05d}.png" for t in range(COUNT)]
     np.testing.assert_array_equal(stored(files[4]), shown.classes[4])
@@ -107,7 +108,7 @@ def test_labels_are_where_they_truly_are(shown: Shown, tmp_path: Path) -> None:
 
 def test_what_labels_json_says_is_what_the_pictures_hold(shown: Shown, tmp_path: Path) -> None:
     given = saved(with_palette(shown.classes[4]), tmp_path / "given.png")
-    export_run(shown.run, LabelsExporter(labels=given, frame=4), out=tmp_path / "out")
+    export_run(shown.run, LabelsExporter(labels=given, frame=4), ExportOptions(out=tmp_path / "out"))
     metadata = read_json(tmp_path / "out" / "labels.json")
     assert metadata["sha256"] == sha256_file(given) and metadata["labels"] == "given.png" and metadata["frame"] == 4
     assert (metadata["width"], metadata["height"], metadata["frames"], metadata["mode"]) == (*SIZE, [0, COUNT, 1], "P")
@@ -122,7 +123,7 @@ def test_what_labels_json_says_is_what_the_pictures_hold(shown: Shown, tmp_path:
 
 def test_masks_of_a_class_are_what_training_takes(shown: Shown, tmp_path: Path) -> None:
     given = saved(with_palette(shown.classes[4]), tmp_path / "given.png")
-    export_run(shown.run, LabelsExporter(labels=given, frame=4, masks=True), out=tmp_path / "out")
+    export_run(shown.run, LabelsExporter(labels=given, frame=4, masks=True), ExportOptions(out=tmp_path / "out"))
     metadata = read_json(tmp_path / "out" / "labels.json")
     folders = {entry["value"][0]: entry.get("masks") for entry in metadata["classes"]}
     assert folders == {0: None, 1: "masks/class1", 2: "masks/class2", 4: "masks/class4"}
@@ -139,7 +140,7 @@ def test_masks_of_a_class_are_what_training_takes(shown: Shown, tmp_path: Path) 
 def test_labels_of_another_size_are_looked_up_and_never_blended(factor: int, shown: Shown, tmp_path: Path) -> None:
     large = shown.classes[4].repeat(factor, 0).repeat(factor, 1)
     given = saved(Image.fromarray(large), tmp_path / "given.png")
-    export_run(shown.run, LabelsExporter(labels=given, frame=4), out=tmp_path / "out")
+    export_run(shown.run, LabelsExporter(labels=given, frame=4), ExportOptions(out=tmp_path / "out"))
     np.testing.assert_array_equal(stored(tmp_path / "out" / "00004.png"), shown.classes[4])
     values = {int(value) for file in (tmp_path / "out").glob("*.png") for value in np.unique(stored(file))}
     assert values <= {0, 1, 2, 4}
@@ -320,17 +321,23 @@ def test_settings_that_cannot_be_used_are_refused_and_nothing_is_written(
 def test_soft_edges_and_lost_classes_are_said(shown: Shown, tmp_path: Path) -> None:
     ramp = np.where(shown.classes[4] > 1, np.arange(SIZE[0]) // 2, 0).astype(np.uint8)
     done = export_run(
-        shown.run, LabelsExporter(labels=saved(Image.fromarray(ramp), tmp_path / "ramp.png")), out=tmp_path / "out"
+        shown.run,
+        LabelsExporter(labels=saved(Image.fromarray(ramp), tmp_path / "ramp.png")),
+        ExportOptions(out=tmp_path / "out"),
     )
     assert not any("antialiasing" in note for note in done.notes)  # some twenty classes
     steep = (np.arange(SIZE[0]) // 2).astype(np.uint8)[None].repeat(SIZE[1], 0)
     done = export_run(
-        shown.run, LabelsExporter(labels=saved(Image.fromarray(steep), tmp_path / "a.png")), out=tmp_path / "steep"
+        shown.run,
+        LabelsExporter(labels=saved(Image.fromarray(steep), tmp_path / "a.png")),
+        ExportOptions(out=tmp_path / "steep"),
     )
     assert any("draw labels without antialiasing" in note for note in done.notes)
     dot = shown.classes[4].copy()
     dot[0, 0] = 250  # one pixel of the source is none of the maps
     done = export_run(
-        shown.run, LabelsExporter(labels=saved(Image.fromarray(dot), tmp_path / "dot.png")), out=tmp_path / "dot"
+        shown.run,
+        LabelsExporter(labels=saved(Image.fromarray(dot), tmp_path / "dot.png")),
+        ExportOptions(out=tmp_path / "dot"),
     )
     assert done.notes == ("too small for the size of the run, or never seen again: class250",)

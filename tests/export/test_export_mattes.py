@@ -22,6 +22,7 @@ from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.data.video.io import rgba_frames, source_frames
 from neural_fields.edits.shape import Deformation
 from neural_fields.export.base import Exporter, export_run
+from neural_fields.export.options import ExportOptions
 from neural_fields.export.pictures.mattes import LayersExporter, MatteExporter
 from neural_fields.imaging.exr import read_exr
 from neural_fields.open_runs.opening import require_planar
@@ -88,7 +89,7 @@ def test_alphas_of_over_mix_layers_by_their_weights(seed: int, count: int) -> No
 
 
 def test_mattes_are_the_true_opacity_and_add_up_to_one(run: Run, true_run: TrueRun, tmp_path: Path) -> None:
-    export_run(run, MatteExporter(), out=tmp_path / "out")
+    export_run(run, MatteExporter(), ExportOptions(out=tmp_path / "out"))
     for t in (0, 5, 11):
         front, back = (png(number(tmp_path / "out", name, t)) for name in NAMES)
         assert np.abs(front + back - 1).max() < 1e-4
@@ -97,8 +98,8 @@ def test_mattes_are_the_true_opacity_and_add_up_to_one(run: Run, true_run: TrueR
 
 @pytest.mark.parametrize("size", ["source", "96x54"])
 def test_layers_over_each_other_are_the_frame(run: Run, tmp_path: Path, size: str) -> None:
-    export_run(run, LayersExporter(size=size), out=tmp_path / "png")
-    export_run(run, LayersExporter(size=size, format="exr"), out=tmp_path / "exr")
+    export_run(run, LayersExporter(size=size), ExportOptions(out=tmp_path / "png"))
+    export_run(run, LayersExporter(size=size, format="exr"), ExportOptions(out=tmp_path / "exr"))
     for t, frame in enumerate(frames_of(run)):
         if size != "source":
             frame = cv2.resize(frame, (96, 54), interpolation=cv2.INTER_AREA)
@@ -112,7 +113,7 @@ def test_layers_over_each_other_are_the_frame(run: Run, tmp_path: Path, size: st
 def test_layers_of_the_model_are_the_true_colors_where_they_are_alone(
     run: Run, true_run: TrueRun, tmp_path: Path
 ) -> None:
-    export_run(run, LayersExporter(what="model", every=6), out=tmp_path / "out")
+    export_run(run, LayersExporter(what="model", every=6), ExportOptions(out=tmp_path / "out"))
     shown = over([png(number(tmp_path / "out", name, 6)) for name in NAMES])
     alone = (true_run.clip.alpha[0, 6] < 0.01) | (true_run.clip.alpha[0, 6] > 0.99)
     error = (255 * shown - frames_of(run)[6])[alone]
@@ -121,7 +122,7 @@ def test_layers_of_the_model_are_the_true_colors_where_they_are_alone(
 
 def test_the_last_layer_goes_on_behind_the_others_where_some_frame_shows_it(run: Run, true_run: TrueRun) -> None:
     out = run.path / "out"
-    export_run(run, LayersExporter(every=6), out=out)
+    export_run(run, LayersExporter(every=6), ExportOptions(out=out))
     back, hidden = png(number(out, "background", 6)), true_run.clip.alpha[0, 6] > 0.999
     assert 0.2 < (back[hidden][:, 3] > 0.5).mean() < 1
     assert (back[~hidden][:, 3] == 1).all()
@@ -135,7 +136,7 @@ def test_the_last_layer_goes_on_behind_the_others_where_some_frame_shows_it(run:
 
 
 def test_films_of_layers_are_the_frame_as_nearly_as_the_codec_can(run: Run, tmp_path: Path) -> None:
-    found = export_run(run, LayersExporter(format="prores4444", every=3), out=tmp_path / "out")
+    found = export_run(run, LayersExporter(format="prores4444", every=3), ExportOptions(out=tmp_path / "out"))
     assert [path.name for path in found.paths] == ["README.txt", "background.mov", "foreground.mov"]
     films = [list(rgba_frames(tmp_path / "out" / f"{name}.mov")) for name in NAMES]
     assert [len(film) for film in films] == [4, 4]
@@ -145,7 +146,7 @@ def test_films_of_layers_are_the_frame_as_nearly_as_the_codec_can(run: Run, tmp_
 
 
 def test_a_film_of_a_matte_is_white_with_the_matte_as_alpha(run: Run, true_run: TrueRun, tmp_path: Path) -> None:
-    export_run(run, MatteExporter(format="prores4444", layer=("foreground",)), out=tmp_path / "out")
+    export_run(run, MatteExporter(format="prores4444", layer=("foreground",)), ExportOptions(out=tmp_path / "out"))
     film = list(rgba_frames(tmp_path / "out" / "foreground.mov"))
     assert len(film) == 12 and not (tmp_path / "out" / "background.mov").exists()
     assert film[4][..., :3].min() > 250
@@ -153,16 +154,16 @@ def test_a_film_of_a_matte_is_white_with_the_matte_as_alpha(run: Run, true_run: 
 
 
 def test_files_say_what_they_are(run: Run, tmp_path: Path) -> None:
-    export_run(run, LayersExporter(format="exr", every=12), out=tmp_path / "out")
+    export_run(run, LayersExporter(format="exr", every=12), ExportOptions(out=tmp_path / "out"))
     _, header = read_exr(number(tmp_path / "out", "foreground", 0, "exr"))
     assert header["alpha"] == "premultiplied" and "display-referred" in header["color"] and "comment" in header
     text = " ".join((tmp_path / "out" / "README.txt").read_text().split())
     for words in ("premultiplied", "display-referred", "front to back: foreground, background", "192x108"):
         assert words in text
-    export_run(run, LayersExporter(every=12), out=tmp_path / "straight", metadata=False)
+    export_run(run, LayersExporter(every=12), ExportOptions(out=tmp_path / "straight", metadata=False))
     assert "Alpha is straight" in " ".join((tmp_path / "straight" / "README.txt").read_text().split())
     assert b"tEXt" not in number(tmp_path / "straight", "foreground", 0).read_bytes()
-    export_run(run, MatteExporter(format="exr", every=12), out=tmp_path / "matte")
+    export_run(run, MatteExporter(format="exr", every=12), ExportOptions(out=tmp_path / "matte"))
     planes, _ = read_exr(number(tmp_path / "matte", "foreground", 0, "exr"))
     assert sorted(planes) == ["A", "Y"] and planes["A"].dtype == np.float32 and (planes["A"] == planes["Y"]).all()
 
@@ -171,7 +172,7 @@ def test_numbers_are_those_of_the_source(run: Run, tmp_path: Path) -> None:
     text = run.run_yaml.read_text()
     (tmp_path / "part").mkdir()
     run.run_yaml.write_text(text.replace("0:12:1", "7:19:1"))
-    found = export_run(run, MatteExporter(every=5), out=tmp_path / "out")
+    found = export_run(run, MatteExporter(every=5), ExportOptions(out=tmp_path / "out"))
     names = [path.name for path in found.paths if path.parent.name == "foreground"]
     assert names == ["foreground.0007.png", "foreground.0012.png", "foreground.0017.png"]
 
@@ -198,7 +199,7 @@ EDITS: dict[str, Callable[[Run], Any]] = {
 @pytest.mark.parametrize("kind", EDITS)
 def test_edited_layers_over_each_other_are_the_edited_frame(run: Run, tmp_path: Path, kind: str) -> None:
     EDITS[kind](run)
-    export_run(run, LayersExporter(edited=True, every=11), out=tmp_path / "out")
+    export_run(run, LayersExporter(edited=True, every=11), ExportOptions(out=tmp_path / "out"))
     changer = open_passes(require_planar(run, "the test"))
     for t in (0, 11):
         source = frames_of(run)[t]
@@ -225,7 +226,7 @@ def test_edited_layers_over_each_other_are_the_edited_frame(run: Run, tmp_path: 
 )
 def test_what_cannot_be_written_is_refused_and_leaves_nothing(run: Run, exporter: Exporter, words: str) -> None:
     with pytest.raises(UserError) as caught:
-        export_run(run, exporter, out=run.path / "out" / "here")
+        export_run(run, exporter, ExportOptions(out=run.path / "out" / "here"))
     assert words in str(caught.value) and caught.value.code == ExitCode.BAD_INPUT
     assert not (run.path / "out").exists()
 
@@ -240,5 +241,5 @@ def test_a_missing_package_is_named_and_leaves_nothing(run: Run, monkeypatch: py
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match="OpenEXR"):
-        export_run(run, LayersExporter(format="exr"), out=run.path / "out" / "here")
+        export_run(run, LayersExporter(format="exr"), ExportOptions(out=run.path / "out" / "here"))
     assert not (run.path / "out").exists()

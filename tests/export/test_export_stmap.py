@@ -34,6 +34,7 @@ from neural_fields.export.base import export_run
 from neural_fields.export.maps.comps import locate_source
 from neural_fields.export.maps.conventions import CONVENTIONS
 from neural_fields.export.maps.stmap import STMapExporter
+from neural_fields.export.options import ExportOptions
 from neural_fields.imaging.exr import read_exr
 from neural_fields.open_runs.opening import require_planar
 from neural_fields.rendering.overlay_pass import OverlayPass
@@ -57,7 +58,7 @@ def painted(true_run: TrueRun, tmp_path_factory: pytest.TempPathFactory) -> Any:
     pictures = {name: canonical.read_pristine(run.canonical, name) for name in ("foreground", "background")}
     paint = {name: Overlay(_paint(picture.size), picture.box) for name, picture in pictures.items()}
     stack.add_edit(run, "paint", paint, EditOrigin(editor="image"))
-    exported = export_run(run, STMapExporter(), out=home / "maps")
+    exported = export_run(run, STMapExporter(), ExportOptions(out=home / "maps"))
     frames = list(true_run.clip.render_frames())
     return SimpleNamespace(run=run, folder=home / "maps", exported=exported, frames=frames, maps=Maps.open(run.maps))
 
@@ -113,7 +114,7 @@ def true_places(maps: Maps, t: int, layer: int, picture: tuple[int, int]) -> tup
 def test_what_a_program_reads_is_where_the_maps_say_that_pixels_lie(
     true_run: TrueRun, tmp_path: Path, program: Any
 ) -> None:
-    export_run(true_run.run, STMapExporter(convention=program, every=5), out=tmp_path / "maps")
+    export_run(true_run.run, STMapExporter(convention=program, every=5), ExportOptions(out=tmp_path / "maps"))
     metadata, maps = json.loads((tmp_path / "maps/stmap.json").read_text()), Maps.open(true_run.run.maps)
     assert metadata["frames"] == [0, 5, 10]
     for t in metadata["frames"]:
@@ -130,7 +131,7 @@ def test_what_a_program_reads_is_where_the_maps_say_that_pixels_lie(
 
 @pytest.mark.parametrize("program", ["nuke", "opencv"])
 def test_the_inverse_of_the_forward_map_is_where_one_came_from(true_run: TrueRun, tmp_path: Path, program: Any) -> None:
-    export_run(true_run.run, STMapExporter(convention=program, every=4), out=tmp_path / "maps")
+    export_run(true_run.run, STMapExporter(convention=program, every=4), ExportOptions(out=tmp_path / "maps"))
     metadata = json.loads((tmp_path / "maps/stmap.json").read_text())
     width, height = metadata["frame_size"]
     here_x, here_y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
@@ -237,7 +238,7 @@ def test_the_frame_through_the_inverse_map_is_the_canonical_picture_under_light(
 
 
 def test_the_python_lines_of_the_readme_run(painted: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    export_run(painted.run, STMapExporter(convention="opencv", every=FRAME), out=tmp_path / "maps")
+    export_run(painted.run, STMapExporter(convention="opencv", every=FRAME), ExportOptions(out=tmp_path / "maps"))
     text = (tmp_path / "maps/README.txt").read_text()
     lines = text.split("IN OPENCV")[1].splitlines()
     code = "\n".join(line[4:] for line in lines if line.startswith("    "))
@@ -272,7 +273,9 @@ def test_headers_and_facts_say_what_the_numbers_are(painted: Any) -> None:
 def test_without_metadata_nothing_says_what_made_the_files_or_where_the_source_lies(
     painted: Any, tmp_path: Path
 ) -> None:
-    export_run(painted.run, STMapExporter(every=20, direction="forward"), out=tmp_path / "maps", metadata=False)
+    export_run(
+        painted.run, STMapExporter(every=20, direction="forward"), ExportOptions(out=tmp_path / "maps", metadata=False)
+    )
     _, header = read_exr(tmp_path / "maps/forward/foreground.0000.exr")
     assert "software" not in header and "comment" not in header
     assert not (tmp_path / "maps/inverse").exists()
@@ -281,7 +284,11 @@ def test_without_metadata_nothing_says_what_made_the_files_or_where_the_source_l
 
 
 def test_blender_gets_its_mask_in_blue_and_a_script_that_names_the_files(painted: Any, tmp_path: Path) -> None:
-    export_run(painted.run, STMapExporter(convention="blender", every=4, layer=("background",)), out=tmp_path / "maps")
+    export_run(
+        painted.run,
+        STMapExporter(convention="blender", every=4, layer=("background",)),
+        ExportOptions(out=tmp_path / "maps"),
+    )
     for kind in ("forward", "inverse"):
         found = read_map(tmp_path / f"maps/{kind}/background.0004.exr")
         assert np.array_equal(found[..., 2], found[..., 3])
@@ -303,7 +310,7 @@ def test_frames_keep_the_numbers_of_the_source(painted: Any, tmp_path: Path) -> 
 
 def test_sizes_are_those_asked_for(painted: Any, tmp_path: Path) -> None:
     settings = STMapExporter(size="96x54", canonical_size="80p", every=20, layer=("foreground",))
-    export_run(painted.run, settings, out=tmp_path / "maps")
+    export_run(painted.run, settings, ExportOptions(out=tmp_path / "maps"))
     forward = read_map(tmp_path / "maps/forward/foreground.0000.exr")
     inverse = read_map(tmp_path / "maps/inverse/foreground.0000.exr")
     assert forward.shape[:2] == (54, 96) and min(inverse.shape[:2]) == 80
@@ -362,7 +369,7 @@ REFUSED = {
 def test_what_cannot_be_written_is_refused_and_leaves_nothing(painted: Any, tmp_path: Path, case: str) -> None:
     settings, code, said = REFUSED[case]
     with pytest.raises(UserError) as caught:
-        export_run(painted.run, settings, out=tmp_path / "maps")
+        export_run(painted.run, settings, ExportOptions(out=tmp_path / "maps"))
     assert caught.value.code == code and said in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -370,17 +377,19 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(painted: Any, tmp_
 def test_without_openexr_one_sentence_names_the_extra(painted: Any, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "OpenEXR", None)
     with pytest.raises(UserError) as caught:
-        export_run(painted.run, STMapExporter(), out=tmp_path / "maps")
+        export_run(painted.run, STMapExporter(), ExportOptions(out=tmp_path / "maps"))
     assert caught.value.code == ExitCode.BAD_INPUT and "[exr]" in caught.value.fix
     assert list(tmp_path.iterdir()) == []
-    export_run(painted.run, STMapExporter(convention="opencv", every=20), out=tmp_path / "maps")  # which needs none
+    export_run(
+        painted.run, STMapExporter(convention="opencv", every=20), ExportOptions(out=tmp_path / "maps")
+    )  # which needs none
 
 
 def test_a_full_disk_is_noticed_before_the_first_file(painted: Any, tmp_path: Path, monkeypatch: Any) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 10**12, 1000))
     with pytest.raises(UserError) as caught:
-        export_run(painted.run, STMapExporter(), out=tmp_path / "maps")
+        export_run(painted.run, STMapExporter(), ExportOptions(out=tmp_path / "maps"))
     assert caught.value.code == ExitCode.NO_ROOM
     assert list(tmp_path.iterdir()) == []
 

@@ -24,6 +24,7 @@ from neural_fields.data.synthetic.true_tracks import compute_true_tracks, make_g
 from neural_fields.data.video.io import write_video
 from neural_fields.data.video.metadata import make_metadata
 from neural_fields.export.base import export_run
+from neural_fields.export.options import ExportOptions
 from neural_fields.export.tracks.point_input import DEFAULTS as LIMITS
 from neural_fields.export.tracks.point_input import grid_points as grid
 from neural_fields.export.tracks.point_input import read_points
@@ -64,7 +65,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Any]:
 
 def written(run: Run, out: Path, **settings: Any) -> Path:
     """The folder of an export."""
-    export_run(run, TracksExporter(**settings), out=out)
+    export_run(run, TracksExporter(**settings), ExportOptions(out=out))
     return out
 
 
@@ -238,7 +239,7 @@ def test_flow_is_at_hand_where_a_canonical_plane_has_several_parts(
 
 def test_an_export_writes_every_format_and_says_what_it_wrote(small_run: tuple[Run, Any], tmp_path: Path) -> None:
     run, _ = small_run
-    done = export_run(run, TracksExporter(frame=6, point=POINTS, grid=4), out=tmp_path / "out")
+    done = export_run(run, TracksExporter(frame=6, point=POINTS, grid=4), ExportOptions(out=tmp_path / "out"))
     names = {path.relative_to(tmp_path / "out").as_posix() for path in done.paths}
     points = len(POINTS) + 4 * 2
     single = {f"after_effects/point_{number + 1}.txt" for number in range(points)}
@@ -261,7 +262,9 @@ def test_one_format_is_written_where_one_is_named(small_run: tuple[Run, Any], tm
 
 
 def test_metadata_can_be_left_out(small_run: tuple[Run, Any], tmp_path: Path) -> None:
-    export_run(small_run[0], TracksExporter(point=POINTS, format=("csv",)), out=tmp_path / "out", metadata=False)
+    export_run(
+        small_run[0], TracksExporter(point=POINTS, format=("csv",)), ExportOptions(out=tmp_path / "out", metadata=False)
+    )
     assert not {"software", "comment"} & set(read_json(tmp_path / "out" / "tracks.json"))
 
 

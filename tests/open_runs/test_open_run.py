@@ -16,8 +16,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import editors.api
+import editors.core.adding
+from editors.cli.main import main
 from editors.core.stack import add_edit, undo
 from neural_fields import open_run as public_open_run
 from neural_fields.api import render
@@ -29,6 +32,7 @@ from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.edits.record import EditOrigin
 from neural_fields.export.base import export_run
 from neural_fields.export.maps.stmap import STMapExporter
+from neural_fields.export.options import ExportOptions
 from neural_fields.export.pictures.canonical import CanonicalExporter
 from neural_fields.open_runs.opening import open_run, require_planar, require_scene
 from neural_fields.open_runs.planar_run import PlanarRun
@@ -91,7 +95,7 @@ def test_a_render_reads_run_yaml_and_the_stack_of_edits_once(run: Run, tmp_path:
 @pytest.mark.parametrize("exporter", [CanonicalExporter(format="ora"), STMapExporter(every=6)])
 def test_an_export_reads_run_yaml_and_the_stack_of_edits_once(run: Run, exporter: Any, tmp_path: Path) -> None:
     with counted_reads() as reads:
-        export_run(run.path, exporter, out=tmp_path / "out")
+        export_run(run.path, exporter, ExportOptions(out=tmp_path / "out"))
     assert {name: reads[name] for name in ONCE} == dict.fromkeys(ONCE, 1)
 
 
@@ -102,7 +106,7 @@ def test_an_editor_reads_run_yaml_and_the_stack_of_edits_once(run: Run, monkeypa
         before.update(reads)
         return add_edit(*given)
 
-    monkeypatch.setattr(editors.api, "add_edit", add_and_look)
+    monkeypatch.setattr(editors.core.adding, "add_edit", add_and_look)
     with counted_reads() as reads:
         made = editors.api.edit(run.path, editor=lambda picture: 1 - picture, layer="foreground").edit
     read = [name for name in ONCE if name not in ("source.json",)]
@@ -112,6 +116,17 @@ def test_an_editor_reads_run_yaml_and_the_stack_of_edits_once(run: Run, monkeypa
     assert {name: reads[name] for name in read if name != "journal.jsonl"} == {
         name: 1 for name in read if name != "journal.jsonl"
     }
+
+
+@pytest.mark.parametrize("words", [["--editor", "adjust", "--exposure", "1"], ["PICTURE", "--layer", "foreground"]])
+def test_a_command_that_edits_reads_run_yaml_once(run: Run, words: list[str], tmp_path: Path) -> None:
+    painted = np.asarray(Image.open(run.canonical / "foreground.png").convert("RGB")).copy()
+    painted[: len(painted) // 2] = (220, 30, 40)
+    Image.fromarray(painted).save(tmp_path / "painted.png")
+    words = [str(tmp_path / "painted.png") if word == "PICTURE" else word for word in words]
+    with counted_reads() as reads:
+        assert main(["edit", str(run.path), *words]) == ExitCode.OK
+    assert reads["run.yaml"] == 1 and max(reads[name] for name in ("source.json", "maps.json")) <= 1
 
 
 def test_everything_in_an_open_run_is_read_when_it_is_first_asked_for_and_then_kept(run: Run) -> None:
@@ -286,7 +301,7 @@ def test_a_source_that_is_gone_stops_what_needs_it_and_nothing_else(run: Run, tm
             ask()
         assert caught.value.code == ExitCode.BAD_INPUT
     assert opened.stored_metadata.width == 192 and opened.maps.layers == ("foreground", "background")
-    export_run(opened, CanonicalExporter(format="png"), out=tmp_path / "out")
+    export_run(opened, CanonicalExporter(format="png"), ExportOptions(out=tmp_path / "out"))
 
 
 def test_a_run_of_the_other_family_is_refused_with_what_needs_it(run: Run) -> None:

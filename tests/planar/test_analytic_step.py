@@ -13,13 +13,14 @@ from neural_fields.data.masks.layer_masks import LayerMasks
 from neural_fields.nn.adam import RectangleGradient
 from neural_fields.planar.appearance.image_texture import ImageTexture
 from neural_fields.planar.appearance.layer_patch import InterpolationMatrices, interpolation_matrix
-from neural_fields.planar.build import build_model, initialize_model, plan_model
+from neural_fields.planar.build import build_model
 from neural_fields.planar.composition.model import PlanarModel
 from neural_fields.planar.config import load_planar_config
 from neural_fields.planar.losses import analytic_step
 from neural_fields.planar.losses.objective import accumulate_by_autograd
 from neural_fields.planar.mappings.frame_grid import mean_squared_steps
 from neural_fields.planar.mappings.grid import GridMapping
+from neural_fields.training.initialize import initialize_model, plan_model
 from tests.support.typed import as_all, as_one
 
 

@@ -18,15 +18,16 @@ from neural_fields.data.masks.layer_masks import LayerMasks, mask_iou
 from neural_fields.data.synthetic.planar_clips import make_demo_clip
 from neural_fields.open_runs.opening import require_planar
 from neural_fields.planar.appearance.image_texture import ImageTexture
-from neural_fields.planar.build import build_model, initialize_model, plan_model
+from neural_fields.planar.build import build_model
 from neural_fields.planar.composition.model import PlanarModel
 from neural_fields.planar.composition.samples import LayerSamples
 from neural_fields.planar.config import count_steps, load_planar_config, scale_steps
 from neural_fields.planar.losses.deformable_sprites import composite_l1_loss, contrast_loss, laplacian_loss
-from neural_fields.planar.losses.objective import compute_losses
+from neural_fields.planar.losses.objective import compute_losses, sample_batch
 from neural_fields.planar.mappings.frame_points import frame_points
 from neural_fields.planar.mappings.spline import SplineMapping, knot_count, spline_matrix
 from neural_fields.planar.mappings.spline import SplineMappingConfig as Settings
+from neural_fields.training.initialize import initialize_model, plan_model
 from neural_fields.training.options import TrainOptions
 from neural_fields.training.train_planar import train
 from tests.support.typed import as_one
@@ -139,7 +140,7 @@ def test_every_term_of_the_preset_reaches_the_parts_that_it_is_about() -> None:
     with torch.no_grad():
         as_one(ImageTexture, model.textures[0]).image.mul_(0.8)
     for step, moved_by_color in ((9, False), (10, True)):
-        found = compute_losses(model, batch, model.sample_batch(batch), step)
+        found = compute_losses(model, batch, sample_batch(model, batch), step)
         assert set(found) == {"composite_l1", "laplacian", "contrast", "flow", "mask"}
         opacity = list(model.opacity.parameters())
         for name in ("composite_l1", "laplacian", "flow"):

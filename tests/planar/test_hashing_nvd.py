@@ -27,18 +27,19 @@ from neural_fields.planar.appearance.bounded_hash_texture import BoundedHashText
 from neural_fields.planar.appearance.hash_gain import HashGain, HashGainConfig
 from neural_fields.planar.appearance.hash_network import HashNetwork
 from neural_fields.planar.appearance.hash_opacity import HashOpacity, HashOpacityConfig
-from neural_fields.planar.build import build_model, initialize_model, plan_model
+from neural_fields.planar.build import build_model
 from neural_fields.planar.composition.model import PlanarModel
 from neural_fields.planar.composition.samples import LayerSamples, composite_layers
 from neural_fields.planar.config import PlanarConfig, load_planar_config
 from neural_fields.planar.losses import hashing_nvd
-from neural_fields.planar.losses.objective import compute_losses
+from neural_fields.planar.losses.objective import compute_losses, sample_batch
 from neural_fields.planar.mappings.mapping import Mapping
 from neural_fields.planar.mappings.mlp import MlpMapping, MlpMappingConfig
 from neural_fields.rendering.overlay_pass import OverlayPass
 from neural_fields.runs.run import Run
 from neural_fields.training.bake import bake_maps
 from neural_fields.training.export_canonical import make_canonical_images
+from neural_fields.training.initialize import initialize_model, plan_model
 from neural_fields.training.loop import train_steps
 from neural_fields.training.planar_task import PlanarTask, draw_batch
 from tests.support.typed import as_all, as_one
@@ -156,7 +157,7 @@ def test_values_stay_in_their_ranges_however_far_the_tables_go() -> None:
 def test_light_does_not_move_the_mapping() -> None:
     model, clip = shaken(turtle(), small()), turtle()
     batch = draw_batch(clip, small().training, 0, 0)
-    samples = model.sample_batch(batch)
+    samples = sample_batch(model, batch)
     assert samples.gain is not None
     found = torch.autograd.grad(samples.gain.sum(), list(model.parameters()), allow_unused=True)
     moved = {name.split(".")[0] for (name, _), g in zip(model.named_parameters(), found, strict=True) if g is not None}
@@ -185,7 +186,7 @@ def test_every_term_has_the_value_of_the_papers_code() -> None:
     clip, config = turtle(), small()
     model = shaken(clip, config)
     batch = draw_batch(clip, config.training, 0, 0)
-    samples = model.sample_batch(batch)
+    samples = sample_batch(model, batch)
     found = {name: float(value.detach()) for name, value in compute_losses(model, batch, samples, 0).items()}
     assert set(found) == {
         "color", "gradient", "sparsity", "mask", "decisive_opacity", "alpha_flow", "flow", "rigidity",
@@ -210,7 +211,7 @@ def test_every_term_reaches_parameters_and_those_of_light_only_the_gain() -> Non
     clip, config = turtle(), small(training__pixels=2700)  # 20 patches
     model = shaken(clip, config)
     batch = draw_batch(clip, config.training, 0, 0)
-    for name, value in compute_losses(model, batch, model.sample_batch(batch), 0).items():
+    for name, value in compute_losses(model, batch, sample_batch(model, batch), 0).items():
         gradients = torch.autograd.grad(value, list(model.parameters()), retain_graph=True, allow_unused=True)
         named = zip(model.named_parameters(), gradients, strict=True)
         parts = {part.split(".")[0] for (part, _), g in named if g is not None and float(g.abs().sum()) > 0}

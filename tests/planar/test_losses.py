@@ -37,7 +37,7 @@ from neural_fields.planar.losses import (
     tables,
 )
 from neural_fields.planar.losses.layered_neural_atlases import measure_departure_from_rotation
-from neural_fields.planar.losses.objective import compute_losses
+from neural_fields.planar.losses.objective import compute_losses, sample_batch
 from neural_fields.planar.losses.table import LossWeights
 from neural_fields.planar.mappings.mapping import Mapping
 
@@ -126,7 +126,7 @@ def model_of(
 
 
 def term(model: PlanarModel, batch: Batch, name: str, step: int = 0) -> float:
-    return float(compute_losses(model, batch, model.sample_batch(batch), step)[name].detach())
+    return float(compute_losses(model, batch, sample_batch(model, batch), step)[name].detach())
 
 
 def whole(clip: ClipDataset) -> Batch:
@@ -359,7 +359,7 @@ def test_transposing_the_clip_changes_no_term(size: tuple[int, int]) -> None:
         for batch, swapped in ((upright, False), (turned, True)):
             model = wavy_model(batch.clip, swapped)
             model.weights = weights
-            losses = compute_losses(model, batch, model.sample_batch(batch), 0)
+            losses = compute_losses(model, batch, sample_batch(model, batch), 0)
             found.append({name: float(value.detach()) for name, value in losses.items()})
         assert found[0] == pytest.approx(found[1], rel=2e-4)
         assert all(value > 1e-4 for value in found[0].values()), found[0]
@@ -372,7 +372,7 @@ def test_terms_end_when_their_schedule_says_so() -> None:
         mask=1.0, mask_until=10, global_rigidity=(5.0, 50.0), global_rigidity_until=4, color=1.0
     )
     batch = whole(clip)
-    active = {step: set(compute_losses(model, batch, model.sample_batch(batch), step)) for step in (3, 4, 9, 10)}
+    active = {step: set(compute_losses(model, batch, sample_batch(model, batch), step)) for step in (3, 4, 9, 10)}
     assert active == {
         3: {"color", "mask", "global_rigidity"},
         4: {"color", "mask"},
@@ -385,7 +385,7 @@ def test_every_term_that_looks_at_a_mapping_pulls_on_it() -> None:
     clip = sine_clip(18, 12)
     model = wavy_model(clip, False)
     batch = whole(clip)
-    found = compute_losses(model, batch, model.sample_batch(batch), 0)
+    found = compute_losses(model, batch, sample_batch(model, batch), 0)
     parameters = [p for mapping in model.mappings for p in mapping.parameters()]
     for name in ("color", "gradient", "sobel", "sparsity", "rigidity", "global_rigidity", "flow", "flow_l1"):
         gradients = torch.autograd.grad(found[name], parameters, retain_graph=True, allow_unused=True)
@@ -395,7 +395,7 @@ def test_every_term_that_looks_at_a_mapping_pulls_on_it() -> None:
 def test_one_layer_has_no_terms_of_front_layers() -> None:
     clip = make_clip(gray(), velocity=(1.0, 0.0))
     model = model_of(clip, EVERYTHING, [Affine(IDENTITY)], [flat(0.5, 0.5, 0.5)])
-    found = compute_losses(model, whole(clip), model.sample_batch(whole(clip)), 0)
+    found = compute_losses(model, whole(clip), sample_batch(model, whole(clip)), 0)
     assert not {"mask", "sparsity", "alpha_flow", "background_color"} & set(found)
     assert {"color", "flow", "rigidity", "sobel"} <= set(found)
 

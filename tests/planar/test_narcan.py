@@ -25,17 +25,18 @@ from neural_fields.planar.appearance.window_opacity import (
     make_chart_masks,
     plan_chart_spans,
 )
-from neural_fields.planar.build import build_model, initialize_model, plan_model
+from neural_fields.planar.build import build_model
 from neural_fields.planar.composition.model import PlanarModel
 from neural_fields.planar.composition.samples import composite_layers
 from neural_fields.planar.config import PlanarConfig, load_planar_config, scale_steps
 from neural_fields.planar.init.warm_up import WarmUpOptions
-from neural_fields.planar.losses.objective import compute_losses
+from neural_fields.planar.losses.objective import compute_losses, sample_batch
 from neural_fields.planar.mappings.homography_mlp import ChartMapping, HomographyMlpMappingConfig, HomographyNetwork
 from neural_fields.rendering.overlay_pass import OverlayPass
 from neural_fields.runs.run import Run
 from neural_fields.training.bake import bake_maps
 from neural_fields.training.export_canonical import make_canonical_images
+from neural_fields.training.initialize import initialize_model, plan_model
 from neural_fields.training.loop import train_steps
 from neural_fields.training.options import TrainOptions
 from neural_fields.training.planar_task import PlanarTask, draw_batch
@@ -229,7 +230,7 @@ def test_each_chart_shows_the_frame_alone_and_the_sizes_of_slopes_are_added(
 ) -> None:
     config, clip, model = taught
     batch = draw_batch(clip, config.training, 1, 0)
-    samples = model.sample_batch(batch)
+    samples = sample_batch(model, batch)
     found = compute_losses(model, batch, samples, 0)
     assert set(found) == {"color_l1", "residual_jacobian"}
     colors = slopes = 0.0

@@ -21,7 +21,7 @@ from neural_fields.planar.appearance.mask_opacity import MaskOpacity
 from neural_fields.planar.appearance.mlp_opacity import MlpOpacity
 from neural_fields.planar.appearance.mlp_texture import MlpTexture
 from neural_fields.planar.appearance.opacity import compute_layer_weights
-from neural_fields.planar.build import build_model, initialize_model, plan_model
+from neural_fields.planar.build import build_model
 from neural_fields.planar.composition.canonical_extent import measure_shape
 from neural_fields.planar.composition.model import PlanarModel
 from neural_fields.planar.composition.samples import composite_layers
@@ -31,6 +31,7 @@ from neural_fields.planar.mappings.frame_points import evaluate_in_parts
 from neural_fields.planar.mappings.hash_deformation import HashMapping, HashMappingConfig
 from neural_fields.planar.mappings.mapping import Mapping
 from neural_fields.planar.mappings.mlp import MlpMapping, MlpMappingConfig, warm_up
+from neural_fields.training.initialize import initialize_model, plan_model
 from tests.support.typed import as_one
 
 pytestmark = pytest.mark.slow

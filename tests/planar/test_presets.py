@@ -12,21 +12,21 @@ from PIL import Image
 
 from neural_fields.atlas.canonical import read_pristine
 from neural_fields.atlas.uv_maps import Maps
-from neural_fields.config.presets import planar_presets
-from neural_fields.config.volume import volume_presets
+from neural_fields.config.presets import planar_presets, volume_presets
 from neural_fields.core import coords
 from neural_fields.core.errors import ExitCode
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.data.flow.compute import FlowField, compute_flow
 from neural_fields.data.masks.layer_masks import LayerMasks
 from neural_fields.data.synthetic.planar_clips import make_demo_clip, make_translation_clip
-from neural_fields.planar.build import build_model, initialize_model, plan_model
+from neural_fields.planar.build import build_model
 from neural_fields.planar.composition.canonical_extent import measure_shape
 from neural_fields.planar.composition.model import PlanarModel
 from neural_fields.planar.composition.samples import composite_layers
 from neural_fields.planar.config import PlanarConfig, load_planar_config
-from neural_fields.planar.losses.objective import compute_losses
+from neural_fields.planar.losses.objective import compute_losses, sample_batch
 from neural_fields.runs.run import Run
+from neural_fields.training.initialize import initialize_model, plan_model
 from neural_fields.training.loop import train_steps
 from neural_fields.training.options import TrainOptions
 from neural_fields.training.planar_task import PlanarTask, draw_batch
@@ -136,7 +136,7 @@ def test_each_preset_asks_for_every_term_of_its_paper(preset: str) -> None:
     }[preset]  # fmt: skip
     batches = (draw_batch(clip, config.training, step, 0) for step in range(4))
     batch = next(batch for batch in batches if batch.frames.tolist() != [3])  # the last frame has no forward flow
-    found = compute_losses(model, batch, model.sample_batch(batch), 0)
+    found = compute_losses(model, batch, sample_batch(model, batch), 0)
     assert set(found) == wanted
     for name, value in found.items():
         gradients = torch.autograd.grad(value, list(model.parameters()), retain_graph=True, allow_unused=True)

@@ -56,6 +56,23 @@ def test_the_first_heavy_name_sets_threads_before_torch_is_loaded() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("words", [["edit", "nowhere", "--editor", "adjust"], ["export", "nowhere", "stmap"]])
+def test_flags_that_are_made_of_a_class_set_threads_before_torch_is_loaded(words: list[str]) -> None:
+    code = (
+        "import os, sys; os.environ.pop('OMP_WAIT_POLICY', None)\n"
+        "def tell(event, values):\n"
+        "    if event == 'import' and values[0] == 'torch':\n"
+        "        print(os.environ.get('OMP_WAIT_POLICY'), flush=True)\n"
+        "        os._exit(0)\n"
+        "sys.addaudithook(tell)\n"
+        "from editors.cli.main import parse_command\n"
+        f"parse_command({words})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.stdout.strip() == "PASSIVE", done.stderr
+
+
+@pytest.mark.slow
 def test_a_clip_is_trained_on_edited_rendered_and_measured(tmp_path: Path) -> None:
     from editors import edit, redo, undo
     from neural_fields import RenderOptions, Run, TrainOptions, UserError, evaluate, render, train

@@ -177,6 +177,13 @@ def test_imports_point_one_way() -> None:
     assert not wrong
 
 
+def test_mappings_and_the_joint_of_the_parts_never_get_the_clip() -> None:
+    """The way of the video in section 18 of the design leaves them out."""
+    folders = ("neural_fields/planar/mappings", "neural_fields/planar/composition")
+    given = {name: [*imports(TREES[name])] for name in NAMES if folder_of(name) in folders}
+    assert not {name: dotted for name, dotted in given.items() if any("neural_fields.data." in way for way in dotted)}
+
+
 def test_no_modules_import_each_other_in_a_circle() -> None:
     edges = {name: {own_file(dotted) for dotted in imports(TREES[name])} - {name} for name in NAMES}
     edges = {name: others for name, others in edges.items() if not name.endswith("__init__.py")}

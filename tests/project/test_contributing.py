@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from neural_fields.data.dataset import ClipDataset, draw_frames
+from neural_fields.data.dataset import ClipDataset
 from neural_fields.data.masks.layer_masks import LayerMasks
 from neural_fields.edits.read_stack import list_edits
 from neural_fields.planar.appearance.image_texture import ImageTextureConfig
-from neural_fields.planar.build import build_model, initialize_model, plan_model
+from neural_fields.planar.build import build_model
 from neural_fields.planar.composition.model import PlanarModel
 from neural_fields.planar.config import load_planar_config
 from neural_fields.planar.losses.loss import LossInputs
-from neural_fields.planar.losses.objective import accumulate_gradients
+from neural_fields.planar.losses.objective import accumulate_gradients, sample_batch
 from neural_fields.runs.run import Run
+from neural_fields.training.initialize import initialize_model, plan_model
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -70,8 +71,8 @@ def test_the_loss_and_the_texture_of_the_guide_train_a_model() -> None:
     with torch.no_grad():
         for group in model.textures[0].param_groups():
             group["params"][0].copy_(torch.tensor([0.2, 0.5, 0.8]))
-    batch = draw_frames(clip, 1, 0, 0)
-    samples = model.sample_batch(batch)
+    batch = clip.draw_frames(1, 0, 0)
+    samples = sample_batch(model, batch)
     value = loss.compute(LossInputs(model, config.terms, batch, samples, samples, []))
     assert float(value.detach()) == pytest.approx(0.06, abs=1e-6)  # the mean of 0.3^2, 0 and 0.3^2
     accumulate_gradients(model, batch, 0)

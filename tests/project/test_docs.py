@@ -20,16 +20,16 @@ import pytest
 import yaml
 
 import neural_fields.data.synthetic.planar_clips as synthetic
-from editors.cli import editors
 from editors.cli.editors import EditByEditorCommand
 from editors.cli.main import COMMANDS, parse_command
 from editors.editors_table import EDITORS, SCENE_EDITORS, find_editor_class
 from neural_fields.cli.commands import TrainCommand, list_flags, parse_overrides
 from neural_fields.cli.export import EXPORTS, find_export_class
-from neural_fields.config.volume import is_volume_config, load_volume_config
+from neural_fields.config.presets import is_volume_config
 from neural_fields.core.errors import ExitCode
 from neural_fields.data.video.encode import CODECS
 from neural_fields.planar.config import PlanarConfig, load_planar_config
+from neural_fields.volume.config import load_volume_config
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
@@ -102,8 +102,8 @@ def slug(heading: str) -> str:
 def test_a_command_that_is_shown_is_one_that_the_program_takes(
     page: str, line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    if "runs/scene" in line:  # some editors have another namesake there
-        monkeypatch.setattr(editors, "_is_scene", lambda words: True)
+    (tmp_path / "runs" / "scene").mkdir(parents=True)  # some editors have another namesake for a 3D scene
+    (tmp_path / "runs" / "scene" / "run.yaml").write_text("schema: 1\nkind: volume\n")
     shutil.copy(ROOT / "configs" / "atlas.yaml", tmp_path / "mine.yaml")  # stands for a config of the reader's own
     monkeypatch.chdir(tmp_path)
     command, extra = parse_command(shlex.split(line, comments=True)[1:])

@@ -82,8 +82,9 @@ def test_presets_are_read_from_the_installed_package(installed: Path, tmp_path: 
         import json, sys
         from neural_fields.config.presets import all_presets, planar_presets, preset_path
         names = all_presets(), str(preset_path("atlas")), "torch" in sys.modules
-        from neural_fields.config.volume import load_volume_config, volume_presets
+        from neural_fields.config.presets import volume_presets
         from neural_fields.planar.config import load_planar_config
+        from neural_fields.volume.config import load_volume_config
         configs = [load_planar_config(name) for name in planar_presets()]
         configs += [load_volume_config(name) for name in volume_presets()]
         print(json.dumps(names))

@@ -151,7 +151,7 @@ def test_an_uneven_source_keeps_its_rhythm() -> None:
         ({"freeze": ("2:99999",)}, "--freeze"),
         ({"freeze": ("-2:1",)}, "--freeze"),
         ({"freeze": ("9:2",)}, "frame 9 is not part"),
-        ({"freeze": ("2:1", "2:2")}, "frame 2 stands still twice"),
+        ({"freeze": ("2:1", "2:2")}, "frame 2 is frozen twice"),
         ({"speed": "0.00001"}, "that makes 400000 frames"),
         ({"rate": "1000", "freeze": ("1:200",)}, "frames"),
     ],

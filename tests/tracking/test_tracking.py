@@ -23,7 +23,7 @@ from neural_fields.planar.appearance.image_texture import ImageTexture
 from neural_fields.planar.appearance.pixel_opacity import PixelOpacity
 from neural_fields.planar.appearance.window_opacity import ChartSpans
 from neural_fields.planar.appearance.window_opacity import WindowOpacity as WindowedOpacity
-from neural_fields.planar.build import build_model, initialize_model, plan_model
+from neural_fields.planar.build import build_model
 from neural_fields.planar.composition.model import PlanarModel
 from neural_fields.planar.config import load_planar_config
 from neural_fields.planar.init.charts import ChartSettings
@@ -34,6 +34,7 @@ from neural_fields.planar.mappings.grid import GridMappingConfig as GridSettings
 from neural_fields.planar.mappings.mapping import Mapping
 from neural_fields.tracking.labels import chain_labels, lift_labels, propagate_label_map
 from neural_fields.tracking.points import chain_flow, compute_uv, solve_near, track_through_model
+from neural_fields.training.initialize import initialize_model, plan_model
 from tests.support.typed import as_all, as_one
 
 pytestmark = pytest.mark.slow

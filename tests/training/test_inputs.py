@@ -1,9 +1,10 @@
-"""What happens to the user's masks before the training begins."""
+"""Inputs of a training: the user's masks, flow and cuts, and what is handed on to the report."""
 
 from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +14,15 @@ from editors.demo import make_clip_metadata
 from neural_fields.core.progress import report_nothing
 from neural_fields.data.flow.compute import FlowField
 from neural_fields.data.masks.layer_masks import LayerMasks
-from neural_fields.data.synthetic.planar_clips import make_demo_clip
+from neural_fields.data.synthetic.planar_clips import make_demo_clip, make_translation_clip
 from neural_fields.data.video.io import write_video
 from neural_fields.data.video.metadata import Video, make_metadata
+from neural_fields.evaluation.report import Report, report_training
+from neural_fields.open_runs import planar_run
 from neural_fields.planar.config import load_planar_config
 from neural_fields.runs.run import Run
 from neural_fields.training import inputs, train_planar
+from neural_fields.training.initialize import plan_model
 from neural_fields.training.options import TrainOptions
 
 COUNT, HEIGHT, WIDTH = 12, 20, 30
@@ -140,3 +144,38 @@ def test_training_hands_its_device_to_the_flow(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(train_planar, train_planar.prepare_clip.__name__, stop)
     with pytest.raises(Reached):
         train_planar.train(tmp_path / "clip.mkv", TrainOptions(tmp_path / "run", flow="raft", device="cuda"))
+
+
+def test_a_clip_with_a_cut_gets_a_chart_for_each_shot(tmp_path: Path) -> None:
+    shots = [np.roll(make_translation_clip(8, 96, 54, velocity=(2, 1), seed=seed).frames, seed, -1) for seed in (0, 1)]
+    frames = np.concatenate(shots)
+    metadata = make_metadata((96, 54), 16, Fraction(24))
+    video = Video(frames, metadata.timestamps, metadata, (0, 16, 1))
+    config, options = load_planar_config("atlas"), TrainOptions(masks=("none",), flow="dis")
+    clip, _ = inputs.prepare_clip(Run.create(tmp_path / "run"), video, options, config)
+    assert clip.cuts == (8,)
+    (layer,) = plan_model(config, clip).shape.layers
+    assert [(chart.first, chart.last) for chart in layer.charts] == [(0, 7), (8, 15)]
+
+
+@pytest.mark.slow
+def test_the_report_gets_the_frames_and_the_flow_of_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*words: object, **options: object) -> None:
+        raise AssertionError("read or computed again")
+
+    reports: list[Report] = []
+
+    def keep_report(*given: Any) -> Report:
+        reports.append(report_training(*given))
+        return reports[-1]
+
+    clip = make_demo_clip(8, 64, 36)
+    write_video(tmp_path / "clip.mkv", clip.render_frames(), make_clip_metadata(clip), codec="ffv1")
+    monkeypatch.setattr(planar_run, planar_run.compute_flow.__name__, refuse)
+    monkeypatch.setattr(planar_run, planar_run.read_video.__name__, refuse)
+    monkeypatch.setattr(train_planar, report_training.__name__, keep_report)
+    train_planar.train(tmp_path / "clip.mkv", TrainOptions(tmp_path / "run", overrides={"training.steps": 4}))
+    (made,) = reports
+    assert made.measurements.trust is not None and len(made.measurements.trust) == 7

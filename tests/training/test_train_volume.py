@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from functools import partial
@@ -18,7 +21,6 @@ from PIL import Image
 from editors import edit
 from editors.cli.main import main
 from editors.core.stack import add_scene_edit, undo
-from neural_fields.config.volume import load_volume_config, training_stages
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.data.capture.bones_json import write_bones
 from neural_fields.data.capture.capture_folder import read_capture, write_capture
@@ -28,10 +30,12 @@ from neural_fields.data.synthetic.scene import make_walking_scene
 from neural_fields.edits.arrangement import Arrangement
 from neural_fields.edits.record import EditOrigin
 from neural_fields.open_runs.opening import require_scene
+from neural_fields.open_runs.scene_run import SceneRun
 from neural_fields.rendering.render_volume import composite_edit, place_orbit_cameras
 from neural_fields.runs.run import Run, append_metrics, read_metrics
 from neural_fields.training.loop import StepRecord, train_steps
 from neural_fields.training.scene_task import SceneTask
+from neural_fields.volume.config import load_volume_config, training_stages
 from neural_fields.volume.ray_batches import RayBatch
 from neural_fields.volume.record import choose_held_out_views
 
@@ -64,6 +68,48 @@ def test_a_finished_training_says_so_and_does_nothing(
     words = ("--config", "hosnerf", "--size", "source", "--out", str(run.path), "--training.holdout", "3", *SHORT)
     assert main(["train", str(folder), *words]) == 0
     assert "is finished: 15 of 15 steps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--terms.mask", "0.5"], "config.terms"),
+        (["--person.width", "16", "--background.width", "16"], "config.background, config.person"),
+        (["--seed", "1"], "seed"),
+        (["--training.holdout", "2"], "held_out"),
+        (["--size", "24x18"], "size"),
+    ],
+)
+def test_a_scene_is_not_continued_with_other_settings(
+    run: Run, folder: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = ["--config", "hosnerf", "--size", "source", "--out", str(run.path), "--training.holdout", "3", *SHORT]
+    before = run.run_yaml.read_bytes()
+    assert main(["train", str(folder), *begun, *words]) == 3
+    assert f"was begun with other settings: {said}\n" in capsys.readouterr().err
+    assert run.run_yaml.read_bytes() == before
+
+
+def test_quality_and_how_often_to_save_may_change_on_the_way(
+    run: Run, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = ["--config", "hosnerf", "--size", "source", "--out", str(run.path), "--training.holdout", "3", *SHORT]
+    assert main(["train", str(folder), *begun, "--quality", "draft", "--training.checkpoint-every", "7"]) == 0
+    assert "is finished: 15 of 15 steps" in capsys.readouterr().err
+
+
+def test_a_training_without_steps_leaves_a_scene_that_can_be_trained_further(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", str(folder), "--config", "hosnerf", "--size", "source", "--out", str(tmp_path / "run")]
+    none = [word.replace("6, 6, 6", "0, 0, 0").replace("3, 3, 3", "0, 0, 0") for word in SHORT]
+    assert main([*words, *none]) == 0
+    assert "has no steps" in capsys.readouterr().err
+    assert require_scene(tmp_path / "run", "the test").step == 0
+    assert main([*words, *none]) == 0
+    assert "is finished: 0 of 0 steps" in capsys.readouterr().err
+    assert main([*words, *none, "--training.background_steps", "[2, 2, 2]"]) == 0
+    assert require_scene(tmp_path / "run", "the test").step == 2
 
 
 def test_stages_come_one_after_the_other_and_only_the_first_without_a_person() -> None:
@@ -144,6 +190,30 @@ def test_views_left_out_are_measured_apart(run: Run, capsys: pytest.CaptureFixtu
     held = np.mean([found["psnr_per_frame"][view] for view in (1, 4)])
     assert found["psnr_held_out"] == pytest.approx(held, abs=1e-3)
     assert found["psnr"] > 5 and found["psnr_person"] > 5
+
+
+def shown_pictures(opened: SceneRun) -> dict[str, np.ndarray]:
+    """The pictures of a run in a notebook, by the names below them."""
+    found = re.findall(r'base64,([^"]+)" alt="([^"]+)"', opened._repr_html_())
+    return {name: np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))) for data, name in found}
+
+
+def test_a_scene_shows_itself_in_a_notebook_with_and_without_its_previews(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    own = Run(tmp_path / "copy")
+    shutil.copytree(run.path, own.path)
+    pictures = shown_pictures(require_scene(own, "the test"))
+    assert list(pictures) == ["filmed", "scene", "background", "person", "depth"]
+    assert np.abs(pictures["filmed"] - read_capture(folder).frames[3].astype(int)).max() <= 1
+    shutil.rmtree(own.previews)
+    rendered = shown_pictures(require_scene(own, "the test"))
+    assert list(rendered) == ["scene", "depth"]
+    for name, picture in rendered.items():
+        assert np.abs(picture - pictures[name].astype(int)).max() <= 1, name
+    shutil.rmtree(own.checkpoints)
+    nothing = require_scene(own, "the test")
+    assert not shown_pictures(nothing) and str(own.path) in nothing._repr_html_()
 
 
 def test_renders_the_filmed_views_other_cameras_frozen_time_and_poses(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -17,19 +17,21 @@ from neural_fields.data.capture.capture import Capture, find_object_state
 from neural_fields.data.synthetic.scene import make_scene, make_walking_scene, place_orbit_cameras
 from neural_fields.data.synthetic.walking_person import make_walk
 from neural_fields.nn.adam import Adam
-from neural_fields.volume import losses
 from neural_fields.volume.background import (
     BackgroundConfig,
     BackgroundField,
     SceneBounds,
-    background_terms,
-    clearance_loss,
     find_blocked_views,
     find_scene_bounds,
 )
+from neural_fields.volume.background_losses import clearance_loss, distortion_loss, interlevel_loss
+from neural_fields.volume.loss import SceneLossInputs
+from neural_fields.volume.loss_table import SCENE_LOSSES, VolumeLossWeights, compute_scene_losses
 from neural_fields.volume.proposal import ProposalGrid, annealing_exponent, distance_to_spacing, spacing_to_distance
+from neural_fields.volume.ray_batches import RayBatch
 from neural_fields.volume.rays import Rays, RenderedRays, ViewRays, camera_rays, render_samples
 from neural_fields.volume.scene import Moments, Scene
+from neural_fields.volume.stages import render_background
 
 pytestmark = pytest.mark.slow
 
@@ -78,7 +80,7 @@ def test_distortion_is_the_double_sum_of_the_paper(seed: int, stretches: int) ->
     middle = (edges[:, 1:] + edges[:, :-1]) / 2
     pairs = weights[:, :, None] * weights[:, None] * (middle[:, :, None] - middle[:, None]).abs()
     wanted = pairs.sum(dim=(1, 2)) + (weights**2 * edges.diff(dim=1)).sum(dim=1) / 3
-    torch.testing.assert_close(losses.distortion_loss(edges, weights), wanted.mean())
+    torch.testing.assert_close(distortion_loss(edges, weights), wanted.mean())
 
 
 @given(st.integers(0, 1000), st.integers(1, 9), st.integers(1, 9))
@@ -91,14 +93,14 @@ def test_interlevel_counts_weight_beyond_that_of_all_proposals_it_touches(seed: 
             touched = (other[ray, 1:] > edges[ray, i]) & (other[ray, :-1] < edges[ray, i + 1])
             excess = (weights[ray, i] - bounds[ray][touched].sum()).clamp_min(0)
             total += float(excess**2 / (weights[ray, i] + 1e-7)) / 6
-    assert losses.interlevel_loss(edges, weights, other, bounds).item() == pytest.approx(total, abs=1e-5)
+    assert interlevel_loss(edges, weights, other, bounds).item() == pytest.approx(total, abs=1e-5)
 
 
 def test_a_proposal_that_encloses_the_field_costs_nothing_and_only_it_learns() -> None:
     edges, weights = histogram(0, 5)
-    assert losses.interlevel_loss(edges, weights, edges, weights).item() == pytest.approx(0, abs=1e-9)
+    assert interlevel_loss(edges, weights, edges, weights).item() == pytest.approx(0, abs=1e-9)
     low, field = (weights * 0.5).requires_grad_(), weights.clone().requires_grad_()
-    losses.interlevel_loss(edges, field, edges, low).backward()
+    interlevel_loss(edges, field, edges, low).backward()
     assert field.grad is None
     assert low.grad is not None
     assert low.grad.max() < 0
@@ -234,6 +236,44 @@ def test_a_box_can_be_there_in_one_state_only() -> None:
         assert wrong(box, states(500, number)).abs().mean() < 0.1
 
 
+def background_losses(
+    field: BackgroundField,
+    some: Rays,
+    state: Tensor,
+    color: Tensor,
+    progress: float,
+    generator: torch.Generator,
+    weights: VolumeLossWeights | None = None,
+) -> dict[str, Tensor]:
+    """The losses of a step of the background's stage."""
+    nobody, no_index = torch.zeros_like(state, dtype=torch.bool), torch.zeros_like(state)
+    rendering = render_background(field, some, state, progress, generator)
+    batch = RayBatch(some, color, nobody, no_index)
+    inputs = SceneLossInputs(Scene(field, None), batch, state, color, rendering, "background", progress, generator)
+    return compute_scene_losses(weights or VolumeLossWeights(), inputs)
+
+
+def test_every_loss_of_a_scene_has_a_weight_of_its_name() -> None:
+    assert {loss.name for loss in SCENE_LOSSES} == {field.name for field in fields(VolumeLossWeights)}
+
+
+def test_losses_follow_their_weights_and_those_of_weight_zero_are_not_computed() -> None:
+    torch.manual_seed(0)
+    field, some = BackgroundField(FRAME, states=1, config=SMALL), rays(20)
+
+    def losses(weights: VolumeLossWeights) -> dict[str, float]:
+        made = torch.Generator().manual_seed(0)
+        found = background_losses(field, some, states(20), torch.full((20, 3), 0.2), 0.5, made, weights)
+        return {name: float(value.detach()) for name, value in found.items()}
+
+    plain = losses(VolumeLossWeights())
+    assert list(plain) == ["color", "interlevel", "distortion", "opacity", "clearance"]
+    doubled = losses(VolumeLossWeights(opacity=0.06, interlevel=0.0, color=2.0))
+    assert list(doubled) == ["color", "distortion", "opacity", "clearance"]
+    assert doubled["opacity"] == pytest.approx(2 * plain["opacity"]) and doubled["color"] == 2 * plain["color"]
+    assert doubled["clearance"] == plain["clearance"] > 0
+
+
 def fitted(capture: Capture, shape: BackgroundConfig, steps: int) -> BackgroundField:
     torch.manual_seed(0)
     made = torch.Generator().manual_seed(0)
@@ -247,7 +287,7 @@ def fitted(capture: Capture, shape: BackgroundConfig, steps: int) -> BackgroundF
     for step in range(steps):
         pick = torch.randint(len(view), (384,), generator=made)
         batch, seen = views(view[pick], pixel[pick]), view[pick]
-        found = background_terms(field, batch, state[seen], colors[seen, pixel[pick]], step / steps, made)
+        found = background_losses(field, batch, state[seen], colors[seen, pixel[pick]], step / steps, made)
         optimizer.zero_grad()
         torch.stack(list(found.values())).sum().backward()
         optimizer.rate_factor = min(1, (step + 1) / 20) * 0.1 ** (step / steps)
@@ -277,5 +317,5 @@ def test_a_gpu_gives_what_the_cpu_gives() -> None:
     torch.testing.assert_close(other.cpu(), color, atol=1e-2, rtol=0)
     torch.testing.assert_close(seen.opacity.cpu(), shown.opacity, atol=1e-2, rtol=0)
     made = torch.Generator("cuda").manual_seed(0)
-    terms = background_terms(field, there, states(50).cuda(), other, 0.5, made)
-    torch.stack(list(terms.values())).sum().backward()
+    found = background_losses(field, there, states(50).cuda(), other, 0.5, made)
+    torch.stack(list(found.values())).sum().backward()

@@ -1,4 +1,4 @@
-"""The person's field on bones, and the terms it is taught with."""
+"""The person's field on bones, and its losses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from neural_fields.config.volume import PersonConfig
 from neural_fields.core.errors import UserError
 from neural_fields.data.capture.capture import Capture, find_object_state
 from neural_fields.data.capture.skeleton import NO_PARENT, Skeleton, SkeletonMotion
@@ -17,8 +16,10 @@ from neural_fields.data.synthetic.scene import SyntheticScene, make_walking_scen
 from neural_fields.data.synthetic.walking_person import make_person_skeleton
 from neural_fields.nn.adam import Adam
 from neural_fields.volume import human_losses
+from neural_fields.volume.background_losses import color_loss
 from neural_fields.volume.color_edit import ColorPaint
-from neural_fields.volume.human import PersonModel, PersonSamples, check_cameras_outside, hann_window
+from neural_fields.volume.flow_rays import flow_rays
+from neural_fields.volume.human import PersonConfig, PersonModel, PersonSamples, check_cameras_outside, hann_window
 from neural_fields.volume.rays import Rays, RenderedRays, ViewRays, camera_rays, render_samples
 from neural_fields.volume.skinning import invert_rigid
 from neural_fields.volume.visual_hull import carve_prior
@@ -121,7 +122,7 @@ def test_offsets_begin_at_nothing_and_come_in_frequency_by_frequency(capture: Ca
     assert torch.allclose(hann_window(4, 0.375), torch.tensor([1.0, 0.5, 0, 0]))
 
 
-def test_every_part_learns_from_the_terms(capture: Capture) -> None:
+def test_every_part_learns_from_the_losses(capture: Capture) -> None:
     bones = bones_of(capture)
     human = person(poses=bones.double().numpy())
     bones, size = human.refine_poses(bones)
@@ -133,12 +134,11 @@ def test_every_part_learns_from_the_terms(capture: Capture) -> None:
     rgb = torch.tensor(capture.frames[5]).view(-1, 3) / 255
     seen = replace(rays, time=torch.full_like(rays.time, 4))
     behind = torch.rand(3)
-    loss = human_losses.color_term(before(shown, behind), rgb, mask, behind) + human_losses.mask_term(
-        shown.opacity, mask
-    )
-    loss = loss + human_losses.flow_term(human.skinning, carried, shown.weights, seen, mask, bones, 40.0)
-    loss = loss + human_losses.cycle_term(human.skinning, carried, bones, human.offset.span)
-    (loss + size + human_losses.offset_term(carried, human.offset.span)).backward()
+    target = torch.where(mask[:, None], rgb, behind)
+    loss = color_loss(before(shown, behind), target) + human_losses.mask_loss(shown.opacity, mask)
+    loss = loss + human_losses.flow_loss(human.skinning, carried, shown.weights, seen, mask, bones, 40.0)
+    loss = loss + human_losses.cycle_loss(human.skinning, carried, bones, human.offset.span)
+    (loss + size + human_losses.offset_loss(carried, human.offset.span)).backward()
     for name, parameter in human.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
         assert parameter.grad.abs().sum() > 0, name
@@ -180,28 +180,28 @@ def test_flow_to_the_moment_it_leads_to_costs_nothing_and_elsewhere_what_it_miss
         weights = render_samples(marched).weights
     there = replace(rays_down(0))  # the ball was at its rest place, the same rays saw it from the same side
     arguments = (human.skinning, carried, weights)
-    exact = human_losses.flow_term(*arguments, there, valid, bones, 100.0)
+    exact = human_losses.flow_loss(*arguments, there, valid, bones, 100.0)
     assert exact < 1e-2
-    two_back = human_losses.flow_term(*arguments, replace(there, time=there.time + 1), valid, bones, 100.0)
+    two_back = human_losses.flow_loss(*arguments, replace(there, time=there.time + 1), valid, bones, 100.0)
     depth = (carried.world - rays.origin[carried.ray]).norm(dim=1)
     wanted = (weights.view(-1)[carried.slot] * 100 * 0.3 / depth).sum() / 50
     assert two_back == pytest.approx(float(wanted), rel=0.1)
-    assert human_losses.flow_term(*arguments, there, ~valid, bones, 100.0) == 0
+    assert human_losses.flow_loss(*arguments, there, ~valid, bones, 100.0) == 0
 
 
 def test_one_bone_there_and_back_costs_nothing() -> None:
     human, bones = rigid_ball((0.1, 0.2, 0.3))
     _, carried = human.march_rays(rays_down(1), bones, torch.zeros(50, dtype=torch.int64))
-    assert len(carried.ray) and human_losses.cycle_term(human.skinning, carried, bones, 1.0) < 1e-10
+    assert len(carried.ray) and human_losses.cycle_loss(human.skinning, carried, bones, 1.0) < 1e-10
     missed = replace(rays_down(0), direction=-rays_down(0).direction)
     _, nothing = human.march_rays(missed, bones, torch.zeros(50, dtype=torch.int64))
-    assert not len(nothing.ray) and human_losses.cycle_term(human.skinning, nothing, bones, 1.0) == 0
+    assert not len(nothing.ray) and human_losses.cycle_loss(human.skinning, nothing, bones, 1.0) == 0
 
 
 def test_flow_rays_lead_where_the_flow_says(truth: SyntheticScene, capture: Capture) -> None:
     views = truth.training_views
     flow = truth.compute_flow(views[3], views[2])
-    rays = human_losses.flow_rays(capture.cameras[3], capture.cameras[2], flow.pixels, 2)
+    rays = flow_rays(capture.cameras[3], capture.cameras[2], flow.pixels, 2)
     seen = flow.visible & views[3].mask
     bone, rest = views[3].bone[seen], views[3].rest[seen]
     placed = views[2].transforms[bone]
@@ -216,17 +216,16 @@ def before(shown: RenderedRays, behind: torch.Tensor) -> torch.Tensor:
     return shown.composite_over(behind.expand_as(shown.color))
 
 
-def test_terms_are_zero_where_the_picture_is_right() -> None:
+def test_losses_are_zero_where_the_picture_is_right() -> None:
     mask = torch.tensor([True, True, False])
     rgb, behind = torch.rand(3, 3), torch.rand(3)
     opacity = mask.float()
     exact = RenderedRays(rgb * opacity[:, None], opacity, opacity, opacity[:, None])
-    assert human_losses.color_term(before(exact, behind), rgb, mask, behind) == 0
-    assert human_losses.mask_term(opacity, mask) < 1e-3 < human_losses.mask_term(1 - opacity, mask)
+    target = torch.where(mask[:, None], rgb, behind)
+    assert color_loss(before(exact, behind), target) == 0
+    assert human_losses.mask_loss(opacity, mask) < 1e-3 < human_losses.mask_loss(1 - opacity, mask)
     wrong = replace(exact, opacity=torch.ones(3))
-    assert human_losses.color_term(before(wrong, behind), rgb, mask, behind) == pytest.approx(
-        float((behind**2).sum() / 9), rel=1e-4
-    )
+    assert color_loss(before(wrong, behind), target) == pytest.approx(float((behind**2).sum() / 9), rel=1e-4)
 
 
 def test_masks_carve_each_bone_to_where_somebody_was_seen(truth: SyntheticScene, capture: Capture) -> None:
@@ -271,9 +270,9 @@ def test_a_few_steps_teach_a_person_that_can_be_posed_anew(truth: SyntheticScene
         marched, _ = human.march_rays(rays[pick], bones, states_of(capture, rays[pick]), generator, offset_share=0.0)
         shown = render_samples(marched)
         behind = torch.rand(3, generator=generator)
-        loss = human_losses.color_term(before(shown, behind), frames[pick], masks[pick], behind)
+        loss = color_loss(before(shown, behind), torch.where(masks[pick][:, None], frames[pick], behind))
         adam.zero_grad()
-        (loss + 0.05 * human_losses.mask_term(shown.opacity, masks[pick])).backward()
+        (loss + 0.05 * human_losses.mask_loss(shown.opacity, masks[pick])).backward()
         adam.step()
     camera, anew = capture.cameras[1], truth.make_unseen_pose()
     for pose, least, most in ((truth.motion.transforms[1], 0.75, 0.5), (anew, 0.6, 0.7)):

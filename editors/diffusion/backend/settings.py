@@ -1,4 +1,4 @@
-"""Settings that diffusion editors share: each is a flag of `unwrap edit RUN --editor NAME`."""
+"""The base of diffusion editors: the settings that they share are flags of `unwrap edit RUN --editor NAME`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from editors.core.editor import PlanarEditor
 from editors.diffusion.backend.weights import WeightsSource
 from neural_fields.config.flags import Repeated
 from neural_fields.core.errors import ExitCode, UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptedSettings:
-    """Holds the settings of editors that give a prompt to a model."""
+class DiffusionEditor(PlanarEditor):
+    """Defines the base of editors of videos that give a prompt to a model, with the settings that they share."""
 
     model: str
     """A folder in diffusers' layout, or the name of a model on the hub."""

@@ -22,7 +22,7 @@ from editors.core.editor import EditorResult
 from editors.diffusion.backend.diffusers_model import DiffusionModel, EncodedPrompt
 from editors.diffusion.backend.noise_schedule import Latents, NoiseSchedule
 from editors.diffusion.backend.sampling import denoise_region, shrink_mask_to_latents
-from editors.diffusion.backend.settings import PromptedSettings
+from editors.diffusion.backend.settings import DiffusionEditor
 from editors.diffusion.common.canvas import fill_holes
 from editors.diffusion.common.keyframes import Keyframes, LayerKeyframes
 from editors.diffusion.common.region import make_inpainting_inputs
@@ -155,7 +155,7 @@ def render_into_keyframes(
 def make_overlays(
     model: DiffusionModel,
     text: EncodedPrompt,
-    editor: PromptedSettings,
+    editor: DiffusionEditor,
     keyframes: Keyframes,
     fused_layers: Mapping[str, FusedKeyframes],
     report: ProgressReporter,
@@ -221,7 +221,7 @@ def noise_to_first_time(
 def _inpaint_picture(
     model: DiffusionModel,
     text: EncodedPrompt,
-    editor: PromptedSettings,
+    editor: DiffusionEditor,
     picture: Float[Tensor, "1 3 height width"],
     missing: Bool[Tensor, "1 1 height width"],
     report: ProgressReporter,

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from editors.core.source import EditSource
-from editors.diffusion.backend.settings import PromptedSettings, wrong_setting_error
+from editors.diffusion.backend.settings import DiffusionEditor, wrong_setting_error
 from editors.diffusion.common.attention import find_canonical_paths
 from editors.diffusion.common.canvas import DEFAULTS as CANVASES
 from editors.diffusion.common.canvas import Canvas, open_canvas
@@ -48,8 +48,8 @@ DEFAULTS = KeyframeSelectionSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeyframedSettings(PromptedSettings):
-    """Holds the settings of editors that work on keyframes."""
+class KeyframeEditor(DiffusionEditor):
+    """Defines the base of editors that work on keyframes, with the settings that they share."""
 
     keyframes: str = ""
     """Numbers of the frames to edit, such as 3,10,20 (default: frames that together show the region to edit)."""

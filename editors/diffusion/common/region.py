@@ -22,7 +22,7 @@ from editors.diffusion.backend.device_placement import fetch_model
 from editors.diffusion.backend.diffusers_model import DiffusionModel, EncodedPrompt, Images
 from editors.diffusion.backend.noise_schedule import DenoisedLatents, Latents, NoiseSchedule
 from editors.diffusion.backend.sampling import Denoiser
-from editors.diffusion.backend.settings import PromptedSettings, wrong_setting_error
+from editors.diffusion.backend.settings import DiffusionEditor, wrong_setting_error
 from editors.diffusion.backend.weights import WeightsSource, check_model_folder, explain_load_errors
 from editors.diffusion.common.canvas import Canvas, open_canvas, open_canvases
 from neural_fields.core.errors import bad_input
@@ -47,8 +47,8 @@ DEFAULTS = RegionFindingSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegionalSettings(PromptedSettings):
-    """Holds the settings of editors that repaint a region."""
+class RegionEditor(DiffusionEditor):
+    """Defines the base of editors that repaint a region, with the settings that they share."""
 
     strength: float = 1.0
     """Share of the denoising steps that run, in (0, 1]: the amount of noise; 1 keeps nothing of the region."""
@@ -74,7 +74,7 @@ class RegionalSettings(PromptedSettings):
 def open_regions(
     model: DiffusionModel,
     source: EditSource,
-    settings: RegionalSettings,
+    settings: RegionEditor,
     report: ProgressReporter,
     finding: RegionFindingSettings = DEFAULTS,
 ) -> tuple[list[Canvas], tuple[str, ...]]:
@@ -257,7 +257,7 @@ def load_segmenter(weights: WeightsSource, words: Sequence[str]) -> Callable[[Im
 def _find_by_contrast(
     model: DiffusionModel,
     canvas: Canvas,
-    settings: RegionalSettings,
+    settings: RegionEditor,
     report: ProgressReporter,
     finding: RegionFindingSettings,
 ) -> RegionMap:

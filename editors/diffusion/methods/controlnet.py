@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from editors.core.editor import EditorResult, PlanarEditor
+from editors.core.editor import EditorResult
 from editors.core.source import EditSource
 from editors.diffusion.backend.diffusers_model import Images, load_model
 from editors.diffusion.backend.settings import wrong_setting_error
@@ -28,7 +28,7 @@ from editors.diffusion.common.control_images import (
     parse_control_pictures,
     read_control_picture,
 )
-from editors.diffusion.common.region import RegionalSettings, open_regions
+from editors.diffusion.common.region import RegionEditor, open_regions
 from editors.diffusion.methods.inpaint import repaint_regions
 from neural_fields.config.flags import Repeated
 from neural_fields.core.errors import bad_input
@@ -38,7 +38,7 @@ DepthEstimator = Callable[[Images], Images] | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControlNet(RegionalSettings, PlanarEditor):
+class ControlNet(RegionEditor):
     """Regenerate a layer along its edges, its depth or your picture: ControlNet (Zhang et al., 2023)."""
 
     name: ClassVar[str] = "controlnet"

@@ -13,17 +13,17 @@ from typing import ClassVar
 
 import torch
 
-from editors.core.editor import EditorResult, PlanarEditor
+from editors.core.editor import EditorResult
 from editors.core.source import EditSource
 from editors.diffusion.backend.diffusers_model import ControlInput, DiffusionModel, load_model
 from editors.diffusion.backend.sampling import denoise_region, noise_to_start, shrink_mask_to_latents
 from editors.diffusion.common.canvas import Canvas, join_canvases, split_joined_picture
-from editors.diffusion.common.region import RegionalSettings, make_inpainting_inputs, open_regions
+from editors.diffusion.common.region import RegionEditor, make_inpainting_inputs, open_regions
 from neural_fields.core.progress import ProgressReporter
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inpaint(RegionalSettings, PlanarEditor):
+class Inpaint(RegionEditor):
     """Generate a region from a prompt and keep the rest: Blended Latent Diffusion (Avrahami et al., 2023)."""
 
     name: ClassVar[str] = "inpaint"
@@ -46,7 +46,7 @@ class Inpaint(RegionalSettings, PlanarEditor):
 def repaint_regions(
     model: DiffusionModel,
     canvases: Sequence[Canvas],
-    settings: RegionalSettings,
+    settings: RegionEditor,
     report: ProgressReporter,
     controls: Sequence[ControlInput] = (),
     notes: Sequence[str] = (),

@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from editors.core.editor import EditorResult, PlanarEditor
+from editors.core.editor import EditorResult
 from editors.core.source import EditSource
 from editors.diffusion.backend.diffusers_model import (
     DiffusionModel,
@@ -26,14 +26,14 @@ from editors.diffusion.backend.diffusers_model import (
 from editors.diffusion.backend.instruction_pipelines import Instruction, check_instruction_pipeline, run_instruction
 from editors.diffusion.backend.noise_schedule import DenoisedLatents, Latents, NoiseSchedule
 from editors.diffusion.backend.sampling import denoise_region, shrink_mask_to_latents
-from editors.diffusion.backend.settings import PromptedSettings, wrong_setting_error
+from editors.diffusion.backend.settings import DiffusionEditor, wrong_setting_error
 from editors.diffusion.common.canvas import Canvas, join_canvases, open_canvases, split_joined_picture
 from neural_fields.core.errors import bad_input
 from neural_fields.core.progress import ProgressReporter
 
 
 @dataclass(frozen=True, kw_only=True)
-class Instruct(PromptedSettings, PlanarEditor):
+class Instruct(DiffusionEditor):
     """Follow an instruction: InstructPix2Pix (Brooks et al., 2023), FLUX.1 Kontext, Qwen-Image-Edit."""
 
     name: ClassVar[str] = "instruct"

@@ -17,14 +17,14 @@ from typing import ClassVar, Literal
 
 import torch
 
-from editors.core.editor import EditorResult, PlanarEditor
+from editors.core.editor import EditorResult
 from editors.core.source import EditSource
 from editors.diffusion.backend.diffusers_model import DiffusionModel, load_model
 from editors.diffusion.backend.noise_schedule import DenoisedLatents, Latents, NoiseSchedule
 from editors.diffusion.backend.sampling import Denoiser, denoise_region, shrink_mask_to_latents
 from editors.diffusion.common.attention import CrossFrameMode, list_seen_frames, make_cross_frame_processors
 from editors.diffusion.common.keyframe_fusion import fuse_keyframes, make_overlays, noise_to_first_time
-from editors.diffusion.common.keyframes import KeyframedSettings, Keyframes, open_keyframes
+from editors.diffusion.common.keyframes import KeyframeEditor, Keyframes, open_keyframes
 from editors.diffusion.common.region import make_inpainting_inputs
 from editors.inputs.merging import TexelFootprints, project_to_canonical
 from neural_fields.core.progress import ProgressReporter, rename_stage
@@ -33,7 +33,7 @@ SharedAttention = Literal[CrossFrameMode, "paths"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mediated(KeyframedSettings, PlanarEditor):
+class Mediated(KeyframeEditor):
     """Denoise keyframes together; at every step they agree in the canonical picture: MeDM (Chu et al., 2024)."""
 
     name: ClassVar[str] = "mediated"

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d
 
-from editors.core.editor import EditorResult, PlanarEditor
+from editors.core.editor import EditorResult
 from editors.core.source import EditSource
 from editors.diffusion.backend.diffusers_model import DiffusionModel, EncodedPrompt, load_model
 from editors.diffusion.backend.noise_schedule import DenoisedLatents, Latents
@@ -39,7 +39,7 @@ from editors.diffusion.common.attention import (
     plain_attention,
 )
 from editors.diffusion.common.region import open_regions
-from editors.diffusion.methods.pnp import FeatureInjectionSettings, repaint_from_inversion
+from editors.diffusion.methods.pnp import FeatureInjectionEditor, repaint_from_inversion
 from neural_fields.config.flags import Repeated
 from neural_fields.core.progress import ProgressReporter
 
@@ -60,7 +60,7 @@ DEFAULTS = PromptToPromptSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptToPrompt(FeatureInjectionSettings, PlanarEditor):
+class PromptToPrompt(FeatureInjectionEditor):
     """Swap, add, emphasize or weaken words of a prompt: Prompt-to-Prompt (Hertz et al., 2023)."""
 
     name: ClassVar[str] = "p2p"

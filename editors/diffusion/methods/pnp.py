@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from editors.core.editor import EditorResult, PlanarEditor
+from editors.core.editor import EditorResult
 from editors.core.source import EditSource
 from editors.diffusion.backend.diffusers_model import DiffusionModel, EncodedPrompt, load_model
 from editors.diffusion.backend.noise_schedule import DenoisedLatents, Latents, NoiseSchedule, pair_with_next
@@ -30,7 +30,7 @@ from editors.diffusion.backend.sampling import invert_latents, shrink_mask_to_la
 from editors.diffusion.backend.settings import wrong_setting_error
 from editors.diffusion.common.attention import FeatureRecorder, list_self_attention
 from editors.diffusion.common.canvas import Canvas, join_canvases, split_joined_picture
-from editors.diffusion.common.region import RegionalSettings, open_regions
+from editors.diffusion.common.region import RegionEditor, open_regions
 from neural_fields.core.progress import Progress, ProgressReporter, rename_stage, report_nothing
 
 PredictStep = Callable[
@@ -39,8 +39,8 @@ PredictStep = Callable[
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureInjectionSettings(RegionalSettings):
-    """Holds the settings of editors that invert the picture to noise and inject features of the original."""
+class FeatureInjectionEditor(RegionEditor):
+    """Defines the base of editors that invert the picture to noise and inject features of the original."""
 
     strength: float = 1.0
     """Share of the inversion to noise, in (0, 1]; less stays closer to the original."""
@@ -70,7 +70,7 @@ class FeatureInjectionSettings(RegionalSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlugAndPlay(FeatureInjectionSettings, PlanarEditor):
+class PlugAndPlay(FeatureInjectionEditor):
     """Change the look on the same layout, by features of the original: Plug-and-Play (Tumanyan et al., 2023)."""
 
     name: ClassVar[str] = "pnp"
@@ -150,7 +150,7 @@ def select_decoder_features(unet: Any) -> FeatureRecorder:
 def repaint_from_inversion(
     model: DiffusionModel,
     canvases: Sequence[Canvas],
-    settings: FeatureInjectionSettings,
+    settings: FeatureInjectionEditor,
     source_text: EncodedPrompt,
     predict_step: PredictStep,
     report: ProgressReporter,

@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from editors.core.editor import EditorResult, PlanarEditor
+from editors.core.editor import EditorResult
 from editors.core.source import EditSource
 from editors.diffusion.backend.diffusers_model import Images, load_model
 from editors.diffusion.backend.noise_schedule import Latents, NoiseSchedule
-from editors.diffusion.backend.settings import PromptedSettings, wrong_setting_error
+from editors.diffusion.backend.settings import DiffusionEditor, wrong_setting_error
 from editors.diffusion.common.canvas import join_canvases, open_canvases, split_joined_picture
 from editors.diffusion.common.score_distillation import (
     DistillationPrompts,
@@ -47,7 +47,7 @@ DEFAULTS = TextureSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sds(PromptedSettings, PlanarEditor):
+class Sds(DiffusionEditor):
     """Optimize the texels of a region with DreamFusion's score distillation (Poole et al., 2023)."""
 
     name: ClassVar[str] = "sds"

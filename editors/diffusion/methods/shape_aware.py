@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from editors.core.editor import EditorResult, PlanarEditor
+from editors.core.editor import EditorResult
 from editors.core.source import EditSource
 from editors.diffusion.backend.diffusers_model import DiffusionModel, load_model
 from editors.diffusion.backend.sampling import denoise_region, noise_to_start, shrink_mask_to_latents
-from editors.diffusion.backend.settings import PromptedSettings, wrong_setting_error
+from editors.diffusion.backend.settings import DiffusionEditor, wrong_setting_error
 from editors.diffusion.common.canvas import open_canvas
 from editors.diffusion.common.region import make_inpainting_inputs
 from editors.diffusion.common.score_distillation import DistillationPrompts, make_score
@@ -33,10 +33,10 @@ from editors.diffusion.common.shape_matching import compute_features, match_box_
 from editors.diffusion.methods.sds import PyramidTexture, ScoreObjective, TextureOptimization, optimize_texture
 from editors.effects.shape import DEFAULTS as SHAPING
 from editors.effects.shape import ShapeEdit, compute_deformation, find_run_frame, require_one_layer
-from editors.inputs.frame_lifting import DEFAULTS as LIFTING
-from editors.inputs.frame_lifting import lift_paint
 from editors.inputs.sizes import check_picture_size, compute_pixel_limit
 from neural_fields.atlas.canonical import Overlay, resample_overlay
+from neural_fields.atlas.paint_lifting import DEFAULTS as LIFTING
+from neural_fields.atlas.paint_lifting import lift_paint
 from neural_fields.atlas.uv_extrapolation import DEFAULTS as EXTRAPOLATION
 from neural_fields.atlas.uv_extrapolation import extrapolate_frame_map
 from neural_fields.core.errors import UserError, bad_input
@@ -74,7 +74,7 @@ DEFAULTS = ShapeAwareSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShapeAware(PromptedSettings, PlanarEditor):
+class ShapeAware(DiffusionEditor):
     """Repaint an object in one frame; all frames get its new shape and colors: Lee et al. (CVPR 2023)."""
 
     name: ClassVar[str] = "shape_aware"
@@ -276,7 +276,7 @@ def repaint_frame(
     model: DiffusionModel,
     seen: Frame,
     before: Mask,
-    editor: PromptedSettings,
+    editor: DiffusionEditor,
     report: ProgressReporter,
     settings: ShapeAwareSettings = DEFAULTS,
 ) -> Frame:
@@ -361,7 +361,7 @@ def match_inside(
     frames: tuple[Frame, Frame],
     masks: tuple[Mask, Mask],
     outline: tuple[np.ndarray, np.ndarray],
-    editor: PromptedSettings,
+    editor: DiffusionEditor,
     settings: ShapeAwareSettings = DEFAULTS,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Matches points inside the old and the new object by the features of the model.

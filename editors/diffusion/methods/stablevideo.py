@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from editors.core.editor import EditorResult, PlanarEditor
+from editors.core.editor import EditorResult
 from editors.core.source import EditSource
 from editors.diffusion.backend.diffusers_model import ControlInput, DiffusionModel, EncodedPrompt, Images, load_model
 from editors.diffusion.backend.noise_schedule import DenoisedLatents, Latents, NoiseSchedule
@@ -31,7 +31,7 @@ from editors.diffusion.common.keyframe_fusion import (
     noise_to_first_time,
     render_into_keyframes,
 )
-from editors.diffusion.common.keyframes import KeyframedSettings, Keyframes, open_keyframes
+from editors.diffusion.common.keyframes import KeyframeEditor, Keyframes, open_keyframes
 from editors.diffusion.common.region import make_inpainting_inputs
 from neural_fields.core.progress import Progress, ProgressReporter
 
@@ -40,7 +40,7 @@ EDGE_DETECTORS: dict[str, Callable[[Images], Images]] = {"edges": detect_edges, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class StableVideo(KeyframedSettings, PlanarEditor):
+class StableVideo(KeyframeEditor):
     """Edit keyframes one after another, each starting from the earlier edits: StableVideo (Chai et al., 2023)."""
 
     name: ClassVar[str] = "stablevideo"

@@ -16,12 +16,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from editors.core.editor import EditorResult, PlanarEditor
+from editors.core.editor import EditorResult
 from editors.core.source import EditSource
 from editors.diffusion.backend.clip_model import ClipModel, compute_self_similarity, load_clip, spherical_distance
 from editors.diffusion.backend.diffusers_model import Images, load_model
 from editors.diffusion.backend.noise_schedule import Latents
-from editors.diffusion.backend.settings import PromptedSettings, wrong_setting_error
+from editors.diffusion.backend.settings import DiffusionEditor, wrong_setting_error
 from editors.diffusion.backend.weights import WeightsSource
 from editors.diffusion.common.canvas import join_canvases, open_canvases, split_joined_picture
 from editors.diffusion.common.score_distillation import DistillationPrompts, Variant, draw_time, make_score
@@ -57,7 +57,7 @@ DEFAULTS = PaintedLayerSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text2Live(PromptedSettings, PlanarEditor):
+class Text2Live(DiffusionEditor):
     """Paint over a layer with a network that is trained for this edit: Text2LIVE (Bar-Tal et al., 2022)."""
 
     name: ClassVar[str] = "text2live"

@@ -25,7 +25,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from editors.core.editor import EditorResult, PlanarEditor
+from editors.core.editor import EditorResult
 from editors.core.source import EditSource
 from editors.diffusion.backend.diffusers_model import load_model
 from editors.diffusion.backend.noise_schedule import DenoisedLatents, Latents
@@ -42,7 +42,7 @@ from editors.diffusion.common.attention import (
 )
 from editors.diffusion.common.keyframe_fusion import fuse_keyframes, make_overlays
 from editors.diffusion.common.keyframes import (
-    KeyframedSettings,
+    KeyframeEditor,
     Keyframes,
     choose_keyframes_evenly,
     open_keyframes,
@@ -64,7 +64,7 @@ DEFAULTS = TokenMatchingSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenFlow(KeyframedSettings, PlanarEditor):
+class TokenFlow(KeyframeEditor):
     """Edit frames together; they share the tokens of points that they both show: TokenFlow (Geyer et al., 2024)."""
 
     name: ClassVar[str] = "tokenflow"

@@ -11,18 +11,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from editors.core.editor import EditorResult, PlanarEditor
+from editors.core.editor import EditorResult
 from editors.core.source import EditSource
 from editors.diffusion.backend.diffusers_model import load_model
 from editors.diffusion.backend.settings import wrong_setting_error
 from editors.diffusion.common.control_images import ControlRequest, detect_soft_edges, load_controls
-from editors.diffusion.common.region import RegionalSettings, open_regions
+from editors.diffusion.common.region import RegionEditor, open_regions
 from editors.diffusion.methods.inpaint import repaint_regions
 from neural_fields.core.progress import ProgressReporter
 
 
 @dataclass(frozen=True, kw_only=True)
-class VidEdit(RegionalSettings, PlanarEditor):
+class VidEdit(RegionEditor):
     """Give a region a new look and keep its structure by soft edges: VidEdit (Couairon et al., 2023)."""
 
     name: ClassVar[str] = "videdit"

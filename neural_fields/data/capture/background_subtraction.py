@@ -29,33 +29,36 @@ class PersonMaskSettings:
     """Settings of `segment_person`. Lengths marked `_rel` are in lengths of the skeleton (`measure_skeleton`)."""
 
     # The background.
-    background_samples: int = 96  # frames that it is learned from
-    min_uncovered_frames: int = 6  # in which a pixel must be seen for its background to be known, in a clip of many
-    min_noise: float = 1.5  # codes of 255: rounding, and what codecs leave out
-    same_difference: float = 2.5  # in units of the noise: below it is the background
-    other_difference: float = 6.0  # in units of the noise: above it is probably not the background
-    clear_difference: float = 10.0  # in units of the noise: surely neither the background nor a shadow on it
-    shadow_range: tuple[float, float] = (0.5, 1.0)  # brightness of shadows against what they fall on
+    background_samples: int = 96  # number of frames, spread over the clip, from which the background is learned
+    # Samples that must show a pixel without the person; in short clips a quarter of the samples.
+    min_uncovered_frames: int = 6
+    min_noise: float = 1.5  # least standard deviation of a pixel, in 8-bit levels: rounding, and what codecs leave out
+    same_difference: float = 2.5  # a pixel that differs less, in units of its noise, is background
+    other_difference: float = 6.0  # a pixel that differs more, in units of its noise, is probably not background
+    # A pixel that differs more, in units of its noise, is neither background nor a shadow on it.
+    clear_difference: float = 10.0
+    shadow_range: tuple[float, float] = (0.5, 1.0)  # brightness of a shadow relative to the surface that it falls on
 
     # Bodies, around the bones.
-    trunk_radius_rel: float = 0.065
-    limb_radius_rel: float = 0.032
-    min_limb_length_rel: float = 0.2  # shorter branches, fingers and toes, are no limbs
-    core_scale: float = 0.5  # thickness of what is surely the person against that of bodies
-    flesh_scale: float = 1.2  # thickness of what is probably the person
-    reach_scale: float = 2.2  # thickness of the region beyond which nothing of the person is
-    head_reach_rel: float = 0.14  # radius of the reach around the head
-    end_reach_rel: float = 0.1  # radius of the reach around other ends
-    object_radius_rel: float = 0.05  # of what is probably a carried object
-    object_reach_rel: float = 0.16  # radius of the reach around it
-    circles_per_bone: int = 12
+    trunk_radius_rel: float = 0.065  # radius of the body around bones of the trunk
+    limb_radius_rel: float = 0.032  # radius of the body around bones of limbs
+    min_limb_length_rel: float = 0.2  # shorter branches of the skeleton, such as fingers and toes, are not limbs
+    core_scale: float = 0.5  # times the radius of the body: what surely shows the person
+    flesh_scale: float = 1.2  # times the radius of the body: what probably shows the person
+    reach_scale: float = 2.2  # times the radius of the body: nothing beyond shows the person
+    head_reach_rel: float = 0.14  # radius around the head beyond which nothing shows the person
+    end_reach_rel: float = 0.1  # radius around hands, feet and other ends beyond which nothing shows the person
+    object_radius_rel: float = 0.05  # radius around the joint of a carried object that probably shows the object
+    object_reach_rel: float = 0.16  # radius around the joint of a carried object beyond which nothing shows the object
+    circles_per_bone: int = 12  # number of circles that are drawn along a bone
 
     # GrabCut, and what is kept of it.
-    cut_rounds: int = 3
-    min_cut_pixels: int = 20  # of the person and of the background: its models need some of both
-    min_component_ratio: float = 0.3  # of a component's area to the largest one's
-    min_component_area: float = 0.0005  # of the frame
-    min_sure_share: float = 0.1  # a component of which more is surely the person is kept
+    cut_rounds: int = 3  # iterations of GrabCut
+    min_cut_pixels: int = 20  # least pixels of the person, and of the background, for which GrabCut is run
+    # A connected component is kept if its area is at least this share of the largest one's, ...
+    min_component_ratio: float = 0.3
+    min_component_area: float = 0.0005  # ... and at least this share of the frame
+    min_sure_share: float = 0.1  # a component is kept in any case if more than this share of it surely shows the person
 
 
 DEFAULTS = PersonMaskSettings()
@@ -94,7 +97,7 @@ class BodyViews:
     """Bones as cameras see them, one camera a frame. The skeleton's own size says how thick a body is."""
 
     cameras: tuple[Camera, ...]
-    motion: SkeletonMotion  # one moment a camera
+    motion: SkeletonMotion  # one moment for each camera
 
     def draw_regions(self, frame: int, settings: PersonMaskSettings = DEFAULTS) -> tuple[Region, Region, Region]:
         """Draws core, flesh and reach in a frame, each within the next."""

@@ -39,7 +39,7 @@ def read_bones(path: Path | str) -> SkeletonMotion:
     """
     path = Path(path)
     data = read_json_object(path, _SCHEMA)
-    with locate_format_errors(path, fix="give every joint a name, a parent (or null) and a place of its own at rest"):
+    with locate_format_errors(path, fix="give every joint a name, a parent (or null) and a distinct rest position"):
         skeleton, order = _parse_skeleton(data.get("joints"))
     frames = data.get("frames")
     with locate_format_errors(path):
@@ -115,8 +115,11 @@ def read_states(path: Path | str, moments: int | None = None) -> tuple[int, ...]
     """Reads the moments of a states.json at which the held object enters its next state.
 
     Args:
-        path: of the file.
-        moments: number of moments of the scene; None does not check it.
+        path: the file.
+        moments: number of moments of the scene; None skips the check against it.
+
+    Returns:
+        The moments, rising; state k begins at number k - 1 of them.
 
     Raises:
         UserError: not such a file; switches that do not rise, or one before moment 1 or beyond the end.
@@ -132,7 +135,7 @@ def read_states(path: Path | str, moments: int | None = None) -> tuple[int, ...]
         if after <= before:
             raise bad_input(f"the switches of {path.name} do not rise: {before}, {after}", where=str(path), fix=fix)
     if switches and switches[0] < 1:
-        why = "moments are counted from 0, and what is there at 0 is the first state"
+        why = "moments are counted from 0, and the first state begins at 0"
         raise bad_input(f"a switch at {switches[0]} in {path.name}", where=str(path), why=why, fix=fix)
     if switches and moments is not None and switches[-1] >= moments:
         why = f"there are {moments} moments, 0 to {moments - 1}"

@@ -82,13 +82,16 @@ def build_capture(
     """Builds a scene folder, all of it or nothing.
 
     Args:
-        out: the new folder.
+        out: the folder to make.
         videos: files that were filmed together.
-        options: the other inputs.
-        report: takes the progress.
+        options: cameras, bones, masks, frames and size.
+        report: receives the progress.
+
+    Returns:
+        The folder, the numbers of its views and moments, and notes for the user.
 
     Raises:
-        UserError: `out` is there and not empty; videos of different lengths or none; cameras, masks or bones that do
+        UserError: `out` exists and is not empty; videos of different lengths or none; cameras, masks or bones that do
             not fit them; bones that no camera sees; what the readers of the files raise.
     """
     out, notes = Path(out), list[str]()

@@ -49,11 +49,11 @@ def read_bvh(
 ) -> SkeletonMotion:
     """Reads the recording of a BVH file. At rest all angles are zero and the joints stand at their offsets.
 
-    A joint at the position of its parent (an offset of zero, as at the root of a thumb) is no bone of its own: it is
+    A joint at the position of its parent (an offset of zero, as at the root of a thumb) is not a separate bone: it is
     left out, and its children become children of its parent that still move as in the file.
 
     Args:
-        path: of the file.
+        path: the file.
         frames: which frames to take; all by default.
         scale: world units for one of the file's: 0.01 for a file in centimeters and a world in meters.
         axes: the world's axes in those of the file, see `parse_axes`; BVH is mostly y up.
@@ -179,9 +179,9 @@ def _build_motion(
     """Builds the bones of the joints that have a length, in world axes and units.
 
     Args:
-        joints: of the file.
-        rotations: of the joints in the world.
-        positions: of the joints in the world, in its units.
+        joints: the joints of the file.
+        rotations: rotations of the joints in the world.
+        positions: positions of the joints in the world, in its units.
         scale: world units for one of the file's.
         to_world: the file's axes to those of the world.
         end_sites: whether end sites become joints.

@@ -29,7 +29,7 @@ class FilmedFrames:
 
     Attributes:
         frames: numbers of frames of the video, rising.
-        cameras: of these frames, at the video's size.
+        cameras: cameras of these frames, at the video's size.
     """
 
     frames: tuple[int, ...]
@@ -48,13 +48,16 @@ class FilmedFrames:
 def assign_cameras(
     source: Path, videos: Sequence[VideoMetadata], chosen: range, notes: list[str]
 ) -> tuple[FilmedFrames, ...]:
-    """Finds the cameras of the chosen frames of every video. What it has to assume is added to `notes`.
+    """Finds the cameras of the chosen frames of every video. Assumptions are added to `notes`.
 
     Args:
         source: a calibration (.toml), a transforms.json or the folder of one, or the folder of a COLMAP model.
         videos: metadata of the videos.
-        chosen: numbers of frames, the same of all videos: they were filmed together.
-        notes: for the user; added to.
+        chosen: frame numbers, the same for all videos, which were filmed together.
+        notes: sentences for the user; assumptions are appended.
+
+    Returns:
+        For each video, the chosen frames that have a camera, with their cameras.
 
     Raises:
         UserError: cameras and videos that do not belong together by number, name or size; frames that cannot be told
@@ -82,7 +85,7 @@ def assign_cameras(
                 raise bad_input(
                     f"frame {index} of {filmed} is {size[0]}x{size[1]}, its camera {wide}x{high}",
                     where=video.path,
-                    why="one stands upright and the other lies" if rotated else "their shapes differ",
+                    why="one is in portrait and the other in landscape format" if rotated else "their shapes differ",
                     fix="turn the video, or find the cameras again on its frames"
                     if rotated
                     else "find the cameras on frames of this video, not cut or stretched",

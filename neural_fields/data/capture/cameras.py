@@ -99,7 +99,7 @@ def compute_look_at_pose(
     """Computes the pose of a camera that looks from one point at another.
 
     Args:
-        position: of the camera in the world.
+        position: position of the camera in the world.
         target: the point in the middle of the picture.
         up: the direction in the world that the top of the picture points to; any length.
 

@@ -37,9 +37,9 @@ def read_capture(folder: Path | str, size: tuple[int, int] | str | None = None) 
     """Reads a scene folder.
 
     Args:
-        folder: of the scene.
-        size: (width, height) that pictures, masks and cameras are brought to, smaller ones by averaging, or a text
-            as of `--size`, such as 240p; by default that of the pictures.
+        folder: the scene folder.
+        size: (width, height) to which pictures, masks and cameras are resized, or a text such as "240p"; by default the
+            size of the pictures. Reduced pictures are averaged.
 
     Raises:
         UserError: no cameras; a picture that is missing, damaged or not of its camera's size; pictures of several
@@ -48,7 +48,7 @@ def read_capture(folder: Path | str, size: tuple[int, int] | str | None = None) 
     """
     folder = Path(folder)
 
-    # The cameras, and whether the picture of each is there.
+    # The cameras, and whether each has its picture.
     if not folder.is_dir():
         raise bad_input(f"there is no folder {folder}", fix="name the folder of a scene")
     has_transforms = (folder / TRANSFORMS_FILE).exists()
@@ -190,7 +190,7 @@ def _read_frames(
             raise bad_input(
                 f"{picture.path.name} is {width}x{height}, its camera {camera.width}x{camera.height}",
                 where=str(picture.path),
-                why="the picture stands upright by its EXIF tag, its camera lies"
+                why="the EXIF tag of the picture says portrait format, and its camera landscape"
                 if rotated
                 else "a camera is for one size",
                 fix="find the cameras again on upright pictures"
@@ -247,7 +247,7 @@ def write_capture(folder: Path | str, capture: Capture) -> None:
     """Writes a scene folder, all of it or nothing; `read_capture` gives the same capture back, except for its notes.
 
     Raises:
-        UserError: the folder is there and not empty, or the disk refuses.
+        UserError: the folder exists and is not empty, or cannot be written.
     """
     folder = Path(folder)
     check_new_folder(folder)
@@ -278,8 +278,8 @@ def check_new_folder(folder: Path) -> None:
     """Refuses a folder that a scene cannot be written to.
 
     Raises:
-        UserError: the folder is there and not empty.
+        UserError: the folder exists and is not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         why = "a scene is written into a new folder, so that no file of another one stays in it"
-        raise bad_input(f"{folder} is there already", where=str(folder), why=why, fix="name a new folder")
+        raise bad_input(f"{folder} exists already", where=str(folder), why=why, fix="name a new folder")

@@ -51,7 +51,8 @@ def read_colmap(folder: Path | str, images: Path | str | None = None) -> list[Po
     """Reads the pictures and cameras of a COLMAP model, in the order of the pictures' names (2 before 10).
 
     Args:
-        folder: of the model (cameras.bin and images.bin, or .txt), or of the project, with the model in sparse/0.
+        folder: folder of the model (cameras.bin and images.bin, or .txt), or of the project that holds the model in
+            sparse/0.
         images: folder of the pictures; by default the folder "images" beside the model or above it.
 
     Raises:

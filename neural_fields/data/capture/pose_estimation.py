@@ -26,11 +26,12 @@ from neural_fields.data.capture.pose_landmarks import LANDMARKS, PersonDetection
 class PoseNetworkSettings:
     """Settings of the search for a person."""
 
-    min_presence: float = 0.5  # probability that somebody is in the crop
-    min_outline: float = 0.5  # probability from which a pixel of the selfie segmentation is the person
-    max_logit_gap: float = 2.0  # detections this far below the best one are compared by size
-    crop_scale: float = 1.25  # side of the crop / twice the distance from the hips to the network's edge point
-    min_reach_px: float = 8.0  # least distance from the hips to the edge point
+    min_presence: float = 0.5  # a crop with a lower probability of a person in it is dropped
+    min_outline: float = 0.5  # a pixel with a higher probability in the selfie segmentation is part of the person
+    max_logit_gap: float = 2.0  # of the detections at most this far below the best one, the largest is taken
+    # Side of the crop / twice the distance from the hips to the edge point that the network finds.
+    crop_scale: float = 1.25
+    min_reach_px: float = 8.0  # least distance from the hips to the edge point, in pixels
 
 
 DEFAULTS = PoseNetworkSettings()
@@ -83,7 +84,7 @@ class PoseNetwork:
 
     Attributes:
         detector, landmarker, selfie: LiteRT interpreters; the first two come together.
-        settings: of the search.
+        settings: thresholds, and the size of crops.
     """
 
     detector: Any = None
@@ -207,7 +208,7 @@ def _load_network(path: Path, shapes: Sequence[tuple[int, ...]]) -> Any:
     except (ValueError, RuntimeError, OSError) as error:
         raise bad_input(f"{path.name} cannot be read", where=str(path), why=str(error).splitlines()[0]) from None
     if not set(shapes) <= given:
-        raise bad_input(f"{path.name} is another network", where=str(path), why=f"its outputs are {sorted(given)}")
+        raise bad_input(f"{path.name} is a different network", where=str(path), why=f"its outputs are {sorted(given)}")
     return network
 
 

@@ -57,11 +57,11 @@ LANDMARK_SKELETON = _NAMES, tuple(NO_PARENT if parent is None else _NAMES.index(
 class TriangulationSettings:
     """Settings of the triangulation of landmarks."""
 
-    min_visibility: float = 0.5  # probability from which a landmark counts as visible
-    median_moments: int = 5  # length of the median filter over time
-    max_error_share: float = 0.02  # of the picture's longer side; a camera with a larger error can be left out
-    error_cap: float = 4  # times the largest error: errors beyond it count no more when cameras are compared
-    max_swap_ratio: float = 0.98  # left and right are swapped only where the disagreement falls below this share
+    min_visibility: float = 0.5  # a landmark with a lower probability of being visible is not used
+    median_moments: int = 5  # length of the median filter over time, in moments
+    max_error_share: float = 0.02  # a camera whose error is a larger share of the picture's longer side can be left out
+    error_cap: float = 4  # errors count up to this many times the largest allowed error when cameras are compared
+    max_swap_ratio: float = 0.98  # left and right are swapped only where that reduces the disagreement below this share
 
 
 DEFAULTS = TriangulationSettings()
@@ -111,8 +111,8 @@ def triangulate_landmarks(
     filter over time removes what lasts for one or two moments.
 
     Args:
-        views: for each camera, its detections at every moment.
-        settings: of the triangulation.
+        views: the detections of each camera at every moment, with the camera at that moment.
+        settings: thresholds, and the filter over time.
 
     Raises:
         UserError: a landmark is seen by two cameras at no moment.
@@ -272,8 +272,8 @@ def write_landmarks(
     guess of [x, y, z]. Both are null where no person is visible.
 
     Args:
-        path: of the file.
-        videos: of each its name, the numbers of its frames, and the sightings in them.
+        path: the file.
+        videos: name, frame numbers and detections of each video.
     """
     listed = []
     for name, numbers, sightings in videos:

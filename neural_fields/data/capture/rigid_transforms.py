@@ -18,8 +18,9 @@ from neural_fields.core.validated_input import FormatError
 class RigidTolerances:
     """Settings of the check of rigid transforms: largest errors of a matrix's numbers."""
 
-    max_exact_error: float = 1e-6  # up to here the matrix is taken as it is
-    max_rounding_error: float = 2e-3  # files with three digits are off by this much: repaired; beyond it: refused
+    max_exact_error: float = 1e-6  # a matrix with smaller errors is taken as it is
+    # Up to this error, that of files with three digits, a matrix is repaired; beyond, it is refused.
+    max_rounding_error: float = 2e-3
 
 
 DEFAULTS = RigidTolerances()

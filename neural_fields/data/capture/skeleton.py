@@ -21,7 +21,7 @@ class Skeleton:
     """The joints of a body in its rest pose.
 
     Attributes:
-        names: of the joints.
+        names: names of the joints.
         parents: index of each joint's parent, before it in the list; `ROOT` for none.
         rest_positions: joint positions in the rest pose, in world units.
         object_joints: indices of the joints of held objects, which move freely relative to their parent.
@@ -69,7 +69,7 @@ def build_skeleton(
     """Builds a skeleton from joints in any order.
 
     Args:
-        names: of the joints.
+        names: names of the joints.
         parents: index of each joint's parent; `ROOT` for none.
         rest: joint positions in the rest pose.
         object_joints: indices of the joints of held objects.
@@ -120,7 +120,7 @@ def compute_local_pose(
 
     Args:
         skeleton: the joints at rest.
-        transforms: of the bones in one frame, rest to world.
+        transforms: transforms of the bones in one frame, rest to world.
 
     Returns:
         Rotations, and translations relative to the place that the parent gives the joint (of a root: its position).
@@ -144,7 +144,7 @@ def compose_transforms(
 
     Args:
         skeleton: the joints at rest.
-        rotations: of each joint relative to its parent.
+        rotations: rotation of each joint relative to its parent.
         translations: translations: of a root its position in the world; of the others relative to their place at the
             parent.
 

@@ -45,7 +45,7 @@ class SmplPoses:
         kind: class of the body model in the package smplx.
         rotations: rotation of each joint relative to its parent, as axis times angle in radians.
         translation: added to the body after its rotation around its root.
-        betas: of the body's shape.
+        betas: parameters of the body's shape.
     """
 
     kind: str
@@ -127,8 +127,8 @@ def compute_smpl_motion(poses: SmplPoses, model: Path | str) -> SkeletonMotion:
     """Computes the bones of a body from its SMPL parameters.
 
     Args:
-        poses: the parameters.
-        model: file of the body model, as its makers' site gives it: SMPL_NEUTRAL.pkl, SMPLX_NEUTRAL.npz, ...
+        poses: shape, rotations and translation, by frame.
+        model: file of the body model as its makers distribute it: SMPL_NEUTRAL.pkl, SMPLX_NEUTRAL.npz, ...
 
     Raises:
         UserError: the package smplx is not installed; no such model file; one that is not of the poses' kind.
@@ -180,11 +180,11 @@ def motion_from_axis_angles(
     """Computes bones from joints at rest and their rotations relative to their parents.
 
     Args:
-        names: of the joints.
+        names: names of the joints.
         parents: index of each joint's parent; `ROOT` for none.
-        rest: joint positions in the rest pose.
-        rotations: rotations as axis times angle in radians.
-        translation: of the root from its position at rest.
+        rest: joint positions in the rest pose, in world units.
+        rotations: relative to the parent, as axis times angle in radians.
+        translation: translation of the root, from its position at rest, in world units.
 
     Raises:
         ValueError: as `build_skeleton`.

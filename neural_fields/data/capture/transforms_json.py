@@ -52,9 +52,9 @@ class PosedImage:
     """A picture and the camera that took it.
 
     Attributes:
-        path: of the picture; the file need not exist.
-        camera: with its pose.
-        mask_path: of the mask that belongs to it, where the file names one.
+        path: the picture; the file need not exist.
+        camera: its camera with the pose.
+        mask_path: its mask, where the file names one.
         time: the moment that it shows, where the file gives one.
     """
 
@@ -110,7 +110,7 @@ def _parse_frame(
     """Parses a frame as a posed picture.
 
     Args:
-        folder: of the file.
+        folder: folder of the file.
         data: the whole file.
         frame: the entry to parse.
         read_default_size: gives width and height where the file has none.
@@ -170,7 +170,7 @@ def _parse_frame(
 
 
 def _add_suffix(path: Path) -> Path:
-    """Adds the suffix of a picture that is there, if the path has none."""
+    """Adds the suffix of an existing picture, if the path has none."""
     if path.suffix.lower() in PICTURE_SUFFIXES:
         return path
     for suffix in (".png", *sorted(PICTURE_SUFFIXES)):

@@ -55,10 +55,10 @@ def read_trc(path: Path | str, axes: str = "xyz", scale: float = 1.0) -> JointTr
     """Reads the joints of a TRC file. A position that is left out is interpolated linearly in time.
 
     Args:
-        path: of the file.
+        path: the file.
         axes: the world's axes in those of the file, see `parse_axes`: "zxy" for a file with y up from Pose2Sim and a
             calibration with z up.
-        scale: world units for one of the file's: 0.001 for millimeters in a world in meters.
+        scale: world units per unit of the file: 0.001 for millimeters in a world in meters.
 
     Raises:
         UserError: not a TRC file, cut off, or with a joint that is in no frame.
@@ -121,7 +121,7 @@ def fit_body_motion(track: JointTrack) -> SkeletonMotion:
     Where there is no joint "Hip", the root, it is put between the two hips.
 
     Raises:
-        ValueError: a joint is there without its parent.
+        ValueError: the file has a joint without its parent.
     """
     names, positions = list(track.names), track.positions
     if "Hip" not in names:
@@ -132,7 +132,7 @@ def fit_body_motion(track: JointTrack) -> SkeletonMotion:
     body = [name for name in names if name == "Hip" or name in BODY_25_PARENTS]
     orphans = [name for name in body if name != "Hip" and BODY_25_PARENTS[name] not in body]
     if orphans:
-        raise ValueError(f"the joint {orphans[0]} is there without {BODY_25_PARENTS[orphans[0]]}, its parent")
+        raise ValueError(f"the joint {orphans[0]} has no parent: {BODY_25_PARENTS[orphans[0]]} is missing")
     parents = [NO_PARENT if name == "Hip" else body.index(BODY_25_PARENTS[name]) for name in body]
     return fit_motion_to_joints(body, parents, positions[:, [names.index(name) for name in body]])
 
@@ -150,10 +150,11 @@ def fit_motion_to_joints(
     without a twist that no joint shows; with several it fits them by least squares; with none it is the parent's.
 
     Args:
-        names: of the joints.
+        names: names of the joints.
         parents: index of each joint's parent, in any order; `ROOT` for none.
-        positions: of the joints in the world.
-        rest_frame: whose directions the rest pose has; by default the frame in which the joints are most spread out.
+        positions: positions of the joints in the world.
+        rest_frame: the frame whose directions the rest pose has; by default the one in which the joints are most spread
+            out.
 
     Raises:
         ValueError: as `build_skeleton`, or a place that is not finite.
@@ -199,10 +200,13 @@ def add_object_bones(motion: SkeletonMotion, hands: Sequence[str], elbows: Seque
     Its joint is beyond the hand, as far as the elbow is before it, as in HOSNeRF (its section 3.2).
 
     Args:
-        motion: of the body.
-        hands: names of joints.
+        motion: the motion of the body.
+        hands: names of the joints of the hands.
         elbows: the joint that counts as each one's elbow; by default the hand's parent. For the hand joints of SMPL,
             whose parents are wrists, it is the wrist's parent.
+
+    Returns:
+        The motion with the added bones, which are marked as objects of the skeleton.
 
     Raises:
         ValueError: a name that is no joint, or a hand without a parent.

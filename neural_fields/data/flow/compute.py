@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from neural_fields.core.errors import bad_input
 from neural_fields.core.files import disk_errors
-from neural_fields.core.memmap import iterate_releasing
+from neural_fields.core.memmap import iterate_releasing, release_memory
 from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.data.flow.flow_files import FlowFiles, list_flow_files, read_flo, read_user_flow, write_flo
 from neural_fields.data.flow.raft import build_raft, compute_raft_flow, load_hub_weights, read_raft_state
@@ -63,6 +63,11 @@ class FlowField:
     def size(self) -> tuple[int, int]:
         """(width, height) of the frames that the vectors are pixels of."""
         return (self.forward.shape[2], self.forward.shape[1])
+
+    def release_memory(self) -> None:
+        """Releases the memory of arrays that are mapped from files; what is read again comes from the files."""
+        for array in (self.forward, self.backward, self.forward_ok, self.backward_ok):
+            release_memory(array)
 
 
 def compute_flow(
@@ -116,8 +121,11 @@ def consistency_mask(flow: Vectors, reverse: Vectors) -> Bool[np.ndarray, "heigh
     The tolerance grows with the motion: |f + b|^2 < 0.01 (|f|^2 + |b|^2) + 0.5 (Sundaram et al. 2010, equation 5).
 
     Args:
-        flow: from one frame to the other, in pixels.
-        reverse: from the other frame back, in pixels.
+        flow: flow from one frame to the other, in pixels.
+        reverse: flow back from the other frame, in pixels.
+
+    Returns:
+        True where the flow can be trusted.
 
     Example:
         >>> flow = np.full((4, 6, 2), (2.0, 0.0), np.float32)
@@ -139,7 +147,7 @@ def resize_vectors(vectors: Vectors, size: tuple[int, int], ok: np.ndarray | Non
     """Resizes a flow field: dx scales with the width, dy with the height.
 
     Args:
-        vectors: in pixels of their size.
+        vectors: flow in pixels of its own size.
         size: the new (width, height).
         ok: the pixels with known flow; the others do not influence their neighbors.
 

@@ -26,7 +26,11 @@ Vectors = Float[np.ndarray, "height width 2"]
 
 
 def read_flo(path: Path) -> Vectors:
-    """Reads the raw vectors of a Middlebury .flo file (float32); unknown flow keeps the large value the file holds."""
+    """Reads the raw vectors of a Middlebury .flo file (float32); unknown flow keeps the large value in the file.
+
+    Raises:
+        UserError: it is not a .flo file, or is damaged.
+    """
     with open(path, "rb") as file:
         head = file.read(12)
         body = file.read()

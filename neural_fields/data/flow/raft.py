@@ -40,12 +40,12 @@ def load_hub_weights(method: str) -> dict[str, torch.Tensor]:
 
 
 def build_raft(state: dict[str, torch.Tensor], where: str, device: str) -> torch.nn.Module:
-    """Builds RAFT small or large, whichever `state` is of.
+    """Builds the RAFT network, small or large, for which `state` has the weights.
 
     Args:
         state: the weights, in torchvision's names.
         where: what `state` came from, for the error.
-        device: that the network runs on.
+        device: device on which the network runs.
 
     Returns:
         The network, ready to run.
@@ -74,7 +74,7 @@ def compute_raft_flow(network: torch.nn.Module, first: Frame, second: Frame) -> 
     """Computes the flow from one frame to another; frames of any size are padded to what RAFT takes.
 
     Args:
-        network: from `build_raft`.
+        network: a network made by `build_raft`.
         first: the frame that the flow starts in, RGB, 0 to 255.
         second: the frame that it leads to, RGB, 0 to 255.
 

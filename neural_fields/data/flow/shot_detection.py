@@ -18,12 +18,14 @@ class CutSettings:
     """Settings of `find_cuts`."""
 
     thumbnail_size: tuple[int, int] = (64, 36)  # (width, height) at which colors are counted
-    bins: int = 8  # of the color histogram, along each channel
-    max_matched_share: float = 0.35  # across a cut, less of the frame than this has consistent flow
-    min_change: float = 0.35  # share of the pixels whose color class has another count across a cut
-    min_change_ratio: float = 3.0  # to the median change between the frames around: fast motion changes every frame
-    window_frames: int = 4  # before and after, of this median
-    max_flash_ratio: float = 0.5  # of the change of frames around a flash to that at its edge
+    bins: int = 8  # bins of the color histogram along each channel
+    max_matched_share: float = 0.35  # at a cut, less than this share of the frame has consistent flow
+    min_change: float = 0.35  # at a cut, more than this share of the pixels changes to another color class
+    # At a cut, the change is this many times the median change around: fast motion is no cut.
+    min_change_ratio: float = 3.0
+    window_frames: int = 4  # frames before and after that this median is taken over
+    # A change is a flash if the frames before and after it differ by less than this share of it.
+    max_flash_ratio: float = 0.5
 
 
 DEFAULTS = CutSettings()
@@ -34,8 +36,8 @@ def find_cuts(
 ) -> tuple[int, ...]:
     """Finds the first frames of all shots but the first.
 
-    A cut is where three things come together: flow finds no consistent match, the colors change as a whole, and they
-    change far more than between the frames just before and after (a pan or a flash is no cut).
+    A cut meets three conditions: flow finds no consistent match, the colors change as a whole, and they change far more
+    than between the frames just before and after (a pan or a flash is no cut).
 
     Args:
         frames: RGB, 0 to 255; may be memory-mapped.

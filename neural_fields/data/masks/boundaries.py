@@ -20,15 +20,18 @@ from jaxtyping import Bool, UInt8
 class OutlineSettings:
     """Holds the settings of `align_outline`."""
 
-    reference_side_px: int = 240
-    band_ref: float = 3.0  # half the width of the band around the outline
-    sure_distance_ref: float = 2.0  # pixels this far from the outline teach the colors of their side
-    box_radius_ref: float = 5.0  # half the side of the box that colors are learned in
-    min_pixels: int = 10  # that must teach a side
-    min_color_spread: float = 6.0  # standard deviation in CIELAB steps of 8-bit pictures: compression and noise
-    color_weight: float = 0.3  # neighboring pixels repeat each other, so each says less than it seems to
-    max_odds: float = 6.0  # of one pixel's color
-    odds_blur_px: float = 1.0
+    reference_side_px: int = 240  # lengths marked `_ref` are pixels of a frame whose shorter side is this long
+    band_ref: float = 3.0  # farthest that the outline can move, to either side
+    sure_distance_ref: float = 2.0  # pixels further from the outline than this teach the colors of their side
+    # Half the side of the box around a pixel from which the colors of the two sides are learned.
+    box_radius_ref: float = 5.0
+    min_pixels: int = 10  # least pixels of each side in that box; with fewer the outline stays
+    # Least standard deviation of a side's colors, in 8-bit CIELAB steps: compression and noise.
+    min_color_spread: float = 6.0
+    # Pixels by which log odds of one move the outline; low, since neighboring pixels repeat each other.
+    color_weight: float = 0.3
+    max_odds: float = 6.0  # largest log odds that the color of one pixel gives
+    odds_blur_px: float = 1.0  # standard deviation of the Gaussian that smooths the log odds
 
 
 DEFAULTS = OutlineSettings()
@@ -43,7 +46,7 @@ def align_outline(
 
     Args:
         frame: RGB, 0 to 255.
-        mask: of the object; a mask that is empty or covers the frame is returned unchanged.
+        mask: mask of the object; an empty or full mask is returned unchanged.
         settings: widths and weights.
 
     Returns:

@@ -146,7 +146,7 @@ def find_masks(
         frames: RGB, 0 to 255; may be memory-mapped.
         flow: optical flow between neighboring frames, of any size.
         report: called after each batch of frames.
-        settings: of the motion segmentation.
+        settings: thresholds of the motion segmentation.
 
     Returns:
         The layer "foreground"; no layer where no separate moving object is found.

@@ -29,8 +29,8 @@ from neural_fields.imaging.ransac import find_transform
 class GridCells:
     """Sets the size of the cells of a bilateral grid."""
 
-    frames: int  # in one cell
-    per_side: int  # cells along the longer side of the frame
+    frames: int  # frames in one cell
+    per_side: int  # number of cells along the longer side of the frame
     lightness: int  # steps of 8-bit CIELAB lightness in one cell
     chroma: int  # steps of 8-bit CIELAB a and b in one cell
 
@@ -39,70 +39,79 @@ class GridCells:
 class MotionSegmentationSettings:
     """Holds the settings of `segment_motion`. Lengths marked `_ref` are pixels of a clip whose shorter side is 240."""
 
-    reference_side_px: int = 240  # shorter side that speeds are measured at, and that edges are cut at
-    work_side_px: int = 120  # shorter side of the volumes of odds
-    chunk_frames: int = 240  # frames segmented at a time: memory must not grow with the clip
+    reference_side_px: int = 240  # shorter side of the frames in which speeds are measured and edges are cut
+    work_side_px: int = 120  # shorter side of the frames in which motion and color are segmented
+    chunk_frames: int = 240  # frames that are segmented together; limits the memory for long clips
 
     # The homography of the background.
-    sample_spacing_ref: int = 6  # between the vectors that homographies are fitted to
-    min_points: int = 8  # that a homography is fitted to
-    ransac_tolerance_ref: float = 0.7
-    border_share: float = 0.18  # of each side: the border, where objects are rare
-    border_weight: float = 3.0  # of a border vector when two homographies are compared; others have 1
-    min_score_ratio: float = (
-        1.25  # the homography of the border must explain this much more to replace the dominant one
-    )
+    sample_spacing_ref: int = 6  # distance between the flow vectors to which homographies are fitted
+    min_points: int = 8  # least vectors to which a homography is fitted
+    ransac_tolerance_ref: float = 0.7  # largest error of a vector that agrees with a homography
+    border_share: float = 0.18  # width of the border, where objects are rare, as a share of each side of the frame
+    # Weight of a vector in the border when two homographies are compared; others have weight 1.
+    border_weight: float = 3.0
+    min_score_ratio: float = 1.25  # the homography of the border wins only if its score is this many times the other's
 
     # From the speed of each pixel to log odds.
-    min_flow_trust: float = 0.02  # of a pixel whose flow is not trusted; trusted flow has 1 more
-    speed_decay: float = 0.7  # a frame, of residuals averaged along trajectories
-    threshold_quantile: float = 0.995  # of the speeds: the top of the histogram of Otsu's method
-    min_speed: float = 0.5  # residuals below are never an object: they are the noise of good flow
-    odds_gain: int = 4
+    min_flow_trust: float = 0.02  # weight of a pixel without trusted flow; trusted flow adds 1
+    speed_decay: float = 0.7  # factor, per frame of distance, of residuals that are averaged along trajectories
+    threshold_quantile: float = 0.995  # quantile of the speeds at which the histogram of Otsu's method ends
+    # Least speed, in `_ref` pixels a frame, that can count as an object's: good flow has this much noise.
+    min_speed: float = 0.5
+    odds_gain: int = 4  # log odds per e-fold of the speed above the threshold
     odds_speed_offset: float = 0.1  # added to speed and threshold before the logarithm of their ratio
-    max_log_speed_ratio: float = 1.15
-    still_weight: float = 0.6  # standing still says less about being background than moving says about being an object
-    odds_decay: float = 0.93  # a frame, of odds carried along trajectories
+    max_log_speed_ratio: float = 1.15  # largest absolute value of that logarithm
+    still_weight: float = 0.6  # factor of negative odds: standing still tells less than moving does
+    odds_decay: float = 0.93  # factor, per frame of distance, of odds that are averaged along trajectories
 
     # Mean field.
-    rounds: int = 4
+    rounds: int = 4  # iterations of the mean field
+    # Cells that decide which colors and places belong to the object.
     broad_cells: GridCells = GridCells(frames=12, per_side=16, lightness=12, chroma=6)
+    # Cells that follow the color edges of the object.
     narrow_cells: GridCells = GridCells(frames=2, per_side=40, lightness=20, chroma=10)
-    near_side_px: int = 9  # at the working size: only pixels this near to the object can join it in a round
-    min_motion_weight: float = 0.5
-    motion_weight_gain: float = 0.1  # for each e-fold of the threshold above the noise: motion counts more beside color
-    max_log_contrast: int = 4
-    min_trust: float = 0.05  # added to the weight of every pixel
-    broad_prior_weight: float = 0.05  # of zeros added to the mean of a broad cell
-    narrow_prior_weight: float = 1e-3
-    rate_window_cells: float = 2.5  # broad cells: the window of the local rate of object pixels
-    min_rate: float = 0.03
-    rate_weight: float = 0.5  # share of the local rate that is taken out: a color that both share should say little
-    narrow_weight: float = 1.2  # of the narrow grid's odds
-    bias: float = -0.8  # objects are smaller than the rest: prior odds of a round
-    temporal_weight: float = 0.5  # of the odds averaged along trajectories against a frame's own
-    field_decay: float = 0.7  # a frame, of these odds
+    # Side of the square, at the working size, within which pixels can join the object in an iteration.
+    near_side_px: int = 9
+    min_motion_weight: float = 0.5  # weight of the motion odds where the object is no faster than the noise
+    motion_weight_gain: float = 0.1  # added to that weight for each e-fold of the threshold above the noise
+    max_log_contrast: int = 4  # most e-folds that are counted
+    min_trust: float = 0.05  # added to the weight of every pixel in the averages over cells
+    broad_prior_weight: float = 0.05  # weight of zeros that are added to the average of a broad cell
+    narrow_prior_weight: float = 1e-3  # weight of zeros that are added to the average of a narrow cell
+    # Side, in broad cells, of the window in which the local share of object pixels is measured.
+    rate_window_cells: float = 2.5
+    min_rate: float = 0.03  # least value of that share
+    rate_weight: float = 0.5  # how much of the log odds of that share is taken off those of the color, 0 to 1
+    narrow_weight: float = 1.2  # weight of the log odds of narrow cells
+    # Log odds of any pixel before the evidence; below 0 because objects cover less than half of the frame.
+    bias: float = -0.8
+    # Weight, 0 to 1, of odds averaged along trajectories against those of the frame itself.
+    temporal_weight: float = 0.5
+    field_decay: float = 0.7  # factor of these odds per frame of distance
 
     # What is kept, and when it is clear enough to be an object.
-    gap_side_px: int = 5  # at the working size: gaps below do not separate components
-    min_component_share: float = 0.3  # of the largest component's mass
-    min_presence: float = 0.8  # share of the frames in which the object must cover `min_area_share`
-    min_area_share: float = 0.002  # of the frame
-    max_area_share: float = 0.7  # of the clip: above, the background was taken for the object
-    min_stability: float = 0.7  # mean overlap of the mask with itself, carried to the next frame by the flow
-    min_contrast: float = 0.8  # the object must move this much faster than what surrounds it
-    surround_side_px: int = 25  # at the working size: how far the surroundings reach
+    gap_side_px: int = 5  # narrower gaps, at the working size, do not separate components
+    min_component_share: float = 0.3  # a component with less than this share of the largest one's mass is dropped
+    min_presence: float = 0.8  # share of the frames in which the object must cover more than `min_area_share`
+    min_area_share: float = 0.002  # share of the frame that the object must cover there
+    max_area_share: float = 0.7  # an object that covers more of the clip than this is the background
+    min_stability: float = 0.7  # least mean IoU of a mask with the mask before, warped by the flow
+    min_contrast: float = 0.8  # the object must be this much faster than its surroundings, in `_ref` pixels a frame
+    # Side of the square, at the working size, that reaches from the object to its surroundings.
+    surround_side_px: int = 25
 
     # Holes and edges.
-    fill_kernel_px: int = 5  # at the working size: cracks below are closed
-    filled_share: float = 0.9  # the share that pixels of filled holes get
-    min_cut_pixels: int = 20  # of an object, and of its surroundings, for GrabCut
-    min_band_px: float = 2.0  # at the reference size, on both sides of the edge
-    outer_band_share: float = 0.08  # of the square root of the object's area
-    max_outer_band_share: float = 0.03  # of the longer side of the frame
-    inner_band_share: float = 0.06  # of the square root of the object's area
-    cut_margin_share: float = 0.06  # of the longer side of the frame: background around the object that GrabCut sees
-    vote_decay: float = 0.6  # a frame, of the masks that vote along the flow after GrabCut
+    fill_kernel_px: int = 5  # narrower cracks, at the working size, are closed
+    filled_share: float = 0.9  # share of the object, 0 to 1, that pixels of filled holes get
+    min_cut_pixels: int = 20  # least pixels of the object, and of its surroundings, for which GrabCut is run
+    # Least width of the band on each side of the edge in which GrabCut decides, at the reference size.
+    min_band_px: float = 2.0
+    outer_band_share: float = 0.08  # width of the outer band as a share of the square root of the object's area, ...
+    max_outer_band_share: float = 0.03  # ... and at most this share of the longer side of the frame
+    inner_band_share: float = 0.06  # width of the inner band as a share of the square root of the object's area
+    # Background around the object that GrabCut uses, as a share of the longer side of the frame.
+    cut_margin_share: float = 0.06
+    vote_decay: float = 0.6  # factor, per frame of distance, of masks that vote along the flow after GrabCut
 
 
 DEFAULTS = MotionSegmentationSettings()

@@ -30,24 +30,26 @@ class VoteSettings:
     """Holds the settings of the votes and of the motion odds."""
 
     # Votes.
-    vote_decay: float = 0.83  # a mask's vote counts this much less with every frame it is carried
-    doubtful_flow_weight: float = 0.25  # of votes along flow that is not trusted: even doubtful flow is a hint
-    prior_votes: float = 0.02  # added to every pixel, half of them for the object: no votes say 0.5
+    vote_decay: float = 0.83  # factor of a mask's vote per frame of distance
+    # Factor of votes propagated along flow that is not trusted: even such flow is a hint.
+    doubtful_flow_weight: float = 0.25
+    # Votes added to every pixel, half of them for the object: without other votes the share is 0.5.
+    prior_votes: float = 0.02
 
     # Transforms, fitted to the flow by RANSAC.
-    max_matches: int = 1500
-    min_matches: int = 8
-    object_tolerance_px: float = 1.5
-    background_tolerance_px: float = 0.7
+    max_matches: int = 1500  # most flow vectors to which a transform is fitted
+    min_matches: int = 8  # least flow vectors; with fewer the transform is the identity
+    object_tolerance_px: float = 1.5  # largest error of a vector that agrees with the motion of the object
+    background_tolerance_px: float = 0.7  # largest error of a vector that agrees with the motion of the background
 
     # Motion odds, from a histogram of how much nearer a pixel is to one motion than to the other.
-    untrusted_weight: float = 0.05  # of flow that is not trusted; trusted flow has 1 more
-    noise_ref: float = 1.0  # pixels of a clip whose shorter side is 240: distances below it are all alike
-    bins: int = 16
-    max_log_ratio: float = 3.5  # of the two distances: the end of the histogram
-    span_frames: int = 6  # before and after a frame, that its histogram is learned from
-    bin_blur: float = 1.0  # standard deviation, in bins
-    min_bin_share: float = 0.01  # added to both shares of a bin: no motion is proof
+    untrusted_weight: float = 0.05  # weight of flow that is not trusted; trusted flow adds 1
+    noise_ref: float = 1.0  # added to both distances; in pixels of a clip whose shorter side is 240
+    bins: int = 16  # bins of the histogram
+    max_log_ratio: float = 3.5  # log ratio of the two distances at which the histogram ends
+    span_frames: int = 6  # frames before and after a frame from which its histogram is learned
+    bin_blur: float = 1.0  # standard deviation of the Gaussian that smooths the histogram, in bins
+    min_bin_share: float = 0.01  # added to both shares of a bin, so that no motion alone is a proof
 
 
 DEFAULTS = VoteSettings()
@@ -69,7 +71,7 @@ def fit_object_motion(
     """Fits the similarity of the object from each frame to the next, by RANSAC over the flow in its mask.
 
     Args:
-        masks: of the object in each frame.
+        masks: masks of the object, one for each frame.
         flow: at the size of the masks, in pixels.
         settings: number and tolerance of the matches.
 
@@ -101,7 +103,7 @@ def compute_flow_votes(
     """Computes the share of the other frames' masks, propagated along the flow, that contain each pixel.
 
     Args:
-        masks: of the object in each frame.
+        masks: masks of the object, one for each frame.
         known: the pixels whose mask may vote; a layer in front hides the others.
         flow: at the size of the masks, in pixels.
         settings: weights of the votes.
@@ -129,9 +131,9 @@ def compute_object_votes(
     """Computes the same shares as `compute_flow_votes`, with masks propagated by a single transform of the object.
 
     Args:
-        masks: of the object in each frame.
+        masks: masks of the object, one for each frame.
         known: the pixels whose mask may vote.
-        transforms: from each frame to the next, in pixels (`fit_object_motion`).
+        transforms: transforms from each frame to the next, in pixels (`fit_object_motion`).
         settings: weights of the votes.
 
     Returns:
@@ -188,12 +190,12 @@ def compute_motion_odds(
     The meaning of a motion is learned from the masks.
 
     Args:
-        masks: of the object in each frame.
+        masks: masks of the object, one for each frame.
         outside: the pixels outside the masks of all layers.
         flow: at the size of the masks, in pixels.
-        transforms: of the object from each frame to the next, in pixels (`fit_object_motion`).
+        transforms: transforms of the object to the next frame, in pixels (`fit_object_motion`).
         unit: pixels of a clip whose shorter side is 240 per pixel of the masks.
-        settings: of the fit and of the histogram.
+        settings: tolerance of the fit, and the histogram.
 
     Returns:
         Log odds, positive for the object.

@@ -36,29 +36,30 @@ from neural_fields.data.masks.propagation import (
 class MaskRefinementSettings:
     """Holds the settings of `refine_masks`. Lengths marked `_ref` are pixels of the size at which masks are tested."""
 
-    work_side_px: int = 240  # shorter side at which masks are judged; lengths shrink with clips that are smaller
-    motion_side_px: int = 120  # shorter side at which motion is judged
-    speed_side_px: int = 240  # shorter side of the clip whose pixels speeds are measured in
-    chunk_frames: int = 64  # judged at a time: memory does not grow with the clip
-    overlap_frames: int = 10  # around those of a chunk, that vote
-    rounds: int = 3
-    agreement_tolerance_ref: int = 2  # by which another frame's outline may be off and still agrees
-    hidden_margin_px: int = 3  # beside what a layer in front hides: there the outline stays as it is
+    work_side_px: int = 240  # shorter side of the masks that are tested; `_ref` lengths shrink with smaller clips
+    motion_side_px: int = 120  # shorter side of the flow by which motion is tested
+    speed_side_px: int = 240  # shorter side of the clip in whose pixels speeds are measured
+    chunk_frames: int = 64  # frames that are tested together; limits the memory for long clips
+    overlap_frames: int = 10  # frames before and after them that vote too
+    rounds: int = 3  # iterations: each uses the masks that the one before has left
+    agreement_tolerance_ref: int = 2  # by this much the masks of other frames are widened before they vote
+    hidden_margin_px: int = 3  # within this distance of a hidden part the outline stays as it is
 
     # The parts of a mask.
-    necks_ref: tuple[int, ...] = (2, 3, 5)  # what hangs on by less than twice this is a part of its own
-    thin_radius_ref: float = 3.0  # flow sees what is behind parts that are thinner
+    # A part that is joined by a neck narrower than twice one of these is tested by itself.
+    necks_ref: tuple[int, ...] = (2, 3, 5)
+    thin_radius_ref: float = 3.0  # thinner parts are not tested by motion: flow sees what is behind them
 
-    # Weights of the evidence. Votes and motion add up to log odds; a part goes when they and its prior are below zero.
-    object_weight: float = 0.6  # of the votes carried with the object
-    flow_weight: float = 0.4  # of the votes carried along the flow
-    motion_weight: float = 0.8
-    min_vote_share: float = 0.05  # shares of votes are clipped to this and to 1 less this
-    thin_prior: float = 2.0  # thin parts need to be clearly wrong to go; their motion does not count
-    attached_prior: float = 0.3
-    detached_prior: float = -1.0
-    sure_prior: float = 0.9  # more for attached parts of masks without stray pieces
-    few_stray_share: float = 0.01  # of the mask: with more stray pieces than this, masks are not sure
+    # Weights of the evidence: a part is removed if the log odds of votes, motion and its prior sum to less than zero.
+    object_weight: float = 0.6  # weight of the votes propagated with the transform of the object
+    flow_weight: float = 0.4  # weight of the votes propagated along the flow
+    motion_weight: float = 0.8  # weight of the log odds by motion
+    min_vote_share: float = 0.05  # shares of votes are clipped to this and to 1 minus this
+    thin_prior: float = 2.0  # log odds of a thin part before the evidence: only clearly wrong ones are removed
+    attached_prior: float = 0.3  # log odds of a part that is joined by a neck, before the evidence
+    detached_prior: float = -1.0  # log odds of a piece that touches nothing else, before the evidence
+    sure_prior: float = 0.9  # added to `attached_prior` for masks without stray pieces
+    few_stray_share: float = 0.01  # share of a mask in stray pieces at which that addition falls to 1/e
 
     votes: VoteSettings = field(default_factory=VoteSettings)
     outline: OutlineSettings = field(default_factory=OutlineSettings)
@@ -82,7 +83,7 @@ def refine_masks(
     Args:
         frames: RGB at the size of the masks; may be memory-mapped.
         flow: optical flow between neighboring frames, of any size; may be memory-mapped.
-        masks: of the layers, front to back.
+        masks: masks of the layers, front to back.
         report: called after each batch of frames.
         settings: sizes, weights and priors.
 
@@ -234,13 +235,13 @@ def _remove_bad_parts(
     """Takes off the parts whose evidence is against them; the best part always stays.
 
     Args:
-        mask: of one frame.
-        labels: of its parts, from 1; 0 outside.
+        mask: mask of one frame.
+        labels: labels of its parts, from 1; 0 outside.
         votes: log odds of each pixel by the votes of other frames.
         moves: log odds of each pixel by how it moves.
         prior: log odds of a part before any evidence.
         thin_radius: parts with a smaller inscribed circle, in pixels, are thin.
-        settings: of the judgment.
+        settings: priors of thin parts.
 
     Returns:
         What is left of the mask.
@@ -276,7 +277,7 @@ def _label_parts(mask: np.ndarray, neck: int) -> np.ndarray:
 
 
 def _remove_parts(own: np.ndarray, removed: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """Takes off a mask at full size what was removed at the size of judgment: each pixel goes with its nearest."""
+    """Removes from a mask at full size what was removed at working size: each pixel follows the nearest one there."""
     if not removed.any():
         return own
     if removed.shape == own.shape:

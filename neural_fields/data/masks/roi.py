@@ -32,7 +32,7 @@ class Region:
     """
 
     frame: int  # counted from 0 in the source
-    corners: tuple[tuple[float, float], ...]  # four, in pixels of the source, in order around the region
+    corners: tuple[tuple[float, float], ...]  # four corners in pixels of the source, in order around the region
 
     @property
     def roi_text(self) -> str:
@@ -44,8 +44,8 @@ class Region:
 class RegionTrack:
     """Holds the place of a region in every frame of a clip."""
 
-    frame: int  # the frame of the clip that it was drawn on
-    corners: Corners  # xy units of that frame
+    frame: int  # number of the frame in the clip on which the region was drawn
+    corners: Corners  # corners in xy units of that frame
     transforms: Float[np.ndarray, "time 3 3"]  # xy of each frame to xy of that frame; the identity there
 
     def compute_quad(self, t: int) -> Corners:
@@ -59,8 +59,8 @@ def parse_region(text: str, width: int, height: int, frames: Sequence[int], min_
     Args:
         text: "K:x1,y1 x2,y2 x3,y3 x4,y4": the number of a frame in the source, and four corners in pixels, in order
             around the region.
-        width: of the source, in pixels.
-        height: of the source, in pixels.
+        width: width of the source in pixels.
+        height: height of the source in pixels.
         frames: numbers of the frames of the source that are used.
         min_height_px: the least height of the region over each of its sides, in pixels of the source; smaller regions
             cannot be tracked.
@@ -133,9 +133,12 @@ def missing_region_error(width: int, height: int, frames: Sequence[int]) -> User
     """Makes the error for a preset that tracks a region, where none was given.
 
     Args:
-        width: of the source, in pixels.
-        height: of the source, in pixels.
-        frames: numbers of the frames of the source that are used.
+        width: width of the source in pixels.
+        height: height of the source in pixels.
+        frames: frame numbers in the source that the fit uses.
+
+    Returns:
+        The error, with an example of --roi for this video.
     """
     return bad_input(
         "this preset tracks one region, and none was given",
@@ -152,9 +155,9 @@ def convert_corners(region: Region, width: int, height: int, size: tuple[int, in
     """Converts the corners to xy units of the clip.
 
     Args:
-        region: in pixels of the source.
-        width: of the source, in pixels.
-        height: of the source, in pixels.
+        region: the region, in pixels of the source.
+        width: width of the source in pixels.
+        height: height of the source in pixels.
         size: (width, height) of the clip, whose aspect may differ from that of the source.
 
     Returns:

@@ -39,10 +39,10 @@ __all__ = [
 class SyntheticSampling:
     """Settings of the resolution of textures and of the supersampling."""
 
-    large_side_px: int = 640  # longer side of a frame from which the paint is smoother than the pixels
-    texels_per_pixel: float = 2.0  # of frames up to the large size; textures of larger frames are not finer
-    points_per_side: int = 3  # sampling points along each side of a pixel
-    large_points_per_side: int = 2  # the same for large frames
+    large_side_px: int = 640  # longer side up to which textures get finer with the frame
+    texels_per_pixel: float = 2.0  # texels along a side of a pixel, of frames up to that size
+    points_per_side: int = 3  # sampling points along each side of a pixel, for frames below the large size
+    large_points_per_side: int = 2  # sampling points along each side of a pixel, for larger frames
 
 
 DEFAULTS = SyntheticSampling()
@@ -62,10 +62,10 @@ class PaintedMark:
 class SyntheticLighting:
     """A smooth multiplicative gain: a warm wave of light that moves over the frame."""
 
-    strength: float = 0.18  # largest change of the gain; 0 is none
-    period: float = 72.0  # frames until the wave comes back
-    flashes: tuple[tuple[int, float], ...] = ()  # frames with a gain of their own, on top of the wave
-    exposure: float = 1.0  # a gain of every frame; below 1 leaves room for flashes
+    strength: float = 0.18  # largest change of the gain; 0 is constant light
+    period: float = 72.0  # frames until the wave repeats
+    flashes: tuple[tuple[int, float], ...] = ()  # pairs of a frame and its own gain, on top of the wave
+    exposure: float = 1.0  # gain of every frame; below 1 leaves room for flashes
 
     def compute_gain(self, xy: Float[Tensor, "*n 2"], frame: Time) -> Float[Tensor, "*n 3"]:
         """Computes the gain of each color channel at xy units."""
@@ -86,11 +86,12 @@ class SyntheticClip:
 
     width: int
     height: int
-    count: int  # frames
+    count: int  # number of frames
     surfaces: tuple[PlanarSurface, ...]
     lighting: SyntheticLighting
-    shutter: float = 0.0  # share of the time between frames that the shutter is open; the truth is of the middle
-    shutter_steps: int = 7  # times of an open shutter that a frame is the mean of
+    # Share of the time between frames for which the shutter is open; the truth is that of the middle.
+    shutter: float = 0.0
+    shutter_steps: int = 7  # number of times within an open shutter over which a frame is averaged
 
     @property
     def layer_names(self) -> tuple[str, ...]:
@@ -286,9 +287,12 @@ def make_demo_clip(frames: int = 48, width: int = 320, height: int = 180, seed: 
 
     Args:
         frames: number of frames.
-        width: of the frames, in pixels.
-        height: of the frames, in pixels.
-        seed: of the paint.
+        width: width of the frames in pixels.
+        height: height of the frames in pixels.
+        seed: seed of the procedural textures.
+
+    Returns:
+        A clip with the layers "foreground" and "background", and their ground truth.
     """
     long, short = max(width, height), min(width, height)
     half = np.array([width / long, height / long])
@@ -334,10 +338,13 @@ def make_translation_clip(
 
     Args:
         frames: number of frames.
-        width: in pixels.
-        height: in pixels.
+        width: width of the frames in pixels.
+        height: height of the frames in pixels.
         velocity: (dx, dy) in pixels a frame.
-        seed: of the texture.
+        seed: seed of the procedural texture.
+
+    Returns:
+        A clip with the single layer "background", and its ground truth.
     """
     matrices = np.tile(np.eye(2, 3), (frames, 1, 1))
     matrices[:, :, 2] = -np.arange(frames)[:, None] * np.array(velocity) * 2 / max(width, height)
@@ -376,9 +383,9 @@ def compute_texture_size(box: Box, longer_side_px: int, settings: SyntheticSampl
     """Computes width and height of a texture that covers `box`.
 
     Args:
-        box: in uv units.
+        box: the part of the canonical plane to cover, in uv units.
         longer_side_px: longer side of the frames in pixels.
-        settings: of the resolution.
+        settings: texels per pixel.
     """
     density = max(settings.texels_per_pixel * min(longer_side_px, settings.large_side_px), longer_side_px) / 2
     return max(2, round(box.width * density)), max(2, round(box.height * density))

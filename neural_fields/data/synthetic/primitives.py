@@ -162,10 +162,10 @@ def find_rays_through_ball(
     """Finds the rays that pass through a ball.
 
     Args:
-        origin: of all rays.
+        origin: origin of all rays.
         directions: unit vectors.
-        center: of the ball.
-        radius: of the ball, in the same unit; inf for all rays.
+        center: center of the ball.
+        radius: radius of the ball, in the same unit; inf for all rays.
 
     Returns:
         The indices of the rays.

@@ -90,7 +90,7 @@ class SplitPaint:
     back: Paint
     towards: Vector
     at: float = 0.0
-    width: float = 0.03  # meters over which they blend
+    width: float = 0.03  # distance in meters over which the paints blend
 
     def __call__(self, points: Points) -> Points:
         """Computes the color of each point: `front` ahead of `at`, `back` behind it, blended around it."""
@@ -122,7 +122,7 @@ class Clouds:
     strength: float
     wavelength: float
     seed: int
-    count: int = 12  # of cosines
+    count: int = 12  # number of cosines
 
     def __call__(self, points: Points) -> Points:
         """Computes the color of each point: that of `base` plus the cosines of `seed`, clipped to [0, 1]."""
@@ -142,6 +142,9 @@ def hue_to_rgb(angle: float, saturation: float = 0.7, value: float = 0.85) -> Ve
         angle: hue in turns; 0 is red, 1/3 green.
         saturation: 0 to 1.
         value: 0 to 1.
+
+    Returns:
+        Red, green and blue in [0, 1].
 
     Example:
         >>> hue_to_rgb(0.0, saturation=1.0, value=1.0)

@@ -69,9 +69,9 @@ def paint_sea_floor(box: Box, width: int, height: int, seed: int) -> Picture:
 
     Args:
         box: the part of the plane, in uv units.
-        width: in texels.
-        height: in texels.
-        seed: of the pattern.
+        width: width of the picture in texels.
+        height: height of the picture in texels.
+        seed: seed of the pattern.
 
     Returns:
         RGB in [0, 1].
@@ -137,14 +137,14 @@ def paint_turtle(
 ) -> tuple[Picture, Plane]:
     """Paints a turtle from above in the middle of a box.
 
-    The skin goes on outside the outline, so that no sample meets a border.
+    The skin continues outside the outline, so that no sample meets a border.
 
     Args:
-        box: in uv units.
-        width: of the picture, in pixels.
-        height: of the picture, in pixels.
+        box: the part of the plane to paint, in uv units.
+        width: width of the picture in pixels.
+        height: height of the picture in pixels.
         radius: half the length of the shell in uv units.
-        seed: of the pattern.
+        seed: seed of the pattern.
         upright: whether it looks up; otherwise it looks right.
 
     Returns:

@@ -51,14 +51,14 @@ class TrueView:
 
     Attributes:
         camera, time: of the view.
-        transforms: of the bones, rest to world.
-        person, background: whether the person with the object, and the room, are there.
-        rgb: in [0, 1]; black where nothing is hit.
+        transforms: transforms of the bones, rest to world.
+        person, background: whether the view contains the person with the object, and the room.
+        rgb: colors in [0, 1]; black where nothing is hit.
         cover, object_cover: share of the pixel that the person (with the object), or the object, covers.
         mask, object_mask: whether the pixel's center shows them.
         depth: distance along the unit ray of the center; infinite where nothing is hit.
         z_depth: the same along the camera's z.
-        bone: of the visible surface; `WORLD` for the room and where nothing is hit.
+        bone: bone of the visible surface; `WORLD` for the room and where nothing is hit.
         rest: the visible point in the rest space of its bone; in the world for the room; 0 where nothing is hit.
         normal: outward unit normals in the world; 0 where nothing is hit.
     """
@@ -140,11 +140,11 @@ class SyntheticScene:
         """Computes the truth of a view.
 
         Args:
-            camera: of the view.
-            time: a moment of the motion, which also says in which state the object is.
-            motion_transforms: another pose, rest to world; None for that of the moment.
-            person: whether the person with the object is there.
-            background: whether the room is there.
+            camera: camera of the view.
+            time: moment of the motion, which also sets the state of the held object.
+            motion_transforms: another pose, as transforms from rest to world; None: the pose of the moment.
+            person: whether the view contains the person with the held object.
+            background: whether the view contains the room.
         """
         transforms = self.motion.transforms[time] if motion_transforms is None else motion_transforms
         surfaces = self._select_surfaces(time, person, background)
@@ -204,8 +204,8 @@ class SyntheticScene:
         It is closer to the middle of the clip, so that other views show the room behind the person.
 
         Args:
-            time: of a training view.
-            angle: degrees around the person.
+            time: moment of a training view.
+            angle: degrees around the person, away from the training view.
         """
         rise = 0.4  # meters
         index = self.times.index(time)
@@ -269,8 +269,8 @@ def make_walking_scene(
     """Makes the standard scene: a person walks on a small circle, a camera on an arc around them, one view a moment.
 
     Args:
-        count: of moments and views.
-        size: width and height of the pictures.
+        count: number of moments and of views.
+        size: (width, height) of the pictures in pixels.
         switches: moments at which the held object changes: a blue ball, an orange box, a green roll, a ball again.
         seed: changes the colors of person and room.
     """
@@ -288,8 +288,8 @@ def make_scene(
     """Makes a scene in which any body moves; `fit_into_room` brings a motion of other units or places into it.
 
     Args:
-        motion: in meters, z up; the object is at the joints that are objects of its skeleton.
-        cameras: of the views.
+        motion: in meters, z up; joints that are objects of its skeleton carry the held object.
+        cameras: one for each view.
         times: the moment that each camera shows; None for one view a moment, in order.
         switches: moments at which the object enters its next state.
         seed: changes the colors of person and room.
@@ -326,9 +326,12 @@ def place_orbit_cameras(
     """Makes one camera a moment on an arc around the middle of the room, looking at the person.
 
     Args:
-        motion: of the person.
-        size: width and height in pixels.
-        arc: degrees from the first camera to the last.
+        motion: motion of the person.
+        size: (width, height) in pixels.
+        arc: degrees from the first camera to the last one.
+
+    Returns:
+        One camera for each moment.
     """
     radius = 2.9  # meters
     heights = (0.9, 1.9)  # meters, between which the camera goes up and down one and a half times

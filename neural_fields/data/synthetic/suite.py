@@ -1,7 +1,7 @@
 """The ground-truth suite: one short clip for every kind of motion and light that training has to cope with.
 
 Every clip has a background that moves in the named way and at least one object in front of it. Speeds are per frame,
-so that a longer clip goes on where a shorter one ends. One clip, one difficulty: `make_demo_clip` has many at once.
+so that a longer clip continues where a shorter one ends. Each clip has one difficulty; `make_demo_clip` has many.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ Course = Float[ndarray, "frames 4"]  # center x, y, angle and scale of an object
 class SuiteSettings:
     """Settings that all clips of the suite share."""
 
-    frames: int = 24
-    width: int = 192
-    height: int = 108
-    seed: int = 0
-    photos: tuple[Photo, ...] = ()  # for the surfaces, the last for the background; without them they are painted
+    frames: int = 24  # number of frames of a clip
+    width: int = 192  # pixels
+    height: int = 108  # pixels
+    seed: int = 0  # seed of the procedural textures
+    # Textures of the surfaces, the last one of the background; without photos they are procedural.
+    photos: tuple[Photo, ...] = ()
 
     @property
     def half_size(self) -> Float[ndarray, "2"]:
@@ -62,10 +63,13 @@ def make_suite_clip(
     Args:
         name: one of `SUITE_CLIPS`.
         frames: number of frames.
-        size: (width, height); "portrait" swaps them, "square" takes a square of about the same area.
-        seed: of the paint.
-        photos: RGB in [0, 1], put on the surfaces instead of paint, front to back, again from the first when they run
-            out.
+        size: (width, height) in pixels; "portrait" swaps them, "square" is a square of about the same area.
+        seed: seed of the procedural textures.
+        photos: RGB in [0, 1], used as textures of the surfaces, front to back; they repeat if there are fewer than
+            surfaces.
+
+    Returns:
+        The clip with its ground truth.
     """
     return SUITE_CLIPS[name](SuiteSettings(frames, *size, seed, tuple(photos)))
 
@@ -197,10 +201,13 @@ def compute_camera_maps(
 
     Args:
         stage: settings of the suite.
-        pan: change a frame in plane units.
-        zoom: change a frame as a share.
-        roll: change a frame in radians.
-        tilt: change a frame of the homography's last row, per xy unit.
+        pan: (x, y) per frame, in plane units.
+        zoom: relative change of scale per frame.
+        roll: rotation per frame, in radians.
+        tilt: change per frame of the last row of the homography, per xy unit.
+
+    Returns:
+        A homography for each frame.
     """
     angle, scale = roll * stage.frame_times, np.exp(-zoom * stage.frame_times)
     cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
@@ -221,9 +228,12 @@ def compute_course(
 
     Args:
         stage: settings of the suite.
-        start: in xy units; by default such that the object passes the middle of the frame in the middle of 24 frames.
-        speed: xy units a frame.
-        turn: radians a frame.
+        start: (x, y) in frame 0, in xy units; by default the object passes the middle of the frame at frame 12.
+        speed: (x, y) per frame, in xy units.
+        turn: rotation per frame, in radians.
+
+    Returns:
+        A row for each frame, in xy units and radians.
     """
     x, y = start if start is not None else (-12 * speed[0], -12 * speed[1])
     t = stage.frame_times

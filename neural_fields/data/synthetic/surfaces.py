@@ -47,9 +47,9 @@ class SurfaceWarp:
 class WaveWarp(SurfaceWarp):
     """A flag in the wind: uv = plane + s(plane, t) - s(plane, 0), two crossing waves s of plane units that travel."""
 
-    amplitude: float = 0.03  # amplitude in uv units
-    wavelength: float = 1.0  # of a wave, in uv units
-    period: float = 20.0  # frames
+    amplitude: float = 0.03  # in uv units
+    wavelength: float = 1.0  # in uv units
+    period: float = 20.0  # frames until the wave repeats
 
     def to_uv(self, plane: Points, t: Time) -> Points:
         """See `SurfaceWarp.to_uv`; in closed form."""
@@ -74,8 +74,8 @@ class ReliefWarp(SurfaceWarp):
     plane = uv + t * velocity * depth(uv), with a smooth depth from -1 to 1.
     """
 
-    velocity: tuple[float, float]  # uv units a frame of the nearest points against those of depth 0
-    hill_spacing: float = 1.3  # from one hill to the next, in uv units
+    velocity: tuple[float, float]  # motion of the nearest points relative to those of depth 0, in uv units a frame
+    hill_spacing: float = 1.3  # distance from one hill to the next, in uv units
 
     def to_uv(self, plane: Points, t: Time) -> Points:
         """See `SurfaceWarp.to_uv`; by fixed-point iteration."""
@@ -102,7 +102,7 @@ class CylinderWarp(SurfaceWarp):
     center: tuple[float, float]
     radius: float
     half_height: float
-    radians_per_frame: float  # radians a frame
+    radians_per_frame: float  # rotation per frame
 
     def to_uv(self, plane: Points, t: Time) -> Points:
         """See `SurfaceWarp.to_uv`; points beside the cylinder map to its rim."""
@@ -156,7 +156,7 @@ class PlanarSurface:
     transforms: Float[
         ndarray, "frames numbers 3"
     ]  # xy units of each frame to the plane: affine (2 rows) or homography (3)
-    warp: SurfaceWarp | None = None  # plane to uv; without one they are the same
+    warp: SurfaceWarp | None = None  # map from the plane to uv; without one they are the same
 
     def transform_at(self, t: Time) -> Float[ndarray, "rows 3"]:
         """Returns the transform at a time; between and beyond the frames its numbers are linear in time."""

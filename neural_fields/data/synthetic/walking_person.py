@@ -97,8 +97,8 @@ def fit_into_room(motion: SkeletonMotion, height: float = 1.7) -> SkeletonMotion
     """Scales and moves a motion of any unit and place into the room: meters, feet on the ground, around the middle.
 
     Args:
-        motion: z up.
-        height: in meters, of the joints of the standing body (the median over the moments).
+        motion: any motion with z up.
+        height: height of the joints of the standing body in meters (median over the moments).
     """
     reach = 0.8  # largest distance of the root from the middle in meters; a longer path is shortened, and feet slide
     body = [bone for bone in range(motion.skeleton.bone_count) if bone not in motion.skeleton.object_joints]
@@ -224,10 +224,13 @@ def make_held_object(place: Float[ndarray, "3"], state: int, size: float, seed: 
     """Makes the held object in one of its states: a blue ball, an orange box, a green roll, and these again.
 
     Args:
-        place: of the object's joint at rest.
-        state: index of the state.
+        place: position of the object's joint at rest.
+        state: index of the state, from 0.
         size: radius of the ball in meters.
-        seed: of its clouds.
+        seed: seed of the clouds in its paint.
+
+    Returns:
+        The shape and its paint.
     """
     middle = _to_vector(place)
     if state % 3 == 0:

@@ -38,7 +38,15 @@ from neural_fields.data.video.metadata import (
 
 @contextmanager
 def convert_parser_errors(path: str | Path, doing: str) -> Iterator[None]:
-    """Turns any error of FFmpeg while `doing` something into a `UserError` that names the file."""
+    """Converts any error of FFmpeg into a `UserError` that names the file.
+
+    Args:
+        path: the file that FFmpeg reads.
+        doing: what is done with it, such as "decoding": part of the message.
+
+    Raises:
+        UserError: FFmpeg fails, memory runs out, or a disk is full.
+    """
     try:
         yield
     except UserError:
@@ -63,7 +71,14 @@ def convert_parser_errors(path: str | Path, doing: str) -> Iterator[None]:
 
 
 def check_regular_file(path: Path) -> os.stat_result:
-    """Returns the stat of a file that can be read as a video; `UserError` for any other (missing, pipe, empty)."""
+    """Checks that a path is a regular file that can be read and is not empty.
+
+    Returns:
+        The status of the file.
+
+    Raises:
+        UserError: it is missing, empty, a pipe, a folder, or may not be read.
+    """
     try:
         found = path.stat()
     except (OSError, ValueError) as error:
@@ -81,7 +96,11 @@ def check_regular_file(path: Path) -> os.stat_result:
 
 
 def open_container(path: str | Path) -> Any:
-    """Opens a local video file with PyAV; the caller closes it. Raises `UserError`."""
+    """Opens a local video file with PyAV. The caller closes it.
+
+    Raises:
+        UserError: FFmpeg cannot read it, or its format is not among the allowed ones.
+    """
     demuxers = (
         "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,gif,apng,mxf,nut,ivf,yuv4mpegpipe,h264,hevc,m4v,mpegvideo,dv"
     )
@@ -95,7 +114,11 @@ def open_container(path: str | Path) -> Any:
 
 
 def rgba_frames(path: str | Path) -> Iterator[np.ndarray]:
-    """Streams every frame of a film as stored: uint8 [H, W, 4], with straight alpha. Raises `UserError`."""
+    """Streams every frame of a film as stored: uint8 [H, W, 4], with straight alpha.
+
+    Raises:
+        UserError: the file holds no film, or a frame cannot be decoded.
+    """
     with open_container(path) as container:
         stream = _find_film(container, path)
         with convert_parser_errors(path, "decoding"):
@@ -159,7 +182,7 @@ def _scan_packets(container: Any, film: Any) -> _PacketScan:
 
 
 def truncation_error(path: str | Path, why: str) -> UserError:
-    """Returns the error for a file that lacks its end."""
+    """Returns the error for a truncated file."""
     return bad_input("the video is cut short", where=str(path), why=why, fix="copy or download the whole file again")
 
 
@@ -178,7 +201,11 @@ def rotate_upright(picture: np.ndarray, matrix: tuple[int, int, int, int]) -> np
 
 
 def read_display_matrix(frame: Any, path: str | Path) -> tuple[int, int, int, int]:
-    """Reads the display matrix (a, b, c, d) of a frame, each entry -1, 0 or 1."""
+    """Reads the display matrix (a, b, c, d) of a frame, each entry -1, 0 or 1.
+
+    Raises:
+        UserError: the matrix rotates by an angle that is not a multiple of 90 degrees.
+    """
     for data in frame.side_data:
         if data.type.name == "DISPLAYMATRIX":
             values = np.frombuffer(bytes(data), np.int32)
@@ -221,15 +248,20 @@ def time_origin(container: Any) -> Fraction:
 
 
 def probe_file(path: Path, sha256: str) -> VideoMetadata:
-    """Reads the metadata of a video file. Frames are decoded only where packets cannot tell their times.
+    """Reads the metadata of a video file. Frames are decoded only where the packets do not give their times.
 
-    Raises `UserError` for everything that cannot be used.
+    Args:
+        path: the file.
+        sha256: SHA-256 of its bytes, in hexadecimal; it is stored with the metadata.
+
+    Raises:
+        UserError: the file is damaged or cut short, has no frames, or has frames of a size that is not supported.
     """
     stat = check_regular_file(path)
     with open_container(path) as container:
         film = _find_film(container, path)
         if lacking := count_missing_bytes(path):
-            raise truncation_error(path, f"by its own header it lacks {lacking} bytes")
+            raise truncation_error(path, f"by its own header {lacking} bytes are missing")
         check_size(film.codec_context.width, film.codec_context.height, where=str(path))
         with convert_parser_errors(path, "reading the video"):
             scan = _scan_packets(container, film)
@@ -258,19 +290,14 @@ def probe_file(path: Path, sha256: str) -> VideoMetadata:
         rate, variable = find_frame_rate(timestamps, tick, declared)
 
         # The second fence, for files without lengths: packets that end well before the header says.
-        if container.duration is not None and container.format.name.split(",")[0] in (
-            "mov",
-            "matroska",
-            "avi",
-            "flv",
-            "asf",
-        ):
+        with_duration = ("mov", "matroska", "avi", "flv", "asf")
+        if container.duration is not None and container.format.name.split(",")[0] in with_duration:
             end = Fraction(container.start_time or 0, 1_000_000) + Fraction(container.duration, 1_000_000)
             # Two frames and a tenth: sound frames and rounding to milliseconds make honest files differ by less.
             if end - scan.end > 2 / rate + Fraction(1, 10):
                 raise truncation_error(path, f"it declares {float(end):.2f} s and holds {float(scan.end):.2f} s")
 
-        # How the picture stands: of a mirrored one, the rotation is that which follows a left-right mirroring.
+        # The rotation of a mirrored picture is the one that follows a left-right mirroring.
         a, b, c, d = matrix = read_display_matrix(first, path)
         column = (-a, -b) if a * d - b * c < 0 else (a, b)
         rotation = {(1, 0): 0, (0, 1): 90, (-1, 0): 180, (0, -1): 270}[column]
@@ -331,7 +358,15 @@ def _list_losses(container: Any, film: Any, first: Any, matrix: tuple[int, int, 
 
 
 def file_frames(metadata: VideoMetadata, frames: range) -> Iterator[np.ndarray]:
-    """Streams the chosen frames, upright uint8 [H, W, 3] at the source's size. Raises `UserError` on a short read."""
+    """Streams the chosen frames, upright uint8 [H, W, 3] at the source's size.
+
+    Args:
+        metadata: metadata of the video file.
+        frames: frame numbers, rising.
+
+    Raises:
+        UserError: a frame cannot be decoded, or its size differs from that of the first one.
+    """
     wanted = iter(frames)
     target = next(wanted, None)
     reformatter = VideoReformatter()

@@ -39,10 +39,10 @@ class Codec:
     """Describes a kind of output."""
 
     encoder: str  # FFmpeg's name; empty for PNG files
-    suffixes: tuple[str, ...]  # file name endings that can carry it, the usual one first; empty for a folder
-    pixels: str  # pixel format of RGB frames
-    alpha_pixels: str | None  # pixel format of RGBA frames; None when transparency cannot be stored
-    is_rgb: bool  # stored without a color matrix
+    suffixes: tuple[str, ...]  # file name endings, the usual one first; empty for a folder
+    pixels: str  # pixel format for RGB frames
+    alpha_pixels: str | None  # pixel format for RGBA frames; None if transparency cannot be stored
+    is_rgb: bool  # whether colors are stored without a color matrix
     options: tuple[tuple[str, str], ...] = ()
 
 
@@ -63,7 +63,7 @@ class ColorTags:
     space: int
     primaries: int
     transfer: int
-    range: int  # as written; 0 is unspecified and means limited
+    range: int  # the number as written; 0 is unspecified and means limited
 
 
 def choose_output_tags(source: VideoMetadata, is_rgb: bool) -> ColorTags:

@@ -36,7 +36,8 @@ def is_image(path: Path) -> bool:
 def list_images(source: Path) -> list[Path]:
     """Lists the pictures of a folder in the order of their numbers; a picture alone is a list of one.
 
-    Raises `UserError` when there is none, when numbers are missing or double, or when two sequences share the folder.
+    Raises:
+        UserError: there is no picture, numbers are missing or occur twice, or two sequences share the folder.
     """
     if not source.is_dir():
         return [source]
@@ -74,7 +75,7 @@ def list_images(source: Path) -> list[Path]:
             "several sequences of pictures in one folder",
             where=str(source),
             why="for example " + " and ".join(repr(name) for name in list(prefixes.values())[:3]),
-            fix="put each sequence into a folder of its own",
+            fix="put each sequence into a separate folder",
         )
     by_number: dict[int, Path] = {}
     for path, (_, number) in sorted(numbers.items()):
@@ -102,7 +103,11 @@ def list_images(source: Path) -> list[Path]:
 
 
 def hash_images(paths: Sequence[Path]) -> str:
-    """Computes the SHA-256 of the list of names and contents."""
+    """Computes the SHA-256 of the names and contents of pictures, in hexadecimal.
+
+    Raises:
+        UserError: a picture cannot be read.
+    """
     whole = hashlib.sha256()
     for path in paths:
         try:
@@ -114,7 +119,11 @@ def hash_images(paths: Sequence[Path]) -> str:
 
 
 def read_image_frame(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Reads a picture as upright uint8 [height, width, 3], with notes about lost information. Raises `UserError`."""
+    """Reads a picture as upright uint8 [height, width, 3], with notes about lost information.
+
+    Raises:
+        UserError: the file is damaged, too large, or not a supported picture.
+    """
     plain = _read_plain_rgb(path)
     if plain is not None:
         return plain, ()
@@ -148,7 +157,11 @@ def _read_plain_rgb(path: Path) -> np.ndarray | None:
 
 
 def probe_images(source: Path) -> VideoMetadata:
-    """Reads the metadata of a folder of numbered pictures (or of one picture). Raises `UserError`."""
+    """Reads the metadata of a folder of numbered pictures, or of one picture.
+
+    Raises:
+        UserError: pictures are missing, damaged, or differ in size.
+    """
     paths = list_images(source)
     sizes = []  # width and height that each picture will have, from its header alone
     for path in paths:
@@ -196,7 +209,15 @@ def probe_images(source: Path) -> VideoMetadata:
 
 
 def image_frames(metadata: VideoMetadata, frames: range) -> Iterator[np.ndarray]:
-    """Streams the chosen pictures, upright uint8 [H, W, 3]. Raises `UserError` when the folder changed since."""
+    """Streams the chosen pictures, upright uint8 [H, W, 3].
+
+    Args:
+        metadata: metadata of the folder.
+        frames: indices of pictures, in the order of their numbers.
+
+    Raises:
+        UserError: the folder has changed since its metadata was read.
+    """
     paths = list_images(Path(metadata.path))
     if len(paths) != metadata.frame_count:
         raise bad_input(
@@ -270,7 +291,7 @@ def write_images(path: Path, pictures: Iterator[np.ndarray], texts: Mapping[str,
 
 
 def _replace_folder(part: Path, path: Path) -> None:
-    """Renames a folder to `path`; the one that was there goes only after the new one stands."""
+    """Renames a folder to `path`; an older folder is removed only after the new one is in place."""
     if not path.exists():
         os.replace(part, path)
         return

@@ -72,7 +72,7 @@ def source_frames(metadata: VideoMetadata, frames: range) -> Iterator[np.ndarray
     """Streams frames of the source, one in memory at a time.
 
     Args:
-        metadata: of the source.
+        metadata: metadata of the source.
         frames: numbers of the frames; 0 is the first.
 
     Yields:

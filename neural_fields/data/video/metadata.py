@@ -21,8 +21,8 @@ DEFAULT_RATE = Fraction(24)
 class FrameSizeLimits:
     """Sizes of pictures and videos that are read."""
 
-    min_side_px: int = 16
-    max_side_px: int = 16384
+    min_side_px: int = 16  # shortest side that is read
+    max_side_px: int = 16384  # longest side that is read
     max_pixels: int = 64 * 1024 * 1024  # an 8K frame has 33 million; a decompression bomb starts at about 100 million
 
 
@@ -44,14 +44,14 @@ class VideoMetadata:
 
     path: str
     kind: str  # "file" or "images"
-    sha256: str  # of the content; for a folder, of the list of names and contents
+    sha256: str  # hash of the content; for a folder, of names and contents
     bytes: int
-    width: int  # upright, after rotation
+    width: int  # width of the upright picture, after rotation
     height: int
     frame_count: int
-    rate: Fraction  # frames a second; the mean when the rate varies
-    time_base: Fraction  # seconds of one tick
-    timestamps: tuple[Fraction, ...]  # seconds, one per frame, rising
+    rate: Fraction  # frames a second; the mean if the rate varies
+    time_base: Fraction  # duration of a tick in seconds
+    timestamps: tuple[Fraction, ...]  # seconds, one for each frame, rising
     variable_rate: bool
     rotation: int  # degrees clockwise by which the stored picture was rotated to stand upright: 0, 90, 180, 270
     codec: str
@@ -61,8 +61,8 @@ class VideoMetadata:
     transfer: str | None
     range: str | None  # "tv" or "pc"
     sound: tuple[SoundTrack, ...]
-    notes: tuple[str, ...]  # what is lost when the frames are read as 8 bit RGB, one sentence each
-    pixel_aspect: Fraction = Fraction(1)  # width of a pixel over its height
+    notes: tuple[str, ...]  # what is lost by converting the frames to 8-bit RGB, one sentence each
+    pixel_aspect: Fraction = Fraction(1)  # width of a pixel divided by its height
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class Video:
     """Holds decoded frames on disk with their times, for training."""
 
     frames: np.ndarray  # uint8 [T, H, W, 3], RGB, memory-mapped, read-only
-    timestamps: tuple[Fraction, ...]  # seconds, one per frame of `frames`
-    metadata: VideoMetadata  # of the whole source, at its own size
+    timestamps: tuple[Fraction, ...]  # seconds, one for each frame of `frames`
+    metadata: VideoMetadata  # metadata of the whole source, at its own size
     frame_range: tuple[int, int, int]  # start, stop, step within the source
 
 
@@ -81,8 +81,8 @@ def parse_size(text: str, width: int, height: int) -> tuple[int, int]:
     Args:
         text: "source" keeps the size; "240p" makes the shorter side 240 pixels, keeps the aspect and never enlarges;
             "640x360" is exactly that size.
-        width: of the source, in pixels.
-        height: of the source, in pixels.
+        width: width of the source in pixels.
+        height: height of the source in pixels.
 
     Returns:
         (width, height) in pixels.
@@ -120,8 +120,8 @@ def check_size(width: int, height: int, *, where: str, limits: FrameSizeLimits =
     """Refuses pictures that are too small or too large.
 
     Args:
-        width: of the picture, in pixels.
-        height: of the picture, in pixels.
+        width: width of the picture in pixels.
+        height: height of the picture in pixels.
         where: the file or flag that has the size, for the message.
         limits: the sizes that are accepted.
 

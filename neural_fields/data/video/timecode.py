@@ -15,7 +15,7 @@ def parse_frame(text: str, metadata: VideoMetadata, flag: str) -> int:
 
     Args:
         text: "24" is frame 24, "1.5s" is the frame shown after 1.5 seconds.
-        metadata: of the source.
+        metadata: metadata of the source.
         flag: the flag that the text was given for, for the message.
 
     Returns:
@@ -49,7 +49,7 @@ def parse_frame_count(text: str, metadata: VideoMetadata, flag: str) -> int:
 
     Args:
         text: "12" is 12 frames, "0.5s" is half a second.
-        metadata: of the source.
+        metadata: metadata of the source.
         flag: the flag that the text was given for, for the message.
 
     Returns:

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 
 from neural_fields.core.files import atomic_write, write_synced
 from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
+from neural_fields.data.flow.compute import FlowField
 from neural_fields.evaluation.report.collect import Report, TrainingCost, begin_survey, build_report
 from neural_fields.evaluation.report.page import render_page
 from neural_fields.evaluation.report.survey import Survey, spread_indices
@@ -27,10 +29,10 @@ __all__ = ["Report", "Survey", "TrainingCost", "begin_full_survey", "report_trai
 class QuickReportSettings:
     """Limits the frames that `train` samples: 39 of 427x240, 9 of 854x480, all of a shorter clip."""
 
-    pixels: float = 4e6  # in all frames together
-    min_frames: int = 8
-    heat_frames: int = 12  # for stretch, fold-over and residual, which change slowly
-    starts: int = 6  # frames that points are followed from
+    pixels: float = 4e6  # most pixels in all sampled frames together
+    min_frames: int = 8  # least number of sampled frames
+    heat_frames: int = 12  # sampled frames that also give stretch, fold-over and residual, which change slowly
+    starts: int = 6  # number of frames from which points are followed
 
 
 DEFAULTS = QuickReportSettings()
@@ -40,22 +42,24 @@ DEFAULTS = QuickReportSettings()
 def report_training(
     run: PlanarRun,
     model: PlanarModel,
+    frames: UInt8[np.ndarray, "time height width 3"],
+    flow: FlowField | None,
     cost: TrainingCost,
-    with_flow: bool,
     report: ProgressReporter = report_nothing,
     settings: QuickReportSettings = DEFAULTS,
 ) -> Report:
     """Writes the report of a run that has just been trained, baked and exported, from some of its frames.
 
     Args:
-        run: with its maps and canonical images.
-        model: that was trained, on the CPU, in evaluation mode.
-        cost: of the training.
-        with_flow: whether the training used flow, which is then in the cache; it is not computed for the report.
+        run: the run, with its maps and canonical images.
+        model: the trained model, on the CPU, in evaluation mode.
+        frames: RGB at the size of the training; may be memory-mapped.
+        flow: the optical flow of the training; None leaves out the measurements that need it.
+        cost: time and memory of the training.
         report: called after each sampled frame.
         settings: number of sampled frames, and their size.
     """
-    size, frames = model.shape.size, run.video.frames
+    size = model.shape.size
     looked_at = spread_indices(len(frames), max(settings.min_frames, int(settings.pixels / (size[0] * size[1]))))
     heat = [looked_at[i] for i in spread_indices(len(looked_at), settings.heat_frames)]
     survey = begin_survey(run, size, looked_at, heat)
@@ -64,7 +68,7 @@ def report_training(
         shown = (composite_layers(samples).clamp(0, 1) * 255).round().to(torch.uint8).view(size[1], size[0], 3)
         survey.add_frame(t, np.asarray(frames[t]), shown.numpy(), samples)
         report(Progress("report", done, len(looked_at)))
-    return write_report(run, survey, cost, settings.starts, with_flow)
+    return write_report(run, survey, flow, cost, settings.starts)
 
 
 def begin_full_survey(run: PlanarRun) -> Survey:
@@ -80,23 +84,23 @@ def begin_full_survey(run: PlanarRun) -> Survey:
 def write_report(
     run: PlanarRun,
     survey: Survey,
+    flow: FlowField | None,
     cost: TrainingCost,
     starts: int = 64,
-    with_flow: bool = True,
 ) -> Report:
     """Writes `report.html` of a run, atomically, from a survey of its frames.
 
     Args:
-        run: with its maps and canonical images.
-        survey: that the frames of the run were added to.
-        cost: of the training.
+        run: the run, with its maps and canonical images.
+        survey: the survey to which the frames of the run were added.
+        flow: the optical flow of the clip; None leaves out the measurements that need it.
+        cost: time and memory of the training.
         starts: number of frames from which points are tracked.
-        with_flow: whether optical flow may be used; it is computed where the cache does not have it.
 
     Raises:
         UserError: damaged maps or canonical images, no room.
     """
-    report = build_report(run, survey, cost, starts, with_flow)
+    report = build_report(run, survey, flow, cost, starts)
     text = render_page(report)
     with atomic_write(run.files.report) as part:
         write_synced(part, text.encode())

@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from neural_fields.atlas.canonical import CanonicalImage
 from neural_fields.config.presets import planar_presets
 from neural_fields.core.errors import UserError
+from neural_fields.data.flow.compute import FlowField
 from neural_fields.evaluation.report.drift import measure_drift, measure_flow_trust
 from neural_fields.evaluation.report.heat_maps import classify_risk
 from neural_fields.evaluation.report.survey import LayerHeatMaps, Survey, SurveyedFrame
@@ -49,8 +50,8 @@ class LayerView:
     measurements: LayerMeasurements
     image: CanonicalImage
     maps: LayerHeatMaps
-    stretch: float | None  # median over the places of the canonical image
-    residual: float | None  # median, in 8-bit levels
+    stretch: float | None  # median over the visible places of the canonical image
+    residual: float | None  # median over these places, in 8-bit levels
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Report:
     record: PlanarRecord
     cost: TrainingCost
     measurements: ClipMeasurements
-    heat_frames: int  # that stretch, fold-over and residual were measured in
+    heat_frames: int  # number of frames in which stretch, fold-over and residual were measured
     verdict: Verdict
     layers: tuple[LayerView, ...]
     worst: tuple[SurveyedFrame, ...]
@@ -74,7 +75,7 @@ class Report:
 
     @property
     def verdict_sentence(self) -> str:
-        """The verdict in a line, with its first reason where it is not a plain yes."""
+        """The verdict in a line, with its first reason unless it is good."""
         first = self.verdict.reasons[0]
         return f"{self.verdict.title}." if self.verdict.level == "good" else f"{self.verdict.title}. {first.text}"
 
@@ -135,9 +136,9 @@ def begin_survey(
     Args:
         run: the finished run.
         size: (width, height) of the frames.
-        looked_at: the frames of the run that will be added.
-        heat: those of them that stretch, fold-over and residual are measured in.
-        settings: limits of the verdict, of which the survey needs that of stretch.
+        looked_at: numbers of the frames that will be added.
+        heat: those of them in which stretch, fold-over and residual are measured.
+        settings: limits of the verdict; the survey uses `min_stretch`.
 
     Raises:
         UserError: the run has no maps yet, or they are damaged.
@@ -149,23 +150,22 @@ def begin_survey(
 def build_report(
     run: PlanarRun,
     survey: Survey,
+    flow: FlowField | None,
     cost: TrainingCost,
     starts: int,
-    with_flow: bool = True,
     settings: VerdictSettings = DEFAULTS,
 ) -> Report:
     """Builds the report of a run whose frames were added to `survey`.
 
     Args:
         run: the finished run.
-        survey: that the frames of the run were added to.
-        cost: of the training.
+        survey: the survey to which the frames of the run were added.
+        flow: the optical flow of the clip; None leaves out the measurements that need it.
+        cost: time and memory of the training.
         starts: number of frames from which points are tracked.
-        with_flow: whether flow may be used (that of the training is in the cache; otherwise it is computed).
         settings: limits of the verdict.
     """
     record, maps = run.record, run.maps
-    flow = run.flow if with_flow else None
     drift = measure_drift(maps, flow, starts) if flow is not None else {}
     width, height = survey.size
     frame_area = 4 * width * height / max(survey.size) ** 2  # a frame is 2 units long

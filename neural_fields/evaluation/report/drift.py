@@ -1,7 +1,7 @@
-"""Do points stay put? Points move along the optical flow, and the canonical point under them should not change.
+"""Measures whether points stay put: points move along the optical flow, and their canonical points should not change.
 
-The flow has errors of its own, and more of them the further it is followed: a figure here is a disagreement of the two,
-not the drift of an edit against the truth, which no clip without known motion can give.
+The flow has errors too, which grow with the number of frames: the figures are disagreements of flow and maps, not the
+drift of an edit against the truth, which is unknown for real clips.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ from neural_fields.imaging.resampling import sample_bilinear
 class DriftSettings:
     """Settings of the comparison of flow and canonical coordinates."""
 
-    span_frames: int = 8  # that a point is followed: further, flow that is added up is no reference any more
-    points: int = 2500  # that start in one frame
-    # Of the frame's longer side, 8.5 pixels of 854: a mark that slides less in so many frames hardly shows it.
+    span_frames: int = 8  # frames over which a point is followed; over more, the errors of chained flow are too large
+    points: int = 2500  # number of points that start in a frame
+    # A point that ends within this share of the longer side (8.5 px of 854) of where flow has it stays put: a mark that
+    # slides less in 8 frames hardly shows it.
     max_gap_share: float = 1 / 100
-    flow_error_px: float = 3.0  # of flow itself after so many frames: small frames are not held to less
-    min_weight: float = 0.5  # a point belongs to the layer that has more weight than this
-    min_flow_trust: float = 0.99  # of the four pixels around a point whose flow agrees with itself
+    # Least value of that limit, in pixels: chained flow itself errs by this much in small frames.
+    flow_error_px: float = 3.0
+    min_weight: float = 0.5  # a point belongs to the layer that has more than this weight
+    # A point is followed while this share of the four pixels around it has consistent flow.
+    min_flow_trust: float = 0.99
 
 
 DEFAULTS = DriftSettings()
@@ -36,11 +39,11 @@ DEFAULTS = DriftSettings()
 class Drift:
     """Holds the disagreement of flow and canonical positions, in pixels of the maps; None without tracked points."""
 
-    next_frame: float | None  # median after one frame
-    span: int  # frames of `far`
-    far: float | None  # median after `span` frames
-    steady: float | None  # share of the points that are within the tolerance after `span` frames
-    points: int  # that were followed for `span` frames
+    next_frame: float | None  # median error after one frame
+    span: int  # number of frames after which `far` and `steady` are measured
+    far: float | None  # median error after `span` frames
+    steady: float | None  # share of the points whose error after `span` frames is within the tolerance
+    points: int  # number of points that were followed for `span` frames
 
 
 def measure_flow_trust(flow: FlowField) -> list[float]:
@@ -52,10 +55,13 @@ def measure_drift(maps: Maps, flow: FlowField, starts: int, settings: DriftSetti
     """Measures the `Drift` of every layer.
 
     Args:
-        maps: baked uv maps and weights of the run.
-        flow: of all frames of the run.
+        maps: baked maps of the run.
+        flow: flow between all frames of the run.
         starts: number of frames, spread over the clip, in which points start.
-        settings: of the comparison.
+        settings: number of points, span and limits.
+
+    Returns:
+        The drift of each layer, by its name.
     """
     count = maps.frame_count
     span = min(settings.span_frames, count - 1)
@@ -124,7 +130,7 @@ def _measure_gap(
         origin: canonical coordinates of the points in the frame that they started in.
         layer: the layer of each point.
         alive: which points can be trusted so far.
-        settings: of the comparison.
+        settings: least weight of a followed point.
 
     Returns:
         nan where a point is lost.

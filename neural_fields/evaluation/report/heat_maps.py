@@ -20,17 +20,18 @@ Color = tuple[int, int, int]
 class HeatSettings:
     """Sizes and colors of the pictures on the page."""
 
-    canonical_side_px: int = 1200  # of the longer side
-    heat_side_px: int = 640
-    jpeg_quality: int = 82  # no difference is seen beside a PNG several times as large
-    checker_px: int = 8  # side of a square of the pattern where nothing is seen
-    checker_levels: tuple[int, int] = (150, 125)
-    max_stretch: float = 4.0  # the bright ends of the scales
-    max_residual: float = 64.0  # 8-bit levels
-    max_fold: float = 0.10  # share of the time
-    risk_colors: tuple[Color, Color, Color] = ((60, 170, 90), (236, 190, 60), (214, 55, 50))  # green, yellow, red
-    ghost_level: float = 90.0  # of a white place where its heat is zero
-    stripe_px: int = 6  # red is striped too, for eyes that see no difference to green
+    canonical_side_px: int = 1200  # longer side of a canonical picture on the page
+    heat_side_px: int = 640  # longer side of a heat map on the page
+    jpeg_quality: int = 82  # JPEG quality, 0 to 100: looks like a PNG that is several times as large
+    checker_px: int = 8  # side of a square of the checkerboard where no frame shows the layer
+    checker_levels: tuple[int, int] = (150, 125)  # the two grays of the checkerboard, 0 to 255
+    max_stretch: float = 4.0  # stretch at the bright end of its scale
+    max_residual: float = 64.0  # residual at the bright end of its scale, in 8-bit levels
+    max_fold: float = 0.10  # share of the time folded over at the bright end of its scale
+    # Low, medium and high risk: green, yellow, red.
+    risk_colors: tuple[Color, Color, Color] = ((60, 170, 90), (236, 190, 60), (214, 55, 50))
+    ghost_level: float = 90.0  # brightness of a white place of the picture where the heat is zero, 0 to 255
+    stripe_px: int = 6  # half the period of the dark stripes on red, for readers who cannot tell it from green
 
 
 DEFAULTS = HeatSettings()
@@ -70,7 +71,7 @@ def classify_risk(
     Args:
         maps: the measurements of a layer.
         frame_count: frames of the clip.
-        limits: of the risks.
+        limits: limits of the edit risk.
 
     Returns:
         0 green, 1 yellow, 2 red, -1 where no frame of the clip shows the cell.
@@ -100,9 +101,12 @@ def draw_heat_maps(
     Args:
         image: the canonical image of the layer.
         maps: the measurements of the layer.
-        frame_count: frames of the clip.
-        limits: of the edit risk.
-        settings: of the pictures.
+        frame_count: number of frames of the clip.
+        limits: limits of the edit risk.
+        settings: size and colors of the pictures.
+
+    Returns:
+        Pictures by name: coverage, stretch, fold, residual and risk.
     """
     size = _page_size(image.size, settings.heat_side_px)
     rgb = cv2.resize(image.to_array()[..., :3], size, interpolation=cv2.INTER_AREA)
@@ -144,7 +148,7 @@ def _overlay_colors(
 def _enlarge_cells(
     cells: Shaped[np.ndarray, "rows columns"], size: tuple[int, int]
 ) -> Shaped[np.ndarray, "height width"]:
-    """Gives each pixel of a picture of (width, height) the value of the cell that it lies in."""
+    """Enlarges cells to a picture of (width, height): each pixel gets the value of its cell."""
     rows, columns = (np.arange(side) * count // side for side, count in zip(size[::-1], cells.shape, strict=True))
     return cells[rows[:, None], columns]
 

@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float
 class Distortion:
     """Distortion of a mapping in one frame: one value for each square of four neighboring pixel centers."""
 
-    stretch: Float[np.ndarray, "rows columns"]  # 1 is none, 2 is twice as long or half as long as the layer's usual
-    folded: Bool[np.ndarray, "rows columns"]  # runs the other way round than the rest of the layer
+    stretch: Float[np.ndarray, "rows columns"]  # 1 is none, 2 is twice or half the usual length of the layer
+    folded: Bool[np.ndarray, "rows columns"]  # whether the map is mirrored relative to the rest of the layer
     valid: Bool[np.ndarray, "rows columns"]  # all four pixels show the layer
 
 
@@ -26,12 +26,15 @@ def measure_distortion(
     stretch is max(s1 / m, m / s2) for the singular values s1 >= s2 of J: the factor by which a small square painted
     here is longer or shorter, in its worst direction, than one painted at the layer's usual place. The inverse map has
     the singular values 1 / s2 and 1 / s1, so its stretch is the same number. A place is folded where det J has the
-    other sign than most of the layer.
+    opposite sign to that of most of the layer.
 
     Args:
         uv: canonical coordinates of every pixel.
         seen: where the frame shows the layer; other pixels do not count.
-        max_stretch: limit of stretches: beyond it, a place is torn.
+        max_stretch: larger stretches are clipped: the place is torn.
+
+    Returns:
+        Stretch and fold-over between the pixels, and where they are known.
     """
     right = (uv[:-1, 1:] - uv[:-1, :-1] + uv[1:, 1:] - uv[1:, :-1]) / 2
     down = (uv[1:, :-1] - uv[:-1, :-1] + uv[1:, 1:] - uv[:-1, 1:]) / 2

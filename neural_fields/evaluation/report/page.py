@@ -110,7 +110,7 @@ def render_page(report: Report) -> str:
 
 
 def _list_figures(report: Report) -> list[tuple[str, str]]:
-    """Lists the figures below the verdict, each with what it is of."""
+    """Lists the figures below the verdict, as pairs of a value and what it measures."""
     psnr, cost = report.measurements.psnr, report.cost
     steady_shares = [view.measurements.drift.steady for view in report.layers if view.measurements.drift is not None]
     known_shares = [share for share in steady_shares if share is not None]
@@ -123,17 +123,17 @@ def _list_figures(report: Report) -> list[tuple[str, str]]:
     return [
         (f"{mean_psnr(psnr):.2f} dB", "mean PSNR"),
         (_format_decibel(min(psnr)), "worst frame"),
-        (f"{min(known_shares):.0%}", "of the points stay put (worst layer)")
+        (f"{min(known_shares):.0%}", "of points stay put (worst layer)")
         if known_shares
         else ("-", "points stay put: not measured"),
         (f"{safe:.0%}", "safe to paint on (worst layer)"),
         (seconds, f"of training, {cost.steps} steps"),
-        ("-" if cost.peak_mib is None else f"{cost.peak_mib:.0f} MiB", "memory at most"),
+        ("-" if cost.peak_mib is None else f"{cost.peak_mib:.0f} MiB", "peak memory"),
     ]
 
 
 def _plot_quality_strip(report: Report, max_bars: int = 400) -> QualityStrip:
-    """Computes bars of the PSNR of each frame; frames of longer clips share one, which shows the worst of them."""
+    """Computes bars of the PSNR of each frame. In longer clips frames share a bar, which shows the worst."""
     psnr, frames = report.measurements.psnr, report.measurements.surveyed_frames
     values = [value for value in psnr if math.isfinite(value)] or [0.0]
     low, high = math.floor(min(values)) - 2, math.ceil(max(values)) + 1
@@ -152,13 +152,13 @@ def _plot_quality_strip(report: Report, max_bars: int = 400) -> QualityStrip:
 
 
 def _show_layer(report: Report, view: LayerView) -> LayerSection:
-    """Draws the pictures of a layer and puts its numbers into a line."""
+    """Draws the pictures of a layer and summarizes its numbers in a line."""
     measurements, drift = view.measurements, view.measurements.drift
     maps = heat_maps.draw_heat_maps(view.image, view.maps, len(report.record.frames), report.settings)
     words = [
         f"{measurements.pixel_share:.1%} of all pixels",
-        f"PSNR {_format_decibel(measurements.psnr)} where it is seen",
-        f"as large as {measurements.area_in_frames:.1f} frames",
+        f"PSNR {_format_decibel(measurements.psnr)} where it is visible",
+        f"area of {measurements.area_in_frames:.1f} frames",
     ]
     if drift is not None and drift.far is not None and drift.next_frame is not None and drift.steady is not None:
         words.append(
@@ -179,7 +179,7 @@ def _show_layer(report: Report, view: LayerView) -> LayerSection:
 
 
 def _list_run_facts(report: Report) -> list[tuple[str, str]]:
-    """Lists what is known of the run and of the machine that the page is made on."""
+    """Lists properties of the run and of the machine on which the page is made."""
     record, cost, machine = report.record, report.cost, collect_environment()
     frames = record.frames
     return [
@@ -190,8 +190,8 @@ def _list_run_facts(report: Report) -> list[tuple[str, str]]:
         ("masks", ", ".join(record.masks) or "none"),
         ("flow", record.flow),
         ("steps", str(cost.steps)),
-        ("time", "-" if cost.train_seconds is None else f"{cost.train_seconds:.1f} s in all"),
-        ("memory", "-" if cost.peak_mib is None else f"{cost.peak_mib:.0f} MiB at most"),
+        ("time", "-" if cost.train_seconds is None else f"{cost.train_seconds:.1f} s"),
+        ("peak memory", "-" if cost.peak_mib is None else f"{cost.peak_mib:.0f} MiB"),
         *((name, machine[name]) for name in MACHINE_FACTS if name in machine),
     ]
 

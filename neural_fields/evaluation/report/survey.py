@@ -22,13 +22,15 @@ from neural_fields.planar.composition.samples import LayerSamples
 class SurveySettings:
     """Settings of a survey of the frames of a run."""
 
-    min_weight: float = 0.5  # a pixel shows a layer that has at least this weight
-    cell_px: int = 2  # of the frame along a side of a cell: fine enough to see, coarse enough to leave no holes
-    max_cells: int = 600  # along the longer side of a canonical image
-    thumbnails: int = 10
-    thumbnail_width_px: int = 160
-    parts: int = 12  # of the clip; each keeps its worst frame, so that the three worst are not one moment three times
-    kept_side_px: int = 480  # of the longer side of a kept frame
+    min_weight: float = 0.5  # a pixel shows the layers that have at least this weight in it
+    # Side of a cell of the maps in pixels of the frame: small enough for detail, large enough to have no holes.
+    cell_px: int = 2
+    max_cells: int = 600  # most cells along the longer side of a canonical image
+    thumbnails: int = 10  # number of frames in the contact sheet
+    thumbnail_width_px: int = 160  # width of each of them
+    # The worst frame of each of so many parts of the clip is kept, so that the worst three are not neighbors.
+    parts: int = 12
+    kept_side_px: int = 480  # longer side at which these frames are kept
 
 
 DEFAULTS = SurveySettings()
@@ -38,13 +40,13 @@ Picture = UInt8[np.ndarray, "height width 3"]
 
 @dataclass(frozen=True)
 class SurveyedFrame:
-    """A frame kept for the page, small: the source, the reconstruction, and their difference in 8-bit levels."""
+    """Holds a small frame for the page: the source, the reconstruction, and their difference in 8-bit levels."""
 
     t: int
     psnr: float
     source: UInt8[np.ndarray, "h w 3"]
     reconstruction: UInt8[np.ndarray, "h w 3"]
-    error: UInt8[np.ndarray, "h w"]  # root mean square over the colors
+    error: UInt8[np.ndarray, "h w"]  # root mean square error over the colors
 
 
 @dataclass
@@ -55,9 +57,9 @@ class LayerSurvey:
     box: Box
     cells: tuple[int, int]  # (columns, rows)
     psnr: list[float] = field(default_factory=list)
-    pixels: int = 0  # that show the layer, in all frames
-    bent: int = 0  # squares of four pixels that were measured
-    stretched: int = 0  # of those, stretched beyond the limit
+    pixels: int = 0  # number of pixels that show the layer, in all frames
+    bent: int = 0  # number of measured squares of four pixels
+    stretched: int = 0  # number of these squares that are stretched beyond the limit
     folded: int = 0
 
     def __post_init__(self) -> None:
@@ -80,7 +82,7 @@ class LayerSurvey:
             uv: [height, width, 2] canonical coordinates.
             seen: [height, width] whether the layer is what a pixel shows.
             error: [height, width] mean squared color error in 8-bit levels; None adds no heat, only coverage.
-            stretched: from which stretch on a place counts as stretched.
+            stretched: least stretch of a place that counts as stretched.
         """
         self.pixels += int(seen.sum())
         cell, inside = self.locate_cells(uv[seen])
@@ -109,9 +111,9 @@ class LayerSurvey:
 class LayerHeatMaps:
     """Holds the measurements of each cell of a layer's canonical picture; nan where there are none."""
 
-    frames: Float[np.ndarray, "rows columns"]  # in how many frames of the clip it is seen
+    frames: Float[np.ndarray, "rows columns"]  # number of frames of the clip that show the place
     stretch: Float[np.ndarray, "rows columns"]  # geometric mean; 1 is none
-    fold: Float[np.ndarray, "rows columns"]  # share of the times it was seen folded over
+    fold: Float[np.ndarray, "rows columns"]  # share of these frames in which the place folds over
     residual: Float[np.ndarray, "rows columns"]  # root mean square color error, in 8-bit levels
 
 
@@ -122,8 +124,8 @@ class Survey:
         boxes: the box of each layer's canonical image, front to back.
         size: (width, height) of the frames.
         frames: the frames that are sampled.
-        heat: those of them that stretch, fold-over and residual are measured in.
-        stretched: from which stretch on a place counts as stretched.
+        heat: those of them in which stretch, fold-over and residual are measured.
+        stretched: least stretch of a place that counts as stretched.
     """
 
     def __init__(
@@ -157,7 +159,7 @@ class Survey:
             t: number of the frame in the run.
             source: the frame.
             shown: its reconstruction, of the same size.
-            samples: that the reconstruction is made of.
+            samples: the samples from which the reconstruction is composited.
         """
         height, width = source.shape[:2]
         weight = samples.weight.view(height, width, -1).numpy()
@@ -195,7 +197,7 @@ class Survey:
 
         Args:
             layer: one of `layers`.
-            frame_count: frames of the clip; frames that were not sampled count like the sampled ones.
+            frame_count: number of frames of the clip; frames that were not sampled count like the sampled ones.
         """
         shape = layer.cells[::-1]
         frames = layer.frames.reshape(shape) * (frame_count / max(1, len(self.psnr)))

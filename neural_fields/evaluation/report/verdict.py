@@ -1,7 +1,7 @@
 """Does a clip suit the model? Rules with named limits turn measured numbers into sentences and commands to try.
 
 A planar layer is one picture bent onto every frame. A clip suits it where the picture shows what the frames show
-(PSNR), bends gently (stretch, fold-over), and keeps its points on the things they were painted on (points stay put).
+(PSNR), bends gently (stretch, fold-over), and keeps its points on the surfaces that they show (points stay put).
 """
 
 from __future__ import annotations
@@ -25,38 +25,44 @@ class VerdictSettings:
     Where a field has two numbers, care begins at the first and trouble at the second.
     """
 
-    good_psnr_db: float = 27.0  # 11 levels of 255: soft, but the same picture; sound runs reach it even as drafts
-    poor_psnr_db: float = 22.0  # 20 levels: things are in the wrong place, or missing
-    psnr_drop_db: float = 4.0  # below the clip's median: another picture, about 1.6 times the usual error
-    # Flow that agrees with itself on a smaller share of the pixels has nothing to hold on to. Clips in one piece keep
-    # 0.6 or more, also those of fast water.
+    # A reconstruction with at least this mean PSNR is good; good clips reach it even as drafts.
+    good_psnr_db: float = 27.0
+    poor_psnr_db: float = 22.0  # with less, about 20 levels of 255, things are missing or in the wrong place
+    # A frame this far below the median shows another picture: about 1.6 times the usual error.
+    psnr_drop_db: float = 4.0
+    # Where a smaller share of the pixels has consistent flow, nothing holds the maps. Clips without a cut have 0.6 or
+    # more, even with fast water.
     min_flow_trust: float = 0.4
-    # A place is stretched where a small square becomes twice as long or half as long as elsewhere: letters look wrong.
+    # A place counts as stretched from this ratio to the usual scale on: a square becomes twice as long or half as long,
+    # and letters look wrong.
     min_stretch: float = 2.0
-    # Shares of the visible part of a layer. Perspective stretches the rim of a ground plane; much more is a surface
-    # that turns.
+    # Shares of the visible part of a layer that are stretched. Perspective alone stretches the rim of a ground plane;
+    # larger shares mean a surface that turns.
     stretched_shares: tuple[float, float] = (0.10, 0.30)
-    folded_shares: tuple[float, float] = (0.01, 0.05)  # a fold shows an edit twice or mirrored, so little is seen
-    # Shares of points that stay put (see `steadiness`): low, because the flow itself errs on water and in blur.
+    # Shares of the visible part of a layer that fold over and show an edit twice.
+    folded_shares: tuple[float, float] = (0.01, 0.05)
+    # Shares of points that stay put (see `steadiness`). The limits are low because flow itself errs on water and in
+    # blur.
     steady_shares: tuple[float, float] = (0.70, 0.40)
-    min_points: int = 50  # fewer say nothing
-    min_stay_share: float = 0.15  # of the clip; paint on a place that is on screen for less is gone soon
-    min_safe_share: float = 0.5  # of a layer; less that is safe to paint on leaves little room
-    min_main_share: float = 0.5  # of the pixels: such a layer decides for the clip, a smaller one for itself only
-    # Of a cell of a canonical image, for the edit-risk picture: yellow from the first number on, red from the second.
-    fold_risks: tuple[float, float] = (0.01, 0.10)  # share of the times it is seen folded
-    stretch_risks: tuple[float, float] = (1.5, 2.0)
-    residual_risks: tuple[float, float] = (20.0, 40.0)  # color error in 8-bit levels: 22 and 16 dB
-    min_risk_frames: int = 3  # seen in fewer is yellow: neither its color nor its place is checked by others
+    min_points: int = 50  # least points from which steadiness is judged
+    min_stay_share: float = 0.15  # paint on a place that is on screen for a smaller share of the clip soon disappears
+    min_safe_share: float = 0.5  # a layer needs at least this share of area that is safe to paint on
+    min_main_share: float = 0.5  # a layer with at least this share of the pixels decides about the whole clip
+    # Edit risk of a cell of a canonical image: yellow from the first number on, red from the second. Here the share of
+    # the frames in which the cell folds over.
+    fold_risks: tuple[float, float] = (0.01, 0.10)
+    stretch_risks: tuple[float, float] = (1.5, 2.0)  # edit risk by the ratio to the usual scale
+    residual_risks: tuple[float, float] = (20.0, 40.0)  # edit risk by the color error in 8-bit levels: 22 and 16 dB
+    min_risk_frames: int = 3  # a cell that fewer frames show is yellow: no other frames confirm its color and place
 
 
 DEFAULTS = VerdictSettings()
 
 RANKS: dict[Level, int] = {"bad": 0, "care": 1, "good": 2}
 TITLES: dict[Level, str] = {
-    "good": "This clip suits the model",
-    "care": "This clip suits the model, with care",
-    "bad": "This clip does not suit the model",
+    "good": "This clip is a good fit for the model",
+    "care": "This clip is usable with care",
+    "bad": "This clip is a poor fit for the model",
 }
 
 
@@ -65,16 +71,16 @@ class LayerMeasurements:
     """Holds the measurements of a layer. Shares are in [0, 1]; None where nothing could be measured."""
 
     name: str
-    pixel_share: float  # of all pixels of the frames that were looked at
-    psnr: float | None  # dB, mean over the frames in which the layer is seen
-    stretched: float | None  # share beyond the settings' `min_stretch`
-    folded: float | None
+    pixel_share: float  # share of all pixels of the sampled frames
+    psnr: float | None  # dB, mean over the frames that show the layer
+    stretched: float | None  # share of the visible part that is stretched more than the settings' `min_stretch`
+    folded: float | None  # share of the visible part that folds over
     seen: float  # share of the canonical image that any frame shows
-    frames_per_place: float  # median over the places that are seen: frames of the clip that show it
-    area_in_frames: float  # area of what is seen of the canonical image, in frames
-    green: float  # shares of what is seen
-    yellow: float
-    red: float
+    frames_per_place: float  # number of frames that show a place; median over the visible places
+    area_in_frames: float  # area of the visible part of the canonical image, in areas of a frame
+    green: float  # share of the visible part with low edit risk
+    yellow: float  # share with medium edit risk
+    red: float  # share with high edit risk
     drift: Drift | None
 
 
@@ -84,13 +90,13 @@ class TrainCommandLine:
 
     video: str
     out: str
-    frames: range  # of the source
+    frames: range  # frame numbers in the source
     preset: str
     quality: str
     masks: tuple[str, ...]
     flow: str
-    flags: tuple[str, ...] = ()  # size, seed and region, as they stand on the line
-    settings: tuple[str, ...] = ()  # where they differ from the preset's: dotted flags
+    flags: tuple[str, ...] = ()  # words of the command line for size, seed and region
+    settings: tuple[str, ...] = ()  # dotted flags of the settings that differ from the preset's
 
     def format_line(self) -> str:
         """Returns the command line."""
@@ -114,11 +120,11 @@ class ClipMeasurements:
     """Holds the measurements of a trained run."""
 
     surveyed_frames: tuple[int, ...]  # frames of the source, ascending
-    psnr: tuple[float, ...]  # dB of each of those
-    trust: tuple[float, ...] | None  # of each pair of neighboring frames of the run; None where flow was not at hand
+    psnr: tuple[float, ...]  # dB, one for each of these frames
+    trust: tuple[float, ...] | None  # share of pixels with consistent flow, per pair of frames; None without flow
     layers: tuple[LayerMeasurements, ...]
     command: TrainCommandLine
-    presets: tuple[str, ...]  # that this version has
+    presets: tuple[str, ...]  # names of all presets
 
 
 @dataclass(frozen=True)
@@ -128,7 +134,7 @@ class Reason:
     level: Level
     text: str
     advice: str = ""
-    commands: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()  # command lines to try
     decides: bool = True  # whether it can make the whole clip unsuitable
 
 
@@ -146,7 +152,15 @@ class Verdict:
 
 
 def judge_clip(clip: ClipMeasurements, settings: VerdictSettings = DEFAULTS) -> Verdict:
-    """Judges whether a clip suits the model."""
+    """Judges whether a clip suits the model.
+
+    Args:
+        clip: the measurements of a trained run.
+        settings: the limits.
+
+    Returns:
+        The verdict. It is bad if a reason that decides is bad, and good only if all reasons are good.
+    """
     reasons = [
         *_judge_cuts(clip, settings),
         *_judge_quality(clip, settings),
@@ -175,7 +189,7 @@ def mean_psnr(values: Sequence[float]) -> float:
 
 
 def find_picture_changes(clip: ClipMeasurements, settings: VerdictSettings = DEFAULTS) -> list[tuple[int, int]]:
-    """Finds the pairs of source frames between which the picture changes at once."""
+    """Finds the pairs of neighboring frames, by number in the source, between which the picture changes abruptly."""
     if not clip.trust:
         return []
     limit = min(settings.min_flow_trust, median(clip.trust) / 2)
@@ -184,7 +198,7 @@ def find_picture_changes(clip: ClipMeasurements, settings: VerdictSettings = DEF
 
 
 def _judge_cuts(measurements: ClipMeasurements, settings: VerdictSettings) -> Iterator[Reason]:
-    """Judges the places where the picture changes at once."""
+    """Judges cuts, flashes and missing frames."""
     found = find_picture_changes(measurements, settings)
     if not found or measurements.trust is None:
         return
@@ -193,9 +207,9 @@ def _judge_cuts(measurements: ClipMeasurements, settings: VerdictSettings) -> It
     parts = sorted((range(a, b, frames.step) for a, b in pairwise(ends)), key=len, reverse=True)
     places = ", ".join(f"{before} and {after}" for before, after in found[:5]) + (", ..." if len(found) > 5 else "")
     text = (
-        f"The picture changes at once between frames {places} (optical flow agrees with itself on "
-        f"{min(measurements.trust):.0%} of the pixels there, on {median(measurements.trust):.0%} usually): "
-        f"{'cuts, flashes' if many else 'a cut, a flash'} or frames left out. One picture cannot hold both sides."
+        f"The picture changes abruptly between frames {places} (forward and backward flow agree on "
+        f"{min(measurements.trust):.0%} of the pixels there, elsewhere on {median(measurements.trust):.0%}): "
+        f"{'cuts, flashes' if many else 'a cut, a flash'} or missing frames. One picture cannot show both sides."
     )
     lines = tuple(measurements.command.for_part(part, f"{part.start}") for part in parts[:3] if len(part) > 1)
     yield Reason("bad", text, "Train on each part by itself:", lines)
@@ -206,12 +220,12 @@ def _judge_quality(measurements: ClipMeasurements, settings: VerdictSettings) ->
     mean, worst = mean_psnr(measurements.psnr), min(measurements.psnr)
     figures = f"{mean:.1f} dB on average, {worst:.1f} dB in the worst frame"
     if mean >= settings.good_psnr_db:
-        yield Reason("good", f"The model shows the video well: {figures}.")
+        yield Reason("good", f"The reconstruction matches the video well: {figures}.")
         return
     level: Level = "care" if mean >= settings.poor_psnr_db else "bad"
-    how = "softly" if level == "care" else "wrongly"
-    text = f"The model shows the video {how}: {figures} (good is {settings.good_psnr_db:.0f} and more)."
-    # Steps sharpen what is in the right place; they do not find what was not found.
+    how = "is soft" if level == "care" else "does not match the video"
+    text = f"The reconstruction {how}: {figures} (good: at least {settings.good_psnr_db:.0f} dB)."
+    # More steps sharpen what is in the right place. They do not find objects that were missed.
     order = ("refine", "masks", "preset", "segments") if level == "care" else ("masks",)
     yield Reason(level, text, *_suggest_remedy(measurements, order, settings))
 
@@ -219,9 +233,9 @@ def _judge_quality(measurements: ClipMeasurements, settings: VerdictSettings) ->
 def _suggest_remedy(
     measurements: ClipMeasurements, order: Sequence[str], settings: VerdictSettings
 ) -> tuple[str, tuple[str, ...]]:
-    """Returns advice and command: the first of `order` that was not done yet, else a shorter part of the clip.
+    """Returns advice and command: the first of `order` that was not tried yet, or else a shorter part of the clip.
 
-    Where there is a cut nothing of this helps, and its own advice comes first.
+    A cut makes all of them useless, so its own advice takes precedence and nothing is returned.
     """
     if find_picture_changes(measurements, settings):
         return "", ()
@@ -229,12 +243,12 @@ def _suggest_remedy(
     if command.quality != "final":
         better: str = "normal" if command.quality == "draft" else "final"
         tries["refine"] = (
-            f"Refine it further; the run goes on from here (--quality {better}):",
+            f"Train longer; the run continues from its last step (--quality {better}):",
             replace(command, quality=better).format_line(),
         )
     if command.masks in ((), ("auto",), ("none",)) and command.preset in ("atlas", "lna", "codef", "hashing_nvd"):
         tries["masks"] = (
-            "Give each thing that moves on its own a mask (a folder of pictures; front first):",
+            "Give each object that moves on its own a mask (a folder of pictures, front layers first):",
             replace(command, masks=("object=MASKS",), out=f"{command.out}-masks").format_line(),
         )
     if command.preset not in ("atlas", "roi"):
@@ -249,11 +263,11 @@ def _suggest_remedy(
             return tries[name][0], (tries[name][1],)
     frames, quarter = command.frames, len(command.frames) // 4
     middle = frames[quarter : max(quarter + 1, len(frames) - quarter)]
-    return "Train on a shorter part, in which less changes:", (command.for_part(middle),)
+    return "Train on a shorter part with less change:", (command.for_part(middle),)
 
 
 def _judge_drops(measurements: ClipMeasurements, settings: VerdictSettings) -> Iterator[Reason]:
-    """Judges the longest interval of frames that the model shows much worse than the rest."""
+    """Judges the longest interval of frames that are reconstructed much worse than the rest."""
     usual = median(measurements.psnr)
     intervals: list[list[tuple[int, float]]] = []
     was_low = False
@@ -268,17 +282,17 @@ def _judge_drops(measurements: ClipMeasurements, settings: VerdictSettings) -> I
         return
     longest = max(intervals, key=len)
     first, last = longest[0][0], longest[-1][0]
-    where = f"Frame {first} fits" if first == last else f"Frames {first} to {last} fit"
+    where = f"Frame {first} is" if first == last else f"Frames {first} to {last} are"
     frames = measurements.command.frames
     sides = (range(frames.start, first, frames.step), range(last + frames.step, frames.stop, frames.step))
     rest = max(sides, key=len)
     found = mean_psnr([value for _, value in longest])
-    text = f"{where} worse than the rest: {found:.1f} dB, against {usual:.1f} dB usually."
+    text = f"{where} reconstructed worse than the rest: {found:.1f} dB (median {usual:.1f} dB)."
     commands = (measurements.command.for_part(rest),) if len(rest) > 1 else ()
     yield Reason(
         "care",
         text,
-        "Edits look worst there. Without these frames:" if commands else "Edits look worst there.",
+        "Edits look worst there. To leave these frames out:" if commands else "Edits look worst there.",
         commands,
     )
 
@@ -288,17 +302,15 @@ def _judge_layer(
 ) -> Iterator[Reason]:
     """Judges one layer: visibility, quality, distortion, steadiness, and room for edits."""
     if layer.pixel_share == 0:
-        advice = "Its mask may be empty, or lie behind another layer's. Look at what became of the masks:"
+        advice = "Its mask may be empty, or be covered by the mask of another layer. Look at the layers:"
         line = shlex.join(["unwrap", "render", measurements.command.out, "--what", "layers"])
-        yield Reason("care", f"The layer '{layer.name}' is never seen.", advice, (line,))
+        yield Reason("care", f"Layer '{layer.name}' is never visible.", advice, (line,))
         return
     decides = layer.pixel_share >= settings.min_main_share
 
-    # Of a clip with one layer everything about the quality is said already.
+    # With a single layer the quality of the clip is that of the layer.
     if len(measurements.layers) > 1 and layer.psnr is not None and layer.psnr < settings.poor_psnr_db:
-        text = (
-            f"'{layer.name}' is shown wrongly where it is seen: {layer.psnr:.1f} dB. It may turn, or change its shape."
-        )
+        text = f"Layer '{layer.name}' is reconstructed poorly ({layer.psnr:.1f} dB). It may rotate or change shape."
         remedy = _suggest_remedy(measurements, ("masks", "refine", "preset"), settings)
         yield Reason("bad", text, *remedy, decides=decides)
 
@@ -310,13 +322,13 @@ def _judge_layer(
     # How much of the layer can be painted on, and how long it stays.
     count = len(measurements.command.frames)
     if layer.frames_per_place < settings.min_stay_share * count:
-        text = f"A place of '{layer.name}' is on screen for {layer.frames_per_place:.0f} of {count} frames (median)."
-        yield Reason("care", text, "Choose the place of an edit from its coverage picture: bright stays long.")
+        text = f"A place on '{layer.name}' is on screen for {layer.frames_per_place:.0f} of {count} frames (median)."
+        yield Reason("care", text, "Edit where its coverage picture is bright: these places stay on screen longest.")
     safe = f"Safe to paint on: {layer.green:.0%} of '{layer.name}'"
     if layer.green >= settings.min_safe_share:
         yield Reason("good", f"{safe} (green in its edit-risk picture).")
     else:
-        yield Reason("care", f"{safe} only.", "Green in its edit-risk picture is where an edit will look right.")
+        yield Reason("care", f"{safe} only.", "An edit will look right where its edit-risk picture is green.")
 
 
 def _judge_distortion(
@@ -329,10 +341,10 @@ def _judge_distortion(
     line = shlex.join(
         ["unwrap", "edit", measurements.command.out, "PAINTED_FRAME.png", "--frame", str(middle), "--layer", layer.name]
     )
-    advice = "Paint where its edit-risk picture is green, or paint on a frame instead of on the picture:"
+    advice = "Paint where its edit-risk picture is green, or paint on a frame instead of on the canonical picture:"
     if layer.folded is not None and layer.folded >= care:
         text = (
-            f"'{layer.name}' folds over in {layer.folded:.1%} of what is seen of it: an edit shows twice or mirrored."
+            f"'{layer.name}' folds over in {layer.folded:.1%} of its visible part: an edit appears twice or mirrored."
         )
         level: Level = "bad" if layer.folded >= bad else "care"
         yield Reason(level, text, advice, (line,), decides)
@@ -340,7 +352,7 @@ def _judge_distortion(
     if layer.stretched is not None and layer.stretched >= care:
         text = (
             f"'{layer.name}' is stretched or squeezed more than {settings.min_stretch:g}-fold in "
-            f"{layer.stretched:.1%} of what is seen of it: letters and circles lose their shape."
+            f"{layer.stretched:.1%} of its visible part: letters and circles lose their shape."
         )
         level = "bad" if layer.stretched >= bad else "care"
         yield Reason(level, text, advice, (line,), decides)
@@ -354,13 +366,13 @@ def _judge_steadiness(
     if drift is None or drift.far is None or drift.steady is None or drift.points < settings.min_points:
         return
     figures = (
-        f"{drift.steady:.0%} of the points followed for {drift.span} frame{'s' * (drift.span > 1)} are where the "
-        f"optical flow has them (median {drift.far:.1f} pixels apart)"
+        f"{drift.steady:.0%} of the points agree with optical flow after {drift.span} "
+        f"frame{'s' * (drift.span > 1)} (median error {drift.far:.1f} px)"
     )
     care, bad = settings.steady_shares
     if drift.steady >= care:
-        yield Reason("good", f"Points of '{layer.name}' stay put: {figures}.")
+        yield Reason("good", f"Points on '{layer.name}' stay put: {figures}.")
         return
     level: Level = "care" if drift.steady >= bad else "bad"
-    text = f"Points of '{layer.name}' wander: {figures}. Edits may slide."
+    text = f"Points on '{layer.name}' drift: {figures}. Edits may slide."
     yield Reason(level, text, *_suggest_remedy(measurements, ("masks", "refine", "preset"), settings), decides=decides)

@@ -1,6 +1,6 @@
 """Layered documents as data: the contents of an OpenRaster or a Photoshop document, from the top down.
 
-The names of the layers are what survives every paint program, so they alone tell paint from everything else.
+Names of layers survive every paint program, so they alone distinguish paint from everything else.
 """
 
 from __future__ import annotations
@@ -29,14 +29,16 @@ Size = tuple[int, int]
 class DocumentLimits:
     """Limits the size of documents; larger ones are refused as unsafe."""
 
-    layers: int = 500
-    depth: int = 30  # of nested groups
-    offset_px: int = 1 << 20  # a layer that starts further away is no painter's
+    layers: int = 500  # most layers and groups of a document
+    depth: int = 30  # deepest nesting of groups
+    # Farthest corner of a layer from the corner of the canvas; no painting program goes further.
+    offset_px: int = 1 << 20
     # Of an OpenRaster document, which is a zip archive:
-    entries: int = 1000
-    xml_bytes: int = 4 << 20
-    small_entry_bytes: int = 16 << 20  # a larger entry that shrank more than `compression_ratio` times is a bomb
-    compression_ratio: int = 200
+    entries: int = 1000  # most files in the archive
+    xml_bytes: int = 4 << 20  # largest size of its XML text
+    # Larger files in the archive are refused if they unpack to more than `compression_ratio` times.
+    small_entry_bytes: int = 16 << 20
+    compression_ratio: int = 200  # largest ratio of unpacked to packed size of such files
 
 
 DEFAULTS = DocumentLimits()
@@ -47,9 +49,9 @@ class DocumentLayer:
     """Holds a layer of a document, or a group of layers.
 
     Attributes:
-        name: as programs show it.
+        name: the name that programs show.
         pixels: gives float32 RGBA in [0, 1] with straight alpha; None for a group. Reading them may raise `UserError`.
-        layers: of a group, the top one first.
+        layers: the layers of a group, the top one first.
         corner: (x, y) of its upper left pixel on the canvas.
         opacity: 0 to 1.
         visible: without regard to the groups it is in.
@@ -89,7 +91,7 @@ class LayeredDocument:
 
 
 def constant_pixels(picture: Rgba) -> Callable[[], Rgba]:
-    """Returns the `pixels` of a layer whose picture is at hand."""
+    """Returns a function for `pixels` of a layer that gives an existing picture."""
     return lambda: picture
 
 
@@ -178,7 +180,7 @@ def check_canvas(path: Path, size: Size, max_pixels: int) -> None:
     """Refuses a canvas without pixels or with too many.
 
     Args:
-        path: of the file, for messages.
+        path: the file, for messages.
         size: (width, height) of the canvas.
         max_pixels: pixels that are accepted.
 

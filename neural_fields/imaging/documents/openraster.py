@@ -76,12 +76,12 @@ def write_ora(path: Path, document: LayeredDocument) -> None:
 
 
 def read_ora(path: Path, max_pixels: int, limits: DocumentLimits = DEFAULTS) -> LayeredDocument:
-    """Reads the document in a file; pixels of a layer are decoded when they are asked for.
+    """Reads the document in a file; the pixels of a layer are decoded on first use.
 
     Args:
-        path: of the file.
+        path: the file.
         max_pixels: refuse a larger canvas, or a larger picture in it.
-        limits: of what else a document may hold.
+        limits: largest numbers of layers, files and bytes.
 
     Raises:
         UserError: not an OpenRaster document, a damaged one (exit 3), or one that is not safe to open (7).
@@ -126,6 +126,9 @@ def parse_xml(path: Path, data: bytes, max_bytes: int = DEFAULTS.xml_bytes) -> E
         data: the text, in UTF-8.
         max_bytes: refuse a longer text.
 
+    Returns:
+        The root element.
+
     Raises:
         UserError: too long or with a document type (exit 7), no XML in UTF-8 (3).
     """
@@ -152,7 +155,7 @@ def _add_layers(stack: ElementTree.Element, layers: tuple[DocumentLayer, ...], p
         if layer.locked:
             attributes["edit-locked"] = "true"
         if layer.name == PAINT:
-            attributes["selected"] = "true"  # programs open with the layer to paint on at hand
+            attributes["selected"] = "true"  # programs open the document with this layer selected, ready to paint
         if layer.pixels is None:
             _add_layers(ElementTree.SubElement(stack, "stack", attributes, isolation="auto"), layer.layers, pictures)
             continue
@@ -218,12 +221,12 @@ def _read_layers(
     """Yields the layers and groups in an element of stack.xml, the top one first.
 
     Args:
-        path: of the file, for messages.
-        archive: with the pictures.
+        path: the file, for messages.
+        archive: the archive with the pictures.
         stack: the element.
         max_pixels: refuse a larger picture.
-        limits: of the document.
-        depth: of the element's contents; 1 in the root.
+        limits: largest numbers of layers and levels.
+        depth: level of the contents of the element; 1 in the root.
     """
     if depth > limits.depth:
         raise unsafe_document_error(path, f"groups are nested more than {limits.depth} deep")

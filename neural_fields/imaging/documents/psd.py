@@ -83,12 +83,12 @@ def write_psd(path: Path, document: LayeredDocument) -> None:
 
 
 def read_psd(path: Path, max_pixels: int, limits: DocumentLimits = DEFAULTS) -> LayeredDocument:
-    """Reads the document in a file; pixels of a layer are unpacked when they are asked for.
+    """Reads the document in a file; the pixels of a layer are unpacked on first use.
 
     Args:
-        path: of the file.
+        path: the file.
         max_pixels: refuse a larger canvas, or a larger layer in it.
-        limits: of what else a document may hold.
+        limits: largest numbers of layers and bytes.
 
     Raises:
         UserError: psd-tools is not installed, no Photoshop document, a damaged one, one of an unusual kind (exit 3), or
@@ -154,12 +154,12 @@ def _read_layers(
     """Yields the layers and groups in a document or a group, the top one first.
 
     Args:
-        path: of the file, for messages.
+        path: the file, for messages.
         parent: the document or group of psd_tools.
         max_pixels: refuse a larger layer.
-        limits: of the document.
+        limits: largest numbers of layers and levels.
         count: one number: the layers and groups so far, in the whole document.
-        depth: of the parent's contents; 1 in the document.
+        depth: level of the contents of the parent; 1 in the document.
     """
     if depth > limits.depth:
         raise unsafe_document_error(path, f"groups are nested more than {limits.depth} deep")

@@ -12,14 +12,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from neural_fields.config.presets import require_valid
+from neural_fields.core.memmap import RELEASE_INTERVAL
 from neural_fields.data.dataset import ClipDataset
+from neural_fields.imaging.alpha import erode_alpha
 from neural_fields.planar.appearance.gain import Gain, GainConfig
 from neural_fields.planar.appearance.image_texture import ImageTexture
 from neural_fields.planar.appearance.layer_patch import LayerTables, render_patch
 from neural_fields.planar.appearance.texture import Texture
 from neural_fields.planar.init.frame_patch import find_visible_rectangle
 from neural_fields.planar.init.model_shape import ModelShape
-from neural_fields.planar.init.visibility import compute_visible_share, erode_share, release_clip
 from neural_fields.planar.mappings.frame_grid import FrameTable, make_zero_table, mean_squared_steps
 from neural_fields.planar.mappings.grid import GridMapping
 from neural_fields.planar.mappings.mapping import Mapping
@@ -88,8 +89,9 @@ class GridGain(Gain):
         if not (isinstance(mapping, GridMapping) and isinstance(texture, ImageTexture)):
             return
         for t in range(clip.frame_count):
-            release_clip(clip, t)
-            share = erode_share(compute_visible_share(clip, layer, t, clip.size), DEFAULTS.rim_px)
+            if t % RELEASE_INTERVAL == 0:
+                clip.release_memory()
+            share = erode_alpha(clip.compute_visible_share(layer, t), DEFAULTS.rim_px)
             fit_gain(self, mapping, texture, t, np.float32(1 / 255) * clip.frames[t], share)
 
     def compute_size_and_steps(self, frames: Int[Tensor, " frames"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:

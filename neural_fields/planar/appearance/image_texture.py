@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from neural_fields.config.presets import require_valid
 from neural_fields.core import coords
 from neural_fields.core.coords import Box
+from neural_fields.core.memmap import RELEASE_INTERVAL
 from neural_fields.data.dataset import ClipDataset
+from neural_fields.imaging.alpha import erode_alpha
+from neural_fields.imaging.texture_splatting import TextureMean
 from neural_fields.planar.appearance.texture import DEFAULT_MEGATEXELS, Texture, TextureConfig, compute_image_size
 from neural_fields.planar.init.frame_patch import find_visible_rectangle
 from neural_fields.planar.init.model_shape import ModelShape
-from neural_fields.planar.init.texture_splatting import TextureMean
-from neural_fields.planar.init.visibility import compute_visible_share, erode_share, release_clip
 from neural_fields.planar.mappings.frame_grid import mean_squared_steps
 from neural_fields.planar.mappings.mapping import Mapping
 
@@ -132,9 +133,10 @@ class ImageTexture(Texture):
         settings = self.settings
         mean = TextureMean(self.box, self.image.shape[2], self.image.shape[1])
         for t in range(clip.frame_count):
-            release_clip(clip, t)
-            share = compute_visible_share(clip, layer, t, clip.size)
-            inner = erode_share(share, settings.rim_px)
+            if t % RELEASE_INTERVAL == 0:
+                clip.release_memory()
+            share = clip.compute_visible_share(layer, t)
+            inner = erode_alpha(share, settings.rim_px)
             with torch.no_grad():
                 uv = mapping.map_frames(torch.tensor([t]), clip.frame_count, clip.size)[0]
             seen = find_visible_rectangle(share).slices

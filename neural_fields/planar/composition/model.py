@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from neural_fields.atlas.chart import Chart
 from neural_fields.core import coords
 from neural_fields.core.coords import Box
-from neural_fields.data.dataset import Batch
 from neural_fields.planar.appearance.gain import Gain
 from neural_fields.planar.appearance.opacity import Opacity, compute_layer_weights
 from neural_fields.planar.appearance.texture import Texture
@@ -79,14 +78,6 @@ class PlanarModel(nn.Module):
         ]
         return self._join_parts(uv, gains, self.opacity.sample_frames(frames, count, size), frames.float())
 
-    def sample_batch(self, batch: Batch) -> LayerSamples:
-        """Returns the layers at the points of a training batch, by the fastest way."""
-        return (
-            self.sample_frames(batch.frames, batch.clip.size)
-            if batch.pixel_index is None
-            else self(batch.xyt.to(self.device))
-        )
-
     @property
     def device(self) -> torch.device:
         """The device of the parameters."""
@@ -108,9 +99,9 @@ class PlanarModel(nn.Module):
     def list_charts(self) -> list[list[Chart]]:
         """Returns series of charts, in the order of time: an edit of one is propagated to the others of its series."""
         series = [
-            [Chart(layer.name, sheet.first, sheet.last, sheet.box) for sheet in layer.sheets]
+            [Chart(layer.name, chart.first, chart.last, chart.box) for chart in layer.charts]
             for layer in self.shape.layers
-            if len(layer.sheets) > 1
+            if len(layer.charts) > 1
         ]
         if self.opacity.spans and len(self.layers) > 1:
             spans = zip(self.shape.layers, self.opacity.spans, strict=True)

@@ -3,7 +3,7 @@
 A chart is a rectangle of the layer's canonical plane that belongs to a span of frames. All charts of a layer lie side
 by side in one image, so whoever paints sees them together (NaRCan, 2024, edits the images of its segments as one
 grid); what is painted on one is propagated to the others through the frames where they meet
-(`editors/inputs/chart_propagation.py`).
+(`editors/core/chart_propagation.py`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from jaxtyping import Float
 from neural_fields.atlas.chart import LayerChart
 from neural_fields.core import coords
 from neural_fields.core.coords import Box
+from neural_fields.imaging.texture_splatting import TextureMean
 from neural_fields.planar.init.frame_registration import apply_transform
-from neural_fields.planar.init.texture_splatting import TextureMean
 from neural_fields.planar.init.visibility import LayerVisibility
 
 

@@ -7,10 +7,9 @@ from functools import partial
 import numpy as np
 
 from neural_fields.data.dataset import ClipDataset
-from neural_fields.data.flow.shot_detection import find_cuts
 from neural_fields.planar.init.geometry import GeometrySettings, LayerGeometry, compute_layer_geometry
 from neural_fields.planar.init.region_tracking import RegionTrackingSettings, compute_region_geometry
-from neural_fields.planar.init.visibility import LayerVisibility, compute_visible_share
+from neural_fields.planar.init.visibility import LayerVisibility
 
 
 def compute_clip_geometry(
@@ -19,17 +18,14 @@ def compute_clip_geometry(
     """Computes the geometry of every layer, front to back.
 
     Args:
-        clip: frames, masks and flow.
+        clip: frames, masks, flow and cuts.
         grid: (columns, rows) of the residuals.
         settings: of the geometry.
     """
     size = clip.flow.size if clip.flow else clip.size
-    cuts = find_cuts(clip.frames, clip.flow)
     geometry: list[LayerGeometry] = []
     for number, name in enumerate(clip.layer_names):
-        visible = LayerVisibility(
-            partial(compute_visible_share, clip, number, size=size), range(clip.frame_count), size
-        )
+        visible = LayerVisibility(partial(clip.compute_visible_share, number, size=size), range(clip.frame_count), size)
         track = clip.regions.get(name)
         if track:
             all_visible = np.stack([visible[t] for t in range(len(visible))])
@@ -37,5 +33,5 @@ def compute_clip_geometry(
             geometry.append(compute_region_geometry(clip, all_visible, track, grid, tracking))
         else:
             is_background = number == len(clip.layer_names) - 1
-            geometry.append(compute_layer_geometry(clip, visible, is_background, grid, cuts, settings))
+            geometry.append(compute_layer_geometry(clip, visible, is_background, grid, clip.cuts, settings))
     return tuple(geometry)

@@ -18,7 +18,7 @@ class LayerShape:
     height: int
     reference: int | None = None  # the frame whose own coordinates the canonical plane has, where it has to
     # Parts of the plane that belong to spans of frames; none: all of it to all frames.
-    sheets: tuple[LayerChart, ...] = ()
+    charts: tuple[LayerChart, ...] = ()
 
 
 @dataclass(frozen=True)

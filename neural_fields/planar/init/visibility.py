@@ -9,9 +9,6 @@ import cv2
 import numpy as np
 from jaxtyping import Float
 
-from neural_fields.core.memmap import RELEASE_INTERVAL, release_memory
-from neural_fields.data.dataset import ClipDataset
-
 
 class LayerVisibility:
     """Holds the visibility of a layer: the share of each pixel that it fills, 0 to 1, in some frames.
@@ -57,33 +54,3 @@ class LayerVisibility:
     def areas_px(self) -> Float[np.ndarray, " time"]:
         """The number of pixels that the layer fills in each frame."""
         return np.array([float(self[index].sum()) for index in range(len(self))])
-
-
-def compute_visible_share(
-    clip: ClipDataset, layer: int, t: int, size: tuple[int, int]
-) -> Float[np.ndarray, "height width"]:
-    """Computes the share of each pixel of a frame that a layer fills, 0 to 1, from the masks.
-
-    Args:
-        clip: frames and masks.
-        layer: number of the layer, front to back.
-        t: the frame.
-        size: (width, height) of the result.
-    """
-    masks = clip.masks.masks[:, t]
-    front = masks[:layer].any(0) if layer else np.zeros(clip.frames.shape[1:3], bool)
-    own = masks[layer] if layer < len(masks) else np.ones_like(front)
-    share = (own & ~front).astype(np.float32)
-    return share if size == clip.size else cv2.resize(share, size, interpolation=cv2.INTER_AREA)
-
-
-def erode_share(share: Float[np.ndarray, "height width"], radius_px: int) -> Float[np.ndarray, "height width"]:
-    """Erodes a layer's share of the pixels by a square of `radius_px` pixels."""
-    return cv2.erode(share, np.ones((2 * radius_px + 1, 2 * radius_px + 1), np.uint8))
-
-
-def release_clip(clip: ClipDataset, t: int) -> None:
-    """Bounds the memory for long clips: it releases, now and then, the data of the clip up to frame `t`."""
-    if t % RELEASE_INTERVAL == 0:
-        release_memory(clip.frames)
-        release_memory(clip.masks.masks)

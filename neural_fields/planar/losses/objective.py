@@ -47,11 +47,18 @@ def accumulate_by_autograd(model: PlanarModel, batch: Batch, step: int) -> dict[
     Returns:
         The weighted losses by name.
     """
-    losses = compute_losses(model, batch, model.sample_batch(batch), step)
+    losses = compute_losses(model, batch, sample_batch(model, batch), step)
     total = torch.stack(list(losses.values())).sum()
     if torch.isfinite(total):
         total.backward()
     return {name: value.detach() for name, value in losses.items()}
+
+
+def sample_batch(model: PlanarModel, batch: Batch) -> LayerSamples:
+    """Returns the layers of a model at the points of a training batch, by the fastest way."""
+    if batch.pixel_index is None:
+        return model.sample_frames(batch.frames, batch.clip.size)
+    return model(batch.xyt.to(model.device))
 
 
 def compute_losses(model: PlanarModel, batch: Batch, samples: LayerSamples, step: int) -> dict[str, Float[Tensor, ""]]:

@@ -12,9 +12,7 @@ from torch import Tensor
 
 from neural_fields.config.presets import require_valid
 from neural_fields.core import coords
-from neural_fields.data.dataset import ClipDataset
-from neural_fields.planar.init.clip_geometry import compute_clip_geometry
-from neural_fields.planar.init.geometry import GeometrySettings, LayerGeometry
+from neural_fields.planar.init.geometry import LayerGeometry
 from neural_fields.planar.init.model_shape import ModelShape
 from neural_fields.planar.init.warm_up import WarmUpOptions
 from neural_fields.planar.mappings.frame_grid import FrameTable, compute_table_size, make_zero_table, mean_squared_steps
@@ -38,7 +36,7 @@ class GridMappingConfig(MappingConfig):
         """See `MappingConfig.build`."""
         mappings = []
         for layer in shape.layers:
-            starts = [chart.first for chart in layer.sheets[1:]]
+            starts = [chart.first for chart in layer.charts[1:]]
             mappings.append(GridMapping(self, shape.frame_count, shape.size, layer.reference, starts))
         return mappings
 
@@ -47,9 +45,9 @@ class GridMappingConfig(MappingConfig):
         """See `MappingConfig.flow_side`."""
         return self.flow_size
 
-    def plan_geometry(self, clip: ClipDataset, settings: GeometrySettings) -> tuple[LayerGeometry, ...]:
-        """See `MappingConfig.plan_geometry`."""
-        return compute_clip_geometry(clip, compute_table_size(clip.size, self.cell, clip.frame_count), settings)
+    def geometry_grid(self, size: tuple[int, int], frame_count: int) -> tuple[int, int] | None:
+        """See `MappingConfig.geometry_grid`."""
+        return compute_table_size(size, self.cell, frame_count)
 
 
 class GridMapping(Mapping):
@@ -118,7 +116,7 @@ class GridMapping(Mapping):
         return center_jacobian(self.homography[nearest]).norm(dim=2) * self.pixel
 
     def initialize(
-        self, number: int, clip: ClipDataset, geometry: LayerGeometry | None, options: WarmUpOptions
+        self, number: int, shape: ModelShape, geometry: LayerGeometry | None, options: WarmUpOptions
     ) -> None:
         """See `Mapping.initialize`; the homographies and shifts that geometry found."""
         if geometry is not None:

@@ -6,26 +6,20 @@ the steps of their code, which calls the charts segments. Points outside a chart
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from neural_fields.config.presets import require_valid
 from neural_fields.core import coords
 from neural_fields.core.coords import Box
-from neural_fields.core.progress import Progress
-from neural_fields.data.dataset import ClipDataset, draw_pixels
-from neural_fields.nn.adam import Adam
 from neural_fields.nn.siren import Siren
-from neural_fields.planar.init.geometry import LayerGeometry
+from neural_fields.planar.init.color_pretraining import ColorPretraining
 from neural_fields.planar.init.model_shape import ModelShape
-from neural_fields.planar.init.warm_up import WarmUpOptions
 from neural_fields.planar.mappings.frame_points import evaluate_in_parts
 from neural_fields.planar.mappings.mapping import PAPER_ADAM, Mapping, MappingConfig, PointFunction, project_points
 
@@ -62,16 +56,14 @@ class HomographyMlpMappingConfig(MappingConfig, PointFunction):
 
 
 @dataclass(frozen=True)
-class HomographyPretrainingSettings:
-    """Settings of the homographies' pretraining and of the boxes that follow from it."""
+class ChartBoxSettings:
+    """Settings of the boxes that follow from the pretrained homographies."""
 
-    canonical_hidden_layers: int = 4  # of the network that the homographies are trained with, then dropped
-    pixel_divisor: int = 4  # a step sees the pixels of a frame divided by this
     box_margin: float = 0.05  # of a box's sides: the shifts may go beyond what the homographies reach
     max_box_reach: float = 5.0  # frame lengths: no box reaches further, whatever a homography does
 
 
-DEFAULTS = HomographyPretrainingSettings()
+DEFAULTS = ChartBoxSettings()
 
 
 class HomographyNetwork(nn.Module):
@@ -102,7 +94,7 @@ class HomographyNetwork(nn.Module):
 class ChartMapping(Mapping):
     """Maps by uv = homography(t) xy + shift(x, y, t), with shifts from a network of sines over the time of its chart.
 
-    The homographies are pretrained (`pretrain_homographies`) and then stay as they are. The paper's code trains them on
+    The homographies are pretrained (`pretrain_with_colors`) and then stay as they are. The paper's code trains them on
     the time of the whole clip and evaluates them at that of the segment; here each frame gets its own.
 
     Args:
@@ -145,12 +137,14 @@ class ChartMapping(Mapping):
             return place
         return place.index_add(0, inside, evaluate_in_parts(self.shift, points))
 
-    def initialize(
-        self, number: int, clip: ClipDataset, geometry: LayerGeometry | None, options: WarmUpOptions
-    ) -> None:
-        """See `Mapping.initialize`; the homographies of all charts are pretrained, once."""
-        if self.owns_homography:
-            pretrain_homographies(self, clip, options)
+    def plan_pretraining(self) -> ColorPretraining | None:
+        """See `Mapping.plan_pretraining`; the homographies of all charts, planned by one of them."""
+        if not self.owns_homography:
+            return None
+        settings, network = self.settings, self.shared_network
+        return ColorPretraining(
+            network, network.map_points, settings.pretrain, settings.learning_rate, settings.width, settings.omega
+        )
 
     def measure_box(self, size: tuple[int, int]) -> Box | None:
         """See `Mapping.measure_box`; the chart's frames, moved by the pretrained homographies."""
@@ -178,50 +172,8 @@ class ChartMapping(Mapping):
         return [{"params": list(self.shift.parameters()), "lr": self.settings.learning_rate, **PAPER_ADAM}]
 
 
-def pretrain_homographies(
-    mapping: ChartMapping, clip: ClipDataset, how: WarmUpOptions, settings: HomographyPretrainingSettings = DEFAULTS
-) -> None:
-    """Trains the homographies together with one canonical network for the whole clip, which is then dropped.
-
-    As the paper's code: mean squared error of colors from -1 to 1, Adam, `pretrain` steps of a fourth of a frame's
-    pixels. Steps whose gradients are not finite are left out.
-
-    Args:
-        mapping: of any chart; its network of homographies is trained.
-        clip: frames, masks and flow.
-        how: seed, device and patience.
-        settings: sizes.
-    """
-    planar, network = mapping.settings, mapping.shared_network
-    home = next(network.parameters()).device
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(how.seed)
-        canonical = Siren(2, 3, planar.width, settings.canonical_hidden_layers, planar.omega).to(how.device)
-    network.to(how.device).requires_grad_(True)
-    params = [*network.parameters(), *canonical.parameters()]
-    adam = Adam([{"params": params, "lr": planar.learning_rate, **PAPER_ADAM}])
-    pixels = max(1, clip.size[0] * clip.size[1] // settings.pixel_divisor)
-    begin = time.monotonic()
-    with torch.enable_grad():
-        for step in range(planar.pretrain):
-            if how.stop() or (how.seconds is not None and time.monotonic() - begin > how.seconds):
-                break
-            batch = draw_pixels(clip, pixels, step, how.seed)
-            shown = canonical(network.map_points(batch.xyt.to(how.device)))
-            loss = F.mse_loss(shown, 2 * batch.rgb.to(how.device) - 1)
-            adam.zero_grad()
-            loss.backward()
-            if all(bool(torch.isfinite(gradient).all()) for gradient in adam.iterate_gradients()):
-                adam.step()
-            if step % how.report_every == 0:
-                how.report(Progress("geometry", step, planar.pretrain))
-    network.to(home).requires_grad_(False)
-
-
 @torch.no_grad()
-def compute_chart_box(
-    mapping: ChartMapping, size: tuple[int, int], settings: HomographyPretrainingSettings = DEFAULTS
-) -> Box:
+def compute_chart_box(mapping: ChartMapping, size: tuple[int, int], settings: ChartBoxSettings = DEFAULTS) -> Box:
     """Computes the box of a chart's canonical image: the chart's frames, moved by the homographies, and a margin.
 
     Args:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from neural_fields.core import coords
 from neural_fields.core.coords import Box
-from neural_fields.data.dataset import ClipDataset
-from neural_fields.planar.init.geometry import GeometrySettings, LayerGeometry
+from neural_fields.planar.init.color_pretraining import ColorPretraining
+from neural_fields.planar.init.geometry import LayerGeometry
 from neural_fields.planar.init.model_shape import ModelShape
 from neural_fields.planar.init.warm_up import WarmUpOptions
 from neural_fields.planar.mappings.frame_points import frame_points
@@ -56,17 +56,17 @@ class MappingConfig(ABC):
         """Pixels on the longer side of the flow for the geometry; None for kinds that do not start from geometry."""
         return None
 
-    def plan_geometry(self, clip: ClipDataset, settings: GeometrySettings) -> tuple[LayerGeometry, ...]:
-        """Computes the geometry that the mappings are initialized from.
+    def geometry_grid(self, size: tuple[int, int], frame_count: int) -> tuple[int, int] | None:
+        """Returns the grid of the geometry that the mappings are initialized from (`compute_clip_geometry`).
 
         Args:
-            clip: frames, masks and flow.
-            settings: of the geometry.
+            size: (width, height) of the frames in pixels.
+            frame_count: number of frames of the clip.
 
         Returns:
-            The geometry of each layer, front to back; empty for kinds that do not start from geometry.
+            (columns, rows) of the residuals of a frame; None for kinds that do not start from geometry.
         """
-        return ()
+        return None
 
     def plan_box(self, size: tuple[int, int], margin: float) -> tuple[Box, float]:
         """Plans a canonical box without geometry.
@@ -131,16 +131,20 @@ class Mapping(nn.Module):
         return None
 
     def initialize(
-        self, number: int, clip: ClipDataset, geometry: LayerGeometry | None, options: WarmUpOptions
+        self, number: int, shape: ModelShape, geometry: LayerGeometry | None, options: WarmUpOptions
     ) -> None:
         """Initializes the mapping in place before the first step; by default it does nothing.
 
         Args:
             number: of the layer, front to back.
-            clip: frames, masks and flow.
-            geometry: of the layer, where the kind of mapping plans one (`MappingConfig.plan_geometry`).
+            shape: sizes of the model.
+            geometry: of the layer, where the kind of mapping asks for it (`MappingConfig.geometry_grid`).
             options: seed, device and time limit of a start that takes steps.
         """
+
+    def plan_pretraining(self) -> ColorPretraining | None:
+        """Plans a pretraining with the colors of the clip, after `initialize`; None for kinds that need none."""
+        return None
 
     def measure_box(self, size: tuple[int, int]) -> Box | None:
         """Returns the box that the start gives the canonical image; None where it keeps the one that was planned.

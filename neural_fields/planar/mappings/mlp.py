@@ -16,7 +16,6 @@ from neural_fields.config.presets import require_valid
 from neural_fields.core import coords
 from neural_fields.core.coords import Box
 from neural_fields.core.progress import Progress
-from neural_fields.data.dataset import ClipDataset
 from neural_fields.nn.adam import Adam
 from neural_fields.nn.mlp import MLP
 from neural_fields.planar.init.geometry import LayerGeometry
@@ -80,10 +79,10 @@ class MlpMapping(Mapping):
         return evaluate_in_parts(self.network, xyt)
 
     def initialize(
-        self, number: int, clip: ClipDataset, geometry: LayerGeometry | None, options: WarmUpOptions
+        self, number: int, shape: ModelShape, geometry: LayerGeometry | None, options: WarmUpOptions
     ) -> None:
         """See `Mapping.initialize`; the identity (`warm_up`)."""
-        warm_up(self, clip.frame_count, clip.size, options.for_layer(number, len(clip.layer_names)))
+        warm_up(self, shape.frame_count, shape.size, options.for_layer(number, len(shape.layers)))
 
     def param_groups(self) -> list[dict]:
         """Returns the weights of the network with their learning rate."""

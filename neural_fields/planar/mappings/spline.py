@@ -16,9 +16,7 @@ from torch import Tensor
 
 from neural_fields.config.presets import require_valid
 from neural_fields.core import coords
-from neural_fields.data.dataset import ClipDataset
-from neural_fields.planar.init.clip_geometry import compute_clip_geometry
-from neural_fields.planar.init.geometry import GeometrySettings, LayerGeometry
+from neural_fields.planar.init.geometry import LayerGeometry
 from neural_fields.planar.init.model_shape import ModelShape
 from neural_fields.planar.init.warm_up import WarmUpOptions
 from neural_fields.planar.mappings.frame_grid import compute_table_size
@@ -52,9 +50,9 @@ class SplineMappingConfig(MappingConfig, PointFunction):
         """See `MappingConfig.flow_side`."""
         return self.flow_size
 
-    def plan_geometry(self, clip: ClipDataset, settings: GeometrySettings) -> tuple[LayerGeometry, ...]:
-        """See `MappingConfig.plan_geometry`."""
-        return compute_clip_geometry(clip, compute_table_size(clip.size, self.cell, clip.frame_count), settings)
+    def geometry_grid(self, size: tuple[int, int], frame_count: int) -> tuple[int, int] | None:
+        """See `MappingConfig.geometry_grid`."""
+        return compute_table_size(size, self.cell, frame_count)
 
 
 class SplineMapping(Mapping):
@@ -128,7 +126,7 @@ class SplineMapping(Mapping):
         return (weights @ self.shifts.flatten(1)).view(len(moments), *self.shifts.shape[1:])
 
     def initialize(
-        self, number: int, clip: ClipDataset, geometry: LayerGeometry | None, options: WarmUpOptions
+        self, number: int, shape: ModelShape, geometry: LayerGeometry | None, options: WarmUpOptions
     ) -> None:
         """See `Mapping.initialize`; the motion nearest to the homographies that geometry found."""
         if geometry is not None:

@@ -28,11 +28,14 @@ Weights = Callable[[int, tuple[int, int]], Float[np.ndarray, "layers height widt
 class InterpolationSettings:
     """Settings of frame interpolation."""
 
-    path_rounds: int = 6  # iterations to find the point that passes a pixel at a moment
-    min_pure_weight: float = 0.98  # weight from which a pixel shows a layer's own color
-    min_free_share: float = 0.5  # of a pixel that no layer in front fills: from it on the opacity of a layer is known
-    edge_share: float = 0.015  # of the longer side: so near to a layer in front, confidence is lower
-    hidden_weight: float = 1e-3  # of a frame that hides a layer: it counts only if the other hides it too
+    path_rounds: int = 6  # iterations to find the point whose path passes a pixel at a time
+    min_pure_weight: float = 0.98  # a pixel in which a layer has at least this weight shows the layer's own color
+    # The opacity of a layer is known where layers in front leave at least this share of a pixel.
+    min_free_share: float = 0.5
+    # Confidence is lower this near to a layer in front, as a share of the frame's longer side.
+    edge_share: float = 0.015
+    # Added to the confidence of a frame, so that hidden colors count where both frames hide them.
+    hidden_weight: float = 1e-3
 
 
 DEFAULTS = InterpolationSettings()
@@ -58,7 +61,7 @@ class Retimer:
         """Yields the frames of a plan; two of the run's are held at a time.
 
         Args:
-            edited: the frames of the run, in order. Where the plan shows one of them, it stays as it is.
+            edited: the rendered frames of the run, in order. A frame that the plan shows itself is passed on unchanged.
             schedule: the position of each output frame among them.
         """
         source = iter(edited)

@@ -25,20 +25,20 @@ from neural_fields.imaging.push_pull import pull_push
 class LayerMotionSettings:
     """Settings of the motion of layers."""
 
-    min_map_weight: float = 0.5  # weight from which a pixel tells the uv of its layer
-    max_error_px: float = 1.0  # pixels of the maps: a position with a larger error was not found
-    min_known_points: int = 12  # points of the grid that must have a motion
+    min_map_weight: float = 0.5  # the map of a layer is used where the layer has at least this weight
+    max_error_px: float = 1.0  # a position with a larger error, in pixels of the maps, was not found
+    min_known_points: int = 12  # points of the grid that must have a motion; with fewer the layer stands still
     grid_step_px: int = 6  # pixels of the maps from one point of the grid to the next
-    grid_margin_share: float = 0.1  # of the longer side: how far the grid goes beyond the frame
-    map_samples: int = 320  # of a map along the longer side that are read: it is smoother than that
-    max_bend: float = 0.5  # of the step to the next frame: a path is not bent more
+    grid_margin_share: float = 0.1  # how far the grid reaches beyond the frame, as a share of the longer side
+    map_samples: int = 320  # samples of a map along its longer side; enough, as maps are smooth
+    max_bend: float = 0.5  # longest bend of a path, as a share of the step to the next frame
     compared_px: int = 480  # longer side at which frames are compared
-    compared_window_px: int = 7  # window in which they are compared
-    compared_blur_px: int = 3  # box that they are smoothed with before
-    max_difference: float = 16.0  # 8-bit units: the mean difference from which a motion is not believed
-    max_flow_ratio: float = 0.85  # of the difference: what flow has to reduce it to, to be believed
-    flow_blur_px: int = 5  # box that flow, and the belief in it, are smoothed with
-    min_confidence: float = 0.5  # of a pixel: from it on its flow counts
+    compared_window_px: int = 7  # side of the window over which differences of frames are averaged
+    compared_blur_px: int = 3  # side of the box that smooths frames before they are compared
+    max_difference: float = 16.0  # where frames differ more along a motion, in 8-bit units, its surroundings replace it
+    max_flow_ratio: float = 0.85  # flow is used only where it reduces the difference below this share
+    flow_blur_px: int = 5  # side of the box that smooths the flow and its confidence
+    min_confidence: float = 0.5  # flow is used at pixels with more than this confidence
     backdrop: float = 128.0  # 8-bit gray behind transparent pixels while frames are compared
 
 
@@ -139,9 +139,9 @@ class LayerMotionEstimator:
         before or after.
 
         Args:
-            layer: number of the layer.
-            t: frame of the run.
-            share: of the time to the next frame, 0 to 1: the moment that the motion is needed for.
+            layer: index of the layer, front to back.
+            t: number of the frame in the run.
+            share: time of the output frame, as a share (0 to 1) of the way to the next frame.
             appearances: what the two frames show of the layer.
         """
         settings = self.settings
@@ -184,7 +184,7 @@ class LayerMotionEstimator:
         return LayerMotion((step + better[..., None] * rest).astype(np.float32), bend)
 
     def _step_from_maps(self, layer: int, t: int) -> np.ndarray:
-        """Computes the step from a frame to the next by the maps alone; zero where they do not tell."""
+        """Computes the step from a frame to the next by the maps alone; zero where they do not give one."""
         step, known, _ = self._motion_from_maps(layer, t)
         return self._extrapolate_step(step, known)
 
@@ -261,7 +261,7 @@ class LayerMotionEstimator:
 
 @dataclass(frozen=True)
 class _SubsampledMap:
-    """A map of every so many pixels of a frame; its methods take and return pixels of the frame."""
+    """A map of every `stride`-th pixel of a frame; its methods take and return pixels of the frame."""
 
     found: ExtrapolatedMap
     stride: int

@@ -21,11 +21,12 @@ from neural_fields.data.video.metadata import VideoMetadata
 class RetimingSettings:
     """Limits of retiming, and its tolerance."""
 
-    max_speed: int = 100  # times the source's
-    max_rate: int = 1000  # frames a second
-    max_freeze_s: int = 3600  # seconds
-    max_frames: int = 100_000  # of one rendering
-    snap: Fraction = Fraction(1, 50)  # of the way between frames: nearer to one it is that frame (ticks round times)
+    max_speed: int = 100  # largest speed relative to the source
+    max_rate: int = 1000  # most frames a second
+    max_freeze_s: int = 3600  # longest freeze, in seconds
+    max_frames: int = 100_000  # most frames of a rendering
+    # Times nearer to a frame than this share of the way between frames show it: ticks round times.
+    snap: Fraction = Fraction(1, 50)
 
 
 DEFAULTS = RetimingSettings()
@@ -122,7 +123,7 @@ def schedule_frames(
     """Plans the frames of a rendering.
 
     Args:
-        metadata: of the source.
+        metadata: metadata of the source.
         chosen: numbers in the source of the frames that are rendered.
         timing: the timing of the rendering.
         settings: the limit of frames, and the tolerance of positions.
@@ -146,7 +147,7 @@ def schedule_frames(
             nearest = min(chosen, key=lambda k: abs(k - number))
             raise bad_input(f"frame {number} is not part of this run", why=why, fix=f"--freeze {nearest}:{seconds}")
         if pauses[number]:
-            raise bad_input(f"frame {number} stands still twice", fix=f"--freeze {number}:{pauses[number] + seconds}")
+            raise bad_input(f"frame {number} is frozen twice", fix=f"--freeze {number}:{pauses[number] + seconds}")
         pauses[number] = seconds
 
     # The ticks of a container round the times of a steady video; slowed down, they would look like another rate.
@@ -193,7 +194,7 @@ class _Timeline:
     pauses: tuple[Fraction, ...]
 
     def position_at(self, time: Fraction, snap: Fraction) -> Fraction:
-        """Returns the position among the frames at an output time; nearer than `snap` to a frame it is the frame."""
+        """Returns the position among the frames at an output time, rounded to a frame that is closer than `snap`."""
         last = len(self.pauses) - 1
         frame = min(max(0, bisect_right(self.starts, time) - 1), last)
         moving = time - self.starts[frame] - self.pauses[frame]

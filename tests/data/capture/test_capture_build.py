@@ -195,8 +195,8 @@ def test_the_command_makes_a_scene_and_says_what_comes_next(
     said = capsys.readouterr()
     assert said.out.strip() == str(films.out)
     assert "6 views of 3 moments, 120x160" in said.err and "--config hosnerf" in said.err
-    assert main([*words, "--masks", "none"]) == 3  # it is there already
-    assert f"error: {films.out} is there already" in capsys.readouterr().err
+    assert main([*words, "--masks", "none"]) == 3  # it exists already
+    assert f"error: {films.out} exists already" in capsys.readouterr().err
 
 
 def test_masks_can_be_given_one_path_a_video_or_left_out(films: SimpleNamespace, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_a_still_scene_needs_cameras_and_pictures_only(tmp_path: Path) -> None:
 
 def test_nothing_is_written_into_a_folder_that_holds_something(scene: Path) -> None:
     before = sorted(scene.rglob("*"))
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         write_capture(scene, small_capture())
     assert sorted(scene.rglob("*")) == before and [file.name for file in scene.parent.iterdir()] == ["scene"]
 
@@ -221,7 +221,7 @@ def test_a_picture_turned_by_its_tag_is_told_from_its_camera(scene: Path) -> Non
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(small_capture().frames[3]).save(scene / "images/00003.png", exif=exif)
-    with pytest.raises(UserError, match="upright by its EXIF tag"):
+    with pytest.raises(UserError, match="EXIF tag of the picture says portrait"):
         read_capture(scene)
 
 

@@ -393,7 +393,7 @@ def test_a_body_of_recorded_joints_stands_where_they_are(shared_data: Path) -> N
     turns = motion.transforms[..., :3, :3]
     cosine = (np.einsum("tbij,tbij->tb", turns[1:], turns[:-1]) - 1) / 2
     assert np.degrees(np.arccos(cosine.clip(-1, 1))).max() < 30  # nothing flips between two frames
-    with pytest.raises(ValueError, match="RAnkle is there without RKnee"):
+    with pytest.raises(ValueError, match="RAnkle has no parent: RKnee is missing"):
         few = [track.names.index(name) for name in ("RHip", "LHip", "RAnkle")]
         fit_body_motion(JointTrack(("RHip", "LHip", "RAnkle"), track.positions[:, few], 60.0))
 

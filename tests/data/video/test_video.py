@@ -356,11 +356,14 @@ BAD = {
     "mp4 without its index": (lambda d: _cut(make(d / "a.mp4", clip()), 0.6), "no video|cut short|InvalidData"),
     "cut mp4 with the index first": (
         lambda d: _cut(make(d / "a.mp4", clip(), container={"movflags": "faststart"}), 0.7),
-        "lacks",
+        "bytes are missing",
     ),
-    "cut mkv": (lambda d: _cut(make(d / "a.mkv", clip()), 0.6), "lacks"),
+    "cut mkv": (lambda d: _cut(make(d / "a.mkv", clip()), 0.6), "bytes are missing"),
     "cut mkv of unknown length": (lambda d: _open_ended(_cut(make(d / "a.mkv", noise(30)), 0.5)), "declares"),
-    "cut avi": (lambda d: _cut(make(d / "a.avi", clip(), codec="mjpeg", pixels="yuvj444p", wide=2), 0.6), "lacks"),
+    "cut avi": (
+        lambda d: _cut(make(d / "a.avi", clip(), codec="mjpeg", pixels="yuvj444p", wide=2), 0.6),
+        "bytes are missing",
+    ),
     "damaged in the middle": (lambda d: _corrupt(make(d / "a.mp4", clip())), "frame"),
     "zero frames": (lambda d: make(d / "a.mkv", [], ticks=[0]), "no frames|as a video"),
     "smaller than 16 pixels": (lambda d: make(d / "a.mp4", clip(2, 8, 8)), "at least 16"),

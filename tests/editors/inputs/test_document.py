@@ -23,6 +23,7 @@ from editors.inputs.document import is_document, read_document_overlays
 from neural_fields.atlas import canonical
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.export.base import export_run
+from neural_fields.export.options import ExportOptions
 from neural_fields.export.pictures.canonical import CanonicalExporter
 from neural_fields.imaging.documents.layered import (
     BASE,
@@ -50,7 +51,7 @@ def exported(true_run: TrueRun, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """Documents of both layers of the true run, in both formats."""
     home = tmp_path_factory.mktemp("documents")
     for kind in ("ora", "psd"):
-        export_run(true_run.run, CanonicalExporter(format=kind), out=home / kind)
+        export_run(true_run.run, CanonicalExporter(format=kind), ExportOptions(out=home / kind))
     return home
 
 

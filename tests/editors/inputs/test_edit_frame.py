@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from editors.inputs.canonical_picture import find_change
-from editors.inputs.frame_lifting import FrameMaps, lift_frame
+from editors.inputs.frame_lifting import lift_frame
 from neural_fields.atlas.canonical import Overlay
+from neural_fields.atlas.paint_lifting import FrameMaps
 from neural_fields.core import coords
 from neural_fields.core.coords import Box
 from neural_fields.core.errors import UserError

@@ -27,6 +27,7 @@ from neural_fields.data.synthetic.planar_clips import PaintedMark
 from neural_fields.data.video.io import probe_video, rgba_frames, source_frames, write_video
 from neural_fields.evaluation.metrics import psnr
 from neural_fields.export.base import export_run
+from neural_fields.export.options import ExportOptions
 from neural_fields.export.pictures.unwrapped import UnwrappedExporter, parse_unwrapped_size
 from neural_fields.open_runs.opening import require_planar
 from neural_fields.rendering.render_planar import open_passes
@@ -107,7 +108,7 @@ class Dot:
 def flat_clip(run: Run, layer: str = "foreground", **settings: Any) -> Path:
     """An exported clip."""
     folder = run.path / "exports" / "unwrapped"
-    found = export_run(run, UnwrappedExporter(layer=layer, **settings), out=folder, overwrite=True)
+    found = export_run(run, UnwrappedExporter(layer=layer, **settings), ExportOptions(out=folder, overwrite=True))
     return next(path for path in found.paths if path.suffix in (".mkv", ".mov"))
 
 
@@ -232,7 +233,7 @@ def test_formats_hold_the_same_frames_with_alpha(run: Run) -> None:
     plain = np.stack(list(rgba_frames(flat_clip(run))))
     near = np.stack(list(rgba_frames(flat_clip(run, format="prores4444"))))
     assert np.abs(plain[..., 3].astype(int) - near[..., 3]).mean() < 1
-    found = export_run(run, UnwrappedExporter(format="png"), out=run.path / "png")
+    found = export_run(run, UnwrappedExporter(format="png"), ExportOptions(out=run.path / "png"))
     names = [path.name for path in found.paths]
     assert names == [*(f"{t:05d}.png" for t in range(12)), "unwrapped.json"]
     picture = cv2.cvtColor(cv2.imread(str(found.paths[3]), cv2.IMREAD_UNCHANGED), cv2.COLOR_BGRA2RGBA)
@@ -271,7 +272,7 @@ def test_a_layer_that_a_frame_does_not_show_is_empty_there(run: Run) -> None:
 )
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(run: Run, settings: Any, words: str) -> None:
     with pytest.raises(UserError) as caught:
-        export_run(run, UnwrappedExporter(**settings), out=run.path / "out" / "here")
+        export_run(run, UnwrappedExporter(**settings), ExportOptions(out=run.path / "out" / "here"))
     assert words in str(caught.value)
     assert not (run.path / "out").exists()
 

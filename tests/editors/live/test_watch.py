@@ -25,6 +25,8 @@ from editors.core import stack
 from editors.core.stack import EditEffects
 from editors.inputs.change_detection import find_local_change, find_whole_change
 from editors.live import file_watching
+from editors.live.file_watching import WatchSettings
+from editors.live.options import WatchOptions
 from editors.live.preview import open_preview
 from editors.live.watch import WatchUpdate, watch_pictures
 from neural_fields.atlas import canonical
@@ -35,6 +37,7 @@ from neural_fields.data.synthetic.planar_clips import SyntheticClip
 from neural_fields.edits.arrangement import Arrangement
 from neural_fields.edits.shape import Deformation
 from neural_fields.export.base import export_run
+from neural_fields.export.options import ExportOptions
 from neural_fields.export.pictures.canonical import CanonicalExporter
 from neural_fields.imaging.alpha import to_floats
 from neural_fields.imaging.color_grading import Grade
@@ -124,15 +127,17 @@ def put(path: Path, data: bytes, way: str = "in place") -> None:
 class Watching:
     """A watch in another thread; its updates are waited for."""
 
-    def __init__(self, run: Run, **options: Any) -> None:
-        self.run, self.options = run, options
+    def __init__(
+        self, run: Run, options: WatchOptions | None = None, settings: WatchSettings = file_watching.DEFAULTS
+    ) -> None:
+        self.run, self.options, self.settings = run, options, settings
         self.updates: queue.Queue[WatchUpdate | BaseException] = queue.Queue()
         self.end = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True)
 
     def _follow(self) -> None:
         try:
-            for update in watch_pictures(self.run, stop=self.end.is_set, **self.options):
+            for update in watch_pictures(self.run, self.options, self.end.is_set, self.settings):
                 self.updates.put(update)
         except BaseException as error:  # handed to the test
             self.updates.put(error)
@@ -401,7 +406,7 @@ def test_the_picture_of_a_layer_is_the_one_that_was_saved_last(run: Run, watchin
 
 
 def test_a_layered_document_is_shown_too(run: Run, watching: Watching, tmp_path: Path) -> None:
-    export_run(run, CanonicalExporter(format="ora"), out=tmp_path / "ora")
+    export_run(run, CanonicalExporter(format="ora"), ExportOptions(out=tmp_path / "ora"))
     document = read_ora(next((tmp_path / "ora").rglob("*foreground*.ora")), 16_000_000)
     stroke = np.zeros((*painted(run, "foreground").shape[:2], 4), np.float32)
     cv2.circle(stroke, place(run, "foreground"), 9, (1, 0, 0, 1), -1)
@@ -419,7 +424,7 @@ def test_a_layered_document_is_shown_too(run: Run, watching: Watching, tmp_path:
 def test_pictures_elsewhere_are_watched_when_they_are_given(run: Run, tmp_path: Path) -> None:
     home = tmp_path / "elsewhere"
     home.mkdir()
-    with Watching(run, pictures=[f"background={home / 'sea.png'}"]) as watching:
+    with Watching(run, WatchOptions(pictures=(f"background={home / 'sea.png'}",))) as watching:
         put(home / "other.png", b"not watched")
         put(home / "sea.png", save(tmp_path / "p.png", painted(run, "background")).read_bytes())
         update = watching.next()
@@ -560,12 +565,11 @@ def test_what_programs_leave_while_they_save_is_not_watched(name: str) -> None:
     assert not file_watching.is_watched(name)
 
 
-BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "a frame beyond the end": ({"frames": (12,)}, "frame 12 is not part of this run"),
-    "no size": ({"size": 0}, "shows nothing"),
-    "no such folder": ({"pictures": ["gone/foreground.png"]}, "there is no folder"),
-    "no picture": ({"pictures": ["foreground.kra"]}, "no picture that can be watched"),
-    "no layer": ({"pictures": ["sea.png"]}, "does not tell which layer"),
+BAD: dict[str, tuple[WatchOptions, str]] = {
+    "a frame beyond the end": (WatchOptions(frames=(12,)), "frame 12 is not part of this run"),
+    "no such folder": (WatchOptions(pictures=("gone/foreground.png",)), "there is no folder"),
+    "no picture": (WatchOptions(pictures=("foreground.kra",)), "no picture that can be watched"),
+    "no layer": (WatchOptions(pictures=("sea.png",)), "does not tell which layer"),
 }
 
 
@@ -574,9 +578,16 @@ def test_what_cannot_be_watched_is_refused_before_anything_is_written(run: Run, 
     options, words = BAD[case]
     shutil.rmtree(run.previews, ignore_errors=True)
     with pytest.raises(UserError, match=words) as caught:
-        next(watch_pictures(run, **options))
+        next(watch_pictures(run, options))
     assert caught.value.code == ExitCode.BAD_INPUT and caught.value.fix
     assert not run.previews.exists()
+
+
+@pytest.mark.parametrize("size", [0, 63, 4097])
+def test_a_preview_that_shows_nothing_or_is_too_large_is_refused(size: int) -> None:
+    with pytest.raises(UserError, match="64 to 4096 pixels") as caught:
+        WatchOptions(size=size)
+    assert caught.value.code == ExitCode.USAGE and caught.value.fix == "--size 1280"
 
 
 def test_updates_are_json_and_the_page_asks_for_nothing_from_elsewhere(run: Run, watching: Watching) -> None:

@@ -1,6 +1,8 @@
 """Settings of 3D scene training: defaults are here, and presets in `configs/<preset>.yaml` change them.
 
-Steps of a stage are given at draft, normal and final quality. This module imports no heavy package.
+The sizes of the background and the person are beside their fields (`background.py`, `human.py`), the weights of losses
+beside the losses (`background_losses.py`, `human_losses.py`). Steps of a stage are given at draft, normal and final
+quality.
 """
 
 from __future__ import annotations
@@ -9,60 +11,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from neural_fields.config.loader import from_mapping, nest_keys
-from neural_fields.config.presets import all_presets, load_config_values, require_valid
+from neural_fields.config.presets import VOLUME_KIND, load_config_values, require_valid
 from neural_fields.config.training_stage import TrainingStage
-
-VOLUME_KIND = "volume"  # what `kind` is in the YAML of such a preset
-STAGE_NAMES = ("background", "person", "joint")
-
-
-@dataclass(frozen=True)
-class BackgroundConfig:
-    """Sets the sizes of the background field. Lengths are in units of the scene's radius."""
-
-    n_levels: int = 8  # grids, from coarse to fine
-    n_features: int = 2  # features of a vertex
-    log2_table: int = 17  # entries of a grid at most, as a power of two
-    base_resolution: int = 16  # vertices of the coarsest grid along each axis; the grid spans four radii
-    finest: int = 256  # vertices of the finest grid along each axis
-    width: int = 32  # neurons of a hidden layer
-    geometry: int = 15  # geometry features that the color network gets beside the direction
-    state_code: int = 64  # length of the code of a state of the carried object; 64 in the paper
-    proposed: int = 48  # intervals of a ray whose weights the proposal computes
-    samples: int = 16  # intervals of a ray at which the field is evaluated
-    proposal_resolution: int = 64  # vertices of the proposal's grid along each axis
-    near: float = 0.05  # distance from the camera at which rays start; nothing is nearer
-    far: float = 100.0  # distance at which rays end
-
-
-@dataclass(frozen=True)
-class PersonConfig:
-    """Sets the sizes of the person's field."""
-
-    n_levels: int = 8  # grids, from coarse to fine
-    log2_table: int = 15  # entries of a grid at most, as a power of two
-    base_resolution: int = 12  # vertices of the coarsest grid along each axis of the box in rest pose
-    finest: int = 160  # vertices of the finest grid along each axis
-    width: int = 64  # neurons of a hidden layer, here and in the networks of pose and offset
-    state_size: int = 64  # length of the code of a state of the carried object; 64 in the paper
-    samples: int = 24  # samples of a ray, in the part of it that is within reach of the bones
-    voxels: int = 48  # of the skinning volume along the longest side of the box; 32 in the paper
-    octaves: int = 6  # frequencies of the positional encoding of the offset network; the paper's number
-
-
-@dataclass(frozen=True)
-class VolumeLossWeights:
-    """Holds the weights of the losses added to the mean squared error of colors; a loss of weight 0 is not computed."""
-
-    interlevel: float = 0.1  # the proposal encloses the background's field (mip-NeRF 360, equation 13)
-    distortion: float = 0.01  # the weights of a ray are close together (mip-NeRF 360, equation 15)
-    opacity: float = 0.03  # rays end on a surface rather than on the sky
-    clearance: float = 0.01  # the space between a camera and the near plane is empty
-    mask: float = 0.05  # cross-entropy of the person's opacity against the masks; a tenth of it from half of the stage
-    flow: float = 0.003  # distance in pixels between the person's motion by flow and by bones; 0.01 in the paper
-    cycle: float = 0.01  # skinning back and forth leads to the same place; the paper's weight
-    offset: float = 1.0  # squared length of the pose-dependent offset, in units of the body's span
-    pose: float = 3.0  # mean square of the poses' corrections
+from neural_fields.volume.background import BackgroundConfig
+from neural_fields.volume.human import PersonConfig
+from neural_fields.volume.loss import STAGE_NAMES
+from neural_fields.volume.loss_table import VolumeLossWeights
 
 
 @dataclass(frozen=True)
@@ -132,27 +86,6 @@ def training_stages(training: VolumeTrainingConfig, quality: str, with_person: b
             found.append(TrainingStage(name, first, first + steps[index]))
             first += steps[index]
     return tuple(found)
-
-
-def is_volume_config(name: str) -> bool:
-    """Tells whether a preset or a YAML file is for 3D scenes.
-
-    Args:
-        name: the name of a preset, or a path that ends in .yaml or .yml.
-
-    Raises:
-        UserError: there is no such preset or file (exit 3).
-
-    Example:
-        >>> is_volume_config("hosnerf"), is_volume_config("atlas")
-        (True, False)
-    """
-    return load_config_values(name).get("kind") == VOLUME_KIND
-
-
-def volume_presets() -> list[str]:
-    """Lists the presets of 3D scenes."""
-    return [name for name in all_presets() if is_volume_config(name)]
 
 
 def load_volume_config(name: str, overrides: dict[str, object] | None = None) -> VolumeConfig:

@@ -17,10 +17,10 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from editors.inputs.frame_lifting import DEFAULTS as LIFTING
-from editors.inputs.frame_lifting import lift_paint, read_frame_maps
 from neural_fields.atlas.canonical import CanonicalImage, Overlay, resample_overlay
 from neural_fields.atlas.chart import Chart
+from neural_fields.atlas.paint_lifting import DEFAULTS as LIFTING
+from neural_fields.atlas.paint_lifting import lift_paint, read_frame_maps
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.data.flow.compute import consistency_mask
 from neural_fields.imaging.alpha import premultiply, resize_image, unpremultiply

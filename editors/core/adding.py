@@ -1,0 +1,55 @@
+"""Adds what an editor made to the stack of edits of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from editors.core.chart_propagation import carry_to_charts
+from editors.core.editor import Editor, EditorResult
+from editors.core.stack import add_edit, add_scene_edit
+from neural_fields.edits.arrangement import Arrangement
+from neural_fields.edits.read_stack import Edit
+from neural_fields.edits.record import EditOrigin
+from neural_fields.open_runs.base import OpenRun
+from neural_fields.open_runs.planar_run import PlanarRun
+from neural_fields.runs.locking import lock_run
+
+
+def add_result(
+    run: OpenRun, editor: Editor[Any], result: EditorResult, name: str, arrangement: Arrangement | None = None
+) -> Edit:
+    """Puts what an editor made on the stack of a run; overlays are propagated to all charts of their layers.
+
+    Args:
+        run: the open run.
+        editor: the editor, whose settings edit.json keeps.
+        result: what the editor returned.
+        name: name of the edit.
+        arrangement: when the edit is shown, and how it is blended. Not available for 3D scenes.
+
+    Returns:
+        The edit on the stack.
+
+    Raises:
+        UserError: nothing to add (exit 3), no space left on the disk (exit 4), or another process writes to the run
+            (exit 6).
+    """
+    overlays, carried = result.overlays, list[str]()
+    if isinstance(run, PlanarRun) and run.maps.charts:
+        overlays, carried = carry_to_charts(run, overlays)
+    own = (*result.notes, *(note for overlay in overlays.values() for note in overlay.notes))
+    origin = EditOrigin(
+        editor=editor.name,
+        sources=result.sources,
+        frames=result.frames,
+        settings=editor.describe_settings(),
+        notes=tuple(dict.fromkeys([*own, *carried])),
+        details=result.details,
+    )
+    with lock_run(run.files):
+        if isinstance(run, PlanarRun):
+            made = add_edit(run.files, name, overlays, origin, result.shapes, result.effects, arrangement)
+        else:
+            made = add_scene_edit(run.files, name, result.weights, origin, result.parts, result.effects.hidden)
+    run.refresh_edits()
+    return made

@@ -1,0 +1,100 @@
+"""The start of a planar training: the clip is analyzed, and a model is built and initialized from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from neural_fields.atlas.chart import LayerChart
+from neural_fields.config.loader import from_mapping
+from neural_fields.data.dataset import ClipDataset
+from neural_fields.planar.appearance.texture import compute_export_size
+from neural_fields.planar.build import build_model
+from neural_fields.planar.composition.model import PlanarModel
+from neural_fields.planar.config import PlanarConfig
+from neural_fields.planar.init.clip_geometry import compute_clip_geometry
+from neural_fields.planar.init.color_pretraining import pretrain_with_colors
+from neural_fields.planar.init.geometry import DEFAULTS as GEOMETRY
+from neural_fields.planar.init.geometry import GeometrySettings, LayerGeometry
+from neural_fields.planar.init.model_shape import LayerShape, ModelShape
+from neural_fields.planar.init.warm_up import WarmUpOptions
+from neural_fields.runs.checkpoints import Checkpoint
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """Holds the sizes of a model, and the geometry that its mapping is initialized from, if any."""
+
+    shape: ModelShape
+    geometry: tuple[LayerGeometry, ...] | None
+
+
+def make_planar_model(
+    config: PlanarConfig, clip: ClipDataset, checkpoint: Checkpoint | None, options: WarmUpOptions | None = None
+) -> PlanarModel:
+    """Makes an initialized model, or one of the checkpoint's shape whose weights are loaded later; on the CPU.
+
+    Args:
+        config: the parts of the model.
+        clip: frames, masks, flow and cuts that a new model is initialized from.
+        checkpoint: the one to continue from, or None.
+        options: seed of the weights; device and time limit of the warm-up that mappings which are networks begin with.
+    """
+    options = options or WarmUpOptions()
+    if checkpoint is not None:
+        return build_model(config, from_mapping(ModelShape, checkpoint.metadata["shape"]))
+    plan = plan_model(config, clip)
+    model = build_model(config, plan.shape, options.seed)
+    initialize_model(model, plan, clip, options)
+    return model
+
+
+def plan_model(config: PlanarConfig, clip: ClipDataset, settings: GeometrySettings = GEOMETRY) -> ModelPlan:
+    """Analyzes the clip: computes sizes, canonical boxes and, for mappings that are initialized from it, geometry.
+
+    Args:
+        config: the composition of the model.
+        clip: frames, masks, flow and cuts.
+        settings: of the geometry.
+    """
+    grid = config.mapping.geometry_grid(clip.size, clip.frame_count)
+    geometry = compute_clip_geometry(clip, grid, settings) if grid else None
+    layers = []
+    for number, name in enumerate(clip.layer_names):
+        # The box that the canonical image covers, and how much finer than the frame its texels are.
+        charts: tuple[LayerChart, ...] = ()
+        if geometry:
+            box, finer, charts = geometry[number].box, geometry[number].magnification, geometry[number].charts
+        else:
+            box, finer = config.mapping.plan_box(clip.size, config.texture.frame_margin)
+        box, width, height = config.texture.plan_image(box, finer, clip.size)
+        layers.append(LayerShape(name, box, width, height, clip.reference_frames.get(name), charts))
+    return ModelPlan(ModelShape(*clip.size, clip.frame_count, tuple(layers)), geometry)
+
+
+def initialize_model(
+    model: PlanarModel, plan: ModelPlan, clip: ClipDataset, options: WarmUpOptions | None = None
+) -> None:
+    """Initializes a new model on the CPU: opacity, geometry or warm-up of the mappings, then textures and gains.
+
+    Args:
+        model: as `build_model` returned it; changed in place.
+        plan: the geometry that mappings start from.
+        clip: frames and masks.
+        options: seed, device and time limit of the start of mappings that are networks.
+    """
+    options = options or WarmUpOptions()
+    model.opacity.initialize(clip)
+    for number, mapping in enumerate(model.mappings):
+        mapping.initialize(number, plan.shape, plan.geometry[number] if plan.geometry else None, options)
+        if pretraining := mapping.plan_pretraining():
+            pretrain_with_colors(pretraining, clip, options)
+    # The boxes of canonical images that follow from the start of the mappings.
+    layers = []
+    for layer, mapping, texture in zip(model.shape.layers, model.mappings, model.textures, strict=True):
+        box = mapping.measure_box(model.shape.size) if texture.takes_started_box else None
+        layers.append(LayerShape(layer.name, box, *compute_export_size(box)) if box else layer)
+    model.shape = replace(model.shape, layers=tuple(layers))
+    for number, (mapping, texture) in enumerate(zip(model.mappings, model.textures, strict=True)):
+        texture.initialize(number, clip, mapping)
+    for number, gain in enumerate(model.gains):
+        gain.initialize(number, clip, model.mappings[number], model.textures[number])
