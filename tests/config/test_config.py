@@ -163,6 +163,7 @@ toys = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(toys)
 def test_writing_and_reading_a_config_gives_the_same_config(toy: Toy) -> None:
     mapping = to_mapping(toy)

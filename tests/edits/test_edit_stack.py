@@ -70,6 +70,7 @@ def test_undo_and_redo_walk_the_stack_and_nothing_is_deleted(run: Run) -> None:
     assert [path.name for path in sorted(run.edits.glob("0*"))] == ["0001-a", "0002-b", "0003-c", "0004-d"]
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.sampled_from(["add", "undo", "redo"]), max_size=8))
 def test_the_stack_equals_a_list_with_a_redo_list(tmp_path_factory: pytest.TempPathFactory, steps: list[str]) -> None:

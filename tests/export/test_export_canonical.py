@@ -70,6 +70,7 @@ def random_rgba(width: int, height: int, seed: int = 0) -> np.ndarray:
     return (values / 255).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_open_raster_starts_with_its_stored_type_and_has_what_viewers_need(folder: Path) -> None:
     path = folder / "ora" / "foreground.ora"
     assert path.read_bytes()[30:54] == b"mimetypeimage/openraster"

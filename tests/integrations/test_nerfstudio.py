@@ -103,6 +103,7 @@ def test_the_entry_point_leads_to_a_method_whose_saved_configuration_leads_back(
         assert getattr(import_module(kind.__module__), kind.__qualname__) is kind
 
 
+@pytest.mark.slow
 def test_the_model_learns_a_color(nerfstudio: None) -> None:
     config = plugin.method.config.pipeline.model
     model = config._target(config, None, 1)

@@ -167,6 +167,7 @@ def test_float32_agrees_with_float64_for_any_number_of_features(n_features: int)
     torch.testing.assert_close(grid.params.grad, exact.params.grad.float(), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("in_dim", [2, 3])
 def test_first_and_second_derivatives_pass_the_numerical_check(in_dim: int, soft: bool) -> None:

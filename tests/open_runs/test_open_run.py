@@ -216,6 +216,7 @@ def test_a_run_of_every_third_frame_counts_frames_as_the_source_does(run: Run) -
     assert "1 to 10, one in 3, of the source" in caught.value.why and caught.value.fix == "--frame 7"
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(frame=st.integers(0, 11), layer=st.sampled_from(["foreground", "background"]), seed=st.integers(0, 9999))
 def test_pixels_are_found_again_where_their_places_in_the_canonical_picture_lie(

@@ -173,6 +173,7 @@ def test_backward_skinning_is_the_papers_formula_bone_by_bone() -> None:
     assert torch.allclose(skinned.points, total / likelihood.clamp_min(DEFAULTS.min_weight_sum)[:, None], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_what_rays_cross_is_what_points_on_them_say() -> None:
     skinning, bones = SkinningVolume(WALKER, 24), poses(WALKER)
     to_rest, time = invert_rigid(bones), torch.arange(60) % 3

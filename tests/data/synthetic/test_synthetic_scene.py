@@ -151,6 +151,7 @@ def test_a_point_of_the_body_keeps_its_color_at_all_moments_and_in_all_views(
         assert np.unique(view.bone[view.mask]).size >= 10  # most bones are seen
 
 
+@pytest.mark.slow
 def test_flow_ends_where_the_other_view_sees_the_same_point(scene: SyntheticScene, views: tuple[TrueView, ...]) -> None:
     """Looked at through one pixel around the end of the flow, the other view shows the point, or what hides it."""
     rng = np.random.default_rng(0)

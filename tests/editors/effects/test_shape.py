@@ -180,6 +180,7 @@ def pairs_on(run: Run, frame: int, move: Motion) -> tuple[str, ...]:
     return tuple(f"{p[0]:.2f},{p[1]:.2f}>{q[0]:.2f},{q[1]:.2f}" for p, q in zip(points, move(points), strict=True))
 
 
+@pytest.mark.slow
 def test_an_object_is_moved_in_all_frames_and_undone(run: Run) -> None:
     made = edit(run, editor=ShapeEdit(frame=2, pairs=pairs_on(run, 2, lambda p: p + np.array([6.0, 3.0]))))
     assert made.edit.layers == ("foreground",) and made.edit.record.origin.details["frame"] == 2
