@@ -37,7 +37,6 @@ class ChartCarryingSettings:
 
     max_texels: int = 16_000_000  # largest overlay that covers a part of its picture and is extended
     min_alpha: float = 0.02  # fainter paint in a frame is not propagated
-    min_pixels: int = 4  # least number of pixels of a frame that show the edit
 
 
 DEFAULTS = ChartCarryingSettings()
@@ -178,10 +177,10 @@ def _lift_to_chart(
     step: _ChartStep,
     settings: ChartCarryingSettings,
 ) -> Overlay | None:
-    """Lifts the edit of a frame into an overlay of the chart's layer; returns None if almost nothing is visible."""
+    """Lifts the edit of a frame into an overlay of the chart's layer; returns None if nothing is visible."""
     index, t = maps.layers.index(step.end.layer), step.to_frame
     seen = maps.read_layer_weight(t, index, maps.size) >= LIFTING.min_weight
-    if ((rgba[..., 3] > settings.min_alpha) & seen).sum() < settings.min_pixels:
+    if not ((rgba[..., 3] > settings.min_alpha) & seen).any():
         return None
     here = read_frame_maps(maps, pictures, t, maps.size)
     # As if the layer were alone: then the color that renders as the painted one is the edit's own.

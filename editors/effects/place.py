@@ -45,7 +45,6 @@ class PlaceSettings:
     default_width_share: float = 0.25  # of the frame's width, for a picture at a point
     min_thickness_px: float = 4.0  # of the frame: height and width of a placement at its thinnest
     max_corner_distance: float = 4.0  # of a corner from the frame's center, in longer sides of the frame
-    max_length_px: float = 1e6  # more than any frame has
     min_layer_share: float = 0.005  # least share of a placement that must fall on a layer
     projection: ProjectionSettings = PROJECTION
     lettering: LetteringSettings = LETTERING
@@ -177,7 +176,7 @@ def fit_corners_into_box(text: str, aspect: float, settings: PlaceSettings = DEF
         x, y, width, height = (float(number) for number in text.split(","))
     except ValueError:
         x = y = width = height = np.nan
-    if not (max(abs(x), abs(y), width, height) < settings.max_length_px and min(width, height) > 0):
+    if not (np.isfinite([x, y, width, height]).all() and min(width, height) > 0):
         why = "expected left, top, width and height, in pixels"
         raise bad_input(f"--box {text!r} is no box", why=why, fix='--box "100,80,200,120"')
     wide = min(width, aspect * height)
@@ -214,7 +213,7 @@ def make_corners_at_point(
         raise bad_input(
             f"the point {text} is outside the frame", why=why, fix=f'--point "{size[0] // 2},{size[1] // 2}"'
         )
-    if not 0 < width < settings.max_length_px:
+    if not 0 < width < np.inf:
         raise bad_input(f"--width {width:g} is no width", why="it counts pixels of the frame", fix="--width 100")
     if not np.isfinite(angle):
         raise bad_input(f"--angle {angle:g} is no angle", why="it counts degrees", fix="--angle 15")

@@ -31,7 +31,6 @@ class ProjectionSettings:
     max_doublings: float = 2.5  # largest resolution: doublings of one texel per pixel of the frame
     scale_doubt: float = 1.03  # factor by which the texels for a pixel may be misjudged
     max_scale_frames: int = 24  # largest number of frames from which the scale is measured
-    min_scale_px: int = 12  # least number of pixels of a frame for measuring the scale
     max_texels: int = 16_000_000
     max_side_texels: int = 16_000
     max_nodes: int = 250_000  # largest number of positions for which the map is inverted; linear in between
@@ -120,8 +119,8 @@ def find_placement_area(
     # nearest to one texel wide; with 1.4 of them it looks sharp, with 0.7 blurred. So the number is chosen that leaves
     # the frames, which show the place larger and smaller, least blurred.
     layer, every = maps.layers.index(here.layer), max(1, maps.frame_count // settings.max_scale_frames)
-    own = _measure_pixel_step(maps, t, box, layer, settings)
-    steps = [_measure_pixel_step(maps, other, box, layer, settings) for other in range(0, maps.frame_count, every)]
+    own = _measure_pixel_step(maps, t, box, layer)
+    steps = [_measure_pixel_step(maps, other, box, layer) for other in range(0, maps.frame_count, every)]
     larger = np.array([own / step for step in [own, *steps] if own and step] or [1.0])
     choices = 2 ** np.arange(0, settings.max_doublings, 1 / 16)
     # The size of texels, squared and in pixels, when they are sampled: the mean of frames, the worse of two guesses.
@@ -139,14 +138,14 @@ def find_placement_area(
     return PlacementArea(box, (float(pixel[0]), float(pixel[1])), (width, height), share)
 
 
-def _measure_pixel_step(maps: Maps, t: int, box: Box, layer: int, settings: ProjectionSettings) -> float:
+def _measure_pixel_step(maps: Maps, t: int, box: Box, layer: int) -> float:
     """Measures the uv distance of neighboring pixels of frame `t` in a box; returns 0 if the frame does not show it."""
     uv, weight = maps.read_uv_small(t, layer), maps.read_layer_weight_small(t, layer)
     u, v = uv[..., 0], uv[..., 1]
     inside = (weight >= EXTRAPOLATION.min_map_weight) & (u > box.u0) & (u < box.u1) & (v > box.v0) & (v < box.v1)
-    if inside.sum() < settings.min_scale_px:
-        return 0.0
     here = inside[:, 1:]
+    if not here.any():
+        return 0.0
     return float(np.median(np.linalg.norm(uv[:, 1:][here] - uv[:, :-1][here], axis=-1)))
 
 

@@ -17,7 +17,6 @@ from neural_fields.data.flow.flow_files import FLOW_SUFFIXES, read_user_flow
 class PointPairSettings:
     """Settings of point pairs that define a deformation."""
 
-    min_points: int = 3  # an affine map needs three
     min_spread_ratio: float = 0.03  # least ratio of the spread across to that along; below it points are collinear
     max_flow_points: int = 300  # approximate largest number of points from a flow file
     min_move_px: float = 0.05  # a point that moves less holds the object in place
@@ -173,10 +172,10 @@ def check_spread(start: Points, end: Points, settings: PointPairSettings = DEFAU
     Raises:
         UserError: too few points, points on one line, none that moves, or two points at one position (exit 3).
     """
-    if len(start) < settings.min_points:
+    if len(start) < 3:  # an affine map needs three
         raise bad_input(
             f"{len(start)} pair{'' if len(start) == 1 else 's'} of points",
-            why=f"a deformation needs {settings.min_points}; give a point to hold in place with equal positions",
+            why="a deformation needs 3; give a point to hold in place with equal positions",
             fix='--pairs "120,80>140,80" --pairs "200,80>200,80" --pairs "160,140>160,140"',
         )
     if np.linalg.norm(end - start, axis=1).max() < settings.min_move_px:

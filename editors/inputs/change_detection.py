@@ -40,13 +40,10 @@ class ChangeSettings:
     noise: NoiseModelSettings = NOISE_DEFAULTS
     opaque_alpha: float = 0.999  # a texel with at least this alpha counts as opaque
     min_alpha: float = 0.5  # least strength of a change for a painted texel
-    min_coverage: float = 0.5  # least coverage of a seen texel
-    fill_levels: float = 24.0  # least difference of paint from a flat fill, in texels that no frame shows
+    fill_levels: float = 24.0  # least difference of paint from a flat fill where the base is transparent
     min_fill_share: float = 0.3  # least share of the unseen texels for a second fill (a checkerboard)
-    max_fill_distance: float = 0.1  # a texel farther than this from a fill is paint
     soft_levels: float = 1.5  # least threshold of texels that are not opaque, because they are rounded
     erased_alpha: float = 0.25  # least decrease of alpha of an erased texel
-    min_erased_texels: int = 16  # least number of erased texels for a note
     min_speck_texels: int = 5  # smaller groups of changed texels are noise
     speck_reach_px: int = 5  # window around larger groups in which faint texels are kept
     exact_gap_px: int = 3  # gaps in paint up to this size are closed
@@ -138,7 +135,7 @@ def find_local_change(painted: Pixels, base: Pixels, settings: ChangeSettings = 
 
     # Fewer than half of those seen: then the median of what differs is zero, and there is no noise.
     noise_window = settings.noise.noise_window_px
-    seen = cv2.compare(coverage, settings.min_coverage * one, cv2.CMP_GT)
+    seen = cv2.compare(coverage, settings.noise.min_coverage * one, cv2.CMP_GT)
     near = cv2.dilate(differs, np.ones((noise_window,) * 2, np.uint8)) & seen
     if near.any() and 2 * cv2.countNonZero(near) >= cv2.countNonZero(seen):
         return None
@@ -230,7 +227,7 @@ def _blend_as_shown(rgba: Rgba, plain: Rgb, coverage: Gray) -> Rgb:
 
 def _erasure_notes(alpha: np.ndarray, coverage: np.ndarray, one: int, settings: ChangeSettings) -> tuple[str, ...]:
     """Makes a note if alpha was erased; `one` is the value of opaque alpha."""
-    if np.count_nonzero(cv2.subtract(coverage, alpha) > settings.erased_alpha * one) < settings.min_erased_texels:
+    if not (cv2.subtract(coverage, alpha) > settings.erased_alpha * one).any():
         return ()
     return ("erased places are left as they are in the video: paint over what should change",)
 
@@ -276,7 +273,7 @@ def _extract_change(
         # What is left of noise lies alone; a soft edge of paint touches it.
         alpha = np.where(cv2.dilate(mask, np.ones((settings.speck_reach_px,) * 2, np.uint8)) > 0, alpha, 0)
     gap = settings.exact_gap_px if same.exact else settings.noisy_gap_px
-    seen = coverage > settings.min_coverage
+    seen = coverage > settings.noise.min_coverage
     if whole and bool(seen.any()) and bool(mask[seen].mean() > settings.whole_share):
         # Who repaints most of a picture has repainted its little-changed places too: a style, a grade.
         gap = settings.whole_gap_px
@@ -319,7 +316,7 @@ def _choose_fill(
         The color; None if the hidden colors of the base are shown instead.
     """
     candidates = [hidden, *(own[:, :3] * own[:, 3:] + fill * (1 - own[:, 3:]) for fill in fills)]
-    limit = settings.max_fill_distance
+    limit = settings.fill_levels * LEVEL
     best = int(np.argmin([np.minimum(np.abs(seen - candidate), limit).mean() for candidate in candidates]))
     return None if best == 0 else fills[best - 1]
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from editors.inputs.canonical_picture import find_base_version, find_change
 from editors.inputs.file_kinds import DOCUMENT_SUFFIXES, PROGRAM_SUFFIXES, match_layer
+from editors.inputs.noise_model import DEFAULTS as NOISE
 from editors.inputs.sizes import check_picture_size, compute_pixel_limit
 from neural_fields.atlas.canonical import CanonicalImage, Overlay
 from neural_fields.core.errors import UserError, bad_input
@@ -46,7 +47,6 @@ class DocumentSettings:
     """Settings of reading paint from layered documents."""
 
     max_rounding: float = 2.5 / 255  # rounding error of programs that store premultiplied 8-bit colors
-    min_coverage: float = 0.5  # least coverage of a seen texel of the picture
     max_changed_share: float = 0.5  # share of the seen texels above which the base is another picture, or a part of it
 
 
@@ -295,7 +295,7 @@ def _is_base_painted(under: Picture, picture: CanonicalImage, path: Path, settin
         changed = off > settings.max_rounding
     else:
         changed = find_change(under, picture.to_array()).rgba[..., 3] > 0
-    seen = resize_image(picture.to_array()[..., 3:], under.size)[..., 0] > settings.min_coverage
+    seen = resize_image(picture.to_array()[..., 3:], under.size)[..., 0] > NOISE.min_coverage
     if seen.any() and changed[seen].mean() > settings.max_changed_share:
         raise bad_input(
             f"the picture in {path.name} is not that of the layer {picture.layer}",

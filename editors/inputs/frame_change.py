@@ -24,14 +24,12 @@ class FramePaintSettings:
     small_px: int = 5
     large_px: int = 17
     contrast_levels: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)  # limits of the classes of equally busy texels
-    textured_levels: float = 4.0  # contrast above which the frame reveals its compression
-    min_texels: int = 64  # least number of texels of a class for its usual deviation
     usual_levels: tuple[float, float] = (0.3, 2.5)  # usual deviations of the best and the worst files
     contrast_per_level: float = 48.0  # an edge may lose one level per so much contrast in any file
     far: float = 21.0  # factor of the usual deviation in the small window that no codec reaches
     far_large: float = 11.0  # the same in the large window
     near: float = 10.0  # factor of the usual deviation in the narrow window for texels connected to paint
-    min_spot_texels: int = 9  # least number of such texels for a spot of paint
+    min_spot_texels: int = 9  # least number of such texels for a spot of paint; codecs make smaller ones
     whole_share: float = 0.5  # share of the seen texels above which all of them count as painted
 
 
@@ -78,12 +76,12 @@ def find_frame_paint(
     rough = _largest_channel(_blur(off - smooth, settings.small_px))
     every = (slice(None, None, 2), slice(None, None, 2))  # enough to tell
     some, kind = rough[every], np.digitize(contrast[every], settings.contrast_levels)
-    textured = some[contrast[every] > settings.textured_levels]
-    overall = float(np.median(textured)) if len(textured) >= settings.min_texels else 0.0
+    textured = some[contrast[every] > 0]
+    overall = float(np.median(textured)) if len(textured) else 0.0
     table = np.full(len(settings.contrast_levels) + 1, overall, np.float32)
     for number in range(len(table)):
         same = some[kind == number]
-        if len(same) >= settings.min_texels:
+        if len(same):
             table[number] = max(overall, float(np.median(same)))
     # Beyond the highest no file would be looked at: it is paint that differs so much everywhere.
     usual = table.clip(*settings.usual_levels)[np.digitize(contrast, settings.contrast_levels)]

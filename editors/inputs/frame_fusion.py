@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from neural_fields.atlas.paint_lifting import DEFAULTS as LIFTING
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core.coords import Box
 from neural_fields.core.progress import Progress, ProgressReporter
@@ -48,8 +49,6 @@ class FusionSettings:
     outline_share: float = 0.03  # share of the frame's longer side within which edits often draw outlines
     outline_power: int = 4  # exponent that reduces the weight of pixels there
     middle_outline_power: int = 16  # the same in a restart from the middle, which uses few frames
-    min_surroundings: float = 0.05  # least value of the layer's share around a pixel
-    min_gain: float = 0.05  # lighting below which it is not divided out
     light_side_px: int = 160  # longer side of the frames on which lighting is measured
     light_frames: int = 24  # largest number of frames on which lighting is measured
     min_light_share: float = 0.35  # share of the residual of still pictures that the lighting must explain
@@ -257,7 +256,7 @@ class _LayerView:
         pixels: indices of these pixels in the frame, row by row.
         places: positions of all pixels of the frame in the layer's picture, in texels.
         weight: the layer's share of each pixel.
-        surroundings: the layer's share of the neighborhood of each pixel, at least `min_surroundings`.
+        surroundings: the layer's share of the neighborhood of each pixel, at least 1/20.
         trust: the weight, reduced near the layer's outline, where a pixel covers many texels, and where it is dark.
         gain: the layer's lighting.
     """
@@ -282,12 +281,12 @@ class _LayerView:
         side = 2 * max(1, round(settings.outline_share * max(size))) + 1
         around = cv2.blur((weight > 0.5).astype(np.float32), (side, side), borderType=cv2.BORDER_CONSTANT)
         own = weight.reshape(-1)[pixels]
-        surroundings = np.maximum(around.reshape(-1)[pixels], settings.min_surroundings)
+        surroundings = np.maximum(around.reshape(-1)[pixels], 0.05)  # a layer too thin for any has its colors too
         right, down = np.gradient(places, axis=1), np.gradient(places, axis=0)
         texels_per_pixel = np.abs(right[..., 0] * down[..., 1] - right[..., 1] * down[..., 0])
         trust = own * surroundings**settings.outline_power / np.maximum(1, texels_per_pixel.reshape(-1)[pixels])
         if lit:
-            gain = np.maximum(maps.read_gain(t, grid.layer, size).reshape(-1, 3)[pixels], settings.min_gain)
+            gain = np.maximum(maps.read_gain(t, grid.layer, size).reshape(-1, 3)[pixels], LIFTING.min_gain)
         else:
             gain = np.ones((len(pixels), 3), np.float32)
         # A color shows as much as there is light on it.

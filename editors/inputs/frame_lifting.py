@@ -22,7 +22,7 @@ from neural_fields.imaging.image_io import Picture
 class FrameLiftSettings:
     """Settings of lifting the paint on a frame."""
 
-    told_share: float = 0.01  # share of the paint above which lost or clipped paint is reported
+    told_share: float = 0.01  # share of the paint above which lost, clipped or differing paint is reported
     lifting: PaintLiftSettings = LIFTING
 
 

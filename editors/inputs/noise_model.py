@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,6 @@ class NoiseModelSettings:
     """Settings of the comparison of a painted picture with its base. Levels are 8-bit levels of a color."""
 
     exact_levels: float = 0.75  # tolerance without compression and resampling
-    max_exact_levels: float = 6.0  # largest threshold of such a picture
     lossy_levels: tuple[float, float] = (3.0, 16.0)  # range of the threshold of a compressed picture
     resampled_levels: tuple[float, float] = (2.5, 6.0)  # range of the threshold of a resampled picture
     noise_factor: float = 4.0  # the threshold in standard deviations of the noise
@@ -41,7 +41,7 @@ class NoiseModelSettings:
     usual_jpeg_quality: int = 75  # quality that stands for an unknown compression
     max_noise_ratio: float = 4.0  # largest ratio of the noise to that of the usual quality
     tried_webp_qualities: tuple[int, ...] = (75, 80, 85, 90, 95)  # a WebP file does not contain its quality
-    min_coverage: float = 0.5  # least coverage of texels from which noise is estimated
+    min_coverage: float = 0.5  # least coverage of a seen texel; noise is estimated from these
 
 
 DEFAULTS = NoiseModelSettings()
@@ -82,7 +82,7 @@ class BaseComparison:
         lossy = painted.lossy or (noise > LEVEL and not resampled)
         imitated = lossy and painted.quantization is None  # then the compression is not known exactly
         distance = compute_color_distance(rgb, reference, scale if resampled or imitated else 0.0, settings)
-        limits = (settings.exact_levels, settings.max_exact_levels)
+        limits = (settings.exact_levels, math.inf)
         if lossy:
             limits = settings.lossy_levels
         elif resampled:

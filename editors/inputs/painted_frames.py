@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from editors.inputs.frame_lifting import lift_frame
+from editors.inputs.frame_lifting import DEFAULTS as LIFTING
+from editors.inputs.frame_lifting import FrameLiftSettings, lift_frame
 from editors.inputs.merging import DEFAULTS as MERGING
 from editors.inputs.merging import FrameMergingSettings, compute_weighted_median
 from neural_fields.atlas.canonical import Overlay
@@ -32,12 +33,9 @@ class FrameVoteSettings:
     """Settings of merging what several painted frames say of a canonical picture."""
 
     rim_px: float = 2.0  # distance around paint, in pixels of the frame, in which a frame votes for no paint
-    weight_power: float = 4.0  # exponent that reduces the weight of pixels that show other layers too
-    min_sight: float = 1e-3  # pixels per texel: below this a frame does not show a texel
-    min_sight_share: float = 0.3  # share of the usual visibility of its paint below which colors are not compared
     min_alpha: float = 0.5  # least alpha of paint whose colors are compared; edges are mixtures
     max_color_difference: float = 0.1  # share of the range of colors above which paint counts as different
-    told_share: float = 0.01  # share of the common paint above which a disagreement of frames is reported
+    lifting: FrameLiftSettings = LIFTING
     merging: FrameMergingSettings = MERGING
 
 
@@ -69,11 +67,11 @@ def lift_frames(
     if layer is not None:
         run.require_layer(layer)
     maps, pictures = run.maps, run.canonicals
-    lifted: dict[str, list[_LiftedFrame]] = {}
+    lifted: dict[str, list[LiftedFrame]] = {}
     for number, picture in sorted(painted.items()):
         source = run.read_frame(number)
         here = read_frame_maps(maps, pictures, indices[number], (source.shape[1], source.shape[0]))
-        for name, overlay in lift_frame(picture, source, here, layer).items():
+        for name, overlay in lift_frame(picture, source, here, layer, settings.lifting).items():
             index = maps.layers.index(name)
             width, height = here.sizes[index]
             uv = torch.from_numpy(np.asarray(here.uv[index], np.float32))
@@ -83,20 +81,19 @@ def lift_frames(
             # How many texels lie between pixels.
             steps = np.abs(np.diff(texels, axis=1)).max(axis=-1)[(inside & (here.weight[index] > 0))[:, 1:]]
             step = float(np.median(steps)) if len(steps) else 1.0
-            # How many pixels there are to each texel. Where layers share a pixel, colors of one are told badly: such
-            # pixels count much less. Over some pixels: how they fall on single texels is chance.
+            # How many pixels there are to each texel, as far as they show the layer. Over some pixels: how they fall on
+            # single texels is chance.
             x, y = texels[inside].astype(np.int64).T
-            trust = here.weight[index][inside] ** settings.weight_power
-            count = np.bincount(y * width + x, trust, width * height).reshape(height, width)
+            count = np.bincount(y * width + x, here.weight[index][inside], width * height).reshape(height, width)
             sight = cv2.GaussianBlur(count.astype(np.float32), (0, 0), 2 * max(1.0, step))
             rim = max(1, round(settings.rim_px * step))
-            lifted.setdefault(name, []).append(_LiftedFrame(number, overlay, sight, rim))
+            lifted.setdefault(name, []).append(LiftedFrame(number, overlay, sight, rim))
     alone = len(painted) == 1
-    return {name: votes[0].overlay if alone else _merge_votes(name, votes, settings) for name, votes in lifted.items()}
+    return {name: votes[0].overlay if alone else merge_votes(name, votes, settings) for name, votes in lifted.items()}
 
 
 @dataclass(frozen=True)
-class _LiftedFrame:
+class LiftedFrame:
     """Holds the vote of one frame on a layer.
 
     Attributes:
@@ -113,6 +110,7 @@ class _LiftedFrame:
 
     @property
     def paint_mask(self) -> Bool[np.ndarray, "height width"]:
+        """The texels that the frame paints."""
         return self.overlay.rgba[..., 3] > 0
 
     def fill_colors(self) -> tuple[Float[np.ndarray, "height width 3"], Bool[np.ndarray, "height width"]]:
@@ -130,10 +128,16 @@ class _LiftedFrame:
         return self.paint_mask | (around & (self.sight > min_sight))
 
 
-def _merge_votes(layer: str, votes: list[_LiftedFrame], settings: FrameVoteSettings) -> Overlay:
-    """Merges the overlays of several frames, with a note on frames that were painted differently from others."""
+def merge_votes(layer: str, votes: list[LiftedFrame], settings: FrameVoteSettings = DEFAULTS) -> Overlay:
+    """Merges the overlays of several frames, with a note on frames that were painted differently from others.
+
+    Args:
+        layer: name of the layer, for the notes.
+        votes: what the frames say of it.
+        settings: thresholds of the votes.
+    """
     rgba = np.stack([one.overlay.rgba for one in votes])
-    min_sight = settings.min_sight
+    min_sight = settings.merging.min_weight
     weight = np.stack([np.where(one.vote_mask(min_sight), np.maximum(one.sight, min_sight), 0) for one in votes])
     alpha = rgba[..., 3] * (weight > 0)
     # Colors are asked only of frames that painted there; how opaque the paint is, of all that vote.
@@ -147,9 +151,7 @@ def _merge_votes(layer: str, votes: list[_LiftedFrame], settings: FrameVoteSetti
     notes = [f"frame {one.number}: {note}" for one in votes for note in one.overlay.notes]
 
     # Which frames were painted differently where others were painted too?
-    usual = [np.median(one.sight[one.paint_mask]) if one.paint_mask.any() else 0 for one in votes]
-    fair = np.stack([one.sight >= settings.min_sight_share * level for one, level in zip(votes, usual, strict=True)])
-    opaque = (rgba[..., 3] > settings.min_alpha) & fair
+    opaque = rgba[..., 3] > settings.min_alpha
     shared = opaque.sum(axis=0) > 1
     for one, own, color in zip(votes, opaque & shared, rgba[..., :3], strict=True):
         # A mean over some texels: detail finer than the pixels comes out a little different in every frame.
@@ -157,7 +159,7 @@ def _merge_votes(layer: str, votes: list[_LiftedFrame], settings: FrameVoteSetti
         total = cv2.blur((color - merged[..., :3]) * own[..., None], side)
         mean = total / np.maximum(cv2.blur(own.astype(np.float32), side), 1e-3)[..., None]
         off = own & (np.abs(mean).max(axis=-1) > settings.max_color_difference)
-        if off.sum() > settings.told_share * own.sum():
+        if off.sum() > settings.lifting.told_share * own.sum():
             there = [str(v.number) for v, o in zip(votes, opaque, strict=True) if v is not one and (o & off).any()]
             others = f"frame {there[0]}"
             if len(there) > 1:

@@ -113,7 +113,7 @@ def read_unwrapped_paint(
     plain_colors = edited.kind == "images" or edited.pixel_format.startswith(RGB_FORMATS)
     same_size = plane.size == parse_unwrapped_size("canonical", picture.size)
     is_lossy = not plain_colors or edited.codec not in LOSSLESS_CODECS or not same_size
-    comparison = _FrameComparison(CanonicalFill.from_canonical(picture, plane.size), is_lossy, settings)
+    comparison = FrameComparison(CanonicalFill.from_canonical(picture, plane.size), is_lossy, settings)
     pairs = zip(run.iterate_frames(), source_frames(edited, range(run.frame_count)), strict=True)
     with disk_errors(run.path):
         found = _PackedFrames(run.path, plane.size)
@@ -153,7 +153,7 @@ def _check_clip(edited: VideoMetadata, path: Path, size: tuple[int, int], count:
 
 
 @dataclass
-class _FrameComparison:
+class FrameComparison:
     """Compares painted frames with the frames before they were painted on.
 
     Attributes:

@@ -20,7 +20,6 @@ class CoverageSettings:
     # A texel that so many frames show is opaque in the canonical image; with fewer, alpha is lower.
     opaque_frames: int = 3
     step_frames: int = 8  # number of frames from which the usual distance between neighboring pixels is measured
-    min_step: float = 1e-4  # least value of that distance, in uv units
 
 
 DEFAULTS = CoverageSettings()
@@ -50,7 +49,7 @@ def count_frames_seen(
         both = (weight[:, 1:] >= settings.min_weight) & (weight[:, :-1] >= settings.min_weight)
         steps.append(np.linalg.norm(uv[:, 1:] - uv[:, :-1], axis=-1)[both])
     distances = np.concatenate(steps)
-    step = float(np.median(distances).clip(settings.min_step)) if len(distances) else 2 / max(maps.size)
+    step = max(1e-9, float(np.median(distances))) if len(distances) else 2 / max(maps.size)
     # The cells that each frame shows, holes between its pixels closed.
     columns = max(1, min(size[0], round(box.width / step)))
     rows = max(1, min(size[1], round(box.height / step)))

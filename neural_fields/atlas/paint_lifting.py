@@ -36,7 +36,6 @@ class PaintLiftSettings:
     max_averaged_gap: int = 2  # up to this many texels between pixels, the outline is averaged instead of solved
     min_touch: float = 1e-3  # least bilinear weight of a texel that a pixel touches
     membrane_stiffness: float = 1e-3  # weight of smoothness, relative to that of one pixel
-    min_trust: float = 1e-3  # least weight of a pixel, relative to the membrane
     solver_steps: int = 60  # most iterations of the solver
     solver_tolerance: float = 1e-5  # relative residual at which the solver stops
     min_alpha_levels: float = 2.0  # fainter paint is dropped
@@ -226,7 +225,6 @@ class _TexelGrid:
         membrane = sparse.diags_array(edges.sum(axis=1)) - edges
 
         # The normal equations.
-        trust = np.maximum(trust, settings.min_trust)
         sampling = self._sampling_matrix(points)
         weights = sparse.diags_array(trust.astype(np.float64))
         normal = (sampling.T @ weights @ sampling + settings.membrane_stiffness * membrane).tocsr()

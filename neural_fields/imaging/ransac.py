@@ -26,8 +26,10 @@ def find_transform(
         confidence: at which a homography ends sooner, in (0, 1); the others have OpenCV's 0.99.
 
     Returns:
-        The transform of homogeneous points; None where none is found.
+        The transform of homogeneous points; None where none is found, or the points are too few for its kind.
     """
+    if len(start) < {"homography": 4, "affine": 3, "similarity": 2}[kind]:
+        return None
     if kind == "homography":
         found, _ = cv2.findHomography(
             start, end, cv2.USAC_MAGSAC, tolerance, maxIters=max_iterations, confidence=confidence

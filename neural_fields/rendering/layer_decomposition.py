@@ -27,10 +27,8 @@ class DecompositionSettings:
 
     # Standard deviation, as a share of the frame's longer side, of the blur of light that fills holes.
     light_sigma_share: float = 0.01
-    # The light behind a layer is measured where the layers behind have more than this weight.
-    min_light_weight: float = 0.9
-    # The shares of the layers behind are measured where they have more than this weight together.
-    min_known_weight: float = 0.5
+    # The light and the shares of the layers behind a layer are measured where they have more than this weight together.
+    min_known_weight: float = 0.9
 
 
 DEFAULTS = DecompositionSettings()
@@ -101,7 +99,7 @@ class LayerDecomposer:
         filled = lit[layer] + missed
         if len(shares):
             # In the hole the light is that of the surrounding pixels; the canonical pictures do not contain it.
-            around = behind[..., 0] > self.settings.min_light_weight
+            around = behind[..., 0] > self.settings.min_known_weight
             seen_behind = lit[layer + 1 :]
             if doubtful is not None:
                 around &= ~doubtful

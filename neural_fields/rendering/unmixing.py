@@ -17,6 +17,7 @@ from neural_fields.imaging.push_pull import pull_push
 from neural_fields.imaging.resampling import enlarge_map
 from neural_fields.rendering.base import Canonicals, RenderPass
 from neural_fields.rendering.compositor import PassChain
+from neural_fields.rendering.layer_decomposition import DEFAULTS as DECOMPOSITION
 from neural_fields.rendering.layer_decomposition import LayerDecomposer, sample_canonical
 from neural_fields.rendering.overlay_pass import DEFAULTS as OVERLAYS
 from neural_fields.rendering.removal_pass import RemovalPass, hide_layers
@@ -30,31 +31,16 @@ Colors = Float[np.ndarray, "layers height width 3"]
 
 
 @dataclass(frozen=True)
-class UnmixingSettings:
-    """Settings of the un-mixing of frames into layers."""
-
-    # A layer behind others that have all but this weight in a pixel is transparent there.
-    min_remaining_weight: float = 1e-4
-    # The light of the last layer, extrapolated behind others, is measured from this weight on.
-    min_light_weight: float = 0.9
-
-
-DEFAULTS = UnmixingSettings()
-
-
-@dataclass(frozen=True)
 class FrameUnmixer:
     """Un-mixes the frames of a run into layers.
 
     Attributes:
         maps: its baked maps.
         canonicals: the canonical pictures of its layers, front to back.
-        settings: least remaining weight.
     """
 
     maps: Maps
     canonicals: Canonicals
-    settings: UnmixingSettings = DEFAULTS
 
     def unmix_frame(self, t: int, frame: Frame, model: bool = False) -> list[Rgba]:
         """Separates frame `t` into its layers, front to back; together they give the frame, or its reconstruction.
@@ -76,8 +62,8 @@ class FrameUnmixer:
         lit = np.stack([apart.lit_colors(t, layer, size, part) for layer in range(len(weights))]) / np.float32(255)
         missed = plain - (weights[..., None] * lit).sum(axis=0)
         colors = lit.clip(0, 1) if model else unmix_colors(lit + missed, weights, plain)
-        alphas = compute_over_alphas(weights, self.settings)
-        clear, hidden = weights[-1] > self.settings.min_light_weight, weights[-1] <= 0
+        alphas = compute_over_alphas(weights)
+        clear, hidden = weights[-1] > DECOMPOSITION.min_known_weight, weights[-1] <= 0
         if clear.any() and hidden.any():
             behind = lit[-1] if model else lit[-1] + pull_push(missed, clear)
             colors[-1][hidden] = behind[hidden].clip(0, 1)
@@ -101,14 +87,13 @@ def read_layer_weights(maps: Maps, t: int, size: tuple[int, int]) -> Planes:
     return planes / planes.sum(axis=0).clip(1e-3)
 
 
-def compute_over_alphas(weights: Planes, settings: UnmixingSettings = DEFAULTS) -> Planes:
+def compute_over_alphas(weights: Planes) -> Planes:
     """Computes the alphas, front to back, with which "over" mixes layers by their weights.
 
     They are 0 where the layers in front leave nothing.
     """
-    least = settings.min_remaining_weight
     left = 1 - np.cumsum(np.concatenate([np.zeros_like(weights[:1]), weights[:-1]]), axis=0)
-    alphas = np.where(left > least, weights / np.maximum(left, least), 0).clip(0, 1)
+    alphas = np.where(left > 1e-4, weights / np.maximum(left, 1e-4), 0).clip(0, 1)
     alphas[-1] = weights[-1] > 0  # nothing lies behind the last
     return alphas.astype(np.float32)
 

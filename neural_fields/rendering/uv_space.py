@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from neural_fields.atlas.uv_extrapolation import DEFAULTS as EXTRAPOLATION
 from neural_fields.atlas.uv_extrapolation import extrapolate_uv
 from neural_fields.atlas.uv_maps import Maps, gain_size
 from neural_fields.core.coords import Box
@@ -24,17 +25,13 @@ from neural_fields.imaging.tiles import Part
 class UnwrappingSettings:
     """Settings of texture-space rendering."""
 
-    min_map_weight: float = 0.5  # the map of a layer is used where the layer has at least this weight
-    min_visible_px: int = 12  # pixels of the maps that must show the layer; with fewer the frame shows nothing of it
     min_visible_weight: float = 0.5 / 255  # less weight of the layer counts as 0
     grid_side: int = 160  # least samples along the longer side of a map that the grid is solved from
     grid_samples: int = 2000  # samples of the layer that the grid is solved from, if it has that many
-    affine_samples: int = 2000  # approximate number of them from which the affine starting map is fitted
     cell_texels: int = 12  # texels from one point of the grid to the next
     newton_rounds: int = 2  # steps of Newton's method for each texel
     max_step_px: float = 8.0  # longest of these steps, in pixels of the maps
     max_error_texels: float = 1.0  # a position with a larger error, in texels, was not found
-    max_grid_error_px: float = 1.0  # a point of the grid with a larger error, in pixels of the maps, was not found
     samples_per_texel: float = 1.6  # starting positions along each side of a texel
     max_pixels_per_texel: float = 1.25  # a frame with more pixels along a texel is averaged before it is sampled
 
@@ -120,14 +117,12 @@ class CanonicalPlane:
         # The map at every `stride`-th pixel of the frame, extrapolated.
         settings = self.settings
         weight = self.maps.read_layer_weight_small(t, self.layer)
-        count = int((weight >= settings.min_map_weight).sum())
+        count = int((weight >= EXTRAPOLATION.min_map_weight).sum())
         max_stride = max(1, -(-max(weight.shape) // settings.grid_side))
         stride = int(np.clip(np.sqrt(count / settings.grid_samples), 1, max_stride))
-        if count < settings.min_visible_px:
-            return None
         every = (slice(stride // 2, None, stride),) * 2
         small_uv = np.ascontiguousarray(self.maps.read_uv_small(t, self.layer)[every])
-        found = extrapolate_uv(small_uv, weight[every] >= settings.min_map_weight)
+        found = extrapolate_uv(small_uv, weight[every] >= EXTRAPOLATION.min_map_weight)
         if found is None:
             return None
 
@@ -136,8 +131,7 @@ class CanonicalPlane:
         uv = _texel_centers(self.box, (columns, rows), (slice(0, rows), slice(0, columns))).reshape(-1, 2)
         y, x = np.mgrid[: found.uv.shape[0], : found.uv.shape[1]]
         pixels, there = np.stack([x, y], axis=-1).reshape(-1, 2) + 0.5, found.uv.reshape(-1, 2)
-        some = slice(None, None, max(1, len(there) // settings.affine_samples))
-        back = np.linalg.lstsq(np.column_stack([there, np.ones(len(there))])[some], pixels[some], rcond=None)[0]
+        back = np.linalg.lstsq(np.column_stack([there, np.ones(len(there))]), pixels, rcond=None)[0]
         places, off = found.solve_positions(uv, np.column_stack([uv, np.ones(len(uv))]) @ back)
 
         inverse = np.linalg.inv(found.sample_jacobian(places).astype(np.float64)) * stride
@@ -168,7 +162,7 @@ class CanonicalPlane:
         texels = texels.astype(np.int32)
         height, width = start.shape[:2]
         inside = cv2.inRange(texels, (0, 0), (width - 1, height - 1))
-        seen = cv2.compare(self.maps.read_layer_weight(t, self.layer, size), settings.min_map_weight, cv2.CMP_GE)
+        seen = cv2.compare(self.maps.read_layer_weight(t, self.layer, size), EXTRAPOLATION.min_map_weight, cv2.CMP_GE)
         number = np.flatnonzero(cv2.bitwise_and(inside, seen))
         x, y = texels.reshape(-1, 2)[number].T
         row, column = np.divmod(number, size[0])
@@ -192,9 +186,9 @@ class CanonicalPlane:
                 places = places + np.clip(cv2.merge(steps), -settings.max_step_px, settings.max_step_px)
         found = least <= settings.max_error_texels
         # Beside a silhouette the maps are rough, and the grid is better.
-        edge = ~found & (self._weight_at(t, start) < settings.min_map_weight)
+        edge = ~found & (self._weight_at(t, start) < EXTRAPOLATION.min_map_weight)
         grid_error = cv2.resize(grid.off, self.size, interpolation=cv2.INTER_LINEAR)[part]
-        edge &= grid_error < settings.max_grid_error_px
+        edge &= grid_error < EXTRAPOLATION.max_error_px
         places = np.where(found[..., None], best, start)
         return places, (found | edge) & _inside_mask(places, self.maps.size)
 

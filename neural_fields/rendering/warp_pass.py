@@ -13,6 +13,7 @@ source's, bit for bit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -41,8 +42,7 @@ class DeformationSettings:
     # Where layers in front leave at least this share of a pixel, the frame gives the layer's color.
     min_free_share: float = 0.5
     # Margin around the change in which light is measured, as a share of the frame's longer side.
-    light_margin_share: float = 0.02
-    min_light_margin_px: int = 4  # pixels that are added to that margin
+    light_margin_share: float = 0.03
 
 
 DEFAULTS = DeformationSettings()
@@ -137,8 +137,7 @@ class WarpPass(OverlayPass):
             height, width = changed.shape
             rows, columns = np.nonzero(changed)
             from_x, from_y = columns - move[..., 0][changed], rows - move[..., 1][changed]
-            settings = self.deformation
-            margin = settings.min_light_margin_px + round(settings.light_margin_share * max(height, width))
+            margin = math.ceil(self.deformation.light_margin_share * max(height, width))
             low = np.floor([min(rows.min(), from_y.min()), min(columns.min(), from_x.min())]).astype(int) - margin
             high = np.ceil([max(rows.max(), from_y.max()), max(columns.max(), from_x.max())]).astype(int) + margin + 1
             part = (

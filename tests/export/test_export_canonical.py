@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -272,6 +273,18 @@ def test_outlines_go_around_the_frames_and_bear_their_numbers(tmp_path: Path) ->
     assert drawn[118:135, 90:150].any()  # the label
     silent = guides.draw_outlines(maps, plane, range(0, 2))
     assert not np.array_equal(guide, silent)
+
+
+def test_a_layer_that_is_a_thin_line_has_no_outlines(tmp_path: Path) -> None:
+    flat, plane = flat_maps(tmp_path, 1.0), GuidePlane(0, Box(-2.0, -2.0, 3.0, 2.0), (400, 320))
+    weight = np.full((2, 2, flat.size[1] + 2, flat.size[0] + 2), 0, np.uint8)
+    weight[:, 0, 9:11] = 255
+    weight[:, 1] = 255 - weight[:, 0]
+    np.save(tmp_path / "weight.npy", weight)
+    maps = replace(flat, layers=("wire", "background"), boxes=flat.boxes * 2)
+    shutil.copy(tmp_path / "uv-background.npy", tmp_path / "uv-wire.npy")
+    assert not guides.draw_outlines(maps, plane, range(2)).any()
+    assert guides.draw_outlines(maps, replace(plane, layer=1), range(2)).any()
 
 
 def test_outlines_of_a_front_layer_go_around_what_is_seen_of_it(true_run: TrueRun) -> None:

@@ -31,3 +31,10 @@ def test_matches_that_no_transform_fits_give_none_or_the_identity(kind: str) -> 
     points = np.zeros((8, 2))
     assert find_transform(points, points, kind, 0.5) is None
     assert np.array_equal(find_transform_or_identity(points, points, kind, 0.5), np.eye(3))
+
+
+@pytest.mark.parametrize(("kind", "count"), [("similarity", 1), ("affine", 2), ("homography", 3)])
+def test_too_few_matches_give_none(kind: str, count: int) -> None:
+    points = np.random.default_rng(0).uniform(0, 100, (count, 2))
+    assert find_transform(points, points + 1, kind, 0.5) is None
+    assert find_transform(points[:0], points[:0], kind, 0.5) is None

@@ -46,6 +46,12 @@ def test_no_light_is_found_where_a_layer_is_not_seen() -> None:
     assert float(gain.table.values[1].detach().abs().max()) == 0.0
 
 
+def test_what_is_darker_than_any_shade_is_no_light() -> None:
+    mapping, texture, gain, picture = scene()
+    fit_gain(gain, mapping, texture, 1, 0.05 * picture, np.ones(SIZE[::-1], np.float32))
+    assert float(gain.table.values[1].detach().exp().min()) == pytest.approx(1 / 2.5)
+
+
 def test_a_front_layer_is_seen_only_inside_its_window() -> None:
     opacity = PixelOpacity(PixelOpacityConfig(), 1, 2, SIZE)
     with torch.no_grad():

@@ -224,9 +224,10 @@ def test_a_later_shape_deforms_what_an_earlier_one_shows(run: Run) -> None:
     assert decibels(shown, truth.frames[3], reach) >= 25
 
 
-def test_a_shape_that_moves_nothing_gives_the_source_itself(run: Run) -> None:
+@pytest.mark.parametrize("shift", [0.0, 4e-4])  # of uv: not at all, and a hundredth of a pixel
+def test_a_shape_that_moves_nothing_gives_the_source_itself(run: Run, shift: float) -> None:
     clip = make_demo_clip(2, 64, 36)
-    still = Deformation(np.zeros((2, 8, 8), np.float32), Box(-1.0, -1.0, 1.0, 1.0))
+    still = Deformation(np.full((2, 8, 8), shift, np.float32), Box(-1.0, -1.0, 1.0, 1.0))
     renderer = WarpPass(known_maps(run, clip), pictures(clip), {}, {"foreground": (still,)})
     frame = clip.frames[1]
     assert renderer.render_frame(1, frame) is frame

@@ -12,6 +12,7 @@ import torch
 
 from editors.demo import make_clip_metadata
 from neural_fields.core.progress import report_nothing
+from neural_fields.data.dataset import ClipDataset
 from neural_fields.data.flow.compute import FlowField
 from neural_fields.data.masks.layer_masks import LayerMasks
 from neural_fields.data.synthetic.planar_clips import make_demo_clip, make_translation_clip
@@ -82,6 +83,16 @@ def test_a_long_clip_with_sure_masks_is_only_looked_at_in_samples(
     assert calls == [4, 4] and np.array_equal(same.masks, given().masks)
     _, calls = refined(tmp_path, monkeypatch, (9, 0), settings)
     assert calls == [4, COUNT]
+
+
+def test_of_a_time_budget_some_is_kept_for_baking_but_no_more_than_half() -> None:
+    clip = ClipDataset(np.zeros((COUNT, HEIGHT, WIDTH, 3), np.uint8), given(), None)
+    settings = train_planar.TimeBudgetSettings(baked_megapixels_per_second=0.01)
+    baking = 3 * COUNT * HEIGHT * WIDTH / 1e4  # seconds, for three layers
+    left = [
+        train_planar._find_step_seconds(*budget, clip, settings) for budget in ((60.0, 10.0), (6.0, 1.0), (6.0, 9.0))
+    ]
+    assert left == pytest.approx([60 - 10 - baking - 3, 6 - 1 - 3, 0.1])
 
 
 @pytest.mark.parametrize(

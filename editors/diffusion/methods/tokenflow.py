@@ -57,7 +57,6 @@ class TokenMatchingSettings:
     """Settings of matching the tokens of frames by the maps."""
 
     max_distance: float = 0.8  # of the spacing of tokens: the nearest one of a frame that shows a point is no further
-    layer_distance: float = 1e3  # in units of uv: no token is the nearest of another layer's while there are others
 
 
 DEFAULTS = TokenMatchingSettings()
@@ -249,7 +248,7 @@ class TokenMatches:
             # The pixel in the middle: a mean over two layers lies in neither.
             middle = keyframes.canonical_positions[:, factor // 2 :: factor, factor // 2 :: factor].numpy().copy()
             steps = np.linalg.norm(np.diff(middle[..., :2], axis=2), axis=-1)
-            middle[..., 2] *= settings.layer_distance
+            middle[..., 2] *= 1e3  # no token of another layer is the nearest while there are others
             count = middle.shape[1] * middle.shape[2]
             tokens[count] = middle.reshape(len(middle), count, 3)
             reach[count] = settings.max_distance * float(np.median(steps)) if steps.size else 0.0

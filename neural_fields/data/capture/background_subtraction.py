@@ -30,8 +30,6 @@ class PersonMaskSettings:
 
     # The background.
     background_samples: int = 96  # number of frames, spread over the clip, from which the background is learned
-    # Samples that must show a pixel without the person; in short clips a quarter of the samples.
-    min_uncovered_frames: int = 6
     min_noise: float = 1.5  # least standard deviation of a pixel, in 8-bit levels: rounding, and what codecs leave out
     same_difference: float = 2.5  # a pixel that differs less, in units of its noise, is background
     other_difference: float = 6.0  # a pixel that differs more, in units of its noise, is probably not background
@@ -46,19 +44,17 @@ class PersonMaskSettings:
     core_scale: float = 0.5  # times the radius of the body: what surely shows the person
     flesh_scale: float = 1.2  # times the radius of the body: what probably shows the person
     reach_scale: float = 2.2  # times the radius of the body: nothing beyond shows the person
-    head_reach_rel: float = 0.14  # radius around the head beyond which nothing shows the person
-    end_reach_rel: float = 0.1  # radius around hands, feet and other ends beyond which nothing shows the person
+    end_reach_rel: float = 0.14  # radius around head, hands, feet and other ends beyond which nothing shows the person
     object_radius_rel: float = 0.05  # radius around the joint of a carried object that probably shows the object
     object_reach_rel: float = 0.16  # radius around the joint of a carried object beyond which nothing shows the object
     circles_per_bone: int = 12  # number of circles that are drawn along a bone
 
     # GrabCut, and what is kept of it.
     cut_rounds: int = 3  # iterations of GrabCut
-    min_cut_pixels: int = 20  # least pixels of the person, and of the background, for which GrabCut is run
-    # A connected component is kept if its area is at least this share of the largest one's, ...
+    # A connected component is kept if it surely shows the person, or if its area is at least this share of the largest
+    # one's, ...
     min_component_ratio: float = 0.3
     min_component_area: float = 0.0005  # ... and at least this share of the frame
-    min_sure_share: float = 0.1  # a component is kept in any case if more than this share of it surely shows the person
 
 
 DEFAULTS = PersonMaskSettings()
@@ -71,7 +67,7 @@ class StaticBackground:
     Attributes:
         color: RGB from 0 to 255; where it is unknown, the median of all frames.
         noise: standard deviation of each channel, in the same unit.
-        known: where enough frames show it.
+        known: where at least one of the sampled frames shows it.
     """
 
     color: Float[np.ndarray, "height width 3"]
@@ -117,9 +113,8 @@ class BodyViews:
                 found.append(places[parent] * (1 - along) + places[bone] * along)
                 radii.append((settings.core_scale * thick, settings.flesh_scale * thick, settings.reach_scale * thick))
             if not set(skeleton.find_children(bone)) - set(skeleton.object_joints):
-                end = settings.head_reach_rel if parent in trunk else settings.end_reach_rel
                 found.append(places[bone : bone + 1])
-                radii.append((0.0, settings.limb_radius_rel, end))
+                radii.append((0.0, settings.limb_radius_rel, settings.end_reach_rel))
         centers = np.concatenate(found)
         sizes = size * np.repeat(np.array(radii), [len(balls) for balls in found], axis=0)
 
@@ -187,7 +182,6 @@ def learn_background(
     samples = min(settings.background_samples, count)
     chosen = np.unique(np.linspace(0, count - 1, samples).round().astype(int))
     hidden = None if covered is None else np.stack([covered(int(index)) for index in chosen])
-    least = min(settings.min_uncovered_frames, max(1, len(chosen) // 4))
     height, width = frames.shape[1:3]
     color = np.empty((height, width, 3), np.float32)
     noise, known = np.empty_like(color), np.ones((height, width), bool)
@@ -196,7 +190,7 @@ def learn_background(
         part = np.s_[top : top + rows]
         values = np.stack([frames[index, part] for index in chosen]).astype(np.int16)
         uncovered = np.ones(values.shape[:3], bool) if hidden is None else ~hidden[:, part]
-        known[part] = uncovered.sum(axis=0) >= least
+        known[part] = uncovered.any(axis=0)
         uncovered |= ~known[part]
         color[part] = _compute_median(values, uncovered)
         off = np.abs(values - color[part]).astype(np.int16)
@@ -286,7 +280,7 @@ def _cut_person(frame: np.ndarray, labels: np.ndarray, settings: PersonMaskSetti
     window = np.s_[max(y - margin, 0) : y + height + margin, max(x - margin, 0) : x + width + margin]
     part = np.ascontiguousarray(labels[window])
     inner = (part == cv2.GC_FGD) | (part == cv2.GC_PR_FGD)
-    if min(np.count_nonzero(inner), np.count_nonzero(~inner)) >= settings.min_cut_pixels:
+    if inner.any() and not inner.all():
         colors = np.ascontiguousarray(frame[window])
         models = np.zeros((1, 65)), np.zeros((1, 65))
         cv2.setRNGSeed(0)  # GrabCut starts its color clusters at random places.
@@ -299,12 +293,11 @@ def _cut_person(frame: np.ndarray, labels: np.ndarray, settings: PersonMaskSetti
 def _remove_specks(mask: Region, sure: Region | None, settings: PersonMaskSettings) -> Region:
     """Keeps the components that hold what is sure, or are large, and closes pinholes in them."""
     smooth = cv2.medianBlur(np.uint8(mask), 3)
-    count, parts, stats, _ = cv2.connectedComponentsWithStats(smooth, connectivity=8)
+    _, parts, stats, _ = cv2.connectedComponentsWithStats(smooth, connectivity=8)
     areas = stats[:, cv2.CC_STAT_AREA].astype(float)
     areas[0] = 0
     kept = areas >= max(settings.min_component_ratio * areas.max(), settings.min_component_area * mask.size)
     if sure is not None:
-        held = np.bincount(parts[sure], minlength=count)
-        kept |= held > settings.min_sure_share * areas.clip(1)
+        kept[parts[sure]] = True
         kept[0] = False
     return kept[parts]

@@ -29,7 +29,7 @@ class PoseNetworkSettings:
     min_presence: float = 0.5  # a crop with a lower probability of a person in it is dropped
     min_outline: float = 0.5  # a pixel with a higher probability in the selfie segmentation is part of the person
     max_logit_gap: float = 2.0  # of the detections at most this far below the best one, the largest is taken
-    # Side of the crop / twice the distance from the hips to the edge point that the network finds.
+    # Side of the crop / twice the distance from the hips to the edge point that the network finds; as in MediaPipe.
     crop_scale: float = 1.25
     min_reach_px: float = 8.0  # least distance from the hips to the edge point, in pixels
 

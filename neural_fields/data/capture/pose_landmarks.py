@@ -60,8 +60,6 @@ class TriangulationSettings:
     min_visibility: float = 0.5  # a landmark with a lower probability of being visible is not used
     median_moments: int = 5  # length of the median filter over time, in moments
     max_error_share: float = 0.02  # a camera whose error is a larger share of the picture's longer side can be left out
-    error_cap: float = 4  # errors count up to this many times the largest allowed error when cameras are compared
-    max_swap_ratio: float = 0.98  # left and right are swapped only where that reduces the disagreement below this share
 
 
 DEFAULTS = TriangulationSettings()
@@ -201,14 +199,13 @@ class _Rays:
                 tried = flags.copy()
                 tried[index] = not tried[index]
                 error = self.swap_sides(tried).compute_disagreement()
-                if error < self.settings.max_swap_ratio * best:
+                if error < best:
                     best, flags, improved = error, tried, True
         return ~flags if 2 * flags.sum() > len(flags) else flags  # most cameras are right
 
     def compute_disagreement(self) -> float:
-        """Computes the mean reprojection error in pixels; large errors count no more than medium ones."""
-        errors = self._compute_errors_px(self._intersect_rays(self.weights))
-        return float(np.nanmean(np.minimum(errors, self.settings.error_cap * self._max_error_px())))
+        """Computes the mean reprojection error in pixels."""
+        return float(np.nanmean(self._compute_errors_px(self._intersect_rays(self.weights))))
 
     def solve_points(self) -> tuple[Float[np.ndarray, "landmarks 3"], Float[np.ndarray, "cameras landmarks"]]:
         """Solves for the points, and leaves out one camera of a point where that lowers a large error.

@@ -1,8 +1,8 @@
 """Boundary refinement: it moves outlines of masks to color edges.
 
-In a narrow band around the outline, the colors of both sides nearby give the likelihood that a pixel belongs to the
-object (mean and spread in boxes, where Bai et al. 2009, "Video SnapCut", use mixtures); the distance to the given
-outline gives the prior. Both are added as log odds. Where the colors of both sides are similar, the outline is kept.
+Near the outline, the colors of both sides give the likelihood that a pixel belongs to the object (mean and spread in
+boxes, where Bai et al. 2009, "Video SnapCut", use mixtures); the distance to the given outline gives the prior. Both
+are added as log odds. Where the colors of both sides are similar, the outline is kept.
 
 Lengths marked `_ref` are pixels of a picture whose shorter side is 240, and scale with the picture.
 """
@@ -21,16 +21,16 @@ class OutlineSettings:
     """Holds the settings of `align_outline`."""
 
     reference_side_px: int = 240  # lengths marked `_ref` are pixels of a frame whose shorter side is this long
-    band_ref: float = 3.0  # farthest that the outline can move, to either side
     sure_distance_ref: float = 2.0  # pixels further from the outline than this teach the colors of their side
     # Half the side of the box around a pixel from which the colors of the two sides are learned.
     box_radius_ref: float = 5.0
     min_pixels: int = 10  # least pixels of each side in that box; with fewer the outline stays
     # Least standard deviation of a side's colors, in 8-bit CIELAB steps: compression and noise.
     min_color_spread: float = 6.0
-    # Pixels by which log odds of one move the outline; low, since neighboring pixels repeat each other.
+    # `_ref` pixels by which log odds of one move the outline; low, since neighboring pixels repeat each other.
     color_weight: float = 0.3
-    max_odds: float = 6.0  # largest log odds that the color of one pixel gives
+    # Largest log odds that the color of one pixel gives; times `color_weight`, the farthest that the outline moves.
+    max_odds: float = 6.0
     odds_blur_px: float = 1.0  # standard deviation of the Gaussian that smooths the log odds
 
 
@@ -42,12 +42,12 @@ def align_outline(
     mask: Bool[np.ndarray, "height width"],
     settings: OutlineSettings = DEFAULTS,
 ) -> Bool[np.ndarray, "height width"]:
-    """Moves the outline of a mask by up to the width of the band to where the colors of its two sides differ.
+    """Moves the outline of a mask by at most two `_ref` pixels to where the colors of its two sides differ.
 
     Args:
         frame: RGB, 0 to 255.
         mask: mask of the object; an empty or full mask is returned unchanged.
-        settings: widths and weights.
+        settings: lengths and weights.
 
     Returns:
         The mask with its new outline.
@@ -69,8 +69,7 @@ def align_outline(
     known = (inside[0] >= settings.min_pixels) & (outside[0] >= settings.min_pixels)
     odds = np.where(known, odds, 0).clip(-settings.max_odds, settings.max_odds)
     odds = cv2.GaussianBlur(odds, (0, 0), settings.odds_blur_px)
-    moved = distance / unit + settings.color_weight * odds > 0
-    return np.where(np.abs(distance) <= settings.band_ref * unit, moved, mask)
+    return distance / unit + settings.color_weight * odds > 0
 
 
 def _measure_colors(

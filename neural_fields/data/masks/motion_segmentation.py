@@ -4,8 +4,8 @@ It has five steps at a small working size. (1) The residual of the flow against 
 frames is averaged as a vector along the trajectories: ripples cancel, a moving object does not. (2) A threshold for the
 clip (Otsu) turns it into log odds, which are propagated along the flow, so that an object that pauses is kept. (3) A
 few rounds of mean field on two bilateral grids, one coarse in space (the colors of the object nearby) and one fine
-(edges), after Maerki et al. 2016, "Bilateral Space Video Segmentation". (4) The largest components that persist are
-kept. (5) GrabCut (Rother et al. 2004) in a band around the outline in each frame, then a vote along the flow.
+(edges), after Maerki et al. 2016, "Bilateral Space Video Segmentation". (4) The result is kept if it is clear enough to
+be an object. (5) GrabCut (Rother et al. 2004) in a band around the outline in each frame, then a vote along the flow.
 
 Odds are natural logarithms, positive for the object. Speeds are in pixels a frame of a clip whose shorter side is 240.
 """
@@ -45,11 +45,8 @@ class MotionSegmentationSettings:
 
     # The homography of the background.
     sample_spacing_ref: int = 6  # distance between the flow vectors to which homographies are fitted
-    min_points: int = 8  # least vectors to which a homography is fitted
     ransac_tolerance_ref: float = 0.7  # largest error of a vector that agrees with a homography
     border_share: float = 0.18  # width of the border, where objects are rare, as a share of each side of the frame
-    # Weight of a vector in the border when two homographies are compared; others have weight 1.
-    border_weight: float = 3.0
     min_score_ratio: float = 1.25  # the homography of the border wins only if its score is this many times the other's
 
     # From the speed of each pixel to log odds.
@@ -74,13 +71,11 @@ class MotionSegmentationSettings:
     near_side_px: int = 9
     min_motion_weight: float = 0.5  # weight of the motion odds where the object is no faster than the noise
     motion_weight_gain: float = 0.1  # added to that weight for each e-fold of the threshold above the noise
-    max_log_contrast: int = 4  # most e-folds that are counted
     min_trust: float = 0.05  # added to the weight of every pixel in the averages over cells
     broad_prior_weight: float = 0.05  # weight of zeros that are added to the average of a broad cell
     narrow_prior_weight: float = 1e-3  # weight of zeros that are added to the average of a narrow cell
     # Side, in broad cells, of the window in which the local share of object pixels is measured.
     rate_window_cells: float = 2.5
-    min_rate: float = 0.03  # least value of that share
     rate_weight: float = 0.5  # how much of the log odds of that share is taken off those of the color, 0 to 1
     narrow_weight: float = 1.2  # weight of the log odds of narrow cells
     # Log odds of any pixel before the evidence; below 0 because objects cover less than half of the frame.
@@ -89,12 +84,7 @@ class MotionSegmentationSettings:
     temporal_weight: float = 0.5
     field_decay: float = 0.7  # factor of these odds per frame of distance
 
-    # What is kept, and when it is clear enough to be an object.
-    gap_side_px: int = 5  # narrower gaps, at the working size, do not separate components
-    min_component_share: float = 0.3  # a component with less than this share of the largest one's mass is dropped
-    min_presence: float = 0.8  # share of the frames in which the object must cover more than `min_area_share`
-    min_area_share: float = 0.002  # share of the frame that the object must cover there
-    max_area_share: float = 0.7  # an object that covers more of the clip than this is the background
+    # When the result is clear enough to be an object.
     min_stability: float = 0.7  # least mean IoU of a mask with the mask before, warped by the flow
     min_contrast: float = 0.8  # the object must be this much faster than its surroundings, in `_ref` pixels a frame
     # Side of the square, at the working size, that reaches from the object to its surroundings.
@@ -103,11 +93,9 @@ class MotionSegmentationSettings:
     # Holes and edges.
     fill_kernel_px: int = 5  # narrower cracks, at the working size, are closed
     filled_share: float = 0.9  # share of the object, 0 to 1, that pixels of filled holes get
-    min_cut_pixels: int = 20  # least pixels of the object, and of its surroundings, for which GrabCut is run
     # Least width of the band on each side of the edge in which GrabCut decides, at the reference size.
     min_band_px: float = 2.0
-    outer_band_share: float = 0.08  # width of the outer band as a share of the square root of the object's area, ...
-    max_outer_band_share: float = 0.03  # ... and at most this share of the longer side of the frame
+    outer_band_share: float = 0.08  # width of the outer band as a share of the square root of the object's area
     inner_band_share: float = 0.06  # width of the inner band as a share of the square root of the object's area
     # Background around the object that GrabCut uses, as a share of the longer side of the frame.
     cut_margin_share: float = 0.06
@@ -225,25 +213,24 @@ def _segment_chunk(frames: np.ndarray, flow: _WorkingFlow, settings: MotionSegme
     odds = np.where(odds < 0, settings.still_weight * odds, odds).astype(np.float32)
     odds = _average_along_flow(odds[..., None], trust, flow, settings.odds_decay)[..., 0]
 
-    # (3, 4) Color and place beside motion. Motion counts more where the object is far out of the noise.
+    # (3) Color and place beside motion. Motion counts more where the object is far out of the noise.
     noise = max(float(np.median(speed[:, ::3])), 1e-3)
-    contrast = float(np.clip(np.log(np.median(threshold) / noise), 0, settings.max_log_contrast))
+    contrast = max(float(np.log(np.median(threshold) / noise)), 0.0)
     motion_weight = settings.min_motion_weight + settings.motion_weight_gain * contrast
     share = _run_mean_field(frames, odds, trust, flow, motion_weight, settings)
 
-    # Nothing, unless the masks look like one thing that moves: seen throughout, stable, faster than what surrounds it.
+    # (4) Nothing, unless the masks look like things that move: stable, and faster than what surrounds them.
     masks = share > 0.5
-    present = masks.mean(axis=(1, 2)) > settings.min_area_share
-    if present.mean() < settings.min_presence or masks.mean() > settings.max_area_share:
-        return None
     overlaps = []
     for pair, vectors in enumerate(flow.backward):
         moved = _warp_image(masks[pair].astype(np.float32), vectors)[..., 0] > 0.5
         union = np.count_nonzero(moved | masks[pair + 1])
         overlaps.append(np.count_nonzero(moved & masks[pair + 1]) / union if union else 0.0)
+    if not np.mean(overlaps) >= settings.min_stability:
+        return None
     around = _dilate_masks(masks, settings.surround_side_px) & ~masks
     lead = np.median(speed[masks]) - (np.median(speed[around]) if around.any() else 0.0)
-    if not (np.mean(overlaps) >= settings.min_stability and lead >= settings.min_contrast):
+    if not lead >= settings.min_contrast:
         return None
 
     # (5) Edges of each frame, then a vote along the flow.
@@ -267,7 +254,7 @@ def _fit_background_flow(
     """Computes the flow of the homography that most trusted vectors agree on.
 
     A large object can outvote the background. Objects are rarely all along the border, so a second homography is
-    fitted there, and border vectors count three times when the two are compared.
+    fitted there.
     """
     height, width = trust.shape
     step = max(1, round(settings.sample_spacing_ref / unit))
@@ -278,13 +265,10 @@ def _fit_background_flow(
     pick &= trust > 0.5
     to_border = np.minimum(np.minimum(x, width - 1 - x) / width, np.minimum(y, height - 1 - y) / height)
     border = to_border < settings.border_share
-    value = np.where(border, settings.border_weight, 1.0)[pick]
     best, best_score = np.broadcast_to(np.median(vectors.reshape(-1, 2), axis=0), vectors.shape), 0.0
     tolerance = settings.ransac_tolerance_ref / unit
     for chosen in (pick, pick & border):
         start = places[chosen][:, :2]
-        if len(start) < settings.min_points:
-            continue
         end = start + vectors[chosen]
         matrix = find_transform(start, end, "homography", tolerance, max_iterations=500, confidence=0.99)
         if matrix is None:
@@ -292,7 +276,7 @@ def _fit_background_flow(
         target = places @ matrix.T.astype(np.float32)
         flow = target[..., :2] / target[..., 2:] - places[..., :2]
         gap = unit * np.linalg.norm((vectors - flow)[pick], axis=-1)
-        score = float((value * np.exp(-(gap**2))).sum())
+        score = float(np.exp(-(gap**2)).sum())
         if score > settings.min_score_ratio * best_score:
             best, best_score = flow, score
     return best
@@ -396,17 +380,17 @@ def _run_mean_field(
     weight = trust + settings.min_trust
     share = 1 / (1 + np.exp(-odds))
     for _ in range(settings.rounds):
-        near = _dilate_masks(_find_lasting(share, settings), settings.near_side_px)
+        near = _dilate_masks(share > 0.5, settings.near_side_px)
         inside = (share * near).astype(np.float32)
         rate = np.stack([cv2.blur(values, (window, window)) for values in inside])
         color = _compute_logit(broad.average_values(inside, weight, settings.broad_prior_weight))
-        color = color - settings.rate_weight * _compute_logit(np.maximum(rate, settings.min_rate))
+        color = color - settings.rate_weight * _compute_logit(rate)
         edges = _compute_logit(narrow.average_values(inside, weight, settings.narrow_prior_weight))
         total = motion_weight * odds + color + settings.narrow_weight * edges + settings.bias
         along = _average_along_flow(total[..., None], trust, flow, settings.field_decay)[..., 0]
         total = (1 - settings.temporal_weight) * total + settings.temporal_weight * along
         share = near / (1 + np.exp(-total))
-    return share * _find_lasting(share, settings)
+    return share
 
 
 # --- shape ---------------------------------------------------------------------------------------------------------
@@ -414,18 +398,6 @@ def _run_mean_field(
 
 def _dilate_masks(masks: np.ndarray, side: int) -> np.ndarray:
     return np.stack([cv2.dilate(mask.astype(np.uint8), np.ones((side, side), np.uint8)) for mask in masks]) > 0
-
-
-def _find_lasting(share: np.ndarray, settings: MotionSegmentationSettings) -> np.ndarray:
-    """Finds the connected pieces of space and time that hold most of the object; small gaps do not separate them."""
-    masks = share > 0.5
-    labels, count = ndimage.label(_dilate_masks(masks, settings.gap_side_px))
-    if count == 0:
-        return masks
-    labels[~masks] = 0
-    mass = np.bincount(labels.ravel(), share.ravel(), count + 1)
-    mass[0] = 0
-    return (mass >= settings.min_component_share * mass.max())[labels] & masks
 
 
 def _fill_holes(share: np.ndarray, settings: MotionSegmentationSettings) -> np.ndarray:
@@ -449,12 +421,11 @@ def _cut_edges(
     """Cuts one mask out by GrabCut in a band around its edge, at `size`."""
     mask = (cv2.resize(share, size, interpolation=cv2.INTER_LINEAR) > 0.5).astype(np.uint8)
     area = int(mask.sum())
-    if area < settings.min_cut_pixels:
+    if area == 0:
         return mask > 0
 
     # Only the band between `inner` and `outer` is open.
-    outer_band = min(settings.outer_band_share * area**0.5, settings.max_outer_band_share * max(size))
-    outer = cv2.dilate(mask, _make_disc(max(settings.min_band_px, outer_band)))
+    outer = cv2.dilate(mask, _make_disc(max(settings.min_band_px, settings.outer_band_share * area**0.5)))
     inner = cv2.erode(mask, _make_disc(max(settings.min_band_px, settings.inner_band_share * area**0.5)))
     labels = np.where(mask > 0, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
     labels[outer == 0] = cv2.GC_BGD
@@ -464,8 +435,7 @@ def _cut_edges(
     x, y, width, height = cv2.boundingRect(outer)
     window = np.s_[max(y - margin, 0) : y + height + margin, max(x - margin, 0) : x + width + margin]
     part = np.ascontiguousarray(labels[window])
-    known = part[(part == cv2.GC_BGD) | (part == cv2.GC_PR_BGD)]
-    if known.size < settings.min_cut_pixels:
+    if not ((part == cv2.GC_BGD) | (part == cv2.GC_PR_BGD)).any():
         return mask > 0
     colors = np.ascontiguousarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA)[window])
     cv2.setRNGSeed(0)  # GrabCut starts its color clusters at random places.

@@ -31,19 +31,12 @@ class VoteSettings:
 
     # Votes.
     vote_decay: float = 0.83  # factor of a mask's vote per frame of distance
-    # Factor of votes propagated along flow that is not trusted: even such flow is a hint.
-    doubtful_flow_weight: float = 0.25
-    # Votes added to every pixel, half of them for the object: without other votes the share is 0.5.
-    prior_votes: float = 0.02
 
     # Transforms, fitted to the flow by RANSAC.
     max_matches: int = 1500  # most flow vectors to which a transform is fitted
-    min_matches: int = 8  # least flow vectors; with fewer the transform is the identity
-    object_tolerance_px: float = 1.5  # largest error of a vector that agrees with the motion of the object
-    background_tolerance_px: float = 0.7  # largest error of a vector that agrees with the motion of the background
+    tolerance_px: float = 1.0  # largest error of a vector that agrees with a transform
 
     # Motion odds, from a histogram of how much nearer a pixel is to one motion than to the other.
-    untrusted_weight: float = 0.05  # weight of flow that is not trusted; trusted flow adds 1
     noise_ref: float = 1.0  # added to both distances; in pixels of a clip whose shorter side is 240
     bins: int = 16  # bins of the histogram
     max_log_ratio: float = 3.5  # log ratio of the two distances at which the histogram ends
@@ -80,12 +73,9 @@ def fit_object_motion(
     """
     found = []
     for mask, vectors, ok in zip(masks[:-1], flow.forward, flow.forward_ok, strict=True):
-        matrix = None
         start, end = _sample_matches(mask & ok, vectors, settings.max_matches)
-        if len(start) >= settings.min_matches:
-            matrix = find_transform(start, end, "similarity", settings.object_tolerance_px)
-        # Masks without a trusted vector stay where they are: votes for a place are better than none.
-        found.append(np.eye(3) if matrix is None else matrix)
+        # Masks without trusted vectors stay where they are: votes for a place are better than none.
+        found.append(_fit_transform(start, end, "similarity", settings))
     return found
 
 
@@ -112,7 +102,6 @@ def compute_flow_votes(
         Shares from 0 to 1; 0.5 without votes.
     """
     grid = _pixel_grid(masks.shape[1:])
-    doubt = settings.doubtful_flow_weight
 
     def carry_along_flow(values: np.ndarray, to: int, of: int) -> np.ndarray:
         later = to > of
@@ -120,7 +109,7 @@ def compute_flow_votes(
         ok = flow.backward_ok[of] if later else flow.forward_ok[to]
         places = grid + vectors
         moved = cv2.remap(values, places[..., 0], places[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
-        return moved * (doubt + (1 - doubt) * ok[..., None])
+        return moved * ok[..., None]
 
     return _collect_votes(masks, known, carry_along_flow, settings)
 
@@ -168,7 +157,7 @@ def _collect_votes(
                 total[frame] += moved
                 own += moved
             carried = own
-    return (total[..., 0] + settings.prior_votes / 2) / (total[..., 1] + settings.prior_votes)
+    return (total[..., 0] + 1e-6) / (total[..., 1] + 2e-6)  # without votes, half
 
 
 def _pixel_grid(shape: tuple[int, ...]) -> np.ndarray:
@@ -207,12 +196,13 @@ def compute_motion_odds(
     weights = np.zeros((*outside.shape, 1, 1), np.float32)
     for pair, transform in enumerate(transforms):
         where = outside[pair] & flow.forward_ok[pair]
-        background = _fit_homography(*_sample_matches(where, flow.forward[pair], settings.max_matches), settings)
+        start, end = _sample_matches(where, flow.forward[pair], settings.max_matches)
+        background = _fit_transform(start, end, "homography", settings)
         for frame, sign, vectors, ok in (
             (pair, 1, flow.forward[pair], flow.forward_ok[pair]),
             (pair + 1, -1, flow.backward[pair], flow.backward_ok[pair]),
         ):
-            weight = (settings.untrusted_weight + ok)[..., None, None].astype(np.float32)
+            weight = ok[..., None, None].astype(np.float32)
             for slot, matrix in enumerate((background, transform)):
                 target = places @ (matrix if sign > 0 else np.linalg.inv(matrix)).T.astype(np.float32)
                 away = sign * (grid + vectors - target[..., :2] / target[..., 2:])
@@ -235,10 +225,7 @@ def compute_motion_odds(
     return np.stack([table[cell] for table, cell in zip(odds, cells, strict=True)]).astype(np.float32)
 
 
-def _fit_homography(start: np.ndarray, end: np.ndarray, settings: VoteSettings) -> np.ndarray:
-    """Fits a homography to matches; the identity where there are too few, or none is found."""
-    if len(start) < settings.min_matches:
-        return np.eye(3)
-    tolerance = settings.background_tolerance_px
-    matrix = find_transform(start, end, "homography", tolerance, max_iterations=500, confidence=0.99)
+def _fit_transform(start: np.ndarray, end: np.ndarray, kind: str, settings: VoteSettings) -> np.ndarray:
+    """Fits a transform to matches; the identity where none is found that has an inverse."""
+    matrix = find_transform(start, end, kind, settings.tolerance_px, max_iterations=500, confidence=0.99)
     return np.eye(3) if matrix is None or abs(np.linalg.det(matrix)) < 1e-9 else matrix

@@ -43,11 +43,9 @@ class MaskRefinementSettings:
     overlap_frames: int = 10  # frames before and after them that vote too
     rounds: int = 3  # iterations: each uses the masks that the one before has left
     agreement_tolerance_ref: int = 2  # by this much the masks of other frames are widened before they vote
-    hidden_margin_px: int = 3  # within this distance of a hidden part the outline stays as it is
 
     # The parts of a mask.
-    # A part that is joined by a neck narrower than twice one of these is tested by itself.
-    necks_ref: tuple[int, ...] = (2, 3, 5)
+    neck_ref: int = 3  # a part that is joined by a neck narrower than twice this is tested by itself
     thin_radius_ref: float = 3.0  # thinner parts are not tested by motion: flow sees what is behind them
 
     # Weights of the evidence: a part is removed if the log odds of votes, motion and its prior sum to less than zero.
@@ -56,10 +54,7 @@ class MaskRefinementSettings:
     motion_weight: float = 0.8  # weight of the log odds by motion
     min_vote_share: float = 0.05  # shares of votes are clipped to this and to 1 minus this
     thin_prior: float = 2.0  # log odds of a thin part before the evidence: only clearly wrong ones are removed
-    attached_prior: float = 0.3  # log odds of a part that is joined by a neck, before the evidence
-    detached_prior: float = -1.0  # log odds of a piece that touches nothing else, before the evidence
-    sure_prior: float = 0.9  # added to `attached_prior` for masks without stray pieces
-    few_stray_share: float = 0.01  # share of a mask in stray pieces at which that addition falls to 1/e
+    attached_prior: float = 1.2  # log odds of a part that is joined by a neck, before the evidence
 
     votes: VoteSettings = field(default_factory=VoteSettings)
     outline: OutlineSettings = field(default_factory=OutlineSettings)
@@ -115,13 +110,10 @@ def refine_masks(
             for frame in range(first, stop):
                 slot = frame - span.start
                 left = _remove_parts(masks.masks[layer, frame], removed[slot], kept[slot])
-                # What a layer in front hides, and the outline along it, stays.
+                # What a layer in front hides stays.
                 aligned = align_outline(np.asarray(frames[frame]), left, settings.outline)
                 hidden = _unite_layers(masks.masks[:layer, frame])
-                if hidden.any():
-                    beside = _dilate_masks(hidden[None], settings.hidden_margin_px)[0]
-                    aligned = np.where(beside, left, aligned)
-                out[layer, frame] = aligned
+                out[layer, frame] = np.where(hidden, left, aligned)
         report(Progress("masks", stop, count))
     return LayerMasks(masks.names, out)
 
@@ -168,28 +160,18 @@ def _judge_layer(window: _MaskWindow, layer: int, settings: MaskRefinementSettin
     if not given.any():
         return given, np.zeros_like(given)
     shrink = min(given.shape[1:]) / settings.work_side_px
-    necks = sorted({round(neck * shrink) for neck in settings.necks_ref} - {0})
+    neck = max(1, round(settings.neck_ref * shrink))
     thin = settings.thin_radius_ref * shrink
 
-    kept, attached_prior = given, settings.attached_prior
-    for attempt in range(settings.rounds):
+    kept = given
+    for _ in range(settings.rounds):
         votes, moves = _weigh_evidence(window, kept, ~front, shrink, settings)
-
-        # Pieces that touch nothing else.
         judged = []
         for mask, vote, move in zip(kept, votes, moves, strict=True):
-            pieces = _label_parts(mask, 0)
-            judged.append(_remove_bad_parts(mask, pieces, vote, move, settings.detached_prior, thin, settings))
-        if attempt == 0:  # masks without stray pieces are sure ones: their attached parts need more against them
-            stray = 1 - sum(int(mask.sum()) for mask in judged) / int(given.sum())
-            attached_prior += settings.sure_prior * float(np.exp(-stray / settings.few_stray_share))
-
-        # Parts that hang on by a neck.
-        for t, mask in enumerate(judged):
-            for neck in necks:
-                parts = _label_parts(mask, neck)
-                mask = _remove_bad_parts(mask, parts, votes[t], moves[t], attached_prior, thin, settings)
-            judged[t] = mask
+            # Pieces that touch nothing else, then parts that hang on by a neck.
+            mask = _remove_bad_parts(mask, _label_parts(mask, 0), vote, move, 0.0, thin, settings)
+            parts = _label_parts(mask, neck)
+            judged.append(_remove_bad_parts(mask, parts, vote, move, settings.attached_prior, thin, settings))
         kept = np.stack(judged)
     return kept, given & ~kept
 

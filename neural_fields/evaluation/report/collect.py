@@ -94,7 +94,7 @@ class Report:
                 },
                 "stretch": {
                     "median": _round_finite(view.stretch),
-                    f"beyond_{self.settings.min_stretch:.0f}": _round_finite(measurements.stretched),
+                    f"beyond_{self.settings.stretch_risks[1]:.0f}": _round_finite(measurements.stretched),
                 },
                 "fold": {"share": _round_finite(measurements.folded)},
                 "residual": {"median": _round_finite(view.residual)},
@@ -138,13 +138,13 @@ def begin_survey(
         size: (width, height) of the frames.
         looked_at: numbers of the frames that will be added.
         heat: those of them in which stretch, fold-over and residual are measured.
-        settings: limits of the verdict; the survey uses `min_stretch`.
+        settings: limits of the verdict; the survey uses the second of `stretch_risks`.
 
     Raises:
         UserError: the run has no maps yet, or they are damaged.
     """
     boxes = dict(zip(run.layers, run.maps.boxes, strict=True))
-    return Survey(boxes, size, looked_at, heat, settings.min_stretch)
+    return Survey(boxes, size, looked_at, heat, settings.stretch_risks[1])
 
 
 def build_report(

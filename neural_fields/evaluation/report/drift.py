@@ -28,8 +28,6 @@ class DriftSettings:
     # Least value of that limit, in pixels: chained flow itself errs by this much in small frames.
     flow_error_px: float = 3.0
     min_weight: float = 0.5  # a point belongs to the layer that has more than this weight
-    # A point is followed while this share of the four pixels around it has consistent flow.
-    min_flow_trust: float = 0.99
 
 
 DEFAULTS = DriftSettings()
@@ -83,7 +81,8 @@ def measure_drift(maps: Maps, flow: FlowField, starts: int, settings: DriftSetti
         for t in range(start, start + span):
             x, y = ((at + np.float32(0.5)) * scale - np.float32(0.5)).T
             vector = sample_bilinear(np.asarray(flow.forward[t], np.float32), x, y)
-            trusted = sample_bilinear(np.asarray(flow.forward_ok[t], np.float32), x, y) > settings.min_flow_trust
+            # All four pixels around it have consistent flow.
+            trusted = sample_bilinear(np.asarray(flow.forward_ok[t], np.float32), x, y) > 0.99
             to = at + vector / scale
             inside = (to >= 0).all(1) & (to <= size - 1).all(1)
             at = to.astype(np.float32)

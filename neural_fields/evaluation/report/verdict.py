@@ -33,11 +33,8 @@ class VerdictSettings:
     # Where a smaller share of the pixels has consistent flow, nothing holds the maps. Clips without a cut have 0.6 or
     # more, even with fast water.
     min_flow_trust: float = 0.4
-    # A place counts as stretched from this ratio to the usual scale on: a square becomes twice as long or half as long,
-    # and letters look wrong.
-    min_stretch: float = 2.0
-    # Shares of the visible part of a layer that are stretched. Perspective alone stretches the rim of a ground plane;
-    # larger shares mean a surface that turns.
+    # Shares of the visible part of a layer that are stretched, by the second of `stretch_risks`. Perspective alone
+    # stretches the rim of a ground plane; larger shares mean a surface that turns.
     stretched_shares: tuple[float, float] = (0.10, 0.30)
     # Shares of the visible part of a layer that fold over and show an edit twice.
     folded_shares: tuple[float, float] = (0.01, 0.05)
@@ -51,7 +48,9 @@ class VerdictSettings:
     # Edit risk of a cell of a canonical image: yellow from the first number on, red from the second. Here the share of
     # the frames in which the cell folds over.
     fold_risks: tuple[float, float] = (0.01, 0.10)
-    stretch_risks: tuple[float, float] = (1.5, 2.0)  # edit risk by the ratio to the usual scale
+    # Edit risk by the ratio to the usual scale. Beyond the second a place counts as stretched: a square becomes twice
+    # as long or half as long, and letters look wrong.
+    stretch_risks: tuple[float, float] = (1.5, 2.0)
     residual_risks: tuple[float, float] = (20.0, 40.0)  # edit risk by the color error in 8-bit levels: 22 and 16 dB
     min_risk_frames: int = 3  # a cell that fewer frames show is yellow: no other frames confirm its color and place
 
@@ -73,7 +72,7 @@ class LayerMeasurements:
     name: str
     pixel_share: float  # share of all pixels of the sampled frames
     psnr: float | None  # dB, mean over the frames that show the layer
-    stretched: float | None  # share of the visible part that is stretched more than the settings' `min_stretch`
+    stretched: float | None  # share of the visible part that is stretched (see `VerdictSettings`)
     folded: float | None  # share of the visible part that folds over
     seen: float  # share of the canonical image that any frame shows
     frames_per_place: float  # number of frames that show a place; median over the visible places
@@ -351,7 +350,7 @@ def _judge_distortion(
     care, bad = settings.stretched_shares
     if layer.stretched is not None and layer.stretched >= care:
         text = (
-            f"'{layer.name}' is stretched or squeezed more than {settings.min_stretch:g}-fold in "
+            f"'{layer.name}' is stretched or squeezed more than {settings.stretch_risks[1]:g}-fold in "
             f"{layer.stretched:.1%} of its visible part: letters and circles lose their shape."
         )
         level = "bad" if layer.stretched >= bad else "care"

@@ -29,7 +29,6 @@ Color = tuple[int, int, int]
 class GuideSettings:
     """Settings of the guides."""
 
-    min_shown_share: float = 0.0005  # of a frame; a layer that fills less of it has no outline there worth drawing
     min_outline_share: float = 0.02  # of the largest outline's area; smaller ones are specks
     max_frames: int = 24  # that sizes are measured in
     cell_px: int = 2  # of the maps along a side of a cell that sizes are averaged in
@@ -82,10 +81,7 @@ def draw_outlines(maps: Maps, plane: GuidePlane, numbers: Sequence[int], setting
     weight = max(1, round(max(plane.size) / 700))
     scale = max(0.5, max(width, height) / 1800)  # of the labels
     labels: list[tuple[int, int, int, int]] = []  # left, top, right and height of those so far
-    shown = []
-    for t in range(maps.frame_count):
-        if (maps.read_layer_weight_small(t, plane.layer) >= COVERAGE.min_weight).mean() > settings.min_shown_share:
-            shown.append(t)
+    shown = [t for t in range(maps.frame_count) if _clean_mask(maps, plane.layer, t).any()]
     if shown:
         shown = [shown[i] for i in spread_indices(len(shown), 3)]
     for place, t in enumerate(shown):
@@ -95,8 +91,7 @@ def draw_outlines(maps: Maps, plane: GuidePlane, numbers: Sequence[int], setting
         uv = maps.read_uv_small(t, plane.layer)
         mask = np.ones(uv.shape[:2], np.uint8)
         if plane.layer < len(maps.layers) - 1:
-            seen = maps.read_layer_weight_small(t, plane.layer) >= COVERAGE.min_weight
-            mask = cv2.medianBlur(seen.astype(np.uint8), 5)
+            mask = _clean_mask(maps, plane.layer, t)
         contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         areas = [cv2.contourArea(line) for line in contours]
         found = []
@@ -119,6 +114,12 @@ def draw_outlines(maps: Maps, plane: GuidePlane, numbers: Sequence[int], setting
         labels.append((x, y, x + wide, high))
         _draw_with_edge(guide, partial(_draw_text, text, (x, y), scale), color, 1, settings)
     return guide
+
+
+def _clean_mask(maps: Maps, layer: int, t: int) -> Mask:
+    """Returns where a frame shows a layer, without specks and thin lines, which have no outline worth drawing."""
+    seen = maps.read_layer_weight_small(t, layer) >= COVERAGE.min_weight
+    return cv2.medianBlur(seen.astype(np.uint8), 5)
 
 
 def measure_pixels_per_texel(

@@ -55,7 +55,6 @@ class GeometrySettings:
     min_reference_area: float = 0.9  # of its largest area that a front layer must have in its reference frame
     max_reach: float = 5.0  # frame lengths between a chained frame and the reference frame
     max_magnification: float = 5.0  # a chained frame may be this many times larger or smaller than the reference frame
-    min_depth: float = 0.2  # third homogeneous coordinate of a chained corner, below which a frame counts as folded
     magnification_percentile: float = 10.0  # of the zoom over the frames: where the layer is seen nearly largest
     max_box_points: float = 4e6  # that a canonical box is measured from
     box_margin_px: float = 8.0  # around the points that a canonical box holds
@@ -277,8 +276,8 @@ def _is_sane(chained: np.ndarray, size: tuple[int, int], settings: GeometrySetti
     box = coords.frame_box(*size)
     corners = np.array([[box.u0, box.v0, 1], [box.u1, box.v0, 1], [box.u1, box.v1, 1], [box.u0, box.v1, 1]])
     placed = np.einsum("tij,cj->tci", chained, corners)
-    depth = placed[..., 2]
-    if not np.isfinite(placed).all() or (depth < settings.min_depth).any():
+    depth = placed[..., 2]  # a corner is magnified by its inverse
+    if not np.isfinite(placed).all() or (depth < 1 / settings.max_magnification).any():
         return False
     xy = placed[..., :2] / depth[..., None]
     x, y = xy[..., 0], xy[..., 1]

@@ -30,7 +30,6 @@ class OcclusionSettings:
     border_px: int = 2  # what comes from outside the region has been so near its sides
     rim_px: int = 6  # around the region that are looked at with it
     light_offset: float = 0.02  # added to colors before they are divided: black says nothing about light
-    max_light: float = 4.0  # factor of the light between two frames, up or down
 
 
 DEFAULTS = OcclusionSettings()
@@ -128,13 +127,12 @@ def estimate_light(
         seen: RGB of the frame.
         expected: RGB of the canonical image at the same places.
         inside: the pixels to look at.
-        settings: the largest factor.
+        settings: what is added to colors.
     """
     if not inside.any():
         return np.ones((1, 1, 3), np.float32)
     ratio = (seen[inside] + settings.light_offset) / (expected[inside] + settings.light_offset)
-    median = np.median(ratio, axis=0).clip(1 / settings.max_light, settings.max_light)
-    return median[None, None].astype(np.float32)
+    return np.median(ratio, axis=0)[None, None].astype(np.float32)
 
 
 def remove_specks(

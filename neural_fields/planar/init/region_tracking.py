@@ -48,19 +48,14 @@ from neural_fields.planar.init.occluders import (
 class RegionTrackingSettings:
     """Settings of the tracking of a region. A frame length is the longer side of the frame."""
 
-    min_matches: int = 24  # pixels: with fewer nothing is fitted
-    max_matches: int = 1500  # pixels that a transform is fitted to, chosen at random
-    max_error_ratio: float = 0.95  # the stiffest transform is taken if the least error is above this share of its own
     max_match_error_px: float = 3.0  # matches further from a transform are outliers
-    min_affine_share: float = 0.3  # of the region in sight; with less only a similarity is fitted
-    min_homography_share: float = 0.6  # with less an affine transform at most: what is hidden must not run away
+    # Of the region in sight; with less an affine transform at most is fitted: what is hidden must not run away.
+    min_homography_share: float = 0.6
     ring_px: int = 12  # around the region, whose motion is taken where nothing of the region is visible
     max_stray: float = 0.015  # frame lengths; flow further from the prediction is that of something else
-    max_jump: float = 0.15  # frame lengths; flow that moves a corner so far from the prediction has lost the region
     min_visible_share: float = 0.1  # of the region; with less it counts as hidden
     good_visible_share: float = 0.8  # of the region; with more its placement is certain
     max_refinements: int = 6  # of a placement where much is covered
-    min_refined_share: float = 0.98  # of the visible area that a further refinement must keep
     gauss_newton_steps: int = 8  # of a refinement
     min_step_px: float = 0.01  # of a corner; a smaller Gauss-Newton step is the last one
     corner_prior_px: float = 1.0  # by which flow may have misplaced a corner (standard deviation)
@@ -71,7 +66,8 @@ class RegionTrackingSettings:
     max_median_frames: int = 60  # that the median is taken of
     margin_px: int = 6  # around the region that its canonical image also covers
     occlusion: OcclusionSettings = field(default_factory=OcclusionSettings)
-    geometry: GeometrySettings = field(default_factory=GeometrySettings)  # of the layer that is made of the region
+    # Of the layer that is made of the region; its numbers of matches and its error ratio are those of the region, too.
+    geometry: GeometrySettings = field(default_factory=GeometrySettings)
 
 
 DEFAULTS = RegionTrackingSettings()
@@ -124,7 +120,8 @@ def track_region(
     out = np.zeros(frames.shape[:3], bool)
     for t, visible in enumerate(seen):
         min_area = max(
-            settings.min_matches, settings.min_visible_share * compute_quad_area(track.compute_quad(t), flow.size)
+            settings.geometry.min_matches,
+            settings.min_visible_share * compute_quad_area(track.compute_quad(t), flow.size),
         )
         if visible.sum() >= min_area:
             front = draw_quad_mask(track.compute_quad(t), flow.size) & ~visible
@@ -202,13 +199,6 @@ class _TrackedClip:
         quad = draw_quad_mask(self.compute_quad(transform), self.flow.size)
         return quad & ~find_occluders(self.read_picture(t), transform, canonical, quad, self.settings.occlusion)
 
-    def measure_jump(self, found: np.ndarray, predicted: np.ndarray) -> float:
-        """Measures the distance of the corners from the predicted ones, in frame lengths; inf without positions."""
-        if not np.isfinite(found).all() or abs(np.linalg.det(found)) < 1e-6:
-            return np.inf
-        distances = np.linalg.norm(self.compute_quad(found) - self.compute_quad(predicted), axis=1)
-        return float(distances.max()) / 2
-
 
 # --- from frame to frame --------------------------------------------------------------------------------------------
 
@@ -233,16 +223,16 @@ def _track_by_flow(
         before = t - 1 if t > first else t + 1
         to_here = _fit_motion(clip, before, t, seen[before], clip.compute_quad(transforms[before]))
         predicted = transforms[before] @ np.linalg.inv(to_here)
-        # Long-range flow from the drawn frame, unless it finds nothing or jumps.
+        # Long-range flow from the drawn frame, unless it finds nothing.
         found = predicted
         quad = draw_quad_mask(clip.compute_quad(predicted), clip.flow.size)
         area = int(quad.sum())
-        if area >= settings.min_matches:
+        if area >= settings.geometry.min_matches:
             views = (start, make_frame_view(np.asarray(clip.frames[t]), quad.astype(np.float32)))
             fit = partial(_fit_correction, area=area, pixel=clip.pixel_size, settings=settings)
             pairs = [np.linalg.inv(predicted)]
             placed = place_frames(views.__getitem__, pairs, 0, fit, settings=settings.geometry.placement)[1].transform
-            if clip.measure_jump(placed, predicted) < settings.max_jump:
+            if _is_regular(placed):
                 found = placed
         # Of the two the one is taken that shows more of the region.
         candidates = [_refine_placement(clip, t, transform, drawn) for transform in (found, predicted)]
@@ -263,12 +253,12 @@ def _fit_motion(
     vectors = (clip.flow.forward if is_forward else clip.flow.backward)[pair].astype(np.float32)
     ok = np.asarray((clip.flow.forward_ok if is_forward else clip.flow.backward_ok)[pair])
     kind, chosen = "affine", seen & ok
-    if chosen.sum() < max(settings.min_matches, settings.min_visible_share * compute_quad_area(quad, size)):
+    if chosen.sum() < max(settings.geometry.min_matches, settings.min_visible_share * compute_quad_area(quad, size)):
         whole = draw_quad_mask(quad, size).astype(np.uint8)
         side = 2 * settings.ring_px + 1
         ring = cv2.dilate(whole, np.ones((side, side), np.uint8)) > whole
         kind, chosen = "similarity", ring & ok
-    if chosen.sum() < settings.min_matches:
+    if chosen.sum() < settings.geometry.min_matches:
         return np.eye(3)
     start = pixel_positions(*size)[chosen]
     return _fit_stiffest(start, start + vectors[chosen] * clip.pixel_size, kind, clip.pixel_size, settings)
@@ -290,14 +280,9 @@ def _fit_correction(
     near = (
         np.linalg.norm(apply_homography(predicted, xy) - uv, axis=1) < 2 * settings.max_stray
     )  # occluders move otherwise
-    if near.sum() < settings.min_matches:
+    if near.sum() < settings.geometry.min_matches:
         return predicted
-    share = near.sum() / area
-    freest = "similarity"
-    if share > settings.min_homography_share:
-        freest = "homography"
-    elif share > settings.min_affine_share:
-        freest = "affine"
+    freest = "homography" if near.sum() > settings.min_homography_share * area else "affine"
     return _fit_stiffest(apply_homography(predicted, xy)[near], uv[near], freest, pixel, settings) @ predicted
 
 
@@ -314,13 +299,13 @@ def _fit_stiffest(
     """
     kinds = ["similarity", "affine", "homography"]
     del kinds[kinds.index(freest) + 1 :]
-    chosen = np.random.default_rng(len(start)).permutation(len(start))[: settings.max_matches]
+    chosen = np.random.default_rng(len(start)).permutation(len(start))[: settings.geometry.max_matches]
     a, b = (np.ascontiguousarray(points[chosen], np.float64) for points in (start, end))
     found = [find_transform_or_identity(a, b, kind, pixel) for kind in kinds]
     limit = settings.max_match_error_px * pixel
     errors = [np.minimum(np.linalg.norm(apply_homography(matrix, a) - b, axis=1), limit).mean() for matrix in found]
     best = min(errors)
-    return next(m for m, error in zip(found, errors, strict=True) if settings.max_error_ratio * error <= best)
+    return next(m for m, error in zip(found, errors, strict=True) if settings.geometry.max_error_ratio * error <= best)
 
 
 # --- against the median ---------------------------------------------------------------------------------------------
@@ -400,20 +385,18 @@ def _refine_placement(
 ) -> tuple[np.ndarray, Bool[np.ndarray, "height width"]]:
     """Refines the transform of a frame against a canonical image; also returns the visibility of the region there.
 
-    Where much is covered it is refined again and again, unless less of the region is visible that way: a wrong
-    placement takes parts of the region for something in front.
+    Where much seems covered it is refined again: a wrong placement takes parts of the region for something in front.
     """
     settings = clip.settings
-    best, visible = start, clip.visibility_mask(t, start, canonical)
-    for attempt in range(settings.max_refinements):
-        transform = _minimize_color_difference(clip, t, best, canonical, visible)
-        visible_now = clip.visibility_mask(t, transform, canonical)
-        if attempt and visible_now.sum() < settings.min_refined_share * visible.sum():
+    transform, visible = start, clip.visibility_mask(t, start, canonical)
+    for _ in range(settings.max_refinements):
+        transform = _minimize_color_difference(clip, t, transform, canonical, visible)
+        visible = clip.visibility_mask(t, transform, canonical)
+        if visible.sum() > settings.good_visible_share * compute_quad_area(
+            clip.compute_quad(transform), clip.flow.size
+        ):
             break
-        best, visible = transform, visible_now
-        if visible.sum() > settings.good_visible_share * compute_quad_area(clip.compute_quad(best), clip.flow.size):
-            break
-    return best, visible
+    return transform, visible
 
 
 def _minimize_color_difference(
@@ -446,7 +429,7 @@ def _minimize_color_difference(
         frame = cv2.remap(picture, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         known = cv2.remap(sure.astype(np.float32), x, y, cv2.INTER_LINEAR, borderValue=0)
         used = inside & (known > 0.99)
-        if used.sum() < settings.min_matches:
+        if used.sum() < settings.geometry.min_matches:
             break
         frame = frame / estimate_light(frame, target, used, settings.occlusion)
         slope = [(np.gradient(frame, axis=axis) + np.gradient(target, axis=axis))[used] / 2 for axis in (1, 0)]
@@ -465,4 +448,9 @@ def _minimize_color_difference(
         transform = cv2.getPerspectiveTransform(moved.astype(np.float32), corners.astype(np.float32)) @ transform
         if np.abs(change).max() < settings.min_step_px * pixel:
             break
-    return transform / transform[2, 2] if clip.measure_jump(transform, start) < settings.max_jump else start
+    return transform / transform[2, 2] if _is_regular(transform) else start
+
+
+def _is_regular(transform: np.ndarray) -> bool:
+    """Tells whether a transform is finite and has an inverse."""
+    return bool(np.isfinite(transform).all() and abs(np.linalg.det(transform)) >= 1e-6)

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float
 
+from neural_fields.atlas.uv_extrapolation import DEFAULTS as EXTRAPOLATION
 from neural_fields.atlas.uv_extrapolation import ExtrapolatedMap, extrapolate_uv
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.data.flow.compute import compute_pair_flow
@@ -25,9 +26,6 @@ from neural_fields.imaging.push_pull import pull_push
 class LayerMotionSettings:
     """Settings of the motion of layers."""
 
-    min_map_weight: float = 0.5  # the map of a layer is used where the layer has at least this weight
-    max_error_px: float = 1.0  # a position with a larger error, in pixels of the maps, was not found
-    min_known_points: int = 12  # points of the grid that must have a motion; with fewer the layer stands still
     grid_step_px: int = 6  # pixels of the maps from one point of the grid to the next
     grid_margin_share: float = 0.1  # how far the grid reaches beyond the frame, as a share of the longer side
     map_samples: int = 320  # samples of a map along its longer side; enough, as maps are smooth
@@ -168,7 +166,7 @@ class LayerMotionEstimator:
             for appearance in (one, moved)
         )
         rest, ok = compute_pair_flow(first, second)
-        ok &= (one.confidence > settings.min_confidence) & (one.rgba[..., 3] > settings.min_map_weight)
+        ok &= (one.confidence > settings.min_confidence) & (one.rgba[..., 3] > EXTRAPOLATION.min_map_weight)
         if not ok.any():
             return LayerMotion(step, bend)
         rest *= np.array(self.maps.size, np.float32) / np.array(self.compared, np.float32)
@@ -200,18 +198,18 @@ class LayerMotionEstimator:
         if one is None or other is None:
             return still, nowhere, still
         weight = self._sample_on_grid(self.maps.read_layer_weight_small(t, layer), cv2.BORDER_CONSTANT)
-        seen = weight >= settings.min_map_weight
+        seen = weight >= EXTRAPOLATION.min_map_weight
         points = self.grid.points[seen]
         uv = one.at(points)
         there, off = other.solve(uv, points)
-        step, known = there - points, off < settings.max_error_px
-        if known.sum() < settings.min_known_points:
+        step, known = there - points, off < EXTRAPOLATION.max_error_px
+        if not known.any():
             return still, nowhere, still
         bends = []
         for extended, start in ((before, points - step), (after, there + step)):
             if extended is not None:
                 place, lost = extended.solve(uv, start)
-                bends.append((place - start) * (lost < settings.max_error_px)[:, None])
+                bends.append((place - start) * (lost < EXTRAPOLATION.max_error_px)[:, None])
         bend = np.mean(bends, axis=0) if bends else np.zeros_like(step)
         length = np.linalg.norm(bend, axis=1)
         max_length = settings.max_bend * np.linalg.norm(step, axis=1)
@@ -255,7 +253,7 @@ class LayerMotionEstimator:
         stride = max(1, round(max(self.maps.size) / self.settings.map_samples))
         every = (slice(stride // 2, None, stride),) * 2
         uv, weight = self.maps.read_uv_small(t, layer)[every], self.maps.read_layer_weight_small(t, layer)[every]
-        found = extrapolate_uv(np.ascontiguousarray(uv), weight >= self.settings.min_map_weight)
+        found = extrapolate_uv(np.ascontiguousarray(uv), weight >= EXTRAPOLATION.min_map_weight)
         return None if found is None else _SubsampledMap(found, stride)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from editors.cli.main import main
 from neural_fields.core.errors import UserError
-from neural_fields.data.capture import build
+from neural_fields.data.capture import build, pose_estimation
 from neural_fields.data.capture.background_subtraction import (
     BodyViews,
     find_trunk_joints,
@@ -108,6 +108,12 @@ def test_without_bones_what_differs_from_a_still_background_is_the_person() -> N
     found = segment_person(frames.round().astype(np.uint8), None, still=True)
     assert overlap(found, truth) > 0.95
     assert segment_person(frames[:1].repeat(5, axis=0).round().astype(np.uint8), None, still=True) is None
+
+
+def test_a_few_pixels_are_no_person() -> None:
+    frames = np.random.default_rng(1).normal(120, 2, (6, 120, 160, 3))
+    frames[3, 50:53, 70:73] += 90
+    assert segment_person(frames.round().astype(np.uint8), None, still=True) is None
 
 
 def test_the_background_is_learnt_where_the_person_is_not() -> None:
@@ -248,7 +254,7 @@ def test_cameras_that_do_not_belong_to_the_videos_are_refused(films: SimpleNames
     assert "2 videos and 3 cameras" in error.what and "cam_03" in error.why
     lying = {name: camera(0.3, (SIZE[1], SIZE[0])) for name in ("cam_01", "cam_02")}
     error = refused(films, videos=[films.videos[1]], cameras=write_calibration(tmp_path / "lying.toml", lying))
-    assert error.what == "frame 0 of cam02 is 120x160, its camera 160x120" and "upright" in error.why
+    assert error.what == "frame 0 of cam02 is 120x160, its camera 160x120" and "portrait" in error.why
     every_third = pictures(tmp_path, ["1.png", "2.png", "3.png"])
     assert refused(films, videos=[films.videos[1]], cameras=every_third).fix.endswith("--frames 0:8:3")
     assert "no cameras" in refused(films, videos=films.videos[1:], cameras=tmp_path / "nowhere.json").what
@@ -299,7 +305,7 @@ def test_points_are_found_although_a_camera_swaps_left_and_right_and_loses_one()
     detections[2][4].pixels[0] += 40  # the nose, far off
     hidden = detections[0][5].visibility, detections[1][5].visibility
     for visible in hidden:
-        visible[LANDMARKS.index("left_knee")] = 0  # seen by one camera only
+        visible[LANDMARKS.index("left_knee")] = 0.4  # seen well by one camera only
     views: list[list[tuple[Camera, PersonDetection | None]]] = [
         [(seen, detection) for detection in row] for seen, row in zip(cameras, detections, strict=True)
     ]
@@ -309,6 +315,39 @@ def test_points_are_found_although_a_camera_swaps_left_and_right_and_loses_one()
     assert found.filled_count == 1 and found.median_error_px < 1e-6
     assert wrong[2:4].max() < 1e-9  # away from the ends a median of five keeps a steady motion
     assert np.linalg.norm(compute_skeleton_joints(found.points)[3, 0] - points[3, 23:25].mean(axis=0)) < 1e-9
+
+
+def triangulate(cameras: list[Camera], detections: list[list[PersonDetection]]) -> np.ndarray:
+    return triangulate_landmarks(
+        [[(seen, detection) for detection in row] for seen, row in zip(cameras, detections, strict=True)]
+    ).points
+
+
+def test_a_camera_that_is_far_off_the_others_point_does_not_count() -> None:
+    cameras, points = [camera(angle) for angle in (-0.8, 0.1, 0.9)], body_points(1)
+    detections = [[sighting(seen, points[0])] for seen in cameras]
+    detections[2][0].pixels[0] += 40
+    assert np.allclose(triangulate(cameras, detections), points, atol=1e-9)
+
+
+def test_a_jump_for_two_moments_is_no_movement() -> None:
+    cameras, points = [camera(angle) for angle in (-0.8, 0.1)], body_points(1).repeat(7, axis=0)
+    seen_points = points.copy()
+    seen_points[3:5, 0] += 0.3
+    detections = [[sighting(seen, places) for places in seen_points] for seen in cameras]
+    assert np.allclose(triangulate(cameras, detections), points, atol=1e-9)
+
+
+def test_of_several_people_the_largest_that_is_likely_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes, logits = np.zeros((1, 2254, 12)), np.full((1, 2254, 1), -10.0)
+    for guess, (logit, reach) in enumerate([(3.0, 10.0), (2.0, 30.0), (0.5, 60.0)]):
+        logits[0, guess], boxes[0, guess, 6] = logit, reach  # from the hips to the edge point
+    monkeypatch.setattr(pose_estimation, "_run_network", lambda *given: (boxes, logits))
+    crop = PoseNetwork()._detect_person(np.zeros((224, 224, 3), np.uint8))
+    assert crop is not None and crop.side == pytest.approx(2 * 1.25 * 30)
+    boxes[:] = 0  # the network finds both points at the same place
+    crop = PoseNetwork()._detect_person(np.zeros((224, 224, 3), np.uint8))
+    assert crop is not None and crop.side > 8
 
 
 class OnePerson:

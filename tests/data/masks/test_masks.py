@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from neural_fields.core.errors import ExitCode, UserError
-from neural_fields.data.flow.compute import compute_flow
+from neural_fields.data.flow.compute import FlowField, compute_flow
 from neural_fields.data.masks.layer_masks import find_masks, load_masks, mask_iou
 from neural_fields.data.masks.motion_segmentation import segment_motion
 from neural_fields.data.video import io
@@ -208,6 +208,18 @@ def test_a_pan_without_an_object_and_a_still_clip_give_no_layer(tmp_path: Path) 
     for clip in (frames, np.repeat(frames[:1], 5, axis=0), np.zeros_like(frames), frames[:1]):
         layers = find_masks(clip, compute_flow(clip, tmp_path))
         assert layers.names == () and layers.masks.shape == (0, *clip.shape[:3])
+
+
+def test_what_jumps_about_against_its_own_flow_is_no_object() -> None:
+    masks, random = np.zeros((10, 60, 80), bool), np.random.default_rng(3)
+    for mask in masks:
+        x, y = random.integers(0, (60, 40))
+        mask[y : y + 20, x : x + 20] = True
+    frames = np.where(masks[..., None], np.uint8(200), panning(6, with_object=False)[0][:1, :60, :80])
+    moved = np.array([2, 0], np.float32)
+    ok = np.ones(masks[1:].shape, bool)
+    flow = FlowField(masks[:-1, ..., None] * moved, -(masks[1:, ..., None] * moved), ok, ok)
+    assert segment_motion(frames, flow) is None
 
 
 @pytest.mark.slow

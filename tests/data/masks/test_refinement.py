@@ -11,7 +11,12 @@ import pytest
 from neural_fields.data.flow.compute import FlowField, compute_flow
 from neural_fields.data.masks.boundaries import align_outline
 from neural_fields.data.masks.layer_masks import LayerMasks, load_masks, mask_iou
-from neural_fields.data.masks.propagation import NeighborFlow, compute_flow_votes, compute_object_votes
+from neural_fields.data.masks.propagation import (
+    NeighborFlow,
+    compute_flow_votes,
+    compute_motion_odds,
+    compute_object_votes,
+)
 from neural_fields.data.masks.refinement import MaskRefinementSettings, refine_masks
 from neural_fields.data.video.io import read_video
 
@@ -205,6 +210,14 @@ def test_a_hidden_mask_does_not_vote() -> None:
     shift = np.array([[1.0, 0, OWN[0]], [0, 1, OWN[1]], [0, 0, 1]])
     nobody = compute_object_votes(masks, np.zeros_like(masks), [shift] * (COUNT - 1))
     assert np.allclose(nobody, 0.5)
+
+
+def test_no_motion_alone_is_a_proof() -> None:
+    _, masks, flow = scene()
+    motion = NeighborFlow(flow.forward, flow.backward, flow.forward_ok, flow.backward_ok)
+    shift = np.array([[1.0, 0, OWN[0]], [0, 1, OWN[1]], [0, 0, 1]])
+    odds = compute_motion_odds(masks, ~masks, motion, [shift] * (COUNT - 1), 1.0)
+    assert odds[masks].min() > 1 and odds[~masks].max() < -1 and np.abs(odds).max() < 5
 
 
 # --- real clips ----------------------------------------------------------------------------------------------------

@@ -151,6 +151,17 @@ def test_a_new_object_is_cut_out_of_what_was_painted() -> None:
     assert iou(segment_new_object(seen, edited, before), new) > 0.95
 
 
+def test_a_new_object_is_cut_out_too_where_a_model_changed_all_that_it_might() -> None:
+    generator = np.random.default_rng(0)
+    seen = (0.5 + 0.1 * generator.random((96, 128, 3))).astype(np.float32)
+    before, new = blob(np.eye(2, 3)), blob(np.array([[1.1, 0, -6], [0, 1.05, -3.0]]))
+    seen[before] = (0.2, 0.2, 0.7)
+    painted = cv2.dilate(before.astype(np.uint8), np.ones((15, 15), np.uint8)) > 0
+    edited = np.where(painted[..., None], 0.55 + 0.1 * np.sign(generator.standard_normal(seen.shape)), seen)
+    edited[new] = (0.9, 0.3, 0.1)
+    assert iou(segment_new_object(seen, edited.astype(np.float32), before), new) > 0.95
+
+
 # --- on a run --------------------------------------------------------------------------------------------------------
 
 

@@ -104,6 +104,12 @@ def test_paint_off_the_layer_is_left_out_and_said() -> None:
     assert any("left out" in note for note in overlay.notes)
 
 
+def test_a_few_lost_pixels_are_not_worth_a_note() -> None:
+    weight = np.where((Y == 30) & (X > 40) & (X < 45), 0.0, 1.0)
+    maps = frame_maps(IDENTITY, (120, 96), weight)
+    assert lift_frame(paint(), SOURCE, maps, "foreground")["foreground"].notes == ()
+
+
 def test_a_layer_that_is_not_seen_and_an_untouched_frame_are_refused() -> None:
     maps = frame_maps(IDENTITY, (120, 96), 0.0)
     with pytest.raises(UserError, match="not seen under the paint"):

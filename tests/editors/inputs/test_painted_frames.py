@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from editors.inputs.painted_frames import lift_frames
+from editors.inputs.painted_frames import LiftedFrame, lift_frames, merge_votes
 from neural_fields.atlas import canonical
 from neural_fields.atlas.canonical import Overlay
 from neural_fields.atlas.uv_maps import Maps
@@ -52,6 +52,32 @@ def fidelity(true_run: TrueRun, overlays: dict[str, Overlay], truth: np.ndarray)
     """PSNR where the true edit changes something, over all frames."""
     changed = np.stack([cv2.absdiff(a, b).max(axis=-1) > 2 for a, b in zip(truth, true_run.clip.frames, strict=True)])
     return metrics.psnr(np.stack(rendered(true_run, overlays)), truth, changed)
+
+
+def notes_on(first: np.ndarray, *others: np.ndarray) -> tuple[str, ...]:
+    """What is said of frames that see a layer equally well and were painted so, straight RGBA."""
+    votes = [
+        LiftedFrame(number, Overlay(rgba.astype(np.float32), BOX), np.ones(rgba.shape[:2], np.float32), 1)
+        for number, rgba in enumerate((first, *others))
+    ]
+    return merge_votes("foreground", votes).notes
+
+
+BOX = Box(0.0, 0.0, 1.0, 1.0)
+
+
+def test_frames_are_said_to_differ_where_their_solid_paint_has_clearly_another_color() -> None:
+    paint = np.zeros((40, 40, 4))
+    paint[5:35, 5:35] = (0.5, 0.5, 0.5, 1)
+    far, near, few, edge = paint.copy(), paint.copy(), paint.copy(), paint.copy()
+    far[5:35, 5:20, :3] = 0.7
+    near[5:35, 5:20, :3] = 0.55
+    few[6:8, 6:8, :3] = 0.9
+    edge[5:35, 5:20] = (0.9, 0.9, 0.9, 0.3)
+    (note,) = notes_on(paint, far, paint)
+    assert note.startswith("frame 1 differs from frames 0 and 2 on ")
+    for other in (near, few, edge):
+        assert notes_on(paint, other, paint) == ()
 
 
 def test_an_unknown_layer_is_refused_before_any_work(true_run: TrueRun) -> None:

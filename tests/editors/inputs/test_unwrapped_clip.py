@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 
 from editors.api import edit
-from editors.inputs.frame_change import find_frame_paint
-from editors.inputs.unwrapped_clip import read_unwrapped_paint
+from editors.inputs.unwrapped_clip import DEFAULTS, FrameComparison, read_unwrapped_paint
 from neural_fields.atlas import canonical
 from neural_fields.atlas.uv_maps import Maps
 from neural_fields.core.coords import Box
@@ -28,7 +27,7 @@ from neural_fields.data.video.io import probe_video, rgba_frames, source_frames,
 from neural_fields.evaluation.metrics import psnr
 from neural_fields.export.base import export_run
 from neural_fields.export.options import ExportOptions
-from neural_fields.export.pictures.unwrapped import UnwrappedExporter, parse_unwrapped_size
+from neural_fields.export.pictures.unwrapped import CanonicalFill, UnwrappedExporter, parse_unwrapped_size
 from neural_fields.open_runs.opening import require_planar
 from neural_fields.rendering.render_planar import open_passes
 from neural_fields.rendering.uv_space import CanonicalPlane, UnwrappedFrame
@@ -341,12 +340,40 @@ def test_the_layer_of_a_clip_is_what_its_export_says_or_asked_for(run: Run) -> N
         read_unwrapped_paint(require_planar(run, "the test"), clip)
 
 
-def test_paint_is_found_to_the_texel_in_a_lossless_file() -> None:
-    generator = np.random.default_rng(0)
-    base = generator.integers(0, 256, (40, 60, 3), np.uint8)
-    after = base.copy()
-    after[10:20, 30:50] = 255 - after[10:20, 30:50] // 2
-    off = np.abs(after.astype(int) - base).max(axis=-1)
-    found = find_frame_paint(after, base, np.ones((40, 60), bool), is_lossy=False)
-    assert found is not None and ((found > 0) == (off > 1)).all() and (found[off > 3] == 1).all()
-    assert find_frame_paint(base, base, np.ones((40, 60), bool), is_lossy=True) is None
+# --- one frame -------------------------------------------------------------------------------------------------------
+
+
+def half_seen(columns: int = 30) -> tuple[UnwrappedFrame, CanonicalFill]:
+    """A flat frame whose first columns are seen, and a picture around it: dark, and white in its last rows."""
+    visibility = np.zeros((60, 90), np.float32)
+    visibility[:, :columns] = 1
+    color = np.random.default_rng(0).integers(40, 200, (60, 90, 3), np.uint8)
+    color[visibility == 0] = 0
+    behind = np.random.default_rng(1).uniform(0.1, 0.25, (60, 90, 3)).astype(np.float32)
+    behind[45:] = 1
+    return UnwrappedFrame(color, visibility, np.ones((60, 90, 3), np.float32)), CanonicalFill(behind)
+
+
+def test_paint_next_to_what_a_frame_shows_is_kept_and_paint_far_from_it_is_not() -> None:
+    flat, filling = half_seen()
+    painted = flat.color.copy()
+    painted[20:30, 32:40] = painted[20:30, 70:80] = 250
+    found = FrameComparison(filling, False, DEFAULTS).find_paint(flat, painted)
+    assert found is not None and found[0] == np.s_[20:30, 32:40]
+
+
+def test_strong_paint_does_not_hide_what_the_clip_was_painted_on() -> None:
+    flat, filling = half_seen()
+    painted = filling.fill_frame(flat)
+    painted[45:, 30:] = 0
+    found = FrameComparison(filling, False, DEFAULTS).find_paint(flat, painted)
+    assert found is not None and found[0] == np.s_[45:60, 30:46]
+
+
+def test_a_frame_that_is_seen_nearly_everywhere_does_not_tell_what_the_clip_was_painted_on() -> None:
+    comparison = FrameComparison(half_seen()[1], False, DEFAULTS)
+    nearly, _ = half_seen(89)
+    painted = comparison.filling.fill_frame(nearly)  # as if it had been painted like the picture around it
+    assert comparison.find_paint(nearly, painted) is not None
+    flat, _ = half_seen()
+    assert comparison.find_paint(flat, flat.color) is None

@@ -1,0 +1,41 @@
+"""The overlay pass: what it leaves out to save time would not have changed a pixel."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from neural_fields.atlas.canonical import CanonicalImage, Overlay
+from neural_fields.core.coords import Box
+from neural_fields.rendering.overlay_pass import DEFAULTS, OverlayPass, build_overlay_pyramid
+from tests.support.pixel_maps import HEIGHT, WIDTH, pixel_maps
+
+
+def painted(texels: int) -> Overlay:
+    """A square of 10 pixels, with so many texels to a pixel."""
+    rgba = np.broadcast_to(np.array((1, 0.2, 0.1, 1), np.float32), (10 * texels, 10 * texels, 4)).copy()
+    return Overlay(rgba, Box(30.0, 20.0, 40.0, 30.0))
+
+
+@pytest.mark.parametrize(("texels", "scale"), [(1, 4), (4, 1), (4, 4)])
+def test_margins_around_paint_are_wide_enough(tmp_path: Path, texels: int, scale: int) -> None:
+    maps = pixel_maps(tmp_path, [0.0])
+    gray = torch.cat([torch.full((3, 8, 8), 100 / 255), torch.ones(1, 8, 8)])
+    pictures = {"layer 0": CanonicalImage(gray, maps.boxes[0], "layer 0")}
+    frame = np.full((scale * HEIGHT, scale * WIDTH, 3), 100, np.uint8)
+    everywhere = replace(DEFAULTS, reach_px=200)
+    paint = {"layer 0": painted(texels)}
+    shown, whole = (
+        OverlayPass(maps, pictures, paint, settings=settings).render_frame(0, frame)
+        for settings in (DEFAULTS, everywhere)
+    )
+    assert (shown != 100).any() and np.array_equal(shown, whole)
+
+
+def test_an_overlay_is_halved_four_times_or_until_hardly_anything_is_left() -> None:
+    sides = [[level.shape[0] for level in build_overlay_pyramid(painted(texels)).levels] for texels in (100, 2)]
+    assert sides == [[1000, 500, 250, 125, 63], [20, 10, 5]]
