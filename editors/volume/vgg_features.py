@@ -74,7 +74,8 @@ def load_backbone(path: Path, device: torch.device | None = None) -> FeatureBack
         is_safe = path.suffix == ".safetensors"
         tensors: object = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as problem:  # torch raises some ten unrelated types for a file that is no checkpoint
-        raise _damaged_file(path, problem) from problem
+        why = next(iter(str(problem).splitlines()), type(problem).__name__)
+        raise bad_input(f"{path} cannot be read", where=str(path), why=why, fix="fetch the file again") from problem
     state: dict[str, Tensor] = {}
     for name, value in tensors.items() if isinstance(tensors, dict) else ():
         if isinstance(value, Tensor) and str(name).startswith("features."):
@@ -123,11 +124,6 @@ def load_backbone(path: Path, device: torch.device | None = None) -> FeatureBack
         why="expected torchvision's VGG-16, SqueezeNet 1.1 or AlexNet",
         fix="--features vgg16-397923af.pth, as torchvision fetches it",
     )
-
-
-def _damaged_file(path: Path, problem: Exception) -> Exception:
-    why = next(iter(str(problem).splitlines()), type(problem).__name__)
-    return bad_input(f"{path} cannot be read", where=str(path), why=why, fix="fetch the file again")
 
 
 def _make_convolution(state: Mapping[str, Tensor], name: str, stride: int = 1, padding: int = 0) -> FeatureStep:

@@ -114,7 +114,8 @@ def prepare_clip(
             cuts = find_cuts(frames, flow)
 
     masks = charts or _load_masks(source, options, flow, size, notes, report)
-    masks = _map_large_masks(masks, run.cache)
+    if masks.masks.nbytes >= FILE_BACKED_FROM_BYTES and not isinstance(masks.masks, np.memmap):
+        masks = _store_masks(masks, run.cache / f"masks-{_hash_masks(masks)}.npy")  # so that they do not fill memory
     if flow is not None and _should_refine_masks(config, options, frames, settings):
         masks = _refine_given_masks(run.cache, frames, flow, masks, report, settings)
     clip = ClipDataset(frames, masks, flow, cuts=cuts)
@@ -157,13 +158,6 @@ def _load_masks(
 
 
 # --- masks: large ones in files, the user's refined -----------------------------------------------------------------
-
-
-def _map_large_masks(masks: LayerMasks, cache: Path, min_bytes: int = FILE_BACKED_FROM_BYTES) -> LayerMasks:
-    """Maps masks of at least `min_bytes` from a file in `cache`, so that they do not fill memory."""
-    if masks.masks.nbytes < min_bytes or isinstance(masks.masks, np.memmap):
-        return masks
-    return _store_masks(masks, cache / f"masks-{_hash_masks(masks)}.npy")
 
 
 def _store_masks(masks: LayerMasks, path: Path) -> LayerMasks:

@@ -116,10 +116,20 @@ def test_only_masks_of_a_users_own_are_refined_and_only_where_that_can_work(
     )
 
 
-def test_many_masks_are_mapped_from_a_file_with_the_same_content(tmp_path: Path) -> None:
-    mapped = inputs._map_large_masks(given(), tmp_path, min_bytes=100)
-    assert isinstance(mapped.masks, np.memmap) and np.array_equal(mapped.masks, given().masks)
-    assert inputs._map_large_masks(mapped, tmp_path, min_bytes=100) is mapped
+def make_black_video() -> Video:
+    frames = np.zeros((COUNT, HEIGHT, WIDTH, 3), np.uint8)
+    metadata = make_metadata((WIDTH, HEIGHT), COUNT, Fraction(24))
+    return Video(frames, metadata.timestamps, metadata, (0, COUNT, 1))
+
+
+def test_many_masks_are_mapped_from_a_file_with_the_same_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "a.npy", given().masks[0])
+    monkeypatch.setattr(inputs, "FILE_BACKED_FROM_BYTES", 100)
+    options, config = TrainOptions(masks=(str(tmp_path / "a.npy"),)), load_planar_config("lna")
+    clip, _ = inputs.prepare_clip(Run.create(tmp_path / "run"), make_black_video(), options, config)
+    assert isinstance(clip.masks.masks, np.memmap) and np.array_equal(clip.masks.masks[0], given().masks[0])
 
 
 def test_flow_is_computed_on_the_device_of_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,9 +140,7 @@ def test_flow_is_computed_on_the_device_of_the_training(tmp_path: Path, monkeypa
         return still()
 
     monkeypatch.setattr(inputs, inputs.compute_flow.__name__, compute)
-    frames = np.zeros((COUNT, HEIGHT, WIDTH, 3), np.uint8)
-    metadata = make_metadata((WIDTH, HEIGHT), COUNT, Fraction(24))
-    video = Video(frames, metadata.timestamps, metadata, (0, COUNT, 1))
+    video = make_black_video()
     run = Run.create(tmp_path / "run")
     options = TrainOptions(masks=("none",), flow="raft")
     make_clip = inputs.prepare_clip

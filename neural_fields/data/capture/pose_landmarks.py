@@ -148,12 +148,13 @@ def triangulate_landmarks(
     return TriangulatedLandmarks(filtered, float(np.median(errors)), int(gone.sum()))
 
 
-def _mirror_name(name: str) -> str:
-    """Returns the name of a landmark's partner on the other side; its own in the middle."""
-    return name.replace("left", "right") if "left" in name else name.replace("right", "left")
-
-
-_OTHER_SIDE = np.array([LANDMARKS.index(_mirror_name(name)) for name in LANDMARKS])
+# The partner of each landmark on the other side; the landmark itself in the middle.
+_OTHER_SIDE = np.array(
+    [
+        LANDMARKS.index(name.replace("left", "right") if "left" in name else name.replace("right", "left"))
+        for name in LANDMARKS
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,8 @@ class _Rays:
         """
         points = self._intersect_rays(self.weights)
         errors = self._compute_errors_px(points)
-        wrong = ((self.weights > 0).sum(axis=0) > 2) & (np.nan_to_num(errors).max(axis=0) > self._max_error_px())
+        max_error_px = self.settings.max_error_share * max(self.cameras[0].width, self.cameras[0].height)
+        wrong = ((self.weights > 0).sum(axis=0) > 2) & (np.nan_to_num(errors).max(axis=0) > max_error_px)
         for index in range(len(self.cameras)):
             weights = self.weights.copy()
             weights[index] = 0
@@ -225,10 +227,6 @@ class _Rays:
             points = np.where(better[:, None], points_without, points)
             errors = np.where(better, errors_without, errors)
         return points, errors
-
-    def _max_error_px(self) -> float:
-        """Returns the largest error that is no reason to leave a camera out."""
-        return self.settings.max_error_share * max(self.cameras[0].width, self.cameras[0].height)
 
     def _intersect_rays(self, weights: np.ndarray) -> np.ndarray:
         """Computes the points nearest to weighted rays by least squares; NaN where there are fewer than two rays."""
