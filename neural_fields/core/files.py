@@ -247,17 +247,15 @@ def write_json(path: Path | str, obj: Any) -> None:
 
 def to_plain_values(value: Any, finite: bool = True) -> Any:
     """Converts `value` to the types of JSON or, with `finite` off, of YAML, which has infinity and not-a-number."""
-    if isinstance(value, Mapping):
-        return {str(key): to_plain_values(item, finite) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_plain_values(item, finite) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "item"):
-        value = value.item()
-    if finite and isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    match value:
+        case Mapping():
+            return {str(key): to_plain_values(item, finite) for key, item in value.items()}
+        case list() | tuple():
+            return [to_plain_values(item, finite) for item in value]
+        case Path():
+            return str(value)
+    plain = value.item() if hasattr(value, "item") else value
+    return None if finite and isinstance(plain, float) and not math.isfinite(plain) else plain
 
 
 def read_json(path: Path | str) -> Any:
