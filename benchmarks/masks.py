@@ -1,17 +1,24 @@
-"""Measures mask refinement: imperfect and true masks of the DAVIS clips, before and after it, and after training.
+"""Measures masks: objects that are pointed at, and the refinement of given masks, on the DAVIS clips.
 
-    python benchmarks/masks.py [--size 240p] [--clips NAME ...] [--fit] [--json FILE]
+    python benchmarks/masks.py [--only pointing refinement] [--size 240p] [--clips NAME ...] [--fit] [--json FILE]
 
-Each row: mean IoU over the frames and mean boundary F (Perazzi et al. 2016) against the true masks, of the masks as
-given, of the mended masks and, with --fit, of the opacity that `unwrap train --quality draft` ends with (IoU only:
-`unwrap eval` gives no boundary F). Rows "truth" refine the true masks, which should stay as they are. Processor
-seconds are for the refinement alone, without flow. Clips are read from ../shared/data beside the checkout.
+Pointing: mean IoU and boundary F over all frames at 240 lines, of masks that follow from hints: the true mask of the
+first frame (which does not count then), those of three frames, a box around the largest part of the object in the
+first frame with three pixels of room, or one click in its middle and one beside it. Seconds are those of the processor
+for a frame, from hints to masks, flow included.
+
+Refinement: imperfect and true masks before and after it, and after training. Each row: mean IoU over the frames and
+mean boundary F (Perazzi et al. 2016) against the true masks, of the masks as given, of the mended masks and, with
+--fit, of the opacity that `unwrap train --quality draft` ends with (IoU only: `unwrap eval` gives no boundary F). Rows
+"truth" refine the true masks, which should stay as they are. Processor seconds are for the refinement alone, without
+flow. Clips are read from ../shared/data beside the checkout.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +27,8 @@ from common import DATA, GIVEN, finish, masks_of, missing, parser, table, unwrap
 
 CLIPS = ("davis-blackswan", "davis-car-shadow", "davis-kite-surf", "davis-parkour")
 COLUMNS = ("clip", "masks", "IoU in", "IoU mended", "IoU fitted", "worst in", "worst mended", "F in", "F mended", "s")
+POINTING_COLUMNS = ("clip", "given", "IoU", "worst", "F", "s a frame")
+POINTING_SIZE = "240p"
 LONGEST_FLOW = 480  # pixels, as in the preset `atlas`
 
 
@@ -76,27 +85,120 @@ def fitted_iou(clip: str, kind: str, size: str, work: Path) -> float:
     return unwrap_json("eval", out, "--masks", masks_of(clip, "truth"), "--json")["alpha_iou"]["foreground"]
 
 
+def pointing_rows(clip: str, work: Path) -> Iterator[dict[str, Any]]:
+    """Measures the masks that follow from hints on a clip.
+
+    Args:
+        clip: name of the clip.
+        work: folder for the decoded frames and the flow.
+
+    Yields:
+        A row for each kind of hint.
+    """
+    from neural_fields.data.flow.compute import compute_flow
+    from neural_fields.data.masks.layer_masks import load_masks, mask_iou
+    from neural_fields.data.segmentation.segmenter import FrameHints
+    from neural_fields.data.segmentation.track_objects import TrackingSegmenter
+    from neural_fields.data.video.io import read_video
+    from neural_fields.evaluation.metrics import boundary_f
+
+    source = read_video(DATA / clip / "frames", work, POINTING_SIZE)
+    frames, facts = source.frames, source.metadata
+    size = (frames.shape[2], frames.shape[1])
+    begin = time.process_time()
+    flow = compute_flow(frames, work / f"flow-{clip}", "dis", size)
+    flow_seconds = time.process_time() - begin
+    loaded = load_masks([masks_of(clip, "truth")], facts.frame_count, size, None, (facts.width, facts.height))
+    truth, last = loaded.masks[0], len(frames) - 1
+    nothing = np.zeros(truth.shape[1:], np.int8)
+    inside, beside = find_clicks(truth[0])
+    clicks = nothing.copy()
+    for (x, y), label in ((inside, 1), (beside, -1)):
+        clicks[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2] = label
+    given = {
+        "true mask of frame 0": {0: FrameHints(nothing, mask=truth[0])},
+        "box on frame 0": {0: FrameHints(nothing, box=find_box(truth[0]))},
+        "a click, and one beside": {0: FrameHints(clicks)},
+        "true masks of 3 frames": {t: FrameHints(nothing, mask=truth[t]) for t in (0, last // 2, last)},
+    }
+    for name, hints in given.items():
+        begin = time.process_time()
+        found = TrackingSegmenter().segment(frames, flow, {"object": hints}).shares[0] >= 128
+        seconds = time.process_time() - begin + flow_seconds
+        # Frames whose true mask was given do not count, but where three were: as in the literature.
+        counted = range(1, len(frames)) if name == "true mask of frame 0" else range(len(frames))
+        ious = [mask_iou(found[t], truth[t]) for t in counted]
+        yield {
+            "clip": clip,
+            "given": name,
+            "IoU": float(np.mean(ious)),
+            "worst": min(ious),
+            "F": boundary_f(found[list(counted)], truth[list(counted)]),
+            "s a frame": seconds / len(frames),
+        }
+
+
+def find_box(mask: np.ndarray, room: int = 3) -> tuple[int, int, int, int]:
+    """Returns left, top, right and bottom of the largest part of a mask, with some pixels of room."""
+    import cv2
+
+    opened = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(opened)
+    part = mask if count < 2 else labels == 1 + stats[1:, cv2.CC_STAT_AREA].argmax()
+    rows, columns = np.flatnonzero(part.any(1)), np.flatnonzero(part.any(0))
+    height, width = mask.shape
+    left, top = max(0, int(columns[0]) - room), max(0, int(rows[0]) - room)
+    return left, top, min(width, int(columns[-1]) + 1 + room), min(height, int(rows[-1]) + 1 + room)
+
+
+def find_clicks(mask: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Returns where a user clicks: the point farthest inside the mask, and one beside its box, on the roomier side."""
+    import cv2
+
+    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    y, x = np.unravel_index(int(depth.argmax()), depth.shape)
+    left, _, right, _ = find_box(mask)
+    beside = left - 12 if left > mask.shape[1] - right else right + 12
+    return (int(x), int(y)), (int(np.clip(beside, 1, mask.shape[1] - 2)), int(y))
+
+
 def main() -> None:
-    """Measures every clip and prints the table, then one line of JSON."""
+    """Measures every clip and prints the tables, then one line of JSON."""
     asked = parser(__doc__)
-    asked.add_argument("--size", default="240p")
+    asked.add_argument("--only", nargs="+", choices=("pointing", "refinement"), default=("pointing", "refinement"))
+    asked.add_argument("--size", default="240p", help="of the refinement")
     asked.add_argument("--clips", nargs="+", default=list(CLIPS))
     asked.add_argument("--fit", action="store_true", help="fit each clip with its imperfect masks too")
     options = asked.parse_args()
     absent = missing(options.clips)
     rows = []
+    clips = [clip for clip in options.clips if clip not in absent]
     with tempfile.TemporaryDirectory() as folder:
-        for clip in options.clips:
-            if clip in absent:
-                continue
-            for kind in GIVEN:
-                row = mended_row(clip, kind, options.size, Path(folder))
-                if options.fit and kind != "truth":
-                    row["IoU fitted"] = fitted_iou(clip, kind, options.size, Path(folder))
-                rows.append(row)
-    rounded = [{name: f"{v:.3f}" if isinstance(v, float) else v for name, v in row.items()} for row in rows]
-    print("\n".join(table(COLUMNS, ({name: row.get(name) for name in COLUMNS} for row in rounded))))
+        if "pointing" in options.only:
+            pointed = [row for clip in clips for row in pointing_rows(clip, Path(folder))]
+            for given in dict.fromkeys(row["given"] for row in pointed):
+                same = [row for row in pointed if row["given"] == given]
+                mean = {name: float(np.mean([row[name] for row in same])) for name in POINTING_COLUMNS[2:]}
+                pointed.append({"clip": "mean", "given": given, **mean})
+            print("\n".join(table(POINTING_COLUMNS, _round_values(pointed, POINTING_COLUMNS))))
+            rows += pointed
+        if "refinement" in options.only:
+            mended = []
+            for clip in clips:
+                for kind in GIVEN:
+                    row = mended_row(clip, kind, options.size, Path(folder))
+                    if options.fit and kind != "truth":
+                        row["IoU fitted"] = fitted_iou(clip, kind, options.size, Path(folder))
+                    mended.append(row)
+            print("\n".join(table(COLUMNS, _round_values(mended, COLUMNS))))
+            rows += mended
     finish(rows, options.json)
+
+
+def _round_values(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        values = {name: row.get(name) for name in columns}
+        yield {name: f"{value:.3f}" if isinstance(value, float) else value for name, value in values.items()}
 
 
 if __name__ == "__main__":

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from neural_fields.api import evaluate, render
     from neural_fields.core.errors import UserError
     from neural_fields.evaluation.options import EvalOptions
+    from neural_fields.masking.hints import BoxHint, MaskHint, PointHint, StrokeHint, TextHint
+    from neural_fields.masking.options import MaskOptions
+    from neural_fields.masking.segment_video import segment_video
     from neural_fields.open_runs.opening import open_run
     from neural_fields.rendering.options import RenderOptions
     from neural_fields.runs.run import Run
@@ -31,21 +34,34 @@ if TYPE_CHECKING:
     from neural_fields.training.train import train
 
 __all__ = [
+    "BoxHint",
     "EvalOptions",
+    "MaskHint",
+    "MaskOptions",
+    "PointHint",
     "RenderOptions",
     "Run",
+    "StrokeHint",
+    "TextHint",
     "TrainOptions",
     "UserError",
     "evaluate",
     "open_run",
     "render",
+    "segment_video",
     "train",
 ]
 
 _LIGHT = {
+    "BoxHint": "masking.hints",
     "EvalOptions": "evaluation.options",
+    "MaskHint": "masking.hints",
+    "MaskOptions": "masking.options",
+    "PointHint": "masking.hints",
     "RenderOptions": "rendering.options",
     "Run": "runs.run",
+    "StrokeHint": "masking.hints",
+    "TextHint": "masking.hints",
     "TrainOptions": "training.options",
     "UserError": "core.errors",
 }
@@ -53,6 +69,7 @@ _HEAVY = {
     "evaluate": "api",
     "open_run": "open_runs.opening",
     "render": "api",
+    "segment_video": "masking.segment_video",
     "train": "training.train",
 }
 

@@ -6,7 +6,7 @@ import errno
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,12 +17,13 @@ from editors.cli.arrange import ArrangeCommand, ArrangementOptions, describe_arr
 from editors.cli.editors import EditByEditorCommand, check_edit_command, make_editor_command
 from editors.cli.watch import WatchCommand, run_watch
 from editors.evaluation_options import EditEvalOptions
-from neural_fields.cli import capture, export
+from neural_fields.cli import capture, export, mask
 from neural_fields.cli import commands as base
 from neural_fields.cli.progress_display import show_progress
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.core.suggestions import nearest_word
 from neural_fields.core.threads import prepare_threads
+from neural_fields.masking.hints import split_hint_words
 
 if TYPE_CHECKING:
     from editors.api import EditResult
@@ -264,6 +265,7 @@ def run_demo(command: DemoCommand, extra: list[str]) -> int:
 
 COMMANDS: dict[str, type] = {
     "capture": capture.CaptureCommand,
+    "mask": mask.MaskCommand,
     "train": base.TrainCommand,
     "edit": EditCommand,
     "edits": EditsCommand,
@@ -281,6 +283,7 @@ COMMANDS: dict[str, type] = {
 HANDLERS: dict[type, Any] = {
     **base.HANDLERS,
     capture.CaptureCommand: capture.run_capture,
+    mask.MaskCommand: mask.run_mask,
     EditCommand: run_edit,
     EvalEditCommand: run_eval,
     EditsCommand: run_edits,
@@ -347,6 +350,7 @@ def parse_command(words: Sequence[str]) -> tuple[Any, list[str]]:
         guess = nearest_word(words[0], COMMANDS)
         why = f"did you mean {guess}?" if guess else f"commands: {', '.join(COMMANDS)}"
         raise UserError(ExitCode.USAGE, f"unknown command {words[0]}", why=why, fix="unwrap --help")
+    hints, rest = split_hint_words(words) if words[:1] in (["mask"], ["train"]) else ((), list(words))
     commands = dict(COMMANDS)
     if words[:1] == ["edit"]:
         commands["edit"] = make_editor_command(words) or EditCommand
@@ -360,10 +364,10 @@ def parse_command(words: Sequence[str]) -> tuple[Any, list[str]]:
         Annotated[union, tyro.conf.FlagCreatePairsOff],
         prog="unwrap",
         description="Unwrap turns a video into a few still pictures, lets you change them, and puts the change back.",
-        args=list(words),
+        args=rest,
         return_unknown_args=True,
     )
-    return command, extra
+    return (replace(command, options=replace(command.options, hints=hints)) if hints else command), extra
 
 
 def _print_failure(text: str, code: ExitCode, debug: bool) -> int:

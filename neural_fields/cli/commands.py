@@ -14,6 +14,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 from tyro.conf import Positional, Suppress, arg
 
+from neural_fields.cli.hint_flags import HintFlags
 from neural_fields.cli.progress_display import print_message, show_progress
 from neural_fields.config.loader import parse_yaml
 from neural_fields.core.errors import ExitCode, UserError
@@ -32,6 +33,7 @@ class TrainCommand:
     video: Positional[Path]
     """A video file, or a folder of numbered images; for a 3D scene a folder with a transforms.json."""
     options: Annotated[TrainOptions, arg(name="")]
+    hints: Annotated[HintFlags, arg(name="")]
     json: bool = False
     """Print one JSON object, and the progress as JSON lines on stderr."""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
-from tyro.conf import Suppress, UseAppendAction, arg
+from tyro.conf import Fixed, Suppress, UseAppendAction, arg
+
+T = TypeVar("T")
 
 Repeated = UseAppendAction[tuple[str, ...]]  # a flag that may be given several times
 MapProgram = Annotated[  # `for` is a keyword of Python
@@ -14,6 +16,7 @@ EditsFlag = Annotated[Repeated, arg(name="edit")]
 FramesFlag = Annotated[UseAppendAction[tuple[int, ...]], arg(name="frame")]
 PicturesFlag = Annotated[Repeated, arg(name="picture")]
 Overrides = Annotated[dict[str, object], Suppress]  # by dotted name; on the command line each is a separate flag
+NotAFlag = Annotated[T, Suppress, Fixed]  # given by programs; a command line finds it out in another way
 OverwriteFlag = Annotated[bool, arg(name="yes", aliases=["-y"])]
 MetadataFlag = Annotated[  # True, which --no-metadata turns off
     bool, arg(help="Leave out of the files what made them.", help_behavior_hint="(default: False)")

@@ -12,6 +12,8 @@ import sys
 REQUIRED_PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "av", "pillow", "safetensors")
 OPTIONAL_MODULES = {  # module: what it is for and how to install it
     "lpips": "LPIPS in unwrap eval: pip install 'unwrap-video[metrics]'",
+    "transformers": "networks for unwrap mask, diffusion editors: pip install 'unwrap-video[diffusion]'",
+    "timm": "EdgeTAM in unwrap mask: pip install timm",
     "diffusers": "diffusion editors: pip install 'unwrap-video[diffusion]'",
     "OpenEXR": "EXR files of unwrap export: pip install 'unwrap-video[exr]'",
     "psd_tools": ".psd documents: pip install 'unwrap-video[psd]'",
@@ -27,6 +29,7 @@ def collect_environment() -> dict[str, str]:
 
     from neural_fields.core.threads import available_cores
     from neural_fields.core.version import __version__
+    from neural_fields.nn.pretrained import describe_known_networks
     from neural_fields.nn.tcnn import explain_unavailable
 
     found = {
@@ -56,7 +59,7 @@ def collect_environment() -> dict[str, str]:
 
     for name, hint in OPTIONAL_MODULES.items():
         found[name] = _package_version(name) if importlib.util.find_spec(name) else f"not installed ({hint})"
-    return found
+    return found | describe_known_networks()
 
 
 def _package_version(name: str) -> str:

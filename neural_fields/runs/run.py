@@ -51,6 +51,7 @@ class Run:
     run_yaml = _PathInRun("run.yaml")
     source_json = _PathInRun("source.json")
     cache = _PathInRun("cache")
+    masks = _PathInRun("masks")
     checkpoints = _PathInRun("checkpoints")
     metrics = _PathInRun("metrics.jsonl")
     canonical = _PathInRun("canonical")

@@ -20,6 +20,8 @@ from neural_fields.data.flow.shot_detection import find_cuts
 from neural_fields.data.masks.layer_masks import LayerMasks, find_masks, load_masks, mask_iou
 from neural_fields.data.masks.refinement import refine_masks
 from neural_fields.data.video.metadata import Video
+from neural_fields.masking.options import MaskOptions
+from neural_fields.masking.segment_video import segment_video
 from neural_fields.planar.appearance.pixel_opacity import PixelOpacityConfig
 from neural_fields.planar.appearance.window_opacity import WindowOpacityConfig, make_chart_masks
 from neural_fields.planar.config import PlanarConfig, planar_config_to_mapping
@@ -155,6 +157,36 @@ def _load_masks(
     chosen = range(*source.frame_range)
     metadata = source.metadata
     return load_masks(options.masks, metadata.frame_count, size, chosen, (metadata.width, metadata.height))
+
+
+def make_hinted_masks(
+    video: str | Path, run: Run, options: TrainOptions, report: ProgressReporter = report_nothing
+) -> TrainOptions:
+    """Makes masks of what the hints of the options point at, in the folder of the run.
+
+    Args:
+        video: a video file or a folder of numbered images.
+        run: the run, which need not be there yet.
+        options: of the training, with hints.
+        report: called with the progress, as the stage "masks".
+
+    Returns:
+        The options with these masks instead of the hints.
+
+    Raises:
+        UserError: hints that cannot be used, or an object that is nowhere found (exit 3).
+    """
+
+    def report_objects(progress: Progress) -> None:
+        if progress.stage == "objects":
+            report(replace(progress, stage="masks"))
+
+    in_and_out = ":".join(options.frames.split(":")[:2]) if options.frames else None
+    asked = MaskOptions(out=run.masks, hints=options.hints, frames=in_and_out, device=options.device)
+    made = segment_video(video, asked, report_objects)
+    for sentence in (*made.notes, *made.advice):
+        report(Progress("masks", 1, 1, note=sentence))
+    return replace(options, masks=(str(made.folder),), hints=())
 
 
 # --- masks: large ones in files, the user's refined -----------------------------------------------------------------

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from neural_fields.config.flags import Overrides, Repeated
+from neural_fields.config.flags import NotAFlag, Overrides, Repeated
 from neural_fields.config.presets import Quality
 from neural_fields.core.errors import bad_input
 from neural_fields.core.progress import StageWeights
+from neural_fields.masking.hints import AnyHint
 
 # Shares of the time of a usual training; on a terminal they make one bar of all stages.
 STAGE_WEIGHTS: StageWeights = {
@@ -29,7 +30,7 @@ class TrainOptions:
     """Sets how a model is trained; the fields are the flags of `unwrap train`.
 
     Raises:
-        UserError: a time budget that is not above 0, or a seed out of range (exit 3).
+        UserError: a time budget that is not above 0, a seed out of range, or hints beside masks (exit 3).
 
     Example:
         >>> options = TrainOptions(quality="draft", seconds=90.0, overrides={"texture.density": 2.0})
@@ -59,6 +60,8 @@ class TrainOptions:
     """Frames to use: A:B or A:B:STEP."""
     masks: Repeated = ()
     """[NAME=]PATH for each front layer, front first; auto (segment by motion, the default); or none."""
+    hints: NotAFlag[tuple[AnyHint, ...]] = ()
+    """Instead of masks: where objects are in some frames; masks of them are made first, in the run's folder."""
     roi: str | None = None
     """A region to track, as the front layer: frame K and four corners in pixels, "K:x,y x,y x,y x,y"."""
     flow: str = "auto"
@@ -72,9 +75,15 @@ class TrainOptions:
         """Fills in the default of `masks`: a repeatable flag would otherwise add to it.
 
         Raises:
-            UserError: a time budget or a seed out of range (exit 3).
+            UserError: a time budget or a seed out of range, or hints beside masks (exit 3).
         """
         object.__setattr__(self, "masks", tuple(self.masks) or ("auto",))
+        if self.hints and self.masks != ("auto",):
+            raise bad_input(
+                f"--masks {' '.join(self.masks)} and {self.hints[0].words} at once",
+                why="either the masks are there, or they are made from what you point at",
+                fix="unwrap mask VIDEO first, then unwrap train VIDEO --masks FOLDER for each",
+            )
         if self.seconds is not None and not self.seconds > 0:
             raise bad_input(f"--seconds {self.seconds:g}", why="training takes some time: above 0", fix="--seconds 90")
         if not 0 <= self.seed < 2**32:

@@ -39,6 +39,12 @@ def train(
     """
     options = options or TrainOptions()
     if is_volume_config(options.config):
+        if options.hints:
+            raise bad_input(
+                f"{options.hints[0].words} with --config {options.config}",
+                why="a 3D scene has the masks of its capture",
+                fix=f"leave it out: unwrap train {source} --config {options.config}",
+            )
         from neural_fields.training.train_volume import train_volume
 
         return train_volume(source, options, report)

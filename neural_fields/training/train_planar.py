@@ -27,7 +27,7 @@ from neural_fields.runs.run import Run
 from neural_fields.training.bake import bake_maps
 from neural_fields.training.export_canonical import make_canonical_images
 from neural_fields.training.initialize import make_planar_model
-from neural_fields.training.inputs import make_record, prepare_clip, refuse_changed_settings
+from neural_fields.training.inputs import make_hinted_masks, make_record, prepare_clip, refuse_changed_settings
 from neural_fields.training.loop import run_training
 from neural_fields.training.options import TrainOptions
 from neural_fields.training.planar_task import PlanarTask
@@ -74,6 +74,8 @@ def train(
     config = load_planar_config(options.config, options.overrides)
     device = choose_device(options.device)
     run_path = options.out or default_run_folder(video)
+    if options.hints:
+        options = make_hinted_masks(video, Run(run_path), options, report)
     # Before the run exists, frames are decoded into its cache alone, so that a bad video leaves no run behind.
     decoded = read_video(video, run_path / "cache", options.size, options.frames) if not run_path.exists() else None
     run = Run.create(run_path)

@@ -136,6 +136,7 @@ def test_commands_and_options_inside_sentences_exist(page: str) -> None:
     ("title", "command"),
     [
         ("## `unwrap train", "train"),
+        ("## `unwrap mask", "mask"),
         ("## `unwrap edit RUN IMAGE", "edit"),
         ("## `unwrap render", "render"),
         ("## `unwrap watch", "watch"),

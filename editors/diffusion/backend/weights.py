@@ -6,7 +6,6 @@ contain only numbers; other formats can run code when they are read.
 
 from __future__ import annotations
 
-import errno
 import importlib.util
 import json
 import math
@@ -19,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from neural_fields.core.errors import ExitCode, UserError, bad_input
+from neural_fields.nn.pretrained import INSTALL, explain_network_errors
 
-INSTALL = "pip install 'unwrap-video[diffusion]'"
 GIB = 2**30
 LIBRARIES = ("diffusers", "transformers")  # from which a folder may name classes
 
@@ -248,60 +247,8 @@ def explain_load_errors(weights: WeightsSource) -> Iterator[None]:
             why="it comes with the extra 'diffusion'",
             fix=INSTALL,
         )
-    try:
+    with explain_network_errors(weights.model):
         yield
-    except UserError:
-        raise
-    except (ImportError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as problem:
-        raise _explain_load_error(weights, problem) from problem
-
-
-# Failures of the hub, by the names of the errors that huggingface_hub raises: what it is, why, and what to do.
-HUB_FAILURES = {
-    "GatedRepoError": (
-        "the model {} is gated",
-        "its owner lets only people read it who have accepted a license",
-        "accept the license on the model's page, then: hf auth login",
-    ),
-    "RepositoryNotFoundError": (
-        "there is no model {} on the hub",
-        "or it is private",
-        "check the name; for a private model: hf auth login",
-    ),
-    "LocalEntryNotFoundError": (
-        "the model {} is not on this machine",
-        "it is not in the cache, and the hub cannot be reached",
-        "run the same command once with a network, or name a folder",
-    ),
-}
-HUB_FAILURE_ALIASES = {
-    name: "LocalEntryNotFoundError" for name in ("OfflineModeIsEnabled", "ConnectError", "ConnectionError")
-}
-
-
-def _explain_load_error(weights: WeightsSource, problem: Exception) -> UserError:
-    """Makes the error for the user from the types of the errors that caused it."""
-    chain, link = [], problem
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__  # type: ignore[assignment]
-    name, why = weights.model, _first_line(problem)
-    kinds = [type(link).__name__ for link in chain]
-    if any(isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT) for link in chain):
-        fix = "free some space, or point HF_HOME to another disk"
-        return UserError(ExitCode.NO_ROOM, f"the disk is full: {name} cannot be stored", why=why, fix=fix)
-    if "OutOfMemoryError" in kinds:
-        fix = "--device cpu, or a smaller model"
-        return UserError(ExitCode.NO_ROOM, f"not enough memory for {name}", why=why, fix=fix)
-    for kind in kinds:
-        if HUB_FAILURE_ALIASES.get(kind, kind) in HUB_FAILURES:
-            what, why, fix = HUB_FAILURES[HUB_FAILURE_ALIASES.get(kind, kind)]
-            return bad_input(what.format(name), why=why, fix=fix)
-    if isinstance(problem, ImportError):
-        return bad_input(f"{name} needs a package that is missing", why=why, fix=INSTALL)
-    return bad_input(
-        f"the model {name} cannot be read", where=name, why=why, fix="fetch it again, or use another model"
-    )
 
 
 def _is_known_library(library: str) -> bool:

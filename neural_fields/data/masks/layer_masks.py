@@ -19,6 +19,8 @@ from neural_fields.core.memmap import allocate_zeros
 from neural_fields.core.progress import ProgressReporter, report_nothing
 from neural_fields.data.flow.compute import FlowField, resize_mask
 from neural_fields.data.flow.flow_files import natural_key
+from neural_fields.data.masks.layer_names import check_layer_name
+from neural_fields.data.masks.mask_folder import read_mask_folder
 from neural_fields.data.masks.motion_segmentation import DEFAULTS, MotionSegmentationSettings, segment_motion
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".pgm", ".ppm", ".gif")
@@ -57,7 +59,8 @@ def load_masks(
 
     Args:
         specs: "[NAME=]PATH" for each layer, front first. PATH is a folder of images in natural order, a video, or a
-            .npy array [time, height, width]. White, a palette index above 0, or 1 marks the object.
+            .npy array [time, height, width]. White, a palette index above 0, or 1 marks the object. A folder that
+            `unwrap mask` wrote is a layer for each of its objects.
         frame_count: number of frames of the source.
         size: (width, height) of the result, in pixels.
         frames: numbers of the frames that are used; masks of the other frames are dropped. None uses all of them.
@@ -73,24 +76,12 @@ def load_masks(
     chosen = range(frame_count) if frames is None else frames
     names: list[str] = []
     paths: list[Path] = []
+    specs = [part for spec in specs for part in _list_objects(spec)]
     for spec, fallback in zip(specs, default_layer_names(len(specs)), strict=True):
         name, equals, rest = spec.partition("=")
         has_name = equals and "/" not in name and "\\" not in name and not Path(spec).exists()
         name, path = (name, Path(rest)) if has_name else (fallback, Path(spec))
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-            raise bad_input(
-                f'"{name}" cannot name a layer',
-                where="--masks",
-                why="a name has letters, digits, - and _ only: it becomes a file name",
-                fix="--masks car=PATH",
-            )
-        if name == "background":
-            raise bad_input(
-                'a mask layer cannot be called "background"',
-                where="--masks",
-                why="the background is what no mask claims; give masks for the objects in front of it",
-                fix="--masks foreground=PATH",
-            )
+        check_layer_name(name, where="--masks", fix="--masks car=PATH")
         if name in names:
             raise bad_input(f'two mask layers are called "{name}"', where="--masks", fix="give each layer its own name")
         names.append(name)
@@ -158,6 +149,29 @@ def find_masks(
 
 
 # --- sources -------------------------------------------------------------------------------------------------------
+
+
+def _list_objects(spec: str) -> list[str]:
+    """Returns "NAME=PATH" for each object, front first, of a folder that `unwrap mask` wrote; otherwise the spec."""
+    name, equals, rest = spec.partition("=")
+    is_named = equals and not Path(spec).exists()
+    path = Path(rest if is_named else spec)
+    record = read_mask_folder(path) if path.is_dir() else None
+    if record is None:
+        return [spec]
+    if not record.objects:
+        fix = "unwrap mask VIDEO --object NAME --frame 0 --box x,y,width,height"
+        raise bad_input(f"{path} holds no masks", where=str(path), why="no hint points at an object", fix=fix)
+    if not is_named:
+        return [f"{part}={path / part}" for part in record.objects]
+    if len(record.objects) > 1:
+        raise bad_input(
+            f"--masks {spec}: one name for {len(record.objects)} objects",
+            where=str(path),
+            why=f"they have names already: {', '.join(record.objects)}",
+            fix=f"--masks {path}",
+        )
+    return [f"{name}={path / record.objects[0]}"]
 
 
 @dataclass(frozen=True)

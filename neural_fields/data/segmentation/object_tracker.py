@@ -1,0 +1,286 @@
+"""Follows one object from a frame where its mask is known, frame by frame, without a network.
+
+Color and texture (learned from hinted frames only), motion against the background, the mask of the frame before
+carried along the optical flow, and the mask of the hinted frame itself are added up as log odds; the outline is the
+cheapest cut through color edges. Lengths are pixels of frames whose shorter side is 240.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, Int8, UInt8
+
+from neural_fields.data.flow.compute import FlowField
+from neural_fields.data.segmentation.appearance_model import AppearanceModel, AppearanceSettings
+from neural_fields.data.segmentation.color_features import ColorFeatureSettings, compute_color_features
+from neural_fields.data.segmentation.graph_cut import cut_graph
+from neural_fields.data.segmentation.hint_registration import HintRegistration, RegistrationSettings
+from neural_fields.data.segmentation.motion_evidence import (
+    MotionEvidenceSettings,
+    compute_trust,
+    warp_backward,
+    weigh_motion,
+)
+
+Mask = Bool[np.ndarray, "height width"]
+Share = Float[np.ndarray, "height width"]
+
+
+@dataclass(frozen=True)
+class ObjectTrackerSettings:
+    """Holds the settings of `ObjectTracker`. Weights are those of log odds."""
+
+    window_margin: float = 0.5  # around the expected mask where the object is looked for, in object sizes
+    min_window_margin_px: int = 16
+    carried_weight: float = 0.5  # of the mask of the frame before
+    untrusted_weight: float = 0.25  # share of that weight that remains where flow is not trusted
+    reach: float = 0.175  # distance from the carried mask at which a pixel loses one, in object sizes
+    min_reach_px: float = 4.0
+    usual_frames: int = 20  # whose median is the usual area of the object; half hidden, it is expected to come back
+    appearance_weight: float = 4.0
+    rigid_appearance_weight: float = 1.5  # for a rigid object, whose motion says more
+    rigid_shares: tuple[float, float] = (0.6, 0.9)  # rigidity from which, and with which, that weight counts
+    rigidity_frames: int = 5  # over which rigidity is averaged
+    background_weight: float = 6.0  # of moving with the background, against pixels outside the carried mask
+    kept_background_weight: float = 0.9  # the same against pixels inside it: a leg that stands still stays
+    object_weight: float = 3.0  # of moving with the object, for pixels inside the carried mask
+    hint_weight: float = 2.0  # of the hinted mask itself, where it can be trusted
+    hinted_appearance_share: float = 0.3  # share of the appearance's weight that remains there
+    smoothness: float = 6.0  # cost of the outline in `cut_graph`
+    min_share: float = 0.02  # shares are clipped to this and to 1 minus this before log odds are taken
+    min_area_px: int = 10  # a smaller mask counts as lost
+    lost_share: float = 0.15  # of the hinted area: with less, the object is looked for in the whole frame
+    min_found_share: float = 0.3  # of the hinted area that a part found there must have, ...
+    max_found_share: float = 3.0  # ... and may have at most
+    min_found_score: float = 0.5  # its mean score by appearance
+    ring_px: int = 7  # around the mask, against which its appearance is compared for the confidence
+    cut_share: float = 0.5  # of the mask that is carried on: the cut, and for the rest the odds
+    cut_sigma_px: float = 0.7  # Gaussian of the cut that is carried on
+    features: ColorFeatureSettings = field(default_factory=ColorFeatureSettings)
+    appearance: AppearanceSettings = field(default_factory=AppearanceSettings)
+    motion: MotionEvidenceSettings = field(default_factory=MotionEvidenceSettings)
+    registration: RegistrationSettings = field(default_factory=RegistrationSettings)
+
+
+DEFAULTS = ObjectTrackerSettings()
+
+
+@dataclass(frozen=True)
+class FollowedFrame:
+    """Holds an object in one frame.
+
+    Attributes:
+        mask: the object.
+        share: its share of each pixel, 0 to 1, as it is carried to the next frame.
+        confidence: how sure it is, 0 to 1; 0 where it is lost.
+    """
+
+    mask: Mask
+    share: Share
+    confidence: float
+
+
+def find_window(mask: Mask, margin: float, min_margin_px: int) -> tuple[slice, slice]:
+    """Returns the rows and columns of a mask and its surroundings; the whole frame for an empty mask."""
+    height, width = mask.shape
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return slice(0, height), slice(0, width)
+    room = int(max(min_margin_px, margin * np.sqrt(mask.sum())))
+    top, left = (max(0, int(first) - room) // 2 * 2 for first in (rows[0], columns[0]))  # even, like the stride
+    return slice(top, min(height, int(rows[-1]) + 1 + room)), slice(left, min(width, int(columns[-1]) + 1 + room))
+
+
+class ObjectTracker:
+    """Follows an object through a clip.
+
+    Args:
+        frames: RGB; the shorter side is about 240.
+        flow: between neighboring frames, at the size of the frames.
+        labels: of the hinted frames: 1 the object, -1 the background, 0 not known.
+        settings: weights.
+    """
+
+    def __init__(
+        self,
+        frames: UInt8[np.ndarray, "time height width 3"],
+        flow: FlowField,
+        labels: Mapping[int, Int8[np.ndarray, "height width"]],
+        settings: ObjectTrackerSettings = DEFAULTS,
+    ) -> None:
+        self.frames, self.flow, self.settings = frames, flow, settings
+        step = settings.features.stride_px
+        features, near = {}, {}
+        for number, label in labels.items():
+            features[number] = compute_color_features(frames[number], settings.features)
+            around = np.zeros(label.shape, bool)
+            around[find_window(label > 0, settings.window_margin, settings.min_window_margin_px)] = True
+            near[number] = around[::step, ::step]
+        small = {number: label[::step, ::step] for number, label in labels.items()}
+        self.appearance = AppearanceModel(features, small, near, settings.appearance)
+        self._area_px = float(np.median([(label > 0).sum() for label in labels.values()]))
+        contrasts = [
+            self._measure_contrast(self.appearance.score(features[number]), small[number] > 0) for number in labels
+        ]
+        self._contrast = max(0.1, float(np.mean(contrasts)))
+
+    def follow(self, start: int, mask: Mask, stop: int) -> Iterator[tuple[int, FollowedFrame]]:
+        """Follows the object from a frame to its neighbor and on.
+
+        Args:
+            start: number of the frame whose mask is known.
+            mask: the object in that frame.
+            stop: first frame that is not asked for: beyond the last frame, or before the first one.
+
+        Yields:
+            Number of the frame, and the object in it.
+        """
+        settings = self.settings
+        direction = 1 if stop > start else -1
+        share = mask.astype(np.float32)
+        registration = HintRegistration(self.frames[start], share, settings.registration)
+        rigidities: list[float] = []
+        areas = [int(mask.sum())]
+        for number in range(start + direction, stop, direction):
+            usual_area = float(np.median(areas[-settings.usual_frames :]))
+            found = self._step(number, direction, share, registration, rigidities, usual_area)
+            if found.mask.sum() < settings.lost_share * self._area_px:
+                found = self._find_again(number) or replace(found, confidence=0.0)
+            share = found.share
+            areas.append(int(found.mask.sum()))
+            yield number, found
+
+    def _step(
+        self,
+        number: int,
+        direction: int,
+        before: Share,
+        registration: HintRegistration,
+        rigidities: list[float],
+        usual_area: float,
+    ) -> FollowedFrame:
+        """Finds the object in a frame from its share of the pixels of the frame before, in the order of work."""
+        settings, frame = self.settings, np.ascontiguousarray(self.frames[number])
+        back, trust = self._read_flow(number, -direction)
+        carried = warp_backward(before, back)
+        window = find_window(carried > 0.3, settings.window_margin, settings.min_window_margin_px)
+        expected = carried[window]
+        inside = expected > 0.5
+        distance = cv2.distanceTransform((~inside).astype(np.uint8), cv2.DIST_L2, 3)
+        reach = max(settings.min_reach_px, settings.reach * float(np.sqrt(max(inside.sum(), usual_area))))
+        trusted = settings.untrusted_weight + (1 - settings.untrusted_weight) * trust[window]
+        odds = settings.carried_weight * trusted * compute_logit(expected, settings.min_share)
+        odds -= np.square(np.minimum(distance, 1e3) / reach)
+
+        # Motion, and the hinted mask itself.
+        flows = [(back, trust)]
+        if 0 <= number + direction < len(self.frames):
+            flows.append(self._read_flow(number, direction))
+        motion = weigh_motion(flows, carried, window, settings.motion)
+        outside_weight = settings.background_weight - settings.kept_background_weight
+        odds -= motion.background * (settings.kept_background_weight + outside_weight * (1 - expected))
+        hinted = registration.advance(frame, back, trust, carried, window)
+        sure = np.zeros_like(expected)
+        if hinted is not None:
+            share, sure = hinted
+            odds += settings.hint_weight * sure * compute_logit(share, settings.min_share)
+        odds += settings.object_weight * motion.object * np.clip(2 * expected - 1, 0, 1) * (1 - sure)
+
+        # Appearance, with less weight where the object is rigid, and where the hinted mask is sure.
+        rigidities.append(motion.rigidity)
+        lowest, highest = settings.rigid_shares
+        rigid = 0.0
+        if motion.is_moving:
+            recent = float(np.mean(rigidities[-settings.rigidity_frames :]))
+            rigid = float(np.clip((recent - lowest) / (highest - lowest), 0, 1))
+        weight = settings.appearance_weight + rigid * (settings.rigid_appearance_weight - settings.appearance_weight)
+        score = self._score_appearance(frame, window)
+        odds += weight * (1 - (1 - settings.hinted_appearance_share) * sure) * score
+
+        found = cut_graph(odds, frame[window], settings.smoothness)
+        mask = np.zeros(before.shape, bool)
+        mask[window] = found
+        if mask.sum() < settings.min_area_px:
+            mask[window] = inside
+        mask = _keep_parts(mask, carried)
+        soft = np.zeros(before.shape, np.float32)
+        soft[window] = 1 / (1 + np.exp(-odds.clip(-30, 30)))
+        around = cv2.dilate(mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+        soft *= np.where(around, 1, 0.3)
+        cut = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), settings.cut_sigma_px)
+        share = settings.cut_share * cut + (1 - settings.cut_share) * soft
+        contrast = self._measure_contrast(score, mask[window])
+        return FollowedFrame(mask, share.astype(np.float32), float(np.clip(contrast / self._contrast, 0, 1)))
+
+    def _find_again(self, number: int) -> FollowedFrame | None:
+        """Finds an object that was lost by its appearance alone, anywhere in the frame."""
+        settings, frame = self.settings, np.ascontiguousarray(self.frames[number])
+        everywhere = (slice(0, frame.shape[0]), slice(0, frame.shape[1]))
+        score = self._score_appearance(frame, everywhere)
+        mask = cut_graph(settings.appearance_weight * score, frame, settings.smoothness)
+        count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+        total = np.bincount(labels.ravel(), score.ravel(), count)
+        total[0] = -np.inf
+        best = int(total.argmax())
+        area = stats[best, cv2.CC_STAT_AREA]
+        fits = settings.min_found_share * self._area_px <= area <= settings.max_found_share * self._area_px
+        if best == 0 or not fits or total[best] < settings.min_found_score * area:
+            return None
+        mask = labels == best
+        contrast = self._measure_contrast(score, mask)
+        return FollowedFrame(mask, mask.astype(np.float32), float(np.clip(contrast / self._contrast, 0, 1)) / 2)
+
+    def _measure_contrast(self, score: np.ndarray, mask: Mask) -> float:
+        """Measures how much better the mask scores than what surrounds it; 0 for an empty mask."""
+        side = 2 * (self.settings.ring_px // 2) + 1
+        ring = (cv2.dilate(mask.astype(np.uint8), np.ones((side, side), np.uint8)) > 0) & ~mask
+        if not mask.any() or not ring.any():
+            return 0.0
+        return float(score[mask].mean() - score[ring].mean())
+
+    def _read_flow(self, number: int, to: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the flow of a frame to the next (1) or the previous one (-1), and its trust."""
+        forward = np.asarray(self.flow.forward[number if to > 0 else number - 1], np.float32)
+        backward = np.asarray(self.flow.backward[number if to > 0 else number - 1], np.float32)
+        flow, reverse = (forward, backward) if to > 0 else (backward, forward)
+        return flow, compute_trust(flow, reverse, self.settings.motion)
+
+    def _score_appearance(self, frame: np.ndarray, window: tuple[slice, slice]) -> np.ndarray:
+        step = self.settings.features.stride_px
+        features = compute_color_features(frame, self.settings.features)
+        rows, columns = (slice(part.start // step, (part.stop + step - 1) // step) for part in window)
+        score = self.appearance.score(features[rows, columns]).astype(np.float32)
+        height, width = (part.stop - part.start for part in window)
+        large = cv2.resize(score, (score.shape[1] * step, score.shape[0] * step), interpolation=cv2.INTER_LINEAR)
+        return large[:height, :width]
+
+
+def compute_logit(share: np.ndarray, least: float) -> np.ndarray:
+    """Computes the log odds of shares, which are clipped to `least` and 1 minus `least`."""
+    share = share.clip(least, 1 - least)
+    return np.log(share / (1 - share))
+
+
+def _keep_parts(mask: Mask, carried: Share) -> Mask:
+    """Removes parts that did not come from the object: it keeps the largest, and others that are near it."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    if count <= 2:
+        return mask
+    expected = np.bincount(labels.ravel(), (carried * (carried > 0.5)).ravel(), count)
+    expected[0] = 0
+    area = stats[:, cv2.CC_STAT_AREA].astype(float)
+    largest = int(expected.argmax())
+    distance = cv2.distanceTransform((labels != largest).astype(np.uint8), cv2.DIST_L2, 3)
+    kept = np.zeros(count, bool)
+    kept[largest] = True
+    for part in range(1, count):
+        gap = distance[labels == part].min()
+        came = expected[part] > 0.5 * area[part] and area[part] > 0.03 * area[largest]
+        kept[part] |= came and gap < 0.5 * np.sqrt(area[largest])
+        kept[part] |= gap < 6 and area[part] >= 8
+    kept[0] = False
+    return kept[labels]

@@ -1,0 +1,229 @@
+"""Finds the objects that a user points at in all frames of a clip, without a network.
+
+Each object is followed in both directions from every frame in which the user pointed at it; between two such frames
+both results are joined. Pixels that several objects want go to the one that is surer of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from neural_fields.core.errors import bad_input
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
+from neural_fields.data.flow.compute import FlowField
+from neural_fields.data.segmentation.graph_cut import cut_graph
+from neural_fields.data.segmentation.hinted_mask import find_hinted_mask
+from neural_fields.data.segmentation.object_tracker import (
+    FollowedFrame,
+    ObjectTracker,
+    ObjectTrackerSettings,
+    compute_logit,
+)
+from neural_fields.data.segmentation.segmenter import ClipSegmentation, FrameHints, ObjectSegmenter
+
+
+@dataclass(frozen=True)
+class TrackObjectsSettings:
+    """Holds the settings of `TrackingSegmenter`."""
+
+    joined_smoothness: float = 3.0  # cost of the outline where the results of two directions are joined
+    # A pixel that the user marks to correct a mask also speaks for pixels near it that have its color.
+    mark_odds: float = 12.0  # log odds of a pixel of the same color beside a mark
+    mark_reach: float = 1.0  # distance from a mark at which that falls to 1/e, in object sizes
+    mark_color_sigma: float = 25.0  # difference of color at which it falls to 1/e, in steps of 8-bit CIELAB
+    min_covered_share: float = 0.1  # of its area that an object must lose more than the one it touches, to be behind
+    tracker: ObjectTrackerSettings = field(default_factory=ObjectTrackerSettings)
+
+
+DEFAULTS = TrackObjectsSettings()
+
+
+class TrackingSegmenter(ObjectSegmenter):
+    """Finds objects by appearance and motion together.
+
+    Args:
+        settings: weights.
+    """
+
+    def __init__(self, settings: TrackObjectsSettings = DEFAULTS) -> None:
+        self.settings = settings
+
+    def segment(
+        self,
+        frames: UInt8[np.ndarray, "time height width 3"],
+        flow: FlowField,
+        objects: Mapping[str, Mapping[int, FrameHints]],
+        report: ProgressReporter = report_nothing,
+    ) -> ClipSegmentation:
+        """Finds the objects; see `ObjectSegmenter.segment`."""
+        shares, confidence = [], []
+        for number, (name, hints) in enumerate(objects.items()):
+
+            def report_frame(done: int, first: int = number * len(frames)) -> None:
+                report(Progress("objects", first + done, len(objects) * len(frames)))
+
+            share, sure = self._segment_object(name, frames, flow, hints, report_frame)
+            shares.append(share)
+            confidence.append(sure)
+        names, stacked, sureness = tuple(objects), np.stack(shares), np.stack(confidence)
+        order, notes = _find_order(names, stacked, self.settings)
+        stacked = _resolve_overlaps(stacked)
+        return ClipSegmentation(tuple(names[i] for i in order), stacked[order], sureness[order], notes)
+
+    def _segment_object(
+        self,
+        name: str,
+        frames: np.ndarray,
+        flow: FlowField,
+        hints: Mapping[int, FrameHints],
+        report_frame: object,
+    ) -> tuple[UInt8[np.ndarray, "time height width"], Float[np.ndarray, " time"]]:
+        """Finds one object: its share of each pixel, 0 to 255, and how sure it is in each frame."""
+        # Frames that say where the object is come first; marks in other frames then correct what follows from them.
+        whole = {number for number, hint in hints.items() if hint.mask is not None or hint.box is not None}
+        if not whole:
+            whole = {number for number, hint in hints.items() if (hint.labels > 0).any()}
+        if not whole:
+            raise bad_input(
+                f"{name}: nothing says where the object is",
+                why="there are only pixels that do not belong to it",
+                fix=f"unwrap mask VIDEO --object {name} --frame {min(hints, default=0)} --box x,y,width,height",
+            )
+        known = {}
+        for number in sorted(whole):
+            given = hints[number].mask
+            known[number] = find_hinted_mask(frames, flow, number, hints[number]) if given is None else given
+        followed = self._follow_all(frames, flow, hints, known, report_frame)
+        corrections = sorted(set(hints) - whole)
+        if corrections:
+            for number in corrections:
+                known[number] = self._correct(frames[number], followed[number].share, hints[number])
+            followed = self._follow_all(frames, flow, hints, known, report_frame)
+        shares = np.zeros(frames.shape[:3], np.uint8)
+        confidence = np.zeros(len(frames), np.float32)
+        for number, found in followed.items():
+            # The outline is that of the mask; the share only says how soft it is.
+            soft = np.where(found.mask, np.maximum(found.share, 0.51), np.minimum(found.share, 0.49))
+            shares[number] = np.rint(255 * soft)
+            confidence[number] = found.confidence
+        return shares, confidence
+
+    def _follow_all(
+        self,
+        frames: np.ndarray,
+        flow: FlowField,
+        hints: Mapping[int, FrameHints],
+        known: Mapping[int, Bool[np.ndarray, "height width"]],
+        report_frame: object,
+    ) -> dict[int, FollowedFrame]:
+        """Follows an object from all frames whose mask is known into the frames between and beyond them."""
+        labels = {}
+        for number, mask in known.items():
+            label = np.where(mask, 1, -1).astype(np.int8)
+            labels[number] = np.where(hints[number].labels != 0, hints[number].labels, label)
+        tracker = ObjectTracker(frames, flow, labels, self.settings.tracker)
+        found = {number: FollowedFrame(mask, mask.astype(np.float32), 1.0) for number, mask in known.items()}
+        numbers = sorted(known)
+        done = len(numbers)
+        spans = [(-1, numbers[0]), *pairwise(numbers), (numbers[-1], len(frames))]
+        for before, after in spans:
+            forward: dict[int, FollowedFrame] = {}
+            if before >= 0:
+                for number, frame in tracker.follow(before, known[before], after):
+                    forward[number] = frame
+                    done += 1
+                    report_frame(done)  # type: ignore[operator]
+            if after < len(frames):
+                for number, frame in tracker.follow(after, known[after], before):
+                    if before >= 0:
+                        part = (number - before) / (after - before)
+                        frame = self._join(frames[number], forward[number], frame, part)
+                    else:
+                        done += 1
+                        report_frame(done)  # type: ignore[operator]
+                    found[number] = frame
+            found |= {number: frame for number, frame in forward.items() if number not in found}
+        return found
+
+    def _join(self, frame: np.ndarray, first: FollowedFrame, second: FollowedFrame, part: float) -> FollowedFrame:
+        """Joins what was followed from the hinted frame before and from the one after; `part` is how far it is."""
+        weights = np.array([(1 - part) * first.confidence, part * second.confidence]) + 1e-3
+        weights /= weights.sum()
+        share = weights[0] * first.share + weights[1] * second.share
+        odds = compute_logit(share, 0.02)
+        mask = cut_graph(odds.astype(np.float32), np.ascontiguousarray(frame), self.settings.joined_smoothness)
+        overlap = (first.mask & second.mask).sum() / max(1, (first.mask | second.mask).sum())
+        confidence = float(weights @ (first.confidence, second.confidence)) * (0.5 + 0.5 * float(overlap))
+        return FollowedFrame(mask, share.astype(np.float32), confidence)
+
+    def _correct(self, frame: np.ndarray, share: np.ndarray, hints: FrameHints) -> np.ndarray:
+        """Corrects the mask of a frame by pixels that the user marked in it."""
+        settings = self.settings
+        odds = compute_logit(share, settings.tracker.min_share)
+        lab = cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2LAB).astype(np.float32)
+        lab = cv2.GaussianBlur(lab, (0, 0), 1.0)
+        reach = max(4.0, settings.mark_reach * float(np.sqrt(max(1.0, share.sum()))))
+        for sign in (1, -1):
+            count, marks = cv2.connectedComponents((hints.labels == sign).astype(np.uint8), connectivity=8)
+            for mark in range(1, count):
+                where = marks == mark
+                distance = cv2.distanceTransform((~where).astype(np.uint8), cv2.DIST_L2, 3)
+                difference = np.linalg.norm(lab - lab[where].mean(0), axis=2)
+                near = np.square(distance / reach) + np.square(difference / settings.mark_color_sigma)
+                odds = odds + sign * settings.mark_odds * np.exp(-near)
+        odds = np.where(hints.labels != 0, 100.0 * hints.labels, odds)
+        return cut_graph(odds.astype(np.float32), np.ascontiguousarray(frame), settings.tracker.smoothness)
+
+
+def _resolve_overlaps(shares: UInt8[np.ndarray, "objects time height width"]) -> np.ndarray:
+    """Gives each pixel that several objects want to the surest of them."""
+    if len(shares) == 1:
+        return shares
+    out = shares.copy()
+    for number in range(shares.shape[1]):
+        plane = shares[:, number]
+        best = plane.argmax(0)
+        for layer in range(len(shares)):
+            lost = (best != layer) & (plane[layer] >= 128) & (plane.max(0) >= 128)
+            out[layer, number][lost] = 255 - plane.max(0)[lost]
+    return out
+
+
+def _find_order(
+    names: tuple[str, ...], shares: np.ndarray, settings: TrackObjectsSettings
+) -> tuple[list[int], tuple[str, ...]]:
+    """Finds the order of objects, front to back: where two touch, the one that loses more of its area is behind."""
+    if len(names) < 2:
+        return [0], ()
+    masks = shares >= 128
+    areas = masks.sum((2, 3)).astype(float)
+    box = np.ones((5, 5), np.uint8)
+    covers = np.zeros((len(names), len(names)), bool)  # [a, b]: a is in front of b
+    for a in range(len(names)):
+        for b in range(a):
+            touching = np.array(
+                [
+                    bool((cv2.dilate(one.astype(np.uint8), box)[other] > 0).any())
+                    for one, other in zip(masks[a], masks[b], strict=True)
+                ]
+            )
+            if touching.any() and not touching.all():
+                left = [areas[layer, touching].min() / max(1.0, np.median(areas[layer, ~touching])) for layer in (a, b)]
+                covers[a, b] = left[1] < left[0] - settings.min_covered_share
+                covers[b, a] = left[0] < left[1] - settings.min_covered_share
+    order: list[int] = []
+    rest = list(range(len(names)))
+    while rest:
+        # The first that the fewest others cover; as the user named them where nothing is known.
+        front = min(rest, key=lambda a: (covers[rest, a].sum(), a))
+        order.append(front)
+        rest.remove(front)
+    listed = ", ".join(names[layer] for layer in order)
+    why = "by who covers whom" if covers.any() else "in the order of their names: none covers another"
+    return order, (f"front to back: {listed} ({why})",)

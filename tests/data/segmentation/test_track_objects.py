@@ -1,0 +1,137 @@
+"""Objects that a user points at are found in all frames, without a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from neural_fields.core.errors import UserError
+from neural_fields.core.progress import Progress
+from neural_fields.data.flow.compute import FlowField, compute_flow
+from neural_fields.data.segmentation.object_tracker import ObjectTracker
+from neural_fields.data.segmentation.segmenter import FrameHints
+from neural_fields.data.segmentation.track_objects import TrackingSegmenter
+
+HEIGHT, WIDTH, FRAMES = 96, 160, 13
+
+
+@dataclass(frozen=True)
+class CrossingClip:
+    """A red disc that passes in front of a blue square, over a background that the camera pans across."""
+
+    frames: np.ndarray
+    disc: np.ndarray  # what is seen of each, bool [time, height, width]
+    square: np.ndarray
+    flow: FlowField
+
+
+def _make_texture(seed: int, height: int, width: int) -> np.ndarray:
+    noise = np.random.default_rng(seed).normal(size=(height, width, 3)).astype(np.float32)
+    blurred = cv2.GaussianBlur(noise, (0, 0), 1.6)
+    return blurred / blurred.std()
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> CrossingClip:
+    ground = 120 + 22 * _make_texture(0, HEIGHT, WIDTH + FRAMES)
+    red = np.array([190, 60, 50]) + 18 * _make_texture(1, HEIGHT, WIDTH)
+    blue = np.array([50, 70, 190]) + 18 * _make_texture(2, HEIGHT, WIDTH)
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    frames, discs, squares = [], [], []
+    for t in range(FRAMES):
+        frame = ground[:, t : t + WIDTH].copy()
+        left, center = 105 - 5 * t, 35 + 6 * t
+        square = (x >= left) & (x < left + 26) & (y >= 34) & (y < 60)
+        disc = (x - center) ** 2 + (y - 52) ** 2 < 15**2
+        frame[square] = np.roll(blue, -5 * t, 1)[square]
+        frame[disc] = np.roll(red, 6 * t, 1)[disc]
+        frames.append(frame.clip(0, 255).astype(np.uint8))
+        discs.append(disc)
+        squares.append(square & ~disc)
+    stacked = np.stack(frames)
+    flow = compute_flow(stacked, tmp_path_factory.mktemp("flow"), "dis")
+    return CrossingClip(stacked, np.stack(discs), np.stack(squares), flow)
+
+
+def _hint(mask: np.ndarray | None = None, marks: dict[tuple[int, int], int] | None = None) -> FrameHints:
+    labels = np.zeros((HEIGHT, WIDTH), np.int8)
+    for (x, y), sign in (marks or {}).items():
+        labels[y - 1 : y + 2, x - 1 : x + 2] = sign
+    return FrameHints(labels, None, mask)
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> float:
+    return (a & b).sum() / max(1, (a | b).sum())
+
+
+def test_an_object_is_followed_from_its_mask_in_one_frame(clip: CrossingClip) -> None:
+    found = TrackingSegmenter().segment(clip.frames, clip.flow, {"disc": {4: _hint(clip.disc[4])}})
+    assert found.names == ("disc",)
+    assert min(_iou(found.shares[0, t] >= 128, clip.disc[t]) for t in range(FRAMES)) > 0.9
+    assert found.confidence.min() > 0.5
+
+
+def test_objects_that_cross_keep_their_pixels_and_the_covering_one_is_in_front(clip: CrossingClip) -> None:
+    hints = {"square": {0: _hint(clip.square[0])}, "disc": {0: _hint(clip.disc[0])}}
+    reports: list[Progress] = []
+    found = TrackingSegmenter().segment(clip.frames, clip.flow, hints, reports.append)
+    masks = dict(zip(found.names, found.shares >= 128, strict=True))
+    assert not (masks["disc"] & masks["square"]).any()
+    for t in range(FRAMES):
+        assert _iou(masks["disc"][t], clip.disc[t]) > 0.9, t
+        if t < 8 or t > 10:  # what is uncovered at once is found again within three frames
+            assert _iou(masks["square"][t], clip.square[t]) > 0.85, t
+    assert found.names[0] == "disc" and "front to back: disc, square" in found.notes[0]
+    assert reports[-1].done <= reports[-1].total == 2 * FRAMES
+
+
+def test_a_second_hinted_frame_wins_around_itself(clip: CrossingClip) -> None:
+    half = clip.disc[10].copy()
+    half[:52] = False  # the user wants only the lower half there
+    found = TrackingSegmenter().segment(clip.frames, clip.flow, {"disc": {0: _hint(clip.disc[0]), 10: _hint(half)}})
+    masks = found.shares[0] >= 128
+    assert np.array_equal(masks[10], half) and np.array_equal(masks[0], clip.disc[0])
+    assert _iou(masks[1], clip.disc[1]) > 0.9
+
+
+def test_marks_in_another_frame_correct_the_mask_there(clip: CrossingClip) -> None:
+    wrong = clip.disc[6] | clip.square[6]  # they touch there
+    part = slice(4, 8)
+    flow = FlowField(*(getattr(clip.flow, name)[4:7] for name in ("forward", "backward", "forward_ok", "backward_ok")))
+    without = TrackingSegmenter().segment(clip.frames[part], flow, {"disc": {2: _hint(wrong)}})
+    assert (without.shares[0, 1] >= 128)[clip.square[5]].mean() > 0.5
+    marked = {(105 - 5 * 5 + 16, 46): -1, (35 + 6 * 5, 52): 1}
+    found = TrackingSegmenter().segment(clip.frames[part], flow, {"disc": {2: _hint(wrong), 1: _hint(marks=marked)}})
+    mask = found.shares[0, 1] >= 128
+    assert mask[52, 65] and not mask[46, 96]
+    assert mask[clip.square[5]].mean() < 0.2 and mask[clip.disc[5]].mean() > 0.8
+
+
+def test_an_object_that_was_hidden_is_found_again(clip: CrossingClip) -> None:
+    frames = np.array(clip.frames)
+    empty = np.roll(clip.frames[0], 0, 0)
+    for t in (5, 6, 7):  # a cut to something else, and back
+        frames[t] = cv2.GaussianBlur(empty, (0, 0), 9)
+    flow = FlowField(
+        np.zeros_like(clip.flow.forward), np.zeros_like(clip.flow.backward), clip.flow.forward_ok, clip.flow.backward_ok
+    )
+    tracker = ObjectTracker(frames, flow, {0: np.where(clip.disc[0], 1, -1).astype(np.int8)})
+    found = tracker._find_again(9)
+    assert found is not None and _iou(found.mask, clip.disc[9]) > 0.85 and found.confidence > 0.2
+    assert tracker._find_again(6) is None
+
+
+def test_only_pixels_that_are_not_the_object_are_not_enough(clip: CrossingClip) -> None:
+    with pytest.raises(UserError, match="nothing says where the object is") as caught:
+        TrackingSegmenter().segment(clip.frames, clip.flow, {"disc": {3: _hint(marks={(10, 10): -1})}})
+    assert "--frame 3 --box" in caught.value.fix
+
+
+def test_the_same_hints_give_the_same_masks(clip: CrossingClip, tmp_path: Path) -> None:
+    hints = {"disc": {0: _hint(clip.disc[0])}}
+    first, second = (TrackingSegmenter().segment(clip.frames[:4], clip.flow, hints) for _ in range(2))
+    assert np.array_equal(first.shares, second.shares)
