@@ -65,11 +65,11 @@ $(INSTALLED_DOCS): pyproject.toml constraints.txt | $(BIN)/uv
 check test coverage lowest: export OMP_NUM_THREADS := 1
 check test coverage lowest: export OMP_WAIT_POLICY := PASSIVE
 
+# Types are checked beside the tests: they take one core for half a minute, or for a minute the first time.
 check: $(INSTALLED_ALL)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/mypy & types=$$!; $(BIN)/python -m pytest -n 2 -m "not slow"; tests=$$?; wait $$types && exit $$tests
 
 # From Python 3.12 on the interpreter itself can count lines, which costs little; before, the tests take half as long
 # again (make coverage).
@@ -78,8 +78,7 @@ test: export COVERAGE_CORE = $(if $(CHEAP_COVERAGE),sysmon)
 test: $(INSTALLED_ALL)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 $(CHEAP_COVERAGE)
+	$(BIN)/mypy & types=$$!; $(BIN)/python -m pytest -n 2 $(CHEAP_COVERAGE); tests=$$?; wait $$types && exit $$tests
 
 coverage: $(INSTALLED_ALL)
 	$(BIN)/python -m pytest -n 2 --cov

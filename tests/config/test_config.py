@@ -265,6 +265,7 @@ notes = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(notes, st.booleans())
 def test_writing_and_reading_a_record_gives_the_same_record(note: Note, without_defaults: bool) -> None:

@@ -130,6 +130,7 @@ records = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(records)
 def test_a_record_that_is_read_is_written_as_it_was_and_read_again(written: dict[str, Any]) -> None:
@@ -216,6 +217,7 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
 harms = plain_values | st.sampled_from([1e999, -1, 2**80, "../../x", "", ".", "x" * 300, [[]] * 4, {"file": "x"}])
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_no_change_of_an_edit_json_is_more_than_a_damaged_edit(edit: Edit, data: st.DataObject) -> None:

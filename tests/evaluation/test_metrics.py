@@ -179,6 +179,7 @@ def measure_lpips(a: Iterable, b: Iterable, weights: Path | None = None) -> Lpip
     return distance.result
 
 
+@pytest.mark.slow
 def test_lpips_from_a_local_file_is_zero_for_the_same_frames_and_grows_with_the_difference(backbone: Path) -> None:
     pytest.importorskip("lpips")
     frames = [picture(n, 64, 80) for n in range(2)]

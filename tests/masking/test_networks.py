@@ -16,6 +16,8 @@ from neural_fields.masking.segment_video import segment_video
 from tests.support import tiny_networks
 from tests.support.box_segmenter import BoxSegmenter
 
+pytestmark = pytest.mark.slow  # transformers alone takes ten seconds to import
+
 WIDTH, HEIGHT, FRAMES = 64, 48, 4
 
 
@@ -34,7 +36,6 @@ def clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_a_network_follows_and_another_makes_the_edges_soft(clip: Path, tmp_path: Path) -> None:
     models: dict[str, Any] = {"model": str(tiny_networks.sam2_video(tmp_path / "sam2"))}
     hints = (MaskHint("dog", 1, Path("mask.png")),)
@@ -48,7 +49,6 @@ def test_a_network_follows_and_another_makes_the_edges_soft(clip: Path, tmp_path
     assert ((matte > 0) & (matte < 255)).any()
 
 
-@pytest.mark.slow
 def test_words_become_a_box_that_is_kept(clip: Path, tmp_path: Path) -> None:
     options = MaskOptions(
         hints=(TextHint("surfer", 2, "surfer"),),

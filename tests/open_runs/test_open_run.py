@@ -236,6 +236,7 @@ def test_pixels_are_found_again_where_their_places_in_the_canonical_picture_lie(
     assert (texels == there.texels).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(frame=st.integers(0, 11), seed=st.integers(0, 9999))
 def test_places_in_the_canonical_picture_are_found_again_from_the_frame_that_shows_them(

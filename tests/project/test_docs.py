@@ -98,6 +98,7 @@ def slug(heading: str) -> str:
 # --- commands -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "line"), shown_commands())
 def test_a_command_that_is_shown_is_one_that_the_program_takes(
     page: str, line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -187,6 +187,7 @@ def panning(count: int, with_object: bool) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(frames), np.stack(masks)
 
 
+@pytest.mark.slow
 def test_a_disc_on_a_panning_background_is_found_by_its_motion(tmp_path: Path) -> None:
     frames, truth = panning(16, with_object=True)
     layers = find_masks(frames, compute_flow(frames, tmp_path))
@@ -194,6 +195,7 @@ def test_a_disc_on_a_panning_background_is_found_by_its_motion(tmp_path: Path) -
     assert mask_iou(layers.masks[0], truth) > 0.85
 
 
+@pytest.mark.slow
 def test_motion_masks_do_not_depend_on_chance_or_on_the_size_of_the_flow(tmp_path: Path) -> None:
     frames, truth = panning(10, with_object=True)
     first = segment_motion(frames, compute_flow(frames, tmp_path))

@@ -173,6 +173,7 @@ def test_the_same_seed_gives_the_same_clip_and_another_seed_another() -> None:
     assert np.abs(first.astype(int) - other).mean() > 5
 
 
+@pytest.mark.slow
 def test_the_picture_depends_neither_on_the_length_of_the_clip_nor_on_its_resolution() -> None:
     short = make_demo_clip(2, 160, 90).frames[0].astype(float)
     long = next(make_demo_clip(40, 160, 90).render_frames())

@@ -251,6 +251,7 @@ def test_cameras_go_around_the_person_and_a_held_out_view_is_far_from_all() -> N
         assert camera.project_points(scene.motion.compute_joint_positions(time))[2].all()
 
 
+@pytest.mark.slow
 def test_the_room_behind_a_held_out_view_is_one_that_training_views_show() -> None:
     scene = replace(make_walking_scene(count=12, size=(32, 24)), supersample=1)
     for time in (0, 11):

@@ -50,6 +50,7 @@ def randn(seed: int) -> Latents:
     return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.slow
 @ALL
 @pytest.mark.parametrize("steps", [1, 7])
 def test_a_model_that_knows_one_picture_arrives_at_it_from_any_noise(schedule: NoiseSchedule, steps: int) -> None:
@@ -58,6 +59,7 @@ def test_a_model_that_knows_one_picture_arrives_at_it_from_any_noise(schedule: N
     torch.testing.assert_close(found, mean)
 
 
+@pytest.mark.slow
 @ALL
 def test_gaussian_noise_becomes_the_gaussian_of_the_pictures(schedule: NoiseSchedule) -> None:
     """In the limit of small steps x_t - a m is carried along in units of its own deviation (Song et al., 2021)."""

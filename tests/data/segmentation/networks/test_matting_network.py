@@ -17,6 +17,8 @@ from neural_fields.data.segmentation.networks.matting_network import (
 from neural_fields.nn.pretrained import NetworkSource
 from tests.support import tiny_networks
 
+pytestmark = pytest.mark.slow  # transformers alone takes ten seconds to import
+
 HEIGHT, WIDTH = 50, 90
 FRAME = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
 FRAME.flags.writeable = False  # as those mapped from a file
@@ -29,7 +31,6 @@ def make_trimap() -> np.ndarray:
     return trimap
 
 
-@pytest.mark.slow
 def test_known_pixels_stay_and_unknown_ones_are_the_networks(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     network = MattingNetwork(NetworkSource(str(tiny_networks.vitmatte(tmp_path)), "cpu"))

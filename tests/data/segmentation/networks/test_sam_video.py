@@ -25,6 +25,8 @@ from neural_fields.data.segmentation.segmenter import ClipSegmentation, FrameHin
 from neural_fields.nn.pretrained import NetworkSource
 from tests.support import tiny_networks
 
+pytestmark = pytest.mark.slow  # transformers alone takes ten seconds to import
+
 HEIGHT, WIDTH = 36, 60
 FRAMES = np.random.default_rng(0).integers(0, 255, (24, HEIGHT, WIDTH, 3), np.uint8)
 FRAMES.flags.writeable = False  # as those mapped from a file
@@ -58,7 +60,6 @@ def segment(
     return segmenter.segment(FRAMES[:count], FlowField(none, none, sure, sure), objects)
 
 
-@pytest.mark.slow
 def test_objects_keep_their_names_their_order_and_the_masks_that_were_given(segmenter: SamVideoSegmenter) -> None:
     found = segment(
         segmenter,
@@ -78,7 +79,6 @@ def test_objects_keep_their_names_their_order_and_the_masks_that_were_given(segm
     assert np.allclose(alone.confidence[0, 4:6], found.confidence[1, 4:6]), "objects do not change each other"
 
 
-@pytest.mark.slow
 def test_a_mask_lies_in_the_network_where_it_lies_in_the_frame(segmenter: SamVideoSegmenter) -> None:
     network = segmenter.network
     pixels = network.prepare_frame(FRAMES[0])
@@ -88,7 +88,6 @@ def test_a_mask_lies_in_the_network_where_it_lies_in_the_frame(segmenter: SamVid
     assert (inside & BLOCK).sum() / (inside | BLOCK).sum() > 0.8
 
 
-@pytest.mark.slow
 def test_points_and_boxes_lie_in_the_network_where_they_lie_in_the_frame(segmenter: SamVideoSegmenter) -> None:
     network = segmenter.network
     memory = network.start_memory()
@@ -108,7 +107,6 @@ def test_points_and_boxes_lie_in_the_network_where_they_lie_in_the_frame(segment
     assert given[0]["point_labels"][0, 0].tolist() == [2, 3, 1, 0]
 
 
-@pytest.mark.slow
 def test_following_frame_by_frame_equals_the_whole_clip_in_memory(segmenter: SamVideoSegmenter) -> None:
     """Against the session of transformers, which keeps every frame and every state."""
     network = segmenter.network
@@ -130,7 +128,6 @@ def test_following_frame_by_frame_equals_the_whole_clip_in_memory(segmenter: Sam
     assert output.frame_idx == len(FRAMES) - 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("reverse", [False, True])
 def test_what_is_remembered_does_not_grow_with_the_clip(segmenter: SamVideoSegmenter, reverse: bool) -> None:
     network = segmenter.network
@@ -154,7 +151,6 @@ def test_what_is_remembered_does_not_grow_with_the_clip(segmenter: SamVideoSegme
     assert not memory.states["non_cond_frame_outputs"] and memory.states["cond_frame_outputs"]
 
 
-@pytest.mark.slow
 def test_corrections_are_solved_in_context_and_stay(segmenter: SamVideoSegmenter) -> None:
     network = segmenter.network
     memory = network.start_memory()
@@ -168,7 +164,6 @@ def test_corrections_are_solved_in_context_and_stay(segmenter: SamVideoSegmenter
     assert list(memory.states["cond_frame_outputs"]) == [0, 5] and not memory.states["non_cond_frame_outputs"]
 
 
-@pytest.mark.slow
 def test_progress_counts_every_frame_of_every_object_once(segmenter: SamVideoSegmenter) -> None:
     seen: list[Progress] = []
     none, sure = np.zeros((4, HEIGHT, WIDTH, 2), np.float32), np.ones((4, HEIGHT, WIDTH), bool)
@@ -178,7 +173,6 @@ def test_progress_counts_every_frame_of_every_object_once(segmenter: SamVideoSeg
     assert (seen[-1].done, seen[-1].total, seen[-1].stage) == (10, 10, "objects")
 
 
-@pytest.mark.slow
 def test_weights_of_another_network_are_refused(folder: Path, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
@@ -192,7 +186,6 @@ def test_weights_of_another_network_are_refused(folder: Path, tmp_path: Path) ->
         SamVideoNetwork(NetworkSource(str(tmp_path), "cpu"))
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("timm") is None, reason="the backbone of EdgeTAM is timm's: pip install timm"
 )
@@ -202,7 +195,6 @@ def test_edgetam_follows_objects_too(tmp_path: Path) -> None:
     assert ((found.shares[0, 1] >= 128) == BLOCK).all()
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("timm") is not None, reason="timm is installed")
 def test_edgetam_without_timm_says_what_to_install(tmp_path: Path) -> None:
     pytest.importorskip("transformers")

@@ -17,6 +17,8 @@ from neural_fields.data.segmentation.segmenter import FrameHints
 from neural_fields.nn.pretrained import NetworkSource
 from tests.support import tiny_diffusion, tiny_networks
 
+pytestmark = pytest.mark.slow  # transformers alone takes ten seconds to import
+
 HEIGHT, WIDTH = 36, 60
 FRAMES = np.random.default_rng(0).integers(0, 255, (10, HEIGHT, WIDTH, 3), np.uint8)
 FRAMES.flags.writeable = False  # as those mapped from a file
@@ -38,7 +40,6 @@ def finder(folder: Path | str, min_score: float = 0.001) -> WordFinder:
     return WordFinder(NetworkSource(str(folder), "cpu"), WordSettings(min_score=min_score))
 
 
-@pytest.mark.slow
 def test_boxes_lie_in_the_frame_the_best_first(grounding_dino: Path) -> None:
     matches = finder(grounding_dino).find_in_frame(FRAMES[0], "surfer")
     assert matches and [m.score for m in matches] == sorted((m.score for m in matches), reverse=True)
@@ -48,7 +49,6 @@ def test_boxes_lie_in_the_frame_the_best_first(grounding_dino: Path) -> None:
         assert match.mask is None
 
 
-@pytest.mark.slow
 def test_a_network_is_asked_in_the_form_that_it_was_trained_on(grounding_dino: Path) -> None:
     words = finder(grounding_dino)
     asked: list[list[int]] = []
@@ -61,14 +61,12 @@ def test_a_network_is_asked_in_the_form_that_it_was_trained_on(grounding_dino: P
     assert asked == [[101, 200, 1012, 102]] * 2, "[CLS] surfer . [SEP]"
 
 
-@pytest.mark.slow
 def test_what_fits_too_little_is_not_found(grounding_dino: Path) -> None:
     best = finder(grounding_dino).find_in_frame(FRAMES[0], "surfer")[0].score
     assert all(m.score > best / 2 for m in finder(grounding_dino, best / 2).find_in_frame(FRAMES[0], "surfer"))
     assert finder(grounding_dino, min_score=1.1).find_in_frame(FRAMES[0], "surfer") == []
 
 
-@pytest.mark.slow
 def test_sam_3_finds_masks_by_words_and_follows_them_from_one_folder(sam3: Path) -> None:
     words = finder(sam3)
     matches = words.find_in_frame(FRAMES[0], "surfer")
@@ -81,7 +79,6 @@ def test_sam_3_finds_masks_by_words_and_follows_them_from_one_folder(sam3: Path)
     assert segmenter.network.model.config.max_cond_frame_num == 4, "what the network was trained with is kept"
 
 
-@pytest.mark.slow
 def test_a_network_that_follows_objects_finds_no_words(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     with pytest.raises(UserError, match="not a network that finds objects by words"):
