@@ -6,6 +6,7 @@ On the command line `--object` and `--frame` apply to the hints after them, so t
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ DEFAULT_OBJECT = "foreground"  # as a single mask without a name is called
 
 
 @dataclass(frozen=True)
-class Hint:
+class Hint(ABC):
     """Says something about an object in a frame.
 
     Attributes:
@@ -40,9 +41,9 @@ class Hint:
             raise bad_input(f"--frame {self.frame}", why="frames are counted from 0", fix="--frame 0")
 
     @property
+    @abstractmethod
     def words(self) -> str:
         """The hint as a flag, without object and frame."""
-        raise NotImplementedError
 
     @property
     def where(self) -> str:

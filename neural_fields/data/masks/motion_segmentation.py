@@ -22,6 +22,7 @@ from scipy import ndimage
 from neural_fields.core.memmap import allocate_zeros, release_memory
 from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.data.flow.compute import FlowField, resize_mask, resize_vectors
+from neural_fields.data.masks.log_odds import compute_log_odds
 from neural_fields.imaging.ransac import find_transform
 
 
@@ -85,6 +86,7 @@ class MotionSegmentationSettings:
     field_decay: float = 0.7  # factor of these odds per frame of distance
 
     # When the result is clear enough to be an object.
+    min_share: float = 0.01  # shares of colors are clipped to this and to 1 minus this before log odds are taken
     min_stability: float = 0.7  # least mean IoU of a mask with the mask before, warped by the flow
     min_contrast: float = 0.8  # the object must be this much faster than its surroundings, in `_ref` pixels a frame
     # Side of the square, at the working size, that reaches from the object to its surroundings.
@@ -358,11 +360,6 @@ class _BilateralGrid:
         return cells
 
 
-def _compute_logit(share: np.ndarray) -> np.ndarray:
-    share = share.clip(0.01, 0.99)
-    return np.log(share / (1 - share))
-
-
 def _run_mean_field(
     frames: np.ndarray,
     odds: np.ndarray,
@@ -383,9 +380,11 @@ def _run_mean_field(
         near = _dilate_masks(share > 0.5, settings.near_side_px)
         inside = (share * near).astype(np.float32)
         rate = np.stack([cv2.blur(values, (window, window)) for values in inside])
-        color = _compute_logit(broad.average_values(inside, weight, settings.broad_prior_weight))
-        color = color - settings.rate_weight * _compute_logit(rate)
-        edges = _compute_logit(narrow.average_values(inside, weight, settings.narrow_prior_weight))
+        color = compute_log_odds(broad.average_values(inside, weight, settings.broad_prior_weight), settings.min_share)
+        color = color - settings.rate_weight * compute_log_odds(rate, settings.min_share)
+        edges = compute_log_odds(
+            narrow.average_values(inside, weight, settings.narrow_prior_weight), settings.min_share
+        )
         total = motion_weight * odds + color + settings.narrow_weight * edges + settings.bias
         along = _average_along_flow(total[..., None], trust, flow, settings.field_decay)[..., 0]
         total = (1 - settings.temporal_weight) * total + settings.temporal_weight * along

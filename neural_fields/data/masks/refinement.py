@@ -21,6 +21,7 @@ from neural_fields.core.progress import Progress, ProgressReporter, report_nothi
 from neural_fields.data.flow.compute import FlowField, resize_mask, resize_vectors
 from neural_fields.data.masks.boundaries import OutlineSettings, align_outline
 from neural_fields.data.masks.layer_masks import LayerMasks
+from neural_fields.data.masks.log_odds import compute_log_odds
 from neural_fields.data.masks.propagation import (
     Masks,
     NeighborFlow,
@@ -190,8 +191,8 @@ def _weigh_evidence(
     wide = _dilate_masks(masks, max(1, round(settings.agreement_tolerance_ref * shrink)))
     by_object = compute_object_votes(wide, known, transforms, settings.votes)
     by_flow = compute_flow_votes(wide, known, window.flow, settings.votes)
-    votes = settings.object_weight * _compute_logit(by_object, settings.min_vote_share)
-    votes += settings.flow_weight * _compute_logit(by_flow, settings.min_vote_share)
+    votes = settings.object_weight * compute_log_odds(by_object, settings.min_vote_share)
+    votes += settings.flow_weight * compute_log_odds(by_flow, settings.min_vote_share)
 
     scale = np.diag([window.slow_scale, window.slow_scale, 1.0])
     slow_transforms = [scale @ matrix @ np.linalg.inv(scale) for matrix in transforms]
@@ -282,8 +283,3 @@ def _dilate_masks(masks: Masks, radius: int) -> Masks:
 
 def _make_disc(radius: int) -> np.ndarray:
     return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1,) * 2)
-
-
-def _compute_logit(share: np.ndarray, least: float) -> np.ndarray:
-    share = share.clip(least, 1 - least)
-    return np.log(share / (1 - share))

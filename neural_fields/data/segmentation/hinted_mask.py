@@ -20,9 +20,8 @@ from neural_fields.data.flow.compute import FlowField
 from neural_fields.data.segmentation.appearance_model import AppearanceModel, AppearanceSettings
 from neural_fields.data.segmentation.color_features import ColorFeatureSettings, compute_color_features
 from neural_fields.data.segmentation.graph_cut import cut_graph
-from neural_fields.data.segmentation.motion_evidence import MotionEvidenceSettings, compute_trust, transform_flow
+from neural_fields.data.segmentation.motion_evidence import MotionEvidenceSettings, measure_departure, read_trusted_flow
 from neural_fields.data.segmentation.segmenter import FrameHints
-from neural_fields.imaging.ransac import find_transform
 
 Mask = Bool[np.ndarray, "height width"]
 Share = Float[np.ndarray, "height width"]
@@ -95,7 +94,7 @@ def find_hinted_mask(
     where = f"frame {number}"
     _check_hints(hints, where)
     if hints.mask is not None:
-        mask = (hints.mask | (hints.labels > 0)) & (hints.labels >= 0)
+        mask = hints.marked_mask
         if not mask.any():
             raise bad_input("the mask is empty", where=where, why="it must show the object")
         return mask
@@ -188,33 +187,22 @@ def _measure_motion(flow: FlowField, number: int, beyond: Mask, settings: Hinted
         settings: tolerances.
     """
     height, width = beyond.shape
-    motion = settings.motion
-    margin, step = motion.margin_px, motion.grid_step_px
-    rows, columns = np.mgrid[margin:height:step, margin:width:step].reshape(2, -1)
-    used = beyond[rows, columns]
-    rows, columns = rows[used], columns[used]
-    start = np.stack([columns, rows], -1).astype(np.float32)
     away, weight = np.zeros(beyond.shape, np.float32), np.full(beyond.shape, 1e-6, np.float32)
     x, y = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)[:, None]
     for to in (1, -1):
         total, trust = np.zeros((height, width, 2), np.float32), np.ones(beyond.shape, np.float32)
         for at in range(number, number + to * settings.motion_frames, to):
-            if not 0 <= at + to <= len(flow.forward) or len(start) < motion.min_vectors:
+            if not 0 <= at + to <= len(flow.forward):
                 break
-            pair = at if to > 0 else at - 1
-            vectors = [np.asarray(part[pair], np.float32) for part in (flow.forward, flow.backward)][::to]
-            sure = compute_trust(vectors[0], vectors[1], motion)
+            vectors, sure = read_trusted_flow(flow, at, to, settings.motion)
             there = x + total[..., 0], y + total[..., 1]
-            total = total + cv2.remap(vectors[0], *there, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+            total = total + cv2.remap(vectors, *there, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
             trust = trust * cv2.remap(sure, *there, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-            matrix = find_transform(start, start + total[rows, columns], "homography", motion.fit_tolerance_px, 200)
-            if matrix is None:
+            departure = measure_departure(total, beyond, settings.motion)
+            if departure is None:
                 continue
-            expected = transform_flow(matrix, (width, height))
-            error = motion.background_error_px + motion.background_error_share * np.hypot(*np.moveaxis(expected, 2, 0))
-            length = np.hypot(*np.moveaxis(total - expected, 2, 0)) / error
-            noise = 1 + 2 * np.median(length)  # water, leaves: all moves
-            away += (trust + 0.05) * (1 - np.exp(-np.square(length / noise / settings.away_errors)))
+            noise = 1 + 2 * np.median(departure[0])  # water, leaves: all moves
+            away += (trust + 0.05) * (1 - np.exp(-np.square(departure[0] / noise / settings.away_errors)))
             weight += trust + 0.05
     return away / weight
 

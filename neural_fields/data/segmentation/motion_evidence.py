@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float
 
+from neural_fields.data.flow.compute import FlowField
 from neural_fields.imaging.ransac import find_transform
 
 Vectors = Float[np.ndarray, "height width 2"]
@@ -75,6 +76,22 @@ def compute_trust(flow: Vectors, reverse: Vectors, settings: MotionEvidenceSetti
     return (np.exp(-np.square(error / tolerance)) * inside).astype(np.float32)
 
 
+def read_trusted_flow(
+    flow: FlowField, number: int, to: int, settings: MotionEvidenceSettings = DEFAULTS
+) -> tuple[Vectors, Share]:
+    """Reads the flow of a frame to a neighbor, and how far it can be trusted.
+
+    Args:
+        flow: of the clip.
+        number: of the frame.
+        to: 1 for the next frame, -1 for the one before.
+        settings: the tolerance.
+    """
+    pair = number if to > 0 else number - 1
+    vectors, reverse = [np.asarray(part[pair], np.float32) for part in (flow.forward, flow.backward)][::to]
+    return vectors, compute_trust(vectors, reverse, settings)
+
+
 def warp_backward(values: np.ndarray, flow: Vectors) -> np.ndarray:
     """Samples values of another frame where the flow of each pixel leads to; 0 outside."""
     height, width = flow.shape[:2]
@@ -95,13 +112,52 @@ def transform_flow(matrix: Float[np.ndarray, "3 3"], size: tuple[int, int]) -> V
 def fit_affine_motion(
     where: Bool[np.ndarray, "height width"], flow: Vectors, settings: MotionEvidenceSettings = DEFAULTS
 ) -> Float[np.ndarray, "3 3"] | None:
-    """Fits an affine transform of pixel positions to the flow of some pixels; None where there are too few."""
+    """Fits an affine transform of pixel positions to the flow of some pixels.
+
+    Args:
+        where: the pixels.
+        flow: from the frame to another one, in pixels.
+        settings: of the fit.
+
+    Returns:
+        The transform of homogeneous positions; None where there are too few pixels, or none is found.
+    """
     rows, columns = np.nonzero(where)
     if len(rows) < settings.min_vectors:
         return None
     step = max(1, len(rows) // settings.max_vectors)
     start = np.stack([columns[::step], rows[::step]], -1).astype(np.float32)
     return find_transform(start, start + flow[rows[::step], columns[::step]], "affine", settings.fit_tolerance_px)
+
+
+def measure_departure(
+    flow: Vectors, beyond: Bool[np.ndarray, "height width"], settings: MotionEvidenceSettings = DEFAULTS
+) -> tuple[Share, Share] | None:
+    """Measures how far the flow of each pixel is from the background's, which is that of a homography.
+
+    Args:
+        flow: from the frame to another one, in pixels.
+        beyond: the pixels that may be background.
+        settings: of the fit.
+
+    Returns:
+        The distance in usual errors of the background's flow, and such an error in pixels; None where no homography
+        is found.
+    """
+    height, width = beyond.shape
+    margin, step = settings.margin_px, settings.grid_step_px
+    rows, columns = np.mgrid[margin:height:step, margin:width:step].reshape(2, -1)
+    used = beyond[rows, columns]
+    rows, columns = rows[used], columns[used]
+    if len(rows) < settings.min_vectors:
+        return None
+    start = np.stack([columns, rows], -1).astype(np.float32)
+    matrix = find_transform(start, start + flow[rows, columns], "homography", settings.fit_tolerance_px, 200)
+    if matrix is None:
+        return None
+    expected = transform_flow(matrix, (width, height))
+    error_px = settings.background_error_px + settings.background_error_share * np.hypot(*np.moveaxis(expected, 2, 0))
+    return np.hypot(*np.moveaxis(flow - expected, 2, 0)) / error_px, error_px
 
 
 def weigh_motion(
@@ -127,26 +183,14 @@ def weigh_motion(
     expected = share > 0.5
     side = 2 * settings.margin_px + 1
     beyond = cv2.dilate(expected.astype(np.uint8), np.ones((side, side), np.uint8)) == 0
-    rows, columns = np.mgrid[
-        settings.margin_px : height : settings.grid_step_px, settings.margin_px : width : settings.grid_step_px
-    ].reshape(2, -1)
-    used = beyond[rows, columns]
-    rows, columns = rows[used], columns[used]
-    start = np.stack([columns, rows], -1).astype(np.float32)
     shape = share[window].shape
     background, own, weight = np.zeros(shape, np.float32), np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     is_moving, rigidity = False, 0.0
     for number, (flow, trust) in enumerate(flows):
-        if len(start) < settings.min_vectors:
-            break
-        matrix = find_transform(start, start + flow[rows, columns], "homography", settings.fit_tolerance_px, 200)
-        if matrix is None:
+        departure = measure_departure(flow, beyond, settings)
+        if departure is None:
             continue
-        predicted = transform_flow(matrix, (width, height))
-        tolerance = settings.background_error_px + settings.background_error_share * np.hypot(
-            *np.moveaxis(predicted, 2, 0)
-        )
-        away = np.hypot(*np.moveaxis(flow - predicted, 2, 0)) / tolerance
+        away, tolerance = departure
         sure = (share > settings.min_object_share) & (trust > 0.3)
         if sure.sum() < settings.min_vectors or np.median(away[sure]) < settings.min_motion:
             continue

@@ -15,13 +15,14 @@ import numpy as np
 from jaxtyping import Bool, Float, Int8, UInt8
 
 from neural_fields.data.flow.compute import FlowField
+from neural_fields.data.masks.log_odds import compute_log_odds
 from neural_fields.data.segmentation.appearance_model import AppearanceModel, AppearanceSettings
 from neural_fields.data.segmentation.color_features import ColorFeatureSettings, compute_color_features
 from neural_fields.data.segmentation.graph_cut import cut_graph
 from neural_fields.data.segmentation.hint_registration import HintRegistration, RegistrationSettings
 from neural_fields.data.segmentation.motion_evidence import (
     MotionEvidenceSettings,
-    compute_trust,
+    read_trusted_flow,
     warp_backward,
     weigh_motion,
 )
@@ -165,7 +166,7 @@ class ObjectTracker:
     ) -> FollowedFrame:
         """Finds the object in a frame from its share of the pixels of the frame before, in the order of work."""
         settings, frame = self.settings, np.ascontiguousarray(self.frames[number])
-        back, trust = self._read_flow(number, -direction)
+        back, trust = read_trusted_flow(self.flow, number, -direction, settings.motion)
         carried = warp_backward(before, back)
         window = find_window(carried > 0.3, settings.window_margin, settings.min_window_margin_px)
         expected = carried[window]
@@ -173,13 +174,13 @@ class ObjectTracker:
         distance = cv2.distanceTransform((~inside).astype(np.uint8), cv2.DIST_L2, 3)
         reach = max(settings.min_reach_px, settings.reach * float(np.sqrt(max(inside.sum(), usual_area))))
         trusted = settings.untrusted_weight + (1 - settings.untrusted_weight) * trust[window]
-        odds = settings.carried_weight * trusted * compute_logit(expected, settings.min_share)
+        odds = settings.carried_weight * trusted * compute_log_odds(expected, settings.min_share)
         odds -= np.square(np.minimum(distance, 1e3) / reach)
 
         # Motion, and the hinted mask itself.
         flows = [(back, trust)]
         if 0 <= number + direction < len(self.frames):
-            flows.append(self._read_flow(number, direction))
+            flows.append(read_trusted_flow(self.flow, number, direction, settings.motion))
         motion = weigh_motion(flows, carried, window, settings.motion)
         outside_weight = settings.background_weight - settings.kept_background_weight
         odds -= motion.background * (settings.kept_background_weight + outside_weight * (1 - expected))
@@ -187,7 +188,7 @@ class ObjectTracker:
         sure = np.zeros_like(expected)
         if hinted is not None:
             share, sure = hinted
-            odds += settings.hint_weight * sure * compute_logit(share, settings.min_share)
+            odds += settings.hint_weight * sure * compute_log_odds(share, settings.min_share)
         odds += settings.object_weight * motion.object * np.clip(2 * expected - 1, 0, 1) * (1 - sure)
 
         # Appearance, with less weight where the object is rigid, and where the hinted mask is sure.
@@ -242,13 +243,6 @@ class ObjectTracker:
             return 0.0
         return float(score[mask].mean() - score[ring].mean())
 
-    def _read_flow(self, number: int, to: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the flow of a frame to the next (1) or the previous one (-1), and its trust."""
-        forward = np.asarray(self.flow.forward[number if to > 0 else number - 1], np.float32)
-        backward = np.asarray(self.flow.backward[number if to > 0 else number - 1], np.float32)
-        flow, reverse = (forward, backward) if to > 0 else (backward, forward)
-        return flow, compute_trust(flow, reverse, self.settings.motion)
-
     def _score_appearance(self, frame: np.ndarray, window: tuple[slice, slice]) -> np.ndarray:
         step = self.settings.features.stride_px
         features = compute_color_features(frame, self.settings.features)
@@ -257,12 +251,6 @@ class ObjectTracker:
         height, width = (part.stop - part.start for part in window)
         large = cv2.resize(score, (score.shape[1] * step, score.shape[0] * step), interpolation=cv2.INTER_LINEAR)
         return large[:height, :width]
-
-
-def compute_logit(share: np.ndarray, least: float) -> np.ndarray:
-    """Computes the log odds of shares, which are clipped to `least` and 1 minus `least`."""
-    share = share.clip(least, 1 - least)
-    return np.log(share / (1 - share))
 
 
 def _keep_parts(mask: Mask, carried: Share) -> Mask:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int8, UInt8
 
+from neural_fields.core.errors import UserError, bad_input
 from neural_fields.core.progress import ProgressReporter
 from neural_fields.data.flow.compute import FlowField
 
@@ -26,6 +27,12 @@ class FrameHints:
     labels: Int8[np.ndarray, "height width"]
     box: tuple[int, int, int, int] | None = None
     mask: Bool[np.ndarray, "height width"] | None = None
+
+    @property
+    def marked_mask(self) -> Bool[np.ndarray, "height width"]:
+        """The mask that the user gave, with what else they marked in its frame."""
+        assert self.mask is not None
+        return (self.mask | (self.labels > 0)) & (self.labels >= 0)
 
 
 @dataclass(frozen=True)
@@ -67,3 +74,25 @@ class ObjectSegmenter(ABC):
         Raises:
             UserError: hints that contradict each other, or that no object fits (exit 3).
         """
+
+
+def missing_place_error(name: str, hints: Mapping[int, FrameHints]) -> UserError:
+    """Makes the error of an object of which only pixels are marked that do not belong to it."""
+    return bad_input(
+        f"{name}: nothing says where the object is",
+        why="there are only pixels that do not belong to it",
+        fix=f"unwrap mask VIDEO --object {name} --frame {min(hints, default=0)} --box x,y,width,height",
+    )
+
+
+def settle_overlaps(shares: UInt8[np.ndarray, "objects time height width"]) -> None:
+    """Gives each pixel that several objects want to the surest of them, in place, a frame at a time."""
+    for number in range(shares.shape[1] if len(shares) > 1 else 0):
+        plane = shares[:, number].astype(np.int32)
+        top = plane.max(axis=0)
+        others = plane.sum(axis=0) - top
+        too_much = others + top > 255
+        if too_much.any():
+            winner = np.arange(len(plane))[:, None, None] == plane.argmax(axis=0)
+            scaled = plane * (255 - top) // np.maximum(others, 1)
+            shares[:, number] = np.where(too_much & ~winner, scaled, plane)

@@ -6,7 +6,7 @@ both results are joined. Pixels that several objects want go to the one that is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -14,18 +14,23 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from neural_fields.core.errors import bad_input
 from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.data.flow.compute import FlowField
+from neural_fields.data.masks.log_odds import compute_log_odds
 from neural_fields.data.segmentation.graph_cut import cut_graph
 from neural_fields.data.segmentation.hinted_mask import find_hinted_mask
 from neural_fields.data.segmentation.object_tracker import (
     FollowedFrame,
     ObjectTracker,
     ObjectTrackerSettings,
-    compute_logit,
 )
-from neural_fields.data.segmentation.segmenter import ClipSegmentation, FrameHints, ObjectSegmenter
+from neural_fields.data.segmentation.segmenter import (
+    ClipSegmentation,
+    FrameHints,
+    ObjectSegmenter,
+    missing_place_error,
+    settle_overlaps,
+)
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class TrackingSegmenter(ObjectSegmenter):
             confidence.append(sure)
         names, stacked, sureness = tuple(objects), np.stack(shares), np.stack(confidence)
         order, notes = _find_order(names, stacked, self.settings)
-        stacked = _resolve_overlaps(stacked)
+        settle_overlaps(stacked)
         return ClipSegmentation(tuple(names[i] for i in order), stacked[order], sureness[order], notes)
 
     def _segment_object(
@@ -82,7 +87,7 @@ class TrackingSegmenter(ObjectSegmenter):
         frames: np.ndarray,
         flow: FlowField,
         hints: Mapping[int, FrameHints],
-        report_frame: object,
+        report_frame: Callable[[int], None],
     ) -> tuple[UInt8[np.ndarray, "time height width"], Float[np.ndarray, " time"]]:
         """Finds one object: its share of each pixel, 0 to 255, and how sure it is in each frame."""
         # Frames that say where the object is come first; marks in other frames then correct what follows from them.
@@ -90,15 +95,8 @@ class TrackingSegmenter(ObjectSegmenter):
         if not whole:
             whole = {number for number, hint in hints.items() if (hint.labels > 0).any()}
         if not whole:
-            raise bad_input(
-                f"{name}: nothing says where the object is",
-                why="there are only pixels that do not belong to it",
-                fix=f"unwrap mask VIDEO --object {name} --frame {min(hints, default=0)} --box x,y,width,height",
-            )
-        known = {}
-        for number in sorted(whole):
-            given = hints[number].mask
-            known[number] = find_hinted_mask(frames, flow, number, hints[number]) if given is None else given
+            raise missing_place_error(name, hints)
+        known = {number: find_hinted_mask(frames, flow, number, hints[number]) for number in sorted(whole)}
         followed = self._follow_all(frames, flow, hints, known, report_frame)
         corrections = sorted(set(hints) - whole)
         if corrections:
@@ -120,7 +118,7 @@ class TrackingSegmenter(ObjectSegmenter):
         flow: FlowField,
         hints: Mapping[int, FrameHints],
         known: Mapping[int, Bool[np.ndarray, "height width"]],
-        report_frame: object,
+        report_frame: Callable[[int], None],
     ) -> dict[int, FollowedFrame]:
         """Follows an object from all frames whose mask is known into the frames between and beyond them."""
         labels = {}
@@ -138,7 +136,7 @@ class TrackingSegmenter(ObjectSegmenter):
                 for number, frame in tracker.follow(before, known[before], after):
                     forward[number] = frame
                     done += 1
-                    report_frame(done)  # type: ignore[operator]
+                    report_frame(done)
             if after < len(frames):
                 for number, frame in tracker.follow(after, known[after], before):
                     if before >= 0:
@@ -146,7 +144,7 @@ class TrackingSegmenter(ObjectSegmenter):
                         frame = self._join(frames[number], forward[number], frame, part)
                     else:
                         done += 1
-                        report_frame(done)  # type: ignore[operator]
+                        report_frame(done)
                     found[number] = frame
             found |= {number: frame for number, frame in forward.items() if number not in found}
         return found
@@ -156,7 +154,7 @@ class TrackingSegmenter(ObjectSegmenter):
         weights = np.array([(1 - part) * first.confidence, part * second.confidence]) + 1e-3
         weights /= weights.sum()
         share = weights[0] * first.share + weights[1] * second.share
-        odds = compute_logit(share, 0.02)
+        odds = compute_log_odds(share, 0.02)
         mask = cut_graph(odds.astype(np.float32), np.ascontiguousarray(frame), self.settings.joined_smoothness)
         overlap = (first.mask & second.mask).sum() / max(1, (first.mask | second.mask).sum())
         confidence = float(weights @ (first.confidence, second.confidence)) * (0.5 + 0.5 * float(overlap))
@@ -165,7 +163,7 @@ class TrackingSegmenter(ObjectSegmenter):
     def _correct(self, frame: np.ndarray, share: np.ndarray, hints: FrameHints) -> np.ndarray:
         """Corrects the mask of a frame by pixels that the user marked in it."""
         settings = self.settings
-        odds = compute_logit(share, settings.tracker.min_share)
+        odds = compute_log_odds(share, settings.tracker.min_share)
         lab = cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2LAB).astype(np.float32)
         lab = cv2.GaussianBlur(lab, (0, 0), 1.0)
         reach = max(4.0, settings.mark_reach * float(np.sqrt(max(1.0, share.sum()))))
@@ -179,20 +177,6 @@ class TrackingSegmenter(ObjectSegmenter):
                 odds = odds + sign * settings.mark_odds * np.exp(-near)
         odds = np.where(hints.labels != 0, 100.0 * hints.labels, odds)
         return cut_graph(odds.astype(np.float32), np.ascontiguousarray(frame), settings.tracker.smoothness)
-
-
-def _resolve_overlaps(shares: UInt8[np.ndarray, "objects time height width"]) -> np.ndarray:
-    """Gives each pixel that several objects want to the surest of them."""
-    if len(shares) == 1:
-        return shares
-    out = shares.copy()
-    for number in range(shares.shape[1]):
-        plane = shares[:, number]
-        best = plane.argmax(0)
-        for layer in range(len(shares)):
-            lost = (best != layer) & (plane[layer] >= 128) & (plane.max(0) >= 128)
-            out[layer, number][lost] = 255 - plane.max(0)[lost]
-    return out
 
 
 def _find_order(

@@ -23,7 +23,13 @@ from neural_fields.core.memmap import RELEASE_INTERVAL, allocate_zeros, release_
 from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.data.flow.compute import FlowField
 from neural_fields.data.segmentation.networks.load_network import load_network
-from neural_fields.data.segmentation.segmenter import ClipSegmentation, FrameHints, ObjectSegmenter
+from neural_fields.data.segmentation.segmenter import (
+    ClipSegmentation,
+    FrameHints,
+    ObjectSegmenter,
+    missing_place_error,
+    settle_overlaps,
+)
 from neural_fields.nn.pretrained import NetworkSource
 
 EXAMPLE = "facebook/sam2.1-hiera-tiny"
@@ -101,7 +107,7 @@ class SamVideoSegmenter(ObjectSegmenter):
                 pixels = network.prepare_frame(frames[number])
                 logits, score = memories[name].point_at(number, pixels, hints[number], number in whole[name], reverse)
                 if hints[number].mask is not None:  # it is the object, as it stands
-                    logits, score = np.where(find_given_mask(hints[number]), 30.0, -30.0), 1.0
+                    logits, score = np.where(hints[number].marked_mask, 30.0, -30.0), 1.0
                 keep(place, number, logits, score)
                 done += 1
         total = done + sum(len(frames) - len(hints) for hints in objects.values())
@@ -206,7 +212,7 @@ class ObjectMemory:
         """
         height, width = pixels.size
         if hints.mask is not None:
-            given: dict[str, Any] = {"input_masks": torch.from_numpy(find_given_mask(hints))}
+            given: dict[str, Any] = {"input_masks": torch.from_numpy(hints.marked_mask)}
         else:
             given = {}
             points, signs = choose_points(hints.labels, self.network.settings)
@@ -284,21 +290,11 @@ def find_whole_frames(name: str, hints: Mapping[int, FrameHints]) -> list[int]:
     if not whole:
         whole = [number for number, hint in sorted(hints.items()) if (hint.labels > 0).any()][:1]
     if not whole:
-        raise bad_input(
-            f"{name}: nothing says where the object is",
-            why="there are only pixels that do not belong to it",
-            fix=f"unwrap mask VIDEO --object {name} --frame {min(hints, default=0)} --box x,y,width,height",
-        )
+        raise missing_place_error(name, hints)
     for number in whole:
-        if hints[number].mask is not None and not find_given_mask(hints[number]).any():
+        if hints[number].mask is not None and not hints[number].marked_mask.any():
             raise bad_input(f"{name}: the mask of frame {number} is empty", fix="another mask, or a box")
     return whole
-
-
-def find_given_mask(hints: FrameHints) -> Mask:
-    """Returns the mask that the user gave, with what else they marked in its frame."""
-    assert hints.mask is not None
-    return (hints.mask | (hints.labels > 0)) & (hints.labels >= 0)
 
 
 def choose_points(
@@ -336,16 +332,3 @@ def choose_points(
         points += [point.tolist() for point in chosen[: settings.max_points]]
         signs += [int(sign > 0)] * min(len(chosen), settings.max_points)
     return np.array(points, int).reshape(-1, 2), np.array(signs, int)
-
-
-def settle_overlaps(shares: UInt8[np.ndarray, "objects time height width"]) -> None:
-    """Gives each pixel that several objects want to the surest of them, in place, a frame at a time."""
-    for number in range(shares.shape[1] if len(shares) > 1 else 0):
-        plane = shares[:, number].astype(np.int32)
-        top = plane.max(axis=0)
-        others = plane.sum(axis=0) - top
-        too_much = others + top > 255
-        if too_much.any():
-            winner = np.arange(len(plane))[:, None, None] == plane.argmax(axis=0)
-            scaled = plane * (255 - top) // np.maximum(others, 1)
-            shares[:, number] = np.where(too_much & ~winner, scaled, plane)

@@ -19,9 +19,8 @@ from neural_fields.data.segmentation.networks.sam_video import (
     SamVideoSegmenter,
     choose_points,
     find_whole_frames,
-    settle_overlaps,
 )
-from neural_fields.data.segmentation.segmenter import ClipSegmentation, FrameHints
+from neural_fields.data.segmentation.segmenter import ClipSegmentation, FrameHints, settle_overlaps
 from neural_fields.nn.pretrained import NetworkSource
 from tests.support import tiny_networks
 
