@@ -52,10 +52,28 @@ class EditResult:
         """Shows the run before and after the edit in a notebook: a frame of the video, or a view of the 3D scene."""
         below = list(takewhile(lambda other: other.folder != self.edit.folder, self.run.active_edits()))
         stacks = (below, [*below, self.edit])
+        pictures: list[Float[np.ndarray, "height width 3"]] = []
         if isinstance(self.run, PlanarRun):
-            name, (before, after) = _render_frame(self.run, self.edit.arrangement, stacks)
+            # The middle one of the frames that show the edit.
+            frames, arrangement = self.run.frames, self.edit.arrangement
+            shown = [number for number in frames if arrangement.strength_at(number) > 0] or frames
+            number = shown[len(shown) // 2]
+            name, source, t = f"frame {number}", self.run.read_frame(number), frames.index(number)
+            for edits in stacks:
+                pictures.append(open_passes(self.run, edits).render_frame(t, source).astype(np.float32) / 255)
         else:
-            name, (before, after) = _render_view(require_scene(self.run, "the edit of a scene"), stacks)
+            # The middle one of the filmed views, small.
+            scene_run, max_height_px = require_scene(self.run, "the edit of a scene"), 160
+            record = scene_run.record
+            view = len(record.cameras) // 2
+            name, camera, moments = f"view {view}", record.cameras[view], record.make_moments()
+            height = min(max_height_px, camera.height)
+            camera = camera.resize(max(1, round(camera.width * height / camera.height)), height)
+            for edits in stacks:
+                scene, parts = apply_edits(scene_run.scene, edits)
+                view_rendered = scene.render_view(camera, record.times[view], moments, parts=parts)
+                pictures.append(view_rendered.color.numpy())
+        before, after = pictures
         title = " · ".join([self.edit.folder.name, *self.notes])
         return make_gallery({f"{name}, before": before, "after": after}, title)
 
@@ -184,31 +202,3 @@ def _choose_editor(
         what = f"{stray} belongs to an editor, and none is named"
         raise bad_input(what, why=why, fix=f"edit(run, editor=NAME, {stray}=...)")
     return choose_painted_editor(image, layers, frame, upscaled=upscaled, first_layer=planar.layers[0])
-
-
-def _render_frame(
-    run: PlanarRun, arrangement: Arrangement, stacks: Sequence[Sequence[Edit]]
-) -> tuple[str, list[Float[np.ndarray, "height width 3"]]]:
-    """Renders a frame with each stack of edits: the middle one of the frames that an arrangement shows."""
-    shown = [number for number in run.frames if arrangement.strength_at(number) > 0] or run.frames
-    number = shown[len(shown) // 2]
-    source, t = run.read_frame(number), run.frames.index(number)
-    return f"frame {number}", [
-        open_passes(run, edits).render_frame(t, source).astype(np.float32) / 255 for edits in stacks
-    ]
-
-
-def _render_view(
-    run: SceneRun, stacks: Sequence[Sequence[Edit]], max_height_px: int = 160
-) -> tuple[str, list[Float[np.ndarray, "height width 3"]]]:
-    """Renders the middle one of the filmed views, small, with each stack of edits."""
-    record = run.record
-    view = len(record.cameras) // 2
-    camera, moments = record.cameras[view], record.make_moments()
-    height = min(max_height_px, camera.height)
-    camera = camera.resize(max(1, round(camera.width * height / camera.height)), height)
-    pictures = []
-    for edits in stacks:
-        scene, parts = apply_edits(run.scene, edits)
-        pictures.append(scene.render_view(camera, record.times[view], moments, parts=parts).color.numpy())
-    return f"view {view}", pictures

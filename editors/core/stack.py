@@ -103,6 +103,8 @@ def add_edit(
     Raises:
         UserError: no space left on the disk (exit 4), or nothing to add (exit 3).
     """
+    from safetensors.numpy import save
+
     effects, shapes = effects or EditEffects(), shapes or {}
     if not overlays and not shapes and not (effects.moving or effects.grades or effects.hidden):
         raise bad_input("the edit changes no layer", where=str(run.edits))
@@ -112,7 +114,11 @@ def add_edit(
             written[layer] = _write_overlay(part, _file_stem(layer, number), overlay)
         deformed = {}
         for number, (layer, shape) in enumerate(shapes.items()):
-            deformed[layer] = _write_shape(part, _file_stem(layer, number), shape)
+            path = part / f"{_file_stem(layer, number)}.safetensors"
+            with atomic_write(path) as temporary:
+                temporary.write_bytes(save({"displacement": np.ascontiguousarray(shape.field, np.float32)}))
+            size = (shape.field.shape[2], shape.field.shape[1])
+            deformed[layer] = ShapeRecord(file=path.name, sha256=sha256_file(path), size=size, box=shape.box)
         animated = {}
         for number, (layer, moving) in enumerate(effects.moving.items()):
             animated[layer] = _write_animated_overlay(part, f"{_file_stem(layer, number)}-moving", moving)
@@ -304,17 +310,6 @@ def _write_overlay(part: Path, stem: str, overlay: Overlay) -> OverlayRecord:
     )
 
 
-def _write_shape(part: Path, stem: str, shape: Deformation) -> ShapeRecord:
-    """Writes a deformation as a safetensors file; returns its entry of edit.json."""
-    from safetensors.numpy import save
-
-    path = part / f"{stem}.safetensors"
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(save({"displacement": np.ascontiguousarray(shape.field, np.float32)}))
-    size = (shape.field.shape[2], shape.field.shape[1])
-    return ShapeRecord(file=path.name, sha256=sha256_file(path), size=size, box=shape.box)
-
-
 def _write_animated_overlay(part: Path, stem: str, moving: AnimatedOverlay) -> AnimatedOverlayRecord:
     """Writes the overlays of all frames as one lossless video."""
     size: tuple[int, int] | None = None
@@ -340,20 +335,11 @@ def _write_animated_overlay(part: Path, stem: str, moving: AnimatedOverlay) -> A
 
 
 def _write_record(part: Path, record: EditRecord) -> Path:
-    """Writes edit.json into a filled folder, and moves the folder into its place."""
+    """Writes edit.json into a filled folder, and gives the folder its name, with the next free number."""
     write_json(part / "edit.json", to_mapping(record, without_defaults=True))
-    return _move_into_place(part, record.name)
-
-
-def _file_stem(layer: str, number: int) -> str:
-    return layer if re.fullmatch(r"[A-Za-z0-9_-]{1,100}", layer) else f"layer{number}"
-
-
-def _move_into_place(part: Path, name: str) -> Path:
-    """Gives a filled folder its name, with the next free number."""
     number = 1 + max((edit_number(folder) for folder in list_edit_folders(part.parent)), default=0)
     while True:
-        folder = part.parent / f"{number:04d}-{name}"
+        folder = part.parent / f"{number:04d}-{record.name}"
         try:
             # Renaming onto a folder that holds something fails, so two writers never share a number and a name.
             os.rename(part, folder)
@@ -363,6 +349,10 @@ def _move_into_place(part: Path, name: str) -> Path:
             number += 1
             continue
         return folder
+
+
+def _file_stem(layer: str, number: int) -> str:
+    return layer if re.fullmatch(r"[A-Za-z0-9_-]{1,100}", layer) else f"layer{number}"
 
 
 def _find_by_folder(run: Run, name: str) -> Edit:

@@ -131,7 +131,17 @@ class Drag(PlanarEditor):
                 return field
 
         # All of them fold: the message says where, and how far the drags may go.
-        best = max(_find_longest_share(start, end, held, radius, settings) for radius in radii)
+        best = 0.0  # the largest share of all drags that does not fold, by bisection
+        for radius in radii:
+            good, bad = 0.0, 1.0
+            for _ in range(settings.halvings):
+                share = (good + bad) / 2
+                field = solve_drag_field(start, start + share * (end - start), held, radius, settings)
+                if field.min_area_change() >= settings.min_area_change:
+                    good = share
+                else:
+                    bad = share
+            best = max(best, good)
         number = int(lengths.argmax())
         x, y = solve_drag_field(start, end, held, radii[-1], settings).find_worst_point()
         allowed = np.floor(10 * best * lengths[number]) / 10
@@ -260,19 +270,6 @@ def solve_drag_field(
 
 def _evaluate_wendland(r: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
     return np.maximum(0, 1 - r) ** 4 * (4 * r + 1)
-
-
-def _find_longest_share(start: Points, end: Points, held: HeldPoints, radius: float, settings: DragSettings) -> float:
-    """Finds the largest share of all drags that does not fold, by bisection."""
-    good, bad = 0.0, 1.0
-    for _ in range(settings.halvings):
-        share = (good + bad) / 2
-        field = solve_drag_field(start, start + share * (end - start), held, radius, settings)
-        if field.min_area_change() >= settings.min_area_change:
-            good = share
-        else:
-            bad = share
-    return good
 
 
 def _format_point(point: Float[np.ndarray, "2"]) -> str:

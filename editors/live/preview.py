@@ -6,7 +6,7 @@ memory. Only the part of a saved picture that differs from the exported one is c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -29,7 +29,6 @@ from neural_fields.core.errors import ExitCode, UserError, bad_input
 from neural_fields.core.files import atomic_write, make_folder, sha256_file, temporary_path
 from neural_fields.core.html_pages import render_html
 from neural_fields.edits.journal import journal_path
-from neural_fields.edits.read_stack import Edit
 from neural_fields.edits.shape import Deformation
 from neural_fields.imaging.image_io import Picture, read_picture
 from neural_fields.imaging.tiles import to_local_range
@@ -228,7 +227,17 @@ def open_preview(
     edits = run.active_edits()
     changer = build_passes(maps, pictures, edits, chosen)
     passes = changer.passes if isinstance(changer, PassChain) else [changer]
-    looks = _make_looks(maps.layers, pictures, edits, chosen)
+
+    # The canonical pictures with the edits that a frame shows.
+    painters = [painter for edit in edits for painter in canonical_painters(edit, chosen)]
+
+    @cache
+    def paint_layers(shown: tuple[bool, ...]) -> Canonicals:
+        found = dict(pictures)
+        for painter, is_shown in zip(painters, shown, strict=True):
+            if is_shown:
+                found[painter.layer] = painter.paint(found[painter.layer])
+        return [(found[name].to_array(), found[name].box) for name in maps.layers]
 
     shots = []
     for number in numbers:
@@ -240,7 +249,8 @@ def open_preview(
         for render_pass in passes:
             if not isinstance(render_pass, WarpPass):  # shapes come after what is being painted
                 frame = render_pass.render_frame(t, frame)
-        shots.append(PreviewFrame(t, number, frame, looks(t)))
+        is_shown = tuple(painter.strength(t) > 0.5 for painter in painters)
+        shots.append(PreviewFrame(t, number, frame, paint_layers(is_shown)))
 
     shown_maps = maps
     hider = next((render_pass for render_pass in passes if isinstance(render_pass, RemovalPass)), None)
@@ -299,23 +309,6 @@ def write_page(run: Run) -> Path:
     with atomic_write(path) as part:
         part.write_text(page, encoding="utf-8")
     return path
-
-
-def _make_looks(
-    layers: Sequence[str], pictures: Mapping[str, CanonicalImage], edits: Sequence[Edit], chosen: Sequence[int]
-) -> Callable[[int], Canonicals]:
-    """Makes a function that returns the canonical pictures with the edits that a frame shows."""
-    known = [painter for edit in edits for painter in canonical_painters(edit, chosen)]
-
-    @cache
-    def paint_layers(shown: tuple[bool, ...]) -> Canonicals:
-        found = dict(pictures)
-        for painter, is_shown in zip(known, shown, strict=True):
-            if is_shown:
-                found[painter.layer] = painter.paint(found[painter.layer])
-        return [(found[name].to_array(), found[name].box) for name in layers]
-
-    return lambda t: paint_layers(tuple(painter.strength(t) > 0.5 for painter in known))
 
 
 def _widen_span(span: slice, side: int, settings: WatchSettings) -> slice:

@@ -137,31 +137,28 @@ def _find_covered_texels(
         inner = np.arange(len(cell)) - np.repeat(np.cumsum(each) - each, each)
         y, x = np.divmod(inner, count[cell, 0])
         column, row = low[cell, 0] + x, low[cell, 1] + y
-        spot, good = _locate_in_cell(corners[:, cell], np.stack([column, row], axis=1) + 0.5, settings)
+
+        # The position of each texel in its cell, [0, 1] along x and y, by Newton's method.
+        wanted = np.stack([column, row], axis=1) + 0.5
+        start, beside, below, opposite = corners[:, cell]
+        right, down = beside - start, below - start
+        both = opposite - beside - down
+        spot, off = np.full(wanted.shape, 0.5), np.full(len(wanted), np.inf)
+        for _ in range(settings.newton_steps):
+            along_x, along_y = right + both * spot[:, 1:], down + both * spot[:, :1]
+            rest = wanted - (start + right * spot[:, :1] + along_y * spot[:, 1:])
+            area = along_x[:, 0] * along_y[:, 1] - along_x[:, 1] * along_y[:, 0]
+            area = np.where(np.abs(area) < 1e-12, np.inf, area)  # a cell without an area has no place for a texel
+            step = np.stack(
+                [
+                    (along_y[:, 1] * rest[:, 0] - along_y[:, 0] * rest[:, 1]) / area,
+                    (along_x[:, 0] * rest[:, 1] - along_x[:, 1] * rest[:, 0]) / area,
+                ],
+                axis=1,
+            )
+            off = np.where(np.isinf(area), np.inf, np.hypot(step[:, 0], step[:, 1]))
+            spot = np.clip(spot + step, -1, 2)
+        inside = ((spot >= -settings.slack) & (spot <= 1 + settings.slack)).all(axis=1)
+        good = (off < settings.max_last_step) & inside
         corner = np.stack(np.divmod(cell[good], texels.shape[1] - 1)[::-1], axis=1)
         yield (row * size[0] + column)[good], corner + spot[good]
-
-
-def _locate_in_cell(
-    corners: Float[np.ndarray, "4 n 2"], wanted: Float[np.ndarray, "n 2"], settings: InversionSettings
-) -> tuple[Float[np.ndarray, "n 2"], Bool[np.ndarray, " n"]]:
-    """Solves for the position of each texel in its cell ([0, 1] along x and y), and tells whether it lies in it."""
-    start, right, down = corners[0], corners[1] - corners[0], corners[2] - corners[0]
-    both = corners[3] - corners[1] - down
-    spot, off = np.full(wanted.shape, 0.5), np.full(len(wanted), np.inf)
-    for _ in range(settings.newton_steps):
-        along_x, along_y = right + both * spot[:, 1:], down + both * spot[:, :1]
-        rest = wanted - (start + right * spot[:, :1] + along_y * spot[:, 1:])
-        area = along_x[:, 0] * along_y[:, 1] - along_x[:, 1] * along_y[:, 0]
-        area = np.where(np.abs(area) < 1e-12, np.inf, area)  # a cell without an area has no place for a texel
-        step = np.stack(
-            [
-                (along_y[:, 1] * rest[:, 0] - along_y[:, 0] * rest[:, 1]) / area,
-                (along_x[:, 0] * rest[:, 1] - along_x[:, 1] * rest[:, 0]) / area,
-            ],
-            axis=1,
-        )
-        off = np.where(np.isinf(area), np.inf, np.hypot(step[:, 0], step[:, 1]))
-        spot = np.clip(spot + step, -1, 2)
-    inside = ((spot >= -settings.slack) & (spot <= 1 + settings.slack)).all(axis=1)
-    return spot, (off < settings.max_last_step) & inside

@@ -38,10 +38,23 @@ def run_mask(command: MaskCommand, extra: list[str]) -> int:
     """Runs `unwrap mask` and returns the exit status."""
     refuse_overrides(extra, command)
     prepare_threads()
-    if command.list:
-        return _list_hints(command)
-    from neural_fields.masking.segment_video import segment_video
+    from neural_fields.masking.hint_journal import read_hints
+    from neural_fields.masking.segment_video import find_mask_place, segment_video
 
+    if command.list:  # oldest first
+        folder = find_mask_place(command.video, command.options.out).folder
+        history = read_hints(folder)
+        steps = [(step, True) for step in history.done] + [(step, False) for step in reversed(history.undone)]
+        rows = [(hint, in_force) for step, in_force in steps for hint in step.hints]
+        if command.json:
+            hints = [{**to_mapping(hint), "in_force": in_force} for hint, in_force in rows]
+            print_json({"folder": folder, "hints": hints})
+            return ExitCode.OK
+        for hint, in_force in rows:
+            print(f"{hint.object}  --frame {hint.frame} {hint.words}{'' if in_force else '  (undone)'}")
+        if not rows:
+            print_message(f"no hints in {folder}")
+        return ExitCode.OK
     with show_progress(STAGE_WEIGHTS, as_json=command.json) as report:
         masks = segment_video(command.video, command.options, report)
     for note in masks.notes:
@@ -75,24 +88,4 @@ def run_mask(command: MaskCommand, extra: list[str]) -> int:
         done = ", ".join(item.name for item in masks.objects if item.is_new) or "nothing: no hint has changed"
         print_message(f"done: {done}. Look at {masks.contact_sheet}, then")
         print_message(f"  unwrap train {command.video} --masks {masks.folder}")
-    return ExitCode.OK
-
-
-def _list_hints(command: MaskCommand) -> int:
-    """Prints the hints, oldest first."""
-    from neural_fields.masking.hint_journal import read_hints
-    from neural_fields.masking.segment_video import find_mask_place
-
-    folder = find_mask_place(command.video, command.options.out).folder
-    history = read_hints(folder)
-    steps = [(step, True) for step in history.done] + [(step, False) for step in reversed(history.undone)]
-    rows = [(hint, in_force) for step, in_force in steps for hint in step.hints]
-    if command.json:
-        hints = [{**to_mapping(hint), "in_force": in_force} for hint, in_force in rows]
-        print_json({"folder": folder, "hints": hints})
-        return ExitCode.OK
-    for hint, in_force in rows:
-        print(f"{hint.object}  --frame {hint.frame} {hint.words}{'' if in_force else '  (undone)'}")
-    if not rows:
-        print_message(f"no hints in {folder}")
     return ExitCode.OK

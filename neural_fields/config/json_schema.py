@@ -141,24 +141,19 @@ def _describe_type(expected: Any, definitions: dict[str, Any], default: object =
     if origin is Literal:
         return {"enum": list(arguments)}
     if origin in (Union, UnionType):
-        return _describe_union(arguments, definitions, default)
+        if all(member in _SCALARS for member in arguments):
+            return {"type": [_SCALARS[member]["type"] for member in arguments]}
+        kinds = sum(is_dataclass(member) for member in arguments)  # which the key `kind` tells apart
+        choices = []
+        for member in arguments:
+            choice = _describe_type(member, definitions)
+            if kinds > 1 and is_dataclass(member) and type(default) is not member:
+                choice["required"] = ["kind"]
+            choices.append(choice)
+        return {"anyOf": choices}
     if origin is tuple:
         if len(arguments) == 2 and arguments[1] is Ellipsis:
             return {"type": "array", "items": _describe_type(arguments[0], definitions)}
         items = [_describe_type(item, definitions) for item in arguments]
         return {"type": "array", "items": items, "minItems": len(items), "maxItems": len(items)}
     return {"type": "object", "additionalProperties": _describe_type(arguments[1], definitions)}
-
-
-def _describe_union(members: tuple[Any, ...], definitions: dict[str, Any], default: object) -> dict[str, Any]:
-    """Returns the schema of a union: of scalars, or of dataclasses that `kind` tells apart."""
-    if all(member in _SCALARS for member in members):
-        return {"type": [_SCALARS[member]["type"] for member in members]}
-    kinds = sum(is_dataclass(member) for member in members)
-    choices = []
-    for member in members:
-        choice = _describe_type(member, definitions)
-        if kinds > 1 and is_dataclass(member) and type(default) is not member:
-            choice["required"] = ["kind"]
-        choices.append(choice)
-    return {"anyOf": choices}

@@ -48,7 +48,12 @@ def find_doubts(confidence: Sequence[float], first: int, settings: DoubtSettings
     """
     sure = np.asarray(confidence, np.float64)
     lost = _find_spans(sure <= 0)
-    doubtful = _join_spans(_find_spans((sure > 0) & (sure < settings.min_confidence)), settings.max_gap_frames)
+    doubtful: list[range] = []
+    for span in _find_spans((sure > 0) & (sure < settings.min_confidence)):
+        if doubtful and span.start - doubtful[-1].stop < settings.max_gap_frames:
+            doubtful[-1] = range(doubtful[-1].start, span.stop)
+        else:
+            doubtful.append(span)
     worst = sorted(doubtful, key=lambda span: float(sure[span.start : span.stop].mean()))[: settings.max_spans]
     return Doubts(
         tuple(range(first + span.start, first + span.stop) for span in worst),
@@ -60,17 +65,6 @@ def _find_spans(chosen: np.ndarray) -> list[range]:
     """Finds the runs of True."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], chosen, [False]])))
     return [range(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
-
-
-def _join_spans(spans: list[range], max_gap: int) -> list[range]:
-    """Joins spans with fewer than `max_gap` frames between them."""
-    joined: list[range] = []
-    for span in spans:
-        if joined and span.start - joined[-1].stop < max_gap:
-            joined[-1] = range(joined[-1].start, span.stop)
-        else:
-            joined.append(span)
-    return joined
 
 
 def describe_span(span: range) -> str:

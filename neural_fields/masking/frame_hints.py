@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import cv2
@@ -88,10 +88,21 @@ def convert_hints(
         areas[hint.frame][hint.object].append(area)
     found: dict[str, dict[int, FrameHints]] = {hint.object: {} for hint in current.values()}
     for frame, objects in areas.items():
+        _refuse_contradictions(frame, objects, settings)
         for name, given in objects.items():
-            _refuse_contradictions(given, settings)
-            found[name][frame - frames.start] = _join_areas(given)
-        _refuse_shared_places(frame, objects, settings)
+            labels = np.zeros(given[0].inside.shape, np.int8)
+            box: Box | None = None
+            mask = None
+            for area in given:
+                if _is_box(area.hint):
+                    rows, columns = np.flatnonzero(area.inside.any(1)), np.flatnonzero(area.inside.any(0))
+                    box = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+                elif isinstance(area.hint, MaskHint | TextHint):
+                    mask = area.inside
+                else:
+                    labels[area.inside] = 1
+                    labels[area.outside] = -1
+            found[name][frame - frames.start] = FrameHints(labels, box, mask)
     return found
 
 
@@ -203,10 +214,12 @@ def _read_hint_picture(
     return picture.rgba[..., :3] * picture.rgba[..., 3:]
 
 
-def _refuse_contradictions(areas: Sequence[HintedArea], settings: HintCheckSettings) -> None:
-    """Refuses hints of one object in one frame of which one says what the other denies."""
-    for first, second in combinations(areas, 2):
-        for a, b in ((first, second), (second, first)):
+def _refuse_contradictions(
+    frame: int, objects: Mapping[str, Sequence[HintedArea]], settings: HintCheckSettings
+) -> None:
+    """Refuses hints of one frame of which one says what another denies, and two objects that are the same pixels."""
+    for areas in objects.values():
+        for a, b in (pair for one in combinations(areas, 2) for pair in (one, one[::-1])):
             common = np.count_nonzero(a.inside & b.outside)
             # All of a box need not be the object: it is denied only where the object can be nowhere in it.
             is_rough = _is_box(a.hint)
@@ -221,39 +234,17 @@ def _refuse_contradictions(areas: Sequence[HintedArea], settings: HintCheckSetti
                     why="where the first one says that the object is, the second one says that it is not",
                     fix="leave one of them out; unwrap mask VIDEO --undo takes back the last command",
                 )
-
-
-def _refuse_shared_places(frame: int, objects: Mapping[str, Sequence[HintedArea]], settings: HintCheckSettings) -> None:
-    """Refuses two objects that are said to be the same pixels of a frame."""
     for (name, areas), (other, others) in combinations(objects.items(), 2):
-        for a in areas:
-            for b in others:
-                if a.inside.any() and mask_iou(a.inside, b.inside) > settings.max_shared_iou:
-                    raise bad_input(
-                        f"{name} and {other} are the same in frame {frame}",
-                        where=f"{a.hint.words} and {b.hint.words}",
-                        why="they overlap fully, and a pixel belongs to one object",
-                        fix=f"point at {other} elsewhere, or leave one of them out",
-                    )
+        for a, b in product(areas, others):
+            if a.inside.any() and mask_iou(a.inside, b.inside) > settings.max_shared_iou:
+                raise bad_input(
+                    f"{name} and {other} are the same in frame {frame}",
+                    where=f"{a.hint.words} and {b.hint.words}",
+                    why="they overlap fully, and a pixel belongs to one object",
+                    fix=f"point at {other} elsewhere, or leave one of them out",
+                )
 
 
 def _is_box(hint: AnyHint) -> bool:
     """Whether a hint says where the object is only roughly."""
     return isinstance(hint, BoxHint) or (isinstance(hint, TextHint) and hint.file is None)
-
-
-def _join_areas(areas: Sequence[HintedArea]) -> FrameHints:
-    """Joins what is said about one object in one frame."""
-    labels = np.zeros(areas[0].inside.shape, np.int8)
-    box: Box | None = None
-    mask = None
-    for area in areas:
-        if _is_box(area.hint):
-            rows, columns = np.flatnonzero(area.inside.any(1)), np.flatnonzero(area.inside.any(0))
-            box = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-        elif isinstance(area.hint, MaskHint | TextHint):
-            mask = area.inside
-        else:
-            labels[area.inside] = 1
-            labels[area.outside] = -1
-    return FrameHints(labels, box, mask)

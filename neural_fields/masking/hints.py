@@ -228,15 +228,24 @@ def split_hint_words(words: Sequence[str]) -> tuple[tuple[AnyHint, ...], list[st
         if not equals and not waiting:
             raise UserError(ExitCode.USAGE, f"{flag} has no value", fix=f"{flag} {_EXAMPLES[flag]}")
         value = value if equals else waiting.pop(0)
+        unused = f"{flag} {value}" if flag in ("--object", "--frame") else ""
         if flag == "--object":
-            name, unused = value, f"{flag} {value}"
+            name = value
         elif flag == "--frame":
             if not (value.isascii() and value.isdigit()):
                 raise bad_input(f"--frame {value}", why="expected the number of a frame, from 0", fix="--frame 12")
-            frame, unused = int(value[:10]), f"{flag} {value}"
+            frame = int(value[:10])
+        elif flag == "--box":
+            hints.append(BoxHint(name, frame, *_parse_numbers(flag, value, 4)))
+        elif flag in ("--point", "--not"):
+            x, y = _parse_numbers(flag, value, 2)
+            hints.append(PointHint(name, frame, x, y, is_object=flag == "--point"))
+        elif flag == "--stroke":
+            hints.append(StrokeHint(name, frame, Path(value)))
+        elif flag == "--mask":
+            hints.append(MaskHint(name, frame, Path(value)))
         else:
-            hints.append(_parse_hint(flag, value, name, frame))
-            unused = ""
+            hints.append(TextHint(name, frame, value))
     if unused:
         why = "--object and --frame apply to the hints that follow them"
         raise UserError(ExitCode.USAGE, f"no hint follows {unused}", why=why, fix=f"{unused} --box 100,60,80,120")
@@ -253,20 +262,6 @@ _EXAMPLES = {
     "--mask": "mask.png",
     "--text": '"surfer"',
 }
-
-
-def _parse_hint(flag: str, value: str, name: str, frame: int) -> AnyHint:
-    """Makes the hint of one flag."""
-    if flag == "--box":
-        return BoxHint(name, frame, *_parse_numbers(flag, value, 4))
-    if flag in ("--point", "--not"):
-        x, y = _parse_numbers(flag, value, 2)
-        return PointHint(name, frame, x, y, is_object=flag == "--point")
-    if flag == "--stroke":
-        return StrokeHint(name, frame, Path(value))
-    if flag == "--mask":
-        return MaskHint(name, frame, Path(value))
-    return TextHint(name, frame, value)
 
 
 def _parse_numbers(flag: str, value: str, count: int) -> list[float]:

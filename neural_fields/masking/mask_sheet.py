@@ -67,7 +67,9 @@ def draw_mask_sheet(
         number = numbers[place]
         picture = cv2.resize(frames[place], size, interpolation=cv2.INTER_AREA)
         for index, folder in enumerate(reversed(list(folders.values()))):  # the front object is drawn last
-            color = _choose_color(len(folders) - 1 - index)
+            # Golden steps around the color wheel: neighbors in the list look different.
+            hue = (0.33 + 0.381966 * (len(folders) - 1 - index)) % 1
+            color = tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, 1, 1))
             mask = (read_matte(folder, number, size) >= 128).astype(np.uint8)
             inside = mask.astype(bool)
             tinted = (1 - settings.tint) * picture[inside] + settings.tint * np.array(color)
@@ -80,9 +82,3 @@ def draw_mask_sheet(
             cv2.putText(picture, str(number), (10, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.6, color, thick, cv2.LINE_AA)
         pictures.append(picture)
     return contact_sheet(pictures, min(settings.columns, len(pictures)), settings.width_px)
-
-
-def _choose_color(index: int) -> tuple[int, int, int]:
-    """Chooses the color of an object, RGB 0 to 255: neighbors in the list look different."""
-    red, green, blue = colorsys.hsv_to_rgb((0.33 + 0.381966 * index) % 1, 1, 1)
-    return round(255 * red), round(255 * green), round(255 * blue)

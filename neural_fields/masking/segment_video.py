@@ -21,7 +21,7 @@ from neural_fields.core.progress import Progress, ProgressReporter, rename_stage
 from neural_fields.data.flow.compute import FlowField, compute_flow
 from neural_fields.data.masks.mask_folder import MASKS_FILE, MaskFolderRecord, read_mask_folder
 from neural_fields.data.segmentation.mattes import make_matte
-from neural_fields.data.segmentation.segmenter import ClipSegmentation, FrameHints, ObjectSegmenter
+from neural_fields.data.segmentation.segmenter import FrameHints, ObjectSegmenter
 from neural_fields.data.video.io import probe_video, read_video, source_frames
 from neural_fields.data.video.metadata import Video, VideoMetadata, parse_frames, parse_size
 from neural_fields.masking.doubts import describe_span, find_doubts
@@ -156,7 +156,10 @@ def segment_video(
     history = read_hints(place.folder, metadata)
 
     # Everything is checked before it is written down.
-    frames = _choose_frames(options, before, place, metadata)
+    span = options.frames or (f"{before.frames.start}:{before.frames.stop}" if before else place.frames or ":")
+    frames = parse_frames(span, metadata.frame_count)
+    if frames.step != 1:
+        raise bad_input(f"--frames {span}", why="an object is followed from frame to frame", fix="--frames A:B")
     after = _change_hints(history, options, place, metadata, frames)
     size = parse_size(options.size or "", metadata.width, metadata.height)
     engine = segmenter or choose_segmenter(options)
@@ -270,17 +273,6 @@ def _change_hints(
     return history.apply(HintStep("add", new)) if new else history
 
 
-def _choose_frames(
-    options: MaskOptions, before: MaskFolderRecord | None, place: MaskPlace, metadata: VideoMetadata
-) -> range:
-    """Returns the frames between the in and out points: those of the options, of last time, or of the run."""
-    text = options.frames or (f"{before.frames.start}:{before.frames.stop}" if before else place.frames or ":")
-    frames = parse_frames(text, metadata.frame_count)
-    if frames.step != 1:
-        raise bad_input(f"--frames {text}", why="an object is followed from frame to frame", fix="--frames A:B")
-    return frames
-
-
 # --- the masks ------------------------------------------------------------------------------------------------------
 
 
@@ -302,23 +294,34 @@ def _make_masks(
         job.place.video, job.place.cache, f"{job.size[0]}x{job.size[1]}", f"{frames.start}:{frames.stop}"
     )
     changed = {name: hints for name, hints in hinted.items() if name not in kept}
-    found = flow = None
+    records, notes, found = dict(kept), [], None
     if changed:
         flow = compute_flow(video.frames, job.place.cache, report=rename_stage(report, "flow"))
-        found = _segment(job, video, flow, engine, changed, report)
+        found = engine.segment(video.frames, flow, changed, rename_stage(report, "objects"))
+        for name, shares in zip(found.names, found.shares, strict=True):
+            if not (shares >= 128).any():
+                raise bad_input(
+                    f"{name} was not found in any frame",
+                    where=", ".join(hint.words for hint in job.hints if hint.object == name),
+                    why="nothing where the hints point differs from what is around it",
+                    fix=f"draw around it: --object {name} --frame {frames.start + min(changed[name])} "
+                    "--box x,y,width,height",
+                )
+        for name, shares, confidence in zip(found.names, found.shares, found.confidence, strict=True):
+            sure = tuple(round(float(value), 4) for value in confidence)
+            records[name] = ObjectRecord(digest=job.digest(name, engine), confidence=sure)
+            retouched = write_mattes(folder / name, records[name], _make_mattes(shares, flow, job, report))
+            if retouched is not None:
+                notes.append(f"{name} was retouched or made by another program: that is in {retouched} now")
 
-    records, notes = dict(kept), []
-    for index, name in enumerate(found.names if found else ()):
-        assert found is not None and flow is not None
-        sure = tuple(round(float(value), 4) for value in found.confidence[index])
-        records[name] = ObjectRecord(digest=job.digest(name, engine), confidence=sure)
-        mattes = _make_mattes(found.shares[index], flow, job, report)
-        retouched = write_mattes(folder / name, records[name], mattes)
-        if retouched is not None:
-            notes.append(f"{name} was retouched or made by another program: that is in {retouched} now")
-    order = _order_objects(job, found, records)
+    # Front to back as asked; otherwise, unless all were found now, as they were, with new ones in front.
+    asked, new = job.options.order, found.names if found else ()
+    known = job.before.objects if job.before and set(new) != set(records) else ()
+    known = tuple(name for name in known if name in records)
+    guessed = dict.fromkeys((*(name for name in (*new, *records) if name not in known), *known))
+    order = (*(name for name in asked if name in records), *(name for name in guessed if name not in asked))
     if len(order) > 1:
-        how = "as you asked" if job.options.order else "guessed; --order NAME, front first, sets it"
+        how = "as you asked" if asked else "guessed; --order NAME, front first, sets it"
         notes.append(f"front to back: {', '.join(order)} ({how})")
     written = MaskFolderRecord(
         sha256=job.metadata.sha256,
@@ -326,7 +329,7 @@ def _make_masks(
         frame_count=job.metadata.frame_count,
         frames=frames,
         objects=order,
-        order=job.options.order,
+        order=asked,
         followed_at=job.options.size or "240p",
         edges=job.options.edges or "soft",
         model=job.options.model,
@@ -348,28 +351,6 @@ def _make_masks(
             advice.append(f"{name}: lost in {describe_span(span)}; if it is visible, point at it there: {fix}")
     sheet = _write_sheet(job, video, objects)
     return SegmentedVideo(folder, frames, tuple(objects), sheet, tuple(notes), tuple(advice))
-
-
-def _segment(
-    job: MaskJob,
-    video: Video,
-    flow: FlowField,
-    engine: ObjectSegmenter,
-    objects: Mapping[str, Mapping[int, FrameHints]],
-    report: ProgressReporter,
-) -> ClipSegmentation:
-    """Finds objects in the frames in use; refuses a result without one of them."""
-    found = engine.segment(video.frames, flow, objects, rename_stage(report, "objects"))
-    for name, shares in zip(found.names, found.shares, strict=True):
-        if not (shares >= 128).any():
-            frame = job.frames.start + min(objects[name])
-            raise bad_input(
-                f"{name} was not found in any frame",
-                where=", ".join(hint.words for hint in job.hints if hint.object == name),
-                why="nothing where the hints point differs from what is around it",
-                fix=f"draw around it: --object {name} --frame {frame} --box x,y,width,height",
-            )
-    return found
 
 
 def _make_mattes(
@@ -395,21 +376,6 @@ def _make_mattes(
         back = np.asarray(flow.backward[index - 1], np.float32) if index else None
         before = make_matte(next(pictures), shares[index], before=before, flow=back)
         yield before
-
-
-def _order_objects(
-    job: MaskJob, found: ClipSegmentation | None, records: Mapping[str, ObjectRecord]
-) -> tuple[str, ...]:
-    """Orders the objects front to back: as asked, otherwise as they were, with new ones in front."""
-    asked = job.options.order
-    new = list(found.names) if found else []
-    before = [name for name in (job.before.objects if job.before else ()) if name in records]
-    if set(new) == set(records):
-        guessed = new
-    else:
-        guessed = [name for name in (*new, *records) if name not in before] + before
-        guessed = list(dict.fromkeys(guessed))
-    return (*(name for name in asked if name in records), *(name for name in guessed if name not in asked))
 
 
 def _write_sheet(job: MaskJob, video: Video, objects: Sequence[SegmentedObject]) -> Path | None:

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from neural_fields.core.errors import ExitCode, UserError, bad_input
 
@@ -99,12 +98,22 @@ def find_network_folder(source: NetworkSource, kinds: Sequence[str], purpose: st
             from huggingface_hub import snapshot_download
 
             folder = Path(snapshot_download(source.model, allow_patterns=FETCHED))
-    config = _read_config(folder, fetch)
+    path = folder / "config.json"
+    if not path.is_file():
+        raise bad_input(f"{folder} is not a network", why="there is no config.json in it", fix=fetch)
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ValueError("it is larger than 1 MiB")
+        config = json.loads(path.read_bytes())
+        if not isinstance(config, dict):
+            raise ValueError("it is not a JSON object")
+    except (ValueError, RecursionError) as problem:
+        raise bad_input(f"{path} is damaged", why=_first_line(problem), fix="fetch the network again") from problem
     kind = str(config.get("model_type", ""))
     if kind not in kinds:
         raise bad_input(
             f"{source.model} is {f'a {kind}' if kind else 'of no known kind'}, not a network {purpose}",
-            where=str(folder / "config.json"),
+            where=str(path),
             why=f"expected one of {', '.join(kinds)}",
             fix=fetch,
         )
@@ -200,21 +209,6 @@ def describe_known_networks() -> dict[str, str]:
             state += f", needs {network.needs} (pip install {network.needs})"
         found[network.name] = f"{state}: {network.purpose}"
     return found
-
-
-def _read_config(folder: Path, fetch: str) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise bad_input(f"{folder} is not a network", why="there is no config.json in it", fix=fetch)
-    try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ValueError("it is larger than 1 MiB")
-        config = json.loads(path.read_bytes())
-        if not isinstance(config, dict):
-            raise ValueError("it is not a JSON object")
-    except (ValueError, RecursionError) as problem:
-        raise bad_input(f"{path} is damaged", why=_first_line(problem), fix="fetch the network again") from problem
-    return config
 
 
 def _first_line(problem: BaseException) -> str:

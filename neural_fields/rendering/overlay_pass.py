@@ -171,7 +171,14 @@ class OverlayPass(RenderPass):
                 part = self._touched_part(state.touched, state.corner, size, rows)
                 if part is not None:
                     changes.append((part, self._compute_change(state, excess, source, part)))
-            for part, change in _sum_overlapping(changes):
+            if any(parts_overlap(one, other) for (one, _), (other, _) in combinations(changes, 2)):
+                # Summed over the hull of all parts.
+                high, wide = (enclosing_range([part[axis] for part, _ in changes]) for axis in (0, 1))
+                total = np.zeros((high.stop - high.start, wide.stop - wide.start, 4), np.float32)
+                for (own_rows, own_columns), change in changes:
+                    total[to_local_range(own_rows, high), to_local_range(own_columns, wide)] += change
+                changes = [((high, wide), total)]
+            for part, change in changes:
                 hidden_share = cv2.extractChannel(change, 3)
                 if not cv2.countNonZero(hidden_share):
                     continue
@@ -322,17 +329,6 @@ class OverlayPass(RenderPass):
         top = np.clip(paint[..., :3] / np.maximum(255 * alpha, 1e-3), 0, 1)
         mixed = 255 * self.options.blend(top, np.clip(under / 255, 0, 1))
         return np.concatenate([mixed * alpha, alpha], axis=-1).astype(np.float32)
-
-
-def _sum_overlapping(changes: Sequence[tuple[Part, np.ndarray]]) -> Sequence[tuple[Part, np.ndarray]]:
-    """Returns the changes if their parts are disjoint, and otherwise their sum over the hull of all parts."""
-    if not any(parts_overlap(one, other) for (one, _), (other, _) in combinations(changes, 2)):
-        return changes
-    rows, columns = (enclosing_range([part[axis] for part, _ in changes]) for axis in (0, 1))
-    total = np.zeros((rows.stop - rows.start, columns.stop - columns.start, 4), np.float32)
-    for (own_rows, own_columns), change in changes:
-        total[to_local_range(own_rows, rows), to_local_range(own_columns, columns)] += change
-    return [((rows, columns), total)]
 
 
 def _texel_positions(uv: Float[np.ndarray, "*n 2"], box: Box, shape: tuple[int, ...]) -> Float[np.ndarray, "*n 2"]:

@@ -266,7 +266,7 @@ def _track_in_layer(
 ) -> tuple[Float[Tensor, "n frames 2"], Float[Tensor, "n frames"]]:
     """Tracks points of a layer; returns xy in every frame, and errors in pixels of the model, infinite once lost."""
     count, series = model.shape.frame_count, find_chart_series(model, layer)
-    name = model.layers[layer]
+    name, pixel = model.layers[layer], 2 / max(model.shape.size)
     own = [index for index, chart in enumerate(series) if chart.layer == name]
     nearest = min(own, key=lambda index: max(series[index].first - frame, frame - series[index].last, 0))
     tracks = _LayerTracks(start[:, None].repeat(1, count, 1), torch.zeros(len(start), count))
@@ -279,10 +279,26 @@ def _track_in_layer(
             )
             if following and (stop - t) * step < 0:  # already beyond the middle of what both have
                 stop = next_frame = t
-            number = model.layers.index(series[index].layer)
-            _track_in_chart(model, number, tracks, t, range(t + step, stop + step, step), settings)
+
+            # From the places in frame `t` through the other frames of this chart.
+            mapping: Mapping = model.mappings[model.layers.index(series[index].layer)]
+            before = tracks.places[:, t]
+            lost = torch.isinf(tracks.errors[:, t])
+            uv, moved = mapping(_make_xyt(model, before, t)), torch.zeros_like(before)
+            for here in range(t + step, stop + step, step):
+                time = float(coords.normalize_time(here, count))
+                found, error = solve_near(mapping, uv, before + moved, time, pixel, settings)
+                again, other = solve_near(mapping, uv, before, time, pixel, settings)  # a wrong guess may end elsewhere
+                swap = other < settings.restart_error_ratio * error
+                found, error = torch.where(swap[:, None], again, found), torch.where(swap, other, error)
+                error = torch.where(lost, torch.inf, error / (pixel * mapping.uv_scale))
+                tracks.places[:, here], tracks.errors[:, here] = found, error
+                shown = (error < settings.max_error_px)[:, None]
+                moved = torch.where(shown, found - before, moved)
+                before = torch.where(shown, found, before + moved)
             if following is None:
                 break
+
             # Over to the next chart: in a frame that both have, or along the flow.
             place, known = tracks.places[:, stop], tracks.errors[:, stop] < settings.max_error_px
             if stop != next_frame and flow is None:
@@ -301,28 +317,6 @@ def _track_in_layer(
             tracks.errors[:, beyond] = torch.where(known, 0.0, torch.inf)[:, None]
             index, t = index + step, next_frame
     return tracks.places, tracks.errors
-
-
-def _track_in_chart(
-    model: PlanarModel, layer: int, points: _LayerTracks, frame: int, order: range, settings: TrackingSettings
-) -> None:
-    """Goes on from the places of points in `frame` through other frames of the same chart."""
-    count, pixel = model.shape.frame_count, 2 / max(model.shape.size)
-    mapping: Mapping = model.mappings[layer]
-    before = points.places[:, frame]
-    lost = torch.isinf(points.errors[:, frame])
-    uv, moved = mapping(_make_xyt(model, before, frame)), torch.zeros_like(before)
-    for t in order:
-        time = float(coords.normalize_time(t, count))
-        found, error = solve_near(mapping, uv, before + moved, time, pixel, settings)
-        again, other = solve_near(mapping, uv, before, time, pixel, settings)  # a wrong guess may end elsewhere
-        swap = other < settings.restart_error_ratio * error
-        found, error = torch.where(swap[:, None], again, found), torch.where(swap, other, error)
-        error = torch.where(lost, torch.inf, error / (pixel * mapping.uv_scale))
-        points.places[:, t], points.errors[:, t] = found, error
-        known = (error < settings.max_error_px)[:, None]
-        moved = torch.where(known, found - before, moved)
-        before = torch.where(known, found, before + moved)
 
 
 def _make_xyt(model: PlanarModel, xy: Float[Tensor, "n 2"], t: int) -> Float[Tensor, "n 3"]:

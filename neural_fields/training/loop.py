@@ -170,8 +170,11 @@ def _run_step(task: TrainingTask, stage: TrainingStage, state: LoopState) -> dic
     """Runs one step of the optimizer and returns the weighted terms.
 
     Out of memory halves the batch and tries again; numbers that are not finite skip the step.
+
+    Raises:
+        UserError: too many steps in a row were skipped (exit 8), or no room even for the smallest batch (exit 4).
     """
-    adam = state.adam
+    adam, max_bad_in_a_row = state.adam, 50
     while True:
         try:
             adam.zero_grad()
@@ -181,7 +184,16 @@ def _run_step(task: TrainingTask, stage: TrainingStage, state: LoopState) -> dic
             is_finite = all(map(math.isfinite, terms.values()))
             # One sum per tensor: cheap beside the step itself.
             if not is_finite or not all(bool(torch.isfinite(gradient.sum())) for gradient in adam.iterate_gradients()):
-                _count_skipped_step(task, state, terms)
+                state.skipped += 1
+                state.bad_in_a_row += 1
+                if state.bad_in_a_row >= max_bad_in_a_row:
+                    raise UserError(
+                        ExitCode.NOT_CONVERGED,
+                        f"{max_bad_in_a_row} steps in a row gave numbers that are not finite",
+                        where=f"step {state.step}, terms {terms}",
+                        why="checkpoints saved before that are kept",
+                        fix=task.retry_advice,
+                    )
                 return terms
             adam.step()
             state.bad_in_a_row = 0
@@ -196,24 +208,6 @@ def _run_step(task: TrainingTask, stage: TrainingStage, state: LoopState) -> dic
                 ) from error
             state.batch_divisor *= 2
             state.notes.append(f"out of memory: the batch is now 1/{state.batch_divisor} of its size")
-
-
-def _count_skipped_step(task: TrainingTask, state: LoopState, terms: dict[str, float], max_in_a_row: int = 50) -> None:
-    """Counts a step that was skipped because a number was not finite.
-
-    Raises:
-        UserError: there were `max_in_a_row` of them in a row (exit 8).
-    """
-    state.skipped += 1
-    state.bad_in_a_row += 1
-    if state.bad_in_a_row >= max_in_a_row:
-        raise UserError(
-            ExitCode.NOT_CONVERGED,
-            f"{max_in_a_row} steps in a row gave numbers that are not finite",
-            where=f"step {state.step}, terms {terms}",
-            why="checkpoints saved before that are kept",
-            fix=task.retry_advice,
-        )
 
 
 def measure_psnr(records: Iterable[StepRecord], color_weight: float) -> float | None:

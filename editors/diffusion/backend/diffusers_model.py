@@ -254,15 +254,8 @@ class DiffusionModel:
             height, width = (self.pixels_per_latent * side for side in inputs.shape[-2:])
             sizes = torch.tensor([[height, width, 0, 0, height, width]], device=self.device, dtype=inputs.dtype)
             added = {"text_embeds": pooled, "time_ids": sizes.expand(len(inputs), -1)}
-        residuals = self._compute_control_residuals(inputs[:, : self.latent_channels], when, states, added, controls)
-        return self.unet(
-            inputs, when, encoder_hidden_states=states, added_cond_kwargs=added, **residuals, return_dict=False
-        )[0]
-
-    def _compute_control_residuals(
-        self, latents: Tensor, when: Tensor, states: Tensor, added: dict[str, Tensor], controls: Sequence[ControlInput]
-    ) -> dict[str, Any]:
-        """Computes the residuals that the ControlNets add to the UNet, summed over all of them."""
+        # The residuals that the ControlNets add to the UNet, summed over all of them.
+        latents = inputs[:, : self.latent_channels]
         down: list[Tensor] | None = None
         middle: Tensor | None = None
         for control in controls:
@@ -278,13 +271,13 @@ class DiffusionModel:
             )
             down = list(more) if down is None else [a + b for a, b in zip(down, more, strict=True)]
             middle = more_middle if middle is None else middle + more_middle
-        if down is None or middle is None:
-            return {}
-        dtype = latents.dtype
-        return {
-            "down_block_additional_residuals": [value.to(dtype) for value in down],
-            "mid_block_additional_residual": middle.to(dtype),
-        }
+        residuals: dict[str, Any] = {}
+        if down is not None and middle is not None:
+            residuals["down_block_additional_residuals"] = [value.to(latents.dtype) for value in down]
+            residuals["mid_block_additional_residual"] = middle.to(latents.dtype)
+        return self.unet(
+            inputs, when, encoder_hidden_states=states, added_cond_kwargs=added, **residuals, return_dict=False
+        )[0]
 
 
 def load_model(weights: WeightsSource) -> DiffusionModel:

@@ -120,22 +120,36 @@ def check_model_folder(folder: Path, unsafe: bool = False, plain: tuple[str, ...
         UserError: it is not in diffusers' layout or names classes of other libraries (exit 3), or its weights can run
             code (exit 7).
     """
-    index = _read_index(folder)
+    index: dict[str, Any] | None = None
+    for path in (folder / "model_index.json", folder / "config.json"):
+        if index is None and path.is_file():
+            try:
+                found = json.loads(path.read_bytes())
+            except ValueError as problem:
+                why, fix = _first_line(problem), "fetch the model again"
+                raise bad_input(f"{path} is damaged", why=why, fix=fix) from problem
+            index = found if isinstance(found, dict) else None
+    if index is None:
+        raise bad_input(
+            f"{folder} is not a model in diffusers' layout",
+            why="there is no model_index.json or config.json in it",
+            fix="name the folder that holds model_index.json",
+        )
     named = index.items() if (folder / "model_index.json").is_file() else ()
+    installed = importlib.util.find_spec("diffusers")
+    homes = (installed.submodule_search_locations or []) if installed else []
     for name, value in named:
-        if name in plain:
+        if name in plain or not (isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)):
             continue
-        if (
-            isinstance(value, list)
-            and len(value) == 2
-            and isinstance(value[0], str)
-            and not _is_known_library(value[0])
-        ):
+        # Classes of transformers and diffusers, also of the folders of its pipelines, are safe to create.
+        library = value[0]
+        is_pipeline = library.isidentifier() and any((Path(home) / "pipelines" / library).is_dir() for home in homes)
+        if library not in LIBRARIES and not is_pipeline:
             raise UserError(
                 ExitCode.UNSAFE_FILE,
                 f"the model {folder} asks for code of its own",
                 where=str(folder / "model_index.json"),
-                why=f"its {name} is a class of {value[0]!r}, which is none of {', '.join(LIBRARIES)}",
+                why=f"its {name} is a class of {library!r}, which is none of {', '.join(LIBRARIES)}",
                 fix="use a model that diffusers knows by itself",
             )
     parts = [folder, *(path for path in folder.iterdir() if path.is_dir())]
@@ -249,34 +263,6 @@ def explain_load_errors(weights: WeightsSource) -> Iterator[None]:
         )
     with explain_network_errors(weights.model):
         yield
-
-
-def _is_known_library(library: str) -> bool:
-    """Tells whether a library is diffusers or transformers, whose classes are safe to create."""
-    if library in LIBRARIES:
-        return True
-    found = importlib.util.find_spec("diffusers")
-    homes = (found.submodule_search_locations or []) if found else []
-    return library.isidentifier() and any((Path(home) / "pipelines" / library).is_dir() for home in homes)
-
-
-def _read_index(folder: Path) -> dict[str, Any]:
-    """Reads the index file of a model's folder."""
-    for name in ("model_index.json", "config.json"):
-        path = folder / name
-        if not path.is_file():
-            continue
-        try:
-            found = json.loads(path.read_bytes())
-        except ValueError as problem:
-            raise bad_input(f"{path} is damaged", why=_first_line(problem), fix="fetch the model again") from problem
-        if isinstance(found, dict):
-            return found
-    raise bad_input(
-        f"{folder} is not a model in diffusers' layout",
-        why="there is no model_index.json or config.json in it",
-        fix="name the folder that holds model_index.json",
-    )
 
 
 def _find_safetensors(path: Path, flag: str) -> Path:

@@ -11,7 +11,6 @@ import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,7 +24,7 @@ from neural_fields.core.validated_input import (
     read_json_object,
 )
 from neural_fields.data.capture.rigid_transforms import NotRigidError, repair_rigid_transforms
-from neural_fields.data.capture.skeleton import NO_PARENT, Skeleton, SkeletonMotion, build_skeleton
+from neural_fields.data.capture.skeleton import NO_PARENT, SkeletonMotion, build_skeleton
 
 _SCHEMA = 1
 
@@ -40,7 +39,31 @@ def read_bones(path: Path | str) -> SkeletonMotion:
     path = Path(path)
     data = read_json_object(path, _SCHEMA)
     with locate_format_errors(path, fix="give every joint a name, a parent (or null) and a distinct rest position"):
-        skeleton, order = _parse_skeleton(data.get("joints"))
+        joints = data.get("joints")
+        if not isinstance(joints, list) or not all(isinstance(joint, dict) for joint in joints):
+            raise FormatError('"joints" is not a list of objects')
+        names, rest = [], np.empty((len(joints), 3))
+        for index, joint in enumerate(joints):
+            if not isinstance(joint.get("name"), str) or not joint["name"]:
+                raise FormatError(f"joint {index} has no name")
+            names.append(joint["name"])
+            try:
+                rest[index] = parse_numbers(joint.get("rest"), 3)
+            except FormatError as problem:
+                name = describe_value(joint["name"])
+                raise FormatError(f"the place at rest of the joint {name}: {problem}") from None
+        parents = []
+        for joint in joints:
+            parent = joint.get("parent")
+            if parent is not None and parent not in names:
+                child = describe_value(joint["name"])
+                raise FormatError(f"the parent of the joint {child} is {describe_value(parent)}, which is no joint")
+            parents.append(NO_PARENT if parent is None else names.index(parent))
+        objects = [index for index, joint in enumerate(joints) if joint.get("object") is True]
+        try:
+            skeleton, order = build_skeleton(names, parents, rest, objects)  # and the joint that each bone is
+        except ValueError as problem:
+            raise FormatError(str(problem)) from None
     frames = data.get("frames")
     with locate_format_errors(path):
         if not isinstance(frames, list) or not frames:
@@ -68,33 +91,6 @@ def read_bones(path: Path | str) -> SkeletonMotion:
             except NotRigidError as problem:
                 raise FormatError(f"joint {describe_value(names[problem.index])}: {problem}") from None
     return SkeletonMotion(skeleton, transforms)
-
-
-def _parse_skeleton(joints: Any) -> tuple[Skeleton, list[int]]:
-    """Builds the skeleton of a file's joints; also returns the index of the joint that each bone is."""
-    if not isinstance(joints, list) or not all(isinstance(joint, dict) for joint in joints):
-        raise FormatError('"joints" is not a list of objects')
-    names, rest = [], np.empty((len(joints), 3))
-    for index, joint in enumerate(joints):
-        if not isinstance(joint.get("name"), str) or not joint["name"]:
-            raise FormatError(f"joint {index} has no name")
-        names.append(joint["name"])
-        try:
-            rest[index] = parse_numbers(joint.get("rest"), 3)
-        except FormatError as problem:
-            raise FormatError(f"the place at rest of the joint {describe_value(joint['name'])}: {problem}") from None
-    parents = []
-    for joint in joints:
-        parent = joint.get("parent")
-        if parent is not None and parent not in names:
-            child = describe_value(joint["name"])
-            raise FormatError(f"the parent of the joint {child} is {describe_value(parent)}, which is no joint")
-        parents.append(NO_PARENT if parent is None else names.index(parent))
-    objects = [index for index, joint in enumerate(joints) if joint.get("object") is True]
-    try:
-        return build_skeleton(names, parents, rest, objects)
-    except ValueError as problem:
-        raise FormatError(str(problem)) from None
 
 
 def write_bones(path: Path | str, motion: SkeletonMotion) -> None:

@@ -89,7 +89,23 @@ def read_bvh(
     if not chosen or min(chosen[0], chosen[-1]) < 0 or max(chosen[0], chosen[-1]) >= len(values):
         why = f"it holds {len(values)} frames, 0 to {len(values) - 1}"
         raise bad_input(f"{path.name} has no frames {chosen.start}:{chosen.stop}", where=str(path), why=why)
-    rotations, positions = _compute_kinematics(joints, values[list(chosen)])
+
+    # The rotation and position of every joint, in the file's axes and units.
+    values = values[list(chosen)]
+    rotations, positions = np.empty((len(joints), len(values), 3, 3)), np.empty((len(joints), len(values), 3))
+    channel = 0
+    for index, joint in enumerate(joints):
+        rotation, position = np.tile(np.eye(3), (len(values), 1, 1)), np.tile(joint.offset, (len(values), 1))
+        for kind, axis in joint.channels:
+            if kind == "position":
+                position[:, axis] = values[:, channel]
+            else:
+                rotation = rotation @ Rotation.from_euler("xyz"[axis], values[:, [channel]], degrees=True).as_matrix()
+            channel += 1
+        if joint.parent != NO_PARENT:
+            above = rotations[joint.parent]
+            rotation, position = above @ rotation, (above @ position[..., None])[..., 0] + positions[joint.parent]
+        rotations[index], positions[index] = rotation, position
     with locate_format_errors(path):
         return _build_motion(
             joints, to_world @ rotations @ to_world.T, scale * positions @ to_world.T, scale, to_world, end_sites
@@ -145,27 +161,6 @@ def _parse_hierarchy(text: str) -> list[_Joint]:
     if open_blocks or not joints:
         raise FormatError("its hierarchy is cut off" if joints else "it has no joint")
     return joints
-
-
-def _compute_kinematics(
-    joints: list[_Joint], values: Float[np.ndarray, "frames channels"]
-) -> tuple[Float[np.ndarray, "joints frames 3 3"], Float[np.ndarray, "joints frames 3"]]:
-    """Computes the rotation and position of every joint, in the file's axes and units."""
-    rotations, positions = np.empty((len(joints), len(values), 3, 3)), np.empty((len(joints), len(values), 3))
-    channel = 0
-    for index, joint in enumerate(joints):
-        rotation, position = np.tile(np.eye(3), (len(values), 1, 1)), np.tile(joint.offset, (len(values), 1))
-        for kind, axis in joint.channels:
-            if kind == "position":
-                position[:, axis] = values[:, channel]
-            else:
-                rotation = rotation @ Rotation.from_euler("xyz"[axis], values[:, [channel]], degrees=True).as_matrix()
-            channel += 1
-        if joint.parent != NO_PARENT:
-            above = rotations[joint.parent]
-            rotation, position = above @ rotation, (above @ position[..., None])[..., 0] + positions[joint.parent]
-        rotations[index], positions[index] = rotation, position
-    return rotations, positions
 
 
 def _build_motion(

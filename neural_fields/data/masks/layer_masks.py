@@ -91,7 +91,18 @@ def load_masks(
         source = _open_source(path)
         indices = _match_frames(source, frame_count, chosen)
         for slot, (index, mask) in enumerate(zip(indices, source.read(indices), strict=True)):
-            out[layer, slot] = _resize_to_clip(mask, source.labels[index], path, size, source_size)
+            height, width = mask.shape
+            expected = source_size or size
+            if not any(
+                abs(width * high / height - wide) <= max(1.0, ASPECT_SLACK * wide) for wide, high in (size, expected)
+            ):
+                raise bad_input(
+                    f"mask {source.labels[index]} is {width}x{height}, the clip is {expected[0]}x{expected[1]}",
+                    where=str(path),
+                    why="a mask may be larger or smaller than the frames, but must have their aspect",
+                    fix=f"save the masks at {expected[0]}x{expected[1]}",
+                )
+            out[layer, slot] = resize_mask(mask, size)
 
         # Refuse masks that are empty on every frame, and masks that are most likely inverted.
         masks = out[layer]
@@ -284,21 +295,4 @@ def _match_frames(source: _Source, frame_count: int, chosen: range) -> range:
         fix="add the missing masks, use --frames to train on fewer frames, or --masks auto"
         if count < wanted
         else "remove the masks that belong to no frame, or use --masks auto",
-    )
-
-
-def _resize_to_clip(
-    mask: np.ndarray, label: str, path: Path, size: tuple[int, int], source: tuple[int, int] | None
-) -> np.ndarray:
-    """Resizes a mask to `size`; refuses it when its aspect is neither that of `size` nor that of the source."""
-    height, width = mask.shape
-    for wide, high in (size, source or size):
-        if abs(width * high / height - wide) <= max(1.0, ASPECT_SLACK * wide):
-            return resize_mask(mask, size)
-    expected = source or size
-    raise bad_input(
-        f"mask {label} is {width}x{height}, the clip is {expected[0]}x{expected[1]}",
-        where=str(path),
-        why="a mask may be larger or smaller than the frames, but must have their aspect",
-        fix=f"save the masks at {expected[0]}x{expected[1]}",
     )

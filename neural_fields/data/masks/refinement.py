@@ -23,7 +23,6 @@ from neural_fields.data.masks.boundaries import OutlineSettings, align_outline
 from neural_fields.data.masks.layer_masks import LayerMasks
 from neural_fields.data.masks.log_odds import compute_log_odds
 from neural_fields.data.masks.propagation import (
-    Masks,
     NeighborFlow,
     VoteSettings,
     compute_flow_votes,
@@ -166,7 +165,32 @@ def _judge_layer(window: _MaskWindow, layer: int, settings: MaskRefinementSettin
 
     kept = given
     for _ in range(settings.rounds):
-        votes, moves = _weigh_evidence(window, kept, ~front, shrink, settings)
+        # The log odds of every pixel by the votes of other frames and by how it moves; the motion of the object is
+        # that of its largest connected piece.
+        largest = []
+        for mask in kept:
+            count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+            largest.append(mask if count < 3 else labels == 1 + stats[1:, cv2.CC_STAT_AREA].argmax())
+        transforms = fit_object_motion(np.stack(largest), window.flow, settings.votes)
+
+        around = _make_disc(max(1, round(settings.agreement_tolerance_ref * shrink)))
+        wide = np.stack([cv2.dilate(mask.astype(np.uint8), around) for mask in kept]) > 0
+        by_object = compute_object_votes(wide, ~front, transforms, settings.votes)
+        by_flow = compute_flow_votes(wide, ~front, window.flow, settings.votes)
+        votes = settings.object_weight * compute_log_odds(by_object, settings.min_vote_share)
+        votes += settings.flow_weight * compute_log_odds(by_flow, settings.min_vote_share)
+
+        scale = np.diag([window.slow_scale, window.slow_scale, 1.0])
+        slow_transforms = [scale @ matrix @ np.linalg.inv(scale) for matrix in transforms]
+        height, width = kept.shape[1:]
+        tiny = (window.slow_flow.forward.shape[2], window.slow_flow.forward.shape[1])
+        outside = _resize_masks(~_unite_layers(window.masks), tiny)
+        odds = compute_motion_odds(
+            _resize_masks(kept, tiny), outside, window.slow_flow, slow_transforms, window.speed_unit, settings.votes
+        )
+        resized = [cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR) for values in odds]
+        moves = settings.motion_weight * np.stack(resized)
+
         judged = []
         for mask, vote, move in zip(kept, votes, moves, strict=True):
             # Pieces that touch nothing else, then parts that hang on by a neck.
@@ -175,35 +199,6 @@ def _judge_layer(window: _MaskWindow, layer: int, settings: MaskRefinementSettin
             judged.append(_remove_bad_parts(mask, parts, vote, move, settings.attached_prior, thin, settings))
         kept = np.stack(judged)
     return kept, given & ~kept
-
-
-def _weigh_evidence(
-    window: _MaskWindow, masks: np.ndarray, known: np.ndarray, shrink: float, settings: MaskRefinementSettings
-) -> tuple[np.ndarray, np.ndarray]:
-    """Computes the log odds of every pixel by the votes of other frames, and by how it moves."""
-    # The motion of the object is that of its largest connected piece.
-    largest = []
-    for mask in masks:
-        count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-        largest.append(mask if count < 3 else labels == 1 + stats[1:, cv2.CC_STAT_AREA].argmax())
-    transforms = fit_object_motion(np.stack(largest), window.flow, settings.votes)
-
-    wide = _dilate_masks(masks, max(1, round(settings.agreement_tolerance_ref * shrink)))
-    by_object = compute_object_votes(wide, known, transforms, settings.votes)
-    by_flow = compute_flow_votes(wide, known, window.flow, settings.votes)
-    votes = settings.object_weight * compute_log_odds(by_object, settings.min_vote_share)
-    votes += settings.flow_weight * compute_log_odds(by_flow, settings.min_vote_share)
-
-    scale = np.diag([window.slow_scale, window.slow_scale, 1.0])
-    slow_transforms = [scale @ matrix @ np.linalg.inv(scale) for matrix in transforms]
-    height, width = masks.shape[1:]
-    tiny = (window.slow_flow.forward.shape[2], window.slow_flow.forward.shape[1])
-    outside = _resize_masks(~_unite_layers(window.masks), tiny)
-    odds = compute_motion_odds(
-        _resize_masks(masks, tiny), outside, window.slow_flow, slow_transforms, window.speed_unit, settings.votes
-    )
-    moves = [cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR) for values in odds]
-    return votes, settings.motion_weight * np.stack(moves)
 
 
 def _remove_bad_parts(
@@ -275,10 +270,6 @@ def _remove_parts(own: np.ndarray, removed: np.ndarray, kept: np.ndarray) -> np.
 def _unite_layers(layers: np.ndarray) -> np.ndarray:
     """Returns where any of the layers is; nowhere, without layers."""
     return np.asarray(layers.any(0))
-
-
-def _dilate_masks(masks: Masks, radius: int) -> Masks:
-    return np.stack([cv2.dilate(mask.astype(np.uint8), _make_disc(radius)) for mask in masks]) > 0
 
 
 def _make_disc(radius: int) -> np.ndarray:

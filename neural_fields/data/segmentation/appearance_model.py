@@ -61,10 +61,18 @@ class AppearanceModel:
         self._mean, self._spread = everything.mean(0), everything.std(0) + 1e-3
         rows, values, weights = [], [], []
         for frame, label in labels.items():
-            picked, value, weight = _draw_samples(label, near[frame], settings, len(labels), draw)
-            rows.append(features[frame].reshape(-1, size)[picked])
-            values.append(value)
-            weights.append(weight / len(labels))
+            # The object, the background near it, and a little of the rest, with equal halves.
+            label, beside = label.ravel(), near[frame].ravel()
+            groups = (
+                (np.flatnonzero(label > 0), 1.0, 0.5, 2),
+                (np.flatnonzero((label < 0) & beside), -1.0, 0.5 - settings.far_share, 2),
+                (np.flatnonzero((label < 0) & ~beside), -1.0, settings.far_share, 6),
+            )
+            for pixels, value, share, divisor in groups:
+                chosen = draw.permutation(pixels)[: settings.max_samples // divisor // len(labels)]
+                rows.append(features[frame].reshape(-1, size)[chosen])
+                values.append(np.full(len(chosen), value))
+                weights.append(np.full(len(chosen), share / max(1, len(chosen))) / len(labels))
         samples, target, weight = (np.concatenate(parts).astype(np.float32) for parts in (rows, values, weights))
         # All regressions in one: their cosines side by side, their solutions averaged.
         count, inputs = settings.cosine_features, self._normalize(samples)
@@ -105,23 +113,3 @@ class AppearanceModel:
 
     def _normalize(self, rows: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray((rows - self._mean) / self._spread, np.float32))
-
-
-def _draw_samples(
-    labels: np.ndarray, near: np.ndarray, settings: AppearanceSettings, frames: int, draw: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draws pixels of a frame: the object, the background near it, and a little of the rest, with equal halves."""
-    label, near = labels.ravel(), near.ravel()
-    groups = (
-        (np.flatnonzero(label > 0), 1.0, 0.5, 2),
-        (np.flatnonzero((label < 0) & near), -1.0, 0.5 - settings.far_share, 2),
-        (np.flatnonzero((label < 0) & ~near), -1.0, settings.far_share, 6),
-    )
-    picked, values, weights = [], [], []
-    for pixels, value, share, divisor in groups:
-        most = settings.max_samples // divisor // frames
-        chosen = draw.permutation(pixels)[:most]
-        picked.append(chosen)
-        values.append(np.full(len(chosen), value))
-        weights.append(np.full(len(chosen), share / max(1, len(chosen))))
-    return np.concatenate(picked), np.concatenate(values), np.concatenate(weights)

@@ -91,39 +91,13 @@ def find_hinted_mask(
     Raises:
         UserError: the hints contradict each other, say nothing about the object, or nothing is found with them.
     """
-    where = f"frame {number}"
-    _check_hints(hints, where)
+    where, shape, sure = f"frame {number}", hints.labels.shape, hints.labels > 0
     if hints.mask is not None:
         mask = hints.marked_mask
         if not mask.any():
             raise bad_input("the mask is empty", where=where, why="it must show the object")
         return mask
     frame = np.ascontiguousarray(frames[number])
-    if hints.box is None:
-        away = _measure_motion(flow, number, np.ones(hints.labels.shape, bool), settings)
-        box = _find_box(frame, away, hints.labels, settings)
-    else:
-        box = _clip_box(hints.box, hints.labels.shape)
-        away = _measure_motion(flow, number, ~_fill_box(box, hints.labels.shape), settings)
-    mask, _, contrast = _segment_box(frame, away, box, hints.labels, settings)
-    if hints.box is None:
-        mask = _keep_marked(mask, hints.labels)
-    unclear = mask.sum() < settings.min_area_px or contrast < settings.min_contrast
-    if unclear and not (hints.labels > 0).any():
-        raise bad_input(
-            "nothing in the box differs from what is around it",
-            where=where,
-            why="the object must be inside the box, with some of the background around it",
-            fix="draw the box closer around the object, or add --point x,y on it",
-        )
-    return mask
-
-
-def _check_hints(hints: FrameHints, where: str) -> None:
-    """Refuses hints that contradict each other."""
-    sure = hints.labels > 0
-    if hints.mask is not None:
-        return
     if hints.box is None:
         if not sure.any():
             raise bad_input(
@@ -132,30 +106,44 @@ def _check_hints(hints: FrameHints, where: str) -> None:
                 why="only what is not the object was marked",
                 fix="add --point x,y on the object, or --box x,y,w,h around it",
             )
-        return
-    left, top, right, bottom = _clip_box(hints.box, hints.labels.shape)
-    if right - left < 2 or bottom - top < 2:
+        away = _measure_motion(flow, number, np.ones(shape, bool), settings)
+        box = _find_box(frame, away, hints.labels, settings)
+    else:
+        box = left, top, right, bottom = _clip_box(hints.box, shape)
+        if right - left < 2 or bottom - top < 2:
+            raise bad_input(
+                f"the box {hints.box} is empty or outside the frame",
+                where=where,
+                why=f"a frame has {shape[1]} x {shape[0]} pixels at the size it is segmented at",
+                fix="give left, top, width and height of a box in the frame: --box x,y,w,h",
+            )
+        inside = _fill_box(box, shape)
+        if (sure & ~inside).any():
+            raise bad_input(
+                "a mark of the object is outside its box",
+                where=where,
+                why="a box holds the whole object",
+                fix="make the box larger, or take back the point or stroke",
+            )
+        if (hints.labels[inside] < 0).all():
+            raise bad_input(
+                "all of the box is marked as not the object",
+                where=where,
+                why="the object must be inside the box",
+                fix="take back the stroke, or draw the box around the object",
+            )
+        away = _measure_motion(flow, number, ~inside, settings)
+    mask, _, contrast = _segment_box(frame, away, box, hints.labels, settings)
+    if hints.box is None:
+        mask = _keep_marked(mask, hints.labels)
+    if (mask.sum() < settings.min_area_px or contrast < settings.min_contrast) and not sure.any():
         raise bad_input(
-            f"the box {hints.box} is empty or outside the frame",
+            "nothing in the box differs from what is around it",
             where=where,
-            why=f"a frame has {hints.labels.shape[1]} x {hints.labels.shape[0]} pixels at the size it is segmented at",
-            fix="give left, top, width and height of a box in the frame: --box x,y,w,h",
+            why="the object must be inside the box, with some of the background around it",
+            fix="draw the box closer around the object, or add --point x,y on it",
         )
-    inside = _fill_box((left, top, right, bottom), hints.labels.shape)
-    if (sure & ~inside).any():
-        raise bad_input(
-            "a mark of the object is outside its box",
-            where=where,
-            why="a box holds the whole object",
-            fix="make the box larger, or take back the point or stroke",
-        )
-    if (hints.labels[inside] < 0).all():
-        raise bad_input(
-            "all of the box is marked as not the object",
-            where=where,
-            why="the object must be inside the box",
-            fix="take back the stroke, or draw the box around the object",
-        )
+    return mask
 
 
 def _clip_box(box: Box, shape: tuple[int, ...]) -> Box:
@@ -309,52 +297,46 @@ def _find_box(
         appearance=replace(settings.appearance, cosine_features=settings.point_cosine_features, max_samples=3000),
     )
 
-    def find(box: Box) -> tuple[float, Box]:
-        mask, odds, _ = _segment_box(small, slow, box, marks, quick)
-        mask = _keep_marked(mask, marks)
-        return _rate_object(small, slow, mask, odds, box, settings), _bound(mask, (settings.box_margin_px + 1) // 2)
+    # Boxes that may hold the object: around what moves there, and of several sizes.
+    moving = _keep_marked((slow > settings.moving_share) & (marks >= 0) | (marks > 0), marks)
+    boxes = [_bound(moving, 2)] if moving.sum() > 2 * (marks > 0).sum() else []
+    left, top, right, bottom = _bound(marks > 0, 0)
+    for grow in (side // 4 for side in settings.point_boxes_px):  # on each side, at half the size
+        boxes.append(_clip_box((left - grow, top - grow, right + grow, bottom + grow), marks.shape))
 
-    rated = sorted((find(box) for box in _list_boxes(slow, marks, settings)), reverse=True)
-    _, (left, top, right, bottom) = max(find(box) for _, box in rated[: settings.compared_again])
+    # All of them are tried, then the boxes of the best results. A good result has an outline on edges of the picture,
+    # and colors and motion that differ from those around it.
+    colors = cv2.GaussianBlur(cv2.cvtColor(small, cv2.COLOR_RGB2LAB), (0, 0), 1.0).astype(np.float32)
+    for _ in range(2):
+        rated: list[tuple[float, Box]] = []
+        for box in boxes:
+            mask, odds, _ = _segment_box(small, slow, box, marks, quick)
+            mask = _keep_marked(mask, marks)
+            found = _bound(mask, (settings.box_margin_px + 1) // 2)
+            inside = _fill_box(box, mask.shape)
+            side = 2 * max(2, round(settings.contrast_reach * float(np.sqrt(mask.sum())))) + 1
+            ring = (cv2.dilate(mask.astype(np.uint8), np.ones((side, side), np.uint8)) > 0) & ~mask
+            beside = ring & inside
+            if not beside.any():
+                rated.append((-np.inf, found))
+                continue
+            edges, length = 0.0, 0
+            for a, b in ((np.s_[:, :-2], np.s_[:, 2:]), (np.s_[:-2], np.s_[2:])):
+                outline = mask[a] != mask[b]
+                difference = np.linalg.norm(colors[a] - colors[b], axis=-1)[outline]
+                free = (inside[a] & inside[b])[outline]  # where only the box ends the object, there is no edge
+                edges += float(((1 - np.exp(-difference / settings.edge_levels)) * free).sum())
+                length += len(difference)
+            contrast = settings.contrast_weight * float(odds[mask].mean() - odds[beside].mean())
+            motion = float(slow[mask].mean() - slow[ring].mean())
+            rated.append((settings.outline_weight * edges / max(1, length) + contrast + motion, found))
+        rated.sort(reverse=True)
+        boxes = [box for _, box in rated[: settings.compared_again]]
+    left, top, right, bottom = boxes[0]
     return _clip_box((2 * left, 2 * top, 2 * right, 2 * bottom), labels.shape)
-
-
-def _list_boxes(away: Share, labels: Int8[np.ndarray, "height width"], settings: HintedMaskSettings) -> list[Box]:
-    """Lists boxes, at half the size, that may hold the marked object: of several sizes, and around what moves there."""
-    sure = labels > 0
-    moving = _keep_marked((away > settings.moving_share) & (labels >= 0) | sure, labels)
-    boxes = [_bound(moving, 2)] if moving.sum() > 2 * sure.sum() else []
-    left, top, right, bottom = _bound(sure, 0)
-    for side in settings.point_boxes_px:
-        grow = side // 4  # on each side, at half the size
-        boxes.append(_clip_box((left - grow, top - grow, right + grow, bottom + grow), labels.shape))
-    return boxes
 
 
 def _keep_marked(mask: Mask, labels: Int8[np.ndarray, "height width"]) -> Mask:
     """Keeps the parts of a mask that contain marks of the object."""
     _, parts = cv2.connectedComponents((mask | (labels > 0)).astype(np.uint8), connectivity=8)
     return np.isin(parts, np.unique(parts[labels > 0]))
-
-
-def _rate_object(
-    frame: np.ndarray, away: Share, mask: Mask, odds: Share, box: Box, settings: HintedMaskSettings
-) -> float:
-    """Rates a result: an outline on edges of the picture, colors and motion that differ from those around it."""
-    inside = _fill_box(box, mask.shape)
-    side = 2 * max(2, round(settings.contrast_reach * float(np.sqrt(mask.sum())))) + 1
-    ring = (cv2.dilate(mask.astype(np.uint8), np.ones((side, side), np.uint8)) > 0) & ~mask
-    beside = ring & inside
-    if not beside.any():
-        return -np.inf
-    colors = cv2.GaussianBlur(cv2.cvtColor(frame, cv2.COLOR_RGB2LAB), (0, 0), 1.0).astype(np.float32)
-    edges, length = 0.0, 0
-    for a, b in ((np.s_[:, :-2], np.s_[:, 2:]), (np.s_[:-2], np.s_[2:])):
-        outline = mask[a] != mask[b]
-        difference = np.linalg.norm(colors[a] - colors[b], axis=-1)[outline]
-        free = (inside[a] & inside[b])[outline]  # where only the box ends the object, there is no edge
-        edges += float(((1 - np.exp(-difference / settings.edge_levels)) * free).sum())
-        length += len(difference)
-    contrast = float(odds[mask].mean() - odds[beside].mean())
-    motion = float(away[mask].mean() - away[ring].mean())
-    return settings.outline_weight * edges / max(1, length) + settings.contrast_weight * contrast + motion

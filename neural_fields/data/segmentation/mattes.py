@@ -11,7 +11,7 @@ Lengths marked `_ref` are pixels of a picture whose shorter side is 240, and sca
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -106,9 +106,11 @@ def make_matte(
     matte[window] = mask * np.uint8(255)
     if not mask.any() or mask.all():
         return matte
-    distance = _signed_distance(mask)
-    motion = None if vectors is None else _spread_motion(vectors[window], distance, settings.inner_band_ref * unit)
-    band = _find_band(given[window], distance, motion, unit, settings)
+    # The distance of pixel centers to the outline, positive inside.
+    to_rest, to_mask = (cv2.distanceTransform(part.astype(np.uint8), cv2.DIST_L2, 5) for part in (mask, ~mask))
+    distance = np.where(mask, to_rest - 0.5, 0.5 - to_mask).astype(np.float32)
+    moved = None if vectors is None else vectors[window]
+    band, motion = _find_band(given[window], distance, moved, unit, settings)
     if not band.any():
         return matte
     alpha, trust = _estimate_from_colors(picture, mask, thin, band, distance / unit, unit, settings)
@@ -156,32 +158,28 @@ def _find_thin_parts(mask: np.ndarray, unit: float, settings: MatteSettings) -> 
     return mask & (thick == 0) & (cv2.dilate((mask & away).astype(np.uint8), shape) > 0)
 
 
-def _signed_distance(mask: np.ndarray) -> np.ndarray:
-    """Returns the distance of each pixel center to the outline, positive inside."""
-    to_rest, to_mask = (cv2.distanceTransform(part.astype(np.uint8), cv2.DIST_L2, 5) for part in (mask, ~mask))
-    return np.where(mask, to_rest - 0.5, 0.5 - to_mask).astype(np.float32)
-
-
-def _spread_motion(vectors: np.ndarray, distance: np.ndarray, depth: float) -> np.ndarray:
-    """Gives each pixel the motion of the nearest pixel well inside the object, as flow is not reliable at edges."""
-    sure = distance > min(depth, float(distance.max()) / 2)
-    _, labels = cv2.distanceTransformWithLabels(
-        (~sure).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
-    )
-    nearest = np.empty((labels.max() + 1, 2), np.float32)
-    nearest[labels[sure]] = vectors[sure]
-    return cv2.blur(nearest[labels], (2 * round(2 * depth) + 1,) * 2)
-
-
 def _find_band(
-    share: np.ndarray, distance: np.ndarray, motion: np.ndarray | None, unit: float, settings: MatteSettings
-) -> np.ndarray:
-    """Finds the pixels that may be mixed: near the outline, within the blur of motion, or of a doubtful share."""
-    blur = 0.0 if motion is None else settings.shutter / 2 * np.linalg.norm(motion, axis=2)
+    share: np.ndarray, distance: np.ndarray, vectors: np.ndarray | None, unit: float, settings: MatteSettings
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Finds the pixels that may be mixed: near the outline, within the blur of motion, or of a doubtful share.
+
+    Returns:
+        The band, and the object's motion at each pixel, by which it was widened; None without `vectors`.
+    """
+    blur, motion, depth = 0.0, None, settings.inner_band_ref * unit
+    if vectors is not None:  # of the nearest pixel well inside the object, as flow is not reliable at edges
+        sure = distance > min(depth, float(distance.max()) / 2)
+        _, labels = cv2.distanceTransformWithLabels(
+            (~sure).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+        )
+        nearest = np.empty((labels.max() + 1, 2), np.float32)
+        nearest[labels[sure]] = vectors[sure]
+        motion = cv2.blur(nearest[labels], (2 * round(2 * depth) + 1,) * 2)
+        blur = settings.shutter / 2 * np.linalg.norm(motion, axis=2)
     low, high = settings.doubtful_shares
     doubtful = (share > low) & (share < high)
-    near = (distance < settings.inner_band_ref * unit + blur) & (distance > -settings.outer_band_ref * unit - blur)
-    return (near | doubtful) & (np.abs(distance) <= settings.max_band_ref * unit)
+    near = (distance < depth + blur) & (distance > -settings.outer_band_ref * unit - blur)
+    return (near | doubtful) & (np.abs(distance) <= settings.max_band_ref * unit), motion
 
 
 def _estimate_from_colors(
@@ -247,8 +245,14 @@ def _compare_mixtures(
     nearest = np.full(len(pixels), np.inf, np.float32)
     for row, share in zip(odds, SHARES, strict=True):
         spread = share**2 * inner[1] + (1 - share) ** 2 * outer[1] + np.float32(noise**2 * np.array([1, 0, 0, 1, 0, 1]))
-        inverse, determinant = _invert_symmetric(spread)
-        distance = _quadratic_form(inverse, pixels - share * inner[0] - (1 - share) * outer[0])
+        # The determinant and the inverse of each symmetric 3x3 matrix, then v^T M v with the inverse.
+        a, b, c, d, e, f = spread.T
+        cofactors = np.stack([d * f - e * e, c * e - b * f, b * e - c * d, a * f - c * c, b * c - a * e, a * d - b * b])
+        determinant = a * cofactors[0] + b * cofactors[1] + c * cofactors[2]
+        determinant = np.maximum(determinant, np.finfo(np.float32).tiny)
+        a, b, c, d, e, f = cofactors / determinant
+        x, y, z = (pixels - share * inner[0] - (1 - share) * outer[0]).T
+        distance = a * x * x + d * y * y + f * z * z + 2 * (b * x * y + c * x * z + e * y * z)
         row[:] = -0.5 * (distance + np.log(determinant))
         np.minimum(nearest, distance, out=nearest)
     return odds, nearest
@@ -270,22 +274,6 @@ def _measure_colors(
     mean = whole + sums / (count + common_px)
     first, second = mean[:, :3], mean[:, 3:]
     return first, second - np.stack([first[:, i] * first[:, j] for i, j in _UPPER], axis=-1)
-
-
-def _invert_symmetric(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Inverts symmetric 3x3 matrices [N, 6]; returns the inverses [N, 6] and the determinants."""
-    a, b, c, d, e, f = matrices.T
-    cofactors = np.stack([d * f - e * e, c * e - b * f, b * e - c * d, a * f - c * c, b * c - a * e, a * d - b * b])
-    determinant = a * cofactors[0] + b * cofactors[1] + c * cofactors[2]
-    determinant = np.maximum(determinant, np.finfo(np.float32).tiny)
-    return (cofactors / determinant).T, determinant
-
-
-def _quadratic_form(matrices: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Computes v^T M v for symmetric matrices [N, 6] and vectors [N, 3]."""
-    x, y, z = vectors.T
-    a, b, c, d, e, f = matrices.T
-    return a * x * x + d * y * y + f * z * z + 2 * (b * x * y + c * x * z + e * y * z)
 
 
 def _carry(
@@ -337,22 +325,6 @@ def _carry(
     return moved, seen.astype(np.float32)
 
 
-def _iterate_windows(picture: np.ndarray, band: np.ndarray, epsilon: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields the windows that touch the band: flat indices of their pixels [K, 9] and their matrices [K, 9, 9]."""
-    touching = cv2.dilate(band.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
-    touching[[0, -1]] = touching[:, [0, -1]] = False
-    width = band.shape[1]
-    offsets = np.array([dy * width + dx for dy, dx in _WINDOW])
-    centers = np.flatnonzero(touching)
-    flat = picture.reshape(-1, 3)
-    for start in range(0, len(centers), _CHUNK):
-        pixels = centers[start : start + _CHUNK, None] + offsets
-        colors = flat[pixels]
-        colors -= colors.mean(1, keepdims=True)
-        spread = colors.transpose(0, 2, 1) @ colors / 9 + np.eye(3, dtype=np.float32) * np.float32(epsilon / 9)
-        yield pixels, (1 + colors @ np.linalg.inv(spread) @ colors.transpose(0, 2, 1)) / 9
-
-
 def _build_laplacian(
     picture: np.ndarray, mask: np.ndarray, band: np.ndarray, epsilon: float
 ) -> tuple[csr_matrix, np.ndarray]:
@@ -372,7 +344,16 @@ def _build_laplacian(
     number = np.full(height * width, -1)
     number[band.ravel()] = np.arange(count)
     values = np.zeros((count, 25))  # a row for each unknown pixel, a column for each of its 5x5 neighbors
-    for pixels, matrices in _iterate_windows(picture, band, epsilon):
+    # The windows that touch the band: flat indices of their pixels [K, 9] and their matrices [K, 9, 9].
+    touching = cv2.dilate(band.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
+    touching[[0, -1]] = touching[:, [0, -1]] = False
+    centers, around = np.flatnonzero(touching), np.array([dy * width + dx for dy, dx in _WINDOW])
+    for start in range(0, len(centers), _CHUNK):
+        pixels = centers[start : start + _CHUNK, None] + around
+        colors = picture.reshape(-1, 3)[pixels]
+        colors -= colors.mean(1, keepdims=True)
+        spread = colors.transpose(0, 2, 1) @ colors / 9 + np.eye(3, dtype=np.float32) * np.float32(epsilon / 9)
+        matrices = (1 + colors @ np.linalg.inv(spread) @ colors.transpose(0, 2, 1)) / 9
         for a, (ya, xa) in enumerate(_WINDOW):
             rows = number[pixels[:, a]]
             inside = rows >= 0

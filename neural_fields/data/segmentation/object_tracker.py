@@ -150,7 +150,22 @@ class ObjectTracker:
             usual_area = float(np.median(areas[-settings.usual_frames :]))
             found = self._step(number, direction, share, registration, rigidities, usual_area)
             if found.mask.sum() < settings.lost_share * self._area_px:
-                found = self._find_again(number) or replace(found, confidence=0.0)
+                found = replace(found, confidence=0.0)
+                # It is looked for by its appearance alone, anywhere in the frame.
+                frame = np.ascontiguousarray(self.frames[number])
+                score = self._score_appearance(frame, (slice(0, frame.shape[0]), slice(0, frame.shape[1])))
+                cut = cut_graph(settings.appearance_weight * score, frame, settings.smoothness)
+                count, labels, stats, _ = cv2.connectedComponentsWithStats(cut.astype(np.uint8), connectivity=8)
+                total = np.bincount(labels.ravel(), score.ravel(), count)
+                total[0] = -np.inf
+                best = int(total.argmax())
+                area = stats[best, cv2.CC_STAT_AREA]
+                fits = settings.min_found_share * self._area_px <= area <= settings.max_found_share * self._area_px
+                if best > 0 and fits and total[best] >= settings.min_found_score * area:
+                    part = labels == best
+                    contrast = self._measure_contrast(score, part)
+                    confidence = float(np.clip(contrast / self._contrast, 0, 1)) / 2
+                    found = FollowedFrame(part, part.astype(np.float32), confidence)
             share = found.share
             areas.append(int(found.mask.sum()))
             yield number, found
@@ -207,7 +222,21 @@ class ObjectTracker:
         mask[window] = found
         if mask.sum() < settings.min_area_px:
             mask[window] = inside
-        mask = _keep_parts(mask, carried)
+        # Parts that did not come from the object are removed; the largest is kept, and others that are near it.
+        count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+        if count > 2:
+            origin = np.bincount(labels.ravel(), (carried * (carried > 0.5)).ravel(), count)
+            origin[0] = 0
+            area, largest = stats[:, cv2.CC_STAT_AREA].astype(float), int(origin.argmax())
+            away = cv2.distanceTransform((labels != largest).astype(np.uint8), cv2.DIST_L2, 3)
+            kept = np.arange(count) == largest
+            for part in range(1, count):
+                gap = away[labels == part].min()
+                came = origin[part] > 0.5 * area[part] and area[part] > 0.03 * area[largest]
+                kept[part] |= came and gap < 0.5 * np.sqrt(area[largest])
+                kept[part] |= gap < 6 and area[part] >= 8
+            kept[0] = False
+            mask = kept[labels]
         soft = np.zeros(before.shape, np.float32)
         soft[window] = 1 / (1 + np.exp(-odds.clip(-30, 30)))
         around = cv2.dilate(mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
@@ -216,24 +245,6 @@ class ObjectTracker:
         share = settings.cut_share * cut + (1 - settings.cut_share) * soft
         contrast = self._measure_contrast(score, mask[window])
         return FollowedFrame(mask, share.astype(np.float32), float(np.clip(contrast / self._contrast, 0, 1)))
-
-    def _find_again(self, number: int) -> FollowedFrame | None:
-        """Finds an object that was lost by its appearance alone, anywhere in the frame."""
-        settings, frame = self.settings, np.ascontiguousarray(self.frames[number])
-        everywhere = (slice(0, frame.shape[0]), slice(0, frame.shape[1]))
-        score = self._score_appearance(frame, everywhere)
-        mask = cut_graph(settings.appearance_weight * score, frame, settings.smoothness)
-        count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-        total = np.bincount(labels.ravel(), score.ravel(), count)
-        total[0] = -np.inf
-        best = int(total.argmax())
-        area = stats[best, cv2.CC_STAT_AREA]
-        fits = settings.min_found_share * self._area_px <= area <= settings.max_found_share * self._area_px
-        if best == 0 or not fits or total[best] < settings.min_found_score * area:
-            return None
-        mask = labels == best
-        contrast = self._measure_contrast(score, mask)
-        return FollowedFrame(mask, mask.astype(np.float32), float(np.clip(contrast / self._contrast, 0, 1)) / 2)
 
     def _measure_contrast(self, score: np.ndarray, mask: Mask) -> float:
         """Measures how much better the mask scores than what surrounds it; 0 for an empty mask."""
@@ -251,24 +262,3 @@ class ObjectTracker:
         height, width = (part.stop - part.start for part in window)
         large = cv2.resize(score, (score.shape[1] * step, score.shape[0] * step), interpolation=cv2.INTER_LINEAR)
         return large[:height, :width]
-
-
-def _keep_parts(mask: Mask, carried: Share) -> Mask:
-    """Removes parts that did not come from the object: it keeps the largest, and others that are near it."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    if count <= 2:
-        return mask
-    expected = np.bincount(labels.ravel(), (carried * (carried > 0.5)).ravel(), count)
-    expected[0] = 0
-    area = stats[:, cv2.CC_STAT_AREA].astype(float)
-    largest = int(expected.argmax())
-    distance = cv2.distanceTransform((labels != largest).astype(np.uint8), cv2.DIST_L2, 3)
-    kept = np.zeros(count, bool)
-    kept[largest] = True
-    for part in range(1, count):
-        gap = distance[labels == part].min()
-        came = expected[part] > 0.5 * area[part] and area[part] > 0.03 * area[largest]
-        kept[part] |= came and gap < 0.5 * np.sqrt(area[largest])
-        kept[part] |= gap < 6 and area[part] >= 8
-    kept[0] = False
-    return kept[labels]

@@ -77,9 +77,36 @@ class TrackingSegmenter(ObjectSegmenter):
             shares.append(share)
             confidence.append(sure)
         names, stacked, sureness = tuple(objects), np.stack(shares), np.stack(confidence)
-        order, notes = _find_order(names, stacked, self.settings)
+        if len(names) < 2:
+            return ClipSegmentation(names, stacked, sureness)
+
+        # The order, front to back: where two touch, the one that loses more of its area is behind.
+        areas = (stacked >= 128).sum((2, 3)).astype(float)
+        box = np.ones((5, 5), np.uint8)
+        covers = np.zeros((len(names), len(names)), bool)  # [a, b]: a is in front of b
+        for a in range(len(names)):
+            for b in range(a):
+                touching = np.array(
+                    [
+                        bool((cv2.dilate(one.astype(np.uint8), box)[other] > 0).any())
+                        for one, other in zip(stacked[a] >= 128, stacked[b] >= 128, strict=True)
+                    ]
+                )
+                if touching.any() and not touching.all():
+                    left = [areas[i, touching].min() / max(1.0, np.median(areas[i, ~touching])) for i in (a, b)]
+                    covers[a, b] = left[1] < left[0] - self.settings.min_covered_share
+                    covers[b, a] = left[0] < left[1] - self.settings.min_covered_share
+        order: list[int] = []
+        rest = list(range(len(names)))
+        while rest:
+            # The first that the fewest others cover; as the user named them where nothing is known.
+            order.append(min(rest, key=lambda a: (covers[rest, a].sum(), a)))
+            rest.remove(order[-1])
+        ordered = tuple(names[i] for i in order)
+        why = "by who covers whom" if covers.any() else "in the order of their names: none covers another"
         settle_overlaps(stacked)
-        return ClipSegmentation(tuple(names[i] for i in order), stacked[order], sureness[order], notes)
+        notes = (f"front to back: {', '.join(ordered)} ({why})",)
+        return ClipSegmentation(ordered, stacked[order], sureness[order], notes)
 
     def _segment_object(
         self,
@@ -90,6 +117,7 @@ class TrackingSegmenter(ObjectSegmenter):
         report_frame: Callable[[int], None],
     ) -> tuple[UInt8[np.ndarray, "time height width"], Float[np.ndarray, " time"]]:
         """Finds one object: its share of each pixel, 0 to 255, and how sure it is in each frame."""
+        settings = self.settings
         # Frames that say where the object is come first; marks in other frames then correct what follows from them.
         whole = {number for number, hint in hints.items() if hint.mask is not None or hint.box is not None}
         if not whole:
@@ -99,9 +127,24 @@ class TrackingSegmenter(ObjectSegmenter):
         known = {number: find_hinted_mask(frames, flow, number, hints[number]) for number in sorted(whole)}
         followed = self._follow_all(frames, flow, hints, known, report_frame)
         corrections = sorted(set(hints) - whole)
+        for number in corrections:
+            # The pixels that the user marked, and those of their colors near them, turn the odds.
+            frame, share, labels = np.ascontiguousarray(frames[number]), followed[number].share, hints[number].labels
+            odds = compute_log_odds(share, settings.tracker.min_share)
+            lab = cv2.cvtColor(frame, cv2.COLOR_RGB2LAB).astype(np.float32)
+            lab = cv2.GaussianBlur(lab, (0, 0), 1.0)
+            reach = max(4.0, settings.mark_reach * float(np.sqrt(max(1.0, share.sum()))))
+            for sign in (1, -1):
+                count, marks = cv2.connectedComponents((labels == sign).astype(np.uint8), connectivity=8)
+                for mark in range(1, count):
+                    where = marks == mark
+                    distance = cv2.distanceTransform((~where).astype(np.uint8), cv2.DIST_L2, 3)
+                    difference = np.linalg.norm(lab - lab[where].mean(0), axis=2)
+                    near = np.square(distance / reach) + np.square(difference / settings.mark_color_sigma)
+                    odds = odds + sign * settings.mark_odds * np.exp(-near)
+            odds = np.where(labels != 0, 100.0 * labels, odds)
+            known[number] = cut_graph(odds.astype(np.float32), frame, settings.tracker.smoothness)
         if corrections:
-            for number in corrections:
-                known[number] = self._correct(frames[number], followed[number].share, hints[number])
             followed = self._follow_all(frames, flow, hints, known, report_frame)
         shares = np.zeros(frames.shape[:3], np.uint8)
         confidence = np.zeros(len(frames), np.float32)
@@ -140,74 +183,20 @@ class TrackingSegmenter(ObjectSegmenter):
             if after < len(frames):
                 for number, frame in tracker.follow(after, known[after], before):
                     if before >= 0:
-                        part = (number - before) / (after - before)
-                        frame = self._join(frames[number], forward[number], frame, part)
+                        # Each direction counts by its confidence, and more near the frame that it comes from.
+                        first, part = forward[number], (number - before) / (after - before)
+                        weights = np.array([(1 - part) * first.confidence, part * frame.confidence]) + 1e-3
+                        weights /= weights.sum()
+                        share = weights[0] * first.share + weights[1] * frame.share
+                        odds = compute_log_odds(share, 0.02).astype(np.float32)
+                        picture = np.ascontiguousarray(frames[number])
+                        mask = cut_graph(odds, picture, self.settings.joined_smoothness)
+                        overlap = (first.mask & frame.mask).sum() / max(1, (first.mask | frame.mask).sum())
+                        sure = float(weights @ (first.confidence, frame.confidence)) * (0.5 + 0.5 * float(overlap))
+                        frame = FollowedFrame(mask, share.astype(np.float32), sure)
                     else:
                         done += 1
                         report_frame(done)
                     found[number] = frame
             found |= {number: frame for number, frame in forward.items() if number not in found}
         return found
-
-    def _join(self, frame: np.ndarray, first: FollowedFrame, second: FollowedFrame, part: float) -> FollowedFrame:
-        """Joins what was followed from the hinted frame before and from the one after; `part` is how far it is."""
-        weights = np.array([(1 - part) * first.confidence, part * second.confidence]) + 1e-3
-        weights /= weights.sum()
-        share = weights[0] * first.share + weights[1] * second.share
-        odds = compute_log_odds(share, 0.02)
-        mask = cut_graph(odds.astype(np.float32), np.ascontiguousarray(frame), self.settings.joined_smoothness)
-        overlap = (first.mask & second.mask).sum() / max(1, (first.mask | second.mask).sum())
-        confidence = float(weights @ (first.confidence, second.confidence)) * (0.5 + 0.5 * float(overlap))
-        return FollowedFrame(mask, share.astype(np.float32), confidence)
-
-    def _correct(self, frame: np.ndarray, share: np.ndarray, hints: FrameHints) -> np.ndarray:
-        """Corrects the mask of a frame by pixels that the user marked in it."""
-        settings = self.settings
-        odds = compute_log_odds(share, settings.tracker.min_share)
-        lab = cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2LAB).astype(np.float32)
-        lab = cv2.GaussianBlur(lab, (0, 0), 1.0)
-        reach = max(4.0, settings.mark_reach * float(np.sqrt(max(1.0, share.sum()))))
-        for sign in (1, -1):
-            count, marks = cv2.connectedComponents((hints.labels == sign).astype(np.uint8), connectivity=8)
-            for mark in range(1, count):
-                where = marks == mark
-                distance = cv2.distanceTransform((~where).astype(np.uint8), cv2.DIST_L2, 3)
-                difference = np.linalg.norm(lab - lab[where].mean(0), axis=2)
-                near = np.square(distance / reach) + np.square(difference / settings.mark_color_sigma)
-                odds = odds + sign * settings.mark_odds * np.exp(-near)
-        odds = np.where(hints.labels != 0, 100.0 * hints.labels, odds)
-        return cut_graph(odds.astype(np.float32), np.ascontiguousarray(frame), settings.tracker.smoothness)
-
-
-def _find_order(
-    names: tuple[str, ...], shares: np.ndarray, settings: TrackObjectsSettings
-) -> tuple[list[int], tuple[str, ...]]:
-    """Finds the order of objects, front to back: where two touch, the one that loses more of its area is behind."""
-    if len(names) < 2:
-        return [0], ()
-    masks = shares >= 128
-    areas = masks.sum((2, 3)).astype(float)
-    box = np.ones((5, 5), np.uint8)
-    covers = np.zeros((len(names), len(names)), bool)  # [a, b]: a is in front of b
-    for a in range(len(names)):
-        for b in range(a):
-            touching = np.array(
-                [
-                    bool((cv2.dilate(one.astype(np.uint8), box)[other] > 0).any())
-                    for one, other in zip(masks[a], masks[b], strict=True)
-                ]
-            )
-            if touching.any() and not touching.all():
-                left = [areas[layer, touching].min() / max(1.0, np.median(areas[layer, ~touching])) for layer in (a, b)]
-                covers[a, b] = left[1] < left[0] - settings.min_covered_share
-                covers[b, a] = left[0] < left[1] - settings.min_covered_share
-    order: list[int] = []
-    rest = list(range(len(names)))
-    while rest:
-        # The first that the fewest others cover; as the user named them where nothing is known.
-        front = min(rest, key=lambda a: (covers[rest, a].sum(), a))
-        order.append(front)
-        rest.remove(front)
-    listed = ", ".join(names[layer] for layer in order)
-    why = "by who covers whom" if covers.any() else "in the order of their names: none covers another"
-    return order, (f"front to back: {listed} ({why})",)

@@ -310,7 +310,15 @@ def make_demo_clip(frames: int = 48, width: int = 320, height: int = 180, seed: 
     center = path[0, :2]
     body = Box(*(center - 1.6 * radius), *(center + 1.6 * radius))
     texture, distance = procedural_textures.paint_turtle(body, *compute_texture_size(body, long), radius, seed, upright)
-    turtle = PlanarSurface("foreground", texture, body, distance, _compute_object_maps(path))
+
+    # From xy of each frame to the turtle's uv: undo scale and rotation about its center, and move that to frame 0's.
+    x, y, angle, scale = path.T
+    cos, sin = np.cos(angle) / scale, np.sin(angle) / scale
+    linear = np.stack([np.stack([cos, sin], -1), np.stack([-sin, cos], -1)], axis=1)
+    centers = np.stack([x, y], -1)
+    shift = centers[0] - (linear @ centers[..., None])[..., 0]
+    maps = np.concatenate([linear, shift[..., None]], axis=2)
+    turtle = PlanarSurface("foreground", texture, body, distance, maps)
 
     # The camera pans against the turtle, and zooms and rolls slightly: maps from xy of each frame to the floor's uv.
     phase = 2 * np.pi * np.arange(frames) / 240
@@ -357,19 +365,6 @@ def make_translation_clip(
 def remove_lighting(clip: SyntheticClip) -> SyntheticClip:
     """Returns the same clip under constant light."""
     return replace(clip, lighting=SyntheticLighting(strength=0.0))
-
-
-def _compute_object_maps(path: Float[ndarray, "frames 4"]) -> Float[ndarray, "frames 2 3"]:
-    """Computes the maps from xy of each frame to the object's uv.
-
-    They undo scale and rotation about its center, and move the center back to that of frame 0.
-    """
-    x, y, angle, scale = path.T
-    cos, sin = np.cos(angle) / scale, np.sin(angle) / scale
-    linear = np.stack([np.stack([cos, sin], -1), np.stack([-sin, cos], -1)], axis=1)
-    centers = np.stack([x, y], -1)
-    shift = centers[0] - (linear @ centers[..., None])[..., 0]
-    return np.concatenate([linear, shift[..., None]], axis=2)
 
 
 def _compute_visible_box(to_uv: Float[ndarray, "frames rows 3"], half: Float[ndarray, "2"]) -> Box:

@@ -108,28 +108,21 @@ def paint_sea_floor(box: Box, width: int, height: int, seed: int) -> Picture:
     for i in range(int(np.floor(box.v0 / cell)), int(np.ceil(box.v1 / cell))):
         for j in range(int(np.floor(box.u0 / cell)), int(np.ceil(box.u1 / cell))):
             a, b, c, d, e = np.random.default_rng([seed + 8, i + 1000, j + 1000]).random(5)
-            if e < 0.75:
-                u, v = (j + 0.2 + 0.6 * a) * cell, (i + 0.2 + 0.6 * b) * cell
-                sand = _paint_starfish(sand, uv, (u, v), size=0.05 + 0.045 * c, turn=6.28 * d)
+            if e >= 0.75:
+                continue
+            u, v, size, turn = (j + 0.2 + 0.6 * a) * cell, (i + 0.2 + 0.6 * b) * cell, 0.05 + 0.045 * c, 6.28 * d
+            columns = slice(*np.searchsorted(uv[0, :, 0], (u - 1.4 * size, u + 1.4 * size)))
+            rows = slice(*np.searchsorted(uv[:, 0, 1], (v - 1.4 * size, v + 1.4 * size)))
+            du, dv = uv[rows, columns, 0] - u, uv[rows, columns, 1] - v
+            radius, angle = np.hypot(du, dv) / size, np.arctan2(dv, du) + turn
+            outline = 0.62 + 0.36 * np.cos(5 * angle)
+            warm = _mix_colors((0.80, 0.33, 0.22), (0.84, 0.62, 0.30), np.full_like(radius, (turn * 7) % 1))
+            dots = 1 + 0.22 * np.cos(22 * radius) * np.cos(2.5 * angle) ** 2 - 0.25 * radius
+            shadow = 0.9 * outline - np.hypot(du - 0.14 * size, dv - 0.18 * size) / size
+            shaded = sand[rows, columns] * (1 - 0.4 * _smooth_step(shadow, -0.15, 0.1))[..., None]
+            cover = _smooth_step(outline - radius, -0.02, 0.05)
+            sand[rows, columns] = _blend_over(shaded, warm * dots[..., None], cover)
     return sand.clip(0.03, 0.84).astype(np.float32)
-
-
-def _paint_starfish(
-    picture: Picture, uv: Float[ndarray, "h w 2"], center: tuple[float, float], size: float, turn: float
-) -> Picture:
-    """Paints a starfish and its shadow into a picture, in place; `turn` is its angle in radians."""
-    u, v = center
-    columns = slice(*np.searchsorted(uv[0, :, 0], (u - 1.4 * size, u + 1.4 * size)))
-    rows = slice(*np.searchsorted(uv[:, 0, 1], (v - 1.4 * size, v + 1.4 * size)))
-    du, dv = uv[rows, columns, 0] - u, uv[rows, columns, 1] - v
-    radius, angle = np.hypot(du, dv) / size, np.arctan2(dv, du) + turn
-    outline = 0.62 + 0.36 * np.cos(5 * angle)
-    warm = _mix_colors((0.80, 0.33, 0.22), (0.84, 0.62, 0.30), np.full_like(radius, (turn * 7) % 1))
-    dots = 1 + 0.22 * np.cos(22 * radius) * np.cos(2.5 * angle) ** 2 - 0.25 * radius
-    shade = 1 - 0.4 * _smooth_step(0.9 * outline - np.hypot(du - 0.14 * size, dv - 0.18 * size) / size, -0.15, 0.1)
-    shaded = picture[rows, columns] * shade[..., None]
-    picture[rows, columns] = _blend_over(shaded, warm * dots[..., None], _smooth_step(outline - radius, -0.02, 0.05))
-    return picture
 
 
 def paint_turtle(
@@ -178,13 +171,7 @@ def paint_turtle(
     picture = _blend_over(picture, np.ones_like(picture) * (0.83, 0.80, 0.62), _smooth_step(-eye, -0.075, -0.055))
     picture = _blend_over(picture, np.ones_like(picture) * (0.05, 0.06, 0.08), _smooth_step(-eye, -0.05, -0.03))
 
-    distance = _compute_outline(ahead, aside, shell) * radius
-    slope = np.hypot(*np.gradient(distance, box.height / height, box.width / width))
-    return picture.clip(0.03, 0.84).astype(np.float32), (distance / slope.clip(0.5)).astype(np.float32)
-
-
-def _compute_outline(ahead: Plane, aside: Plane, shell: Plane) -> Plane:
-    """Computes the signed distance to the whole animal: shell, head, tail and four flippers, blended together."""
+    # The distance to the whole animal: shell, head, tail and four flippers, blended by a smooth minimum.
     side = np.abs(aside)
     limbs = [
         _capsule_distance(ahead, aside, (0.8, 0.0), (1.2, 0.0), 0.17, 0.21),
@@ -193,11 +180,14 @@ def _compute_outline(ahead: Plane, aside: Plane, shell: Plane) -> Plane:
         _capsule_distance(ahead, side, (0.38, 1.14), (0.02, 1.36), 0.17, 0.07),
         _capsule_distance(ahead, side, (-0.66, 0.5), (-1.08, 0.86), 0.18, 0.11),
     ]
-    result, width = shell, 0.10  # of the blend: a smooth minimum of the distances
+    outline, blend = shell, 0.10
     for limb in limbs:
-        mix = (0.5 + 0.5 * (limb - result) / width).clip(0, 1)
-        result = limb + (result - limb) * mix - width * mix * (1 - mix)
-    return result
+        mix = (0.5 + 0.5 * (limb - outline) / blend).clip(0, 1)
+        outline = limb + (outline - limb) * mix - blend * mix * (1 - mix)
+
+    distance = outline * radius
+    slope = np.hypot(*np.gradient(distance, box.height / height, box.width / width))
+    return picture.clip(0.03, 0.84).astype(np.float32), (distance / slope.clip(0.5)).astype(np.float32)
 
 
 def _paint_shell(ahead: Plane, aside: Plane, here: Float[ndarray, "h w 2"], seed: int) -> Picture:

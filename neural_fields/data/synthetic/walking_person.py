@@ -72,8 +72,34 @@ def make_walk(count: int) -> SkeletonMotion:
     turn, steps, circle = -200.0, 4.0, 0.5  # degrees from the first moment to the last; steps in all; meters
     skeleton = make_person_skeleton()
     share = np.arange(count) / max(count - 1, 1)
-    poses = [_compute_stride(np.pi * steps * moment, np.deg2rad(turn) * moment, circle, turn) for moment in share]
-    return SkeletonMotion(skeleton, np.stack([_stand_on_ground(skeleton, *pose) for pose in poses]))
+    aside, upright, ahead = (1.0, 0.0, 0.0), UP, (0.0, 1.0, 0.0)
+    transforms = []
+    for moment in share:
+        phase, angle = np.pi * steps * moment, np.deg2rad(turn) * moment
+        swing, lift = np.sin(phase), np.cos(phase)
+        turns = {
+            "pelvis": make_rotation(upright, angle + 0.08 * swing),
+            "spine": make_rotation(upright, -0.08 * swing) @ make_rotation(aside, -0.04),
+            "chest": make_rotation(upright, -0.1 * swing),
+            "head": make_rotation(upright, 0.12 * np.sin(0.5 * phase)),
+            "left_shoulder": make_rotation(aside, 0.5 * swing) @ make_rotation(ahead, 1.25),
+            "left_elbow": make_rotation(upright, -0.4 + 0.25 * swing),
+            "right_shoulder": make_rotation(upright, -0.6)
+            @ make_rotation(aside, -0.12 * swing)
+            @ make_rotation(ahead, -1.1),
+            "right_elbow": make_rotation(upright, 1.1 + 0.12 * lift),
+            "left_hip": make_rotation(aside, -0.45 * swing),
+            "left_knee": make_rotation(aside, 0.12 + 0.6 * (0.5 + 0.5 * lift) ** 2),
+            "left_foot": make_rotation(aside, 0.2 * swing - 0.1),
+            "right_hip": make_rotation(aside, 0.45 * swing),
+            "right_knee": make_rotation(aside, 0.12 + 0.6 * (0.5 - 0.5 * lift) ** 2),
+            "right_foot": make_rotation(aside, -0.2 * swing - 0.1),
+            "object": make_rotation(ahead, 0.25 * lift) @ make_rotation(aside, 0.3 * swing),
+        }
+        # The person faces (sin, -cos) of its angle, along the tangent of the circle; the object swings.
+        place = (circle * float(np.cos(angle)), circle * float(np.sin(angle)))
+        transforms.append(_stand_on_ground(skeleton, turns, place, 0.015 * float(swing)))
+    return SkeletonMotion(skeleton, np.stack(transforms))
 
 
 def make_arms_up_pose() -> Float[ndarray, "bones 4 4"]:
@@ -242,41 +268,6 @@ def make_held_object(place: Float[ndarray, "3"], state: int, size: float, seed: 
     roll = Bands(FlatColor((0.15, 0.65, 0.2)), FlatColor((0.95, 0.95, 0.4)), UP, 0.9 * size)
     low, high = (middle[0], middle[1], middle[2] - 1.2 * size), (middle[0], middle[1], middle[2] + 1.2 * size)
     return RoundCone(low, high, (0.6 * size, 0.6 * size)), roll
-
-
-def _compute_stride(
-    phase: float, angle: float, circle: float, turn: float
-) -> tuple[dict[str, Float[ndarray, "3 3"]], tuple[float, float], float]:
-    """Computes a pose of the walk.
-
-    Returns:
-        Local rotations of the joints, the place on the ground, and the translation of the object, which swings.
-    """
-    swing, lift = np.sin(phase), np.cos(phase)
-    aside, upright, ahead = (1.0, 0.0, 0.0), UP, (0.0, 1.0, 0.0)
-    way = 1.0 if turn > 0 else -1.0
-    turns = {
-        "pelvis": make_rotation(upright, angle + 0.08 * swing),
-        "spine": make_rotation(upright, -0.08 * swing) @ make_rotation(aside, -0.04),
-        "chest": make_rotation(upright, -0.1 * swing),
-        "head": make_rotation(upright, 0.12 * np.sin(0.5 * phase)),
-        "left_shoulder": make_rotation(aside, 0.5 * swing) @ make_rotation(ahead, 1.25),
-        "left_elbow": make_rotation(upright, -0.4 + 0.25 * swing),
-        "right_shoulder": make_rotation(upright, -0.6)
-        @ make_rotation(aside, -0.12 * swing)
-        @ make_rotation(ahead, -1.1),
-        "right_elbow": make_rotation(upright, 1.1 + 0.12 * lift),
-        "left_hip": make_rotation(aside, -0.45 * swing),
-        "left_knee": make_rotation(aside, 0.12 + 0.6 * (0.5 + 0.5 * lift) ** 2),
-        "left_foot": make_rotation(aside, 0.2 * swing - 0.1),
-        "right_hip": make_rotation(aside, 0.45 * swing),
-        "right_knee": make_rotation(aside, 0.12 + 0.6 * (0.5 - 0.5 * lift) ** 2),
-        "right_foot": make_rotation(aside, -0.2 * swing - 0.1),
-        "object": make_rotation(ahead, 0.25 * lift) @ make_rotation(aside, 0.3 * swing),
-    }
-    # The person faces (sin, -cos) of its angle, along the tangent of the circle in either direction.
-    place = (-way * circle * float(np.cos(angle)), -way * circle * float(np.sin(angle)))
-    return turns, place, 0.015 * float(swing)
 
 
 def _stand_on_ground(

@@ -285,21 +285,17 @@ def write_images(path: Path, pictures: Iterator[np.ndarray], texts: Mapping[str,
                 finally:
                     os.close(descriptor)
             part.chmod(0o755)
-            _replace_folder(part, path)
+            if not path.exists():
+                os.replace(part, path)
+                return
+            # An older folder is removed only after the new one is in place.
+            old = part.with_name(part.name + "-old")
+            os.replace(path, old)
+            try:
+                os.replace(part, path)
+            except OSError:
+                os.replace(old, path)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def _replace_folder(part: Path, path: Path) -> None:
-    """Renames a folder to `path`; an older folder is removed only after the new one is in place."""
-    if not path.exists():
-        os.replace(part, path)
-        return
-    old = part.with_name(part.name + "-old")
-    os.replace(path, old)
-    try:
-        os.replace(part, path)
-    except OSError:
-        os.replace(old, path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -84,13 +84,50 @@ def render_page(report: Report) -> str:
         )
         worst.append((number, shown.psnr, pictures))
     numbered = [(report.source_frame(t), picture) for t, picture in report.thumbnails]
+    scales = {}  # the colors of each scale, for a gradient in CSS
+    for name in ("seen", "bad"):
+        stops = heat_maps.color_scale(name)[:: 255 // 15]
+        scales[name] = ",".join("#{:02x}{:02x}{:02x}".format(*stop) for stop in stops)
+    # The figures below the verdict, as pairs of a value and what it measures.
+    psnr, cost = report.measurements.psnr, report.cost
+    drifts = [view.measurements.drift for view in report.layers if view.measurements.drift is not None]
+    steady = [drift.steady for drift in drifts if drift.steady is not None]
+    safe = min((view.measurements.green for view in report.layers), default=0)
+    seconds = "-"
+    if cost.train_seconds is not None:
+        whole = round(cost.train_seconds)
+        is_short = cost.train_seconds < 60
+        seconds = f"{cost.train_seconds:.1f} s" if is_short else f"{whole // 60}:{whole % 60:02d} min"
+    figures = [
+        (f"{mean_psnr(psnr):.2f} dB", "mean PSNR"),
+        (_format_decibel(min(psnr)), "worst frame"),
+        (f"{min(steady):.0%}", "of points stay put (worst layer)")
+        if steady
+        else ("-", "points stay put: not measured"),
+        (f"{safe:.0%}", "safe to paint on (worst layer)"),
+        (seconds, f"of training, {cost.steps} steps"),
+        ("-" if cost.peak_mib is None else f"{cost.peak_mib:.0f} MiB", "peak memory"),
+    ]
+    machine = collect_environment()
+    run_facts = [
+        ("video", str(record.video)),
+        ("frames", f"{record.frames.start}:{record.frames.stop}:{record.frames.step} ({len(record.frames)})"),
+        ("size of the run", f"{record.size[0]}x{record.size[1]}"),
+        ("preset, quality", f"{record.preset}, {record.quality}"),
+        ("masks", ", ".join(record.masks) or "none"),
+        ("flow", record.flow),
+        ("steps", str(cost.steps)),
+        ("time", "-" if cost.train_seconds is None else f"{cost.train_seconds:.1f} s"),
+        ("peak memory", "-" if cost.peak_mib is None else f"{cost.peak_mib:.0f} MiB"),
+        *((name, machine[name]) for name in MACHINE_FACTS if name in machine),
+    ]
     return render_html(
         Path(__file__).with_name("page.html.j2"),
         report=report,
         name=run.name,
         video="/".join(record.video.parts[-2:]) if record.video.is_dir() else record.video.name,
         about=f"{count}, {record.size[0]}x{record.size[1]}, preset {record.preset}, quality {record.quality}",
-        figures=_list_figures(report),
+        figures=figures,
         strip=_plot_quality_strip(report),
         thumbnails=[(number, PagePicture.from_array(picture, f"frame {number}")) for number, picture in numbered],
         worst=worst,
@@ -100,36 +137,13 @@ def render_page(report: Report) -> str:
             shlex.join(["unwrap", "render", str(run)]),
         ],
         compare_commands=[shlex.join(["unwrap", "render", str(run), "--what", "compare"])],
-        run_facts=_list_run_facts(report),
+        run_facts=run_facts,
         settings_text=report.run.run_yaml.read_text(encoding="utf-8"),
-        scales={name: _sample_scale(name) for name in ("seen", "bad")},
+        scales=scales,
         heat=HEAT_SETTINGS,
         drift=DRIFT_SETTINGS,
         decibel=_format_decibel,
     )
-
-
-def _list_figures(report: Report) -> list[tuple[str, str]]:
-    """Lists the figures below the verdict, as pairs of a value and what it measures."""
-    psnr, cost = report.measurements.psnr, report.cost
-    steady_shares = [view.measurements.drift.steady for view in report.layers if view.measurements.drift is not None]
-    known_shares = [share for share in steady_shares if share is not None]
-    safe = min((view.measurements.green for view in report.layers), default=0)
-    seconds = "-"
-    if cost.train_seconds is not None:
-        whole = round(cost.train_seconds)
-        is_short = cost.train_seconds < 60
-        seconds = f"{cost.train_seconds:.1f} s" if is_short else f"{whole // 60}:{whole % 60:02d} min"
-    return [
-        (f"{mean_psnr(psnr):.2f} dB", "mean PSNR"),
-        (_format_decibel(min(psnr)), "worst frame"),
-        (f"{min(known_shares):.0%}", "of points stay put (worst layer)")
-        if known_shares
-        else ("-", "points stay put: not measured"),
-        (f"{safe:.0%}", "safe to paint on (worst layer)"),
-        (seconds, f"of training, {cost.steps} steps"),
-        ("-" if cost.peak_mib is None else f"{cost.peak_mib:.0f} MiB", "peak memory"),
-    ]
 
 
 def _plot_quality_strip(report: Report, max_bars: int = 400) -> QualityStrip:
@@ -176,29 +190,6 @@ def _show_layer(report: Report, view: LayerView) -> LayerSection:
         },
         about="; ".join(words) + ".",
     )
-
-
-def _list_run_facts(report: Report) -> list[tuple[str, str]]:
-    """Lists properties of the run and of the machine on which the page is made."""
-    record, cost, machine = report.record, report.cost, collect_environment()
-    frames = record.frames
-    return [
-        ("video", str(record.video)),
-        ("frames", f"{frames.start}:{frames.stop}:{frames.step} ({len(frames)})"),
-        ("size of the run", f"{record.size[0]}x{record.size[1]}"),
-        ("preset, quality", f"{record.preset}, {record.quality}"),
-        ("masks", ", ".join(record.masks) or "none"),
-        ("flow", record.flow),
-        ("steps", str(cost.steps)),
-        ("time", "-" if cost.train_seconds is None else f"{cost.train_seconds:.1f} s"),
-        ("peak memory", "-" if cost.peak_mib is None else f"{cost.peak_mib:.0f} MiB"),
-        *((name, machine[name]) for name in MACHINE_FACTS if name in machine),
-    ]
-
-
-def _sample_scale(name: str) -> str:
-    """Samples the colors of a scale, for a gradient in CSS."""
-    return ",".join("#{:02x}{:02x}{:02x}".format(*stop) for stop in heat_maps.color_scale(name)[:: 255 // 15])
 
 
 def _format_decibel(value: float | None) -> str:

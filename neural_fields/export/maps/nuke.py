@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 from neural_fields.export.maps.comps import CompDescription, CompLayer
 
@@ -30,7 +29,17 @@ def build_nuke_script(comp: CompDescription) -> str:
     )
     nodes = ["version 12.0 v1", root]
     for column, layer in enumerate(comp.layers):
-        nodes += _layer_nodes(comp, layer, 220 * column)
+        # The overlay is put into the frame: premultiplied, lit, and weighted by A of the map.
+        name, x = _to_node_name(layer.name), 220 * column
+        if comp.light:
+            nodes.append(_read_maps_node(comp, "light", layer, comp.size, x + 110, 260))
+        nodes.append(_read_maps_node(comp, "forward", layer, comp.size, x + 110, 60))
+        nodes += [f"set N{name} [stack 0]", f"push $N{name}", _read_picture_node("overlay", layer, x, 0)]
+        nodes.append(_format_node("Premult", f"premult_{name}", x, 100))
+        nodes.append(_format_node("STMap", f"in_frame_{name}", x, 180, inputs=2, uv="rgb"))
+        nodes.append(_format_node("Merge2", f"weight_{name}", x, 260, inputs=2, operation="mask"))
+        if comp.light:
+            nodes.append(_format_node("Merge2", f"lit_{name}", x, 340, inputs=2, operation="multiply"))
         if column:
             nodes.append(_format_node("Merge2", f"sum_{column}", 220 * column, 420, inputs=2, operation="plus"))
 
@@ -65,35 +74,16 @@ def build_nuke_script(comp: CompDescription) -> str:
     nodes.append(
         _format_node("Write", "result", -220, 580, file=result, file_type="png", raw="true", create_directories="true")
     )
+
+    # Nodes to look at, which the result does not need: each layer alone, and the frame unwrapped.
     for column, layer in enumerate(comp.layers):
-        nodes += _view_nodes(comp, layer, 220 * (column + len(comp.layers) + 1))
+        name, x = _to_node_name(layer.name), 220 * (column + len(comp.layers) + 1)
+        nodes += [f"push $N{name}", _read_picture_node("canonical", layer, x, 0)]
+        nodes.append(_format_node("STMap", f"layer_{name}", x, 180, inputs=2, uv="rgb"))
+        if comp.inverse:
+            nodes += [_read_maps_node(comp, "inverse", layer, layer.unwrapped_size, x, 300), "push $Nsource"]
+            nodes.append(_format_node("STMap", f"unwrapped_{name}", x, 420, inputs=2, uv="rgb"))
     return "\n".join(nodes) + "\n"
-
-
-def _layer_nodes(comp: CompDescription, layer: CompLayer, x: int) -> Iterator[str]:
-    """Yields the nodes that put an overlay into the frame: premultiplied, lit, and weighted by A of the map."""
-    if comp.light:
-        yield _read_maps_node(comp, "light", layer, comp.size, x + 110, 260)
-    yield _read_maps_node(comp, "forward", layer, comp.size, x + 110, 60)
-    yield f"set N{_to_node_name(layer.name)} [stack 0]"
-    yield f"push $N{_to_node_name(layer.name)}"
-    yield _read_picture_node("overlay", layer, x, 0)
-    yield _format_node("Premult", f"premult_{_to_node_name(layer.name)}", x, 100)
-    yield _format_node("STMap", f"in_frame_{_to_node_name(layer.name)}", x, 180, inputs=2, uv="rgb")
-    yield _format_node("Merge2", f"weight_{_to_node_name(layer.name)}", x, 260, inputs=2, operation="mask")
-    if comp.light:
-        yield _format_node("Merge2", f"lit_{_to_node_name(layer.name)}", x, 340, inputs=2, operation="multiply")
-
-
-def _view_nodes(comp: CompDescription, layer: CompLayer, x: int) -> Iterator[str]:
-    """Yields nodes to look at, which the result does not need: the layer alone, and the frame unwrapped."""
-    yield f"push $N{_to_node_name(layer.name)}"
-    yield _read_picture_node("canonical", layer, x, 0)
-    yield _format_node("STMap", f"layer_{_to_node_name(layer.name)}", x, 180, inputs=2, uv="rgb")
-    if comp.inverse:
-        yield _read_maps_node(comp, "inverse", layer, layer.unwrapped_size, x, 300)
-        yield "push $Nsource"
-        yield _format_node("STMap", f"unwrapped_{_to_node_name(layer.name)}", x, 420, inputs=2, uv="rgb")
 
 
 def _read_maps_node(comp: CompDescription, kind: str, layer: CompLayer, size: tuple[int, int], x: int, y: int) -> str:

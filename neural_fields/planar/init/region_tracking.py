@@ -115,8 +115,31 @@ def track_region(
     clip = _TrackedClip(frames, flow, corners, frame, settings)
     track, seen = _track_by_flow(clip, report)
     median = _compute_median_image(clip, track, seen)
-    track, seen = _refine_track(clip, track, seen, median)
-    seen = remove_specks(track, seen, settings.occlusion)
+
+    # Each placement is refined against the median image. Where much is covered, a placement between those of the frames
+    # that show the region well is tried too. Of the two, the one in which more of the region looks as it should counts.
+    areas = [max(1, draw_quad_mask(track.compute_quad(t), flow.size).sum()) for t in range(len(seen))]
+    shares = np.array([mask.sum() / area for mask, area in zip(seen, areas, strict=True)])
+    shares[frame] = 1.0
+    sure = np.flatnonzero(shares >= settings.good_visible_share)
+    transforms, found = track.transforms.copy(), seen.copy()
+    for t in range(len(seen)):
+        starts = [] if t == frame else [track.transforms[t]]
+        earlier, later = sure[sure < t], sure[sure > t]
+        if shares[t] < settings.good_visible_share and len(earlier) and len(later):
+            a, b = int(earlier[-1]), int(later[0])
+            between = track.compute_quad(a) + (t - a) / (b - a) * (track.compute_quad(b) - track.compute_quad(a))
+            starts.append(cv2.getPerspectiveTransform(between.astype(np.float32), corners.astype(np.float32)))
+        best = -1
+        for start in starts:
+            transform, visible = _refine_placement(clip, t, start, median)
+            if visible.sum() > best:
+                transforms[t], found[t], best = transform, visible, visible.sum()
+        if not starts:
+            found[t] = clip.visibility_mask(t, transforms[t], median)
+    track = RegionTrack(frame, corners, transforms)
+
+    seen = remove_specks(track, found, settings.occlusion)
     out = np.zeros(frames.shape[:3], bool)
     for t, visible in enumerate(seen):
         min_area = max(
@@ -345,36 +368,6 @@ def _compute_median_image(
         out[rows, columns] = np.where(better[..., None], median, out[rows, columns])
         most_votes = np.maximum(most_votes, votes * better)
     return out.astype(np.float32)
-
-
-def _refine_track(
-    clip: _TrackedClip, track: RegionTrack, seen: Bool[np.ndarray, "time height width"], median: np.ndarray
-) -> tuple[RegionTrack, Bool[np.ndarray, "time height width"]]:
-    """Refines each placement against the median image; also returns the visibility of the region.
-
-    Where much is covered, a placement between those of the frames that show the region well is tried too. Of the two
-    the one is taken in which more of the region looks as it should.
-    """
-    areas = [max(1, draw_quad_mask(track.compute_quad(t), clip.flow.size).sum()) for t in range(len(seen))]
-    shares = np.array([mask.sum() / area for mask, area in zip(seen, areas, strict=True)])
-    shares[clip.reference] = 1.0
-    sure = np.flatnonzero(shares >= clip.settings.good_visible_share)
-    transforms, found = track.transforms.copy(), seen.copy()
-    for t in range(len(seen)):
-        starts = [] if t == clip.reference else [track.transforms[t]]
-        earlier, later = sure[sure < t], sure[sure > t]
-        if shares[t] < clip.settings.good_visible_share and len(earlier) and len(later):
-            a, b = int(earlier[-1]), int(later[0])
-            between = track.compute_quad(a) + (t - a) / (b - a) * (track.compute_quad(b) - track.compute_quad(a))
-            starts.append(cv2.getPerspectiveTransform(between.astype(np.float32), track.corners.astype(np.float32)))
-        best = -1
-        for start in starts:
-            transform, visible = _refine_placement(clip, t, start, median)
-            if visible.sum() > best:
-                transforms[t], found[t], best = transform, visible, visible.sum()
-        if not starts:
-            found[t] = clip.visibility_mask(t, transforms[t], median)
-    return RegionTrack(track.frame, track.corners, transforms), found
 
 
 # --- one placement --------------------------------------------------------------------------------------------------

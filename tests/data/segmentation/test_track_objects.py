@@ -120,9 +120,11 @@ def test_an_object_that_was_hidden_is_found_again(clip: CrossingClip) -> None:
         np.zeros_like(clip.flow.forward), np.zeros_like(clip.flow.backward), clip.flow.forward_ok, clip.flow.backward_ok
     )
     tracker = ObjectTracker(frames, flow, {0: np.where(clip.disc[0], 1, -1).astype(np.int8)})
-    found = tracker._find_again(9)
-    assert found is not None and _iou(found.mask, clip.disc[9]) > 0.85 and found.confidence > 0.2
-    assert tracker._find_again(6) is None
+    nowhere = np.zeros((HEIGHT, WIDTH), bool)  # as in the frame before
+    ((number, found),) = tracker.follow(8, nowhere, 10)
+    assert number == 9 and _iou(found.mask, clip.disc[9]) > 0.85 and found.confidence > 0.2
+    ((number, found),) = tracker.follow(5, nowhere, 7)
+    assert number == 6 and not found.mask.any() and found.confidence == 0
 
 
 def test_only_pixels_that_are_not_the_object_are_not_enough(clip: CrossingClip) -> None:

@@ -111,26 +111,22 @@ class MattingNetwork:
             used = np.flatnonzero(unknown.any(axis=axis))
             first, last = max(0, used[0] - settings.margin_px), min(side, used[-1] + 1 + settings.margin_px)
             spans.append(split_span(int(first), int(last), settings.window_px, settings.overlap_px))
+        processor, network = self.loaded
         for rows in spans[0]:
             for columns in spans[1]:
                 if not unknown[rows, columns].any():
                     continue
-                found = self._run(frame[rows, columns], given[rows, columns])
+                picture = np.array(frame[rows, columns])
+                inputs = processor(images=picture, trimaps=given[rows, columns], return_tensors="pt")
+                with torch.inference_mode():
+                    alphas = network(**inputs.to(network.device)).alphas[0, 0]
+                found = alphas[: len(picture), : picture.shape[1]].float().cpu().numpy()  # without the padding
                 fades = [_fade(len(found), settings.overlap_px), _fade(found.shape[1], settings.overlap_px)]
                 fade = np.outer(*fades).astype(np.float32)
                 total[rows, columns] += fade * found
                 weight[rows, columns] += fade
         alpha[unknown] = (total[unknown] / weight[unknown]).clip(0, 1)
         return alpha
-
-    def _run(
-        self, frame: UInt8[np.ndarray, "rows columns 3"], trimap: UInt8[np.ndarray, "rows columns"]
-    ) -> Float[np.ndarray, "rows columns"]:
-        processor, network = self.loaded
-        inputs = processor(images=np.array(frame), trimaps=trimap, return_tensors="pt").to(network.device)
-        with torch.inference_mode():
-            alphas = network(**inputs).alphas[0, 0]
-        return alphas[: len(frame), : frame.shape[1]].float().cpu().numpy()  # without the padding, right and below
 
 
 def split_span(first: int, last: int, window: int, overlap: int) -> list[slice]:

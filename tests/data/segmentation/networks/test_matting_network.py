@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,14 +50,40 @@ def test_known_pixels_stay_and_unknown_ones_are_the_networks(tmp_path: Path) -> 
     assert expected[unknown].std() > 0.01, "this network sees differences"
 
 
-class PictureInPlaceOfANetwork(MattingNetwork):
-    """What the network would find is the red channel."""
+class WindowInputs(dict[str, torch.Tensor]):
+    """What a processor makes of a window."""
 
-    def _run(self, frame: np.ndarray, trimap: np.ndarray) -> np.ndarray:
-        assert frame.shape[:2] == trimap.shape and max(trimap.shape) <= self.settings.window_px
-        assert set(np.unique(trimap)) <= {0, 128, 255}
-        self.windows = [*getattr(self, "windows", []), trimap.shape]
-        return frame[..., 0].astype(np.float32) / 255
+    def to(self, device: str) -> WindowInputs:
+        assert device == "cpu"
+        return self
+
+
+class RedChannel:
+    """What this network finds is the red channel."""
+
+    device = "cpu"
+
+    def __call__(self, red: torch.Tensor) -> SimpleNamespace:
+        padded = torch.nn.functional.pad(red, (0, 3, 0, 2))  # networks want sides of certain lengths
+        return SimpleNamespace(alphas=padded[None, None])
+
+
+class PictureInPlaceOfANetwork(MattingNetwork):
+    """Finds the red channel, and keeps the shapes of the windows that it was shown."""
+
+    @cached_property
+    def windows(self) -> list[tuple[int, ...]]:
+        return []
+
+    @cached_property
+    def loaded(self) -> tuple[Any, Any]:
+        def process(images: np.ndarray, trimaps: np.ndarray, return_tensors: str) -> WindowInputs:
+            assert images.shape[:2] == trimaps.shape and max(trimaps.shape) <= self.settings.window_px
+            assert set(np.unique(trimaps)) <= {0, 128, 255} and return_tensors == "pt"
+            self.windows.append(trimaps.shape)
+            return WindowInputs(red=torch.from_numpy(images[..., 0].astype(np.float32) / 255))
+
+        return process, RedChannel()
 
 
 def test_windows_are_put_together_where_they_were_cut() -> None:
