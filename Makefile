@@ -64,6 +64,9 @@ $(INSTALLED_DOCS): pyproject.toml constraints.txt | $(BIN)/uv
 # Two workers of one thread each: with more threads than free cores, small operators run far slower.
 check test coverage lowest: export OMP_NUM_THREADS := 1
 check test coverage lowest: export OMP_WAIT_POLICY := PASSIVE
+# Compiled modules are kept, also where the environment forbids it: otherwise both workers and every process that a test
+# starts compile torch, diffusers and this project anew, a minute of work in a run of all tests.
+check test coverage lowest: export PYTHONDONTWRITEBYTECODE :=
 
 # Types are checked beside the tests: they take one core for half a minute, or for a minute the first time.
 check: $(INSTALLED_ALL)

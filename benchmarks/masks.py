@@ -1,11 +1,18 @@
 """Measures masks: objects that are pointed at, and the refinement of given masks, on the DAVIS clips.
 
-    python benchmarks/masks.py [--only pointing refinement] [--size 240p] [--clips NAME ...] [--fit] [--json FILE]
+    python benchmarks/masks.py [--only pointing objects refinement] [--size 240p] [--clips NAME ...] [--fit]
+                               [--json FILE]
+    python benchmarks/masks.py --only pointing --ablation
 
 Pointing: mean IoU and boundary F over all frames at 240 lines, of masks that follow from hints: the true mask of the
 first frame (which does not count then), those of three frames, a box around the largest part of the object in the
-first frame with three pixels of room, or one click in its middle and one beside it. Seconds are those of the processor
-for a frame, from hints to masks, flow included.
+first frame with three pixels of room, one click in its middle and one beside it, or nothing (`--masks auto`; all of
+its layers together, and an empty mask where it finds none). Seconds are those of the processor
+for a frame in one thread, from hints to masks, flow included. --ablation leaves out a part of the engine at a time
+instead, with the true mask of the first frame.
+
+Objects: synthetic clips of two and three objects that hide each other, with a box around each in the first frame: mean
+and worst IoU over the frames in which at least a tenth of the object is seen, and whether the order is right.
 
 Refinement: imperfect and true masks before and after it, and after training. Each row: mean IoU over the frames and
 mean boundary F (Perazzi et al. 2016) against the true masks, of the masks as given, of the mended masks and, with
@@ -19,6 +26,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +35,9 @@ from common import DATA, GIVEN, finish, masks_of, missing, parser, table, unwrap
 
 CLIPS = ("davis-blackswan", "davis-car-shadow", "davis-kite-surf", "davis-parkour")
 COLUMNS = ("clip", "masks", "IoU in", "IoU mended", "IoU fitted", "worst in", "worst mended", "F in", "F mended", "s")
+KINDS = ("pointing", "objects", "refinement")
 POINTING_COLUMNS = ("clip", "given", "IoU", "worst", "F", "s a frame")
+OBJECTS_COLUMNS = ("clip", "object", "IoU", "worst", "in frame", "order")
 POINTING_SIZE = "240p"
 LONGEST_FLOW = 480  # pixels, as in the preset `atlas`
 
@@ -85,23 +95,30 @@ def fitted_iou(clip: str, kind: str, size: str, work: Path) -> float:
     return unwrap_json("eval", out, "--masks", masks_of(clip, "truth"), "--json")["alpha_iou"]["foreground"]
 
 
-def pointing_rows(clip: str, work: Path) -> Iterator[dict[str, Any]]:
+def pointing_rows(clip: str, work: Path, ablation: bool) -> Iterator[dict[str, Any]]:
     """Measures the masks that follow from hints on a clip.
 
     Args:
         clip: name of the clip.
         work: folder for the decoded frames and the flow.
+        ablation: whether parts of the engine are left out instead.
 
     Yields:
-        A row for each kind of hint.
+        A row for each kind of hint, or for each part that is left out.
     """
+    import cv2
+    import torch
+
     from neural_fields.data.flow.compute import compute_flow
     from neural_fields.data.masks.layer_masks import load_masks, mask_iou
+    from neural_fields.data.segmentation.moving_objects import find_moving_objects
     from neural_fields.data.segmentation.segmenter import FrameHints
-    from neural_fields.data.segmentation.track_objects import TrackingSegmenter
+    from neural_fields.data.segmentation.track_objects import TrackingSegmenter, TrackObjectsSettings
     from neural_fields.data.video.io import read_video
     from neural_fields.evaluation.metrics import boundary_f
 
+    cv2.setNumThreads(1)  # threads that wait would count too
+    torch.set_num_threads(1)
     source = read_video(DATA / clip / "frames", work, POINTING_SIZE)
     frames, facts = source.frames, source.metadata
     size = (frames.shape[2], frames.shape[1])
@@ -121,12 +138,22 @@ def pointing_rows(clip: str, work: Path) -> Iterator[dict[str, Any]]:
         "a click, and one beside": {0: FrameHints(clicks)},
         "true masks of 3 frames": {t: FrameHints(nothing, mask=truth[t]) for t in (0, last // 2, last)},
     }
-    for name, hints in given.items():
+    trials = [(name, hints, TrackObjectsSettings()) for name, hints in given.items()]
+    if ablation:
+        parts = [(name, TrackObjectsSettings(tracker=tracker)) for name, tracker in ablated_trackers().items()]
+        trials = [(name, given["true mask of frame 0"], settings) for name, settings in parts]
+    else:
+        trials.append(("nothing", {}, TrackObjectsSettings()))
+    for name, hints, settings in trials:
         begin = time.process_time()
-        found = TrackingSegmenter().segment(frames, flow, {"object": hints}).shares[0] >= 128
+        if name == "nothing" and not ablation:
+            # All layers together; all False where nothing is found.
+            found = np.asarray(find_moving_objects(frames, flow).layers.masks.any(0))
+        else:
+            found = TrackingSegmenter(settings).segment(frames, flow, {"object": hints}).shares[0] >= 128
         seconds = time.process_time() - begin + flow_seconds
         # Frames whose true mask was given do not count, but where three were: as in the literature.
-        counted = range(1, len(frames)) if name == "true mask of frame 0" else range(len(frames))
+        counted = range(1, len(frames)) if ablation or name == "true mask of frame 0" else range(len(frames))
         ious = [mask_iou(found[t], truth[t]) for t in counted]
         yield {
             "clip": clip,
@@ -136,6 +163,76 @@ def pointing_rows(clip: str, work: Path) -> Iterator[dict[str, Any]]:
             "F": boundary_f(found[list(counted)], truth[list(counted)]),
             "s a frame": seconds / len(frames),
         }
+
+
+def ablated_trackers() -> dict[str, Any]:
+    """Returns `ObjectTrackerSettings` with one part left out in each, by what is left out."""
+    from neural_fields.data.segmentation.appearance_model import AppearanceSettings
+    from neural_fields.data.segmentation.hint_registration import RegistrationSettings
+    from neural_fields.data.segmentation.object_tracker import ObjectTrackerSettings
+
+    full = ObjectTrackerSettings()
+    background: dict[str, Any] = {"background_weight": 0.0, "kept_background_weight": 0.0}
+    one = AppearanceSettings(feature_sets=full.appearance.feature_sets[:1], regressions=1)
+    return {
+        "nothing": full,
+        "appearance": replace(full, appearance_weight=0.0, rigid_appearance_weight=0.0),
+        "less appearance where rigid": replace(full, rigid_appearance_weight=full.appearance_weight),
+        "all regressions but one": replace(full, appearance=one),
+        "motion like the background's": replace(full, **background),
+        "motion like the object's": replace(full, object_weight=0.0),
+        "both": replace(full, object_weight=0.0, **background),
+        "the hinted mask": replace(full, registration=RegistrationSettings(min_side_px=100_000)),
+        "the graph cut": replace(full, smoothness=0.0),
+    }
+
+
+def objects_rows(work: Path) -> Iterator[dict[str, Any]]:
+    """Measures the masks of several objects on synthetic clips.
+
+    Args:
+        work: folder for the flow.
+
+    Yields:
+        A row for each object.
+    """
+    from neural_fields.data.flow.compute import compute_flow
+    from neural_fields.data.masks.layer_masks import mask_iou
+    from neural_fields.data.segmentation.segmenter import FrameHints, settle_overlaps
+    from neural_fields.data.segmentation.track_objects import TrackingSegmenter, find_order
+    from neural_fields.data.synthetic.suite import SuiteSettings, make_crossing_clip, make_occlusion_clip
+
+    stage = SuiteSettings(width=426, height=240)
+    clips = {
+        "occlusion": make_occlusion_clip(stage),
+        "two that cross": make_crossing_clip(stage),
+        "three that cross": make_crossing_clip(stage, 3),
+    }
+    for number, (clip_name, clip) in enumerate(clips.items()):
+        names, labels = clip.layer_names[:-1], clip.compute_labels()
+        nothing = np.zeros(labels.shape[1:], np.int8)
+        # Named back to front, so that the right order is one that was found.
+        hints = {
+            name: {0: FrameHints(nothing, box=find_box(labels[0] == layer))}
+            for layer, name in reversed(list(enumerate(names)))
+        }
+        flow = compute_flow(clip.frames, work / f"objects-{number}", "dis", (stage.width, stage.height))
+        found = TrackingSegmenter().segment(clip.frames, flow, hints)
+        order, _ = find_order(found.shares >= 128)
+        ordered = tuple(found.names[k] for k in order)
+        settle_overlaps(found.shares)
+        for layer, name in enumerate(names):
+            masks, truth = found.shares[found.names.index(name)] >= 128, labels == layer
+            seen = np.flatnonzero(truth.sum((1, 2)) >= 0.1 * clip.masks[layer].sum((1, 2)))
+            ious = [mask_iou(masks[t], truth[t]) for t in seen]
+            yield {
+                "clip": clip_name,
+                "object": name,
+                "IoU": float(np.mean(ious)),
+                "worst": min(ious),
+                "in frame": int(seen[int(np.argmin(ious))]),
+                "order": "right" if ordered == names else ", ".join(ordered),
+            }
 
 
 def find_box(mask: np.ndarray, room: int = 3) -> tuple[int, int, int, int]:
@@ -165,23 +262,28 @@ def find_clicks(mask: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
 def main() -> None:
     """Measures every clip and prints the tables, then one line of JSON."""
     asked = parser(__doc__)
-    asked.add_argument("--only", nargs="+", choices=("pointing", "refinement"), default=("pointing", "refinement"))
+    asked.add_argument("--only", nargs="+", choices=KINDS, default=KINDS)
     asked.add_argument("--size", default="240p", help="of the refinement")
     asked.add_argument("--clips", nargs="+", default=list(CLIPS))
     asked.add_argument("--fit", action="store_true", help="fit each clip with its imperfect masks too")
+    asked.add_argument("--ablation", action="store_true", help="leave out parts of what follows an object instead")
     options = asked.parse_args()
     absent = missing(options.clips)
     rows = []
     clips = [clip for clip in options.clips if clip not in absent]
     with tempfile.TemporaryDirectory() as folder:
         if "pointing" in options.only:
-            pointed = [row for clip in clips for row in pointing_rows(clip, Path(folder))]
+            pointed = [row for clip in clips for row in pointing_rows(clip, Path(folder), options.ablation)]
             for given in dict.fromkeys(row["given"] for row in pointed):
                 same = [row for row in pointed if row["given"] == given]
                 mean = {name: float(np.mean([row[name] for row in same])) for name in POINTING_COLUMNS[2:]}
                 pointed.append({"clip": "mean", "given": given, **mean})
             print("\n".join(table(POINTING_COLUMNS, _round_values(pointed, POINTING_COLUMNS))))
             rows += pointed
+        if "objects" in options.only:
+            several = list(objects_rows(Path(folder)))
+            print("\n".join(table(OBJECTS_COLUMNS, _round_values(several, OBJECTS_COLUMNS))))
+            rows += several
         if "refinement" in options.only:
             mended = []
             for clip in clips:

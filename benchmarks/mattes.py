@@ -1,6 +1,6 @@
 """Measures soft edges: mattes of clips whose alpha is known, against the hard mask that they start from.
 
-    python benchmarks/mattes.py [--size 480p] [--frames 6] [--kinds hair blur edge] [--rough 0 1] [--json FILE]
+    python benchmarks/mattes.py [--size 480p] [--frames 6] [--kinds hair blur edge] [--rough 0 1] [--fit] [--json FILE]
 
 Clips are made here: thin curved strands around a head over a textured background, a disc with motion blur (averaged
 along its motion), and a disc with an antialiased edge; all composited in sRGB with noise. What `make_matte` is given is
@@ -9,11 +9,16 @@ frame (rough: standard deviation in pixels), as a tracker's is; the flow is Open
 absolute differences of alpha, in thousands, mean over the frames) and flicker (mean absolute change of the error of
 alpha along the true motion, in the pixels near the outline, in 8-bit steps), of the enlarged hard mask and of the
 mattes; processor seconds a frame for the mattes, without flow.
+
+With --fit, the clips are fitted instead, at draft quality, given the true mask or the true alpha: mean error of the
+weights near the outline, and of the frames there when all of the object is painted in one color, in 8-bit steps.
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -25,6 +30,8 @@ COLUMNS = ("clip", "rough", "SAD mask", "SAD matte", "ratio", "flicker mask", "f
 LINES = 240  # the shorter side at which objects are segmented
 OVER = 4  # samples a pixel in each direction, from which alpha is averaged
 STRANDS = 220
+FIT_COLUMNS = ("clip", "weight mask", "weight matte", "painted mask", "painted matte")
+PAINT = (240.0, 40.0, 200.0)  # RGB of the paint, 0 to 255
 
 
 def textured(shape: tuple[int, int], low: float, high: float, tint: tuple[float, ...], seed: int) -> np.ndarray:
@@ -144,6 +151,43 @@ def matte_row(kind: str, size: tuple[int, int], count: int, rough: float) -> dic
     return row
 
 
+def fit_row(kind: str, size: tuple[int, int], count: int) -> dict[str, Any]:
+    """Makes a clip, fits it with its true mask and with its true alpha, paints the object, and measures both.
+
+    Returns:
+        The row of the table.
+    """
+    from neural_fields import TrainOptions, train
+    from neural_fields.atlas.canonical import Overlay
+    from neural_fields.open_runs.opening import require_planar
+    from neural_fields.rendering.base import OverlayOptions
+    from neural_fields.rendering.overlay_pass import OverlayPass
+
+    frames, alphas, _ = make_clip(kind, size, count)
+    paint = np.array(PAINT, np.float32)
+    truth = alphas[..., None] * paint + (1 - alphas[..., None]) * textured(size[::-1], 40, 240, (0.8, 1.0, 0.9), 1)
+    near = np.stack([cv2.dilate(((a > 0.02) & (a < 0.98)).astype(np.uint8), np.ones((5, 5))) > 0 for a in alphas])
+    shares = np.rint(255 * alphas).astype(np.uint8)
+    row: dict[str, Any] = {"clip": kind, "size": list(size), "frames": count}
+    for name, masks in (("mask", np.uint8(255) * (shares >= 128)), ("matte", shares)):
+        with tempfile.TemporaryDirectory() as folder:
+            for part, pictures in (("frames", frames), ("masks", masks[..., None])):
+                (Path(folder) / part).mkdir()
+                for t, picture in enumerate(pictures):
+                    cv2.imwrite(str(Path(folder) / part / f"{t:03d}.png"), picture[..., ::-1])
+            given = (f"object={folder}/masks",)
+            options = TrainOptions(Path(folder) / "run", size="source", masks=given, flow="dis", quality="draft")
+            run = require_planar(train(Path(folder) / "frames", options).run, "the benchmark")
+            rgba = np.broadcast_to(np.array([*paint / 255, 1], np.float32), (8, 8, 4)).copy()
+            overlay = Overlay(rgba, run.canonical("object").box)
+            painter = OverlayPass(run.maps, run.canonicals, {"object": overlay}, OverlayOptions(lit=False))
+            painted = np.stack([painter.render_frame(t, frame) for t, frame in enumerate(frames)])
+            weights = np.stack([run.maps.read_weights(t, size)[0] for t in range(count)])
+        row[f"weight {name}"] = float(np.abs(weights - alphas)[near].mean())
+        row[f"painted {name}"] = float(np.abs(painted - truth)[near].mean())
+    return row
+
+
 def main() -> None:
     """Measures every kind of clip and prints the table, then one line of JSON."""
     asked = parser(__doc__)
@@ -151,12 +195,17 @@ def main() -> None:
     asked.add_argument("--frames", type=int, default=6)
     asked.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     asked.add_argument("--rough", nargs="+", type=float, default=[0.0, 1.0], help="pixels at 240 lines")
+    asked.add_argument("--fit", action="store_true", help="fit the clips, instead of making mattes")
     options = asked.parse_args()
     lines = int(options.size.removesuffix("p"))
     size = (round(lines * 16 / 9), lines)
-    rows = [matte_row(kind, size, options.frames, rough) for rough in options.rough for kind in options.kinds]
+    if options.fit:
+        rows = [fit_row(kind, size, options.frames) for kind in options.kinds]
+    else:
+        rows = [matte_row(kind, size, options.frames, rough) for rough in options.rough for kind in options.kinds]
     rounded = [{name: f"{v:.3f}" if isinstance(v, float) else v for name, v in row.items()} for row in rows]
-    print("\n".join(table(COLUMNS, ({name: row.get(name) for name in COLUMNS} for row in rounded))))
+    columns = FIT_COLUMNS if options.fit else COLUMNS
+    print("\n".join(table(columns, ({name: row.get(name) for name in columns} for row in rounded))))
     finish(rows, options.json)
 
 

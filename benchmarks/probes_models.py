@@ -23,9 +23,9 @@ from neural_fields.data.dataset import ClipDataset
 from neural_fields.data.flow.compute import FlowField, compute_flow
 from neural_fields.data.flow.shot_detection import find_cuts
 from neural_fields.data.masks.layer_masks import LayerMasks, load_masks, mask_iou
-from neural_fields.data.masks.motion_segmentation import segment_motion
 from neural_fields.data.masks.refinement import refine_masks
 from neural_fields.data.masks.roi import draw_quad_mask
+from neural_fields.data.segmentation.moving_objects import find_moving_objects
 from neural_fields.data.synthetic.planar_clips import SyntheticClip, make_demo_clip, make_translation_clip
 from neural_fields.data.synthetic.scene import make_walking_scene
 from neural_fields.data.synthetic.suite import make_suite_clip
@@ -156,7 +156,8 @@ def motion_segmentation(home: Path) -> Job:
 def _segment_all(clips: Sequence[MaskedClip]) -> Figures:
     figures: Figures = {}
     for clip in clips:
-        figures |= compare_masks(clip.name, segment_motion(clip.frames, clip.flow), clip.truth)
+        found = find_moving_objects(clip.frames, clip.flow, 1).layers
+        figures |= compare_masks(clip.name, found.masks[0] if found.names else None, clip.truth)
     return figures
 
 

@@ -190,7 +190,6 @@ def main() -> int:
     parser.add_argument("--masks", action="append", default=[])
     parser.add_argument("--size", default="240p")
     options = parser.parse_args()
-    torch.optim.Adam([torch.zeros(1)])  # the first optimizer imports torch's compiler, which takes seconds
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         job = Job(options.video, tuple(options.masks) or ("auto",), options.size, options.steps)

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from editors import edit
 from editors.demo import blend_on_checkerboard, make_clip_metadata
 from neural_fields import RenderOptions, TrainOptions, evaluate, render, train
-from neural_fields.data.masks.layer_masks import find_masks
+from neural_fields.data.segmentation.moving_objects import find_moving_objects
 from neural_fields.data.synthetic.planar_clips import make_demo_clip
 from neural_fields.data.video.io import probe_video, source_frames, write_video
 from neural_fields.open_runs.opening import require_planar
@@ -227,7 +227,7 @@ def draw_analysis(run: PlanarRun) -> None:
     vectors = np.array(flow.forward[SHOWN[1]], np.float32)
     arrows = draw_arrows(frame, vectors)
     save_sheet("flow", [("Motion to the next frame", arrows), ("As colors: direction and speed", draw_flow(vectors))])
-    masks = find_masks(run.video.frames, flow)
+    masks = find_moving_objects(run.video.frames, flow).layers
     tinted = [tint(run.read_frame(k), masks.masks[0, k], (235, 70, 50)) for k in SHOWN]
     save_sheet("masks", [(f"Frame {k}", picture) for k, picture in zip(SHOWN, tinted, strict=True)])
     placed = place_frames(run, "background", SHOWN)

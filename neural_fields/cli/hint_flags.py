@@ -32,4 +32,4 @@ class HintFlags:
     mask: Repeated = ()
     """A picture of the frame's size: white is the object, all of it, and black the rest."""
     text: Repeated = ()
-    """What the object is, in words; for engines with a model that knows words."""
+    """What the object is, in words, for --text-model; without --frame several frames are looked at."""

@@ -14,16 +14,16 @@ from torch import Tensor
 from neural_fields.core import coords
 from neural_fields.core.memmap import release_memory
 from neural_fields.data.flow.compute import FlowField
-from neural_fields.data.masks.layer_masks import LayerMasks
+from neural_fields.data.masks.layer_masks import LayerMasks, settle_front_to_back
 from neural_fields.data.masks.roi import RegionTrack
 
 
 @dataclass(frozen=True)
 class ClipPixels:
-    """Holds frames and masks of a clip as tensors on a device."""
+    """Holds frames and masks of a clip as tensors on a device; of soft masks the shares, 0 to 255."""
 
     frames: UInt8[Tensor, "time height width 3"]
-    masks: Bool[Tensor, "layers time height width"]
+    masks: Bool[Tensor, "layers time height width"] | UInt8[Tensor, "layers time height width"]
 
 
 @dataclass(frozen=True)
@@ -58,16 +58,21 @@ class ClipDataset:
         """The frame in whose coordinates the canonical plane is, by layer, for layers of tracked regions."""
         return {name: track.frame for name, track in self.regions.items()}
 
+    @property
+    def _shares(self) -> np.ndarray:
+        """The shares of the front layers, 0 to 255, or their masks where all are hard: a byte for each pixel."""
+        return self.masks.masks if self.masks.shares is None else self.masks.shares
+
     def copy_to_device(self, device: torch.device) -> ClipDataset:
         """Copies frames and masks to a device, a byte for each value; batches then read them there.
 
         On a GPU without room for twice the frames, the clip is returned unchanged, and every step copies its frames.
         """
-        size = self.frames.nbytes + self.masks.masks.nbytes
+        size = self.frames.nbytes + self._shares.nbytes
         if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < 2 * size:
             return self
         frames = torch.from_numpy(np.array(self.frames)).to(device)
-        return replace(self, pixels=ClipPixels(frames, torch.from_numpy(np.array(self.masks.masks)).to(device)))
+        return replace(self, pixels=ClipPixels(frames, torch.from_numpy(np.array(self._shares)).to(device)))
 
     def read_frame_colors(self, frames: Int[Tensor, " frames"]) -> Float[Tensor, "n 3"]:
         """Returns the RGB in [0, 1] of every pixel of some frames, frame by frame and row by row."""
@@ -76,11 +81,11 @@ class ClipDataset:
         stacked = np.stack([self.frames[t] for t in frames.tolist()])
         return torch.from_numpy(stacked).float().div_(255).reshape(-1, 3)
 
-    def read_frame_masks(self, frames: Int[Tensor, " frames"]) -> Bool[Tensor, "n layers"]:
-        """Returns the masks of the front layers in every pixel of some frames, frame by frame and row by row."""
+    def read_frame_masks(self, frames: Int[Tensor, " frames"]) -> Float[Tensor, "n layers"]:
+        """Returns the masks of the front layers, 0 to 1, in every pixel of some frames, frame by frame, row by row."""
         if self.pixels is not None:
-            return self.pixels.masks[:, frames.to(self.pixels.masks.device)].flatten(1).T
-        return torch.from_numpy(self.masks.masks[:, frames.numpy()]).flatten(1).T
+            return _to_unit(self.pixels.masks[:, frames.to(self.pixels.masks.device)].flatten(1).T)
+        return _to_unit(torch.from_numpy(self._shares[:, frames.numpy()]).flatten(1).T)
 
     def colors_at(self, index: Int[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
         """Returns RGB in [0, 1] at (frame, row, column); positions beyond the edge read the edge."""
@@ -89,12 +94,12 @@ class ClipDataset:
         t, row, column = self._clamp_index(index)
         return torch.from_numpy(self.frames[t, row, column]).float() / 255
 
-    def masks_at(self, index: Int[Tensor, "n 3"]) -> Bool[Tensor, "n layers"]:
-        """Returns the masks of the front layers at (frame, row, column)."""
+    def masks_at(self, index: Int[Tensor, "n 3"]) -> Float[Tensor, "n layers"]:
+        """Returns the masks of the front layers, 0 to 1, at (frame, row, column)."""
         if self.pixels is not None:
-            return self.pixels.masks[(slice(None), *self._clamp_tensor(index.to(self.pixels.masks.device)))].T
+            return _to_unit(self.pixels.masks[(slice(None), *self._clamp_tensor(index.to(self.pixels.masks.device)))].T)
         t, row, column = self._clamp_index(index)
-        return torch.from_numpy(np.ascontiguousarray(self.masks.masks[:, t, row, column].T))
+        return _to_unit(torch.from_numpy(np.ascontiguousarray(self._shares[:, t, row, column].T)))
 
     def compute_visible_share(
         self, layer: int, t: int, size: tuple[int, int] | None = None
@@ -106,10 +111,15 @@ class ClipDataset:
             t: the frame.
             size: (width, height) of the result; by default that of the clip.
         """
-        masks = self.masks.masks[:, t]
-        front = masks[:layer].any(0) if layer else np.zeros(self.frames.shape[1:3], bool)
-        own = masks[layer] if layer < len(masks) else np.ones_like(front)
-        share = (own & ~front).astype(np.float32)
+        if self.masks.shares is not None:
+            visible, _ = settle_front_to_back(np.asarray(self.masks.shares[:, t]))
+            own = visible[layer] if layer < len(visible) else 255 - visible.sum(0, dtype=np.uint8)
+            share = own.astype(np.float32) / 255
+        else:
+            masks = self.masks.masks[:, t]
+            front = masks[:layer].any(0) if layer else np.zeros(self.frames.shape[1:3], bool)
+            full = masks[layer] if layer < len(masks) else np.ones_like(front)
+            share = (full & ~front).astype(np.float32)
         return share if size is None or size == self.size else cv2.resize(share, size, interpolation=cv2.INTER_AREA)
 
     def draw_frames(self, count: int, step: int, seed: int) -> Batch:
@@ -152,6 +162,8 @@ class ClipDataset:
         """Releases the memory of frames and masks that are mapped from files; batches read them again."""
         release_memory(self.frames)
         release_memory(self.masks.masks)
+        if self.masks.shares is not None:
+            release_memory(self.masks.shares)
 
     def _clamp_index(self, index: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         width, height = self.size
@@ -194,16 +206,21 @@ class Batch:
 
     @cached_property
     def layer_masks(self) -> Float[Tensor, "n layers"]:
-        """The masks of the front layers (0 or 1) at every point."""
+        """The masks of the front layers at every point: 0 or 1, or the shares in between of soft ones."""
         if self.pixel_index is not None:
-            return self.clip.masks_at(self.pixel_index).float()
-        return self.clip.read_frame_masks(self.frames).float()
+            return self.clip.masks_at(self.pixel_index)
+        return self.clip.read_frame_masks(self.frames)
 
     def normalize_positions(self, xy: Float[Tensor, "n 2"], t: Tensor) -> Float[Tensor, "n 3"]:
         """Converts pixel coordinates in frames `t` to network coordinates (x, y, t)."""
         unit = coords.normalize_pixels(xy.float(), *self.clip.size)
         time = coords.normalize_time(t.float(), self.clip.frame_count)
         return torch.cat([unit, torch.as_tensor(time)[:, None]], dim=1)
+
+
+def _to_unit(masks: Bool[Tensor, "*n"] | UInt8[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """Converts masks, or shares of 0 to 255, to numbers from 0 to 1."""
+    return masks.float() if masks.dtype == torch.bool else masks.float() / 255
 
 
 def _make_generator(seed: int, number: int) -> torch.Generator:

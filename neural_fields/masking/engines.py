@@ -20,6 +20,9 @@ from neural_fields.masking.hints import AnyHint, TextHint
 from neural_fields.masking.options import MaskOptions
 from neural_fields.nn.pretrained import NetworkSource
 
+# Where words without a frame are looked for until something fits them, in shares of the frames in use.
+SEARCHED_PLACES = (0.0, 0.5, 1.0, 0.25, 0.75, 0.125, 0.375, 0.625, 0.875)
+
 
 def choose_segmenter(options: MaskOptions) -> ObjectSegmenter:
     """Returns what finds the objects.
@@ -59,12 +62,14 @@ def find_words(
         The hints, those in words with their places.
 
     Raises:
-        UserError: no network for words, or nothing in the frame that the words fit (exit 3).
+        UserError: no network for words, or nothing in the frame, or without one in several, that the words fit
+            (exit 3).
     """
     found: list[AnyHint] = []
     for hint in hints:
         if isinstance(hint, TextHint) and hint.box is None:
-            check_frame(hint, identify_video(metadata), frames)
+            if not hint.any_frame:
+                check_frame(hint, identify_video(metadata), frames)
             if options.text_model is None:
                 raise bad_input(
                     f"{hint.words}: there is no model that finds objects by words",
@@ -72,18 +77,25 @@ def find_words(
                     why="without a network, objects are known by colors and motion, not by words",
                     fix="--text-model IDEA-Research/grounding-dino-tiny, or --box x,y,width,height",
                 )
-            (frame,) = source_frames(metadata, range(hint.frame, hint.frame + 1))
-            matches = WordFinder(NetworkSource(options.text_model, options.device)).find_in_frame(frame, hint.text)
-            if not matches:
+            finder = WordFinder(NetworkSource(options.text_model, options.device))
+            places = [frames[round(place * (len(frames) - 1))] for place in SEARCHED_PLACES]
+            numbers = list(dict.fromkeys(places)) if hint.any_frame else [hint.frame]
+            for number in numbers:
+                (frame,) = source_frames(metadata, range(number, number + 1))
+                matches = finder.find_in_frame(frame, hint.text)
+                if matches:
+                    break
+            else:
+                looked = ", ".join(str(number) for number in sorted(numbers))
                 raise bad_input(
-                    f"nothing in frame {hint.frame} looks like {hint.text!r}",
+                    f"nothing in frame{'s' * (len(numbers) > 1)} {looked} looks like {hint.text!r}",
                     where=hint.where,
-                    why=f"{options.text_model} looked at it",
+                    why=f"{options.text_model} looked at {'them' if len(numbers) > 1 else 'it'}",
                     fix="another --frame, other words, or --box x,y,width,height",
                 )
-            left, top, right, bottom = matches[0].box
+            left, top, right, bottom = (float(side) for side in matches[0].box)
             mask = matches[0].mask
             file = None if mask is None else store_mask(folder, mask)
-            hint = replace(hint, box=(float(left), float(top), float(right - left), float(bottom - top)), file=file)
+            hint = replace(hint, frame=number, box=(left, top, right - left, bottom - top), file=file)
         found.append(hint)
     return tuple(found)

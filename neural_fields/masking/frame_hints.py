@@ -58,6 +58,7 @@ def convert_hints(
     video: HintedVideo,
     frames: range,
     size: tuple[int, int],
+    command: str,
     settings: HintCheckSettings = DEFAULTS,
 ) -> dict[str, dict[int, FrameHints]]:
     """Checks hints and converts them. Of several boxes or masks of an object in one frame the last one counts.
@@ -68,6 +69,7 @@ def convert_hints(
         video: the source, in whose pixels the hints are.
         frames: numbers of the frames in use.
         size: (width, height) of the frames that are segmented.
+        command: `unwrap mask` and the video as the user would type it, for the errors.
         settings: what counts as a contradiction.
 
     Returns:
@@ -75,20 +77,17 @@ def convert_hints(
 
     Raises:
         UserError: a hint outside the frame or the clip, a picture that cannot be used, hints that contradict each
-            other, or objects that are the same (exit 3).
+            other or do not say where the object is, or objects that are the same (exit 3).
     """
-    current: dict[tuple[object, ...], AnyHint] = {}
-    for number, hint in enumerate(hints):
-        single = isinstance(hint, BoxHint | MaskHint | TextHint)
-        current[(type(hint), hint.object, hint.frame, None if single else number)] = hint
     areas: dict[int, dict[str, list[HintedArea]]] = defaultdict(lambda: defaultdict(list))
-    for hint in current.values():
+    current = choose_current_hints(hints)
+    for hint in current:
         check_frame(hint, video, frames)
         area = _find_area(hint, folder, video, size, settings)
         areas[hint.frame][hint.object].append(area)
-    found: dict[str, dict[int, FrameHints]] = {hint.object: {} for hint in current.values()}
+    found: dict[str, dict[int, FrameHints]] = {hint.object: {} for hint in current}
     for frame, objects in areas.items():
-        _refuse_contradictions(frame, objects, settings)
+        _refuse_contradictions(frame, objects, command, settings)
         for name, given in objects.items():
             labels = np.zeros(given[0].inside.shape, np.int8)
             box: Box | None = None
@@ -103,7 +102,28 @@ def convert_hints(
                     labels[area.inside] = 1
                     labels[area.outside] = -1
             found[name][frame - frames.start] = FrameHints(labels, box, mask)
+    for name, given_frames in found.items():
+        if not any(h.box is not None or h.mask is not None or (h.labels > 0).any() for h in given_frames.values()):
+            raise bad_input(
+                f"nothing says where {name} is",
+                where=", ".join(f"frame {hint.frame}: {hint.words}" for hint in hints if hint.object == name),
+                why="there are only pixels that do not belong to it",
+                fix=f"{command} --object {name} --frame {frames.start + min(given_frames)} --box x,y,width,height",
+            )
     return found
+
+
+def choose_current_hints(hints: Sequence[AnyHint]) -> tuple[AnyHint, ...]:
+    """Chooses the hints that count: of several boxes or masks of an object in one frame the last one, else all.
+
+    Args:
+        hints: oldest first.
+    """
+    current: dict[tuple[object, ...], AnyHint] = {}
+    for hint in hints:
+        single = isinstance(hint, BoxHint | MaskHint | TextHint)
+        current[(type(hint), hint.object, hint.frame, None if single else hint)] = hint
+    return tuple(current.values())
 
 
 def check_frame(hint: AnyHint, video: HintedVideo, frames: range) -> None:
@@ -164,6 +184,13 @@ def _find_area(
         outside = ~inside
         if not inside.any():
             raise _empty_picture_error(hint, "white is the object and black the rest")
+        if inside.all():
+            raise bad_input(
+                f"{hint.words} shows the whole frame",
+                where=hint.where,
+                why="white is the object and black the rest; without a rest there is nothing to tell it from",
+                fix="paint what is not the object black, or choose another frame",
+            )
     else:
         rgb = _read_hint_picture(hint, folder, video)
         strong = rgb.max(-1) >= settings.min_color
@@ -215,7 +242,7 @@ def _read_hint_picture(
 
 
 def _refuse_contradictions(
-    frame: int, objects: Mapping[str, Sequence[HintedArea]], settings: HintCheckSettings
+    frame: int, objects: Mapping[str, Sequence[HintedArea]], command: str, settings: HintCheckSettings
 ) -> None:
     """Refuses hints of one frame of which one says what another denies, and two objects that are the same pixels."""
     for areas in objects.values():
@@ -232,14 +259,14 @@ def _refuse_contradictions(
                     f"two hints of {a.hint.object} in frame {a.hint.frame} contradict each other",
                     where=f"{a.hint.words} and {b.hint.words}",
                     why="where the first one says that the object is, the second one says that it is not",
-                    fix="leave one of them out; unwrap mask VIDEO --undo takes back the last command",
+                    fix=f"leave one of them out; hints of the last command are taken back by {command} --undo",
                 )
     for (name, areas), (other, others) in combinations(objects.items(), 2):
         for a, b in product(areas, others):
             if a.inside.any() and mask_iou(a.inside, b.inside) > settings.max_shared_iou:
                 raise bad_input(
                     f"{name} and {other} are the same in frame {frame}",
-                    where=f"{a.hint.words} and {b.hint.words}",
+                    where=f"{name}: {a.hint.words}, {other}: {b.hint.words}",
                     why="they overlap fully, and a pixel belongs to one object",
                     fix=f"point at {other} elsewhere, or leave one of them out",
                 )

@@ -1,7 +1,8 @@
 """The journal of hints, hints.jsonl: the video that they are about, then one line for each step; append-only.
 
 A step adds the hints of one command, or takes back the last step that is in force, or restores the last that was taken
-back. Pictures of strokes and masks are copied into a folder beside the journal, named by their content.
+back; a command that failed cancels its step, as if it had never been. Pictures of strokes and masks are copied into a
+folder beside the journal, named by their content.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -54,7 +55,7 @@ class HintStep:
         hints: for "add": the hints.
     """
 
-    operation: Literal["add", "undo", "redo"]
+    operation: Literal["add", "undo", "redo", "cancel"]
     hints: tuple[AnyHint, ...] = ()
 
 
@@ -65,10 +66,12 @@ class HintHistory:
     Attributes:
         done: steps that are in force, oldest first.
         undone: steps that "redo" can restore, the last undone last.
+        before: the state before the last step, which "cancel" restores; None without it.
     """
 
     done: tuple[HintStep, ...] = ()
     undone: tuple[HintStep, ...] = ()
+    before: HintHistory | None = field(default=None, compare=False, repr=False)
 
     @property
     def hints(self) -> tuple[AnyHint, ...]:
@@ -77,11 +80,14 @@ class HintHistory:
 
     def apply(self, step: HintStep) -> HintHistory:
         """Returns the state after one more step; undoing or redoing nothing changes nothing."""
+        before = replace(self, before=None)  # one step can be canceled: the last one
         if step.operation == "add":
-            return HintHistory((*self.done, step))
+            return HintHistory((*self.done, step), before=before)
         if step.operation == "undo":
-            return HintHistory(self.done[:-1], (*self.undone, *self.done[-1:]))
-        return HintHistory((*self.done, *self.undone[-1:]), self.undone[:-1])
+            return HintHistory(self.done[:-1], (*self.undone, *self.done[-1:]), before)
+        if step.operation == "redo":
+            return HintHistory((*self.done, *self.undone[-1:]), self.undone[:-1], before)
+        return self.before or self
 
 
 def identify_video(metadata: VideoMetadata) -> HintedVideo:
@@ -120,12 +126,13 @@ def read_hints(folder: Path, metadata: VideoMetadata | None = None) -> HintHisto
                 ExitCode.DAMAGED_RUN, f"{path.name} is damaged", where=str(path), why=why, fix=fix
             ) from None
         if number == 1 and metadata is not None and video != identify_video(metadata):
-            size = f"{video.size[0]}x{video.size[1]}, {video.frame_count} frames"
+            size = f"{video.size[0]}x{video.size[1]} and {video.frame_count} frames"
+            own_size = f"{metadata.width}x{metadata.height} and {metadata.frame_count} frames"
+            other = "other pictures of the same size" if size == own_size else own_size
             raise bad_input(
                 f"the hints in {folder} are about another video",
                 where=str(path),
-                why=f"that has {size}; {metadata.path} has {metadata.width}x{metadata.height}, "
-                f"{metadata.frame_count} frames, or another content",
+                why=f"that has {size}, {metadata.path} has {other}",
                 fix=f"unwrap mask {metadata.path} --out ANOTHER_FOLDER",
             )
     return history

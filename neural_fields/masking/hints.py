@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -161,12 +161,14 @@ class TextHint(Hint):
 
     Attributes:
         text: what the object is: "surfer".
+        any_frame: whether it may be found in another frame; `frame` is 0 then, until it is found.
         box: where it was found: left, top, width and height in pixels of the source; None before.
         file: its mask, in the folder of masks; None from networks that find boxes only.
     """
 
     kind: ClassVar[str] = "text"
     text: str
+    any_frame: bool = False
     box: tuple[float, float, float, float] | None = None
     file: Path | None = None
 
@@ -179,6 +181,16 @@ class TextHint(Hint):
     def words(self) -> str:
         """The hint as a flag."""
         return f'--text "{self.text}"'
+
+    @property
+    def where(self) -> str:
+        """The object and the frame, for messages."""
+        return self.object if self.any_frame and self.box is None else super().where
+
+    @property
+    def unfound(self) -> TextHint:
+        """The hint as it was given, before it was found."""
+        return replace(self, frame=0 if self.any_frame else self.frame, box=None, file=None)
 
 
 AnyHint = BoxHint | PointHint | StrokeHint | MaskHint | TextHint
@@ -218,6 +230,7 @@ def split_hint_words(words: Sequence[str]) -> tuple[tuple[AnyHint, ...], list[st
     hints: list[AnyHint] = []
     rest: list[str] = []
     name, frame, unused = DEFAULT_OBJECT, 0, ""
+    any_frame = True  # as long as none is named
     waiting = list(words)
     while waiting:
         word = waiting.pop(0)
@@ -234,7 +247,7 @@ def split_hint_words(words: Sequence[str]) -> tuple[tuple[AnyHint, ...], list[st
         elif flag == "--frame":
             if not (value.isascii() and value.isdigit()):
                 raise bad_input(f"--frame {value}", why="expected the number of a frame, from 0", fix="--frame 12")
-            frame = int(value[:10])
+            frame, any_frame = int(value[:10]), False
         elif flag == "--box":
             hints.append(BoxHint(name, frame, *_parse_numbers(flag, value, 4)))
         elif flag in ("--point", "--not"):
@@ -245,7 +258,7 @@ def split_hint_words(words: Sequence[str]) -> tuple[tuple[AnyHint, ...], list[st
         elif flag == "--mask":
             hints.append(MaskHint(name, frame, Path(value)))
         else:
-            hints.append(TextHint(name, frame, value))
+            hints.append(TextHint(name, frame, value, any_frame))
     if unused:
         why = "--object and --frame apply to the hints that follow them"
         raise UserError(ExitCode.USAGE, f"no hint follows {unused}", why=why, fix=f"{unused} --box 100,60,80,120")

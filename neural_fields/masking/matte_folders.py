@@ -28,13 +28,15 @@ class ObjectRecord:
 
     Attributes:
         schema: version of the file.
-        digest: of the hints and the settings that the mattes follow from.
+        digest: of the hints and the settings by which the object was found.
+        matte_digest: of what was found once overlaps with other objects were settled, and of the kind of edges.
         checksum: of the mattes, by which mattes are recognized that were retouched since.
         confidence: how sure the object is in each frame in use, 0 to 1; 0 where it was not found.
     """
 
     schema: Literal[1] = 1
     digest: str
+    matte_digest: str = ""
     checksum: str = ""
     confidence: tuple[float, ...]
 

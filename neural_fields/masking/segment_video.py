@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 
 import cv2
@@ -15,18 +17,26 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from neural_fields.config.loader import to_mapping
-from neural_fields.core.errors import UserError, bad_input
+from neural_fields.core.errors import ExitCode, UserError, bad_input
 from neural_fields.core.files import DESKTOP_FILES, atomic_write, is_temporary, write_json
+from neural_fields.core.memmap import allocate_zeros
 from neural_fields.core.progress import Progress, ProgressReporter, rename_stage, report_nothing
 from neural_fields.data.flow.compute import FlowField, compute_flow
 from neural_fields.data.masks.mask_folder import MASKS_FILE, MaskFolderRecord, read_mask_folder
 from neural_fields.data.segmentation.mattes import make_matte
-from neural_fields.data.segmentation.segmenter import FrameHints, ObjectSegmenter
+from neural_fields.data.segmentation.segmenter import (
+    FrameHints,
+    ObjectSegmenter,
+    UnusableHintsError,
+    settle_overlaps,
+)
+from neural_fields.data.segmentation.track_objects import find_order
 from neural_fields.data.video.io import probe_video, read_video, source_frames
 from neural_fields.data.video.metadata import Video, VideoMetadata, parse_frames, parse_size
 from neural_fields.masking.doubts import describe_span, find_doubts
 from neural_fields.masking.engines import choose_matting_network, choose_segmenter, find_words
-from neural_fields.masking.frame_hints import convert_hints
+from neural_fields.masking.found_objects import FoundObject, read_found_object, store_found_object, sum_shares
+from neural_fields.masking.frame_hints import choose_current_hints, convert_hints
 from neural_fields.masking.hint_journal import (
     HINTS_FILE,
     PICTURES_FOLDER,
@@ -37,14 +47,17 @@ from neural_fields.masking.hint_journal import (
     read_hints,
     store_pictures,
 )
-from neural_fields.masking.hints import AnyHint, TextHint
+from neural_fields.masking.hints import AnyHint, PointHint, TextHint
 from neural_fields.masking.mask_sheet import draw_mask_sheet
 from neural_fields.masking.matte_folders import ObjectRecord, read_object_record, write_mattes
 from neural_fields.masking.options import MaskOptions
 from neural_fields.open_runs.opening import require_planar
+from neural_fields.runs.locking import lock_folder
+from neural_fields.runs.run import HOLDER_FILE, LOCK_FILE
 
 RESULT_VERSION = 1  # of the mattes: raise it when the same hints would give others, so that they are made again
 SHEET_FILE = "contact.png"
+MAX_SHARED_IOU = 0.8  # of all pixels of two objects; from here on they are one object under two names
 
 
 @dataclass(frozen=True)
@@ -133,14 +146,15 @@ def segment_video(
         video: a video file, a folder of numbered pictures, or the folder of a run.
         options: hints and settings: those of `unwrap mask`.
         report: called with the progress.
-        segmenter: finds the objects; by default what `options.engine` says.
+        segmenter: finds the objects; by default what `options.model` says.
 
     Returns:
         The masks, and what to look at.
 
     Raises:
         UserError: hints that cannot be used or that contradict each other, an object that is nowhere found, a folder
-            that holds other files (exit 3), no room (4), or a damaged journal (5).
+            that holds other files (exit 3), no room (4), a damaged journal (5), or a folder that another command is
+            writing to (6).
 
     Example:
         masks = segment_video("clip.mp4", MaskOptions(hints=(BoxHint("person", 12, 100, 60, 80, 120),)))
@@ -160,11 +174,11 @@ def segment_video(
     frames = parse_frames(span, metadata.frame_count)
     if frames.step != 1:
         raise bad_input(f"--frames {span}", why="an object is followed from frame to frame", fix="--frames A:B")
-    after = _change_hints(history, options, place, metadata, frames)
+    line = f"unwrap mask {shlex.quote(str(video))}" + (f" --out {shlex.quote(str(options.out))}" if options.out else "")
+    after = _change_hints(history, options, place, metadata, frames, line)
     size = parse_size(options.size or "", metadata.width, metadata.height)
     engine = segmenter or choose_segmenter(options)
-    hinted = convert_hints(after.hints, place.folder, identify_video(metadata), frames, size)
-    line = f"unwrap mask {shlex.quote(str(video))}" + (f" --out {shlex.quote(str(options.out))}" if options.out else "")
+    hinted = convert_hints(after.hints, place.folder, identify_video(metadata), frames, size, line)
     if not hinted and after is history:
         raise bad_input(
             f"nothing points at an object in {place.video.name}",
@@ -175,25 +189,52 @@ def segment_video(
     for name in options.order:
         if name not in hinted and not (before and name in before.order):  # it may have been taken back
             known = ", ".join(hinted)
-            raise bad_input(f"--order {name}: there is no such object", why=f"objects: {known}", fix="--order NAME")
+            raise bad_input(
+                f"--order {name}: there is no such object",
+                why=f"objects: {known}",
+                fix=" ".join([line, *(f"--order {name}" for name in hinted)]),
+            )
 
-    # The hints are written down first, so that they are not lost when the work is interrupted.
-    step = None
-    if after is not history:
-        step = HintStep("undo" if options.undo else "redo" if options.redo else "add")
-        if step.operation == "add":
-            stored = store_pictures(place.folder, after.done[-1].hints)
-            step = replace(step, hints=tuple(hint for hint in stored if hint not in history.hints))
-        if step.hints or step.operation != "add":
+    with _lock_as_read(place, metadata, history, before, line) as note:
+        # The hints are written down first, so that they are not lost when the work is interrupted.
+        step = None if after is history else _make_step(history, after, options, place)
+        if step is not None:
             append_step(place.folder, metadata, step)
             history = history.apply(step)
-    try:
-        job = MaskJob(place, metadata, frames, size, options, before, history.hints)
-        return _make_masks(job, engine, hinted, line, report)
-    except UserError:
-        if step is not None and step.hints:  # otherwise every later command would fail as well
-            append_step(place.folder, metadata, HintStep("undo"))
-        raise
+        try:
+            job = MaskJob(place, metadata, frames, size, options, before, history.hints)
+            masks = _make_masks(job, engine, hinted, line, report)
+        except UserError:
+            if step is not None:  # otherwise every later command would fail as well
+                append_step(place.folder, metadata, HintStep("cancel"))
+            raise
+    return replace(masks, notes=(*masks.notes, note)) if note else masks
+
+
+def _make_step(history: HintHistory, after: HintHistory, options: MaskOptions, place: MaskPlace) -> HintStep | None:
+    """Makes the line of the journal that leads from `history` to `after`; None if all was said before."""
+    if options.undo or options.redo:
+        return HintStep("undo" if options.undo else "redo")
+    stored, known = store_pictures(place.folder, after.done[-1].hints), choose_current_hints(history.hints)
+    new = tuple(hint for hint in stored if hint not in known)
+    return HintStep("add", new) if new else None
+
+
+@contextmanager
+def _lock_as_read(
+    place: MaskPlace, metadata: VideoMetadata, history: HintHistory, before: MaskFolderRecord | None, line: str
+) -> Iterator[str]:
+    """Locks the folder of the masks, if it is still as it was read; yields a note of a weaker lock."""
+    with lock_folder(place.folder, f"the folder {place.folder}", f"{line} --list works meanwhile") as note:
+        if read_hints(place.folder, metadata) != history or read_mask_folder(place.folder) != before:
+            raise UserError(
+                ExitCode.LOCKED,
+                f"another command has just changed {place.folder}",
+                where=str(place.folder),
+                why="what this command would do was checked with what was there before",
+                fix="the same command again",
+            )
+        yield note
 
 
 @dataclass(frozen=True)
@@ -219,12 +260,32 @@ class MaskJob:
     hints: tuple[AnyHint, ...]
 
     def digest(self, name: str, engine: ObjectSegmenter) -> str:
-        """Computes the digest of what the mattes of an object follow from."""
+        """Computes the digest of what an object is found by."""
         hints = [to_mapping(hint) for hint in self.hints if hint.object == name]
         settings = [RESULT_VERSION, self.metadata.sha256, self.frames.start, self.frames.stop, self.size]
-        options = [self.options.model, self.options.edges, self.options.matte_model]
-        values = [hints, settings, options, type(engine).__name__]
+        values = [hints, settings, self.options.model, type(engine).__name__]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+    def matte_digest(self, shares: UInt8[np.ndarray, "time height width"]) -> str:
+        """Computes the digest of what the mattes of an object follow from, once overlaps are settled."""
+        values = [RESULT_VERSION, sum_shares(shares), self.options.edges, self.options.matte_model]
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+    def read_found(self, name: str, engine: ObjectSegmenter, video: Video) -> FoundObject | None:
+        """Reads what was found of an object before, if its hints and settings were the same."""
+        shape = (video.frames.shape[0], video.frames.shape[1], video.frames.shape[2])
+        return read_found_object(self.place.cache, name, self.digest(name, engine), shape)
+
+    def differs_from_last_time(self, records: Collection[str], names: Collection[str]) -> bool:
+        """Whether objects or their edges are to be made that are not there yet.
+
+        Args:
+            records: names of the objects that were found by the same hints and settings.
+            names: of all objects.
+        """
+        if self.before is None or not set(self.before.objects) == set(names) == set(records):
+            return True
+        return (self.before.edges, self.before.matte_model) != (self.options.edges, self.options.matte_model)
 
 
 def _recall_settings(options: MaskOptions, before: MaskFolderRecord | None) -> MaskOptions:
@@ -247,7 +308,7 @@ def _refuse_other_files(folder: Path) -> None:
     if not folder.exists() or (folder / HINTS_FILE).is_file():
         return
     others = [folder.name] if not folder.is_dir() else []
-    own = {"cache", MASKS_FILE, PICTURES_FOLDER, *DESKTOP_FILES}
+    own = {"cache", MASKS_FILE, PICTURES_FOLDER, LOCK_FILE, HOLDER_FILE, *DESKTOP_FILES}
     others += sorted(p.name for p in folder.glob("*") if p.name not in own and not is_temporary(p.name))
     if others:
         raise bad_input(
@@ -259,15 +320,15 @@ def _refuse_other_files(folder: Path) -> None:
 
 
 def _change_hints(
-    history: HintHistory, options: MaskOptions, place: MaskPlace, metadata: VideoMetadata, frames: range
+    history: HintHistory, options: MaskOptions, place: MaskPlace, metadata: VideoMetadata, frames: range, line: str
 ) -> HintHistory:
     """Returns the hints after the change that the options ask for; `history` itself where they ask for none."""
     if (options.undo and not history.done) or (options.redo and not history.undone):
         what = "undo" if options.undo else "redo"
-        raise bad_input(f"there is nothing to {what}", where=str(place.folder / HINTS_FILE), fix="unwrap mask --list")
+        raise bad_input(f"there is nothing to {what}", where=str(place.folder / HINTS_FILE), fix=f"{line} --list")
     if options.undo or options.redo:
         return history.apply(HintStep("undo" if options.undo else "redo"))
-    known = [replace(hint, box=None, file=None) if isinstance(hint, TextHint) else hint for hint in history.hints]
+    known = [hint.unfound if isinstance(hint, TextHint) else hint for hint in choose_current_hints(history.hints)]
     new = tuple(hint for hint in options.hints if hint not in known)
     new = find_words(new, place.folder, metadata, frames, options)
     return history.apply(HintStep("add", new)) if new else history
@@ -283,52 +344,64 @@ def _make_masks(
     line: str,
     report: ProgressReporter,
 ) -> SegmentedVideo:
-    """Makes the mattes of the objects whose hints or settings changed, and writes the folder."""
+    """Makes the mattes of the objects that changed, and writes the folder."""
     folder, frames = job.place.folder, job.frames
-    kept = {}
-    for name in hinted:
-        record = read_object_record(folder / name)
-        if record is not None and record.digest == job.digest(name, engine):
-            kept[name] = record
     video = read_video(
         job.place.video, job.place.cache, f"{job.size[0]}x{job.size[1]}", f"{frames.start}:{frames.stop}"
     )
-    changed = {name: hints for name, hints in hinted.items() if name not in kept}
-    records, notes, found = dict(kept), [], None
-    if changed:
+    records = {}
+    for name in hinted:
+        record = read_object_record(folder / name)
+        if record is not None and record.digest == job.digest(name, engine):
+            records[name] = record
+    names = list(hinted)  # in the order of the hints: masks do not depend on what was found in which command
+    # The order: as asked for; otherwise a guess, which starts from the order so far with new objects in front.
+    known = [name for name in (job.before.objects if job.before else ()) if name in hinted]
+    ordered = [*(name for name in names if name not in known), *known]
+    notes: list[str] = []
+    changed: list[str] = []
+    how = "as last time"
+    stored = {name: job.read_found(name, engine, video) for name in names}
+    # Where the cache was deleted and nothing has changed, nothing is found again.
+    if all(stored.values()) or job.differs_from_last_time(records, hinted):
         flow = compute_flow(video.frames, job.place.cache, report=rename_stage(report, "flow"))
-        found = engine.segment(video.frames, flow, changed, rename_stage(report, "objects"))
-        for name, shares in zip(found.names, found.shares, strict=True):
-            if not (shares >= 128).any():
-                raise bad_input(
-                    f"{name} was not found in any frame",
-                    where=", ".join(hint.words for hint in job.hints if hint.object == name),
-                    why="nothing where the hints point differs from what is around it",
-                    fix=f"draw around it: --object {name} --frame {frames.start + min(changed[name])} "
-                    "--box x,y,width,height",
+        searched = {name: hints for name, hints in hinted.items() if stored[name] is None}
+        found, found_notes = _find_objects(job, engine, searched, video, flow, line, report) if searched else ({}, ())
+        notes += found_notes
+        shares = allocate_zeros((len(names), *video.frames.shape[:3]), np.uint8)
+        confidence = {}
+        for place, name in enumerate(names):
+            item = stored[name] or found[name]
+            shares[place], confidence[name] = item.shares, item.confidence
+        _refuse_equal_objects(names, shares, searched, line, job.hints)
+        for name, item in found.items():
+            store_found_object(job.place.cache, name, job.digest(name, engine), item)
+        if len(names) > 1:
+            order, is_seen = find_order(shares[[names.index(name) for name in ordered]] >= 128)
+            ordered = [ordered[place] for place in order]
+            how = "guessed by who covers whom" if is_seen else "guessed, as none covers another"
+        settle_overlaps(shares)
+        for place, name in enumerate(names):
+            digest = job.matte_digest(shares[place])
+            if name not in records or records[name].matte_digest != digest:
+                changed.append(name)
+                records[name] = ObjectRecord(
+                    digest=job.digest(name, engine), matte_digest=digest, confidence=confidence[name]
                 )
-        for name, shares, confidence in zip(found.names, found.shares, found.confidence, strict=True):
-            sure = tuple(round(float(value), 4) for value in confidence)
-            records[name] = ObjectRecord(digest=job.digest(name, engine), confidence=sure)
-            retouched = write_mattes(folder / name, records[name], _make_mattes(shares, flow, job, report))
-            if retouched is not None:
-                notes.append(f"{name} was retouched or made by another program: that is in {retouched} now")
-
-    # Front to back as asked; otherwise, unless all were found now, as they were, with new ones in front.
-    asked, new = job.options.order, found.names if found else ()
-    known = job.before.objects if job.before and set(new) != set(records) else ()
-    known = tuple(name for name in known if name in records)
-    guessed = dict.fromkeys((*(name for name in (*new, *records) if name not in known), *known))
-    order = (*(name for name in asked if name in records), *(name for name in guessed if name not in asked))
-    if len(order) > 1:
-        how = "as you asked" if asked else "guessed; --order NAME, front first, sets it"
-        notes.append(f"front to back: {', '.join(order)} ({how})")
+                retouched = write_mattes(folder / name, records[name], _make_mattes(shares[place], flow, job, report))
+                if retouched is not None:
+                    notes.append(f"{name} was retouched or made by another program: that is in {retouched} now")
+    asked = job.options.order
+    ordered = [*(name for name in asked if name in hinted), *(name for name in ordered if name not in asked)]
+    if len(ordered) > 1:
+        how = "as you asked" if asked else f"{how}; --order NAME, front first, sets it"
+        notes.append(f"front to back: {', '.join(ordered)} ({how})")
     written = MaskFolderRecord(
         sha256=job.metadata.sha256,
         size=(job.metadata.width, job.metadata.height),
         frame_count=job.metadata.frame_count,
         frames=frames,
-        objects=order,
+        objects=tuple(ordered),
         order=asked,
         followed_at=job.options.size or "240p",
         edges=job.options.edges or "soft",
@@ -336,21 +409,93 @@ def _make_masks(
         matte_model=job.options.matte_model,
     )
     write_json(folder / MASKS_FILE, to_mapping(written))
-    notes += found.notes if found is not None else ()
 
-    objects, advice = [], []
-    for name in order:
-        doubts = find_doubts(records[name].confidence, frames.start)
-        objects.append(
-            SegmentedObject(name, folder / name, records[name].confidence, doubts.check, doubts.lost, name not in kept)
-        )
-        if doubts.check:
-            advice.append(f"{name}: check {', '.join(map(describe_span, doubts.check))}")
-        for span in doubts.lost:
-            fix = f"{line} --object {name} --frame {span.start} --box x,y,width,height"
-            advice.append(f"{name}: lost in {describe_span(span)}; if it is visible, point at it there: {fix}")
+    objects = []
+    for name in ordered:
+        sure = records[name].confidence
+        doubts = find_doubts(sure, frames.start)
+        objects.append(SegmentedObject(name, folder / name, sure, doubts.check, doubts.lost, name in changed))
     sheet = _write_sheet(job, video, objects)
-    return SegmentedVideo(folder, frames, tuple(objects), sheet, tuple(notes), tuple(advice))
+    return SegmentedVideo(folder, frames, tuple(objects), sheet, tuple(notes), _advise(objects, line))
+
+
+def _advise(objects: Sequence[SegmentedObject], line: str) -> tuple[str, ...]:
+    """Says where the user should look, and what to do there."""
+    advice = []
+    for item in objects:
+        if item.check:
+            advice.append(f"{item.name}: check {', '.join(map(describe_span, item.check))}")
+        for span in item.lost:
+            fix = f"{line} --object {item.name} --frame {span.start} --box x,y,width,height"
+            advice.append(f"{item.name}: lost in {describe_span(span)}; if it is visible, point at it there: {fix}")
+    return tuple(advice)
+
+
+def _find_objects(
+    job: MaskJob,
+    engine: ObjectSegmenter,
+    searched: Mapping[str, Mapping[int, FrameHints]],
+    video: Video,
+    flow: FlowField,
+    line: str,
+    report: ProgressReporter,
+) -> tuple[dict[str, FoundObject], tuple[str, ...]]:
+    """Finds objects, each as if it were alone, and notes; refuses those that differ from nothing around them."""
+    first = job.frames.start
+    try:
+        found = engine.segment(video.frames, flow, searched, rename_stage(report, "objects"))
+    except UnusableHintsError as problem:
+        frame = first + problem.frame
+        words = [hint.words for hint in job.hints if (hint.object, hint.frame) == (problem.name, frame)]
+        raise bad_input(
+            f"{problem.name}, frame {frame}: {problem.what}",
+            where=", ".join(words),
+            why=problem.why,
+            fix=f"{line} --object {problem.name} --frame {frame} --box x,y,width,height, closer or in another frame",
+        ) from problem
+    objects = {}
+    for name, shares, confidence in zip(found.names, found.shares, found.confidence, strict=True):
+        hints = [hint for hint in job.hints if hint.object == name]
+        # A click always gives some pixels; where they differ from nothing around, they are lost in the next frame.
+        beyond = [sure for number, sure in enumerate(confidence) if number not in searched[name]]
+        is_nothing = all(isinstance(hint, PointHint) for hint in hints) and bool(beyond) and max(beyond) < 1e-3
+        if is_nothing or not (shares >= 128).any():
+            raise bad_input(
+                f"{name} was not found in any {'other ' if is_nothing else ''}frame",
+                where=", ".join(f"frame {hint.frame}: {hint.words}" for hint in hints),
+                why="nothing where the hints point differs from what is around it",
+                fix=f"{line} --object {name} --frame {first + min(searched[name])} --box x,y,width,height, around "
+                "something that differs",
+            )
+        objects[name] = FoundObject(shares, tuple(round(float(value), 4) for value in confidence))
+    return objects, found.notes
+
+
+def _refuse_equal_objects(
+    names: Sequence[str],
+    shares: UInt8[np.ndarray, "objects time height width"],
+    searched: Collection[str],
+    line: str,
+    hints: Sequence[AnyHint],
+) -> None:
+    """Refuses two objects with the same pixels: each pixel belongs to one, and both would be torn."""
+    for a, b in combinations(range(len(names)), 2):
+        if not {names[a], names[b]} & set(searched):
+            continue
+        both = either = 0
+        for one, other in zip(shares[a], shares[b], strict=True):
+            both += int(np.count_nonzero((one >= 128) & (other >= 128)))
+            either += int(np.count_nonzero((one >= 128) | (other >= 128)))
+        if both > MAX_SHARED_IOU * either:
+            new, old = (names[a], names[b]) if names[a] in searched else (names[b], names[a])
+            words = [f"{hint.object}, frame {hint.frame}: {hint.words}" for hint in hints if hint.object in (new, old)]
+            raise bad_input(
+                f"{new} and {old} are the same object",
+                where="; ".join(words),
+                why=f"their masks share {both} of {either} pixels, and a pixel belongs to one object",
+                fix=f"point at {new} elsewhere: {line} --object {new} --frame N --box x,y,width,height, or give its "
+                f"hints to {old}",
+            )
 
 
 def _make_mattes(

@@ -1,4 +1,4 @@
-"""The lock of a run: one writer at a time. It is freed however its holder ends."""
+"""The lock of a run or another folder: one writer at a time. It is freed however its holder ends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.core.files import disk_errors, make_folder, nearest_existing_folder, remove_stale_temporaries
-from neural_fields.runs.run import Run
+from neural_fields.runs.run import HOLDER_FILE, LOCK_FILE, Run
 
 NO_LOCK_ERRORS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -29,36 +29,59 @@ def lock_run(run: Run) -> Iterator[str]:
     Raises:
         UserError: LOCKED with the process, the machine and the start time of the holder.
     """
-    with disk_errors(run.lock_file):
-        make_folder(run.path)
-        lock, note = _acquire_lock(run)
-    try:
+    with lock_folder(run.path, f"the run {run.path}", f"unwrap info {run.path} works meanwhile") as note:
         with disk_errors(run.lock_file):
-            for folder in (run.path, run.canonical, run.maps, run.previews, run.renders, run.exports, run.checkpoints):
+            for folder in (run.canonical, run.maps, run.previews, run.renders, run.exports, run.checkpoints):
                 remove_stale_temporaries(folder)
+        yield note
+
+
+@contextmanager
+def lock_folder(folder: Path, title: str, meanwhile: str = "") -> Iterator[str]:
+    """Holds a folder, which is made if it is missing, for writing; like `lock_run`, which says more.
+
+    Args:
+        folder: the folder.
+        title: what it is, for the error: "the run swan".
+        meanwhile: what can be done until it is free, for the error.
+
+    Yields:
+        The note.
+
+    Raises:
+        UserError: LOCKED with the process, the machine and the start time of the holder.
+    """
+    file = folder / LOCK_FILE
+    with disk_errors(file):
+        make_folder(folder)
+        lock, note = _acquire_lock(file, title, meanwhile)
+    try:
+        with disk_errors(file):
+            remove_stale_temporaries(folder)
         yield note
     finally:
         lock.release()
 
 
-def _acquire_lock(run: Run) -> tuple[BaseFileLock, str]:
+def _acquire_lock(file: Path, title: str, meanwhile: str) -> tuple[BaseFileLock, str]:
     """Takes the lock of the system or, where the volume has none, that of a file; returns it with the note."""
-    lock: BaseFileLock = FileLock(run.lock_file, timeout=0, thread_local=False, on_acquired=_write_holder)
+    lock: BaseFileLock = FileLock(file, timeout=0, thread_local=False, on_acquired=_write_holder)
     try:
         lock.acquire()
         return lock, ""
     except Timeout as error:
-        raise _locked_error(run, run.lock_file) from error
+        raise _locked_error(file, title, meanwhile) from error
     except OSError as error:
         if error.errno not in NO_LOCK_ERRORS:
             raise
     # The first try may only remove the file that a killed process of this machine left.
-    lock = SoftFileLock(run.holder_file, timeout=0.2, thread_local=False)
+    holder = file.with_name(HOLDER_FILE)
+    lock = SoftFileLock(holder, timeout=0.2, thread_local=False)
     try:
         lock.acquire()
     except Timeout as error:
-        raise _locked_error(run, run.holder_file) from error
-    return lock, f"{nearest_existing_folder(run.path)} cannot lock files, so {run.holder_file.name} is used instead"
+        raise _locked_error(holder, title, meanwhile) from error
+    return lock, f"{nearest_existing_folder(file.parent)} cannot lock files, so {HOLDER_FILE} is used instead"
 
 
 def _write_holder(descriptor: int) -> None:
@@ -67,13 +90,13 @@ def _write_holder(descriptor: int) -> None:
     os.pwrite(descriptor, f"{os.getpid()}\n{platform.node()}\n".encode(), 0)
 
 
-def _locked_error(run: Run, file: Path) -> UserError:
+def _locked_error(file: Path, title: str, meanwhile: str) -> UserError:
     """Makes the error that names the process and the machine in a lock file, and when it was written."""
     lines, started = ["?", "?"], "?"
     with suppress(OSError), file.open("rb") as stream:
         lines = stream.read(1024).decode(errors="replace").splitlines()
         started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(os.fstat(stream.fileno()).st_mtime))
     pid, host = ("".join(filter(str.isprintable, line[:80])) for line in (*lines, "?", "?")[:2])
-    fix = f"wait until it has ended; unwrap info {run.path} works meanwhile"
+    fix = "wait until it has ended" + (f"; {meanwhile}" if meanwhile else "")
     why = f"process {pid} on {host} since {started} is writing to it, and only one may"
-    return UserError(ExitCode.LOCKED, f"the run {run.path} is in use", where=str(file), why=why, fix=fix)
+    return UserError(ExitCode.LOCKED, f"{title} is in use", where=str(file), why=why, fix=fix)

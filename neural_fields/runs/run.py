@@ -28,6 +28,8 @@ from neural_fields.core.files import (
 from neural_fields.core.version import __version__
 
 RUN_SCHEMA = 1  # of run.yaml and of a checkpoint's manifest.json; raised when an older program could not read them
+LOCK_FILE = "LOCK"
+HOLDER_FILE = "LOCK.holder"  # only where the volume has no locks
 
 
 class _PathInRun:
@@ -62,8 +64,8 @@ class Run:
     exports = _PathInRun("exports")
     previews = _PathInRun("previews")
     report = _PathInRun("report.html")
-    lock_file = _PathInRun("LOCK")
-    holder_file = _PathInRun("LOCK.holder")  # only where the volume has no locks
+    lock_file = _PathInRun(LOCK_FILE)
+    holder_file = _PathInRun(HOLDER_FILE)
 
     @classmethod
     def open(cls, path: Path | str) -> Run:

@@ -17,8 +17,9 @@ from neural_fields.core.progress import Progress, ProgressReporter, report_nothi
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.data.flow.compute import FlowField, compute_flow
 from neural_fields.data.flow.shot_detection import find_cuts
-from neural_fields.data.masks.layer_masks import LayerMasks, find_masks, load_masks, mask_iou
+from neural_fields.data.masks.layer_masks import LayerMasks, load_masks, mask_iou
 from neural_fields.data.masks.refinement import refine_masks
+from neural_fields.data.segmentation.moving_objects import find_moving_objects
 from neural_fields.data.video.metadata import Video
 from neural_fields.masking.options import MaskOptions
 from neural_fields.masking.segment_video import segment_video
@@ -77,7 +78,7 @@ def prepare_clip(
     size = (frames.shape[2], frames.shape[1])
     notes: list[str] = []
     region = parse_roi_option(options, config, source)
-    if region and options.masks == ("auto",):
+    if region and options.finds_masks:
         options = replace(options, masks=("none",))  # the region is the object
     if len(frames) == 1:
         notes.append("the clip has one frame: it is trained on as a still, without motion")
@@ -85,7 +86,7 @@ def prepare_clip(
     # Layers that are charts, one after the other in time.
     charts = None
     if isinstance(config.opacity, WindowOpacityConfig):
-        if options.masks not in (("auto",), ("none",)):
+        if not options.finds_masks and options.masks != ("none",):
             given = " ".join(options.masks)
             raise bad_input(
                 f"--masks {given} with --config {options.config}",
@@ -99,7 +100,7 @@ def prepare_clip(
     cuts: tuple[int, ...] = ()
     geometry_side = config.mapping.flow_side  # geometry needs no more than a small flow
     needs_flow = geometry_side is not None or config.terms.uses_flow
-    if len(frames) > 1 and (needs_flow or (charts is None and options.masks == ("auto",))):
+    if len(frames) > 1 and (needs_flow or (charts is None and options.finds_masks)):
         flow_size = size  # the loss terms of the papers use the flow of the full size
         if geometry_side is not None:
             shrink = min(1.0, geometry_side / max(size))
@@ -139,20 +140,32 @@ def _load_masks(
     nothing = LayerMasks((), np.zeros((0, *source.frames.shape[:3]), bool))
     if options.masks == ("none",):
         return nothing
-    if "auto" in options.masks or "none" in options.masks:
-        if len(options.masks) > 1:
-            raise bad_input(
-                f"--masks {' '.join(options.masks)}: 'auto' and 'none' stand alone",
-                why="either the program finds the moving object, or every layer has a mask of yours",
-                fix="--masks PATH for each front layer, front first",
-            )
+    if len(options.masks) > 1 and any(spec == "none" or spec.partition(":")[0] == "auto" for spec in options.masks):
+        raise bad_input(
+            f"--masks {' '.join(options.masks)}: 'auto' and 'none' stand alone",
+            why="either the program finds the moving objects, or every layer has a mask of yours",
+            fix="--masks PATH for each front layer, front first",
+        )
+    if options.finds_masks:
         if flow is None:
             return nothing
         report(Progress("masks", 0, 1))
-        found = find_masks(source.frames, flow, report)
-        if not found.names:
-            notes.append("no object moves clearly on its own: the model has one layer (--masks PATH adds more)")
-        return found
+        found = find_moving_objects(source.frames, flow, options.wanted_objects, report)
+        hints = []
+        for other in found.others:
+            left, top, wide, high = other.box * np.tile((source.metadata.width, source.metadata.height), 2)
+            box = f"{left:.0f},{top:.0f},{max(wide, 1):.0f},{max(high, 1):.0f}"
+            frame = source.frame_range[0] + other.frame * source.frame_range[2]
+            hints.append(f"--object NAME --frame {frame} --box {box}")
+        if not found.layers.names:
+            seen = f" (something moves here: {'; '.join(hints)})" if hints else ""
+            notes.append(
+                "nothing found that moves clearly on its own, so the model has one layer: point at the object "
+                f"with --object NAME --frame N --box x,y,width,height{seen}"
+            )
+        elif hints:
+            notes.append(f"something else moves, and has no layer; to point at it: {'; '.join(hints)}")
+        return found.layers
     report(Progress("masks", 0, 1))
     chosen = range(*source.frame_range)
     metadata = source.metadata
@@ -193,17 +206,22 @@ def make_hinted_masks(
 
 
 def _store_masks(masks: LayerMasks, path: Path) -> LayerMasks:
-    """Maps the masks from the file `path`, which is written if it is missing."""
-    if not path.is_file():
-        require_disk_space(path.parent, masks.masks.nbytes)
-        with atomic_write(path) as part:
-            np.save(part, masks.masks, allow_pickle=False)
-    return LayerMasks(masks.names, np.load(path, mmap_mode="r", allow_pickle=False))
+    """Maps the masks from the file `path`, and shares from one beside it; they are written if they are missing."""
+    stored = []
+    # The file of the masks is the last: where it is, all are.
+    for file, values in ((path.with_name(f"{path.stem}-shares.npy"), masks.shares), (path, masks.masks)):
+        if values is not None and not file.is_file():
+            require_disk_space(file.parent, values.nbytes)
+            with atomic_write(file) as part:
+                np.save(part, values, allow_pickle=False)
+        if values is not None:
+            stored.append(np.load(file, mmap_mode="r", allow_pickle=False))
+    return LayerMasks(masks.names, stored[-1], stored[0] if len(stored) == 2 else None)
 
 
 def _hash_masks(masks: LayerMasks) -> str:
     digest = hashlib.blake2b(str(masks.masks.shape).encode(), digest_size=16)
-    for layer in masks.masks:
+    for layer in (*masks.masks, *(() if masks.shares is None else masks.shares)):
         for mask in iterate_releasing(layer):
             digest.update(np.ascontiguousarray(mask).tobytes())
     return digest.hexdigest()
@@ -216,7 +234,7 @@ def _should_refine_masks(
 
     Short and very small clips say too little about what is wrong with a mask.
     """
-    given = not {"auto", "none"} & set(options.masks)
+    given = not options.finds_masks and "none" not in options.masks
     enough = len(frames) >= settings.min_frames and max(frames.shape[1:3]) >= settings.min_side_px
     return (
         given
@@ -241,10 +259,13 @@ def _refine_given_masks(
     if len(frames) > settings.max_full_frames and _samples_stay(frames, flow, masks, settings):
         return masks
     refined = refine_masks(frames, flow, masks, report)
-    kept = []
-    for before, after in zip(masks.masks, refined.masks, strict=True):
-        kept.append(before if mask_iou(before, after) > settings.keep_above_iou else after)
-    return _store_masks(LayerMasks(masks.names, np.stack(kept)), path)
+    kept, shares = [], []
+    for layer, (before, after) in enumerate(zip(masks.masks, refined.masks, strict=True)):
+        chosen = masks if mask_iou(before, after) > settings.keep_above_iou else refined
+        kept.append(chosen.masks[layer])
+        if chosen.shares is not None:
+            shares.append(chosen.shares[layer])
+    return _store_masks(LayerMasks(masks.names, np.stack(kept), np.stack(shares) if shares else None), path)
 
 
 def _samples_stay(frames: np.ndarray, flow: FlowField, masks: LayerMasks, settings: GivenMaskSettings) -> bool:
@@ -255,7 +276,8 @@ def _samples_stay(frames: np.ndarray, flow: FlowField, masks: LayerMasks, settin
         sample_flow = FlowField(
             flow.forward[pairs], flow.backward[pairs], flow.forward_ok[pairs], flow.backward_ok[pairs]
         )
-        given = LayerMasks(masks.names, masks.masks[:, sample])
+        shares = None if masks.shares is None else masks.shares[:, sample]
+        given = LayerMasks(masks.names, masks.masks[:, sample], shares)
         refined = refine_masks(frames[sample], sample_flow, given)
         overlaps = [mask_iou(before, after) for before, after in zip(given.masks, refined.masks, strict=True)]
         if min(overlaps) < settings.keep_above_iou:
@@ -299,7 +321,7 @@ def make_record(options: TrainOptions, config: PlanarConfig, source: Video) -> d
 
 def _resolve_path(spec: str) -> str:
     """Makes the path of a "[NAME=]PATH" absolute."""
-    if spec in ("auto", "none"):
+    if spec == "none" or spec.partition(":")[0] == "auto":
         return spec
     name, _, path = spec.rpartition("=")
     return f"{name}={Path(path).resolve()}" if name else str(Path(path).resolve())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -59,7 +60,7 @@ class TrainOptions:
     frames: str | None = None
     """Frames to use: A:B or A:B:STEP."""
     masks: Repeated = ()
-    """[NAME=]PATH for each front layer, front first; auto (segment by motion, the default); or none."""
+    """[NAME=]PATH for each front layer, front first; auto (what moves, the default) or auto:N (at most N); or none."""
     hints: NotAFlag[tuple[AnyHint, ...]] = ()
     """Instead of masks: where objects are in some frames; masks of them are made first, in the run's folder."""
     roi: str | None = None
@@ -84,7 +85,24 @@ class TrainOptions:
                 why="either the masks are there, or they are made from what you point at",
                 fix="unwrap mask VIDEO first, then unwrap train VIDEO --masks FOLDER for each",
             )
+        if self.finds_masks and self.masks[0] != "auto" and not re.fullmatch(r"auto:[1-9]\d?", self.masks[0]):
+            raise bad_input(
+                f"--masks {self.masks[0]}",
+                why="the number says how many moving objects may become layers: 1 to 99",
+                fix="--masks auto:2",
+            )
         if self.seconds is not None and not self.seconds > 0:
             raise bad_input(f"--seconds {self.seconds:g}", why="training takes some time: above 0", fix="--seconds 90")
         if not 0 <= self.seed < 2**32:
             raise bad_input(f"--seed {self.seed}", why="expected a whole number from 0 to 2^32 - 1", fix="--seed 0")
+
+    @property
+    def finds_masks(self) -> bool:
+        """Whether masks are found by motion: `--masks auto` or auto:N."""
+        return len(self.masks) == 1 and self.masks[0].partition(":")[0] == "auto"
+
+    @property
+    def wanted_objects(self) -> int | None:
+        """The most objects that are found by motion; None where the user does not say."""
+        number = self.masks[0].partition(":")[2] if self.finds_masks else ""
+        return int(number) if number else None

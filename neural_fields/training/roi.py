@@ -76,7 +76,11 @@ def add_region_layer(
     frame = range(*source.frame_range).index(region.frame)
     found = track_region(clip.frames, clip.flow, corners, frame, report)
     masks = np.concatenate([found.visibility[None], clip.masks.masks])
-    out = replace(clip, masks=LayerMasks((REGION_LAYER, *clip.masks.names), masks), regions={REGION_LAYER: found.track})
+    shares = None
+    if clip.masks.shares is not None:
+        shares = np.concatenate([255 * found.visibility[None].astype(np.uint8), clip.masks.shares])
+    layers = LayerMasks((REGION_LAYER, *clip.masks.names), masks, shares)
+    out = replace(clip, masks=layers, regions={REGION_LAYER: found.track})
     gone = [frame for frame, mask in zip(range(*source.frame_range), found.visibility, strict=True) if not mask.any()]
     notes = []
     if gone:

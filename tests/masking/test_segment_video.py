@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import neural_fields.masking.segment_video as masking
 from neural_fields.core.errors import ExitCode, UserError, bad_input
 from neural_fields.data.masks.layer_masks import load_masks
 from neural_fields.data.segmentation.networks.words import WordFinder, WordMatch
-from neural_fields.data.segmentation.segmenter import ClipSegmentation, ObjectSegmenter
-from neural_fields.masking.hint_journal import HINTS_FILE
-from neural_fields.masking.hints import AnyHint, BoxHint, MaskHint, PointHint, StrokeHint, TextHint
+from neural_fields.data.segmentation.segmenter import ClipSegmentation, ObjectSegmenter, UnusableHintsError
+from neural_fields.masking.hint_journal import HINTS_FILE, read_hints
+from neural_fields.masking.hints import AnyHint, BoxHint, MaskHint, PointHint, StrokeHint, TextHint, split_hint_words
 from neural_fields.masking.options import MaskOptions
 from neural_fields.masking.segment_video import SegmentedVideo, segment_video
+from neural_fields.runs.locking import lock_folder
 from tests.support.box_segmenter import BoxSegmenter
 
 WIDTH, HEIGHT, FRAMES = 64, 48, 6
@@ -145,6 +148,28 @@ def test_words_are_found_once_and_stay_where_they_were_found(clip: Path, monkeyp
         point_at(clip, TextHint("cow", 0, "cow"), text_model="words")
 
 
+def test_words_without_a_frame_are_looked_for_in_several_frames_until_found(
+    clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[list[WordMatch]] = [[], [], [WordMatch(0.9, (8, 12, 24, 32))]]
+    looked: list[bytes] = []
+
+    def find(self: WordFinder, frame: np.ndarray, words: str) -> list[WordMatch]:
+        looked.append(frame.tobytes())
+        return answers.pop(0) if answers else []
+
+    monkeypatch.setattr(WordFinder, "find_in_frame", find)
+    hints, _ = split_hint_words(["--object", "dog", "--text", "a dog"])
+    for _ in range(2):
+        masks = point_at(clip, *hints, text_model="words")
+    assert len(looked) == 3 and looked[2] == np.asarray(Image.open(clip / "00005.png")).tobytes()
+    (hint,) = read_hints(masks.folder).hints
+    assert isinstance(hint, TextHint) and (hint.frame, hint.box) == (5, (8, 12, 16, 20))
+    with pytest.raises(UserError, match="nothing in frames 1, 2, 3 looks like 'a cow'"):
+        point_at(clip, TextHint("cow", 0, "a cow", any_frame=True), text_model="words", frames="1:4", out=Path("cow"))
+    assert len(looked) == 6 and len(set(looked)) == 5, "frame 2 was looked at for the dog too"
+
+
 # --- more hints, and what they change -------------------------------------------------------------------------------
 
 
@@ -215,6 +240,49 @@ def test_a_later_box_in_the_same_frame_replaces_the_earlier_one(clip: Path) -> N
     assert mattes[2, 25, 45] == 255 and mattes[2, 22, 12] == 0
 
 
+def test_an_earlier_box_can_be_given_again(clip: Path) -> None:
+    for hint in (DOG, BoxHint("dog", 2, 40, 20, 10, 10), DOG):
+        point_at(clip, hint)
+    assert read_mattes(Path("clip-masks/dog"))[2, 22, 12] == 255
+
+
+# --- objects that want the same pixels ------------------------------------------------------------------------------
+
+BESIDE = BoxHint("cow", 1, 16, 12, 24, 20)  # shares half of the dog's box
+
+
+def test_overlaps_with_objects_of_earlier_commands_are_settled_and_undone(clip: Path) -> None:
+    point_at(clip, DOG)
+    alone = contents(Path("clip-masks/dog"))
+    segmenter = BoxSegmenter()
+    point_at(clip, BESIDE, segmenter=segmenter)
+    assert segmenter.asked == [["cow"]]
+    both = [read_mattes(Path("clip-masks") / name).astype(int) for name in ("dog", "cow")]
+    assert (both[0] + both[1]).max() == 255 and both[0].any() and both[1].any()
+    point_at(clip, DOG, BESIDE, out=Path("at-once"))
+    for name, mattes in zip(("dog", "cow"), both, strict=True):
+        assert (read_mattes(Path("at-once") / name) == mattes).all(), "the order of the commands does not count"
+    point_at(clip, undo=True, segmenter=segmenter)
+    assert contents(Path("clip-masks/dog")) == alone and len(segmenter.asked) == 1
+
+
+def test_two_names_for_one_object_are_refused(clip: Path) -> None:
+    error = refuse(clip, "cat and dog are the same object", BoxHint("cat", 4, 8, 12, 16, 20))
+    assert "dog, frame 2: --box 8,12,16,20" in error.where and "cat, frame 4: --box 8,12,16,20" in error.where
+
+
+def test_without_the_cache_nothing_changes_and_a_new_object_is_settled_all_the_same(clip: Path) -> None:
+    point_at(clip, DOG)
+    before = contents(Path("clip-masks"))
+    shutil.rmtree("clip-masks/cache")
+    segmenter = BoxSegmenter()
+    point_at(clip, segmenter=segmenter)
+    assert contents(Path("clip-masks")) == before and segmenter.asked == []
+    shutil.rmtree("clip-masks/cache")
+    point_at(clip, BESIDE, segmenter=segmenter)
+    assert segmenter.asked == [["dog", "cow"]]
+
+
 # --- nothing is lost ------------------------------------------------------------------------------------------------
 
 
@@ -232,6 +300,53 @@ def test_masks_and_hints_are_as_before_when_the_work_fails(clip: Path) -> None:
         point_at(clip, segmenter=segmenter)
         is_kept = isinstance(problem, KeyboardInterrupt)  # a hint that cannot be used is taken back
         assert segmenter.asked == ([["dog"]] if is_kept else [])
+
+
+def test_what_was_found_is_not_found_again_after_an_interruption(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    segmenter = BoxSegmenter()
+    with monkeypatch.context() as patch:
+        patch.setattr(masking, "write_mattes", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            point_at(clip, DOG, segmenter=segmenter)
+    assert point_at(clip, DOG, segmenter=segmenter).objects[0].is_new
+    assert segmenter.asked == [["dog"]]
+
+
+def test_a_command_that_fails_leaves_what_can_be_redone(clip: Path) -> None:
+    point_at(clip, DOG)
+    point_at(clip, CAT)
+    point_at(clip, undo=True)
+    with pytest.raises(UserError, match="no"):
+        point_at(clip, PointHint("dog", 1, 10, 20), segmenter=BoxSegmenter(problem=bad_input("no")))
+    assert {item.name for item in point_at(clip, redo=True).objects} == {"dog", "cat"}
+    with pytest.raises(UserError, match="nothing to redo"):
+        point_at(clip, redo=True)
+
+
+def test_one_command_at_a_time_writes_to_a_folder(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    point_at(clip, DOG)
+    before = contents(Path("clip-masks"))
+    with lock_folder(Path("clip-masks"), "the folder"), pytest.raises(UserError, match="is in use") as caught:
+        point_at(clip, CAT)
+    assert caught.value.code == ExitCode.LOCKED
+    del before["LOCK"]
+    assert {name: data for name, data in contents(Path("clip-masks")).items() if name != "LOCK"} == before
+
+    check = masking.convert_hints
+
+    def let_another_in(*given: Any) -> Any:
+        monkeypatch.setattr(masking, "convert_hints", check)
+        point_at(clip, BESIDE)
+        return check(*given)
+
+    monkeypatch.setattr(masking, "convert_hints", let_another_in)
+    with pytest.raises(UserError, match="has just changed") as caught:
+        point_at(clip, CAT)
+    assert caught.value.code == ExitCode.LOCKED
+    assert {item.name for item in point_at(clip, CAT).objects} == {"dog", "cow", "cat"}
 
 
 def test_retouched_mattes_are_kept_beside_the_new_ones(clip: Path) -> None:
@@ -276,7 +391,10 @@ def refuse(clip: Path, text: str, *hints: AnyHint, **options: Any) -> UserError:
     with pytest.raises(UserError) as caught:
         point_at(clip, *hints, **options)
     assert text in str(caught.value)
-    assert contents(Path("clip-masks")) == before
+    after = contents(Path("clip-masks"))
+    assert read_hints(Path("clip-masks")).hints == (DOG,)
+    assert after.pop(HINTS_FILE).startswith(before.pop(HINTS_FILE)), "lines are only added"
+    assert {**after, "LOCK": b""} == {**before, "LOCK": b""}
     assert caught.value.code == ExitCode.BAD_INPUT and caught.value.fix
     return caught.value
 
@@ -310,6 +428,8 @@ def test_pictures_that_cannot_be_read_or_have_another_size_or_show_nothing_are_r
     Image.new("RGB", (WIDTH, HEIGHT)).save("black.png")
     refuse(clip, "shows nothing", MaskHint("cat", 0, Path("black.png")))
     refuse(clip, "shows nothing", StrokeHint("cat", 0, Path("black.png")))
+    Image.new("RGB", (WIDTH, HEIGHT), (255, 255, 255)).save("white.png")
+    refuse(clip, "shows the whole frame", MaskHint("cat", 0, Path("white.png")))
 
 
 @pytest.mark.parametrize(
@@ -359,3 +479,27 @@ def test_no_hints_an_object_that_is_nowhere_and_an_unknown_name_are_refused(clip
         point_at(clip, PointHint("dog", 1, 10, 20))
     assert not [path for path in Path("clip-masks").iterdir() if path.name in ("dog", "masks.json")]
     refuse(clip, "--order horse: there is no such object", order=("horse",))
+
+
+def test_a_click_where_nothing_differs_from_its_surroundings_is_refused(clip: Path) -> None:
+    class Blob(BoxSegmenter):
+        def segment(self, *given: Any) -> ClipSegmentation:
+            found = super().segment(*given)
+            found.shares[:, :, :5, :5] = 255
+            return found
+
+    segmenter = Blob(confidence=(0.0, 1.0, 0.0, 0.0, 0.0, 0.0))
+    error = refuse(clip, "cat was not found in any other frame", PointHint("cat", 1, 3, 3), segmenter=segmenter)
+    assert error.where == "frame 1: --point 3,3" and "unwrap mask" in error.fix
+
+
+def test_hints_that_no_object_fits_are_named_with_the_frame_of_the_video(clip: Path) -> None:
+    problem = UnusableHintsError("dog", 1, bad_input("nothing in the box", why="it is flat"))
+    with pytest.raises(UserError, match="dog, frame 2: nothing in the box") as caught:
+        point_at(clip, DOG, frames="1:4", segmenter=BoxSegmenter(problem=problem))
+    assert caught.value.where == DOG.words and "--object dog --frame 2 --box" in caught.value.fix
+
+
+def test_marks_of_what_is_not_the_object_are_not_enough(clip: Path) -> None:
+    error = refuse(clip, "nothing says where cat is", PointHint("cat", 3, 5, 5, is_object=False))
+    assert error.fix == f"unwrap mask {clip} --object cat --frame 3 --box x,y,width,height"

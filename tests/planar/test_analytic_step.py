@@ -50,6 +50,12 @@ def shaken(front: int, size: tuple[int, int] = (41, 27), **overrides: object) ->
     return model.train(), clip
 
 
+def soften(clip: ClipDataset) -> ClipDataset:
+    """Returns the clip with random shares, which overlap, inside the masks."""
+    random = np.random.default_rng(5).integers(1, 256, clip.masks.masks.shape, np.uint8)
+    return replace(clip, masks=replace(clip.masks, shares=np.where(clip.masks.masks, random, np.uint8(0))))
+
+
 def gradients(
     model: PlanarModel, batch: Batch, general: bool, min_bands: int = 4
 ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
@@ -69,17 +75,19 @@ def gradients(
 
 
 @pytest.mark.parametrize(
-    ("front", "overrides"),
+    ("front", "soft", "overrides"),
     [
-        (1, {}),
-        (0, {}),
-        (2, {}),
-        (1, {"opacity.max_megapixels": 0.0005}),  # a table coarser than the frame
-        (1, {"gain.kind": "none", "terms.gain_size": 0.0, "terms.gain_smoothness": 0.0}),
+        (1, False, {}),
+        (0, False, {}),
+        (2, False, {}),
+        (2, True, {}),
+        (1, False, {"opacity.max_megapixels": 0.0005}),  # a table coarser than the frame
+        (1, False, {"gain.kind": "none", "terms.gain_size": 0.0, "terms.gain_smoothness": 0.0}),
     ],
 )
-def test_gradients_equal_those_of_the_graph(front: int, overrides: dict) -> None:
+def test_gradients_equal_those_of_the_graph(front: int, soft: bool, overrides: dict) -> None:
     model, clip = shaken(front, **overrides)
+    clip = soften(clip) if soft else clip
     assert analytic_step.supports_model(model)
     batch = Batch(clip, torch.tensor([0, 1, 2]), None)
     slow_terms, slow = gradients(model, batch, general=True)

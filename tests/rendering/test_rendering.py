@@ -297,26 +297,35 @@ def bilinear(image: np.ndarray, x: float, y: float, border: bool) -> np.ndarray:
 def slow_frame(model: PlanarModel, overlays: dict[str, Overlay], t: int, source: np.ndarray) -> np.ndarray:
     """The formula of the module, pixel by pixel, from the model itself at the size of `source`."""
     images = pictures(model)
+    colors = {name: image.to_array()[..., :3] for name, image in images.items()}
     with torch.no_grad():
         samples = model.sample_frame(t, (source.shape[1], source.shape[0]))
     assert samples.uv is not None and samples.gain is not None
-    uv, weight, gain = samples.uv.numpy(), samples.weight.numpy(), samples.gain.numpy()
+    weight, gain = samples.weight.numpy(), samples.gain.numpy()
+    places = [
+        coords.uv_to_texels(samples.uv[:, i], images[name].box, *images[name].size).tolist()
+        for i, name in enumerate(NAMES)
+    ]
+    painted, painted_places = {}, {}
+    for i, name in enumerate(NAMES):
+        if name in overlays:
+            overlay = overlays[name]
+            rgb, alpha = overlay.rgba[..., :3], overlay.rgba[..., 3:]
+            painted[name] = np.concatenate([rgb * alpha, alpha], -1)
+            painted_places[name] = coords.uv_to_texels(samples.uv[:, i], overlay.box, *overlay.size).tolist()
     result = source / 255
-    for n in range(len(uv)):
+    for n in range(len(weight)):
         pixel = source.reshape(-1, 3)[n] / 255
         lit = []
         for i, name in enumerate(NAMES):
-            image = images[name].to_array()
-            x, y = coords.uv_to_texels(torch.tensor(uv[n, i]), images[name].box, *images[name].size).tolist()
-            lit.append(bilinear(image[..., :3], x, y, border=True) * gain[n, i])
+            x, y = places[i][n]
+            lit.append(bilinear(colors[name], x, y, border=True) * gain[n, i])
         missed = pixel - weight[n] @ np.array(lit)
         for i, name in enumerate(NAMES):
             if name not in overlays:
                 continue
-            overlay = overlays[name]
-            x, y = coords.uv_to_texels(torch.tensor(uv[n, i]), overlay.box, *overlay.size).tolist()
-            rgb, alpha = overlay.rgba[..., :3], overlay.rgba[..., 3:]
-            found = bilinear(np.concatenate([rgb * alpha, alpha], -1), x, y, border=False)
+            x, y = painted_places[name][n]
+            found = bilinear(painted[name], x, y, border=False)
             observed = lit[i] + missed
             result.reshape(-1, 3)[n] += weight[n, i] * (found[:3] * gain[n, i] - found[3] * observed)
     return 255 * result.clip(0, 1)

@@ -132,6 +132,26 @@ def test_many_masks_are_mapped_from_a_file_with_the_same_content(
     assert isinstance(clip.masks.masks, np.memmap) and np.array_equal(clip.masks.masks[0], given().masks[0])
 
 
+def test_shares_of_soft_masks_are_kept_with_the_masks_that_the_refinement_chose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = 200 * given().masks.astype(np.uint8)
+
+    def refine(frames: np.ndarray, flow: FlowField, masks: LayerMasks, progress: object = None) -> LayerMasks:
+        better, less = np.array(masks.masks), np.array(masks.shares)
+        better[0, :, :8] = less[0, :, :8] = 0
+        less[1] = 0  # its mask stays as it is
+        return LayerMasks(masks.names, better, less)
+
+    monkeypatch.setattr(inputs, "refine_masks", refine)
+    frames = np.zeros((COUNT, HEIGHT, WIDTH, 3), np.uint8)
+    masks = LayerMasks(given().names, given().masks, shares)
+    for _ in range(2):  # the second time from the cache
+        found = inputs._refine_given_masks(tmp_path, frames, still(), masks, report_nothing, inputs.DEFAULTS)
+        assert isinstance(found.shares, np.memmap) and np.array_equal(found.shares[1], shares[1])
+        assert not found.shares[0, :, :8].any() and np.array_equal(found.shares[0, :, 8:], shares[0, :, 8:])
+
+
 def test_flow_is_computed_on_the_device_of_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     devices: list[str] = []
 

@@ -44,13 +44,16 @@ pytestmark = pytest.mark.slow
 SHORT = (
     "--training.background_steps", "[6, 6, 6]", "--training.person_steps", "[6, 6, 6]",
     "--training.joint_steps", "[3, 3, 3]", "--training.rays", "128", "--training.person_rays", "128",
+    "--background.n_levels", "4", "--background.log2_table", "10", "--background.finest", "64",
+    "--background.proposal_resolution", "24", "--person.n_levels", "4", "--person.log2_table", "10",
+    "--person.voxels", "24", "--person.width", "32",
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("volume") / "scene"
-    write_capture(folder, make_walking_scene(count=6, size=(48, 36), switches=(3,)).capture)
+    write_capture(folder, make_walking_scene(count=6, size=(32, 24), switches=(3,)).capture)
     return folder
 
 
@@ -229,7 +232,7 @@ def test_renders_the_filmed_views_other_cameras_frozen_time_and_poses(
         "reconstruction": [],
         "depth": ["--what", "depth"],
         "orbit": ["--camera", "orbit", "--time", "2", "--size", "16x16"],
-        "file": ["--camera", str(cameras), "--size", "64x48"],
+        "file": ["--camera", str(cameras), "--size", "48x36"],
         "pose": ["--pose", str(bones)],
     }
     for name, words in wanted.items():

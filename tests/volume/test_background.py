@@ -298,7 +298,8 @@ def fitted(capture: Capture, shape: BackgroundConfig, steps: int) -> BackgroundF
 def test_a_room_is_learnt_behind_the_person_and_seen_from_elsewhere() -> None:
     motion = make_walk(10)
     scene = make_scene(motion, place_orbit_cameras(motion, (64, 48), arc=50.0), switches=(5,))
-    field = fitted(scene.capture, replace(BackgroundConfig(), finest=96, n_levels=6, samples=12), 160)
+    shape = replace(BackgroundConfig(), finest=96, n_levels=6, log2_table=14, proposed=32, samples=10)
+    field = fitted(scene.capture, shape, 160)
     truth = scene.compute_view(scene.place_holdout_camera(4, angle=10.0), 4, person=False)
     moments = Moments.from_motion(motion, scene.switches)
     found = Scene(field, None).render_view(truth.camera, 4, moments, chunk=1000)

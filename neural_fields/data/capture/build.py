@@ -34,7 +34,8 @@ from neural_fields.data.capture.pose_landmarks import (
 from neural_fields.data.capture.skeleton import SkeletonMotion
 from neural_fields.data.capture.trc_joints import fit_body_motion, fit_motion_to_joints, read_trc
 from neural_fields.data.flow.compute import compute_flow
-from neural_fields.data.masks.layer_masks import ASPECT_SLACK, find_masks, load_masks
+from neural_fields.data.masks.layer_masks import ASPECT_SLACK, load_masks
+from neural_fields.data.segmentation.moving_objects import find_moving_objects
 from neural_fields.data.video.io import probe_video, read_video
 from neural_fields.data.video.metadata import VideoMetadata, parse_frames, parse_size
 
@@ -358,7 +359,7 @@ def _segment_person(
     if len(part.frames) < 2:
         return None
     flow = compute_flow(part.frames, work, report=report)
-    found = find_masks(part.frames, flow, report)
+    found = find_moving_objects(part.frames, flow, 1, report).layers
     return found.masks[0] if found.names else None
 
 

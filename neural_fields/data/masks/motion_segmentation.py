@@ -5,7 +5,9 @@ frames is averaged as a vector along the trajectories: ripples cancel, a moving 
 clip (Otsu) turns it into log odds, which are propagated along the flow, so that an object that pauses is kept. (3) A
 few rounds of mean field on two bilateral grids, one coarse in space (the colors of the object nearby) and one fine
 (edges), after Maerki et al. 2016, "Bilateral Space Video Segmentation". (4) The result is kept if it is clear enough to
-be an object. (5) GrabCut (Rother et al. 2004) in a band around the outline in each frame, then a vote along the flow.
+be an object. (5) Holes are filled, and frames vote along the flow.
+
+`data/segmentation/moving_objects.py` makes objects of it.
 
 Odds are natural logarithms, positive for the object. Speeds are in pixels a frame of a clip whose shorter side is 240.
 """
@@ -40,7 +42,7 @@ class GridCells:
 class MotionSegmentationSettings:
     """Holds the settings of `segment_motion`. Lengths marked `_ref` are pixels of a clip whose shorter side is 240."""
 
-    reference_side_px: int = 240  # shorter side of the frames in which speeds are measured and edges are cut
+    reference_side_px: int = 240  # shorter side of the frames in which speeds are measured
     work_side_px: int = 120  # shorter side of the frames in which motion and color are segmented
     chunk_frames: int = 240  # frames that are segmented together; limits the memory for long clips
 
@@ -92,16 +94,10 @@ class MotionSegmentationSettings:
     # Side of the square, at the working size, that reaches from the object to its surroundings.
     surround_side_px: int = 25
 
-    # Holes and edges.
+    # Holes, and the vote.
     fill_kernel_px: int = 5  # narrower cracks, at the working size, are closed
     filled_share: float = 0.9  # share of the object, 0 to 1, that pixels of filled holes get
-    # Least width of the band on each side of the edge in which GrabCut decides, at the reference size.
-    min_band_px: float = 2.0
-    outer_band_share: float = 0.08  # width of the outer band as a share of the square root of the object's area
-    inner_band_share: float = 0.06  # width of the inner band as a share of the square root of the object's area
-    # Background around the object that GrabCut uses, as a share of the longer side of the frame.
-    cut_margin_share: float = 0.06
-    vote_decay: float = 0.6  # factor, per frame of distance, of masks that vote along the flow after GrabCut
+    vote_decay: float = 0.6  # factor, per frame of distance, of masks that vote along the flow
 
 
 DEFAULTS = MotionSegmentationSettings()
@@ -181,7 +177,7 @@ def _resize_trust(ok: np.ndarray, pairs: range, work: tuple[int, int]) -> np.nda
 
 
 def _segment_chunk(frames: np.ndarray, flow: _WorkingFlow, settings: MotionSegmentationSettings) -> np.ndarray | None:
-    """Segments some frames, at the size at which edges are cut; None where nothing clearly moves on its own."""
+    """Segments some frames, at the reference size; None where nothing clearly moves on its own."""
     if len(frames) < 2:
         return None
 
@@ -235,14 +231,10 @@ def _segment_chunk(frames: np.ndarray, flow: _WorkingFlow, settings: MotionSegme
     if not lead >= settings.min_contrast:
         return None
 
-    # (5) Edges of each frame, then a vote along the flow.
+    # (5) A vote along the flow.
     size = _scale_size((frames.shape[2], frames.shape[1]), settings.reference_side_px)
-    work = (width, height)
-    small = []
-    for frame, mask in zip(frames, _fill_holes(share, settings), strict=True):
-        cut = _cut_edges(frame, mask, size, settings)
-        small.append(cv2.resize(cut.astype(np.float32), work, interpolation=cv2.INTER_AREA))
-    vote = _average_along_flow(np.stack(small)[..., None], np.ones_like(trust), flow, settings.vote_decay)[..., 0]
+    filled = _fill_holes(share, settings)
+    vote = _average_along_flow(filled[..., None], np.ones_like(trust), flow, settings.vote_decay)[..., 0]
     vote = _fill_holes(vote, settings)
     return np.stack([cv2.resize(mask, size, interpolation=cv2.INTER_LINEAR) > 0.5 for mask in vote])
 
@@ -408,37 +400,3 @@ def _fill_holes(share: np.ndarray, settings: MotionSegmentationSettings) -> np.n
         filled = np.maximum(values, settings.filled_share * ndimage.binary_fill_holes(closed))
         out.append(filled.astype(np.float32))
     return np.stack(out)
-
-
-def _make_disc(radius: float) -> np.ndarray:
-    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * int(radius) + 1,) * 2)
-
-
-def _cut_edges(
-    frame: np.ndarray, share: np.ndarray, size: tuple[int, int], settings: MotionSegmentationSettings
-) -> np.ndarray:
-    """Cuts one mask out by GrabCut in a band around its edge, at `size`."""
-    mask = (cv2.resize(share, size, interpolation=cv2.INTER_LINEAR) > 0.5).astype(np.uint8)
-    area = int(mask.sum())
-    if area == 0:
-        return mask > 0
-
-    # Only the band between `inner` and `outer` is open.
-    outer = cv2.dilate(mask, _make_disc(max(settings.min_band_px, settings.outer_band_share * area**0.5)))
-    inner = cv2.erode(mask, _make_disc(max(settings.min_band_px, settings.inner_band_share * area**0.5)))
-    labels = np.where(mask > 0, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
-    labels[outer == 0] = cv2.GC_BGD
-    labels[inner > 0] = cv2.GC_FGD
-
-    margin = int(settings.cut_margin_share * max(size)) + 2
-    x, y, width, height = cv2.boundingRect(outer)
-    window = np.s_[max(y - margin, 0) : y + height + margin, max(x - margin, 0) : x + width + margin]
-    part = np.ascontiguousarray(labels[window])
-    if not ((part == cv2.GC_BGD) | (part == cv2.GC_PR_BGD)).any():
-        return mask > 0
-    colors = np.ascontiguousarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA)[window])
-    cv2.setRNGSeed(0)  # GrabCut starts its color clusters at random places.
-    cv2.grabCut(colors, part, None, np.zeros((1, 65)), np.zeros((1, 65)), 1, cv2.GC_INIT_WITH_MASK)
-    out = np.zeros(mask.shape, bool)
-    out[window] = (part == cv2.GC_FGD) | (part == cv2.GC_PR_FGD)
-    return out

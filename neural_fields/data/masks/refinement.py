@@ -3,8 +3,8 @@
 A mask consists of parts: its connected components, and pieces that are attached to them by a neck. Each part is tested
 with the evidence of the clip (`propagation.py`): whether the masks of other frames, propagated along the flow and with
 the object, contain it, and whether it moves like the object. Parts that fail are removed. This is repeated, as each
-round leaves more reliable masks. Then outlines are moved to color edges (`boundaries.py`). Masks on which all frames
-agree are not changed.
+round leaves more reliable masks. Then outlines are moved to color edges (`boundaries.py`), but for those of soft masks,
+which say more about an outline than its nearest edge. Masks on which all frames agree are not changed.
 
 Masks are tested at a shorter side of at most 240 pixels. Votes and odds are log odds.
 """
@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
 from neural_fields.data.flow.compute import FlowField, resize_mask, resize_vectors
 from neural_fields.data.masks.boundaries import OutlineSettings, align_outline
-from neural_fields.data.masks.layer_masks import LayerMasks
+from neural_fields.data.masks.layer_masks import LayerMasks, is_soft
 from neural_fields.data.masks.log_odds import compute_log_odds
 from neural_fields.data.masks.propagation import (
     NeighborFlow,
@@ -83,7 +83,7 @@ def refine_masks(
         settings: sizes, weights and priors.
 
     Returns:
-        The refined masks with the same names.
+        The refined masks with the same names; soft ones lose the shares around removed parts.
     """
     count = len(frames)
     if count < 2 or not masks.names:
@@ -91,6 +91,7 @@ def refine_masks(
     full = (frames.shape[2], frames.shape[1])
     size, tiny = _scale_size(full, settings.work_side_px), _scale_size(full, settings.motion_side_px)
     out = np.array(masks.masks)
+    shares = None if masks.shares is None else np.array(masks.shares)
     for first in range(0, count, settings.chunk_frames):
         stop = min(first + settings.chunk_frames, count)
         span = range(max(0, first - settings.overlap_frames), min(count, stop + settings.overlap_frames))
@@ -110,12 +111,18 @@ def refine_masks(
             for frame in range(first, stop):
                 slot = frame - span.start
                 left = _remove_parts(masks.masks[layer, frame], removed[slot], kept[slot])
+                if shares is not None and is_soft(shares[layer, frame]):
+                    out[layer, frame] = left
+                    _remove_shares(shares[layer, frame], left, masks.masks[layer, frame] & ~left)
+                    continue
                 # What a layer in front hides stays.
                 aligned = align_outline(np.asarray(frames[frame]), left, settings.outline)
                 hidden = _unite_layers(masks.masks[:layer, frame])
                 out[layer, frame] = np.where(hidden, left, aligned)
+                if shares is not None:
+                    shares[layer, frame] = 255 * out[layer, frame]
         report(Progress("masks", stop, count))
-    return LayerMasks(masks.names, out)
+    return LayerMasks(masks.names, out, shares)
 
 
 @dataclass(frozen=True)
@@ -265,6 +272,15 @@ def _remove_parts(own: np.ndarray, removed: np.ndarray, kept: np.ndarray) -> np.
     nearer = cv2.resize(to_kept - to_removed, size, interpolation=cv2.INTER_LINEAR)
     near = cv2.resize(to_removed, size, interpolation=cv2.INTER_LINEAR)
     return own & ~((nearer > 0) & (near < 2))
+
+
+def _remove_shares(shares: np.ndarray, kept: np.ndarray, removed: np.ndarray) -> None:
+    """Sets shares that are nearer to a removed part of a mask than to what was kept of it to zero, in place."""
+    if removed.any():
+        to_kept, to_removed = (
+            cv2.distanceTransform(1 - part.astype(np.uint8), cv2.DIST_L2, 5) for part in (kept, removed)
+        )
+        shares[to_removed < to_kept] = 0
 
 
 def _unite_layers(layers: np.ndarray) -> np.ndarray:

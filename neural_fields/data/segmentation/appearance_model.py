@@ -33,6 +33,7 @@ class AppearanceSettings:
 
 
 DEFAULTS = AppearanceSettings()
+BATCH = 512  # pixels whose cosines are computed at once; they stay in the cache of the processor
 
 
 class AppearanceModel:
@@ -105,11 +106,12 @@ class AppearanceModel:
 
     def score(self, features: Float[np.ndarray, "*pixels features"]) -> Float[np.ndarray, "*pixels"]:
         """Returns the score of every pixel, from `-max_score` to `max_score`."""
-        normal = self._normalize(features.reshape(-1, features.shape[-1]))
-        cosines = torch.addmm(self._phase, normal, self._frequency).cos_()
-        total = (cosines @ self._solution + normal @ self._linear + self._constant).numpy()
+        total = []
+        for normal in self._normalize(features.reshape(-1, features.shape[-1])).split(BATCH):
+            cosines = torch.addmm(self._phase, normal, self._frequency).cos_()
+            total.append(cosines @ self._solution + normal @ self._linear + self._constant)
         limit = self.settings.max_score
-        return total.clip(-limit, limit).reshape(features.shape[:-1])
+        return torch.cat(total).clamp_(-limit, limit).numpy().reshape(features.shape[:-1])
 
     def _normalize(self, rows: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray((rows - self._mean) / self._spread, np.float32))

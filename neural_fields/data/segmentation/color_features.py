@@ -20,6 +20,7 @@ class ColorFeatureSettings:
     coarse_texture_sigma_px: float = 5.0  # Gaussian of the coarser average
     chroma_gain: float = 2.5  # weight of the two color channels of CIELAB against lightness
     texture_gain: float = 0.7  # weight of texture against color
+    margin_px: int = 24  # around a window, beyond which features hardly depend on
 
 
 DEFAULTS = ColorFeatureSettings()
@@ -29,20 +30,35 @@ FINEST_FEATURES = (0, 1, 2, 3, 4, 5, 12, 13, 14, 15)
 
 
 def compute_color_features(
-    frame: UInt8[np.ndarray, "height width 3"], settings: ColorFeatureSettings = DEFAULTS
+    frame: UInt8[np.ndarray, "height width 3"],
+    settings: ColorFeatureSettings = DEFAULTS,
+    window: tuple[slice, slice] | None = None,
 ) -> Float[np.ndarray, "rows columns 20"]:
     """Computes the features of every second pixel along each axis.
 
     Args:
         frame: RGB, 0 to 255.
         settings: sizes and weights.
+        window: rows and columns that are asked for, beginning at whole steps; the whole frame by default.
 
     Returns:
         CIELAB as it is (3 channels) and blurred with three sigmas (9), strength of edges in four directions at two
         sizes (8).
     """
     step = settings.stride_px
-    lab = cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2LAB).astype(np.float32) / 255 - 0.5
+    if window is not None:
+        (top, bottom), (left, right) = ((part.start, part.stop) for part in window)
+        margin = settings.margin_px
+        above, before = max(0, top - margin), max(0, left - margin)
+        features = compute_color_features(frame[above : bottom + margin, before : right + margin], settings)
+        rows, columns = -((top - bottom) // step), -((left - right) // step)
+        first_row, first_column = (top - above) // step, (left - before) // step
+        return features[first_row : first_row + rows, first_column : first_column + columns]
+    odd = [-size % step for size in frame.shape[:2]]
+    whole = cv2.copyMakeBorder(frame, 0, odd[0], 0, odd[1], cv2.BORDER_REPLICATE)  # to whole steps
+    lab = cv2.cvtColor(whole, cv2.COLOR_RGB2LAB).astype(np.float32)
+    lab /= 255
+    lab -= 0.5
     lab[..., 1:] *= settings.chroma_gain
     plain = lab[::step, ::step]
     size = (plain.shape[1], plain.shape[0])
@@ -53,7 +69,7 @@ def compute_color_features(
     lightness = np.ascontiguousarray(lab[..., 0])
     right, down = cv2.Sobel(lightness, cv2.CV_32F, 1, 0), cv2.Sobel(lightness, cv2.CV_32F, 0, 1)
     diagonal = 2**-0.5
-    edges = np.dstack([np.abs(right), np.abs(down), diagonal * np.abs(right + down), diagonal * np.abs(right - down)])
+    edges = np.abs(cv2.merge([right, down, diagonal * (right + down), diagonal * (right - down)]))
     fine = cv2.GaussianBlur(edges, (0, 0), settings.fine_texture_sigma_px)[::step, ::step]
     small_edges = cv2.resize(edges, size, interpolation=cv2.INTER_AREA)
     coarse = cv2.GaussianBlur(small_edges, (0, 0), settings.coarse_texture_sigma_px / step)

@@ -15,7 +15,6 @@ from jaxtyping import Float, UInt8
 
 from neural_fields.data.segmentation.motion_evidence import (
     MotionEvidenceSettings,
-    compute_trust,
     fit_affine_motion,
     warp_backward,
 )
@@ -59,7 +58,7 @@ class HintRegistration:
         self,
         frame: UInt8[np.ndarray, "height width 3"],
         flow: Float[np.ndarray, "height width 2"],
-        trust: Float[np.ndarray, "height width"],
+        trust: Float[np.ndarray, "rows columns"],
         share: Float[np.ndarray, "height width"],
         window: tuple[slice, slice],
     ) -> tuple[Float[np.ndarray, "rows columns"], Float[np.ndarray, "rows columns"]] | None:
@@ -68,15 +67,17 @@ class HintRegistration:
         Args:
             frame: RGB.
             flow: from this frame to the one before, in the order of work.
-            trust: of the flow.
+            trust: of the flow, in the window.
             share: expected share of the object in each pixel.
-            window: rows and columns of the frame in which the object is looked for.
+            window: rows and columns of the frame in which the object is looked for; it is inside.
 
         Returns:
             The hinted mask in the window, 0 to 1, and how far it can be trusted, 0 to 1. None once the object is lost.
         """
         settings = self.settings
-        step = fit_affine_motion((share > 0.5) & (trust > 0.3), flow, settings.motion)
+        chosen = np.zeros(share.shape, bool)
+        chosen[window] = (share[window] > 0.5) & (trust > 0.3)
+        step = fit_affine_motion(chosen, flow, settings.motion)
         if step is None or self._to_hint is None:
             self._to_hint = None
             return None
@@ -92,12 +93,11 @@ class HintRegistration:
         gray = cv2.cvtColor(np.ascontiguousarray(frame[window]), cv2.COLOR_RGB2GRAY)
         hinted = cv2.warpAffine(self._gray, matrix, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
         mask = cv2.warpAffine(self._mask, matrix, size, flags=flags)
-        correction, reverse = self._flow.calc(gray, hinted, None), self._flow.calc(hinted, gray, None)
-        sure = compute_trust(correction, reverse, settings.motion)
+        correction = self._flow.calc(gray, hinted, None)
         difference = warp_backward(hinted.astype(np.float32), correction) - gray
         difference -= cv2.GaussianBlur(difference, (0, 0), settings.light_sigma_px)
         difference = cv2.GaussianBlur(np.abs(difference), (0, 0), settings.difference_sigma_px)
-        sure = sure * np.exp(-np.square(difference / settings.difference_levels))
+        sure = np.exp(-np.square(difference / settings.difference_levels))
         sure = sure * np.exp(-np.square(correction).sum(2) / settings.max_correction_px**2)
         found = warp_backward(mask, correction)
         # The transform again, from what the correction found.

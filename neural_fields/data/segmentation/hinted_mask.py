@@ -48,6 +48,10 @@ class HintedMaskSettings:
     mark_reach: float = 0.25  # distance from a mark at which that falls to 1/e, in diagonals of the box
     mark_color_levels: float = 12.0  # difference of color, in 8-bit CIELAB, at which it falls to 1/e
     smoothness: float = 6.0  # cost of the outline in `cut_graph`
+    # A box fits its object. Where a side of it stays empty, a head or legs are missing: they are taken with less proof.
+    empty_side_share: float = 0.12  # of the box that may be empty at each of its sides
+    filling_odds: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)  # added in the whole box, one after the other
+    min_filling_contrast: float = 0.8  # share of the contrast that must remain; otherwise the background was taken
     min_area_px: int = 20  # a smaller object counts as not found, ...
     min_contrast: float = 0.3  # ... and so does one whose colors score less above those around the box, of 2
     max_fine_box_px: int = 10_000  # area of a box up to which every pixel has features of its own
@@ -136,6 +140,10 @@ def find_hinted_mask(
     mask, _, contrast = _segment_box(frame, away, box, hints.labels, settings)
     if hints.box is None:
         mask = _keep_marked(mask, hints.labels)
+    elif not _fills_sides(mask, box, settings):
+        wider, _, other_contrast = _segment_box(frame, away, box, hints.labels, settings, is_filled=True)
+        if other_contrast >= settings.min_filling_contrast * contrast:
+            mask, contrast = wider, other_contrast
     if (mask.sum() < settings.min_area_px or contrast < settings.min_contrast) and not sure.any():
         raise bad_input(
             "nothing in the box differs from what is around it",
@@ -163,6 +171,16 @@ def _bound(mask: Mask, margin: int) -> Box:
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     box = int(columns[0]) - margin, int(rows[0]) - margin, int(columns[-1]) + 1 + margin, int(rows[-1]) + 1 + margin
     return _clip_box(box, mask.shape)
+
+
+def _fills_sides(mask: Mask, box: Box, settings: HintedMaskSettings) -> bool:
+    """Tells whether a mask comes near all four sides of a box; an empty one cannot be told to."""
+    if not mask.any():
+        return True
+    left, top, right, bottom = _bound(mask, 0)
+    across, down = (settings.empty_side_share * size for size in (box[2] - box[0], box[3] - box[1]))
+    is_wide = left - box[0] <= across and box[2] - right <= across
+    return is_wide and top - box[1] <= down and box[3] - bottom <= down
 
 
 def _measure_motion(flow: FlowField, number: int, beyond: Mask, settings: HintedMaskSettings) -> Share:
@@ -196,7 +214,12 @@ def _measure_motion(flow: FlowField, number: int, beyond: Mask, settings: Hinted
 
 
 def _segment_box(
-    frame: np.ndarray, away: Share, box: Box, labels: Int8[np.ndarray, "height width"], settings: HintedMaskSettings
+    frame: np.ndarray,
+    away: Share,
+    box: Box,
+    labels: Int8[np.ndarray, "height width"],
+    settings: HintedMaskSettings,
+    is_filled: bool = False,
 ) -> tuple[Mask, Share, float]:
     """Finds the object in a box.
 
@@ -206,6 +229,7 @@ def _segment_box(
         box: left, top, right, bottom.
         labels: what the user marked.
         settings: weights.
+        is_filled: whether pixels are taken with less proof until the object fills the box from side to side.
 
     Returns:
         Mask, log odds of the object without bias (0 far from the box), and the difference of the scores of colors
@@ -254,6 +278,14 @@ def _segment_box(
         large = large[:height, :width]
         odds = prior + settings.appearance_weight * large
         found = cut_graph(odds, frame[window], settings.smoothness)
+        if is_filled:
+            for more in settings.filling_odds:
+                mask[window] = cut_graph(
+                    odds + np.float32(more) * (inside & (labels == 0))[window], frame[window], settings.smoothness
+                )
+                if _fills_sides(mask, box, settings):
+                    found = mask[window].copy()
+                    break
     mask[window], out[window] = found, odds
     outer = around[window]
     contrast = float(large[found].mean() - large[outer].mean()) if found.any() and outer.any() else 2.0

@@ -17,6 +17,9 @@ from neural_fields.imaging.ransac import find_transform
 
 Vectors = Float[np.ndarray, "height width 2"]
 Share = Float[np.ndarray, "height width"]
+Window = tuple[slice, slice]  # rows and columns
+WindowShare = Float[np.ndarray, "rows columns"]
+WHOLE = (slice(None), slice(None))
 
 
 @dataclass(frozen=True)
@@ -58,22 +61,37 @@ class MotionEvidence:
     rigidity: float
 
 
-def compute_trust(flow: Vectors, reverse: Vectors, settings: MotionEvidenceSettings = DEFAULTS) -> Share:
+def compute_trust(
+    flow: Vectors, reverse: Vectors, settings: MotionEvidenceSettings = DEFAULTS, window: Window = WHOLE
+) -> WindowShare:
     """Computes how far flow can be trusted: 1 where following it and its reverse leads back, 0 outside the frame.
 
     Args:
         flow: from one frame to the other, in pixels.
         reverse: from the other frame back, in pixels.
         settings: the tolerance.
+        window: rows and columns that are asked for; the result has their size.
     """
     height, width = flow.shape[:2]
-    x = flow[..., 0] + np.arange(width, dtype=np.float32)
-    y = flow[..., 1] + np.arange(height, dtype=np.float32)[:, None]
+    flow = flow[window]
+    x, y = _follow(flow, window)
     back = cv2.remap(reverse, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) + flow
-    error = np.hypot(back[..., 0], back[..., 1])
-    tolerance = settings.trust_tolerance_px + settings.trust_tolerance_share * np.hypot(flow[..., 0], flow[..., 1])
+    tolerance = settings.trust_tolerance_px + settings.trust_tolerance_share * measure_length(flow)
     inside = (x >= 0) & (y >= 0) & (x <= width - 1) & (y <= height - 1)
-    return (np.exp(-np.square(error / tolerance)) * inside).astype(np.float32)
+    return np.exp(-np.square(measure_length(back) / tolerance)) * inside
+
+
+def measure_length(vectors: Vectors) -> Share:
+    """Returns the length of each vector."""
+    return cv2.magnitude(*cv2.split(vectors))
+
+
+def _follow(flow: Vectors, window: Window) -> tuple[Share, Share]:
+    """Returns the columns and the rows where the flow of the pixels of a window leads to."""
+    height, width = flow.shape[:2]
+    top, left = window[0].start or 0, window[1].start or 0
+    x = flow[..., 0] + np.arange(left, left + width, dtype=np.float32)
+    return x, flow[..., 1] + np.arange(top, top + height, dtype=np.float32)[:, None]
 
 
 def read_trusted_flow(
@@ -87,26 +105,30 @@ def read_trusted_flow(
         to: 1 for the next frame, -1 for the one before.
         settings: the tolerance.
     """
+    vectors, reverse = read_flow(flow, number, to)
+    return vectors, compute_trust(vectors, reverse, settings)
+
+
+def read_flow(flow: FlowField, number: int, to: int) -> tuple[Vectors, Vectors]:
+    """Reads the flow of a frame to a neighbor (`to` as in `read_trusted_flow`), and the neighbor's flow back."""
     pair = number if to > 0 else number - 1
     vectors, reverse = [np.asarray(part[pair], np.float32) for part in (flow.forward, flow.backward)][::to]
-    return vectors, compute_trust(vectors, reverse, settings)
+    return vectors, reverse
 
 
 def warp_backward(values: np.ndarray, flow: Vectors) -> np.ndarray:
     """Samples values of another frame where the flow of each pixel leads to; 0 outside."""
-    height, width = flow.shape[:2]
-    x = flow[..., 0] + np.arange(width, dtype=np.float32)
-    y = flow[..., 1] + np.arange(height, dtype=np.float32)[:, None]
-    return cv2.remap(values, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+    return cv2.remap(values, *_follow(flow, WHOLE), cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
 
 
-def transform_flow(matrix: Float[np.ndarray, "3 3"], size: tuple[int, int]) -> Vectors:
-    """Returns the flow of all pixels (width, height) under a transform of pixel positions."""
-    x, y = np.meshgrid(np.arange(size[0], dtype=np.float32), np.arange(size[1], dtype=np.float32))
+def transform_flow(matrix: Float[np.ndarray, "3 3"], window: Window) -> Vectors:
+    """Returns the flow of the pixels of a window under a transform of pixel positions."""
+    y, x = (np.arange(part.start, part.stop, dtype=np.float32) for part in window)
+    y = y[:, None]
     a = matrix.astype(np.float32)
     scale = a[2, 0] * x + a[2, 1] * y + a[2, 2]
     right, down = a[0, 0] * x + a[0, 1] * y + a[0, 2], a[1, 0] * x + a[1, 1] * y + a[1, 2]
-    return np.dstack([right / scale - x, down / scale - y])
+    return cv2.merge([right / scale - x, down / scale - y])
 
 
 def fit_affine_motion(
@@ -131,14 +153,18 @@ def fit_affine_motion(
 
 
 def measure_departure(
-    flow: Vectors, beyond: Bool[np.ndarray, "height width"], settings: MotionEvidenceSettings = DEFAULTS
-) -> tuple[Share, Share] | None:
+    flow: Vectors,
+    beyond: Bool[np.ndarray, "height width"],
+    settings: MotionEvidenceSettings = DEFAULTS,
+    window: Window = WHOLE,
+) -> tuple[WindowShare, WindowShare] | None:
     """Measures how far the flow of each pixel is from the background's, which is that of a homography.
 
     Args:
         flow: from the frame to another one, in pixels.
         beyond: the pixels that may be background.
         settings: of the fit.
+        window: rows and columns that are asked for; the results have their size.
 
     Returns:
         The distance in usual errors of the background's flow, and such an error in pixels; None where no homography
@@ -155,13 +181,15 @@ def measure_departure(
     matrix = find_transform(start, start + flow[rows, columns], "homography", settings.fit_tolerance_px, 200)
     if matrix is None:
         return None
-    expected = transform_flow(matrix, (width, height))
-    error_px = settings.background_error_px + settings.background_error_share * np.hypot(*np.moveaxis(expected, 2, 0))
-    return np.hypot(*np.moveaxis(flow - expected, 2, 0)) / error_px, error_px
+    top, bottom, _ = window[0].indices(height)
+    left, right, _ = window[1].indices(width)
+    expected = transform_flow(matrix, (slice(top, bottom), slice(left, right)))
+    error_px = settings.background_error_px + settings.background_error_share * measure_length(expected)
+    return measure_length(flow[window] - expected) / error_px, error_px
 
 
 def weigh_motion(
-    flows: Sequence[tuple[Vectors, Share]],
+    flows: Sequence[tuple[Vectors, WindowShare]],
     share: Share,
     window: tuple[slice, slice],
     settings: MotionEvidenceSettings = DEFAULTS,
@@ -171,40 +199,40 @@ def weigh_motion(
     What a frame uncovers has no trusted flow to the frame before, but to the one after: so both are asked.
 
     Args:
-        flows: flow from this frame to others with its trust, the frame before (in the order of work) first.
+        flows: flow from this frame to others, the frame before (in the order of work) first; each with its trust in
+            the window.
         share: expected share of the object in each pixel.
-        window: rows and columns of the frame that are asked for.
+        window: rows and columns of the frame that are asked for; the object is inside.
         settings: tolerances.
 
     Returns:
         The evidence, of the size of the window.
     """
-    height, width = share.shape
-    expected = share > 0.5
     side = 2 * settings.margin_px + 1
-    beyond = cv2.dilate(expected.astype(np.uint8), np.ones((side, side), np.uint8)) == 0
-    shape = share[window].shape
-    background, own, weight = np.zeros(shape, np.float32), np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    beyond = cv2.dilate((share > 0.5).astype(np.uint8), np.ones((side, side), np.uint8)) == 0
+    within = share[window] > settings.min_object_share
+    inner = (slice(0, within.shape[0]), slice(0, within.shape[1]))
+    background, own, weight = np.zeros((3, *within.shape), np.float32)
     is_moving, rigidity = False, 0.0
     for number, (flow, trust) in enumerate(flows):
-        departure = measure_departure(flow, beyond, settings)
+        departure = measure_departure(flow, beyond, settings, window)
         if departure is None:
             continue
         away, tolerance = departure
-        sure = (share > settings.min_object_share) & (trust > 0.3)
+        sure = within & (trust > 0.3)
         if sure.sum() < settings.min_vectors or np.median(away[sure]) < settings.min_motion:
             continue
-        background += trust[window] * np.exp(-np.square(away[window]))
-        weight += trust[window]
-        affine = fit_affine_motion(sure, flow, settings)
+        background += trust * np.exp(-np.square(away))
+        weight += trust
+        affine = fit_affine_motion(sure, flow[window], settings)
         if affine is None:
             continue
-        error = np.hypot(*np.moveaxis(flow - transform_flow(affine, (width, height)), 2, 0))
+        error = measure_length(flow[window] - transform_flow(affine, inner))
         agreeing = float((error[sure] < settings.rigid_tolerance_px).mean())
         if number == 0:
             is_moving = True
-            rigidity = agreeing * float((trust[share > settings.min_object_share] > 0.3).mean())
-        near = np.exp(-np.square(error[window] / tolerance[window] / settings.object_error))
-        own += agreeing * trust[window] * near * (1 - np.exp(-np.square(away[window] / 2)))
+            rigidity = agreeing * float((trust[within] > 0.3).mean())
+        near = np.exp(-np.square(error / tolerance / settings.object_error))
+        own += agreeing * trust * near * (1 - np.exp(-np.square(away / 2)))
     scale = np.minimum(weight, 1) / np.maximum(weight, 1e-3)
     return MotionEvidence(background * scale, own * scale, is_moving, rigidity)

@@ -22,13 +22,15 @@ from neural_fields.data.segmentation.graph_cut import cut_graph
 from neural_fields.data.segmentation.hint_registration import HintRegistration, RegistrationSettings
 from neural_fields.data.segmentation.motion_evidence import (
     MotionEvidenceSettings,
-    read_trusted_flow,
+    compute_trust,
+    read_flow,
     warp_backward,
     weigh_motion,
 )
 
 Mask = Bool[np.ndarray, "height width"]
 Share = Float[np.ndarray, "height width"]
+Features = Float[np.ndarray, "rows columns features"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class ObjectTrackerSettings:
     object_weight: float = 3.0  # of moving with the object, for pixels inside the carried mask
     hint_weight: float = 2.0  # of the hinted mask itself, where it can be trusted
     hinted_appearance_share: float = 0.3  # share of the appearance's weight that remains there
+    max_open_odds: float = 3.0  # a pixel that is surer, whatever its appearance, is not asked for its appearance
     smoothness: float = 6.0  # cost of the outline in `cut_graph`
     min_share: float = 0.02  # shares are clipped to this and to 1 minus this before log odds are taken
     min_area_px: int = 10  # a smaller mask counts as lost
@@ -58,6 +61,7 @@ class ObjectTrackerSettings:
     min_found_share: float = 0.3  # of the hinted area that a part found there must have, ...
     max_found_share: float = 3.0  # ... and may have at most
     min_found_score: float = 0.5  # its mean score by appearance
+    max_contrast_samples: int = 200  # of the mask, and of the ring
     ring_px: int = 7  # around the mask, against which its appearance is compared for the confidence
     cut_share: float = 0.5  # of the mask that is carried on: the cut, and for the rest the odds
     cut_sigma_px: float = 0.7  # Gaussian of the cut that is carried on
@@ -125,7 +129,8 @@ class ObjectTracker:
         self.appearance = AppearanceModel(features, small, near, settings.appearance)
         self._area_px = float(np.median([(label > 0).sum() for label in labels.values()]))
         contrasts = [
-            self._measure_contrast(self.appearance.score(features[number]), small[number] > 0) for number in labels
+            self._measure_contrast(features[number], label > 0, self._find_ring(label > 0))
+            for number, label in small.items()
         ]
         self._contrast = max(0.1, float(np.mean(contrasts)))
 
@@ -153,7 +158,8 @@ class ObjectTracker:
                 found = replace(found, confidence=0.0)
                 # It is looked for by its appearance alone, anywhere in the frame.
                 frame = np.ascontiguousarray(self.frames[number])
-                score = self._score_appearance(frame, (slice(0, frame.shape[0]), slice(0, frame.shape[1])))
+                features = compute_color_features(frame, settings.features)
+                score = self._score_appearance(features, np.ones(frame.shape[:2], bool))
                 cut = cut_graph(settings.appearance_weight * score, frame, settings.smoothness)
                 count, labels, stats, _ = cv2.connectedComponentsWithStats(cut.astype(np.uint8), connectivity=8)
                 total = np.bincount(labels.ravel(), score.ravel(), count)
@@ -163,8 +169,7 @@ class ObjectTracker:
                 fits = settings.min_found_share * self._area_px <= area <= settings.max_found_share * self._area_px
                 if best > 0 and fits and total[best] >= settings.min_found_score * area:
                     part = labels == best
-                    contrast = self._measure_contrast(score, part)
-                    confidence = float(np.clip(contrast / self._contrast, 0, 1)) / 2
+                    confidence = self._measure_confidence(features, part) / 2
                     found = FollowedFrame(part, part.astype(np.float32), confidence)
             share = found.share
             areas.append(int(found.mask.sum()))
@@ -181,21 +186,23 @@ class ObjectTracker:
     ) -> FollowedFrame:
         """Finds the object in a frame from its share of the pixels of the frame before, in the order of work."""
         settings, frame = self.settings, np.ascontiguousarray(self.frames[number])
-        back, trust = read_trusted_flow(self.flow, number, -direction, settings.motion)
+        back, reverse = read_flow(self.flow, number, -direction)
         carried = warp_backward(before, back)
         window = find_window(carried > 0.3, settings.window_margin, settings.min_window_margin_px)
+        trust = compute_trust(back, reverse, settings.motion, window)
         expected = carried[window]
         inside = expected > 0.5
         distance = cv2.distanceTransform((~inside).astype(np.uint8), cv2.DIST_L2, 3)
         reach = max(settings.min_reach_px, settings.reach * float(np.sqrt(max(inside.sum(), usual_area))))
-        trusted = settings.untrusted_weight + (1 - settings.untrusted_weight) * trust[window]
+        trusted = settings.untrusted_weight + (1 - settings.untrusted_weight) * trust
         odds = settings.carried_weight * trusted * compute_log_odds(expected, settings.min_share)
         odds -= np.square(np.minimum(distance, 1e3) / reach)
 
         # Motion, and the hinted mask itself.
         flows = [(back, trust)]
         if 0 <= number + direction < len(self.frames):
-            flows.append(read_trusted_flow(self.flow, number, direction, settings.motion))
+            ahead, reverse = read_flow(self.flow, number, direction)
+            flows.append((ahead, compute_trust(ahead, reverse, settings.motion, window)))
         motion = weigh_motion(flows, carried, window, settings.motion)
         outside_weight = settings.background_weight - settings.kept_background_weight
         odds -= motion.background * (settings.kept_background_weight + outside_weight * (1 - expected))
@@ -214,8 +221,10 @@ class ObjectTracker:
             recent = float(np.mean(rigidities[-settings.rigidity_frames :]))
             rigid = float(np.clip((recent - lowest) / (highest - lowest), 0, 1))
         weight = settings.appearance_weight + rigid * (settings.rigid_appearance_weight - settings.appearance_weight)
-        score = self._score_appearance(frame, window)
-        odds += weight * (1 - (1 - settings.hinted_appearance_share) * sure) * score
+        features = compute_color_features(frame, settings.features, window)
+        weights = weight * (1 - (1 - settings.hinted_appearance_share) * sure)
+        is_open = np.abs(odds) < settings.max_open_odds + settings.appearance.max_score * weights
+        odds += weights * self._score_appearance(features, is_open)
 
         found = cut_graph(odds, frame[window], settings.smoothness)
         mask = np.zeros(before.shape, bool)
@@ -243,22 +252,36 @@ class ObjectTracker:
         soft *= np.where(around, 1, 0.3)
         cut = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), settings.cut_sigma_px)
         share = settings.cut_share * cut + (1 - settings.cut_share) * soft
-        contrast = self._measure_contrast(score, mask[window])
-        return FollowedFrame(mask, share.astype(np.float32), float(np.clip(contrast / self._contrast, 0, 1)))
+        return FollowedFrame(mask, share.astype(np.float32), self._measure_confidence(features, mask[window]))
 
-    def _measure_contrast(self, score: np.ndarray, mask: Mask) -> float:
-        """Measures how much better the mask scores than what surrounds it; 0 for an empty mask."""
-        side = 2 * (self.settings.ring_px // 2) + 1
-        ring = (cv2.dilate(mask.astype(np.uint8), np.ones((side, side), np.uint8)) > 0) & ~mask
-        if not mask.any() or not ring.any():
-            return 0.0
-        return float(score[mask].mean() - score[ring].mean())
-
-    def _score_appearance(self, frame: np.ndarray, window: tuple[slice, slice]) -> np.ndarray:
+    def _measure_confidence(self, features: Features, mask: Mask) -> float:
         step = self.settings.features.stride_px
-        features = compute_color_features(frame, self.settings.features)
-        rows, columns = (slice(part.start // step, (part.stop + step - 1) // step) for part in window)
-        score = self.appearance.score(features[rows, columns]).astype(np.float32)
-        height, width = (part.stop - part.start for part in window)
+        ring = self._find_ring(mask)
+        contrast = self._measure_contrast(features, mask[::step, ::step], ring[::step, ::step])
+        return float(np.clip(contrast / self._contrast, 0, 1))
+
+    def _find_ring(self, mask: Mask) -> Mask:
+        """Returns what surrounds a mask."""
+        side = 2 * (self.settings.ring_px // 2) + 1
+        return (cv2.dilate(mask.astype(np.uint8), np.ones((side, side), np.uint8)) > 0) & ~mask
+
+    def _measure_contrast(self, features: Features, mask: Mask, ring: Mask) -> float:
+        """Measures how much better a mask scores than what surrounds it; 0 where one of them is empty."""
+        means = []
+        for part in (mask, ring):
+            rows, columns = np.nonzero(part)
+            if not len(rows):
+                return 0.0
+            every = -(-len(rows) // self.settings.max_contrast_samples)
+            means.append(float(self.appearance.score(features[rows[::every], columns[::every]]).mean()))
+        return means[0] - means[1]
+
+    def _score_appearance(self, features: Features, asked: Mask) -> Share:
+        """Scores the pixels of a window by their features; 0 where they are not asked for."""
+        step = self.settings.features.stride_px
+        wanted = cv2.dilate(asked[::step, ::step].astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+        score = np.zeros(wanted.shape, np.float32)
+        score[wanted] = self.appearance.score(features[wanted])
+        height, width = asked.shape
         large = cv2.resize(score, (score.shape[1] * step, score.shape[0] * step), interpolation=cv2.INTER_LINEAR)
         return large[:height, :width]

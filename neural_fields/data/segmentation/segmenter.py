@@ -40,8 +40,9 @@ class ClipSegmentation:
     """Holds the objects of a clip.
 
     Attributes:
-        names: of the objects, front to back.
-        shares: share of each object in each pixel, 0 to 255; 128 and more is the object.
+        names: of the objects, in the order in which they were asked for.
+        shares: share of each object in each pixel, 0 to 255; 128 and more is the object. Objects may overlap:
+            `settle_overlaps` settles it.
         confidence: how sure each object is in each frame, 0 to 1; 0 where it was not found.
         notes: for the user, one sentence each.
     """
@@ -50,6 +51,22 @@ class ClipSegmentation:
     shares: UInt8[np.ndarray, "objects time height width"]
     confidence: Float[np.ndarray, "objects time"]
     notes: tuple[str, ...] = ()
+
+
+class UnusableHintsError(UserError):
+    """Says that no object fits the hints of one frame.
+
+    Args:
+        name: of the object.
+        frame: number of the frame in the clip.
+        problem: what is wrong with the hints.
+    """
+
+    def __init__(self, name: str, frame: int, problem: UserError) -> None:
+        where = f"{name}, {problem.where or f'frame {frame}'}"
+        super().__init__(problem.code, problem.what, where=where, why=problem.why, fix=problem.fix)
+        self.name = name
+        self.frame = frame
 
 
 class ObjectSegmenter(ABC):
@@ -63,7 +80,7 @@ class ObjectSegmenter(ABC):
         objects: Mapping[str, Mapping[int, FrameHints]],
         report: ProgressReporter,
     ) -> ClipSegmentation:
-        """Finds the objects.
+        """Finds the objects, each as if it were alone.
 
         Args:
             frames: RGB; may be memory-mapped.
@@ -72,7 +89,8 @@ class ObjectSegmenter(ABC):
             report: called with the progress.
 
         Raises:
-            UserError: hints that contradict each other, or that no object fits (exit 3).
+            UserError: hints that contradict each other, or that no object fits (exit 3); an `UnusableHintsError` where
+                it is those of one frame.
         """
 
 

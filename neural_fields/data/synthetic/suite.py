@@ -112,15 +112,42 @@ def make_occlusion_clip(stage: SuiteSettings) -> SyntheticClip:
     turtle = _make_turtle(stage, compute_course(stage, start=(0.12, 0.02), speed=(0.008, 0.0)), name="back")
     path = compute_course(stage, start=(-x, -0.05), speed=(2.4 * x / 23, 0.004))
 
-    # The disc is cut from another sea floor.
-    radius = 0.34 * stage.half_size.min()
-    box = _compute_box_around(path, 1.3 * radius)
-    width, height = compute_texture_size(box, max(stage.width, stage.height))
-    texture = _make_texture(stage, 1, box, lambda width, height: _paint_other_floor(box, width, height, stage.seed))
-    v, u = np.mgrid[:height, :width] + 0.5
-    distance = np.hypot((u / width - 0.5) * box.width, (v / height - 0.5) * box.height) - radius
-    disc = PlanarSurface("front", texture, box, distance.astype(np.float32), _compute_object_maps(path))
+    disc = _make_disc(stage, path, 0.34 * stage.half_size.min(), "front")
     return _assemble_clip(stage, [disc, turtle], compute_camera_maps(stage, pan=(-0.008, 0.003)))
+
+
+def make_crossing_clip(stage: SuiteSettings, count: int = 2) -> SyntheticClip:
+    """Makes a clip of two or three objects that cross each other in the middle of the clip and of the frame.
+
+    Two turtles swim past each other, the violet one in front. A disc that comes from above passes between them.
+
+    Args:
+        stage: settings of the suite.
+        count: 2, or 3 with the disc.
+
+    Returns:
+        The clip with the layers "front", "middle" (the disc, if there is one), "back" and "background".
+    """
+    radius, middle = 0.3 * stage.half_size.min(), (stage.frames - 1) / 2
+    speed = 0.55 * stage.half_size[0] / middle
+
+    def cross(velocity: tuple[float, float], meeting: tuple[float, float]) -> Course:
+        start = (meeting[0] - velocity[0] * middle, meeting[1] - velocity[1] * middle)
+        return compute_course(stage, start, velocity, turn=0.1 / stage.frames)
+
+    front, back = (
+        _make_turtle(stage, cross((velocity, 0.0), (0.0, y)), name=name, radius=radius)
+        for name, velocity, y in (("front", speed, -0.07), ("back", -speed, 0.07))
+    )
+    front = replace(front, texture=np.ascontiguousarray(front.texture[..., [1, 2, 0]]))
+    assert back.outline_distance is not None
+    flipped = (np.ascontiguousarray(picture[:, ::-1]) for picture in (back.texture, back.outline_distance))
+    texture, distance = flipped  # it swims to the left
+    objects = [front, replace(back, texture=texture, outline_distance=distance)]
+    if count == 3:
+        course = cross((0.1 * speed, 0.5 * speed), (0.1, 0.0))
+        objects.insert(1, _make_disc(stage, course, 0.8 * radius, "middle"))
+    return _assemble_clip(stage, objects, compute_camera_maps(stage, pan=(0.1 / stage.frames, 0.04 / stage.frames)))
 
 
 def make_parallax_clip(stage: SuiteSettings) -> SyntheticClip:
@@ -295,14 +322,25 @@ def _make_turtle(
     maps: Float[ndarray, "frames 3 3"] | None = None,
     warp: SurfaceWarp | None = None,
     name: str = "foreground",
+    radius: float | None = None,
 ) -> PlanarSurface:
     """Makes the turtle of the demo on a path, with its center at the start of the path."""
-    radius = 0.42 * stage.half_size.min()
+    radius = 0.42 * stage.half_size.min() if radius is None else radius
     box = _compute_box_around(path, 1.7 * radius)
     size = compute_texture_size(box, max(stage.width, stage.height))
     painted, distance = procedural_textures.paint_turtle(box, *size, radius, stage.seed)
     texture = _make_texture(stage, 0, box, lambda width, height: painted)
     return PlanarSurface(name, texture, box, distance, _compute_object_maps(path) if maps is None else maps, warp)
+
+
+def _make_disc(stage: SuiteSettings, path: Course, radius: float, name: str) -> PlanarSurface:
+    """Makes a disc on a path, cut from another sea floor."""
+    box = _compute_box_around(path, 1.3 * radius)
+    width, height = compute_texture_size(box, max(stage.width, stage.height))
+    texture = _make_texture(stage, 1, box, lambda width, height: _paint_other_floor(box, width, height, stage.seed))
+    v, u = np.mgrid[:height, :width] + 0.5
+    distance = np.hypot((u / width - 0.5) * box.width, (v / height - 0.5) * box.height) - radius
+    return PlanarSurface(name, texture, box, distance.astype(np.float32), _compute_object_maps(path))
 
 
 def _paint_other_floor(box: Box, width: int, height: int, seed: int) -> Float[ndarray, "height width 3"]:

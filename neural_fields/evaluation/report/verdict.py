@@ -245,7 +245,8 @@ def _suggest_remedy(
             f"Train longer; the run continues from its last step (--quality {better}):",
             replace(command, quality=better).format_line(),
         )
-    if command.masks in ((), ("auto",), ("none",)) and command.preset in ("atlas", "lna", "codef", "hashing_nvd"):
+    own_masks = {mask.partition(":")[0] for mask in command.masks} - {"auto", "none"}
+    if not own_masks and command.preset in ("atlas", "lna", "codef", "hashing_nvd"):
         tries["masks"] = (
             "Give each object that moves on its own a mask (a folder of pictures, front layers first):",
             replace(command, masks=("object=MASKS",), out=f"{command.out}-masks").format_line(),

@@ -33,6 +33,7 @@ class ImageTextureSettings:
     slack: float = 0.6  # halvings: pixels may lie 2^0.6 = 1.5 texels apart before the next smaller picture is taken
     rim_px: int = 2  # of a layer, whose pixels hardly count in the start of its texture
     rim_weight: float = 0.01  # of these pixels; that of the others is one more
+    share_power: int = 4  # pixels that the layer fills in part count by this power of their share: they are mixtures
 
 
 DEFAULTS = ImageTextureSettings()
@@ -136,7 +137,7 @@ class ImageTexture(Texture):
             if t % RELEASE_INTERVAL == 0:
                 clip.release_memory()
             share = clip.compute_visible_share(layer, t)
-            inner = erode_alpha(share, settings.rim_px)
+            inner = erode_alpha(share, settings.rim_px) ** settings.share_power
             with torch.no_grad():
                 uv = mapping.map_frames(torch.tensor([t]), clip.frame_count, clip.size)[0]
             seen = find_visible_rectangle(share).slices

@@ -14,6 +14,7 @@ from torch import Tensor
 from neural_fields.config.presets import require_valid
 from neural_fields.core import coords
 from neural_fields.data.dataset import ClipDataset
+from neural_fields.data.masks.layer_masks import is_soft, settle_front_to_back
 from neural_fields.planar.appearance.opacity import Opacity, OpacityConfig
 from neural_fields.planar.init.model_shape import ModelShape
 from neural_fields.planar.mappings.frame_grid import FrameTable
@@ -23,10 +24,13 @@ SNAP_MARGIN = 0.02  # sigmoids this near to 0 or 1 mean 0 or 1
 
 @dataclass(frozen=True)
 class OpacityStartSettings:
-    """Settings of the start of opacities from masks."""
+    """Settings of the start of opacities from masks.
+
+    Soft masks are taken as they are.
+    """
 
     min_opacity: float = 0.005  # and its complement the largest; what is certain takes steady evidence to change
-    outline_sigma_px: float = 0.7  # Gaussian: how soft the outline of a mask is taken to be
+    outline_sigma_px: float = 0.7  # Gaussian: how soft the outline of a hard mask is taken to be
     mask_margin: float = 0.06  # share of the longer side of the frame: so far beyond its mask a layer may be found
 
 
@@ -87,13 +91,17 @@ class PixelOpacity(Opacity):
         return alphas * (down[:, :, None] & across[:, None, :])[..., None]
 
     def initialize(self, clip: ClipDataset) -> None:
-        """See `Opacity.initialize`; soft at the outlines of masks, where they know least, and certain elsewhere."""
+        """See `Opacity.initialize`; certain but at outlines: there, hard masks know least, and soft ones say it."""
         settings = DEFAULTS
         count, front, rows, columns = self.table.values.shape
         with torch.no_grad():
             for t in range(count):
                 # The window (top, bottom, left, right) of front layers: the masks and room around them.
                 masks = np.asarray(clip.masks.masks[:, t].any(0))
+                shares = None if clip.masks.shares is None else np.asarray(clip.masks.shares[:, t])
+                if shares is not None:
+                    masks |= (shares > 255 * SNAP_MARGIN).any(0)  # weaker traces are noise
+                    visible, left = settle_front_to_back(shares)
                 room = round(settings.mask_margin * max(masks.shape))
                 window = []
                 for axis in (1, 0):
@@ -104,6 +112,14 @@ class PixelOpacity(Opacity):
                         window += [0, 0]
                 self.windows[t] = torch.tensor([int(side) for side in window])
                 for layer in range(front):
+                    if shares is not None and is_soft(shares[layer]):
+                        # The part of the light that reaches the layer; the share itself where none does.
+                        alpha = np.where(left[layer], visible[layer] / np.maximum(left[layer], 1), shares[layer] / 255)
+                        alpha = cv2.resize(alpha.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
+                        inside = SNAP_MARGIN + (1 - 2 * SNAP_MARGIN) * alpha  # what `snap_alphas` turns into it
+                        share = np.where((alpha > 0) & (alpha < 1), inside, alpha)
+                        self.table.values[t, layer] = torch.logit(torch.from_numpy(share), eps=settings.min_opacity)
+                        continue
                     mask = clip.masks.masks[layer, t].astype(np.float32)
                     mask = cv2.GaussianBlur(mask, (0, 0), settings.outline_sigma_px)
                     share = cv2.resize(mask, (columns, rows), interpolation=cv2.INTER_AREA)

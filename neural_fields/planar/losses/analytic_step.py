@@ -35,7 +35,7 @@ from neural_fields.planar.appearance.layer_patch import (
 from neural_fields.planar.appearance.pixel_opacity import SNAP_MARGIN, PixelOpacity
 from neural_fields.planar.composition.model import PlanarModel
 from neural_fields.planar.init.frame_patch import FramePatch
-from neural_fields.planar.losses.layered_neural_atlases import MASK_CLAMP
+from neural_fields.planar.losses.layered_neural_atlases import MASK_CLAMP, find_visible_parts
 from neural_fields.planar.losses.table import LOSSES, LossWeights
 from neural_fields.planar.mappings.frame_grid import FrameTable, accumulate_squared_steps
 from neural_fields.planar.mappings.grid import GridMapping
@@ -88,7 +88,7 @@ class Band:
     window: FramePatch  # where front layers can be visible
     rgb: Float[Tensor, "3 height width"]  # of the patch, 0 to 1
     levels: list[tuple[int, int]]  # how often each layer's texture is halved for this frame, across and down
-    masks: Float[Tensor, "front _ _"] | None  # visible parts in the window, 0 or 1; None: no mask loss
+    masks: Float[Tensor, "front _ _"] | None  # visible parts in the window, 0 to 1; None: no mask loss
 
 
 @dataclass
@@ -172,8 +172,9 @@ def _compute_mask_gradient(
     for number in range(1, len(alpha)):
         left[number] = left[number - 1] * (1 - alpha[number - 1])
     weight = (alpha * left).clamp(MASK_CLAMP, 1 - MASK_CLAMP)
-    entropy = -float(torch.where(visible > 0, weight, 1 - weight).log().sum())
-    slope = torch.where(visible > 0, -1 / weight, 1 / (1 - weight)) * scale
+    rest = 1 - weight
+    entropy = -float((visible * weight.log() + (1 - visible) * rest.log()).sum())
+    slope = ((1 - visible) / rest - visible / weight) * scale
     unclamped = alpha * left
     slope *= (unclamped >= MASK_CLAMP) & (unclamped <= 1 - MASK_CLAMP)
     for number in range(len(alpha)):  # each alpha moves its own weight and those of the layers behind it
@@ -289,8 +290,8 @@ def _split_into_bands(model: PlanarModel, batch: Batch, with_mask: bool, min_ban
         # The parts of the masks that no mask in front of them hides.
         visible = None
         if with_mask:
-            masks = torch.from_numpy(np.array(batch.clip.masks.masks[:, t])).float()
-            visible = masks * (torch.cumsum(masks, dim=0) - masks == 0)
+            masks = batch.clip.read_frame_masks(torch.tensor([t])).T.unflatten(1, (height, width))
+            visible = find_visible_parts(masks, dim=0)
         for top, bottom in pairwise(edges):
             patch = FramePatch(top, bottom, 0, width)
             window = front_window.intersect(patch) if len(model.layers) > 1 else FramePatch(0, 0, 0, 0)

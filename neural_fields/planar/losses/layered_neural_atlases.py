@@ -57,16 +57,29 @@ def color_loss(samples: LayerSamples, batch: Batch) -> Float[Tensor, ""]:
     return F.mse_loss(composite_layers(samples), batch.rgb.to(samples.color.device))
 
 
+def find_visible_parts(masks: Float[Tensor, "*n"], dim: int) -> Float[Tensor, "*n"]:
+    """Computes the visible parts of masks: each gets at most what those in front leave (see `settle_front_to_back`).
+
+    Args:
+        masks: 0 to 1; the layers along `dim`, front to back.
+        dim: the dimension of the layers.
+
+    Example:
+        >>> find_visible_parts(torch.tensor([0.25, 1.0, 0.5]), 0).tolist()
+        [0.25, 0.75, 0.0]
+    """
+    hidden = torch.cumsum(masks, dim=dim) - masks  # masks of the layers in front
+    return torch.minimum(masks, (1 - hidden).clamp_min(0))
+
+
 def mask_loss(samples: LayerSamples, masks: Float[Tensor, "n front"]) -> Float[Tensor, ""]:
     """Computes the binary cross-entropy of the front layers' weights against the visible parts of their masks (LNA).
 
     Args:
         samples: of the model at the batch's points.
-        masks: of the front layers at these points, front to back, 0 or 1.
+        masks: of the front layers at these points, front to back, 0 to 1.
     """
-    masks = masks.to(samples.weight.device)
-    hidden = torch.cumsum(masks, dim=1) - masks  # masks of the layers in front
-    visible = masks * (hidden == 0)
+    visible = find_visible_parts(masks.to(samples.weight.device), dim=1)
     weight = samples.weight[:, : masks.shape[1]].clamp(MASK_CLAMP, 1 - MASK_CLAMP)
     return F.binary_cross_entropy(weight, visible)
 

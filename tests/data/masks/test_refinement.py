@@ -119,6 +119,18 @@ def test_outlines_go_to_where_colors_part() -> None:
         assert mean_iou(mended(frames, wrong, flow), masks) > mean_iou(wrong, masks) + 0.04
 
 
+def test_a_soft_mask_loses_a_blot_with_its_halo_and_keeps_its_outline() -> None:
+    frames, masks, flow = scene()
+    spotted = masks.copy()
+    spotted[4, 60:80, 100:130] = True
+    shares = np.stack([cv2.GaussianBlur(255 * mask.astype(np.uint8), (0, 0), 2) for mask in spotted])
+    found = refine_masks(frames, flow, LayerMasks(("foreground",), shares[None] >= 128, shares[None]))
+    assert found.shares is not None and not found.shares[0, 4, 50:90, 90:140].any()
+    shares[4, 50:90, 90:140] = 0
+    assert np.array_equal(found.shares[0], shares)
+    assert np.array_equal(found.masks[0], shares >= 128)
+
+
 def test_sides_of_one_color_leave_the_outline() -> None:
     picture = noise(3, (128, 128, 128))
     mask = np.zeros((HEIGHT, WIDTH), bool)

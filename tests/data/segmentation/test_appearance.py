@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from neural_fields.data.segmentation.appearance_model import AppearanceModel
 from neural_fields.data.segmentation.color_features import FEATURE_COUNT, compute_color_features
@@ -22,6 +23,16 @@ def test_vertical_stripes_are_edges_to_the_right_and_not_downwards() -> None:
     frame[:, ::8] = 255
     texture = compute_color_features(frame)[10, 10, 12:16]
     assert texture[0] > 20 * texture[1]
+
+
+@pytest.mark.parametrize("window", [(slice(30, 71), slice(40, 90)), (slice(0, 20), slice(60, 121))])
+def test_features_of_a_window_are_those_of_the_frame(window: tuple[slice, slice]) -> None:
+    frame = np.random.default_rng(0).integers(0, 255, (101, 121, 3)).astype(np.uint8)
+    rows, columns = (slice(part.start // 2, (part.stop + 1) // 2) for part in window)
+    whole = compute_color_features(frame)[rows, columns]
+    found = compute_color_features(frame, window=window)
+    assert found.shape == whole.shape
+    assert np.abs(found - whole).max() < 1e-2  # the widest Gaussians reach a little beyond the margin
 
 
 def test_pixels_score_as_the_side_that_they_look_like() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from neural_fields.data.segmentation import graph_cut
 from neural_fields.data.segmentation.graph_cut import CAPACITY_STEPS, cut_graph
 
 
@@ -41,6 +43,20 @@ def test_no_other_mask_is_better(odds: np.ndarray, image: np.ndarray, smoothness
     found = _energies(cut_graph(odds, image, smoothness)[None], odds, image, smoothness)[0]
     best = _energies(masks, odds, image, smoothness).max()
     assert found == pytest.approx(best, abs=40 / CAPACITY_STEPS)  # capacities are whole steps, some 30 of them
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_labels_that_are_clear_from_the_start_are_those_of_the_whole_graph(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = np.random.default_rng(seed)
+    odds = 60 * cv2.GaussianBlur(draw.normal(0, 1, (60, 80)), (0, 0), 6).astype(np.float32)
+    odds += draw.normal(0, 1, odds.shape).astype(np.float32)
+    image = cv2.GaussianBlur(draw.integers(0, 255, (60, 80, 3)).astype(np.uint8), (0, 0), 1)
+    found = cut_graph(odds, image, 2.0)
+    monkeypatch.setattr(graph_cut, "SQUARE_RADII_PX", ())
+    assert 0.1 < found.mean() < 0.9
+    assert np.array_equal(found, cut_graph(odds, image, 2.0))
 
 
 def test_the_outline_lies_on_the_edge_of_colors() -> None:

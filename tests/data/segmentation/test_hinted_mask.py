@@ -9,6 +9,7 @@ from neural_fields.core.errors import UserError
 from neural_fields.data.flow.compute import FlowField
 from neural_fields.data.segmentation.hinted_mask import find_hinted_mask
 from neural_fields.data.segmentation.segmenter import FrameHints
+from neural_fields.data.synthetic.planar_clips import make_demo_clip
 
 SIZE = (60, 90)
 TOP, LEFT, SIDE, STEP = 20, 30, 22, 2
@@ -114,3 +115,18 @@ def test_hints_that_contradict_each_other_are_refused_with_their_frame(clip, hin
     with pytest.raises(UserError, match=words) as caught:
         find_hinted_mask(frames, flow, 1, hints)
     assert "frame 1" in caught.value.where
+
+
+def test_a_box_that_is_not_full_from_side_to_side_gets_the_head_and_the_legs_too():
+    turtle = make_demo_clip(3, 213, 120)
+    flow = FlowField(
+        turtle.forward_flow.astype(np.float16),
+        turtle.backward_flow.astype(np.float16),
+        turtle.forward_visible,
+        turtle.backward_visible,
+    )
+    true = turtle.masks[0, 0]
+    y, x = np.nonzero(true)
+    box = int(x.min()) - 3, int(y.min()) - 3, int(x.max()) + 4, int(y.max()) + 4
+    mask = find_hinted_mask(turtle.frames, flow, 0, FrameHints(np.zeros(true.shape, np.int8), box))
+    assert measure_iou(mask, true) > 0.9, "the shell alone has 0.68"

@@ -16,6 +16,7 @@ from neural_fields.data.segmentation.motion_evidence import (
 )
 
 HEIGHT, WIDTH = 60, 80
+WHOLE = (slice(0, HEIGHT), slice(0, WIDTH))
 
 
 def _flow(right: float, down: float) -> np.ndarray:
@@ -36,9 +37,16 @@ def test_flow_that_leads_back_is_trusted_inside_the_frame() -> None:
     assert compute_trust(_flow(3, 0), _flow(-3 + error, 0))[5, 5] == pytest.approx(np.exp(-4), rel=1e-4)
 
 
+def test_the_trust_in_a_window_is_that_of_the_frame() -> None:
+    draw = np.random.default_rng(2)
+    flow, reverse = draw.normal(0, 4, (2, HEIGHT, WIDTH, 2)).astype(np.float32)
+    window = (slice(10, 44), slice(50, WIDTH))
+    assert np.array_equal(compute_trust(flow, reverse, window=window), compute_trust(flow, reverse)[window])
+
+
 def test_the_flow_of_a_transform_leads_where_it_does() -> None:
     matrix = np.array([[1.1, 0.05, 2.0], [-0.05, 0.9, 1.0], [1e-3, 0, 1]])
-    flow = transform_flow(matrix, (WIDTH, HEIGHT))
+    flow = transform_flow(matrix, WHOLE)
     target = matrix @ (30, 20, 1)
     assert np.allclose(flow[20, 30], target[:2] / target[2] - (30, 20), atol=1e-4)
     assert np.allclose(warp_backward(_square().astype(np.float32), _flow(5, -3))[23:43, 25:45], 1)
@@ -51,7 +59,7 @@ def test_what_moves_with_the_background_is_not_the_object() -> None:
     grown = cv2.dilate(mask.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0  # the expected mask is too large
     share = np.where(grown, 0.9, 0.0).astype(np.float32)
     window = (slice(10, 50), slice(20, 60))
-    found = weigh_motion([(flow, np.ones((HEIGHT, WIDTH), np.float32))], share, window)
+    found = weigh_motion([(flow, np.ones((40, 40), np.float32))], share, window)
     assert found.is_moving and found.rigidity == pytest.approx(mask.sum() / grown.sum())
     assert found.background[~mask[window]].min() > 0.99
     assert found.background[mask[window]].max() < 0.01
@@ -87,7 +95,7 @@ def test_what_a_frame_uncovers_is_judged_by_the_next_frame() -> None:
 
 def test_affine_motion_is_fitted_to_enough_pixels_only() -> None:
     matrix = np.array([[1.02, 0.03, 1.5], [-0.03, 1.02, -2.0], [0, 0, 1]])
-    flow = transform_flow(matrix, (WIDTH, HEIGHT))
+    flow = transform_flow(matrix, WHOLE)
     found = fit_affine_motion(_square(), flow)
     assert found is not None and np.allclose(found, matrix, atol=1e-3)
     few = np.zeros_like(_square())
@@ -108,7 +116,7 @@ def test_the_hinted_mask_lies_where_the_object_went() -> None:
         back = _flow(-2, 0)
         share = warp_backward(share, back)
         window = (slice(10, 50), slice(20, 70))
-        found = registration.advance(frame, back, np.ones((HEIGHT, WIDTH), np.float32), share, window)
+        found = registration.advance(frame, back, np.ones((40, 50), np.float32), share, window)
     assert found is not None
     shown, sure = found
     expected = np.roll(_square(), place, 1)[window]

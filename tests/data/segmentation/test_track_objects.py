@@ -13,8 +13,8 @@ from neural_fields.core.errors import UserError
 from neural_fields.core.progress import Progress
 from neural_fields.data.flow.compute import FlowField, compute_flow
 from neural_fields.data.segmentation.object_tracker import ObjectTracker
-from neural_fields.data.segmentation.segmenter import FrameHints
-from neural_fields.data.segmentation.track_objects import TrackingSegmenter
+from neural_fields.data.segmentation.segmenter import FrameHints, UnusableHintsError
+from neural_fields.data.segmentation.track_objects import TrackingSegmenter, find_order
 
 HEIGHT, WIDTH, FRAMES = 96, 160, 13
 
@@ -85,7 +85,8 @@ def test_objects_that_cross_keep_their_pixels_and_the_covering_one_is_in_front(c
         assert _iou(masks["disc"][t], clip.disc[t]) > 0.9, t
         if t < 8 or t > 10:  # what is uncovered at once is found again within three frames
             assert _iou(masks["square"][t], clip.square[t]) > 0.85, t
-    assert found.names[0] == "disc" and "front to back: disc, square" in found.notes[0]
+    assert found.names == ("square", "disc")
+    assert find_order(found.shares >= 128) == ([1, 0], True), "the disc is in front"
     assert reports[-1].done <= reports[-1].total == 2 * FRAMES
 
 
@@ -131,6 +132,16 @@ def test_only_pixels_that_are_not_the_object_are_not_enough(clip: CrossingClip) 
     with pytest.raises(UserError, match="nothing says where the object is") as caught:
         TrackingSegmenter().segment(clip.frames, clip.flow, {"disc": {3: _hint(marks={(10, 10): -1})}})
     assert "--frame 3 --box" in caught.value.fix
+
+
+def test_a_box_in_which_nothing_differs_is_named_with_its_object_and_frame(clip: CrossingClip) -> None:
+    flat = np.full((4, HEIGHT, WIDTH, 3), 90, np.uint8)
+    names = ("forward", "backward", "forward_ok", "backward_ok")
+    flow = FlowField(*(np.zeros_like(getattr(clip.flow, name)[:3]) for name in names))
+    box = FrameHints(np.zeros((HEIGHT, WIDTH), np.int8), (20, 20, 60, 60))
+    with pytest.raises(UnusableHintsError, match="nothing in the box") as caught:
+        TrackingSegmenter().segment(flat, flow, {"disc": {2: box}})
+    assert (caught.value.name, caught.value.frame) == ("disc", 2)
 
 
 def test_the_same_hints_give_the_same_masks(clip: CrossingClip, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def editors(prompt: str) -> dict[str, Editor]:
         "img2img": Img2Img(**common),
         "videdit": VidEdit(**common, control=str(TOY / "controlnet")),
         "mediated": Mediated(**common),
-        "sds": Sds(**{**common, "steps": 150}),
+        "sds": Sds(**{**common, "steps": 80}),
     }
 
 

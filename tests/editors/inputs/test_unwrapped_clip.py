@@ -38,6 +38,9 @@ pytestmark = pytest.mark.slow
 
 COLOR = np.array([0.85, 0.2, 0.3])
 LAYERS = ("foreground", "background")
+# The runs of all tests begin as copies of one: what is made of it is made once.
+FLAT: dict[tuple[str, int], UnwrappedFrame] = {}
+EXPORTED: dict[tuple[object, ...], dict[str, bytes]] = {}
 Paint = Callable[[int, np.ndarray], np.ndarray]  # number and RGB of a flat frame: RGB
 
 
@@ -70,8 +73,10 @@ class Dot:
         return list(source_frames(facts, chosen))
 
     def flat(self, t: int) -> UnwrappedFrame:
-        """A frame laid flat."""
-        return self.plane.unwrap_frame(t, self.frames[t])
+        """A frame laid flat, by the maps that the run began with."""
+        if (self.layer, t) not in FLAT:
+            FLAT[self.layer, t] = self.plane.unwrap_frame(t, self.frames[t])
+        return FLAT[self.layer, t]
 
     @property
     def radius(self) -> float:
@@ -105,10 +110,16 @@ class Dot:
 
 
 def flat_clip(run: Run, layer: str = "foreground", **settings: Any) -> Path:
-    """An exported clip."""
-    folder = run.path / "exports" / "unwrapped"
-    found = export_run(run, UnwrappedExporter(layer=layer, **settings), ExportOptions(out=folder, overwrite=True))
-    return next(path for path in found.paths if path.suffix in (".mkv", ".mov"))
+    """An exported clip, alone in its folder but for what lies beside it."""
+    folder, key = run.path / "exports" / "unwrapped", (layer, *sorted(settings.items()))
+    shutil.rmtree(folder, ignore_errors=True)
+    if key not in EXPORTED:
+        found = export_run(run, UnwrappedExporter(layer=layer, **settings), ExportOptions(out=folder))
+        EXPORTED[key] = {path.name: path.read_bytes() for path in found.paths}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in EXPORTED[key].items():
+        (folder / name).write_bytes(content)
+    return next(folder / name for name in EXPORTED[key] if name.endswith((".mkv", ".mov")))
 
 
 def painted(run: Run, clip: Path, paint: Paint, codec: str = "ffv1", **more: Any) -> Path:
@@ -255,7 +266,8 @@ def test_a_layer_that_a_frame_does_not_show_is_empty_there(run: Run) -> None:
     weight = np.load(run.maps / "weight.npy", allow_pickle=False)
     weight[4, 0], weight[4, 1] = 0, 255
     np.save(run.maps / "weight.npy", weight)
-    flat = Dot(run, "foreground").flat(4)
+    dot = Dot(run, "foreground")
+    flat = dot.plane.unwrap_frame(4, dot.frames[4])
     assert not flat.visibility.any() and not flat.color.any() and (flat.gain == 1).all()
 
 

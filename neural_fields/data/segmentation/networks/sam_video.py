@@ -28,7 +28,6 @@ from neural_fields.data.segmentation.segmenter import (
     FrameHints,
     ObjectSegmenter,
     missing_place_error,
-    settle_overlaps,
 )
 from neural_fields.nn.pretrained import NetworkSource
 
@@ -131,9 +130,7 @@ class SamVideoSegmenter(ObjectSegmenter):
                 if number % RELEASE_INTERVAL == RELEASE_INTERVAL - 1:
                     release_memory(frames)
                     release_memory(shares)
-        settle_overlaps(shares)
-        notes = (f"front to back: {', '.join(objects)} (the order in which you named them)",) * (len(objects) > 1)
-        return ClipSegmentation(tuple(objects), shares, confidence, notes)
+        return ClipSegmentation(tuple(objects), shares, confidence)
 
 
 class SamVideoNetwork:

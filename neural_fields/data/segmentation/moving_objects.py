@@ -1,0 +1,527 @@
+"""Finds the objects that move on their own, without hints.
+
+Motion says where (`motion_segmentation.py`), but takes spray and shadows along and leaves out what stands still. So a
+few frames where it is clear are chosen. In these, what looks like the background and does not last is removed, and
+what looks like the object and lies beside it is added. From there on it is as if the user had given masks of these
+frames: the objects are followed through the clip (`object_tracker.py`). What cannot be followed from one of the chosen
+frames to another is no object.
+
+Lengths are pixels of frames whose shorter side is 240.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, Int8, UInt8
+
+from neural_fields.core.memmap import allocate_zeros
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
+from neural_fields.data.flow.compute import FlowField, resize_mask, resize_vectors
+from neural_fields.data.masks.layer_masks import LayerMasks, default_layer_names, mask_iou
+from neural_fields.data.masks.log_odds import compute_log_odds
+from neural_fields.data.masks.motion_segmentation import MotionSegmentationSettings, segment_motion
+from neural_fields.data.segmentation.appearance_model import AppearanceModel, AppearanceSettings
+from neural_fields.data.segmentation.color_features import compute_color_features
+from neural_fields.data.segmentation.graph_cut import cut_graph
+from neural_fields.data.segmentation.motion_evidence import measure_departure, read_trusted_flow, warp_backward
+from neural_fields.data.segmentation.object_tracker import ObjectTracker, find_window
+from neural_fields.data.segmentation.segmenter import settle_overlaps
+from neural_fields.data.segmentation.track_objects import (
+    TrackObjectsSettings,
+    find_order,
+    follow_both_ways,
+    stack_followed,
+)
+
+Mask = Bool[np.ndarray, "height width"]
+Masks = dict[int, np.ndarray]  # by the number of the frame
+
+
+@dataclass(frozen=True)
+class MovingObjectsSettings:
+    """Holds the settings of `find_moving_objects`. Weights are those of log odds."""
+
+    side_px: int = 240  # shorter side of the frames in which objects are looked for
+    sampled_frames: int = 8  # in which motion is clear, and in which the objects' look is learned
+    followed_frames: int = 3  # of them, from which the objects are followed; the others are a test
+    appearance_weight: float = 4.0
+    smoothness: float = 6.0  # cost of the outline in `cut_graph`
+
+    # What moves but looks like the background, and does not last: spray, ripples.
+    own_score: float = 0.7  # of appearance; what scores less is in doubt, ...
+    min_doubted_score: float = 0.0  # ... and is removed if it scores less than this once it is not learned from
+    min_part_share: float = 0.05  # of the object; a smaller part is not removed, and no object
+    steadiness_frames: int = 6  # over which a pixel is followed to see whether it lasts
+    steady_error_px: float = 2.0  # error of following it there and back, ...
+    steady_color: float = 12.0  # ... and change of color in steps of 8-bit CIELAB, at which steadiness falls to 1/e
+
+    # What looks like the object beside it.
+    rounds: int = 2
+    near_share: float = 0.3  # distance, in object sizes, within which a pixel outside may belong to the object
+    background_motion: float = 0.7  # in usual errors of the background's flow: moving so, it does not belong to it
+    removed_odds: float = -1.0  # of what was removed, before its look is asked again
+
+    # Several objects.
+    max_objects: int = 3  # unless the user says how many
+    min_object_share: float = 0.15  # of the largest object that another one must have
+    same_motion: float = 0.5  # difference of motions, relative to the faster one, of pieces that move together
+    min_motion_px: float = 0.5  # a smaller difference is none
+
+    # What is no object.
+    min_agreement: float = 0.6  # mean IoU with the masks of sampled frames from which it was not followed
+    max_border_share: float = 0.45  # of its outline that may lie on the border of the frame; ...
+    max_second_border_share: float = 0.02  # ... of a second one that nobody asked for: ripples reach the border
+    min_confidence: float = 0.3  # mean over the clip
+    min_seen_share: float = 0.1  # of the frames
+    appearance: AppearanceSettings = field(default_factory=lambda: AppearanceSettings(regressions=1, max_samples=6000))
+    motion: MotionSegmentationSettings = field(default_factory=MotionSegmentationSettings)
+    tracking: TrackObjectsSettings = field(default_factory=TrackObjectsSettings)
+
+
+DEFAULTS = MovingObjectsSettings()
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """Holds where something moved in one frame: left, top, width and height of its box, as shares of the frame."""
+
+    frame: int
+    box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class MovingObjects:
+    """Holds the objects of a clip that move on their own.
+
+    Attributes:
+        layers: their masks, front to back, at the size of the frames; none where nothing clear was found.
+        others: what else moved: no object could be made of it, or there were too many.
+    """
+
+    layers: LayerMasks
+    others: tuple[Sighting, ...] = ()
+
+
+def find_moving_objects(
+    frames: UInt8[np.ndarray, "time height width 3"],
+    flow: FlowField,
+    count: int | None = None,
+    report: ProgressReporter = report_nothing,
+    settings: MovingObjectsSettings = DEFAULTS,
+) -> MovingObjects:
+    """Finds the objects that move on their own.
+
+    Args:
+        frames: RGB, 0 to 255; may be memory-mapped.
+        flow: optical flow between neighboring frames, of any size.
+        count: the most objects that are wanted; None for those whose motions clearly differ.
+        report: called with the progress, as the stage "masks".
+        settings: weights and thresholds.
+
+    Returns:
+        The objects. One is called "foreground", several "foreground1", "foreground2", ..., front to back.
+    """
+    length, height, width = frames.shape[:3]
+    small, small_flow = _shrink_clip(frames, flow, settings.side_px)
+    wanted = settings.max_objects if count is None else count
+    shares: list[np.ndarray] = []
+    others: list[Sighting] = []
+    claimed = np.zeros(small.shape[:3], bool)
+    # The fastest come first. What is slower shows only when nothing is expected there any more.
+    while True:
+        moving = segment_motion(small, _hide_flow(small_flow, claimed), report, settings.motion)
+        if moving is None or not (moving & ~claimed).any():
+            break
+        moving &= ~claimed
+        clearness = _measure_clearness(moving, small_flow)
+        if len(shares) >= wanted:
+            clearest = int(clearness.argmax())
+            others.append(_describe_sighting(clearest, {clearest: moving[clearest]}))
+            break
+        sampled = sorted(_choose_frames(clearness, settings.sampled_frames))
+        masks = _learn_masks(small, small_flow, {number: moving[number] for number in sampled}, settings)
+        before = len(shares)
+        for pieces in _separate_objects(small, small_flow, masks, clearness, wanted, settings):
+
+            def report_frame(done: int) -> None:
+                report(Progress("masks", done, length))
+
+            # Pieces that move together are followed one by one: they may lie apart.
+            share, confidence = np.zeros(small.shape[:3], np.uint8), np.zeros(length, np.float32)
+            known: Masks = {}
+            starts: set[int] = set()
+            for own in pieces:
+                labels = {number: _label_pixels(mask, number, small_flow, settings) for number, mask in own.items()}
+                for number, label in labels.items():
+                    label[(masks[number] & ~own[number]) | claimed[number]] = 0  # another object may look the same
+                tracker = ObjectTracker(small, small_flow, labels, settings.tracking.tracker)
+                ranked = np.where(np.isin(np.arange(length), list(own)), clearness, 0)
+                first = {number: own[number] for number in _choose_frames(ranked, settings.followed_frames)}
+                followed = stack_followed(follow_both_ways(tracker, first, report_frame, settings.tracking))
+                share, confidence = np.maximum(share, followed[0]), np.maximum(confidence, followed[1])
+                starts |= first.keys()
+                known |= {number: mask | known.get(number, False) for number, mask in own.items()}
+            found = share >= 128
+            is_large = not shares or found.sum() > settings.min_object_share * max((s >= 128).sum() for s in shares)
+            unused = {number: mask for number, mask in known.items() if number not in starts}
+            strict = bool(shares) and count is None
+            if len(shares) < wanted and is_large and _is_object(found, confidence, unused, strict, settings):
+                shares.append(share)
+            elif is_large:
+                others.append(_describe_sighting(max(known, key=lambda number: clearness[number]), known))
+            claimed |= found
+        claimed |= moving
+        if len(shares) == before:
+            break
+    return MovingObjects(_stack_layers(shares, (width, height), length, settings), tuple(others))
+
+
+def _stack_layers(
+    shares: Sequence[UInt8[np.ndarray, "time rows columns"]],
+    size: tuple[int, int],
+    length: int,
+    settings: MovingObjectsSettings,
+) -> LayerMasks:
+    """Orders objects front to back, and enlarges their masks to (width, height)."""
+    layers = allocate_zeros((len(shares), length, size[1], size[0]), bool)
+    if not shares:
+        return LayerMasks((), layers)
+    stacked = np.stack(shares)
+    order, _ = find_order(stacked >= 128, settings.tracking)
+    settle_overlaps(stacked)
+    for layer, place in enumerate(order):
+        for number, share in enumerate(stacked[place]):
+            layers[layer, number] = cv2.resize(share, size, interpolation=cv2.INTER_LINEAR) >= 128
+    return LayerMasks(default_layer_names(len(shares)), layers)
+
+
+def _hide_flow(flow: FlowField, hidden: Bool[np.ndarray, "time height width"]) -> FlowField:
+    """Marks flow as unknown where something hides it."""
+    if not hidden.any():
+        return flow
+    wide = np.stack([cv2.dilate(mask.astype(np.uint8), np.ones((9, 9), np.uint8)) == 0 for mask in hidden])
+    return FlowField(flow.forward, flow.backward, flow.forward_ok & wide[:-1], flow.backward_ok & wide[1:])
+
+
+def _shrink_clip(frames: np.ndarray, flow: FlowField, side_px: int) -> tuple[np.ndarray, FlowField]:
+    """Brings frames and flow to one size: that of the frames if their shorter side is at most `side_px`."""
+    height, width = frames.shape[1:3]
+    scale = min(1.0, side_px / min(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = frames
+    if size != (width, height):
+        small = allocate_zeros((len(frames), size[1], size[0], 3), np.uint8)
+        for number, frame in enumerate(frames):
+            small[number] = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+    if size == flow.size:
+        return small, flow
+    pairs = len(flow.forward)
+    vectors = [allocate_zeros((pairs, size[1], size[0], 2), np.float16) for _ in range(2)]
+    known = [allocate_zeros((pairs, size[1], size[0]), bool) for _ in range(2)]
+    for pair in range(pairs):
+        for way, (values, ok) in enumerate(((flow.forward, flow.forward_ok), (flow.backward, flow.backward_ok))):
+            vectors[way][pair] = resize_vectors(values[pair], size, ok[pair])
+            known[way][pair] = resize_mask(ok[pair], size)
+    return small, FlowField(vectors[0], vectors[1], known[0], known[1])
+
+
+# --- the frames in which motion is clear -----------------------------------------------------------------------------
+
+
+def _measure_clearness(masks: Bool[np.ndarray, "time height width"], flow: FlowField) -> Float[np.ndarray, " time"]:
+    """Measures how clear motion is in each frame: steady along the flow, of the usual area, off the border."""
+    areas = masks.sum((1, 2)).astype(float)
+    usual = np.median(areas[areas > 0]) if areas.any() else 1.0
+    clearness = np.zeros(len(masks))
+    for number in np.flatnonzero(areas):
+        mask, area = masks[number], areas[number]
+        steady = []
+        for to in (1, -1):
+            if 0 <= number + to < len(masks):
+                vectors, _ = read_trusted_flow(flow, int(number), to)
+                carried = warp_backward(masks[number + to].astype(np.float32), vectors) > 0.5
+                steady.append(mask_iou(carried, mask))
+        border = sum(int(line.sum()) for line in (mask[0], mask[-1], mask[:, 0], mask[:, -1]))
+        on_border = border / (4 * np.sqrt(area))
+        usualness = np.sqrt(min(area / usual, usual / area))
+        clearness[number] = np.mean(steady) * usualness * max(0.0, 1 - 2 * on_border) + 1e-3
+    return clearness
+
+
+def _choose_frames(clearness: Float[np.ndarray, " time"], count: int) -> list[int]:
+    """Chooses the clearest frames, spread over the clip; fewer where the others are not clear at all."""
+    left = clearness.copy()
+    gap = max(1, len(left) // (2 * count))
+    chosen: list[int] = []
+    while len(chosen) < count and left.max() > 0:
+        best = int(left.argmax())
+        chosen.append(best)
+        left[max(0, best - gap) : best + gap + 1] = 0
+    return chosen
+
+
+# --- what belongs to the objects in these frames ---------------------------------------------------------------------
+
+
+def _learn_masks(frames: np.ndarray, flow: FlowField, moving: Masks, settings: MovingObjectsSettings) -> Masks:
+    """Makes masks of what moves in the sampled frames: without what only moves, with what only looks like it."""
+    features = {n: compute_color_features(frames[n], settings.tracking.tracker.features) for n in moving}
+    steadiness = {n: _measure_steadiness(frames, flow, n, settings) for n in moving}
+    size = {n: float(np.sqrt(max(1, mask.sum()))) for n, mask in moving.items()}
+    tracker = settings.tracking.tracker
+    windows = {n: find_window(mask, tracker.window_margin, tracker.min_window_margin_px) for n, mask in moving.items()}
+
+    # In doubt is what does not score as the object does. It is removed if it still does not when nothing is learned
+    # from it: arms and windows score well then, spray does not.
+    labels = {n: np.where(mask, 1, -1).astype(np.int8) for n, mask in moving.items()}
+    doubted = {n: mask.copy() for n, mask in moving.items()}
+    for threshold in (settings.own_score, settings.min_doubted_score):
+        scores = _score_windows(features, labels, windows, settings)
+        for n, mask in moving.items():
+            window, weak = windows[n], np.zeros_like(mask)
+            usual = max(0.05, float(np.median(steadiness[n][mask])))
+            odds = settings.appearance_weight * (scores[n] - threshold)
+            odds += (steadiness[n][window] / usual - 1).clip(-1, 1)
+            odds = np.where(doubted[n][window], odds, np.where(mask[window], 20, -20)).astype(np.float32)
+            weak[window] = ~cut_graph(odds, frames[n][window], settings.smoothness)
+            weak &= doubted[n]
+            doubted[n] = _keep_large_parts(weak, settings.min_part_share * mask.sum()) & doubted[n]
+            labels[n][doubted[n]] = 0
+
+    masks = {n: mask & ~doubted[n] if (mask & ~doubted[n]).any() else mask for n, mask in moving.items()}
+    for step in range(settings.rounds):
+        for n, mask in masks.items():
+            labels[n] = _label_pixels(mask, n, flow, settings)
+            labels[n][doubted[n]] = -1
+        scores = _score_windows(features, labels, windows, settings)
+        for n, mask in masks.items():
+            window = windows[n]
+            soft = cv2.GaussianBlur(moving[n].astype(np.float32), (0, 0), max(1.0, 0.05 * size[n]))
+            odds = np.where(doubted[n], settings.removed_odds, compute_log_odds(soft, 0.05))
+            near = mask if step else moving[n]
+            distance = cv2.distanceTransform((~near).astype(np.uint8), cv2.DIST_L2, 3)
+            odds = odds - np.square(distance / max(4.0, settings.near_share * size[n]))
+            odds = (odds[window] + settings.appearance_weight * scores[n]).astype(np.float32)
+            cut = np.zeros_like(mask)
+            cut[window] = cut_graph(odds, frames[n][window], settings.smoothness)
+            count, parts, stats, _ = cv2.connectedComponentsWithStats(cut.astype(np.uint8))
+            if count > 1:
+                kept = stats[:, cv2.CC_STAT_AREA] > 2 * settings.min_part_share * stats[1:, cv2.CC_STAT_AREA].max()
+                kept[0] = False
+                masks[n] = kept[parts]
+    return masks
+
+
+def _measure_steadiness(
+    frames: np.ndarray, flow: FlowField, number: int, settings: MovingObjectsSettings
+) -> Float[np.ndarray, "height width"]:
+    """Measures how far each pixel lasts: 1 where following it for some frames and back leads home in its color."""
+    height, width = frames.shape[1:3]
+    x0, y0 = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    lab = _blur_lab(frames[number])
+    best = np.zeros((height, width), np.float32)
+    for to in (1, -1):
+        there = min(max(number + to * settings.steadiness_frames, 0), len(frames) - 1)
+        if abs(there - number) < settings.steadiness_frames / 2:
+            continue
+        x, y = x0, y0
+        places = []
+        for way, numbers in ((to, range(number, there, to)), (-to, range(there, number, -to))):
+            for here in numbers:
+                vectors, _ = read_trusted_flow(flow, here, way)
+                step = cv2.remap(vectors, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+                x, y = x + step[..., 0], y + step[..., 1]
+            places.append((x, y))
+        (far_x, far_y), (back_x, back_y) = places
+        seen = cv2.remap(_blur_lab(frames[there]), far_x, far_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        color = np.linalg.norm(seen - lab, axis=2) / settings.steady_color
+        error = np.hypot(back_x - x0, back_y - y0) / settings.steady_error_px
+        inside = (far_x >= 0) & (far_y >= 0) & (far_x <= width - 1) & (far_y <= height - 1)
+        best = np.maximum(best, np.exp(-np.square(error) - np.square(color)) * inside)
+    return cv2.GaussianBlur(best, (0, 0), 2.0)
+
+
+def _blur_lab(frame: np.ndarray) -> np.ndarray:
+    lab = cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2LAB).astype(np.float32)
+    return cv2.GaussianBlur(lab, (0, 0), 1.0)
+
+
+def _score_windows(
+    features: Mapping[int, np.ndarray],
+    labels: Mapping[int, Int8[np.ndarray, "height width"]],
+    windows: Mapping[int, tuple[slice, slice]],
+    settings: MovingObjectsSettings,
+) -> dict[int, Float[np.ndarray, "rows columns"]]:
+    """Learns the look of the labeled pixels, and scores the windows of the same frames by it."""
+    step = settings.tracking.tracker.features.stride_px
+    near = {}
+    for number, label in labels.items():
+        around = np.zeros(label.shape, bool)
+        around[windows[number]] = True
+        near[number] = around[::step, ::step]
+    small = {number: label[::step, ::step] for number, label in labels.items()}
+    model = AppearanceModel(features, small, near, settings.appearance)
+    scores = {}
+    for number, values in features.items():
+        rows, columns = (slice(part.start // step, (part.stop + step - 1) // step) for part in windows[number])
+        score = model.score(values[rows, columns]).astype(np.float32)
+        large = cv2.resize(score, (score.shape[1] * step, score.shape[0] * step), interpolation=cv2.INTER_LINEAR)
+        height, width = (part.stop - part.start for part in windows[number])
+        scores[number] = large[:height, :width]
+    return scores
+
+
+def _label_pixels(
+    mask: Mask, number: int, flow: FlowField, settings: MovingObjectsSettings
+) -> Int8[np.ndarray, "height width"]:
+    """Labels the object 1 and the background -1; 0 beside the object, unless it moves as the background does.
+
+    A leg that stands still is not background because nothing moves there: it counts as background only where the
+    object moves and the pixel moves with what is around.
+    """
+    radius = int(max(4.0, settings.near_share * np.sqrt(mask.sum())))
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    ring = (cv2.dilate(mask.astype(np.uint8), disc) > 0) & ~mask
+    label = np.where(mask, 1, np.where(ring, 0, -1)).astype(np.int8)
+    motion = settings.tracking.tracker.motion
+    is_background = []
+    for to in (1, -1):
+        if not 0 <= number + to <= len(flow.forward):
+            continue
+        vectors, trust = read_trusted_flow(flow, number, to, motion)
+        departure = measure_departure(vectors, ~ring & ~mask, motion)
+        sure = mask & (trust > 0.3)
+        if departure is not None and sure.sum() >= motion.min_vectors:
+            away = departure[0]
+            if np.median(away[sure]) >= motion.min_motion:
+                is_background.append((away < settings.background_motion) & (trust > 0.5))
+    if is_background:
+        label[ring & np.logical_and.reduce(is_background)] = -1
+    return label
+
+
+def _keep_large_parts(mask: Mask, min_area_px: float) -> Mask:
+    """Removes threads and small parts."""
+    opened = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    _, parts, stats, _ = cv2.connectedComponentsWithStats(opened)
+    kept = stats[:, cv2.CC_STAT_AREA] > min_area_px
+    kept[0] = False
+    return kept[parts]
+
+
+# --- several objects -------------------------------------------------------------------------------------------------
+
+
+def _separate_objects(
+    frames: np.ndarray,
+    flow: FlowField,
+    masks: Masks,
+    clearness: np.ndarray,
+    wanted: int,
+    settings: MovingObjectsSettings,
+) -> list[list[Masks]]:
+    """Divides the masks into pieces, the same in all frames, and lists the pieces of each object, the largest first.
+
+    Each piece is followed through the clip; pieces of other frames that it covers there are the same one.
+    """
+    left: dict[int, list[np.ndarray]] = {}
+    for number, mask in masks.items():
+        total, parts = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+        left[number] = [parts == part for part in range(1, total)]
+    if all(len(parts) == 1 for parts in left.values()):
+        return [[dict(masks)]]
+
+    objects: list[Masks] = []
+    smallest = 0.0
+    while len(objects) <= wanted and any(left.values()):
+        start, piece = max(
+            ((number, part) for number, parts in left.items() for part in parts),
+            key=lambda pair: clearness[pair[0]] * pair[1].sum(),
+        )
+        if piece.sum() < smallest:
+            break
+        smallest = max(smallest, settings.min_object_share * float(piece.sum()))
+        label = _label_pixels(piece, start, flow, settings)
+        label[masks[start] & ~piece] = 0
+        tracker = ObjectTracker(frames, flow, {start: label}, settings.tracking.tracker)
+        followed = follow_both_ways(tracker, {start: piece}, settings=settings.tracking)
+        own: Masks = {}
+        for number, parts in left.items():
+            there = piece if number == start else followed[number].mask
+            same = [part for part in parts if (part & there).sum() > 0.5 * part.sum()]
+            left[number] = [part for part in parts if not any(part is other for other in same)]
+            if same:
+                own[number] = np.logical_or.reduce(same)
+        objects.append(own)
+
+    # Pieces that move together are one object: a rider and his board.
+    merged: list[list[Masks]] = []
+    for own in objects:
+        for pieces in merged:
+            if any(_move_together(own, other, flow, settings) for other in pieces):
+                pieces.append(own)
+                break
+        else:
+            merged.append([own])
+    return merged
+
+
+def _move_together(one: Masks, other: Masks, flow: FlowField, settings: MovingObjectsSettings) -> bool:
+    """Whether two objects move alike, against the background, in most of the frames that show both."""
+    differences = []
+    for number in one.keys() & other.keys():
+        to = 1 if number < len(flow.forward) else -1
+        vectors, trust = read_trusted_flow(flow, number, to, settings.tracking.tracker.motion)
+        sure = trust > 0.3
+        if not (sure & one[number]).any() or not (sure & other[number]).any():
+            continue
+        still = np.median(vectors[~one[number] & ~other[number]], axis=0)
+        first, second = (np.median(vectors[sure & mask[number]], axis=0) - still for mask in (one, other))
+        speed = max(float(np.linalg.norm(first)), float(np.linalg.norm(second)))
+        gap = float(np.linalg.norm(first - second))
+        differences.append(gap < max(settings.min_motion_px, settings.same_motion * speed))
+    return bool(differences) and float(np.mean(differences)) > 0.5
+
+
+# --- what is an object ----------------------------------------------------------------------------------------------
+
+
+def _is_object(
+    masks: Bool[np.ndarray, "time height width"],
+    confidence: Float[np.ndarray, " time"],
+    unused: Masks,
+    strict: bool,
+    settings: MovingObjectsSettings,
+) -> bool:
+    """Whether what was followed is an object: it lasts, is found again, has a look of its own, and is no border strip.
+
+    Args:
+        masks: what was followed.
+        confidence: of its look, 0 to 1.
+        unused: masks of frames from which it was not followed.
+        strict: whether it must lie inside the frame.
+        settings: thresholds.
+    """
+    seen = np.flatnonzero(masks.any((1, 2)))
+    if len(seen) < settings.min_seen_share * len(masks) or confidence[seen].mean() < settings.min_confidence:
+        return False
+    if unused and np.mean([mask_iou(masks[n], mask) for n, mask in unused.items()]) < settings.min_agreement:
+        return False
+    shares = []
+    for mask in masks[seen]:
+        outline = mask & (cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=0) == 0)
+        border = np.zeros_like(mask)
+        border[0], border[-1], border[:, 0], border[:, -1] = True, True, True, True
+        shares.append((outline & border).sum() / max(1, outline.sum()))
+    return bool(np.mean(shares) <= (settings.max_second_border_share if strict else settings.max_border_share))
+
+
+def _describe_sighting(number: int, masks: Masks) -> Sighting:
+    """Describes where something is in one frame."""
+    height, width = masks[number].shape
+    left, top, wide, high = cv2.boundingRect(masks[number].astype(np.uint8))
+    return Sighting(number, (left / width, top / height, wide / width, high / height))
