@@ -72,7 +72,7 @@ check test coverage lowest: export PYTHONDONTWRITEBYTECODE :=
 check: $(INSTALLED_ALL)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy & types=$$!; $(BIN)/python -m pytest -n 2 -m "not slow"; tests=$$?; wait $$types && exit $$tests
+	$(BIN)/mypy & types=$$!; $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"; tests=$$?; wait $$types && exit $$tests
 
 # From Python 3.12 on the interpreter itself can count lines, which costs little; before, the tests take half as long
 # again (make coverage).
@@ -81,16 +81,16 @@ test: export COVERAGE_CORE = $(if $(CHEAP_COVERAGE),sysmon)
 test: $(INSTALLED_ALL)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy & types=$$!; $(BIN)/python -m pytest -n 2 $(CHEAP_COVERAGE); tests=$$?; wait $$types && exit $$tests
+	$(BIN)/mypy & types=$$!; $(BIN)/python -m pytest -n 2 --dist worksteal $(CHEAP_COVERAGE); tests=$$?; wait $$types && exit $$tests
 
 coverage: $(INSTALLED_ALL)
-	$(BIN)/python -m pytest -n 2 --cov
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov
 
 # The lower bounds of pyproject.toml, installed as they stand in an environment of their own.
 lowest: | $(BIN)/uv
 	"$(PYTHON)" -m venv --clear .venv-lowest
 	$(BIN)/uv pip install --python .venv-lowest/bin/python --resolution lowest-direct --editable '.[dev,exr,metrics,psd]'
-	.venv-lowest/bin/python -m pytest -n 2 -m "not slow" -W default
+	.venv-lowest/bin/python -m pytest -n 2 --dist worksteal -m "not slow" -W default
 
 # The variable silences news of the makers of mkdocs, which are not about these pages.
 docs: export NO_MKDOCS_2_WARNING := 1

@@ -289,7 +289,10 @@ def _learn_masks(frames: np.ndarray, flow: FlowField, moving: Masks, settings: M
             odds = np.where(doubted[n][window], odds, np.where(mask[window], 20, -20)).astype(np.float32)
             weak[window] = ~cut_graph(odds, frames[n][window], settings.smoothness)
             weak &= doubted[n]
-            doubted[n] = _keep_large_parts(weak, settings.min_part_share * mask.sum()) & doubted[n]
+            score = np.zeros(mask.shape, np.float32)
+            score[window] = scores[n]
+            least_px = settings.min_part_share * float(mask.sum())
+            doubted[n] = _keep_weak_parts(weak, score, threshold, least_px) & doubted[n]
             labels[n][doubted[n]] = 0
 
     masks = {n: mask & ~doubted[n] if (mask & ~doubted[n]).any() else mask for n, mask in moving.items()}
@@ -404,11 +407,12 @@ def _label_pixels(
     return label
 
 
-def _keep_large_parts(mask: Mask, min_area_px: float) -> Mask:
-    """Removes threads and small parts."""
+def _keep_weak_parts(mask: Mask, score: np.ndarray, threshold: float, min_area_px: float) -> Mask:
+    """Removes threads, small parts, and parts whose mean score reaches a threshold."""
     opened = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
-    _, parts, stats, _ = cv2.connectedComponentsWithStats(opened)
-    kept = stats[:, cv2.CC_STAT_AREA] > min_area_px
+    count, parts, stats, _ = cv2.connectedComponentsWithStats(opened)
+    total = np.bincount(parts.ravel(), score.ravel(), count)
+    kept = (stats[:, cv2.CC_STAT_AREA] > min_area_px) & (total < threshold * stats[:, cv2.CC_STAT_AREA])
     kept[0] = False
     return kept[parts]
 
