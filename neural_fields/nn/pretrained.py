@@ -75,12 +75,6 @@ def find_network_folder(source: NetworkSource, kinds: Sequence[str], purpose: st
     Raises:
         UserError: there is no such network, or it is of another kind (exit 3); its weights could run code (exit 7).
     """
-    if importlib.util.find_spec("transformers") is None:
-        raise bad_input(
-            f"{source.model} needs transformers, which is not installed",
-            why="networks come with the extra 'diffusion'",
-            fix=INSTALL,
-        )
     fetch = f"name a folder of such a network, or {example}"
     folder = Path(source.model).expanduser()
     if folder.is_file():
@@ -94,6 +88,7 @@ def find_network_folder(source: NetworkSource, kinds: Sequence[str], purpose: st
                 why="expected a folder in Hugging Face's layout, or a name on the hub such as owner/name",
                 fix=fetch,
             )
+        _require_transformers(source.model)
         with explain_network_errors(source.model):
             from huggingface_hub import snapshot_download
 
@@ -128,7 +123,18 @@ def find_network_folder(source: NetworkSource, kinds: Sequence[str], purpose: st
                 fix=fetch,
             )
         raise bad_input(f"there are no weights in {folder}", why="expected *.safetensors in it", fix=fetch)
+    _require_transformers(source.model)
     return folder, kind
+
+
+def _require_transformers(model: str) -> None:
+    """Refuses a network whose library is missing; what is wrong with its folder is said before that."""
+    if importlib.util.find_spec("transformers") is None:
+        raise bad_input(
+            f"{model} needs transformers, which is not installed",
+            why="networks come with the extra 'diffusion'",
+            fix=INSTALL,
+        )
 
 
 @contextmanager

@@ -30,7 +30,8 @@ def refused(folder: Path | str, code: ExitCode = ExitCode.BAD_INPUT) -> str:
     return str(caught.value)
 
 
-def test_a_folder_of_the_right_kind_is_found(tmp_path: Path) -> None:
+def test_a_folder_of_the_right_kind_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda name: object())  # transformers is there
     folder = make_folder(tmp_path / "net")
     assert find(folder) == (folder, "sam2_video")
 
@@ -77,6 +78,8 @@ def test_a_name_without_a_network_says_how_to_fetch_it(tmp_path: Path, monkeypat
 def test_without_transformers_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda name: None)
     assert pretrained.INSTALL in refused(make_folder(tmp_path / "net"))
+    assert pretrained.INSTALL in refused("facebook/sam2.1-hiera-tiny")
+    assert "there is no network" in refused(tmp_path / "none")  # what is wrong with a folder comes first
     assert list(pretrained.describe_known_networks()) == ["networks"]
 
 
