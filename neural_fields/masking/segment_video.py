@@ -55,7 +55,7 @@ from neural_fields.open_runs.opening import require_planar
 from neural_fields.runs.locking import lock_folder
 from neural_fields.runs.run import HOLDER_FILE, LOCK_FILE
 
-RESULT_VERSION = 1  # of the mattes: raise it when the same hints would give others, so that they are made again
+RESULT_VERSION = 2  # of the mattes: raise it when the same hints would give others, so that they are made again
 SHEET_FILE = "contact.png"
 MAX_SHARED_IOU = 0.8  # of all pixels of two objects; from here on they are one object under two names
 

@@ -140,12 +140,6 @@ def _load_masks(
     nothing = LayerMasks((), np.zeros((0, *source.frames.shape[:3]), bool))
     if options.masks == ("none",):
         return nothing
-    if len(options.masks) > 1 and any(spec == "none" or spec.partition(":")[0] == "auto" for spec in options.masks):
-        raise bad_input(
-            f"--masks {' '.join(options.masks)}: 'auto' and 'none' stand alone",
-            why="either the program finds the moving objects, or every layer has a mask of yours",
-            fix="--masks PATH for each front layer, front first",
-        )
     if options.finds_masks:
         if flow is None:
             return nothing

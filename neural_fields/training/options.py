@@ -31,7 +31,8 @@ class TrainOptions:
     """Sets how a model is trained; the fields are the flags of `unwrap train`.
 
     Raises:
-        UserError: a time budget that is not above 0, a seed out of range, or hints beside masks (exit 3).
+        UserError: a time budget that is not above 0, a seed out of range, hints beside masks, or masks that cannot go
+            together (exit 3).
 
     Example:
         >>> options = TrainOptions(quality="draft", seconds=90.0, overrides={"texture.density": 2.0})
@@ -76,7 +77,8 @@ class TrainOptions:
         """Fills in the default of `masks`: a repeatable flag would otherwise add to it.
 
         Raises:
-            UserError: a time budget or a seed out of range, or hints beside masks (exit 3).
+            UserError: a time budget or a seed out of range, hints beside masks, or masks that cannot go
+                together (exit 3).
         """
         object.__setattr__(self, "masks", tuple(self.masks) or ("auto",))
         if self.hints and self.masks != ("auto",):
@@ -84,6 +86,12 @@ class TrainOptions:
                 f"--masks {' '.join(self.masks)} and {self.hints[0].words} at once",
                 why="either the masks are there, or they are made from what you point at",
                 fix="unwrap mask VIDEO first, then unwrap train VIDEO --masks FOLDER for each",
+            )
+        if len(self.masks) > 1 and any(spec == "none" or spec.partition(":")[0] == "auto" for spec in self.masks):
+            raise bad_input(
+                f"--masks {' '.join(self.masks)}: 'auto' and 'none' stand alone",
+                why="either the program finds the moving objects, or every layer has a mask of yours",
+                fix="--masks PATH for each front layer, front first",
             )
         if self.finds_masks and self.masks[0] != "auto" and not re.fullmatch(r"auto:[1-9]\d?", self.masks[0]):
             raise bad_input(

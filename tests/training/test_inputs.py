@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from editors.demo import make_clip_metadata
+from neural_fields.core.errors import UserError
 from neural_fields.core.progress import report_nothing
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.data.flow.compute import FlowField
@@ -218,3 +219,10 @@ def test_the_report_gets_the_frames_and_the_flow_of_the_training(
     train_planar.train(tmp_path / "clip.mkv", TrainOptions(tmp_path / "run", overrides={"training.steps": 4}))
     (made,) = reports
     assert made.measurements.trust is not None and len(made.measurements.trust) == 7
+
+
+@pytest.mark.parametrize("masks", [("auto:0",), ("auto:x",), ("auto:",), ("auto", "none"), ("a.npy", "auto:2")])
+def test_masks_that_contradict_each_other_are_refused_before_any_work(masks: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match="--masks"):
+        TrainOptions(out=Path("run"), masks=masks)
+    assert (TrainOptions(out=Path("run"), masks=("auto:2",)).wanted_objects, TrainOptions().wanted_objects) == (2, None)
