@@ -6,6 +6,7 @@ python docs/pictures/compose.py demo
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,24 @@ def row(panels: list[Panel], height: int) -> Image.Image:
         ImageDraw.Draw(sheet).text((x + 1, 2), label, fill=(60, 60, 60), font=font)
         x += round(share * height) + GAP
     return sheet
+
+
+def stack_rows(rows: Sequence[Sequence[tuple[str, np.ndarray]]], height: int, gap: int = GAP) -> Image.Image:
+    """Puts rows of labeled panels below each other."""
+    parts = [row([(label, Image.fromarray(panel)) for label, panel in panels], height) for panels in rows]
+    sheet = Image.new("RGB", (WIDTH, sum(part.height for part in parts) + gap * (len(parts) - 1)), "white")
+    y = 0
+    for part in parts:
+        sheet.paste(part, (0, y))
+        y += part.height + gap
+    return sheet
+
+
+def save_small(path: Path, picture: Image.Image, max_bytes: int) -> None:
+    """Saves a picture of at most 256 colors, and refuses one that is too large for the documentation."""
+    picture.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
+    if path.stat().st_size > max_bytes:
+        raise SystemExit(f"{path}: {path.stat().st_size} bytes are more than {max_bytes}")
 
 
 def save(name: str, rows: list[Image.Image]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from compose import HERE, WIDTH, row
+from compose import HERE, WIDTH, save_small, stack_rows
 from PIL import Image, ImageDraw, ImageFont
 
 from editors import edit
@@ -38,17 +38,8 @@ def train_small_run(home: Path) -> PlanarRun:
 
 
 def save_sheet(name: str, *rows: list[Panel], height: int = 200) -> None:
-    """Saves rows of labeled panels as a small PNG of at most 256 colors."""
-    parts = [row([(label, Image.fromarray(panel)) for label, panel in panels], height) for panels in rows]
-    sheet = Image.new("RGB", (WIDTH, sum(part.height for part in parts) + GAP * (len(parts) - 1)), "white")
-    y = 0
-    for part in parts:
-        sheet.paste(part, (0, y))
-        y += part.height + GAP
-    path = HERE / f"how-{name}.png"
-    sheet.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
-    if path.stat().st_size > MAX_BYTES:
-        raise SystemExit(f"{path}: {path.stat().st_size} bytes are more than {MAX_BYTES}")
+    """Saves rows of labeled panels as a small PNG."""
+    save_small(HERE / f"how-{name}.png", stack_rows(rows, height, GAP), MAX_BYTES)
 
 
 def read_video_frames(path: Path) -> list[np.ndarray]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from compose import GAP, HERE, WIDTH, row
+from compose import HERE, WIDTH, save_small, stack_rows
 from PIL import Image
 
 from editors.demo import make_clip_metadata
@@ -28,22 +28,8 @@ Panel = tuple[str, np.ndarray]
 
 
 def save_sheet(name: str, *rows: Sequence[Panel], height: int = 200) -> None:
-    """Saves rows of labeled panels as a small PNG of at most 256 colors."""
-    parts = [row([(label, Image.fromarray(panel)) for label, panel in panels], height) for panels in rows]
-    sheet = Image.new("RGB", (WIDTH, sum(part.height for part in parts) + GAP * (len(parts) - 1)), "white")
-    y = 0
-    for part in parts:
-        sheet.paste(part, (0, y))
-        y += part.height + GAP
-    save_small(name, sheet)
-
-
-def save_small(name: str, picture: Image.Image) -> None:
-    """Saves a picture of at most 256 colors beside this file."""
-    path = HERE / f"masks-{name}.png"
-    picture.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
-    if path.stat().st_size > MAX_BYTES:
-        raise SystemExit(f"{path}: {path.stat().st_size} bytes are more than {MAX_BYTES}")
+    """Saves rows of labeled panels as a small PNG."""
+    save_small(HERE / f"masks-{name}.png", stack_rows(rows, height), MAX_BYTES)
 
 
 def write_clip(path: Path, clip: SyntheticClip) -> list[np.ndarray]:
@@ -113,7 +99,8 @@ def show_crossing(home: Path) -> None:
     assert masks.contact_sheet is not None
     with Image.open(masks.contact_sheet) as sheet:
         top = sheet.convert("RGB").crop((0, 0, sheet.width, sheet.height // 2))  # as wide as the page
-        save_small("contact", top.resize((WIDTH, round(top.height * WIDTH / top.width)), Image.Resampling.LANCZOS))
+        resized = top.resize((WIDTH, round(top.height * WIDTH / top.width)), Image.Resampling.LANCZOS)
+        save_small(HERE / "masks-contact.png", resized, MAX_BYTES)
 
 
 def show_soft_edge(home: Path) -> None:

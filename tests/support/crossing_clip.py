@@ -17,8 +17,10 @@ class CrossingClip:
     square: np.ndarray
 
 
-def draw_crossing_clip(width: int = 160, height: int = 96, count: int = 11) -> CrossingClip:
-    """Draws the clip; the disc hides four tenths of the square at most."""
+def draw_crossing_clip(
+    width: int = 160, height: int = 96, count: int = 11, square_left: int = 100, disc_center: tuple[int, int] = (41, 61)
+) -> CrossingClip:
+    """Draws the clip from where both are in frame 0; by default the disc hides four tenths of the square at most."""
     ground = 120 + 22 * _make_texture(0, height, width + count)
     red = np.array([190, 60, 50]) + 18 * _make_texture(1, height, width)
     blue = np.array([50, 70, 190]) + 18 * _make_texture(2, height, width)
@@ -26,9 +28,9 @@ def draw_crossing_clip(width: int = 160, height: int = 96, count: int = 11) -> C
     frames, discs, squares = [], [], []
     for t in range(count):
         frame = ground[:, t : t + width].copy()
-        left, center = 100 - 5 * t, 41 + 6 * t
+        left, center = square_left - 5 * t, disc_center[0] + 6 * t
         square = (x >= left) & (x < left + 26) & (y >= 34) & (y < 60)
-        disc = (x - center) ** 2 + (y - 61) ** 2 < 15**2
+        disc = (x - center) ** 2 + (y - disc_center[1]) ** 2 < 15**2
         frame[square] = np.roll(blue, -5 * t, 1)[square]
         frame[disc] = np.roll(red, 6 * t, 1)[disc]
         frames.append(frame.clip(0, 255).astype(np.uint8))

@@ -27,7 +27,12 @@ from neural_fields.data.masks.motion_segmentation import MotionSegmentationSetti
 from neural_fields.data.segmentation.appearance_model import AppearanceModel, AppearanceSettings
 from neural_fields.data.segmentation.color_features import compute_color_features
 from neural_fields.data.segmentation.graph_cut import cut_graph
-from neural_fields.data.segmentation.motion_evidence import measure_departure, read_trusted_flow, warp_backward
+from neural_fields.data.segmentation.motion_evidence import (
+    measure_departure,
+    read_flow,
+    read_trusted_flow,
+    warp_backward,
+)
 from neural_fields.data.segmentation.object_tracker import ObjectTracker, find_window
 from neural_fields.data.segmentation.segmenter import settle_overlaps
 from neural_fields.data.segmentation.track_objects import (
@@ -242,7 +247,7 @@ def _measure_clearness(masks: Bool[np.ndarray, "time height width"], flow: FlowF
         steady = []
         for to in (1, -1):
             if 0 <= number + to < len(masks):
-                vectors, _ = read_trusted_flow(flow, int(number), to)
+                vectors, _ = read_flow(flow, int(number), to)
                 carried = warp_backward(masks[number + to].astype(np.float32), vectors) > 0.5
                 steady.append(mask_iou(carried, mask))
         border = sum(int(line.sum()) for line in (mask[0], mask[-1], mask[:, 0], mask[:, -1]))
@@ -335,7 +340,7 @@ def _measure_steadiness(
         places = []
         for way, numbers in ((to, range(number, there, to)), (-to, range(there, number, -to))):
             for here in numbers:
-                vectors, _ = read_trusted_flow(flow, here, way)
+                vectors, _ = read_flow(flow, here, way)
                 step = cv2.remap(vectors, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
                 x, y = x + step[..., 0], y + step[..., 1]
             places.append((x, y))

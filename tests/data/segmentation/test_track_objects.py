@@ -15,46 +15,23 @@ from neural_fields.data.flow.compute import FlowField, compute_flow
 from neural_fields.data.segmentation.object_tracker import ObjectTracker
 from neural_fields.data.segmentation.segmenter import FrameHints, UnusableHintsError
 from neural_fields.data.segmentation.track_objects import TrackingSegmenter, find_order
+from tests.support.crossing_clip import CrossingClip, draw_crossing_clip
 
 HEIGHT, WIDTH, FRAMES = 96, 160, 13
 
 
 @dataclass(frozen=True)
-class CrossingClip:
-    """A red disc that passes in front of a blue square, over a background that the camera pans across."""
+class FilmedCrossing(CrossingClip):
+    """The clip with its flow."""
 
-    frames: np.ndarray
-    disc: np.ndarray  # what is seen of each, bool [time, height, width]
-    square: np.ndarray
     flow: FlowField
 
 
-def _make_texture(seed: int, height: int, width: int) -> np.ndarray:
-    noise = np.random.default_rng(seed).normal(size=(height, width, 3)).astype(np.float32)
-    blurred = cv2.GaussianBlur(noise, (0, 0), 1.6)
-    return blurred / blurred.std()
-
-
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> CrossingClip:
-    ground = 120 + 22 * _make_texture(0, HEIGHT, WIDTH + FRAMES)
-    red = np.array([190, 60, 50]) + 18 * _make_texture(1, HEIGHT, WIDTH)
-    blue = np.array([50, 70, 190]) + 18 * _make_texture(2, HEIGHT, WIDTH)
-    y, x = np.mgrid[:HEIGHT, :WIDTH]
-    frames, discs, squares = [], [], []
-    for t in range(FRAMES):
-        frame = ground[:, t : t + WIDTH].copy()
-        left, center = 105 - 5 * t, 35 + 6 * t
-        square = (x >= left) & (x < left + 26) & (y >= 34) & (y < 60)
-        disc = (x - center) ** 2 + (y - 52) ** 2 < 15**2
-        frame[square] = np.roll(blue, -5 * t, 1)[square]
-        frame[disc] = np.roll(red, 6 * t, 1)[disc]
-        frames.append(frame.clip(0, 255).astype(np.uint8))
-        discs.append(disc)
-        squares.append(square & ~disc)
-    stacked = np.stack(frames)
-    flow = compute_flow(stacked, tmp_path_factory.mktemp("flow"), "dis")
-    return CrossingClip(stacked, np.stack(discs), np.stack(squares), flow)
+def clip(tmp_path_factory: pytest.TempPathFactory) -> FilmedCrossing:
+    drawn = draw_crossing_clip(WIDTH, HEIGHT, FRAMES, square_left=105, disc_center=(35, 52))
+    flow = compute_flow(drawn.frames, tmp_path_factory.mktemp("flow"), "dis")
+    return FilmedCrossing(drawn.frames, drawn.disc, drawn.square, flow)
 
 
 def _hint(mask: np.ndarray | None = None, marks: dict[tuple[int, int], int] | None = None) -> FrameHints:
@@ -68,14 +45,14 @@ def _iou(a: np.ndarray, b: np.ndarray) -> float:
     return (a & b).sum() / max(1, (a | b).sum())
 
 
-def test_an_object_is_followed_from_its_mask_in_one_frame(clip: CrossingClip) -> None:
+def test_an_object_is_followed_from_its_mask_in_one_frame(clip: FilmedCrossing) -> None:
     found = TrackingSegmenter().segment(clip.frames, clip.flow, {"disc": {4: _hint(clip.disc[4])}})
     assert found.names == ("disc",)
     assert min(_iou(found.shares[0, t] >= 128, clip.disc[t]) for t in range(FRAMES)) > 0.9
     assert found.confidence.min() > 0.5
 
 
-def test_objects_that_cross_keep_their_pixels_and_the_covering_one_is_in_front(clip: CrossingClip) -> None:
+def test_objects_that_cross_keep_their_pixels_and_the_covering_one_is_in_front(clip: FilmedCrossing) -> None:
     hints = {"square": {0: _hint(clip.square[0])}, "disc": {0: _hint(clip.disc[0])}}
     reports: list[Progress] = []
     found = TrackingSegmenter().segment(clip.frames, clip.flow, hints, reports.append)
@@ -90,7 +67,7 @@ def test_objects_that_cross_keep_their_pixels_and_the_covering_one_is_in_front(c
     assert reports[-1].done <= reports[-1].total == 2 * FRAMES
 
 
-def test_a_second_hinted_frame_wins_around_itself(clip: CrossingClip) -> None:
+def test_a_second_hinted_frame_wins_around_itself(clip: FilmedCrossing) -> None:
     half = clip.disc[10].copy()
     half[:52] = False  # the user wants only the lower half there
     found = TrackingSegmenter().segment(clip.frames, clip.flow, {"disc": {0: _hint(clip.disc[0]), 10: _hint(half)}})
@@ -99,7 +76,7 @@ def test_a_second_hinted_frame_wins_around_itself(clip: CrossingClip) -> None:
     assert _iou(masks[1], clip.disc[1]) > 0.9
 
 
-def test_marks_in_another_frame_correct_the_mask_there(clip: CrossingClip) -> None:
+def test_marks_in_another_frame_correct_the_mask_there(clip: FilmedCrossing) -> None:
     wrong = clip.disc[6] | clip.square[6]  # they touch there
     part = slice(4, 8)
     flow = FlowField(*(getattr(clip.flow, name)[4:7] for name in ("forward", "backward", "forward_ok", "backward_ok")))
@@ -112,7 +89,7 @@ def test_marks_in_another_frame_correct_the_mask_there(clip: CrossingClip) -> No
     assert mask[clip.square[5]].mean() < 0.2 and mask[clip.disc[5]].mean() > 0.8
 
 
-def test_an_object_that_was_hidden_is_found_again(clip: CrossingClip) -> None:
+def test_an_object_that_was_hidden_is_found_again(clip: FilmedCrossing) -> None:
     frames = np.array(clip.frames)
     empty = np.roll(clip.frames[0], 0, 0)
     for t in (5, 6, 7):  # a cut to something else, and back
@@ -128,13 +105,13 @@ def test_an_object_that_was_hidden_is_found_again(clip: CrossingClip) -> None:
     assert number == 6 and not found.mask.any() and found.confidence == 0
 
 
-def test_only_pixels_that_are_not_the_object_are_not_enough(clip: CrossingClip) -> None:
+def test_only_pixels_that_are_not_the_object_are_not_enough(clip: FilmedCrossing) -> None:
     with pytest.raises(UserError, match="nothing says where the object is") as caught:
         TrackingSegmenter().segment(clip.frames, clip.flow, {"disc": {3: _hint(marks={(10, 10): -1})}})
     assert "--frame 3 --box" in caught.value.fix
 
 
-def test_a_box_in_which_nothing_differs_is_named_with_its_object_and_frame(clip: CrossingClip) -> None:
+def test_a_box_in_which_nothing_differs_is_named_with_its_object_and_frame(clip: FilmedCrossing) -> None:
     flat = np.full((4, HEIGHT, WIDTH, 3), 90, np.uint8)
     names = ("forward", "backward", "forward_ok", "backward_ok")
     flow = FlowField(*(np.zeros_like(getattr(clip.flow, name)[:3]) for name in names))
@@ -144,7 +121,7 @@ def test_a_box_in_which_nothing_differs_is_named_with_its_object_and_frame(clip:
     assert (caught.value.name, caught.value.frame) == ("disc", 2)
 
 
-def test_the_same_hints_give_the_same_masks(clip: CrossingClip, tmp_path: Path) -> None:
+def test_the_same_hints_give_the_same_masks(clip: FilmedCrossing, tmp_path: Path) -> None:
     hints = {"disc": {0: _hint(clip.disc[0])}}
     first, second = (TrackingSegmenter().segment(clip.frames[:4], clip.flow, hints) for _ in range(2))
     assert np.array_equal(first.shares, second.shares)
