@@ -198,7 +198,7 @@ def objects_rows(work: Path) -> Iterator[dict[str, Any]]:
     """
     from neural_fields.data.flow.compute import compute_flow
     from neural_fields.data.masks.layer_masks import mask_iou
-    from neural_fields.data.segmentation.segmenter import FrameHints, settle_overlaps
+    from neural_fields.data.segmentation.segmenter import FrameHints
     from neural_fields.data.segmentation.track_objects import TrackingSegmenter, find_order
     from neural_fields.data.synthetic.suite import SuiteSettings, make_crossing_clip, make_occlusion_clip
 
@@ -220,7 +220,7 @@ def objects_rows(work: Path) -> Iterator[dict[str, Any]]:
         found = TrackingSegmenter().segment(clip.frames, flow, hints)
         order, _ = find_order(found.shares >= 128)
         ordered = tuple(found.names[k] for k in order)
-        settle_overlaps(found.shares)
+        found = TrackingSegmenter().separate(clip.frames, flow, hints, found, ())
         for layer, name in enumerate(names):
             masks, truth = found.shares[found.names.index(name)] >= 128, labels == layer
             seen = np.flatnonzero(truth.sum((1, 2)) >= 0.1 * clip.masks[layer].sum((1, 2)))

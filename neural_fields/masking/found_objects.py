@@ -1,6 +1,6 @@
-"""What was found of each object before overlaps with other objects were settled; kept in the cache.
+"""What was found of each object, alone and apart from the others; kept in the cache.
 
-Objects are found one by one. With what was found of the others, overlaps are settled anew whenever one of them changes,
+Objects are found one by one. With what was found of the others, they are told apart anew whenever one of them changes,
 so that the masks do not depend on the order of the commands.
 """
 
@@ -16,7 +16,8 @@ from jaxtyping import UInt8
 
 from neural_fields.core.files import atomic_write, disk_errors
 
-FOLDER = "objects"  # in the cache
+ALONE = "objects"  # folder in the cache of what was found of each object as if it were alone
+APART = "objects-apart"  # and of what is left of it beside the others
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,16 +33,16 @@ class FoundObject:
     confidence: tuple[float, ...]
 
 
-def store_found_object(cache: Path, name: str, digest: str, found: FoundObject) -> None:
+def store_found_object(folder: Path, name: str, digest: str, found: FoundObject) -> None:
     """Stores what was found of an object, instead of what was found of it before.
 
     Args:
-        cache: the folder of the cache.
+        folder: `ALONE` or `APART` in the cache.
         name: of the object.
         digest: of the hints and the settings by which it was found.
         found: what was found.
     """
-    paths = _find_files(cache, name, digest)
+    paths = _find_files(folder, name, digest)
     earlier = set(paths[0].parent.glob(f"{escape(name)}-{'?' * 16}-*.npy"))
     for path, values in zip(paths, (found.shares, np.array(found.confidence)), strict=True):
         with atomic_write(path) as part:
@@ -51,18 +52,18 @@ def store_found_object(cache: Path, name: str, digest: str, found: FoundObject) 
             file.unlink(missing_ok=True)
 
 
-def read_found_object(cache: Path, name: str, digest: str, shape: tuple[int, int, int]) -> FoundObject | None:
+def read_found_object(folder: Path, name: str, digest: str, shape: tuple[int, int, int]) -> FoundObject | None:
     """Maps what was found of an object from its files; None where the cache does not have it.
 
     Args:
-        cache: the folder of the cache.
+        folder: `ALONE` or `APART` in the cache.
         name: of the object.
         digest: of the hints and the settings by which it was found.
         shape: frames, height and width.
     """
     try:
         shares, confidence = (
-            np.load(path, mmap_mode="r", allow_pickle=False) for path in _find_files(cache, name, digest)
+            np.load(path, mmap_mode="r", allow_pickle=False) for path in _find_files(folder, name, digest)
         )
     except (OSError, ValueError, EOFError):  # missing or damaged: it is found again
         return None
@@ -71,9 +72,9 @@ def read_found_object(cache: Path, name: str, digest: str, shape: tuple[int, int
     return FoundObject(shares, tuple(confidence.tolist()))
 
 
-def _find_files(cache: Path, name: str, digest: str) -> tuple[Path, Path]:
+def _find_files(folder: Path, name: str, digest: str) -> tuple[Path, Path]:
     """Returns the paths of the shares and of the confidence."""
-    stem = cache / FOLDER / f"{name}-{digest[:16]}"
+    stem = folder / f"{name}-{digest[:16]}"
     return stem.with_name(f"{stem.name}-shares.npy"), stem.with_name(f"{stem.name}-confidence.npy")
 
 

@@ -25,17 +25,24 @@ from neural_fields.data.flow.compute import FlowField, compute_flow
 from neural_fields.data.masks.mask_folder import MASKS_FILE, MaskFolderRecord, read_mask_folder
 from neural_fields.data.segmentation.mattes import make_matte
 from neural_fields.data.segmentation.segmenter import (
+    ClipSegmentation,
     FrameHints,
     ObjectSegmenter,
     UnusableHintsError,
-    settle_overlaps,
 )
 from neural_fields.data.segmentation.track_objects import find_order
 from neural_fields.data.video.io import probe_video, read_video, source_frames
 from neural_fields.data.video.metadata import Video, VideoMetadata, parse_frames, parse_size
 from neural_fields.masking.doubts import describe_span, find_doubts
 from neural_fields.masking.engines import choose_matting_network, choose_segmenter, find_words
-from neural_fields.masking.found_objects import FoundObject, read_found_object, store_found_object, sum_shares
+from neural_fields.masking.found_objects import (
+    ALONE,
+    APART,
+    FoundObject,
+    read_found_object,
+    store_found_object,
+    sum_shares,
+)
 from neural_fields.masking.frame_hints import choose_current_hints, convert_hints
 from neural_fields.masking.hint_journal import (
     HINTS_FILE,
@@ -55,7 +62,7 @@ from neural_fields.open_runs.opening import require_planar
 from neural_fields.runs.locking import lock_folder
 from neural_fields.runs.run import HOLDER_FILE, LOCK_FILE
 
-RESULT_VERSION = 2  # of the mattes: raise it when the same hints would give others, so that they are made again
+RESULT_VERSION = 3  # of the mattes: raise it when the same hints would give others, so that they are made again
 SHEET_FILE = "contact.png"
 MAX_SHARED_IOU = 0.8  # of all pixels of two objects; from here on they are one object under two names
 
@@ -273,8 +280,14 @@ class MaskJob:
 
     def read_found(self, name: str, engine: ObjectSegmenter, video: Video) -> FoundObject | None:
         """Reads what was found of an object before, if its hints and settings were the same."""
-        shape = (video.frames.shape[0], video.frames.shape[1], video.frames.shape[2])
-        return read_found_object(self.place.cache, name, self.digest(name, engine), shape)
+        height, width = video.frames.shape[1:3]
+        digest = self.digest(name, engine)
+        return read_found_object(self.place.cache / ALONE, name, digest, (len(video.frames), height, width))
+
+    def apart_digest(self, names: Sequence[str], engine: ObjectSegmenter) -> str:
+        """Computes the digest of what tells objects apart: the hints of all, and the order that was asked for."""
+        values = [[name, self.digest(name, engine)] for name in names]
+        return hashlib.sha256(json.dumps([values, self.options.order]).encode()).hexdigest()
 
     def differs_from_last_time(self, records: Collection[str], names: Collection[str]) -> bool:
         """Whether objects or their edges are to be made that are not there yet.
@@ -375,12 +388,12 @@ def _make_masks(
             shares[place], confidence[name] = item.shares, item.confidence
         _refuse_equal_objects(names, shares, searched, line, job.hints)
         for name, item in found.items():
-            store_found_object(job.place.cache, name, job.digest(name, engine), item)
+            store_found_object(job.place.cache / ALONE, name, job.digest(name, engine), item)
         if len(names) > 1:
             order, is_seen = find_order(shares[[names.index(name) for name in ordered]] >= 128)
             ordered = [ordered[place] for place in order]
             how = "guessed by who covers whom" if is_seen else "guessed, as none covers another"
-        settle_overlaps(shares)
+            shares, confidence = _separate_objects(job, engine, hinted, shares, confidence, video, flow, report)
         for place, name in enumerate(names):
             digest = job.matte_digest(shares[place])
             if name not in records or records[name].matte_digest != digest:
@@ -469,6 +482,37 @@ def _find_objects(
             )
         objects[name] = FoundObject(shares, tuple(round(float(value), 4) for value in confidence))
     return objects, found.notes
+
+
+def _separate_objects(
+    job: MaskJob,
+    engine: ObjectSegmenter,
+    hinted: Mapping[str, Mapping[int, FrameHints]],
+    shares: UInt8[np.ndarray, "objects time height width"],
+    confidence: Mapping[str, tuple[float, ...]],
+    video: Video,
+    flow: FlowField,
+    report: ProgressReporter,
+) -> tuple[UInt8[np.ndarray, "objects time height width"], dict[str, tuple[float, ...]]]:
+    """Tells objects apart, each of which was found as if it were alone, or reads what came of it before."""
+    names, folder, digest = tuple(hinted), job.place.cache / APART, job.apart_digest(tuple(hinted), engine)
+    known = [read_found_object(folder, name, digest, shares.shape[1:]) for name in names]
+    stored = [item for item in known if item is not None]
+    if len(stored) < len(names):
+        sure = np.array([confidence[name] for name in names], np.float32)
+        alone = ClipSegmentation(names, shares, sure)
+        apart = engine.separate(
+            video.frames, flow, hinted, alone, job.options.order or (), rename_stage(report, "objects")
+        )
+        stored = [
+            FoundObject(share, tuple(round(float(value), 4) for value in values))
+            for share, values in zip(apart.shares, apart.confidence, strict=True)
+        ]
+        for name, item in zip(names, stored, strict=True):
+            store_found_object(folder, name, digest, item)
+    return np.stack([item.shares for item in stored]), {
+        name: item.confidence for name, item in zip(names, stored, strict=True)
+    }
 
 
 def _refuse_equal_objects(

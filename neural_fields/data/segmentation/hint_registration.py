@@ -29,6 +29,7 @@ class RegistrationSettings:
     difference_levels: float = 8.0  # difference of gray, 0 to 255, at which the trust falls to 1/e
     max_correction_px: float = 8.0  # correction of the transform by flow at which the trust falls to 1/e
     min_trust: float = 0.4  # of pixels to which the transform is fitted again
+    min_unchanged_share: float = 0.5  # of the object that must match without correction for it to have kept its shape
     min_side_px: int = 16  # smaller windows are not registered
     motion: MotionEvidenceSettings = field(default_factory=MotionEvidenceSettings)
 
@@ -94,15 +95,27 @@ class HintRegistration:
         hinted = cv2.warpAffine(self._gray, matrix, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
         mask = cv2.warpAffine(self._mask, matrix, size, flags=flags)
         correction = self._flow.calc(gray, hinted, None)
-        difference = warp_backward(hinted.astype(np.float32), correction) - gray
-        difference -= cv2.GaussianBlur(difference, (0, 0), settings.light_sigma_px)
-        difference = cv2.GaussianBlur(np.abs(difference), (0, 0), settings.difference_sigma_px)
-        sure = np.exp(-np.square(difference / settings.difference_levels))
-        sure = sure * np.exp(-np.square(correction).sum(2) / settings.max_correction_px**2)
-        found = warp_backward(mask, correction)
+        found, sure = self._compare(gray, hinted, mask, correction)
+        # What has kept its shape matches without correction, too; at thin parts the correction is of the background.
+        plain, plain_sure = self._compare(gray, hinted, mask, np.zeros_like(correction))
+        inside = (plain > 0.5) & (share[window] > 0.5) & (trust > 0.3)
+        if inside.any() and (plain_sure[inside] > 0.5).mean() > settings.min_unchanged_share:
+            found, sure = np.where(plain_sure > sure, plain, found), np.maximum(plain_sure, sure)
         # The transform again, from what the correction found.
         chosen = (share[window] > 0.5) & (found > 0.5) & (sure > settings.min_trust)
         fitted = fit_affine_motion(chosen, correction, settings.motion)
         if fitted is not None:
             self._to_hint = to_hint @ corner @ fitted @ np.linalg.inv(corner)
         return found, sure.astype(np.float32)
+
+    def _compare(
+        self, gray: np.ndarray, hinted: np.ndarray, mask: np.ndarray, correction: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Moves the hinted mask by a correction; returns it, and how well its frame matches in each pixel, 0 to 1."""
+        settings = self.settings
+        difference = warp_backward(hinted.astype(np.float32), correction) - gray
+        difference -= cv2.GaussianBlur(difference, (0, 0), settings.light_sigma_px)
+        difference = cv2.GaussianBlur(np.abs(difference), (0, 0), settings.difference_sigma_px)
+        sure = np.exp(-np.square(difference / settings.difference_levels))
+        sure = sure * np.exp(-np.square(correction).sum(2) / settings.max_correction_px**2)
+        return warp_backward(mask, correction), sure

@@ -166,7 +166,8 @@ def find_moving_objects(
                 tracker = ObjectTracker(small, small_flow, labels, settings.tracking.tracker)
                 ranked = np.where(np.isin(np.arange(length), list(own)), clearness, 0)
                 first = {number: own[number] for number in _choose_frames(ranked, settings.followed_frames)}
-                followed = stack_followed(follow_both_ways(tracker, first, report_frame, settings.tracking))
+                (course,) = follow_both_ways([tracker], [first], report_frame, settings.tracking)
+                followed = stack_followed(course)
                 share, confidence = np.maximum(share, followed[0]), np.maximum(confidence, followed[1])
                 starts |= first.keys()
                 known |= {number: mask | known.get(number, False) for number, mask in own.items()}
@@ -457,7 +458,7 @@ def _separate_objects(
         label = _label_pixels(piece, start, flow, settings)
         label[masks[start] & ~piece] = 0
         tracker = ObjectTracker(frames, flow, {start: label}, settings.tracking.tracker)
-        followed = follow_both_ways(tracker, {start: piece}, settings=settings.tracking)
+        (followed,) = follow_both_ways([tracker], [{start: piece}], settings=settings.tracking)
         own: Masks = {}
         for number, parts in left.items():
             there = piece if number == start else followed[number].mask

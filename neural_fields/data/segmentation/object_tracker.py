@@ -2,13 +2,14 @@
 
 Color and texture (learned from hinted frames only), motion against the background, the mask of the frame before
 carried along the optical flow, and the mask of the hinted frame itself are added up as log odds; the outline is the
-cheapest cut through color edges. Lengths are pixels of frames whose shorter side is 240.
+cheapest cut through color edges. Where another object is known to be in front, what it hides is carried on by the
+object's own motion, so that it is there when it comes out. Lengths are pixels of frames whose shorter side is 240.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -23,7 +24,9 @@ from neural_fields.data.segmentation.hint_registration import HintRegistration, 
 from neural_fields.data.segmentation.motion_evidence import (
     MotionEvidenceSettings,
     compute_trust,
+    fit_affine_motion,
     read_flow,
+    transform_flow,
     warp_backward,
     weigh_motion,
 )
@@ -65,6 +68,8 @@ class ObjectTrackerSettings:
     ring_px: int = 7  # around the mask, against which its appearance is compared for the confidence
     cut_share: float = 0.5  # of the mask that is carried on: the cut, and for the rest the odds
     cut_sigma_px: float = 0.7  # Gaussian of the cut that is carried on
+    cover_margin_px: int = 4  # around what is in front, where flow is that of what is in front as well
+    min_seen_share: float = 0.4  # of the usual area that must be seen for the motion of hidden parts to be fitted anew
     features: ColorFeatureSettings = field(default_factory=ColorFeatureSettings)
     appearance: AppearanceSettings = field(default_factory=AppearanceSettings)
     motion: MotionEvidenceSettings = field(default_factory=MotionEvidenceSettings)
@@ -72,21 +77,71 @@ class ObjectTrackerSettings:
 
 
 DEFAULTS = ObjectTrackerSettings()
+FAR_ODDS = 30.0  # log odds against an object outside its window
 
 
 @dataclass(frozen=True)
 class FollowedFrame:
-    """Holds an object in one frame.
+    """Holds what is seen of an object in one frame.
 
     Attributes:
         mask: the object.
-        share: its share of each pixel, 0 to 1, as it is carried to the next frame.
+        share: its share of each pixel, 0 to 255.
         confidence: how sure it is, 0 to 1; 0 where it is lost.
     """
 
     mask: Mask
-    share: Share
+    share: UInt8[np.ndarray, "height width"]
     confidence: float
+
+
+@dataclass
+class ObjectCourse:
+    """Holds where an object is in the frame that was reached, and what is known of its way there.
+
+    Attributes:
+        number: of the frame.
+        seen: the mask of what is seen of it.
+        whole: its share of each pixel, 0 to 1, parts that are hidden included.
+        registration: the mask of the hinted frame from which it came.
+        motion: affine transform of its pixels to those of the frame before.
+        rigidities: of the frames so far, 0 to 1.
+        areas_px: in the frames so far.
+    """
+
+    number: int
+    seen: Mask
+    whole: Share
+    registration: HintRegistration
+    motion: Float[np.ndarray, "3 3"]
+    rigidities: list[float]
+    areas_px: list[int]
+
+
+@dataclass(frozen=True)
+class ObjectOdds:
+    """Holds what speaks for an object in the next frame.
+
+    Attributes:
+        number: of the frame.
+        carried: the share of each pixel that is expected, 0 to 1.
+        window: rows and columns of the frame in which it is looked for.
+        odds: log odds in the window.
+        features: of the window.
+    """
+
+    number: int
+    carried: Share
+    window: tuple[slice, slice]
+    odds: Float[np.ndarray, "rows columns"]
+    features: Float[np.ndarray, "down across features"]
+
+    @property
+    def everywhere(self) -> Share:
+        """The log odds of the whole frame."""
+        odds = np.full(self.carried.shape, -FAR_ODDS, np.float32)
+        odds[self.window] = self.odds
+        return odds
 
 
 def find_window(mask: Mask, margin: float, min_margin_px: int) -> tuple[slice, slice]:
@@ -108,6 +163,7 @@ class ObjectTracker:
         flow: between neighboring frames, at the size of the frames.
         labels: of the hinted frames: 1 the object, -1 the background, 0 not known.
         settings: weights.
+        rivals: where other objects are in the hinted frames, which it must be told from even if they are far away.
     """
 
     def __init__(
@@ -116,6 +172,7 @@ class ObjectTracker:
         flow: FlowField,
         labels: Mapping[int, Int8[np.ndarray, "height width"]],
         settings: ObjectTrackerSettings = DEFAULTS,
+        rivals: Mapping[int, Mask] | None = None,
     ) -> None:
         self.frames, self.flow, self.settings = frames, flow, settings
         step = settings.features.stride_px
@@ -124,6 +181,8 @@ class ObjectTracker:
             features[number] = compute_color_features(frames[number], settings.features)
             around = np.zeros(label.shape, bool)
             around[find_window(label > 0, settings.window_margin, settings.min_window_margin_px)] = True
+            if rivals is not None:
+                around |= rivals[number]
             near[number] = around[::step, ::step]
         small = {number: label[::step, ::step] for number, label in labels.items()}
         self.appearance = AppearanceModel(features, small, near, settings.appearance)
@@ -135,7 +194,7 @@ class ObjectTracker:
         self._contrast = max(0.1, float(np.mean(contrasts)))
 
     def follow(self, start: int, mask: Mask, stop: int) -> Iterator[tuple[int, FollowedFrame]]:
-        """Follows the object from a frame to its neighbor and on.
+        """Follows the object, if it is the only one, from a frame to its neighbor and on.
 
         Args:
             start: number of the frame whose mask is known.
@@ -145,56 +204,66 @@ class ObjectTracker:
         Yields:
             Number of the frame, and the object in it.
         """
-        settings = self.settings
         direction = 1 if stop > start else -1
-        share = mask.astype(np.float32)
-        registration = HintRegistration(self.frames[start], share, settings.registration)
-        rigidities: list[float] = []
-        areas = [int(mask.sum())]
+        course = self.begin(start, mask)
         for number in range(start + direction, stop, direction):
-            usual_area = float(np.median(areas[-settings.usual_frames :]))
-            found = self._step(number, direction, share, registration, rigidities, usual_area)
-            if found.mask.sum() < settings.lost_share * self._area_px:
-                found = replace(found, confidence=0.0)
-                # It is looked for by its appearance alone, anywhere in the frame.
-                frame = np.ascontiguousarray(self.frames[number])
-                features = compute_color_features(frame, settings.features)
-                score = self._score_appearance(features, np.ones(frame.shape[:2], bool))
-                cut = cut_graph(settings.appearance_weight * score, frame, settings.smoothness)
-                count, labels, stats, _ = cv2.connectedComponentsWithStats(cut.astype(np.uint8), connectivity=8)
-                total = np.bincount(labels.ravel(), score.ravel(), count)
-                total[0] = -np.inf
-                best = int(total.argmax())
-                area = stats[best, cv2.CC_STAT_AREA]
-                fits = settings.min_found_share * self._area_px <= area <= settings.max_found_share * self._area_px
-                if best > 0 and fits and total[best] >= settings.min_found_score * area:
-                    part = labels == best
-                    confidence = self._measure_confidence(features, part) / 2
-                    found = FollowedFrame(part, part.astype(np.float32), confidence)
-            share = found.share
-            areas.append(int(found.mask.sum()))
-            yield number, found
+            yield number, self.settle(course, self.weigh(course, direction))
 
-    def _step(
-        self,
-        number: int,
-        direction: int,
-        before: Share,
-        registration: HintRegistration,
-        rigidities: list[float],
-        usual_area: float,
-    ) -> FollowedFrame:
-        """Finds the object in a frame from its share of the pixels of the frame before, in the order of work."""
-        settings, frame = self.settings, np.ascontiguousarray(self.frames[number])
+    def begin(self, number: int, mask: Mask) -> ObjectCourse:
+        """Begins to follow the object.
+
+        Args:
+            number: of a frame whose mask is known.
+            mask: the object in that frame.
+        """
+        share = mask.astype(np.float32)
+        registration = HintRegistration(self.frames[number], share, self.settings.registration)
+        return ObjectCourse(number, mask, share, registration, np.eye(3), [], [int(mask.sum())])
+
+    def weigh(
+        self, course: ObjectCourse, direction: int, cover_before: Mask | None = None, cover: Mask | None = None
+    ) -> ObjectOdds:
+        """Weighs what speaks for the object in the next frame, and brings its course there.
+
+        Args:
+            course: where it is.
+            direction: 1 for the frame after that, -1 for the one before.
+            cover_before: what is in front of it where it is; None where nothing is known to be.
+            cover: what is expected to be in front of it in the next frame.
+        """
+        settings, number = self.settings, course.number + direction
+        frame = np.ascontiguousarray(self.frames[number])
+        usual_area = float(np.median(course.areas_px[-settings.usual_frames :]))
         back, reverse = read_flow(self.flow, number, -direction)
-        carried = warp_backward(before, back)
+        carried = warp_backward(course.whole, back)
         window = find_window(carried > 0.3, settings.window_margin, settings.min_window_margin_px)
         trust = compute_trust(back, reverse, settings.motion, window)
+        hidden: Mask | None = None
+        if cover_before is not None and cover is not None:
+            # What is hidden, and what has just come out, has no flow of its own: it moves as what is seen does.
+            box = np.ones(2 * (2 * settings.cover_margin_px + 1,), np.uint8)
+            wide = [cv2.dilate(part.astype(np.float32), box) for part in (cover_before, cover)]
+            hidden = np.maximum(warp_backward(wide[0], back), wide[1]) > 0.5
+            chosen = np.zeros(hidden.shape, bool)
+            chosen[window] = (carried[window] > 0.5) & (trust > 0.3) & ~hidden[window]
+            own = fit_affine_motion(chosen, back, settings.motion)
+            if own is not None and chosen.sum() > settings.min_seen_share * usual_area:
+                course.motion = own
+            height, width = hidden.shape
+            moved = transform_flow(course.motion, (slice(0, height), slice(0, width)))
+            hidden |= warp_backward(wide[0], moved) > 0.5
+            back = np.where(hidden[..., None], moved, back)
+            carried = warp_backward(course.whole, back)
+            window = find_window(carried > 0.3, settings.window_margin, settings.min_window_margin_px)
+            trust = np.where(hidden[window], 0, compute_trust(back, reverse, settings.motion, window))
         expected = carried[window]
         inside = expected > 0.5
         distance = cv2.distanceTransform((~inside).astype(np.uint8), cv2.DIST_L2, 3)
         reach = max(settings.min_reach_px, settings.reach * float(np.sqrt(max(inside.sum(), usual_area))))
         trusted = settings.untrusted_weight + (1 - settings.untrusted_weight) * trust
+        if hidden is not None and cover is not None:
+            # Of what is expected to be hidden, only looks and motion could say that it is not.
+            trusted = np.where(cover[window], 0, np.where(hidden[window], 1, trusted))
         odds = settings.carried_weight * trusted * compute_log_odds(expected, settings.min_share)
         odds -= np.square(np.minimum(distance, 1e3) / reach)
 
@@ -202,11 +271,12 @@ class ObjectTracker:
         flows = [(back, trust)]
         if 0 <= number + direction < len(self.frames):
             ahead, reverse = read_flow(self.flow, number, direction)
-            flows.append((ahead, compute_trust(ahead, reverse, settings.motion, window)))
+            trust_ahead = compute_trust(ahead, reverse, settings.motion, window)
+            flows.append((ahead, trust_ahead if cover is None else trust_ahead * ~cover[window]))
         motion = weigh_motion(flows, carried, window, settings.motion)
         outside_weight = settings.background_weight - settings.kept_background_weight
         odds -= motion.background * (settings.kept_background_weight + outside_weight * (1 - expected))
-        hinted = registration.advance(frame, back, trust, carried, window)
+        hinted = course.registration.advance(frame, back, trust, carried, window)
         sure = np.zeros_like(expected)
         if hinted is not None:
             share, sure = hinted
@@ -214,11 +284,11 @@ class ObjectTracker:
         odds += settings.object_weight * motion.object * np.clip(2 * expected - 1, 0, 1) * (1 - sure)
 
         # Appearance, with less weight where the object is rigid, and where the hinted mask is sure.
-        rigidities.append(motion.rigidity)
+        course.rigidities.append(motion.rigidity)
         lowest, highest = settings.rigid_shares
         rigid = 0.0
         if motion.is_moving:
-            recent = float(np.mean(rigidities[-settings.rigidity_frames :]))
+            recent = float(np.mean(course.rigidities[-settings.rigidity_frames :]))
             rigid = float(np.clip((recent - lowest) / (highest - lowest), 0, 1))
         weight = settings.appearance_weight + rigid * (settings.rigid_appearance_weight - settings.appearance_weight)
         features = compute_color_features(frame, settings.features, window)
@@ -226,33 +296,67 @@ class ObjectTracker:
         is_open = np.abs(odds) < settings.max_open_odds + settings.appearance.max_score * weights
         odds += weights * self._score_appearance(features, is_open)
 
-        found = cut_graph(odds, frame[window], settings.smoothness)
-        mask = np.zeros(before.shape, bool)
-        mask[window] = found
+        course.number = number
+        return ObjectOdds(number, carried, window, odds.astype(np.float32), features)
+
+    def settle(
+        self, course: ObjectCourse, weighed: ObjectOdds, cover: Mask | None = None, rivals: Share | None = None
+    ) -> FollowedFrame:
+        """Decides where the object is in a frame.
+
+        Args:
+            course: where it was; then where it is.
+            weighed: what speaks for it.
+            cover: what is in front of it; None where nothing is known to be.
+            rivals: log odds of other objects that are not in front of it.
+        """
+        settings, window, carried = self.settings, weighed.window, weighed.carried
+        frame, odds = np.ascontiguousarray(self.frames[weighed.number]), weighed.odds
+        if rivals is not None:
+            odds = odds - np.maximum(rivals[window], 0)
+        if cover is not None:
+            odds = np.where(cover[window], compute_log_odds(carried[window], settings.min_share), odds)
+        odds = odds.astype(np.float32)
+        mask = np.zeros(carried.shape, bool)
+        mask[window] = cut_graph(odds, frame[window], settings.smoothness)
         if mask.sum() < settings.min_area_px:
-            mask[window] = inside
-        # Parts that did not come from the object are removed; the largest is kept, and others that are near it.
-        count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-        if count > 2:
-            origin = np.bincount(labels.ravel(), (carried * (carried > 0.5)).ravel(), count)
-            origin[0] = 0
-            area, largest = stats[:, cv2.CC_STAT_AREA].astype(float), int(origin.argmax())
-            away = cv2.distanceTransform((labels != largest).astype(np.uint8), cv2.DIST_L2, 3)
-            kept = np.arange(count) == largest
-            for part in range(1, count):
-                gap = away[labels == part].min()
-                came = origin[part] > 0.5 * area[part] and area[part] > 0.03 * area[largest]
-                kept[part] |= came and gap < 0.5 * np.sqrt(area[largest])
-                kept[part] |= gap < 6 and area[part] >= 8
-            kept[0] = False
-            mask = kept[labels]
-        soft = np.zeros(before.shape, np.float32)
+            mask[window] = carried[window] > 0.5
+        mask = _keep_own_parts(mask, carried)
+        soft = np.zeros(mask.shape, np.float32)
         soft[window] = 1 / (1 + np.exp(-odds.clip(-30, 30)))
         around = cv2.dilate(mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
         soft *= np.where(around, 1, 0.3)
         cut = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), settings.cut_sigma_px)
-        share = settings.cut_share * cut + (1 - settings.cut_share) * soft
-        return FollowedFrame(mask, share.astype(np.float32), self._measure_confidence(features, mask[window]))
+        whole = settings.cut_share * cut + (1 - settings.cut_share) * soft
+        seen, area = mask, int(mask.sum())
+        if cover is not None:
+            whole, seen = np.where(cover, carried, whole), mask & ~cover
+        confidence = self._measure_confidence(weighed.features, seen[window])
+        if seen.sum() < settings.lost_share * self._area_px:
+            confidence = 0.0
+            part = self._find_again(frame, np.zeros_like(seen) if cover is None else cover)
+            if part is not None:
+                seen, whole, area = part, part.astype(np.float32), int(part.sum())
+                confidence = self._measure_confidence(compute_color_features(frame, settings.features), part) / 2
+        course.seen, course.whole = seen, whole.astype(np.float32)
+        course.areas_px.append(area)
+        shown = course.whole if cover is None else np.where(cover, 0, course.whole)
+        return FollowedFrame(seen, np.rint(255 * shown).astype(np.uint8), confidence)
+
+    def _find_again(self, frame: np.ndarray, cover: Mask) -> Mask | None:
+        """Looks for the object by its appearance alone, anywhere in a frame; None where nothing fits."""
+        settings = self.settings
+        features = compute_color_features(frame, settings.features)
+        score = self._score_appearance(features, np.ones(frame.shape[:2], bool))
+        score[cover] = -settings.appearance.max_score
+        cut = cut_graph(settings.appearance_weight * score, frame, settings.smoothness)
+        count, labels, stats, _ = cv2.connectedComponentsWithStats(cut.astype(np.uint8), connectivity=8)
+        total = np.bincount(labels.ravel(), score.ravel(), count)
+        total[0] = -np.inf
+        best = int(total.argmax())
+        area = stats[best, cv2.CC_STAT_AREA]
+        fits = settings.min_found_share * self._area_px <= area <= settings.max_found_share * self._area_px
+        return labels == best if best > 0 and fits and total[best] >= settings.min_found_score * area else None
 
     def _measure_confidence(self, features: Features, mask: Mask) -> float:
         step = self.settings.features.stride_px
@@ -285,3 +389,22 @@ class ObjectTracker:
         height, width = asked.shape
         large = cv2.resize(score, (score.shape[1] * step, score.shape[0] * step), interpolation=cv2.INTER_LINEAR)
         return large[:height, :width]
+
+
+def _keep_own_parts(mask: Mask, carried: Share) -> Mask:
+    """Removes parts that did not come from the object; the largest stays, and others that are near it."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    if count <= 2:
+        return mask
+    origin = np.bincount(labels.ravel(), (carried * (carried > 0.5)).ravel(), count)
+    origin[0] = 0
+    area, largest = stats[:, cv2.CC_STAT_AREA].astype(float), int(origin.argmax())
+    away = cv2.distanceTransform((labels != largest).astype(np.uint8), cv2.DIST_L2, 3)
+    kept = np.arange(count) == largest
+    for part in range(1, count):
+        gap = away[labels == part].min()
+        came = origin[part] > 0.5 * area[part] and area[part] > 0.03 * area[largest]
+        kept[part] |= came and gap < 0.5 * np.sqrt(area[largest])
+        kept[part] |= gap < 6 and area[part] >= 8
+    kept[0] = False
+    return kept[labels]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int8, UInt8
@@ -41,8 +41,8 @@ class ClipSegmentation:
 
     Attributes:
         names: of the objects, in the order in which they were asked for.
-        shares: share of each object in each pixel, 0 to 255; 128 and more is the object. Objects may overlap:
-            `settle_overlaps` settles it.
+        shares: share of each object in each pixel, 0 to 255; 128 and more is the object. Objects may overlap until
+            they are told apart.
         confidence: how sure each object is in each frame, 0 to 1; 0 where it was not found.
         notes: for the user, one sentence each.
     """
@@ -92,6 +92,32 @@ class ObjectSegmenter(ABC):
             UserError: hints that contradict each other, or that no object fits (exit 3); an `UnusableHintsError` where
                 it is those of one frame.
         """
+
+    def separate(
+        self,
+        frames: UInt8[np.ndarray, "time height width 3"],
+        flow: FlowField,
+        objects: Mapping[str, Mapping[int, FrameHints]],
+        found: ClipSegmentation,
+        order: Sequence[str],
+        report: ProgressReporter,
+    ) -> ClipSegmentation:
+        """Tells objects apart that were each found as if they were alone. Here, a pixel goes to the surest of them.
+
+        Args:
+            frames: RGB; may be memory-mapped.
+            flow: between neighboring frames, at the size of the frames.
+            objects: for each object its hints, by the number of the frame in the clip.
+            found: what was found of each, named in the same order.
+            order: names of objects whose order the user gave, front to back; may be empty.
+            report: called with the progress.
+
+        Returns:
+            The objects, none of whose pixels is that of another one.
+        """
+        shares = found.shares.copy()
+        settle_overlaps(shares)
+        return replace(found, shares=shares)
 
 
 def missing_place_error(name: str, hints: Mapping[int, FrameHints]) -> UserError:

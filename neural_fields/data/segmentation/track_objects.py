@@ -1,14 +1,16 @@
 """Finds the objects that a user points at in all frames of a clip, without a network.
 
 Each object is followed in both directions from every frame in which the user pointed at it; between two such frames
-both results are joined.
+both results are joined. Objects that touch are then followed again, together: each learns what the others look like,
+they compete for pixels, and what one of them hides of another is carried on until it comes out again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from bisect import bisect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import combinations, permutations
 
 import cv2
 import numpy as np
@@ -21,7 +23,10 @@ from neural_fields.data.masks.log_odds import compute_log_odds
 from neural_fields.data.segmentation.graph_cut import cut_graph
 from neural_fields.data.segmentation.hinted_mask import find_hinted_mask
 from neural_fields.data.segmentation.object_tracker import (
+    FAR_ODDS,
     FollowedFrame,
+    ObjectCourse,
+    ObjectOdds,
     ObjectTracker,
     ObjectTrackerSettings,
 )
@@ -31,6 +36,7 @@ from neural_fields.data.segmentation.segmenter import (
     ObjectSegmenter,
     UnusableHintsError,
     missing_place_error,
+    settle_overlaps,
 )
 
 
@@ -44,6 +50,7 @@ class TrackObjectsSettings:
     mark_reach: float = 1.0  # distance from a mark at which that falls to 1/e, in object sizes
     mark_color_sigma: float = 25.0  # difference of color at which it falls to 1/e, in steps of 8-bit CIELAB
     min_covered_share: float = 0.1  # of its area that an object must lose more than the one it touches, to be behind
+    touching_gap_px: int = 10  # objects that come as near to each other are followed together
     tracker: ObjectTrackerSettings = field(default_factory=ObjectTrackerSettings)
 
 
@@ -106,7 +113,7 @@ class TrackingSegmenter(ObjectSegmenter):
         for number in corrections:
             # The pixels that the user marked, and those of their colors near them, turn the odds.
             frame, share, labels = np.ascontiguousarray(frames[number]), followed[number].share, hints[number].labels
-            odds = compute_log_odds(share, settings.tracker.min_share)
+            odds = compute_log_odds(share / 255, settings.tracker.min_share)
             lab = cv2.cvtColor(frame, cv2.COLOR_RGB2LAB).astype(np.float32)
             lab = cv2.GaussianBlur(lab, (0, 0), 1.0)
             reach = max(4.0, settings.mark_reach * float(np.sqrt(max(1.0, share.sum()))))
@@ -133,63 +140,144 @@ class TrackingSegmenter(ObjectSegmenter):
         report_frame: Callable[[int], None],
     ) -> dict[int, FollowedFrame]:
         """Learns the object's look from all frames whose mask is known, and follows it from all of them."""
+        tracker = self._make_tracker(frames, flow, hints, known)
+        (followed,) = follow_both_ways([tracker], [known], report_frame, self.settings)
+        return followed
+
+    def _make_tracker(
+        self,
+        frames: np.ndarray,
+        flow: FlowField,
+        hints: Mapping[int, FrameHints],
+        known: Mapping[int, Bool[np.ndarray, "height width"]],
+        rivals: Mapping[int, Bool[np.ndarray, "height width"]] | None = None,
+    ) -> ObjectTracker:
         labels = {}
         for number, mask in known.items():
             label = np.where(mask, 1, -1).astype(np.int8)
             labels[number] = np.where(hints[number].labels != 0, hints[number].labels, label)
-        tracker = ObjectTracker(frames, flow, labels, self.settings.tracker)
-        return follow_both_ways(tracker, known, report_frame, self.settings)
+        return ObjectTracker(frames, flow, labels, self.settings.tracker, rivals)
+
+    def separate(
+        self,
+        frames: UInt8[np.ndarray, "time height width 3"],
+        flow: FlowField,
+        objects: Mapping[str, Mapping[int, FrameHints]],
+        found: ClipSegmentation,
+        order: Sequence[str],
+        report: ProgressReporter = report_nothing,
+    ) -> ClipSegmentation:
+        """Follows objects that touch once more, together; see `ObjectSegmenter.separate`."""
+        masks = found.shares >= 128
+        shares, confidence = found.shares.copy(), found.confidence.copy()
+        touching = _find_touching(masks, self.settings.touching_gap_px)
+        together = np.flatnonzero(touching.any(0))
+        if len(together):
+            covers = find_covers(masks[together], self.settings)
+            names = [found.names[k] for k in together]
+            for a, b in permutations(range(len(names)), 2):
+                if names[a] in order and names[b] in order:
+                    covers[a, b] = order.index(names[a]) < order.index(names[b])
+            hints = [objects[name] for name in names]
+            known, trackers = [], []
+            for k, own in zip(together, hints, strict=True):
+                others = masks[together[together != k]]
+                known.append({number: masks[k, number] for number in own})
+                rivals = {number: np.asarray(others[:, number].any(0)) for number in own}
+                trackers.append(self._make_tracker(frames, flow, own, known[-1], rivals))
+            total = len(together) * len(frames)
+            followed = follow_both_ways(
+                trackers, known, lambda done: report(Progress("objects", done, total)), self.settings, covers
+            )
+            for k, frames_of_object in zip(together, followed, strict=True):
+                shares[k], confidence[k] = stack_followed(frames_of_object)
+        settle_overlaps(shares)
+        return ClipSegmentation(found.names, shares, confidence)
 
 
 def follow_both_ways(
-    tracker: ObjectTracker,
-    known: Mapping[int, Bool[np.ndarray, "height width"]],
+    trackers: Sequence[ObjectTracker],
+    known: Sequence[Mapping[int, Bool[np.ndarray, "height width"]]],
     report_frame: Callable[[int], None] = lambda done: None,
     settings: TrackObjectsSettings = DEFAULTS,
-) -> dict[int, FollowedFrame]:
-    """Follows an object from all frames whose mask is known into the frames between and beyond them.
+    covers: Bool[np.ndarray, "objects objects"] | None = None,
+) -> list[dict[int, FollowedFrame]]:
+    """Follows objects together, each from all frames whose mask is known into the frames between and beyond them.
 
     Args:
-        tracker: knows the clip and the object's look.
-        known: masks by the number of their frame.
-        report_frame: called with the number of frames that are done.
+        trackers: one of each object, all of the same clip.
+        known: of each object, masks by the number of their frame.
+        report_frame: called with the number of frames that are done, of all objects.
         settings: how the results of two directions are joined.
+        covers: whether the object of the row is in front of that of the column; None where no object covers another.
 
     Returns:
-        The object in every frame of the clip, by number.
+        Of each object, what is seen of it in every frame of the clip, by number.
     """
-    frames = tracker.frames
-    found = {number: FollowedFrame(mask, mask.astype(np.float32), 1.0) for number, mask in known.items()}
-    numbers = sorted(known)
-    done = len(numbers)
-    spans = [(-1, numbers[0]), *pairwise(numbers), (numbers[-1], len(frames))]
-    for before, after in spans:
-        forward: dict[int, FollowedFrame] = {}
-        if before >= 0:
-            for number, frame in tracker.follow(before, known[before], after):
-                forward[number] = frame
-                done += 1
-                report_frame(done)
-        if after < len(frames):
-            for number, frame in tracker.follow(after, known[after], before):
-                if before >= 0:
-                    # Each direction counts by its confidence, and more near the frame that it comes from.
-                    first, part = forward[number], (number - before) / (after - before)
-                    weights = np.array([(1 - part) * first.confidence, part * frame.confidence]) + 1e-3
-                    weights /= weights.sum()
-                    share = weights[0] * first.share + weights[1] * frame.share
-                    odds = compute_log_odds(share, 0.02).astype(np.float32)
-                    picture = np.ascontiguousarray(frames[number])
-                    mask = cut_graph(odds, picture, settings.joined_smoothness)
-                    overlap = (first.mask & frame.mask).sum() / max(1, (first.mask | frame.mask).sum())
-                    sure = float(weights @ (first.confidence, frame.confidence)) * (0.5 + 0.5 * float(overlap))
-                    frame = FollowedFrame(mask, share.astype(np.float32), sure)
+    count, length = len(trackers), len(trackers[0].frames)
+    covers = np.zeros((count, count), bool) if covers is None else covers
+    order = sorted(range(count), key=lambda k: int(covers[:, k].sum()))  # what covers an object comes before it
+    found = [{t: FollowedFrame(m, np.uint8(255) * m, 1.0) for t, m in masks.items()} for masks in known]
+    done = sum(map(len, found))
+    for direction in (1, -1):
+        courses: dict[int, ObjectCourse] = {}
+        for number in range(length)[::direction]:
+            before = {k: course.seen for k, course in courses.items()}
+            odds: dict[int, Float[np.ndarray, "height width"]] = {}
+            weighed: dict[int, ObjectOdds] = {}
+            expected: dict[int, Bool[np.ndarray, "height width"]] = {}
+            seen: dict[int, Bool[np.ndarray, "height width"]] = {}
+            for k in order:
+                if number in known[k]:
+                    courses[k] = trackers[k].begin(number, known[k][number])
+                    seen[k] = expected[k] = courses[k].seen
+                    odds[k] = np.where(seen[k], FAR_ODDS, -FAR_ODDS).astype(np.float32)
+                elif k in courses:
+                    front = [j for j in courses if covers[j, k]]
+                    covered = [join_masks([masks[j] for j in front if j in masks]) for masks in (before, expected)]
+                    weighed[k] = trackers[k].weigh(courses[k], direction, *covered)
+                    odds[k], expected[k] = weighed[k].everywhere, weighed[k].carried > 0.5
+            for k in order:
+                if k not in weighed:
+                    continue
+                rivals = [odds[j] for j in odds if j != k and not covers[j, k]]
+                cover = join_masks([seen[j] for j in seen if covers[j, k]])
+                frame = trackers[k].settle(courses[k], weighed[k], cover, np.max(rivals, 0) if rivals else None)
+                seen[k] = frame.mask
+                if number in found[k]:
+                    frame = _join_directions(found[k][number], frame, number, sorted(known[k]), trackers[k], settings)
                 else:
                     done += 1
                     report_frame(done)
-                found[number] = frame
-        found |= {number: frame for number, frame in forward.items() if number not in found}
+                found[k][number] = frame
     return found
+
+
+def _join_directions(
+    first: FollowedFrame,
+    second: FollowedFrame,
+    number: int,
+    known: Sequence[int],
+    tracker: ObjectTracker,
+    settings: TrackObjectsSettings,
+) -> FollowedFrame:
+    """Joins what was found of an object in a frame from a frame before and from one after it."""
+    after = bisect(known, number)
+    # Each direction counts by its confidence, and more near the frame that it comes from.
+    part = (number - known[after - 1]) / (known[after] - known[after - 1])
+    weights = np.array([(1 - part) * first.confidence, part * second.confidence]) + 1e-3
+    weights /= weights.sum()
+    share = (weights[0] * first.share + weights[1] * second.share) / 255
+    odds = compute_log_odds(share, 0.02).astype(np.float32)
+    mask = cut_graph(odds, np.ascontiguousarray(tracker.frames[number]), settings.joined_smoothness)
+    overlap = (first.mask & second.mask).sum() / max(1, (first.mask | second.mask).sum())
+    sure = float(weights @ (first.confidence, second.confidence)) * (0.5 + 0.5 * float(overlap))
+    return FollowedFrame(mask, np.rint(255 * share).astype(np.uint8), sure)
+
+
+def join_masks(masks: Sequence[Bool[np.ndarray, "height width"]]) -> Bool[np.ndarray, "height width"] | None:
+    """Returns all masks together; None without any."""
+    return np.any(masks, axis=0) if masks else None
 
 
 def stack_followed(
@@ -199,15 +287,14 @@ def stack_followed(
     shares = np.zeros((len(followed), *followed[0].mask.shape), np.uint8)
     for number, found in followed.items():
         # The outline is that of the mask; the share only says how soft it is.
-        soft = np.where(found.mask, np.maximum(found.share, 0.51), np.minimum(found.share, 0.49))
-        shares[number] = np.rint(255 * soft)
+        shares[number] = np.where(found.mask, np.maximum(found.share, 130), np.minimum(found.share, 125))
     return shares, np.array([followed[number].confidence for number in range(len(followed))], np.float32)
 
 
 def find_order(
     masks: Bool[np.ndarray, "objects time height width"], settings: TrackObjectsSettings = DEFAULTS
 ) -> tuple[list[int], bool]:
-    """Finds the order of objects, front to back: where two touch, the one that loses more of its area is behind.
+    """Finds the order of objects, front to back, by which covers which; see `find_covers`.
 
     Args:
         masks: of the objects, before overlaps are settled.
@@ -216,6 +303,28 @@ def find_order(
     Returns:
         The numbers of the objects, the front one first; as they are where nothing is known. And whether any covers
         another.
+    """
+    covers = find_covers(masks, settings)
+    order: list[int] = []
+    rest = list(range(len(masks)))
+    while rest:
+        # The first that the fewest others cover.
+        order.append(min(rest, key=lambda a: (covers[rest, a].sum(), a)))
+        rest.remove(order[-1])
+    return order, bool(covers.any())
+
+
+def find_covers(
+    masks: Bool[np.ndarray, "objects time height width"], settings: TrackObjectsSettings = DEFAULTS
+) -> Bool[np.ndarray, "objects objects"]:
+    """Finds which objects cover others: where two touch, the one that loses more of its area is behind.
+
+    Args:
+        masks: of the objects, before overlaps are settled.
+        settings: how much it must lose.
+
+    Returns:
+        Whether the object of the row is in front of that of the column.
     """
     count = len(masks)
     areas = masks.sum((2, 3)).astype(float)
@@ -233,10 +342,18 @@ def find_order(
                 left = [areas[i, touching].min() / max(1.0, np.median(areas[i, ~touching])) for i in (a, b)]
                 covers[a, b] = left[1] < left[0] - settings.min_covered_share
                 covers[b, a] = left[0] < left[1] - settings.min_covered_share
-    order: list[int] = []
-    rest = list(range(count))
-    while rest:
-        # The first that the fewest others cover.
-        order.append(min(rest, key=lambda a: (covers[rest, a].sum(), a)))
-        rest.remove(order[-1])
-    return order, bool(covers.any())
+    return covers
+
+
+def _find_touching(
+    masks: Bool[np.ndarray, "objects time height width"], gap_px: int
+) -> Bool[np.ndarray, "objects objects"]:
+    """Finds the pairs of objects that come as near to each other in some frame."""
+    touching = np.zeros((len(masks), len(masks)), bool)
+    box = np.ones((2 * gap_px + 1, 2 * gap_px + 1), np.uint8)
+    for a, b in combinations(range(len(masks)), 2):
+        pairs = zip(masks[a], masks[b], strict=True)
+        touching[a, b] = touching[b, a] = any(
+            (cv2.dilate(one.astype(np.uint8), box)[other] > 0).any() for one, other in pairs if other.any()
+        )
+    return touching

@@ -13,7 +13,7 @@ from neural_fields.core.errors import UserError
 from neural_fields.core.progress import Progress
 from neural_fields.data.flow.compute import FlowField, compute_flow
 from neural_fields.data.segmentation.object_tracker import ObjectTracker
-from neural_fields.data.segmentation.segmenter import FrameHints, UnusableHintsError
+from neural_fields.data.segmentation.segmenter import ClipSegmentation, FrameHints, UnusableHintsError
 from neural_fields.data.segmentation.track_objects import TrackingSegmenter, find_order
 from tests.support.crossing_clip import CrossingClip, draw_crossing_clip
 
@@ -34,6 +34,16 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> FilmedCrossing:
     return FilmedCrossing(drawn.frames, drawn.disc, drawn.square, flow)
 
 
+@pytest.fixture(scope="module")
+def hints(clip: FilmedCrossing) -> dict[str, dict[int, FrameHints]]:
+    return {"square": {0: _hint(clip.square[0])}, "disc": {0: _hint(clip.disc[0])}}
+
+
+@pytest.fixture(scope="module")
+def alone(clip: FilmedCrossing, hints: dict[str, dict[int, FrameHints]]) -> ClipSegmentation:
+    return TrackingSegmenter().segment(clip.frames, clip.flow, hints)
+
+
 def _hint(mask: np.ndarray | None = None, marks: dict[tuple[int, int], int] | None = None) -> FrameHints:
     labels = np.zeros((HEIGHT, WIDTH), np.int8)
     for (x, y), sign in (marks or {}).items():
@@ -52,8 +62,9 @@ def test_an_object_is_followed_from_its_mask_in_one_frame(clip: FilmedCrossing) 
     assert found.confidence.min() > 0.5
 
 
-def test_objects_that_cross_keep_their_pixels_and_the_covering_one_is_in_front(clip: FilmedCrossing) -> None:
-    hints = {"square": {0: _hint(clip.square[0])}, "disc": {0: _hint(clip.disc[0])}}
+def test_objects_that_cross_keep_their_pixels_and_the_covering_one_is_in_front(
+    clip: FilmedCrossing, hints: dict[str, dict[int, FrameHints]]
+) -> None:
     reports: list[Progress] = []
     found = TrackingSegmenter().segment(clip.frames, clip.flow, hints, reports.append)
     masks = dict(zip(found.names, found.shares >= 128, strict=True))
@@ -65,6 +76,38 @@ def test_objects_that_cross_keep_their_pixels_and_the_covering_one_is_in_front(c
     assert found.names == ("square", "disc")
     assert find_order(found.shares >= 128) == ([1, 0], True), "the disc is in front"
     assert reports[-1].done <= reports[-1].total == 2 * FRAMES
+
+
+def test_what_another_object_hides_is_there_again_a_frame_after_it_comes_out(
+    clip: FilmedCrossing, hints: dict[str, dict[int, FrameHints]], alone: ClipSegmentation
+) -> None:
+    apart = TrackingSegmenter().separate(clip.frames, clip.flow, hints, alone, ())
+    square, disc = apart.shares >= 128
+    assert not (square & disc).any()
+    assert min(_iou(disc[t], clip.disc[t]) for t in range(FRAMES)) > 0.95
+    out = int(np.argmin(clip.square.sum((1, 2)))) + 1  # the first frame in which more of the square is seen again
+    for t in set(range(FRAMES)) - {out}:
+        assert _iou(square[t], clip.square[t]) > 0.95, t
+    assert _iou(square[out], clip.square[out]) > 0.7
+    late = out + 1
+    assert _iou(alone.shares[0, late] >= 128, clip.square[late]) < 0.8, "it is not found so soon if it is alone"
+
+
+def test_the_order_that_the_user_gave_decides_which_object_hides_the_other(
+    clip: FilmedCrossing, hints: dict[str, dict[int, FrameHints]], alone: ClipSegmentation
+) -> None:
+    # With the wrong order, nothing hides the square, and what comes out of it is not expected.
+    apart = TrackingSegmenter().separate(clip.frames, clip.flow, hints, alone, ("square", "disc"))
+    late = int(np.argmin(clip.square.sum((1, 2)))) + 2
+    assert _iou(apart.shares[0, late] >= 128, clip.square[late]) < 0.9
+
+
+def test_objects_that_never_touch_are_as_if_each_were_alone(
+    clip: FilmedCrossing, hints: dict[str, dict[int, FrameHints]], alone: ClipSegmentation
+) -> None:
+    part = ClipSegmentation(alone.names, alone.shares[:, :3], alone.confidence[:, :3])
+    apart = TrackingSegmenter().separate(clip.frames[:3], clip.flow, hints, part, ())
+    assert (apart.shares == part.shares).all()
 
 
 def test_a_second_hinted_frame_wins_around_itself(clip: FilmedCrossing) -> None:
