@@ -19,6 +19,7 @@ from neural_fields.data.flow.compute import FlowField, compute_flow
 from neural_fields.data.flow.shot_detection import find_cuts
 from neural_fields.data.masks.layer_masks import LayerMasks, load_masks, mask_iou
 from neural_fields.data.masks.refinement import refine_masks
+from neural_fields.data.segmentation.mattes import soften_masks
 from neural_fields.data.segmentation.moving_objects import find_moving_objects
 from neural_fields.data.video.metadata import Video
 from neural_fields.masking.options import MaskOptions
@@ -159,7 +160,7 @@ def _load_masks(
             )
         elif hints:
             notes.append(f"something else moves, and has no layer; to point at it: {'; '.join(hints)}")
-        return found.layers
+        return soften_masks(source.frames, flow, found.layers, report) if found.layers.names else found.layers
     report(Progress("masks", 0, 1))
     chosen = range(*source.frame_range)
     metadata = source.metadata

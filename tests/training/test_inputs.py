@@ -16,6 +16,7 @@ from neural_fields.core.progress import report_nothing
 from neural_fields.data.dataset import ClipDataset
 from neural_fields.data.flow.compute import FlowField
 from neural_fields.data.masks.layer_masks import LayerMasks
+from neural_fields.data.segmentation.moving_objects import MovingObjects
 from neural_fields.data.synthetic.planar_clips import make_demo_clip, make_translation_clip
 from neural_fields.data.video.io import write_video
 from neural_fields.data.video.metadata import Video, make_metadata
@@ -151,6 +152,19 @@ def test_shares_of_soft_masks_are_kept_with_the_masks_that_the_refinement_chose(
         found = inputs._refine_given_masks(tmp_path, frames, still(), masks, report_nothing, inputs.DEFAULTS)
         assert isinstance(found.shares, np.memmap) and np.array_equal(found.shares[1], shares[1])
         assert not found.shares[0, :, :8].any() and np.array_equal(found.shares[0, :, 8:], shares[0, :, 8:])
+
+
+def test_masks_that_motion_finds_get_soft_edges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    video, masks = make_black_video(), given().masks[:1]
+    video.frames[masks[0]] = 200
+    video.frames[:, 5:15, 4] = 100  # half of each of these pixels belongs to the object
+    found = MovingObjects(LayerMasks(("foreground",), masks))
+    monkeypatch.setattr(inputs, inputs.find_moving_objects.__name__, lambda *words: found)
+    monkeypatch.setattr(inputs, inputs.compute_flow.__name__, lambda *words, **named: still())
+    clip, _ = inputs.prepare_clip(Run.create(tmp_path / "run"), video, TrainOptions(), load_planar_config("lna"))
+    assert clip.masks.names == ("foreground",) and clip.masks.shares is not None
+    assert np.abs(clip.masks.shares[0, :, 7:13, 4].astype(int) - 128).max() < 30
+    assert (clip.masks.shares[0, :, 7:13, 8:12] == 255).all() and not clip.masks.shares[0, :, :, 25:].any()
 
 
 def test_flow_is_computed_on_the_device_of_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ class MotionSegmentationSettings:
     chunk_frames: int = 240  # frames that are segmented together; limits the memory for long clips
 
     # The homography of the background.
-    sample_spacing_ref: int = 6  # distance between the flow vectors to which homographies are fitted
+    sample_spacing_ref: int = 8  # distance between the flow vectors to which homographies are fitted
     ransac_tolerance_ref: float = 0.7  # largest error of a vector that agrees with a homography
     border_share: float = 0.18  # width of the border, where objects are rare, as a share of each side of the frame
     min_score_ratio: float = 1.25  # the homography of the border wins only if its score is this many times the other's

@@ -20,8 +20,11 @@ from jaxtyping import Bool, Float, UInt8
 from scipy.sparse import csr_matrix, diags_array
 from scipy.sparse.linalg import cg
 
-from neural_fields.data.flow.compute import resize_vectors
+from neural_fields.core.memmap import allocate_zeros, iterate_releasing
+from neural_fields.core.progress import Progress, ProgressReporter, report_nothing
+from neural_fields.data.flow.compute import FlowField, resize_vectors
 from neural_fields.data.masks.boundaries import align_outline
+from neural_fields.data.masks.layer_masks import LayerMasks
 
 _WINDOW = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]  # the pixels of a window of the matting Laplacian
 _UPPER = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))  # a symmetric 3x3 matrix is stored in this order
@@ -139,6 +142,36 @@ def make_matte(
     solved, _ = cg(matrix, target, x0=alpha, rtol=settings.tolerance, maxiter=settings.max_iterations, M=scale)
     matte[window][unknown] = np.rint(np.clip(solved, 0, 1) * 255).astype(np.uint8)
     return matte
+
+
+def soften_masks(
+    frames: UInt8[np.ndarray, "time height width 3"],
+    flow: FlowField,
+    masks: LayerMasks,
+    report: ProgressReporter = report_nothing,
+    settings: MatteSettings = DEFAULTS,
+) -> LayerMasks:
+    """Gives hard masks soft edges.
+
+    Args:
+        frames: RGB, 0 to 255; may be memory-mapped.
+        flow: of the clip, of any size.
+        masks: of the size of the frames.
+        report: called after each frame, as the stage "masks".
+        settings: widths and weights.
+
+    Returns:
+        The masks, moved to color edges, with shares.
+    """
+    shares, hard = (allocate_zeros(masks.masks.shape, kind) for kind in (np.uint8, bool))
+    for layer in range(len(masks.names)):
+        before = None
+        for number, frame in enumerate(iterate_releasing(frames)):
+            back = np.asarray(flow.backward[number - 1], np.float32) if number else None
+            before = make_matte(np.ascontiguousarray(frame), masks.masks[layer, number], settings, before, back)
+            shares[layer, number], hard[layer, number] = before, before >= 128
+            report(Progress("masks", layer * len(frames) + number + 1, shares.shape[0] * len(frames)))
+    return LayerMasks(masks.names, hard, shares)
 
 
 def _bounding_box(mask: np.ndarray, margin: int) -> tuple[int, int, int, int]:

@@ -11,7 +11,7 @@ Lengths are pixels of frames whose shorter side is 240.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import cv2
@@ -34,6 +34,7 @@ from neural_fields.data.segmentation.motion_evidence import (
     warp_backward,
 )
 from neural_fields.data.segmentation.object_tracker import ObjectTracker, find_window
+from neural_fields.data.segmentation.objectness import ObjectnessSettings, has_outline, lasts
 from neural_fields.data.segmentation.segmenter import settle_overlaps
 from neural_fields.data.segmentation.track_objects import (
     TrackObjectsSettings,
@@ -65,7 +66,6 @@ class MovingObjectsSettings:
     steady_color: float = 12.0  # ... and change of color in steps of 8-bit CIELAB, at which steadiness falls to 1/e
 
     # What looks like the object beside it.
-    rounds: int = 2
     near_share: float = 0.3  # distance, in object sizes, within which a pixel outside may belong to the object
     background_motion: float = 0.7  # in usual errors of the background's flow: moving so, it does not belong to it
     removed_odds: float = -1.0  # of what was removed, before its look is asked again
@@ -75,13 +75,10 @@ class MovingObjectsSettings:
     min_object_share: float = 0.15  # of the largest object that another one must have
     same_motion: float = 0.5  # difference of motions, relative to the faster one, of pieces that move together
     min_motion_px: float = 0.5  # a smaller difference is none
-
-    # What is no object.
-    min_agreement: float = 0.6  # mean IoU with the masks of sampled frames from which it was not followed
-    max_border_share: float = 0.45  # of its outline that may lie on the border of the frame; ...
-    max_second_border_share: float = 0.02  # ... of a second one that nobody asked for: ripples reach the border
-    min_confidence: float = 0.3  # mean over the clip
-    min_seen_share: float = 0.1  # of the frames
+    min_contained_share: float = 0.8  # of an object, or of what is around it, in a later one: it is a part of that
+    max_covering_share: float = 0.25  # of a later object that may lie on others; beyond that, its look is not its own
+    checked_frames: int = 8  # in which the outline of what was followed is checked
+    objectness: ObjectnessSettings = field(default_factory=ObjectnessSettings)
     appearance: AppearanceSettings = field(default_factory=lambda: AppearanceSettings(regressions=1, max_samples=6000))
     motion: MotionSegmentationSettings = field(default_factory=MotionSegmentationSettings)
     tracking: TrackObjectsSettings = field(default_factory=TrackObjectsSettings)
@@ -143,47 +140,133 @@ def find_moving_objects(
             break
         moving &= ~claimed
         clearness = _measure_clearness(moving, small_flow)
-        if len(shares) >= wanted:
-            clearest = int(clearness.argmax())
-            others.append(_describe_sighting(clearest, {clearest: moving[clearest]}))
+        sampled = {n: moving[n] for n in sorted(_choose_frames(clearness, settings.sampled_frames))}
+        # With as many as are wanted, what is smaller than they are is left. What is larger may be the whole to a part.
+        is_too_much = len(shares) >= wanted and moving.sum() <= claimed.sum()
+        if is_too_much or (shares and not has_outline(small, small_flow, sampled, False, settings.objectness)):
+            others.append(_describe_sighting(int(clearness.argmax()), dict(enumerate(moving))))
             break
-        sampled = sorted(_choose_frames(clearness, settings.sampled_frames))
-        masks = _learn_masks(small, small_flow, {number: moving[number] for number in sampled}, settings)
-        before = len(shares)
+        masks = _learn_masks(small, small_flow, sampled, settings)
+        has_changed = False
         for pieces in _separate_objects(small, small_flow, masks, clearness, wanted, settings):
-
-            def report_frame(done: int) -> None:
-                report(Progress("masks", done, length))
-
-            # Pieces that move together are followed one by one: they may lie apart.
-            share, confidence = np.zeros(small.shape[:3], np.uint8), np.zeros(length, np.float32)
-            known: Masks = {}
-            starts: set[int] = set()
-            for own in pieces:
-                labels = {number: _label_pixels(mask, number, small_flow, settings) for number, mask in own.items()}
-                for number, label in labels.items():
-                    label[(masks[number] & ~own[number]) | claimed[number]] = 0  # another object may look the same
-                tracker = ObjectTracker(small, small_flow, labels, settings.tracking.tracker)
-                ranked = np.where(np.isin(np.arange(length), list(own)), clearness, 0)
-                first = {number: own[number] for number in _choose_frames(ranked, settings.followed_frames)}
-                (course,) = follow_both_ways([tracker], [first], report_frame, settings.tracking)
-                followed = stack_followed(course)
-                share, confidence = np.maximum(share, followed[0]), np.maximum(confidence, followed[1])
-                starts |= first.keys()
-                known |= {number: mask | known.get(number, False) for number, mask in own.items()}
-            found = share >= 128
-            is_large = not shares or found.sum() > settings.min_object_share * max((s >= 128).sum() for s in shares)
-            unused = {number: mask for number, mask in known.items() if number not in starts}
-            strict = bool(shares) and count is None
-            if len(shares) < wanted and is_large and _is_object(found, confidence, unused, strict, settings):
-                shares.append(share)
-            elif is_large:
+            known = {n: np.logical_or.reduce([own[n] for own in pieces if n in own]) for n in set().union(*pieces)}
+            area_px = float(np.median([mask.sum() for mask in known.values()]))
+            if area_px < max((settings.min_object_share * (s >= 128).sum() / length for s in shares), default=0.0):
+                continue
+            added = None
+            is_left = len(shares) >= wanted and area_px * length <= claimed.sum()
+            if not is_left and has_outline(small, small_flow, known, not shares, settings.objectness):
+                candidate = _follow_pieces(small, small_flow, pieces, masks, claimed, clearness, report, settings)
+                added = _add_candidate(small, small_flow, candidate, known, shares, wanted, settings)
+                claimed |= candidate.share >= 128
+            if added is None:
                 others.append(_describe_sighting(max(known, key=lambda number: clearness[number]), known))
-            claimed |= found
+            else:
+                shares, has_changed = added, True
         claimed |= moving
-        if len(shares) == before:
+        if not has_changed or not _does_more_move(small_flow, claimed, sampled, settings):
             break
     return MovingObjects(_stack_layers(shares, (width, height), length, settings), tuple(others))
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """Holds what was followed: its share of each pixel, 0 to 255, how sure it is in each frame, and from where."""
+
+    share: UInt8[np.ndarray, "time height width"]
+    confidence: Float[np.ndarray, " time"]
+    starts: frozenset[int]
+
+
+def _follow_pieces(
+    frames: np.ndarray,
+    flow: FlowField,
+    pieces: Sequence[Masks],
+    masks: Masks,
+    claimed: Bool[np.ndarray, "time height width"],
+    clearness: Float[np.ndarray, " time"],
+    report: ProgressReporter,
+    settings: MovingObjectsSettings,
+) -> _Candidate:
+    """Follows pieces that move together one by one, as they may lie apart, and joins them."""
+    length = len(frames)
+    share, confidence = np.zeros(frames.shape[:3], np.uint8), np.zeros(length, np.float32)
+    starts: set[int] = set()
+    for own in pieces:
+        labels = {number: _label_pixels(mask, number, flow, settings) for number, mask in own.items()}
+        for number, label in labels.items():
+            label[(masks[number] & ~own[number]) | claimed[number]] = 0  # another object may look the same
+        tracker = ObjectTracker(frames, flow, labels, settings.tracking.tracker)
+        ranked = np.where(np.isin(np.arange(length), list(own)), clearness, 0)
+        first = {number: own[number] for number in _choose_frames(ranked, settings.followed_frames)}
+
+        def report_frame(done: int) -> None:
+            report(Progress("masks", done, length))
+
+        (course,) = follow_both_ways([tracker], [first], report_frame, settings.tracking)
+        followed = stack_followed(course)
+        share, confidence = np.maximum(share, followed[0]), np.maximum(confidence, followed[1])
+        starts |= first.keys()
+    return _Candidate(share, confidence, frozenset(starts))
+
+
+def _add_candidate(
+    frames: np.ndarray,
+    flow: FlowField,
+    candidate: _Candidate,
+    known: Masks,
+    shares: Sequence[np.ndarray],
+    wanted: int,
+    settings: MovingObjectsSettings,
+) -> list[np.ndarray] | None:
+    """Adds what was followed to the objects, in place of those that are its parts; None where it is no object.
+
+    Arms may show before the body does: what lies within another object, or has it all around, is a part of it. What
+    lies on others for a good part, as a reflection that was followed onto what is reflected, has no look of its own.
+    """
+    found = candidate.share >= 128
+    parts, covered = [], np.zeros_like(found)
+    for number, share in enumerate(shares):
+        mask = share >= 128
+        ring = np.stack([cv2.dilate(part.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0 for part in mask]) & ~mask
+        if any((part & found).sum() > settings.min_contained_share * part.sum() for part in (mask, ring)):
+            parts.append(number)
+        else:
+            covered |= mask
+    if (not parts and len(shares) >= wanted) or (covered & found).sum() > settings.max_covering_share * found.sum():
+        return None
+    unused = {number: mask for number, mask in known.items() if number not in candidate.starts}
+    if not lasts(found, candidate.confidence, unused, settings.objectness):
+        return None
+    some = {n: found[n] for n in np.linspace(0, len(found) - 1, settings.checked_frames).astype(int).tolist()}
+    if not has_outline(frames, flow, some, not shares, settings.objectness):
+        return None
+    joined = np.maximum.reduce([candidate.share, *(shares[part] for part in parts)])
+    return [share for part, share in enumerate(shares) if part not in parts] + [joined]
+
+
+def _does_more_move(
+    flow: FlowField,
+    claimed: Bool[np.ndarray, "time height width"],
+    asked: Iterable[int],
+    settings: MovingObjectsSettings,
+) -> bool:
+    """Whether beyond what was found, a piece as large as an object moves in half of some frames: quick to ask."""
+    smallest_px = settings.min_object_share * claimed.sum() / len(claimed)
+    seen = []
+    for number in asked:
+        beyond = cv2.dilate(claimed[number].astype(np.uint8), np.ones((9, 9), np.uint8)) == 0
+        moves = beyond.copy()
+        for to in (1, -1):
+            if 0 <= number + to < len(claimed):
+                vectors, trust = read_trusted_flow(flow, number, to, settings.tracking.tracker.motion)
+                departure = measure_departure(vectors, beyond, settings.tracking.tracker.motion)
+                if departure is not None:
+                    moves &= (departure[0] * departure[1] > settings.motion.min_contrast) & (trust > 0.3)
+        opened = cv2.morphologyEx(moves.astype(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
+        stats = cv2.connectedComponentsWithStats(opened)[2]
+        seen.append(stats[1:, cv2.CC_STAT_AREA].max(initial=0) > smallest_px)
+    return float(np.mean(seen)) >= 0.5
 
 
 def _stack_layers(
@@ -276,10 +359,10 @@ def _choose_frames(clearness: Float[np.ndarray, " time"], count: int) -> list[in
 def _learn_masks(frames: np.ndarray, flow: FlowField, moving: Masks, settings: MovingObjectsSettings) -> Masks:
     """Makes masks of what moves in the sampled frames: without what only moves, with what only looks like it."""
     features = {n: compute_color_features(frames[n], settings.tracking.tracker.features) for n in moving}
-    steadiness = {n: _measure_steadiness(frames, flow, n, settings) for n in moving}
     size = {n: float(np.sqrt(max(1, mask.sum()))) for n, mask in moving.items()}
     tracker = settings.tracking.tracker
     windows = {n: find_window(mask, tracker.window_margin, tracker.min_window_margin_px) for n, mask in moving.items()}
+    steadiness = {n: _measure_steadiness(frames, flow, n, windows[n], settings) for n in moving}
 
     # In doubt is what does not score as the object does. It is removed if it still does not when nothing is learned
     # from it: arms and windows score well then, spray does not.
@@ -289,9 +372,9 @@ def _learn_masks(frames: np.ndarray, flow: FlowField, moving: Masks, settings: M
         scores = _score_windows(features, labels, windows, settings)
         for n, mask in moving.items():
             window, weak = windows[n], np.zeros_like(mask)
-            usual = max(0.05, float(np.median(steadiness[n][mask])))
+            usual = max(0.05, float(np.median(steadiness[n][mask[window]])))
             odds = settings.appearance_weight * (scores[n] - threshold)
-            odds += (steadiness[n][window] / usual - 1).clip(-1, 1)
+            odds += (steadiness[n] / usual - 1).clip(-1, 1)
             odds = np.where(doubted[n][window], odds, np.where(mask[window], 20, -20)).astype(np.float32)
             weak[window] = ~cut_graph(odds, frames[n][window], settings.smoothness)
             weak &= doubted[n]
@@ -302,37 +385,35 @@ def _learn_masks(frames: np.ndarray, flow: FlowField, moving: Masks, settings: M
             labels[n][doubted[n]] = 0
 
     masks = {n: mask & ~doubted[n] if (mask & ~doubted[n]).any() else mask for n, mask in moving.items()}
-    for step in range(settings.rounds):
-        for n, mask in masks.items():
-            labels[n] = _label_pixels(mask, n, flow, settings)
-            labels[n][doubted[n]] = -1
-        scores = _score_windows(features, labels, windows, settings)
-        for n, mask in masks.items():
-            window = windows[n]
-            soft = cv2.GaussianBlur(moving[n].astype(np.float32), (0, 0), max(1.0, 0.05 * size[n]))
-            odds = np.where(doubted[n], settings.removed_odds, compute_log_odds(soft, 0.05))
-            near = mask if step else moving[n]
-            distance = cv2.distanceTransform((~near).astype(np.uint8), cv2.DIST_L2, 3)
-            odds = odds - np.square(distance / max(4.0, settings.near_share * size[n]))
-            odds = (odds[window] + settings.appearance_weight * scores[n]).astype(np.float32)
-            cut = np.zeros_like(mask)
-            cut[window] = cut_graph(odds, frames[n][window], settings.smoothness)
-            count, parts, stats, _ = cv2.connectedComponentsWithStats(cut.astype(np.uint8))
-            if count > 1:
-                kept = stats[:, cv2.CC_STAT_AREA] > 2 * settings.min_part_share * stats[1:, cv2.CC_STAT_AREA].max()
-                kept[0] = False
-                masks[n] = kept[parts]
+    for n, mask in masks.items():
+        labels[n] = _label_pixels(mask, n, flow, settings)
+        labels[n][doubted[n]] = -1
+    scores = _score_windows(features, labels, windows, settings)
+    for n, mask in moving.items():
+        window = windows[n]
+        soft = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), max(1.0, 0.05 * size[n]))
+        odds = np.where(doubted[n], settings.removed_odds, compute_log_odds(soft, 0.05))
+        distance = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 3)
+        odds = odds - np.square(distance / max(4.0, settings.near_share * size[n]))
+        odds = (odds[window] + settings.appearance_weight * scores[n]).astype(np.float32)
+        cut = np.zeros_like(mask)
+        cut[window] = cut_graph(odds, frames[n][window], settings.smoothness)
+        count, parts, stats, _ = cv2.connectedComponentsWithStats(cut.astype(np.uint8))
+        if count > 1:
+            kept = stats[:, cv2.CC_STAT_AREA] > 2 * settings.min_part_share * stats[1:, cv2.CC_STAT_AREA].max()
+            kept[0] = False
+            masks[n] = kept[parts]
     return masks
 
 
 def _measure_steadiness(
-    frames: np.ndarray, flow: FlowField, number: int, settings: MovingObjectsSettings
-) -> Float[np.ndarray, "height width"]:
-    """Measures how far each pixel lasts: 1 where following it for some frames and back leads home in its color."""
+    frames: np.ndarray, flow: FlowField, number: int, window: tuple[slice, slice], settings: MovingObjectsSettings
+) -> Float[np.ndarray, "rows columns"]:
+    """Measures how far each pixel of a window lasts: 1 where following it there and back leads home in its color."""
     height, width = frames.shape[1:3]
-    x0, y0 = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    lab = _blur_lab(frames[number])
-    best = np.zeros((height, width), np.float32)
+    y0, x0 = np.mgrid[window].astype(np.float32)
+    lab = _blur_lab(frames[number])[window]
+    best = np.zeros(x0.shape, np.float32)
     for to in (1, -1):
         there = min(max(number + to * settings.steadiness_frames, 0), len(frames) - 1)
         if abs(there - number) < settings.steadiness_frames / 2:
@@ -458,10 +539,12 @@ def _separate_objects(
         label = _label_pixels(piece, start, flow, settings)
         label[masks[start] & ~piece] = 0
         tracker = ObjectTracker(frames, flow, {start: label}, settings.tracking.tracker)
-        (followed,) = follow_both_ways([tracker], [{start: piece}], settings=settings.tracking)
+        followed = {start: piece}
+        for stop in (min(left) - 1, max(left) + 1):
+            followed |= {number: found.mask for number, found in tracker.follow(start, piece, stop)}
         own: Masks = {}
         for number, parts in left.items():
-            there = piece if number == start else followed[number].mask
+            there = followed[number]
             same = [part for part in parts if (part & there).sum() > 0.5 * part.sum()]
             left[number] = [part for part in parts if not any(part is other for other in same)]
             if same:
@@ -495,39 +578,6 @@ def _move_together(one: Masks, other: Masks, flow: FlowField, settings: MovingOb
         gap = float(np.linalg.norm(first - second))
         differences.append(gap < max(settings.min_motion_px, settings.same_motion * speed))
     return bool(differences) and float(np.mean(differences)) > 0.5
-
-
-# --- what is an object ----------------------------------------------------------------------------------------------
-
-
-def _is_object(
-    masks: Bool[np.ndarray, "time height width"],
-    confidence: Float[np.ndarray, " time"],
-    unused: Masks,
-    strict: bool,
-    settings: MovingObjectsSettings,
-) -> bool:
-    """Whether what was followed is an object: it lasts, is found again, has a look of its own, and is no border strip.
-
-    Args:
-        masks: what was followed.
-        confidence: of its look, 0 to 1.
-        unused: masks of frames from which it was not followed.
-        strict: whether it must lie inside the frame.
-        settings: thresholds.
-    """
-    seen = np.flatnonzero(masks.any((1, 2)))
-    if len(seen) < settings.min_seen_share * len(masks) or confidence[seen].mean() < settings.min_confidence:
-        return False
-    if unused and np.mean([mask_iou(masks[n], mask) for n, mask in unused.items()]) < settings.min_agreement:
-        return False
-    shares = []
-    for mask in masks[seen]:
-        outline = mask & (cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=0) == 0)
-        border = np.zeros_like(mask)
-        border[0], border[-1], border[:, 0], border[:, -1] = True, True, True, True
-        shares.append((outline & border).sum() / max(1, outline.sum()))
-    return bool(np.mean(shares) <= (settings.max_second_border_share if strict else settings.max_border_share))
 
 
 def _describe_sighting(number: int, masks: Masks) -> Sighting:

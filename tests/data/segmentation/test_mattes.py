@@ -6,7 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from neural_fields.data.segmentation.mattes import MatteSettings, _build_laplacian, make_matte
+from neural_fields.data.flow.compute import FlowField
+from neural_fields.data.masks.layer_masks import LayerMasks
+from neural_fields.data.segmentation.mattes import MatteSettings, _build_laplacian, make_matte, soften_masks
 
 RED, BLUE = np.array([200.0, 60, 40]), np.array([30.0, 80, 180])
 
@@ -206,3 +208,22 @@ def test_a_matte_before_without_flow_is_refused():
     frame, mask = np.zeros((20, 20, 3), np.uint8), np.eye(20, dtype=bool)
     with pytest.raises(ValueError, match="only with the flow"):
         make_matte(frame, mask, before=np.zeros((20, 20), np.uint8))
+
+
+def test_softened_masks_of_a_clip_have_the_mattes_of_its_frames_and_masks_at_one_half():
+    alphas = [disc_alpha((80, 60), (30 + 3 * t, 28), 16, 4) for t in range(3)]
+    frames = np.stack([mix(alpha, noise=2, seed=t) for t, alpha in enumerate(alphas)])
+    vectors = np.zeros((2, 60, 80, 2), np.float16)
+    vectors[..., 0] = 3
+    known = np.ones((2, 60, 80), bool)
+    hard = np.stack([[alpha >= 0.5 for alpha in alphas], np.zeros((3, 60, 80), bool)])
+    reports = []
+    flow = FlowField(vectors, -vectors, known, known)
+    soft = soften_masks(frames, flow, LayerMasks(("disc", "nothing"), hard), reports.append)
+    assert soft.names == ("disc", "nothing") and (soft.masks == (soft.shares >= 128)).all()
+    assert np.abs(soft.shares[0] / 255 - np.stack(alphas)).mean() < 0.25 * np.abs(hard[0] - np.stack(alphas)).mean()
+    assert not soft.shares[1].any() and (reports[-1].done, reports[-1].total) == (6, 6)
+    first = make_matte(frames[0], hard[0, 0])
+    back = -vectors[0].astype(np.float32)
+    assert (soft.shares[0, 0] == first).all()
+    assert (soft.shares[0, 1] == make_matte(frames[1], hard[0, 1], before=first, flow=back)).all()

@@ -11,6 +11,7 @@ import pytest
 
 from neural_fields.data.flow.compute import compute_flow
 from neural_fields.data.masks.layer_masks import load_masks, mask_iou
+from neural_fields.data.segmentation import moving_objects
 from neural_fields.data.segmentation.moving_objects import find_moving_objects
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
@@ -96,6 +97,46 @@ def test_pieces_that_move_together_are_one_object(tmp_path: Path) -> None:
 def test_a_strip_along_the_border_is_no_object(tmp_path: Path) -> None:
     frames, _ = film((lambda t: np.arange(HEIGHT)[:, None] + np.zeros(WIDTH) < 14, lambda t: (0, 4 * t)))
     assert find_moving_objects(frames, compute_flow(frames, tmp_path)).layers.names == ()
+
+
+def move_in_turn(monkeypatch: pytest.MonkeyPatch, *moving: np.ndarray) -> None:
+    """Replaces motion segmentation: the first masks move in its first round, and so on; nothing moves after that."""
+    rounds = iter((*moving, None))
+    monkeypatch.setattr(moving_objects, "segment_motion", lambda *arguments: next(rounds))
+
+
+def test_arms_that_move_first_are_part_of_the_body_that_the_border_cuts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+
+    def arm(t: int) -> np.ndarray:
+        return (np.abs(columns - 62 - t - 3 * (t % 5)) < 13) & (np.abs(rows - 80) < 11)
+
+    def body(t: int) -> np.ndarray:
+        return (np.abs(columns - 70 - t) < 30) & (rows > 28)
+
+    frames, (arms, rest) = film((arm, lambda t: (0, t + 3 * (t % 5))), (body, lambda t: (0, t)))
+    move_in_turn(monkeypatch, arms, arms | rest)
+    found = find_moving_objects(frames, compute_flow(frames, tmp_path), 1)
+    assert found.layers.names == ("foreground",) and mask_iou(found.layers.masks[0], arms | rest) > 0.9
+
+
+def test_what_is_wide_along_the_border_beside_an_object_is_pointed_at_and_no_object(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+
+    def reflection(t: int) -> np.ndarray:
+        return (np.abs(columns - 50 - 3 * t) < 40) & (rows > 95)
+
+    frames, (disc_masks, wide) = film(disc(50, 55, 22, (3, 0)), (reflection, lambda t: (0, 3 * t)))
+    for count in (None, 2):
+        move_in_turn(monkeypatch, disc_masks, wide)
+        found = find_moving_objects(frames, compute_flow(frames, tmp_path), count)
+        assert found.layers.names == ("foreground",) and mask_iou(found.layers.masks[0], disc_masks) > 0.9
+        (other,) = found.others
+        assert other.box[1] == pytest.approx(96 / HEIGHT)
 
 
 @pytest.mark.slow
