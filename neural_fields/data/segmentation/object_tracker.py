@@ -9,7 +9,7 @@ object's own motion, so that it is there when it comes out. Lengths are pixels o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -21,8 +21,12 @@ from neural_fields.data.segmentation.appearance_model import AppearanceModel, Ap
 from neural_fields.data.segmentation.color_features import ColorFeatureSettings, compute_color_features
 from neural_fields.data.segmentation.graph_cut import cut_graph
 from neural_fields.data.segmentation.hint_registration import HintRegistration, RegistrationSettings
+from neural_fields.data.segmentation.mask_confidence import MaskConfidenceSettings, measure_confidence
 from neural_fields.data.segmentation.motion_evidence import (
+    WHOLE,
     MotionEvidenceSettings,
+    Window,
+    WindowShare,
     compute_trust,
     fit_affine_motion,
     read_flow,
@@ -55,7 +59,9 @@ class ObjectTrackerSettings:
     kept_background_weight: float = 0.9  # the same against pixels inside it: a leg that stands still stays
     object_weight: float = 3.0  # of moving with the object, for pixels inside the carried mask
     hint_weight: float = 2.0  # of the hinted mask itself, where it can be trusted
+    enclosed_hint_weight: float = 4.0  # the same between two hinted frames, whose masks are two independent proofs
     hinted_appearance_share: float = 0.3  # share of the appearance's weight that remains there
+    max_odds: float = 8.0  # log odds are clipped to this and to minus this where two directions are joined
     max_open_odds: float = 3.0  # a pixel that is surer, whatever its appearance, is not asked for its appearance
     smoothness: float = 6.0  # cost of the outline in `cut_graph`
     min_share: float = 0.02  # shares are clipped to this and to 1 minus this before log odds are taken
@@ -64,8 +70,6 @@ class ObjectTrackerSettings:
     min_found_share: float = 0.3  # of the hinted area that a part found there must have, ...
     max_found_share: float = 3.0  # ... and may have at most
     min_found_score: float = 0.5  # its mean score by appearance
-    max_contrast_samples: int = 200  # of the mask, and of the ring
-    ring_px: int = 7  # around the mask, against which its appearance is compared for the confidence
     cut_share: float = 0.5  # of the mask that is carried on: the cut, and for the rest the odds
     cut_sigma_px: float = 0.7  # Gaussian of the cut that is carried on
     cover_margin_px: int = 4  # around what is in front, where flow is that of what is in front as well
@@ -74,6 +78,7 @@ class ObjectTrackerSettings:
     appearance: AppearanceSettings = field(default_factory=AppearanceSettings)
     motion: MotionEvidenceSettings = field(default_factory=MotionEvidenceSettings)
     registration: RegistrationSettings = field(default_factory=RegistrationSettings)
+    confidence: MaskConfidenceSettings = field(default_factory=MaskConfidenceSettings)
 
 
 DEFAULTS = ObjectTrackerSettings()
@@ -87,12 +92,16 @@ class FollowedFrame:
     Attributes:
         mask: the object.
         share: its share of each pixel, 0 to 255.
-        confidence: how sure it is, 0 to 1; 0 where it is lost.
+        confidence: about the IoU that the mask can be expected to have, 0 to 1; 0 where the object is lost.
+        odds: log odds in each pixel, before the outline was cut; None but between two hinted frames.
+        hint_trust: how far the mask of the hinted frame can be trusted in this one, 0 to 1; None like the odds.
     """
 
     mask: Mask
     share: UInt8[np.ndarray, "height width"]
     confidence: float
+    odds: Float[np.ndarray, "height width"] | None = None
+    hint_trust: Float[np.ndarray, "height width"] | None = None
 
 
 @dataclass
@@ -107,6 +116,7 @@ class ObjectCourse:
         motion: affine transform of its pixels to those of the frame before.
         rigidities: of the frames so far, 0 to 1.
         areas_px: in the frames so far.
+        is_enclosed: whether it leads to another frame whose mask is known.
     """
 
     number: int
@@ -116,6 +126,7 @@ class ObjectCourse:
     motion: Float[np.ndarray, "3 3"]
     rigidities: list[float]
     areas_px: list[int]
+    is_enclosed: bool
 
 
 @dataclass(frozen=True)
@@ -127,6 +138,7 @@ class ObjectOdds:
         carried: the share of each pixel that is expected, 0 to 1.
         window: rows and columns of the frame in which it is looked for.
         odds: log odds in the window.
+        hint_trust: how far the mask of the hinted frame can be trusted there, 0 to 1.
         features: of the window.
     """
 
@@ -134,6 +146,7 @@ class ObjectOdds:
     carried: Share
     window: tuple[slice, slice]
     odds: Float[np.ndarray, "rows columns"]
+    hint_trust: Float[np.ndarray, "rows columns"]
     features: Float[np.ndarray, "down across features"]
 
     @property
@@ -187,11 +200,6 @@ class ObjectTracker:
         small = {number: label[::step, ::step] for number, label in labels.items()}
         self.appearance = AppearanceModel(features, small, near, settings.appearance)
         self._area_px = float(np.median([(label > 0).sum() for label in labels.values()]))
-        contrasts = [
-            self._measure_contrast(features[number], label > 0, self._find_ring(label > 0))
-            for number, label in small.items()
-        ]
-        self._contrast = max(0.1, float(np.mean(contrasts)))
 
     def follow(self, start: int, mask: Mask, stop: int) -> Iterator[tuple[int, FollowedFrame]]:
         """Follows the object, if it is the only one, from a frame to its neighbor and on.
@@ -209,16 +217,17 @@ class ObjectTracker:
         for number in range(start + direction, stop, direction):
             yield number, self.settle(course, self.weigh(course, direction))
 
-    def begin(self, number: int, mask: Mask) -> ObjectCourse:
+    def begin(self, number: int, mask: Mask, is_enclosed: bool = False) -> ObjectCourse:
         """Begins to follow the object.
 
         Args:
             number: of a frame whose mask is known.
             mask: the object in that frame.
+            is_enclosed: whether its way leads to another frame whose mask is known.
         """
         share = mask.astype(np.float32)
         registration = HintRegistration(self.frames[number], share, self.settings.registration)
-        return ObjectCourse(number, mask, share, registration, np.eye(3), [], [int(mask.sum())])
+        return ObjectCourse(number, mask, share, registration, np.eye(3), [], [int(mask.sum())], is_enclosed)
 
     def weigh(
         self, course: ObjectCourse, direction: int, cover_before: Mask | None = None, cover: Mask | None = None
@@ -280,7 +289,8 @@ class ObjectTracker:
         sure = np.zeros_like(expected)
         if hinted is not None:
             share, sure = hinted
-            odds += settings.hint_weight * sure * compute_log_odds(share, settings.min_share)
+            hint_weight = settings.enclosed_hint_weight if course.is_enclosed else settings.hint_weight
+            odds += hint_weight * sure * compute_log_odds(share, settings.min_share)
         odds += settings.object_weight * motion.object * np.clip(2 * expected - 1, 0, 1) * (1 - sure)
 
         # Appearance, with less weight where the object is rigid, and where the hinted mask is sure.
@@ -297,7 +307,7 @@ class ObjectTracker:
         odds += weights * self._score_appearance(features, is_open)
 
         course.number = number
-        return ObjectOdds(number, carried, window, odds.astype(np.float32), features)
+        return ObjectOdds(number, carried, window, odds.astype(np.float32), sure.astype(np.float32), features)
 
     def settle(
         self, course: ObjectCourse, weighed: ObjectOdds, cover: Mask | None = None, rivals: Share | None = None
@@ -331,54 +341,47 @@ class ObjectTracker:
         seen, area = mask, int(mask.sum())
         if cover is not None:
             whole, seen = np.where(cover, carried, whole), mask & ~cover
-        confidence = self._measure_confidence(weighed.features, seen[window])
+            odds = np.where(cover[window], np.float32(-settings.max_odds), odds)  # from here on of what is seen
+        confidence = self._measure_confidence(weighed.number, seen, odds, window)
         if seen.sum() < settings.lost_share * self._area_px:
             confidence = 0.0
-            part = self._find_again(frame, np.zeros_like(seen) if cover is None else cover)
+            part, appearance_odds = self._find_again(frame, np.zeros_like(seen) if cover is None else cover)
             if part is not None:
                 seen, whole, area = part, part.astype(np.float32), int(part.sum())
-                confidence = self._measure_confidence(compute_color_features(frame, settings.features), part) / 2
+                confidence = self._measure_confidence(weighed.number, part, appearance_odds) / 2
         course.seen, course.whole = seen, whole.astype(np.float32)
         course.areas_px.append(area)
         shown = course.whole if cover is None else np.where(cover, 0, course.whole)
-        return FollowedFrame(seen, np.rint(255 * shown).astype(np.uint8), confidence)
+        found = FollowedFrame(seen, np.rint(255 * shown).astype(np.uint8), confidence)
+        if not course.is_enclosed:
+            return found
+        all_odds, trust = np.full(mask.shape, -settings.max_odds, np.float16), np.zeros(mask.shape, np.float16)
+        all_odds[window] = odds.clip(-settings.max_odds, settings.max_odds)
+        trust[window] = weighed.hint_trust
+        return replace(found, odds=all_odds, hint_trust=trust)
 
-    def _find_again(self, frame: np.ndarray, cover: Mask) -> Mask | None:
-        """Looks for the object by its appearance alone, anywhere in a frame; None where nothing fits."""
+    def _find_again(self, frame: np.ndarray, cover: Mask) -> tuple[Mask | None, Share]:
+        """Looks for the object by its appearance alone, anywhere in a frame; None where nothing fits. And the odds."""
         settings = self.settings
         features = compute_color_features(frame, settings.features)
         score = self._score_appearance(features, np.ones(frame.shape[:2], bool))
         score[cover] = -settings.appearance.max_score
-        cut = cut_graph(settings.appearance_weight * score, frame, settings.smoothness)
+        odds = (settings.appearance_weight * score).astype(np.float32)
+        cut = cut_graph(odds, frame, settings.smoothness)
         count, labels, stats, _ = cv2.connectedComponentsWithStats(cut.astype(np.uint8), connectivity=8)
         total = np.bincount(labels.ravel(), score.ravel(), count)
         total[0] = -np.inf
         best = int(total.argmax())
         area = stats[best, cv2.CC_STAT_AREA]
         fits = settings.min_found_share * self._area_px <= area <= settings.max_found_share * self._area_px
-        return labels == best if best > 0 and fits and total[best] >= settings.min_found_score * area else None
+        is_found = best > 0 and fits and total[best] >= settings.min_found_score * area
+        return (labels == best if is_found else None), odds
 
-    def _measure_confidence(self, features: Features, mask: Mask) -> float:
-        step = self.settings.features.stride_px
-        ring = self._find_ring(mask)
-        contrast = self._measure_contrast(features, mask[::step, ::step], ring[::step, ::step])
-        return float(np.clip(contrast / self._contrast, 0, 1))
-
-    def _find_ring(self, mask: Mask) -> Mask:
-        """Returns what surrounds a mask."""
-        side = 2 * (self.settings.ring_px // 2) + 1
-        return (cv2.dilate(mask.astype(np.uint8), np.ones((side, side), np.uint8)) > 0) & ~mask
-
-    def _measure_contrast(self, features: Features, mask: Mask, ring: Mask) -> float:
-        """Measures how much better a mask scores than what surrounds it; 0 where one of them is empty."""
-        means = []
-        for part in (mask, ring):
-            rows, columns = np.nonzero(part)
-            if not len(rows):
-                return 0.0
-            every = -(-len(rows) // self.settings.max_contrast_samples)
-            means.append(float(self.appearance.score(features[rows[::every], columns[::every]]).mean()))
-        return means[0] - means[1]
+    def _measure_confidence(self, number: int, mask: Mask, odds: WindowShare, window: Window = WHOLE) -> float:
+        vectors = self.flow.backward[number - 1] if number else self.flow.forward[0]
+        part = np.asarray(vectors[window], np.float32)
+        frame = np.ascontiguousarray(self.frames[number][window])
+        return measure_confidence(mask[window], odds, frame, part, self.settings.confidence)
 
     def _score_appearance(self, features: Features, asked: Mask) -> Share:
         """Scores the pixels of a window by their features; 0 where they are not asked for."""

@@ -43,7 +43,7 @@ class ClipSegmentation:
         names: of the objects, in the order in which they were asked for.
         shares: share of each object in each pixel, 0 to 255; 128 and more is the object. Objects may overlap until
             they are told apart.
-        confidence: how sure each object is in each frame, 0 to 1; 0 where it was not found.
+        confidence: how sure each object is in each frame, 0 to 1, about the IoU to expect; 0 where it was not found.
         notes: for the user, one sentence each.
     """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations, permutations
 
 import cv2
@@ -21,7 +21,7 @@ from neural_fields.core.progress import Progress, ProgressReporter, report_nothi
 from neural_fields.data.flow.compute import FlowField
 from neural_fields.data.masks.log_odds import compute_log_odds
 from neural_fields.data.segmentation.graph_cut import cut_graph
-from neural_fields.data.segmentation.hinted_mask import find_hinted_mask
+from neural_fields.data.segmentation.hinted_mask import HintedMask, find_hinted_mask
 from neural_fields.data.segmentation.object_tracker import (
     FAR_ODDS,
     FollowedFrame,
@@ -45,6 +45,10 @@ class TrackObjectsSettings:
     """Holds the settings of `TrackingSegmenter`."""
 
     joined_smoothness: float = 3.0  # cost of the outline where the results of two directions are joined
+    untrusted_weight: float = 0.1  # of a direction where its hinted mask is not trusted; 1.1 where it is
+    # Up to this area, every pixel of an object that is hinted in several frames has features of its own. Coarser ones
+    # are as good for larger objects.
+    max_fine_object_px: int = 5_000
     # A pixel that the user marks to correct a mask also speaks for pixels near it that have its color.
     mark_odds: float = 12.0  # log odds of a pixel of the same color beside a mark
     mark_reach: float = 1.0  # distance from a mark at which that falls to 1/e, in object sizes
@@ -102,12 +106,13 @@ class TrackingSegmenter(ObjectSegmenter):
             whole = {number for number, hint in hints.items() if (hint.labels > 0).any()}
         if not whole:
             raise missing_place_error(name, hints)
-        known: dict[int, Bool[np.ndarray, "height width"]] = {}
+        hinted: dict[int, HintedMask] = {}
         for number in sorted(whole):
             try:
-                known[number] = find_hinted_mask(frames, flow, number, hints[number])
+                hinted[number] = find_hinted_mask(frames, flow, number, hints[number])
             except UserError as problem:
                 raise UnusableHintsError(name, number, problem) from problem
+        known = {number: item.mask for number, item in hinted.items()}
         followed = self._follow_all(frames, flow, hints, known, report_frame)
         corrections = sorted(set(hints) - whole)
         for number in corrections:
@@ -129,7 +134,10 @@ class TrackingSegmenter(ObjectSegmenter):
             known[number] = cut_graph(odds.astype(np.float32), frame, settings.tracker.smoothness)
         if corrections:
             followed = self._follow_all(frames, flow, hints, known, report_frame)
-        return stack_followed(followed)
+        shares, confidence = stack_followed(followed)
+        for number, item in hinted.items():
+            confidence[number] = item.confidence
+        return shares, confidence
 
     def _follow_all(
         self,
@@ -156,7 +164,11 @@ class TrackingSegmenter(ObjectSegmenter):
         for number, mask in known.items():
             label = np.where(mask, 1, -1).astype(np.int8)
             labels[number] = np.where(hints[number].labels != 0, hints[number].labels, label)
-        return ObjectTracker(frames, flow, labels, self.settings.tracker, rivals)
+        settings = self.settings.tracker
+        area_px = np.median([mask.sum() for mask in known.values()])
+        if len(known) > 1 and area_px <= self.settings.max_fine_object_px:
+            settings = replace(settings, features=replace(settings.features, stride_px=1))
+        return ObjectTracker(frames, flow, labels, settings, rivals)
 
     def separate(
         self,
@@ -189,8 +201,9 @@ class TrackingSegmenter(ObjectSegmenter):
             followed = follow_both_ways(
                 trackers, known, lambda done: report(Progress("objects", done, total)), self.settings, covers
             )
-            for k, frames_of_object in zip(together, followed, strict=True):
+            for k, own, frames_of_object in zip(together, hints, followed, strict=True):
                 shares[k], confidence[k] = stack_followed(frames_of_object)
+                confidence[k, list(own)] = found.confidence[k, list(own)]
         settle_overlaps(shares)
         return ClipSegmentation(found.names, shares, confidence)
 
@@ -229,7 +242,8 @@ def follow_both_ways(
             seen: dict[int, Bool[np.ndarray, "height width"]] = {}
             for k in order:
                 if number in known[k]:
-                    courses[k] = trackers[k].begin(number, known[k][number])
+                    last = max(known[k]) if direction > 0 else min(known[k])
+                    courses[k] = trackers[k].begin(number, known[k][number], is_enclosed=number != last)
                     seen[k] = expected[k] = courses[k].seen
                     odds[k] = np.where(seen[k], FAR_ODDS, -FAR_ODDS).astype(np.float32)
                 elif k in courses:
@@ -263,16 +277,24 @@ def _join_directions(
 ) -> FollowedFrame:
     """Joins what was found of an object in a frame from a frame before and from one after it."""
     after = bisect(known, number)
-    # Each direction counts by its confidence, and more near the frame that it comes from.
+    # Each direction counts by its confidence, more near the frame that it comes from, and more in pixels where the mask
+    # of that frame can be trusted.
     part = (number - known[after - 1]) / (known[after] - known[after - 1])
-    weights = np.array([(1 - part) * first.confidence, part * second.confidence]) + 1e-3
-    weights /= weights.sum()
-    share = (weights[0] * first.share + weights[1] * second.share) / 255
-    odds = compute_log_odds(share, 0.02).astype(np.float32)
+    weights = np.array([(1 - part) * first.confidence, part * second.confidence])
+    share, odds, total = np.zeros((3, *first.mask.shape), np.float32)
+    for weight, found in zip(weights, (first, second), strict=True):
+        assert found.odds is not None and found.hint_trust is not None
+        local = weight * (settings.untrusted_weight + found.hint_trust.astype(np.float32)) + 1e-3
+        share += local * found.share
+        odds += local * found.odds
+        total += local
+    share /= total
+    odds /= total
+    weights = (weights + 1e-3) / (weights + 1e-3).sum()
     mask = cut_graph(odds, np.ascontiguousarray(tracker.frames[number]), settings.joined_smoothness)
     overlap = (first.mask & second.mask).sum() / max(1, (first.mask | second.mask).sum())
     sure = float(weights @ (first.confidence, second.confidence)) * (0.5 + 0.5 * float(overlap))
-    return FollowedFrame(mask, np.rint(255 * share).astype(np.uint8), sure)
+    return FollowedFrame(mask, np.rint(share).astype(np.uint8), sure)
 
 
 def join_masks(masks: Sequence[Bool[np.ndarray, "height width"]]) -> Bool[np.ndarray, "height width"] | None:

@@ -62,6 +62,24 @@ def test_an_object_is_followed_from_its_mask_in_one_frame(clip: FilmedCrossing) 
     assert found.confidence.min() > 0.5
 
 
+def test_a_wrong_mask_is_doubted_wherever_it_is_followed_to(clip: FilmedCrossing) -> None:
+    wrong = clip.disc[0].copy()
+    wrong[20:80, 4:60] = True  # with the background around it
+    found = TrackingSegmenter().segment(clip.frames, clip.flow, {"disc": {0: _hint(wrong)}})
+    assert found.confidence[0, 0] == 1, "the user said so"
+    assert found.confidence[0, 1:].max() < 0.7
+    good = TrackingSegmenter().segment(clip.frames, clip.flow, {"disc": {0: _hint(clip.disc[0])}})
+    assert good.confidence[0].min() > 0.85
+
+
+def test_a_mask_from_a_box_is_less_sure_than_one_that_the_user_gave(clip: FilmedCrossing) -> None:
+    rows, columns = np.nonzero(clip.disc[0])
+    box = int(columns.min()) - 3, int(rows.min()) - 3, int(columns.max()) + 4, int(rows.max()) + 4
+    hint = FrameHints(np.zeros((HEIGHT, WIDTH), np.int8), box)
+    found = TrackingSegmenter().segment(clip.frames[:2], clip.flow, {"disc": {0: hint}})
+    assert 0.8 < found.confidence[0, 0] < 1
+
+
 def test_objects_that_cross_keep_their_pixels_and_the_covering_one_is_in_front(
     clip: FilmedCrossing, hints: dict[str, dict[int, FrameHints]]
 ) -> None:
