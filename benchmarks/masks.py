@@ -3,13 +3,15 @@
     python benchmarks/masks.py [--only pointing objects refinement] [--size 240p] [--clips NAME ...] [--fit]
                                [--json FILE]
     python benchmarks/masks.py --only pointing --ablation
+    python benchmarks/masks.py --only pointing --leave-one-out
 
 Pointing: mean IoU and boundary F over all frames at 240 lines, of masks that follow from hints: the true mask of the
 first frame (which does not count then), those of three frames, a box around the largest part of the object in the
 first frame with three pixels of room, one click in its middle and one beside it, or nothing (`--masks auto`; all of
 its layers together, and an empty mask where it finds none). Seconds are those of the processor
 for a frame in one thread, from hints to masks, flow included. --ablation leaves out a part of the engine at a time
-instead, with the true mask of the first frame.
+instead, with the true mask of the first frame. --leave-one-out changes one important setting at a time by the factors
+in `FACTORS`, with the same mask; of these changes and none, each clip is given the one that is best on the other clips.
 
 Objects: synthetic clips of two and three objects that hide each other, with a box around each in the first frame: mean
 and worst IoU over the frames in which at least a tenth of the object is seen, and whether the order is right.
@@ -39,6 +41,19 @@ KINDS = ("pointing", "objects", "refinement")
 POINTING_COLUMNS = ("clip", "given", "IoU", "worst", "F", "s a frame")
 OBJECTS_COLUMNS = ("clip", "object", "IoU", "worst", "in frame", "order")
 POINTING_SIZE = "240p"
+TUNED = (
+    "window_margin",
+    "carried_weight",
+    "reach",
+    "appearance_weight",
+    "rigid_appearance_weight",
+    "background_weight",
+    "object_weight",
+    "hint_weight",
+    "smoothness",
+    "cut_share",
+)
+FACTORS = (0.7, 1.4)
 LONGEST_FLOW = 480  # pixels, as in the preset `atlas`
 
 
@@ -95,16 +110,16 @@ def fitted_iou(clip: str, kind: str, size: str, work: Path) -> float:
     return unwrap_json("eval", out, "--masks", masks_of(clip, "truth"), "--json")["alpha_iou"]["foreground"]
 
 
-def pointing_rows(clip: str, work: Path, ablation: bool) -> Iterator[dict[str, Any]]:
+def pointing_rows(clip: str, work: Path, trackers: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
     """Measures the masks that follow from hints on a clip.
 
     Args:
         clip: name of the clip.
         work: folder for the decoded frames and the flow.
-        ablation: whether parts of the engine are left out instead.
+        trackers: settings of the tracker by their names, which follow the true mask of the first frame instead.
 
     Yields:
-        A row for each kind of hint, or for each part that is left out.
+        A row for each kind of hint, or for each of those settings.
     """
     import cv2
     import torch
@@ -139,21 +154,22 @@ def pointing_rows(clip: str, work: Path, ablation: bool) -> Iterator[dict[str, A
         "true masks of 3 frames": {t: FrameHints(nothing, mask=truth[t]) for t in (0, last // 2, last)},
     }
     trials = [(name, hints, TrackObjectsSettings()) for name, hints in given.items()]
-    if ablation:
-        parts = [(name, TrackObjectsSettings(tracker=tracker)) for name, tracker in ablated_trackers().items()]
+    if trackers is not None:
+        parts = [(name, TrackObjectsSettings(tracker=tracker)) for name, tracker in trackers.items()]
         trials = [(name, given["true mask of frame 0"], settings) for name, settings in parts]
     else:
         trials.append(("nothing", {}, TrackObjectsSettings()))
     for name, hints, settings in trials:
         begin = time.process_time()
-        if name == "nothing" and not ablation:
+        if name == "nothing" and trackers is None:
             # All layers together; all False where nothing is found.
             found = np.asarray(find_moving_objects(frames, flow).layers.masks.any(0))
         else:
             found = TrackingSegmenter(settings).segment(frames, flow, {"object": hints}).shares[0] >= 128
         seconds = time.process_time() - begin + flow_seconds
         # Frames whose true mask was given do not count, but where three were: as in the literature.
-        counted = range(1, len(frames)) if ablation or name == "true mask of frame 0" else range(len(frames))
+        is_given = trackers is not None or name == "true mask of frame 0"
+        counted = range(int(is_given), len(frames))
         ious = [mask_iou(found[t], truth[t]) for t in counted]
         yield {
             "clip": clip,
@@ -185,6 +201,36 @@ def ablated_trackers() -> dict[str, Any]:
         "the hinted mask": replace(full, registration=RegistrationSettings(min_side_px=100_000)),
         "the graph cut": replace(full, smoothness=0.0),
     }
+
+
+def changed_trackers() -> dict[str, Any]:
+    """Returns `ObjectTrackerSettings` with one of them smaller or larger in each, by what is changed."""
+    from neural_fields.data.segmentation.object_tracker import ObjectTrackerSettings
+
+    full = ObjectTrackerSettings()
+    changes = [(name, factor) for name in TUNED for factor in FACTORS]
+    return {"nothing": full} | {
+        f"{name} x {factor}": replace(full, **{name: factor * getattr(full, name)}) for name, factor in changes
+    }
+
+
+def held_out_rows(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Chooses for each clip the settings that are best on all other clips.
+
+    Args:
+        rows: of each clip with each of the settings.
+
+    Yields:
+        For each clip, its row with those settings.
+    """
+    for clip in dict.fromkeys(row["clip"] for row in rows):
+        others: dict[str, list[float]] = {}
+        for row in rows:
+            if row["clip"] != clip:
+                others.setdefault(row["given"], []).append(row["IoU"])
+        best = max(others, key=lambda name: np.mean(others[name]))
+        chosen = next(row for row in rows if row["clip"] == clip and row["given"] == best)
+        yield chosen | {"given": f"best on the others: {best}"}
 
 
 def objects_rows(work: Path) -> Iterator[dict[str, Any]]:
@@ -267,17 +313,25 @@ def main() -> None:
     asked.add_argument("--clips", nargs="+", default=list(CLIPS))
     asked.add_argument("--fit", action="store_true", help="fit each clip with its imperfect masks too")
     asked.add_argument("--ablation", action="store_true", help="leave out parts of what follows an object instead")
+    asked.add_argument("--leave-one-out", action="store_true", help="follow each clip with settings of the others")
     options = asked.parse_args()
+    if options.leave_one_out and len(options.clips) < 2:
+        asked.error("--leave-one-out needs two clips or more")
     absent = missing(options.clips)
     rows = []
     clips = [clip for clip in options.clips if clip not in absent]
     with tempfile.TemporaryDirectory() as folder:
         if "pointing" in options.only:
-            pointed = [row for clip in clips for row in pointing_rows(clip, Path(folder), options.ablation)]
+            trackers = changed_trackers() if options.leave_one_out else ablated_trackers() if options.ablation else None
+            pointed = [row for clip in clips for row in pointing_rows(clip, Path(folder), trackers)]
+            held_out = list(held_out_rows(pointed)) if options.leave_one_out else []
             for given in dict.fromkeys(row["given"] for row in pointed):
                 same = [row for row in pointed if row["given"] == given]
                 mean = {name: float(np.mean([row[name] for row in same])) for name in POINTING_COLUMNS[2:]}
                 pointed.append({"clip": "mean", "given": given, **mean})
+            if held_out:
+                mean = {name: float(np.mean([row[name] for row in held_out])) for name in POINTING_COLUMNS[2:]}
+                pointed += [*held_out, {"clip": "mean", "given": "best on the others", **mean}]
             print("\n".join(table(POINTING_COLUMNS, _round_values(pointed, POINTING_COLUMNS))))
             rows += pointed
         if "objects" in options.only:

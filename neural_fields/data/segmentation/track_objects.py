@@ -55,6 +55,7 @@ class TrackObjectsSettings:
     mark_color_sigma: float = 25.0  # difference of color at which it falls to 1/e, in steps of 8-bit CIELAB
     min_covered_share: float = 0.1  # of its area that an object must lose more than the one it touches, to be behind
     touching_gap_px: int = 10  # objects that come as near to each other are followed together
+    open_margin_px: float = 8.0  # around a mask found in a box, in the box, that is not learned as background
     tracker: ObjectTrackerSettings = field(default_factory=ObjectTrackerSettings)
 
 
@@ -162,7 +163,13 @@ class TrackingSegmenter(ObjectSegmenter):
     ) -> ObjectTracker:
         labels = {}
         for number, mask in known.items():
-            label = np.where(mask, 1, -1).astype(np.int8)
+            label, box = np.where(mask, 1, -1).astype(np.int8), hints[number].box
+            if hints[number].mask is None and box is not None:
+                # What was missed in the box is near the mask. Learned as background, it would be missed in all frames.
+                away = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 3)
+                near = (away > 0) & (away <= self.settings.open_margin_px)
+                inside = np.s_[max(0, box[1]) : max(0, box[3]), max(0, box[0]) : max(0, box[2])]
+                label[inside][near[inside]] = 0
             labels[number] = np.where(hints[number].labels != 0, hints[number].labels, label)
         settings = self.settings.tracker
         area_px = np.median([mask.sum() for mask in known.values()])

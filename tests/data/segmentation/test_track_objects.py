@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,9 +13,15 @@ import pytest
 from neural_fields.core.errors import UserError
 from neural_fields.core.progress import Progress
 from neural_fields.data.flow.compute import FlowField, compute_flow
-from neural_fields.data.segmentation.object_tracker import ObjectTracker
+from neural_fields.data.segmentation.hint_registration import HintRegistration
+from neural_fields.data.segmentation.object_tracker import FollowedFrame, ObjectCourse, ObjectOdds, ObjectTracker
 from neural_fields.data.segmentation.segmenter import ClipSegmentation, FrameHints, UnusableHintsError
-from neural_fields.data.segmentation.track_objects import TrackingSegmenter, find_order
+from neural_fields.data.segmentation.track_objects import (
+    TrackingSegmenter,
+    TrackObjectsSettings,
+    find_order,
+    follow_both_ways,
+)
 from tests.support.crossing_clip import CrossingClip, draw_crossing_clip
 
 HEIGHT, WIDTH, FRAMES = 96, 160, 13
@@ -135,6 +142,84 @@ def test_a_second_hinted_frame_wins_around_itself(clip: FilmedCrossing) -> None:
     masks = found.shares[0] >= 128
     assert np.array_equal(masks[10], half) and np.array_equal(masks[0], clip.disc[0])
     assert _iou(masks[1], clip.disc[1]) > 0.9
+
+
+class FixedTracker(ObjectTracker):
+    """Gives the same odds and trust for every frame, those of its direction."""
+
+    def __init__(self, forward: tuple[np.ndarray, np.ndarray], backward: tuple[np.ndarray, np.ndarray]) -> None:
+        self.frames = np.zeros((3, *forward[0].shape, 3), np.uint8)
+        self._results = {1: forward, -1: backward}
+
+    def begin(self, number: int, mask: np.ndarray, is_enclosed: bool = False) -> ObjectCourse:
+        registration = HintRegistration(self.frames[0], mask.astype(np.float32))
+        return ObjectCourse(number, mask, mask.astype(np.float32), registration, np.eye(3), [], [], is_enclosed)
+
+    def weigh(self, course: ObjectCourse, direction: int, *_: Any) -> ObjectOdds:
+        odds, trust = (values.astype(np.float32) for values in self._results[direction])
+        window = (slice(0, odds.shape[0]), slice(0, odds.shape[1]))
+        course.number += direction
+        return ObjectOdds(course.number, odds, window, odds, trust, np.zeros((*odds.shape, 1), np.float32))
+
+    def settle(self, course: ObjectCourse, weighed: ObjectOdds, *_: Any) -> FollowedFrame:
+        share = np.rint(255 / (1 + np.exp(-weighed.odds))).astype(np.uint8)
+        odds, trust = weighed.odds.astype(np.float16), weighed.hint_trust.astype(np.float16)
+        return FollowedFrame(weighed.odds > 0, share, 0.8, odds, trust)
+
+
+@pytest.mark.parametrize(
+    ("odds", "trust", "expected"),
+    [((6, -2), (0, 0), True), ((2, -6), (0, 0), False), ((6, -2), (0, 1), False), ((2, -6), (1, 0), True)],
+)
+def test_where_directions_disagree_the_surer_one_wins_and_rather_the_one_whose_hinted_mask_is_trusted(
+    odds: tuple[float, float], trust: tuple[float, float], expected: bool
+) -> None:
+    shape = (12, 16)
+    forward, backward = ((np.full(shape, o, np.float32), np.full(shape, t)) for o, t in zip(odds, trust, strict=True))
+    known = {0: np.ones(shape, bool), 2: np.zeros(shape, bool)}
+    (followed,) = follow_both_ways([FixedTracker(forward, backward)], [known])
+    assert (followed[1].mask == expected).all()
+
+
+@pytest.mark.parametrize(("hinted", "largest", "step"), [((0,), 5000, 2), ((0, 10), 5000, 1), ((0, 10), 100, 2)])
+def test_every_pixel_of_a_small_object_that_is_hinted_in_several_frames_has_features(
+    clip: FilmedCrossing, monkeypatch: pytest.MonkeyPatch, hinted: tuple[int, ...], largest: int, step: int
+) -> None:
+    steps = []
+
+    def follow(trackers: list[ObjectTracker], *_: object) -> list[dict[int, FollowedFrame]]:
+        steps.append(trackers[0].settings.features.stride_px)
+        return [{t: FollowedFrame(clip.disc[t], np.uint8(255) * clip.disc[t], 1.0) for t in range(FRAMES)}]
+
+    monkeypatch.setattr("neural_fields.data.segmentation.track_objects.follow_both_ways", follow)
+    segmenter = TrackingSegmenter(TrackObjectsSettings(max_fine_object_px=largest))
+    segmenter.segment(clip.frames, clip.flow, {"disc": {t: _hint(clip.disc[t]) for t in hinted}})
+    assert steps == [step]
+
+
+def test_what_a_box_holds_beside_the_mask_found_in_it_is_not_learned_as_background(
+    clip: FilmedCrossing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = {}
+
+    class Watched(ObjectTracker):
+        def __init__(self, frames: np.ndarray, flow: FlowField, given: dict[int, np.ndarray], *rest: Any) -> None:
+            labels.update(given)
+            super().__init__(frames, flow, given, *rest)
+
+    monkeypatch.setattr("neural_fields.data.segmentation.track_objects.ObjectTracker", Watched)
+    rows, columns = np.flatnonzero(clip.disc[0].any(1)), np.flatnonzero(clip.disc[0].any(0))
+    box = (int(columns[0]) - 4, int(rows[0]) - 4, int(columns[-1]) + 5, int(rows[-1]) + 5)
+    marked = np.zeros((HEIGHT, WIDTH), np.int8)
+    marked[box[1], box[0] + 20 : box[0] + 30] = -1
+    TrackingSegmenter().segment(clip.frames, clip.flow, {"disc": {0: FrameHints(marked, box)}})
+    inside = np.zeros((HEIGHT, WIDTH), bool)
+    inside[box[1] : box[3], box[0] : box[2]] = True
+    assert (labels[0][~inside] == -1).all() and (labels[0][marked < 0] == -1).all()
+    near = cv2.dilate((labels[0] > 0).astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+    assert (labels[0][near & inside & (marked == 0)] >= 0).all()
+    TrackingSegmenter().segment(clip.frames, clip.flow, {"disc": {0: _hint(clip.disc[0])}})
+    assert np.array_equal(labels[0] > 0, clip.disc[0]) and (labels[0] != 0).all(), "a given mask is certain"
 
 
 def test_marks_in_another_frame_correct_the_mask_there(clip: FilmedCrossing) -> None:
