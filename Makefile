@@ -18,7 +18,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_ALL := $(VENV)/.installed-all
 INSTALLED_DOCS := $(VENV)/.installed-docs
 USER_EXTRAS := exr,psd
-ALL_EXTRAS := dev,diffusion,exr,metrics,psd
+ALL_EXTRAS := dev,diffusion,exr,metrics,onnx,psd
 INSTALL = $(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --build-constraint constraints.txt
 
 # Without an NVIDIA GPU, a torch without CUDA saves 4 GB; its own index has it. Where that cannot be reached (or does
@@ -89,7 +89,8 @@ coverage: $(INSTALLED_ALL)
 # The lower bounds of pyproject.toml, installed as they stand in an environment of their own.
 lowest: | $(BIN)/uv
 	"$(PYTHON)" -m venv --clear .venv-lowest
-	$(BIN)/uv pip install --python .venv-lowest/bin/python --resolution lowest-direct --editable '.[dev,exr,metrics,psd]'
+	$(BIN)/uv pip install --python .venv-lowest/bin/python --resolution lowest-direct \
+		--editable '.[dev,exr,metrics,onnx,psd]'
 	.venv-lowest/bin/python -m pytest -n 2 --dist worksteal -m "not slow" -W default
 
 # The variable silences news of the makers of mkdocs, which are not about these pages.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from neural_fields.api import evaluate, render
     from neural_fields.core.errors import UserError
     from neural_fields.evaluation.options import EvalOptions
-    from neural_fields.masking.hints import BoxHint, MaskHint, PointHint, StrokeHint, TextHint
+    from neural_fields.masking.hints import BoxHint, MainHint, MaskHint, PointHint, StrokeHint, TextHint
     from neural_fields.masking.options import MaskOptions
     from neural_fields.masking.segment_video import segment_video
     from neural_fields.open_runs.opening import open_run
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BoxHint",
     "EvalOptions",
+    "MainHint",
     "MaskHint",
     "MaskOptions",
     "PointHint",
@@ -55,6 +56,7 @@ __all__ = [
 _LIGHT = {
     "BoxHint": "masking.hints",
     "EvalOptions": "evaluation.options",
+    "MainHint": "masking.hints",
     "MaskHint": "masking.hints",
     "MaskOptions": "masking.options",
     "PointHint": "masking.hints",

@@ -231,7 +231,7 @@ def run_doctor(command: DoctorCommand, extra: list[str]) -> int:
         print_json(environment)
     else:
         for name, value in environment.items():
-            print(f"{name:<24}{value}")
+            print(f"{name:<22}  {value}")  # names of networks are longer
     return ExitCode.OK
 
 

@@ -19,7 +19,7 @@ from neural_fields.data.masks.layer_masks import mask_iou
 from neural_fields.data.segmentation.segmenter import FrameHints
 from neural_fields.imaging.image_io import read_picture
 from neural_fields.masking.hint_journal import HintedVideo, is_stored
-from neural_fields.masking.hints import AnyHint, BoxHint, MaskHint, PointHint, StrokeHint, TextHint
+from neural_fields.masking.hints import AnyHint, BoxHint, MainHint, MaskHint, PointHint, StrokeHint, TextHint
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, at the size of the frames that are segmented
 
@@ -96,7 +96,7 @@ def convert_hints(
                 if _is_box(area.hint):
                     rows, columns = np.flatnonzero(area.inside.any(1)), np.flatnonzero(area.inside.any(0))
                     box = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-                elif isinstance(area.hint, MaskHint | TextHint):
+                elif isinstance(area.hint, MaskHint | TextHint | MainHint):
                     mask = area.inside
                 else:
                     labels[area.inside] = 1
@@ -121,7 +121,7 @@ def choose_current_hints(hints: Sequence[AnyHint]) -> tuple[AnyHint, ...]:
     """
     current: dict[tuple[object, ...], AnyHint] = {}
     for hint in hints:
-        single = isinstance(hint, BoxHint | MaskHint | TextHint)
+        single = isinstance(hint, BoxHint | MaskHint | TextHint | MainHint)
         current[(type(hint), hint.object, hint.frame, None if single else hint)] = hint
     return tuple(current.values())
 
@@ -178,7 +178,7 @@ def _find_area(
         rows = slice(math.floor(y0 * down), math.ceil(y1 * down))
         inside[rows, math.floor(x0 * across) : math.ceil(x1 * across)] = True
         outside = ~inside
-    elif isinstance(hint, MaskHint | TextHint):
+    elif isinstance(hint, MaskHint | TextHint | MainHint):
         rgb = _read_hint_picture(hint, folder, video)
         inside = resize_mask(rgb.max(-1) >= 0.5, size)
         outside = ~inside
@@ -218,10 +218,10 @@ def _empty_picture_error(hint: AnyHint, why: str) -> UserError:
 
 
 def _read_hint_picture(
-    hint: StrokeHint | MaskHint | TextHint, folder: Path, video: HintedVideo
+    hint: StrokeHint | MaskHint | TextHint | MainHint, folder: Path, video: HintedVideo
 ) -> Shaped[np.ndarray, "height width 3"]:
     """Reads the colors of a picture over black, 0 to 1."""
-    assert hint.file is not None, "boxes of words have no picture"
+    assert hint.file is not None, "it was found before, and boxes of words are no pictures"
     path = folder / hint.file if is_stored(hint.file) else hint.file
     if path.is_dir():
         raise bad_input(

@@ -50,6 +50,11 @@ class Hint(ABC):
         """The object and the frame, for messages."""
         return f"{self.object}, frame {self.frame}"
 
+    @property
+    def unfound(self) -> Hint:
+        """The hint as it was given, before a network found what it means."""
+        return self
+
 
 @dataclass(frozen=True)
 class BoxHint(Hint):
@@ -189,11 +194,33 @@ class TextHint(Hint):
 
     @property
     def unfound(self) -> TextHint:
-        """The hint as it was given, before it was found."""
+        """The hint as it was given, before a network found what it means."""
         return replace(self, frame=0 if self.any_frame else self.frame, box=None, file=None)
 
 
-AnyHint = BoxHint | PointHint | StrokeHint | MaskHint | TextHint
+@dataclass(frozen=True)
+class MainHint(Hint):
+    """Says that the object is the main thing in the frame; a network finds it.
+
+    Attributes:
+        file: its mask, in the folder of masks; None before it was found.
+    """
+
+    kind: ClassVar[str] = "main"
+    file: Path | None = None
+
+    @property
+    def words(self) -> str:
+        """The hint as a flag."""
+        return "--main"
+
+    @property
+    def unfound(self) -> MainHint:
+        """The hint as it was given, before a network found what it means."""
+        return replace(self, file=None)
+
+
+AnyHint = BoxHint | PointHint | StrokeHint | MaskHint | TextHint | MainHint
 
 
 def _make_finite(hint: Hint, *names: str) -> None:
@@ -206,7 +233,7 @@ def _make_finite(hint: Hint, *names: str) -> None:
 
 # --- the command line -----------------------------------------------------------------------------------------------
 
-HINT_FLAGS = ("--object", "--frame", "--box", "--point", "--not", "--stroke", "--mask", "--text")
+HINT_FLAGS = ("--object", "--frame", "--box", "--point", "--not", "--stroke", "--mask", "--text", "--main")
 
 
 def split_hint_words(words: Sequence[str]) -> tuple[tuple[AnyHint, ...], list[str]]:
@@ -238,6 +265,12 @@ def split_hint_words(words: Sequence[str]) -> tuple[tuple[AnyHint, ...], list[st
         if flag not in HINT_FLAGS or "--help" in words:  # the help shows them, and wants no values
             rest.append(word)
             continue
+        if word == "--main":
+            hints.append(MainHint(name, frame))
+            unused = ""
+            continue
+        if flag == "--main":
+            raise UserError(ExitCode.USAGE, f"{word}: --main has no value", fix="--object swan --frame 12 --main")
         if not equals and not waiting:
             raise UserError(ExitCode.USAGE, f"{flag} has no value", fix=f"{flag} {_EXAMPLES[flag]}")
         value = value if equals else waiting.pop(0)

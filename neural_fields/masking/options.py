@@ -10,7 +10,7 @@ from typing import Literal
 from neural_fields.config.flags import NotAFlag, Repeated
 from neural_fields.core.errors import ExitCode, UserError, bad_input
 from neural_fields.core.progress import StageWeights
-from neural_fields.masking.hints import AnyHint, BoxHint, MaskHint
+from neural_fields.masking.hints import AnyHint, BoxHint, MainHint, MaskHint
 
 # Shares of the time of a usual command; on a terminal they make one bar of all stages.
 STAGE_WEIGHTS: StageWeights = {"reading": 0.1, "flow": 0.25, "objects": 0.5, "writing": 0.15}
@@ -52,6 +52,8 @@ class MaskOptions:
     (default: as last time, at first none)."""
     text_model: str | None = None
     """A network for --text (Grounding DINO, SAM 3): a folder, or a name on the hub."""
+    main_model: str | None = None
+    """A network for --main (BiRefNet as ONNX): a folder, or a name on the hub."""
     matte_model: str | None = None
     """A network for soft edges (ViTMatte): a folder, a name on the hub, or none (default: as last time, at first
     none)."""
@@ -73,7 +75,9 @@ class MaskOptions:
         at_once = [name for name, is_given in given.items() if is_given]
         if len(at_once) > 1:
             raise UserError(ExitCode.USAGE, " and ".join(at_once) + " at once", fix=f"unwrap mask VIDEO {at_once[0]}")
-        whole = Counter((type(h), h.object, h.frame) for h in self.hints if isinstance(h, BoxHint | MaskHint))
+        whole = Counter(
+            (type(h), h.object, h.frame) for h in self.hints if isinstance(h, BoxHint | MaskHint | MainHint)
+        )
         for (kind, name, frame), count in whole.items():
             if count > 1:
                 raise bad_input(

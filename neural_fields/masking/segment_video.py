@@ -34,7 +34,7 @@ from neural_fields.data.segmentation.track_objects import find_order
 from neural_fields.data.video.io import probe_video, read_video, source_frames
 from neural_fields.data.video.metadata import Video, VideoMetadata, parse_frames, parse_size
 from neural_fields.masking.doubts import describe_span, find_doubts
-from neural_fields.masking.engines import choose_matting_network, choose_segmenter, find_words
+from neural_fields.masking.engines import choose_matting_network, choose_segmenter, find_by_networks
 from neural_fields.masking.found_objects import (
     ALONE,
     APART,
@@ -54,7 +54,7 @@ from neural_fields.masking.hint_journal import (
     read_hints,
     store_pictures,
 )
-from neural_fields.masking.hints import AnyHint, PointHint, TextHint
+from neural_fields.masking.hints import AnyHint, PointHint
 from neural_fields.masking.mask_sheet import draw_mask_sheet
 from neural_fields.masking.matte_folders import ObjectRecord, read_object_record, write_mattes
 from neural_fields.masking.options import MaskOptions
@@ -341,9 +341,9 @@ def _change_hints(
         raise bad_input(f"there is nothing to {what}", where=str(place.folder / HINTS_FILE), fix=f"{line} --list")
     if options.undo or options.redo:
         return history.apply(HintStep("undo" if options.undo else "redo"))
-    known = [hint.unfound if isinstance(hint, TextHint) else hint for hint in choose_current_hints(history.hints)]
+    known = [hint.unfound for hint in choose_current_hints(history.hints)]
     new = tuple(hint for hint in options.hints if hint not in known)
-    new = find_words(new, place.folder, metadata, frames, options)
+    new = find_by_networks(new, place.folder, metadata, frames, options)
     return history.apply(HintStep("add", new)) if new else history
 
 

@@ -13,6 +13,7 @@ REQUIRED_PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", 
 OPTIONAL_MODULES = {  # module: what it is for and how to install it
     "lpips": "LPIPS in unwrap eval: pip install 'unwrap-video[metrics]'",
     "transformers": "networks for unwrap mask, diffusion editors: pip install 'unwrap-video[diffusion]'",
+    "onnxruntime": "the main thing in a frame, for unwrap mask: pip install 'unwrap-video[onnx]'",
     "timm": "EdgeTAM in unwrap mask: pip install timm",
     "diffusers": "diffusion editors: pip install 'unwrap-video[diffusion]'",
     "OpenEXR": "EXR files of unwrap export: pip install 'unwrap-video[exr]'",

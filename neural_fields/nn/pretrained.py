@@ -1,7 +1,8 @@
 """Networks with weights in Hugging Face's layout: found in a folder or on the hub, checked before they are read.
 
 A folder holds config.json, safetensors and the files of its processor. Nothing in it is run: classes are those of the
-installed transformers, chosen by `model_type`, and weights in formats that can run code are refused.
+installed transformers, chosen by `model_type`, and weights in formats that can run code are refused. Some hold an ONNX
+file instead, which names operators of onnxruntime.
 """
 
 from __future__ import annotations
@@ -14,10 +15,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from neural_fields.core.errors import ExitCode, UserError, bad_input
 
 INSTALL = "pip install 'unwrap-video[diffusion]'"
+INSTALLS = {  # modules that networks need, and how to get them
+    "timm": "pip install timm",
+    "transformers": INSTALL,
+    "onnxruntime": "pip install 'unwrap-video[onnx]'",
+}
 CODE_FORMATS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
 FETCHED = ["*.json", "*.txt", "*.safetensors"]  # from the hub: what a network of transformers is made of
 MAX_CONFIG_BYTES = 1 << 20
@@ -30,20 +37,21 @@ class KnownNetwork:
     Attributes:
         name: on the hub.
         purpose: what the program does with it.
-        needs: a module that it needs beside transformers; empty if none.
+        needs: modules that it needs.
     """
 
     name: str
     purpose: str
-    needs: str = ""
+    needs: tuple[str, ...] = ("transformers",)
 
 
 KNOWN_NETWORKS = (
     KnownNetwork("facebook/sam2.1-hiera-tiny", "follows objects from boxes, points and masks"),
-    KnownNetwork("yonigozlan/EdgeTAM-hf", "the same, faster", needs="timm"),
+    KnownNetwork("yonigozlan/EdgeTAM-hf", "the same, faster", needs=("transformers", "timm")),
     KnownNetwork("IDEA-Research/grounding-dino-tiny", "finds objects by words"),
     KnownNetwork("facebook/sam3", "finds objects by words and follows them; its owner asks for a license"),
     KnownNetwork("hustvl/vitmatte-small-composition-1k", "soft edges"),
+    KnownNetwork("onnx-community/BiRefNet_lite-ONNX", "finds the main thing in a frame", needs=("onnxruntime",)),
 )
 
 
@@ -75,35 +83,11 @@ def find_network_folder(source: NetworkSource, kinds: Sequence[str], purpose: st
     Raises:
         UserError: there is no such network, or it is of another kind (exit 3); its weights could run code (exit 7).
     """
-    fetch = f"name a folder of such a network, or {example}"
-    folder = Path(source.model).expanduser()
-    if folder.is_file():
-        raise bad_input(
-            f"{source.model} is a file", why=f"a network {purpose} is a folder with config.json in it", fix=fetch
-        )
-    if not (source.model and folder.is_dir()):
-        if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source.model):
-            raise bad_input(
-                f"there is no network {source.model!r}",
-                why="expected a folder in Hugging Face's layout, or a name on the hub such as owner/name",
-                fix=fetch,
-            )
-        _require_transformers(source.model)
-        with explain_network_errors(source.model):
-            from huggingface_hub import snapshot_download
-
-            folder = Path(snapshot_download(source.model, allow_patterns=FETCHED))
-    path = folder / "config.json"
+    folder = find_model_folder(source.model, FETCHED, "transformers", purpose, example)
+    path, fetch = folder / "config.json", _say_what_would_work(example)
     if not path.is_file():
         raise bad_input(f"{folder} is not a network", why="there is no config.json in it", fix=fetch)
-    try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ValueError("it is larger than 1 MiB")
-        config = json.loads(path.read_bytes())
-        if not isinstance(config, dict):
-            raise ValueError("it is not a JSON object")
-    except (ValueError, RecursionError) as problem:
-        raise bad_input(f"{path} is damaged", why=_first_line(problem), fix="fetch the network again") from problem
+    config = read_model_json(path)
     kind = str(config.get("model_type", ""))
     if kind not in kinds:
         raise bad_input(
@@ -123,18 +107,81 @@ def find_network_folder(source: NetworkSource, kinds: Sequence[str], purpose: st
                 fix=fetch,
             )
         raise bad_input(f"there are no weights in {folder}", why="expected *.safetensors in it", fix=fetch)
-    _require_transformers(source.model)
+    require_module(source.model, "transformers")
     return folder, kind
 
 
-def _require_transformers(model: str) -> None:
-    """Refuses a network whose library is missing; what is wrong with its folder is said before that."""
-    if importlib.util.find_spec("transformers") is None:
+def find_model_folder(model: str, fetched: Sequence[str], module: str, purpose: str, example: str) -> Path:
+    """Finds the folder of a model, fetched from the hub if it is not on this machine.
+
+    Args:
+        model: a folder, or a name on the hub.
+        fetched: patterns of the files that are taken from the hub.
+        module: the module that runs the model; nothing is fetched without it.
+        purpose: what the model is for, for the errors: "that follows objects".
+        example: a name on the hub that would work, for the errors.
+
+    Raises:
+        UserError: there is no such model, or it cannot be fetched (exit 3); no room for it (exit 4).
+    """
+    folder, fetch = Path(model).expanduser(), _say_what_would_work(example)
+    if folder.is_file():
+        raise bad_input(f"{model} is a file", why=f"a network {purpose} is a folder with config.json in it", fix=fetch)
+    if model and folder.is_dir():
+        return folder
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
         raise bad_input(
-            f"{model} needs transformers, which is not installed",
-            why="networks come with the extra 'diffusion'",
-            fix=INSTALL,
+            f"there is no network {model!r}",
+            why="expected a folder in Hugging Face's layout, or a name on the hub such as owner/name",
+            fix=fetch,
         )
+    require_module(model, module)
+    with explain_network_errors(model):
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(model, allow_patterns=list(fetched)))
+
+
+def read_model_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object that came with a model.
+
+    Args:
+        path: a file, of at most 1 MiB.
+
+    Raises:
+        UserError: it is larger, or no JSON object (exit 3).
+    """
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ValueError("it is larger than 1 MiB")
+        values = json.loads(path.read_bytes())
+        if not isinstance(values, dict):
+            raise ValueError("it is not a JSON object")
+    except (ValueError, RecursionError) as problem:
+        raise bad_input(f"{path} is damaged", why=_first_line(problem), fix="fetch the network again") from problem
+    return values
+
+
+def require_module(model: str, module: str) -> None:
+    """Refuses a model whose library is missing; what is wrong with its folder is said before that.
+
+    Args:
+        model: the model, for the error.
+        module: transformers or onnxruntime.
+
+    Raises:
+        UserError: the module is not installed (exit 3).
+    """
+    if importlib.util.find_spec(module) is None:
+        raise bad_input(
+            f"{model} needs {module}, which is not installed",
+            why="it is no part of the basic installation",
+            fix=INSTALLS[module],
+        )
+
+
+def _say_what_would_work(example: str) -> str:
+    return f"name a folder of such a network, or {example}"
 
 
 @contextmanager
@@ -183,7 +230,7 @@ def _explain_network_error(name: str, problem: Exception) -> UserError:
     if any(isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT) for link in chain):
         fix = "free some space, or point HF_HOME to another disk"
         return UserError(ExitCode.NO_ROOM, f"the disk is full: {name} cannot be stored", why=why, fix=fix)
-    if {"OutOfMemoryError", "MemoryError"} & set(kinds):
+    if {"OutOfMemoryError", "MemoryError"} & set(kinds) or re.search("bad_alloc|Failed to allocate memory", why):
         fix = "--device cpu, or a smaller model"
         return UserError(ExitCode.NO_ROOM, f"not enough memory for {name}", why=why, fix=fix)
     for kind in kinds:
@@ -191,8 +238,7 @@ def _explain_network_error(name: str, problem: Exception) -> UserError:
             what, why, fix = (text.format(name=name) for text in HUB_FAILURES[HUB_FAILURE_ALIASES.get(kind, kind)])
             return bad_input(what, why=why, fix=fix)
     if isinstance(problem, ImportError):
-        missing = [network.needs for network in KNOWN_NETWORKS if network.needs and network.needs in str(problem)]
-        fix = f"pip install {missing[0]}" if missing else INSTALL
+        fix = next((fix for module, fix in INSTALLS.items() if module in str(problem)), INSTALL)
         return bad_input(f"{name} needs a package that is missing", why=why, fix=fix)
     return bad_input(
         f"the model {name} cannot be read", where=name, why=why, fix="fetch it again, or use another model"
@@ -201,18 +247,16 @@ def _explain_network_error(name: str, problem: Exception) -> UserError:
 
 def describe_known_networks() -> dict[str, str]:
     """Says for each network that the program knows whether it is on this machine, and how to fetch it otherwise."""
-    missing = [name for name in ("transformers", "huggingface_hub") if importlib.util.find_spec(name) is None]
-    if missing:
-        return {"networks": f"none can be used: {missing[0]} is not installed ({INSTALL})"}
+    if importlib.util.find_spec("huggingface_hub") is None:
+        return {"networks": f"none can be fetched: huggingface_hub is not installed ({INSTALL})"}
     from huggingface_hub import try_to_load_from_cache
 
     found = {}
     for network in KNOWN_NETWORKS:
         here = isinstance(try_to_load_from_cache(network.name, "config.json"), str)
-        needs = network.needs and importlib.util.find_spec(network.needs) is None
+        missing = [name for name in network.needs if importlib.util.find_spec(name) is None]
         state = "in the hub cache" if here else f"not here (hf download {network.name})"
-        if needs:
-            state += f", needs {network.needs} (pip install {network.needs})"
+        state += "".join(f", needs {name} ({INSTALLS[name]})" for name in missing)
         found[network.name] = f"{state}: {network.purpose}"
     return found
 

@@ -190,7 +190,14 @@ def make_hinted_masks(
             report(replace(progress, stage="masks"))
 
     in_and_out = ":".join(options.frames.split(":")[:2]) if options.frames else None
-    asked = MaskOptions(out=run.masks, hints=options.hints, frames=in_and_out, device=options.device)
+    asked = MaskOptions(
+        out=run.masks,
+        hints=options.hints,
+        frames=in_and_out,
+        text_model=options.text_model,
+        main_model=options.main_model,
+        device=options.device,
+    )
     made = segment_video(video, asked, report_objects)
     for sentence in (*made.notes, *made.advice):
         report(Progress("masks", 1, 1, note=sentence))

@@ -64,6 +64,10 @@ class TrainOptions:
     """[NAME=]PATH for each front layer, front first; auto (what moves, the default) or auto:N (at most N); or none."""
     hints: NotAFlag[tuple[AnyHint, ...]] = ()
     """Instead of masks: where objects are in some frames; masks of them are made first, in the run's folder."""
+    text_model: str | None = None
+    """A network for --text (Grounding DINO, SAM 3): a folder, or a name on the hub."""
+    main_model: str | None = None
+    """A network for --main (BiRefNet as ONNX): a folder, or a name on the hub."""
     roi: str | None = None
     """A region to track, as the front layer: frame K and four corners in pixels, "K:x,y x,y x,y x,y"."""
     flow: str = "auto"

@@ -12,7 +12,16 @@ from PIL import Image
 import neural_fields.masking.segment_video as masking
 from editors.cli.main import main, parse_command
 from neural_fields.core.errors import ExitCode, UserError
-from neural_fields.masking.hints import HINT_FLAGS, BoxHint, MaskHint, PointHint, StrokeHint, TextHint, split_hint_words
+from neural_fields.masking.hints import (
+    HINT_FLAGS,
+    BoxHint,
+    MainHint,
+    MaskHint,
+    PointHint,
+    StrokeHint,
+    TextHint,
+    split_hint_words,
+)
 from tests.support.box_segmenter import BoxSegmenter
 
 WIDTH, HEIGHT, FRAMES = 64, 48, 6
@@ -42,7 +51,7 @@ def command(line: str) -> int:
 def test_object_and_frame_apply_to_the_hints_after_them() -> None:
     line = (
         "--point 1,2 --object dog --frame 3 --box 1,2,3,4 --not 5,6 --frame 7 --stroke s.png "
-        "--object cat --mask m.png --out there --text surfer"
+        "--object cat --mask m.png --main --out there --text surfer"
     )
     hints, rest = split_hint_words(line.split())
     assert rest == ["--out", "there"]
@@ -52,6 +61,7 @@ def test_object_and_frame_apply_to_the_hints_after_them() -> None:
         PointHint("dog", 3, 5, 6, is_object=False),
         StrokeHint("dog", 7, Path("s.png")),
         MaskHint("cat", 7, Path("m.png")),
+        MainHint("cat", 7),
         TextHint("cat", 7, "surfer"),
     )
 
@@ -74,6 +84,7 @@ def test_a_place_left_of_the_frame_is_a_number_and_no_option() -> None:
         ("--object background --point 1,2", "cannot be called"),
         ("--point 1,2 --frame 3", "no hint follows --frame 3"),
         ("--object", "--object has no value"),
+        ("--main=yes", "--main has no value"),
     ],
 )
 def test_a_hint_that_cannot_be_read_is_named(line: str, text: str) -> None:
@@ -90,7 +101,7 @@ def test_both_commands_take_hints_and_the_help_lists_them(capsys: pytest.Capture
         with pytest.raises(SystemExit):
             parse_command([name, "--help"])
         text = capsys.readouterr().out
-        assert all(f"{flag} STR" in text for flag in HINT_FLAGS)
+        assert all(f"{flag} STR" in text for flag in HINT_FLAGS if flag != "--main") and " --main " in text
 
 
 # --- the command ----------------------------------------------------------------------------------------------------

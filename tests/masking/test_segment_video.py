@@ -18,7 +18,16 @@ from neural_fields.data.masks.layer_masks import load_masks
 from neural_fields.data.segmentation.networks.words import WordFinder, WordMatch
 from neural_fields.data.segmentation.segmenter import ClipSegmentation, ObjectSegmenter, UnusableHintsError
 from neural_fields.masking.hint_journal import HINTS_FILE, read_hints
-from neural_fields.masking.hints import AnyHint, BoxHint, MaskHint, PointHint, StrokeHint, TextHint, split_hint_words
+from neural_fields.masking.hints import (
+    AnyHint,
+    BoxHint,
+    MainHint,
+    MaskHint,
+    PointHint,
+    StrokeHint,
+    TextHint,
+    split_hint_words,
+)
 from neural_fields.masking.options import MaskOptions
 from neural_fields.masking.segment_video import SegmentedVideo, segment_video
 from neural_fields.runs.locking import lock_folder
@@ -408,6 +417,8 @@ def refuse(clip: Path, text: str, *hints: AnyHint, **options: Any) -> UserError:
         (PointHint("cat", 0, 64, 10), "--point 64,10 is outside the frame"),
         (PointHint("cat", 6, 10, 10), "--frame 6 is after the end"),
         (TextHint("cat", 0, "a cat"), "no model that finds objects by words"),
+        (MainHint("cat", 0), "no model that finds the main thing in a frame"),
+        (MainHint("cat", 6), "--frame 6 is after the end"),
         (StrokeHint("cat", 0, Path("none.png")), "none.png"),
         (MaskHint("cat", 0, Path("clip")), "is a folder"),
     ],

@@ -83,6 +83,12 @@ def test_without_transformers_the_extra_is_named(tmp_path: Path, monkeypatch: py
     assert list(pretrained.describe_known_networks()) == ["networks"]
 
 
+def test_too_little_memory_in_onnxruntime_is_no_damage() -> None:
+    with pytest.raises(UserError, match="not enough memory") as caught, pretrained.explain_network_errors("net"):
+        raise RuntimeError("Failed to allocate memory for requested buffer of size 4294967296")
+    assert caught.value.code == ExitCode.NO_ROOM
+
+
 def test_doctor_says_which_networks_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = pytest.importorskip("huggingface_hub")
     here = "facebook/sam2.1-hiera-tiny"
@@ -93,3 +99,7 @@ def test_doctor_says_which_networks_are_there(tmp_path: Path, monkeypatch: pytes
     assert set(lines) == {network.name for network in pretrained.KNOWN_NETWORKS}
     assert lines[here].startswith("in the hub cache")
     assert "hf download hustvl/vitmatte-small-composition-1k" in lines["hustvl/vitmatte-small-composition-1k"]
+    monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda name: None if "onnx" in name else object())
+    needed = "needs onnxruntime (pip install 'unwrap-video[onnx]')"
+    told = {name for name, line in pretrained.describe_known_networks().items() if needed in line}
+    assert told == {"onnx-community/BiRefNet_lite-ONNX"}
