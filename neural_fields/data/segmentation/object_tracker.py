@@ -270,9 +270,8 @@ class ObjectTracker:
         distance = cv2.distanceTransform((~inside).astype(np.uint8), cv2.DIST_L2, 3)
         reach = max(settings.min_reach_px, settings.reach * float(np.sqrt(max(inside.sum(), usual_area))))
         trusted = settings.untrusted_weight + (1 - settings.untrusted_weight) * trust
-        if hidden is not None and cover is not None:
-            # Of what is expected to be hidden, only looks and motion could say that it is not.
-            trusted = np.where(cover[window], 0, np.where(hidden[window], 1, trusted))
+        if hidden is not None:
+            trusted = np.where(hidden[window], 1, trusted)
         odds = settings.carried_weight * trusted * compute_log_odds(expected, settings.min_share)
         odds -= np.square(np.minimum(distance, 1e3) / reach)
 

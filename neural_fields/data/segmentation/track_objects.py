@@ -164,8 +164,9 @@ class TrackingSegmenter(ObjectSegmenter):
         labels = {}
         for number, mask in known.items():
             label, box = np.where(mask, 1, -1).astype(np.int8), hints[number].box
-            if hints[number].mask is None and box is not None:
+            if hints[number].mask is None and box is not None and rivals is None:
                 # What was missed in the box is near the mask. Learned as background, it would be missed in all frames.
+                # Where objects touch, it is what tells them apart.
                 away = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 3)
                 near = (away > 0) & (away <= self.settings.open_margin_px)
                 inside = np.s_[max(0, box[1]) : max(0, box[3]), max(0, box[0]) : max(0, box[2])]
