@@ -158,7 +158,13 @@ class ObjectOdds:
 
 
 def find_window(mask: Mask, margin: float, min_margin_px: int) -> tuple[slice, slice]:
-    """Returns the rows and columns of a mask and its surroundings; the whole frame for an empty mask."""
+    """Returns the rows and columns of a mask and its surroundings; the whole frame for an empty mask.
+
+    Args:
+        mask: what is inside.
+        margin: width of the surroundings, in square roots of the area of the mask.
+        min_margin_px: their least width.
+    """
     height, width = mask.shape
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):

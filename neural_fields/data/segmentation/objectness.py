@@ -123,7 +123,15 @@ def measure_outline(
     mask: Mask,
     settings: ObjectnessSettings = DEFAULTS,
 ) -> Outline:
-    """Measures the outline of a mask; see `has_outline`."""
+    """Measures the outline of a mask.
+
+    Args:
+        frames: RGB, 0 to 255.
+        flow: of the clip, at the size of the frames.
+        number: of the frame that the mask is of.
+        mask: what may be an object; not empty.
+        settings: what counts as different.
+    """
     padded = np.pad(mask.astype(np.uint8), 1)
     outline = mask & (cv2.erode(padded, np.ones((3, 3), np.uint8)) == 0)[1:-1, 1:-1]
     on_border = outline.copy()

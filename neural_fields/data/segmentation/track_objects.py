@@ -118,8 +118,9 @@ class TrackingSegmenter(ObjectSegmenter):
         corrections = sorted(set(hints) - whole)
         for number in corrections:
             # The pixels that the user marked, and those of their colors near them, turn the odds.
-            frame, share, labels = np.ascontiguousarray(frames[number]), followed[number].share, hints[number].labels
-            odds = compute_log_odds(share / 255, settings.tracker.min_share)
+            frame, labels = np.ascontiguousarray(frames[number]), hints[number].labels
+            share = followed[number].share / np.float32(255)
+            odds = compute_log_odds(share, settings.tracker.min_share)
             lab = cv2.cvtColor(frame, cv2.COLOR_RGB2LAB).astype(np.float32)
             lab = cv2.GaussianBlur(lab, (0, 0), 1.0)
             reach = max(4.0, settings.mark_reach * float(np.sqrt(max(1.0, share.sum()))))
@@ -237,7 +238,7 @@ def follow_both_ways(
     """
     count, length = len(trackers), len(trackers[0].frames)
     covers = np.zeros((count, count), bool) if covers is None else covers
-    order = sorted(range(count), key=lambda k: int(covers[:, k].sum()))  # what covers an object comes before it
+    order = sort_front_to_back(covers)
     found = [{t: FollowedFrame(m, np.uint8(255) * m, 1.0) for t, m in masks.items()} for masks in known]
     done = sum(map(len, found))
     for direction in (1, -1):
@@ -256,14 +257,14 @@ def follow_both_ways(
                     odds[k] = np.where(seen[k], FAR_ODDS, -FAR_ODDS).astype(np.float32)
                 elif k in courses:
                     front = [j for j in courses if covers[j, k]]
-                    covered = [join_masks([masks[j] for j in front if j in masks]) for masks in (before, expected)]
+                    covered = [_join_masks([masks[j] for j in front if j in masks]) for masks in (before, expected)]
                     weighed[k] = trackers[k].weigh(courses[k], direction, *covered)
                     odds[k], expected[k] = weighed[k].everywhere, weighed[k].carried > 0.5
             for k in order:
                 if k not in weighed:
                     continue
                 rivals = [odds[j] for j in odds if j != k and not covers[j, k]]
-                cover = join_masks([seen[j] for j in seen if covers[j, k]])
+                cover = _join_masks([seen[j] for j in seen if covers[j, k]])
                 frame = trackers[k].settle(courses[k], weighed[k], cover, np.max(rivals, 0) if rivals else None)
                 seen[k] = frame.mask
                 if number in found[k]:
@@ -305,7 +306,7 @@ def _join_directions(
     return FollowedFrame(mask, np.rint(share).astype(np.uint8), sure)
 
 
-def join_masks(masks: Sequence[Bool[np.ndarray, "height width"]]) -> Bool[np.ndarray, "height width"] | None:
+def _join_masks(masks: Sequence[Bool[np.ndarray, "height width"]]) -> Bool[np.ndarray, "height width"] | None:
     """Returns all masks together; None without any."""
     return np.any(masks, axis=0) if masks else None
 
@@ -335,13 +336,26 @@ def find_order(
         another.
     """
     covers = find_covers(masks, settings)
+    return sort_front_to_back(covers), bool(covers.any())
+
+
+def sort_front_to_back(covers: Bool[np.ndarray, "objects objects"]) -> list[int]:
+    """Sorts objects so that each comes after those that cover it, and else as they are.
+
+    Args:
+        covers: whether the object of the row is in front of that of the column.
+
+    Example:
+        >>> sort_front_to_back(np.array([[0, 0, 0], [0, 0, 1], [1, 0, 0]], bool))
+        [1, 2, 0]
+    """
     order: list[int] = []
-    rest = list(range(len(masks)))
+    rest = list(range(len(covers)))
     while rest:
-        # The first that the fewest others cover.
+        # The first that the fewest others cover; where they cover each other in a circle, one must begin.
         order.append(min(rest, key=lambda a: (covers[rest, a].sum(), a)))
         rest.remove(order[-1])
-    return order, bool(covers.any())
+    return order
 
 
 def find_covers(

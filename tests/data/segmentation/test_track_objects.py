@@ -251,6 +251,17 @@ def test_an_object_that_was_hidden_is_found_again(clip: FilmedCrossing) -> None:
     assert number == 6 and not found.mask.any() and found.confidence == 0
 
 
+def test_a_mark_turns_what_is_near_it_and_not_what_looks_the_same_far_away(clip: FilmedCrossing) -> None:
+    bar = np.zeros((HEIGHT, WIDTH), bool)
+    bar[38:58, 20:140] = True
+    frame = clip.frames[0].copy()
+    frame[bar] = (220, 40, 40)
+    frames, none, sure = np.stack(2 * [frame]), np.zeros((1, HEIGHT, WIDTH, 2)), np.ones((1, HEIGHT, WIDTH), bool)
+    hints = {"bar": {0: _hint(bar), 1: _hint(marks={(25, 48): -1})}}
+    found = TrackingSegmenter().segment(frames, FlowField(none, none, sure, sure), hints).shares[0, 1] >= 128
+    assert not found[48, 25] and found[40:56, 110:138].all()
+
+
 def test_only_pixels_that_are_not_the_object_are_not_enough(clip: FilmedCrossing) -> None:
     with pytest.raises(UserError, match="nothing says where the object is") as caught:
         TrackingSegmenter().segment(clip.frames, clip.flow, {"disc": {3: _hint(marks={(10, 10): -1})}})
