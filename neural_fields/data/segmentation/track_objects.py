@@ -207,9 +207,11 @@ class TrackingSegmenter(ObjectSegmenter):
                 rivals = {number: np.asarray(others[:, number].any(0)) for number in own}
                 trackers.append(self._make_tracker(frames, flow, own, known[-1], rivals))
             total = len(together) * len(frames)
-            followed = follow_both_ways(
-                trackers, known, lambda done: report(Progress("objects", done, total)), self.settings, covers
-            )
+
+            def report_frame(done: int) -> None:
+                report(Progress("objects", done, total))
+
+            followed = follow_both_ways(trackers, known, report_frame, self.settings, covers, found.shares[together])
             for k, own, frames_of_object in zip(together, hints, followed, strict=True):
                 shares[k], confidence[k] = stack_followed(frames_of_object)
                 confidence[k, list(own)] = found.confidence[k, list(own)]
@@ -223,6 +225,7 @@ def follow_both_ways(
     report_frame: Callable[[int], None] = lambda done: None,
     settings: TrackObjectsSettings = DEFAULTS,
     covers: Bool[np.ndarray, "objects objects"] | None = None,
+    alone: UInt8[np.ndarray, "objects time height width"] | None = None,
 ) -> list[dict[int, FollowedFrame]]:
     """Follows objects together, each from all frames whose mask is known into the frames between and beyond them.
 
@@ -232,6 +235,8 @@ def follow_both_ways(
         report_frame: called with the number of frames that are done, of all objects.
         settings: how the results of two directions are joined.
         covers: whether the object of the row is in front of that of the column; None where no object covers another.
+        alone: share of each object as if it were alone, 0 to 255: where it is until it is followed in a direction
+            itself, as its first hinted frame is a later one. None for a single object.
 
     Returns:
         Of each object, what is seen of it in every frame of the clip, by number.
@@ -245,6 +250,8 @@ def follow_both_ways(
         courses: dict[int, ObjectCourse] = {}
         for number in range(length)[::direction]:
             before = {k: course.seen for k, course in courses.items()}
+            if alone is not None and 0 <= number - direction < length:
+                before |= {k: alone[k, number - direction] >= 128 for k in order if k not in courses}
             odds: dict[int, Float[np.ndarray, "height width"]] = {}
             weighed: dict[int, ObjectOdds] = {}
             expected: dict[int, Bool[np.ndarray, "height width"]] = {}
@@ -256,10 +263,12 @@ def follow_both_ways(
                     seen[k] = expected[k] = courses[k].seen
                     odds[k] = np.where(seen[k], FAR_ODDS, -FAR_ODDS).astype(np.float32)
                 elif k in courses:
-                    front = [j for j in courses if covers[j, k]]
-                    covered = [_join_masks([masks[j] for j in front if j in masks]) for masks in (before, expected)]
+                    covered = [_join_masks([masks[j] for j in masks if covers[j, k]]) for masks in (before, expected)]
                     weighed[k] = trackers[k].weigh(courses[k], direction, *covered)
                     odds[k], expected[k] = weighed[k].everywhere, weighed[k].carried > 0.5
+                elif alone is not None:
+                    seen[k] = expected[k] = alone[k, number] >= 128
+                    odds[k] = compute_log_odds(alone[k, number] / np.float32(255), settings.tracker.min_share)
             for k in order:
                 if k not in weighed:
                     continue

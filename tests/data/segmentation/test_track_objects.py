@@ -118,6 +118,16 @@ def test_what_another_object_hides_is_there_again_a_frame_after_it_comes_out(
     assert _iou(alone.shares[0, late] >= 128, clip.square[late]) < 0.8, "it is not found so soon if it is alone"
 
 
+def test_an_object_that_is_hinted_only_later_hides_others_before_that_too(clip: FilmedCrossing) -> None:
+    hints = {"square": {0: _hint(clip.square[0])}, "disc": {FRAMES - 1: _hint(clip.disc[-1])}}
+    alone = TrackingSegmenter().segment(clip.frames, clip.flow, hints)
+    square, disc = TrackingSegmenter().separate(clip.frames, clip.flow, hints, alone, ()).shares >= 128
+    assert min(_iou(disc[t], clip.disc[t]) for t in range(FRAMES)) > 0.95
+    late = int(np.argmin(clip.square.sum((1, 2)))) + 2
+    assert _iou(alone.shares[0, late] >= 128, clip.square[late]) < 0.8
+    assert min(_iou(square[t], clip.square[t]) for t in range(late, FRAMES)) > 0.95
+
+
 def test_the_order_that_the_user_gave_decides_which_object_hides_the_other(
     clip: FilmedCrossing, hints: dict[str, dict[int, FrameHints]], alone: ClipSegmentation
 ) -> None:
