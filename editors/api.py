@@ -108,7 +108,7 @@ def edit(
         layer: the layer to edit, or the layer that was painted.
         layers: several layers, which an editor edits together. Defaults to the layers that the editor starts with; for
             painted frames and documents the layer is detected.
-        frame: number of the painted frame in the source video, 0 is the first. Some editors have a setting of this
+        frame: number of the painted frame in the source video. Some editors have a setting of this
             name.
         mask: for an editor: a picture of the shape of the layer's canonical picture, bright where the edit may go.
         name: name of the edit. Defaults to the name of the picture or of the editor.

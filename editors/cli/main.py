@@ -44,7 +44,7 @@ class EditCommand(ArrangementOptions):
     layer: str | None = None
     """The layer whose canonical picture was painted; with --frame, the layer that takes the change."""
     frame: UseAppendAction[tuple[int, ...]] = ()
-    """Number of the painted frame, 0 is the first. Once for each picture."""
+    """Number of the painted frame in the source. Once for each picture."""
     frames: Path | None = None
     """Instead of pictures: a folder or video of frames that another program edited, to be made consistent."""
     strength: float = 1.0

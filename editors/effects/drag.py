@@ -65,7 +65,7 @@ class Drag(PlanarEditor):
     hold: Repeated = ()
     """A point to hold in place: "x,y". Repeatable."""
     frame: int | None = None
-    """Number of the frame in the source that the points refer to, 0 is the first (default: the middle one)."""
+    """Number of the frame in the source that the points refer to (default: the middle one)."""
     radius: float | None = None
     """Falloff radius around a point, in pixels (default: from the object's size and the longest drag)."""
 

@@ -267,7 +267,9 @@ def open_edited_frames(source: EditSource, path: Path) -> EditedFrames:
             why=both,
             fix="edit every frame of the source, or every frame of the run, and keep their order",
         )
-    chosen = range(len(run_frames)) if metadata.frame_count == len(run_frames) else run_frames
+    chosen = metadata.numbers
+    if metadata.frame_count != len(run_frames):
+        chosen = chosen[run_frames.start - had.first_number : run_frames.stop - had.first_number : run_frames.step]
     size, full = (metadata.width, metadata.height), (had.width, had.height)
     scale = sum(size) / sum(full)
     if max(abs(one - other * scale) for one, other in zip(size, full, strict=True)) > 1:

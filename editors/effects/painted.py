@@ -83,7 +83,7 @@ class PaintedFrames(PaintedEditor):
     """Edits layers by painted frames of the video: their changes are lifted, and merged where they overlap.
 
     Attributes:
-        images: the painted frames, by their number in the source; 0 is the first.
+        images: the painted frames, by their number in the source.
     """
 
     name: ClassVar[str] = "frame"

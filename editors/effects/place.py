@@ -79,7 +79,7 @@ class Place(PlanarEditor):
     quad: str | None = None
     """The four corners, instead of a point: "x,y x,y x,y x,y", top left first, clockwise."""
     frame: int | None = None
-    """Number of the frame in the source that the positions refer to, 0 is the first (default: the middle one)."""
+    """Number of the frame in the source that the positions refer to (default: the middle one)."""
 
     def edit(self, source: EditSource, report: ProgressReporter, settings: PlaceSettings = DEFAULTS) -> EditorResult:
         """Makes the overlay of one layer.

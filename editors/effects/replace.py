@@ -101,13 +101,13 @@ class Replace(PlanarEditor):
             own_video = probe_video(self.picture)
             length = own_video.timestamps[-1] - own_video.timestamps[0] + 1 / own_video.rate
             notes += [f"{self.picture.name}: {note}" for note in own_video.notes]
-            start = metadata.timestamps[chosen[0]]
+            times = metadata.find_times(chosen)
             elapsed = [t - own_video.timestamps[0] for t in own_video.timestamps]
             shown = []
-            for k in chosen:
-                time = (metadata.timestamps[k] - start) % length if length > 0 else Fraction(0)
+            for moment in times:
+                time = (moment - times[0]) % length if length > 0 else Fraction(0)
                 shown.append(max(i for i, t in enumerate(elapsed) if t <= time))
-            if metadata.timestamps[chosen[-1]] - start >= length:
+            if times[-1] - times[0] >= length:
                 notes.append(f"{self.picture.name} is shorter than the clip: it begins again")
             video = _TimedVideo(own_video, tuple(shown))
             moving[layer] = self._animate_video(video, source, aspect, box, report, settings)
@@ -137,11 +137,11 @@ class Replace(PlanarEditor):
 
 @dataclass(frozen=True)
 class _TimedVideo:
-    """Holds a video, and the number of the frame that each frame of a run shows.
+    """Holds a video, and which of its frames each frame of a run shows.
 
     Attributes:
         metadata: metadata of the video.
-        shown: frame numbers; they increase, except where the video restarts.
+        shown: places of its frames, from 0; they increase, except where the video restarts.
     """
 
     metadata: VideoMetadata
@@ -149,7 +149,7 @@ class _TimedVideo:
 
     def iterate_frames(self) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
         """Yields the frames for each frame of the run."""
-        every = range(self.metadata.frame_count)
+        every = self.metadata.numbers
         run, at = source_frames(self.metadata, every), 0
         last = next(run)
         for number in self.shown:

@@ -59,7 +59,7 @@ class ShapeEdit(PlanarEditor):
     name: ClassVar[str] = "shape"
 
     frame: int | None = None
-    """Number of the frame in the source that the points refer to, 0 is the first (default: the middle one)."""
+    """Number of the frame in the source that the points refer to (default: the middle one)."""
     pairs: Repeated = ()
     """A point and its target, in pixels of that frame: "x,y>x,y". Equal positions hold a point in place. Repeatable."""
     pairs_file: Path | None = None
@@ -350,7 +350,7 @@ def find_run_frame(source: EditSource, frame: int | None) -> tuple[int, int]:
 
     Args:
         source: the run.
-        frame: number of the frame in the source, 0 is the first; None for the middle one of the run.
+        frame: number of the frame in the source; None for the middle one of the run.
 
     Returns:
         The number of the frame in the source, and its index in the run.

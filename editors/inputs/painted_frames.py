@@ -52,7 +52,7 @@ def lift_frames(
 
     Args:
         run: the open run.
-        painted: the painted frames, by their number in the source; 0 is the first.
+        painted: the painted frames, by their number in the source.
         layer: the layer that takes the changes; by default, for each frame, the layer most visible under its paint.
         settings: thresholds of the votes.
 

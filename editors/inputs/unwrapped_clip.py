@@ -114,7 +114,7 @@ def read_unwrapped_paint(
     same_size = plane.size == parse_unwrapped_size("canonical", picture.size)
     is_lossy = not plain_colors or edited.codec not in LOSSLESS_CODECS or not same_size
     comparison = FrameComparison(CanonicalFill.from_canonical(picture, plane.size), is_lossy, settings)
-    pairs = zip(run.iterate_frames(), source_frames(edited, range(run.frame_count)), strict=True)
+    pairs = zip(run.iterate_frames(), source_frames(edited, edited.numbers), strict=True)
     with disk_errors(run.path):
         found = _PackedFrames(run.path, plane.size)
         for t, (frame, painted) in enumerate(pairs):

@@ -208,7 +208,7 @@ def open_preview(
 
     Args:
         run: the run, or the path of its folder.
-        frames: numbers of the frames in the source to show, 0 is the first; by default the middle one.
+        frames: numbers of the frames in the source to show; by default the middle one.
         size: longer side of each frame in pixels; frames are never enlarged.
         settings: settings of the preview.
 

@@ -20,7 +20,7 @@ class HintFlags:
     object: Repeated = ()
     """Name of the object that the hints after it are about (default: foreground)."""
     frame: Repeated = ()
-    """Number of the frame that the hints after it are in, 0 is the first (default: 0)."""
+    """Number of the frame that the hints after it are in (default: the first one)."""
     box: Repeated = ()
     """x,y,width,height: the object is inside; in pixels of the video, as all places."""
     point: Repeated = ()

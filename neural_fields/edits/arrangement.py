@@ -1,6 +1,6 @@
 """The arrangement of an edit in the video: its opacity, its blend mode, and the frames that show it.
 
-Frames are numbers of the source, 0 is the first. An edit is written once; its arrangement can be changed later by a
+Frames are numbers of the source. An edit is written once; its arrangement can be changed later by a
 line in the journal (`journal.py`), and an undo reverts that.
 """
 
@@ -45,7 +45,7 @@ class Arrangement:
         for name in ("start", "end", "fade_in", "fade_out"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1 << 31:
-                raise ValueError(f"{name} is {value!r}; it counts frames from 0")
+                raise ValueError(f"{name} is {value!r}; it is the number of a frame, or of frames, 0 or more")
         if self.start is not None and self.end is not None and self.end < self.start:
             raise ValueError(f"it ends at frame {self.end} and starts at frame {self.start}")
         for fade, side in (("fade_in", "start"), ("fade_out", "end")):

@@ -137,12 +137,13 @@ def check_frame(hint: AnyHint, video: HintedVideo, frames: range) -> None:
     Raises:
         UserError: see above (exit 3).
     """
-    if hint.frame >= video.frame_count:
+    first, last = video.first_number, video.first_number + video.frame_count - 1
+    if not first <= hint.frame <= last:
         raise bad_input(
-            f"--frame {hint.frame} is after the end of the video",
+            f"--frame {hint.frame} is {'before the start' if hint.frame < first else 'after the end'} of the video",
             where=f"{hint.where}: {hint.words}",
-            why=f"it has {video.frame_count} frames, 0 to {video.frame_count - 1}",
-            fix=f"--frame {video.frame_count - 1}",
+            why=f"it has {video.frame_count} frames, {first} to {last}",
+            fix=f"--frame {min(max(hint.frame, first), last)}",
         )
     if hint.frame not in frames:
         raise bad_input(

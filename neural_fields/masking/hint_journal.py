@@ -38,12 +38,14 @@ class HintedVideo:
         sha256: of the video's content.
         size: (width, height) in pixels.
         frame_count: number of frames.
+        first_number: number of the first frame.
     """
 
     schema: Literal[1] = 1
     sha256: str
     size: tuple[int, int]
     frame_count: int
+    first_number: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ class HintHistory:
 def identify_video(metadata: VideoMetadata) -> HintedVideo:
     """Returns the first line of a journal about a video."""
     size = (metadata.width, metadata.height)
-    return HintedVideo(sha256=metadata.sha256, size=size, frame_count=metadata.frame_count)
+    count, first = metadata.frame_count, metadata.first_number
+    return HintedVideo(sha256=metadata.sha256, size=size, frame_count=count, first_number=first)
 
 
 def read_hints(folder: Path, metadata: VideoMetadata | None = None) -> HintHistory:

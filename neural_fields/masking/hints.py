@@ -16,6 +16,7 @@ from neural_fields.core.errors import ExitCode, UserError, bad_input
 from neural_fields.data.masks.layer_names import check_layer_name
 
 DEFAULT_OBJECT = "foreground"  # as a single mask without a name is called
+FIRST_FRAME = -1  # in place of a number: the first frame in use
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Hint(ABC):
 
     Attributes:
         object: name of the object, which becomes the name of a layer.
-        frame: number of the frame in the source; 0 is the first.
+        frame: number of the frame in the source; `FIRST_FRAME` for the first one in use, whatever its number.
     """
 
     object: str
@@ -37,8 +38,8 @@ class Hint(ABC):
             UserError: a name that no layer can have, or a number below 0 (exit 3).
         """
         check_layer_name(self.object, where="--object", fix="--object person")
-        if self.frame < 0:
-            raise bad_input(f"--frame {self.frame}", why="frames are counted from 0", fix="--frame 0")
+        if self.frame < FIRST_FRAME:
+            raise bad_input(f"--frame {self.frame}", why="a frame's number is 0 or more", fix="--frame 0")
 
     @property
     @abstractmethod
@@ -48,7 +49,7 @@ class Hint(ABC):
     @property
     def where(self) -> str:
         """The object and the frame, for messages."""
-        return f"{self.object}, frame {self.frame}"
+        return f"{self.object}, {'first frame' if self.frame == FIRST_FRAME else f'frame {self.frame}'}"
 
     @property
     def unfound(self) -> Hint:
@@ -166,7 +167,7 @@ class TextHint(Hint):
 
     Attributes:
         text: what the object is: "surfer".
-        any_frame: whether it may be found in another frame; `frame` is 0 then, until it is found.
+        any_frame: whether it may be found in another frame; `frame` is `FIRST_FRAME` then, until it is found.
         box: where it was found: left, top, width and height in pixels of the source; None before.
         file: its mask, in the folder of masks; None from networks that find boxes only.
     """
@@ -195,7 +196,7 @@ class TextHint(Hint):
     @property
     def unfound(self) -> TextHint:
         """The hint as it was given, before a network found what it means."""
-        return replace(self, frame=0 if self.any_frame else self.frame, box=None, file=None)
+        return replace(self, frame=FIRST_FRAME if self.any_frame else self.frame, box=None, file=None)
 
 
 @dataclass(frozen=True)
@@ -256,7 +257,7 @@ def split_hint_words(words: Sequence[str]) -> tuple[tuple[AnyHint, ...], list[st
     """
     hints: list[AnyHint] = []
     rest: list[str] = []
-    name, frame, unused = DEFAULT_OBJECT, 0, ""
+    name, frame, unused = DEFAULT_OBJECT, FIRST_FRAME, ""
     any_frame = True  # as long as none is named
     waiting = list(words)
     while waiting:
@@ -279,7 +280,7 @@ def split_hint_words(words: Sequence[str]) -> tuple[tuple[AnyHint, ...], list[st
             name = value
         elif flag == "--frame":
             if not (value.isascii() and value.isdigit()):
-                raise bad_input(f"--frame {value}", why="expected the number of a frame, from 0", fix="--frame 12")
+                raise bad_input(f"--frame {value}", why="expected the number of a frame", fix="--frame 12")
             frame, any_frame = int(value[:10]), False
         elif flag == "--box":
             hints.append(BoxHint(name, frame, *_parse_numbers(flag, value, 4)))

@@ -53,14 +53,15 @@ def read_object_record(folder: Path) -> ObjectRecord | None:
 
 
 def write_mattes(
-    folder: Path, record: ObjectRecord, mattes: Iterator[UInt8[np.ndarray, "height width"]]
+    folder: Path, record: ObjectRecord, mattes: Iterator[UInt8[np.ndarray, "height width"]], first_number: int = 0
 ) -> Path | None:
     """Writes the mattes of an object beside the folder, then puts them in its place.
 
     Args:
         folder: of the object; mattes that were retouched there are kept under another name.
         record: what the mattes follow from.
-        mattes: one for each frame of the video, from frame 0.
+        mattes: one for each frame of the video.
+        first_number: number of the first frame of the video, which its matte gets too.
 
     Returns:
         Where retouched mattes were kept; None if there were none.
@@ -71,7 +72,7 @@ def write_mattes(
     kept = None
     with disk_errors(folder), temporary_path(folder.parent) as part:
         make_folder(part)
-        for number, matte in enumerate(mattes):
+        for number, matte in enumerate(mattes, start=first_number):
             _, data = cv2.imencode(".png", np.where(matte < MIN_SHARE, 0, matte), [cv2.IMWRITE_PNG_COMPRESSION, 3])
             write_synced(part / f"{number:05d}.png", data.tobytes())
         write_json(part / OBJECT_FILE, to_mapping(replace(record, checksum=_sum_files(part))))

@@ -54,7 +54,7 @@ from neural_fields.masking.hint_journal import (
     read_hints,
     store_pictures,
 )
-from neural_fields.masking.hints import AnyHint, PointHint
+from neural_fields.masking.hints import FIRST_FRAME, AnyHint, PointHint, TextHint
 from neural_fields.masking.mask_sheet import draw_mask_sheet
 from neural_fields.masking.matte_folders import ObjectRecord, read_object_record, write_mattes
 from neural_fields.masking.options import MaskOptions
@@ -178,7 +178,7 @@ def segment_video(
 
     # Everything is checked before it is written down.
     span = options.frames or (f"{before.frames.start}:{before.frames.stop}" if before else place.frames or ":")
-    frames = parse_frames(span, metadata.frame_count)
+    frames = parse_frames(span, metadata.numbers)
     if frames.step != 1:
         raise bad_input(f"--frames {span}", why="an object is followed from frame to frame", fix="--frames A:B")
     line = f"unwrap mask {shlex.quote(str(video))}" + (f" --out {shlex.quote(str(options.out))}" if options.out else "")
@@ -342,7 +342,11 @@ def _change_hints(
     if options.undo or options.redo:
         return history.apply(HintStep("undo" if options.undo else "redo"))
     known = [hint.unfound for hint in choose_current_hints(history.hints)]
-    new = tuple(hint for hint in options.hints if hint not in known)
+    given = []
+    for hint in options.hints:
+        anywhere = isinstance(hint, TextHint) and hint.any_frame
+        given.append(replace(hint, frame=frames.start) if hint.frame == FIRST_FRAME and not anywhere else hint)
+    new = tuple(hint for hint in given if hint not in known)
     new = find_by_networks(new, place.folder, metadata, frames, options)
     return history.apply(HintStep("add", new)) if new else history
 
@@ -401,7 +405,8 @@ def _make_masks(
                 records[name] = ObjectRecord(
                     digest=job.digest(name, engine), matte_digest=digest, confidence=confidence[name]
                 )
-                retouched = write_mattes(folder / name, records[name], _make_mattes(shares[place], flow, job, report))
+                mattes = _make_mattes(shares[place], flow, job, report)
+                retouched = write_mattes(folder / name, records[name], mattes, job.metadata.first_number)
                 if retouched is not None:
                     notes.append(f"{name} was retouched or made by another program: that is in {retouched} now")
     asked = job.options.order
@@ -550,8 +555,8 @@ def _make_mattes(
     network = choose_matting_network(job.options)
     before = None
     pictures = source_frames(job.metadata, job.frames)
-    for number in range(job.metadata.frame_count):
-        report(Progress("writing", number, job.metadata.frame_count))
+    for done, number in enumerate(job.metadata.numbers):
+        report(Progress("writing", done, job.metadata.frame_count))
         if number not in job.frames:
             yield np.zeros(size[::-1], np.uint8)
             continue

@@ -111,7 +111,7 @@ class PlanarRun(OpenRun):
         """Returns the index of a frame among the frames of the run.
 
         Args:
-            number: number of the frame in the source, 0 is the first.
+            number: number of the frame in the source.
             flag: the flag that names the frame on the command line, for the message.
 
         Returns:
@@ -134,7 +134,7 @@ class PlanarRun(OpenRun):
         """Reads a frame of the source.
 
         Args:
-            number: number of the frame in the source, 0 is the first.
+            number: number of the frame in the source.
 
         Returns:
             The frame, RGB at the source's size.
@@ -294,7 +294,7 @@ class PlanarRun(OpenRun):
 
         Args:
             layer: the layer's name.
-            frame: number of the frame in the source, 0 is the first.
+            frame: number of the frame in the source.
             xy: (x, y) in pixels of the source, y down; the center of the first pixel is (0.5, 0.5).
 
         Returns:
@@ -315,7 +315,7 @@ class PlanarRun(OpenRun):
 
         Args:
             layer: the layer's name.
-            frame: number of the frame in the source, 0 is the first.
+            frame: number of the frame in the source.
             uv: points in uv units of the canonical plane.
 
         Returns:

@@ -88,7 +88,7 @@ class _Rendering:
         """The frames to write: those of the run at their own times, unless the timing is changed."""
         if self.timing.changes_something:
             return schedule_frames(self.run.metadata, self.run.frames, self.timing)
-        times = tuple(self.run.metadata.timestamps[k] for k in self.run.frames)
+        times = self.run.metadata.find_times(self.run.frames)
         return FrameSchedule(times, tuple(map(Fraction, range(self.run.frame_count))), self.run.metadata)
 
     def require_source_timing(self) -> None:

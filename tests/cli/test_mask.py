@@ -13,6 +13,7 @@ import neural_fields.masking.segment_video as masking
 from editors.cli.main import main, parse_command
 from neural_fields.core.errors import ExitCode, UserError
 from neural_fields.masking.hints import (
+    FIRST_FRAME,
     HINT_FLAGS,
     BoxHint,
     MainHint,
@@ -56,7 +57,7 @@ def test_object_and_frame_apply_to_the_hints_after_them() -> None:
     hints, rest = split_hint_words(line.split())
     assert rest == ["--out", "there"]
     assert hints == (
-        PointHint("foreground", 0, 1, 2),
+        PointHint("foreground", FIRST_FRAME, 1, 2),
         BoxHint("dog", 3, 1, 2, 3, 4),
         PointHint("dog", 3, 5, 6, is_object=False),
         StrokeHint("dog", 7, Path("s.png")),
@@ -67,8 +68,8 @@ def test_object_and_frame_apply_to_the_hints_after_them() -> None:
 
 
 def test_a_place_left_of_the_frame_is_a_number_and_no_option() -> None:
-    assert split_hint_words(["--box", "-4,0,20,10"])[0] == (BoxHint("foreground", 0, -4, 0, 20, 10),)
-    assert split_hint_words(["--box=-4,0,20,10"])[0] == (BoxHint("foreground", 0, -4, 0, 20, 10),)
+    assert split_hint_words(["--box", "-4,0,20,10"])[0] == (BoxHint("foreground", FIRST_FRAME, -4, 0, 20, 10),)
+    assert split_hint_words(["--box=-4,0,20,10"])[0] == (BoxHint("foreground", FIRST_FRAME, -4, 0, 20, 10),)
 
 
 @pytest.mark.parametrize(

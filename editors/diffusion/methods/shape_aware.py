@@ -84,7 +84,7 @@ class ShapeAware(DiffusionEditor):
     prompt: str = ""
     """What the new object should be. Not needed with --edited."""
     frame: int | None = None
-    """Number of the frame in the source to repaint, 0 is the first (default: the middle one)."""
+    """Number of the frame in the source to repaint (default: the middle one)."""
     edited: Path | None = None
     """That frame with the new object painted by you, instead of a model."""
     edited_mask: Path | None = None

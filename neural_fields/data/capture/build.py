@@ -193,7 +193,7 @@ def _select_frames(metadata: Sequence[VideoMetadata], frames: str | None) -> ran
             why=f"frame k of all videos shows moment k: frame {shortest} is missing in the shorter one",
             fix=f"cut the videos to one begin and end, or take what all have: --frames 0:{shortest}",
         )
-    return parse_frames(frames, shortest) if frames else range(shortest)
+    return parse_frames(frames, range(shortest)) if frames else range(shortest)
 
 
 def _choose_size(metadata: Sequence[VideoMetadata], text: str) -> tuple[int, int]:

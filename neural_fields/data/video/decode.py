@@ -325,6 +325,7 @@ def probe_file(path: Path, sha256: str) -> VideoMetadata:
             sound=scan.sound,
             notes=(*_list_losses(container, film, first, matrix), *time_notes),
             pixel_aspect=aspect if a else 1 / aspect,
+            first_number=0,
         )
 
 

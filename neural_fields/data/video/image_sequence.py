@@ -184,6 +184,7 @@ def probe_images(source: Path) -> VideoMetadata:
     check_size(*size, where=str(paths[0]))
     _, notes = read_image_frame(paths[0])
     rate = DEFAULT_RATE
+    number = re.search(r"[0-9]+$", paths[0].stem) if source.is_dir() else None
     return VideoMetadata(
         path=os.path.abspath(source),
         kind="images",
@@ -205,6 +206,7 @@ def probe_images(source: Path) -> VideoMetadata:
         range=None,
         sound=(),
         notes=(*notes, f"pictures carry no rate: {rate} frames a second are assumed"),
+        first_number=int(number[0]) if number else 0,
     )
 
 

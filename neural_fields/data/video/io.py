@@ -73,7 +73,7 @@ def source_frames(metadata: VideoMetadata, frames: range) -> Iterator[np.ndarray
 
     Args:
         metadata: metadata of the source.
-        frames: numbers of the frames; 0 is the first.
+        frames: numbers of the frames (`VideoMetadata.numbers`).
 
     Yields:
         Upright frames, RGB uint8 [height, width, 3], at the source's size.
@@ -81,8 +81,10 @@ def source_frames(metadata: VideoMetadata, frames: range) -> Iterator[np.ndarray
     Raises:
         UserError: the source is missing, damaged, or has changed since it was probed (exit 3).
     """
+    first = metadata.first_number
+    indices = range(frames.start - first, frames.stop - first, frames.step)
     if metadata.kind == "images":
-        return image_frames(metadata, frames)
+        return image_frames(metadata, indices)
     size = check_regular_file(Path(metadata.path)).st_size
     if size != metadata.bytes:
         raise bad_input(
@@ -91,7 +93,7 @@ def source_frames(metadata: VideoMetadata, frames: range) -> Iterator[np.ndarray
             why=f"it has {size} bytes now and had {metadata.bytes}",
             fix="put the original back, or train again with --out NEW",
         )
-    return file_frames(metadata, frames)
+    return file_frames(metadata, indices)
 
 
 def read_video(path: str | Path, cache: Path, size: str = "source", frames: str | None = None) -> Video:
@@ -111,7 +113,7 @@ def read_video(path: str | Path, cache: Path, size: str = "source", frames: str 
         UserError: input that cannot be used (exit 3), or not enough space for the frames (exit 4).
     """
     metadata = probe_video(path)
-    chosen = parse_frames(frames, metadata.frame_count) if frames else range(metadata.frame_count)
+    chosen = parse_frames(frames, metadata.numbers) if frames else metadata.numbers
     width, height = parse_size(size, metadata.width, metadata.height)
     name = f"frames-{metadata.sha256[:24]}-{width}x{height}-{chosen.start}-{chosen.stop}-{chosen.step}.npy"
     file, shape = Path(cache) / name, (len(chosen), height, width, 3)
@@ -144,8 +146,7 @@ def read_video(path: str | Path, cache: Path, size: str = "source", frames: str 
 
         _decode_to(file, shape, source_frames(metadata, chosen))
         array = np.load(file, mmap_mode="r", allow_pickle=False)
-    times = tuple(metadata.timestamps[i] for i in chosen)
-    return Video(array, times, metadata, (chosen.start, chosen.stop, chosen.step))
+    return Video(array, metadata.find_times(chosen), metadata, (chosen.start, chosen.stop, chosen.step))
 
 
 def _decode_to(file: Path, shape: tuple[int, int, int, int], pictures: Iterator[np.ndarray]) -> None:

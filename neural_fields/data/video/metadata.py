@@ -15,6 +15,7 @@ import numpy as np
 from neural_fields.core.errors import bad_input
 
 DEFAULT_RATE = Fraction(24)
+FrameNumbers = range  # inside `VideoMetadata`, the name `range` is that of the range of colors
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,16 @@ class VideoMetadata:
     sound: tuple[SoundTrack, ...]
     notes: tuple[str, ...]  # what is lost by converting the frames to 8-bit RGB, one sentence each
     pixel_aspect: Fraction = Fraction(1)  # width of a pixel divided by its height
+    first_number: int = 0  # number of the first frame: that of the first picture of a sequence, 0 of a film
+
+    @property
+    def numbers(self) -> FrameNumbers:
+        """The numbers of all frames, which are used everywhere outside of this folder: 1001... of such a sequence."""
+        return FrameNumbers(self.first_number, self.first_number + self.frame_count)
+
+    def find_times(self, numbers: FrameNumbers) -> tuple[Fraction, ...]:
+        """Returns the times in seconds of frames, by their numbers."""
+        return tuple(self.timestamps[number - self.first_number] for number in numbers)
 
 
 @dataclass(frozen=True)
@@ -72,7 +83,7 @@ class Video:
     frames: np.ndarray  # uint8 [T, H, W, 3], RGB, memory-mapped, read-only
     timestamps: tuple[Fraction, ...]  # seconds, one for each frame of `frames`
     metadata: VideoMetadata  # metadata of the whole source, at its own size
-    frame_range: tuple[int, int, int]  # start, stop, step within the source
+    frame_range: tuple[int, int, int]  # start, stop, step of their numbers in the source
 
 
 def parse_size(text: str, width: int, height: int) -> tuple[int, int]:
@@ -145,12 +156,12 @@ def check_size(width: int, height: int, *, where: str, limits: FrameSizeLimits =
         )
 
 
-def parse_frames(text: str, count: int) -> range:
+def parse_frames(text: str, numbers: range) -> range:
     """Parses a `--frames` text.
 
     Args:
-        text: "A:B" or "A:B:STEP", counted from 0; A is included, B is not, and both may be left out.
-        count: number of frames of the video.
+        text: "A:B" or "A:B:STEP"; A is included, B is not, and both may be left out.
+        numbers: numbers of the frames of the video (`VideoMetadata.numbers`), from 0 for a film.
 
     Returns:
         The numbers of the chosen frames.
@@ -159,26 +170,26 @@ def parse_frames(text: str, count: int) -> range:
         UserError: a malformed text, or a range that is empty or reaches beyond the last frame (exit 3).
 
     Example:
-        >>> parse_frames("10:", 48)
+        >>> parse_frames("10:", range(48))
         range(10, 48)
-        >>> list(parse_frames("0:9:3", 48))
-        [0, 3, 6]
+        >>> list(parse_frames("1001:1009:3", range(1001, 1049)))
+        [1001, 1004, 1007]
     """
-    match = re.fullmatch(r"(\d{0,9}):(\d{0,9})(?::(\d{1,9}))?", text)
+    match = re.fullmatch(r"(\d{0,18}):(\d{0,18})(?::(\d{1,18}))?", text)
     if match is None:
         raise bad_input(
             f"unknown frame range {text!r}",
             where="--frames",
-            why="expected A:B or A:B:STEP, counted from 0, A in and B out",
-            fix=f"--frames 0:{count}",
+            why=f"expected A:B or A:B:STEP, counted from {numbers.start}, A in and B out",
+            fix=f"--frames {numbers.start}:{numbers.stop}",
         )
-    start, stop, step = int(match[1] or 0), int(match[2] or count), int(match[3] or 1)
-    if step < 1 or start >= stop or stop > count:
+    start, stop, step = int(match[1] or numbers.start), int(match[2] or numbers.stop), int(match[3] or 1)
+    if step < 1 or start >= stop or start < numbers.start or stop > numbers.stop:
         raise bad_input(
             f"the frame range {text!r} does not fit",
             where="--frames",
-            why=f"the video has {count} frames (0 to {count - 1}); A must be below B and STEP at least 1",
-            fix=f"--frames 0:{count}",
+            why=f"the video has the frames {numbers.start} to {numbers[-1]}; A must be below B and STEP at least 1",
+            fix=f"--frames {numbers.start}:{numbers.stop}",
         )
     return range(start, stop, step)
 

@@ -19,10 +19,10 @@ def parse_frame(text: str, metadata: VideoMetadata, flag: str) -> int:
         flag: the flag that the text was given for, for the message.
 
     Returns:
-        The number of the frame, from 0.
+        The number of the frame (`VideoMetadata.numbers`).
 
     Raises:
-        UserError: a text that is not a moment, or a moment after the end of the video (exit 3).
+        UserError: a text that is not a moment, or a moment outside of the video (exit 3).
 
     Example:
         >>> from neural_fields.data.video.metadata import make_metadata
@@ -32,14 +32,15 @@ def parse_frame(text: str, metadata: VideoMetadata, flag: str) -> int:
     """
     value, in_seconds = _parse_moment(text, flag)
     first = metadata.timestamps[0]
-    frame = bisect_right(metadata.timestamps, first + value) - 1 if in_seconds else int(value)
+    numbers = metadata.numbers
+    frame = numbers[bisect_right(metadata.timestamps, first + value) - 1] if in_seconds else int(value)
     length = metadata.timestamps[-1] - first + 1 / metadata.rate
-    if frame >= metadata.frame_count or (in_seconds and value >= length):
+    if frame not in numbers or (in_seconds and value >= length):
         raise bad_input(
-            f"{flag} {text} is after the end of the video",
+            f"{flag} {text} is {'before the start' if frame < numbers[0] else 'after the end'} of the video",
             where=metadata.path,
-            why=f"it has {metadata.frame_count} frames, {float(length):.6g} seconds",
-            fix=f"{flag} {metadata.frame_count - 1}",
+            why=f"its frames are {numbers[0]} to {numbers[-1]}, {float(length):.6g} seconds",
+            fix=f"{flag} {min(max(frame, numbers[0]), numbers[-1])}",
         )
     return frame
 

@@ -149,7 +149,7 @@ class _MatteJob:
         names = self.target.run.layers
         if self.format == "prores4444":
             # Each layer is a film of straight RGBA.
-            times = [self.metadata.timestamps[self.chosen[t]] for t in self.frames]
+            times = self.metadata.find_times(self.chosen[:: self.every])
             metadata = replace(self.metadata, rate=self.metadata.rate / (self.every * self.chosen.step))
             for layer in self.layers:
                 path = self.target.folder / f"{names[layer]}.mov"

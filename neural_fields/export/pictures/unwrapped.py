@@ -59,7 +59,7 @@ class UnwrappedExporter:
         frames, stage = run.iterate_frames(), f"laying {name} flat"
         unwrapped = _unwrap_frames(plane, behind, frames, stage, len(chosen), report)
         like = replace(metadata, rate=metadata.rate / chosen.step)
-        times = [metadata.timestamps[i] for i in chosen]
+        times = metadata.find_times(chosen)
         write_video(path, unwrapped, like, codec=self.format, timestamps=times, sound=False, texts=words)
         described = {
             "schema": 1,

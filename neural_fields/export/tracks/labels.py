@@ -31,7 +31,7 @@ class LabelsExporter:
     labels: Path | None = None
     """A PNG, TIFF or BMP picture of the frame: each color, gray value or palette index is a class."""
     frame: int | None = None
-    """Number of its frame in the source, 0 is the first (default: the middle one)."""
+    """Number of its frame in the source (default: the middle one)."""
     masks: bool = False
     """Also write a folder of masks for each class, for `unwrap train --masks NAME=FOLDER`."""
 

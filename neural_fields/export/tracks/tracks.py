@@ -32,7 +32,7 @@ class TracksExporter:
     name: ClassVar[str] = "tracks"
 
     frame: int | None = None
-    """Number of the frame of the points in the source, 0 is the first (default: the middle one)."""
+    """Number of the frame of the points in the source (default: the middle one)."""
     point: Repeated = ()
     """A point of that frame in pixels of the source, from the upper left corner: "x,y". Repeatable."""
     points: Path | None = None
@@ -115,7 +115,7 @@ def track_points(run: RunLike, points: Shaped[np.ndarray, "points 2"], frame: in
     Args:
         run: an open run, or its folder.
         points: (x, y) in pixels of the source; the center of the first pixel is 0.5, 0.5.
-        frame: number of the frame in the source, from 0.
+        frame: number of the frame in the source.
 
     Returns:
         Positions in pixels of the source, and where each point is seen, for each frame that the run was trained on.

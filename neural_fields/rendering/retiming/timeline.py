@@ -152,7 +152,10 @@ def schedule_frames(
 
     # The ticks of a container round the times of a steady video; slowed down, they would look like another rate.
     first = metadata.timestamps[0]
-    source = [metadata.timestamps[k] if metadata.variable_rate else first + k / metadata.rate for k in chosen]
+    numbers = metadata.numbers
+    source = list(metadata.find_times(chosen))
+    if not metadata.variable_rate:
+        source = [first + numbers.index(k) / metadata.rate for k in chosen]
     source.append(source[-1] + (source[-1] - source[-2] if len(source) > 1 else 1 / metadata.rate))
     starts, late = [], Fraction(0)
     for time, pause in zip(source, (*pauses.values(), Fraction(0)), strict=True):
@@ -176,8 +179,8 @@ def schedule_frames(
         mirrored = replace(metadata, timestamps=stamps, frame_count=len(stamps), rate=rate, sound=())
         return FrameSchedule(stamps, positions, mirrored, notes)
     # Around the new frames those of the source, by which the sound is cut.
-    after = tuple(time for time in metadata.timestamps[chosen[-1] + 1 :] if time > stamps[-1])
-    whole = (*metadata.timestamps[: chosen[0]], *stamps, *after)
+    after = tuple(time for time in metadata.timestamps[numbers.index(chosen[-1]) + 1 :] if time > stamps[-1])
+    whole = (*metadata.timestamps[: numbers.index(chosen[0])], *stamps, *after)
     return FrameSchedule(stamps, positions, replace(metadata, timestamps=whole, frame_count=len(whole), rate=rate))
 
 
